@@ -1,0 +1,54 @@
+// Package testenv gives tests the real things they run against. Where one is
+// missing, a test is skipped by name, except under CI=true, where it fails: a
+// check that quietly does not run is worth nothing.
+package testenv
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// Missing ends the test: skipped, or failed under CI=true.
+func Missing(t testing.TB, what, next string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is missing: %s", what, next)
+	}
+	t.Skipf("%s is missing: %s", what, next)
+}
+
+// Command returns the path of a program that Debian package pkg brings.
+func Command(t testing.TB, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		Missing(t, name, "install it with apt-get install "+pkg)
+	}
+	return path
+}
+
+// Python returns a Python that can import the module of Debian package pkg.
+// Debian's own interpreter comes first: it is the one Debian's modules are for.
+func Python(t testing.TB, module, pkg string) string {
+	t.Helper()
+	for _, candidate := range []string{"/usr/bin/python3", "python3"} {
+		if exec.Command(candidate, "-c", "import "+module).Run() == nil {
+			return candidate
+		}
+	}
+	Missing(t, "Python module "+module, "install it with apt-get install "+pkg)
+	return ""
+}
+
+// FreePort returns a loopback TCP port that nothing listens on.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}

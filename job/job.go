@@ -1,0 +1,157 @@
+// Package job holds the words every part of shepherd shares: what a job is
+// called, which model it names, the states it passes through and why it
+// failed. It imports the standard library only.
+package job
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// ID names a job. It is chosen by the client and, in storage that keeps a
+// bucket per job, is the name of that bucket.
+type ID string
+
+// MaxIDLength is the longest id accepted, in bytes.
+const MaxIDLength = 128
+
+// ParseID checks that s can name a job: 1 to MaxIDLength ASCII letters,
+// digits, '.', '_' and '-', beginning with a letter or digit and without "..".
+// Storage may narrow this further (an S3 bucket name is shorter and lower
+// case).
+func ParseID(s string) (ID, error) {
+	switch {
+	case s == "":
+		return "", errors.New("a job id cannot be empty")
+	case len(s) > MaxIDLength:
+		return "", fmt.Errorf("a job id has at most %d characters, this one has %d", MaxIDLength, len(s))
+	case strings.Contains(s, ".."):
+		return "", fmt.Errorf("job id %q contains \"..\"", s)
+	}
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if alnum || i > 0 && (c == '.' || c == '_' || c == '-') {
+			continue
+		}
+		return "", fmt.Errorf("job id %q has %q at position %d; an id is made of letters, digits, '.', '_' and '-' and begins with a letter or digit", s, c, i+1)
+	}
+	return ID(s), nil
+}
+
+// Model names what a sheep must have loaded to run a job.
+type Model struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// String is NAME:VERSION, or NAME alone where the version is empty.
+func (m Model) String() string {
+	if m.Version == "" {
+		return m.Name
+	}
+	return m.Name + ":" + m.Version
+}
+
+// IsZero reports whether m names no model.
+func (m Model) IsZero() bool { return m == Model{} }
+
+// Validate checks that m can be a path below a working directory and an image
+// name: no empty name, no empty, "." or ".." path element, no backslash and no
+// control character. Slashes in the name and an empty version are allowed.
+func (m Model) Validate() error {
+	if m.Name == "" {
+		return errors.New("model name is empty")
+	}
+	for _, part := range []struct{ field, value string }{{"name", m.Name}, {"version", m.Version}} {
+		if len(part.value) > 255 {
+			return fmt.Errorf("model %s is longer than 255 bytes", part.field)
+		}
+		for _, r := range part.value {
+			if r < ' ' || r == 0x7f || r == '\\' {
+				return fmt.Errorf("model %s %q contains %q", part.field, part.value, r)
+			}
+		}
+		if part.value == "" {
+			continue
+		}
+		for _, element := range strings.Split(part.value, "/") {
+			if element == "" || element == "." || element == ".." {
+				return fmt.Errorf("model %s %q is not a relative path without empty, \".\" and \"..\" elements", part.field, part.value)
+			}
+		}
+	}
+	return nil
+}
+
+// State is where a job is on its way. docs/job-states.md draws the edges.
+type State string
+
+// The states of a job; the last three are final.
+const (
+	Queued     State = "queued"
+	Processing State = "processing"
+	Done       State = "done"
+	Failed     State = "failed"
+	Cancelled  State = "cancelled"
+)
+
+// Final reports whether a job in state s has ended.
+func (s State) Final() bool { return s == Done || s == Failed || s == Cancelled }
+
+// Failure says why a job ended without a result. Type and Traceback are what
+// the runner reported and are empty where shepherd itself found the failure.
+type Failure struct {
+	Message   string `json:"message"`
+	Type      string `json:"exception_type,omitempty"`
+	Traceback string `json:"exception_traceback,omitempty"`
+}
+
+// Error makes a Failure usable where Go expects an error.
+func (f *Failure) Error() string { return f.Message }
+
+// Request is what a client asks for.
+type Request struct {
+	ID    ID
+	Model Model
+	// Sheep addresses one sheep by name; empty means any.
+	Sheep string
+	// Priority orders jobs, higher first; 0 is ordinary.
+	Priority int
+	// Payload, when not nil, becomes the job's only input, inputs/input. When
+	// nil, the job's place in storage must be there already.
+	Payload []byte
+}
+
+// Record is a job as the ledger keeps it. Times are UTC with microseconds; a
+// zero time means not yet.
+type Record struct {
+	ID       ID
+	Model    Model
+	Sheep    string // addressed sheep, empty for any
+	Priority int
+
+	State      State
+	Failure    *Failure // set exactly when State is Failed
+	EnqueuedAt time.Time
+	StartedAt  time.Time
+	FinishedAt time.Time
+
+	// Run counts how often this id was submitted, from 1: a client may run a
+	// finished job again.
+	Run int
+	// Attempt counts the claims of this run that were not handed back unspent,
+	// from 1 for the first holder.
+	Attempt int
+	// Seq is the place in the queue: a later submission has a larger one.
+	Seq int64
+	// Holder is the sheep that holds the job, empty when none does.
+	Holder string
+	// Node is the daemon the holder belongs to.
+	Node string
+}
+
+// Now is the current time as records keep it: UTC, whole microseconds.
+func Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

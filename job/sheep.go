@@ -1,0 +1,22 @@
+package job
+
+// Sheep is a sheep as clients see it.
+type Sheep struct {
+	Name string
+	Type string
+	// Running says that a runner with Model loaded is up.
+	Running bool
+	Model   Model
+	// Job is the one under way, empty when the sheep is idle.
+	Job ID
+	// Detail says in words what the sheep is doing beyond that, for example how
+	// far a pull is or when a crashed runner is started again; often empty.
+	Detail string
+}
+
+// Check is the state of one thing the daemon depends on; Err is nil when it is
+// well.
+type Check struct {
+	Name string
+	Err  error
+}

@@ -1,0 +1,142 @@
+package messenger
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// MaxMessage bounds a message's size, in bytes, in both directions. A runner's
+// traceback is the only part that can be long.
+const MaxMessage = 4 << 20
+
+// ErrMalformed is wrapped by every error that Decode functions return.
+var ErrMalformed = errors.New("malformed message")
+
+const (
+	inputType = "InputMessage"
+	doneType  = "DoneMessage"
+	errorType = "ErrorMessage"
+)
+
+// The field order is the original's.
+type inputJSON struct {
+	Message struct {
+		Identity   string `json:"identity"`
+		JobID      string `json:"job_id"`
+		Type       string `json:"message_type"`
+		IODataRoot string `json:"io_data_root"`
+	} `json:"message"`
+}
+
+type doneJSON struct {
+	Message struct {
+		Identity string `json:"identity"`
+		JobID    string `json:"job_id"`
+		Type     string `json:"message_type"`
+	} `json:"message"`
+}
+
+type errorJSON struct {
+	Message struct {
+		Identity  string `json:"identity"`
+		JobID     string `json:"job_id"`
+		Type      string `json:"message_type"`
+		Message   string `json:"message"`
+		ExcType   string `json:"exception_type"`
+		Traceback string `json:"exception_traceback"`
+	} `json:"message"`
+}
+
+// answerJSON reads both kinds of answer; fields may be null, and unknown ones
+// are ignored.
+type answerJSON struct {
+	Message *struct {
+		JobID     *string `json:"job_id"`
+		Type      string  `json:"message_type"`
+		Message   *string `json:"message"`
+		ExcType   *string `json:"exception_type"`
+		Traceback *string `json:"exception_traceback"`
+	} `json:"message"`
+}
+
+// EncodeInput is the frame that asks a runner to process a job.
+func EncodeInput(in Input) ([]byte, error) {
+	var m inputJSON
+	m.Message.JobID, m.Message.Type, m.Message.IODataRoot = string(in.JobID), inputType, in.IODataRoot
+	return json.Marshal(m)
+}
+
+// DecodeInput reads what EncodeInput wrote.
+func DecodeInput(frame []byte) (Input, error) {
+	var m inputJSON
+	if err := unmarshal(frame, &m); err != nil {
+		return Input{}, err
+	}
+	if m.Message.Type != inputType {
+		return Input{}, fmt.Errorf("%w: type %q, expected %s", ErrMalformed, m.Message.Type, inputType)
+	}
+	id, err := job.ParseID(m.Message.JobID)
+	if err != nil {
+		return Input{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return Input{JobID: id, IODataRoot: m.Message.IODataRoot}, nil
+}
+
+// EncodeAnswer is the frame a runner answers with.
+func EncodeAnswer(a Answer) ([]byte, error) {
+	if a.Failure == nil {
+		var m doneJSON
+		m.Message.JobID, m.Message.Type = string(a.JobID), doneType
+		return json.Marshal(m)
+	}
+	var m errorJSON
+	m.Message.JobID, m.Message.Type = string(a.JobID), errorType
+	m.Message.Message, m.Message.ExcType, m.Message.Traceback = a.Failure.Message, a.Failure.Type, a.Failure.Traceback
+	return json.Marshal(m)
+}
+
+// DecodeAnswer reads a runner's answer.
+func DecodeAnswer(frame []byte) (Answer, error) {
+	var m answerJSON
+	if err := unmarshal(frame, &m); err != nil {
+		return Answer{}, err
+	}
+	if m.Message == nil || m.Message.JobID == nil {
+		return Answer{}, fmt.Errorf("%w: no job id", ErrMalformed)
+	}
+	id, err := job.ParseID(*m.Message.JobID)
+	if err != nil {
+		return Answer{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	switch m.Message.Type {
+	case doneType:
+		return Answer{JobID: id}, nil
+	case errorType:
+		f := &job.Failure{Message: text(m.Message.Message), Type: text(m.Message.ExcType), Traceback: text(m.Message.Traceback)}
+		if f.Message == "" {
+			f.Message = "the runner reported an error without a message"
+		}
+		return Answer{JobID: id, Failure: f}, nil
+	}
+	return Answer{}, fmt.Errorf("%w: type %q, expected %s or %s", ErrMalformed, m.Message.Type, doneType, errorType)
+}
+
+func unmarshal(frame []byte, into any) error {
+	if len(frame) > MaxMessage {
+		return fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrMalformed, len(frame), MaxMessage)
+	}
+	if err := json.Unmarshal(frame, into); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return nil
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

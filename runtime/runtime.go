@@ -1,0 +1,185 @@
+// Package runtime is what a sheep is: one supervised runner with one model
+// loaded. A sheep type (bare, docker, …) is a plugin that makes sheep.
+//
+// # The life of a sheep
+//
+//	NewSheep ─► [Recover] ─► Load ─► Run ─► Load ─► Run ─► … ─► Close
+//
+// NewSheep only reads configuration. Recover, where the type has it, comes
+// once, before the first Load: it takes up a runner that outlived an earlier
+// daemon, or removes what is left of one. Load makes a model ready to start; Run
+// starts a runner with it and blocks for as long as the runner lives; ending
+// Run's context stops the runner. To load another model the caller ends Run,
+// waits for it, and calls Load and Run again. One Load or Run is under way at a
+// time; Conn may be used from other goroutines meanwhile.
+//
+// When Run has returned, nothing is left of the runner: no process it forked, no
+// container, no open port, no mount. The exception is a daemon that leaves its
+// sheep up on purpose: Detach ends Run without stopping the runner, for a later
+// Recover.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+)
+
+// Sheep is one supervised runner. See the package comment.
+type Sheep interface {
+	// Load makes the model ready to start. It is idempotent and may be slow (it
+	// pulls and unpacks images); it reports progress. A model that can never be
+	// loaded is a *LoadError.
+	Load(ctx context.Context, m job.Model, observe Observer) error
+
+	// Run starts a runner with the model loaded last, or attaches to the one
+	// that Recover found, and blocks until it has ended and nothing of it is
+	// left. Ending ctx stops it: TERM, grace, KILL. The error is never nil: an
+	// *Exit says how the runner ended; a *LoadError says that it could not be
+	// started; ErrDetached that Detach was called.
+	Run(ctx context.Context, observe Observer) error
+
+	// Conn is the connection to the runner of the present or next Run. It is
+	// valid from the call of Run until Run returns; then its methods answer
+	// messenger.ErrClosed. Each Run has a new one.
+	Conn() messenger.Conn
+
+	// Detach makes the present Run return ErrDetached and leaves the runner up.
+	// Without a Run, or where the type cannot leave a runner up, it does
+	// nothing.
+	Detach()
+
+	// Close releases what NewSheep and Recover took. It does not stop a detached
+	// runner. It may be called twice.
+	Close(ctx context.Context) error
+}
+
+// Recoverer is a Sheep whose runner can outlive the daemon.
+type Recoverer interface {
+	// Recover looks for what an earlier daemon left of this sheep. When there
+	// is nothing to take up it removes what it finds and returns nil.
+	Recover(ctx context.Context) (*Recovered, error)
+}
+
+// Recovered is what Recover found.
+type Recovered struct {
+	// Model is what the runner has loaded.
+	Model job.Model
+	// Running says that the runner is alive: the next Run attaches to it.
+	// Otherwise nothing of it is left.
+	Running bool
+	// Job is the job that was given to the runner and whose answer has not been
+	// acknowledged, if any. With Running, its answer comes by Conn. Without, it
+	// is Answer, or there is none and Exit says why.
+	Job    job.ID
+	Answer *messenger.Answer
+	Exit   *Exit
+}
+
+// Driver is a sheep type. NewSheep checks the sheep's configuration, which
+// decode reads strictly into the driver's own struct; it starts nothing and
+// changes nothing. What is wrong with the configuration it returns as
+// *FieldError values, joined, or as decode returned it.
+type Driver interface {
+	NewSheep(name string, decode func(any) error) (Sheep, error)
+}
+
+// Stage says how far a Load or Run has come.
+type Stage string
+
+// The stages a sheep reports.
+const (
+	Pulling   Stage = "pulling"   // an image is fetched; Text says how far
+	Unpacking Stage = "unpacking" // an image is unpacked
+	Starting  Stage = "starting"  // the runner's process exists
+	Connected Stage = "connected" // the runner's socket answered: it takes jobs
+)
+
+// Event is something that happened to a sheep that its watchers may want to
+// show.
+type Event struct {
+	Stage Stage
+	PID   int    // with Starting
+	Text  string // for people
+}
+
+// Observer is told events. It returns quickly and never nil-checks: Discard is
+// the one that ignores them.
+type Observer func(Event)
+
+// Discard ignores events.
+func Discard(Event) {}
+
+// ErrDetached is what Run returns after Detach.
+var ErrDetached = errors.New("detached from the runner, which goes on")
+
+// Exit says how a runner ended.
+type Exit struct {
+	// Code is the exit code, or -1 when it ended by a signal or is not known.
+	Code int
+	// Signal is the name of the signal that ended it ("SIGKILL"), or empty.
+	Signal string
+	// OutOfMemory says that the kernel ended it for memory.
+	OutOfMemory bool
+	// Stopped says that we ended it.
+	Stopped bool
+	// Lost says that the runner did not end by itself but went down with what
+	// supervises it (its shim, containerd); a job it had may be tried again.
+	Lost bool
+	// Detail is a cause in words where there is more to say than the above.
+	Detail string
+	// LastLog is the end of what the runner wrote, at most a few lines.
+	LastLog string
+}
+
+// Error describes the exit in one line.
+func (e *Exit) Error() string {
+	var parts []string
+	switch {
+	case e.OutOfMemory:
+		parts = append(parts, "out of memory")
+	case e.Signal != "":
+		parts = append(parts, "killed by "+e.Signal)
+	case e.Code >= 0:
+		parts = append(parts, fmt.Sprintf("exit code %d", e.Code))
+	}
+	if e.Detail != "" {
+		parts = append(parts, e.Detail)
+	}
+	if len(parts) == 0 {
+		parts = append(parts, "cause unknown")
+	}
+	if line := lastLine(e.LastLog); line != "" {
+		parts = append(parts, "last log line: "+line)
+	}
+	return strings.Join(parts, "; ")
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	if i := strings.LastIndexByte(s, '\n'); i >= 0 {
+		s = s[i+1:]
+	}
+	return strings.TrimSpace(s)
+}
+
+// LoadError says that a model cannot be loaded or started. Its text is shown to
+// clients as it is. Class, an errdefs class, says whether trying again makes
+// sense (ErrUnavailable) or not.
+type LoadError struct {
+	Message string
+	Class   error
+}
+
+func (e *LoadError) Error() string { return e.Message }
+func (e *LoadError) Unwrap() error { return e.Class }
+
+// FieldError names a configuration key of a sheep, dotted below the sheep
+// ("env.PATH"), and what is wrong with its value.
+type FieldError struct{ Field, Problem string }
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
