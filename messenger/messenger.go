@@ -27,17 +27,26 @@ type Answer struct {
 // ErrClosed is what a Conn returns once it, or the sheep behind it, has ended.
 var ErrClosed = errors.New("connection to the runner has ended")
 
+// MaxKept is how many answers a Conn's other side keeps at least until they are
+// acknowledged.
+const MaxKept = 8
+
 // Conn carries jobs to one sheep's runner and answers back. A sent message
 // counts for nothing until its answer is received; an answer is kept on the
 // other side until it is acknowledged, so it survives the end of this process.
 //
 // Send may be called before the runner has bound its socket: the message is
-// delivered when it has. One job at a time is under way; sending the job that
-// is under way again does nothing.
+// delivered when it has. One job at a time is under way: the next may be sent as
+// soon as the answer to the last was received, acknowledged or not, so that the
+// runner need not wait while an earlier job's results are put away. Sending the
+// job that is under way, or whose answer is kept, again does nothing. At most
+// MaxKept answers are kept; Send fails beyond that.
 type Conn interface {
 	Send(ctx context.Context, in Input) error
-	// Recv waits for the next answer that is not acknowledged. Without Ack, the
-	// same answer may be received again by a later Conn to the same runner.
+	// Recv waits for the next answer; each is received once by one Conn, in
+	// order. Answers that are not acknowledged are received again, oldest first,
+	// by a later Conn to the same runner. Answers that were there before the
+	// runner ended are received before ErrClosed.
 	Recv(ctx context.Context) (Answer, error)
 	// Ack says that the answer to the job is safe and may be forgotten.
 	Ack(ctx context.Context, id job.ID) error

@@ -70,14 +70,21 @@ type Recovered struct {
 	// Model is what the runner has loaded.
 	Model job.Model
 	// Running says that the runner is alive: the next Run attaches to it.
-	// Otherwise nothing of it is left.
+	// Otherwise no process of it is left.
 	Running bool
-	// Job is the job that was given to the runner and whose answer has not been
-	// acknowledged, if any. With Running, its answer comes by Conn. Without, it
-	// is Answer, or there is none and Exit says why.
-	Job    job.ID
-	Answer *messenger.Answer
-	Exit   *Exit
+	// Job is the job that was given to the runner and is not answered, if any.
+	// With Running, its answer comes by Conn; without, Exit says why there will
+	// be none.
+	Job job.ID
+	// Answers are those not acknowledged yet, oldest first. With Running, they
+	// come by Conn as well, and are acknowledged there; without, there is nobody
+	// left to acknowledge them to, and what kept them is removed by Forget.
+	Answers []messenger.Answer
+	// Exit says how the runner ended, where it is not running.
+	Exit *Exit
+	// Forget removes the last traces of a runner that is not running, once its
+	// Answers are safe. It is nil with Running.
+	Forget func() error
 }
 
 // Driver is a sheep type. NewSheep checks the sheep's configuration, which
