@@ -43,9 +43,10 @@ type Sheep interface {
 	// started; ErrDetached that Detach was called.
 	Run(ctx context.Context, observe Observer) error
 
-	// Conn is the connection to the runner of the present or next Run. It is
-	// valid from the call of Run until Run returns; then its methods answer
-	// messenger.ErrClosed. Each Run has a new one.
+	// Conn is the connection to the runner of the present Run. It is valid from
+	// the first Starting event that Run reports (it reports one when it attaches,
+	// too) until Run returns; then its methods answer messenger.ErrClosed. Each
+	// Run has a new one.
 	Conn() messenger.Conn
 
 	// Detach makes the present Run return ErrDetached and leaves the runner up.

@@ -57,6 +57,14 @@ type Info struct {
 	Modified time.Time
 }
 
+// Staged is what Stage found.
+type Staged struct {
+	Files int   // how many inputs there are
+	Bytes int64 // what they take
+	// Outputs says that outputs/ is not empty: Collect has to replace it.
+	Outputs bool
+}
+
 // Store keeps jobs' files. It is safe for any number of goroutines. No method
 // holds a whole file in memory.
 type Store interface {
@@ -79,8 +87,9 @@ type Store interface {
 	// dir (from a Stage that was cut short) may be kept.
 	// A limit, in bytes, that the inputs exceed makes it fail with class
 	// errdefs.ErrResourceExhausted before anything is copied; 0 is no limit.
-	// It returns the bytes the inputs take.
-	Stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error)
+	// One listing covers the whole place, so that Staged also says whether an
+	// earlier run left outputs.
+	Stage(ctx context.Context, id job.ID, dir string, limit int64) (Staged, error)
 
 	// Collect copies dir/outputs/ to outputs/, several files at a time. With
 	// replace it also removes whatever else lies in outputs/, so that an
