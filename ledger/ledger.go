@@ -59,6 +59,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -103,10 +104,11 @@ type Claim struct {
 }
 
 // Outcome is how a run ended. State is final; Failure is set exactly when it is
-// job.Failed.
+// job.Failed. At becomes FinishedAt; zero means now.
 type Outcome struct {
 	State   job.State
 	Failure *job.Failure
+	At      time.Time
 }
 
 // Filter narrows List. The zero Filter matches every record.
