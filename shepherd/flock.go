@@ -1,0 +1,145 @@
+package shepherd
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// flock is all lanes together. It decides which lane is woken for a job, and
+// lets a lane that would be idle take over a job that another has only prepared.
+type flock struct {
+	ledger ledger.Ledger
+	node   string
+	budget *budget
+	lanes  []*lane
+
+	// claiming makes claims one after another: what a lane found free, or took
+	// over, no other lane has meanwhile.
+	claiming sync.Mutex
+
+	mu    sync.Mutex
+	wakes int64 // counts wake calls, so that a lane about to sleep sees those it missed
+}
+
+// wake lets the lane that suits the job best look into the ledger. A zero record
+// wakes all.
+func (f *flock) wake(rec job.Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wakes++
+	if rec.ID == "" {
+		for _, l := range f.lanes {
+			l.rouse()
+		}
+		return
+	}
+	var best *lane
+	bestRank := -1
+	for _, l := range f.lanes {
+		if rec.Sheep != "" && rec.Sheep != l.name || !l.asleep {
+			continue
+		}
+		if rank := l.suits(rec.Model); rank > bestRank {
+			best, bestRank = l, rank
+		}
+	}
+	if best != nil {
+		best.rouse()
+	}
+}
+
+// next waits for a job for the lane and claims it. The error is ctx's.
+func (f *flock) next(ctx context.Context, l *lane) (*ledger.Claim, error) {
+	backoff := time.Second
+	for {
+		f.mu.Lock()
+		seen := f.wakes
+		f.mu.Unlock()
+
+		claim, err := f.claim(ctx, l)
+		if claim != nil {
+			return claim, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		var retry <-chan time.Time
+		if err != nil {
+			l.log.Error("Cannot claim a job; trying again", "error", err)
+			retry = time.After(backoff)
+			backoff = min(2*backoff, 30*time.Second)
+		} else {
+			backoff = time.Second
+		}
+
+		f.mu.Lock()
+		if err == nil && f.wakes != seen {
+			f.mu.Unlock()
+			continue
+		}
+		l.asleep = true
+		f.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-l.woken:
+		case <-l.idled: // it was busy and could only prepare; now it may take over
+		case <-retry:
+		}
+		f.mu.Lock()
+		l.asleep = false
+		f.mu.Unlock()
+	}
+}
+
+// claim takes the next job by the ledger's order or, for an idle lane that the
+// ledger has none for, one that a busy lane has prepared for itself.
+func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
+	f.claiming.Lock()
+	defer f.claiming.Unlock()
+	slot := ledger.Slot{Node: f.node, Sheep: l.name, Loaded: l.willHave(), Ahead: l.isBusy()}
+	claim, err := f.ledger.Claim(ctx, slot)
+	if claim != nil || err != nil || slot.Ahead {
+		return claim, err
+	}
+	for _, other := range f.lanes {
+		if other == l || !other.isBusy() {
+			continue
+		}
+		if id := other.giveUp(ctx); id != "" {
+			slot.Only = id
+			return f.ledger.Claim(ctx, slot)
+		}
+	}
+	return nil, nil
+}
+
+// budget counts the bytes that jobs prepared ahead take on disk.
+type budget struct {
+	limit int64 // 0: none
+	mu    sync.Mutex
+	used  int64
+}
+
+func newBudget(limit int64) *budget { return &budget{limit: limit} }
+
+// left is how much one more job may take; 0 means any amount, and ok is false
+// when nothing is left.
+func (b *budget) left() (bytes int64, ok bool) {
+	if b.limit == 0 {
+		return 0, true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.limit - b.used, b.limit > b.used
+}
+
+func (b *budget) add(bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used += bytes
+}

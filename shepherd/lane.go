@@ -1,0 +1,284 @@
+package shepherd
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/storage"
+)
+
+// finishing is how many answered jobs of a sheep may be put away while its
+// runner goes on with the next. It stays below messenger.MaxKept.
+const finishing = 4
+
+// lane is the way of jobs through one sheep. Its feeder claims and stages them;
+// its worker sees to the runner and gives it one job at a time; what was
+// answered is finished beside them, so that the runner need not wait for storage.
+type lane struct {
+	name     string
+	typ      string
+	dir      string // io_data_root: a directory per job
+	sheep    runtime.Sheep
+	shepherd *Shepherd
+	log      *slog.Logger
+
+	next    chan *assignment           // feeder → worker
+	offered atomic.Pointer[assignment] // what the feeder holds out, for giveUp
+	woken   chan struct{}
+	idled   chan struct{}
+	asleep  bool // guarded by flock.mu
+
+	runner    *runner // the worker's; nil when none is up
+	crashes   crashes
+	finishers sync.WaitGroup
+	slots     chan struct{} // one per job being finished
+	running   sync.WaitGroup
+
+	mu      sync.Mutex
+	busy    bool      // the worker has a job
+	job     job.ID    // the one the runner has
+	loaded  job.Model // what the runner has loaded, or is loading
+	up      bool      // the runner is up
+	planned job.Model // what it will have loaded when all claimed jobs are done
+	detail  string
+
+	adopted *adoption // set by recover, taken by the worker
+}
+
+// assignment is a job claimed for a lane, on its way through it.
+type assignment struct {
+	ledger.Claim
+	dir    string // working directory
+	ahead  bool
+	owner  atomic.Int32  // offered, taken or given up
+	gone   chan struct{} // closed when given up
+	turn   chan struct{} // closed when the worker has taken it
+	staged chan struct{} // closed when staging has ended, as result and err say
+	cancel context.CancelFunc
+	result storage.Staged
+	err    error
+	bytes  int64 // counted in the flock's budget
+}
+
+const (
+	offeredByFeeder int32 = iota
+	takenByWorker
+	givenUp
+)
+
+func newLane(m Member, s *Shepherd) *lane {
+	return &lane{
+		name: m.Name, typ: m.Type, sheep: m.Sheep, shepherd: s,
+		dir:   filepath.Join(s.cfg.DataRoot, m.Name),
+		log:   s.log.With("sheep", m.Name),
+		next:  make(chan *assignment),
+		woken: make(chan struct{}, 1),
+		idled: make(chan struct{}, 1),
+		slots: make(chan struct{}, finishing),
+	}
+}
+
+func (l *lane) start() {
+	l.running.Go(func() { l.feed(l.shepherd.feed) })
+	l.running.Go(l.toil)
+}
+
+// wait returns when the lane has ended: the feed context is over, the job that
+// ran is finished or handed back, and the runner is gone.
+func (l *lane) wait() { l.running.Wait() }
+
+// feed claims jobs and holds each out to the worker, staged or being staged,
+// until ctx ends.
+func (l *lane) feed(ctx context.Context) {
+	for {
+		if l.shepherd.cfg.StageAhead == 0 && !l.awaitIdle(ctx) {
+			return
+		}
+		claim, err := l.shepherd.flock.next(ctx, l)
+		if err != nil {
+			return
+		}
+		a := l.assign(claim)
+		l.offered.Store(a)
+		select {
+		case l.next <- a:
+		case <-a.gone:
+		case <-ctx.Done():
+			if a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
+				l.abandon(a, "shepherd is shutting down")
+			}
+			return
+		}
+	}
+}
+
+func (l *lane) awaitIdle(ctx context.Context) bool {
+	for l.isBusy() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-l.idled:
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// assign begins to stage a claimed job. Staging ends with the job, not with the
+// feeder: a running job's inputs are still wanted while the daemon drains.
+func (l *lane) assign(c *ledger.Claim) *assignment {
+	ctx, cancel := context.WithCancel(l.shepherd.work)
+	a := &assignment{
+		Claim: *c, ahead: c.State == job.Queued, dir: filepath.Join(l.dir, string(c.ID)),
+		gone: make(chan struct{}), turn: make(chan struct{}), staged: make(chan struct{}), cancel: cancel,
+	}
+	l.mu.Lock()
+	l.planned = c.Model
+	if !a.ahead {
+		l.busy = true // the job is the worker's already, but for the hand-over
+	}
+	l.mu.Unlock()
+	if !a.ahead {
+		l.shepherd.mirror.note(c.ID)
+	}
+	l.running.Go(func() {
+		defer close(a.staged)
+		a.result, a.err = l.stage(ctx, a)
+	})
+	return a
+}
+
+// giveUp hands back the job that the feeder holds out, if any sheep may run it,
+// and returns its id. The flock calls it for a lane that would be idle.
+func (l *lane) giveUp(ctx context.Context) job.ID {
+	a := l.offered.Load()
+	if a == nil || !a.ahead || a.Sheep != "" || !a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
+		return ""
+	}
+	close(a.gone)
+	l.abandonWithin(ctx, a, "an idle sheep takes it over")
+	return a.ID
+}
+
+// abandon hands a job that was not given to the runner back, unspent.
+func (l *lane) abandon(a *assignment, why string) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	defer cancel()
+	l.abandonWithin(ctx, a, why)
+}
+
+func (l *lane) abandonWithin(ctx context.Context, a *assignment, why string) {
+	a.cancel()
+	<-a.staged
+	l.clear(a)
+	l.release(ctx, a, true, why)
+}
+
+// toil is the worker: it gives the runner one job after another until the feed
+// ends, and then stops the runner.
+func (l *lane) toil() {
+	defer l.finishers.Wait()
+	defer l.stopRunner()
+	l.takeUp()
+	feed := l.shepherd.feed
+	for {
+		l.becomeIdle()
+		var ended <-chan struct{}
+		var again <-chan time.Time
+		if l.runner != nil {
+			ended = l.runner.done
+		} else if wait, model, ok := l.crashes.pending(time.Now()); ok {
+			l.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
+			again = time.After(wait)
+		}
+		select {
+		case <-feed.Done():
+			return
+		case a := <-l.next:
+			if a.owner.CompareAndSwap(offeredByFeeder, takenByWorker) {
+				close(a.turn)
+				l.run(a)
+			}
+		case <-ended:
+			l.lostIdle()
+		case <-again:
+			l.revive()
+		}
+	}
+}
+
+func (l *lane) becomeIdle() {
+	l.mu.Lock()
+	was := l.busy
+	l.busy, l.job = false, ""
+	l.mu.Unlock()
+	if was && (l.shepherd.cfg.StageAhead == 0 || len(l.shepherd.flock.lanes) > 1) {
+		select {
+		case l.idled <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (l *lane) isBusy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.busy
+}
+
+// willHave is the model the sheep will have loaded when what is claimed is done.
+func (l *lane) willHave() job.Model {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.planned
+}
+
+// suits ranks the lane for a job with the model: idle before busy, and among
+// those one with the model loaded, then one with none, then the others.
+func (l *lane) suits(m job.Model) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rank := 0
+	switch l.planned {
+	case m:
+		rank = 2
+	case job.Model{}:
+		rank = 1
+	}
+	if !l.busy {
+		rank += 3
+	}
+	return rank
+}
+
+// rouse wakes the feeder. The caller holds flock.mu.
+func (l *lane) rouse() {
+	l.asleep = false
+	select {
+	case l.woken <- struct{}{}:
+	default:
+	}
+}
+
+// show sets what the sheep's status says beyond the model and the job.
+func (l *lane) show(detail string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.detail = detail
+}
+
+func (l *lane) view() job.Sheep {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Detail: l.detail}
+	if l.up {
+		v.Model = l.loaded
+	}
+	return v
+}

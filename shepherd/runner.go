@@ -1,0 +1,223 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// runner is one life of a sheep's runner, from Run's call to its return.
+type runner struct {
+	model   job.Model
+	began   time.Time
+	conn    messenger.Conn
+	cancel  context.CancelFunc
+	answers chan messenger.Answer // closed when no more will come
+	done    chan struct{}         // closed when Run has returned, as err says
+	err     error
+}
+
+// load makes sure that a runner with the model is up. The error is *runtime.
+// LoadError or *runtime.Exit when it cannot be, or ctx's.
+func (l *lane) load(ctx context.Context, m job.Model) error {
+	if l.runner != nil {
+		select {
+		case <-l.runner.done:
+			l.lostIdle()
+		default:
+			if l.runner.model == m {
+				return nil
+			}
+			l.log.Info("Slaughtering sheep for another model", "model", m.String(), "loaded", l.runner.model.String())
+		}
+		l.stopRunner()
+	}
+	if wait, model, ok := l.crashes.pending(time.Now()); ok && model == m {
+		l.show("crashed; starting again with " + m.String() + " in " + wait.Round(time.Millisecond).String())
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	} else if ok {
+		l.crashes = crashes{}
+	}
+	return l.startRunner(ctx, m)
+}
+
+// startRunner loads the model and starts a runner with it. It returns when the
+// runner takes messages, or could not be started.
+func (l *lane) startRunner(ctx context.Context, m job.Model) error {
+	l.log.Info("Starting sheep", "model", m.String())
+	l.setRunner(nil, m)
+	if err := l.sheep.Load(ctx, m, l.observe); err != nil {
+		l.show("")
+		return err
+	}
+	return l.launch(ctx, m)
+}
+
+// launch calls Run, which starts a runner or attaches to the one found by
+// Recover.
+func (l *lane) launch(ctx context.Context, m job.Model) error {
+	// A runner outlives the job it was started for: its context is its own, and
+	// ends with stopRunner.
+	life, cancel := context.WithCancel(context.Background())
+	r := &runner{
+		model: m, began: time.Now(), cancel: cancel,
+		answers: make(chan messenger.Answer, messenger.MaxKept+1), done: make(chan struct{}),
+	}
+	started := make(chan struct{}, 1)
+	l.running.Go(func() {
+		defer close(r.done)
+		r.err = l.sheep.Run(life, func(e runtime.Event) {
+			if e.Stage == runtime.Starting {
+				select {
+				case started <- struct{}{}:
+				default:
+				}
+			}
+			l.observe(e)
+		})
+	})
+	select {
+	case <-r.done:
+		cancel()
+		l.show("")
+		return l.crashed(r)
+	case <-ctx.Done():
+		cancel()
+		<-r.done
+		l.show("")
+		return context.Cause(ctx)
+	case <-started:
+	}
+	r.conn = l.sheep.Conn()
+	l.running.Go(func() {
+		defer close(r.answers)
+		for {
+			a, err := r.conn.Recv(life)
+			if err != nil {
+				return
+			}
+			r.answers <- a
+		}
+	})
+	l.runner = r
+	l.crashes.until = time.Time{}
+	l.setRunner(r, m)
+	return nil
+}
+
+// setRunner shows the runner's state to those outside the worker.
+func (l *lane) setRunner(r *runner, m job.Model) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up, l.loaded = r != nil, m
+}
+
+func (l *lane) observe(e runtime.Event) {
+	switch e.Stage {
+	case runtime.Connected:
+		l.show("")
+		l.log.Debug("Runner takes jobs")
+	case runtime.Starting:
+		l.show("starting")
+		l.log.Debug("Runner started", "pid", e.PID)
+	default:
+		l.show(string(e.Stage) + " " + e.Text)
+	}
+}
+
+// stopRunner slaughters the runner and waits until nothing of it is left.
+func (l *lane) stopRunner() {
+	r := l.runner
+	if r == nil {
+		return
+	}
+	r.cancel()
+	for range r.answers { // what comes now is not wanted: see run
+	}
+	<-r.done
+	l.runner = nil
+	l.setRunner(nil, job.Model{})
+	l.show("")
+}
+
+// lostIdle notes that the runner ended while it had no job.
+func (l *lane) lostIdle() {
+	r := l.runner
+	for range r.answers { // an answer to no job: dropped
+	}
+	r.cancel()
+	l.runner = nil
+	l.setRunner(nil, job.Model{})
+	err := l.crashed(r)
+	l.log.Warn("Sheep died without notice", "model", r.model.String(), "error", err)
+}
+
+// crashed counts an end of the runner that nobody asked for and returns why it
+// ended.
+func (l *lane) crashed(r *runner) error {
+	var load *runtime.LoadError
+	if !errors.As(r.err, &load) {
+		l.crashes.note(r.model, time.Since(r.began), time.Now())
+	}
+	if r.err == nil {
+		return fmt.Errorf("runner ended without a cause")
+	}
+	return r.err
+}
+
+// revive starts a crashed runner again, so that its model is loaded when the
+// next job comes.
+func (l *lane) revive() {
+	_, m, _ := l.crashes.pending(time.Now())
+	if err := l.startRunner(l.shepherd.feed, m); err != nil && l.shepherd.feed.Err() == nil {
+		l.log.Warn("Cannot start the crashed sheep again", "model", m.String(), "error", err)
+		var load *runtime.LoadError
+		if errors.As(err, &load) {
+			l.crashes = crashes{} // the next job that wants the model will say why
+		}
+	}
+}
+
+// crashes decides when a crashed runner is started again: each crash in a row
+// doubles the wait; a runner that stayed up for a while starts the count anew.
+type crashes struct {
+	model job.Model
+	row   int
+	until time.Time
+}
+
+const (
+	firstWait   = 250 * time.Millisecond
+	longestWait = 30 * time.Second
+	longEnough  = 60 * time.Second // up this long, a runner is no crash loop
+)
+
+func (c *crashes) note(m job.Model, up time.Duration, now time.Time) {
+	if m != c.model || up >= longEnough {
+		*c = crashes{model: m}
+	}
+	var wait time.Duration
+	if c.row > 0 { // the first crash costs no wait
+		wait = min(firstWait<<min(c.row-1, 16), longestWait)
+	}
+	c.row++
+	c.until = now.Add(wait)
+}
+
+// pending says how long to wait before the crashed runner is started again, and
+// with which model.
+func (c *crashes) pending(now time.Time) (time.Duration, job.Model, bool) {
+	if c.row == 0 || c.until.IsZero() {
+		return 0, job.Model{}, false
+	}
+	return max(c.until.Sub(now), 0), c.model, true
+}

@@ -1,0 +1,245 @@
+// Package shepherd is the daemon's core: it takes jobs in, keeps one lane per
+// sheep, and sees every job through to one final state.
+//
+// A job goes one way, and nothing flows back but values:
+//
+//	Submit: validate → storage.Init → ledger.Create
+//	lane:   ledger.Claim → storage.Stage → Load and Run, where the model
+//	        differs → messenger.Input → answer, exit or cancel
+//	        → storage.Collect → job_status.json → ledger.Finish → clean up
+//
+// The package knows contracts only (ledger, storage, messenger, runtime), no
+// implementation of them. docs/job-states.md draws the states a job passes
+// through and what may cause each edge.
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/storage"
+)
+
+// Member is one configured sheep.
+type Member struct {
+	Name  string
+	Type  string
+	Sheep runtime.Sheep
+}
+
+// Config is what a Shepherd is made of. All of it is required unless said
+// otherwise.
+type Config struct {
+	// Node names this daemon in the ledger. It must be the same after a
+	// restart, or the jobs held before are not found again.
+	Node string
+	// DataRoot holds a directory per sheep, and in it one per job under way.
+	DataRoot string
+	Ledger   ledger.Ledger
+	Store    storage.Store
+	Sheep    []Member
+	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
+	StageAhead int
+	// StageBudget bounds the bytes that jobs prepared ahead take on disk, all
+	// sheep together; 0 is no bound. A job that does not fit is staged when its
+	// turn has come.
+	StageBudget int64
+	// MaxAttempts is how often a job is tried when what supervises its runner is
+	// lost under it; at least 1.
+	MaxAttempts int
+	// MirrorDelay is how long a state that is not final may stay unwritten in
+	// job_status.json; a job that ends sooner skips it. 0 takes 250 ms.
+	MirrorDelay time.Duration
+	// Probes are further dependencies that Checks reports by name; optional.
+	Probes map[string]func(context.Context) error
+	Log    *slog.Logger
+}
+
+// Shepherd is the core. Start it once; its methods may be called from any
+// goroutine between Start and Stop.
+type Shepherd struct {
+	cfg    Config
+	log    *slog.Logger
+	hub    *hub
+	mirror *mirror
+	flock  *flock
+	names  map[string]bool
+
+	mu       sync.Mutex
+	started  bool
+	draining bool
+	stop     sync.Once
+
+	feed       context.Context // ends when no more jobs are to be started
+	stopFeed   context.CancelFunc
+	work       context.Context // ends when running jobs are to be handed back
+	stopWork   context.CancelCauseFunc
+	background sync.WaitGroup
+	stopBack   context.CancelFunc
+}
+
+// Why a job is handed back at shutdown.
+var (
+	errStopping     = errors.New("shepherd is shutting down")
+	errDrainTimeout = errors.New("shepherd is shutting down and the time to drain is over")
+)
+
+// New checks the configuration and makes a Shepherd of it. It starts nothing.
+func New(cfg Config) (*Shepherd, error) {
+	switch {
+	case cfg.Node == "":
+		return nil, errors.New("shepherd: no node name")
+	case cfg.Ledger == nil || cfg.Store == nil || cfg.Log == nil:
+		return nil, errors.New("shepherd: ledger, store and log are required")
+	case cfg.MaxAttempts < 1:
+		return nil, errors.New("shepherd: max attempts must be at least 1")
+	case cfg.StageAhead < 0 || cfg.StageAhead > 1:
+		return nil, errors.New("shepherd: stage ahead must be 0 or 1")
+	}
+	root, err := filepath.Abs(cfg.DataRoot)
+	if err != nil {
+		return nil, fmt.Errorf("data root %s: %w", cfg.DataRoot, err)
+	}
+	cfg.DataRoot = root
+	if cfg.MirrorDelay == 0 {
+		cfg.MirrorDelay = 250 * time.Millisecond
+	}
+	s := &Shepherd{cfg: cfg, log: cfg.Log, names: make(map[string]bool)}
+	s.hub = newHub(cfg.Ledger, cfg.Log)
+	s.mirror = newMirror(cfg.Ledger, cfg.Store, cfg.MirrorDelay, cfg.Log)
+	s.flock = &flock{ledger: cfg.Ledger, node: cfg.Node, budget: newBudget(cfg.StageBudget)}
+	for _, m := range cfg.Sheep {
+		if s.names[m.Name] {
+			return nil, fmt.Errorf("shepherd: two sheep are called %q", m.Name)
+		}
+		s.names[m.Name] = true
+		s.flock.lanes = append(s.flock.lanes, newLane(m, s))
+	}
+	return s, nil
+}
+
+// Start takes up what an earlier daemon left (runners that outlived it, jobs it
+// held) and lets the lanes work. It returns when every sheep is ready to take
+// jobs; ctx bounds only that. It is called once.
+func (s *Shepherd) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.draining {
+		return errors.New("shepherd: started twice, or after Stop")
+	}
+	if err := os.MkdirAll(s.cfg.DataRoot, 0o755); err != nil {
+		return fmt.Errorf("create data root: %w", err)
+	}
+	held, err := s.cfg.Ledger.Held(ctx, s.cfg.Node)
+	if err != nil {
+		return fmt.Errorf("read the jobs this node holds: %w", err)
+	}
+	byHolder := make(map[string][]ledger.Claim)
+	for _, c := range held {
+		byHolder[c.Holder] = append(byHolder[c.Holder], c)
+	}
+
+	// The hub watches before the first claim, so no event is missed.
+	back, stopBack := context.WithCancel(context.Background())
+	events, err := s.cfg.Ledger.Watch(back, -1)
+	if err != nil {
+		stopBack()
+		return fmt.Errorf("watch the ledger: %w", err)
+	}
+	s.stopBack = stopBack
+	s.feed, s.stopFeed = context.WithCancel(context.Background())
+	s.work, s.stopWork = context.WithCancelCause(context.Background())
+	s.background.Go(func() { s.hub.run(back, events, s.onQueued) })
+	s.background.Go(func() { s.mirror.run(back) })
+
+	var recovering sync.WaitGroup
+	for _, l := range s.flock.lanes {
+		claims := byHolder[l.name]
+		delete(byHolder, l.name)
+		recovering.Go(func() { l.recover(ctx, claims) })
+	}
+	recovering.Wait()
+	for holder, claims := range byHolder {
+		s.log.Warn("Jobs were held by a sheep that is no longer configured; they go back to the queue", "sheep", holder, "jobs", len(claims))
+		for _, c := range claims {
+			if err := s.cfg.Ledger.Release(ctx, c.ID, c.Token, true); err != nil && !errors.Is(err, ledger.ErrFenced) {
+				s.log.Error("Cannot put a job back", "job", c.ID, "error", err)
+			}
+		}
+	}
+	for _, l := range s.flock.lanes {
+		l.start()
+	}
+	s.started = true
+	return nil
+}
+
+// onQueued is told of every record that became claimable.
+func (s *Shepherd) onQueued(rec job.Record) { s.flock.wake(rec) }
+
+// Drain makes Submit refuse new jobs. It may be called at any time.
+func (s *Shepherd) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+}
+
+// Stop lets running jobs finish until ctx ends, hands back the rest unspent and
+// stops all sheep. It is safe before Start and twice.
+func (s *Shepherd) Stop(ctx context.Context) {
+	s.Drain()
+	s.stop.Do(func() {
+		s.mu.Lock()
+		started := s.started
+		s.mu.Unlock()
+		if started {
+			s.stopFeed()
+			interrupt := context.AfterFunc(ctx, func() { s.stopWork(errDrainTimeout) })
+			for _, l := range s.flock.lanes {
+				l.wait()
+			}
+			interrupt()
+			s.stopWork(errDrainTimeout)
+			s.mirror.flush()
+			s.stopBack()
+			s.background.Wait()
+		}
+		for _, l := range s.flock.lanes {
+			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			if err := l.sheep.Close(closing); err != nil {
+				s.log.Warn("Cannot close a sheep", "sheep", l.name, "error", err)
+			}
+			cancel()
+		}
+	})
+}
+
+// Sheep describes every sheep, in configured order.
+func (s *Shepherd) Sheep(context.Context) []job.Sheep {
+	out := make([]job.Sheep, len(s.flock.lanes))
+	for i, l := range s.flock.lanes {
+		out[i] = l.view()
+	}
+	return out
+}
+
+// Checks asks each thing this daemon depends on.
+func (s *Shepherd) Checks(ctx context.Context) []job.Check {
+	checks := []job.Check{
+		{Name: "ledger", Err: s.cfg.Ledger.Ping(ctx)},
+		{Name: "storage", Err: s.cfg.Store.Ping(ctx)},
+	}
+	for name, probe := range s.cfg.Probes {
+		checks = append(checks, job.Check{Name: name, Err: probe(ctx)})
+	}
+	return checks
+}

@@ -1,0 +1,201 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// commitTime bounds how long a submission goes on once it has begun to change
+// things, whether its client is still there or not.
+const commitTime = 30 * time.Second
+
+// Submit takes a job in. When it returns nil the job is in the ledger and will
+// be dealt with. Otherwise the job was not taken: *job.Invalid, *job.UnknownSheep
+// and *job.UnknownJob (no payload and no place in storage) say what is wrong with
+// the request; job.ErrSubmitted that the id is in use; job.ErrDraining that the
+// daemon is stopping; anything else has the class its part gave it. Submitting
+// again after an error is safe.
+func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
+	if err := s.admissible(r); err != nil {
+		return err
+	}
+	if r.Payload == nil {
+		there, err := s.cfg.Store.Exists(ctx, r.ID)
+		if err != nil {
+			return fmt.Errorf("look for the inputs of job %s: %w", r.ID, err)
+		}
+		if !there {
+			return &job.UnknownJob{ID: string(r.ID)}
+		}
+	}
+
+	// From here on a client that goes away must not leave half a submission.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	if r.Payload != nil {
+		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
+		if errors.Is(err, storage.ErrExists) {
+			return job.ErrSubmitted
+		}
+		if err != nil {
+			return fmt.Errorf("store the payload of job %s: %w", r.ID, err)
+		}
+	}
+	_, err := s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority})
+	if errors.Is(err, ledger.ErrExists) {
+		return job.ErrSubmitted
+	}
+	if err != nil {
+		return fmt.Errorf("enter job %s in the ledger: %w", r.ID, err)
+	}
+	s.log.Info("En-queued job", "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
+	s.mirror.note(r.ID)
+	return nil
+}
+
+// admissible checks what can be checked without asking anyone.
+func (s *Shepherd) admissible(r job.Request) error {
+	s.mu.Lock()
+	open := s.started && !s.draining
+	s.mu.Unlock()
+	if !open {
+		return job.ErrDraining
+	}
+	if err := s.cfg.Store.CheckID(r.ID); err != nil {
+		return &job.Invalid{Field: "job_id", Problem: err.Error()}
+	}
+	if err := r.Model.Validate(); err != nil {
+		return &job.Invalid{Field: "model", Problem: err.Error()}
+	}
+	if r.Sheep != "" && !s.names[r.Sheep] {
+		return &job.UnknownSheep{Name: r.Sheep}
+	}
+	return nil
+}
+
+// Cancel ends a job that has not ended; a running one loses its runner. The
+// error is *job.UnknownJob or job.ErrEnded, or has the ledger's class.
+func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
+	_, err := s.cfg.Ledger.Cancel(ctx, id)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return &job.UnknownJob{ID: string(id)}
+	case errors.Is(err, ledger.ErrFinal):
+		return job.ErrEnded
+	case err != nil:
+		return fmt.Errorf("cancel job %s: %w", id, err)
+	}
+	s.log.Info("Job cancelled", "job", id)
+	s.mirror.note(id)
+	return nil
+}
+
+// Job is the state of a job, from the ledger or, where its record has expired or
+// is the original shepherd's, from storage. The error is *job.UnknownJob or has
+// the class its part gave it.
+func (s *Shepherd) Job(ctx context.Context, id job.ID) (job.Status, error) {
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	if err == nil {
+		return rec.Status(), nil
+	}
+	if !errors.Is(err, ledger.ErrNotFound) {
+		return job.Status{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	if s.cfg.Store.CheckID(id) != nil {
+		return job.Status{}, &job.UnknownJob{ID: string(id)}
+	}
+	status, err := s.cfg.Store.Status(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return job.Status{}, &job.UnknownJob{ID: string(id)}
+	}
+	if err != nil {
+		return job.Status{}, fmt.Errorf("read the state of job %s: %w", id, err)
+	}
+	return status, nil
+}
+
+// Wait is Job, once the job has ended or ctx has. When ctx ends first, Wait
+// returns the state of the job so far with the context's error. A job that only
+// storage knows will not change any more: its state is returned at once.
+func (s *Shepherd) Wait(ctx context.Context, id job.ID) (job.Status, error) {
+	sub := s.hub.subscribe(id) // before the ledger is read, so that no change falls between
+	defer sub.close()
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return s.Job(ctx, id)
+	}
+	if err != nil {
+		return job.Status{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	for !rec.State.Final() {
+		select {
+		case <-ctx.Done():
+			return rec.Status(), ctx.Err()
+		case rec = <-sub.C:
+		}
+	}
+	return rec.Status(), nil
+}
+
+// Input opens one of a job's inputs. The error is job.ErrNoFile, job.ErrRange or
+// *job.UnknownJob, or has the storage's class.
+func (s *Shepherd) Input(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	return s.open(ctx, id, job.InputDir+"/"+name, part)
+}
+
+// Output opens one of a job's outputs. Before the job has ended it answers
+// job.ErrNotReady; of a failed job the *job.Failure; else it is as Input.
+func (s *Shepherd) Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	status, err := s.Job(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	switch status.State {
+	case job.Done:
+		return s.open(ctx, id, job.OutputDir+"/"+name, part)
+	case job.Failed:
+		if status.Failure == nil {
+			return nil, &job.Failure{Message: "the job failed"}
+		}
+		return nil, status.Failure
+	case job.Cancelled:
+		return nil, &job.Failure{Message: "The job was cancelled"}
+	}
+	return nil, job.ErrNotReady
+}
+
+func (s *Shepherd) open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	if s.cfg.Store.CheckID(id) != nil {
+		return nil, &job.UnknownJob{ID: string(id)}
+	}
+	file, err := s.cfg.Store.Open(ctx, id, name, part)
+	switch {
+	case err == nil:
+		return file, nil
+	case errdefs.IsOutOfRange(err):
+		return nil, job.ErrRange
+	case errors.Is(err, storage.ErrBadName):
+		return nil, job.ErrNoFile
+	case !errdefs.IsNotFound(err):
+		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
+	}
+	if _, err := s.cfg.Ledger.Get(ctx, id); err == nil {
+		return nil, job.ErrNoFile
+	}
+	there, err := s.cfg.Store.Exists(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("look for job %s: %w", id, err)
+	}
+	if !there {
+		return nil, &job.UnknownJob{ID: string(id)}
+	}
+	return nil, job.ErrNoFile
+}
