@@ -1,0 +1,385 @@
+// Package fake is a sheep type without processes: its runners are goroutines
+// that fail on cue. It keeps every promise of package runtime, so that the
+// core can be tested against crashes, restarts and slow runners without waiting
+// for any.
+package fake
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// Handler is the model: it processes one job. An error of type *runtime.Exit
+// ends the runner; any other is the runner's answer about the job.
+type Handler func(ctx context.Context, m job.Model, in messenger.Input) error
+
+// Pasture is where fake runners live. It outlives drivers and their sheep, as
+// processes outlive a daemon.
+type Pasture struct {
+	mu    sync.Mutex
+	lives map[string]*life // by sheep
+	loads map[string]int   // runner starts by sheep
+}
+
+// NewPasture makes an empty one.
+func NewPasture() *Pasture {
+	return &Pasture{lives: make(map[string]*life), loads: make(map[string]int)}
+}
+
+// Kill ends the sheep's runner from outside. It reports whether there was one.
+func (p *Pasture) Kill(sheep string, exit runtime.Exit) bool {
+	p.mu.Lock()
+	l := p.lives[sheep]
+	p.mu.Unlock()
+	if l == nil {
+		return false
+	}
+	l.end(&exit)
+	return true
+}
+
+// Starts is how many runners were started for the sheep.
+func (p *Pasture) Starts(sheep string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.loads[sheep]
+}
+
+// Alive is how many runners there are.
+func (p *Pasture) Alive() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, l := range p.lives {
+		if l.alive() {
+			n++
+		}
+	}
+	return n
+}
+
+// Config is what a Driver is made of.
+type Config struct {
+	Pasture *Pasture
+	Handle  Handler
+	// Load, when set, decides whether a model can be loaded.
+	Load func(ctx context.Context, m job.Model) error
+	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
+	// at once.
+	Start func(ctx context.Context, m job.Model) error
+}
+
+// Driver makes fake sheep.
+type Driver struct{ cfg Config }
+
+// New makes a Driver.
+func New(cfg Config) *Driver { return &Driver{cfg} }
+
+// NewSheep makes a sheep; it takes no configuration but its type and port.
+func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, error) {
+	var options struct {
+		Type    string   `yaml:"type"`
+		Port    int      `yaml:"port"`
+		Devices []string `yaml:"devices"`
+	}
+	if err := decode(&options); err != nil {
+		return nil, err
+	}
+	return &sheep{name: name, cfg: d.cfg}, nil
+}
+
+type sheep struct {
+	name string
+	cfg  Config
+
+	mu     sync.Mutex
+	loaded *job.Model
+	life   *life // to attach to, or attached
+	conn   *conn
+	detach chan struct{} // closed by Detach; nil without a Run
+}
+
+func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
+	if err := m.Validate(); err != nil {
+		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrInvalidArgument}
+	}
+	if s.cfg.Load != nil {
+		if err := s.cfg.Load(ctx, m); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loaded = &m
+	return ctx.Err()
+}
+
+func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
+	s.mu.Lock()
+	l := s.life
+	if l == nil {
+		if s.loaded == nil {
+			s.mu.Unlock()
+			return &runtime.LoadError{Message: "no model is loaded", Class: errdefs.ErrFailedPrecondition}
+		}
+		l = newLife(*s.loaded)
+		s.cfg.Pasture.mu.Lock()
+		s.cfg.Pasture.lives[s.name] = l
+		s.cfg.Pasture.loads[s.name]++
+		s.cfg.Pasture.mu.Unlock()
+	}
+	s.life = l
+	detach := make(chan struct{})
+	s.detach = detach
+	c := &conn{life: l, handle: s.cfg.Handle, closed: make(chan struct{})}
+	s.conn = c
+	s.mu.Unlock()
+
+	observe(runtime.Event{Stage: runtime.Starting, PID: os.Getpid()})
+	if s.cfg.Start != nil {
+		if err := s.cfg.Start(ctx, l.model); err != nil {
+			if exit, ok := err.(*runtime.Exit); ok {
+				l.end(exit)
+			}
+		}
+	}
+	if l.alive() {
+		observe(runtime.Event{Stage: runtime.Connected})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		l.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
+		<-l.ended
+		err = l.exit
+	case <-l.ended:
+		err = l.exit
+	case <-detach:
+		err = runtime.ErrDetached
+	}
+	close(c.closed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life, s.detach, s.conn = nil, nil, nil
+	if err != runtime.ErrDetached {
+		l.work.Wait()
+		s.forget(l)
+	}
+	return err
+}
+
+func (s *sheep) forget(l *life) {
+	s.cfg.Pasture.mu.Lock()
+	defer s.cfg.Pasture.mu.Unlock()
+	if s.cfg.Pasture.lives[s.name] == l {
+		delete(s.cfg.Pasture.lives, s.name)
+	}
+}
+
+func (s *sheep) Conn() messenger.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil {
+		closed := make(chan struct{})
+		close(closed)
+		return &conn{life: newLife(job.Model{}), closed: closed}
+	}
+	return s.conn
+}
+
+func (s *sheep) Detach() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.detach != nil {
+		close(s.detach)
+		s.detach = nil
+	}
+}
+
+func (s *sheep) Close(context.Context) error { return nil }
+
+// Recover takes up the runner that the pasture has under this sheep's name.
+func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
+	s.cfg.Pasture.mu.Lock()
+	l := s.cfg.Pasture.lives[s.name]
+	s.cfg.Pasture.mu.Unlock()
+	if l == nil {
+		return nil, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	found := &runtime.Recovered{Model: l.model, Running: l.exit == nil, Job: l.current, Answers: slices.Clone(l.kept), Exit: l.exit}
+	if found.Running {
+		s.mu.Lock()
+		s.life = l
+		s.mu.Unlock()
+		return found, nil
+	}
+	found.Forget = func() error { s.forget(l); return nil }
+	return found, nil
+}
+
+// life is one runner, from its start to its end.
+type life struct {
+	model job.Model
+	ctx   context.Context // the runner's own: ends with it
+	stop  context.CancelFunc
+	work  sync.WaitGroup
+
+	mu      sync.Mutex
+	current job.ID             // under way
+	kept    []messenger.Answer // not acknowledged
+	changed chan struct{}      // closed and replaced when an answer is added
+	exit    *runtime.Exit
+	ended   chan struct{}
+}
+
+func newLife(m job.Model) *life {
+	l := &life{model: m, changed: make(chan struct{}), ended: make(chan struct{})}
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	return l
+}
+
+func (l *life) alive() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.exit == nil
+}
+
+func (l *life) end(exit *runtime.Exit) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.exit == nil {
+		l.exit = exit
+		l.stop()
+		close(l.ended)
+	}
+}
+
+// take begins a job, unless it is known.
+func (l *life) take(in messenger.Input, handle Handler) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.exit != nil:
+		return messenger.ErrClosed
+	case l.current == in.JobID || slices.ContainsFunc(l.kept, func(a messenger.Answer) bool { return a.JobID == in.JobID }):
+		return nil
+	case l.current != "":
+		return fmt.Errorf("job %s is under way", l.current)
+	case len(l.kept) >= messenger.MaxKept:
+		return fmt.Errorf("%d answers are not acknowledged", len(l.kept))
+	}
+	l.current = in.JobID
+	l.work.Go(func() {
+		err := handle(l.ctx, l.model, in)
+		exit, exits := err.(*runtime.Exit)
+		l.mu.Lock()
+		if l.exit == nil && !exits {
+			a := messenger.Answer{JobID: in.JobID}
+			if err != nil {
+				a.Failure = &job.Failure{Message: err.Error(), Type: fmt.Sprintf("%T", err)}
+			}
+			l.current = ""
+			l.kept = append(l.kept, a)
+			close(l.changed)
+			l.changed = make(chan struct{})
+		}
+		l.mu.Unlock()
+		if exits {
+			l.end(exit)
+		}
+	})
+	return nil
+}
+
+// conn is one connection to a life.
+type conn struct {
+	life   *life
+	handle Handler
+	closed chan struct{}
+
+	mu   sync.Mutex
+	seen []job.ID // received by this connection and not acknowledged
+}
+
+func (c *conn) Send(ctx context.Context, in messenger.Input) error {
+	select {
+	case <-c.closed:
+		return messenger.ErrClosed
+	default:
+	}
+	return c.life.take(in, c.handle)
+}
+
+func (c *conn) Recv(ctx context.Context) (messenger.Answer, error) {
+	for {
+		if a, ok := c.unseen(); ok {
+			return a, nil
+		}
+		c.life.mu.Lock()
+		changed, exited := c.life.changed, c.life.exit != nil
+		c.life.mu.Unlock()
+		if a, ok := c.unseen(); ok {
+			return a, nil
+		}
+		if exited {
+			return messenger.Answer{}, messenger.ErrClosed
+		}
+		select {
+		case <-ctx.Done():
+			return messenger.Answer{}, ctx.Err()
+		case <-c.closed:
+			return messenger.Answer{}, messenger.ErrClosed
+		case <-c.life.ended:
+		case <-changed:
+		}
+	}
+}
+
+// unseen is the oldest answer that this connection has not received.
+func (c *conn) unseen() (messenger.Answer, bool) {
+	c.life.mu.Lock()
+	defer c.life.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, a := range c.life.kept {
+		if !slices.Contains(c.seen, a.JobID) {
+			c.seen = append(c.seen, a.JobID)
+			return a, true
+		}
+	}
+	return messenger.Answer{}, false
+}
+
+func (c *conn) Ack(_ context.Context, id job.ID) error {
+	select {
+	case <-c.closed:
+		return messenger.ErrClosed
+	default:
+	}
+	c.life.mu.Lock()
+	defer c.life.mu.Unlock()
+	c.life.kept = slices.DeleteFunc(c.life.kept, func(a messenger.Answer) bool { return a.JobID == id })
+	return nil
+}
+
+// WriteOutput is what most handlers do: it writes outputs/NAME of a job.
+func WriteOutput(in messenger.Input, name string, data []byte) error {
+	return os.WriteFile(filepath.Join(in.IODataRoot, string(in.JobID), job.OutputDir, name), data, 0o644)
+}
+
+// ReadInput reads inputs/NAME of a job.
+func ReadInput(in messenger.Input, name string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(in.IODataRoot, string(in.JobID), job.InputDir, name))
+}
