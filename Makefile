@@ -1,0 +1,59 @@
+# shepherd: `make help` lists what there is.
+
+GO       ?= go
+BIN      := bin
+CACHE    := .cache
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT   ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+MINIO    := $(CACHE)/bin/minio
+# Only a test server: it is never linked and never shipped.
+MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+PROGRAMS := shepherdd shepherd-shim shepherd-runner
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo run test lint bench fuzz generate clean deps
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
+	@ln -sf shepherdd $(BIN)/shepherd
+
+demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-runner ./examples/digits/runner
+	@CGO_ENABLED=0 $(GO) run ./examples/digits/demo -bin $(BIN)
+
+run: build ## the same, but stay up and say how to go on
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-runner ./examples/digits/runner
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
+	@exec $(BIN)/digits-demo -bin $(BIN) -stay
+
+test: deps $(MINIO) ## install what the tests need and run them all, with -race
+	test/run
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+bench: build $(MINIO) ## measure what the promises of speed and size rest on
+	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -run '^$$' -bench . -benchtime 1x ./test/bench/...
+
+fuzz: ## run every fuzz target for FUZZTIME (10s) each
+	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz
+
+generate: ## write generated code anew
+	$(GO) generate ./...
+
+deps: ## install the Debian packages that the tests run against
+	test/deps
+
+$(MINIO):
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+
+clean: ## remove what was built
+	rm -rf $(BIN) $(CACHE)
