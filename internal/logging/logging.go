@@ -4,7 +4,6 @@ package logging
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"strconv"
@@ -137,20 +136,4 @@ func appendLine(b []byte, s string) []byte {
 		return append(b, s...)
 	}
 	return append(b, strings.NewReplacer("\n", `\n`, "\r", `\r`).Replace(s)...)
-}
-
-// ParseLevel reads a level by the original's names: debug, info, warning, error
-// (and critical), in any case.
-func ParseLevel(s string) (slog.Level, error) {
-	switch strings.ToLower(s) {
-	case "debug":
-		return slog.LevelDebug, nil
-	case "info":
-		return slog.LevelInfo, nil
-	case "warning", "warn":
-		return slog.LevelWarn, nil
-	case "error", "critical":
-		return slog.LevelError, nil
-	}
-	return 0, fmt.Errorf("unknown log level %q; there are debug, info, warning and error", s)
 }
