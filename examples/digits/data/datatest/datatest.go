@@ -29,14 +29,17 @@ func Samples(t testing.TB) []data.Sample {
 	return samples
 }
 
-// Image is a made-up image, a different one for every label and index: a bar
-// whose place and slant tell the digit.
+// Image is a made-up image, a different one for every label and index below
+// 120: each quarter is inked or not, as the bits of label+1 say.
 func Image(label, index int) data.Image {
+	const half = data.Side / 2
 	var m data.Image
 	for y := range data.Side {
 		for x := range data.Side {
-			if d := x + label*y/10 - 2*label; d >= 4 && d < 8 {
-				m[y*data.Side+x] = uint8(255 - (index*31+x+y)%64)
+			bit := y/half*2 + x/half
+			inside := x%half >= 3 && x%half < 11 && y%half >= 3 && y%half < 11
+			if inside && (label+1)>>bit&1 == 1 {
+				m[y*data.Side+x] = uint8(255 - (index*7+x*y)%120)
 			}
 		}
 	}
