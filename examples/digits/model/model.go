@@ -60,9 +60,16 @@ func NewClassifier(network *nn.Network) *Classifier {
 	return &Classifier{network: network}
 }
 
-// Open loads the model of a config.yaml. The file is read strictly: an unknown
+// ConfigFile is the name of a model's config in its folder.
+const ConfigFile = "config.yaml"
+
+// Open loads the model of a config, named by its path or by its folder's; the
+// empty path is the working directory. The file is read strictly: an unknown
 // key is an error, not a surprise. Errors name the file.
 func Open(configPath string) (*Classifier, error) {
+	if info, err := os.Stat(filepath.Clean(configPath)); err == nil && info.IsDir() {
+		configPath = filepath.Join(configPath, ConfigFile)
+	}
 	config, err := readConfig(configPath)
 	if err != nil {
 		return nil, err

@@ -65,6 +65,16 @@ func TestAccuracyOnTheTestSplit(t *testing.T) {
 	atLeast97(t, test)
 }
 
+func TestOpenTakesAFolder(t *testing.T) {
+	if _, err := model.Open(filepath.Dir(committed)); err != nil {
+		t.Error(err)
+	}
+	t.Chdir(filepath.Dir(committed))
+	if _, err := model.Open(""); err != nil {
+		t.Errorf("the working directory: %v", err)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	for _, tc := range []struct{ name, config, want string }{
 		{"empty", "", "weights is missing: name the weights file"},
