@@ -1,0 +1,372 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// checker finds what is wrong with the meaning of a decoded file.
+type checker struct {
+	*Config
+	root      *node
+	problems  Problems
+	directory string // that relative paths are relative to
+	// overridden are the keys whose value came from the command line.
+	overridden map[string]bool
+}
+
+func (ch *checker) wrong(n *node, path, format string, args ...any) {
+	ch.problems = append(ch.problems, at(n, path, format, args...))
+}
+
+// at returns the value that the file gives at a path of plain keys; nil when it
+// gives none that counts.
+func (ch *checker) at(path string) *node {
+	if ch.overridden[path] {
+		return nil
+	}
+	n := ch.root
+	for key := range strings.SplitSeq(path, ".") {
+		if n = n.get(key); n == nil {
+			return nil
+		}
+	}
+	return n
+}
+
+// near returns where a key stands, or where the innermost of the sections
+// that it is missing from does.
+func (ch *checker) near(path string) *node {
+	n, where := ch.root, &node{line: 1, column: 1}
+	for key := range strings.SplitSeq(path, ".") {
+		e := n.entry(key)
+		if e == nil {
+			break
+		}
+		n, where = e.value, &node{kind: e.value.kind, line: e.line, column: e.column}
+	}
+	return where
+}
+
+// missing reports a required key that is not there, unless what it should be in
+// is no mapping: that is reported already.
+func (ch *checker) missing(path, expected string) {
+	where := ch.near(path)
+	if ch.at(path) != nil || ch.overridden[path] || where.kind != null && where.kind != mapping {
+		return
+	}
+	ch.wrong(where, path, "required key is missing or has no value; expected %s", expected)
+}
+
+// expect reports a value that is not right. Every default is right.
+func (ch *checker) expect(right bool, path, expected string) {
+	if right || ch.problems.cover(path) {
+		return
+	}
+	if n := ch.at(path); n != nil {
+		ch.wrong(n, path, "expected %s, found %s", expected, n.shown())
+	} else {
+		ch.wrong(ch.near(path), path, "the value from the command line does not fit; expected %s", expected)
+	}
+}
+
+// reject reports a value that is not right without showing it.
+func (ch *checker) reject(path, problem string) {
+	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(path) {
+		ch.wrong(n, path, "%s", problem)
+	}
+}
+
+// embedded says that the file asks for the embedded storage.
+func (ch *checker) embedded() bool { return ch.at("storage.url") == nil }
+
+func (ch *checker) all() {
+	ch.missing("data_root", "the directory in which sheep keep the files of jobs")
+	ch.paths()
+	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
+	ch.api()
+	ch.registry()
+	ch.storage()
+	ch.expect(ch.Ledger.Keep > 0, "ledger.keep", "a duration longer than 0")
+	ch.expect(ch.Ledger.KeepJobs > 0, "ledger.keep_jobs", "a whole number, 1 or more")
+	ch.logging()
+	ch.expect(ch.Scheduling.MaxOvertakes >= 0, "scheduling.max_overtakes", "a whole number, 0 or more")
+	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
+	ch.expect(ch.Scheduling.StageAhead >= 0, "scheduling.stage_ahead", "a whole number, 0 or more")
+	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")
+	ch.ports()
+}
+
+// A node's name becomes a label and part of records.
+var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$`)
+
+func (ch *checker) api() {
+	ch.expect(validHost(ch.API.Host), "api.host", "an IP address or host name to listen on")
+	ch.expect(validPort(ch.API.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
+	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
+}
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$`)
+
+func validHost(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil || hostName.MatchString(s)
+}
+
+func validPort(p int) bool { return p >= 0 && p <= 65535 }
+
+func (ch *checker) registry() {
+	if ch.Registry == nil {
+		return
+	}
+	ch.missing("registry.url", "the registry's address, such as https://registry.example.com")
+	ch.reject("registry.url", urlProblem(ch.Registry.URL, "username and password", true))
+	if !ch.Registry.Password.IsZero() && ch.Registry.Username == "" {
+		ch.missing("registry.username", "the user that the password is for")
+	}
+}
+
+var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+
+func (ch *checker) storage() {
+	s := ch.Storage
+	if !ch.embedded() {
+		ch.reject("storage.url", urlProblem(s.URL, "access_key and secret_key", false))
+		ch.missing("storage.access_key", "the access key of the S3 storage")
+		ch.missing("storage.secret_key", "the secret key of the S3 storage")
+		for _, key := range []string{"storage.listen", "storage.path"} {
+			if ch.at(key) != nil {
+				ch.reject(key, "belongs to the embedded storage, which there is only without storage.url; remove one of them")
+			}
+		}
+	} else {
+		if s.AccessKey != "" {
+			ch.missing("storage.secret_key", "a secret key for the access key")
+		}
+		if !s.SecretKey.IsZero() {
+			ch.missing("storage.access_key", "an access key for the secret key")
+		}
+		ch.expect(validAddress(s.Listen), "storage.listen", "HOST:PORT such as 127.0.0.1:7000 (port 0 for a free one)")
+	}
+	ch.notEmpty("storage.access_key", s.AccessKey == "")
+	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
+	ch.expect(s.Bucket == "" || bucketName.MatchString(s.Bucket), "storage.bucket",
+		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first and last")
+}
+
+func (ch *checker) notEmpty(path string, empty bool) {
+	if empty && ch.at(path) != nil {
+		ch.reject(path, "is empty; expected a value")
+	}
+}
+
+func validAddress(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	p, err := strconv.Atoi(port)
+	return err == nil && validPort(p) && validHost(host)
+}
+
+// urlProblem says what is wrong with the address of a service, without showing
+// it: people put credentials into addresses.
+func urlProblem(address, credentials string, path bool) string {
+	const expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
+	}
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		return "not an address; " + expected
+	case u.User != nil:
+		return "holds credentials; put them into " + credentials
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "has a scheme other than http and https; " + expected
+	case !validHost(u.Hostname()):
+		return "has no valid host; " + expected
+	case u.Port() == "" && strings.HasSuffix(u.Host, ":"):
+		return "has no port after the colon; " + expected
+	case u.Port() != "":
+		if p, err := strconv.Atoi(u.Port()); err != nil || p < 1 || p > 65535 {
+			return "has no valid port; " + expected
+		}
+	}
+	if u.RawQuery != "" || u.Fragment != "" || u.ForceQuery || !path && strings.Trim(u.Path, "/") != "" {
+		return "has more than a host and a port; " + expected
+	}
+	return ""
+}
+
+var levels = []string{"debug", "info", "warning", "error"}
+
+// logging accepts levels in any case, and the names that Python's logging has
+// for them beside ours.
+func (ch *checker) logging() {
+	level := strings.ToLower(ch.Logging.Level)
+	switch level {
+	case "warn":
+		level = "warning"
+	case "critical", "fatal":
+		level = "error"
+	}
+	ch.Logging.Level = level
+	ch.word("logging.level", level, levels)
+	ch.word("logging.format", ch.Logging.Format, []string{"text", "json"})
+}
+
+// word expects one of a few words.
+func (ch *checker) word(path, value string, known []string) {
+	n := ch.at(path)
+	if slices.Contains(known, value) || n == nil || ch.problems.cover(path) {
+		return
+	}
+	if n.referred {
+		value = "" // nothing is near a value that is not to be shown
+	}
+	ch.wrong(n, path, "%s is not known here; %s", n.shown(), suggest(value, known))
+}
+
+// paths checks that each directory is there or could be made, and that nothing
+// that has to stay lies in a directory that is cleaned.
+func (ch *checker) paths() {
+	type place struct {
+		key, path string
+		file      bool
+	}
+	places := []place{{"data_root", ch.DataRoot, false}, {"state_dir", ch.StateDir, false}, {"ledger.path", ch.Ledger.Path, true}}
+	if ch.embedded() {
+		places = append(places, place{"storage.path", ch.Storage.Path, false})
+	}
+	for _, p := range places {
+		if n := ch.at(p.key); n != nil {
+			ch.notEmpty(p.key, n.text == "")
+		}
+		if p.path == "" {
+			if p.key == "state_dir" && ch.DataRoot != "" && ch.at(p.key) == nil {
+				ch.wrong(ch.near(p.key), p.key, "has no default because HOME is not set; set it, or state_dir")
+			}
+			continue
+		}
+		problem := impossible(p.path, p.file)
+		if name := ch.cleaned(p.path); name != "" && problem == "" && p.key != "data_root" {
+			problem = fmt.Sprintf("lies in data_root/%s, which is cleaned at start-up; expected a place outside of it", name)
+		}
+		switch {
+		case problem == "":
+		case ch.at(p.key) != nil:
+			ch.reject(p.key, problem)
+		case ch.overridden[p.key]:
+			ch.wrong(ch.near(p.key), p.key, "%s given on the command line: %s", show(p.path), problem)
+		case !ch.problems.cover("state_dir"): // which the other defaults follow
+			ch.wrong(ch.near(p.key), p.key, "its default %s: %s; set %s", show(p.path), problem, p.key)
+		}
+	}
+}
+
+// cleaned returns the sheep in whose directory a path lies.
+func (ch *checker) cleaned(path string) string {
+	if ch.DataRoot == "" {
+		return ""
+	}
+	path = ch.resolve(path)
+	for _, s := range ch.Sheep {
+		rel, err := filepath.Rel(ch.resolve(s.Dir(ch.DataRoot)), path)
+		if err == nil && filepath.IsLocal(rel) {
+			return s.Name
+		}
+	}
+	return ""
+}
+
+// ports checks the ports of sheep, and that no port is given twice.
+func (ch *checker) ports() {
+	type listener struct {
+		path  string
+		port  int
+		n     *node
+		extra string
+	}
+	var all []listener
+	api := listener{path: "api.port", port: ch.API.Port, n: ch.at("api.port")}
+	switch {
+	case ch.overridden["api.port"]:
+		api.extra = ", by the command line"
+	case api.n == nil:
+		api.extra = ", by default"
+	}
+	all = append(all, api)
+	if ch.embedded() {
+		if _, port, err := net.SplitHostPort(ch.Storage.Listen); err == nil {
+			l := listener{path: "storage.listen", n: ch.at("storage.listen")}
+			if l.n == nil {
+				l.extra = ", by default"
+			}
+			l.port, _ = strconv.Atoi(port)
+			all = append(all, l)
+		}
+	}
+	for _, s := range ch.Sheep {
+		path := s.path + ".port"
+		n := s.section.get("port")
+		if n == nil {
+			continue
+		}
+		if !validPort(s.Port) && !ch.problems.cover(path) {
+			ch.wrong(n, path, "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
+		}
+		all = append(all, listener{path: path, port: s.Port, n: n})
+	}
+	// A port belongs to whom the file gives it first; defaults come before.
+	slices.SortStableFunc(all, func(a, b listener) int {
+		if a.n == nil || b.n == nil {
+			return boolCompare(a.n != nil, b.n != nil)
+		}
+		if a.n.line != b.n.line {
+			return a.n.line - b.n.line
+		}
+		return a.n.column - b.n.column
+	})
+	taken := map[int]listener{}
+	for _, l := range all {
+		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.path) {
+			continue
+		}
+		first, ok := taken[l.port]
+		if !ok {
+			taken[l.port] = l
+			continue
+		}
+		owner := first.path + first.extra
+		if first.n != nil {
+			owner = fmt.Sprintf("%s in line %d", first.path, first.n.line)
+		}
+		n := l.n
+		if n == nil {
+			n = ch.near(l.path)
+		}
+		number := strconv.Itoa(l.port)
+		if n.referred || first.n != nil && first.n.referred {
+			number = "this"
+		}
+		ch.wrong(n, l.path, "duplicate port: %s is taken by %s; choose another", number, owner)
+	}
+}
+
+func boolCompare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}

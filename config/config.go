@@ -1,0 +1,237 @@
+// Package config reads shepherd's configuration file: YAML in, a typed Config
+// with every default filled in out, or everything that is wrong with the file
+// at once, each with line and column.
+//
+// # How a file is read
+//
+//	text ─► compose ─► tree of nodes ─► decode ─► Config ─► check ─► Config
+//	        YAML, aliases,              strictly,            meaning: paths,
+//	        references to the           by yaml tags         ports, names,
+//	        environment                                      the sheep types
+//
+// Every step goes on after an error and collects Problems; no step prints a
+// value that is a Secret or came from the environment. Reading changes nothing
+// on the machine: no directory is made, no port opened.
+//
+// What each key means, and its default, is written in docs/configuration.md.
+package config
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// Config is a configuration that has been checked, with all defaults in place.
+type Config struct {
+	// DataRoot is where sheep keep the files of the jobs they run: each sheep
+	// in its own directory, see Sheep.Dir. Those directories are cleaned at
+	// start-up.
+	DataRoot string `yaml:"data_root"`
+	// StateDir holds what has to survive a restart. It never lies in a
+	// directory that is cleaned.
+	StateDir string `yaml:"state_dir"`
+	// Node is this daemon's name among others that share a ledger.
+	Node string `yaml:"node"`
+
+	API        API        `yaml:"api"`
+	Registry   *Registry  `yaml:"registry,omitempty"` // nil when there is none
+	Storage    Storage    `yaml:"storage"`
+	Ledger     Ledger     `yaml:"ledger"`
+	Logging    Logging    `yaml:"logging"`
+	Scheduling Scheduling `yaml:"scheduling"`
+
+	// DrainTimeout is how long running jobs may take to finish when the daemon
+	// is asked to stop.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+
+	// Sheep are sorted by name.
+	Sheep []Sheep `yaml:"-"`
+}
+
+// API is where and how the HTTP API is served.
+type API struct {
+	Host string `yaml:"host"`
+	Port int    `yaml:"port"` // 0: a free one
+	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
+	// held in memory; large inputs go through storage.
+	MaxBody Bytes `yaml:"max_body"`
+	// Debug shows tracebacks and server paths to clients.
+	Debug bool `yaml:"debug"`
+}
+
+// Registry is where container sheep pull images from.
+type Registry struct {
+	URL      string `yaml:"url"`
+	Username string `yaml:"username,omitempty"`
+	Password Secret `yaml:"password,omitempty"`
+}
+
+// Endpoint splits URL into the registry's address, as it begins an image
+// reference, and whether it is spoken to by TLS.
+func (r Registry) Endpoint() (address string, tls bool) { return endpoint(r.URL) }
+
+// Storage is where jobs' inputs and outputs lie: in the S3 storage at URL, or,
+// without URL, in the store embedded in the daemon.
+type Storage struct {
+	URL string `yaml:"url,omitempty"`
+	// AccessKey and SecretKey are what storage is spoken to with. The embedded
+	// store has both or neither; with neither the daemon makes a pair itself.
+	AccessKey string `yaml:"access_key,omitempty"`
+	SecretKey Secret `yaml:"secret_key,omitempty"`
+	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
+	Bucket string `yaml:"bucket,omitempty"`
+	Region string `yaml:"region,omitempty"`
+	// Listen is the embedded store's address, with port 0 for a free one.
+	Listen string `yaml:"listen,omitempty"`
+	// Path is the directory of the embedded store's files.
+	Path string `yaml:"path,omitempty"`
+}
+
+// Embedded says that the daemon serves the storage itself.
+func (s Storage) Embedded() bool { return s.URL == "" }
+
+// Endpoint splits URL into HOST[:PORT] and whether it is spoken to by TLS.
+func (s Storage) Endpoint() (address string, tls bool) { return endpoint(s.URL) }
+
+// endpoint takes no scheme for plain HTTP.
+func endpoint(url string) (address string, tls bool) {
+	if address, ok := cutScheme(url, "https"); ok {
+		return strings.TrimSuffix(address, "/"), true
+	}
+	address, _ = cutScheme(url, "http")
+	return strings.TrimSuffix(address, "/"), false
+}
+
+func cutScheme(url, scheme string) (string, bool) {
+	prefix := scheme + "://"
+	if len(url) >= len(prefix) && strings.EqualFold(url[:len(prefix)], prefix) {
+		return url[len(prefix):], true
+	}
+	return url, false
+}
+
+// Ledger is the record of jobs.
+type Ledger struct {
+	Path string `yaml:"path"` // of the SQLite file
+	// Keep and KeepJobs bound the records of finished jobs by age and number.
+	Keep     time.Duration `yaml:"keep"`
+	KeepJobs int           `yaml:"keep_jobs"`
+}
+
+// Logging is what is logged and how.
+type Logging struct {
+	Level  string `yaml:"level"`  // debug, info, warning or error
+	Format string `yaml:"format"` // text or json
+}
+
+// SlogLevel is Level for log/slog.
+func (l Logging) SlogLevel() slog.Level {
+	switch l.Level {
+	case "debug":
+		return slog.LevelDebug
+	case "warning":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// Scheduling bounds how jobs are handed to sheep.
+type Scheduling struct {
+	// MaxOvertakes is how often a job may be overtaken by one whose model is
+	// loaded.
+	MaxOvertakes int `yaml:"max_overtakes"`
+	// MaxAttempts is how often a job is started before it fails for good.
+	MaxAttempts int `yaml:"max_attempts"`
+	// StageAhead is how many jobs' inputs a sheep fetches while it runs another.
+	StageAhead int `yaml:"stage_ahead"`
+	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
+	StageBudget Bytes `yaml:"stage_budget"`
+}
+
+// CheckSheep checks a sheep's section for its type; it decodes it with
+// Sheep.Decode and returns what that returned, or *runtime.FieldError values,
+// joined. c is the rest of the configuration, complete with defaults; where it
+// holds something wrong that is reported as well.
+type CheckSheep func(c *Config, s Sheep) error
+
+// Loader reads configuration files.
+type Loader struct {
+	// Types are the known sheep types.
+	Types map[string]CheckSheep
+	// Override, if not nil, puts what the command line says in the place of
+	// what the file says, before anything is checked: DataRoot, StateDir,
+	// API.Host, API.Port, API.Debug.
+	Override func(*Config)
+	// Env looks up environment variables; nil means os.LookupEnv.
+	Env func(string) (string, bool)
+}
+
+// document is the file: Config, with the sheep as they are written.
+type document struct {
+	Config `yaml:",inline"`
+	Flock  *node `yaml:"sheep"`
+}
+
+// Load reads and checks a file. What is wrong in the file comes as Problems; any
+// other error means that the file could not be read.
+func (l Loader) Load(file string) (*Config, error) {
+	source, err := read(file)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	lookup := l.Env
+	if lookup == nil {
+		lookup = os.LookupEnv
+	}
+	machine, err := thisMachine(lookup)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c, problems := l.parse(file, source, machine)
+	if len(problems) > 0 {
+		return nil, problems.inOrder(file)
+	}
+	return c, nil
+}
+
+// read reads no more than what a configuration may have, and one byte.
+func read(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile+1))
+}
+
+func (l Loader) parse(file string, source []byte, m machine) (*Config, Problems) {
+	root, problems := compose(source, m.env)
+	if root == nil {
+		return nil, problems
+	}
+	doc := document{Config: defaults(m)}
+	problems = append(problems, decode(root, "", reflect.ValueOf(&doc).Elem())...)
+	c := &doc.Config
+	written := *c
+	if l.Override != nil {
+		l.Override(c)
+	}
+	ch := checker{Config: c, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
+		"data_root": c.DataRoot != written.DataRoot,
+		"state_dir": c.StateDir != written.StateDir,
+		"api.host":  c.API.Host != written.API.Host,
+		"api.port":  c.API.Port != written.API.Port,
+	}}
+	c.derive(m)
+	ch.sheep(file, doc.Flock)
+	ch.all()
+	ch.types(l.Types)
+	return c, ch.problems
+}

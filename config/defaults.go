@@ -1,0 +1,123 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// machine is what defaults depend on.
+type machine struct {
+	env       func(string) (string, bool)
+	root      bool // the daemon runs as root
+	hostname  string
+	directory string // the working directory
+}
+
+func thisMachine(env func(string) (string, bool)) (machine, error) {
+	directory, err := os.Getwd()
+	if err != nil {
+		return machine{}, fmt.Errorf("find the working directory: %w", err)
+	}
+	hostname, err := os.Hostname()
+	if err != nil || !nodeName.MatchString(hostname) {
+		hostname = "localhost" // one daemon alone needs no better name
+	}
+	return machine{env: env, root: os.Geteuid() == 0, hostname: hostname, directory: directory}, nil
+}
+
+// defaults is what holds where the file says nothing. It and derive are the
+// one place for defaults.
+func defaults(m machine) Config {
+	debug, _ := m.env("DEBUG")
+	return Config{
+		Node: m.hostname,
+		API: API{
+			Host:    "0.0.0.0",
+			Port:    5000,
+			MaxBody: 64 << 20,
+			Debug:   debug == "1" || strings.EqualFold(debug, "true"),
+		},
+		Ledger: Ledger{
+			Keep:     7 * 24 * time.Hour,
+			KeepJobs: 100_000,
+		},
+		Logging: Logging{
+			Level:  "info",
+			Format: "text",
+		},
+		Scheduling: Scheduling{
+			MaxOvertakes: 16,
+			MaxAttempts:  3,
+			StageAhead:   1,
+		},
+		DrainTimeout: 30 * time.Second,
+	}
+}
+
+// derive fills in the defaults that follow from other values.
+func (c *Config) derive(m machine) {
+	if c.StateDir == "" && c.DataRoot != "" {
+		c.StateDir = stateDir(m, c.DataRoot)
+	}
+	if c.Storage.Embedded() {
+		c.Storage.Listen = firstOf(c.Storage.Listen, "127.0.0.1:7000")
+		if c.StateDir != "" {
+			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
+		}
+	}
+	if c.StateDir != "" {
+		c.Ledger.Path = firstOf(c.Ledger.Path, filepath.Join(c.StateDir, "ledger.db"))
+	}
+}
+
+// stateDir is systemd's directory for the service, or one for this data root
+// where the system or the user keeps the state of programs. It is empty when
+// the user has no home.
+func stateDir(m machine, dataRoot string) string {
+	if given, _ := m.env("STATE_DIRECTORY"); given != "" {
+		first, _, _ := strings.Cut(given, ":")
+		return first
+	}
+	if !filepath.IsAbs(dataRoot) {
+		dataRoot = filepath.Join(m.directory, dataRoot)
+	}
+	state := "/var/lib"
+	if !m.root {
+		home, _ := m.env("HOME")
+		state, _ = m.env("XDG_STATE_HOME")
+		if !filepath.IsAbs(state) {
+			if home == "" {
+				return ""
+			}
+			state = filepath.Join(home, ".local/state")
+		}
+	}
+	return filepath.Join(state, "shepherd", slug(dataRoot))
+}
+
+// slug makes one file name of a path, another one for each path: where that of
+// two paths could be the same, or would be too long, it ends in a hash.
+func slug(path string) string {
+	const longest = 100
+	path = filepath.Clean(path)
+	s := strings.ReplaceAll(strings.Trim(path, "/"), "/", "-")
+	if s != "" && len(s) <= longest && !strings.Contains(path, "-") {
+		return s
+	}
+	hash := sha256.Sum256([]byte(path))
+	return s[:min(len(s), longest)] + "-" + hex.EncodeToString(hash[:4])
+}
+
+func firstOf(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}

@@ -1,0 +1,45 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// reference is $NAME or ${…}; what stands between braces is checked by name.
+var (
+	reference = regexp.MustCompile(`\$(?:([A-Z_][A-Z_0-9]*)|\{([^{}]*)\})`)
+	name      = regexp.MustCompile(`^[A-Z_][A-Z_0-9]*$`)
+)
+
+// expand replaces the references to environment variables in text, once: what
+// a variable holds is taken as it is. It reports whether there were any, and
+// what is wrong with them.
+func expand(text string, lookup func(string) (string, bool)) (expanded string, referred bool, wrong []string) {
+	seen := map[string]bool{}
+	complain := func(variable, format string) {
+		if !seen[variable] {
+			seen[variable] = true
+			wrong = append(wrong, fmt.Sprintf(format, variable))
+		}
+	}
+	expanded = reference.ReplaceAllStringFunc(text, func(ref string) string {
+		referred = true
+		variable := strings.TrimPrefix(ref, "$")
+		if strings.HasPrefix(variable, "{") {
+			variable = variable[1 : len(variable)-1]
+		}
+		if !name.MatchString(variable) {
+			complain(variable, "${%s} is no valid reference to an environment variable; "+
+				"expected capital letters, digits and underscores, no digit first (to mean the characters as they are, use single quotes)")
+			return ""
+		}
+		value, ok := lookup(variable)
+		if !ok {
+			complain(variable, "environment variable %s is not set; "+
+				"set it where the daemon is started (to mean the characters as they are, use single quotes)")
+		}
+		return value
+	})
+	return expanded, referred, wrong
+}

@@ -1,0 +1,111 @@
+package config
+
+import (
+	"cmp"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+)
+
+// Sheep is one sheep's section.
+type Sheep struct {
+	Name string
+	Type string
+	// Port is the port that the section asks for, 0 when it leaves the choice
+	// open.
+	Port int
+
+	path    string // in the file: "sheep.NAME"
+	file    string
+	section *node // a mapping, placed at the name
+}
+
+// Decode reads the section strictly into what into points to, a struct with
+// yaml tags for every key of the sheep's type, type and port included. What the
+// section leaves out stays as it is in into. Beside Go's own types the struct
+// may hold time.Duration, this package's Secret and Bytes, and types with
+// UnmarshalText or UnmarshalYAML(decode func(any) error) error. The error is of
+// type Problems.
+func (s Sheep) Decode(into any) error {
+	err := decodeInto(s.section, s.path, into)
+	if ps, ok := err.(Problems); ok {
+		return ps.inOrder(s.file)
+	}
+	return err
+}
+
+// Dir is the sheep's directory, which holds the files of the jobs it runs.
+func (s Sheep) Dir(dataRoot string) string { return filepath.Join(dataRoot, s.Name) }
+
+// A sheep's name becomes a directory, a container id and a label.
+var sheepName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+// sheep takes the sections apart.
+func (ch *checker) sheep(file string, flock *node) {
+	if flock == nil {
+		ch.missing("sheep", "a mapping from the names of sheep to their settings")
+		return
+	}
+	if flock.kind != mapping {
+		if flock.kind != broken {
+			ch.wrong(flock, "sheep", "expected a mapping from the names of sheep to their settings, found %s", flock.kind)
+		}
+		return
+	}
+	for _, e := range flock.entries {
+		section := *e.value
+		section.line, section.column = e.line, e.column // what the section lacks is said of its name
+		switch section.kind {
+		case null:
+			section.kind = mapping
+		case mapping:
+		case broken:
+			continue
+		default:
+			ch.wrong(e.value, "sheep."+e.key, "expected a mapping, found %s", section.kind)
+			continue
+		}
+		s := Sheep{Name: e.key, path: "sheep." + e.key, file: file, section: &section}
+		ch.common(&s, "type", &s.Type)
+		ch.common(&s, "port", &s.Port)
+		ch.Sheep = append(ch.Sheep, s)
+	}
+	slices.SortFunc(ch.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// common decodes a key that all types of sheep have.
+func (ch *checker) common(s *Sheep, key string, into any) {
+	if n := s.section.get(key); n != nil {
+		ch.problems = append(ch.problems, decode(n, s.path+"."+key, reflect.ValueOf(into).Elem())...)
+	}
+}
+
+// types has every sheep checked by its type.
+func (ch *checker) types(types map[string]CheckSheep) {
+	known := slices.Sorted(maps.Keys(types))
+	for _, s := range ch.Sheep {
+		path := s.path + ".type"
+		if !sheepName.MatchString(s.Name) {
+			ch.wrong(s.section, s.path, "not a name for a sheep; expected 1 to 63 of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
+		}
+		check, ok := types[s.Type]
+		n := s.section.get("type")
+		switch {
+		case ok:
+			// What is known already is not said again in a sheep type's words.
+			for _, p := range fromDriver(check(ch.Config, s), s.section, s.path) {
+				if p.Path == s.path || !ch.problems.hold(p) {
+					ch.problems = append(ch.problems, p)
+				}
+			}
+		case n == nil:
+			ch.wrong(s.section, path, "required key is missing; %s", suggest("", known))
+		case !ch.problems.cover(path) && n.referred:
+			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest("", known))
+		case !ch.problems.cover(path):
+			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest(s.Type, known))
+		}
+	}
+}
