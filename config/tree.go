@@ -108,6 +108,9 @@ func (n *node) find(path string) (*node, string) {
 			return found, fmt.Sprintf("[%d]%s", i, below)
 		}
 	}
+	if path[0] == '[' {
+		return n, path
+	}
 	return n, "." + path
 }
 

@@ -1,0 +1,107 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// FuzzLoad reads anything: it never panics, places what is wrong inside the
+// file, and shows nothing that the environment holds.
+func FuzzLoad(f *testing.F) {
+	for _, pattern := range []string{"testdata/*.yml", "../examples/configs/*.yml"} {
+		files, err := globbed(pattern)
+		if err != nil || len(files) == 0 {
+			f.Fatalf("no seeds in %s: %v", pattern, err)
+		}
+		for _, source := range files {
+			f.Add(source)
+		}
+	}
+	// Every variable holds a secret; paths may be shown, so that those which
+	// cannot be are refused before they meet the file system.
+	const held = "zq7hunter2\x00"
+	env := func(name string) (string, bool) {
+		switch name {
+		case "STATE_DIRECTORY", "DEBUG":
+			return "", false
+		}
+		return held, !strings.HasPrefix(name, "UN")
+	}
+	f.Fuzz(func(t *testing.T, source []byte) {
+		m := corpusMachine()
+		m.env = env
+		c, ps := Loader{Types: corpusTypes()}.parse("f", source, m)
+		lines := strings.Count(string(source), "\n") + 1
+		for _, p := range ps.inOrder("f") {
+			if p.Line < 1 || p.Line > lines || p.Column < 1 || p.Text == "" {
+				t.Errorf("a problem nowhere: %+v", p)
+			}
+			if strings.Contains(p.Error(), "zq7hunter2") || strings.ContainsAny(p.Error(), "\n\r") {
+				t.Errorf("shows too much: %q", p.Error())
+			}
+		}
+		if len(ps) > 0 {
+			return
+		}
+		for _, s := range []string{c.String(), fmt.Sprintf("%#v %+v", c, c.Sheep)} {
+			for _, secret := range []string{c.Storage.SecretKey.Reveal(), password(c)} {
+				if len(secret) > 8 && !strings.Contains(string(source), secret) && strings.Contains(s, secret) {
+					t.Errorf("shows a secret:\n%s", s)
+				}
+			}
+		}
+	})
+}
+
+func password(c *Config) string {
+	if c.Registry == nil {
+		return ""
+	}
+	return c.Registry.Password.Reveal()
+}
+
+func globbed(pattern string) (sources [][]byte, err error) {
+	files, err := os.ReadDir(pattern[:strings.LastIndexByte(pattern, '/')])
+	for _, file := range files {
+		if strings.HasSuffix(file.Name(), ".yml") {
+			source, err := os.ReadFile(pattern[:strings.LastIndexByte(pattern, '/')+1] + file.Name())
+			if err != nil {
+				return nil, err
+			}
+			sources = append(sources, source)
+		}
+	}
+	return sources, err
+}
+
+// FuzzSecret writes one secret into every place of a file where it does not
+// belong, and looks for it in what is said.
+func FuzzSecret(f *testing.F) {
+	f.Add("storage:\n  secret_key: ", "\n")
+	f.Add("storage: {url: x, access_key: y, secret_key: [", "]}\n")
+	f.Add("registry: {url: \"http://u:", "@host\", password: x}\n")
+	f.Add("storage:\n  secret_key: \"", "\n")
+	f.Add("storage:\n  secret_key: |", "\n")
+	f.Add("registry:\n  password: !!", " x\n")
+	f.Add("registry:\n  password: {a: ", "}\n")
+	f.Add("registry:\n  password: !", "\n")
+	f.Fuzz(func(t *testing.T, before, after string) {
+		// Only what stands as a secret's value is a secret.
+		if !strings.Contains(before, "secret_key: ") && !strings.Contains(before, "password: ") {
+			return
+		}
+		if i := strings.LastIndexAny(before, "\n"); strings.ContainsAny(before[i+1:], "#{,'&*%`@-?<>$") || !strings.Contains(before[i+1:], ": ") {
+			return
+		}
+		key := before[strings.LastIndex(before, "\n")+1:]
+		if k, _, _ := strings.Cut(strings.TrimSpace(key), ":"); k != "secret_key" && k != "password" {
+			return
+		}
+		_, ps := Loader{Types: corpusTypes()}.parse("f", []byte("data_root: /data\nsheep: {}\n"+before+"zq7hunter2"+after), corpusMachine())
+		if strings.Contains(ps.Error(), "zq7hunter2") {
+			t.Errorf("shows a secret:\n%v", ps)
+		}
+	})
+}

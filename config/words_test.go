@@ -1,0 +1,112 @@
+package config
+
+import (
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestExpand(t *testing.T) {
+	env := lookupIn(map[string]string{"A": "1", "_B2": "two", "EMPTY": "", "REF": "$A"})
+	for text, want := range map[string]string{
+		"plain": "plain", "$A": "1", "${A}": "1", "x$A/${_B2}y$A": "x1/twoy1", "$EMPTY": "", "$REF": "$A",
+		"$": "$", "$$": "$$", "$5": "$5", "$a": "$a", "a$": "a$", "${A": "${A", "$$A": "$1", "$A-b": "1-b", "{$A}": "{1}",
+	} {
+		if got, _, wrong := expand(text, env); got != want || len(wrong) > 0 {
+			t.Errorf("%s: got %q, %v", text, got, wrong)
+		}
+	}
+	for text, count := range map[string]int{"$NO": 1, "${NO}$NO": 1, "$NO$NOT": 2, "${}": 1, "${3X}": 1, "${a}": 1, "${ A }": 1} {
+		if _, referred, wrong := expand(text, env); len(wrong) != count || !referred {
+			t.Errorf("%s: got %v", text, wrong)
+		}
+	}
+}
+
+func TestBytes(t *testing.T) {
+	for text, want := range map[string]Bytes{
+		"0": 0, "17": 17, "1B": 1, "16MiB": 16 << 20, "2 GiB": 2 << 30, "1TiB": 1 << 40, "3kB": 3000, "5TB": 5e12, "4KiB": 4096,
+		"9223372036854775807": math.MaxInt64,
+	} {
+		if got, err := parseBytes(text); err != nil || got != want {
+			t.Errorf("%s: got %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "B", "MiB", "-1", "1.5GiB", "1mib", "1 000", "9223372036854775808", "9223372036854775807B0", "8388608TiB", "+1"} {
+		if got, err := parseBytes(text); err == nil {
+			t.Errorf("%q: got %d", text, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		b := Bytes(rapid.Int64Range(0, math.MaxInt64).Draw(t, "size"))
+		if got, err := parseBytes(b.String()); err != nil || got != b {
+			t.Fatalf("%d is written as %s and read as %d, %v", b, b, got, err)
+		}
+	})
+}
+
+func TestDuration(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"0": 0, "30s": 30 * time.Second, "7d": 168 * time.Hour, "1d1h30m": 25*time.Hour + 30*time.Minute, "0d": 0,
+	} {
+		if got, err := parseDuration(text); err != nil || got != want {
+			t.Errorf("%s: got %s, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "d", "1.5d", "-1d", "1d-1h", "1d2d", "7", "200000d", "106751d24h", "1w"} {
+		if got, err := parseDuration(text); err == nil {
+			t.Errorf("%q: got %s", text, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		d := time.Duration(rapid.Int64Range(0, math.MaxInt64).Draw(t, "nanoseconds"))
+		if rapid.Bool().Draw(t, "round") {
+			d = d.Truncate(time.Minute)
+		}
+		if got, err := parseDuration(formatDuration(d)); err != nil || got != d {
+			t.Fatalf("%d is written as %s and read as %d, %v", d, formatDuration(d), got, err)
+		}
+	})
+}
+
+func TestSuggest(t *testing.T) {
+	known := []string{"port", "type", "working_directory", "stdout_file", "stderr_file"}
+	for word, want := range map[string]string{
+		"portt": "port", "prot": "port", "PORT": "port", "typ": "type", "working_dir": "working_directory",
+		"workingdirectory": "working_directory", "stdout": "stdout_file", "stderr-file": "stderr_file",
+	} {
+		all := "? Expected one of port, type, working_directory, stdout_file, stderr_file"
+		if got := suggest(word, known); got != `did you mean "`+want+`"`+all {
+			t.Errorf("%s: got %s", word, got)
+		}
+	}
+	for _, word := range []string{"", "image", "po", "x"} {
+		if got := suggest(word, known); got != "expected one of port, type, working_directory, stdout_file, stderr_file" {
+			t.Errorf("%q: got %s", word, got)
+		}
+	}
+	if got := suggest("x", nil); got != "none is expected here" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestEditDistanceIsADistance(t *testing.T) {
+	word := rapid.StringOfN(rapid.RuneFrom([]rune("abü")), 0, 8, -1)
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := word.Draw(t, "a"), word.Draw(t, "b")
+		d := editDistance(a, b)
+		if d != editDistance(b, a) || (d == 0) != (a == b) || d > max(len([]rune(a)), len([]rune(b))) {
+			t.Fatalf("%q to %q: %d", a, b, d)
+		}
+		if r := []rune(a); len(r) > 1 && r[0] != r[1] {
+			swapped := slices.Clone(r)
+			swapped[0], swapped[1] = swapped[1], swapped[0]
+			if got := editDistance(a, string(swapped)); got != 1 {
+				t.Fatalf("a swap in %q: %d", a, got)
+			}
+		}
+	})
+}
