@@ -266,7 +266,7 @@ func (ch *checker) paths() {
 			ch.reject(p.key, problem)
 		case ch.overridden[p.key]:
 			ch.wrong(ch.near(p.key), p.key, "%s given on the command line: %s", show(p.path), problem)
-		case !ch.problems.cover("state_dir"): // which the other defaults follow
+		case !ch.problems.cover("state_dir") && !ch.problems.cover("data_root"): // which defaults follow
 			ch.wrong(ch.near(p.key), p.key, "its default %s: %s; set %s", show(p.path), problem, p.key)
 		}
 	}

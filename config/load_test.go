@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -123,7 +124,24 @@ func TestLoadWhatCannotBeRead(t *testing.T) {
 		t.Error("a directory was read")
 	}
 	_, err = Loader{}.Load(write(t, strings.Repeat("#", maxFile+1)))
-	if err == nil || !strings.Contains(err.Error(), "larger than 1MiB") {
+	if err == nil || !strings.Contains(err.Error(), "larger than 256KiB") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestHostileNesting(t *testing.T) {
+	for _, unit := range []string{"[", "{", "{a: ", "- ", "? ", "&a ", "!a ", "- ["} {
+		_, err := Loader{}.Load(write(t, strings.Repeat(unit, maxFile/len(unit))))
+		var ps Problems
+		if !errors.As(err, &ps) || len(ps) != 1 || !strings.Contains(ps[0].Text, "nested deeper") {
+			t.Errorf("%q: got %.200v", unit, err)
+		}
+	}
+	deep := "data_root: /data\n"
+	for i := range maxDepth + 2 {
+		deep += strings.Repeat(" ", i) + "a:\n"
+	}
+	if _, err := (Loader{}).Load(write(t, deep)); err == nil || !strings.Contains(err.Error(), "nested deeper than 64 levels") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -426,6 +444,17 @@ func TestDecodeAfterLoad(t *testing.T) {
 	}
 }
 
+func TestSheepOfNoFile(t *testing.T) {
+	c := Config{Sheep: []Sheep{{Name: "a", Type: "bare", Port: 9001}}}
+	var s bareSheep
+	if err := c.Sheep[0].Decode(&s); err != nil || s.Type != "bare" || s.Port != 9001 {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if !strings.HasSuffix(c.String(), "sheep:\n  a:\n    type: bare\n    port: 9001\n") {
+		t.Errorf("got %s", c)
+	}
+}
+
 func TestDriversErrors(t *testing.T) {
 	section := "data_root: /data\nsheep:\n  a:\n    type: x\n    env:\n      a.b: {c: [1, [2]]}\n"
 	for _, test := range []struct {
@@ -462,3 +491,17 @@ func TestDriversErrors(t *testing.T) {
 type wrapped struct{ error }
 
 func (w wrapped) Unwrap() error { return w.error }
+
+func TestLevels(t *testing.T) {
+	for word, want := range map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "error": slog.LevelError,
+		"INFO": slog.LevelInfo, "Warn": slog.LevelWarn, "CRITICAL": slog.LevelError, "fatal": slog.LevelError,
+	} {
+		c, err := Loader{}.Load(write(t, "data_root: /data\nsheep: {}\nlogging: {level: "+word+"}\n"))
+		if err != nil {
+			t.Errorf("%s: %v", word, err)
+		} else if got := c.Logging.SlogLevel(); got != want {
+			t.Errorf("%s: got %s", word, got)
+		}
+	}
+}

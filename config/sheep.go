@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 )
 
 // Sheep is one sheep's section.
@@ -29,11 +30,25 @@ type Sheep struct {
 // UnmarshalText or UnmarshalYAML(decode func(any) error) error. The error is of
 // type Problems.
 func (s Sheep) Decode(into any) error {
-	err := decodeInto(s.section, s.path, into)
+	err := decodeInto(s.settings(), s.path, into)
 	if ps, ok := err.(Problems); ok {
 		return ps.inOrder(s.file)
 	}
 	return err
+}
+
+// settings is the section; that of a Sheep which no file gave has what its
+// fields say.
+func (s Sheep) settings() *node {
+	if s.section != nil {
+		return s.section
+	}
+	n := &node{kind: mapping, line: 1, column: 1}
+	n.entries = append(n.entries, entry{key: "type", value: &node{kind: text, text: s.Type}})
+	if s.Port != 0 {
+		n.entries = append(n.entries, entry{key: "port", value: &node{kind: number, text: strconv.Itoa(s.Port)}})
+	}
+	return n
 }
 
 // Dir is the sheep's directory, which holds the files of the jobs it runs.

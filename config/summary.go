@@ -25,7 +25,7 @@ func (c Config) String() string {
 func (c Config) WriteTo(w io.Writer) (int64, error) {
 	sheep := yaml.MapSlice{}
 	for _, s := range c.Sheep {
-		sheep = append(sheep, yaml.MapItem{Key: s.Name, Value: s.section.summary(false)})
+		sheep = append(sheep, yaml.MapItem{Key: s.Name, Value: s.settings().summary(false)})
 	}
 	// The alias has no methods, so that it is marshalled field by field.
 	type fields Config

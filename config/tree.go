@@ -11,14 +11,16 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 )
 
 // Bounds of what is read. A configuration is some kilobytes; these keep a file
-// that is none (or a bomb of aliases) from taking the machine's memory.
+// that is none (or a bomb of aliases or brackets) from taking the machine's
+// time and memory.
 const (
-	maxFile  = 1 << 20
+	maxFile  = 256 << 10
 	maxNodes = 100_000
 	maxDepth = 64
 )
@@ -132,7 +134,11 @@ func compose(source []byte, lookup func(string) (string, bool)) (*node, Problems
 	if line, column, ok := firstBad(source); !ok {
 		return nil, Problems{at(&node{line: line, column: column}, "", "expected text in UTF-8 without control characters")}
 	}
-	file, err := parser.ParseBytes(source, 0, parser.AllowDuplicateMapKey())
+	tokens := lexer.Tokenize(string(source))
+	if deep := tooDeep(tokens); deep != nil {
+		return nil, Problems{at(deep, "", "nested deeper than %d levels", maxDepth)}
+	}
+	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		return nil, Problems{syntaxProblem(err)}
 	}
@@ -171,6 +177,30 @@ func firstBad(source []byte) (line, column int, ok bool) {
 		i += size
 	}
 	return 0, 0, true
+}
+
+// tooDeep returns where brackets, or what may begin a value inside a value on
+// one line, go deeper than a configuration does. The parser takes quadratic
+// time for such.
+func tooDeep(tokens token.Tokens) *node {
+	brackets, line, onLine := 0, 0, 0
+	for _, t := range tokens {
+		if t.Position.Line != line {
+			line, onLine = t.Position.Line, 0
+		}
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			brackets++
+		case token.SequenceEndType, token.MappingEndType:
+			brackets = max(0, brackets-1)
+		case token.SequenceEntryType, token.MappingKeyType, token.AnchorType, token.TagType:
+			onLine++
+		}
+		if max(brackets, onLine) > maxDepth {
+			return &node{line: line, column: max(1, t.Position.Column)}
+		}
+	}
+	return nil
 }
 
 var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)

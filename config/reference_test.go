@@ -1,0 +1,115 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// keysOf collects every key of a struct, dotted, with its value as YAML shows
+// it.
+func keysOf(v reflect.Value, path string, keys map[string]string) {
+	fields := map[string]reflect.Value{}
+	structFields(v, fields)
+	for key, field := range fields {
+		key = below(path, key)
+		if field.Type() == nodeType {
+			continue // the sheep have a section of their own
+		}
+		if field.Kind() == reflect.Pointer {
+			field = reflect.New(field.Type().Elem()).Elem()
+		}
+		switch value := field.Interface().(type) {
+		case Secret:
+			keys[key] = ""
+		case time.Duration:
+			keys[key] = formatDuration(value)
+		default:
+			if field.Kind() == reflect.Struct {
+				keysOf(field, key, keys)
+				continue
+			}
+			keys[key] = fmt.Sprint(value)
+		}
+	}
+}
+
+// The reference names every key, with the default that the code has, and no
+// other key.
+func TestReference(t *testing.T) {
+	text, err := os.ReadFile("../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	row := regexp.MustCompile("(?m)^\\| `([a-z_.]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
+	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
+		documented[m[1]] = m[2]
+	}
+
+	m := machine{env: lookupIn(nil), root: true, hostname: "HOST", directory: "/"}
+	doc := document{Config: defaults(m)}
+	doc.DataRoot = "/DATA"
+	doc.derive(m)
+	keys := map[string]string{}
+	keysOf(reflect.ValueOf(&doc).Elem(), "", keys)
+
+	inWords := map[string]string{ // defaults that depend on something
+		"data_root":    "required",
+		"state_dir":    "see below",
+		"node":         "the host name",
+		"registry.url": "required",
+		"storage.path": "`storage` in `state_dir`",
+		"ledger.path":  "`ledger.db` in `state_dir`",
+	}
+	for key, value := range keys {
+		want, ok := inWords[key]
+		switch {
+		case ok:
+		case value == "":
+			want = "none"
+		default:
+			want = "`" + value + "`"
+		}
+		if got, ok := documented[key]; !ok {
+			t.Errorf("%s is missing from docs/configuration.md", key)
+		} else if got != want {
+			t.Errorf("%s: docs/configuration.md says its default is %s, it is %s", key, got, want)
+		}
+		delete(documented, key)
+	}
+	for key := range documented {
+		t.Errorf("docs/configuration.md describes %s, which there is not", key)
+	}
+}
+
+// The reference's complete examples are configurations.
+func TestReferenceExamples(t *testing.T) {
+	text, err := os.ReadFile("../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := lookupIn(map[string]string{"REGISTRY_PASSWORD": "x", "STORAGE_ACCESS_KEY": "x", "STORAGE_SECRET_KEY": "x"})
+	var complete int
+	for _, m := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+		example := m[1]
+		if !strings.Contains(example, "data_root") {
+			example = "data_root: /data\n" + example
+		}
+		c, err := Loader{Types: corpusTypes(), Env: env}.Load(write(t, example))
+		if err != nil {
+			t.Errorf("%v\nin\n%s", err, example)
+			continue
+		}
+		if complete++; len(c.Sheep) == 0 {
+			t.Errorf("no sheep in\n%s", example)
+		}
+	}
+	if complete != 3 {
+		t.Errorf("%d examples were found, expected 3", complete)
+	}
+}
