@@ -67,19 +67,24 @@ func (ch *checker) missing(path, expected string) {
 
 // expect reports a value that is not right. Every default is right.
 func (ch *checker) expect(right bool, path, expected string) {
-	if right || ch.problems.cover(path) {
-		return
-	}
-	if n := ch.at(path); n != nil {
+	n := ch.at(path)
+	switch {
+	case right || ch.problems.cover(n, path):
+	case n != nil:
 		ch.wrong(n, path, "expected %s, found %s", expected, n.shown())
-	} else {
+	default:
 		ch.wrong(ch.near(path), path, "the value from the command line does not fit; expected %s", expected)
 	}
 }
 
+// bad reports whether anything is wrong with a key.
+func (ch *checker) bad(path string) bool {
+	return slices.ContainsFunc(ch.problems, func(p *Problem) bool { return p.Path == path })
+}
+
 // reject reports a value that is not right without showing it.
 func (ch *checker) reject(path, problem string) {
-	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(path) {
+	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(n, path) {
 		ch.wrong(n, path, "%s", problem)
 	}
 }
@@ -226,7 +231,7 @@ func (ch *checker) logging() {
 // word expects one of a few words.
 func (ch *checker) word(path, value string, known []string) {
 	n := ch.at(path)
-	if slices.Contains(known, value) || n == nil || ch.problems.cover(path) {
+	if slices.Contains(known, value) || n == nil || ch.problems.cover(n, path) {
 		return
 	}
 	if n.referred {
@@ -266,7 +271,7 @@ func (ch *checker) paths() {
 			ch.reject(p.key, problem)
 		case ch.overridden[p.key]:
 			ch.wrong(ch.near(p.key), p.key, "%s given on the command line: %s", show(p.path), problem)
-		case !ch.problems.cover("state_dir") && !ch.problems.cover("data_root"): // which defaults follow
+		case !ch.bad("state_dir") && !ch.bad("data_root"): // which defaults follow
 			ch.wrong(ch.near(p.key), p.key, "its default %s: %s; set %s", show(p.path), problem, p.key)
 		}
 	}
@@ -320,7 +325,7 @@ func (ch *checker) ports() {
 		if n == nil {
 			continue
 		}
-		if !validPort(s.Port) && !ch.problems.cover(path) {
+		if !validPort(s.Port) && !ch.problems.cover(n, path) {
 			ch.wrong(n, path, "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
 		}
 		all = append(all, listener{path: path, port: s.Port, n: n})
@@ -337,7 +342,7 @@ func (ch *checker) ports() {
 	})
 	taken := map[int]listener{}
 	for _, l := range all {
-		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.path) {
+		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.n, l.path) {
 			continue
 		}
 		first, ok := taken[l.port]

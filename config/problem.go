@@ -66,16 +66,11 @@ func at(n *node, path, format string, args ...any) *Problem {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// cover reports whether something is already known to be wrong with the value
+// cover reports whether something is already known to be wrong with the value n
 // of a key: then it is not worth another look.
-func (ps Problems) cover(path string) bool {
-	return slices.ContainsFunc(ps, func(p *Problem) bool { return p.Path == path })
-}
-
-// hold reports whether a problem with the same key is known in the same place.
-func (ps Problems) hold(other *Problem) bool {
-	return slices.ContainsFunc(ps, func(p *Problem) bool {
-		return p.Path == other.Path && p.Line == other.Line && p.Column == other.Column
+func (ps Problems) cover(n *node, path string) bool {
+	return n != nil && slices.ContainsFunc(ps, func(p *Problem) bool {
+		return p.Path == path && p.Line == n.line && p.Column == n.column
 	})
 }
 

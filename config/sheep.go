@@ -111,15 +111,15 @@ func (ch *checker) types(types map[string]CheckSheep) {
 		case ok:
 			// What is known already is not said again in a sheep type's words.
 			for _, p := range fromDriver(check(ch.Config, s), s.section, s.path) {
-				if p.Path == s.path || !ch.problems.hold(p) {
+				if p.Path == s.path || !ch.problems.cover(&node{line: p.Line, column: p.Column}, p.Path) {
 					ch.problems = append(ch.problems, p)
 				}
 			}
 		case n == nil:
 			ch.wrong(s.section, path, "required key is missing; %s", suggest("", known))
-		case !ch.problems.cover(path) && n.referred:
+		case !ch.problems.cover(n, path) && n.referred:
 			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest("", known))
-		case !ch.problems.cover(path):
+		case !ch.problems.cover(n, path):
 			ch.wrong(n, path, "%s is no known type of sheep; %s", n.shown(), suggest(s.Type, known))
 		}
 	}
