@@ -1,11 +1,9 @@
 package config
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -118,7 +116,8 @@ func (ch *checker) api() {
 	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
 }
 
-var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$`)
+// Underscores are in no host name by the book, but in those of many a container.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?$`)
 
 func validHost(s string) bool {
 	_, err := netip.ParseAddr(s)
@@ -238,140 +237,4 @@ func (ch *checker) word(path, value string, known []string) {
 		value = "" // nothing is near a value that is not to be shown
 	}
 	ch.wrong(n, path, "%s is not known here; %s", n.shown(), suggest(value, known))
-}
-
-// paths checks that each directory is there or could be made, and that nothing
-// that has to stay lies in a directory that is cleaned.
-func (ch *checker) paths() {
-	type place struct {
-		key, path string
-		file      bool
-	}
-	places := []place{{"data_root", ch.DataRoot, false}, {"state_dir", ch.StateDir, false}, {"ledger.path", ch.Ledger.Path, true}}
-	if ch.embedded() {
-		places = append(places, place{"storage.path", ch.Storage.Path, false})
-	}
-	for _, p := range places {
-		if n := ch.at(p.key); n != nil {
-			ch.notEmpty(p.key, n.text == "")
-		}
-		if p.path == "" {
-			if p.key == "state_dir" && ch.DataRoot != "" && ch.at(p.key) == nil {
-				ch.wrong(ch.near(p.key), p.key, "has no default because HOME is not set; set it, or state_dir")
-			}
-			continue
-		}
-		problem := impossible(p.path, p.file)
-		if name := ch.cleaned(p.path); name != "" && problem == "" && p.key != "data_root" {
-			problem = fmt.Sprintf("lies in data_root/%s, which is cleaned at start-up; expected a place outside of it", name)
-		}
-		switch {
-		case problem == "":
-		case ch.at(p.key) != nil:
-			ch.reject(p.key, problem)
-		case ch.overridden[p.key]:
-			ch.wrong(ch.near(p.key), p.key, "%s given on the command line: %s", show(p.path), problem)
-		case !ch.bad("state_dir") && !ch.bad("data_root"): // which defaults follow
-			ch.wrong(ch.near(p.key), p.key, "its default %s: %s; set %s", show(p.path), problem, p.key)
-		}
-	}
-}
-
-// cleaned returns the sheep in whose directory a path lies.
-func (ch *checker) cleaned(path string) string {
-	if ch.DataRoot == "" {
-		return ""
-	}
-	path = ch.resolve(path)
-	for _, s := range ch.Sheep {
-		rel, err := filepath.Rel(ch.resolve(s.Dir(ch.DataRoot)), path)
-		if err == nil && filepath.IsLocal(rel) {
-			return s.Name
-		}
-	}
-	return ""
-}
-
-// ports checks the ports of sheep, and that no port is given twice.
-func (ch *checker) ports() {
-	type listener struct {
-		path  string
-		port  int
-		n     *node
-		extra string
-	}
-	var all []listener
-	api := listener{path: "api.port", port: ch.API.Port, n: ch.at("api.port")}
-	switch {
-	case ch.overridden["api.port"]:
-		api.extra = ", by the command line"
-	case api.n == nil:
-		api.extra = ", by default"
-	}
-	all = append(all, api)
-	if ch.embedded() {
-		if _, port, err := net.SplitHostPort(ch.Storage.Listen); err == nil {
-			l := listener{path: "storage.listen", n: ch.at("storage.listen")}
-			if l.n == nil {
-				l.extra = ", by default"
-			}
-			l.port, _ = strconv.Atoi(port)
-			all = append(all, l)
-		}
-	}
-	for _, s := range ch.Sheep {
-		path := s.path + ".port"
-		n := s.section.get("port")
-		if n == nil {
-			continue
-		}
-		if !validPort(s.Port) && !ch.problems.cover(n, path) {
-			ch.wrong(n, path, "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
-		}
-		all = append(all, listener{path: path, port: s.Port, n: n})
-	}
-	// A port belongs to whom the file gives it first; defaults come before.
-	slices.SortStableFunc(all, func(a, b listener) int {
-		if a.n == nil || b.n == nil {
-			return boolCompare(a.n != nil, b.n != nil)
-		}
-		if a.n.line != b.n.line {
-			return a.n.line - b.n.line
-		}
-		return a.n.column - b.n.column
-	})
-	taken := map[int]listener{}
-	for _, l := range all {
-		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.n, l.path) {
-			continue
-		}
-		first, ok := taken[l.port]
-		if !ok {
-			taken[l.port] = l
-			continue
-		}
-		owner := first.path + first.extra
-		if first.n != nil {
-			owner = fmt.Sprintf("%s in line %d", first.path, first.n.line)
-		}
-		n := l.n
-		if n == nil {
-			n = ch.near(l.path)
-		}
-		number := strconv.Itoa(l.port)
-		if n.referred || first.n != nil && first.n.referred {
-			number = "this"
-		}
-		ch.wrong(n, l.path, "duplicate port: %s is taken by %s; choose another", number, owner)
-	}
-}
-
-func boolCompare(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
 }

@@ -1,8 +1,8 @@
 package config
 
 import (
-	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -17,10 +17,10 @@ var (
 // what is wrong with them.
 func expand(text string, lookup func(string) (string, bool)) (expanded string, referred bool, wrong []string) {
 	seen := map[string]bool{}
-	complain := func(variable, format string) {
+	complain := func(variable, problem string) {
 		if !seen[variable] {
 			seen[variable] = true
-			wrong = append(wrong, fmt.Sprintf(format, variable))
+			wrong = append(wrong, problem+" (to mean the characters as they are, use single quotes)")
 		}
 	}
 	expanded = reference.ReplaceAllStringFunc(text, func(ref string) string {
@@ -30,14 +30,13 @@ func expand(text string, lookup func(string) (string, bool)) (expanded string, r
 			variable = variable[1 : len(variable)-1]
 		}
 		if !name.MatchString(variable) {
-			complain(variable, "${%s} is no valid reference to an environment variable; "+
-				"expected capital letters, digits and underscores, no digit first (to mean the characters as they are, use single quotes)")
+			complain(variable, strconv.Quote(clip(ref))+" is no valid reference to an environment variable; "+
+				"expected capital letters, digits and underscores, no digit first")
 			return ""
 		}
 		value, ok := lookup(variable)
 		if !ok {
-			complain(variable, "environment variable %s is not set; "+
-				"set it where the daemon is started (to mean the characters as they are, use single quotes)")
+			complain(variable, "environment variable "+variable+" is not set; set it where the daemon is started")
 		}
 		return value
 	})

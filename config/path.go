@@ -11,6 +11,58 @@ import (
 	"syscall"
 )
 
+// paths checks that each directory is there or could be made, and that nothing
+// that has to stay lies in a directory that is cleaned.
+func (ch *checker) paths() {
+	type place struct {
+		key, path string
+		file      bool
+	}
+	places := []place{{"data_root", ch.DataRoot, false}, {"state_dir", ch.StateDir, false}, {"ledger.path", ch.Ledger.Path, true}}
+	if ch.embedded() {
+		places = append(places, place{"storage.path", ch.Storage.Path, false})
+	}
+	for _, p := range places {
+		if n := ch.at(p.key); n != nil {
+			ch.notEmpty(p.key, n.text == "")
+		}
+		if p.path == "" {
+			if p.key == "state_dir" && ch.DataRoot != "" && ch.at(p.key) == nil {
+				ch.wrong(ch.near(p.key), p.key, "has no default because HOME is not set; set it, or state_dir")
+			}
+			continue
+		}
+		problem := impossible(p.path, p.file)
+		if name := ch.cleaned(p.path); name != "" && problem == "" && p.key != "data_root" {
+			problem = fmt.Sprintf("lies in data_root/%s, which is cleaned at start-up; expected a place outside of it", name)
+		}
+		switch {
+		case problem == "":
+		case ch.at(p.key) != nil:
+			ch.reject(p.key, problem)
+		case ch.overridden[p.key]:
+			ch.wrong(ch.near(p.key), p.key, "%s given on the command line: %s", show(p.path), problem)
+		case !ch.bad("state_dir") && !ch.bad("data_root"): // which defaults follow
+			ch.wrong(ch.near(p.key), p.key, "its default %s: %s; set %s", show(p.path), problem, p.key)
+		}
+	}
+}
+
+// cleaned returns the sheep in whose directory a path lies.
+func (ch *checker) cleaned(path string) string {
+	if ch.DataRoot == "" {
+		return ""
+	}
+	path = ch.resolve(path)
+	for _, s := range ch.Sheep {
+		rel, err := filepath.Rel(ch.resolve(s.Dir(ch.DataRoot)), path)
+		if err == nil && filepath.IsLocal(rel) {
+			return s.Name
+		}
+	}
+	return ""
+}
+
 // impossible says why a directory (or file) can neither be there nor be made;
 // it makes nothing. What only the daemon's user may look at is given the
 // benefit of the doubt.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 
@@ -29,7 +31,11 @@ type Problem struct {
 // Error is "FILE:LINE:COLUMN: PATH: TEXT".
 func (p *Problem) Error() string {
 	at := fmt.Sprintf("%s:%d:%d: ", p.File, p.Line, p.Column)
-	if p.Path != "" {
+	switch {
+	case p.Path == "":
+	case strings.ContainsFunc(p.Path, func(r rune) bool { return !unicode.IsPrint(r) }):
+		at += strconv.Quote(p.Path) + ": "
+	default:
 		at += p.Path + ": "
 	}
 	return at + p.Text

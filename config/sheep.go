@@ -85,6 +85,9 @@ func (ch *checker) sheep(file string, flock *node) {
 		s := Sheep{Name: e.key, path: "sheep." + e.key, file: file, section: &section}
 		ch.common(&s, "type", &s.Type)
 		ch.common(&s, "port", &s.Port)
+		if n := section.get("port"); !validPort(s.Port) {
+			ch.wrong(n, s.path+".port", "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
+		}
 		ch.Sheep = append(ch.Sheep, s)
 	}
 	slices.SortFunc(ch.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })

@@ -1,0 +1,76 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+)
+
+// listener is something that will listen on a port.
+type listener struct {
+	path string
+	port int
+	n    *node // its value in the file, nil when it is not from there
+	// origin says where a value that is not in the file comes from.
+	origin string
+}
+
+// ports checks that no port is given twice.
+func (ch *checker) ports() {
+	taken := map[int]listener{}
+	for _, l := range ch.listeners() {
+		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.n, l.path) {
+			continue
+		}
+		first, ok := taken[l.port]
+		if !ok {
+			taken[l.port] = l
+			continue
+		}
+		where, number, owner := l.n, strconv.Itoa(l.port), first.path+first.origin
+		if first.n != nil {
+			owner = fmt.Sprintf("%s in line %d", first.path, first.n.line)
+		}
+		if where == nil {
+			where = ch.near(l.path)
+		}
+		if where.referred {
+			number = where.shown()
+		}
+		ch.wrong(where, l.path, "duplicate port: %s is taken by %s; choose another", number, owner)
+	}
+}
+
+// listeners returns who listens, in the order in which a port belongs to them:
+// defaults and the command line first, the rest as it stands in the file.
+func (ch *checker) listeners() []listener {
+	api := listener{path: "api.port", port: ch.API.Port, n: ch.at("api.port"), origin: ", by default"}
+	if ch.overridden["api.port"] {
+		api.origin = ", by the command line"
+	}
+	all := []listener{api}
+	if _, port, err := net.SplitHostPort(ch.Storage.Listen); err == nil && ch.embedded() {
+		if p, err := strconv.Atoi(port); err == nil {
+			all = append(all, listener{path: "storage.listen", port: p, n: ch.at("storage.listen"), origin: ", by default"})
+		}
+	}
+	for _, s := range ch.Sheep {
+		if n := s.section.get("port"); n != nil {
+			all = append(all, listener{path: s.path + ".port", port: s.Port, n: n})
+		}
+	}
+	position := func(l listener) (line, column int) {
+		if l.n == nil {
+			return 0, 0
+		}
+		return l.n.line, l.n.column
+	}
+	slices.SortStableFunc(all, func(a, b listener) int {
+		aLine, aColumn := position(a)
+		bLine, bColumn := position(b)
+		return cmp.Or(cmp.Compare(aLine, bLine), cmp.Compare(aColumn, bColumn))
+	})
+	return all
+}
