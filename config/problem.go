@@ -85,6 +85,12 @@ func (ps Problems) cover(n *node, path string) bool {
 func (ps Problems) inOrder(file string) Problems {
 	for _, p := range ps {
 		p.File = file
+		// What is written below a secret, keys included, may be the secret.
+		for _, secret := range []string{"registry.password", "storage.secret_key"} {
+			if below, ok := strings.CutPrefix(p.Path, secret); ok && below != "" && (below[0] == '.' || below[0] == '[') {
+				p.Path = secret
+			}
+		}
 	}
 	slices.SortStableFunc(ps, func(a, b *Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
