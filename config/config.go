@@ -9,9 +9,9 @@
 //	        references to the           by yaml tags         ports, names,
 //	        environment                                      the sheep types
 //
-// Every step goes on after an error and collects Problems; no step prints a
-// value that is a Secret or came from the environment. Reading changes nothing
-// on the machine: no directory is made, no port opened.
+// Every step goes on after an error and collects Problems. No step prints a
+// Secret; of values that came from the environment, paths at most are shown.
+// Reading changes nothing on the machine: no directory is made, no port opened.
 //
 // What each key means, and its default, is written in docs/configuration.md.
 package config
