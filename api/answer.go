@@ -1,0 +1,126 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+)
+
+const jsonType = "application/json; charset=utf-8"
+
+// answer writes value as the JSON body of an answer. State changes by the
+// moment, so nothing may keep it.
+func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, value any) {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		s.log.ErrorContext(r.Context(), "cannot write an answer as JSON", "path", r.URL.Path, "error", err)
+		status = http.StatusInternalServerError
+		body.Reset()
+		fmt.Fprintf(&body, "{\"message\":%q}\n", internalMessage)
+	}
+	h := w.Header()
+	h.Set("Content-Type", jsonType)
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	//nolint:errcheck // a client that has left cannot be told
+	w.Write(body.Bytes())
+}
+
+// response remembers what was answered.
+type response struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (w *response) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// guard answers a handler's panic as an internal error and writes the access
+// log.
+func (s *server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := &response{ResponseWriter: rw}
+		begin := time.Now()
+		defer func() {
+			reason := recover()
+			if reason != nil && reason != http.ErrAbortHandler {
+				s.log.ErrorContext(r.Context(), "panic while answering", "method", r.Method, "path", r.URL.Path,
+					"error", fmt.Sprint(reason), "stack", string(debug.Stack()))
+				if w.status == 0 {
+					s.answer(w, r, http.StatusInternalServerError, Error{Message: internalMessage})
+					reason = nil
+				} else {
+					reason = http.ErrAbortHandler // half an answer is worse than a broken connection
+				}
+			}
+			if s.log.Enabled(r.Context(), slog.LevelDebug) {
+				s.log.LogAttrs(r.Context(), slog.LevelDebug, "request",
+					slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", w.status),
+					slog.Int64("bytes", w.bytes), slog.Duration("duration", time.Since(begin)), slog.String("client", r.RemoteAddr))
+			}
+			if reason != nil {
+				panic(reason)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// exposed are the headers that a page from another origin may read beyond the
+// few that browsers always show.
+const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After"
+
+// crossOrigin lets pages of any origin call, with credentials and any header,
+// and answers browsers that ask beforehand.
+func (s *server) crossOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin := r.Header.Get("Origin")
+		h := w.Header()
+		h.Add("Vary", "Origin")
+		if origin == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h.Set("Access-Control-Allow-Origin", origin)
+		h.Set("Access-Control-Allow-Credentials", "true")
+		method := r.Header.Get("Access-Control-Request-Method")
+		if r.Method != http.MethodOptions || method == "" {
+			h.Set("Access-Control-Expose-Headers", exposed)
+			next.ServeHTTP(w, r)
+			return
+		}
+		h.Add("Vary", "Access-Control-Request-Method")
+		h.Add("Vary", "Access-Control-Request-Headers")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS")
+		if wanted := r.Header.Get("Access-Control-Request-Headers"); wanted != "" {
+			h.Set("Access-Control-Allow-Headers", wanted)
+		}
+		h.Set("Access-Control-Max-Age", "86400")
+		w.WriteHeader(http.StatusNoContent)
+	})
+}

@@ -1,0 +1,123 @@
+// Package api serves shepherd's REST API. The contract is openapi.yaml; the
+// server interface and the types of its answers in api.gen.go are generated
+// from it, and tests hold every answer against it. Routes of the original
+// shepherd keep its shapes and its error texts to the letter.
+//
+// The package knows jobs only through [Service]: it reads requests, turns
+// errors into answers and streams files, and decides nothing about jobs.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+//go:generate go tool oapi-codegen -config oapi-codegen.yaml openapi.yaml
+//go:generate go run ./internal/specjson openapi.yaml spec.json
+
+// Service is what the API serves. All methods are called by many goroutines at
+// once and return soon after ctx ends.
+//
+// Beyond the errors named below, a method returns errors classed with
+// github.com/containerd/errdefs: Unavailable says that storage or the ledger
+// cannot be reached. An error without a class is a fault of the daemon's and is
+// answered as one.
+type Service interface {
+	// Submit accepts a job; when it returns nil the job is durable. It returns
+	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use)
+	// and job.ErrDraining.
+	Submit(ctx context.Context, r job.Request) error
+
+	// Job is the job's present state, or *job.UnknownJob.
+	Job(ctx context.Context, id job.ID) (job.Status, error)
+
+	// Wait blocks until the job has ended and returns its final state. It
+	// returns ctx's error when that ends first, and *job.UnknownJob.
+	Wait(ctx context.Context, id job.ID) (job.Status, error)
+
+	// Input opens one of the job's inputs, or a part of it; the caller closes
+	// its Body. A part that reaches beyond the end is cut, a suffix longer than
+	// the file is the whole file. It returns *job.UnknownJob, job.ErrNoFile and
+	// job.ErrRange (no byte of the part is in the file).
+	Input(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+	// Output is Input for the job's results. It returns job.ErrNotReady as long
+	// as the job has not ended, and *job.Failure with the client's message when
+	// it ended without a result: failed or cancelled.
+	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+	// Cancel ends a job that has not ended. It returns *job.UnknownJob and
+	// job.ErrEnded.
+	Cancel(ctx context.Context, id job.ID) error
+
+	// Sheep is every configured sheep.
+	Sheep(ctx context.Context) []job.Sheep
+
+	// Checks is the state of everything the daemon depends on, each by its
+	// name.
+	Checks(ctx context.Context) []job.Check
+}
+
+// Defaults of a Config.
+const (
+	DefaultMaxBody = 64 << 20
+	DefaultMaxWait = 24 * time.Hour
+)
+
+// Config is what a handler is made of. Only Service is required.
+type Config struct {
+	Service Service
+	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
+	// start-job request is held in memory whole, and its payload is part of it.
+	MaxBody int64
+	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
+	MaxWait time.Duration
+	// Debug tells clients what they otherwise never see: runners' tracebacks
+	// and the causes of the daemon's own errors.
+	Debug bool
+	// Version and Commit are what /version answers.
+	Version, Commit string
+	// Log receives the daemon's own errors and, at debug level, every request.
+	// Nil discards them.
+	Log *slog.Logger
+}
+
+// New returns the handler of all routes. Long waits and long downloads lift the
+// http.Server's read and write timeouts for themselves. When the contexts of
+// requests are cancelled with job.ErrDraining as their cause, waiting clients
+// are told so.
+func New(c Config) http.Handler {
+	s := &server{
+		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
+		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
+	}
+	if s.maxBody <= 0 {
+		s.maxBody = DefaultMaxBody
+	}
+	if s.maxWait <= 0 {
+		s.maxWait = DefaultMaxWait
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s.guard(s.crossOrigin(s.routes()))
+}
+
+// server implements the generated ServerInterface.
+type server struct {
+	service Service
+	maxBody int64
+	maxWait time.Duration
+	debug   bool
+	version Version
+	log     *slog.Logger
+
+	documents documents
+}
+
+var _ ServerInterface = (*server)(nil)

@@ -1,0 +1,82 @@
+package api
+
+import (
+	"cmp"
+	"log/slog"
+	"net/http"
+	"slices"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// GetStatus answers GET /status, in exactly the original's shape.
+func (s *server) GetStatus(w http.ResponseWriter, r *http.Request) {
+	answer := Status{Sheep: map[string]SheepStatus{}}
+	for _, sheep := range s.service.Sheep(r.Context()) {
+		answer.Sheep[sheep.Name] = SheepStatus{Running: sheep.Running, Model: modelOf(sheep), Request: orNull(string(sheep.Job))}
+	}
+	s.answer(w, r, http.StatusOK, answer)
+}
+
+// ListSheep answers GET /sheep.
+func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
+	answer := SheepList{Sheep: []Sheep{}}
+	for _, sheep := range s.service.Sheep(r.Context()) {
+		answer.Sheep = append(answer.Sheep, Sheep{
+			Name: sheep.Name, Type: sheep.Type, Running: sheep.Running, Model: modelOf(sheep),
+			Job: orNull(string(sheep.Job)), Detail: orNull(sheep.Detail),
+		})
+	}
+	slices.SortFunc(answer.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
+	s.answer(w, r, http.StatusOK, answer)
+}
+
+// modelOf is null twice for a sheep without a model; a model's version may be
+// empty.
+func modelOf(sheep job.Sheep) Model {
+	if sheep.Model.IsZero() {
+		return Model{}
+	}
+	return Model{Name: &sheep.Model.Name, Version: &sheep.Model.Version}
+}
+
+func orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// GetHealth answers GET /healthz: whoever can answer is alive.
+func (s *server) GetHealth(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, http.StatusOK, Health{Alive: true})
+}
+
+// GetReadiness answers GET /readyz. What a probe finds is logged at debug level
+// only: probes come every few seconds, and the parts log their own outages.
+func (s *server) GetReadiness(w http.ResponseWriter, r *http.Request) {
+	answer := Readiness{Ready: true, Checks: map[string]Check{}}
+	status := http.StatusOK
+	for _, check := range s.service.Checks(r.Context()) {
+		if check.Err == nil {
+			answer.Checks[check.Name] = Check{Ready: true}
+			continue
+		}
+		s.log.LogAttrs(r.Context(), slog.LevelDebug, "not ready", slog.String("check", check.Name), slog.Any("error", check.Err))
+		_, message := classify(check.Err)
+		if s.debug {
+			message = check.Err.Error()
+		}
+		answer.Checks[check.Name] = Check{Message: &message}
+		answer.Ready, status = false, http.StatusServiceUnavailable
+	}
+	if !answer.Ready {
+		w.Header().Set("Retry-After", "5")
+	}
+	s.answer(w, r, status, answer)
+}
+
+// GetVersion answers GET /version.
+func (s *server) GetVersion(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, http.StatusOK, s.version)
+}

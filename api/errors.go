@@ -1,0 +1,135 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Errors that arise in this package.
+var (
+	errNoRoute      = errors.New("There is nothing at this address; /ui shows what there is") //nolint:staticcheck // shown to clients
+	errMethod       = errors.New("This address does not know this method")                    //nolint:staticcheck // shown to clients
+	errPrecondition = errors.New("The file is not the one this request asks for")             //nolint:staticcheck // shown to clients
+	errStillRunning = errors.New("The job has not ended yet; wait again")                     //nolint:staticcheck // shown to clients
+)
+
+// statusClientGone is what the access log shows for a request whose client has
+// left; nobody receives it.
+const statusClientGone = 499
+
+// class says how one kind of error is answered.
+type class struct {
+	status int
+	// match returns what the client is told. Only errors made for clients speak
+	// for themselves, without the context they were wrapped in.
+	match func(error) (message string, ok bool)
+	// ours marks errors that are the daemon's or its surroundings': they are
+	// logged, and only Debug tells clients their cause.
+	ours bool
+	// retryAfter, in seconds, is sent when not 0.
+	retryAfter int
+}
+
+// classes is the one table from errors to HTTP. The first match counts; what
+// matches nothing is an internal error.
+var classes = []class{
+	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
+	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
+	{status: http.StatusBadRequest, match: as[*job.Invalid]},
+	{status: http.StatusInternalServerError, match: as[*job.Failure]}, // the original's answer for the result of a failed job
+	{status: http.StatusRequestEntityTooLarge, match: tooLarge},
+	{status: http.StatusConflict, match: is(job.ErrSubmitted)},
+	{status: http.StatusConflict, match: is(job.ErrEnded)},
+	{status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
+	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
+	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
+	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
+	{status: http.StatusNotFound, match: is(errNoRoute)},
+	{status: http.StatusMethodNotAllowed, match: is(errMethod)},
+	{status: http.StatusPreconditionFailed, match: is(errPrecondition)},
+	{status: http.StatusServiceUnavailable, match: is(errStillRunning), retryAfter: 1},
+
+	{status: statusClientGone, match: of(errdefs.IsCanceled, "The request was given up")},
+	{status: http.StatusBadRequest, match: of(errdefs.IsInvalidArgument, "The request cannot be accepted"), ours: true},
+	{status: http.StatusNotFound, match: of(errdefs.IsNotFound, "What the request asks for does not exist"), ours: true},
+	{status: http.StatusConflict, match: of(errdefs.IsAlreadyExists, "What the request would make is there already"), ours: true},
+	{status: http.StatusConflict, match: of(errdefs.IsConflict, "The request conflicts with another one; try again"), ours: true},
+	{status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the present state"), ours: true},
+	{status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has run out of room for this; try again later"), ours: true, retryAfter: 30},
+	{status: http.StatusServiceUnavailable, match: of(errdefs.IsDeadlineExceeded, "A service that shepherd depends on takes too long; try again later"), ours: true, retryAfter: 5},
+	{status: http.StatusServiceUnavailable, match: of(errdefs.IsUnavailable, "A service that shepherd depends on is not reachable; try again later"), ours: true, retryAfter: 5},
+}
+
+var internal = class{status: http.StatusInternalServerError, ours: true}
+
+const internalMessage = "Internal server error"
+
+// classify finds err's class and what its client is told.
+func classify(err error) (class, string) {
+	for _, c := range classes {
+		if message, ok := c.match(err); ok {
+			return c, message
+		}
+	}
+	return internal, internalMessage
+}
+
+// is matches one error value and lets it speak.
+func is(target error) func(error) (string, bool) {
+	return func(err error) (string, bool) { return target.Error(), errors.Is(err, target) }
+}
+
+// as matches one type of error and lets it speak.
+func as[E error](err error) (string, bool) {
+	var target E
+	if !errors.As(err, &target) {
+		return "", false
+	}
+	return target.Error(), true
+}
+
+// of matches a class of errors and speaks for it.
+func of(belongs func(error) bool, message string) func(error) (string, bool) {
+	return func(err error) (string, bool) { return message, belongs(err) }
+}
+
+func tooLarge(err error) (string, bool) {
+	var target *http.MaxBytesError
+	if !errors.As(err, &target) {
+		return "", false
+	}
+	return fmt.Sprintf("The body is larger than %d bytes, the most that is accepted; put large inputs into storage and start the job without a payload", target.Limit), true
+}
+
+// fail answers r with err.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		err = context.Cause(r.Context()) // the client left, or the daemon is going and says so
+	}
+	c, message := classify(err)
+	body := Error{Message: message}
+	if c.ours {
+		level := slog.LevelWarn
+		if c.status == http.StatusInternalServerError {
+			level = slog.LevelError
+		}
+		s.log.LogAttrs(r.Context(), level, "request failed",
+			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.Any("error", err))
+		if s.debug {
+			detail := err.Error()
+			body.Detail = &detail
+		}
+	}
+	if c.retryAfter != 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(c.retryAfter))
+	}
+	s.answer(w, r, c.status, body)
+}

@@ -1,0 +1,180 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// stall is how long a client may take none of the bytes it asked for before its
+// connection is given up: a stopped reader must not keep a file open for ever.
+const stall = 5 * time.Minute
+
+// longestName is the longest file name there can be, in bytes: that of an S3
+// object.
+const longestName = 1024
+
+// GetResult answers GET /jobs/{job_id}/result.
+func (s *server) GetResult(w http.ResponseWriter, r *http.Request, rawID string) {
+	s.file(w, r, rawID, job.DefaultOutput, s.service.Output)
+}
+
+// GetResultFile answers GET /jobs/{job_id}/result/{file}.
+func (s *server) GetResultFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
+	s.file(w, r, rawID, file, s.service.Output)
+}
+
+// GetInput answers GET /jobs/{job_id}/input.
+func (s *server) GetInput(w http.ResponseWriter, r *http.Request, rawID string) {
+	s.file(w, r, rawID, job.DefaultInput, s.service.Input)
+}
+
+// GetInputFile answers GET /jobs/{job_id}/input/{file}.
+func (s *server) GetInputFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
+	s.file(w, r, rawID, file, s.service.Input)
+}
+
+// opener is Service.Input or Service.Output.
+type opener func(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+func (s *server) file(w http.ResponseWriter, r *http.Request, rawID, rawName string, open opener) {
+	id, err := jobID(rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	name, ok := fileName(rawName)
+	if !ok {
+		// The job's own errors come first, as with a name that could be there.
+		if _, err = s.service.Job(r.Context(), id); err == nil {
+			err = job.ErrNoFile
+		}
+		s.fail(w, r, err)
+		return
+	}
+
+	asked, err := openFile(r, id, name, open)
+	switch {
+	case errors.Is(err, job.ErrNotReady):
+		s.answer(w, r, http.StatusAccepted, Ready{Ready: false})
+		return
+	case err != nil:
+		s.fail(w, r, err)
+		return
+	}
+	//nolint:errcheck // read to its end or given up; closing tells nothing more
+	defer asked.Body.Close()
+
+	h := w.Header()
+	setValidators(h, asked.File)
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("Cache-Control", "no-cache") // a job may be run again: keep, but ask
+	switch asked.status {
+	case http.StatusNotModified:
+		w.WriteHeader(asked.status)
+		return
+	case http.StatusPreconditionFailed:
+		s.fail(w, r, errPrecondition)
+		return
+	case http.StatusRequestedRangeNotSatisfiable:
+		h.Set("Content-Range", fmt.Sprintf("bytes */%d", asked.Size))
+		s.fail(w, r, job.ErrRange)
+		return
+	case http.StatusPartialContent:
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", asked.Offset, asked.Offset+asked.Length-1, asked.Size))
+	}
+	h.Set("Content-Type", typeByName(name))
+	h.Set("X-Content-Type-Options", "nosniff")
+	s.stream(w, r, asked)
+}
+
+// fileName decodes a file's name from a path. It refuses names that no file of
+// a job can have, among them all that would lead out of the job's place.
+func fileName(raw string) (string, bool) {
+	name, err := url.PathUnescape(raw)
+	if err != nil || len(name) > longestName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+		return "", false
+	}
+	for element := range strings.SplitSeq(name, "/") {
+		if element == "" || element == "." || element == ".." {
+			return "", false
+		}
+	}
+	return name, true
+}
+
+// buffers lend what files are copied through.
+var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
+// stream sends asked's bytes. Headers go out with the first of them, so that
+// storage that fails at once is still answered as an error.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile) {
+	w.Header().Set("Content-Length", strconv.FormatInt(asked.Length, 10))
+	if r.Method == http.MethodHead {
+		w.WriteHeader(asked.status)
+		return
+	}
+	unbounded(w)
+	buffer := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buffer)
+	control := http.NewResponseController(w)
+	body := io.LimitReader(asked.Body, asked.Length)
+
+	for sent := int64(0); ; {
+		n, err := io.ReadFull(body, buffer[:min(int64(len(buffer)), max(asked.Length-sent, 1))])
+		ended := err == io.EOF || err == io.ErrUnexpectedEOF
+		if ended && sent+int64(n) < asked.Length {
+			err = fmt.Errorf("%w: the file ended after %d of %d bytes", io.ErrUnexpectedEOF, sent+int64(n), asked.Length)
+		} else if ended {
+			err = nil
+		}
+		if err != nil {
+			s.breakOff(w, r, err, sent)
+			return
+		}
+		if sent == 0 {
+			w.WriteHeader(asked.status)
+		}
+		//nolint:errcheck // a writer without deadlines cannot be guarded
+		control.SetWriteDeadline(time.Now().Add(stall))
+		if _, err := w.Write(buffer[:n]); err != nil {
+			return // the client has left
+		}
+		if sent += int64(n); sent == asked.Length {
+			break
+		}
+	}
+	//nolint:errcheck // the client has left, or has it all
+	control.Flush()
+	//nolint:errcheck // as above
+	control.SetWriteDeadline(time.Time{}) // the connection's next request is another matter
+}
+
+// breakOff ends an answer whose file cannot be read to its end: as an error
+// while that is still possible, later by breaking the connection, because the
+// client must not take what it has for the whole.
+func (s *server) breakOff(w http.ResponseWriter, r *http.Request, err error, sent int64) {
+	err = fmt.Errorf("read the file after %d bytes: %w", sent, err)
+	if sent == 0 {
+		h := w.Header()
+		for _, name := range []string{"Etag", "Last-Modified", "Accept-Ranges", "Content-Range"} {
+			h.Del(name)
+		}
+		s.fail(w, r, err)
+		return
+	}
+	if r.Context().Err() == nil {
+		s.log.ErrorContext(r.Context(), "download broken off", "method", r.Method, "path", r.URL.Path, "error", err)
+	}
+	panic(http.ErrAbortHandler)
+}

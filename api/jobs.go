@@ -1,0 +1,176 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// StartJob answers POST /start-job. Any Content-Type will do: clients that
+// forget it send JSON all the same.
+func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
+	body, err := readBody(w, r, s.maxBody)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	request, err := decodeStartJob(body)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if err := s.service.Submit(r.Context(), request); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// GetJobStatus answers GET /jobs/{job_id}/status.
+func (s *server) GetJobStatus(w http.ResponseWriter, r *http.Request, rawID string) {
+	if status, ok := s.job(w, r, rawID); ok {
+		s.answer(w, r, http.StatusOK, s.visible(status))
+	}
+}
+
+// GetJobReady answers GET /jobs/{job_id}/ready.
+func (s *server) GetJobReady(w http.ResponseWriter, r *http.Request, rawID string) {
+	if status, ok := s.job(w, r, rawID); ok {
+		s.answer(w, r, http.StatusOK, Ready{Ready: status.State.Final()})
+	}
+}
+
+// job fetches the job that a request names, or answers why it cannot.
+func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.Status, bool) {
+	id, err := jobID(rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return job.Status{}, false
+	}
+	status, err := s.service.Job(r.Context(), id)
+	if err != nil {
+		s.fail(w, r, err)
+		return job.Status{}, false
+	}
+	return status, true
+}
+
+// WaitForJob answers GET /jobs/{job_id}/wait_ready.
+//
+// A client that names a timeout knows that it may pass, so it gets the status
+// as it is by then. The original's clients name none and take a 200 to mean
+// that the job has ended; when the server's bound passes first they get an
+// error they can see, and the request to wait again, rather than a 200 that
+// would let them take a running job for a finished one.
+func (s *server) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string, params WaitForJobParams) {
+	id, err := jobID(rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	limit := s.maxWait
+	if params.Timeout != nil {
+		asked, err := parseTimeout(*params.Timeout)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		limit = min(limit, asked)
+	}
+
+	status, err := s.wait(w, r, id, limit)
+	if err == nil && params.Timeout == nil && !status.State.Final() {
+		err = errStillRunning
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, s.visible(status))
+}
+
+// wait returns the job's final state, or its present one once limit has passed.
+func (s *server) wait(w http.ResponseWriter, r *http.Request, id job.ID, limit time.Duration) (job.Status, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	defer cancel()
+	unbounded(w)
+	status, err := s.service.Wait(ctx, id)
+	if err != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && r.Context().Err() == nil {
+		return s.service.Job(r.Context(), id)
+	}
+	return status, err
+}
+
+// unbounded lifts the http.Server's read and write timeouts from the rest of
+// this request: they are meant for requests that do not wait. net/http sets
+// them anew for the connection's next request.
+func unbounded(w http.ResponseWriter) {
+	control := http.NewResponseController(w)
+	//nolint:errcheck // a writer without deadlines has none to lift
+	control.SetReadDeadline(time.Time{})
+	//nolint:errcheck // likewise
+	control.SetWriteDeadline(time.Time{})
+}
+
+// CancelJob answers POST /jobs/{job_id}/cancel.
+func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := jobID(rawID)
+	if err == nil {
+		err = s.service.Cancel(r.Context(), id)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// visible is status without what clients see in debug mode only.
+func (s *server) visible(status job.Status) job.Status {
+	if s.debug || status.Failure == nil || status.Failure.Traceback == "" {
+		return status
+	}
+	failure := *status.Failure
+	failure.Traceback = ""
+	status.Failure = &failure
+	return status
+}
+
+// jobID decodes a job's id from a path. What cannot be an id is an id that no
+// job has.
+func jobID(raw string) (job.ID, error) {
+	text, err := url.PathUnescape(raw)
+	if err != nil {
+		return "", &job.UnknownJob{ID: raw}
+	}
+	id, err := job.ParseID(text)
+	if err != nil {
+		return "", &job.UnknownJob{ID: text}
+	}
+	return id, nil
+}
+
+// parseTimeout reads a time as seconds or as a Go duration. What is too long
+// for a duration is as long as one can be.
+func parseTimeout(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if seconds, notSeconds := strconv.ParseFloat(text, 64); notSeconds == nil && !math.IsNaN(seconds) {
+		d, err = time.Duration(math.MaxInt64), nil
+		if seconds < math.MaxInt64/float64(time.Second) {
+			d = time.Duration(seconds * float64(time.Second))
+		}
+		if seconds < 0 {
+			d = -1
+		}
+	}
+	if err != nil || d < 0 {
+		return 0, &job.Invalid{Field: "timeout", Problem: "must be a number of seconds such as 30 or 0.5, or a duration such as 1m30s, and not negative"}
+	}
+	return d, nil
+}

@@ -1,0 +1,265 @@
+package api
+
+import (
+	"errors"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// reader reads one JSON text value by value. Unlike encoding/json it refuses
+// invalid UTF-8 and lone surrogates instead of replacing them, tells its caller
+// of every member of an object, and decodes strings in place, so that a large
+// payload is in memory once. It reads what a start-job request can hold:
+// objects, strings, integers and null.
+type reader struct {
+	data []byte
+	pos  int
+}
+
+// document reads the whole text as one value.
+func (r *reader) document(value func() error) error {
+	if !utf8.Valid(r.data) {
+		return &job.Invalid{Field: "body", Problem: "not valid UTF-8"}
+	}
+	if r.space(); r.pos == len(r.data) {
+		return &job.Invalid{Field: "body", Problem: "is empty; a JSON object is expected"}
+	}
+	if err := value(); err != nil {
+		return err
+	}
+	if r.space(); r.pos < len(r.data) {
+		return invalidJSON(r.pos, "something follows the object")
+	}
+	return nil
+}
+
+// object reads an object and calls member with the full name of each of its
+// fields: path, a dot and the name, or the name alone where path is empty.
+// Member reads the field's value.
+func (r *reader) object(path string, member func(field string) error) error {
+	name := path
+	if path == "" {
+		name = "body"
+	}
+	if err := r.expect(name, "an object", '{'); err != nil {
+		return err
+	}
+	r.pos++
+	if r.space(); r.peek() == '}' {
+		r.pos++
+		return nil
+	}
+	for {
+		if r.space(); r.peek() != '"' {
+			return invalidJSON(r.pos, "the name of a field, in double quotes, is expected")
+		}
+		key, err := r.unquote()
+		if err != nil {
+			return err
+		}
+		if r.space(); r.peek() != ':' {
+			return invalidJSON(r.pos, "a colon is expected")
+		}
+		r.pos++
+		r.space()
+		field := string(key)
+		if path != "" {
+			field = path + "." + field
+		}
+		if err := member(field); err != nil {
+			return err
+		}
+		r.space()
+		switch r.peek() {
+		case ',':
+			r.pos++
+		case '}':
+			r.pos++
+			return nil
+		default:
+			return invalidJSON(r.pos, "a comma or the end of the object is expected")
+		}
+	}
+}
+
+// null reads a null, if there is one.
+func (r *reader) null() bool {
+	const word = "null"
+	if len(r.data)-r.pos < len(word) || string(r.data[r.pos:r.pos+len(word)]) != word {
+		return false
+	}
+	r.pos += len(word)
+	return true
+}
+
+// text reads the string that is field's value. It is never nil.
+func (r *reader) text(field string) ([]byte, error) {
+	if err := r.expect(field, "a string", '"'); err != nil {
+		return nil, err
+	}
+	return r.unquote()
+}
+
+// integer reads the whole number of 32 bits that is field's value.
+func (r *reader) integer(field string) (int32, error) {
+	if c := r.peek(); c != '-' && !digit(c) {
+		return 0, r.expect(field, "a whole number", '0')
+	}
+	start := r.pos
+	for c := r.peek(); digit(c) || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'; c = r.peek() {
+		r.pos++
+	}
+	number := string(r.data[start:r.pos])
+	digits := number
+	if digits[0] == '-' {
+		digits = digits[1:]
+	}
+	if len(digits) > 1 && digits[0] == '0' && digit(digits[1]) {
+		return 0, invalidJSON(start, "a number with a leading zero")
+	}
+	n, err := strconv.ParseInt(number, 10, 32)
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return 0, &job.Invalid{Field: field, Problem: "must lie between -2147483648 and 2147483647"}
+	case err != nil:
+		return 0, &job.Invalid{Field: field, Problem: "must be a whole number"}
+	}
+	return int32(n), nil
+}
+
+// expect checks that the next value begins as the wanted kind does.
+func (r *reader) expect(field, wanted string, first byte) error {
+	var found string
+	switch c := r.peek(); {
+	case c == first:
+		return nil
+	case c == '"':
+		found = "a string"
+	case c == '{':
+		found = "an object"
+	case c == '[':
+		found = "a list"
+	case c == '-' || digit(c):
+		found = "a number"
+	case r.word("true") || r.word("false"):
+		found = "a boolean"
+	case r.null():
+		return &job.Invalid{Field: field, Problem: "cannot be null"}
+	default:
+		return invalidJSON(r.pos, "a value is expected")
+	}
+	return &job.Invalid{Field: field, Problem: "must be " + wanted + ", not " + found}
+}
+
+func (r *reader) word(word string) bool {
+	return len(r.data)-r.pos >= len(word) && string(r.data[r.pos:r.pos+len(word)]) == word
+}
+
+// unquote reads a string and decodes it where it lies: what an escape stands
+// for is never longer than the escape.
+func (r *reader) unquote() ([]byte, error) {
+	r.pos++
+	start, end := r.pos, r.pos
+	for r.pos < len(r.data) {
+		c := r.data[r.pos]
+		switch {
+		case c == '"':
+			r.pos++
+			return r.data[start:end:end], nil
+		case c < ' ':
+			return nil, invalidJSON(r.pos, "a control character in a string")
+		case c != '\\':
+			r.data[end] = c
+			end++
+			r.pos++
+		default:
+			decoded, err := r.escape()
+			if err != nil {
+				return nil, err
+			}
+			end += utf8.EncodeRune(r.data[end:end+utf8.RuneLen(decoded)], decoded)
+		}
+	}
+	return nil, invalidJSON(r.pos, "a string without its closing quote")
+}
+
+// escape reads one escape sequence, or the two of a surrogate pair.
+func (r *reader) escape() (rune, error) {
+	at := r.pos
+	if at+1 == len(r.data) {
+		return 0, invalidJSON(at, "an incomplete escape sequence")
+	}
+	letter := r.data[at+1]
+	r.pos += 2
+	switch letter {
+	case '"', '\\', '/':
+		return rune(letter), nil
+	case 'b':
+		return '\b', nil
+	case 'f':
+		return '\f', nil
+	case 'n':
+		return '\n', nil
+	case 'r':
+		return '\r', nil
+	case 't':
+		return '\t', nil
+	case 'u':
+	default:
+		return 0, invalidJSON(at, "an unknown escape sequence")
+	}
+	unit, ok := r.hex()
+	if !ok {
+		return 0, invalidJSON(at, "an incomplete \\u escape")
+	}
+	if !utf16.IsSurrogate(unit) {
+		return unit, nil
+	}
+	if r.word(`\u`) {
+		r.pos += 2
+		if low, ok := r.hex(); ok {
+			if decoded := utf16.DecodeRune(unit, low); decoded != utf8.RuneError {
+				return decoded, nil
+			}
+		}
+	}
+	return 0, invalidJSON(at, "half a surrogate pair, which is no character")
+}
+
+// hex reads the four digits of a \u escape.
+func (r *reader) hex() (rune, bool) {
+	if len(r.data)-r.pos < 4 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(r.data[r.pos:r.pos+4]), 16, 16)
+	if err != nil {
+		return 0, false
+	}
+	r.pos += 4
+	return rune(n), true
+}
+
+func (r *reader) space() {
+	for r.pos < len(r.data) {
+		switch r.data[r.pos] {
+		case ' ', '\t', '\n', '\r':
+			r.pos++
+		default:
+			return
+		}
+	}
+}
+
+// peek is the next byte, 0 at the end; a 0 in the text is never valid where
+// peek is asked.
+func (r *reader) peek() byte {
+	if r.pos == len(r.data) {
+		return 0
+	}
+	return r.data[r.pos]
+}
+
+func digit(c byte) bool { return c >= '0' && c <= '9' }

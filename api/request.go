@@ -1,0 +1,175 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// trusted is how much memory a Content-Length alone may claim, in bytes.
+const trusted = 1 << 20
+
+// readBody reads a request's body of at most limit bytes. It returns
+// *http.MaxBytesError when there is more and *job.Invalid when it ends early.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	if r.ContentLength > limit {
+		return nil, &http.MaxBytesError{Limit: limit}
+	}
+	size := 512
+	if r.ContentLength > 0 {
+		size = int(min(r.ContentLength, trusted)) + 1 // one more to see the end without growing
+	}
+	body := make([]byte, 0, size)
+	from := http.MaxBytesReader(w, r.Body, limit)
+	for {
+		n, err := from.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		var tooLarge *http.MaxBytesError
+		switch {
+		case err == io.EOF:
+			return body, nil
+		case errors.As(err, &tooLarge):
+			return nil, err
+		case err != nil:
+			return nil, &job.Invalid{Field: "body", Problem: "ended before it was complete"}
+		}
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
+	}
+}
+
+// decodeStartJob reads the body of a start-job request. It is strict where a
+// lax reader would silently run something else than the client meant: unknown
+// and repeated fields, wrong types, trailing data and text that is not UTF-8
+// are refused with a *job.Invalid that names the field. The payload of the
+// request it returns is a part of body.
+func decodeStartJob(body []byte) (job.Request, error) {
+	var request job.Request
+	var id, name, version, sheep, payload text
+	var model, priority bool
+
+	in := &reader{data: body}
+	err := in.document(func() error {
+		return in.object("", func(field string) error {
+			switch field {
+			case "job_id":
+				return id.required(in, field)
+			case "sheep_id":
+				return sheep.optional(in, field)
+			case "payload":
+				return payload.optional(in, field)
+			case "priority":
+				if priority {
+					return twice(field)
+				}
+				priority = true
+				if in.null() {
+					return nil
+				}
+				n, err := in.integer(field)
+				request.Priority = int(n)
+				return err
+			case "model":
+				if model {
+					return twice(field)
+				}
+				model = true
+				return in.object(field, func(field string) error {
+					switch field {
+					case "model.name":
+						return name.required(in, field)
+					case "model.version":
+						return version.required(in, field)
+					}
+					return unknown(field)
+				})
+			}
+			return unknown(field)
+		})
+	})
+	if err != nil {
+		return job.Request{}, err
+	}
+	switch {
+	case !id.seen:
+		return job.Request{}, missing("job_id")
+	case !model:
+		return job.Request{}, missing("model")
+	case !name.seen:
+		return job.Request{}, missing("model.name")
+	case !version.seen:
+		return job.Request{}, missing("model.version")
+	}
+
+	request.ID, err = job.ParseID(string(id.value))
+	if err != nil {
+		return job.Request{}, &job.Invalid{Field: "job_id", Problem: err.Error()}
+	}
+	request.Model = job.Model{Name: string(name.value), Version: string(version.value)}
+	if err := (job.Model{Name: request.Model.Name}).Validate(); err != nil {
+		return job.Request{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
+	}
+	if err := request.Model.Validate(); err != nil {
+		return job.Request{}, &job.Invalid{Field: "model.version", Problem: err.Error()}
+	}
+	request.Sheep = string(sheep.value)
+	if sheep.value != nil && request.Sheep == "" {
+		return job.Request{}, &job.UnknownSheep{} // an empty name is not "any": null is
+	}
+	if len(payload.value) > 0 {
+		request.Payload = payload.value
+	}
+	return request, nil
+}
+
+// text is a string field of a request: whether it was seen, and its value, nil
+// for null.
+type text struct {
+	seen  bool
+	value []byte
+}
+
+func (t *text) required(in *reader, field string) error {
+	if in.null() {
+		return &job.Invalid{Field: field, Problem: "cannot be null"}
+	}
+	return t.optional(in, field)
+}
+
+func (t *text) optional(in *reader, field string) (err error) {
+	if t.seen {
+		return twice(field)
+	}
+	t.seen = true
+	if in.null() {
+		return nil
+	}
+	t.value, err = in.text(field)
+	return err
+}
+
+func missing(field string) error {
+	return &job.Invalid{Field: field, Problem: "this field is required"}
+}
+
+func twice(field string) error {
+	return &job.Invalid{Field: field, Problem: "this field is given twice"}
+}
+
+func unknown(field string) error {
+	const most = 100 // bytes of a name that are worth repeating
+	if len(field) > most {
+		field = strings.ToValidUTF8(field[:most], "") + "…"
+	}
+	return &job.Invalid{Field: field, Problem: "this field is not known"}
+}
+
+// invalidJSON says where a body stops being JSON.
+func invalidJSON(at int, format string, args ...any) error {
+	return &job.Invalid{Field: "body", Problem: fmt.Sprintf("not valid JSON at byte %d: %s", at, fmt.Sprintf(format, args...))}
+}

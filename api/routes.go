@@ -1,0 +1,95 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+
+	"github.com/iterait/shepherd/api/ui"
+	"github.com/iterait/shepherd/job"
+)
+
+// methods are all that any route knows, in the order an Allow header has them.
+var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost}
+
+// routes binds the generated routes to s. Paths are matched as they were sent:
+// an encoded slash stays inside its segment, and nothing is redirected to a
+// "cleaned" path. Handlers decode the variables they get.
+func (s *server) routes() http.Handler {
+	router := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, errNoRoute)
+	})
+	router.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		allowed := allowed(router, r)
+		w.Header().Set("Allow", strings.Join(append(allowed, http.MethodOptions), ", "))
+		if r.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		s.fail(w, r, errMethod)
+	})
+	HandlerWithOptions(s, GorillaServerOptions{BaseRouter: router, ErrorHandlerFunc: s.badParameter})
+
+	// OpenAPI has no word for a variable with slashes in it, nor is a page's
+	// script part of the contract.
+	wrapper := &ServerInterfaceWrapper{Handler: s, ErrorHandlerFunc: s.badParameter}
+	router.HandleFunc("/jobs/{job_id}/result/{file:.+}", wrapper.GetResultFile).Methods(http.MethodGet)
+	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
+	for _, asset := range ui.Assets() {
+		router.Handle(asset.Path, asset).Methods(http.MethodGet)
+	}
+
+	serveHead(router)
+	return router
+}
+
+// serveHead lets HEAD reach every route that GET does; net/http drops the body.
+func serveHead(router *mux.Router) {
+	var templates []string
+	var handlers []http.Handler
+	//nolint:errcheck // the function never fails, and every route has a path and methods
+	router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
+		known, _ := route.GetMethods()
+		template, _ := route.GetPathTemplate()
+		if slices.Contains(known, http.MethodGet) {
+			templates = append(templates, template)
+			handlers = append(handlers, route.GetHandler())
+		}
+		return nil
+	})
+	for i, template := range templates {
+		router.Handle(template, handlers[i]).Methods(http.MethodHead)
+	}
+}
+
+// allowed is every method that r's path answers to.
+func allowed(router *mux.Router, r *http.Request) []string {
+	var known []string
+	probe := *r
+	for _, method := range methods {
+		probe.Method = method
+		var match mux.RouteMatch
+		if router.Match(&probe, &match) && match.MatchErr == nil {
+			known = append(known, method)
+		}
+	}
+	return known
+}
+
+// badParameter answers what the generated code could not make sense of.
+func (s *server) badParameter(w http.ResponseWriter, r *http.Request, err error) {
+	name := "request"
+	var format *InvalidParamFormatError
+	var many *TooManyValuesForParamError
+	switch {
+	case errors.As(err, &format):
+		name = format.ParamName
+	case errors.As(err, &many):
+		name = many.ParamName
+	}
+	s.fail(w, r, &job.Invalid{Field: name, Problem: "must be given once, as one value"})
+}

@@ -1,0 +1,6 @@
+SwaggerUIBundle({
+  url: "spec.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
