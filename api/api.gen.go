@@ -22,7 +22,7 @@ type Check struct {
 
 // Error defines model for Error.
 type Error struct {
-	// Detail The cause
+	// Detail The cause, told only by a daemon in debug mode
 	Detail  *string `json:"detail,omitempty"`
 	Message string  `json:"message"`
 }

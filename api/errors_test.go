@@ -1,0 +1,93 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+type errorTest struct {
+	err     error
+	status  int
+	message string
+	retry   string
+	logged  bool
+}
+
+// TestErrorTable has one row for every class, and errors wrapped as they arrive.
+func TestErrorTable(t *testing.T) {
+	wrap := func(err error) error { return fmt.Errorf("open /var/lib/shepherd/secret: %w", err) }
+	tests := []errorTest{
+		{wrap(&job.UnknownJob{ID: "a"}), 400, "Data for job `a` does not exist", "", false},
+		{wrap(&job.UnknownSheep{Name: "s"}), 400, "Unknown sheep id `s`", "", false},
+		{wrap(&job.Invalid{Field: "f", Problem: "is bad"}), 400, "f: is bad", "", false},
+		{wrap(&job.Failure{Message: "KeyError: 'key'", Traceback: "/srv"}), 500, "KeyError: 'key'", "", false},
+		{wrap(&http.MaxBytesError{Limit: 5}), 413, "The body is larger than 5 bytes, the most that is accepted; put large inputs into storage and start the job without a payload", "", false},
+		{wrap(job.ErrSubmitted), 409, "A job with this ID was already submitted", "", false},
+		{wrap(job.ErrEnded), 409, "the job has ended already", "", false},
+		{wrap(job.ErrNotReady), 409, "the job has not ended yet", "", false},
+		{wrap(job.ErrNoFile), 404, "Requested file does not exist", "", false},
+		{wrap(job.ErrRange), 416, "the requested range lies outside the file", "", false},
+		{wrap(job.ErrDraining), 503, "shepherd is shutting down and takes no more jobs; try again when it is back", "5", false},
+		{errNoRoute, 404, "There is nothing at this address; /ui shows what there is", "", false},
+		{errMethod, 405, "This address does not know this method", "", false},
+		{errPrecondition, 412, "The file is not the one this request asks for", "", false},
+		{errStillRunning, 503, "The job has not ended yet; wait again", "1", false},
+		{wrap(context.Canceled), 499, "The request was given up", "", false},
+		{wrap(errdefs.ErrInvalidArgument), 400, "The request cannot be accepted", "", true},
+		{wrap(errdefs.ErrNotFound), 404, "What the request asks for does not exist", "", true},
+		{wrap(errdefs.ErrAlreadyExists), 409, "What the request would make is there already", "", true},
+		{wrap(errdefs.ErrConflict), 409, "The request conflicts with another one; try again", "", true},
+		{wrap(errdefs.ErrFailedPrecondition), 409, "The request is not possible in the present state", "", true},
+		{wrap(errdefs.ErrResourceExhausted), 503, "Shepherd has run out of room for this; try again later", "30", true},
+		{wrap(context.DeadlineExceeded), 503, "A service that shepherd depends on takes too long; try again later", "5", true},
+		{wrap(errdefs.ErrUnavailable), 503, "A service that shepherd depends on is not reachable; try again later", "5", true},
+		{wrap(errdefs.ErrPermissionDenied), 500, "Internal server error", "", true},
+		{wrap(errors.New("nil pointer")), 500, "Internal server error", "", true},
+		// What a job error says counts, whatever class it is wrapped with.
+		{errors.Join(errdefs.ErrNotFound, &job.UnknownJob{ID: "b"}), 400, "Data for job `b` does not exist", "", false},
+	}
+	for i := range classes {
+		if !slices.ContainsFunc(tests, func(test errorTest) bool {
+			return i == slices.IndexFunc(classes, func(c class) bool { _, ok := c.match(test.err); return ok })
+		}) {
+			t.Errorf("no row is answered by class %d, a %d", i, classes[i].status)
+		}
+	}
+	for _, test := range tests {
+		for _, debug := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v debug=%v", test.err, debug), func(t *testing.T) {
+				log := &logRecorder{}
+				s := &server{debug: debug, log: slog.New(slog.NewJSONHandler(log, nil))}
+				w := httptest.NewRecorder()
+				s.fail(w, httptest.NewRequest("GET", "/x", nil), test.err)
+				if w.Code != test.status {
+					t.Errorf("status %d, want %d", w.Code, test.status)
+				}
+				if got := w.Header().Get("Retry-After"); got != test.retry {
+					t.Errorf("Retry-After %q, want %q", got, test.retry)
+				}
+				want := fmt.Sprintf("{\"message\": %q}", test.message)
+				if test.logged && debug {
+					want = fmt.Sprintf("{\"message\": %q, \"detail\": %q}", test.message, test.err)
+				}
+				if !sameJSON(t, w.Body.String(), want) {
+					t.Errorf("body %s\nwant %s", w.Body, want)
+				}
+				if strings.Contains(log.String(), "/var/lib/shepherd/secret") != test.logged {
+					t.Errorf("log: %q", log)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,224 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// fake is a Service in memory that keeps the contract's promises.
+type fake struct {
+	mu        sync.Mutex
+	jobs      map[job.ID]*fakeJob
+	submitted []job.Request
+	sheep     []job.Sheep
+	checks    []job.Check
+	// down, when set, is what every method that can fail answers.
+	down error
+	// body, when set, stands in for the contents of files.
+	body func(job.Range) io.ReadCloser
+
+	open    atomic.Int64 // bodies not closed yet
+	opened  atomic.Int64
+	waiting atomic.Int64
+	// left receives a value whenever Wait returns because its ctx ended.
+	left chan job.ID
+}
+
+type fakeJob struct {
+	status  job.Status
+	inputs  map[string][]byte
+	outputs map[string][]byte
+	ended   chan struct{}
+}
+
+func newFake() *fake {
+	return &fake{jobs: map[job.ID]*fakeJob{}, left: make(chan job.ID, 100)}
+}
+
+var (
+	someModel = job.Model{Name: "emloop-test", Version: "test2"}
+	enqueued  = time.Date(2026, 11, 22, 10, 8, 3, 942214000, time.UTC)
+	modified  = time.Date(2026, 11, 22, 10, 8, 4, 500e6, time.UTC)
+)
+
+// add puts a job in the given state.
+func (f *fake) add(id job.ID, state job.State) *fakeJob {
+	j := &fakeJob{
+		status: job.Status{State: state, Model: someModel, EnqueuedAt: enqueued},
+		inputs: map[string][]byte{}, outputs: map[string][]byte{}, ended: make(chan struct{}),
+	}
+	if state != job.Queued {
+		j.status.StartedAt = enqueued.Add(38792 * time.Microsecond)
+	}
+	if state == job.Failed {
+		j.status.Failure = &job.Failure{Message: "ValueError: deliberate failure", Type: "<class 'ValueError'>", Traceback: "File /srv/runner.py"}
+	}
+	if state.Final() {
+		j.status.FinishedAt = enqueued.Add(70517 * time.Microsecond)
+		close(j.ended)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.jobs[id] = j
+	return j
+}
+
+func (f *fake) finish(id job.ID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j := f.jobs[id]
+	j.status.State = job.Done
+	j.status.FinishedAt = enqueued.Add(time.Second)
+	close(j.ended)
+}
+
+func (f *fake) find(id job.ID) (*fakeJob, error) {
+	if f.down != nil {
+		return nil, f.down
+	}
+	if j, ok := f.jobs[id]; ok {
+		return j, nil
+	}
+	return nil, fmt.Errorf("look up the job: %w", &job.UnknownJob{ID: string(id)})
+}
+
+func (f *fake) Submit(_ context.Context, r job.Request) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down != nil {
+		return f.down
+	}
+	if r.Sheep != "" && r.Sheep != "bare_sheep" {
+		return &job.UnknownSheep{Name: r.Sheep}
+	}
+	_, known := f.jobs[r.ID]
+	switch {
+	case r.Payload == nil && !known:
+		return &job.UnknownJob{ID: string(r.ID)}
+	case r.Payload != nil && known:
+		return fmt.Errorf("make the job's place: %w", job.ErrSubmitted)
+	}
+	f.submitted = append(f.submitted, r)
+	return nil
+}
+
+func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return job.Status{}, err
+	}
+	return j.status, nil
+}
+
+func (f *fake) Wait(ctx context.Context, id job.ID) (job.Status, error) {
+	f.mu.Lock()
+	j, err := f.find(id)
+	f.mu.Unlock()
+	if err != nil {
+		return job.Status{}, err
+	}
+	f.waiting.Add(1)
+	defer f.waiting.Add(-1)
+	select {
+	case <-j.ended:
+		return f.Job(ctx, id)
+	case <-ctx.Done():
+		select {
+		case f.left <- id:
+		default:
+		}
+		return job.Status{}, fmt.Errorf("wait for job %s: %w", id, ctx.Err())
+	}
+}
+
+func (f *fake) Input(_ context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return f.file(j.inputs, name, part)
+}
+
+func (f *fake) Output(_ context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	switch {
+	case err != nil:
+		return nil, err
+	case j.status.State == job.Failed:
+		return nil, fmt.Errorf("result of job %s: %w", id, j.status.Failure)
+	case !j.status.State.Final():
+		return nil, job.ErrNotReady
+	}
+	return f.file(j.outputs, name, part)
+}
+
+func (f *fake) file(files map[string][]byte, name string, part *job.Range) (*job.File, error) {
+	content, ok := files[name]
+	if !ok {
+		return nil, fmt.Errorf("open %q: %w", name, job.ErrNoFile)
+	}
+	size := int64(len(content))
+	from, length := int64(0), size
+	if part != nil {
+		if from = part.Offset; from < 0 {
+			from = max(0, size+from)
+		}
+		if from >= size {
+			return nil, job.ErrRange
+		}
+		if length = size - from; part.Length >= 0 {
+			length = min(length, part.Length)
+		}
+	}
+	file := &job.File{Size: size, Offset: from, Length: length, ETag: `"v1"`, Modified: modified}
+	var body io.ReadCloser = io.NopCloser(bytes.NewReader(content[from : from+length]))
+	if f.body != nil {
+		body = f.body(job.Range{Offset: from, Length: length})
+	}
+	f.open.Add(1)
+	f.opened.Add(1)
+	file.Body = &countedBody{ReadCloser: body, open: &f.open}
+	return file, nil
+}
+
+type countedBody struct {
+	io.ReadCloser
+	open *atomic.Int64
+	once sync.Once
+}
+
+func (b *countedBody) Close() error {
+	b.once.Do(func() { b.open.Add(-1) })
+	return b.ReadCloser.Close()
+}
+
+func (f *fake) Cancel(_ context.Context, id job.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return err
+	}
+	if j.status.State.Final() {
+		return job.ErrEnded
+	}
+	j.status.State = job.Cancelled
+	close(j.ended)
+	return nil
+}
+
+func (f *fake) Sheep(context.Context) []job.Sheep  { return f.sheep }
+func (f *fake) Checks(context.Context) []job.Check { return f.checks }

@@ -1,0 +1,213 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/iterait/shepherd/job"
+)
+
+func TestStartJobBodiesThatAreRefused(t *testing.T) {
+	const ok = `"job_id":"a","model":{"name":"m","version":"v"}`
+	for _, test := range []struct{ body, message string }{
+		{``, "body: is empty; a JSON object is expected"},
+		{" \n", "body: is empty; a JSON object is expected"},
+		{`[]`, "body: must be an object, not a list"},
+		{`"x"`, "body: must be an object, not a string"},
+		{`12`, "body: must be an object, not a number"},
+		{`true`, "body: must be an object, not a boolean"},
+		{`null`, "body: cannot be null"},
+		{`{`, "body: not valid JSON at byte 1: the name of a field, in double quotes, is expected"},
+		{`{}`, "job_id: this field is required"},
+		{`{"job_id"`, "body: not valid JSON at byte 9: a colon is expected"},
+		{`{"job_id":`, "body: not valid JSON at byte 10: a value is expected"},
+		{`{"job_id":"a`, "body: not valid JSON at byte 12: a string without its closing quote"},
+		{`{"job_id":"a"`, "body: not valid JSON at byte 13: a comma or the end of the object is expected"},
+		{`{"job_id":"a",}`, "body: not valid JSON at byte 14: the name of a field, in double quotes, is expected"},
+		{`{job_id:"a"}`, "body: not valid JSON at byte 1: the name of a field, in double quotes, is expected"},
+		{`{"job_id":'a'}`, "body: not valid JSON at byte 10: a value is expected"},
+		{`{"job_id":nul}`, "body: not valid JSON at byte 10: a value is expected"},
+		{`{` + ok + `} x`, "body: not valid JSON at byte 50: something follows the object"},
+		{`{` + ok + `}{}`, "body: not valid JSON at byte 49: something follows the object"},
+		{"\ufeff{" + ok + `}`, "body: not valid JSON at byte 0: a value is expected"},
+		{"{\"job_id\":\"a\xff\"}", "body: not valid UTF-8"},
+		{`{"payload":"\ud800"}`, "body: not valid JSON at byte 12: half a surrogate pair, which is no character"},
+		{`{"payload":"\udc00\ud800"}`, "body: not valid JSON at byte 12: half a surrogate pair, which is no character"},
+		{`{"payload":"\ud800\u0041"}`, "body: not valid JSON at byte 12: half a surrogate pair, which is no character"},
+		{`{"payload":"\ud800\u00"}`, "body: not valid JSON at byte 12: half a surrogate pair, which is no character"},
+		{`{"payload":"\u12g4"}`, `body: not valid JSON at byte 12: an incomplete \u escape`},
+		{`{"payload":"\u+123"}`, `body: not valid JSON at byte 12: an incomplete \u escape`},
+		{`{"payload":"\x"}`, "body: not valid JSON at byte 12: an unknown escape sequence"},
+		{`{"payload":"\`, "body: not valid JSON at byte 12: an incomplete escape sequence"},
+		{"{\"payload\":\"a\nb\"}", "body: not valid JSON at byte 13: a control character in a string"},
+
+		{`{"model":{"name":"m","version":"v"}}`, "job_id: this field is required"},
+		{`{"job_id":"a"}`, "model: this field is required"},
+		{`{"job_id":"a","model":{}}`, "model.name: this field is required"},
+		{`{"job_id":"a","model":{"version":"v"}}`, "model.name: this field is required"},
+		{`{"job_id":"a","model":{"name":"m"}}`, "model.version: this field is required"},
+		{`{"job_id":null}`, "job_id: cannot be null"},
+		{`{"model":null}`, "model: cannot be null"},
+		{`{"model":{"name":null}}`, "model.name: cannot be null"},
+		{`{"model":{"version":null}}`, "model.version: cannot be null"},
+		{`{"job_id":1}`, "job_id: must be a string, not a number"},
+		{`{"job_id":["a"]}`, "job_id: must be a string, not a list"},
+		{`{"job_id":{}}`, "job_id: must be a string, not an object"},
+		{`{"job_id":true}`, "job_id: must be a string, not a boolean"},
+		{`{"model":"m:v"}`, "model: must be an object, not a string"},
+		{`{"model":{"version":2}}`, "model.version: must be a string, not a number"},
+		{`{"payload":{}}`, "payload: must be a string, not an object"},
+		{`{"payload":-1}`, "payload: must be a string, not a number"},
+		{`{"sheep_id":false}`, "sheep_id: must be a string, not a boolean"},
+		{`{"priority":"1"}`, "priority: must be a whole number, not a string"},
+		{`{"priority":1.5}`, "priority: must be a whole number"},
+		{`{"priority":1e3}`, "priority: must be a whole number"},
+		{`{"priority":-}`, "priority: must be a whole number"},
+		{`{"priority":01}`, "body: not valid JSON at byte 12: a number with a leading zero"},
+		{`{"priority":-01}`, "body: not valid JSON at byte 12: a number with a leading zero"},
+		{`{"priority":2147483648}`, "priority: must lie between -2147483648 and 2147483647"},
+		{`{"colour":1}`, "colour: this field is not known"},
+		{`{"Job_ID":"a"}`, "Job_ID: this field is not known"},
+		{`{"":1}`, ": this field is not known"},
+		{`{"model":{"size":1}}`, "model.size: this field is not known"},
+		{`{"model.name":"x"}`, "model.name: this field is not known"},
+		{`{"` + strings.Repeat("ü", 100) + `":1}`, strings.Repeat("ü", 50) + "…: this field is not known"},
+		{`{"job_id":"a","job_id":"a"}`, "job_id: this field is given twice"},
+		{`{"job_id":"a","job\u005fid":"a"}`, "job_id: this field is given twice"},
+		{`{"payload":null,"payload":"x"}`, "payload: this field is given twice"},
+		{`{"sheep_id":"a","sheep_id":null}`, "sheep_id: this field is given twice"},
+		{`{"priority":1,"priority":null}`, "priority: this field is given twice"},
+		{`{"model":{"name":"a","name":"b"}}`, "model.name: this field is given twice"},
+		{`{"model":{"name":"m","version":"v"},"model":{"name":"m","version":"v"}}`, "model: this field is given twice"},
+
+		{`{"job_id":"","model":{"name":"m","version":"v"}}`, "job_id: a job id cannot be empty"},
+		{`{"job_id":"a/b","model":{"name":"m","version":"v"}}`, "job_id: job id \"a/b\" has '/' at position 2; an id is made of letters, digits, '.', '_' and '-' and begins with a letter or digit"},
+		{`{"job_id":"a","model":{"name":"","version":"v"}}`, "model.name: model name is empty"},
+		{`{"job_id":"a","model":{"name":"../outside","version":"v"}}`, `model.name: model name "../outside" is not a relative path without empty, "." and ".." elements`},
+		{`{"job_id":"a","model":{"name":"m","version":"../v"}}`, `model.version: model version "../v" is not a relative path without empty, "." and ".." elements`},
+	} {
+		_, err := decodeStartJob([]byte(test.body))
+		var invalid *job.Invalid
+		if !errors.As(err, &invalid) || err.Error() != test.message {
+			t.Errorf("%s: %v\nwant %s", test.body, err, test.message)
+		}
+	}
+}
+
+func TestPayloadIsKeptByteForByte(t *testing.T) {
+	for _, payload := range []string{"x", "naïve ☃ 🐑", "\x00\x01\"\\/\b\f\n\r\t\x7f\u2028", strings.Repeat("žluťoučký kůň ", 10_000)} {
+		text, err := json.Marshal(payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		escaped := asciiOnly(payload)
+		for _, form := range []string{string(text), escaped} {
+			request, err := decodeStartJob([]byte(`{"payload":` + form + `,"model":{"version":"","name":"a/b"},"job_id":"A.1"}`))
+			if err != nil {
+				t.Errorf("%.60q: %v", form, err)
+				continue
+			}
+			if string(request.Payload) != payload || request.ID != "A.1" || request.Model != (job.Model{Name: "a/b"}) {
+				t.Errorf("%.60q: got %+v", payload, request)
+			}
+		}
+	}
+	for _, none := range []string{``, `,"payload":null`, `,"payload":""`} {
+		request, err := decodeStartJob([]byte(`{"job_id":"a","model":{"name":"m","version":"v"},"priority":null,"sheep_id":null` + none + `}`))
+		if err != nil || request.Payload != nil || request.Sheep != "" || request.Priority != 0 {
+			t.Errorf("%q: %+v %v", none, request, err)
+		}
+	}
+}
+
+// asciiOnly writes a JSON string as Python's json module does.
+func asciiOnly(s string) string {
+	var out strings.Builder
+	out.WriteByte('"')
+	for _, r := range s {
+		if r >= ' ' && r < 0x7f && r != '"' && r != '\\' {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	out.WriteByte('"')
+	return out.String()
+}
+
+// FuzzStartJob compares the decoder with encoding/json: what it accepts means
+// the same there, and what it refuses is refused with the client's own fault.
+func FuzzStartJob(f *testing.F) {
+	for _, seed := range []string{
+		start, `{"job_id":"a","model":{"name":"m","version":""},"payload":"\u00e9\ud83d\udc11","sheep_id":"s","priority":-5}`,
+		`{"job_id":"a","model":{"name":"m","version":"v"},"payload":null}`, `{"job_id":"a"`, `{"priority":1e5}`, "\xff",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		original := bytes.Clone(body)
+		request, err := decodeStartJob(body)
+		if err != nil {
+			var invalid *job.Invalid
+			var sheep *job.UnknownSheep
+			if !errors.As(err, &invalid) && !errors.As(err, &sheep) {
+				t.Fatalf("%q: %v is not the client's fault", original, err)
+			}
+			if !utf8.ValidString(err.Error()) {
+				t.Fatalf("%q: the message %q is not UTF-8", original, err)
+			}
+			return
+		}
+		var want struct {
+			ID    *string `json:"job_id"`
+			Model *struct {
+				Name    *string `json:"name"`
+				Version *string `json:"version"`
+			} `json:"model"`
+			Payload  string `json:"payload"`
+			Sheep    string `json:"sheep_id"`
+			Priority int    `json:"priority"`
+		}
+		decoder := json.NewDecoder(bytes.NewReader(original))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&want); err != nil {
+			t.Fatalf("%q is accepted, encoding/json says %v", original, err)
+		}
+		if _, err := decoder.Token(); err != io.EOF {
+			t.Fatalf("%q is accepted with something behind it", original)
+		}
+		if string(request.ID) != *want.ID || request.Model.Name != *want.Model.Name || request.Model.Version != *want.Model.Version ||
+			string(request.Payload) != want.Payload || request.Sheep != want.Sheep || request.Priority != want.Priority {
+			t.Fatalf("%q: %+v, encoding/json has %+v", original, request, want)
+		}
+	})
+}
+
+// FuzzPayload sends any text as a payload and expects it back.
+func FuzzPayload(f *testing.F) {
+	f.Add("naïve ☃ 🐑 \x00")
+	f.Fuzz(func(t *testing.T, payload string) {
+		if !utf8.ValidString(payload) {
+			return
+		}
+		text, err := json.Marshal(payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, form := range []string{string(text), asciiOnly(payload)} {
+			request, err := decodeStartJob([]byte(`{"job_id":"a","model":{"name":"m","version":"v"},"payload":` + form + `}`))
+			if err != nil || string(request.Payload) != payload {
+				t.Fatalf("%q as %s: %q, %v", payload, form, request.Payload, err)
+			}
+		}
+	})
+}
