@@ -30,8 +30,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, valu
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	//nolint:errcheck // a client that has left cannot be told
-	w.Write(body.Bytes())
+	_, _ = w.Write(body.Bytes()) // a client that has left cannot be told
 }
 
 // response remembers what was answered.

@@ -13,12 +13,16 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Errors that arise in this package.
-var (
-	errNoRoute      = errors.New("There is nothing at this address; /ui shows what there is") //nolint:staticcheck // shown to clients
-	errMethod       = errors.New("This address does not know this method")                    //nolint:staticcheck // shown to clients
-	errPrecondition = errors.New("The file is not the one this request asks for")             //nolint:staticcheck // shown to clients
-	errStillRunning = errors.New("The job has not ended yet; wait again")                     //nolint:staticcheck // shown to clients
+// notice is an error that arises in this package, in the words a client sees.
+type notice string
+
+func (n notice) Error() string { return string(n) }
+
+const (
+	errNoRoute      notice = "There is nothing at this address; /ui shows what there is"
+	errMethod       notice = "This address does not know this method"
+	errPrecondition notice = "The file is not the one this request asks for"
+	errStillRunning notice = "The job has not ended yet; wait again"
 )
 
 // statusClientGone is what the access log shows for a request whose client has

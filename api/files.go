@@ -72,7 +72,6 @@ func (s *server) file(w http.ResponseWriter, r *http.Request, rawID, rawName str
 		s.fail(w, r, err)
 		return
 	}
-	//nolint:errcheck // read to its end or given up; closing tells nothing more
 	defer asked.Body.Close()
 
 	h := w.Header()
@@ -145,8 +144,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile
 		if sent == 0 {
 			w.WriteHeader(asked.status)
 		}
-		//nolint:errcheck // a writer without deadlines cannot be guarded
-		control.SetWriteDeadline(time.Now().Add(stall))
+		_ = control.SetWriteDeadline(time.Now().Add(stall)) // not every writer has deadlines
 		if _, err := w.Write(buffer[:n]); err != nil {
 			return // the client has left
 		}
@@ -154,10 +152,10 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile
 			break
 		}
 	}
-	//nolint:errcheck // the client has left, or has it all
-	control.Flush()
-	//nolint:errcheck // as above
-	control.SetWriteDeadline(time.Time{}) // the connection's next request is another matter
+	// What is still buffered goes out under the deadline, which must not outlive
+	// this answer: the connection may wait long for its next request.
+	_ = control.Flush()
+	_ = control.SetWriteDeadline(time.Time{})
 }
 
 // breakOff ends an answer whose file cannot be read to its end: as an error

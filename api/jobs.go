@@ -112,10 +112,8 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request, id job.ID, limit t
 // them anew for the connection's next request.
 func unbounded(w http.ResponseWriter) {
 	control := http.NewResponseController(w)
-	//nolint:errcheck // a writer without deadlines has none to lift
-	control.SetReadDeadline(time.Time{})
-	//nolint:errcheck // likewise
-	control.SetWriteDeadline(time.Time{})
+	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines to lift
+	_ = control.SetWriteDeadline(time.Time{})
 }
 
 // CancelJob answers POST /jobs/{job_id}/cancel.

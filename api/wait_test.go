@@ -3,9 +3,13 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,49 +113,83 @@ func TestWaitIsToldOfTheShutdown(t *testing.T) {
 	})
 }
 
-// TestWaitEndsWithItsClient goes through a real connection whose server has
-// short timeouts: they end neither the wait nor anything but the wait.
-func TestWaitEndsWithItsClient(t *testing.T) {
-	service := newFake()
-	service.add("a", job.Processing)
-	server := httptest.NewUnstartedServer(New(Config{Service: service}))
-	server.Config.ReadTimeout = 50 * time.Millisecond
-	server.Config.WriteTimeout = 50 * time.Millisecond
-	server.Start()
-	defer server.Close()
+// TestWaitOutlivesTheServersTimeouts goes through an http.Server with short
+// timeouts: they end neither a wait nor what its connection is used for next.
+// What ends a wait is that its client leaves.
+func TestWaitOutlivesTheServersTimeouts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := newFake()
+		service.add("a", job.Processing)
+		listener := &pipeListener{connections: make(chan net.Conn), closed: make(chan struct{})}
+		server := &http.Server{Handler: New(Config{Service: service}), ReadTimeout: time.Second, WriteTimeout: time.Second}
+		served := make(chan error)
+		go func() { served <- server.Serve(listener) }()
+		client := &http.Client{Transport: &http.Transport{DialContext: listener.dial}}
 
-	ctx, leave := context.WithCancel(t.Context())
-	request, err := http.NewRequestWithContext(ctx, "GET", server.URL+"/jobs/a/wait_ready", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		response, err := server.Client().Do(request)
-		if err == nil {
+		for range 2 { // on one connection
+			response, err := client.Get("http://shepherd/jobs/a/wait_ready?timeout=1h")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode != 200 {
+				t.Errorf("status %d, %v", response.StatusCode, err)
+			}
 			response.Body.Close()
+			<-service.left
 		}
-		ended <- err
-	}()
-	response, err := server.Client().Get(server.URL + "/jobs/a/wait_ready?timeout=0.3") // six times the server's
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	if response.StatusCode != 200 {
-		t.Errorf("status %d", response.StatusCode)
-	}
-	<-service.left // that was the one whose time was up
+		if n := listener.dialled.Load(); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+
+		ctx, leave := context.WithTimeout(t.Context(), time.Hour)
+		defer leave()
+		request, err := http.NewRequestWithContext(ctx, "GET", "http://shepherd/jobs/a/wait_ready", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if _, err := client.Do(request); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		<-service.left
+		if waited := time.Since(begin); waited != time.Hour {
+			t.Errorf("the server waited for %v", waited)
+		}
+		client.CloseIdleConnections()
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+	})
+}
+
+// pipeListener is a network inside a test's bubble.
+type pipeListener struct {
+	connections chan net.Conn
+	closed      chan struct{}
+	once        sync.Once
+	dialled     atomic.Int64
+}
+
+func (l *pipeListener) dial(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	l.dialled.Add(1)
+	l.connections <- there
+	return here, nil
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
 	select {
-	case err := <-ended:
-		t.Fatalf("the wait without a timeout ended: %v", err)
-	case <-service.left:
-		t.Fatal("the server gave the waiting client up")
-	default:
-	}
-	leave()
-	<-service.left
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
+	case connection := <-l.connections:
+		return connection, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
 	}
 }
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }

@@ -122,8 +122,7 @@ func (a *Asset) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	//nolint:errcheck // a client that has left cannot be told
-	io.Copy(w, body)
+	_, _ = io.Copy(w, body) // a client that has left cannot be told
 }
 
 // acceptsGzip reports whether a client says that it can unpack gzip.
