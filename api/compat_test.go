@@ -153,7 +153,7 @@ func TestBodyLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != 413 {
-		t.Errorf("chunked body: status %d", response.StatusCode)
+	if response.StatusCode != 413 || !response.Close {
+		t.Errorf("chunked body: status %d, and the rest of it is still awaited: %v", response.StatusCode, !response.Close)
 	}
 }

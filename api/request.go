@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/iterait/shepherd/job"
@@ -24,6 +25,9 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 		size = int(min(r.ContentLength, trusted)) + 1 // one more to see the end without growing
 	}
 	body := make([]byte, 0, size)
+	if wrapped, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+		w = wrapped.Unwrap() // net/http looks for its own, to close the connection of a body too large
+	}
 	from := http.MaxBytesReader(w, r.Body, limit)
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
@@ -38,7 +42,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 			return nil, &job.Invalid{Field: "body", Problem: "ended before it was complete"}
 		}
 		if len(body) == cap(body) {
-			body = append(body, 0)[:len(body)]
+			// A client that has sent so much is believed the rest.
+			body = slices.Grow(body, max(len(body), int(r.ContentLength)+1-len(body)))
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -124,6 +126,34 @@ func TestPayloadIsKeptByteForByte(t *testing.T) {
 		if err != nil || request.Payload != nil || request.Sheep != "" || request.Priority != 0 {
 			t.Errorf("%q: %+v %v", none, request, err)
 		}
+	}
+}
+
+func TestReadBody(t *testing.T) {
+	for _, size := range []int{0, 1, 511, 512, 513, trusted - 1, trusted, trusted + 1, 3*trusted + 7} {
+		content := bytes.Repeat([]byte("0123456789abcdef"), size/16+1)[:size]
+		for _, announced := range []int64{int64(size), -1} {
+			request := httptest.NewRequest("POST", "/", bytes.NewReader(content))
+			request.ContentLength = announced
+			body, err := readBody(httptest.NewRecorder(), request, int64(size))
+			if err != nil || !bytes.Equal(body, content) {
+				t.Errorf("%d bytes, announced as %d: got %d, %v", size, announced, len(body), err)
+			}
+			request = httptest.NewRequest("POST", "/", bytes.NewReader(append(content, 'x')))
+			request.ContentLength = announced
+			if announced >= 0 {
+				request.ContentLength++
+			}
+			var tooLarge *http.MaxBytesError
+			if _, err := readBody(httptest.NewRecorder(), request, int64(size)); !errors.As(err, &tooLarge) {
+				t.Errorf("one more than %d bytes, announced as %d: %v", size, announced, err)
+			}
+		}
+	}
+	request := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader("{"), failing{io.ErrUnexpectedEOF}))
+	var invalid *job.Invalid
+	if _, err := readBody(httptest.NewRecorder(), request, 100); !errors.As(err, &invalid) {
+		t.Errorf("a body that ends early: %v", err)
 	}
 }
 
