@@ -68,6 +68,9 @@ func TestFileHeaders(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got.header.Get(name), want)
 		}
 	}
+	if n := h.service.opened.Load(); n != 1 {
+		t.Errorf("storage was asked %d times", n)
+	}
 	if got := h.get("/jobs/done/result/empty"); got.status != 200 || got.body != "" || got.header.Get("Content-Length") != "0" {
 		t.Errorf("empty file: %d %q %v", got.status, got.body, got.header)
 	}
@@ -241,6 +244,10 @@ func TestRangesThatAreIgnored(t *testing.T) {
 		if got := h.get("/jobs/done/result/f", "Range", header); got.status != 206 || got.body != want {
 			t.Errorf("%s: %d %q, want %q", header, got.status, got.body, want)
 		}
+	}
+	opened := h.service.opened.Load()
+	if got := h.get("/jobs/done/result/f", "Range", "bytes=2-3", "If-Range", `"v1"`, "If-None-Match", `"v2"`); got.status != 206 || h.service.opened.Load() != opened+1 {
+		t.Errorf("%d, storage was asked %d times", got.status, h.service.opened.Load()-opened)
 	}
 	for _, header := range []string{"bytes=-0", "bytes=10-", "bytes=99999999999999999999-"} {
 		if got := h.get("/jobs/done/result/f", "Range", header); got.status != 416 || got.header.Get("Content-Range") != "bytes */10" {
