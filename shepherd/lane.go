@@ -42,11 +42,12 @@ type lane struct {
 	running   sync.WaitGroup
 
 	mu      sync.Mutex
-	busy    bool      // the worker has a job
-	job     job.ID    // the one the runner has
-	loaded  job.Model // what the runner has loaded, or is loading
-	up      bool      // the runner is up
-	planned job.Model // what it will have loaded when all claimed jobs are done
+	ending  map[job.ID]chan struct{} // jobs being finished; closed when nothing of one is left
+	busy    bool                     // the worker has a job
+	job     job.ID                   // the one the runner has
+	loaded  job.Model                // what the runner has loaded, or is loading
+	up      bool                     // the runner is up
+	planned job.Model                // what it will have loaded when all claimed jobs are done
 	detail  string
 
 	adopted *adoption // set by recover, taken by the worker
@@ -82,6 +83,8 @@ func newLane(m Member, s *Shepherd) *lane {
 		woken: make(chan struct{}, 1),
 		idled: make(chan struct{}, 1),
 		slots: make(chan struct{}, finishing),
+
+		ending: make(map[job.ID]chan struct{}),
 	}
 }
 

@@ -116,6 +116,7 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 				l.died(a)
 				return
 			case answer.JobID == a.ID:
+				l.crashes = crashes{} // a runner that answers is in no crash loop
 				l.finish(a, answer.Failure, l.runner.conn)
 				return
 			}
@@ -199,8 +200,18 @@ func (l *lane) leave(ctx context.Context, a *assignment, why error) {
 func (l *lane) finish(a *assignment, failure *job.Failure, conn messenger.Conn) {
 	a.FinishedAt = job.Now()
 	l.slots <- struct{}{}
+	over := make(chan struct{})
+	l.mu.Lock()
+	l.ending[a.ID] = over
+	l.mu.Unlock()
 	l.finishers.Go(func() {
-		defer func() { <-l.slots }()
+		defer func() {
+			l.mu.Lock()
+			delete(l.ending, a.ID)
+			l.mu.Unlock()
+			close(over)
+			<-l.slots
+		}()
 		a.cancel()
 		<-a.staged
 		if err := l.conclude(a, failure, conn != nil); err != nil {
@@ -357,6 +368,9 @@ func (l *lane) release(ctx context.Context, a *assignment, unspent bool, why str
 // with its inputs until the worker takes it.
 func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error) {
 	budget := l.shepherd.flock.budget
+	if err := l.awaitEnd(ctx, a.ID); err != nil {
+		return storage.Staged{}, err
+	}
 	if err := freshDir(a.dir); err != nil {
 		return storage.Staged{}, err
 	}
@@ -399,6 +413,24 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 }
 
 var errTooLarge = errors.New("the inputs do not fit the budget for jobs prepared ahead")
+
+// awaitEnd waits until nothing is left of an earlier run of the job: a client may
+// submit it again as soon as it is told of the end, while the working directory
+// and the kept answer are still there.
+func (l *lane) awaitEnd(ctx context.Context, id job.ID) error {
+	l.mu.Lock()
+	over := l.ending[id]
+	l.mu.Unlock()
+	if over == nil {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-over:
+		return nil
+	}
+}
 
 // awaitTurn waits until the worker has taken the job.
 func (l *lane) awaitTurn(ctx context.Context, a *assignment) error {

@@ -371,6 +371,9 @@ func (c *conn) Ack(_ context.Context, id job.ID) error {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
 	c.life.kept = slices.DeleteFunc(c.life.kept, func(a messenger.Answer) bool { return a.JobID == id })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = slices.DeleteFunc(c.seen, func(seen job.ID) bool { return seen == id })
 	return nil
 }
 
