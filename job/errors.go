@@ -1,9 +1,6 @@
 package job
 
-import (
-	"errors"
-	"fmt"
-)
+import "fmt"
 
 // What can be wrong with a client's question, in the original's words. They
 // are the messages a client sees.
@@ -23,17 +20,24 @@ type Invalid struct{ Field, Problem string }
 
 func (e *Invalid) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Problem) }
 
-var (
+// notice is an error whose text is a sentence for the client, as the original
+// words it.
+type notice string
+
+func (n notice) Error() string { return string(n) }
+
+// Errors without more to tell.
+const (
 	// ErrSubmitted says that the id is in use.
-	ErrSubmitted = errors.New("A job with this ID was already submitted") //nolint:staticcheck // the original's wording
+	ErrSubmitted notice = "A job with this ID was already submitted"
 	// ErrNoFile says that the job is there but the file is not.
-	ErrNoFile = errors.New("Requested file does not exist") //nolint:staticcheck // the original's wording
+	ErrNoFile notice = "Requested file does not exist"
 	// ErrNotReady says that the job has not ended, so it has no result yet.
-	ErrNotReady = errors.New("the job has not ended yet")
+	ErrNotReady notice = "the job has not ended yet"
 	// ErrEnded says that the job has ended and can no longer be changed.
-	ErrEnded = errors.New("the job has ended already")
+	ErrEnded notice = "the job has ended already"
 	// ErrRange says that the asked part lies outside the file.
-	ErrRange = errors.New("the requested range lies outside the file")
+	ErrRange notice = "the requested range lies outside the file"
 	// ErrDraining says that the daemon is shutting down and takes no more jobs.
-	ErrDraining = errors.New("shepherd is shutting down and takes no more jobs; try again when it is back")
+	ErrDraining notice = "shepherd is shutting down and takes no more jobs; try again when it is back"
 )

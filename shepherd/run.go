@@ -246,7 +246,7 @@ func (l *lane) conclude(a *assignment, failure *job.Failure, answered bool) erro
 		case ctx.Err() != nil:
 			return err
 		case failure == nil:
-			failure = &job.Failure{Message: fmt.Sprintf("Cannot store the results of this job (%s)", err)}
+			failure = &job.Failure{Message: fmt.Sprintf("The results of this job cannot be stored: %s", err)}
 		}
 	}
 
@@ -408,7 +408,7 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 		case errdefs.IsNotFound(err):
 			return staged, &job.UnknownJob{ID: string(a.ID)}
 		}
-		return staged, fmt.Errorf("Cannot fetch the inputs of this job (%w)", err) //nolint:staticcheck // a client reads it
+		return staged, fmt.Errorf("the inputs of this job cannot be fetched: %w", err)
 	}
 }
 
