@@ -1,0 +1,198 @@
+package zmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/go-zeromq/zmq4"
+
+	"github.com/iterait/shepherd/messenger"
+)
+
+// RouterConfig says where a ROUTER listens.
+type RouterConfig struct {
+	// Endpoint is tcp://HOST:PORT or ipc://PATH; port 0 picks a free one.
+	Endpoint string
+	// Identity is told to those who connect.
+	Identity string
+	// Limits bound what each of them may send.
+	Limits Limits
+	// MaxConns is how many may be connected at once; more are turned away. The
+	// default is 256.
+	MaxConns int
+	// Log is told about refused connections and dropped messages; nil discards
+	// it.
+	Log *slog.Logger
+}
+
+// Router is a bound ROUTER. Each connection has its own goroutine from the
+// moment it is accepted, so one that is silent or sends garbage holds up nobody
+// else. Its methods may be called from several goroutines.
+type Router struct {
+	cfg      RouterConfig
+	log      *slog.Logger
+	listener net.Listener
+	in       *inbox[Message]
+
+	closing context.Context // ended by Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu    sync.Mutex
+	peers map[*Peer]struct{}
+}
+
+// Peer is one connection to a Router. It is comparable: two messages with the
+// same Peer came by the same connection.
+type Peer struct {
+	conn net.Conn
+	link *link // nil during the handshake
+}
+
+// Message is a message and whom to answer.
+type Message struct {
+	From  *Peer
+	Frame []byte
+}
+
+// Listen binds a ROUTER.
+func Listen(ctx context.Context, cfg RouterConfig) (*Router, error) {
+	network, address, err := splitEndpoint(cfg.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 256
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("bind %s: %w", cfg.Endpoint, err)
+	}
+	r := &Router{
+		cfg: cfg, log: orDiscard(cfg.Log), listener: listener,
+		in:    newInbox(cfg.Limits, func(m Message) int { return len(m.Frame) }),
+		peers: make(map[*Peer]struct{}),
+	}
+	r.closing, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	r.running.Go(r.accept)
+	return r, nil
+}
+
+// Addr is the address that is listened on.
+func (r *Router) Addr() net.Addr { return r.listener.Addr() }
+
+func (r *Router) accept() {
+	const longest = time.Second
+	for wait := time.Duration(0); ; {
+		conn, err := r.listener.Accept()
+		if err == nil {
+			wait = 0
+			r.admit(conn)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		// Out of file descriptors, most likely: others may free some.
+		wait = min(max(2*wait, 5*time.Millisecond), longest)
+		r.log.Error("cannot accept a connection", "error", err)
+		select {
+		case <-time.After(wait):
+		case <-r.closing.Done():
+			return
+		}
+	}
+}
+
+// admit takes a connection in, or turns it away.
+func (r *Router) admit(conn net.Conn) {
+	p := &Peer{conn: conn}
+	r.mu.Lock()
+	refused := len(r.peers) >= r.cfg.MaxConns || r.closing.Err() != nil
+	if !refused {
+		r.peers[p] = struct{}{}
+	}
+	r.mu.Unlock()
+	if refused {
+		r.log.Warn("turned a connection away: too many are open", "peer", conn.RemoteAddr())
+		conn.Close()
+		return
+	}
+	r.running.Go(func() {
+		err := r.serve(p)
+		r.mu.Lock()
+		delete(r.peers, p)
+		r.mu.Unlock()
+		if r.closing.Err() == nil && !errors.Is(err, io.EOF) {
+			r.log.Warn("a connection ended", "peer", conn.RemoteAddr(), "error", err)
+		}
+	})
+}
+
+// serve reads one connection to its end.
+func (r *Router) serve(p *Peer) error {
+	router := role{typ: zmq4.Router, identity: zmq4.SocketIdentity(r.cfg.Identity), server: true, peers: []string{string(zmq4.Dealer)}}
+	l, err := open(r.closing, p.conn, router, r.cfg.Limits)
+	if err != nil {
+		return err
+	}
+	defer close(l.ended)
+	defer l.close()
+	p.link = l // seen by those who got a message from p
+	stop := context.AfterFunc(r.closing, l.close)
+	defer stop()
+	for {
+		frame, err := l.recv()
+		if errors.Is(err, errDropped) {
+			r.log.Warn("dropped a message", "peer", p.conn.RemoteAddr(), "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !r.in.put(r.closing, Message{From: p, Frame: frame}) {
+			return context.Cause(r.closing)
+		}
+	}
+}
+
+// Recv waits for the next message of any peer. After Close the error is
+// messenger.ErrClosed.
+func (r *Router) Recv(ctx context.Context) (Message, error) {
+	if m, ok := r.in.take(ctx, r.closing.Done()); ok {
+		return m, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return Message{}, err
+	}
+	return Message{}, messenger.ErrClosed
+}
+
+// Send answers a peer. Where its connection has ended the error wraps
+// messenger.ErrClosed: an answer cannot take another way.
+func (r *Router) Send(ctx context.Context, to *Peer, frame []byte) error {
+	if err := to.link.send(ctx, frame); err != nil {
+		return fmt.Errorf("send to %s: %w", to.conn.RemoteAddr(), err)
+	}
+	return nil
+}
+
+// Close unbinds, ends every connection and returns when nothing is left of
+// them. What was sent before is still delivered. It may be called more than
+// once.
+func (r *Router) Close() error {
+	r.cancel()
+	err := r.listener.Close()
+	r.running.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
