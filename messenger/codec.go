@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,17 +57,31 @@ type answerJSON struct {
 	Message *struct {
 		JobID     *string `json:"job_id"`
 		Type      string  `json:"message_type"`
-		Message   *string `json:"message"`
-		ExcType   *string `json:"exception_type"`
-		Traceback *string `json:"exception_traceback"`
+		Message   text    `json:"message"`
+		ExcType   text    `json:"exception_type"`
+		Traceback text    `json:"exception_traceback"`
 	} `json:"message"`
+}
+
+// text is meant to be a string. Null is an empty one, and anything else its
+// JSON: a runner that sends its traceback as a list of lines has failed the job
+// all the same, and an answer that is not understood would leave it waiting.
+type text string
+
+func (t *text) UnmarshalJSON(data []byte) error {
+	var s string
+	if err := json.Unmarshal(data, &s); err != nil {
+		s = string(data)
+	}
+	*t = text(s)
+	return nil
 }
 
 // EncodeInput is the frame that asks a runner to process a job.
 func EncodeInput(in Input) ([]byte, error) {
 	var m inputJSON
 	m.Message.JobID, m.Message.Type, m.Message.IODataRoot = string(in.JobID), inputType, in.IODataRoot
-	return json.Marshal(m)
+	return marshal(m)
 }
 
 // DecodeInput reads what EncodeInput wrote.
@@ -90,12 +105,12 @@ func EncodeAnswer(a Answer) ([]byte, error) {
 	if a.Failure == nil {
 		var m doneJSON
 		m.Message.JobID, m.Message.Type = string(a.JobID), doneType
-		return json.Marshal(m)
+		return marshal(m)
 	}
 	var m errorJSON
 	m.Message.JobID, m.Message.Type = string(a.JobID), errorType
 	m.Message.Message, m.Message.ExcType, m.Message.Traceback = a.Failure.Message, a.Failure.Type, a.Failure.Traceback
-	return json.Marshal(m)
+	return marshal(m)
 }
 
 // DecodeAnswer reads a runner's answer.
@@ -115,13 +130,25 @@ func DecodeAnswer(frame []byte) (Answer, error) {
 	case doneType:
 		return Answer{JobID: id}, nil
 	case errorType:
-		f := &job.Failure{Message: text(m.Message.Message), Type: text(m.Message.ExcType), Traceback: text(m.Message.Traceback)}
+		f := &job.Failure{Message: string(m.Message.Message), Type: string(m.Message.ExcType), Traceback: string(m.Message.Traceback)}
 		if f.Message == "" {
 			f.Message = "the runner reported an error without a message"
 		}
 		return Answer{JobID: id, Failure: f}, nil
 	}
 	return Answer{}, fmt.Errorf("%w: type %q, expected %s or %s", ErrMalformed, m.Message.Type, doneType, errorType)
+}
+
+// marshal writes text as it is, as the original does: an exception's type reads
+// <class 'KeyError'>.
+func marshal(m any) ([]byte, error) {
+	var frame bytes.Buffer
+	encoder := json.NewEncoder(&frame)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(m); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(frame.Bytes(), []byte("\n")), nil
 }
 
 func unmarshal(frame []byte, into any) error {
@@ -132,11 +159,4 @@ func unmarshal(frame []byte, into any) error {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return nil
-}
-
-func text(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
 }
