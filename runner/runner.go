@@ -1,0 +1,245 @@
+// Package runner is for people who write runners: the programs that hold a
+// model and process shepherd's jobs with it, one by one.
+//
+// A runner is a main function that calls Main with a function that loads the
+// model and returns what is done with each job:
+//
+//	func main() {
+//		runner.Main(func(ctx context.Context, args runner.Args) (runner.Handler, error) {
+//			model, err := digits.Load(filepath.Join(filepath.Dir(args.ConfigPath), "weights.bin"))
+//			if err != nil {
+//				return nil, err
+//			}
+//			return func(ctx context.Context, j runner.Job) error {
+//				image, err := os.ReadFile(j.Input())
+//				if err != nil {
+//					return err
+//				}
+//				return os.WriteFile(j.Output(), model.Predict(image), 0o644)
+//			}, nil
+//		})
+//	}
+//
+// Built as a program it has the command line of shepherd-runner, so it can be
+// the entry point of a model's image, or the command of a bare sheep. Serve is
+// for programs with a command line of their own.
+package runner
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/messenger/zmq"
+)
+
+// DefaultPort is where a runner listens when nothing else is said.
+const DefaultPort = 9999
+
+// Job is one job. Its inputs are complete, and its output directory exists and
+// is empty. Every file in the output directory, at any depth, becomes a result.
+type Job struct {
+	ID        string
+	InputDir  string
+	OutputDir string
+}
+
+// Input is the path of the job's default input, the payload of its request.
+func (j Job) Input() string { return filepath.Join(j.InputDir, job.DefaultInput) }
+
+// Output is the path of the job's default output, what a client gets that asks
+// for the result without naming a file.
+func (j Job) Output() string { return filepath.Join(j.OutputDir, job.DefaultOutput) }
+
+// Handler processes one job; nil means that its outputs are complete. An error
+// fails the job and is told to its client; a *job.Failure in its chain is told
+// as it is. A panic is an error like any other: the runner goes on. Ctx ends
+// when the runner is asked to stop.
+type Handler func(ctx context.Context, j Job) error
+
+// Config says where a runner listens.
+type Config struct {
+	// Host is the address to bind; the default is all of them, 0.0.0.0.
+	Host string
+	// Port is the TCP port to bind; the default is DefaultPort.
+	Port int
+	// Log is told about jobs, and about messages that are not understood; the
+	// default is slog.Default().
+	Log *slog.Logger
+}
+
+// Serve binds the runner's socket and gives the handler one job at a time,
+// until ctx ends; then it waits for the handler to return and returns nil. The
+// handler's context ends with ctx; a job it gave up for that is not answered,
+// for shepherd to give it to another runner. An error means that the socket
+// could not be bound.
+//
+// Whoever asks for a job that waits or is under way already is answered with
+// the others who did when it is done; it is not done twice.
+func Serve(ctx context.Context, cfg Config, h Handler) error {
+	if cfg.Host == "" {
+		cfg.Host = "0.0.0.0"
+	}
+	if cfg.Port == 0 {
+		cfg.Port = DefaultPort
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	router, err := zmq.Listen(ctx, zmq.RouterConfig{
+		Endpoint: "tcp://" + net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)),
+		Identity: "runner",
+		Log:      cfg.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("start the runner: %w; is another runner using the port?", err)
+	}
+	defer router.Close()
+	cfg.Log.Info("waiting for jobs", "address", router.Addr().String())
+	s := &server{router: router, log: cfg.Log, handle: h}
+	s.run(ctx)
+	return nil
+}
+
+// maxWaiting is how many jobs may wait for their turn. Shepherd sends one at a
+// time; another client is told that it sends too many.
+const maxWaiting = 1000
+
+// answerTimeout bounds how long a client may take to read its answer.
+const answerTimeout = 30 * time.Second
+
+// server is a runner at work. All of it belongs to the goroutine in run.
+type server struct {
+	router *zmq.Router
+	log    *slog.Logger
+	handle Handler
+	tasks  []*task // by age
+	busy   bool    // the first is under way
+}
+
+// task is a job and those who asked for it.
+type task struct {
+	in     messenger.Input
+	askers []*zmq.Peer
+}
+
+func (s *server) run(ctx context.Context) {
+	received := make(chan zmq.Message)
+	ended := make(chan error)
+	var receiving sync.WaitGroup
+	receiving.Go(func() {
+		for {
+			m, err := s.router.Recv(ctx)
+			if err != nil {
+				return
+			}
+			select {
+			case received <- m:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	defer receiving.Wait()
+	for {
+		select {
+		case m := <-received:
+			s.take(ctx, m)
+			s.start(ctx, ended)
+		case err := <-ended:
+			s.finish(ctx, err)
+			s.start(ctx, ended)
+		case <-ctx.Done():
+			if s.busy {
+				s.log.Info("stopping; waiting for the job under way", "job", s.tasks[0].in.JobID)
+				s.finish(ctx, <-ended)
+			}
+			return
+		}
+	}
+}
+
+// take reads a message, which may bring a new task.
+func (s *server) take(ctx context.Context, m zmq.Message) {
+	in, err := messenger.DecodeInput(m.Frame)
+	if err != nil {
+		s.log.Warn("ignored a message", "error", err)
+		return
+	}
+	for _, t := range s.tasks {
+		if t.in.JobID == in.JobID {
+			if !slices.Contains(t.askers, m.From) {
+				t.askers = append(t.askers, m.From)
+			}
+			return
+		}
+	}
+	t := &task{in: in, askers: []*zmq.Peer{m.From}}
+	if len(s.tasks) > maxWaiting {
+		s.answer(ctx, t, &job.Failure{Message: fmt.Sprintf("the runner has %d jobs waiting already", maxWaiting)})
+		return
+	}
+	s.tasks = append(s.tasks, t)
+}
+
+// start begins the first task, if there is one and it is not under way.
+func (s *server) start(ctx context.Context, ended chan<- error) {
+	if s.busy || len(s.tasks) == 0 || ctx.Err() != nil {
+		return
+	}
+	s.busy = true
+	in := s.tasks[0].in
+	s.log.Info("job begins", "job", in.JobID)
+	place := filepath.Join(in.IODataRoot, string(in.JobID))
+	j := Job{ID: string(in.JobID), InputDir: filepath.Join(place, job.InputDir), OutputDir: filepath.Join(place, job.OutputDir)}
+	go func() {
+		err := error(errGone)
+		defer func() { ended <- err }()
+		defer func() {
+			if p := recover(); p != nil {
+				err = newPanic(p)
+			}
+		}()
+		err = s.handle(ctx, j)
+	}()
+}
+
+// finish answers the first task, which ended with err.
+func (s *server) finish(ctx context.Context, err error) {
+	t := s.tasks[0]
+	s.tasks, s.busy = s.tasks[1:], false
+	switch {
+	case err == nil:
+		s.log.Info("job done", "job", t.in.JobID)
+		s.answer(ctx, t, nil)
+	case ctx.Err() != nil:
+		s.log.Info("job given up", "job", t.in.JobID, "error", err)
+	default:
+		s.log.Error("job failed", "job", t.in.JobID, "error", err)
+		s.answer(ctx, t, failureOf(err))
+	}
+}
+
+// answer tells everyone who asked. Those who have left asked for nothing more.
+func (s *server) answer(ctx context.Context, t *task, f *job.Failure) {
+	frame, err := messenger.EncodeAnswer(messenger.Answer{JobID: t.in.JobID, Failure: f})
+	if err != nil {
+		s.log.Error("cannot write the answer", "job", t.in.JobID, "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	for _, asker := range t.askers {
+		if err := s.router.Send(ctx, asker, frame); err != nil {
+			s.log.Warn("could not deliver an answer", "job", t.in.JobID, "error", err)
+		}
+	}
+}
