@@ -1,0 +1,122 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// configName is the file that a directory is asked for.
+const configName = "config.yaml"
+
+// model is a command that processes jobs, as its configuration describes it.
+type model struct {
+	dir     string   // the configuration's
+	program string   // absolute
+	args    []string // may hold {inputs} and {outputs}
+	env     []string
+	timeout time.Duration // 0 for none
+}
+
+// configYAML is config.yaml.
+type configYAML struct {
+	Command []string          `yaml:"command"`
+	Timeout duration          `yaml:"timeout"`
+	Env     map[string]string `yaml:"env"`
+}
+
+// duration is written with its unit, as in 90s or 1h30m.
+type duration time.Duration
+
+func (d *duration) UnmarshalYAML(text []byte) error {
+	s := strings.Trim(strings.TrimSpace(string(text)), `"'`)
+	parsed, err := time.ParseDuration(s)
+	if err != nil || parsed <= 0 {
+		return fmt.Errorf("timeout %s: expected a duration with its unit, as in 90s or 1h30m", s)
+	}
+	*d = duration(parsed)
+	return nil
+}
+
+// loadModel reads the configuration at path, a file or the directory that holds
+// a config.yaml.
+func loadModel(path string) (*model, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		path = filepath.Join(path, configName)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := parseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	m := &model{dir: filepath.Dir(path), args: cfg.Command[1:], timeout: time.Duration(cfg.Timeout)}
+	if m.program, err = find(cfg.Command[0], m.dir); err != nil {
+		return nil, fmt.Errorf("%s: command: %w", path, err)
+	}
+	for name, value := range cfg.Env {
+		m.env = append(m.env, name+"="+value)
+	}
+	return m, nil
+}
+
+// find looks a program up as a shell in dir would.
+func find(program, dir string) (string, error) {
+	if strings.Contains(program, "/") && !filepath.IsAbs(program) {
+		program = filepath.Join(dir, program)
+	}
+	found, err := exec.LookPath(program)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(found)
+}
+
+func parseConfig(text []byte) (*configYAML, error) {
+	// Whose configuration it is comes first: everything in the original's would
+	// be an unknown key.
+	var keys map[string]any
+	if err := yaml.Unmarshal(text, &keys); err != nil {
+		return nil, oneLine(err)
+	}
+	if _, ok := keys["command"]; !ok {
+		return nil, errors.New("no `command` in it, so this is no model for this shepherd-runner; " +
+			"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
+	}
+	var cfg configYAML
+	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&cfg); err != nil {
+		return nil, oneLine(err)
+	}
+	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
+		return nil, errors.New("command: expected a program and its arguments, as in [python3, predict.py]")
+	}
+	for name := range cfg.Env {
+		if name == "" || strings.ContainsAny(name, "=\x00") {
+			return nil, fmt.Errorf("env: %q cannot be the name of a variable", name)
+		}
+	}
+	return &cfg, nil
+}
+
+// oneLine is a YAML error as LINE:COLUMN: what is wrong.
+func oneLine(err error) error {
+	var e yaml.Error
+	if !errors.As(err, &e) || e.GetToken() == nil {
+		return err
+	}
+	at := e.GetToken().Position
+	return fmt.Errorf("%d:%d: %s", at.Line, at.Column, e.GetMessage())
+}
