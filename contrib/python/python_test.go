@@ -1,0 +1,233 @@
+// Package python_test runs the Python runner SDK against shepherd's side of the
+// wire.
+package python_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/messenger/zmq"
+)
+
+// hang bounds what must happen soon but not at any certain time.
+const hang = 30 * time.Second
+
+// program is a runner whose jobs' ids say what happens to them.
+const program = `
+import sys, time
+from shepherd_runner import parse_args, serve
+
+runs = 0
+
+def process(job):
+    global runs
+    runs += 1
+    if job.id == "upper":
+        job.output.write_bytes(job.input.read_bytes().upper())
+    elif job.id == "key":
+        {}["key"]
+    elif job.id == "text":
+        raise ValueError("žluťoučký \U0001f600 \udc80 " + "x" * 10000000)
+    elif job.id == "exit":
+        sys.exit(3)
+    elif job.id == "wait":
+        (job.outputs / "up").write_text("")
+        while not (job.inputs / "go").exists():
+            time.sleep(0.005)
+        time.sleep(0.2)  # for libzmq to take up what was sent before: nothing tells
+    elif job.id == "runs":
+        job.output.write_text(str(runs))
+    elif job.id == "args":
+        job.output.write_text(repr((args.port, args.stream, args.runner, args.config_path)))
+
+args = parse_args()
+serve(process, host="127.0.0.1")
+`
+
+type talk struct {
+	t    *testing.T
+	ctx  context.Context
+	cmd  *exec.Cmd
+	log  *bytes.Buffer
+	port int
+	conn *zmq.Conn
+	root string
+}
+
+func start(t *testing.T) *talk {
+	t.Helper()
+	python := testenv.Python(t, "zmq", "python3-zmq")
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	t.Cleanup(cancel)
+	x := &talk{t: t, ctx: ctx, log: new(bytes.Buffer), port: testenv.FreePort(t), root: t.TempDir()}
+	x.cmd = exec.Command(python, "-c", program, "-r", "some.Runner", "v1/config.yaml", "--port", strconv.Itoa(x.port))
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.cmd.Env = append(os.Environ(), "PYTHONPATH="+here, "PYTHONDONTWRITEBYTECODE=1")
+	x.cmd.Stdout, x.cmd.Stderr = x.log, x.log
+	if err := x.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = x.cmd.Process.Kill()
+		_ = x.cmd.Wait()
+		if t.Failed() {
+			t.Logf("the runner said:\n%.4000s", x.log)
+		}
+	})
+	x.conn = x.connect()
+	return x
+}
+
+func (x *talk) connect() *zmq.Conn {
+	x.t.Helper()
+	conn, err := zmq.Dial(x.ctx, zmq.Config{Endpoint: fmt.Sprintf("tcp://127.0.0.1:%d", x.port)})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func (x *talk) path(id, dir, name string) string { return filepath.Join(x.root, id, dir, name) }
+
+func (x *talk) send(id, input string) {
+	x.t.Helper()
+	for dir, name := range map[string]string{job.InputDir: job.DefaultInput, job.OutputDir: ""} {
+		if err := os.MkdirAll(x.path(id, dir, ""), 0o755); err != nil {
+			x.t.Fatal(err)
+		}
+		if name != "" {
+			x.write(x.path(id, dir, name), input)
+		}
+	}
+	frame, err := messenger.EncodeInput(messenger.Input{JobID: job.ID(id), IODataRoot: x.root})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.say(string(frame))
+}
+
+func (x *talk) say(frame string) {
+	x.t.Helper()
+	if err := x.conn.Send(x.ctx, []byte(frame)); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *talk) write(path, text string) {
+	x.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *talk) recv(conn *zmq.Conn, id string) *job.Failure {
+	x.t.Helper()
+	frame, err := conn.Recv(x.ctx)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	answer, err := messenger.DecodeAnswer(frame)
+	if err != nil || answer.JobID != job.ID(id) {
+		x.t.Fatalf("got %.200s, %v; expected the answer to %s", frame, err, id)
+	}
+	return answer.Failure
+}
+
+func (x *talk) output(id, want string) {
+	x.t.Helper()
+	x.send(id, "hello")
+	if f := x.recv(x.conn, id); f != nil {
+		x.t.Fatalf("job %s: %+v", id, f)
+	}
+	if got, err := os.ReadFile(x.path(id, job.OutputDir, job.DefaultOutput)); err != nil || string(got) != want {
+		x.t.Fatalf("job %s: output %q, %v; expected %q", id, got, err, want)
+	}
+}
+
+func TestJobs(t *testing.T) {
+	x := start(t)
+	x.output("upper", "HELLO")
+	x.output("args", fmt.Sprintf("(%d, 'predict', 'some.Runner', 'v1/config.yaml')", x.port))
+	for _, c := range []struct{ id, message, typ, traceback string }{
+		{"key", "KeyError: 'key'", "<class 'KeyError'>", "line 13, in process"},
+		{"text", "ValueError: žluťoučký 😀 \ufffd xxx", "<class 'ValueError'>", "xxx"},
+		{"exit", "SystemExit: 3", "<class 'SystemExit'>", "SystemExit"},
+	} {
+		x.send(c.id, "")
+		f := x.recv(x.conn, c.id)
+		if f == nil || !strings.HasPrefix(f.Message, c.message) || f.Type != c.typ || !strings.Contains(f.Traceback, c.traceback) {
+			t.Errorf("%s: %.300v; expected %+v", c.id, f, c)
+		}
+	}
+	x.output("upper", "HELLO")
+}
+
+func TestMessagesThatAreNone(t *testing.T) {
+	x := start(t)
+	for _, frame := range []string{"", "null", "[]", "7", "\xff", "{}", strings.Repeat("[", 100000), `{"message": null}`, `{"message": {}}`,
+		`{"message": {"message_type": "InputMessage", "job_id": "../x", "io_data_root": "/"}}`,
+		`{"message": {"message_type": "InputMessage", "job_id": "a..b", "io_data_root": "/"}}`,
+		`{"message": {"message_type": "InputMessage", "job_id": 7, "io_data_root": "/"}}`,
+		`{"message": {"message_type": "InputMessage", "job_id": "x", "io_data_root": null}}`,
+		`{"message": {"message_type": "DoneMessage", "job_id": "x"}}`} {
+		x.say(frame)
+	}
+	x.output("runs", "1")
+}
+
+func TestNoJobRunsTwice(t *testing.T) {
+	x := start(t)
+	x.send("wait", "")
+	for { // it is under way
+		if _, err := os.Stat(x.path("wait", job.OutputDir, "up")); err == nil {
+			break
+		}
+		if err := x.ctx.Err(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	x.send("wait", "")
+	x.send("runs", "")
+	x.write(x.path("wait", job.InputDir, "go"), "")
+	for _, id := range []string{"wait", "runs"} {
+		if f := x.recv(x.conn, id); f != nil {
+			t.Fatalf("%s: %+v", id, f)
+		}
+	}
+	if got, err := os.ReadFile(x.path("runs", job.OutputDir, job.DefaultOutput)); err != nil || string(got) != "2" {
+		t.Fatalf("%s runs, %v; expected 2", got, err)
+	}
+}
+
+func TestTerminated(t *testing.T) {
+	x := start(t)
+	x.output("upper", "HELLO")
+	if err := x.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.cmd.Wait(); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, x.log)
+	}
+	select {
+	case <-x.conn.Done():
+	case <-x.ctx.Done():
+		t.Fatal("the connection outlived the runner")
+	}
+}
