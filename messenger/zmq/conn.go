@@ -67,20 +67,24 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	}
 	log := orDiscard(cfg.Log)
 	limits := cfg.Limits.withDefaults()
+	var last error // of the attempts that ctx did not cut short
 	for wait := firstRetry; ; wait = min(wait*5/4+time.Millisecond, lastRetry) {
 		l, err := connect(ctx, cfg.Dial, network, address, limits)
 		if err == nil {
 			return newConn(l, limits, log), nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		if errors.Is(err, ErrProtocol) {
 			return nil, fmt.Errorf("connect to the runner at %s: %w; is another program listening there?", cfg.Endpoint, err)
 		}
 		if isTimeout(err) && ctx.Err() == nil {
-			log.Warn("the runner accepts connections and does not greet; trying again", "endpoint", cfg.Endpoint, "error", err)
+			log.Warn("the runner does not respond; trying again", "endpoint", cfg.Endpoint, "error", err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to the runner at %s: %w (last attempt: %w)", cfg.Endpoint, context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect to the runner at %s: %w (last attempt: %w)", cfg.Endpoint, context.Cause(ctx), last)
 		case <-time.After(wait):
 		}
 	}
