@@ -73,7 +73,7 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 		if err == nil {
 			return newConn(l, limits, log), nil
 		}
-		if last == nil || ctx.Err() == nil {
+		if last == nil || !over(ctx) {
 			last = err
 		}
 		if errors.Is(err, ErrProtocol) {
@@ -102,6 +102,13 @@ func connect(ctx context.Context, dial func(context.Context, string, string) (ne
 		return nil, errors.New("nothing listens there")
 	}
 	return open(ctx, conn, dealer, limits)
+}
+
+// over reports whether ctx has ended, or is about to: a dialer that heeds its
+// deadline may fail before ctx says so.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 func isTimeout(err error) bool {
