@@ -96,8 +96,12 @@ func connect(ctx context.Context, dial func(context.Context, string, string) (ne
 		return nil, err
 	}
 	// A loopback port that nobody has bound can, by chance, be connected to
-	// itself.
+	// itself. It is reset, for an orderly close would keep the runner from
+	// binding it for a minute.
 	if network == "tcp" && conn.LocalAddr().String() == conn.RemoteAddr().String() {
+		if c, ok := conn.(*net.TCPConn); ok {
+			_ = c.SetLinger(0)
+		}
 		conn.Close()
 		return nil, errors.New("nothing listens there")
 	}
