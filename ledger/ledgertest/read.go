@@ -1,0 +1,210 @@
+package ledgertest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+func (s suite) testHeld(t *testing.T) {
+	f := s.open(t, Options{})
+	for i := range 6 {
+		f.create(fmt.Sprint("job", i))
+	}
+	mine := []ledger.Claim{
+		f.claim(ledger.Slot{Node: "n", Sheep: "a", Only: "job3"}, "job3"),
+		f.claim(ledger.Slot{Node: "n", Sheep: "b", Only: "job1", Ahead: true}, "job1"),
+		f.claim(ledger.Slot{Node: "n", Sheep: "c", Only: "job5"}, "job5"),
+	}
+	f.claim(ledger.Slot{Node: "m", Sheep: "a"}, "job0")
+	check := func(want []ledger.Claim) {
+		t.Helper()
+		held, err := f.Held(f.Context(), "n")
+		if err != nil || len(held) != len(want) {
+			t.Fatalf("Held = %d claims, %v; want %d", len(held), err, len(want))
+		}
+		for i := range held {
+			f.checkSame("Held, in the order of the claims", held[i].Record, want[i].Record)
+			if held[i].Token != want[i].Token {
+				t.Fatalf("token %d, want %d", held[i].Token, want[i].Token)
+			}
+		}
+	}
+	check(mine)
+	f.reopen()
+	check(mine)
+	f.crash()
+	check(mine)
+	f.finish(mine[0])
+	check(mine[1:])
+	f.release(mine[1], true)
+	check(mine[2:])
+	f.cancel("job5")
+	check(nil)
+	if held, err := f.Held(f.Context(), "m"); err != nil || len(held) != 1 {
+		t.Fatalf("Held of the other node = %v, %v", held, err)
+	}
+	if held, err := f.Held(f.Context(), ""); err != nil || len(held) != 0 {
+		t.Fatalf("Held of no node = %v, %v", held, err)
+	}
+}
+
+func (s suite) testList(t *testing.T) {
+	f := s.open(t, Options{})
+	if got := f.list(ledger.Filter{}, 10); len(got) != 0 {
+		t.Fatalf("an empty ledger lists %v", ids(got))
+	}
+	var all []job.Record
+	for i := range 24 {
+		id := fmt.Sprintf("job%02d", i)
+		f.create(id, model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5))
+		only := ledger.Slot{Node: "n", Sheep: "a", Only: job.ID(id)}
+		switch i % 4 {
+		case 1:
+			f.claim(only, id)
+		case 2:
+			f.finish(f.claim(only, id))
+		case 3:
+			f.cancel(id)
+		}
+		all = append(all, f.get(id))
+	}
+	for name, c := range map[string]struct {
+		filter ledger.Filter
+		match  func(r job.Record) bool
+	}{
+		"all":       {ledger.Filter{}, func(job.Record) bool { return true }},
+		"a state":   {ledger.Filter{States: []job.State{job.Processing}}, func(r job.Record) bool { return r.State == job.Processing }},
+		"states":    {ledger.Filter{States: []job.State{job.Queued, job.Done}}, func(r job.Record) bool { return r.State == job.Queued || r.State == job.Done }},
+		"no state":  {ledger.Filter{States: []job.State{job.Failed}}, func(job.Record) bool { return false }},
+		"a sheep":   {ledger.Filter{Sheep: "a"}, func(r job.Record) bool { return r.Sheep == "a" }},
+		"a model":   {ledger.Filter{Model: blue}, func(r job.Record) bool { return r.Model == blue }},
+		"versioned": {ledger.Filter{Model: job.Model{Name: "red"}}, func(r job.Record) bool { return r.Model == job.Model{Name: "red"} }},
+		"several": {ledger.Filter{States: []job.State{job.Cancelled, job.Done}, Sheep: "a", Model: red},
+			func(r job.Record) bool { return r.State == job.Cancelled && r.Sheep == "a" && r.Model == red }},
+	} {
+		var want []job.Record
+		for _, r := range all {
+			if c.match(r) {
+				want = append(want, r)
+			}
+		}
+		for _, limit := range []int{1, 2, 5, 24, 100} {
+			got := f.list(c.filter, limit)
+			if !slices.EqualFunc(got, want, same) {
+				t.Errorf("%s by %d: %v, want %v", name, limit, ids(got), ids(want))
+			}
+		}
+	}
+}
+
+// testListUnderChanges pages while other records come, change and go: what was
+// there throughout is listed once.
+func (s suite) testListUnderChanges(t *testing.T) {
+	f := s.open(t, Options{})
+	const n = 30
+	for i := range n {
+		f.create(fmt.Sprintf("job%02d", i))
+	}
+	seen := map[job.ID]int{}
+	var last, cursor int64
+	for page := 0; ; page++ {
+		records, next, err := f.List(f.Context(), ledger.Filter{}, cursor, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range records {
+			if r.Seq <= last {
+				t.Fatalf("place %d after %d", r.Seq, last)
+			}
+			last = r.Seq
+			seen[r.ID]++
+		}
+		if next == 0 {
+			break
+		}
+		cursor = next
+		// In the part still to come one starts; in the part listed one ends and is
+		// submitted again, to the end.
+		f.claim(ledger.Slot{Node: "n", Sheep: "a", Only: job.ID(fmt.Sprintf("job%02d", n-1-page))}, fmt.Sprintf("job%02d", n-1-page))
+		if page < 3 {
+			again := fmt.Sprintf("job%02d", page)
+			f.cancel(again)
+			f.create(again)
+		}
+	}
+	for i := range n {
+		id := job.ID(fmt.Sprintf("job%02d", i))
+		want := 1
+		if i < 3 {
+			want = 2 // its run before, and the next one
+		}
+		if seen[id] != want {
+			t.Errorf("%s was listed %d times, want %d", id, seen[id], want)
+		}
+	}
+}
+
+func (s suite) testCount(t *testing.T) {
+	f := s.open(t, Options{})
+	check := func(want ledger.Counts) {
+		t.Helper()
+		got := f.count()
+		for _, state := range []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled} {
+			if got[state] != want[state] {
+				t.Fatalf("counts are %v, want %v", got, want)
+			}
+		}
+	}
+	check(ledger.Counts{})
+	for i := range 6 {
+		f.create(fmt.Sprint("job", i))
+	}
+	check(ledger.Counts{job.Queued: 6})
+	f.finish(f.claim(slot("a"), "job0"))
+	c := f.claim(slot("a"), "job1")
+	if _, err := f.Finish(f.Context(), c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}}); err != nil {
+		t.Fatal(err)
+	}
+	f.claim(slot("a"), "job2")
+	f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "job3") // still queued to everyone outside
+	f.cancel("job4")
+	want := ledger.Counts{job.Queued: 2, job.Processing: 1, job.Done: 1, job.Failed: 1, job.Cancelled: 1}
+	check(want)
+	f.reopen()
+	check(want)
+	f.create("job0")
+	check(ledger.Counts{job.Queued: 3, job.Processing: 1, job.Failed: 1, job.Cancelled: 1})
+}
+
+// testExpiry ends more jobs than are kept: the number stays bounded, the oldest
+// go, and no job that has not ended goes ever.
+func (s suite) testExpiry(t *testing.T) {
+	const keep, n = 10, 60
+	f := s.open(t, Options{KeepJobs: keep})
+	f.create("waiting", priority(-1))
+	f.create("running", priority(1))
+	running := f.claim(slot("b"), "running")
+	bounded := false
+	for i := 0; i < n || !bounded && i < 100*n; i++ { // an implementation may lag a little behind
+		id := fmt.Sprint("job", i)
+		f.create(id)
+		f.finish(f.claim(slot("a"), id))
+		f.get(id) // the youngest is there
+		bounded = f.count()[job.Done] <= keep+1
+	}
+	if !bounded {
+		t.Fatalf("%d ended jobs are kept, want about %d", f.count()[job.Done], keep)
+	}
+	if _, err := f.Get(f.Context(), "job0"); err == nil {
+		t.Fatal("the oldest is still kept")
+	}
+	if got := f.list(ledger.Filter{States: []job.State{job.Done}}, 7); len(got) != f.count()[job.Done] {
+		t.Fatalf("%d are listed, %d counted", len(got), f.count()[job.Done])
+	}
+	f.finish(running)
+	f.claim(slot("a"), "waiting")
+}

@@ -1,0 +1,96 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/iterait/shepherd/ledger"
+)
+
+var errClosed = fmt.Errorf("the ledger is closed: %w", errdefs.ErrUnavailable)
+
+// newerError says that the file's schema is not known here.
+type newerError struct {
+	path          string
+	schema, known int
+}
+
+func (e *newerError) Error() string {
+	return fmt.Sprintf("ledger %s was written by a newer shepherd (its schema is version %d, this shepherd knows up to %d): start that shepherd or a later one, or give this one another ledger", e.path, e.schema, e.known)
+}
+
+func (e *newerError) Unwrap() error { return errdefs.ErrFailedPrecondition }
+
+// foreignError says that the file is a database, but no ledger.
+type foreignError struct{ path string }
+
+func (e *foreignError) Error() string {
+	return fmt.Sprintf("%s is a database of another program, not a ledger: give shepherd another path for its ledger", e.path)
+}
+
+func (e *foreignError) Unwrap() error { return errdefs.ErrFailedPrecondition }
+
+// lockedError says that another process has the ledger open.
+type lockedError struct{ path, owner string }
+
+func (e *lockedError) Error() string {
+	return fmt.Sprintf("ledger %s is in use by another process%s: stop that one first, or give this one another ledger", e.path, e.owner)
+}
+
+func (e *lockedError) Unwrap() error { return errdefs.ErrUnavailable }
+
+// explain gives an error the class it has for the callers of a ledger and says
+// what to do about it. Answers of the ledger and ends of contexts pass through.
+func explain(path, doing string, err error) error {
+	for _, answer := range []error{
+		ledger.ErrExists, ledger.ErrNotFound, ledger.ErrFenced, ledger.ErrFinal, ledger.ErrEventsGone,
+		context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, answer) {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+	}
+	if errdefs.IsUnavailable(err) || errdefs.IsInternal(err) || errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	class, hint := classify(err)
+	return fmt.Errorf("%s: ledger %s: %s: %w: %w", doing, path, hint, class, err)
+}
+
+func classify(err error) (class error, hint string) {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return errdefs.ErrUnavailable, "no space left on its disk; free some and try again"
+	case errors.Is(err, syscall.EROFS):
+		return errdefs.ErrUnavailable, "its file system is read-only; mount it writable"
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return errdefs.ErrUnavailable, "no permission; give the user that shepherd runs as write access to its directory"
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
+		return errdefs.ErrUnavailable, "its directory does not exist; create it"
+	}
+	var failure *driver.Error
+	if !errors.As(err, &failure) {
+		return errdefs.ErrInternal, "unexpected failure"
+	}
+	switch failure.Code() & 0xff { // the primary code: the rest only details it
+	case sqlite3.SQLITE_FULL:
+		return errdefs.ErrUnavailable, "no space left on its disk; free some and try again"
+	case sqlite3.SQLITE_READONLY:
+		return errdefs.ErrUnavailable, "it cannot be written; make the file and its directory writable"
+	case sqlite3.SQLITE_CANTOPEN:
+		return errdefs.ErrUnavailable, "it cannot be opened; make the file and its directory readable and writable"
+	case sqlite3.SQLITE_IOERR:
+		return errdefs.ErrUnavailable, "its disk failed; look at the system log for the reason"
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return errdefs.ErrUnavailable, "another program keeps it locked; end that program and try again"
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return errdefs.ErrInternal, "the file is damaged; stop shepherd and restore the file from a backup, or move it and its -wal file away to begin with an empty ledger"
+	}
+	return errdefs.ErrInternal, "unexpected failure"
+}

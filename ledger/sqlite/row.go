@@ -1,0 +1,54 @@
+package sqlite
+
+import (
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// columns are those of a row, in the order of (*row).fields.
+const columns = `seq, id, model_name, model_version, sheep, priority, state,
+	failure_message, failure_type, failure_traceback,
+	enqueued_at, started_at, finished_at, run, attempt, holder, node, token, put_back, overtaken`
+
+// row is a record as the file keeps it.
+type row struct {
+	job.Record
+	token     ledger.Token
+	putBack   bool
+	overtaken int
+}
+
+// scan reads the columns by the given Scan method.
+func (r *row) scan(scan func(...any) error) error {
+	var failure job.Failure
+	var enqueued, started, finished int64
+	err := scan(&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.State,
+		&failure.Message, &failure.Type, &failure.Traceback,
+		&enqueued, &started, &finished, &r.Run, &r.Attempt, &r.Holder, &r.Node, &r.token, &r.putBack, &r.overtaken)
+	if err != nil {
+		return err
+	}
+	r.Failure = nil
+	if r.State == job.Failed {
+		r.Failure = &failure
+	}
+	r.EnqueuedAt, r.StartedAt, r.FinishedAt = toTime(enqueued), toTime(started), toTime(finished)
+	return nil
+}
+
+// toTime and fromTime keep a zero time as 0.
+func toTime(micros int64) time.Time {
+	if micros == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micros).UTC()
+}
+
+func fromTime(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}

@@ -1,0 +1,75 @@
+package sqlite
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/ledgertest"
+)
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(killEnv); path != "" {
+		os.Exit(workUntilKilled(path))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestLedger(t *testing.T) {
+	ledgertest.Run(t, func(t *testing.T, options ledgertest.Options) ledgertest.Harness {
+		return &harness{Config{
+			Path:         filepath.Join(t.TempDir(), "ledger.db"),
+			MaxOvertakes: options.MaxOvertakes, Events: options.Events, KeepJobs: options.KeepJobs,
+		}}
+	})
+}
+
+type harness struct{ cfg Config }
+
+func (h *harness) Open(t testing.TB) ledger.Ledger {
+	t.Helper()
+	return mustOpen(t, h.cfg)
+}
+
+// Crash takes the files as they are while the ledger is open: what a killed
+// process leaves in the page cache.
+func (h *harness) Crash(t testing.TB, _ ledger.Ledger) ledger.Ledger {
+	t.Helper()
+	left := filepath.Join(t.TempDir(), "ledger.db")
+	for _, suffix := range []string{"", "-wal"} {
+		copyFile(t, h.cfg.Path+suffix, left+suffix)
+	}
+	h.cfg.Path = left
+	return h.Open(t)
+}
+
+func mustOpen(t testing.TB, cfg Config) *Ledger {
+	t.Helper()
+	l, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	source, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	target, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	if _, err := io.Copy(target, source); err != nil {
+		t.Fatal(err)
+	}
+}
