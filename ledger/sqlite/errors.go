@@ -59,38 +59,38 @@ func explain(path, doing string, err error) error {
 	if errdefs.IsUnavailable(err) || errdefs.IsInternal(err) || errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	class, hint := classify(err)
+	hint, class := classify(err)
 	return fmt.Errorf("%s: ledger %s: %s: %w: %w", doing, path, hint, class, err)
 }
 
-func classify(err error) (class error, hint string) {
+func classify(err error) (hint string, class error) {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return errdefs.ErrUnavailable, "no space left on its disk; free some and try again"
+		return "no space left on its disk; free some and try again", errdefs.ErrUnavailable
 	case errors.Is(err, syscall.EROFS):
-		return errdefs.ErrUnavailable, "its file system is read-only; mount it writable"
+		return "its file system is read-only; mount it writable", errdefs.ErrUnavailable
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		return errdefs.ErrUnavailable, "no permission; give the user that shepherd runs as write access to its directory"
+		return "no permission; give the user that shepherd runs as write access to its directory", errdefs.ErrUnavailable
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
-		return errdefs.ErrUnavailable, "its directory does not exist; create it"
+		return "its directory does not exist; create it", errdefs.ErrUnavailable
 	}
 	var failure *driver.Error
 	if !errors.As(err, &failure) {
-		return errdefs.ErrInternal, "unexpected failure"
+		return "unexpected failure", errdefs.ErrInternal
 	}
 	switch failure.Code() & 0xff { // the primary code: the rest only details it
 	case sqlite3.SQLITE_FULL:
-		return errdefs.ErrUnavailable, "no space left on its disk; free some and try again"
+		return "no space left on its disk; free some and try again", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_READONLY:
-		return errdefs.ErrUnavailable, "it cannot be written; make the file and its directory writable"
+		return "it cannot be written; make the file and its directory writable", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_CANTOPEN:
-		return errdefs.ErrUnavailable, "it cannot be opened; make the file and its directory readable and writable"
+		return "it cannot be opened; make the file and its directory readable and writable", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_IOERR:
-		return errdefs.ErrUnavailable, "its disk failed; look at the system log for the reason"
+		return "its disk failed; look at the system log for the reason", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return errdefs.ErrUnavailable, "another program keeps it locked; end that program and try again"
+		return "another program keeps it locked; end that program and try again", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return errdefs.ErrInternal, "the file is damaged; stop shepherd and restore the file from a backup, or move it and its -wal file away to begin with an empty ledger"
+		return "the file is damaged; stop shepherd and restore the file from a backup, or move it and its -wal file away to begin with an empty ledger", errdefs.ErrInternal
 	}
-	return errdefs.ErrInternal, "unexpected failure"
+	return "unexpected failure", errdefs.ErrInternal
 }

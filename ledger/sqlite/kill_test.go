@@ -1,5 +1,217 @@
 package sqlite
 
-const killEnv = "LEDGER_KILL_PATH"
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
 
-func workUntilKilled(string) int { return 1 }
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// killEnv makes the test binary the process that TestKilled kills: it names the
+// ledger to work on.
+const killEnv = "SHEPHERD_TEST_LEDGER_TO_KILL"
+
+const killNode = "node"
+
+// workUntilKilled creates, claims and ends jobs in many goroutines, for ever.
+// It prints a line for each change that was acknowledged.
+func workUntilKilled(path string) int {
+	ctx := context.Background()
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	l, err := Open(ctx, Config{Path: path, MaxOvertakes: 2})
+	if err != nil {
+		return fail(err)
+	}
+	held, err := l.Held(ctx, killNode)
+	if err != nil {
+		return fail(err)
+	}
+	for _, c := range held {
+		if err := l.Release(ctx, c.ID, c.Token, false); err != nil {
+			return fail(err)
+		}
+	}
+	failed := make(chan error)
+	for w := range 6 {
+		go func() { failed <- work(ctx, l, w) }()
+	}
+	return fail(<-failed)
+}
+
+func work(ctx context.Context, l *Ledger, w int) error {
+	// A line is one write, so lines of several goroutines do not mix.
+	say := func(format string, args ...any) { fmt.Fprintf(os.Stdout, format+"\n", args...) }
+	for i := 0; ; i++ {
+		rec := job.Record{ID: job.ID(fmt.Sprintf("job-%d-%d-%d", os.Getpid(), w, i)), Priority: i % 3}
+		if _, err := l.Create(ctx, rec); err != nil {
+			return err
+		}
+		say("created %s", rec.ID)
+		c, err := l.Claim(ctx, ledger.Slot{Node: killNode, Sheep: fmt.Sprint("sheep", w), Ahead: i%2 == 0})
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		say("claimed %s %d", c.ID, c.Token)
+		switch i % 5 {
+		case 3:
+			if err := l.Release(ctx, c.ID, c.Token, true); err != nil {
+				return err
+			}
+			say("released %s %d", c.ID, c.Token)
+		case 4: // left to whoever comes after the kill
+		default:
+			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}}); err != nil {
+				return err
+			}
+			say("ended %s %d", c.ID, c.Token)
+		}
+	}
+}
+
+// TestKilled kills a process that works on a ledger, again and again, and finds
+// all that was acknowledged in what it left.
+func TestKilled(t *testing.T) {
+	rounds := 15
+	if testing.Short() {
+		rounds = 3
+	}
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	seen := acknowledged{created: map[job.ID]bool{}, held: map[job.ID]ledger.Token{}, ended: map[job.ID]ledger.Token{}}
+	for round := range rounds {
+		seen.round(t, path, rand.IntN(400)+1)
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
+	}
+	if len(seen.ended) == 0 {
+		t.Fatal("no job ended: nothing was tested")
+	}
+	t.Logf("%d jobs created, %d ended", len(seen.created), len(seen.ended))
+}
+
+// acknowledged is what the processes killed so far had been told.
+type acknowledged struct {
+	created map[job.ID]bool
+	held    map[job.ID]ledger.Token // not known to be released or ended
+	ended   map[job.ID]ledger.Token
+	highest ledger.Token // given out in rounds before
+}
+
+// round starts a process, kills it once it said so many lines, and looks at
+// what it left.
+func (a *acknowledged) round(t *testing.T, path string, lines int) {
+	t.Helper()
+	process := exec.Command(os.Args[0])
+	process.Env = append(os.Environ(), killEnv+"="+path)
+	var complaints strings.Builder
+	process.Stderr = &complaints
+	output, err := process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	clear(a.held) // the process begins by releasing what the one before held
+	highest := a.highest
+	said := bufio.NewScanner(output)
+	for n := 0; said.Scan(); n++ { // to the end: also what it said while it was killed counts
+		highest = max(highest, a.note(t, said.Text()))
+		if n == lines {
+			process.Process.Kill()
+		}
+	}
+	a.highest = highest
+	process.Wait()
+	if complaints.Len() > 0 {
+		t.Fatalf("the process failed by itself: %s", complaints.String())
+	}
+	a.check(t, path)
+}
+
+// note takes down a line and returns the token in it.
+func (a *acknowledged) note(t *testing.T, line string) ledger.Token {
+	t.Helper()
+	var what string
+	var id job.ID
+	var token ledger.Token
+	fmt.Sscan(line, &what, &id, &token)
+	switch what {
+	case "created":
+		a.created[id] = true
+	case "claimed":
+		if token <= a.highest {
+			t.Errorf("token %d was given out again", token)
+		}
+		if _, ended := a.ended[id]; ended {
+			t.Errorf("%s was claimed after it ended", id)
+		}
+		a.held[id] = token
+	case "released":
+		if a.held[id] == token { // else it was claimed anew before the line came
+			delete(a.held, id)
+		}
+	case "ended":
+		if other, twice := a.ended[id]; twice {
+			t.Errorf("%s ended twice, by tokens %d and %d", id, other, token)
+		}
+		a.ended[id] = token
+		if a.held[id] == token {
+			delete(a.held, id)
+		}
+	default:
+		t.Fatalf("the process says %q", line)
+	}
+	return token
+}
+
+func (a *acknowledged) check(t *testing.T, path string) {
+	t.Helper()
+	l, err := Open(t.Context(), Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for id := range a.created {
+		if _, err := l.Get(t.Context(), id); err != nil {
+			t.Errorf("created, then lost: %v", err)
+		}
+	}
+	for id, token := range a.ended {
+		rec, err := l.Get(t.Context(), id)
+		if err != nil || rec.State != job.Failed || rec.Failure.Message != fmt.Sprint(token) {
+			t.Errorf("%s ended by token %d, found %+v, %v", id, token, rec, err)
+		}
+	}
+	claims, err := l.Held(t.Context(), killNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[job.ID]ledger.Token{}
+	for _, c := range claims {
+		found[c.ID] = c.Token
+	}
+	for id, token := range a.held {
+		if found[id] >= token {
+			continue
+		}
+		// The kill may have come between a change and its line.
+		if rec, err := l.Get(t.Context(), id); err != nil || rec.State == job.Processing || rec.Holder != "" {
+			t.Errorf("%s was held by token %d, found held by %d: %+v, %v", id, token, found[id], rec, err)
+		}
+	}
+}

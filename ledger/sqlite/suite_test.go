@@ -32,7 +32,16 @@ type harness struct{ cfg Config }
 
 func (h *harness) Open(t testing.TB) ledger.Ledger {
 	t.Helper()
-	return mustOpen(t, h.cfg)
+	l := mustOpen(t, h.cfg)
+	// The suite's queues are short: prune often enough for it to matter.
+	err := l.change(t.Context(), "prune often", func(tx *tx) error {
+		tx.w.pruneStep, tx.w.pruneAt = 2, 2
+		return nil
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // Crash takes the files as they are while the ledger is open: what a killed

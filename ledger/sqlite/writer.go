@@ -68,6 +68,7 @@ type writer struct {
 	// Only the goroutine touches these.
 	counters  counters
 	overtakes int // rows in the table of that name
+	pruneStep int // how many rows it may gain between two prunings
 	pruneAt   int // prune it when it has more
 	sweeping  bool
 	undone    []*operation // to take back
@@ -77,9 +78,9 @@ type writer struct {
 func newWriter(ctx context.Context, cfg Config, conn *sql.Conn, now func() time.Time) (*writer, error) {
 	w := &writer{
 		cfg: cfg, now: now, conn: conn,
-		ops:     make(chan *operation, maxBatch),
-		quit:    make(chan struct{}),
-		pruneAt: pruneEvery,
+		ops:       make(chan *operation, maxBatch),
+		quit:      make(chan struct{}),
+		pruneStep: pruneEvery, pruneAt: pruneEvery,
 	}
 	err := conn.QueryRowContext(ctx, `SELECT seq, token, event, (SELECT count(*) FROM overtakes) FROM counters`).
 		Scan(&w.counters.seq, &w.counters.token, &w.counters.event, &w.overtakes)
@@ -228,7 +229,7 @@ func (w *writer) transact(batch []*operation) ([]error, error) {
 	w.counters = t.counters
 	w.overtakes = t.overtakes
 	if t.pruned {
-		w.pruneAt = 2*w.overtakes + pruneEvery
+		w.pruneAt = 2*w.overtakes + w.pruneStep
 	}
 	w.sweeping = t.sweepOn
 	w.tally.add(t.changes)

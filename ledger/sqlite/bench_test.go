@@ -1,0 +1,128 @@
+package sqlite
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+func benchLedger(b *testing.B) *Ledger {
+	b.Helper()
+	return mustOpen(b, Config{Path: filepath.Join(b.TempDir(), "ledger.db"), MaxOvertakes: 10})
+}
+
+// fill queues n jobs, by many callers at once.
+func fill(tb testing.TB, l *Ledger, from, n int) {
+	tb.Helper()
+	var next atomic.Int64
+	next.Store(int64(from))
+	failed := make(chan error, 16)
+	for range cap(failed) {
+		go func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= from+n {
+					failed <- nil
+					return
+				}
+				if _, err := l.Create(tb.Context(), numbered(i)); err != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+	}
+	for range cap(failed) {
+		if err := <-failed; err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func numbered(i int) job.Record {
+	return job.Record{ID: job.ID(fmt.Sprintf("job-%09d", i)), Model: job.Model{Name: "model", Version: fmt.Sprint(i % 3)}}
+}
+
+// BenchmarkCreate queues jobs durably: by one caller, who waits for each, and
+// by sixteen, who share commits.
+func BenchmarkCreate(b *testing.B) {
+	b.Run("sequential", func(b *testing.B) {
+		l := benchLedger(b)
+		for i := 0; b.Loop(); i++ {
+			if _, err := l.Create(b.Context(), numbered(i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("16-way", func(b *testing.B) {
+		l := benchLedger(b)
+		before := l.writer.commits.Load()
+		b.ResetTimer()
+		fill(b, l, 0, b.N)
+		b.StopTimer()
+		b.ReportMetric(float64(l.writer.commits.Load()-before)/float64(b.N), "commits/op")
+	})
+}
+
+// BenchmarkQueueLength shows, in one run, how much longer a step takes with
+// 100,000 jobs queued than with 1,000.
+func BenchmarkQueueLength(b *testing.B) {
+	const short, long, sample = 1_000, 100_000, 500
+	for range b.N {
+		l := benchLedger(b)
+		fill(b, l, 0, short)
+		create1, claim1, finish1 := steps(b, l, short, sample)
+		fill(b, l, short+sample, long-short)
+		create2, claim2, finish2 := steps(b, l, long+sample, sample)
+		b.ReportMetric(micros(create2, sample), "create-µs")
+		b.ReportMetric(micros(claim2, sample), "claim-µs")
+		b.ReportMetric(micros(finish2, sample), "finish-µs")
+		b.ReportMetric(float64(create2)/float64(create1), "create-ratio")
+		b.ReportMetric(float64(claim2)/float64(claim1), "claim-ratio")
+		b.ReportMetric(float64(finish2)/float64(finish1), "finish-ratio")
+		b.StopTimer()
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
+		}
+		begin := time.Now()
+		again, err := Open(b.Context(), Config{Path: l.path})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(time.Since(begin).Microseconds())/1000, "open-ms")
+		again.Close()
+		b.StartTimer()
+	}
+}
+
+func micros(d time.Duration, n int) float64 { return float64(d.Microseconds()) / float64(n) }
+
+// steps creates, claims and finishes n jobs one after the other.
+func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Duration) {
+	b.Helper()
+	slot := ledger.Slot{Node: "n", Sheep: "a", Loaded: job.Model{Name: "model", Version: "1"}}
+	for i := range n {
+		begin := time.Now()
+		if _, err := l.Create(b.Context(), numbered(from+i)); err != nil {
+			b.Fatal(err)
+		}
+		created := time.Now()
+		c, err := l.Claim(b.Context(), slot)
+		if err != nil || c == nil {
+			b.Fatalf("Claim: %v, %v", c, err)
+		}
+		claimed := time.Now()
+		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done}); err != nil {
+			b.Fatal(err)
+		}
+		create += created.Sub(begin)
+		claim += claimed.Sub(created)
+		finish += time.Since(claimed)
+	}
+	return create, claim, finish
+}
