@@ -137,7 +137,8 @@ type Ledger interface {
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when
-	// there is none for it. Attempt has been counted up.
+	// there is none for it. Attempt has been counted up. A claim that its caller
+	// did not get because ctx ended is put back unspent, by itself and soon.
 	Claim(ctx context.Context, slot Slot) (*Claim, error)
 
 	// Start turns a claim made ahead into a running one. Starting a running one
@@ -145,7 +146,9 @@ type Ledger interface {
 	// was cancelled while held is lost to its holder.
 	Start(ctx context.Context, id job.ID, token Token) (job.Record, error)
 
-	// Finish ends the job, once. A holder that lost the claim gets ErrFenced.
+	// Finish ends the job, once; one claimed ahead and never started, too, as
+	// when its inputs cannot be had. A holder that lost the claim gets ErrFenced,
+	// whatever became of the record.
 	Finish(ctx context.Context, id job.ID, token Token, outcome Outcome) (job.Record, error)
 
 	// Release puts the job back in its old place in the queue. A job handed

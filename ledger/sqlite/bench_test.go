@@ -2,8 +2,11 @@ package sqlite
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,11 +56,19 @@ func numbered(i int) job.Record {
 func BenchmarkCreate(b *testing.B) {
 	b.Run("sequential", func(b *testing.B) {
 		l := benchLedger(b)
+		var times []time.Duration
+		before := cpu(b)
 		for i := 0; b.Loop(); i++ {
+			begin := time.Now()
 			if _, err := l.Create(b.Context(), numbered(i)); err != nil {
 				b.Fatal(err)
 			}
+			times = append(times, time.Since(begin))
 		}
+		b.ReportMetric(float64((cpu(b)-before).Microseconds())/float64(len(times)), "cpu-µs/op")
+		slices.Sort(times)
+		b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
+		b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
 	})
 	b.Run("16-way", func(b *testing.B) {
 		l := benchLedger(b)
@@ -67,6 +78,30 @@ func BenchmarkCreate(b *testing.B) {
 		b.StopTimer()
 		b.ReportMetric(float64(l.writer.commits.Load()-before)/float64(b.N), "commits/op")
 	})
+}
+
+// cpu is the processor time this process has used.
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// resident is how much of this process is in memory, in MiB.
+func resident(b *testing.B) float64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, pages int
+	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
+		b.Fatal(err)
+	}
+	return float64(pages*os.Getpagesize()) / (1 << 20)
 }
 
 // BenchmarkQueueLength shows, in one run, how much longer a step takes with
@@ -79,6 +114,7 @@ func BenchmarkQueueLength(b *testing.B) {
 		create1, claim1, finish1 := steps(b, l, short, sample)
 		fill(b, l, short+sample, long-short)
 		create2, claim2, finish2 := steps(b, l, long+sample, sample)
+		b.ReportMetric(resident(b), "rss-MiB")
 		b.ReportMetric(micros(create2, sample), "create-µs")
 		b.ReportMetric(micros(claim2, sample), "claim-µs")
 		b.ReportMetric(micros(finish2, sample), "finish-µs")
