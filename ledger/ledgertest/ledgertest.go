@@ -35,7 +35,8 @@ type Harness interface {
 }
 
 // Run runs the suite. newHarness makes an empty ledger with the given options
-// each time it is called.
+// each time it is called;
+// the groups run in parallel, on ledgers of their own.
 func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 	s := suite{newHarness}
 	for _, group := range []struct {
@@ -75,7 +76,10 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Model", s.testModel},
 		{"ModelOvertaking", s.testModelOvertaking},
 	} {
-		t.Run(group.name, group.run)
+		t.Run(group.name, func(t *testing.T) {
+			t.Parallel()
+			group.run(t)
+		})
 	}
 }
 

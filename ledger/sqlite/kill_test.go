@@ -85,14 +85,12 @@ func work(ctx context.Context, l *Ledger, w int) error {
 // TestKilled kills a process that works on a ledger, again and again, and finds
 // all that was acknowledged in what it left.
 func TestKilled(t *testing.T) {
-	rounds := 15
-	if testing.Short() {
-		rounds = 3
-	}
+	t.Parallel()
+	const rounds = 10
 	path := filepath.Join(t.TempDir(), "ledger.db")
 	seen := acknowledged{created: map[job.ID]bool{}, held: map[job.ID]ledger.Token{}, ended: map[job.ID]ledger.Token{}}
 	for round := range rounds {
-		seen.round(t, path, rand.IntN(400)+1)
+		seen.round(t, path, rand.IntN(150)+1)
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
 		}

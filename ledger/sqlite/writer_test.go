@@ -141,6 +141,7 @@ func TestNoNeedlessCommit(t *testing.T) {
 // TestExpiryByAge lets records grow old: they go in small steps, and only those
 // that ended.
 func TestExpiryByAge(t *testing.T) {
+	t.Parallel()
 	const n = 300
 	cfg := Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Keep: time.Hour}
 	l := mustOpen(t, cfg)
@@ -226,10 +227,11 @@ func TestExpiryStep(t *testing.T) {
 // TestOvertakesArePruned overtakes again and again: what is kept of it stays
 // little.
 func TestOvertakesArePruned(t *testing.T) {
+	t.Parallel()
 	l := openTemp(t, Config{MaxOvertakes: 3})
 	blue := job.Model{Name: "blue"}
 	most := 0
-	for i := range 3000 {
+	for i := range 2000 {
 		model := job.Model{Name: "red"}
 		if i%4 != 0 {
 			model = blue
