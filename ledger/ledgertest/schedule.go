@@ -99,12 +99,12 @@ func (s suite) testOvertaking(t *testing.T) {
 	t.Run("slots for addressed jobs", func(t *testing.T) {
 		f := s.open(t, Options{MaxOvertakes: 1})
 		f.create("old")
-		blues(f, 1, 4, sheep("a"))
+		f.create("mine", sheep("a"))
+		blues(f, 1, 2, sheep("a"))
 		mine := loaded("a", blue)
 		mine.Addressed = true
-		f.claim(mine, "blue1")
-		f.claim(mine, "blue2")
-		f.claim(loaded("a", blue), "blue3")
+		f.claim(mine, "blue1")             // overtakes mine, but not old, which it could not have run
+		f.claim(loaded("a", blue), "mine") // and this overtakes old
 		f.claim(loaded("a", blue), "old")
 	})
 	t.Run("other priorities", func(t *testing.T) {
