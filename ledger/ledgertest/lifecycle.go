@@ -160,6 +160,17 @@ func (s suite) testFinish(t *testing.T) {
 		f.claimNothing(slot("a"))
 	}
 
+	f.create("told when")
+	c0 := f.claim(slot("a"), "told when")
+	at := c0.StartedAt.Add(90 * time.Minute).Add(7 * time.Nanosecond).In(time.FixedZone("east", 3600))
+	ended, err := f.Finish(f.Context(), "told when", c0.Token, ledger.Outcome{State: job.Done, At: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := at.UTC().Truncate(time.Microsecond); ended.FinishedAt != want || !f.get("told when").FinishedAt.Equal(want) {
+		t.Errorf("FinishedAt is %v, the holder said %v", ended.FinishedAt, want)
+	}
+
 	f.create("never started")
 	c := f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "never started")
 	f.checkTimes(f.finish(c), false, true)
