@@ -1,0 +1,178 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// minioModule is what `make test` installs into .cache/bin.
+const minioModule = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+
+// MinIO is a MinIO server of this test's own, on a loopback port with an empty
+// folder. It can be stopped and started again on the same port and data, as in
+// an outage.
+type MinIO struct {
+	URL       string
+	AccessKey string
+	SecretKey string
+
+	t       testing.TB
+	program string
+	dir     string
+	addr    string
+	log     string
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// StartMinIO starts a server that ends with the test. The program is the one
+// that SHEPHERD_TEST_MINIO names, else `minio` on PATH, else .cache/bin/minio
+// below the module's root.
+func StartMinIO(t testing.TB) *MinIO {
+	t.Helper()
+	dir := t.TempDir()
+	addr := "127.0.0.1:" + strconv.Itoa(FreePort(t))
+	m := &MinIO{
+		URL: "http://" + addr, AccessKey: "shepherd-test", SecretKey: "shepherd-test-secret",
+		t: t, program: minioProgram(t), dir: filepath.Join(dir, "data"), addr: addr, log: filepath.Join(dir, "minio.log"),
+	}
+	t.Cleanup(m.Stop)
+	m.Start()
+	return m
+}
+
+// Pid is the running server's process id, 0 when it is stopped.
+func (m *MinIO) Pid() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cmd == nil {
+		return 0
+	}
+	return m.cmd.Process.Pid
+}
+
+// Start starts the server where it is stopped, and returns when it is ready.
+func (m *MinIO) Start() {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cmd != nil {
+		return
+	}
+	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(m.program, "server", "--quiet", "--address", m.addr,
+		"--console-address", "127.0.0.1:"+strconv.Itoa(FreePort(m.t)), m.dir)
+	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+m.AccessKey, "MINIO_ROOT_PASSWORD="+m.SecretKey,
+		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_PROMETHEUS_AUTH_TYPE=public")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		m.t.Fatalf("start %s: %v", m.program, err)
+	}
+	m.cmd, m.exited = cmd, make(chan struct{})
+	go func(exited chan struct{}) {
+		_ = cmd.Wait() // how it ended is in its log
+		close(exited)
+	}(m.exited)
+	if err := m.ready(); err != nil {
+		output, _ := os.ReadFile(m.log)
+		m.t.Fatalf("MinIO: %v\n%s", err, output)
+	}
+}
+
+// ready asks the health URL until it answers; MinIO has no other sign.
+func (m *MinIO) ready() error {
+	transport := &http.Transport{DisableKeepAlives: true}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
+	limit := time.After(time.Minute)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		answer, err := client.Get(m.URL + "/minio/health/ready")
+		if err == nil {
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK {
+				return nil
+			}
+			err = errors.New(answer.Status)
+		}
+		select {
+		case <-m.exited:
+			return errors.New("exited while it started")
+		case <-limit:
+			return fmt.Errorf("not ready after a minute: %w", err)
+		case <-again.C:
+		}
+	}
+}
+
+// Stop ends the server and waits until it is gone. Stopping a stopped server
+// does nothing.
+func (m *MinIO) Stop() { m.end(syscall.SIGTERM) }
+
+// Kill ends the server as a crash would.
+func (m *MinIO) Kill() { m.end(syscall.SIGKILL) }
+
+func (m *MinIO) end(signal syscall.Signal) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cmd == nil {
+		return
+	}
+	_ = m.cmd.Process.Signal(signal) // it may have exited by itself
+	select {
+	case <-m.exited:
+	case <-time.After(20 * time.Second):
+		_ = m.cmd.Process.Kill()
+		<-m.exited
+	}
+	m.cmd = nil
+}
+
+func minioProgram(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("SHEPHERD_TEST_MINIO"); path != "" {
+		return path
+	}
+	if path, err := exec.LookPath("minio"); err == nil {
+		return path
+	}
+	if path := filepath.Join(moduleRoot(t), ".cache", "bin", "minio"); exec.Command(path, "--version").Run() == nil {
+		return path
+	}
+	Missing(t, "MinIO", "run `make test`, or GOBIN=$PWD/.cache/bin go install "+minioModule)
+	return ""
+}
+
+// moduleRoot is the nearest folder above the test's that holds go.mod.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if parent := filepath.Dir(dir); parent != dir {
+			dir = parent
+			continue
+		}
+		t.Fatal("no go.mod above the test's folder")
+	}
+}

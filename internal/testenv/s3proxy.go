@@ -1,0 +1,188 @@
+package testenv
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// S3Proxy stands between an S3 client and its server: it counts requests and
+// breaks those a test tells it to.
+type S3Proxy struct {
+	// URL is where clients reach the server through the proxy.
+	URL string
+
+	server  *httptest.Server
+	forward *httputil.ReverseProxy
+
+	mu       sync.Mutex
+	requests []string
+	rules    []*rule
+}
+
+// Fault is what befalls a request.
+type Fault int
+
+const (
+	// Unavailable answers 503 SlowDown without asking the server.
+	Unavailable Fault = iota
+	// Reset resets the connection without asking the server.
+	Reset
+	// LoseAnswer lets the server do what was asked and then resets the connection.
+	LoseAnswer
+	// CutBody passes half of the answer's body on and then resets the connection.
+	CutBody
+	// Stall never answers. It ends when the client gives up or the test ends.
+	Stall
+)
+
+type rule struct {
+	match func(*http.Request) bool
+	times int
+	fault Fault
+}
+
+// StartS3Proxy starts a proxy for the server at target; it ends with the test.
+func StartS3Proxy(t testing.TB, target string) *S3Proxy {
+	t.Helper()
+	to, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
+	p := &S3Proxy{forward: &httputil.ReverseProxy{
+		// The path is signed as the client wrote it, so it stays untouched, as
+		// does the Host header.
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = to.Scheme, to.Host, r.In.Host
+		},
+		Transport:    transport,
+		ErrorLog:     log.New(io.Discard, "", 0), // broken connections are what this is for
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { reset(w) },
+	}}
+	p.server = httptest.NewUnstartedServer(p)
+	p.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	// Stalled requests end when the server's base context does.
+	base, end := context.WithCancel(context.Background())
+	p.server.Config.BaseContext = func(net.Listener) context.Context { return base }
+	p.server.Start()
+	p.URL = p.server.URL
+	t.Cleanup(func() {
+		end()
+		p.server.Close()
+		transport.CloseIdleConnections()
+	})
+	return p
+}
+
+// Inject makes fault befall the next times requests that match; a negative
+// number is every one, a nil match is any request.
+func (p *S3Proxy) Inject(fault Fault, times int, match func(*http.Request) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if match == nil {
+		match = func(*http.Request) bool { return true }
+	}
+	p.rules = append(p.rules, &rule{match: match, times: times, fault: fault})
+}
+
+// Heal drops all faults.
+func (p *S3Proxy) Heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rules = nil
+}
+
+// Reset forgets the requests counted so far.
+func (p *S3Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests = nil
+}
+
+// Requests are the requests seen since Reset, each as METHOD PATH?QUERY.
+func (p *S3Proxy) Requests() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.requests)
+}
+
+// Counts says how many requests of each method were seen since Reset.
+func (p *S3Proxy) Counts() map[string]int {
+	counts := make(map[string]int)
+	for _, request := range p.Requests() {
+		method, _, _ := strings.Cut(request, " ")
+		counts[method]++
+	}
+	return counts
+}
+
+// ServeHTTP passes one request on, or breaks it.
+func (p *S3Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	fault, broken := p.note(r)
+	if !broken {
+		p.forward.ServeHTTP(w, r)
+		return
+	}
+	switch fault {
+	case Unavailable:
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>reduce your request rate</Message></Error>`)
+	case Reset:
+		reset(w)
+	case LoseAnswer:
+		p.forward.ServeHTTP(httptest.NewRecorder(), r)
+		reset(w)
+	case CutBody:
+		answer := httptest.NewRecorder()
+		p.forward.ServeHTTP(answer, r)
+		maps.Copy(w.Header(), answer.Header())
+		w.Header().Set("Content-Length", fmt.Sprint(answer.Body.Len()))
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()/2])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	case Stall:
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices a client that left once the body is read
+		<-r.Context().Done()
+		reset(w)
+	}
+}
+
+func (p *S3Proxy) note(r *http.Request) (Fault, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests = append(p.requests, r.Method+" "+r.URL.RequestURI())
+	for _, rule := range p.rules {
+		if rule.times != 0 && rule.match(r) {
+			rule.times--
+			return rule.fault, true
+		}
+	}
+	return 0, false
+}
+
+// reset ends the client's connection with a TCP reset.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+}
