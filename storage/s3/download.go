@@ -1,0 +1,216 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/minio/minio-go/v7"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// download reads one version of a stored file from its own offset to its end
+// and carries on where a connection broke. The reader closes it.
+type download struct {
+	// reopen opens the rest of the file, from the byte at offset on.
+	reopen func(offset int64) (*stream, error)
+	// retry decides what a broken stream means: nil to carry on.
+	retry  func(failures int, err error) error
+	stream *stream
+	offset int64
+	end    int64
+	// failures counts the connections in a row that brought nothing.
+	failures int
+}
+
+// stream is the body of one GET.
+type stream struct {
+	body  io.ReadCloser
+	watch *watch
+	info  minio.ObjectInfo
+	head  http.Header
+}
+
+func (st *stream) Close() {
+	st.watch.stop() // first: what is left of the body is not waited for
+	_ = st.body.Close()
+}
+
+// get sends one GET. The stream it answers is watched only while it is read:
+// a slow reader is not a stalled server.
+func (s *Store) get(ctx context.Context, bucket, key string, opts minio.GetObjectOptions) (*stream, error) {
+	var answer *stream
+	err := s.try(ctx, s.stall, func(ctx context.Context, w *watch) error {
+		body, info, head, err := s.client.GetObject(ctx, bucket, key, opts)
+		if err != nil {
+			return err
+		}
+		w.pause()
+		w.kept = true
+		answer = &stream{body: body, watch: w, info: info, head: head}
+		return nil
+	})
+	return answer, err
+}
+
+// continued makes the download that goes on from an opened stream, which yields
+// the bytes from offset to end.
+func (s *Store) continued(ctx context.Context, bucket, key, etag string, first *stream, offset, end int64) *download {
+	return &download{
+		stream: first, offset: offset, end: end,
+		reopen: func(offset int64) (*stream, error) {
+			var opts minio.GetObjectOptions
+			if err := opts.SetRange(offset, end-1); err != nil {
+				return nil, err
+			}
+			if etag != "" {
+				opts.Set("If-Match", `"`+etag+`"`)
+			}
+			return s.get(ctx, bucket, key, opts)
+		},
+		retry: func(failures int, err error) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if failures >= s.tries {
+				return s.unreachable(err)
+			}
+			s.log.Debug("a download broke off and is continued", "bucket", bucket, "key", key, "error", err)
+			return rest(ctx, failures)
+		},
+	}
+}
+
+func (d *download) Read(p []byte) (int, error) {
+	for {
+		if d.offset >= d.end {
+			return 0, io.EOF
+		}
+		if d.stream == nil {
+			stream, err := d.reopen(d.offset)
+			if err != nil {
+				return 0, err
+			}
+			d.stream = stream
+		}
+		p = p[:min(int64(len(p)), d.end-d.offset)]
+		d.stream.watch.moved()
+		n, err := d.stream.body.Read(p)
+		d.stream.watch.pause()
+		d.offset += int64(n)
+		if n > 0 {
+			d.failures = 0
+			return n, nil // an error comes back with the next Read
+		}
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		d.stream.Close()
+		d.stream = nil
+		d.failures++
+		if err := d.retry(d.failures, err); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (d *download) Close() error {
+	if d.stream != nil {
+		d.stream.Close()
+		d.stream = nil
+	}
+	d.end = d.offset // nothing is read after Close
+	return nil
+}
+
+// Open opens one file, whole or in part, with a single GET.
+func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	bucket, key, err := s.key(id, name)
+	if err != nil {
+		return nil, err
+	}
+	var opts minio.GetObjectOptions
+	if part != nil {
+		header, err := rangeHeader(*part)
+		if err != nil {
+			return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
+		}
+		opts.Set("Range", header)
+	}
+	first, err := s.get(ctx, bucket, key, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
+	}
+	file, err := describe(first, part)
+	if err != nil {
+		first.Close()
+		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
+	}
+	file.Body = s.continued(ctx, bucket, key, first.info.ETag, first, file.Offset, file.Offset+file.Length)
+	return file, nil
+}
+
+// rangeHeader is part as the value of an HTTP Range header.
+func rangeHeader(part job.Range) (string, error) {
+	switch {
+	case part.Length == 0:
+		return "", fmt.Errorf("a range of no bytes: %w", errdefs.ErrOutOfRange)
+	case part.Offset < 0:
+		return "bytes=" + strconv.FormatInt(part.Offset, 10), nil // the last bytes; Length is minded by describe
+	case part.Length < 0:
+		return fmt.Sprintf("bytes=%d-", part.Offset), nil
+	case part.Offset+part.Length-1 < part.Offset: // beyond what an int64 holds
+		return fmt.Sprintf("bytes=%d-", part.Offset), nil
+	}
+	return fmt.Sprintf("bytes=%d-%d", part.Offset, part.Offset+part.Length-1), nil
+}
+
+// describe reads from an answer which bytes of how large a file it holds.
+func describe(st *stream, part *job.Range) (*job.File, error) {
+	file := &job.File{Size: st.info.Size, Length: st.info.Size, Modified: st.info.LastModified}
+	if st.info.ETag != "" {
+		file.ETag = `"` + st.info.ETag + `"`
+	}
+	if part != nil {
+		first, last, size, err := parseContentRange(st.head.Get("Content-Range"))
+		if err != nil {
+			return nil, &fault{text: "storage answered a part of a file without saying which", class: errdefs.ErrUnavailable, cause: err}
+		}
+		file.Offset, file.Length, file.Size = first, last-first+1, size
+		if part.Length > 0 {
+			file.Length = min(file.Length, part.Length)
+		}
+	}
+	if file.Size < 0 || file.Length < 0 {
+		return nil, &fault{text: "storage answered a file without its size", class: errdefs.ErrUnavailable, cause: errdefs.ErrUnavailable}
+	}
+	return file, nil
+}
+
+// parseContentRange reads "bytes FIRST-LAST/SIZE" (RFC 9110, section 14.4).
+func parseContentRange(header string) (first, last, size int64, err error) {
+	span, total, ok := strings.Cut(strings.TrimPrefix(header, "bytes "), "/")
+	from, to, ok2 := strings.Cut(span, "-")
+	if !ok || !ok2 {
+		return 0, 0, 0, fmt.Errorf("Content-Range %q is not a range", header)
+	}
+	var numbers [3]int64
+	for i, text := range []string{from, to, total} {
+		if numbers[i], err = strconv.ParseInt(text, 10, 64); err != nil || numbers[i] < 0 {
+			return 0, 0, 0, fmt.Errorf("Content-Range %q is not a range", header)
+		}
+	}
+	if first, last, size = numbers[0], numbers[1], numbers[2]; first > last || last >= size {
+		return 0, 0, 0, fmt.Errorf("Content-Range %q is not a range", header)
+	}
+	return first, last, size, nil
+}

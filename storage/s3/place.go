@@ -1,0 +1,350 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/minio/minio-go/v7"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+// maxStatus bounds what is read as a job_status.json, in bytes.
+const maxStatus = 4 << 20
+
+// Exists reports whether the job has a place.
+func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
+	if err := s.CheckID(id); err != nil {
+		return false, err
+	}
+	var exists bool
+	var err error
+	if s.bucket == "" {
+		err = s.try(ctx, s.stall, func(ctx context.Context, _ *watch) (err error) {
+			exists, err = s.client.BucketExists(ctx, string(id))
+			return err
+		})
+	} else {
+		var found []storage.Info
+		found, err = s.first(ctx, id, "", 1)
+		exists = len(found) > 0
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for job %s: %w", id, err)
+	}
+	return exists, nil
+}
+
+// Init makes the job's place with payload as inputs/input.
+//
+// Two things make it exclusive. Only one client can make a bucket; where that
+// is not so (a prefix per job, AWS in us-east-1) a place that holds anything is
+// taken. And the input is written only where there is none, which decides
+// between two that came this far at once.
+//
+// A bucket whose input then fails to get there is removed again. Where even
+// that fails, the Store remembers the bucket as its own, so that the client's
+// next try is not told that the id is taken.
+func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
+	if err := s.CheckID(id); err != nil {
+		return err
+	}
+	if err := s.init(ctx, id, payload); err != nil {
+		return fmt.Errorf("make the place of job %s: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
+	look := s.bucket != "" || s.reclaims
+	if s.bucket == "" {
+		_, ours := s.halfMade.Load(id)
+		unsure, err := s.makeBucket(ctx, id)
+		switch {
+		case err == nil:
+		case errdefs.IsAlreadyExists(err) && (ours || unsure):
+			look = true
+		case errdefs.IsAlreadyExists(err):
+			return s.takenUnlessSame(ctx, id, payload)
+		default:
+			return err
+		}
+	}
+	if look {
+		found, err := s.first(ctx, id, "", 1)
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			return s.takenUnlessSame(ctx, id, payload)
+		}
+	}
+	bucket, prefix := s.place(id)
+	err := s.putOnce(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)), true)
+	if errors.Is(err, errCondition) {
+		return s.takenUnlessSame(ctx, id, payload)
+	}
+	if s.bucket == "" {
+		s.settle(ctx, id, err)
+	}
+	return err
+}
+
+// makeBucket makes the job's bucket. unsure says, beside an error that it is
+// there already, that an earlier try of the same call may have made it.
+func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err error) {
+	err = s.tryFrom(ctx, s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
+		unsure = earlier
+		return s.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
+	})
+	return unsure, err
+}
+
+// settle undoes making the bucket when writing the input failed.
+func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
+	if failed == nil {
+		s.halfMade.Delete(id)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := s.client.RemoveBucket(ctx, string(id)); err != nil { // refused where the input got there after all
+		s.halfMade.Store(id, struct{}{})
+		s.log.Debug("a bucket without its input stays in storage", "job", id, "error", err)
+		return
+	}
+	s.halfMade.Delete(id)
+}
+
+// takenUnlessSame answers nil when the place holds payload as its input and
+// nothing else, which is what an Init cut short leaves behind, else ErrExists.
+func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, payload []byte) error {
+	found, err := s.first(ctx, id, "", 2)
+	switch {
+	case errdefs.IsPermissionDenied(err): // another account's bucket
+		return storage.ErrExists
+	case err != nil:
+		return err
+	case len(found) != 1 || found[0].Name != inputName || found[0].Size != int64(len(payload)):
+		return storage.ErrExists
+	}
+	file, err := s.Open(ctx, id, inputName, nil)
+	if errdefs.IsNotFound(err) {
+		return storage.ErrExists
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Body.Close()
+	stored, err := io.ReadAll(io.LimitReader(file.Body, int64(len(payload))+1))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(stored, payload) {
+		return storage.ErrExists
+	}
+	return nil
+}
+
+// Remove removes the job's place with all it holds.
+func (s *Store) Remove(ctx context.Context, id job.ID) error {
+	if err := s.CheckID(id); err != nil {
+		return err
+	}
+	if err := s.remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove job %s: %w", id, err)
+	}
+	s.halfMade.Delete(id)
+	return nil
+}
+
+func (s *Store) remove(ctx context.Context, id job.ID) error {
+	for {
+		if err := s.removeFiles(ctx, id, "", func(string) bool { return true }); err != nil {
+			return err
+		}
+		if s.bucket != "" {
+			return nil
+		}
+		err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+			return s.client.RemoveBucket(ctx, string(id))
+		})
+		var answer minio.ErrorResponse
+		if errors.As(err, &answer) && answer.Code == minio.BucketNotEmpty {
+			// Somebody wrote meanwhile. Each round removes what it finds, so this
+			// ends when the writer does, or with ctx.
+			if err := rest(ctx, 1); err != nil {
+				return err
+			}
+			continue
+		}
+		return err
+	}
+}
+
+// removeFiles removes the job's files below prefix that doomed picks, a
+// thousand at a time.
+func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doomed func(name string) bool) error {
+	const batch = 1000
+	bucket, below := s.place(id)
+	keys := make([]minio.ObjectInfo, 0, batch)
+	flush := func() error {
+		if len(keys) == 0 {
+			return nil
+		}
+		err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+			results, err := s.client.RemoveObjectsWithIter(ctx, bucket, func(yield func(minio.ObjectInfo) bool) {
+				for _, key := range keys {
+					if !yield(key) {
+						return
+					}
+				}
+			}, minio.RemoveObjectsOptions{})
+			if err != nil {
+				return err
+			}
+			for result := range results {
+				if result.Err != nil && err == nil {
+					err = result.Err
+				}
+			}
+			return err
+		})
+		keys = keys[:0]
+		return err
+	}
+	for info, err := range s.list(ctx, id, prefix, 0) {
+		if err != nil {
+			return err
+		}
+		if !doomed(info.Name) {
+			continue
+		}
+		if keys = append(keys, minio.ObjectInfo{Key: below + info.Name}); len(keys) == batch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// List returns the files whose name begins with prefix.
+func (s *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
+	if err := s.CheckID(id); err != nil {
+		return nil, err
+	}
+	files, err := s.first(ctx, id, prefix, 0)
+	if err != nil {
+		return nil, fmt.Errorf("list the files of job %s: %w", id, err)
+	}
+	return files, nil
+}
+
+// first is the first most files whose name begins with prefix; 0 is all.
+func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) ([]storage.Info, error) {
+	var files []storage.Info
+	for info, err := range s.list(ctx, id, prefix, most) {
+		if err != nil {
+			return nil, err
+		}
+		if files = append(files, info); len(files) == most {
+			break
+		}
+	}
+	return files, nil
+}
+
+// list yields the files whose name begins with prefix, in the order of their
+// names, asking for a page of at most page names (0: the server's usual) at a
+// time. It yields one error at most, as the last thing.
+func (s *Store) list(ctx context.Context, id job.ID, prefix string, page int) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		bucket, below := s.place(id)
+		noOwner := false
+		after := ""
+		stopped := false
+		// Each try goes on after the last name that was passed on.
+		err := s.try(ctx, s.stall, func(ctx context.Context, w *watch) error {
+			opts := minio.ListObjectsOptions{Prefix: below + prefix, Recursive: true, MaxKeys: page, StartAfter: after, FetchOwner: &noOwner}
+			for object := range s.client.ListObjectsIter(ctx, bucket, opts) {
+				if object.Err != nil {
+					return object.Err
+				}
+				w.pause() // the time between pages is the caller's
+				after = object.Key
+				info := storage.Info{Name: object.Key[min(len(below), len(object.Key)):], Size: object.Size, ETag: object.ETag, Modified: object.LastModified}
+				if !yield(info, nil) {
+					stopped = true
+					return nil
+				}
+				w.moved()
+			}
+			return ctx.Err() // a listing that is cut short says nothing
+		})
+		if err != nil && !stopped {
+			yield(storage.Info{}, err)
+		}
+	}
+}
+
+// Status reads job_status.json.
+func (s *Store) Status(ctx context.Context, id job.ID) (job.Status, error) {
+	file, err := s.Open(ctx, id, job.StatusFile, nil)
+	if err != nil {
+		return job.Status{}, err
+	}
+	defer file.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(file.Body, maxStatus))
+	if err != nil {
+		return job.Status{}, fmt.Errorf("read %s of job %s: %w", job.StatusFile, id, err)
+	}
+	var status job.Status
+	if err := json.Unmarshal(data, &status); err != nil {
+		return job.Status{}, fmt.Errorf("%s of job %s makes no sense: %w: %w", job.StatusFile, id, err, errdefs.ErrDataLoss)
+	}
+	return status, nil
+}
+
+// SetStatus writes job_status.json.
+func (s *Store) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
+	data, err := json.Marshal(status)
+	if err != nil {
+		return fmt.Errorf("%s of job %s: %w", job.StatusFile, id, err)
+	}
+	return s.Put(ctx, id, job.StatusFile, bytes.NewReader(data), int64(len(data)))
+}
+
+// Ping lists one name, which needs the server, the keys and, with a prefix per
+// job, the bucket. With a bucket per job no bucket is sure to be there, and that
+// the one asked for is not there is as good an answer.
+func (s *Store) Ping(ctx context.Context) error {
+	bucket := s.bucket
+	if bucket == "" {
+		bucket = "shepherd-ping"
+	}
+	within, w := newWatch(ctx, s.stall)
+	defer w.stop()
+	err := func() error {
+		for object := range s.client.ListObjectsIter(within, bucket, minio.ListObjectsOptions{MaxKeys: 1}) {
+			return object.Err
+		}
+		return within.Err()
+	}()
+	err = s.classify(ctx, within, err)
+	switch {
+	case !errdefs.IsNotFound(err):
+		return err
+	case s.bucket == "":
+		return nil
+	}
+	return fmt.Errorf("storage at %s has no bucket %q: make it, or change storage.bucket: %w", s.url, s.bucket, err)
+}

@@ -1,0 +1,103 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
+)
+
+// Pauses between tries; each is drawn at random below its limit, so that many
+// clients of a server that comes back do not return in step.
+const (
+	firstPause = 50 * time.Millisecond
+	longPause  = time.Second
+)
+
+// watch ends one request when nothing moves for limit.
+type watch struct {
+	// kept says that the request goes on after its answer began, and that who
+	// reads it stops the watch.
+	kept  bool
+	timer *time.Timer
+	limit time.Duration
+	end   context.CancelCauseFunc
+}
+
+func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch) {
+	ctx, end := context.WithCancelCause(ctx)
+	return ctx, &watch{limit: limit, end: end, timer: time.AfterFunc(limit, func() { end(errStalled) })}
+}
+
+func (w *watch) moved() { w.timer.Reset(w.limit) }
+func (w *watch) pause() { w.timer.Stop() }
+
+func (w *watch) stop() {
+	w.timer.Stop()
+	w.end(context.Canceled)
+}
+
+// body is a request's body that tells w when it is read.
+func (w *watch) body(r io.Reader) io.Reader { return &watchedBody{r, w} }
+
+type watchedBody struct {
+	io.Reader
+	watch *watch
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if n > 0 {
+		b.watch.moved()
+	}
+	return n, err
+}
+
+// try runs one storage request, and again what may succeed on another try,
+// until s.tries are spent or s.patience has passed. It ends a request in which
+// nothing moves for limit. The error is classified.
+func (s *Store) try(ctx context.Context, limit time.Duration, request func(context.Context, *watch) error) error {
+	return s.tryFrom(ctx, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
+}
+
+// tryFrom is try for a request to which it matters whether an earlier try may
+// have been carried out in spite of its error (unsure).
+func (s *Store) tryFrom(ctx context.Context, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
+	begun := time.Now()
+	unsure := false
+	for n := 1; ; n++ {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		within, w := newWatch(ctx, limit)
+		err := s.classify(ctx, within, request(within, w, unsure))
+		if err != nil || !w.kept {
+			w.stop()
+		}
+		var f *fault
+		if err == nil || !errors.As(err, &f) || !f.again {
+			return err
+		}
+		unsure = unsure || f.unsure
+		if n >= s.tries || time.Since(begun) >= s.patience {
+			return err
+		}
+		if err := rest(ctx, n); err != nil {
+			return err
+		}
+	}
+}
+
+// rest waits before another try, after n that failed.
+func rest(ctx context.Context, n int) error {
+	limit := min(firstPause<<min(n, 10), longPause)
+	timer := time.NewTimer(rand.N(limit))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

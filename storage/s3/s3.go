@@ -1,0 +1,197 @@
+// Package s3 keeps jobs' files in S3-compatible storage: the server embedded in
+// the daemon, MinIO, Ceph, AWS and the like, all by the same requests.
+//
+// # Cost
+//
+// Every request counts: Init is two (make the bucket, put the input), Stage one
+// listing and one GET per file that is not empty, Collect one PUT per file,
+// SetStatus, Status and Open one each. A listing takes one per 1,000 files.
+//
+// # Integrity
+//
+// What is sent is covered by its SHA-256, which is part of the request's
+// signature: over plain HTTP as over TLS the server refuses what arrives
+// changed. The hash is taken from the page cache before the file is sent, which
+// is cheaper than signing it chunk by chunk and lets every S3 server check it.
+// What is fetched is bound to one version of the file by its ETag and to its
+// length; a connection that breaks is continued where it broke.
+//
+// # Tries
+//
+// A request is tried a few times within a few seconds. That keeps answers to
+// clients quick while storage is down; who must get through in the end, as at a
+// job's end, calls again.
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/s3utils"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+// Config says where storage is and how to use it. URL and the keys are needed;
+// zero values of the rest are the defaults.
+type Config struct {
+	// URL is host[:port] with an optional scheme: http:// and none mean plain
+	// HTTP, https:// means TLS.
+	URL       string
+	AccessKey string
+	SecretKey string
+	// Bucket holds all jobs, each below ID/, and must be there. Empty means a
+	// bucket per job, named by its id.
+	Bucket string
+	// Region is the one to sign for; by default what the URL of an AWS endpoint
+	// says, else us-east-1.
+	Region string
+	// Parallel is how many requests one Stage or Collect has under way; 8.
+	Parallel int
+	// Tries is how often a request is tried at most; 4.
+	Tries int
+	// Patience is the time after which a failed request is not tried again; 3 s.
+	Patience time.Duration
+	// Stall is how long a request may stand still before it counts as failed; 10 s.
+	Stall time.Duration
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Store implements storage.Store.
+type Store struct {
+	url       string
+	accessKey string
+	bucket    string
+	parallel  int
+	tries     int
+	patience  time.Duration
+	stall     time.Duration
+	log       *slog.Logger
+
+	client    *minio.Core
+	transport *http.Transport
+	// reclaims says that the server answers success to making a bucket of one's
+	// own that is there already, as AWS does in us-east-1.
+	reclaims bool
+	// halfMade holds the ids whose bucket was made here without its input then
+	// getting there; see Init.
+	halfMade sync.Map
+}
+
+var _ storage.Store = (*Store)(nil)
+
+const defaultRegion = "us-east-1"
+
+// New makes a Store. It sends no request: storage may be down.
+func New(c Config) (*Store, error) {
+	endpoint, secure, err := parseURL(c.URL)
+	if err != nil {
+		return nil, err
+	}
+	if c.AccessKey == "" || c.SecretKey == "" {
+		return nil, errors.New("storage.access_key and storage.secret_key are needed")
+	}
+	if c.Bucket != "" {
+		if err := s3utils.CheckValidBucketNameStrict(c.Bucket); err != nil {
+			return nil, fmt.Errorf("storage.bucket %q: %w", c.Bucket, err)
+		}
+	}
+	address := url.URL{Scheme: "https", Host: endpoint}
+	amazon := s3utils.IsAmazonEndpoint(address)
+	lookup := minio.BucketLookupPath
+	if amazon {
+		lookup = minio.BucketLookupAuto
+	}
+	if c.Region == "" {
+		c.Region = s3utils.GetRegionFromURL(address)
+	}
+	if c.Region == "" {
+		c.Region = defaultRegion // set, or every bucket would cost a GetBucketLocation
+	}
+	s := &Store{
+		url:       c.URL,
+		accessKey: c.AccessKey,
+		bucket:    c.Bucket,
+		parallel:  orDefault(c.Parallel, 8),
+		tries:     orDefault(c.Tries, 4),
+		patience:  orDefault(c.Patience, 3*time.Second),
+		stall:     orDefault(c.Stall, 10*time.Second),
+		log:       c.Log,
+		reclaims:  amazon && c.Region == defaultRegion,
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.transport = &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   5 * time.Second,
+		MaxIdleConns:          256,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       30 * time.Second, // below any server's, or requests meet closed connections
+		ReadBufferSize:        32 << 10,
+		WriteBufferSize:       32 << 10,
+		ExpectContinueTimeout: time.Second,
+		// Files are bytes; whatever encoding they carry stays.
+		DisableCompression: true,
+		// No ResponseHeaderTimeout: each request is watched by what it is; see try.
+	}
+	s.client, err = minio.NewCore(endpoint, &minio.Options{
+		Creds:        credentials.NewStaticV4(c.AccessKey, c.SecretKey, ""),
+		Secure:       secure,
+		Transport:    s.transport,
+		Region:       c.Region,
+		BucketLookup: lookup,
+		MaxRetries:   1, // try does that
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)
+	}
+	return s, nil
+}
+
+// Close closes idle connections. The Store can still be used.
+func (s *Store) Close() error {
+	s.transport.CloseIdleConnections()
+	return nil
+}
+
+func parseURL(text string) (endpoint string, secure bool, err error) {
+	scheme, rest, found := strings.Cut(text, "://")
+	if !found {
+		scheme, rest = "http", text
+	}
+	rest = strings.TrimSuffix(rest, "/")
+	if scheme != "http" && scheme != "https" {
+		return "", false, fmt.Errorf("storage.url %q: the scheme must be http or https", text)
+	}
+	u, err := url.Parse(scheme + "://" + rest)
+	if err != nil {
+		return "", false, fmt.Errorf("storage.url %q is not a URL", text)
+	}
+	if u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return "", false, fmt.Errorf("storage.url %q must be [http://|https://]HOST[:PORT] and nothing else", text)
+	}
+	return u.Host, scheme == "https", nil
+}
+
+func orDefault[T int | time.Duration](value, otherwise T) T {
+	if value <= 0 {
+		return otherwise
+	}
+	return value
+}
+
+// inputName is the file that Init writes.
+const inputName = job.InputDir + "/" + job.DefaultInput

@@ -1,0 +1,220 @@
+package s3
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+// staging is where files lie, in the working directory, until they are whole.
+const staging = ".staging"
+
+// bootFile changes with every start of the machine. Staged files are not
+// synced to disk, so after a crash of the machine none of them is trusted.
+const bootFile = "/proc/sys/kernel/random/boot_id"
+
+// Stage copies inputs/ to dir/inputs/. A file becomes visible there when it is
+// whole; one that is left from a Stage that was cut short is kept, and one that
+// was under way is continued. Whatever else lies in dir/inputs is removed.
+func (s *Store) Stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error) {
+	if err := s.CheckID(id); err != nil {
+		return 0, err
+	}
+	total, err := s.stage(ctx, id, dir, limit)
+	if err != nil {
+		return 0, fmt.Errorf("stage inputs of job %s: %w", id, err)
+	}
+	return total, nil
+}
+
+func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error) {
+	files, total, err := s.inputs(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if limit > 0 && total > limit {
+		return 0, fmt.Errorf("the inputs take %d bytes, %d are allowed: %w", total, limit, errdefs.ErrResourceExhausted)
+	}
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return 0, localError(err)
+	}
+	tree, err := openTree(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer tree.Close()
+	boot, err := os.ReadFile(bootFile)
+	if err != nil {
+		return 0, err
+	}
+	for _, folder := range []string{job.InputDir, job.OutputDir} {
+		if err := tree.mkdir(folder); err != nil {
+			return 0, err
+		}
+	}
+	if err := prune(tree, files); err != nil {
+		return 0, err
+	}
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(s.parallel)
+	for name, info := range files {
+		if within.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			if strings.HasSuffix(name, "/") {
+				return tree.mkdir(strings.TrimSuffix(name, "/"))
+			}
+			if err := s.fetch(within, id, tree, info, boot); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err
+	}
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	return total, tree.removeAll(staging)
+}
+
+// inputs lists and checks the job's inputs. A name that ends in a slash and has
+// nothing in it is a folder, as S3 consoles make them.
+func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, int64, error) {
+	files := make(map[string]storage.Info)
+	var total int64
+	for info, err := range s.list(ctx, id, job.InputDir+"/", 0) {
+		if err != nil {
+			return nil, 0, err
+		}
+		name := info.Name
+		if info.Size == 0 {
+			name = strings.TrimSuffix(name, "/")
+		}
+		if err := checkName(name); err != nil {
+			return nil, 0, err
+		}
+		files[info.Name] = info
+		total += info.Size
+	}
+	for name := range files {
+		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
+			if _, both := files[folder]; both {
+				return nil, 0, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
+			}
+		}
+	}
+	if len(files) == 0 && s.bucket != "" { // a bucket would have been missed
+		found, err := s.first(ctx, id, "", 1)
+		if err == nil && len(found) == 0 {
+			err = storage.ErrNotFound
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	return files, total, nil
+}
+
+// prune removes from dir/inputs what is not among files.
+func prune(tree *tree, files map[string]storage.Info) error {
+	wanted := make(map[string]bool)
+	for name := range files {
+		for name = strings.TrimSuffix(name, "/"); name != "."; name = path.Dir(name) {
+			wanted[name] = true
+		}
+	}
+	return tree.walk(job.InputDir, func(name string, _ *unix.Stat_t) (bool, error) {
+		if wanted[name] {
+			return true, nil
+		}
+		return false, tree.removeAll(name)
+	})
+}
+
+// fetch copies one file into the tree unless it is there already.
+func (s *Store) fetch(ctx context.Context, id job.ID, tree *tree, info storage.Info, boot []byte) error {
+	mark := fingerprint(info, boot)
+	mtime := mark.mtime(info.Modified)
+	if have, err := tree.stat(info.Name); err == nil {
+		if have.Mode&unix.S_IFMT == unix.S_IFREG && have.Size == info.Size && have.Mtim.Nano() == mtime.UnixNano() {
+			return nil
+		}
+	} else if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	part := staging + "/" + hex.EncodeToString(mark[:16])
+	file, err := tree.create(part)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	offset, err := file.Seek(0, io.SeekEnd)
+	if err == nil && offset > info.Size {
+		offset, err = 0, errors.Join(file.Truncate(0), func() error { _, err := file.Seek(0, io.SeekStart); return err }())
+	}
+	if err != nil {
+		return localError(err)
+	}
+	if offset < info.Size {
+		bucket, key, err := s.key(id, info.Name)
+		if err != nil {
+			return err
+		}
+		body := s.continued(ctx, bucket, key, info.ETag, nil, offset, info.Size)
+		defer body.Close()
+		if err := copyTo(file, body); err != nil {
+			return err
+		}
+	}
+	return tree.rename(part, info.Name, mtime)
+}
+
+// copyTo copies body to file. Which side failed is told by the error's class.
+func copyTo(file *os.File, body io.Reader) error {
+	buffer := copyBuffers.Get().(*[128 << 10]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		n, err := body.Read(buffer[:])
+		if _, err := file.Write(buffer[:n]); err != nil {
+			return localError(err)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// mark identifies one version of a stored file, within one run of the machine.
+type mark [sha256.Size]byte
+
+func fingerprint(info storage.Info, boot []byte) mark {
+	return sha256.Sum256(fmt.Appendf(nil, "%q %q %d %s", info.Name, info.ETag, info.Size, boot))
+}
+
+// mtime is the modification time a staged file gets: to the second the stored
+// file's, below that part of the mark. So the file itself says which version it
+// is, and whether it was changed since.
+func (m mark) mtime(modified time.Time) time.Time {
+	return time.Unix(modified.Unix(), int64(binary.BigEndian.Uint32(m[16:])%1e9))
+}

@@ -1,0 +1,310 @@
+package s3
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/minio/minio-go/v7"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/iterait/shepherd/job"
+)
+
+const (
+	// largePart is the size of the parts a large local file is sent in. They
+	// are read from the file as they are sent and take no memory.
+	largePart = 32 << 20
+	// bufferedPart is the size of the parts a large reader is sent in, each from
+	// a buffer, so that it can be sent again.
+	bufferedPart = 8 << 20
+	// smallFile is what is read into memory at once.
+	smallFile = 64 << 10
+	// maxParts is S3's limit on the parts of one file.
+	maxParts = 10_000
+	// completion is how long a server may take to join the parts of a file.
+	completion = 5 * time.Minute
+)
+
+var (
+	copyBuffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+	partBuffers = sync.Pool{New: func() any { return new([bufferedPart]byte) }}
+)
+
+// hashOf is the SHA-256, in hex, of the size bytes of src from offset on.
+func hashOf(src io.ReaderAt, offset, size int64) (string, error) {
+	sum := sha256.New()
+	buffer := copyBuffers.Get().(*[128 << 10]byte)
+	defer copyBuffers.Put(buffer)
+	n, err := io.CopyBuffer(sum, io.NewSectionReader(src, offset, size), buffer[:])
+	if err != nil {
+		return "", localError(err)
+	}
+	if n != size {
+		return "", errShrunk
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// errShrunk says that a local file became shorter while it was sent.
+var errShrunk = fmt.Errorf("the file became shorter while it was copied: %w", errdefs.ErrUnavailable)
+
+// send runs one request whose body is a part of src. An error of src's counts
+// for more than what the request made of it.
+func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, request func(ctx context.Context, body io.Reader, hash string, unsure bool) error) error {
+	return s.tryFrom(ctx, s.stall, func(ctx context.Context, w *watch, unsure bool) error {
+		hash, err := hashOf(src, offset, size)
+		if err != nil {
+			return &fault{text: err.Error(), class: errdefs.ErrUnavailable, cause: err}
+		}
+		body := &partReader{r: io.NewSectionReader(src, offset, size), left: size}
+		w.moved() // the hash took its time
+		err = request(ctx, w.body(body), hash, unsure)
+		if err != nil && body.err != nil {
+			return &fault{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
+		}
+		return err
+	})
+}
+
+// partReader remembers why reading failed.
+type partReader struct {
+	r    io.Reader
+	left int64
+	err  error
+}
+
+func (p *partReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.left -= int64(n)
+	switch {
+	case err == io.EOF && p.left > 0:
+		p.err = errShrunk
+	case err != nil && err != io.EOF:
+		p.err = localError(err)
+	}
+	return n, err
+}
+
+// putOnce writes one file with a single PUT; with absent only where it is not
+// there, else the error is errCondition.
+func (s *Store) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, absent bool) error {
+	opts := minio.PutObjectOptions{DisableContentSha256: true} // it is given, not made chunk by chunk
+	if absent {
+		opts.SetMatchETagExcept("*")
+	}
+	return s.send(ctx, src, 0, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
+		_, err := s.client.PutObject(ctx, bucket, key, body, size, "", hash, opts)
+		return err
+	})
+}
+
+// upload is a file that is sent in parts.
+type upload struct {
+	store       *Store
+	bucket, key string
+	id          string
+
+	mu    sync.Mutex
+	parts []minio.CompletePart
+}
+
+func (s *Store) newUpload(ctx context.Context, bucket, key string, parts int) (*upload, error) {
+	u := &upload{store: s, bucket: bucket, key: key, parts: make([]minio.CompletePart, parts)}
+	err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) (err error) {
+		u.id, err = s.client.NewMultipartUpload(ctx, bucket, key, minio.PutObjectOptions{})
+		return err
+	})
+	return u, err
+}
+
+// part sends the part with the number n, from 1.
+func (u *upload) part(ctx context.Context, n int, src io.ReaderAt, offset, size int64) error {
+	return u.store.send(ctx, src, offset, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
+		part, err := u.store.client.PutObjectPart(ctx, u.bucket, u.key, u.id, n, body, size,
+			minio.PutObjectPartOptions{Sha256Hex: hash, DisableContentSha256: true})
+		if err != nil {
+			return err
+		}
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.parts[n-1] = minio.CompletePart{PartNumber: n, ETag: part.ETag}
+		return nil
+	})
+}
+
+// complete makes the parts the file.
+func (u *upload) complete(ctx context.Context, size int64) error {
+	s := u.store
+	return s.tryFrom(ctx, completion, func(ctx context.Context, _ *watch, unsure bool) error {
+		_, err := s.client.CompleteMultipartUpload(ctx, u.bucket, u.key, u.id, u.parts, minio.PutObjectOptions{})
+		var answer minio.ErrorResponse
+		if unsure && errors.As(err, &answer) && answer.Code == minio.NoSuchUpload {
+			// An earlier try may have got through and only its answer been lost.
+			info, statErr := s.client.StatObject(ctx, u.bucket, u.key, minio.StatObjectOptions{})
+			if statErr == nil && info.Size == size && strings.HasSuffix(info.ETag, fmt.Sprintf("-%d", len(u.parts))) {
+				return nil
+			}
+		}
+		return err
+	})
+}
+
+// abort frees the parts of an upload that failed. It is tried once, also after
+// the caller's context has ended; servers drop what is left behind in time.
+func (u *upload) abort(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := u.store.client.AbortMultipartUpload(ctx, u.bucket, u.key, u.id); err != nil {
+		u.store.log.Debug("an unfinished upload stays in storage", "bucket", u.bucket, "key", u.key, "error", err)
+	}
+}
+
+// slots bounds the requests that one call has under way.
+type slots chan struct{}
+
+func (l slots) use(ctx context.Context, f func() error) error {
+	select {
+	case l <- struct{}{}:
+		defer func() { <-l }()
+		return f()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// putFile writes one file of any size from a local one.
+func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) (err error) {
+	if size <= largePart {
+		return slots.use(ctx, func() error {
+			if size > smallFile {
+				return s.putOnce(ctx, bucket, key, src, size, false)
+			}
+			data := make([]byte, size)
+			if n, err := src.ReadAt(data, 0); int64(n) < size {
+				return fmt.Errorf("%w (%w)", errShrunk, err)
+			}
+			return s.putOnce(ctx, bucket, key, bytes.NewReader(data), size, false)
+		})
+	}
+	partSize := partSizeFor(size, largePart)
+	count := int((size + partSize - 1) / partSize)
+	u, err := s.newUpload(ctx, bucket, key, count)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			u.abort(ctx)
+		}
+	}()
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(s.parallel)
+	for n := range count {
+		if within.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			offset := int64(n) * partSize
+			return slots.use(within, func() error { return u.part(within, n+1, src, offset, min(partSize, size-offset)) })
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return u.complete(ctx, size)
+}
+
+// partSizeFor is the smallest part size, in whole MiB, at least usual, that
+// holds a file of the given size in S3's number of parts.
+func partSizeFor(size, usual int64) int64 {
+	const mib = 1 << 20
+	needed := (size + maxParts - 1) / maxParts
+	return max(usual, (needed+mib-1)/mib*mib)
+}
+
+// Put writes one file of the given size. Large ones are sent in parts that
+// become the file only when r has ended where it should.
+func (s *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, size int64) error {
+	bucket, key, err := s.key(id, name)
+	if err != nil {
+		return err
+	}
+	if size < 0 {
+		return fmt.Errorf("put %s of job %s: a size of %d: %w", name, id, size, errdefs.ErrInvalidArgument)
+	}
+	if err := s.putReader(ctx, bucket, key, r, size); err != nil {
+		return fmt.Errorf("put %s of job %s: %w", name, id, err)
+	}
+	return nil
+}
+
+func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, size int64) (err error) {
+	partSize := partSizeFor(size, bufferedPart)
+	var buffer []byte
+	switch {
+	case size <= smallFile:
+		buffer = make([]byte, size)
+	case partSize == bufferedPart:
+		pooled := partBuffers.Get().(*[bufferedPart]byte)
+		defer partBuffers.Put(pooled)
+		buffer = pooled[:]
+	default:
+		buffer = make([]byte, partSize)
+	}
+	if size <= bufferedPart {
+		if err := fill(buffer[:size], r, true); err != nil {
+			return err
+		}
+		return s.putOnce(ctx, bucket, key, bytes.NewReader(buffer[:size]), size, false)
+	}
+	count := int((size + partSize - 1) / partSize)
+	u, err := s.newUpload(ctx, bucket, key, count)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			u.abort(ctx)
+		}
+	}()
+	for n := range count {
+		length := min(partSize, size-int64(n)*partSize)
+		if err := fill(buffer[:length], r, n == count-1); err != nil {
+			return err
+		}
+		if err := u.part(ctx, n+1, bytes.NewReader(buffer[:length]), 0, length); err != nil {
+			return err
+		}
+	}
+	return u.complete(ctx, size)
+}
+
+// fill reads r until buffer is full; last says that r must end there.
+func fill(buffer []byte, r io.Reader, last bool) error {
+	_, err := io.ReadFull(r, buffer)
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("what is to be stored is shorter than announced: %w", errdefs.ErrInvalidArgument)
+	case err != nil:
+		return fmt.Errorf("read what is to be stored: %w", err)
+	case !last:
+		return nil
+	}
+	var more [1]byte
+	switch n, err := io.ReadFull(r, more[:]); {
+	case n > 0:
+		return fmt.Errorf("what is to be stored is longer than announced: %w", errdefs.ErrInvalidArgument)
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("read what is to be stored: %w", err)
+	}
+	return nil
+}
