@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -281,8 +282,11 @@ func (s *Store) list(ctx context.Context, id job.ID, prefix string, page int) it
 				}
 				w.pause() // the time between pages is the caller's
 				after = object.Key
-				info := storage.Info{Name: object.Key[min(len(below), len(object.Key)):], Size: object.Size, ETag: object.ETag, Modified: object.LastModified}
-				if !yield(info, nil) {
+				name, ok := strings.CutPrefix(object.Key, below)
+				if !ok || !strings.HasPrefix(name, prefix) {
+					return fmt.Errorf("storage lists %q below %q: %w", object.Key, below+prefix, storage.ErrBadName)
+				}
+				if !yield(storage.Info{Name: name, Size: object.Size, ETag: object.ETag, Modified: object.LastModified}, nil) {
 					stopped = true
 					return nil
 				}

@@ -133,7 +133,9 @@ func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info,
 	return files, total, nil
 }
 
-// prune removes from dir/inputs what is not among files.
+// prune removes from dir/inputs what is not among files, and what lies in the
+// place of one without being a file. A link in the place of a folder stays: to
+// go through it is refused later.
 func prune(tree *tree, files map[string]storage.Info) error {
 	wanted := make(map[string]bool)
 	for name := range files {
@@ -141,8 +143,13 @@ func prune(tree *tree, files map[string]storage.Info) error {
 			wanted[name] = true
 		}
 	}
-	return tree.walk(job.InputDir, func(name string, _ *unix.Stat_t) (bool, error) {
-		if wanted[name] {
+	return tree.walk(job.InputDir, func(name string, stat *unix.Stat_t) (bool, error) {
+		_, asFile := files[name]
+		kind := stat.Mode & unix.S_IFMT
+		switch {
+		case asFile && kind == unix.S_IFREG:
+			return false, nil
+		case !asFile && wanted[name] && (kind == unix.S_IFDIR || kind == unix.S_IFLNK):
 			return true, nil
 		}
 		return false, tree.removeAll(name)

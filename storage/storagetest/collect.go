@@ -1,0 +1,107 @@
+package storagetest
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+func (s *suite) testCollect(t *testing.T) {
+	t.Run("Nested", func(t *testing.T) {
+		outputs := map[string]string{"outputs/output": "result", "outputs/empty": "", "outputs/a/b/c": noise(200_000)}
+		for _, name := range oddNames {
+			outputs["outputs/odd/"+name] = name
+		}
+		dir := t.TempDir()
+		write(t, dir, merge(outputs, map[string]string{input: "stays here", "log": "too"}))
+		noError(t, os.MkdirAll(filepath.Join(dir, "outputs/hollow"), 0o755))
+		id := s.fresh(t, map[string]string{input: "payload"})
+		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		want := merge(outputs, map[string]string{input: "payload"})
+		sameFiles(t, "place", s.stored(t, id), want)
+		noError(t, s.store.Collect(t.Context(), id, dir, true)) // again
+		sameFiles(t, "place", s.stored(t, id), want)
+	})
+
+	t.Run("Many", func(t *testing.T) {
+		outputs := make(map[string]string)
+		for n := range 1500 {
+			outputs[fmt.Sprintf("outputs/%d/%04d", n%7, n)] = fmt.Sprint(n)
+		}
+		dir := t.TempDir()
+		write(t, dir, outputs)
+		id := s.fresh(t, map[string]string{input: "payload", "outputs/stale": "x"})
+		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		sameFiles(t, "place", s.stored(t, id), merge(outputs, map[string]string{input: "payload"}))
+
+		// And all of them go again, which is more than one request can delete.
+		empty := t.TempDir()
+		write(t, empty, map[string]string{"outputs/output": "only"})
+		noError(t, s.store.Collect(t.Context(), id, empty, true))
+		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload", "outputs/output": "only"})
+	})
+
+	t.Run("Replace", func(t *testing.T) {
+		before := map[string]string{input: "payload", job.StatusFile: "{}", "outputs/output": "old", "outputs/old/file": "old", "outputs2": "not an output"}
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"outputs/output": "new", "outputs/new": "new"})
+		id := s.fresh(t, before)
+		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		sameFiles(t, "without replace", s.stored(t, id), merge(before, map[string]string{"outputs/output": "new", "outputs/new": "new"}))
+		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		sameFiles(t, "with replace", s.stored(t, id), map[string]string{input: "payload", job.StatusFile: "{}", "outputs2": "not an output", "outputs/output": "new", "outputs/new": "new"})
+	})
+
+	t.Run("NoOutputs", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "payload", "outputs/old": "old"})
+		dir := t.TempDir()
+		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		sameFiles(t, "without outputs", s.stored(t, id), map[string]string{input: "payload", "outputs/old": "old"})
+		noError(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
+		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		sameFiles(t, "with none", s.stored(t, id), map[string]string{input: "payload"})
+	})
+
+	t.Run("Big", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"outputs/small": "beside it"})
+		file, err := os.Create(filepath.Join(dir, "outputs/big"))
+		noError(t, err)
+		want := sha256.New()
+		_, err = io.Copy(io.MultiWriter(file, want), io.LimitReader(noiseReader(), big+1))
+		noError(t, err)
+		noError(t, file.Close())
+		id := s.fresh(t, map[string]string{input: "payload"})
+		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		opened, err := s.store.Open(t.Context(), id, "outputs/big", nil)
+		noError(t, err)
+		defer opened.Body.Close()
+		got := sha256.New()
+		_, err = io.Copy(got, opened.Body)
+		noError(t, err)
+		if opened.Size != big+1 || fmt.Sprintf("%x", got.Sum(nil)) != fmt.Sprintf("%x", want.Sum(nil)) {
+			t.Errorf("a file of %d bytes comes back as %d, or changed", big+1, opened.Size)
+		}
+	})
+
+	if s.Bucket == "" {
+		t.Run("Unknown", func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, map[string]string{"outputs/output": "x"})
+			class(t, "Collect", s.store.Collect(t.Context(), s.id(), dir, false), errdefs.IsNotFound)
+		})
+	}
+
+	t.Run("Canceled", func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"outputs/output": "x"})
+		class(t, "Collect", s.store.Collect(canceled(), s.fresh(t, map[string]string{input: "x"}), dir, true), errdefs.IsCanceled)
+	})
+}

@@ -1,0 +1,105 @@
+package storagetest
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+// testErrors tells apart what is not there, not allowed and not reachable.
+func (s *suite) testErrors(t *testing.T) {
+	id := s.fresh(t, map[string]string{input: "payload"})
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"outputs/output": "x"})
+
+	calls := func(ctx context.Context, store storage.Store) map[string]error {
+		errs := make(map[string]error)
+		_, errs["Exists"] = store.Exists(ctx, id)
+		errs["Init"] = store.Init(ctx, id, []byte("x"))
+		_, errs["Stage"] = store.Stage(ctx, id, t.TempDir(), 0)
+		errs["Collect"] = store.Collect(ctx, id, dir, true)
+		_, errs["Open"] = store.Open(ctx, id, input, nil)
+		errs["Put"] = store.Put(ctx, id, input, strings.NewReader("x"), 1)
+		_, errs["List"] = store.List(ctx, id, "")
+		_, errs["Status"] = store.Status(ctx, id)
+		errs["SetStatus"] = store.SetStatus(ctx, id, job.Status{State: job.Queued})
+		errs["Remove"] = store.Remove(ctx, id)
+		errs["Ping"] = store.Ping(ctx)
+		return errs
+	}
+	check := func(t *testing.T, errs map[string]error, is func(error) bool, words ...string) {
+		t.Helper()
+		for call, err := range errs {
+			class(t, call, err, is)
+			for _, word := range words {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%s: %q does not say %q", call, err, word)
+				}
+			}
+			if strings.Contains(err.Error(), s.SecretKey) {
+				t.Errorf("%s: the error holds the secret key", call)
+			}
+		}
+	}
+
+	t.Run("Ping", func(t *testing.T) { noError(t, s.store.Ping(t.Context())) })
+
+	t.Run("Unreachable", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		noError(t, err)
+		address := "http://" + l.Addr().String()
+		noError(t, l.Close())
+		check(t, calls(t.Context(), s.Open(t, address, s.AccessKey, s.SecretKey)), errdefs.IsUnavailable, address, "not reachable")
+	})
+
+	t.Run("UnknownKey", func(t *testing.T) {
+		check(t, calls(t.Context(), s.Open(t, s.URL, "nobody-knows-me", s.SecretKey)), errdefs.IsPermissionDenied, "nobody-knows-me", "storage.access_key")
+	})
+
+	t.Run("WrongSecret", func(t *testing.T) {
+		wrong := s.SecretKey + "-wrong"
+		errs := calls(t.Context(), s.Open(t, s.URL, s.AccessKey, wrong))
+		check(t, errs, errdefs.IsPermissionDenied, s.AccessKey)
+	})
+
+	t.Run("Canceled", func(t *testing.T) {
+		check(t, calls(canceled(), s.store), errdefs.IsCanceled)
+	})
+
+	t.Run("NothingChanged", func(t *testing.T) {
+		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload"})
+	})
+
+	t.Run("CanceledBody", func(t *testing.T) {
+		big := s.fresh(t, nil)
+		s.put(t, big, "outputs/big", noise(8<<20))
+		ctx, cancel := context.WithCancel(t.Context())
+		file, err := s.store.Open(ctx, big, "outputs/big", nil)
+		noError(t, err)
+		_, err = io.CopyN(io.Discard, file.Body, 1000)
+		noError(t, err)
+		cancel()
+		_, err = io.Copy(io.Discard, file.Body)
+		class(t, "read after cancel", err, errdefs.IsCanceled)
+		noError(t, file.Body.Close())
+		if n, err := file.Body.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("a closed body yields %d bytes, %v", n, err)
+		}
+	})
+
+	if s.Bucket != "" {
+		return
+	}
+	t.Run("NoPlace", func(t *testing.T) {
+		unknown := s.id()
+		class(t, "Put", s.store.Put(t.Context(), unknown, input, strings.NewReader("x"), 1), errdefs.IsNotFound)
+		class(t, "SetStatus", s.store.SetStatus(t.Context(), unknown, job.Status{State: job.Queued}), errdefs.IsNotFound)
+	})
+}

@@ -1,0 +1,174 @@
+package storagetest
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+const input = "inputs/input"
+
+func (s *suite) testPlaces(t *testing.T) {
+	t.Run("Init", func(t *testing.T) {
+		for name, payload := range map[string]string{"Empty": "", "Small": "payload", "Large": strings.Repeat("0123456789abcdef", 200_000)} {
+			t.Run(name, func(t *testing.T) {
+				id := s.id()
+				exists, err := s.store.Exists(t.Context(), id)
+				noError(t, err)
+				if exists {
+					t.Fatal("a job without a place has one")
+				}
+				noError(t, s.store.Init(t.Context(), id, []byte(payload)))
+				sameFiles(t, "place", s.stored(t, id), map[string]string{input: payload})
+				exists, err = s.store.Exists(t.Context(), id)
+				noError(t, err)
+				if !exists {
+					t.Fatal("the place is not there after Init")
+				}
+			})
+		}
+	})
+
+	t.Run("InitTaken", func(t *testing.T) {
+		for name, files := range map[string]map[string]string{
+			"OtherInput":    {input: "other"},
+			"OtherLonger":   {input: "payload and more"},
+			"MoreInputs":    {input: "payload", "inputs/more": "x"},
+			"SameAndStatus": {input: "payload", job.StatusFile: "{}"},
+			"Outputs":       {"outputs/output": "x"},
+			"OtherName":     {"inputs/other": "payload"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				id := s.fresh(t, files)
+				err := s.store.Init(t.Context(), id, []byte("payload"))
+				if !errors.Is(err, storage.ErrExists) {
+					t.Fatalf("Init answered %v, want ErrExists", err)
+				}
+				sameFiles(t, "the taken place", s.stored(t, id), files)
+			})
+		}
+		if s.Bucket == "" {
+			t.Run("EmptyBucket", func(t *testing.T) {
+				id := s.fresh(t, nil)
+				if err := s.store.Init(t.Context(), id, []byte("payload")); !errors.Is(err, storage.ErrExists) {
+					t.Fatalf("Init answered %v, want ErrExists", err)
+				}
+				sameFiles(t, "the taken place", s.stored(t, id), nil)
+			})
+		}
+	})
+
+	t.Run("InitCutShort", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "payload"})
+		noError(t, s.store.Init(t.Context(), id, []byte("payload")))
+		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload"})
+	})
+
+	t.Run("InitRace", func(t *testing.T) {
+		for range 4 {
+			s.race(t)
+		}
+	})
+
+	t.Run("Remove", func(t *testing.T) {
+		other := s.fresh(t, map[string]string{input: "stays"})
+		id := job.ID(string(other) + "-more") // a prefix of one is not the other
+		s.place(t, id)
+		for name := range map[string]bool{input: true, "outputs/a/b": true, job.StatusFile: true} {
+			s.put(t, id, name, "x")
+		}
+		noError(t, s.store.Remove(t.Context(), id))
+		exists, err := s.store.Exists(t.Context(), id)
+		noError(t, err)
+		if exists {
+			t.Error("the place is there after Remove")
+		}
+		sameFiles(t, "another job", s.stored(t, other), map[string]string{input: "stays"})
+		noError(t, s.store.Remove(t.Context(), other))
+		noError(t, s.store.Remove(t.Context(), other)) // twice
+		noError(t, s.store.Init(t.Context(), id, []byte("again")))
+	})
+
+	t.Run("CheckID", func(t *testing.T) {
+		for _, id := range []job.ID{"abc", "job-1", "a.b.c", "1234", job.ID(strings.Repeat("a", 63))} {
+			if err := s.store.CheckID(id); err != nil {
+				t.Errorf("%q: %v", id, err)
+			}
+		}
+		bad := []job.ID{"", "a/b", "a..b", "../x", "a b", "ä", "-abc", "a\x00b", job.ID(strings.Repeat("a", 129))}
+		if s.Bucket == "" {
+			bad = append(bad, "ab", "Abc", "a_b", "abc-", "abc.", ".abc", "a.-b", "a-.b", "192.168.0.1", job.ID(strings.Repeat("a", 64)))
+		}
+		for _, id := range bad {
+			err := s.store.CheckID(id)
+			class(t, fmt.Sprintf("CheckID(%q)", id), err, errdefs.IsInvalidArgument)
+			class(t, fmt.Sprintf("Init(%q)", id), s.store.Init(t.Context(), id, nil), errdefs.IsInvalidArgument)
+			_, err = s.store.Open(t.Context(), id, input, nil)
+			class(t, fmt.Sprintf("Open(%q)", id), err, errdefs.IsInvalidArgument)
+		}
+	})
+
+	t.Run("Status", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "x"})
+		_, err := s.store.Status(t.Context(), id)
+		class(t, "Status before it is set", err, errdefs.IsNotFound)
+		for _, want := range []job.Status{
+			{State: job.Queued, Model: job.Model{Name: "m", Version: "v"}, EnqueuedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)},
+			{State: job.Failed, Model: job.Model{Name: "m"}, Failure: &job.Failure{Message: "ü", Type: "T", Traceback: "line\nline"}, FinishedAt: time.Date(2026, 1, 2, 3, 4, 5, 999999000, time.UTC)},
+		} {
+			noError(t, s.store.SetStatus(t.Context(), id, want))
+			got, err := s.store.Status(t.Context(), id)
+			noError(t, err)
+			if fmt.Sprintf("%+v", got.Failure) != fmt.Sprintf("%+v", want.Failure) {
+				t.Errorf("failure %+v, want %+v", got.Failure, want.Failure)
+			}
+			got.Failure, want.Failure = nil, nil
+			if got != want {
+				t.Errorf("status %+v, want %+v", got, want)
+			}
+		}
+		_, err = s.store.Status(t.Context(), s.id())
+		class(t, "Status of an unknown job", err, errdefs.IsNotFound)
+	})
+}
+
+// race makes one place from many goroutines, each with an input of its own.
+func (s *suite) race(t *testing.T) {
+	t.Helper()
+	id := s.id()
+	const runners = 16
+	answers := make([]error, runners)
+	begin := make(chan struct{})
+	var group sync.WaitGroup
+	for n := range runners {
+		group.Go(func() {
+			<-begin
+			answers[n] = s.store.Init(t.Context(), id, fmt.Appendf(nil, "payload %d", n))
+		})
+	}
+	close(begin)
+	group.Wait()
+	winner := -1
+	for n, err := range answers {
+		switch {
+		case err == nil && winner >= 0:
+			t.Errorf("both %d and %d made the place", winner, n)
+		case err == nil:
+			winner = n
+		case !errors.Is(err, storage.ErrExists):
+			t.Errorf("Init answered %v, want ErrExists", err)
+		}
+	}
+	if winner < 0 {
+		t.Fatal("nobody made the place")
+	}
+	sameFiles(t, "place", s.stored(t, id), map[string]string{input: fmt.Sprintf("payload %d", winner)})
+}

@@ -1,0 +1,208 @@
+// Package storagetest holds what every storage.Store must do. An implementation
+// runs it against a real server:
+//
+//	storagetest.Run(t, func(t *testing.T) storagetest.Harness { … })
+//
+// The suite looks at what is stored with a plain S3 client beside the Store, so
+// that it checks what a job's clients see.
+package storagetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+// Harness is a running server and how to make a Store for it.
+type Harness struct {
+	URL, AccessKey, SecretKey string
+	// Bucket holds all jobs, each below ID/; empty means a bucket per job.
+	Bucket string
+	// Open makes a Store for a server at url; it is called with other URLs and
+	// keys too.
+	Open func(t testing.TB, url, accessKey, secretKey string) storage.Store
+}
+
+// Run runs the suite; start is called once.
+func Run(t *testing.T, start func(t *testing.T) Harness) {
+	h := start(t)
+	u, err := url.Parse(h.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := minio.New(u.Host, &minio.Options{
+		Creds: credentials.NewStaticV4(h.AccessKey, h.SecretKey, ""), Secure: u.Scheme == "https",
+		Region: "us-east-1", BucketLookup: minio.BucketLookupPath,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &suite{Harness: h, client: client, store: h.Open(t, h.URL, h.AccessKey, h.SecretKey)}
+	for _, group := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Place", s.testPlaces}, {"File", s.testFiles}, {"Stage", s.testStage},
+		{"Collect", s.testCollect}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
+	} {
+		t.Run(group.name, group.run)
+	}
+}
+
+type suite struct {
+	Harness
+	client *minio.Client
+	store  storage.Store
+	last   atomic.Int64
+}
+
+// id is one that no other test uses.
+func (s *suite) id() job.ID { return job.ID(fmt.Sprintf("conformance-%d", s.last.Add(1))) }
+
+// fresh is the id of a job whose place holds the files.
+func (s *suite) fresh(t *testing.T, files map[string]string) job.ID {
+	t.Helper()
+	id := s.id()
+	s.place(t, id)
+	for name, content := range files {
+		s.put(t, id, name, content)
+	}
+	return id
+}
+
+// place makes a job's place as a client does.
+func (s *suite) place(t *testing.T, id job.ID) {
+	t.Helper()
+	if s.Bucket == "" {
+		noError(t, s.client.MakeBucket(t.Context(), string(id), minio.MakeBucketOptions{}))
+	}
+}
+
+func (s *suite) at(id job.ID, name string) (bucket, key string) {
+	if s.Bucket == "" {
+		return string(id), name
+	}
+	return s.Bucket, string(id) + "/" + name
+}
+
+func (s *suite) put(t *testing.T, id job.ID, name, content string) {
+	t.Helper()
+	bucket, key := s.at(id, name)
+	_, err := s.client.PutObject(t.Context(), bucket, key, strings.NewReader(content), int64(len(content)), minio.PutObjectOptions{})
+	noError(t, err)
+}
+
+// stored is everything in the job's place, by name.
+func (s *suite) stored(t *testing.T, id job.ID) map[string]string {
+	t.Helper()
+	bucket, prefix := s.at(id, "")
+	files := make(map[string]string)
+	for object := range s.client.ListObjectsIter(t.Context(), bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
+		if object.Err != nil {
+			if minio.ToErrorResponse(object.Err).Code == minio.NoSuchBucket {
+				return files
+			}
+			t.Fatal(object.Err)
+		}
+		files[strings.TrimPrefix(object.Key, prefix)] = s.get(t, bucket, object.Key)
+	}
+	return files
+}
+
+func (s *suite) get(t *testing.T, bucket, key string) string {
+	t.Helper()
+	object, err := s.client.GetObject(t.Context(), bucket, key, minio.GetObjectOptions{})
+	noError(t, err)
+	defer object.Close()
+	data, err := io.ReadAll(object)
+	noError(t, err)
+	return string(data)
+}
+
+// onDisk is every regular file below dir, by its slashed relative path.
+func onDisk(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	noError(t, filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		name, _ := filepath.Rel(dir, path)
+		files[filepath.ToSlash(name)] = string(data)
+		return err
+	}))
+	return files
+}
+
+// write makes the files below dir.
+func write(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for name, content := range files {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		noError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		noError(t, os.WriteFile(path, []byte(content), 0o644))
+	}
+}
+
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// class fails the test unless err is of the class.
+func class(t *testing.T, what string, err error, is func(error) bool) {
+	t.Helper()
+	if err == nil || !is(err) {
+		t.Fatalf("%s: error %v is of another class", what, err)
+	}
+}
+
+func sameFiles(t *testing.T, what string, got, want map[string]string) {
+	t.Helper()
+	for name, content := range want {
+		if have, ok := got[name]; !ok {
+			t.Errorf("%s: %q is missing", what, name)
+		} else if have != content {
+			t.Errorf("%s: %q holds %d bytes (%.40q), want %d (%.40q)", what, name, len(have), have, len(content), content)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			t.Errorf("%s: unexpected %q", what, name)
+		}
+	}
+}
+
+// read opens a file through the Store and reads it.
+func (s *suite) read(t *testing.T, id job.ID, name string, part *job.Range) (*job.File, string) {
+	t.Helper()
+	file, err := s.store.Open(t.Context(), id, name, part)
+	noError(t, err)
+	var content bytes.Buffer
+	_, err = io.Copy(&content, file.Body)
+	noError(t, err)
+	noError(t, file.Body.Close())
+	return file, content.String()
+}
+
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
