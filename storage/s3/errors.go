@@ -53,7 +53,7 @@ func (s *Store) classify(caller, ctx context.Context, err error) error {
 	case errors.As(err, &already), errdefs.IsInvalidArgument(err), errdefs.IsResourceExhausted(err):
 		return err
 	case errors.Is(context.Cause(ctx), errStalled):
-		return s.unreachable(fmt.Errorf("%w for %v", errStalled, s.stall))
+		return s.unreachable(context.Cause(ctx))
 	}
 	var answer minio.ErrorResponse
 	if errors.As(err, &answer) && answer.Code != "" {

@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"time"
@@ -27,7 +28,9 @@ type watch struct {
 
 func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch) {
 	ctx, end := context.WithCancelCause(ctx)
-	return ctx, &watch{limit: limit, end: end, timer: time.AfterFunc(limit, func() { end(errStalled) })}
+	return ctx, &watch{limit: limit, end: end, timer: time.AfterFunc(limit, func() {
+		end(fmt.Errorf("%w for %v", errStalled, limit))
+	})}
 }
 
 func (w *watch) moved() { w.timer.Reset(w.limit) }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -20,18 +21,31 @@ func (s *suite) testErrors(t *testing.T) {
 	write(t, dir, map[string]string{"outputs/output": "x"})
 
 	calls := func(ctx context.Context, store storage.Store) map[string]error {
+		staged := t.TempDir()
 		errs := make(map[string]error)
-		_, errs["Exists"] = store.Exists(ctx, id)
-		errs["Init"] = store.Init(ctx, id, []byte("x"))
-		_, errs["Stage"] = store.Stage(ctx, id, t.TempDir(), 0)
-		errs["Collect"] = store.Collect(ctx, id, dir, true)
-		_, errs["Open"] = store.Open(ctx, id, input, nil)
-		errs["Put"] = store.Put(ctx, id, input, strings.NewReader("x"), 1)
-		_, errs["List"] = store.List(ctx, id, "")
-		_, errs["Status"] = store.Status(ctx, id)
-		errs["SetStatus"] = store.SetStatus(ctx, id, job.Status{State: job.Queued})
-		errs["Remove"] = store.Remove(ctx, id)
-		errs["Ping"] = store.Ping(ctx)
+		var mu sync.Mutex
+		var group sync.WaitGroup
+		for name, call := range map[string]func() error{
+			"Exists":    func() error { _, err := store.Exists(ctx, id); return err },
+			"Init":      func() error { return store.Init(ctx, id, []byte("x")) },
+			"Stage":     func() error { _, err := store.Stage(ctx, id, staged, 0); return err },
+			"Collect":   func() error { return store.Collect(ctx, id, dir, true) },
+			"Open":      func() error { _, err := store.Open(ctx, id, input, nil); return err },
+			"Put":       func() error { return store.Put(ctx, id, input, strings.NewReader("x"), 1) },
+			"List":      func() error { _, err := store.List(ctx, id, ""); return err },
+			"Status":    func() error { _, err := store.Status(ctx, id); return err },
+			"SetStatus": func() error { return store.SetStatus(ctx, id, job.Status{State: job.Queued}) },
+			"Remove":    func() error { return store.Remove(ctx, id) },
+			"Ping":      func() error { return store.Ping(ctx) },
+		} {
+			group.Go(func() {
+				err := call()
+				mu.Lock()
+				defer mu.Unlock()
+				errs[name] = err
+			})
+		}
+		group.Wait()
 		return errs
 	}
 	check := func(t *testing.T, errs map[string]error, is func(error) bool, words ...string) {

@@ -24,7 +24,7 @@ func (s *suite) testHostile(t *testing.T) {
 	t.Run("ListedName", func(t *testing.T) {
 		for _, name := range []string{
 			"inputs/../x", "inputs//x", "inputs/a/../../x", "inputs/a/../../../../../../tmp/x", "inputs/./x", "inputs/..", "inputs/.",
-			"inputs//", "inputs//etc/passwd", "inputs/a\x00b", "inputs/a/", "../x", "outputs/x", "inputs/a\xff", "inputs/" + strings.Repeat("x", 300),
+			"inputs//", "inputs//etc/passwd", "inputs/a\x00b", "inputs/a/", "../x", "outputs/x", "inputs/a\xff", "inputs/good/below", "inputs/" + strings.Repeat("x", 300),
 		} {
 			t.Run(fmt.Sprintf("%.40q", name), func(t *testing.T) { s.stageListed(t, name) })
 		}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -112,18 +111,6 @@ func (s *suite) testStage(t *testing.T) {
 		// A file that a runner changed is put right though storage has it unchanged.
 		write(t, dir, map[string]string{input: "PAYLOAD"})
 		s.stage(t, id, dir, inputs)
-	})
-
-	t.Run("FileAndFolder", func(t *testing.T) {
-		// Some servers refuse such a pair; what they store is what counts.
-		id := s.fresh(t, map[string]string{"inputs/a": "file"})
-		bucket, key := s.at(id, "inputs/a/b")
-		if _, err := s.client.PutObject(t.Context(), bucket, key, strings.NewReader("x"), 1, minio.PutObjectOptions{}); err != nil {
-			s.stage(t, id, t.TempDir(), map[string]string{"inputs/a": "file"})
-			return
-		}
-		_, err := s.store.Stage(t.Context(), id, t.TempDir(), 0)
-		class(t, "Stage", err, errdefs.IsInvalidArgument)
 	})
 
 	t.Run("Canceled", func(t *testing.T) {

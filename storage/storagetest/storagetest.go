@@ -16,11 +16,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
@@ -77,9 +79,12 @@ func (s *suite) fresh(t *testing.T, files map[string]string) job.ID {
 	t.Helper()
 	id := s.id()
 	s.place(t, id)
+	var group errgroup.Group
+	group.SetLimit(16)
 	for name, content := range files {
-		s.put(t, id, name, content)
+		group.Go(func() error { return s.upload(t, id, name, content) })
 	}
+	noError(t, group.Wait())
 	return id
 }
 
@@ -100,9 +105,13 @@ func (s *suite) at(id job.ID, name string) (bucket, key string) {
 
 func (s *suite) put(t *testing.T, id job.ID, name, content string) {
 	t.Helper()
+	noError(t, s.upload(t, id, name, content))
+}
+
+func (s *suite) upload(t *testing.T, id job.ID, name, content string) error {
 	bucket, key := s.at(id, name)
 	_, err := s.client.PutObject(t.Context(), bucket, key, strings.NewReader(content), int64(len(content)), minio.PutObjectOptions{})
-	noError(t, err)
+	return err
 }
 
 // stored is everything in the job's place, by name.
@@ -110,6 +119,9 @@ func (s *suite) stored(t *testing.T, id job.ID) map[string]string {
 	t.Helper()
 	bucket, prefix := s.at(id, "")
 	files := make(map[string]string)
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(16)
 	for object := range s.client.ListObjectsIter(t.Context(), bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
 		if object.Err != nil {
 			if minio.ToErrorResponse(object.Err).Code == minio.NoSuchBucket {
@@ -117,19 +129,21 @@ func (s *suite) stored(t *testing.T, id job.ID) map[string]string {
 			}
 			t.Fatal(object.Err)
 		}
-		files[strings.TrimPrefix(object.Key, prefix)] = s.get(t, bucket, object.Key)
+		group.Go(func() error {
+			content, err := s.client.GetObject(t.Context(), bucket, object.Key, minio.GetObjectOptions{})
+			if err != nil {
+				return err
+			}
+			defer content.Close()
+			data, err := io.ReadAll(content)
+			mu.Lock()
+			defer mu.Unlock()
+			files[strings.TrimPrefix(object.Key, prefix)] = string(data)
+			return err
+		})
 	}
+	noError(t, group.Wait())
 	return files
-}
-
-func (s *suite) get(t *testing.T, bucket, key string) string {
-	t.Helper()
-	object, err := s.client.GetObject(t.Context(), bucket, key, minio.GetObjectOptions{})
-	noError(t, err)
-	defer object.Close()
-	data, err := io.ReadAll(object)
-	noError(t, err)
-	return string(data)
 }
 
 // onDisk is every regular file below dir, by its slashed relative path.

@@ -1,0 +1,295 @@
+package s3_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/minio/minio-go/v7"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+// rig is a Store that reaches a MinIO through a proxy that can break things.
+type rig struct {
+	server *testenv.MinIO
+	proxy  *testenv.S3Proxy
+	store  *s3.Store
+	raw    *minio.Client
+}
+
+func newRig(t *testing.T) *rig {
+	server := testenv.StartMinIO(t)
+	proxy := testenv.StartS3Proxy(t, server.URL)
+	return &rig{server, proxy, open(t, s3.Config{
+		URL: proxy.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey,
+		Patience: 10 * time.Second, Stall: time.Second,
+	}), client(t, server)}
+}
+
+func method(want string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return r.Method == want }
+}
+
+func part(number string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return r.URL.Query().Get("partNumber") == number }
+}
+
+func is(query string) func(*http.Request) bool {
+	return func(r *http.Request) bool {
+		return r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, query)
+	}
+}
+
+// TestFaults breaks single requests in every way and expects each call to come
+// through, with what it stores or fetches whole.
+func TestFaults(t *testing.T) {
+	r := newRig(t)
+	payload := make([]byte, 3<<20)
+	large := make([]byte, 80<<20)
+	random := rand.NewChaCha8([32]byte{1})
+	_, _ = random.Read(payload)
+	_, _ = random.Read(large[:1<<20])
+
+	for name, fault := range map[string]testenv.Fault{
+		"Unavailable": testenv.Unavailable, "Reset": testenv.Reset, "LoseAnswer": testenv.LoseAnswer, "Stall": testenv.Stall,
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := job.ID("job-" + strings.ToLower(name))
+			broken := func(match func(*http.Request) bool) {
+				t.Helper()
+				r.proxy.Heal()
+				r.proxy.Inject(fault, 1, match)
+			}
+			broken(method("PUT")) // making the bucket
+			fatal(t, r.store.Init(t.Context(), id, payload))
+			fatal(t, r.store.Remove(t.Context(), id))
+			broken(func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/inputs/input") })
+			fatal(t, r.store.Init(t.Context(), id, payload))
+
+			for _, match := range []func(*http.Request) bool{
+				func(r *http.Request) bool { return r.URL.Query().Has("list-type") },
+				func(r *http.Request) bool { return !r.URL.Query().Has("list-type") },
+			} {
+				broken(match)
+				dir := t.TempDir()
+				_, err := r.store.Stage(t.Context(), id, dir, 0)
+				fatal(t, err)
+				got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
+				if err != nil || !bytes.Equal(got, payload) {
+					t.Errorf("%d bytes staged of %d, %v", len(got), len(payload), err)
+				}
+			}
+
+			dir := t.TempDir()
+			fatal(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
+			fatal(t, os.WriteFile(filepath.Join(dir, "outputs/large"), large, 0o600))
+			steps := []func(*http.Request) bool{is("uploads"), part("2"), is("uploadId")}
+			if fault == testenv.Stall {
+				steps = steps[:2] // joining the parts may take minutes, so standing still is no fault there
+			}
+			for _, match := range steps {
+				broken(match)
+				fatal(t, r.store.Collect(t.Context(), id, dir, true))
+				r.has(t, id, "outputs/large", large)
+				fatal(t, r.raw.RemoveObject(t.Context(), string(id), "outputs/large", minio.RemoveObjectOptions{}))
+			}
+
+			broken(method("PUT"))
+			fatal(t, r.store.SetStatus(t.Context(), id, job.Status{State: job.Done}))
+			broken(method("GET"))
+			status, err := r.store.Status(t.Context(), id)
+			fatal(t, err)
+			if status.State != job.Done {
+				t.Errorf("status %+v", status)
+			}
+			broken(is("delete"))
+			fatal(t, r.store.Remove(t.Context(), id))
+			broken(method("HEAD"))
+			if exists, err := r.store.Exists(t.Context(), id); exists || err != nil {
+				t.Errorf("Exists after Remove: %v, %v", exists, err)
+			}
+		})
+	}
+}
+
+func (r *rig) has(t *testing.T, id job.ID, name string, want []byte) {
+	t.Helper()
+	object, err := r.raw.GetObject(t.Context(), string(id), name, minio.GetObjectOptions{})
+	fatal(t, err)
+	defer object.Close()
+	got, err := io.ReadAll(object)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s holds %d bytes of %d, or others: %v", name, len(got), len(want), err)
+	}
+}
+
+// TestContinued breaks a download again and again; it goes on where it broke
+// and gives up when the file is not the same any more.
+func TestContinued(t *testing.T) {
+	r := newRig(t)
+	id := job.ID("continued")
+	content := make([]byte, 4<<20)
+	_, _ = rand.NewChaCha8([32]byte{2}).Read(content)
+	fatal(t, r.store.Init(t.Context(), id, content))
+
+	for name, c := range map[string]struct {
+		part *job.Range
+		want []byte
+	}{"Whole": {nil, content}, "Part": {&job.Range{Offset: 1000, Length: 3 << 20}, content[1000 : 1000+3<<20]}, "Suffix": {&job.Range{Offset: -1 << 20, Length: -1}, content[3<<20:]}} {
+		t.Run(name, func(t *testing.T) {
+			r.proxy.Heal()
+			r.proxy.Inject(testenv.CutBody, 6, method("GET"))
+			r.proxy.Reset()
+			file, err := r.store.Open(t.Context(), id, "inputs/input", c.part)
+			fatal(t, err)
+			defer file.Body.Close()
+			got, err := io.ReadAll(file.Body)
+			if err != nil || !bytes.Equal(got, c.want) {
+				t.Errorf("%d bytes of %d, or others: %v", len(got), len(c.want), err)
+			}
+			if gets := r.proxy.Counts()["GET"]; gets != 7 {
+				t.Errorf("%d GETs, want 7", gets)
+			}
+		})
+	}
+
+	t.Run("Changed", func(t *testing.T) {
+		r.proxy.Heal()
+		r.proxy.Inject(testenv.CutBody, 1, method("GET"))
+		file, err := r.store.Open(t.Context(), id, "inputs/input", nil)
+		fatal(t, err)
+		defer file.Body.Close()
+		_, err = r.raw.PutObject(t.Context(), string(id), "inputs/input", bytes.NewReader(make([]byte, len(content))), int64(len(content)), minio.PutObjectOptions{})
+		fatal(t, err)
+		got, err := io.ReadAll(file.Body)
+		if !errdefs.IsUnavailable(err) || !bytes.Equal(got, content[:len(got)]) {
+			t.Errorf("%d bytes of two versions of a file, %v", len(got), err)
+		}
+	})
+
+	t.Run("StageAgain", func(t *testing.T) {
+		// The first Stage is ended half-way; the second fetches only the rest.
+		r.proxy.Heal()
+		r.proxy.Inject(testenv.CutBody, 1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
+		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
+		dir := t.TempDir()
+		_, err := r.store.Stage(t.Context(), id, dir, 0)
+		if !errdefs.IsUnavailable(err) {
+			t.Fatalf("Stage: %v", err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "inputs/input")); !os.IsNotExist(err) {
+			t.Errorf("half a file is among the inputs: %v", err)
+		}
+		r.proxy.Heal()
+		var asked string
+		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "input") {
+				asked = r.Header.Get("Range")
+			}
+			return false
+		})
+		_, err = r.store.Stage(t.Context(), id, dir, 0)
+		fatal(t, err)
+		if asked != "bytes=2097152-4194303" {
+			t.Errorf("the second Stage asks for %q", asked)
+		}
+		got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
+		if err != nil || !bytes.Equal(got, make([]byte, len(content))) {
+			t.Errorf("%d bytes staged of %d, %v", len(got), len(content), err)
+		}
+		if entries, _ := os.ReadDir(dir); len(entries) != 2 {
+			t.Errorf("the working directory holds %v", entries)
+		}
+	})
+}
+
+// TestHalfMade lets the input of an Init fail after its bucket was made: the
+// client's next try must not be told that the id is taken.
+func TestHalfMade(t *testing.T) {
+	r := newRig(t)
+	object := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/input") }
+	t.Run("Undone", func(t *testing.T) {
+		r.proxy.Inject(testenv.Unavailable, -1, object)
+		if err := r.store.Init(t.Context(), "undone", []byte("x")); !errdefs.IsUnavailable(err) {
+			t.Fatalf("Init: %v", err)
+		}
+		if exists, err := r.raw.BucketExists(t.Context(), "undone"); exists || err != nil {
+			t.Errorf("the bucket stays: %v", err)
+		}
+	})
+	t.Run("Remembered", func(t *testing.T) {
+		r.proxy.Heal()
+		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return object(r) || r.Method == http.MethodDelete })
+		if err := r.store.Init(t.Context(), "remembered", []byte("x")); !errdefs.IsUnavailable(err) {
+			t.Fatalf("Init: %v", err)
+		}
+		r.proxy.Heal()
+		fatal(t, r.store.Init(t.Context(), "remembered", []byte("x")))
+		r.has(t, "remembered", "inputs/input", []byte("x"))
+	})
+}
+
+// TestOutage stops the server under a Store and starts it again.
+func TestOutage(t *testing.T) {
+	server := testenv.StartMinIO(t)
+	store := open(t, s3.Config{URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
+	fatal(t, store.Init(t.Context(), "before", []byte("payload")))
+	server.Kill()
+	for name, err := range map[string]error{
+		"Ping": store.Ping(t.Context()),
+		"Init": store.Init(t.Context(), "during", []byte("payload")),
+	} {
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "storage at "+server.URL+" is not reachable: ") {
+			t.Errorf("%s while storage is down: %v", name, err)
+		}
+	}
+	server.Start()
+	fatal(t, store.Ping(t.Context()))
+	fatal(t, store.Init(t.Context(), "during", []byte("payload")))
+	if _, err := store.Stage(t.Context(), "before", t.TempDir(), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGivesUp sees how a fault that stays is told, and that the caller's
+// deadline ends it.
+func TestGivesUp(t *testing.T) {
+	r := newRig(t)
+	fatal(t, r.store.Init(t.Context(), "job", []byte("payload")))
+	impatient := open(t, s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: 1, Stall: time.Second})
+	for fault, words := range map[testenv.Fault]string{
+		testenv.Unavailable: "cannot answer now (SlowDown", testenv.Reset: "is not reachable", testenv.Stall: "no answer for 1s",
+	} {
+		r.proxy.Heal()
+		r.proxy.Inject(fault, -1, nil)
+		_, err := impatient.Status(t.Context(), "job")
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), words) {
+			t.Errorf("error %v, want one with %q", err, words)
+		}
+	}
+	r.proxy.Heal()
+	r.proxy.Inject(testenv.Stall, -1, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := r.store.Status(ctx, "job"); !errdefs.IsDeadlineExceeded(err) {
+		t.Errorf("error %v after the caller's deadline", err)
+	}
+}
+
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

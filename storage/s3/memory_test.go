@@ -1,0 +1,107 @@
+package s3_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"testing"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+const gib = 1 << 30
+
+// TestMemory sends and fetches 1 GiB and bounds what that adds to the memory of
+// this process at its peak.
+func TestMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("1 GiB each way is not short")
+	}
+	const most = 48 << 20
+	server := testenv.StartMinIO(t)
+	store := open(t, s3.Config{URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
+	fatal(t, store.Init(t.Context(), "memory", []byte("payload")))
+	dir := t.TempDir()
+	sparse(t, filepath.Join(dir, "outputs/large"))
+
+	grown := growth(t, func() { fatal(t, store.Collect(t.Context(), "memory", dir, true)) })
+	t.Logf("Collect of 1 GiB adds %d KiB", grown>>10)
+	if grown > most {
+		t.Errorf("Collect of 1 GiB adds %d bytes of memory", grown)
+	}
+
+	_, err := client(t, server).CopyObject(t.Context(), minio.CopyDestOptions{Bucket: "memory", Object: "inputs/large"}, minio.CopySrcOptions{Bucket: "memory", Object: "outputs/large"})
+	fatal(t, err)
+	grown = growth(t, func() {
+		if total, err := store.Stage(t.Context(), "memory", dir, 0); err != nil || total != gib+int64(len("payload")) {
+			t.Fatalf("%d bytes staged, %v", total, err)
+		}
+	})
+	t.Logf("Stage of 1 GiB adds %d KiB", grown>>10)
+	if grown > most {
+		t.Errorf("Stage of 1 GiB adds %d bytes of memory", grown)
+	}
+	fatal(t, os.RemoveAll(filepath.Join(dir, "inputs")))
+
+	file, err := os.Open(filepath.Join(dir, "outputs/large"))
+	fatal(t, err)
+	defer file.Close()
+	grown = growth(t, func() { fatal(t, store.Put(t.Context(), "memory", "inputs/put", plainReader{file}, gib)) })
+	t.Logf("Put of 1 GiB adds %d KiB", grown>>10)
+	if grown > most {
+		t.Errorf("Put of 1 GiB adds %d bytes of memory", grown)
+	}
+}
+
+// plainReader hides that a file can do more than be read.
+type plainReader struct{ file *os.File }
+
+func (r plainReader) Read(p []byte) (int, error) { return r.file.Read(p) }
+
+// sparse makes a file of 1 GiB that takes no room.
+func sparse(t testing.TB, path string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := file.Truncate(gib); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// growth is by how many bytes this process's resident memory, at its peak while
+// run runs, exceeds what it was before.
+func growth(t *testing.T, run func()) int64 {
+	t.Helper()
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // reset the peak
+		t.Fatal(err)
+	}
+	before := memory(t, "VmRSS")
+	run()
+	return memory(t, "VmHWM") - before
+}
+
+func memory(t *testing.T, field string) int64 {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(field + `:\s*(\d+) kB`).FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("no %s in /proc/self/status", field)
+	}
+	kib, _ := strconv.ParseInt(string(match[1]), 10, 64)
+	return kib << 10
+}
