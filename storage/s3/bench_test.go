@@ -55,7 +55,7 @@ func BenchmarkLarge(b *testing.B) {
 	store := benchStore(b)
 	dir := b.TempDir()
 	fatalB(b, store.Init(b.Context(), "bench", nil))
-	sparse(b, filepath.Join(dir, "outputs/large"))
+	sparse(b, filepath.Join(dir, "outputs/large"), gib)
 	b.Run("Collect", func(b *testing.B) {
 		b.SetBytes(gib)
 		cpu(b, func() error { return store.Collect(b.Context(), "bench", dir, false) })

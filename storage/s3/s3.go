@@ -178,10 +178,10 @@ func parseURL(text string) (endpoint string, secure bool, err error) {
 	}
 	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
-		return "", false, fmt.Errorf("storage.url %q is not a URL", text)
+		return "", false, errors.New("storage.url is not a URL") // which may hold a password, so it is not repeated
 	}
 	if u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return "", false, fmt.Errorf("storage.url %q must be [http://|https://]HOST[:PORT] and nothing else", text)
+		return "", false, fmt.Errorf("storage.url %q must be [http://|https://]HOST[:PORT] and nothing else", u.Redacted())
 	}
 	return u.Host, scheme == "https", nil
 }

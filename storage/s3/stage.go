@@ -31,6 +31,7 @@ const bootFile = "/proc/sys/kernel/random/boot_id"
 // Stage copies inputs/ to dir/inputs/. A file becomes visible there when it is
 // whole; one that is left from a Stage that was cut short is kept, and one that
 // was under way is continued. Whatever else lies in dir/inputs is removed.
+// dir is made where it is missing.
 func (s *Store) Stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error) {
 	if err := s.CheckID(id); err != nil {
 		return 0, err
@@ -50,7 +51,11 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 	if limit > 0 && total > limit {
 		return 0, fmt.Errorf("the inputs take %d bytes, %d are allowed: %w", total, limit, errdefs.ErrResourceExhausted)
 	}
-	if err := os.MkdirAll(dir, dirMode); err != nil {
+	err = os.Mkdir(dir, dirMode)
+	if err == nil {
+		err = os.Chmod(dir, dirMode) // whatever the umask
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return 0, localError(err)
 	}
 	tree, err := openTree(dir)

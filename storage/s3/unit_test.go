@@ -1,0 +1,276 @@
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+)
+
+func newStore(t *testing.T, config Config) *Store {
+	t.Helper()
+	if config.AccessKey == "" {
+		config.AccessKey, config.SecretKey = "key", "hush-hush"
+	}
+	store, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	return store
+}
+
+func TestConfig(t *testing.T) {
+	for text, want := range map[string]string{
+		"host":                               "http://host",
+		"host:9000":                          "http://host:9000",
+		"http://host:9000":                   "http://host:9000",
+		"http://host:9000/":                  "http://host:9000",
+		"https://host":                       "https://host",
+		"[::1]:9000":                         "http://[::1]:9000",
+		"https://s3.eu-west-1.amazonaws.com": "https://s3.eu-west-1.amazonaws.com",
+		"":                                   "",
+		"ftp://host":                         "",
+		"http://":                            "",
+		"http://host/path":                   "",
+		"http://user:password@host":          "",
+		"http://host?x=y":                    "",
+		"host:port":                          "",
+	} {
+		store, err := New(Config{URL: text, AccessKey: "key", SecretKey: "secret"})
+		switch {
+		case want == "" && (err == nil || strings.Contains(err.Error(), "password")):
+			t.Errorf("%q is accepted, or its password repeated: %v", text, err)
+		case want != "" && err != nil:
+			t.Errorf("%q: %v", text, err)
+		case want != "" && store.client.EndpointURL().String() != want+"/" && store.client.EndpointURL().String() != want:
+			t.Errorf("%q is taken for %s, want %s", text, store.client.EndpointURL(), want)
+		}
+	}
+	for _, config := range []Config{{URL: "host"}, {URL: "host", AccessKey: "key"}, {URL: "host", AccessKey: "key", SecretKey: "secret", Bucket: "No_Bucket"}} {
+		if _, err := New(config); err == nil {
+			t.Errorf("%+v is accepted", config)
+		}
+	}
+}
+
+func TestCheckIDSaysWhichRule(t *testing.T) {
+	store := newStore(t, Config{URL: "host"})
+	for id, rule := range map[job.ID]string{
+		"ab": "3 to 63", job.ID(strings.Repeat("a", 64)): "3 to 63", "Abc": "lower-case", "a_b": "lower-case",
+		"-abc": "begin and end", "abc.": "begin and end", "a..b": "both sides", "a.-b": "both sides", "10.0.0.1": "IP address",
+	} {
+		if err := store.CheckID(id); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), rule) {
+			t.Errorf("%q: %v, want it to say %q", id, err, rule)
+		}
+	}
+	prefixed := newStore(t, Config{URL: "host", Bucket: "shared"})
+	for _, id := range []job.ID{"a", "A_b.C-d", job.ID(strings.Repeat("a", 128))} {
+		if err := prefixed.CheckID(id); err != nil {
+			t.Errorf("with a prefix per job: %v", err)
+		}
+	}
+}
+
+// TestAnswers has a server refuse a request in all the ways servers do.
+func TestAnswers(t *testing.T) {
+	for code, c := range map[string]struct {
+		status int
+		is     func(error) bool
+		words  string
+		tries  int
+	}{
+		"NoSuchKey":                    {404, errdefs.IsNotFound, `"job_status.json" is not in storage`, 1},
+		"NoSuchBucket":                 {404, errdefs.IsNotFound, "is not in storage", 1},
+		"InvalidAccessKeyId":           {403, errdefs.IsPermissionDenied, `access key "key"`, 1},
+		"SignatureDoesNotMatch":        {403, errdefs.IsPermissionDenied, "check storage.secret_key", 1},
+		"AccessDenied":                 {403, errdefs.IsPermissionDenied, "give the key the right", 1},
+		"RequestTimeTooSkewed":         {403, errdefs.IsPermissionDenied, "the clocks differ", 1},
+		"ExpiredToken":                 {400, errdefs.IsPermissionDenied, "new credentials", 1},
+		"AuthorizationHeaderMalformed": {400, errdefs.IsPermissionDenied, "set storage.region", 1},
+		"SomethingForbidden":           {403, errdefs.IsPermissionDenied, "check storage.access_key", 1},
+		"XMinioStorageFull":            {507, errdefs.IsResourceExhausted, "has no room", 1},
+		"QuotaExceeded":                {403, errdefs.IsResourceExhausted, "has no room", 1},
+		"InvalidRange":                 {416, errdefs.IsOutOfRange, "lies outside", 1},
+		"XMinioInvalidObjectName":      {400, errdefs.IsInvalidArgument, "does not allow the name", 1},
+		"NotImplemented":               {501, errdefs.IsUnavailable, "cannot do what shepherd needs", 1},
+		"SlowDown":                     {503, errdefs.IsUnavailable, "cannot answer now", 3},
+		"InternalError":                {500, errdefs.IsUnavailable, "cannot answer now", 3},
+		"XAmzContentSHA256Mismatch":    {400, errdefs.IsUnavailable, "cannot answer now", 3},
+		"RequestTimeout":               {400, errdefs.IsUnavailable, "cannot answer now", 3},
+	} {
+		t.Run(code, func(t *testing.T) {
+			asked := 0
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				asked++
+				w.Header().Set("Content-Type", "application/xml")
+				w.WriteHeader(c.status)
+				fmt.Fprintf(w, "<Error><Code>%s</Code><Message>because</Message><Key>job_status.json</Key></Error>", code)
+			}))
+			defer server.Close()
+			_, err := newStore(t, Config{URL: server.URL, Tries: 3, Patience: time.Minute}).Status(t.Context(), "some-job")
+			if err == nil || !c.is(err) || !strings.Contains(err.Error(), c.words) || strings.Contains(err.Error(), "hush-hush") {
+				t.Errorf("error %v, want one that says %q", err, c.words)
+			}
+			if asked != c.tries {
+				t.Errorf("asked %d times, want %d", asked, c.tries)
+			}
+		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // the refused handshake is what this is for
+	server.StartTLS()
+	defer server.Close()
+	_, err := newStore(t, Config{URL: server.URL}).Status(t.Context(), "some-job")
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "certificate is not one this machine trusts") {
+		t.Errorf("unknown certificate: %v", err)
+	}
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	_, err = newStore(t, Config{URL: "https" + strings.TrimPrefix(plain.URL, "http")}).Status(t.Context(), "some-job")
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "write http:// in storage.url") {
+		t.Errorf("TLS to a plain server: %v", err)
+	}
+}
+
+func TestBadStatus(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
+		fmt.Fprint(w, "{half a sta")
+	}))
+	defer server.Close()
+	if _, err := newStore(t, Config{URL: server.URL}).Status(t.Context(), "some-job"); !errdefs.IsDataLoss(err) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestReclaims stands in for AWS's us-east-1, where making a bucket of one's own
+// that is there already succeeds.
+func TestReclaims(t *testing.T) {
+	server := testenv.StartMinIO(t)
+	proxy := testenv.StartS3Proxy(t, server.URL)
+	lenient := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := httptest.NewRecorder()
+		proxy.ServeHTTP(answer, r)
+		if r.Method == http.MethodPut && strings.Count(strings.Trim(r.URL.Path, "/"), "/") == 0 && answer.Code == http.StatusConflict {
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		for name, values := range answer.Header() {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+	}))
+	defer lenient.Close()
+	store := newStore(t, Config{URL: lenient.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
+	store.reclaims = true
+	for name, err := range map[string]error{
+		"first": store.Init(t.Context(), "job", []byte("payload")),
+		"same":  store.Init(t.Context(), "job", []byte("payload")),
+	} {
+		if err != nil {
+			t.Errorf("%s Init: %v", name, err)
+		}
+	}
+	if err := store.Init(t.Context(), "job", []byte("another")); !errors.Is(err, storage.ErrExists) {
+		t.Errorf("Init of a taken place: %v", err)
+	}
+	if err := store.Put(t.Context(), "job", "outputs/x", strings.NewReader("x"), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Init(t.Context(), "job", []byte("payload")); !errors.Is(err, storage.ErrExists) {
+		t.Errorf("Init of a place in use: %v", err)
+	}
+}
+
+// TestUmask stages under a daemon's strict umask; the runner may be another user.
+func TestUmask(t *testing.T) {
+	server := testenv.StartMinIO(t)
+	store := newStore(t, Config{URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
+	if err := store.Init(t.Context(), "umask", []byte("payload")); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(t.Context(), "umask", "inputs/a/b", strings.NewReader("x"), 1); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "umask")
+	before := syscall.Umask(0o077)
+	_, err := store.Stage(t.Context(), "umask", dir, 0)
+	syscall.Umask(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]os.FileMode{".": 0o755, "inputs": 0o755, "outputs": 0o755, "inputs/a": 0o755, "inputs/a/b": 0o644, "inputs/input": 0o644} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
+// TestShrinking collects a file that becomes shorter between its two readings.
+func TestShrinking(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	defer server.Close()
+	store := newStore(t, Config{URL: server.URL})
+	for name, size := range map[string]int64{"Small": 100, "Large": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			err := store.putFile(t.Context(), "bucket", "key", strings.NewReader(strings.Repeat("x", int(size)/2)), size, make(slots, 1))
+			if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "became shorter") {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestPartSize(t *testing.T) {
+	for _, size := range []int64{1, 32 << 20, 33 << 20, 1 << 30, 320_000 << 20, 320_000<<20 + 1, 5 << 40} {
+		part := partSizeFor(size, largePart)
+		if count := (size + part - 1) / part; part < largePart || count > maxParts || part%(1<<20) != 0 {
+			t.Errorf("%d bytes in %d parts of %d", size, count, part)
+		}
+	}
+}
+
+func FuzzContentRange(f *testing.F) {
+	for _, seed := range []string{"bytes 0-3/4", "bytes 0-0/1", "bytes */4", "bytes 3-0/4", "bytes 0-9/4", "bytes -1-3/4", "", "bytes 0-9223372036854775807/9223372036854775807"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, header string) {
+		first, last, size, err := parseContentRange(header)
+		if err == nil && (first < 0 || first > last || last >= size) {
+			t.Errorf("%q is %d-%d/%d", header, first, last, size)
+		}
+	})
+}
+
+func FuzzCheckName(f *testing.F) {
+	for _, seed := range []string{"inputs/x", "inputs/../x", "/x", "a//b", "a\x00b", "..", ".", "a/./b", "a/..b", "a\xff"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if checkName(name) != nil {
+			return
+		}
+		if !filepath.IsLocal(name) || filepath.Clean(name) != name || strings.ContainsRune(name, 0) {
+			t.Errorf("%q is allowed", name)
+		}
+	})
+}
