@@ -73,7 +73,7 @@ func (s *Store) refused(answer minio.ErrorResponse) error {
 		return &fault{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}
 	case minio.BucketAlreadyOwnedByYou, minio.BucketAlreadyExists:
 		return &fault{text: fmt.Sprintf("bucket %q is there already", subject), class: storage.ErrExists, cause: answer}
-	case minio.PreconditionFailed, "ConditionalRequestConflict":
+	case minio.PreconditionFailed:
 		return &fault{text: errCondition.Error(), class: errCondition, cause: answer}
 	case minio.NoSuchUpload:
 		return &fault{text: errNoSuchParts.Error(), class: errNoSuchParts, cause: answer}
@@ -96,13 +96,27 @@ func (s *Store) refused(answer minio.ErrorResponse) error {
 		return &fault{text: fmt.Sprintf("the requested range lies outside %q", subject), class: errdefs.ErrOutOfRange, cause: answer}
 	case answer.StatusCode == http.StatusNotImplemented:
 		return &fault{text: fmt.Sprintf("storage at %s cannot do what shepherd needs of it (%s: %s)", s.url, answer.Code, answer.Message), class: errdefs.ErrUnavailable, cause: answer}
+	case answer.StatusCode/100 == 4 && !passing(answer):
+		return &fault{text: fmt.Sprintf("storage at %s does not accept the request for %q (%s: %s)", s.url, subject, answer.Code, answer.Message), class: errdefs.ErrInvalidArgument, cause: answer}
 	}
-	// The rest is overload, an accident inside the server or a request that was
-	// garbled on its way (BadDigest, IncompleteBody, RequestTimeout, …).
 	return &fault{
 		text:  fmt.Sprintf("storage at %s cannot answer now (%s: %s)", s.url, answer.Code, answer.Message),
 		class: errdefs.ErrUnavailable, cause: answer, again: true, unsure: answer.StatusCode >= 500 && answer.StatusCode != http.StatusServiceUnavailable,
 	}
+}
+
+// passing tells the answers 4xx that another try may not get: the server is
+// overloaded, the request was garbled on its way or met another one.
+func passing(answer minio.ErrorResponse) bool {
+	switch answer.StatusCode {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests, 499:
+		return true
+	}
+	switch answer.Code {
+	case minio.BadDigest, minio.InvalidDigest, minio.IncompleteBody, minio.XAmzContentSHA256Mismatch, "RequestTimeout", "IncompleteSignature":
+		return true
+	}
+	return false
 }
 
 // refusal says why the credentials are refused and what to do; empty when that
