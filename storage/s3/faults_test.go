@@ -228,6 +228,16 @@ func TestHalfMade(t *testing.T) {
 			t.Errorf("the bucket stays: %v", err)
 		}
 	})
+	t.Run("Unanswered", func(t *testing.T) {
+		r.proxy.Heal()
+		r.proxy.Inject(testenv.LoseAnswer, -1, method("PUT"))
+		if err := r.store.Init(t.Context(), "unanswered", []byte("x")); !errdefs.IsUnavailable(err) {
+			t.Fatalf("Init: %v", err)
+		}
+		r.proxy.Heal()
+		fatal(t, r.store.Init(t.Context(), "unanswered", []byte("x")))
+		r.has(t, "unanswered", "inputs/input", []byte("x"))
+	})
 	t.Run("Remembered", func(t *testing.T) {
 		r.proxy.Heal()
 		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return object(r) || r.Method == http.MethodDelete })

@@ -52,8 +52,8 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 // between two that came this far at once.
 //
 // A bucket whose input then fails to get there is removed again. Where even
-// that fails, the Store remembers the bucket as its own, so that the client's
-// next try is not told that the id is taken.
+// that fails, or making the bucket got no answer, the Store remembers the bucket
+// as its own, so that the client's next try is not told that the id is taken.
 func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 	if err := s.CheckID(id); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 	look := s.bucket != "" || s.reclaims
 	if s.bucket == "" {
-		_, ours := s.halfMade.Load(id)
+		ours := s.halfMade.has(id)
 		unsure, err := s.makeBucket(ctx, id)
 		switch {
 		case err == nil:
@@ -76,6 +76,9 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 		case errdefs.IsAlreadyExists(err):
 			return s.takenUnlessSame(ctx, id, payload)
 		default:
+			if f := new(fault); ctx.Err() != nil || errors.As(err, &f) && f.unsure {
+				s.halfMade.add(id)
+			}
 			return err
 		}
 	}
@@ -112,17 +115,17 @@ func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err err
 // settle undoes making the bucket when writing the input failed.
 func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
 	if failed == nil {
-		s.halfMade.Delete(id)
+		s.halfMade.drop(id)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := s.client.RemoveBucket(ctx, string(id)); err != nil { // refused where the input got there after all
-		s.halfMade.Store(id, struct{}{})
+		s.halfMade.add(id)
 		s.log.Debug("a bucket without its input stays in storage", "job", id, "error", err)
 		return
 	}
-	s.halfMade.Delete(id)
+	s.halfMade.drop(id)
 }
 
 // takenUnlessSame answers nil when the place holds payload as its input and
@@ -130,7 +133,7 @@ func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
 func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, payload []byte) error {
 	found, err := s.first(ctx, id, "", 2)
 	switch {
-	case errdefs.IsPermissionDenied(err): // another account's bucket
+	case errdefs.IsPermissionDenied(err), errdefs.IsNotFound(err): // another account's bucket; one that goes away
 		return storage.ErrExists
 	case err != nil:
 		return err
@@ -163,7 +166,7 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 	if err := s.remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove job %s: %w", id, err)
 	}
-	s.halfMade.Delete(id)
+	s.halfMade.drop(id)
 	return nil
 }
 

@@ -31,7 +31,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -86,7 +85,7 @@ type Store struct {
 	reclaims bool
 	// halfMade holds the ids whose bucket was made here without its input then
 	// getting there; see Init.
-	halfMade sync.Map
+	halfMade idSet
 }
 
 var _ storage.Store = (*Store)(nil)

@@ -111,6 +111,8 @@ func TestAnswers(t *testing.T) {
 		"SlowDown":                     {503, errdefs.IsUnavailable, "cannot answer now", 3},
 		"InternalError":                {500, errdefs.IsUnavailable, "cannot answer now", 3},
 		"XAmzContentSHA256Mismatch":    {400, errdefs.IsUnavailable, "cannot answer now", 3},
+		"InvalidRequest":               {400, errdefs.IsInvalidArgument, "does not accept the request", 1},
+		"OperationAborted":             {409, errdefs.IsUnavailable, "cannot answer now", 3},
 		"RequestTimeout":               {400, errdefs.IsUnavailable, "cannot answer now", 3},
 	} {
 		t.Run(code, func(t *testing.T) {
@@ -237,6 +239,25 @@ func TestShrinking(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+func TestIDSet(t *testing.T) {
+	var set idSet
+	for n := range maxRemembered + 10 {
+		id := job.ID(fmt.Sprint(n))
+		set.add(id)
+		if !set.has(id) {
+			t.Fatalf("%s is forgotten at once", id)
+		}
+	}
+	if len(set.ids) != maxRemembered {
+		t.Errorf("%d ids are remembered", len(set.ids))
+	}
+	set.add("one")
+	set.drop("one")
+	if set.has("one") {
+		t.Error("a dropped id is remembered")
 	}
 }
 
