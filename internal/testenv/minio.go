@@ -78,7 +78,7 @@ func (m *MinIO) Start() {
 	cmd := exec.Command(m.program, "server", "--quiet", "--address", m.addr,
 		"--console-address", "127.0.0.1:"+strconv.Itoa(FreePort(m.t)), m.dir)
 	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+m.AccessKey, "MINIO_ROOT_PASSWORD="+m.SecretKey,
-		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_PROMETHEUS_AUTH_TYPE=public")
+		"MINIO_BROWSER=off", "MINIO_UPDATE=off")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		m.t.Fatalf("start %s: %v", m.program, err)

@@ -56,7 +56,7 @@ func is(query string) func(*http.Request) bool {
 func TestFaults(t *testing.T) {
 	r := newRig(t)
 	payload := make([]byte, 3<<20)
-	large := make([]byte, 80<<20)
+	large := make([]byte, 34<<20)
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(payload)
 	_, _ = random.Read(large[:1<<20])
