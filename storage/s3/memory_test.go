@@ -39,8 +39,8 @@ func TestMemory(t *testing.T) {
 	_, err := client(t, server).CopyObject(t.Context(), minio.CopyDestOptions{Bucket: "memory", Object: "inputs/large"}, minio.CopySrcOptions{Bucket: "memory", Object: "outputs/large"})
 	fatal(t, err)
 	grown = growth(t, func() {
-		if total, err := store.Stage(t.Context(), "memory", dir, 0); err != nil || total != size+int64(len("payload")) {
-			t.Fatalf("%d bytes staged, %v", total, err)
+		if staged, err := store.Stage(t.Context(), "memory", dir, 0); err != nil || staged.Bytes != size+int64(len("payload")) {
+			t.Fatalf("%d bytes staged, %v", staged.Bytes, err)
 		}
 	})
 	t.Logf("Stage adds %d KiB", grown>>10)

@@ -32,48 +32,48 @@ const bootFile = "/proc/sys/kernel/random/boot_id"
 // whole; one that is left from a Stage that was cut short is kept, and one that
 // was under way is continued. Whatever else lies in dir/inputs is removed.
 // dir is made where it is missing.
-func (s *Store) Stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error) {
+func (s *Store) Stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
 	if err := s.CheckID(id); err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
-	total, err := s.stage(ctx, id, dir, limit)
+	staged, err := s.stage(ctx, id, dir, limit)
 	if err != nil {
-		return 0, fmt.Errorf("stage inputs of job %s: %w", id, err)
+		return storage.Staged{}, fmt.Errorf("stage inputs of job %s: %w", id, err)
 	}
-	return total, nil
+	return staged, nil
 }
 
-func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (int64, error) {
-	files, total, err := s.inputs(ctx, id)
+func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
+	files, staged, err := s.inputs(ctx, id)
 	if err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
-	if limit > 0 && total > limit {
-		return 0, fmt.Errorf("the inputs take %d bytes, %d are allowed: %w", total, limit, errdefs.ErrResourceExhausted)
+	if limit > 0 && staged.Bytes > limit {
+		return storage.Staged{}, fmt.Errorf("the inputs take %d bytes, %d are allowed: %w", staged.Bytes, limit, errdefs.ErrResourceExhausted)
 	}
 	err = os.Mkdir(dir, dirMode)
 	if err == nil {
 		err = os.Chmod(dir, dirMode) // whatever the umask
 	}
 	if err != nil && !errors.Is(err, os.ErrExist) {
-		return 0, localError(err)
+		return storage.Staged{}, localError(err)
 	}
 	tree, err := openTree(dir)
 	if err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
 	defer tree.Close()
 	boot, err := os.ReadFile(bootFile)
 	if err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
 	for _, folder := range []string{job.InputDir, job.OutputDir} {
 		if err := tree.mkdir(folder); err != nil {
-			return 0, err
+			return storage.Staged{}, err
 		}
 	}
 	if err := prune(tree, files); err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
 	group, within := errgroup.WithContext(ctx)
 	group.SetLimit(s.parallel)
@@ -92,50 +92,56 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err
+		return storage.Staged{}, err
 	}
 	if ctx.Err() != nil {
-		return 0, ctx.Err()
+		return storage.Staged{}, ctx.Err()
 	}
-	return total, tree.removeAll(staging)
+	return staged, tree.removeAll(staging)
 }
 
-// inputs lists and checks the job's inputs. A name that ends in a slash and has
-// nothing in it is a folder, as S3 consoles make them.
-func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, int64, error) {
+// inputs lists the job's place, checks its inputs, and notes whether an earlier
+// run left outputs. A name that ends in a slash and has nothing in it is a
+// folder, as S3 consoles make them.
+func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, storage.Staged, error) {
 	files := make(map[string]storage.Info)
-	var total int64
-	for info, err := range s.list(ctx, id, job.InputDir+"/", 0) {
+	var staged storage.Staged
+	empty := true
+	for info, err := range s.list(ctx, id, "", 0) {
 		if err != nil {
-			return nil, 0, err
+			return nil, storage.Staged{}, err
 		}
-		name := info.Name
-		if info.Size == 0 {
-			name = strings.TrimSuffix(name, "/")
+		empty = false
+		if strings.HasPrefix(info.Name, job.OutputDir+"/") {
+			staged.Outputs = true
+		}
+		if !strings.HasPrefix(info.Name, job.InputDir+"/") {
+			continue
+		}
+		name, folder := strings.CutSuffix(info.Name, "/")
+		if folder && info.Size > 0 {
+			name = info.Name
 		}
 		if err := checkName(name); err != nil {
-			return nil, 0, err
+			return nil, storage.Staged{}, err
 		}
 		files[info.Name] = info
-		total += info.Size
+		if !folder {
+			staged.Files++
+		}
+		staged.Bytes += info.Size
 	}
 	for name := range files {
 		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
 			if _, both := files[folder]; both {
-				return nil, 0, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
+				return nil, storage.Staged{}, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
 			}
 		}
 	}
-	if len(files) == 0 && s.bucket != "" { // a bucket would have been missed
-		found, err := s.first(ctx, id, "", 1)
-		if err == nil && len(found) == 0 {
-			err = storage.ErrNotFound
-		}
-		if err != nil {
-			return nil, 0, err
-		}
+	if empty && s.bucket != "" { // a bucket would have been missed
+		return nil, storage.Staged{}, storage.ErrNotFound
 	}
-	return files, total, nil
+	return files, staged, nil
 }
 
 // prune removes from dir/inputs what is not among files, and what lies in the

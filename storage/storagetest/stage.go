@@ -12,6 +12,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
 )
 
 // big is the size of a large file, in bytes.
@@ -56,11 +57,22 @@ func (s *suite) testStage(t *testing.T) {
 		_, err := s.client.PutObject(t.Context(), bucket, key, io.TeeReader(io.LimitReader(noiseReader(), big), want), big, minio.PutObjectOptions{})
 		noError(t, err)
 		dir := t.TempDir()
-		total, err := s.store.Stage(t.Context(), id, dir, 0)
+		staged, err := s.store.Stage(t.Context(), id, dir, 0)
 		noError(t, err)
-		if got := sumFile(t, filepath.Join(dir, "inputs/big")); total != big || got != fmt.Sprintf("%x", want.Sum(nil)) {
-			t.Errorf("%d bytes staged, or not the stored ones", total)
+		if got := sumFile(t, filepath.Join(dir, "inputs/big")); staged.Bytes != big || got != fmt.Sprintf("%x", want.Sum(nil)) {
+			t.Errorf("%d bytes staged, or not the stored ones", staged.Bytes)
 		}
+	})
+
+	t.Run("EarlierOutputs", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "x", "outputs/of-an-earlier-run": "y", "job_status.json": "{}"})
+		dir := t.TempDir()
+		staged, err := s.store.Stage(t.Context(), id, dir, 0)
+		noError(t, err)
+		if want := (storage.Staged{Files: 1, Bytes: 1, Outputs: true}); staged != want {
+			t.Errorf("Stage found %+v, want %+v", staged, want)
+		}
+		sameFiles(t, "disk", onDisk(t, dir), map[string]string{input: "x"})
 	})
 
 	t.Run("FolderMarker", func(t *testing.T) {
@@ -88,10 +100,10 @@ func (s *suite) testStage(t *testing.T) {
 		_, err := s.store.Stage(t.Context(), id, dir, 9)
 		class(t, "Stage", err, errdefs.IsResourceExhausted)
 		sameFiles(t, "disk", onDisk(t, dir), nil)
-		total, err := s.store.Stage(t.Context(), id, dir, 10)
+		staged, err := s.store.Stage(t.Context(), id, dir, 10)
 		noError(t, err)
-		if total != 10 {
-			t.Errorf("10 bytes of inputs are said to be %d", total)
+		if want := (storage.Staged{Files: 2, Bytes: 10}); staged != want {
+			t.Errorf("Stage found %+v, want %+v", staged, want)
 		}
 		sameFiles(t, "disk", onDisk(t, dir), inputs)
 	})
@@ -126,10 +138,10 @@ func (s *suite) stage(t *testing.T, id job.ID, dir string, inputs map[string]str
 	for _, content := range inputs {
 		size += int64(len(content))
 	}
-	total, err := s.store.Stage(t.Context(), id, dir, 0)
+	staged, err := s.store.Stage(t.Context(), id, dir, 0)
 	noError(t, err)
-	if total != size {
-		t.Errorf("%d bytes of inputs are said to be %d", size, total)
+	if staged.Bytes != size || staged.Files != len(inputs) {
+		t.Errorf("%d inputs of %d bytes are said to be %+v", len(inputs), size, staged)
 	}
 	sameFiles(t, "working directory", onDisk(t, dir), inputs)
 }
