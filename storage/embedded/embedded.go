@@ -1,0 +1,180 @@
+// Package embedded is an S3 server for one machine, inside the daemon: for any
+// S3 client, over a directory of the local file system.
+//
+// # Parts
+//
+// A request is let in, or not, by its AWS Signature Version 4 (sigv4.go); its
+// body is taken out of the chunks it may come in and checked against every
+// digest the client gave (payload.go, chunks.go). gofakes3 then speaks S3, over
+// backend.go; multipart uploads have handlers of their own (multipart.go).
+// Objects are kept by internal/folder, where the promises of durability are.
+//
+// # Promises
+//
+// What is answered with success has been fsynced, data and names. A write that
+// was not answered is there whole or not at all. Memory does not grow with the
+// size of objects, nor with the number of objects, buckets or uploads. A full
+// disk is answered with status 507, code InsufficientStorage, and leaves what
+// was stored before intact. Without the right keys, nothing is answered but
+// errors.
+//
+// docs/decisions/embedded-storage.md says why it is built so.
+package embedded
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/storage/embedded/internal/folder"
+)
+
+// Limits that keep idle, slow or hostile clients from costing much.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 64 << 10
+	drainTimeout  = 10 * time.Second
+	reapAtMost    = time.Hour // between two looks for orphaned uploads
+
+	defaultUploadExpiry = 7 * 24 * time.Hour
+)
+
+// Config is what a Server needs.
+type Config struct {
+	Dir    string // is made where missing
+	Listen string // "127.0.0.1:0" picks a free port
+
+	// The keys that clients sign with. Both are required; see Credentials.
+	AccessKey string
+	SecretKey string
+
+	// UploadExpiry is how long a multipart upload may go without a new part
+	// before it is given up. 0: seven days.
+	UploadExpiry time.Duration
+
+	Log *slog.Logger
+}
+
+// Server is an open storage directory with a bound address.
+type Server struct {
+	config   Config
+	store    *folder.Store
+	listener net.Listener
+	http     *http.Server
+	front    *front
+
+	stop     context.CancelFunc // ends Serve
+	stopped  context.Context
+	mu       sync.Mutex // held by Serve, and by Close once Serve has ended
+	closed   bool
+	closeErr error
+}
+
+// Open puts the directory right after whatever ended the last process, gives up
+// expired uploads, and binds the address. Clients that connect are answered
+// once Serve runs. Another process with the same directory open makes it fail
+// with class errdefs.ErrFailedPrecondition.
+func Open(c Config) (*Server, error) {
+	if c.AccessKey == "" || c.SecretKey == "" {
+		return nil, errors.New("open embedded storage: access key and secret key are needed")
+	}
+	c.UploadExpiry = cmp.Or(c.UploadExpiry, defaultUploadExpiry)
+	store, err := folder.Open(c.Dir, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, store: store}
+	s.reap()
+	if s.listener, err = net.Listen("tcp", c.Listen); err != nil {
+		return nil, errors.Join(fmt.Errorf("open embedded storage: %w", err), store.Close())
+	}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.front = newFront(store, c.AccessKey, c.SecretKey, c.Log)
+	s.http = &http.Server{
+		Handler:           s.front,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Addr is the address that clients connect to, such as "127.0.0.1:9000".
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Serve answers requests until ctx ends or Close is called. It then lets the
+// requests under way finish, up to ten seconds, and returns nil. It serves
+// once.
+func (s *Server) Serve(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.stopped, cancel)()
+
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { s.reapUntil(ctx) })
+	background.Go(func() {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		if s.http.Shutdown(grace) != nil {
+			s.http.Close() // they had their time
+			s.front.wait()
+		}
+	})
+	err := s.http.Serve(s.listener)
+	if ctx.Err() == nil {
+		cancel()
+		return fmt.Errorf("serve embedded storage on %s: %w", s.Addr(), err)
+	}
+	return nil
+}
+
+// Close ends Serve as the end of its ctx does, waits for it, and lets another
+// process open the directory. It may be called before Serve, and twice.
+func (s *Server) Close() error {
+	s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.closed = true
+		s.http.Close() // the listener, when Serve never ran
+		s.listener.Close()
+		s.closeErr = s.store.Close()
+	}
+	return s.closeErr
+}
+
+// reapUntil gives up expired uploads from time to time.
+func (s *Server) reapUntil(ctx context.Context) {
+	ticker := time.NewTicker(min(reapAtMost, max(s.config.UploadExpiry/4, time.Second)))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			s.reap()
+		}
+	}
+}
+
+func (s *Server) reap() {
+	n, err := s.store.ReapUploads(time.Now().Add(-s.config.UploadExpiry))
+	if err != nil {
+		s.config.Log.Error("expired uploads could not be removed", "error", err)
+	}
+	if n > 0 {
+		s.config.Log.Info("gave up uploads that went without a new part for too long", "uploads", n, "expiry", s.config.UploadExpiry)
+	}
+}

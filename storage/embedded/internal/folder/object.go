@@ -1,0 +1,268 @@
+package folder
+
+import (
+	"crypto/md5"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Info describes an object or a part. It is what the footer of the file holds,
+// as JSON.
+type Info struct {
+	Key      string            `json:"key"`
+	Size     int64             `json:"size"` // bytes
+	ETag     string            `json:"etag"` // without quotes
+	Modified time.Time         `json:"modified"`
+	Attrs    map[string]string `json:"attrs,omitempty"` // what the client said of it
+	Parts    []Run             `json:"parts,omitempty"` // of a multipart upload
+	Upload   string            `json:"upload,omitempty"`
+}
+
+// Run is a number of parts of the same size, one after another.
+type Run struct {
+	Count int   `json:"n"`
+	Size  int64 `json:"size"`
+}
+
+// The footer: the description, its length and CRC-32C (big endian), a magic.
+const (
+	magic      = "shpobj1\n"
+	tailSize   = 16
+	maxInfo    = 1 << 20
+	firstRead  = 4096 // holds the footer of all but large multipart objects
+	bufferSize = 256 << 10
+	syncEvery  = 16 << 20
+)
+
+var (
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	errFooter  = errors.New("damaged: the file's footer does not fit it")
+)
+
+// encodeFooter returns what follows the data.
+func encodeFooter(info *Info) ([]byte, error) {
+	text, err := json.Marshal(info)
+	if err != nil {
+		return nil, err
+	}
+	footer := binary.BigEndian.AppendUint32(text, uint32(len(text)))
+	footer = binary.BigEndian.AppendUint32(footer, crc32.Checksum(text, castagnoli))
+	return append(footer, magic...), nil
+}
+
+// readInfo reads the description of a file and checks that the file is whole.
+func readInfo(f *os.File) (*Info, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	total := st.Size()
+	tail := make([]byte, min(total, firstRead))
+	if _, err := f.ReadAt(tail, total-int64(len(tail))); err != nil {
+		return nil, err
+	}
+	if len(tail) < tailSize || string(tail[len(tail)-8:]) != magic {
+		return nil, errFooter
+	}
+	length := int64(binary.BigEndian.Uint32(tail[len(tail)-tailSize:]))
+	sum := binary.BigEndian.Uint32(tail[len(tail)-tailSize+4:])
+	if length > maxInfo || length+tailSize > total {
+		return nil, errFooter
+	}
+	text := tail[:len(tail)-tailSize]
+	if int64(len(text)) >= length {
+		text = text[int64(len(text))-length:]
+	} else {
+		text = make([]byte, length)
+		if _, err := f.ReadAt(text, total-tailSize-length); err != nil {
+			return nil, err
+		}
+	}
+	info := new(Info)
+	if crc32.Checksum(text, castagnoli) != sum || json.Unmarshal(text, info) != nil ||
+		info.Size != total-tailSize-length {
+		return nil, errFooter
+	}
+	return info, nil
+}
+
+// Object is an object open for reading: its File holds Size bytes of data from
+// offset 0, and after them what is not the object's.
+type Object struct {
+	*Info
+	File *os.File
+}
+
+// Close ends reading.
+func (o *Object) Close() error { return o.File.Close() }
+
+// openObject opens the object in a file, or answers ErrNoKey.
+func openObject(path, key string) (*Object, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			return nil, fmt.Errorf("%q: %w", key, ErrNoKey)
+		}
+		return nil, fmt.Errorf("open object %q: %w", key, err)
+	}
+	info, err := readInfo(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open object %q (%s): %w", key, path, err)
+	}
+	return &Object{Info: info, File: f}, nil
+}
+
+// statObject is openObject for the description alone; nil when there is none.
+func statObject(path, key string) (*Info, error) {
+	o, err := openObject(path, key)
+	if errors.Is(err, ErrNoKey) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o.Info, o.Close()
+}
+
+// draft is an object being written, out of sight in tmp/.
+type draft struct {
+	file   *os.File
+	size   int64
+	sum    []byte // MD5 of the data
+	placed bool   // renamed to where it belongs
+}
+
+func (s *Store) newDraft() (*draft, error) {
+	f, err := os.CreateTemp(s.tmpDir(), "draft-")
+	if err != nil {
+		return nil, err
+	}
+	return &draft{file: f}, nil
+}
+
+// buffers are for data on its way to disk; Go's collector would otherwise be
+// kept busy by uploads.
+var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+
+// Summed is a body that knows the MD5 of what was read from it; of any other
+// body the store computes it.
+type Summed interface{ Sum([]byte) []byte }
+
+// fill writes a body of the given size (-1: whatever comes) to the draft.
+func (d *draft) fill(body io.Reader, size int64) error {
+	if size >= syncEvery {
+		// Find out before the client has sent it all that the disk is full. Not
+		// every file system can tell.
+		err := unix.Fallocate(int(d.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		if IsFull(err) {
+			return fmt.Errorf("reserve %d bytes: %w", size, err)
+		}
+	}
+	own := md5.New()
+	summed, foreign := body.(Summed)
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	var started int64 // where writeback was last set off
+	for {
+		n, err := readMost(body, *buf)
+		if n > 0 {
+			if !foreign {
+				own.Write((*buf)[:n])
+			}
+			if _, err := d.file.Write((*buf)[:n]); err != nil {
+				return err
+			}
+			d.size += int64(n)
+		}
+		if d.size-started >= syncEvery {
+			// Let the disk work while the rest arrives; the fsync at the end
+			// then has little left to wait for.
+			_ = unix.SyncFileRange(int(d.file.Fd()), started, d.size-started, unix.SYNC_FILE_RANGE_WRITE)
+			started = d.size
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if size >= 0 && d.size != size {
+		return fmt.Errorf("%w: %d bytes instead of %d", ErrShortBody, d.size, size)
+	}
+	if foreign {
+		d.sum = summed.Sum(nil)
+	} else {
+		d.sum = own.Sum(nil)
+	}
+	return nil
+}
+
+// readMost fills buf unless the body ends or fails. Unlike io.ReadFull it keeps
+// a body that was cut short apart from one that ended.
+func readMost(body io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = body.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+// append copies n bytes of src from off, inside the file system where it can.
+func (d *draft) append(src *os.File, off, n int64) error {
+	if _, err := src.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	if _, err := io.CopyN(d.file, src, n); err != nil {
+		return err
+	}
+	_ = unix.SyncFileRange(int(d.file.Fd()), d.size, n, unix.SYNC_FILE_RANGE_WRITE)
+	d.size += n
+	return nil
+}
+
+// etag is that of an object uploaded in one piece.
+func (d *draft) etag() string { return hex.EncodeToString(d.sum) }
+
+// seal writes the footer and makes the draft durable. Size is filled in.
+func (d *draft) seal(info *Info) error {
+	info.Size = d.size
+	footer, err := encodeFooter(info)
+	if err != nil {
+		return err
+	}
+	if _, err := d.file.Write(footer); err != nil {
+		return err
+	}
+	return d.file.Sync()
+}
+
+// moveTo renames the draft into its place.
+func (d *draft) moveTo(path string) error {
+	err := os.Rename(d.file.Name(), path)
+	d.placed = err == nil
+	return err
+}
+
+// close forgets the draft: what was not moved into its place goes.
+func (d *draft) close() {
+	d.file.Close()
+	if !d.placed {
+		os.Remove(d.file.Name())
+	}
+}
+
+// now is the time as objects carry it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
