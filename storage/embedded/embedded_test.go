@@ -116,7 +116,10 @@ func (s *server) do(method, path, query string, header http.Header, body []byte)
 	maps.Copy(r.Header, header)
 	sum := sha256.Sum256(body)
 	r.Header.Set("X-Amz-Content-Sha256", hex.EncodeToString(sum[:]))
-	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.Body, r.ContentLength = http.NoBody, int64(len(body))
+	if len(body) > 0 {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
 	return s.send(signer.SignV4(*r, accessKey, secretKey, "", "us-east-1"))
 }
 

@@ -1,0 +1,124 @@
+package embedded_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+func TestBoto3(t *testing.T) {
+	pythons := []string{testenv.Python(t, "boto3", "python3-boto3")}
+	// Debian's boto3 is of 2023. Where there is a newer one beside it, which
+	// sends checksums in trailers by itself, it counts as another client.
+	if other, err := exec.LookPath("python3"); err == nil && other != pythons[0] && exec.Command(other, "-c", "import boto3").Run() == nil {
+		pythons = append(pythons, other)
+	}
+	for _, python := range pythons {
+		s := start(t, t.TempDir())
+		run(t, nil, python, "testdata/client.py", "http://"+s.addr, accessKey, secretKey)
+	}
+}
+
+// run runs a command to its end and returns what it prints.
+func run(t *testing.T, env []string, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	// A certificate bundle for the outside world is nothing to these clients.
+	cmd.Env = append(append(os.Environ(), "AWS_CA_BUNDLE="), env...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, &errs)
+	}
+	return string(out)
+}
+
+// tree writes some files for a client to upload.
+func tree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i, name := range []string{"small", "sub/dir/x", "sub/space and + plus", "sub/ключ 鍵", "empty", "big"} {
+		size := []int{10, 5000, 70_000, 1, 0, 21 << 20}[i]
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, random(uint64(i), size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestAWSCommandLine(t *testing.T) {
+	aws := testenv.Command(t, "aws", "awscli")
+	s := start(t, t.TempDir())
+	env := []string{
+		"AWS_ACCESS_KEY_ID=" + accessKey, "AWS_SECRET_ACCESS_KEY=" + secretKey, "AWS_DEFAULT_REGION=us-east-1",
+		"AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null", "AWS_EC2_METADATA_DISABLED=true",
+	}
+	s3 := func(args ...string) string {
+		t.Helper()
+		return run(t, env, aws, append([]string{"--endpoint-url", "http://" + s.addr}, args...)...)
+	}
+	from, back := tree(t), t.TempDir()
+	s3("s3", "mb", "s3://aws-cli")
+	s3("s3", "sync", from, "s3://aws-cli/tree")
+	s3("s3", "cp", "--recursive", "s3://aws-cli/tree", "s3://aws-cli/copy")
+	s3("s3", "sync", "s3://aws-cli/copy", back)
+	run(t, nil, "diff", "-r", from, back)
+	if out := s3("s3", "sync", from, "s3://aws-cli/tree", "--size-only"); out != "" {
+		t.Errorf("a second sync had something to do:\n%s", out)
+	}
+	if out := s3("s3", "ls", "s3://aws-cli/tree/"); !strings.Contains(out, "PRE sub/") || !strings.Contains(out, "small") {
+		t.Errorf("listed:\n%s", out)
+	}
+	s3("s3", "mv", "s3://aws-cli/copy/big", "s3://aws-cli/moved")
+	s3("s3api", "head-object", "--bucket", "aws-cli", "--key", "moved")
+	s3("s3", "rb", "--force", "s3://aws-cli")
+	if out := s3("s3", "ls"); out != "" {
+		t.Errorf("buckets left:\n%s", out)
+	}
+}
+
+func TestRclone(t *testing.T) {
+	rclone := testenv.Command(t, "rclone", "rclone")
+	s := start(t, t.TempDir())
+	env := []string{
+		"RCLONE_CONFIG=/dev/null", "RCLONE_CONFIG_S_TYPE=s3", "RCLONE_CONFIG_S_PROVIDER=Other", "RCLONE_CONFIG_S_REGION=us-east-1",
+		"RCLONE_CONFIG_S_ACCESS_KEY_ID=" + accessKey, "RCLONE_CONFIG_S_SECRET_ACCESS_KEY=" + secretKey,
+		"RCLONE_CONFIG_S_ENDPOINT=http://" + s.addr, "RCLONE_RETRIES=1", "RCLONE_LOW_LEVEL_RETRIES=1",
+		"RCLONE_S3_UPLOAD_CUTOFF=5M", "RCLONE_S3_CHUNK_SIZE=5M", "RCLONE_S3_COPY_CUTOFF=6M",
+	}
+	rc := func(args ...string) string {
+		t.Helper()
+		return run(t, env, rclone, args...)
+	}
+	from, back := tree(t), t.TempDir()
+	rc("mkdir", "s:rclone-bucket")
+	rc("copy", from, "s:rclone-bucket/tree")
+	rc("check", "--download", from, "s:rclone-bucket/tree")
+	rc("check", from, "s:rclone-bucket/tree")
+	rc("copy", "s:rclone-bucket/tree", "s:rclone-bucket/copy")
+	rc("sync", "s:rclone-bucket/copy", back)
+	run(t, nil, "diff", "-r", from, back)
+	if out := rc("lsf", "-R", "--files-only", "s:rclone-bucket/tree"); strings.Count(out, "\n") != 6 {
+		t.Errorf("listed:\n%s", out)
+	}
+	if out := rc("cat", "--offset", "3", "--count", "4", "s:rclone-bucket/tree/small"); out != string(random(0, 10)[3:7]) {
+		t.Errorf("cat of a range gave %q", out)
+	}
+	rc("cleanup", "s:rclone-bucket")
+	rc("moveto", "s:rclone-bucket/copy/big", "s:rclone-bucket/moved")
+	rc("deletefile", "s:rclone-bucket/moved")
+	rc("purge", "s:rclone-bucket")
+	if out := rc("lsd", "s:"); out != "" {
+		t.Errorf("buckets left:\n%s", out)
+	}
+}
