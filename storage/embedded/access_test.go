@@ -1,0 +1,249 @@
+package embedded_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/signer"
+)
+
+func TestNothingWithoutTheKeys(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(nil)
+	b := s.bucket(c, "private")
+	put(t, c, b, "x", []byte("secret"))
+
+	for name, creds := range map[string]*credentials.Credentials{
+		"AccessDenied":          credentials.NewStatic("", "", "", credentials.SignatureAnonymous),
+		"SignatureDoesNotMatch": credentials.NewStaticV4(accessKey, "wrong", ""),
+		"InvalidAccessKeyId":    credentials.NewStaticV4("somebody", secretKey, ""),
+	} {
+		other := &minio.Core{Client: s.client(func(o *minio.Options) { o.Creds, o.Region = creds, "us-east-1" })}
+		_, _, _, err := other.GetObject(t.Context(), b, "x", minio.GetObjectOptions{})
+		wantCode(t, err, 403, name)
+		_, err = other.PutObject(t.Context(), b, "x", strings.NewReader("y"), 1, "", "", minio.PutObjectOptions{})
+		wantCode(t, err, 403, name)
+		_, err = other.ListBuckets(t.Context())
+		wantCode(t, err, 403, name)
+		_, err = other.NewMultipartUpload(t.Context(), b, "x", minio.PutObjectOptions{})
+		wantCode(t, err, 403, name)
+	}
+
+	signed := func(change func(*http.Request)) *http.Request {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.addr+"/"+b+"/x?response-expires=1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+		r = signer.SignV4(*r, accessKey, secretKey, "", "us-east-1")
+		change(r)
+		return r
+	}
+	answer, text := s.send(signed(func(*http.Request) {}))
+	wantAnswer(t, answer, text, 200, "secret")
+	auth := func(old, new string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), old, new, 1))
+		}
+	}
+	for name, change := range map[string]func(*http.Request){
+		"another key":    func(r *http.Request) { r.URL.Path += "y" },
+		"another method": func(r *http.Request) { r.Method = "DELETE" },
+		"another query":  func(r *http.Request) { r.URL.RawQuery = "response-expires=2" },
+		"no query":       func(r *http.Request) { r.URL.RawQuery = "" },
+		"another host":   func(r *http.Request) { r.Host = "example.org" },
+		"another time": func(r *http.Request) {
+			r.Header.Set("X-Amz-Date", time.Now().UTC().Add(time.Minute).Format("20060102T150405Z"))
+		},
+		"no time":            func(r *http.Request) { r.Header.Del("X-Amz-Date") },
+		"another payload":    func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", strings.Repeat("0", 64)) },
+		"an unsigned header": func(r *http.Request) { r.Header.Set("X-Amz-Copy-Source", "/private/x") },
+		"another region":     auth("us-east-1", "eu-west-1"),
+		"another service":    auth("/s3/", "/ec2/"),
+		"no host signed":     auth("SignedHeaders=host;", "SignedHeaders="),
+		"no signature":       auth("Signature=", "Signature=&"),
+		"half a signature":   func(r *http.Request) { r.Header.Set("Authorization", r.Header.Get("Authorization")[:100]) },
+		"an empty signature": func(r *http.Request) {
+			a := r.Header.Get("Authorization")
+			r.Header.Set("Authorization", a[:strings.LastIndex(a, "=")+1])
+		},
+		"signature version 2": func(r *http.Request) { r.Header.Set("Authorization", "AWS "+accessKey+":AAAA") },
+		"basic":               func(r *http.Request) { r.SetBasicAuth(accessKey, secretKey) },
+		"preflight": func(r *http.Request) {
+			r.Method = "OPTIONS"
+			r.Header.Del("Authorization")
+			r.Header.Set("Origin", "http://example.org")
+		},
+	} {
+		answer, text := s.send(signed(change))
+		if answer.StatusCode != 403 && answer.StatusCode != 400 || bytes.Contains(text, []byte("secret<")) || answer.Header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s: %s %s %v", name, answer.Status, text, answer.Header)
+		}
+	}
+	if string(get(t, c, b, "x")) != "secret" {
+		t.Error("the object was changed")
+	}
+}
+
+func TestPresigned(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(nil)
+	b := s.bucket(c, "presigned")
+	key := "a b/ü+%/x"
+	fetch := func(method string, u *url.URL, change func(*http.Request)) (*http.Response, []byte) {
+		r, err := http.NewRequestWithContext(t.Context(), method, u.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if method == "PUT" {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("hello")), 5
+		}
+		if change != nil {
+			change(r)
+		}
+		return s.send(r)
+	}
+	u, err := c.PresignedPutObject(t.Context(), b, key, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, text := fetch("PUT", u, nil)
+	wantAnswer(t, answer, text, 200, "")
+	answer, text = fetch("GET", u, nil)
+	wantAnswer(t, answer, text, 403, "SignatureDoesNotMatch")
+	if u, err = c.PresignedGetObject(t.Context(), b, key, time.Minute, url.Values{"response-content-type": {"text/x"}}); err != nil {
+		t.Fatal(err)
+	}
+	answer, text = fetch("GET", u, nil)
+	wantAnswer(t, answer, text, 200, "hello")
+	if answer.Header.Get("Content-Type") != "text/x" {
+		t.Errorf("content type %q", answer.Header.Get("Content-Type"))
+	}
+	answer, text = fetch("GET", u, func(r *http.Request) { r.Header.Set("Range", "bytes=1-2") })
+	wantAnswer(t, answer, text, 206, "el")
+	for _, change := range [][2]string{{"X-Amz-Expires=60", "X-Amz-Expires=61"}, {"text", "texT"}, {"a%20b", "a%20c"}, {accessKey, "other"}} {
+		other := *u
+		other.RawQuery = strings.Replace(u.RawQuery, change[0], change[1], 1)
+		other.RawPath = ""
+		other.Path = strings.Replace(u.Path, "a b", strings.ReplaceAll(change[1], "a%20c", "a c"), map[bool]int{true: 1}[change[0] == "a%20b"])
+		answer, text := fetch("GET", &other, nil)
+		wantAnswer(t, answer, text, 403, "")
+	}
+	// Signed some time ago, or with an impossible expiry.
+	for _, test := range []struct {
+		ago     time.Duration
+		expires int64
+		status  int
+	}{{0, 1000, 200}, {999 * time.Second, 1000, 200}, {1001 * time.Second, 1000, 403}, {-20 * time.Minute, 1000, 403}, {0, 0, 400}, {0, 604801, 400}} {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+s.addr+"/"+b+"/"+(&url.URL{Path: key}).EscapedPath(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, text := s.send(presign(r, time.Now().Add(-test.ago), test.expires))
+		wantAnswer(t, answer, text, test.status, "")
+	}
+}
+
+func TestForgedChunks(t *testing.T) {
+	s := start(t, t.TempDir())
+	c := s.client(nil)
+	b := s.bucket(c, "forged")
+	data := random(1, 150_000)
+	body := func() (*http.Request, []byte) {
+		r, err := http.NewRequestWithContext(t.Context(), "PUT", "http://"+s.addr+"/"+b+"/x", bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Trailer = http.Header{"X-Amz-Checksum-Crc32c": {crc32c(data)}}
+		r = signer.StreamingSignV4(r, accessKey, secretKey, "", "us-east-1", int64(len(data)), time.Now().UTC(), hasher{sha256.New()})
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, text
+	}
+	send := func(r *http.Request, text []byte) (*http.Response, []byte) {
+		r.Body, r.ContentLength, r.Trailer = io.NopCloser(bytes.NewReader(text)), int64(len(text)), nil
+		return s.send(r)
+	}
+	r, text := body()
+	for _, at := range []int{0, 6, 30, 90, 2000, 65_600, 65_700, 100_000, len(text) - 250, len(text) - 150, len(text) - 60, len(text) - 10} {
+		r, text := body()
+		text[at] ^= 1
+		answer, said := send(r, text)
+		if answer.StatusCode != 403 && answer.StatusCode != 400 {
+			t.Errorf("byte %d changed: %s %s", at, answer.Status, said)
+		}
+	}
+	second := bytes.Index(text[100:], []byte("10000;chunk-signature=")) + 100
+	for name, forged := range map[string][]byte{
+		"a chunk left out": append(bytes.Clone(text[:second]), text[second+65_536+5+82:]...),
+		"cut short":        text[:len(text)-40],
+		"cut in half":      text[:len(text)/2],
+		"without an end":   text[:bytes.LastIndex(text, []byte("\r\n0;chunk"))+2],
+		"nothing":          {},
+	} {
+		r, _ := body()
+		answer, said := send(r, forged)
+		if answer.StatusCode < 400 || answer.StatusCode >= 500 {
+			t.Errorf("%s: %s %s", name, answer.Status, said)
+		}
+	}
+	if _, err := c.StatObject(t.Context(), b, "x", minio.StatObjectOptions{}); minio.ToErrorResponse(err).Code != "NoSuchKey" {
+		t.Errorf("a forged body was stored: %v", err)
+	}
+	answer, said := send(r, text)
+	wantAnswer(t, answer, said, 200, "")
+	if !bytes.Equal(get(t, c, b, "x"), data) {
+		t.Error("the right body came back changed")
+	}
+}
+
+func TestDigestsAreVerified(t *testing.T) {
+	s := start(t, t.TempDir())
+	b := s.bucket(s.client(nil), "digests")
+	id, err := s.core().NewMultipartUpload(t.Context(), b, "parts", minio.PutObjectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := []byte("hello")
+	for _, at := range []struct{ path, query string }{{"/" + b + "/x", ""}, {"/" + b + "/parts", "partNumber=1&uploadId=" + id}} {
+		for header, test := range map[string]struct{ right, wrong, code string }{
+			"Content-Md5":              {"XUFAKrxLKna5cZ2REBfFkg==", "XUFAKrxLKna5cZ2REBfFkA==", "BadDigest"},
+			"X-Amz-Checksum-Crc32":     {"NhCmhg==", "NhCmhA==", "BadDigest"},
+			"X-Amz-Checksum-Crc32c":    {"mnG7TA==", "mnG7TQ==", "BadDigest"},
+			"X-Amz-Checksum-Crc64nvme": {"M3eFcAZSQlc=", "M3eFcAZSQlg=", "BadDigest"},
+			"X-Amz-Checksum-Sha1":      {"qvTGHdzF6KLavt4PO0gs2a6pQ00=", "qvTGHdzF6KLavt4PO0gs2a6pQ0w=", "BadDigest"},
+			"X-Amz-Checksum-Sha256":    {"LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=", "MPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=", "BadDigest"},
+		} {
+			answer, text := s.do("PUT", at.path, at.query, http.Header{header: {test.right}}, data)
+			wantAnswer(t, answer, text, 200, "")
+			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {test.wrong}}, data)
+			wantAnswer(t, answer, text, 400, test.code)
+			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {"nonsense"}}, data)
+			wantAnswer(t, answer, text, 400, "Invalid")
+			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {test.wrong}}, nil)
+			wantAnswer(t, answer, text, 400, test.code)
+		}
+		answer, text := s.do("PUT", at.path, at.query, http.Header{"X-Amz-Checksum-Md6": {"x"}}, data)
+		wantAnswer(t, answer, text, 400, "InvalidRequest")
+	}
+	r, err := http.NewRequestWithContext(t.Context(), "PUT", "http://"+s.addr+"/"+b+"/y", strings.NewReader("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-Amz-Content-Sha256", fmt.Sprintf("%064x", 1)) // of something else
+	answer, text := s.send(signer.SignV4(*r, accessKey, secretKey, "", "us-east-1"))
+	wantAnswer(t, answer, text, 400, "XAmzContentSHA256Mismatch")
+	answer, text = s.do("GET", "/"+b+"/y", "", nil, nil)
+	wantAnswer(t, answer, text, 404, "NoSuchKey")
+}
