@@ -1,12 +1,14 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -100,6 +102,10 @@ func (f *front) route(x *exchange, r *http.Request) {
 		if err := m.serve(r); err != nil {
 			f.fail(x, r, err)
 		}
+	case r.Method == http.MethodPut && bucket != "" && key == "" && plain(query):
+		if err := f.createBucket(x, r, bucket); err != nil {
+			f.fail(x, r, err)
+		}
 	case r.Method == http.MethodPost && key == "" && !query.Has("delete"):
 		// A form names its key and policy itself; nothing here needs them.
 		writeFault(x, r, newFault(http.StatusNotImplemented, gofakes3.ErrNotImplemented, "Uploads by HTML form are not supported."))
@@ -107,6 +113,37 @@ func (f *front) route(x *exchange, r *http.Request) {
 		exposeETags(r.Header)
 		f.s3.ServeHTTP(x, r)
 	}
+}
+
+// plain reports whether a query asks for no sub-resource.
+func plain(query url.Values) bool {
+	for name := range query {
+		if name != "x-id" && !strings.HasPrefix(name, "X-Amz-") {
+			return false
+		}
+	}
+	return true
+}
+
+// createBucket is here because gofakes3 refuses names such as "a.b", whose
+// labels are shorter than three characters.
+func (f *front) createBucket(x *exchange, r *http.Request, bucket string) error {
+	if !folder.ValidBucket(bucket) {
+		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidBucketName,
+			"A bucket's name has 3 to 63 of a-z, 0-9, - and ., begins and ends with a letter or digit, has no two dots together and is no IP address.")
+	}
+	if strings.EqualFold(r.Header.Get("X-Amz-Bucket-Object-Lock-Enabled"), "true") {
+		return newFault(http.StatusNotImplemented, gofakes3.ErrNotImplemented, "Object lock is not supported.")
+	}
+	if _, err := io.CopyN(io.Discard, x.payload, maxXML); err != io.EOF { // a region, which is all one here
+		return cmp.Or(err, error(gofakes3.ErrMaxMessageLengthExceeded))
+	}
+	if err := f.store.CreateBucket(bucket); err != nil {
+		return err
+	}
+	x.Header().Set("Location", "/"+bucket)
+	x.WriteHeader(http.StatusOK)
+	return nil
 }
 
 // fail answers with an error.
