@@ -38,7 +38,7 @@ func runVictim(dir string) {
 }
 
 // victim starts a process that serves dir.
-func victim(t *testing.T, dir string) (*server, *exec.Cmd) {
+func victim(t testing.TB, dir string) (*server, *exec.Cmd) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
