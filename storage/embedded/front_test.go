@@ -1,0 +1,75 @@
+package embedded
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"net/http"
+	"testing"
+
+	"github.com/minio/minio-go/v7/pkg/signer"
+
+	"github.com/iterait/shepherd/storage/embedded/internal/folder"
+)
+
+const (
+	testAccessKey = "access"
+	testSecretKey = "secret"
+)
+
+func newTestFront(t testing.TB) *front {
+	t.Helper()
+	store, err := folder.Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	return newFront(store, testAccessKey, testSecretKey, slog.New(slog.DiscardHandler))
+}
+
+func signedRequest(t testing.TB, method, url string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set(hashHeader, unsignedPayload)
+	return signer.SignV4(*r, testAccessKey, testSecretKey, "", "us-east-1")
+}
+
+// answer is a ResponseWriter that keeps the status only.
+type answer struct {
+	header http.Header
+	status int
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(b []byte) (int, error) { return len(b), nil }
+
+// BenchmarkHandler is a request's way without sockets: on a tmpfs (TMPDIR) it
+// is the CPU time that the server needs besides those and fsync.
+func BenchmarkHandler(b *testing.B) {
+	f := newTestFront(b)
+	if err := f.store.CreateBucket("small"); err != nil {
+		b.Fatal(err)
+	}
+	data := bytes.Repeat([]byte("x"), 1024)
+	for _, method := range []string{"PUT", "GET", "HEAD"} {
+		b.Run(method, func(b *testing.B) {
+			signed := signedRequest(b, method, "http://127.0.0.1/small/inputs/input")
+			b.ReportAllocs()
+			for b.Loop() {
+				r := signed.Clone(b.Context())
+				if method == "PUT" {
+					r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(data)), int64(len(data))
+					r.Header.Set("Content-Length", "1024")
+				}
+				a := &answer{header: http.Header{}}
+				if f.ServeHTTP(a, r); a.status != http.StatusOK {
+					b.Fatal(a.status)
+				}
+			}
+		})
+	}
+}
