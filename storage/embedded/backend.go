@@ -178,7 +178,7 @@ func attributes(meta map[string]string) map[string]string {
 const defaultContentType = "binary/octet-stream"
 
 func (b *backend) CopyObject(ctx context.Context, fromBucket, fromKey, bucket, key string, meta map[string]string) (gofakes3.CopyObjectResult, error) {
-	info, err := b.copy(ctx, fromBucket, fromKey, bucket, key, func(*folder.Info) map[string]string { return meta })
+	info, err := b.copy(fromBucket, fromKey, bucket, key, func(*folder.Info) map[string]string { return meta }, exchangeOf(ctx).check)
 	if err != nil {
 		return gofakes3.CopyObjectResult{}, b.fail(ctx, err)
 	}
@@ -190,14 +190,22 @@ func (b *backend) CopyObject(ctx context.Context, fromBucket, fromKey, bucket, k
 
 // SetObjectTagging gives an object other tags.
 func (b *backend) SetObjectTagging(ctx context.Context, bucket, key, tagging string) error {
-	_, err := b.copy(ctx, bucket, key, bucket, key, func(old *folder.Info) map[string]string {
+	var tagged *folder.Info
+	unchanged := func(current *folder.Info) error {
+		if current == nil || current.ETag != tagged.ETag || !current.Modified.Equal(tagged.Modified) {
+			return gofakes3.ErrPreconditionFailed // overwritten meanwhile: not to be undone
+		}
+		return nil
+	}
+	_, err := b.copy(bucket, key, bucket, key, func(old *folder.Info) map[string]string {
+		tagged = old
 		meta := maps.Clone(old.Attrs)
 		delete(meta, gofakes3.TaggingMetadataKey)
 		if tagging != "" {
 			meta[gofakes3.TaggingMetadataKey] = tagging
 		}
 		return meta
-	})
+	}, unchanged)
 	if err != nil {
 		return b.fail(ctx, err)
 	}
@@ -205,7 +213,7 @@ func (b *backend) SetObjectTagging(ctx context.Context, bucket, key, tagging str
 }
 
 // copy copies an object, with the data's checksum and what meta says.
-func (b *backend) copy(ctx context.Context, fromBucket, fromKey, bucket, key string, meta func(*folder.Info) map[string]string) (*folder.Info, error) {
+func (b *backend) copy(fromBucket, fromKey, bucket, key string, meta func(*folder.Info) map[string]string, check folder.Check) (*folder.Info, error) {
 	from, err := b.store.Open(fromBucket, fromKey)
 	if err != nil {
 		return nil, err
@@ -217,7 +225,7 @@ func (b *backend) copy(ctx context.Context, fromBucket, fromKey, bucket, key str
 			attrs[name] = value
 		}
 	}
-	return b.store.Copy(from, bucket, key, folder.Info{Attrs: attrs}, exchangeOf(ctx).check)
+	return b.store.Copy(from, bucket, key, folder.Info{Attrs: attrs}, check)
 }
 
 func (b *backend) DeleteObject(ctx context.Context, bucket, key string) (gofakes3.ObjectDeleteResult, error) {

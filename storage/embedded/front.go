@@ -96,6 +96,10 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *front) route(x *exchange, r *http.Request) {
 	bucket, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	query := r.URL.Query()
+	if name := unkept(r.Header); name != "" {
+		writeFault(x, r, newFault(http.StatusNotImplemented, gofakes3.ErrNotImplemented, "The header %s is not supported here.", strings.ToLower(name)))
+		return
+	}
 	switch {
 	case query.Has("uploads") || query.Get("uploadId") != "":
 		m := multipart{store: f.store, bucket: bucket, key: key, query: query, x: x}
@@ -115,6 +119,20 @@ func (f *front) route(x *exchange, r *http.Request) {
 	}
 }
 
+// unkept returns the name of a header that asks for a promise that would not be
+// kept, or "".
+func unkept(h http.Header) string {
+	for _, name := range []string{
+		"X-Amz-Server-Side-Encryption", "X-Amz-Server-Side-Encryption-Customer-Algorithm",
+		"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Legal-Hold", "X-Amz-Bucket-Object-Lock-Enabled",
+	} {
+		if value := h.Get(name); value != "" && !strings.EqualFold(value, "false") && !strings.EqualFold(value, "off") {
+			return name
+		}
+	}
+	return ""
+}
+
 // plain reports whether a query asks for no sub-resource.
 func plain(query url.Values) bool {
 	for name := range query {
@@ -131,9 +149,6 @@ func (f *front) createBucket(x *exchange, r *http.Request, bucket string) error 
 	if !folder.ValidBucket(bucket) {
 		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidBucketName,
 			"A bucket's name has 3 to 63 of a-z, 0-9, - and ., begins and ends with a letter or digit, has no two dots together and is no IP address.")
-	}
-	if strings.EqualFold(r.Header.Get("X-Amz-Bucket-Object-Lock-Enabled"), "true") {
-		return newFault(http.StatusNotImplemented, gofakes3.ErrNotImplemented, "Object lock is not supported.")
 	}
 	if _, err := io.CopyN(io.Discard, x.payload, maxXML); err != io.EOF { // a region, which is all one here
 		return cmp.Or(err, error(gofakes3.ErrMaxMessageLengthExceeded))

@@ -80,16 +80,20 @@ func (m *multipart) create(r *http.Request) error {
 	}{Bucket: m.bucket, Key: m.key, UploadID: id})
 }
 
-// attributesOf reads what a client says of an object from its headers. What
-// would be promised and not kept is refused.
+// attributesOf reads what a client says of an object from its headers.
 func attributesOf(h http.Header) (map[string]string, error) {
 	attrs := map[string]string{}
 	size := 0
 	for name, values := range h {
 		switch name {
 		case "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires":
-		case "X-Amz-Server-Side-Encryption", "X-Amz-Server-Side-Encryption-Customer-Algorithm", "X-Amz-Object-Lock-Mode", "X-Amz-Tagging":
-			return nil, newFault(http.StatusNotImplemented, gofakes3.ErrNotImplemented, "The header %s is not supported here.", strings.ToLower(name))
+		case gofakes3.TaggingMetadataKey:
+			tags, err := url.ParseQuery(values[0])
+			if err != nil {
+				return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "x-amz-tagging cannot be read.")
+			}
+			attrs[name] = tags.Encode()
+			continue
 		default:
 			if !strings.HasPrefix(name, "X-Amz-Meta-") {
 				continue
