@@ -29,7 +29,7 @@ func FuzzChunks(f *testing.F) {
 		}
 		r.Header.Set(decodedHeader, fmt.Sprint(size))
 		r.Header.Set(trailerHeader, "x-amz-checksum-crc32")
-		p, refused := newPayload(r, s, func() {})
+		p, refused := newPayload(r, s, func(time.Duration) {})
 		if refused != nil {
 			return
 		}

@@ -116,6 +116,9 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.stopped, cancel)()
@@ -132,8 +135,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			s.front.wait()
 		}
 	})
-	err := s.http.Serve(s.listener)
-	if ctx.Err() == nil {
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		cancel()
 		return fmt.Errorf("serve embedded storage on %s: %w", s.Addr(), err)
 	}

@@ -70,9 +70,12 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	x.Header().Set(requestIDHeader, rand.Text())
+	if r.ContentLength != 0 {
+		x.readDeadline(bodyTimeout) // also for who gets refused and is still sending
+	}
 	signed, fault := f.verifier.verify(r)
 	if fault == nil {
-		x.payload, fault = newPayload(r, signed, x.extendDeadline)
+		x.payload, fault = newPayload(r, signed, x.readDeadline)
 	}
 	if fault != nil {
 		f.log.Debug("storage request refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "error", fault)
@@ -89,6 +92,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.WriteHeader(http.StatusOK) // there was nothing to write but headers
 	}
 	if x.code >= 400 && x.payload.left > 0 {
+		x.readDeadline(bodyTimeout)
 		_, _ = io.CopyN(io.Discard, x.payload.source, min(drainLimit, x.payload.left))
 	}
 }
@@ -190,11 +194,15 @@ func exchangeOf(ctx context.Context) *exchange {
 	return ctx.Value(exchangeKey{}).(*exchange)
 }
 
-// extendDeadline gives the client time to send the next bytes. A body may take
-// as long as it likes, as long as it moves.
-func (x *exchange) extendDeadline() {
+// readDeadline gives the client time to send the next bytes; 0 is for ever. A
+// body may take as long as it likes, as long as it moves.
+func (x *exchange) readDeadline(d time.Duration) {
+	var at time.Time
+	if d > 0 {
+		at = time.Now().Add(d)
+	}
 	// Only a ResponseWriter of a test knows no deadlines.
-	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(at)
 }
 
 // WriteHeader sends the status and headers.

@@ -55,6 +55,9 @@ func TestOneProcessPerDirectory(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("Serve, closed: %v", err)
 	}
+	if err := again.Serve(context.Background()); err != nil {
+		t.Errorf("Serve after Close: %v", err)
+	}
 	if _, err := embedded.Open(embedded.Config{Dir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("it opens without keys")
 	}

@@ -39,7 +39,7 @@ type payload struct {
 	checksumName string    // "X-Amz-Checksum-Crc32c"
 	checksumWant string    // base64; "" when it is in the trailer
 
-	touch func() // called before each read
+	deadline func(time.Duration) // allows a read that long; 0: any time
 }
 
 const (
@@ -67,8 +67,8 @@ func newChecksum(name string) hash.Hash {
 
 // newPayload takes over the body of a signed request, and makes the request
 // look as if it had been sent plainly.
-func newPayload(r *http.Request, s *signature, touch func()) (*payload, *fault) {
-	p := &payload{source: r.Body, size: r.ContentLength, touch: touch}
+func newPayload(r *http.Request, s *signature, deadline func(time.Duration)) (*payload, *fault) {
+	p := &payload{source: r.Body, size: r.ContentLength, deadline: deadline}
 	var trailer string
 	switch s.payload {
 	case unsignedPayload:
@@ -158,7 +158,7 @@ func (p *payload) Read(b []byte) (int, error) {
 	if int64(len(b)) > p.left {
 		b = b[:p.left]
 	}
-	p.touch()
+	p.deadline(bodyTimeout)
 	n, err := p.source.Read(b)
 	if p.sha256 != nil {
 		p.sha256.Write(b[:n])
@@ -197,6 +197,7 @@ func (p *payload) Verify() error {
 	}
 	p.checked = true
 	p.failure = p.check()
+	p.deadline(0) // what is done with the body may take its time
 	return p.failure
 }
 

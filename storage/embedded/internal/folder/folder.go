@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -77,8 +78,8 @@ type Store struct {
 }
 
 // Open opens dir, making it where needed, and puts right what an earlier
-// process left behind: unfinished files go, and all that is visible is made
-// durable. It answers ErrInUse while another process has dir open.
+// process left behind: unfinished files go, and if it was killed, all that is
+// visible is made durable. It answers ErrInUse while another process has dir open.
 func Open(dir string, log *slog.Logger) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -97,7 +98,8 @@ func (s *Store) open() (err error) {
 			return err
 		}
 	}
-	if s.lock, err = lockFile(filepath.Join(s.dir, "lock")); err != nil {
+	killed, err := s.takeLock()
+	if err != nil {
 		return err
 	}
 	defer func() {
@@ -113,6 +115,9 @@ func (s *Store) open() (err error) {
 		if err := os.RemoveAll(filepath.Join(s.tmpDir(), l.Name())); err != nil {
 			return err
 		}
+	}
+	if !killed {
+		return nil
 	}
 	// A process killed between a rename and its fsync left a name that is
 	// visible but perhaps not on disk. What builds on it from now on must not
@@ -131,35 +136,43 @@ func (s *Store) open() (err error) {
 // Close lets another process open the directory. Calls under way must have
 // returned. It may be called twice.
 func (s *Store) Close() error {
-	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+	err := s.lock.Truncate(0)
+	if err := errors.Join(err, s.lock.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close storage directory %s: %w", s.dir, err)
 	}
 	return nil
 }
 
-// lockFile takes the lock that tells a second process to keep out. The lock
-// goes with its holder, however that ends.
-func lockFile(path string) (*os.File, error) {
+// takeLock takes the lock that tells a second process to keep out. It goes with
+// its holder, however that ends; only one that closes the store takes its
+// process id out of the file, so takeLock can tell whether the last was killed.
+func (s *Store) takeLock() (killed bool, err error) {
+	path := filepath.Join(s.dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+	defer func() {
+		if err != nil {
+			f.Close()
 		}
-		holder := "unknown process"
-		if text, err := os.ReadFile(path); err == nil && len(text) > 0 {
-			holder = "process " + strings.TrimSpace(string(text))
-		}
-		return nil, fmt.Errorf("%w (%s); stop it or choose another directory", ErrInUse, holder)
+	}()
+	busy := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if busy != nil && !errors.Is(busy, unix.EWOULDBLOCK) {
+		return false, fmt.Errorf("lock %s: %w", path, busy)
+	}
+	last, err := io.ReadAll(f)
+	if err != nil {
+		return false, err
+	}
+	if busy != nil {
+		return false, fmt.Errorf("%w (process %s); stop it or choose another directory", ErrInUse, strings.TrimSpace(string(last)))
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write %s: %w", path, err)
+		return false, fmt.Errorf("write %s: %w", path, err)
 	}
-	return f, nil
+	s.lock = f
+	return len(last) > 0, nil
 }
 
 func writeAt(f *os.File, text string) error {
