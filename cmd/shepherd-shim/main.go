@@ -1,0 +1,82 @@
+// Command shepherd-shim stands between shepherdd and one running runner, so that
+// the runner outlives the daemon. The daemon starts it, with the folder of a life
+// as its only argument; it is of no use to people. See package shim.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/messenger/zmq"
+	"github.com/iterait/shepherd/shim"
+	"github.com/iterait/shepherd/shim/server"
+)
+
+func main() {
+	// There is one of these for each sheep: it is to be small before it is fast.
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(8 << 20)
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: shepherd-shim DIRECTORY\nshepherdd starts this program; it is of no use without it")
+		os.Exit(2)
+	}
+	ready := os.NewFile(shim.ReadyFD, "ready")
+	unix.CloseOnExec(shim.ReadyFD)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := run(os.Args[1], ready, log); err != nil {
+		fmt.Fprintln(ready, err)
+		log.Error("cannot go on", "error", err)
+		os.Exit(1)
+	}
+}
+
+func run(path string, ready *os.File, log *slog.Logger) error {
+	folder, err := shim.OpenFolder(path)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	if err := folder.Lock(); err != nil {
+		return err
+	}
+	spec, err := shim.ReadSpec(folder.Path()) // a folder that was removed meanwhile has none
+	if err != nil {
+		return err
+	}
+	log = log.With("sheep", spec.Sheep, "model", spec.Model.String(), "life", spec.Life)
+	unix.Umask(0o022)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP) // caught rather than ignored, which the runner would inherit
+
+	return server.Run(ctx, server.Config{
+		Folder: folder,
+		Spec:   spec,
+		Log:    log,
+		Dial: func(ctx context.Context, address string, dial server.DialFunc) (server.Conn, error) {
+			conn, err := zmq.Dial(ctx, zmq.Config{
+				Endpoint: "tcp://" + address,
+				Dial:     dial,
+				Limits:   zmq.Limits{MaxMessage: messenger.MaxMessage},
+				Log:      log,
+			})
+			if err != nil {
+				return nil, err
+			}
+			return conn, nil
+		},
+	}, func() {
+		fmt.Fprintln(ready, shim.Ready)
+		ready.Close()
+	})
+}

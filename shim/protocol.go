@@ -1,0 +1,128 @@
+package shim
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+)
+
+// Version is the protocol's and the files' version.
+const Version = 1
+
+// MaxFrame bounds a message, in bytes. A runner's answer, at most
+// messenger.MaxMessage, can grow when its text is written as JSON again.
+const MaxFrame = 4 * messenger.MaxMessage
+
+// Kind says what a message is.
+type Kind string
+
+// What the daemon sends. All but hello are answered by a reply.
+const (
+	KindSend    Kind = "send"    // Job, DataRoot: give the job to the runner
+	KindAck     Kind = "ack"     // Job: its answer is safe
+	KindStop    Kind = "stop"    // Grace: stop the runner
+	KindRelease Kind = "release" // the exit is known: end the shim
+)
+
+// What the shim sends; both sides send hello.
+const (
+	KindHello     Kind = "hello"     // Hello
+	KindStarted   Kind = "started"   // PID: the runner's process exists
+	KindConnected Kind = "connected" // the runner's socket answered
+	KindAnswer    Kind = "answer"    // Answer
+	KindExit      Kind = "exit"      // Exit: nothing of the runner is left
+	KindReply     Kind = "reply"     // Number, Error: a request was served, or not
+)
+
+// Message is what both sides send; each Kind uses the fields named beside it.
+// Unknown fields and kinds are ignored, so that a version can add some.
+type Message struct {
+	Kind     Kind          `json:"kind"`
+	Number   uint64        `json:"number,omitempty"`
+	Hello    *Hello        `json:"hello,omitempty"`
+	Job      job.ID        `json:"job,omitempty"`
+	DataRoot string        `json:"io_data_root,omitempty"`
+	Grace    time.Duration `json:"grace_ns,omitempty"`
+	PID      int           `json:"pid,omitempty"`
+	Answer   *Answer       `json:"answer,omitempty"`
+	Exit     *Exit         `json:"exit,omitempty"`
+	Error    string        `json:"error,omitempty"`
+}
+
+// Hello is the first message of each side. The daemon sends its Version alone.
+type Hello struct {
+	Version   int    `json:"version"`
+	Life      string `json:"life,omitempty"`
+	PID       int    `json:"pid,omitempty"`        // the shim's
+	RunnerPID int    `json:"runner_pid,omitempty"` // 0 while there is none
+	Connected bool   `json:"connected,omitempty"`
+	Job       job.ID `json:"job,omitempty"`     // given and not answered
+	Answers   int    `json:"answers,omitempty"` // not acknowledged; that many answer messages follow
+}
+
+// VersionError says that the shim and the daemon are of versions that do not
+// understand each other. The runner can only be stopped.
+type VersionError struct{ Shim, Daemon int }
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("the shim speaks protocol version %d, the daemon version %d", e.Shim, e.Daemon)
+}
+
+// ErrProtocol is wrapped by what ReadMessage returns for bytes that are not a
+// message.
+var ErrProtocol = errors.New("not a message of the shim protocol")
+
+// ReadMessage reads one message. The error is io.EOF when r ends before it.
+func ReadMessage(r io.Reader) (*Message, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(head[:])
+	if size == 0 || size > MaxFrame {
+		return nil, fmt.Errorf("%w: a length of %d bytes, 1 to %d are allowed", ErrProtocol, size, MaxFrame)
+	}
+	var body bytes.Buffer // grows with what arrives, not with what is announced
+	if size <= 64<<10 {
+		body.Grow(int(size) + bytes.MinRead)
+	}
+	if _, err := io.CopyN(&body, r, int64(size)); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	m := new(Message)
+	if err := json.Unmarshal(body.Bytes(), m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if m.Kind == "" {
+		return nil, fmt.Errorf("%w: it has no kind", ErrProtocol)
+	}
+	return m, nil
+}
+
+// WriteMessage writes one message by a single call of w.Write.
+func WriteMessage(w io.Writer, m *Message) error {
+	var frame bytes.Buffer
+	frame.Write(make([]byte, 4))
+	encoder := json.NewEncoder(&frame)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(m); err != nil {
+		return fmt.Errorf("encode a message: %w", err)
+	}
+	size := frame.Len() - 4
+	if size > MaxFrame {
+		return fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrProtocol, size, MaxFrame)
+	}
+	binary.BigEndian.PutUint32(frame.Bytes(), uint32(size))
+	_, err := w.Write(frame.Bytes())
+	return err
+}

@@ -1,0 +1,173 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/shim/internal/proc"
+)
+
+// foreignError says that somebody else's program listens on the runner's port.
+type foreignError struct {
+	port    int
+	pid     int // 0 when not known
+	command string
+}
+
+func (e *foreignError) Error() string {
+	if e.pid == 0 {
+		return fmt.Sprintf("port %d is in use by a process that cannot be seen; stop it or give the sheep another port", e.port)
+	}
+	return fmt.Sprintf("port %d is in use by process %d (%s); stop it or give the sheep another port", e.port, e.pid, e.command)
+}
+
+// portFree checks that nothing listens yet where the runner is going to. Where
+// it cannot be known it passes: the runner will find out.
+func (s *server) portFree() error {
+	listeners, err := proc.Listeners(s.spec.Port)
+	if err != nil || len(listeners) == 0 {
+		return nil
+	}
+	return foreign(s.spec.Port, listeners)
+}
+
+func foreign(port int, listeners []proc.Listener) *foreignError {
+	e := &foreignError{port: port}
+	all, err := proc.All()
+	if err != nil {
+		return e
+	}
+	if holders := proc.Holders(listeners, all); len(holders) > 0 {
+		e.pid, e.command = holders[0].PID, proc.Command(holders[0].PID)
+	}
+	return e
+}
+
+// dialer makes connections to the runner: in its network namespace, if it has
+// one of its own, else here, where whoever listens must be the runner or what it
+// started. If it is somebody else, refuse is told.
+func (s *server) dialer(refuse context.CancelCauseFunc) DialFunc {
+	if s.spec.NetNS != "" {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dialIn(ctx, s.spec.NetNS, network, address)
+		}
+	}
+	var dialer net.Dialer
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil || s.spec.Runner == nil {
+			return conn, err
+		}
+		if conn.LocalAddr().String() == conn.RemoteAddr().String() { // by chance, to itself
+			conn.Close()
+			return nil, errors.New("nothing listens there")
+		}
+		if err := s.verify(); err != nil {
+			conn.Close()
+			refuse(err)
+			return nil, err
+		}
+		return conn, nil
+	}
+}
+
+// verify checks that the listener is the runner's. It passes where the
+// listener's owner cannot be seen.
+func (s *server) verify() error {
+	listeners, err := proc.Listeners(s.spec.Port)
+	if err != nil {
+		return nil
+	}
+	listeners = proc.ForLoopback(listeners)
+	all, err := proc.All()
+	if err != nil {
+		return nil
+	}
+	if len(proc.Holders(listeners, proc.Descendants(all, os.Getpid()))) > 0 {
+		return nil
+	}
+	if e := foreign(s.spec.Port, listeners); e.pid != 0 {
+		return e
+	}
+	return nil
+}
+
+// dialIn connects to a TCP address in a network namespace. A socket belongs for
+// ever to the namespace of the thread that made it, so only that is done on a
+// thread of its own, which ends with it: it can be of no other use.
+func dialIn(ctx context.Context, namespace, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil || network != "tcp" || !to.Addr().Is4() {
+		return nil, fmt.Errorf("dial %s %s in a network namespace: only IPv4 addresses and TCP can be", network, address)
+	}
+	type made struct {
+		fd  int
+		err error
+	}
+	result := make(chan made)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		fd, err := socketIn(namespace)
+		result <- made{fd, err}
+	}()
+	socket := <-result
+	if socket.err != nil {
+		return nil, fmt.Errorf("enter network namespace %s: %w", namespace, socket.err)
+	}
+	if err := connect(ctx, socket.fd, to); err != nil {
+		unix.Close(socket.fd)
+		return nil, fmt.Errorf("dial %s in network namespace %s: %w", address, namespace, err)
+	}
+	file := os.NewFile(uintptr(socket.fd), address)
+	defer file.Close()
+	return net.FileConn(file)
+}
+
+func socketIn(namespace string) (int, error) {
+	ns, err := unix.Open(namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(ns)
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return -1, err
+	}
+	return unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+}
+
+func connect(ctx context.Context, fd int, to netip.AddrPort) error {
+	err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+	if !errors.Is(err, unix.EINPROGRESS) {
+		return err
+	}
+	const step = 50 * time.Millisecond // on loopback, it takes none
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(step.Milliseconds()))
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n > 0 {
+			code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if err == nil && code != 0 {
+				err = unix.Errno(code)
+			}
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// isScarcity reports whether a process could not be started for want of
+// something that may be there later.
+func isScarcity(err error) bool {
+	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
+}

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/iterait/shepherd/shim"
+)
+
+// talk keeps a connection to the runner until dialing ends, and receives from
+// the last one until it ends too, or receiving does. Each connection is a new
+// one: what was said on an earlier one is lost, and so is a job whose answer it
+// should have brought.
+func (s *server) talk(dialing, receiving context.Context) {
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port))
+	for {
+		ctx, cancel := context.WithCancelCause(dialing)
+		conn, err := s.cfg.Dial(ctx, address, s.dialer(cancel))
+		if err != nil {
+			cause := context.Cause(ctx)
+			cancel(nil)
+			if dialing.Err() != nil {
+				return
+			}
+			var foreign *foreignError
+			if errors.As(cause, &foreign) {
+				err = foreign
+			}
+			s.stop(stopRequest{why: fmt.Sprintf("cannot talk to it: %v", err), fault: true})
+			return
+		}
+		cancel(nil)
+		s.connect(conn)
+		for {
+			frame, err := conn.Recv(receiving)
+			if err != nil {
+				s.log.Info("the connection to the runner has ended", "error", err)
+				break
+			}
+			s.answered(frame)
+		}
+		s.disconnect()
+		_ = conn.Close()
+		if receiving.Err() != nil || !s.goesOn(dialing) {
+			return
+		}
+	}
+}
+
+func (s *server) connect(conn Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link = conn
+	if !s.connected {
+		s.connected = true
+		s.session.send(&shim.Message{Kind: shim.KindConnected})
+	}
+	s.forward()
+}
+
+func (s *server) disconnect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link = nil
+}
+
+// goesOn decides what the end of a connection means. Mostly that the runner is
+// ending: that is waited for. If it is not and has a job, the answer to that
+// job cannot come any more, and the runner is stopped. Otherwise a new
+// connection is made.
+func (s *server) goesOn(dialing context.Context) bool {
+	select {
+	case <-dialing.Done():
+		return false
+	case <-time.After(lastBreath):
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.job == "" || s.frame != nil {
+		return true
+	}
+	s.stop(stopRequest{fault: true, why: fmt.Sprintf("its connection ended while it had job %s, so the answer could not come", s.job)})
+	return false
+}
+
+// lastBreath is how long a runner whose socket has closed may take to end.
+const lastBreath = time.Second

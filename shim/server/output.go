@@ -1,0 +1,249 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/shim"
+)
+
+const (
+	tailSize  = 8 << 10 // how much of the runner's output is kept in memory
+	lastLines = 10      // how many lines of it are reported, at most
+	lastBytes = 2 << 10 // and how many bytes
+
+	runnerLog = "runner.log"
+)
+
+// output takes what the runner writes to files, through pipes: so its end is
+// known here, and a log can be rotated without the runner knowing. Memory does
+// not grow with what the runner writes; a file that cannot be written loses
+// lines rather than stop the runner.
+type output struct {
+	stdout, stderr *os.File // the runner's ends, closed by started
+	pipes          []*os.File
+	files          []io.Closer
+	log            *slog.Logger
+	copying        sync.WaitGroup
+
+	mu   sync.Mutex
+	tail []byte
+}
+
+// openOutput opens the files and begins to copy.
+func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
+	o := &output{log: log, tail: make([]byte, 0, 2*tailSize)}
+	defer func() {
+		if err != nil {
+			o.started()
+			o.close()
+		}
+	}()
+	var shared io.Writer
+	for _, stream := range []struct {
+		name, path string
+		into       **os.File
+	}{{"stdout", spec.Runner.Stdout, &o.stdout}, {"stderr", spec.Runner.Stderr, &o.stderr}} {
+		var w io.Writer
+		switch {
+		case stream.path != "":
+			f, err := openAppend(stream.path)
+			if err != nil {
+				return nil, fmt.Errorf("could not open %s log file: %w", stream.name, err)
+			}
+			o.files = append(o.files, f)
+			w = f
+		default:
+			if shared == nil {
+				f, err := openRotated(filepath.Join(spec.LogDir, runnerLog), spec.LogSize, spec.LogKeep)
+				if err != nil {
+					return nil, fmt.Errorf("could not open the runner's log file: %w", err)
+				}
+				o.files = append(o.files, f)
+				shared = f
+			}
+			w = shared
+		}
+		r, end, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		o.pipes = append(o.pipes, r)
+		*stream.into = end
+		o.copying.Go(func() { o.copy(r, w) })
+	}
+	return o, nil
+}
+
+func openAppend(path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+}
+
+func (o *output) copy(r *os.File, w io.Writer) {
+	buffer := make([]byte, 16<<10)
+	failing := false
+	for {
+		n, err := r.Read(buffer)
+		if n > 0 {
+			o.note(buffer[:n])
+			_, werr := w.Write(buffer[:n])
+			if werr != nil && !failing {
+				o.log.Warn("cannot write what the runner says; it is lost until this can be written again", "error", werr)
+			}
+			failing = werr != nil
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// note keeps the end of the output.
+func (o *output) note(p []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(p) > tailSize {
+		p = p[len(p)-tailSize:]
+	}
+	if len(o.tail)+len(p) > cap(o.tail) {
+		n := copy(o.tail, o.tail[len(o.tail)-tailSize:])
+		o.tail = o.tail[:n]
+	}
+	o.tail = append(o.tail, p...)
+}
+
+// started closes the runner's ends here: it has its own.
+func (o *output) started() {
+	for _, f := range []*os.File{o.stdout, o.stderr} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// last waits until the pipes have ended, as they do with the runner's last
+// process, and returns the end of what came through them.
+func (o *output) last() string {
+	deadline := time.Now().Add(time.Second)
+	for _, r := range o.pipes {
+		_ = r.SetReadDeadline(deadline) // the runner may have given one away
+	}
+	o.copying.Wait()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return lastOf(o.tail)
+}
+
+// lastOf returns the last few lines of a text.
+func lastOf(text []byte) string {
+	text = bytes.TrimSpace(text)
+	if len(text) > lastBytes {
+		text = text[len(text)-lastBytes:]
+	}
+	for at, lines := len(text), 0; at >= 0; lines++ {
+		if lines == lastLines {
+			text = text[at+1:]
+			break
+		}
+		at = bytes.LastIndexByte(text[:at], '\n')
+	}
+	return strings.ToValidUTF8(string(text), "\ufffd")
+}
+
+func (o *output) close() {
+	for _, r := range o.pipes {
+		r.Close()
+	}
+	o.copying.Wait()
+	for _, f := range o.files {
+		f.Close()
+	}
+}
+
+// rotated is a log file that is set aside when it is full.
+type rotated struct {
+	path  string
+	limit int64
+	keep  int
+
+	mu   sync.Mutex
+	file *os.File // nil after a failure, until the next write
+	size int64
+}
+
+func openRotated(path string, limit int64, keep int) (*rotated, error) {
+	r := &rotated{path: path, limit: limit, keep: keep}
+	return r, r.open()
+}
+
+func (r *rotated) open() error {
+	f, err := openAppend(r.path)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	r.file, r.size = f, info.Size()
+	return nil
+}
+
+func (r *rotated) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file != nil && r.limit > 0 && r.size > 0 && r.size+int64(len(p)) > r.limit {
+		r.file.Close()
+		r.file = nil
+		if err := r.rotate(); err != nil {
+			return 0, err
+		}
+	}
+	if r.file == nil {
+		if err := r.open(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.file.Write(p)
+	r.size += int64(n)
+	return n, err
+}
+
+// rotate moves PATH to PATH.1, PATH.1 to PATH.2 and so on; the oldest goes.
+func (r *rotated) rotate() error {
+	name := func(n int) string {
+		if n == 0 {
+			return r.path
+		}
+		return fmt.Sprintf("%s.%d", r.path, n)
+	}
+	if r.keep <= 0 {
+		return os.Remove(r.path)
+	}
+	for n := r.keep; n > 0; n-- {
+		if err := os.Rename(name(n-1), name(n)); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *rotated) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil {
+		return nil
+	}
+	return r.file.Close()
+}

@@ -1,0 +1,219 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/shim"
+)
+
+// session is the connection of one daemon.
+type session struct {
+	conn *net.UnixConn
+	out  chan *shim.Message
+	over chan struct{} // closed by cut
+	once sync.Once
+	done chan struct{} // closed when the writer has ended
+}
+
+// outbox is how many messages may wait for a daemon that does not read. There is
+// one for each request it made and each answer it has not acknowledged, so one
+// that fills it is broken.
+const outbox = 64
+
+// send queues a message; a nil session drops it. It never blocks: what does not
+// reach the daemon, it finds when it connects again.
+func (c *session) send(m *shim.Message) {
+	if c == nil {
+		return
+	}
+	select {
+	case c.out <- m:
+	default:
+		c.cut()
+	}
+}
+
+// cut ends the session.
+func (c *session) cut() {
+	c.once.Do(func() {
+		close(c.over)
+		c.conn.Close()
+	})
+}
+
+// drain ends the session when what is queued has been written.
+func (c *session) drain() {
+	_ = c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	c.send(nil)
+	<-c.done
+	c.cut()
+}
+
+func (c *session) write() {
+	defer close(c.done)
+	defer c.cut()
+	for {
+		select {
+		case m := <-c.out:
+			if m == nil || shim.WriteMessage(c.conn, m) != nil {
+				return
+			}
+		case <-c.over:
+			return
+		}
+	}
+}
+
+// accept takes daemons' connections until the listener is closed.
+func (s *server) accept(l *net.UnixListener, running *sync.WaitGroup) {
+	for {
+		conn, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			s.noise.warn("cannot accept a daemon's connection", "error", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+				continue
+			case <-s.quit:
+				return
+			}
+		}
+		if !trusted(conn) {
+			s.noise.warn("refused a connection of another user")
+			conn.Close()
+			continue
+		}
+		running.Go(func() { s.serve(conn, running) })
+	}
+}
+
+// trusted reports whether the other side is our user or root.
+func trusted(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var cred *unix.Ucred
+	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
+		return false
+	}
+	return cred.Uid == 0 || int(cred.Uid) == os.Geteuid()
+}
+
+// serve serves one connection until it ends or a newer one supersedes it.
+func (s *server) serve(conn *net.UnixConn, running *sync.WaitGroup) {
+	c := &session{conn: conn, out: make(chan *shim.Message, outbox), over: make(chan struct{}), done: make(chan struct{})}
+	defer c.cut()
+	stop := make(chan struct{})
+	defer close(stop)
+	running.Go(func() { // a daemon that says nothing does not keep the shim from ending
+		select {
+		case <-s.quit:
+			_ = conn.CloseRead()
+		case <-stop:
+		}
+	})
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	first, err := shim.ReadMessage(conn)
+	if err != nil || first.Kind != shim.KindHello || first.Hello == nil {
+		s.noise.warn("a connection did not begin with hello", "error", err)
+		return
+	}
+	_ = conn.SetReadDeadline(time.Time{})
+	running.Go(c.write)
+	if !s.admit(c) {
+		return
+	}
+	theirs := first.Hello.Version
+	if theirs != shim.Version {
+		s.log.Warn("a daemon of another version has connected; it can only stop the runner", "version", theirs)
+	}
+	for {
+		m, err := shim.ReadMessage(conn)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				s.noise.warn("the daemon's connection ended", "error", err)
+			}
+			break
+		}
+		s.request(c, m, theirs)
+	}
+	s.leave(c)
+}
+
+// admit makes c the session and tells it how things stand.
+func (s *server) admit(c *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.quit:
+		return false
+	default:
+	}
+	if s.session != nil {
+		s.session.cut()
+	}
+	s.session = c
+	s.settleOrphan()
+	c.send(&shim.Message{Kind: shim.KindHello, Hello: &shim.Hello{
+		Version: shim.Version, Life: s.spec.Life, PID: os.Getpid(), RunnerPID: s.pid,
+		Connected: s.connected, Job: s.job, Answers: len(s.answers),
+	}})
+	for _, a := range s.answers {
+		c.send(&shim.Message{Kind: shim.KindAnswer, Answer: &a})
+	}
+	if s.exit != nil {
+		c.send(&shim.Message{Kind: shim.KindExit, Exit: s.exit})
+	}
+	return true
+}
+
+func (s *server) leave(c *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session == c {
+		s.session = nil
+		s.settleOrphan()
+	}
+}
+
+// request serves one request of the daemon.
+func (s *server) request(c *session, m *shim.Message, theirs int) {
+	var err error
+	switch {
+	case m.Kind == shim.KindStop:
+		s.stop(stopRequest{grace: max(m.Grace, 0)})
+	case m.Kind == shim.KindRelease:
+		s.mu.Lock()
+		ended := s.exit != nil
+		s.mu.Unlock()
+		if ended {
+			s.end()
+		} else {
+			err = errors.New("the runner has not ended")
+		}
+	case theirs != shim.Version:
+		err = &shim.VersionError{Shim: shim.Version, Daemon: theirs}
+	case m.Kind == shim.KindSend:
+		err = s.give(messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot})
+	case m.Kind == shim.KindAck:
+		s.acknowledge(m.Job)
+	default:
+		err = errors.New("unknown request")
+	}
+	reply := &shim.Message{Kind: shim.KindReply, Number: m.Number}
+	if err != nil {
+		reply.Error = err.Error()
+	}
+	c.send(reply)
+}
