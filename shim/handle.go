@@ -7,16 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
-	"github.com/iterait/shepherd/shim/internal/proc"
 )
 
 var (
@@ -284,13 +280,13 @@ func (h *Handle) Ack(ctx context.Context, id job.ID) error {
 }
 
 // Kept waits for the answers that the shim kept when it was connected to, and
-// returns those that were not acknowledged since. They are handed out by Recv
-// all the same.
+// returns them. It is to be called before the first Ack. They are handed out by
+// Recv all the same.
 func (h *Handle) Kept(ctx context.Context) ([]Answer, error) {
 	for {
 		h.mu.Lock()
 		enough := h.arrived >= h.hello.Answers
-		kept, wake := slices.Clone(h.kept), h.wake
+		kept, wake := slices.Clone(h.kept[:min(len(h.kept), h.hello.Answers)]), h.wake
 		h.mu.Unlock()
 		if enough {
 			return kept, nil
@@ -338,6 +334,12 @@ func (h *Handle) Wait(ctx context.Context) (Exit, error) {
 
 // settle finds out why the connection has ended without an exit.
 func (h *Handle) settle(ctx context.Context) (Exit, error) {
+	// The kernel ends a process's connection some moments before its lock.
+	ending, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if AwaitEnd(ending, h.path) != nil && ctx.Err() == nil {
+		return Exit{}, ErrSuperseded
+	}
 	settled, err := Settle(ctx, h.path, h.log)
 	switch {
 	case errors.Is(err, errAlive):
@@ -371,23 +373,13 @@ func (h *Handle) Release(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("end the shim in %s: %w", h.path, ctx.Err())
 	}
+	if err := AwaitEnd(ctx, h.path); err != nil {
+		return fmt.Errorf("end the shim in %s: %w", h.path, err)
+	}
 	if h.child != nil {
-		_ = h.child() // it has closed its socket as the last thing it did
+		_ = h.child() // it has ended
 	}
 	return nil
-}
-
-// Kill ends a shim that does not do what it is told; its runner dies with it.
-// Wait then ends what is left.
-func (h *Handle) Kill() error {
-	var state State
-	if err := readJSON(filepath.Join(h.path, stateFile), &state); err != nil {
-		return fmt.Errorf("kill the shim in %s: %w", h.path, err)
-	}
-	if state.Shim.PID != h.hello.PID || state.Shim.PID <= 1 {
-		return fmt.Errorf("kill the shim in %s: its state names process %d and it named itself %d", h.path, state.Shim.PID, h.hello.PID)
-	}
-	return proc.Signal(state.Shim, unix.SIGKILL)
 }
 
 // Detach closes the connection and leaves the shim and its runner up. It may be

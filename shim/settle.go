@@ -72,6 +72,41 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 	return outcome, nil
 }
 
+// Kill ends a shim that does not do what it is told; its runner dies with it.
+// Settle then ends what is left. A shim that has ended is not an error.
+func Kill(folder string) error {
+	var state State
+	if err := readJSON(filepath.Join(folder, stateFile), &state); err != nil {
+		return fmt.Errorf("kill the shim in %s: %w", folder, err)
+	}
+	if boot, err := proc.BootID(); err != nil || boot != state.Boot || state.Shim.PID <= 1 {
+		return err
+	}
+	return proc.Signal(state.Shim, unix.SIGKILL)
+}
+
+// AwaitEnd waits until no shim lives in the folder.
+func AwaitEnd(ctx context.Context, folder string) error {
+	f, err := OpenFolder(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		if free, err := f.TryLock(); free || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // lostJob is the job that counts as under way when the answers cannot be trusted.
 func lostJob(o Outcome) job.ID {
 	if o.Job == "" && len(o.Answers) > 0 {

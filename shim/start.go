@@ -146,7 +146,11 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		conn, err := f.dial(ctx)
 		if err == nil {
-			return newHandle(ctx, folder, conn, log)
+			h, greeting := newHandle(ctx, folder, conn, log)
+			if !errors.Is(greeting, io.EOF) { // else it is just ending
+				return h, greeting
+			}
+			err = greeting
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

@@ -167,7 +167,7 @@ func (s *server) admit(c *session) bool {
 	s.settleOrphan()
 	c.send(&shim.Message{Kind: shim.KindHello, Hello: &shim.Hello{
 		Version: shim.Version, Life: s.spec.Life, PID: os.Getpid(), RunnerPID: s.pid,
-		Connected: s.connected, Job: s.job, Answers: len(s.answers),
+		Connected: s.connected, Exited: s.exit != nil, Job: s.job, Answers: len(s.answers),
 	}})
 	for _, a := range s.answers {
 		c.send(&shim.Message{Kind: shim.KindAnswer, Answer: &a})

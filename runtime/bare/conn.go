@@ -1,0 +1,154 @@
+package bare
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/shim"
+)
+
+// conn is the connection of one Run: its runner's, preceded by the answers that
+// Recover found of earlier ones.
+type conn struct {
+	handle   *shim.Handle
+	dataRoot string
+	settled  chan struct{} // closed when Run is done with it
+
+	mu      sync.Mutex
+	earlier []*remains
+	first   []messenger.Answer // of earlier, not handed out yet
+	own     *remains           // once the runner has ended
+}
+
+var _ messenger.Conn = (*conn)(nil)
+
+func newConn(h *shim.Handle, dataRoot string, earlier []*remains) *conn {
+	c := &conn{handle: h, dataRoot: dataRoot, earlier: earlier, settled: make(chan struct{})}
+	for _, r := range earlier {
+		c.first = append(c.first, r.answers()...)
+	}
+	return c
+}
+
+// settle says what is left of the life, and that Run is done with it.
+func (c *conn) settle(r *remains) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.settled:
+	default:
+		c.own = r
+		close(c.settled)
+	}
+}
+
+// Send gives a job to the runner; without a data root, it is the sheep's.
+func (c *conn) Send(ctx context.Context, in messenger.Input) error {
+	in.IODataRoot = cmp.Or(in.IODataRoot, c.dataRoot)
+	return c.handle.Send(ctx, in)
+}
+
+func (c *conn) Recv(ctx context.Context) (messenger.Answer, error) {
+	c.mu.Lock()
+	if len(c.first) > 0 {
+		defer c.mu.Unlock()
+		a := c.first[0]
+		c.first = c.first[1:]
+		return a, nil
+	}
+	c.mu.Unlock()
+	return c.handle.Recv(ctx)
+}
+
+// Ack works for answers that came before the end even after it: they are in the
+// folder then.
+func (c *conn) Ack(ctx context.Context, id job.ID) error {
+	for _, r := range c.earlier {
+		if ok, err := r.ack(id); ok {
+			return err
+		}
+	}
+	err := c.handle.Ack(ctx, id)
+	if !errors.Is(err, messenger.ErrClosed) {
+		return err
+	}
+	select {
+	case <-c.settled:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	c.mu.Lock()
+	own := c.own
+	c.mu.Unlock()
+	if own == nil {
+		return messenger.ErrClosed
+	}
+	if ok, err := own.ack(id); ok {
+		return err
+	}
+	return messenger.ErrClosed
+}
+
+// closedConn is the connection before the first Run.
+type closedConn struct{}
+
+func (closedConn) Send(context.Context, messenger.Input) error { return messenger.ErrClosed }
+func (closedConn) Recv(context.Context) (messenger.Answer, error) {
+	return messenger.Answer{}, messenger.ErrClosed
+}
+func (closedConn) Ack(context.Context, job.ID) error { return messenger.ErrClosed }
+
+// remains are what a life leaves whose runner and shim have ended: its folder,
+// until the answers in it are acknowledged.
+type remains struct {
+	folder string
+
+	mu      sync.Mutex
+	outcome shim.Outcome
+}
+
+func (r *remains) empty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.outcome.Job == "" && len(r.outcome.Answers) == 0
+}
+
+func (r *remains) job() job.ID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.outcome.Job
+}
+
+func (r *remains) answers() []messenger.Answer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return answersOf(r.outcome.Answers)
+}
+
+func answersOf(kept []shim.Answer) []messenger.Answer {
+	var list []messenger.Answer
+	for _, a := range kept {
+		list = append(list, messenger.Answer{JobID: a.Job, Failure: a.Failure})
+	}
+	return list
+}
+
+// ack forgets an answer; false when there is no such one.
+func (r *remains) ack(id job.ID) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	left := slices.DeleteFunc(slices.Clone(r.outcome.Answers), func(a shim.Answer) bool { return a.Job == id })
+	if len(left) == len(r.outcome.Answers) {
+		return false, nil
+	}
+	r.outcome.Answers = left
+	if len(left) == 0 && r.outcome.Job == "" {
+		return true, shim.Remove(r.folder)
+	}
+	return true, shim.WriteOutcome(r.folder, r.outcome)
+}

@@ -1,0 +1,142 @@
+package bare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/shim"
+)
+
+// Recover takes up what an earlier daemon left of this sheep. Until Forget, Ack
+// or Close nothing that a later call would need is removed, so it can be
+// interrupted at any point and done again. See runtime.Recoverer.
+func (s *sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
+	entries, err := os.ReadDir(s.lives)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for runners of sheep %s: %w", s.name, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if err := s.recoverLife(ctx, filepath.Join(s.lives, e.Name())); err != nil {
+			errs = append(errs, fmt.Errorf("take up a runner of sheep %s: %w", s.name, err))
+		}
+	}
+	recovered, err := s.recovered(ctx)
+	return recovered, errors.Join(append(errs, err)...)
+}
+
+// recoverLife finds out about one life: it is the sheep's runner, or remains.
+func (s *sheep) recoverLife(ctx context.Context, folder string) error {
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	h, err := shim.Attach(asking, folder, s.log)
+	var version *shim.VersionError
+	switch {
+	case ctx.Err() != nil:
+		if h != nil {
+			h.Detach()
+		}
+		return ctx.Err()
+	case err == nil && h.Hello().Exited:
+		<-h.Ended()
+		_, _, err := s.bury(h, folder)
+		return err
+	case err == nil:
+		return s.takeUp(h, folder)
+	case errors.As(err, &version):
+		s.log.Warn("A runner of another version of shepherd cannot be taken up; stopping it", "error", err)
+		lost := shim.Outcome{Job: h.Hello().Job, Exit: &shim.Exit{Code: -1, Lost: true, Detail: version.Error()}}
+		if _, err := s.stop(h, folder); err != nil {
+			return err
+		}
+		if lost.Job != "" {
+			s.keep(folder, lost)
+		}
+		return nil
+	case !errdefs.IsNotFound(err):
+		s.log.Warn("A shim does not answer; killing it and its runner", "error", err)
+		if err := shim.Kill(folder); err != nil {
+			return err
+		}
+		if err := shim.AwaitEnd(ctx, folder); err != nil {
+			return err
+		}
+	}
+	outcome, err := shim.Settle(ctx, folder, s.log)
+	if err != nil {
+		return err
+	}
+	s.log.Info("A runner ended while no daemon was there", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
+	s.keep(folder, outcome)
+	return nil
+}
+
+// takeUp makes a living runner the sheep's. There is one at most, unless the
+// folders were meddled with.
+func (s *sheep) takeUp(h *shim.Handle, folder string) error {
+	spec, err := shim.ReadSpec(folder)
+	s.mu.Lock()
+	another := s.found != nil
+	if err == nil && !another {
+		s.found = &found{handle: h, folder: folder, model: spec.Model}
+	}
+	s.mu.Unlock()
+	if err == nil && !another {
+		return nil
+	}
+	s.log.Warn("Stopping a runner that is one too many or not known", "pid", h.PID(), "error", err)
+	_, err = s.stop(h, folder)
+	return err
+}
+
+// recovered puts together what there is.
+func (s *sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
+	s.mu.Lock()
+	life := s.found
+	past := slices.Clone(s.past)
+	s.mu.Unlock()
+	r := new(runtime.Recovered)
+	for _, p := range past {
+		r.Answers = append(r.Answers, p.answers()...)
+		if id := p.job(); id != "" {
+			r.Job = id
+		}
+		if spec, err := shim.ReadSpec(p.folder); err == nil {
+			r.Model = spec.Model
+		}
+		if p.outcome.Exit != nil {
+			r.Exit = exitOf(*p.outcome.Exit)
+		}
+	}
+	if life == nil {
+		if len(past) == 0 {
+			return nil, nil
+		}
+		r.Forget = func() error {
+			var errs []error
+			for _, p := range past {
+				errs = append(errs, s.remove(p))
+			}
+			return errors.Join(errs...)
+		}
+		return r, nil
+	}
+	kept, err := life.handle.Kept(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Model, r.Running, r.Exit = life.model, true, nil
+	r.Job = life.handle.Hello().Job
+	r.Answers = append(r.Answers, answersOf(kept)...)
+	return r, nil
+}
