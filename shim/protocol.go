@@ -63,7 +63,7 @@ type Hello struct {
 	PID       int    `json:"pid,omitempty"`        // the shim's
 	RunnerPID int    `json:"runner_pid,omitempty"` // 0 while there is none
 	Connected bool   `json:"connected,omitempty"`
-	Exited    bool   `json:"exited,omitempty"` // an exit message follows the answers
+	Exited    bool   `json:"exited,omitempty"`  // an exit message follows the answers
 	Job       job.ID `json:"job,omitempty"`     // given and not answered
 	Answers   int    `json:"answers,omitempty"` // not acknowledged; that many answer messages follow
 }

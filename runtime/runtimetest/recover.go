@@ -1,0 +1,208 @@
+package runtimetest
+
+import (
+	"errors"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+
+	"os"
+)
+
+// leave ends a daemon's time and leaves its runner up.
+func (l *life) leave() {
+	l.t.Helper()
+	l.sheep.Detach()
+	if err := l.wait(); !errors.Is(err, runtime.ErrDetached) {
+		l.t.Fatalf("after Detach Run returned %v, want %v", err, runtime.ErrDetached)
+	}
+	if _, err := l.conn.Recv(l.ctx()); !errors.Is(err, messenger.ErrClosed) {
+		l.t.Errorf("Recv after Detach: %v, want %v", err, messenger.ErrClosed)
+	}
+	l.close()
+}
+
+// comeBack is a new daemon that recovers.
+func (w *world) comeBack() (*daemon, *runtime.Recovered) {
+	w.t.Helper()
+	d := w.daemon()
+	found := d.recover()
+	if found == nil {
+		w.t.Fatal("Recover found nothing")
+	}
+	return d, found
+}
+
+func testDetachIdle(t *testing.T, w *world) {
+	l := w.up()
+	pid, _ := l.do("")
+	for n := 2; n < 5; n++ {
+		l.leave()
+		d, found := w.comeBack()
+		if !found.Running || found.Model != good || found.Job != "" || len(found.Answers) > 0 || found.Exit != nil || found.Forget != nil {
+			t.Fatalf("got %+v, want the running idle runner of %s", found, good)
+		}
+		l = d.run()
+		if l.pid != pid {
+			t.Errorf("attached to process %d, was %d", l.pid, pid)
+		}
+		l.awaitConnected()
+		if got, jobs := l.do(""); got != pid || jobs != n {
+			t.Errorf("job %d was the %d. of process %d, want of %d", n, jobs, got, pid)
+		}
+	}
+	l.leave()
+	w.daemon().close()   // a daemon that does not look
+	d, _ := w.comeBack() // one that looks and goes away
+	d.close()            //
+	d, _ = w.comeBack()  // one that has the same model in mind
+	d.load(good)         //
+	l = d.run()          //
+	if l.pid != pid {    //
+		t.Errorf("attached to process %d, was %d", l.pid, pid)
+	}
+	l.leave()
+	w.h.AddModel(t, bare, "") // and one that wants another
+	d, _ = w.comeBack()
+	defer d.close()
+	d.load(bare)
+	l = d.run()
+	if got, jobs := l.do(""); got == pid || jobs != 1 {
+		t.Errorf("the runner of another model is process %d with %d jobs, was %d", got, jobs, pid)
+	}
+	l.slaughter()
+}
+
+func testDetachWithJob(t *testing.T, w *world) {
+	l := w.up()
+	gate := filepath.Join(t.TempDir(), "go")
+	id := w.prepare("await " + gate)
+	l.send(id)
+	pid := l.pid
+	for range 2 {
+		l.leave()
+		d, found := w.comeBack()
+		if !found.Running || found.Job != id || len(found.Answers) > 0 {
+			t.Fatalf("got %+v, want the runner with job %s", found, id)
+		}
+		l = d.run()
+		l.send(id) // does nothing
+	}
+	defer l.close()
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.recv(id)
+	l.ack(id)
+	if got, jobs := w.output(id); got != pid || jobs != 1 {
+		t.Errorf("the job was the %d. of process %d, want the first of %d", jobs, got, pid)
+	}
+	l.slaughter()
+}
+
+func testDetachAnswered(t *testing.T, w *world) {
+	l := w.up()
+	var ids []job.ID
+	for _, script := range []string{"", "error KeyError", ""} {
+		id := w.prepare(script)
+		l.send(id)
+		l.recv(id)
+		ids = append(ids, id)
+	}
+	l.ack(ids[0])
+	for range 2 { // what is not acknowledged comes again
+		l.leave()
+		d, found := w.comeBack()
+		got := jobsOf(found.Answers)
+		if !found.Running || found.Job != "" || !slices.Equal(got, ids[1:]) {
+			t.Fatalf("got %+v, want answers to %v", found, ids[1:])
+		}
+		l = d.run()
+		if f := l.recv(ids[1]); f == nil || f.Message != "KeyError: 'key'" {
+			t.Errorf("got %+v, want the KeyError", f)
+		}
+		if f := l.recv(ids[2]); f != nil {
+			t.Errorf("got %+v, want none", f)
+		}
+	}
+	defer l.close()
+	l.ack(ids[2])
+	l.ack(ids[1])
+	l.do("")
+	l.slaughter()
+}
+
+func jobsOf(answers []messenger.Answer) []job.ID {
+	var ids []job.ID
+	for _, a := range answers {
+		ids = append(ids, a.JobID)
+	}
+	return ids
+}
+
+func testDetachExit(t *testing.T, w *world) {
+	l := w.up()
+	gate := filepath.Join(t.TempDir(), "go")
+	first := w.prepare("")
+	l.send(first)
+	l.recv(first)
+	id := w.prepare("await " + gate + "\nprint oops\nexit 9")
+	l.send(id)
+	pid := l.pid
+	l.leave()
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	awaitGone(t, pid)
+	for range 2 { // until it is forgotten
+		d, found := w.comeBack()
+		if found.Running {
+			// It was found in its last moments: then Run tells.
+			if exit := d.launch().exit(); exit.Code != 9 {
+				t.Errorf("got %+v, want code 9", exit)
+			}
+			d.close()
+			continue
+		}
+		if found.Model != good || found.Job != id || found.Exit == nil || found.Exit.Code != 9 || found.Exit.LastLog != "oops" {
+			t.Errorf("got %+v with exit %+v, want job %s and code 9", found, found.Exit, id)
+		}
+		if !slices.Equal(jobsOf(found.Answers), []job.ID{first}) {
+			t.Errorf("got answers %+v, want that to %s", found.Answers, first)
+		}
+		d.close()
+	}
+	d, found := w.comeBack()
+	if err := found.Forget(); err != nil {
+		t.Error(err)
+	}
+	d.load(good)
+	l = d.run()
+	l.do("")
+	l.slaughter()
+	d.close()
+	if found := w.daemon().recover(); found != nil {
+		t.Errorf("after Forget: got %+v, want nothing", found)
+	}
+}
+
+func testRecoverNothing(t *testing.T, w *world) {
+	d := w.daemon()
+	if found := d.recover(); found != nil {
+		t.Errorf("got %+v in a world where nothing ran", found)
+	}
+	d.close()
+	l := w.up()
+	l.do("")
+	l.slaughter()
+	l.close()
+	d = w.daemon()
+	if found := d.recover(); found != nil {
+		t.Errorf("got %+v after the runner was stopped", found)
+	}
+	d.close()
+}

@@ -1,0 +1,265 @@
+package runtimetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/messenger/zmq"
+)
+
+// RunnerMain is the main function of the scripted runner, called as
+//
+//	runner -p PORT NAME/VERSION/config.yaml
+//
+// It does what scripts tell it: config.yaml when it starts, inputs/input for
+// each job; a script is a command a line. It never returns.
+//
+//	sleep DURATION    wait
+//	await PATH        wait until the file exists
+//	exit CODE         end the process
+//	signal NAME       send itself a signal ("SIGKILL")
+//	ignore TERM       go on when told to end
+//	fork              start a process that leaves the group, session and parent
+//	print TEXT        write a line to standard output
+//	flood BYTES       write that much to standard output
+//	allocate MIB      use memory
+//	serve HTTP        (config) accept connections and answer nonsense
+//	reply             answer that the job is done; also what is done at the end
+//	reply garbage     send what is not a message
+//	reply for ID      answer for another job
+//	reply as JSON     send that frame
+//	error TYPE        answer that the job failed
+//	silence           do not answer at the end
+//	unbind            close all connections, bind again and do not answer
+//
+// A job that is done has the runner's process id, and how many jobs it has had,
+// in outputs/output.
+func RunnerMain(args []string) {
+	if len(args) == 1 && args[0] == sleeper {
+		time.Sleep(time.Hour)
+		os.Exit(0)
+	}
+	if err := runRunner(args); err != nil {
+		fmt.Fprintln(os.Stderr, "runner:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+const sleeper = "sleeper"
+
+type scripted struct {
+	ctx    context.Context
+	port   string
+	router *zmq.Router
+	peer   *zmq.Peer
+	job    job.ID
+	root   string // io_data_root
+	jobs   int
+	quiet  bool
+}
+
+func runRunner(args []string) error {
+	if len(args) != 3 || args[0] != "-p" {
+		return fmt.Errorf("called with %q, expected -p PORT CONFIG", args)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	r := &scripted{ctx: ctx, port: args[1]}
+	script, err := os.ReadFile(args[2])
+	if err != nil {
+		return err
+	}
+	if err := r.obey(string(script)); err != nil {
+		return err
+	}
+	if err := r.bind(); err != nil {
+		return err
+	}
+	for {
+		m, err := r.router.Recv(r.ctx)
+		if err != nil {
+			return nil // told to end
+		}
+		in, err := messenger.DecodeInput(m.Frame)
+		if err != nil {
+			return err
+		}
+		r.peer, r.job, r.root, r.quiet = m.From, in.JobID, in.IODataRoot, false
+		r.jobs++
+		if err := r.process(); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *scripted) bind() error {
+	router, err := zmq.Listen(r.ctx, zmq.RouterConfig{Endpoint: "tcp://0.0.0.0:" + r.port, Identity: "runner"})
+	r.router = router
+	return err
+}
+
+func (r *scripted) process() error {
+	dir := filepath.Join(r.root, string(r.job))
+	script, err := os.ReadFile(filepath.Join(dir, job.InputDir, job.DefaultInput))
+	if err != nil {
+		return err
+	}
+	if err := r.obey(string(script)); err != nil || r.quiet {
+		return err
+	}
+	text := fmt.Sprintf("%d %d", os.Getpid(), r.jobs)
+	if err := os.WriteFile(filepath.Join(dir, job.OutputDir, job.DefaultOutput), []byte(text), 0o644); err != nil {
+		return err
+	}
+	return r.answer(messenger.Answer{JobID: r.job})
+}
+
+func (r *scripted) answer(a messenger.Answer) error {
+	frame, err := messenger.EncodeAnswer(a)
+	if err != nil {
+		return err
+	}
+	return r.send(frame)
+}
+
+// send answers the one who asked; whoever is gone does not hear it.
+func (r *scripted) send(frame []byte) error {
+	if err := r.router.Send(r.ctx, r.peer, frame); err != nil && !errors.Is(err, messenger.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+func (r *scripted) obey(script string) error {
+	for line := range strings.Lines(script) {
+		words := strings.SplitN(strings.TrimSpace(line), " ", 2)
+		if words[0] == "" {
+			continue
+		}
+		rest := ""
+		if len(words) == 2 {
+			rest = words[1]
+		}
+		if err := r.do(words[0], rest); err != nil {
+			return fmt.Errorf("%s: %w", line, err)
+		}
+	}
+	return nil
+}
+
+func (r *scripted) do(verb, rest string) error {
+	switch verb {
+	case "sleep":
+		d, err := time.ParseDuration(rest)
+		time.Sleep(d)
+		return err
+	case "await":
+		for {
+			if _, err := os.Stat(rest); err == nil {
+				return nil
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	case "exit":
+		code, err := strconv.Atoi(rest)
+		if err != nil {
+			return err
+		}
+		os.Exit(code)
+	case "signal":
+		if err := unix.Kill(os.Getpid(), unix.SignalNum(rest)); err != nil {
+			return err
+		}
+		time.Sleep(time.Minute) // it arrives in a moment
+	case "ignore":
+		signal.Ignore(unix.SIGTERM)
+		r.ctx = context.Background()
+	case "fork":
+		return fork()
+	case "print":
+		fmt.Println(rest)
+	case "flood":
+		n, err := strconv.Atoi(rest)
+		if err != nil {
+			return err
+		}
+		line := append(bytes.Repeat([]byte("x"), 99), '\n')
+		for ; n > 0; n -= len(line) {
+			os.Stdout.Write(line)
+		}
+	case "allocate":
+		mib, err := strconv.Atoi(rest)
+		if err != nil {
+			return err
+		}
+		data := make([]byte, mib<<20)
+		for i := 0; i < len(data); i += 4096 {
+			data[i] = 1
+		}
+		time.Sleep(time.Minute)
+		_ = data[len(data)-1]
+	case "serve":
+		return serveNonsense(r.port)
+	case "reply":
+		return r.reply(rest)
+	case "error":
+		r.quiet = true
+		return r.answer(messenger.Answer{JobID: r.job, Failure: &job.Failure{
+			Message: rest + ": 'key'", Type: "<class '" + rest + "'>", Traceback: "['  File \"model.py\", line 1']",
+		}})
+	case "silence":
+		r.quiet = true
+	case "unbind":
+		r.quiet = true
+		if err := r.router.Close(); err != nil {
+			return err
+		}
+		return r.bind()
+	default:
+		return errors.New("unknown command")
+	}
+	return nil
+}
+
+func (r *scripted) reply(rest string) error {
+	kind, arg, _ := strings.Cut(rest, " ")
+	switch kind {
+	case "":
+		return r.answer(messenger.Answer{JobID: r.job})
+	case "garbage":
+		return r.send([]byte("\x00\xff not a message"))
+	case "for":
+		return r.answer(messenger.Answer{JobID: job.ID(arg)})
+	case "as":
+		return r.send([]byte(arg))
+	}
+	return errors.New("unknown command")
+}
+
+// fork leaves a process behind as a daemon does, and worse: in its own session,
+// without a parent.
+func fork() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// A shell in between, which ends at once, makes it an orphan.
+	cmd := exec.Command("/bin/sh", "-c", `"$0" "$@" >/dev/null 2>&1 &`, self, sleeper)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd.Run()
+}
