@@ -28,8 +28,8 @@
 // Both sides send messages, each a JSON object preceded by its length, four
 // bytes, big endian. The daemon begins with hello and its protocol version; the
 // shim answers hello with its own, followed by the answers it keeps and the exit
-// if there is one. Requests of the daemon carry a number and are each answered by a
-// reply with that number. A connection that says hello supersedes an earlier
+// if there is one. Requests of the daemon that carry a number are each answered by
+// a reply with that number. A connection that says hello supersedes an earlier
 // one. Where the versions differ only stop and release are served: these, and
 // hello, are the same in all versions.
 package shim

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 )
@@ -39,6 +41,7 @@ type Handle struct {
 	number   uint64
 	replies  map[uint64]chan *Message
 	pid      int
+	job      job.ID   // given and not answered
 	kept     []Answer // not acknowledged, oldest first
 	unread   int      // the last so many of kept were not handed out
 	arrived  int      // answers since the hello
@@ -91,6 +94,7 @@ func newHandle(ctx context.Context, path string, conn net.Conn, log *slog.Logger
 	if h.hello.Connected {
 		close(h.connected)
 	}
+	h.job = h.hello.Job
 	go h.receive()
 	if h.hello.Version != Version {
 		return h, &VersionError{Shim: h.hello.Version, Daemon: Version}
@@ -182,6 +186,9 @@ func (h *Handle) add(a Answer) {
 	h.kept = append(h.kept, a)
 	h.unread++
 	h.arrived++
+	if h.job == a.Job {
+		h.job = ""
+	}
 	close(h.wake)
 	h.wake = make(chan struct{})
 }
@@ -231,14 +238,38 @@ func (h *Handle) forget(number uint64) {
 	delete(h.replies, number)
 }
 
-// Send gives a job to the runner. See messenger.Conn.
+// Send gives a job to the runner. It does not wait for the shim to take it: that
+// it will is known here. See messenger.Conn.
 func (h *Handle) Send(ctx context.Context, in messenger.Input) error {
-	select {
-	case <-h.ended:
-		return messenger.ErrClosed
-	default:
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	return h.request(ctx, &Message{Kind: KindSend, Job: in.JobID, DataRoot: in.IODataRoot})
+	h.mu.Lock()
+	switch {
+	case h.closed || h.exit != nil:
+		h.mu.Unlock()
+		return messenger.ErrClosed
+	case h.hello.Version != Version:
+		h.mu.Unlock()
+		return &VersionError{Shim: h.hello.Version, Daemon: Version}
+	case h.job == in.JobID, slices.ContainsFunc(h.kept, func(a Answer) bool { return a.Job == in.JobID }):
+		h.mu.Unlock()
+		return nil
+	case h.job != "":
+		defer h.mu.Unlock()
+		return fmt.Errorf("send job %s: job %s is under way: %w", in.JobID, h.job, errdefs.ErrFailedPrecondition)
+	case len(h.kept) >= messenger.MaxKept:
+		defer h.mu.Unlock()
+		return fmt.Errorf("send job %s: %d answers are not acknowledged: %w", in.JobID, len(h.kept), errdefs.ErrFailedPrecondition)
+	}
+	h.job = in.JobID
+	h.mu.Unlock()
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	if err := WriteMessage(h.conn, &Message{Kind: KindSend, Job: in.JobID, DataRoot: in.IODataRoot}); err != nil {
+		return messenger.ErrClosed // the reader notices, too
+	}
+	return nil
 }
 
 // Recv waits for the next answer. See messenger.Conn.

@@ -119,6 +119,9 @@ func lostJob(o Outcome) job.ID {
 // itself dies with its shim; this is for what it forked.
 func endLeftovers(ctx context.Context, life string, state State, log *slog.Logger) error {
 	group := cgroup.Open(GroupName(life), state.Groups)
+	if len(group.Dirs()) == 0 { // its state is damaged, or was never written
+		group = cgroup.Find(GroupName(life))
+	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		all, err := proc.All()
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 
 func main() {
 	// There is one of these for each sheep: it is to be small before it is fast.
-	runtime.GOMAXPROCS(2)
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(8 << 20)
 	if len(os.Args) != 2 {

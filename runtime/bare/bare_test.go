@@ -1,7 +1,7 @@
 package bare_test
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -34,7 +34,10 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(roleVar) {
 	case "runner":
 		runtimetest.RunnerMain(os.Args[1:])
+	case "echo":
+		echoMain(os.Args[1:])
 	case "daemon":
+		shimPath = os.Getenv("SHEPHERD_TEST_SHIM")
 		daemonMain(os.Args[1:])
 	}
 	dir, err := os.MkdirTemp("", "shepherd-bare-")
@@ -65,6 +68,7 @@ type world struct {
 	dir  string
 	port string // YAML of the port; empty means none
 	more string // more of a sheep's configuration
+	role string // of the runner; empty means the scripted one
 }
 
 func newWorld(t testing.TB) *world {
@@ -108,8 +112,8 @@ func (w *world) config() string {
 	if err != nil {
 		panic(err)
 	}
-	text := fmt.Sprintf("type: bare\nworking_directory: %s\ncommand: [%s]\nenv: {%s: runner, %s: %q}\n",
-		w.models(), self, roleVar, worldVar, w.dir)
+	text := fmt.Sprintf("type: bare\nworking_directory: %s\ncommand: [%s]\nenv: {%s: %s, %s: %q}\n",
+		w.models(), self, roleVar, cmp.Or(w.role, "runner"), worldVar, w.dir)
 	if w.port != "" {
 		text += "port: " + w.port + "\n"
 	}
@@ -185,7 +189,3 @@ func TestConformance(t *testing.T) {
 		}
 	})
 }
-
-var _ = context.Background
-
-func daemonMain([]string) {}

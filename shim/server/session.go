@@ -211,6 +211,12 @@ func (s *server) request(c *session, m *shim.Message, theirs int) {
 	default:
 		err = errors.New("unknown request")
 	}
+	if m.Number == 0 {
+		if err != nil {
+			s.noise.warn("refused a request", "kind", m.Kind, "job", m.Job, "error", err)
+		}
+		return
+	}
 	reply := &shim.Message{Kind: shim.KindReply, Number: m.Number}
 	if err != nil {
 		reply.Error = err.Error()

@@ -60,6 +60,17 @@ func Open(name string, dirs []string) Group {
 	return g
 }
 
+// Find takes up the groups called name below the groups this process is in, for
+// who does not know what Create returned.
+func Find(name string) Group {
+	parents := ownGroups()
+	var dirs []string
+	for _, parent := range parents.Dirs() {
+		dirs = append(dirs, filepath.Join(parent, name))
+	}
+	return Open(name, dirs)
+}
+
 // Dirs returns the folders of the groups; there may be none.
 func (g Group) Dirs() []string {
 	return slices.DeleteFunc([]string{g.v2, g.memory1}, func(dir string) bool { return dir == "" })

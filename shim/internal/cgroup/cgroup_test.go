@@ -109,6 +109,9 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	if again := Open(name, g.Dirs()); !slices.Equal(again.Dirs(), g.Dirs()) {
 		t.Errorf("opened again: %v, want %v", again.Dirs(), g.Dirs())
 	}
+	if again := Find(name); !slices.Equal(again.Dirs(), g.Dirs()) {
+		t.Errorf("found again: %v, want %v", again.Dirs(), g.Dirs())
+	}
 	g.Kill()
 	if err := cmd.Wait(); err == nil {
 		t.Error("the process ended by itself")
