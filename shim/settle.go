@@ -24,9 +24,10 @@ var errAlive = errors.New("the shim lives")
 func GroupName(life string) string { return "shepherd-" + life }
 
 // Settle finds out how a life ended whose shim is dead, and ends every process
-// of it that is still there. Exit is always set in what it returns. Nothing is
-// written or removed, so it can be interrupted and repeated; Remove removes the
-// folder when what it said is safe.
+// of it that is still there. Exit is always set in what it returns. Nothing that
+// tells of the life is written or removed, so Settle can be interrupted and
+// repeated; Remove removes the folder when what it said is safe. A shim that was
+// about to begin in the folder finds no spec any more, and ends.
 //
 // Answers that were kept are returned, except after a restart of the machine:
 // the files of the jobs they speak of may not have reached the disk.
@@ -51,7 +52,13 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 		return Outcome{}, fmt.Errorf("tell this boot of the machine from others: %w", err)
 	}
 	var state State
-	if err := readJSON(filepath.Join(f.Path(), stateFile), &state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = readJSON(filepath.Join(f.Path(), stateFile), &state)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it has not begun, and shall not
+		if err := os.Remove(filepath.Join(f.Path(), specFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Outcome{}, err
+		}
+	case err != nil:
 		log.Warn("the state of a dead shim cannot be read; its processes are found by their mark", "dir", folder, "error", err)
 		state = State{}
 	}

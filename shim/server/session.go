@@ -17,6 +17,7 @@ import (
 // session is the connection of one daemon.
 type session struct {
 	conn *net.UnixConn
+	turn int // in the order of connecting
 	out  chan *shim.Message
 	over chan struct{} // closed by cut
 	once sync.Once
@@ -74,7 +75,7 @@ func (c *session) write() {
 
 // accept takes daemons' connections until the listener is closed.
 func (s *server) accept(l *net.UnixListener, running *sync.WaitGroup) {
-	for {
+	for turn := 1; ; turn++ {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
@@ -93,7 +94,7 @@ func (s *server) accept(l *net.UnixListener, running *sync.WaitGroup) {
 			conn.Close()
 			continue
 		}
-		running.Go(func() { s.serve(conn, running) })
+		running.Go(func() { s.serve(conn, turn, running) })
 	}
 }
 
@@ -111,8 +112,8 @@ func trusted(conn *net.UnixConn) bool {
 }
 
 // serve serves one connection until it ends or a newer one supersedes it.
-func (s *server) serve(conn *net.UnixConn, running *sync.WaitGroup) {
-	c := &session{conn: conn, out: make(chan *shim.Message, outbox), over: make(chan struct{}), done: make(chan struct{})}
+func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
+	c := &session{conn: conn, turn: turn, out: make(chan *shim.Message, outbox), over: make(chan struct{}), done: make(chan struct{})}
 	defer c.cut()
 	stop := make(chan struct{})
 	defer close(stop)
@@ -151,7 +152,9 @@ func (s *server) serve(conn *net.UnixConn, running *sync.WaitGroup) {
 	s.leave(c)
 }
 
-// admit makes c the session and tells it how things stand.
+// admit makes c the session and tells it how things stand. The newest connection
+// is the daemon's, not the one that says hello last: of a daemon that was killed
+// in between, both may still be on their way.
 func (s *server) admit(c *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,6 +164,9 @@ func (s *server) admit(c *session) bool {
 	default:
 	}
 	if s.session != nil {
+		if s.session.turn > c.turn {
+			return false
+		}
 		s.session.cut()
 	}
 	s.session = c
