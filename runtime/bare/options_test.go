@@ -1,0 +1,192 @@
+package bare
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+)
+
+func TestSplitWords(t *testing.T) {
+	for _, c := range []struct {
+		line string
+		want []string
+	}{
+		{"", nil},
+		{"  a\tb \n c ", []string{"a", "b", "c"}},
+		{`python3 -m "my runner" 'a "b" \' c\ d`, []string{"python3", "-m", "my runner", `a "b" \`, "c d"}},
+		{`"a\"b" "a\nb" "a\\b"`, []string{`a"b`, `a\nb`, `a\b`}},
+		{`'' "" a''b`, []string{"", "", "ab"}},
+		{"$HOME `x` *", []string{"$HOME", "`x`", "*"}},
+	} {
+		got, err := splitWords(c.line)
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%q: got %q, %v, want %q", c.line, got, err, c.want)
+		}
+	}
+	for _, bad := range []string{`'a`, `a "b`, `a\`} {
+		if got, err := splitWords(bad); err == nil {
+			t.Errorf("%q: got %q, want an error", bad, got)
+		}
+	}
+}
+
+func FuzzSplitWords(f *testing.F) {
+	f.Add(`a 'b c' "d\"e" f\ g`)
+	f.Fuzz(func(t *testing.T, line string) {
+		words, err := splitWords(line)
+		if err != nil {
+			return
+		}
+		var quoted []string
+		for _, w := range words {
+			quoted = append(quoted, "'"+strings.ReplaceAll(w, "'", `'\''`)+"'")
+		}
+		again, err := splitWords(strings.Join(quoted, " "))
+		if err != nil || !slices.Equal(again, words) {
+			t.Errorf("%q gives %q, which quoted gives %q, %v", line, words, again, err)
+		}
+	})
+}
+
+func TestCommand(t *testing.T) {
+	m := job.Model{Name: "group/digits", Version: "v1"}
+	for _, c := range []struct {
+		command Words
+		model   job.Model
+		want    string
+	}{
+		{nil, m, "shepherd-runner -p 9001 group/digits/v1/config.yaml"},
+		{nil, job.Model{Name: "digits"}, "shepherd-runner -p 9001 digits/config.yaml"},
+		{Words{"python3", "run.py"}, m, "python3 run.py -p 9001 group/digits/v1/config.yaml"},
+		{Words{"run", "--port={port}", "--model", "{model}:{version}", "{config}"}, m, "run --port=9001 --model group/digits:v1 group/digits/v1/config.yaml"},
+		{Words{"run", "{config}"}, job.Model{Name: "{port}"}, "run {port}/config.yaml"}, // a model's name is not a template
+	} {
+		o := Options{Command: c.command}
+		if got := strings.Join(o.command(c.model, 9001), " "); got != c.want {
+			t.Errorf("%q with %v: got %q, want %q", c.command, c.model, got, c.want)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	daemon := []string{"PATH=/bin", "CUDA_VISIBLE_DEVICES=7", "A=1", "=odd"}
+	for _, c := range []struct {
+		devices []string
+		env     map[string]string
+		want    []string
+	}{
+		{nil, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+		{[]string{"/dev/nvidiactl", "/dev/nvidia3", "/dev/nvidia-uvm", "/dev/nvidia12", "/dev/dri/card0"}, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=3,12", "PATH=/bin"}},
+		{[]string{"nvidia.com/gpu=GPU-0a1b-2c", "nvidia.com/gpu=0", "nvidia.com/gpu=MIG-GPU-aa/1/0"}, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c,0,MIG-GPU-aa/1/0", "PATH=/bin"}},
+		{[]string{"all"}, nil, []string{"A=1", "PATH=/bin"}},
+		{nil, map[string]string{"A": "2", "B": ""}, []string{"A=2", "B=", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+	} {
+		o := Options{Devices: c.devices, Env: c.env}
+		if got := o.environment(daemon); !slices.Equal(got, c.want) {
+			t.Errorf("%v, %v: got %q, want %q", c.devices, c.env, got, c.want)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	read := func(text string) (*sheep, error) {
+		s, err := New(Config{DataRoot: "/data", StateDir: "/state"}).NewSheep("dolly", func(into any) error {
+			return yaml.NewDecoder(strings.NewReader(text), yaml.Strict()).Decode(into)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return s.(*sheep), nil
+	}
+	s, err := read(`
+type: bare
+port: 9001
+devices: [/dev/nvidia0]
+working_directory: /models
+stdout_file: /var/log/out
+stderr_file: /var/log/err
+command: python3 -m runner
+env: {A: b}
+grace: 3s
+orphan_timeout: 1h
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := s.options; o.Port != 9001 || !slices.Equal(o.Command, Words{"python3", "-m", "runner"}) || o.Grace != 3*time.Second || o.OrphanTimeout != time.Hour || o.StderrFile != "/var/log/err" {
+		t.Errorf("got %+v", o)
+	}
+	if s.dataRoot != "/data/dolly" || s.grace() != 3*time.Second {
+		t.Errorf("data root %q, grace %v", s.dataRoot, s.grace())
+	}
+	if s, err := read("type: bare\nworking_directory: models\ncommand: [a b, c]\n"); err != nil || !slices.Equal(s.options.Command, Words{"a b", "c"}) || !filepath.IsAbs(s.options.WorkingDirectory) || s.grace() != DefaultGrace {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	for _, c := range []struct{ text, field string }{
+		{"type: bare\n", "working_directory"},
+		{"type: bare\nworking_directory: /m\nport: 70000\n", "port"},
+		{"type: bare\nworking_directory: /m\ndevices: [gpu0]\n", "devices"},
+		{"type: bare\nworking_directory: /m\nenv: {'A=B': c}\n", "env.A=B"},
+		{"type: bare\nworking_directory: /m\ngrace: -1s\n", "grace"},
+		{"type: bare\nworking_directory: /m\ncommand: ['']\n", "command"},
+	} {
+		_, err := read(c.text)
+		var field *runtime.FieldError
+		if !errors.As(err, &field) || field.Field != c.field {
+			t.Errorf("%q: got %v, want that %s is wrong", c.text, err, c.field)
+		}
+	}
+	for _, bad := range []string{"type: bare\nworking_directory: /m\nno_such_key: 1\n", "type: bare\nworking_directory: /m\ncommand: {a: b}\n", "type: bare\nworking_directory: /m\ncommand: \"a 'b\"\n"} {
+		if _, err := read(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+	for _, name := range []string{"", "..", "a/b"} {
+		if _, err := New(Config{}).NewSheep(name, func(any) error { return nil }); err == nil {
+			t.Errorf("sheep name %q was accepted", name)
+		}
+	}
+}
+
+func TestModelMissingInTheOriginalsWords(t *testing.T) {
+	dir := t.TempDir()
+	s, err := New(Config{DataRoot: dir, StateDir: dir, Shim: "/bin/true"}).NewSheep("dolly", func(into any) error {
+		into.(*Options).WorkingDirectory = dir
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		model job.Model
+		want  string
+	}{
+		{job.Model{Name: "no-such-model", Version: "v9"}, "Cannot load model `no-such-model:v9`, file `" + dir + "/no-such-model/v9/config.yaml` does not exist."},
+		{job.Model{Name: "a/b"}, "Cannot load model `a/b:`, file `" + dir + "/a/b/config.yaml` does not exist."},
+	} {
+		if err := s.Load(t.Context(), c.model, runtime.Discard); err == nil || err.Error() != c.want {
+			t.Errorf("got %v\nwant %s", err, c.want)
+		}
+	}
+	// The model is there, its runner is not.
+	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, filepath.Join(dir, "here")); err != nil { // where it leads is the operator's choice
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	err = s.Load(t.Context(), job.Model{Name: "here"}, runtime.Discard)
+	if err == nil || !strings.Contains(err.Error(), "`shepherd-runner` is not found on PATH") {
+		t.Errorf("got %v, want to be told what to install", err)
+	}
+}
