@@ -1,0 +1,131 @@
+package server
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/shim"
+)
+
+func TestOutputGoesToFilesAndIsRemembered(t *testing.T) {
+	dir := t.TempDir()
+	spec := shim.Spec{LogDir: dir, LogSize: 1 << 20, LogKeep: 1, Runner: &shim.Process{Stdout: filepath.Join(dir, "a/b/out.log")}}
+	if err := os.MkdirAll(filepath.Dir(spec.Runner.Stdout), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(spec.Runner.Stdout, []byte("earlier\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o, err := openOutput(spec, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.stdout.WriteString("to out\n"); err != nil {
+		t.Fatal(err)
+	}
+	o.stdout.Close()
+	if _, err := o.stderr.WriteString("to err\n"); err != nil {
+		t.Fatal(err)
+	}
+	o.started()
+	last := o.last()
+	o.close()
+	if !strings.Contains(last, "to out") || !strings.Contains(last, "to err") {
+		t.Errorf("remembered %q, want both", last)
+	}
+	for path, want := range map[string]string{spec.Runner.Stdout: "earlier\nto out\n", filepath.Join(dir, runnerLog): "to err\n"} {
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s holds %q, %v, want %q", path, got, err, want)
+		}
+	}
+}
+
+func TestOutputThatCannotBeOpened(t *testing.T) {
+	spec := shim.Spec{LogDir: t.TempDir(), Runner: &shim.Process{Stdout: "/dev/null/x"}}
+	if _, err := openOutput(spec, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "stdout log file") {
+		t.Errorf("got %v, want to be told of the file", err)
+	}
+}
+
+func TestRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	r, err := openRotated(path, 10, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"aaaa\n", "bbbb\n", "cccc\n", "longer than the limit\n", "dddd\n"} {
+		if n, err := r.Write([]byte(line)); err != nil || n != len(line) {
+			t.Fatalf("%q: %d, %v", line, n, err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"": "dddd\n", ".1": "longer than the limit\n", ".2": "cccc\n"} {
+		if got, err := os.ReadFile(path + name); err != nil || string(got) != want {
+			t.Errorf("log%s holds %q, %v, want %q", name, got, err, want)
+		}
+	}
+	if _, err := os.Stat(path + ".3"); err == nil {
+		t.Error("more old logs are kept than asked for")
+	}
+	if r, err = openRotated(path, 10, 2); err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Write([]byte("eeee\nf\n")); err != nil { // what was there counts
+		t.Fatal(err)
+	}
+	if got, _ := os.ReadFile(path); string(got) != "eeee\nf\n" {
+		t.Errorf("log holds %q after it was opened again", got)
+	}
+}
+
+func TestMemoryOfOutputIsBounded(t *testing.T) {
+	o := &output{tail: make([]byte, 0, 2*tailSize)}
+	line := []byte(strings.Repeat("x", 99) + "\n")
+	for range 10_000 {
+		o.note(line)
+	}
+	o.note(make([]byte, 10*tailSize))
+	o.note([]byte("end"))
+	if cap(o.tail) != 2*tailSize || len(o.tail) < tailSize || !strings.HasSuffix(string(o.tail), "\x00end") {
+		t.Errorf("%d bytes of %d, ending in %q", len(o.tail), cap(o.tail), o.tail[len(o.tail)-4:])
+	}
+}
+
+func TestLastOf(t *testing.T) {
+	many := strings.Repeat("line\n", 50)
+	for _, c := range []struct{ text, want string }{
+		{"", ""}, {"\n\n", ""}, {"one", "one"}, {"one\ntwo\n\n", "one\ntwo"},
+		{many, strings.TrimSpace(strings.Repeat("line\n", lastLines))},
+		{strings.Repeat("é", lastBytes), strings.Repeat("é", lastBytes/2)},
+		{"a\xffb", "a\ufffdb"},
+	} {
+		if got := lastOf([]byte(c.text)); got != c.want {
+			t.Errorf("%.40q: got %.80q, want %.80q", c.text, got, c.want)
+		}
+	}
+}
+
+func TestLimiter(t *testing.T) {
+	var out strings.Builder
+	l := newLimiter(slog.New(slog.NewTextHandler(&out, nil)))
+	now := time.Unix(1000, 0)
+	admitted := 0
+	for range 1000 {
+		if l.admit(now) {
+			admitted++
+		}
+	}
+	if admitted != burst {
+		t.Errorf("%d lines in one period, want %d", admitted, burst)
+	}
+	if !l.admit(now.Add(period)) || !strings.Contains(out.String(), "lines=990") {
+		t.Errorf("the next period: %q, want the count of those left out", out.String())
+	}
+}
