@@ -413,12 +413,17 @@ func (h *Handle) Release(ctx context.Context) error {
 	return nil
 }
 
-// Detach closes the connection and leaves the shim and its runner up. It may be
-// called twice, and after the end.
+// Detach closes the connection, once the shim has what was sent by it, and
+// leaves the shim and its runner up. It may be called twice, and after the end.
 func (h *Handle) Detach() {
 	h.mu.Lock()
 	h.detached = true
 	h.mu.Unlock()
+	if h.hello.Version == Version {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = h.request(ctx, &Message{Kind: KindAck}) // of nothing: its reply says that all before it was read
+		cancel()
+	}
 	h.conn.Close()
 	<-h.read
 }

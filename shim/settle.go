@@ -129,14 +129,22 @@ func endLeftovers(ctx context.Context, life string, state State, log *slog.Logge
 	if len(group.Dirs()) == 0 { // its state is damaged, or was never written
 		group = cgroup.Find(GroupName(life))
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+	// One look can miss what is forked, or changes its program, while it is made:
+	// only the second in a row that finds nothing counts.
+	const enough = 2
+	for clear, wait := 0, time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		grouped := group.PIDs()
 		all, err := proc.All()
 		if err != nil {
 			return err
 		}
-		left := leftovers(all, life, state, group.PIDs(), environ)
-		if len(left) == 0 {
-			break
+		left := leftovers(all, life, state, grouped, environ)
+		if len(left) == 0 && len(group.PIDs()) == 0 {
+			if clear++; clear == enough {
+				break
+			}
+		} else {
+			clear = 0
 		}
 		group.Kill()
 		for _, p := range left {
@@ -147,7 +155,7 @@ func endLeftovers(ctx context.Context, life string, state State, log *slog.Logge
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("end the processes a runner left behind (the first is %d, %s): %w", left[0].PID, left[0].Name, ctx.Err())
+			return fmt.Errorf("end the processes a runner left behind (%d at last): %w", len(left), ctx.Err())
 		case <-time.After(wait):
 		}
 	}

@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // ReadyFD is the descriptor on which a starting shim says Ready, or what went
@@ -147,7 +149,7 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 		conn, err := f.dial(ctx)
 		if err == nil {
 			h, greeting := newHandle(ctx, folder, conn, log)
-			if !errors.Is(greeting, io.EOF) { // else it is just ending
+			if !brokeOff(greeting) { // else it is just ending
 				return h, greeting
 			}
 			err = greeting
@@ -169,4 +171,9 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 		case <-time.After(wait):
 		}
 	}
+}
+
+// brokeOff reports whether the other side of a connection has gone.
+func brokeOff(err error) bool {
+	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, unix.EPIPE, unix.ECONNRESET}, func(e error) bool { return errors.Is(err, e) })
 }

@@ -291,6 +291,7 @@ func TestDaemonKilledWithAJob(t *testing.T) {
 	v.expect("recovered")
 	pid, _ := strconv.Atoi(v.tell("run", "started"))
 	v.tell("send a", "sent")
+	awaitOutcome(t, w.lives()[0], `:"a"`)
 	v.kill()
 
 	v = w.spawn(t) // the second daemon is killed, too, and so is the third in the middle of it all
@@ -374,6 +375,7 @@ func orphaned(t *testing.T, script string) (w *world, shim, runner int) {
 	v.expect("recovered")
 	runner, _ = strconv.Atoi(v.tell("run", "started"))
 	v.tell("send a", "sent")
+	awaitOutcome(t, w.lives()[0], `:"a"`) // the shim has it
 	v.kill()
 	return w, w.shimPID(t), runner
 }
@@ -595,6 +597,7 @@ func TestIdleOrphanEndsItself(t *testing.T) {
 	runner, _ := strconv.Atoi(v.tell("run", "started"))
 	shim := w.shimPID(t)
 	v.tell("send a", "sent")
+	awaitOutcome(t, w.lives()[0], `"job":"a"`)
 	v.kill()
 	awaitOutcome(t, w.lives()[0], `"answers":[{"job":"a"}]`) // a job under way keeps it
 	h := w.inherit(t)

@@ -314,11 +314,14 @@ func (s *server) stop(r stopRequest) {
 	}
 }
 
-// give takes a job for the runner.
-func (s *server) give(in messenger.Input) error {
+// give takes a job for the runner. The last words of a daemon that was
+// superseded do not count: its successor has been told how things stand.
+func (s *server) give(from *session, in messenger.Input) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.session != from:
+		return errors.New("another daemon has taken over")
 	case s.exit != nil:
 		return errors.New("the runner has ended")
 	case s.job == in.JobID, slices.ContainsFunc(s.answers, func(a shim.Answer) bool { return a.Job == in.JobID }):

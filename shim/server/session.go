@@ -211,7 +211,7 @@ func (s *server) request(c *session, m *shim.Message, theirs int) {
 	case theirs != shim.Version:
 		err = &shim.VersionError{Shim: shim.Version, Daemon: theirs}
 	case m.Kind == shim.KindSend:
-		err = s.give(messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot})
+		err = s.give(c, messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot})
 	case m.Kind == shim.KindAck:
 		s.acknowledge(m.Job)
 	default:
