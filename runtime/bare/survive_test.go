@@ -466,19 +466,54 @@ func TestShimKilledWithDaemon(t *testing.T) {
 	}
 }
 
-func TestShimThatHangsIsKilled(t *testing.T) {
-	w, shim, _ := orphaned(t, "sleep 1h")
-	if err := unix.Kill(shim, unix.SIGSTOP); err != nil {
+// freeze stops a process as a debugger would.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	h := w.inherit(t)
-	if f := h.found; f == nil || f.Running || f.Job != "a" || !f.Exit.Lost {
-		t.Fatalf("found %+v, want job a lost", h.found)
+	for deadline := time.Now().Add(hang); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		running := slices.ContainsFunc(tasks, func(path string) bool {
+			stat, err := os.ReadFile(path)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+		if len(tasks) > 0 && !running {
+			return
+		}
 	}
-	if err := h.found.Forget(); err != nil {
-		t.Error(err)
-	}
-	h.close()
+	t.Fatalf("process %d does not stop", pid)
+}
+
+func TestShimThatHangsIsKilled(t *testing.T) {
+	t.Run("when a daemon comes back", func(t *testing.T) {
+		t.Parallel()
+		w, shim, _ := orphaned(t, "sleep 1h")
+		freeze(t, shim)
+		h := w.inherit(t)
+		if f := h.found; f == nil || f.Running || f.Job != "a" || !f.Exit.Lost {
+			t.Fatalf("found %+v, want job a lost", h.found)
+		}
+		if err := h.found.Forget(); err != nil {
+			t.Error(err)
+		}
+		h.close()
+	})
+	t.Run("when it is to stop its runner", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.addModel(t, model, "")
+		h := w.inherit(t)
+		h.load()
+		h.run()
+		freeze(t, w.shimPID(t))
+		h.stop()
+		var exit *runtime.Exit
+		if err := h.wait(); !errors.As(err, &exit) || !exit.Lost {
+			t.Errorf("Run: %v, want that it went down with its shim", err)
+		}
+		h.close()
+	})
 }
 
 func TestRunnerKilledWithoutDaemon(t *testing.T) {
