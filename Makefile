@@ -19,17 +19,17 @@ PROGRAMS := shepherdd shepherd-shim shepherd-runner
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim
+build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim (and the example, bin/digits-runner)
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
 demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
-	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-runner ./examples/digits/runner
-	@CGO_ENABLED=0 $(GO) run ./examples/digits/demo -bin $(BIN)
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
+	@$(BIN)/digits-demo -bin $(BIN)
 
 run: build ## the same, but stay up and say how to go on
-	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-runner ./examples/digits/runner
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/config"
+)
+
+func configCommand() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Look at configuration files"}
+	c.AddCommand(&cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration file and show what it comes to",
+		Long: "Reads a configuration file as the daemon would, changes nothing, and prints\n" +
+			"either everything that is wrong with it, a line each, or the configuration with\n" +
+			"all defaults filled in and all secrets hidden.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return &usageError{fmt.Errorf("config check takes one file")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			loaded, err := config.Loader{Types: checks()}.Load(args[0])
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), loaded)
+			return err
+		},
+	})
+	return c
+}

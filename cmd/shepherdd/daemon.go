@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/logging"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage/embedded"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+// options are the command line's.
+type options struct {
+	config           string
+	host             string
+	port             int
+	hostSet, portSet bool
+}
+
+// closers are closed last first.
+type closers []func()
+
+func (c *closers) add(f func()) { *c = append(*c, f) }
+
+func (c closers) close() {
+	for i := len(c) - 1; i >= 0; i-- {
+		c[i]()
+	}
+}
+
+// serve is the daemon, from reading its configuration until drain ends and
+// everything has stopped.
+func serve(drain context.Context, o options, logTo io.Writer) error {
+	cfg, err := load(o)
+	if err != nil {
+		return err
+	}
+	log := logging.New(logTo, logging.Config{Level: cfg.Logging.SlogLevel(), JSON: cfg.Logging.Format == "json"})
+
+	var stop closers
+	defer func() { stop.close() }()
+
+	lock, err := lockState(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	stop.add(func() { lock.Close() })
+	listener, err := listen(cfg.API.Host, cfg.API.Port)
+	if err != nil {
+		return err
+	}
+	stop.add(func() { listener.Close() })
+
+	node, err := nodeName(cfg)
+	if err != nil {
+		return err
+	}
+	ledger, err := sqlite.Open(drain, sqlite.Config{
+		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
+		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	stop.add(func() {
+		if err := ledger.Close(); err != nil {
+			log.Error("Cannot close the ledger", "error", err)
+		}
+	})
+	store, err := openStorage(cfg, log, &stop)
+	if err != nil {
+		return err
+	}
+
+	members, err := gather(drain, cfg, log)
+	if err != nil {
+		return err
+	}
+	core, err := shepherd.New(shepherd.Config{
+		Node: node, DataRoot: cfg.DataRoot, Ledger: ledger, Store: store, Sheep: members,
+		StageAhead: min(cfg.Scheduling.StageAhead, 1), StageBudget: int64(cfg.Scheduling.StageBudget),
+		MaxAttempts: cfg.Scheduling.MaxAttempts, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	welcomeStorage(drain, store, cfg, log)
+	if err := core.Start(drain); err != nil {
+		return err
+	}
+
+	v, c := build()
+	// Waiting clients are let go when the core has stopped.
+	waiting, letGo := context.WithCancelCause(context.Background())
+	defer letGo(nil)
+	server := &http.Server{
+		Handler: api.New(api.Config{
+			Service: core, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
+		}),
+		ReadHeaderTimeout: 20 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		BaseContext:       func(net.Listener) context.Context { return waiting },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	log.Info("Shepherd API is available at http://" + address(cfg.API.Host, listener))
+
+	select {
+	case err = <-served:
+		err = fmt.Errorf("serve the API: %w", err)
+		served <- http.ErrServerClosed
+	case <-drain.Done():
+		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
+	}
+	// The API answers until the last job has ended; it takes no new ones.
+	draining, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
+	draining, stopSignals := signal.NotifyContext(draining, syscall.SIGTERM, syscall.SIGINT)
+	core.Stop(draining)
+	stopSignals()
+	cancel()
+	letGo(job.ErrDraining)
+	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if shut := server.Shutdown(closing); shut != nil {
+		server.Close()
+	}
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
+	log.Info("Stopped")
+	return err
+}
+
+// load reads the configuration; the command line goes before the file.
+func load(o options) (*config.Config, error) {
+	return config.Loader{Types: checks(), Override: func(c *config.Config) {
+		if o.hostSet {
+			c.API.Host = o.host
+		}
+		if o.portSet {
+			c.API.Port = o.port
+		}
+		if debug := os.Getenv("DEBUG"); debug != "" && debug != "0" {
+			c.API.Debug = true
+		}
+	}}.Load(o.config)
+}
+
+func listen(host string, port int) (net.Listener, error) {
+	at := net.JoinHostPort(host, strconv.Itoa(port))
+	l, err := net.Listen("tcp", at)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("the API cannot listen on %s: something else does, perhaps another shepherdd; stop it or choose another port with -p", at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the API cannot listen on %s: %w", at, err)
+	}
+	return l, nil
+}
+
+// address is what is shown: the host as asked for, the port as it came out.
+func address(host string, l net.Listener) string {
+	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// openStorage is the client of the configured storage, after starting the
+// embedded one where that is what is configured.
+func openStorage(cfg *config.Config, log *slog.Logger, stop *closers) (*s3.Store, error) {
+	c := cfg.Storage
+	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
+	if c.Embedded() {
+		if access == "" {
+			var err error
+			if access, secret, err = embedded.Credentials(c.Path); err != nil {
+				return nil, err
+			}
+		}
+		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Log: log})
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(ctx) }()
+		stop.add(func() {
+			cancel()
+			if err := errors.Join(<-served, server.Close()); err != nil {
+				log.Error("The embedded storage did not end well", "error", err)
+			}
+		})
+		url = "http://" + server.Addr()
+		log.Info("Embedded storage is available at "+url, "path", c.Path)
+	}
+	store, err := s3.New(s3.Config{URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
+}
+
+// welcomeStorage says whether storage answers. If it does not, the daemon starts
+// all the same: jobs wait until it does.
+func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := store.Ping(ctx); err != nil {
+		log.Error("The remote storage is not accessible", "url", cfg.Storage.URL, "error", err)
+		return
+	}
+	log.Info("Minio storage appears to be up and running")
+}
+
+// gather makes the configured sheep.
+func gather(ctx context.Context, cfg *config.Config, log *slog.Logger) ([]shepherd.Member, error) {
+	types, err := drivers(ctx, cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	var members []shepherd.Member
+	for _, s := range cfg.Sheep {
+		var sheep runtime.Sheep
+		if sheep, err = types[s.Type].NewSheep(s.Name, s.Decode); err != nil {
+			return nil, fmt.Errorf("sheep %s: %w", s.Name, err)
+		}
+		log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
+		members = append(members, shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep})
+	}
+	return members, nil
+}
+
+// nodeName is the name under which this daemon holds jobs. It is kept in the
+// state directory, so that a machine that is renamed finds its jobs again.
+func nodeName(cfg *config.Config) (string, error) {
+	path := filepath.Join(cfg.StateDir, "node")
+	kept, err := os.ReadFile(path)
+	if name := strings.TrimSpace(string(kept)); err == nil && name != "" {
+		return name, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("read the node's name: %w", err)
+	}
+	tail := make([]byte, 4)
+	rand.Read(tail)
+	name := cfg.Node + "-" + hex.EncodeToString(tail)
+	tmp := path + ".new"
+	if err := writeSynced(tmp, name+"\n"); err != nil {
+		return "", fmt.Errorf("keep the node's name: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return "", fmt.Errorf("keep the node's name: %w", err)
+	}
+	return name, nil
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
+}

@@ -1,0 +1,139 @@
+// Package layout holds no code: its test keeps imports pointing one way, as
+// docs/architecture.md draws them.
+package layout
+
+import (
+	"bufio"
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/iterait/shepherd"
+
+// allowed lists, for each room, which other rooms it may import. A room that is
+// not listed may import nothing of ours. Test files and cmd are free.
+var allowed = map[string][]string{
+	"job":                     {},
+	"ledger":                  {"job"},
+	"storage":                 {"job"},
+	"messenger":               {"job"},
+	"runtime":                 {"job", "messenger"},
+	"config":                  {"runtime"},
+	"api":                     {"job"},
+	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime"},
+	"ledger/sqlite":           {"job", "ledger"},
+	"ledger/ledgertest":       {"job", "ledger"},
+	"storage/s3":              {"job", "storage"},
+	"storage/embedded":        {},
+	"storage/storagetest":     {"job", "storage", "internal/testenv"},
+	"messenger/zmq":           {"messenger"},
+	"messenger/messengertest": {"job", "messenger"},
+	"runtime/bare":            {"job", "messenger", "runtime", "shim"},
+	"runtime/fake":            {"job", "messenger", "runtime"},
+	"runtime/runtimetest":     {"job", "messenger", "runtime", "internal/testenv"},
+	"shim":                    {"job", "messenger", "runtime"},
+	"runner":                  {"job", "messenger", "messenger/zmq"},
+	"internal":                {"job"},
+	"examples":                {"runner", "internal/testenv"},
+	"contrib":                 {"internal/testenv", "messenger"},
+}
+
+// owner is the room a package belongs to: the longest listed prefix.
+func owner(pkg string) string {
+	for p := pkg; p != ""; {
+		if _, ok := allowed[p]; ok {
+			return p
+		}
+		i := strings.LastIndexByte(p, '/')
+		if i < 0 {
+			break
+		}
+		p = p[:i]
+	}
+	return ""
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	checked := 0
+	for pkg, imports := range list(t, "{{.ImportPath}} {{join .Imports \" \"}}", module+"/...") {
+		pkg = strings.TrimPrefix(pkg, module+"/")
+		if strings.HasPrefix(pkg, "cmd/") || strings.HasPrefix(pkg, "test/") {
+			continue
+		}
+		room := owner(pkg)
+		if room == "" {
+			t.Errorf("%s is in no room: add it to the table, or put it where it belongs", pkg)
+			continue
+		}
+		checked++
+		for _, imported := range imports {
+			imported, ours := strings.CutPrefix(imported, module+"/")
+			if !ours || owner(imported) == room {
+				continue
+			}
+			if !within(imported, allowed[room]) {
+				t.Errorf("%s imports %s; %s may import only %v", pkg, imported, room, allowed[room])
+			}
+		}
+	}
+	if checked < 15 {
+		t.Errorf("only %d packages were checked", checked)
+	}
+}
+
+func within(pkg string, rooms []string) bool {
+	for _, room := range rooms {
+		if pkg == room || strings.HasPrefix(pkg, room+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestDaemonIsFree checks what the daemon must not link: ZeroMQ lives in the
+// shim, where a hostile runner can do no harm, and cgo nowhere near.
+func TestDaemonIsFree(t *testing.T) {
+	for pkg := range list(t, "{{.ImportPath}} x", "-deps", module+"/cmd/shepherdd") {
+		for _, banned := range []string{"github.com/go-zeromq/zmq4", module + "/messenger/zmq", module + "/runner", "testing"} {
+			if pkg == banned {
+				t.Errorf("cmd/shepherdd links %s", pkg)
+			}
+		}
+	}
+}
+
+// TestShimIsSmall checks that what runs beside every runner stays small.
+func TestShimIsSmall(t *testing.T) {
+	for pkg := range list(t, "{{.ImportPath}} x", "-deps", module+"/cmd/shepherd-shim") {
+		for _, banned := range []string{"net/http", module + "/config", module + "/storage", module + "/ledger"} {
+			if pkg == banned {
+				t.Errorf("cmd/shepherd-shim links %s", pkg)
+			}
+		}
+	}
+}
+
+func list(t *testing.T, format string, args ...string) map[string][]string {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-f", format}, args...)...)
+	cmd.Dir = "../.."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	found := make(map[string][]string)
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		found[fields[0]] = fields[1:]
+	}
+	if len(found) == 0 {
+		t.Fatal("go list named no package")
+	}
+	return found
+}
