@@ -1,0 +1,604 @@
+package shepherd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/fake"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/embedded"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const hang = 30 * time.Second // only a hang reaches it
+
+// pen is a core on a real ledger and real storage, with fake sheep.
+type pen struct {
+	t       *testing.T
+	dir     string
+	ledger  *sqlite.Ledger
+	store   *watchedStore
+	pasture *fake.Pasture
+	handle  fake.Handler
+	load    func(context.Context, job.Model) error
+	config  shepherd.Config
+	sheep   []string
+	core    *shepherd.Shepherd
+}
+
+func newPen(t *testing.T, sheep ...string) *pen {
+	t.Helper()
+	p := &pen{t: t, dir: t.TempDir(), pasture: fake.NewPasture(), handle: echo, sheep: sheep}
+	if len(sheep) == 0 {
+		p.sheep = []string{"sheep"}
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	server, err := embedded.Open(embedded.Config{Dir: p.dir + "/storage", Listen: "127.0.0.1:0", AccessKey: "access", SecretKey: "secret-key", Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(context.Background()) })
+	t.Cleanup(func() { server.Close(); serving.Wait() })
+	real, err := s3.New(s3.Config{URL: "http://" + server.Addr(), AccessKey: "access", SecretKey: "secret-key", Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.store = &watchedStore{Store: real}
+	p.ledger, err = sqlite.Open(t.Context(), sqlite.Config{Path: p.dir + "/ledger.db", MaxOvertakes: 16, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.ledger.Close() })
+	p.config = shepherd.Config{
+		Node: "node", DataRoot: p.dir + "/data", Ledger: p.ledger, Store: p.store,
+		StageAhead: 1, MaxAttempts: 3, Log: log,
+	}
+	t.Cleanup(p.stop)
+	return p
+}
+
+// echo copies inputs/input to outputs/output.
+func echo(_ context.Context, _ job.Model, in messenger.Input) error {
+	data, err := fake.ReadInput(in, job.DefaultInput)
+	if err != nil {
+		return err
+	}
+	return fake.WriteOutput(in, job.DefaultOutput, data)
+}
+
+func (p *pen) start() {
+	p.t.Helper()
+	driver := fake.New(fake.Config{
+		Pasture: p.pasture,
+		Handle:  func(ctx context.Context, m job.Model, in messenger.Input) error { return p.handle(ctx, m, in) },
+		Load: func(ctx context.Context, m job.Model) error {
+			if p.load != nil {
+				return p.load(ctx, m)
+			}
+			return nil
+		},
+	})
+	cfg := p.config
+	for _, name := range p.sheep {
+		sheep, err := driver.NewSheep(name, func(any) error { return nil })
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep})
+	}
+	core, err := shepherd.New(cfg)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := core.Start(p.t.Context()); err != nil {
+		p.t.Fatal(err)
+	}
+	p.core = core
+}
+
+func (p *pen) stop() {
+	if p.core == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	defer cancel()
+	p.core.Stop(ctx)
+	p.core.Stop(ctx) // twice is safe
+	if n := p.pasture.Alive(); n > 0 {
+		p.t.Errorf("%d runners outlived the core", n)
+	}
+	p.core = nil
+}
+
+func (p *pen) submit(id, model, payload string, more ...func(*job.Request)) {
+	p.t.Helper()
+	r := job.Request{ID: job.ID(id), Model: job.Model{Name: model, Version: "v1"}, Payload: []byte(payload)}
+	for _, f := range more {
+		f(&r)
+	}
+	if err := p.core.Submit(p.t.Context(), r); err != nil {
+		p.t.Fatalf("submit %s: %v", id, err)
+	}
+}
+
+func on(sheep string) func(*job.Request) { return func(r *job.Request) { r.Sheep = sheep } }
+
+// await waits until the job has ended in the state.
+func (p *pen) await(id string, want job.State) job.Status {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), hang)
+	defer cancel()
+	s, err := p.core.Wait(ctx, job.ID(id))
+	if err != nil {
+		p.t.Fatalf("wait for %s: %v", id, err)
+	}
+	if s.State != want {
+		p.t.Fatalf("job %s is %s (%v), want %s", id, s.State, s.Failure, want)
+	}
+	return s
+}
+
+func (p *pen) output(id string) string {
+	p.t.Helper()
+	f, err := p.core.Output(p.t.Context(), job.ID(id), job.DefaultOutput, nil)
+	if err != nil {
+		p.t.Fatalf("output of %s: %v", id, err)
+	}
+	defer f.Body.Close()
+	b, err := io.ReadAll(f.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// watchedStore is a real store that counts calls and fails on cue.
+type watchedStore struct {
+	storage.Store
+	calls atomic.Int64
+
+	mu      sync.Mutex
+	collect func(job.ID) error
+	status  func(job.ID, job.Status) error
+	stage   func(job.ID, int64) error
+}
+
+func (s *watchedStore) hook(f func()) { s.mu.Lock(); defer s.mu.Unlock(); f() }
+
+func (s *watchedStore) Stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.stage
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id, limit); err != nil {
+			return storage.Staged{}, err
+		}
+	}
+	return s.Store.Stage(ctx, id, dir, limit)
+}
+
+func (s *watchedStore) Collect(ctx context.Context, id job.ID, dir string, replace bool) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.collect
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return err
+		}
+	}
+	return s.Store.Collect(ctx, id, dir, replace)
+}
+
+func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.status
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id, status); err != nil {
+			return err
+		}
+	}
+	return s.Store.SetStatus(ctx, id, status)
+}
+
+func (s *watchedStore) Status(ctx context.Context, id job.ID) (job.Status, error) {
+	s.calls.Add(1)
+	return s.Store.Status(ctx, id)
+}
+
+func TestSubmitRefuses(t *testing.T) {
+	p := newPen(t)
+	p.start()
+	p.submit("taken", "m", "x")
+	model := job.Model{Name: "m", Version: "v1"}
+	var invalid *job.Invalid
+	var unknownSheep *job.UnknownSheep
+	var unknownJob *job.UnknownJob
+	for _, c := range []struct {
+		name string
+		r    job.Request
+		ok   func(error) bool
+	}{
+		{"taken id", job.Request{ID: "taken", Model: model, Payload: []byte("y")}, func(err error) bool { return errors.Is(err, job.ErrSubmitted) }},
+		{"no place", job.Request{ID: "no-place", Model: model}, func(err error) bool { return errors.As(err, &unknownJob) }},
+		{"unknown sheep", job.Request{ID: "x-1", Model: model, Sheep: "wolf", Payload: []byte("y")}, func(err error) bool { return errors.As(err, &unknownSheep) }},
+		{"escaping model", job.Request{ID: "x-2", Model: job.Model{Name: "../m"}, Payload: []byte("y")}, func(err error) bool { return errors.As(err, &invalid) }},
+		{"id no bucket can have", job.Request{ID: "X_2", Model: model, Payload: []byte("y")}, func(err error) bool { return errors.As(err, &invalid) && invalid.Field == "job_id" }},
+	} {
+		if err := p.core.Submit(t.Context(), c.r); err == nil || !c.ok(err) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.r.ID != "taken" {
+			if there, err := p.store.Exists(t.Context(), c.r.ID); there && err == nil {
+				t.Errorf("%s: a place was made in storage", c.name)
+			}
+		}
+	}
+	p.core.Drain()
+	if err := p.core.Submit(t.Context(), job.Request{ID: "late", Model: model, Payload: []byte("y")}); !errors.Is(err, job.ErrDraining) {
+		t.Errorf("while draining: %v", err)
+	}
+}
+
+// The runner has its next job while the results of the last are still put away.
+func TestRunnerDoesNotWaitForStorage(t *testing.T) {
+	p := newPen(t)
+	second := make(chan struct{})
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID == "second" {
+			close(second)
+		}
+		return echo(ctx, m, in)
+	}
+	p.store.hook(func() {
+		p.store.collect = func(id job.ID) error {
+			if id == "first" {
+				select {
+				case <-second:
+				case <-time.After(hang):
+					return errors.New("the second job was not given to the runner meanwhile")
+				}
+			}
+			return nil
+		}
+	})
+	p.start()
+	p.submit("first", "m", "1")
+	p.submit("second", "m", "2")
+	p.await("first", job.Done)
+	p.await("second", job.Done)
+}
+
+// Storage goes away while a job ends: the job waits and ends well.
+func TestStorageAwayAtTheEnd(t *testing.T) {
+	p := newPen(t)
+	var failures atomic.Int64
+	away := func(job.ID) error {
+		if failures.Add(1) <= 3 {
+			return fmt.Errorf("storage is away: %w", errdefs.ErrUnavailable)
+		}
+		return nil
+	}
+	p.store.hook(func() { p.store.collect = away })
+	p.start()
+	p.submit("job-1", "m", "kept")
+	p.await("job-1", job.Done)
+	if got := p.output("job-1"); got != "kept" {
+		t.Errorf("output %q", got)
+	}
+	if failures.Load() != 4 {
+		t.Errorf("Collect was called %d times", failures.Load())
+	}
+}
+
+// job_status.json says how the job ended by the time that a waiting client knows.
+func TestStatusIsInStorageWhenTheClientKnows(t *testing.T) {
+	p := newPen(t)
+	p.start()
+	for i := range 20 {
+		id := fmt.Sprintf("job-%d", i)
+		p.submit(id, "m", "x")
+		told := p.await(id, job.Done)
+		kept, err := p.store.Store.Status(t.Context(), job.ID(id))
+		if err != nil || kept.State != job.Done || !kept.FinishedAt.Equal(told.FinishedAt) || !kept.StartedAt.Equal(told.StartedAt) {
+			t.Fatalf("storage has %+v (%v), the client was told %+v", kept, err, told)
+		}
+	}
+}
+
+// A daemon that died between job_status.json and the ledger left a job that has
+// ended; one that died before left a job to run again.
+func TestTakesUpWhatAnEarlierDaemonHeld(t *testing.T) {
+	p := newPen(t)
+	ctx := t.Context()
+	hold := func(id job.ID, ahead bool) *ledger.Claim {
+		if err := p.store.Init(ctx, id, []byte(id)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.ledger.Create(ctx, job.Record{ID: id, Model: job.Model{Name: "m"}}); err != nil {
+			t.Fatal(err)
+		}
+		c, err := p.ledger.Claim(ctx, ledger.Slot{Node: "node", Sheep: "sheep", Only: id, Ahead: ahead})
+		if err != nil || c == nil {
+			t.Fatal(c, err)
+		}
+		return c
+	}
+	ended := hold("ended", false)
+	s := ended.Record.Status()
+	s.State, s.FinishedAt = job.Failed, job.Now()
+	s.Failure = &job.Failure{Message: "as it was"}
+	if err := p.store.SetStatus(ctx, "ended", s); err != nil {
+		t.Fatal(err)
+	}
+	hold("interrupted", false)
+	hold("prepared", true)
+	var ran sync.Map
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		ran.Store(in.JobID, true)
+		return echo(ctx, m, in)
+	}
+	p.start()
+	if got := p.await("ended", job.Failed); got.Failure == nil || got.Failure.Message != "as it was" {
+		t.Errorf("ended: %+v", got)
+	}
+	p.await("interrupted", job.Done)
+	p.await("prepared", job.Done)
+	if _, again := ran.Load(job.ID("ended")); again {
+		t.Error("a job that had ended was run again")
+	}
+}
+
+// A runner that is lost with its supervisor costs an attempt; a job that loses
+// all of its attempts fails and says so.
+func TestLostRunners(t *testing.T) {
+	p := newPen(t)
+	var tries atomic.Int64
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID == "poison" || tries.Add(1) == 1 {
+			return &runtime.Exit{Code: -1, Lost: true, Detail: "its shim is gone"}
+		}
+		return echo(ctx, m, in)
+	}
+	p.start()
+	p.submit("unlucky", "m", "x")
+	p.await("unlucky", job.Done)
+	p.submit("poison", "m", "x")
+	s := p.await("poison", job.Failed)
+	for _, want := range []string{"Sheep container died without notice", "its shim is gone", "tried 3 times"} {
+		if !strings.Contains(s.Failure.Message, want) {
+			t.Errorf("message %q does not say %q", s.Failure.Message, want)
+		}
+	}
+	p.submit("after", "m", "x")
+	p.handle = echo
+	p.await("after", job.Done)
+}
+
+// A runner that dies fails its own job only, not the one prepared behind it.
+func TestRunnerDeathFailsOneJob(t *testing.T) {
+	p := newPen(t)
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID == "dies" {
+			return &runtime.Exit{Code: 3, LastLog: "one\ntwo\n"}
+		}
+		return echo(ctx, m, in)
+	}
+	p.start()
+	p.submit("dies", "m", "x")
+	p.submit("behind", "m", "x")
+	if s := p.await("dies", job.Failed); s.Failure.Message != "Sheep container died without notice (exit code 3; last log line: two)" {
+		t.Errorf("message %q", s.Failure.Message)
+	}
+	p.await("behind", job.Done)
+}
+
+// With one sheep and two models, jobs of the loaded model go first.
+func TestModelAffinity(t *testing.T) {
+	p := newPen(t)
+	gate := make(chan struct{})
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		<-gate
+		return echo(ctx, m, in)
+	}
+	p.start()
+	for i := range 12 {
+		p.submit(fmt.Sprintf("job-%d", i), []string{"one", "two"}[i%2], "x")
+	}
+	close(gate)
+	for i := range 12 {
+		p.await(fmt.Sprintf("job-%d", i), job.Done)
+	}
+	if n := p.pasture.Starts("sheep"); n > 3 { // one, then two; the second may have been prepared before the others came
+		t.Errorf("12 jobs of two models took %d starts of a runner", n)
+	}
+}
+
+// A load that fails names the model's trouble and leaves the sheep usable.
+func TestModelCannotBeLoaded(t *testing.T) {
+	p := newPen(t)
+	p.load = func(_ context.Context, m job.Model) error {
+		if m.Name == "bad" {
+			return &runtime.LoadError{Message: "Cannot load it.", Class: errdefs.ErrNotFound}
+		}
+		return nil
+	}
+	p.start()
+	p.submit("bad", "bad", "x")
+	p.submit("good", "good", "x")
+	if s := p.await("bad", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Cannot load it.)" {
+		t.Errorf("message %q", s.Failure.Message)
+	}
+	p.await("good", job.Done)
+}
+
+// A crashed runner is started again by itself, with its model.
+func TestCrashedRunnerComesBack(t *testing.T) {
+	p := newPen(t)
+	p.start()
+	p.submit("job-1", "m", "x")
+	p.await("job-1", job.Done)
+	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
+	for end := time.Now().Add(hang); p.pasture.Starts("sheep") < 2 || p.pasture.Alive() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the runner did not come back")
+		}
+	}
+	p.submit("job-2", "m", "x")
+	p.await("job-2", job.Done)
+	if n := p.pasture.Starts("sheep"); n != 2 {
+		t.Errorf("%d starts", n)
+	}
+}
+
+// Inputs that do not fit the budget are not staged ahead of their turn.
+func TestStageBudget(t *testing.T) {
+	p := newPen(t)
+	p.config.StageBudget = 10
+	gate := make(chan struct{})
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID == "first" {
+			<-gate
+		}
+		return echo(ctx, m, in)
+	}
+	refused := make(chan struct{}, 1)
+	var limits sync.Map
+	p.store.hook(func() {
+		p.store.stage = func(id job.ID, limit int64) error {
+			limits.Store(fmt.Sprint(id, " ", limit), true)
+			if id == "big" && limit == 10 {
+				refused <- struct{}{}
+			}
+			return nil
+		}
+	})
+	p.start()
+	p.submit("first", "m", "1")
+	p.submit("big", "m", strings.Repeat("x", 100))
+	select {
+	case <-refused:
+	case <-time.After(hang):
+		t.Fatal("the second job was not looked at ahead of its turn")
+	}
+	if entries, _ := filepath.Glob(p.dir + "/data/sheep/big/inputs/*"); len(entries) > 0 {
+		t.Errorf("staged in spite of the budget: %v", entries)
+	}
+	close(gate)
+	p.await("big", job.Done)
+	if _, ok := limits.Load("big 0"); !ok {
+		t.Error("the job was not staged without a limit when its turn had come")
+	}
+}
+
+// Ten thousand clients wait for jobs and cost storage nothing.
+func TestManyWaiters(t *testing.T) {
+	p := newPen(t)
+	gate := make(chan struct{})
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		<-gate
+		return echo(ctx, m, in)
+	}
+	p.config.MirrorDelay = time.Hour
+	p.start()
+	p.submit("job-1", "m", "x")
+	p.submit("job-2", "m", "x")
+	before := p.store.calls.Load()
+	var waiters sync.WaitGroup
+	var ended atomic.Int64
+	for i := range 10_000 {
+		waiters.Go(func() {
+			s, err := p.core.Wait(t.Context(), job.ID(fmt.Sprintf("job-%d", 1+i%2)))
+			if err == nil && s.State == job.Done {
+				ended.Add(1)
+			}
+		})
+	}
+	close(gate)
+	waiters.Wait()
+	if ended.Load() != 10_000 {
+		t.Errorf("%d of 10,000 waiters were told", ended.Load())
+	}
+	// What ending two jobs takes: stage of the second at most, two collects, two states.
+	if calls := p.store.calls.Load() - before; calls > 6 {
+		t.Errorf("storage was called %d times while 10,000 clients waited", calls)
+	}
+}
+
+func TestWaitEndsWithItsContext(t *testing.T) {
+	p := newPen(t)
+	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error { <-ctx.Done(); return ctx.Err() }
+	p.start()
+	p.submit("job-1", "m", "x")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	s, err := p.core.Wait(ctx, "job-1")
+	if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
+		t.Errorf("Wait: %+v, %v", s, err)
+	}
+	if err := p.core.Cancel(t.Context(), "job-1"); err != nil {
+		t.Fatal(err)
+	}
+	p.await("job-1", job.Cancelled)
+	if err := p.core.Cancel(t.Context(), "job-1"); !errors.Is(err, job.ErrEnded) {
+		t.Errorf("second cancel: %v", err)
+	}
+}
+
+func TestStopBeforeStart(t *testing.T) {
+	p := newPen(t)
+	p.start()
+	p.stop()
+	core, err := shepherd.New(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	core.Stop(t.Context())
+	core.Stop(t.Context())
+	if err := core.Start(t.Context()); err == nil {
+		t.Error("Start after Stop succeeded")
+	}
+}
+
+// An earlier run's outputs do not mix with a later one's.
+func TestRunAgain(t *testing.T) {
+	p := newPen(t)
+	run := 0
+	p.handle = func(_ context.Context, _ job.Model, in messenger.Input) error {
+		run++
+		return fake.WriteOutput(in, fmt.Sprintf("run-%d", run), nil)
+	}
+	p.start()
+	p.submit("job-1", "m", "x")
+	p.await("job-1", job.Done)
+	p.submit("job-1", "m", "", func(r *job.Request) { r.Payload = nil })
+	p.await("job-1", job.Done)
+	files, err := p.store.List(t.Context(), "job-1", job.OutputDir+"/")
+	if err != nil || len(files) != 1 || files[0].Name != "outputs/run-2" {
+		t.Errorf("outputs are %v (%v)", files, err)
+	}
+}
