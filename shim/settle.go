@@ -68,6 +68,7 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 		outcome = Outcome{}
 	}
 	if state.Boot != "" && state.Boot != boot || outcome.Boot != "" && outcome.Boot != boot {
+		_ = cgroup.Find(GroupName(filepath.Base(folder))).Remove() // there is none, unless a container was restarted
 		return Outcome{Job: lostJob(outcome), Exit: &Exit{Code: -1, Lost: true, Detail: "the machine was restarted"}}, nil
 	}
 	if err := endLeftovers(ctx, filepath.Base(folder), state, log); err != nil {

@@ -14,11 +14,11 @@ import (
 )
 
 func testRoundTrip(t *testing.T, w *world) {
-	w.h.AddModel(t, bare, "")
+	w.h.AddModel(t, unversioned, "")
 	d := w.daemon()
 	defer d.close()
-	d.load(bare)
-	d.load(bare) // idempotent
+	d.load(unversioned)
+	d.load(unversioned) // idempotent
 	l := d.run()
 	l.awaitConnected()
 	for n := 1; n <= 3; n++ {
@@ -241,8 +241,8 @@ func testSwitchModel(t *testing.T, w *world) {
 	first := l.pid
 	old := l.conn
 	l.slaughter()
-	w.h.AddModel(t, bare, "")
-	l.load(bare)
+	w.h.AddModel(t, unversioned, "")
+	l.load(unversioned)
 	l = l.daemon.run()
 	if l.pid == first {
 		t.Errorf("the runner of another model is the same process, %d", first)

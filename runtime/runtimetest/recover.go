@@ -2,6 +2,7 @@ package runtimetest
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -9,8 +10,6 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
-
-	"os"
 )
 
 // leave ends a daemon's time and leaves its runner up.
@@ -58,18 +57,18 @@ func testDetachIdle(t *testing.T, w *world) {
 	l.leave()
 	w.daemon().close()   // a daemon that does not look
 	d, _ := w.comeBack() // one that looks and goes away
-	d.close()            //
-	d, _ = w.comeBack()  // one that has the same model in mind
-	d.load(good)         //
-	l = d.run()          //
-	if l.pid != pid {    //
+	d.close()
+	d, _ = w.comeBack() // one that has the same model in mind
+	d.load(good)
+	l = d.run()
+	if l.pid != pid {
 		t.Errorf("attached to process %d, was %d", l.pid, pid)
 	}
 	l.leave()
-	w.h.AddModel(t, bare, "") // and one that wants another
+	w.h.AddModel(t, unversioned, "") // and one that wants another
 	d, _ = w.comeBack()
 	defer d.close()
-	d.load(bare)
+	d.load(unversioned)
 	l = d.run()
 	if got, jobs := l.do(""); got == pid || jobs != 1 {
 		t.Errorf("the runner of another model is process %d with %d jobs, was %d", got, jobs, pid)

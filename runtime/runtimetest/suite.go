@@ -85,8 +85,8 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 }
 
 var (
-	good = job.Model{Name: "good", Version: "v1"}
-	bare = job.Model{Name: "group/unversioned"}
+	good        = job.Model{Name: "good", Version: "v1"}
+	unversioned = job.Model{Name: "group/unversioned"}
 )
 
 // world is a Harness with what tests do in it.
