@@ -68,6 +68,9 @@ func (s *server) dialer(refuse context.CancelCauseFunc) DialFunc {
 			return conn, err
 		}
 		if conn.LocalAddr().String() == conn.RemoteAddr().String() { // by chance, to itself
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // the port is the runner's to bind, at once
+			}
 			conn.Close()
 			return nil, errors.New("nothing listens there")
 		}
