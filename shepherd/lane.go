@@ -55,17 +55,19 @@ type lane struct {
 
 // assignment is a job claimed for a lane, on its way through it.
 type assignment struct {
-	ledger.Claim
-	dir    string // working directory
-	ahead  bool
-	owner  atomic.Int32  // offered, taken or given up
-	gone   chan struct{} // closed when given up
-	turn   chan struct{} // closed when the worker has taken it
-	staged chan struct{} // closed when staging has ended, as result and err say
-	cancel context.CancelFunc
-	result storage.Staged
-	err    error
-	bytes  int64 // counted in the flock's budget
+	ledger.Claim        // the worker's, once it has taken the job
+	id           job.ID // what others may read of it meanwhile
+	free         bool   // any sheep may run it
+	dir          string // working directory
+	ahead        bool
+	owner        atomic.Int32  // offered, taken or given up
+	gone         chan struct{} // closed when given up
+	turn         chan struct{} // closed when the worker has taken it
+	staged       chan struct{} // closed when staging has ended, as result and err say
+	cancel       context.CancelFunc
+	result       storage.Staged
+	err          error
+	bytes        int64 // counted in the flock's budget
 }
 
 const (
@@ -138,7 +140,7 @@ func (l *lane) awaitIdle(ctx context.Context) bool {
 func (l *lane) assign(c *ledger.Claim) *assignment {
 	ctx, cancel := context.WithCancel(l.shepherd.work)
 	a := &assignment{
-		Claim: *c, ahead: c.State == job.Queued, dir: filepath.Join(l.dir, string(c.ID)),
+		Claim: *c, id: c.ID, free: c.Sheep == "", ahead: c.State == job.Queued, dir: filepath.Join(l.dir, string(c.ID)),
 		gone: make(chan struct{}), turn: make(chan struct{}), staged: make(chan struct{}), cancel: cancel,
 	}
 	l.mu.Lock()
@@ -161,7 +163,7 @@ func (l *lane) assign(c *ledger.Claim) *assignment {
 // and returns its id. The flock calls it for a lane that would be idle.
 func (l *lane) giveUp(ctx context.Context) job.ID {
 	a := l.offered.Load()
-	if a == nil || !a.ahead || a.Sheep != "" || !a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
+	if a == nil || !a.ahead || !a.free || !a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
 		return ""
 	}
 	close(a.gone)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -20,6 +22,10 @@ type adoption struct {
 	// of them is left but, perhaps, their state in storage.
 	interrupted []ledger.Claim
 }
+
+// errInterrupted is why a job goes back to the queue when the daemon and all that
+// ran it were killed.
+var errInterrupted = errors.New("the daemon and the sheep were killed")
 
 // take removes and returns the adopted job, nil where there is none.
 func (d *adoption) take(id job.ID) *assignment {
@@ -75,7 +81,7 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 
 // readopt makes an assignment of a job that was staged by an earlier daemon.
 func (l *lane) readopt(c ledger.Claim) *assignment {
-	a := &assignment{Claim: c, dir: filepath.Join(l.dir, string(c.ID)), staged: make(chan struct{}), cancel: func() {}}
+	a := &assignment{Claim: c, id: c.ID, dir: filepath.Join(l.dir, string(c.ID)), staged: make(chan struct{}), cancel: func() {}}
 	close(a.staged)
 	a.result.Outputs = true // not known: replace what is there
 	a.owner.Store(takenByWorker)
@@ -116,12 +122,17 @@ func (l *lane) takeUp() {
 		l.takeUpRemains(d)
 		return
 	}
-	current := d.take(d.found.Job)
+	// What was under way when the runner was found may have been answered since.
+	answered := slices.ContainsFunc(d.found.Answers, func(a messenger.Answer) bool { return a.JobID == d.found.Job })
+	var current *assignment
+	if !answered {
+		current = d.take(d.found.Job)
+	}
 	if err := l.launch(l.shepherd.work, d.found.Model); err != nil {
 		l.log.Warn("The runner that was found ended before it could be taken up", "error", err)
 		for _, answer := range d.found.Answers {
 			if a := d.take(answer.JobID); a != nil {
-				l.finish(a, answer.Failure, nil)
+				l.finish(a, ending{answered: true, failure: answer.Failure})
 			}
 		}
 		if current != nil {
@@ -129,7 +140,7 @@ func (l *lane) takeUp() {
 		}
 		return
 	}
-	if d.found.Job != "" && current == nil {
+	if d.found.Job != "" && current == nil && !answered {
 		// Nobody waits for what the runner is doing (the job was cancelled), and
 		// it cannot be told to stop: answers first, then it goes.
 		l.log.Info("The runner found has a job that is no longer its own", "job", d.found.Job)
@@ -180,15 +191,15 @@ func (l *lane) resume(a *assignment) {
 func (l *lane) takeUpRemains(d *adoption) {
 	for _, answer := range d.found.Answers {
 		if a := d.take(answer.JobID); a != nil {
-			l.finish(a, answer.Failure, nil)
+			l.finish(a, ending{answered: true, failure: answer.Failure})
 		}
 	}
 	if a := d.take(d.found.Job); a != nil {
-		exit := d.found.Exit
-		if exit == nil {
-			exit = &runtime.Exit{Code: -1, Lost: true}
+		if exit := d.found.Exit; exit != nil && !exit.Lost {
+			l.refuse(l.shepherd.work, a, exit)
+		} else { // it went down with everything else, which is not its fault
+			l.leave(l.shepherd.work, a, errInterrupted)
 		}
-		l.refuse(l.shepherd.work, a, exit)
 	}
 	l.finishers.Wait() // what is forgotten must be safe first
 	if d.found.Forget != nil && l.shepherd.work.Err() == nil {

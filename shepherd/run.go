@@ -117,7 +117,7 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 				return
 			case answer.JobID == a.ID:
 				l.crashes = crashes{} // a runner that answers is in no crash loop
-				l.finish(a, answer.Failure, l.runner.conn)
+				l.finish(a, ending{answered: true, failure: answer.Failure, conn: l.runner.conn})
 				return
 			}
 			l.answered(answer)
@@ -134,7 +134,7 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 // before the daemon's restart is finished, an unknown one is dropped.
 func (l *lane) answered(answer messenger.Answer) {
 	if a := l.adopted.take(answer.JobID); a != nil {
-		l.finish(a, answer.Failure, l.runner.conn)
+		l.finish(a, ending{answered: true, failure: answer.Failure, conn: l.runner.conn})
 		return
 	}
 	l.log.Warn("Dropping an answer to a job that this sheep does not have", "job", answer.JobID)
@@ -170,15 +170,15 @@ func (l *lane) refuse(ctx context.Context, a *assignment, why error) {
 		return
 	case errors.As(why, &load):
 		l.plan(job.Model{})
-		l.finish(a, &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (%s)", load.Message)}, nil)
+		l.finish(a, ending{failure: &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (%s)", load.Message)}})
 	case errors.As(why, &exit):
 		message := fmt.Sprintf("%s (%s)", diedMessage, exit)
 		if exit.Lost {
 			message = fmt.Sprintf("%s (%s; tried %d times)", diedMessage, exit, a.Attempt)
 		}
-		l.finish(a, &job.Failure{Message: message}, nil)
+		l.finish(a, ending{failure: &job.Failure{Message: message}})
 	default:
-		l.finish(a, &job.Failure{Message: why.Error()}, nil)
+		l.finish(a, ending{failure: &job.Failure{Message: why.Error()}})
 	}
 }
 
@@ -195,9 +195,15 @@ func (l *lane) leave(ctx context.Context, a *assignment, why error) {
 	l.release(ctx, a, true, why.Error())
 }
 
-// finish puts an answered job's files and state away, beside the runner's next
-// job. With a connection, the answer is acknowledged when all is safe.
-func (l *lane) finish(a *assignment, failure *job.Failure, conn messenger.Conn) {
+// ending is how a job's time in the runner ended.
+type ending struct {
+	answered bool           // the runner answered: there are outputs
+	failure  *job.Failure   // nil: it is done
+	conn     messenger.Conn // where the answer is to be acknowledged; nil where it is not
+}
+
+// finish puts a job's files and state away, beside the runner's next job.
+func (l *lane) finish(a *assignment, e ending) {
 	a.FinishedAt = job.Now()
 	l.slots <- struct{}{}
 	over := make(chan struct{})
@@ -214,13 +220,13 @@ func (l *lane) finish(a *assignment, failure *job.Failure, conn messenger.Conn) 
 		}()
 		a.cancel()
 		<-a.staged
-		if err := l.conclude(a, failure, conn != nil); err != nil {
+		if err := l.conclude(a, e.answered, e.failure); err != nil {
 			l.log.Error("Cannot put a job's results away; it goes back to the queue", "job", a.ID, "error", err)
 			l.clear(a)
 			l.release(context.WithoutCancel(l.shepherd.work), a, true, err.Error())
 		}
-		if conn != nil {
-			l.acknowledge(conn, a.ID)
+		if e.conn != nil {
+			l.acknowledge(e.conn, a.ID)
 		}
 	})
 }
@@ -228,7 +234,7 @@ func (l *lane) finish(a *assignment, failure *job.Failure, conn messenger.Conn) 
 // conclude writes outputs, then job_status.json, then the ledger, trying again
 // for as long as storage is away: the state in storage is the commit mark that
 // a later daemon finds when this one dies between the last two.
-func (l *lane) conclude(a *assignment, failure *job.Failure, answered bool) error {
+func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) error {
 	ctx := l.shepherd.work
 	if ctx.Err() != nil {
 		// Answered just as the time to drain was up: a moment more to keep it.
@@ -238,7 +244,7 @@ func (l *lane) conclude(a *assignment, failure *job.Failure, answered bool) erro
 	}
 	if answered {
 		replace := a.Attempt > 1 || a.Run > 1 || a.result.Outputs
-		err := l.persist(ctx, a, "collect the outputs", func() error {
+		err := l.persist(ctx, a.ID, "collect the outputs", func() error {
 			return l.shepherd.cfg.Store.Collect(ctx, a.ID, a.dir, replace)
 		})
 		switch {
@@ -257,7 +263,7 @@ func (l *lane) conclude(a *assignment, failure *job.Failure, answered bool) erro
 	rec := a.Record
 	rec.State, rec.Failure = outcome.State, failure
 	release := l.shepherd.mirror.exclusive(a.ID)
-	err := l.persist(ctx, a, "write the state", func() error {
+	err := l.persist(ctx, a.ID, "write the state", func() error {
 		return l.shepherd.cfg.Store.SetStatus(ctx, a.ID, rec.Status())
 	})
 	release()
@@ -289,7 +295,7 @@ func (l *lane) conclude(a *assignment, failure *job.Failure, answered bool) erro
 }
 
 // persist calls fn until it succeeds, cannot succeed, or ctx ends.
-func (l *lane) persist(ctx context.Context, a *assignment, what string, fn func() error) error {
+func (l *lane) persist(ctx context.Context, id job.ID, what string, fn func() error) error {
 	backoff := 200 * time.Millisecond
 	for tries := 1; ; tries++ {
 		err := fn()
@@ -297,7 +303,7 @@ func (l *lane) persist(ctx context.Context, a *assignment, what string, fn func(
 			return err
 		}
 		if tries == 1 || tries%20 == 0 {
-			l.log.Warn("Storage is away; trying again until it is back", "job", a.ID, "doing", what, "error", err)
+			l.log.Warn("Storage is away; trying again until it is back", "job", id, "doing", what, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -368,7 +374,7 @@ func (l *lane) release(ctx context.Context, a *assignment, unspent bool, why str
 // with its inputs until the worker takes it.
 func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error) {
 	budget := l.shepherd.flock.budget
-	if err := l.awaitEnd(ctx, a.ID); err != nil {
+	if err := l.awaitEnd(ctx, a.id); err != nil {
 		return storage.Staged{}, err
 	}
 	if err := freshDir(a.dir); err != nil {
@@ -386,8 +392,8 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 				limit = 0
 			}
 		}
-		err := l.persist(ctx, a, "stage the inputs", func() (err error) {
-			staged, err = l.shepherd.cfg.Store.Stage(ctx, a.ID, a.dir, limit)
+		err := l.persist(ctx, a.id, "stage the inputs", func() (err error) {
+			staged, err = l.shepherd.cfg.Store.Stage(ctx, a.id, a.dir, limit)
 			if limit > 0 && errdefs.IsResourceExhausted(err) {
 				err = errTooLarge
 			}
@@ -406,7 +412,7 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 			}
 			return staged, nil
 		case errdefs.IsNotFound(err):
-			return staged, &job.UnknownJob{ID: string(a.ID)}
+			return staged, &job.UnknownJob{ID: string(a.id)}
 		}
 		return staged, fmt.Errorf("the inputs of this job cannot be fetched: %w", err)
 	}

@@ -187,36 +187,25 @@ func (l *lane) revive() {
 	}
 }
 
-// crashes decides when a crashed runner is started again: each crash in a row
-// doubles the wait; a runner that stayed up for a while starts the count anew.
+// crashes remembers which model's runner crashed last and when it may be started
+// again.
 type crashes struct {
-	model job.Model
-	row   int
-	until time.Time
+	model   job.Model
+	backoff runtime.Backoff
+	until   time.Time // zero: nothing is to be started again
 }
 
-const (
-	firstWait   = 250 * time.Millisecond
-	longestWait = 30 * time.Second
-	longEnough  = 60 * time.Second // up this long, a runner is no crash loop
-)
-
 func (c *crashes) note(m job.Model, up time.Duration, now time.Time) {
-	if m != c.model || up >= longEnough {
-		*c = crashes{model: m}
+	if m != c.model || c.backoff == (runtime.Backoff{}) {
+		*c = crashes{model: m, backoff: runtime.DefaultBackoff()}
 	}
-	var wait time.Duration
-	if c.row > 0 { // the first crash costs no wait
-		wait = min(firstWait<<min(c.row-1, 16), longestWait)
-	}
-	c.row++
-	c.until = now.Add(wait)
+	c.until = now.Add(c.backoff.Failed(up))
 }
 
 // pending says how long to wait before the crashed runner is started again, and
 // with which model.
 func (c *crashes) pending(now time.Time) (time.Duration, job.Model, bool) {
-	if c.row == 0 || c.until.IsZero() {
+	if c.until.IsZero() {
 		return 0, job.Model{}, false
 	}
 	return max(c.until.Sub(now), 0), c.model, true

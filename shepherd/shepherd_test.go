@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -43,6 +44,7 @@ type pen struct {
 	load    func(context.Context, job.Model) error
 	config  shepherd.Config
 	sheep   []string
+	wrap    func(runtime.Sheep) runtime.Sheep
 	core    *shepherd.Shepherd
 }
 
@@ -87,7 +89,7 @@ func echo(_ context.Context, _ job.Model, in messenger.Input) error {
 	return fake.WriteOutput(in, job.DefaultOutput, data)
 }
 
-func (p *pen) start() {
+func (p *pen) newSheep(name string) runtime.Sheep {
 	p.t.Helper()
 	driver := fake.New(fake.Config{
 		Pasture: p.pasture,
@@ -99,11 +101,20 @@ func (p *pen) start() {
 			return nil
 		},
 	})
+	sheep, err := driver.NewSheep(name, func(any) error { return nil })
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return sheep
+}
+
+func (p *pen) start() {
+	p.t.Helper()
 	cfg := p.config
 	for _, name := range p.sheep {
-		sheep, err := driver.NewSheep(name, func(any) error { return nil })
-		if err != nil {
-			p.t.Fatal(err)
+		sheep := p.newSheep(name)
+		if p.wrap != nil {
+			sheep = p.wrap(sheep)
 		}
 		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep})
 	}
@@ -141,8 +152,6 @@ func (p *pen) submit(id, model, payload string, more ...func(*job.Request)) {
 		p.t.Fatalf("submit %s: %v", id, err)
 	}
 }
-
-func on(sheep string) func(*job.Request) { return func(r *job.Request) { r.Sheep = sheep } }
 
 // await waits until the job has ended in the state.
 func (p *pen) await(id string, want job.State) job.Status {
@@ -330,33 +339,121 @@ func TestStatusIsInStorageWhenTheClientKnows(t *testing.T) {
 	}
 }
 
+// hold leaves a job as a daemon that is killed does: claimed, with its payload in
+// storage.
+func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
+	p.t.Helper()
+	ctx := p.t.Context()
+	if err := p.store.Init(ctx, id, []byte(id)); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := p.ledger.Create(ctx, job.Record{ID: id, Model: job.Model{Name: "m"}}); err != nil {
+		p.t.Fatal(err)
+	}
+	c, err := p.ledger.Claim(ctx, ledger.Slot{Node: "node", Sheep: "sheep", Only: id, Ahead: ahead})
+	if err != nil || c == nil {
+		p.t.Fatal(c, err)
+	}
+	return c
+}
+
+// leave leaves a runner as a daemon that is killed does: alive, with the jobs
+// answered, their outputs on disk, and no answer acknowledged.
+func (p *pen) leave(answered ...job.ID) {
+	p.t.Helper()
+	ctx := p.t.Context()
+	sheep := p.newSheep("sheep")
+	if err := sheep.Load(ctx, job.Model{Name: "m"}, runtime.Discard); err != nil {
+		p.t.Fatal(err)
+	}
+	up := make(chan struct{})
+	var once sync.Once
+	ran := make(chan error, 1)
+	go func() { ran <- sheep.Run(ctx, func(runtime.Event) { once.Do(func() { close(up) }) }) }()
+	<-up
+	conn := sheep.Conn()
+	for _, id := range answered {
+		dir := filepath.Join(p.config.DataRoot, "sheep", string(id))
+		if err := os.MkdirAll(filepath.Join(dir, job.OutputDir), 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+		if _, err := p.store.Stage(ctx, id, dir, 0); err != nil {
+			p.t.Fatal(err)
+		}
+		if err := conn.Send(ctx, messenger.Input{JobID: id, IODataRoot: filepath.Dir(dir)}); err != nil {
+			p.t.Fatal(err)
+		}
+		if _, err := conn.Recv(ctx); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	sheep.Detach()
+	if err := <-ran; !errors.Is(err, runtime.ErrDetached) {
+		p.t.Fatal(err)
+	}
+}
+
+// Answers that nobody acknowledged are finished by the next daemon, with their
+// outputs, whether the runner that gave them is alive or not.
+func TestTakesUpAnswers(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		then func(p *pen)
+	}{
+		{"alive", func(*pen) {}},
+		{"ended since", func(p *pen) { p.pasture.Kill("sheep", runtime.Exit{Code: 1}) }},
+		{"answered while it was looked at", func(p *pen) {
+			p.wrap = func(s runtime.Sheep) runtime.Sheep { return lateAnswer{s} }
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPen(t)
+			p.hold("first", false)
+			p.hold("second", false)
+			p.leave("first", "second")
+			c.then(p)
+			starts := p.pasture.Starts("sheep")
+			p.handle = func(context.Context, job.Model, messenger.Input) error { return errors.New("run again") }
+			p.start()
+			for _, id := range []string{"first", "second"} {
+				p.await(id, job.Done)
+				if got := p.output(id); got != id {
+					t.Errorf("output of %s is %q", id, got)
+				}
+			}
+			if n := p.pasture.Starts("sheep"); c.name != "ended since" && n != starts {
+				t.Errorf("the runner was started %d times", n)
+			}
+		})
+	}
+}
+
+// lateAnswer is a sheep whose last answered job was still under way when Recover
+// looked for it first.
+type lateAnswer struct{ runtime.Sheep }
+
+func (l lateAnswer) Recover(ctx context.Context) (*runtime.Recovered, error) {
+	r, err := l.Sheep.(runtime.Recoverer).Recover(ctx)
+	if r != nil {
+		r.Job = r.Answers[len(r.Answers)-1].JobID
+	}
+	return r, err
+}
+
 // A daemon that died between job_status.json and the ledger left a job that has
 // ended; one that died before left a job to run again.
 func TestTakesUpWhatAnEarlierDaemonHeld(t *testing.T) {
 	p := newPen(t)
 	ctx := t.Context()
-	hold := func(id job.ID, ahead bool) *ledger.Claim {
-		if err := p.store.Init(ctx, id, []byte(id)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.ledger.Create(ctx, job.Record{ID: id, Model: job.Model{Name: "m"}}); err != nil {
-			t.Fatal(err)
-		}
-		c, err := p.ledger.Claim(ctx, ledger.Slot{Node: "node", Sheep: "sheep", Only: id, Ahead: ahead})
-		if err != nil || c == nil {
-			t.Fatal(c, err)
-		}
-		return c
-	}
-	ended := hold("ended", false)
+	ended := p.hold("ended", false)
 	s := ended.Record.Status()
 	s.State, s.FinishedAt = job.Failed, job.Now()
 	s.Failure = &job.Failure{Message: "as it was"}
 	if err := p.store.SetStatus(ctx, "ended", s); err != nil {
 		t.Fatal(err)
 	}
-	hold("interrupted", false)
-	hold("prepared", true)
+	p.hold("interrupted", false)
+	p.hold("prepared", true)
 	var ran sync.Map
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		ran.Store(in.JobID, true)

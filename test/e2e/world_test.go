@@ -36,9 +36,15 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(dir)
 		build := exec.Command("go", "build", "-o", dir+"/", "../../cmd/...")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-			return 1
+		builds := []*exec.Cmd{build}
+		if race { // the daemon is looked at as closely as the test
+			builds = append(builds, exec.Command("go", "build", "-race", "-o", dir+"/", "../../cmd/shepherdd"))
+		}
+		for _, build := range builds {
+			if out, err := build.CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+				return 1
+			}
 		}
 		programs = dir
 		return m.Run()
@@ -210,8 +216,13 @@ func (w *world) end() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+	if text := w.log.String(); strings.Contains(text, "DATA RACE") || strings.Contains(text, "panic:") {
+		w.t.Error("the daemon's log has a data race or a panic")
+	}
 	if w.t.Failed() {
-		w.t.Logf("the daemon's log:\n%s", w.log)
+		w.t.Logf("the daemons' logs:\n%s", w.log.All())
+		journal, _ := os.ReadFile(w.journal)
+		w.t.Logf("the runners' journal:\n%s", journal)
 	}
 }
 
@@ -393,8 +404,9 @@ func write(t *testing.T, path, text string) {
 
 // lockedBuffer is written by the daemon's output and read by the test.
 type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu      sync.Mutex
+	b       bytes.Buffer
+	earlier bytes.Buffer // of daemons before this one
 }
 
 func (b *lockedBuffer) Write(p []byte) (int, error) {
@@ -412,5 +424,13 @@ func (b *lockedBuffer) String() string {
 func (b *lockedBuffer) Reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.earlier.Write(b.b.Bytes())
+	b.earlier.WriteString("--- the next daemon\n")
 	b.b.Reset()
+}
+
+func (b *lockedBuffer) All() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.earlier.String() + b.b.String()
 }
