@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,13 +34,25 @@ type output struct {
 	log            *slog.Logger
 	copying        sync.WaitGroup
 
-	mu   sync.Mutex
-	tail []byte
+	mu  sync.Mutex
+	out tail
+	err tail
+}
+
+// together is how close in time words on both streams count as said at once: a
+// pipe each keeps no order between them, and of what is said at once the cause is
+// on stderr.
+const together = time.Second
+
+// tail is the end of one stream.
+type tail struct {
+	text []byte
+	at   time.Time // when the last of it came
 }
 
 // openOutput opens the files and begins to copy.
 func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
-	o := &output{log: log, tail: make([]byte, 0, 2*tailSize)}
+	o := &output{log: log}
 	defer func() {
 		if err != nil {
 			o.started()
@@ -50,7 +63,8 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 	for _, stream := range []struct {
 		name, path string
 		into       **os.File
-	}{{"stdout", spec.Runner.Stdout, &o.stdout}, {"stderr", spec.Runner.Stderr, &o.stderr}} {
+		end        *tail
+	}{{"stdout", spec.Runner.Stdout, &o.stdout, &o.out}, {"stderr", spec.Runner.Stderr, &o.stderr, &o.err}} {
 		var w io.Writer
 		switch {
 		case stream.path != "":
@@ -77,7 +91,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 		}
 		o.pipes = append(o.pipes, r)
 		*stream.into = end
-		o.copying.Go(func() { o.copy(r, w) })
+		o.copying.Go(func() { o.copy(r, w, stream.end) })
 	}
 	return o, nil
 }
@@ -89,13 +103,15 @@ func openAppend(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 }
 
-func (o *output) copy(r *os.File, w io.Writer) {
+func (o *output) copy(r *os.File, w io.Writer, end *tail) {
 	buffer := make([]byte, 16<<10)
 	failing := false
 	for {
 		n, err := r.Read(buffer)
 		if n > 0 {
-			o.note(buffer[:n])
+			o.mu.Lock()
+			end.note(buffer[:n], time.Now())
+			o.mu.Unlock()
 			_, werr := w.Write(buffer[:n])
 			if werr != nil && !failing {
 				o.log.Warn("cannot write what the runner says; it is lost until this can be written again", "error", werr)
@@ -108,18 +124,20 @@ func (o *output) copy(r *os.File, w io.Writer) {
 	}
 }
 
-// note keeps the end of the output.
-func (o *output) note(p []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+// note keeps the end of the stream.
+func (t *tail) note(p []byte, now time.Time) {
+	t.at = now
+	if t.text == nil {
+		t.text = make([]byte, 0, 2*tailSize)
+	}
 	if len(p) > tailSize {
 		p = p[len(p)-tailSize:]
 	}
-	if len(o.tail)+len(p) > cap(o.tail) {
-		n := copy(o.tail, o.tail[len(o.tail)-tailSize:])
-		o.tail = o.tail[:n]
+	if len(t.text)+len(p) > cap(t.text) {
+		n := copy(t.text, t.text[len(t.text)-tailSize:])
+		t.text = t.text[:n]
 	}
-	o.tail = append(o.tail, p...)
+	t.text = append(t.text, p...)
 }
 
 // started closes the runner's ends here: it has its own.
@@ -141,7 +159,15 @@ func (o *output) last() string {
 	o.copying.Wait()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return lastOf(o.tail)
+	first, then := &o.out, &o.err
+	if o.out.at.Sub(o.err.at) > together {
+		first, then = then, first
+	}
+	said := bytes.TrimSpace(first.text)
+	if len(said) > 0 && len(then.text) > 0 {
+		said = append(slices.Clone(said), '\n')
+	}
+	return lastOf(append(said, then.text...))
 }
 
 // lastOf returns the last few lines of a text.

@@ -86,15 +86,44 @@ func TestRotation(t *testing.T) {
 }
 
 func TestMemoryOfOutputIsBounded(t *testing.T) {
-	o := &output{tail: make([]byte, 0, 2*tailSize)}
+	var end tail
 	line := []byte(strings.Repeat("x", 99) + "\n")
 	for range 10_000 {
-		o.note(line)
+		end.note(line, time.Now())
 	}
-	o.note(make([]byte, 10*tailSize))
-	o.note([]byte("end"))
-	if cap(o.tail) != 2*tailSize || len(o.tail) < tailSize || !strings.HasSuffix(string(o.tail), "\x00end") {
-		t.Errorf("%d bytes of %d, ending in %q", len(o.tail), cap(o.tail), o.tail[len(o.tail)-4:])
+	end.note(make([]byte, 10*tailSize), time.Now())
+	end.note([]byte("end"), time.Now())
+	if cap(end.text) != 2*tailSize || len(end.text) < tailSize || !strings.HasSuffix(string(end.text), "\x00end") {
+		t.Errorf("%d bytes of %d, ending in %q", len(end.text), cap(end.text), end.text[len(end.text)-4:])
+	}
+}
+
+// Of what was said at once, what stderr said comes last; what stdout said long
+// after it comes after it.
+func TestLastWords(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		stdout, stderr string
+		later          time.Duration // of stdout
+		want           string
+	}{
+		{"out\n", "err\n", 0, "out\nerr"},
+		{"out\n", "err\n", together / 2, "out\nerr"},
+		{"out\n", "err\n", 2 * together, "err\nout"},
+		{"out\n", "", 0, "out"},
+		{"", "err", 0, "err"},
+		{"", "", 0, ""},
+	} {
+		o := new(output)
+		if c.stdout != "" {
+			o.out.note([]byte(c.stdout), now.Add(c.later))
+		}
+		if c.stderr != "" {
+			o.err.note([]byte(c.stderr), now)
+		}
+		if got := o.last(); got != c.want {
+			t.Errorf("%+v: last words %q", c, got)
+		}
 	}
 }
 
