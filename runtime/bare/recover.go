@@ -76,11 +76,6 @@ func (s *sheep) recoverLife(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
-	if e := outcome.Exit; e.Signal == "SIGKILL" && !e.OutOfMemory && !e.Stopped {
-		// Somebody killed the runner and then its shim: all of it was to go, as
-		// when a machine is emptied. The job is not to blame.
-		e.Lost = true
-	}
 	s.log.Info("A runner ended while no daemon was there", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
 	s.keep(folder, outcome)
 	return nil

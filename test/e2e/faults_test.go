@@ -119,8 +119,13 @@ func TestEverythingKilled(t *testing.T) {
 	}
 	w.eventually("two run", func() bool { return len(w.noted("job")) == 2 })
 	w.kill()
-	for pid := range w.processes() {
-		syscall.Kill(pid, syscall.SIGKILL)
+	// Shims first: a runner that dies while its shim looks on has failed.
+	for _, shims := range []bool{true, false} {
+		for pid, command := range w.processes() {
+			if strings.Contains(command, "shepherd-shim") == shims {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
 	}
 	w.eventually("all are gone", func() bool { return len(w.processes()) == 0 })
 	write(t, gate, "")
