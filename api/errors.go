@@ -56,6 +56,7 @@ var classes = []class{
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
 	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
+	{status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
 	{status: http.StatusNotFound, match: is(errNoRoute)},
 	{status: http.StatusMethodNotAllowed, match: is(errMethod)},
 	{status: http.StatusPreconditionFailed, match: is(errPrecondition)},
@@ -121,12 +122,15 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	c, message := classify(err)
 	body := Error{Message: message}
 	if c.ours {
+		attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.Any("error", err)}
+		if away := (*job.Unavailable)(nil); errors.As(err, &away) {
+			attrs = append(attrs, slog.Any("cause", away.Cause))
+		}
 		level := slog.LevelWarn
 		if c.status == http.StatusInternalServerError {
 			level = slog.LevelError
 		}
-		s.log.LogAttrs(r.Context(), level, "request failed",
-			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.Any("error", err))
+		s.log.LogAttrs(r.Context(), level, "request failed", attrs...)
 		if s.debug {
 			detail := err.Error()
 			body.Detail = &detail

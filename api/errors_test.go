@@ -39,6 +39,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrNoFile), 404, "Requested file does not exist", "", false},
 		{wrap(job.ErrRange), 416, "the requested range lies outside the file", "", false},
 		{wrap(job.ErrDraining), 503, "shepherd is shutting down and takes no more jobs; try again when it is back", "5", false},
+		{wrap(&job.Unavailable{Service: "storage", Problem: "is not reachable", Cause: errdefs.ErrUnavailable}), 503, "The storage is not reachable; try again later", "5", true},
 		{errNoRoute, 404, "There is nothing at this address; /ui shows what there is", "", false},
 		{errMethod, 405, "This address does not know this method", "", false},
 		{errPrecondition, 412, "The file is not the one this request asks for", "", false},

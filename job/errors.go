@@ -15,6 +15,20 @@ type UnknownSheep struct{ Name string }
 
 func (e *UnknownSheep) Error() string { return fmt.Sprintf("Unknown sheep id `%s`", e.Name) }
 
+// Unavailable says which service that shepherd depends on cannot serve a request
+// now, and in a word why. Cause is for the log, not for clients.
+type Unavailable struct {
+	Service, Problem string
+	Cause            error
+}
+
+func (e *Unavailable) Error() string {
+	return fmt.Sprintf("The %s %s; try again later", e.Service, e.Problem)
+}
+
+// Unwrap returns the cause.
+func (e *Unavailable) Unwrap() error { return e.Cause }
+
 // Invalid says which field of a request cannot be accepted, and why.
 type Invalid struct{ Field, Problem string }
 

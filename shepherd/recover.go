@@ -170,19 +170,13 @@ func (l *lane) collectAnswers(d *adoption) {
 func (l *lane) resume(a *assignment) {
 	l.begin(a.ID)
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
-	sub := l.shepherd.hub.subscribe(a.ID)
-	defer sub.close()
-	ctx, cancel := context.WithCancelCause(l.shepherd.work)
-	watching := make(chan struct{})
-	l.running.Go(func() {
-		defer close(watching)
-		select {
-		case <-ctx.Done():
-		case <-sub.C:
-			cancel(errCancelled)
-		}
-	})
-	defer func() { cancel(nil); <-watching }()
+	ctx, stop := l.hold(a.ID)
+	defer stop()
+	if l.lost(ctx, a.ID) {
+		l.stopRunner()
+		l.leave(ctx, a, errCancelled)
+		return
+	}
 	l.await(ctx, a)
 }
 

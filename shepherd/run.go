@@ -28,26 +28,8 @@ var errCancelled = errors.New("the job was cancelled")
 // being finished, or handed back, or lost to somebody else.
 func (l *lane) run(a *assignment) {
 	l.begin(a.ID)
-	sub := l.shepherd.hub.subscribe(a.ID)
-	defer sub.close()
-	ctx, cancel := context.WithCancelCause(l.shepherd.work)
-	defer cancel(nil)
-	watching := make(chan struct{})
-	l.running.Go(func() {
-		defer close(watching)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case rec := <-sub.C:
-				if rec.State.Final() || rec.Holder != l.name {
-					cancel(errCancelled)
-					return
-				}
-			}
-		}
-	})
-	defer func() { cancel(nil); <-watching }()
+	ctx, stop := l.hold(a.ID)
+	defer stop()
 
 	if a.ahead {
 		rec, err := l.retryLedger(ctx, func() (job.Record, error) {
@@ -59,8 +41,8 @@ func (l *lane) run(a *assignment) {
 		}
 		a.Record = rec
 		l.shepherd.mirror.note(a.ID)
-	} else if rec, err := l.shepherd.cfg.Ledger.Get(ctx, a.ID); err == nil && (rec.State.Final() || rec.Holder != l.name) {
-		l.leave(ctx, a, errCancelled) // cancelled before the subscription
+	} else if l.lost(ctx, a.ID) { // before hold could be told
+		l.leave(ctx, a, errCancelled)
 		return
 	}
 
@@ -91,6 +73,40 @@ func (l *lane) run(a *assignment) {
 		return
 	}
 	l.await(ctx, a)
+}
+
+// hold returns a context that ends when the job is no longer this sheep's, with
+// errCancelled, or when running jobs are to be handed back.
+func (l *lane) hold(id job.ID) (_ context.Context, stop func()) {
+	sub := l.shepherd.hub.subscribe(id)
+	ctx, cancel := context.WithCancelCause(l.shepherd.work)
+	watching := make(chan struct{})
+	l.running.Go(func() {
+		defer close(watching)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case rec := <-sub.C:
+				// The event may be of before the claim: the ledger knows.
+				if (rec.State.Final() || rec.Holder != l.name) && l.lost(ctx, id) {
+					cancel(errCancelled)
+					return
+				}
+			}
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		<-watching
+		sub.close()
+	}
+}
+
+// lost asks the ledger whether the claim on the job is gone.
+func (l *lane) lost(ctx context.Context, id job.ID) bool {
+	rec, err := l.shepherd.cfg.Ledger.Get(ctx, id)
+	return errors.Is(err, ledger.ErrNotFound) || err == nil && (rec.State.Final() || rec.Holder != l.name)
 }
 
 // plan sets the model that the sheep will have when what is claimed is done.

@@ -30,7 +30,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 	if r.Payload == nil {
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
-			return fmt.Errorf("look for the inputs of job %s: %w", r.ID, err)
+			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		}
 		if !there {
 			return &job.UnknownJob{ID: string(r.ID)}
@@ -46,7 +46,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 			return job.ErrSubmitted
 		}
 		if err != nil {
-			return fmt.Errorf("store the payload of job %s: %w", r.ID, err)
+			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 	}
 	_, err := s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority})
@@ -54,7 +54,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 		return job.ErrSubmitted
 	}
 	if err != nil {
-		return fmt.Errorf("enter job %s in the ledger: %w", r.ID, err)
+		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
 	s.log.Info("En-queued job", "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
 	s.mirror.note(r.ID)
@@ -117,7 +117,7 @@ func (s *Shepherd) Job(ctx context.Context, id job.ID) (job.Status, error) {
 		return job.Status{}, &job.UnknownJob{ID: string(id)}
 	}
 	if err != nil {
-		return job.Status{}, fmt.Errorf("read the state of job %s: %w", id, err)
+		return job.Status{}, away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
 	}
 	return status, nil
 }
@@ -185,17 +185,33 @@ func (s *Shepherd) open(ctx context.Context, id job.ID, name string, part *job.R
 	case errors.Is(err, storage.ErrBadName):
 		return nil, job.ErrNoFile
 	case !errdefs.IsNotFound(err):
-		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
+		return nil, away("storage", fmt.Errorf("open %s of job %s: %w", name, id, err))
 	}
 	if _, err := s.cfg.Ledger.Get(ctx, id); err == nil {
 		return nil, job.ErrNoFile
 	}
 	there, err := s.cfg.Store.Exists(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("look for job %s: %w", id, err)
+		return nil, away("storage", fmt.Errorf("look for job %s: %w", id, err))
 	}
 	if !there {
 		return nil, &job.UnknownJob{ID: string(id)}
 	}
 	return nil, job.ErrNoFile
+}
+
+// away tells a client which service is to blame, where that is not the client.
+func away(service string, err error) error {
+	var problem string
+	switch {
+	case errdefs.IsUnavailable(err), errors.Is(err, context.DeadlineExceeded):
+		problem = "is not reachable"
+	case errdefs.IsPermissionDenied(err):
+		problem = "refuses shepherd's credentials"
+	case errdefs.IsResourceExhausted(err):
+		problem = "is full"
+	default:
+		return err
+	}
+	return &job.Unavailable{Service: service, Problem: problem, Cause: err}
 }
