@@ -1,0 +1,187 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+)
+
+// failure is an error in words for operators and clients, with the class that
+// says whether trying again makes sense. What it came from is part of the words
+// and not of the chain: a cause's own class would contradict.
+type failure struct {
+	message string
+	class   error
+}
+
+func (f *failure) Error() string { return f.message }
+func (f *failure) Unwrap() error { return f.class }
+
+func failf(class error, format string, args ...any) *failure {
+	return &failure{message: fmt.Sprintf(format, args...), class: class}
+}
+
+// refusal is a registry's or its token server's answer that ends a request.
+type refusal struct {
+	host     string
+	attempts int
+	status   int    // 0 when there was no answer
+	detail   string // the answer's text or the connection's error
+}
+
+func (r *refusal) Error() string {
+	said := "answers " + fmt.Sprint(r.status) + " " + http.StatusText(r.status)
+	if r.status == 0 {
+		said = "cannot be reached"
+	}
+	if r.detail != "" {
+		said += ": " + r.detail
+	}
+	if r.attempts > 1 {
+		said += fmt.Sprintf(" (%d attempts)", r.attempts)
+	}
+	return r.host + " " + said
+}
+
+// explain turns what a pull of r ended with into words. Errors of ctx stay as
+// they are.
+func (s *Store) explain(ctx context.Context, r ref, err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *failure
+	if errors.As(err, &known) {
+		return &failure{message: fmt.Sprintf("image %s: %s", r, known.message), class: known.class}
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("pull image %s: %w", r, cause)
+	}
+	f := s.explanation(err)
+	f.message = fmt.Sprintf("image %s: %s", r, f.message)
+	return f
+}
+
+func (s *Store) explanation(err error) *failure {
+	registry := "registry " + s.endpoint.host
+
+	var refused *refusal
+	if errors.As(err, &refused) {
+		where := "registry"
+		if refused.host != s.endpoint.host {
+			where = "host"
+		}
+		return failf(errdefs.ErrUnavailable, "%s %v; check registry.url and whether it is up", where, refused)
+	}
+	var (
+		authority x509.UnknownAuthorityError
+		invalid   x509.CertificateInvalidError
+		hostname  x509.HostnameError
+		header    tls.RecordHeaderError
+	)
+	switch {
+	case errors.As(err, &authority):
+		return failf(errdefs.ErrFailedPrecondition, "the certificate of %s is signed by an authority unknown here; name the authority's certificate in registry.ca_file", registry)
+	case errors.As(err, &invalid), errors.As(err, &hostname):
+		return failf(errdefs.ErrFailedPrecondition, "the certificate of %s is not valid: %v", registry, innermost(err))
+	case errors.As(err, &header), errors.Is(err, http.ErrSchemeMismatch):
+		return failf(errdefs.ErrFailedPrecondition, "%s does not speak TLS; write http:// in registry.url if that is intended", registry)
+	}
+
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) {
+		switch {
+		case status.StatusCode == http.StatusUnauthorized, status.StatusCode == http.StatusForbidden:
+			return s.denied(detail(status.Body))
+		case status.StatusCode == http.StatusNotFound:
+			return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
+		case status.StatusCode == http.StatusBadRequest && strings.Contains(string(status.Body), "HTTPS server"):
+			return failf(errdefs.ErrFailedPrecondition, "%s speaks TLS; write https:// in registry.url", registry)
+		case status.StatusCode >= 500:
+			return failf(errdefs.ErrUnavailable, "%s answers %s: %s", registry, status.Status, detail(status.Body))
+		}
+		return failf(errdefs.ErrFailedPrecondition, "%s answers %s: %s", registry, status.Status, detail(status.Body))
+	}
+	text := err.Error()
+	switch {
+	case errors.Is(err, docker.ErrInvalidAuthorization):
+		return s.denied("")
+	case strings.Contains(text, "no space left on device"):
+		return failf(errdefs.ErrResourceExhausted, "the disk that containerd keeps images on is full; remove images (shepherdd models rm) or set a smaller images budget")
+	case strings.Contains(text, "no match for platform"):
+		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s.platform)
+	case errdefs.IsNotFound(err):
+		return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
+	case strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "unexpected commit size"), strings.Contains(text, "wrong diff id"):
+		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%v); push the image again", registry, innermost(err))
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
+	case errdefs.IsUnavailable(err):
+		return failf(errdefs.ErrUnavailable, "containerd cannot be reached (%v); check whether it is running (systemctl status containerd)", innermost(err))
+	case errdefs.IsPermissionDenied(err):
+		return failf(errdefs.ErrPermissionDenied, "%v", err)
+	case errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err), errdefs.IsFailedPrecondition(err):
+		return failf(errdefs.ErrFailedPrecondition, "%v", err)
+	}
+	return failf(errdefs.ErrUnknown, "%v", err)
+}
+
+// denied says whose credentials were refused and where they are set.
+func (s *Store) denied(said string) *failure {
+	if said != "" {
+		said = " (" + said + ")"
+	}
+	reg := s.cfg.Registry
+	switch {
+	case reg.Username != "":
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused user %q%s; check registry.username and registry.password, and that the user may pull this image", s.endpoint.host, reg.Username, said)
+	case reg.DockerConfig != "":
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused the credentials of %s%s; log in again (docker login %s)", s.endpoint.host, reg.DockerConfig, said, s.endpoint.host)
+	}
+	return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials and there are none%s; set registry.username and registry.password, or registry.docker_config", s.endpoint.host, said)
+}
+
+// innermost is the end of an error's chain, which says what happened without
+// the URLs around it.
+func innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil || strings.TrimSpace(next.Error()) == "" {
+			return err
+		}
+		if errors.Unwrap(next) == nil && isClass(next) {
+			return err // the last link is a bare class, which says nothing
+		}
+		err = next
+	}
+}
+
+func isClass(err error) bool {
+	for _, class := range []error{errdefs.ErrUnavailable, errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrInvalidArgument, errdefs.ErrPermissionDenied} {
+		if err == class {
+			return true
+		}
+	}
+	return false
+}
+
+// detail is the beginning of an answer's body, on one line and harmless to
+// print: it comes from outside.
+func detail(body []byte) string {
+	const most = 200
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\uFFFD' {
+			return ' '
+		}
+		return r
+	}, string(body[:min(len(body), most)]))
+	return strings.TrimSpace(text)
+}

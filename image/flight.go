@@ -1,0 +1,139 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// errAbandoned is why work ends that nobody waits for any more.
+var errAbandoned = errors.New("nobody waits for the image any more")
+
+// errClosed is why work ends when the Store is closed.
+var errClosed = errors.New("images are no longer served: shepherd is stopping")
+
+// flights makes concurrent calls for one key one piece of work. It goes on for
+// as long as anyone waits for it, whoever began it.
+type flights struct {
+	mu     sync.Mutex
+	byKey  map[string]*flight
+	closed bool
+	wg     sync.WaitGroup
+}
+
+type flight struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	image  Image
+	err    error
+
+	// Under flights.mu.
+	waiting   int
+	abandoned bool // nobody waits: it is ending, and not to be joined
+	observers map[int]func(Progress)
+	next      int
+
+	reporting sync.Mutex // reports come one at a time
+}
+
+// do runs work, or joins the run under way. observe is not called after do has
+// returned.
+func (f *flights) do(ctx context.Context, key string, observe func(Progress), work func(context.Context, func(Progress)) (Image, error)) (Image, error) {
+	f.mu.Lock()
+	fl := f.byKey[key]
+	for fl != nil && fl.abandoned { // let it clean up first
+		f.mu.Unlock()
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return Image{}, context.Cause(ctx)
+		}
+		f.mu.Lock()
+		fl = f.byKey[key]
+	}
+	if f.closed {
+		f.mu.Unlock()
+		return Image{}, errClosed
+	}
+	if fl == nil {
+		fl = f.launch(ctx, key, work)
+	}
+	fl.waiting++
+	id := fl.next
+	fl.next++
+	fl.observers[id] = observe
+	f.mu.Unlock()
+
+	var gone bool
+	select {
+	case <-fl.done:
+	case <-ctx.Done():
+		gone = true
+	}
+	fl.reporting.Lock() // a report under way ends first
+	f.mu.Lock()
+	delete(fl.observers, id)
+	fl.waiting--
+	if fl.waiting == 0 && gone {
+		fl.abandoned = true
+		fl.cancel(errAbandoned)
+	}
+	f.mu.Unlock()
+	fl.reporting.Unlock()
+	if gone {
+		return Image{}, context.Cause(ctx)
+	}
+	return fl.image, fl.err
+}
+
+// launch begins the work; f.mu is held.
+func (f *flights) launch(ctx context.Context, key string, work func(context.Context, func(Progress)) (Image, error)) *flight {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	fl := &flight{cancel: cancel, done: make(chan struct{}), observers: map[int]func(Progress){}}
+	f.byKey[key] = fl
+	f.wg.Go(func() {
+		defer cancel(nil)
+		fl.image, fl.err = work(ctx, func(p Progress) { f.report(fl, p) })
+		f.mu.Lock()
+		delete(f.byKey, key)
+		f.mu.Unlock()
+		close(fl.done)
+	})
+	return fl
+}
+
+func (f *flights) report(fl *flight, p Progress) {
+	fl.reporting.Lock()
+	defer fl.reporting.Unlock()
+	f.mu.Lock()
+	observers := make([]func(Progress), 0, len(fl.observers))
+	for _, o := range fl.observers {
+		observers = append(observers, o)
+	}
+	f.mu.Unlock()
+	for _, o := range observers {
+		o(p)
+	}
+}
+
+// keys are those under way.
+func (f *flights) keys() map[string]bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	keys := make(map[string]bool, len(f.byKey))
+	for k := range f.byKey {
+		keys[k] = true
+	}
+	return keys
+}
+
+// close ends all work and waits for it.
+func (f *flights) close() {
+	f.mu.Lock()
+	f.closed = true
+	for _, fl := range f.byKey {
+		fl.cancel(errClosed)
+	}
+	f.mu.Unlock()
+	f.wg.Wait()
+}

@@ -1,0 +1,342 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/transfer"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// resolver asks the registry with the given patience.
+func (s *Store) resolver(patience retries) remotes.Resolver {
+	client := &http.Client{Transport: &persistent{base: s.transport, retries: patience}}
+	host := docker.RegistryHost{
+		Client:       client,
+		Authorizer:   s.currentAuthorizer(),
+		Host:         s.api.host,
+		Scheme:       s.api.scheme,
+		Path:         "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+	}
+	r := docker.NewResolver(docker.ResolverOptions{
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return []docker.RegistryHost{host}, nil },
+		Headers: http.Header{"User-Agent": {"shepherd"}},
+	})
+	if o, ok := r.(remotes.ResolverWithOptions); ok {
+		o.SetOptions(transfer.WithDownloadLimiter(s.downloads))
+	}
+	return r
+}
+
+// currentAuthorizer keeps tokens from one pull to the next.
+func (s *Store) currentAuthorizer() docker.Authorizer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.authorizer == nil {
+		client := &http.Client{Transport: &persistent{base: s.transport, retries: tokens.within(s.retries)}}
+		s.authorizer = docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(s.credentials))
+	}
+	return s.authorizer
+}
+
+// dropAuthorizer forgets tokens and the credentials they were got with.
+func (s *Store) dropAuthorizer() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.authorizer = nil
+}
+
+// resolve asks what r means. Credentials that were refused are read again and
+// tried once more: a rotated password must not need a restart.
+func (s *Store) resolve(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
+	for attempt := 1; ; attempt++ {
+		s.mu.Lock()
+		used := s.authorizer != nil
+		s.mu.Unlock()
+		_, desc, err := s.resolver(patience).Resolve(ctx, r.String())
+		if err == nil {
+			return desc, nil
+		}
+		if f := s.explanation(err); !errdefs.IsPermissionDenied(f) {
+			return desc, err
+		}
+		s.dropAuthorizer()
+		if !used || attempt > 1 {
+			return desc, err
+		}
+	}
+}
+
+// pull fetches and unpacks what target names, and makes it the image r.
+func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, report func(Progress)) (err error) {
+	ctx, release, err := s.lease(ctx, r)
+	if err != nil {
+		return err
+	}
+	var tries struct{ broken, corrupt, full, containerd int }
+	defer func() { release(err, tries.containerd > 0) }()
+
+	t := newTracker()
+	t.enter(Pulling)
+	watched, unwatch := context.WithCancel(ctx)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		t.watch(watched, r.String(), report)
+	}()
+	defer func() {
+		unwatch()
+		<-watching
+		if err == nil {
+			report(t.progress(r.String()))
+		}
+	}()
+
+	started := time.Now()
+	for {
+		before := t.moved()
+		err := s.pullOnce(ctx, r, target, t)
+		switch {
+		case err == nil:
+			s.cfg.Log.InfoContext(ctx, "image pulled", "image", r.String(), "digest", target.Digest.String(),
+				"fetched", t.moved(), "seconds", time.Since(started).Seconds())
+			return nil
+		case ctx.Err() != nil:
+			return err
+		case strings.Contains(err.Error(), "unexpected commit"):
+			// Something between here and the registry damaged a layer. What is
+			// written of it would be gone on with, so it goes.
+			s.abort(ctx, t)
+			if tries.corrupt++; tries.corrupt > 1 {
+				return err
+			}
+		case strings.Contains(err.Error(), "no space left on device") && tries.full == 0:
+			tries.full++
+			if freed, terr := s.trim(ctx, 0, r.String()); terr != nil || freed == 0 {
+				return err
+			}
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			if t.moved() > before {
+				tries.broken = 0
+			}
+			if tries.broken++; tries.broken > 3 {
+				return err
+			}
+			p := persistent{retries: s.retries}
+			select {
+			case <-time.After(p.pause(tries.broken)):
+			case <-ctx.Done():
+				return err
+			}
+		case errdefs.IsUnavailable(err) && tries.containerd < 3:
+			tries.containerd++
+			if !s.await(ctx) {
+				return err
+			}
+		default:
+			return err
+		}
+		s.cfg.Log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
+	}
+}
+
+func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
+	opts := []containerd.RemoteOpt{
+		containerd.WithResolver(&following{Resolver: s.resolver(s.retries), name: r.String(), target: target, tracker: t}),
+		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler { return s.follow(h, t) }),
+		containerd.WithPullUnpack,
+		containerd.WithPullSnapshotter(s.cfg.Snapshotter),
+		containerd.WithPullLabels(map[string]string{labelPulled: "true", labelLastUsed: now()}),
+		containerd.WithDownloadLimiter(s.downloads),
+	}
+	capabilities, err := s.cfg.Client.GetSnapshotterCapabilities(ctx, s.cfg.Snapshotter)
+	if err != nil {
+		return s.noSnapshotter(err)
+	}
+	if slices.Contains(capabilities, "rebase") {
+		// Layers can be unpacked side by side.
+		opts = append(opts, containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(int64(s.cfg.Downloads)))}))
+	}
+	_, err = s.cfg.Client.Pull(ctx, r.String(), opts...)
+	return err
+}
+
+func (s *Store) noSnapshotter(err error) error {
+	if errdefs.IsUnavailable(err) {
+		return err
+	}
+	return failf(errdefs.ErrFailedPrecondition, "containerd has no snapshotter %q (%v); set containerd.snapshotter to one that ctr plugins ls shows", s.cfg.Snapshotter, err)
+}
+
+// The labels of the leases pulls hold.
+const labelLease = "io.shepherd.pull"
+
+// leaseTime is how long what a broken pull has fetched is kept for the next
+// one. It also ends the lease of a daemon that was killed and never came back.
+const leaseTime = 24 * time.Hour
+
+// lease makes ctx hold a new lease. When release is told of an error that may
+// pass, the lease stays, for the next pull of r; those of earlier pulls go in
+// any case, since what they held is held by this one as far as it is of use.
+// With sweep, what nothing holds any more is collected at once: a containerd
+// that died left snapshots of ours that nobody else removes.
+func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
+	manager := s.cfg.Client.LeasesService()
+	held, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime),
+		leases.WithLabels(map[string]string{labelLease: r.String()}))
+	if err != nil {
+		return ctx, nil, fmt.Errorf("take a lease: %w", err)
+	}
+	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
+		var opts []leases.DeleteOpt
+		if sweep {
+			opts = append(opts, leases.SynchronousDelete)
+		}
+		keep := outcome != nil && (ctx.Err() != nil || errdefs.IsUnavailable(s.explanation(outcome)))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		all, err := manager.List(ctx)
+		if err != nil {
+			all = []leases.Lease{held}
+		}
+		for _, l := range all {
+			earlier := l.Labels[labelLease] == r.String() && l.CreatedAt.Before(held.CreatedAt)
+			if !earlier && (l.ID != held.ID || keep) {
+				continue
+			}
+			if err := manager.Delete(ctx, l, opts...); err != nil && !errdefs.IsNotFound(err) {
+				s.cfg.Log.WarnContext(ctx, "a lease in containerd cannot be given back; it ends by itself within a day", "image", r.String(), "error", err)
+			}
+		}
+	}, nil
+}
+
+// abort throws half-written layers away.
+func (s *Store) abort(ctx context.Context, t *tracker) {
+	for _, l := range t.getLayers() {
+		if err := s.cfg.Client.ContentStore().Abort(ctx, remotes.MakeRefKey(ctx, l)); err != nil && !errdefs.IsNotFound(err) {
+			s.cfg.Log.WarnContext(ctx, "a half-written layer cannot be thrown away", "layer", l.Digest.String(), "error", err)
+		}
+	}
+}
+
+// follow tells the tracker what a pull handles.
+func (s *Store) follow(h images.Handler, t *tracker) images.Handler {
+	var layers []ocispec.Descriptor
+	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		isLayer := images.IsLayerType(desc.MediaType)
+		if !isLayer && desc.Size > maxDocument {
+			return nil, failf(errdefs.ErrFailedPrecondition, "its %s has %d bytes, at most %d are read", desc.MediaType, desc.Size, maxDocument)
+		}
+		children, err := h.Handle(ctx, desc)
+		if err != nil {
+			return children, err
+		}
+		switch {
+		case isLayer:
+			t.finish(desc.Digest)
+		case images.IsManifestType(desc.MediaType):
+			layers = slices.DeleteFunc(slices.Clone(children), func(d ocispec.Descriptor) bool { return !images.IsLayerType(d.MediaType) })
+			t.setLayers(layers)
+		case images.IsConfigType(desc.MediaType):
+			s.skipUnpacked(ctx, desc, t)
+		}
+		return children, nil
+	})
+}
+
+// skipUnpacked tells the tracker which layers are unpacked already: they are
+// not fetched, and nothing else would be heard of them. It matters to the
+// progress only, so that what fails here fails later or not at all.
+func (s *Store) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *tracker) {
+	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+	if err != nil {
+		return
+	}
+	var config ocispec.Image
+	layers := t.getLayers()
+	if json.Unmarshal(data, &config) != nil || len(config.RootFS.DiffIDs) != len(layers) {
+		return
+	}
+	snapshotter := s.cfg.Client.SnapshotService(s.cfg.Snapshotter)
+	for i, chain := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
+		if _, err := snapshotter.Stat(ctx, chain.String()); err != nil {
+			return
+		}
+		t.finish(layers[i].Digest)
+	}
+}
+
+// following is a resolver that knows the answer already and whose fetchers
+// tell the tracker what they read.
+type following struct {
+	remotes.Resolver
+	name    string
+	target  ocispec.Descriptor
+	tracker *tracker
+}
+
+func (f *following) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
+	return f.name, f.target, nil
+}
+
+func (f *following) Fetcher(ctx context.Context, ref string) (remotes.Fetcher, error) {
+	inner, err := f.Resolver.Fetcher(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return remotes.FetcherFunc(func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+		// A manifest may name other places to fetch a layer from. It comes from
+		// outside and would have us send requests wherever it likes.
+		desc.URLs = nil
+		rc, err := inner.Fetch(ctx, desc)
+		if err != nil || !images.IsLayerType(desc.MediaType) {
+			return rc, err
+		}
+		return &followed{ReadCloser: rc, digest: desc.Digest, tracker: f.tracker}, nil
+	}), nil
+}
+
+// followed is a layer being fetched. Seek is how a resumed fetch begins where
+// the last one broke.
+type followed struct {
+	io.ReadCloser
+	digest  digest.Digest
+	tracker *tracker
+}
+
+func (f *followed) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	f.tracker.read(f.digest, int64(n))
+	return n, err
+}
+
+func (f *followed) Seek(offset int64, whence int) (int64, error) {
+	seeker, ok := f.ReadCloser.(io.Seeker)
+	if !ok {
+		return 0, errors.New("the fetcher cannot begin in the middle")
+	}
+	at, err := seeker.Seek(offset, whence)
+	if err == nil {
+		f.tracker.seek(f.digest, at)
+	}
+	return at, err
+}

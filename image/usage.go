@@ -1,0 +1,284 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	containerdlog "github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Info is an image as it is listed.
+type Info struct {
+	Reference string
+	// Model is the image's name and version in this registry, zero for images
+	// from elsewhere.
+	Model    job.Model
+	Digest   digest.Digest
+	LastUsed time.Time
+	// Size is what the image takes on the disk in bytes, layers and unpacked
+	// files, parts shared with other images included.
+	Size int64
+	// Own is the part of Size that no other image shares.
+	Own int64
+	// Pulled says that shepherd pulled it, and so may remove it for the budget.
+	Pulled bool
+	// InUse says that a container is made from it.
+	InUse bool
+}
+
+// part is something on the disk: a blob or a snapshot.
+type part struct {
+	snapshot bool
+	name     string
+}
+
+// inventory is all images and what they consist of.
+type inventory struct {
+	images []Info
+	parts  map[string]map[part]int64 // by reference, with sizes
+}
+
+// List lists the images in the namespace by reference.
+func (s *Store) List(ctx context.Context) ([]Info, error) {
+	ctx = containerdlog.WithLogger(ctx, s.quiet)
+	inv, err := s.inventory(ctx)
+	if err != nil {
+		return nil, s.listing("list images", err)
+	}
+	return inv.images, nil
+}
+
+func (s *Store) listing(doing string, err error) error {
+	var known *failure
+	if errors.As(err, &known) {
+		return err
+	}
+	f := s.explanation(err)
+	return failf(f.class, "%s: %s", doing, f.message)
+}
+
+func (s *Store) inventory(ctx context.Context) (*inventory, error) {
+	all, err := s.cfg.Client.ImageService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	containers, err := s.cfg.Client.ContainerService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inUse := map[string]bool{}
+	for _, c := range containers {
+		inUse[c.Image] = true
+	}
+	inv := &inventory{parts: map[string]map[part]int64{}}
+	for _, img := range all {
+		inv.parts[img.Name] = s.parts(ctx, img.Target)
+		lastUsed, err := time.Parse(time.RFC3339Nano, img.Labels[labelLastUsed])
+		if err != nil {
+			lastUsed = img.UpdatedAt
+		}
+		inv.images = append(inv.images, Info{
+			Reference: img.Name, Model: s.model(img.Name), Digest: img.Target.Digest, LastUsed: lastUsed,
+			Pulled: img.Labels[labelPulled] != "", InUse: inUse[img.Name],
+		})
+	}
+	holders := map[part]int{}
+	for _, parts := range inv.parts {
+		for p := range parts {
+			holders[p]++
+		}
+	}
+	for i := range inv.images {
+		for p, size := range inv.parts[inv.images[i].Reference] {
+			inv.images[i].Size += size
+			if holders[p] == 1 {
+				inv.images[i].Own += size
+			}
+		}
+	}
+	slices.SortFunc(inv.images, func(a, b Info) int { return strings.Compare(a.Reference, b.Reference) })
+	return inv, nil
+}
+
+// total is what all images take together, what they share counted once.
+func (inv *inventory) total() (n int64) {
+	seen := map[part]bool{}
+	for _, parts := range inv.parts {
+		for p, size := range parts {
+			if !seen[p] {
+				seen[p] = true
+				n += size
+			}
+		}
+	}
+	return n
+}
+
+// remove takes an image out and returns how many bytes that frees.
+func (inv *inventory) remove(reference string) int64 {
+	before := inv.total()
+	delete(inv.parts, reference)
+	return before - inv.total()
+}
+
+// parts finds what of an image is here. What is not here takes no room.
+func (s *Store) parts(ctx context.Context, target ocispec.Descriptor) map[part]int64 {
+	store := s.cfg.Client.ContentStore()
+	snapshotter := s.cfg.Client.SnapshotService(s.cfg.Snapshotter)
+	found := map[part]int64{}
+	var walk images.HandlerFunc = func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		info, err := store.Info(ctx, desc.Digest)
+		if err != nil {
+			return nil, nil
+		}
+		found[part{name: desc.Digest.String()}] = info.Size
+		if images.IsLayerType(desc.MediaType) || info.Size > maxDocument {
+			return nil, nil
+		}
+		if images.IsConfigType(desc.MediaType) {
+			var config ocispec.Image
+			data, err := content.ReadBlob(ctx, store, desc)
+			if err != nil || json.Unmarshal(data, &config) != nil {
+				return nil, nil
+			}
+			for _, chain := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
+				if usage, err := snapshotter.Usage(ctx, chain.String()); err == nil {
+					found[part{snapshot: true, name: chain.String()}] = usage.Size
+				}
+			}
+		}
+		children, err := images.Children(ctx, store, desc)
+		if err != nil {
+			return nil, nil
+		}
+		return children, nil
+	}
+	_ = images.Walk(ctx, walk, target) // walk returns no error
+	return found
+}
+
+// model takes a reference of this registry apart.
+func (s *Store) model(reference string) job.Model {
+	rest, ok := strings.CutPrefix(reference, s.endpoint.prefix())
+	if !ok {
+		return job.Model{}
+	}
+	if name, version, ok := strings.Cut(rest, "@"); ok && !strings.Contains(name, ":") {
+		return job.Model{Name: name, Version: version}
+	}
+	name, version, _ := strings.Cut(rest, ":")
+	return job.Model{Name: name, Version: version}
+}
+
+// Remove removes the image of m and waits until its room is free. It is
+// ErrNotFound when there is none, and ErrFailedPrecondition when a container is
+// made from it or it is being pulled.
+func (s *Store) Remove(ctx context.Context, m job.Model) error {
+	r, err := s.endpoint.reference(m)
+	if err != nil {
+		return failf(errdefs.ErrInvalidArgument, "%v", err)
+	}
+	ctx = containerdlog.WithLogger(ctx, s.quiet)
+	doing := "remove image " + r.String()
+	if s.flights.keys()[r.String()] {
+		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled", doing)
+	}
+	containers, err := s.cfg.Client.ContainerService().List(ctx)
+	if err != nil {
+		return s.listing(doing, err)
+	}
+	for _, c := range containers {
+		if c.Image == r.String() {
+			return failf(errdefs.ErrFailedPrecondition, "%s: container %s is made from it; slaughter its sheep first", doing, c.ID)
+		}
+	}
+	err = s.cfg.Client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
+	if errdefs.IsNotFound(err) {
+		return failf(errdefs.ErrNotFound, "%s: it is not here", doing)
+	}
+	if err != nil {
+		return s.listing(doing, err)
+	}
+	return nil
+}
+
+// trimAfter keeps to the budget once an image has come.
+func (s *Store) trimAfter(r ref) {
+	if s.cfg.Budget <= 0 {
+		return
+	}
+	ctx, cancel := context.WithCancel(containerdlog.WithLogger(context.Background(), s.quiet))
+	defer cancel()
+	s.work.Go(func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	if _, err := s.trim(ctx, s.cfg.Budget, r.String()); err != nil && ctx.Err() == nil {
+		s.cfg.Log.WarnContext(ctx, "the images budget cannot be kept", "error", err)
+	}
+}
+
+// trim removes the images unused longest until all take at most budget bytes,
+// and returns how many bytes it freed. It spares those that are needed, in use,
+// being pulled, keep, and all that shepherd did not pull.
+func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int64, err error) {
+	s.trimming.Lock()
+	defer s.trimming.Unlock()
+	inv, err := s.inventory(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("list images: %w", err)
+	}
+	over := inv.total() - budget
+	if over <= 0 {
+		return 0, nil
+	}
+	spared := s.flights.keys()
+	spared[keep] = true
+	if s.cfg.Needed != nil {
+		needed, err := s.cfg.Needed(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("learn which images are needed: %w", err)
+		}
+		for _, m := range needed {
+			if r, err := s.endpoint.reference(m); err == nil {
+				spared[r.String()] = true
+			}
+		}
+	}
+	candidates := slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || spared[i.Reference] })
+	slices.SortFunc(candidates, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
+	for _, c := range candidates {
+		if freed >= over {
+			break
+		}
+		if err := s.cfg.Client.ImageService().Delete(ctx, c.Reference, images.SynchronousDelete()); err != nil {
+			if errdefs.IsNotFound(err) {
+				continue
+			}
+			return freed, fmt.Errorf("remove image %s: %w", c.Reference, err)
+		}
+		n := inv.remove(c.Reference)
+		freed += n
+		s.cfg.Log.InfoContext(ctx, "image removed to keep the budget", "image", c.Reference, "last_used", c.LastUsed, "freed", n)
+	}
+	if freed < over && budget > 0 {
+		s.cfg.Log.WarnContext(ctx, "images take more than the budget and all of them are needed", "budget", budget, "over", over-freed)
+	}
+	return freed, nil
+}

@@ -1,0 +1,263 @@
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Containerd is a containerd of a test's own: its root, state and socket lie in
+// a temporary folder, and it ends with the test.
+type Containerd struct {
+	// Address is the path of its socket.
+	Address string
+	// Root holds what it keeps, State what it runs.
+	Root, State string
+
+	dir      string
+	binaries string // the folder its programs are in, searched before PATH
+	process  *exec.Cmd
+	log      *os.File
+}
+
+// StartContainerd starts the containerd that Debian's package brings, or the
+// one in the folder that SHEPHERD_TEST_CONTAINERD names. It needs root.
+func StartContainerd(t testing.TB) *Containerd {
+	t.Helper()
+	if dir := os.Getenv("SHEPHERD_TEST_CONTAINERD"); dir != "" {
+		return startContainerd(t, dir)
+	}
+	return startContainerd(t, filepath.Dir(Command(t, "containerd", "containerd")))
+}
+
+// StartContainerd2 starts the containerd 2.x that was built into .cache/bin.
+func StartContainerd2(t testing.TB) *Containerd {
+	t.Helper()
+	return startContainerd(t, Containerd2(t))
+}
+
+// Containerd2 returns the folder with the programs of containerd 2.x.
+func Containerd2(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(moduleRoot(t), ".cache", "bin")
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			Missing(t, "containerd 2.x ("+name+" in .cache/bin)",
+				"GOBIN=$PWD/.cache/bin go install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7")
+		}
+	}
+	return dir
+}
+
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("no go.mod above the test's folder")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// containerdConfig leaves out what a test of images and tasks has no use for:
+// above all CRI, which wants a network set up. Names unknown to a release are
+// not minded by it.
+const containerdConfig = `version = 2
+root = %q
+state = %q
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing",
+  "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+]
+[grpc]
+  address = %q
+`
+
+func startContainerd(t testing.TB, binaries string) *Containerd {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Missing(t, "root", "containerd's tests mount file systems: run them as root")
+	}
+	Command(t, "runc", "runc")
+	// Not t.TempDir: a socket's path has at most 107 bytes.
+	dir, err := os.MkdirTemp("", "ctd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Containerd{
+		Address:  filepath.Join(dir, "containerd.sock"),
+		Root:     filepath.Join(dir, "root"),
+		State:    filepath.Join(dir, "state"),
+		dir:      dir,
+		binaries: binaries,
+	}
+	config := fmt.Sprintf(containerdConfig, c.Root, c.State, c.Address)
+	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.end(t) })
+	c.Start(t)
+	return c
+}
+
+// Start starts it again after Kill, on the same root.
+func (c *Containerd) Start(t testing.TB) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(c.binaries, "containerd"), "-c", filepath.Join(c.dir, "config.toml"), "-l", "debug")
+	cmd.Env = append(os.Environ(), "PATH="+c.binaries+":"+os.Getenv("PATH"))
+	cmd.Stdout, cmd.Stderr = c.log, c.log
+	// Should the test binary be killed, its containerd goes with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	done := make(chan struct{})
+	c.process = cmd
+	go func() {
+		// Pdeathsig counts the thread that started the process, so the thread
+		// stays for as long as the process.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		t.Fatalf("start containerd: %v", err)
+	}
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if conn, err := net.Dial("unix", c.Address); err == nil {
+			conn.Close()
+			if exec.Command(filepath.Join(c.binaries, "ctr"), "-a", c.Address, "version").Run() == nil {
+				return
+			}
+		}
+		select {
+		case <-done:
+			t.Fatalf("containerd ended at once: %s", c.lastLog())
+		case <-deadline:
+			t.Fatalf("containerd does not answer: %s", c.lastLog())
+		case <-tick.C:
+		}
+	}
+}
+
+// Kill ends it with SIGKILL and waits until it is gone. Its tasks go on.
+func (c *Containerd) Kill(t testing.TB) {
+	t.Helper()
+	c.signal(syscall.SIGKILL)
+}
+
+// signal ends the process and waits until it is gone.
+func (c *Containerd) signal(s syscall.Signal) {
+	pid := c.process.Process.Pid
+	if c.process.Process.Signal(s) != nil {
+		return
+	}
+	for i := 0; i < 3000 && syscall.Kill(pid, 0) == nil; i++ {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (c *Containerd) end(t testing.TB) {
+	c.signal(syscall.SIGTERM)
+	c.log.Close()
+	for _, m := range c.Mounts(t) {
+		t.Errorf("containerd leaves %s mounted", m)
+		syscall.Unmount(m, syscall.MNT_DETACH)
+	}
+	if t.Failed() && testing.Verbose() {
+		t.Logf("containerd's log ends with: %s", c.lastLog())
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		t.Errorf("remove containerd's folder: %v", err)
+	}
+}
+
+func (c *Containerd) lastLog() string {
+	data, _ := os.ReadFile(filepath.Join(c.dir, "log"))
+	return string(data[max(0, len(data)-4000):])
+}
+
+// Ctr runs containerd's command line in a namespace and returns what it prints.
+func (c *Containerd) Ctr(t testing.TB, namespace string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(c.binaries, "ctr"), append([]string{"-a", c.Address, "-n", namespace}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("ctr %s: %v: %s", strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return string(out)
+}
+
+// Leftovers lists what a namespace holds that a finished run must not leave:
+// containers, tasks, leases and active snapshots, and the mounts and cgroups of
+// any of them. Images, their content and their committed snapshots are no
+// leftovers.
+func (c *Containerd) Leftovers(t testing.TB, namespace string) []string {
+	t.Helper()
+	var found []string
+	list := func(what string, keep func(string) bool, args ...string) {
+		for line := range strings.Lines(c.Ctr(t, namespace, args...)) {
+			if line = strings.TrimSpace(line); line != "" && keep(line) {
+				found = append(found, what+" "+line)
+			}
+		}
+	}
+	all := func(string) bool { return true }
+	list("container", all, "containers", "ls", "-q")
+	list("task", all, "tasks", "ls", "-q")
+	list("lease", all, "leases", "ls", "-q")
+	list("snapshot", func(line string) bool { return strings.HasSuffix(line, "Active") || strings.HasSuffix(line, "View") }, "snapshots", "ls")
+	for _, m := range c.Mounts(t) {
+		found = append(found, "mount "+m)
+	}
+	slices.Sort(found)
+	return found
+}
+
+// Mounts lists the mount points below its folders.
+func (c *Containerd) Mounts(t testing.TB) []string {
+	t.Helper()
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var mounts []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], c.dir+"/") {
+			mounts = append(mounts, fields[4])
+		}
+	}
+	slices.Reverse(mounts) // the innermost first
+	return mounts
+}

@@ -1,0 +1,90 @@
+package testenv
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"path"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// Layer makes a layer of an image from files by path, all executable.
+func Layer(t testing.TB, files map[string][]byte) v1.Layer {
+	t.Helper()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	dirs := map[string]bool{".": true}
+	header := func(h *tar.Header) {
+		h.ModTime = time.Unix(1e9, 0)
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		var parents []string
+		for dir := path.Dir(name); !dirs[dir]; dir = path.Dir(dir) {
+			dirs[dir] = true
+			parents = append(parents, dir)
+		}
+		for _, dir := range slices.Backward(parents) {
+			header(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755})
+		}
+		header(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, Size: int64(len(files[name]))})
+		if _, err := w.Write(files[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Stored, not deflated: what compresses costs time and what is random gains
+	// nothing.
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(archive.Bytes())), nil
+	}, tarball.WithCompressionLevel(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+// RandomLayer makes a layer of one file of random bytes, the same for the same
+// seed.
+func RandomLayer(t testing.TB, name string, size int, seed uint64) v1.Layer {
+	t.Helper()
+	var key [32]byte
+	key[0], key[1] = byte(seed), byte(seed>>8)
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8(key).Read(data) // never fails
+	return Layer(t, map[string][]byte{name: data})
+}
+
+// Image makes an image for this machine's platform.
+func Image(t testing.TB, config v1.Config, layers ...v1.Layer) v1.Image {
+	t.Helper()
+	img, err := mutate.AppendLayers(empty.Image, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = file.DeepCopy()
+	file.Config = config
+	file.OS, file.Architecture = "linux", runtime.GOARCH
+	if img, err = mutate.ConfigFile(img, file); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}

@@ -1,0 +1,366 @@
+package testenv
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// RegistryConfig says how a test's registry is spoken to.
+type RegistryConfig struct {
+	// Username and Password are asked of clients where Username is not empty,
+	// by basic authentication, or, with Token, by the registry's token server.
+	Username, Password string
+	Token              bool
+	// TLS serves HTTPS with a certificate of an authority of its own.
+	TLS bool
+}
+
+// Registry is an OCI registry in memory that counts what it is asked and fails
+// on cue.
+type Registry struct {
+	// Host is HOST:PORT, URL is that with the scheme.
+	Host, URL string
+	// CAFile holds the authority's certificate, with TLS.
+	CAFile string
+
+	cfg   RegistryConfig
+	inner http.Handler
+
+	mu       sync.Mutex
+	requests []RegistryRequest
+	fault    func(*http.Request) *RegistryFault
+	tokens   map[string]bool
+}
+
+// RegistryRequest is one request that was answered.
+type RegistryRequest struct {
+	Method, Path, Range string
+	Status              int
+	Bytes               int64 // of the body sent
+}
+
+// RegistryFault is how a request goes wrong.
+type RegistryFault struct {
+	// Status is answered, where it is not 0, with Header.
+	Status int
+	Header http.Header
+	// Body is answered, where it is not nil.
+	Body []byte
+	// CutAfter breaks the connection after that many bytes of the body, where
+	// it is above 0; below 0, before any answer.
+	CutAfter int64
+	// Hold, where not nil, is waited for before the answer.
+	Hold <-chan struct{}
+	// Every 32 KiB of the body are held back for Pause.
+	Pause time.Duration
+}
+
+// StartRegistry starts a registry that ends with the test.
+func StartRegistry(t testing.TB, cfg RegistryConfig) *Registry {
+	t.Helper()
+	r := &Registry{
+		cfg:    cfg,
+		inner:  registry.New(registry.Logger(log.New(io.Discard, "", 0))),
+		tokens: map[string]bool{},
+	}
+	server := httptest.NewUnstartedServer(r)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if cfg.TLS {
+		server.TLS = r.certificate(t)
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	r.URL, r.Host = server.URL, server.Listener.Addr().String()
+	return r
+}
+
+// Push stores an image or an index under NAME:TAG, or NAME@DIGEST, past all
+// authentication, counting and faults.
+func (r *Registry) Push(t testing.TB, ref string, what remote.Taggable) {
+	t.Helper()
+	reference, err := name.ParseReference(r.Host+"/"+ref, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := remote.WithTransport(direct{r.inner})
+	switch what := what.(type) {
+	case v1.Image:
+		err = remote.Write(reference, what, direct)
+	case v1.ImageIndex:
+		err = remote.WriteIndex(reference, what, direct)
+	default:
+		err = fmt.Errorf("a %T cannot be pushed", what)
+	}
+	if err != nil {
+		t.Fatalf("push %s: %v", ref, err)
+	}
+}
+
+// direct hands requests to a handler without a network.
+type direct struct{ handler http.Handler }
+
+func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
+	rec := httptest.NewRecorder()
+	served := req.Clone(req.Context())
+	if served.Body == nil {
+		served.Body = http.NoBody // a handler is never given nil
+	}
+	d.handler.ServeHTTP(rec, served)
+	resp := rec.Result()
+	resp.Request = req
+	return resp, nil
+}
+
+// SetFault has f asked about every request from now on; nil as f or its answer
+// means no fault. It is called by one request at a time.
+func (r *Registry) SetFault(f func(*http.Request) *RegistryFault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = f
+}
+
+// Requests lists what was answered since the last call.
+func (r *Registry) Requests() []RegistryRequest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.requests
+	r.requests = nil
+	return all
+}
+
+// BlobBytes counts the bytes of blobs sent by each request of the list to
+// digest, or to any blob where it is empty.
+func BlobBytes(requests []RegistryRequest, digest string) (n int64) {
+	for _, req := range requests {
+		if strings.Contains(req.Path, "/blobs/"+digest) {
+			n += req.Bytes
+		}
+	}
+	return n
+}
+
+// RevokeTokens makes the tokens given out so far invalid.
+func (r *Registry) RevokeTokens() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.tokens)
+}
+
+// SetPassword changes what clients must know.
+func (r *Registry) SetPassword(password string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cfg.Password = password
+	clear(r.tokens)
+}
+
+func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	r.mu.Lock()
+	var fault RegistryFault
+	if r.fault != nil {
+		if f := r.fault(req); f != nil {
+			fault = *f
+		}
+	}
+	r.mu.Unlock()
+
+	out := &answer{ResponseWriter: w, fault: fault, status: http.StatusOK}
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.requests = append(r.requests, RegistryRequest{
+			Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range"), Status: out.status, Bytes: out.sent,
+		})
+	}()
+	if fault.Hold != nil {
+		select {
+		case <-fault.Hold:
+		case <-req.Context().Done():
+			out.status = 0
+			panic(http.ErrAbortHandler)
+		}
+	}
+	switch {
+	case fault.CutAfter < 0:
+		out.status = 0
+		panic(http.ErrAbortHandler)
+	case fault.Status != 0:
+		for key, values := range fault.Header {
+			w.Header()[key] = values
+		}
+		http.Error(out, http.StatusText(fault.Status), fault.Status)
+	case fault.Body != nil:
+		w.Header().Set("Content-Length", strconv.Itoa(len(fault.Body)))
+		out.Write(fault.Body)
+	case req.URL.Path == "/token":
+		r.giveToken(out, req)
+	case !r.authorized(req):
+		r.challenge(out, req)
+	default:
+		r.serve(out, req)
+	}
+}
+
+// serve answers ranges to the end of a blob, which the registry inside does
+// not know.
+func (r *Registry) serve(out *answer, req *http.Request) {
+	var offset int64
+	if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &offset); err == nil && strings.HasSuffix(req.Header.Get("Range"), "-") {
+		req.Header.Del("Range")
+		out.skip, out.offset = offset, offset
+	}
+	r.inner.ServeHTTP(out, req)
+}
+
+func (r *Registry) authorized(req *http.Request) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cfg.Username == "" {
+		return true
+	}
+	if r.cfg.Token {
+		scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+		return strings.EqualFold(scheme, "bearer") && r.tokens[token]
+	}
+	user, password, _ := req.BasicAuth()
+	return user == r.cfg.Username && password == r.cfg.Password
+}
+
+func (r *Registry) challenge(w http.ResponseWriter, req *http.Request) {
+	if r.cfg.Token {
+		repository, _, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/"), "/manifests/")
+		repository, _, _ = strings.Cut(repository, "/blobs/")
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull"`, r.URL, repository))
+	} else {
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+	}
+	http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, http.StatusUnauthorized)
+}
+
+// giveToken is the token server: both of its ways to ask, GET with basic
+// authentication and POST with a form.
+func (r *Registry) giveToken(w http.ResponseWriter, req *http.Request) {
+	user, password, _ := req.BasicAuth()
+	if req.Method == http.MethodPost {
+		user, password = req.FormValue("username"), req.FormValue("password")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if user != r.cfg.Username || password != r.cfg.Password {
+		http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"wrong user or password"}]}`, http.StatusUnauthorized)
+		return
+	}
+	token := rand.Text()
+	r.tokens[token] = true
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"token":%q,"access_token":%q,"expires_in":300}`, token, token)
+}
+
+// answer counts a body, cuts its beginning off for a range and breaks it off on
+// cue.
+type answer struct {
+	http.ResponseWriter
+	fault        RegistryFault
+	skip, offset int64
+	status       int
+	sent         int64
+}
+
+func (a *answer) WriteHeader(status int) {
+	if a.offset > 0 && status == http.StatusOK {
+		h := a.Header()
+		if size, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
+			status = http.StatusPartialContent
+			h.Set("Content-Length", strconv.FormatInt(size-a.offset, 10))
+			h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", a.offset, size-1, size))
+		}
+	}
+	a.status = status
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	n := len(p)
+	drop := min(a.skip, int64(len(p)))
+	a.skip -= drop
+	p = p[drop:]
+	for len(p) > 0 {
+		part := p[:min(len(p), 32<<10)]
+		cut := a.fault.CutAfter > 0 && a.sent+int64(len(part)) >= a.fault.CutAfter
+		if cut {
+			part = part[:a.fault.CutAfter-a.sent]
+		}
+		if a.fault.Pause > 0 {
+			time.Sleep(a.fault.Pause)
+		}
+		m, err := a.ResponseWriter.Write(part)
+		a.sent += int64(m)
+		if err != nil {
+			return 0, err
+		}
+		if cut {
+			a.ResponseWriter.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		p = p[len(part):]
+	}
+	return n, nil
+}
+
+// certificate makes an authority and a certificate for loopback.
+func (r *Registry) certificate(t testing.TB) *tls.Config {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "shepherd test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+		t.Fatal(err)
+	}
+	r.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(r.CAFile, text.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+}
