@@ -103,8 +103,8 @@ func (s *Store) explanation(err error) *failure {
 			return s.denied(detail(status.Body))
 		case status.StatusCode == http.StatusNotFound:
 			return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
-		case status.StatusCode == http.StatusBadRequest && strings.Contains(string(status.Body), "HTTPS server"):
-			return failf(errdefs.ErrFailedPrecondition, "%s speaks TLS; write https:// in registry.url", registry)
+		case status.StatusCode == http.StatusBadRequest && s.api.scheme == "http":
+			return failf(errdefs.ErrFailedPrecondition, "%s answers %s to plain HTTP; if it speaks TLS, write https:// in registry.url", registry, status.Status)
 		case status.StatusCode >= 500:
 			return failf(errdefs.ErrUnavailable, "%s answers %s: %s", registry, status.Status, detail(status.Body))
 		}
@@ -124,7 +124,7 @@ func (s *Store) explanation(err error) *failure {
 		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%v); push the image again", registry, innermost(err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
-	case errdefs.IsUnavailable(err):
+	case containerdAway(err):
 		return failf(errdefs.ErrUnavailable, "containerd cannot be reached (%v); check whether it is running (systemctl status containerd)", innermost(err))
 	case errdefs.IsPermissionDenied(err):
 		return failf(errdefs.ErrPermissionDenied, "%v", err)

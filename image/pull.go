@@ -52,9 +52,21 @@ func (s *Store) currentAuthorizer() docker.Authorizer {
 	defer s.mu.Unlock()
 	if s.authorizer == nil {
 		client := &http.Client{Transport: &persistent{base: s.transport, retries: tokens.within(s.retries)}}
-		s.authorizer = docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(s.credentials))
+		s.authorizer = decided{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(s.credentials))}
 	}
 	return s.authorizer
+}
+
+// decided takes the first refusal of a password for an answer. To repeat it
+// gains nothing, and some registries lock a user out for it.
+type decided struct{ docker.Authorizer }
+
+func (d decided) AddResponses(ctx context.Context, responses []*http.Response) error {
+	last := responses[len(responses)-1]
+	if _, _, ok := last.Request.BasicAuth(); ok && last.StatusCode == http.StatusUnauthorized {
+		return docker.ErrInvalidAuthorization
+	}
+	return d.Authorizer.AddResponses(ctx, responses)
 }
 
 // dropAuthorizer forgets tokens and the credentials they were got with.
@@ -146,7 +158,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			case <-ctx.Done():
 				return err
 			}
-		case errdefs.IsUnavailable(err) && tries.containerd < 3:
+		case containerdAway(err) && tries.containerd < 3:
 			tries.containerd++
 			if !s.await(ctx) {
 				return err
@@ -156,6 +168,12 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		}
 		s.cfg.Log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
 	}
+}
+
+// containerdAway says that the connection to containerd broke. To a layer that
+// was being written that is a bare end of its stream, which has no class.
+func containerdAway(err error) bool {
+	return errdefs.IsUnavailable(err) || strings.HasSuffix(err.Error(), "failed to send write: EOF")
 }
 
 func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
@@ -196,8 +214,8 @@ const leaseTime = 24 * time.Hour
 // lease makes ctx hold a new lease. When release is told of an error that may
 // pass, the lease stays, for the next pull of r; those of earlier pulls go in
 // any case, since what they held is held by this one as far as it is of use.
-// With sweep, what nothing holds any more is collected at once: a containerd
-// that died left snapshots of ours that nobody else removes.
+// After a pull that broke, or with sweep, what nothing holds any more is
+// collected at once: a call that was cut off may have left a snapshot.
 func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
 	manager := s.cfg.Client.LeasesService()
 	held, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime),
@@ -206,10 +224,6 @@ func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release fu
 		return ctx, nil, fmt.Errorf("take a lease: %w", err)
 	}
 	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
-		var opts []leases.DeleteOpt
-		if sweep {
-			opts = append(opts, leases.SynchronousDelete)
-		}
 		keep := outcome != nil && (ctx.Err() != nil || errdefs.IsUnavailable(s.explanation(outcome)))
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
@@ -221,6 +235,10 @@ func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release fu
 			earlier := l.Labels[labelLease] == r.String() && l.CreatedAt.Before(held.CreatedAt)
 			if !earlier && (l.ID != held.ID || keep) {
 				continue
+			}
+			var opts []leases.DeleteOpt
+			if earlier || sweep {
+				opts = append(opts, leases.SynchronousDelete)
 			}
 			if err := manager.Delete(ctx, l, opts...); err != nil && !errdefs.IsNotFound(err) {
 				s.cfg.Log.WarnContext(ctx, "a lease in containerd cannot be given back; it ends by itself within a day", "image", r.String(), "error", err)

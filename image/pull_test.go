@@ -289,7 +289,6 @@ func TestGoesOnLater(t *testing.T) {
 				if err = <-ended; !errors.Is(err, context.Canceled) {
 					t.Fatalf("the first pull ended with %v", err)
 				}
-				close(release)
 			case "containerd restarted":
 				// Nobody is told: the pull goes on when containerd is back.
 				h.daemon.Kill(t)

@@ -108,22 +108,16 @@ func (e endpoint) reference(m job.Model) (ref, error) {
 	if version == "" {
 		version = "latest"
 	}
-	if before, after, ok := strings.Cut(version, "@"); ok {
-		r.tag, r.digest = before, digest.Digest(after)
-	} else if strings.Contains(version, ":") {
-		r.digest = digest.Digest(version)
-	} else {
-		r.tag = version
+	before, after, pinned := strings.Cut(version, "@")
+	if !pinned && strings.Contains(version, ":") {
+		before, after, pinned = "", version, true
 	}
-	if r.tag != "" || r.digest == "" {
-		if !tag.MatchString(r.tag) {
-			return ref{}, fmt.Errorf("model version %q cannot be an image's tag: expected 1 to 128 letters, digits, '_', '.' and '-', not beginning with '.' or '-'; or a digest, sha256:…", m.Version)
-		}
+	r.tag, r.digest = before, digest.Digest(after)
+	if (r.tag != "" || !pinned) && !tag.MatchString(r.tag) {
+		return ref{}, fmt.Errorf("model version %q cannot be an image's tag: expected 1 to 128 letters, digits, '_', '.' and '-', not beginning with '.' or '-'; or a digest, sha256:…", m.Version)
 	}
-	if r.digest != "" {
-		if err := r.digest.Validate(); err != nil {
-			return ref{}, fmt.Errorf("model version %q is no digest: expected sha256: and 64 hexadecimal digits in lower case", m.Version)
-		}
+	if pinned && r.digest.Validate() != nil {
+		return ref{}, fmt.Errorf("model version %q is no digest: expected sha256: and 64 hexadecimal digits in lower case", m.Version)
 	}
 	if _, err := reference.Parse(r.String()); err != nil {
 		return ref{}, fmt.Errorf("model %q cannot name an image: %w", m, err)
