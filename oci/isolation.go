@@ -1,0 +1,97 @@
+package oci
+
+import (
+	"math"
+
+	defaultseccomp "github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// cpuPeriod is the kernel's default, in microseconds.
+const cpuPeriod = 100_000
+
+// cgroup limits what all processes of the container take together, and allows
+// no device but those that every container has: the runtime adds these.
+func cgroup(s *specs.Spec, cfg *Config) error {
+	o := cfg.Options
+	s.Linux.CgroupsPath = cfg.CgroupPath
+	r := s.Linux.Resources
+	r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	if o.Memory > 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &o.Memory}
+		if cfg.Host.Unified || cfg.Host.SwapLimit {
+			r.Memory.Swap = &o.Memory // both together: none of it swap
+		}
+	}
+	if o.CPUs > 0 {
+		period, quota := uint64(cpuPeriod), int64(math.Round(o.CPUs*cpuPeriod))
+		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
+	}
+	pids := o.Pids
+	if pids == 0 {
+		pids = DefaultPids
+	}
+	r.Pids = &specs.LinuxPids{Limit: &pids}
+	return nil
+}
+
+func (cfg *Config) network() Network {
+	if cfg.Options.Network == "" {
+		return NetworkNone
+	}
+	return cfg.Options.Network
+}
+
+// namespaces are the container's own, all but the network's where it is the
+// host's. That of cgroups hides the host's where there is one hierarchy; with
+// cgroup v1 Docker does not make one either.
+func namespaces(s *specs.Spec, cfg *Config) error {
+	s.Hostname = cfg.Hostname
+	s.Linux.Namespaces = []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+	}
+	if cfg.Host.Unified {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	switch cfg.network() {
+	case NetworkNone:
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	case NetworkCNI:
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: cfg.NetworkNamespace})
+	}
+	return nil
+}
+
+// paths hides what of /proc and /sys tells of the host or changes it.
+func paths(s *specs.Spec, _ *Config) error {
+	s.Linux.MaskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	s.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	return nil
+}
+
+// capabilities are Docker's without those that programs hardly need and that
+// have helped in break-outs: raw sockets, device nodes, file capabilities and
+// writing to the audit log. Who is not root has none, and nobody can get more.
+func capabilities(s *specs.Spec, cfg *Config) error {
+	some := []string{
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
+		"CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+	}
+	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: some}
+	if cfg.Account.UID == 0 {
+		s.Process.Capabilities.Effective, s.Process.Capabilities.Permitted = some, some
+	}
+	s.Process.NoNewPrivileges = true
+	return nil
+}
+
+// seccomp is containerd's default profile, which is Docker's. It allows system
+// calls by the capabilities in the spec.
+func seccomp(s *specs.Spec, _ *Config) error {
+	s.Linux.Seccomp = defaultseccomp.DefaultProfile(s)
+	return nil
+}

@@ -1,0 +1,131 @@
+package oci
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// command puts the arguments together as Docker does: a command of the sheep's
+// takes the place of the image's entrypoint and of its arguments, which were
+// meant for that.
+func command(s *specs.Spec, cfg *Config) error {
+	entrypoint, args := cfg.Image.Entrypoint, cfg.Image.Cmd
+	if cfg.Options.Command != nil {
+		entrypoint, args = cfg.Options.Command, nil
+	}
+	if cfg.Options.Args != nil {
+		args = cfg.Options.Args
+	}
+	s.Process.Args = slices.Concat(entrypoint, args)
+	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {
+		return &OptionError{"command", "it is missing: the image says neither an entrypoint nor a command"}
+	}
+	return checkStrings("the image's command", s.Process.Args)
+}
+
+// defaultPath is what Docker sets where an image does not.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment is the image's, then the sheep's. A later value of a variable
+// takes the place of an earlier one.
+func environment(s *specs.Spec, cfg *Config) error {
+	var names []string
+	values := map[string]string{}
+	set := func(name, value string) {
+		if _, ok := values[name]; !ok {
+			names = append(names, name)
+		}
+		values[name] = value
+	}
+	set("PATH", defaultPath)
+	if cfg.Hostname != "" {
+		set("HOSTNAME", cfg.Hostname)
+	}
+	for _, entry := range cfg.Image.Env {
+		name, value, ok := strings.Cut(entry, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("the image's environment holds %.100q, which is not NAME=VALUE", entry)
+		}
+		set(name, value)
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Options.Env)) {
+		set(name, cfg.Options.Env[name])
+	}
+	if _, ok := values["HOME"]; !ok {
+		home := cfg.Account.Home
+		if home == "" {
+			home = "/"
+		}
+		set("HOME", home)
+	}
+	for _, name := range names {
+		s.Process.Env = append(s.Process.Env, name+"="+values[name])
+	}
+	return checkStrings("the image's environment", s.Process.Env)
+}
+
+// checkStrings refuses what no kernel takes.
+func checkStrings(what string, list []string) error {
+	total := 0
+	for _, s := range list {
+		switch {
+		case strings.Contains(s, "\x00"):
+			return fmt.Errorf("%s holds a NUL", what)
+		case len(s) > maxString:
+			return fmt.Errorf("%s holds a string of %d bytes, at most %d are possible", what, len(s), maxString)
+		}
+		total += len(s) + 1 + 8 // and a pointer
+	}
+	if total > maxStrings {
+		return fmt.Errorf("%s takes %d bytes, at most %d are possible", what, total, maxStrings)
+	}
+	return nil
+}
+
+// directory is where the process starts.
+func directory(s *specs.Spec, cfg *Config) error {
+	dir := cfg.Image.WorkingDir
+	switch {
+	case dir == "":
+		dir = "/"
+	case !path.IsAbs(dir) || strings.Contains(dir, "\x00") || len(dir) > 4095:
+		return fmt.Errorf("the image's working directory %.100q is not an absolute path", dir)
+	}
+	s.Process.Cwd = path.Clean(dir)
+	return nil
+}
+
+// account is whom the process runs as.
+func account(s *specs.Spec, cfg *Config) error {
+	a := cfg.Account
+	s.Process.User = specs.User{UID: a.UID, GID: a.GID, AdditionalGids: slices.Clone(a.Groups)}
+	return nil
+}
+
+// ulimitNames are those of setrlimit(2), without RLIMIT_.
+func ulimitNames() []string {
+	return []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
+}
+
+// rlimits are the sheep's. By default there are no core dumps, which would fill
+// the disk with models, and as many files as programs that count on Docker
+// expect.
+func rlimits(s *specs.Spec, cfg *Config) error {
+	limits := map[string]Ulimit{"core": {}, "nofile": {Soft: 65536, Hard: 524288}}
+	maps.Copy(limits, cfg.Options.Ulimits)
+	for _, name := range slices.Sorted(maps.Keys(limits)) {
+		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
+			Type: "RLIMIT_" + strings.ToUpper(name),
+			Soft: unlimited(limits[name].Soft), Hard: unlimited(limits[name].Hard),
+		})
+	}
+	// A machine that runs out of memory ends a model rather than the daemon.
+	score := 500
+	s.Process.OOMScoreAdj = &score
+	return nil
+}
