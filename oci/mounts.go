@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -36,13 +37,6 @@ func bind(source, target string, readOnly bool) specs.Mount {
 	return specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", mode}}
 }
 
-// dataMount shows the sheep's directory at the path the messages to its runner
-// name.
-func dataMount(s *specs.Spec, cfg *Config) error {
-	s.Mounts = append(s.Mounts, bind(cfg.DataDir, cfg.DataDir, false))
-	return nil
-}
-
 // files are those that name hosts.
 func files(s *specs.Spec, cfg *Config) error {
 	if cfg.Hosts != "" {
@@ -54,9 +48,11 @@ func files(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// userMounts are the sheep's own, parents before what lies in them.
-func userMounts(s *specs.Spec, cfg *Config) error {
-	var own []specs.Mount
+// ownMounts are the sheep's: its directory, at the path that the messages to
+// its runner name, and what its options say. They are sorted, so that none
+// hides what lies in it.
+func ownMounts(s *specs.Spec, cfg *Config) error {
+	own := []specs.Mount{bind(cfg.DataDir, cfg.DataDir, false)}
 	for _, m := range cfg.Options.Mounts {
 		own = append(own, bind(m.Source, m.Target, m.ReadOnly))
 	}
@@ -67,26 +63,16 @@ func userMounts(s *specs.Spec, cfg *Config) error {
 		}
 		own = append(own, specs.Mount{Destination: t.Target, Type: "tmpfs", Source: "tmpfs", Options: options})
 	}
-	slices.SortFunc(own, func(a, b specs.Mount) int {
-		if within(a.Destination, b.Destination) {
-			return 1
-		}
-		if within(b.Destination, a.Destination) {
-			return -1
-		}
-		return slices.Compare([]byte(a.Destination), []byte(b.Destination))
-	})
-	for _, m := range own {
-		// What hides the data directory would have the runner look for its input
-		// in vain.
-		if within(cfg.DataDir, m.Destination) {
+	for _, m := range own[1:] {
+		if m.Destination == cfg.DataDir {
 			option := "mounts"
 			if m.Type == "tmpfs" {
 				option = "tmpfs"
 			}
-			return &OptionError{option, fmt.Sprintf("target %q hides the sheep's own directory %s", m.Destination, cfg.DataDir)}
+			return &OptionError{option, fmt.Sprintf("target %q is the sheep's own directory", m.Destination)}
 		}
 	}
+	slices.SortFunc(own, func(a, b specs.Mount) int { return strings.Compare(a.Destination, b.Destination) })
 	s.Mounts = append(s.Mounts, own...)
 	return nil
 }

@@ -89,9 +89,8 @@ func Spec(cfg Config) (*specs.Spec, error) {
 		account,      // who it is
 		rlimits,      // what one process may take
 		systemMounts, // /proc, /dev, /sys
-		dataMount,    // the sheep's directory
 		files,        // /etc/hosts, /etc/resolv.conf
-		userMounts,   // the sheep's mounts and tmpfs
+		ownMounts,    // the sheep's directory, mounts and tmpfs
 		rootfs,       // read-only or not
 		cgroup,       // memory, CPUs, pids
 		namespaces,   // what it sees

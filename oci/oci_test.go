@@ -210,8 +210,8 @@ func TestWhatCannotBe(t *testing.T) {
 		"at most 1048576 are possible":        func(c *Config) { c.Image.Env = many },
 		`working directory "app"`:             func(c *Config) { c.Image.WorkingDir = "app" },
 		"working directory":                   func(c *Config) { c.Image.WorkingDir = "/\x00" },
-		"hides the sheep's own directory": func(c *Config) {
-			c.Options.Tmpfs = []Tmpfs{{Target: "/var"}}
+		"is the sheep's own directory": func(c *Config) {
+			c.Options.Tmpfs = []Tmpfs{{Target: c.DataDir}}
 		},
 		"the data directory":   func(c *Config) { c.DataDir = "data" },
 		"the cgroup":           func(c *Config) { c.CgroupPath = "/" },

@@ -113,10 +113,9 @@ func ulimitNames() []string {
 }
 
 // rlimits are the sheep's. By default there are no core dumps, which would fill
-// the disk with models, and as many files as programs that count on Docker
-// expect.
+// the disk with models; all else is what containerd itself has, as with Docker.
 func rlimits(s *specs.Spec, cfg *Config) error {
-	limits := map[string]Ulimit{"core": {}, "nofile": {Soft: 65536, Hard: 524288}}
+	limits := map[string]Ulimit{"core": {}}
 	maps.Copy(limits, cfg.Options.Ulimits)
 	for _, name := range slices.Sorted(maps.Keys(limits)) {
 		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{

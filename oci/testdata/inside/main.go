@@ -77,6 +77,7 @@ func main() {
 	try := func(what string, err error) { r.Tried[what] = text(err) }
 	try("write /", os.WriteFile("/written", nil, 0o600))
 	try("write /tmp", os.WriteFile("/tmp/written", nil, 0o600))
+	try("write /scratch", os.WriteFile("/scratch/written", nil, 0o600))
 	try("write /proc/sys", os.WriteFile("/proc/sys/kernel/hostname", []byte("x"), 0))
 	try("write /host", os.WriteFile("/host/written", nil, 0o600))
 	try("write /host-ro", os.WriteFile("/host-ro/written", nil, 0o600))
