@@ -1,0 +1,135 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": 0, "3": 3 * time.Second, "-1": 0, "soon": 0, "99999999999999999999": 0,
+		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat): time.Hour,
+	} {
+		got := retryAfter(http.Header{"Retry-After": {value}})
+		if d := got - want; d > time.Second || d < -5*time.Second {
+			t.Errorf("%q is %s, want %s", value, got, want)
+		}
+	}
+}
+
+// TestStalledBody: a connection over which nothing comes any more is a broken
+// one.
+func TestStalledBody(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Write([]byte("some"))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	transport, err := newTransport("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transport.CloseIdleConnections()
+	patience := hasty
+	patience.stall = 50 * time.Millisecond
+	client := http.Client{Transport: &persistent{base: transport, retries: patience}}
+	resp, err := client.Get(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if string(got) != "some" || err != io.ErrUnexpectedEOF {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestAttemptsEnd counts the attempts of requests that never succeed.
+func TestAttemptsEnd(t *testing.T) {
+	var n atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		if body, _ := io.ReadAll(r.Body); r.Method == http.MethodPost && string(body) != "the same" {
+			t.Errorf("the body became %q", body)
+		}
+		http.Error(w, "not\x1bnow\nplease", http.StatusServiceUnavailable)
+	}))
+	defer server.Close()
+	transport, err := newTransport("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: &persistent{base: transport, retries: hasty}}
+	for _, c := range []struct {
+		body io.Reader
+		want int64
+	}{
+		{nil, 4},
+		{strings.NewReader("the same"), 4},
+		{io.MultiReader(strings.NewReader("the same")), 1}, // cannot be sent twice
+	} {
+		n.Store(0)
+		method := http.MethodGet
+		if c.body != nil {
+			method = http.MethodPost
+		}
+		req, err := http.NewRequestWithContext(t.Context(), method, server.URL, c.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		var refused *refusal
+		if !errors.As(err, &refused) || refused.status != 503 || refused.detail != "not now please" {
+			t.Errorf("%v", err)
+		}
+		if n.Load() != c.want {
+			t.Errorf("%d attempts, want %d", n.Load(), c.want)
+		}
+	}
+}
+
+func TestProgressTells(t *testing.T) {
+	for _, c := range []struct {
+		p    Progress
+		want string
+	}{
+		{Progress{Reference: "r/m:v", Phase: Resolving}, "asking the registry for r/m:v"},
+		{Progress{Reference: "r/m:v", Phase: Pulling}, "asking the registry for r/m:v"},
+		{Progress{Reference: "r/m:v", Phase: Pulling, Done: 1 << 20, Total: 3 << 20, Rate: 1500, Layers: 4, LayersDone: 1}, "pulling r/m:v: 33%, 1.0 MiB of 3.0 MiB at 1.5 KiB/s, 1 of 4 layers"},
+		{Progress{Reference: "r/m:v", Phase: Unpacking, Total: 5 << 30}, "unpacking r/m:v (5.0 GiB)"},
+	} {
+		if got := c.p.String(); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1.0 MiB", 1 << 60: "1.0 EiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestBoundedAnswers(t *testing.T) {
+	var b bounded
+	for range 100 {
+		if n, err := fmt.Fprint(&b, strings.Repeat("x", 1000)); n != 1000 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if len(b.Bytes()) != 64<<10 || !bytes.HasPrefix(b.Bytes(), []byte("xxx")) {
+		t.Errorf("%d bytes kept", len(b.Bytes()))
+	}
+}
