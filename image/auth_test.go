@@ -210,7 +210,7 @@ func FuzzDockerConfig(f *testing.F) {
 	f.Add(`{"credHelpers":{"h":"../x"}}`)
 	f.Add(`{"auths":{"https://h/v1/":{"identitytoken":"t"}}}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		if strings.Contains(text, "cred") {
+		if strings.Contains(strings.ToLower(text), "cred") || strings.Contains(text, `\u`) {
 			t.Skip("runs a program")
 		}
 		path := filepath.Join(t.TempDir(), "config.json")

@@ -104,7 +104,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		return err
 	}
 	var tries struct{ broken, corrupt, full, containerd int }
-	defer func() { release(err, tries.containerd > 0) }()
+	defer func() { release(err, tries.containerd+tries.full > 0) }()
 
 	t := newTracker()
 	t.enter(Pulling)

@@ -119,6 +119,37 @@ func TestBudgetSparesWhatIsNotOurs(t *testing.T) {
 	}
 }
 
+// TestFullDisk: what nobody needs makes room, and when that is not enough, the
+// failure is clear and leaves nothing.
+func TestFullDisk(t *testing.T) {
+	// An image takes about twice its layers: packed and unpacked.
+	h := newHomeOn(t, testenv.StartSmallContainerd(t, 40*mib), testenv.RegistryConfig{})
+	for i, name := range []string{"a", "b", "needed"} {
+		h.registry.Push(t, name+":v1", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, name, 10*mib, uint64(i))))
+	}
+	h.registry.Push(t, "huge:v1", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, "huge", 50*mib, 9)))
+	s := h.store(func(c *Config) {
+		c.Needed = func(context.Context) ([]job.Model, error) { return []job.Model{model("needed")}, nil }
+	})
+	h.ensure(s, model("a"))
+	h.ensure(s, model("needed")) // a has to go for it
+	if got := h.references(s); got != "needed" {
+		t.Errorf("left are %s", got)
+	}
+	_, err := s.Ensure(t.Context(), model("huge"), nil)
+	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "is full; remove images") {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	if got := h.references(s); got != "needed" {
+		t.Errorf("left are %s", got)
+	}
+	h.ensure(s, model("needed"))
+	if err := s.Remove(t.Context(), model("needed")); err != nil {
+		t.Fatal(err)
+	}
+	h.ensure(s, model("b"))
+}
+
 func TestConnect(t *testing.T) {
 	dir := t.TempDir()
 	file := write(t, "file", "")

@@ -27,7 +27,9 @@ type Containerd struct {
 	dir      string
 	binaries string // the folder its programs are in, searched before PATH
 	process  *exec.Cmd
+	ended    chan struct{} // closed when the process has
 	log      *os.File
+	small    bool // Root is a file system of its own
 }
 
 // StartContainerd starts the containerd that Debian's package brings, or the
@@ -44,6 +46,27 @@ func StartContainerd(t testing.TB) *Containerd {
 func StartContainerd2(t testing.TB) *Containerd {
 	t.Helper()
 	return startContainerd(t, Containerd2(t))
+}
+
+// StartSmallContainerd is StartContainerd with a disk of size bytes.
+func StartSmallContainerd(t testing.TB, size int64) *Containerd {
+	t.Helper()
+	c := StartContainerd(t)
+	c.signal(syscall.SIGTERM)
+	for _, dir := range []string{c.Root, c.State} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(c.Root, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", c.Root, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Fatalf("mount a small disk: %v", err)
+	}
+	c.small = true
+	c.Start(t)
+	return c
 }
 
 // Containerd2 returns the folder with the programs of containerd 2.x.
@@ -133,7 +156,7 @@ func (c *Containerd) Start(t testing.TB) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	done := make(chan struct{})
-	c.process = cmd
+	c.process, c.ended = cmd, done
 	go func() {
 		// Pdeathsig counts the thread that started the process, so the thread
 		// stays for as long as the process.
@@ -176,18 +199,26 @@ func (c *Containerd) Kill(t testing.TB) {
 
 // signal ends the process and waits until it is gone.
 func (c *Containerd) signal(s syscall.Signal) {
-	pid := c.process.Process.Pid
-	if c.process.Process.Signal(s) != nil {
+	if c.process == nil || c.process.Process == nil {
 		return
 	}
-	for i := 0; i < 3000 && syscall.Kill(pid, 0) == nil; i++ {
-		time.Sleep(10 * time.Millisecond)
+	_ = c.process.Process.Signal(s) // it may be gone already
+	select {
+	case <-c.ended:
+	case <-time.After(30 * time.Second):
+		_ = c.process.Process.Kill()
+		<-c.ended
 	}
 }
 
 func (c *Containerd) end(t testing.TB) {
 	c.signal(syscall.SIGTERM)
 	c.log.Close()
+	if c.small {
+		if err := syscall.Unmount(c.Root, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount the small disk: %v", err)
+		}
+	}
 	for _, m := range c.Mounts(t) {
 		t.Errorf("containerd leaves %s mounted", m)
 		syscall.Unmount(m, syscall.MNT_DETACH)
@@ -254,7 +285,7 @@ func (c *Containerd) Mounts(t testing.TB) []string {
 	defer f.Close()
 	var mounts []string
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], c.dir+"/") {
+		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], c.dir+"/") && fields[4] != c.Root {
 			mounts = append(mounts, fields[4])
 		}
 	}
