@@ -1,5 +1,6 @@
 # shepherd: `make help` lists what there is.
 
+SHELL    := /bin/bash
 GO       ?= go
 BIN      := bin
 CACHE    := .cache
@@ -9,6 +10,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 MINIO    := $(CACHE)/bin/minio
 # Only a test server: it is never linked and never shipped.
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+# A containerd of the 2.x line beside Debian's.
+CONTAINERD2 := $(CACHE)/bin/containerd
 # The real digits that the example's model was trained and is tested on.
 DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
@@ -33,7 +36,7 @@ run: build ## the same, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(DIGITS) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
 
 lint: ## gofmt, go vet, staticcheck
@@ -56,6 +59,10 @@ deps: ## install the Debian packages that the tests run against
 $(MINIO):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+
+$(CONTAINERD2):
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
 
 $(DIGITS):
 	@mkdir -p $(CACHE)/digits
