@@ -82,23 +82,6 @@ func Containerd2(t testing.TB) string {
 	return dir
 }
 
-func moduleRoot(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		if dir == filepath.Dir(dir) {
-			t.Fatal("no go.mod above the test's folder")
-		}
-		dir = filepath.Dir(dir)
-	}
-}
-
 // containerdConfig leaves out what a test of images and tasks has no use for:
 // above all CRI, which wants a network set up. Names unknown to a release are
 // not minded by it.

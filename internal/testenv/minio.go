@@ -157,22 +157,3 @@ func minioProgram(t testing.TB) string {
 	Missing(t, "MinIO", "run `make test`, or GOBIN=$PWD/.cache/bin go install "+minioModule)
 	return ""
 }
-
-// moduleRoot is the nearest folder above the test's that holds go.mod.
-func moduleRoot(t testing.TB) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		if parent := filepath.Dir(dir); parent != dir {
-			dir = parent
-			continue
-		}
-		t.Fatal("no go.mod above the test's folder")
-	}
-}
