@@ -1,14 +1,14 @@
 package api
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strconv"
 	"time"
+
+	"github.com/iterait/shepherd/job"
 )
 
 const jsonType = "application/json; charset=utf-8"
@@ -16,21 +16,18 @@ const jsonType = "application/json; charset=utf-8"
 // answer writes value as the JSON body of an answer. State changes by the
 // moment, so nothing may keep it.
 func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, value any) {
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(value); err != nil {
+	body, err := job.JSON(value)
+	if err != nil {
 		s.log.ErrorContext(r.Context(), "cannot write an answer as JSON", "path", r.URL.Path, "error", err)
 		status = http.StatusInternalServerError
-		body.Reset()
-		fmt.Fprintf(&body, "{\"message\":%q}\n", internalMessage)
+		body = fmt.Appendf(nil, "{\"message\": %q}", internalMessage)
 	}
 	h := w.Header()
 	h.Set("Content-Type", jsonType)
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // a client that has left cannot be told
+	_, _ = w.Write(body) // a client that has left cannot be told
 }
 
 // response remembers what was answered.

@@ -128,10 +128,10 @@ func TestSubmittedRequest(t *testing.T) {
 func TestDebugTellsMore(t *testing.T) {
 	h := newHarness(t, debugMode)
 	h.service.add("failed", job.Failed)
-	if got := h.get("/jobs/failed/status"); !strings.Contains(got.body, `"exception_traceback":"File /srv/runner.py"`) {
+	if got := h.get("/jobs/failed/status"); !strings.Contains(got.body, `"exception_traceback": "File /srv/runner.py"`) {
 		t.Errorf("no traceback: %s", got.body)
 	}
-	if got := h.get("/jobs/failed/wait_ready"); !strings.Contains(got.body, `"exception_traceback":"File /srv/runner.py"`) {
+	if got := h.get("/jobs/failed/wait_ready"); !strings.Contains(got.body, `"exception_traceback": "File /srv/runner.py"`) {
 		t.Errorf("no traceback: %s", got.body)
 	}
 }

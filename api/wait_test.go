@@ -39,7 +39,7 @@ func TestWaitEndsWithTheJob(t *testing.T) {
 		}
 		service.finish("a")
 		for range 10 {
-			if w := <-answered; w.Code != 200 || !strings.Contains(w.Body.String(), `"status":"done"`) {
+			if w := <-answered; w.Code != 200 || !strings.Contains(w.Body.String(), `"status": "done"`) {
 				t.Errorf("%d %s", w.Code, w.Body)
 			}
 		}
@@ -53,13 +53,13 @@ func TestWaitTimeouts(t *testing.T) {
 		status int
 		body   string
 	}{
-		{"?timeout=30", 30 * time.Second, 200, `"status":"processing"`},
-		{"?timeout=0.5", 500 * time.Millisecond, 200, `"status":"processing"`},
-		{"?timeout=1m30s", 90 * time.Second, 200, `"status":"processing"`},
-		{"?timeout=0", 0, 200, `"status":"processing"`},
-		{"?timeout=1e300", time.Hour, 200, `"status":"processing"`},
-		{"?timeout=99h", time.Hour, 200, `"status":"processing"`},
-		{"", time.Hour, 503, `{"message":"The job has not ended yet; wait again"}`},
+		{"?timeout=30", 30 * time.Second, 200, `"status": "processing"`},
+		{"?timeout=0.5", 500 * time.Millisecond, 200, `"status": "processing"`},
+		{"?timeout=1m30s", 90 * time.Second, 200, `"status": "processing"`},
+		{"?timeout=0", 0, 200, `"status": "processing"`},
+		{"?timeout=1e300", time.Hour, 200, `"status": "processing"`},
+		{"?timeout=99h", time.Hour, 200, `"status": "processing"`},
+		{"", time.Hour, 503, `{"message": "The job has not ended yet; wait again"}`},
 		{"?timeout=", 0, 400, "timeout: must be"},
 		{"?timeout=soon", 0, 400, "timeout: must be"},
 		{"?timeout=-1", 0, 400, "timeout: must be"},
@@ -91,7 +91,7 @@ func TestWaitWhoseTimeEndsWithTheJob(t *testing.T) {
 		w := waitAlone(t.Context(), New(Config{Service: service, MaxWait: time.Hour}), "/jobs/a/wait_ready")
 		synctest.Wait()
 		// Whichever came first: no timeout and a 200 means an ended job.
-		if w.Code == 200 && !strings.Contains(w.Body.String(), `"status":"done"`) {
+		if w.Code == 200 && !strings.Contains(w.Body.String(), `"status": "done"`) {
 			t.Errorf("%d %s", w.Code, w.Body)
 		}
 	})

@@ -149,7 +149,8 @@ type Scheduling struct {
 	MaxOvertakes int `yaml:"max_overtakes"`
 	// MaxAttempts is how often a job is started before it fails for good.
 	MaxAttempts int `yaml:"max_attempts"`
-	// StageAhead is how many jobs' inputs a sheep fetches while it runs another.
+	// StageAhead is how many jobs' inputs a sheep fetches while it runs another: 0
+	// or 1.
 	StageAhead int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
 	StageBudget Bytes `yaml:"stage_budget"`

@@ -62,7 +62,7 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	if s.Failure != nil {
 		out.ErrorDetails = &failureJSON{Message: s.Failure.Message, Type: orNull(s.Failure.Type), Traceback: orNull(s.Failure.Traceback)}
 	}
-	return json.Marshal(out)
+	return plain(out)
 }
 
 // UnmarshalJSON reads what MarshalJSON or the original wrote.

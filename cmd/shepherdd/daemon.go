@@ -98,7 +98,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	}
 	core, err := shepherd.New(shepherd.Config{
 		Node: node, DataRoot: cfg.DataRoot, Ledger: ledger, Store: store, Sheep: members,
-		StageAhead: min(cfg.Scheduling.StageAhead, 1), StageBudget: int64(cfg.Scheduling.StageBudget),
+		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
 		MaxAttempts: cfg.Scheduling.MaxAttempts, Log: log,
 	})
 	if err != nil {

@@ -323,7 +323,7 @@ func (s *Store) Status(ctx context.Context, id job.ID) (job.Status, error) {
 
 // SetStatus writes job_status.json.
 func (s *Store) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
-	data, err := json.Marshal(status)
+	data, err := job.JSON(status)
 	if err != nil {
 		return fmt.Errorf("%s of job %s: %w", job.StatusFile, id, err)
 	}
