@@ -212,9 +212,17 @@ func openStorage(cfg *config.Config, log *slog.Logger, stop *closers) (*s3.Store
 		url = "http://" + server.Addr()
 		log.Info("Embedded storage is available at "+url, "path", c.Path)
 	}
-	store, err := s3.New(s3.Config{URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region, Log: log})
+	store, err := s3.New(s3.Config{
+		URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region,
+		Begun: filepath.Join(cfg.StateDir, "begun"), Log: log,
+	})
 	if err != nil {
 		return nil, err
+	}
+	if c.Embedded() && c.Bucket != "" {
+		if err := store.MakeBucket(context.Background()); err != nil {
+			return nil, err
+		}
 	}
 	return store, nil
 }

@@ -129,7 +129,7 @@ func (b *backend) GetObject(ctx context.Context, bucket, key string, part *gofak
 		return nil, b.fail(ctx, err)
 	}
 	o := describe(found.Info)
-	if o.Range, err = part.Range(found.Size); err != nil {
+	if o.Range, err = clip(part, found.Size).Range(found.Size); err != nil {
 		found.Close()
 		return nil, err
 	}
@@ -139,6 +139,22 @@ func (b *backend) GetObject(ctx context.Context, bucket, key string, part *gofak
 	}
 	o.Contents = c
 	return o, nil
+}
+
+// clip cuts a range at the object's ends, as RFC 9110 has it: a suffix longer
+// than the object means all of it, and an end beyond the last byte is the last
+// byte.
+func clip(part *gofakes3.ObjectRangeRequest, size int64) *gofakes3.ObjectRangeRequest {
+	if part == nil || size == 0 || part.End == gofakes3.RangeNoEnd {
+		return part
+	}
+	clipped := *part
+	if part.FromEnd {
+		clipped.End = min(part.End, size)
+	} else {
+		clipped.End = min(part.End, max(size-1, part.Start-1))
+	}
+	return &clipped
 }
 
 func (b *backend) PutObject(ctx context.Context, bucket, key string, meta map[string]string, body io.Reader, size int64) (gofakes3.PutObjectResult, error) {

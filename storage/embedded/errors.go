@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/rclone/gofakes3"
 
@@ -117,6 +118,10 @@ func writeFault(w http.ResponseWriter, r *http.Request, f *fault) {
 	if err != nil { // cannot be: it is all strings
 		w.WriteHeader(http.StatusInternalServerError)
 		return
+	}
+	if r.Method == http.MethodHead { // no body may say it
+		w.Header().Set("X-Minio-Error-Code", string(f.Code))
+		w.Header().Set("X-Minio-Error-Desc", strconv.Quote(f.Message))
 	}
 	writeXMLBytes(w, r, f.status, body)
 }

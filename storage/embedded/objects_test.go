@@ -180,7 +180,8 @@ func TestRanges(t *testing.T) {
 	put(t, core.Client, b, "x", data)
 	for spec, want := range map[string][]byte{
 		"bytes=0-0": data[:1], "bytes=10-19": data[10:20], "bytes=99990-": data[99990:], "bytes=-5": data[99995:],
-		"bytes=50000-200000": data[50000:], "bytes=0-99999": data,
+		"bytes=50000-200000": data[50000:], "bytes=0-99999": data, "bytes=-200000": data,
+		"bytes=99999-9223372036854775807": data[99999:],
 	} {
 		var o minio.GetObjectOptions
 		o.Set("Range", spec)

@@ -3,6 +3,7 @@ package s3_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -248,6 +250,33 @@ func TestHalfMade(t *testing.T) {
 		fatal(t, r.store.Init(t.Context(), "remembered", []byte("x")))
 		r.has(t, "remembered", "inputs/input", []byte("x"))
 	})
+}
+
+// TestCutShort has a daemon killed between making a bucket and writing the input:
+// the next one makes the submission whole, and only that one.
+func TestCutShort(t *testing.T) {
+	r := newRig(t)
+	folder := t.TempDir()
+	config := s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Begun: folder}
+	r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool {
+		return strings.HasSuffix(r.URL.Path, "/input") || r.Method == http.MethodDelete
+	})
+	if err := open(t, config).Init(t.Context(), "cut-short", []byte("x")); !errdefs.IsUnavailable(err) {
+		t.Fatalf("Init: %v", err)
+	}
+	r.proxy.Heal()
+	fatal(t, r.raw.MakeBucket(t.Context(), "somebody-elses", minio.MakeBucketOptions{}))
+	next := open(t, config)
+	fatal(t, next.Init(t.Context(), "cut-short", []byte("x")))
+	r.has(t, "cut-short", "inputs/input", []byte("x"))
+	for _, id := range []job.ID{"cut-short", "somebody-elses"} {
+		if err := next.Init(t.Context(), id, []byte("y")); !errors.Is(err, storage.ErrExists) {
+			t.Errorf("Init of %s: %v", id, err)
+		}
+	}
+	if left, _ := os.ReadDir(folder); len(left) != 0 {
+		t.Errorf("%d submissions count as under way", len(left))
+	}
 }
 
 // TestOutage stops the server under a Store and starts it again.

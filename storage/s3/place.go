@@ -52,8 +52,9 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 // between two that came this far at once.
 //
 // A bucket whose input then fails to get there is removed again. Where even
-// that fails, or making the bucket got no answer, the Store remembers the bucket
-// as its own, so that the client's next try is not told that the id is taken.
+// that fails, or making the bucket got no answer, or the daemon is killed in
+// between, the bucket is remembered as our own, so that the client's next try is
+// not told that the id is taken.
 func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 	if err := s.CheckID(id); err != nil {
 		return err
@@ -67,17 +68,21 @@ func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 	look := s.bucket != "" || s.reclaims
 	if s.bucket == "" {
-		ours := s.halfMade.has(id)
+		ours, err := s.begun.add(id)
+		if err != nil {
+			return localError(err)
+		}
 		unsure, err := s.makeBucket(ctx, id)
 		switch {
 		case err == nil:
 		case errdefs.IsAlreadyExists(err) && (ours || unsure):
 			look = true
 		case errdefs.IsAlreadyExists(err):
+			s.forget(id)
 			return s.takenUnlessSame(ctx, id, payload)
 		default:
-			if f := new(fault); ctx.Err() != nil || errors.As(err, &f) && f.unsure {
-				s.halfMade.add(id)
+			if f := new(fault); ctx.Err() == nil && !(errors.As(err, &f) && f.unsure) {
+				s.forget(id) // it was not made
 			}
 			return err
 		}
@@ -88,18 +93,32 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 			return err
 		}
 		if len(found) > 0 {
+			s.forget(id)
 			return s.takenUnlessSame(ctx, id, payload)
 		}
 	}
 	bucket, prefix := s.place(id)
 	err := s.putOnce(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)), true)
 	if errors.Is(err, errCondition) {
+		s.forget(id)
 		return s.takenUnlessSame(ctx, id, payload)
 	}
 	if s.bucket == "" {
 		s.settle(ctx, id, err)
 	}
 	return err
+}
+
+// MakeBucket makes the shared bucket where it is not there. The operator makes
+// that of a storage elsewhere; the daemon that of its own.
+func (s *Store) MakeBucket(ctx context.Context) error {
+	err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+		return s.client.MakeBucket(ctx, s.bucket, minio.MakeBucketOptions{})
+	})
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("make bucket %s: %w", s.bucket, err)
+	}
+	return nil
 }
 
 // makeBucket makes the job's bucket. unsure says, beside an error that it is
@@ -115,17 +134,26 @@ func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err err
 // settle undoes making the bucket when writing the input failed.
 func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
 	if failed == nil {
-		s.halfMade.drop(id)
+		s.forget(id)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := s.client.RemoveBucket(ctx, string(id)); err != nil { // refused where the input got there after all
-		s.halfMade.add(id)
 		s.log.Debug("a bucket without its input stays in storage", "job", id, "error", err)
 		return
 	}
-	s.halfMade.drop(id)
+	s.forget(id)
+}
+
+// forget drops the job from those begun.
+func (s *Store) forget(id job.ID) {
+	if s.bucket != "" {
+		return
+	}
+	if err := s.begun.drop(id); err != nil {
+		s.log.Warn("a submission counts as under way for longer than it is", "job", id, "error", err)
+	}
 }
 
 // takenUnlessSame answers nil when the place holds payload as its input and
@@ -166,7 +194,7 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 	if err := s.remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove job %s: %w", id, err)
 	}
-	s.halfMade.drop(id)
+	s.forget(id)
 	return nil
 }
 

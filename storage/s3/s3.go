@@ -63,6 +63,10 @@ type Config struct {
 	Patience time.Duration
 	// Stall is how long a request may stand still before it counts as failed; 10 s.
 	Stall time.Duration
+	// Begun is a folder that remembers submissions under way, so that one cut
+	// short by a kill can be made again; it is made where missing. Empty: they are
+	// remembered in memory only.
+	Begun string
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -83,9 +87,7 @@ type Store struct {
 	// reclaims says that the server answers success to making a bucket of one's
 	// own that is there already, as AWS does in us-east-1.
 	reclaims bool
-	// halfMade holds the ids whose bucket was made here without its input then
-	// getting there; see Init.
-	halfMade idSet
+	begun    *begun // with a bucket per job
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -131,6 +133,9 @@ func New(c Config) (*Store, error) {
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.begun, err = openBegun(c.Begun); err != nil {
+		return nil, err
 	}
 	s.transport = &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,

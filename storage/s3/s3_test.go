@@ -1,6 +1,9 @@
 package s3_test
 
 import (
+	"context"
+	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,6 +13,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
 	"github.com/iterait/shepherd/storage/storagetest"
 )
@@ -18,6 +22,39 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestBucketPerJob(t *testing.T) { storagetest.Run(t, minioHarness("")) }
 func TestPrefixPerJob(t *testing.T) { storagetest.Run(t, minioHarness("shared")) }
+
+func TestEmbeddedBucketPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("")) }
+func TestEmbeddedPrefixPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("shared")) }
+
+// embeddedHarness is the daemon's own server, with the shared bucket made as the
+// daemon makes it.
+func embeddedHarness(bucket string) func(*testing.T) storagetest.Harness {
+	return func(t *testing.T) storagetest.Harness {
+		const access, secret = "access-key", "secret-key"
+		server, err := embedded.Open(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", AccessKey: access, SecretKey: secret, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = server.Serve(context.Background()) })
+		t.Cleanup(func() { server.Close(); serving.Wait() })
+		h := storagetest.Harness{
+			URL: "http://" + server.Addr(), AccessKey: access, SecretKey: secret, Bucket: bucket,
+			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
+				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
+			},
+		}
+		if bucket != "" {
+			store := open(t, s3.Config{URL: h.URL, AccessKey: access, SecretKey: secret, Bucket: bucket})
+			for range 2 { // there already is as good
+				if err := store.MakeBucket(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return h
+	}
+}
 
 func minioHarness(bucket string) func(*testing.T) storagetest.Harness {
 	return func(t *testing.T) storagetest.Harness {

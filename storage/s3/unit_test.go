@@ -242,22 +242,39 @@ func TestShrinking(t *testing.T) {
 	}
 }
 
-func TestIDSet(t *testing.T) {
-	var set idSet
-	for n := range maxRemembered + 10 {
-		id := job.ID(fmt.Sprint(n))
-		set.add(id)
-		if !set.has(id) {
-			t.Fatalf("%s is forgotten at once", id)
+func TestBegunIsBounded(t *testing.T) {
+	folder := t.TempDir()
+	b, err := openBegun(folder)
+	fatal(t, err)
+	for n := range maxBegun + 10 {
+		if already, err := b.add(job.ID(fmt.Sprint("job-", n))); already || err != nil {
+			t.Fatal(already, err)
 		}
 	}
-	if len(set.ids) != maxRemembered {
-		t.Errorf("%d ids are remembered", len(set.ids))
+	entries, err := os.ReadDir(folder)
+	fatal(t, err)
+	if len(b.ids) != maxBegun || len(entries) != maxBegun {
+		t.Errorf("%d remembered, %d of them in the folder; want %d", len(b.ids), len(entries), maxBegun)
 	}
-	set.add("one")
-	set.drop("one")
-	if set.has("one") {
-		t.Error("a dropped id is remembered")
+}
+
+// What was begun is remembered by the next Store, and forgotten when it is done.
+func TestBegunSurvives(t *testing.T) {
+	folder := t.TempDir()
+	b, err := openBegun(folder)
+	fatal(t, err)
+	for _, id := range []job.ID{"done", "cut-short"} {
+		_, err := b.add(id)
+		fatal(t, err)
+	}
+	fatal(t, b.drop("done"))
+	b, err = openBegun(folder)
+	fatal(t, err)
+	if already, err := b.add("done"); already || err != nil {
+		t.Errorf("a whole submission is remembered: %v", err)
+	}
+	if already, err := b.add("cut-short"); !already || err != nil {
+		t.Errorf("a submission cut short is forgotten: %v", err)
 	}
 }
 
@@ -294,4 +311,11 @@ func FuzzCheckName(f *testing.F) {
 			t.Errorf("%q is allowed", name)
 		}
 	})
+}
+
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
