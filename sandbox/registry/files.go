@@ -1,0 +1,70 @@
+package registry
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// settle moves a finished file to its place for good.
+func settle(from, to string) error {
+	f, err := os.OpenFile(from, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	dir := filepath.Dir(to)
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// makeDir makes a directory and those above it, for good.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		if err = os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
+			return nil // another request was faster
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// write puts a small file in its place, whole and for good.
+func (r *Registry) write(to string, content []byte) error {
+	f, err := os.CreateTemp(r.path("uploads"), "file-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
+		err = settle(f.Name(), to)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
