@@ -1,0 +1,139 @@
+package build
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/iterait/shepherd/examples/images/layer"
+)
+
+// suite is the Debian release that the image is made of.
+const suite = "bookworm"
+
+// packages are what the image needs beside what these need themselves.
+var packages = []string{"base-files", "tesseract-ocr", "tesseract-ocr-eng"}
+
+// unneeded are directories of Debian's packages without use to a program that
+// runs alone. Licences, usr/share/doc/*/copyright, stay.
+var unneeded = []string{
+	"boot", "home", "media", "mnt", "opt", "root", "srv",
+	"etc/apt", "usr/games", "usr/share/bug", "usr/share/doc-base", "usr/share/info",
+	"usr/share/lintian", "usr/share/locale", "usr/share/man", "usr/share/menu", "usr/share/icons",
+	"var/cache", "var/lib/apt", "var/lib/dpkg", "var/log",
+}
+
+// tessdata is where the package keeps what Tesseract learnt.
+const tessdata = "usr/share/tesseract-ocr/5/tessdata"
+
+// Tesseract makes the image of the tesseract example: a root file system of
+// Debian's packages made by mmdebstrap, shepherd-runner above it, and the model
+// on top, which is Tesseract's English data and the runner's configuration.
+// Mirror is the archive the packages come from, empty for Debian's own. It must
+// be run by root.
+func Tesseract(ctx context.Context, in Inputs, mirror string) (v1.Image, error) {
+	if err := checkRunner(in.Runner); err != nil {
+		return nil, err
+	}
+	root, err := layer.NewWriter(in.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Discard()
+	data, err := layer.NewWriter(in.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer data.Discard()
+	for _, e := range []entry{
+		{"model", "", 0o755},
+		{"model/config.yaml", filepath.Join(in.Model, "config.yaml"), 0o644},
+	} {
+		if err := add(data, e); err != nil { // "model" sorts before "usr"
+			return nil, err
+		}
+	}
+	err = debootstrap(ctx, mirror, func(h *tar.Header) *layer.Writer {
+		switch name := path.Clean(h.Name); {
+		case name == tessdata+"/eng.traineddata":
+			return data
+		case wanted(name):
+			return root
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	program, err := files(in.Dir, entry{"usr/bin/shepherd-runner", in.Runner, 0o755})
+	if err != nil {
+		return nil, err
+	}
+	parts := []part{{nil, "Debian " + suite + ": " + strings.Join(packages, " ")}, {program, "shepherd-runner"}, {nil, "the model tesseract:v1"}}
+	if parts[0].layer, err = root.Finish(); err != nil {
+		return nil, err
+	}
+	if parts[2].layer, err = data.Finish(); err != nil {
+		return nil, err
+	}
+	return assemble(runtime.GOARCH, v1.Config{
+		Entrypoint: []string{"/usr/bin/shepherd-runner", "-p", port, "/model/config.yaml"},
+		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		WorkingDir: "/",
+	}, parts)
+}
+
+// debootstrap streams a root file system of the packages. Nothing of them is
+// configured: there is no shell in it, nor anything else that they do not need.
+func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *layer.Writer) error {
+	args := []string{"--quiet", "--variant=extract", "--format=tar", "--include=" + strings.Join(packages, ","), suite, "-"}
+	if mirror != "" {
+		args = append(args, mirror)
+	}
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	archive, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%w: apt-get install mmdebstrap", err)
+	}
+	splitErr := split(archive, sort)
+	archive.Close() // lets it end where splitting ended early
+	if err := cmd.Wait(); err != nil && splitErr == nil {
+		return fmt.Errorf("mmdebstrap: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return splitErr
+}
+
+// wanted tells which paths of the root file system the image keeps.
+func wanted(name string) bool {
+	switch {
+	case name == ".":
+		return false
+	case strings.HasPrefix(name, "dev/"): // whoever runs the image makes the devices
+		return false
+	case name == tessdata+"/osd.traineddata": // 10 MB to find out how a page is turned
+		return false
+	}
+	for _, dir := range unneeded {
+		if name == dir || strings.HasPrefix(name, dir+"/") {
+			return false
+		}
+	}
+	if rest, ok := strings.CutPrefix(name, "usr/share/doc/"); ok {
+		_, file, inside := strings.Cut(rest, "/")
+		return !inside || file == "copyright"
+	}
+	return true
+}
