@@ -17,10 +17,10 @@ DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo run test lint bench fuzz generate clean deps
+.PHONY: help build demo demo-container run test lint bench fuzz generate clean deps
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim (and the example, bin/digits-runner)
 	@mkdir -p $(BIN)
@@ -31,6 +31,11 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@$(BIN)/digits-demo -bin $(BIN)
+
+demo-container: build ## run real jobs in containers, by containerd and without Docker, then clean up (as root)
+	@test/deps-container
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/container-demo ./examples/container-demo
+	@$(BIN)/container-demo -bin $(BIN)
 
 run: build ## the same, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/examples/digits"
+	"github.com/iterait/shepherd/examples/internal/client"
 )
 
 func main() {
@@ -95,23 +96,23 @@ func classify(ctx context.Context, d *daemon) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, jobTime)
 	defer cancel()
-	c, err := newClient(d)
+	c, err := client.New(client.Config{API: d.api, Storage: d.storage, AccessKey: d.accessKey, SecretKey: d.secretKey})
 	if err != nil {
 		return "", err
 	}
 	id := "digits-" + time.Now().UTC().Format("20060102-150405.000000")
 	began := time.Now()
-	if err := c.putInputs(ctx, id, samples); err != nil {
+	if err := putInputs(ctx, c, id, samples); err != nil {
 		return "", err
 	}
 	fmt.Printf("Put %d handwritten digits into s3://%s/inputs/\n", len(samples), id)
-	if err := c.startJob(ctx, id, "digits", "v1"); err != nil {
+	if err := c.StartJob(ctx, id, "digits", "v1"); err != nil {
 		return "", err
 	}
-	if err := c.waitReady(ctx, id); err != nil {
+	if err := c.WaitReady(ctx, id); err != nil {
 		return "", err
 	}
-	answers, err := c.result(ctx, id)
+	answers, err := predictions(ctx, c, id)
 	if err != nil {
 		return "", err
 	}

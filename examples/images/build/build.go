@@ -151,3 +151,16 @@ func Push(ctx context.Context, img v1.Image, registry, image string) (string, er
 	}
 	return ref.Name(), nil
 }
+
+// Size is how many bytes of an image a registry keeps.
+func Size(img v1.Image) (int64, error) {
+	manifest, err := img.Manifest()
+	if err != nil {
+		return 0, err
+	}
+	size := manifest.Config.Size
+	for _, l := range manifest.Layers {
+		size += l.Size
+	}
+	return size, nil
+}

@@ -183,7 +183,7 @@ func TestTesseract(t *testing.T) {
 	}
 	want := [][]string{
 		{
-			"755 0:8 dev/", "755 0:8 etc/", "644 0:8 etc/os-release", "755 0:8 proc/", "755 0:8 usr/", "755 0:8 usr/bin/",
+			"755 0:8 etc/", "644 0:8 etc/os-release", "755 0:8 proc/", "755 0:8 usr/", "755 0:8 usr/bin/",
 			"644 0:8 usr/bin/tesseract", "755 0:8 usr/share/doc/", "755 0:8 usr/share/doc/libc6/", "644 0:8 usr/share/doc/libc6/copyright",
 			"755 0:8 usr/share/tesseract-ocr/5/tessdata/", "644 0:8 usr/share/tesseract-ocr/5/tessdata/pdf.ttf", "755 0:8 var/", "755 0:8 var/mail/",
 		},

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -18,6 +20,10 @@ import (
 
 // suite is the Debian release that the image is made of.
 const suite = "bookworm"
+
+// cleanUpTime bounds how long mmdebstrap may take to remove its files when it is
+// told to end.
+const cleanUpTime = 20 * time.Second
 
 // packages are what the image needs beside what these need themselves.
 var packages = []string{"base-files", "tesseract-ocr", "tesseract-ocr-eng"}
@@ -99,6 +105,10 @@ func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *lay
 		args = append(args, mirror)
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	// When it is cut short it ends its whole process group, which must not be ours.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up
+	cmd.WaitDelay = cleanUpTime
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	archive, err := cmd.StdoutPipe()
@@ -121,7 +131,7 @@ func wanted(name string) bool {
 	switch {
 	case name == ".":
 		return false
-	case strings.HasPrefix(name, "dev/"): // whoever runs the image makes the devices
+	case name == "dev" || strings.HasPrefix(name, "dev/"): // whoever runs the image makes the devices
 		return false
 	case name == tessdata+"/osd.traineddata": // 10 MB to find out how a page is turned
 		return false
