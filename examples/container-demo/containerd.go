@@ -114,10 +114,23 @@ func (c *containerd) forget(ctx context.Context, refs []string) error {
 	return nil
 }
 
-// stop ends a private containerd.
+// stop ends a private containerd, after whatever still runs in it.
 func (c *containerd) stop() error {
 	if c.private == nil {
 		return nil
 	}
-	return c.private.stop()
+	ctx := context.Background() // what was started must be ended, whoever has lost patience
+	var errs []error
+	for _, kind := range []struct {
+		list string
+		rm   []string
+	}{{"tasks", []string{"rm", "--force"}}, {"containers", []string{"rm"}}} {
+		left, err := c.ctr(ctx, kind.list, "ls", "--quiet")
+		errs = append(errs, err)
+		for name := range strings.Lines(left) {
+			_, err := c.ctr(ctx, append(append([]string{kind.list}, kind.rm...), strings.TrimSpace(name))...)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, c.private.stop())...)
 }

@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage"},
 	"storage/embedded":        {},
+	"sandbox":                 {"storage/embedded"},
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
 	"messenger/zmq":           {"messenger"},
 	"messenger/messengertest": {"job", "messenger"},
