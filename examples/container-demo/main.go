@@ -41,7 +41,12 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := demo(ctx, o); err != nil {
+	err := demo(ctx, o)
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "container-demo: interrupted")
+		os.Exit(1)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "container-demo:", err)
 		os.Exit(1)
 	}
@@ -60,11 +65,11 @@ func demo(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			fmt.Fprintln(os.Stderr, "The logs are in", dir)
 			return
 		}
-		err = os.RemoveAll(dir)
+		err = errors.Join(err, os.RemoveAll(dir))
 	}()
 
 	ctd, err := openContainerd(ctx, o.containerd, filepath.Join(dir, "containerd"))

@@ -52,7 +52,7 @@ func start(dir, name string, args []string, ready func(line string) bool) (*proc
 	case <-out.served:
 		return p, nil
 	case <-p.exited:
-		return nil, fmt.Errorf("%s has ended: %v; its log is %s", p.name, p.err, p.log)
+		return nil, fmt.Errorf("%s has ended: %v; its log, %s, ends with: %s", p.name, p.err, p.log, p.lastLine())
 	case <-timeout.C:
 		return nil, errors.Join(fmt.Errorf("%s does not serve after %v; its log is %s", p.name, startTime, p.log), p.stop())
 	}
@@ -81,6 +81,16 @@ func (o *output) Write(b []byte) (int, error) {
 		o.line, rest = o.line[:0], after
 	}
 	return o.log.Write(b)
+}
+
+// lastLine is the last line that the program printed.
+func (p *process) lastLine() string {
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	text = bytes.TrimSpace(text)
+	return string(text[bytes.LastIndexByte(text, '\n')+1:])
 }
 
 // stop asks the program to stop and waits until it has.
