@@ -1,0 +1,130 @@
+// Package bench measures what shepherd promises of its speed and size, on the
+// programs that users run: shepherdd with a configuration file, a MinIO beside
+// it, clients over HTTP and S3. `make bench` runs it and ends with one table of
+// all figures and their bounds.
+//
+// Ratios, counts and sizes that break their bound fail a benchmark. Bare times
+// do not, since they say as much about the machine: they are marked in the
+// table. What is compared is measured in turns, in the same minutes.
+package bench
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// programs is where TestMain builds what is measured.
+var programs string
+
+// figures are those of all benchmarks, in the order they were taken.
+var figures []figure
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "shepherd-bench-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
+			"../../cmd/shepherdd", "../../cmd/shepherd-shim", "./noop", "./null")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+			return 1
+		}
+		programs = dir
+		code := m.Run()
+		printTable()
+		return code
+	}())
+}
+
+// figure is one measured value. With a bound it is a promise, and a firm one is
+// kept on any machine.
+type figure struct {
+	what, unit    string
+	value         float64
+	least         bool // the bound is the least it may be, not the most
+	bound         float64
+	bounded, firm bool
+}
+
+func (f figure) broken() bool {
+	return f.bounded && (f.least && f.value < f.bound || !f.least && f.value > f.bound)
+}
+
+// note takes a figure that nothing is promised of.
+func note(b *testing.B, what string, value float64, unit string) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: value})
+}
+
+// hoped takes a bare time that should be at most bound.
+func hoped(b *testing.B, what string, value float64, unit string, bound float64) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true})
+}
+
+// atMost takes a figure that must be at most bound.
+func atMost(b *testing.B, what string, value float64, unit string, bound float64) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, firm: true})
+}
+
+// atLeast takes a figure that must be at least bound.
+func atLeast(b *testing.B, what string, value float64, unit string, bound float64) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, firm: true, least: true})
+}
+
+func take(b *testing.B, f figure) {
+	b.Helper()
+	b.ReportMetric(0, "ns/op") // not shown: one run is no time of anything
+	b.ReportMetric(f.value, strings.ReplaceAll(f.what+"-"+f.unit, " ", "-"))
+	figures = append(figures, f)
+	if f.firm && f.broken() {
+		b.Errorf("%s: %.3g %s breaks the bound of %g", f.what, f.value, f.unit, f.bound)
+	}
+}
+
+func printTable() {
+	if len(figures) == 0 {
+		return
+	}
+	fmt.Println()
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "figure\tmeasured\tpromised\t")
+	for _, f := range figures {
+		promised, mark := "", ""
+		if f.bounded {
+			sign := "≤"
+			if f.least {
+				sign = "≥"
+			}
+			promised = fmt.Sprintf("%s %g", sign, f.bound)
+		}
+		if f.broken() {
+			mark = "over, on this machine as it was"
+			if f.firm {
+				mark = "BROKEN"
+			}
+		}
+		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\n", f.what, f.value, f.unit, promised, mark)
+	}
+	w.Flush()
+}
+
+func median[T int64 | float64 | time.Duration](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

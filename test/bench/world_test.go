@@ -1,0 +1,239 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+// hang is for what should take far less.
+const hang = 2 * time.Minute
+
+// payload is what small jobs carry.
+var payload = strings.Repeat("0123456789abcdef", 64)
+
+// world is a machine with one daemon and the sheep "sheep", which knows the
+// models noop:v1, noop:v2 and hold:v1.
+type world struct {
+	b      *testing.B
+	dir    string
+	config string
+	api    string
+	client *http.Client
+
+	daemon *exec.Cmd
+	exited chan struct{}
+}
+
+// newWorld makes a machine whose storage is at url. Its daemon is not started.
+func newWorld(b *testing.B, url, accessKey, secretKey string) *world {
+	b.Helper()
+	dir := b.TempDir()
+	port := testenv.FreePort(b)
+	w := &world{b: b, dir: dir, config: filepath.Join(dir, "shepherd.yml"), api: "http://127.0.0.1:" + strconv.Itoa(port)}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	w.client = &http.Client{Transport: transport, Timeout: hang}
+	for model, text := range map[string]string{"noop/v1": "", "noop/v2": "", "hold/v1": "hold"} {
+		folder := filepath.Join(dir, "models", model)
+		must(b, os.MkdirAll(folder, 0o755))
+		must(b, os.WriteFile(filepath.Join(folder, "config.yaml"), []byte(text), 0o644))
+	}
+	must(b, os.WriteFile(w.config, fmt.Appendf(nil, `data_root: %[1]s/data
+state_dir: %[1]s/state
+storage: {url: %[2]q, access_key: %[3]q, secret_key: %[4]q}
+api: {host: 127.0.0.1, port: %[5]d}
+sheep:
+  sheep:
+    type: bare
+    working_directory: %[1]s/models
+    command: [%[6]s/noop]
+`, dir, url, accessKey, secretKey, port, programs), 0o644))
+	b.Cleanup(func() {
+		if w.daemon != nil {
+			w.stop()
+		}
+		transport.CloseIdleConnections()
+	})
+	return w
+}
+
+// start starts the daemon and returns how long it took until it was ready.
+func (w *world) start() time.Duration {
+	w.b.Helper()
+	log, err := os.OpenFile(filepath.Join(w.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	must(w.b, err)
+	defer log.Close()
+	w.daemon = exec.Command(programs+"/shepherdd", "-c", w.config)
+	w.daemon.Dir, w.daemon.Stdout, w.daemon.Stderr = w.dir, log, log
+	began := time.Now()
+	must(w.b, w.daemon.Start())
+	exited := make(chan struct{})
+	w.exited = exited
+	go func(daemon *exec.Cmd) {
+		_ = daemon.Wait() // how it ended is in its log
+		close(exited)
+	}(w.daemon)
+	limit := time.After(hang)
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		if answer, err := w.client.Get(w.api + "/readyz"); err == nil {
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK {
+				return time.Since(began)
+			}
+		}
+		select {
+		case <-exited:
+			w.fatal("the daemon has ended")
+		case <-limit:
+			w.fatal("the daemon does not get ready")
+		case <-again.C:
+		}
+	}
+}
+
+// stop ends the daemon and its sheep.
+func (w *world) stop() {
+	w.b.Helper()
+	_ = w.daemon.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-w.exited:
+	case <-time.After(hang):
+		w.kill()
+		w.b.Error("the daemon did not stop")
+	}
+	w.daemon = nil
+}
+
+func (w *world) kill() {
+	_ = w.daemon.Process.Kill()
+	<-w.exited
+}
+
+// fatal ends the benchmark and shows the end of the daemon's log.
+func (w *world) fatal(format string, args ...any) {
+	w.b.Helper()
+	text, _ := os.ReadFile(filepath.Join(w.dir, "log"))
+	w.b.Fatalf("%s; the daemon's log ends with:\n%s", fmt.Sprintf(format, args...), text[max(0, len(text)-4000):])
+}
+
+// get asks the API and returns the answer's body, which has to come with 200.
+func (w *world) get(path string) ([]byte, error) {
+	return w.ask(http.MethodGet, path, nil)
+}
+
+func (w *world) ask(method, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(w.b.Context(), method, w.api+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	answer, err := w.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s: %s %s", method, path, answer.Status, text)
+	}
+	return text, err
+}
+
+// submit sends a job, with a payload where there is one, to the sheep.
+func (w *world) submit(id, model, payload string) error {
+	name, version, _ := strings.Cut(model, ":")
+	request := map[string]any{"job_id": id, "model": map[string]string{"name": name, "version": version}}
+	if payload != "" {
+		request["payload"] = payload
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	_, err = w.ask(http.MethodPost, "/start-job", body)
+	return err
+}
+
+// await waits for the end of a job, which has to be a good one.
+func (w *world) await(id string) error {
+	text, err := w.get("/jobs/" + id + "/wait_ready")
+	if err == nil && !bytes.Contains(text, []byte(`"status": "done"`)) && !bytes.Contains(text, []byte(`"status":"done"`)) {
+		err = fmt.Errorf("job %s: %s", id, text)
+	}
+	return err
+}
+
+// do takes a small job from its submission to its result.
+func (w *world) do(id, model string) error {
+	if err := w.submit(id, model, payload); err != nil {
+		return err
+	}
+	if err := w.await(id); err != nil {
+		return err
+	}
+	result, err := w.get("/jobs/" + id + "/result")
+	if err == nil && string(result) != payload {
+		err = fmt.Errorf("job %s: a result of %d bytes that is not its payload", id, len(result))
+	}
+	return err
+}
+
+// together calls do for 0 to n-1 from that many workers.
+func together(b *testing.B, workers, n int, do func(i int) error) {
+	b.Helper()
+	next := make(chan int)
+	failed := make(chan error, workers)
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	for range workers {
+		go func() {
+			var err error
+			for i := range next {
+				if err = do(i); err != nil {
+					cancel()
+					break
+				}
+			}
+			failed <- err
+		}()
+	}
+feeding:
+	for i := range n {
+		select {
+		case next <- i:
+		case <-ctx.Done():
+			break feeding
+		}
+	}
+	close(next)
+	var err error
+	for range workers {
+		err = errors.Join(err, <-failed)
+	}
+	must(b, err)
+}
+
+func must(b *testing.B, err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
