@@ -5,7 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -96,6 +96,7 @@ func BenchmarkJob(b *testing.B) {
 	}
 	cpu, shim = cpuTime(b, w.daemon.Process.Pid)-cpu, cpuTime(b, w.shim())-shim
 	hoped(b, "CPU time of the daemon", ms(cpu)/jobs, "ms/job", 2)
+	note(b, "CPU time of the daemon, of the floor's", float64(cpu)/float64(own), "times")
 	note(b, "CPU time of the shim", ms(shim)/jobs, "ms/job")
 	note(b, "CPU time of the floor", ms(own)/jobs, "ms/job")
 	note(b, "POST to result", ms(median(job)), "ms")
@@ -162,6 +163,6 @@ func BenchmarkRequests(b *testing.B) {
 	seen := proxy.Requests()
 	atMost(b, "storage requests", float64(len(seen))/jobs, "per job", requests)
 	if b.Failed() {
-		fmt.Fprintln(os.Stderr, seen)
+		b.Log(strings.Join(seen, "\n"))
 	}
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -194,6 +195,31 @@ func (w *world) do(id, model string) error {
 		err = fmt.Errorf("job %s: a result of %d bytes that is not its payload", id, len(result))
 	}
 	return err
+}
+
+// names makes a function that returns a new job id each time.
+func names(prefix string) func() string {
+	n := 0
+	return func() string {
+		n++
+		return fmt.Sprintf("%s-%d", prefix, n)
+	}
+}
+
+// startNull starts the storage that keeps nothing and returns its address.
+func startNull(b *testing.B) string {
+	b.Helper()
+	null := exec.Command(programs + "/null")
+	out, err := null.StdoutPipe()
+	must(b, err)
+	must(b, null.Start())
+	b.Cleanup(func() {
+		_ = null.Process.Kill()
+		_ = null.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(b, err)
+	return strings.TrimSpace(line)
 }
 
 // together calls do for 0 to n-1 from that many workers.

@@ -1,0 +1,48 @@
+package bench
+
+import (
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+// BenchmarkIdle starts a daemon without embedded storage several times, from
+// the start of its process to the first 200 of /readyz, which needs ledger and
+// storage; what it then takes in memory is read when it has been left alone for
+// a while.
+func BenchmarkIdle(b *testing.B) {
+	server := testenv.StartMinIO(b)
+	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
+	var starts []time.Duration
+	for range 7 {
+		if w.daemon != nil {
+			w.stop()
+		}
+		starts = append(starts, w.start())
+	}
+	hoped(b, "start to ready", ms(median(starts)), "ms", 200)
+	time.Sleep(2 * time.Second) // this is what idle means
+	atMost(b, "RSS of the idle daemon", resident(b, w.daemon.Process.Pid), "MiB", 40)
+}
+
+// BenchmarkSwitch takes jobs whose model changes each time, in turns with jobs
+// whose model is loaded: what a switch costs is the difference.
+func BenchmarkSwitch(b *testing.B) {
+	server := testenv.StartMinIO(b)
+	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
+	w.start()
+	id := names("job")
+	must(b, w.do(id(), "noop:v1"))
+	var same, other []time.Duration
+	for i := range 20 {
+		model := []string{"noop:v2", "noop:v1"}[i%2]
+		began := time.Now()
+		must(b, w.do(id(), model))
+		middle := time.Now()
+		must(b, w.do(id(), model))
+		other, same = append(other, middle.Sub(began)), append(same, time.Since(middle))
+	}
+	note(b, "model switch", ms(median(other)-median(same)), "ms")
+	hoped(b, "RSS of the shim", resident(b, w.shim()), "MiB", 12)
+}
