@@ -475,15 +475,23 @@ func (l *lane) clear(a *assignment) {
 	}
 }
 
-// freshDir makes an empty working directory.
+// freshDir makes an empty working directory. As a rule none is there, so it
+// looks for one only when making it fails.
 func freshDir(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("clean working directory: %w", err)
+	err := os.Mkdir(dir, 0o755)
+	if err != nil {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("clean working directory: %w", err)
+		}
+		err = os.MkdirAll(dir, 0o755)
 	}
 	for _, sub := range []string{job.InputDir, job.OutputDir} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return fmt.Errorf("create working directory: %w", err)
+		if err == nil {
+			err = os.Mkdir(filepath.Join(dir, sub), 0o755)
 		}
+	}
+	if err != nil {
+		return fmt.Errorf("create working directory: %w", err)
 	}
 	return nil
 }
