@@ -1,0 +1,189 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// ending is how a job's time in the runner ended.
+type ending struct {
+	answered bool           // the runner answered: there are outputs
+	failure  *job.Failure   // nil: it is done
+	conn     messenger.Conn // where the answer is to be acknowledged; nil where it is not
+}
+
+// finish puts a job's files and state away, beside the runner's next job.
+func (l *lane) finish(a *assignment, e ending) {
+	a.FinishedAt = job.Now()
+	l.slots <- struct{}{}
+	over := make(chan struct{})
+	l.mu.Lock()
+	l.ending[a.ID] = over
+	l.mu.Unlock()
+	l.finishers.Go(func() {
+		defer func() {
+			l.mu.Lock()
+			delete(l.ending, a.ID)
+			l.mu.Unlock()
+			close(over)
+			<-l.slots
+		}()
+		a.cancel()
+		<-a.staged
+		if err := l.conclude(a, e.answered, e.failure); err != nil {
+			l.log.Error("Cannot put a job's results away; it goes back to the queue", "job", a.ID, "error", err)
+			l.clear(a)
+			l.release(context.WithoutCancel(l.shepherd.work), a, true, err.Error())
+		}
+		if e.conn != nil {
+			l.acknowledge(e.conn, a.ID)
+		}
+	})
+}
+
+// conclude writes outputs, then job_status.json, then the ledger, trying again
+// for as long as storage is away: the state in storage is the commit mark that
+// a later daemon finds when this one dies between the last two.
+func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) error {
+	ctx := l.shepherd.work
+	if ctx.Err() != nil {
+		// Answered just as the time to drain was up: a moment more to keep it.
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		ctx = grace
+	}
+	if answered {
+		replace := a.Attempt > 1 || a.Run > 1 || a.result.Outputs
+		err := l.persist(ctx, a.ID, "collect the outputs", func() error {
+			return l.shepherd.cfg.Store.Collect(ctx, a.ID, a.dir, replace)
+		})
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return err
+		case failure == nil:
+			failure = &job.Failure{Message: fmt.Sprintf("The results of this job cannot be stored: %s", err)}
+		}
+	}
+
+	outcome := ledger.Outcome{State: job.Done, Failure: failure, At: a.FinishedAt}
+	if failure != nil {
+		outcome.State = job.Failed
+	}
+	rec := a.Record
+	rec.State, rec.Failure = outcome.State, failure
+	release := l.shepherd.mirror.exclusive(a.ID)
+	err := l.persist(ctx, a.ID, "write the state", func() error {
+		return l.shepherd.cfg.Store.SetStatus(ctx, a.ID, rec.Status())
+	})
+	release()
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
+	if err != nil { // the place is gone, or closed to us: the ledger still tells the client
+		l.log.Warn("Cannot write a job's final state to storage", "job", a.ID, "error", err)
+	}
+	_, err = l.retryLedger(ctx, func() (job.Record, error) {
+		return l.shepherd.cfg.Ledger.Finish(ctx, a.ID, a.Token, outcome)
+	})
+	if errors.Is(err, ledger.ErrFenced) || errors.Is(err, ledger.ErrFinal) {
+		l.shepherd.mirror.note(a.ID) // what the ledger says goes to storage
+		l.log.Info("Job ended otherwise before its answer was safe", "job", a.ID)
+		l.clear(a)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if failure != nil {
+		l.log.Info("Job failed", "job", a.ID, "model", a.Model.String(), "error", failure.Message)
+	} else {
+		l.log.Info("Job done", "job", a.ID, "model", a.Model.String())
+	}
+	l.clear(a)
+	return nil
+}
+
+// persist calls fn until it succeeds, cannot succeed, or ctx ends.
+func (l *lane) persist(ctx context.Context, id job.ID, what string, fn func() error) error {
+	backoff := 200 * time.Millisecond
+	for tries := 1; ; tries++ {
+		err := fn()
+		if err == nil || ctx.Err() != nil || !l.worthRetrying(ctx, err) {
+			return err
+		}
+		if tries == 1 || tries%20 == 0 {
+			l.log.Warn("Storage is away; trying again until it is back", "job", id, "doing", what, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, 5*time.Second)
+	}
+}
+
+// worthRetrying tells storage that is away, full or closed to us altogether from
+// a fault of this one job.
+func (l *lane) worthRetrying(ctx context.Context, err error) bool {
+	switch {
+	case errors.Is(err, storage.ErrBadName), errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
+		return false
+	case errdefs.IsPermissionDenied(err):
+		return l.shepherd.cfg.Store.Ping(ctx) != nil
+	case errdefs.IsUnavailable(err), errdefs.IsResourceExhausted(err), errors.Is(err, context.DeadlineExceeded):
+		return true
+	}
+	return false
+}
+
+// retryLedger repeats a change that the ledger could not make durable.
+func (l *lane) retryLedger(ctx context.Context, fn func() (job.Record, error)) (job.Record, error) {
+	backoff := 100 * time.Millisecond
+	for {
+		rec, err := fn()
+		if err == nil || !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) {
+			return rec, err
+		}
+		l.log.Error("The ledger cannot make a change durable; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+			return rec, err
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, 5*time.Second)
+	}
+}
+
+func (l *lane) acknowledge(conn messenger.Conn, id job.ID) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	defer cancel()
+	if err := conn.Ack(ctx, id); err != nil && !errors.Is(err, messenger.ErrClosed) {
+		l.log.Warn("Cannot acknowledge an answer", "job", id, "error", err)
+	}
+}
+
+// release hands the job back to the queue.
+func (l *lane) release(ctx context.Context, a *assignment, unspent bool, why string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	err := l.shepherd.cfg.Ledger.Release(ctx, a.ID, a.Token, unspent)
+	switch {
+	case err == nil:
+		l.log.Info("Job goes back to the queue", "job", a.ID, "why", why)
+	case errors.Is(err, ledger.ErrFenced):
+	default:
+		// The claim stays; the next start of the daemon puts the job back.
+		l.log.Error("Cannot hand a job back", "job", a.ID, "error", err)
+	}
+}
