@@ -1,9 +1,10 @@
 // Package shim is how the daemon keeps a runner that outlives it.
 //
 // One small process, shepherd-shim (package server is its inside), stands
-// between the daemon and each running runner. It is the runner's parent, speaks
-// ZeroMQ to it and the protocol of this package to the daemon, and keeps an
-// answer until the daemon has acknowledged it. A daemon that is killed comes
+// between the daemon and each running runner. It is the runner's parent, or
+// watches it where it runs in a container, speaks ZeroMQ to it and the protocol
+// of this package to the daemon, and keeps an answer until the daemon has
+// acknowledged it. A daemon that is killed comes
 // back, finds the folders of its shims and attaches to them.
 //
 // # The folder of a life
@@ -15,6 +16,8 @@
 //	state.json    what runs; for who cleans up after a shim that was killed
 //	outcome.json  the job under way, the answers not acknowledged, the exit
 //	socket        where the daemon connects; mode 0600
+//	stdout        FIFOs of a container's output
+//	stderr
 //
 // A shim holds a lock (flock) on the folder as long as it lives, so whether one
 // lives is never guessed from a process id. The folder belongs to the daemon: it

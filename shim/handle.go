@@ -392,6 +392,18 @@ func (h *Handle) settle(ctx context.Context) (Exit, error) {
 	return *settled.Exit, nil
 }
 
+// Watch names the process of a container, which must not have begun yet: it may
+// not end before the shim has seen it.
+func (h *Handle) Watch(ctx context.Context, pid int) error {
+	return h.request(ctx, &Message{Kind: KindWatch, PID: pid})
+}
+
+// Begun says that the process that is watched has begun to run the runner.
+// Until then Started and Hello's RunnerPID do not tell of it.
+func (h *Handle) Begun(ctx context.Context) error {
+	return h.request(ctx, &Message{Kind: KindBegun})
+}
+
 // Release ends the shim after Wait has returned an exit and waits for its end.
 // The folder stays, for Remove.
 func (h *Handle) Release(ctx context.Context) error {

@@ -29,6 +29,8 @@ const (
 	KindAck     Kind = "ack"     // Job: its answer is safe
 	KindStop    Kind = "stop"    // Grace: stop the runner
 	KindRelease Kind = "release" // the exit is known: end the shim
+	KindWatch   Kind = "watch"   // PID: the container's process, which has not begun
+	KindBegun   Kind = "begun"   // it has
 )
 
 // What the shim sends; both sides send hello.

@@ -23,6 +23,12 @@ const (
 	socketFile  = "socket"
 )
 
+// The FIFOs of a container's output.
+const (
+	Stdout = "stdout"
+	Stderr = "stderr"
+)
+
 // Mark is the environment variable that carries the life's id in the runner and
 // all it starts.
 const Mark = "SHEPHERD_LIFE"
@@ -33,13 +39,12 @@ type Spec struct {
 	Life    string    `json:"life"`
 	Sheep   string    `json:"sheep"`
 	Model   job.Model `json:"model"`
-	// Runner is what the shim starts; nil when something else runs the runner
-	// and the shim only talks to it.
-	Runner *Process `json:"runner,omitempty"`
-	// Port is where the runner listens, on 127.0.0.1 in the network namespace
-	// NetNS, a path; empty means the shim's own namespace.
-	Port  int    `json:"port"`
-	NetNS string `json:"netns,omitempty"`
+	// Runner is what the shim starts; Container what containerd does. With
+	// neither the shim only talks to a runner.
+	Runner    *Process   `json:"runner,omitempty"`
+	Container *Container `json:"container,omitempty"`
+	// Port is where the runner listens, on 127.0.0.1.
+	Port int `json:"port"`
 	// LogDir receives the shim's own log, shim.log, and what the runner writes
 	// where Process names no file, runner.log, rotated when it reaches LogSize
 	// bytes with LogKeep older ones kept.
@@ -63,6 +68,17 @@ type Process struct {
 	Env    []string `json:"env"`
 	Stdout string   `json:"stdout,omitempty"`
 	Stderr string   `json:"stderr,omitempty"`
+}
+
+// Container is a runner whose parent is another than the shim, which watches it
+// from the moment the daemon names its process: see Handle.Watch. What it writes
+// goes into the FIFOs Stdout and Stderr of the life's folder, which the shim
+// makes. Its control groups are called GroupName(Life).
+type Container struct {
+	ID          string `json:"id"`
+	Snapshotter string `json:"snapshotter"`
+	// OwnNetwork says that it has a network namespace of its own: Port is there.
+	OwnNetwork bool `json:"own_network,omitempty"`
 }
 
 // State is what the shim notes of its processes for who cleans up after it.

@@ -98,16 +98,14 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	read := func(text string) (*sheep, error) {
-		s, err := New(Config{DataRoot: "/data", StateDir: "/state"}).NewSheep("dolly", func(into any) error {
+	read := func(text string) (o *Options, err error) {
+		_, err = New(Config{DataRoot: "/data", StateDir: "/state"}).NewSheep("dolly", func(into any) error {
+			o = into.(*Options)
 			return yaml.NewDecoder(strings.NewReader(text), yaml.Strict()).Decode(into)
 		})
-		if err != nil {
-			return nil, err
-		}
-		return s.(*sheep), nil
+		return o, err
 	}
-	s, err := read(`
+	o, err := read(`
 type: bare
 port: 9001
 devices: [/dev/nvidia0]
@@ -122,14 +120,11 @@ orphan_timeout: 1h
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o := s.options; o.Port != 9001 || !slices.Equal(o.Command, Words{"python3", "-m", "runner"}) || o.Grace != 3*time.Second || o.OrphanTimeout != time.Hour || o.StderrFile != "/var/log/err" {
+	if o.Port != 9001 || !slices.Equal(o.Command, Words{"python3", "-m", "runner"}) || o.Grace != 3*time.Second || o.OrphanTimeout != time.Hour || o.StderrFile != "/var/log/err" {
 		t.Errorf("got %+v", o)
 	}
-	if s.dataRoot != "/data/dolly" || s.grace() != 3*time.Second {
-		t.Errorf("data root %q, grace %v", s.dataRoot, s.grace())
-	}
-	if s, err := read("type: bare\nworking_directory: models\ncommand: [a b, c]\n"); err != nil || !slices.Equal(s.options.Command, Words{"a b", "c"}) || !filepath.IsAbs(s.options.WorkingDirectory) || s.grace() != DefaultGrace {
-		t.Errorf("got %+v, %v", s, err)
+	if o, err := read("type: bare\nworking_directory: models\ncommand: [a b, c]\n"); err != nil || !slices.Equal(o.Command, Words{"a b", "c"}) || !filepath.IsAbs(o.WorkingDirectory) {
+		t.Errorf("got %+v, %v", o, err)
 	}
 	for _, c := range []struct{ text, field string }{
 		{"type: bare\n", "working_directory"},

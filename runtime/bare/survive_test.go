@@ -269,17 +269,17 @@ func (h *heir) close() {
 	}
 }
 
-// outputOf is the process that did the job and how many it had had.
-func (w *world) outputOf(t *testing.T, id job.ID) (pid, jobs int) {
+// outputOf is the runner that did the job and how many it had had.
+func (w *world) outputOf(t *testing.T, id job.ID) (who, jobs int) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(w.dataRoot(), runtimetest.Sheep, string(id), job.OutputDir, job.DefaultOutput))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fmt.Sscan(string(data), &pid, &jobs); err != nil {
+	if _, err := fmt.Sscan(string(data), &who, &jobs); err != nil {
 		t.Fatalf("output %q: %v", data, err)
 	}
-	return pid, jobs
+	return who, jobs
 }
 
 func TestDaemonKilledWithAJob(t *testing.T) {
@@ -317,8 +317,9 @@ func TestDaemonKilledWithAJob(t *testing.T) {
 	}
 	h.recv("a")
 	h.do("b")
-	if got, jobs := w.outputOf(t, "b"); got != pid || jobs != 2 {
-		t.Errorf("the next job was the %d. of process %d, want the 2. of %d", jobs, got, pid)
+	who, _ := w.outputOf(t, "a")
+	if got, jobs := w.outputOf(t, "b"); got != who || jobs != 2 {
+		t.Errorf("the next job was the %d. of runner %d, want the 2. of %d", jobs, got, who)
 	}
 	h.slaughter()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -46,11 +47,17 @@ import (
 //	silence           do not answer at the end
 //	unbind            close all connections, bind again and do not answer
 //
-// A job that is done has the runner's process id, and how many jobs it has had,
-// in outputs/output.
+// A job that is done has who the runner is, a number by chance, and how many jobs
+// it has had, in outputs/output.
 func RunnerMain(args []string) {
-	if len(args) == 1 && args[0] == sleeper {
+	switch {
+	case len(args) == 1 && args[0] == sleeper:
 		time.Sleep(time.Hour)
+		os.Exit(0)
+	case len(args) == 1 && args[0] == forker:
+		if err := start(sleeper).Start(); err != nil {
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 	if err := runRunner(args); err != nil {
@@ -60,10 +67,15 @@ func RunnerMain(args []string) {
 	os.Exit(0)
 }
 
-const sleeper = "sleeper"
+// What the program is called with to be something else.
+const (
+	sleeper = "sleeper"
+	forker  = "forker" // starts a sleeper and ends
+)
 
 type scripted struct {
 	ctx    context.Context
+	self   int // who it is
 	port   string
 	router *zmq.Router
 	peer   *zmq.Peer
@@ -79,7 +91,7 @@ func runRunner(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	r := &scripted{ctx: ctx, port: args[1]}
+	r := &scripted{ctx: ctx, self: rand.Int(), port: args[1]}
 	script, err := os.ReadFile(args[2])
 	if err != nil {
 		return err
@@ -122,7 +134,7 @@ func (r *scripted) process() error {
 	if err := r.obey(string(script)); err != nil || r.quiet {
 		return err
 	}
-	text := fmt.Sprintf("%d %d", os.Getpid(), r.jobs)
+	text := fmt.Sprintf("%d %d", r.self, r.jobs)
 	if err := os.WriteFile(filepath.Join(dir, job.OutputDir, job.DefaultOutput), []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -253,13 +265,10 @@ func (r *scripted) reply(rest string) error {
 
 // fork leaves a process behind as a daemon does, and worse: in its own session,
 // without a parent.
-func fork() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	// A shell in between, which ends at once, makes it an orphan.
-	cmd := exec.Command("/bin/sh", "-c", `"$0" "$@" >/dev/null 2>&1 &`, self, sleeper)
+func fork() error { return start(forker).Run() }
+
+func start(role string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", role)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	return cmd.Run()
+	return cmd
 }

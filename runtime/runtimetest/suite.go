@@ -34,6 +34,9 @@ type Harness struct {
 	AddModel func(t *testing.T, m job.Model, script string)
 	// DataRoot is the io_data_root of the sheep.
 	DataRoot string
+	// Init says that runners are the first process of a PID namespace: a signal
+	// that they send themselves does not end them.
+	Init bool
 	// Grace is how long a runner has between TERM and KILL.
 	Grace time.Duration
 	// Leftovers names what is left of runners: processes, sockets, folders. It
@@ -282,8 +285,8 @@ func (l *life) ack(id job.ID) {
 }
 
 // do runs a job that is to end well and returns what the runner said of itself:
-// its process id and how many jobs it had.
-func (l *life) do(script string) (pid, jobs int) {
+// who it is and how many jobs it had.
+func (l *life) do(script string) (who, jobs int) {
 	l.t.Helper()
 	id := l.prepare(script)
 	l.send(id)
@@ -294,19 +297,19 @@ func (l *life) do(script string) (pid, jobs int) {
 	return l.output(id)
 }
 
-func (w *world) output(id job.ID) (pid, jobs int) {
+func (w *world) output(id job.ID) (who, jobs int) {
 	w.t.Helper()
 	data, err := os.ReadFile(filepath.Join(w.h.DataRoot, string(id), job.OutputDir, job.DefaultOutput))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	first, second, _ := strings.Cut(string(data), " ")
-	pid, err1 := strconv.Atoi(first)
+	who, err1 := strconv.Atoi(first)
 	jobs, err2 := strconv.Atoi(second)
 	if err := errors.Join(err1, err2); err != nil {
 		w.t.Fatalf("output %q: %v", data, err)
 	}
-	return pid, jobs
+	return who, jobs
 }
 
 // up loads the good model and runs a runner with it.

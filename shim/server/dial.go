@@ -56,15 +56,18 @@ func foreign(port int, listeners []proc.Listener) *foreignError {
 // one of its own, else here, where whoever listens must be the runner or what it
 // started. If it is somebody else, refuse is told.
 func (s *server) dialer(refuse context.CancelCauseFunc) DialFunc {
-	if s.spec.NetNS != "" {
+	s.mu.Lock()
+	namespace := s.netns
+	s.mu.Unlock()
+	if namespace != "" {
 		return func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dialIn(ctx, s.spec.NetNS, network, address)
+			return dialIn(ctx, namespace, network, address)
 		}
 	}
 	var dialer net.Dialer
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil || s.spec.Runner == nil {
+		if err != nil || s.spec.Runner == nil && s.spec.Container == nil {
 			return conn, err
 		}
 		if conn.LocalAddr().String() == conn.RemoteAddr().String() { // by chance, to itself
@@ -95,7 +98,15 @@ func (s *server) verify() error {
 	if err != nil {
 		return nil
 	}
-	if len(proc.Holders(listeners, proc.Descendants(all, os.Getpid()))) > 0 {
+	ours := proc.Descendants(all, os.Getpid())
+	if s.spec.Container != nil {
+		s.mu.Lock()
+		pid := s.pid
+		s.mu.Unlock()
+		ours = slices.DeleteFunc(slices.Clone(all), func(p proc.Process) bool { return p.PID != pid })
+		ours = append(ours, proc.Descendants(all, pid)...)
+	}
+	if len(proc.Holders(listeners, ours)) > 0 {
 		return nil
 	}
 	if e := foreign(s.spec.Port, listeners); e.pid != 0 {

@@ -6,10 +6,41 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/iterait/shepherd/shim"
 )
+
+// link is the way to the runner while it lives.
+type link struct {
+	stopDialing, stopReceiving context.CancelFunc
+	talking                    sync.WaitGroup
+}
+
+// lastWords is how long what the runner said last may still be on its way after
+// its end.
+const lastWords = 2 * time.Second
+
+// openLink begins to talk to the runner, whenever it binds.
+func (s *server) openLink() *link {
+	l := new(link)
+	var dialing, receiving context.Context
+	dialing, l.stopDialing = context.WithCancel(context.Background())
+	receiving, l.stopReceiving = context.WithCancel(context.Background())
+	l.talking.Go(func() { s.talk(dialing, receiving) })
+	return l
+}
+
+// close ends the talking: no new connection is made, and the last one may last
+// for the given time, should the other side not have closed it.
+func (l *link) close(rest time.Duration) {
+	l.stopDialing()
+	late := time.AfterFunc(rest, l.stopReceiving)
+	l.talking.Wait()
+	late.Stop()
+	l.stopReceiving()
+}
 
 // talk keeps a connection to the runner until dialing ends, and receives from
 // the last one until it ends too, or receiving does. Each connection is a new

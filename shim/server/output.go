@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -96,6 +98,44 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 	return o, nil
 }
 
+// openFIFOs makes the FIFOs of a container's output in the folder and begins to
+// copy from them. Each is held open for writing, too, until started is called:
+// the other side must have opened it by then.
+func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err error) {
+	o := &output{log: log}
+	defer func() {
+		if err != nil {
+			o.started()
+			o.close()
+		}
+	}()
+	f, err := openRotated(filepath.Join(spec.LogDir, runnerLog), spec.LogSize, spec.LogKeep)
+	if err != nil {
+		return nil, fmt.Errorf("could not open the runner's log file: %w", err)
+	}
+	o.files = append(o.files, f)
+	for _, stream := range []struct {
+		name string
+		into **os.File
+		end  *tail
+	}{{shim.Stdout, &o.stdout, &o.out}, {shim.Stderr, &o.stderr, &o.err}} {
+		path := filepath.Join(folder, stream.name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			return nil, fmt.Errorf("make a FIFO for the runner's output: %w", err)
+		}
+		if *stream.into, err = os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
+			return nil, err
+		}
+		r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, err
+		}
+		o.pipes = append(o.pipes, r)
+		o.copying.Go(func() { o.copy(r, f, stream.end) })
+	}
+	return o, nil
+}
+
 func openAppend(path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -144,7 +184,7 @@ func (t *tail) note(p []byte, now time.Time) {
 func (o *output) started() {
 	for _, f := range []*os.File{o.stdout, o.stderr} {
 		if f != nil {
-			f.Close()
+			f.Close() // again, perhaps
 		}
 	}
 }
@@ -187,6 +227,7 @@ func lastOf(text []byte) string {
 }
 
 func (o *output) close() {
+	o.started()
 	for _, r := range o.pipes {
 		r.Close()
 	}

@@ -1,5 +1,5 @@
-// Package server is the inside of shepherd-shim: it starts a runner, talks
-// ZeroMQ to it, and serves the daemon that is there now, and the next one, over
+// Package server is the inside of shepherd-shim: it starts a runner, or watches
+// one that containerd has started, talks ZeroMQ to it, and serves the daemon that is there now, and the next one, over
 // the protocol of package shim. See there for the promises.
 //
 // One value of the state below, guarded by one mutex, is changed by four
@@ -57,14 +57,16 @@ type server struct {
 	noise *limiter // for what a runner can make us log
 	boot  string
 
-	super    *supervisor // nil where the runner is not ours
 	stops    chan stopRequest
+	begun    chan *watched // the container's process, when it has begun
 	dirty    chan struct{} // the outcome has changed
 	quit     chan struct{} // closed when the shim is to end
 	quitOnce sync.Once
 
 	mu        sync.Mutex
 	session   *session // the daemon that is there, or nil
+	watched   *watched // the container's process, once it is known
+	netns     string   // the container's network namespace; empty means ours
 	link      Conn     // nil while not connected
 	connected bool     // once was
 	pid       int      // the runner's
@@ -105,6 +107,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		log:   cfg.Log,
 		noise: newLimiter(cfg.Log),
 		stops: make(chan stopRequest, 1),
+		begun: make(chan *watched, 1),
 		dirty: make(chan struct{}, 1),
 		quit:  make(chan struct{}),
 	}
@@ -117,6 +120,13 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := shim.WriteState(cfg.Folder.Path(), state); err != nil {
 		_ = group.Remove()
 		return err
+	}
+	var out *output
+	if s.spec.Container != nil {
+		if out, err = openFIFOs(s.spec, cfg.Folder.Path(), s.log); err != nil {
+			return err
+		}
+		defer out.close()
 	}
 	listener, err := cfg.Folder.Listen()
 	if err != nil {
@@ -133,7 +143,16 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	running.Go(func() { s.accept(listener, &running) })
 	running.Go(s.keep)
 	ready()
-	running.Go(func() { s.live(ctx, group, state) })
+	running.Go(func() {
+		switch {
+		case s.spec.Runner != nil:
+			s.live(s.supervise(ctx, group, state))
+		case s.spec.Container != nil:
+			s.live(s.watch(ctx, out, state))
+		default:
+			s.live(s.converse(ctx))
+		}
+	})
 
 	<-s.quit
 	s.orphan.Stop()
@@ -151,9 +170,8 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 // end makes Run return.
 func (s *server) end() { s.quitOnce.Do(func() { close(s.quit) }) }
 
-// live is the runner's life, from its start to the report of its end.
-func (s *server) live(ctx context.Context, group cgroup.Group, state shim.State) {
-	exit := s.supervise(ctx, group, state)
+// live ends the runner's life: it reports its end.
+func (s *server) live(exit shim.Exit) {
 	s.mu.Lock()
 	s.exit = &exit
 	s.frame = nil
@@ -169,22 +187,18 @@ func (s *server) live(ctx context.Context, group cgroup.Group, state shim.State)
 	s.log.Info("the runner has ended", "code", exit.Code, "signal", exit.Signal, "detail", exit.Detail, "error", exit.StartError)
 }
 
+// converse keeps the link to a runner that is somebody else's until its end is
+// wanted.
+func (s *server) converse(ctx context.Context) shim.Exit {
+	link := s.openLink()
+	request := s.awaitStop(ctx)
+	link.close(0)
+	return shim.Exit{Code: -1, Stopped: !request.lost && !request.fault, Lost: request.lost, Detail: request.why}
+}
+
 // supervise runs the runner and the link to it, and returns when nothing is left
 // of either.
 func (s *server) supervise(ctx context.Context, group cgroup.Group, state shim.State) shim.Exit {
-	var links sync.WaitGroup
-	dialing, stopDialing := context.WithCancel(context.Background())
-	defer stopDialing()
-	receiving, stopReceiving := context.WithCancel(context.Background())
-	defer stopReceiving()
-	if s.spec.Runner == nil {
-		links.Go(func() { s.talk(dialing, receiving) })
-		request := s.awaitStop(ctx)
-		stopDialing()
-		stopReceiving()
-		links.Wait()
-		return shim.Exit{Code: -1, Stopped: !request.lost && !request.fault, Lost: request.lost, Detail: request.why}
-	}
 	defer func() {
 		if err := group.Remove(); err != nil {
 			s.log.Warn("control group of the ended runner stays", "error", err)
@@ -210,20 +224,20 @@ func (s *server) supervise(ctx context.Context, group cgroup.Group, state shim.S
 			s.log.Warn("cannot note the runner's process", "error", err)
 		}
 	}
-	s.mu.Lock()
-	s.super, s.pid = super, pid
-	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: pid})
-	s.mu.Unlock()
-	links.Go(func() { s.talk(dialing, receiving) })
-
+	s.started(pid)
+	link := s.openLink()
 	exit := s.awaitExit(ctx, super)
-	stopDialing()
-	// What the runner said last may still be on its way; its sockets are closed.
-	late := time.AfterFunc(2*time.Second, stopReceiving)
-	links.Wait()
-	late.Stop()
+	link.close(lastWords)
 	exit.LastLog = out.last()
 	return exit
+}
+
+// started says that the runner's process exists.
+func (s *server) started(pid int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pid = pid
+	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: pid})
 }
 
 // awaitStop waits until somebody wants the runner's end.
@@ -236,9 +250,19 @@ func (s *server) awaitStop(ctx context.Context) stopRequest {
 	}
 }
 
+// process is a runner's process and what it started.
+type process interface {
+	ended() <-chan struct{} // closed when the process has ended
+	alive() bool
+	terminate()               // asks it to end
+	endAll() (problem string) // ends it and all it started
+	exitStatus() shim.Exit
+	oomKills() int
+}
+
 // awaitExit waits until the runner has ended, by itself or because somebody
 // wants it, and ends what it left behind.
-func (s *server) awaitExit(ctx context.Context, super *supervisor) shim.Exit {
+func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 	told := ctx.Done()
 	var asked *stopRequest
 	var deadline time.Time
@@ -247,7 +271,7 @@ func (s *server) awaitExit(ctx context.Context, super *supervisor) shim.Exit {
 		by := time.Now().Add(r.grace)
 		if asked == nil {
 			asked = &r
-			super.terminate()
+			runner.terminate()
 		} else if !by.Before(deadline) {
 			return
 		}
@@ -255,7 +279,7 @@ func (s *server) awaitExit(ctx context.Context, super *supervisor) shim.Exit {
 	}
 	for ended := false; !ended; {
 		select {
-		case <-super.exited:
+		case <-runner.ended():
 			ended = true
 		case r := <-s.stops:
 			ask(r)
@@ -266,18 +290,19 @@ func (s *server) awaitExit(ctx context.Context, super *supervisor) shim.Exit {
 			ended = true
 		}
 	}
-	oom := super.group.OOMKills()
-	killed := super.alive()
-	problem := super.endAll()
-	exit := super.exitStatus()
+	oom := runner.oomKills()
+	killed := runner.alive()
+	problem := runner.endAll()
+	exit := runner.exitStatus()
 	if asked != nil {
 		exit.Stopped, exit.Lost, exit.Detail = !asked.fault && !asked.lost, asked.lost, asked.why
 		if asked.fault && killed {
 			exit.Signal = "" // ours, which says nothing
 		}
 	}
-	if oom = max(oom, super.group.OOMKills()); oom > 0 && !killed {
-		exit.OutOfMemory = exit.Signal == "SIGKILL"
+	if oom = max(oom, runner.oomKills()); oom > 0 && !killed {
+		unknown := exit.Code == -1 && exit.Signal == ""
+		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown
 		if !exit.OutOfMemory && exit.Code != 0 && exit.Detail == "" {
 			exit.Detail = "the kernel ended one of its processes for memory"
 		}

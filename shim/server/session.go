@@ -214,6 +214,10 @@ func (s *server) request(c *session, m *shim.Message, theirs int) {
 		err = s.give(c, messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot})
 	case m.Kind == shim.KindAck:
 		s.acknowledge(m.Job)
+	case m.Kind == shim.KindWatch:
+		err = s.take(m.PID)
+	case m.Kind == shim.KindBegun:
+		err = s.begin()
 	default:
 		err = errors.New("unknown request")
 	}

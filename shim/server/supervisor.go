@@ -136,6 +136,10 @@ func (v *supervisor) reap() (more bool) {
 	}
 }
 
+func (v *supervisor) ended() <-chan struct{} { return v.exited }
+
+func (v *supervisor) oomKills() int { return v.group.OOMKills() }
+
 func (v *supervisor) alive() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -71,6 +71,15 @@ func Find(name string) Group {
 	return Open(name, dirs)
 }
 
+// Of takes up the groups that the process pid is in, where they are called name.
+func Of(pid int, name string) Group {
+	own, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return Group{}
+	}
+	return Open(name, groupsIn(string(own)).Dirs())
+}
+
 // Dirs returns the folders of the groups; there may be none.
 func (g Group) Dirs() []string {
 	return slices.DeleteFunc([]string{g.v2, g.memory1}, func(dir string) bool { return dir == "" })
@@ -172,16 +181,21 @@ func (g Group) Remove() error {
 
 // ownGroups finds the folders of the groups this process is in.
 func ownGroups() Group {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return Group{}
+	}
+	return groupsIn(string(own))
+}
+
+// groupsIn finds the folders of what a process's /proc/PID/cgroup says.
+func groupsIn(own string) Group {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return Group{}
 	}
 	defer mounts.Close()
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return Group{}
-	}
-	return parseGroups(mounts, string(own))
+	return parseGroups(mounts, own)
 }
 
 // parseGroups joins what proc_pid_mountinfo(5) says of where hierarchies are

@@ -1,4 +1,4 @@
-package bare
+package shimmed
 
 import (
 	"context"
@@ -17,18 +17,18 @@ import (
 // Recover takes up what an earlier daemon left of this sheep. Until Forget, Ack
 // or Close nothing that a later call would need is removed, so it can be
 // interrupted at any point and done again. See runtime.Recoverer.
-func (s *sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
+func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	entries, err := os.ReadDir(s.lives)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look for runners of sheep %s: %w", s.name, err)
+		return nil, fmt.Errorf("look for runners of sheep %s: %w", s.cfg.Name, err)
 	}
 	var errs []error
 	for _, e := range entries {
 		if err := s.recoverLife(ctx, filepath.Join(s.lives, e.Name())); err != nil {
-			errs = append(errs, fmt.Errorf("take up a runner of sheep %s: %w", s.name, err))
+			errs = append(errs, fmt.Errorf("take up a runner of sheep %s: %w", s.cfg.Name, err))
 		}
 	}
 	recovered, err := s.recovered(ctx)
@@ -36,7 +36,7 @@ func (s *sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 }
 
 // recoverLife finds out about one life: it is the sheep's runner, or remains.
-func (s *sheep) recoverLife(ctx context.Context, folder string) error {
+func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	h, err := shim.Attach(asking, folder, s.log)
@@ -51,12 +51,16 @@ func (s *sheep) recoverLife(ctx context.Context, folder string) error {
 		<-h.Ended()
 		_, _, err := s.bury(h, folder)
 		return err
+	case err == nil && h.Hello().RunnerPID == 0 && isContainer(folder):
+		s.log.Info("A container was being started when the daemon ended; removing it")
+		_, _, err := s.stop(h, folder)
+		return err
 	case err == nil:
 		return s.takeUp(h, folder)
 	case errors.As(err, &version):
 		s.log.Warn("A runner of another version of shepherd cannot be taken up; stopping it", "error", err)
 		lost := shim.Outcome{Job: h.Hello().Job, Exit: &shim.Exit{Code: -1, Lost: true, Detail: version.Error()}}
-		if _, err := s.stop(h, folder); err != nil {
+		if _, _, err := s.stop(h, folder); err != nil {
 			return err
 		}
 		if lost.Job != "" {
@@ -76,14 +80,24 @@ func (s *sheep) recoverLife(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.clean(ctx, folder, &outcome); err != nil {
+		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
+	}
 	s.log.Info("A runner ended while no daemon was there", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
 	s.keep(folder, outcome)
 	return nil
 }
 
+// isContainer reports whether the runner of a life is, or was to be, started by
+// the daemon and not by the shim.
+func isContainer(folder string) bool {
+	spec, err := shim.ReadSpec(folder)
+	return err == nil && spec.Container != nil
+}
+
 // takeUp makes a living runner the sheep's. There is one at most, unless the
 // folders were meddled with.
-func (s *sheep) takeUp(h *shim.Handle, folder string) error {
+func (s *Sheep) takeUp(h *shim.Handle, folder string) error {
 	spec, err := shim.ReadSpec(folder)
 	s.mu.Lock()
 	another := s.found != nil
@@ -95,12 +109,12 @@ func (s *sheep) takeUp(h *shim.Handle, folder string) error {
 		return nil
 	}
 	s.log.Warn("Stopping a runner that is one too many or not known", "pid", h.PID(), "error", err)
-	_, err = s.stop(h, folder)
+	_, _, err = s.stop(h, folder)
 	return err
 }
 
 // recovered puts together what there is.
-func (s *sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
+func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 	s.mu.Lock()
 	life := s.found
 	past := slices.Clone(s.past)

@@ -1,13 +1,17 @@
-package bare
+// Package shimmed is what sheep types have in common whose runners live under
+// shims, so that they outlive the daemon: a Type says what is particular.
+//
+// A sheep's state lies in one folder: lives/LIFE is the folder of one runner and
+// its shim (see package shim), log holds what they write.
+package shimmed
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,15 +31,61 @@ const (
 	lastResort = 45 * time.Second // beyond the grace: processes that do not die of KILL are waited for
 )
 
-// sheep is one bare sheep.
-type sheep struct {
-	name     string
-	cfg      Config
-	options  Options
-	log      *slog.Logger
-	dataRoot string
-	lives    string // folder of the folders of lives
-	logs     string
+// The defaults of Config.
+const (
+	DefaultGrace         = 10 * time.Second
+	DefaultOrphanTimeout = 10 * time.Minute
+)
+
+// The logs: their size in bytes and how many older ones are kept.
+const (
+	logSize = 10 << 20
+	logKeep = 3
+)
+
+// Type is what is particular to a sheep type.
+type Type interface {
+	// Load makes the model ready to start. See runtime.Sheep.
+	Load(ctx context.Context, m job.Model, observe runtime.Observer) error
+
+	// Prepare fills in what spec says of the runner: Runner or Container, and
+	// Port. The error is a *runtime.LoadError where the model, or the machine,
+	// is to blame.
+	Prepare(spec *shim.Spec) error
+
+	// Launch starts the runner where the shim does not: it tells it of the
+	// process by Watch and Begun. The folder is the life's. When it fails, what
+	// it has made is left to Clean.
+	Launch(ctx context.Context, h *shim.Handle, folder string, spec shim.Spec) error
+
+	// Clean removes what is left of a life whose runner and shim have ended, but
+	// for its folder, and adds to exit what is known of the end beside what the
+	// shim said. It may be called again for the same life.
+	Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) error
+}
+
+// Config is what a sheep is made of.
+type Config struct {
+	Name string
+	Type Type
+	// DataRoot is told to the runner as io_data_root, where a job does not say
+	// another.
+	DataRoot string
+	// Dir is the folder of the sheep's state.
+	Dir string
+	// Shim is the shepherd-shim program; see FindShim.
+	Shim string
+	// Grace is how long a runner has between TERM and KILL, OrphanTimeout how
+	// long an idle one waits for a daemon to come back. 0 means the default.
+	Grace, OrphanTimeout time.Duration
+	Log                  *slog.Logger
+}
+
+// Sheep is a sheep whose runner lives under a shim.
+type Sheep struct {
+	cfg   Config
+	log   *slog.Logger
+	lives string // folder of the folders of lives
 
 	mu     sync.Mutex
 	model  *job.Model    // loaded last
@@ -45,6 +95,24 @@ type sheep struct {
 	detach chan struct{} // closed by Detach; nil without a Run
 }
 
+var (
+	_ runtime.Sheep     = (*Sheep)(nil)
+	_ runtime.Recoverer = (*Sheep)(nil)
+)
+
+// New makes a sheep. It changes nothing on the machine.
+func New(cfg Config) *Sheep {
+	cfg.Grace = cmp.Or(cfg.Grace, DefaultGrace)
+	cfg.OrphanTimeout = cmp.Or(cfg.OrphanTimeout, DefaultOrphanTimeout)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Sheep{cfg: cfg, log: cfg.Log.With("sheep", cfg.Name), lives: filepath.Join(cfg.Dir, "lives")}
+}
+
+// LogDir is the folder of the sheep's logs, runner.log and shim.log.
+func (s *Sheep) LogDir() string { return filepath.Join(s.cfg.Dir, "log") }
+
 // found is a runner that outlived an earlier daemon.
 type found struct {
 	handle *shim.Handle
@@ -52,33 +120,18 @@ type found struct {
 	model  job.Model
 }
 
-var (
-	_ runtime.Sheep     = (*sheep)(nil)
-	_ runtime.Recoverer = (*sheep)(nil)
-)
-
-// Load checks that the model and a program to run it are there.
-func (s *sheep) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
+// Load makes the model ready to start. See runtime.Sheep.
+func (s *Sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := m.Validate(); err != nil {
 		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrInvalidArgument}
 	}
-	path := filepath.Join(s.options.WorkingDirectory, configPath(m))
-	if info, err := os.Stat(path); err != nil || info.IsDir() {
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
-		}
-		return &runtime.LoadError{
-			Message: fmt.Sprintf("Cannot load model `%s:%s`, file `%s` does not exist.", m.Name, m.Version, path),
-			Class:   errdefs.ErrNotFound,
-		}
-	}
-	if _, err := s.program(m, 0); err != nil {
+	if _, err := FindShim(s.cfg.Shim); err != nil {
 		return err
 	}
-	if _, err := s.cfg.shim(); err != nil {
+	if err := s.cfg.Type.Load(ctx, m, observe); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -87,22 +140,8 @@ func (s *sheep) Load(ctx context.Context, m job.Model, _ runtime.Observer) error
 	return nil
 }
 
-// program is the runner's command, environment and files.
-func (s *sheep) program(m job.Model, port int) (*shim.Process, error) {
-	words := s.options.command(m, port)
-	env := s.options.environment(os.Environ())
-	path, err := findProgram(words[0], s.options.WorkingDirectory, env)
-	if err != nil {
-		return nil, &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}
-	}
-	return &shim.Process{
-		Path: path, Args: words[1:], Dir: s.options.WorkingDirectory, Env: env,
-		Stdout: s.options.StdoutFile, Stderr: s.options.StderrFile,
-	}, nil
-}
-
 // Run starts or attaches to a runner and sees it through. See runtime.Sheep.
-func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
+func (s *Sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	detach := make(chan struct{})
 	s.mu.Lock()
 	s.detach = detach
@@ -116,7 +155,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	if err != nil {
 		return err
 	}
-	c := newConn(life.handle, s.dataRoot, earlier)
+	c := newConn(life.handle, s.cfg.DataRoot, earlier)
 	defer c.settle(nil)
 	s.mu.Lock()
 	s.conn = c
@@ -126,7 +165,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 
 // begin returns the runner that Recover found, or a new one, and what Recover
 // found of earlier ones.
-func (s *sheep) begin(ctx context.Context) (*found, []*remains, error) {
+func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	s.mu.Lock()
 	life, model := s.found, s.model
 	s.found = nil
@@ -140,7 +179,7 @@ func (s *sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	}
 	if life != nil {
 		s.log.Info("Stopping the runner that was found: another model is wanted", "model", model.String())
-		if _, err := s.stop(life.handle, life.folder); err != nil {
+		if _, _, err := s.stop(life.handle, life.folder); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -153,55 +192,49 @@ func (s *sheep) begin(ctx context.Context) (*found, []*remains, error) {
 }
 
 // start starts a shim and its runner.
-func (s *sheep) start(ctx context.Context, m job.Model) (*found, error) {
-	port := s.options.Port
-	if port == 0 {
-		var err error
-		if port, err = freePort(); err != nil {
-			return nil, &runtime.LoadError{Message: fmt.Sprintf("no free port for the runner: %v", err), Class: errdefs.ErrUnavailable}
-		}
+func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
+	spec := shim.Spec{
+		Life: shim.NewLife(), Sheep: s.cfg.Name, Model: m,
+		LogDir: s.LogDir(), LogSize: logSize, LogKeep: logKeep,
+		Grace: s.cfg.Grace, OrphanTimeout: s.cfg.OrphanTimeout,
 	}
-	program, err := s.program(m, port)
+	if err := s.cfg.Type.Prepare(&spec); err != nil {
+		return nil, err
+	}
+	binary, err := FindShim(s.cfg.Shim)
 	if err != nil {
 		return nil, err
 	}
-	binary, err := s.cfg.shim()
-	if err != nil {
-		return nil, err
-	}
-	id := shim.NewLife()
-	folder := filepath.Join(s.lives, id)
+	folder := filepath.Join(s.lives, spec.Life)
 	starting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	h, err := shim.Start(starting, binary, folder, shim.Spec{
-		Life: id, Sheep: s.name, Model: m, Runner: program, Port: port,
-		LogDir: s.logs, LogSize: logSize, LogKeep: logKeep,
-		Grace:         s.grace(),
-		OrphanTimeout: cmp.Or(s.options.OrphanTimeout, s.cfg.OrphanTimeout),
-	}, s.log)
-	switch {
-	case ctx.Err() != nil && err != nil:
-		return nil, &runtime.Exit{Code: -1, Stopped: true, Detail: "stopped while it was started"}
-	case err != nil:
-		return nil, &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrUnavailable}
+	h, err := shim.Start(starting, binary, folder, spec, s.log)
+	if err != nil {
+		return nil, failedStart(ctx, err)
+	}
+	if err := s.cfg.Type.Launch(ctx, h, folder, spec); err != nil {
+		if _, _, stopErr := s.stop(h, folder); stopErr != nil {
+			s.log.Warn("What could not be started is not removed whole", "error", stopErr)
+		}
+		return nil, failedStart(ctx, err)
 	}
 	return &found{handle: h, folder: folder, model: m}, nil
 }
 
-func (s *sheep) grace() time.Duration { return cmp.Or(s.options.Grace, s.cfg.Grace) }
-
-// freePort returns a loopback port that nothing listens on now.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// failedStart says what became of a start.
+func failedStart(ctx context.Context, err error) error {
+	var load *runtime.LoadError
+	switch {
+	case ctx.Err() != nil:
+		return &runtime.Exit{Code: -1, Stopped: true, Detail: "stopped while it was started"}
+	case errors.As(err, &load):
+		return load
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrUnavailable}
 }
 
 // watch reports what the runner does until it has ended.
-func (s *sheep) watch(ctx context.Context, life *found, c *conn, observe runtime.Observer, detach <-chan struct{}) error {
+func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime.Observer, detach <-chan struct{}) error {
 	h := life.handle
 	started, wanted := h.Started(), ctx.Done()
 	var connected <-chan struct{}
@@ -222,7 +255,7 @@ func (s *sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 			return runtime.ErrDetached
 		case <-wanted:
 			wanted = nil
-			overdue = time.After(s.grace() + lastResort)
+			overdue = time.After(s.cfg.Grace + lastResort)
 			if err := s.askToStop(h); err != nil {
 				overdue = time.After(0)
 			}
@@ -243,10 +276,10 @@ func (s *sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 
 // askToStop tells the shim to stop its runner; an error says that it does not
 // listen.
-func (s *sheep) askToStop(h *shim.Handle) error {
+func (s *Sheep) askToStop(h *shim.Handle) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := h.Stop(ctx, s.grace()); err != nil && !errors.Is(err, messenger.ErrClosed) {
+	if err := h.Stop(ctx, s.cfg.Grace); err != nil && !errors.Is(err, messenger.ErrClosed) {
 		return err
 	}
 	return nil
@@ -254,7 +287,7 @@ func (s *sheep) askToStop(h *shim.Handle) error {
 
 // conclude ends what is left of a life whose runner or shim has ended, and says
 // why.
-func (s *sheep) conclude(life *found, c *conn) error {
+func (s *Sheep) conclude(life *found, c *conn) error {
 	exit, r, err := s.bury(life.handle, life.folder)
 	if errors.Is(err, shim.ErrSuperseded) {
 		life.handle.Detach()
@@ -277,7 +310,7 @@ func (s *sheep) conclude(life *found, c *conn) error {
 
 // bury waits for the exit of a life, ends its shim, and keeps what is not
 // settled of it.
-func (s *sheep) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
+func (s *Sheep) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lastResort)
 	defer cancel()
 	exit, err := h.Wait(ctx)
@@ -295,11 +328,34 @@ func (s *sheep) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error)
 	if err != nil {
 		s.log.Warn("What the shim kept cannot be read; it counts as lost", "error", err)
 	}
-	return exit, s.keep(folder, outcome), nil
+	outcome.Exit = &exit
+	if err := s.clean(ctx, folder, &outcome); err != nil {
+		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
+	}
+	return *outcome.Exit, s.keep(folder, outcome), nil
+}
+
+// clean removes what is left of a life, but for its folder, and notes what is
+// known of its end in the outcome, in the folder, too.
+func (s *Sheep) clean(ctx context.Context, folder string, o *shim.Outcome) error {
+	spec, err := shim.ReadSpec(folder)
+	if errors.Is(err, fs.ErrNotExist) { // never begun
+		spec = shim.Spec{Life: filepath.Base(folder)}
+	} else if err != nil {
+		return err
+	}
+	before := *o.Exit
+	if err := s.cfg.Type.Clean(ctx, spec, o.Exit); err != nil {
+		return err
+	}
+	if *o.Exit == before || o.Job == "" && len(o.Answers) == 0 {
+		return nil
+	}
+	return shim.WriteOutcome(folder, *o)
 }
 
 // keep remembers a life that has ended; one with nothing to settle is removed.
-func (s *sheep) keep(folder string, o shim.Outcome) *remains {
+func (s *Sheep) keep(folder string, o shim.Outcome) *remains {
 	r := &remains{folder: folder, outcome: o}
 	s.mu.Lock()
 	s.past = append(s.past, r)
@@ -312,7 +368,7 @@ func (s *sheep) keep(folder string, o shim.Outcome) *remains {
 
 // tidy removes the lives that have no answers left to acknowledge: what became
 // of their jobs is known by now.
-func (s *sheep) tidy() {
+func (s *Sheep) tidy() {
 	s.mu.Lock()
 	past := slices.Clone(s.past)
 	s.mu.Unlock()
@@ -324,13 +380,13 @@ func (s *sheep) tidy() {
 }
 
 // forget removes a life's folder.
-func (s *sheep) forget(r *remains) {
+func (s *Sheep) forget(r *remains) {
 	if err := s.remove(r); err != nil {
 		s.log.Warn("Cannot remove the traces of an ended runner", "error", err)
 	}
 }
 
-func (s *sheep) remove(r *remains) error {
+func (s *Sheep) remove(r *remains) error {
 	if err := shim.Remove(r.folder); err != nil {
 		return err
 	}
@@ -341,22 +397,21 @@ func (s *sheep) remove(r *remains) error {
 }
 
 // stop stops a runner that nobody watches.
-func (s *sheep) stop(h *shim.Handle, folder string) (shim.Exit, error) {
+func (s *Sheep) stop(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
 	if err := s.askToStop(h); err != nil {
 		s.log.Warn("A shim does not answer; killing it", "error", err)
 		if err := shim.Kill(folder); err != nil {
-			return shim.Exit{}, err
+			return shim.Exit{}, nil, err
 		}
 	}
-	timer := time.AfterFunc(s.grace()+lastResort, func() { _ = shim.Kill(folder) })
+	timer := time.AfterFunc(s.cfg.Grace+lastResort, func() { _ = shim.Kill(folder) })
 	defer timer.Stop()
 	<-h.Ended()
-	exit, _, err := s.bury(h, folder)
-	return exit, err
+	return s.bury(h, folder)
 }
 
 // Conn is the connection to the runner of the present Run. See runtime.Sheep.
-func (s *sheep) Conn() messenger.Conn {
+func (s *Sheep) Conn() messenger.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn == nil {
@@ -366,7 +421,7 @@ func (s *sheep) Conn() messenger.Conn {
 }
 
 // Detach makes Run return and leaves the runner up. See runtime.Sheep.
-func (s *sheep) Detach() {
+func (s *Sheep) Detach() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.detach == nil {
@@ -382,7 +437,7 @@ func (s *sheep) Detach() {
 // Close lets go of a runner that Recover found and Run did not take up, which
 // goes on, and removes what is left of ended ones; answers that were not
 // acknowledged stay for the next daemon. See runtime.Sheep.
-func (s *sheep) Close(context.Context) error {
+func (s *Sheep) Close(context.Context) error {
 	s.mu.Lock()
 	life := s.found
 	s.found = nil

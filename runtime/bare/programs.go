@@ -1,0 +1,81 @@
+package bare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/shimmed"
+	"github.com/iterait/shepherd/shim"
+)
+
+// programs is what is particular to a bare sheep: its runners are programs that
+// the shim starts itself.
+type programs struct{ options Options }
+
+var _ shimmed.Type = (*programs)(nil)
+
+// Load checks that the model and a program to run it are there.
+func (p *programs) Load(_ context.Context, m job.Model, _ runtime.Observer) error {
+	path := filepath.Join(p.options.WorkingDirectory, configPath(m))
+	if info, err := os.Stat(path); err != nil || info.IsDir() {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
+		}
+		return &runtime.LoadError{
+			Message: fmt.Sprintf("Cannot load model `%s:%s`, file `%s` does not exist.", m.Name, m.Version, path),
+			Class:   errdefs.ErrNotFound,
+		}
+	}
+	_, err := p.program(m, 0)
+	return err
+}
+
+// program is the runner's command, environment and files.
+func (p *programs) program(m job.Model, port int) (*shim.Process, error) {
+	words := p.options.command(m, port)
+	env := p.options.environment(os.Environ())
+	path, err := findProgram(words[0], p.options.WorkingDirectory, env)
+	if err != nil {
+		return nil, &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}
+	}
+	return &shim.Process{
+		Path: path, Args: words[1:], Dir: p.options.WorkingDirectory, Env: env,
+		Stdout: p.options.StdoutFile, Stderr: p.options.StderrFile,
+	}, nil
+}
+
+// Prepare says which program runs on which port.
+func (p *programs) Prepare(spec *shim.Spec) (err error) {
+	spec.Port = p.options.Port
+	if spec.Port == 0 {
+		if spec.Port, err = freePort(); err != nil {
+			return &runtime.LoadError{Message: fmt.Sprintf("no free port for the runner: %v", err), Class: errdefs.ErrUnavailable}
+		}
+	}
+	spec.Runner, err = p.program(spec.Model, spec.Port)
+	return err
+}
+
+// Launch has nothing to do: the shim has started the program.
+func (p *programs) Launch(context.Context, *shim.Handle, string, shim.Spec) error { return nil }
+
+// Clean has nothing to do: the shim, or who settled its life, has ended all.
+func (p *programs) Clean(context.Context, shim.Spec, *shim.Exit) error { return nil }
+
+// freePort returns a loopback port that nothing listens on now.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}

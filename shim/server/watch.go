@@ -1,0 +1,299 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/shim"
+	"github.com/iterait/shepherd/shim/internal/cgroup"
+	"github.com/iterait/shepherd/shim/internal/proc"
+)
+
+// watched is the first process of a container, whose parent is containerd's
+// shim. When it ends, the kernel ends all others of its PID namespace first.
+type watched struct {
+	process proc.Process
+	pidfd   *os.File
+	netns   *os.File // nil where it is ours
+	group   cgroup.Group
+	exited  chan struct{}
+	waiting sync.WaitGroup
+	killed  bool // by us
+}
+
+// openWatched opens the process, which must be there.
+func openWatched(pid int, group string, ownNetwork bool) (_ *watched, err error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
+	}
+	w := &watched{pidfd: os.NewFile(uintptr(fd), "pidfd"), exited: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.process, err = proc.Read(pid); err != nil {
+		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
+	}
+	if ownNetwork {
+		if w.netns, err = os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net"); err != nil {
+			return nil, fmt.Errorf("open the network namespace of process %d of the container: %w", pid, err)
+		}
+	}
+	w.group = cgroup.Of(pid, group)
+	return w, nil
+}
+
+// namespace is the path of its network namespace; empty where that is ours.
+func (w *watched) namespace() string {
+	if w.netns == nil {
+		return ""
+	}
+	return "/proc/self/fd/" + strconv.Itoa(int(w.netns.Fd()))
+}
+
+func (w *watched) close() {
+	w.pidfd.Close()
+	if w.netns != nil {
+		w.netns.Close()
+	}
+	w.waiting.Wait()
+}
+
+// wait closes exited when the process has ended. It returns early when w is
+// closed.
+func (w *watched) wait() {
+	raw, err := w.pidfd.SyscallConn()
+	if err != nil {
+		return
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			if !errors.Is(err, unix.EINTR) {
+				return n > 0
+			}
+		}
+	})
+	if err == nil {
+		close(w.exited)
+	}
+}
+
+func (w *watched) ended() <-chan struct{} { return w.exited }
+
+func (w *watched) alive() bool {
+	select {
+	case <-w.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+func (w *watched) oomKills() int { return w.group.OOMKills() }
+
+// terminate asks the process to end. The first process of a PID namespace is
+// sent no signal that it does not handle, so one that does not would only be
+// waited for in vain.
+func (w *watched) terminate() {
+	if !handles(w.process.PID, unix.SIGTERM) {
+		w.kill()
+		return
+	}
+	w.signal(unix.SIGTERM)
+}
+
+// handles reports whether a process has a handler for the signal, or what it
+// has cannot be seen.
+func handles(pid int, sig syscall.Signal) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(data)) {
+		if mask, ok := strings.CutPrefix(line, "SigCgt:"); ok {
+			caught, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return err != nil || caught&(1<<(sig-1)) != 0
+		}
+	}
+	return true
+}
+
+func (w *watched) kill() {
+	w.killed = w.killed || w.alive()
+	w.signal(unix.SIGKILL)
+}
+
+func (w *watched) signal(sig syscall.Signal) {
+	raw, err := w.pidfd.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	}
+}
+
+// endAll kills the process, and waits until its control groups are empty.
+func (w *watched) endAll() (problem string) {
+	if w.alive() {
+		w.kill()
+	}
+	deadline := time.Now().Add(unkillable)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		ended := w.exited
+		var left []int
+		if !w.alive() {
+			ended = nil
+			if left = w.group.PIDs(); len(left) == 0 {
+				return ""
+			}
+			w.group.Kill()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Sprintf("%d processes of its container cannot be ended", max(len(left), 1))
+		}
+		select {
+		case <-ended:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// exitStatus is how the process ended, as far as the kernel tells others than
+// its parent (Linux 6.15 does). Else containerd is asked, which the daemon does.
+func (w *watched) exitStatus() shim.Exit {
+	status, ok := w.waitStatus()
+	switch {
+	case ok && status.Signaled():
+		return shim.Exit{Code: -1, Signal: unix.SignalName(status.Signal())}
+	case ok && status.Exited():
+		return shim.Exit{Code: status.ExitStatus()}
+	case w.killed:
+		return shim.Exit{Code: -1, Signal: unix.SignalName(unix.SIGKILL)}
+	}
+	return shim.Exit{Code: -1}
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h in its first version.
+type pidfdInfo struct {
+	mask, cgroup uint64
+	ids          [11]uint32
+	exitCode     int32
+}
+
+const (
+	pidfdGetInfo  = 3<<30 | 64<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
+	pidfdInfoExit = 1 << 3
+)
+
+// waitStatus asks for the status. It is there when the parent has taken note of
+// the end, which is a moment later.
+func (w *watched) waitStatus() (status unix.WaitStatus, ok bool) {
+	raw, err := w.pidfd.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	for wait := time.Millisecond / 4; wait < time.Second/4; wait *= 2 {
+		info := pidfdInfo{mask: pidfdInfoExit}
+		var errno unix.Errno
+		err := raw.Control(func(fd uintptr) {
+			_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+		})
+		switch {
+		case err != nil, errno != 0 && errno != unix.ESRCH:
+			return 0, false
+		case errno == 0 && info.mask&pidfdInfoExit != 0:
+			return unix.WaitStatus(info.exitCode), true
+		}
+		time.Sleep(wait)
+	}
+	return 0, false
+}
+
+// take opens the process that the daemon names as the container's.
+func (s *server) take(pid int) error {
+	if s.spec.Container == nil {
+		return errors.New("there is no container")
+	}
+	w, err := openWatched(pid, shim.GroupName(s.spec.Life), s.spec.Container.OwnNetwork)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watched != nil || s.exit != nil {
+		w.close()
+		return errors.New("the container's process is known, or has ended")
+	}
+	s.watched, s.netns = w, w.namespace()
+	return nil
+}
+
+// begin notes that the container's process runs the runner.
+func (s *server) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.exit != nil:
+		return errors.New("its end was wanted meanwhile")
+	case s.watched == nil:
+		return errors.New("the container's process is not known")
+	case s.pid != 0:
+		return nil
+	}
+	s.pid = s.watched.process.PID
+	s.begun <- s.watched
+	return nil
+}
+
+// watch sees a container's runner through from its begin to the end of all of
+// its processes.
+func (s *server) watch(ctx context.Context, out *output, state shim.State) shim.Exit {
+	var request stopRequest
+	select {
+	case w := <-s.begun:
+		return s.watchBegun(ctx, w, out, state)
+	case request = <-s.stops:
+	case <-ctx.Done():
+		request = stopRequest{why: "its shim was told to end", lost: true}
+	}
+	s.mu.Lock()
+	w := s.watched
+	s.exit = &shim.Exit{Code: -1} // nothing begins any more
+	s.mu.Unlock()
+	exit := shim.Exit{Code: -1, Stopped: !request.lost, Lost: request.lost, Detail: request.why}
+	if w != nil {
+		w.waiting.Go(w.wait)
+		defer w.close()
+		exit.Detail = joinDetail(exit.Detail, w.endAll())
+	}
+	return exit
+}
+
+func (s *server) watchBegun(ctx context.Context, w *watched, out *output, state shim.State) shim.Exit {
+	w.waiting.Go(w.wait)
+	defer w.close()
+	out.started() // containerd's shim has the FIFOs open
+	state.Runner, state.Groups = &w.process, w.group.Dirs()
+	if err := shim.WriteState(s.cfg.Folder.Path(), state); err != nil {
+		s.log.Warn("cannot note the runner's process", "error", err)
+	}
+	s.mu.Lock()
+	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: w.process.PID})
+	s.mu.Unlock()
+	link := s.openLink()
+	exit := s.awaitExit(ctx, w)
+	link.close(lastWords)
+	exit.LastLog = out.last()
+	return exit
+}
