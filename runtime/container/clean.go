@@ -1,0 +1,215 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/shim"
+)
+
+const (
+	// restartTime is how long a restart of containerd may take.
+	restartTime = 10 * time.Second
+	// noticeTime is how long containerd may take to see that a process has ended.
+	noticeTime = 3 * time.Second
+)
+
+// Clean asks containerd how the runner ended, and removes task, container and
+// snapshot. Where containerd cannot be asked they stay for the next Load.
+func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) error {
+	if spec.Container == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, restartTime+noticeTime)
+	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		ended, err := c.remove(ctx, spec)
+		if err == nil {
+			complete(exit, ended)
+			return nil
+		}
+		if !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (c *containers) remove(ctx context.Context, spec shim.Spec) (*ending, error) {
+	client, err := c.host.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keep := c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
+	ended, err := remove(ctx, client, spec.Container.ID, spec.Container.Snapshotter, keep)
+	if err == nil {
+		removeGroups(spec.Life)
+	}
+	return ended, err
+}
+
+// removeGroups removes control groups that a container runtime which was killed
+// has left.
+func removeGroups(life string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		found, _ := filepath.Glob(pattern + shim.GroupName(life))
+		for _, dir := range found {
+			_ = unix.Rmdir(dir) // fails while it is in use
+		}
+	}
+}
+
+// ending is what containerd knows of a task's end.
+type ending struct{ status uint32 }
+
+// complete adds to an exit what containerd knows. A task that it does not know
+// any more was removed behind our back: what the runner had to do may be tried
+// again.
+func complete(exit *shim.Exit, known *ending) {
+	unknown := exit.Code == -1 && exit.Signal == "" && exit.StartError == ""
+	switch {
+	case known == nil && !exit.Stopped && !exit.Lost:
+		exit.Lost = true
+		exit.Detail = "its task was removed from containerd by somebody else, or containerd's shim died"
+	case known != nil && unknown && !exit.Lost:
+		exit.Code = int(known.status)
+		const signalled = 128 // more than that is how containerd says that it was a signal
+		if name := unix.SignalName(unix.Signal(exit.Code - signalled)); exit.Code > signalled && name != "" && exit.Detail == "" {
+			exit.Detail = "as after " + name
+		}
+	}
+}
+
+// remove removes a container with all that belongs to it, and says how its task
+// ended; nil where there was none. Where keep is set, container and snapshot
+// stay. What is not there any more is no error.
+func remove(ctx context.Context, client *containerd.Client, id, snapshotter string, keep bool) (*ending, error) {
+	ended, err := removeTask(ctx, client.TaskService(), id)
+	if err != nil {
+		return nil, fmt.Errorf("remove task %s: %w", id, err)
+	}
+	if keep {
+		return ended, nil
+	}
+	if err := client.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return ended, fmt.Errorf("remove container %s: %w", id, err)
+	}
+	if err := client.SnapshotService(snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return ended, fmt.Errorf("remove snapshot %s: %w", id, err)
+	}
+	return ended, nil
+}
+
+// removeTask ends a task, should it not have ended, and removes it.
+func removeTask(ctx context.Context, service tasks.TasksClient, id string) (*ending, error) {
+	got, err := service.Get(ctx, &tasks.GetRequest{ContainerID: id})
+	if err := errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if got.Process.Status != task.Status_STOPPED {
+		// Mostly its process is dead and containerd has not noticed yet.
+		if got.Process.Status != task.Status_RUNNING || !wait(ctx, service, id, noticeTime) {
+			_, err := service.Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
+			if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				return nil, err
+			}
+			wait(ctx, service, id, noticeTime)
+		}
+	}
+	response, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	if err := errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return &ending{response.ExitStatus}, nil
+}
+
+// wait waits until a task has ended, and reports whether it has.
+func wait(ctx context.Context, service tasks.TasksClient, id string, long time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, long)
+	defer cancel()
+	_, err := service.Wait(ctx, &tasks.WaitRequest{ContainerID: id})
+	return err == nil
+}
+
+// alive reports whether a life of the sheep has not been settled.
+func (c *containers) alive(life string) bool {
+	_, err := os.Stat(filepath.Join(c.lives, life))
+	return err == nil
+}
+
+// sweep removes what there is of a sheep in containerd, whichever daemon of this
+// node made it, but for the lives that are alive; nil means none is.
+func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life string) bool) error {
+	client, err := h.connect(ctx)
+	if err != nil {
+		return err
+	}
+	ours := fmt.Sprintf("labels.%q==%q,labels.%q==%q", labelSheep, sheep, labelNode, node)
+	stale := func(labels map[string]string) bool {
+		return alive == nil || !alive(labels[labelLife])
+	}
+	list, err := client.ContainerService().List(ctx, ours)
+	if err != nil {
+		return fmt.Errorf("list containers of sheep %s: %w", sheep, err)
+	}
+	var errs []error
+	snapshotters := []string{h.cfg.Snapshotter}
+	for _, found := range list {
+		snapshotters = append(snapshotters, found.Snapshotter)
+		if stale(found.Labels) {
+			h.cfg.Log.Info("Removing a container of an earlier runner", "sheep", sheep, "container", found.ID)
+			_, err := remove(ctx, client, found.ID, found.Snapshotter, false)
+			errs = append(errs, err)
+			removeGroups(found.Labels[labelLife])
+		}
+	}
+	// What a daemon that was killed had made before the container.
+	slices.Sort(snapshotters)
+	for _, name := range slices.Compact(snapshotters) {
+		service := client.SnapshotService(name)
+		var left []string
+		err := service.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			if stale(info.Labels) {
+				left = append(left, info.Name)
+			}
+			return nil
+		}, ours)
+		errs = append(errs, err)
+		for _, key := range left {
+			if err := service.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	held, err := client.LeasesService().List(ctx, ours)
+	errs = append(errs, err)
+	for _, lease := range held {
+		if stale(lease.Labels) {
+			if err := client.LeasesService().Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

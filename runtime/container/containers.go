@@ -1,0 +1,103 @@
+package container
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/oci"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/shimmed"
+	"github.com/iterait/shepherd/shim"
+)
+
+// runnerPort is where a runner listens in its container.
+const runnerPort = 9999
+
+// containers is what is particular to a container sheep.
+type containers struct {
+	sheep   string
+	options Options
+	cfg     Config
+	host    *host
+	log     *slog.Logger
+	dataDir string
+	lives   string // folder of the folders of lives
+
+	mu    sync.Mutex
+	image image.Image // of the model loaded last
+}
+
+var _ shimmed.Type = (*containers)(nil)
+
+func (c *containers) snapshotter() string {
+	return cmp.Or(c.options.Snapshotter, c.cfg.Snapshotter)
+}
+
+// Load makes the model's image be here, unpacked.
+func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
+	img, err := c.load(ctx, m, observe)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: classOf(err)}
+	}
+	c.mu.Lock()
+	c.image = img
+	c.mu.Unlock()
+	// What an earlier daemon, or an earlier containerd, did not come to.
+	if err := c.host.sweep(ctx, c.cfg.Node, c.sheep, c.alive); err != nil {
+		c.log.Warn("Containers of earlier runners could not be removed; it is tried again with the next model", "error", err)
+	}
+	return nil
+}
+
+func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Observer) (image.Image, error) {
+	policy, err := image.ParsePolicy(c.options.PullPolicy)
+	if err != nil {
+		return image.Image{}, err
+	}
+	store, err := c.host.store(ctx, storeKey{c.snapshotter(), policy})
+	if err != nil {
+		return image.Image{}, err
+	}
+	return store.Ensure(ctx, m, func(p image.Progress) {
+		stage := runtime.Pulling
+		if p.Phase == image.Unpacking {
+			stage = runtime.Unpacking
+		}
+		observe(runtime.Event{Stage: stage, Text: p.String()})
+	})
+}
+
+// classOf is the class of an error that ends a job or has it tried again.
+func classOf(err error) error {
+	for _, class := range []error{
+		errdefs.ErrUnavailable, errdefs.ErrResourceExhausted, errdefs.ErrNotFound, errdefs.ErrPermissionDenied,
+		errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition,
+	} {
+		if errors.Is(err, class) {
+			return class
+		}
+	}
+	return errdefs.ErrUnknown
+}
+
+// Prepare says that the runner is a container.
+func (c *containers) Prepare(spec *shim.Spec) error {
+	spec.Port = runnerPort
+	spec.Container = &shim.Container{
+		ID:          containerID(c.sheep, spec.Life),
+		Snapshotter: c.snapshotter(),
+		OwnNetwork:  oci.Network(c.options.Network) != oci.NetworkHost,
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/oci"
+)
+
+// host is this machine's containerd, and the images in it, as all container
+// sheep share them.
+type host struct {
+	cfg Config
+
+	mu     sync.Mutex
+	client *containerd.Client // nil until first needed
+	stores map[storeKey]*image.Store
+	closed bool
+	// accounts are those found in images; what an image holds does not change.
+	accounts map[accountKey]oci.Account
+}
+
+// storeKey is in what sheep may differ over images.
+type storeKey struct {
+	snapshotter string
+	policy      image.Policy
+}
+
+func newHost(cfg Config) *host {
+	return &host{cfg: cfg, stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account)}
+}
+
+// connect returns the connection to containerd, which is made when it is first
+// asked for. The error is one line that names the next step.
+func (h *host) connect(ctx context.Context) (*containerd.Client, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.connected(ctx)
+}
+
+// connected is connect for who holds h.mu.
+func (h *host) connected(ctx context.Context) (*containerd.Client, error) {
+	switch {
+	case h.closed:
+		return nil, fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
+	case h.client != nil:
+		return h.client, nil
+	}
+	client, err := image.Connect(ctx, h.cfg.Address, h.cfg.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	h.client = client
+	return client, nil
+}
+
+// store returns the images for sheep with the key.
+func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.stores[key]; s != nil {
+		return s, nil
+	}
+	client, err := h.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := image.New(image.Config{
+		Client: client, Registry: h.cfg.Registry, Snapshotter: key.snapshotter, Policy: key.policy,
+		Budget: h.cfg.ImageBudget, Needed: h.cfg.Needed, Log: h.cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.stores[key] = s
+	return s, nil
+}
+
+func (h *host) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	var errs []error
+	for key, s := range h.stores {
+		errs = append(errs, s.Close())
+		delete(h.stores, key)
+	}
+	if h.client != nil {
+		errs = append(errs, h.client.Close())
+		h.client = nil
+	}
+	return errors.Join(errs...)
+}
+
+// facts is what the machine can do.
+func facts() oci.Host {
+	const hierarchies = "/sys/fs/cgroup"
+	var fs unix.Statfs_t
+	if unix.Statfs(hierarchies, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		return oci.Host{Unified: true, SwapLimit: true}
+	}
+	_, err := os.Stat(hierarchies + "/memory/memory.memsw.limit_in_bytes")
+	return oci.Host{SwapLimit: err == nil}
+}

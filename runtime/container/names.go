@@ -1,0 +1,34 @@
+package container
+
+import (
+	"strings"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// The labels of a container and its snapshot: whose they are and what runs in
+// them.
+const (
+	labelSheep   = "io.shepherd.sheep"
+	labelModel   = "io.shepherd.model"
+	labelVersion = "io.shepherd.version"
+	labelNode    = "io.shepherd.node"
+	labelLife    = "io.shepherd.life"
+)
+
+func labels(node, sheep, life string, m job.Model) map[string]string {
+	return map[string]string{
+		labelSheep: sheep, labelModel: m.Name, labelVersion: m.Version, labelNode: node, labelLife: life,
+	}
+}
+
+// lifeDigits is how much of a life's id is in the container's: containerd allows
+// 76 characters, and a sheep's name has up to 63.
+const lifeDigits = 12
+
+// containerID is the sheep's name and the beginning of the life's id. containerd
+// allows letters and digits, with single characters of "._-" between them.
+func containerID(sheep, life string) string {
+	words := strings.FieldsFunc(sheep, func(r rune) bool { return strings.ContainsRune("._-", r) })
+	return strings.Join(append(words, life[:min(len(life), lifeDigits)]), "-")
+}
