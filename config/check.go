@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -96,6 +97,7 @@ func (ch *checker) all() {
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
+	ch.containerd()
 	ch.storage()
 	ch.expect(ch.Ledger.Keep > 0, "ledger.keep", "a duration longer than 0")
 	ch.expect(ch.Ledger.KeepJobs > 0, "ledger.keep_jobs", "a whole number, 1 or more")
@@ -132,9 +134,32 @@ func (ch *checker) registry() {
 	}
 	ch.missing("registry.url", "the registry's address, such as https://registry.example.com")
 	ch.reject("registry.url", urlProblem(ch.Registry.URL, "username and password", true))
-	if !ch.Registry.Password.IsZero() && ch.Registry.Username == "" {
+	if (!ch.Registry.Password.IsZero() || ch.Registry.PasswordFile != "") && ch.Registry.Username == "" {
 		ch.missing("registry.username", "the user that the password is for")
 	}
+	if !ch.Registry.Password.IsZero() && ch.Registry.PasswordFile != "" {
+		ch.reject("registry.password_file", "is there beside registry.password; remove one of them")
+	}
+	for _, f := range []struct{ key, path string }{
+		{"registry.password_file", ch.Registry.PasswordFile},
+		{"registry.docker_config", ch.Registry.DockerConfig},
+		{"registry.ca_file", ch.Registry.CAFile},
+	} {
+		ch.notEmpty(f.key, f.path == "")
+		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
+	}
+}
+
+// containerd's own rules for namespaces; snapshotters' names are like them.
+var containerdName = regexp.MustCompile(`^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$`)
+
+func (ch *checker) containerd() {
+	c := ch.Containerd
+	ch.expect(filepath.IsAbs(c.Address), "containerd.address", "the absolute path of containerd's socket")
+	ch.expect(len(c.Namespace) <= 76 && containerdName.MatchString(c.Namespace), "containerd.namespace",
+		"a namespace's name: at most 76 letters and digits, with single '.', '_' or '-' between them")
+	ch.expect(containerdName.MatchString(c.Snapshotter), "containerd.snapshotter", "the name of one of containerd's snapshotters, such as overlayfs")
+	ch.expect(!slices.ContainsFunc(c.AllowedMounts, func(p string) bool { return !filepath.IsAbs(p) }), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)

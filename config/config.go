@@ -40,6 +40,7 @@ type Config struct {
 
 	API        API        `yaml:"api"`
 	Registry   *Registry  `yaml:"registry,omitempty"` // nil when there is none
+	Containerd Containerd `yaml:"containerd"`
 	Storage    Storage    `yaml:"storage"`
 	Ledger     Ledger     `yaml:"ledger"`
 	Logging    Logging    `yaml:"logging"`
@@ -69,6 +70,23 @@ type Registry struct {
 	URL      string `yaml:"url"`
 	Username string `yaml:"username,omitempty"`
 	Password Secret `yaml:"password,omitempty"`
+	// PasswordFile holds the password in its first line, instead.
+	PasswordFile string `yaml:"password_file,omitempty"`
+	// DockerConfig is a docker config.json with credentials, for no Username.
+	DockerConfig string `yaml:"docker_config,omitempty"`
+	// CAFile holds certificates of authorities to trust beside the system's.
+	CAFile string `yaml:"ca_file,omitempty"`
+}
+
+// Containerd is what runs container sheep.
+type Containerd struct {
+	Address     string `yaml:"address"` // of its socket
+	Namespace   string `yaml:"namespace"`
+	Snapshotter string `yaml:"snapshotter"`
+	// ImageBudget bounds the disk space of pulled images; 0 is no bound.
+	ImageBudget Bytes `yaml:"image_budget"`
+	// AllowedMounts are the host's paths that sheep may mount.
+	AllowedMounts []string `yaml:"allowed_mounts,omitempty"`
 }
 
 // Endpoint splits URL into the registry's address, as it begins an image

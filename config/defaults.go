@@ -42,6 +42,11 @@ func defaults(m machine) Config {
 			MaxBody: 64 << 20,
 			Debug:   debug == "1" || strings.EqualFold(debug, "true"),
 		},
+		Containerd: Containerd{
+			Address:     "/run/containerd/containerd.sock",
+			Namespace:   "shepherd",
+			Snapshotter: "overlayfs",
+		},
 		Ledger: Ledger{
 			Keep:     7 * 24 * time.Hour,
 			KeepJobs: 100_000,

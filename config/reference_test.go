@@ -65,6 +65,8 @@ func TestReference(t *testing.T) {
 		"registry.url": "required",
 		"storage.path": "`storage` in `state_dir`",
 		"ledger.path":  "`ledger.db` in `state_dir`",
+
+		"containerd.allowed_mounts": "none",
 	}
 	for key, value := range keys {
 		want, ok := inWords[key]

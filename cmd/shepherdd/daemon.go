@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/internal/logging"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
@@ -75,7 +77,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ledger, err := sqlite.Open(drain, sqlite.Config{
+	records, err := sqlite.Open(drain, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
 		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
 	})
@@ -83,7 +85,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 	stop.add(func() {
-		if err := ledger.Close(); err != nil {
+		if err := records.Close(); err != nil {
 			log.Error("Cannot close the ledger", "error", err)
 		}
 	})
@@ -92,12 +94,12 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 
-	members, err := gather(drain, cfg, log)
+	members, err := gather(drain, &environment{config: cfg, node: node, needed: neededModels(records), log: log}, &stop)
 	if err != nil {
 		return err
 	}
 	core, err := shepherd.New(shepherd.Config{
-		Node: node, DataRoot: cfg.DataRoot, Ledger: ledger, Store: store, Sheep: members,
+		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members,
 		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
 		MaxAttempts: cfg.Scheduling.MaxAttempts, Log: log,
 	})
@@ -240,21 +242,66 @@ func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, lo
 }
 
 // gather makes the configured sheep.
-func gather(ctx context.Context, cfg *config.Config, log *slog.Logger) ([]shepherd.Member, error) {
-	types, err := drivers(ctx, cfg, log)
+func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Member, error) {
+	types, err := drivers(ctx, env)
 	if err != nil {
 		return nil, err
 	}
+	for name, driver := range types {
+		if c, ok := driver.(io.Closer); ok && otherNames[name] == "" {
+			stop.add(func() {
+				if err := c.Close(); err != nil {
+					env.log.Error("A type of sheep did not end well", "type", name, "error", err)
+				}
+			})
+		}
+	}
 	var members []shepherd.Member
-	for _, s := range cfg.Sheep {
-		var sheep runtime.Sheep
-		if sheep, err = types[s.Type].NewSheep(s.Name, s.Decode); err != nil {
+	named := make(map[runtime.Driver][]string)
+	for _, s := range env.config.Sheep {
+		driver := types[s.Type]
+		sheep, err := driver.NewSheep(s.Name, s.Decode)
+		if err != nil {
 			return nil, fmt.Errorf("sheep %s: %w", s.Name, err)
 		}
-		log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
+		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
 		members = append(members, shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep})
+		named[driver] = append(named[driver], s.Name)
+	}
+	// Types that look after more than single sheep.
+	for name, driver := range types {
+		b, ok := driver.(interface {
+			Begin(ctx context.Context, names []string) error
+		})
+		if !ok || otherNames[name] != "" {
+			continue
+		}
+		if err := b.Begin(ctx, named[driver]); err != nil {
+			env.log.Warn(fmt.Sprintf("Sheep of type `%s` are not all they could be", name), "error", err)
+		}
 	}
 	return members, nil
+}
+
+// neededModels lists the models of jobs that have not ended.
+func neededModels(l ledger.Ledger) func(context.Context) ([]job.Model, error) {
+	return func(ctx context.Context) ([]job.Model, error) {
+		var needed []job.Model
+		open := ledger.Filter{States: []job.State{job.Queued, job.Processing}}
+		for cursor, first := int64(0), true; first || cursor != 0; first = false {
+			records, next, err := l.List(ctx, open, cursor, 1000)
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range records {
+				if !slices.Contains(needed, r.Model) {
+					needed = append(needed, r.Model)
+				}
+			}
+			cursor = next
+		}
+		return needed, nil
+	}
 }
 
 // nodeName is the name under which this daemon holds jobs. It is kept in the

@@ -9,8 +9,11 @@ import (
 	"github.com/containerd/plugin"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/bare"
+	"github.com/iterait/shepherd/runtime/container"
 )
 
 // sheepPlugin is the plugin type of sheep types: each is a runtime.Driver,
@@ -20,6 +23,8 @@ const sheepPlugin plugin.Type = "io.iterait.shepherd.sheep.v1"
 // environment is what a sheep type is made from.
 type environment struct {
 	config *config.Config
+	node   string
+	needed func(context.Context) ([]job.Model, error)
 	log    *slog.Logger
 }
 
@@ -37,15 +42,38 @@ func sheepTypes() plugin.Registry {
 				Log:      env.log,
 			}), nil
 		},
+	}).Register(&plugin.Registration{
+		Type:   sheepPlugin,
+		ID:     "docker",
+		InitFn: func(ic *plugin.InitContext) (any, error) { return newContainers(ic.Config.(*environment)), nil },
 	})
 }
 
-// drivers makes every sheep type for a configuration.
-func drivers(ctx context.Context, c *config.Config, log *slog.Logger) (map[string]runtime.Driver, error) {
+// otherNames are further names of sheep types.
+var otherNames = map[string]string{"container": "docker"}
+
+func newContainers(env *environment) *container.Driver {
+	c := env.config
+	cfg := container.Config{
+		Address: c.Containerd.Address, Namespace: c.Containerd.Namespace, Snapshotter: c.Containerd.Snapshotter,
+		ImageBudget: int64(c.Containerd.ImageBudget), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
+		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
+	}
+	if r := c.Registry; r != nil {
+		cfg.Registry = image.Registry{
+			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
+			DockerConfig: r.DockerConfig, CAFile: r.CAFile,
+		}
+	}
+	return container.New(cfg)
+}
+
+// drivers makes every sheep type.
+func drivers(ctx context.Context, env *environment) (map[string]runtime.Driver, error) {
 	made := make(map[string]runtime.Driver)
 	for _, r := range sheepTypes().Graph(func(*plugin.Registration) bool { return false }) {
 		ic := plugin.NewContext(ctx, plugin.NewPluginSet(), nil)
-		ic.Config = &environment{config: c, log: log}
+		ic.Config = env
 		instance, err := r.Init(ic).Instance()
 		if err != nil {
 			return nil, fmt.Errorf("sheep type %s: %w", r.ID, err)
@@ -56,6 +84,9 @@ func drivers(ctx context.Context, c *config.Config, log *slog.Logger) (map[strin
 		}
 		made[r.ID] = driver
 	}
+	for other, name := range otherNames {
+		made[other] = made[name]
+	}
 	return made, nil
 }
 
@@ -63,15 +94,21 @@ func drivers(ctx context.Context, c *config.Config, log *slog.Logger) (map[strin
 // sheep's section by making a sheep of it.
 func checks() map[string]config.CheckSheep {
 	types := make(map[string]config.CheckSheep)
-	for _, r := range sheepTypes() {
-		types[r.ID] = func(c *config.Config, s config.Sheep) error {
-			made, err := drivers(context.Background(), c, slog.New(slog.DiscardHandler))
+	check := func(name string) config.CheckSheep {
+		return func(c *config.Config, s config.Sheep) error {
+			made, err := drivers(context.Background(), &environment{config: c, log: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				return err
 			}
-			_, err = made[r.ID].NewSheep(s.Name, s.Decode)
+			_, err = made[name].NewSheep(s.Name, s.Decode)
 			return err
 		}
+	}
+	for _, r := range sheepTypes() {
+		types[r.ID] = check(r.ID)
+	}
+	for other, name := range otherNames {
+		types[other] = check(name)
 	}
 	return types
 }

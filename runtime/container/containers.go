@@ -53,6 +53,7 @@ func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Obse
 	c.mu.Lock()
 	c.image = img
 	c.mu.Unlock()
+	c.host.load(c.sheep, m)
 	// What an earlier daemon, or an earlier containerd, did not come to.
 	if err := c.host.sweep(ctx, c.cfg.Node, c.sheep, c.alive); err != nil {
 		c.log.Warn("Containers of earlier runners could not be removed; it is tried again with the next model", "error", err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/oci"
 )
 
@@ -23,6 +26,7 @@ type host struct {
 	mu     sync.Mutex
 	client *containerd.Client // nil until first needed
 	stores map[storeKey]*image.Store
+	loaded map[string]job.Model // by sheep
 	closed bool
 	// accounts are those found in images; what an image holds does not change.
 	accounts map[accountKey]oci.Account
@@ -35,7 +39,7 @@ type storeKey struct {
 }
 
 func newHost(cfg Config) *host {
-	return &host{cfg: cfg, stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account)}
+	return &host{cfg: cfg, stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account), loaded: make(map[string]job.Model)}
 }
 
 // connect returns the connection to containerd, which is made when it is first
@@ -75,7 +79,7 @@ func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	}
 	s, err := image.New(image.Config{
 		Client: client, Registry: h.cfg.Registry, Snapshotter: key.snapshotter, Policy: key.policy,
-		Budget: h.cfg.ImageBudget, Needed: h.cfg.Needed, Log: h.cfg.Log,
+		Budget: h.cfg.ImageBudget, Needed: h.needed, Log: h.cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -84,18 +88,38 @@ func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	return s, nil
 }
 
-func (h *host) close() error {
+// load notes which model a sheep has loaded.
+func (h *host) load(sheep string, m job.Model) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.closed = true
-	var errs []error
-	for key, s := range h.stores {
-		errs = append(errs, s.Close())
-		delete(h.stores, key)
+	h.loaded[sheep] = m
+}
+
+// needed lists the models whose images stay.
+func (h *host) needed(ctx context.Context) ([]job.Model, error) {
+	var list []job.Model
+	if h.cfg.Needed != nil {
+		var err error
+		if list, err = h.cfg.Needed(ctx); err != nil {
+			return nil, err
+		}
 	}
-	if h.client != nil {
-		errs = append(errs, h.client.Close())
-		h.client = nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.AppendSeq(list, maps.Values(h.loaded)), nil
+}
+
+func (h *host) close() error {
+	h.mu.Lock()
+	stores, client := h.stores, h.client
+	h.stores, h.client, h.closed = nil, nil, true
+	h.mu.Unlock()
+	var errs []error
+	for _, s := range stores { // without the lock: what they wait for may ask what is needed
+		errs = append(errs, s.Close())
+	}
+	if client != nil {
+		errs = append(errs, client.Close())
 	}
 	return errors.Join(errs...)
 }
