@@ -6,9 +6,14 @@ package bare
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +58,10 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	return d.sheep(name, o)
+}
+
+func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 	dataRoot, err := filepath.Abs(d.cfg.DataRoot)
 	if err != nil {
 		return nil, err
@@ -69,4 +78,30 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 		OrphanTimeout: cmp.Or(o.OrphanTimeout, d.cfg.OrphanTimeout),
 		Log:           d.cfg.Log,
 	}), nil
+}
+
+// Begin is to be called once, before the sheep are used, with the names of all
+// that are configured: it stops and removes what is left of others.
+func (d *Driver) Begin(ctx context.Context, names []string) error {
+	entries, err := os.ReadDir(d.cfg.StateDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for sheep that are not configured any more: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.IsDir() || slices.Contains(names, e.Name()) {
+			continue
+		}
+		s, err := d.sheep(e.Name(), Options{})
+		if err == nil {
+			err = s.Dismiss(ctx)
+		}
+		if err == nil {
+			err = os.RemoveAll(filepath.Join(d.cfg.StateDir, e.Name()))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove what is left of sheep %s, which is not configured any more: %w", e.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -154,3 +154,25 @@ func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 	r.Answers = append(r.Answers, answersOf(kept)...)
 	return r, nil
 }
+
+// Dismiss stops the runner that an earlier daemon left of this sheep, if any, and
+// removes what there is of it, as for a sheep that is not configured any more.
+func (s *Sheep) Dismiss(ctx context.Context) error {
+	found, err := s.Recover(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case found == nil:
+	case found.Running:
+		s.log.Info("Stopping the runner of a sheep that is not configured any more", "model", found.Model.String())
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		_ = s.Run(ended, runtime.Discard) // it never returns nil
+	default:
+		if err := found.Forget(); err != nil {
+			return err
+		}
+	}
+	return s.Close(ctx)
+}

@@ -287,3 +287,28 @@ func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
 		}
 	}
 }
+
+// A sheep that is taken out of the configuration while no daemon is there does
+// not stay up.
+func TestSheepTakenOut(t *testing.T) {
+	w := newWorld(t, "one", "two")
+	w.start()
+	w.submit("on-two", "echo:v1", "x", "sheep_id", "two")
+	w.expectDone("on-two", "x")
+	w.kill()
+	if len(w.processes()) == 0 {
+		t.Fatal("no runner outlived the daemon")
+	}
+	text, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, _ := strings.Cut(string(text), "  two:\n")
+	write(t, w.config, before)
+	w.start()
+	if left := w.processes(); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+	w.submit("on-one", "echo:v1", "x")
+	w.expectDone("on-one", "x")
+}
