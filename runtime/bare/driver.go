@@ -52,10 +52,7 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 		return nil, fmt.Errorf("sheep name %q cannot be the name of a directory", name)
 	}
 	var o Options
-	if err := decode(&o); err != nil {
-		return nil, err
-	}
-	if err := o.check(); err != nil {
+	if err := errors.Join(decode(&o), o.check()); err != nil { // all that is wrong at once
 		return nil, err
 	}
 	return d.sheep(name, o)
