@@ -30,7 +30,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -88,6 +90,8 @@ type Store struct {
 	// own that is there already, as AWS does in us-east-1.
 	reclaims bool
 	begun    *begun // with a bucket per job
+	// boot reads bootFile, once.
+	boot func() ([]byte, error)
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -130,6 +134,7 @@ func New(c Config) (*Store, error) {
 		stall:     orDefault(c.Stall, 10*time.Second),
 		log:       c.Log,
 		reclaims:  amazon && c.Region == defaultRegion,
+		boot:      sync.OnceValues(func() ([]byte, error) { return os.ReadFile(bootFile) }),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

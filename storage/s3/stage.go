@@ -21,8 +21,10 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// staging is where files lie, in the working directory, until they are whole.
-const staging = ".staging"
+// staging begins the names of files in the working directory that are not whole
+// yet. They lie beside inputs/, not in a folder of their own: making and removing
+// one would cost a small job more than its file does.
+const staging = ".staging-"
 
 // bootFile changes with every start of the machine. Staged files are not
 // synced to disk, so after a crash of the machine none of them is trusted.
@@ -63,7 +65,7 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 		return storage.Staged{}, err
 	}
 	defer tree.Close()
-	boot, err := os.ReadFile(bootFile)
+	boot, err := s.boot()
 	if err != nil {
 		return storage.Staged{}, err
 	}
@@ -97,7 +99,7 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 	if ctx.Err() != nil {
 		return storage.Staged{}, ctx.Err()
 	}
-	return staged, tree.removeAll(staging)
+	return staged, tree.sweep(staging)
 }
 
 // inputs lists the job's place, checks its inputs, and notes whether an earlier
@@ -178,7 +180,7 @@ func (s *Store) fetch(ctx context.Context, id job.ID, tree *tree, info storage.I
 	} else if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	part := staging + "/" + hex.EncodeToString(mark[:16])
+	part := staging + hex.EncodeToString(mark[:16])
 	file, err := tree.create(part)
 	if err != nil {
 		return err

@@ -40,18 +40,15 @@ func openTree(path string) (*tree, error) {
 func (t *tree) Close() error { return t.root.Close() }
 
 // openDir opens the folder called name, making what is missing where create
-// says so. The empty name is the tree itself.
+// says so. The name "." is the tree itself.
 func (t *tree) openDir(name string, create bool) (*os.File, error) {
-	fd, err := unix.Openat(int(t.root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, wrapLocal("open", t.root.Name(), err)
-	}
-	if name == "" {
-		return os.NewFile(uintptr(fd), t.root.Name()), nil
-	}
+	root := int(t.root.Fd())
+	fd := root
 	for element := range strings.SplitSeq(name, "/") {
 		next, err := openElement(fd, element, create)
-		_ = unix.Close(fd)
+		if fd != root {
+			_ = unix.Close(fd)
+		}
 		if err != nil {
 			return nil, wrapLocal("open", name, err)
 		}
@@ -87,6 +84,9 @@ func openElement(parent int, element string, create bool) (int, error) {
 // in calls f with the folder that name lies in and the name's last element.
 func (t *tree) in(name string, create bool, f func(dir int, base string) error) error {
 	dir, base := path.Split(name)
+	if dir == "" {
+		return f(int(t.root.Fd()), base)
+	}
 	folder, err := t.openDir(strings.TrimSuffix(dir, "/"), create)
 	if err != nil {
 		return err
@@ -177,6 +177,28 @@ func (t *tree) removeAll(name string) error {
 	}
 	defer root.Close()
 	return localError(root.RemoveAll(name))
+}
+
+// sweep removes the files of the tree itself whose names begin with prefix.
+func (t *tree) sweep(prefix string) error {
+	dir, err := t.openDir(".", false)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return localError(err)
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			return wrapLocal("remove", name, err)
+		}
+	}
+	return nil
 }
 
 // walk calls visit for everything below the folder called name, folders before

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -39,27 +40,48 @@ var (
 	partBuffers = sync.Pool{New: func() any { return new([bufferedPart]byte) }}
 )
 
-// hashOf is the SHA-256, in hex, of the size bytes of src from offset on.
+// hashOf is the SHA-256, in hex, of the size bytes of src from offset on. It
+// lets other goroutines go first after each buffer: a few of it at work would
+// otherwise keep all processors for tens of milliseconds, and clients waiting.
 func hashOf(src io.ReaderAt, offset, size int64) (string, error) {
 	sum := sha256.New()
 	buffer := copyBuffers.Get().(*[128 << 10]byte)
 	defer copyBuffers.Put(buffer)
-	n, err := io.CopyBuffer(sum, io.NewSectionReader(src, offset, size), buffer[:])
-	if err != nil {
-		return "", localError(err)
-	}
-	if n != size {
-		return "", errShrunk
+	for end := offset + size; offset < end; runtime.Gosched() {
+		part := buffer[:min(int64(len(buffer)), end-offset)]
+		if err := readAt(src, part, offset); err != nil {
+			return "", err
+		}
+		sum.Write(part)
+		offset += int64(len(part))
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// readAt fills p from a local file.
+func readAt(src io.ReaderAt, p []byte, offset int64) error {
+	switch n, err := src.ReadAt(p, offset); {
+	case n == len(p):
+		return nil
+	case err == nil, errors.Is(err, io.EOF):
+		return errShrunk
+	default:
+		return localError(err)
+	}
 }
 
 // errShrunk says that a local file became shorter while it was sent.
 var errShrunk = fmt.Errorf("the file became shorter while it was copied: %w", errdefs.ErrUnavailable)
 
+// bodied is a request with a body and the body's hash.
+type bodied func(ctx context.Context, body io.Reader, hash string, unsure bool) error
+
 // send runs one request whose body is a part of src. An error of src's counts
 // for more than what the request made of it.
-func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, request func(ctx context.Context, body io.Reader, hash string, unsure bool) error) error {
+func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
+	if size <= smallFile {
+		return s.sendSmall(ctx, src, offset, size, request)
+	}
 	return s.tryFrom(ctx, s.stall, func(ctx context.Context, w *watch, unsure bool) error {
 		hash, err := hashOf(src, offset, size)
 		if err != nil {
@@ -72,6 +94,21 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 			return &fault{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
 		}
 		return err
+	})
+}
+
+// sendSmall is send for a body that is read into memory at once. It goes to
+// net/http as what it is, a bytes.Reader: of that it knows that reading does not
+// block, and sends head and body with one write.
+func (s *Store) sendSmall(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
+	data := make([]byte, size)
+	if err := readAt(src, data, offset); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	hash := hex.EncodeToString(sum[:])
+	return s.tryFrom(ctx, s.stall, func(ctx context.Context, _ *watch, unsure bool) error {
+		return request(ctx, bytes.NewReader(data), hash, unsure)
 	})
 }
 
@@ -185,14 +222,7 @@ func (l slots) use(ctx context.Context, f func() error) error {
 func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) (err error) {
 	if size <= largePart {
 		return slots.use(ctx, func() error {
-			if size > smallFile {
-				return s.putOnce(ctx, bucket, key, src, size, false)
-			}
-			data := make([]byte, size)
-			if n, err := src.ReadAt(data, 0); int64(n) < size {
-				return fmt.Errorf("%w (%w)", errShrunk, err)
-			}
-			return s.putOnce(ctx, bucket, key, bytes.NewReader(data), size, false)
+			return s.putOnce(ctx, bucket, key, src, size, false)
 		})
 	}
 	partSize := partSizeFor(size, largePart)
