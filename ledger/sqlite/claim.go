@@ -45,8 +45,18 @@ type head struct {
 
 // Claim implements ledger.Ledger.
 func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
+	// A sheep that has taken the last job asks for another at once: nothing
+	// waiting is answered from memory. Whoever learns of a job that came since
+	// does so after it was counted.
+	counts, err := l.Count(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if counts[job.Queued] == 0 {
+		return nil, nil
+	}
 	var claim *ledger.Claim
-	err := l.change(ctx, "claim a job for sheep "+slot.Sheep,
+	err = l.change(ctx, "claim a job for sheep "+slot.Sheep,
 		func(t *tx) (err error) {
 			claim, err = t.claim(slot)
 			return err
