@@ -31,17 +31,23 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 // resident is the memory that a process has in RAM, in MiB.
 func resident(b *testing.B, pid int) float64 {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	mib, err := readResident(pid)
 	must(b, err)
+	return mib
+}
+
+func readResident(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
 	for line := range strings.Lines(string(text)) {
 		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == "VmRSS:" {
 			kib, err := strconv.Atoi(fields[1])
-			must(b, err)
-			return float64(kib) / 1024
+			return float64(kib) / 1024, err
 		}
 	}
-	b.Fatalf("process %d has no VmRSS", pid)
-	return 0
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
 
 // shim is the process id of the world's shim.
