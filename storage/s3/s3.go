@@ -31,6 +31,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -90,6 +91,8 @@ type Store struct {
 	// own that is there already, as AWS does in us-east-1.
 	reclaims bool
 	begun    *begun // with a bucket per job
+	// hashing holds a place per hash that is being computed; see hash.
+	hashing chan struct{}
 	// boot reads bootFile, once.
 	boot func() ([]byte, error)
 }
@@ -134,6 +137,7 @@ func New(c Config) (*Store, error) {
 		stall:     orDefault(c.Stall, 10*time.Second),
 		log:       c.Log,
 		reclaims:  amazon && c.Region == defaultRegion,
+		hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		boot:      sync.OnceValues(func() ([]byte, error) { return os.ReadFile(bootFile) }),
 	}
 	if s.log == nil {

@@ -40,14 +40,21 @@ var (
 	partBuffers = sync.Pool{New: func() any { return new([bufferedPart]byte) }}
 )
 
-// hashOf is the SHA-256, in hex, of the size bytes of src from offset on. It
-// lets other goroutines go first after each buffer: a few of it at work would
-// otherwise keep all processors for tens of milliseconds, and clients waiting.
-func hashOf(src io.ReaderAt, offset, size int64) (string, error) {
+// hash is the SHA-256, in hex, of the size bytes of src from offset on. Hashing
+// is all work and no waiting. A job with large outputs would keep every
+// processor with it, and clients of the API waiting for one: so half of the
+// processors are left alone, and others go first after each buffer.
+func (s *Store) hash(ctx context.Context, src io.ReaderAt, offset, size int64) (string, error) {
+	select {
+	case s.hashing <- struct{}{}:
+		defer func() { <-s.hashing }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 	sum := sha256.New()
 	buffer := copyBuffers.Get().(*[128 << 10]byte)
 	defer copyBuffers.Put(buffer)
-	for end := offset + size; offset < end; runtime.Gosched() {
+	for end := offset + size; offset < end && ctx.Err() == nil; runtime.Gosched() {
 		part := buffer[:min(int64(len(buffer)), end-offset)]
 		if err := readAt(src, part, offset); err != nil {
 			return "", err
@@ -55,7 +62,7 @@ func hashOf(src io.ReaderAt, offset, size int64) (string, error) {
 		sum.Write(part)
 		offset += int64(len(part))
 	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
+	return hex.EncodeToString(sum.Sum(nil)), ctx.Err()
 }
 
 // readAt fills p from a local file.
@@ -83,12 +90,16 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 		return s.sendSmall(ctx, src, offset, size, request)
 	}
 	return s.tryFrom(ctx, s.stall, func(ctx context.Context, w *watch, unsure bool) error {
-		hash, err := hashOf(src, offset, size)
+		w.pause() // the hash takes its time, which is not the server's
+		hash, err := s.hash(ctx, src, offset, size)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			return &fault{text: err.Error(), class: errdefs.ErrUnavailable, cause: err}
 		}
 		body := &partReader{r: io.NewSectionReader(src, offset, size), left: size}
-		w.moved() // the hash took its time
+		w.moved()
 		err = request(ctx, w.body(body), hash, unsure)
 		if err != nil && body.err != nil {
 			return &fault{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
