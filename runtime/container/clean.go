@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -58,22 +61,7 @@ func (c *containers) remove(ctx context.Context, spec shim.Spec) (*ending, error
 		return nil, err
 	}
 	keep := c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
-	ended, err := remove(ctx, client, spec.Container.ID, spec.Container.Snapshotter, keep)
-	if err == nil {
-		removeGroups(spec.Life)
-	}
-	return ended, err
-}
-
-// removeGroups removes control groups that a container runtime which was killed
-// has left.
-func removeGroups(life string) {
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		found, _ := filepath.Glob(pattern + shim.GroupName(life))
-		for _, dir := range found {
-			_ = unix.Rmdir(dir) // fails while it is in use
-		}
-	}
+	return remove(ctx, client, record{spec.Container.ID, spec.Container.Snapshotter, spec.Life}, keep)
 }
 
 // ending is what containerd knows of a task's end.
@@ -97,24 +85,70 @@ func complete(exit *shim.Exit, known *ending) {
 	}
 }
 
+// record is what a container is found by.
+type record struct{ id, snapshotter, life string }
+
 // remove removes a container with all that belongs to it, and says how its task
 // ended; nil where there was none. Where keep is set, container and snapshot
 // stay. What is not there any more is no error.
-func remove(ctx context.Context, client *containerd.Client, id, snapshotter string, keep bool) (*ending, error) {
-	ended, err := removeTask(ctx, client.TaskService(), id)
+func remove(ctx context.Context, client *containerd.Client, r record, keep bool) (*ending, error) {
+	ended, err := removeTask(ctx, client.TaskService(), r.id)
 	if err != nil {
-		return nil, fmt.Errorf("remove task %s: %w", id, err)
+		return nil, fmt.Errorf("remove task %s: %w", r.id, err)
 	}
-	if keep {
+	if keep && ended != nil {
 		return ended, nil
 	}
-	if err := client.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		return ended, fmt.Errorf("remove container %s: %w", id, err)
+	err = client.ContainerService().Delete(ctx, r.id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return ended, fmt.Errorf("remove container %s: %w", r.id, err)
 	}
-	if err := client.SnapshotService(snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		return ended, fmt.Errorf("remove snapshot %s: %w", id, err)
+	// A container without a task may be one whose making was broken off with the
+	// daemon that had asked for it, a moment ago, and left what it had begun.
+	rest := time.Duration(0)
+	if err == nil && ended == nil {
+		rest = brokenOffTime
+	}
+	if lifeID.MatchString(r.life) { // a label, which others can write
+		removeGroups(ctx, shim.GroupName(r.life), rest)
+	}
+	if err := client.SnapshotService(r.snapshotter).Remove(ctx, r.id); err != nil && !errdefs.IsNotFound(err) {
+		return ended, fmt.Errorf("remove snapshot %s: %w", r.id, err)
 	}
 	return ended, nil
+}
+
+var lifeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// brokenOffTime is how long containerd and the runtime may take to notice that
+// nobody wants the container that they make.
+const brokenOffTime = time.Second / 2
+
+// removeGroups ends what is in the control groups of the name and removes them:
+// those that are there now, and those that appear within the time.
+func removeGroups(ctx context.Context, name string, rest time.Duration) {
+	for end := time.Now().Add(rest); ; {
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			found, _ := filepath.Glob(pattern + name)
+			for _, dir := range found {
+				procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+				for _, field := range strings.Fields(string(procs)) {
+					if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+						_ = unix.Kill(pid, unix.SIGKILL)
+					}
+				}
+				_ = unix.Rmdir(dir) // not while a process is in it
+			}
+		}
+		if time.Now().After(end) {
+			return
+		}
+		select {
+		case <-time.After(brokenOffTime / 20):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // removeTask ends a task, should it not have ended, and removes it.
@@ -152,10 +186,15 @@ func wait(ctx context.Context, service tasks.TasksClient, id string, long time.D
 	return err == nil
 }
 
-// alive reports whether a life of the sheep has not been settled.
+// alive reports whether a life of the sheep goes on: whether its shim does.
 func (c *containers) alive(life string) bool {
-	_, err := os.Stat(filepath.Join(c.lives, life))
-	return err == nil
+	folder, err := shim.OpenFolder(filepath.Join(c.lives, life))
+	if err != nil {
+		return false
+	}
+	defer folder.Close()
+	free, err := folder.TryLock()
+	return err == nil && !free
 }
 
 // sweep removes what there is of a sheep in containerd, whichever daemon of this
@@ -179,9 +218,8 @@ func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life st
 		snapshotters = append(snapshotters, found.Snapshotter)
 		if stale(found.Labels) {
 			h.cfg.Log.Info("Removing a container of an earlier runner", "sheep", sheep, "container", found.ID)
-			_, err := remove(ctx, client, found.ID, found.Snapshotter, false)
+			_, err := remove(ctx, client, record{found.ID, found.Snapshotter, found.Labels[labelLife]}, false)
 			errs = append(errs, err)
-			removeGroups(found.Labels[labelLife])
 		}
 	}
 	// What a daemon that was killed had made before the container.

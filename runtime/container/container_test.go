@@ -30,6 +30,9 @@ var shimPath, runnerPath string
 const roleVar = "SHEPHERD_TEST_ROLE"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(roleVar) == "daemon" {
+		daemonMain(os.Args[1:])
+	}
 	dir, err := os.MkdirTemp("", "shepherd-container-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -66,20 +69,18 @@ type world struct {
 	daemon   *testenv.Containerd
 	registry *testenv.Registry
 	more     string // more of a sheep's configuration
+	node     string // of the daemon
 	base     v1.Layer
 }
 
 func newWorld(t testing.TB, daemon *testenv.Containerd) *world {
-	w := &world{dir: t.TempDir(), daemon: daemon, registry: testenv.StartRegistry(t, testenv.RegistryConfig{})}
+	w := &world{dir: t.TempDir(), node: "pasture", daemon: daemon, registry: testenv.StartRegistry(t, testenv.RegistryConfig{})}
 	runner, err := os.ReadFile(runnerPath)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.base = testenv.Layer(t, map[string][]byte{"runner": runner})
 	t.Cleanup(func() {
-		for _, left := range w.leftovers(t) {
-			t.Errorf("left behind: %s", left)
-		}
 		if t.Failed() {
 			for _, name := range []string{"shim.log", "runner.log"} {
 				log, _ := os.ReadFile(filepath.Join(w.stateDir(), runtimetest.Sheep, "log", name))
@@ -93,12 +94,15 @@ func newWorld(t testing.TB, daemon *testenv.Containerd) *world {
 func (w *world) stateDir() string { return filepath.Join(w.dir, "state") }
 func (w *world) dataRoot() string { return filepath.Join(w.dir, "data") }
 
-func (w *world) driver(t testing.TB) *container.Driver {
-	d := container.New(container.Config{
+func (w *world) newDriver(log *slog.Logger) *container.Driver {
+	return container.New(container.Config{
 		Address: w.daemon.Address, Namespace: namespace, Registry: image.Registry{URL: w.registry.URL},
-		Node: "pasture", DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace,
-		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Node: w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
 	})
+}
+
+func (w *world) driver(t testing.TB) *container.Driver {
+	d := w.newDriver(slog.New(slog.NewTextHandler(t.Output(), nil)))
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Error(err)
@@ -115,15 +119,18 @@ func decode(text string) func(any) error {
 	}
 }
 
+// runner is the configuration of the images.
+func (w *world) runner() v1.Config {
+	return v1.Config{Entrypoint: []string{"/runner", "-p", "9999"}, Cmd: []string{"/config.yaml"}}
+}
+
 // addModel pushes an image whose runner obeys the script.
 func (w *world) addModel(t testing.TB, m job.Model, script string) {
 	version := m.Version
 	if version == "" {
 		version = "latest"
 	}
-	w.registry.Push(t, m.Name+":"+version, testenv.Image(t,
-		v1.Config{Entrypoint: []string{"/runner", "-p", "9999"}, Cmd: []string{"/config.yaml"}},
-		w.base, testenv.Layer(t, map[string][]byte{"config.yaml": []byte(script)})))
+	w.registry.Push(t, m.Name+":"+version, testenv.Image(t, w.runner(), w.base, testenv.Layer(t, map[string][]byte{"config.yaml": []byte(script)})))
 }
 
 // processes are the shims of the world.

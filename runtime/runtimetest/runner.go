@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -38,6 +39,8 @@ import (
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
 //	allocate MIB      use memory
+//	reach NET ADDR    end with an error unless NET ADDR can be dialed
+//	miss NET ADDR     end with an error if it can
 //	serve HTTP        (config) accept connections and answer nonsense
 //	reply             answer that the job is done; also what is done at the end
 //	reply garbage     send what is not a message
@@ -225,6 +228,12 @@ func (r *scripted) do(verb, rest string) error {
 		}
 		time.Sleep(time.Minute)
 		_ = data[len(data)-1]
+	case "reach":
+		return dial(rest)
+	case "miss":
+		if err := dial(rest); err == nil {
+			return errors.New("it can be reached")
+		}
 	case "serve":
 		return serveNonsense(r.port)
 	case "reply":
@@ -246,6 +255,19 @@ func (r *scripted) do(verb, rest string) error {
 		return errors.New("unknown command")
 	}
 	return nil
+}
+
+func dial(rest string) error {
+	network, address, _ := strings.Cut(rest, " ")
+	if network == "dns" {
+		_, err := net.LookupHost(address)
+		return err
+	}
+	conn, err := net.DialTimeout(network, address, 2*time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err
 }
 
 func (r *scripted) reply(rest string) error {

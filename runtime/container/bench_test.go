@@ -1,0 +1,145 @@
+package container_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// BenchmarkStart measures, in turns, from Load of a present image to the runner's
+// socket connected, and `ctr run -d` of the same image to the same connection;
+// the registry is asked what the tag means in the first and not in the second.
+// It reports the medians and their relation, which is to be at most 1.15.
+func BenchmarkStart(b *testing.B) {
+	w := newWorld(b, testenv.StartContainerd(b))
+	w.addModel(b, model, "")
+	h := w.inherit(b)
+	h.load()
+	reference := strings.Fields(w.daemon.Ctr(b, namespace, "images", "ls", "-q"))[0]
+	var ours, theirs []time.Duration
+	for n := 0; b.Loop(); n++ {
+		began := time.Now()
+		h.load()
+		h.runConnected()
+		ours = append(ours, time.Since(began))
+		h.slaughterOnly()
+
+		id := "bench-" + strconv.Itoa(n)
+		began = time.Now()
+		ctr := exec.Command("ctr", "-a", w.daemon.Address, "-n", namespace, "run", "-d", reference, id)
+		if out, err := ctr.CombinedOutput(); err != nil {
+			b.Fatalf("ctr run: %v: %s", err, out)
+		}
+		fields := strings.Fields(w.daemon.Ctr(b, namespace, "tasks", "ls"))
+		pid := fields[slices.Index(fields, id)+1]
+		if err := dialInside(b.Context(), pid); err != nil {
+			b.Fatal(err)
+		}
+		theirs = append(theirs, time.Since(began))
+		w.daemon.Ctr(b, namespace, "tasks", "delete", "--force", id)
+		w.daemon.Ctr(b, namespace, "containers", "delete", id)
+	}
+	b.ReportMetric(millis(median(ours)), "shepherd-ms")
+	b.ReportMetric(millis(median(theirs)), "ctr-ms")
+	b.ReportMetric(millis(median(ours))/millis(median(theirs)), "of-ctr")
+}
+
+// BenchmarkSwitch measures from the wish for another present model to its
+// runner's socket connected: the stop of one container, and the start of another.
+func BenchmarkSwitch(b *testing.B) {
+	w := newWorld(b, testenv.StartContainerd(b))
+	models := []job.Model{model, {Name: "letters", Version: "v1"}}
+	for _, m := range models {
+		w.addModel(b, m, "print "+m.Name)
+	}
+	h := w.inherit(b)
+	load := func(m job.Model) {
+		if err := h.sheep.Load(b.Context(), m, runtime.Discard); err != nil {
+			b.Fatal(err)
+		}
+	}
+	load(models[1])
+	load(models[0])
+	h.runConnected()
+	var switches, stops []time.Duration
+	for n := 1; b.Loop(); n++ {
+		began := time.Now()
+		h.slaughterOnly()
+		stops = append(stops, time.Since(began))
+		load(models[n%2])
+		h.runConnected()
+		switches = append(switches, time.Since(began))
+	}
+	h.slaughterOnly()
+	b.ReportMetric(millis(median(switches)), "switch-ms")
+	b.ReportMetric(millis(median(stops)), "stop-ms")
+}
+
+// runConnected starts a runner and waits until its socket has answered.
+func (h *heir) runConnected() {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(h.t.Context())
+	h.stop, h.done = cancel, make(chan error, 1)
+	connected := make(chan struct{})
+	go func() {
+		h.done <- h.sheep.Run(ctx, func(e runtime.Event) {
+			if e.Stage == runtime.Connected {
+				close(connected)
+			}
+		})
+	}()
+	select {
+	case <-connected:
+	case err := <-h.done:
+		h.t.Fatalf("Run: %v", err)
+	}
+}
+
+// dialInside connects to port 9999 in the network namespace of a process and
+// waits for the greeting of the runner's socket, as the shim does.
+func dialInside(ctx context.Context, pid string) error {
+	result := make(chan error)
+	go func() {
+		goruntime.LockOSThread() // and never unlocked
+		ns, err := os.Open(fmt.Sprintf("/proc/%s/ns/net", pid))
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			ns.Close()
+		}
+		for err == nil {
+			var conn net.Conn
+			if conn, err = new(net.Dialer).DialContext(ctx, "tcp", "127.0.0.1:9999"); err == nil {
+				_, err = conn.Read(make([]byte, 10))
+				conn.Close()
+				break
+			}
+			if strings.Contains(err.Error(), "refused") {
+				time.Sleep(time.Millisecond)
+				err = nil
+			}
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

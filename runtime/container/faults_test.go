@@ -1,0 +1,448 @@
+package container_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/runtimetest"
+)
+
+// What others do to a task, with a job under way: the job fails, or may be tried
+// again, with the cause in words; nothing is left; the sheep comes back.
+func TestTaskEndedBehindOurBack(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	for _, c := range []struct {
+		name   string
+		deed   func(w *world, h *heir, task string)
+		lost   bool
+		signal string // where the kernel tells it
+		says   string
+	}{
+		{"ctr tasks kill", func(w *world, h *heir, task string) {
+			w.daemon.Ctr(h.t, namespace, "tasks", "kill", "-s", "SIGKILL", task)
+		}, false, "SIGKILL", "SIGKILL"},
+		{"ctr tasks delete --force", func(w *world, h *heir, task string) {
+			w.daemon.Ctr(h.t, namespace, "tasks", "delete", "--force", task)
+		}, true, "SIGKILL", "removed from containerd"},
+		{"kill -9 of containerd's shim", func(w *world, h *heir, task string) {
+			h.killAll(func(command string) bool {
+				return strings.Contains(command, "containerd-shim") && strings.Contains(command, task)
+			})
+		}, true, "SIGKILL", "containerd's shim died"},
+		{"kill -9 of our shim", func(w *world, h *heir, _ string) {
+			h.killAll(func(command string) bool { return strings.HasPrefix(command, shimPath+" "+w.dir) })
+		}, true, "", "shim ended unexpectedly"},
+		{"kill -9 of the runner from outside", func(w *world, h *heir, task string) {
+			h.killAll(func(command string) bool { return strings.HasPrefix(command, "/runner -p 9999") })
+		}, false, "SIGKILL", "SIGKILL"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, daemon)
+			h := w.up(t, "")
+			h.send("a", "print about to\nsleep 1h")
+			w.eventually(t, "the job runs", func() bool { return strings.Contains(w.log("runner.log"), "about to") })
+			c.deed(w, h, w.task(t))
+			exit := h.exit()
+			if exit.Lost != c.lost || exit.Stopped || exit.OutOfMemory || !strings.Contains(exit.Error(), c.says) {
+				t.Errorf("got %+v (%v), want lost %v and that it says %q", exit, exit, c.lost, c.says)
+			}
+			if exit.Signal != "" && exit.Signal != c.signal {
+				t.Errorf("signal %q, want %q", exit.Signal, c.signal)
+			}
+			h.again()
+		})
+	}
+}
+
+// killAll kills processes by their command line.
+func (h *heir) killAll(match func(command string) bool) {
+	h.t.Helper()
+	killed := 0
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		data, _ := os.ReadFile(path)
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil && match(strings.ReplaceAll(string(data), "\x00", " ")) {
+			if h.w.owns(pid) {
+				killed++
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	}
+	if killed == 0 {
+		h.t.Fatal("there was nothing to kill")
+	}
+}
+
+// owns reports whether a process belongs to the world: by its command line, or
+// its control group, which carries the name of one of the world's lives.
+func (w *world) owns(pid int) bool {
+	command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if strings.Contains(string(command), w.dir) || strings.Contains(string(command), w.daemon.Address) {
+		return true
+	}
+	group, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	for _, life := range w.lives() {
+		if strings.Contains(string(group), life) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *world) lives() []string {
+	found, _ := filepath.Glob(filepath.Join(w.stateDir(), "*", "lives", "*"))
+	for i, f := range found {
+		found[i] = filepath.Base(f)
+	}
+	return found
+}
+
+func (w *world) log(name string) string {
+	data, _ := os.ReadFile(filepath.Join(w.stateDir(), runtimetest.Sheep, "log", name))
+	return string(data)
+}
+
+func (w *world) eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(hang); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	w.more = "memory: 67108864\n"
+	h := w.up(t, "")
+	h.send("a", "print hungry\nallocate 256")
+	if exit := h.exit(); !exit.OutOfMemory || exit.Lost || exit.Stopped || !strings.Contains(exit.Error(), "out of memory") {
+		t.Errorf("got %+v, want out of memory", exit)
+	}
+	h.again()
+}
+
+// containerd is killed at each of the moments when it is not, and when it is,
+// needed.
+func TestContainerdKilled(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	h := w.up(t, "")
+
+	gate := filepath.Join(w.dataRoot(), runtimetest.Sheep, "go")
+	h.send("a", "await "+gate)
+	daemon.Kill(t)
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.recv("a") // without containerd
+	daemon.Start(t)
+	h.do("b", "")
+	if who, jobs := h.output("b"); jobs != "2" || who == "" {
+		t.Errorf("the next job was the %s. of its runner, want the 2.", jobs)
+	}
+
+	daemon.Kill(t)
+	h.stop()
+	if exit := h.exit(); !exit.Stopped { // stopped without containerd
+		t.Errorf("got %+v, want stopped", exit)
+	}
+	err := h.sheep.Load(t.Context(), model, runtime.Discard)
+	var load *runtime.LoadError
+	if !errors.As(err, &load) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
+		t.Errorf("Load without containerd: %v, want a *runtime.LoadError that names it", err)
+	}
+	var exit *runtime.Exit
+	if err := h.sheep.Run(t.Context(), runtime.Discard); !errors.As(err, &load) && !errors.As(err, &exit) {
+		t.Errorf("Run without containerd: %v", err)
+	}
+	daemon.Start(t)
+	h.load() // which removes what could not be before
+	h.again()
+}
+
+func TestContainerdAbsent(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "containerd.sock")
+	refusing := filepath.Join(t.TempDir(), "refusing.sock")
+	l, err := net.Listen("unix", refusing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	for _, c := range []struct{ address, says string }{
+		{missing, "does not exist; install and start containerd"},
+		{refusing, "nothing listens on containerd's socket " + refusing + "; start containerd"},
+	} {
+		w := &world{dir: t.TempDir(), daemon: &testenv.Containerd{Address: c.address}, registry: testenv.StartRegistry(t, testenv.RegistryConfig{})}
+		d := w.driver(t)
+		if err := d.Begin(t.Context(), []string{runtimetest.Sheep}); err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("Begin: %v, want one line that says %q", err, c.says)
+		}
+		if err := d.Begin(t.Context(), nil); err != nil {
+			t.Errorf("Begin without sheep: %v", err)
+		}
+		h := w.inheritFrom(t, d, runtimetest.Sheep)
+		err := h.sheep.Load(t.Context(), model, runtime.Discard)
+		var load *runtime.LoadError
+		if !errors.As(err, &load) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("Load: %v, want a *runtime.LoadError that says %q", err, c.says)
+		}
+	}
+}
+
+// Two sheep of the same image run side by side, with the same port in each.
+func TestSideBySide(t *testing.T) {
+	w := newWorld(t, testenv.StartContainerd(t))
+	w.addModel(t, model, "")
+	d := w.driver(t)
+	var flock []*heir
+	for _, name := range []string{runtimetest.Sheep, "molly_2.x", "polly"} {
+		h := w.inheritFrom(t, d, name)
+		h.load()
+		h.run()
+		flock = append(flock, h)
+	}
+	if tasks := strings.Fields(w.daemon.Ctr(t, namespace, "tasks", "ls", "-q")); len(tasks) != len(flock) {
+		t.Errorf("the tasks are %q", tasks)
+	}
+	seen := map[string]bool{}
+	for round := range 3 {
+		for _, h := range flock {
+			id := job.ID(fmt.Sprint("job-", round))
+			h.do(id, "")
+			who, jobs := h.output(id)
+			seen[who] = true
+			if jobs != strconv.Itoa(round+1) {
+				t.Errorf("job %s of sheep %s was its %s.", id, h.name, jobs)
+			}
+		}
+	}
+	if len(seen) != len(flock) {
+		t.Errorf("%d runners did the jobs, want %d", len(seen), len(flock))
+	}
+	for _, h := range flock {
+		h.stop()
+		h.exit()
+	}
+	flock[0].nothingLeft()
+}
+
+// A model reaches nothing with network none, and what it may with host.
+func TestNetwork(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	// A listener on every address, one on loopback, and one that needs no file.
+	var targets []string
+	for _, address := range []string{"0.0.0.0:0", "127.0.0.1:0"} {
+		l, err := net.Listen("tcp4", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		targets = append(targets, fmt.Sprintf("tcp 127.0.0.1:%d", l.Addr().(*net.TCPAddr).Port))
+	}
+	port := strings.Split(targets[0], ":")[1]
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if ip := a.(*net.IPNet).IP; ip.To4() != nil && !ip.IsLoopback() {
+			targets = append(targets, "tcp "+net.JoinHostPort(ip.String(), port))
+		}
+	}
+	abstract := fmt.Sprintf("@shepherd-test-%d", os.Getpid())
+	l, err := net.Listen("unix", abstract)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	targets = append(targets, "unix "+abstract)
+
+	script := func(verb string, more ...string) string {
+		var lines []string
+		for _, target := range append(more, targets...) {
+			lines = append(lines, verb+" "+target)
+		}
+		return strings.Join(lines, "\n")
+	}
+	t.Run("none", func(t *testing.T) {
+		w := newWorld(t, daemon)
+		h := w.up(t, "")
+		h.do("a", script("miss", "udp 1.1.1.1:53", "tcp 1.1.1.1:443", "dns example.com", "udp [2001:4860:4860::8888]:53",
+			"unix /run/containerd/containerd.sock", "unix "+daemon.Address))
+		h.do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999") // its own
+		h.slaughter()
+	})
+	t.Run("host", func(t *testing.T) { // which shows that there is something to be reached
+		w := newWorld(t, daemon)
+		w.more = "network: host\n"
+		h := w.up(t, "")
+		h.do("a", script("reach"))
+		h.slaughter()
+	})
+}
+
+// Others' containers, in our namespace and elsewhere, are left alone, and so are
+// those of another daemon's sheep with the same name.
+func TestOthersAreLeftAlone(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	h := w.up(t, "")
+	image := strings.Fields(daemon.Ctr(t, namespace, "images", "ls", "-q"))[0]
+	theirs := newWorld(t, daemon)
+	theirs.node = "meadow"
+	other := theirs.up(t, "")
+	for _, ns := range []string{"default", namespace} {
+		daemon.Ctr(t, ns, "images", "pull", "--plain-http", image)
+		daemon.Ctr(t, ns, "run", "-d", image, "theirs", "/runner", "sleeper")
+	}
+	inDefault := func() string {
+		return strings.Join(slices.DeleteFunc(daemon.Leftovers(t, "default"), func(left string) bool {
+			return strings.Contains(left, "/"+namespace+"/") // mounts are those of all namespaces
+		}), "\n")
+	}
+	before := inDefault()
+	h.slaughterOnly()
+	h.load()
+	d := w.driver(t)
+	if err := d.Begin(t.Context(), nil); err != nil { // the sheep is gone
+		t.Error(err)
+	}
+	if after := inDefault(); before != after {
+		t.Errorf("the namespace default held\n%s\nholds\n%s", before, after)
+	}
+	if got := daemon.Ctr(t, namespace, "tasks", "ls"); strings.Count(got, "RUNNING") != 2 || !strings.Contains(got, "theirs") {
+		t.Errorf("the tasks are\n%s\nwant theirs and the other daemon's", got)
+	}
+	other.do("a", "")
+	for _, ns := range []string{"default", namespace} {
+		daemon.Ctr(t, ns, "tasks", "delete", "--force", "theirs")
+		daemon.Ctr(t, ns, "containers", "delete", "theirs")
+	}
+	other.slaughter()
+}
+
+// slaughterOnly stops the runner and does not look for what is left.
+func (h *heir) slaughterOnly() {
+	h.t.Helper()
+	h.stop()
+	h.exit()
+}
+
+// A sheep that is not configured any more is stopped and removed.
+func TestSheepThatIsGone(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	h := w.up(t, "")
+	h.sheep.Detach()
+	if err := h.wait(); !errors.Is(err, runtime.ErrDetached) {
+		t.Fatal(err)
+	}
+	if err := h.sheep.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := w.driver(t).Begin(t.Context(), []string{"polly"}); err != nil {
+		t.Error(err)
+	}
+	h.nothingLeft()
+	if _, err := os.Stat(filepath.Join(w.stateDir(), runtimetest.Sheep)); err == nil {
+		t.Error("its state is left")
+	}
+}
+
+// autoremove_containers: false keeps the last container, stopped.
+func TestKeptContainer(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	w.more = "autoremove_containers: false\n"
+	h := w.up(t, "")
+	id := w.task(t)
+	h.slaughterOnly()
+	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got != id {
+		t.Errorf("the containers are %q, want %q", got, id)
+	}
+	if got := daemon.Ctr(t, namespace, "tasks", "ls", "-q"); got != "" {
+		t.Errorf("the tasks are %q, want none", got)
+	}
+	h.load()
+	h.run()
+	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got == id || strings.Contains(got, "\n") {
+		t.Errorf("the containers are %q, want one other than %q", got, id)
+	}
+	h.slaughterOnly()
+	w.more = ""
+	h = w.inherit(t)
+	h.load()
+	h.nothingLeft()
+}
+
+// The disk that containerd keeps images on is full.
+func TestFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=48m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	t.Setenv("TMPDIR", disk)
+	daemon := testenv.StartContainerd(t)
+	t.Setenv("TMPDIR", "")
+	w := newWorld(t, daemon)
+	h := w.up(t, "")
+	h.do("a", "")
+
+	full := filepath.Join(disk, "full")
+	fill(t, full)
+	large := job.Model{Name: "large", Version: "v1"}
+	w.registry.Push(t, "large:v1", testenv.Image(t, w.runner(), w.base, testenv.RandomLayer(t, "weights", 8<<20, 1)))
+	err := h.sheep.Load(t.Context(), large, runtime.Discard)
+	var load *runtime.LoadError
+	if !errors.As(err, &load) || !strings.Contains(err.Error(), "full") {
+		t.Errorf("Load: %v, want to be told that the disk is full", err)
+	}
+	h.do("b", "") // the runner goes on
+	h.slaughterOnly()
+	if err := h.sheep.Load(t.Context(), model, runtime.Discard); err == nil {
+		ctx, cancel := contextWithHang(t)
+		defer cancel()
+		err := h.sheep.Run(ctx, runtime.Discard)
+		if !errors.As(err, &load) || !strings.Contains(err.Error(), "full") {
+			t.Errorf("Run: %v, want to be told that the disk is full", err)
+		}
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	h.load()
+	h.again()
+}
+
+// fill takes all the space that is left.
+func fill(t testing.TB, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for block := make([]byte, 1<<20); len(block) > 0; {
+		if _, err := f.Write(block); err != nil {
+			block = block[:len(block)/2]
+		}
+	}
+}
