@@ -79,6 +79,8 @@ type Container struct {
 	Snapshotter string `json:"snapshotter"`
 	// OwnNetwork says that it has a network namespace of its own: Port is there.
 	OwnNetwork bool `json:"own_network,omitempty"`
+	// CNI says that CNI's plugins have connected that namespace.
+	CNI bool `json:"cni,omitempty"`
 }
 
 // State is what the shim notes of its processes for who cleans up after it.

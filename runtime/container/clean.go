@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -20,6 +16,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -38,13 +35,16 @@ func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit)
 	}
 	ctx, cancel := context.WithTimeout(ctx, restartTime+noticeTime)
 	defer cancel()
+	began := time.Now()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		ended, err := c.remove(ctx, spec)
 		if err == nil {
 			complete(exit, ended)
 			return nil
 		}
-		if !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) {
+		// Others may be at the same container, which fails in many ways.
+		away := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err)
+		if !away && time.Since(began) > noticeTime {
 			return err
 		}
 		select {
@@ -61,7 +61,10 @@ func (c *containers) remove(ctx context.Context, spec shim.Spec) (*ending, error
 		return nil, err
 	}
 	keep := c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
-	return remove(ctx, client, record{spec.Container.ID, spec.Container.Snapshotter, spec.Life}, keep)
+	return c.host.remove(ctx, client, record{
+		id: spec.Container.ID, snapshotter: spec.Container.Snapshotter, life: spec.Life,
+		cni: spec.Container.CNI, folder: filepath.Join(c.lives, spec.Life),
+	}, keep)
 }
 
 // ending is what containerd knows of a task's end.
@@ -86,15 +89,24 @@ func complete(exit *shim.Exit, known *ending) {
 }
 
 // record is what a container is found by.
-type record struct{ id, snapshotter, life string }
+type record struct {
+	id, snapshotter, life string
+	cni                   bool
+	folder                string // the life's; it may be gone
+}
 
 // remove removes a container with all that belongs to it, and says how its task
 // ended; nil where there was none. Where keep is set, container and snapshot
 // stay. What is not there any more is no error.
-func remove(ctx context.Context, client *containerd.Client, r record, keep bool) (*ending, error) {
+func (h *host) remove(ctx context.Context, client *containerd.Client, r record, keep bool) (*ending, error) {
 	ended, err := removeTask(ctx, client.TaskService(), r.id)
 	if err != nil {
 		return nil, fmt.Errorf("remove task %s: %w", r.id, err)
+	}
+	if r.cni {
+		if err := h.networks.disconnect(ctx, cniCache(r.folder), r.id); err != nil {
+			h.cfg.Log.Warn("What a container had of the network may not be given back", "container", r.id, "error", err)
+		}
 	}
 	if keep && ended != nil {
 		return ended, nil
@@ -105,50 +117,13 @@ func remove(ctx context.Context, client *containerd.Client, r record, keep bool)
 	}
 	// A container without a task may be one whose making was broken off with the
 	// daemon that had asked for it, a moment ago, and left what it had begun.
-	rest := time.Duration(0)
 	if err == nil && ended == nil {
-		rest = brokenOffTime
-	}
-	if lifeID.MatchString(r.life) { // a label, which others can write
-		removeGroups(ctx, shim.GroupName(r.life), rest)
+		debris{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
 	}
 	if err := client.SnapshotService(r.snapshotter).Remove(ctx, r.id); err != nil && !errdefs.IsNotFound(err) {
 		return ended, fmt.Errorf("remove snapshot %s: %w", r.id, err)
 	}
 	return ended, nil
-}
-
-var lifeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
-
-// brokenOffTime is how long containerd and the runtime may take to notice that
-// nobody wants the container that they make.
-const brokenOffTime = time.Second / 2
-
-// removeGroups ends what is in the control groups of the name and removes them:
-// those that are there now, and those that appear within the time.
-func removeGroups(ctx context.Context, name string, rest time.Duration) {
-	for end := time.Now().Add(rest); ; {
-		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-			found, _ := filepath.Glob(pattern + name)
-			for _, dir := range found {
-				procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-				for _, field := range strings.Fields(string(procs)) {
-					if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
-						_ = unix.Kill(pid, unix.SIGKILL)
-					}
-				}
-				_ = unix.Rmdir(dir) // not while a process is in it
-			}
-		}
-		if time.Now().After(end) {
-			return
-		}
-		select {
-		case <-time.After(brokenOffTime / 20):
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // removeTask ends a task, should it not have ended, and removes it.
@@ -218,7 +193,10 @@ func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life st
 		snapshotters = append(snapshotters, found.Snapshotter)
 		if stale(found.Labels) {
 			h.cfg.Log.Info("Removing a container of an earlier runner", "sheep", sheep, "container", found.ID)
-			_, err := remove(ctx, client, record{found.ID, found.Snapshotter, found.Labels[labelLife]}, false)
+			_, err := h.remove(ctx, client, record{
+				id: found.ID, snapshotter: found.Snapshotter, life: found.Labels[labelLife],
+				cni: found.Labels[labelNetwork] == string(oci.NetworkCNI), folder: filepath.Join(h.cfg.StateDir, sheep, "lives", found.Labels[labelLife]),
+			}, false)
 			errs = append(errs, err)
 		}
 	}

@@ -94,10 +94,18 @@ func newWorld(t testing.TB, daemon *testenv.Containerd) *world {
 func (w *world) stateDir() string { return filepath.Join(w.dir, "state") }
 func (w *world) dataRoot() string { return filepath.Join(w.dir, "data") }
 
+// cniDir is an empty folder, to begin with.
+func (w *world) cniDir() string {
+	dir := filepath.Join(w.dir, "cni")
+	_ = os.MkdirAll(dir, 0o755)
+	return dir
+}
+
 func (w *world) newDriver(log *slog.Logger) *container.Driver {
 	return container.New(container.Config{
 		Address: w.daemon.Address, Namespace: namespace, Registry: image.Registry{URL: w.registry.URL},
-		Node: w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
+		CNIConfDir: w.cniDir(),
+		Node:       w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
 	})
 }
 
@@ -133,13 +141,14 @@ func (w *world) addModel(t testing.TB, m job.Model, script string) {
 	w.registry.Push(t, m.Name+":"+version, testenv.Image(t, w.runner(), w.base, testenv.Layer(t, map[string][]byte{"config.yaml": []byte(script)})))
 }
 
-// processes are the shims of the world.
+// processes are the shims of the world, ours and containerd's.
 func (w *world) processes() []string {
 	var found []string
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range all {
 		data, _ := os.ReadFile(path)
-		if text := strings.ReplaceAll(string(data), "\x00", " "); strings.HasPrefix(text, shimPath+" "+w.dir) {
+		if text := strings.ReplaceAll(string(data), "\x00", " "); strings.HasPrefix(text, shimPath+" "+w.dir) ||
+			strings.Contains(text, "containerd-shim") && strings.Contains(text, "-namespace "+namespace+" ") && strings.Contains(text, w.daemon.Address) {
 			found = append(found, "process "+filepath.Base(filepath.Dir(path))+" "+text)
 		}
 	}

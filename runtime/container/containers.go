@@ -99,6 +99,7 @@ func (c *containers) Prepare(spec *shim.Spec) error {
 		ID:          containerID(c.sheep, spec.Life),
 		Snapshotter: c.snapshotter(),
 		OwnNetwork:  oci.Network(c.options.Network) != oci.NetworkHost,
+		CNI:         oci.Network(c.options.Network) == oci.NetworkCNI,
 	}
 	return nil
 }

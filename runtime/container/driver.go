@@ -59,6 +59,10 @@ type Config struct {
 	// Needed lists the models whose images stay whatever the budget; see package
 	// image.
 	Needed func(context.Context) ([]job.Model, error)
+	// CNIConfDir holds the configuration of the network that sheep with network
+	// cni are connected to, CNIPluginDirs its plugins.
+	CNIConfDir    string
+	CNIPluginDirs []string
 	// AllowedMounts are the host's paths that sheep may mount.
 	AllowedMounts []string
 	// Node names this daemon among others that use the same containerd.
@@ -91,6 +95,10 @@ func New(cfg Config) *Driver {
 	cfg.Address = cmp.Or(cfg.Address, DefaultAddress)
 	cfg.Namespace = cmp.Or(cfg.Namespace, DefaultNamespace)
 	cfg.Snapshotter = cmp.Or(cfg.Snapshotter, DefaultSnapshotter)
+	cfg.CNIConfDir = cmp.Or(cfg.CNIConfDir, DefaultCNIConfDir)
+	if len(cfg.CNIPluginDirs) == 0 {
+		cfg.CNIPluginDirs = defaultCNIPluginDirs
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

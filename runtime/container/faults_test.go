@@ -289,6 +289,39 @@ func TestNetwork(t *testing.T) {
 		h.do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999") // its own
 		h.slaughter()
 	})
+	t.Run("cni", func(t *testing.T) {
+		testenv.Command(t, "/usr/lib/cni/ptp", "containernetworking-plugins")
+		w := newWorld(t, daemon)
+		w.more = "network: cni\n"
+		h := w.inherit(t)
+		w.addModel(t, model, "")
+		h.load()
+		err := h.sheep.Run(t.Context(), runtime.Discard)
+		if err == nil || !strings.Contains(err.Error(), "there is no CNI configuration") {
+			t.Errorf("without a configuration: %v", err)
+		}
+		h.nothingLeft()
+		leases := filepath.Join(t.TempDir(), "leases")
+		if err := os.WriteFile(filepath.Join(w.cniDir(), "10-test.conflist"), fmt.Appendf(nil, `{
+			"cniVersion": "0.4.0", "name": "shepherd-test",
+			"plugins": [{"type": "ptp", "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "198.18.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]
+		}`, leases), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		h.run()
+		h.do("a", "reach tcp 127.0.0.1:9999\nreach tcp 198.18.7.1:"+port+"\nmiss unix "+abstract)
+		given := func() int {
+			found, _ := filepath.Glob(filepath.Join(leases, "*", "198.18.7.*"))
+			return len(found)
+		}
+		if n := given(); n != 1 {
+			t.Errorf("%d addresses are given out, want 1", n)
+		}
+		h.slaughter()
+		if n := given(); n != 0 {
+			t.Errorf("%d addresses are still given out", n)
+		}
+	})
 	t.Run("host", func(t *testing.T) { // which shows that there is something to be reached
 		w := newWorld(t, daemon)
 		w.more = "network: host\n"

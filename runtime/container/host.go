@@ -21,7 +21,8 @@ import (
 // host is this machine's containerd, and the images in it, as all container
 // sheep share them.
 type host struct {
-	cfg Config
+	cfg      Config
+	networks networks
 
 	mu     sync.Mutex
 	client *containerd.Client // nil until first needed
@@ -39,7 +40,10 @@ type storeKey struct {
 }
 
 func newHost(cfg Config) *host {
-	return &host{cfg: cfg, stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account), loaded: make(map[string]job.Model)}
+	return &host{
+		cfg: cfg, networks: networks{cfg.CNIConfDir, cfg.CNIPluginDirs},
+		stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account), loaded: make(map[string]job.Model),
+	}
 }
 
 // connect returns the connection to containerd, which is made when it is first

@@ -64,7 +64,7 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), launchTime)
 	defer cancel()
 	leased, release, err := client.WithLease(whole, leases.WithID(id), leases.WithExpiration(leaseTime),
-		leases.WithLabels(labels(c.cfg.Node, c.sheep, spec.Life, spec.Model)))
+		leases.WithLabels(labels(c.cfg.Node, spec)))
 	if err != nil {
 		return fmt.Errorf("lease: %w", err)
 	}
@@ -72,10 +72,11 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 
 	var mounts []mount.Mount
 	var composed *specs.Spec
+	var pid int
 	for _, step := range []func() error{
 		func() (err error) {
 			mounts, err = client.SnapshotService(spec.Container.Snapshotter).Prepare(leased, id, img.ChainID.String(),
-				snapshots.WithLabels(labels(c.cfg.Node, c.sheep, spec.Life, spec.Model)))
+				snapshots.WithLabels(labels(c.cfg.Node, spec)))
 			return about("snapshot", err)
 		},
 		func() (err error) {
@@ -91,7 +92,14 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 			if err != nil {
 				return about("task", errgrpc.ToNative(err))
 			}
-			return about("shim", h.Watch(ctx, int(response.Pid)))
+			pid = int(response.Pid)
+			return about("shim", h.Watch(ctx, pid))
+		},
+		func() error {
+			if !spec.Container.CNI {
+				return nil
+			}
+			return about("network", c.host.networks.connect(whole, cniCache(folder), id, pid))
 		},
 		func() error {
 			_, err := client.TaskService().Start(leased, &tasks.StartRequest{ContainerID: id})
@@ -129,11 +137,17 @@ func (c *containers) create(ctx context.Context, client *containerd.Client, img 
 		return err
 	}
 	_, err = client.ContainerService().Create(ctx, records.Container{
-		ID: spec.Container.ID, Labels: labels(c.cfg.Node, c.sheep, spec.Life, spec.Model), Image: img.Reference,
+		ID: spec.Container.ID, Labels: labels(c.cfg.Node, spec), Image: img.Reference,
 		Runtime: info, Spec: encoded, Snapshotter: spec.Container.Snapshotter, SnapshotKey: spec.Container.ID,
 	})
 	return err
 }
+
+// resolvConf is how this machine finds other hosts by name.
+const resolvConf = "/etc/resolv.conf"
+
+// cniCache is where what CNI's plugins said is kept, below a life's folder.
+func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 
 // compose makes the container's spec.
 func (c *containers) compose(img image.Image, mounts []mount.Mount, folder string, spec shim.Spec) (*specs.Spec, error) {
@@ -156,8 +170,11 @@ func (c *containers) compose(img image.Image, mounts []mount.Mount, folder strin
 	switch options.Network {
 	case oci.NetworkHost:
 		cfg.Hostname = ""
-		cfg.Hosts, cfg.ResolvConf = "/etc/hosts", "/etc/resolv.conf"
+		cfg.Hosts, cfg.ResolvConf = "/etc/hosts", resolvConf
 	default:
+		if options.Network == oci.NetworkCNI {
+			cfg.ResolvConf = resolvConf
+		}
 		cfg.Hosts = filepath.Join(folder, "hosts")
 		if err := os.WriteFile(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n"), 0o644); err != nil {
 			return nil, err

@@ -3,7 +3,8 @@ package container
 import (
 	"strings"
 
-	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/oci"
+	"github.com/iterait/shepherd/shim"
 )
 
 // The labels of a container and its snapshot: whose they are and what runs in
@@ -14,12 +15,18 @@ const (
 	labelVersion = "io.shepherd.version"
 	labelNode    = "io.shepherd.node"
 	labelLife    = "io.shepherd.life"
+	labelNetwork = "io.shepherd.network" // "cni", where CNI's plugins connected it
 )
 
-func labels(node, sheep, life string, m job.Model) map[string]string {
-	return map[string]string{
-		labelSheep: sheep, labelModel: m.Name, labelVersion: m.Version, labelNode: node, labelLife: life,
+func labels(node string, spec shim.Spec) map[string]string {
+	l := map[string]string{
+		labelSheep: spec.Sheep, labelModel: spec.Model.Name, labelVersion: spec.Model.Version,
+		labelNode: node, labelLife: spec.Life,
 	}
+	if spec.Container.CNI {
+		l[labelNetwork] = string(oci.NetworkCNI)
+	}
+	return l
 }
 
 // lifeDigits is how much of a life's id is in the container's: containerd allows

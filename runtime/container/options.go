@@ -128,9 +128,6 @@ func (o *Options) check(allowed []string) error {
 	if strings.ContainsAny(o.Runtime, " \x00") {
 		wrong("runtime", "%q is not a runtime; expected runc, crun, nvidia, gvisor, a path or the name of a containerd runtime", o.Runtime)
 	}
-	if o.Network == string(oci.NetworkCNI) {
-		wrong("network", "cni is not to be had in this version; expected none or host")
-	}
 	if o.Grace < 0 {
 		wrong("grace", "cannot be negative")
 	}

@@ -60,6 +60,11 @@ func (s *server) settleOrphan() {
 func (s *server) orphaned() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case <-s.quit: // and the folder may be closed
+		return
+	default:
+	}
 	if !s.waiting {
 		return
 	}

@@ -150,6 +150,11 @@ func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
 		s.request(c, m, theirs)
 	}
 	s.leave(c)
+	select {
+	case <-s.quit:
+		c.drain() // the reply to release, for one
+	default:
+	}
 }
 
 // admit makes c the session and tells it how things stand. The newest connection
@@ -204,7 +209,7 @@ func (s *server) request(c *session, m *shim.Message, theirs int) {
 		ended := s.exit != nil
 		s.mu.Unlock()
 		if ended {
-			s.end()
+			defer s.end() // when the reply is on its way
 		} else {
 			err = errors.New("the runner has not ended")
 		}

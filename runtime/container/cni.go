@@ -1,0 +1,73 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/containernetworking/cni/libcni"
+)
+
+// DefaultCNIConfDir is where CNI's configuration lies by default.
+const DefaultCNIConfDir = "/etc/cni/net.d"
+
+// defaultCNIPluginDirs are where the project itself and distributions put CNI's
+// plugins.
+var defaultCNIPluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+
+// cniInterface is what a container calls its side of the network.
+const cniInterface = "eth0"
+
+// networks connects containers as the machine's CNI configuration says: the
+// first one of the folder, as with Kubernetes and podman.
+type networks struct {
+	confDir    string
+	pluginDirs []string
+}
+
+// open reads the configuration. What plugins must be told again when they are to
+// take a container off is kept in the folder cache.
+func (n *networks) open(cache string) (*libcni.CNIConfig, *libcni.NetworkConfigList, error) {
+	files, err := libcni.ConfFiles(n.confDir, []string{".conflist"})
+	if err != nil {
+		return nil, nil, fmt.Errorf("read CNI's configuration in %s: %w", n.confDir, err)
+	}
+	if len(files) == 0 {
+		return nil, nil, fmt.Errorf("there is no CNI configuration (*.conflist) in %s: put one there, or set the sheep's network to none or host", n.confDir)
+	}
+	list, err := libcni.ConfListFromFile(slices.Min(files))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read CNI's configuration %s: %w", slices.Min(files), err)
+	}
+	return libcni.NewCNIConfigWithCacheDir(n.pluginDirs, cache, nil), list, nil
+}
+
+// connect gives the container, whose first process is pid, its network.
+func (n *networks) connect(ctx context.Context, cache, id string, pid int) error {
+	cni, list, err := n.open(cache)
+	if err != nil {
+		return err
+	}
+	_, err = cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{
+		ContainerID: id, NetNS: "/proc/" + strconv.Itoa(pid) + "/ns/net", IfName: cniInterface,
+	})
+	if err != nil {
+		return fmt.Errorf("connect to the network %s: %w", list.Name, err)
+	}
+	return nil
+}
+
+// disconnect gives back what a container had of the network; its namespace is
+// gone.
+func (n *networks) disconnect(ctx context.Context, cache, id string) error {
+	cni, list, err := n.open(cache)
+	if err != nil {
+		return err
+	}
+	err = cni.DelNetworkList(ctx, list, &libcni.RuntimeConf{ContainerID: id, IfName: cniInterface})
+	if err != nil {
+		return fmt.Errorf("disconnect from the network %s: %w", list.Name, err)
+	}
+	return nil
+}
