@@ -74,6 +74,8 @@ type Shepherd struct {
 	flock  *flock
 	names  map[string]bool
 
+	payloads payloads
+
 	mu       sync.Mutex
 	started  bool
 	draining bool

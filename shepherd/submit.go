@@ -49,8 +49,10 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 	}
+	s.payloads.keep(r.ID, r.Payload) // before a lane can see the job
 	_, err := s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority})
 	if errors.Is(err, ledger.ErrExists) {
+		s.payloads.keep(r.ID, nil)
 		return job.ErrSubmitted
 	}
 	if err != nil {
