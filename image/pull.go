@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -103,7 +104,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 	if err != nil {
 		return err
 	}
-	var tries struct{ broken, corrupt, full, containerd int }
+	var tries struct{ broken, corrupt, full, containerd, stale int }
 	defer func() { release(err, tries.containerd+tries.full > 0) }()
 
 	t := newTracker()
@@ -156,6 +157,14 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			select {
 			case <-time.After(p.pause(tries.broken)):
 			case <-ctx.Done():
+				return err
+			}
+		case strings.Contains(err.Error(), "file exists") && tries.stale == 0:
+			// A containerd that was killed left a snapshot's folder that its
+			// records do not know: in its way, until it is told to clean up.
+			tries.stale++
+			cleaner, ok := s.cfg.Client.SnapshotService(s.cfg.Snapshotter).(snapshots.Cleaner)
+			if !ok || cleaner.Cleanup(ctx) != nil {
 				return err
 			}
 		case containerdAway(err) && tries.containerd < 3:

@@ -112,9 +112,12 @@ func TestKilledWhileAContainerRuns(t *testing.T) {
 			p.start()
 			p.submit("job-0", "echo:v1", "print up", "sheep_id", "dock")
 			who, _ := p.did("job-0")
-			p.submit("job-1", "echo:v1", "await "+p.gate, "sheep_id", "dock")
+			p.submit("job-1", "echo:v1", "print has it\nawait "+p.gate, "sheep_id", "dock")
 			p.submit("job-2", "echo:v1", "print next", "sheep_id", "dock")
-			p.eventually("the job runs", func() bool { return p.status("job-1").Status == "processing" })
+			p.eventually("the runner has the job", func() bool {
+				logs, _ := filepath.Glob(filepath.Join(p.dir, "state", "containers", "dock", "log", "runner.log"))
+				return len(logs) == 1 && strings.Contains(read(t, logs[0]), "has it")
+			})
 			if c.daemon {
 				p.kill()
 			}
@@ -134,4 +137,13 @@ func TestKilledWhileAContainerRuns(t *testing.T) {
 			}
 		})
 	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
