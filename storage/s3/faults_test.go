@@ -252,6 +252,28 @@ func TestHalfMade(t *testing.T) {
 	})
 }
 
+// TestBucketMadeThenAway loses the answer to making a bucket, and has storage
+// away from then on: however many tries find nobody there, the first that finds
+// storage back makes the submission whole.
+func TestBucketMadeThenAway(t *testing.T) {
+	r := newRig(t)
+	store := open(t, s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: 200 * time.Millisecond})
+	fatal(t, r.store.Init(t.Context(), "before", []byte("x"))) // the server is up for good
+	r.proxy.Inject(testenv.LoseAnswer, 1, method("PUT"))
+	r.proxy.Inject(testenv.Unavailable, -1, nil)
+	for range 2 {
+		if err := store.Init(t.Context(), "made", []byte("x")); !errdefs.IsUnavailable(err) {
+			t.Fatalf("Init while storage is away: %v", err)
+		}
+	}
+	if exists, err := r.raw.BucketExists(t.Context(), "made"); !exists || err != nil {
+		t.Fatalf("the bucket was not made: %v", err)
+	}
+	r.proxy.Heal()
+	fatal(t, store.Init(t.Context(), "made", []byte("x")))
+	r.has(t, "made", "inputs/input", []byte("x"))
+}
+
 // TestCutShort has a daemon killed between making a bucket and writing the input:
 // the next one makes the submission whole, and only that one.
 func TestCutShort(t *testing.T) {

@@ -81,8 +81,8 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 			s.forget(id)
 			return s.takenUnlessSame(ctx, id, payload)
 		default:
-			if f := new(fault); ctx.Err() == nil && !(errors.As(err, &f) && f.unsure) {
-				s.forget(id) // it was not made
+			if f := new(fault); ctx.Err() == nil && !ours && !unsure && !(errors.As(err, &f) && f.unsure) {
+				s.forget(id) // no try, of this Init or an earlier one, can have made it
 			}
 			return err
 		}
@@ -121,8 +121,8 @@ func (s *Store) MakeBucket(ctx context.Context) error {
 	return nil
 }
 
-// makeBucket makes the job's bucket. unsure says, beside an error that it is
-// there already, that an earlier try of the same call may have made it.
+// makeBucket makes the job's bucket. unsure says, beside an error, that a try of
+// the same call before the last may have made it.
 func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err error) {
 	err = s.tryFrom(ctx, s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
 		unsure = earlier
