@@ -67,11 +67,25 @@ func (m *mirror) note(id job.ID) {
 // exclusive drops what waits for the job, waits for a write under way, and keeps
 // others from writing until the returned function is called.
 func (m *mirror) exclusive(id job.ID) (release func()) {
+	m.mu.Lock()
+	delete(m.waiting, id)
+	m.mu.Unlock()
+	return m.hold(id, func() bool { return true })
+}
+
+// hold waits until nobody writes the job's state and keeps others from it until
+// release is called; nil when it is no longer wanted. What waits for the job is
+// done with either way.
+func (m *mirror) hold(id job.ID, wanted func() bool) (release func()) {
 	for {
 		m.mu.Lock()
-		delete(m.waiting, id)
+		if !wanted() {
+			m.mu.Unlock()
+			return nil
+		}
 		busy, ok := m.writing[id]
 		if !ok {
+			delete(m.waiting, id)
 			done := make(chan struct{})
 			m.writing[id] = done
 			m.mu.Unlock()
@@ -140,7 +154,11 @@ func (m *mirror) next() (id job.ID, wait time.Duration, ok bool) {
 }
 
 func (m *mirror) write(ctx context.Context, id job.ID) {
-	release := m.exclusive(id)
+	// Since its turn came, the job may have ended, and its final state be written.
+	release := m.hold(id, func() bool { _, waits := m.waiting[id]; return waits })
+	if release == nil {
+		return
+	}
 	defer release()
 	rec, err := m.ledger.Get(ctx, id)
 	if err != nil || rec.State.Final() && rec.State != job.Cancelled {
