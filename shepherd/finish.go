@@ -122,7 +122,11 @@ func (l *lane) persist(ctx context.Context, id job.ID, what string, fn func() er
 			return err
 		}
 		if tries == 1 || tries%20 == 0 {
-			l.log.Warn("Storage is away; trying again until it is back", "job", id, "doing", what, "error", err)
+			trouble := "Storage is away; trying again until it is back"
+			if errdefs.IsResourceExhausted(err) {
+				trouble = "A disk is full; trying again until there is room"
+			}
+			l.log.Warn(trouble, "job", id, "doing", what, "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
@@ -13,6 +15,11 @@ import (
 
 // diedMessage is the original's word for a runner that ended under its job.
 const diedMessage = "Sheep container died without notice"
+
+// loadPause is how long a sheep rests after it could not be started for a reason
+// that may pass; twice that after the second time, and so on. Meanwhile the job
+// is anyone's.
+const loadPause = 250 * time.Millisecond
 
 // errCancelled is why a job's context ends when a client cancelled the job, or
 // the claim on it was lost in another way.
@@ -178,6 +185,14 @@ func (l *lane) refuse(ctx context.Context, a *assignment, why error) {
 		l.clear(a)
 		l.release(ctx, a, false, exit.Error())
 		return
+	case errors.As(why, &load) && errdefs.IsUnavailable(load) && a.Attempt < l.shepherd.cfg.MaxAttempts:
+		l.log.Warn("Sheep cannot be started now; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", load)
+		l.plan(job.Model{})
+		a.cancel()
+		<-a.staged
+		l.clear(a)
+		l.release(ctx, a, false, load.Message)
+		l.rest(loadPause << (a.Attempt - 1))
 	case errors.As(why, &load):
 		l.plan(job.Model{})
 		l.finish(a, ending{failure: &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (%s)", load.Message)}})
@@ -189,6 +204,14 @@ func (l *lane) refuse(ctx context.Context, a *assignment, why error) {
 		l.finish(a, ending{failure: &job.Failure{Message: message}})
 	default:
 		l.finish(a, ending{failure: &job.Failure{Message: why.Error()}})
+	}
+}
+
+// rest keeps the worker from the next job for a while, unless there will be none.
+func (l *lane) rest(pause time.Duration) {
+	select {
+	case <-time.After(pause):
+	case <-l.shepherd.feed.Done():
 	}
 }
 

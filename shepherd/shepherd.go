@@ -234,11 +234,18 @@ func (s *Shepherd) Sheep(context.Context) []job.Sheep {
 	return out
 }
 
-// Checks asks each thing this daemon depends on.
+// Checks asks each thing this daemon depends on; a daemon that is stopping is
+// one of those that are not ready.
 func (s *Shepherd) Checks(ctx context.Context) []job.Check {
 	checks := []job.Check{
 		{Name: "ledger", Err: s.cfg.Ledger.Ping(ctx)},
 		{Name: "storage", Err: s.cfg.Store.Ping(ctx)},
+	}
+	s.mu.Lock()
+	draining := s.draining
+	s.mu.Unlock()
+	if draining {
+		checks = append(checks, job.Check{Name: "shepherd", Err: job.ErrDraining})
 	}
 	for name, probe := range s.cfg.Probes {
 		checks = append(checks, job.Check{Name: name, Err: probe(ctx)})

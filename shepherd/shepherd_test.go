@@ -267,7 +267,19 @@ func TestSubmitRefuses(t *testing.T) {
 			}
 		}
 	}
+	for _, check := range p.core.Checks(t.Context()) {
+		if check.Err != nil {
+			t.Errorf("not ready: %s: %v", check.Name, check.Err)
+		}
+	}
 	p.core.Drain()
+	ready := true
+	for _, check := range p.core.Checks(t.Context()) {
+		ready = ready && check.Err == nil
+	}
+	if ready {
+		t.Error("ready while draining")
+	}
 	if err := p.core.Submit(t.Context(), job.Request{ID: "late", Model: model, Payload: []byte("y")}); !errors.Is(err, job.ErrDraining) {
 		t.Errorf("while draining: %v", err)
 	}
@@ -551,6 +563,32 @@ func TestModelCannotBeLoaded(t *testing.T) {
 		t.Errorf("message %q", s.Failure.Message)
 	}
 	p.await("good", job.Done)
+}
+
+// A sheep that cannot be started for a reason that may pass is tried again; the
+// job fails when it does not pass.
+func TestSheepCannotBeStartedNow(t *testing.T) {
+	p := newPen(t)
+	var tries atomic.Int32
+	p.load = func(_ context.Context, m job.Model) error {
+		if tries.Add(1) == 1 || m.Name == "never" {
+			return &runtime.LoadError{Message: "Its port is in use.", Class: errdefs.ErrUnavailable}
+		}
+		return nil
+	}
+	p.start()
+	p.submit("later", "later", "x")
+	p.await("later", job.Done)
+	if n := tries.Swap(0); n != 2 {
+		t.Errorf("the sheep was started %d times", n)
+	}
+	p.submit("never", "never", "x")
+	if s := p.await("never", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
+		t.Errorf("message %q", s.Failure.Message)
+	}
+	if n := tries.Load(); n != 3 {
+		t.Errorf("the sheep was started %d times", n)
+	}
 }
 
 // A crashed runner is started again by itself, with its model.
