@@ -137,7 +137,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	}
 	// The API answers until the last job has ended; it takes no new ones.
 	draining, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	draining, stopSignals := signal.NotifyContext(draining, syscall.SIGTERM, syscall.SIGINT)
+	draining, stopSignals := signal.NotifyContext(draining, signalsToStop()...)
 	core.Stop(draining)
 	stopSignals()
 	cancel()

@@ -77,7 +77,7 @@ func rootCommand(name string) *cobra.Command {
 			}
 			o.hostSet, o.portSet = cmd.Flags().Changed("host"), cmd.Flags().Changed("port")
 			// The first signal drains, the second ends the draining.
-			drain, stopDrain := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			drain, stopDrain := signal.NotifyContext(cmd.Context(), signalsToStop()...)
 			defer stopDrain()
 			return serve(drain, o, os.Stderr)
 		},
@@ -92,6 +92,16 @@ func rootCommand(name string) *cobra.Command {
 	f.IntVarP(&o.port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
 	root.AddCommand(configCommand(), sandboxCommand(), versionCommand())
 	return root
+}
+
+// signalsToStop are those that ask the daemon to stop. The end of the terminal it
+// was started in is one, unless it was started to outlive that (nohup).
+func signalsToStop() []os.Signal {
+	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 func versionCommand() *cobra.Command {
