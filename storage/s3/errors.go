@@ -68,6 +68,9 @@ func (s *Store) refused(answer minio.ErrorResponse) error {
 	if subject == "" {
 		subject = answer.BucketName
 	}
+	if answer.Code == minio.NoSuchBucket && subject == "" { // not all servers say which
+		return &fault{text: "the bucket is not in storage", class: storage.ErrNotFound, cause: answer}
+	}
 	switch answer.Code {
 	case minio.NoSuchKey, minio.NoSuchBucket, "NotFound", "NoSuchObject":
 		return &fault{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}

@@ -22,7 +22,7 @@ func (s *Store) CheckID(id job.ID) error {
 		return checkBucket(string(id))
 	}
 	if _, err := job.ParseID(string(id)); err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return invalid(err.Error())
 	}
 	return nil
 }
@@ -46,8 +46,14 @@ func checkBucket(name string) error {
 	if problem == "" {
 		return nil
 	}
-	return fmt.Errorf("job id %q is the name of the job's bucket and %s: %w", name, problem, errdefs.ErrInvalidArgument)
+	return invalid(fmt.Sprintf("job id %q is the name of the job's bucket and %s", name, problem))
 }
+
+// invalid is an error of the class ErrInvalidArgument whose text clients see.
+type invalid string
+
+func (e invalid) Error() string { return string(e) }
+func (e invalid) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 func alnum(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
 

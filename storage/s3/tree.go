@@ -30,9 +30,17 @@ type tree struct{ root *os.File }
 
 // openTree opens the working directory at path, which is trusted.
 func openTree(path string) (*tree, error) {
-	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	// The runner may have put something else in the directory's place.
+	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("the job's working directory is a link or no folder at all: %w", storage.ErrBadName)
+	}
 	if err != nil {
-		return nil, localError(err)
+		var reason *fs.PathError
+		if errors.As(err, &reason) { // clients see this, and need not know where it lies
+			err = reason.Err
+		}
+		return nil, localError(fmt.Errorf("open the job's working directory: %w", err))
 	}
 	return &tree{root}, nil
 }

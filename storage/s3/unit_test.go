@@ -74,8 +74,12 @@ func TestCheckIDSaysWhichRule(t *testing.T) {
 		"ab": "3 to 63", job.ID(strings.Repeat("a", 64)): "3 to 63", "Abc": "lower-case", "a_b": "lower-case",
 		"-abc": "begin and end", "abc.": "begin and end", "a..b": "both sides", "a.-b": "both sides", "10.0.0.1": "IP address",
 	} {
-		if err := store.CheckID(id); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), rule) {
+		err := store.CheckID(id)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), rule) {
 			t.Errorf("%q: %v, want it to say %q", id, err, rule)
+		}
+		if text := err.Error(); strings.Contains(text, errdefs.ErrInvalidArgument.Error()) {
+			t.Errorf("%q: %q speaks to clients and names its class", id, text)
 		}
 	}
 	prefixed := newStore(t, Config{URL: "host", Bucket: "shared"})

@@ -2,10 +2,12 @@ package storagetest
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -46,6 +48,15 @@ func (s *suite) testCollect(t *testing.T) {
 		write(t, empty, map[string]string{"outputs/output": "only"})
 		noError(t, s.store.Collect(t.Context(), id, empty, true))
 		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload", "outputs/output": "only"})
+	})
+
+	t.Run("Gone", func(t *testing.T) {
+		id := s.fresh(t, map[string]string{input: "payload"})
+		dir := filepath.Join(t.TempDir(), "gone")
+		err := s.store.Collect(t.Context(), id, dir, false)
+		if !errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), dir) {
+			t.Errorf("Collect of a directory that is gone, whose place clients need not know: %v", err)
+		}
 	})
 
 	t.Run("Replace", func(t *testing.T) {

@@ -73,7 +73,13 @@ func (s *suite) testHostile(t *testing.T) {
 			"NotUTF8":  func(t *testing.T, o string) { noError(t, os.WriteFile(o+"/a\xff", nil, 0o644)) },
 			"TooDeep":  func(t *testing.T, o string) { noError(t, os.MkdirAll(o+strings.Repeat("/folder", 200), 0o755)) },
 			"Replaced": func(t *testing.T, o string) { noError(t, os.RemoveAll(o)); noError(t, os.Symlink(outside, o)) },
-			"File":     func(t *testing.T, o string) { noError(t, os.RemoveAll(o)); noError(t, os.WriteFile(o, nil, 0o644)) },
+			"PlaceReplaced": func(t *testing.T, o string) {
+				place, elsewhere := filepath.Dir(o), t.TempDir()
+				write(t, elsewhere, map[string]string{"outputs/x": secret})
+				noError(t, os.RemoveAll(place))
+				noError(t, os.Symlink(elsewhere, place))
+			},
+			"File": func(t *testing.T, o string) { noError(t, os.RemoveAll(o)); noError(t, os.WriteFile(o, nil, 0o644)) },
 		} {
 			t.Run(name, func(t *testing.T) {
 				id := s.fresh(t, map[string]string{input: "payload"})
