@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -66,17 +68,18 @@ func (s *server) talk(dialing, receiving context.Context) {
 		}
 		cancel(nil)
 		s.connect(conn)
+		var ended error
 		for {
-			frame, err := conn.Recv(receiving)
-			if err != nil {
-				s.log.Info("the connection to the runner has ended", "error", err)
+			var frame []byte
+			if frame, ended = conn.Recv(receiving); ended != nil {
+				s.log.Info("the connection to the runner has ended", "error", ended)
 				break
 			}
 			s.answered(frame)
 		}
 		s.disconnect()
 		_ = conn.Close()
-		if receiving.Err() != nil || !s.goesOn(dialing) {
+		if receiving.Err() != nil || !s.goesOn(dialing, ended) {
 			return
 		}
 	}
@@ -102,8 +105,8 @@ func (s *server) disconnect() {
 // goesOn decides what the end of a connection means. Mostly that the runner is
 // ending: that is waited for. If it is not and has a job, the answer to that
 // job cannot come any more, and the runner is stopped. Otherwise a new
-// connection is made.
-func (s *server) goesOn(dialing context.Context) bool {
+// connection is made. ended is why the last one is over.
+func (s *server) goesOn(dialing context.Context, ended error) bool {
 	select {
 	case <-dialing.Done():
 		return false
@@ -114,7 +117,7 @@ func (s *server) goesOn(dialing context.Context) bool {
 	if s.job == "" || s.frame != nil {
 		return true
 	}
-	s.stop(stopRequest{fault: true, why: fmt.Sprintf("its connection ended while it had job %s, so the answer could not come", s.job)})
+	s.stop(stopRequest{fault: true, why: fmt.Sprintf("its connection ended while it had job %s, so the answer could not come: %s", s.job, strings.TrimPrefix(ended.Error(), messenger.ErrClosed.Error()+": "))})
 	return false
 }
 

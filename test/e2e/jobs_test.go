@@ -83,6 +83,12 @@ func TestJobs(t *testing.T) {
 		w.submit("job-kill-next", "echo:v1", "next")
 		w.expectDone("job-kill-next", "next")
 	})
+	t.Run("answer too large", func(t *testing.T) {
+		w.submit("job-huge", "echo:v1", "huge 5000000")
+		w.expectFailed("job-huge", "Sheep container died without notice", "at most 4194304 are allowed")
+		w.submit("job-huge-next", "echo:v1", "next")
+		w.expectDone("job-huge-next", "next")
+	})
 	t.Run("model missing", func(t *testing.T) {
 		w.submit("job-missing", "no-such-model:v9", "x")
 		w.expectFailed("job-missing", fmt.Sprintf("Failed to start sheep for this job (Cannot load model `no-such-model:v9`, file `%s/models/no-such-model/v9/config.yaml` does not exist.)", w.dir))
