@@ -204,6 +204,22 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// The end of the terminal that the daemon was started in stops it as well.
+func TestTerminalGoes(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.submit("job-1", "echo:v1", "one")
+	w.expectDone("job-1", "one")
+	w.daemon.Process.Signal(syscall.SIGHUP)
+	<-w.exited
+	if code := w.daemon.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if left := w.processes(); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+}
+
 // When the time to drain is over, the running job goes back to the queue.
 func TestDrainTimeout(t *testing.T) {
 	w := newWorld(t)
