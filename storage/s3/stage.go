@@ -65,6 +65,9 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 		return storage.Staged{}, err
 	}
 	defer tree.Close()
+	if err := tree.canHold(staged.Bytes); err != nil {
+		return storage.Staged{}, err
+	}
 	boot, err := s.boot()
 	if err != nil {
 		return storage.Staged{}, err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/storage"
@@ -28,7 +29,21 @@ const (
 // Names are relative, with slashes, and checked beforehand by checkName.
 type tree struct{ root *os.File }
 
-// openTree opens the working directory at path, which is trusted.
+// canHold refuses what the tree's disk could not hold were it empty: to wait for
+// room would be to wait for ever.
+func (t *tree) canHold(size int64) error {
+	var disk unix.Statfs_t
+	if err := unix.Fstatfs(int(t.root.Fd()), &disk); err != nil {
+		return fmt.Errorf("ask for the size of the disk: %w", err)
+	}
+	if whole := int64(disk.Blocks) * disk.Bsize; whole > 0 && size > whole { // some file systems do not say
+		return fmt.Errorf("the inputs take %d bytes and the disk for working directories has %d in all: %w", size, whole, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// openTree opens the working directory at path, which is trusted but for its
+// last element.
 func openTree(path string) (*tree, error) {
 	// The runner may have put something else in the directory's place.
 	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)

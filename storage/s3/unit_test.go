@@ -167,6 +167,19 @@ func TestBadStatus(t *testing.T) {
 	}
 }
 
+// TestLargerThanTheDisk stages what no disk of this machine could hold.
+func TestLargerThanTheDisk(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprint(w, `<ListBucketResult><Name>some-job</Name><Contents><Key>inputs/input</Key><Size>4611686018427387904</Size><ETag>"x"</ETag></Contents></ListBucketResult>`)
+	}))
+	defer server.Close()
+	_, err := newStore(t, Config{URL: server.URL}).Stage(t.Context(), "some-job", t.TempDir(), 0)
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "4611686018427387904 bytes") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // TestReclaims stands in for AWS's us-east-1, where making a bucket of one's own
 // that is there already succeeds.
 func TestReclaims(t *testing.T) {
