@@ -159,7 +159,10 @@ func (ch *checker) containerd() {
 	ch.expect(len(c.Namespace) <= 76 && containerdName.MatchString(c.Namespace), "containerd.namespace",
 		"a namespace's name: at most 76 letters and digits, with single '.', '_' or '-' between them")
 	ch.expect(containerdName.MatchString(c.Snapshotter), "containerd.snapshotter", "the name of one of containerd's snapshotters, such as overlayfs")
-	ch.expect(!slices.ContainsFunc(c.AllowedMounts, func(p string) bool { return !filepath.IsAbs(p) }), "containerd.allowed_mounts", "a list of absolute paths")
+	ch.expect(filepath.IsAbs(c.CNIConfDir), "containerd.cni_conf_dir", "an absolute path")
+	relative := func(p string) bool { return !filepath.IsAbs(p) }
+	ch.expect(!slices.ContainsFunc(c.CNIPluginDirs, relative), "containerd.cni_plugin_dirs", "a list of absolute paths")
+	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)

@@ -85,6 +85,10 @@ type Containerd struct {
 	Snapshotter string `yaml:"snapshotter"`
 	// ImageBudget bounds the disk space of pulled images; 0 is no bound.
 	ImageBudget Bytes `yaml:"image_budget"`
+	// CNIConfDir configures the network of sheep with network cni; its plugins
+	// are in CNIPluginDirs.
+	CNIConfDir    string   `yaml:"cni_conf_dir"`
+	CNIPluginDirs []string `yaml:"cni_plugin_dirs"`
 	// AllowedMounts are the host's paths that sheep may mount.
 	AllowedMounts []string `yaml:"allowed_mounts,omitempty"`
 }

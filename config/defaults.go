@@ -46,6 +46,9 @@ func defaults(m machine) Config {
 			Address:     "/run/containerd/containerd.sock",
 			Namespace:   "shepherd",
 			Snapshotter: "overlayfs",
+			// The project's own places, and distributions'.
+			CNIConfDir:    "/etc/cni/net.d",
+			CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 		},
 		Ledger: Ledger{
 			Keep:     7 * 24 * time.Hour,

@@ -66,7 +66,8 @@ func TestReference(t *testing.T) {
 		"storage.path": "`storage` in `state_dir`",
 		"ledger.path":  "`ledger.db` in `state_dir`",
 
-		"containerd.allowed_mounts": "none",
+		"containerd.allowed_mounts":  "none",
+		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}
 	for key, value := range keys {
 		want, ok := inWords[key]

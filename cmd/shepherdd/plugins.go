@@ -57,6 +57,7 @@ func newContainers(env *environment) *container.Driver {
 	cfg := container.Config{
 		Address: c.Containerd.Address, Namespace: c.Containerd.Namespace, Snapshotter: c.Containerd.Snapshotter,
 		ImageBudget: int64(c.Containerd.ImageBudget), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
+		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
 	}
 	if r := c.Registry; r != nil {

@@ -1,0 +1,254 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/shim"
+)
+
+// kept is a runner's process that is somebody else's child, as a container's is:
+// the test's. Its output goes where containerd's shim would write it.
+type kept struct {
+	*exec.Cmd
+	h    *shim.Handle
+	logs string
+}
+
+// serveWatched runs a server for a container and starts its process; binds says
+// that it takes jobs.
+func serveWatched(t *testing.T, script string, binds bool) *kept {
+	t.Helper()
+	dir := t.TempDir()
+	folder, err := shim.OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := folder.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	done, ready := make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	logs := t.TempDir()
+	go func() {
+		defer close(done)
+		defer folder.Close()
+		err := Run(ctx, Config{
+			Folder: folder,
+			Spec: shim.Spec{
+				Life: "x", Port: 1, Container: &shim.Container{ID: "dolly-x"},
+				LogDir: logs, LogSize: 1 << 20, LogKeep: 1,
+			},
+			Dial: func(ctx context.Context, _ string, _ DialFunc) (Conn, error) {
+				if binds {
+					return newEcho(), nil
+				}
+				<-ctx.Done()
+				return nil, ctx.Err()
+			},
+			Log: slog.New(slog.DiscardHandler),
+		}, func() { close(ready) })
+		if err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}()
+	<-ready
+	k := &kept{h: attach(t, dir), logs: logs}
+	t.Cleanup(func() {
+		cancel()
+		if k.Cmd != nil {
+			_ = k.Process.Kill()
+			_ = k.Wait()
+		}
+		if _, err := k.h.Wait(context.Background()); err == nil {
+			_ = k.h.Release(context.Background())
+		}
+		<-done
+	})
+	if script == "" {
+		return k
+	}
+	out, err := os.OpenFile(filepath.Join(dir, shim.Stdout), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	k.Cmd = exec.Command("/bin/sh", "-c", script)
+	k.Stdout, k.Stderr = out, out
+	if err := k.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// begin has the process watched.
+func (k *kept) begin(t *testing.T) {
+	t.Helper()
+	if err := k.h.Watch(t.Context(), k.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if k.h.PID() != 0 {
+		t.Error("it is there before it has begun")
+	}
+	if err := k.h.Begun(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-k.h.Started()
+	if got := k.h.PID(); got != k.Process.Pid {
+		t.Errorf("it is process %d, want %d", got, k.Process.Pid)
+	}
+}
+
+// end reaps the process and returns what the server knows of its end.
+func (k *kept) end(t *testing.T) shim.Exit {
+	t.Helper()
+	_ = k.Wait()
+	exit, err := k.h.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exit
+}
+
+func TestWatchedProcessEnds(t *testing.T) {
+	for _, c := range []struct {
+		script string
+		stop   bool
+		signal string
+		code   int
+	}{
+		{"echo first; echo last; exit 7", false, "", 7},
+		{"echo first; echo last; kill -KILL $$", false, "SIGKILL", -1},
+		{"trap 'echo last; exit 5' TERM; echo first; while :; do sleep 0.01; done", true, "", 5},
+		{"trap '' TERM; printf 'first\\nlast\\n'; while :; do sleep 0.01; done", true, "SIGKILL", -1}, // at once, whatever the grace
+	} {
+		k := serveWatched(t, c.script, false)
+		k.begin(t)
+		if c.stop {
+			awaitText(t, filepath.Join(k.logs, runnerLog), "first")
+			if err := k.h.Stop(t.Context(), time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exit := k.end(t)
+		unknown := exit.Code == -1 && exit.Signal == "" // Linux before 6.15
+		if exit.Stopped != c.stop || exit.Lost || !unknown && (exit.Code != c.code || exit.Signal != c.signal) {
+			t.Errorf("%q: got %+v, want code %d, signal %q", c.script, exit, c.code, c.signal)
+		}
+		if exit.LastLog != "first\nlast" {
+			t.Errorf("%q: last log %q", c.script, exit.LastLog)
+		}
+	}
+}
+
+func awaitText(t *testing.T, path, text string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		data, _ := os.ReadFile(path)
+		if strings.Contains(string(data), text) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s does not say %q", path, text)
+		}
+	}
+}
+
+// A process that has ended before it was to begin is known to have.
+func TestWatchedProcessThatIsGone(t *testing.T) {
+	k := serveWatched(t, "exit 3", false)
+	if err := k.h.Watch(t.Context(), k.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	_ = k.Wait()
+	if err := k.h.Begun(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if exit := k.end(t); exit.Stopped || exit.Lost || exit.Code != 3 && exit.Code != -1 {
+		t.Errorf("got %+v, want code 3", exit)
+	}
+}
+
+func TestWatchWhatIsNotThere(t *testing.T) {
+	k := serveWatched(t, "", false)
+	if err := k.h.Begun(t.Context()); err == nil {
+		t.Error("what is not known has begun")
+	}
+	if err := k.h.Watch(t.Context(), 1<<22+1); err == nil || !strings.Contains(err.Error(), "no such process") {
+		t.Errorf("a process that is not there: %v", err)
+	}
+	if err := k.h.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	exit, err := k.h.Wait(t.Context())
+	if err != nil || !exit.Stopped {
+		t.Errorf("got %+v, %v, want stopped", exit, err)
+	}
+	if err := k.h.Watch(t.Context(), os.Getpid()); err == nil {
+		t.Error("watched after the end")
+	}
+	if err := k.h.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A container that was made and never began is ended with its shim.
+func TestWatchedThatNeverBegins(t *testing.T) {
+	k := serveWatched(t, "sleep 1000", false)
+	if err := k.h.Watch(t.Context(), k.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.h.Watch(t.Context(), k.Process.Pid); err == nil {
+		t.Error("watched twice")
+	}
+	if err := k.h.Stop(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if exit := k.end(t); !exit.Stopped {
+		t.Errorf("got %+v, want stopped", exit)
+	}
+	if status := k.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != unix.SIGKILL {
+		t.Errorf("it ended with %v", k.ProcessState)
+	}
+}
+
+func TestWatchedJob(t *testing.T) {
+	k := serveWatched(t, "sleep 1000", true)
+	k.begin(t)
+	for n := range 3 {
+		id := messenger.Input{JobID: job.ID(fmt.Sprint("job-", n)), IODataRoot: "/x"}
+		if err := k.h.Send(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := k.h.Recv(t.Context()); err != nil || a.JobID != id.JobID {
+			t.Fatalf("got %+v, %v", a, err)
+		}
+		if err := k.h.Ack(t.Context(), id.JobID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestHandles(t *testing.T) {
+	if !handles(os.Getpid(), unix.SIGSEGV) { // Go does
+		t.Error("this process does not handle SIGSEGV")
+	}
+	if handles(os.Getpid(), unix.SIGKILL) {
+		t.Error("this process handles SIGKILL")
+	}
+	if !handles(1<<22+1, unix.SIGTERM) {
+		t.Error("of a process that is not there it is not known")
+	}
+}
