@@ -223,7 +223,11 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 			}
 		}
 		h.load()
-		h.close()
+		if err := h.sheep.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		// A shim that was about to begin finds that it shall not, in a moment.
+		w.eventually(t, "nothing is left", func() bool { return len(w.leftovers(t)) == 0 })
 	}
 	t.Logf("killed after %d ms: %v", moments, ends)
 	if !slices.Contains(ends, "taken up") || !slices.Contains(ends, "removed") {

@@ -147,3 +147,45 @@ func read(t *testing.T, path string) string {
 	}
 	return string(text)
 }
+
+// shepherdd models fetches ahead, lists and removes, beside a daemon or without.
+func TestModelsCommand(t *testing.T) {
+	p := newPasture(t)
+	models := func(args ...string) (string, error) {
+		out, err := exec.Command(programs+"/shepherdd", append([]string{"models", "-c", p.config}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	for range 2 {
+		if out, err := models("pull", "echo:v1"); err != nil || !strings.Contains(out, "/echo:v1 is here: sha256:") {
+			t.Errorf("pull: %v\n%s", err, out)
+		}
+	}
+	if out, err := models("pull", "no-such:v9"); err == nil || !strings.Contains(out, "does not have it") || strings.Count(strings.TrimSpace(out), "\n") > 1 {
+		t.Errorf("pull of what is not there: %v\n%s", err, out)
+	}
+	if out, err := models("ls"); err != nil || !strings.Contains(out, "/echo:v1") {
+		t.Errorf("ls: %v\n%s", err, out)
+	}
+	p.start()
+	p.registry.Requests()
+	p.submit("job-1", "echo:v1", "print hello", "sheep_id", "dock")
+	p.did("job-1")
+	for _, r := range p.registry.Requests() {
+		if strings.Contains(r.Path, "/blobs/") {
+			t.Errorf("the daemon fetched %s again", r.Path)
+		}
+	}
+	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "slaughter its sheep first") {
+		t.Errorf("rm of a model in use: %v\n%s", err, out)
+	}
+	p.stop()
+	if out, err := models("rm", "echo:v1"); err != nil || !strings.Contains(out, "echo:v1 is removed") {
+		t.Errorf("rm: %v\n%s", err, out)
+	}
+	if out, err := models("ls"); err != nil || strings.Contains(out, "/echo") {
+		t.Errorf("ls: %v\n%s", err, out)
+	}
+	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "it is not here") {
+		t.Errorf("rm of what is not there: %v\n%s", err, out)
+	}
+}
