@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -67,6 +68,20 @@ func (f *Folder) TryLock() (bool, error) {
 	return true, nil
 }
 
+// await waits until it can take the folder's lock, or ctx ends.
+func (f *Folder) await(ctx context.Context) (bool, error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		if free, err := f.TryLock(); free || err != nil {
+			return free, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return false, nil
+		}
+	}
+}
+
 // Unlock ends the lock.
 func (f *Folder) Unlock() { _ = unix.Flock(int(f.dir.Fd()), unix.LOCK_UN) }
 
@@ -104,6 +119,11 @@ func Remove(path string) error {
 	}
 	defer f.Close()
 	free, err := f.TryLock()
+	if _, spec := os.Stat(filepath.Join(f.Path(), specFile)); !free && err == nil && errors.Is(spec, os.ErrNotExist) {
+		ending, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		free, err = f.await(ending) // it finds nothing to do, and ends
+	}
 	if err != nil {
 		return err
 	}

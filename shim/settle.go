@@ -103,16 +103,11 @@ func AwaitEnd(ctx context.Context, folder string) error {
 		return err
 	}
 	defer f.Close()
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		if free, err := f.TryLock(); free || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	free, err := f.await(ctx)
+	if err == nil && !free {
+		err = ctx.Err()
 	}
+	return err
 }
 
 // lostJob is the job that counts as under way when the answers cannot be trusted.

@@ -72,8 +72,7 @@ type Process struct {
 
 // Container is a runner whose parent is another than the shim, which watches it
 // from the moment the daemon names its process: see Handle.Watch. What it writes
-// goes into the FIFOs Stdout and Stderr of the life's folder, which the shim
-// makes. Its control groups are called GroupName(Life).
+// goes into the FIFOs Stdout and Stderr of the life's folder. Its control groups are called GroupName(Life).
 type Container struct {
 	ID          string `json:"id"`
 	Snapshotter string `json:"snapshotter"`

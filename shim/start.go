@@ -37,7 +37,26 @@ const (
 // connects to it. The shim goes on when this process ends. Its runner may not
 // have started yet when Start returns: a runner that cannot be started is an
 // Exit with StartError. When Start itself fails nothing is left but the log.
-func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logger) (_ *Handle, err error) {
+func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logger) (*Handle, error) {
+	s, err := Begin(binary, folder, spec, log)
+	if err != nil {
+		return nil, err
+	}
+	return s.Wait(ctx)
+}
+
+// Starting is a shim that is being started.
+type Starting struct {
+	folder string
+	cmd    *exec.Cmd
+	ready  *os.File
+	logged string // the path of its log
+	log    *slog.Logger
+}
+
+// Begin begins to start a shim, as Start does; a container's FIFOs are there when
+// it returns. Wait must be called, and has the rest done.
+func Begin(binary, folder string, spec Spec, log *slog.Logger) (_ *Starting, err error) {
 	spec.Version = Version
 	if err := os.MkdirAll(filepath.Dir(folder), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory of a runner: %w", err)
@@ -56,6 +75,13 @@ func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logg
 	if err := writeJSON(filepath.Join(folder, specFile), spec); err != nil {
 		return nil, fmt.Errorf("write the shim's spec: %w", err)
 	}
+	if spec.Container != nil {
+		for _, name := range []string{Stdout, Stderr} {
+			if err := unix.Mkfifo(filepath.Join(folder, name), 0o600); err != nil {
+				return nil, fmt.Errorf("make a FIFO for the runner's output: %w", err)
+			}
+		}
+	}
 	out, err := openOwnLog(spec.LogDir)
 	if err != nil {
 		return nil, err
@@ -65,8 +91,6 @@ func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	defer ready.Close()
-
 	cmd := exec.Command(binary, folder)
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOTRACEBACK=single"}
@@ -76,31 +100,42 @@ func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logg
 	err = cmd.Start()
 	readyOut.Close()
 	if err != nil {
+		ready.Close()
 		return nil, fmt.Errorf("start shepherd-shim: %w", err)
 	}
-	abandon := func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-		defer cancel()
-		if _, err := Settle(cleaning, folder, log); err != nil {
-			log.Warn("cannot clean up after a shim that did not start", "dir", folder, "error", err)
-		}
+	return &Starting{folder: folder, cmd: cmd, ready: ready, logged: out.Name(), log: log}, nil
+}
+
+// Wait waits until the shim is up and connects to it. When it fails nothing is
+// left but the log.
+func (s *Starting) Wait(ctx context.Context) (*Handle, error) {
+	defer s.ready.Close()
+	if err := awaitReady(ctx, s.ready); err != nil {
+		s.abandon(ctx)
+		return nil, fmt.Errorf("start shepherd-shim: %w (its log is %s)", err, s.logged)
 	}
-	if err := awaitReady(ctx, ready); err != nil {
-		abandon()
-		return nil, fmt.Errorf("start shepherd-shim: %w (its log is %s)", err, out.Name())
-	}
-	h, err := Attach(ctx, folder, log)
+	h, err := Attach(ctx, s.folder, s.log)
 	if err != nil {
 		if h != nil {
 			h.Detach()
 		}
-		abandon()
+		s.abandon(ctx)
 		return nil, err
 	}
-	h.child = cmd.Wait
+	h.child = s.cmd.Wait
 	return h, nil
+}
+
+// abandon ends a shim that did not come up.
+func (s *Starting) abandon(ctx context.Context) {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if _, err := Settle(cleaning, s.folder, s.log); err != nil {
+		s.log.Warn("cannot clean up after a shim that did not start", "dir", s.folder, "error", err)
+	}
+	_ = os.RemoveAll(s.folder)
 }
 
 // awaitReady reads what the starting shim says.

@@ -65,7 +65,9 @@ func (p *programs) Prepare(spec *shim.Spec) (err error) {
 }
 
 // Launch has nothing to do: the shim has started the program.
-func (p *programs) Launch(context.Context, *shim.Handle, string, shim.Spec) error { return nil }
+func (p *programs) Launch(context.Context, func() (*shim.Handle, error), string, shim.Spec) error {
+	return nil
+}
 
 // Clean has nothing to do: the shim, or who settled its life, has ended all.
 func (p *programs) Clean(context.Context, shim.Spec, *shim.Exit) error { return nil }

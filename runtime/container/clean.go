@@ -29,10 +29,15 @@ const (
 
 // Clean asks containerd how the runner ended, and removes task, container and
 // snapshot. Where containerd cannot be asked they stay for the next Load.
-func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) error {
+func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) (err error) {
 	if spec.Container == nil {
 		return nil
 	}
+	defer func() {
+		if err != nil || c.keeps() {
+			c.setSwept(false)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, restartTime+noticeTime)
 	defer cancel()
 	began := time.Now()
@@ -60,11 +65,10 @@ func (c *containers) remove(ctx context.Context, spec shim.Spec) (*ending, error
 	if err != nil {
 		return nil, err
 	}
-	keep := c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
 	return c.host.remove(ctx, client, record{
 		id: spec.Container.ID, snapshotter: spec.Container.Snapshotter, life: spec.Life,
 		cni: spec.Container.CNI, folder: filepath.Join(c.lives, spec.Life),
-	}, keep)
+	}, c.keeps())
 }
 
 // ending is what containerd knows of a task's end.

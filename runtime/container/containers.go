@@ -33,6 +33,7 @@ type containers struct {
 
 	mu    sync.Mutex
 	image image.Image // of the model loaded last
+	swept bool        // nothing is known to be left of earlier runners
 }
 
 var _ shimmed.Type = (*containers)(nil)
@@ -52,13 +53,30 @@ func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Obse
 	}
 	c.mu.Lock()
 	c.image = img
+	swept := c.swept
 	c.mu.Unlock()
 	c.host.load(c.sheep, m)
-	// What an earlier daemon, or an earlier containerd, did not come to.
+	if swept {
+		return nil
+	}
+	// What an earlier daemon did not come to, or this one without containerd.
 	if err := c.host.sweep(ctx, c.cfg.Node, c.sheep, c.alive); err != nil {
 		c.log.Warn("Containers of earlier runners could not be removed; it is tried again with the next model", "error", err)
+		return nil
 	}
+	c.setSwept(true)
 	return nil
+}
+
+func (c *containers) setSwept(swept bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.swept = swept
+}
+
+// keeps says that the last container is kept.
+func (c *containers) keeps() bool {
+	return c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
 }
 
 func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Observer) (image.Image, error) {

@@ -479,3 +479,29 @@ func fill(t testing.TB, path string) {
 		}
 	}
 }
+
+// Another runtime, here a program that notes that it was called and calls runc.
+func TestOtherRuntime(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	program := filepath.Join(t.TempDir(), "other-runc")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho \"$@\" >>\"$0.called\"\nexec runc \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, daemon)
+	w.more = "runtime: " + program + "\n"
+	h := w.up(t, "")
+	h.do("a", "")
+	h.slaughter()
+	if called, _ := os.ReadFile(program + ".called"); !strings.Contains(string(called), "create") {
+		t.Errorf("the runtime was called with %q", called)
+	}
+	w.more = "runtime: no-such-runtime\n"
+	h = w.inherit(t)
+	h.load()
+	err := h.sheep.Run(t.Context(), runtime.Discard)
+	var load *runtime.LoadError
+	if !errors.As(err, &load) || !strings.Contains(err.Error(), "no-such-runtime") {
+		t.Errorf("Run: %v, want a *runtime.LoadError that names the runtime", err)
+	}
+	h.close()
+}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -39,7 +40,7 @@ const launchTime = time.Minute
 
 // Launch makes snapshot, container and task and has the shim watch the task's
 // process before it begins.
-func (c *containers) Launch(ctx context.Context, h *shim.Handle, folder string, spec shim.Spec) error {
+func (c *containers) Launch(ctx context.Context, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	client, err := c.host.connect(ctx)
 	if err != nil {
 		return &runtime.LoadError{Message: err.Error(), Class: classOf(err)}
@@ -47,7 +48,7 @@ func (c *containers) Launch(ctx context.Context, h *shim.Handle, folder string, 
 	c.mu.Lock()
 	img := c.image
 	c.mu.Unlock()
-	if err := c.launch(ctx, client, img, h, folder, spec); err != nil {
+	if err := c.launch(ctx, client, img, up, folder, spec); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -56,7 +57,7 @@ func (c *containers) Launch(ctx context.Context, h *shim.Handle, folder string, 
 	return nil
 }
 
-func (c *containers) launch(ctx context.Context, client *containerd.Client, img image.Image, h *shim.Handle, folder string, spec shim.Spec) error {
+func (c *containers) launch(ctx context.Context, client *containerd.Client, img image.Image, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	id := spec.Container.ID
 	// A call that is cancelled may be served all the same, after what it made
 	// has been looked for in vain; a runtime that is killed in the middle leaves
@@ -68,8 +69,12 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 	if err != nil {
 		return fmt.Errorf("lease: %w", err)
 	}
-	defer func() { _ = release(whole) }() // else it expires
+	var releasing sync.WaitGroup
+	let := sync.OnceFunc(func() { releasing.Go(func() { _ = release(whole) }) }) // else it expires
+	defer releasing.Wait()
+	defer let()
 
+	var h *shim.Handle
 	var mounts []mount.Mount
 	var composed *specs.Spec
 	var pid int
@@ -85,7 +90,8 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 		},
 		func() error { return about("container", c.create(leased, client, img, composed, spec)) },
 		func() error {
-			response, err := client.TaskService().Create(leased, &tasks.CreateTaskRequest{
+			let() // the container holds the snapshot now
+			response, err := client.TaskService().Create(whole, &tasks.CreateTaskRequest{
 				ContainerID: id, Rootfs: protoMounts(mounts),
 				Stdout: filepath.Join(folder, shim.Stdout), Stderr: filepath.Join(folder, shim.Stderr),
 			})
@@ -93,6 +99,9 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 				return about("task", errgrpc.ToNative(err))
 			}
 			pid = int(response.Pid)
+			if h, err = up(); err != nil {
+				return err
+			}
 			return about("shim", h.Watch(ctx, pid))
 		},
 		func() error {
@@ -102,7 +111,7 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 			return about("network", c.host.networks.connect(whole, cniCache(folder), id, pid))
 		},
 		func() error {
-			_, err := client.TaskService().Start(leased, &tasks.StartRequest{ContainerID: id})
+			_, err := client.TaskService().Start(whole, &tasks.StartRequest{ContainerID: id})
 			if err != nil {
 				return about("start", errgrpc.ToNative(err))
 			}

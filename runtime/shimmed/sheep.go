@@ -54,9 +54,9 @@ type Type interface {
 	Prepare(spec *shim.Spec) error
 
 	// Launch starts the runner where the shim does not: it tells it of the
-	// process by Watch and Begun. The folder is the life's. When it fails, what
-	// it has made is left to Clean.
-	Launch(ctx context.Context, h *shim.Handle, folder string, spec shim.Spec) error
+	// process by Watch and Begun. The folder is the life's; up waits until the
+	// shim is. When it fails, what it has made is left to Clean.
+	Launch(ctx context.Context, up func() (*shim.Handle, error), folder string, spec shim.Spec) error
 
 	// Clean removes what is left of a life whose runner and shim have ended, but
 	// for its folder, and adds to exit what is known of the end beside what the
@@ -206,17 +206,28 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 		return nil, err
 	}
 	folder := filepath.Join(s.lives, spec.Life)
-	starting, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	h, err := shim.Start(starting, binary, folder, spec, s.log)
+	starting, err := shim.Begin(binary, folder, spec, s.log)
 	if err != nil {
 		return nil, failedStart(ctx, err)
 	}
-	if err := s.cfg.Type.Launch(ctx, h, folder, spec); err != nil {
-		if _, _, stopErr := s.stop(h, folder); stopErr != nil {
-			s.log.Warn("What could not be started is not removed whole", "error", stopErr)
+	up := sync.OnceValues(func() (*shim.Handle, error) {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return starting.Wait(ctx)
+	})
+	launched := s.cfg.Type.Launch(ctx, up, folder, spec)
+	h, err := up()
+	switch {
+	case err != nil:
+		if err := s.cfg.Type.Clean(context.WithoutCancel(ctx), spec, &shim.Exit{Stopped: true}); err != nil {
+			s.log.Warn("What could not be started is not removed whole", "error", err)
 		}
 		return nil, failedStart(ctx, err)
+	case launched != nil:
+		if _, _, err := s.stop(h, folder); err != nil {
+			s.log.Warn("What could not be started is not removed whole", "error", err)
+		}
+		return nil, failedStart(ctx, launched)
 	}
 	return &found{handle: h, folder: folder, model: m}, nil
 }

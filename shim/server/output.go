@@ -98,7 +98,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 	return o, nil
 }
 
-// openFIFOs makes the FIFOs of a container's output in the folder and begins to
+// openFIFOs opens the FIFOs of a container's output in the folder and begins to
 // copy from them. Each is held open for writing, too, until started is called:
 // the other side must have opened it by then.
 func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err error) {
@@ -120,9 +120,6 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 		end  *tail
 	}{{shim.Stdout, &o.stdout, &o.out}, {shim.Stderr, &o.stderr, &o.err}} {
 		path := filepath.Join(folder, stream.name)
-		if err := unix.Mkfifo(path, 0o600); err != nil {
-			return nil, fmt.Errorf("make a FIFO for the runner's output: %w", err)
-		}
 		if *stream.into, err = os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
 			return nil, err
 		}

@@ -39,6 +39,11 @@ func serveWatched(t *testing.T, script string, binds bool) *kept {
 	if err := folder.Lock(); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{shim.Stdout, shim.Stderr} {
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	done, ready := make(chan struct{}), make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	logs := t.TempDir()
