@@ -20,3 +20,11 @@ type Check struct {
 	Name string
 	Err  error
 }
+
+// LogQuery says which part of a sheep's log is wanted.
+type LogQuery struct {
+	// Tail is how many of the last lines are wanted; all, where negative.
+	Tail int
+	// Follow goes on with what is written later.
+	Follow bool
+}

@@ -29,6 +29,10 @@ const (
 	Stderr = "stderr"
 )
 
+// RunnerLog is what the log of the runner's output is called in Spec.LogDir;
+// rotated, it is RunnerLog.1 and so on, the oldest with the highest number.
+const RunnerLog = "runner.log"
+
 // Mark is the environment variable that carries the life's id in the runner and
 // all it starts.
 const Mark = "SHEPHERD_LIFE"

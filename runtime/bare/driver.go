@@ -70,6 +70,7 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 	return shimmed.New(shimmed.Config{
 		Name: name, Type: &programs{o},
 		DataRoot: filepath.Join(dataRoot, name), Dir: filepath.Join(stateDir, name),
+		Stdout: o.StdoutFile, Stderr: o.StderrFile,
 		Shim:          d.cfg.Shim,
 		Grace:         cmp.Or(o.Grace, d.cfg.Grace),
 		OrphanTimeout: cmp.Or(o.OrphanTimeout, d.cfg.OrphanTimeout),

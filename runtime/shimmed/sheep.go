@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/shimmed/internal/logs"
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -73,6 +75,9 @@ type Config struct {
 	DataRoot string
 	// Dir is the folder of the sheep's state.
 	Dir string
+	// Stdout and Stderr are the files that Type has the runner's output written
+	// to; where empty, it goes to the log.
+	Stdout, Stderr string
 	// Shim is the shepherd-shim program; see FindShim.
 	Shim string
 	// Grace is how long a runner has between TERM and KILL, OrphanTimeout how
@@ -98,6 +103,7 @@ type Sheep struct {
 var (
 	_ runtime.Sheep     = (*Sheep)(nil)
 	_ runtime.Recoverer = (*Sheep)(nil)
+	_ runtime.Logger    = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -112,6 +118,21 @@ func New(cfg Config) *Sheep {
 
 // LogDir is the folder of the sheep's logs, runner.log and shim.log.
 func (s *Sheep) LogDir() string { return filepath.Join(s.cfg.Dir, "log") }
+
+// Logs opens what the sheep's runners wrote. See runtime.Logger.
+func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error) {
+	var files []logs.File
+	for _, path := range []string{s.cfg.Stdout, s.cfg.Stderr} {
+		f := logs.File{Path: path}
+		if path == "" {
+			f = logs.File{Path: filepath.Join(s.LogDir(), shim.RunnerLog), Keep: logKeep}
+		}
+		if !slices.Contains(files, f) {
+			files = append(files, f)
+		}
+	}
+	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, files...)
+}
 
 // found is a runner that outlived an earlier daemon.
 type found struct {

@@ -21,8 +21,6 @@ const (
 	tailSize  = 8 << 10 // how much of the runner's output is kept in memory
 	lastLines = 10      // how many lines of it are reported, at most
 	lastBytes = 2 << 10 // and how many bytes
-
-	runnerLog = "runner.log"
 )
 
 // output takes what the runner writes to files, through pipes: so its end is
@@ -78,7 +76,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 			w = f
 		default:
 			if shared == nil {
-				f, err := openRotated(filepath.Join(spec.LogDir, runnerLog), spec.LogSize, spec.LogKeep)
+				f, err := openRotated(filepath.Join(spec.LogDir, shim.RunnerLog), spec.LogSize, spec.LogKeep)
 				if err != nil {
 					return nil, fmt.Errorf("could not open the runner's log file: %w", err)
 				}
@@ -109,7 +107,7 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 			o.close()
 		}
 	}()
-	f, err := openRotated(filepath.Join(spec.LogDir, runnerLog), spec.LogSize, spec.LogKeep)
+	f, err := openRotated(filepath.Join(spec.LogDir, shim.RunnerLog), spec.LogSize, spec.LogKeep)
 	if err != nil {
 		return nil, fmt.Errorf("could not open the runner's log file: %w", err)
 	}

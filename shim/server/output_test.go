@@ -37,7 +37,7 @@ func TestOutputGoesToFilesAndIsRemembered(t *testing.T) {
 	if !strings.Contains(last, "to out") || !strings.Contains(last, "to err") {
 		t.Errorf("remembered %q, want both", last)
 	}
-	for path, want := range map[string]string{spec.Runner.Stdout: "earlier\nto out\n", filepath.Join(dir, runnerLog): "to err\n"} {
+	for path, want := range map[string]string{spec.Runner.Stdout: "earlier\nto out\n", filepath.Join(dir, shim.RunnerLog): "to err\n"} {
 		if got, err := os.ReadFile(path); err != nil || string(got) != want {
 			t.Errorf("%s holds %q, %v, want %q", path, got, err, want)
 		}

@@ -1,0 +1,28 @@
+package runtime
+
+import (
+	"context"
+	"io"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Logger is a Sheep that keeps what its runners write.
+type Logger interface {
+	// Logs opens what the sheep's runners have written, earlier ones' included,
+	// from the oldest that is kept. It may be called at any time and any number
+	// of times at once, whether a runner is up or not.
+	//
+	// Read ends with io.EOF at the end of what there was or, following, with
+	// ctx's error once ctx has ended; rotation of the log and the end of the
+	// runner do not end it.
+	Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
+}
+
+// ModelChecker is a Sheep that knows, without asking anyone, that some models
+// can never be its.
+type ModelChecker interface {
+	// CheckModel returns a *job.Invalid where the model's name or version cannot
+	// be that of a model of this sheep, whatever may be pushed or installed.
+	CheckModel(m job.Model) error
+}
