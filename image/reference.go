@@ -125,6 +125,22 @@ func (e endpoint) reference(m job.Model) (ref, error) {
 	return r, nil
 }
 
+// Check returns a *job.Invalid when m cannot name an image in this registry,
+// without asking it.
+func (r Registry) Check(m job.Model) error {
+	e, err := parseEndpoint(r.URL)
+	if err != nil {
+		return err
+	}
+	if _, err := e.reference(job.Model{Name: m.Name}); err != nil {
+		return &job.Invalid{Field: "model.name", Problem: err.Error()}
+	}
+	if _, err := e.reference(m); err != nil {
+		return &job.Invalid{Field: "model.version", Problem: err.Error()}
+	}
+	return nil
+}
+
 // componentProblem says what is wrong with one part of a name.
 func componentProblem(c string) string {
 	switch {

@@ -52,6 +52,10 @@ const (
 	ErrEnded notice = "the job has ended already"
 	// ErrRange says that the asked part lies outside the file.
 	ErrRange notice = "the requested range lies outside the file"
+	// ErrNoLog says that a sheep's type keeps no log.
+	ErrNoLog notice = "This sheep keeps no log"
+	// ErrNoModels says that no sheep has models that could be fetched.
+	ErrNoModels notice = "No configured sheep fetches models: there is nothing to pull or to remove. Container sheep do; bare sheep run what is in their working_directory"
 	// ErrDraining says that the daemon is shutting down and takes no more jobs.
 	ErrDraining notice = "shepherd is shutting down and takes no more jobs; try again when it is back"
 )

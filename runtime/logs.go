@@ -18,11 +18,3 @@ type Logger interface {
 	// runner do not end it.
 	Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
 }
-
-// ModelChecker is a Sheep that knows, without asking anyone, that some models
-// can never be its.
-type ModelChecker interface {
-	// CheckModel returns a *job.Invalid where the model's name or version cannot
-	// be that of a model of this sheep, whatever may be pushed or installed.
-	CheckModel(m job.Model) error
-}

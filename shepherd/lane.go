@@ -49,6 +49,8 @@ type lane struct {
 	up      bool                     // the runner is up
 	planned job.Model                // what it will have loaded when all claimed jobs are done
 	detail  string
+	told    runtime.Stage // of loading, as the log was last told it
+	toldAt  time.Time
 
 	adopted *adoption // set by recover, taken by the worker
 }

@@ -1,6 +1,7 @@
 package shepherd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,6 +56,9 @@ func (l *lane) load(ctx context.Context, m job.Model) error {
 func (l *lane) startRunner(ctx context.Context, m job.Model) error {
 	l.log.Info("Starting sheep", "model", m.String())
 	l.setRunner(nil, m)
+	l.mu.Lock()
+	l.told = ""
+	l.mu.Unlock()
 	if err := l.sheep.Load(ctx, m, l.observe); err != nil {
 		l.show("")
 		return err
@@ -130,8 +134,26 @@ func (l *lane) observe(e runtime.Event) {
 		l.show("starting")
 		l.log.Debug("Runner started", "pid", e.PID)
 	default:
-		l.show(string(e.Stage) + " " + e.Text)
+		l.show(cmp.Or(e.Text, string(e.Stage)))
+		if l.worthTelling(e.Stage, time.Now()) {
+			l.log.Info("Loading the model", "stage", string(e.Stage), "progress", e.Text)
+		}
 	}
+}
+
+// tellEvery is how often the log says how far a model's loading is.
+const tellEvery = 10 * time.Second
+
+// worthTelling says whether progress belongs in the log: when a stage begins,
+// and now and then while it lasts.
+func (l *lane) worthTelling(stage runtime.Stage, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if stage == l.told && now.Sub(l.toldAt) < tellEvery {
+		return false
+	}
+	l.told, l.toldAt = stage, now
+	return true
 }
 
 // stopRunner slaughters the runner and waits until nothing of it is left.

@@ -34,6 +34,8 @@ type Member struct {
 	Name  string
 	Type  string
 	Sheep runtime.Sheep
+	// Models keeps the models of the sheep's type; nil where that fetches none.
+	Models runtime.ModelKeeper
 }
 
 // Config is what a Shepherd is made of. All of it is required unless said
@@ -72,6 +74,7 @@ type Shepherd struct {
 	hub    *hub
 	mirror *mirror
 	flock  *flock
+	models *Models
 	names  map[string]bool
 
 	payloads payloads
@@ -119,6 +122,8 @@ func New(cfg Config) (*Shepherd, error) {
 	s.hub = newHub(cfg.Ledger, cfg.Log)
 	s.mirror = newMirror(cfg.Ledger, cfg.Store, cfg.MirrorDelay, cfg.Log)
 	s.flock = &flock{ledger: cfg.Ledger, node: cfg.Node, budget: newBudget(cfg.StageBudget)}
+	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
+	s.models.loaded = s.flock.loadedBy
 	for _, m := range cfg.Sheep {
 		if s.names[m.Name] {
 			return nil, fmt.Errorf("shepherd: two sheep are called %q", m.Name)

@@ -80,7 +80,7 @@ func (s *Shepherd) admissible(r job.Request) error {
 	if r.Sheep != "" && !s.names[r.Sheep] {
 		return &job.UnknownSheep{Name: r.Sheep}
 	}
-	return nil
+	return s.checkModel(r)
 }
 
 // Cancel ends a job that has not ended; a running one loses its runner. The

@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/iterait/shepherd/image"
@@ -85,6 +86,9 @@ type Config struct {
 type Driver struct {
 	cfg  Config
 	host *host
+
+	mu           sync.Mutex
+	snapshotters map[string]string // by sheep
 }
 
 var _ runtime.Driver = (*Driver)(nil)
@@ -102,7 +106,7 @@ func New(cfg Config) *Driver {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{cfg: cfg, host: newHost(cfg)}
+	return &Driver{cfg: cfg, host: newHost(cfg), snapshotters: make(map[string]string)}
 }
 
 // NewSheep reads a sheep's configuration, Options. See runtime.Driver.
@@ -121,6 +125,9 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	d.snapshotters[name] = cmp.Or(o.Snapshotter, d.cfg.Snapshotter)
+	d.mu.Unlock()
 	return d.sheep(name, o)
 }
 

@@ -74,6 +74,10 @@ type Config struct {
 	Handle  Handler
 	// Load, when set, decides whether a model can be loaded.
 	Load func(ctx context.Context, m job.Model) error
+	// Observe, when set, is what Load reports before it asks Load.
+	Observe []runtime.Event
+	// Check, when set, decides whether a model can be a sheep's at all.
+	Check func(m job.Model) error
 	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
 	// at once.
 	Start func(ctx context.Context, m job.Model) error
@@ -113,6 +117,9 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	if err := m.Validate(); err != nil {
 		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrInvalidArgument}
 	}
+	for _, e := range s.cfg.Observe {
+		observe(e)
+	}
 	if s.cfg.Load != nil {
 		if err := s.cfg.Load(ctx, m); err != nil {
 			return err
@@ -122,6 +129,14 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	defer s.mu.Unlock()
 	s.loaded = &m
 	return ctx.Err()
+}
+
+// CheckModel asks Config.Check.
+func (s *sheep) CheckModel(m job.Model) error {
+	if s.cfg.Check == nil {
+		return nil
+	}
+	return s.cfg.Check(m)
 }
 
 func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {

@@ -104,6 +104,8 @@ var (
 	_ runtime.Sheep     = (*Sheep)(nil)
 	_ runtime.Recoverer = (*Sheep)(nil)
 	_ runtime.Logger    = (*Sheep)(nil)
+
+	_ runtime.ModelChecker = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -158,6 +160,14 @@ func (s *Sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.model = &m
+	return nil
+}
+
+// CheckModel asks the sheep's Type, where that knows. See runtime.ModelChecker.
+func (s *Sheep) CheckModel(m job.Model) error {
+	if c, ok := s.cfg.Type.(runtime.ModelChecker); ok {
+		return c.CheckModel(m)
+	}
 	return nil
 }
 

@@ -1,0 +1,56 @@
+package job
+
+import (
+	"fmt"
+	"time"
+)
+
+// KeptModel is a model that is kept on this machine and need not be fetched to
+// be loaded.
+type KeptModel struct {
+	Model Model
+	// Reference is where it was fetched from, Digest what exactly it is.
+	Reference, Digest string
+	// Size is what it takes on the disk in bytes, parts shared with other models
+	// included; Own is the part that removing it alone gives back.
+	Size, Own int64
+	LastUsed  time.Time
+	// InUse says that a runner has it loaded.
+	InUse bool
+}
+
+// PullProgress is how far a model's fetching is.
+type PullProgress struct {
+	// Text says it for people, in one line.
+	Text string
+	// Done of Total bytes are here; Total is 0 while it is not known.
+	Done, Total int64
+	// Rate is bytes a second.
+	Rate float64
+}
+
+// ModelError says why something cannot be done with a model, in words that
+// clients may read. Class, an errdefs class, says whether trying again makes
+// sense.
+type ModelError struct {
+	Problem string
+	Class   error
+}
+
+func (e *ModelError) Error() string { return e.Problem }
+func (e *ModelError) Unwrap() error { return e.Class }
+
+// ModelNeeded says that a model is not removed because something needs it: a job
+// that has not ended or, without one, a sheep.
+type ModelNeeded struct {
+	Model Model
+	Job   ID
+	Sheep string
+}
+
+func (e *ModelNeeded) Error() string {
+	if e.Job != "" {
+		return fmt.Sprintf("Model `%s` is needed by job `%s`; wait until it has ended or cancel it", e.Model, e.Job)
+	}
+	return fmt.Sprintf("Model `%s` is loaded by sheep `%s`; it can be removed when that has loaded another", e.Model, e.Sheep)
+}

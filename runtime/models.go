@@ -1,0 +1,36 @@
+package runtime
+
+import (
+	"context"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// ModelChecker is a Sheep that knows, without asking anyone, that some models
+// can never be its.
+type ModelChecker interface {
+	// CheckModel returns a *job.Invalid where the model's name or version cannot
+	// be that of a model of this sheep, whatever may be pushed or installed.
+	CheckModel(m job.Model) error
+}
+
+// ModelKeeper is a Driver whose sheep fetch their models from elsewhere, to keep
+// them on this machine. Its methods may be called at any time and from many
+// goroutines.
+//
+// Their errors are *job.ModelError values, *job.Invalid for a model that cannot
+// be, or ctx's.
+type ModelKeeper interface {
+	// Pull makes the newest version of the model be here, ready to be loaded by
+	// the sheep with these names; without names by any. It reports how far it is
+	// a few times a second, and not after it has returned; report returns quickly.
+	Pull(ctx context.Context, m job.Model, sheep []string, report func(job.PullProgress)) error
+
+	// List lists the models that are here, by name and version.
+	List(ctx context.Context) ([]job.KeptModel, error)
+
+	// Remove removes a model and returns when its room on the disk is free. It
+	// asks needed before, once for every way in which the model can be written;
+	// an error that needed returns is Remove's, and the model stays.
+	Remove(ctx context.Context, m job.Model, needed func(job.Model) error) error
+}

@@ -1,0 +1,224 @@
+package shepherd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// Models fetches models ahead of the jobs that want them, and removes them. It
+// works without a Shepherd, too, for as long as no other daemon has the ledger.
+type Models struct {
+	ledger  ledger.Ledger
+	members []Member
+	log     *slog.Logger
+	// loaded names a sheep that has the model loaded, or nothing.
+	loaded func(job.Model) string
+}
+
+// NewModels makes Models of these sheep; none of them is up.
+func NewModels(l ledger.Ledger, members []Member, log *slog.Logger) *Models {
+	return &Models{ledger: l, members: members, log: log, loaded: func(job.Model) string { return "" }}
+}
+
+// Pull makes the newest version of the model be here, for one sheep or, without
+// a name, for all that fetch models. It reports how far it is until it returns.
+// The error is *job.Invalid, *job.UnknownSheep, job.ErrNoModels or
+// *job.ModelError, or ctx's.
+func (m *Models) Pull(ctx context.Context, model job.Model, sheep string, report func(job.PullProgress)) error {
+	if err := model.Validate(); err != nil {
+		return &job.Invalid{Field: "model", Problem: err.Error()}
+	}
+	var keepers []runtime.ModelKeeper
+	names := make(map[runtime.ModelKeeper][]string)
+	known := sheep == ""
+	for _, member := range m.members {
+		if sheep != "" && member.Name != sheep {
+			continue
+		}
+		known = true
+		if member.Models == nil {
+			continue
+		}
+		if names[member.Models] == nil {
+			keepers = append(keepers, member.Models)
+		}
+		names[member.Models] = append(names[member.Models], member.Name)
+	}
+	switch {
+	case !known:
+		return &job.UnknownSheep{Name: sheep}
+	case len(keepers) == 0 && sheep != "":
+		return &job.Invalid{Field: "sheep_id", Problem: fmt.Sprintf("sheep `%s` fetches no models: there is nothing to pull", sheep)}
+	case len(keepers) == 0:
+		return job.ErrNoModels
+	}
+	began := time.Now()
+	m.log.Info("Pulling a model ahead of time", "model", model.String())
+	for _, k := range keepers {
+		if err := k.Pull(ctx, model, names[k], report); err != nil {
+			return err
+		}
+	}
+	m.log.Info("Model is here", "model", model.String(), "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// List lists the models that are kept here. The error is *job.ModelError or
+// ctx's.
+func (m *Models) List(ctx context.Context) ([]job.KeptModel, error) {
+	list := []job.KeptModel{}
+	for _, k := range m.keepers() {
+		more, err := k.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, more...)
+	}
+	return list, nil
+}
+
+// Remove removes a model that neither a sheep nor a job that has not ended
+// needs. The error is *job.ModelNeeded, job.ErrNoModels, *job.Invalid or
+// *job.ModelError, of class errdefs.ErrNotFound where the model is not here; or
+// it has the ledger's class.
+func (m *Models) Remove(ctx context.Context, model job.Model) error {
+	keepers := m.keepers()
+	if len(keepers) == 0 {
+		return job.ErrNoModels
+	}
+	if err := model.Validate(); err != nil {
+		return &job.Invalid{Field: "model", Problem: err.Error()}
+	}
+	removed := false
+	var absent error
+	for _, k := range keepers {
+		err := k.Remove(ctx, model, func(written job.Model) error { return m.needed(ctx, written) })
+		switch {
+		case err == nil:
+			removed = true
+		case errdefs.IsNotFound(err):
+			absent = err
+		default:
+			return err
+		}
+	}
+	if !removed {
+		return absent
+	}
+	m.log.Info("Model removed", "model", model.String())
+	return nil
+}
+
+// needed says who needs the model, as a *job.ModelNeeded.
+func (m *Models) needed(ctx context.Context, model job.Model) error {
+	open := ledger.Filter{States: []job.State{job.Queued, job.Processing}, Model: model}
+	records, _, err := m.ledger.List(ctx, open, 0, 1)
+	if err != nil {
+		return fmt.Errorf("look for jobs that need model %s: %w", model, err)
+	}
+	if len(records) > 0 {
+		return &job.ModelNeeded{Model: model, Job: records[0].ID}
+	}
+	if sheep := m.loaded(model); sheep != "" {
+		return &job.ModelNeeded{Model: model, Sheep: sheep}
+	}
+	return nil
+}
+
+// keepers are those of the sheep, each once.
+func (m *Models) keepers() []runtime.ModelKeeper {
+	var found []runtime.ModelKeeper
+	seen := make(map[runtime.ModelKeeper]bool)
+	for _, member := range m.members {
+		if member.Models != nil && !seen[member.Models] {
+			seen[member.Models] = true
+			found = append(found, member.Models)
+		}
+	}
+	return found
+}
+
+// NeededModels lists each model of the jobs that have not ended, once.
+func NeededModels(ctx context.Context, l ledger.Ledger) ([]job.Model, error) {
+	const page = 1000
+	open := ledger.Filter{States: []job.State{job.Queued, job.Processing}}
+	var needed []job.Model
+	seen := make(map[job.Model]bool)
+	for cursor := int64(0); ; {
+		records, next, err := l.List(ctx, open, cursor, page)
+		if err != nil {
+			return nil, fmt.Errorf("list the models of jobs: %w", err)
+		}
+		for _, r := range records {
+			if !seen[r.Model] {
+				seen[r.Model] = true
+				needed = append(needed, r.Model)
+			}
+		}
+		if next == 0 {
+			return needed, nil
+		}
+		cursor = next
+	}
+}
+
+// loadedBy names a sheep whose runner has the model, or is being started with
+// it.
+func (f *flock) loadedBy(m job.Model) string {
+	for _, l := range f.lanes {
+		if l.has(m) {
+			return l.name
+		}
+	}
+	return ""
+}
+
+func (l *lane) has(m job.Model) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return (l.up || l.busy) && l.loaded == m
+}
+
+// PullModel fetches a model ahead of time; see Models.Pull.
+func (s *Shepherd) PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+	return s.models.Pull(ctx, m, sheep, report)
+}
+
+// Models lists the models that are kept here; see Models.List.
+func (s *Shepherd) Models(ctx context.Context) ([]job.KeptModel, error) { return s.models.List(ctx) }
+
+// RemoveModel removes a model that is kept here; see Models.Remove.
+func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
+	return s.models.Remove(ctx, m)
+}
+
+// checkModel returns the first objection of the sheep that could run a job, if
+// all of them object to its model.
+func (s *Shepherd) checkModel(r job.Request) error {
+	var objection error
+	for _, l := range s.flock.lanes {
+		if r.Sheep != "" && r.Sheep != l.name {
+			continue
+		}
+		checker, ok := l.sheep.(runtime.ModelChecker)
+		if !ok {
+			return nil
+		}
+		err := checker.CheckModel(r.Model)
+		if err == nil {
+			return nil
+		}
+		if objection == nil {
+			objection = err
+		}
+	}
+	return objection
+}
