@@ -112,7 +112,7 @@ func (s *server) crossOrigin(next http.Handler) http.Handler {
 		}
 		h.Add("Vary", "Access-Control-Request-Method")
 		h.Add("Vary", "Access-Control-Request-Headers")
-		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS")
 		if wanted := r.Header.Get("Access-Control-Request-Headers"); wanted != "" {
 			h.Set("Access-Control-Allow-Headers", wanted)
 		}

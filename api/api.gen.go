@@ -35,10 +35,71 @@ type Health struct {
 // JobStatus defines model for JobStatus.
 type JobStatus = job.Status
 
+// KeptModel defines model for KeptModel.
+type KeptModel struct {
+	Digest string `json:"digest"`
+
+	// InUse Whether a runner has it loaded
+	InUse bool `json:"in_use"`
+
+	// LastUsedAt Example: 2026-11-22T10:08:03.942214
+	LastUsedAt *Time  `json:"last_used_at"`
+	Name       string `json:"name"`
+
+	// OwnSize Bytes that removing it alone gives back
+	OwnSize int64 `json:"own_size"`
+
+	// Reference Example: localhost:6000/digits:v1
+	Reference string `json:"reference"`
+
+	// Size Bytes on the disk, packed and unpacked, with what it shares with other models
+	Size    int64  `json:"size"`
+	Version string `json:"version"`
+}
+
 // Model defines model for Model.
 type Model struct {
 	Name    *string `json:"name"`
 	Version *string `json:"version"`
+}
+
+// ModelList defines model for ModelList.
+type ModelList struct {
+	Models []KeptModel `json:"models"`
+}
+
+// PullProgress defines model for PullProgress.
+type PullProgress struct {
+	// Done Bytes that are here
+	Done *int64 `json:"done,omitempty"`
+
+	// Error In the last object: why it is not
+	Error *string `json:"error,omitempty"`
+
+	// Rate Bytes a second
+	Rate *int64 `json:"rate,omitempty"`
+
+	// Success In the last object: the model is here
+	Success *bool `json:"success,omitempty"`
+
+	// Text For people
+	Text string `json:"text"`
+
+	// Total Bytes in all; left out while that is not known
+	Total *int64 `json:"total,omitempty"`
+}
+
+// PullRequest defines model for PullRequest.
+type PullRequest struct {
+	Model struct {
+		Name string `json:"name"`
+
+		// Version May be empty
+		Version string `json:"version"`
+	} `json:"model"`
+
+	// SheepId The sheep that shall be able to load it; all that fetch models, when left out or null
+	SheepId *string `json:"sheep_id,omitempty"`
 }
 
 // Readiness defines model for Readiness.
@@ -141,14 +202,23 @@ type BadRequest = Error
 // Internal defines model for Internal.
 type Internal = Error
 
+// ModelTrouble defines model for ModelTrouble.
+type ModelTrouble = Error
+
 // NoFile defines model for NoFile.
 type NoFile = Error
+
+// NoModel defines model for NoModel.
+type NoModel = Error
 
 // PreconditionFailed defines model for PreconditionFailed.
 type PreconditionFailed = Error
 
 // RangeNotSatisfiable defines model for RangeNotSatisfiable.
 type RangeNotSatisfiable = Error
+
+// RegistryRefused defines model for RegistryRefused.
+type RegistryRefused = Error
 
 // TooLarge defines model for TooLarge.
 type TooLarge = Error
@@ -164,6 +234,24 @@ type WaitForJobParams struct {
 	// Timeout How long to wait, in seconds (`30`, `0.5`) or as a duration (`1m30s`); longer than the server's upper bound means that bound
 	Timeout *string `form:"timeout,omitempty" json:"timeout,omitempty"`
 }
+
+// PullModelParams defines parameters for PullModel.
+type PullModelParams struct {
+	// Progress `true`, `1` or nothing after the `=`: tell how far it is
+	Progress *string `form:"progress,omitempty" json:"progress,omitempty"`
+}
+
+// GetSheepLogsParams defines parameters for GetSheepLogs.
+type GetSheepLogsParams struct {
+	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
+
+	// Tail How many of the last lines to begin with; `all` when left out
+	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
+// PullModelJSONRequestBody defines body for PullModel for application/json ContentType.
+type PullModelJSONRequestBody = PullRequest
 
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
@@ -200,12 +288,24 @@ type ServerInterface interface {
 	// WaitForJob Wait until a job has ended
 	// (GET /jobs/{job_id}/wait_ready)
 	WaitForJob(w http.ResponseWriter, r *http.Request, jobId JobID, params WaitForJobParams)
+	// ListModels The models that are kept here
+	// (GET /models)
+	ListModels(w http.ResponseWriter, r *http.Request)
+	// PullModel Fetch a model ahead of the jobs that want it
+	// (POST /models/pull)
+	PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams)
+	// RemoveModel Remove a model
+	// (DELETE /models/{model})
+	RemoveModel(w http.ResponseWriter, r *http.Request, model string)
 	// GetReadiness Whether the daemon can take and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
 	// ListSheep Every sheep in more detail
 	// (GET /sheep)
 	ListSheep(w http.ResponseWriter, r *http.Request)
+	// GetSheepLogs What a sheep's runners have written
+	// (GET /sheep/{sheep_id}/logs)
+	GetSheepLogs(w http.ResponseWriter, r *http.Request, sheepId string, params GetSheepLogsParams)
 	// GetSpec This contract, for programs
 	// (GET /spec.json)
 	GetSpec(w http.ResponseWriter, r *http.Request)
@@ -502,6 +602,79 @@ func (siw *ServerInterfaceWrapper) WaitForJob(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListModels operation middleware
+func (siw *ServerInterfaceWrapper) ListModels(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListModels(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PullModel operation middleware
+func (siw *ServerInterfaceWrapper) PullModel(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PullModelParams
+
+	// ------------- Optional query parameter "progress" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "progress", r.URL.Query(), &params.Progress, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "progress"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "progress", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PullModel(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveModel operation middleware
+func (siw *ServerInterfaceWrapper) RemoveModel(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "model" -------------
+	var model string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "model", mux.Vars(r)["model"], &model, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "model", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveModel(w, r, model)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetReadiness operation middleware
 func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.Request) {
 
@@ -521,6 +694,61 @@ func (siw *ServerInterfaceWrapper) ListSheep(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListSheep(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSheepLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetSheepLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sheep_id" -------------
+	var sheepId string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sheep_id", mux.Vars(r)["sheep_id"], &sheepId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSheepLogsParams
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "tail" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "tail", r.URL.Query(), &params.Tail, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "tail"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "tail", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSheepLogs(w, r, sheepId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -734,6 +962,14 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/status", wrapper.GetStatus).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/sheep", wrapper.ListSheep).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/logs", wrapper.GetSheepLogs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/models", wrapper.ListModels).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/models/pull", wrapper.PullModel).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/models/{model}", wrapper.RemoveModel).Methods(http.MethodDelete)
 
 	r.HandleFunc(options.BaseURL+"/healthz", wrapper.GetHealth).Methods(http.MethodGet)
 

@@ -9,6 +9,7 @@ package api
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -57,6 +58,24 @@ type Service interface {
 
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
+
+	// Logs opens what a sheep's runners have written; the caller closes it.
+	// Reading ends with io.EOF or, following, with ctx's error once that has
+	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
+	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+
+	// PullModel returns when the model is here, for the named sheep or for all
+	// that fetch models. Meanwhile it reports how far it is, from one goroutine at
+	// a time and not after it has returned. It returns *job.Invalid,
+	// *job.UnknownSheep, job.ErrNoModels and *job.ModelError.
+	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+
+	// Models is every model that is kept here. It returns *job.ModelError.
+	Models(ctx context.Context) ([]job.KeptModel, error)
+
+	// RemoveModel removes one. It returns *job.Invalid, *job.ModelNeeded,
+	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not here.
+	RemoveModel(ctx context.Context, m job.Model) error
 
 	// Checks is the state of everything the daemon depends on, each by its
 	// name.

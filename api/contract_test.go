@@ -89,7 +89,7 @@ func TestEveryRouteIsInTheContract(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if strings.Contains(path, ":.+}") || strings.Count(path, "/") == 2 && !strings.HasPrefix(path, "/jobs") {
+		if strings.Contains(path, ":.+}") || strings.HasPrefix(path, "/ui/") || strings.HasPrefix(path, "/apidocs/") {
 			return nil // nested names, which OpenAPI cannot say, and the pages' scripts
 		}
 		for _, method := range methods {

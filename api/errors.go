@@ -55,6 +55,16 @@ var classes = []class{
 	{status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
+	{status: http.StatusNotFound, match: is(job.ErrNoLog)},
+	{status: http.StatusConflict, match: is(job.ErrNoModels)},
+	{status: http.StatusConflict, match: as[*job.ModelNeeded]},
+	{status: http.StatusNotFound, match: modelError(errdefs.IsNotFound)},
+	{status: http.StatusBadRequest, match: modelError(errdefs.IsInvalidArgument)},
+	{status: http.StatusConflict, match: modelError(errdefs.IsFailedPrecondition)},
+	{status: http.StatusBadGateway, match: modelError(errdefs.IsPermissionDenied)},
+	{status: http.StatusServiceUnavailable, match: modelError(errdefs.IsResourceExhausted), retryAfter: 30},
+	{status: http.StatusServiceUnavailable, match: modelError(errdefs.IsUnavailable), retryAfter: 5},
+	{status: http.StatusInternalServerError, match: as[*job.ModelError], ours: true},
 	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
 	{status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
 	{status: http.StatusNotFound, match: is(errNoRoute)},
@@ -104,6 +114,15 @@ func as[E error](err error) (string, bool) {
 // of matches a class of errors and speaks for it.
 func of(belongs func(error) bool, message string) func(error) (string, bool) {
 	return func(err error) (string, bool) { return message, belongs(err) }
+}
+
+// modelError matches a class of errors about models, which speak for
+// themselves.
+func modelError(belongs func(error) bool) func(error) (string, bool) {
+	return func(err error) (string, bool) {
+		message, ok := as[*job.ModelError](err)
+		return message, ok && belongs(err)
+	}
 }
 
 func tooLarge(err error) (string, bool) {

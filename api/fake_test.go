@@ -19,6 +19,11 @@ type fake struct {
 	submitted []job.Request
 	sheep     []job.Sheep
 	checks    []job.Check
+	models    []job.KeptModel
+	removed   []job.Model
+	// pull and logs, when set, stand in for PullModel and Logs.
+	pull func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	logs func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	// down, when set, is what every method that can fail answers.
 	down error
 	// body, when set, stands in for the contents of files.
@@ -222,3 +227,32 @@ func (f *fake) Cancel(_ context.Context, id job.ID) error {
 
 func (f *fake) Sheep(context.Context) []job.Sheep  { return f.sheep }
 func (f *fake) Checks(context.Context) []job.Check { return f.checks }
+
+func (f *fake) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
+	if f.logs == nil {
+		return nil, &job.UnknownSheep{Name: sheep}
+	}
+	log, err := f.logs(ctx, sheep, q)
+	if err != nil {
+		return nil, err
+	}
+	f.open.Add(1)
+	return &countedBody{ReadCloser: log, open: &f.open}, nil
+}
+
+func (f *fake) PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+	if f.pull == nil {
+		return job.ErrNoModels
+	}
+	return f.pull(ctx, m, sheep, report)
+}
+
+func (f *fake) Models(context.Context) ([]job.KeptModel, error) { return f.models, f.down }
+
+func (f *fake) RemoveModel(_ context.Context, m job.Model) error {
+	if f.down != nil {
+		return f.down
+	}
+	f.removed = append(f.removed, m)
+	return nil
+}

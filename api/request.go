@@ -55,8 +55,9 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 // request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
 	var request job.Request
-	var id, name, version, sheep, payload text
-	var model, priority bool
+	var id, sheep, payload text
+	var model modelField
+	var priority bool
 
 	in := &reader{data: body}
 	err := in.document(func() error {
@@ -80,19 +81,7 @@ func decodeStartJob(body []byte) (job.Request, error) {
 				request.Priority = int(n)
 				return err
 			case "model":
-				if model {
-					return twice(field)
-				}
-				model = true
-				return in.object(field, func(field string) error {
-					switch field {
-					case "model.name":
-						return name.required(in, field)
-					case "model.version":
-						return version.required(in, field)
-					}
-					return unknown(field)
-				})
+				return model.read(in, field)
 			}
 			return unknown(field)
 		})
@@ -100,36 +89,113 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	if err != nil {
 		return job.Request{}, err
 	}
-	switch {
-	case !id.seen:
+	if !id.seen {
 		return job.Request{}, missing("job_id")
-	case !model:
-		return job.Request{}, missing("model")
-	case !name.seen:
-		return job.Request{}, missing("model.name")
-	case !version.seen:
-		return job.Request{}, missing("model.version")
+	}
+	if err := model.complete(); err != nil {
+		return job.Request{}, err
 	}
 
 	request.ID, err = job.ParseID(string(id.value))
 	if err != nil {
 		return job.Request{}, &job.Invalid{Field: "job_id", Problem: err.Error()}
 	}
-	request.Model = job.Model{Name: string(name.value), Version: string(version.value)}
-	if err := (job.Model{Name: request.Model.Name}).Validate(); err != nil {
-		return job.Request{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
+	if request.Model, err = model.value(); err != nil {
+		return job.Request{}, err
 	}
-	if err := request.Model.Validate(); err != nil {
-		return job.Request{}, &job.Invalid{Field: "model.version", Problem: err.Error()}
-	}
-	request.Sheep = string(sheep.value)
-	if sheep.value != nil && request.Sheep == "" {
-		return job.Request{}, &job.UnknownSheep{} // an empty name is not "any": null is
+	if request.Sheep, err = sheep.sheep(); err != nil {
+		return job.Request{}, err
 	}
 	if len(payload.value) > 0 {
 		request.Payload = payload.value
 	}
 	return request, nil
+}
+
+// decodePull reads the body of a pull request, as strictly.
+func decodePull(body []byte) (m job.Model, addressed string, err error) {
+	var sheep text
+	var model modelField
+	in := &reader{data: body}
+	err = in.document(func() error {
+		return in.object("", func(field string) error {
+			switch field {
+			case "sheep_id":
+				return sheep.optional(in, field)
+			case "model":
+				return model.read(in, field)
+			}
+			return unknown(field)
+		})
+	})
+	if err == nil {
+		err = model.complete()
+	}
+	if err == nil {
+		m, err = model.value()
+	}
+	if err == nil {
+		addressed, err = sheep.sheep()
+	}
+	return m, addressed, err
+}
+
+// modelField is the field of a request that names a model.
+type modelField struct {
+	seen          bool
+	name, version text
+}
+
+func (m *modelField) read(in *reader, field string) error {
+	if m.seen {
+		return twice(field)
+	}
+	m.seen = true
+	return in.object(field, func(field string) error {
+		switch field {
+		case "model.name":
+			return m.name.required(in, field)
+		case "model.version":
+			return m.version.required(in, field)
+		}
+		return unknown(field)
+	})
+}
+
+// complete says what of it is missing.
+func (m *modelField) complete() error {
+	switch {
+	case !m.seen:
+		return missing("model")
+	case !m.name.seen:
+		return missing("model.name")
+	case !m.version.seen:
+		return missing("model.version")
+	}
+	return nil
+}
+
+func (m *modelField) value() (job.Model, error) {
+	return checkedModel(job.Model{Name: string(m.name.value), Version: string(m.version.value)})
+}
+
+// checkedModel says which part of a model cannot be.
+func checkedModel(m job.Model) (job.Model, error) {
+	if err := (job.Model{Name: m.Name}).Validate(); err != nil {
+		return job.Model{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
+	}
+	if err := m.Validate(); err != nil {
+		return job.Model{}, &job.Invalid{Field: "model.version", Problem: err.Error()}
+	}
+	return m, nil
+}
+
+// sheep is the name of the addressed sheep, empty for null.
+func (t *text) sheep() (string, error) {
+	if t.value != nil && len(t.value) == 0 {
+		return "", &job.UnknownSheep{} // an empty name is not "any": null is
+	}
+	return string(t.value), nil
 }
 
 // text is a string field of a request: whether it was seen, and its value, nil

@@ -13,7 +13,7 @@ import (
 )
 
 // methods are all that any route knows, in the order an Allow header has them.
-var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost}
+var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete}
 
 // routes binds the generated routes to s. Paths are matched as they were sent:
 // an encoded slash stays inside its segment, and nothing is redirected to a
@@ -39,6 +39,7 @@ func (s *server) routes() http.Handler {
 	wrapper := &ServerInterfaceWrapper{Handler: s, ErrorHandlerFunc: s.badParameter}
 	router.HandleFunc("/jobs/{job_id}/result/{file:.+}", wrapper.GetResultFile).Methods(http.MethodGet)
 	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
+	router.HandleFunc("/models/{model:.+}", wrapper.RemoveModel).Methods(http.MethodDelete)
 	for _, asset := range ui.Assets() {
 		router.Handle(asset.Path, asset).Methods(http.MethodGet)
 	}

@@ -55,9 +55,9 @@ func (s Status) MarshalJSON() ([]byte, error) {
 	out := statusJSON{
 		Status:     s.State,
 		Model:      modelJSON{Name: &s.Model.Name, Version: &s.Model.Version},
-		EnqueuedAt: formatTime(s.EnqueuedAt),
-		StartedAt:  formatTime(s.StartedAt),
-		FinishedAt: formatTime(s.FinishedAt),
+		EnqueuedAt: FormatTime(s.EnqueuedAt),
+		StartedAt:  FormatTime(s.StartedAt),
+		FinishedAt: FormatTime(s.FinishedAt),
 	}
 	if s.Failure != nil {
 		out.ErrorDetails = &failureJSON{Message: s.Failure.Message, Type: orNull(s.Failure.Type), Traceback: orNull(s.Failure.Traceback)}
@@ -98,7 +98,9 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-func formatTime(t time.Time) *string {
+// FormatTime writes a time as clients see it: UTC without a zone, with six digits
+// of a second. Nil is no time.
+func FormatTime(t time.Time) *string {
 	if t.IsZero() {
 		return nil
 	}

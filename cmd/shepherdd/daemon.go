@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,27 +76,20 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	records, err := sqlite.Open(drain, sqlite.Config{
-		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
-	})
+	records, err := openLedger(drain, cfg, log, &stop)
 	if err != nil {
 		return err
 	}
-	stop.add(func() {
-		if err := records.Close(); err != nil {
-			log.Error("Cannot close the ledger", "error", err)
-		}
-	})
 	store, err := openStorage(cfg, log, &stop)
 	if err != nil {
 		return err
 	}
 
-	members, err := gather(drain, &environment{config: cfg, node: node, needed: neededModels(records), log: log}, &stop)
+	members, types, err := gather(drain, environmentOf(cfg, node, records, log), &stop)
 	if err != nil {
 		return err
 	}
+	begin(drain, types, members, log)
 	core, err := shepherd.New(shepherd.Config{
 		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members,
 		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
@@ -186,6 +178,22 @@ func address(host string, l net.Listener) string {
 	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
 
+func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
+	records, err := sqlite.Open(ctx, sqlite.Config{
+		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
+		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	stop.add(func() {
+		if err := records.Close(); err != nil {
+			log.Error("Cannot close the ledger", "error", err)
+		}
+	})
+	return records, nil
+}
+
 // openStorage is the client of the configured storage, after starting the
 // embedded one where that is what is configured.
 func openStorage(cfg *config.Config, log *slog.Logger, stop *closers) (*s3.Store, error) {
@@ -241,11 +249,17 @@ func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, lo
 	log.Info("Minio storage appears to be up and running")
 }
 
-// gather makes the configured sheep.
-func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Member, error) {
+// environmentOf is what sheep types are made from.
+func environmentOf(cfg *config.Config, node string, records ledger.Ledger, log *slog.Logger) *environment {
+	needed := func(ctx context.Context) ([]job.Model, error) { return shepherd.NeededModels(ctx, records) }
+	return &environment{config: cfg, node: node, needed: needed, log: log}
+}
+
+// gather makes the sheep types, by name, and the configured sheep.
+func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Member, map[string]runtime.Driver, error) {
 	types, err := drivers(ctx, env)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for name, driver := range types {
 		if c, ok := driver.(io.Closer); ok && otherNames[name] == "" {
@@ -257,18 +271,25 @@ func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Me
 		}
 	}
 	var members []shepherd.Member
-	named := make(map[runtime.Driver][]string)
 	for _, s := range env.config.Sheep {
 		driver := types[s.Type]
 		sheep, err := driver.NewSheep(s.Name, s.Decode)
 		if err != nil {
-			return nil, fmt.Errorf("sheep %s: %w", s.Name, err)
+			return nil, nil, fmt.Errorf("sheep %s: %w", s.Name, err)
 		}
 		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
-		members = append(members, shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep})
-		named[driver] = append(named[driver], s.Name)
+		keeper, _ := driver.(runtime.ModelKeeper)
+		members = append(members, shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper})
 	}
-	// Types that look after more than single sheep.
+	return members, types, nil
+}
+
+// begin lets the sheep types begin that look after more than single sheep.
+func begin(ctx context.Context, types map[string]runtime.Driver, members []shepherd.Member, log *slog.Logger) {
+	named := make(map[runtime.Driver][]string)
+	for _, m := range members {
+		named[types[m.Type]] = append(named[types[m.Type]], m.Name)
+	}
 	for name, driver := range types {
 		b, ok := driver.(interface {
 			Begin(ctx context.Context, names []string) error
@@ -277,30 +298,8 @@ func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Me
 			continue
 		}
 		if err := b.Begin(ctx, named[driver]); err != nil {
-			env.log.Warn(fmt.Sprintf("Sheep of type `%s` are not all they could be", name), "error", err)
+			log.Warn(fmt.Sprintf("Sheep of type `%s` are not all they could be", name), "error", err)
 		}
-	}
-	return members, nil
-}
-
-// neededModels lists the models of jobs that have not ended.
-func neededModels(l ledger.Ledger) func(context.Context) ([]job.Model, error) {
-	return func(ctx context.Context) ([]job.Model, error) {
-		var needed []job.Model
-		open := ledger.Filter{States: []job.State{job.Queued, job.Processing}}
-		for cursor, first := int64(0), true; first || cursor != 0; first = false {
-			records, next, err := l.List(ctx, open, cursor, 1000)
-			if err != nil {
-				return nil, err
-			}
-			for _, r := range records {
-				if !slices.Contains(needed, r.Model) {
-					needed = append(needed, r.Model)
-				}
-			}
-			cursor = next
-		}
-		return needed, nil
 	}
 }
 

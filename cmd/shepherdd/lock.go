@@ -10,6 +10,13 @@ import (
 	"syscall"
 )
 
+// lockedError says that another daemon is up with the same state directory.
+type lockedError struct{ pid, dir string }
+
+func (e *lockedError) Error() string {
+	return fmt.Sprintf("another shepherdd (pid %s) uses the state directory %s: stop it, or give this one its own state_dir", e.pid, e.dir)
+}
+
 // lockState makes the state directory this daemon's own until the returned file
 // is closed, or the process ends, however it does.
 func lockState(dir string) (*os.File, error) {
@@ -25,7 +32,7 @@ func lockState(dir string) (*os.File, error) {
 		owner, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another shepherdd (pid %s) uses the state directory %s: stop it, or give this one its own state_dir", strings.TrimSpace(string(owner)), dir)
+			return nil, &lockedError{pid: strings.TrimSpace(string(owner)), dir: dir}
 		}
 		return nil, fmt.Errorf("lock the state directory %s: %w", dir, err)
 	}

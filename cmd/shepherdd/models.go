@@ -1,14 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"os"
 	"os/signal"
+	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -16,139 +19,263 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/config"
-	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/shepherd"
 )
 
-// modelsCommand looks after the images of models. It speaks to containerd
-// itself: whether a daemon runs does not matter.
+// models is who the models commands ask: a daemon, by its API, or this process
+// itself where none is up.
+type models interface {
+	Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	List(ctx context.Context) ([]job.KeptModel, error)
+	Remove(ctx context.Context, m job.Model) error
+}
+
 func modelsCommand() *cobra.Command {
-	var file string
+	var file, url string
 	c := &cobra.Command{
 		Use:   "models",
-		Short: "Fetch, list and remove the images of models that container sheep run",
+		Short: "Fetch models ahead of time, list and remove them",
+		Long: "Fetches, lists and removes the models that container sheep run. With --api it\n" +
+			"asks the daemon at that address; with -c the one that is up with that\n" +
+			"configuration or, where none is, it works by itself.",
 	}
-	c.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration file (required)")
-	models := func(use, short, long string, least int, run func(ctx context.Context, out io.Writer, images *image.Store, models []job.Model) error) {
-		c.AddCommand(&cobra.Command{
-			Use: use, Short: short, Long: long,
-			Args: func(cmd *cobra.Command, args []string) error {
-				if len(args) < least || least == 0 && len(args) > 0 {
-					return &usageError{fmt.Errorf("expected shepherdd models %s", use)}
-				}
-				return nil
-			},
-			RunE: func(cmd *cobra.Command, args []string) error {
-				if file == "" {
-					return &usageError{errors.New("a configuration file is needed: -c FILE")}
-				}
-				ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-				defer stop()
-				return withImages(ctx, file, func(images *image.Store) error {
-					return run(ctx, cmd.OutOrStdout(), images, modelsOf(args))
-				})
-			},
-		})
-	}
-	models("pull NAME:VERSION…", "Fetch the images of models",
-		"Fetches and unpacks the images of models from the configured registry, so that\njobs find them here.", 1, pullModels)
-	models("ls", "List the images that are here", "", 0, listModels)
-	models("rm NAME:VERSION…", "Remove the images of models",
-		"Removes the images of models. One that a sheep has loaded is refused.", 1, removeModels)
-	return c
-}
+	c.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration file")
+	c.PersistentFlags().StringVar(&url, "api", "", "address of a daemon's API, as in http://localhost:5000")
 
-// modelsOf reads NAME, NAME:VERSION and NAME@DIGEST.
-func modelsOf(args []string) []job.Model {
-	var list []job.Model
-	for _, arg := range args {
-		m := job.Model{Name: arg}
-		if i := strings.IndexAny(arg, ":@"); i >= 0 {
-			m = job.Model{Name: arg[:i], Version: arg[i+1:]}
-		}
-		list = append(list, m)
-	}
-	return list
-}
-
-// withImages opens the images of a configuration.
-func withImages(ctx context.Context, file string, use func(*image.Store) error) error {
-	cfg, err := config.Loader{Types: checks()}.Load(file)
-	if err != nil {
-		return err
-	}
-	if cfg.Registry == nil {
-		return errors.New("the configuration has no registry")
-	}
-	// Nothing is removed for a budget here: what jobs need, the daemon knows.
-	cfg.Containerd.ImageBudget = 0
-	driver := newContainers(&environment{config: cfg, log: slog.New(slog.DiscardHandler)})
-	defer driver.Close()
-	images, err := driver.Images(ctx)
-	if err != nil {
-		return err
-	}
-	return use(images)
-}
-
-// pullModels fetches one after the other, and says how far it is.
-func pullModels(ctx context.Context, out io.Writer, images *image.Store, models []job.Model) error {
-	for _, m := range models {
-		report := &reporter{out: out}
-		img, err := images.Ensure(ctx, m, report.observe)
+	// with runs do with whom the flags name.
+	with := func(cmd *cobra.Command, do func(context.Context, models) error) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		var closing closers
+		defer func() { closing.close() }()
+		asked, err := openModels(ctx, file, url, cmd.ErrOrStderr(), &closing)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "%s is here: %s\n", img.Reference, img.Target.Digest)
+		err = do(ctx, asked)
+		if err != nil && ctx.Err() != nil {
+			return errors.New("interrupted; what was fetched is kept for the next time")
+		}
+		return err
+	}
+
+	var sheep string
+	pull := &cobra.Command{
+		Use:   "pull NAME[:VERSION]…",
+		Short: "Fetch models",
+		Args:  atLeastOneModel,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, asked models) error {
+				for _, arg := range args {
+					bar := newBar(cmd.ErrOrStderr(), parseModel(arg).String())
+					err := asked.Pull(ctx, parseModel(arg), sheep, bar.show)
+					bar.end()
+					if err != nil {
+						return fmt.Errorf("pull %s: %w", arg, err)
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", parseModel(arg))
+				}
+				return nil
+			})
+		},
+	}
+	pull.Flags().StringVar(&sheep, "sheep", "", "fetch for this sheep only; all that fetch models, if left out")
+	c.AddCommand(pull, &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the models that are here",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return with(cmd, func(ctx context.Context, asked models) error {
+				list, err := asked.List(ctx)
+				if err != nil {
+					return err
+				}
+				return printModels(cmd.OutOrStdout(), list)
+			})
+		},
+	}, &cobra.Command{
+		Use:     "rm NAME[:VERSION]…",
+		Aliases: []string{"remove"},
+		Short:   "Remove models that neither a job nor a sheep needs",
+		Args:    atLeastOneModel,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, asked models) error {
+				var errs []error
+				for _, arg := range args {
+					if err := asked.Remove(ctx, parseModel(arg)); err != nil {
+						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
+						continue
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s removed\n", parseModel(arg))
+				}
+				return errors.Join(errs...)
+			})
+		},
+	})
+	return c
+}
+
+func atLeastOneModel(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return &usageError{errors.New("a model is needed: NAME:VERSION")}
 	}
 	return nil
 }
 
-// reporter prints progress, at most once a second.
-type reporter struct {
-	out io.Writer
-
-	mu    sync.Mutex
-	phase image.Phase
-	last  time.Time
-}
-
-func (r *reporter) observe(p image.Progress) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p.Phase == r.phase && time.Since(r.last) < time.Second {
-		return
+// parseModel takes NAME:VERSION apart. A name has no colon and no @.
+func parseModel(s string) job.Model {
+	if at := strings.IndexAny(s, ":@"); at >= 0 {
+		return job.Model{Name: s[:at], Version: s[at+1:]}
 	}
-	r.phase, r.last = p.Phase, time.Now()
-	fmt.Fprintln(r.out, p)
+	return job.Model{Name: s}
 }
 
-func listModels(ctx context.Context, out io.Writer, images *image.Store, _ []job.Model) error {
-	list, err := images.List(ctx)
+// openModels finds whom to ask.
+func openModels(ctx context.Context, file, url string, logTo io.Writer, stop *closers) (models, error) {
+	switch {
+	case file == "" && url == "":
+		return nil, &usageError{errors.New("a configuration file (-c FILE) or a daemon's address (--api URL) is needed")}
+	case file != "" && url != "":
+		return nil, &usageError{errors.New("-c and --api are two ways of saying whom to ask: keep one")}
+	case url != "":
+		return newRemote(url)
+	}
+	cfg, err := load(options{config: file})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "IMAGE\tSIZE\tLAST USED\tIN USE")
-	for _, i := range list {
-		used, inUse := "never", ""
-		if !i.LastUsed.IsZero() {
-			used = i.LastUsed.Local().Format(time.DateTime)
+	lock, err := lockState(cfg.StateDir)
+	var locked *lockedError
+	if errors.As(err, &locked) {
+		return newRemote("http://" + net.JoinHostPort(reachable(cfg.API.Host), strconv.Itoa(cfg.API.Port)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	stop.add(func() { lock.Close() })
+	return ownModels(ctx, cfg, logTo, stop)
+}
+
+// ownModels works without a daemon. It has the lock on the state directory.
+func ownModels(ctx context.Context, cfg *config.Config, logTo io.Writer, stop *closers) (models, error) {
+	log := slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	node, err := nodeName(cfg)
+	if err != nil {
+		return nil, err
+	}
+	records, err := openLedger(ctx, cfg, log, stop)
+	if err != nil {
+		return nil, err
+	}
+	members, _, err := gather(ctx, environmentOf(cfg, node, records, log), stop)
+	if err != nil {
+		return nil, err
+	}
+	return shepherd.NewModels(records, members, log), nil
+}
+
+// reachable is the host to connect to for one that is listened on.
+func reachable(host string) string {
+	switch ip := net.ParseIP(host); {
+	case host == "", ip != nil && ip.IsUnspecified() && ip.To4() != nil:
+		return "127.0.0.1"
+	case ip != nil && ip.IsUnspecified():
+		return "::1"
+	}
+	return host
+}
+
+func printModels(w io.Writer, list []job.KeptModel) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tVERSION\tSIZE\tALONE\tLAST USED\tIN USE\tDIGEST")
+	for _, m := range list {
+		used, last := "no", "never"
+		if m.InUse {
+			used = "yes"
 		}
-		if i.InUse {
-			inUse = "yes"
+		if !m.LastUsed.IsZero() {
+			last = m.LastUsed.UTC().Format(time.DateTime)
 		}
-		fmt.Fprintf(table, "%s\t%d MiB\t%s\t%s\n", i.Reference, (i.Size+1<<20-1)>>20, used, inUse)
+		digest := m.Digest
+		if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 {
+			digest = algorithm + ":" + hex[:12]
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			m.Model.Name, cmp.Or(m.Model.Version, "-"), bytesText(m.Size), bytesText(m.Own), last, used, digest)
 	}
 	return table.Flush()
 }
 
-func removeModels(ctx context.Context, out io.Writer, images *image.Store, models []job.Model) error {
-	for _, m := range models {
-		if err := images.Remove(ctx, m); err != nil {
-			return err
-		}
-		fmt.Fprintf(out, "%s is removed\n", m)
+// bytesText is a number of bytes for people.
+func bytesText(n int64) string {
+	const units = "KMGTPE"
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
 	}
-	return nil
+	value, unit := float64(n)/1024, 0
+	for value >= 999.95 && unit < len(units)-1 {
+		value /= 1024
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, units[unit])
+}
+
+// bar shows how far a pull is: on a terminal as a bar that moves, elsewhere as a
+// line now and then.
+type bar struct {
+	to       io.Writer
+	model    string
+	terminal bool
+	shown    bool
+	last     string
+	at       time.Time
+}
+
+// lineEvery is the time between two lines where there is no terminal.
+const lineEvery = 5 * time.Second
+
+func newBar(to io.Writer, model string) *bar {
+	b := &bar{to: to, model: model}
+	if f, ok := to.(*os.File); ok {
+		info, err := f.Stat()
+		b.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	}
+	return b
+}
+
+func (b *bar) show(p job.PullProgress) {
+	if b.terminal {
+		fmt.Fprintf(b.to, "\r\x1b[K%s", b.line(p))
+		b.shown = true
+		return
+	}
+	// Text without its numbers says which stage it is.
+	stage, _, _ := strings.Cut(p.Text, ":")
+	if now := time.Now(); stage != b.last || now.Sub(b.at) >= lineEvery {
+		b.last, b.at = stage, now
+		fmt.Fprintln(b.to, p.Text)
+	}
+}
+
+const barWidth = 30
+
+// line is a bar of fixed width, so that it does not jump, within 80 columns for
+// names of ordinary length.
+func (b *bar) line(p job.PullProgress) string {
+	if p.Total <= 0 || p.Done >= p.Total {
+		return p.Text
+	}
+	done := min(max(p.Done, 0), p.Total)
+	full := int(float64(done) / float64(p.Total) * barWidth)
+	return fmt.Sprintf("%s [%s%s] %3d%% %s of %s %s/s", b.model, strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
+		int(float64(done)/float64(p.Total)*100), bytesText(done), bytesText(p.Total), bytesText(int64(p.Rate)))
+}
+
+// end leaves the terminal as it was.
+func (b *bar) end() {
+	if b.shown {
+		fmt.Fprint(b.to, "\r\x1b[K")
+	}
 }

@@ -1,0 +1,101 @@
+package api
+
+import (
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// GetSheepLogs answers GET /sheep/{sheep_id}/logs.
+func (s *server) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep string, params GetSheepLogsParams) {
+	sheep, err := url.PathUnescape(rawSheep)
+	if err != nil {
+		s.fail(w, r, &job.UnknownSheep{Name: rawSheep})
+		return
+	}
+	q := job.LogQuery{Tail: -1}
+	if q.Follow, err = flag("follow", params.Follow); err == nil && params.Tail != nil {
+		q.Tail, err = parseTail(*params.Tail)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	log, err := s.service.Logs(r.Context(), sheep, q)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	defer log.Close()
+
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Accel-Buffering", "no") // proxies that know it pass lines on as they come
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return
+	}
+	unbounded(w)
+	control := http.NewResponseController(w)
+	_ = control.Flush() // the client knows at once that it follows
+	buffer := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buffer)
+	for {
+		n, err := log.Read(buffer[:])
+		if n > 0 {
+			_ = control.SetWriteDeadline(time.Now().Add(stall)) // not every writer has deadlines
+			if _, err := w.Write(buffer[:n]); err != nil {
+				return // the client has left
+			}
+			if q.Follow {
+				_ = control.Flush()
+			}
+		}
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF):
+			_ = control.Flush()
+		case r.Context().Err() != nil: // the client has left, or the daemon is going
+		default:
+			s.log.ErrorContext(r.Context(), "log broken off", "sheep", sheep, "error", err)
+			panic(http.ErrAbortHandler)
+		}
+		_ = control.SetWriteDeadline(time.Time{})
+		return
+	}
+}
+
+// flag reads a parameter that is yes or no; named without a value it is yes.
+func flag(name string, value *string) (bool, error) {
+	if value == nil {
+		return false, nil
+	}
+	switch *value {
+	case "", "true", "1":
+		return true, nil
+	case "false", "0":
+		return false, nil
+	}
+	return false, &job.Invalid{Field: name, Problem: "must be true or false"}
+}
+
+// parseTail reads a number of lines.
+func parseTail(text string) (int, error) {
+	if text == "all" {
+		return -1, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return 0, &job.Invalid{Field: "tail", Problem: "must be a number of lines, or all"}
+	}
+	return int(min(n, math.MaxInt)), nil
+}

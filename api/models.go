@@ -1,0 +1,149 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// ListModels answers GET /models.
+func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
+	models, err := s.service.Models(r.Context())
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	answer := ModelList{Models: []KeptModel{}}
+	for _, m := range models {
+		answer.Models = append(answer.Models, KeptModel{
+			Name: m.Model.Name, Version: m.Model.Version, Reference: m.Reference, Digest: m.Digest,
+			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse,
+		})
+	}
+	s.answer(w, r, http.StatusOK, answer)
+}
+
+// RemoveModel answers DELETE /models/{model}. A name has no colon and no @, so
+// that the first ends it.
+func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string) {
+	text, err := url.PathUnescape(raw)
+	var m job.Model
+	if err == nil {
+		if at := strings.IndexAny(text, ":@"); at >= 0 {
+			m.Name, m.Version = text[:at], text[at+1:]
+		} else {
+			m.Name = text
+		}
+		m, err = checkedModel(m)
+	} else {
+		err = &job.Invalid{Field: "model", Problem: "is not encoded as addresses are"}
+	}
+	if err == nil {
+		err = s.service.RemoveModel(r.Context(), m)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// PullModel answers POST /models/pull.
+func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams) {
+	body, err := readBody(w, r, s.maxBody)
+	var m job.Model
+	var sheep string
+	var told bool
+	if err == nil {
+		m, sheep, err = decodePull(body)
+	}
+	if err == nil {
+		told, err = flag("progress", params.Progress)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	unbounded(w)
+	if told {
+		s.pullAloud(w, r, m, sheep)
+		return
+	}
+	if err := s.service.PullModel(r.Context(), m, sheep, func(job.PullProgress) {}); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// pullAloud pulls and tells how far it is. What fails before there is anything
+// to tell is answered as an error with its status. A client that is slow sees
+// the latest only.
+func (s *server) pullAloud(w http.ResponseWriter, r *http.Request, m job.Model, sheep string) {
+	latest := make(chan job.PullProgress, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- s.service.PullModel(r.Context(), m, sheep, func(p job.PullProgress) {
+			select {
+			case <-latest:
+			default:
+			}
+			latest <- p // the only sender: there is room
+		})
+	}()
+	begun := false
+	tell := func(p PullProgress) {
+		if !begun {
+			begun = true
+			h := w.Header()
+			h.Set("Content-Type", "application/x-ndjson")
+			h.Set("X-Accel-Buffering", "no")
+			h.Set("Cache-Control", "no-store")
+			w.WriteHeader(http.StatusOK)
+		}
+		control := http.NewResponseController(w)
+		_ = control.SetWriteDeadline(time.Now().Add(stall))
+		// A client that has left ends the request's context, and so the pull.
+		_ = json.NewEncoder(w).Encode(p)
+		_ = control.Flush()
+		_ = control.SetWriteDeadline(time.Time{})
+	}
+	for {
+		select {
+		case p := <-latest:
+			tell(progress(p))
+		case err := <-done:
+			switch {
+			case err == nil:
+				ok := true
+				tell(PullProgress{Text: "model " + m.String() + " is here", Success: &ok})
+			case !begun:
+				s.fail(w, r, err)
+			default:
+				if ended := context.Cause(r.Context()); ended != nil {
+					err = ended // the daemon is going, and says so
+				}
+				c, message := classify(err)
+				if c.ours {
+					s.log.WarnContext(r.Context(), "request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+				}
+				tell(PullProgress{Text: message, Error: &message})
+			}
+			return
+		}
+	}
+}
+
+func progress(p job.PullProgress) PullProgress {
+	out := PullProgress{Text: p.Text}
+	if p.Total > 0 {
+		rate := int64(p.Rate)
+		out.Done, out.Total, out.Rate = &p.Done, &p.Total, &rate
+	}
+	return out
+}
