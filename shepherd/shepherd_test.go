@@ -42,6 +42,9 @@ type pen struct {
 	pasture *fake.Pasture
 	handle  fake.Handler
 	load    func(context.Context, job.Model) error
+	events  []runtime.Event // that a load reports
+	check   func(sheep string, m job.Model) error
+	keeper  runtime.ModelKeeper
 	config  shepherd.Config
 	sheep   []string
 	wrap    func(runtime.Sheep) runtime.Sheep
@@ -93,10 +96,17 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 	p.t.Helper()
 	driver := fake.New(fake.Config{
 		Pasture: p.pasture,
+		Observe: p.events,
 		Handle:  func(ctx context.Context, m job.Model, in messenger.Input) error { return p.handle(ctx, m, in) },
 		Load: func(ctx context.Context, m job.Model) error {
 			if p.load != nil {
 				return p.load(ctx, m)
+			}
+			return nil
+		},
+		Check: func(m job.Model) error {
+			if p.check != nil {
+				return p.check(name, m)
 			}
 			return nil
 		},
@@ -116,7 +126,7 @@ func (p *pen) start() {
 		if p.wrap != nil {
 			sheep = p.wrap(sheep)
 		}
-		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep})
+		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper})
 	}
 	core, err := shepherd.New(cfg)
 	if err != nil {

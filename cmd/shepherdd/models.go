@@ -92,6 +92,9 @@ func modelsCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if len(list) == 0 {
+					fmt.Fprintln(cmd.ErrOrStderr(), "No models are kept here: none was pulled, or no configured sheep fetches any.")
+				}
 				return printModels(cmd.OutOrStdout(), list)
 			})
 		},
