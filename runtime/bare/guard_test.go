@@ -1,8 +1,11 @@
 package bare_test
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/runtimetest"
@@ -132,4 +136,51 @@ func TestStateIsPrivate(t *testing.T) {
 		}
 	}
 	h.slaughter()
+}
+
+// The log of a sheep goes on from one runner to the next, and from the files
+// that the configuration names.
+func TestLogs(t *testing.T) {
+	for _, files := range []bool{false, true} {
+		t.Run(fmt.Sprintf("files=%v", files), func(t *testing.T) {
+			w := newWorld(t)
+			if files {
+				w.more = "stdout_file: " + filepath.Join(w.dir, "out.log") + "\nstderr_file: " + filepath.Join(w.dir, "err.log") + "\n"
+			}
+			w.addModel(t, model, "print up")
+			first := w.inherit(t)
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			log, err := first.sheep.(runtime.Logger).Logs(ctx, job.LogQuery{Tail: -1, Follow: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			following := bufio.NewReader(log)
+			h := first
+			for i := range 2 {
+				if i > 0 {
+					h = w.inherit(t)
+				}
+				h.load()
+				h.run()
+				if got, err := following.ReadString('\n'); got != "up\n" || err != nil {
+					t.Fatalf("runner %d: read %q, %v", i, got, err)
+				}
+				h.slaughter()
+			}
+			past, err := h.sheep.(runtime.Logger).Logs(t.Context(), job.LogQuery{Tail: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer past.Close()
+			if got, err := io.ReadAll(past); string(got) != "up\n" || err != nil {
+				t.Errorf("the last line is %q, %v", got, err)
+			}
+			leave()
+			if _, err := following.ReadString('\n'); !errors.Is(err, context.Canceled) {
+				t.Errorf("following ends with %v", err)
+			}
+		})
+	}
 }
