@@ -40,7 +40,7 @@ func (l *lane) run(a *assignment) {
 			l.leave(ctx, a, err)
 			return
 		}
-		a.Record = rec
+		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by staging meanwhile
 		l.shepherd.mirror.note(a.ID)
 	} else if l.lost(ctx, a.ID) { // before hold could be told
 		l.leave(ctx, a, errCancelled)

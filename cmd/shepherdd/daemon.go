@@ -71,6 +71,11 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 	stop.add(func() { listener.Close() })
+	forget, err := announce(cfg.StateDir, "http://"+address(reachable(cfg.API.Host), listener))
+	if err != nil {
+		return err
+	}
+	stop.add(forget)
 
 	node, err := nodeName(cfg)
 	if err != nil {

@@ -45,3 +45,22 @@ func lockState(dir string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// announce notes in the state directory where the API of its daemon is, for
+// commands that are given the same configuration.
+func announce(dir, url string) (forget func(), err error) {
+	path := filepath.Join(dir, "api")
+	if err := os.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("note the address of the API: %w", err)
+	}
+	return func() { _ = os.Remove(path) }, nil // a stale one is of no consequence: the lock says who is up
+}
+
+// announced is where the API of the daemon is that uses the state directory.
+func announced(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "api"))
+	if err != nil {
+		return "", fmt.Errorf("a shepherdd uses the state directory %s and has not said yet where its API is; try again, or name its address with --api", dir)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -111,7 +110,7 @@ func modelsCommand() *cobra.Command {
 						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
 						continue
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s removed\n", parseModel(arg))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", parseModel(arg))
 				}
 				return errors.Join(errs...)
 			})
@@ -152,7 +151,10 @@ func openModels(ctx context.Context, file, url string, logTo io.Writer, stop *cl
 	lock, err := lockState(cfg.StateDir)
 	var locked *lockedError
 	if errors.As(err, &locked) {
-		return newRemote("http://" + net.JoinHostPort(reachable(cfg.API.Host), strconv.Itoa(cfg.API.Port)))
+		if url, err = announced(cfg.StateDir); err != nil {
+			return nil, err
+		}
+		return newRemote(url)
 	}
 	if err != nil {
 		return nil, err

@@ -180,12 +180,6 @@ func (d *Driver) Begin(ctx context.Context, names []string) error {
 	return errors.Join(errs...)
 }
 
-// Images is the store of models' images, as a sheep without options of its own
-// uses it. It is the Driver's to close.
-func (d *Driver) Images(ctx context.Context) (*image.Store, error) {
-	return d.host.store(ctx, storeKey{d.cfg.Snapshotter, image.Always})
-}
-
 // dismiss ends a sheep for good.
 func (d *Driver) dismiss(ctx context.Context, name string) error {
 	s, err := d.sheep(name, Options{})

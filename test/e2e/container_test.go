@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -156,14 +157,15 @@ func TestModelsCommand(t *testing.T) {
 		return string(out), err
 	}
 	for range 2 {
-		if out, err := models("pull", "echo:v1"); err != nil || !strings.Contains(out, "/echo:v1 is here: sha256:") {
+		if out, err := models("pull", "echo:v1"); err != nil || !strings.Contains(out, "echo:v1 is here") {
 			t.Errorf("pull: %v\n%s", err, out)
 		}
 	}
 	if out, err := models("pull", "no-such:v9"); err == nil || !strings.Contains(out, "does not have it") || strings.Count(strings.TrimSpace(out), "\n") > 1 {
 		t.Errorf("pull of what is not there: %v\n%s", err, out)
 	}
-	if out, err := models("ls"); err != nil || !strings.Contains(out, "/echo:v1") {
+	listed := regexp.MustCompile(`(?m)^echo +v1 .* sha256:`)
+	if out, err := models("ls"); err != nil || !listed.MatchString(out) {
 		t.Errorf("ls: %v\n%s", err, out)
 	}
 	p.start()
@@ -175,14 +177,23 @@ func TestModelsCommand(t *testing.T) {
 			t.Errorf("the daemon fetched %s again", r.Path)
 		}
 	}
-	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "slaughter its sheep first") {
+	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "is loaded by sheep `dock`") {
 		t.Errorf("rm of a model in use: %v\n%s", err, out)
+	}
+	if out, err := models("pull", "echo:v2"); err != nil || !strings.Contains(out, "echo:v2 is here") {
+		t.Errorf("pull by the daemon: %v\n%s", err, out)
+	}
+	if out, err := models("ls"); err != nil || !listed.MatchString(out) || !strings.Contains(out, "v2") {
+		t.Errorf("ls by the daemon: %v\n%s", err, out)
+	}
+	if out, err := models("rm", "echo:v2"); err != nil || !strings.Contains(out, "echo:v2 is removed") {
+		t.Errorf("rm by the daemon: %v\n%s", err, out)
 	}
 	p.stop()
 	if out, err := models("rm", "echo:v1"); err != nil || !strings.Contains(out, "echo:v1 is removed") {
 		t.Errorf("rm: %v\n%s", err, out)
 	}
-	if out, err := models("ls"); err != nil || strings.Contains(out, "/echo") {
+	if out, err := models("ls"); err != nil || listed.MatchString(out) {
 		t.Errorf("ls: %v\n%s", err, out)
 	}
 	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "it is not here") {
