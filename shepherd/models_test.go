@@ -125,9 +125,7 @@ func TestRemoveModels(t *testing.T) {
 		return echo(ctx, m, in)
 	}
 	p.start()
-	for _, m := range []job.Model{{Name: "run", Version: "v1"}, {Name: "wait", Version: "latest"}, {Name: "idle", Version: "v1"}} {
-		s.models = append(s.models, m)
-	}
+	s.models = []job.Model{{Name: "run", Version: "v1"}, {Name: "wait", Version: "latest"}, {Name: "idle", Version: "v1"}}
 	p.submit("running", "run", "x", on("a"))
 	<-begun
 	p.submit("waiting", "wait", "x", func(r *job.Request) { r.Model.Version = "" })

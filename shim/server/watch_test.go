@@ -142,7 +142,7 @@ func TestWatchedProcessEnds(t *testing.T) {
 		k := serveWatched(t, c.script, false)
 		k.begin(t)
 		if c.stop {
-			awaitText(t, filepath.Join(k.logs, runnerLog), "first")
+			awaitText(t, filepath.Join(k.logs, shim.RunnerLog), "first")
 			if err := k.h.Stop(t.Context(), time.Hour); err != nil {
 				t.Fatal(err)
 			}
