@@ -112,7 +112,7 @@ const (
 type Event struct {
 	Stage Stage
 	PID   int    // with Starting
-	Text  string // for people
+	Text  string // for people; while pulling and unpacking, all that is shown
 }
 
 // Observer is told events. It returns quickly and never nil-checks: Discard is

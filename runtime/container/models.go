@@ -54,7 +54,8 @@ func (d *Driver) Pull(ctx context.Context, m job.Model, sheep []string, report f
 // List lists the images of this registry. See runtime.ModelKeeper.
 func (d *Driver) List(ctx context.Context) ([]job.KeptModel, error) {
 	// Images are the namespace's, whatever unpacked them: each store lists all of
-	// them, and knows the room that its own snapshotter takes.
+	// them, and knows the room that its own snapshotter takes. Where sheep use
+	// several, the one that takes most counts.
 	byModel := map[job.Model]job.KeptModel{}
 	for i, snapshotter := range d.snapshottersOf(nil) {
 		store, err := d.host.store(ctx, storeKey{snapshotter, image.Always})
