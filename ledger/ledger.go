@@ -33,8 +33,8 @@
 // a power cut) when it returns nil. Calls may come from any number of
 // goroutines; an implementation groups them into few commits. A method that
 // returns an error has changed nothing, except that after an error of class
-// errdefs.ErrUnavailable or a context's end the change may or may not have been
-// made.
+// errdefs.ErrUnavailable or errdefs.ErrResourceExhausted, or a context's end, the
+// change may or may not have been made.
 //
 // Records in a final state are kept for a bounded time and number (see each
 // implementation's Config) and then expire; a record that is not final never
@@ -67,7 +67,8 @@ import (
 )
 
 // Errors of a ledger. They wrap errdefs classes; anything else that a ledger
-// returns is of class errdefs.ErrUnavailable (try again) or
+// returns is of class errdefs.ErrUnavailable (try again),
+// errdefs.ErrResourceExhausted (there is no room; try again when there is) or
 // errdefs.ErrInternal.
 var (
 	ErrExists   = fmt.Errorf("a job with this id is not finished yet: %w", errdefs.ErrAlreadyExists)

@@ -56,7 +56,7 @@ func explain(path, doing string, err error) error {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 	}
-	if errdefs.IsUnavailable(err) || errdefs.IsInternal(err) || errdefs.IsFailedPrecondition(err) {
+	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errdefs.IsInternal(err) || errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	hint, class := classify(err)
@@ -66,7 +66,7 @@ func explain(path, doing string, err error) error {
 func classify(err error) (hint string, class error) {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "no space left on its disk; free some and try again", errdefs.ErrUnavailable
+		return "no space left on its disk; free some and try again", errdefs.ErrResourceExhausted
 	case errors.Is(err, syscall.EROFS):
 		return "its file system is read-only; mount it writable", errdefs.ErrUnavailable
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
@@ -80,7 +80,7 @@ func classify(err error) (hint string, class error) {
 	}
 	switch failure.Code() & 0xff { // the primary code: the rest only details it
 	case sqlite3.SQLITE_FULL:
-		return "no space left on its disk; free some and try again", errdefs.ErrUnavailable
+		return "no space left on its disk; free some and try again", errdefs.ErrResourceExhausted
 	case sqlite3.SQLITE_READONLY:
 		return "it cannot be written; make the file and its directory writable", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_CANTOPEN:

@@ -170,7 +170,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	check := func(what string, err error) {
 		t.Helper()
-		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), cfg.Path) {
+		if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), cfg.Path) {
 			t.Errorf("%s answered %v", what, err)
 		}
 	}
