@@ -52,6 +52,8 @@ lint: ## gofmt, go vet, staticcheck
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
+	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
+	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz
