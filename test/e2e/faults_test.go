@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -188,7 +189,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("start-job while draining: %d %s", code, text)
 	}
 	write(t, gate, "")
-	<-w.exited
+	w.awaitExit()
 	if code := w.daemon.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -206,12 +207,17 @@ func TestDrain(t *testing.T) {
 
 // The end of the terminal that the daemon was started in stops it as well.
 func TestTerminalGoes(t *testing.T) {
+	// Under nohup the signal is ignored, and so it would be by the daemon; one
+	// that is caught here is at its default there.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	w := newWorld(t)
 	w.start()
 	w.submit("job-1", "echo:v1", "one")
 	w.expectDone("job-1", "one")
 	w.daemon.Process.Signal(syscall.SIGHUP)
-	<-w.exited
+	w.awaitExit()
 	if code := w.daemon.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -271,14 +277,14 @@ func TestSecondDaemon(t *testing.T) {
 	first, exited, log, api := w.daemon, w.exited, w.log, w.api
 	w.log = &lockedBuffer{}
 	w.launch()
-	<-w.exited
+	w.awaitExit()
 	if text := w.log.String(); w.daemon.ProcessState.ExitCode() != 1 || !strings.Contains(text, "another shepherdd (pid "+fmt.Sprint(first.Process.Pid)+") uses the state directory "+filepath.Join(w.dir, "state")) {
 		t.Errorf("second daemon: %v\n%s", w.daemon.ProcessState, text)
 	}
 	w.edit("state_dir: "+w.dir+"/state", "state_dir: "+w.dir+"/state2")
 	w.edit("  port: 0", "  port: "+api[strings.LastIndexByte(api, ':')+1:])
 	w.launch()
-	<-w.exited
+	w.awaitExit()
 	if text := w.log.String(); w.daemon.ProcessState.ExitCode() != 1 || !strings.Contains(text, "choose another port") {
 		t.Errorf("second daemon: %v\n%s", w.daemon.ProcessState, text)
 	}

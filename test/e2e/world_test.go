@@ -186,14 +186,20 @@ func (w *world) kill() {
 func (w *world) stop() int {
 	w.t.Helper()
 	w.daemon.Process.Signal(syscall.SIGTERM)
+	w.awaitExit()
+	return w.daemon.ProcessState.ExitCode()
+}
+
+// awaitExit returns when the daemon has ended.
+func (w *world) awaitExit() {
+	w.t.Helper()
 	select {
 	case <-w.exited:
 	case <-time.After(deadline):
 		w.daemon.Process.Signal(syscall.SIGQUIT)
 		<-w.exited
-		w.t.Fatalf("the daemon does not stop:\n%s", w.log)
+		w.t.Fatalf("the daemon does not end:\n%s", w.log)
 	}
-	return w.daemon.ProcessState.ExitCode()
 }
 
 // end stops the daemon and checks that nothing is left of it.
