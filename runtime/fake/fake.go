@@ -6,6 +6,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,13 +24,23 @@ import (
 // ends the runner; any other is the runner's answer about the job.
 type Handler func(ctx context.Context, m job.Model, in messenger.Input) error
 
+// Last is what a Handler returns whose runner answers that the job is done, and
+// then ends.
+type Last struct{ Exit runtime.Exit }
+
+func (l *Last) Error() string { return "the runner ended after its answer: " + l.Exit.Error() }
+
 // Pasture is where fake runners live. It outlives drivers and their sheep, as
 // processes outlive a daemon.
 type Pasture struct {
 	mu    sync.Mutex
 	lives map[string]*life // by sheep
 	loads map[string]int   // runner starts by sheep
+	born  int              // runners there ever were
 }
+
+// noProcess is above any process id that Linux gives out.
+const noProcess = 1 << 22
 
 // NewPasture makes an empty one.
 func NewPasture() *Pasture {
@@ -45,6 +56,18 @@ func (p *Pasture) Kill(sheep string, exit runtime.Exit) bool {
 		return false
 	}
 	l.end(&exit)
+	return true
+}
+
+// Gone says whether the runner with this process id has ended.
+func (p *Pasture) Gone(pid int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.lives {
+		if l.pid == pid && l.alive() {
+			return false
+		}
+	}
 	return true
 }
 
@@ -81,6 +104,9 @@ type Config struct {
 	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
 	// at once.
 	Start func(ctx context.Context, m job.Model) error
+	// Stubborn, when set, says that a model's runners do not end when they are
+	// told to, and have to be killed.
+	Stubborn func(m job.Model) bool
 }
 
 // Driver makes fake sheep.
@@ -128,6 +154,12 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.loaded = &m
+	if s.life != nil && s.life.model != m { // found by Recover, and not wanted
+		s.life.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
+		s.life.work.Wait()
+		s.forget(s.life)
+		s.life = nil
+	}
 	return ctx.Err()
 }
 
@@ -142,7 +174,8 @@ func (s *sheep) CheckModel(m job.Model) error {
 func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	s.mu.Lock()
 	l := s.life
-	if l == nil {
+	fresh := l == nil
+	if fresh {
 		if s.loaded == nil {
 			s.mu.Unlock()
 			return &runtime.LoadError{Message: "no model is loaded", Class: errdefs.ErrFailedPrecondition}
@@ -151,6 +184,8 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 		s.cfg.Pasture.mu.Lock()
 		s.cfg.Pasture.lives[s.name] = l
 		s.cfg.Pasture.loads[s.name]++
+		s.cfg.Pasture.born++
+		l.pid = noProcess + s.cfg.Pasture.born
 		s.cfg.Pasture.mu.Unlock()
 	}
 	s.life = l
@@ -160,8 +195,8 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	s.conn = c
 	s.mu.Unlock()
 
-	observe(runtime.Event{Stage: runtime.Starting, PID: os.Getpid()})
-	if s.cfg.Start != nil {
+	observe(runtime.Event{Stage: runtime.Starting, PID: l.pid})
+	if fresh && s.cfg.Start != nil {
 		if err := s.cfg.Start(ctx, l.model); err != nil {
 			if exit, ok := err.(*runtime.Exit); ok {
 				l.end(exit)
@@ -174,7 +209,11 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		l.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
+		exit := &runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true}
+		if s.cfg.Stubborn != nil && s.cfg.Stubborn(l.model) {
+			exit.Signal = "SIGKILL"
+		}
+		l.end(exit)
 		<-l.ended
 		err = l.exit
 	case <-l.ended:
@@ -247,6 +286,7 @@ func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
 // life is one runner, from its start to its end.
 type life struct {
 	model job.Model
+	pid   int
 	ctx   context.Context // the runner's own: ends with it
 	stop  context.CancelFunc
 	work  sync.WaitGroup
@@ -299,11 +339,16 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 	l.work.Go(func() {
 		err := handle(l.ctx, l.model, in)
 		exit, exits := err.(*runtime.Exit)
+		var last *Last
+		if errors.As(err, &last) {
+			err = nil
+		}
 		l.mu.Lock()
 		if l.exit == nil && !exits {
 			a := messenger.Answer{JobID: in.JobID}
 			if err != nil {
 				a.Failure = &job.Failure{Message: err.Error(), Type: fmt.Sprintf("%T", err)}
+				errors.As(err, &a.Failure) // as the handler words it
 			}
 			l.current = ""
 			l.kept = append(l.kept, a)
@@ -311,8 +356,11 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 			l.changed = make(chan struct{})
 		}
 		l.mu.Unlock()
-		if exits {
+		switch {
+		case exits:
 			l.end(exit)
+		case last != nil:
+			l.end(&last.Exit)
 		}
 	})
 	return nil
@@ -333,6 +381,9 @@ func (c *conn) Send(ctx context.Context, in messenger.Input) error {
 	case <-c.closed:
 		return messenger.ErrClosed
 	default:
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	return c.life.take(in, c.handle)
 }
@@ -378,13 +429,15 @@ func (c *conn) unseen() (messenger.Answer, bool) {
 }
 
 func (c *conn) Ack(_ context.Context, id job.ID) error {
-	select {
-	case <-c.closed:
-		return messenger.ErrClosed
-	default:
-	}
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
+	select {
+	case <-c.closed:
+		if !slices.ContainsFunc(c.life.kept, func(a messenger.Answer) bool { return a.JobID == id }) {
+			return messenger.ErrClosed
+		}
+	default:
+	}
 	c.life.kept = slices.DeleteFunc(c.life.kept, func(a messenger.Answer) bool { return a.JobID == id })
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -3,17 +3,23 @@ package runtimetest
 import (
 	"os"
 	"strconv"
-	"testing"
 	"time"
 )
 
 // awaitGone waits until there is no process with the id.
-func awaitGone(t *testing.T, pid int) {
-	t.Helper()
+func (w *world) awaitGone(pid int) {
+	w.t.Helper()
+	gone := w.h.Gone
+	if gone == nil {
+		gone = func(pid int) bool {
+			_, err := os.Stat("/proc/" + strconv.Itoa(pid))
+			return err != nil
+		}
+	}
 	for deadline := time.Now().Add(hang); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); err != nil {
+		if gone(pid) {
 			return
 		}
 	}
-	t.Fatalf("process %d does not end", pid)
+	w.t.Fatalf("process %d does not end", pid)
 }

@@ -160,7 +160,7 @@ func testDetachExit(t *testing.T, w *world) {
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	awaitGone(t, pid)
+	w.awaitGone(pid)
 	for range 2 { // until it is forgotten
 		d, found := w.comeBack()
 		if found.Running {

@@ -37,6 +37,8 @@ type Harness struct {
 	// Init says that runners are the first process of a PID namespace: a signal
 	// that they send themselves does not end them.
 	Init bool
+	// Gone says whether a runner has ended, by its process id; nil asks /proc.
+	Gone func(pid int) bool
 	// Grace is how long a runner has between TERM and KILL.
 	Grace time.Duration
 	// Leftovers names what is left of runners: processes, sockets, folders. It
