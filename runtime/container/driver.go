@@ -186,23 +186,7 @@ func (d *Driver) dismiss(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.Recover(ctx)
-	if err != nil {
-		return err
-	}
-	switch {
-	case found == nil:
-	case found.Running:
-		d.cfg.Log.Info("Stopping the runner of a sheep that is not configured any more", "sheep", name, "model", found.Model.String())
-		ended, cancel := context.WithCancel(ctx)
-		cancel()
-		_ = s.Run(ended, runtime.Discard) // it never returns nil
-	default:
-		if err := found.Forget(); err != nil {
-			return err
-		}
-	}
-	if err := s.Close(ctx); err != nil {
+	if err := s.Dismiss(ctx); err != nil {
 		return err
 	}
 	if err := d.host.sweep(ctx, d.cfg.Node, name, nil); err != nil {
