@@ -100,7 +100,10 @@ func Tesseract(ctx context.Context, in Inputs, mirror string) (v1.Image, error) 
 // debootstrap streams a root file system of the packages. Nothing of them is
 // configured: there is no shell in it, nor anything else that they do not need.
 func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *layer.Writer) error {
-	args := []string{"--quiet", "--variant=extract", "--format=tar", "--include=" + strings.Join(packages, ","), suite, "-"}
+	args := []string{
+		"--variant=extract", "--format=tar", "--include=" + strings.Join(packages, ","),
+		`--aptopt=Acquire::Retries "5"`, suite, "-",
+	}
 	if mirror != "" {
 		args = append(args, mirror)
 	}
@@ -121,9 +124,15 @@ func debootstrap(ctx context.Context, mirror string, sort func(*tar.Header) *lay
 	splitErr := split(archive, sort)
 	archive.Close() // lets it end where splitting ended early
 	if err := cmd.Wait(); err != nil && splitErr == nil {
-		return fmt.Errorf("mmdebstrap: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+		return fmt.Errorf("mmdebstrap: %w:\n%s", err, lastLines(stderr.String(), 20))
 	}
 	return splitErr
+}
+
+// lastLines is the end of what a program said: what went wrong is there.
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // wanted tells which paths of the root file system the image keeps.
