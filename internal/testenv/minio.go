@@ -8,10 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 // minioModule is what `make test` installs into .cache/bin.
@@ -94,10 +98,18 @@ func (m *MinIO) Start() {
 	}
 }
 
-// ready asks the health URL until it answers; MinIO has no other sign.
+// ready asks the health URL until it answers, and then for a bucket until that
+// is made: for a moment a server that calls itself ready still answers with
+// XMinioServerNotInitialized.
 func (m *MinIO) ready() error {
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
+	buckets, err := minio.New(strings.TrimPrefix(m.URL, "http://"), &minio.Options{
+		Creds: credentials.NewStaticV4(m.AccessKey, m.SecretKey, ""), Transport: transport, MaxRetries: 1,
+	})
+	if err != nil {
+		return err
+	}
 	limit := time.After(time.Minute)
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
@@ -106,9 +118,15 @@ func (m *MinIO) ready() error {
 		if err == nil {
 			answer.Body.Close()
 			if answer.StatusCode == http.StatusOK {
-				return nil
+				err = errors.Join(
+					buckets.MakeBucket(m.t.Context(), "ready", minio.MakeBucketOptions{}),
+					buckets.RemoveBucket(m.t.Context(), "ready"))
+			} else {
+				err = errors.New(answer.Status)
 			}
-			err = errors.New(answer.Status)
+		}
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-m.exited:
