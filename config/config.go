@@ -24,6 +24,8 @@ import (
 	"reflect"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
 // Config is a configuration that has been checked, with all defaults in place.
@@ -60,7 +62,7 @@ type API struct {
 	Port int    `yaml:"port"` // 0: a free one
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
-	MaxBody Bytes `yaml:"max_body"`
+	MaxBody size.Bytes `yaml:"max_body"`
 	// Debug shows tracebacks and server paths to clients.
 	Debug bool `yaml:"debug"`
 }
@@ -84,7 +86,7 @@ type Containerd struct {
 	Namespace   string `yaml:"namespace"`
 	Snapshotter string `yaml:"snapshotter"`
 	// ImageBudget bounds the disk space of pulled images; 0 is no bound.
-	ImageBudget Bytes `yaml:"image_budget"`
+	ImageBudget size.Bytes `yaml:"image_budget"`
 	// CNIConfDir configures the network of sheep with network cni; its plugins
 	// are in CNIPluginDirs.
 	CNIConfDir    string   `yaml:"cni_conf_dir"`
@@ -175,7 +177,7 @@ type Scheduling struct {
 	// or 1.
 	StageAhead int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
-	StageBudget Bytes `yaml:"stage_budget"`
+	StageBudget size.Bytes `yaml:"stage_budget"`
 }
 
 // CheckSheep checks a sheep's section for its type; it decodes it with

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
 // yamlUnmarshaler is what a type has that reads more than one form; it is told
@@ -20,7 +22,7 @@ type yamlUnmarshaler interface {
 
 var (
 	secretType   = reflect.TypeFor[Secret]()
-	bytesType    = reflect.TypeFor[Bytes]()
+	bytesType    = reflect.TypeFor[size.Bytes]()
 	durationType = reflect.TypeFor[time.Duration]()
 	nodeType     = reflect.TypeFor[*node]()
 )
@@ -50,7 +52,7 @@ func decode(n *node, path string, v reflect.Value) Problems {
 		v.Set(reflect.ValueOf(NewSecret(n.text)))
 		return nil
 	case bytesType:
-		b, err := parseBytes(n.text)
+		b, err := size.Parse(n.text)
 		if !n.isScalar() || err != nil {
 			return mismatch(n, path, "a size such as 512MiB or 2GiB, or a number of bytes")
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -342,7 +343,7 @@ func TestDecodeForms(t *testing.T) {
 		Devices  choice           `yaml:"devices"`
 		Word     shout            `yaml:"word"`
 		Wait     time.Duration    `yaml:"wait"`
-		Size     *Bytes           `yaml:"size"`
+		Size     *size.Bytes      `yaml:"size"`
 		Token    Secret           `yaml:"token"`
 		Rate     float64          `yaml:"rate"`
 		Any      any              `yaml:"any"`

@@ -26,7 +26,7 @@ type Sheep struct {
 // Decode reads the section strictly into what into points to, a struct with
 // yaml tags for every key of the sheep's type, type and port included. What the
 // section leaves out stays as it is in into. Beside Go's own types the struct
-// may hold time.Duration, this package's Secret and Bytes, and types with
+// may hold time.Duration, this package's Secret, size.Bytes, and types with
 // UnmarshalText or UnmarshalYAML(decode func(any) error) error. The error is of
 // type Problems.
 func (s Sheep) Decode(into any) error {

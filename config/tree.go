@@ -14,6 +14,8 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
 // Bounds of what is read. A configuration is some kilobytes; these keep a file
@@ -129,7 +131,7 @@ type composer struct {
 func compose(source []byte, lookup func(string) (string, bool)) (*node, Problems) {
 	start := &node{line: 1, column: 1}
 	if len(source) > maxFile {
-		return nil, Problems{at(start, "", "the file is larger than %s; expected a configuration", Bytes(maxFile))}
+		return nil, Problems{at(start, "", "the file is larger than %s; expected a configuration", size.Bytes(maxFile))}
 	}
 	if line, column, ok := firstBad(source); !ok {
 		return nil, Problems{at(&node{line: line, column: column}, "", "expected text in UTF-8 without control characters")}

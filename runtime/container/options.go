@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
@@ -35,19 +35,19 @@ type Options struct {
 	// as runc is, or the name of a containerd runtime ("io.containerd.…").
 	Runtime string `yaml:"runtime"`
 
-	Memory   config.Bytes            `yaml:"memory"`
-	CPUs     float64                 `yaml:"cpus"`
-	Pids     int64                   `yaml:"pids"`
-	ShmSize  config.Bytes            `yaml:"shm_size"`
-	Tmpfs    map[string]config.Bytes `yaml:"tmpfs"`
-	ReadOnly bool                    `yaml:"read_only"`
-	User     string                  `yaml:"user"`
-	Env      map[string]string       `yaml:"env"`
-	Mounts   []Mount                 `yaml:"mounts"`
-	Ulimits  map[string]Ulimit       `yaml:"ulimits"`
-	Command  []string                `yaml:"command"`
-	Args     []string                `yaml:"args"`
-	Network  string                  `yaml:"network"`
+	Memory   size.Bytes            `yaml:"memory"`
+	CPUs     float64               `yaml:"cpus"`
+	Pids     int64                 `yaml:"pids"`
+	ShmSize  size.Bytes            `yaml:"shm_size"`
+	Tmpfs    map[string]size.Bytes `yaml:"tmpfs"`
+	ReadOnly bool                  `yaml:"read_only"`
+	User     string                `yaml:"user"`
+	Env      map[string]string     `yaml:"env"`
+	Mounts   []Mount               `yaml:"mounts"`
+	Ulimits  map[string]Ulimit     `yaml:"ulimits"`
+	Command  []string              `yaml:"command"`
+	Args     []string              `yaml:"args"`
+	Network  string                `yaml:"network"`
 
 	// Grace and OrphanTimeout override the driver's.
 	Grace         time.Duration `yaml:"grace"`

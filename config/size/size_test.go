@@ -1,0 +1,30 @@
+package size
+
+import (
+	"math"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestBytes(t *testing.T) {
+	for text, want := range map[string]Bytes{
+		"0": 0, "17": 17, "1B": 1, "16MiB": 16 << 20, "2 GiB": 2 << 30, "1TiB": 1 << 40, "3kB": 3000, "5TB": 5e12, "4KiB": 4096,
+		"9223372036854775807": math.MaxInt64,
+	} {
+		if got, err := Parse(text); err != nil || got != want {
+			t.Errorf("%s: got %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "B", "MiB", "-1", "1.5GiB", "1mib", "1 000", "9223372036854775808", "9223372036854775807B0", "8388608TiB", "+1"} {
+		if got, err := Parse(text); err == nil {
+			t.Errorf("%q: got %d", text, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		b := Bytes(rapid.Int64Range(0, math.MaxInt64).Draw(t, "size"))
+		if got, err := Parse(b.String()); err != nil || got != b {
+			t.Fatalf("%d is written as %s and read as %d, %v", b, b, got, err)
+		}
+	})
+}
