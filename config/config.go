@@ -60,6 +60,11 @@ type Config struct {
 type API struct {
 	Host string `yaml:"host"`
 	Port int    `yaml:"port"` // 0: a free one
+	// Socket is the path of the unix socket for those who administer the machine.
+	Socket string `yaml:"socket"`
+	// SocketGroup is the group whose members may, beside root and the daemon's
+	// own user: its name, or its number.
+	SocketGroup string `yaml:"socket_group,omitempty"`
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`

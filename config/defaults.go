@@ -78,6 +78,9 @@ func (c *Config) derive(m machine) {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}
 	}
+	if c.API.Socket == "" {
+		c.API.Socket = socketPath(m, c.StateDir)
+	}
 	if c.StateDir != "" {
 		c.Ledger.Path = firstOf(c.Ledger.Path, filepath.Join(c.StateDir, "ledger.db"))
 	}
@@ -106,6 +109,19 @@ func stateDir(m machine, dataRoot string) string {
 		}
 	}
 	return filepath.Join(state, "shepherd", slug(dataRoot))
+}
+
+// socketPath is in systemd's directory for the service, or in the state directory.
+func socketPath(m machine, stateDir string) string {
+	const name = "api.sock"
+	given, _ := m.env("RUNTIME_DIRECTORY")
+	if first, _, _ := strings.Cut(given, ":"); filepath.IsAbs(first) {
+		return filepath.Join(first, name)
+	}
+	if stateDir == "" {
+		return ""
+	}
+	return filepath.Join(stateDir, name)
 }
 
 // slug makes one file name of a path, another one for each path: where that of

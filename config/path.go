@@ -19,6 +19,9 @@ func (ch *checker) paths() {
 		file      bool
 	}
 	places := []place{{"data_root", ch.DataRoot, false}, {"state_dir", ch.StateDir, false}, {"ledger.path", ch.Ledger.Path, true}}
+	if ch.API.Socket != "" {
+		places = append(places, place{"api.socket", filepath.Dir(ch.API.Socket), false})
+	}
 	if ch.embedded() {
 		places = append(places, place{"storage.path", ch.Storage.Path, false})
 	}

@@ -65,6 +65,7 @@ func TestReference(t *testing.T) {
 		"registry.url": "required",
 		"storage.path": "`storage` in `state_dir`",
 		"ledger.path":  "`ledger.db` in `state_dir`",
+		"api.socket":   "`api.sock` in `state_dir`",
 
 		"containerd.allowed_mounts":  "none",
 		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",

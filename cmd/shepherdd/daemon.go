@@ -8,14 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/iterait/shepherd/api"
@@ -66,16 +62,11 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 	stop.add(func() { lock.Close() })
-	listener, err := listen(cfg.API.Host, cfg.API.Port)
+	doors, err := openDoors(cfg)
 	if err != nil {
 		return err
 	}
-	stop.add(func() { listener.Close() })
-	forget, err := announce(cfg.StateDir, "http://"+address(reachable(cfg.API.Host), listener))
-	if err != nil {
-		return err
-	}
-	stop.add(forget)
+	stop.add(doors.close)
 
 	node, err := nodeName(cfg)
 	if err != nil {
@@ -112,23 +103,16 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	// Waiting clients are let go when the core has stopped.
 	waiting, letGo := context.WithCancelCause(context.Background())
 	defer letGo(nil)
-	server := &http.Server{
-		Handler: api.New(api.Config{
-			Service: core, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
-		}),
-		ReadHeaderTimeout: 20 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		BaseContext:       func(net.Listener) context.Context { return waiting },
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	log.Info("Shepherd API is available at http://" + address(cfg.API.Host, listener))
+	handler := api.New(api.Config{
+		Service: core, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
+	})
+	served := doors.serve(waiting, handler, withDebug(handler, cfg, doors.local), log)
+	log.Info("Shepherd API is available at http://" + doors.address())
 
+	ended := 0 // servers, of themselves
 	select {
 	case err = <-served:
-		err = fmt.Errorf("serve the API: %w", err)
-		served <- http.ErrServerClosed
+		err, ended = fmt.Errorf("serve the API: %w", err), 1
 	case <-drain.Done():
 		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
 	}
@@ -141,12 +125,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	letGo(job.ErrDraining)
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if shut := server.Shutdown(closing); shut != nil {
-		server.Close()
-	}
-	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
-		err = errors.Join(err, e)
-	}
+	err = errors.Join(err, doors.shut(closing, ended))
 	log.Info("Stopped")
 	return err
 }
@@ -164,23 +143,6 @@ func load(o options) (*config.Config, error) {
 			c.API.Debug = true
 		}
 	}}.Load(o.config)
-}
-
-func listen(host string, port int) (net.Listener, error) {
-	at := net.JoinHostPort(host, strconv.Itoa(port))
-	l, err := net.Listen("tcp", at)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("the API cannot listen on %s: something else does, perhaps another shepherdd; stop it or choose another port with -p", at)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the API cannot listen on %s: %w", at, err)
-	}
-	return l, nil
-}
-
-// address is what is shown: the host as asked for, the port as it came out.
-func address(host string, l net.Listener) string {
-	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
 
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {

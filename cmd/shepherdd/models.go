@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -31,16 +30,16 @@ type models interface {
 }
 
 func modelsCommand() *cobra.Command {
-	var file, url string
+	var asks target
 	c := &cobra.Command{
 		Use:   "models",
 		Short: "Fetch models ahead of time, list and remove them",
 		Long: "Fetches, lists and removes the models that container sheep run. With --api it\n" +
 			"asks the daemon at that address; with -c the one that is up with that\n" +
-			"configuration or, where none is, it works by itself.",
+			"configuration or, where none is, it works by itself; with neither the one\n" +
+			"that is up as a service.",
 	}
-	c.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration file")
-	c.PersistentFlags().StringVar(&url, "api", "", "address of a daemon's API, as in http://localhost:5000")
+	asks.add(c.PersistentFlags())
 
 	// with runs do with whom the flags name.
 	with := func(cmd *cobra.Command, do func(context.Context, models) error) error {
@@ -48,7 +47,7 @@ func modelsCommand() *cobra.Command {
 		defer stop()
 		var closing closers
 		defer func() { closing.close() }()
-		asked, err := openModels(ctx, file, url, cmd.ErrOrStderr(), &closing)
+		asked, err := openModels(ctx, &asks, cmd.ErrOrStderr(), &closing)
 		if err != nil {
 			return err
 		}
@@ -135,27 +134,20 @@ func parseModel(s string) job.Model {
 }
 
 // openModels finds whom to ask.
-func openModels(ctx context.Context, file, url string, logTo io.Writer, stop *closers) (models, error) {
-	switch {
-	case file == "" && url == "":
-		return nil, &usageError{errors.New("a configuration file (-c FILE) or a daemon's address (--api URL) is needed")}
-	case file != "" && url != "":
-		return nil, &usageError{errors.New("-c and --api are two ways of saying whom to ask: keep one")}
-	case url != "":
-		return newRemote(url)
+func openModels(ctx context.Context, asks *target, logTo io.Writer, stop *closers) (models, error) {
+	daemon, err := asks.find()
+	if !errors.Is(err, errNoDaemon) {
+		if err != nil {
+			return nil, err
+		}
+		stop.add(daemon.close)
+		return remoteModels{daemon}, nil
 	}
-	cfg, err := load(options{config: file})
+	cfg, err := load(options{config: asks.file})
 	if err != nil {
 		return nil, err
 	}
 	lock, err := lockState(cfg.StateDir)
-	var locked *lockedError
-	if errors.As(err, &locked) {
-		if url, err = announced(cfg.StateDir); err != nil {
-			return nil, err
-		}
-		return newRemote(url)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -179,17 +171,6 @@ func ownModels(ctx context.Context, cfg *config.Config, logTo io.Writer, stop *c
 		return nil, err
 	}
 	return shepherd.NewModels(records, members, log), nil
-}
-
-// reachable is the host to connect to for one that is listened on.
-func reachable(host string) string {
-	switch ip := net.ParseIP(host); {
-	case host == "", ip != nil && ip.IsUnspecified() && ip.To4() != nil:
-		return "127.0.0.1"
-	case ip != nil && ip.IsUnspecified():
-		return "::1"
-	}
-	return host
 }
 
 func printModels(w io.Writer, list []job.KeptModel) error {

@@ -1,70 +1,23 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/job"
 )
 
-// remote asks a daemon by its API.
-type remote struct {
-	base   string
-	client *http.Client
-}
-
-func newRemote(base string) (*remote, error) {
-	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, &usageError{fmt.Errorf("%q is not the address of an API; expected http://HOST:PORT", base)}
-	}
-	return &remote{base: strings.TrimRight(base, "/"), client: &http.Client{}}, nil
-}
-
-// call asks and returns an answer that is no error; the caller closes its body.
-func (r *remote) call(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return nil, err
-		}
-		content = bytes.NewReader(text)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, r.base+path, content)
-	if err != nil {
-		return nil, err
-	}
-	response, err := r.client.Do(request)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, fmt.Errorf("no daemon answers at %s; name its address with --api", r.base)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("ask the daemon at %s: %w", r.base, err)
-	}
-	if response.StatusCode == http.StatusOK {
-		return response, nil
-	}
-	defer response.Body.Close()
-	var said api.Error
-	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&said); err != nil || said.Message == "" {
-		return nil, fmt.Errorf("%s answers %s; is it a shepherd of this version?", r.base, response.Status)
-	}
-	return nil, errors.New(said.Message)
-}
+// remoteModels are those of a daemon, by its API.
+type remoteModels struct{ *client }
 
 // Pull follows the daemon's pull.
-func (r *remote) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+func (r remoteModels) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
 	request := api.PullRequest{}
 	request.Model.Name, request.Model.Version = m.Name, m.Version
 	if sheep != "" {
@@ -78,7 +31,7 @@ func (r *remote) Pull(ctx context.Context, m job.Model, sheep string, report fun
 	for stream := json.NewDecoder(response.Body); ; {
 		var p api.PullProgress
 		if err := stream.Decode(&p); err != nil {
-			return fmt.Errorf("the daemon at %s went away during the pull: %w", r.base, err)
+			return fmt.Errorf("the daemon at %s went away during the pull: %w", r.shown, err)
 		}
 		switch {
 		case p.Error != nil:
@@ -98,15 +51,10 @@ func value(n *int64) int64 {
 }
 
 // List lists what the daemon keeps.
-func (r *remote) List(ctx context.Context) ([]job.KeptModel, error) {
-	response, err := r.call(ctx, http.MethodGet, "/models", nil)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
+func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
 	var answer api.ModelList
-	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("read the answer of the daemon at %s: %w", r.base, err)
+	if err := r.ask(ctx, http.MethodGet, "/models", nil, &answer); err != nil {
+		return nil, err
 	}
 	var list []job.KeptModel
 	for _, m := range answer.Models {
@@ -115,8 +63,9 @@ func (r *remote) List(ctx context.Context) ([]job.KeptModel, error) {
 			Size: m.Size, Own: m.OwnSize, InUse: m.InUse,
 		}
 		if m.LastUsedAt != nil {
+			var err error
 			if k.LastUsed, err = time.Parse("2006-01-02T15:04:05", *m.LastUsedAt); err != nil {
-				return nil, fmt.Errorf("read the answer of the daemon at %s: %w", r.base, err)
+				return nil, fmt.Errorf("read the answer of the daemon at %s: %w", r.shown, err)
 			}
 		}
 		list = append(list, k)
@@ -125,10 +74,6 @@ func (r *remote) List(ctx context.Context) ([]job.KeptModel, error) {
 }
 
 // Remove has the daemon remove a model.
-func (r *remote) Remove(ctx context.Context, m job.Model) error {
-	response, err := r.call(ctx, http.MethodDelete, "/models/"+url.PathEscape(m.String()), nil)
-	if err != nil {
-		return err
-	}
-	return response.Body.Close()
+func (r remoteModels) Remove(ctx context.Context, m job.Model) error {
+	return r.ask(ctx, http.MethodDelete, "/models/"+url.PathEscape(m.String()), nil, nil)
 }

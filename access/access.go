@@ -1,0 +1,81 @@
+// Package access decides who asks and what they may: a caller has a name, the
+// scopes of what it may do and, where it is one of several customers of the
+// machine, a tenant whose jobs are all that it sees.
+//
+// A caller is known by one of three things, each in its own file: the
+// credentials that the kernel tells of the other end of a unix socket (peer.go),
+// a certificate (certificate.go) or a token (token.go). A Gate puts them
+// together. Which scope a route needs is the API's business, not this package's.
+package access
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Scope is something that a caller may do.
+type Scope string
+
+// The scopes. None includes another: a caller that may submit and look has two.
+const (
+	Submit Scope = "submit" // start jobs and cancel them
+	Read   Scope = "read"   // see jobs, their files, and what the machine does
+	Admin  Scope = "admin"  // change what the machine does and keeps
+)
+
+// Scopes lists them all.
+func Scopes() []Scope { return []Scope{Submit, Read, Admin} }
+
+// ParseScope reads a scope's name.
+func ParseScope(s string) (Scope, error) {
+	if scope := Scope(s); slices.Contains(Scopes(), scope) {
+		return scope, nil
+	}
+	return "", fmt.Errorf("%q is no scope; expected one of submit, read, admin", s)
+}
+
+// Caller is who a request comes from.
+type Caller struct {
+	// Name is how logs and metrics call it: a token's name, a certificate's, or a
+	// user's of this machine. It is never a secret.
+	Name   string
+	Scopes []Scope
+	// Tenant, where it is not empty, limits the caller to the jobs of that tenant.
+	Tenant string
+	// Ambient says that a browser would prove who it is by itself, with whatever a
+	// page makes it ask: by a certificate, that is. A token has to be given.
+	Ambient bool
+}
+
+// May reports whether the caller has a scope.
+func (c Caller) May(s Scope) bool { return slices.Contains(c.Scopes, s) }
+
+// ScopeNames is the caller's scopes for people.
+func (c Caller) ScopeNames() string {
+	names := make([]string, len(c.Scopes))
+	for i, s := range c.Scopes {
+		names[i] = string(s)
+	}
+	return strings.Join(names, ", ")
+}
+
+// key is what a request's context keeps its caller and its peer under.
+type key int
+
+const (
+	callerKey key = iota
+	peerKey
+)
+
+// With returns a context that knows the caller.
+func With(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey, c)
+}
+
+// From returns the caller that a context knows; the zero Caller may do nothing.
+func From(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey).(Caller)
+	return c
+}

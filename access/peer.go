@@ -1,0 +1,117 @@
+package access
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Peer is the process at the other end of a unix socket when it connected, as
+// the kernel tells it: nothing that the process says can change it.
+type Peer struct {
+	PID    int32
+	UID    uint32
+	Groups []uint32 // the primary one and the others
+}
+
+// String names the user, as logs do.
+func (p Peer) String() string { return "uid " + strconv.FormatUint(uint64(p.UID), 10) }
+
+// PeerOf asks the kernel who connected.
+func PeerOf(conn *net.UnixConn) (Peer, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return Peer{}, fmt.Errorf("ask who is at the socket: %w", err)
+	}
+	var peer Peer
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		var cred *unix.Ucred
+		if cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); failed != nil {
+			return
+		}
+		peer = Peer{PID: cred.Pid, UID: cred.Uid, Groups: []uint32{cred.Gid}}
+		var others []uint32
+		if others, failed = peerGroups(fd); failed == nil {
+			peer.Groups = append(peer.Groups, others...)
+		}
+	})
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return Peer{}, fmt.Errorf("ask who is at the socket: %w", err)
+	}
+	return peer, nil
+}
+
+// peerGroups returns the peer's supplementary groups (Linux 4.13 and later;
+// none before).
+func peerGroups(fd uintptr) ([]uint32, error) {
+	groups := make([]uint32, 32)
+	for {
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch errno {
+		case 0:
+			return groups[:size/4], nil
+		case unix.ERANGE: // size is what it takes
+			groups = make([]uint32, size/4)
+		case unix.ENOPROTOOPT:
+			return nil, nil
+		default:
+			return nil, errno
+		}
+	}
+}
+
+// Local says which users of this machine may administer the daemon over its
+// socket: root, the daemon's own user, and the members of Group where that is
+// not nil.
+type Local struct {
+	UID   uint32 // the daemon's own
+	Group *uint32
+}
+
+// Caller is who a peer is to the daemon. The error says that it may not come in.
+func (l Local) Caller(p Peer) (Caller, error) {
+	if p.UID == 0 || p.UID == l.UID || l.Group != nil && slices.Contains(p.Groups, *l.Group) {
+		return Caller{Name: p.String(), Scopes: Scopes()}, nil
+	}
+	return Caller{}, &Refused{Reason: "This user of the machine may not administer shepherd; ask for membership in the group of api.socket_group"}
+}
+
+// Refused says, in words for the caller, that it is known and may not do what it
+// asks for.
+type Refused struct{ Reason string }
+
+func (e *Refused) Error() string { return e.Reason }
+
+// arrival is what is known of a connection to the socket.
+type arrival struct {
+	peer Peer
+	err  error
+}
+
+// Arrive is for the ConnContext of an http.Server: it notes who is at the other
+// end of a unix socket, for all requests of the connection.
+func Arrive(ctx context.Context, conn net.Conn) context.Context {
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	peer, err := PeerOf(local)
+	return context.WithValue(ctx, peerKey, arrival{peer, err})
+}
+
+// PeerFrom returns who Arrive noted; ok is false for what came by the network.
+func PeerFrom(ctx context.Context) (p Peer, ok bool, err error) {
+	a, ok := ctx.Value(peerKey).(arrival)
+	return a.peer, ok, a.err
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/pprof"
+	"runtime/debug"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+)
+
+// withDebug serves, beside what the API does, what is for the administrators of
+// the machine alone: net/http/pprof below /debug/pprof/, the configuration in
+// effect (secrets as stars) and what the program was built from. It is for the
+// socket: nothing of it is reached from the network.
+func withDebug(api http.Handler, cfg *config.Config, who access.Local) http.Handler {
+	inside := http.NewServeMux()
+	inside.HandleFunc("GET /debug/pprof/", pprof.Index)
+	inside.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	inside.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	inside.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	inside.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	shown := cfg.String() // as it is now
+	inside.HandleFunc("GET /debug/config", func(w http.ResponseWriter, _ *http.Request) { plain(w, shown) })
+	inside.HandleFunc("GET /debug/build", func(w http.ResponseWriter, _ *http.Request) {
+		if info, ok := debug.ReadBuildInfo(); ok {
+			plain(w, info.String())
+		}
+	})
+	outside := http.NewServeMux()
+	outside.Handle("/", api)
+	outside.HandleFunc("/debug/", func(w http.ResponseWriter, r *http.Request) {
+		peer, ok, err := access.PeerFrom(r.Context())
+		if ok && err == nil {
+			_, err = who.Caller(peer)
+		}
+		if !ok || err != nil {
+			http.Error(w, "this is for those who may administer shepherd", http.StatusForbidden)
+			return
+		}
+		inside.ServeHTTP(w, r)
+	})
+	return outside
+}
+
+func plain(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = fmt.Fprint(w, text) // a client that has left cannot be told
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+)
+
+// doors are where the daemon is reached: the API on the network, and the same
+// with more beside it on the socket for those who administer the machine. They
+// are open, though nobody serves at them yet, before anything else starts: a
+// daemon that cannot be reached should not have begun.
+type doors struct {
+	network net.Listener
+	socket  net.Listener
+	host    string // of the network, as it was asked for
+	path    string // of the socket
+	local   access.Local
+	forget  func()
+
+	servers []*http.Server
+	ended   chan error
+}
+
+// openDoors listens, and notes in the state directory where.
+func openDoors(cfg *config.Config) (_ *doors, err error) {
+	d := &doors{host: cfg.API.Host, forget: func() {}}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
+		return nil, err
+	}
+	if d.path, err = filepath.Abs(cfg.API.Socket); err != nil {
+		return nil, fmt.Errorf("the socket %s: %w", cfg.API.Socket, err)
+	}
+	d.local.UID = uint32(os.Geteuid())
+	if d.local.Group, err = groupID(cfg.API.SocketGroup); err != nil {
+		return nil, err
+	}
+	if d.socket, err = access.Listen(d.path, d.local.Group); err != nil {
+		return nil, err
+	}
+	d.forget, err = announce(cfg.StateDir, "unix://"+d.path)
+	return d, err
+}
+
+// address is the network's, as it is shown: the host as asked for, the port as
+// it came out.
+func (d *doors) address() string { return address(d.host, d.network) }
+
+// serve begins to serve: network for all that come from there, socket for the
+// other. base is the context of every request. What it returns receives the
+// error of the first server that ends.
+func (d *doors) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
+	d.ended = make(chan error, 2)
+	for _, at := range []struct {
+		listener net.Listener
+		handler  http.Handler
+	}{{d.network, network}, {d.socket, socket}} {
+		server := &http.Server{
+			Handler:           at.handler,
+			ReadHeaderTimeout: 20 * time.Second,
+			IdleTimeout:       2 * time.Minute,
+			BaseContext:       func(net.Listener) context.Context { return base },
+			ConnContext:       access.Arrive,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		}
+		d.servers = append(d.servers, server)
+		go func() { d.ended <- server.Serve(at.listener) }()
+	}
+	return d.ended
+}
+
+// shut ends serving once the requests under way have been answered, or ctx has
+// ended, and returns what went wrong with any of the servers; ended says how many
+// of them the caller has heard of already.
+func (d *doors) shut(ctx context.Context, ended int) (err error) {
+	for _, server := range d.servers {
+		if server.Shutdown(ctx) != nil {
+			server.Close()
+		}
+	}
+	for range len(d.servers) - ended {
+		if e := <-d.ended; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// close is safe at any time and more than once.
+func (d *doors) close() {
+	d.forget()
+	for _, l := range []net.Listener{d.network, d.socket} {
+		if l != nil {
+			_ = l.Close() // closed already by the server that served it, mostly
+		}
+	}
+}
+
+// groupID is the number of a group that is named, or given by its number; nil
+// for none.
+func groupID(name string) (*uint32, error) {
+	if name == "" {
+		return nil, nil
+	}
+	text := name
+	if g, err := user.LookupGroup(name); err == nil {
+		text = g.Gid
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("there is no group %q on this machine: make it (groupadd --system %s), or set api.socket_group to another", name, name)
+	}
+	id := uint32(n)
+	return &id, nil
+}
+
+func listen(host string, port int) (net.Listener, error) {
+	at := net.JoinHostPort(host, strconv.Itoa(port))
+	l, err := net.Listen("tcp", at)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("the API cannot listen on %s: something else does, perhaps another shepherdd; stop it or choose another port with -p", at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the API cannot listen on %s: %w", at, err)
+	}
+	return l, nil
+}
+
+// address is what is shown: the host as asked for, the port as it came out.
+func address(host string, l net.Listener) string {
+	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}

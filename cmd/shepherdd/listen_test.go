@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/iterait/shepherd/config"
+)
+
+// ask is a GET; what answers is the status and the body.
+func get(t *testing.T, c *client, path string) (int, string) {
+	t.Helper()
+	response, err := c.http.Get(c.base + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(body)
+}
+
+func TestDoors(t *testing.T) {
+	dir := t.TempDir()
+	cfg := &config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}}
+	cfg.Storage.SecretKey = config.NewSecret("hunter2")
+	d, err := openDoors(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	api := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/api" {
+			io.WriteString(w, "the API")
+			return
+		}
+		http.NotFound(w, r)
+	})
+	d.serve(context.Background(), api, withDebug(api, cfg, d.local), slog.New(slog.DiscardHandler))
+
+	noted, err := announced(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := newClient(noted, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.close()
+	network, err := newClient("http://"+d.address(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer network.close()
+	for path, want := range map[string]string{
+		"/api": "the API", "/debug/pprof/": "goroutine", "/debug/pprof/goroutine?debug=1": "goroutine profile", "/debug/config": "state_dir: " + dir,
+		"/debug/build": "path\t", "/debug/pprof/cmdline": os.Args[0], "/debug/pprof/symbol": "num_symbols",
+	} {
+		status, body := get(t, socket, path)
+		if status != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("%s on the socket: %d %.100s", path, status, body)
+		}
+		if strings.Contains(body, "hunter2") {
+			t.Errorf("%s tells a secret", path)
+		}
+		if status, _ := get(t, network, path); (status == http.StatusOK) != (path == "/api") {
+			t.Errorf("%s on the network: %d", path, status)
+		}
+	}
+	if err := d.shut(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
+	d.close()
+	for _, name := range []string{"api.sock", "api"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
+
+func TestDoorsThatDoNotOpen(t *testing.T) {
+	dir := t.TempDir()
+	first, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.close()
+	for name, c := range map[string]struct {
+		api  config.API
+		want string
+	}{
+		"the socket is another's": {config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}, "api.socket"},
+		"no such group":           {config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "b.sock"), SocketGroup: "no-such-group"}, "groupadd"},
+	} {
+		if _, err := openDoors(&config.Config{StateDir: t.TempDir(), API: c.api}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
