@@ -151,6 +151,9 @@ type Record struct {
 	Holder string
 	// Node is the daemon the holder belongs to.
 	Node string
+
+	// Usage is what the run that ended took of GPUs.
+	Usage Usage
 }
 
 // Now is the current time as records keep it: UTC, whole microseconds.

@@ -105,11 +105,13 @@ type Claim struct {
 }
 
 // Outcome is how a run ended. State is final; Failure is set exactly when it is
-// job.Failed. At becomes FinishedAt; zero means now.
+// job.Failed. At becomes FinishedAt; zero means now. Usage is kept with the
+// record, GPUTime by the microsecond.
 type Outcome struct {
 	State   job.State
 	Failure *job.Failure
 	At      time.Time
+	Usage   job.Usage
 }
 
 // Filter narrows List. The zero Filter matches every record.

@@ -144,6 +144,7 @@ func (s suite) testFinish(t *testing.T) {
 		{State: job.Cancelled},
 		{State: job.Failed, Failure: &job.Failure{Message: "broken", Type: "ValueError", Traceback: "line 1\nline 2 'é'"}},
 		{State: job.Failed, Failure: &job.Failure{}},
+		{State: job.Done, Usage: job.Usage{GPUMemory: 80 << 30, GPUTime: 90*time.Minute + 7*time.Microsecond}},
 	} {
 		f.create("x")
 		c := f.claim(slot("a"), "x")
@@ -154,7 +155,7 @@ func (s suite) testFinish(t *testing.T) {
 		f.checkTimes(ended, true, true)
 		want := c.Record
 		want.State, want.Failure, want.FinishedAt = outcome.State, outcome.Failure, ended.FinishedAt
-		want.Holder, want.Node = "", ""
+		want.Holder, want.Node, want.Usage = "", "", outcome.Usage
 		f.checkSame("finished", ended, want)
 		f.checkSame("Get", f.get("x"), want)
 		f.claimNothing(slot("a"))

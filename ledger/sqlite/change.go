@@ -104,6 +104,8 @@ func (t *tx) release(id job.ID, token ledger.Token, unspent bool) error {
 func (t *tx) end(r *row, outcome ledger.Outcome) (job.Record, error) {
 	before := r.State
 	r.State, r.Failure, r.FinishedAt = outcome.State, outcome.Failure, t.now
+	r.Usage = outcome.Usage
+	r.Usage.GPUTime = r.Usage.GPUTime.Truncate(time.Microsecond)
 	if !outcome.At.IsZero() {
 		r.FinishedAt = outcome.At.UTC().Truncate(time.Microsecond)
 	}

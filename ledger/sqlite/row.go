@@ -10,7 +10,8 @@ import (
 // columns are those of a row, in the order of (*row).fields.
 const columns = `seq, id, model_name, model_version, sheep, priority, state,
 	failure_message, failure_type, failure_traceback,
-	enqueued_at, started_at, finished_at, run, attempt, holder, node, token, put_back, overtaken`
+	enqueued_at, started_at, finished_at, run, attempt, holder, node, token, put_back, overtaken,
+	gpu_memory, gpu_time`
 
 // row is a record as the file keeps it.
 type row struct {
@@ -23,10 +24,11 @@ type row struct {
 // scan reads the columns by the given Scan method.
 func (r *row) scan(scan func(...any) error) error {
 	var failure job.Failure
-	var enqueued, started, finished int64
+	var enqueued, started, finished, gpuTime int64
 	err := scan(&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.State,
 		&failure.Message, &failure.Type, &failure.Traceback,
-		&enqueued, &started, &finished, &r.Run, &r.Attempt, &r.Holder, &r.Node, &r.token, &r.putBack, &r.overtaken)
+		&enqueued, &started, &finished, &r.Run, &r.Attempt, &r.Holder, &r.Node, &r.token, &r.putBack, &r.overtaken,
+		&r.Usage.GPUMemory, &gpuTime)
 	if err != nil {
 		return err
 	}
@@ -34,6 +36,7 @@ func (r *row) scan(scan func(...any) error) error {
 	if r.State == job.Failed {
 		r.Failure = &failure
 	}
+	r.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
 	r.EnqueuedAt, r.StartedAt, r.FinishedAt = toTime(enqueued), toTime(started), toTime(finished)
 	return nil
 }

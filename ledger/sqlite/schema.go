@@ -73,6 +73,10 @@ var migrations = []string{
 		event INTEGER NOT NULL
 	) STRICT;
 	INSERT INTO counters VALUES (1, 0, 0, 0);`,
+
+	// What a run that ended used of GPUs: bytes, and microseconds times GPUs.
+	`ALTER TABLE jobs ADD COLUMN gpu_memory INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE jobs ADD COLUMN gpu_time INTEGER NOT NULL DEFAULT 0;`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

@@ -37,7 +37,8 @@ func (s *statements) list() []statement {
 		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, state, enqueued_at, run)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`},
 		{"save", &s.save, `UPDATE jobs SET state = ?, failure_message = ?, failure_type = ?, failure_traceback = ?,
-			started_at = ?, finished_at = ?, attempt = ?, holder = ?, node = ?, token = ?, put_back = ?, overtaken = ?
+			started_at = ?, finished_at = ?, attempt = ?, holder = ?, node = ?, token = ?, put_back = ?, overtaken = ?,
+			gpu_memory = ?, gpu_time = ?
 			WHERE seq = ?`},
 		{"remove", &s.remove, `DELETE FROM jobs WHERE seq = ?`},
 

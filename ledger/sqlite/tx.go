@@ -91,7 +91,8 @@ func (t *tx) save(r *row, before job.State) error {
 		failure = *r.Failure
 	}
 	_, err := t.exec(t.do.save, string(r.State), failure.Message, failure.Type, failure.Traceback,
-		fromTime(r.StartedAt), fromTime(r.FinishedAt), r.Attempt, r.Holder, r.Node, int64(r.token), r.putBack, r.overtaken, r.Seq)
+		fromTime(r.StartedAt), fromTime(r.FinishedAt), r.Attempt, r.Holder, r.Node, int64(r.token), r.putBack, r.overtaken,
+		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), r.Seq)
 	if err != nil {
 		return err
 	}
