@@ -24,6 +24,7 @@ type ending struct {
 // finish puts a job's files and state away, beside the runner's next job.
 func (l *lane) finish(a *assignment, e ending) {
 	a.FinishedAt = job.Now()
+	account := l.account(a.ID, e.failure != nil)
 	l.slots <- struct{}{}
 	over := make(chan struct{})
 	l.mu.Lock()
@@ -39,7 +40,9 @@ func (l *lane) finish(a *assignment, e ending) {
 		}()
 		a.cancel()
 		<-a.staged
-		if err := l.conclude(a, e.answered, e.failure); err != nil {
+		told := <-account
+		a.Usage = told.Usage
+		if err := l.conclude(a, e.answered, explain(e.failure, told)); err != nil {
 			l.log.Error("Cannot put a job's results away; it goes back to the queue", "job", a.ID, "error", err)
 			l.clear(a)
 			l.release(context.WithoutCancel(l.shepherd.work), a, true, err.Error())
@@ -75,7 +78,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 		}
 	}
 
-	outcome := ledger.Outcome{State: job.Done, Failure: failure, At: a.FinishedAt}
+	outcome := ledger.Outcome{State: job.Done, Failure: failure, At: a.FinishedAt, Usage: a.Usage}
 	if failure != nil {
 		outcome.State = job.Failed
 	}

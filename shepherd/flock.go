@@ -40,7 +40,7 @@ func (f *flock) wake(rec job.Record) {
 	var best *lane
 	bestRank := -1
 	for _, l := range f.lanes {
-		if rec.Sheep != "" && rec.Sheep != l.name || !l.asleep {
+		if rec.Sheep != "" && rec.Sheep != l.name || !l.asleep || !l.admits(rec) {
 			continue
 		}
 		if rank := l.suits(rec.Model); rank > bestRank {
@@ -50,6 +50,14 @@ func (f *flock) wake(rec job.Record) {
 	if best != nil {
 		best.rouse()
 	}
+}
+
+// stir has the lane look into the ledger: it may take more than it could before.
+func (f *flock) stir(l *lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wakes++
+	l.rouse()
 }
 
 // next waits for a job for the lane and claims it. The error is ctx's.
@@ -102,12 +110,15 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	f.claiming.Lock()
 	defer f.claiming.Unlock()
 	slot := ledger.Slot{Node: f.node, Sheep: l.name, Loaded: l.willHave(), Ahead: l.isBusy()}
+	if !l.narrow(&slot) {
+		return nil, nil
+	}
 	claim, err := f.ledger.Claim(ctx, slot)
 	if claim != nil || err != nil || slot.Ahead {
 		return claim, err
 	}
 	for _, other := range f.lanes {
-		if other == l || !other.isBusy() {
+		if other == l || !other.mayGiveUp() {
 			continue
 		}
 		if id := other.giveUp(ctx); id != "" {

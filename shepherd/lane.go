@@ -26,6 +26,7 @@ type lane struct {
 	typ      string
 	dir      string // io_data_root: a directory per job
 	sheep    runtime.Sheep
+	devices  Devices // nil: it has none
 	shepherd *Shepherd
 	log      *slog.Logger
 
@@ -33,13 +34,16 @@ type lane struct {
 	offered atomic.Pointer[assignment] // what the feeder holds out, for giveUp
 	woken   chan struct{}
 	idled   chan struct{}
-	asleep  bool // guarded by flock.mu
+	asleep  bool        // guarded by flock.mu
+	waiting atomic.Bool // what is offered waits for devices
 
-	runner    *runner // the worker's; nil when none is up
-	crashes   crashes
-	finishers sync.WaitGroup
-	slots     chan struct{} // one per job being finished
-	running   sync.WaitGroup
+	runner      *runner // the worker's; nil when none is up
+	crashes     crashes
+	idleTimeout time.Duration // 0: never
+	idleSince   time.Time     // the worker's
+	finishers   sync.WaitGroup
+	slots       chan struct{} // one per job being finished
+	running     sync.WaitGroup
 
 	mu      sync.Mutex
 	ending  map[job.ID]chan struct{} // jobs being finished; closed when nothing of one is left
@@ -67,6 +71,7 @@ type assignment struct {
 	turn         chan struct{} // closed when the worker has taken it
 	staged       chan struct{} // closed when staging has ended, as result and err say
 	cancel       context.CancelFunc
+	done         func() // gives up the devices asked for; nil where there are none
 	result       storage.Staged
 	err          error
 	bytes        int64 // counted in the flock's budget
@@ -80,7 +85,7 @@ const (
 
 func newLane(m Member, s *Shepherd) *lane {
 	return &lane{
-		name: m.Name, typ: m.Type, sheep: m.Sheep, shepherd: s,
+		name: m.Name, typ: m.Type, sheep: m.Sheep, devices: m.Devices, idleTimeout: m.IdleTimeout, shepherd: s,
 		dir:   filepath.Join(s.cfg.DataRoot, m.Name),
 		log:   s.log.With("sheep", m.Name),
 		next:  make(chan *assignment),
@@ -93,6 +98,9 @@ func newLane(m Member, s *Shepherd) *lane {
 }
 
 func (l *lane) start() {
+	if l.devices != nil {
+		l.devices.Notify(func() { l.shepherd.flock.stir(l) })
+	}
 	l.running.Go(func() { l.feed(l.shepherd.feed) })
 	l.running.Go(l.toil)
 }
@@ -114,13 +122,7 @@ func (l *lane) feed(ctx context.Context) {
 		}
 		a := l.assign(claim)
 		l.offered.Store(a)
-		select {
-		case l.next <- a:
-		case <-a.gone:
-		case <-ctx.Done():
-			if a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
-				l.abandon(a, "shepherd is shutting down")
-			}
+		if !l.offer(ctx, a) {
 			return
 		}
 	}
@@ -200,7 +202,7 @@ func (l *lane) toil() {
 		var again <-chan time.Time
 		if l.runner != nil {
 			ended = l.runner.done
-		} else if wait, model, ok := l.crashes.pending(time.Now()); ok {
+		} else if wait, model, ok := l.crashes.pending(time.Now()); ok && !l.crashes.left {
 			l.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
 		}
@@ -212,8 +214,13 @@ func (l *lane) toil() {
 				close(a.turn)
 				l.run(a)
 			}
+			a.through()
 		case <-ended:
 			l.lostIdle()
+		case <-l.yield():
+			l.unload("its devices are needed for another sheep")
+		case <-l.tired():
+			l.unload("no job for " + l.idleTimeout.String())
 		case <-again:
 			l.revive()
 		}
@@ -225,6 +232,9 @@ func (l *lane) becomeIdle() {
 	was := l.busy
 	l.busy, l.job = false, ""
 	l.mu.Unlock()
+	if was {
+		l.idleSince = time.Now()
+	}
 	if was && (l.shepherd.cfg.StageAhead == 0 || len(l.shepherd.flock.lanes) > 1) {
 		select {
 		case l.idled <- struct{}{}:
@@ -247,19 +257,24 @@ func (l *lane) willHave() job.Model {
 }
 
 // suits ranks the lane for a job with the model: idle before busy, and among
-// those one with the model loaded, then one with none, then the others.
+// those one with the model loaded, then one with none, then one with another, and
+// last one whose devices are not at hand.
 func (l *lane) suits(m job.Model) int {
+	unload := l.admission() < job.AnyNow // another sheep's model goes first
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rank := 0
-	switch l.planned {
-	case m:
+	switch {
+	case unload:
+	case l.planned == m:
+		rank = 3
+	case l.planned.IsZero():
 		rank = 2
-	case job.Model{}:
+	default:
 		rank = 1
 	}
 	if !l.busy {
-		rank += 3
+		rank += 4
 	}
 	return rank
 }
@@ -286,6 +301,9 @@ func (l *lane) view() job.Sheep {
 	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Detail: l.detail}
 	if l.up {
 		v.Model = l.loaded
+	}
+	if v.Detail == "" && l.devices != nil {
+		v.Detail = l.devices.State()
 	}
 	return v
 }

@@ -75,6 +75,7 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 		l.up, l.loaded, l.planned = true, d.found.Model, d.found.Model
 		l.busy = true // until the worker has seen to it
 		l.mu.Unlock()
+		l.hasDevices(d.found.Model, 0)
 		l.log.Info("Found the sheep's runner alive", "model", d.found.Model.String(), "job", d.found.Job)
 	}
 }
@@ -122,6 +123,8 @@ func (l *lane) takeUp() {
 		l.takeUpRemains(d)
 		return
 	}
+	done, _ := l.take() // it has them
+	defer done()
 	// What was under way when the runner was found may have been answered since.
 	answered := slices.ContainsFunc(d.found.Answers, func(a messenger.Answer) bool { return a.JobID == d.found.Job })
 	var current *assignment
@@ -177,6 +180,7 @@ func (l *lane) resume(a *assignment) {
 		l.leave(ctx, a, errCancelled)
 		return
 	}
+	l.begun(a.ID, a.StartedAt)
 	l.await(ctx, a)
 }
 

@@ -73,11 +73,13 @@ func (l *lane) run(a *assignment) {
 		l.refuse(ctx, a, &runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)})
 		return
 	}
+	l.begun(a.ID, job.Now())
 	l.await(ctx, a)
 }
 
 // hold returns a context that ends when the job is no longer this sheep's, with
-// errCancelled, or when running jobs are to be handed back.
+// errCancelled, when a device is out, with a *deviceError, or when running jobs
+// are to be handed back.
 func (l *lane) hold(id job.ID) (_ context.Context, stop func()) {
 	sub := l.shepherd.hub.subscribe(id)
 	ctx, cancel := context.WithCancelCause(l.shepherd.work)
@@ -97,9 +99,19 @@ func (l *lane) hold(id job.ID) (_ context.Context, stop func()) {
 			}
 		}
 	})
+	devices := make(chan struct{})
+	if l.devices == nil {
+		close(devices)
+	} else {
+		l.running.Go(func() {
+			defer close(devices)
+			l.watchDevices(ctx, cancel)
+		})
+	}
 	return ctx, func() {
 		cancel(nil)
 		<-watching
+		<-devices
 		sub.close()
 	}
 }
@@ -179,6 +191,7 @@ func (l *lane) refuse(ctx context.Context, a *assignment, why error) {
 	var exit *runtime.Exit
 	switch {
 	case errors.As(why, &exit) && exit.Lost && a.Attempt < l.shepherd.cfg.MaxAttempts:
+		l.account(a.ID, false)
 		l.log.Warn("Sheep was lost under its job; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", exit)
 		a.cancel()
 		<-a.staged
@@ -220,6 +233,12 @@ func (l *lane) rest(pause time.Duration) {
 func (l *lane) leave(ctx context.Context, a *assignment, why error) {
 	a.cancel()
 	<-a.staged
+	var out *deviceError
+	if errors.As(why, &out) {
+		l.lose(a, out)
+		return
+	}
+	l.account(a.ID, false)
 	l.clear(a)
 	if errors.Is(why, errCancelled) || errors.Is(why, ledger.ErrFenced) {
 		l.log.Info("Job is no longer this sheep's", "job", a.ID)

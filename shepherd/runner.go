@@ -63,6 +63,10 @@ func (l *lane) startRunner(ctx context.Context, m job.Model) error {
 		l.show("")
 		return err
 	}
+	if err := l.prepare(ctx); err != nil {
+		l.show("")
+		return err
+	}
 	return l.launch(ctx, m)
 }
 
@@ -81,6 +85,7 @@ func (l *lane) launch(ctx context.Context, m job.Model) error {
 		defer close(r.done)
 		r.err = l.sheep.Run(life, func(e runtime.Event) {
 			if e.Stage == runtime.Starting {
+				l.hasDevices(m, e.PID)
 				select {
 				case started <- struct{}{}:
 				default:
@@ -88,6 +93,9 @@ func (l *lane) launch(ctx context.Context, m job.Model) error {
 			}
 			l.observe(e)
 		})
+		if !errors.Is(r.err, runtime.ErrDetached) {
+			l.leftDevices()
+		}
 	})
 	select {
 	case <-r.done:
@@ -200,6 +208,13 @@ func (l *lane) crashed(r *runner) error {
 // next job comes.
 func (l *lane) revive() {
 	_, m, _ := l.crashes.pending(time.Now())
+	done, ok := l.take()
+	if !ok {
+		l.crashes.left = true
+		l.show("")
+		return
+	}
+	defer done()
 	if err := l.startRunner(l.shepherd.feed, m); err != nil && l.shepherd.feed.Err() == nil {
 		l.log.Warn("Cannot start the crashed sheep again", "model", m.String(), "error", err)
 		var load *runtime.LoadError
@@ -215,13 +230,14 @@ type crashes struct {
 	model   job.Model
 	backoff runtime.Backoff
 	until   time.Time // zero: nothing is to be started again
+	left    bool      // others need the devices: only a job starts it again
 }
 
 func (c *crashes) note(m job.Model, up time.Duration, now time.Time) {
 	if m != c.model || c.backoff == (runtime.Backoff{}) {
 		*c = crashes{model: m, backoff: runtime.DefaultBackoff()}
 	}
-	c.until = now.Add(c.backoff.Failed(up))
+	c.until, c.left = now.Add(c.backoff.Failed(up)), false
 }
 
 // pending says how long to wait before the crashed runner is started again, and

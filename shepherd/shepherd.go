@@ -36,6 +36,12 @@ type Member struct {
 	Sheep runtime.Sheep
 	// Models keeps the models of the sheep's type; nil where that fetches none.
 	Models runtime.ModelKeeper
+	// Devices is the sheep's share of the machine's devices; nil where it has
+	// none.
+	Devices Devices
+	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for as
+	// long as nobody needs what it takes.
+	IdleTimeout time.Duration
 }
 
 // Config is what a Shepherd is made of. All of it is required unless said

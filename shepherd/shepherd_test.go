@@ -45,6 +45,8 @@ type pen struct {
 	events  []runtime.Event // that a load reports
 	check   func(sheep string, m job.Model) error
 	keeper  runtime.ModelKeeper
+	devices map[string]shepherd.Devices // by sheep
+	idle    time.Duration
 	config  shepherd.Config
 	sheep   []string
 	wrap    func(runtime.Sheep) runtime.Sheep
@@ -126,7 +128,7 @@ func (p *pen) start() {
 		if p.wrap != nil {
 			sheep = p.wrap(sheep)
 		}
-		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper})
+		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle})
 	}
 	core, err := shepherd.New(cfg)
 	if err != nil {
