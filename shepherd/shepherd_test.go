@@ -701,7 +701,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error { <-ctx.Done(); return ctx.Err() }
 	p.start()
 	p.submit("job-1", "m", "x")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
 	defer cancel()
 	s, err := p.core.Wait(ctx, "job-1")
 	if !errors.Is(err, context.DeadlineExceeded) || s.State.Final() || s.State == "" {
