@@ -48,8 +48,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	w.port, w.role = strconv.Itoa(port), "echo"
 	w.addModel(b, model, "")
 	h := w.inherit(b)
-	h.load()
-	h.run()
+	h.Load()
+	h.Run()
 	ctx := b.Context()
 	direct, err := zmq.Dial(ctx, zmq.Config{Endpoint: "tcp://127.0.0.1:" + w.port})
 	if err != nil {
@@ -72,15 +72,15 @@ func BenchmarkRoundTrip(b *testing.B) {
 			b.Fatal(err)
 		}
 		middle := time.Now()
-		if err := h.conn.Send(ctx, in); err != nil {
+		if err := h.Conn.Send(ctx, in); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := h.conn.Recv(ctx); err != nil {
+		if _, err := h.Conn.Recv(ctx); err != nil {
 			b.Fatal(err)
 		}
 		ended := time.Now()
 		straight, shimmed = append(straight, middle.Sub(began)), append(shimmed, ended.Sub(middle))
-		if err := h.conn.Ack(ctx, in.JobID); err != nil {
+		if err := h.Conn.Ack(ctx, in.JobID); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	b.ReportMetric(micros(median(shimmed)), "shim-µs")
 	b.ReportMetric(micros(median(shimmed)-median(straight)), "added-µs")
 	b.ReportMetric(residentMiB(b, w.shimPID(b)), "shim-RSS-MiB")
-	h.slaughter()
+	h.Slaughter()
 }
 
 // BenchmarkStart measures from Run's call to the runner taking jobs, with a
@@ -100,20 +100,20 @@ func BenchmarkStart(b *testing.B) {
 	var up []time.Duration
 	for n := 0; b.Loop(); n++ {
 		h := w.inherit(b)
-		h.load()
+		h.Load()
 		began := time.Now()
-		h.run()
-		if err := h.conn.Send(b.Context(), messenger.Input{JobID: "a"}); err != nil {
+		h.Run()
+		if err := h.Conn.Send(b.Context(), messenger.Input{JobID: "a"}); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := h.conn.Recv(b.Context()); err != nil {
+		if _, err := h.Conn.Recv(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		up = append(up, time.Since(began))
-		if err := h.conn.Ack(b.Context(), "a"); err != nil {
+		if err := h.Conn.Ack(b.Context(), "a"); err != nil {
 			b.Fatal(err)
 		}
-		h.slaughter()
+		h.Slaughter()
 	}
 	b.ReportMetric(micros(median(up))/1000, "start-to-answer-ms")
 }
@@ -148,21 +148,21 @@ func TestShimStaysSmall(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
 	h := w.inherit(t)
-	h.load()
-	h.run()
+	h.Load()
+	h.Run()
 	for n := range 50 {
-		h.do(job.ID("job-" + strconv.Itoa(n)))
+		h.Do(job.ID("job-"+strconv.Itoa(n)), "")
 	}
 	if rss := residentMiB(t, w.shimPID(t)); rss > 12 {
 		t.Errorf("the shim has %.1f MiB resident, want at most 12", rss)
 	}
-	h.w.prepare(t, "flood", "flood 50000000")
-	if err := h.conn.Send(t.Context(), messenger.Input{JobID: "flood"}); err != nil {
+	h.Prepare("flood", "flood 50000000")
+	if err := h.Conn.Send(t.Context(), messenger.Input{JobID: "flood"}); err != nil {
 		t.Fatal(err)
 	}
-	h.recv("flood")
+	h.Recv("flood")
 	if rss := residentMiB(t, w.shimPID(t)); rss > 14 {
 		t.Errorf("after 50 MB of output the shim has %.1f MiB resident, want at most 14", rss)
 	}
-	h.slaughter()
+	h.Slaughter()
 }

@@ -31,8 +31,8 @@ func TestPortInUse(t *testing.T) {
 	w.port = fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
 	w.addModel(t, model, "")
 	h := w.inherit(t)
-	h.load()
-	err = h.sheep.Run(t.Context(), runtime.Discard)
+	h.Load()
+	err = h.Sheep.Run(t.Context(), runtime.Discard)
 	var load *runtime.LoadError
 	if !errors.As(err, &load) || !errdefs.IsUnavailable(err) {
 		t.Fatalf("got %T %v, want *runtime.LoadError of class unavailable", err, err)
@@ -43,9 +43,9 @@ func TestPortInUse(t *testing.T) {
 		}
 	}
 	l.Close()
-	h.run() // the port is free again
-	h.do("a")
-	h.slaughter()
+	h.Run() // the port is free again
+	h.Do("a", "")
+	h.Slaughter()
 }
 
 func TestListenerThatIsNotTheRunners(t *testing.T) {
@@ -54,18 +54,18 @@ func TestListenerThatIsNotTheRunners(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "go")
 	w.addModel(t, model, "await "+gate)
 	h := w.inherit(t)
-	h.load()
-	h.run()
+	h.Load()
+	h.Run()
 	l, err := net.Listen("tcp", "127.0.0.1:"+w.port) // before the runner does
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	var exit *runtime.Exit
-	if err := h.wait(); !errors.As(err, &exit) || !strings.Contains(exit.Detail, fmt.Sprintf("process %d", os.Getpid())) {
+	if err := h.Wait(); !errors.As(err, &exit) || !strings.Contains(exit.Detail, fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("Run: %v, want that another process has the port", err)
 	}
-	h.close()
+	h.Close()
 }
 
 func TestOutputFiles(t *testing.T) {
@@ -75,10 +75,10 @@ func TestOutputFiles(t *testing.T) {
 	w.addModel(t, model, "print up")
 	for range 2 {
 		h := w.inherit(t)
-		h.load()
-		h.run()
-		h.do("a")
-		h.slaughter()
+		h.Load()
+		h.Run()
+		h.Do("a", "")
+		h.Slaughter()
 	}
 	if got, err := os.ReadFile(out); err != nil || string(got) != "up\nup\n" {
 		t.Errorf("stdout_file holds %q, %v, want two lines", got, err)
@@ -91,10 +91,10 @@ func TestOutputFiles(t *testing.T) {
 func TestOutOfMemory(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
-	w.prepare(t, "a", "allocate 400")
+	runtimetest.Prepare(t, w.sheepDir(), "a", "allocate 400")
 	h := w.inherit(t)
-	h.load()
-	h.run()
+	h.Load()
+	h.Run()
 	id := filepath.Base(w.lives()[0])
 	limits, _ := filepath.Glob("/sys/fs/cgroup/*/*/*/shepherd-" + id + "/memory.limit_in_bytes")
 	for _, pattern := range []string{"/sys/fs/cgroup/*/shepherd-%s/memory.limit_in_bytes", "/sys/fs/cgroup/*/*/shepherd-%s/memory.limit_in_bytes", "/sys/fs/cgroup/shepherd-%s/memory.max", "/sys/fs/cgroup/*/shepherd-%s/memory.max", "/sys/fs/cgroup/*/*/shepherd-%s/memory.max"} {
@@ -102,20 +102,20 @@ func TestOutOfMemory(t *testing.T) {
 		limits = append(limits, more...)
 	}
 	if len(limits) == 0 {
-		h.slaughter()
+		h.Slaughter()
 		testenv.Missing(t, "a control group with memory accounting", "run the tests as root or in a delegated cgroup")
 	}
 	if err := os.WriteFile(limits[0], []byte("100000000"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.conn.Send(t.Context(), messenger.Input{JobID: "a"}); err != nil {
+	if err := h.Conn.Send(t.Context(), messenger.Input{JobID: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	var exit *runtime.Exit
-	if err := h.wait(); !errors.As(err, &exit) || !exit.OutOfMemory {
+	if err := h.Wait(); !errors.As(err, &exit) || !exit.OutOfMemory {
 		t.Errorf("Run: %v, want out of memory", err)
 	}
-	h.close()
+	h.Close()
 	if left, _ := filepath.Glob(filepath.Dir(limits[0])); len(left) > 0 {
 		t.Errorf("control group %v is left", left)
 	}
@@ -125,9 +125,9 @@ func TestStateIsPrivate(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
 	h := w.inherit(t)
-	h.load()
-	h.run()
-	h.do("a")
+	h.Load()
+	h.Run()
+	h.Do("a", "")
 	life := w.lives()[0]
 	for name, want := range map[string]os.FileMode{"": 0o700, "socket": 0o600, "spec.json": 0o600, "state.json": 0o600, "outcome.json": 0o600} {
 		info, err := os.Stat(filepath.Join(life, name))
@@ -135,7 +135,7 @@ func TestStateIsPrivate(t *testing.T) {
 			t.Errorf("%q: %v, %v, want mode %o", name, info.Mode().Perm(), err, want)
 		}
 	}
-	h.slaughter()
+	h.Slaughter()
 }
 
 // The log of a sheep goes on from one runner to the next, and from the files
@@ -151,7 +151,7 @@ func TestLogs(t *testing.T) {
 			first := w.inherit(t)
 			ctx, leave := context.WithCancel(t.Context())
 			defer leave()
-			log, err := first.sheep.(runtime.Logger).Logs(ctx, job.LogQuery{Tail: -1, Follow: true})
+			log, err := first.Sheep.(runtime.Logger).Logs(ctx, job.LogQuery{Tail: -1, Follow: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -162,14 +162,14 @@ func TestLogs(t *testing.T) {
 				if i > 0 {
 					h = w.inherit(t)
 				}
-				h.load()
-				h.run()
+				h.Load()
+				h.Run()
 				if got, err := following.ReadString('\n'); got != "up\n" || err != nil {
 					t.Fatalf("runner %d: read %q, %v", i, got, err)
 				}
-				h.slaughter()
+				h.Slaughter()
 			}
-			past, err := h.sheep.(runtime.Logger).Logs(t.Context(), job.LogQuery{Tail: 1})
+			past, err := h.Sheep.(runtime.Logger).Logs(t.Context(), job.LogQuery{Tail: 1})
 			if err != nil {
 				t.Fatal(err)
 			}

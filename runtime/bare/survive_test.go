@@ -1,15 +1,11 @@
 package bare_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -29,138 +25,23 @@ const hang = 60 * time.Second
 
 var model = job.Model{Name: "digits", Version: "v1"}
 
-// daemonMain is a daemon to be killed: it recovers, runs the sheep and does what
-// it is told on standard input, a command a line, each answered by a line.
+// daemonMain is a daemon to be killed: a world's.
 func daemonMain(args []string) {
 	w := &world{dir: args[0]}
-	if err := runDaemon(w); err != nil {
+	s, err := w.driver(nil).NewSheep(runtimetest.Sheep, decode(os.Getenv("SHEPHERD_TEST_CONFIG")))
+	if err != nil {
 		fmt.Println("failed:", err)
 		os.Exit(1)
 	}
-	os.Exit(0)
+	runtimetest.VictimMain(s, model)
 }
 
-func runDaemon(w *world) error {
-	ctx := context.Background()
-	s, err := w.driver(nil).NewSheep(runtimetest.Sheep, decode(os.Getenv("SHEPHERD_TEST_CONFIG")))
-	if err != nil {
-		return err
-	}
-	found, err := s.(runtime.Recoverer).Recover(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println("recovered", found != nil && found.Running)
-	if err := s.Load(ctx, model, runtime.Discard); err != nil {
-		return err
-	}
-	started := make(chan int, 1)
-	lines := bufio.NewScanner(os.Stdin)
-	for lines.Scan() {
-		verb, rest, _ := strings.Cut(lines.Text(), " ")
-		switch verb {
-		case "run":
-			go func() {
-				err := s.Run(ctx, func(e runtime.Event) {
-					if e.Stage == runtime.Starting {
-						started <- e.PID
-					}
-				})
-				fmt.Println("ended:", err)
-			}()
-			fmt.Println("started", <-started)
-		case "send":
-			if err := s.Conn().Send(ctx, messenger.Input{JobID: job.ID(rest)}); err != nil {
-				return err
-			}
-			fmt.Println("sent", rest)
-		case "recv":
-			a, err := s.Conn().Recv(ctx)
-			if err != nil {
-				return err
-			}
-			fmt.Println("answer", a.JobID)
-		}
-	}
-	return lines.Err()
-}
-
-// victim is a running daemonMain.
-type victim struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Reader
-}
-
-func (w *world) spawn(t *testing.T) *victim {
+func (w *world) spawn(t *testing.T) *runtimetest.Victim {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", w.dir)
-	cmd.Env = append(os.Environ(), roleVar+"=daemon", "SHEPHERD_TEST_CONFIG="+w.config(), "SHEPHERD_TEST_SHIM="+shimPath)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	v := &victim{t, cmd, in, bufio.NewReader(out)}
-	t.Cleanup(v.kill)
-	return v
+	return runtimetest.Spawn(t, []string{roleVar + "=daemon", "SHEPHERD_TEST_CONFIG=" + w.config(), "SHEPHERD_TEST_SHIM=" + shimPath}, w.dir)
 }
 
-// expect reads the daemon's next line, which begins with the word.
-func (v *victim) expect(word string) string {
-	v.t.Helper()
-	line, err := v.out.ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, word+" ") {
-		v.t.Fatalf("the daemon says %q, %v; expected %q", line, err, word)
-	}
-	return strings.TrimSpace(line[len(word):])
-}
-
-func (v *victim) tell(command, answer string) string {
-	v.t.Helper()
-	if _, err := fmt.Fprintln(v.in, command); err != nil {
-		v.t.Fatal(err)
-	}
-	return v.expect(answer)
-}
-
-// kill ends the daemon as nothing else does.
-func (v *victim) kill() {
-	_ = v.cmd.Process.Kill()
-	_ = v.cmd.Wait()
-}
-
-func (w *world) prepare(t testing.TB, id job.ID, script string) {
-	t.Helper()
-	dir := filepath.Join(w.dataRoot(), runtimetest.Sheep, string(id))
-	for _, d := range []string{job.InputDir, job.OutputDir} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, job.InputDir, job.DefaultInput), []byte(script), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// heir is this process as the daemon that comes after a killed one.
-type heir struct {
-	t     testing.TB
-	w     *world
-	sheep runtime.Sheep
-	found *runtime.Recovered
-	conn  messenger.Conn
-	done  chan error
-	stop  context.CancelFunc
-}
+func (w *world) sheepDir() string { return filepath.Join(w.dataRoot(), runtimetest.Sheep) }
 
 func (w *world) sheep(t testing.TB) runtime.Sheep {
 	t.Helper()
@@ -171,180 +52,75 @@ func (w *world) sheep(t testing.TB) runtime.Sheep {
 	return s
 }
 
-func (w *world) inherit(t testing.TB) *heir {
+func (w *world) inherit(t testing.TB) *runtimetest.Heir {
 	t.Helper()
-	s := w.sheep(t)
-	ctx, cancel := context.WithTimeout(t.Context(), hang)
-	defer cancel()
-	found, err := s.(runtime.Recoverer).Recover(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &heir{t: t, w: w, sheep: s, found: found}
-}
-
-func (h *heir) load() {
-	h.t.Helper()
-	if err := h.sheep.Load(h.t.Context(), model, runtime.Discard); err != nil {
-		h.t.Fatal(err)
-	}
-}
-
-// run attaches to the runner or starts one, and returns its process id.
-func (h *heir) run() int {
-	h.t.Helper()
-	ctx, cancel := context.WithCancel(h.t.Context())
-	h.stop, h.done = cancel, make(chan error, 1)
-	started := make(chan int, 1)
-	go func() {
-		h.done <- h.sheep.Run(ctx, func(e runtime.Event) {
-			if e.Stage == runtime.Starting {
-				started <- e.PID
-			}
-		})
-	}()
-	select {
-	case pid := <-started:
-		h.conn = h.sheep.Conn()
-		return pid
-	case err := <-h.done:
-		h.t.Fatalf("Run: %v", err)
-	case <-time.After(hang):
-		h.t.Fatal("Run does not start")
-	}
-	return 0
-}
-
-func (h *heir) recv(want job.ID) {
-	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), hang)
-	defer cancel()
-	a, err := h.conn.Recv(ctx)
-	if err != nil || a.JobID != want || a.Failure != nil {
-		h.t.Fatalf("received %+v, %v, want that %s is done", a, err, want)
-	}
-	if err := h.conn.Ack(ctx, want); err != nil {
-		h.t.Fatal(err)
-	}
-}
-
-func (h *heir) do(id job.ID) {
-	h.t.Helper()
-	h.w.prepare(h.t, id, "")
-	if err := h.conn.Send(h.t.Context(), messenger.Input{JobID: id}); err != nil {
-		h.t.Fatal(err)
-	}
-	h.recv(id)
-}
-
-func (h *heir) wait() error {
-	h.t.Helper()
-	select {
-	case err := <-h.done:
-		return err
-	case <-time.After(hang):
-		h.t.Fatal("Run does not return")
-		return nil
-	}
-}
-
-// slaughter stops the runner; nothing may be left.
-func (h *heir) slaughter() {
-	h.t.Helper()
-	h.stop()
-	var exit *runtime.Exit
-	if err := h.wait(); !errors.As(err, &exit) || !exit.Stopped {
-		h.t.Errorf("Run: %v, want that it was stopped", err)
-	}
-	h.close()
-}
-
-func (h *heir) close() {
-	h.t.Helper()
-	if err := h.sheep.Close(h.t.Context()); err != nil {
-		h.t.Error(err)
-	}
-	for _, left := range h.w.leftovers(h.t) {
-		h.t.Errorf("left behind: %s", left)
-	}
-}
-
-// outputOf is the runner that did the job and how many it had had.
-func (w *world) outputOf(t *testing.T, id job.ID) (who, jobs int) {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(w.dataRoot(), runtimetest.Sheep, string(id), job.OutputDir, job.DefaultOutput))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Sscan(string(data), &who, &jobs); err != nil {
-		t.Fatalf("output %q: %v", data, err)
-	}
-	return who, jobs
+	return runtimetest.Inherit(t, w.sheep(t), w.sheepDir(), model, func() []string { return w.leftovers(t) })
 }
 
 func TestDaemonKilledWithAJob(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
 	gate := filepath.Join(t.TempDir(), "go")
-	w.prepare(t, "a", "await "+gate)
+	runtimetest.Prepare(t, w.sheepDir(), "a", "await "+gate)
 	v := w.spawn(t)
-	v.expect("recovered")
-	pid, _ := strconv.Atoi(v.tell("run", "started"))
-	v.tell("send a", "sent")
+	v.Ready()
+	pid, _ := strconv.Atoi(v.Tell("run", "started"))
+	v.Tell("send a", "sent")
 	awaitOutcome(t, w.lives()[0], `:"a"`)
-	v.kill()
+	v.Kill()
 
 	v = w.spawn(t) // the second daemon is killed, too, and so is the third in the middle of it all
-	if got := v.expect("recovered"); got != "true" {
+	if got := v.Expect("recovered"); got != "true" {
 		t.Fatalf("recovered %s, want a running runner", got)
 	}
-	if got := v.tell("run", "started"); got != strconv.Itoa(pid) {
+	v.Expect("loaded")
+	if got := v.Tell("run", "started"); got != strconv.Itoa(pid) {
 		t.Errorf("attached to process %s, was %d", got, pid)
 	}
-	v.kill()
+	v.Kill()
 	v = w.spawn(t)
-	v.kill()
+	v.Kill()
 
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	h := w.inherit(t)
-	if h.found == nil || !h.found.Running || h.found.Model != model {
-		t.Fatalf("found %+v, want the runner", h.found)
+	if h.Found == nil || !h.Found.Running || h.Found.Model != model {
+		t.Fatalf("found %+v, want the runner", h.Found)
 	}
-	if got := h.run(); got != pid {
+	if got := h.Run(); got != pid {
 		t.Errorf("attached to process %d, was %d", got, pid)
 	}
-	h.recv("a")
-	h.do("b")
-	who, _ := w.outputOf(t, "a")
-	if got, jobs := w.outputOf(t, "b"); got != who || jobs != 2 {
-		t.Errorf("the next job was the %d. of runner %d, want the 2. of %d", jobs, got, who)
+	h.Recv("a")
+	h.Do("b", "")
+	who, _ := h.Output("a")
+	if got, jobs := h.Output("b"); got != who || jobs != "2" {
+		t.Errorf("the next job was the %s. of runner %s, want the 2. of %s", jobs, got, who)
 	}
-	h.slaughter()
+	h.Slaughter()
 }
 
 func TestDaemonKilledBeforeAcknowledging(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
-	w.prepare(t, "a", "")
-	w.prepare(t, "b", "")
+	runtimetest.Prepare(t, w.sheepDir(), "a", "")
+	runtimetest.Prepare(t, w.sheepDir(), "b", "")
 	v := w.spawn(t)
-	v.expect("recovered")
-	v.tell("run", "started")
+	v.Ready()
+	v.Tell("run", "started")
 	for _, id := range []string{"a", "b"} {
-		v.tell("send "+id, "sent")
-		v.tell("recv", "answer")
+		v.Tell("send "+id, "sent")
+		v.Tell("recv", "answer")
 	}
-	v.kill()
+	v.Kill()
 	h := w.inherit(t)
-	if h.found == nil || len(h.found.Answers) != 2 || h.found.Job != "" {
-		t.Fatalf("found %+v, want two answers", h.found)
+	if h.Found == nil || len(h.Found.Answers) != 2 || h.Found.Job != "" {
+		t.Fatalf("found %+v, want two answers", h.Found)
 	}
-	h.run()
-	h.recv("a")
-	h.recv("b")
-	h.slaughter()
+	h.Run()
+	h.Recv("a")
+	h.Recv("b")
+	h.Slaughter()
 }
 
 func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
@@ -352,17 +128,15 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 	w.addModel(t, model, "")
 	for wait := time.Duration(0); wait < 60*time.Millisecond; wait += 4 * time.Millisecond {
 		v := w.spawn(t)
-		v.expect("recovered")
-		if _, err := fmt.Fprintln(v.in, "run"); err != nil {
-			t.Fatal(err)
-		}
+		v.Ready()
+		v.Say("run")
 		time.Sleep(wait) // any moment
-		v.kill()
+		v.Kill()
 		h := w.inherit(t)
-		h.load()
-		h.run()
-		h.do(job.ID("after-" + wait.String()))
-		h.slaughter()
+		h.Load()
+		h.Run()
+		h.Do(job.ID("after-"+wait.String()), "")
+		h.Slaughter()
 	}
 }
 
@@ -371,13 +145,13 @@ func orphaned(t *testing.T, script string) (w *world, shim, runner int) {
 	t.Helper()
 	w = newWorld(t)
 	w.addModel(t, model, "")
-	w.prepare(t, "a", script)
+	runtimetest.Prepare(t, w.sheepDir(), "a", script)
 	v := w.spawn(t)
-	v.expect("recovered")
-	runner, _ = strconv.Atoi(v.tell("run", "started"))
-	v.tell("send a", "sent")
+	v.Ready()
+	runner, _ = strconv.Atoi(v.Tell("run", "started"))
+	v.Tell("send a", "sent")
 	awaitOutcome(t, w.lives()[0], `:"a"`) // the shim has it
-	v.kill()
+	v.Kill()
 	return w, w.shimPID(t), runner
 }
 
@@ -418,18 +192,18 @@ func TestShimKilledWithoutDaemon(t *testing.T) {
 	awaitGone(t, runner) // it dies with its shim
 	for range 2 {        // until it is forgotten, it can be told again
 		h := w.inherit(t)
-		if f := h.found; f == nil || f.Running || f.Job != "a" || f.Exit == nil || !f.Exit.Lost {
-			t.Fatalf("found %+v, want job a lost", h.found)
+		if f := h.Found; f == nil || f.Running || f.Job != "a" || f.Exit == nil || !f.Exit.Lost {
+			t.Fatalf("found %+v, want job a lost", h.Found)
 		}
 		if left := w.processes(t); len(left) > 0 {
 			t.Errorf("Recover left processes %v", left)
 		}
 	}
 	h := w.inherit(t)
-	if err := h.found.Forget(); err != nil {
+	if err := h.Found.Forget(); err != nil {
 		t.Error(err)
 	}
-	h.close()
+	h.Close()
 }
 
 func awaitProcesses(t *testing.T, w *world, n int) {
@@ -445,11 +219,11 @@ func TestShimKilledWithDaemon(t *testing.T) {
 	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
 		w := newWorld(t)
 		w.addModel(t, model, "")
-		w.prepare(t, "a", "fork\nsleep 1h")
+		runtimetest.Prepare(t, w.sheepDir(), "a", "fork\nsleep 1h")
 		h := w.inherit(t)
-		h.load()
-		h.run()
-		if err := h.conn.Send(t.Context(), messenger.Input{JobID: "a"}); err != nil {
+		h.Load()
+		h.Run()
+		if err := h.Conn.Send(t.Context(), messenger.Input{JobID: "a"}); err != nil {
 			t.Fatal(err)
 		}
 		awaitProcesses(t, w, 3)
@@ -457,13 +231,13 @@ func TestShimKilledWithDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 		var exit *runtime.Exit
-		if err := h.wait(); !errors.As(err, &exit) || !exit.Lost || exit.Stopped {
+		if err := h.Wait(); !errors.As(err, &exit) || !exit.Lost || exit.Stopped {
 			t.Errorf("%v: Run: %v, want that it was lost", signal, err)
 		}
 		if left := w.processes(t); len(left) > 0 {
 			t.Errorf("%v: left processes %v", signal, left)
 		}
-		h.close()
+		h.Close()
 	}
 }
 
@@ -492,28 +266,28 @@ func TestShimThatHangsIsKilled(t *testing.T) {
 		w, shim, _ := orphaned(t, "sleep 1h")
 		freeze(t, shim)
 		h := w.inherit(t)
-		if f := h.found; f == nil || f.Running || f.Job != "a" || !f.Exit.Lost {
-			t.Fatalf("found %+v, want job a lost", h.found)
+		if f := h.Found; f == nil || f.Running || f.Job != "a" || !f.Exit.Lost {
+			t.Fatalf("found %+v, want job a lost", h.Found)
 		}
-		if err := h.found.Forget(); err != nil {
+		if err := h.Found.Forget(); err != nil {
 			t.Error(err)
 		}
-		h.close()
+		h.Close()
 	})
 	t.Run("when it is to stop its runner", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.addModel(t, model, "")
 		h := w.inherit(t)
-		h.load()
-		h.run()
+		h.Load()
+		h.Run()
 		freeze(t, w.shimPID(t))
-		h.stop()
+		h.Stop()
 		var exit *runtime.Exit
-		if err := h.wait(); !errors.As(err, &exit) || !exit.Lost {
+		if err := h.Wait(); !errors.As(err, &exit) || !exit.Lost {
 			t.Errorf("Run: %v, want that it went down with its shim", err)
 		}
-		h.close()
+		h.Close()
 	})
 }
 
@@ -521,18 +295,18 @@ func TestRunnerKilledWithoutDaemon(t *testing.T) {
 	w, _, runner := orphaned(t, "sleep 1h")
 	kill(t, runner)
 	h := w.inherit(t)
-	if h.found != nil && h.found.Running { // found in its last moment
-		h.run()
-		h.wait()
+	if h.Found != nil && h.Found.Running { // found in its last moment
+		h.Run()
+		h.Wait()
 		h = w.inherit(t)
 	}
-	if f := h.found; f == nil || f.Job != "a" || f.Exit == nil || f.Exit.Signal != "SIGKILL" || f.Exit.Lost {
-		t.Fatalf("found %+v, want job a with SIGKILL", h.found)
+	if f := h.Found; f == nil || f.Job != "a" || f.Exit == nil || f.Exit.Signal != "SIGKILL" || f.Exit.Lost {
+		t.Fatalf("found %+v, want job a with SIGKILL", h.Found)
 	}
-	if err := h.found.Forget(); err != nil {
+	if err := h.Found.Forget(); err != nil {
 		t.Error(err)
 	}
-	h.close()
+	h.Close()
 }
 
 func TestAnswerOutlivesShimAndRunner(t *testing.T) {
@@ -541,13 +315,13 @@ func TestAnswerOutlivesShimAndRunner(t *testing.T) {
 	awaitOutcome(t, life, `"answers":[{"job":"a"}]`)
 	kill(t, shim)
 	h := w.inherit(t)
-	if f := h.found; f == nil || f.Running || f.Job != "" || len(f.Answers) != 1 || f.Answers[0].JobID != "a" {
-		t.Fatalf("found %+v, want the answer to a", h.found)
+	if f := h.Found; f == nil || f.Running || f.Job != "" || len(f.Answers) != 1 || f.Answers[0].JobID != "a" {
+		t.Fatalf("found %+v, want the answer to a", h.Found)
 	}
-	if err := h.found.Forget(); err != nil {
+	if err := h.Found.Forget(); err != nil {
 		t.Error(err)
 	}
-	h.close()
+	h.Close()
 }
 
 func awaitOutcome(t *testing.T, life, text string) {
@@ -576,15 +350,15 @@ func TestDamagedState(t *testing.T) {
 				t.Fatal(err)
 			}
 			h := w.inherit(t)
-			if h.found != nil {
-				if h.found.Running {
-					t.Fatalf("found %+v, want it dead", h.found)
+			if h.Found != nil {
+				if h.Found.Running {
+					t.Fatalf("found %+v, want it dead", h.Found)
 				}
-				if err := h.found.Forget(); err != nil {
+				if err := h.Found.Forget(); err != nil {
 					t.Error(err)
 				}
 			}
-			h.close()
+			h.Close()
 		})
 	}
 }
@@ -613,43 +387,43 @@ func TestMachineRestarted(t *testing.T) {
 		}
 	}
 	h := w.inherit(t)
-	f := h.found
+	f := h.Found
 	if f == nil || f.Running || f.Job != "a" || len(f.Answers) > 0 || !f.Exit.Lost || !strings.Contains(f.Exit.Detail, "restarted") {
 		t.Fatalf("found %+v, want job a lost with the machine", f)
 	}
 	if err := f.Forget(); err != nil {
 		t.Error(err)
 	}
-	h.close()
+	h.Close()
 }
 
 func TestIdleOrphanEndsItself(t *testing.T) {
 	w := newWorld(t)
 	w.more = "orphan_timeout: 200ms\n"
 	w.addModel(t, model, "")
-	w.prepare(t, "a", "sleep 1s")
+	runtimetest.Prepare(t, w.sheepDir(), "a", "sleep 1s")
 	v := w.spawn(t)
-	v.expect("recovered")
-	runner, _ := strconv.Atoi(v.tell("run", "started"))
+	v.Ready()
+	runner, _ := strconv.Atoi(v.Tell("run", "started"))
 	shim := w.shimPID(t)
-	v.tell("send a", "sent")
+	v.Tell("send a", "sent")
 	awaitOutcome(t, w.lives()[0], `"job":"a"`)
-	v.kill()
+	v.Kill()
 	awaitOutcome(t, w.lives()[0], `"answers":[{"job":"a"}]`) // a job under way keeps it
 	h := w.inherit(t)
-	if got := h.run(); got != runner {
+	if got := h.Run(); got != runner {
 		t.Fatalf("attached to process %d, was %d", got, runner)
 	}
-	h.recv("a")
-	h.sheep.Detach()
-	if err := h.wait(); !errors.Is(err, runtime.ErrDetached) {
+	h.Recv("a")
+	h.Sheep.Detach()
+	if err := h.Wait(); !errors.Is(err, runtime.ErrDetached) {
 		t.Fatalf("Run: %v", err)
 	}
 	awaitGone(t, shim)
 	awaitGone(t, runner)
-	h.close()
-	if h := w.inherit(t); h.found != nil {
-		t.Errorf("found %+v, want nothing", h.found)
+	h.Close()
+	if h := w.inherit(t); h.Found != nil {
+		t.Errorf("found %+v, want nothing", h.Found)
 	}
 }
 
@@ -657,27 +431,27 @@ func TestSecondDaemonTakesOver(t *testing.T) {
 	w := newWorld(t)
 	w.addModel(t, model, "")
 	first := w.inherit(t)
-	first.load()
-	pid := first.run()
+	first.Load()
+	pid := first.Run()
 	second := w.inherit(t)
-	if err := first.wait(); !errors.Is(err, runtime.ErrDetached) {
+	if err := first.Wait(); !errors.Is(err, runtime.ErrDetached) {
 		t.Errorf("the first daemon's Run: %v, want %v", err, runtime.ErrDetached)
 	}
-	if got := second.run(); got != pid {
+	if got := second.Run(); got != pid {
 		t.Errorf("attached to process %d, was %d", got, pid)
 	}
-	second.do("a")
-	second.slaughter()
+	second.Do("a", "")
+	second.Slaughter()
 }
 
 func TestProcessesAreSortedByWorld(t *testing.T) {
 	a, b := newWorld(t), newWorld(t)
 	a.addModel(t, model, "")
 	h := a.inherit(t)
-	h.load()
-	pid := h.run()
+	h.Load()
+	pid := h.Run()
 	if !slices.Contains(a.processes(t), pid) || len(b.processes(t)) > 0 {
 		t.Errorf("processes %v and %v; want %d in the first only", a.processes(t), b.processes(t), pid)
 	}
-	h.slaughter()
+	h.Slaughter()
 }

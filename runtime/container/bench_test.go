@@ -29,16 +29,16 @@ func BenchmarkStart(b *testing.B) {
 	w := newWorld(b, testenv.StartContainerd(b))
 	w.addModel(b, model, "")
 	h := w.inherit(b)
-	h.load()
+	h.Load()
 	reference := strings.Fields(w.daemon.Ctr(b, namespace, "images", "ls", "-q"))[0]
 	pidFile := filepath.Join(b.TempDir(), "pid")
 	var ours, theirs []time.Duration
 	for n := 0; b.Loop(); n++ {
 		began := time.Now()
-		h.load()
-		h.runConnected()
+		h.Load()
+		h.RunUntil(runtime.Connected)
 		ours = append(ours, time.Since(began))
-		h.slaughterOnly()
+		h.SlaughterOnly()
 
 		id := "bench-" + strconv.Itoa(n)
 		began = time.Now()
@@ -72,45 +72,25 @@ func BenchmarkSwitch(b *testing.B) {
 	}
 	h := w.inherit(b)
 	load := func(m job.Model) {
-		if err := h.sheep.Load(b.Context(), m, runtime.Discard); err != nil {
+		if err := h.Sheep.Load(b.Context(), m, runtime.Discard); err != nil {
 			b.Fatal(err)
 		}
 	}
 	load(models[1])
 	load(models[0])
-	h.runConnected()
+	h.RunUntil(runtime.Connected)
 	var switches, stops []time.Duration
 	for n := 1; b.Loop(); n++ {
 		began := time.Now()
-		h.slaughterOnly()
+		h.SlaughterOnly()
 		stops = append(stops, time.Since(began))
 		load(models[n%2])
-		h.runConnected()
+		h.RunUntil(runtime.Connected)
 		switches = append(switches, time.Since(began))
 	}
-	h.slaughterOnly()
+	h.SlaughterOnly()
 	b.ReportMetric(millis(median(switches)), "switch-ms")
 	b.ReportMetric(millis(median(stops)), "stop-ms")
-}
-
-// runConnected starts a runner and waits until its socket has answered.
-func (h *heir) runConnected() {
-	h.t.Helper()
-	ctx, cancel := context.WithCancel(h.t.Context())
-	h.stop, h.done = cancel, make(chan error, 1)
-	connected := make(chan struct{})
-	go func() {
-		h.done <- h.sheep.Run(ctx, func(e runtime.Event) {
-			if e.Stage == runtime.Connected {
-				close(connected)
-			}
-		})
-	}()
-	select {
-	case <-connected:
-	case err := <-h.done:
-		h.t.Fatalf("Run: %v", err)
-	}
 }
 
 // dialInside connects to port 9999 in the network namespace of a process and

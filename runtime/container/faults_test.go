@@ -55,10 +55,10 @@ func TestTaskEndedBehindOurBack(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, daemon)
 			h := w.up(t, "")
-			h.send("a", "print about to\nsleep 1h")
+			h.Send("a", "print about to\nsleep 1h")
 			w.eventually(t, "the job runs", func() bool { return strings.Contains(w.log("runner.log"), "about to") })
 			c.deed(w, h, w.task(t))
-			exit := h.exit()
+			exit := h.Exit()
 			if strings.Contains(c.name, "delete") && !exit.Lost { // we were first: all we know is that it was killed
 				c.lost, c.says = false, "SIGKILL"
 			}
@@ -135,8 +135,8 @@ func TestOutOfMemory(t *testing.T) {
 	w := newWorld(t, daemon)
 	w.more = "memory: 67108864\n"
 	h := w.up(t, "")
-	h.send("a", "print hungry\nallocate 256")
-	if exit := h.exit(); !exit.OutOfMemory || exit.Lost || exit.Stopped || !strings.Contains(exit.Error(), "out of memory") {
+	h.Send("a", "print hungry\nallocate 256")
+	if exit := h.Exit(); !exit.OutOfMemory || exit.Lost || exit.Stopped || !strings.Contains(exit.Error(), "out of memory") {
 		t.Errorf("got %+v, want out of memory", exit)
 	}
 	h.again()
@@ -150,34 +150,34 @@ func TestContainerdKilled(t *testing.T) {
 	h := w.up(t, "")
 
 	gate := filepath.Join(w.dataRoot(), runtimetest.Sheep, "go")
-	h.send("a", "await "+gate)
+	h.Send("a", "await "+gate)
 	daemon.Kill(t)
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	h.recv("a") // without containerd
+	h.Recv("a") // without containerd
 	daemon.Start(t)
-	h.do("b", "")
-	if who, jobs := h.output("b"); jobs != "2" || who == "" {
+	h.Do("b", "")
+	if who, jobs := h.Output("b"); jobs != "2" || who == "" {
 		t.Errorf("the next job was the %s. of its runner, want the 2.", jobs)
 	}
 
 	daemon.Kill(t)
-	h.stop()
-	if exit := h.exit(); !exit.Stopped { // stopped without containerd
+	h.Stop()
+	if exit := h.Exit(); !exit.Stopped { // stopped without containerd
 		t.Errorf("got %+v, want stopped", exit)
 	}
-	err := h.sheep.Load(t.Context(), model, runtime.Discard)
+	err := h.Sheep.Load(t.Context(), model, runtime.Discard)
 	var load *runtime.LoadError
 	if !errors.As(err, &load) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
 		t.Errorf("Load without containerd: %v, want a *runtime.LoadError that names it", err)
 	}
 	var exit *runtime.Exit
-	if err := h.sheep.Run(t.Context(), runtime.Discard); !errors.As(err, &load) && !errors.As(err, &exit) {
+	if err := h.Sheep.Run(t.Context(), runtime.Discard); !errors.As(err, &load) && !errors.As(err, &exit) {
 		t.Errorf("Run without containerd: %v", err)
 	}
 	daemon.Start(t)
-	h.load() // which removes what could not be before
+	h.Load() // which removes what could not be before
 	h.again()
 }
 
@@ -203,7 +203,7 @@ func TestContainerdAbsent(t *testing.T) {
 			t.Errorf("Begin without sheep: %v", err)
 		}
 		h := w.inheritFrom(t, d, runtimetest.Sheep)
-		err := h.sheep.Load(t.Context(), model, runtime.Discard)
+		err := h.Sheep.Load(t.Context(), model, runtime.Discard)
 		var load *runtime.LoadError
 		if !errors.As(err, &load) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("Load: %v, want a *runtime.LoadError that says %q", err, c.says)
@@ -219,8 +219,8 @@ func TestSideBySide(t *testing.T) {
 	var flock []*heir
 	for _, name := range []string{runtimetest.Sheep, "molly_2.x", "polly"} {
 		h := w.inheritFrom(t, d, name)
-		h.load()
-		h.run()
+		h.Load()
+		h.Run()
 		flock = append(flock, h)
 	}
 	if tasks := strings.Fields(w.daemon.Ctr(t, namespace, "tasks", "ls", "-q")); len(tasks) != len(flock) {
@@ -228,13 +228,13 @@ func TestSideBySide(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for round := range 3 {
-		for _, h := range flock {
+		for i, h := range flock {
 			id := job.ID(fmt.Sprint("job-", round))
-			h.do(id, "")
-			who, jobs := h.output(id)
+			h.Do(id, "")
+			who, jobs := h.Output(id)
 			seen[who] = true
 			if jobs != strconv.Itoa(round+1) {
-				t.Errorf("job %s of sheep %s was its %s.", id, h.name, jobs)
+				t.Errorf("job %s of sheep %d was its %s.", id, i, jobs)
 			}
 		}
 	}
@@ -242,10 +242,9 @@ func TestSideBySide(t *testing.T) {
 		t.Errorf("%d runners did the jobs, want %d", len(seen), len(flock))
 	}
 	for _, h := range flock {
-		h.stop()
-		h.exit()
+		h.SlaughterOnly()
 	}
-	flock[0].nothingLeft()
+	flock[0].NothingLeft()
 }
 
 // A model reaches nothing with network none, and what it may with host.
@@ -289,10 +288,10 @@ func TestNetwork(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
 		w := newWorld(t, daemon)
 		h := w.up(t, "")
-		h.do("a", script("miss", "udp 1.1.1.1:53", "tcp 1.1.1.1:443", "dns example.com", "udp [2001:4860:4860::8888]:53",
+		h.Do("a", script("miss", "udp 1.1.1.1:53", "tcp 1.1.1.1:443", "dns example.com", "udp [2001:4860:4860::8888]:53",
 			"unix /run/containerd/containerd.sock", "unix "+daemon.Address))
-		h.do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999") // its own
-		h.slaughter()
+		h.Do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999") // its own
+		h.Slaughter()
 	})
 	t.Run("cni", func(t *testing.T) {
 		testenv.Command(t, "/usr/lib/cni/ptp", "containernetworking-plugins")
@@ -300,12 +299,12 @@ func TestNetwork(t *testing.T) {
 		w.more = "network: cni\n"
 		h := w.inherit(t)
 		w.addModel(t, model, "")
-		h.load()
-		err := h.sheep.Run(t.Context(), runtime.Discard)
+		h.Load()
+		err := h.Sheep.Run(t.Context(), runtime.Discard)
 		if err == nil || !strings.Contains(err.Error(), "there is no CNI configuration") {
 			t.Errorf("without a configuration: %v", err)
 		}
-		h.nothingLeft()
+		h.NothingLeft()
 		leases := filepath.Join(t.TempDir(), "leases")
 		if err := os.WriteFile(filepath.Join(w.cniDir(), "10-test.conflist"), fmt.Appendf(nil, `{
 			"cniVersion": "0.4.0", "name": "shepherd-test",
@@ -313,8 +312,8 @@ func TestNetwork(t *testing.T) {
 		}`, leases), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		h.run()
-		h.do("a", "reach tcp 127.0.0.1:9999\nreach tcp 198.18.7.1:"+port+"\nmiss unix "+abstract)
+		h.Run()
+		h.Do("a", "reach tcp 127.0.0.1:9999\nreach tcp 198.18.7.1:"+port+"\nmiss unix "+abstract)
 		given := func() int {
 			found, _ := filepath.Glob(filepath.Join(leases, "*", "198.18.7.*"))
 			return len(found)
@@ -322,7 +321,7 @@ func TestNetwork(t *testing.T) {
 		if n := given(); n != 1 {
 			t.Errorf("%d addresses are given out, want 1", n)
 		}
-		h.slaughter()
+		h.Slaughter()
 		if n := given(); n != 0 {
 			t.Errorf("%d addresses are still given out", n)
 		}
@@ -331,8 +330,8 @@ func TestNetwork(t *testing.T) {
 		w := newWorld(t, daemon)
 		w.more = "network: host\n"
 		h := w.up(t, "")
-		h.do("a", script("reach"))
-		h.slaughter()
+		h.Do("a", script("reach"))
+		h.Slaughter()
 	})
 }
 
@@ -356,8 +355,8 @@ func TestOthersAreLeftAlone(t *testing.T) {
 		}), "\n")
 	}
 	before := inDefault()
-	h.slaughterOnly()
-	h.load()
+	h.SlaughterOnly()
+	h.Load()
 	d := w.driver(t)
 	if err := d.Begin(t.Context(), nil); err != nil { // the sheep is gone
 		t.Error(err)
@@ -368,19 +367,12 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	if got := daemon.Ctr(t, namespace, "tasks", "ls"); strings.Count(got, "RUNNING") != 2 || !strings.Contains(got, "theirs") {
 		t.Errorf("the tasks are\n%s\nwant theirs and the other daemon's", got)
 	}
-	other.do("a", "")
+	other.Do("a", "")
 	for _, ns := range []string{"default", namespace} {
 		daemon.Ctr(t, ns, "tasks", "delete", "--force", "theirs")
 		daemon.Ctr(t, ns, "containers", "delete", "theirs")
 	}
-	other.slaughter()
-}
-
-// slaughterOnly stops the runner and does not look for what is left.
-func (h *heir) slaughterOnly() {
-	h.t.Helper()
-	h.stop()
-	h.exit()
+	other.Slaughter()
 }
 
 // A sheep that is not configured any more is stopped and removed.
@@ -388,17 +380,17 @@ func TestSheepThatIsGone(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
 	w := newWorld(t, daemon)
 	h := w.up(t, "")
-	h.sheep.Detach()
-	if err := h.wait(); !errors.Is(err, runtime.ErrDetached) {
+	h.Sheep.Detach()
+	if err := h.Wait(); !errors.Is(err, runtime.ErrDetached) {
 		t.Fatal(err)
 	}
-	if err := h.sheep.Close(t.Context()); err != nil {
+	if err := h.Sheep.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if err := w.driver(t).Begin(t.Context(), []string{"polly"}); err != nil {
 		t.Error(err)
 	}
-	h.nothingLeft()
+	h.NothingLeft()
 	if _, err := os.Stat(filepath.Join(w.stateDir(), runtimetest.Sheep)); err == nil {
 		t.Error("its state is left")
 	}
@@ -411,23 +403,23 @@ func TestKeptContainer(t *testing.T) {
 	w.more = "autoremove_containers: false\n"
 	h := w.up(t, "")
 	id := w.task(t)
-	h.slaughterOnly()
+	h.SlaughterOnly()
 	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got != id {
 		t.Errorf("the containers are %q, want %q", got, id)
 	}
 	if got := daemon.Ctr(t, namespace, "tasks", "ls", "-q"); got != "" {
 		t.Errorf("the tasks are %q, want none", got)
 	}
-	h.load()
-	h.run()
+	h.Load()
+	h.Run()
 	if got := strings.TrimSpace(daemon.Ctr(t, namespace, "containers", "ls", "-q")); got == id || strings.Contains(got, "\n") {
 		t.Errorf("the containers are %q, want one other than %q", got, id)
 	}
-	h.slaughterOnly()
+	h.SlaughterOnly()
 	w.more = ""
 	h = w.inherit(t)
-	h.load()
-	h.nothingLeft()
+	h.Load()
+	h.NothingLeft()
 }
 
 // The disk that containerd keeps images on is full.
@@ -442,23 +434,23 @@ func TestFullDisk(t *testing.T) {
 	t.Setenv("TMPDIR", "")
 	w := newWorld(t, daemon)
 	h := w.up(t, "")
-	h.do("a", "")
+	h.Do("a", "")
 
 	full := filepath.Join(disk, "full")
 	fill(t, full)
 	large := job.Model{Name: "large", Version: "v1"}
 	w.registry.Push(t, "large:v1", testenv.Image(t, w.runner(), w.base, testenv.RandomLayer(t, "weights", 8<<20, 1)))
-	err := h.sheep.Load(t.Context(), large, runtime.Discard)
+	err := h.Sheep.Load(t.Context(), large, runtime.Discard)
 	var load *runtime.LoadError
 	if !errors.As(err, &load) || !strings.Contains(err.Error(), "full") {
 		t.Errorf("Load: %v, want to be told that the disk is full", err)
 	}
-	h.do("b", "") // the runner goes on
-	h.slaughterOnly()
-	if err := h.sheep.Load(t.Context(), model, runtime.Discard); err == nil {
+	h.Do("b", "") // the runner goes on
+	h.SlaughterOnly()
+	if err := h.Sheep.Load(t.Context(), model, runtime.Discard); err == nil {
 		ctx, cancel := contextWithHang(t)
 		defer cancel()
-		err := h.sheep.Run(ctx, runtime.Discard)
+		err := h.Sheep.Run(ctx, runtime.Discard)
 		if !errors.As(err, &load) || !strings.Contains(err.Error(), "full") {
 			t.Errorf("Run: %v, want to be told that the disk is full", err)
 		}
@@ -466,7 +458,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Remove(full); err != nil {
 		t.Fatal(err)
 	}
-	h.load()
+	h.Load()
 	h.again()
 }
 
@@ -495,18 +487,18 @@ func TestOtherRuntime(t *testing.T) {
 	w := newWorld(t, daemon)
 	w.more = "runtime: " + program + "\n"
 	h := w.up(t, "")
-	h.do("a", "")
-	h.slaughter()
+	h.Do("a", "")
+	h.Slaughter()
 	if called, _ := os.ReadFile(program + ".called"); !strings.Contains(string(called), "create") {
 		t.Errorf("the runtime was called with %q", called)
 	}
 	w.more = "runtime: no-such-runtime\n"
 	h = w.inherit(t)
-	h.load()
-	err := h.sheep.Run(t.Context(), runtime.Discard)
+	h.Load()
+	err := h.Sheep.Run(t.Context(), runtime.Discard)
 	var load *runtime.LoadError
 	if !errors.As(err, &load) || !strings.Contains(err.Error(), "no-such-runtime") {
 		t.Errorf("Run: %v, want a *runtime.LoadError that names the runtime", err)
 	}
-	h.close()
+	h.Close()
 }

@@ -1,14 +1,10 @@
 package container_test
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,122 +14,26 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/runtimetest"
 )
 
 // daemonMain is a daemon to be killed, called with the folder of a world, the
-// address of containerd and that of the registry: it recovers, loads the model,
-// and does what it is told on standard input, a command a line, each answered by
-// a line.
+// address of containerd and that of the registry.
 func daemonMain(args []string) {
 	shimPath = os.Getenv("SHEPHERD_TEST_SHIM")
 	w := &world{dir: args[0], node: "pasture", daemon: &testenv.Containerd{Address: args[1]}, registry: &testenv.Registry{URL: args[2]}}
-	if err := runDaemon(w); err != nil {
+	s, err := w.newDriver(slog.New(slog.DiscardHandler)).NewSheep(runtimetest.Sheep, decode(w.config()))
+	if err != nil {
 		fmt.Println("failed:", err)
 		os.Exit(1)
 	}
-	os.Exit(0)
+	runtimetest.VictimMain(s, model)
 }
 
-func runDaemon(w *world) error {
-	ctx := context.Background()
-	s, err := w.newDriver(slog.New(slog.DiscardHandler)).NewSheep(runtimetest.Sheep, decode(w.config()))
-	if err != nil {
-		return err
-	}
-	found, err := s.(runtime.Recoverer).Recover(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Println("recovered", found != nil && found.Running)
-	if err := s.Load(ctx, model, runtime.Discard); err != nil {
-		return err
-	}
-	fmt.Println("loaded", model)
-	lines := bufio.NewScanner(os.Stdin)
-	for lines.Scan() {
-		verb, rest, _ := strings.Cut(lines.Text(), " ")
-		switch verb {
-		case "run":
-			started := make(chan int, 1)
-			go func() {
-				err := s.Run(ctx, func(e runtime.Event) {
-					if e.Stage == runtime.Starting {
-						started <- e.PID
-					}
-				})
-				fmt.Println("ended:", err)
-			}()
-			fmt.Println("started", <-started)
-		case "send":
-			if err := s.Conn().Send(ctx, messenger.Input{JobID: job.ID(rest)}); err != nil {
-				return err
-			}
-			fmt.Println("sent", rest)
-		}
-	}
-	return lines.Err()
-}
-
-// victim is a running daemonMain.
-type victim struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Reader
-}
-
-func (w *world) spawn(t *testing.T) *victim {
+func (w *world) spawn(t *testing.T) *runtimetest.Victim {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", w.dir, w.daemon.Address, w.registry.URL)
-	cmd.Env = append(os.Environ(), roleVar+"=daemon", "SHEPHERD_TEST_SHIM="+shimPath)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	v := &victim{t, cmd, in, bufio.NewReader(out)}
-	t.Cleanup(v.kill)
-	return v
-}
-
-// expect reads the daemon's next line, which begins with the word.
-func (v *victim) expect(word string) string {
-	v.t.Helper()
-	line, err := v.out.ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, word+" ") {
-		v.t.Fatalf("the daemon says %q, %v; expected %q", line, err, word)
-	}
-	return strings.TrimSpace(line[len(word):])
-}
-
-func (v *victim) tell(command, answer string) string {
-	v.t.Helper()
-	if _, err := fmt.Fprintln(v.in, command); err != nil {
-		v.t.Fatal(err)
-	}
-	return v.expect(answer)
-}
-
-// kill ends the daemon as nothing else does.
-func (v *victim) kill() {
-	_ = v.cmd.Process.Kill()
-	_ = v.cmd.Wait()
-}
-
-func (v *victim) ready() {
-	v.t.Helper()
-	v.expect("recovered")
-	v.expect("loaded")
+	return runtimetest.Spawn(t, []string{roleVar + "=daemon", "SHEPHERD_TEST_SHIM=" + shimPath}, w.dir, w.daemon.Address, w.registry.URL)
 }
 
 // The daemon, and containerd, are killed while a job runs: it is taken up with
@@ -143,49 +43,49 @@ func TestDaemonKilledWithAJob(t *testing.T) {
 	w := newWorld(t, daemon)
 	w.addModel(t, model, "")
 	gate := filepath.Join(w.dataRoot(), runtimetest.Sheep, "go")
-	(&heir{t: t, w: w, name: runtimetest.Sheep}).prepare("a", "await "+gate)
+	runtimetest.Prepare(t, filepath.Join(w.dataRoot(), runtimetest.Sheep), "a", "await "+gate)
 	v := w.spawn(t)
-	v.ready()
-	pid := v.tell("run", "started")
-	v.tell("send a", "sent")
+	v.Ready()
+	pid := v.Tell("run", "started")
+	v.Tell("send a", "sent")
 	w.eventually(t, "the shim has the job", func() bool {
 		outcome, _ := os.ReadFile(filepath.Join(w.stateDir(), runtimetest.Sheep, "lives", w.lives()[0], "outcome.json"))
 		return strings.Contains(string(outcome), `:"a"`)
 	})
-	v.kill()
+	v.Kill()
 
 	v = w.spawn(t)
-	if got := v.expect("recovered"); got != "true" {
+	if got := v.Expect("recovered"); got != "true" {
 		t.Fatalf("recovered %s, want a running runner", got)
 	}
-	v.expect("loaded")
-	if got := v.tell("run", "started"); got != pid {
+	v.Expect("loaded")
+	if got := v.Tell("run", "started"); got != pid {
 		t.Errorf("attached to process %s, was %s", got, pid)
 	}
-	v.kill()
+	v.Kill()
 	daemon.Kill(t) // both are gone
 	v = w.spawn(t)
-	v.kill()
+	v.Kill()
 
 	// One that comes when there is no containerd takes the runner up all the same.
 	h := w.inherit(t)
-	if h.found == nil || !h.found.Running || h.found.Model != model || h.found.Job != "a" {
-		t.Fatalf("found %+v, want the runner with its job", h.found)
+	if h.Found == nil || !h.Found.Running || h.Found.Model != model || h.Found.Job != "a" {
+		t.Fatalf("found %+v, want the runner with its job", h.Found)
 	}
-	if got := strconv.Itoa(h.run()); got != pid {
+	if got := strconv.Itoa(h.Run()); got != pid {
 		t.Errorf("attached to process %s, was %s", got, pid)
 	}
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	h.recv("a")
+	h.Recv("a")
 	daemon.Start(t)
-	h.do("b", "")
-	who, jobs := h.output("a")
-	if got, n := h.output("b"); got != who || jobs != "1" || n != "2" {
+	h.Do("b", "")
+	who, jobs := h.Output("a")
+	if got, n := h.Output("b"); got != who || jobs != "1" || n != "2" {
 		t.Errorf("job a was the %s. of %s, b the %s. of %s", jobs, who, n, got)
 	}
-	h.slaughter()
+	h.Slaughter()
 }
 
 // The daemon is killed at moments all over the start of a container. The next one
@@ -199,31 +99,29 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 	var ends []string
 	for _, moment := range moments {
 		v := w.spawn(t)
-		v.ready()
-		if _, err := fmt.Fprintln(v.in, "run"); err != nil {
-			t.Fatal(err)
-		}
+		v.Ready()
+		v.Say("run")
 		if moment == started {
-			v.expect("started")
+			v.Expect("started")
 		}
 		time.Sleep(moment * time.Millisecond) // the moment is the point
-		v.kill()
+		v.Kill()
 		h := w.inherit(t)
-		if h.found != nil && h.found.Running {
+		if h.Found != nil && h.Found.Running {
 			ends = append(ends, "taken up")
-			h.run()
-			h.do(job.ID(fmt.Sprint("job-", int(moment))), "")
-			h.slaughterOnly()
+			h.Run()
+			h.Do(job.ID(fmt.Sprint("job-", int(moment))), "")
+			h.SlaughterOnly()
 		} else {
 			ends = append(ends, "removed")
-			if h.found != nil {
-				if err := h.found.Forget(); err != nil {
+			if h.Found != nil {
+				if err := h.Found.Forget(); err != nil {
 					t.Error(err)
 				}
 			}
 		}
-		h.load()
-		if err := h.sheep.Close(t.Context()); err != nil {
+		h.Load()
+		if err := h.Sheep.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 		// A shim that was about to begin finds that it shall not, in a moment.
@@ -241,18 +139,18 @@ func TestShimKilledWithoutDaemon(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
 	w := newWorld(t, daemon)
 	h := w.up(t, "")
-	h.send("a", "print about to\nsleep 1h")
+	h.Send("a", "print about to\nsleep 1h")
 	w.eventually(t, "the job runs", func() bool { return strings.Contains(w.log("runner.log"), "about to") })
-	h.sheep.Detach()
-	if err := h.wait(); !errors.Is(err, runtime.ErrDetached) {
+	h.Sheep.Detach()
+	if err := h.Wait(); !errors.Is(err, runtime.ErrDetached) {
 		t.Fatal(err)
 	}
 	h.killAll(func(command string) bool { return strings.HasPrefix(command, shimPath+" "+w.dir) })
 	h = w.inherit(t)
-	if h.found == nil || h.found.Running || h.found.Job != "a" || h.found.Exit == nil || !h.found.Exit.Lost {
-		t.Fatalf("found %+v, want that the job was lost", h.found)
+	if h.Found == nil || h.Found.Running || h.Found.Job != "a" || h.Found.Exit == nil || !h.Found.Exit.Lost {
+		t.Fatalf("found %+v, want that the job was lost", h.Found)
 	}
-	if err := h.found.Forget(); err != nil {
+	if err := h.Found.Forget(); err != nil {
 		t.Error(err)
 	}
 	h.again()
@@ -265,9 +163,9 @@ func TestRunnerEndsWithoutDaemon(t *testing.T) {
 	w := newWorld(t, daemon)
 	h := w.up(t, "")
 	gate := filepath.Join(w.dataRoot(), runtimetest.Sheep, "go")
-	h.send("a", "await "+gate+"\nprint farewell\nexit 9")
-	h.sheep.Detach()
-	h.wait()
+	h.Send("a", "await "+gate+"\nprint farewell\nexit 9")
+	h.Sheep.Detach()
+	h.Wait()
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -277,11 +175,11 @@ func TestRunnerEndsWithoutDaemon(t *testing.T) {
 	})
 	for range 2 {
 		h = w.inherit(t)
-		if h.found == nil || h.found.Running || h.found.Job != "a" || h.found.Exit == nil || h.found.Exit.Code != 9 || h.found.Exit.LastLog != "farewell" {
-			t.Fatalf("found %+v, %+v", h.found, h.found.Exit)
+		if h.Found == nil || h.Found.Running || h.Found.Job != "a" || h.Found.Exit == nil || h.Found.Exit.Code != 9 || h.Found.Exit.LastLog != "farewell" {
+			t.Fatalf("found %+v, %+v", h.Found, h.Found.Exit)
 		}
 	}
-	if err := h.found.Forget(); err != nil {
+	if err := h.Found.Forget(); err != nil {
 		t.Error(err)
 	}
 	h.again()

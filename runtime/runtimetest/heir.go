@@ -1,0 +1,204 @@
+package runtimetest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// Prepare makes a job in the sheep's directory whose input is the script for the
+// scripted runner.
+func Prepare(t testing.TB, sheepDir string, id job.ID, script string) {
+	t.Helper()
+	dir := filepath.Join(sheepDir, string(id))
+	for _, d := range []string{job.InputDir, job.OutputDir} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, job.InputDir, job.DefaultInput), []byte(script), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Heir is this process as a daemon with one sheep, perhaps after another that was
+// killed.
+type Heir struct {
+	Sheep runtime.Sheep
+	Found *runtime.Recovered // what Recover told
+	Conn  messenger.Conn     // since Run
+	Stop  context.CancelFunc // ends what Run began
+
+	t     testing.TB
+	dir   string
+	model job.Model
+	left  func() []string
+	done  chan error
+}
+
+// Inherit lets the sheep, whose jobs lie in dir, recover. left tells what there
+// is of it on the machine, which is to be nothing when it was closed.
+func Inherit(t testing.TB, sheep runtime.Sheep, dir string, m job.Model, left func() []string) *Heir {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
+	defer cancel()
+	found, err := sheep.(runtime.Recoverer).Recover(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Heir{t: t, Sheep: sheep, Found: found, dir: dir, model: m, left: left}
+}
+
+// Load loads the model.
+func (h *Heir) Load() {
+	h.t.Helper()
+	if err := h.Sheep.Load(h.t.Context(), h.model, runtime.Discard); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Run attaches to the runner or starts one, and returns its process id.
+func (h *Heir) Run() int {
+	h.t.Helper()
+	return h.RunUntil(runtime.Starting).PID
+}
+
+// RunUntil attaches to the runner or starts one, and returns the sheep's word that
+// it has come so far.
+func (h *Heir) RunUntil(stage runtime.Stage) runtime.Event {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(h.t.Context())
+	h.Stop, h.done = cancel, make(chan error, 1)
+	reached := make(chan runtime.Event, 1)
+	go func() {
+		h.done <- h.Sheep.Run(ctx, func(e runtime.Event) {
+			if e.Stage == stage {
+				reached <- e
+			}
+		})
+	}()
+	select {
+	case e := <-reached:
+		h.Conn = h.Sheep.Conn()
+		return e
+	case err := <-h.done:
+		h.t.Fatalf("Run: %v", err)
+	case <-time.After(hang):
+		h.t.Fatalf("Run does not get to %s", stage)
+	}
+	return runtime.Event{}
+}
+
+// Prepare makes a job whose input is the script.
+func (h *Heir) Prepare(id job.ID, script string) {
+	h.t.Helper()
+	Prepare(h.t, h.dir, id, script)
+}
+
+// Send gives the runner a job with the script.
+func (h *Heir) Send(id job.ID, script string) {
+	h.t.Helper()
+	h.Prepare(id, script)
+	if err := h.Conn.Send(h.t.Context(), messenger.Input{JobID: id}); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Recv waits for the answer that the job is done, and acknowledges it.
+func (h *Heir) Recv(want job.ID) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), hang)
+	defer cancel()
+	a, err := h.Conn.Recv(ctx)
+	if err != nil || a.JobID != want || a.Failure != nil {
+		h.t.Fatalf("received %+v, %v, want that %s is done", a, err, want)
+	}
+	if err := h.Conn.Ack(ctx, want); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Do has the runner do a job.
+func (h *Heir) Do(id job.ID, script string) {
+	h.t.Helper()
+	h.Send(id, script)
+	h.Recv(id)
+}
+
+// Output is the runner that did the job, and how many it had had.
+func (h *Heir) Output(id job.ID) (who, jobs string) {
+	h.t.Helper()
+	data, err := os.ReadFile(filepath.Join(h.dir, string(id), job.OutputDir, job.DefaultOutput))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	who, jobs, ok := strings.Cut(string(data), " ")
+	if !ok {
+		h.t.Fatalf("the output of job %s is %q", id, data)
+	}
+	return who, jobs
+}
+
+// Wait waits until Run has returned.
+func (h *Heir) Wait() error {
+	h.t.Helper()
+	select {
+	case err := <-h.done:
+		return err
+	case <-time.After(hang):
+		h.t.Fatal("Run does not return")
+		return nil
+	}
+}
+
+// Exit waits until the runner has ended.
+func (h *Heir) Exit() *runtime.Exit {
+	h.t.Helper()
+	err := h.Wait()
+	var exit *runtime.Exit
+	if !errors.As(err, &exit) {
+		h.t.Fatalf("Run: %T %v, want *runtime.Exit", err, err)
+	}
+	return exit
+}
+
+// Slaughter stops the runner; nothing may be left.
+func (h *Heir) Slaughter() {
+	h.t.Helper()
+	h.SlaughterOnly()
+	h.Close()
+}
+
+// SlaughterOnly stops the runner and keeps the sheep.
+func (h *Heir) SlaughterOnly() {
+	h.t.Helper()
+	h.Stop()
+	if exit := h.Exit(); !exit.Stopped {
+		h.t.Errorf("Run: %+v, want that it was stopped", exit)
+	}
+}
+
+// Close closes the sheep; nothing may be left.
+func (h *Heir) Close() {
+	h.t.Helper()
+	if err := h.Sheep.Close(h.t.Context()); err != nil {
+		h.t.Error(err)
+	}
+	h.NothingLeft()
+}
+
+// NothingLeft checks that there is nothing of the sheep on the machine.
+func (h *Heir) NothingLeft() {
+	h.t.Helper()
+	for _, left := range h.left() {
+		h.t.Errorf("left behind: %s", left)
+	}
+}
