@@ -147,7 +147,7 @@ func (l *lane) offer(ctx context.Context, a *assignment) bool {
 			a.through()
 			return true
 		case <-ctx.Done():
-			l.withdraw(a, errStopping)
+			l.withdraw(a, context.Cause(ctx))
 			return false
 		}
 	}
@@ -203,7 +203,7 @@ func (l *lane) lose(a *assignment, why *deviceError) {
 		l.log.Warn("A device was lost under a job; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", why)
 		l.account(a.ID, false)
 		l.clear(a)
-		l.release(l.shepherd.work, a, false, why.Error())
+		l.release(l.work, a, false, why.Error())
 		return
 	}
 	l.finish(a, ending{failure: &job.Failure{Message: fmt.Sprintf("A device was lost under this job (%s)", why)}})
@@ -211,7 +211,7 @@ func (l *lane) lose(a *assignment, why *deviceError) {
 
 // elsewhere says whether a lane other than this one may run the job.
 func (f *flock) elsewhere(l *lane, a *assignment) bool {
-	for _, other := range f.lanes {
+	for _, other := range f.all() {
 		if other == l || !a.free || other.admission() == job.NoJobs {
 			continue
 		}

@@ -42,10 +42,16 @@ func (l *lane) finish(a *assignment, e ending) {
 		<-a.staged
 		told := <-account
 		a.Usage = told.Usage
-		if err := l.conclude(a, e.answered, explain(e.failure, told)); err != nil {
+		err := l.conclude(a, e.answered, explain(e.failure, told))
+		if err != nil && e.answered && l.isParting() {
+			// The answer is kept with the runner, and the claim with this node.
+			l.log.Warn("Cannot put a job's results away in time; the next daemon does", "job", a.ID, "error", err)
+			return
+		}
+		if err != nil {
 			l.log.Error("Cannot put a job's results away; it goes back to the queue", "job", a.ID, "error", err)
 			l.clear(a)
-			l.release(context.WithoutCancel(l.shepherd.work), a, true, err.Error())
+			l.release(context.WithoutCancel(l.work), a, true, err.Error())
 		}
 		if e.conn != nil {
 			l.acknowledge(e.conn, a.ID)
@@ -57,7 +63,7 @@ func (l *lane) finish(a *assignment, e ending) {
 // for as long as storage is away: the state in storage is the commit mark that
 // a later daemon finds when this one dies between the last two.
 func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) error {
-	ctx := l.shepherd.work
+	ctx := l.work
 	if ctx.Err() != nil {
 		// Answered just as the time to drain was up: a moment more to keep it.
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

@@ -15,14 +15,37 @@ type flock struct {
 	ledger ledger.Ledger
 	node   string
 	budget *budget
-	lanes  []*lane
 
 	// claiming makes claims one after another: what a lane found free, or took
 	// over, no other lane has meanwhile.
 	claiming sync.Mutex
 
 	mu    sync.Mutex
-	wakes int64 // counts wake calls, so that a lane about to sleep sees those it missed
+	lanes []*lane // in configured order; replaced as a whole; see all
+	wakes int64   // counts wake calls, so that a lane about to sleep sees those it missed
+}
+
+// all are the lanes of the moment. The slice is not to be changed.
+func (f *flock) all() []*lane {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lanes
+}
+
+// named returns the lane of that name, nil where there is none.
+func (f *flock) named(name string) *lane {
+	for _, l := range f.all() {
+		if l.name == name {
+			return l
+		}
+	}
+	return nil
+}
+
+// takes says whether jobs may be addressed to a sheep.
+func (f *flock) takes(name string) bool {
+	l := f.named(name)
+	return l != nil && !l.isRemoved()
 }
 
 // wake lets the lane that suits the job best look into the ledger. A zero record
@@ -117,7 +140,7 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	if claim != nil || err != nil || slot.Ahead {
 		return claim, err
 	}
-	for _, other := range f.lanes {
+	for _, other := range f.all() {
 		if other == l || !other.mayGiveUp() {
 			continue
 		}

@@ -30,6 +30,13 @@ type lane struct {
 	shepherd *Shepherd
 	log      *slog.Logger
 
+	open     context.Context // ends when no more jobs are to be started
+	shut     context.CancelCauseFunc
+	work     context.Context // ends when running jobs are to be handed back
+	stopWork context.CancelCauseFunc
+	parting  chan struct{} // closed when the runner is to be left up
+	part     func()        // closes it
+
 	next    chan *assignment           // feeder → worker
 	offered atomic.Pointer[assignment] // what the feeder holds out, for giveUp
 	woken   chan struct{}
@@ -53,6 +60,7 @@ type lane struct {
 	up      bool                     // the runner is up
 	planned job.Model                // what it will have loaded when all claimed jobs are done
 	detail  string
+	removed bool          // the sheep is configured no more
 	told    runtime.Stage // of loading, as the log was last told it
 	toldAt  time.Time
 
@@ -84,8 +92,10 @@ const (
 )
 
 func newLane(m Member, s *Shepherd) *lane {
+	parting := make(chan struct{})
 	return &lane{
 		name: m.Name, typ: m.Type, sheep: m.Sheep, devices: m.Devices, idleTimeout: m.IdleTimeout, shepherd: s,
+		parting: parting, part: sync.OnceFunc(func() { close(parting) }),
 		dir:   filepath.Join(s.cfg.DataRoot, m.Name),
 		log:   s.log.With("sheep", m.Name),
 		next:  make(chan *assignment),
@@ -97,17 +107,38 @@ func newLane(m Member, s *Shepherd) *lane {
 	}
 }
 
+// enter gives the lane its part of the daemon's time. It comes before recover and
+// start.
+func (l *lane) enter(feed, work context.Context) {
+	l.open, l.shut = context.WithCancelCause(feed)
+	l.work, l.stopWork = context.WithCancelCause(work)
+}
+
 func (l *lane) start() {
 	if l.devices != nil {
 		l.devices.Notify(func() { l.shepherd.flock.stir(l) })
 	}
-	l.running.Go(func() { l.feed(l.shepherd.feed) })
+	l.running.Go(func() { l.feed(l.open) })
 	l.running.Go(l.toil)
 }
 
-// wait returns when the lane has ended: the feed context is over, the job that
-// ran is finished or handed back, and the runner is gone.
-func (l *lane) wait() { l.running.Wait() }
+// wait returns when the lane has ended: its feed is over, the job that ran is
+// finished, handed back or left to the runner, and the runner is gone or let go.
+func (l *lane) wait() {
+	l.running.Wait()
+	l.shut(nil)
+	l.stopWork(nil)
+}
+
+// isParting says that the runner is to be left up, with the job it has.
+func (l *lane) isParting() bool {
+	select {
+	case <-l.parting:
+		return true
+	default:
+		return false
+	}
+}
 
 // feed claims jobs and holds each out to the worker, staged or being staged,
 // until ctx ends.
@@ -142,7 +173,7 @@ func (l *lane) awaitIdle(ctx context.Context) bool {
 // assign begins to stage a claimed job. Staging ends with the job, not with the
 // feeder: a running job's inputs are still wanted while the daemon drains.
 func (l *lane) assign(c *ledger.Claim) *assignment {
-	ctx, cancel := context.WithCancel(l.shepherd.work)
+	ctx, cancel := context.WithCancel(l.work)
 	a := &assignment{
 		Claim: *c, id: c.ID, free: c.Sheep == "", ahead: c.State == job.Queued, dir: filepath.Join(l.dir, string(c.ID)),
 		gone: make(chan struct{}), turn: make(chan struct{}), staged: make(chan struct{}), cancel: cancel,
@@ -192,10 +223,8 @@ func (l *lane) abandonWithin(ctx context.Context, a *assignment, why string) {
 // toil is the worker: it gives the runner one job after another until the feed
 // ends, and then stops the runner.
 func (l *lane) toil() {
-	defer l.finishers.Wait()
-	defer l.stopRunner()
+	defer l.depart()
 	l.takeUp()
-	feed := l.shepherd.feed
 	for {
 		l.becomeIdle()
 		var ended <-chan struct{}
@@ -207,7 +236,7 @@ func (l *lane) toil() {
 			again = time.After(wait)
 		}
 		select {
-		case <-feed.Done():
+		case <-l.open.Done():
 			return
 		case a := <-l.next:
 			if a.owner.CompareAndSwap(offeredByFeeder, takenByWorker) {
@@ -227,6 +256,17 @@ func (l *lane) toil() {
 	}
 }
 
+// depart ends the worker: the runner goes, or is left to the next daemon.
+func (l *lane) depart() {
+	if l.runner == nil || !l.isParting() {
+		l.stopRunner()
+		l.finishers.Wait()
+		return
+	}
+	l.finishers.Wait() // what it answered is acknowledged by the connection that goes
+	l.letGo()
+}
+
 func (l *lane) becomeIdle() {
 	l.mu.Lock()
 	was := l.busy
@@ -235,7 +275,7 @@ func (l *lane) becomeIdle() {
 	if was {
 		l.idleSince = time.Now()
 	}
-	if was && (l.shepherd.cfg.StageAhead == 0 || len(l.shepherd.flock.lanes) > 1) {
+	if was && (l.shepherd.cfg.StageAhead == 0 || len(l.shepherd.flock.all()) > 1) {
 		select {
 		case l.idled <- struct{}{}:
 		default:
@@ -295,10 +335,26 @@ func (l *lane) show(detail string) {
 	l.detail = detail
 }
 
+// remove says that the sheep is configured no more: no job may be addressed to it.
+func (l *lane) remove() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.removed = true
+}
+
+func (l *lane) isRemoved() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.removed
+}
+
 func (l *lane) view() job.Sheep {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Detail: l.detail}
+	if l.removed {
+		v.Detail = "configured no more; it ends with its job"
+	}
 	if l.up {
 		v.Model = l.loaded
 	}

@@ -12,19 +12,17 @@ import (
 // Logs opens what a sheep's runners have written, as runtime.Logger says. The
 // error is *job.UnknownSheep or job.ErrNoLog, or has no class.
 func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
-	for _, l := range s.flock.lanes {
-		if l.name != sheep {
-			continue
-		}
-		logger, ok := l.sheep.(runtime.Logger)
-		if !ok {
-			return nil, job.ErrNoLog
-		}
-		log, err := logger.Logs(ctx, q)
-		if err != nil {
-			return nil, fmt.Errorf("open the log of sheep %s: %w", sheep, err)
-		}
-		return log, nil
+	l := s.flock.named(sheep)
+	if l == nil {
+		return nil, &job.UnknownSheep{Name: sheep}
 	}
-	return nil, &job.UnknownSheep{Name: sheep}
+	logger, ok := l.sheep.(runtime.Logger)
+	if !ok {
+		return nil, job.ErrNoLog
+	}
+	log, err := logger.Logs(ctx, q)
+	if err != nil {
+		return nil, fmt.Errorf("open the log of sheep %s: %w", sheep, err)
+	}
+	return log, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -16,16 +17,32 @@ import (
 // Models fetches models ahead of the jobs that want them, and removes them. It
 // works without a Shepherd, too, for as long as no other daemon has the ledger.
 type Models struct {
-	ledger  ledger.Ledger
-	members []Member
-	log     *slog.Logger
+	ledger ledger.Ledger
+	log    *slog.Logger
 	// loaded names a sheep that has the model loaded, or nothing.
 	loaded func(job.Model) string
+
+	mu      sync.Mutex
+	members []Member
 }
 
 // NewModels makes Models of these sheep; none of them is up.
 func NewModels(l ledger.Ledger, members []Member, log *slog.Logger) *Models {
 	return &Models{ledger: l, members: members, log: log, loaded: func(job.Model) string { return "" }}
+}
+
+// of are the sheep of the moment.
+func (m *Models) of() []Member {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.members
+}
+
+// use makes these the sheep.
+func (m *Models) use(members []Member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.members = members
 }
 
 // Pull makes the newest version of the model be here, for one sheep or, without
@@ -39,7 +56,7 @@ func (m *Models) Pull(ctx context.Context, model job.Model, sheep string, report
 	var keepers []runtime.ModelKeeper
 	names := make(map[runtime.ModelKeeper][]string)
 	known := sheep == ""
-	for _, member := range m.members {
+	for _, member := range m.of() {
 		if sheep != "" && member.Name != sheep {
 			continue
 		}
@@ -137,7 +154,7 @@ func (m *Models) needed(ctx context.Context, model job.Model) error {
 func (m *Models) keepers() []runtime.ModelKeeper {
 	var found []runtime.ModelKeeper
 	seen := make(map[runtime.ModelKeeper]bool)
-	for _, member := range m.members {
+	for _, member := range m.of() {
 		if member.Models != nil && !seen[member.Models] {
 			seen[member.Models] = true
 			found = append(found, member.Models)
@@ -173,7 +190,7 @@ func NeededModels(ctx context.Context, l ledger.Ledger) ([]job.Model, error) {
 // loadedBy names a sheep whose runner has the model, or is being started with
 // it.
 func (f *flock) loadedBy(m job.Model) string {
-	for _, l := range f.lanes {
+	for _, l := range f.all() {
 		if l.has(m) {
 			return l.name
 		}
@@ -204,8 +221,8 @@ func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
 // all of them object to its model.
 func (s *Shepherd) checkModel(r job.Request) error {
 	var objection error
-	for _, l := range s.flock.lanes {
-		if r.Sheep != "" && r.Sheep != l.name {
+	for _, l := range s.flock.all() {
+		if r.Sheep != "" && r.Sheep != l.name || l.isRemoved() {
 			continue
 		}
 		checker, ok := l.sheep.(runtime.ModelChecker)

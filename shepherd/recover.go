@@ -131,7 +131,7 @@ func (l *lane) takeUp() {
 	if !answered {
 		current = d.take(d.found.Job)
 	}
-	if err := l.launch(l.shepherd.work, d.found.Model); err != nil {
+	if err := l.launch(l.work, d.found.Model); err != nil {
 		l.log.Warn("The runner that was found ended before it could be taken up", "error", err)
 		for _, answer := range d.found.Answers {
 			if a := d.take(answer.JobID); a != nil {
@@ -139,7 +139,7 @@ func (l *lane) takeUp() {
 			}
 		}
 		if current != nil {
-			l.refuse(l.shepherd.work, current, err)
+			l.refuse(l.work, current, err)
 		}
 		return
 	}
@@ -194,13 +194,13 @@ func (l *lane) takeUpRemains(d *adoption) {
 	}
 	if a := d.take(d.found.Job); a != nil {
 		if exit := d.found.Exit; exit != nil && !exit.Lost {
-			l.refuse(l.shepherd.work, a, exit)
+			l.refuse(l.work, a, exit)
 		} else { // it went down with everything else, which is not its fault
-			l.leave(l.shepherd.work, a, errInterrupted)
+			l.leave(l.work, a, errInterrupted)
 		}
 	}
 	l.finishers.Wait() // what is forgotten must be safe first
-	if d.found.Forget != nil && l.shepherd.work.Err() == nil {
+	if d.found.Forget != nil && l.work.Err() == nil {
 		if err := d.found.Forget(); err != nil {
 			l.log.Warn("Cannot remove the traces of a runner that has ended", "error", err)
 		}
@@ -212,7 +212,7 @@ func (l *lane) takeUpRemains(d *adoption) {
 // last two steps of finishing it, and the ledger follows; otherwise it runs
 // again.
 func (l *lane) settle(c ledger.Claim) {
-	ctx, cancel := context.WithTimeout(l.shepherd.work, commitTime)
+	ctx, cancel := context.WithTimeout(l.work, commitTime)
 	defer cancel()
 	a := &assignment{Claim: c}
 	status, err := l.shepherd.cfg.Store.Status(ctx, c.ID)

@@ -50,7 +50,7 @@ func (l *lane) run(a *assignment) {
 	// A job that the runner does not have yet is not worth draining for.
 	ready, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	defer context.AfterFunc(l.shepherd.feed, func() { giveUp(errStopping) })()
+	defer context.AfterFunc(l.open, func() { giveUp(context.Cause(l.open)) })()
 	if err := l.load(ready, a.Model); err != nil {
 		l.refuse(ready, a, err)
 		return
@@ -82,7 +82,7 @@ func (l *lane) run(a *assignment) {
 // are to be handed back.
 func (l *lane) hold(id job.ID) (_ context.Context, stop func()) {
 	sub := l.shepherd.hub.subscribe(id)
-	ctx, cancel := context.WithCancelCause(l.shepherd.work)
+	ctx, cancel := context.WithCancelCause(l.work)
 	watching := make(chan struct{})
 	l.running.Go(func() {
 		defer close(watching)
@@ -150,6 +150,10 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 				return
 			}
 			l.answered(answer)
+		case <-l.parting:
+			// The job stays this sheep's: the next daemon goes on with it.
+			l.log.Info("Job goes on while the daemon is away", "job", a.ID)
+			return
 		case <-ctx.Done():
 			// The runner cannot be told to drop a job, so it goes with it.
 			l.stopRunner()
@@ -177,7 +181,7 @@ func (l *lane) died(a *assignment) {
 	r.cancel()
 	l.runner = nil
 	l.setRunner(nil, job.Model{})
-	l.refuse(l.shepherd.work, a, l.crashed(r))
+	l.refuse(l.work, a, l.crashed(r))
 }
 
 // refuse ends a job that could not be run, for the reason given: it fails, or
@@ -224,7 +228,7 @@ func (l *lane) refuse(ctx context.Context, a *assignment, why error) {
 func (l *lane) rest(pause time.Duration) {
 	select {
 	case <-time.After(pause):
-	case <-l.shepherd.feed.Done():
+	case <-l.open.Done():
 	}
 }
 

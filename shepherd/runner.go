@@ -179,6 +179,18 @@ func (l *lane) stopRunner() {
 	l.show("")
 }
 
+// letGo leaves the runner up, with the job it has if any, for the next daemon.
+func (l *lane) letGo() {
+	r := l.runner
+	l.sheep.Detach()
+	for range r.answers { // not acknowledged, so they are kept for the next daemon
+	}
+	<-r.done
+	r.cancel()
+	l.runner = nil
+	l.log.Info("Leaving the sheep up", "model", r.model.String())
+}
+
 // lostIdle notes that the runner ended while it had no job.
 func (l *lane) lostIdle() {
 	r := l.runner
@@ -215,7 +227,7 @@ func (l *lane) revive() {
 		return
 	}
 	defer done()
-	if err := l.startRunner(l.shepherd.feed, m); err != nil && l.shepherd.feed.Err() == nil {
+	if err := l.startRunner(l.open, m); err != nil && l.open.Err() == nil {
 		l.log.Warn("Cannot start the crashed sheep again", "model", m.String(), "error", err)
 		var load *runtime.LoadError
 		if errors.As(err, &load) {

@@ -81,7 +81,6 @@ type Shepherd struct {
 	mirror *mirror
 	flock  *flock
 	models *Models
-	names  map[string]bool
 
 	payloads payloads
 
@@ -90,8 +89,10 @@ type Shepherd struct {
 	draining bool
 	stop     sync.Once
 
+	applying sync.Mutex // held while the flock is changed, or comes to its end
+
 	feed       context.Context // ends when no more jobs are to be started
-	stopFeed   context.CancelFunc
+	stopFeed   context.CancelCauseFunc
 	work       context.Context // ends when running jobs are to be handed back
 	stopWork   context.CancelCauseFunc
 	background sync.WaitGroup
@@ -124,20 +125,30 @@ func New(cfg Config) (*Shepherd, error) {
 	if cfg.MirrorDelay == 0 {
 		cfg.MirrorDelay = 250 * time.Millisecond
 	}
-	s := &Shepherd{cfg: cfg, log: cfg.Log, names: make(map[string]bool)}
+	if err := distinct(cfg.Sheep); err != nil {
+		return nil, err
+	}
+	s := &Shepherd{cfg: cfg, log: cfg.Log}
 	s.hub = newHub(cfg.Ledger, cfg.Log)
 	s.mirror = newMirror(cfg.Ledger, cfg.Store, cfg.MirrorDelay, cfg.Log)
 	s.flock = &flock{ledger: cfg.Ledger, node: cfg.Node, budget: newBudget(cfg.StageBudget)}
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.flock.loadedBy
 	for _, m := range cfg.Sheep {
-		if s.names[m.Name] {
-			return nil, fmt.Errorf("shepherd: two sheep are called %q", m.Name)
-		}
-		s.names[m.Name] = true
 		s.flock.lanes = append(s.flock.lanes, newLane(m, s))
 	}
 	return s, nil
+}
+
+func distinct(members []Member) error {
+	names := make(map[string]bool)
+	for _, m := range members {
+		if names[m.Name] {
+			return fmt.Errorf("shepherd: two sheep are called %q", m.Name)
+		}
+		names[m.Name] = true
+	}
+	return nil
 }
 
 // Start takes up what an earlier daemon left (runners that outlived it, jobs it
@@ -152,13 +163,9 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err := os.MkdirAll(s.cfg.DataRoot, 0o755); err != nil {
 		return fmt.Errorf("create data root: %w", err)
 	}
-	held, err := s.cfg.Ledger.Held(ctx, s.cfg.Node)
+	byHolder, err := s.held(ctx)
 	if err != nil {
-		return fmt.Errorf("read the jobs this node holds: %w", err)
-	}
-	byHolder := make(map[string][]ledger.Claim)
-	for _, c := range held {
-		byHolder[c.Holder] = append(byHolder[c.Holder], c)
+		return err
 	}
 
 	// The hub watches before the first claim, so no event is missed.
@@ -169,18 +176,12 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		return fmt.Errorf("watch the ledger: %w", err)
 	}
 	s.stopBack = stopBack
-	s.feed, s.stopFeed = context.WithCancel(context.Background())
+	s.feed, s.stopFeed = context.WithCancelCause(context.Background())
 	s.work, s.stopWork = context.WithCancelCause(context.Background())
 	s.background.Go(func() { s.hub.run(back, events, s.onQueued) })
 	s.background.Go(func() { s.mirror.run(back) })
 
-	var recovering sync.WaitGroup
-	for _, l := range s.flock.lanes {
-		claims := byHolder[l.name]
-		delete(byHolder, l.name)
-		recovering.Go(func() { l.recover(ctx, claims) })
-	}
-	recovering.Wait()
+	s.recover(ctx, s.flock.all(), byHolder)
 	for holder, claims := range byHolder {
 		s.log.Warn("Jobs were held by a sheep that is no longer configured; they go back to the queue", "sheep", holder, "jobs", len(claims))
 		for _, c := range claims {
@@ -189,11 +190,37 @@ func (s *Shepherd) Start(ctx context.Context) error {
 			}
 		}
 	}
-	for _, l := range s.flock.lanes {
+	for _, l := range s.flock.all() {
 		l.start()
 	}
 	s.started = true
 	return nil
+}
+
+// held are the jobs that this node holds, by the sheep that does.
+func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) {
+	held, err := s.cfg.Ledger.Held(ctx, s.cfg.Node)
+	if err != nil {
+		return nil, fmt.Errorf("read the jobs this node holds: %w", err)
+	}
+	byHolder := make(map[string][]ledger.Claim)
+	for _, c := range held {
+		byHolder[c.Holder] = append(byHolder[c.Holder], c)
+	}
+	return byHolder, nil
+}
+
+// recover has the lanes take up what is left of them, and takes the jobs they
+// held out of byHolder.
+func (s *Shepherd) recover(ctx context.Context, lanes []*lane, byHolder map[string][]ledger.Claim) {
+	var recovering sync.WaitGroup
+	for _, l := range lanes {
+		claims := byHolder[l.name]
+		delete(byHolder, l.name)
+		l.enter(s.feed, s.work)
+		recovering.Go(func() { l.recover(ctx, claims) })
+	}
+	recovering.Wait()
 }
 
 // onQueued is told of every record that became claimable.
@@ -208,16 +235,32 @@ func (s *Shepherd) Drain() {
 
 // Stop lets running jobs finish until ctx ends, hands back the rest unspent and
 // stops all sheep. It is safe before Start and twice.
-func (s *Shepherd) Stop(ctx context.Context) {
+func (s *Shepherd) Stop(ctx context.Context) { s.end(ctx, false) }
+
+// Leave ends the daemon's part and leaves the sheep up, those that can be found
+// again: models stay loaded and running jobs go on, for the Start of another
+// Shepherd with the same node, ledger and state. What was answered is put away
+// until ctx ends. Other sheep are stopped, as by Stop. It is safe before Start
+// and twice, and the first of Stop and Leave counts.
+func (s *Shepherd) Leave(ctx context.Context) { s.end(ctx, true) }
+
+func (s *Shepherd) end(ctx context.Context, leave bool) {
 	s.Drain()
 	s.stop.Do(func() {
 		s.mu.Lock()
 		started := s.started
 		s.mu.Unlock()
 		if started {
-			s.stopFeed()
+			for _, l := range s.flock.all() {
+				if _, ok := l.sheep.(runtime.Recoverer); ok && leave {
+					l.part() // before the feed ends, so that none takes that for a stop
+				}
+			}
+			s.stopFeed(errStopping)
 			interrupt := context.AfterFunc(ctx, func() { s.stopWork(errDrainTimeout) })
-			for _, l := range s.flock.lanes {
+			s.applying.Lock()
+			defer s.applying.Unlock()
+			for _, l := range s.flock.all() {
 				l.wait()
 			}
 			interrupt()
@@ -226,20 +269,26 @@ func (s *Shepherd) Stop(ctx context.Context) {
 			s.stopBack()
 			s.background.Wait()
 		}
-		for _, l := range s.flock.lanes {
-			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-			if err := l.sheep.Close(closing); err != nil {
-				s.log.Warn("Cannot close a sheep", "sheep", l.name, "error", err)
-			}
-			cancel()
+		for _, l := range s.flock.all() {
+			s.close(ctx, l.name, l.sheep)
 		}
 	})
 }
 
+// close lets go of a sheep that is not used any more.
+func (s *Shepherd) close(ctx context.Context, name string, sheep runtime.Sheep) {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := sheep.Close(closing); err != nil {
+		s.log.Warn("Cannot close a sheep", "sheep", name, "error", err)
+	}
+}
+
 // Sheep describes every sheep, in configured order.
 func (s *Shepherd) Sheep(context.Context) []job.Sheep {
-	out := make([]job.Sheep, len(s.flock.lanes))
-	for i, l := range s.flock.lanes {
+	lanes := s.flock.all()
+	out := make([]job.Sheep, len(lanes))
+	for i, l := range lanes {
 		out[i] = l.view()
 	}
 	return out

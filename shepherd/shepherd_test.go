@@ -49,6 +49,7 @@ type pen struct {
 	idle    time.Duration
 	config  shepherd.Config
 	sheep   []string
+	members map[string]shepherd.Member
 	wrap    func(runtime.Sheep) runtime.Sheep
 	core    *shepherd.Shepherd
 }
@@ -123,12 +124,14 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 func (p *pen) start() {
 	p.t.Helper()
 	cfg := p.config
+	p.members = make(map[string]shepherd.Member)
 	for _, name := range p.sheep {
 		sheep := p.newSheep(name)
 		if p.wrap != nil {
 			sheep = p.wrap(sheep)
 		}
-		cfg.Sheep = append(cfg.Sheep, shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle})
+		p.members[name] = shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle}
+		cfg.Sheep = append(cfg.Sheep, p.members[name])
 	}
 	core, err := shepherd.New(cfg)
 	if err != nil {

@@ -65,11 +65,8 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 
 // admissible checks what can be checked without asking anyone.
 func (s *Shepherd) admissible(r job.Request) error {
-	s.mu.Lock()
-	open := s.started && !s.draining
-	s.mu.Unlock()
-	if !open {
-		return job.ErrDraining
+	if err := s.admitting(); err != nil {
+		return err
 	}
 	if err := s.cfg.Store.CheckID(r.ID); err != nil {
 		return &job.Invalid{Field: "job_id", Problem: err.Error()}
@@ -77,7 +74,7 @@ func (s *Shepherd) admissible(r job.Request) error {
 	if err := r.Model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
 	}
-	if r.Sheep != "" && !s.names[r.Sheep] {
+	if r.Sheep != "" && !s.flock.takes(r.Sheep) {
 		return &job.UnknownSheep{Name: r.Sheep}
 	}
 	return s.checkModel(r)

@@ -1,0 +1,152 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// errSheepChanged is why a job is handed back when its sheep goes.
+var errSheepChanged = errors.New("the sheep's configuration has changed")
+
+// Apply makes the flock be these members, while it works. A member whose Sheep
+// is one of those at work is left alone; a new one is started; one that is there
+// under its name with another Sheep takes that one's place, and those that are
+// not named any more end. What ends takes no new job: the one it runs may finish
+// for the time of drain, and is handed back unspent after it; then its runner is
+// stopped and its Sheep closed. Jobs addressed to a sheep that takes another's
+// place wait for it; those addressed to one that is gone stay queued, until one
+// of its name comes or they are cancelled.
+//
+// It returns when all that is to end has. The error comes before anything was
+// changed and has the ledger's class, or is job.ErrDraining because the daemon
+// stops or has begun to; the new sheep are closed then.
+func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Duration) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	var changes []change
+	present := s.flock.all()
+	kept := make(map[*lane]bool)
+	for _, m := range members {
+		if i := slices.IndexFunc(present, func(l *lane) bool { return l.sheep == m.Sheep }); i >= 0 {
+			kept[present[i]] = true
+			continue
+		}
+		c := change{after: newLane(m, s)}
+		if i := slices.IndexFunc(present, func(l *lane) bool { return l.name == m.Name }); i >= 0 {
+			c.before = present[i]
+			kept[present[i]] = true
+		}
+		changes = append(changes, c)
+	}
+	for _, l := range present {
+		if !kept[l] {
+			changes = append(changes, change{before: l})
+		}
+	}
+
+	err := distinct(members)
+	if err == nil {
+		err = s.admitting()
+	}
+	if err == nil {
+		_, err = s.held(ctx)
+	}
+	if err != nil {
+		for _, c := range changes {
+			if c.after != nil {
+				s.close(ctx, c.after.name, c.after.sheep)
+			}
+		}
+		return err
+	}
+	var making sync.WaitGroup
+	for _, c := range changes {
+		if c.after == nil {
+			c.before.remove()
+		}
+		making.Go(func() { s.swap(ctx, c, drain) })
+	}
+	making.Wait()
+	s.flock.sort(members)
+	s.models.use(members)
+	return s.admitting()
+}
+
+// change is one lane in the place of another, either of which may be missing.
+type change struct{ before, after *lane }
+
+func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
+	if c.before != nil {
+		c.before.retire(drain)
+		s.close(ctx, c.before.name, c.before.sheep)
+		s.log.Info("Sheep has ended", "sheep", c.before.name)
+	}
+	switch {
+	case c.after == nil:
+		s.flock.replace(c.before, nil)
+	case s.admitting() != nil:
+		s.close(ctx, c.after.name, c.after.sheep)
+		s.flock.replace(c.before, nil)
+	default:
+		byHolder, err := s.held(ctx)
+		if err != nil { // what the one before could not hand back stays held until the next Start
+			s.log.Error("Cannot look for jobs that the sheep holds", "sheep", c.after.name, "error", err)
+		}
+		s.recover(ctx, []*lane{c.after}, byHolder)
+		s.flock.replace(c.before, c.after)
+		c.after.start()
+	}
+}
+
+// admitting answers job.ErrDraining where the Shepherd does not work.
+func (s *Shepherd) admitting() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.started || s.draining {
+		return job.ErrDraining
+	}
+	return nil
+}
+
+// retire ends the lane: its job may finish for the time of drain.
+func (l *lane) retire(drain time.Duration) {
+	l.shut(errSheepChanged)
+	interrupt := time.AfterFunc(drain, func() { l.stopWork(errSheepChanged) })
+	defer interrupt.Stop()
+	l.wait()
+}
+
+// replace puts a lane in the place of another. Without one before it is added,
+// without one after the place goes.
+func (f *flock) replace(before, after *lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lanes := slices.Clone(f.lanes)
+	i := slices.Index(lanes, before)
+	switch {
+	case i < 0:
+		lanes = append(lanes, after)
+	case after == nil:
+		lanes = slices.Delete(lanes, i, i+1)
+	default:
+		lanes[i] = after
+	}
+	f.lanes = lanes
+}
+
+// sort puts the lanes into the order of the members.
+func (f *flock) sort(members []Member) {
+	place := func(l *lane) int {
+		return slices.IndexFunc(members, func(m Member) bool { return m.Name == l.name })
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lanes := slices.Clone(f.lanes)
+	slices.SortStableFunc(lanes, func(a, b *lane) int { return place(a) - place(b) })
+	f.lanes = lanes
+}
