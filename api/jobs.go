@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -25,6 +26,7 @@ func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
+	request.Trace = job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
 	if err := s.service.Submit(r.Context(), request); err != nil {
 		s.fail(w, r, err)
 		return

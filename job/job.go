@@ -123,6 +123,8 @@ type Request struct {
 	// Payload, when not nil, becomes the job's only input, inputs/input. When
 	// nil, the job's place in storage must be there already.
 	Payload []byte
+	// Trace is what the client told of the trace that the job belongs to.
+	Trace Trace
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
@@ -132,6 +134,7 @@ type Record struct {
 	Model    Model
 	Sheep    string // addressed sheep, empty for any
 	Priority int
+	Trace    Trace
 
 	State      State
 	Failure    *Failure // set exactly when State is Failed
