@@ -133,8 +133,8 @@ type Counts map[job.State]int
 
 // Ledger keeps the records. See the package comment for its promises.
 type Ledger interface {
-	// Create adds a queued record: of rec it takes ID, Model, Sheep and
-	// Priority, and it returns the record as kept (Seq, Run, EnqueuedAt). Where
+	// Create adds a queued record: of rec it takes ID, Model, Sheep,
+	// Priority and Trace, and it returns the record as kept (Seq, Run, EnqueuedAt). Where
 	// the id has a record in a final state, that one is replaced and Run counts
 	// on; where it has one that is not final, the answer is ErrExists.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)

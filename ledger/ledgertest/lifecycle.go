@@ -15,14 +15,19 @@ func (s suite) testCreate(t *testing.T) {
 	f := s.open(t, Options{})
 	text := "a \"quoted\" 'name'; -- 日本語 😀\n\t%s"
 	// What a new record cannot have yet is not taken.
+	trace := job.Trace{Parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", State: "a=1"}
 	kept := f.create("x", model(job.Model{Name: text, Version: ""}), sheep(text), priority(-7), func(r *job.Record) {
+		r.Trace = trace
 		r.State, r.Failure, r.Run, r.Attempt, r.Seq = job.Failed, &job.Failure{Message: "no"}, 9, 9, 999
 		r.Holder, r.Node, r.StartedAt, r.FinishedAt = "h", "n", time.Now(), time.Now()
 	})
 	f.checkTimes(kept, false, false)
-	want := job.Record{ID: "x", Model: job.Model{Name: text}, Sheep: text, Priority: -7, State: job.Queued, Run: 1, Seq: kept.Seq, EnqueuedAt: kept.EnqueuedAt}
+	want := job.Record{ID: "x", Model: job.Model{Name: text}, Sheep: text, Priority: -7, Trace: trace, State: job.Queued, Run: 1, Seq: kept.Seq, EnqueuedAt: kept.EnqueuedAt}
 	f.checkSame("Create", kept, want)
 	f.checkSame("Get", f.get("x"), want)
+	if c := f.claim(slot(text), "x"); c.Trace != trace {
+		t.Fatalf("claimed with trace %+v", c.Trace)
+	}
 	if next := f.create("y"); next.Seq <= kept.Seq {
 		t.Fatalf("places %d, then %d", kept.Seq, next.Seq)
 	}

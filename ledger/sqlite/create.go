@@ -37,7 +37,7 @@ func (t *tx) create(rec job.Record) (job.Record, error) {
 		}
 	}
 	r := &row{Record: job.Record{
-		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority,
+		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace,
 		State: job.Queued, EnqueuedAt: t.now, Run: run,
 	}}
 	if err := t.insert(r); err != nil {

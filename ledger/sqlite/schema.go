@@ -77,6 +77,10 @@ var migrations = []string{
 	// What a run that ended used of GPUs: bytes, and microseconds times GPUs.
 	`ALTER TABLE jobs ADD COLUMN gpu_memory INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE jobs ADD COLUMN gpu_time INTEGER NOT NULL DEFAULT 0;`,
+
+	// The trace that a job belongs to.
+	`ALTER TABLE jobs ADD COLUMN trace_parent TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs ADD COLUMN trace_state TEXT NOT NULL DEFAULT '';`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own
