@@ -38,7 +38,7 @@ type Sheep interface {
 
 	// Run starts a runner with the model loaded last, or attaches to the one
 	// that Recover found, and blocks until it has ended and nothing of it is
-	// left. Ending ctx stops it: TERM, grace, KILL. The error is never nil: an
+	// left. A runner that it starts is told of ctx's trace (see WithTrace). Ending ctx stops it: TERM, grace, KILL. The error is never nil: an
 	// *Exit says how the runner ended; a *LoadError says that it could not be
 	// started; ErrDetached that Detach was called.
 	Run(ctx context.Context, observe Observer) error

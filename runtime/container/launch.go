@@ -25,6 +25,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shim"
@@ -85,7 +86,7 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 			return about("snapshot", err)
 		},
 		func() (err error) {
-			composed, err = c.compose(img, mounts, folder, spec)
+			composed, err = c.compose(img, mounts, folder, spec, runtime.TraceOf(ctx))
 			return err
 		},
 		func() error { return about("container", c.create(leased, client, img, composed, spec)) },
@@ -159,7 +160,7 @@ const resolvConf = "/etc/resolv.conf"
 func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 
 // compose makes the container's spec.
-func (c *containers) compose(img image.Image, mounts []mount.Mount, folder string, spec shim.Spec) (*specs.Spec, error) {
+func (c *containers) compose(img image.Image, mounts []mount.Mount, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
 		return nil, err
 	}
@@ -168,6 +169,10 @@ func (c *containers) compose(img image.Image, mounts []mount.Mount, folder strin
 		return nil, err
 	}
 	options.Env[shim.Mark] = spec.Life
+	for _, v := range trace.Environ() {
+		name, value, _ := strings.Cut(v, "=")
+		options.Env[name] = value
+	}
 	cfg := oci.Config{
 		Image: img.Config.Config, Options: options, AllowedMounts: allowed,
 		DataDir: c.dataDir, Hostname: hostname(c.sheep), CgroupPath: "/" + shim.GroupName(spec.Life),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -155,6 +156,10 @@ func obey(ctx context.Context, script string) (said string, err error) {
 				exit.Code, exit.Signal = 2, ""
 			}
 			return said, exit
+		case "expect":
+			if !slices.Contains(runtime.TraceOf(ctx).Environ(), rest) {
+				return said, &runtime.Exit{Code: 1, LastLog: "expected " + rest}
+			}
 		case "reply":
 			answered = answered || rest == ""
 		case "print":

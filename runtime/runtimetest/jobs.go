@@ -294,3 +294,18 @@ func testContexts(t *testing.T, w *world) {
 	}
 	l.slaughter()
 }
+
+func testTrace(t *testing.T, w *world) {
+	traced := job.Model{Name: "traced", Version: "v1"}
+	trace := job.Trace{Parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", State: "a=1,b=2"}
+	w.h.AddModel(t, traced, "expect TRACEPARENT="+trace.Parent+"\nexpect TRACESTATE="+trace.State)
+	t.Setenv("TRACEPARENT", "00-11111111111111111111111111111111-2222222222222222-01") // the daemon's own
+	d := w.daemon()
+	defer d.close()
+	d.trace = trace
+	d.load(traced)
+	l := d.run()
+	l.awaitConnected()
+	l.do("")
+	l.slaughter()
+}

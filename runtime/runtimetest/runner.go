@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +40,7 @@ import (
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
 //	allocate MIB      use memory
+//	expect NAME=VALUE end with an error unless the environment has that once
 //	reach NET ADDR    end with an error unless NET ADDR can be dialed
 //	miss NET ADDR     end with an error if it can
 //	serve HTTP        (config) accept connections and answer nonsense
@@ -228,6 +230,12 @@ func (r *scripted) do(verb, rest string) error {
 		}
 		time.Sleep(time.Minute)
 		_ = data[len(data)-1]
+	case "expect":
+		name, _, _ := strings.Cut(rest, "=")
+		same := slices.DeleteFunc(os.Environ(), func(v string) bool { return !strings.HasPrefix(v, name+"=") })
+		if len(same) != 1 || same[0] != rest {
+			return fmt.Errorf("the environment has %q, expected %q", same, rest)
+		}
 	case "reach":
 		return dial(rest)
 	case "miss":

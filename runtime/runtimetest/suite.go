@@ -71,6 +71,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"a runner that ignores TERM", testIgnoresTERM},
 		{"forks that outlive the runner", testForks},
 		{"another model", testSwitchModel},
+		{"a runner that is told of a trace", testTrace},
 		{"contexts that end", testContexts},
 		{"Detach and Recover while idle", testDetachIdle},
 		{"Detach and Recover with a job", testDetachWithJob},
@@ -105,6 +106,7 @@ type world struct {
 type daemon struct {
 	*world
 	sheep runtime.Sheep
+	trace job.Trace // that runners are told of
 }
 
 func (w *world) daemon() *daemon {
@@ -113,7 +115,7 @@ func (w *world) daemon() *daemon {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	d := &daemon{w, s}
+	d := &daemon{world: w, sheep: s}
 	return d
 }
 
@@ -181,7 +183,7 @@ func (d *daemon) run() *life {
 }
 
 func (d *daemon) launch() *life {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(runtime.WithTrace(context.Background(), d.trace))
 	l := &life{daemon: d, stop: cancel, events: make(chan runtime.Event, 100), connected: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
 		l.done <- d.sheep.Run(ctx, func(e runtime.Event) {

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -231,6 +232,12 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 	}
 	if err := s.cfg.Type.Prepare(&spec); err != nil {
 		return nil, err
+	}
+	if trace := runtime.TraceOf(ctx); spec.Runner != nil && !trace.IsZero() {
+		spec.Runner.Env = slices.DeleteFunc(spec.Runner.Env, func(v string) bool {
+			return strings.HasPrefix(v, "TRACEPARENT=") || strings.HasPrefix(v, "TRACESTATE=")
+		})
+		spec.Runner.Env = append(spec.Runner.Env, trace.Environ()...)
 	}
 	binary, err := FindShim(s.cfg.Shim)
 	if err != nil {
