@@ -43,6 +43,7 @@ func (l *lane) finish(a *assignment, e ending) {
 		told := <-account
 		a.Usage = told.Usage
 		err := l.conclude(a, e.answered, explain(e.failure, told))
+		l.passed(a, PhaseCollect, a.FinishedAt, err)
 		if err != nil && e.answered && l.isParting() {
 			// The answer is kept with the runner, and the claim with this node.
 			l.log.Warn("Cannot put a job's results away in time; the next daemon does", "job", a.ID, "error", err)
@@ -113,6 +114,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 	if err != nil {
 		return err
 	}
+	l.shepherd.cfg.Observer.Ended(l.name, outcome.State)
 	if failure != nil {
 		l.log.Info("Job failed", "job", a.ID, "model", a.Model.String(), "error", failure.Message)
 	} else {
@@ -193,6 +195,7 @@ func (l *lane) release(ctx context.Context, a *assignment, unspent bool, why str
 	err := l.shepherd.cfg.Ledger.Release(ctx, a.ID, a.Token, unspent)
 	switch {
 	case err == nil:
+		l.shepherd.cfg.Observer.Returned(l.name)
 		l.log.Info("Job goes back to the queue", "job", a.ID, "why", why)
 	case errors.Is(err, ledger.ErrFenced):
 	default:

@@ -46,6 +46,7 @@ type lane struct {
 
 	runner      *runner // the worker's; nil when none is up
 	crashes     crashes
+	freed       time.Time     // when the runner had answered its last job; zero where it has had none
 	idleTimeout time.Duration // 0: never
 	idleSince   time.Time     // the worker's
 	finishers   sync.WaitGroup
@@ -79,7 +80,8 @@ type assignment struct {
 	turn         chan struct{} // closed when the worker has taken it
 	staged       chan struct{} // closed when staging has ended, as result and err say
 	cancel       context.CancelFunc
-	done         func() // gives up the devices asked for; nil where there are none
+	done         func()    // gives up the devices asked for; nil where there are none
+	sent         time.Time // when the runner was given it
 	result       storage.Staged
 	err          error
 	bytes        int64 // counted in the flock's budget

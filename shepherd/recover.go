@@ -131,7 +131,7 @@ func (l *lane) takeUp() {
 	if !answered {
 		current = d.take(d.found.Job)
 	}
-	if err := l.launch(l.work, d.found.Model); err != nil {
+	if err := l.launch(l.work, d.found.Model, job.Trace{}, func(error) {}); err != nil {
 		l.log.Warn("The runner that was found ended before it could be taken up", "error", err)
 		for _, answer := range d.found.Answers {
 			if a := d.take(answer.JobID); a != nil {
@@ -143,6 +143,7 @@ func (l *lane) takeUp() {
 		}
 		return
 	}
+	l.happened(RunnerAdopted)
 	if d.found.Job != "" && current == nil && !answered {
 		// Nobody waits for what the runner is doing (the job was cancelled), and
 		// it cannot be told to stop: answers first, then it goes.
@@ -172,6 +173,7 @@ func (l *lane) collectAnswers(d *adoption) {
 // restart, as run does.
 func (l *lane) resume(a *assignment) {
 	l.begin(a.ID)
+	a.sent = a.StartedAt // or soon after
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	ctx, stop := l.hold(a.ID)
 	defer stop()
@@ -221,6 +223,9 @@ func (l *lane) settle(c ledger.Claim) {
 			return l.shepherd.cfg.Ledger.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: status.State, Failure: status.Failure, At: status.FinishedAt})
 		})
 		if err == nil || errors.Is(err, ledger.ErrFenced) {
+			if err == nil {
+				l.shepherd.cfg.Observer.Ended(l.name, status.State)
+			}
 			l.log.Info("Job had ended before the daemon did", "job", c.ID, "state", status.State)
 			return
 		}

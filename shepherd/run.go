@@ -47,11 +47,13 @@ func (l *lane) run(a *assignment) {
 		return
 	}
 
+	l.passed(a, PhaseQueued, a.EnqueuedAt, nil)
+
 	// A job that the runner does not have yet is not worth draining for.
 	ready, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	defer context.AfterFunc(l.open, func() { giveUp(context.Cause(l.open)) })()
-	if err := l.load(ready, a.Model); err != nil {
+	if err := l.load(ready, a); err != nil {
 		l.refuse(ready, a, err)
 		return
 	}
@@ -66,6 +68,14 @@ func (l *lane) run(a *assignment) {
 	if a.err != nil {
 		l.refuse(ready, a, a.err)
 		return
+	}
+	if err := l.tellTrace(a); err != nil {
+		l.refuse(ready, a, err)
+		return
+	}
+	a.sent = time.Now()
+	if a.ahead && !l.freed.IsZero() {
+		l.shepherd.cfg.Observer.Waited(l.name, a.sent.Sub(l.freed))
 	}
 	err := l.runner.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: l.dir})
 	if err != nil && !errors.Is(err, messenger.ErrClosed) {
@@ -146,6 +156,8 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 				return
 			case answer.JobID == a.ID:
 				l.crashes = crashes{} // a runner that answers is in no crash loop
+				l.freed = time.Now()
+				l.ran(a, l.runner, failed(answer.Failure))
 				l.finish(a, ending{answered: true, failure: answer.Failure, conn: l.runner.conn})
 				return
 			}
@@ -156,6 +168,7 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 			return
 		case <-ctx.Done():
 			// The runner cannot be told to drop a job, so it goes with it.
+			l.ran(a, l.runner, context.Cause(ctx))
 			l.stopRunner()
 			l.leave(ctx, a, context.Cause(ctx))
 			return
@@ -179,9 +192,19 @@ func (l *lane) died(a *assignment) {
 	r := l.runner
 	<-r.done
 	r.cancel()
-	l.runner = nil
+	l.runner, l.freed = nil, time.Time{}
 	l.setRunner(nil, job.Model{})
-	l.refuse(l.work, a, l.crashed(r))
+	why := l.crashed(r)
+	l.ran(a, r, why)
+	l.refuse(l.work, a, why)
+}
+
+// failed is the failure as an error, nil where there is none.
+func failed(f *job.Failure) error {
+	if f == nil {
+		return nil
+	}
+	return f
 }
 
 // refuse ends a job that could not be run, for the reason given: it fails, or

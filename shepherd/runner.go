@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -21,11 +23,14 @@ type runner struct {
 	answers chan messenger.Answer // closed when no more will come
 	done    chan struct{}         // closed when Run has returned, as err says
 	err     error
+	loaded  func(error)
+	ready   atomic.Pointer[time.Time] // when it began to take jobs
 }
 
-// load makes sure that a runner with the model is up. The error is *runtime.
-// LoadError or *runtime.Exit when it cannot be, or ctx's.
-func (l *lane) load(ctx context.Context, m job.Model) error {
+// load makes sure that a runner with the job's model is up. The error is
+// *runtime.LoadError or *runtime.Exit when it cannot be, or ctx's.
+func (l *lane) load(ctx context.Context, a *assignment) error {
+	m := a.Model
 	if l.runner != nil {
 		select {
 		case <-l.runner.done:
@@ -35,6 +40,7 @@ func (l *lane) load(ctx context.Context, m job.Model) error {
 				return nil
 			}
 			l.log.Info("Slaughtering sheep for another model", "model", m.String(), "loaded", l.runner.model.String())
+			l.happened(RunnerSwitched)
 		}
 		l.stopRunner()
 	}
@@ -48,18 +54,21 @@ func (l *lane) load(ctx context.Context, m job.Model) error {
 	} else if ok {
 		l.crashes = crashes{}
 	}
-	return l.startRunner(ctx, m)
+	return l.startRunner(ctx, m, a)
 }
 
-// startRunner loads the model and starts a runner with it. It returns when the
-// runner takes messages, or could not be started.
-func (l *lane) startRunner(ctx context.Context, m job.Model) error {
+// startRunner loads the model and starts a runner with it, for the job given, if
+// any. It returns when the runner takes messages, or could not be started.
+func (l *lane) startRunner(ctx context.Context, m job.Model, a *assignment) error {
 	l.log.Info("Starting sheep", "model", m.String())
 	l.setRunner(nil, m)
 	l.mu.Lock()
 	l.told = ""
 	l.mu.Unlock()
-	if err := l.sheep.Load(ctx, m, l.observe); err != nil {
+	began := time.Now()
+	err := l.sheep.Load(ctx, m, l.observe)
+	l.passedFor(a, m, PhasePull, began, err)
+	if err != nil {
 		l.show("")
 		return err
 	}
@@ -67,29 +76,43 @@ func (l *lane) startRunner(ctx context.Context, m job.Model) error {
 		l.show("")
 		return err
 	}
-	return l.launch(ctx, m)
+	began = time.Now()
+	var once sync.Once
+	loaded := func(err error) { once.Do(func() { l.passedFor(a, m, PhaseLoad, began, err) }) }
+	if err := l.launch(ctx, m, l.traceOf(a), loaded); err != nil {
+		loaded(err)
+		return err
+	}
+	l.happened(RunnerStarted)
+	return nil
 }
 
 // launch calls Run, which starts a runner or attaches to the one found by
-// Recover.
-func (l *lane) launch(ctx context.Context, m job.Model) error {
+// Recover. It has loaded be told when the runner takes jobs, or that it never
+// did.
+func (l *lane) launch(ctx context.Context, m job.Model, trace job.Trace, loaded func(error)) error {
 	// A runner outlives the job it was started for: its context is its own, and
 	// ends with stopRunner.
-	life, cancel := context.WithCancel(context.Background())
+	life, cancel := context.WithCancel(runtime.WithTrace(context.Background(), trace))
 	r := &runner{
-		model: m, began: time.Now(), cancel: cancel,
+		model: m, began: time.Now(), cancel: cancel, loaded: loaded,
 		answers: make(chan messenger.Answer, messenger.MaxKept+1), done: make(chan struct{}),
 	}
 	started := make(chan struct{}, 1)
 	l.running.Go(func() {
 		defer close(r.done)
 		r.err = l.sheep.Run(life, func(e runtime.Event) {
-			if e.Stage == runtime.Starting {
+			switch e.Stage {
+			case runtime.Starting:
 				l.hasDevices(m, e.PID)
 				select {
 				case started <- struct{}{}:
 				default:
 				}
+			case runtime.Connected:
+				now := time.Now()
+				r.ready.Store(&now)
+				loaded(nil)
 			}
 			l.observe(e)
 		})
@@ -174,7 +197,8 @@ func (l *lane) stopRunner() {
 	for range r.answers { // what comes now is not wanted: see run
 	}
 	<-r.done
-	l.runner = nil
+	r.loaded(context.Canceled)
+	l.runner, l.freed = nil, time.Time{}
 	l.setRunner(nil, job.Model{})
 	l.show("")
 }
@@ -197,7 +221,7 @@ func (l *lane) lostIdle() {
 	for range r.answers { // an answer to no job: dropped
 	}
 	r.cancel()
-	l.runner = nil
+	l.runner, l.freed = nil, time.Time{}
 	l.setRunner(nil, job.Model{})
 	err := l.crashed(r)
 	l.log.Warn("Sheep died without notice", "model", r.model.String(), "error", err)
@@ -209,11 +233,14 @@ func (l *lane) crashed(r *runner) error {
 	var load *runtime.LoadError
 	if !errors.As(r.err, &load) {
 		l.crashes.note(r.model, time.Since(r.began), time.Now())
+		l.happened(RunnerCrashed)
 	}
-	if r.err == nil {
-		return fmt.Errorf("runner ended without a cause")
+	err := r.err
+	if err == nil {
+		err = fmt.Errorf("runner ended without a cause")
 	}
-	return r.err
+	r.loaded(err)
+	return err
 }
 
 // revive starts a crashed runner again, so that its model is loaded when the
@@ -227,7 +254,10 @@ func (l *lane) revive() {
 		return
 	}
 	defer done()
-	if err := l.startRunner(l.open, m); err != nil && l.open.Err() == nil {
+	err := l.startRunner(l.open, m, nil)
+	if err == nil {
+		l.happened(RunnerRevived)
+	} else if l.open.Err() == nil {
 		l.log.Warn("Cannot start the crashed sheep again", "model", m.String(), "error", err)
 		var load *runtime.LoadError
 		if errors.As(err, &load) {

@@ -69,6 +69,10 @@ type Config struct {
 	MirrorDelay time.Duration
 	// Probes are further dependencies that Checks reports by name; optional.
 	Probes map[string]func(context.Context) error
+	// Observer is told what happens; nobody where nil.
+	Observer Observer
+	// Tracer says to which traces jobs belong; to their clients' own where nil.
+	Tracer Tracer
 	Log    *slog.Logger
 }
 
@@ -116,6 +120,12 @@ func New(cfg Config) (*Shepherd, error) {
 		return nil, errors.New("shepherd: max attempts must be at least 1")
 	case cfg.StageAhead < 0 || cfg.StageAhead > 1:
 		return nil, errors.New("shepherd: stage ahead must be 0 or 1")
+	}
+	if cfg.Observer == nil {
+		cfg.Observer = Unobserved{}
+	}
+	if cfg.Tracer == nil {
+		cfg.Tracer = Untraced{}
 	}
 	root, err := filepath.Abs(cfg.DataRoot)
 	if err != nil {

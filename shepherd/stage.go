@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -37,6 +38,7 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 				limit = 0
 			}
 		}
+		began := time.Now()
 		err := l.persist(ctx, a.id, "stage the inputs", func() (err error) {
 			if remembered && (limit == 0 || int64(len(data)) <= limit) {
 				staged = storage.Staged{Files: 1, Bytes: int64(len(data))}
@@ -49,6 +51,9 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 			}
 			return err
 		})
+		if !errors.Is(err, errTooLarge) {
+			l.passed(a, PhaseStage, began, err)
+		}
 		switch {
 		case errors.Is(err, errTooLarge):
 			if err := l.awaitTurn(ctx, a); err != nil {
@@ -107,6 +112,20 @@ func (l *lane) clear(a *assignment) {
 	if err := os.RemoveAll(a.dir); err != nil {
 		l.log.Warn("Cannot remove a job's working directory", "job", a.ID, "error", err)
 	}
+}
+
+// tellTrace leaves word in the working directory of the trace that the runner's
+// work belongs to; runners that know nothing of it need not look.
+func (l *lane) tellTrace(a *assignment) error {
+	t := l.traceOf(a)
+	if t.IsZero() {
+		return nil
+	}
+	text, _ := t.MarshalText()
+	if err := os.WriteFile(filepath.Join(a.dir, job.TraceFile), text, 0o644); err != nil {
+		return fmt.Errorf("write the job's trace: %w", err)
+	}
+	return nil
 }
 
 // freshDir makes an empty working directory. As a rule none is there, so it

@@ -23,7 +23,9 @@ const commitTime = 30 * time.Second
 // the request; job.ErrSubmitted that the id is in use; job.ErrDraining that the
 // daemon is stopping; anything else has the class its part gave it. Submitting
 // again after an error is safe.
-func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
+func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
+	trace, done := s.cfg.Tracer.Submit(r)
+	defer func() { done(err) }()
 	if err := s.admissible(r); err != nil {
 		return err
 	}
@@ -50,7 +52,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) error {
 		}
 	}
 	s.payloads.keep(r.ID, r.Payload) // before a lane can see the job
-	_, err := s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority})
+	_, err = s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace})
 	if errors.Is(err, ledger.ErrExists) {
 		s.payloads.keep(r.ID, nil)
 		return job.ErrSubmitted
@@ -92,6 +94,7 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case err != nil:
 		return fmt.Errorf("cancel job %s: %w", id, err)
 	}
+	s.cfg.Observer.Ended("", job.Cancelled)
 	s.log.Info("Job cancelled", "job", id)
 	s.mirror.note(id)
 	return nil
