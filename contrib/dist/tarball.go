@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 )
 
 // writeTarball packs r.Tree in one order, as root's, with one time.
@@ -58,7 +59,7 @@ func addTo(out *tar.Writer, r release, name, path string, d fs.DirEntry) error {
 	if d.IsDir() {
 		header.Name += "/"
 	}
-	header.ModTime, header.Format = r.Time, tar.FormatPAX
+	header.ModTime, header.AccessTime, header.ChangeTime, header.Format = r.Time, time.Time{}, time.Time{}, tar.FormatPAX
 	header.Uid, header.Gid, header.Uname, header.Gname = 0, 0, "root", "root"
 	if err := out.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
 		return err
