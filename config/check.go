@@ -105,6 +105,7 @@ func (ch *checker) all() {
 	ch.expect(ch.Scheduling.MaxOvertakes >= 0, "scheduling.max_overtakes", "a whole number, 0 or more")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
 	ch.expect(ch.Scheduling.StageAhead == 0 || ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
+	ch.gpu()
 	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")
 	ch.ports()
 }

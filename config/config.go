@@ -47,6 +47,7 @@ type Config struct {
 	Ledger     Ledger     `yaml:"ledger"`
 	Logging    Logging    `yaml:"logging"`
 	Scheduling Scheduling `yaml:"scheduling"`
+	GPU        GPU        `yaml:"gpu"`
 
 	// DrainTimeout is how long running jobs may take to finish when the daemon
 	// is asked to stop.
@@ -183,6 +184,17 @@ type Scheduling struct {
 	StageAhead int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
 	StageBudget size.Bytes `yaml:"stage_budget"`
+}
+
+// GPU is how sheep get the GPUs that they ask for.
+type GPU struct {
+	// Mode is how containers get them: cdi, hook, or auto, which prefers CDI.
+	Mode string `yaml:"mode"`
+	// CDIDirs hold the machine's CDI specs; later ones take precedence.
+	CDIDirs []string `yaml:"cdi_dirs"`
+	// DriverCapabilities are the parts of NVIDIA's driver that containers get in
+	// hook mode.
+	DriverCapabilities []string `yaml:"driver_capabilities"`
 }
 
 // CheckSheep checks a sheep's section for its type; it decodes it with

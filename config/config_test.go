@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -48,7 +49,8 @@ func corpusMachine() machine {
 type bareSheep struct {
 	Type             string            `yaml:"type"`
 	Port             int               `yaml:"port"`
-	Devices          []string          `yaml:"devices"`
+	Devices          gpu.Devices       `yaml:"devices"`
+	Shared           bool              `yaml:"shared"`
 	WorkingDirectory string            `yaml:"working_directory"`
 	StdoutFile       string            `yaml:"stdout_file"`
 	StderrFile       string            `yaml:"stderr_file"`
@@ -62,9 +64,9 @@ func checkBare(_ *Config, s Sheep) error {
 	if c.WorkingDirectory == "" {
 		err = errors.Join(err, &runtime.FieldError{Field: "working_directory", Problem: "required key is missing"})
 	}
-	for i, d := range c.Devices {
-		if d != "" && !strings.HasPrefix(d, "/dev/nvidia") {
-			err = errors.Join(err, &runtime.FieldError{Field: fmt.Sprintf("devices[%d]", i), Problem: "no such device"})
+	for i, d := range c.Devices.List {
+		if d.Name == "13" {
+			err = errors.Join(err, &runtime.FieldError{Field: fmt.Sprintf("devices[%d]", i), Problem: "brings no luck"})
 		}
 	}
 	if _, ok := c.Env["PATH"]; ok {
@@ -74,10 +76,11 @@ func checkBare(_ *Config, s Sheep) error {
 }
 
 type dockerSheep struct {
-	Type                 string   `yaml:"type"`
-	Port                 int      `yaml:"port"`
-	Devices              []string `yaml:"devices"`
-	AutoremoveContainers bool     `yaml:"autoremove_containers"`
+	Type                 string      `yaml:"type"`
+	Port                 int         `yaml:"port"`
+	Devices              gpu.Devices `yaml:"devices"`
+	Shared               bool        `yaml:"shared"`
+	AutoremoveContainers bool        `yaml:"autoremove_containers"`
 }
 
 func checkDocker(c *Config, s Sheep) error {

@@ -63,6 +63,11 @@ func defaults(m machine) Config {
 			MaxAttempts:  3,
 			StageAhead:   1,
 		},
+		GPU: GPU{
+			Mode:               "auto",
+			CDIDirs:            []string{"/etc/cdi", "/var/run/cdi"},
+			DriverCapabilities: []string{"compute", "utility"},
+		},
 		DrainTimeout: 30 * time.Second,
 	}
 }

@@ -340,7 +340,7 @@ func TestDecodeForms(t *testing.T) {
 		common                        // unexported: not decoded
 		Settings struct{ Depth int8 } `yaml:",inline"`
 		Type     string
-		Devices  choice           `yaml:"devices"`
+		Devices  choice           `yaml:"pick"`
 		Word     shout            `yaml:"word"`
 		Wait     time.Duration    `yaml:"wait"`
 		Size     *size.Bytes      `yaml:"size"`
@@ -358,7 +358,7 @@ func TestDecodeForms(t *testing.T) {
 		return f, err
 	}
 
-	f, err := load(`    devices: all
+	f, err := load(`    pick: all
     word: LOUD
     wait: 1d30m
     size: 2kB
@@ -379,16 +379,16 @@ func TestDecodeForms(t *testing.T) {
 	if list, ok := f.Any.([]any); !ok || len(list) != 7 || list[1] != int64(16) || list[4] != true || list[6].(map[string]any)["a"] != nil {
 		t.Errorf("got %#v", f.Any)
 	}
-	if f, err = load("    devices: [a, b]\n"); err != nil || !slices.Equal(f.Devices.Names, []string{"a", "b"}) {
+	if f, err = load("    pick: [a, b]\n"); err != nil || !slices.Equal(f.Devices.Names, []string{"a", "b"}) {
 		t.Errorf("got %+v, %v", f, err)
 	}
-	if f, err = load("    devices: {count: 2}\n"); err != nil || f.Devices.Count != 2 {
+	if f, err = load("    pick: {count: 2}\n"); err != nil || f.Devices.Count != 2 {
 		t.Errorf("got %+v, %v", f, err)
 	}
 
 	for section, want := range map[string]string{
-		"    devices: {cuont: 2}\n":                     `5:15: sheep.a.devices.cuont: unknown key; did you mean "count"? Expected count`,
-		"    devices: {count: 0}\n":                     `5:14: sheep.a.devices: count must be 1 or more`,
+		"    pick: {cuont: 2}\n":                        `5:12: sheep.a.pick.cuont: unknown key; did you mean "count"? Expected count`,
+		"    pick: {count: 0}\n":                        `5:11: sheep.a.pick: count must be 1 or more`,
 		"    word: quiet\n":                             `5:11: sheep.a.word: not loud: quiet`,
 		"    word: $_STORAGE_SECRET_KEY\n":              `5:11: sheep.a.word: not loud: $_STORAGE_SECRET_KEY`,
 		"    word: [A]\n":                               `5:11: sheep.a.word: expected a string, found a list`,
@@ -396,7 +396,7 @@ func TestDecodeForms(t *testing.T) {
 		"    rate: fast\n":                              `5:11: sheep.a.rate: expected a number, found "fast"`,
 		"    nested: [{a: b}]\n":                        `5:18: sheep.a.nested[0].a: expected a whole number, found "b"`,
 		"    limits: 3\n":                               `5:13: sheep.a.limits: expected a mapping, found a number`,
-		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, depth, devices, limits, nested, rate, size, token, type, wait, word`,
+		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, depth, limits, nested, pick, rate, size, token, type, wait, word`,
 		"    wait: 9" + strings.Repeat("9", 80) + "d\n": `5:11: sheep.a.wait: expected a duration such as 30s, 5m, 12h or 7d, found "` + strings.Repeat("9", 59) + `…"`,
 	} {
 		_, err := load(section)

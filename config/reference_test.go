@@ -67,6 +67,9 @@ func TestReference(t *testing.T) {
 		"ledger.path":  "`ledger.db` in `state_dir`",
 		"api.socket":   "`api.sock` in `state_dir`",
 
+		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",
+		"gpu.driver_capabilities": "`compute`, `utility`",
+
 		"containerd.allowed_mounts":  "none",
 		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}

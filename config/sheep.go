@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+
+	"github.com/iterait/shepherd/gpu"
 )
 
 // Sheep is one sheep's section.
@@ -17,6 +19,10 @@ type Sheep struct {
 	// Port is the port that the section asks for, 0 when it leaves the choice
 	// open.
 	Port int
+	// Devices are the GPUs that the section asks for; Shared allows other sheep
+	// that share to have the same.
+	Devices gpu.Devices
+	Shared  bool
 
 	path    string // in the file: "sheep.NAME"
 	file    string
@@ -85,6 +91,8 @@ func (ch *checker) sheep(file string, flock *node) {
 		s := Sheep{Name: e.key, path: "sheep." + e.key, file: file, section: &section}
 		ch.common(&s, "type", &s.Type)
 		ch.common(&s, "port", &s.Port)
+		ch.common(&s, "devices", &s.Devices)
+		ch.common(&s, "shared", &s.Shared)
 		if n := section.get("port"); !validPort(s.Port) {
 			ch.wrong(n, s.path+".port", "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
 		}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/shimmed"
 )
@@ -35,7 +36,10 @@ type Config struct {
 	Grace time.Duration
 	// OrphanTimeout is how long an idle runner waits for a daemon to come back.
 	OrphanTimeout time.Duration
-	Log           *slog.Logger // nil discards
+	// GPUs says which GPUs a sheep has at present. Where nil, they are those that
+	// it lists. Its errors have a class of errdefs.
+	GPUs func(ctx context.Context, sheep string) ([]gpu.Grant, error)
+	Log  *slog.Logger // nil discards
 }
 
 // Driver makes bare sheep.
@@ -68,7 +72,7 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 		return nil, err
 	}
 	return shimmed.New(shimmed.Config{
-		Name: name, Type: &programs{o},
+		Name: name, Type: &programs{sheep: name, options: o, gpus: d.cfg.GPUs},
 		DataRoot: filepath.Join(dataRoot, name), Dir: filepath.Join(stateDir, name),
 		Stdout: o.StdoutFile, Stderr: o.StderrFile,
 		Shim:          d.cfg.Shim,

@@ -6,12 +6,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 )
@@ -21,10 +21,10 @@ type Options struct {
 	Type string `yaml:"type"`
 	// Port is where the runner listens; 0 picks a free one for each life.
 	Port int `yaml:"port"`
-	// Devices become CUDA_VISIBLE_DEVICES: /dev/nvidia3 gives 3, and
-	// nvidia.com/gpu=GPU-<uuid> its tail. Other /dev paths are ignored. With
-	// "all" the variable is not set; with no device it is empty.
-	Devices []string `yaml:"devices"`
+	// Devices are the GPUs that the runner sees; see visible. Shared allows other
+	// sheep that share to have them, too.
+	Devices gpu.Devices `yaml:"devices"`
+	Shared  bool        `yaml:"shared"`
 	// WorkingDirectory holds NAME/VERSION/config.yaml of each model.
 	WorkingDirectory string `yaml:"working_directory"`
 	// StdoutFile and StderrFile are appended to; their folders are created.
@@ -50,8 +50,10 @@ func (o *Options) check() error {
 	if o.Port < 0 || o.Port > 65535 {
 		wrong("port", "%d is not a TCP port, 1 to 65535 (0 or none picks a free one)", o.Port)
 	}
-	if _, _, err := visibleDevices(o.Devices); err != nil {
-		wrong("devices", "%v", err)
+	for i, d := range o.Devices.List {
+		if d.Kind != gpu.NVIDIA && d.Kind != gpu.AMD {
+			wrong(fmt.Sprintf("devices[%d]", i), "%s is not to be had by a bare sheep, which knows no GPUs but %s and %s; use a container sheep", d, gpu.NVIDIA, gpu.AMD)
+		}
 	}
 	if o.WorkingDirectory == "" {
 		wrong("working_directory", "is required: the directory that holds NAME/VERSION/config.yaml of each model")
@@ -160,30 +162,6 @@ func splitWords(line string) ([]string, error) {
 	return words, nil
 }
 
-var (
-	nvidiaDevice = regexp.MustCompile(`^/dev/nvidia([0-9]+)$`)
-	nvidiaName   = regexp.MustCompile(`^nvidia\.com/gpu=([0-9]+|GPU-[0-9a-fA-F-]+|MIG-[0-9a-zA-Z/-]+)$`)
-)
-
-// visibleDevices is the value of CUDA_VISIBLE_DEVICES, or all.
-func visibleDevices(devices []string) (value string, all bool, err error) {
-	var visible []string
-	for _, d := range devices {
-		switch {
-		case d == "all" || d == "nvidia.com/gpu=all":
-			all = true
-		case nvidiaDevice.MatchString(d):
-			visible = append(visible, nvidiaDevice.FindStringSubmatch(d)[1])
-		case strings.HasPrefix(d, "/dev/"):
-		case nvidiaName.MatchString(d):
-			visible = append(visible, nvidiaName.FindStringSubmatch(d)[1])
-		default:
-			return "", false, fmt.Errorf("%q is not a device of a bare sheep; expected /dev/nvidiaN, nvidia.com/gpu=N, nvidia.com/gpu=GPU-<uuid>, nvidia.com/gpu=MIG-<uuid> or all", d)
-		}
-	}
-	return strings.Join(visible, ","), all, nil
-}
-
 const (
 	modelConfig   = "config.yaml"
 	defaultRunner = "shepherd-runner"
@@ -213,22 +191,24 @@ func (o *Options) command(m job.Model, port int) []string {
 	return words
 }
 
-// environment is the runner's: the daemon's, with the visible devices and the
-// sheep's own additions.
-func (o *Options) environment(daemon []string) []string {
-	env := make(map[string]string, len(daemon)+len(o.Env)+1)
+// environment is the runner's: the daemon's, but for its own choice of GPUs,
+// with what makes the sheep's visible, and the sheep's additions.
+func (o *Options) environment(daemon []string, visible map[string]string) []string {
+	env := make(map[string]string, len(daemon)+len(o.Env)+len(visible))
 	for _, entry := range daemon {
 		if name, value, ok := strings.Cut(entry, "="); ok && name != "" {
 			env[name] = value
 		}
 	}
-	const cuda = "CUDA_VISIBLE_DEVICES"
-	visible, all, _ := visibleDevices(o.Devices) // checked
-	if all {
-		delete(env, cuda)
-	} else {
-		env[cuda] = visible
+	if visible == nil {
+		visible = map[string]string{cudaVisible: ""}
 	}
+	delete(env, cudaVisible)
+	if o.Devices.Asks(gpu.AMD) {
+		delete(env, rocrVisible)
+		delete(env, hipVisible)
+	}
+	maps.Copy(env, visible)
 	maps.Copy(env, o.Env)
 	list := make([]string, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {

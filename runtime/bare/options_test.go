@@ -1,7 +1,9 @@
 package bare
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/goccy/go-yaml"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 )
@@ -79,20 +83,88 @@ func TestCommand(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	daemon := []string{"PATH=/bin", "CUDA_VISIBLE_DEVICES=7", "A=1", "=odd"}
+	const order = "CUDA_DEVICE_ORDER=PCI_BUS_ID"
 	for _, c := range []struct {
-		devices []string
+		devices string
 		env     map[string]string
 		want    []string
 	}{
-		{nil, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
-		{[]string{"/dev/nvidiactl", "/dev/nvidia3", "/dev/nvidia-uvm", "/dev/nvidia12", "/dev/dri/card0"}, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=3,12", "PATH=/bin"}},
-		{[]string{"nvidia.com/gpu=GPU-0a1b-2c", "nvidia.com/gpu=0", "nvidia.com/gpu=MIG-GPU-aa/1/0"}, nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c,0,MIG-GPU-aa/1/0", "PATH=/bin"}},
-		{[]string{"all"}, nil, []string{"A=1", "PATH=/bin"}},
-		{nil, map[string]string{"A": "2", "B": ""}, []string{"A=2", "B=", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+		{"[]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+		{"[/dev/nvidiactl, /dev/nvidia3, /dev/nvidia-uvm, /dev/nvidia12, /dev/dri/card0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=3,12", "PATH=/bin"}},
+		{"[nvidia.com/gpu=GPU-0a1b-2c, nvidia.com/gpu=0, nvidia.com/gpu=MIG-GPU-aa/1/0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c,0,MIG-GPU-aa/1/0", "PATH=/bin"}},
+		{"[nvidia.com/gpu=GPU-0a1b-2c]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c", "PATH=/bin"}},
+		{"[nvidia.com/gpu=1]", map[string]string{"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, []string{"A=1", "CUDA_DEVICE_ORDER=FASTEST_FIRST", "CUDA_VISIBLE_DEVICES=1", "PATH=/bin"}},
+		{"[amd.com/gpu=0, amd.com/gpu=2]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", "ROCR_VISIBLE_DEVICES=0,2"}},
+		{"[amd.com/gpu=all]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+		{"all", nil, []string{"A=1", "PATH=/bin"}},
+		{"[]", map[string]string{"A": "2", "B": ""}, []string{"A=2", "B=", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
 	} {
-		o := Options{Devices: c.devices, Env: c.env}
-		if got := o.environment(daemon); !slices.Equal(got, c.want) {
+		p := &programs{options: Options{Env: c.env}}
+		if err := yaml.Unmarshal([]byte(c.devices), &p.options.Devices); err != nil {
+			t.Fatal(err)
+		}
+		grants, err := p.grants(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		env, err := visible(p.options.Devices, grants)
+		if err != nil {
+			t.Fatal(err)
+		}
+		daemon := daemon
+		if p.options.Devices.Asks(gpu.AMD) {
+			daemon = append(daemon, "HIP_VISIBLE_DEVICES=7", "ROCR_VISIBLE_DEVICES=7")
+		}
+		if got := p.options.environment(daemon, env); !slices.Equal(got, c.want) {
 			t.Errorf("%v, %v: got %q, want %q", c.devices, c.env, got, c.want)
+		}
+	}
+}
+
+// What the driver says of GPUs makes numbers and UUIDs of what is named
+// otherwise.
+func TestVisible(t *testing.T) {
+	inv := gpu.Machine{Inventory: &gpu.Inventory{GPUs: []gpu.GPU{
+		{Index: 0, Minor: 1, UUID: "GPU-aaaa"}, {Index: 1, Minor: 0, UUID: "GPU-bbbb"},
+		{Index: 2, Minor: 2, UUID: "GPU-cccc", MIGMode: true, MIG: []gpu.Instance{{Index: 0, UUID: "MIG-0000"}}},
+	}}}
+	for devices, want := range map[string]string{
+		"[/dev/nvidia0]": "1", "[nvidia.com/gpu=0]": "0", "['nvidia.com/gpu=2:0']": "MIG-0000", "{count: 2}": "GPU-aaaa,GPU-bbbb",
+	} {
+		r := gpu.Request{Sheep: "dolly"}
+		if err := yaml.Unmarshal([]byte(devices), &r.Devices); err != nil {
+			t.Fatal(err)
+		}
+		grants, problems := gpu.Allot([]gpu.Request{r}, inv)
+		if env, err := visible(r.Devices, grants["dolly"]); err != nil || env["CUDA_VISIBLE_DEVICES"] != want || problems != nil {
+			t.Errorf("%s: got %v, %v, %v", devices, env, err, problems)
+		}
+	}
+	if env, err := visible(gpu.Devices{}, []gpu.Grant{{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "2:0"}}}); err == nil {
+		t.Errorf("got %v for an instance whose UUID is not known", env)
+	}
+}
+
+// A sheep whose GPUs cannot be had says so when it is to start.
+func TestNoGPU(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "m/v"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "m/v/config.yaml"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hung := func(context.Context, string) ([]gpu.Grant, error) {
+		return nil, fmt.Errorf("it is away: %w", errdefs.ErrUnavailable)
+	}
+	for _, p := range []*programs{
+		{sheep: "dolly", options: Options{WorkingDirectory: dir, Command: Words{"true"}}, gpus: hung},
+		{sheep: "dolly", options: Options{WorkingDirectory: dir, Command: Words{"true"}, Devices: gpu.Devices{Count: 1}}},
+	} {
+		var load *runtime.LoadError
+		err := p.Load(t.Context(), job.Model{Name: "m", Version: "v"}, nil)
+		if !errors.As(err, &load) || !strings.Contains(err.Error(), "Sheep `dolly` has no GPU") || errdefs.IsUnavailable(err) != (p.gpus != nil) {
+			t.Errorf("got %v", err)
 		}
 	}
 }
@@ -129,7 +201,7 @@ orphan_timeout: 1h
 	for _, c := range []struct{ text, field string }{
 		{"type: bare\n", "working_directory"},
 		{"type: bare\nworking_directory: /m\nport: 70000\n", "port"},
-		{"type: bare\nworking_directory: /m\ndevices: [gpu0]\n", "devices"},
+		{"type: bare\nworking_directory: /m\ndevices: [vendor.example/gpu=0]\n", "devices[0]"},
 		{"type: bare\nworking_directory: /m\nenv: {'A=B': c}\n", "env.A=B"},
 		{"type: bare\nworking_directory: /m\ngrace: -1s\n", "grace"},
 		{"type: bare\nworking_directory: /m\ncommand: ['']\n", "command"},

@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/shimmed"
@@ -18,12 +20,20 @@ import (
 
 // programs is what is particular to a bare sheep: its runners are programs that
 // the shim starts itself.
-type programs struct{ options Options }
+type programs struct {
+	sheep   string
+	options Options
+	gpus    func(ctx context.Context, sheep string) ([]gpu.Grant, error)
+
+	mu      sync.Mutex
+	visible map[string]string // what shows the runner its GPUs, since the last Load
+}
 
 var _ shimmed.Type = (*programs)(nil)
 
-// Load checks that the model and a program to run it are there.
-func (p *programs) Load(_ context.Context, m job.Model, _ runtime.Observer) error {
+// Load checks that the model and a program to run it are there, and which GPUs
+// the sheep has.
+func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
 	path := filepath.Join(p.options.WorkingDirectory, configPath(m))
 	if info, err := os.Stat(path); err != nil || info.IsDir() {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -34,14 +44,27 @@ func (p *programs) Load(_ context.Context, m job.Model, _ runtime.Observer) erro
 			Class:   errdefs.ErrNotFound,
 		}
 	}
-	_, err := p.program(m, 0)
+	grants, err := p.grants(ctx)
+	if err != nil {
+		return err
+	}
+	env, err := visible(p.options.Devices, grants)
+	if err != nil {
+		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}
+	}
+	p.mu.Lock()
+	p.visible = env
+	p.mu.Unlock()
+	_, err = p.program(m, 0)
 	return err
 }
 
 // program is the runner's command, environment and files.
 func (p *programs) program(m job.Model, port int) (*shim.Process, error) {
 	words := p.options.command(m, port)
-	env := p.options.environment(os.Environ())
+	p.mu.Lock()
+	env := p.options.environment(os.Environ(), p.visible)
+	p.mu.Unlock()
 	path, err := findProgram(words[0], p.options.WorkingDirectory, env)
 	if err != nil {
 		return nil, &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/config/size"
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
@@ -22,8 +22,10 @@ type Options struct {
 	Type string `yaml:"type"`
 	// Port is accepted and of no use: nothing is opened on the host.
 	Port int `yaml:"port"`
-	// Devices become NVIDIA_VISIBLE_DEVICES: /dev/nvidia3 gives 3.
-	Devices []string `yaml:"devices"`
+	// Devices are the GPUs that are in the container. Shared allows other sheep
+	// that share to have them, too.
+	Devices gpu.Devices `yaml:"devices"`
+	Shared  bool        `yaml:"shared"`
 	// AutoremoveContainers false, said explicitly, keeps the container of the
 	// last run, stopped, until the sheep loads a model again.
 	AutoremoveContainers *bool `yaml:"autoremove_containers"`
@@ -116,9 +118,6 @@ func (o *Options) check(allowed []string) error {
 	if o.Port < 0 || o.Port > 65535 {
 		wrong("port", "%d is not a TCP port", o.Port)
 	}
-	if _, err := visibleDevices(o.Devices); err != nil {
-		wrong("devices", "%v", err)
-	}
 	if _, err := image.ParsePolicy(o.PullPolicy); err != nil {
 		wrong("pull_policy", "%q is none of always, if-missing and never", o.PullPolicy)
 	}
@@ -165,17 +164,19 @@ func split(err error) []error {
 // all without symbolic links. What these point to may change, so it is asked for
 // each container anew.
 func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
-	visible, err := visibleDevices(o.Devices)
-	if err != nil {
-		return oci.Options{}, nil, err
-	}
 	spec := oci.Options{
 		Memory: int64(o.Memory), CPUs: o.CPUs, Pids: o.Pids, ShmSize: int64(o.ShmSize),
 		ReadOnly: o.ReadOnly, User: o.User, Command: o.Command, Args: o.Args, Network: oci.Network(o.Network),
 		Env: map[string]string{}, Ulimits: map[string]oci.Ulimit{},
 	}
-	if visible != "" {
-		spec.Env["NVIDIA_VISIBLE_DEVICES"] = visible
+	var visible []string
+	for _, d := range o.Devices.List {
+		if d.Kind == gpu.NVIDIA {
+			visible = append(visible, d.Name)
+		}
+	}
+	if len(visible) > 0 {
+		spec.Env["NVIDIA_VISIBLE_DEVICES"] = strings.Join(visible, ",")
 	}
 	maps.Copy(spec.Env, o.Env)
 	for name, u := range o.Ulimits {
@@ -200,21 +201,4 @@ func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 		}
 	}
 	return spec, resolved, errors.Join(errs...)
-}
-
-var nvidiaDevice = regexp.MustCompile(`^/dev/nvidia([0-9]+)$`)
-
-// visibleDevices is the value of NVIDIA_VISIBLE_DEVICES; empty without any.
-func visibleDevices(devices []string) (string, error) {
-	var visible []string
-	for _, d := range devices {
-		switch {
-		case nvidiaDevice.MatchString(d):
-			visible = append(visible, nvidiaDevice.FindStringSubmatch(d)[1])
-		case strings.HasPrefix(d, "/dev/"):
-		default:
-			return "", fmt.Errorf("%q is not a device of a container sheep; expected /dev/nvidiaN", d)
-		}
-	}
-	return strings.Join(visible, ","), nil
 }

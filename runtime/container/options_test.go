@@ -71,7 +71,6 @@ grace: 3s
 	}
 	for _, c := range []struct{ text, field string }{
 		{"port: 70000", "port"},
-		{"devices: [gpu0]", "devices"},
 		{"pull_policy: sometimes", "pull_policy"},
 		{"memory: 1", "memory"},
 		{"cpus: -1", "cpus"},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -118,9 +119,10 @@ func New(cfg Config) *Driver { return &Driver{cfg} }
 // NewSheep makes a sheep; it takes no configuration but its type and port.
 func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, error) {
 	var options struct {
-		Type    string   `yaml:"type"`
-		Port    int      `yaml:"port"`
-		Devices []string `yaml:"devices"`
+		Type    string      `yaml:"type"`
+		Port    int         `yaml:"port"`
+		Devices gpu.Devices `yaml:"devices"`
+		Shared  bool        `yaml:"shared"`
 	}
 	if err := decode(&options); err != nil {
 		return nil, err

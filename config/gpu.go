@@ -1,0 +1,36 @@
+package config
+
+import (
+	"path/filepath"
+	"slices"
+
+	"github.com/iterait/shepherd/gpu"
+)
+
+// driverCapabilities are those that NVIDIA's container toolkit knows.
+var driverCapabilities = []string{"all", "compute", "compat32", "display", "graphics", "ngx", "utility", "video"}
+
+func (ch *checker) gpu() {
+	g := ch.GPU
+	ch.word("gpu.mode", g.Mode, []string{"auto", "cdi", "hook"})
+	ch.expect(len(g.CDIDirs) > 0 && !slices.ContainsFunc(g.CDIDirs, func(p string) bool { return !filepath.IsAbs(p) }),
+		"gpu.cdi_dirs", "a list of absolute paths")
+	ch.expect(len(g.DriverCapabilities) > 0 && !slices.ContainsFunc(g.DriverCapabilities, func(c string) bool { return !slices.Contains(driverCapabilities, c) }),
+		"gpu.driver_capabilities", "a list of all, compute, compat32, display, graphics, ngx, utility and video")
+	for _, p := range gpu.Conflicts(ch.Requests()) {
+		i := slices.IndexFunc(ch.Sheep, func(s Sheep) bool { return s.Name == p.Sheep })
+		path := ch.Sheep[i].path + ".devices"
+		if n := ch.Sheep[i].section.get("devices"); !ch.problems.cover(n, path) {
+			ch.wrong(n, path, "%s", p.Text)
+		}
+	}
+}
+
+// Requests is what the sheep ask for, in the order of their names.
+func (c *Config) Requests() []gpu.Request {
+	var requests []gpu.Request
+	for _, s := range c.Sheep {
+		requests = append(requests, gpu.Request{Sheep: s.Name, Devices: s.Devices, Shared: s.Shared})
+	}
+	return requests
+}

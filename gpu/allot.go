@@ -1,0 +1,340 @@
+package gpu
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Request is what one sheep asks for.
+type Request struct {
+	Sheep   string
+	Devices Devices
+	// Shared allows other sheep that share to have the same GPUs.
+	Shared bool
+}
+
+// Grant is a GPU, or a MIG instance of one, that a sheep has.
+type Grant struct {
+	// Device is what was asked for; what was asked for by `all` or by count is
+	// named by UUID, where the driver could be asked.
+	Device Device
+	// GPU and Instance are what the driver says of it; nil where it could not be
+	// asked, for other vendors' devices, and Instance for whole GPUs.
+	GPU      *GPU
+	Instance *Instance
+}
+
+// Machine is what is known of a machine's devices.
+type Machine struct {
+	// Inventory is nil where NVIDIA's driver cannot be asked.
+	Inventory *Inventory
+	// CDI are the names of the devices that the machine's CDI specs describe.
+	CDI []string
+}
+
+// Problem is why a sheep cannot have the devices that it asks for.
+type Problem struct {
+	Sheep string
+	Text  string
+	// Later says that it may solve itself: the driver cannot be asked now.
+	Later bool
+}
+
+func (p *Problem) Error() string { return "sheep " + p.Sheep + ": devices: " + p.Text }
+
+// Conflicts finds the GPUs that are given to two sheep which do not both share
+// them, as far as names alone tell.
+func Conflicts(requests []Request) []*Problem {
+	var found []*Problem
+	for i, r := range requests {
+		for _, d := range r.Devices.List {
+			if p := conflict(requests[:i], r, func(other Request) (string, bool) {
+				for _, o := range other.Devices.List {
+					if d.overlaps(o) {
+						return o.String(), true
+					}
+				}
+				return "", false
+			}); p != nil {
+				p.Text = d.String() + " " + p.Text
+				found = append(found, p)
+			}
+		}
+	}
+	return found
+}
+
+// conflict finds the first of the earlier requests that has what r asks for, as
+// the function says, where not both share.
+func conflict(earlier []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
+	for _, other := range earlier {
+		if other.Sheep == r.Sheep || r.Shared && other.Shared {
+			continue
+		}
+		if as, ok := has(other); ok {
+			text := fmt.Sprintf("is given to sheep %s as well (as %s); give it to one of them, or set `shared: true` for both", other.Sheep, as)
+			return &Problem{Sheep: r.Sheep, Text: text}
+		}
+	}
+	return nil
+}
+
+// part splits the name of one of NVIDIA's into its GPU, which is empty for a MIG
+// instance by UUID, and its instance, which is empty for a whole GPU.
+func (d Device) part() (gpu, instance string) {
+	if strings.HasPrefix(d.Name, "MIG-") {
+		return "", strings.ToLower(d.Name)
+	}
+	gpu, instance, _ = strings.Cut(strings.ToLower(d.Name), ":")
+	return gpu, instance
+}
+
+// overlaps says that two names certainly mean something of the same device.
+func (d Device) overlaps(o Device) bool {
+	switch {
+	case d.Kind != o.Kind:
+		return false
+	case d.All() || o.All():
+		return true
+	case d.Kind != NVIDIA:
+		return d.Name == o.Name
+	}
+	gpu, instance := d.part()
+	otherGPU, otherInstance := o.part()
+	return gpu == otherGPU && (instance == otherInstance || instance == "" || otherInstance == "")
+}
+
+// Allot says which devices each sheep has, by its name. What cannot be had is a
+// *Problem; sheep that have one may be missing. The result depends on nothing
+// but the arguments, so it is the same after a restart.
+func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
+	a := allotment{Machine: m, requests: requests, grants: make(map[string][]Grant)}
+	for i, r := range requests {
+		a.list(i, r)
+	}
+	// Those that share may be put together, so they can wait.
+	for _, shared := range []bool{false, true} {
+		for _, r := range requests {
+			if r.Devices.Count > 0 && r.Shared == shared {
+				a.count(r)
+			}
+		}
+	}
+	return a.grants, a.problems
+}
+
+type allotment struct {
+	Machine
+	requests []Request
+	grants   map[string][]Grant
+	problems []*Problem
+}
+
+func (a *allotment) wrong(sheep string, later bool, format string, args ...any) {
+	a.problems = append(a.problems, &Problem{Sheep: sheep, Text: fmt.Sprintf(format, args...), Later: later})
+}
+
+// list gives a sheep what it lists.
+func (a *allotment) list(i int, r Request) {
+	for _, d := range r.Devices.List {
+		grants, problem := a.find(d)
+		if problem != "" {
+			a.wrong(r.Sheep, false, "%s", problem)
+			continue
+		}
+		for _, g := range grants {
+			p := conflict(a.requests[:i], r, func(other Request) (string, bool) {
+				for _, o := range a.grants[other.Sheep] {
+					if g.overlaps(o) {
+						return o.Device.String(), true
+					}
+				}
+				return "", false
+			})
+			if p != nil {
+				p.Text = d.String() + " " + p.Text
+				a.problems = append(a.problems, p)
+				break
+			}
+			if !slices.ContainsFunc(a.grants[r.Sheep], g.same) {
+				a.grants[r.Sheep] = append(a.grants[r.Sheep], g)
+			}
+		}
+	}
+}
+
+func (g Grant) overlaps(o Grant) bool {
+	if g.GPU == nil || o.GPU == nil {
+		return g.Device.overlaps(o.Device)
+	}
+	return g.GPU.UUID == o.GPU.UUID && (g.Instance == nil || o.Instance == nil || g.Instance.UUID == o.Instance.UUID)
+}
+
+func (g Grant) same(o Grant) bool {
+	if g.GPU == nil || o.GPU == nil {
+		return g.Device == o.Device
+	}
+	return g.overlaps(o)
+}
+
+// find is what a name stands for.
+func (a *allotment) find(d Device) ([]Grant, string) {
+	if d.Kind == NVIDIA && a.Inventory != nil {
+		return a.Inventory.find(d)
+	}
+	known := a.described(d.Kind)
+	if len(known) == 0 || slices.Contains(known, d.Name) {
+		return []Grant{{Device: d}}, ""
+	}
+	return nil, fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))
+}
+
+// described are the names of the devices of a kind in the CDI specs.
+func (a *allotment) described(kind string) []string {
+	var names []string
+	for _, s := range a.CDI {
+		if k, name, ok := strings.Cut(s, "="); ok && k == kind {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func qualified(kind string, names []string) []string {
+	list := make([]string, len(names))
+	for i, n := range names {
+		list[i] = kind + "=" + n
+	}
+	return list
+}
+
+// find is what a name stands for among the GPUs that the driver knows.
+func (inv *Inventory) find(d Device) ([]Grant, string) {
+	if d.All() {
+		grants := inv.all()
+		if len(grants) == 0 {
+			return nil, fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there())
+		}
+		return grants, ""
+	}
+	name, instance := d.part()
+	for i := range inv.GPUs {
+		g := &inv.GPUs[i]
+		for j := range g.MIG {
+			m := &g.MIG[j]
+			if name == "" && strings.EqualFold(m.UUID, instance) || name == strconv.Itoa(g.Index) && instance == strconv.Itoa(m.Index) {
+				return []Grant{{Device: d, GPU: g, Instance: m}}, ""
+			}
+		}
+		number := g.Index
+		if d.Node {
+			number = g.Minor
+		}
+		if instance != "" || name != strconv.Itoa(number) && !strings.EqualFold(name, g.UUID) {
+			continue
+		}
+		if g.MIGMode {
+			return nil, fmt.Sprintf("%s is in MIG mode and not to be had as a whole; name its instances: %s", d, g.instances())
+		}
+		return []Grant{{Device: d, GPU: g}}, ""
+	}
+	return nil, fmt.Sprintf("there is no %s; %s", d, inv.there())
+}
+
+// all are the GPUs that are not in MIG mode, and the instances of those that are.
+func (inv *Inventory) all() []Grant {
+	var grants []Grant
+	for i := range inv.GPUs {
+		g := &inv.GPUs[i]
+		if !g.MIGMode {
+			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: g.UUID}, GPU: g})
+		}
+		for j := range g.MIG {
+			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: g.MIG[j].UUID}, GPU: g, Instance: &g.MIG[j]})
+		}
+	}
+	return grants
+}
+
+// there says which GPUs there are.
+func (inv *Inventory) there() string {
+	var list []string
+	for _, g := range inv.GPUs {
+		text := fmt.Sprintf("%d (%s, %s)", g.Index, g.Name, g.UUID)
+		if g.MIGMode {
+			text = fmt.Sprintf("%d (%s in MIG mode, with %s)", g.Index, g.Name, g.instances())
+		}
+		list = append(list, text)
+	}
+	if len(list) == 0 {
+		return "the machine has no GPU"
+	}
+	return "the machine has " + strings.Join(list, ", ")
+}
+
+func (g *GPU) instances() string {
+	var list []string
+	for _, m := range g.MIG {
+		list = append(list, fmt.Sprintf("%s=%d:%d (%s, %s)", NVIDIA, g.Index, m.Index, m.Profile, m.UUID))
+	}
+	return cmp.Or(strings.Join(list, ", "), "there is none yet, make some with nvidia-smi mig")
+}
+
+var plainIndex = regexp.MustCompile(`^` + index + `$`)
+
+// whole are the GPUs that can be given by count, in order.
+func (a *allotment) whole() []Grant {
+	if a.Inventory != nil {
+		return slices.DeleteFunc(a.Inventory.all(), func(g Grant) bool { return g.Instance != nil || g.GPU.Lost })
+	}
+	var grants []Grant
+	for _, name := range a.described(NVIDIA) {
+		if plainIndex.MatchString(name) {
+			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: name}})
+		}
+	}
+	slices.SortFunc(grants, func(x, y Grant) int {
+		return cmp.Or(cmp.Compare(len(x.Device.Name), len(y.Device.Name)), cmp.Compare(x.Device.Name, y.Device.Name))
+	})
+	return grants
+}
+
+// count gives a sheep any so many GPUs: those that fewest have.
+func (a *allotment) count(r Request) {
+	whole := a.whole()
+	if a.Inventory == nil && len(whole) == 0 {
+		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec says which there are", r.Devices)
+		return
+	}
+	var free []Grant
+	holders := make(map[Device]int)
+	for _, g := range whole {
+		taken := false
+		for _, other := range a.requests {
+			if other.Sheep != r.Sheep && slices.ContainsFunc(a.grants[other.Sheep], g.overlaps) {
+				holders[g.Device]++
+				taken = taken || !r.Shared || !other.Shared
+			}
+		}
+		if !taken {
+			free = append(free, g)
+		}
+	}
+	if len(free) < r.Devices.Count {
+		a.wrong(r.Sheep, false, "asks for %s, but only %d of %d whole GPUs are not given to other sheep", r.Devices, len(free), len(whole))
+		return
+	}
+	slices.SortStableFunc(free, func(x, y Grant) int { return cmp.Compare(holders[x.Device], holders[y.Device]) })
+	chosen := free[:r.Devices.Count]
+	slices.SortStableFunc(chosen, func(x, y Grant) int {
+		if x.GPU == nil {
+			return 0
+		}
+		return cmp.Compare(x.GPU.Index, y.GPU.Index)
+	})
+	a.grants[r.Sheep] = slices.Clone(chosen)
+}

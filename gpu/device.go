@@ -1,0 +1,198 @@
+package gpu
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"tags.cncf.io/container-device-interface/pkg/parser"
+)
+
+// The kinds of GPUs that are known by more than their CDI names.
+const (
+	NVIDIA = "nvidia.com/gpu"
+	AMD    = "amd.com/gpu"
+)
+
+// every is the name of all devices of a kind.
+const every = "all"
+
+// Device is a GPU, or a part of one, as it is named: by CDI's rules,
+// VENDOR/CLASS=NAME, or as /dev/nvidiaN.
+type Device struct {
+	Kind string // VENDOR/CLASS
+	// Name is "all" or, of NVIDIA's, an index ("0"), a UUID ("GPU-…"), a MIG
+	// instance by the indexes of its GPU and of itself ("0:1") or by UUID
+	// ("MIG-…"). Other vendors have their own.
+	Name string
+	// Node says that it was named as /dev/nvidiaN; Name is the N.
+	Node bool
+}
+
+var (
+	deviceNode = regexp.MustCompile(`^/dev/nvidia(0|[1-9][0-9]{0,2})$`)
+	// beside are the files that every GPU needs, and those of displays. Files for
+	// Docker list them; whoever has a GPU has them anyway.
+	beside     = regexp.MustCompile(`^/dev/(nvidiactl|nvidia-(uvm|uvm-tools|modeset)|dri/(card|renderD)[0-9]+)$`)
+	nvidiaName = regexp.MustCompile(`^(all|` + index + `(:` + index + `)?|GPU-[0-9a-fA-F]+(-[0-9a-fA-F]+)*|MIG-[0-9a-zA-Z]+([/-][0-9a-zA-Z]+)*)$`)
+)
+
+const index = `(0|[1-9][0-9]{0,2})`
+
+var errBeside = errors.New("a file beside the GPUs'")
+
+// ParseDevice reads one device. See Devices for those forms that name several.
+func ParseDevice(s string) (Device, error) {
+	d, err := parseDevice(s)
+	if errors.Is(err, errBeside) {
+		return Device{}, fmt.Errorf("%q is not a GPU; %s", s, forms)
+	}
+	return d, err
+}
+
+const forms = "expected /dev/nvidiaN or a CDI name such as nvidia.com/gpu=0, nvidia.com/gpu=GPU-UUID, nvidia.com/gpu=0:1 for a MIG instance, or amd.com/gpu=0"
+
+func parseDevice(s string) (Device, error) {
+	if m := deviceNode.FindStringSubmatch(s); m != nil {
+		return Device{Kind: NVIDIA, Name: m[1], Node: true}, nil
+	}
+	if beside.MatchString(s) {
+		return Device{}, errBeside
+	}
+	kind, name, qualified := strings.Cut(s, "=")
+	if qualified && kind == NVIDIA {
+		// The UUIDs of old drivers' MIG instances have slashes, which CDI's
+		// names have not.
+		if !nvidiaName.MatchString(name) {
+			return Device{}, fmt.Errorf("%q is not a GPU of NVIDIA's; expected nvidia.com/gpu= and an index (0), a UUID (GPU-…), a MIG instance (0:1 or MIG-…) or all", s)
+		}
+		return Device{Kind: kind, Name: name}, nil
+	}
+	if _, _, _, err := parser.ParseQualifiedName(s); err != nil {
+		return Device{}, fmt.Errorf("%q is not a device; %s", s, forms)
+	}
+	return Device{Kind: kind, Name: name}, nil
+}
+
+// String is the device as it was named.
+func (d Device) String() string {
+	if d.Node {
+		return "/dev/nvidia" + d.Name
+	}
+	return d.Kind + "=" + d.Name
+}
+
+// All says that it stands for all devices of its kind.
+func (d Device) All() bool { return d.Name == every }
+
+// Devices is what a sheep's configuration asks for: nothing, all of the
+// machine's GPUs, any so many of them, or those that are listed.
+//
+// In YAML it is a list of devices, the word all (in the place of the list or in
+// it), or {count: N}. Those speak of NVIDIA's GPUs; all of another vendor's are
+// VENDOR/CLASS=all.
+type Devices struct {
+	Count int      // of NVIDIA's GPUs, whichever
+	List  []Device // in the order given, each once
+}
+
+// Empty says that no GPU is asked for.
+func (d Devices) Empty() bool { return d.Count == 0 && len(d.List) == 0 }
+
+// Asks says that devices of a kind are asked for.
+func (d Devices) Asks(kind string) bool {
+	for _, x := range d.List {
+		if x.Kind == kind {
+			return true
+		}
+	}
+	return d.Count > 0 && kind == NVIDIA
+}
+
+// String is what is asked for, in words.
+func (d Devices) String() string {
+	switch {
+	case d.Count == 1:
+		return "any GPU"
+	case d.Count > 1:
+		return fmt.Sprintf("any %d GPUs", d.Count)
+	case d.Empty():
+		return "no GPU"
+	}
+	names := make([]string, len(d.List))
+	for i, x := range d.List {
+		names[i] = x.String()
+	}
+	return strings.Join(names, ", ")
+}
+
+// maxCount is more than any machine has.
+const maxCount = 1000
+
+// UnmarshalYAML reads any of the forms.
+func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
+	var form any
+	if err := unmarshal(&form); err != nil {
+		return err
+	}
+	switch form := form.(type) {
+	case []any:
+		var list []item
+		if err := unmarshal(&list); err != nil {
+			return err
+		}
+		*d = Devices{}
+		for _, i := range list {
+			if Device(i) != (Device{}) && !d.lists(Device(i)) {
+				d.List = append(d.List, Device(i))
+			}
+		}
+		return nil
+	case string:
+		if form == every {
+			*d = Devices{List: []Device{{Kind: NVIDIA, Name: every}}}
+			return nil
+		}
+	case map[string]any:
+		var counted struct {
+			Count int `yaml:"count"`
+		}
+		if err := unmarshal(&counted); err != nil {
+			return err
+		}
+		if counted.Count < 1 || counted.Count > maxCount {
+			return fmt.Errorf("count: expected how many GPUs, 1 or more, found %d", counted.Count)
+		}
+		*d = Devices{Count: counted.Count}
+		return nil
+	}
+	return errors.New("expected a list of devices, all, or {count: N}")
+}
+
+func (d *Devices) lists(x Device) bool {
+	for _, have := range d.List {
+		if have == x {
+			return true
+		}
+	}
+	return false
+}
+
+// item is an entry of a list; one that is nothing but a file beside the GPUs' is
+// the zero value.
+type item Device
+
+// UnmarshalText reads an entry.
+func (i *item) UnmarshalText(text []byte) error {
+	if string(text) == every {
+		*i = item{Kind: NVIDIA, Name: every}
+		return nil
+	}
+	d, err := parseDevice(string(text))
+	if err != nil && !errors.Is(err, errBeside) {
+		return err
+	}
+	*i = item(d)
+	return nil
+}
