@@ -13,6 +13,33 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for ListJobsParamsState.
+const (
+	Cancelled  ListJobsParamsState = "cancelled"
+	Done       ListJobsParamsState = "done"
+	Failed     ListJobsParamsState = "failed"
+	Processing ListJobsParamsState = "processing"
+	Queued     ListJobsParamsState = "queued"
+)
+
+// Valid indicates whether the value is a known member of the ListJobsParamsState enum.
+func (e ListJobsParamsState) Valid() bool {
+	switch e {
+	case Cancelled:
+		return true
+	case Done:
+		return true
+	case Failed:
+		return true
+	case Processing:
+		return true
+	case Queued:
+		return true
+	default:
+		return false
+	}
+}
+
 // Check defines model for Check.
 type Check struct {
 	// Message What is wrong; the daemon's log says more
@@ -27,9 +54,67 @@ type Error struct {
 	Message string  `json:"message"`
 }
 
+// Failure Why the job failed
+type Failure struct {
+	// ExceptionTraceback Told only by a daemon in debug mode
+	ExceptionTraceback *string `json:"exception_traceback"`
+	ExceptionType      *string `json:"exception_type"`
+	Message            string  `json:"message"`
+}
+
+// GPUUsage What the job used of GPUs, once it has ended on a sheep that has any
+type GPUUsage struct {
+	// PeakMemory The most memory it had on them, in bytes; null where the driver did not tell
+	PeakMemory *int64 `json:"peak_memory"`
+
+	// Seconds How long the runner had the job times the number of GPUs
+	Seconds float64 `json:"seconds"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	Alive bool `json:"alive"`
+}
+
+// Job defines model for Job.
+type Job struct {
+	// Attempt How often it was given to a sheep, this run
+	Attempt int `json:"attempt"`
+
+	// Detail What its sheep is doing for it, such as how far the pull of its model is
+	Detail *string `json:"detail"`
+
+	// EnqueuedAt Example: 2026-11-22T10:08:03.942214
+	EnqueuedAt   *Time    `json:"enqueued_at"`
+	ErrorDetails *Failure `json:"error_details"`
+
+	// FinishedAt Example: 2026-11-22T10:08:03.942214
+	FinishedAt *Time     `json:"finished_at"`
+	Gpu        *GPUUsage `json:"gpu"`
+	JobId      string    `json:"job_id"`
+	Model      Model     `json:"model"`
+	Priority   int       `json:"priority"`
+
+	// ProcessingStartedAt Example: 2026-11-22T10:08:03.942214
+	ProcessingStartedAt *Time `json:"processing_started_at"`
+
+	// Run How often it was submitted
+	Run int `json:"run"`
+
+	// Sheep The sheep that has it
+	Sheep *string `json:"sheep"`
+
+	// SheepId The sheep it is addressed to
+	SheepId *string   `json:"sheep_id"`
+	Status  job.State `json:"status"`
+}
+
+// JobList defines model for JobList.
+type JobList struct {
+	Jobs []Job `json:"jobs"`
+
+	// Next What to ask for next; null at the end
+	Next *string `json:"next"`
 }
 
 // JobStatus defines model for JobStatus.
@@ -229,6 +314,27 @@ type Unavailable = Error
 // UnknownJob defines model for UnknownJob.
 type UnknownJob = Error
 
+// ListJobsParams defines parameters for ListJobs.
+type ListJobsParams struct {
+	// State Only jobs in this state; may be given more than once
+	State *[]ListJobsParamsState `form:"state,omitempty" json:"state,omitempty"`
+
+	// Model Only jobs of this model, NAME:VERSION
+	Model *string `form:"model,omitempty" json:"model,omitempty"`
+
+	// SheepId Only jobs addressed to this sheep
+	SheepId *string `form:"sheep_id,omitempty" json:"sheep_id,omitempty"`
+
+	// After The `next` of the answer before
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit How many at most, 1 to 1000; 100 if left out
+	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListJobsParamsState defines parameters for ListJobs.
+type ListJobsParamsState string
+
 // WaitForJobParams defines parameters for WaitForJob.
 type WaitForJobParams struct {
 	// Timeout How long to wait, in seconds (`30`, `0.5`) or as a duration (`1m30s`); longer than the server's upper bound means that bound
@@ -264,6 +370,12 @@ type ServerInterface interface {
 	// GetHealth Whether the daemon is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
+	// ListJobs Jobs, in the order they were submitted
+	// (GET /jobs)
+	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
+	// GetJob A job in detail
+	// (GET /jobs/{job_id})
+	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// CancelJob Cancel a job that has not ended
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -351,6 +463,117 @@ func (siw *ServerInterfaceWrapper) GetHealth(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetHealth(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListJobs operation middleware
+func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListJobsParams
+
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "state", r.URL.Query(), &params.State, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "state"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "state", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "model" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "model", r.URL.Query(), &params.Model, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "model"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "model", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "sheep_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sheep_id", r.URL.Query(), &params.SheepId, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sheep_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListJobs(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetJob operation middleware
+func (siw *ServerInterfaceWrapper) GetJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetJob(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -942,6 +1165,10 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	}
 
 	r.HandleFunc(options.BaseURL+"/start-job", wrapper.StartJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/jobs", wrapper.ListJobs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.GetJob).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/status", wrapper.GetJobStatus).Methods(http.MethodGet)
 

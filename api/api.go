@@ -37,6 +37,13 @@ type Service interface {
 	// Job is the job's present state, or *job.UnknownJob.
 	Job(ctx context.Context, id job.ID) (job.Status, error)
 
+	// View is the job in detail, or *job.UnknownJob.
+	View(ctx context.Context, id job.ID) (job.View, error)
+
+	// Jobs is up to limit jobs that match, in the order they were submitted, from
+	// the cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
+
 	// Wait blocks until the job has ended and returns its final state. It
 	// returns ctx's error when that ends first, and *job.UnknownJob.
 	Wait(ctx context.Context, id job.ID) (job.Status, error)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +23,7 @@ type fake struct {
 	checks    []job.Check
 	models    []job.KeptModel
 	removed   []job.Model
+	queried   []job.Query
 	// pull and logs, when set, stand in for PullModel and Logs.
 	pull func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	logs func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
@@ -41,6 +44,8 @@ type fakeJob struct {
 	inputs  map[string][]byte
 	outputs map[string][]byte
 	ended   chan struct{}
+	detail  string
+	usage   job.Usage
 }
 
 func newFake() *fake {
@@ -208,6 +213,46 @@ type countedBody struct {
 func (b *countedBody) Close() error {
 	b.once.Do(func() { b.open.Add(-1) })
 	return b.ReadCloser.Close()
+}
+
+func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return job.View{}, err
+	}
+	return j.view(id), nil
+}
+
+func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down != nil {
+		return nil, 0, f.down
+	}
+	f.queried = append(f.queried, q)
+	ids := slices.Sorted(maps.Keys(f.jobs))
+	var page []job.View
+	for at, id := range ids {
+		v := f.jobs[id].view(id)
+		if int64(at) < cursor || len(q.States) > 0 && !slices.Contains(q.States, v.State) {
+			continue
+		}
+		if len(page) == limit {
+			return page, int64(at), nil
+		}
+		page = append(page, v)
+	}
+	return page, 0, nil
+}
+
+func (j *fakeJob) view(id job.ID) job.View {
+	s := j.status
+	return job.View{Detail: j.detail, Record: job.Record{
+		ID: id, Model: s.Model, State: s.State, Failure: s.Failure, EnqueuedAt: s.EnqueuedAt, StartedAt: s.StartedAt,
+		FinishedAt: s.FinishedAt, Run: 1, Usage: j.usage,
+	}}
 }
 
 func (f *fake) Cancel(_ context.Context, id job.ID) error {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -28,18 +27,12 @@ func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, answer)
 }
 
-// RemoveModel answers DELETE /models/{model}. A name has no colon and no @, so
-// that the first ends it.
+// RemoveModel answers DELETE /models/{model}.
 func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string) {
 	text, err := url.PathUnescape(raw)
 	var m job.Model
 	if err == nil {
-		if at := strings.IndexAny(text, ":@"); at >= 0 {
-			m.Name, m.Version = text[:at], text[at+1:]
-		} else {
-			m.Name = text
-		}
-		m, err = checkedModel(m)
+		m, err = parseModel(text)
 	} else {
 		err = &job.Invalid{Field: "model", Problem: "is not encoded as addresses are"}
 	}

@@ -17,13 +17,15 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 	h.service.add("done", job.Done).outputs["output"] = []byte("x")
 	nothing := `{"message": "There is nothing at this address; /ui shows what there is"}`
 	for _, path := range []string{
-		"/", "/nothing", "/start-job/", "/jobs", "/jobs/done", "/jobs/done/", "/jobs//status", "//jobs/done/status",
+		"/", "/nothing", "/start-job/", "/jobs/", "/jobs/done/", "/jobs//status", "//jobs/done/status",
 		"/jobs/done//status", "/jobs/done/status/", "/jobs/done/result/", "/jobs/./done/status", "/x/../status", "/ui/nothing.js", "/apidocs/",
 	} {
 		h.expect(h.get(path), 404, nothing)
 	}
 	for path, allow := range map[string]string{
 		"/start-job":                "POST, OPTIONS",
+		"/jobs":                     "GET, HEAD, OPTIONS",
+		"/jobs/done":                "GET, HEAD, OPTIONS",
 		"/jobs/done/cancel":         "POST, OPTIONS",
 		"/jobs/done/status":         "GET, HEAD, OPTIONS",
 		"/jobs/done/result":         "GET, HEAD, OPTIONS",

@@ -227,6 +227,9 @@ func TestPullProgressShows(t *testing.T) {
 	if s := p.core.Sheep(t.Context())[0]; s.Detail != "pulling m: 40%" || s.Running {
 		t.Errorf("the sheep shows %+v", s)
 	}
+	if v, err := p.core.View(t.Context(), "job"); err != nil || v.Detail != "pulling m: 40%" {
+		t.Errorf("the job shows %+v, %v", v, err)
+	}
 	if s, err := p.core.Job(t.Context(), "job"); err != nil || s.State.Final() {
 		t.Errorf("the job shows %+v, %v", s, err)
 	}

@@ -1,0 +1,110 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// A page of a listing has at most maxPage jobs, and somePage where the client
+// does not say.
+const (
+	maxPage  = 1000
+	somePage = 100
+)
+
+// GetJob answers GET /jobs/{job_id}.
+func (s *server) GetJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := jobID(rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	view, err := s.service.View(r.Context(), id)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, s.shown(view))
+}
+
+// ListJobs answers GET /jobs.
+func (s *server) ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams) {
+	query, err := queryOf(params)
+	cursor, limit := int64(0), somePage
+	if err == nil && params.After != nil {
+		if cursor, err = strconv.ParseInt(*params.After, 10, 64); err != nil || cursor < 0 {
+			err = &job.Invalid{Field: "after", Problem: "must be the `next` of an earlier answer"}
+		}
+	}
+	if err == nil && params.Limit != nil {
+		if limit, err = strconv.Atoi(*params.Limit); err != nil || limit < 1 || limit > maxPage {
+			err = &job.Invalid{Field: "limit", Problem: fmt.Sprintf("must be a number from 1 to %d", maxPage)}
+		}
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	views, next, err := s.service.Jobs(r.Context(), query, cursor, limit)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	answer := JobList{Jobs: make([]Job, len(views))}
+	for i, view := range views {
+		answer.Jobs[i] = s.shown(view)
+	}
+	if next != 0 {
+		answer.Next = orNull(strconv.FormatInt(next, 10))
+	}
+	s.answer(w, r, http.StatusOK, answer)
+}
+
+func queryOf(params ListJobsParams) (job.Query, error) {
+	var q job.Query
+	if params.State != nil {
+		for _, named := range *params.State {
+			switch state := job.State(named); state {
+			case job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled:
+				q.States = append(q.States, state)
+			default:
+				return q, &job.Invalid{Field: "state", Problem: fmt.Sprintf("%q is none of queued, processing, done, failed and cancelled", named)}
+			}
+		}
+	}
+	if params.Model != nil {
+		m, err := parseModel(*params.Model)
+		if err != nil {
+			return q, err
+		}
+		q.Model = m
+	}
+	if params.SheepId != nil {
+		q.Sheep = *params.SheepId
+	}
+	return q, nil
+}
+
+// shown is a job as this API's clients see it.
+func (s *server) shown(v job.View) Job {
+	status := s.visible(v.Status())
+	out := Job{
+		JobId: string(v.ID), Status: v.State, Model: Model{Name: &v.Model.Name, Version: &v.Model.Version},
+		EnqueuedAt: job.FormatTime(v.EnqueuedAt), ProcessingStartedAt: job.FormatTime(v.StartedAt), FinishedAt: job.FormatTime(v.FinishedAt),
+		SheepId: orNull(v.Record.Sheep), Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
+		Detail: orNull(v.Detail),
+	}
+	if f := status.Failure; f != nil {
+		out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
+	}
+	if u := v.Usage; u != (job.Usage{}) {
+		out.Gpu = &GPUUsage{Seconds: u.GPUTime.Seconds()}
+		if u.GPUMemory > 0 {
+			out.Gpu.PeakMemory = &u.GPUMemory
+		}
+	}
+	return out
+}

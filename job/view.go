@@ -1,0 +1,16 @@
+package job
+
+// View is a job in more detail than its Status.
+type View struct {
+	Record
+	// Detail says in words what the sheep that has the job is doing for it, for
+	// example how far a pull is; often empty.
+	Detail string
+}
+
+// Query narrows a listing of jobs; the zero Query is all of them.
+type Query struct {
+	States []State
+	Sheep  string // the addressed sheep
+	Model  Model
+}
