@@ -82,7 +82,7 @@ type change struct{ before, after *lane }
 
 func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	if c.before != nil {
-		c.before.retire(drain)
+		c.before.retire(drain, errSheepChanged)
 		s.close(ctx, c.before.name, c.before.sheep)
 		s.log.Info("Sheep has ended", "sheep", c.before.name)
 	}
@@ -114,9 +114,9 @@ func (s *Shepherd) admitting() error {
 }
 
 // retire ends the lane: its job may finish for the time of drain.
-func (l *lane) retire(drain time.Duration) {
-	l.shut(errSheepChanged)
-	interrupt := time.AfterFunc(drain, func() { l.stopWork(errSheepChanged) })
+func (l *lane) retire(drain time.Duration, why error) {
+	l.shut(why)
+	interrupt := time.AfterFunc(drain, func() { l.stopWork(why) })
 	defer interrupt.Stop()
 	l.wait()
 }

@@ -132,6 +132,8 @@ func (l *lane) offer(ctx context.Context, a *assignment) bool {
 		l.awaits(len(granted) == 0)
 		defer l.waiting.Store(false)
 	}
+	l.feeder.waits()
+	defer l.feeder.works()
 	for {
 		select {
 		case err := <-granted:

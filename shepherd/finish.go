@@ -25,7 +25,9 @@ type ending struct {
 func (l *lane) finish(a *assignment, e ending) {
 	a.FinishedAt = job.Now()
 	account := l.account(a.ID, e.failure != nil)
+	l.worker.waits() // for storage, it may be
 	l.slots <- struct{}{}
+	l.worker.works()
 	over := make(chan struct{})
 	l.mu.Lock()
 	l.ending[a.ID] = over

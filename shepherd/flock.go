@@ -114,16 +114,21 @@ func (f *flock) next(ctx context.Context, l *lane) (*ledger.Claim, error) {
 		}
 		l.asleep = true
 		f.mu.Unlock()
+		l.feeder.waits()
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
 		case <-l.woken:
 		case <-l.idled: // it was busy and could only prepare; now it may take over
 		case <-retry:
 		}
+		l.feeder.works()
 		f.mu.Lock()
 		l.asleep = false
 		f.mu.Unlock()
+		if ctx.Err() != nil {
+			f.wake(job.Record{}) // what it was woken for is for the others
+			return nil, ctx.Err()
+		}
 	}
 }
 

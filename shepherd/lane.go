@@ -37,6 +37,8 @@ type lane struct {
 	parting  chan struct{} // closed when the runner is to be left up
 	part     func()        // closes it
 
+	feeder, worker pulse
+
 	next    chan *assignment           // feeder → worker
 	offered atomic.Pointer[assignment] // what the feeder holds out, for giveUp
 	woken   chan struct{}
@@ -62,6 +64,7 @@ type lane struct {
 	planned job.Model                // what it will have loaded when all claimed jobs are done
 	detail  string
 	removed bool          // the sheep is configured no more
+	resting bool          // it was told to stop
 	told    runtime.Stage // of loading, as the log was last told it
 	toldAt  time.Time
 
@@ -120,6 +123,11 @@ func (l *lane) start() {
 	if l.devices != nil {
 		l.devices.Notify(func() { l.shepherd.flock.stir(l) })
 	}
+	l.begins()
+}
+
+// begins lets feeder and worker go.
+func (l *lane) begins() {
 	l.running.Go(func() { l.feed(l.open) })
 	l.running.Go(l.toil)
 }
@@ -145,10 +153,12 @@ func (l *lane) isParting() bool {
 // feed claims jobs and holds each out to the worker, staged or being staged,
 // until ctx ends.
 func (l *lane) feed(ctx context.Context) {
+	defer l.feeder.waits()
 	for {
 		if l.shepherd.cfg.StageAhead == 0 && !l.awaitIdle(ctx) {
 			return
 		}
+		l.feeder.works()
 		claim, err := l.shepherd.flock.next(ctx, l)
 		if err != nil {
 			return
@@ -163,6 +173,7 @@ func (l *lane) feed(ctx context.Context) {
 
 func (l *lane) awaitIdle(ctx context.Context) bool {
 	for l.isBusy() {
+		l.feeder.waits()
 		select {
 		case <-ctx.Done():
 			return false
@@ -225,7 +236,9 @@ func (l *lane) abandonWithin(ctx context.Context, a *assignment, why string) {
 // toil is the worker: it gives the runner one job after another until the feed
 // ends, and then stops the runner.
 func (l *lane) toil() {
+	defer l.worker.waits()
 	defer l.depart()
+	l.worker.works()
 	l.takeUp()
 	for {
 		l.becomeIdle()
@@ -237,22 +250,29 @@ func (l *lane) toil() {
 			l.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
 		}
+		l.worker.waits()
 		select {
 		case <-l.open.Done():
+			l.worker.works()
 			return
 		case a := <-l.next:
+			l.worker.works()
 			if a.owner.CompareAndSwap(offeredByFeeder, takenByWorker) {
 				close(a.turn)
 				l.run(a)
 			}
 			a.through()
 		case <-ended:
+			l.worker.works()
 			l.lostIdle()
 		case <-l.yield():
+			l.worker.works()
 			l.unload("its devices are needed for another sheep")
 		case <-l.tired():
+			l.worker.works()
 			l.unload("no job for " + l.idleTimeout.String())
 		case <-again:
+			l.worker.works()
 			l.revive()
 		}
 	}
@@ -260,13 +280,16 @@ func (l *lane) toil() {
 
 // depart ends the worker: the runner goes, or is left to the next daemon.
 func (l *lane) depart() {
-	if l.runner == nil || !l.isParting() {
+	leave := l.runner != nil && l.isParting()
+	if !leave {
 		l.stopRunner()
-		l.finishers.Wait()
-		return
 	}
-	l.finishers.Wait() // what it answered is acknowledged by the connection that goes
-	l.letGo()
+	l.worker.waits()
+	l.finishers.Wait() // what was answered is acknowledged by the connection that goes
+	l.worker.works()
+	if leave {
+		l.letGo()
+	}
 }
 
 func (l *lane) becomeIdle() {
@@ -354,6 +377,9 @@ func (l *lane) view() job.Sheep {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Detail: l.detail}
+	if l.resting {
+		v.Detail = "told to stop"
+	}
 	if l.removed {
 		v.Detail = "configured no more; it ends with its job"
 	}

@@ -33,9 +33,11 @@ func (l *lane) run(a *assignment) {
 	defer stop()
 
 	if a.ahead {
+		l.worker.waits() // for a disk with room, it may be
 		rec, err := l.retryLedger(ctx, func() (job.Record, error) {
 			return l.shepherd.cfg.Ledger.Start(ctx, a.ID, a.Token)
 		})
+		l.worker.works()
 		if err != nil {
 			l.leave(ctx, a, err)
 			return
@@ -57,10 +59,12 @@ func (l *lane) run(a *assignment) {
 		l.refuse(ready, a, err)
 		return
 	}
+	l.worker.waits()
 	select {
 	case <-a.staged:
 	case <-ready.Done():
 	}
+	l.worker.works()
 	if ready.Err() != nil {
 		l.leave(ready, a, context.Cause(ready))
 		return
@@ -147,9 +151,12 @@ func (l *lane) begin(id job.ID) {
 
 // await waits for the answer to the job that the runner has.
 func (l *lane) await(ctx context.Context, a *assignment) {
+	defer l.worker.works()
 	for {
+		l.worker.waits()
 		select {
 		case answer, ok := <-l.runner.answers:
+			l.worker.works()
 			switch {
 			case !ok:
 				l.died(a)
@@ -167,6 +174,7 @@ func (l *lane) await(ctx context.Context, a *assignment) {
 			l.log.Info("Job goes on while the daemon is away", "job", a.ID)
 			return
 		case <-ctx.Done():
+			l.worker.works()
 			// The runner cannot be told to drop a job, so it goes with it.
 			l.ran(a, l.runner, context.Cause(ctx))
 			l.stopRunner()

@@ -66,7 +66,9 @@ func (l *lane) startRunner(ctx context.Context, m job.Model, a *assignment) erro
 	l.told = ""
 	l.mu.Unlock()
 	began := time.Now()
+	l.worker.waits() // an image may take its time
 	err := l.sheep.Load(ctx, m, l.observe)
+	l.worker.works()
 	l.passedFor(a, m, PhasePull, began, err)
 	if err != nil {
 		l.show("")

@@ -67,6 +67,10 @@ type Config struct {
 	// MirrorDelay is how long a state that is not final may stay unwritten in
 	// job_status.json; a job that ends sooner skips it. 0 takes 250 ms.
 	MirrorDelay time.Duration
+	// Closing has Start take up what there is and start no job: what it found
+	// running may finish until Stop's time is over. Submit answers
+	// job.ErrDraining.
+	Closing bool
 	// Probes are further dependencies that Checks reports by name; optional.
 	Probes map[string]func(context.Context) error
 	// Observer is told what happens; nobody where nil.
@@ -188,6 +192,10 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	s.stopBack = stopBack
 	s.feed, s.stopFeed = context.WithCancelCause(context.Background())
 	s.work, s.stopWork = context.WithCancelCause(context.Background())
+	if s.cfg.Closing {
+		s.draining = true
+		s.stopFeed(errStopping)
+	}
 	s.background.Go(func() { s.hub.run(back, events, s.onQueued) })
 	s.background.Go(func() { s.mirror.run(back) })
 
