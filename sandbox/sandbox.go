@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/lifetime"
 	"github.com/iterait/shepherd/sandbox/registry"
 	"github.com/iterait/shepherd/storage/embedded"
 )
@@ -110,27 +111,17 @@ func (s *Sandbox) Serve(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(s.stopped, cancel)()
 
-	var storageErr error
 	var both sync.WaitGroup
+	var storageErr error
 	both.Go(func() {
 		storageErr = s.storage.Serve(ctx)
 		cancel()
 	})
-	both.Go(func() {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-		defer cancel()
-		if s.http.Shutdown(grace) != nil {
-			s.http.Close() // they had their time
-		}
-	})
-	err := s.http.Serve(s.listener)
-	if ctx.Err() != nil {
-		err = nil // it was told to end
-	} else {
+	err := lifetime.Serve(ctx, s.http, s.listener, drainTimeout)
+	if err != nil {
 		err = fmt.Errorf("serve the registry on %s: %w", s.RegistryAddr(), err)
-		cancel()
 	}
+	cancel()
 	both.Wait()
 	return errors.Join(err, storageErr)
 }

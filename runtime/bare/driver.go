@@ -9,11 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -85,25 +82,11 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 // Begin is to be called once, before the sheep are used, with the names of all
 // that are configured: it stops and removes what is left of others.
 func (d *Driver) Begin(ctx context.Context, names []string) error {
-	entries, err := os.ReadDir(d.cfg.StateDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look for sheep that are not configured any more: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		if !e.IsDir() || slices.Contains(names, e.Name()) {
-			continue
-		}
-		s, err := d.sheep(e.Name(), Options{})
-		if err == nil {
-			err = s.Dismiss(ctx)
-		}
-		if err == nil {
-			err = os.RemoveAll(filepath.Join(d.cfg.StateDir, e.Name()))
-		}
+	return shimmed.DismissOthers(ctx, d.cfg.StateDir, names, func(ctx context.Context, name string) error {
+		s, err := d.sheep(name, Options{})
 		if err != nil {
-			errs = append(errs, fmt.Errorf("remove what is left of sheep %s, which is not configured any more: %w", e.Name(), err))
+			return err
 		}
-	}
-	return errors.Join(errs...)
+		return s.Dismiss(ctx)
+	})
 }

@@ -23,11 +23,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -160,24 +157,12 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 // whether containerd can be reached. When it fails the sheep are of use all the
 // same.
 func (d *Driver) Begin(ctx context.Context, names []string) error {
-	entries, err := os.ReadDir(d.cfg.StateDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look for sheep that are not configured any more: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		if e.IsDir() && !slices.Contains(names, e.Name()) {
-			if err := d.dismiss(ctx, e.Name()); err != nil {
-				errs = append(errs, fmt.Errorf("remove what is left of sheep %s, which is not configured any more: %w", e.Name(), err))
-			}
-		}
-	}
+	err := shimmed.DismissOthers(ctx, d.cfg.StateDir, names, d.dismiss)
 	if len(names) > 0 {
-		if _, err := d.host.connect(ctx); err != nil {
-			errs = append(errs, err)
-		}
+		_, unreachable := d.host.connect(ctx)
+		err = errors.Join(err, unreachable)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // dismiss ends a sheep for good.
@@ -189,10 +174,7 @@ func (d *Driver) dismiss(ctx context.Context, name string) error {
 	if err := s.Dismiss(ctx); err != nil {
 		return err
 	}
-	if err := d.host.sweep(ctx, d.cfg.Node, name, nil); err != nil {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(d.cfg.StateDir, name))
+	return d.host.sweep(ctx, d.cfg.Node, name, nil)
 }
 
 // Close ends what is under way for sheep, pulls above all, and the connection to

@@ -32,6 +32,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/lifetime"
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
@@ -126,17 +127,10 @@ func (s *Server) Serve(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() { s.reapUntil(ctx) })
-	background.Go(func() {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
-		defer cancel()
-		if s.http.Shutdown(grace) != nil {
-			s.http.Close() // they had their time
-			s.front.wait()
-		}
-	})
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-		cancel()
+	err := lifetime.Serve(ctx, s.http, s.listener, drainTimeout)
+	s.front.wait() // for those that were broken off
+	cancel()
+	if err != nil {
 		return fmt.Errorf("serve embedded storage on %s: %w", s.Addr(), err)
 	}
 	return nil
