@@ -195,6 +195,25 @@ type GPU struct {
 	// DriverCapabilities are the parts of NVIDIA's driver that containers get in
 	// hook mode.
 	DriverCapabilities []string `yaml:"driver_capabilities"`
+
+	// Interval is how often the driver is asked how the GPUs fare.
+	Interval time.Duration `yaml:"interval"`
+	// Retest is after how long a GPU that was taken out is tested.
+	Retest time.Duration `yaml:"retest"`
+	// Turn is how long a sheep with one job after another may keep a GPU that
+	// another sheep waits for.
+	Turn time.Duration `yaml:"turn"`
+	// MemoryWait bounds how long a model that is to be started waits for memory.
+	MemoryWait time.Duration `yaml:"memory_wait"`
+	// Xids overrides what is done about Xids, by their codes.
+	Xids map[string]Xid `yaml:"xids,omitempty"`
+}
+
+// Xid is what is done about an error that NVIDIA's driver reports.
+type Xid struct {
+	Action string `yaml:"action"` // retire, fail_job or ignore
+	// Text says in a few words what it means; empty takes what is known.
+	Text string `yaml:"text,omitempty"`
 }
 
 // CheckSheep checks a sheep's section for its type; it decodes it with

@@ -67,6 +67,10 @@ func defaults(m machine) Config {
 			Mode:               "auto",
 			CDIDirs:            []string{"/etc/cdi", "/var/run/cdi"},
 			DriverCapabilities: []string{"compute", "utility"},
+			Interval:           time.Second,
+			Retest:             time.Minute,
+			Turn:               30 * time.Second,
+			MemoryWait:         30 * time.Second,
 		},
 		DrainTimeout: 30 * time.Second,
 	}

@@ -1,8 +1,11 @@
 package config
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"time"
 
 	"github.com/iterait/shepherd/gpu"
 )
@@ -17,6 +20,19 @@ func (ch *checker) gpu() {
 		"gpu.cdi_dirs", "a list of absolute paths")
 	ch.expect(len(g.DriverCapabilities) > 0 && !slices.ContainsFunc(g.DriverCapabilities, func(c string) bool { return !slices.Contains(driverCapabilities, c) }),
 		"gpu.driver_capabilities", "a list of all, compute, compat32, display, graphics, ngx, utility and video")
+	ch.expect(g.Interval >= 100*time.Millisecond, "gpu.interval", "a duration, 100ms or longer")
+	ch.expect(g.Retest >= time.Second, "gpu.retest", "a duration, 1s or longer")
+	ch.expect(g.Turn >= 0, "gpu.turn", "a duration, 0s or longer")
+	ch.expect(g.MemoryWait > 0, "gpu.memory_wait", "a duration longer than 0")
+	for _, code := range slices.Sorted(maps.Keys(g.Xids)) {
+		path := "gpu.xids." + code
+		if _, err := strconv.ParseUint(code, 10, 16); err != nil {
+			ch.wrong(ch.near(path), path, "not the code of an Xid; expected a number such as 31")
+			continue
+		}
+		ch.missing(path+".action", "what is to be done: retire, fail_job or ignore")
+		ch.word(path+".action", g.Xids[code].Action, []string{"retire", "fail_job", "ignore"})
+	}
 	for _, p := range gpu.Conflicts(ch.Requests()) {
 		i := slices.IndexFunc(ch.Sheep, func(s Sheep) bool { return s.Name == p.Sheep })
 		path := ch.Sheep[i].path + ".devices"

@@ -67,6 +67,7 @@ func TestReference(t *testing.T) {
 		"ledger.path":  "`ledger.db` in `state_dir`",
 		"api.socket":   "`api.sock` in `state_dir`",
 
+		"gpu.xids":                "none",
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",
 		"gpu.driver_capabilities": "`compute`, `utility`",
 

@@ -2,13 +2,16 @@ package config
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
+	"time"
 
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/gpu"
 )
 
@@ -23,6 +26,11 @@ type Sheep struct {
 	// that share to have the same.
 	Devices gpu.Devices
 	Shared  bool
+	// GPUMemory is what the sheep may take on each of its GPUs; 0 is all.
+	GPUMemory size.Bytes
+	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for
+	// as long as nobody needs the room.
+	IdleTimeout time.Duration
 
 	path    string // in the file: "sheep.NAME"
 	file    string
@@ -33,14 +41,32 @@ type Sheep struct {
 // yaml tags for every key of the sheep's type, type and port included. What the
 // section leaves out stays as it is in into. Beside Go's own types the struct
 // may hold time.Duration, this package's Secret, size.Bytes, and types with
-// UnmarshalText or UnmarshalYAML(decode func(any) error) error. The error is of
-// type Problems.
+// UnmarshalText or UnmarshalYAML(decode func(any) error) error. The keys that
+// concern the daemon alone, gpu_memory and idle_timeout, are no keys of the type.
+// The error is of type Problems.
 func (s Sheep) Decode(into any) error {
-	err := decodeInto(s.settings(), s.path, into)
-	if ps, ok := err.(Problems); ok {
+	v := reflect.ValueOf(into)
+	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+		panic(fmt.Sprintf("config: %s: expected a pointer to a struct to decode into, got a %T", s.path, into))
+	}
+	inline := reflect.StructTag(`yaml:",inline"`)
+	both := reflect.New(reflect.StructOf([]reflect.StructField{
+		{Name: "Daemon", Type: reflect.TypeFor[daemonKeys](), Tag: inline},
+		{Name: "Type", Type: v.Elem().Type(), Tag: inline},
+	})).Elem()
+	both.Field(1).Set(v.Elem())
+	ps := decode(s.settings(), s.path, both)
+	v.Elem().Set(both.Field(1))
+	if len(ps) > 0 {
 		return ps.inOrder(s.file)
 	}
-	return err
+	return nil
+}
+
+// daemonKeys are those of a sheep that its type does not know.
+type daemonKeys struct {
+	GPUMemory   size.Bytes    `yaml:"gpu_memory"`
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
 }
 
 // settings is the section; that of a Sheep which no file gave has what its
@@ -93,6 +119,14 @@ func (ch *checker) sheep(file string, flock *node) {
 		ch.common(&s, "port", &s.Port)
 		ch.common(&s, "devices", &s.Devices)
 		ch.common(&s, "shared", &s.Shared)
+		ch.common(&s, "gpu_memory", &s.GPUMemory)
+		ch.common(&s, "idle_timeout", &s.IdleTimeout)
+		if n := section.get("gpu_memory"); s.GPUMemory != 0 && s.Devices.Empty() {
+			ch.wrong(n, s.path+".gpu_memory", "the sheep has no devices")
+		}
+		if n := section.get("idle_timeout"); s.IdleTimeout < 0 {
+			ch.wrong(n, s.path+".idle_timeout", "expected a duration, 0s or longer, found %s", n.shown())
+		}
 		if n := section.get("port"); !validPort(s.Port) {
 			ch.wrong(n, s.path+".port", "expected a port from 1 to 65535, or 0 for a free one, found %s", n.shown())
 		}
