@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"image":                   {"job"},
 	"oci":                     {"job"},
 	"gpu":                     {"job", "config/size", "internal/libexec"},
+	"gpu/keeper":              {"gpu", "job"},
 	"runtime/fake":            {"job", "messenger", "runtime", "gpu"},
 	"runtime/runtimetest":     {"job", "messenger", "messenger/zmq", "runtime", "internal/testenv"},
 	"shim":                    {"job", "messenger", "runtime"},

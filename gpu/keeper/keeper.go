@@ -1,0 +1,293 @@
+// Package keeper keeps a machine's GPUs for its sheep: which sheep may use which
+// GPU when, whether the GPUs are well, and what jobs take of them.
+//
+// # Leases
+//
+// Each sheep with devices has a Lease of them. A GPU that is not shared has one
+// lease. Of those that share a GPU, as many may have a model on it at once as
+// their memory budgets allow; a sheep without a budget takes the whole GPU.
+//
+// Who waits is served in the order of asking, all devices of a sheep at once or
+// none, so nobody holds one GPU while it waits for another. What is in the way
+// of the first who waits is unloaded when it is idle, least recently used first.
+// A sheep that has one job after another keeps its devices for a turn at least,
+// so that models do not change with every job; then it has to queue up as well.
+// Nobody behind the first who waits for a GPU gets that GPU before it.
+//
+// Without a driver to ask, leases work by the names of devices alone.
+//
+// # Health
+//
+// A watch on the driver tells how each GPU fares. One that is lost, reports a
+// fatal Xid or has an uncorrectable ECC error is out: its sheep take no jobs, the
+// job under way is told, and the GPU is tested again from time to time until it
+// is well. A watch that fails (no driver, a hung driver, a crash of its program)
+// stops nothing: then it is not known how the GPUs fare.
+package keeper
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/job"
+)
+
+// Source is the driver, as package gpu's Helper asks it.
+type Source interface {
+	// Inventory asks for the machine's GPUs.
+	Inventory(ctx context.Context) (*gpu.Inventory, error)
+	// Watch tells observe of each GPU's state at every interval, and of Xids, one
+	// at a time, until it fails or ctx ends.
+	Watch(ctx context.Context, interval time.Duration, observe func(gpu.Sample)) error
+}
+
+// Config is what a Keeper is made of. Zero durations mean the defaults, but for
+// Turn's.
+type Config struct {
+	Source Source
+	// Interval is how often the driver tells how the GPUs fare.
+	Interval time.Duration
+	// Retest is how long a GPU that is out stays so before it is tested; longer
+	// each time that it goes out again soon after.
+	Retest time.Duration
+	// Turn is how long a sheep that has one job after another may keep a GPU for
+	// which others wait; 0 is for one job. A job that has begun is never
+	// interrupted.
+	Turn time.Duration
+	// Linger is how long a sheep that has just become idle may be without a job
+	// before its turn is over, where others wait.
+	Linger time.Duration
+	// MemoryWait bounds how long a model that is to be started waits for memory.
+	MemoryWait time.Duration
+	// Xids says what each Xid means; DefaultXids where nil.
+	Xids map[uint64]XidRule
+	// Proc is where the kernel tells of processes; /proc where empty.
+	Proc string
+	Log  *slog.Logger // nil discards
+}
+
+// The defaults of Config.
+const (
+	DefaultInterval   = time.Second
+	DefaultRetest     = time.Minute
+	DefaultLinger     = 250 * time.Millisecond
+	DefaultMemoryWait = 30 * time.Second
+)
+
+// late is how long after a failed job's end an Xid may come that explains it.
+const late = 300 * time.Millisecond
+
+// Share is what a sheep has of the machine's devices.
+type Share struct {
+	Sheep   string
+	Devices []gpu.Grant
+	// Shared says that other sheep may have the same devices.
+	Shared bool
+	// Memory is how much the sheep may take on each of its devices, in bytes; 0
+	// is all of it.
+	Memory int64
+}
+
+// Keeper keeps the GPUs. Its methods, and those of its leases, may be called from
+// many goroutines.
+type Keeper struct {
+	cfg   Config
+	log   *slog.Logger
+	procs processes
+
+	mu       sync.Mutex
+	driver   string
+	cuda     string
+	cards    map[string]*card // by UUID
+	leases   []*Lease
+	queue    []*request // in the order of asking
+	watching bool       // the driver answers
+	trouble  error      // why it does not
+	pulse    chan struct{}
+	linger   *time.Timer // settles when a lingering sheep's time is up
+	lingerAt time.Time
+	wake     chan struct{} // for run: look at what is out
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	once   sync.Once
+	run    sync.WaitGroup
+}
+
+// New makes a Keeper. It asks nobody anything before Start.
+func New(cfg Config) *Keeper {
+	cfg.Interval = cmp.Or(cfg.Interval, DefaultInterval)
+	cfg.Retest = cmp.Or(cfg.Retest, DefaultRetest)
+	cfg.Linger = cmp.Or(cfg.Linger, DefaultLinger)
+	cfg.MemoryWait = cmp.Or(cfg.MemoryWait, DefaultMemoryWait)
+	cfg.Proc = cmp.Or(cfg.Proc, "/proc")
+	if cfg.Xids == nil {
+		cfg.Xids = DefaultXids()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	k := &Keeper{
+		cfg: cfg, log: cfg.Log, procs: processes{root: cfg.Proc},
+		cards: make(map[string]*card), pulse: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.linger = time.AfterFunc(time.Hour, func() { k.change(func() { k.lingerAt = time.Time{} }) })
+	k.linger.Stop()
+	return k
+}
+
+// Start begins to watch the driver. It is called once; it does not wait for an
+// answer.
+func (k *Keeper) Start() { k.run.Go(k.watch) }
+
+// Close ends the watch. It may be called before Start, and twice.
+func (k *Keeper) Close() {
+	k.once.Do(func() {
+		k.cancel()
+		k.linger.Stop()
+		k.mu.Lock()
+		for _, l := range k.leases {
+			l.tellAll()
+		}
+		k.mu.Unlock()
+	})
+	k.run.Wait()
+}
+
+// errNothing says that a share has no device.
+var errNothing = errors.New("a sheep without devices needs no lease")
+
+// Lend makes a lease of a sheep's share. Close gives it back.
+func (k *Keeper) Lend(s Share) (*Lease, error) {
+	if len(s.Devices) == 0 {
+		return nil, errNothing
+	}
+	l := &Lease{k: k, share: s, yield: make(chan struct{}, 1), fault: make(chan struct{}), used: time.Now()}
+	k.change(func() {
+		for _, g := range s.Devices {
+			if g.GPU != nil {
+				k.know(*g.GPU)
+			}
+		}
+		k.leases = append(k.leases, l)
+		k.bind()
+		l.told = k.admission(l)
+	})
+	return l, nil
+}
+
+// change does something to what is known and settles what follows from it.
+func (k *Keeper) change(do func()) {
+	k.mu.Lock()
+	do()
+	k.settle()
+	var told []func()
+	for _, l := range k.leases {
+		now := k.admission(l)
+		if now > l.told && l.changed != nil {
+			told = append(told, l.changed)
+		}
+		l.told = now
+	}
+	close(k.pulse)
+	k.pulse = make(chan struct{})
+	k.mu.Unlock()
+	for _, tell := range told {
+		tell()
+	}
+}
+
+// Keeps says whether any sheep has devices.
+func (k *Keeper) Keeps() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.leases) > 0
+}
+
+// device is a GPU, or a MIG instance of one, that sheep have a share of.
+type device struct {
+	key      string // its UUID or, where that is not known, its name
+	name     string // for people
+	card     *card  // nil where the driver does not tell of it
+	instance string // the MIG instance's UUID
+	capacity int64  // bytes; 0 where it is not known
+}
+
+// bind finds out what the devices of leases are, as far as it is known now.
+func (k *Keeper) bind() {
+	known := make(map[string]*device)
+	for _, l := range k.leases {
+		devices := make([]*device, 0, len(l.share.Devices))
+		for _, g := range l.share.Devices {
+			d := k.resolve(g)
+			if known[d.key] == nil {
+				known[d.key] = d
+			}
+			d = known[d.key]
+			if !slices.Contains(devices, d) {
+				devices = append(devices, d)
+			}
+		}
+		for i, d := range devices { // what was seen of it stays so
+			for _, before := range l.devices {
+				if before.key == d.key {
+					known[d.key], devices[i] = before, before
+				}
+			}
+		}
+		l.devices = devices
+	}
+}
+
+// resolve says which device is meant.
+func (k *Keeper) resolve(g gpu.Grant) *device {
+	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(k.cards) > 0 {
+		inv := k.inventory()
+		asked := []gpu.Request{{Devices: gpu.Devices{List: []gpu.Device{g.Device}}}}
+		if found, wrong := gpu.Allot(asked, gpu.Machine{Inventory: &inv}); len(wrong) == 0 && len(found[""]) == 1 {
+			g = found[""][0]
+		}
+	}
+	switch {
+	case g.GPU == nil:
+		d := g.Device
+		d.Node = false // /dev/nvidia0 and nvidia.com/gpu=0 are the same, as far as is known
+		return &device{key: d.String(), name: g.Device.String()}
+	case g.Instance == nil:
+		c := k.cards[g.GPU.UUID]
+		return &device{key: g.GPU.UUID, name: c.String(), card: c, capacity: int64(g.GPU.Memory)}
+	}
+	c := k.cards[g.GPU.UUID]
+	name := "MIG instance " + g.Instance.UUID + " of " + c.String()
+	return &device{key: g.Instance.UUID, name: name, card: c, instance: g.Instance.UUID, capacity: int64(g.Instance.Memory)}
+}
+
+// inventory is what is known of the cards.
+func (k *Keeper) inventory() gpu.Inventory {
+	inv := gpu.Inventory{Driver: k.driver, CUDA: k.cuda}
+	for _, c := range k.cards {
+		inv.GPUs = append(inv.GPUs, c.GPU)
+	}
+	slices.SortFunc(inv.GPUs, func(a, b gpu.GPU) int { return cmp.Compare(a.Index, b.Index) })
+	return inv
+}
+
+// request is a sheep's wish to have its devices.
+type request struct {
+	lease   *Lease
+	granted chan error
+	has     bool // it was granted
+	over    bool
+}
+
+var _ interface { // shepherd.Devices, which this package does not know
+	Admission() job.Admission
+	Request() (<-chan error, func())
+} = (*Lease)(nil)

@@ -1,0 +1,201 @@
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/gpu"
+)
+
+// shortError says what keeps a model from its memory.
+type shortError string
+
+func (e shortError) Error() string { return string(e) }
+func (e shortError) Unwrap() error { return errdefs.ErrUnavailable }
+
+// Prepare waits until the memory that the sheep needs is free, as the driver says
+// after the last runner on the devices has ended. Where the driver says nothing
+// there is nothing to wait for.
+func (l *Lease) Prepare(ctx context.Context) error {
+	patience := time.NewTimer(l.k.cfg.MemoryWait)
+	defer patience.Stop()
+	for {
+		var lacks string
+		l.k.mu.Lock()
+		pulse := l.k.pulse
+		for _, d := range l.devices {
+			if lacks = l.lacks(d); lacks != "" {
+				l.spare(d)
+				break
+			}
+		}
+		l.k.mu.Unlock()
+		if lacks == "" {
+			return nil
+		}
+		select {
+		case <-pulse:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-patience.C:
+			return shortError(lacks)
+		}
+	}
+}
+
+// lacks says what keeps the sheep from the memory it needs of a device; nothing
+// where nothing does, as far as is known.
+func (l *Lease) lacks(d *device) string {
+	c := d.card
+	if c == nil || !l.k.watching || !l.share.Shared && l.share.Memory == 0 {
+		return ""
+	}
+	if c.seen.Before(c.vacated) {
+		return fmt.Sprintf("the driver has not said yet how much memory of %s is free, %s after a runner on it ended", d.name, time.Since(c.vacated).Round(time.Millisecond))
+	}
+	free := d.free()
+	var have []string
+	for _, p := range c.Processes {
+		if d.instance != "" && p.MIG != d.instance {
+			continue
+		}
+		had, leaving := c.leaving[p.PID]
+		if l.share.Memory == 0 && !leaving {
+			continue // what is not ours may stay, with all the rest for this sheep
+		}
+		who := "which is not shepherd's"
+		switch owner := l.k.owner(c, p.PID); {
+		case leaving:
+			who = "left by sheep " + had
+		case owner != nil:
+			who = "of sheep " + owner.share.Sheep
+		}
+		have = append(have, fmt.Sprintf("process %d (%s), %s, has %s", p.PID, l.k.procs.name(p.PID), who, amount(p.Used)))
+	}
+	has := strings.Join(have, "; ")
+	switch {
+	case l.share.Memory == 0 && has != "":
+		return fmt.Sprintf("%s is not free yet: %s", d.name, has)
+	case free < l.share.Memory:
+		text := fmt.Sprintf("%s has %s of %s free, sheep %s needs %s (gpu_memory)", d.name, amount(free), amount(d.capacity), l.share.Sheep, amount(l.share.Memory))
+		if has != "" {
+			text += ": " + has
+		}
+		return text
+	}
+	return ""
+}
+
+// free is how much of the device's memory is, in bytes.
+func (d *device) free() int64 {
+	used := int64(d.card.Used)
+	if d.instance != "" {
+		used = 0
+		for _, p := range d.card.Processes {
+			if p.MIG == d.instance {
+				used += int64(p.Used)
+			}
+		}
+	}
+	return max(d.capacity-used, 0)
+}
+
+// spare asks the least recently used of the idle sheep on the device to unload
+// its model, whose budget was too small or whose memory another process has.
+func (l *Lease) spare(d *device) {
+	var idle *Lease
+	for _, other := range l.k.leases {
+		if other == l || !other.up || other.using > 0 || !slices.Contains(other.devices, d) {
+			continue
+		}
+		if other.yielding {
+			return
+		}
+		if idle == nil || other.used.Before(idle.used) {
+			idle = other
+		}
+	}
+	if idle != nil && !d.card.seen.Before(d.card.vacated) {
+		idle.ask()
+	}
+}
+
+// owner is the sheep whose runner a process belongs to, nil where it is nobody's.
+func (k *Keeper) owner(c *card, pid int) *Lease {
+	for _, l := range k.leases {
+		if l.up && l.pid > 0 && l.on(c) && k.procs.belongs(pid, l.pid) {
+			return l
+		}
+	}
+	return nil
+}
+
+// on says whether the lease has a device of the card.
+func (l *Lease) on(c *card) bool {
+	return slices.ContainsFunc(l.devices, func(d *device) bool { return d.card == c })
+}
+
+// attribute finds out whose the processes on a card are.
+func (k *Keeper) attribute(c *card) {
+	used := make(map[*Lease]int64)
+	ours := make(map[int]string)
+	var foreign []gpu.Process
+	certain := true
+	for _, p := range c.Processes {
+		switch owner := k.owner(c, p.PID); {
+		case owner != nil:
+			used[owner] += int64(p.Used)
+			ours[p.PID] = owner.share.Sheep
+		case c.leaving[p.PID] == "":
+			foreign = append(foreign, p)
+		}
+	}
+	for _, l := range k.leases {
+		if !l.on(c) {
+			continue
+		}
+		certain = certain && (!l.up || l.pid > 0)
+		if l.memory == nil {
+			l.memory = make(map[*card]int64)
+		}
+		l.memory[c] = used[l]
+		if l.account != nil {
+			l.account.peak = max(l.account.peak, l.total())
+		}
+	}
+	c.ours = ours
+	for pid := range c.leaving {
+		if !slices.ContainsFunc(c.Processes, func(p gpu.Process) bool { return p.PID == pid }) {
+			delete(c.leaving, pid)
+		}
+	}
+	if !certain { // whose runner has not been named yet
+		foreign = nil
+	}
+	for _, p := range foreign {
+		// One that begins may be ours in a moment.
+		if c.isForeign(p.PID) && !c.told[p.PID] {
+			c.told[p.PID] = true
+			k.log.Warn("A process that is not shepherd's uses a GPU", "gpu", c.String(), "pid", p.PID, "name", k.procs.name(p.PID), "memory", amount(p.Used))
+		}
+	}
+	c.foreign = foreign
+	for pid := range c.told {
+		if !c.isForeign(pid) {
+			delete(c.told, pid)
+		}
+	}
+}
+
+// amount writes an amount of memory for people.
+func amount[T int64 | uint64](bytes T) string {
+	if bytes < 1<<30 {
+		return fmt.Sprintf("%.0f MiB", float64(bytes)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+}

@@ -1,0 +1,99 @@
+package keeper
+
+import (
+	"context"
+	"slices"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// GPUs is what is known of the machine's GPUs and of those who have them. Before
+// Start, and where no watch is kept because no sheep has devices, the driver is
+// asked; ctx bounds that.
+func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
+	k.mu.Lock()
+	ask := !k.watching && k.trouble == nil
+	k.mu.Unlock()
+	if ask {
+		inv, err := k.cfg.Source.Inventory(ctx)
+		k.change(func() {
+			switch {
+			case k.watching: // meanwhile
+			case err != nil:
+				return
+			default:
+				for _, g := range inv.GPUs {
+					k.know(g).State = g.State
+				}
+				k.driver, k.cuda = inv.Driver, inv.CUDA
+				k.bind()
+			}
+		})
+		if err != nil {
+			seen := k.view()
+			if seen.Trouble == "" {
+				seen.Trouble = err.Error()
+			}
+			return seen
+		}
+	}
+	return k.view()
+}
+
+// view is what is known.
+func (k *Keeper) view() job.GPUs {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := job.GPUs{Driver: k.driver, CUDA: k.cuda, GPUs: []job.GPU{}}
+	if k.trouble != nil {
+		all.Trouble = k.trouble.Error()
+	}
+	for _, c := range k.order() {
+		g := job.GPU{
+			Index: c.Index, UUID: c.UUID, Name: c.Name, Memory: int64(c.Memory), Used: int64(c.Used),
+			Utilization: c.Utilization, Power: c.Power, Temperature: c.Temperature, ECC: c.Uncorrectable,
+			Health: job.Well, Sheep: k.users(func(d *device) bool { return d.card == c }),
+		}
+		switch {
+		case c.out != "":
+			g.Health, g.Detail, g.Since, g.Retest = job.Out, c.out, c.since, c.retest
+		case k.trouble != nil:
+			g.Health, g.Detail = job.Unknown, all.Trouble
+		}
+		for _, p := range c.foreign {
+			g.Foreign = append(g.Foreign, job.Process{PID: p.PID, Name: k.procs.name(p.PID), Used: int64(p.Used)})
+		}
+		all.GPUs = append(all.GPUs, g)
+	}
+	var seen []*device
+	for _, l := range k.leases {
+		for _, d := range l.devices {
+			if d.card == nil && !slices.Contains(seen, d) {
+				seen = append(seen, d)
+				all.Others = append(all.Others, job.Device{Name: d.name, Sheep: k.users(func(other *device) bool { return other == d })})
+			}
+		}
+	}
+	return all
+}
+
+// users are the sheep that have a share of a device, one entry each.
+func (k *Keeper) users(is func(*device) bool) []job.DeviceUser {
+	var users []job.DeviceUser
+	for _, l := range k.leases {
+		for _, d := range l.devices {
+			if !is(d) {
+				continue
+			}
+			u := job.DeviceUser{Sheep: l.share.Sheep, Device: d.instance, Shared: l.share.Shared, Budget: l.share.Memory, Model: l.model}
+			if l.account != nil {
+				u.Job = l.account.job
+			}
+			if d.card != nil {
+				u.Used = l.memory[d.card]
+			}
+			users = append(users, u)
+		}
+	}
+	return users
+}
