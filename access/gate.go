@@ -5,13 +5,17 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
 // Gate tells who the requests of a daemon come from. Its methods may be called
 // from many goroutines; the zero Gate is the one of a daemon that asks nobody who
 // they are.
-type Gate struct {
+type Gate struct{ now atomic.Pointer[rules] }
+
+// rules are what a Gate goes by.
+type rules struct {
 	local        Local
 	tokens       []Token
 	certificates []Certificate
@@ -48,21 +52,35 @@ const (
 	failureBurst = 20
 )
 
-// NewGate makes a gate.
+// NewGate makes a gate. Tokens and certificates are looked up in the order given.
 func NewGate(c Config) *Gate {
-	g := &Gate{
+	g := new(Gate)
+	g.Set(c)
+	return g
+}
+
+// Set has the gate go by c from the next request on.
+func (g *Gate) Set(c Config) {
+	r := &rules{
 		local: c.Local, tokens: c.Tokens, certificates: c.Certificates,
 		asks:     len(c.Tokens) > 0 || c.ClientCA,
 		requests: newLimits(c.Rate, c.Burst), failures: newLimits(failureRate, failureBurst),
 	}
 	if c.ClientCA && len(c.Certificates) == 0 {
-		g.anyone = &Caller{Scopes: []Scope{Submit, Read}, Ambient: true}
+		r.anyone = &Caller{Scopes: []Scope{Submit, Read}, Ambient: true}
 	}
-	return g
+	g.now.Store(r)
+}
+
+func (g *Gate) rules() *rules {
+	if r := g.now.Load(); r != nil {
+		return r
+	}
+	return new(rules)
 }
 
 // Asks reports whether those who come by the network have to say who they are.
-func (g *Gate) Asks() bool { return g.asks }
+func (g *Gate) Asks() bool { return g.rules().asks }
 
 // Unknown says, in words for the caller, that it did not prove who it is. Shown
 // says that it tried to.
@@ -81,9 +99,10 @@ func (e *TooMany) Error() string { return "Too many requests; try again later" }
 // Identify says who a request comes from. The error is *Unknown, *Refused or
 // *TooMany, and every one of them is fit to be shown to whoever asks.
 func (g *Gate) Identify(r *http.Request) (Caller, error) {
-	caller, err := g.identify(r)
+	by := g.rules()
+	caller, err := by.identify(r)
 	if err != nil {
-		if wait, ok := g.failures.take(address(r.RemoteAddr)); !ok {
+		if wait, ok := by.failures.take(address(r.RemoteAddr)); !ok {
 			return Caller{}, &TooMany{After: wait}
 		}
 		return Caller{}, err
@@ -92,47 +111,47 @@ func (g *Gate) Identify(r *http.Request) (Caller, error) {
 	if caller.Name == Anonymous {
 		who = address(r.RemoteAddr)
 	}
-	if wait, ok := g.requests.take(who); !ok {
+	if wait, ok := by.requests.take(who); !ok {
 		return caller, &TooMany{After: wait}
 	}
 	return caller, nil
 }
 
-func (g *Gate) identify(r *http.Request) (Caller, error) {
+func (by *rules) identify(r *http.Request) (Caller, error) {
 	peer, local, err := PeerFrom(r.Context())
 	switch {
 	case local && err != nil:
 		return Caller{}, &Refused{Reason: "The system does not say who is at the other end of the socket"}
 	case local:
-		return g.local.Caller(peer)
-	case !g.asks:
+		return by.local.Caller(peer)
+	case !by.asks:
 		return Caller{Name: Anonymous, Scopes: []Scope{Submit, Read}}, nil
 	}
 	if shown := r.Header.Values("Authorization"); len(shown) > 0 {
 		if token, ok := bearer(shown[0]); ok && len(shown) == 1 {
-			if caller, known := find(g.tokens, token); known {
+			if caller, known := find(by.tokens, token); known {
 				return caller, nil
 			}
 		}
 		return Caller{}, &Unknown{Reason: "The Authorization header holds no token that is known here", Shown: true}
 	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		return g.byCertificate(r.TLS.VerifiedChains[0][0])
+		return by.byCertificate(r.TLS.VerifiedChains[0][0])
 	}
 	return Caller{}, &Unknown{Reason: "Who asks has to be known: send a token in the header Authorization: Bearer TOKEN"}
 }
 
 // byCertificate is who shows a certificate that has been verified.
-func (g *Gate) byCertificate(cert *x509.Certificate) (Caller, error) {
-	for _, c := range g.certificates {
+func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
+	for _, c := range by.certificates {
 		if c.matches(cert) {
 			return c.Caller, nil
 		}
 	}
-	if g.anyone == nil {
+	if by.anyone == nil {
 		return Caller{}, &Refused{Reason: "This certificate is not among those that may ask here"}
 	}
-	caller := *g.anyone
+	caller := *by.anyone
 	caller.Name = nameOf(cert)
 	return caller, nil
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -89,21 +90,27 @@ func (s *server) guard(next http.Handler) http.Handler {
 
 // exposed are the headers that a page from another origin may read beyond the
 // few that browsers always show.
-const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After"
+const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After, WWW-Authenticate"
 
-// crossOrigin lets pages of any origin call, with credentials and any header,
-// and answers browsers that ask beforehand.
+// crossOrigin lets pages of the configured origins call, with any header, and
+// answers browsers that ask beforehand. Credentials that a browser adds by itself
+// go along from origins that are listed by name; from any origin only where they
+// prove nothing, because nobody is asked.
 func (s *server) crossOrigin(next http.Handler) http.Handler {
+	anyone := slices.Contains(s.origins, "*")
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")
 		h := w.Header()
 		h.Add("Vary", "Origin")
-		if origin == "" {
+		named := slices.Contains(s.origins, origin)
+		if origin == "" || !named && !anyone {
 			next.ServeHTTP(w, r)
 			return
 		}
 		h.Set("Access-Control-Allow-Origin", origin)
-		h.Set("Access-Control-Allow-Credentials", "true")
+		if named || !s.gate.Asks() {
+			h.Set("Access-Control-Allow-Credentials", "true")
+		}
 		method := r.Header.Get("Access-Control-Request-Method")
 		if r.Method != http.MethodOptions || method == "" {
 			h.Set("Access-Control-Expose-Headers", exposed)

@@ -284,6 +284,9 @@ type JobID = string
 // BadRequest defines model for BadRequest.
 type BadRequest = Error
 
+// Forbidden defines model for Forbidden.
+type Forbidden = Error
+
 // Internal defines model for Internal.
 type Internal = Error
 
@@ -307,6 +310,15 @@ type RegistryRefused = Error
 
 // TooLarge defines model for TooLarge.
 type TooLarge = Error
+
+// TooMany defines model for TooMany.
+type TooMany = Error
+
+// TooSlow defines model for TooSlow.
+type TooSlow = Error
+
+// Unauthenticated defines model for Unauthenticated.
+type Unauthenticated = Error
 
 // Unavailable defines model for Unavailable.
 type Unavailable = Error

@@ -4,7 +4,8 @@
 // shepherd keep its shapes and its error texts to the letter.
 //
 // The package knows jobs only through [Service]: it reads requests, turns
-// errors into answers and streams files, and decides nothing about jobs.
+// errors into answers and streams files, and decides nothing about jobs. Who asks
+// is for [access.Gate] to say; which scope an operation needs is in needs.go.
 package api
 
 import (
@@ -14,6 +15,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -98,6 +100,14 @@ const (
 // Config is what a handler is made of. Only Service is required.
 type Config struct {
 	Service Service
+	// Gate says who asks. Nil lets everyone submit and read, and nobody
+	// administer, as the zero Gate does.
+	Gate *access.Gate
+	// Origins are those whose pages may call (CORS); "*" is any.
+	Origins []string
+	// Refused, if not nil, is told of every request that was not let in, for
+	// metrics: "unknown" (who it is), "forbidden" or "limited".
+	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
 	// start-job request is held in memory whole, and its payload is part of it.
 	MaxBody int64
@@ -121,6 +131,13 @@ func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
+		gate: c.Gate, origins: c.Origins, refused: c.Refused,
+	}
+	if s.gate == nil {
+		s.gate = new(access.Gate)
+	}
+	if s.refused == nil {
+		s.refused = func(string) {}
 	}
 	if s.maxBody <= 0 {
 		s.maxBody = DefaultMaxBody
@@ -143,6 +160,11 @@ type server struct {
 	version Version
 	log     *slog.Logger
 
+	gate    *access.Gate
+	origins []string
+	refused func(why string)
+
+	assets    map[string]bool // what the pages load, by path
 	documents documents
 }
 

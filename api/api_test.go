@@ -16,6 +16,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"go.uber.org/goleak"
+
+	"github.com/iterait/shepherd/access"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +44,7 @@ type harness struct {
 func newHarness(t testing.TB, change ...func(*Config)) *harness {
 	t.Helper()
 	h := &harness{t: t, service: newFake(), log: &logRecorder{}}
-	config := Config{Service: h.service, Version: "1.2.3", Commit: "abc", Log: slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	config := Config{Service: h.service, Origins: []string{"*"}, Version: "1.2.3", Commit: "abc", Log: slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, c := range change {
 		c(&config)
 	}
@@ -52,6 +54,9 @@ func newHarness(t testing.TB, change ...func(*Config)) *harness {
 		Transport:     &http.Transport{DisableCompression: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	if config.Gate != nil && config.Gate.Asks() {
+		h.client.Transport = shower{h.client.Transport.(*http.Transport)}
+	}
 	t.Cleanup(func() {
 		h.client.CloseIdleConnections()
 		server.Close()
@@ -60,6 +65,34 @@ func newHarness(t testing.TB, change ...func(*Config)) *harness {
 		}
 	})
 	return h
+}
+
+// tokens are what the gate of asAdmin and withTokens knows, by who has them.
+var tokens = map[string]access.Caller{
+	"admin-token":  {Name: "boss", Scopes: access.Scopes()},
+	"reader-token": {Name: "reader", Scopes: []access.Scope{access.Read}},
+	"writer-token": {Name: "writer", Scopes: []access.Scope{access.Submit}},
+	"wool-token":   {Name: "wool", Scopes: []access.Scope{access.Submit, access.Read}, Tenant: "wool"},
+}
+
+// asAdmin makes the API ask for tokens, and the harness show the administrator's.
+func asAdmin(c *Config) {
+	known := access.Config{}
+	for token, caller := range tokens {
+		known.Tokens = append(known.Tokens, access.Token{Digest: access.DigestOf(token), Caller: caller})
+	}
+	c.Gate = access.NewGate(known)
+}
+
+// shower shows the administrator's token where a test shows none itself.
+type shower struct{ *http.Transport }
+
+func (s shower) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Header.Get("Authorization") == "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer admin-token")
+	}
+	return s.Transport.RoundTrip(r)
 }
 
 func debugMode(c *Config) { c.Debug = true }

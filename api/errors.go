@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -23,6 +24,7 @@ const (
 	errMethod       notice = "This address does not know this method"
 	errPrecondition notice = "The file is not the one this request asks for"
 	errStillRunning notice = "The job has not ended yet; wait again"
+	errSlowBody     notice = "The body of the request took too long to come"
 )
 
 // statusClientGone is what the access log shows for a request whose client has
@@ -45,6 +47,9 @@ type class struct {
 // classes is the one table from errors to HTTP. The first match counts; what
 // matches nothing is an internal error.
 var classes = []class{
+	{status: http.StatusUnauthorized, match: as[*access.Unknown]},
+	{status: http.StatusForbidden, match: as[*access.Refused]},
+	{status: http.StatusTooManyRequests, match: as[*access.TooMany]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
 	{status: http.StatusBadRequest, match: as[*job.Invalid]},
@@ -67,6 +72,7 @@ var classes = []class{
 	{status: http.StatusInternalServerError, match: as[*job.ModelError], ours: true},
 	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
 	{status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
+	{status: http.StatusRequestTimeout, match: is(errSlowBody)},
 	{status: http.StatusNotFound, match: is(errNoRoute)},
 	{status: http.StatusMethodNotAllowed, match: is(errMethod)},
 	{status: http.StatusPreconditionFailed, match: is(errPrecondition)},
@@ -155,6 +161,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 			body.Detail = &detail
 		}
 	}
+	c.retryAfter = max(c.retryAfter, challenge(w.Header(), err))
 	if c.retryAfter != 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(c.retryAfter))
 	}

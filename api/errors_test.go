@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -50,6 +52,10 @@ func TestErrorTable(t *testing.T) {
 		{wrap(&job.ModelError{Problem: "strange", Class: errdefs.ErrInternal}), 500, "strange", "", true},
 		{wrap(job.ErrDraining), 503, "shepherd is shutting down and takes no more jobs; try again when it is back", "5", false},
 		{wrap(&job.Unavailable{Service: "storage", Problem: "is not reachable", Cause: errdefs.ErrUnavailable}), 503, "The storage is not reachable; try again later", "5", true},
+		{wrap(&access.Unknown{Reason: "who?"}), 401, "who?", "", false},
+		{wrap(&access.Refused{Reason: "not you"}), 403, "not you", "", false},
+		{wrap(&access.TooMany{After: 2500 * time.Millisecond}), 429, "Too many requests; try again later", "3", false},
+		{errSlowBody, 408, "The body of the request took too long to come", "", false},
 		{errNoRoute, 404, "There is nothing at this address; /ui shows what there is", "", false},
 		{errMethod, 405, "This address does not know this method", "", false},
 		{errPrecondition, 412, "The file is not the one this request asks for", "", false},

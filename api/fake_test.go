@@ -29,6 +29,8 @@ type fake struct {
 	logs func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	// down, when set, is what every method that can fail answers.
 	down error
+	// panics, when set, is what every method panics with.
+	panics string
 	// body, when set, stands in for the contents of files.
 	body func(job.Range) io.ReadCloser
 
@@ -100,6 +102,7 @@ func (f *fake) find(id job.ID) (*fakeJob, error) {
 }
 
 func (f *fake) Submit(_ context.Context, r job.Request) error {
+	f.boom()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.down != nil {
@@ -120,6 +123,7 @@ func (f *fake) Submit(_ context.Context, r job.Request) error {
 }
 
 func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
+	f.boom()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	j, err := f.find(id)
@@ -130,6 +134,7 @@ func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
 }
 
 func (f *fake) Wait(ctx context.Context, id job.ID) (job.Status, error) {
+	f.boom()
 	f.mu.Lock()
 	j, err := f.find(id)
 	f.mu.Unlock()
@@ -151,6 +156,7 @@ func (f *fake) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 }
 
 func (f *fake) Input(_ context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	f.boom()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	j, err := f.find(id)
@@ -161,6 +167,7 @@ func (f *fake) Input(_ context.Context, id job.ID, name string, part *job.Range)
 }
 
 func (f *fake) Output(_ context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
+	f.boom()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	j, err := f.find(id)
@@ -256,6 +263,7 @@ func (j *fakeJob) view(id job.ID) job.View {
 }
 
 func (f *fake) Cancel(_ context.Context, id job.ID) error {
+	f.boom()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	j, err := f.find(id)
@@ -270,10 +278,24 @@ func (f *fake) Cancel(_ context.Context, id job.ID) error {
 	return nil
 }
 
-func (f *fake) Sheep(context.Context) []job.Sheep  { return f.sheep }
-func (f *fake) Checks(context.Context) []job.Check { return f.checks }
+func (f *fake) Sheep(context.Context) []job.Sheep {
+	f.boom()
+	return f.sheep
+}
+
+func (f *fake) Checks(context.Context) []job.Check {
+	f.boom()
+	return f.checks
+}
+
+func (f *fake) boom() {
+	if f.panics != "" {
+		panic(f.panics)
+	}
+}
 
 func (f *fake) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
+	f.boom()
 	if f.logs == nil {
 		return nil, &job.UnknownSheep{Name: sheep}
 	}
@@ -286,15 +308,20 @@ func (f *fake) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadC
 }
 
 func (f *fake) PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+	f.boom()
 	if f.pull == nil {
 		return job.ErrNoModels
 	}
 	return f.pull(ctx, m, sheep, report)
 }
 
-func (f *fake) Models(context.Context) ([]job.KeptModel, error) { return f.models, f.down }
+func (f *fake) Models(context.Context) ([]job.KeptModel, error) {
+	f.boom()
+	return f.models, f.down
+}
 
 func (f *fake) RemoveModel(_ context.Context, m job.Model) error {
+	f.boom()
 	if f.down != nil {
 		return f.down
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func TestModels(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, asAdmin)
 	h.expect(h.get("/models"), 200, `{"models": []}`)
 	h.service.models = []job.KeptModel{
 		{Model: job.Model{Name: "a/b", Version: "v1"}, Reference: "r/a/b:v1", Digest: "sha256:0", Size: 5 << 40, Own: 7, LastUsed: enqueued, InUse: true},
@@ -29,7 +29,7 @@ func TestModels(t *testing.T) {
 }
 
 func TestRemoveModel(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, asAdmin)
 	for path, want := range map[string]job.Model{
 		"digits:v1": {Name: "digits", Version: "v1"}, "digits": {Name: "digits"}, "a/b:v1": {Name: "a/b", Version: "v1"},
 		"a%2Fb%3Av1": {Name: "a/b", Version: "v1"}, "a:sha256:00": {Name: "a", Version: "sha256:00"},
@@ -54,7 +54,7 @@ func TestRemoveModel(t *testing.T) {
 }
 
 func TestPull(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, asAdmin)
 	body := `{"model": {"name": "a/b", "version": "v1"}, "sheep_id": "dock"}`
 	got := h.do("POST", "/models/pull", body)
 	if got.status != 409 || !strings.Contains(got.body, "nothing to pull") {
@@ -98,7 +98,7 @@ func TestPull(t *testing.T) {
 
 // A stream tells how far it is, line by line, and ends with how it went.
 func TestPullAloud(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, asAdmin)
 	body := `{"model": {"name": "a", "version": "v1"}}`
 	step := make(chan struct{})
 	var fails error
@@ -143,7 +143,7 @@ func TestPullAloud(t *testing.T) {
 
 // A client that leaves gives the pull up.
 func TestPullIsGivenUp(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, asAdmin)
 	begun, ended := make(chan struct{}), make(chan struct{})
 	h.service.pull = func(ctx context.Context, _ job.Model, _ string, _ func(job.PullProgress)) error {
 		close(begun)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 
@@ -15,7 +16,8 @@ import (
 const trusted = 1 << 20
 
 // readBody reads a request's body of at most limit bytes. It returns
-// *http.MaxBytesError when there is more and *job.Invalid when it ends early.
+// *http.MaxBytesError when there is more, errSlowBody when the server's read timeout
+// passes and *job.Invalid when it ends early.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, &http.MaxBytesError{Limit: limit}
@@ -38,6 +40,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 			return body, nil
 		case errors.As(err, &tooLarge):
 			return nil, err
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, errSlowBody
 		case err != nil:
 			return nil, &job.Invalid{Field: "body", Problem: "ended before it was complete"}
 		}

@@ -40,11 +40,14 @@ func (s *server) routes() http.Handler {
 	router.HandleFunc("/jobs/{job_id}/result/{file:.+}", wrapper.GetResultFile).Methods(http.MethodGet)
 	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
 	router.HandleFunc("/models/{model:.+}", wrapper.RemoveModel).Methods(http.MethodDelete)
+	s.assets = make(map[string]bool)
 	for _, asset := range ui.Assets() {
+		s.assets[asset.Path] = true
 		router.Handle(asset.Path, asset).Methods(http.MethodGet)
 	}
 
 	serveHead(router)
+	router.Use(s.authorize) // of what was found: there is nothing to know of other addresses
 	return router
 }
 

@@ -66,6 +66,18 @@ type API struct {
 	// SocketGroup is the group whose members may, beside root and the daemon's
 	// own user: its name, or its number.
 	SocketGroup string `yaml:"socket_group,omitempty"`
+	// Tokens let in who shows one of them; without any, and without
+	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
+	Tokens []Token `yaml:"tokens,omitempty"`
+	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
+	// CORSOrigins are those whose pages may call; "*" is any.
+	CORSOrigins []string `yaml:"cors_origins"`
+	// RateLimit is how many requests a second one caller may make, RateBurst how
+	// many at once; 0 is no limit.
+	RateLimit float64 `yaml:"rate_limit"`
+	RateBurst int     `yaml:"rate_burst"`
+	// ReadTimeout bounds how long a request may take to come, its body included.
+	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`

@@ -40,7 +40,11 @@ func defaults(m machine) Config {
 			Host:    "0.0.0.0",
 			Port:    5000,
 			MaxBody: 64 << 20,
-			Debug:   debug == "1" || strings.EqualFold(debug, "true"),
+			// As the original does.
+			CORSOrigins: []string{"*"},
+			RateBurst:   100,
+			ReadTimeout: 5 * time.Minute,
+			Debug:       debug == "1" || strings.EqualFold(debug, "true"),
 		},
 		Containerd: Containerd{
 			Address:     "/run/containerd/containerd.sock",

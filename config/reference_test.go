@@ -33,6 +33,10 @@ func keysOf(v reflect.Value, path string, keys map[string]string) {
 				keysOf(field, key, keys)
 				continue
 			}
+			if field.Kind() == reflect.Slice && field.Type().Elem().Kind() == reflect.Struct {
+				keysOf(reflect.New(field.Type().Elem()).Elem(), key+"[]", keys)
+				continue
+			}
 			keys[key] = fmt.Sprint(value)
 		}
 	}
@@ -46,7 +50,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{}
-	row := regexp.MustCompile("(?m)^\\| `([a-z_.]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
+	row := regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
 	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
 		documented[m[1]] = m[2]
 	}
@@ -70,6 +74,14 @@ func TestReference(t *testing.T) {
 		"gpu.xids":                "none",
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",
 		"gpu.driver_capabilities": "`compute`, `utility`",
+
+		"api.tokens[].name":        "required",
+		"api.tokens[].scopes":      "required",
+		"api.cors_origins":         "`*`",
+		"api.tls.cert_file":        "required",
+		"api.tls.key_file":         "required",
+		"api.tls.clients[].name":   "required",
+		"api.tls.clients[].scopes": "required",
 
 		"containerd.allowed_mounts":  "none",
 		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",

@@ -27,7 +27,10 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprint(cmd.OutOrStdout(), loaded)
+			if _, err = fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil || !loaded.API.Open() {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
 			return err
 		},
 	})

@@ -62,7 +62,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 	stop.add(func() { lock.Close() })
-	doors, err := openDoors(cfg)
+	doors, err := openDoors(cfg, log)
 	if err != nil {
 		return err
 	}
@@ -104,10 +104,13 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	waiting, letGo := context.WithCancelCause(context.Background())
 	defer letGo(nil)
 	handler := api.New(api.Config{
-		Service: core, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
+		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
 	})
 	served := doors.serve(waiting, handler, withDebug(handler, cfg, doors.local), log)
-	log.Info("Shepherd API is available at http://" + doors.address())
+	log.Info("Shepherd API is available at " + doors.url())
+	if cfg.API.Open() {
+		log.Warn(cfg.API.OpenWarning())
+	}
 
 	ended := 0 // servers, of themselves
 	select {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,9 @@ import (
 	"github.com/iterait/shepherd/config"
 )
 
+// headerTime bounds how long the headers of a request may take to come.
+const headerTime = 10 * time.Second
+
 // doors are where the daemon is reached: the API on the network, and the same
 // with more beside it on the socket for those who administer the machine. They
 // are open, though nobody serves at them yet, before anything else starts: a
@@ -28,29 +32,39 @@ type doors struct {
 	host    string // of the network, as it was asked for
 	path    string // of the socket
 	local   access.Local
-	forget  func()
+	gate    *access.Gate
+	tls     *tls.Config // of the network; nil for none
+
+	readTime time.Duration
+	forget   func()
 
 	servers []*http.Server
 	ended   chan error
 }
 
 // openDoors listens, and notes in the state directory where.
-func openDoors(cfg *config.Config) (_ *doors, err error) {
-	d := &doors{host: cfg.API.Host, forget: func() {}}
+func openDoors(cfg *config.Config, log *slog.Logger) (_ *doors, err error) {
+	d := &doors{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), forget: func() {}}
 	defer func() {
 		if err != nil {
 			d.close()
 		}
 	}()
+	d.local.UID = uint32(os.Geteuid())
+	if d.local.Group, err = groupID(cfg.API.SocketGroup); err != nil {
+		return nil, err
+	}
+	if err := d.admit(cfg.API); err != nil {
+		return nil, err
+	}
+	if d.tls, err = tlsOf(cfg.API, log); err != nil {
+		return nil, err
+	}
 	if d.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
 		return nil, err
 	}
 	if d.path, err = filepath.Abs(cfg.API.Socket); err != nil {
 		return nil, fmt.Errorf("the socket %s: %w", cfg.API.Socket, err)
-	}
-	d.local.UID = uint32(os.Geteuid())
-	if d.local.Group, err = groupID(cfg.API.SocketGroup); err != nil {
-		return nil, err
 	}
 	if d.socket, err = access.Listen(d.path, d.local.Group); err != nil {
 		return nil, err
@@ -59,30 +73,45 @@ func openDoors(cfg *config.Config) (_ *doors, err error) {
 	return d, err
 }
 
-// address is the network's, as it is shown: the host as asked for, the port as
-// it came out.
-func (d *doors) address() string { return address(d.host, d.network) }
+// url is the network's, as it is shown: the host as asked for, the port as it
+// came out.
+func (d *doors) url() string {
+	scheme := "http"
+	if d.tls != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + address(d.host, d.network)
+}
 
 // serve begins to serve: network for all that come from there, socket for the
 // other. base is the context of every request. What it returns receives the
 // error of the first server that ends.
 func (d *doors) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
 	d.ended = make(chan error, 2)
-	for _, at := range []struct {
-		listener net.Listener
-		handler  http.Handler
-	}{{d.network, network}, {d.socket, socket}} {
+	begin := func(handler http.Handler, serve func(*http.Server) error, read, write time.Duration) {
 		server := &http.Server{
-			Handler:           at.handler,
-			ReadHeaderTimeout: 20 * time.Second,
+			Handler:           handler,
+			ReadHeaderTimeout: headerTime,
+			ReadTimeout:       read,
+			WriteTimeout:      write,
 			IdleTimeout:       2 * time.Minute,
+			MaxHeaderBytes:    64 << 10,
 			BaseContext:       func(net.Listener) context.Context { return base },
 			ConnContext:       access.Arrive,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		}
 		d.servers = append(d.servers, server)
-		go func() { d.ended <- server.Serve(at.listener) }()
+		go func() { d.ended <- serve(server) }()
 	}
+	// What takes long of itself, to wait or to be downloaded, lifts these bounds.
+	begin(network, func(server *http.Server) error {
+		if d.tls == nil {
+			return server.Serve(d.network)
+		}
+		server.TLSConfig = d.tls
+		return server.ServeTLS(d.network, "", "")
+	}, d.readTime, d.readTime+time.Minute)
+	begin(socket, func(server *http.Server) error { return server.Serve(d.socket) }, 0, 0)
 	return d.ended
 }
 

@@ -1,0 +1,157 @@
+package api
+
+import (
+	"errors"
+	"log/slog"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+
+	"github.com/iterait/shepherd/access"
+)
+
+// need is what a caller of an operation has to have.
+type need struct {
+	// scope is empty where nobody is asked: what tells no more than that the
+	// daemon is up, and the documentation.
+	scope access.Scope
+	// whole marks what shows all jobs' data at once, and so is for no tenant.
+	whole bool
+}
+
+// needs is the one table of who may do what, by method and the contract's path.
+// The contract tells it, too (x-scope and x-whole), and a test compares them.
+// What is not in the table takes the scope admin.
+var needs = map[string]need{
+	"POST /start-job":                  {scope: access.Submit},
+	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
+	"GET /jobs":                        {scope: access.Read},
+	"GET /jobs/{job_id}":               {scope: access.Read},
+	"GET /jobs/{job_id}/status":        {scope: access.Read},
+	"GET /jobs/{job_id}/ready":         {scope: access.Read},
+	"GET /jobs/{job_id}/wait_ready":    {scope: access.Read},
+	"GET /jobs/{job_id}/result":        {scope: access.Read},
+	"GET /jobs/{job_id}/result/{file}": {scope: access.Read},
+	"GET /jobs/{job_id}/input":         {scope: access.Read},
+	"GET /jobs/{job_id}/input/{file}":  {scope: access.Read},
+	"GET /status":                      {scope: access.Read},
+	"GET /sheep":                       {scope: access.Read},
+	"GET /sheep/{sheep_id}/logs":       {scope: access.Read, whole: true},
+	"GET /models":                      {scope: access.Read},
+	"POST /models/pull":                {scope: access.Admin},
+	"DELETE /models/{model}":           {scope: access.Admin},
+	"GET /version":                     {scope: access.Read},
+	"GET /healthz":                     {},
+	"GET /readyz":                      {},
+	"GET /ui":                          {},
+	"GET /apidocs":                     {},
+	"GET /spec.json":                   {},
+}
+
+// needOf is what the operation needs that a request was routed to.
+func (s *server) needOf(r *http.Request) need {
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	route := mux.CurrentRoute(r)
+	if route == nil {
+		return need{scope: access.Admin}
+	}
+	template, err := route.GetPathTemplate()
+	if err != nil {
+		return need{scope: access.Admin}
+	}
+	if s.assets[template] {
+		return need{} // the pages' scripts
+	}
+	if n, ok := needs[method+" "+strings.Replace(template, ":.+}", "}", 1)]; ok {
+		return n
+	}
+	return need{scope: access.Admin}
+}
+
+// authorize lets those pass who have what the operation needs, and has the
+// request's context know who it is.
+func (s *server) authorize(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		needed := s.needOf(r)
+		if needed.scope == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		caller, err := s.gate.Identify(r)
+		if err == nil {
+			err = s.permit(caller, needed, r)
+		}
+		if err != nil {
+			s.refuse(r, caller, err)
+			s.fail(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(access.With(r.Context(), caller)))
+	})
+}
+
+// permit says why a caller may not do what it asks for.
+func (s *server) permit(caller access.Caller, needed need, r *http.Request) error {
+	switch {
+	case !caller.May(needed.scope) && caller.Name == access.Anonymous:
+		return &access.Refused{Reason: "Only those who administer shepherd may do this: ask by its socket on the machine, or have the configuration say who else may (api.tokens)"}
+	case !caller.May(needed.scope):
+		return &access.Refused{Reason: "This needs the scope " + string(needed.scope) + ", which " + caller.Name + " does not have"}
+	case needed.whole && caller.Tenant != "":
+		return &access.Refused{Reason: "This shows the jobs of all tenants, and is for none of them"}
+	case caller.Ambient && s.foreign(r):
+		return &access.Refused{Reason: "A page of another origin may not have a browser do this with its certificate (api.cors_origins)"}
+	}
+	return nil
+}
+
+// foreign reports whether a page of an origin that is not listed by name makes a
+// browser ask for something that changes something.
+func (s *server) foreign(r *http.Request) bool {
+	if origin := r.Header.Get("Origin"); origin != "" && slices.Contains(s.origins, origin) {
+		return false
+	}
+	return new(http.CrossOriginProtection).Check(r) != nil
+}
+
+// refuse notes that someone was not let in. Nothing that was shown as a proof is
+// noted.
+func (s *server) refuse(r *http.Request, caller access.Caller, err error) {
+	level, why := slog.LevelWarn, "forbidden"
+	var unknown *access.Unknown
+	var tooMany *access.TooMany
+	switch {
+	case errors.As(err, &tooMany):
+		level, why = slog.LevelDebug, "limited" // the log is not to be flooded
+	case errors.As(err, &unknown):
+		why = "unknown"
+		if !unknown.Shown {
+			level = slog.LevelInfo
+		}
+	}
+	s.refused(why)
+	s.log.LogAttrs(r.Context(), level, "request refused", slog.String("method", r.Method), slog.String("path", r.URL.Path),
+		slog.String("client", r.RemoteAddr), slog.String("caller", caller.Name), slog.Any("error", err))
+}
+
+// challenge adds what HTTP wants beside the message of a refusal, and returns
+// after how many seconds to try again, 0 for none.
+func challenge(h http.Header, err error) (retryAfter int) {
+	var unknown *access.Unknown
+	var tooMany *access.TooMany
+	switch {
+	case errors.As(err, &unknown) && unknown.Shown:
+		h.Set("WWW-Authenticate", `Bearer realm="shepherd", error="invalid_token"`)
+	case errors.As(err, &unknown):
+		h.Set("WWW-Authenticate", `Bearer realm="shepherd"`)
+	case errors.As(err, &tooMany):
+		return max(1, int(math.Ceil(tooMany.After.Seconds())))
+	}
+	return 0
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+)
+
+// admit has the gate let in those that the configuration names, from the next
+// request on.
+func (d *doors) admit(c config.API) error {
+	rules := access.Config{Local: d.local, Rate: c.RateLimit, Burst: c.RateBurst}
+	for _, t := range c.Tokens {
+		digest, err := digestOf(t)
+		if err != nil {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+		rules.Tokens = append(rules.Tokens, access.Token{Digest: digest, Caller: callerOf(t.Name, t.Scopes, t.Tenant)})
+	}
+	if c.TLS != nil && c.TLS.ClientCAFile != "" {
+		rules.ClientCA = true
+		for _, client := range c.TLS.Clients {
+			caller := callerOf(client.Name, client.Scopes, client.Tenant)
+			caller.Ambient = true
+			rules.Certificates = append(rules.Certificates, access.Certificate{Subject: client.Name, Caller: caller})
+		}
+	}
+	d.gate.Set(rules)
+	return nil
+}
+
+func callerOf(name string, scopes []string, tenant string) access.Caller {
+	caller := access.Caller{Name: name, Tenant: tenant}
+	for _, s := range scopes {
+		caller.Scopes = append(caller.Scopes, access.Scope(s)) // the configuration was checked
+	}
+	return caller
+}
+
+// shortestToken is what a file's token has at least: 128 bits, in hexadecimal
+// digits.
+const shortestToken = 32
+
+func digestOf(t config.Token) (access.Digest, error) {
+	if t.TokenFile == "" {
+		return access.ParseDigest(t.Hash)
+	}
+	f, err := os.Open(t.TokenFile)
+	if err != nil {
+		return access.Digest{}, err
+	}
+	defer f.Close()
+	line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return access.Digest{}, fmt.Errorf("read %s: %w", t.TokenFile, err)
+	}
+	token := strings.TrimSpace(line)
+	if len(token) < shortestToken {
+		return access.Digest{}, fmt.Errorf("the first line of %s is shorter than %d characters: a token that can be guessed lets everyone in; make one with `shepherdd token new`", t.TokenFile, shortestToken)
+	}
+	return access.DigestOf(token), nil
+}
+
+// tlsOf is how the network is encrypted; nil for not at all. Where there are no
+// tokens, a certificate is the only way in, and is asked for before anything
+// else is said.
+func tlsOf(c config.API, log *slog.Logger) (*tls.Config, error) {
+	if c.TLS == nil {
+		return nil, nil
+	}
+	return access.TLS{
+		CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile, ClientCAFile: c.TLS.ClientCAFile,
+		Required: len(c.Tokens) == 0, Log: log,
+	}.Server()
+}

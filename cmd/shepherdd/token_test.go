@@ -1,0 +1,72 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+)
+
+// What the command prints is a configuration that lets the token in.
+func TestTokenNew(t *testing.T) {
+	var out, told bytes.Buffer
+	root := rootCommand("shepherdd")
+	root.SetArgs([]string{"token", "new", "--name", "farm", "--scope", "read,submit", "--tenant", "wool"})
+	root.SetOut(&out)
+	root.SetErr(&told)
+	if err := root.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	token := strings.TrimSpace(out.String())
+	if strings.Contains(told.String(), token) {
+		t.Error("the token stands where it may be kept")
+	}
+	_, lines, ok := strings.Cut(told.String(), "\n\n")
+	if !ok {
+		t.Fatalf("told %s", &told)
+	}
+	file := filepath.Join(t.TempDir(), "c.yml")
+	if err := os.WriteFile(file, []byte("data_root: /tmp/x\nsheep: {}\napi:\n  tokens:\n"+lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Loader{}.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.API.Tokens; len(got) != 1 || got[0].Name != "farm" || got[0].Hash != access.DigestOf(token).String() || got[0].Tenant != "wool" || len(got[0].Scopes) != 2 {
+		t.Errorf("%+v", got)
+	}
+	root.SetArgs([]string{"token", "new", "--scope", "everything"})
+	var usage *usageError
+	if err := root.Execute(); !errors.As(err, &usage) {
+		t.Errorf("an unknown scope: %v", err)
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	token := access.NewToken()
+	file := filepath.Join(t.TempDir(), "token")
+	for text, want := range map[string]string{
+		token: "", token + "\n": "", "  " + token + "\r\nmore\n": "",
+		"": "shorter than", "short\n": "shorter than", "\n" + token: "shorter than",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		digest, err := digestOf(config.Token{TokenFile: file})
+		if want == "" && (err != nil || digest != access.DigestOf(token)) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, %v", text, digest, err)
+		}
+	}
+	dir := t.TempDir()
+	_, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "s"), Tokens: []config.Token{{Name: "farm", TokenFile: dir + "/none"}}}}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "token farm") {
+		t.Errorf("without the file: %v", err)
+	}
+}

@@ -1,0 +1,224 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Token lets someone in who shows it.
+type Token struct {
+	Name string `yaml:"name"`
+	// Hash is the token's: sha256: and 64 hexadecimal digits. It is no secret,
+	// since nobody can guess what it is the hash of; what stands in its place by
+	// mistake may be one, and is not shown.
+	Hash string `yaml:"hash,omitempty"`
+	// TokenFile holds the token itself in its first line, instead.
+	TokenFile string   `yaml:"token_file,omitempty"`
+	Scopes    []string `yaml:"scopes"`
+	Tenant    string   `yaml:"tenant,omitempty"`
+}
+
+// TLS is how the API is encrypted.
+type TLS struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// ClientCAFile holds the authorities of clients' certificates.
+	ClientCAFile string `yaml:"client_ca_file,omitempty"`
+	// Clients are those with certificates of these authorities that are let in;
+	// where there are none, all are.
+	Clients []TLSClient `yaml:"clients,omitempty"`
+}
+
+// TLSClient lets someone in who shows a certificate with that name.
+type TLSClient struct {
+	Name   string   `yaml:"name"`
+	Scopes []string `yaml:"scopes"`
+	Tenant string   `yaml:"tenant,omitempty"`
+}
+
+// AsksClients says that clients have to say who they are.
+func (a API) AsksClients() bool {
+	return len(a.Tokens) > 0 || a.TLS != nil && a.TLS.ClientCAFile != ""
+}
+
+// Open says that the API listens to the network and asks nobody who it is.
+func (a API) Open() bool {
+	ip, err := netip.ParseAddr(a.Host)
+	loopback := err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
+	return !loopback && !a.AsksClients()
+}
+
+// OpenWarning is what to say where Open is true.
+func (a API) OpenWarning() string {
+	return fmt.Sprintf("Anyone who reaches port %d on this machine's network may submit jobs and read all results. "+
+		"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port)
+}
+
+var scopeWords = []string{"submit", "read", "admin"}
+
+// access checks who gets in.
+func (ch *checker) access() {
+	ch.expect(ch.API.RateLimit >= 0, "api.rate_limit", "a number of requests a second, or 0 for no limit")
+	ch.expect(ch.API.RateBurst > 0, "api.rate_burst", "a whole number, 1 or more")
+	ch.expect(ch.API.ReadTimeout > 0, "api.read_timeout", "a duration longer than 0")
+	if n := ch.at("api.cors_origins"); n != nil {
+		for i, origin := range ch.API.CORSOrigins {
+			ch.item(n, i, "api.cors_origins", originProblem(origin))
+		}
+	}
+	ch.tokens()
+	ch.tls()
+}
+
+// item reports what is wrong with one of a list; an empty problem is none.
+func (ch *checker) item(list *node, i int, path, problem string) {
+	if problem == "" || i >= len(list.items) {
+		return
+	}
+	n := list.items[i]
+	if path = fmt.Sprintf("%s[%d]", path, i); !ch.problems.cover(n, path) {
+		ch.wrong(n, path, "%s", problem)
+	}
+}
+
+// within reports what is wrong with a key of one of a list of mappings.
+func (ch *checker) within(list *node, i int, path, key, problem string) {
+	if problem == "" || i >= len(list.items) {
+		return
+	}
+	n := list.items[i]
+	path = fmt.Sprintf("%s[%d]", path, i)
+	if ch.problems.cover(n, path) {
+		return
+	}
+	if value := n.get(key); value != nil {
+		n = value
+	}
+	if path = below(path, key); !ch.problems.cover(n, path) {
+		ch.wrong(n, path, "%s", problem)
+	}
+}
+
+func (ch *checker) tokens() {
+	const path = "api.tokens"
+	list := ch.at(path)
+	if list == nil {
+		return
+	}
+	names := map[string]bool{}
+	hashes := map[string]bool{}
+	for i, t := range ch.API.Tokens {
+		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
+		wrong("name", nameProblem("token", t.Name, names))
+		wrong("scopes", scopesProblem(t.Scopes))
+		wrong("tenant", tenantProblem(t.Tenant, t.Scopes))
+		switch {
+		case t.Hash == "" && t.TokenFile == "":
+			wrong("hash", "required key is missing or has no value; expected the hash of the token, as `shepherdd token new` prints, or token_file")
+		case t.Hash != "" && t.TokenFile != "":
+			wrong("token_file", "is there beside hash; remove one of them")
+		case t.TokenFile != "" && !filepath.IsAbs(t.TokenFile):
+			wrong("token_file", "expected an absolute path")
+		case t.Hash != "" && !validHash(t.Hash):
+			wrong("hash", "not the hash of a token; expected sha256: and 64 hexadecimal digits, as `shepherdd token new` prints")
+		case t.Hash != "" && hashes[strings.ToLower(t.Hash)]:
+			wrong("hash", "is that of another token, too; every token has its own")
+		}
+		hashes[strings.ToLower(t.Hash)] = true
+	}
+}
+
+func validHash(s string) bool {
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	return ok && len(digits) == 64 && strings.Trim(digits, "0123456789abcdefABCDEF") == ""
+}
+
+func (ch *checker) tls() {
+	t := ch.API.TLS
+	if t == nil {
+		return
+	}
+	ch.missing("api.tls.cert_file", "the path of the API's certificate in PEM form")
+	ch.missing("api.tls.key_file", "the path of the certificate's key in PEM form")
+	for _, f := range []struct{ key, path string }{
+		{"api.tls.cert_file", t.CertFile}, {"api.tls.key_file", t.KeyFile}, {"api.tls.client_ca_file", t.ClientCAFile},
+	} {
+		ch.notEmpty(f.key, f.path == "")
+		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
+	}
+	const path = "api.tls.clients"
+	list := ch.at(path)
+	if list == nil {
+		return
+	}
+	if t.ClientCAFile == "" {
+		ch.reject(path, "needs api.tls.client_ca_file, the authorities of the clients' certificates")
+	}
+	names := map[string]bool{}
+	for i, c := range t.Clients {
+		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
+		problem := ""
+		switch {
+		case c.Name == "":
+			problem = "required key is missing or has no value; expected a name of the certificate"
+		case names[c.Name]:
+			problem = "is that of another client, too"
+		}
+		names[c.Name] = true
+		wrong("name", problem)
+		wrong("scopes", scopesProblem(c.Scopes))
+		wrong("tenant", tenantProblem(c.Tenant, c.Scopes))
+	}
+}
+
+func nameProblem(what, name string, taken map[string]bool) string {
+	defer func() { taken[name] = true }()
+	switch {
+	case name == "":
+		return "required key is missing or has no value; expected a name for the " + what
+	case !nodeName.MatchString(name) || len(name) > 63:
+		return "expected a name: 1 to 63 of A-Z, a-z, 0-9, _, . and -, a letter or digit first"
+	case taken[name]:
+		return "is the name of another " + what + ", too"
+	}
+	return ""
+}
+
+func scopesProblem(scopes []string) string {
+	unknown := func(s string) bool { return !slices.Contains(scopeWords, s) }
+	if len(scopes) == 0 || slices.ContainsFunc(scopes, unknown) {
+		return "expected a list of one or more of submit, read, admin"
+	}
+	return ""
+}
+
+func tenantProblem(tenant string, scopes []string) string {
+	switch {
+	case tenant == "":
+		return ""
+	case !nodeName.MatchString(tenant) || len(tenant) > 63:
+		return "expected a name: 1 to 63 of A-Z, a-z, 0-9, _, . and -, a letter or digit first"
+	case slices.Contains(scopes, "admin"):
+		return "a tenant sees its own jobs only, and who administers sees all; remove tenant, or the scope admin"
+	}
+	return ""
+}
+
+// originProblem says what is wrong with an origin, which is what a browser sends
+// and is compared as it is.
+func originProblem(origin string) string {
+	const expected = "expected an origin as browsers send it, such as https://app.example.com, or *"
+	if origin == "*" {
+		return ""
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		origin != strings.ToLower(origin) {
+		return expected
+	}
+	return ""
+}
