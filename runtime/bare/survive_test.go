@@ -455,3 +455,31 @@ func TestProcessesAreSortedByWorld(t *testing.T) {
 	}
 	h.Slaughter()
 }
+
+// A sheep that is not configured any more is stopped and removed; the others stay.
+func TestSheepThatIsGone(t *testing.T) {
+	w := newWorld(t)
+	w.addModel(t, model, "")
+	h := w.inherit(t)
+	h.Load()
+	pid := h.Run()
+	h.Sheep.Detach()
+	if err := h.Wait(); !errors.Is(err, runtime.ErrDetached) {
+		t.Fatal(err)
+	}
+	driver := w.driver(slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err := driver.Begin(t.Context(), []string{runtimetest.Sheep, "polly"}); err != nil {
+		t.Error(err)
+	}
+	if !slices.Contains(w.processes(t), pid) {
+		t.Error("the runner of a configured sheep is gone")
+	}
+	if err := driver.Begin(t.Context(), []string{"polly"}); err != nil {
+		t.Error(err)
+	}
+	awaitGone(t, pid)
+	h.Close()
+	if _, err := os.Stat(filepath.Join(w.stateDir(), runtimetest.Sheep)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its state is still there: %v", err)
+	}
+}
