@@ -90,7 +90,15 @@ func rootCommand(name string) *cobra.Command {
 	f.StringVarP(&o.config, "config", "c", "", "configuration file (required)")
 	f.StringVarP(&o.host, "host", "h", "0.0.0.0", "address the API listens on")
 	f.IntVarP(&o.port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
-	root.AddCommand(configCommand(), modelsCommand(), sandboxCommand(), tokenCommand(), versionCommand(), generateCommand())
+	root.AddCommand(
+		configCommand(),
+		generateCommand(),
+		jobsCommand(),
+		modelsCommand(),
+		sandboxCommand(),
+		tokenCommand(),
+		versionCommand(),
+	)
 	return root
 }
 
