@@ -13,6 +13,27 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for GPUHealth.
+const (
+	Ok      GPUHealth = "ok"
+	Out     GPUHealth = "out"
+	Unknown GPUHealth = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the GPUHealth enum.
+func (e GPUHealth) Valid() bool {
+	switch e {
+	case Ok:
+		return true
+	case Out:
+		return true
+	case Unknown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListJobsParamsState.
 const (
 	Cancelled  ListJobsParamsState = "cancelled"
@@ -47,6 +68,26 @@ type Check struct {
 	Ready   bool    `json:"ready"`
 }
 
+// DeviceUser defines model for DeviceUser.
+type DeviceUser struct {
+	// Budget What it may take of the memory, in bytes; null for all
+	Budget *int64 `json:"budget"`
+
+	// Instance The UUID of the MIG instance that it has; null for the whole GPU
+	Instance *string `json:"instance"`
+
+	// Job The job that its runner has
+	Job   *string `json:"job"`
+	Model Model   `json:"model"`
+
+	// Name The sheep's
+	Name   string `json:"name"`
+	Shared bool   `json:"shared"`
+
+	// Used What its runner has of the memory, in bytes
+	Used int64 `json:"used"`
+}
+
 // Error defines model for Error.
 type Error struct {
 	// Detail The cause, told only by a daemon in debug mode
@@ -60,6 +101,89 @@ type Failure struct {
 	ExceptionTraceback *string `json:"exception_traceback"`
 	ExceptionType      *string `json:"exception_type"`
 	Message            string  `json:"message"`
+}
+
+// GPU defines model for GPU.
+type GPU struct {
+	// Detail Why it is out, or why it is not known how it fares
+	Detail *string `json:"detail"`
+
+	// Foreign Processes on it that are not shepherd's
+	Foreign []GPUProcess `json:"foreign"`
+
+	// Health `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+	Health GPUHealth `json:"health"`
+
+	// Index That of nvidia-smi
+	Index int `json:"index"`
+
+	// Memory In all, in bytes
+	Memory int64 `json:"memory"`
+
+	// Name Example: NVIDIA A100-SXM4-80GB
+	Name string `json:"name"`
+
+	// OutSince Example: 2026-11-22T10:08:03.942214
+	OutSince *Time `json:"out_since"`
+
+	// Power In watts
+	Power *float64 `json:"power"`
+
+	// RetestAt Example: 2026-11-22T10:08:03.942214
+	RetestAt *Time `json:"retest_at"`
+
+	// Sheep Those with a share of it
+	Sheep []DeviceUser `json:"sheep"`
+
+	// Temperature In degrees Celsius
+	Temperature *int `json:"temperature"`
+
+	// UncorrectableErrors Uncorrectable ECC errors since the driver was loaded
+	UncorrectableErrors *int64 `json:"uncorrectable_errors"`
+
+	// Used Of the memory, in bytes
+	Used int64 `json:"used"`
+
+	// Utilization Percent of the last period in which the GPU worked
+	Utilization *int `json:"utilization"`
+
+	// Uuid Example: GPU-8932f937-d72c-4106-c12f-20bd9faed9f6
+	Uuid string `json:"uuid"`
+}
+
+// GPUHealth `out`: it runs no jobs and is tested again; `unknown`: the driver does not tell, and it runs jobs
+type GPUHealth string
+
+// GPUList defines model for GPUList.
+type GPUList struct {
+	// Cuda The newest CUDA that the driver serves
+	//
+	// Example: 12.4
+	Cuda *string `json:"cuda"`
+
+	// Driver The driver's version
+	//
+	// Example: 550.54.15
+	Driver *string `json:"driver"`
+	Gpus   []GPU   `json:"gpus"`
+
+	// Others Devices of sheep that NVIDIA's driver does not tell of
+	Others []OtherDevice `json:"others"`
+
+	// Trouble Why it is not known how the GPUs fare; null where it is
+	Trouble *string `json:"trouble"`
+}
+
+// GPUProcess defines model for GPUProcess.
+type GPUProcess struct {
+	// Name Example: python3
+	Name string `json:"name"`
+
+	// Pid In the host's namespace
+	Pid int `json:"pid"`
+
+	// Used In bytes
+	Used int64 `json:"used"`
 }
 
 // GPUUsage What the job used of GPUs, once it has ended on a sheep that has any
@@ -151,6 +275,13 @@ type Model struct {
 // ModelList defines model for ModelList.
 type ModelList struct {
 	Models []KeptModel `json:"models"`
+}
+
+// OtherDevice defines model for OtherDevice.
+type OtherDevice struct {
+	// Name Example: amd.com/gpu=0
+	Name  string       `json:"name"`
+	Sheep []DeviceUser `json:"sheep"`
 }
 
 // PullProgress defines model for PullProgress.
@@ -379,6 +510,9 @@ type ServerInterface interface {
 	// GetAPIDocs This contract in ReDoc, to read
 	// (GET /apidocs)
 	GetAPIDocs(w http.ResponseWriter, r *http.Request)
+	// ListGPUs The machine's GPUs, and who has them
+	// (GET /gpus)
+	ListGPUs(w http.ResponseWriter, r *http.Request)
 	// GetHealth Whether the daemon is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
@@ -461,6 +595,20 @@ func (siw *ServerInterfaceWrapper) GetAPIDocs(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAPIDocs(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListGPUs operation middleware
+func (siw *ServerInterfaceWrapper) ListGPUs(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListGPUs(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1201,6 +1349,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/status", wrapper.GetStatus).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/sheep", wrapper.ListSheep).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/gpus", wrapper.ListGPUs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/logs", wrapper.GetSheepLogs).Methods(http.MethodGet)
 

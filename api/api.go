@@ -116,6 +116,9 @@ type Config struct {
 	// Debug tells clients what they otherwise never see: runners' tracebacks
 	// and the causes of the daemon's own errors.
 	Debug bool
+	// GPUs is what is known of the machine's GPUs; nil where there are none. It
+	// is called by many goroutines at once and returns soon after ctx ends.
+	GPUs func(ctx context.Context) job.GPUs
 	// Version and Commit are what /version answers.
 	Version, Commit string
 	// Log receives the daemon's own errors and, at debug level, every request.
@@ -145,6 +148,9 @@ func New(c Config) http.Handler {
 	if s.maxWait <= 0 {
 		s.maxWait = DefaultMaxWait
 	}
+	if s.gpus = c.GPUs; s.gpus == nil {
+		s.gpus = func(context.Context) job.GPUs { return job.GPUs{} }
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -158,6 +164,7 @@ type server struct {
 	maxWait time.Duration
 	debug   bool
 	version Version
+	gpus    func(context.Context) job.GPUs
 	log     *slog.Logger
 
 	gate    *access.Gate

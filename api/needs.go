@@ -40,6 +40,7 @@ var needs = map[string]need{
 	"GET /status":                      {scope: access.Read},
 	"GET /sheep":                       {scope: access.Read},
 	"GET /sheep/{sheep_id}/logs":       {scope: access.Read, whole: true},
+	"GET /gpus":                        {scope: access.Read, whole: true},
 	"GET /models":                      {scope: access.Read},
 	"POST /models/pull":                {scope: access.Admin},
 	"DELETE /models/{model}":           {scope: access.Admin},

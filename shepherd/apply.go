@@ -59,7 +59,7 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 	if err != nil {
 		for _, c := range changes {
 			if c.after != nil {
-				s.close(ctx, c.after.name, c.after.sheep)
+				s.close(ctx, c.after)
 			}
 		}
 		return err
@@ -83,14 +83,14 @@ type change struct{ before, after *lane }
 func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	if c.before != nil {
 		c.before.retire(drain, errSheepChanged)
-		s.close(ctx, c.before.name, c.before.sheep)
+		s.close(ctx, c.before)
 		s.log.Info("Sheep has ended", "sheep", c.before.name)
 	}
 	switch {
 	case c.after == nil:
 		s.flock.replace(c.before, nil)
 	case s.admitting() != nil:
-		s.close(ctx, c.after.name, c.after.sheep)
+		s.close(ctx, c.after)
 		s.flock.replace(c.before, nil)
 	default:
 		byHolder, err := s.held(ctx)

@@ -76,6 +76,9 @@ type Devices interface {
 	// State says in words what keeps the sheep from its devices; empty when
 	// nothing does.
 	State() string
+
+	// Close gives the share back, when the sheep has ended.
+	Close()
 }
 
 // deviceError is why a job's context ends when a device of its sheep is out.

@@ -177,6 +177,12 @@ func (s *scripted) End(id job.ID, _ time.Time, failed bool) <-chan job.Account {
 
 func (s *scripted) State() string { return "as scripted" }
 
+func (s *scripted) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note("closed")
+}
+
 func (p *pen) lend(sheep string) *scripted {
 	s := newScripted()
 	if p.devices == nil {
@@ -213,7 +219,7 @@ func TestDevicesAreAskedFor(t *testing.T) {
 		t.Errorf("the sheep's detail is %q", got)
 	}
 	p.stop()
-	const want = "request prepare started begin end done request begin end done stopped"
+	const want = "request prepare started begin end done request begin end done stopped closed"
 	if got := devices.noted(); got != want {
 		t.Errorf("the devices were told %q, want %q", got, want)
 	}

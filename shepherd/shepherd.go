@@ -288,17 +288,20 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 			s.background.Wait()
 		}
 		for _, l := range s.flock.all() {
-			s.close(ctx, l.name, l.sheep)
+			s.close(ctx, l)
 		}
 	})
 }
 
 // close lets go of a sheep that is not used any more.
-func (s *Shepherd) close(ctx context.Context, name string, sheep runtime.Sheep) {
+func (s *Shepherd) close(ctx context.Context, l *lane) {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := sheep.Close(closing); err != nil {
-		s.log.Warn("Cannot close a sheep", "sheep", name, "error", err)
+	if err := l.sheep.Close(closing); err != nil {
+		s.log.Warn("Cannot close a sheep", "sheep", l.name, "error", err)
+	}
+	if l.devices != nil {
+		l.devices.Close()
 	}
 }
 

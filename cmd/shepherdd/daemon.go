@@ -81,7 +81,11 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 
-	members, types, err := gather(drain, environmentOf(cfg, node, records, log), &stop)
+	lent, err := openGPUs(drain, cfg, log, &stop)
+	if err != nil {
+		return err
+	}
+	members, types, err := gather(drain, environmentOf(cfg, node, records, lent, log), &stop)
 	if err != nil {
 		return err
 	}
@@ -104,7 +108,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	waiting, letGo := context.WithCancelCause(context.Background())
 	defer letGo(nil)
 	handler := api.New(api.Config{
-		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, Version: v, Commit: c, Log: log,
+		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs, Version: v, Commit: c, Log: log,
 	})
 	served := doors.serve(waiting, handler, withDebug(handler, cfg, doors.local), log)
 	log.Info("Shepherd API is available at " + doors.url())
@@ -220,9 +224,9 @@ func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, lo
 }
 
 // environmentOf is what sheep types are made from.
-func environmentOf(cfg *config.Config, node string, records ledger.Ledger, log *slog.Logger) *environment {
+func environmentOf(cfg *config.Config, node string, records ledger.Ledger, lent *gpus, log *slog.Logger) *environment {
 	needed := func(ctx context.Context) ([]job.Model, error) { return shepherd.NeededModels(ctx, records) }
-	return &environment{config: cfg, node: node, needed: needed, log: log}
+	return &environment{config: cfg, node: node, needed: needed, gpus: lent, log: log}
 }
 
 // gather makes the sheep types, by name, and the configured sheep.
@@ -249,7 +253,11 @@ func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Me
 		}
 		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
 		keeper, _ := driver.(runtime.ModelKeeper)
-		members = append(members, shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper})
+		member := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
+		if env.gpus != nil {
+			member.Devices = env.gpus.lend(s)
+		}
+		members = append(members, member)
 	}
 	return members, types, nil
 }

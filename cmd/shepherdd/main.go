@@ -93,6 +93,7 @@ func rootCommand(name string) *cobra.Command {
 	root.AddCommand(
 		configCommand(),
 		generateCommand(),
+		gpusCommand(),
 		jobsCommand(),
 		modelsCommand(),
 		sandboxCommand(),

@@ -25,6 +25,7 @@ type environment struct {
 	config *config.Config
 	node   string
 	needed func(context.Context) ([]job.Model, error)
+	gpus   *gpus // nil where a configuration is only checked
 	log    *slog.Logger
 }
 
@@ -36,11 +37,15 @@ func sheepTypes() plugin.Registry {
 		ID:   "bare",
 		InitFn: func(ic *plugin.InitContext) (any, error) {
 			env := ic.Config.(*environment)
-			return bare.New(bare.Config{
+			cfg := bare.Config{
 				DataRoot: env.config.DataRoot,
 				StateDir: filepath.Join(env.config.StateDir, "sheep"),
 				Log:      env.log,
-			}), nil
+			}
+			if env.gpus != nil {
+				cfg.GPUs = env.gpus.of
+			}
+			return bare.New(cfg), nil
 		},
 	}).Register(&plugin.Registration{
 		Type:   sheepPlugin,

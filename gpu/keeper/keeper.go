@@ -28,14 +28,12 @@ package keeper
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/iterait/shepherd/gpu"
-	"github.com/iterait/shepherd/job"
 )
 
 // Source is the driver, as package gpu's Helper asks it.
@@ -161,26 +159,27 @@ func (k *Keeper) Close() {
 	k.run.Wait()
 }
 
-// errNothing says that a share has no device.
-var errNothing = errors.New("a sheep without devices needs no lease")
-
-// Lend makes a lease of a sheep's share. Close gives it back.
-func (k *Keeper) Lend(s Share) (*Lease, error) {
-	if len(s.Devices) == 0 {
-		return nil, errNothing
-	}
+// Lend makes a lease of a sheep's share, which may be empty until Assign. The
+// lease's Close gives it back.
+func (k *Keeper) Lend(s Share) *Lease {
 	l := &Lease{k: k, share: s, yield: make(chan struct{}, 1), fault: make(chan struct{}), used: time.Now()}
 	k.change(func() {
-		for _, g := range s.Devices {
-			if g.GPU != nil {
-				k.know(*g.GPU)
-			}
-		}
 		k.leases = append(k.leases, l)
-		k.bind()
+		k.assign(l, s.Devices)
 		l.told = k.admission(l)
 	})
-	return l, nil
+	return l
+}
+
+// assign makes these the lease's devices.
+func (k *Keeper) assign(l *Lease, devices []gpu.Grant) {
+	l.share.Devices = devices
+	for _, g := range devices {
+		if g.GPU != nil {
+			k.know(*g.GPU)
+		}
+	}
+	k.bind()
 }
 
 // change does something to what is known and settles what follows from it.
@@ -202,13 +201,6 @@ func (k *Keeper) change(do func()) {
 	for _, tell := range told {
 		tell()
 	}
-}
-
-// Keeps says whether any sheep has devices.
-func (k *Keeper) Keeps() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return len(k.leases) > 0
 }
 
 // device is a GPU, or a MIG instance of one, that sheep have a share of.
@@ -233,13 +225,6 @@ func (k *Keeper) bind() {
 			d = known[d.key]
 			if !slices.Contains(devices, d) {
 				devices = append(devices, d)
-			}
-		}
-		for i, d := range devices { // what was seen of it stays so
-			for _, before := range l.devices {
-				if before.key == d.key {
-					known[d.key], devices[i] = before, before
-				}
 			}
 		}
 		l.devices = devices
@@ -286,8 +271,3 @@ type request struct {
 	has     bool // it was granted
 	over    bool
 }
-
-var _ interface { // shepherd.Devices, which this package does not know
-	Admission() job.Admission
-	Request() (<-chan error, func())
-} = (*Lease)(nil)

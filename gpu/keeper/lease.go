@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -53,6 +54,9 @@ type account struct {
 	told  chan job.Account
 	timer *time.Timer
 }
+
+// Assign makes these the lease's devices, where they were not known before.
+func (l *Lease) Assign(devices []gpu.Grant) { l.k.change(func() { l.k.assign(l, devices) }) }
 
 // Close gives the lease back when nothing of its sheep is left.
 func (l *Lease) Close() {

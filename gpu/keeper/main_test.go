@@ -147,15 +147,6 @@ func (k *Keeper) await(t *testing.T, what string, so func() bool) {
 	}
 }
 
-func (k *Keeper) lend(t *testing.T, s Share) *Lease {
-	t.Helper()
-	l, err := k.Lend(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
 // granted says whether a request is, now.
 func granted(ch <-chan error) bool { return len(ch) > 0 }
 

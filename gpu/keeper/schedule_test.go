@@ -17,9 +17,9 @@ import (
 
 func TestOneAtATime(t *testing.T) {
 	k := open(t, Config{Turn: time.Hour, Linger: time.Nanosecond})
-	a := k.lend(t, Share{Sheep: "a", Devices: grants(card0), Shared: true})
-	b := k.lend(t, Share{Sheep: "b", Devices: grants(card0), Shared: true})
-	other := k.lend(t, Share{Sheep: "other", Devices: grants(card1)})
+	a := k.Lend(Share{Sheep: "a", Devices: grants(card0), Shared: true})
+	b := k.Lend(Share{Sheep: "b", Devices: grants(card0), Shared: true})
+	other := k.Lend(Share{Sheep: "other", Devices: grants(card1)})
 	var notified int
 	b.Notify(func() { notified++ })
 
@@ -64,8 +64,8 @@ func TestOneAtATime(t *testing.T) {
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := open(t, Config{Turn: time.Minute, Linger: time.Second})
-		a := k.lend(t, Share{Sheep: "a", Devices: grants(card0), Shared: true})
-		b := k.lend(t, Share{Sheep: "b", Devices: grants(card0), Shared: true})
+		a := k.Lend(Share{Sheep: "a", Devices: grants(card0), Shared: true})
+		b := k.Lend(Share{Sheep: "b", Devices: grants(card0), Shared: true})
 		doneA := run(t, a, "m", 1)
 		chB, doneB := b.Request()
 		for range 3 { // one job after another, as long as the turn lasts
@@ -111,7 +111,7 @@ func TestTurns(t *testing.T) {
 func TestBudgets(t *testing.T) {
 	k := open(t, Config{Turn: time.Nanosecond})
 	share := func(name string, memory int64) *Lease {
-		return k.lend(t, Share{Sheep: name, Devices: grants(card0), Shared: true, Memory: memory * gib})
+		return k.Lend(Share{Sheep: name, Devices: grants(card0), Shared: true, Memory: memory * gib})
 	}
 	a, b, c, whole := share("a", 30), share("b", 30), share("c", 30), share("whole", 0)
 	run(t, a, "m", 1)()
@@ -152,10 +152,10 @@ func TestBudgets(t *testing.T) {
 // need one, and hold neither while it waits.
 func TestNobodyPasses(t *testing.T) {
 	k := open(t, Config{Turn: time.Nanosecond})
-	a := k.lend(t, Share{Sheep: "a", Devices: grants(card0), Shared: true})
-	b := k.lend(t, Share{Sheep: "b", Devices: grants(card1), Shared: true})
-	both := k.lend(t, Share{Sheep: "both", Devices: grants(card0, card1), Shared: true})
-	c := k.lend(t, Share{Sheep: "c", Devices: grants(card1), Shared: true})
+	a := k.Lend(Share{Sheep: "a", Devices: grants(card0), Shared: true})
+	b := k.Lend(Share{Sheep: "b", Devices: grants(card1), Shared: true})
+	both := k.Lend(Share{Sheep: "both", Devices: grants(card0, card1), Shared: true})
+	c := k.Lend(Share{Sheep: "c", Devices: grants(card1), Shared: true})
 	doneA, doneB := run(t, a, "m", 1), run(t, b, "m", 2)
 	chBoth, doneBoth := both.Request()
 	chC, doneC := c.Request()
@@ -191,8 +191,8 @@ func TestNobodyPasses(t *testing.T) {
 
 func TestHold(t *testing.T) {
 	k := open(t, Config{Turn: time.Hour, Linger: time.Hour})
-	a := k.lend(t, Share{Sheep: "a", Devices: grants(card0), Shared: true})
-	b := k.lend(t, Share{Sheep: "b", Devices: grants(card0), Shared: true})
+	a := k.Lend(Share{Sheep: "a", Devices: grants(card0), Shared: true})
+	b := k.Lend(Share{Sheep: "b", Devices: grants(card0), Shared: true})
 	a.Started(job.Model{Name: "m"}, 0) // found up
 	if _, ok := b.Hold(); ok {
 		t.Fatal("b holds what a has")
@@ -224,9 +224,9 @@ func TestWithoutDriver(t *testing.T) {
 	k := open(t, Config{Turn: time.Hour})
 	node := gpu.Grant{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "0", Node: true}}
 	name := gpu.Grant{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "0"}}
-	a := k.lend(t, Share{Sheep: "a", Devices: []gpu.Grant{node}, Shared: true, Memory: gib})
-	b := k.lend(t, Share{Sheep: "b", Devices: []gpu.Grant{name}, Shared: true, Memory: gib})
-	amd := k.lend(t, Share{Sheep: "amd", Devices: []gpu.Grant{{Device: gpu.Device{Kind: gpu.AMD, Name: "0"}}}})
+	a := k.Lend(Share{Sheep: "a", Devices: []gpu.Grant{node}, Shared: true, Memory: gib})
+	b := k.Lend(Share{Sheep: "b", Devices: []gpu.Grant{name}, Shared: true, Memory: gib})
+	amd := k.Lend(Share{Sheep: "amd", Devices: []gpu.Grant{{Device: gpu.Device{Kind: gpu.AMD, Name: "0"}}}})
 	done := run(t, a, "m", 1)
 	if ch, _ := b.Request(); granted(ch) {
 		t.Error("how much memory there is is not known: sheep are alone")
@@ -255,7 +255,7 @@ type work struct{ pause, lasts time.Duration }
 const stopping = 2 * time.Second // how long a fake runner takes to end
 
 // play runs the scenario in made-up time and says what went wrong.
-func play(t *testing.T, s scenario) (wrong []string) {
+func play(s scenario) (wrong []string) {
 	k := New(Config{Source: newDriver(), Turn: s.turn})
 	defer k.Close()
 	var mu sync.Mutex
@@ -306,10 +306,7 @@ func play(t *testing.T, s scenario) (wrong []string) {
 	var finished sync.WaitGroup
 	over := make(chan struct{})
 	for i, p := range s.sheep {
-		l, err := k.Lend(Share{Sheep: fmt.Sprint(i), Devices: grants(p.cards...), Shared: true, Memory: p.memory})
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := k.Lend(Share{Sheep: fmt.Sprint(i), Devices: grants(p.cards...), Shared: true, Memory: p.memory})
 		finished.Add(1)
 		flock.Go(func() {
 			up := false
@@ -400,9 +397,22 @@ func TestFlock(t *testing.T) {
 			s.sheep = append(s.sheep, p)
 		}
 		var wrong []string
-		synctest.Test(t, func(t *testing.T) { wrong = play(t, s) })
+		synctest.Test(t, func(*testing.T) { wrong = play(s) })
 		if len(wrong) > 0 {
 			r.Fatalf("%s", strings.Join(slices.Compact(wrong), "\n"))
 		}
 	})
+}
+
+// TestAssign has a sheep's GPUs be chosen when the driver is there to ask.
+func TestAssign(t *testing.T) {
+	k := open(t, Config{Turn: time.Hour})
+	a := k.Lend(Share{Sheep: "a", Shared: true})
+	b := k.Lend(Share{Sheep: "b", Devices: grants(card0), Shared: true})
+	take(t, a)()
+	a.Assign(grants(card0))
+	defer take(t, a)()
+	if ch, _ := b.Request(); granted(ch) {
+		t.Error("both have the GPU")
+	}
 }
