@@ -49,6 +49,7 @@ type class struct {
 var classes = []class{
 	{status: http.StatusUnauthorized, match: as[*access.Unknown]},
 	{status: http.StatusForbidden, match: as[*access.Refused]},
+	{status: http.StatusForbidden, match: as[*job.Untrusted]},
 	{status: http.StatusTooManyRequests, match: as[*access.TooMany]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},

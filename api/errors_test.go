@@ -54,6 +54,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(&job.Unavailable{Service: "storage", Problem: "is not reachable", Cause: errdefs.ErrUnavailable}), 503, "The storage is not reachable; try again later", "5", true},
 		{wrap(&access.Unknown{Reason: "who?"}), 401, "who?", "", false},
 		{wrap(&access.Refused{Reason: "not you"}), 403, "not you", "", false},
+		{wrap(&job.Untrusted{Model: someModel, Reason: "is not trusted"}), 403, "Model `emloop-test:test2` is not trusted", "", false},
 		{wrap(&access.TooMany{After: 2500 * time.Millisecond}), 429, "Too many requests; try again later", "3", false},
 		{errSlowBody, 408, "The body of the request took too long to come", "", false},
 		{errNoRoute, 404, "There is nothing at this address; /ui shows what there is", "", false},

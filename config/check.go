@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/iterait/shepherd/job"
 )
 
 // checker finds what is wrong with the meaning of a decoded file.
@@ -97,6 +99,7 @@ func (ch *checker) all() {
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
+	ch.models()
 	ch.containerd()
 	ch.storage()
 	ch.expect(ch.Ledger.Keep > 0, "ledger.keep", "a duration longer than 0")
@@ -149,6 +152,21 @@ func (ch *checker) registry() {
 	} {
 		ch.notEmpty(f.key, f.path == "")
 		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
+	}
+}
+
+func (ch *checker) models() {
+	list := ch.at("models.allow")
+	if list == nil || ch.problems.cover(list, "models.allow") {
+		return
+	}
+	if len(ch.Models.Allow) == 0 {
+		ch.reject("models.allow", "is empty, so that no model could be run; name those that may, or leave it out for all")
+	}
+	for i, text := range ch.Models.Allow {
+		if _, err := job.ParseRule(text); err != nil {
+			ch.item(list, i, "models.allow", err.Error())
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/config/size"
+	"github.com/iterait/shepherd/job"
 )
 
 // Config is a configuration that has been checked, with all defaults in place.
@@ -42,6 +43,7 @@ type Config struct {
 
 	API        API        `yaml:"api"`
 	Registry   *Registry  `yaml:"registry,omitempty"` // nil when there is none
+	Models     Models     `yaml:"models,omitempty"`
 	Containerd Containerd `yaml:"containerd"`
 	Storage    Storage    `yaml:"storage"`
 	Ledger     Ledger     `yaml:"ledger"`
@@ -96,6 +98,26 @@ type Registry struct {
 	DockerConfig string `yaml:"docker_config,omitempty"`
 	// CAFile holds certificates of authorities to trust beside the system's.
 	CAFile string `yaml:"ca_file,omitempty"`
+}
+
+// Models is which models may be run.
+type Models struct {
+	// Allow lists them, as job.ParseRule reads it; nil allows all.
+	Allow []string `yaml:"allow,omitempty"`
+}
+
+// Trust is what Allow says; nil for all models.
+func (m Models) Trust() job.Trust {
+	if m.Allow == nil {
+		return nil
+	}
+	trust := job.Trust{}
+	for _, text := range m.Allow {
+		if rule, err := job.ParseRule(text); err == nil { // the configuration was checked
+			trust = append(trust, rule)
+		}
+	}
+	return trust
 }
 
 // Containerd is what runs container sheep.

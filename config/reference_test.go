@@ -83,6 +83,7 @@ func TestReference(t *testing.T) {
 		"api.tls.clients[].name":   "required",
 		"api.tls.clients[].scopes": "required",
 
+		"models.allow":               "none",
 		"containerd.allowed_mounts":  "none",
 		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}

@@ -99,6 +99,8 @@ type Config struct {
 	// Needed lists the models that queued jobs and sheep need. Their images are
 	// not removed for the budget, and nothing is when it fails. Nil means none.
 	Needed func(context.Context) ([]job.Model, error)
+	// Trust says which digests models must have. Nil trusts every image.
+	Trust job.Trust
 	// Log is told what has no caller to be returned to.
 	Log *slog.Logger
 }
@@ -236,7 +238,8 @@ func (s *Store) Reference(m job.Model) (string, error) {
 // The error says in its text what is wrong and what to do, and is of class
 // ErrUnavailable when trying again later may help, else of ErrNotFound (no such
 // image), ErrPermissionDenied (credentials), ErrInvalidArgument (m cannot name
-// an image), ErrResourceExhausted (disk full) or ErrFailedPrecondition.
+// an image), ErrResourceExhausted (disk full) or ErrFailedPrecondition, which it
+// is for an image that Config.Trust does not trust, too.
 func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress)) (Image, error) {
 	r, err := s.endpoint.reference(m)
 	if err != nil {
@@ -244,6 +247,9 @@ func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress))
 	}
 	if observe == nil {
 		observe = func(Progress) {}
+	}
+	if r.pin, err = s.cfg.Trust.Check(m); err != nil {
+		return Image{}, failf(errdefs.ErrFailedPrecondition, "%v", err)
 	}
 	img, err := s.flights.do(ctx, r.String(), observe, func(ctx context.Context, report func(Progress)) (Image, error) {
 		ctx = containerdlog.WithLogger(ctx, s.quiet)
@@ -266,7 +272,7 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	case !here && s.cfg.Policy == Never:
 		return Image{}, failf(errdefs.ErrNotFound, "it is not here and pull_policy is never; bring it with ctr images import, or set another pull_policy")
 	case here && (s.cfg.Policy != Always || r.digest != ""): // what a digest means does not change
-		return local, s.touch(ctx, local)
+		return s.trusted(ctx, r, local)
 	}
 
 	patience := s.retries
@@ -278,11 +284,13 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	case err != nil && here && ctx.Err() == nil && unreachable(err):
 		s.cfg.Log.WarnContext(ctx, "the registry cannot be asked whether the image is still the newest; the local one serves",
 			"image", r.String(), "error", s.explanation(err).message)
-		return local, s.touch(ctx, local)
+		return s.trusted(ctx, r, local)
 	case err != nil:
 		return Image{}, err
+	case r.pin != "" && target.Digest.String() != r.pin: // before any of it is fetched
+		return Image{}, distrust(r, target.Digest)
 	case here && local.Target.Digest == target.Digest:
-		return local, s.touch(ctx, local)
+		return s.trusted(ctx, r, local)
 	}
 	if err := s.pull(ctx, r, target, report); err != nil {
 		return Image{}, err
@@ -294,8 +302,24 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	if err != nil {
 		return Image{}, err
 	}
+	if r.pin != "" && img.Target.Digest.String() != r.pin {
+		return Image{}, distrust(r, img.Target.Digest)
+	}
 	s.work.Go(func() { s.trimAfter(r) })
 	return img, nil
+}
+
+// trusted returns an image that is here, unless its digest is another than the
+// one that is trusted.
+func (s *Store) trusted(ctx context.Context, r ref, local Image) (Image, error) {
+	if r.pin != "" && local.Target.Digest.String() != r.pin {
+		return Image{}, distrust(r, local.Target.Digest)
+	}
+	return local, s.touch(ctx, local)
+}
+
+func distrust(r ref, found digest.Digest) error {
+	return failf(errdefs.ErrFailedPrecondition, "it is %s and not %s, which models.allow trusts: push the trusted image again, or trust this one", found, r.pin)
 }
 
 // restartTime is how long a restart of containerd may take without anyone

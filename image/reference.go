@@ -74,6 +74,7 @@ type ref struct {
 	name   string // REGISTRY/NAME
 	tag    string // empty with a digest alone
 	digest digest.Digest
+	pin    string // the digest that is trusted, empty for any
 }
 
 // String is REGISTRY/NAME:TAG, REGISTRY/NAME@DIGEST or REGISTRY/NAME:TAG@DIGEST.

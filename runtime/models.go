@@ -14,6 +14,11 @@ type ModelChecker interface {
 	CheckModel(m job.Model) error
 }
 
+// DigestChecker is a Sheep that may have been told which digests models must have
+// (job.Trust). Where ChecksDigests is true, Load refuses a model with another; a
+// sheep that is no DigestChecker knows no digests.
+type DigestChecker interface{ ChecksDigests() bool }
+
 // ModelKeeper is a Driver whose sheep fetch their models from elsewhere, to keep
 // them on this machine. Its methods may be called at any time and from many
 // goroutines.

@@ -1,6 +1,7 @@
 package shepherd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -217,12 +218,20 @@ func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
 	return s.models.Remove(ctx, m)
 }
 
-// checkModel returns the first objection of the sheep that could run a job, if
-// all of them object to its model.
+// checkModel returns *job.Untrusted for a model that is not trusted, or the first
+// objection of the sheep that could run a job, if all of them object to its model.
 func (s *Shepherd) checkModel(r job.Request) error {
+	pin, err := s.cfg.Trust.Check(r.Model)
+	if err != nil {
+		return err
+	}
 	var objection error
 	for _, l := range s.flock.all() {
 		if r.Sheep != "" && r.Sheep != l.name || l.isRemoved() {
+			continue
+		}
+		if pin != "" && !checksDigests(l.sheep) {
+			objection = cmp.Or(objection, undigested(r.Model))
 			continue
 		}
 		checker, ok := l.sheep.(runtime.ModelChecker)
@@ -238,4 +247,27 @@ func (s *Shepherd) checkModel(r job.Request) error {
 		}
 	}
 	return objection
+}
+
+// trust returns a *runtime.LoadError for a model that this sheep may not load:
+// the rules may be others than when its job was submitted, and another sheep was
+// perhaps meant.
+func (l *lane) trust(m job.Model) error {
+	pin, err := l.shepherd.cfg.Trust.Check(m)
+	if err == nil && pin != "" && !checksDigests(l.sheep) {
+		err = undigested(m)
+	}
+	if err != nil {
+		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}
+	}
+	return nil
+}
+
+func checksDigests(sheep runtime.Sheep) bool {
+	c, ok := sheep.(runtime.DigestChecker)
+	return ok && c.ChecksDigests()
+}
+
+func undigested(m job.Model) error {
+	return &job.Untrusted{Model: m, Reason: "is trusted with a certain digest (models.allow), and only container sheep know those"}
 }

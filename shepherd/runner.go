@@ -37,7 +37,7 @@ func (l *lane) load(ctx context.Context, a *assignment) error {
 			l.lostIdle()
 		default:
 			if l.runner.model == m {
-				return nil
+				return l.trust(m) // the rules may have changed since
 			}
 			l.log.Info("Slaughtering sheep for another model", "model", m.String(), "loaded", l.runner.model.String())
 			l.happened(RunnerSwitched)
@@ -60,6 +60,9 @@ func (l *lane) load(ctx context.Context, a *assignment) error {
 // startRunner loads the model and starts a runner with it, for the job given, if
 // any. It returns when the runner takes messages, or could not be started.
 func (l *lane) startRunner(ctx context.Context, m job.Model, a *assignment) error {
+	if err := l.trust(m); err != nil {
+		return err
+	}
 	l.log.Info("Starting sheep", "model", m.String())
 	l.setRunner(nil, m)
 	l.mu.Lock()

@@ -73,6 +73,8 @@ type Config struct {
 	Closing bool
 	// Probes are further dependencies that Checks reports by name; optional.
 	Probes map[string]func(context.Context) error
+	// Trust says which models may be run; nil is all.
+	Trust job.Trust
 	// Observer is told what happens; nobody where nil.
 	Observer Observer
 	// Tracer says to which traces jobs belong; to their clients' own where nil.

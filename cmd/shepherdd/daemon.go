@@ -91,7 +91,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	}
 	begin(drain, types, members, log)
 	core, err := shepherd.New(shepherd.Config{
-		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members,
+		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members, Trust: cfg.Models.Trust(),
 		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
 		MaxAttempts: cfg.Scheduling.MaxAttempts, Log: log,
 	})

@@ -61,7 +61,7 @@ func newContainers(env *environment) *container.Driver {
 	c := env.config
 	cfg := container.Config{
 		Address: c.Containerd.Address, Namespace: c.Containerd.Namespace, Snapshotter: c.Containerd.Snapshotter,
-		ImageBudget: int64(c.Containerd.ImageBudget), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
+		ImageBudget: int64(c.Containerd.ImageBudget), Trust: c.Models.Trust(), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
 		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
 	}

@@ -20,7 +20,7 @@ var allowed = map[string][]string{
 	"storage":                 {"job"},
 	"messenger":               {"job"},
 	"runtime":                 {"job", "messenger"},
-	"config":                  {"runtime", "config/size", "gpu"},
+	"config":                  {"job", "runtime", "config/size", "gpu"},
 	"config/size":             {},
 	"access":                  {},
 	"api":                     {"job", "access"},

@@ -54,6 +54,8 @@ type Config struct {
 	Registry image.Registry
 	// ImageBudget is how many bytes pulled images may take; 0 means any number.
 	ImageBudget int64
+	// Trust says which digests models' images must have; nil trusts all.
+	Trust job.Trust
 	// Needed lists the models whose images stay whatever the budget; see package
 	// image.
 	Needed func(context.Context) ([]job.Model, error)

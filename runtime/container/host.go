@@ -83,7 +83,7 @@ func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	}
 	s, err := image.New(image.Config{
 		Client: client, Registry: h.cfg.Registry, Snapshotter: key.snapshotter, Policy: key.policy,
-		Budget: h.cfg.ImageBudget, Needed: h.needed, Log: h.cfg.Log,
+		Budget: h.cfg.ImageBudget, Needed: h.needed, Trust: h.cfg.Trust, Log: h.cfg.Log,
 	})
 	if err != nil {
 		return nil, err

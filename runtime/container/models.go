@@ -14,8 +14,9 @@ import (
 )
 
 var (
-	_ runtime.ModelKeeper  = (*Driver)(nil)
-	_ runtime.ModelChecker = (*containers)(nil)
+	_ runtime.ModelKeeper   = (*Driver)(nil)
+	_ runtime.ModelChecker  = (*containers)(nil)
+	_ runtime.DigestChecker = (*containers)(nil)
 )
 
 // latest is the version of models that name none.
@@ -30,6 +31,10 @@ func (c *containers) CheckModel(m job.Model) error {
 	}
 	return nil // what is wrong with the registry, Load says
 }
+
+// ChecksDigests says that images have those of Config.Trust, or are not loaded.
+// See runtime.DigestChecker.
+func (c *containers) ChecksDigests() bool { return true }
 
 // Pull pulls a model's image for each snapshotter of the sheep, whatever their
 // pull policy. See runtime.ModelKeeper.

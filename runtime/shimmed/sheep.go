@@ -172,6 +172,12 @@ func (s *Sheep) CheckModel(m job.Model) error {
 	return nil
 }
 
+// ChecksDigests asks the sheep's Type. See runtime.DigestChecker.
+func (s *Sheep) ChecksDigests() bool {
+	c, ok := s.cfg.Type.(runtime.DigestChecker)
+	return ok && c.ChecksDigests()
+}
+
 // Run starts or attaches to a runner and sees it through. See runtime.Sheep.
 func (s *Sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	detach := make(chan struct{})
