@@ -29,10 +29,15 @@ PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)'
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim (and the example, bin/digits-runner)
+build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin/shepherd-shim, bin/shepherd-gpu (and the example, bin/digits-runner)
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
+	@if command -v $${CC:-gcc} >/dev/null; then \
+		CGO_ENABLED=1 CGO_CFLAGS='-O2 -w' $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
+	else \
+		echo "bin/shepherd-gpu is not built, because there is no C compiler (gcc): shepherdd will not know this machine's GPUs but by its CDI specs"; \
+	fi
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
 install: tree ## install below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths

@@ -1,0 +1,143 @@
+//go:build cgo
+
+// Command shepherd-gpu asks NVIDIA's driver what package gpu wants to know. It is
+// the only program of shepherd's that is linked with C, and that a driver can
+// hang or crash: the daemon runs it with a time limit.
+//
+//	shepherd-gpu inventory               the machine's GPUs, in JSON
+//	shepherd-gpu watch [--interval 5s]   how they fare, a JSON object a line
+//	shepherd-gpu cdi                     a CDI spec of them, in YAML
+//
+// It exits with the statuses that package gpu names, and says why on standard
+// error. Called as nvidia-cdi-hook it is that program, for machines without
+// NVIDIA's container toolkit: the specs that it prints have hooks.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/iterait/shepherd/gpu"
+)
+
+// Set by the build.
+var version, commit string
+
+func main() {
+	if filepath.Base(os.Args[0]) == hookName {
+		os.Exit(hook(os.Args))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, nvml.New(), os.Args[1:], os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(status(err))
+}
+
+const usage = `shepherd-gpu asks NVIDIA's driver, for shepherdd.
+
+  shepherd-gpu inventory               the machine's GPUs, in JSON
+  shepherd-gpu watch [--interval 5s]   how they fare, a JSON object a line
+  shepherd-gpu cdi [--driver-root DIR] [--hook PROGRAM]
+                                       a CDI spec of them, in YAML
+  shepherd-gpu version`
+
+// run does what the arguments ask for. The library is the driver's, and not
+// initialized.
+func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return &usageError{errors.New(usage)}
+	}
+	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	interval := flags.Duration("interval", gpu.DefaultInterval, "")
+	var spec specConfig
+	flags.StringVar(&spec.DriverRoot, "driver-root", "/", "")
+	flags.StringVar(&spec.DevRoot, "dev-root", "/", "")
+	flags.StringVar(&spec.Hook, "hook", "", "")
+	flags.StringVar(&spec.Mode, "mode", "auto", "")
+	if err := flags.Parse(args[1:]); err != nil || flags.NArg() > 0 {
+		return &usageError{errors.New(usage)}
+	}
+	if *interval < 10*time.Millisecond {
+		return &usageError{errors.New("--interval: expected 10ms or longer")}
+	}
+	var command func(*driver) error
+	switch args[0] {
+	case "inventory":
+		command = func(d *driver) error { return printInventory(d, out) }
+	case "watch":
+		command = func(d *driver) error { return watch(ctx, d, *interval, out) }
+	case "cdi":
+		command = func(d *driver) error { return printSpec(d, spec, out) }
+	case "version":
+		fmt.Fprintf(out, "shepherd-gpu %s (%s)\n", version, commit)
+		return nil
+	default:
+		return &usageError{errors.New(usage)}
+	}
+	d, err := open(lib)
+	if err != nil {
+		return err // with no further call: it would end the process
+	}
+	defer lib.Shutdown()
+	return command(d)
+}
+
+type usageError struct{ error }
+
+// driverError is what the driver said.
+type driverError struct {
+	what string
+	ret  nvml.Return
+}
+
+func (e *driverError) Error() string { return fmt.Sprintf("%s: %s", e.what, words(e.ret)) }
+
+// words are NVML's, which are not to be asked for where there is no NVML.
+func words(r nvml.Return) string {
+	switch r {
+	case nvml.ERROR_LIBRARY_NOT_FOUND:
+		return "libnvidia-ml.so.1 is not found: NVIDIA's driver is not installed"
+	case nvml.ERROR_DRIVER_NOT_LOADED:
+		return "NVIDIA's driver is not loaded (modprobe nvidia)"
+	case nvml.ERROR_LIB_RM_VERSION_MISMATCH:
+		return "NVIDIA's driver and its libraries are of different versions: restart the machine after an update of the driver"
+	case nvml.ERROR_NO_PERMISSION:
+		return "no permission to use NVIDIA's driver"
+	case nvml.ERROR_GPU_IS_LOST:
+		return "the GPU has fallen off the bus"
+	case nvml.ERROR_FUNCTION_NOT_FOUND:
+		return "NVIDIA's driver is too old"
+	}
+	return nvml.ErrorString(r)
+}
+
+// status is what the program exits with.
+func status(err error) int {
+	var driver *driverError
+	var wrong *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &wrong):
+		return 2
+	case !errors.As(err, &driver):
+		return 1
+	case driver.ret == nvml.ERROR_LIBRARY_NOT_FOUND, driver.ret == nvml.ERROR_DRIVER_NOT_LOADED:
+		return gpu.ExitNoDriver
+	}
+	return gpu.ExitDriver
+}
