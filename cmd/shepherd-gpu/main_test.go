@@ -193,6 +193,7 @@ func TestWatch(t *testing.T) {
 
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
 		ended <- run(ctx, m, []string{"watch", "--interval", "20ms"}, w)
