@@ -16,27 +16,19 @@ import (
 
 // driver is NVML, initialized. A function that an older driver does not have
 // ends the process that calls it, so those are looked for first.
-type driver struct {
-	lib nvml.Interface
-	has map[string]bool
-}
+type driver struct{ lib nvml.Interface }
 
 // open initializes NVML. After an error nothing may be called.
 func open(lib nvml.Interface) (*driver, error) {
 	if ret := lib.Init(); ret != nvml.SUCCESS {
 		return nil, &driverError{"start NVML", ret}
 	}
-	return &driver{lib: lib, has: make(map[string]bool)}, nil
+	return &driver{lib}, nil
 }
 
 // can says that the driver has a function.
 func (d *driver) can(function string) bool {
-	found, asked := d.has[function]
-	if !asked {
-		found = d.lib.Extensions().LookupSymbol(function) == nil
-		d.has[function] = found
-	}
-	return found
+	return d.lib.Extensions().LookupSymbol(function) == nil
 }
 
 // card is a GPU, with what does not change while the driver is loaded. The

@@ -27,6 +27,7 @@ type containers struct {
 	options Options
 	cfg     Config
 	host    *host
+	devices *devices
 	log     *slog.Logger
 	dataDir string
 	lives   string // folder of the folders of lives

@@ -67,6 +67,8 @@ type Config struct {
 	AllowedMounts []string
 	// Node names this daemon among others that use the same containerd.
 	Node string
+	// GPUs is where sheep's GPUs come from.
+	GPUs GPUs
 	// DataRoot/SHEEP is told to the runner as io_data_root, and mounted at that
 	// path.
 	DataRoot string
@@ -83,8 +85,9 @@ type Config struct {
 
 // Driver makes container sheep. Close it when they are closed.
 type Driver struct {
-	cfg  Config
-	host *host
+	cfg     Config
+	host    *host
+	devices *devices
 
 	mu           sync.Mutex
 	snapshotters map[string]string // by sheep
@@ -105,7 +108,7 @@ func New(cfg Config) *Driver {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{cfg: cfg, host: newHost(cfg), snapshotters: make(map[string]string)}
+	return &Driver{cfg: cfg, host: newHost(cfg), devices: newDevices(cfg.GPUs), snapshotters: make(map[string]string)}
 }
 
 // NewSheep reads a sheep's configuration, Options. See runtime.Driver.
@@ -140,7 +143,7 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 		return nil, err
 	}
 	t := &containers{
-		sheep: name, options: o, cfg: d.cfg, host: d.host,
+		sheep: name, options: o, cfg: d.cfg, host: d.host, devices: d.devices,
 		log:     d.cfg.Log.With("sheep", name),
 		dataDir: filepath.Join(dataRoot, name),
 		lives:   filepath.Join(stateDir, name, "lives"),

@@ -86,7 +86,7 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 			return about("snapshot", err)
 		},
 		func() (err error) {
-			composed, err = c.compose(img, mounts, folder, spec, runtime.TraceOf(ctx))
+			composed, err = c.compose(ctx, img, mounts, folder, spec, runtime.TraceOf(ctx))
 			return err
 		},
 		func() error { return about("container", c.create(leased, client, img, composed, spec)) },
@@ -160,7 +160,7 @@ const resolvConf = "/etc/resolv.conf"
 func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 
 // compose makes the container's spec.
-func (c *containers) compose(img image.Image, mounts []mount.Mount, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
+func (c *containers) compose(ctx context.Context, img image.Image, mounts []mount.Mount, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
 		return nil, err
 	}
@@ -180,6 +180,12 @@ func (c *containers) compose(img image.Image, mounts []mount.Mount, folder strin
 	}
 	if cfg.Account, err = c.host.account(mounts, img.ChainID, cfg.UserName()); err != nil {
 		return nil, err
+	}
+	if cfg.Edits, err = c.devices.edits(ctx, c.sheep, &c.options); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, noDevices(err)
 	}
 	switch options.Network {
 	case oci.NetworkHost:
@@ -242,7 +248,10 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 	class := classOf(err)
 	var field *runtime.FieldError
 	var option *oci.OptionError
+	var load *runtime.LoadError
 	switch {
+	case errors.As(err, &load):
+		class = load.Class
 	case errors.As(err, &field), errors.As(err, &option):
 		class = errdefs.ErrFailedPrecondition
 	case has("no space left on device", "disk quota exceeded"):

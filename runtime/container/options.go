@@ -169,15 +169,6 @@ func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 		ReadOnly: o.ReadOnly, User: o.User, Command: o.Command, Args: o.Args, Network: oci.Network(o.Network),
 		Env: map[string]string{}, Ulimits: map[string]oci.Ulimit{},
 	}
-	var visible []string
-	for _, d := range o.Devices.List {
-		if d.Kind == gpu.NVIDIA {
-			visible = append(visible, d.Name)
-		}
-	}
-	if len(visible) > 0 {
-		spec.Env["NVIDIA_VISIBLE_DEVICES"] = strings.Join(visible, ",")
-	}
 	maps.Copy(spec.Env, o.Env)
 	for name, u := range o.Ulimits {
 		spec.Ulimits[name] = oci.Ulimit(u)

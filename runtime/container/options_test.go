@@ -62,7 +62,7 @@ grace: 3s
 	want := oci.Options{
 		Memory: 8 << 20, CPUs: 1.5, Network: oci.NetworkHost, Command: []string{"run"}, Args: []string{"-v"},
 		Tmpfs:   []oci.Tmpfs{{Target: "/run"}, {Target: "/tmp", Size: 1024}},
-		Env:     map[string]string{"NVIDIA_VISIBLE_DEVICES": "1,0", "A": "b"},
+		Env:     map[string]string{"A": "b"},
 		Mounts:  []oci.Mount{{Source: files, Target: "/weights", ReadOnly: true}, {Source: files, Target: "/more"}},
 		Ulimits: map[string]oci.Ulimit{"nofile": {Soft: 1024, Hard: 1024}, "memlock": {Soft: -1, Hard: -1}, "nproc": {Soft: 64, Hard: 128}},
 	}
