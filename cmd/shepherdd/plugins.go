@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/plugin"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/gpu/cdi"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
@@ -65,6 +67,9 @@ func newContainers(env *environment) *container.Driver {
 		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
 	}
+	cfg.GPUs = container.GPUs{
+		Mode: container.Mode(c.GPU.Mode), CDI: cdiConfig(c), Capabilities: c.GPU.DriverCapabilities,
+	}
 	if r := c.Registry; r != nil {
 		cfg.Registry = image.Registry{
 			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
@@ -72,6 +77,14 @@ func newContainers(env *environment) *container.Driver {
 		}
 	}
 	return container.New(cfg)
+}
+
+// cdiConfig is where CDI specs are, and how one is made where NVIDIA's is missing.
+func cdiConfig(c *config.Config) cdi.Config {
+	return cdi.Config{
+		Dirs: c.GPU.CDIDirs, Own: filepath.Join(c.StateDir, "cdi"),
+		Generate: gpu.NewHelper(gpu.HelperConfig{}).CDI,
+	}
 }
 
 // drivers makes every sheep type.
