@@ -148,6 +148,11 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Client == nil {
 		return nil, errors.New("image: no containerd client")
 	}
+	return newStore(cfg)
+}
+
+// newStore is New for one that may only ask the registry.
+func newStore(cfg Config) (*Store, error) {
 	var err error
 	if cfg.Policy, err = ParsePolicy(string(cfg.Policy)); err != nil {
 		return nil, err
