@@ -92,9 +92,11 @@ func rootCommand(name string) *cobra.Command {
 	f.IntVarP(&o.port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
 	root.AddCommand(
 		configCommand(),
+		doctorCommand(),
 		generateCommand(),
 		gpusCommand(),
 		jobsCommand(),
+		ledgerCommand(),
 		modelsCommand(),
 		sandboxCommand(),
 		tokenCommand(),

@@ -45,6 +45,7 @@ var allowed = map[string][]string{
 	"shim":                    {"job", "messenger", "runtime"},
 	"runner":                  {"job", "messenger", "messenger/zmq"},
 	"internal":                {"job"},
+	"internal/doctor":         {"image", "gpu", "config/size"},
 	"examples":                {"runner", "internal/testenv"},
 	"contrib":                 {"internal/testenv", "messenger"},
 }

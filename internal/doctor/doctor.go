@@ -1,0 +1,149 @@
+// Package doctor examines the machine that a daemon runs on, or is to run on,
+// and says what is wrong and what to do about it.
+//
+// A Check looks at one part and changes nothing. It does not stop at the first
+// thing it finds: each Finding is one line. What depends on a part that is not
+// configured is not examined.
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Level says how bad a finding is.
+type Level string
+
+// A Failure keeps jobs from being done; a Warning does not, or not yet.
+const (
+	OK      Level = "ok"
+	Warning Level = "warning"
+	Failure Level = "failure"
+)
+
+// Finding is one line of the diagnosis.
+type Finding struct {
+	Check string `json:"check"`
+	Level Level  `json:"level"`
+	// Message is what was found; Next, unless all is well, what to do.
+	Message string `json:"message"`
+	Next    string `json:"next,omitempty"`
+}
+
+// Check examines one part. Examine returns soon after ctx ends, which is what
+// it then reports.
+type Check interface {
+	Name() string // a word or two, lower case
+	Examine(ctx context.Context) []Finding
+}
+
+// patience is how long one check may take, so that one thing that hangs does
+// not keep the rest from being told.
+const patience = 30 * time.Second
+
+// Examine makes the checks one after the other and reports each finding as it
+// is made.
+func Examine(ctx context.Context, checks []Check, report func(Finding)) {
+	for _, c := range checks {
+		within, cancel := context.WithTimeout(ctx, patience)
+		findings := c.Examine(within)
+		cancel()
+		for _, f := range findings {
+			f.Check = c.Name()
+			report(f)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+func ok(format string, args ...any) Finding {
+	return Finding{Level: OK, Message: fmt.Sprintf(format, args...)}
+}
+
+func warning(next, format string, args ...any) Finding {
+	return Finding{Level: Warning, Message: fmt.Sprintf(format, args...), Next: next}
+}
+
+func failure(next, format string, args ...any) Finding {
+	return Finding{Level: Failure, Message: fmt.Sprintf(format, args...), Next: next}
+}
+
+// told is the finding for an error that names the next step itself, as ours do:
+// after a semicolon, or else after a colon. next is for one that does not.
+func told(level Level, err error, next string) Finding {
+	text := err.Error()
+	for _, separator := range []string{"; ", ": "} {
+		if i := strings.LastIndex(text, separator); i > 0 {
+			step := text[i+len(separator):]
+			if verb, _, _ := strings.Cut(step, " "); slices.Contains(verbs, verb) {
+				return Finding{Level: level, Message: text[:i], Next: step}
+			}
+		}
+	}
+	return Finding{Level: level, Message: text, Next: next}
+}
+
+// verbs are what the next step of an error of ours begins with.
+var verbs = []string{
+	"check", "choose", "create", "free", "get", "give", "install", "keep", "log", "make", "mount", "name", "put", "restore", "run", "set", "start", "stop", "use", "wait", "write",
+}
+
+// Diagnosis is all that was found.
+type Diagnosis struct {
+	Healthy  bool      `json:"healthy"` // there is no Failure
+	Warnings int       `json:"warnings"`
+	Failures int       `json:"failures"`
+	Findings []Finding `json:"findings"`
+}
+
+// Add takes a finding in.
+func (d *Diagnosis) Add(f Finding) {
+	d.Findings = append(d.Findings, f)
+	switch f.Level {
+	case Warning:
+		d.Warnings++
+	case Failure:
+		d.Failures++
+	}
+	d.Healthy = d.Failures == 0
+}
+
+// WriteJSON writes the diagnosis for programs.
+func (d *Diagnosis) WriteJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(d)
+}
+
+// WriteLine writes a finding for people: level, check, message, and the next
+// step on a line of its own.
+func (f Finding) WriteLine(w io.Writer) error {
+	level := string(f.Level)
+	if f.Level == Failure {
+		level = "FAILURE"
+	}
+	text := fmt.Sprintf("%-8s %-12s %s\n", level, f.Check, oneLine(f.Message))
+	if f.Next != "" {
+		text += fmt.Sprintf("%-8s %-12s → %s\n", "", "", oneLine(f.Next))
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// oneLine makes what may come from elsewhere harmless to show.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}

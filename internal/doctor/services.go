@@ -1,0 +1,220 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Probe examines something that is well, or says itself what is wrong: storage,
+// the registry, a daemon that is up.
+type Probe struct {
+	Title string
+	Well  string // what is said of it then
+	Next  string // what to do where its error names nothing
+	Ask   func(context.Context) error
+}
+
+// Name implements Check.
+func (p Probe) Name() string { return p.Title }
+
+// Examine implements Check.
+func (p Probe) Examine(ctx context.Context) []Finding {
+	err := p.Ask(ctx)
+	switch {
+	case err == nil:
+		return []Finding{ok("%s", p.Well)}
+	case errors.Is(err, context.DeadlineExceeded):
+		return []Finding{failure(p.Next, "there was no answer within %s", patience)}
+	}
+	return []Finding{told(Failure, err, p.Next)}
+}
+
+// Ledger examines the record of jobs.
+type Ledger struct {
+	Path string
+	// Inspect reads all of it and returns how many jobs it records. The error
+	// is of class NotFound when there is no ledger yet.
+	Inspect func(context.Context) (jobs int, err error)
+}
+
+// Name implements Check.
+func (Ledger) Name() string { return "ledger" }
+
+// Examine implements Check.
+func (l Ledger) Examine(ctx context.Context) []Finding {
+	jobs, err := l.Inspect(ctx)
+	switch {
+	case errdefs.IsNotFound(err):
+		return []Finding{ok("%s is made when shepherdd first starts", l.Path)}
+	case errdefs.IsInternal(err):
+		return []Finding{failure("stop shepherdd, move the file and those beside it away, and restore a backup (docs/operations.md); without one, start with an empty ledger: results stay in storage", "%v", strip(err))}
+	case err != nil:
+		return []Finding{told(Failure, err, "run it as the user that shepherdd runs as")}
+	}
+	return []Finding{ok("%s is sound, with %s", l.Path, plural(jobs, "job"))}
+}
+
+// Clock examines the time. Storage refuses requests of those whose clock is a
+// quarter of an hour off.
+type Clock struct {
+	// Storage is the address of a server whose clock is to be compared, or empty.
+	Storage string
+	Client  *http.Client
+}
+
+const (
+	skewNoted   = 30 * time.Second
+	skewRefused = 15 * time.Minute
+)
+
+// Name implements Check.
+func (Clock) Name() string { return "time" }
+
+// Examine implements Check.
+func (c Clock) Examine(ctx context.Context) []Finding {
+	var findings []Finding
+	var state unix.Timex
+	if _, err := unix.Adjtimex(&state); err == nil && state.Status&unix.STA_UNSYNC != 0 {
+		findings = append(findings, warning("have it set: timedatectl set-ntp true, or install chrony", "the kernel says that nothing keeps the clock right"))
+	}
+	if c.Storage != "" {
+		if skew, err := c.skew(ctx); err == nil { // the check of storage says why it does not answer
+			findings = append(findings, judgeSkew(skew)...)
+		}
+	}
+	if len(findings) == 0 {
+		findings = append(findings, ok("%s", time.Now().UTC().Format(time.RFC3339)))
+	}
+	return findings
+}
+
+// skew is how much the server's clock is ahead of ours.
+func (c Clock) skew(ctx context.Context) (time.Duration, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, c.Storage, nil)
+	if err != nil {
+		return 0, err
+	}
+	asked := time.Now()
+	response, err := c.Client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	response.Body.Close()
+	theirs, err := http.ParseTime(response.Header.Get("Date"))
+	if err != nil {
+		return 0, err
+	}
+	// A Date is cut to the second, so it is half a second early on average.
+	ours := asked.Add(time.Since(asked) / 2)
+	return theirs.Add(500 * time.Millisecond).Sub(ours), nil
+}
+
+func judgeSkew(skew time.Duration) []Finding {
+	const next = "set both clocks, for example with NTP (timedatectl set-ntp true)"
+	direction := "behind"
+	if skew < 0 {
+		direction = "ahead of"
+	}
+	text := fmt.Sprintf("the clock here is %s %s that of storage", skew.Abs().Round(time.Second), direction)
+	switch {
+	case skew.Abs() >= skewRefused:
+		return []Finding{failure(next, "%s, which refuses requests for it", text)}
+	case skew.Abs() >= skewNoted:
+		return []Finding{warning(next, "%s; from a quarter of an hour on it refuses requests", text)}
+	}
+	return nil
+}
+
+// Doors examines where the API listens.
+type Doors struct {
+	Host string
+	Port int
+	// Up says that the daemon is, which then has the port.
+	Up bool
+	// Guarded says that clients have to say who they are.
+	Guarded bool
+	// Others are further addresses that the daemon listens on, by the key that
+	// sets them.
+	Others map[string]string
+}
+
+// Name implements Check.
+func (Doors) Name() string { return "api" }
+
+// Examine implements Check.
+func (d Doors) Examine(ctx context.Context) []Finding {
+	at := net.JoinHostPort(d.Host, fmt.Sprint(d.Port))
+	var findings []Finding
+	if !d.Up {
+		findings = append(findings, free(ctx, "api.host and api.port", at)...)
+		for _, key := range sorted(d.Others) {
+			findings = append(findings, free(ctx, key, d.Others[key])...)
+		}
+	}
+	ip := net.ParseIP(d.Host)
+	if open := d.Host != "localhost" && (ip == nil || !ip.IsLoopback()); open && !d.Guarded {
+		findings = append(findings, warning("set api.host to 127.0.0.1, or have clients show tokens (docs/security.md)", "anybody who reaches %s may use the API", at))
+	}
+	if len(findings) == 0 {
+		findings = append(findings, ok("%s", at))
+	}
+	return findings
+}
+
+// free says why an address cannot be listened on.
+func free(ctx context.Context, key, at string) []Finding {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
+	switch {
+	case err == nil:
+		listener.Close()
+		return nil
+	case errors.Is(err, unix.EADDRINUSE):
+		return []Finding{warning("see what it is (ss -ltnp), unless systemd holds it for the service (systemctl status shepherdd.socket); set "+key+" to another",
+			"something else listens on %s", at)}
+	}
+	return []Finding{failure("set "+key+" to an address of this machine that shepherdd may use", "nothing can listen on %s: %v", at, err)}
+}
+
+// Leftovers examines whether there is something of sheep that are configured no
+// more.
+type Leftovers struct {
+	Sheep []string // those that are
+	// Dirs hold a directory for each sheep. A daemon's own are in Known.
+	Dirs  []string
+	Known []string
+}
+
+// Name implements Check.
+func (Leftovers) Name() string { return "leftovers" }
+
+// Examine implements Check.
+func (l Leftovers) Examine(context.Context) []Finding {
+	var found []string
+	for _, dir := range l.Dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // there is none yet, or the check of disks tells
+		}
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			if e.IsDir() && !slices.Contains(l.Sheep, e.Name()) && !slices.Contains(l.Known, path) {
+				found = append(found, path)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return []Finding{ok("nothing is left of sheep that are configured no more")}
+	}
+	return []Finding{warning("start shepherdd once, which ends what still runs there; then remove them", "there are directories of sheep that are configured no more: %s", strings.Join(found, ", "))}
+}

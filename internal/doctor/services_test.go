@@ -1,0 +1,105 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/ledger/sqlite"
+)
+
+func TestProbe(t *testing.T) {
+	p := Probe{Title: "x", Well: "it answers", Next: "look", Ask: func(context.Context) error { return nil }}
+	healthy(t, p.Examine(t.Context()))
+	p.Ask = func(context.Context) error { return errors.New("it is away: start it") }
+	expect(t, p.Examine(t.Context()), Failure, "it is away", "start it")
+	p.Ask = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	expect(t, p.Examine(ctx), Failure, "no answer", "look")
+}
+
+// TestLedger examines one that is not there, one that is sound, and one that is
+// no ledger.
+func TestLedger(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	check := Ledger{Path: path, Inspect: func(ctx context.Context) (int, error) { return sqlite.Inspect(ctx, path) }}
+	expect(t, check.Examine(t.Context()), OK, "is made when", "")
+	l, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	expect(t, check.Examine(t.Context()), OK, "is sound, with 0 jobs", "")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, "SQLite format 3\x00 and then nothing of the kind", 0o600)
+	expect(t, check.Examine(t.Context()), Failure, path, "restore a backup")
+}
+
+// TestClock compares the clock with servers' whose is off.
+func TestClock(t *testing.T) {
+	for off, want := range map[time.Duration]Level{
+		0: OK, time.Minute: Warning, -time.Minute: Warning, 20 * time.Minute: Failure, -time.Hour: Failure,
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
+			w.WriteHeader(http.StatusForbidden)
+		}))
+		findings := Clock{Storage: server.URL, Client: server.Client()}.Examine(t.Context())
+		server.Close()
+		switch {
+		case want == OK:
+			for _, f := range findings {
+				if f.Level == Failure || f.Level == Warning && f.Message != "the kernel says that nothing keeps the clock right" {
+					t.Errorf("in step: %+v", f)
+				}
+			}
+		case off > 0:
+			expect(t, findings, want, "behind that of storage", "NTP")
+		default:
+			expect(t, findings, want, "ahead of that of storage", "NTP")
+		}
+	}
+}
+
+func TestDoors(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().(*net.TCPAddr).Port
+	healthy(t, Doors{Host: "127.0.0.1", Port: testenv.FreePort(t)}.Examine(t.Context()))
+	healthy(t, Doors{Host: "127.0.0.1", Port: port, Up: true}.Examine(t.Context()))
+	healthy(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t), Guarded: true}.Examine(t.Context()))
+	expect(t, Doors{Host: "127.0.0.1", Port: port}.Examine(t.Context()), Warning, "something else listens", "api.port")
+	expect(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anybody", "127.0.0.1")
+	expect(t, Doors{Host: "192.0.2.1", Port: 5000, Guarded: true}.Examine(t.Context()), Failure, "nothing can listen", "api.host")
+	others := map[string]string{"storage.listen": taken.Addr().String()}
+	expect(t, Doors{Host: "localhost", Port: testenv.FreePort(t), Others: others}.Examine(t.Context()), Warning, taken.Addr().String(), "storage.listen")
+}
+
+func TestLeftovers(t *testing.T) {
+	data, state := t.TempDir(), t.TempDir()
+	for _, dir := range []string{filepath.Join(data, "sheep_1"), filepath.Join(data, "state"), filepath.Join(state, "sheep_1")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := Leftovers{Sheep: []string{"sheep_1"}, Dirs: []string{data, state, filepath.Join(state, "none")}, Known: []string{filepath.Join(data, "state")}}
+	healthy(t, check.Examine(t.Context()))
+	old := filepath.Join(state, "sheep_2")
+	if err := os.Mkdir(old, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, check.Examine(t.Context()), Warning, old, "remove them")
+}
