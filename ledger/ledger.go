@@ -128,6 +128,17 @@ type Event struct {
 	Record job.Record
 }
 
+// Waiting is the jobs of one kind that can be claimed: queued and held by nobody.
+type Waiting struct {
+	Sheep    string // that they are addressed to, empty for any
+	Priority int
+	Jobs     int
+	Oldest   time.Time // when the oldest was submitted
+	// Rest says that these are all those not listed before, of whatever sheep and
+	// priority. The oldest of them is not known.
+	Rest bool
+}
+
 // Counts is how many records are in each state.
 type Counts map[job.State]int
 
@@ -177,6 +188,11 @@ type Ledger interface {
 	// Count returns how many records are in each state. It is cheap however
 	// many there are.
 	Count(ctx context.Context) (Counts, error)
+
+	// Waiting returns the jobs that can be claimed by sheep and priority, at most
+	// as many kinds as asked for: those of the highest priorities, and by sheep
+	// among them, and what is left as one. It is cheap however many jobs there are.
+	Waiting(ctx context.Context, most int) ([]Waiting, error)
 
 	// Watch sends the events after the given sequence number, in order and
 	// without gaps, until ctx ends, and then closes the channel. A negative

@@ -61,6 +61,7 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"List", s.testList},
 		{"ListUnderChanges", s.testListUnderChanges},
 		{"Count", s.testCount},
+		{"Waiting", s.testWaiting},
 		{"Expiry", s.testExpiry},
 		{"Watch", s.testWatch},
 		{"WatchFrom", s.testWatchFrom},

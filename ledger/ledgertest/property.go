@@ -163,6 +163,7 @@ func (m *machine) compareAll() {
 			m.Fatalf("counts are %v, want %v", counts, want)
 		}
 	}
+	m.compareWaiting(records)
 	held, err := m.Held(m.Context(), "node")
 	if err != nil {
 		m.Fatalf("Held: %v", err)
@@ -182,6 +183,36 @@ func (m *machine) compareAll() {
 	}
 	if len(held) != len(tokens) {
 		m.Fatalf("%d claims are held, want %d", len(held), len(tokens))
+	}
+}
+
+// compareWaiting compares the kinds of waiting jobs with what the records say.
+func (m *machine) compareWaiting(records []job.Record) {
+	m.Helper()
+	type kind struct {
+		sheep    string
+		priority int
+	}
+	want := map[kind]ledger.Waiting{}
+	for _, r := range records {
+		if r.State != job.Queued || r.Holder != "" {
+			continue
+		}
+		k := kind{r.Sheep, r.Priority}
+		w, ok := want[k]
+		if !ok || r.EnqueuedAt.Before(w.Oldest) {
+			w.Oldest = r.EnqueuedAt
+		}
+		want[k] = ledger.Waiting{Sheep: r.Sheep, Priority: r.Priority, Jobs: w.Jobs + 1, Oldest: w.Oldest}
+	}
+	got, err := m.Waiting(m.Context(), 100)
+	if err != nil || len(got) != len(want) {
+		m.Fatalf("Waiting gave %+v, %v; want %+v", got, err, want)
+	}
+	for _, w := range got {
+		if w != want[kind{w.Sheep, w.Priority}] {
+			m.Fatalf("Waiting gave %+v; want %+v", got, want)
+		}
 	}
 }
 

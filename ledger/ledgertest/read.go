@@ -180,6 +180,44 @@ func (s suite) testCount(t *testing.T) {
 	check(ledger.Counts{job.Queued: 3, job.Processing: 1, job.Failed: 1, job.Cancelled: 1})
 }
 
+func (s suite) testWaiting(t *testing.T) {
+	f := s.open(t, Options{})
+	check := func(most int, want ...ledger.Waiting) {
+		t.Helper()
+		got, err := f.Waiting(f.Context(), most)
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("Waiting(%d) = %+v, %v; want %+v", most, got, err, want)
+		}
+	}
+	check(10)
+	a := f.create("a")
+	f.create("b")
+	c := f.create("c", sheep("x"))
+	d := f.create("d", priority(5), sheep("x"))
+	e := f.create("e", priority(5))
+	kinds := []ledger.Waiting{
+		{Priority: 5, Jobs: 1, Oldest: e.EnqueuedAt}, {Sheep: "x", Priority: 5, Jobs: 1, Oldest: d.EnqueuedAt},
+		{Jobs: 2, Oldest: a.EnqueuedAt}, {Sheep: "x", Jobs: 1, Oldest: c.EnqueuedAt},
+	}
+	check(10, kinds...)
+	check(4, kinds...)
+	check(3, kinds[0], kinds[1], ledger.Waiting{Jobs: 3, Rest: true})
+	check(1, ledger.Waiting{Jobs: 5, Rest: true})
+	f.reopen()
+	check(4, kinds...)
+
+	// One held, ahead or not, does not wait; one put back does, by its old age.
+	held := f.claim(ledger.Slot{Node: "n", Sheep: "y", Ahead: true}, "e")
+	check(10, kinds[1:]...)
+	f.release(held, true)
+	check(10, kinds...)
+	f.finish(f.claim(slot("y"), "e"))
+	f.cancel("c")
+	check(10, kinds[1:3]...)
+	f.crash()
+	check(10, kinds[1:3]...)
+}
+
 // testExpiry ends more jobs than are kept: the number stays bounded, the oldest
 // go, and no job that has not ended goes ever.
 func (s suite) testExpiry(t *testing.T) {

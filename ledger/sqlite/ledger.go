@@ -136,17 +136,23 @@ func (l *Ledger) Close() error {
 	return l.closeErr
 }
 
-// tally is how many records are in each state.
+// tally is how many records are in each state, and how many of each kind wait.
 type tally struct {
-	mu     sync.Mutex
-	counts ledger.Counts
+	mu      sync.Mutex
+	counts  ledger.Counts
+	waiting map[kind]int
 }
 
-func (t *tally) add(changes ledger.Counts) {
+func (t *tally) add(changes ledger.Counts, waiting map[kind]int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for state, n := range changes {
 		t.counts[state] += n
+	}
+	for k, n := range waiting {
+		if t.waiting[k] += n; t.waiting[k] == 0 {
+			delete(t.waiting, k)
+		}
 	}
 }
 

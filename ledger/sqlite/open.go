@@ -121,7 +121,7 @@ func source(path string, pragmas ...string) string {
 
 // countStates reads how many records are in each state.
 func countStates(ctx context.Context, conn *sql.Conn) (*tally, error) {
-	t := &tally{counts: ledger.Counts{}}
+	t := &tally{counts: ledger.Counts{}, waiting: map[kind]int{}}
 	for _, state := range states() {
 		t.counts[state] = 0
 	}
@@ -138,5 +138,8 @@ func countStates(ctx context.Context, conn *sql.Conn) (*tally, error) {
 		}
 		t.counts[state] = n
 	}
-	return t, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return t, t.countWaiting(ctx, conn)
 }

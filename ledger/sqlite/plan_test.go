@@ -14,7 +14,7 @@ import (
 // or sort them, or it would take longer the more jobs there are.
 func TestPlans(t *testing.T) {
 	l := openTemp(t, Config{})
-	queries := map[string]string{"get": queryGet, "held": queryHeld}
+	queries := map[string]string{"get": queryGet, "held": queryHeld, "oldest": queryOldest}
 	for _, one := range new(statements).list() {
 		queries[one.name] = one.text
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // readStatements are the reads whose text is always the same.
-type readStatements struct{ get, held *sql.Stmt }
+type readStatements struct{ get, held, oldest *sql.Stmt }
 
 const (
 	queryGet  = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
@@ -30,12 +30,18 @@ func prepareReads(ctx context.Context, db *sql.DB) (*readStatements, error) {
 		s.get.Close()
 		return nil, err
 	}
+	if s.oldest, err = db.PrepareContext(ctx, queryOldest); err != nil {
+		s.get.Close()
+		s.held.Close()
+		return nil, err
+	}
 	return s, nil
 }
 
 func (s *readStatements) close() {
 	s.get.Close()
 	s.held.Close()
+	s.oldest.Close()
 }
 
 // look runs a read as a call of the ledger.

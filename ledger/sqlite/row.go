@@ -19,7 +19,19 @@ type row struct {
 	token     ledger.Token
 	putBack   bool
 	overtaken int
+	waited    bool // waits, as the file has it
 }
+
+// kind is what waiting jobs are counted by.
+type kind struct {
+	sheep    string
+	priority int
+}
+
+func (r *row) kind() kind { return kind{r.Sheep, r.Priority} }
+
+// waits reports whether the job can be claimed.
+func (r *row) waits() bool { return r.State == job.Queued && r.token == 0 }
 
 // scan reads the columns by the given Scan method.
 func (r *row) scan(scan func(...any) error) error {
@@ -32,6 +44,7 @@ func (r *row) scan(scan func(...any) error) error {
 	if err != nil {
 		return err
 	}
+	r.waited = r.waits()
 	r.Failure = nil
 	if r.State == job.Failed {
 		r.Failure = &failure

@@ -22,6 +22,7 @@ type tx struct {
 
 	counters  counters
 	changes   ledger.Counts // by how much each changed
+	waiting   map[kind]int  // likewise
 	events    []ledger.Event
 	ended     int // records that came into a final state
 	overtakes int // rows in the table of that name
@@ -80,6 +81,7 @@ func (t *tx) insert(r *row) error {
 		return err
 	}
 	t.changes[r.State]++
+	t.waiting[r.kind()]++
 	t.record(r)
 	return nil
 }
@@ -98,6 +100,14 @@ func (t *tx) save(r *row, before job.State) error {
 	}
 	t.changes[before]--
 	t.changes[r.State]++
+	if waits := r.waits(); waits != r.waited {
+		n := -1
+		if waits {
+			n = 1
+		}
+		t.waiting[r.kind()] += n
+		r.waited = waits
+	}
 	if r.State.Final() {
 		t.ended++
 	}

@@ -212,7 +212,7 @@ func (w *writer) transact(batch []*operation) ([]error, error) {
 	if _, err := w.do.begin.ExecContext(ctx); err != nil {
 		return nil, err
 	}
-	t := &tx{w: w, do: w.do, now: w.now(), counters: w.counters, changes: ledger.Counts{}, overtakes: w.overtakes}
+	t := &tx{w: w, do: w.do, now: w.now(), counters: w.counters, changes: ledger.Counts{}, waiting: map[kind]int{}, overtakes: w.overtakes}
 	errs, err := t.applyAll(batch)
 	if err == nil {
 		_, err = w.do.commit.ExecContext(ctx)
@@ -232,7 +232,7 @@ func (w *writer) transact(batch []*operation) ([]error, error) {
 		w.pruneAt = 2*w.overtakes + w.pruneStep
 	}
 	w.sweeping = t.sweepOn
-	w.tally.add(t.changes)
+	w.tally.add(t.changes, t.waiting)
 	w.feed.publish(t.events)
 	return errs, nil
 }
