@@ -70,7 +70,7 @@ func benchEnsure(b *testing.B, s *Store, version string) {
 func benchStore(b *testing.B, registry *testenv.Registry) (*Store, func()) {
 	b.Helper()
 	daemon := testenv.StartContainerd(b)
-	client, err := Connect(b.Context(), daemon.Address, namespace)
+	client, err := Connect(b.Context(), daemon.Address, namespace, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

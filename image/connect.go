@@ -19,8 +19,9 @@ const connectTimeout = 5 * time.Second
 // Connect connects to the containerd whose socket is at address and has it
 // answer. Should containerd be restarted later, the client finds it again. The
 // error is one line that says what is wrong and what to do, of class
-// ErrUnavailable, or ErrPermissionDenied where the socket may not be used.
-func Connect(ctx context.Context, address, namespace string) (*containerd.Client, error) {
+// ErrUnavailable, or ErrPermissionDenied where the socket may not be used. The
+// calls that the client makes are told to observe, which may be nil.
+func Connect(ctx context.Context, address, namespace string, observe Observer) (*containerd.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	// The client connects only when it is first used and then says little of
@@ -30,7 +31,8 @@ func Connect(ctx context.Context, address, namespace string) (*containerd.Client
 		return nil, dialFailure(address, err)
 	}
 	conn.Close()
-	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(connectTimeout))
+	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(connectTimeout),
+		containerd.WithExtraDialOpts(calls(observe)))
 	if err != nil {
 		return nil, failf(errdefs.ErrUnavailable, "connect to containerd at %s: %v", address, err)
 	}

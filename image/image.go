@@ -101,6 +101,8 @@ type Config struct {
 	Needed func(context.Context) ([]job.Model, error)
 	// Trust says which digests models must have. Nil trusts every image.
 	Trust job.Trust
+	// Observe is told of the registry's answers; nobody where nil.
+	Observe Observer
 	// Log is told what has no caller to be returned to.
 	Log *slog.Logger
 }
@@ -176,6 +178,9 @@ func newStore(cfg Config) (*Store, error) {
 	}
 	if cfg.Downloads <= 0 {
 		cfg.Downloads = 6
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = unobserved
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -40,7 +40,7 @@ func newHome(t *testing.T, cfg testenv.RegistryConfig) *home {
 func newHomeOn(t *testing.T, daemon *testenv.Containerd, cfg testenv.RegistryConfig) *home {
 	t.Helper()
 	h := &home{T: t, daemon: daemon, registry: testenv.StartRegistry(t, cfg), log: &records{}}
-	client, err := Connect(t.Context(), daemon.Address, namespace)
+	client, err := Connect(t.Context(), daemon.Address, namespace, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ import (
 
 // resolver asks the registry with the given patience.
 func (s *Store) resolver(patience retries) remotes.Resolver {
-	client := &http.Client{Transport: &persistent{base: s.transport, retries: patience}}
+	client := &http.Client{Transport: &persistent{base: s.transport, retries: patience, observe: s.cfg.Observe}}
 	host := docker.RegistryHost{
 		Client:       client,
 		Authorizer:   s.currentAuthorizer(),
@@ -52,7 +52,7 @@ func (s *Store) currentAuthorizer() docker.Authorizer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.authorizer == nil {
-		client := &http.Client{Transport: &persistent{base: s.transport, retries: tokens.within(s.retries)}}
+		client := &http.Client{Transport: &persistent{base: s.transport, retries: tokens.within(s.retries), observe: s.cfg.Observe}}
 		s.authorizer = decided{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(s.credentials))}
 	}
 	return s.authorizer

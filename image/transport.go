@@ -75,6 +75,7 @@ func newTransport(caFile string) (*http.Transport, error) {
 type persistent struct {
 	base http.RoundTripper
 	retries
+	observe Observer // may be nil
 }
 
 func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -91,7 +92,11 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 			again.Body = body
 		}
+		sent := time.Now()
 		resp, err := p.base.RoundTrip(again)
+		if p.observe != nil {
+			p.observe(purpose(req), time.Since(sent), answered(resp, err))
+		}
 		if err == nil && !passing(resp.StatusCode) {
 			resp.Body = newSteadyBody(resp.Body, req.Context().Err, cancel, p.stall)
 			return resp, nil

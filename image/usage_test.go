@@ -189,7 +189,7 @@ func TestConnect(t *testing.T) {
 		mute:                       "did not answer as containerd",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		_, err := Connect(ctx, address, namespace)
+		_, err := Connect(ctx, address, namespace, nil)
 		cancel()
 		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v; want %q", filepath.Base(address), err, want)

@@ -28,7 +28,7 @@ func (Containerd) Name() string { return "containerd" }
 
 // Examine implements Check.
 func (c Containerd) Examine(ctx context.Context) []Finding {
-	client, err := image.Connect(ctx, c.Address, c.Namespace)
+	client, err := image.Connect(ctx, c.Address, c.Namespace, nil)
 	if err != nil {
 		return []Finding{told(Failure, err, logOf)}
 	}

@@ -80,7 +80,11 @@ type Config struct {
 	Grace time.Duration
 	// OrphanTimeout is how long an idle runner waits for a daemon to come back.
 	OrphanTimeout time.Duration
-	Log           *slog.Logger // nil discards
+	// ObserveRegistry is told of the registry's answers, ObserveContainerd of
+	// containerd's; nil tells nobody.
+	ObserveRegistry, ObserveContainerd image.Observer
+
+	Log *slog.Logger // nil discards
 }
 
 // Driver makes container sheep. Close it when they are closed.

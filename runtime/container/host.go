@@ -62,7 +62,7 @@ func (h *host) connected(ctx context.Context) (*containerd.Client, error) {
 	case h.client != nil:
 		return h.client, nil
 	}
-	client, err := image.Connect(ctx, h.cfg.Address, h.cfg.Namespace)
+	client, err := image.Connect(ctx, h.cfg.Address, h.cfg.Namespace, h.cfg.ObserveContainerd)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	}
 	s, err := image.New(image.Config{
 		Client: client, Registry: h.cfg.Registry, Snapshotter: key.snapshotter, Policy: key.policy,
-		Budget: h.cfg.ImageBudget, Needed: h.needed, Trust: h.cfg.Trust, Log: h.cfg.Log,
+		Budget: h.cfg.ImageBudget, Needed: h.needed, Trust: h.cfg.Trust, Observe: h.cfg.ObserveRegistry, Log: h.cfg.Log,
 	})
 	if err != nil {
 		return nil, err

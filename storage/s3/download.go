@@ -46,7 +46,7 @@ func (st *stream) Close() {
 // a slow reader is not a stalled server.
 func (s *Store) get(ctx context.Context, bucket, key string, opts minio.GetObjectOptions) (*stream, error) {
 	var answer *stream
-	err := s.try(ctx, s.stall, func(ctx context.Context, w *watch) error {
+	err := s.try(ctx, "get", s.stall, func(ctx context.Context, w *watch) error {
 		body, info, head, err := s.client.GetObject(ctx, bucket, key, opts)
 		if err != nil {
 			return err

@@ -29,7 +29,7 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 	var exists bool
 	var err error
 	if s.bucket == "" {
-		err = s.try(ctx, s.stall, func(ctx context.Context, _ *watch) (err error) {
+		err = s.try(ctx, "exists", s.stall, func(ctx context.Context, _ *watch) (err error) {
 			exists, err = s.client.BucketExists(ctx, string(id))
 			return err
 		})
@@ -112,7 +112,7 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 // MakeBucket makes the shared bucket where it is not there. The operator makes
 // that of a storage elsewhere; the daemon that of its own.
 func (s *Store) MakeBucket(ctx context.Context) error {
-	err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+	err := s.try(ctx, "make bucket", s.stall, func(ctx context.Context, _ *watch) error {
 		return s.client.MakeBucket(ctx, s.bucket, minio.MakeBucketOptions{})
 	})
 	if err != nil && !errdefs.IsAlreadyExists(err) {
@@ -124,7 +124,7 @@ func (s *Store) MakeBucket(ctx context.Context) error {
 // makeBucket makes the job's bucket. unsure says, beside an error, that a try of
 // the same call before the last may have made it.
 func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err error) {
-	err = s.tryFrom(ctx, s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
+	err = s.tryFrom(ctx, "make bucket", s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
 		unsure = earlier
 		return s.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
 	})
@@ -206,7 +206,7 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 		if s.bucket != "" {
 			return nil
 		}
-		err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+		err := s.try(ctx, "remove bucket", s.stall, func(ctx context.Context, _ *watch) error {
 			return s.client.RemoveBucket(ctx, string(id))
 		})
 		var answer minio.ErrorResponse
@@ -232,7 +232,7 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doome
 		if len(keys) == 0 {
 			return nil
 		}
-		err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) error {
+		err := s.try(ctx, "delete", s.stall, func(ctx context.Context, _ *watch) error {
 			results, err := s.client.RemoveObjectsWithIter(ctx, bucket, func(yield func(minio.ObjectInfo) bool) {
 				for _, key := range keys {
 					if !yield(key) {
@@ -305,7 +305,7 @@ func (s *Store) list(ctx context.Context, id job.ID, prefix string, page int) it
 		after := ""
 		stopped := false
 		// Each try goes on after the last name that was passed on.
-		err := s.try(ctx, s.stall, func(ctx context.Context, w *watch) error {
+		err := s.try(ctx, "list", s.stall, func(ctx context.Context, w *watch) error {
 			opts := minio.ListObjectsOptions{Prefix: below + prefix, Recursive: true, MaxKeys: page, StartAfter: after, FetchOwner: &noOwner}
 			for object := range s.client.ListObjectsIter(ctx, bucket, opts) {
 				if object.Err != nil {
@@ -366,6 +366,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	if bucket == "" {
 		bucket = "shepherd-ping"
 	}
+	sent := time.Now()
 	within, w := newWatch(ctx, s.stall)
 	defer w.stop()
 	err := func() error {
@@ -375,6 +376,7 @@ func (s *Store) Ping(ctx context.Context) error {
 		return within.Err()
 	}()
 	err = s.classify(ctx, within, err)
+	s.observe("ping", time.Since(sent), err)
 	switch {
 	case !errdefs.IsNotFound(err):
 		return err

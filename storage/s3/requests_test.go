@@ -6,8 +6,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
@@ -29,7 +32,17 @@ func TestRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			proxy := testenv.StartS3Proxy(t, server.URL)
-			store := open(t, s3.Config{URL: proxy.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey, Bucket: c.bucket})
+			var mu sync.Mutex
+			observed := 0
+			store := open(t, s3.Config{URL: proxy.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey, Bucket: c.bucket,
+				Observe: func(op string, took time.Duration, _ error) {
+					mu.Lock()
+					defer mu.Unlock()
+					observed++
+					if !slices.Contains(s3.Operations(), op) || took <= 0 {
+						t.Errorf("told of %q in %v", op, took)
+					}
+				}})
 			const id = job.ID("counted")
 			dir := t.TempDir()
 			for _, step := range []struct {
@@ -67,11 +80,15 @@ func TestRequests(t *testing.T) {
 				{"Ping", func() error { return store.Ping(t.Context()) }, map[string]int{"GET": 1}},
 			} {
 				proxy.Reset()
+				observed = 0
 				if err := step.run(); err != nil {
 					t.Fatalf("%s: %v", step.name, err)
 				}
 				if got := proxy.Counts(); !maps.Equal(got, step.want) {
 					t.Errorf("%s sends %v, want %v: %q", step.name, got, step.want, proxy.Requests())
+				}
+				if sent := len(proxy.Requests()); observed != sent {
+					t.Errorf("%s tells of %d requests of %d", step.name, observed, sent)
 				}
 			}
 		})

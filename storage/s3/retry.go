@@ -57,27 +57,29 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// try runs one storage request, and again what may succeed on another try,
+// try runs one storage request, the operation op, and again what may succeed on another try,
 // until s.tries are spent or s.patience has passed. It ends a request in which
 // nothing moves for limit. The error is classified.
-func (s *Store) try(ctx context.Context, limit time.Duration, request func(context.Context, *watch) error) error {
-	return s.tryFrom(ctx, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
+func (s *Store) try(ctx context.Context, op string, limit time.Duration, request func(context.Context, *watch) error) error {
+	return s.tryFrom(ctx, op, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
 }
 
 // tryFrom is try for a request to which it matters whether an earlier try may
 // have been carried out in spite of its error (unsure).
-func (s *Store) tryFrom(ctx context.Context, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
+func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
 	begun := time.Now()
 	unsure := false
 	for n := 1; ; n++ {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		sent := time.Now()
 		within, w := newWatch(ctx, limit)
 		err := s.classify(ctx, within, request(within, w, unsure))
 		if err != nil || !w.kept {
 			w.stop()
 		}
+		s.observe(op, time.Since(sent), err)
 		var f *fault
 		if err == nil || !errors.As(err, &f) || !f.again {
 			return err

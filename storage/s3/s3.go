@@ -70,8 +70,18 @@ type Config struct {
 	// short by a kill can be made again; it is made where missing. Empty: they are
 	// remembered in memory only.
 	Begun string
+	// Observe is told of every request that was made, tried again or not: what it
+	// was for (one of Operations), how long its answer took to come (to begin, of a
+	// file that is fetched) and what it was, as the Store's errors are. It is called
+	// from many goroutines and returns at once. It may be nil.
+	Observe func(op string, took time.Duration, err error)
 	// Log may be nil.
 	Log *slog.Logger
+}
+
+// Operations are what requests are made for.
+func Operations() []string {
+	return []string{"exists", "make bucket", "remove bucket", "put", "begin upload", "complete upload", "get", "list", "delete", "ping"}
 }
 
 // Store implements storage.Store.
@@ -84,6 +94,7 @@ type Store struct {
 	patience  time.Duration
 	stall     time.Duration
 	log       *slog.Logger
+	observe   func(op string, took time.Duration, err error)
 
 	client    *minio.Core
 	transport *http.Transport
@@ -136,12 +147,16 @@ func New(c Config) (*Store, error) {
 		patience:  orDefault(c.Patience, 3*time.Second),
 		stall:     orDefault(c.Stall, 10*time.Second),
 		log:       c.Log,
+		observe:   c.Observe,
 		reclaims:  amazon && c.Region == defaultRegion,
 		hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		boot:      sync.OnceValues(func() ([]byte, error) { return os.ReadFile(bootFile) }),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.observe == nil {
+		s.observe = func(string, time.Duration, error) {}
 	}
 	if s.begun, err = openBegun(c.Begun); err != nil {
 		return nil, err

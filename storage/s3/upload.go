@@ -89,7 +89,7 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 	if size <= smallFile {
 		return s.sendSmall(ctx, src, offset, size, request)
 	}
-	return s.tryFrom(ctx, s.stall, func(ctx context.Context, w *watch, unsure bool) error {
+	return s.tryFrom(ctx, "put", s.stall, func(ctx context.Context, w *watch, unsure bool) error {
 		w.pause() // the hash takes its time, which is not the server's
 		hash, err := s.hash(ctx, src, offset, size)
 		if ctx.Err() != nil {
@@ -118,7 +118,7 @@ func (s *Store) sendSmall(ctx context.Context, src io.ReaderAt, offset, size int
 	}
 	sum := sha256.Sum256(data)
 	hash := hex.EncodeToString(sum[:])
-	return s.tryFrom(ctx, s.stall, func(ctx context.Context, _ *watch, unsure bool) error {
+	return s.tryFrom(ctx, "put", s.stall, func(ctx context.Context, _ *watch, unsure bool) error {
 		return request(ctx, bytes.NewReader(data), hash, unsure)
 	})
 }
@@ -167,7 +167,7 @@ type upload struct {
 
 func (s *Store) newUpload(ctx context.Context, bucket, key string, parts int) (*upload, error) {
 	u := &upload{store: s, bucket: bucket, key: key, parts: make([]minio.CompletePart, parts)}
-	err := s.try(ctx, s.stall, func(ctx context.Context, _ *watch) (err error) {
+	err := s.try(ctx, "begin upload", s.stall, func(ctx context.Context, _ *watch) (err error) {
 		u.id, err = s.client.NewMultipartUpload(ctx, bucket, key, minio.PutObjectOptions{})
 		return err
 	})
@@ -192,7 +192,7 @@ func (u *upload) part(ctx context.Context, n int, src io.ReaderAt, offset, size 
 // complete makes the parts the file.
 func (u *upload) complete(ctx context.Context, size int64) error {
 	s := u.store
-	return s.tryFrom(ctx, completion, func(ctx context.Context, _ *watch, unsure bool) error {
+	return s.tryFrom(ctx, "complete upload", completion, func(ctx context.Context, _ *watch, unsure bool) error {
 		_, err := s.client.CompleteMultipartUpload(ctx, u.bucket, u.key, u.id, u.parts, minio.PutObjectOptions{})
 		var answer minio.ErrorResponse
 		if unsure && errors.As(err, &answer) && answer.Code == minio.NoSuchUpload {
