@@ -546,6 +546,9 @@ type ServerInterface interface {
 	// WaitForJob Wait until a job has ended
 	// (GET /jobs/{job_id}/wait_ready)
 	WaitForJob(w http.ResponseWriter, r *http.Request, jobId JobID, params WaitForJobParams)
+	// GetMetrics The daemon's metrics, for Prometheus
+	// (GET /metrics)
+	GetMetrics(w http.ResponseWriter, r *http.Request)
 	// ListModels The models that are kept here
 	// (GET /models)
 	ListModels(w http.ResponseWriter, r *http.Request)
@@ -985,6 +988,20 @@ func (siw *ServerInterfaceWrapper) WaitForJob(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// GetMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetMetrics(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetMetrics(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListModels operation middleware
 func (siw *ServerInterfaceWrapper) ListModels(w http.ResponseWriter, r *http.Request) {
 
@@ -1365,6 +1382,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/readyz", wrapper.GetReadiness).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/version", wrapper.GetVersion).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/metrics", wrapper.GetMetrics).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/ui", wrapper.GetUI).Methods(http.MethodGet)
 

@@ -119,6 +119,8 @@ type Config struct {
 	// GPUs is what is known of the machine's GPUs; nil where there are none. It
 	// is called by many goroutines at once and returns soon after ctx ends.
 	GPUs func(ctx context.Context) job.GPUs
+	// Metrics answers /metrics; by default there are none.
+	Metrics http.Handler
 	// Version and Commit are what /version answers.
 	Version, Commit string
 	// Log receives the daemon's own errors and, at debug level, every request.
@@ -151,6 +153,11 @@ func New(c Config) http.Handler {
 	if s.gpus = c.GPUs; s.gpus == nil {
 		s.gpus = func(context.Context) job.GPUs { return job.GPUs{} }
 	}
+	if s.metrics = c.Metrics; s.metrics == nil {
+		s.metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		})
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -165,6 +172,7 @@ type server struct {
 	debug   bool
 	version Version
 	gpus    func(context.Context) job.GPUs
+	metrics http.Handler
 	log     *slog.Logger
 
 	gate    *access.Gate

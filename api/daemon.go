@@ -80,3 +80,6 @@ func (s *server) GetReadiness(w http.ResponseWriter, r *http.Request) {
 func (s *server) GetVersion(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, s.version)
 }
+
+// GetMetrics answers GET /metrics.
+func (s *server) GetMetrics(w http.ResponseWriter, r *http.Request) { s.metrics.ServeHTTP(w, r) }

@@ -45,6 +45,7 @@ var needs = map[string]need{
 	"POST /models/pull":                {scope: access.Admin},
 	"DELETE /models/{model}":           {scope: access.Admin},
 	"GET /version":                     {scope: access.Read},
+	"GET /metrics":                     {scope: access.Read, whole: true},
 	"GET /healthz":                     {},
 	"GET /readyz":                      {},
 	"GET /ui":                          {},

@@ -61,6 +61,17 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 	return inv.images, nil
 }
 
+// Usage is what all images take on the disk in bytes, layers and unpacked files;
+// what they share is counted once.
+func (s *Store) Usage(ctx context.Context) (int64, error) {
+	ctx = containerdlog.WithLogger(ctx, s.quiet)
+	inv, err := s.inventory(ctx)
+	if err != nil {
+		return 0, s.listing("count what images take", err)
+	}
+	return inv.total(), nil
+}
+
 func (s *Store) listing(doing string, err error) error {
 	var known *failure
 	if errors.As(err, &known) {

@@ -20,6 +20,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage/embedded"
@@ -72,11 +73,16 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
+	v, c := build()
+	seen, err := observe(drain, v, c, log, &stop)
+	if err != nil {
+		return err
+	}
 	records, err := openLedger(drain, cfg, log, &stop)
 	if err != nil {
 		return err
 	}
-	store, err := openStorage(cfg, log, &stop)
+	store, err := openStorage(cfg, seen.figures.Storage, log, &stop)
 	if err != nil {
 		return err
 	}
@@ -85,7 +91,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	members, types, err := gather(drain, environmentOf(cfg, node, records, lent, log), &stop)
+	members, types, err := gather(drain, environmentOf(cfg, node, records, lent, seen.figures, log), &stop)
 	if err != nil {
 		return err
 	}
@@ -93,22 +99,23 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	core, err := shepherd.New(shepherd.Config{
 		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members, Trust: cfg.Models.Trust(),
 		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
-		MaxAttempts: cfg.Scheduling.MaxAttempts, Log: log,
+		MaxAttempts: cfg.Scheduling.MaxAttempts, Observer: seen.observer, Tracer: seen.tracer, Log: log,
 	})
 	if err != nil {
 		return err
 	}
+	seen.expose(cfg, core, records, types)
 	welcomeStorage(drain, store, cfg, log)
 	if err := core.Start(drain); err != nil {
 		return err
 	}
 
-	v, c := build()
 	// Waiting clients are let go when the core has stopped.
 	waiting, letGo := context.WithCancelCause(context.Background())
 	defer letGo(nil)
 	handler := api.New(api.Config{
-		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs, Version: v, Commit: c, Log: log,
+		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs,
+		Metrics: seen.figures.Handler(), Version: v, Commit: c, Log: log,
 	})
 	served := doors.serve(waiting, handler, withDebug(handler, cfg, doors.local), log)
 	log.Info("Shepherd API is available at " + doors.url())
@@ -170,7 +177,7 @@ func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop 
 
 // openStorage is the client of the configured storage, after starting the
 // embedded one where that is what is configured.
-func openStorage(cfg *config.Config, log *slog.Logger, stop *closers) (*s3.Store, error) {
+func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (*s3.Store, error) {
 	c := cfg.Storage
 	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
 	if c.Embedded() {
@@ -198,7 +205,7 @@ func openStorage(cfg *config.Config, log *slog.Logger, stop *closers) (*s3.Store
 	}
 	store, err := s3.New(s3.Config{
 		URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region,
-		Begun: filepath.Join(cfg.StateDir, "begun"), Log: log,
+		Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -224,9 +231,9 @@ func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, lo
 }
 
 // environmentOf is what sheep types are made from.
-func environmentOf(cfg *config.Config, node string, records ledger.Ledger, lent *gpus, log *slog.Logger) *environment {
+func environmentOf(cfg *config.Config, node string, records ledger.Ledger, lent *gpus, figures *metrics.Metrics, log *slog.Logger) *environment {
 	needed := func(ctx context.Context) ([]job.Model, error) { return shepherd.NeededModels(ctx, records) }
-	return &environment{config: cfg, node: node, needed: needed, gpus: lent, log: log}
+	return &environment{config: cfg, node: node, needed: needed, gpus: lent, figures: figures, log: log}
 }
 
 // gather makes the sheep types, by name, and the configured sheep.

@@ -166,7 +166,7 @@ func ownModels(ctx context.Context, cfg *config.Config, logTo io.Writer, stop *c
 	if err != nil {
 		return nil, err
 	}
-	members, _, err := gather(ctx, environmentOf(cfg, node, records, nil, log), stop)
+	members, _, err := gather(ctx, environmentOf(cfg, node, records, nil, nil, log), stop)
 	if err != nil {
 		return nil, err
 	}

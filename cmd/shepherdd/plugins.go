@@ -13,6 +13,7 @@ import (
 	"github.com/iterait/shepherd/gpu/cdi"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/bare"
 	"github.com/iterait/shepherd/runtime/container"
@@ -28,7 +29,9 @@ type environment struct {
 	node   string
 	needed func(context.Context) ([]job.Model, error)
 	gpus   *gpus // nil where a configuration is only checked
-	log    *slog.Logger
+	// figures count what the types do; nil where nobody looks.
+	figures *metrics.Metrics
+	log     *slog.Logger
 }
 
 // sheepTypes is the one list of sheep types. docs/writing-a-sheep.md takes you
@@ -69,6 +72,9 @@ func newContainers(env *environment) *container.Driver {
 	}
 	cfg.GPUs = container.GPUs{
 		Mode: container.Mode(c.GPU.Mode), CDI: cdiConfig(c), Capabilities: c.GPU.DriverCapabilities,
+	}
+	if env.figures != nil {
+		cfg.ObserveRegistry, cfg.ObserveContainerd = env.figures.Registry, env.figures.Containerd
 	}
 	if r := c.Registry; r != nil {
 		cfg.Registry = image.Registry{

@@ -25,6 +25,8 @@ var allowed = map[string][]string{
 	"access":                  {},
 	"api":                     {"job", "access"},
 	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime"},
+	"metrics":                 {"job", "ledger", "shepherd"},
+	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage"},

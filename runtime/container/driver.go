@@ -92,6 +92,7 @@ type Driver struct {
 	cfg     Config
 	host    *host
 	devices *devices
+	usage   usage
 
 	mu           sync.Mutex
 	snapshotters map[string]string // by sheep

@@ -112,7 +112,7 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 // MakeBucket makes the shared bucket where it is not there. The operator makes
 // that of a storage elsewhere; the daemon that of its own.
 func (s *Store) MakeBucket(ctx context.Context) error {
-	err := s.try(ctx, "make bucket", s.stall, func(ctx context.Context, _ *watch) error {
+	err := s.try(ctx, "make_bucket", s.stall, func(ctx context.Context, _ *watch) error {
 		return s.client.MakeBucket(ctx, s.bucket, minio.MakeBucketOptions{})
 	})
 	if err != nil && !errdefs.IsAlreadyExists(err) {
@@ -124,7 +124,7 @@ func (s *Store) MakeBucket(ctx context.Context) error {
 // makeBucket makes the job's bucket. unsure says, beside an error, that a try of
 // the same call before the last may have made it.
 func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err error) {
-	err = s.tryFrom(ctx, "make bucket", s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
+	err = s.tryFrom(ctx, "make_bucket", s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
 		unsure = earlier
 		return s.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
 	})
@@ -206,7 +206,7 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 		if s.bucket != "" {
 			return nil
 		}
-		err := s.try(ctx, "remove bucket", s.stall, func(ctx context.Context, _ *watch) error {
+		err := s.try(ctx, "remove_bucket", s.stall, func(ctx context.Context, _ *watch) error {
 			return s.client.RemoveBucket(ctx, string(id))
 		})
 		var answer minio.ErrorResponse

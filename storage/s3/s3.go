@@ -81,7 +81,7 @@ type Config struct {
 
 // Operations are what requests are made for.
 func Operations() []string {
-	return []string{"exists", "make bucket", "remove bucket", "put", "begin upload", "complete upload", "get", "list", "delete", "ping"}
+	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "get", "list", "delete", "ping"}
 }
 
 // Store implements storage.Store.

@@ -167,7 +167,7 @@ type upload struct {
 
 func (s *Store) newUpload(ctx context.Context, bucket, key string, parts int) (*upload, error) {
 	u := &upload{store: s, bucket: bucket, key: key, parts: make([]minio.CompletePart, parts)}
-	err := s.try(ctx, "begin upload", s.stall, func(ctx context.Context, _ *watch) (err error) {
+	err := s.try(ctx, "begin_upload", s.stall, func(ctx context.Context, _ *watch) (err error) {
 		u.id, err = s.client.NewMultipartUpload(ctx, bucket, key, minio.PutObjectOptions{})
 		return err
 	})
@@ -192,7 +192,7 @@ func (u *upload) part(ctx context.Context, n int, src io.ReaderAt, offset, size 
 // complete makes the parts the file.
 func (u *upload) complete(ctx context.Context, size int64) error {
 	s := u.store
-	return s.tryFrom(ctx, "complete upload", completion, func(ctx context.Context, _ *watch, unsure bool) error {
+	return s.tryFrom(ctx, "complete_upload", completion, func(ctx context.Context, _ *watch, unsure bool) error {
 		_, err := s.client.CompleteMultipartUpload(ctx, u.bucket, u.key, u.id, u.parts, minio.PutObjectOptions{})
 		var answer minio.ErrorResponse
 		if unsure && errors.As(err, &answer) && answer.Code == minio.NoSuchUpload {

@@ -1,0 +1,127 @@
+package metrics
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// kinds is how many kinds of waiting jobs (of a priority, for a sheep) are told
+// apart: clients choose priorities, and must not choose how many series there
+// are.
+const kinds = 64
+
+// lookTime bounds how long looking things up may take.
+const lookTime = 5 * time.Second
+
+// Sources are what is looked up when the metrics are asked for.
+type Sources struct {
+	Core interface {
+		Sheep(ctx context.Context) []job.Sheep
+		StageBudget() (used, limit int64)
+	}
+	Ledger interface {
+		Count(ctx context.Context) (ledger.Counts, error)
+		Waiting(ctx context.Context, most int) ([]ledger.Waiting, error)
+	}
+	// Images is what pulled images take on the disk, and may take, 0 for any
+	// number; ok is false while that is not known. Nil where there are none.
+	Images func(ctx context.Context) (used, limit int64, ok bool)
+	// Folders are those whose file systems are shown, by what they are for.
+	Folders map[string]string
+}
+
+// Expose adds what is looked up. It is called once.
+func (m *Metrics) Expose(s Sources) {
+	name := func(name string) string { return "shepherd_" + name }
+	m.registry.MustRegister(&collector{
+		sources: s,
+		jobs:    prometheus.NewDesc(name("jobs"), "Jobs that the ledger has, by state; of those that ended, the ones it keeps.", []string{"state"}, nil),
+		waiting: prometheus.NewDesc(name("queue_jobs"), "Jobs that wait for a sheep, by the priority and the sheep that they ask for.", []string{"priority", "sheep"}, nil),
+		oldest:  prometheus.NewDesc(name("queue_oldest_age_seconds"), "How long ago the oldest waiting job was submitted.", []string{"priority", "sheep"}, nil),
+		up:      prometheus.NewDesc(name("sheep_up"), "Whether the sheep has a runner.", []string{"sheep", "type"}, nil),
+		busy:    prometheus.NewDesc(name("sheep_busy"), "Whether the sheep has a job.", []string{"sheep", "type"}, nil),
+		budget:  prometheus.NewDesc(name("disk_budget_bytes"), "What may be taken of the disk for a purpose; 0 is no bound.", []string{"purpose"}, nil),
+		used:    prometheus.NewDesc(name("disk_used_bytes"), "What is taken of the disk for a purpose.", []string{"purpose"}, nil),
+		free:    prometheus.NewDesc(name("filesystem_free_bytes"), "What is free, for the daemon, in the file system of a folder.", []string{"folder"}, nil),
+		size:    prometheus.NewDesc(name("filesystem_size_bytes"), "The size of the file system of a folder.", []string{"folder"}, nil),
+	})
+}
+
+type collector struct {
+	sources Sources
+
+	jobs, waiting, oldest, up, busy, budget, used, free, size *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.jobs, c.waiting, c.oldest, c.up, c.busy, c.budget, c.used, c.free, c.size} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	if counts, err := c.sources.Ledger.Count(ctx); err != nil {
+		to <- prometheus.NewInvalidMetric(c.jobs, err)
+	} else {
+		for _, state := range []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled} {
+			gauge(c.jobs, float64(counts[state]), string(state))
+		}
+	}
+	if waiting, err := c.sources.Ledger.Waiting(ctx, kinds); err != nil {
+		to <- prometheus.NewInvalidMetric(c.waiting, err)
+	} else {
+		now := time.Now()
+		for _, w := range waiting {
+			priority, sheep := strconv.Itoa(w.Priority), w.Sheep
+			if w.Rest {
+				priority, sheep = "other", "other"
+			}
+			gauge(c.waiting, float64(w.Jobs), priority, sheep)
+			if !w.Oldest.IsZero() {
+				gauge(c.oldest, max(now.Sub(w.Oldest).Seconds(), 0), priority, sheep)
+			}
+		}
+	}
+	for _, s := range c.sources.Core.Sheep(ctx) {
+		gauge(c.up, number(s.Running), s.Name, s.Type)
+		gauge(c.busy, number(s.Job != ""), s.Name, s.Type)
+	}
+	used, limit := c.sources.Core.StageBudget()
+	gauge(c.used, float64(used), "stage_ahead")
+	gauge(c.budget, float64(limit), "stage_ahead")
+	if c.sources.Images != nil {
+		if used, limit, ok := c.sources.Images(ctx); ok {
+			gauge(c.used, float64(used), "images")
+			gauge(c.budget, float64(limit), "images")
+		}
+	}
+	for purpose, folder := range c.sources.Folders {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(folder, &fs); err != nil {
+			continue // not made yet, or gone: others tell of that
+		}
+		gauge(c.free, float64(fs.Bavail)*float64(fs.Bsize), purpose)
+		gauge(c.size, float64(fs.Blocks)*float64(fs.Bsize), purpose)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
