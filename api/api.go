@@ -46,6 +46,10 @@ type Service interface {
 	// the cursor on (0 for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
+	// Owner is the tenant whose job it is, empty for nobody's in particular, or
+	// *job.UnknownJob.
+	Owner(ctx context.Context, id job.ID) (tenant string, err error)
+
 	// Wait blocks until the job has ended and returns its final state. It
 	// returns ctx's error when that ends first, and *job.UnknownJob.
 	Wait(ctx context.Context, id job.ID) (job.Status, error)

@@ -6,13 +6,14 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
 // GetStatus answers GET /status, in exactly the original's shape.
 func (s *server) GetStatus(w http.ResponseWriter, r *http.Request) {
 	answer := Status{Sheep: map[string]SheepStatus{}}
-	for _, sheep := range s.service.Sheep(r.Context()) {
+	for _, sheep := range s.sheep(r) {
 		answer.Sheep[sheep.Name] = SheepStatus{Running: sheep.Running, Model: modelOf(sheep), Request: orNull(string(sheep.Job))}
 	}
 	s.answer(w, r, http.StatusOK, answer)
@@ -21,7 +22,7 @@ func (s *server) GetStatus(w http.ResponseWriter, r *http.Request) {
 // ListSheep answers GET /sheep.
 func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 	answer := SheepList{Sheep: []Sheep{}}
-	for _, sheep := range s.service.Sheep(r.Context()) {
+	for _, sheep := range s.sheep(r) {
 		answer.Sheep = append(answer.Sheep, Sheep{
 			Name: sheep.Name, Type: sheep.Type, Running: sheep.Running, Model: modelOf(sheep),
 			Job: orNull(string(sheep.Job)), Detail: orNull(sheep.Detail),
@@ -29,6 +30,23 @@ func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 	}
 	slices.SortFunc(answer.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
 	s.answer(w, r, http.StatusOK, answer)
+}
+
+// sheep is every sheep as the caller may see it: not what it does for another
+// tenant.
+func (s *server) sheep(r *http.Request) []job.Sheep {
+	list := s.service.Sheep(r.Context())
+	tenant := access.From(r.Context()).Tenant
+	if tenant == "" {
+		return list
+	}
+	list = slices.Clone(list)
+	for i := range list {
+		if list[i].Job != "" && list[i].Tenant != tenant {
+			list[i].Job, list[i].Detail = "", "busy"
+		}
+	}
+	return list
 }
 
 // modelOf is null twice for a sheep without a model; a model's version may be

@@ -42,6 +42,7 @@ type fake struct {
 }
 
 type fakeJob struct {
+	tenant  string
 	status  job.Status
 	inputs  map[string][]byte
 	outputs map[string][]byte
@@ -222,6 +223,17 @@ func (b *countedBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
+func (f *fake) Owner(_ context.Context, id job.ID) (string, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return "", err
+	}
+	return j.tenant, nil
+}
+
 func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -243,7 +255,7 @@ func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]
 	var page []job.View
 	for at, id := range ids {
 		v := f.jobs[id].view(id)
-		if int64(at) < cursor || len(q.States) > 0 && !slices.Contains(q.States, v.State) {
+		if int64(at) < cursor || q.Tenant != "" && q.Tenant != f.jobs[id].tenant || len(q.States) > 0 && !slices.Contains(q.States, v.State) {
 			continue
 		}
 		if len(page) == limit {

@@ -48,7 +48,7 @@ func (s *server) GetInputFile(w http.ResponseWriter, r *http.Request, rawID, fil
 type opener func(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
 func (s *server) file(w http.ResponseWriter, r *http.Request, rawID, rawName string, open opener) {
-	id, err := jobID(rawID)
+	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -27,6 +28,7 @@ func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	request.Trace = job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
+	request.Tenant = access.From(r.Context()).Tenant
 	if err := s.service.Submit(r.Context(), request); err != nil {
 		s.fail(w, r, err)
 		return
@@ -50,7 +52,7 @@ func (s *server) GetJobReady(w http.ResponseWriter, r *http.Request, rawID strin
 
 // job fetches the job that a request names, or answers why it cannot.
 func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.Status, bool) {
-	id, err := jobID(rawID)
+	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return job.Status{}, false
@@ -71,7 +73,7 @@ func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.
 // error they can see, and the request to wait again, rather than a 200 that
 // would let them take a running job for a finished one.
 func (s *server) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string, params WaitForJobParams) {
-	id, err := jobID(rawID)
+	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -120,7 +122,7 @@ func unbounded(w http.ResponseWriter) {
 
 // CancelJob answers POST /jobs/{job_id}/cancel.
 func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
-	id, err := jobID(rawID)
+	id, err := s.jobID(r, rawID)
 	if err == nil {
 		err = s.service.Cancel(r.Context(), id)
 	}
@@ -143,8 +145,8 @@ func (s *server) visible(status job.Status) job.Status {
 }
 
 // jobID decodes a job's id from a path. What cannot be an id is an id that no
-// job has.
-func jobID(raw string) (job.ID, error) {
+// job has, and so is one of another tenant's job to a caller that has a tenant.
+func (s *server) jobID(r *http.Request, raw string) (job.ID, error) {
 	text, err := url.PathUnescape(raw)
 	if err != nil {
 		return "", &job.UnknownJob{ID: raw}
@@ -152,6 +154,15 @@ func jobID(raw string) (job.ID, error) {
 	id, err := job.ParseID(text)
 	if err != nil {
 		return "", &job.UnknownJob{ID: text}
+	}
+	if tenant := access.From(r.Context()).Tenant; tenant != "" {
+		owner, err := s.service.Owner(r.Context(), id)
+		if err != nil {
+			return "", err
+		}
+		if owner != tenant {
+			return "", &job.UnknownJob{ID: text}
+		}
 	}
 	return id, nil
 }

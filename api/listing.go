@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -17,7 +18,7 @@ const (
 
 // GetJob answers GET /jobs/{job_id}.
 func (s *server) GetJob(w http.ResponseWriter, r *http.Request, rawID string) {
-	id, err := jobID(rawID)
+	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -48,6 +49,7 @@ func (s *server) ListJobs(w http.ResponseWriter, r *http.Request, params ListJob
 		s.fail(w, r, err)
 		return
 	}
+	query.Tenant = access.From(r.Context()).Tenant
 	views, next, err := s.service.Jobs(r.Context(), query, cursor, limit)
 	if err != nil {
 		s.fail(w, r, err)

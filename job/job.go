@@ -125,6 +125,9 @@ type Request struct {
 	Payload []byte
 	// Trace is what the client told of the trace that the job belongs to.
 	Trace Trace
+	// Tenant is whose the job is, and who alone with those that have no tenant
+	// sees it; empty for nobody's in particular.
+	Tenant string
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
@@ -135,6 +138,7 @@ type Record struct {
 	Sheep    string // addressed sheep, empty for any
 	Priority int
 	Trace    Trace
+	Tenant   string // whose it is; see Request
 
 	State      State
 	Failure    *Failure // set exactly when State is Failed

@@ -9,6 +9,8 @@ type Sheep struct {
 	Model   Model
 	// Job is the one under way, empty when the sheep is idle.
 	Job ID
+	// Tenant is whose job that is.
+	Tenant string
 	// Detail says in words what the sheep is doing beyond that, for example how
 	// far a pull is or when a crashed runner is started again; often empty.
 	Detail string

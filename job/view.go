@@ -13,4 +13,5 @@ type Query struct {
 	States []State
 	Sheep  string // the addressed sheep
 	Model  Model
+	Tenant string // only this tenant's jobs; empty for everyone's
 }

@@ -72,6 +72,7 @@ import (
 // errdefs.ErrInternal.
 var (
 	ErrExists   = fmt.Errorf("a job with this id is not finished yet: %w", errdefs.ErrAlreadyExists)
+	ErrOthers   = fmt.Errorf("a job with this id is another tenant's: %w", errdefs.ErrAlreadyExists)
 	ErrNotFound = fmt.Errorf("no record of this job: %w", errdefs.ErrNotFound)
 	ErrFenced   = fmt.Errorf("the claim on this job is no longer held: %w", errdefs.ErrAborted)
 	ErrFinal    = fmt.Errorf("the job has ended already: %w", errdefs.ErrFailedPrecondition)
@@ -119,6 +120,7 @@ type Filter struct {
 	States []job.State
 	Sheep  string // addressed sheep
 	Model  job.Model
+	Tenant string
 }
 
 // Event says that a record changed. Seq counts all changes of a ledger from 1,
@@ -145,9 +147,11 @@ type Counts map[job.State]int
 // Ledger keeps the records. See the package comment for its promises.
 type Ledger interface {
 	// Create adds a queued record: of rec it takes ID, Model, Sheep,
-	// Priority and Trace, and it returns the record as kept (Seq, Run, EnqueuedAt). Where
-	// the id has a record in a final state, that one is replaced and Run counts
-	// on; where it has one that is not final, the answer is ErrExists.
+	// Priority, Trace and Tenant, and it returns the record as kept (Seq, Run,
+	// EnqueuedAt). Where the id has a record in a final state, that one is replaced
+	// and Run counts on; where it has one that is not final, the answer is
+	// ErrExists. A record keeps its tenant: where rec has another one, the answer is
+	// ErrOthers, and where it has none, the next run is that tenant's, too.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when

@@ -59,6 +59,7 @@ type lane struct {
 	ending  map[job.ID]chan struct{} // jobs being finished; closed when nothing of one is left
 	busy    bool                     // the worker has a job
 	job     job.ID                   // the one the runner has
+	tenant  string                   // whose that is
 	loaded  job.Model                // what the runner has loaded, or is loading
 	up      bool                     // the runner is up
 	planned job.Model                // what it will have loaded when all claimed jobs are done
@@ -295,7 +296,7 @@ func (l *lane) depart() {
 func (l *lane) becomeIdle() {
 	l.mu.Lock()
 	was := l.busy
-	l.busy, l.job = false, ""
+	l.busy, l.job, l.tenant = false, "", ""
 	l.mu.Unlock()
 	if was {
 		l.idleSince = time.Now()
@@ -376,7 +377,7 @@ func (l *lane) isRemoved() bool {
 func (l *lane) view() job.Sheep {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Detail: l.detail}
+	v := job.Sheep{Name: l.name, Type: l.typ, Running: l.up, Job: l.job, Tenant: l.tenant, Detail: l.detail}
 	if l.resting {
 		v.Detail = "told to stop"
 	}

@@ -172,7 +172,7 @@ func (l *lane) collectAnswers(d *adoption) {
 // resume waits for the answer to a job that was given to the runner before the
 // restart, as run does.
 func (l *lane) resume(a *assignment) {
-	l.begin(a.ID)
+	l.begin(a)
 	a.sent = a.StartedAt // or soon after
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	ctx, stop := l.hold(a.ID)

@@ -28,7 +28,7 @@ var errCancelled = errors.New("the job was cancelled")
 // run takes a job through the runner. When it returns, the job is answered and
 // being finished, or handed back, or lost to somebody else.
 func (l *lane) run(a *assignment) {
-	l.begin(a.ID)
+	l.begin(a)
 	ctx, stop := l.hold(a.ID)
 	defer stop()
 
@@ -143,10 +143,10 @@ func (l *lane) plan(m job.Model) {
 	l.planned = m
 }
 
-func (l *lane) begin(id job.ID) {
+func (l *lane) begin(a *assignment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.busy, l.job = true, id
+	l.busy, l.job, l.tenant = true, a.ID, a.Tenant
 }
 
 // await waits for the answer to the job that the runner has.

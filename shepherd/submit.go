@@ -37,6 +37,9 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		if !there {
 			return &job.UnknownJob{ID: string(r.ID)}
 		}
+		if err := s.ownPlace(ctx, r); err != nil {
+			return err
+		}
 	}
 
 	// From here on a client that goes away must not leave half a submission.
@@ -52,8 +55,11 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 	}
 	s.payloads.keep(r.ID, r.Payload) // before a lane can see the job
-	_, err = s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace})
-	if errors.Is(err, ledger.ErrExists) {
+	_, err = s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant})
+	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
+		return &job.UnknownJob{ID: string(r.ID)}
+	}
+	if errors.Is(err, ledger.ErrExists) || errors.Is(err, ledger.ErrOthers) {
 		s.payloads.keep(r.ID, nil)
 		return job.ErrSubmitted
 	}
@@ -63,6 +69,38 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	s.log.Info("En-queued job", "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
 	s.mirror.note(r.ID)
 	return nil
+}
+
+// ownPlace returns *job.UnknownJob where a tenant asks for a job to be run in a
+// place that was a job's before, unless the ledger knows that it was its own.
+func (s *Shepherd) ownPlace(ctx context.Context, r job.Request) error {
+	if r.Tenant == "" {
+		return nil
+	}
+	owner, err := s.Owner(ctx, r.ID)
+	var unknown *job.UnknownJob
+	if errors.As(err, &unknown) {
+		return nil // inputs, and no job yet
+	}
+	if err != nil {
+		return err
+	}
+	if owner != r.Tenant {
+		return &job.UnknownJob{ID: string(r.ID)}
+	}
+	return nil
+}
+
+// Owner is the tenant whose job it is, empty for nobody's in particular: that a
+// job was a tenant's is forgotten with its record in the ledger. The errors are
+// those of Job.
+func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	if err == nil {
+		return rec.Tenant, nil
+	}
+	_, err = s.Job(ctx, id)
+	return "", err
 }
 
 // admissible checks what can be checked without asking anyone.

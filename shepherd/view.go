@@ -33,7 +33,7 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 // cursor on (0 for the first), and the cursor to go on with, 0 at the end. It
 // knows the jobs that the ledger has.
 func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
-	records, next, err := s.cfg.Ledger.List(ctx, ledger.Filter{States: q.States, Sheep: q.Sheep, Model: q.Model}, cursor, limit)
+	records, next, err := s.cfg.Ledger.List(ctx, ledger.Filter{States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant}, cursor, limit)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}

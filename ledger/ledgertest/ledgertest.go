@@ -46,6 +46,7 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Edges", s.testEdges},
 		{"Create", s.testCreate},
 		{"CreateAgain", s.testCreateAgain},
+		{"Tenants", s.testTenants},
 		{"Claim", s.testClaim},
 		{"Attempts", s.testAttempts},
 		{"Tokens", s.testTokens},

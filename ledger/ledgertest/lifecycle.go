@@ -33,6 +33,40 @@ func (s suite) testCreate(t *testing.T) {
 	}
 }
 
+// testTenants submits over others' jobs.
+func (s suite) testTenants(t *testing.T) {
+	f := s.open(t, Options{})
+	if kept := f.create("x", tenant("wool")); kept.Tenant != "wool" || f.get("x").Tenant != "wool" {
+		t.Fatalf("kept for tenant %q", kept.Tenant)
+	}
+	again := func(tenant string, want error) {
+		t.Helper()
+		before := f.get("x")
+		kept, err := f.Create(f.Context(), job.Record{ID: "x", Model: red, Tenant: tenant})
+		if !errors.Is(err, want) {
+			t.Fatalf("tenant %q: %v, want %v", tenant, err, want)
+		}
+		if err != nil {
+			f.checkSame("after a refusal", f.get("x"), before)
+		} else if kept.Tenant != "wool" {
+			t.Fatalf("the next run is tenant %q's", kept.Tenant)
+		}
+	}
+	again("meat", ledger.ErrOthers)
+	again("wool", ledger.ErrExists)
+	again("", ledger.ErrExists)
+	f.cancel("x")
+	again("meat", ledger.ErrOthers)
+	again("wool", nil)
+	f.cancel("x")
+	again("", nil)
+	f.create("nobody's")
+	f.cancel("nobody's")
+	if _, err := f.Create(f.Context(), job.Record{ID: "nobody's", Model: red, Tenant: "wool"}); !errors.Is(err, ledger.ErrOthers) {
+		t.Fatalf("a tenant over nobody's job: %v", err)
+	}
+}
+
 func (s suite) testCreateAgain(t *testing.T) {
 	f := s.open(t, Options{})
 	first := f.create("x")

@@ -34,10 +34,13 @@ func (m *reference) find(id job.ID) *referenceJob {
 func (m *reference) create(rec job.Record) error {
 	run := 1
 	if old := m.find(rec.ID); old != nil {
+		if rec.Tenant != "" && rec.Tenant != old.Tenant {
+			return ledger.ErrOthers
+		}
 		if !old.State.Final() {
 			return ledger.ErrExists
 		}
-		run = old.Run + 1
+		run, rec.Tenant = old.Run+1, old.Tenant
 		m.jobs = slices.DeleteFunc(m.jobs, func(j *referenceJob) bool { return j == old })
 	}
 	m.seq++

@@ -223,7 +223,7 @@ func (s suite) testModel(t *testing.T) {
 		m := s.machine(t, r, rapid.IntRange(0, 3).Draw(r, "MaxOvertakes"))
 		r.Repeat(map[string]func(*rapid.T){
 			"create": func(r *rapid.T) {
-				m.doCreate(job.Record{ID: drawID(jobs).Draw(r, "id"), Model: drawModel.Draw(r, "model"),
+				m.doCreate(job.Record{ID: drawID(jobs).Draw(r, "id"), Tenant: rapid.SampledFrom([]string{"", "", "wool", "meat"}).Draw(r, "tenant"), Model: drawModel.Draw(r, "model"),
 					Sheep: drawAddress.Draw(r, "address"), Priority: drawPriority.Draw(r, "priority")})
 			},
 			"claim": func(r *rapid.T) {

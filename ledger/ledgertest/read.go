@@ -60,7 +60,7 @@ func (s suite) testList(t *testing.T) {
 	var all []job.Record
 	for i := range 24 {
 		id := fmt.Sprintf("job%02d", i)
-		f.create(id, model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5))
+		f.create(id, tenant([]string{"", "", "wool", "meat"}[i%4]), model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5))
 		only := ledger.Slot{Node: "n", Sheep: "a", Only: job.ID(id)}
 		switch i % 4 {
 		case 1:
@@ -83,6 +83,8 @@ func (s suite) testList(t *testing.T) {
 		"a sheep":   {ledger.Filter{Sheep: "a"}, func(r job.Record) bool { return r.Sheep == "a" }},
 		"a model":   {ledger.Filter{Model: blue}, func(r job.Record) bool { return r.Model == blue }},
 		"versioned": {ledger.Filter{Model: job.Model{Name: "red"}}, func(r job.Record) bool { return r.Model == job.Model{Name: "red"} }},
+		"a tenant":  {ledger.Filter{Tenant: "wool"}, func(r job.Record) bool { return r.Tenant == "wool" }},
+		"no tenant": {ledger.Filter{Tenant: "milk"}, func(r job.Record) bool { return false }},
 		"several": {ledger.Filter{States: []job.State{job.Cancelled, job.Done}, Sheep: "a", Model: red},
 			func(r job.Record) bool { return r.State == job.Cancelled && r.Sheep == "a" && r.Model == red }},
 	} {

@@ -122,7 +122,7 @@ func (r *row) drop() { r.Holder, r.Node, r.token = "", "", 0 }
 func (l *Ledger) Ping(ctx context.Context) error {
 	return l.change(ctx, "write to the ledger", func(t *tx) error {
 		place := t.counters.seq + 1
-		if _, err := t.exec(t.do.insert, place, "", "", "", "", 0, "", "", string(job.Queued), fromTime(t.now), 1); err != nil {
+		if _, err := t.exec(t.do.insert, place, "", "", "", "", 0, "", "", "", string(job.Queued), fromTime(t.now), 1); err != nil {
 			return err
 		}
 		t.wrote = true

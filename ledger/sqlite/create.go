@@ -28,16 +28,18 @@ func (t *tx) create(rec job.Record) (job.Record, error) {
 	case errors.Is(err, ledger.ErrNotFound):
 	case err != nil:
 		return job.Record{}, err
+	case rec.Tenant != "" && rec.Tenant != old.Tenant:
+		return job.Record{}, ledger.ErrOthers
 	case !old.State.Final():
 		return job.Record{}, ledger.ErrExists
 	default:
-		run = old.Run + 1
+		run, rec.Tenant = old.Run+1, old.Tenant
 		if err := t.remove(old); err != nil {
 			return job.Record{}, err
 		}
 	}
 	r := &row{Record: job.Record{
-		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace,
+		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant,
 		State: job.Queued, EnqueuedAt: t.now, Run: run,
 	}}
 	if err := t.insert(r); err != nil {

@@ -151,6 +151,10 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 		query.WriteString(` AND model_name = ? AND model_version = ?`)
 		args = append(args, filter.Model.Name, filter.Model.Version)
 	}
+	if filter.Tenant != "" {
+		query.WriteString(` AND tenant = ? AND tenant > ''`) // so that the index is found
+		args = append(args, filter.Tenant)
+	}
 	query.WriteString(` ORDER BY seq LIMIT ?`)
 	return query.String(), append(args, limit+1)
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // columns are those of a row, in the order of (*row).fields.
-const columns = `seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, state,
+const columns = `seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, tenant, state,
 	failure_message, failure_type, failure_traceback,
 	enqueued_at, started_at, finished_at, run, attempt, holder, node, token, put_back, overtaken,
 	gpu_memory, gpu_time`
@@ -37,7 +37,7 @@ func (r *row) waits() bool { return r.State == job.Queued && r.token == 0 }
 func (r *row) scan(scan func(...any) error) error {
 	var failure job.Failure
 	var enqueued, started, finished, gpuTime int64
-	err := scan(&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Trace.Parent, &r.Trace.State, &r.State,
+	err := scan(&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Trace.Parent, &r.Trace.State, &r.Tenant, &r.State,
 		&failure.Message, &failure.Type, &failure.Traceback,
 		&enqueued, &started, &finished, &r.Run, &r.Attempt, &r.Holder, &r.Node, &r.token, &r.putBack, &r.overtaken,
 		&r.Usage.GPUMemory, &gpuTime)

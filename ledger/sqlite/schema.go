@@ -81,6 +81,10 @@ var migrations = []string{
 	// The trace that a job belongs to.
 	`ALTER TABLE jobs ADD COLUMN trace_parent TEXT NOT NULL DEFAULT '';
 	ALTER TABLE jobs ADD COLUMN trace_state TEXT NOT NULL DEFAULT '';`,
+
+	// Whose a job is. A tenant lists its own jobs by the index.
+	`ALTER TABLE jobs ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+	CREATE INDEX jobs_of_tenant ON jobs (tenant, seq) WHERE tenant > '';`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

@@ -34,8 +34,8 @@ func (s *statements) list() []statement {
 
 		{"byID", &s.byID, `SELECT ` + columns + ` FROM jobs WHERE id = ?`},
 		{"bySeq", &s.bySeq, `SELECT ` + columns + ` FROM jobs WHERE seq = ?`},
-		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, state, enqueued_at, run)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, tenant, state, enqueued_at, run)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
 		{"save", &s.save, `UPDATE jobs SET state = ?, failure_message = ?, failure_type = ?, failure_traceback = ?,
 			started_at = ?, finished_at = ?, attempt = ?, holder = ?, node = ?, token = ?, put_back = ?, overtaken = ?,
 			gpu_memory = ?, gpu_time = ?

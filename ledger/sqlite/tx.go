@@ -76,7 +76,7 @@ func (t *tx) insert(r *row) error {
 	t.counters.seq++
 	r.Seq = t.counters.seq
 	_, err := t.exec(t.do.insert, r.Seq, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority,
-		r.Trace.Parent, r.Trace.State, string(r.State), fromTime(r.EnqueuedAt), r.Run)
+		r.Trace.Parent, r.Trace.State, r.Tenant, string(r.State), fromTime(r.EnqueuedAt), r.Run)
 	if err != nil {
 		return err
 	}
