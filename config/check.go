@@ -110,6 +110,7 @@ func (ch *checker) all() {
 	ch.expect(ch.Scheduling.StageAhead == 0 || ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
 	ch.gpu()
 	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")
+	ch.word("on_exit", ch.OnExit, []string{"stop", "leave"})
 	ch.ports()
 }
 
@@ -192,21 +193,28 @@ func (ch *checker) storage() {
 	if !ch.embedded() {
 		ch.reject("storage.url", urlProblem(s.URL, "access_key and secret_key", false))
 		ch.missing("storage.access_key", "the access key of the S3 storage")
-		ch.missing("storage.secret_key", "the secret key of the S3 storage")
+		if s.SecretKeyFile == "" {
+			ch.missing("storage.secret_key", "the secret key of the S3 storage")
+		}
 		for _, key := range []string{"storage.listen", "storage.path"} {
 			if ch.at(key) != nil {
 				ch.reject(key, "belongs to the embedded storage, which there is only without storage.url; remove one of them")
 			}
 		}
 	} else {
-		if s.AccessKey != "" {
+		if s.AccessKey != "" && s.SecretKeyFile == "" {
 			ch.missing("storage.secret_key", "a secret key for the access key")
 		}
-		if !s.SecretKey.IsZero() {
+		if !s.SecretKey.IsZero() || s.SecretKeyFile != "" {
 			ch.missing("storage.access_key", "an access key for the secret key")
 		}
 		ch.expect(validAddress(s.Listen), "storage.listen", "HOST:PORT such as 127.0.0.1:7000 (port 0 for a free one)")
 	}
+	if !s.SecretKey.IsZero() && s.SecretKeyFile != "" {
+		ch.reject("storage.secret_key_file", "is there beside storage.secret_key; remove one of them")
+	}
+	ch.notEmpty("storage.secret_key_file", s.SecretKeyFile == "")
+	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
 	ch.expect(s.Bucket == "" || bucketName.MatchString(s.Bucket), "storage.bucket",
@@ -272,7 +280,7 @@ func (ch *checker) logging() {
 	}
 	ch.Logging.Level = level
 	ch.word("logging.level", level, levels)
-	ch.word("logging.format", ch.Logging.Format, []string{"text", "json"})
+	ch.word("logging.format", ch.Logging.Format, []string{"auto", "text", "json", "journal"})
 }
 
 // word expects one of a few words.

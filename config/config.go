@@ -54,6 +54,8 @@ type Config struct {
 	// DrainTimeout is how long running jobs may take to finish when the daemon
 	// is asked to stop.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// OnExit is what becomes of the sheep then: stop, or leave.
+	OnExit string `yaml:"on_exit"`
 
 	// Sheep are sorted by name.
 	Sheep []Sheep `yaml:"-"`
@@ -147,6 +149,8 @@ type Storage struct {
 	// store has both or neither; with neither the daemon makes a pair itself.
 	AccessKey string `yaml:"access_key,omitempty"`
 	SecretKey Secret `yaml:"secret_key,omitempty"`
+	// SecretKeyFile holds the secret key in its first line, instead.
+	SecretKeyFile string `yaml:"secret_key_file,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
 	Region string `yaml:"region,omitempty"`
@@ -190,7 +194,7 @@ type Ledger struct {
 // Logging is what is logged and how.
 type Logging struct {
 	Level  string `yaml:"level"`  // debug, info, warning or error
-	Format string `yaml:"format"` // text or json
+	Format string `yaml:"format"` // auto, text, json or journal
 }
 
 // SlogLevel is Level for log/slog.

@@ -60,7 +60,7 @@ func defaults(m machine) Config {
 		},
 		Logging: Logging{
 			Level:  "info",
-			Format: "text",
+			Format: "auto",
 		},
 		Scheduling: Scheduling{
 			MaxOvertakes: 16,
@@ -90,6 +90,9 @@ func (c *Config) derive(m machine) {
 		if c.StateDir != "" {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}
+	}
+	if c.OnExit == "" {
+		c.OnExit = onExit(m)
 	}
 	if c.API.Socket == "" {
 		c.API.Socket = socketPath(m, c.StateDir)
@@ -122,6 +125,15 @@ func stateDir(m machine, dataRoot string) string {
 		}
 	}
 	return filepath.Join(state, "shepherd", slug(dataRoot))
+}
+
+// onExit leaves sheep up where a service manager restarts the daemon: it has set
+// NOTIFY_SOCKET then.
+func onExit(m machine) string {
+	if given, _ := m.env("NOTIFY_SOCKET"); given != "" {
+		return "leave"
+	}
+	return "stop"
 }
 
 // socketPath is in systemd's directory for the service, or in the state directory.

@@ -50,7 +50,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{}
-	row := regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
+	row := regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout|on_exit)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
 	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
 		documented[m[1]] = m[2]
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
-	"github.com/iterait/shepherd/internal/logging"
+	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
@@ -33,6 +33,12 @@ type options struct {
 	host             string
 	port             int
 	hostSet, portSet bool
+
+	manager *systemd.Manager // nil where none has started the daemon
+	// closing makes a daemon that stops what an earlier one left up, by drain,
+	// and nothing else.
+	closing bool
+	drain   time.Duration // below 0: as configured
 }
 
 // closers are closed last first.
@@ -53,9 +59,13 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := logging.New(logTo, logging.Config{Level: cfg.Logging.SlogLevel(), JSON: cfg.Logging.Format == "json"})
-
-	var stop closers
+	level := new(slog.LevelVar)
+	level.Set(cfg.Logging.SlogLevel())
+	log, closeLog, err := newLogger(logTo, cfg.Logging.Format, level)
+	if err != nil {
+		return err
+	}
+	stop := closers{closeLog}
 	defer func() { stop.close() }()
 
 	lock, err := lockState(cfg.StateDir)
@@ -63,7 +73,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		return err
 	}
 	stop.add(func() { lock.Close() })
-	doors, err := openDoors(cfg, log)
+	doors, err := openDoors(cfg, o.manager, log)
 	if err != nil {
 		return err
 	}
@@ -91,7 +101,8 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	members, types, err := gather(drain, environmentOf(cfg, node, records, lent, seen.figures, log), &stop)
+	env := environmentOf(cfg, node, records, lent, seen.figures, log)
+	members, types, err := gather(drain, env, &stop)
 	if err != nil {
 		return err
 	}
@@ -99,7 +110,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	core, err := shepherd.New(shepherd.Config{
 		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members, Trust: cfg.Models.Trust(),
 		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
-		MaxAttempts: cfg.Scheduling.MaxAttempts, Observer: seen.observer, Tracer: seen.tracer, Log: log,
+		MaxAttempts: cfg.Scheduling.MaxAttempts, Closing: o.closing, Observer: seen.observer, Tracer: seen.tracer, Log: log,
 	})
 	if err != nil {
 		return err
@@ -117,23 +128,45 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs,
 		Metrics: seen.figures.Handler(), Version: v, Commit: c, Log: log,
 	})
-	served := doors.serve(waiting, handler, withDebug(handler, cfg, doors.local), log)
+	configuration := &reloader{
+		read: func() (*config.Config, error) { return load(o) }, core: core, level: level, log: log,
+		env: env, types: types, doors: doors,
+		started: cfg, current: cfg, members: members,
+	}
+	served := doors.serve(waiting, handler, withAdmin(withDebug(handler, configuration.now, doors.local), core, configuration, doors.local), log)
 	log.Info("Shepherd API is available at " + doors.url())
-	if cfg.API.Open() {
-		log.Warn(cfg.API.OpenWarning())
+	if served := doors.serves(cfg.API); served.Open() {
+		log.Warn(served.OpenWarning())
 	}
 
+	endTelling := tell(&reporter{manager: o.manager, core: core, ledger: records, log: log}, configuration)
+	defer endTelling()
 	ended := 0 // servers, of themselves
+	enough := make(chan struct{})
+	if o.closing {
+		close(enough)
+	}
 	select {
+	case <-enough:
 	case err = <-served:
 		err, ended = fmt.Errorf("serve the API: %w", err), 1
 	case <-drain.Done():
+	}
+	cfg = configuration.now()
+	end := core.Stop
+	if cfg.OnExit == "leave" {
+		end = core.Leave
+		log.Info("Stopping: the sheep stay up, and running jobs go on")
+	} else {
 		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
+	}
+	if err := o.manager.Stopping(cfg.DrainTimeout + stopTime); err != nil {
+		log.Warn("The service manager cannot be told how the daemon is", "error", err)
 	}
 	// The API answers until the last job has ended; it takes no new ones.
 	draining, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	draining, stopSignals := signal.NotifyContext(draining, signalsToStop()...)
-	core.Stop(draining)
+	draining, stopSignals := signal.NotifyContext(draining, o.signalsToStop()...)
+	end(draining)
 	stopSignals()
 	cancel()
 	letGo(job.ErrDraining)
@@ -144,9 +177,12 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	return err
 }
 
+// stopTime is how long the daemon may take to end beside what it waits for jobs.
+const stopTime = time.Minute
+
 // load reads the configuration; the command line goes before the file.
 func load(o options) (*config.Config, error) {
-	return config.Loader{Types: checks(), Override: func(c *config.Config) {
+	return config.Loader{Types: checks(), Env: o.lookup, Override: func(c *config.Config) {
 		if o.hostSet {
 			c.API.Host = o.host
 		}
@@ -156,7 +192,23 @@ func load(o options) (*config.Config, error) {
 		if debug := os.Getenv("DEBUG"); debug != "" && debug != "0" {
 			c.API.Debug = true
 		}
+		if o.closing {
+			c.API.Host, c.API.Port = "127.0.0.1", 0
+			c.API.Socket = filepath.Join(c.StateDir, "closing.sock")
+			c.OnExit = "stop"
+		}
+		if o.closing && o.drain >= 0 {
+			c.DrainTimeout = o.drain
+		}
 	}}.Load(o.config)
+}
+
+// lookup is the environment, as it was when the daemon was started.
+func (o options) lookup(name string) (string, bool) {
+	if name == "NOTIFY_SOCKET" && o.manager.Notifies() {
+		return o.manager.Address(), true
+	}
+	return os.LookupEnv(name)
 }
 
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
@@ -180,6 +232,12 @@ func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop 
 func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (*s3.Store, error) {
 	c := cfg.Storage
 	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
+	if c.SecretKeyFile != "" {
+		var err error
+		if secret, err = firstLine(c.SecretKeyFile); err != nil {
+			return nil, fmt.Errorf("storage.secret_key_file: %w", err)
+		}
+	}
 	if c.Embedded() {
 		if access == "" {
 			var err error
@@ -253,20 +311,29 @@ func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Me
 	}
 	var members []shepherd.Member
 	for _, s := range env.config.Sheep {
-		driver := types[s.Type]
-		sheep, err := driver.NewSheep(s.Name, s.Decode)
+		m, err := newMember(env, types, s)
 		if err != nil {
 			return nil, nil, fmt.Errorf("sheep %s: %w", s.Name, err)
 		}
 		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
-		keeper, _ := driver.(runtime.ModelKeeper)
-		member := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
-		if env.gpus != nil {
-			member.Devices = env.gpus.lend(s)
-		}
-		members = append(members, member)
+		members = append(members, m)
 	}
 	return members, types, nil
+}
+
+// newMember makes a sheep of its section.
+func newMember(env *environment, types map[string]runtime.Driver, s config.Sheep) (shepherd.Member, error) {
+	driver := types[s.Type]
+	sheep, err := driver.NewSheep(s.Name, s.Decode)
+	if err != nil {
+		return shepherd.Member{}, err
+	}
+	keeper, _ := driver.(runtime.ModelKeeper)
+	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
+	if env.gpus != nil {
+		m.Devices = env.gpus.lend(s)
+	}
+	return m, nil
 }
 
 // begin lets the sheep types begin that look after more than single sheep.

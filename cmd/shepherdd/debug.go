@@ -14,15 +14,14 @@ import (
 // the machine alone: net/http/pprof below /debug/pprof/, the configuration in
 // effect (secrets as stars) and what the program was built from. It is for the
 // socket: nothing of it is reached from the network.
-func withDebug(api http.Handler, cfg *config.Config, who access.Local) http.Handler {
+func withDebug(api http.Handler, cfg func() *config.Config, who access.Local) http.Handler {
 	inside := http.NewServeMux()
 	inside.HandleFunc("GET /debug/pprof/", pprof.Index)
 	inside.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	inside.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	inside.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	inside.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	shown := cfg.String() // as it is now
-	inside.HandleFunc("GET /debug/config", func(w http.ResponseWriter, _ *http.Request) { plain(w, shown) })
+	inside.HandleFunc("GET /debug/config", func(w http.ResponseWriter, _ *http.Request) { plain(w, cfg().String()) })
 	inside.HandleFunc("GET /debug/build", func(w http.ResponseWriter, _ *http.Request) {
 		if info, ok := debug.ReadBuildInfo(); ok {
 			plain(w, info.String())
@@ -30,7 +29,13 @@ func withDebug(api http.Handler, cfg *config.Config, who access.Local) http.Hand
 	})
 	outside := http.NewServeMux()
 	outside.Handle("/", api)
-	outside.HandleFunc("/debug/", func(w http.ResponseWriter, r *http.Request) {
+	outside.Handle("/debug/", administrators(who, inside))
+	return outside
+}
+
+// administrators lets nobody else in.
+func administrators(who access.Local, inside http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		peer, ok, err := access.PeerFrom(r.Context())
 		if ok && err == nil {
 			_, err = who.Caller(peer)
@@ -41,7 +46,6 @@ func withDebug(api http.Handler, cfg *config.Config, who access.Local) http.Hand
 		}
 		inside.ServeHTTP(w, r)
 	})
-	return outside
 }
 
 func plain(w http.ResponseWriter, text string) {

@@ -21,6 +21,7 @@ import (
 type gpus struct {
 	helper *gpu.Helper
 	keeper *keeper.Keeper
+	start  func() // begins to watch the GPUs, once
 	log    *slog.Logger
 
 	mu       sync.Mutex
@@ -39,16 +40,24 @@ func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *c
 		MemoryWait: cfg.GPU.MemoryWait, Xids: xidRules(cfg.GPU.Xids), Log: log,
 	})
 	stop.add(g.keeper.Close)
+	g.start = sync.OnceFunc(g.keeper.Start)
 	if err := g.allot(ctx, cfg.Requests()); err != nil {
 		return nil, err
 	}
 	for _, r := range cfg.Requests() {
 		if r.Devices.Asks(gpu.NVIDIA) {
-			g.keeper.Start()
+			g.start()
 			break
 		}
 	}
 	return g, nil
+}
+
+// granted is which GPUs each sheep has. It is not to be changed.
+func (g *gpus) granted() map[string][]gpu.Grant {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.grants
 }
 
 // allot decides which GPUs the sheep have. What they ask for and can never have

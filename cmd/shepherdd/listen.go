@@ -17,6 +17,7 @@ import (
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/systemd"
 )
 
 // headerTime bounds how long the headers of a request may take to come.
@@ -43,7 +44,7 @@ type doors struct {
 }
 
 // openDoors listens, and notes in the state directory where.
-func openDoors(cfg *config.Config, log *slog.Logger) (_ *doors, err error) {
+func openDoors(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *doors, err error) {
 	d := &doors{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), forget: func() {}}
 	defer func() {
 		if err != nil {
@@ -60,17 +61,40 @@ func openDoors(cfg *config.Config, log *slog.Logger) (_ *doors, err error) {
 	if d.tls, err = tlsOf(cfg.API, log); err != nil {
 		return nil, err
 	}
-	if d.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
+	if d.network = manager.Listener("tcp"); d.network != nil {
+		d.handed(cfg, log)
+	} else if d.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
 		return nil, err
 	}
 	if d.path, err = filepath.Abs(cfg.API.Socket); err != nil {
 		return nil, fmt.Errorf("the socket %s: %w", cfg.API.Socket, err)
 	}
-	if d.socket, err = access.Listen(d.path, d.local.Group); err != nil {
+	if d.socket = manager.Listener("unix"); d.socket != nil {
+		d.path = d.socket.Addr().String()
+	} else if d.socket, err = access.Listen(d.path, d.local.Group); err != nil {
 		return nil, err
 	}
 	d.forget, err = announce(cfg.StateDir, "unix://"+d.path)
 	return d, err
+}
+
+// handed says where the service manager listens, if that is not where the
+// configuration says.
+func (d *doors) handed(cfg *config.Config, log *slog.Logger) {
+	at := d.network.Addr().(*net.TCPAddr)
+	host, err := net.ResolveTCPAddr("tcp", net.JoinHostPort(cfg.API.Host, "0"))
+	same := err == nil && (host.IP.Equal(at.IP) || (host.IP == nil || host.IP.IsUnspecified()) && at.IP.IsUnspecified())
+	if !same || cfg.API.Port != at.Port {
+		log.Warn("The API is served where systemd listens, not where the configuration says; change one of them: `systemctl edit shepherdd.socket`, or api.host and api.port",
+			"systemd", at, "configuration", net.JoinHostPort(cfg.API.Host, strconv.Itoa(cfg.API.Port)))
+	}
+	d.host = at.IP.String()
+}
+
+// serves is the configuration with the address that is listened on in truth.
+func (d *doors) serves(c config.API) config.API {
+	c.Host, c.Port = d.host, d.network.Addr().(*net.TCPAddr).Port
+	return c
 }
 
 // url is the network's, as it is shown: the host as asked for, the port as it

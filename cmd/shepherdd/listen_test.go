@@ -32,7 +32,7 @@ func TestDoors(t *testing.T) {
 	dir := t.TempDir()
 	cfg := &config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}}
 	cfg.Storage.SecretKey = config.NewSecret("hunter2")
-	d, err := openDoors(cfg, slog.New(slog.DiscardHandler))
+	d, err := openDoors(cfg, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestDoors(t *testing.T) {
 		}
 		http.NotFound(w, r)
 	})
-	d.serve(context.Background(), api, withDebug(api, cfg, d.local), slog.New(slog.DiscardHandler))
+	d.serve(context.Background(), api, withDebug(api, func() *config.Config { return cfg }, d.local), slog.New(slog.DiscardHandler))
 
 	noted, err := announced(dir)
 	if err != nil {
@@ -88,7 +88,7 @@ func TestDoors(t *testing.T) {
 
 func TestDoorsThatDoNotOpen(t *testing.T) {
 	dir := t.TempDir()
-	first, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}}, slog.New(slog.DiscardHandler))
+	first, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}}, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestDoorsThatDoNotOpen(t *testing.T) {
 		"the socket is another's": {config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "api.sock")}, "api.socket"},
 		"no such group":           {config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "b.sock"), SocketGroup: "no-such-group"}, "groupadd"},
 	} {
-		if _, err := openDoors(&config.Config{StateDir: t.TempDir(), API: c.api}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := openDoors(&config.Config{StateDir: t.TempDir(), API: c.api}, nil, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/systemd"
 )
 
 // Set by the linker.
@@ -76,8 +77,13 @@ func rootCommand(name string) *cobra.Command {
 				return &usageError{errors.New("a configuration file is needed: -c FILE")}
 			}
 			o.hostSet, o.portSet = cmd.Flags().Changed("host"), cmd.Flags().Changed("port")
+			var err error
+			if o.manager, err = systemd.Take(); err != nil {
+				return err
+			}
+			defer o.manager.Close()
 			// The first signal drains, the second ends the draining.
-			drain, stopDrain := signal.NotifyContext(cmd.Context(), signalsToStop()...)
+			drain, stopDrain := signal.NotifyContext(cmd.Context(), o.signalsToStop()...)
 			defer stopDrain()
 			return serve(drain, o, os.Stderr)
 		},
@@ -98,7 +104,9 @@ func rootCommand(name string) *cobra.Command {
 		jobsCommand(),
 		ledgerCommand(),
 		modelsCommand(),
+		reloadCommand(),
 		sandboxCommand(),
+		sheepCommand(),
 		tokenCommand(),
 		versionCommand(),
 	)
@@ -106,10 +114,11 @@ func rootCommand(name string) *cobra.Command {
 }
 
 // signalsToStop are those that ask the daemon to stop. The end of the terminal it
-// was started in is one, unless it was started to outlive that (nohup).
-func signalsToStop() []os.Signal {
+// was started in is one, unless it was started to outlive that (nohup), or by a
+// service manager, for which the same signal means to reload.
+func (o options) signalsToStop() []os.Signal {
 	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
-	if !signal.Ignored(syscall.SIGHUP) {
+	if !signal.Ignored(syscall.SIGHUP) && !o.manager.Notifies() {
 		signals = append(signals, syscall.SIGHUP)
 	}
 	return signals

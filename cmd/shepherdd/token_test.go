@@ -65,7 +65,7 @@ func TestTokenFile(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	_, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "s"), Tokens: []config.Token{{Name: "farm", TokenFile: dir + "/none"}}}}, slog.New(slog.DiscardHandler))
+	_, err := openDoors(&config.Config{StateDir: dir, API: config.API{Host: "127.0.0.1", Socket: filepath.Join(dir, "s"), Tokens: []config.Token{{Name: "farm", TokenFile: dir + "/none"}}}}, nil, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "token farm") {
 		t.Errorf("without the file: %v", err)
 	}

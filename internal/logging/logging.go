@@ -1,5 +1,5 @@
 // Package logging writes the daemon's log: as text in the original shepherd's
-// layout, or as JSON.
+// layout, as JSON, or to systemd's journal.
 package logging
 
 import (
@@ -14,12 +14,15 @@ import (
 
 // Config is how to log.
 type Config struct {
-	Level slog.Level
+	Level slog.Leveler // nil: info
 	JSON  bool
 }
 
 // New makes a logger that writes to w, one line a record.
 func New(w io.Writer, cfg Config) *slog.Logger {
+	if cfg.Level == nil {
+		cfg.Level = slog.LevelInfo
+	}
 	if cfg.JSON {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: cfg.Level}))
 	}
@@ -33,7 +36,7 @@ func New(w io.Writer, cfg Config) *slog.Logger {
 // followed by their attributes as key=value.
 type text struct {
 	out    *output
-	level  slog.Level
+	level  slog.Leveler
 	attrs  string // formatted already, each with a space in front
 	prefix string // of open groups
 }
@@ -45,7 +48,7 @@ type output struct {
 	buf []byte
 }
 
-func (t *text) Enabled(_ context.Context, level slog.Level) bool { return level >= t.level }
+func (t *text) Enabled(_ context.Context, level slog.Level) bool { return level >= t.level.Level() }
 
 func (t *text) Handle(_ context.Context, r slog.Record) error {
 	t.out.mu.Lock()

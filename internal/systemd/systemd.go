@@ -1,0 +1,181 @@
+// Package systemd speaks with the service manager that started the process: it
+// takes the sockets that it listens on already, and tells it how things are. It
+// needs no library of systemd's, and does nothing under another parent.
+//
+// The protocols are those of sd_listen_fds(3), sd_notify(3) and
+// sd_watchdog_enabled(3).
+package systemd
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Manager is the service manager. A nil Manager is none: its methods do nothing.
+type Manager struct {
+	address   string // of its socket for notifications
+	watchdog  time.Duration
+	listeners map[string]net.Listener
+}
+
+// firstSocket is the first of the descriptors that are handed over.
+const firstSocket = 3
+
+// Take finds out about the service manager from the environment and removes from
+// there what is meant for this process alone, so that none it starts takes it for
+// its own. Without a manager it returns nil.
+func Take() (*Manager, error) {
+	mine := func(variable string) bool {
+		pid := os.Getenv(variable)
+		return pid == "" || pid == strconv.Itoa(os.Getpid())
+	}
+	m := &Manager{listeners: make(map[string]net.Listener)}
+	m.address = os.Getenv("NOTIFY_SOCKET")
+	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 && mine("WATCHDOG_PID") {
+		m.watchdog = time.Duration(usec) * time.Microsecond
+	}
+	count, names := 0, strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	if os.Getenv("LISTEN_PID") != "" && mine("LISTEN_PID") {
+		count, _ = strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	}
+	for _, variable := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		if err := os.Unsetenv(variable); err != nil {
+			return nil, err
+		}
+	}
+	for i := range count {
+		name := ""
+		if i < len(names) {
+			name = names[i]
+		}
+		if err := m.take(firstSocket+i, name); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("take over the socket %q that systemd listens on: %w", name, err)
+		}
+	}
+	if m.address == "" && count == 0 {
+		return nil, nil
+	}
+	return m, nil
+}
+
+// take makes a listener of a descriptor.
+func (m *Manager) take(fd int, name string) error {
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close() // the listener has its own
+	l, err := net.FileListener(f)
+	if err != nil {
+		return err
+	}
+	key := l.Addr().Network()
+	if m.listeners[key] != nil {
+		l.Close()
+		return fmt.Errorf("it is the second of its kind (%s); one ListenStream for the API and one for the local socket can be used", key)
+	}
+	m.listeners[key] = l
+	return nil
+}
+
+// Listener returns the socket of a network, "tcp" or "unix", that the manager
+// listens on, nil where it does on none. It is the caller's to close; the manager
+// goes on listening.
+func (m *Manager) Listener(network string) net.Listener {
+	if m == nil || m.listeners[network] == nil {
+		return nil
+	}
+	l := m.listeners[network]
+	delete(m.listeners, network)
+	return l
+}
+
+// Close closes the listeners that nobody has taken.
+func (m *Manager) Close() {
+	if m == nil {
+		return
+	}
+	for _, l := range m.listeners {
+		_ = l.Close()
+	}
+}
+
+// Notifies says whether the manager is told anything.
+func (m *Manager) Notifies() bool { return m.Address() != "" }
+
+// Address is the manager's socket for notifications; empty for none.
+func (m *Manager) Address() string {
+	if m == nil {
+		return ""
+	}
+	return m.address
+}
+
+// Watchdog is how often at least the manager wants to hear Alive; 0 is never.
+func (m *Manager) Watchdog() time.Duration {
+	if !m.Notifies() {
+		return 0
+	}
+	return m.watchdog
+}
+
+// Ready tells that the service does what it is for.
+func (m *Manager) Ready() error { return m.tell("READY=1") }
+
+// Reloading tells that the configuration is being read; Ready ends it.
+func (m *Manager) Reloading() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return err
+	}
+	return m.tell("RELOADING=1\nMONOTONIC_USEC=" + strconv.FormatInt(now.Nano()/1000, 10))
+}
+
+// Stopping tells that the service ends, and how long that may take.
+func (m *Manager) Stopping(within time.Duration) error {
+	return m.tell("STOPPING=1\nEXTEND_TIMEOUT_USEC=" + strconv.FormatInt(within.Microseconds(), 10))
+}
+
+// Alive tells that the service still works.
+func (m *Manager) Alive() error { return m.tell("WATCHDOG=1") }
+
+// Status shows a line to people.
+func (m *Manager) Status(line string) error {
+	return m.tell("STATUS=" + strings.ReplaceAll(line, "\n", " "))
+}
+
+func (m *Manager) tell(state string) error {
+	if !m.Notifies() {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: m.address, Net: "unixgram"}) // @ is an abstract one
+	if err != nil {
+		return fmt.Errorf("tell the service manager: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(state)); err != nil {
+		return fmt.Errorf("tell the service manager: %w", err)
+	}
+	return nil
+}
+
+// Journaled says whether what is written to f goes to the journal, by what
+// JOURNAL_STREAM says of the descriptor.
+func Journaled(f *os.File) bool {
+	var dev, ino uint64
+	if _, err := fmt.Sscanf(os.Getenv("JOURNAL_STREAM"), "%d:%d", &dev, &ino); err != nil {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Dev == dev && stat.Ino == ino
+}
