@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/gpu/cdi"
 	"github.com/iterait/shepherd/gpu/keeper"
 	"github.com/iterait/shepherd/shepherd"
 )
@@ -20,6 +23,7 @@ import (
 // driver, which sheep has which, and who lends them.
 type gpus struct {
 	helper *gpu.Helper
+	specs  cdi.Config
 	keeper *keeper.Keeper
 	start  func() // begins to watch the GPUs, once
 	log    *slog.Logger
@@ -39,6 +43,7 @@ func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *c
 		Source: g.helper, Interval: cfg.GPU.Interval, Retest: cfg.GPU.Retest, Turn: cfg.GPU.Turn,
 		MemoryWait: cfg.GPU.MemoryWait, Xids: xidRules(cfg.GPU.Xids), Log: log,
 	})
+	g.specs = cdi.Config{Dirs: cfg.GPU.CDIDirs, Own: filepath.Join(cfg.StateDir, "cdi"), Generate: g.helper.CDI}
 	stop.add(g.keeper.Close)
 	g.start = sync.OnceFunc(g.keeper.Start)
 	if err := g.allot(ctx, cfg.Requests()); err != nil {
@@ -75,6 +80,12 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 			}
 			m.Inventory = inv
 			break
+		}
+	}
+	if slices.ContainsFunc(requests, func(r gpu.Request) bool { return !r.Devices.Empty() }) {
+		var err error
+		if m.CDI, err = cdi.New(g.specs).Devices(); err != nil {
+			g.log.Warn("CDI specs cannot be read", "error", err)
 		}
 	}
 	grants, problems := gpu.Allot(requests, m)

@@ -9,8 +9,6 @@ import (
 	"github.com/containerd/plugin"
 
 	"github.com/iterait/shepherd/config"
-	"github.com/iterait/shepherd/gpu"
-	"github.com/iterait/shepherd/gpu/cdi"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/metrics"
@@ -70,8 +68,10 @@ func newContainers(env *environment) *container.Driver {
 		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
 	}
-	cfg.GPUs = container.GPUs{
-		Mode: container.Mode(c.GPU.Mode), CDI: cdiConfig(c), Capabilities: c.GPU.DriverCapabilities,
+	if env.gpus != nil {
+		cfg.GPUs = container.GPUs{
+			Granted: env.gpus.of, Mode: container.Mode(c.GPU.Mode), CDI: env.gpus.specs, Capabilities: c.GPU.DriverCapabilities,
+		}
 	}
 	if env.figures != nil {
 		cfg.ObserveRegistry, cfg.ObserveContainerd = env.figures.Registry, env.figures.Containerd
@@ -83,14 +83,6 @@ func newContainers(env *environment) *container.Driver {
 		}
 	}
 	return container.New(cfg)
-}
-
-// cdiConfig is where CDI specs are, and how one is made where NVIDIA's is missing.
-func cdiConfig(c *config.Config) cdi.Config {
-	return cdi.Config{
-		Dirs: c.GPU.CDIDirs, Own: filepath.Join(c.StateDir, "cdi"),
-		Generate: gpu.NewHelper(gpu.HelperConfig{}).CDI,
-	}
 }
 
 // drivers makes every sheep type.

@@ -69,6 +69,7 @@ type world struct {
 	daemon   *testenv.Containerd
 	registry *testenv.Registry
 	more     string // more of a sheep's configuration
+	gpus     container.GPUs
 	node     string // of the daemon
 	base     v1.Layer
 }
@@ -104,8 +105,8 @@ func (w *world) cniDir() string {
 func (w *world) newDriver(log *slog.Logger) *container.Driver {
 	return container.New(container.Config{
 		Address: w.daemon.Address, Namespace: namespace, Registry: image.Registry{URL: w.registry.URL},
-		CNIConfDir: w.cniDir(),
-		Node:       w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
+		CNIConfDir: w.cniDir(), GPUs: w.gpus,
+		Node: w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
 	})
 }
 

@@ -1,0 +1,57 @@
+package container_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/gpu/cdi"
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/container"
+)
+
+// A sheep's runner has the device that the sheep names and what comes with it, of
+// whatever vendor, and a sheep whose device is not there says so.
+func TestDevices(t *testing.T) {
+	w := newWorld(t, testenv.StartContainerd(t))
+	specs := filepath.Join(w.dir, "cdi")
+	if err := os.MkdirAll(specs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	weights := filepath.Join(w.dir, "ready")
+	const spec = `{"cdiVersion": "0.6.0", "kind": "vendor.example/card", "devices": [{"name": "one", "containerEdits": {
+		"env": ["CARD=one"],
+		"deviceNodes": [{"path": "/dev/card1", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3, "permissions": "rw"}],
+		"mounts": [{"hostPath": "READY", "containerPath": "/opt/vendor/ready", "options": ["ro", "bind"]}]}}]}`
+	for path, text := range map[string]string{weights: "", filepath.Join(specs, "vendor.json"): strings.Replace(spec, "READY", weights, 1)} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.gpus = container.GPUs{CDI: cdi.Config{Dirs: []string{specs}}}
+	w.more = "devices: [vendor.example/card=one]\n"
+	h := w.up(t, "expect CARD=one\nawait /dev/card1\nawait /opt/vendor/ready")
+	h.Do("a", "")
+	if task := w.daemon.Ctr(t, namespace, "containers", "info", w.task(t)); !strings.Contains(task, `"major": 1`) || !strings.Contains(task, `"/dev/card1"`) {
+		t.Errorf("the device's rule is not in the spec:\n%s", task)
+	}
+	h.Slaughter()
+
+	w.more = "devices: [vendor.example/card=two]\n"
+	s, err := w.driver(t).NewSheep("other", decode(w.config()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(t.Context())
+	if err := s.Load(t.Context(), model, func(runtime.Event) {}); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Run(t.Context(), func(runtime.Event) {})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "vendor.example/card=two is not to be had: the CDI specs have vendor.example/card=one") {
+		t.Errorf("got %v", err)
+	}
+}
