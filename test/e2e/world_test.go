@@ -64,6 +64,7 @@ type world struct {
 	config  string
 	journal string // what runners did, a line each
 	env     []string
+	bin     string // where the programs are
 
 	daemon *exec.Cmd
 	exited chan struct{}
@@ -83,7 +84,7 @@ func newWorld(t *testing.T, sheep ...string) *world {
 	t.Helper()
 	testenv.Python(t, "zmq", "python3-zmq")
 	dir := t.TempDir()
-	w := &world{t: t, dir: dir, config: dir + "/shepherd.yml", journal: dir + "/journal", log: &lockedBuffer{}}
+	w := &world{t: t, dir: dir, config: dir + "/shepherd.yml", journal: dir + "/journal", bin: programs, log: &lockedBuffer{}}
 	for model, config := range map[string]string{"echo/v1": "", "echo/v2": "", "slow/v1": "slow", "crash/v1": "crash", "deep/er/v1": ""} {
 		write(t, filepath.Join(dir, "models", model, "config.yaml"), config+"\n")
 	}
@@ -140,7 +141,7 @@ func (w *world) start() {
 func (w *world) launch() {
 	w.t.Helper()
 	w.log.Reset()
-	w.daemon = exec.Command(programs+"/shepherdd", "-c", w.config)
+	w.daemon = exec.Command(w.bin+"/shepherdd", "-c", w.config)
 	w.daemon.Env, w.daemon.Dir = w.env, w.dir
 	w.daemon.Stdout, w.daemon.Stderr = w.log, w.log
 	if err := w.daemon.Start(); err != nil {
