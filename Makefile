@@ -34,7 +34,7 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
 	@if command -v $${CC:-gcc} >/dev/null; then \
-		CGO_ENABLED=1 CGO_CFLAGS='-O2 -w' $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
+		CGO_ENABLED=1 CGO_CFLAGS='-O2 -w' $(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
 	else \
 		echo "bin/shepherd-gpu is not built, because there is no C compiler (gcc): shepherdd will not know this machine's GPUs but by its CDI specs"; \
 	fi

@@ -129,7 +129,8 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if up {
 		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
-	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Others: map[string]string{}}
+	guarded := len(cfg.API.Tokens) > 0 || cfg.API.TLS != nil && cfg.API.TLS.ClientCAFile != ""
+	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: guarded, Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
 		doors.Others["storage.listen"] = cfg.Storage.Listen
 	}

@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
+	"debug/elf"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,6 +69,11 @@ func writeDeb(r release) (string, error) {
 		return "", err
 	}
 	info.MTime = r.Time
+	libraries, err := dependencies(r.Root)
+	if err != nil {
+		return "", err
+	}
+	info.Depends = append(info.Depends, libraries...)
 	nfpm.WithDefaults(info)
 	if err := nfpm.PrepareForPackager(info, "deb"); err != nil {
 		return "", err
@@ -77,6 +86,48 @@ func writeDeb(r release) (string, error) {
 	}
 	path := filepath.Join(r.Out, deb.Default.ConventionalFileName(info))
 	return writeTo(path, func(f *os.File) error { return deb.Default.Package(info, f) })
+}
+
+// dependencies are the packages of the libraries that programs need. Only glibc
+// is known, and only shepherd-gpu, where it was built, needs it.
+func dependencies(root string) ([]string, error) {
+	var newest [2]int
+	needed := false
+	err := filepath.WalkDir(filepath.Join(root, "usr"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		program, err := elf.Open(path)
+		if err != nil {
+			return nil // it is no program
+		}
+		defer program.Close()
+		libraries, err := program.ImportedLibraries()
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		for _, library := range libraries {
+			if !slices.Contains([]string{"libc.so.6", "libdl.so.2", "libpthread.so.0"}, library) {
+				return fmt.Errorf("%s needs %s, and no package is known to bring it", path, library)
+			}
+			needed = true
+		}
+		symbols, err := program.ImportedSymbols()
+		if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		for _, symbol := range symbols {
+			var version [2]int
+			if _, err := fmt.Sscanf(symbol.Version, "GLIBC_%d.%d", &version[0], &version[1]); err == nil && slices.Compare(version[:], newest[:]) > 0 {
+				newest = version
+			}
+		}
+		return nil
+	})
+	if err != nil || !needed {
+		return nil, err
+	}
+	return []string{fmt.Sprintf("libc6 (>= %d.%d)", newest[0], newest[1])}, nil
 }
 
 func debianize(r release, version string) error {
