@@ -51,16 +51,33 @@ func (d debian) files() map[string]bool {
 	return found
 }
 
+// older is the package under an older version's number.
+func older(t *testing.T, version string) string {
+	t.Helper()
+	dir := t.TempDir()
+	unpacked := filepath.Join(dir, "unpacked")
+	run(t, "dpkg-deb", "--raw-extract", deb(t), unpacked)
+	control := filepath.Join(unpacked, "DEBIAN", "control")
+	text, err := os.ReadFile(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renumbered := strings.Replace(string(text), "Version: 1.2.0\n", "Version: "+version+"\n", 1)
+	if err := os.WriteFile(control, []byte(renumbered), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "shepherd_"+version+"_amd64.deb")
+	run(t, "dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", unpacked, path)
+	return path
+}
+
 // TestDebianPackage installs, upgrades, removes and purges the package.
 func TestDebianPackage(t *testing.T) {
 	d := debian{t, testenv.DebianRoot(t)}
 	before, groups := d.files(), d.read("etc/group")
 	const config = "etc/shepherd/shepherd.yml"
 
-	d.install(testenv.DebianPackage(t, "v1.1.0"))
-	if got := d.run("shepherdd", "version"); !strings.Contains(got, "v1.1.0") {
-		t.Errorf("the program says it is %q", got)
-	}
+	d.install(older(t, "1.1.0"))
 	// What it brings is a working default that lets nobody else in.
 	if got := d.run("shepherdd", "config", "check", "/"+config); !strings.Contains(got, "host: 127.0.0.1") {
 		t.Errorf("the configuration comes to\n%s", got)
@@ -85,8 +102,11 @@ func TestDebianPackage(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.install(deb(t))
+	if got := d.run("dpkg-query", "--show", "shepherd"); got != "shepherd\t1.2.0\n" {
+		t.Errorf("after the upgrade there is %q", got)
+	}
 	if got := d.run("shepherdd", "version"); !strings.Contains(got, version) {
-		t.Errorf("after the upgrade the program says it is %q", got)
+		t.Errorf("the program says it is %q", got)
 	}
 	if d.read(config) != changed {
 		t.Error("the upgrade changed the configuration")
@@ -126,7 +146,7 @@ func TestContents(t *testing.T) {
 	places := []string{
 		"./etc/shepherd/", "./usr/bin/", "./usr/lib/systemd/system/", "./usr/lib/sysusers.d/", "./usr/lib/tmpfiles.d/",
 		"./usr/libexec/shepherd/", "./usr/share/bash-completion/completions/", "./usr/share/doc/shepherd/",
-		"./usr/share/fish/vendor_completions.d/", "./usr/share/lintian/overrides/", "./usr/share/man/man",
+		"./usr/share/fish/vendor_completions.d/", "./usr/share/lintian/overrides/", "./usr/share/man/man", "./usr/share/shepherd/",
 		"./usr/share/zsh/vendor-completions/",
 	}
 	for line := range strings.Lines(string(out)) {
