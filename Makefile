@@ -24,7 +24,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
 .PHONY: tree install deb dist deb-root packer
-.PHONY: help build demo demo-container run test lint bench fuzz generate clean deps
+.PHONY: help build demo demo-container run test test-gpu lint bench fuzz generate clean deps
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ run: build ## the same, but stay up and say how to go on
 
 test: deps $(MINIO) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
+
+test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
+	test/gpu
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }

@@ -83,6 +83,12 @@ func sheepYAML(t *testing.T, name, dir string) string {
 func newWorld(t *testing.T, sheep ...string) *world {
 	t.Helper()
 	testenv.Python(t, "zmq", "python3-zmq")
+	return emptyWorld(t, sheep...)
+}
+
+// emptyWorld is newWorld for who needs no runner of the original's kind.
+func emptyWorld(t *testing.T, sheep ...string) *world {
+	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, dir: dir, config: dir + "/shepherd.yml", journal: dir + "/journal", bin: programs, log: &lockedBuffer{}}
 	for model, config := range map[string]string{"echo/v1": "", "echo/v2": "", "slow/v1": "slow", "crash/v1": "crash", "deep/er/v1": ""} {
