@@ -115,7 +115,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	seen.expose(cfg, core, records, types)
+	seen.expose(cfg, core, records, lent, types)
 	welcomeStorage(drain, store, cfg, log)
 	if err := core.Start(drain); err != nil {
 		return err

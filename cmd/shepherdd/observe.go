@@ -46,7 +46,7 @@ func observe(ctx context.Context, version, commit string, log *slog.Logger, stop
 }
 
 // expose has the metrics show what is looked up.
-func (o *observation) expose(cfg *config.Config, core *shepherd.Shepherd, records ledger.Ledger, types map[string]runtime.Driver) {
+func (o *observation) expose(cfg *config.Config, core *shepherd.Shepherd, records ledger.Ledger, lent *gpus, types map[string]runtime.Driver) {
 	sources := metrics.Sources{
 		Core: core, Ledger: records,
 		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
@@ -60,4 +60,5 @@ func (o *observation) expose(cfg *config.Config, core *shepherd.Shepherd, record
 		}
 	}
 	o.figures.Expose(sources)
+	o.figures.GPUs(lent.keeper.Known)
 }

@@ -80,7 +80,7 @@ func TestOutAndBack(t *testing.T) {
 				if s := a.State(); !strings.Contains(s, c.why) || !strings.Contains(s, "tested again at") {
 					t.Errorf("the sheep's state is %q", s)
 				}
-				if g := k.view().GPUs[0]; g.Health != job.Out || !strings.Contains(g.Detail, c.why) || g.Since.IsZero() || g.Retest.Sub(g.Since) != time.Minute {
+				if g := k.Known().GPUs[0]; g.Health != job.Out || !strings.Contains(g.Detail, c.why) || g.Since.IsZero() || g.Retest.Sub(g.Since) != time.Minute {
 					t.Errorf("the GPU is shown as %+v", g)
 				}
 
@@ -97,7 +97,7 @@ func TestOutAndBack(t *testing.T) {
 				if a.Admission() == job.NoJobs || told == 0 {
 					t.Fatalf("it is not back: %s", a.State())
 				}
-				if g := k.view().GPUs[0]; g.Health != job.Well || g.Detail != "" {
+				if g := k.Known().GPUs[0]; g.Health != job.Well || g.Detail != "" {
 					t.Errorf("the GPU is shown as %+v", g)
 				}
 			})
@@ -112,18 +112,18 @@ func TestFlapping(t *testing.T) {
 		k := watched(t, Config{Source: d, Retest: time.Minute})
 		for _, want := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
 			d.say(xid(card0, 79))
-			if g := k.view().GPUs[0]; g.Retest.Sub(g.Since) != want {
+			if g := k.Known().GPUs[0]; g.Retest.Sub(g.Since) != want {
 				t.Fatalf("tested after %v, want %v", g.Retest.Sub(g.Since), want)
 			}
 			time.Sleep(want + time.Second)
 			synctest.Wait()
-			if k.view().GPUs[0].Health != job.Well {
+			if k.Known().GPUs[0].Health != job.Well {
 				t.Fatal("it is not back")
 			}
 		}
 		time.Sleep(time.Hour)
 		d.say(xid(card0, 79))
-		if g := k.view().GPUs[0]; g.Retest.Sub(g.Since) != time.Minute {
+		if g := k.Known().GPUs[0]; g.Retest.Sub(g.Since) != time.Minute {
 			t.Error("it is not forgotten")
 		}
 	})
@@ -143,19 +143,19 @@ func TestDriverFails(t *testing.T) {
 		if err := a.Prepare(t.Context()); err != nil {
 			t.Errorf("a model may not be started: %v", err)
 		}
-		v := k.view()
+		v := k.Known()
 		if v.Trouble != errBroken.Error() || v.GPUs[0].Health != job.Unknown || v.GPUs[0].Detail != errBroken.Error() {
 			t.Errorf("shown is %+v", v)
 		}
 		d.set(func() { d.err = nil })
 		time.Sleep(2 * lastPause)
 		synctest.Wait()
-		if v := k.view(); v.Trouble != "" || v.GPUs[0].Health != job.Well || v.Driver == "" {
+		if v := k.Known(); v.Trouble != "" || v.GPUs[0].Health != job.Well || v.Driver == "" {
 			t.Errorf("shown is %+v after the driver has come", v)
 		}
 		d.fail <- errors.New("it crashed")
 		synctest.Wait()
-		if v := k.view(); v.Trouble != "it crashed" {
+		if v := k.Known(); v.Trouble != "it crashed" {
 			t.Errorf("shown is %+v", v)
 		}
 		take(t, a)()
@@ -199,7 +199,7 @@ func TestDriverComesLate(t *testing.T) {
 		if c.Admission() != job.NoJobs {
 			t.Error("a MIG instance is well though its GPU is out")
 		}
-		if v := k.view(); len(v.Others) != 0 || len(v.GPUs[0].Sheep) != 2 || v.GPUs[1].Sheep[0].Device != "MIG-cccc" {
+		if v := k.Known(); len(v.Others) != 0 || len(v.GPUs[0].Sheep) != 2 || v.GPUs[1].Sheep[0].Device != "MIG-cccc" {
 			t.Errorf("shown is %+v", v)
 		}
 	})
@@ -296,7 +296,7 @@ func TestMemory(t *testing.T) {
 		if got := <-a.End("x", time.Now(), false); got.GPUMemory != 30*gib {
 			t.Errorf("the job had %d GiB at most, want 30", got.GPUMemory/gib)
 		}
-		v := k.view().GPUs[0]
+		v := k.Known().GPUs[0]
 		if len(v.Foreign) != 1 || v.Foreign[0] != (job.Process{PID: 900, Name: "python3", Used: 3 * gib}) {
 			t.Errorf("not ours is %+v", v.Foreign)
 		}
@@ -350,7 +350,7 @@ func TestMemory(t *testing.T) {
 		// One that takes all there is minds only what other sheep have left.
 		b.Started(job.Model{}, 200)
 		d.say(use(map[int]uint64{201: 5, 202: 1, 900: 41}))
-		if n := len(k.view().GPUs[0].Foreign); n != 2 { // 202 has no parent of ours and no group of its own
+		if n := len(k.Known().GPUs[0].Foreign); n != 2 { // 202 has no parent of ours and no group of its own
 			t.Errorf("%d processes are not ours", n)
 		}
 		doneNext()

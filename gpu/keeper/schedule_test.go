@@ -233,7 +233,7 @@ func TestWithoutDriver(t *testing.T) {
 	}
 	take(t, amd)()
 	done()
-	if got := k.view().Others; len(got) != 2 || len(got[0].Sheep) != 2 {
+	if got := k.Known().Others; len(got) != 2 || len(got[0].Sheep) != 2 {
 		t.Errorf("the devices are %+v", got)
 	}
 }

@@ -30,18 +30,18 @@ func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 			}
 		})
 		if err != nil {
-			seen := k.view()
+			seen := k.Known()
 			if seen.Trouble == "" {
 				seen.Trouble = err.Error()
 			}
 			return seen
 		}
 	}
-	return k.view()
+	return k.Known()
 }
 
-// view is what is known.
-func (k *Keeper) view() job.GPUs {
+// Known is GPUs without asking anybody.
+func (k *Keeper) Known() job.GPUs {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	all := job.GPUs{Driver: k.driver, CUDA: k.cuda, GPUs: []job.GPU{}}

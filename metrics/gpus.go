@@ -1,0 +1,89 @@
+package metrics
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// GPUs adds what is known of the machine's GPUs, as the function says without
+// asking anybody. It is called once. What the driver does not tell is left out.
+func (m *Metrics) GPUs(known func() job.GPUs) {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("shepherd_gpu_"+name, help, append([]string{"gpu", "uuid"}, labels...), nil)
+	}
+	m.registry.MustRegister(&gpuCollector{
+		known:       known,
+		info:        desc("info", "The GPUs; the value is 1.", "name", "driver"),
+		healthy:     desc("healthy", "Whether the GPU is well; one that is not runs no jobs."),
+		memory:      desc("memory_bytes", "The GPU's memory."),
+		used:        desc("memory_used_bytes", "What is in use of the GPU's memory."),
+		utilization: desc("utilization_ratio", "In how much of the last period the GPU worked."),
+		power:       desc("power_watts", "What the GPU draws."),
+		temperature: desc("temperature_celsius", "How hot the GPU is."),
+		errors:      desc("uncorrectable_errors_total", "Uncorrectable ECC errors since the driver was loaded."),
+		sheep:       desc("sheep_memory_used_bytes", "What a sheep's runner has of the GPU's memory.", "sheep"),
+		foreign:     desc("foreign_memory_used_bytes", "What processes that are not shepherd's have of the GPU's memory."),
+	})
+}
+
+type gpuCollector struct {
+	known func() job.GPUs
+
+	info, healthy, memory, used, utilization, power, temperature, errors, sheep, foreign *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *gpuCollector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.info, c.healthy, c.memory, c.used, c.utilization, c.power, c.temperature, c.errors, c.sheep, c.foreign} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector. How a GPU fares is shown only while it
+// is known: a value of before would look as if all were well.
+func (c *gpuCollector) Collect(to chan<- prometheus.Metric) {
+	known := c.known()
+	for _, g := range known.GPUs {
+		show := func(d *prometheus.Desc, value float64, labels ...string) {
+			kind := prometheus.GaugeValue
+			if d == c.errors {
+				kind = prometheus.CounterValue
+			}
+			to <- prometheus.MustNewConstMetric(d, kind, value, append([]string{strconv.Itoa(g.Index), g.UUID}, labels...)...)
+		}
+		show(c.info, 1, g.Name, known.Driver)
+		show(c.memory, float64(g.Memory))
+		if g.Health == job.Unknown {
+			continue
+		}
+		show(c.healthy, number(g.Health == job.Well))
+		show(c.used, float64(g.Used))
+		if g.Utilization != nil {
+			show(c.utilization, float64(*g.Utilization)/100)
+		}
+		if g.Power != nil {
+			show(c.power, *g.Power)
+		}
+		if g.Temperature != nil {
+			show(c.temperature, float64(*g.Temperature))
+		}
+		if g.ECC != nil {
+			show(c.errors, float64(*g.ECC))
+		}
+		sheep := make(map[string]int64) // one with several MIG instances of a GPU is there for each
+		for _, u := range g.Sheep {
+			sheep[u.Sheep] = u.Used
+		}
+		for name, used := range sheep {
+			show(c.sheep, float64(used), name)
+		}
+		var foreign int64
+		for _, p := range g.Foreign {
+			foreign += p.Used
+		}
+		show(c.foreign, float64(foreign))
+	}
+}
