@@ -58,7 +58,7 @@ type TLS struct {
 }
 
 // look is how often the files are looked at, at most.
-const look = 10 * time.Second
+const look = time.Second
 
 // Server is the TLS configuration of a server: version 1.2 or later, and
 // certificates that are read again when their files change, for the connections

@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
 )
 
 // TestNeedsAreInTheContract compares the table with x-scope and x-whole.
 func TestNeedsAreInTheContract(t *testing.T) {
+	claims.Hold(t, "C4")
 	contract, err := loadContract()
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +62,7 @@ func addressOf(path string) string {
 
 // TestScopes asks for every operation as everyone.
 func TestScopes(t *testing.T) {
+	claims.Hold(t, "C3")
 	h := newHarness(t, asAdmin)
 	h.service.add("a", job.Done).outputs["output"] = []byte("x")
 	for key, needed := range needs {
@@ -94,6 +97,7 @@ func TestScopes(t *testing.T) {
 
 // TestOpen is what those may who say nothing to a daemon that asks nobody.
 func TestOpen(t *testing.T) {
+	claims.Hold(t, "C1")
 	h := newHarness(t)
 	for key, needed := range needs {
 		method, path, _ := strings.Cut(key, " ")
@@ -108,6 +112,7 @@ func TestOpen(t *testing.T) {
 
 // TestWhatIsInNoTable: a route that somebody forgot is the administrator's.
 func TestWhatIsInNoTable(t *testing.T) {
+	claims.Hold(t, "C4")
 	s := &server{gate: new(access.Gate), log: slog.New(slog.DiscardHandler), refused: func(string) {}}
 	w := httptest.NewRecorder()
 	s.authorize(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("let in") })).ServeHTTP(w, httptest.NewRequest("GET", "/forgotten", nil))
@@ -119,6 +124,7 @@ func TestWhatIsInNoTable(t *testing.T) {
 // TestRefusalsAreLogged, with the name of who was refused, and without what it
 // showed.
 func TestRefusalsAreLogged(t *testing.T) {
+	claims.Hold(t, "C5", "C6")
 	var told []string
 	h := newHarness(t, asAdmin, func(c *Config) { c.Refused = func(why string) { told = append(told, why) } })
 	h.do("POST", "/start-job", "", "Authorization", "Bearer stolen-token")
@@ -145,6 +151,7 @@ func TestRefusalsAreLogged(t *testing.T) {
 }
 
 func TestRateLimit(t *testing.T) {
+	claims.Hold(t, "C9")
 	h := newHarness(t, func(c *Config) {
 		c.Gate = access.NewGate(access.Config{Rate: 0.01, Burst: 2, Tokens: []access.Token{
 			{Digest: access.DigestOf("a"), Caller: access.Caller{Name: "a", Scopes: []access.Scope{access.Read}}},
@@ -166,6 +173,7 @@ func TestRateLimit(t *testing.T) {
 }
 
 func TestOrigins(t *testing.T) {
+	claims.Hold(t, "C8")
 	for _, c := range []struct {
 		name         string
 		origins      []string
@@ -197,6 +205,7 @@ func TestOrigins(t *testing.T) {
 
 // TestPagesOfOthers: a certificate is shown by the browser whoever asks it to.
 func TestPagesOfOthers(t *testing.T) {
+	claims.Hold(t, "C8")
 	service := newFake()
 	handler := New(Config{
 		Service: service, Origins: []string{"*", "https://mine.example"},
@@ -234,6 +243,7 @@ func TestPagesOfOthers(t *testing.T) {
 
 // TestSlowBody: who sends its request a byte at a time does not keep the daemon.
 func TestSlowBody(t *testing.T) {
+	claims.Hold(t, "C9")
 	server := httptest.NewUnstartedServer(New(Config{Service: newFake()}))
 	server.Config.ReadTimeout = 100 * time.Millisecond
 	server.Start()
@@ -259,6 +269,7 @@ func TestSlowBody(t *testing.T) {
 // TestAnswersTellNothing asks for everything while everything goes wrong that can,
 // in the worst words.
 func TestAnswersTellNothing(t *testing.T) {
+	claims.Hold(t, "C11")
 	const secret = "/srv/shepherd/hunter2"
 	faults := map[string]func(*fake){
 		"errors": func(f *fake) {

@@ -13,6 +13,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -130,6 +131,7 @@ func TestPayloadIsKeptByteForByte(t *testing.T) {
 }
 
 func TestReadBody(t *testing.T) {
+	claims.Hold(t, "C9")
 	for _, size := range []int{0, 1, 511, 512, 513, trusted - 1, trusted, trusted + 1, 3*trusted + 7} {
 		content := bytes.Repeat([]byte("0123456789abcdef"), size/16+1)[:size]
 		for _, announced := range []int64{int64(size), -1} {

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 )
@@ -493,6 +494,7 @@ func TestGarbageCollectionDuringPull(t *testing.T) {
 
 // TestDamagedLayer has bytes of a layer change on the way, once and for good.
 func TestDamagedLayer(t *testing.T) {
+	claims.Hold(t, "R2")
 	h := newHome(t, testenv.RegistryConfig{})
 	s := h.store(nil)
 	layer := testenv.RandomLayer(t, "data", mib, 1)
@@ -516,6 +518,7 @@ func TestDamagedLayer(t *testing.T) {
 }
 
 func TestHostileManifests(t *testing.T) {
+	claims.Hold(t, "R2")
 	h := newHome(t, testenv.RegistryConfig{})
 	s := h.store(nil)
 	elsewhere := testenv.StartRegistry(t, testenv.RegistryConfig{})

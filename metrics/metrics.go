@@ -37,6 +37,8 @@ type Metrics struct {
 	idle     *prometheus.HistogramVec
 	runners  map[shepherd.RunnerEvent]*prometheus.CounterVec
 
+	refused *prometheus.CounterVec
+
 	storage, images, containerd *prometheus.HistogramVec
 }
 
@@ -87,6 +89,10 @@ func New(version, commit string) *Metrics {
 	} {
 		m.runners[event] = counter(of.name, of.help, "sheep")
 	}
+	m.refused = counter("api_requests_refused_total", "Requests of the API that were not let in: unknown (who asked), forbidden (to them) or limited (in their rate).", "why")
+	for _, why := range []string{"unknown", "forbidden", "limited"} {
+		m.refused.WithLabelValues(why)
+	}
 	m.storage = histogram("storage_request_duration_seconds", "How long requests to storage took, by what came of them.", requestBuckets, "operation", "result")
 	m.images = histogram("registry_request_duration_seconds", "How long requests to the image registry took, by what came of them.", requestBuckets, "operation", "result")
 	m.containerd = histogram("containerd_call_duration_seconds", "How long calls of containerd took, by what came of them.", requestBuckets, "operation", "result")
@@ -127,6 +133,9 @@ func (m *Metrics) Ended(sheep string, state job.State) {
 
 // Returned implements shepherd.Observer.
 func (m *Metrics) Returned(sheep string) { m.returned.WithLabelValues(sheep).Inc() }
+
+// Refused counts a request of the API that was not let in; see api.Config.
+func (m *Metrics) Refused(why string) { m.refused.WithLabelValues(why).Inc() }
 
 // Runner implements shepherd.Observer.
 func (m *Metrics) Runner(sheep string, event shepherd.RunnerEvent) {

@@ -19,6 +19,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
@@ -183,6 +184,7 @@ func (k *kennel) run(change func(*Config)) report {
 
 // TestRun looks at containers from inside, on either daemon.
 func TestRun(t *testing.T) {
+	claims.Hold(t, "M1")
 	for name, start := range map[string]func(testing.TB) *testenv.Containerd{
 		"Debian's": testenv.StartContainerd, "2.x": testenv.StartContainerd2,
 	} {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,7 @@ import (
 const (
 	envAPI   = "SHEPHERD_API"
 	envToken = "SHEPHERD_TOKEN"
+	envCA    = "SHEPHERD_CA_FILE"
 
 	// serviceSocket is that of the daemon that the system runs as a service.
 	serviceSocket = "/run/shepherd/api.sock"
@@ -37,6 +40,7 @@ type target struct {
 	file  string // its configuration
 	api   string // its address
 	token string
+	ca    string // a file of authorities to trust beside the system's
 }
 
 // add defines the flags that set it.
@@ -44,6 +48,7 @@ func (t *target) add(f *pflag.FlagSet) {
 	f.StringVarP(&t.file, "config", "c", "", "configuration file of the daemon that is meant")
 	f.StringVar(&t.api, "api", "", "address of its API instead: http://HOST:PORT, https://… or unix:///PATH ($"+envAPI+")")
 	f.StringVar(&t.token, "token", "", "token to show there; better put into $"+envToken+", which nobody else sees")
+	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust there, beside the system's ($"+envCA+")")
 }
 
 // errNoDaemon says that no daemon is up with the configuration that was given.
@@ -65,7 +70,11 @@ func (t *target) find() (*client, error) {
 		return clientOf(cfg, token)
 	}
 	if at := cmp.Or(t.api, os.Getenv(envAPI)); at != "" {
-		return newClient(at, token)
+		c, err := newClient(at, token)
+		if err == nil {
+			err = c.trust(cmp.Or(t.ca, os.Getenv(envCA)))
+		}
+		return c, err
 	}
 	if _, err := os.Stat(serviceSocket); errors.Is(err, fs.ErrNotExist) {
 		return nil, &usageError{errors.New("a configuration file (-c FILE) or a daemon's address (--api URL) is needed: shepherd is not up as a service here")}
@@ -117,6 +126,26 @@ func newClient(at, token string) (*client, error) {
 		return http.ErrUseLastResponse // a token is shown to nobody else
 	}}
 	return c, nil
+}
+
+// trust adds the authorities whose certificates are in a file; empty for none.
+func (c *client) trust(file string) error {
+	if file == "" {
+		return nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read the authorities to trust: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(text) {
+		return fmt.Errorf("read the authorities to trust: %s holds no certificate in PEM form", file)
+	}
+	c.http.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	return nil
 }
 
 // close gives up the connections that are idle.

@@ -126,7 +126,7 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	defer letGo(nil)
 	handler := api.New(api.Config{
 		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs,
-		Metrics: seen.figures.Handler(), Version: v, Commit: c, Log: log,
+		Metrics: seen.figures.Handler(), Refused: seen.figures.Refused, Version: v, Commit: c, Log: log,
 	})
 	configuration := &reloader{
 		read: func() (*config.Config, error) { return load(o) }, core: core, level: level, log: log,

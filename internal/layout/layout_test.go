@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/iterait/shepherd/internal/claims"
 )
 
 const module = "github.com/iterait/shepherd"
@@ -107,6 +109,7 @@ func within(pkg string, rooms []string) bool {
 // TestDaemonIsFree checks what the daemon must not link: ZeroMQ lives in the
 // shim, where a hostile runner can do no harm, and cgo nowhere near.
 func TestDaemonIsFree(t *testing.T) {
+	claims.Hold(t, "M3")
 	for pkg := range list(t, "{{.ImportPath}} x", "-deps", module+"/cmd/shepherdd") {
 		for _, banned := range []string{"github.com/go-zeromq/zmq4", module + "/messenger/zmq", module + "/runner", "github.com/NVIDIA/go-nvml/pkg/nvml", "testing"} {
 			if pkg == banned {
