@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,6 +51,9 @@ type Job struct {
 	ID        string
 	InputDir  string
 	OutputDir string
+	// Trace is what the job's run is called in its trace, for the handler's own
+	// spans to be below it; zero where the job is in none.
+	Trace job.Trace
 }
 
 // Input is the path of the job's default input, the payload of its request.
@@ -200,6 +204,9 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 	s.log.Info("job begins", "job", in.JobID)
 	place := filepath.Join(in.IODataRoot, string(in.JobID))
 	j := Job{ID: string(in.JobID), InputDir: filepath.Join(place, job.InputDir), OutputDir: filepath.Join(place, job.OutputDir)}
+	if text, err := os.ReadFile(filepath.Join(place, job.TraceFile)); err == nil { // as a rule there is none
+		_ = j.Trace.UnmarshalText(text)
+	}
 	go func() {
 		err := error(errGone)
 		defer func() { ended <- err }()

@@ -170,6 +170,35 @@ func TestJobsGetTheirFiles(t *testing.T) {
 	}
 }
 
+func TestJobsGetTheirTraces(t *testing.T) {
+	a, _ := serve(t, func(_ context.Context, j runner.Job) error {
+		return os.WriteFile(j.Output(), []byte(j.Trace.Parent+" "+j.Trace.State), 0o644)
+	})
+	trace := job.Trace{Parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", State: "a=1"}
+	text, err := trace.MarshalText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, c := range map[job.ID]struct{ file, want string }{
+		"traced": {string(text), trace.Parent + " a=1"}, "garbled": {"no trace", " "}, "untraced": {"", " "},
+	} {
+		place := filepath.Join(a.root, string(id))
+		if err := os.MkdirAll(place, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if c.file != "" {
+			if err := os.WriteFile(filepath.Join(place, job.TraceFile), []byte(c.file), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.send(id)
+		a.done(id)
+		if got, err := os.ReadFile(filepath.Join(place, job.OutputDir, job.DefaultOutput)); err != nil || string(got) != c.want {
+			t.Errorf("%s: %q, %v; expected %q", id, got, err, c.want)
+		}
+	}
+}
+
 func TestFailures(t *testing.T) {
 	handlers := map[string]runner.Handler{
 		"plain":   func(context.Context, runner.Job) error { return errors.New("no model") },

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -134,8 +135,12 @@ func (m *model) command(j runner.Job) *exec.Cmd {
 	}
 	cmd := exec.Command(m.program, args...)
 	cmd.Dir = m.dir
-	cmd.Env = append(append(os.Environ(), m.env...),
+	own := slices.DeleteFunc(os.Environ(), func(v string) bool { // the trace of the runner's start is another
+		return strings.HasPrefix(v, "TRACEPARENT=") || strings.HasPrefix(v, "TRACESTATE=")
+	})
+	cmd.Env = append(append(own, m.env...),
 		"SHEPHERD_JOB_ID="+j.ID, "SHEPHERD_INPUTS="+j.InputDir, "SHEPHERD_OUTPUTS="+j.OutputDir)
+	cmd.Env = append(cmd.Env, j.Trace.Environ()...)
 	return cmd
 }
 

@@ -10,7 +10,8 @@
 //
 // The command finds its job in the environment: SHEPHERD_JOB_ID, the directory
 // of its inputs SHEPHERD_INPUTS, and SHEPHERD_OUTPUTS, where it leaves its
-// results. In its arguments {inputs} and {outputs} stand for the two. What it
+// results; TRACEPARENT and TRACESTATE are the job's trace, if it is in one. In its
+// arguments {inputs} and {outputs} stand for the two. What it
 // prints goes where the runner's own output goes. It has failed when its exit
 // code is not 0; the end of what it wrote to stderr is then told to the client.
 // When a job ends, nothing that its command started is left running.

@@ -104,6 +104,22 @@ func TestCommandGetsItsJob(t *testing.T) {
 	}
 }
 
+func TestCommandGetsItsTrace(t *testing.T) {
+	t.Setenv("TRACEPARENT", "the runner's own")
+	m := newModel(t, `echo -n "${TRACEPARENT-none}|${TRACESTATE-none}" > "$SHEPHERD_OUTPUTS/output"`, "")
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	for want, trace := range map[string]job.Trace{"none|none": {}, parent + "|none": {Parent: parent}, parent + "|a=1": {Parent: parent, State: "a=1"}} {
+		j := newJob(t)
+		j.Trace = trace
+		if err := m.process(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(j.Output()); err != nil || string(got) != want {
+			t.Errorf("got %q, %v; expected %q", got, err, want)
+		}
+	}
+}
+
 func TestCommandFails(t *testing.T) {
 	for _, c := range []struct{ script, more, message, traceback string }{
 		{"echo one >&2; echo 'no such digit' >&2; exit 3", "", "CommandFailed: exit code 3: no such digit", "one\nno such digit\n"},

@@ -49,6 +49,8 @@ def process(job):
         time.sleep(0.2)  # for libzmq to take up what was sent before: nothing tells
     elif job.id == "runs":
         job.output.write_text(str(runs))
+    elif job.id.endswith("traced"):
+        job.output.write_text("%s %s" % (job.traceparent, job.tracestate))
     elif job.id == "args":
         job.output.write_text(repr((args.port, args.stream, args.runner, args.config_path)))
 
@@ -163,6 +165,15 @@ func (x *talk) output(id, want string) {
 func TestJobs(t *testing.T) {
 	x := start(t)
 	x.output("upper", "HELLO")
+	x.output("untraced", "None None")
+	for id, text := range map[string]string{"traced": "00-a-b-01\n", "both.traced": "00-a-b-01\na=1\n"} {
+		if err := os.MkdirAll(x.path(id, "", ""), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		x.write(x.path(id, "", job.TraceFile), text)
+	}
+	x.output("traced", "00-a-b-01 None")
+	x.output("both.traced", "00-a-b-01 a=1")
 	x.output("args", fmt.Sprintf("(%d, 'predict', 'some.Runner', 'v1/config.yaml')", x.port))
 	for _, c := range []struct{ id, message, typ, traceback string }{
 		{"key", "KeyError: 'key'", "<class 'KeyError'>", "line 13, in process"},

@@ -40,13 +40,17 @@ _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class Job:
     """One job: its inputs are complete, its output directory is there and empty.
 
-    Every file below outputs, at any depth, becomes a result.
+    Every file below outputs, at any depth, becomes a result. traceparent and
+    tracestate (W3C Trace Context) are what the run is called in the job's trace,
+    None where it is in none.
     """
 
-    def __init__(self, id, inputs, outputs):
+    def __init__(self, id, inputs, outputs, traceparent=None, tracestate=None):
         self.id = id
         self.inputs = Path(inputs)
         self.outputs = Path(outputs)
+        self.traceparent = traceparent
+        self.tracestate = tracestate
 
     @property
     def input(self):
@@ -148,7 +152,8 @@ class _Server:
             return
         if job_id not in self.waiting:
             place = os.path.join(root, job_id)
-            self.waiting[job_id] = (Job(job_id, os.path.join(place, "inputs"), os.path.join(place, "outputs")), [])
+            job = Job(job_id, os.path.join(place, "inputs"), os.path.join(place, "outputs"), *_trace(place))
+            self.waiting[job_id] = (job, [])
         askers = self.waiting[job_id][1]
         if asker not in askers:
             askers.append(asker)
@@ -170,6 +175,16 @@ class _Server:
             )
         log.info("job %s done", job.id)
         return _encode(job_id=job.id, message_type="DoneMessage")
+
+
+def _trace(place):
+    """Read the job's traceparent and tracestate, where shepherd left them."""
+    try:
+        with open(os.path.join(place, ".traceparent"), encoding="ascii", errors="replace") as f:
+            lines = f.read().split("\n")
+    except OSError:
+        return None, None
+    return lines[0] or None, (lines[1] if len(lines) > 1 else "") or None
 
 
 def _encode(**message):
