@@ -4,23 +4,18 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	spans "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/shepherd"
 )
@@ -42,43 +37,6 @@ func setenv(t *testing.T, pairs ...string) {
 	for i := 0; i < len(pairs); i += 2 {
 		t.Setenv(pairs[i], pairs[i+1])
 	}
-}
-
-// receiver is an OTLP receiver.
-type receiver struct {
-	*httptest.Server
-	mu      sync.Mutex
-	spans   map[string]*spans.Span // by name
-	service map[string]string      // the resource's attributes
-	headers http.Header
-}
-
-func newReceiver(t *testing.T) *receiver {
-	t.Helper()
-	r := &receiver{spans: map[string]*spans.Span{}, service: map[string]string{}}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		body, err := io.ReadAll(req.Body)
-		var sent collector.ExportTraceServiceRequest
-		if err := errors.Join(err, proto.Unmarshal(body, &sent)); err != nil || req.URL.Path != "/v1/traces" {
-			t.Errorf("%s: %v", req.URL, err)
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.headers = req.Header
-		for _, rs := range sent.ResourceSpans {
-			for _, a := range rs.Resource.Attributes {
-				r.service[a.Key] = a.Value.GetStringValue()
-			}
-			for _, ss := range rs.ScopeSpans {
-				for _, s := range ss.Spans {
-					r.spans[s.Name] = s
-				}
-			}
-		}
-		w.Header().Set("Content-Type", "application/x-protobuf")
-	}))
-	t.Cleanup(r.Close)
-	return r
 }
 
 func TestWanted(t *testing.T) {
@@ -114,7 +72,7 @@ var model = job.Model{Name: "m", Version: "v"}
 // below submit, which is below the client's, and run has the id that the runner
 // was told.
 func TestOneTrace(t *testing.T) {
-	r := newReceiver(t)
+	r := testenv.StartOTLP(t)
 	setenv(t, "OTEL_EXPORTER_OTLP_ENDPOINT", r.URL, "OTEL_SERVICE_NAME", "flock", "OTEL_RESOURCE_ATTRIBUTES", "room=7,service.version=mine",
 		"OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20xyz")
 	tr, err := New(t.Context(), Config{Version: "v1"})
@@ -144,17 +102,18 @@ func TestOneTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if r.service["service.name"] != "flock" || r.service["room"] != "7" || r.service["service.version"] != "mine" || r.service["host.name"] == "" {
-		t.Errorf("the resource is %v", r.service)
+	if r.Resource("service.name") != "flock" || r.Resource("room") != "7" || r.Resource("service.version") != "mine" || r.Resource("host.name") == "" {
+		t.Errorf("the resource is %q of %q", r.Resource("service.name"), r.Resource("host.name"))
 	}
-	if r.headers.Get("Authorization") != "Bearer xyz" {
-		t.Errorf("headers %v", r.headers)
+	if got := r.Header("Authorization"); got != "Bearer xyz" {
+		t.Errorf("authorization %q", got)
 	}
-	if len(r.spans) != 1+len(shepherd.Phases()) {
-		t.Fatalf("received %v", r.spans)
+	if len(r.Spans()) != 1+len(shepherd.Phases()) {
+		t.Fatalf("received %v", r.Spans())
 	}
-	submit := r.spans["submit"]
-	for name, s := range r.spans {
+	submit := r.Span("submit")
+	for _, s := range r.Spans() {
+		name := s.Name
 		parent := submit.SpanId
 		if name == "submit" {
 			parent = unhex(t, client.Parent[36:52])
@@ -171,10 +130,10 @@ func TestOneTrace(t *testing.T) {
 			t.Errorf("%s has status %v", name, s.GetStatus())
 		}
 	}
-	if !bytes.Equal(r.spans["run"].SpanId, unhex(t, told.Parent[36:52])) {
-		t.Errorf("the runner was told of %s, the span is %x", told.Parent, r.spans["run"].SpanId)
+	if !bytes.Equal(r.Span("run").SpanId, unhex(t, told.Parent[36:52])) {
+		t.Errorf("the runner was told of %s, the span is %x", told.Parent, r.Span("run").SpanId)
 	}
-	if text := r.spans["collect"].Status.Message; len(text) > 1100 || !strings.HasSuffix(text, "ö…") {
+	if text := r.Span("collect").Status.Message; len(text) > 1100 || !strings.HasSuffix(text, "ö…") {
 		t.Errorf("the error is %d bytes", len(text))
 	}
 }
@@ -200,7 +159,7 @@ func attributeOf(list []*common.KeyValue, key string) string {
 // A sampler that wants nothing of a trace has nothing sent, and says so to
 // clients' and runners' next ones; the trace goes on all the same.
 func TestNotSampled(t *testing.T) {
-	r := newReceiver(t)
+	r := testenv.StartOTLP(t)
 	setenv(t, "OTEL_EXPORTER_OTLP_ENDPOINT", r.URL, "OTEL_TRACES_SAMPLER", "parentbased_always_off")
 	tr, err := New(t.Context(), Config{})
 	if err != nil {
@@ -212,16 +171,16 @@ func TestNotSampled(t *testing.T) {
 	if err := tr.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if kept.IsZero() || !strings.HasSuffix(kept.Parent, "-00") || len(r.spans) != 0 {
-		t.Errorf("kept %+v, received %v", kept, r.spans)
+	if kept.IsZero() || !strings.HasSuffix(kept.Parent, "-00") || len(r.Spans()) != 0 {
+		t.Errorf("kept %+v, received %v", kept, r.Spans())
 	}
 }
 
 // A receiver that is away is told of in the log, and the end does not wait for
 // it.
 func TestReceiverAway(t *testing.T) {
-	r := newReceiver(t)
-	r.Close()
+	r := testenv.StartOTLP(t)
+	r.Stop()
 	setenv(t, "OTEL_EXPORTER_OTLP_ENDPOINT", r.URL)
 	var log bytes.Buffer
 	tr, err := New(t.Context(), Config{Log: slog.New(slog.NewTextHandler(&log, nil))})

@@ -64,7 +64,8 @@ type world struct {
 	config  string
 	journal string // what runners did, a line each
 	env     []string
-	bin     string // where the programs are
+	bin     string            // where the programs are
+	header  map[string]string // of requests
 
 	daemon *exec.Cmd
 	exited chan struct{}
@@ -314,6 +315,9 @@ func (w *world) try(method, path, body string) (int, string, error) {
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	for name, value := range w.header {
+		req.Header.Set(name, value)
 	}
 	client := http.Client{Timeout: deadline}
 	resp, err := client.Do(req)

@@ -1,0 +1,97 @@
+package testenv
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	spans "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// OTLP is a receiver of traces, by OTLP over HTTP.
+type OTLP struct {
+	URL    string
+	server *httptest.Server
+
+	mu       sync.Mutex
+	spans    []*spans.Span
+	resource map[string]string
+	headers  http.Header
+	raw      []byte
+}
+
+// StartOTLP starts a receiver that ends with the test. What it cannot read fails
+// the test.
+func StartOTLP(t testing.TB) *OTLP {
+	t.Helper()
+	o := &OTLP{resource: map[string]string{}}
+	o.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		var sent collector.ExportTraceServiceRequest
+		if err := errors.Join(err, proto.Unmarshal(body, &sent)); err != nil || r.URL.Path != "/v1/traces" {
+			t.Errorf("sent to the receiver of traces, %s: %v", r.URL.Path, err)
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.headers = r.Header.Clone()
+		o.raw = append(o.raw, body...)
+		for _, rs := range sent.ResourceSpans {
+			for _, a := range rs.Resource.Attributes {
+				o.resource[a.Key] = a.Value.GetStringValue()
+			}
+			for _, ss := range rs.ScopeSpans {
+				o.spans = append(o.spans, ss.Spans...)
+			}
+		}
+		w.Header().Set("Content-Type", "application/x-protobuf")
+	}))
+	o.URL = o.server.URL
+	t.Cleanup(o.server.Close)
+	return o
+}
+
+// Stop ends it before the test does.
+func (o *OTLP) Stop() { o.server.Close() }
+
+// Spans are those received so far.
+func (o *OTLP) Spans() []*spans.Span {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]*spans.Span(nil), o.spans...)
+}
+
+// Span is the last one of the name, nil where there is none.
+func (o *OTLP) Span(name string) (last *spans.Span) {
+	for _, s := range o.Spans() {
+		if s.Name == name {
+			last = s
+		}
+	}
+	return last
+}
+
+// Resource is what the sender says of itself.
+func (o *OTLP) Resource(key string) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.resource[key]
+}
+
+// Header is one of the latest request.
+func (o *OTLP) Header(name string) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.headers.Get(name)
+}
+
+// Raw is all that was received, as it came.
+func (o *OTLP) Raw() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.raw)
+}
