@@ -123,6 +123,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		}
 	}()
 
+	s.cfg.Log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's words
 	started := time.Now()
 	for {
 		before := t.moved()

@@ -73,6 +73,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 		defer cancel()
 		ctx = grace
 	}
+	own := answered // the failure, if any, is the runner's
 	if answered {
 		replace := a.Attempt > 1 || a.Run > 1 || a.result.Outputs
 		err := l.persist(ctx, a.ID, "collect the outputs", func() error {
@@ -83,6 +84,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 		case ctx.Err() != nil:
 			return err
 		case failure == nil:
+			own = false
 			failure = &job.Failure{Message: fmt.Sprintf("The results of this job cannot be stored: %s", err)}
 		}
 	}
@@ -104,7 +106,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 	if err != nil { // the place is gone, or closed to us: the ledger still tells the client
 		l.log.Warn("Cannot write a job's final state to storage", "job", a.ID, "error", err)
 	}
-	_, err = l.retryLedger(ctx, func() (job.Record, error) {
+	_, err = l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 		return l.shepherd.cfg.Ledger.Finish(ctx, a.ID, a.Token, outcome)
 	})
 	if errors.Is(err, ledger.ErrFenced) || errors.Is(err, ledger.ErrFinal) {
@@ -117,11 +119,7 @@ func (l *lane) conclude(a *assignment, answered bool, failure *job.Failure) erro
 		return err
 	}
 	l.shepherd.cfg.Observer.Ended(l.name, outcome.State)
-	if failure != nil {
-		l.log.Info("Job failed", "job", a.ID, "model", a.Model.String(), "error", failure.Message)
-	} else {
-		l.log.Info("Job done", "job", a.ID, "model", a.Model.String())
-	}
+	l.logEnd(a, own, failure)
 	l.clear(a)
 	return nil
 }
@@ -165,14 +163,14 @@ func (l *lane) worthRetrying(ctx context.Context, err error) bool {
 }
 
 // retryLedger repeats a change that the ledger could not make durable.
-func (l *lane) retryLedger(ctx context.Context, fn func() (job.Record, error)) (job.Record, error) {
+func (l *lane) retryLedger(ctx context.Context, id job.ID, fn func() (job.Record, error)) (job.Record, error) {
 	backoff := 100 * time.Millisecond
 	for {
 		rec, err := fn()
 		if err == nil || !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) {
 			return rec, err
 		}
-		l.log.Error("The ledger cannot make a change durable; trying again", "error", err)
+		l.log.Error("The ledger cannot make a change durable; trying again", "job", id, "error", err)
 		select {
 		case <-ctx.Done():
 			return rec, err

@@ -201,6 +201,7 @@ func (l *lane) assign(c *ledger.Claim) *assignment {
 	if !a.ahead {
 		l.shepherd.mirror.note(c.ID)
 	}
+	l.logAssigned(a)
 	l.running.Go(func() {
 		defer close(a.staged)
 		a.result, a.err = l.stage(ctx, a)

@@ -170,7 +170,7 @@ func (m *mirror) write(ctx context.Context, id job.ID) {
 		if errors.Is(err, storage.ErrNotFound) {
 			level = slog.LevelDebug
 		}
-		m.log.Log(ctx, level, "Cannot write a job's state to storage", "job", id, "state", rec.State, "error", err)
+		m.log.Log(ctx, level, "Cannot write a job's state to storage", "job", id, "sheep", rec.Holder, "state", rec.State, "error", err)
 		if rec.State.Final() && errdefs.IsUnavailable(err) {
 			m.note(id) // nobody else will write it
 		}

@@ -219,7 +219,7 @@ func (l *lane) settle(c ledger.Claim) {
 	a := &assignment{Claim: c}
 	status, err := l.shepherd.cfg.Store.Status(ctx, c.ID)
 	if err == nil && status.State.Final() && status.StartedAt.Equal(c.StartedAt) {
-		_, err := l.retryLedger(ctx, func() (job.Record, error) {
+		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.shepherd.cfg.Ledger.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: status.State, Failure: status.Failure, At: status.FinishedAt})
 		})
 		if err == nil || errors.Is(err, ledger.ErrFenced) {

@@ -34,7 +34,7 @@ func (l *lane) run(a *assignment) {
 
 	if a.ahead {
 		l.worker.waits() // for a disk with room, it may be
-		rec, err := l.retryLedger(ctx, func() (job.Record, error) {
+		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.shepherd.cfg.Ledger.Start(ctx, a.ID, a.Token)
 		})
 		l.worker.works()
@@ -77,6 +77,7 @@ func (l *lane) run(a *assignment) {
 		l.refuse(ready, a, err)
 		return
 	}
+	l.logSending(a)
 	a.sent = time.Now()
 	if a.ahead && !l.freed.IsZero() {
 		l.shepherd.cfg.Observer.Waited(l.name, a.sent.Sub(l.freed))

@@ -39,11 +39,11 @@ func (l *lane) load(ctx context.Context, a *assignment) error {
 			if l.runner.model == m {
 				return l.trust(m) // the rules may have changed since
 			}
-			l.log.Info("Slaughtering sheep for another model", "model", m.String(), "loaded", l.runner.model.String())
 			l.happened(RunnerSwitched)
 		}
-		l.stopRunner()
 	}
+	l.logRequires(a)
+	l.stopRunner()
 	if wait, model, ok := l.crashes.pending(time.Now()); ok && model == m {
 		l.show("crashed; starting again with " + m.String() + " in " + wait.Round(time.Millisecond).String())
 		select {
@@ -63,7 +63,7 @@ func (l *lane) startRunner(ctx context.Context, m job.Model, a *assignment) erro
 	if err := l.trust(m); err != nil {
 		return err
 	}
-	l.log.Info("Starting sheep", "model", m.String())
+	l.logStarting(m)
 	l.setRunner(nil, m)
 	l.mu.Lock()
 	l.told = ""
@@ -198,6 +198,7 @@ func (l *lane) stopRunner() {
 	if r == nil {
 		return
 	}
+	l.logSlaughter(r)
 	r.cancel()
 	for range r.answers { // what comes now is not wanted: see run
 	}

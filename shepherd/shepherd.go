@@ -206,7 +206,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		s.log.Warn("Jobs were held by a sheep that is no longer configured; they go back to the queue", "sheep", holder, "jobs", len(claims))
 		for _, c := range claims {
 			if err := s.cfg.Ledger.Release(ctx, c.ID, c.Token, true); err != nil && !errors.Is(err, ledger.ErrFenced) {
-				s.log.Error("Cannot put a job back", "job", c.ID, "error", err)
+				s.log.Error("Cannot put a job back", "sheep", holder, "job", c.ID, "error", err)
 			}
 		}
 	}

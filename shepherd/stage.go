@@ -22,6 +22,7 @@ func (l *lane) stage(ctx context.Context, a *assignment) (storage.Staged, error)
 	if err := l.awaitEnd(ctx, a.id); err != nil {
 		return storage.Staged{}, err
 	}
+	l.logPreparing(a)
 	if err := freshDir(a.dir); err != nil {
 		return storage.Staged{}, err
 	}

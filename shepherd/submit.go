@@ -66,7 +66,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err != nil {
 		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
-	s.log.Info("En-queued job", "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
+	s.logQueued(r)
 	s.mirror.note(r.ID)
 	return nil
 }

@@ -315,7 +315,7 @@ func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Me
 		if err != nil {
 			return nil, nil, fmt.Errorf("sheep %s: %w", s.Name, err)
 		}
-		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type))
+		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type), "sheep", s.Name)
 		members = append(members, m)
 	}
 	return members, types, nil

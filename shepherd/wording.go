@@ -1,0 +1,56 @@
+package shepherd
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// What the original shepherd logs of a job's way is logged in its words: there
+// are eyes, and scripts, that look for them. What they name comes as fields, too.
+
+// nobody is the original's word for no sheep in particular.
+const nobody = "None"
+
+func (s *Shepherd) logQueued(r job.Request) {
+	s.log.Info(fmt.Sprintf("En-queueing job `%s` for sheep `%s`", r.ID, cmp.Or(r.Sheep, nobody)), "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
+}
+
+func (l *lane) logAssigned(a *assignment) {
+	if a.free {
+		l.log.Info(fmt.Sprintf("Job `%s` is auto-assigned to sheep `%s`", a.id, l.name), "job", a.id)
+	}
+}
+
+func (l *lane) logPreparing(a *assignment) {
+	l.log.Info(fmt.Sprintf("Preparing working directory for job `%s` on `%s`", a.id, l.name), "job", a.id)
+}
+
+func (l *lane) logRequires(a *assignment) {
+	l.log.Info(fmt.Sprintf("Job `%s` requires model `%s:%s` on `%s`", a.ID, a.Model.Name, a.Model.Version, l.name), "job", a.ID, "model", a.Model.String())
+}
+
+func (l *lane) logStarting(m job.Model) {
+	l.log.Info(fmt.Sprintf("Starting sheep `%s` with model `%s:%s`", l.name, m.Name, m.Version), "model", m.String())
+}
+
+func (l *lane) logSlaughter(r *runner) {
+	l.log.Info(fmt.Sprintf("Slaughtering sheep `%s`", l.name), "model", r.model.String())
+}
+
+func (l *lane) logSending(a *assignment) {
+	l.log.Info(fmt.Sprintf("Sending InputMessage for job `%s` on `%s`", a.ID, l.name), "job", a.ID)
+}
+
+// logEnd tells a failure of the runner's own from one that is ours to report.
+func (l *lane) logEnd(a *assignment, own bool, failure *job.Failure) {
+	switch {
+	case failure == nil:
+		l.log.Info(fmt.Sprintf("Job `%s` from sheep `%s` done", a.ID, l.name), "job", a.ID, "model", a.Model.String())
+	case own:
+		l.log.Info(fmt.Sprintf("Job `%s` from sheep `%s` failed (%s)", a.ID, l.name, failure.Message), "job", a.ID, "model", a.Model.String())
+	default:
+		l.log.Error(fmt.Sprintf("Sheep `%s` encountered error when processing job `%s`: %s", l.name, a.ID, failure.Message), "job", a.ID, "model", a.Model.String())
+	}
+}
