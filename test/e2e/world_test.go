@@ -139,8 +139,8 @@ func (w *world) edit(old, new string) {
 func (w *world) start() {
 	w.t.Helper()
 	w.launch()
-	w.api = w.logged(`Shepherd API is available at (http://\S+)`)
-	if m := regexp.MustCompile(`Embedded storage is available at (http://\S+)`).FindStringSubmatch(w.log.String()); m != nil {
+	w.api = w.logged(`Shepherd API is available at (http://[^\s"]+)`)
+	if m := regexp.MustCompile(`Embedded storage is available at (http://[^\s"]+)`).FindStringSubmatch(w.log.String()); m != nil {
 		w.s3 = m[1]
 	}
 }
@@ -217,7 +217,7 @@ func (w *world) end() {
 		case <-w.exited:
 			if len(w.processes()) > 0 { // a killed daemon's sheep: the next daemon stops them
 				w.launch()
-				w.logged(`Shepherd API is available at (http://\S+)`)
+				w.logged(`Shepherd API is available at (http://[^\s"]+)`)
 				w.stop()
 			}
 		default:
