@@ -24,7 +24,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
 .PHONY: tree install deb dist deb-root packer
-.PHONY: help build demo demo-container run test test-gpu lint bench fuzz generate clean deps
+.PHONY: help build demo demo-container run test test-gpu lint bench fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) vet -C contrib/dist ./...
+
+vuln: ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
 
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench

@@ -32,10 +32,7 @@ func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reload
 	inside.HandleFunc("POST /admin/sheep/start", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, struct{}{}, core.Wake())
 	})
-	outside := http.NewServeMux()
-	outside.Handle("/", rest)
-	outside.Handle("/admin/", administrators(who, inside))
-	return outside
+	return below("/admin/", administrators(who, inside), rest)
 }
 
 func answer(w http.ResponseWriter, value any, err error) {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"runtime/debug"
+	"strings"
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/config"
@@ -27,10 +28,19 @@ func withDebug(api http.Handler, cfg func() *config.Config, who access.Local) ht
 			plain(w, info.String())
 		}
 	})
-	outside := http.NewServeMux()
-	outside.Handle("/", api)
-	outside.Handle("/debug/", administrators(who, inside))
-	return outside
+	return below("/debug/", administrators(who, inside), api)
+}
+
+// below is inside for what is asked for below the prefix, and rest for all else.
+// It leaves paths as they were sent, which an http.ServeMux does not.
+func below(prefix string, inside, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, prefix) {
+			inside.ServeHTTP(w, r)
+			return
+		}
+		rest.ServeHTTP(w, r)
+	})
 }
 
 // administrators lets nobody else in.

@@ -240,6 +240,9 @@ func (r *reloader) apply(ctx context.Context) (did reload, err error) {
 			giveBack(m)
 		}
 	}
+	if asked := r.rules(current).AsksClients(); asked && !r.rules(next).AsksClients() {
+		r.log.Warn(r.doors.serves(next.API).OpenWarning())
+	}
 	r.level.Set(next.Logging.SlogLevel())
 	r.mu.Lock()
 	r.current, r.members = next, members

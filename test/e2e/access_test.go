@@ -72,7 +72,7 @@ func TestTheOpenDaemonSaysSo(t *testing.T) {
 // TestTokensEndToEnd runs a job as a client that has a token, and tries to as
 // clients that have not, or another one.
 func TestTokensEndToEnd(t *testing.T) {
-	claims.Hold(t, "C5", "C10")
+	claims.Hold(t, "C5", "C10", "L2")
 	w := newWorld(t)
 	farm, lines := w.token("--name", "farm", "--tenant", "wool")
 	more, otherLines := w.token("--name", "market", "--tenant", "meat")
@@ -116,6 +116,21 @@ func TestTokensEndToEnd(t *testing.T) {
 		}
 	}
 
+	// What is for the machine's administrators is on the socket alone, whatever
+	// token there is.
+	for _, path := range []string{"/debug/pprof/", "/debug/config", "/admin/reload"} {
+		if status, _ := w.curl("-X", "POST", "-H", bearer(boss), w.api+path); status != "404" {
+			t.Errorf("%s on the network: %s", path, status)
+		}
+	}
+	socket := w.dir + "/state/api.sock"
+	if status, body := w.curl("--unix-socket", socket, "http://shepherd/debug/config"); status != "200" || strings.Contains(body, secretKey) {
+		t.Errorf("/debug/config on the socket: %s %s", status, body)
+	}
+	if status, body := w.curl("-X", "POST", "--unix-socket", socket, "http://shepherd/admin/reload"); status != "200" {
+		t.Errorf("/admin/reload on the socket: %s %s", status, body)
+	}
+
 	// The commands: by the socket without a token, by the network with one.
 	if _, told, err := w.shepherdd("models", "ls", "-c", w.config); err != nil {
 		t.Errorf("models ls by the socket: %v, %s", err, told)
@@ -130,6 +145,18 @@ func TestTokensEndToEnd(t *testing.T) {
 	if _, metrics := w.curl("-H", bearer(boss), w.api+"/metrics"); !strings.Contains(metrics, `shepherd_api_requests_refused_total{why="unknown"} 4`) ||
 		!strings.Contains(metrics, `shepherd_api_requests_refused_total{why="forbidden"} 1`) {
 		t.Error("the refusals are not counted")
+	}
+
+	// A token that is taken away is no longer one, without a restart.
+	w.edit(otherLines, "")
+	if _, told, err := w.shepherdd("reload", "-c", w.config); err != nil {
+		t.Errorf("reload: %v, %s", err, told)
+	}
+	if status, _ := w.curl("-H", bearer(more), w.api+"/status"); status != "401" {
+		t.Errorf("a token that was taken away: %s", status)
+	}
+	if status, _ := w.curl("-H", bearer(farm), w.api+"/status"); status != "200" {
+		t.Errorf("one that was not: %s", status)
 	}
 	w.stop()
 	for _, secret := range []string{farm, more, boss, secretKey} {
