@@ -40,8 +40,11 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	fi
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
-install: tree ## install below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths
-	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' $(DIST)/tree/install
+install: $(DIST)/tree/install ## install dist/tree below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths
+	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' $<
+
+$(DIST)/tree/install:
+	@$(MAKE) --no-print-directory tree
 
 deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
 	@$(PACK) deb
@@ -50,7 +53,7 @@ dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials
 	@rm -f $(DIST)/shepherd[-_]* $(DIST)/SHA256SUMS
 	@$(PACK) deb tarball sbom sums
 
-tree: build
+tree: build ## gather what is installed into dist/tree
 	@contrib/dist/tree $(BIN) $(DIST)/tree
 
 deb-root: tree
