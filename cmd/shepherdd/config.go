@@ -23,7 +23,7 @@ func configCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			loaded, err := config.Loader{Types: checks()}.Load(args[0])
+			loaded, err := config.Loader{Types: checks(), Env: options{}.lookup}.Load(args[0])
 			if err != nil {
 				return err
 			}

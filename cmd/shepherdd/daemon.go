@@ -208,7 +208,7 @@ func (o options) lookup(name string) (string, bool) {
 	if name == "NOTIFY_SOCKET" && o.manager.Notifies() {
 		return o.manager.Address(), true
 	}
-	return os.LookupEnv(name)
+	return environmentWith(credentialsOfService(), name)
 }
 
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {

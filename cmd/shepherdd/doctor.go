@@ -129,8 +129,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if up {
 		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
-	guarded := len(cfg.API.Tokens) > 0 || cfg.API.TLS != nil && cfg.API.TLS.ClientCAFile != ""
-	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: guarded, Others: map[string]string{}}
+	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
 		doors.Others["storage.listen"] = cfg.Storage.Listen
 	}

@@ -164,7 +164,7 @@ func (d Doors) Examine(ctx context.Context) []Finding {
 	}
 	ip := net.ParseIP(d.Host)
 	if open := d.Host != "localhost" && (ip == nil || !ip.IsLoopback()); open && !d.Guarded {
-		findings = append(findings, warning("set api.host to 127.0.0.1, or have clients show tokens (docs/security.md)", "anybody who reaches %s may use the API", at))
+		findings = append(findings, warning("have clients show tokens (api.tokens, shepherdd token new) or certificates (api.tls.client_ca_file), or set api.host to 127.0.0.1", "anyone who reaches %s may submit jobs and read all results", at))
 	}
 	if len(findings) == 0 {
 		findings = append(findings, ok("%s", at))

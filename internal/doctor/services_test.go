@@ -82,7 +82,7 @@ func TestDoors(t *testing.T) {
 	healthy(t, Doors{Host: "127.0.0.1", Port: port, Up: true}.Examine(t.Context()))
 	healthy(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t), Guarded: true}.Examine(t.Context()))
 	expect(t, Doors{Host: "127.0.0.1", Port: port}.Examine(t.Context()), Warning, "something else listens", "api.port")
-	expect(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anybody", "127.0.0.1")
+	expect(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anyone", "127.0.0.1")
 	expect(t, Doors{Host: "192.0.2.1", Port: 5000, Guarded: true}.Examine(t.Context()), Failure, "nothing can listen", "api.host")
 	others := map[string]string{"storage.listen": taken.Addr().String()}
 	expect(t, Doors{Host: "localhost", Port: testenv.FreePort(t), Others: others}.Examine(t.Context()), Warning, taken.Addr().String(), "storage.listen")
