@@ -17,6 +17,9 @@ CONTAINERD2 := $(CACHE)/bin/containerd
 DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
 
+# Of cgo there is NVIDIA's header alone, which warns of its own old functions.
+export CGO_CFLAGS ?= -O2 -w
+
 .DEFAULT_GOAL := help
 # What is packed has the time of the commit, so that it comes out the same anywhere.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
@@ -34,7 +37,7 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
 	@if command -v $${CC:-gcc} >/dev/null; then \
-		CGO_ENABLED=1 CGO_CFLAGS='-O2 -w' $(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
+		CGO_ENABLED=1 $(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
 	else \
 		echo "bin/shepherd-gpu is not built, because there is no C compiler (gcc): shepherdd will not know this machine's GPUs but by its CDI specs"; \
 	fi

@@ -142,8 +142,9 @@ func (a *allotment) wrong(sheep string, later bool, format string, args ...any) 
 func (a *allotment) list(i int, r Request) {
 	for _, d := range r.Devices.List {
 		grants, problem := a.find(d)
-		if problem != "" {
-			a.wrong(r.Sheep, false, "%s", problem)
+		if problem != nil {
+			problem.Sheep = r.Sheep
+			a.problems = append(a.problems, problem)
 			continue
 		}
 		for _, g := range grants {
@@ -181,16 +182,16 @@ func (g Grant) same(o Grant) bool {
 	return g.overlaps(o)
 }
 
-// find is what a name stands for.
-func (a *allotment) find(d Device) ([]Grant, string) {
+// find is what a name stands for, or what is wrong with it, whoever asks.
+func (a *allotment) find(d Device) ([]Grant, *Problem) {
 	if d.Kind == NVIDIA && a.Inventory != nil {
 		return a.Inventory.find(d)
 	}
 	known := a.described(d.Kind)
 	if len(known) == 0 || slices.Contains(known, d.Name) {
-		return []Grant{{Device: d}}, ""
+		return []Grant{{Device: d}}, nil
 	}
-	return nil, fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))
+	return nil, &Problem{Text: fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))}
 }
 
 // described are the names of the devices of a kind in the CDI specs.
@@ -212,22 +213,26 @@ func qualified(kind string, names []string) []string {
 	return list
 }
 
-// find is what a name stands for among the GPUs that the driver knows.
-func (inv *Inventory) find(d Device) ([]Grant, string) {
+// find is what a name stands for among the GPUs that the driver knows. A GPU that
+// does not answer is no reason to keep all sheep from starting: it may be the one
+// that is meant.
+func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if d.All() {
 		grants := inv.all()
 		if len(grants) == 0 {
-			return nil, fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there())
+			return nil, &Problem{Text: fmt.Sprintf("%s asks for all GPUs, but %s", d, inv.there())}
 		}
-		return grants, ""
+		return grants, nil
 	}
 	name, instance := d.part()
+	silent := false
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
+		silent = silent || g.UUID == ""
 		for j := range g.MIG {
 			m := &g.MIG[j]
 			if name == "" && strings.EqualFold(m.UUID, instance) || name == strconv.Itoa(g.Index) && instance == strconv.Itoa(m.Index) {
-				return []Grant{{Device: d, GPU: g, Instance: m}}, ""
+				return []Grant{{Device: d, GPU: g, Instance: m}}, nil
 			}
 		}
 		number := g.Index
@@ -237,12 +242,15 @@ func (inv *Inventory) find(d Device) ([]Grant, string) {
 		if instance != "" || name != strconv.Itoa(number) && !strings.EqualFold(name, g.UUID) {
 			continue
 		}
-		if g.MIGMode {
-			return nil, fmt.Sprintf("%s is in MIG mode and not to be had as a whole; name its instances: %s", d, g.instances())
+		switch {
+		case g.MIGMode:
+			return nil, &Problem{Text: fmt.Sprintf("%s is in MIG mode and not to be had as a whole; name its instances: %s", d, g.instances())}
+		case g.UUID == "":
+			return []Grant{{Device: d}}, nil
 		}
-		return []Grant{{Device: d, GPU: g}}, ""
+		return []Grant{{Device: d, GPU: g}}, nil
 	}
-	return nil, fmt.Sprintf("there is no %s; %s", d, inv.there())
+	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent}
 }
 
 // all are the GPUs that are not in MIG mode, and the instances of those that are.
@@ -250,7 +258,7 @@ func (inv *Inventory) all() []Grant {
 	var grants []Grant
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
-		if !g.MIGMode {
+		if !g.MIGMode && g.UUID != "" {
 			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: g.UUID}, GPU: g})
 		}
 		for j := range g.MIG {
@@ -265,6 +273,9 @@ func (inv *Inventory) there() string {
 	var list []string
 	for _, g := range inv.GPUs {
 		text := fmt.Sprintf("%d (%s, %s)", g.Index, g.Name, g.UUID)
+		if g.UUID == "" {
+			text = fmt.Sprintf("%d (which does not answer)", g.Index)
+		}
 		if g.MIGMode {
 			text = fmt.Sprintf("%d (%s in MIG mode, with %s)", g.Index, g.Name, g.instances())
 		}

@@ -56,7 +56,11 @@ func outcome(grants map[string][]Grant, problems []*Problem) []string {
 		list = append(list, line)
 	}
 	for _, p := range problems {
-		list = append(list, p.Error())
+		text := p.Error()
+		if p.Later {
+			text += " (later)"
+		}
+		list = append(list, text)
 	}
 	return list
 }
@@ -104,10 +108,14 @@ func TestAllot(t *testing.T) {
 			"a: /dev/nvidia0 nvidia.com/gpu=GPU-aaaa",
 			"sheep b: devices: /dev/nvidia0 is given to sheep a as well (as /dev/nvidia0); give it to one of them, or set `shared: true` for both",
 			"sheep c: devices: nvidia.com/gpu=all is given to sheep a as well (as /dev/nvidia0); give it to one of them, or set `shared: true` for both",
-			"sheep d: devices: any GPU cannot be chosen, because neither NVIDIA's driver nor a CDI spec says which there are"}},
+			"sheep d: devices: any GPU cannot be chosen, because neither NVIDIA's driver nor a CDI spec says which there are (later)"}},
 		"by the host's spec": {spec, []string{"a: [/dev/nvidia2]", "b: {count: 1}", "c: [nvidia.com/gpu=4]"}, []string{
 			"a: /dev/nvidia2", "b: nvidia.com/gpu=10",
 			"sheep c: devices: there is no nvidia.com/gpu=4; the machine's CDI specs have nvidia.com/gpu=10, nvidia.com/gpu=2, nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all"}},
+		"one is silent": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, Minor: 0, UUID: "GPU-aaaa", Name: "A100"}, {Index: 1, Minor: 1, State: State{Lost: true}}, {Index: 2, Minor: 2, State: State{Lost: true}}}}},
+			[]string{"a: [nvidia.com/gpu=1]", "b: [/dev/nvidia2]", "c: [nvidia.com/gpu=GPU-cccc]", "d: {count: 1}"}, []string{
+				"a: nvidia.com/gpu=1", "b: /dev/nvidia2", "d: nvidia.com/gpu=GPU-aaaa@GPU-aaaa",
+				"sheep c: devices: there is no nvidia.com/gpu=GPU-cccc; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (later)"}},
 		"another vendor": {known, []string{"a: [" + vendor + "=a]", "b: [" + vendor + "=a]", "c: [amd.com/gpu=0]"}, []string{
 			"a: vendor.example/gpu=a", "c: amd.com/gpu=0",
 			"sheep b: devices: vendor.example/gpu=a is given to sheep a as well (as vendor.example/gpu=a); give it to one of them, or set `shared: true` for both"}},

@@ -57,7 +57,7 @@ type State struct {
 	RowRemapFailed bool `json:"row_remap_failed,omitempty"`
 	ResetRequired  bool `json:"reset_required,omitempty"`
 	// Lost says that the GPU no longer answers ("fell off the bus"); the rest is
-	// then what was known of it last.
+	// then what was known of it last, in an inventory mostly not even the UUID.
 	Lost bool `json:"lost,omitempty"`
 }
 

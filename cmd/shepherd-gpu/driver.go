@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -53,7 +54,9 @@ func printInventory(d *driver, out io.Writer) error {
 		return err
 	}
 	for _, c := range cards {
-		c.State = d.state(c)
+		if c.device != nil {
+			c.State = d.state(c)
+		}
 		inv.GPUs = append(inv.GPUs, c.GPU)
 	}
 	encoder := json.NewEncoder(out)
@@ -61,7 +64,7 @@ func printInventory(d *driver, out io.Writer) error {
 	return encoder.Encode(inv)
 }
 
-// cards lists the GPUs. One that cannot be asked is there all the same, as lost.
+// cards lists the GPUs. One that does not answer is there all the same, as lost.
 func (d *driver) cards() ([]*card, error) {
 	count, ret := d.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
@@ -78,11 +81,13 @@ func (d *driver) cards() ([]*card, error) {
 		switch ret {
 		case nvml.SUCCESS:
 			c.device = device
-		case nvml.ERROR_GPU_IS_LOST:
-			c.Lost = true
-		default:
+			continue
+		case nvml.ERROR_NO_PERMISSION, nvml.ERROR_UNINITIALIZED:
 			return nil, &driverError{fmt.Sprintf("ask GPU %d", i), ret}
 		}
+		// Drivers have many words for a GPU that is broken; the others are not.
+		fmt.Fprintln(os.Stderr, (&driverError{fmt.Sprintf("GPU %d does not answer", i), ret}).Error())
+		c.Lost, c.ResetRequired = true, ret == nvml.ERROR_RESET_REQUIRED
 	}
 	return cards, nil
 }

@@ -20,9 +20,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -37,9 +35,8 @@ func main() {
 	if filepath.Base(os.Args[0]) == hookName {
 		os.Exit(hook(os.Args))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, nvml.New(), os.Args[1:], os.Stdout)
-	stop()
+	// No signal is caught: while the driver hangs, nobody would look.
+	err := run(context.Background(), nvml.New(), os.Args[1:], os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}

@@ -67,6 +67,16 @@ func TestInventory(t *testing.T) {
 				values[0].Value[0] = byte(nvml.GPU_RECOVERY_ACTION_GPU_RESET)
 				return nvml.SUCCESS
 			}
+			handle := m.DeviceGetHandleByIndexFunc
+			m.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
+				switch i {
+				case 6:
+					return nil, nvml.ERROR_UNKNOWN
+				case 7:
+					return nil, nvml.ERROR_RESET_REQUIRED
+				}
+				return handle(i)
+			}
 			inv := inventory(t, m)
 			if inv.Driver != driverVersion || inv.CUDA != "12.4" || len(inv.GPUs) != 8 {
 				t.Fatalf("got %+v", inv)
@@ -84,8 +94,10 @@ func TestInventory(t *testing.T) {
 				!slices.Equal(split.MIG, []gpu.Instance{{Index: 1, UUID: "MIG-00000002", Profile: "3g.40gb", Memory: 40 << 30, Used: 1 << 20}}) {
 				t.Errorf("got %+v", split)
 			}
-			if g := inv.GPUs[3]; !g.Lost || g.Index != 3 {
-				t.Errorf("got %+v", g)
+			for i := 3; i < 8; i++ {
+				if g := inv.GPUs[i]; g.Lost != (i == 3 || i > 5) || g.Index != i || (g.UUID == "") != g.Lost || i == 7 && !g.ResetRequired {
+					t.Errorf("got %+v", g)
+				}
 			}
 			if g := inv.GPUs[4]; !g.RowRemapFailed || *g.Uncorrectable != 3 || g.ResetRequired {
 				t.Errorf("got %+v", g)
