@@ -3,7 +3,9 @@
 package prometheus
 
 import (
+	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -22,4 +24,35 @@ func promtool(t *testing.T, args ...string) {
 func TestRules(t *testing.T) {
 	promtool(t, "check", "rules", "--lint=all", "--lint-fatal", "shepherd.rules.yml")
 	promtool(t, "test", "rules", "shepherd.rules.test.yml")
+}
+
+// TestAlertsAreDocumented looks for each alert in the table of what to do, and
+// for each in the table among the alerts.
+func TestAlertsAreDocumented(t *testing.T) {
+	names := func(file, pattern string) map[string]bool {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]bool{}
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
+			found[string(m[1])] = true
+		}
+		return found
+	}
+	alerts := names("shepherd.rules.yml", `alert: (\w+)`)
+	documented := names("../../docs/operations.md", "(?m)^\\| `(Shepherd\\w+)` \\|")
+	for name := range alerts {
+		if !documented[name] {
+			t.Errorf("docs/operations.md does not say what to do at %s", name)
+		}
+	}
+	for name := range documented {
+		if !alerts[name] {
+			t.Errorf("docs/operations.md tells of %s, which is no alert", name)
+		}
+	}
+	if len(alerts) == 0 {
+		t.Error("there are no alerts")
+	}
 }
