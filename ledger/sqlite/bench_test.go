@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -161,4 +162,30 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 		finish += time.Since(claimed)
 	}
 	return create, claim, finish
+}
+
+// BenchmarkWaiting looks at what waits, for the metrics, with 100,000 jobs in the
+// queue of 50 kinds.
+func BenchmarkWaiting(b *testing.B) {
+	l := benchLedger(b)
+	var kinds sync.WaitGroup
+	for kind := range 50 {
+		kinds.Go(func() {
+			for i := range 2000 {
+				rec := numbered(kind*2000 + i)
+				rec.Priority, rec.Sheep = kind%10, fmt.Sprint("sheep", kind/10)
+				if _, err := l.Create(b.Context(), rec); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	kinds.Wait()
+	b.ResetTimer()
+	for b.Loop() {
+		if list, err := l.Waiting(b.Context(), 64); err != nil || len(list) != 50 || list[0].Jobs != 2000 {
+			b.Fatal(list, err)
+		}
+	}
 }
