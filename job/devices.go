@@ -29,6 +29,9 @@ type Account struct {
 	// Cause is what the GPUs reported while the runner had the job, in a sentence
 	// without a full stop; empty where all was well.
 	Cause string
+	// Lost says that the job failed, and that one of them is out: it may be to
+	// blame.
+	Lost bool
 }
 
 // GPUs is what is known of a machine's GPUs.

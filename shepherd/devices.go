@@ -204,14 +204,24 @@ func (l *lane) watchDevices(ctx context.Context, cancel context.CancelCauseFunc)
 // lose ends a job whose devices failed under it: it goes back to the queue where
 // another sheep may run it, and fails otherwise.
 func (l *lane) lose(a *assignment, why *deviceError) {
-	if a.Attempt < l.shepherd.cfg.MaxAttempts && l.shepherd.flock.elsewhere(l, a) {
-		l.log.Warn("A device was lost under a job; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", why)
+	if l.retries(a) {
 		l.account(a.ID, false)
-		l.clear(a)
-		l.release(l.work, a, false, why.Error())
+		l.retry(a, why.Error())
 		return
 	}
 	l.finish(a, ending{failure: &job.Failure{Message: fmt.Sprintf("A device was lost under this job (%s)", why)}})
+}
+
+// retries says whether a job whose devices failed is to be tried by another sheep.
+func (l *lane) retries(a *assignment) bool {
+	return a.Attempt < l.shepherd.cfg.MaxAttempts && l.shepherd.flock.elsewhere(l, a)
+}
+
+// retry hands the job back for that.
+func (l *lane) retry(a *assignment, why string) {
+	l.log.Warn("A device was lost under a job; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", why)
+	l.clear(a)
+	l.release(l.work, a, false, why)
 }
 
 // elsewhere says whether a lane other than this one may run the job.
@@ -253,6 +263,7 @@ func (l *lane) prepare(ctx context.Context) error {
 	if l.devices == nil {
 		return nil
 	}
+	l.show("") // the devices' state tells the rest
 	err := l.devices.Prepare(ctx)
 	switch {
 	case err == nil:

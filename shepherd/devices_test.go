@@ -304,6 +304,41 @@ func TestDeviceIsLost(t *testing.T) {
 	}
 }
 
+// TestRunnerKnowsFirst has a runner answer that the job failed before it is known
+// that the device is lost.
+func TestRunnerKnowsFirst(t *testing.T) {
+	p := newPen(t, "a", "b")
+	a, b := p.lend("a"), p.lend("b")
+	a.account = job.Account{Cause: "GPU 0 fell off the bus", Lost: true}
+	b.admission = job.NoJobs
+	broken := errors.New("CUDA error")
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if b.noted() == "" {
+			a.mu.Lock() // it takes no more, but nobody was told yet
+			a.admission = job.NoJobs
+			a.mu.Unlock()
+			if in.JobID == "free" {
+				b.mu.Lock()
+				b.admission = job.AnyNow
+				b.mu.Unlock()
+			}
+			return broken
+		}
+		return echo(ctx, m, in)
+	}
+	p.start()
+	p.submit("own", "m", "x", func(r *job.Request) { r.Sheep = "a" })
+	if failure := p.await("own", job.Failed).Failure; failure.Message != "CUDA error (GPU 0 fell off the bus)" {
+		t.Errorf("the job failed with %q", failure.Message)
+	}
+	a.set(job.AnyNow)
+	p.submit("free", "m", "x")
+	p.await("free", job.Done)
+	if rec, err := p.ledger.Get(t.Context(), "free"); err != nil || rec.Attempt != 2 {
+		t.Errorf("the job was tried %d times (%v)", rec.Attempt, err)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	p := newPen(t)
 	devices := p.lend("sheep")

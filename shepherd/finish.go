@@ -43,6 +43,13 @@ func (l *lane) finish(a *assignment, e ending) {
 		a.cancel()
 		<-a.staged
 		told := <-account
+		if told.Lost && l.retries(a) { // the runner knew before we did
+			l.retry(a, told.Cause)
+			if e.conn != nil {
+				l.acknowledge(e.conn, a.ID)
+			}
+			return
+		}
 		a.Usage = told.Usage
 		err := l.conclude(a, e.answered, explain(e.failure, told))
 		l.passed(a, PhaseCollect, a.FinishedAt, err)

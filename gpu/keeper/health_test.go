@@ -325,6 +325,9 @@ func TestMemory(t *testing.T) {
 		check("before the driver has spoken", false)
 		d.say(use(map[int]uint64{100: 30, 900: 20}))
 		check("while a's process has its memory", false)
+		if s := b.State(); !strings.Contains(s, "waiting for memory") || !strings.Contains(s, "process 100 (python3), left by sheep a, has 30.0 GiB") {
+			t.Errorf("b's state is %q", s)
+		}
 		d.say(use(map[int]uint64{900: 20}))
 		check("when it is back", true)
 		if err := <-ready; err != nil {

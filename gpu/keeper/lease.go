@@ -35,6 +35,7 @@ type Lease struct {
 	down     bool // fault is closed
 	memory   map[*card]int64
 	reports  []report
+	lacks    string     // what a runner that is to be started waits for
 	account  *account   // of the job that the runner has
 	closing  []*account // of failed jobs that may still be explained
 }
@@ -236,6 +237,7 @@ func (l *Lease) tell(a *account, failed bool) {
 			}
 		}
 		told.Cause = strings.Join(texts, "; ")
+		told.Lost = l.out() != nil
 	}
 	a.told <- told
 }
@@ -279,6 +281,9 @@ func (l *Lease) State() string {
 				return fmt.Sprintf("%v; tested again at %s", why, d.card.retest.UTC().Format("15:04:05"))
 			}
 		}
+	}
+	if l.lacks != "" {
+		return "waiting for memory: " + l.lacks
 	}
 	waits := slices.ContainsFunc(l.k.queue, func(r *request) bool { return r.lease == l })
 	if l.using > 0 || !waits {

@@ -24,16 +24,22 @@ func (e shortError) Unwrap() error { return errdefs.ErrUnavailable }
 func (l *Lease) Prepare(ctx context.Context) error {
 	patience := time.NewTimer(l.k.cfg.MemoryWait)
 	defer patience.Stop()
+	defer func() {
+		l.k.mu.Lock()
+		defer l.k.mu.Unlock()
+		l.lacks = ""
+	}()
 	for {
 		var lacks string
 		l.k.mu.Lock()
 		pulse := l.k.pulse
 		for _, d := range l.devices {
-			if lacks = l.lacks(d); lacks != "" {
+			if lacks = l.missing(d); lacks != "" {
 				l.spare(d)
 				break
 			}
 		}
+		l.lacks = lacks
 		l.k.mu.Unlock()
 		if lacks == "" {
 			return nil
@@ -48,9 +54,9 @@ func (l *Lease) Prepare(ctx context.Context) error {
 	}
 }
 
-// lacks says what keeps the sheep from the memory it needs of a device; nothing
+// missing says what keeps the sheep from the memory it needs of a device; nothing
 // where nothing does, as far as is known.
-func (l *Lease) lacks(d *device) string {
+func (l *Lease) missing(d *device) string {
 	c := d.card
 	if c == nil || !l.k.watching || !l.share.Shared && l.share.Memory == 0 {
 		return ""
