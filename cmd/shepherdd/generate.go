@@ -189,6 +189,9 @@ const manOfDaemon = `# SIGNALS
 **STATE\_DIRECTORY**
 :   What has to survive a restart is kept there, unless the configuration names a **state\_dir**.
 
+**SHEPHERD\_API**, **SHEPHERD\_TOKEN**
+:   The address of the daemon that commands ask, and the token to show there.
+
 **DEBUG**
 :   Set to 1, clients are shown tracebacks and server paths.
 
