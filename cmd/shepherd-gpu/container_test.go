@@ -203,7 +203,7 @@ func (k *kennel) run(t *testing.T, edit func(*specs.Spec) error) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer task.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill)
+	defer task.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill) // unless it ran to its end
 	exited, err := task.Wait(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -212,8 +212,13 @@ func (k *kennel) run(t *testing.T, edit func(*specs.Spec) error) []byte {
 		t.Fatal(err)
 	}
 	status := <-exited
-	task.IO().Wait()
-	text, _ := os.ReadFile(output)
+	if _, err := task.Delete(ctx); err != nil { // only then all output is written
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(output)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if code, _, err := status.Result(); code != 0 || err != nil {
 		t.Fatalf("exit code %d, %v: %s", code, err, strings.TrimSpace(string(text)))
 	}
