@@ -138,6 +138,21 @@ func TestSharedGPU(t *testing.T) {
 		t.Errorf("shepherdd gpus: %v\n%s", err, out)
 	}
 
+	// What the alert rules and the dashboard ask for is there.
+	figures := w.metrics()
+	for _, file := range []string{"../../contrib/prometheus/shepherd.rules.yml", "../../contrib/grafana/shepherd.json"} {
+		for _, name := range regexp.MustCompile(`\bshepherd_gpu_[a-z_]+[a-z]\b`).FindAllString(expressions(t, file), -1) {
+			if !strings.Contains(figures, "\n"+name+"{") {
+				t.Errorf("%s asks for %s, which a daemon does not show", file, name)
+			}
+		}
+	}
+	for _, want := range []string{`shepherd_gpu_healthy{gpu="0",uuid="GPU-00000000"} 1`, `shepherd_gpu_sheep_memory_used_bytes{gpu="0",sheep="a",uuid="GPU-00000000"} 1.073741824e+10`} {
+		if !strings.Contains(figures, want) {
+			t.Errorf("the metrics lack %s:\n%s", want, figures)
+		}
+	}
+
 	// The other waits for it: its job is queued, and taken when a is idle.
 	w.submit("job-b", "echo:v2", "devices", "sheep_id", "b")
 	w.eventually("b says that it waits", func() bool {

@@ -104,7 +104,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s names only %v", file, names)
 		}
 		for _, name := range names {
-			if !shown[name] {
+			if !shown[name] && !strings.HasPrefix(name, "shepherd_gpu_") { // those are held against TestSharedGPU
 				t.Errorf("%s asks for %s, which a daemon does not show", file, name)
 			}
 		}
