@@ -50,7 +50,6 @@ type bareSheep struct {
 	Type             string            `yaml:"type"`
 	Port             int               `yaml:"port"`
 	Devices          gpu.Devices       `yaml:"devices"`
-	Shared           bool              `yaml:"shared"`
 	WorkingDirectory string            `yaml:"working_directory"`
 	StdoutFile       string            `yaml:"stdout_file"`
 	StderrFile       string            `yaml:"stderr_file"`
@@ -79,7 +78,6 @@ type dockerSheep struct {
 	Type                 string      `yaml:"type"`
 	Port                 int         `yaml:"port"`
 	Devices              gpu.Devices `yaml:"devices"`
-	Shared               bool        `yaml:"shared"`
 	AutoremoveContainers bool        `yaml:"autoremove_containers"`
 }
 

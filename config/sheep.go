@@ -65,6 +65,7 @@ func (s Sheep) Decode(into any) error {
 
 // daemonKeys are those of a sheep that its type does not know.
 type daemonKeys struct {
+	Shared      bool          `yaml:"shared"`
 	GPUMemory   size.Bytes    `yaml:"gpu_memory"`
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 }

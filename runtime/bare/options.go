@@ -21,10 +21,8 @@ type Options struct {
 	Type string `yaml:"type"`
 	// Port is where the runner listens; 0 picks a free one for each life.
 	Port int `yaml:"port"`
-	// Devices are the GPUs that the runner sees; see visible. Shared allows other
-	// sheep that share to have them, too.
+	// Devices are the GPUs that the runner sees; see visible.
 	Devices gpu.Devices `yaml:"devices"`
-	Shared  bool        `yaml:"shared"`
 	// WorkingDirectory holds NAME/VERSION/config.yaml of each model.
 	WorkingDirectory string `yaml:"working_directory"`
 	// StdoutFile and StderrFile are appended to; their folders are created.

@@ -55,3 +55,27 @@ func TestDevices(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// In hook mode the runtime runs NVIDIA's hook while the container is made, and
+// the container's environment says which GPUs it is to add.
+func TestHook(t *testing.T) {
+	w := newWorld(t, testenv.StartContainerd(t))
+	said := filepath.Join(w.dir, "said")
+	hook := filepath.Join(w.dir, "nvidia-container-runtime-hook")
+	// Like the real one it is told of the container on its standard input.
+	if err := os.WriteFile(hook, []byte("#!/bin/sh\nPATH=/usr/bin:/bin\n{ echo \"$1\"; cat; } > "+said+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.gpus = container.GPUs{Mode: container.ModeHook, Hook: hook, Capabilities: []string{"compute", "utility"}}
+	w.more = "devices: [/dev/nvidia0, nvidia.com/gpu=2]\n"
+	h := w.up(t, "expect NVIDIA_VISIBLE_DEVICES=0,2\nexpect NVIDIA_DRIVER_CAPABILITIES=compute,utility")
+	h.Do("a", "")
+	text, err := os.ReadFile(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if command, state, _ := strings.Cut(string(text), "\n"); command != "prestart" || !strings.Contains(state, w.task(t)) || !strings.Contains(state, `"bundle"`) {
+		t.Errorf("the hook was told %s", text)
+	}
+	h.Slaughter()
+}

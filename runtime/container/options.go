@@ -22,10 +22,8 @@ type Options struct {
 	Type string `yaml:"type"`
 	// Port is accepted and of no use: nothing is opened on the host.
 	Port int `yaml:"port"`
-	// Devices are the GPUs that are in the container. Shared allows other sheep
-	// that share to have them, too.
+	// Devices are the GPUs that are in the container.
 	Devices gpu.Devices `yaml:"devices"`
-	Shared  bool        `yaml:"shared"`
 	// AutoremoveContainers false, said explicitly, keeps the container of the
 	// last run, stopped, until the sheep loads a model again.
 	AutoremoveContainers *bool `yaml:"autoremove_containers"`

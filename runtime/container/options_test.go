@@ -144,7 +144,7 @@ func TestReference(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(section, -1) {
 		documented = append(documented, m[1])
 	}
-	everySheep := []string{"type", "devices", "shared", "idle_timeout", "gpu_memory"} // which is in a table of its own
+	everySheep := []string{"type", "devices"} // which is in a table of its own
 	for field := range reflect.TypeFor[Options]().Fields() {
 		if key := field.Tag.Get("yaml"); !slices.Contains(everySheep, key) {
 			keys = append(keys, key)

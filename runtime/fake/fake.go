@@ -122,7 +122,6 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 		Type    string      `yaml:"type"`
 		Port    int         `yaml:"port"`
 		Devices gpu.Devices `yaml:"devices"`
-		Shared  bool        `yaml:"shared"`
 	}
 	if err := decode(&options); err != nil {
 		return nil, err
