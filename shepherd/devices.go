@@ -264,7 +264,9 @@ func (l *lane) prepare(ctx context.Context) error {
 		return nil
 	}
 	l.show("") // the devices' state tells the rest
+	l.worker.waits()
 	err := l.devices.Prepare(ctx)
+	l.worker.works()
 	switch {
 	case err == nil:
 		return nil
