@@ -153,26 +153,34 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 	case <-drain.Done():
 	}
 	cfg = configuration.now()
-	end := core.Stop
-	if cfg.OnExit == "leave" {
-		end = core.Leave
-		log.Info("Stopping: the sheep stay up, and running jobs go on")
-	} else {
-		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
-	}
 	if err := o.manager.Stopping(cfg.DrainTimeout + stopTime); err != nil {
 		log.Warn("The service manager cannot be told how the daemon is", "error", err)
 	}
-	// The API answers until the last job has ended; it takes no new ones.
+	shut := func() {
+		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, doors.shut(closing, ended))
+	}
 	draining, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	draining, stopSignals := signal.NotifyContext(draining, o.signalsToStop()...)
-	end(draining)
-	stopSignals()
-	cancel()
-	letGo(job.ErrDraining)
-	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	err = errors.Join(err, doors.shut(closing, ended))
+	draining, stopSignals := signal.NotifyContext(draining, o.signalsToStop()...)
+	defer stopSignals()
+	if cfg.OnExit == "leave" {
+		log.Info("Stopping: the sheep stay up, and running jobs go on")
+		// What comes from now on waits for the next daemon, where the service
+		// manager listens; what is here is answered. Clients that wait for a job
+		// are let go a moment later.
+		waiters := time.AfterFunc(time.Second, func() { letGo(job.ErrDraining) })
+		shut()
+		waiters.Stop()
+		core.Leave(draining)
+	} else {
+		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
+		// The API answers until the last job has ended; it takes no new ones.
+		core.Stop(draining)
+		letGo(job.ErrDraining)
+		shut()
+	}
 	log.Info("Stopped")
 	return err
 }

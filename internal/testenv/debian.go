@@ -118,7 +118,8 @@ func BootDebian(t testing.TB, root string) *Debian {
 	script := "for g in " + strings.Join(d.groups, " ") + `; do echo $$ >$g/cgroup.procs || exit 1; done; exec "$@"`
 	d.nspawn = exec.Command("sh", "-c", script, "sh", nspawn,
 		"--register=no", "--keep-unit", "--boot", "--private-network", "--console=pipe", "--quiet",
-		"--directory="+root, "--machine="+shorten(name), "--kill-signal=SIGKILL")
+		"--directory="+root, "--machine="+shorten(name), "--kill-signal=SIGKILL",
+		"--system-call-filter=@keyring bpf") // for runc
 	d.nspawn.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_LOG_LEVEL=warning"}
 	d.nspawn.Stdout, d.nspawn.Stderr = &d.console, &d.console
 	d.nspawn.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -1,0 +1,386 @@
+// Package service tests shepherdd as the service of a Debian: its package and
+// its units under a real systemd, with a containerd of Debian's.
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+const deadline = 90 * time.Second // for what should take far less; only a hang reaches it
+
+// configuration has a bare and a container sheep whose runners obey scripts, and
+// one for short jobs. The storage's secret key is a credential.
+const configuration = `data_root: /var/lib/shepherd/data
+state_dir: /var/lib/shepherd
+api: {host: 127.0.0.1, port: 5000}
+registry: {url: "http://127.0.0.1:6000"}
+containerd: {allowed_mounts: [/gates]}
+storage:
+  access_key: AKIAIOSFODNN7EXAMPLE
+  secret_key_file: ${CREDENTIALS_DIRECTORY}/shepherd.storage-secret-key
+sheep:
+  wool: &bare
+    type: bare
+    working_directory: /var/lib/shepherd/models
+    command: [/opt/scripted, -p, "{port}", "{config}"]
+  quick: *bare
+  dock: {type: docker, mounts: ["/gates:/gates"]}
+`
+
+const secret = "not-for-the-journal-4f1d"
+
+// machine is a Debian with shepherd on it.
+type machine struct {
+	*testing.T
+	debian *testenv.Debian
+	client *http.Client
+}
+
+// step is a part of the test that the next ones build on.
+func (m *machine) step(what string, do func(m *machine)) {
+	m.Helper()
+	if !m.Run(what, func(t *testing.T) { do(&machine{t, m.debian, m.client}) }) {
+		out, _ := m.debian.Try("journalctl", "-b", "-u", "shepherdd.service", "-o", "short-precise", "--no-hostname")
+		m.Fatalf("the service's journal:\n%s", out)
+	}
+}
+
+func (m *machine) run(args ...string) string {
+	m.Helper()
+	return m.debian.Run(m, args[0], args[1:]...)
+}
+
+func (m *machine) write(path, text string) {
+	m.Helper()
+	path = filepath.Join(m.debian.Root, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		m.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		m.Fatal(err)
+	}
+}
+
+// property is one of the service's, as systemctl shows it.
+func (m *machine) property(name string) string {
+	m.Helper()
+	return strings.TrimSpace(m.run("systemctl", "show", "-P", name, "shepherdd.service"))
+}
+
+func (m *machine) eventually(what string, ok func() bool) {
+	m.Helper()
+	for end := time.Now().Add(deadline); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			m.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// request returns the answer of the daemon.
+func (m *machine) request(method, path, body string) (int, string, error) {
+	r, err := http.NewRequestWithContext(m.Context(), method, "http://127.0.0.1:5000"+path, strings.NewReader(body))
+	if err != nil {
+		return 0, "", err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	response, err := m.client.Do(r)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(text), err
+}
+
+func job(id, sheep, script string) string {
+	text, _ := json.Marshal(map[string]any{
+		"job_id": id, "sheep_id": sheep, "payload": script, "model": map[string]string{"name": "echo", "version": "v1"},
+	})
+	return string(text)
+}
+
+func (m *machine) submit(id, sheep, script string) {
+	m.Helper()
+	if code, text, err := m.request("POST", "/start-job", job(id, sheep, script)); code != 200 || err != nil {
+		m.Fatalf("start-job %s: %d %s %v", id, code, text, err)
+	}
+}
+
+// result waits for a job and returns what its runner says of itself: its process
+// and how many jobs it has had.
+func (m *machine) result(id string) string {
+	m.Helper()
+	m.eventually("job "+id+" ends", func() bool {
+		_, text, err := m.request("GET", "/jobs/"+id+"/status", "")
+		return err == nil && (strings.Contains(text, `"done"`) || strings.Contains(text, `"failed"`))
+	})
+	code, text, err := m.request("GET", "/jobs/"+id+"/result", "")
+	if code != 200 || err != nil {
+		m.Fatalf("result of %s: %d %s %v", id, code, text, err)
+	}
+	return text
+}
+
+// awaitRunning waits until the sheep has the job.
+func (m *machine) awaitRunning(ids ...string) {
+	m.Helper()
+	for _, id := range ids {
+		m.eventually("job "+id+" runs", func() bool {
+			_, text, err := m.request("GET", "/jobs/"+id+"/status", "")
+			return err == nil && strings.Contains(text, `"processing"`)
+		})
+	}
+}
+
+// hammer submits short jobs, each on a connection of its own, until stop is
+// called, which checks that each was taken, and done. The one under way when a
+// daemon is killed is broken off, and asked again; none is ever refused.
+func (m *machine) hammer(prefix string, killed bool) (stop func()) {
+	done := make(chan struct{})
+	var hammering sync.WaitGroup
+	var ids, wrong []string
+	hammering.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			id := fmt.Sprintf("%s-%d", prefix, i)
+			code, text, err := m.request("POST", "/start-job", job(id, "quick", "print"))
+			if killed && err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				code, text, err = m.request("POST", "/start-job", job(id, "quick", "print"))
+				if code == 409 { // it was taken the first time
+					code = 200
+				}
+			}
+			if err != nil || code != 200 {
+				wrong = append(wrong, fmt.Sprintf("%s: %d %s %v", id, code, text, err))
+			}
+			ids = append(ids, id)
+		}
+	})
+	return func() {
+		m.Helper()
+		close(done)
+		hammering.Wait()
+		if len(wrong) > 0 {
+			m.Errorf("%d of %d requests were refused: %s", len(wrong), len(ids), strings.Join(wrong, "\n"))
+		}
+		m.result(ids[0])
+		m.result(ids[len(ids)-1])
+		m.Logf("%d jobs were taken", len(ids))
+	}
+}
+
+// unnoticed has do, which replaces the daemon, done under load and while jobs run,
+// and checks that nobody noticed.
+func (m *machine) unnoticed(name string, killed bool, do func()) {
+	m.Helper()
+	gate := "/gates/" + name
+	m.submit(name+"-wool-before", "wool", "print")
+	m.submit(name+"-dock-before", "dock", "print")
+	before := map[string]string{"wool": m.result(name + "-wool-before"), "dock": m.result(name + "-dock-before")}
+	for sheep := range before {
+		m.submit(name+"-"+sheep, sheep, "await "+gate)
+	}
+	m.awaitRunning(name+"-wool", name+"-dock")
+	pid := m.property("MainPID")
+	stop := m.hammer(name+"-short", killed)
+	do()
+	m.eventually("another daemon is up", func() bool {
+		return m.property("MainPID") != pid && m.property("ActiveState") == "active"
+	})
+	stop()
+	m.write(gate, "")
+	for sheep, was := range before {
+		var runner, now, jobs, after int
+		fmt.Sscan(was, &runner, &jobs)
+		text := m.result(name + "-" + sheep)
+		if fmt.Sscan(text, &now, &after); now != runner || after != jobs+1 {
+			m.Errorf("sheep %s: the runner that had done %d jobs was %d; now %d did %d", sheep, jobs, runner, now, after)
+		}
+	}
+}
+
+func TestService(t *testing.T) {
+	older, newer := testenv.DebianPackage(t, "v1.1.0"), testenv.DebianPackage(t, "v1.2.0")
+	scripted := filepath.Join(t.TempDir(), "scripted")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", scripted, "../../runtime/container/testdata/runner")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the runner: %v: %s", err, out)
+	}
+	program, err := os.ReadFile(scripted)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	debian := testenv.BootDebian(t, testenv.DebianRoot(t))
+	m := &machine{t, debian, debian.Client()}
+	for to, from := range map[string]string{"/root/older.deb": older, "/root/newer.deb": newer, "/opt/scripted": scripted} {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.write(to, string(text))
+	}
+	m.run("chmod", "755", "/opt/scripted")
+	m.write("/etc/credstore/shepherd.storage-secret-key", secret+"\n")
+	m.write("/gates/.keep", "")
+
+	m.step("install", func(m *machine) {
+		m.run("dpkg", "--install", "/root/older.deb")
+		if state := m.run("systemctl", "is-active", "shepherdd.service", "shepherdd.socket"); state != "active\nactive\n" {
+			m.Errorf("after the installation the units are %q", state)
+		}
+		if code, text, err := m.request("GET", "/status", ""); code != 200 {
+			m.Errorf("status: %d %s %v", code, text, err)
+		}
+		if warnings := m.run("systemd-analyze", "--man=no", "verify", "shepherdd.service", "shepherdd.socket"); warnings != "" {
+			m.Errorf("systemd-analyze verify: %s", warnings)
+		}
+	})
+	m.step("start", func(m *machine) {
+		m.run("systemd-run", "--unit=sandbox", "--property=Type=exec", "shepherdd", "sandbox", "--dir", "/var/lib/sandbox", "--registry-port", "6000", "--storage-port", "0")
+		m.eventually("the registry answers", func() bool {
+			response, err := m.client.Get("http://127.0.0.1:6000/v2/")
+			if err == nil {
+				response.Body.Close()
+			}
+			return err == nil
+		})
+		image := testenv.Image(m, v1.Config{Entrypoint: []string{"/runner", "-p", "9999", "/config.yaml"}},
+			testenv.Layer(m, map[string][]byte{"runner": program, "config.yaml": []byte("print\n")}))
+		reference, err := name.ParseReference("127.0.0.1:6000/echo:v1", name.Insecure)
+		if err != nil {
+			m.Fatal(err)
+		}
+		if err := remote.Write(reference, image, remote.WithTransport(m.client.Transport)); err != nil {
+			m.Fatal(err)
+		}
+		m.write("/var/lib/shepherd/models/echo/v1/config.yaml", "print\n")
+		m.write("/etc/shepherd/shepherd.yml", configuration)
+		m.run("systemctl", "restart", "shepherdd.service")
+		m.eventually("systemctl status says how it is", func() bool {
+			return m.property("StatusText") == "0 jobs queued, 0 running; 3 sheep, 0 up, 0 at work"
+		})
+	})
+	m.step("job", func(m *machine) {
+		m.submit("first-wool", "wool", "print")
+		m.submit("first-dock", "dock", "print")
+		m.result("first-wool")
+		m.result("first-dock")
+		if out := m.run("journalctl", "-u", "shepherdd.service", "SHEPHERD_JOB=first-wool", "SHEPHERD_SHEEP=wool", "-o", "cat"); !strings.Contains(out, "Job done") {
+			m.Errorf("the journal has of the job:\n%s", out)
+		}
+		if out := m.run("journalctl", "-o", "export"); strings.Contains(out, secret) {
+			m.Error("the journal has the storage's secret key")
+		}
+	})
+	m.step("kill -9", func(m *machine) {
+		m.unnoticed("killed", true, func() { m.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "shepherdd.service") })
+	})
+	m.step("restart", func(m *machine) {
+		m.unnoticed("restarted", false, func() { m.run("systemctl", "restart", "shepherdd.service") })
+	})
+	m.step("reload", func(m *machine) {
+		pid := m.property("MainPID")
+		m.submit("reload-wool", "wool", "await /gates/reload")
+		m.awaitRunning("reload-wool")
+		m.write("/etc/shepherd/shepherd.yml", strings.Replace(configuration, "data_root", "dataroot", 1))
+		if out, err := m.debian.Try("systemctl", "reload", "shepherdd.service"); err == nil {
+			m.Errorf("a configuration that cannot be read is reloaded: %s", out)
+		}
+		if out := m.run("journalctl", "-u", "shepherdd.service", "-n", "20", "-o", "cat"); !strings.Contains(out, `unknown key; did you mean "data_root"?`) {
+			m.Errorf("the journal does not say what is wrong:\n%s", out)
+		}
+		m.write("/etc/shepherd/shepherd.yml", configuration+"  late: *bare\n")
+		m.run("systemctl", "reload", "shepherdd.service")
+		m.submit("reload-late", "late", "print")
+		m.result("reload-late")
+		m.write("/gates/reload", "")
+		m.result("reload-wool")
+		if now := m.property("MainPID"); now != pid {
+			m.Errorf("the daemon was %s and is %s", pid, now)
+		}
+	})
+	m.step("upgrade", func(m *machine) {
+		m.unnoticed("upgraded", false, func() { m.run("dpkg", "--install", "/root/newer.deb") })
+		if _, text, err := m.request("GET", "/version", ""); !strings.Contains(text, "1.2.0") {
+			m.Errorf("the version is %s, %v", text, err)
+		}
+	})
+	m.step("watchdog", func(m *machine) {
+		m.write("/etc/systemd/system/shepherdd.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "restart", "shepherdd.service")
+		m.unnoticed("stuck", true, func() { m.run("systemctl", "kill", "--kill-who=main", "--signal=STOP", "shepherdd.service") })
+		if out := m.run("journalctl", "-u", "shepherdd.service", "-o", "cat"); !strings.Contains(out, "Watchdog timeout") {
+			m.Errorf("the journal does not tell of the watchdog:\n%s", out)
+		}
+	})
+	m.step("hardening", func(m *machine) {
+		out := m.run("systemd-analyze", "security", "shepherdd.service")
+		figure := regexp.MustCompile(`Overall exposure level for shepherdd.service: ([0-9.]+)`).FindStringSubmatch(out)
+		docs, err := os.ReadFile("../../docs/service.md")
+		if err != nil || figure == nil {
+			m.Fatalf("%v; systemd-analyze says\n%s", err, out)
+		}
+		if !strings.Contains(string(docs), "**"+figure[1]+"**") {
+			m.Errorf("docs/service.md does not tell the figure, %s:\n%s", figure[1], out)
+		}
+	})
+	m.step("stop", func(m *machine) {
+		m.submit("stopped", "wool", "print")
+		m.result("stopped")
+		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
+		if out := m.run("pgrep", "-c", "-f", "^/usr/libexec/shepherd/shepherd-shim"); strings.TrimSpace(out) == "0" {
+			m.Error("no sheep is up after the stop")
+		}
+		m.run("systemctl", "start", "shepherdd.service")
+		m.run("shepherdd", "sheep", "stop", "--all")
+		for _, what := range []string{"shepherd-shim", "scripted", "/runner"} {
+			if out, err := m.debian.Try("pgrep", "-a", "-f", what); err == nil {
+				m.Errorf("left behind: %s", out)
+			}
+		}
+		m.run("shepherdd", "sheep", "start", "--all")
+		m.submit("started", "dock", "print")
+		m.result("started")
+	})
+	m.step("purge", func(m *machine) {
+		m.run("systemctl", "start", "shepherdd.socket")
+		m.run("dpkg", "--purge", "shepherd")
+		if out, err := m.debian.Try("pgrep", "-a", "-f", "shepherd-shim|scripted|/runner|shepherdd -c"); err == nil {
+			m.Errorf("left behind: %s", out)
+		}
+		for _, path := range []string{"/var/lib/shepherd", "/run/shepherd", "/etc/shepherd", "/usr/bin/shepherdd"} {
+			if _, err := os.Stat(filepath.Join(m.debian.Root, path)); err == nil {
+				m.Errorf("left behind: %s: %s", path, m.run("find", path))
+			}
+		}
+		if out, err := m.debian.Try("systemctl", "status", "shepherdd.service", "shepherdd.socket"); err == nil || !strings.Contains(out, "could not be found") {
+			m.Errorf("systemd knows of: %s", out)
+		}
+	})
+}
