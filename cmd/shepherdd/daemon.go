@@ -171,8 +171,11 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		// manager listens; what is here is answered. Clients that wait for a job
 		// are let go a moment later.
 		waiters := time.AfterFunc(time.Second, func() { letGo(job.ErrDraining) })
-		shut()
+		answering, cancel := context.WithTimeout(draining, 5*time.Second)
+		doors.turnAway(answering)
+		cancel()
 		waiters.Stop()
+		shut()
 		core.Leave(draining)
 	} else {
 		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)

@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,8 +40,9 @@ type doors struct {
 	readTime time.Duration
 	forget   func()
 
-	servers []*http.Server
-	ended   chan error
+	servers     []*http.Server
+	ended       chan error
+	connections atomic.Int64
 }
 
 // openDoors listens, and notes in the state directory where.
@@ -122,6 +124,7 @@ func (d *doors) serve(base context.Context, network, socket http.Handler, log *s
 			MaxHeaderBytes:    64 << 10,
 			BaseContext:       func(net.Listener) context.Context { return base },
 			ConnContext:       access.Arrive,
+			ConnState:         d.count,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		}
 		d.servers = append(d.servers, server)
@@ -139,6 +142,38 @@ func (d *doors) serve(base context.Context, network, socket http.Handler, log *s
 	return d.ended
 }
 
+// count keeps the number of connections that are not at an end.
+func (d *doors) count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		d.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		d.connections.Add(-1)
+	}
+}
+
+// turnAway listens no more, so that who comes waits for the next daemon where the
+// service manager listens, too; it returns when all who came before have been
+// answered, or ctx has ended. A server's Shutdown alone would drop requests that
+// have just arrived.
+func (d *doors) turnAway(ctx context.Context) {
+	for _, l := range []net.Listener{d.network, d.socket} {
+		_ = l.Close() // shut hears of it from the server
+	}
+	for _, server := range d.servers {
+		server.SetKeepAlivesEnabled(false)
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for d.connections.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // shut ends serving once the requests under way have been answered, or ctx has
 // ended, and returns what went wrong with any of the servers; ended says how many
 // of them the caller has heard of already.
@@ -149,7 +184,7 @@ func (d *doors) shut(ctx context.Context, ended int) (err error) {
 		}
 	}
 	for range len(d.servers) - ended {
-		if e := <-d.ended; !errors.Is(e, http.ErrServerClosed) {
+		if e := <-d.ended; !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, net.ErrClosed) {
 			err = errors.Join(err, e)
 		}
 	}
