@@ -222,8 +222,29 @@ func (m *machine) unnoticed(name string, killed bool, do func()) {
 	}
 }
 
+// successor is the package with another daemon, of the next version.
+func successor(t *testing.T, older string) string {
+	t.Helper()
+	dir := t.TempDir()
+	tree, newer := dir+"/tree", dir+"/newer.deb"
+	for _, args := range [][]string{
+		{"dpkg-deb", "--raw-extract", older, tree},
+		{"sed", "-i", "s/^Version: .*/Version: 1.2.0/", tree + "/DEBIAN/control"},
+		{"go", "build", "-trimpath", "-ldflags=-s -w -X main.version=v1.2.0", "-o", tree + "/usr/bin/shepherdd", "../../cmd/shepherdd"},
+		{"dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, newer},
+	} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	return newer
+}
+
 func TestService(t *testing.T) {
-	older, newer := testenv.DebianPackage(t, "v1.1.0"), testenv.DebianPackage(t, "v1.2.0")
+	older := testenv.DebianPackage(t, "v1.1.0")
+	newer := successor(t, older)
 	scripted := filepath.Join(t.TempDir(), "scripted")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", scripted, "../../runtime/container/testdata/runner")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
