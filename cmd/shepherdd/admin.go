@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -15,7 +16,8 @@ import (
 func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reloader, who access.Local) http.Handler {
 	inside := http.NewServeMux()
 	inside.HandleFunc("POST /admin/reload", func(w http.ResponseWriter, r *http.Request) {
-		did, err := configuration.reload(r.Context())
+		// Once begun it is not left half done because nobody waits for it any more.
+		did, err := configuration.reload(context.WithoutCancel(r.Context()))
 		answer(w, did, err)
 	})
 	inside.HandleFunc("POST /admin/sheep/stop", func(w http.ResponseWriter, r *http.Request) {

@@ -205,7 +205,7 @@ func load(o options) (*config.Config, error) {
 		}
 		if o.closing {
 			c.API.Host, c.API.Port = "127.0.0.1", 0
-			c.API.Socket = filepath.Join(c.StateDir, "closing.sock")
+			c.API.Socket = "" // the default: another may be systemd's
 			c.OnExit = "stop"
 		}
 		if o.closing && o.drain >= 0 {

@@ -311,7 +311,7 @@ func TestService(t *testing.T) {
 		m.submit("first-dock", "dock", "print")
 		m.result("first-wool")
 		m.result("first-dock")
-		if out := m.run("journalctl", "-u", "shepherdd.service", "SHEPHERD_JOB=first-wool", "SHEPHERD_SHEEP=wool", "-o", "cat"); !strings.Contains(out, "Job done") {
+		if out := m.run("journalctl", "-u", "shepherdd.service", "SHEPHERD_JOB=first-wool", "SHEPHERD_SHEEP=wool", "-o", "cat"); !strings.Contains(out, "Job `first-wool` from sheep `wool` done") {
 			m.Errorf("the journal has of the job:\n%s", out)
 		}
 		if out := m.run("journalctl", "-o", "export"); strings.Contains(out, secret) {
