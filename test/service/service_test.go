@@ -86,6 +86,19 @@ func (m *machine) property(name string) string {
 	return strings.TrimSpace(m.run("systemctl", "show", "-P", name, "shepherdd.service"))
 }
 
+// processes are the command lines of those that have one of the words in it.
+func (m *machine) processes(words ...string) (found []string) {
+	m.Helper()
+	for line := range strings.Lines(m.run("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null`)) {
+		for _, word := range words {
+			if strings.Contains(line, word) {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+	}
+	return found
+}
+
 func (m *machine) eventually(what string, ok func() bool) {
 	m.Helper()
 	for end := time.Now().Add(deadline); !ok(); time.Sleep(20 * time.Millisecond) {
@@ -375,25 +388,23 @@ func TestService(t *testing.T) {
 		m.submit("stopped", "wool", "print")
 		m.result("stopped")
 		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
-		if out := m.run("pgrep", "-c", "-f", "^/usr/libexec/shepherd/shepherd-shim"); strings.TrimSpace(out) == "0" {
-			m.Error("no sheep is up after the stop")
+		if len(m.processes("shepherd-shim")) == 0 || len(m.processes("scripted")) == 0 || len(m.processes("/runner")) == 0 {
+			m.Error("the sheep are not up after the stop")
 		}
 		m.run("systemctl", "start", "shepherdd.service")
+		m.run("systemctl", "is-active", "shepherdd.socket")
 		m.run("shepherdd", "sheep", "stop", "--all")
-		for _, what := range []string{"shepherd-shim", "scripted", "/runner"} {
-			if out, err := m.debian.Try("pgrep", "-a", "-f", what); err == nil {
-				m.Errorf("left behind: %s", out)
-			}
+		if left := m.processes("shepherd-shim", "scripted", "/runner"); len(left) > 0 {
+			m.Errorf("left behind: %q", left)
 		}
 		m.run("shepherdd", "sheep", "start", "--all")
 		m.submit("started", "dock", "print")
 		m.result("started")
 	})
 	m.step("purge", func(m *machine) {
-		m.run("systemctl", "start", "shepherdd.socket")
 		m.run("dpkg", "--purge", "shepherd")
-		if out, err := m.debian.Try("pgrep", "-a", "-f", "shepherd-shim|scripted|/runner|shepherdd -c"); err == nil {
-			m.Errorf("left behind: %s", out)
+		if left := m.processes("shepherd-shim", "scripted", "/runner", "shepherdd -c"); len(left) > 0 {
+			m.Errorf("left behind: %q", left)
 		}
 		for _, path := range []string{"/var/lib/shepherd", "/run/shepherd", "/etc/shepherd", "/usr/bin/shepherdd"} {
 			if _, err := os.Stat(filepath.Join(m.debian.Root, path)); err == nil {
