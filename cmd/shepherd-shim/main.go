@@ -32,19 +32,21 @@ func main() {
 	ready := os.NewFile(shim.ReadyFD, "ready")
 	unix.CloseOnExec(shim.ReadyFD)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := run(os.Args[1], ready, log); err != nil {
+	folder, err := shim.OpenFolder(os.Args[1])
+	if err == nil {
+		err = run(folder, ready, log)
+	}
+	if err != nil {
 		fmt.Fprintln(ready, err)
 		log.Error("cannot go on", "error", err)
 		os.Exit(1)
 	}
+	// The lock on the folder says that this process lives: it ends with the
+	// process, and no sooner.
+	runtime.KeepAlive(folder)
 }
 
-func run(path string, ready *os.File, log *slog.Logger) error {
-	folder, err := shim.OpenFolder(path)
-	if err != nil {
-		return err
-	}
-	defer folder.Close()
+func run(folder *shim.Folder, ready *os.File, log *slog.Logger) error {
 	if err := folder.Lock(); err != nil {
 		return err
 	}

@@ -84,13 +84,15 @@ func (h *Heir) RunUntil(stage runtime.Stage) runtime.Event {
 				reached <- e
 			}
 		})
+		close(reached)
 	}()
 	select {
-	case e := <-reached:
+	case e, ok := <-reached:
+		if !ok {
+			h.t.Fatalf("Run: %v", <-h.done)
+		}
 		h.Conn = h.Sheep.Conn()
 		return e
-	case err := <-h.done:
-		h.t.Fatalf("Run: %v", err)
 	case <-time.After(hang):
 		h.t.Fatalf("Run does not get to %s", stage)
 	}

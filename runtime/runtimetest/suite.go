@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -160,6 +161,7 @@ type life struct {
 	stop      context.CancelFunc
 	events    chan runtime.Event
 	connected chan struct{}
+	begun     chan struct{} // closed with the first event, or when Run has returned
 	done      chan error
 }
 
@@ -168,30 +170,36 @@ func (d *daemon) run() *life {
 	d.t.Helper()
 	l := d.launch()
 	select {
+	case <-l.begun:
+	case <-time.After(hang):
+		d.t.Fatal("the runner does not start")
+	}
+	select {
 	case e := <-l.events:
 		if e.Stage != runtime.Starting {
 			d.t.Fatalf("first event %+v, want %s", e, runtime.Starting)
 		}
 		l.pid = e.PID
 		l.conn = d.sheep.Conn()
-	case err := <-l.done:
-		d.t.Fatalf("Run returned %v before the runner started", err)
-	case <-time.After(hang):
-		d.t.Fatal("the runner does not start")
+	default:
+		d.t.Fatalf("Run returned %v before the runner started", <-l.done)
 	}
 	return l
 }
 
 func (d *daemon) launch() *life {
 	ctx, cancel := context.WithCancel(runtime.WithTrace(context.Background(), d.trace))
-	l := &life{daemon: d, stop: cancel, events: make(chan runtime.Event, 100), connected: make(chan struct{}), done: make(chan error, 1)}
+	l := &life{daemon: d, stop: cancel, events: make(chan runtime.Event, 100), connected: make(chan struct{}), begun: make(chan struct{}), done: make(chan error, 1)}
+	begun := sync.OnceFunc(func() { close(l.begun) })
 	go func() {
 		l.done <- d.sheep.Run(ctx, func(e runtime.Event) {
 			if e.Stage == runtime.Connected {
 				close(l.connected)
 			}
 			l.events <- e
+			begun()
 		})
+		begun()
 	}()
 	d.t.Cleanup(cancel)
 	return l
