@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/api"
@@ -19,11 +15,8 @@ import (
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
-	"github.com/iterait/shepherd/ledger/sqlite"
-	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
-	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -52,98 +45,127 @@ func (c closers) close() {
 	}
 }
 
-// serve is the daemon, from reading its configuration until drain ends and
-// everything has stopped.
+// daemon is what runs from reading the configuration until everything has
+// stopped.
+type daemon struct {
+	options options
+	level   *slog.LevelVar
+	log     *slog.Logger
+	closing closers
+
+	config  *config.Config // that it started with
+	doors   *doors
+	seen    *observation
+	records ledger.Ledger
+	store   *s3.Store
+	lent    *gpus
+	env     *environment
+	types   map[string]runtime.Driver
+	members []shepherd.Member
+	core    *shepherd.Shepherd
+}
+
+// serve is the daemon's whole life; it drains when the context ends.
 func serve(drain context.Context, o options, logTo io.Writer) error {
-	cfg, err := load(o)
-	if err != nil {
+	d := &daemon{options: o, level: new(slog.LevelVar)}
+	defer func() { d.closing.close() }()
+	if err := d.configure(logTo); err != nil {
 		return err
 	}
-	level := new(slog.LevelVar)
-	level.Set(cfg.Logging.SlogLevel())
-	log, closeLog, err := newLogger(logTo, cfg.Logging.Format, level)
-	if err != nil {
+	if err := d.open(drain); err != nil {
 		return err
 	}
-	stop := closers{closeLog}
-	defer func() { stop.close() }()
+	if err := d.gather(drain); err != nil {
+		return err
+	}
+	return d.run(drain)
+}
 
-	lock, err := lockState(cfg.StateDir)
+// configure reads the configuration, and begins to log as that says.
+func (d *daemon) configure(logTo io.Writer) (err error) {
+	if d.config, err = load(d.options); err != nil {
+		return err
+	}
+	d.level.Set(d.config.Logging.SlogLevel())
+	log, closeLog, err := newLogger(logTo, d.config.Logging.Format, d.level)
 	if err != nil {
 		return err
 	}
-	stop.add(func() { lock.Close() })
-	doors, err := openDoors(cfg, o.manager, log)
-	if err != nil {
-		return err
-	}
-	stop.add(doors.close)
+	d.log = log
+	d.closing.add(closeLog)
+	return nil
+}
 
-	node, err := nodeName(cfg)
+// open opens what the core stands on: the state directory, which is this daemon's
+// alone from then on, the doors, the ledger, storage and GPUs.
+func (d *daemon) open(ctx context.Context) error {
+	lock, err := lockState(d.config.StateDir)
 	if err != nil {
 		return err
 	}
-	v, c := build()
-	seen, err := observe(drain, v, c, log, &stop)
-	if err != nil {
+	d.closing.add(func() { lock.Close() })
+	if d.doors, err = openDoors(d.config, d.options.manager, d.log); err != nil {
 		return err
 	}
-	records, err := openLedger(drain, cfg, log, &stop)
-	if err != nil {
+	d.closing.add(d.doors.close)
+	version, commit := build()
+	if d.seen, err = observe(ctx, version, commit, d.log, &d.closing); err != nil {
 		return err
 	}
-	store, err := openStorage(cfg, seen.figures.Storage, log, &stop)
-	if err != nil {
+	if d.records, err = openLedger(ctx, d.config, d.log, &d.closing); err != nil {
 		return err
 	}
+	if d.store, err = openStorage(d.config, d.seen.figures.Storage, d.log, &d.closing); err != nil {
+		return err
+	}
+	d.lent, err = openGPUs(ctx, d.config, d.log, &d.closing)
+	return err
+}
 
-	lent, err := openGPUs(drain, cfg, log, &stop)
+// gather makes the sheep and the core, and starts that: it goes on with the jobs
+// there are.
+func (d *daemon) gather(ctx context.Context) error {
+	node, err := nodeName(d.config)
 	if err != nil {
 		return err
 	}
-	env := environmentOf(cfg, node, records, lent, seen.figures, log)
-	members, types, err := gather(drain, env, &stop)
-	if err != nil {
+	d.env = environmentOf(d.config, node, d.records, d.lent, d.seen.figures, d.log)
+	if d.members, d.types, err = gather(ctx, d.env, &d.closing); err != nil {
 		return err
 	}
-	begin(drain, types, members, log)
-	core, err := shepherd.New(shepherd.Config{
-		Node: node, DataRoot: cfg.DataRoot, Ledger: records, Store: store, Sheep: members, Trust: cfg.Models.Trust(),
-		StageAhead: cfg.Scheduling.StageAhead, StageBudget: int64(cfg.Scheduling.StageBudget),
-		MaxAttempts: cfg.Scheduling.MaxAttempts, Closing: o.closing, Observer: seen.observer, Tracer: seen.tracer, Log: log,
+	begin(ctx, d.types, d.members, d.log)
+	c := d.config
+	d.core, err = shepherd.New(shepherd.Config{
+		Node: node, DataRoot: c.DataRoot, Ledger: d.records, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
+		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
+		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.closing, Observer: d.seen.observer, Tracer: d.seen.tracer, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
-	seen.expose(cfg, core, records, lent, types)
-	welcomeStorage(drain, store, cfg, log)
-	if err := core.Start(drain); err != nil {
-		return err
-	}
+	d.seen.expose(c, d.core, d.records, d.lent, d.types)
+	welcomeStorage(ctx, d.store, c, d.log)
+	return d.core.Start(ctx)
+}
 
+// run serves the API until drain ends, or a server does of itself, and then stops
+// as the configuration of that moment says.
+func (d *daemon) run(drain context.Context) (err error) {
 	// Waiting clients are let go when the core has stopped.
 	waiting, letGo := context.WithCancelCause(context.Background())
 	defer letGo(nil)
-	handler := api.New(api.Config{
-		Service: core, Gate: doors.gate, Origins: cfg.API.CORSOrigins, MaxBody: int64(cfg.API.MaxBody), Debug: cfg.API.Debug, GPUs: lent.keeper.GPUs,
-		Metrics: seen.figures.Handler(), Refused: seen.figures.Refused, Version: v, Commit: c, Log: log,
-	})
 	configuration := &reloader{
-		read: func() (*config.Config, error) { return load(o) }, core: core, level: level, log: log,
-		env: env, types: types, doors: doors,
-		started: cfg, current: cfg, members: members,
+		read: func() (*config.Config, error) { return load(d.options) }, core: d.core, level: d.level, log: d.log,
+		env: d.env, types: d.types, doors: d.doors,
+		started: d.config, current: d.config, members: d.members,
 	}
-	served := doors.serve(waiting, handler, withAdmin(withDebug(handler, configuration.now, doors.local), core, configuration, doors.local), log)
-	log.Info("Shepherd API is available at " + doors.url())
-	if served := doors.serves(cfg.API); served.Open() {
-		log.Warn(served.OpenWarning())
-	}
-
-	endTelling := tell(&reporter{manager: o.manager, core: core, ledger: records, log: log}, configuration)
+	served := d.answer(waiting, configuration)
+	endTelling := tell(&reporter{manager: d.options.manager, core: d.core, ledger: d.records, log: d.log}, configuration)
 	defer endTelling()
+
 	ended := 0 // servers, of themselves
 	enough := make(chan struct{})
-	if o.closing {
+	if d.options.closing {
 		close(enough)
 	}
 	select {
@@ -152,41 +174,66 @@ func serve(drain context.Context, o options, logTo io.Writer) error {
 		err, ended = fmt.Errorf("serve the API: %w", err), 1
 	case <-drain.Done():
 	}
-	cfg = configuration.now()
-	if err := o.manager.Stopping(cfg.DrainTimeout + stopTime); err != nil {
-		log.Warn("The service manager cannot be told how the daemon is", "error", err)
-	}
-	shut := func() {
-		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	d.end(configuration.now(), letGo, func() {
+		closing, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()
-		err = errors.Join(err, doors.shut(closing, ended))
-	}
-	draining, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
-	defer cancel()
-	draining, stopSignals := signal.NotifyContext(draining, o.signalsToStop()...)
-	defer stopSignals()
-	if cfg.OnExit == "leave" {
-		log.Info("Stopping: the sheep stay up, and running jobs go on")
-		// What comes from now on waits for the next daemon, where the service
-		// manager listens; what is here is answered. Clients that wait for a job
-		// are let go a moment later.
-		waiters := time.AfterFunc(time.Second, func() { letGo(job.ErrDraining) })
-		answering, cancel := context.WithTimeout(draining, 5*time.Second)
-		doors.turnAway(answering)
-		cancel()
-		waiters.Stop()
-		shut()
-		core.Leave(draining)
-	} else {
-		log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", cfg.DrainTimeout)
-		// The API answers until the last job has ended; it takes no new ones.
-		core.Stop(draining)
-		letGo(job.ErrDraining)
-		shut()
-	}
-	log.Info("Stopped")
+		err = errors.Join(err, d.doors.shut(closing, ended))
+	})
+	d.log.Info("Stopped")
 	return err
 }
+
+// answer begins to serve the API. What it returns receives the error of a server
+// that ends.
+func (d *daemon) answer(base context.Context, configuration *reloader) <-chan error {
+	version, commit := build()
+	c := d.config.API
+	handler := api.New(api.Config{
+		Service: d.core, Gate: d.doors.gate, Origins: c.CORSOrigins, MaxBody: int64(c.MaxBody), Debug: c.Debug, GPUs: d.lent.keeper.GPUs,
+		Metrics: d.seen.figures.Handler(), Refused: d.seen.figures.Refused, Version: version, Commit: commit, Log: d.log,
+	})
+	admin := withAdmin(withDebug(handler, configuration.now, d.doors.local), d.core, configuration, d.doors.local)
+	served := d.doors.serve(base, handler, admin, d.log)
+	d.log.Info("Shepherd API is available at " + d.doors.url())
+	if at := d.doors.serves(c); at.Open() {
+		d.log.Warn(at.OpenWarning())
+	}
+	return served
+}
+
+// end stops the core and shuts the doors; letGo lets clients go that wait for
+// jobs.
+func (d *daemon) end(c *config.Config, letGo context.CancelCauseFunc, shut func()) {
+	if err := d.options.manager.Stopping(c.DrainTimeout + stopTime); err != nil {
+		d.log.Warn("The service manager cannot be told how the daemon is", "error", err)
+	}
+	draining, cancel := context.WithTimeout(context.Background(), c.DrainTimeout)
+	defer cancel()
+	draining, stopSignals := signal.NotifyContext(draining, d.options.signalsToStop()...)
+	defer stopSignals()
+	if c.OnExit != "leave" {
+		d.log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", c.DrainTimeout)
+		// The API answers until the last job has ended; it takes no new ones.
+		d.core.Stop(draining)
+		letGo(job.ErrDraining)
+		shut()
+		return
+	}
+	d.log.Info("Stopping: the sheep stay up, and running jobs go on")
+	// What comes from now on waits for the next daemon, where the service manager
+	// listens; what is here is answered. Clients that wait for a job are let go a
+	// moment later.
+	waiters := time.AfterFunc(time.Second, func() { letGo(job.ErrDraining) })
+	answering, cancel := context.WithTimeout(draining, closeTime)
+	d.doors.turnAway(answering)
+	cancel()
+	waiters.Stop()
+	shut()
+	d.core.Leave(draining)
+}
+
+// closeTime is how long requests under way may take when the daemon ends.
+const closeTime = 5 * time.Second
 
 // stopTime is how long the daemon may take to end beside what it waits for jobs.
 const stopTime = time.Minute
@@ -220,181 +267,4 @@ func (o options) lookup(name string) (string, bool) {
 		return o.manager.Address(), true
 	}
 	return environmentWith(credentialsOfService(), name)
-}
-
-func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
-	records, err := sqlite.Open(ctx, sqlite.Config{
-		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	stop.add(func() {
-		if err := records.Close(); err != nil {
-			log.Error("Cannot close the ledger", "error", err)
-		}
-	})
-	return records, nil
-}
-
-// openStorage is the client of the configured storage, after starting the
-// embedded one where that is what is configured.
-func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (*s3.Store, error) {
-	c := cfg.Storage
-	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
-	if c.SecretKeyFile != "" {
-		var err error
-		if secret, err = firstLine(c.SecretKeyFile); err != nil {
-			return nil, fmt.Errorf("storage.secret_key_file: %w", err)
-		}
-	}
-	if c.Embedded() {
-		if access == "" {
-			var err error
-			if access, secret, err = embedded.Credentials(c.Path); err != nil {
-				return nil, err
-			}
-		}
-		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(ctx) }()
-		stop.add(func() {
-			cancel()
-			if err := errors.Join(<-served, server.Close()); err != nil {
-				log.Error("The embedded storage did not end well", "error", err)
-			}
-		})
-		url = "http://" + server.Addr()
-		log.Info("Embedded storage is available at "+url, "path", c.Path)
-	}
-	store, err := s3.New(s3.Config{
-		URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region,
-		Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if c.Embedded() && c.Bucket != "" {
-		if err := store.MakeBucket(context.Background()); err != nil {
-			return nil, err
-		}
-	}
-	return store, nil
-}
-
-// welcomeStorage says whether storage answers. If it does not, the daemon starts
-// all the same: jobs wait until it does.
-func welcomeStorage(ctx context.Context, store *s3.Store, cfg *config.Config, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := store.Ping(ctx); err != nil {
-		log.Error("The remote storage is not accessible", "url", cfg.Storage.URL, "error", err)
-		return
-	}
-	log.Info("Minio storage appears to be up and running")
-}
-
-// environmentOf is what sheep types are made from.
-func environmentOf(cfg *config.Config, node string, records ledger.Ledger, lent *gpus, figures *metrics.Metrics, log *slog.Logger) *environment {
-	needed := func(ctx context.Context) ([]job.Model, error) { return shepherd.NeededModels(ctx, records) }
-	return &environment{config: cfg, node: node, needed: needed, gpus: lent, figures: figures, log: log}
-}
-
-// gather makes the sheep types, by name, and the configured sheep.
-func gather(ctx context.Context, env *environment, stop *closers) ([]shepherd.Member, map[string]runtime.Driver, error) {
-	types, err := drivers(ctx, env)
-	if err != nil {
-		return nil, nil, err
-	}
-	for name, driver := range types {
-		if c, ok := driver.(io.Closer); ok && otherNames[name] == "" {
-			stop.add(func() {
-				if err := c.Close(); err != nil {
-					env.log.Error("A type of sheep did not end well", "type", name, "error", err)
-				}
-			})
-		}
-	}
-	var members []shepherd.Member
-	for _, s := range env.config.Sheep {
-		m, err := newMember(env, types, s)
-		if err != nil {
-			return nil, nil, fmt.Errorf("sheep %s: %w", s.Name, err)
-		}
-		env.log.Info(fmt.Sprintf("Created sheep `%s` of type `%s`", s.Name, s.Type), "sheep", s.Name)
-		members = append(members, m)
-	}
-	return members, types, nil
-}
-
-// newMember makes a sheep of its section.
-func newMember(env *environment, types map[string]runtime.Driver, s config.Sheep) (shepherd.Member, error) {
-	driver := types[s.Type]
-	sheep, err := driver.NewSheep(s.Name, s.Decode)
-	if err != nil {
-		return shepherd.Member{}, err
-	}
-	keeper, _ := driver.(runtime.ModelKeeper)
-	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
-	if env.gpus != nil {
-		m.Devices = env.gpus.lend(s)
-	}
-	return m, nil
-}
-
-// begin lets the sheep types begin that look after more than single sheep.
-func begin(ctx context.Context, types map[string]runtime.Driver, members []shepherd.Member, log *slog.Logger) {
-	named := make(map[runtime.Driver][]string)
-	for _, m := range members {
-		named[types[m.Type]] = append(named[types[m.Type]], m.Name)
-	}
-	for name, driver := range types {
-		b, ok := driver.(interface {
-			Begin(ctx context.Context, names []string) error
-		})
-		if !ok || otherNames[name] != "" {
-			continue
-		}
-		if err := b.Begin(ctx, named[driver]); err != nil {
-			log.Warn(fmt.Sprintf("Sheep of type `%s` are not all they could be", name), "error", err)
-		}
-	}
-}
-
-// nodeName is the name under which this daemon holds jobs. It is kept in the
-// state directory, so that a machine that is renamed finds its jobs again.
-func nodeName(cfg *config.Config) (string, error) {
-	path := filepath.Join(cfg.StateDir, "node")
-	kept, err := os.ReadFile(path)
-	if name := strings.TrimSpace(string(kept)); err == nil && name != "" {
-		return name, nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("read the node's name: %w", err)
-	}
-	tail := make([]byte, 4)
-	rand.Read(tail)
-	name := cfg.Node + "-" + hex.EncodeToString(tail)
-	tmp := path + ".new"
-	if err := writeSynced(tmp, name+"\n"); err != nil {
-		return "", fmt.Errorf("keep the node's name: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return "", fmt.Errorf("keep the node's name: %w", err)
-	}
-	return name, nil
-}
-
-func writeSynced(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Sync(), f.Close())
 }
