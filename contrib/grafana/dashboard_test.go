@@ -36,6 +36,10 @@ func TestDashboard(t *testing.T) {
 	if err := json.Unmarshal(text, &dashboard); err != nil {
 		t.Fatal(err)
 	}
+	described, err := os.ReadFile("../../docs/metrics.md") // which a test holds against the daemon
+	if err != nil {
+		t.Fatal(err)
+	}
 	ids, taken := map[int]string{}, map[[2]int]string{}
 	rules := "groups:\n- name: dashboard\n  rules:\n"
 	queries := 0
@@ -59,6 +63,12 @@ func TestDashboard(t *testing.T) {
 			expr := strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*").Replace(target.Expr)
 			if regexp.MustCompile(`\$\w`).MatchString(expr) {
 				t.Errorf("panel %q has a variable that this test does not know: %s", p.Title, expr)
+			}
+			for _, name := range regexp.MustCompile(`shepherd_\w+`).FindAllString(expr, -1) {
+				name = regexp.MustCompile(`_(bucket|count|sum)$`).ReplaceAllString(name, "")
+				if !strings.Contains(string(described), "`"+name+"`") {
+					t.Errorf("panel %q shows %s, which docs/metrics.md does not know", p.Title, name)
+				}
 			}
 			quoted, err := json.Marshal(expr)
 			if err != nil {
