@@ -29,7 +29,6 @@ import (
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/runtime/bare"
 	"github.com/iterait/shepherd/runtime/container"
-	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -294,15 +293,13 @@ func storageName(cfg *config.Config) string {
 // pingStorage asks the storage as the daemon would.
 func pingStorage(ctx context.Context, cfg *config.Config) error {
 	c := cfg.Storage
-	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
+	url := c.URL
 	if c.Embedded() {
 		url = "http://" + c.Listen
-		if access == "" {
-			var err error
-			if access, secret, err = embedded.Credentials(c.Path); err != nil {
-				return err
-			}
-		}
+	}
+	access, secret, err := storageKeys(c)
+	if err != nil {
+		return err
 	}
 	store, err := s3.New(s3.Config{URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region})
 	if err != nil {

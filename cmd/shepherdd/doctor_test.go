@@ -123,6 +123,13 @@ func TestDoctorStorage(t *testing.T) {
 	right.expect("storage", doctor.OK, server.URL, "")
 	with(server.AccessKey, "not-the-secret").expect("storage", doctor.Failure, "the secret is wrong", "storage.secret_key")
 	with("nobody", server.SecretKey).expect("storage", doctor.Failure, "does not know the key", "storage.access_key")
+	file := filepath.Join(t.TempDir(), "key")
+	hidden := newPatient(t, fmt.Sprintf("storage: {url: %q, access_key: %q, secret_key_file: %q}\n", server.URL, server.AccessKey, file))
+	hidden.expect("storage", doctor.Failure, "storage.secret_key_file: open "+file, "put the key there")
+	if err := os.WriteFile(file, []byte(server.SecretKey+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hidden.expect("storage", doctor.OK, server.URL, "")
 	server.Stop()
 	right.expect("storage", doctor.Failure, "not reachable", "storage.url")
 }

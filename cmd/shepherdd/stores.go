@@ -39,20 +39,12 @@ func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop 
 // embedded one where that is what is configured.
 func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (*s3.Store, error) {
 	c := cfg.Storage
-	url, access, secret := c.URL, c.AccessKey, c.SecretKey.Reveal()
-	if c.SecretKeyFile != "" {
-		var err error
-		if secret, err = firstLine(c.SecretKeyFile); err != nil {
-			return nil, fmt.Errorf("storage.secret_key_file: %w", err)
-		}
+	url := c.URL
+	access, secret, err := storageKeys(c)
+	if err != nil {
+		return nil, err
 	}
 	if c.Embedded() {
-		if access == "" {
-			var err error
-			if access, secret, err = embedded.Credentials(c.Path); err != nil {
-				return nil, err
-			}
-		}
 		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Log: log})
 		if err != nil {
 			return nil, err
@@ -82,6 +74,21 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		}
 	}
 	return store, nil
+}
+
+// storageKeys are what the storage is asked with: those that are configured or,
+// where none are, those that the embedded one makes for itself.
+func storageKeys(c config.Storage) (access, secret string, err error) {
+	if c.Embedded() && c.AccessKey == "" {
+		return embedded.Credentials(c.Path)
+	}
+	if c.SecretKeyFile == "" {
+		return c.AccessKey, c.SecretKey.Reveal(), nil
+	}
+	if secret, err = firstLine(c.SecretKeyFile); err != nil {
+		return "", "", fmt.Errorf("storage.secret_key_file: %w; put the key there, readable for the daemon alone", err)
+	}
+	return c.AccessKey, secret, nil
 }
 
 // welcomeStorage says whether storage answers. If it does not, the daemon starts
