@@ -26,6 +26,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -69,9 +70,14 @@ func (j Job) Output() string { return filepath.Join(j.OutputDir, job.DefaultOutp
 // when the runner is asked to stop.
 type Handler func(ctx context.Context, j Job) error
 
+// EnvHost is the variable that has the address to bind. Shepherd sets it for
+// runners that share the machine's network, so that nobody else reaches them.
+const EnvHost = "SHEPHERD_RUNNER_HOST"
+
 // Config says where a runner listens.
 type Config struct {
-	// Host is the address to bind; the default is all of them, 0.0.0.0.
+	// Host is the address to bind; the default is what the environment says by
+	// EnvHost, and without that all of them, 0.0.0.0.
 	Host string
 	// Port is the TCP port to bind; the default is DefaultPort.
 	Port int
@@ -90,7 +96,7 @@ type Config struct {
 // the others who did when it is done; it is not done twice.
 func Serve(ctx context.Context, cfg Config, h Handler) error {
 	if cfg.Host == "" {
-		cfg.Host = "0.0.0.0"
+		cfg.Host = cmp.Or(os.Getenv(EnvHost), "0.0.0.0")
 	}
 	if cfg.Port == 0 {
 		cfg.Port = DefaultPort

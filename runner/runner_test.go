@@ -1,12 +1,15 @@
 package runner_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -332,6 +336,30 @@ func TestStopWaitsForTheJob(t *testing.T) {
 			t.Fatalf("got %s, %v", frame, err)
 		}
 	})
+}
+
+// Shepherd says by the environment where to listen, and nothing listens elsewhere.
+func TestHostOfTheEnvironment(t *testing.T) {
+	claims.Hold(t, "L5")
+	t.Setenv(runner.EnvHost, "127.0.0.9")
+	port := testenv.FreePort(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	read, write := io.Pipe()
+	var running sync.WaitGroup
+	running.Go(func() {
+		cfg := runner.Config{Port: port, Log: slog.New(slog.NewTextHandler(write, nil))}
+		write.CloseWithError(runner.Serve(ctx, cfg, nil))
+	})
+	defer running.Wait()
+	defer cancel()
+	line, err := bufio.NewReader(read).ReadString('\n')
+	if want := fmt.Sprintf("address=127.0.0.9:%d", port); err != nil || !strings.Contains(line, want) {
+		t.Errorf("got %q, %v; want %s", line, err, want)
+	}
+	if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+		conn.Close()
+		t.Error("it listens at 127.0.0.1, too")
+	}
 }
 
 func TestPortInUse(t *testing.T) {

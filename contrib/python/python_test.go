@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -55,7 +57,7 @@ def process(job):
         job.output.write_text(repr((args.port, args.stream, args.runner, args.config_path)))
 
 args = parse_args()
-serve(process, host="127.0.0.1")
+serve(process)
 `
 
 type talk struct {
@@ -63,6 +65,7 @@ type talk struct {
 	ctx  context.Context
 	cmd  *exec.Cmd
 	log  *bytes.Buffer
+	host string
 	port int
 	conn *zmq.Conn
 	root string
@@ -70,16 +73,22 @@ type talk struct {
 
 func start(t *testing.T) *talk {
 	t.Helper()
+	return startAt(t, "127.0.0.1")
+}
+
+// startAt starts the runner, which is told by the environment where to listen.
+func startAt(t *testing.T, host string) *talk {
+	t.Helper()
 	python := testenv.Python(t, "zmq", "python3-zmq")
 	ctx, cancel := context.WithTimeout(context.Background(), hang)
 	t.Cleanup(cancel)
-	x := &talk{t: t, ctx: ctx, log: new(bytes.Buffer), port: testenv.FreePort(t), root: t.TempDir()}
+	x := &talk{t: t, ctx: ctx, log: new(bytes.Buffer), host: host, port: testenv.FreePort(t), root: t.TempDir()}
 	x.cmd = exec.Command(python, "-c", program, "-r", "some.Runner", "v1/config.yaml", "--port", strconv.Itoa(x.port))
 	here, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.cmd.Env = append(os.Environ(), "PYTHONPATH="+here, "PYTHONDONTWRITEBYTECODE=1")
+	x.cmd.Env = append(os.Environ(), "PYTHONPATH="+here, "PYTHONDONTWRITEBYTECODE=1", "SHEPHERD_RUNNER_HOST="+host)
 	x.cmd.Stdout, x.cmd.Stderr = x.log, x.log
 	if err := x.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -97,7 +106,7 @@ func start(t *testing.T) *talk {
 
 func (x *talk) connect() *zmq.Conn {
 	x.t.Helper()
-	conn, err := zmq.Dial(x.ctx, zmq.Config{Endpoint: fmt.Sprintf("tcp://127.0.0.1:%d", x.port)})
+	conn, err := zmq.Dial(x.ctx, zmq.Config{Endpoint: fmt.Sprintf("tcp://%s:%d", x.host, x.port)})
 	if err != nil {
 		x.t.Fatal(err)
 	}
@@ -187,6 +196,16 @@ func TestJobs(t *testing.T) {
 		}
 	}
 	x.output("upper", "HELLO")
+}
+
+// It listens where it is told to, and nowhere else.
+func TestHost(t *testing.T) {
+	claims.Hold(t, "L5")
+	x := startAt(t, "127.0.0.9")
+	if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", x.port)); err == nil {
+		conn.Close()
+		t.Error("it listens at 127.0.0.1, too")
+	}
 }
 
 func TestMessagesThatAreNone(t *testing.T) {

@@ -80,16 +80,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def serve(process, port=None, host="0.0.0.0"):
+def serve(process, port=None, host=None):
     """Bind the runner's socket and call process(job) for one job after another.
 
-    The port is that of the command line where it is not given. What process
+    The port is that of the command line where it is not given, and the host
+    that of the variable SHEPHERD_RUNNER_HOST, or all addresses. What process
     raises fails the job and is told to its client; the runner goes on. SIGTERM
     and Ctrl-C end serve, and the job under way with it. Call it in the main
     thread.
     """
     if port is None:
         port = parse_args().port
+    if host is None:
+        host = os.environ.get("SHEPHERD_RUNNER_HOST") or "0.0.0.0"
     before = signal.signal(signal.SIGTERM, _stop)
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)

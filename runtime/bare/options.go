@@ -189,8 +189,17 @@ func (o *Options) command(m job.Model, port int) []string {
 	return words
 }
 
+// Runners are spoken to at loopback. Those made with the SDK learn by the
+// variable (its name is part of the contract, like the command line) to listen
+// there alone.
+const (
+	hostVariable = "SHEPHERD_RUNNER_HOST"
+	loopback     = "127.0.0.1"
+)
+
 // environment is the runner's: the daemon's, but for its own choice of GPUs,
-// with what makes the sheep's visible, and the sheep's additions.
+// with the address to listen on, what makes the sheep's GPUs visible, and the
+// sheep's additions.
 func (o *Options) environment(daemon []string, visible map[string]string) []string {
 	env := make(map[string]string, len(daemon)+len(o.Env)+len(visible))
 	for _, entry := range daemon {
@@ -206,6 +215,7 @@ func (o *Options) environment(daemon []string, visible map[string]string) []stri
 		delete(env, rocrVisible)
 		delete(env, hipVisible)
 	}
+	env[hostVariable] = loopback
 	maps.Copy(env, visible)
 	maps.Copy(env, o.Env)
 	list := make([]string, 0, len(env))

@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 )
@@ -83,21 +84,24 @@ func TestCommand(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	daemon := []string{"PATH=/bin", "CUDA_VISIBLE_DEVICES=7", "A=1", "=odd"}
+	claims.Hold(t, "L5")
 	const order = "CUDA_DEVICE_ORDER=PCI_BUS_ID"
+	const host = "SHEPHERD_RUNNER_HOST=127.0.0.1"
 	for _, c := range []struct {
 		devices string
 		env     map[string]string
 		want    []string
 	}{
-		{"[]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
-		{"[/dev/nvidiactl, /dev/nvidia3, /dev/nvidia-uvm, /dev/nvidia12, /dev/dri/card0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=3,12", "PATH=/bin"}},
-		{"[nvidia.com/gpu=GPU-0a1b-2c, nvidia.com/gpu=0, nvidia.com/gpu=MIG-GPU-aa/1/0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c,0,MIG-GPU-aa/1/0", "PATH=/bin"}},
-		{"[nvidia.com/gpu=GPU-0a1b-2c]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c", "PATH=/bin"}},
-		{"[nvidia.com/gpu=1]", map[string]string{"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, []string{"A=1", "CUDA_DEVICE_ORDER=FASTEST_FIRST", "CUDA_VISIBLE_DEVICES=1", "PATH=/bin"}},
-		{"[amd.com/gpu=0, amd.com/gpu=2]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", "ROCR_VISIBLE_DEVICES=0,2"}},
-		{"[amd.com/gpu=all]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
-		{"all", nil, []string{"A=1", "PATH=/bin"}},
-		{"[]", map[string]string{"A": "2", "B": ""}, []string{"A=2", "B=", "CUDA_VISIBLE_DEVICES=", "PATH=/bin"}},
+		{"[]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", host}},
+		{"[/dev/nvidiactl, /dev/nvidia3, /dev/nvidia-uvm, /dev/nvidia12, /dev/dri/card0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=3,12", "PATH=/bin", host}},
+		{"[nvidia.com/gpu=GPU-0a1b-2c, nvidia.com/gpu=0, nvidia.com/gpu=MIG-GPU-aa/1/0]", nil, []string{"A=1", order, "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c,0,MIG-GPU-aa/1/0", "PATH=/bin", host}},
+		{"[nvidia.com/gpu=GPU-0a1b-2c]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=GPU-0a1b-2c", "PATH=/bin", host}},
+		{"[nvidia.com/gpu=1]", map[string]string{"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, []string{"A=1", "CUDA_DEVICE_ORDER=FASTEST_FIRST", "CUDA_VISIBLE_DEVICES=1", "PATH=/bin", host}},
+		{"[amd.com/gpu=0, amd.com/gpu=2]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", "ROCR_VISIBLE_DEVICES=0,2", host}},
+		{"[amd.com/gpu=all]", nil, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", host}},
+		{"all", nil, []string{"A=1", "PATH=/bin", host}},
+		{"[]", map[string]string{"A": "2", "B": ""}, []string{"A=2", "B=", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", host}},
+		{"[]", map[string]string{"SHEPHERD_RUNNER_HOST": "::"}, []string{"A=1", "CUDA_VISIBLE_DEVICES=", "PATH=/bin", "SHEPHERD_RUNNER_HOST=::"}},
 	} {
 		p := &programs{options: Options{Env: c.env}}
 		if err := yaml.Unmarshal([]byte(c.devices), &p.options.Devices); err != nil {
