@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -81,6 +83,11 @@ func (s *server) pullAloud(w http.ResponseWriter, r *http.Request, m job.Model, 
 	latest := make(chan job.PullProgress, 1)
 	done := make(chan error, 1)
 	go func() {
+		defer func() {
+			if reason := recover(); reason != nil { // it is not in the guard's reach here
+				done <- fmt.Errorf("panic while pulling a model: %v\n%s", reason, debug.Stack())
+			}
+		}()
 		done <- s.service.PullModel(r.Context(), m, sheep, func(p job.PullProgress) {
 			select {
 			case <-latest:

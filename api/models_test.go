@@ -141,6 +141,29 @@ func TestPullAloud(t *testing.T) {
 	}
 }
 
+// A panic of a pull that is told of is this request's trouble alone.
+func TestPullPanics(t *testing.T) {
+	h := newHarness(t, asAdmin)
+	begun := false
+	h.service.pull = func(_ context.Context, _ job.Model, _ string, report func(job.PullProgress)) error {
+		if begun {
+			report(job.PullProgress{Text: "asking"})
+		}
+		panic("secret")
+	}
+	for _, query := range []string{"", "?progress=true"} {
+		h.expect(h.do("POST", "/models/pull"+query, `{"model": {"name": "a", "version": "v1"}}`), 500, `{"message": "Internal server error"}`)
+	}
+	begun = true
+	got := h.do("POST", "/models/pull?progress=true", `{"model": {"name": "a", "version": "v1"}}`)
+	if !strings.Contains(got.body, `"error":"Internal server error"`) && !strings.Contains(got.body, `"message": "Internal server error"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	if strings.Contains(got.body, "secret") || !strings.Contains(h.log.String(), "secret") {
+		t.Errorf("told %s, logged %s", got.body, h.log.String())
+	}
+}
+
 // A client that leaves gives the pull up.
 func TestPullIsGivenUp(t *testing.T) {
 	h := newHarness(t, asAdmin)
