@@ -212,12 +212,19 @@ func (l *lane) takeUpRemains(d *adoption) {
 // settle ends a claim that was running when the daemon ended, with no trace of
 // its runner. Where storage has its final state, the daemon died between the
 // last two steps of finishing it, and the ledger follows; otherwise it runs
-// again.
+// again. While storage is away neither is known: the claim stays until it is
+// back, or for the next daemon.
 func (l *lane) settle(c ledger.Claim) {
+	l.worker.waits() // for storage, it may be
+	defer l.worker.works()
+	status, err := l.storedStatus(c.ID)
+	if err != nil && (l.work.Err() != nil || l.worthRetrying(l.work, err)) {
+		l.log.Warn("Storage cannot be asked how a job ended; the next daemon does", "job", c.ID, "error", err)
+		return
+	}
 	ctx, cancel := context.WithTimeout(l.work, commitTime)
 	defer cancel()
 	a := &assignment{Claim: c}
-	status, err := l.shepherd.cfg.Store.Status(ctx, c.ID)
 	if err == nil && status.State.Final() && status.StartedAt.Equal(c.StartedAt) {
 		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.shepherd.cfg.Ledger.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: status.State, Failure: status.Failure, At: status.FinishedAt})
@@ -232,4 +239,39 @@ func (l *lane) settle(c ledger.Claim) {
 		l.log.Error("Cannot finish a job in the ledger that has ended", "job", c.ID, "error", err)
 	}
 	l.release(ctx, a, true, "the daemon was restarted")
+}
+
+// storedStatus is the job's state in storage. It tries again while storage is
+// away, until the feed ends.
+func (l *lane) storedStatus(id job.ID) (job.Status, error) {
+	var status job.Status
+	ask := func() error {
+		ctx, cancel := context.WithTimeout(l.work, commitTime)
+		defer cancel()
+		var err error
+		status, err = l.shepherd.cfg.Store.Status(ctx, id)
+		return err
+	}
+	// The feed's end keeps it from trying again, not from asking once.
+	return status, l.persist(l.open, id, "look how it ended", ask)
+}
+
+// settleOthers deals with what sheep held that are configured no more, beside the
+// work of the others. It is as in recover and takeUp, with nothing to adopt.
+func (s *Shepherd) settleOthers(byHolder map[string][]ledger.Claim) {
+	for holder, claims := range byHolder {
+		s.log.Warn("Jobs were held by a sheep that is no longer configured", "sheep", holder, "jobs", len(claims))
+		gone := newLane(Member{Name: holder}, s)
+		gone.enter(s.feed, s.work)
+		s.background.Go(func() {
+			defer gone.wait()
+			for _, c := range claims {
+				if c.State == job.Processing {
+					gone.settle(c)
+				} else {
+					gone.release(gone.work, &assignment{Claim: c}, true, "the daemon was restarted")
+				}
+			}
+		})
+	}
 }

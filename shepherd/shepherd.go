@@ -202,14 +202,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	s.background.Go(func() { s.mirror.run(back) })
 
 	s.recover(ctx, s.flock.all(), byHolder)
-	for holder, claims := range byHolder {
-		s.log.Warn("Jobs were held by a sheep that is no longer configured; they go back to the queue", "sheep", holder, "jobs", len(claims))
-		for _, c := range claims {
-			if err := s.cfg.Ledger.Release(ctx, c.ID, c.Token, true); err != nil && !errors.Is(err, ledger.ErrFenced) {
-				s.log.Error("Cannot put a job back", "sheep", holder, "job", c.ID, "error", err)
-			}
-		}
-	}
+	s.settleOthers(byHolder)
 	for _, l := range s.flock.all() {
 		l.start()
 	}

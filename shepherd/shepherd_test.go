@@ -206,6 +206,7 @@ type watchedStore struct {
 	collect func(job.ID) error
 	status  func(job.ID, job.Status) error
 	stage   func(job.ID, int64) error
+	look    func(job.ID) error // before a state is read
 }
 
 func (s *watchedStore) hook(f func()) { s.mu.Lock(); defer s.mu.Unlock(); f() }
@@ -251,6 +252,14 @@ func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Stat
 
 func (s *watchedStore) Status(ctx context.Context, id job.ID) (job.Status, error) {
 	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.look
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return job.Status{}, err
+		}
+	}
 	return s.Store.Status(ctx, id)
 }
 
@@ -469,32 +478,74 @@ func (l lateAnswer) Recover(ctx context.Context) (*runtime.Recovered, error) {
 
 // A daemon that died between job_status.json and the ledger left a job that has
 // ended; one that died before left a job to run again.
+// That is so when its sheep has been taken out of the configuration meanwhile,
+// and when storage is away at the start.
 func TestTakesUpWhatAnEarlierDaemonHeld(t *testing.T) {
-	p := newPen(t)
-	ctx := t.Context()
-	ended := p.hold("ended", false)
-	s := ended.Record.Status()
-	s.State, s.FinishedAt = job.Failed, job.Now()
-	s.Failure = &job.Failure{Message: "as it was"}
-	if err := p.store.SetStatus(ctx, "ended", s); err != nil {
-		t.Fatal(err)
+	for _, c := range []struct {
+		name, sheep string
+		away        int32 // so often storage does not answer
+	}{{"plainly", "sheep", 0}, {"sheep taken out", "other", 0}, {"storage away", "sheep", 2}, {"both", "other", 2}} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPen(t, c.sheep)
+			ctx := t.Context()
+			ended := p.hold("ended", false)
+			s := ended.Record.Status()
+			s.State, s.FinishedAt = job.Failed, job.Now()
+			s.Failure = &job.Failure{Message: "as it was"}
+			if err := p.store.SetStatus(ctx, "ended", s); err != nil {
+				t.Fatal(err)
+			}
+			p.hold("interrupted", false)
+			p.hold("prepared", true)
+			var ran sync.Map
+			p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+				ran.Store(in.JobID, true)
+				return echo(ctx, m, in)
+			}
+			var asked atomic.Int32
+			p.store.look = func(id job.ID) error {
+				if id == "ended" && asked.Add(1) <= c.away {
+					return fmt.Errorf("storage: %w", errdefs.ErrUnavailable)
+				}
+				return nil
+			}
+			p.start()
+			if got := p.await("ended", job.Failed); got.Failure == nil || got.Failure.Message != "as it was" {
+				t.Errorf("ended: %+v", got)
+			}
+			p.await("interrupted", job.Done)
+			p.await("prepared", job.Done)
+			if _, again := ran.Load(job.ID("ended")); again {
+				t.Error("a job that had ended was run again")
+			}
+		})
 	}
-	p.hold("interrupted", false)
-	p.hold("prepared", true)
-	var ran sync.Map
-	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
-		ran.Store(in.JobID, true)
-		return echo(ctx, m, in)
+}
+
+// A daemon that stops while storage is away leaves what it could not look up to
+// the next one.
+func TestStopsWithWhatCannotBeLookedUp(t *testing.T) {
+	p := newPen(t, "other")
+	p.hold("held", false)
+	asked := make(chan struct{})
+	var once sync.Once
+	p.store.look = func(job.ID) error {
+		once.Do(func() { close(asked) })
+		return fmt.Errorf("storage: %w", errdefs.ErrUnavailable)
 	}
 	p.start()
-	if got := p.await("ended", job.Failed); got.Failure == nil || got.Failure.Message != "as it was" {
-		t.Errorf("ended: %+v", got)
+	select {
+	case <-asked:
+	case <-time.After(hang):
+		t.Fatal("storage was not asked")
 	}
-	p.await("interrupted", job.Done)
-	p.await("prepared", job.Done)
-	if _, again := ran.Load(job.ID("ended")); again {
-		t.Error("a job that had ended was run again")
+	p.stop()
+	if rec, err := p.ledger.Get(t.Context(), "held"); err != nil || rec.State != job.Processing || rec.Holder != "sheep" {
+		t.Errorf("the job is %s, held by %q, %v", rec.State, rec.Holder, err)
 	}
+	p.store.hook(func() { p.store.look = nil })
+	p.start()
+	p.await("held", job.Done)
 }
 
 // A runner that is lost with its supervisor costs an attempt; a job that loses
