@@ -176,7 +176,7 @@ func (c *client) call(ctx context.Context, method, path string, body any) (*http
 	response, err := c.http.Do(request)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
-		return nil, fmt.Errorf("no daemon answers at %s; name its address with --api", c.shown)
+		return nil, fmt.Errorf("no daemon answers at %s; start it (systemctl start shepherdd), or name its address with --api", c.shown)
 	case errors.Is(err, syscall.EACCES):
 		return nil, fmt.Errorf("this user may not use %s; ask as root, or for membership in the group of api.socket_group", c.shown)
 	case err != nil:

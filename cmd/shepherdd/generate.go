@@ -185,6 +185,9 @@ const manOfDaemon = `# SIGNALS
 **2**
 :   The command line could not be understood.
 
+**78**
+:   The daemon's configuration is wrong; to start it again is of no use before that is corrected.
+
 # ENVIRONMENT
 **STATE\_DIRECTORY**
 :   What has to survive a restart is kept there, unless the configuration names a **state\_dir**.

@@ -31,6 +31,7 @@ var (
 const (
 	exitFailure = 1
 	exitUsage   = 2
+	exitConfig  = 78 // EX_CONFIG of sysexits.h: starting it again is of no use; the unit knows it
 )
 
 func main() {
@@ -42,6 +43,10 @@ func main() {
 	var problems config.Problems
 	if errors.As(err, &problems) {
 		fmt.Fprintln(os.Stderr, problems) // a line each, which says where
+		var unfit *configError
+		if errors.As(err, &unfit) {
+			os.Exit(exitConfig)
+		}
 		os.Exit(exitFailure)
 	}
 	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
@@ -52,6 +57,11 @@ func main() {
 	}
 	os.Exit(exitFailure)
 }
+
+// configError is a configuration that the daemon cannot start with.
+type configError struct{ config.Problems }
+
+func (e *configError) Unwrap() error { return e.Problems }
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }
@@ -87,7 +97,15 @@ func rootCommand(name string) *cobra.Command {
 			// The first signal drains, the second ends the draining.
 			drain, stopDrain := signal.NotifyContext(cmd.Context(), o.signalsToStop()...)
 			defer stopDrain()
-			return serve(drain, o, os.Stderr)
+			err = serve(drain, o, os.Stderr)
+			var problems config.Problems
+			if errors.As(err, &problems) {
+				err = &configError{problems}
+			}
+			if err != nil {
+				_ = o.manager.Status(err.Error()) // the journal has it in any case
+			}
+			return err
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })

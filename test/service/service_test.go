@@ -358,6 +358,27 @@ func TestService(t *testing.T) {
 			m.Errorf("the daemon was %s and is %s", pid, now)
 		}
 	})
+	m.step("a mistake at the start", func(m *machine) {
+		// The steps before have started it often, and systemd counts.
+		m.run("systemctl", "reset-failed", "shepherdd.service")
+		m.submit("mistake-wool", "wool", "await /gates/mistake")
+		m.awaitRunning("mistake-wool")
+		m.write("/etc/shepherd/shepherd.yml", strings.Replace(configuration, "data_root", "dataroot", 1))
+		if out, err := m.debian.Try("systemctl", "restart", "shepherdd.service"); err == nil {
+			m.Errorf("it starts with a configuration that cannot be read: %s", out)
+		}
+		if restarts, status := m.property("NRestarts"), m.property("ExecMainStatus"); restarts != "0" || status != "78" {
+			m.Errorf("it was started %s times more, and exited with %s", restarts, status)
+		}
+		out, _ := m.debian.Try("systemctl", "status", "shepherdd.service")
+		if !strings.Contains(out, `Status: "/etc/shepherd/shepherd.yml:1:1: `) || !strings.Contains(out, `unknown key; did you mean "data_root"?`) {
+			m.Errorf("systemctl status does not say what is wrong:\n%s", out)
+		}
+		m.write("/etc/shepherd/shepherd.yml", configuration+"  late: *bare\n")
+		m.run("systemctl", "restart", "shepherdd.service")
+		m.write("/gates/mistake", "")
+		m.result("mistake-wool")
+	})
 	m.step("upgrade", func(m *machine) {
 		m.unnoticed("upgraded", false, func() { m.run("dpkg", "--install", "/root/newer.deb") })
 		if _, text, err := m.request("GET", "/version", ""); !strings.Contains(text, "1.2.0") {
