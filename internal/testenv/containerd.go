@@ -209,8 +209,32 @@ func (c *Containerd) end(t testing.TB) {
 	if t.Failed() && testing.Verbose() {
 		t.Logf("containerd's log ends with: %s", c.lastLog())
 	}
+	c.awaitShims(t)
 	if err := os.RemoveAll(c.dir); err != nil {
 		t.Errorf("remove containerd's folder: %v", err)
+	}
+}
+
+// awaitShims waits for containerd's shims, which outlive it by as long as they
+// take to clean up.
+func (c *Containerd) awaitShims(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var up []string
+		commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range commands {
+			command, _ := os.ReadFile(path)
+			if bytes.Contains(command, []byte("containerd-shim")) && bytes.Contains(command, []byte(c.dir+"/")) {
+				up = append(up, strings.ReplaceAll(string(command), "\x00", " "))
+			}
+		}
+		if len(up) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("containerd leaves %q", up)
+			return
+		}
 	}
 }
 
