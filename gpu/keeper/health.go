@@ -264,7 +264,7 @@ func (k *Keeper) lost(err error) {
 
 // test tests what is out when its time has come, until ctx ends.
 func (k *Keeper) test(ctx context.Context) {
-	for {
+	for ctx.Err() == nil { // what is due is so until it was tested
 		var next <-chan time.Time
 		due := false
 		k.mu.Lock()

@@ -3,9 +3,12 @@ package keeper
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -440,5 +443,38 @@ func TestClose(t *testing.T) {
 	a.Close()
 	if got := k.GPUs(t.Context()).GPUs[0].Sheep; len(got) != 0 {
 		t.Errorf("the lease is still there: %+v", got)
+	}
+}
+
+// pausing is a driver that answers once, and then not until it is let go.
+type pausing struct {
+	*driver
+	answered atomic.Bool
+	once     sync.Once
+	asked    chan struct{} // closed when it does not answer
+}
+
+func (p *pausing) Inventory(ctx context.Context) (*gpu.Inventory, error) {
+	if !p.answered.Swap(true) {
+		return p.driver.Inventory(ctx)
+	}
+	p.once.Do(func() { close(p.asked) })
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A keeper is closed while a GPU that is out is being tested.
+func TestCloseDuringRetest(t *testing.T) {
+	d := &pausing{driver: newDriver(card0), asked: make(chan struct{})}
+	k := New(Config{Source: d, Retest: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	k.Start()
+	d.say(xid(card0, 79))
+	<-d.asked
+	closed := make(chan struct{})
+	go func() { k.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the keeper does not end")
 	}
 }
