@@ -197,6 +197,7 @@ func (c *Containerd) signal(s syscall.Signal) {
 func (c *Containerd) end(t testing.TB) {
 	c.signal(syscall.SIGTERM)
 	c.log.Close()
+	c.awaitShims(t)
 	if c.small {
 		if err := syscall.Unmount(c.Root, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount the small disk: %v", err)
@@ -209,7 +210,6 @@ func (c *Containerd) end(t testing.TB) {
 	if t.Failed() && testing.Verbose() {
 		t.Logf("containerd's log ends with: %s", c.lastLog())
 	}
-	c.awaitShims(t)
 	if err := os.RemoveAll(c.dir); err != nil {
 		t.Errorf("remove containerd's folder: %v", err)
 	}

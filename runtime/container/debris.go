@@ -27,7 +27,7 @@ const (
 	// brokenOffTime is how long nothing may have been found before there is
 	// nothing: containerd and the runtime take a moment to notice that nobody
 	// wants any more what they make.
-	brokenOffTime = 400 * time.Millisecond
+	brokenOffTime = time.Second
 	// stubbornTime is how long containerd's shim may take to end by itself.
 	stubbornTime = 5 * time.Second
 	debrisTick   = 20 * time.Millisecond
