@@ -117,6 +117,8 @@ func TestSharedGPU(t *testing.T) {
 	w := newGPUWorld(t, 1, map[string]string{"a": shared, "b": shared})
 	foreign := os.Getpid()
 	w.inv.GPUs[0].Processes = []gpu.Process{{PID: foreign, Used: 1 << 30}}
+	busy, watts, degrees, errors := 93, 312.5, 61, uint64(0)
+	w.inv.GPUs[0].Utilization, w.inv.GPUs[0].Power, w.inv.GPUs[0].Temperature, w.inv.GPUs[0].Uncorrectable = &busy, &watts, &degrees, &errors
 	w.tell()
 	w.start()
 
