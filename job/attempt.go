@@ -22,10 +22,11 @@ const (
 	CauseCancelled   Cause = "cancelled"    // a client cancelled the job
 
 	// The sheep is to blame; the job may run elsewhere.
-	CauseSheep     Cause = "sheep"      // the sheep cannot prepare or start the job: a full disk, a busy port
-	CauseOtherOnly Cause = "not-here"   // the sheep does not have the model; another may
-	CauseDevice    Cause = "device"     // a device was lost under the job
-	CauseLost      Cause = "sheep-lost" // what supervises the runner was lost, and the runner with it
+	CauseSheep       Cause = "sheep"       // the sheep cannot prepare or start the job: a full disk, a busy port
+	CauseNotHere     Cause = "not-here"    // the sheep does not have the model; another may
+	CauseUnavailable Cause = "unavailable" // what the sheep needs to load the model does not answer: a registry
+	CauseDevice      Cause = "device"      // a device was lost under the job
+	CauseLost        Cause = "sheep-lost"  // what supervises the runner was lost, and the runner with it
 
 	// Nobody is to blame: the attempt was cut off or not needed.
 	CauseInterrupted Cause = "interrupted" // daemon and runner were killed together
