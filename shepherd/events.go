@@ -25,7 +25,7 @@ type hub struct {
 	watchers map[job.ID]map[*watcher]struct{}
 }
 
-// watcher is called for the events of one job, by the goroutine of the hub.
+// watcher is called for the events of one job.
 type watcher struct{ call func(job.Event) }
 
 func newHub(l ledger.Ledger, log *slog.Logger) *hub {
@@ -60,7 +60,10 @@ func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 // replaced by a later one.
 func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	events := make(chan job.Event, 1)
-	stop = h.watch(id, func(e job.Event) { // one at a time
+	var sending sync.Mutex
+	stop = h.watch(id, func(e job.Event) {
+		sending.Lock()
+		defer sending.Unlock()
 		select {
 		case events <- e:
 			return

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"sync"
 	"time"
-
-	"github.com/iterait/shepherd/job"
 )
 
 // errSheepStopped is why a job is handed back when its sheep is told to stop.
