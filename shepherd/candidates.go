@@ -75,10 +75,13 @@ func (l *lane) cannot(m job.Model) error {
 }
 
 // elsewhere says whether a sheep other than l may run a job of the model that is
-// addressed to none.
-func (f *flock) elsewhere(l *lane, m job.Model) bool {
+// addressed to none; with now, one whose devices are not out.
+func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	for _, other := range f.all() {
-		if other != l && !other.state.isRemoved() && other.cannot(m) == nil {
+		if other == l || other.state.isRemoved() || now && other.share.admission() == job.NoJobs {
+			continue
+		}
+		if other.cannot(m) == nil {
 			return true
 		}
 	}
@@ -98,7 +101,7 @@ func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
 	}
 	var except []job.Model
 	for _, w := range waiting {
-		if w.Sheep == "" && !w.Rest && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model) {
+		if w.Sheep == "" && !w.Rest && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
 			except = append(except, w.Model)
 		}
 	}

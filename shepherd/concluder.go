@@ -120,7 +120,9 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		end = c.afterCollect(ctx, a, end, err)
 	}
 	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may be to blame
-		end = stopped(&deviceError{errors.New(told.Cause)})
+		lost := stopped(&deviceError{errors.New(told.Cause)})
+		lost.failure = cmp.Or(end.failure, &job.Failure{Message: end.reason})
+		end = lost
 	}
 	if end.cause == causeFenced {
 		l.log.Info("Job is no longer this sheep's", "job", a.ID)
@@ -240,7 +242,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 		maxAttempts: l.maxAttempts, patience: a.limits.load, tries: a.Attempt,
 	}
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
-		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model)
+		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
 	if wrecks(end.cause) || end.cause == job.CauseUnavailable {
 		var attempts []job.Attempt

@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -203,7 +204,7 @@ func (e *deviceError) Error() string { return e.cause.Error() }
 
 // explain adds to a failure what the devices reported.
 func explain(failure *job.Failure, account job.Account) *job.Failure {
-	if failure == nil || account.Cause == "" {
+	if failure == nil || account.Cause == "" || strings.Contains(failure.Message, account.Cause) {
 		return failure
 	}
 	explained := *failure

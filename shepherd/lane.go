@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -181,7 +182,7 @@ func (l *lane) owner(ctx context.Context, m job.Model) (owner, error) {
 		return owner{}, nil
 	}
 	uid, gid, err := o.Owner(ctx, m)
-	if err != nil {
+	if err != nil || uid == os.Geteuid() && gid == os.Getegid() {
 		return owner{}, err
 	}
 	return owner{set: true, uid: uid, gid: gid}, nil

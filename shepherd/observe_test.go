@@ -135,7 +135,7 @@ func TestObserver(t *testing.T) {
 	if err := p.core.Cancel(t.Context(), "hangs"); err != nil {
 		t.Fatal(err)
 	}
-	w.await(t, "ended  cancelled", "run hangs a:v1 error")
+	w.await(t, "ended sheep cancelled", "run hangs a:v1 error")
 
 	p.stop()
 	for _, passage := range w.passages {

@@ -89,7 +89,11 @@ func judge(end ending, f facts) verdict {
 		if end.cause == job.CauseDevice && !f.elsewhere {
 			return verdict{state: job.Failed}
 		}
-		return verdict{spent: spent, notBefore: f.now.Add(backoff(time.Second, f.wrecked))}
+		v := verdict{spent: spent}
+		if f.wrecked > 0 {
+			v.notBefore = f.now.Add(backoff(time.Second, f.wrecked-1))
+		}
+		return v
 
 	case job.CauseError, job.CauseRunnerDied, job.CauseModel, job.CauseInputs, job.CauseOutputs,
 		job.CauseLoadTimeout, job.CauseRunTimeout:

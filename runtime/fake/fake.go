@@ -102,6 +102,8 @@ type Config struct {
 	Observe []runtime.Event
 	// Check, when set, decides whether a model can be a sheep's at all.
 	Check func(m job.Model) error
+	// Find, when set, decides whether the sheep has a model.
+	Find func(m job.Model) error
 	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
 	// at once.
 	Start func(ctx context.Context, m job.Model) error
@@ -170,6 +172,14 @@ func (s *sheep) CheckModel(m job.Model) error {
 		return nil
 	}
 	return s.cfg.Check(m)
+}
+
+// FindModel asks Config.Find.
+func (s *sheep) FindModel(m job.Model) error {
+	if s.cfg.Find == nil {
+		return nil
+	}
+	return s.cfg.Find(m)
 }
 
 func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
