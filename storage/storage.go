@@ -21,10 +21,16 @@
 // no link while they write, and open nothing that could block them.
 //
 // Collect uploads regular files. A symbolic link that leads to a regular file
-// or a folder within outputs/ is stored as what it points to; one that leads
-// anywhere else or nowhere, and sockets, pipes and devices, are left out and
-// named in the warnings. A name that storage cannot take is an error of class
-// errdefs.ErrInvalidArgument.
+// or a directory within outputs/ is stored as what it points to, under the
+// link's name. One that leads anywhere else or nowhere, that is absolute, or that
+// leads back to a directory it lies in, and sockets, pipes and devices, are left
+// out and named in the warnings; so is what the runner replaces by one of these
+// while it is read. A file that goes away meanwhile is left out; one that changes
+// while it is sent may be an error of class errdefs.ErrUnavailable.
+//
+// What the runner made and nothing can be stored of is the job's failure: a name
+// that storage cannot take, a file without read permission, an outputs that is
+// no directory are errors of class errdefs.ErrInvalidArgument without ErrWorkDir.
 //
 // # Errors
 //
@@ -38,7 +44,14 @@
 //	errdefs.ErrOutOfRange        the asked range lies outside the file
 //	errdefs.ErrResourceExhausted no space, here or there
 //	errdefs.ErrUnavailable       not reachable, or overloaded, in spite of trying
+//	errdefs.ErrDataLoss          what is stored cannot be read as what it should be
 //	context errors               as they are
+//
+// With ErrWorkDir the class is the directory's: errdefs.ErrResourceExhausted when
+// space, quota, inodes or file descriptors are used up, errdefs.ErrPermissionDenied
+// when this process may not write there, errdefs.ErrInvalidArgument when the disk
+// is too small, and errdefs.ErrUnavailable for the rest (read-only, input/output
+// errors, a directory that is gone or has something else in its place).
 package storage
 
 import (

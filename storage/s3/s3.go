@@ -30,10 +30,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -104,8 +102,7 @@ type Store struct {
 	begun    *begun // with a bucket per job
 	// hashing holds a place per hash that is being computed; see hash.
 	hashing chan struct{}
-	// boot reads bootFile, once.
-	boot func() ([]byte, error)
+	boot    bootID
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -150,7 +147,6 @@ func New(c Config) (*Store, error) {
 		observe:   c.Observe,
 		reclaims:  amazon && c.Region == defaultRegion,
 		hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		boot:      sync.OnceValues(func() ([]byte, error) { return os.ReadFile(bootFile) }),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

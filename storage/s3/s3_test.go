@@ -3,6 +3,7 @@ package s3_test
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -79,6 +80,17 @@ func open(t testing.TB, config s3.Config) *s3.Store {
 	}
 	t.Cleanup(func() { _ = store.Close() })
 	return store
+}
+
+// openRoot opens a working directory as the daemon hands it to a Store.
+func openRoot(t testing.TB, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = root.Close() })
+	return root
 }
 
 // client is a plain S3 client, as a job's client has it.
