@@ -90,6 +90,22 @@ func (l Limits) Over(defaults Limits) Limits {
 	}
 }
 
+// Clone is a copy of l that shares nothing with it.
+func (l Limits) Clone() Limits {
+	return Limits{
+		Retries: clone(l.Retries), RetryPause: clone(l.RetryPause),
+		WaitTimeout: clone(l.WaitTimeout), LoadTimeout: clone(l.LoadTimeout), RunTimeout: clone(l.RunTimeout),
+	}
+}
+
+func clone[T any](value *T) *T {
+	if value == nil {
+		return nil
+	}
+	copied := *value
+	return &copied
+}
+
 func first[T any](values ...*T) *T {
 	for _, v := range values {
 		if v != nil {
@@ -109,8 +125,8 @@ type EventKind string
 // The kinds of events.
 const (
 	EventQueued    EventKind = "queued"   // submitted: a new run of the job
-	EventClaimed   EventKind = "claimed"  // a sheep holds the job and prepares it
-	EventStarted   EventKind = "started"  // the sheep's turn for it has come
+	EventClaimed   EventKind = "claimed"  // a sheep claimed the job ahead and prepares it
+	EventStarted   EventKind = "started"  // the sheep's turn for it has come; also by a claim to run
 	EventReturned  EventKind = "returned" // the attempt ended and the job is queued again
 	EventDue       EventKind = "due"      // the time before which it was not to run has passed
 	EventCancelled EventKind = "cancel"   // a client asked for its end while a sheep held it
@@ -144,8 +160,9 @@ type Event struct {
 	Status *Status
 }
 
-// Bounds of what is kept of a failure, in bytes.
+// Bounds of what is kept of a failure, and of why an attempt ended, in bytes.
 const (
+	MaxReason    = 1 << 10
 	MaxMessage   = 8 << 10
 	MaxType      = 256
 	MaxTraceback = 16 << 10
@@ -159,6 +176,9 @@ func (f *Failure) Clip() *Failure {
 	}
 	return &Failure{Message: clip(f.Message, MaxMessage), Type: clip(f.Type, MaxType), Traceback: clip(f.Traceback, MaxTraceback)}
 }
+
+// ClipReason cuts a reason, as Clip does.
+func ClipReason(reason string) string { return clip(reason, MaxReason) }
 
 // clip cuts the middle out of a text of more than limit bytes, at the borders of
 // characters.

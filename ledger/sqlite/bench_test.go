@@ -17,7 +17,7 @@ import (
 
 func benchLedger(b *testing.B) *Ledger {
 	b.Helper()
-	return mustOpen(b, Config{Path: filepath.Join(b.TempDir(), "ledger.db"), MaxOvertakes: 10})
+	return mustOpen(b, Config{Path: filepath.Join(b.TempDir(), "ledger.db")})
 }
 
 // fill queues n jobs, by many callers at once.
@@ -142,7 +142,7 @@ func micros(d time.Duration, n int) float64 { return float64(d.Microseconds()) /
 // steps creates, claims and finishes n jobs one after the other.
 func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Duration) {
 	b.Helper()
-	slot := ledger.Slot{Node: "n", Sheep: "a", Loaded: job.Model{Name: "model", Version: "1"}}
+	slot := ledger.Slot{Node: "n", Sheep: "a", Prefer: job.Model{Name: "model", Version: "1"}}
 	for i := range n {
 		begin := time.Now()
 		if _, err := l.Create(b.Context(), numbered(from+i)); err != nil {
@@ -154,7 +154,7 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 			b.Fatalf("Claim: %v, %v", c, err)
 		}
 		claimed := time.Now()
-		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done}); err != nil {
+		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
 			b.Fatal(err)
 		}
 		create += created.Sub(begin)
@@ -165,7 +165,7 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 }
 
 // BenchmarkWaiting looks at what waits, for the metrics, with 100,000 jobs in the
-// queue of 50 kinds.
+// queue of ten models and five sheep, all of another priority.
 func BenchmarkWaiting(b *testing.B) {
 	l := benchLedger(b)
 	var kinds sync.WaitGroup
@@ -173,7 +173,7 @@ func BenchmarkWaiting(b *testing.B) {
 		kinds.Go(func() {
 			for i := range 2000 {
 				rec := numbered(kind*2000 + i)
-				rec.Priority, rec.Sheep = kind%10, fmt.Sprint("sheep", kind/10)
+				rec.Priority, rec.Model.Version, rec.Sheep = i, fmt.Sprint(kind%10), fmt.Sprint("sheep", kind/10)
 				if _, err := l.Create(b.Context(), rec); err != nil {
 					b.Error(err)
 					return

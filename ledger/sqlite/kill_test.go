@@ -30,7 +30,7 @@ func workUntilKilled(path string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	l, err := Open(ctx, Config{Path: path, MaxOvertakes: 2})
+	l, err := Open(ctx, Config{Path: path})
 	if err != nil {
 		return fail(err)
 	}
@@ -39,7 +39,7 @@ func workUntilKilled(path string) int {
 		return fail(err)
 	}
 	for _, c := range held {
-		if err := l.Release(ctx, c.ID, c.Token, false); err != nil {
+		if _, err := l.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseInterrupted, Spent: true}); err != nil {
 			return fail(err)
 		}
 	}
@@ -70,13 +70,13 @@ func work(ctx context.Context, l *Ledger, w int) error {
 		switch i % 5 {
 		case 3:
 			say("releasing %s %d", c.ID, c.Token)
-			if err := l.Release(ctx, c.ID, c.Token, true); err != nil {
+			if _, err := l.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseHandedBack}); err != nil {
 				return err
 			}
 		case 4: // left to whoever comes after the kill
 		default:
 			say("ending %s %d", c.ID, c.Token)
-			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}}); err != nil {
+			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}, Cause: job.CauseError}); err != nil {
 				return err
 			}
 			say("ended %s %d", c.ID, c.Token)

@@ -14,8 +14,8 @@ import (
 // or sort them, or it would take longer the more jobs there are.
 func TestPlans(t *testing.T) {
 	l := openTemp(t, Config{})
-	queries := map[string]string{"get": queryGet, "held": queryHeld, "oldest": queryOldest}
-	for _, one := range new(statements).list() {
+	queries := map[string]string{}
+	for _, one := range append(new(statements).list(), new(readStatements).list()...) {
 		queries[one.name] = one.text
 	}
 	for name, filter := range map[string]ledger.Filter{

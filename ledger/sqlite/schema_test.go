@@ -41,7 +41,7 @@ func TestMigrate(t *testing.T) {
 				t.Fatalf("claimed %+v, %v", claim, err)
 			}
 			used := job.Usage{GPUMemory: 7}
-			if _, err := l.Finish(t.Context(), "x", claim.Token, ledger.Outcome{State: job.Done, Usage: used}); err != nil {
+			if _, err := l.Finish(t.Context(), "x", claim.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone, Usage: used}); err != nil {
 				t.Fatal(err)
 			}
 			if rec, err := l.Get(t.Context(), "x"); err != nil || rec.Usage != used {
