@@ -49,7 +49,8 @@
 // Cancel of a job that nobody holds ends it. Of one that is held it is a
 // request: the record says Cancelling, an event of kind cancel is recorded, and
 // the job goes on being held until its holder ends it. A job that is Cancelling
-// and is released ends as cancelled. No new run begins before.
+// ends as cancelled, whether it is released or finished and with whatever outcome:
+// a cancel that was answered is kept. No new run begins before.
 //
 // # Events
 //
@@ -231,7 +232,8 @@ type Ledger interface {
 	Start(ctx context.Context, id job.ID, token Token) (job.Record, error)
 
 	// Finish ends the job, once; one claimed ahead and never started, too, as
-	// when its inputs are missing. The attempt is spent. A holder that lost the
+	// when its inputs are missing. The attempt is spent. A job that is Cancelling
+	// ends as cancelled, with job.CauseCancelled. A holder that lost the
 	// claim gets ErrFenced, whatever became of the record.
 	Finish(ctx context.Context, id job.ID, token Token, outcome Outcome) (job.Record, error)
 

@@ -58,7 +58,7 @@ func (s suite) testEvents(t *testing.T) {
 		with(job.EventCancelled, func(e *job.Event) { holder(e); e.Attempt, e.State = 2, job.Processing }),
 		with(job.EventEnded, func(e *job.Event) {
 			holder(e)
-			e.Attempt, e.State, e.Cause, e.Reason, e.Status = 2, job.Failed, job.CauseError, "it said no", &status
+			e.Attempt, e.State, e.Cause, e.Reason, e.Status = 2, job.Cancelled, job.CauseCancelled, "it said no", &status
 		}),
 		with(job.EventQueued, func(e *job.Event) { e.Run, e.Model, e.Address = 2, red, "" }),
 		with(job.EventEnded, func(e *job.Event) {

@@ -417,12 +417,12 @@ func (s suite) testCancelHeld(t *testing.T) {
 		spent int
 	}{
 		{"held, released", ahead("a"), false, func(c ledger.Claim) job.Record { return f.release(c, unspent) }, job.Cancelled, job.CauseCancelled, 0},
-		{"held, started, finished", ahead("a"), true, func(c ledger.Claim) job.Record { return f.finish(c) }, job.Done, job.CauseDone, 1},
+		{"held, started, finished", ahead("a"), true, func(c ledger.Claim) job.Record { return f.finish(c) }, job.Cancelled, job.CauseCancelled, 1},
 		{"processing, released", slot("a"), true, func(c ledger.Claim) job.Record { return f.release(c, spent) }, job.Cancelled, job.CauseCancelled, 1},
 		{"processing, cancelled", slot("a"), false, func(c ledger.Claim) job.Record {
 			return f.finishAs(c, ledger.Outcome{State: job.Cancelled, Cause: job.CauseCancelled})
 		}, job.Cancelled, job.CauseCancelled, 1},
-		{"processing, failed", slot("a"), false, func(c ledger.Claim) job.Record { return f.finishAs(c, failed) }, job.Failed, job.CauseError, 1},
+		{"processing, failed", slot("a"), false, func(c ledger.Claim) job.Record { return f.finishAs(c, failed) }, job.Cancelled, job.CauseCancelled, 1},
 	} {
 		f.create(c.name)
 		claim := f.claim(c.slot, c.name)

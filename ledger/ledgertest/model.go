@@ -153,6 +153,9 @@ func (m *reference) finish(id job.ID, token ledger.Token, outcome ledger.Outcome
 	if err != nil {
 		return err
 	}
+	if j.Cancelling {
+		outcome.State, outcome.Failure, outcome.Cause = job.Cancelled, nil, job.CauseCancelled
+	}
 	event := j.attemptEvent(job.EventEnded)
 	event.Cause, event.Reason = outcome.Cause, outcome.Reason
 	m.endAttempt(j, ledger.Return{Cause: outcome.Cause, Reason: outcome.Reason, Spent: true, Usage: outcome.Usage, Phases: outcome.Phases})

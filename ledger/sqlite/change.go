@@ -64,6 +64,10 @@ func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outc
 			return nil, err
 		}
 		t.change(r)
+		end := end // this may run again
+		if r.Cancelling {
+			end.state, end.failure, end.attempt.cause = job.Cancelled, nil, job.CauseCancelled
+		}
 		return r, t.endHeld(r, end)
 	})
 }
