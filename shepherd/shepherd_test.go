@@ -42,8 +42,12 @@ type pen struct {
 	pasture *fake.Pasture
 	handle  fake.Handler
 	load    func(context.Context, job.Model) error
-	events  []runtime.Event // that a load reports
+	loadOn  func(sheep string, m job.Model) error // beside load
+	events  []runtime.Event                       // that a load reports
 	check   func(sheep string, m job.Model) error
+	find    func(sheep string, m job.Model) error
+	deaf    func(m job.Model) bool
+	log     string // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
@@ -102,11 +106,23 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 		Observe: p.events,
 		Handle:  func(ctx context.Context, m job.Model, in messenger.Input) error { return p.handle(ctx, m, in) },
 		Load: func(ctx context.Context, m job.Model) error {
+			if p.loadOn != nil {
+				if err := p.loadOn(name, m); err != nil {
+					return err
+				}
+			}
 			if p.load != nil {
 				return p.load(ctx, m)
 			}
 			return nil
 		},
+		Find: func(m job.Model) error {
+			if p.find != nil {
+				return p.find(name, m)
+			}
+			return nil
+		},
+		Deaf: p.deaf, Log: p.log,
 		Check: func(m job.Model) error {
 			if p.check != nil {
 				return p.check(name, m)
