@@ -164,6 +164,46 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 	return create, claim, finish
 }
 
+// BenchmarkJob takes one job after the other from its submission to its end, with
+// 20,000 jobs of 20 models waiting: claimed ahead, then started.
+func BenchmarkJob(b *testing.B) {
+	l := benchLedger(b)
+	var group sync.WaitGroup
+	for worker := range 10 {
+		group.Go(func() {
+			for i := range 2000 {
+				rec := numbered(worker*2000 + i)
+				rec.Model.Version = fmt.Sprint(i % 20)
+				if _, err := l.Create(b.Context(), rec); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	slot := ledger.Slot{Node: "n", Sheep: "a", Prefer: job.Model{Name: "model", Version: "7"}, Ahead: true}
+	commits, used := l.writer.commits.Load(), cpu(b)
+	for i := 0; b.Loop(); i++ {
+		rec := numbered(1_000_000 + i)
+		rec.Model.Version = fmt.Sprint(i % 20)
+		if _, err := l.Create(b.Context(), rec); err != nil {
+			b.Fatal(err)
+		}
+		c, err := l.Claim(b.Context(), slot)
+		if err != nil || c == nil {
+			b.Fatalf("Claim: %v, %v", c, err)
+		}
+		if _, err := l.Start(b.Context(), c.ID, c.Token); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(l.writer.commits.Load()-commits)/float64(b.N), "commits/op")
+	b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
 // BenchmarkWaiting looks at what waits, for the metrics, with 100,000 jobs in the
 // queue of ten models and five sheep, all of another priority.
 func BenchmarkWaiting(b *testing.B) {

@@ -177,16 +177,16 @@ func (t *tx) endAttempt(r *row, end attemptEnd) error {
 
 // endHeld ends the run and the attempt under way.
 func (t *tx) endHeld(r *row, end ending) error {
+	if !end.finished.IsZero() {
+		end.finished = latest(end.finished, r.claimedAt, r.StartedAt)
+		r.changedAt = latest(r.changedAt, end.finished)
+	}
 	event := r.attemptEvent(job.EventEnded)
 	event.Cause, event.Reason = end.attempt.cause, end.attempt.reason
-	began := r.claimedAt
 	if err := t.endAttempt(r, end.attempt); err != nil {
 		return err
 	}
 	r.Usage = end.attempt.usage
-	if !end.finished.IsZero() {
-		end.finished = latest(end.finished, began, r.StartedAt)
-	}
 	return t.endRun(r, end, event)
 }
 
@@ -197,7 +197,6 @@ func (t *tx) endRun(r *row, end ending, event job.Event) error {
 	if r.FinishedAt.IsZero() {
 		r.FinishedAt = r.changedAt
 	}
-	r.changedAt = latest(r.changedAt, r.FinishedAt)
 	r.endedAge = t.age
 	if err := t.save(r); err != nil {
 		return err

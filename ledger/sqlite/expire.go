@@ -19,7 +19,7 @@ const (
 
 // sweepEvery is how often the writer looks for what is too old.
 func (w *writer) sweepEvery() time.Duration {
-	return min(max(min(w.cfg.Keep, w.cfg.EventKeep)/16, time.Second), time.Minute)
+	return min(max(min(w.cfg.Keep, w.cfg.EventKeep)/64, time.Second), 10*time.Minute)
 }
 
 // expire removes some of the records that ended too long ago or that are too

@@ -62,7 +62,7 @@ func (s *statements) list() []statement {
 					WHERE ` + isClaimable + ` AND sheep = '' ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)
 				UNION ALL SELECT j.seq, j.priority, j.model_name, j.model_version FROM head
 					JOIN jobs j ON j.seq = (SELECT seq FROM jobs
-						WHERE ` + isClaimable + ` AND sheep = '' AND (model_name, model_version) > (head.name, head.version)
+						WHERE ` + isClaimable + ` AND sheep = '' AND (model_name, model_version) > (+head.name, +head.version)
 						ORDER BY model_name, model_version, priority DESC, seq LIMIT 1))
 			SELECT * FROM head`},
 		// The oldest claimable job with an address, a priority and a model.

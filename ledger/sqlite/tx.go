@@ -253,6 +253,14 @@ func (t *tx) saveNumbers() error {
 	return t.writeNumbers()
 }
 
+// saveAge writes the ledger's age where nothing else was written for long.
+func (t *tx) saveAge() error {
+	if t.age-t.saved.age < saveAgeAlone.Microseconds() {
+		return nil
+	}
+	return t.writeNumbers()
+}
+
 func (t *tx) writeNumbers() error {
 	t.saved.age = t.age
 	_, err := t.exec(t.do.saveNumbers, t.saved.seq, t.saved.token, t.saved.event, t.saved.pruned, t.age, fromTime(t.now))

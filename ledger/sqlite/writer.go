@@ -34,6 +34,9 @@ type operation struct {
 	// revert takes the change back where its caller did not wait for it; nil for
 	// changes that may stay.
 	revert func(*tx) error
+	// upkeep says that there is no caller, and that the change is tried again until
+	// it is made.
+	upkeep bool
 
 	state atomic.Int32
 	done  chan struct{} // closed when err is set
@@ -80,7 +83,7 @@ type writer struct {
 	storedEvents int
 	nextTimer    time.Time    // no timer is due before; zero for none
 	sweeping     bool         // look for what is no longer kept
-	reverts      []*operation // abandoned changes to take back
+	reverts      []*operation // of abandoned changes
 	retryAt      time.Time    // when upkeep is tried again after it failed
 	retryPause   time.Duration
 	commits      atomic.Int64 // how many transactions made something durable
@@ -96,7 +99,7 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 		return nil, err
 	}
 	w.clock = newAgeClock(age, wall, w.now())
-	w.saved = savedNumbers{numbers: *n} // its age is saved with the first change
+	w.saved = savedNumbers{numbers: *n, age: w.clock.base}
 	if w.tally, err = loadTally(ctx, conn); err != nil {
 		return nil, err
 	}
@@ -128,7 +131,7 @@ func (w *writer) run() {
 	defer timer.Stop()
 	for {
 		var first *operation
-		if len(w.reverts) > 0 || w.sweeping && w.mayUpkeep() {
+		if w.busy() && w.mayUpkeep() {
 			select {
 			case first = <-w.ops:
 			case <-w.quit:
@@ -152,23 +155,23 @@ func (w *writer) run() {
 	}
 }
 
+// busy reports whether there is upkeep that does not wait for a time.
+func (w *writer) busy() bool { return w.sweeping || len(w.reverts) > 0 }
+
 // rest is how long the writer has nothing to do by itself.
 func (w *writer) rest() time.Duration {
 	rest := w.untilTimer()
-	if !w.mayUpkeep() {
-		rest = max(rest, time.Until(w.retryAt))
-		if w.sweeping {
-			rest = time.Until(w.retryAt)
-		}
+	if w.busy() {
+		rest = 0
 	}
-	return rest
+	return max(rest, time.Until(w.retryAt))
 }
 
 func (w *writer) mayUpkeep() bool { return !time.Now().Before(w.retryAt) }
 
-// drain makes what is still handed in, and takes back what was abandoned; nobody
-// hands in more. Then it writes the numbers as they are, so that the next to open
-// the ledger goes on without gaps.
+// drain makes what is still handed in, and takes back what was abandoned where
+// that does not fail; nobody hands in more. Then it writes the numbers as they
+// are, so that the next to open the ledger goes on without gaps.
 func (w *writer) drain() {
 	for {
 		batch := w.gather(nil)
@@ -188,8 +191,10 @@ func (w *writer) drain() {
 
 // gather takes the operations that wait, from first on where it is not nil.
 func (w *writer) gather(first *operation) []*operation {
-	batch := w.reverts
-	w.reverts = nil
+	var batch []*operation
+	if w.mayUpkeep() {
+		batch, w.reverts = w.reverts, nil
+	}
 	if first != nil {
 		batch = append(batch, first)
 	}
@@ -220,7 +225,7 @@ func (w *writer) commit(batch []*operation) {
 		w.postponeUpkeep(err)
 		w.commit(batch)
 	case failed.during == duringBegin || len(batch) == 1:
-		w.answer(batch, slices.Repeat([]error{failed.err}, len(batch)))
+		w.fail(batch, failed.err)
 	default:
 		for _, o := range batch {
 			w.commit([]*operation{o})
@@ -228,20 +233,36 @@ func (w *writer) commit(batch []*operation) {
 	}
 }
 
+// postponeUpkeep has upkeep rest after it failed, for longer each time.
 func (w *writer) postponeUpkeep(err error) {
+	if !w.mayUpkeep() {
+		return
+	}
 	w.retryPause = min(max(2*w.retryPause, minRetry), maxRetry)
 	w.retryAt = time.Now().Add(w.retryPause)
-	w.cfg.Log.Warn("cannot run timers or remove what is no longer kept; it is tried again",
-		slog.Any("error", explain(w.cfg.Path, "maintain the ledger", err)), slog.Duration("after", w.retryPause))
+	w.cfg.Log.Warn("cannot run timers, take back abandoned claims or remove what is no longer kept; it is tried again",
+		slog.Any("error", explain(w.cfg.Path, "maintain the ledger", err)), slog.Duration("pause", w.retryPause))
 }
 
-// answer answers the operations, and sees to it that what nobody waited for is
-// taken back.
+// answer answers the operations of a transaction that was committed. A change
+// that nobody waited for is taken back.
 func (w *writer) answer(batch []*operation, errs []error) {
 	for i, o := range batch {
 		if !o.answer(errs[i]) && errs[i] == nil && o.revert != nil {
-			w.reverts = append(w.reverts, &operation{apply: o.revert, done: make(chan struct{})})
+			w.reverts = append(w.reverts, &operation{apply: o.revert, upkeep: true, done: make(chan struct{})})
 		}
+	}
+}
+
+// fail answers operations that were not made.
+func (w *writer) fail(batch []*operation, err error) {
+	for _, o := range batch {
+		if o.upkeep {
+			w.reverts = append(w.reverts, o)
+			w.postponeUpkeep(err)
+			continue
+		}
+		o.answer(err)
 	}
 }
 
@@ -309,7 +330,7 @@ func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
 		}
 	}
 	if upkeep {
-		if err := errors.Join(t.expire(len(batch) == 0), t.pruneEvents(len(batch) == 0)); err != nil {
+		if err := errors.Join(t.expire(len(batch) == 0), t.pruneEvents(len(batch) == 0), t.saveAge()); err != nil {
 			return nil, &transactError{duringUpkeep, err}
 		}
 	}
