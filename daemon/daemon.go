@@ -105,7 +105,15 @@ func (d *daemon) configure(logTo io.Writer) (err error) {
 	}
 	d.log = log
 	d.closing.add(closeLog)
+	logConfigWarnings(d.config, log)
 	return nil
+}
+
+// logConfigWarnings logs what the configuration says to no effect.
+func logConfigWarnings(c *config.Config, log *slog.Logger) {
+	for _, warning := range c.Warnings {
+		log.Warn("A key of the configuration is not used", "file", warning.File, "line", warning.Line, "key", warning.Path, "reason", warning.Text)
+	}
 }
 
 // open locks the state directory and opens what the core stands on: listeners,

@@ -22,10 +22,11 @@ const (
 	CauseCancelled   Cause = "cancelled"    // a client cancelled the job
 
 	// The sheep is to blame; the job may run elsewhere.
-	CauseSheep     Cause = "sheep"      // the sheep cannot prepare or start the job: a full disk, a busy port
-	CauseOtherOnly Cause = "not-here"   // the sheep does not have the model; another may
-	CauseDevice    Cause = "device"     // a device was lost under the job
-	CauseLost      Cause = "sheep-lost" // what supervises the runner was lost, and the runner with it
+	CauseSheep       Cause = "sheep"       // the sheep cannot prepare or start the job: a full disk, a busy port
+	CauseNotHere     Cause = "not-here"    // the sheep does not have the model; another may
+	CauseUnavailable Cause = "unavailable" // what the sheep needs to load the model does not answer: a registry
+	CauseDevice      Cause = "device"      // a device was lost under the job
+	CauseLost        Cause = "sheep-lost"  // what supervises the runner was lost, and the runner with it
 
 	// Nobody is to blame: the attempt was cut off or not needed.
 	CauseInterrupted Cause = "interrupted" // daemon and runner were killed together
@@ -60,42 +61,6 @@ type Phases struct {
 	Load    time.Duration `json:"load,omitempty"`
 	Run     time.Duration `json:"run,omitempty"`
 	Collect time.Duration `json:"collect,omitempty"`
-}
-
-// Limits bound the tries and times of a job. A nil field takes the configured
-// default; of the times, 0 is no limit.
-type Limits struct {
-	// Retries is how often a job that failed by its own fault is tried again;
-	// RetryPause is how long it waits before the first of these tries, and twice
-	// as long before each further one.
-	Retries    *int           `json:"retries,omitempty"`
-	RetryPause *time.Duration `json:"retry_pause,omitempty"`
-	// WaitTimeout bounds the time from submission to the first start,
-	// LoadTimeout the time that loading the model and starting its runner take
-	// in an attempt, RunTimeout the time that the runner has the job.
-	WaitTimeout *time.Duration `json:"wait_timeout,omitempty"`
-	LoadTimeout *time.Duration `json:"load_timeout,omitempty"`
-	RunTimeout  *time.Duration `json:"run_timeout,omitempty"`
-}
-
-// Over is l with what it leaves open taken from defaults.
-func (l Limits) Over(defaults Limits) Limits {
-	return Limits{
-		Retries:     first(l.Retries, defaults.Retries),
-		RetryPause:  first(l.RetryPause, defaults.RetryPause),
-		WaitTimeout: first(l.WaitTimeout, defaults.WaitTimeout),
-		LoadTimeout: first(l.LoadTimeout, defaults.LoadTimeout),
-		RunTimeout:  first(l.RunTimeout, defaults.RunTimeout),
-	}
-}
-
-func first[T any](values ...*T) *T {
-	for _, v := range values {
-		if v != nil {
-			return v
-		}
-	}
-	return nil
 }
 
 // Cursor is a position among the events of a ledger. It is opaque; the empty
