@@ -195,7 +195,7 @@ func (ch *checker) limits(n *node, path string, l Limits) {
 		if value == nil || ch.problems.cover(value, at) {
 			continue
 		}
-		expected := fmt.Sprintf("a duration from 0s to %s", formatDuration(job.MaxTimeout))
+		expected := fmt.Sprintf("a duration from 0s to %s", job.FormatDuration(job.MaxTimeout))
 		if wrong.Field == "retries" {
 			expected = fmt.Sprintf("a whole number from 0 to %d", job.MaxRetries)
 		}

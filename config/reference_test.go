@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/job"
 )
 
 // keysOf collects every key of a struct, dotted, with its value as YAML shows
@@ -35,7 +37,7 @@ func keysOf(v reflect.Value, path string, keys map[string]string) {
 		case Secret:
 			keys[key] = ""
 		case time.Duration:
-			keys[key] = formatDuration(value)
+			keys[key] = job.FormatDuration(value)
 		default:
 			if field.Kind() == reflect.Struct {
 				keysOf(field, key, keys)
