@@ -89,6 +89,8 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// BodyMemory bounds the memory that the bodies of all requests take together.
+	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
 	Debug bool `yaml:"debug"`
 }

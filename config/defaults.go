@@ -100,6 +100,9 @@ func (c *Config) derive(m machine) {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}
 	}
+	if c.API.BodyMemory == 0 {
+		c.API.BodyMemory = max(256<<20, 2*c.API.MaxBody)
+	}
 	if c.OnExit == "" {
 		c.OnExit = onExit(m)
 	}
