@@ -117,6 +117,8 @@ func TestStartJobBodiesThatAreRefused(t *testing.T) {
 		{`{"not_before":0}`, "not_before: must be a string, not a number"},
 		{`{"not_before":"tomorrow"}`, "not_before: must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"},
 		{`{"not_before":"2099-01-01T00:00:00"}`, "not_before: must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"},
+		{`{"not_before":"0001-01-01T00:00:00Z"}`, "not_before: must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"},
+		{`{"deadline":"9999-12-31T23:59:59-01:00"}`, "deadline: must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"},
 		{`{"deadline":"2099-02-30T00:00:00Z"}`, "deadline: must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"},
 		{`{"deadline":"2099-01-01T00:00:00Z","not_before":"2099-01-01T01:00:00+01:00",` + ok + `}`, "deadline: must be later than not_before"},
 		{`{"timeout":1}`, "timeout: this field is not known"},
