@@ -110,9 +110,10 @@ func (s *suite) cutShort(t *testing.T, id job.ID, dir string) []string {
 	t.Helper()
 	u, err := url.Parse(s.URL)
 	noError(t, err)
-	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	proxy.Rewrite, proxy.Director = func(r *httputil.ProxyRequest) { r.SetURL(u); r.Out.Host = r.In.Host }, nil
+	proxy := &httputil.ReverseProxy{
+		Rewrite:  func(r *httputil.ProxyRequest) { r.SetURL(u); r.Out.Host = r.In.Host }, // signed as it came
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var files atomic.Int32
