@@ -27,11 +27,16 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err = fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil || !loaded.API.Open() {
+			if _, err := fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
-			return err
+			for _, warning := range loaded.Warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+			}
+			if loaded.API.Open() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
+			}
+			return nil
 		},
 	})
 	return c

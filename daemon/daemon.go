@@ -105,7 +105,15 @@ func (d *daemon) configure(logTo io.Writer) (err error) {
 	}
 	d.log = log
 	d.closing.add(closeLog)
+	logConfigWarnings(d.config, log)
 	return nil
+}
+
+// logConfigWarnings logs what the configuration says to no effect.
+func logConfigWarnings(c *config.Config, log *slog.Logger) {
+	for _, warning := range c.Warnings {
+		log.Warn("A key of the configuration is not used", "file", warning.File, "line", warning.Line, "key", warning.Path, "reason", warning.Text)
+	}
 }
 
 // open locks the state directory and opens what the core stands on: listeners,
@@ -149,7 +157,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
-		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
+		MaxAttempts: c.Scheduling.MaxAttempts, MaxTurn: c.Scheduling.MaxTurn, Limits: limitDefaults(c), Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -199,7 +207,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
 	c := d.config.API
 	handler := api.New(api.Config{
-		Service: d.core, Gate: d.listeners.gate, Origins: c.CORSOrigins, MaxBody: int64(c.MaxBody), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
+		Service: d.core, Gate: d.listeners.gate, Origins: c.CORSOrigins, MaxBody: int64(c.MaxBody), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local)

@@ -154,6 +154,7 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 	if asked := r.rules(current).AsksClients(); asked && !r.rules(next).AsksClients() {
 		r.log.Warn(r.listeners.serves(next.API).OpenWarning())
 	}
+	logConfigWarnings(next, r.log)
 	r.level.Set(next.Logging.SlogLevel())
 	r.mu.Lock()
 	r.current, r.members = next, members

@@ -52,11 +52,20 @@ func newMember(env *environment, drivers map[string]runtime.Driver, s config.She
 		return shepherd.Member{}, err
 	}
 	keeper, _ := driver.(runtime.ModelKeeper)
-	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
+	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout, Limits: s.Limits.Job()}
 	if env.gpus != nil {
 		m.Devices = env.gpus.lease(s)
 	}
 	return m, nil
+}
+
+// limitDefaults are the configured defaults of jobs' limits.
+func limitDefaults(c *config.Config) shepherd.LimitDefaults {
+	d := shepherd.LimitDefaults{All: c.Limits.Job()}
+	for _, m := range c.Models.Limits {
+		d.Models = append(d.Models, shepherd.LimitRule{Models: m.Rule(), Limits: m.Limits.Job()})
+	}
+	return d
 }
 
 // startDrivers starts the drivers that have work beyond single sheep. One that

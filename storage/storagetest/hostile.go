@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -109,23 +110,29 @@ func (s *suite) cutShort(t *testing.T, id job.ID, dir string) []string {
 	t.Helper()
 	u, err := url.Parse(s.URL)
 	noError(t, err)
-	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	proxy.Rewrite, proxy.Director = func(r *httputil.ProxyRequest) { r.SetURL(u); r.Out.Host = r.In.Host }, nil
+	proxy := &httputil.ReverseProxy{
+		Rewrite:  func(r *httputil.ProxyRequest) { r.SetURL(u); r.Out.Host = r.In.Host }, // signed as it came
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var files atomic.Int32
 	proxy.ModifyResponse = func(r *http.Response) error {
-		if r.ContentLength > 1000 {
-			r.Body = struct {
-				io.Reader
-				io.Closer
-			}{io.LimitReader(r.Body, 1000), r.Body}
+		if r.ContentLength <= 1000 {
+			return nil
+		}
+		r.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(r.Body, 1000), r.Body}
+		if files.Add(1) > 1 { // a first part is here, and it is tried again
+			cancel()
 		}
 		return nil
 	}
 	server := httptest.NewServer(proxy)
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
 	_, _ = s.Open(t, server.URL, s.AccessKey, s.SecretKey).Stage(ctx, id, openRoot(t, dir), storage.Options{})
 	entries, err := os.ReadDir(dir)
 	noError(t, err)

@@ -153,7 +153,7 @@ func (s *suite) testPlaces(t *testing.T) {
 			t.Errorf("the traceback has %d bytes, from %.20q to %q", len(got), got, got[max(0, len(got)-20):])
 		}
 		for name, content := range map[string]string{
-			"TooLarge": `{"status": "failed", "error_details": {"message": "` + strings.Repeat("x", storage.MaxStatus) + `"}}`,
+			"TooLarge": `{"status": "failed", "more": [` + strings.Repeat(`"x", `, 1<<20) + `"x"]}`,
 			"Half":     `{"status": "failed", "error_de`,
 			"Empty":    "",
 		} {

@@ -1,4 +1,4 @@
-package config
+package job
 
 import (
 	"errors"
@@ -8,18 +8,19 @@ import (
 	"time"
 )
 
-var errNotThat = errors.New("not of the expected form")
+const day = 24 * time.Hour
 
-// parseDuration reads what time.ParseDuration does, and days ("7d", "1d12h").
-func parseDuration(s string) (time.Duration, error) {
+var errNoDuration = errors.New("not a duration")
+
+// ParseDuration reads what time.ParseDuration does, and days ("7d", "1d12h").
+func ParseDuration(s string) (time.Duration, error) {
 	days, rest, ok := strings.Cut(s, "d")
 	if !ok {
 		return time.ParseDuration(s)
 	}
-	const day = 24 * time.Hour
 	n, err := strconv.ParseUint(days, 10, 31)
 	if err != nil || time.Duration(n) > math.MaxInt64/day {
-		return 0, errNotThat
+		return 0, errNoDuration
 	}
 	d := time.Duration(n) * day
 	if rest == "" {
@@ -27,15 +28,14 @@ func parseDuration(s string) (time.Duration, error) {
 	}
 	more, err := time.ParseDuration(rest)
 	if err != nil || more < 0 || d > math.MaxInt64-more {
-		return 0, errNotThat
+		return 0, errNoDuration
 	}
 	return d + more, nil
 }
 
-// formatDuration writes whole days as "7d", and leaves out what is zero at the
-// end ("30s", "1h30m").
-func formatDuration(d time.Duration) string {
-	const day = 24 * time.Hour
+// FormatDuration writes what ParseDuration reads: whole days as "7d", and without
+// what is zero at the end ("30s", "1h30m").
+func FormatDuration(d time.Duration) string {
 	if d > 0 && d%day == 0 {
 		return strconv.FormatInt(int64(d/day), 10) + "d"
 	}
