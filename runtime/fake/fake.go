@@ -298,6 +298,7 @@ func (s *sheep) Detach() {
 }
 
 func (s *sheep) Close(context.Context) error { return nil }
+
 // Recover takes up the runner that the pasture has under this sheep's name.
 func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
 	s.cfg.Pasture.mu.Lock()
