@@ -22,7 +22,7 @@ import (
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
+		Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -73,8 +73,8 @@ type EventKind string
 // The kinds of events.
 const (
 	EventQueued    EventKind = "queued"   // submitted: a new run of the job
-	EventClaimed   EventKind = "claimed"  // a sheep holds the job and prepares it
-	EventStarted   EventKind = "started"  // the sheep's turn for it has come
+	EventClaimed   EventKind = "claimed"  // a sheep claimed the job ahead and prepares it
+	EventStarted   EventKind = "started"  // the sheep's turn for it has come; also by a claim to run
 	EventReturned  EventKind = "returned" // the attempt ended and the job is queued again
 	EventDue       EventKind = "due"      // the time before which it was not to run has passed
 	EventCancelled EventKind = "cancel"   // a client asked for its end while a sheep held it
@@ -108,8 +108,9 @@ type Event struct {
 	Status *Status
 }
 
-// Bounds of what is kept of a failure, in bytes.
+// Bounds of what is kept of a failure, and of why an attempt ended, in bytes.
 const (
+	MaxReason    = 1 << 10
 	MaxMessage   = 8 << 10
 	MaxType      = 256
 	MaxTraceback = 16 << 10
@@ -123,6 +124,9 @@ func (f *Failure) Clip() *Failure {
 	}
 	return &Failure{Message: clip(f.Message, MaxMessage), Type: clip(f.Type, MaxType), Traceback: clip(f.Traceback, MaxTraceback)}
 }
+
+// ClipReason cuts a reason, as Clip does.
+func ClipReason(reason string) string { return clip(reason, MaxReason) }
 
 // clip cuts the middle out of a text of more than limit bytes, at the borders of
 // characters.

@@ -151,7 +151,7 @@ type Record struct {
 	State      State
 	Failure    *Failure // set exactly when State is Failed
 	EnqueuedAt time.Time
-	StartedAt  time.Time // of the present or last attempt
+	StartedAt  time.Time // of the attempt under way, or the one that ended the run
 	FinishedAt time.Time
 
 	// Run counts how often this id was submitted, from 1: a client may run a
@@ -162,7 +162,8 @@ type Record struct {
 	// NotBefore is the earliest time at which the job may be claimed: as the
 	// client asked, or later after an attempt that is to be repeated.
 	NotBefore time.Time
-	// WaitUntil is when a job that nobody has started fails.
+	// WaitUntil is when the job fails unless it is started before; zero once it
+	// was, too.
 	WaitUntil time.Time
 
 	// Attempt is the number of this run's present or last attempt, 0 before the

@@ -30,7 +30,8 @@
 // # Attempts
 //
 // An attempt ends by Finish or Release, with a cause, and stays with the job's
-// record for as long as that is kept. It is spent or not: Record.Spent counts
+// record for as long as that is kept; of a job with very many, the last ones do
+// (see each implementation's Config). It is spent or not: Record.Spent counts
 // those of the run that were. What that means for the job is the caller's to
 // decide; the ledger only counts.
 //
@@ -39,22 +40,24 @@
 // A job with a NotBefore in the future is queued and cannot be claimed; when the
 // time has come the ledger makes it claimable by itself and records an event of
 // kind due. A job that nobody holds when its WaitUntil or its Deadline passes
-// fails by the ledger's own doing; one that is held is its holder's. WaitUntil
-// counts only until the first start of the run. Times within one record never go
-// back, whatever the clock does.
+// fails by the ledger's own doing; one that is held is its holder's, until it is
+// released. WaitUntil counts only until the first start of the run, which sets it
+// to zero. Times within one record never go back, whatever the clock does.
 //
 // # Cancel
 //
 // Cancel of a job that nobody holds ends it. Of one that is held it is a
 // request: the record says Cancelling, an event of kind cancel is recorded, and
 // the job goes on being held until its holder ends it. A job that is Cancelling
-// and is released ends as cancelled. No new run begins before.
+// ends as cancelled, whether it is released or finished and with whatever outcome:
+// a cancel that was answered is kept. No new run begins before.
 //
 // # Events
 //
 // Every change of a job records an event, in the same transaction. Events are
 // read in the order of their cursors; an event never appears before one that was
-// read already. They are kept for a bounded time and number.
+// read already. They are kept for a bounded time and number. A claim to run
+// records started alone, one ahead records claimed and, by Start, started.
 //
 // # Promises
 //
@@ -133,9 +136,10 @@ type Claim struct {
 }
 
 // Outcome is how a run ended. State is final; Failure is set exactly when it is
-// job.Failed, and kept as (*job.Failure).Clip has it. At becomes FinishedAt; zero
-// means now. Cause, Reason, Usage and Phases are kept with the attempt, by the
-// microsecond.
+// job.Failed, and kept as (*job.Failure).Clip has it. At becomes FinishedAt,
+// though not before the attempt began; zero means now. Cause, which is never
+// empty, Reason, as job.ClipReason has it, Usage and Phases are kept with the
+// attempt, by the microsecond.
 type Outcome struct {
 	State    job.State
 	Failure  *job.Failure
@@ -147,7 +151,8 @@ type Outcome struct {
 	Warnings []string
 }
 
-// Return is why a claim is released, and what it means for the job.
+// Return is why a claim is released, and what it means for the job. Cause is
+// never empty; a job that is Cancelling ends with job.CauseCancelled instead.
 type Return struct {
 	Cause  job.Cause
 	Reason string
@@ -196,7 +201,8 @@ type Lease interface {
 	// A node whose lease is lost stops its attempts at once; it can change none
 	// of them any more.
 	Lost() <-chan struct{}
-	// Release gives the lease up. The node's claims stay, for its next Join.
+	// Release gives the lease up, which does not count as losing it. The node's
+	// claims stay, for its next Join.
 	Release(ctx context.Context) error
 }
 
@@ -226,7 +232,8 @@ type Ledger interface {
 	Start(ctx context.Context, id job.ID, token Token) (job.Record, error)
 
 	// Finish ends the job, once; one claimed ahead and never started, too, as
-	// when its inputs are missing. The attempt is spent. A holder that lost the
+	// when its inputs are missing. The attempt is spent. A job that is Cancelling
+	// ends as cancelled, with job.CauseCancelled. A holder that lost the
 	// claim gets ErrFenced, whatever became of the record.
 	Finish(ctx context.Context, id job.ID, token Token, outcome Outcome) (job.Record, error)
 
@@ -270,8 +277,9 @@ type Ledger interface {
 
 	// Events returns up to limit events after the cursor that match, in order, and
 	// the cursor to go on with (which may lie behind the last event returned: what
-	// does not match need not be read again). It answers ErrEventsGone for a
-	// cursor too old.
+	// does not match need not be read again). Fewer than limit are all there are. It
+	// answers ErrEventsGone for a cursor that is too old, or that this ledger did
+	// not give out. What the events point to is shared: it is only read.
 	Events(ctx context.Context, after job.Cursor, filter EventFilter, limit int) ([]job.Event, job.Cursor, error)
 
 	// Now is the cursor of the latest event: Events after it returns what happens
@@ -279,8 +287,8 @@ type Ledger interface {
 	Now(ctx context.Context) (job.Cursor, error)
 
 	// Changed returns a channel that is closed when an event may have been
-	// recorded since the call. To miss nothing, call Changed, then read Events,
-	// then wait.
+	// recorded since the call, or the ledger was closed. To miss nothing, call
+	// Changed, then read Events, then wait.
 	Changed() <-chan struct{}
 
 	// Checkpoint returns the cursor that a consumer of events has kept, or

@@ -97,7 +97,7 @@ func TestSheepShareAGPU(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: dir + "/ledger.db", MaxOvertakes: 16, Log: log})
+	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: dir + "/ledger.db", Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

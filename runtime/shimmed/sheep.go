@@ -109,6 +109,7 @@ var (
 	_ runtime.Owner     = (*Sheep)(nil)
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
+	_ runtime.ModelFinder  = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -144,6 +145,15 @@ type found struct {
 	handle *shim.Handle
 	folder string
 	model  job.Model
+	port   int // where its runner listens; 0 where an earlier daemon started it
+}
+
+// waitingFor says what is missing until the runner takes jobs.
+func (f *found) waitingFor() string {
+	if f.port == 0 {
+		return "waiting for the runner to take jobs"
+	}
+	return fmt.Sprintf("waiting for port %d", f.port)
 }
 
 // Load makes the model ready to start. See runtime.Sheep.
@@ -170,6 +180,14 @@ func (s *Sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 func (s *Sheep) CheckModel(m job.Model) error {
 	if c, ok := s.cfg.Type.(runtime.ModelChecker); ok {
 		return c.CheckModel(m)
+	}
+	return nil
+}
+
+// FindModel asks the sheep's Type, where that knows. See runtime.ModelFinder.
+func (s *Sheep) FindModel(m job.Model) error {
+	if f, ok := s.cfg.Type.(runtime.ModelFinder); ok {
+		return f.FindModel(m)
 	}
 	return nil
 }
@@ -284,7 +302,7 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 		}
 		return nil, failedStart(ctx, launched)
 	}
-	return &found{handle: h, folder: folder, model: m}, nil
+	return &found{handle: h, folder: folder, model: m, port: spec.Port}, nil
 }
 
 // failedStart says what became of a start.
@@ -307,7 +325,7 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 	var overdue <-chan time.Time
 	begun := func() {
 		started, connected = nil, h.Connected()
-		observe(runtime.Event{Stage: runtime.Starting, PID: h.PID(), Text: "started with model " + life.model.String()})
+		observe(runtime.Event{Stage: runtime.Starting, PID: h.PID(), Text: life.waitingFor()})
 	}
 	for {
 		select {

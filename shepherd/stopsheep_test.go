@@ -7,9 +7,9 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Sheep that rest have no runner; jobs wait for them, those handed back too, and
-// are run once they wake.
-func TestRestAndWake(t *testing.T) {
+// Sheep that are told to stop have no runner; jobs wait for them, those handed
+// back too, and run once they are told to start.
+func TestStopAndStartSheep(t *testing.T) {
 	p := newPen(t, "a", "b")
 	begun, open := p.gated()
 	p.start()
@@ -18,12 +18,12 @@ func TestRestAndWake(t *testing.T) {
 	p.submit("warm", "m", "1", to("b"))
 	p.await("warm", job.Done)
 	for range 2 { // twice is the same
-		if err := p.core.Rest(0); err != nil {
+		if err := p.core.StopSheep(0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if n := p.pasture.Alive(); n != 0 {
-		t.Errorf("%d runners are up while the sheep rest", n)
+		t.Errorf("%d runners are up while the sheep are stopped", n)
 	}
 	p.submit("later", "m", "2", to("b"))
 	for _, id := range []job.ID{"wait-1", "later"} {
@@ -36,7 +36,7 @@ func TestRestAndWake(t *testing.T) {
 	p.submit("for-c", "m", "3", to("c"))
 	p.await("for-c", job.Done)
 
-	if err := p.core.Wake(); err != nil {
+	if err := p.core.StartSheep(); err != nil {
 		t.Fatal(err)
 	}
 	open()
@@ -49,7 +49,7 @@ func TestWakesAreNotLost(t *testing.T) {
 	p := newPen(t, "a", "b")
 	p.start()
 	p.applied(p.apply(0, p.members["b"]))
-	if err := p.core.Rest(time.Hour); err != nil {
+	if err := p.core.StopSheep(time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	p.applied(p.apply(0, p.members["b"], p.member("c")))
