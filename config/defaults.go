@@ -58,7 +58,7 @@ func defaults(m machine) Config {
 			Keep:        7 * 24 * time.Hour,
 			KeepJobs:    100_000,
 			EventKeep:   7 * 24 * time.Hour,
-			EventNumber: 1_000_000,
+			EventNumber: 200_000,
 		},
 		Logging: Logging{
 			Level:  "info",

@@ -22,7 +22,7 @@ import (
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		Log: log,
+		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Log: log,
 	})
 	if err != nil {
 		return nil, err
