@@ -157,7 +157,8 @@ func (d *daemon) startCore(ctx context.Context) error {
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
-		MaxAttempts: c.Scheduling.MaxAttempts, MaxTurn: c.Scheduling.MaxTurn, Limits: limitDefaults(c), Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
+		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
+		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -165,6 +166,16 @@ func (d *daemon) startCore(ctx context.Context) error {
 	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
 	logStorageState(ctx, d.store, c, d.log)
 	return d.core.Start(ctx)
+}
+
+// limitDefaults are the limits of jobs that bring none of their own, but for those
+// of sheep.
+func limitDefaults(c *config.Config) shepherd.LimitDefaults {
+	limits := shepherd.LimitDefaults{All: c.Limits.Job()}
+	for _, m := range c.Models.Limits {
+		limits.Models = append(limits.Models, shepherd.LimitRule{Models: m.Rule(), Limits: m.Limits.Job()})
+	}
+	return limits
 }
 
 // serve serves the API until ctx ends or a server fails, and then stops as the

@@ -59,15 +59,6 @@ func newMember(env *environment, drivers map[string]runtime.Driver, s config.She
 	return m, nil
 }
 
-// limitDefaults are the configured defaults of jobs' limits.
-func limitDefaults(c *config.Config) shepherd.LimitDefaults {
-	d := shepherd.LimitDefaults{All: c.Limits.Job()}
-	for _, m := range c.Models.Limits {
-		d.Models = append(d.Models, shepherd.LimitRule{Models: m.Rule(), Limits: m.Limits.Job()})
-	}
-	return d
-}
-
 // startDrivers starts the drivers that have work beyond single sheep. One that
 // fails to is logged: its sheep may still work.
 func startDrivers(ctx context.Context, drivers map[string]runtime.Driver, members []shepherd.Member, log *slog.Logger) {

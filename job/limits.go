@@ -38,6 +38,22 @@ func (l Limits) Over(defaults Limits) Limits {
 	}
 }
 
+// Clone is a copy of l that shares nothing with it.
+func (l Limits) Clone() Limits {
+	return Limits{
+		Retries: clone(l.Retries), RetryPause: clone(l.RetryPause),
+		WaitTimeout: clone(l.WaitTimeout), LoadTimeout: clone(l.LoadTimeout), RunTimeout: clone(l.RunTimeout),
+	}
+}
+
+func clone[T any](value *T) *T {
+	if value == nil {
+		return nil
+	}
+	copied := *value
+	return &copied
+}
+
 func first[T any](values ...*T) *T {
 	for _, v := range values {
 		if v != nil {
@@ -65,20 +81,4 @@ func (l Limits) Validate() []*Invalid {
 		}
 	}
 	return wrong
-}
-
-// Clone is a copy of l that shares nothing with it.
-func (l Limits) Clone() Limits {
-	return Limits{
-		Retries: clone(l.Retries), RetryPause: clone(l.RetryPause),
-		WaitTimeout: clone(l.WaitTimeout), LoadTimeout: clone(l.LoadTimeout), RunTimeout: clone(l.RunTimeout),
-	}
-}
-
-func clone[T any](value *T) *T {
-	if value == nil {
-		return nil
-	}
-	copied := *value
-	return &copied
 }

@@ -142,6 +142,44 @@ func TestUnreadableOutputs(t *testing.T) {
 	}
 }
 
+// TestLeasedOutput collects a file on which a runner that is still alive holds a
+// lease: opening it would wait until the kernel breaks that.
+func TestLeasedOutput(t *testing.T) {
+	path := t.TempDir()
+	write(t, path, "outputs/x", "result")
+	runner, err := os.OpenFile(filepath.Join(path, "outputs/x"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runner.Close()
+	if _, err := unix.FcntlInt(runner.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("this file system has no leases: %v", err)
+	}
+	dir := open(t, path, storage.Options{})
+	var w Warnings
+	read := func() error {
+		return dir.Outputs("outputs", &w, func(string) error { return nil }, func(output Output) error {
+			file, _, err := output.Open()
+			if err == nil {
+				file.Close()
+			}
+			return err
+		})
+	}
+	if err := read(); !errdefs.IsUnavailable(err) || errors.Is(err, storage.ErrWorkDir) || !strings.Contains(err.Error(), "lease") {
+		t.Errorf("Outputs: %v", err)
+	}
+	if _, err := unix.FcntlInt(runner.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+		t.Fatal(err)
+	}
+	if err := read(); err != nil || len(w.Texts()) > 0 {
+		t.Errorf("Outputs once the lease is given up: %v, %q", err, w.Texts())
+	}
+}
+
 func write(t *testing.T, dir, name, content string) {
 	t.Helper()
 	path := filepath.Join(dir, name)

@@ -218,6 +218,7 @@ func (r refusal) Error() string { return string(r) }
 
 const (
 	leadsOut     refusal = "the symbolic link leads out of the outputs"
+	isAbsolute   refusal = "the symbolic link is absolute; those that are relative are followed, within the outputs"
 	leadsNowhere refusal = "the symbolic link leads to nothing"
 	leadsRound   refusal = "the symbolic link leads through too many links"
 	tooMany      refusal = "there are too many symbolic links"
@@ -279,7 +280,7 @@ func (d *Dir) follow(top, name string, budget *int) (string, uint32, error) {
 				return "", 0, gone(wrap("read the link", name, err))
 			}
 			if strings.HasPrefix(target, "/") {
-				return "", 0, leadsOut
+				return "", 0, isAbsolute
 			}
 			for _, element := range slices.Backward(strings.Split(target, "/")) {
 				if element != "" && element != "." {
