@@ -90,12 +90,25 @@ func (h *Helper) Inventory(ctx context.Context) (*Inventory, error) {
 // CDI asks for a CDI spec of the machine's GPUs.
 func (h *Helper) CDI(ctx context.Context) ([]byte, error) { return h.ask(ctx, "cdi") }
 
-// Watch tells observe how every GPU fares, each at every interval (0 is the
-// default), and what Xids they report, until the context ends, whose cause it
-// then returns, or shepherd-gpu does. It calls observe one at a time.
-func (h *Helper) Watch(ctx context.Context, interval time.Duration, observe func(Sample)) error {
-	interval = cmp.Or(interval, DefaultInterval)
-	r, w, err := os.Pipe()
+// Watch says what is watched, and how often.
+type Watch struct {
+	// Interval is the time between two states of a GPU; 0 is the default.
+	Interval time.Duration
+	// PCI are the addresses of the GPUs to watch; all where it is empty. No other
+	// GPU is opened, so the driver can reset those.
+	PCI []string
+}
+
+// Watch tells observe the state of every GPU, each at every interval, and the Xids
+// that they report, until the context ends, whose cause it then returns, or
+// shepherd-gpu does. It calls observe one at a time.
+func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error {
+	interval := cmp.Or(w.Interval, DefaultInterval)
+	args := []string{"watch", "--interval", interval.String()}
+	if len(w.PCI) > 0 {
+		args = append(args, "--pci", strings.Join(w.PCI, ","))
+	}
+	r, out, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("watch GPUs: %w", err)
 	}
@@ -110,14 +123,14 @@ func (h *Helper) Watch(ctx context.Context, interval time.Duration, observe func
 
 	ended := make(chan error, 1)
 	go func() {
-		_, err := h.run(watching, w, "watch", "--interval", interval.String())
+		_, err := h.run(watching, out, args...)
 		ended <- err
 	}()
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		var s Sample
-		if err := json.Unmarshal(lines.Bytes(), &s); err != nil || s.UUID == "" {
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil || s.Time.IsZero() {
 			stop(fmt.Errorf("%s watch printed a line that is no sample: %q: %w", HelperName, clip(lines.Bytes()), errdefs.ErrInternal))
 			break
 		}
