@@ -126,6 +126,11 @@ func Discard(Event) {}
 // ErrDetached is what Run returns after Detach.
 var ErrDetached = errors.New("detached from the runner, which goes on")
 
+// ErrSuperseded is what Run returns when another daemon has taken the runner over,
+// with the job it has: that job is the other's. It is an ErrDetached. Until the
+// runner has ended, Run starts no other.
+var ErrSuperseded = fmt.Errorf("%w with another daemon", ErrDetached)
+
 // Exit says how a runner ended.
 type Exit struct {
 	// Code is the exit code, or -1 when it ended by a signal or is not known.
