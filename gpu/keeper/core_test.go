@@ -31,7 +31,7 @@ func (still) Inventory(context.Context) (*gpu.Inventory, error) {
 	return &gpu.Inventory{Driver: "550.54.15"}, nil
 }
 
-func (still) Watch(ctx context.Context, _ time.Duration, _ func(gpu.Sample)) error {
+func (still) Watch(ctx context.Context, _ gpu.Watch, _ func(gpu.Sample)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }

@@ -99,6 +99,7 @@ type Sheep struct {
 	found  *found        // by Recover, until the next Run
 	past   []*remains    // lives that have ended and are not settled
 	conn   *conn         // of the present or last Run
+	taken  string        // the folder of a life that another daemon took over
 	detach chan struct{} // closed by Detach; nil without a Run
 }
 
@@ -241,6 +242,9 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 		earlier = slices.Clone(s.past)
 	}
 	s.mu.Unlock()
+	if err := s.checkTaken(); err != nil {
+		return nil, nil, err
+	}
 	if life != nil && (model == nil || *model == life.model) {
 		return life, earlier, nil
 	}
@@ -256,6 +260,31 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	s.tidy()
 	life, err := s.start(ctx, *model)
 	return life, earlier, err
+}
+
+// checkTaken refuses to start a second runner beside one that another daemon has
+// taken over.
+func (s *Sheep) checkTaken() error {
+	s.mu.Lock()
+	taken := s.taken
+	s.mu.Unlock()
+	if taken == "" {
+		return nil
+	}
+	alive, err := shim.Alive(taken)
+	if err != nil {
+		return err
+	}
+	if alive {
+		return &runtime.LoadError{
+			Message: fmt.Sprintf("another daemon has taken over the runner of sheep `%s`; stop that daemon, or give this one a state directory of its own", s.cfg.Name),
+			Class:   errdefs.ErrUnavailable,
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken = ""
+	return nil
 }
 
 // start starts a shim and its runner.
@@ -375,7 +404,10 @@ func (s *Sheep) conclude(life *found, c *conn) error {
 	exit, r, err := s.bury(life.handle, life.folder)
 	if errors.Is(err, shim.ErrSuperseded) {
 		life.handle.Detach()
-		return fmt.Errorf("%w: %w", runtime.ErrDetached, err)
+		s.mu.Lock()
+		s.taken = life.folder
+		s.mu.Unlock()
+		return fmt.Errorf("%w: %w", runtime.ErrSuperseded, err)
 	}
 	if err != nil {
 		life.handle.Detach()
