@@ -27,11 +27,15 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err = fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil || !loaded.API.Open() {
+			if _, err = fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
-			return err
+			for _, warning := range loaded.API.Warnings() {
+				if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	})
 	return c
