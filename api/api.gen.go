@@ -415,6 +415,18 @@ type Ready struct {
 	Ready bool `json:"ready"`
 }
 
+// Session defines model for Session.
+type Session struct {
+	// Name What logs call the caller; null where it is not known
+	Name *string `json:"name"`
+
+	// Scopes What it may do: submit, read, admin
+	Scopes []string `json:"scopes"`
+
+	// Tenant Whose jobs alone it sees; null for all jobs
+	Tenant *string `json:"tenant"`
+}
+
 // Sheep defines model for Sheep.
 type Sheep struct {
 	// Detail What it is doing beyond that, in words
@@ -444,6 +456,12 @@ type SheepStatus struct {
 
 	// Running Whether a runner is up
 	Running bool `json:"running"`
+}
+
+// SignInRequest defines model for SignInRequest.
+type SignInRequest struct {
+	// Token A token of `api.tokens`
+	Token string `json:"token"`
 }
 
 // StartJobRequest defines model for StartJobRequest.
@@ -613,6 +631,9 @@ type GetSheepLogsParams struct {
 // PullModelJSONRequestBody defines body for PullModel for application/json ContentType.
 type PullModelJSONRequestBody = PullRequest
 
+// SignInJSONRequestBody defines body for SignIn for application/json ContentType.
+type SignInJSONRequestBody = SignInRequest
+
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
 
@@ -672,6 +693,15 @@ type ServerInterface interface {
 	// GetReadiness Whether the daemon can take and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
+	// SignOut End the session
+	// (DELETE /session)
+	SignOut(w http.ResponseWriter, r *http.Request)
+	// GetSession Who the caller is
+	// (GET /session)
+	GetSession(w http.ResponseWriter, r *http.Request)
+	// SignIn Open a session with a token
+	// (POST /session)
+	SignIn(w http.ResponseWriter, r *http.Request)
 	// ListSheep Every sheep in more detail
 	// (GET /sheep)
 	ListSheep(w http.ResponseWriter, r *http.Request)
@@ -1213,6 +1243,48 @@ func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// SignOut operation middleware
+func (siw *ServerInterfaceWrapper) SignOut(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SignOut(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSession operation middleware
+func (siw *ServerInterfaceWrapper) GetSession(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSession(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SignIn operation middleware
+func (siw *ServerInterfaceWrapper) SignIn(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SignIn(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListSheep operation middleware
 func (siw *ServerInterfaceWrapper) ListSheep(w http.ResponseWriter, r *http.Request) {
 
@@ -1500,6 +1572,12 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/models/pull", wrapper.PullModel).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/models/{model}", wrapper.RemoveModel).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.SignOut).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.GetSession).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.SignIn).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/healthz", wrapper.GetHealth).Methods(http.MethodGet)
 

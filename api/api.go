@@ -113,8 +113,8 @@ type Config struct {
 	// Gate says who asks. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
-	// Origins are those whose pages may call (CORS); "*" is any.
-	Origins []string
+	// Browsers says what web pages may do; nil lets no page of another origin call.
+	Browsers *Browsers
 	// Refused, if not nil, is told of every request that was not let in, for
 	// metrics: "unknown" (who it is), "forbidden" or "limited".
 	Refused func(why string)
@@ -150,10 +150,14 @@ func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
-		gate: c.Gate, origins: c.Origins, refused: c.Refused,
+		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
+		readiness: &readiness{check: c.Service.Checks},
 	}
 	if s.gate == nil {
 		s.gate = new(access.Gate)
+	}
+	if s.browsers == nil {
+		s.browsers = new(Browsers)
 	}
 	if s.refused == nil {
 		s.refused = func(string) {}
@@ -176,7 +180,7 @@ func New(c Config) http.Handler {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	return s.guard(s.crossOrigin(s.routes()))
+	return s.guard(s.browsers.Protect(s.crossOrigin(s.routes())))
 }
 
 // server implements the generated ServerInterface.
@@ -191,9 +195,11 @@ type server struct {
 	metrics http.Handler
 	log     *slog.Logger
 
-	gate    *access.Gate
-	origins []string
-	refused func(why string)
+	gate     *access.Gate
+	browsers *Browsers
+	refused  func(why string)
+
+	readiness *readiness
 
 	assets    map[string]bool // what the pages load, by path
 	documents documents

@@ -33,8 +33,8 @@ func configCommand() *cobra.Command {
 			for _, warning := range loaded.Warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
 			}
-			if loaded.API.Open() {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
+			for _, warning := range loaded.API.Warnings() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
 			}
 			return nil
 		},

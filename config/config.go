@@ -78,8 +78,16 @@ type API struct {
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
-	// CORSOrigins are those whose pages may call; "*" is any.
+	// CORSOrigins are those whose pages may call; "*" lets any read.
 	CORSOrigins []string `yaml:"cors_origins"`
+	// Hosts are further names by which the API may be addressed on loopback
+	// addresses and the socket.
+	Hosts []string `yaml:"hosts,omitempty"`
+	// TrustedProxies are reverse proxies that name the caller; nil for none.
+	TrustedProxies *TrustedProxies `yaml:"trusted_proxies,omitempty"`
+	// MaxConnections bounds the open connections of one caller's address; 0 is no
+	// limit.
+	MaxConnections int `yaml:"max_connections"`
 	// RateLimit is how many requests a second one caller may make, RateBurst how
 	// many at once; 0 is no limit.
 	RateLimit float64 `yaml:"rate_limit"`

@@ -41,10 +41,11 @@ func defaults(m machine) Config {
 			Port:    5000,
 			MaxBody: 64 << 20,
 			// As the original does.
-			CORSOrigins: []string{"*"},
-			RateBurst:   100,
-			ReadTimeout: 5 * time.Minute,
-			Debug:       debug == "1" || strings.EqualFold(debug, "true"),
+			CORSOrigins:    []string{"*"},
+			RateBurst:      100,
+			MaxConnections: 4096,
+			ReadTimeout:    5 * time.Minute,
+			Debug:          debug == "1" || strings.EqualFold(debug, "true"),
 		},
 		Containerd: Containerd{
 			Address:     "/run/containerd/containerd.sock",

@@ -127,6 +127,16 @@ func nodeName(cfg *config.Config) (string, error) {
 	return name, nil
 }
 
+// keptNodeName is the name that a daemon of this machine has; the configured one
+// where none has run yet.
+func keptNodeName(cfg *config.Config) string {
+	kept, err := os.ReadFile(filepath.Join(cfg.StateDir, "node"))
+	if name := strings.TrimSpace(string(kept)); err == nil && name != "" {
+		return name
+	}
+	return cfg.Node
+}
+
 func writeSynced(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
