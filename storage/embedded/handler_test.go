@@ -17,14 +17,14 @@ const (
 	testSecretKey = "secret"
 )
 
-func newTestFront(t testing.TB) *front {
+func newTestHandler(t testing.TB) *handler {
 	t.Helper()
 	store, err := folder.Open(t.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	return newFront(store, testAccessKey, testSecretKey, slog.New(slog.DiscardHandler))
+	return newHandler(store, Config{AccessKey: testAccessKey, SecretKey: testSecretKey, Log: slog.New(slog.DiscardHandler)})
 }
 
 func signedRequest(t testing.TB, method, url string) *http.Request {
@@ -50,7 +50,7 @@ func (a *answer) Write(b []byte) (int, error) { return len(b), nil }
 // BenchmarkHandler is a request's way without sockets: on a tmpfs (TMPDIR) it
 // is the CPU time that the server needs besides those and fsync.
 func BenchmarkHandler(b *testing.B) {
-	f := newTestFront(b)
+	f := newTestHandler(b)
 	if err := f.store.CreateBucket("small"); err != nil {
 		b.Fatal(err)
 	}
