@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/minio/minio-go/v7/pkg/signer"
@@ -71,5 +72,21 @@ func BenchmarkHandler(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestParseQuery reads queries as they are signed: "&" alone separates.
+func TestParseQuery(t *testing.T) {
+	for raw, want := range map[string]params{
+		"prefix=a;b&x":    {{"prefix", "a;b"}, {"x", ""}},
+		"annotation;":     {{"annotation;", ""}},
+		"a=1+2%2B3&&a==4": {{"a", "1 2+3"}, {"a", "=4"}},
+	} {
+		if got, ok := parseQuery(raw); !ok || !slices.Equal(got, want) {
+			t.Errorf("%q is read as %q", raw, got)
+		}
+	}
+	if _, ok := parseQuery("a=%zz"); ok {
+		t.Error("a wrong escape passes")
 	}
 }
