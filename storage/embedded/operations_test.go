@@ -84,7 +84,7 @@ func TestUnknownRequestsDoNothing(t *testing.T) {
 		unchanged("DELETE with " + h[0])
 	}
 	answer, text := s.do("PUT", "/"+b+"-new", "", http.Header{"If-None-Match": {"*"}}, nil)
-	wantAnswer(t, answer, text, 501, "If-None-Match")
+	wantAnswer(t, answer, text, 501, "if-none-match")
 }
 
 // TestVirtualHosts addresses buckets by host name.
