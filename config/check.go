@@ -229,7 +229,7 @@ func (ch *checker) storage() {
 		if s.SecretKeyFile == "" {
 			ch.missing("storage.secret_key", "the secret key of the S3 storage")
 		}
-		for _, key := range []string{"storage.listen", "storage.path"} {
+		for _, key := range []string{"storage.listen", "storage.path", "storage.domain", "storage.cors_origins"} {
 			if ch.at(key) != nil {
 				ch.reject(key, "belongs to the embedded storage, which there is only without storage.url; remove one of them")
 			}
@@ -242,7 +242,21 @@ func (ch *checker) storage() {
 			ch.missing("storage.access_key", "an access key for the secret key")
 		}
 		ch.expect(validAddress(s.Listen), "storage.listen", "HOST:PORT such as 127.0.0.1:7000 (port 0 for a free one)")
+		for _, key := range []string{"storage.session_token", "storage.ca_file", "storage.addressing"} {
+			if ch.at(key) != nil {
+				ch.reject(key, "belongs to a storage elsewhere, which storage.url names; add storage.url, or remove this")
+			}
+		}
 	}
+	ch.notEmpty("storage.session_token", s.SessionToken.IsZero())
+	ch.notEmpty("storage.ca_file", s.CAFile == "")
+	ch.expect(s.CAFile == "" || filepath.IsAbs(s.CAFile), "storage.ca_file", "an absolute path")
+	if s.Addressing != "" {
+		ch.word("storage.addressing", s.Addressing, []string{"auto", "path", "host"})
+	}
+	ch.expect(!slices.ContainsFunc(s.Domains, func(d string) bool { return !validHost(d) }), "storage.domain", "host names such as s3.example.com")
+	ch.expect(!slices.ContainsFunc(s.CORSOrigins, func(o string) bool { return o != "*" && !validOrigin(o) }), "storage.cors_origins",
+		"origins of web pages such as https://app.example.com, or *")
 	if !s.SecretKey.IsZero() && s.SecretKeyFile != "" {
 		ch.reject("storage.secret_key_file", "is there beside storage.secret_key; remove one of them")
 	}
@@ -258,6 +272,13 @@ func (ch *checker) notEmpty(path string, empty bool) {
 	if empty && ch.at(path) != nil {
 		ch.reject(path, "is empty; expected a value")
 	}
+}
+
+// validOrigin reports whether s is the origin of a web page: scheme, host and
+// port, and nothing behind them.
+func validOrigin(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && validHost(u.Hostname()) && s == u.Scheme+"://"+u.Host
 }
 
 func validAddress(s string) bool {

@@ -195,6 +195,12 @@ type Storage struct {
 	SecretKey Secret `yaml:"secret_key,omitempty"`
 	// SecretKeyFile holds the secret key in its first line, instead.
 	SecretKeyFile string `yaml:"secret_key_file,omitempty"`
+	// SessionToken belongs to temporary keys.
+	SessionToken Secret `yaml:"session_token,omitempty"`
+	// CAFile holds, in PEM, the certificates that signed the storage's own.
+	CAFile string `yaml:"ca_file,omitempty"`
+	// Addressing says where the bucket's name goes: auto, path or host.
+	Addressing string `yaml:"addressing,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
 	Region string `yaml:"region,omitempty"`
@@ -202,6 +208,11 @@ type Storage struct {
 	Listen string `yaml:"listen,omitempty"`
 	// Path is the directory of the embedded store's files.
 	Path string `yaml:"path,omitempty"`
+	// Domains are the embedded store's own names: with one, the host
+	// <bucket>.<domain> names a bucket.
+	Domains []string `yaml:"domain,omitempty"`
+	// CORSOrigins are the web pages that browsers let use the embedded store.
+	CORSOrigins []string `yaml:"cors_origins,omitempty"`
 }
 
 // Embedded says that the daemon serves the storage itself.

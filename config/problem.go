@@ -86,7 +86,7 @@ func (ps Problems) inOrder(file string) Problems {
 	for _, p := range ps {
 		p.File = file
 		// What is written below a secret, keys included, may be the secret.
-		for _, secret := range []string{"registry.password", "storage.secret_key"} {
+		for _, secret := range []string{"registry.password", "storage.secret_key", "storage.session_token"} {
 			if below, ok := strings.CutPrefix(p.Path, secret); ok && below != "" && (below[0] == '.' || below[0] == '[') {
 				p.Path = secret
 			}

@@ -73,13 +73,15 @@ func TestReference(t *testing.T) {
 	keysOf(reflect.ValueOf(&doc).Elem(), "", keys)
 
 	inWords := map[string]string{ // defaults that depend on something
-		"data_root":    "required",
-		"state_dir":    "see below",
-		"node":         "the host name",
-		"registry.url": "required",
-		"storage.path": "`storage` in `state_dir`",
-		"ledger.path":  "`ledger.db` in `state_dir`",
-		"api.socket":   "`api.sock` in `state_dir`",
+		"data_root":            "required",
+		"state_dir":            "see below",
+		"node":                 "the host name",
+		"registry.url":         "required",
+		"storage.path":         "`storage` in `state_dir`",
+		"storage.domain":       "none",
+		"storage.cors_origins": "none",
+		"ledger.path":          "`ledger.db` in `state_dir`",
+		"api.socket":           "`api.sock` in `state_dir`",
 
 		"gpu.xids":                "none",
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",

@@ -45,7 +45,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		return nil, err
 	}
 	if c.Embedded() {
-		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Log: log})
+		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, Log: log})
 		if err != nil {
 			return nil, err
 		}
@@ -63,6 +63,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 	}
 	store, err := s3.New(s3.Config{
 		URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region,
+		SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile, Addressing: c.Addressing, Direct: c.Embedded(),
 		Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
 	})
 	if err != nil {

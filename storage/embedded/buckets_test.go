@@ -185,9 +185,9 @@ func TestMultipart(t *testing.T) {
 
 	// An upload goes on after a restart.
 	id := begin("k/x")
-	whole := random(1, 1<<20)
-	parts := []minio.CompletePart{part("k/x", id, 1, []byte("replaced below")), part("k/x", id, 7, whole[600_000:])}
-	parts[0] = part("k/x", id, 1, whole[:600_000])
+	whole := random(1, 6<<20)
+	parts := []minio.CompletePart{part("k/x", id, 1, []byte("replaced below")), part("k/x", id, 7, whole[5<<20:])}
+	parts[0] = part("k/x", id, 1, whole[:5<<20])
 	s.stop()
 	s = start(t, dir)
 	core = s.core()
@@ -238,7 +238,7 @@ func TestMultipart(t *testing.T) {
 	// Parts copied from objects.
 	put(t, core.Client, b, "source", whole)
 	id = begin("copied")
-	first, err := core.CopyObjectPart(t.Context(), b, "source", b, "copied", id, 1, 100, 1000, nil)
+	first, err := core.CopyObjectPart(t.Context(), b, "source", b, "copied", id, 1, 100, 5<<20, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestMultipart(t *testing.T) {
 	if _, err := core.CompleteMultipartUpload(t.Context(), b, "copied", id, []minio.CompletePart{first, second}, minio.PutObjectOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(get(t, core.Client, b, "copied"), append(bytes.Clone(whole[100:1100]), whole...)) {
+	if !bytes.Equal(get(t, core.Client, b, "copied"), append(bytes.Clone(whole[100:100+5<<20]), whole...)) {
 		t.Error("parts copied from objects make another object")
 	}
 
@@ -267,7 +267,7 @@ func TestMultipart(t *testing.T) {
 	if err := core.RemoveBucket(t.Context(), "goes"); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := os.ReadDir(filepath.Join(dir, "uploads")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(dir, "uploads", "*", "*")); err != nil || len(left) > 0 {
 		t.Errorf("uploads left: %v, %v", left, err)
 	}
 }
@@ -314,11 +314,17 @@ func TestManyParts(t *testing.T) {
 	if seen != n {
 		t.Errorf("%d parts are listed", seen)
 	}
-	if _, err := core.CompleteMultipartUpload(t.Context(), b, "x", id, parts, minio.PutObjectOptions{}); err != nil {
+	// All but the last are too small for an object.
+	_, err = core.CompleteMultipartUpload(t.Context(), b, "x", id, parts, minio.PutObjectOptions{})
+	wantCode(t, err, 400, "EntityTooSmall")
+	if _, err := core.CompleteMultipartUpload(t.Context(), b, "x", id, parts[n-1:], minio.PutObjectOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if got := get(t, core.Client, b, "x"); len(got) != 4*n || string(got[4*1000:4*1001]) != "1000" {
-		t.Errorf("%d bytes came back", len(got))
+	if got := get(t, core.Client, b, "x"); string(got) != "1099" {
+		t.Errorf("%q came back", got)
+	}
+	if left, err := filepath.Glob(filepath.Join(s.dir, "parts", id, "part-*")); err != nil || len(left) != 1 {
+		t.Errorf("%d parts are kept (%v), want the chosen one", len(left), err)
 	}
 }
 
@@ -337,7 +343,7 @@ func TestOrphanedUploadsAreReaped(t *testing.T) {
 		}
 		if key == "old" {
 			long := time.Now().Add(-8 * 24 * time.Hour)
-			if err := os.Chtimes(filepath.Join(dir, "uploads", id), long, long); err != nil {
+			if err := os.Chtimes(filepath.Join(dir, "uploads", b, id), long, long); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"github.com/rclone/gofakes3"
 )
 
 // chunkReader takes data out of the "aws-chunked" encoding:
@@ -60,11 +58,11 @@ func (c *chunkReader) release() {
 }
 
 func badChunk(what string) error {
-	return newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "The body's chunks cannot be read: %s.", what)
+	return badRequest(codeInvalidRequest, "The body's chunks cannot be read: %s.", what)
 }
 
 func badChunkSignature() error {
-	return newFault(http.StatusForbidden, codeSignatureMismatch, "The signature of a chunk does not fit it.")
+	return newError(http.StatusForbidden, codeSignatureMismatch, "The signature of a chunk does not fit it.")
 }
 
 // Read delivers data; io.EOF after the last chunk.

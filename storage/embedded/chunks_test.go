@@ -29,7 +29,7 @@ func FuzzChunks(f *testing.F) {
 		}
 		r.Header.Set(decodedHeader, fmt.Sprint(size))
 		r.Header.Set(trailerHeader, "x-amz-checksum-crc32")
-		p, refused := newPayload(r, s, func(time.Duration) {})
+		p, refused := newPayload(r, s, sumOfData, func(time.Duration) {})
 		if refused != nil {
 			return
 		}
@@ -38,7 +38,7 @@ func FuzzChunks(f *testing.F) {
 		if len(data) > len(text) || err == nil && int64(len(data)) != size {
 			t.Fatalf("%d bytes of %d came out of %d: %v", len(data), size, len(text), err)
 		}
-		if client := new(fault); err != nil && !errors.As(err, &client) {
+		if client := new(apiError); err != nil && !errors.As(err, &client) {
 			t.Fatalf("not the client's fault: %v", err)
 		}
 		if signed && err == nil {
@@ -63,7 +63,11 @@ func FuzzClaims(f *testing.F) {
 		}
 		r.URL.RawQuery = query
 		r.Header = http.Header{"Authorization": {auth}, "X-Amz-Date": {date}, hashHeader: {payload}}
-		if s, refused := v.verify(r); refused == nil {
+		parsed, ok := parseQuery(query)
+		if !ok {
+			return
+		}
+		if s, refused := v.verify(r, parsed); refused == nil {
 			t.Fatalf("passed: %+v", s)
 		} else if refused.status < 400 || refused.status >= 500 {
 			t.Fatalf("refused with %d", refused.status)
@@ -73,8 +77,10 @@ func FuzzClaims(f *testing.F) {
 
 // TestPanicIsContained makes a request panic.
 func TestPanicIsContained(t *testing.T) {
-	f := newTestFront(t)
-	f.s3 = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a fault of ours") })
+	f := newTestHandler(t)
+	for _, op := range f.operations[target{http.MethodGet, onObject}] {
+		op.do = func(*handler, *request) error { panic("a fault of ours") }
+	}
 	r := signedRequest(t, http.MethodGet, "http://127.0.0.1/bucket/key")
 	a := &answer{header: http.Header{}}
 	f.ServeHTTP(a, r)

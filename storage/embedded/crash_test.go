@@ -79,6 +79,9 @@ func (w *writer) work(ctx context.Context, c *minio.Core, bucket string, acked f
 		what := w.rnd.IntN(10)
 		if what > 0 {
 			data = random(w.rnd.Uint64(), []int{100, 5000, 300_000, 1 << 20}[w.rnd.IntN(4)])
+			if what < 3 { // in two parts, the first as large as it must be
+				data = append(random(w.rnd.Uint64(), 5<<20), data...)
+			}
 		}
 		before := w.may[key]
 		if before == nil {
@@ -107,7 +110,7 @@ func uploadInParts(ctx context.Context, c *minio.Core, bucket, key string, data 
 		return err
 	}
 	var parts []minio.CompletePart
-	for i, piece := range [][]byte{data[:len(data)/2], data[len(data)/2:]} {
+	for i, piece := range [][]byte{data[:5<<20], data[5<<20:]} {
 		p, err := c.PutObjectPart(ctx, bucket, key, id, i+1, bytes.NewReader(piece), int64(len(piece)), minio.PutObjectPartOptions{})
 		if err != nil {
 			return err
@@ -162,12 +165,24 @@ func verifyAfterKill(t *testing.T, dir string, writers []*writer) {
 	if err != nil || len(litter) > 0 {
 		t.Errorf("litter: %q, %v", litter, err)
 	}
+	// All data belongs to an object.
+	data, err := filepath.Glob(filepath.Join(dir, "parts", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inParts := 0
 	listed := map[string]int64{}
 	for o := range c.ListObjectsIter(t.Context(), "crash", minio.ListObjectsOptions{Recursive: true}) {
 		if o.Err != nil {
 			t.Fatal(o.Err)
 		}
 		listed[o.Key] = o.Size
+		if strings.HasSuffix(o.ETag, "-2") {
+			inParts++
+		}
+	}
+	if len(data) != inParts {
+		t.Errorf("%d objects in parts and the data of %d", inParts, len(data))
 	}
 	for _, w := range writers {
 		for key, may := range w.may {

@@ -3,11 +3,14 @@
 //
 // # Parts
 //
-// A request is let in, or not, by its AWS Signature Version 4 (sigv4.go); its
-// body is taken out of the chunks it may come in and checked against every
-// digest the client gave (payload.go, chunks.go). gofakes3 then speaks S3, over
-// backend.go; multipart uploads have handlers of their own (multipart.go).
-// Objects are kept by internal/folder, where the promises of durability are.
+// A request is looked up in a table of operations (operations.go): its method,
+// what its path and host name (hosts.go), its sub-resource and the headers that
+// change a meaning. What is not in the table is refused, and nothing is done.
+// Its signature is checked by AWS Signature Version 4 (sigv4.go), and its body
+// is taken out of the chunks it may come in and checked against every digest
+// that the client gave (payload.go, chunks.go). Then the operation's handler
+// answers it (buckets.go, list.go, objects.go, multipart.go, form.go). Objects
+// are kept by internal/folder, where the promises of durability are.
 //
 // # Promises
 //
@@ -56,6 +59,15 @@ type Config struct {
 	AccessKey string
 	SecretKey string
 
+	// Domains are the names that clients reach the server by, for virtual-hosted
+	// addressing: with "s3.example.com", the host "bucket.s3.example.com" names a
+	// bucket. "localhost" is always one.
+	Domains []string
+
+	// AllowedOrigins are the web pages that browsers let use the server, such as
+	// "https://app.example.com"; "*" is any. A signature is needed all the same.
+	AllowedOrigins []string
+
 	// UploadExpiry is how long a multipart upload may go without a new part
 	// before it is given up. 0: seven days.
 	UploadExpiry time.Duration
@@ -69,7 +81,7 @@ type Server struct {
 	store    *folder.Store
 	listener net.Listener
 	http     *http.Server
-	front    *front
+	handler  *handler
 
 	stop     context.CancelFunc // ends Serve
 	stopped  context.Context
@@ -97,9 +109,9 @@ func Open(c Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("open embedded storage: %w", err), store.Close())
 	}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.front = newFront(store, c.AccessKey, c.SecretKey, c.Log)
+	s.handler = newHandler(store, c)
 	s.http = &http.Server{
-		Handler:           s.front,
+		Handler:           s.handler,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -128,7 +140,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer background.Wait()
 	background.Go(func() { s.reapUntil(ctx) })
 	err := lifetime.Serve(ctx, s.http, s.listener, drainTimeout)
-	s.front.wait() // for those that were broken off
+	s.handler.wait() // for those whose connection was closed
 	cancel()
 	if err != nil {
 		return fmt.Errorf("serve embedded storage on %s: %w", s.Addr(), err)

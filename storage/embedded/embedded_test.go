@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -120,7 +122,12 @@ func (s *server) do(method, path, query string, header http.Header, body []byte)
 	if len(body) > 0 {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
-	return s.send(signer.SignV4(*r, accessKey, secretKey, "", "us-east-1"))
+	return s.send(sign(r))
+}
+
+// sign signs a request with the test's keys.
+func sign(r *http.Request) *http.Request {
+	return signer.SignV4(*r, accessKey, secretKey, "", "us-east-1")
 }
 
 // send sends a request that is signed, or not, already.
@@ -137,6 +144,17 @@ func (s *server) send(r *http.Request) (*http.Response, []byte) {
 		s.t.Fatal(err)
 	}
 	return answer, text
+}
+
+// makeBuckets makes many buckets below a storage directory, without an fsync for
+// each.
+func makeBuckets(t testing.TB, dir string, n int) {
+	t.Helper()
+	for i := range n {
+		if err := os.Mkdir(filepath.Join(dir, "buckets", fmt.Sprintf("job-%05d", i)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // wantAnswer fails the test unless an answer has this status, and code if not

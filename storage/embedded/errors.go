@@ -7,95 +7,110 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/rclone/gofakes3"
-
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
-// Codes that gofakes3 does not know. Those of S3 are described at
-// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; for a
-// full disk S3 has none, and 507 says it to any HTTP client.
+// Codes of errors, as described at
+// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. For a
+// full disk S3 has none, and status 507 says it to any HTTP client.
 const (
-	codeAccessDenied      gofakes3.ErrorCode = "AccessDenied"
-	codeBadAuthorization  gofakes3.ErrorCode = "AuthorizationHeaderMalformed"
-	codeBadQueryAuth      gofakes3.ErrorCode = "AuthorizationQueryParametersError"
-	codeBucketOwned       gofakes3.ErrorCode = "BucketAlreadyOwnedByYou"
-	codeInvalidAccessKey  gofakes3.ErrorCode = "InvalidAccessKeyId"
-	codeSignatureMismatch gofakes3.ErrorCode = "SignatureDoesNotMatch"
-	codePayloadMismatch   gofakes3.ErrorCode = "XAmzContentSHA256Mismatch"
-	codeStorageFull       gofakes3.ErrorCode = "InsufficientStorage"
-	codeRequestTimeout    gofakes3.ErrorCode = "RequestTimeout"
+	codeAccessDenied       = "AccessDenied"
+	codeBadAuthorization   = "AuthorizationHeaderMalformed"
+	codeBadDigest          = "BadDigest"
+	codeBadQueryAuth       = "AuthorizationQueryParametersError"
+	codeBucketNotEmpty     = "BucketNotEmpty"
+	codeBucketOwned        = "BucketAlreadyOwnedByYou"
+	codeEntityTooLarge     = "EntityTooLarge"
+	codeEntityTooSmall     = "EntityTooSmall"
+	codeIncompleteBody     = "IncompleteBody"
+	codeInternalError      = "InternalError"
+	codeInvalidAccessKey   = "InvalidAccessKeyId"
+	codeInvalidArgument    = "InvalidArgument"
+	codeInvalidBucketName  = "InvalidBucketName"
+	codeInvalidDigest      = "InvalidDigest"
+	codeInvalidPart        = "InvalidPart"
+	codeInvalidPartNumber  = "InvalidPartNumber"
+	codeInvalidPartOrder   = "InvalidPartOrder"
+	codeInvalidPolicy      = "InvalidPolicyDocument"
+	codeInvalidRange       = "InvalidRange"
+	codeInvalidRequest     = "InvalidRequest"
+	codeInvalidTag         = "InvalidTag"
+	codeInvalidURI         = "InvalidURI"
+	codeKeyTooLong         = "KeyTooLongError"
+	codeMalformedPOST      = "MalformedPOSTRequest"
+	codeMalformedXML       = "MalformedXML"
+	codeMetadataTooLarge   = "MetadataTooLarge"
+	codeMethodNotAllowed   = "MethodNotAllowed"
+	codeMissingLength      = "MissingContentLength"
+	codeNoSuchBucket       = "NoSuchBucket"
+	codeNoSuchKey          = "NoSuchKey"
+	codeNoSuchUpload       = "NoSuchUpload"
+	codeNotImplemented     = "NotImplemented"
+	codePayloadMismatch    = "XAmzContentSHA256Mismatch"
+	codePreconditionFailed = "PreconditionFailed"
+	codeRequestTimeout     = "RequestTimeout"
+	codeSignatureMismatch  = "SignatureDoesNotMatch"
+	codeStorageFull        = "InsufficientStorage"
+	codeTimeSkewed         = "RequestTimeTooSkewed"
 )
 
-// fault is an error as a client sees it. gofakes3 writes it as any of its own,
-// except that it answers 500 for a code it does not know; exchange puts the
-// right status in.
-type fault struct {
-	gofakes3.ErrorResponse
-	status int
+// apiError is an error as a client sees it.
+type apiError struct {
+	status  int
+	code    string
+	message string
 }
 
-func newFault(status int, code gofakes3.ErrorCode, format string, args ...any) *fault {
-	return &fault{
-		ErrorResponse: gofakes3.ErrorResponse{Code: code, Message: fmt.Sprintf(format, args...)},
-		status:        status,
-	}
+func (e *apiError) Error() string { return e.code + ": " + e.message }
+
+func newError(status int, code, format string, args ...any) *apiError {
+	return &apiError{status: status, code: code, message: fmt.Sprintf(format, args...)}
 }
 
-// faultOf translates an error of the folder or of a body. It answers false for
-// one that is the server's own trouble.
-func faultOf(err error) (*fault, bool) {
-	var f *fault
-	var known *gofakes3.ErrorResponse
-	var code gofakes3.ErrorCode
-	var internal gofakes3.InternalErrorCode
+func badRequest(code, format string, args ...any) *apiError {
+	return newError(http.StatusBadRequest, code, format, args...)
+}
+
+func preconditionFailed(condition string) *apiError {
+	return newError(http.StatusPreconditionFailed, codePreconditionFailed, "The condition %s does not hold.", condition)
+}
+
+func notImplemented(format string, args ...any) *apiError {
+	return newError(http.StatusNotImplemented, codeNotImplemented, format, args...)
+}
+
+var errNotModified = &apiError{status: http.StatusNotModified, code: "NotModified"}
+
+// errorFor translates an error of the folder or of a body. It returns false for
+// one that is the server's own.
+func errorFor(err error) (*apiError, bool) {
+	var known *apiError
 	switch {
-	case errors.As(err, &f):
-		return f, true
 	case errors.As(err, &known):
-		return &fault{ErrorResponse: *known, status: known.Code.Status()}, true
-	case errors.As(err, &internal):
-		return serverFault(), false
-	case errors.As(err, &code):
-		return newFault(code.Status(), code, "%s", messageOf(code)), true
+		return known, true
 	case folder.IsFull(err):
-		return newFault(http.StatusInsufficientStorage, codeStorageFull,
+		return newError(http.StatusInsufficientStorage, codeStorageFull,
 			"The disk of the storage directory is full; make room on it and try again. What was stored before is intact."), true
 	case errors.Is(err, folder.ErrNoBucket):
-		return newFault(http.StatusNotFound, gofakes3.ErrNoSuchBucket, "The specified bucket does not exist."), true
+		return newError(http.StatusNotFound, codeNoSuchBucket, "The specified bucket does not exist."), true
 	case errors.Is(err, folder.ErrNoKey):
-		return newFault(http.StatusNotFound, gofakes3.ErrNoSuchKey, "The specified key does not exist."), true
+		return newError(http.StatusNotFound, codeNoSuchKey, "The specified key does not exist."), true
 	case errors.Is(err, folder.ErrBucketExists):
-		return newFault(http.StatusConflict, codeBucketOwned, "The bucket exists already, and it is yours."), true
+		return newError(http.StatusConflict, codeBucketOwned, "The bucket exists already, and it is yours."), true
 	case errors.Is(err, folder.ErrBucketNotEmpty):
-		return newFault(http.StatusConflict, gofakes3.ErrBucketNotEmpty, "The bucket is not empty; delete its objects first."), true
+		return newError(http.StatusConflict, codeBucketNotEmpty, "The bucket is not empty; delete its objects first."), true
 	case errors.Is(err, folder.ErrBadKey):
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "An object's key has 1 to %d bytes of UTF-8.", folder.MaxKey), true
+		return badRequest(codeKeyTooLong, "An object's key has 1 to %d bytes of UTF-8.", folder.MaxKey), true
 	case errors.Is(err, folder.ErrShortBody):
-		return newFault(http.StatusBadRequest, gofakes3.ErrIncompleteBody, "The body ended before the announced number of bytes."), true
+		return badRequest(codeIncompleteBody, "The body ended before the announced number of bytes."), true
 	case errors.Is(err, folder.ErrNoUpload):
-		return newFault(http.StatusNotFound, gofakes3.ErrNoSuchUpload, "The upload does not exist; it may have been completed, aborted or given up."), true
+		return newError(http.StatusNotFound, codeNoSuchUpload, "The upload does not exist; it may have been completed, aborted or given up."), true
 	case errors.Is(err, folder.ErrBadPart):
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidPart, "A part was not uploaded, or with another ETag: %v.", err), true
+		return badRequest(codeInvalidPart, "A part was not uploaded, or with another ETag: %v.", err), true
 	case errors.Is(err, folder.ErrPartOrder):
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidPartOrder, "The parts are not in ascending order."), true
+		return badRequest(codeInvalidPartOrder, "The parts are not in ascending order."), true
 	}
-	return serverFault(), false
-}
-
-func serverFault() *fault {
-	return newFault(http.StatusInternalServerError, gofakes3.ErrInternal,
-		"The server could not do it; its log says why.")
-}
-
-func messageOf(code gofakes3.ErrorCode) string {
-	if m := code.Message(); m != "" {
-		return m
-	}
-	if code == gofakes3.ErrPreconditionFailed {
-		return "A condition of the request does not hold."
-	}
-	return string(code)
+	return newError(http.StatusInternalServerError, codeInternalError, "The server could not do it; its log says why."), false
 }
 
 // errorXML is the body of an answer that says what went wrong.
@@ -107,40 +122,49 @@ type errorXML struct {
 	RequestID string `xml:"RequestId"`
 }
 
-// writeFault answers a request that gofakes3 has no part in.
-func writeFault(w http.ResponseWriter, r *http.Request, f *fault) {
-	body, err := xml.Marshal(errorXML{
-		Code:      string(f.Code),
-		Message:   f.Message,
-		Resource:  r.URL.Path,
-		RequestID: w.Header().Get(requestIDHeader),
-	})
-	if err != nil { // cannot be: it is all strings
-		w.WriteHeader(http.StatusInternalServerError)
+// writeError answers a request with an error.
+func writeError(w http.ResponseWriter, r *http.Request, e *apiError) {
+	if e.status == http.StatusNotModified {
+		w.WriteHeader(e.status)
 		return
 	}
 	if r.Method == http.MethodHead { // no body may say it
-		w.Header().Set("X-Minio-Error-Code", string(f.Code))
-		w.Header().Set("X-Minio-Error-Desc", strconv.Quote(f.Message))
+		w.Header().Set("X-Minio-Error-Code", e.code)
+		w.Header().Set("X-Minio-Error-Desc", strconv.Quote(e.message))
 	}
-	writeXMLBytes(w, r, f.status, body)
+	_ = writeXMLStatus(w, r, e.status, errorXML{ // it is all strings
+		Code: e.code, Message: e.message, Resource: r.URL.Path, RequestID: w.Header().Get(requestIDHeader),
+	})
 }
 
 // writeXML answers with a document.
 func writeXML(w http.ResponseWriter, r *http.Request, document any) error {
+	return writeXMLStatus(w, r, http.StatusOK, document)
+}
+
+func writeXMLStatus(w http.ResponseWriter, r *http.Request, status int, document any) error {
 	body, err := xml.Marshal(document)
 	if err != nil {
 		return err
 	}
-	writeXMLBytes(w, r, http.StatusOK, body)
+	body = append([]byte(xml.Header), body...)
+	w.Header().Set("Content-Type", "application/xml")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // a client that went away needs no answer
+	}
 	return nil
 }
 
-func writeXMLBytes(w http.ResponseWriter, r *http.Request, status int, body []byte) {
-	w.Header().Set("Content-Type", "application/xml")
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		// A client that went away needs no answer.
-		_, _ = w.Write(append([]byte(xml.Header), body...))
+// readXML reads a request's document.
+func readXML(r *request, into any) error {
+	body, err := r.readBody()
+	if err != nil {
+		return err
 	}
+	if err := xml.Unmarshal(body, into); err != nil {
+		return badRequest(codeMalformedXML, "The document in the body cannot be read: %v.", err)
+	}
+	return nil
 }

@@ -1,275 +1,203 @@
 package embedded
 
 import (
-	"crypto/md5"
-	"encoding/base64"
-	"encoding/hex"
+	"cmp"
 	"encoding/xml"
-	"errors"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/rclone/gofakes3"
 
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
-// multipart answers one request about multipart uploads, as described at
+// Multipart uploads, as described at
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
-// and the pages it links. gofakes3 keeps uploads in memory, where a restart
-// ends them; these lie on disk.
-type multipart struct {
-	store       *folder.Store
-	bucket, key string
-	query       url.Values
-	x           *exchange
-}
+// and the pages it links.
 
-const (
-	maxListed  = 1000     // uploads or parts in one answer
-	maxXML     = 10 << 20 // a list of 10,000 parts with checksums is a quarter of it
-	maxUserSet = 2000     // bytes of names and values of a client's attributes, as gofakes3 has it
-)
+// minPart is the least size of a part that is not the last one.
+const minPart = 5 << 20
 
-var errMethod = newFault(http.StatusMethodNotAllowed, gofakes3.ErrMethodNotAllowed, "The method is not allowed here.")
-
-func (m *multipart) serve(r *http.Request) error {
-	id := m.query.Get("uploadId")
-	switch {
-	case id == "" && r.Method == http.MethodGet:
-		return m.listUploads(r)
-	case id == "" && r.Method == http.MethodPost:
-		return m.create(r)
-	case id == "":
-		return errMethod
-	case r.Method == http.MethodPut && r.Header.Get("X-Amz-Copy-Source") != "":
-		return m.copyPart(r, id)
-	case r.Method == http.MethodPut:
-		return m.putPart(r, id)
-	case r.Method == http.MethodGet:
-		return m.listParts(r, id)
-	case r.Method == http.MethodPost:
-		return m.complete(r, id)
-	case r.Method == http.MethodDelete:
-		if err := m.store.AbortUpload(m.bucket, m.key, id); err != nil {
-			return err
-		}
-		m.x.WriteHeader(http.StatusNoContent)
-		return nil
-	}
-	return errMethod
-}
-
-func (m *multipart) create(r *http.Request) error {
+func (h *handler) createUpload(r *request) error {
 	attrs, err := attributesOf(r.Header)
 	if err != nil {
 		return err
 	}
-	id, err := m.store.CreateUpload(m.bucket, m.key, attrs)
+	algorithm, composite, err := uploadChecksum(r.Header)
 	if err != nil {
 		return err
 	}
-	return writeXML(m.x, r, struct {
+	if check := headerCheck(r.Header); check != nil {
+		// Told before the data is sent; what counts is when the upload is completed.
+		info, err := h.store.Stat(r.bucket, r.key)
+		if e, _ := errorFor(err); err != nil && e.code != codeNoSuchKey {
+			return err
+		}
+		if err := check(info); err != nil {
+			return err
+		}
+	}
+	u, err := h.store.CreateUpload(folder.Upload{
+		Bucket: r.bucket, Key: r.key, Attrs: attrs, ChecksumAlgorithm: algorithm, ChecksumComposite: composite,
+		IfMatch: r.Header.Get("If-Match"), IfNoneMatch: r.Header.Get("If-None-Match"),
+	})
+	if err != nil {
+		return err
+	}
+	if algorithm != "" {
+		r.w.Header().Set("X-Amz-Checksum-Algorithm", algorithm)
+		r.w.Header().Set("X-Amz-Checksum-Type", uploadChecksumType(u))
+	}
+	return writeXML(r.w, r.Request, struct {
 		XMLName     xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ InitiateMultipartUploadResult"`
 		Bucket, Key string
 		UploadID    string `xml:"UploadId"`
-	}{Bucket: m.bucket, Key: m.key, UploadID: id})
+	}{Bucket: r.bucket, Key: r.key, UploadID: u.ID})
 }
 
-// attributesOf reads what a client says of an object from its headers.
-func attributesOf(h http.Header) (map[string]string, error) {
-	attrs := map[string]string{}
-	size := 0
-	for name, values := range h {
-		switch name {
-		case "Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires":
-		case gofakes3.TaggingMetadataKey:
-			tags, err := url.ParseQuery(values[0])
-			if err != nil {
-				return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "x-amz-tagging cannot be read.")
-			}
-			attrs[name] = tags.Encode()
-			continue
-		default:
-			if !strings.HasPrefix(name, "X-Amz-Meta-") {
-				continue
-			}
-		}
-		attrs[name] = values[0]
-		size += len(name) + len(values[0])
-	}
-	if size > maxUserSet {
-		return nil, newFault(http.StatusBadRequest, gofakes3.ErrMetadataTooLarge, "The attributes take %d bytes; %d are allowed.", size, maxUserSet)
-	}
-	return attributes(attrs), nil
+// upload returns the upload that a request is about.
+func (h *handler) upload(r *request) (*folder.Upload, error) {
+	return h.store.GetUpload(r.bucket, r.key, r.query("uploadId"))
 }
 
-func (m *multipart) partNumber() (int, error) {
-	n, err := strconv.Atoi(m.query.Get("partNumber"))
+func (r *request) partNumber() (int, error) {
+	n, err := strconv.Atoi(r.query("partNumber"))
 	if err != nil || n < 1 || n > folder.MaxParts {
-		return 0, newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "partNumber must be 1 to %d.", folder.MaxParts)
+		return 0, badRequest(codeInvalidArgument, "Part number must be an integer between 1 and %d, inclusive", folder.MaxParts)
 	}
 	return n, nil
 }
 
-func (m *multipart) putPart(r *http.Request, id string) error {
-	n, err := m.partNumber()
+func (h *handler) putPart(r *request) error {
+	number, err := r.partNumber()
 	if err != nil {
 		return err
 	}
-	p := m.x.payload
-	wantMD5, err := contentMD5(r.Header)
+	u, err := h.upload(r)
 	if err != nil {
 		return err
 	}
-	info, err := m.store.PutPart(m.bucket, m.key, id, n, p, p.size, wantMD5)
+	p := r.payload
+	if e := p.useChecksum(u.ChecksumAlgorithm); e != nil {
+		return e
+	}
+	info, err := h.store.PutPart(u, number, p, p.size, func(info *folder.Info) error {
+		info.Checksum = p.Sum()
+		return p.Verify()
+	})
 	if err != nil {
 		return err
 	}
-	if p.checksum != nil {
-		m.x.Header().Set(p.checksumName, p.checksumWant)
-	}
-	m.x.Header().Set("ETag", `"`+info.ETag+`"`)
-	m.x.WriteHeader(http.StatusOK)
+	setChecksum(r.w.Header(), info.Checksum, false)
+	r.w.Header().Set("ETag", quote(info.ETag))
 	return nil
 }
 
-// contentMD5 returns what compares a body with the MD5 that a header gives.
-func contentMD5(h http.Header) (func(*folder.Info) error, error) {
-	values, there := h["Content-Md5"]
-	if !there {
-		return nil, nil
-	}
-	want, err := base64.StdEncoding.DecodeString(values[0])
-	if err != nil || len(want) != md5.Size {
-		return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidDigest, "The value of content-md5 is not an MD5.")
-	}
-	return func(info *folder.Info) error {
-		if info.ETag != hex.EncodeToString(want) {
-			return newFault(http.StatusBadRequest, gofakes3.ErrBadDigest, "The body does not have the MD5 of content-md5.")
-		}
-		return nil
-	}, nil
-}
-
-func (m *multipart) copyPart(r *http.Request, id string) error {
-	n, err := m.partNumber()
+func (h *handler) copyPart(r *request) error {
+	number, err := r.partNumber()
 	if err != nil {
 		return err
 	}
-	source, err := url.PathUnescape(strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/"))
+	u, err := h.upload(r)
 	if err != nil {
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "x-amz-copy-source cannot be read.")
+		return err
 	}
-	bucket, key, _ := strings.Cut(strings.TrimSuffix(source, "?versionId=null"), "/")
-	from, err := m.store.Open(bucket, key)
+	from, err := h.copySource(r)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	if err := copySourceAllows(r.Header, from.Info); err != nil {
-		return err
-	}
-	offset, size := int64(0), from.Size
+	part := byteRange{0, from.Size}
 	if text := r.Header.Get("X-Amz-Copy-Source-Range"); text != "" {
-		if offset, size, err = parseCopyRange(text, from.Size); err != nil {
+		if part, err = parseCopyRange(text, from.Size); err != nil {
 			return err
 		}
 	}
-	info, err := m.store.PutPart(m.bucket, m.key, id, n, io.NewSectionReader(from.File, offset, size), size, nil)
+	algorithm := cmp.Or(u.ChecksumAlgorithm, defaultChecksum)
+	sum := newChecksum(algorithm)
+	body := io.TeeReader(io.NewSectionReader(from, part.offset, part.size), sum)
+	info, err := h.store.PutPart(u, number, body, part.size, func(info *folder.Info) error {
+		info.Checksum = folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	return writeXML(m.x, r, struct {
+	return writeXML(r.w, r.Request, struct {
 		XMLName      xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CopyPartResult"`
 		ETag         string
 		LastModified string
-	}{ETag: `"` + info.ETag + `"`, LastModified: wireTime(info.Modified)})
+		checksumXML
+	}{ETag: quote(info.ETag), LastModified: wireTime(info.Modified), checksumXML: newChecksumXML(info.Checksum)})
 }
 
-// copySourceAllows checks the conditions on the source of a copy.
-func copySourceAllows(h http.Header, from *folder.Info) error {
-	match, noneMatch := h.Get("X-Amz-Copy-Source-If-Match"), h.Get("X-Amz-Copy-Source-If-None-Match")
-	since, errSince := http.ParseTime(h.Get("X-Amz-Copy-Source-If-Modified-Since"))
-	unless, errUnless := http.ParseTime(h.Get("X-Amz-Copy-Source-If-Unmodified-Since"))
-	modified := from.Modified.Truncate(time.Second)
-	switch {
-	case match != "" && !matches(match, from.ETag),
-		noneMatch != "" && matches(noneMatch, from.ETag),
-		noneMatch == "" && errSince == nil && !modified.After(since),
-		match == "" && errUnless == nil && modified.After(unless):
-		return gofakes3.ErrPreconditionFailed
+// uploadChecksumType is the type of the checksum that an upload's object gets,
+// where the client named one.
+func uploadChecksumType(u *folder.Upload) string {
+	if u.ChecksumAlgorithm == "" {
+		return ""
 	}
-	return nil
+	return typeOf(folder.Checksum{Composite: u.ChecksumComposite})
 }
 
 // parseCopyRange reads "bytes=first-last".
-func parseCopyRange(text string, size int64) (offset, length int64, err error) {
+func parseCopyRange(text string, size int64) (byteRange, error) {
 	spec, ok := strings.CutPrefix(text, "bytes=")
 	first, last, dash := strings.Cut(spec, "-")
 	from, err1 := strconv.ParseInt(first, 10, 64)
 	to, err2 := strconv.ParseInt(last, 10, 64)
 	if !ok || !dash || err1 != nil || err2 != nil || from < 0 || to < from {
-		return 0, 0, newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "x-amz-copy-source-range must be bytes=first-last.")
+		return byteRange{}, badRequest(codeInvalidArgument, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 	}
 	if to >= size {
-		return 0, 0, newFault(http.StatusRequestedRangeNotSatisfiable, gofakes3.ErrInvalidRange, "The source has %d bytes.", size)
+		return byteRange{}, badRequest(codeInvalidArgument, "Range specified is not valid for source object of size: %d", size)
 	}
-	return from, to - from + 1, nil
+	return byteRange{from, to - from + 1}, nil
 }
-
-type initiator struct{ ID, DisplayName string }
 
 type uploadXML struct {
-	Key              string
-	UploadID         string `xml:"UploadId"`
-	Initiator, Owner initiator
-	StorageClass     string
-	Initiated        string
+	Key               string
+	UploadID          string `xml:"UploadId"`
+	Initiator, Owner  ownerXML
+	StorageClass      string
+	Initiated         string
+	ChecksumAlgorithm string `xml:",omitempty"`
+	ChecksumType      string `xml:",omitempty"`
 }
 
-type prefixXML struct{ Prefix string }
-
-func (m *multipart) listUploads(r *http.Request) error {
-	if there, err := m.store.BucketExists(m.bucket); err != nil || !there {
-		return errors.Join(folder.ErrNoBucket, err)
-	}
-	limit, err := m.limit("max-uploads")
+func (h *handler) listUploads(r *request) error {
+	limit, _, err := r.number("max-uploads", maxListed, 0, maxListed)
 	if err != nil {
 		return err
 	}
-	uploads, err := m.store.Uploads(m.bucket)
+	l, err := r.listing()
 	if err != nil {
 		return err
 	}
-	wire := func(s string) string { return s }
-	if m.query.Get("encoding-type") == "url" {
-		wire = escapePath
+	uploads, err := h.store.Uploads(r.Context(), r.bucket)
+	if err != nil {
+		return err
 	}
-	prefix, delimiter := m.query.Get("prefix"), m.query.Get("delimiter")
-	keyMarker, idMarker := m.query.Get("key-marker"), m.query.Get("upload-id-marker")
+	keyMarker, idMarker := r.query("key-marker"), r.query("upload-id-marker")
 	out := struct {
-		XMLName                          xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListMultipartUploadsResult"`
-		Bucket, KeyMarker, NextKeyMarker string   `xml:",omitempty"`
-		UploadIDMarker                   string   `xml:"UploadIdMarker,omitempty"`
-		NextUploadIDMarker               string   `xml:"NextUploadIdMarker,omitempty"`
-		Prefix, Delimiter, EncodingType  string   `xml:",omitempty"`
-		MaxUploads                       int
-		IsTruncated                      bool
-		Upload                           []uploadXML
-		CommonPrefixes                   []prefixXML
+		XMLName                         xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListMultipartUploadsResult"`
+		Bucket, KeyMarker               string
+		UploadIDMarker                  string `xml:"UploadIdMarker"`
+		NextKeyMarker                   string `xml:",omitempty"`
+		NextUploadIDMarker              string `xml:"NextUploadIdMarker,omitempty"`
+		Prefix, Delimiter, EncodingType string `xml:",omitempty"`
+		MaxUploads                      int
+		IsTruncated                     bool
+		Upload                          []uploadXML
+		CommonPrefixes                  []prefixXML
 	}{
-		Bucket: m.bucket, KeyMarker: wire(keyMarker), UploadIDMarker: idMarker, Prefix: wire(prefix),
-		Delimiter: wire(delimiter), EncodingType: m.query.Get("encoding-type"), MaxUploads: limit,
+		Bucket: r.bucket, KeyMarker: l.wire(keyMarker), UploadIDMarker: idMarker, Prefix: l.wire(l.prefix),
+		Delimiter: l.wire(l.delimiter), EncodingType: l.encoding, MaxUploads: limit,
 	}
 	pastMarker := idMarker == ""
 	rolled := ""
 	for _, u := range uploads {
-		rest, ok := strings.CutPrefix(u.Key, prefix)
+		rest, ok := strings.CutPrefix(u.Key, l.prefix)
 		if !ok || u.Key < keyMarker || u.Key == keyMarker && keyMarker != "" && idMarker == "" {
 			continue
 		}
@@ -278,41 +206,32 @@ func (m *multipart) listUploads(r *http.Request) error {
 			continue
 		}
 		common := ""
-		if i := strings.Index(rest, delimiter); delimiter != "" && i >= 0 {
-			common = prefix + rest[:i+len(delimiter)]
+		if i := strings.Index(rest, l.delimiter); l.delimiter != "" && i >= 0 {
+			common = l.prefix + rest[:i+len(l.delimiter)]
 		}
 		if common != "" && (common == rolled || common == keyMarker) {
 			continue
 		}
 		if len(out.Upload)+len(out.CommonPrefixes) == limit {
-			out.IsTruncated = true
+			out.IsTruncated = limit > 0
 			break
 		}
 		if common != "" {
 			rolled = common
-			out.CommonPrefixes = append(out.CommonPrefixes, prefixXML{wire(common)})
-			out.NextKeyMarker, out.NextUploadIDMarker = wire(common), ""
+			out.CommonPrefixes = append(out.CommonPrefixes, prefixXML{l.wire(common)})
+			out.NextKeyMarker, out.NextUploadIDMarker = l.wire(common), ""
 			continue
 		}
-		out.Upload = append(out.Upload, uploadXML{Key: wire(u.Key), UploadID: u.ID, StorageClass: "STANDARD", Initiated: wireTime(u.Started)})
-		out.NextKeyMarker, out.NextUploadIDMarker = wire(u.Key), u.ID
+		out.Upload = append(out.Upload, uploadXML{
+			Key: l.wire(u.Key), UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: storageClass, Initiated: wireTime(u.Started),
+			ChecksumAlgorithm: u.ChecksumAlgorithm, ChecksumType: uploadChecksumType(&u),
+		})
+		out.NextKeyMarker, out.NextUploadIDMarker = l.wire(u.Key), u.ID
 	}
 	if !out.IsTruncated {
 		out.NextKeyMarker, out.NextUploadIDMarker = "", ""
 	}
-	return writeXML(m.x, r, out)
-}
-
-func (m *multipart) limit(name string) (int, error) {
-	text := m.query.Get(name)
-	if text == "" {
-		return maxListed, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		return 0, newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "%s must be 0 to %d.", name, maxListed)
-	}
-	return min(n, maxListed), nil
+	return writeXML(r.w, r.Request, out)
 }
 
 type partXML struct {
@@ -320,20 +239,23 @@ type partXML struct {
 	LastModified string
 	ETag         string
 	Size         int64
+	checksumXML
 }
 
-func (m *multipart) listParts(r *http.Request, id string) error {
-	limit, err := m.limit("max-parts")
+func (h *handler) listParts(r *request) error {
+	limit, _, err := r.number("max-parts", maxListed, 0, maxListed)
 	if err != nil {
 		return err
 	}
-	after := 0
-	if text := m.query.Get("part-number-marker"); text != "" {
-		if after, err = strconv.Atoi(text); err != nil || after < 0 {
-			return newFault(http.StatusBadRequest, gofakes3.ErrInvalidArgument, "part-number-marker must be a number.")
-		}
+	after, _, err := r.number("part-number-marker", 0, 0, folder.MaxParts)
+	if err != nil {
+		return err
 	}
-	parts, more, err := m.store.Parts(m.bucket, m.key, id, after, limit)
+	u, err := h.upload(r)
+	if err != nil {
+		return err
+	}
+	parts, more, err := h.store.Parts(u, after, limit)
 	if err != nil {
 		return err
 	}
@@ -341,51 +263,143 @@ func (m *multipart) listParts(r *http.Request, id string) error {
 		XMLName              xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ListPartsResult"`
 		Bucket, Key          string
 		UploadID             string `xml:"UploadId"`
-		Initiator, Owner     initiator
+		Initiator, Owner     ownerXML
 		StorageClass         string
 		PartNumberMarker     int
 		NextPartNumberMarker int
 		MaxParts             int
 		IsTruncated          bool
+		ChecksumAlgorithm    string `xml:",omitempty"`
+		ChecksumType         string `xml:",omitempty"`
 		Part                 []partXML
-	}{Bucket: m.bucket, Key: m.key, UploadID: id, StorageClass: "STANDARD", PartNumberMarker: after, MaxParts: limit, IsTruncated: more}
+	}{
+		Bucket: r.bucket, Key: r.key, UploadID: u.ID, Initiator: owner, Owner: owner, StorageClass: storageClass, PartNumberMarker: after,
+		NextPartNumberMarker: after, MaxParts: limit, IsTruncated: more && limit > 0, ChecksumAlgorithm: u.ChecksumAlgorithm,
+		ChecksumType: uploadChecksumType(u),
+	}
 	for _, p := range parts {
 		out.NextPartNumberMarker = p.Number
-		out.Part = append(out.Part, partXML{PartNumber: p.Number, LastModified: wireTime(p.Modified), ETag: `"` + p.ETag + `"`, Size: p.Size})
+		out.Part = append(out.Part, partXML{p.Number, wireTime(p.Modified), quote(p.ETag), p.Size, newChecksumXML(p.Checksum)})
 	}
-	return writeXML(m.x, r, out)
+	return writeXML(r.w, r.Request, out)
 }
 
-func (m *multipart) complete(r *http.Request, id string) error {
-	body, err := io.ReadAll(io.LimitReader(m.x.payload, maxXML))
-	if err != nil {
+func (h *handler) abortUpload(r *request) error {
+	if err := h.store.AbortUpload(r.bucket, r.key, r.query("uploadId")); err != nil {
 		return err
 	}
-	var in struct {
-		Part []struct {
-			PartNumber int
-			ETag       string
+	r.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// completion is what a client says of an upload that it completes.
+type completion struct {
+	size     int64 // -1 for none
+	kind     string
+	checksum folder.Checksum
+	parts    []checksumXML
+}
+
+func readCompletion(h http.Header) (completion, error) {
+	c := completion{size: -1, kind: strings.ToUpper(h.Get("X-Amz-Checksum-Type"))}
+	var err error
+	if text := h.Get("X-Amz-Mp-Object-Size"); text != "" {
+		if c.size, err = strconv.ParseInt(text, 10, 64); err != nil || c.size < 0 {
+			return c, badRequest(codeInvalidArgument, "The value of x-amz-mp-object-size must be a number of bytes.")
 		}
 	}
-	if err := xml.Unmarshal(body, &in); err != nil {
-		return newFault(http.StatusBadRequest, gofakes3.ErrMalformedXML, "The list of parts cannot be read: %v.", err)
+	c.checksum, err = headerChecksum(h)
+	return c, err
+}
+
+// check compares what is to become an object with what the client says of it,
+// and sets its checksum.
+func (c completion) check(u *folder.Upload, parts []folder.Part, info *folder.Info) error {
+	for i, p := range parts {
+		if p.Size < minPart && i < len(parts)-1 {
+			return badRequest(codeEntityTooSmall, "Your proposed upload is smaller than the minimum allowed size: part %d has %d bytes.", p.Number, p.Size)
+		}
+		if c.parts[i].differs(p.Checksum) {
+			return badRequest(codeInvalidPart, "Part %d has another checksum than the one given.", p.Number)
+		}
+	}
+	if c.size >= 0 && c.size != info.Size {
+		return badRequest(codeInvalidRequest, "The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d", c.size, info.Size)
+	}
+	var err error
+	if info.Checksum, err = objectChecksum(u, parts); err != nil {
+		return err
+	}
+	if c.kind != "" && info.Checksum.Algorithm != "" && c.kind != typeOf(info.Checksum) {
+		return badRequest(codeInvalidRequest, "The upload was created using the %s checksum mode. The complete request must use the same checksum mode.", typeOf(info.Checksum))
+	}
+	if want := c.checksum; want.Value != "" {
+		if want.Algorithm != info.Checksum.Algorithm {
+			return badRequest(codeInvalidRequest, "The upload was created with checksums of type %s, not %s.", info.Checksum.Algorithm, want.Algorithm)
+		}
+		got, _, _ := strings.Cut(info.Checksum.Value, "-")
+		if given, _, _ := strings.Cut(want.Value, "-"); given != got {
+			return badRequest(codeBadDigest, "The %s you specified did not match the calculated checksum.", want.Algorithm)
+		}
+	}
+	return nil
+}
+
+func (h *handler) completeUpload(r *request) error {
+	var in struct {
+		XMLName xml.Name `xml:"CompleteMultipartUpload"`
+		Part    []struct {
+			PartNumber int
+			ETag       string
+			checksumXML
+		}
+	}
+	if err := readXML(r, &in); err != nil {
+		return err
+	}
+	if len(in.Part) == 0 || len(in.Part) > folder.MaxParts {
+		return badRequest(codeMalformedXML, "The list of parts has none, or more than %d.", folder.MaxParts)
+	}
+	want, err := readCompletion(r.Header)
+	if err != nil {
+		return err
 	}
 	parts := make([]folder.Part, len(in.Part))
 	for i, p := range in.Part {
 		parts[i] = folder.Part{Number: p.PartNumber, ETag: strings.Trim(p.ETag, `"`)}
+		want.parts = append(want.parts, p.checksumXML)
 	}
-	info, err := m.store.CompleteUpload(r.Context(), m.bucket, m.key, id, parts, m.x.check)
+	check := headerCheck(r.Header)
+	var begun folder.Check
+	info, err := h.store.CompleteUpload(r.Context(), r.bucket, r.key, r.query("uploadId"), parts,
+		func(u *folder.Upload, parts []folder.Part, info *folder.Info) error {
+			begun = writeCheck(u.IfMatch, u.IfNoneMatch)
+			return want.check(u, parts, info)
+		},
+		func(current *folder.Info) error {
+			for _, c := range []folder.Check{check, begun} {
+				if c != nil {
+					if err := c(current); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
 	if err != nil {
 		return err
 	}
-	return writeXML(m.x, r, struct {
+	out := struct {
 		XMLName                     xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUploadResult"`
 		Location, Bucket, Key, ETag string
+		ChecksumType                string `xml:",omitempty"`
+		checksumXML
 	}{
-		Location: "http://" + r.Host + escapePath("/"+m.bucket+"/"+m.key),
-		Bucket:   m.bucket, Key: m.key, ETag: `"` + info.ETag + `"`,
-	})
+		Location: "http://" + r.Host + escapePath("/"+r.bucket+"/"+r.key), Bucket: r.bucket, Key: r.key, ETag: quote(info.ETag),
+		checksumXML: newChecksumXML(info.Checksum),
+	}
+	if info.Checksum.Algorithm != "" {
+		out.ChecksumType = typeOf(info.Checksum)
+	}
+	return writeXML(r.w, r.Request, out)
 }
-
-// wireTime is a time as S3 writes it in XML.
-func wireTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }

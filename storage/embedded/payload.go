@@ -2,13 +2,12 @@ package embedded
 
 import (
 	"bytes"
-	"crypto/sha1"
+	"crypto/md5"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"hash"
-	"hash/crc32"
 	"io"
 	"net/http"
 	"os"
@@ -16,8 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/minio/crc64nvme"
-	"github.com/rclone/gofakes3"
+	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
 // payload is a request's body as the client meant it: taken out of the chunks
@@ -35,39 +33,24 @@ type payload struct {
 	sha256     hash.Hash // nil when the request does not give it
 	wantSHA256 string
 
-	checksum     hash.Hash // nil when the request names none
-	checksumName string    // "X-Amz-Checksum-Crc32c"
-	checksumWant string    // base64; "" when it is in the trailer
+	md5     hash.Hash // nil when the request does not give it
+	wantMD5 []byte
+
+	checksum hash.Hash       // nil when the body gets none
+	wanted   folder.Checksum // its Value is "" when none is given, or when the trailer gives it
+	trailing bool            // the trailer gives it
 
 	deadline func(time.Duration) // allows a read that long; 0: any time
 }
 
 const (
-	checksumPrefix = "X-Amz-Checksum-"
-	decodedHeader  = "X-Amz-Decoded-Content-Length"
-	trailerHeader  = "X-Amz-Trailer"
+	decodedHeader = "X-Amz-Decoded-Content-Length"
+	trailerHeader = "X-Amz-Trailer"
 )
 
-// newChecksum returns S3's checksum algorithms by the end of their header.
-func newChecksum(name string) hash.Hash {
-	switch name {
-	case "Crc32":
-		return crc32.NewIEEE()
-	case "Crc32c":
-		return crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	case "Crc64nvme":
-		return crc64nvme.New()
-	case "Sha1":
-		return sha1.New()
-	case "Sha256":
-		return sha256.New()
-	}
-	return nil
-}
-
-// newPayload takes over the body of a signed request, and makes the request
-// look as if it had been sent plainly.
-func newPayload(r *http.Request, s *signature, deadline func(time.Duration)) (*payload, *fault) {
+// newPayload takes over the body of a signed request. An object's data gets a
+// checksum though the client gives none.
+func newPayload(r *http.Request, s *signature, about sums, deadline func(time.Duration)) (*payload, *apiError) {
 	p := &payload{source: r.Body, size: r.ContentLength, deadline: deadline}
 	var trailer string
 	switch s.payload {
@@ -80,7 +63,7 @@ func newPayload(r *http.Request, s *signature, deadline func(time.Duration)) (*p
 		p.chunks, trailer = newChunkReader(r.Body, nil, true), r.Header.Get(trailerHeader)
 	default:
 		if sum, err := hex.DecodeString(s.payload); err != nil || len(sum) != sha256.Size {
-			return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest,
+			return nil, badRequest(codeInvalidRequest,
 				"x-amz-content-sha256 must be a SHA-256 in hex, UNSIGNED-PAYLOAD or a streaming signature with HMAC.")
 		}
 		if p.size != 0 || s.payload != emptySHA256 {
@@ -90,58 +73,105 @@ func newPayload(r *http.Request, s *signature, deadline func(time.Duration)) (*p
 	if p.chunks != nil {
 		size, err := strconv.ParseInt(r.Header.Get(decodedHeader), 10, 64)
 		if err != nil || size < 0 {
-			return nil, newFault(http.StatusLengthRequired, gofakes3.ErrMissingContentLength, "The header x-amz-decoded-content-length is missing.")
+			return nil, newError(http.StatusLengthRequired, codeMissingLength, "The header x-amz-decoded-content-length is missing.")
 		}
 		p.source, p.size = p.chunks, size
-		r.ContentLength = size
-		r.Header.Set("Content-Length", strconv.FormatInt(size, 10))
-		r.Header.Del(hashHeader)
-		r.Header.Del(decodedHeader)
 	}
 	if p.size < 0 {
-		return nil, newFault(http.StatusLengthRequired, gofakes3.ErrMissingContentLength, "The header content-length is missing.")
+		return nil, newError(http.StatusLengthRequired, codeMissingLength, "The header content-length is missing.")
 	}
 	p.left = p.size
-	if f := p.expectChecksum(r, trailer); f != nil {
-		return nil, f
+	if e := p.expectMD5(r.Header); e != nil {
+		return nil, e
 	}
-	r.Body = io.NopCloser(p)
-	return p, nil
+	if about == sumOfObject {
+		return p, nil
+	}
+	return p, p.expectChecksum(r.Header, trailer, about == sumOfData)
+}
+
+func (p *payload) expectMD5(h http.Header) *apiError {
+	values, there := h["Content-Md5"]
+	if !there {
+		return nil
+	}
+	var err error
+	if p.wantMD5, err = base64.StdEncoding.DecodeString(values[0]); err != nil || len(p.wantMD5) != md5.Size {
+		return badRequest(codeInvalidDigest, "The value of content-md5 is not an MD5.")
+	}
+	p.md5 = md5.New()
+	return nil
 }
 
 // expectChecksum finds the checksum that a header gives or announces for the
 // trailer.
-func (p *payload) expectChecksum(r *http.Request, trailer string) *fault {
-	if r.Method == http.MethodPost && r.URL.Query().Has("uploadId") {
-		return nil // it is the object's, not the body's
+func (p *payload) expectChecksum(h http.Header, trailer string, isData bool) *apiError {
+	given, err := headerChecksum(h)
+	if err != nil {
+		e, _ := errorFor(err)
+		return e
 	}
-	var names []string
-	for name, values := range r.Header {
-		end, ok := strings.CutPrefix(name, checksumPrefix)
-		if !ok || end == "Type" || end == "Mode" || end == "Algorithm" {
+	p.wanted = given
+	for name := range strings.SplitSeq(trailer, ",") {
+		algorithm, ok := strings.CutPrefix(http.CanonicalHeaderKey(strings.TrimSpace(name)), checksumPrefix)
+		if !ok {
 			continue
 		}
-		names = append(names, name)
-		p.checksumWant = strings.TrimSpace(values[0])
+		if p.wanted.Algorithm != "" {
+			return badRequest(codeInvalidRequest, "Expecting a single x-amz-checksum- header.")
+		}
+		p.wanted.Algorithm, p.trailing = strings.ToUpper(algorithm), true
 	}
-	for name := range strings.SplitSeq(trailer, ",") {
-		if name = http.CanonicalHeaderKey(strings.TrimSpace(name)); strings.HasPrefix(name, checksumPrefix) {
-			names = append(names, name)
+	if p.wanted.Algorithm == "" {
+		if !isData {
+			return nil
+		}
+		p.wanted.Algorithm = defaultChecksum
+		if sdk := h.Get("X-Amz-Sdk-Checksum-Algorithm"); checksumType(sdk).IsSet() {
+			p.wanted.Algorithm = strings.ToUpper(sdk)
 		}
 	}
-	switch len(names) {
-	case 0:
-		return nil
-	case 1:
-	default:
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "Give one checksum, not %d.", len(names))
+	if p.checksum = newChecksum(p.wanted.Algorithm); p.checksum == nil {
+		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", p.wanted.Algorithm)
 	}
-	p.checksumName = names[0]
-	if p.checksum = newChecksum(strings.TrimPrefix(names[0], checksumPrefix)); p.checksum == nil {
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "The checksum %s is not supported.", strings.ToLower(names[0]))
+	if p.wanted.Value != "" || p.trailing {
+		return p.checkFormat()
 	}
-	r.Header.Del(p.checksumName)
 	return nil
+}
+
+// useChecksum has the body's checksum computed by this algorithm, unless the
+// client gave one.
+func (p *payload) useChecksum(algorithm string) *apiError {
+	switch {
+	case p.wanted.Algorithm == algorithm || algorithm == "":
+		return nil
+	case p.wanted.Value != "" || p.trailing:
+		return badRequest(codeInvalidRequest, "The upload was begun with checksums of type %s, not %s.", algorithm, p.wanted.Algorithm)
+	}
+	p.wanted.Algorithm, p.checksum = algorithm, newChecksum(algorithm)
+	return nil
+}
+
+// checkFormat refuses a checksum that cannot be one.
+func (p *payload) checkFormat() *apiError {
+	if p.wanted.Value == "" {
+		return nil
+	}
+	sum, err := base64.StdEncoding.DecodeString(p.wanted.Value)
+	if err != nil || len(sum) != p.checksum.Size() {
+		return badRequest(codeInvalidRequest, "Value for %s header is invalid.", strings.ToLower(checksumHeader(p.wanted.Algorithm)))
+	}
+	return nil
+}
+
+// Sum is the checksum of the body, which was read to its end; the zero one when
+// it has none.
+func (p *payload) Sum() folder.Checksum {
+	if p.checksum == nil {
+		return folder.Checksum{}
+	}
+	return folder.Checksum{Algorithm: p.wanted.Algorithm, Value: base64.StdEncoding.EncodeToString(p.checksum.Sum(nil))}
 }
 
 // Read delivers the body's next bytes.
@@ -163,33 +193,36 @@ func (p *payload) Read(b []byte) (int, error) {
 	if p.sha256 != nil {
 		p.sha256.Write(b[:n])
 	}
+	if p.md5 != nil {
+		p.md5.Write(b[:n])
+	}
 	if p.checksum != nil {
 		p.checksum.Write(b[:n])
 	}
 	p.left -= int64(n)
 	switch {
 	case err != nil && err != io.EOF:
-		p.failure = bodyFault(err)
+		p.failure = bodyError(err)
 	case err == io.EOF && p.left > 0:
-		p.failure = newFault(http.StatusBadRequest, gofakes3.ErrIncompleteBody, "The body ended %d bytes early.", p.left)
+		p.failure = badRequest(codeIncompleteBody, "The body ended %d bytes early.", p.left)
 	case p.left == 0:
 		p.failure = p.Verify()
 	}
 	return n, p.failure
 }
 
-// bodyFault says what kept a body from arriving.
-func bodyFault(err error) error {
+// bodyError says what kept a body from arriving.
+func bodyError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return newFault(http.StatusBadRequest, codeRequestTimeout, "Nothing of the body arrived for %s.", bodyTimeout)
+		return badRequest(codeRequestTimeout, "Nothing of the body arrived for %s.", bodyTimeout)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return newFault(http.StatusBadRequest, gofakes3.ErrIncompleteBody, "The connection ended before the body did.")
+		return badRequest(codeIncompleteBody, "The connection ended before the body did.")
 	}
 	return err
 }
 
-// Verify answers nil when the body was delivered whole and is what the request
+// Verify returns nil when the body was delivered whole and is what the request
 // says it is.
 func (p *payload) Verify() error {
 	if p.checked || p.failure != nil {
@@ -203,28 +236,29 @@ func (p *payload) Verify() error {
 
 func (p *payload) check() error {
 	if p.left > 0 {
-		return newFault(http.StatusBadRequest, gofakes3.ErrIncompleteBody, "The body ended %d bytes early.", p.left)
+		return badRequest(codeIncompleteBody, "The body ended %d bytes early.", p.left)
 	}
 	if p.sha256 != nil && hex.EncodeToString(p.sha256.Sum(nil)) != p.wantSHA256 {
-		return newFault(http.StatusBadRequest, codePayloadMismatch, "The body does not have the SHA-256 that was signed.")
+		return badRequest(codePayloadMismatch, "The body does not have the SHA-256 that was signed.")
 	}
 	if p.chunks != nil {
 		if err := p.chunks.finish(); err != nil {
-			return bodyFault(err)
+			return bodyError(err)
 		}
 	}
-	if p.checksum == nil {
-		return nil
+	if p.md5 != nil && !bytes.Equal(p.md5.Sum(nil), p.wantMD5) {
+		return badRequest(codeBadDigest, "The Content-MD5 you specified did not match what we received.")
 	}
-	if p.checksumWant == "" && p.chunks != nil {
-		p.checksumWant = p.chunks.trailer[p.checksumName]
+	if p.trailing {
+		if p.wanted.Value = p.chunks.trailer[checksumHeader(p.wanted.Algorithm)]; p.wanted.Value == "" {
+			return badRequest("MalformedTrailerError", "The trailer has no %s.", strings.ToLower(checksumHeader(p.wanted.Algorithm)))
+		}
+		if e := p.checkFormat(); e != nil {
+			return e
+		}
 	}
-	want, err := base64.StdEncoding.DecodeString(p.checksumWant)
-	if err != nil || len(want) != p.checksum.Size() {
-		return newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "The value of %s is not a checksum.", strings.ToLower(p.checksumName))
-	}
-	if !bytes.Equal(p.checksum.Sum(nil), want) {
-		return newFault(http.StatusBadRequest, gofakes3.ErrBadDigest, "The body does not have the checksum of %s.", strings.ToLower(p.checksumName))
+	if p.wanted.Value != "" && p.wanted.Value != p.Sum().Value {
+		return badRequest(codeBadDigest, "The %s you specified did not match the calculated checksum.", p.wanted.Algorithm)
 	}
 	return nil
 }

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/rclone/gofakes3"
 )
 
 // AWS Signature Version 4, as described at
@@ -52,6 +50,8 @@ type signature struct {
 	scope   string
 	value   string
 	payload string // what the signature says of the body: a hash, or how it is sent
+
+	presigned bool // it is in the URL
 }
 
 // claim is what a request says about its signature.
@@ -64,18 +64,15 @@ type claim struct {
 	presigned bool
 }
 
-// verify answers a fault unless the request is signed with the keys.
-func (v *verifier) verify(r *http.Request) (*signature, *fault) {
-	query, ok := parseQuery(r.URL.RawQuery)
-	if !ok {
-		return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidURI, "The query of the URL cannot be read.")
-	}
+// verify returns an error unless the request is signed with the keys. query is
+// that of its URL.
+func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError) {
 	c, f := readClaim(r, query)
 	if f != nil {
 		return nil, f
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return nil, newFault(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+		return nil, newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
 	}
 	if f := v.checkTime(c, query); f != nil {
 		return nil, f
@@ -87,7 +84,7 @@ func (v *verifier) verify(r *http.Request) (*signature, *fault) {
 	payload := r.Header.Get(hashHeader)
 	if payload == "" {
 		if !c.presigned {
-			return nil, newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "The header x-amz-content-sha256 is missing.")
+			return nil, badRequest(codeInvalidRequest, "The header x-amz-content-sha256 is missing.")
 		}
 		payload = unsignedPayload
 		if hash := query.get(hashHeader); hash != "" {
@@ -103,10 +100,10 @@ func (v *verifier) verify(r *http.Request) (*signature, *fault) {
 		payload,
 	}, "\n")))
 	key := v.signingKey(c.scope)
-	s := &signature{key: key, time: c.time, scope: c.scope, payload: payload}
+	s := &signature{key: key, time: c.time, scope: c.scope, payload: payload, presigned: c.presigned}
 	s.value = s.sign(algorithm, hex.EncodeToString(canonical[:]))
 	if subtle.ConstantTimeCompare([]byte(s.value), []byte(c.value)) != 1 {
-		return nil, newFault(http.StatusForbidden, codeSignatureMismatch,
+		return nil, newError(http.StatusForbidden, codeSignatureMismatch,
 			"The signature does not fit the request; check the secret key.")
 	}
 	return s, nil
@@ -137,7 +134,7 @@ func (v *verifier) signingKey(scope string) []byte {
 }
 
 // readClaim reads the Authorization header or a presigned URL's parameters.
-func readClaim(r *http.Request, query params) (c claim, f *fault) {
+func readClaim(r *http.Request, query params) (c claim, f *apiError) {
 	header := r.Header.Get("Authorization")
 	var credential, signed string
 	switch {
@@ -145,7 +142,7 @@ func readClaim(r *http.Request, query params) (c claim, f *fault) {
 		code := codeBadAuthorization
 		rest, ok := strings.CutPrefix(header, algorithm)
 		if !ok {
-			return c, newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "Requests are signed with %s only.", algorithm)
+			return c, badRequest(codeInvalidRequest, "Requests are signed with %s only.", algorithm)
 		}
 		for field := range strings.SplitSeq(rest, ",") {
 			name, value, _ := strings.Cut(strings.TrimSpace(field), "=")
@@ -168,28 +165,28 @@ func readClaim(r *http.Request, query params) (c claim, f *fault) {
 		}
 	case query.get("X-Amz-Signature") != "" || query.get("X-Amz-Algorithm") != "":
 		if query.get("X-Amz-Algorithm") != algorithm {
-			return c, newFault(http.StatusBadRequest, codeBadQueryAuth, "X-Amz-Algorithm must be %s.", algorithm)
+			return c, badRequest(codeBadQueryAuth, "X-Amz-Algorithm must be %s.", algorithm)
 		}
 		c.presigned, c.value, c.time = true, query.get("X-Amz-Signature"), query.get("X-Amz-Date")
 		if f := c.fill(codeBadQueryAuth, query.get("X-Amz-Credential"), query.get("X-Amz-SignedHeaders")); f != nil {
 			return c, f
 		}
 	case query.get("Signature") != "":
-		return c, newFault(http.StatusBadRequest, gofakes3.ErrInvalidRequest, "Presigned URLs are signed with %s only.", algorithm)
+		return c, badRequest(codeInvalidRequest, "Presigned URLs are signed with %s only.", algorithm)
 	default:
-		return c, newFault(http.StatusForbidden, codeAccessDenied, "Access denied: the request is not signed.")
+		return c, newError(http.StatusForbidden, codeAccessDenied, "Access denied: the request is not signed.")
 	}
 	return c, nil
 }
 
-func (c *claim) fill(code gofakes3.ErrorCode, credential, signed string) *fault {
+func (c *claim) fill(code string, credential, signed string) *apiError {
 	parts := strings.Split(credential, "/")
 	n := len(parts) - 4 // an access key may hold slashes
 	if n < 1 || c.value == "" || signed == "" {
-		return newFault(http.StatusBadRequest, code, "Credential, SignedHeaders and Signature are needed.")
+		return badRequest(code, "Credential, SignedHeaders and Signature are needed.")
 	}
 	if parts[n+2] != "s3" || parts[n+3] != "aws4_request" {
-		return newFault(http.StatusBadRequest, code, "The credential's scope must end in s3/aws4_request.")
+		return badRequest(code, "The credential's scope must end in s3/aws4_request.")
 	}
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = strings.Join(parts[n:], "/")
@@ -197,28 +194,28 @@ func (c *claim) fill(code gofakes3.ErrorCode, credential, signed string) *fault 
 	return nil
 }
 
-// checkTime answers a fault for a signature that is not valid now.
-func (v *verifier) checkTime(c claim, query params) *fault {
+// checkTime returns an error for a signature that is not valid now.
+func (v *verifier) checkTime(c claim, query params) *apiError {
 	at, err := time.Parse(amzTime, c.time)
 	if err != nil || !strings.HasPrefix(c.scope, c.time[:8]+"/") {
-		return newFault(http.StatusForbidden, codeAccessDenied, "The request needs the date it was signed at, the same as its credential's.")
+		return newError(http.StatusForbidden, codeAccessDenied, "The request needs the date it was signed at, the same as its credential's.")
 	}
 	now := v.now()
 	if !c.presigned {
 		if skew := now.Sub(at); skew > maxSkew || skew < -maxSkew {
-			return newFault(http.StatusForbidden, gofakes3.ErrRequestTimeTooSkewed, "The clocks of client and server are more than %s apart.", maxSkew)
+			return newError(http.StatusForbidden, codeTimeSkewed, "The clocks of client and server are more than %s apart.", maxSkew)
 		}
 		return nil
 	}
 	seconds, err := strconv.ParseInt(query.get("X-Amz-Expires"), 10, 64)
 	if err != nil || seconds < 1 || seconds > int64(maxPresigned/time.Second) {
-		return newFault(http.StatusBadRequest, codeBadQueryAuth, "X-Amz-Expires must be 1 to %d seconds.", int64(maxPresigned/time.Second))
+		return badRequest(codeBadQueryAuth, "X-Amz-Expires must be 1 to %d seconds.", int64(maxPresigned/time.Second))
 	}
 	if at.Sub(now) > maxSkew {
-		return newFault(http.StatusForbidden, codeAccessDenied, "The URL is not valid yet.")
+		return newError(http.StatusForbidden, codeAccessDenied, "The URL is not valid yet.")
 	}
 	if now.After(at.Add(time.Duration(seconds) * time.Second)) {
-		return newFault(http.StatusForbidden, codeAccessDenied, "The URL has expired.")
+		return newError(http.StatusForbidden, codeAccessDenied, "The URL has expired.")
 	}
 	return nil
 }
@@ -226,14 +223,14 @@ func (v *verifier) checkTime(c claim, query params) *fault {
 // canonicalHeaders returns the signed headers as they are signed. The host must
 // be among them, and so must every x-amz- header: one that was added later
 // could make another request of it.
-func canonicalHeaders(r *http.Request, signed []string) (string, *fault) {
+func canonicalHeaders(r *http.Request, signed []string) (string, *apiError) {
 	for name := range r.Header {
 		if len(name) > 6 && name[:6] == "X-Amz-" && !slices.Contains(signed, strings.ToLower(name)) {
-			return "", newFault(http.StatusForbidden, codeAccessDenied, "The header %s is not signed.", strings.ToLower(name))
+			return "", newError(http.StatusForbidden, codeAccessDenied, "The header %s is not signed.", strings.ToLower(name))
 		}
 	}
 	if !slices.Contains(signed, "host") {
-		return "", newFault(http.StatusForbidden, codeAccessDenied, "The header host is not signed.")
+		return "", newError(http.StatusForbidden, codeAccessDenied, "The header host is not signed.")
 	}
 	var b strings.Builder
 	for _, name := range signed {
@@ -297,6 +294,22 @@ func (p params) get(name string) string {
 		}
 	}
 	return ""
+}
+
+// has reports whether the query has a parameter.
+func (p params) has(name string) bool {
+	return slices.ContainsFunc(p, func(pair [2]string) bool { return pair[0] == name })
+}
+
+// withoutSignature leaves out what belongs to a presigned URL's signature.
+func (p params) withoutSignature() params {
+	return slices.DeleteFunc(slices.Clone(p), func(pair [2]string) bool {
+		switch pair[0] {
+		case "X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature", hashHeader:
+			return true
+		}
+		return false
+	})
 }
 
 // canonical is the query as it is signed: escaped anew and sorted.

@@ -72,7 +72,11 @@ func (s *Store) continued(ctx context.Context, bucket, key, etag string, first *
 			if etag != "" {
 				opts.Set("If-Match", `"`+etag+`"`)
 			}
-			return s.get(ctx, bucket, key, opts)
+			st, err := s.get(ctx, bucket, key, opts)
+			if err == nil && etag == "" {
+				etag = st.info.ETag // what follows is to be of the same version
+			}
+			return st, err
 		},
 		retry: func(failures int, err error) error {
 			if ctx.Err() != nil {

@@ -160,7 +160,7 @@ func (s *Store) unreachable(err error) error {
 	var header tls.RecordHeaderError
 	switch {
 	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid):
-		hint, f.again = "; its certificate is not one this machine trusts", false
+		hint, f.again = "; its certificate is not one this machine trusts: name the one that signed it in storage.ca_file", false
 	case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		hint, f.again = "; it does not speak TLS: write http:// in storage.url", false
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/minio/minio-go/v7"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
@@ -94,7 +95,7 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 		}
 	}
 	bucket, prefix := s.place(id)
-	err := s.putOnce(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)), true)
+	err := s.putNew(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)))
 	if errors.Is(err, errCondition) {
 		s.forget(id)
 		return s.takenUnlessSame(ctx, id, payload)
@@ -195,6 +196,8 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 }
 
 func (s *Store) remove(ctx context.Context, id job.ID) error {
+	bucket, prefix := s.place(id)
+	s.abortUploads(ctx, bucket, prefix)
 	for {
 		if err := s.removeFiles(ctx, id, "", func(string) bool { return true }); err != nil {
 			return err
@@ -228,6 +231,11 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doome
 		if len(keys) == 0 {
 			return nil
 		}
+		if s.features.noBatchDelete.Load() {
+			err := s.removeEach(ctx, bucket, keys)
+			keys = keys[:0]
+			return err
+		}
 		err := s.try(ctx, "delete", s.stall, func(ctx context.Context, _ *watch) error {
 			results, err := s.client.RemoveObjectsWithIter(ctx, bucket, func(yield func(minio.ObjectInfo) bool) {
 				for _, key := range keys {
@@ -246,6 +254,10 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doome
 			}
 			return err
 		})
+		if unsupported(err) {
+			s.lacks(&s.features.noBatchDelete, "deletion of several files by one request", "files are deleted one by one")
+			err = s.removeEach(ctx, bucket, keys)
+		}
 		keys = keys[:0]
 		return err
 	}
@@ -263,6 +275,24 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doome
 		}
 	}
 	return flush()
+}
+
+// removeEach removes files one by one, several at a time.
+func (s *Store) removeEach(ctx context.Context, bucket string, keys []minio.ObjectInfo) error {
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(s.parallel)
+	for _, key := range keys {
+		group.Go(func() error {
+			err := s.try(within, "delete", s.stall, func(ctx context.Context, _ *watch) error {
+				return s.client.RemoveObject(ctx, bucket, key.Key, minio.RemoveObjectOptions{})
+			})
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			return err
+		})
+	}
+	return group.Wait()
 }
 
 // List returns the files whose name begins with prefix.
@@ -351,12 +381,13 @@ func (s *Store) SetStatus(ctx context.Context, id job.ID, status job.Status) err
 }
 
 // Ping lists one name, which needs the server, the keys and, with a prefix per
-// job, the bucket. With a bucket per job no bucket is sure to be there, and that
-// the one asked for is not there is as good an answer.
+// job, the bucket. With a bucket per job no bucket is sure to be there: one is
+// asked for whose name nobody has, and that it is not there, or that this key
+// may not know, is as good an answer.
 func (s *Store) Ping(ctx context.Context) error {
 	bucket := s.bucket
 	if bucket == "" {
-		bucket = "shepherd-ping"
+		bucket = s.pingBucket
 	}
 	sent := time.Now()
 	within, w := newWatch(ctx, s.stall)
@@ -369,11 +400,12 @@ func (s *Store) Ping(ctx context.Context) error {
 	}()
 	err = s.classify(ctx, within, err)
 	s.observe("ping", time.Since(sent), err)
+	var answer minio.ErrorResponse
 	switch {
+	case s.bucket == "" && (errdefs.IsNotFound(err) || errors.As(err, &answer) && answer.Code == minio.AccessDenied):
+		return nil
 	case !errdefs.IsNotFound(err):
 		return err
-	case s.bucket == "":
-		return nil
 	}
 	return fmt.Errorf("storage at %s has no bucket %q: make it, or change storage.bucket: %w", s.url, s.bucket, err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,8 @@ type watch struct {
 	timer *time.Timer
 	limit time.Duration
 	end   context.CancelCauseFunc
+	// progress says that something moved.
+	progress atomic.Bool
 }
 
 func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch) {
@@ -33,8 +36,14 @@ func newWatch(ctx context.Context, limit time.Duration) (context.Context, *watch
 	})}
 }
 
-func (w *watch) moved() { w.timer.Reset(w.limit) }
-func (w *watch) pause() { w.timer.Stop() }
+func (w *watch) moved() {
+	w.progress.Store(true)
+	w.restart()
+}
+
+// restart begins to wait anew, without anything having moved.
+func (w *watch) restart() { w.timer.Reset(w.limit) }
+func (w *watch) pause()   { w.timer.Stop() }
 
 func (w *watch) stop() {
 	w.timer.Stop()
@@ -58,8 +67,10 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 }
 
 // try runs one storage request, the operation op, and again what may succeed on another try,
-// until s.tries are spent or s.patience has passed. It ends a request in which
-// nothing moves for limit. The error is classified.
+// until s.tries are spent or s.patience has passed since the first of the tries
+// in a row that brought nothing forward: one that broke off late in a large body
+// is tried again however long it took. It ends a request in which nothing moves
+// for limit. The error is classified.
 func (s *Store) try(ctx context.Context, op string, limit time.Duration, request func(context.Context, *watch) error) error {
 	return s.tryFrom(ctx, op, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
 }
@@ -67,7 +78,7 @@ func (s *Store) try(ctx context.Context, op string, limit time.Duration, request
 // tryFrom is try for a request to which it matters whether an earlier try may
 // have been carried out in spite of its error (unsure).
 func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
-	begun := time.Now()
+	var failing time.Time // since when no try brought anything forward
 	unsure := false
 	for n := 1; ; n++ {
 		if ctx.Err() != nil {
@@ -85,7 +96,10 @@ func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, req
 			return err
 		}
 		unsure = unsure || f.unsure
-		if n >= s.tries || time.Since(begun) >= s.patience {
+		if failing.IsZero() || w.progress.Load() {
+			failing = time.Now()
+		}
+		if n >= s.tries || time.Since(failing) >= s.patience {
 			return err
 		}
 		if err := rest(ctx, n); err != nil {

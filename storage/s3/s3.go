@@ -20,16 +20,26 @@
 //
 // A request is tried a few times within a few seconds. That keeps answers to
 // clients quick while storage is down; who must get through in the end, as at a
-// job's end, calls again.
+// job's end, calls again. Seconds count from when a request last made progress.
+// A large upload or download that broke off goes on where it stopped.
+//
+// # Servers
+//
+// Only what every S3 server can do is needed. What is better where it is known,
+// and what is done without it, is in features.go.
 package s3
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -50,6 +60,16 @@ type Config struct {
 	URL       string
 	AccessKey string
 	SecretKey string
+	// SessionToken belongs to temporary keys; empty for others.
+	SessionToken string
+	// CAFile names a file with the certificates, in PEM, of who signed the
+	// server's; empty: those that the machine trusts.
+	CAFile string
+	// Addressing says where the bucket's name goes: "path", "host" (virtual-hosted
+	// style), or "auto", which is the host for AWS alone. Empty is "auto".
+	Addressing string
+	// Direct is for a server that no proxy is to stand before.
+	Direct bool
 	// Bucket holds all jobs, each below ID/, and must be there. Empty means a
 	// bucket per job, named by its id.
 	Bucket string
@@ -60,7 +80,8 @@ type Config struct {
 	Parallel int
 	// Tries is how often a request is tried at most; 4.
 	Tries int
-	// Patience is the time after which a failed request is not tried again; 3 s.
+	// Patience is how long tries may bring nothing forward before a request has
+	// failed; 3 s.
 	Patience time.Duration
 	// Stall is how long a request may stand still before it counts as failed; 10 s.
 	Stall time.Duration
@@ -79,7 +100,7 @@ type Config struct {
 
 // Operations are what requests are made for.
 func Operations() []string {
-	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "get", "list", "delete", "ping"}
+	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "list_uploads", "list_parts", "get", "list", "delete", "ping"}
 }
 
 // Store implements storage.Store.
@@ -101,8 +122,11 @@ type Store struct {
 	reclaims bool
 	begun    *begun // with a bucket per job
 	// hashing holds a place per hash that is being computed; see hash.
-	hashing chan struct{}
-	boot    bootID
+	hashing  chan struct{}
+	features features
+	// pingBucket is the name of no bucket.
+	pingBucket string
+	boot       bootID
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -125,9 +149,18 @@ func New(c Config) (*Store, error) {
 	}
 	address := url.URL{Scheme: "https", Host: endpoint}
 	amazon := s3utils.IsAmazonEndpoint(address)
-	lookup := minio.BucketLookupPath
-	if amazon {
-		lookup = minio.BucketLookupAuto
+	var lookup minio.BucketLookupType
+	switch c.Addressing {
+	case "", "auto":
+		if lookup = minio.BucketLookupPath; amazon {
+			lookup = minio.BucketLookupAuto
+		}
+	case "path":
+		lookup = minio.BucketLookupPath
+	case "host":
+		lookup = minio.BucketLookupDNS
+	default:
+		return nil, fmt.Errorf("storage.addressing %q must be auto, path or host", c.Addressing)
 	}
 	if c.Region == "" {
 		c.Region = s3utils.GetRegionFromURL(address)
@@ -136,17 +169,18 @@ func New(c Config) (*Store, error) {
 		c.Region = defaultRegion // set, or every bucket would cost a GetBucketLocation
 	}
 	s := &Store{
-		url:       c.URL,
-		accessKey: c.AccessKey,
-		bucket:    c.Bucket,
-		parallel:  orDefault(c.Parallel, 8),
-		tries:     orDefault(c.Tries, 4),
-		patience:  orDefault(c.Patience, 3*time.Second),
-		stall:     orDefault(c.Stall, 10*time.Second),
-		log:       c.Log,
-		observe:   c.Observe,
-		reclaims:  amazon && c.Region == defaultRegion,
-		hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		url:        c.URL,
+		accessKey:  c.AccessKey,
+		bucket:     c.Bucket,
+		parallel:   orDefault(c.Parallel, 8),
+		tries:      orDefault(c.Tries, 4),
+		patience:   orDefault(c.Patience, 3*time.Second),
+		stall:      orDefault(c.Stall, 10*time.Second),
+		log:        c.Log,
+		observe:    c.Observe,
+		reclaims:   amazon && c.Region == defaultRegion,
+		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
+		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -171,8 +205,16 @@ func New(c Config) (*Store, error) {
 		DisableCompression: true,
 		// No ResponseHeaderTimeout: each request is watched by what it is; see try.
 	}
+	if c.Direct {
+		s.transport.Proxy = nil
+	}
+	if c.CAFile != "" {
+		if s.transport.TLSClientConfig, err = trusting(c.CAFile); err != nil {
+			return nil, err
+		}
+	}
 	s.client, err = minio.NewCore(endpoint, &minio.Options{
-		Creds:        credentials.NewStaticV4(c.AccessKey, c.SecretKey, ""),
+		Creds:        credentials.NewStaticV4(c.AccessKey, c.SecretKey, c.SessionToken),
 		Secure:       secure,
 		Transport:    s.transport,
 		Region:       c.Region,
@@ -183,6 +225,19 @@ func New(c Config) (*Store, error) {
 		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)
 	}
 	return s, nil
+}
+
+// trusting is a configuration that trusts the certificates in a file.
+func trusting(file string) (*tls.Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("storage.ca_file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("storage.ca_file %s holds no certificate in PEM", file)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
 }
 
 // Close closes idle connections. The Store can still be used.

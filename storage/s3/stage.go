@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
@@ -207,13 +208,41 @@ func (s *Store) fetch(ctx context.Context, id job.ID, dir *workdir.Dir, info sto
 		if err != nil {
 			return err
 		}
-		body := s.continued(ctx, bucket, key, info.ETag, nil, offset, info.Size)
-		defer body.Close()
-		if err := copyTo(file, body); err != nil {
+		err = s.fetchRest(ctx, bucket, key, info, file, offset)
+		if errors.Is(err, errCondition) && s.listsOtherETag(ctx, bucket, key, info) {
+			err = s.fetchRest(ctx, bucket, key, info, file, offset)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return dir.Rename(part, info.Name, mtime)
+}
+
+// fetchRest appends what file lacks from offset on.
+func (s *Store) fetchRest(ctx context.Context, bucket, key string, info storage.Info, file *os.File, offset int64) error {
+	etag := info.ETag
+	if s.features.otherETags.Load() {
+		etag = ""
+	}
+	body := s.continued(ctx, bucket, key, etag, nil, offset, info.Size)
+	defer body.Close()
+	return copyTo(file, body)
+}
+
+// listsOtherETag reports whether a file that is as it was listed has another
+// ETag than in the listing.
+func (s *Store) listsOtherETag(ctx context.Context, bucket, key string, listed storage.Info) bool {
+	var info minio.ObjectInfo
+	err := s.try(ctx, "exists", s.stall, func(ctx context.Context, _ *watch) (err error) {
+		info, err = s.client.StatObject(ctx, bucket, key, minio.StatObjectOptions{})
+		return err
+	})
+	if err != nil || info.ETag == listed.ETag || info.Size != listed.Size || info.LastModified.Unix() != listed.Modified.Unix() {
+		return false
+	}
+	s.lacks(&s.features.otherETags, "ETags of listings", "versions of files are told apart by time and size until they are fetched")
+	return true
 }
 
 // copyTo copies body to file. Errors of the file wrap storage.ErrWorkDir.

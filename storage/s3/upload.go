@@ -3,6 +3,7 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -99,7 +100,7 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 			return &fault{text: err.Error(), class: errdefs.ErrUnavailable, cause: err}
 		}
 		body := &partReader{r: io.NewSectionReader(src, offset, size), left: size}
-		w.moved()
+		w.restart()
 		err = request(ctx, w.body(body), hash, unsure)
 		if err != nil && body.err != nil {
 			return &fault{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
@@ -142,13 +143,38 @@ func (p *partReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// putOnce writes one file with a single PUT; with absent only where it is not
-// there, else the error is errCondition.
-func (s *Store) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, absent bool) error {
-	opts := minio.PutObjectOptions{DisableContentSha256: true} // it is given, not made chunk by chunk
-	if absent {
+// putOnce writes one file with a single PUT.
+func (s *Store) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
+	return s.put(ctx, bucket, key, src, size, minio.PutObjectOptions{})
+}
+
+// putNew is putOnce for a file that must not be there yet; else the error is
+// errCondition.
+func (s *Store) putNew(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
+	if !s.features.noConditions.Load() {
+		var opts minio.PutObjectOptions
 		opts.SetMatchETagExcept("*")
+		err := s.put(ctx, bucket, key, src, size, opts)
+		if !unsupported(err) {
+			return err
+		}
+		s.lacks(&s.features.noConditions, "conditional PUT", "two submissions of one id at the same moment are told apart by what is there before each")
 	}
+	err := s.try(ctx, "exists", s.stall, func(ctx context.Context, _ *watch) error {
+		_, err := s.client.StatObject(ctx, bucket, key, minio.StatObjectOptions{})
+		return err
+	})
+	switch {
+	case err == nil:
+		return errCondition
+	case !errdefs.IsNotFound(err):
+		return err
+	}
+	return s.putOnce(ctx, bucket, key, src, size)
+}
+
+func (s *Store) put(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, opts minio.PutObjectOptions) error {
+	opts.DisableContentSha256 = true // it is given, not made chunk by chunk
 	return s.send(ctx, src, 0, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
 		_, err := s.client.PutObject(ctx, bucket, key, body, size, "", hash, opts)
 		return err
@@ -172,6 +198,87 @@ func (s *Store) newUpload(ctx context.Context, bucket, key string, parts int) (*
 		return err
 	})
 	return u, err
+}
+
+// resumeUpload finds what an earlier try to send the file stored of it. It
+// returns nil when there is nothing, or when storage does not say.
+func (s *Store) resumeUpload(ctx context.Context, bucket, key string, count int, src io.ReaderAt, partSize, size int64) (*upload, error) {
+	if s.features.noUploadList.Load() {
+		return nil, nil
+	}
+	found, err := s.uploads(ctx, bucket, key)
+	if err != nil {
+		if ctx.Err() != nil || errdefs.IsUnavailable(err) && !unsupported(err) {
+			return nil, err
+		}
+		s.lacks(&s.features.noUploadList, "listing of multipart uploads", "a large upload that breaks off begins anew")
+		return nil, nil
+	}
+	var latest minio.ObjectMultipartInfo
+	for _, u := range found {
+		if u.Key == key && !u.Initiated.Before(latest.Initiated) {
+			latest = u
+		}
+	}
+	if latest.UploadID == "" {
+		return nil, nil
+	}
+	u := &upload{store: s, bucket: bucket, key: key, id: latest.UploadID, parts: make([]minio.CompletePart, count)}
+	for marker := 0; ; {
+		var page minio.ListObjectPartsResult
+		err := s.try(ctx, "list_parts", s.stall, func(ctx context.Context, _ *watch) (err error) {
+			page, err = s.client.ListObjectParts(ctx, bucket, key, u.id, marker, 1000)
+			return err
+		})
+		if errors.Is(err, errNoSuchParts) || errdefs.IsNotFound(err) {
+			return nil, nil // it ended meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range page.ObjectParts {
+			offset := int64(p.PartNumber-1) * partSize
+			if p.PartNumber < 1 || p.PartNumber > count || p.Size != min(partSize, size-offset) {
+				continue
+			}
+			sum := md5.New()
+			if _, err := io.Copy(sum, io.NewSectionReader(src, offset, p.Size)); err != nil {
+				return nil, localError(err)
+			}
+			if etag := strings.Trim(p.ETag, `"`); etag == hex.EncodeToString(sum.Sum(nil)) {
+				u.parts[p.PartNumber-1] = minio.CompletePart{PartNumber: p.PartNumber, ETag: etag}
+			}
+		}
+		if !page.IsTruncated || page.NextPartNumberMarker <= marker {
+			return u, nil
+		}
+		marker = page.NextPartNumberMarker
+	}
+}
+
+// uploads lists the uploads to keys that begin with prefix, a thousand at most.
+func (s *Store) uploads(ctx context.Context, bucket, prefix string) ([]minio.ObjectMultipartInfo, error) {
+	var found minio.ListMultipartUploadsResult
+	err := s.try(ctx, "list_uploads", s.stall, func(ctx context.Context, _ *watch) (err error) {
+		found, err = s.client.ListMultipartUploads(ctx, bucket, prefix, "", "", "", 1000)
+		return err
+	})
+	return found.Uploads, err
+}
+
+// abortUploads frees the parts of uploads that were broken off and not sent
+// again.
+func (s *Store) abortUploads(ctx context.Context, bucket, prefix string) {
+	if s.features.noUploadList.Load() {
+		return
+	}
+	found, err := s.uploads(ctx, bucket, prefix)
+	if err != nil && !errdefs.IsNotFound(err) {
+		s.log.Debug("unfinished uploads stay in storage", "bucket", bucket, "prefix", prefix, "error", err)
+	}
+	for _, u := range found {
+		(&upload{store: s, bucket: bucket, key: u.Key, id: u.UploadID}).abort(ctx)
+	}
 }
 
 // part sends the part with the number n, from 1.
@@ -233,17 +340,22 @@ func (l slots) use(ctx context.Context, f func() error) error {
 func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) (err error) {
 	if size <= largePart {
 		return slots.use(ctx, func() error {
-			return s.putOnce(ctx, bucket, key, src, size, false)
+			return s.putOnce(ctx, bucket, key, src, size)
 		})
 	}
 	partSize := partSizeFor(size, largePart)
 	count := int((size + partSize - 1) / partSize)
-	u, err := s.newUpload(ctx, bucket, key, count)
+	u, err := s.resumeUpload(ctx, bucket, key, count, src, partSize, size)
+	if err == nil && u == nil {
+		u, err = s.newUpload(ctx, bucket, key, count)
+	}
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
+		// One that storage, or the daemon's own end, broke off goes on where it
+		// stopped when it is sent again.
+		if err != nil && (errors.Is(err, errShrunk) || ctx.Err() == nil && !errdefs.IsUnavailable(err)) {
 			u.abort(ctx)
 		}
 	}()
@@ -252,6 +364,9 @@ func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt
 	for n := range count {
 		if within.Err() != nil {
 			break
+		}
+		if u.parts[n].ETag != "" {
+			continue // stored by an earlier try
 		}
 		group.Go(func() error {
 			offset := int64(n) * partSize
@@ -305,7 +420,7 @@ func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, 
 		if err := fill(buffer[:size], r, true); err != nil {
 			return err
 		}
-		return s.putOnce(ctx, bucket, key, bytes.NewReader(buffer[:size]), size, false)
+		return s.putOnce(ctx, bucket, key, bytes.NewReader(buffer[:size]), size)
 	}
 	count := int((size + partSize - 1) / partSize)
 	u, err := s.newUpload(ctx, bucket, key, count)

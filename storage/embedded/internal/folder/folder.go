@@ -2,22 +2,30 @@
 //
 // # Layout
 //
-//	lock                          held while a Store is open
-//	buckets/<bucket>/…            objects; see names.go for how keys become paths
-//	uploads/<id>/upload, part-N   multipart uploads not yet completed
-//	tmp/                          what is being written; emptied by Open
+//	lock                                   held while a Store is open
+//	buckets/<bucket>/…                     objects; names.go says how keys become paths
+//	uploads/<bucket>/<id>/upload, part-N   multipart uploads not yet completed
+//	parts/<id>/upload, part-N              the data of objects that lie in several files
+//	settings/<bucket>                      what is configured of a bucket, as JSON
+//	index.db                               the entries of large directories, in order; a cache
+//	tmp/                                   what is being written; emptied by Open
 //
-// The directory tree is the only index: nothing about buckets or objects is
-// held in memory, so Open takes as long with a hundred thousand buckets as
-// with one, and a listing reads the directories it lists.
+// Nothing about buckets or objects is held in memory, so Open takes as long with
+// a hundred thousand buckets as with one. The directory tree is the truth; the
+// index (index.go) only saves sorting a large directory for every page of it.
 //
 // # Promises
 //
-// An object is one file: its data followed by a footer that describes it. It
-// is written in tmp/, fsynced, and renamed into its place, whose directory is
+// An object's file holds its data followed by a footer that describes it. It is
+// written in tmp/, fsynced, and renamed into its place, whose directory is
 // fsynced before the call returns. So an object is there whole or not at all,
 // what a call acknowledged survives a power cut, and a reader goes on reading
 // the object it opened when that is overwritten or deleted meanwhile.
+//
+// The data of a completed multipart upload stays in its parts' files, and the
+// object's file holds the footer alone: completing takes as long for a terabyte
+// as for a megabyte, and no more room. Copies of large objects share their data
+// by hard links. See data.go.
 package folder
 
 import (
@@ -29,6 +37,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,23 +72,27 @@ const stripes = 256
 
 // Store is an open directory. It is safe for any number of goroutines.
 type Store struct {
-	dir  string
-	log  *slog.Logger
-	lock *os.File
-	seed maphash.Seed
+	dir   string
+	log   *slog.Logger
+	lock  *os.File
+	seed  maphash.Seed
+	index *index
+	data  dataReaders
 
 	// A bucket's lock is held for reading while an object's file changes in it,
 	// for writing while its directories do. A key's lock makes a precondition
 	// and the rename that follows it one step; it is taken after the bucket's.
-	// An upload's lock is held for writing while it ends.
+	// An upload's lock is held for writing while it ends; it is taken before the
+	// bucket's.
 	bucketLocks [stripes]sync.RWMutex
 	keyLocks    [stripes]sync.Mutex
 	uploadLocks [stripes]sync.RWMutex
 }
 
-// Open opens dir, making it where needed, and puts right what an earlier
-// process left behind: unfinished files go, and if it was killed, all that is
-// visible is made durable. It answers ErrInUse while another process has dir open.
+// Open opens dir, making it where needed, and repairs what an earlier process
+// left behind: unfinished files are removed, and if it was killed, all that is
+// visible is made durable and data without an object is removed. It returns
+// ErrInUse while another process has dir open.
 func Open(dir string, log *slog.Logger) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -93,12 +106,12 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 }
 
 func (s *Store) open() (err error) {
-	for _, sub := range []string{s.dir, s.bucketsDir(), s.uploadsDir(), s.tmpDir()} {
-		if err := os.MkdirAll(sub, 0o700); err != nil {
+	for _, sub := range []string{s.dir, s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
+		if err := makeDirs(sub); err != nil {
 			return err
 		}
 	}
-	killed, err := s.takeLock()
+	last, err := s.takeLock()
 	if err != nil {
 		return err
 	}
@@ -107,21 +120,32 @@ func (s *Store) open() (err error) {
 			s.lock.Close()
 		}
 	}()
-	litter, err := os.ReadDir(s.tmpDir())
+	unfinished, err := os.ReadDir(s.tmpDir())
 	if err != nil {
 		return err
 	}
-	for _, l := range litter {
-		if err := os.RemoveAll(filepath.Join(s.tmpDir(), l.Name())); err != nil {
+	for _, f := range unfinished {
+		if err := os.RemoveAll(filepath.Join(s.tmpDir(), f.Name())); err != nil {
 			return err
 		}
 	}
-	if !killed {
+	s.index = newIndex(s.dir, s.log)
+	if last.pid == "" {
 		return nil
 	}
-	// A process killed between a rename and its fsync left a name that is
-	// visible but perhaps not on disk. What builds on it from now on must not
-	// stand on sand.
+	if last.boot != bootID() {
+		// The machine stopped since: the index was never synced.
+		if err := s.index.discard(); err != nil {
+			return err
+		}
+	}
+	return s.repair()
+}
+
+// repair makes durable what a killed process left. One killed between a rename
+// and its fsync left a name that is visible but perhaps not on disk; what builds
+// on it from now on must not be lost with it.
+func (s *Store) repair() error {
 	root, err := os.Open(s.dir)
 	if err != nil {
 		return err
@@ -130,27 +154,50 @@ func (s *Store) open() (err error) {
 	if err := unix.Syncfs(int(root.Fd())); err != nil {
 		return fmt.Errorf("syncfs: %w", err)
 	}
-	return nil
+	return s.repairData()
+}
+
+// makeDirs makes dir with its missing parents, and makes each durable in its
+// own parent.
+func makeDirs(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(dir)
+	if err := makeDirs(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return syncDirs(parent)
 }
 
 // Close lets another process open the directory. Calls under way must have
 // returned. It may be called twice.
 func (s *Store) Close() error {
-	err := s.lock.Truncate(0)
+	err := s.index.close()
+	if err == nil {
+		err = s.lock.Truncate(0)
+	}
 	if err := errors.Join(err, s.lock.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close storage directory %s: %w", s.dir, err)
 	}
 	return nil
 }
 
-// takeLock takes the lock that tells a second process to keep out. It goes with
-// its holder, however that ends; only one that closes the store takes its
-// process id out of the file, so takeLock can tell whether the last was killed.
-func (s *Store) takeLock() (killed bool, err error) {
+// owner is what the lock file says of the process that opened the directory
+// last and did not close it; zero after one that did.
+type owner struct{ pid, boot string }
+
+// takeLock takes the lock that keeps a second process out. The kernel releases
+// it when its holder ends, however that ends; only one that closes the store
+// empties the file, so takeLock can tell whether the last was killed.
+func (s *Store) takeLock() (last owner, err error) {
 	path := filepath.Join(s.dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return false, err
+		return last, err
 	}
 	defer func() {
 		if err != nil {
@@ -159,20 +206,21 @@ func (s *Store) takeLock() (killed bool, err error) {
 	}()
 	busy := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if busy != nil && !errors.Is(busy, unix.EWOULDBLOCK) {
-		return false, fmt.Errorf("lock %s: %w", path, busy)
+		return last, fmt.Errorf("lock %s: %w", path, busy)
 	}
-	last, err := io.ReadAll(f)
+	text, err := io.ReadAll(f)
 	if err != nil {
-		return false, err
+		return last, err
 	}
+	last.pid, last.boot, _ = strings.Cut(strings.TrimSpace(string(text)), " ")
 	if busy != nil {
-		return false, fmt.Errorf("%w (process %s); stop it or choose another directory", ErrInUse, strings.TrimSpace(string(last)))
+		return last, fmt.Errorf("%w (process %s); stop it or choose another directory", ErrInUse, last.pid)
 	}
-	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
-		return false, fmt.Errorf("write %s: %w", path, err)
+	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+" "+bootID()+"\n")); err != nil {
+		return last, fmt.Errorf("write %s: %w", path, err)
 	}
 	s.lock = f
-	return len(last) > 0, nil
+	return last, nil
 }
 
 func writeAt(f *os.File, text string) error {
@@ -180,37 +228,57 @@ func writeAt(f *os.File, text string) error {
 	return err
 }
 
-func (s *Store) bucketsDir() string { return filepath.Join(s.dir, "buckets") }
-func (s *Store) uploadsDir() string { return filepath.Join(s.dir, "uploads") }
-func (s *Store) tmpDir() string     { return filepath.Join(s.dir, "tmp") }
+// bootID changes with every start of the machine; "" where it is not known.
+func bootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func (s *Store) bucketsDir() string  { return filepath.Join(s.dir, "buckets") }
+func (s *Store) uploadsDir() string  { return filepath.Join(s.dir, "uploads") }
+func (s *Store) partsDir() string    { return filepath.Join(s.dir, "parts") }
+func (s *Store) settingsDir() string { return filepath.Join(s.dir, "settings") }
+func (s *Store) tmpDir() string      { return filepath.Join(s.dir, "tmp") }
 
 func (s *Store) bucketLock(bucket string) *sync.RWMutex {
 	return &s.bucketLocks[maphash.String(s.seed, bucket)%stripes]
 }
 
-func (s *Store) keyLock(bucket, key string) *sync.Mutex {
-	return &s.keyLocks[maphash.String(s.seed, bucket+"/"+key)%stripes]
+func (s *Store) keyLock(path string) *sync.Mutex {
+	return &s.keyLocks[maphash.String(s.seed, path)%stripes]
 }
 
 func (s *Store) uploadLock(id string) *sync.RWMutex {
 	return &s.uploadLocks[maphash.String(s.seed, id)%stripes]
 }
 
-// discard takes a directory out of sight in one step, then removes it. What a
-// kill leaves of it lies in tmp/, where the next Open finishes the job.
+// discard removes a directory: it disappears in one step, then its files are
+// removed. What a kill leaves of it lies in tmp/, which the next Open empties.
 func (s *Store) discard(dir string) error {
-	grave, err := os.MkdirTemp(s.tmpDir(), "gone-")
+	trash, err := s.moveToTrash(dir)
 	if err != nil {
-		return err
-	}
-	if err := os.Rename(dir, filepath.Join(grave, "d")); err != nil {
-		os.Remove(grave)
 		return err
 	}
 	if err := syncDirs(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	return os.RemoveAll(grave)
+	return os.RemoveAll(trash)
+}
+
+// moveToTrash moves a directory below tmp/ and returns where it is now.
+func (s *Store) moveToTrash(dir string) (string, error) {
+	trash, err := os.MkdirTemp(s.tmpDir(), "trash-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(dir, filepath.Join(trash, "d")); err != nil {
+		os.Remove(trash)
+		return "", err
+	}
+	return trash, nil
 }
 
 // syncDirs makes the names in the directories durable. Directories one
@@ -237,35 +305,60 @@ type Bucket struct {
 	Created time.Time
 }
 
-// Buckets returns all buckets, by name.
-func (s *Store) Buckets(ctx context.Context) ([]Bucket, error) {
-	entries, err := os.ReadDir(s.bucketsDir())
+// Buckets returns at most limit buckets that begin with prefix and sort after
+// after, by name, and whether there are more.
+func (s *Store) Buckets(ctx context.Context, prefix, after string, limit int) (buckets []Bucket, more bool, err error) {
+	dir, err := os.Open(s.bucketsDir())
 	if err != nil {
-		return nil, fmt.Errorf("list buckets: %w", err)
+		return nil, false, fmt.Errorf("list buckets: %w", err)
 	}
-	buckets := make([]Bucket, 0, len(entries))
-	for _, e := range entries {
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, false, fmt.Errorf("list buckets: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name <= after || !strings.HasPrefix(name, prefix) })
+	slices.Sort(names)
+	for _, name := range names {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		var st unix.Statx_t
-		err := unix.Statx(unix.AT_FDCWD, filepath.Join(s.bucketsDir(), e.Name()), 0, unix.STATX_BTIME|unix.STATX_MTIME, &st)
-		if errors.Is(err, unix.ENOENT) {
+		if len(buckets) == limit {
+			return buckets, true, nil
+		}
+		b, err := s.StatBucket(name)
+		if errors.Is(err, ErrNoBucket) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list buckets: %s: %w", e.Name(), err)
+			return nil, false, fmt.Errorf("list buckets: %w", err)
 		}
-		born := st.Btime
-		if st.Mask&unix.STATX_BTIME == 0 { // not every file system knows
-			born = st.Mtime
-		}
-		buckets = append(buckets, Bucket{Name: e.Name(), Created: time.Unix(born.Sec, int64(born.Nsec))})
+		buckets = append(buckets, b)
 	}
-	return buckets, nil
+	return buckets, false, nil
 }
 
-// CreateBucket makes a bucket, or answers ErrBucketExists. The name must be
+// StatBucket describes a bucket, or returns ErrNoBucket.
+func (s *Store) StatBucket(name string) (Bucket, error) {
+	if !ValidBucket(name) {
+		return Bucket{}, fmt.Errorf("%q: %w", name, ErrNoBucket)
+	}
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, s.bucketDir(name), 0, unix.STATX_BTIME|unix.STATX_MTIME, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return Bucket{}, fmt.Errorf("%s: %w", name, ErrNoBucket)
+	}
+	if err != nil {
+		return Bucket{}, fmt.Errorf("bucket %s: %w", name, err)
+	}
+	born := st.Btime
+	if st.Mask&unix.STATX_BTIME == 0 { // not every file system knows it
+		born = st.Mtime
+	}
+	return Bucket{Name: name, Created: time.Unix(born.Sec, int64(born.Nsec))}, nil
+}
+
+// CreateBucket makes a bucket, or returns ErrBucketExists. The name must be
 // one that ValidBucket accepts.
 func (s *Store) CreateBucket(name string) error {
 	if !ValidBucket(name) {
@@ -286,26 +379,14 @@ func (s *Store) CreateBucket(name string) error {
 	return nil
 }
 
-// BucketExists reports whether there is such a bucket.
-func (s *Store) BucketExists(name string) (bool, error) {
-	if !ValidBucket(name) {
-		return false, nil
-	}
-	_, err := os.Lstat(s.bucketDir(name))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// DeleteBucket removes a bucket without objects, and the uploads to it. It
-// answers ErrBucketNotEmpty or ErrNoBucket.
+// DeleteBucket removes a bucket without objects, its settings and the uploads to
+// it. It returns ErrBucketNotEmpty or ErrNoBucket.
 func (s *Store) DeleteBucket(name string) error {
 	lock := s.bucketLock(name)
 	lock.Lock()
 	defer lock.Unlock()
-	if there, err := s.BucketExists(name); err != nil || !there {
-		return errors.Join(fmt.Errorf("%s: %w", name, ErrNoBucket), err)
+	if _, err := s.StatBucket(name); err != nil {
+		return err
 	}
 	full, err := holdsObject(s.bucketDir(name))
 	if err != nil {
@@ -314,17 +395,18 @@ func (s *Store) DeleteBucket(name string) error {
 	if full {
 		return fmt.Errorf("%s: %w", name, ErrBucketNotEmpty)
 	}
+	// The bucket goes last: after a crash in between, nothing of it is left to
+	// the next bucket of its name.
+	err = s.discard(filepath.Join(s.uploadsDir(), name))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete bucket %s: %w", name, err)
+	}
+	if err := s.removeSettings(name); err != nil {
+		return fmt.Errorf("delete bucket %s: %w", name, err)
+	}
 	if err := s.discard(s.bucketDir(name)); err != nil {
 		return fmt.Errorf("delete bucket %s: %w", name, err)
 	}
-	uploads, err := s.Uploads(name)
-	if err != nil {
-		return err
-	}
-	for _, u := range uploads {
-		if err := s.AbortUpload(name, u.Key, u.ID); err != nil && !errors.Is(err, ErrNoUpload) {
-			return err
-		}
-	}
+	s.index.dropTree(s.bucketDir(name))
 	return nil
 }

@@ -61,12 +61,25 @@ func FuzzNames(f *testing.F) {
 // TestListAgainstModel compares listings with what S3's rules say of the sorted
 // keys, page by page.
 func TestListAgainstModel(t *testing.T) {
+	t.Run("Sorted", func(t *testing.T) { testListAgainstModel(t, open(t)) })
+	t.Run("Indexed", func(t *testing.T) { // every directory, in the smallest transactions
+		s := open(t)
+		s.index.atBytes, s.index.perPage = 0, 1
+		testListAgainstModel(t, s)
+	})
+	t.Run("IndexedWhenListed", func(t *testing.T) {
+		s := open(t)
+		s.index.atEntries, s.index.perPage = 1, 2
+		testListAgainstModel(t, s)
+	})
+}
+
+func testListAgainstModel(t *testing.T, s *Store) {
 	ctx := context.Background()
 	key := rapid.Custom(func(t *rapid.T) string {
 		parts := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "/", "/", "-", ".", "0", "é", "%", strings.Repeat("k", 120)}), 1, 6).Draw(t, "parts")
 		return strings.Join(parts, "")
 	})
-	s := open(t)
 	round := 0
 	rapid.Check(t, func(t *rapid.T) {
 		round++

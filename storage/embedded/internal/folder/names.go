@@ -48,7 +48,7 @@ func ValidBucket(name string) bool {
 	return err != nil
 }
 
-// ValidKey answers nil when key can name an object: 1 to MaxKey bytes of UTF-8.
+// ValidKey returns nil when key can name an object: 1 to MaxKey bytes of UTF-8.
 func ValidKey(key string) error {
 	switch {
 	case key == "" || len(key) > MaxKey:
@@ -61,31 +61,31 @@ func ValidKey(key string) error {
 
 func (s *Store) bucketDir(bucket string) string { return filepath.Join(s.bucketsDir(), bucket) }
 
-// place is where an object lies: bucket directory, the directories below it,
+// location is where an object lies: bucket directory, the directories below it,
 // the file.
-type place struct {
+type location struct {
 	bucket string
 	below  []string
 	file   string
 }
 
 // dir is the directory the object's file lies in.
-func (p place) dir() string {
-	return strings.Join(append([]string{p.bucket}, p.below...), "/")
+func (l location) dir() string {
+	return strings.Join(append([]string{l.bucket}, l.below...), "/")
 }
 
-func (p place) path() string { return p.dir() + "/" + p.file }
+func (l location) path() string { return l.dir() + "/" + l.file }
 
-// placeOf returns where the object of a bucket and key lies.
-func (s *Store) placeOf(bucket, key string) (place, error) {
+// locate returns where the object of a bucket and key lies.
+func (s *Store) locate(bucket, key string) (location, error) {
 	if !ValidBucket(bucket) {
-		return place{}, fmt.Errorf("%q: %w", bucket, ErrNoBucket)
+		return location{}, fmt.Errorf("%q: %w", bucket, ErrNoBucket)
 	}
 	if err := ValidKey(key); err != nil {
-		return place{}, err
+		return location{}, err
 	}
 	below, last := split(key)
-	return place{bucket: s.bucketDir(bucket), below: below, file: last + fileMark}, nil
+	return location{bucket: s.bucketDir(bucket), below: below, file: last + fileMark}, nil
 }
 
 // split returns the directory names of a key, and the name of its last part.
@@ -133,7 +133,7 @@ type entry struct {
 	object bool
 }
 
-// decode reads a name back. It answers false for names that encode does not
+// decode reads a name back. It returns false for names that encode does not
 // write.
 func decode(name string) (entry, bool) {
 	e := entry{file: name}

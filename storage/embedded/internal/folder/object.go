@@ -1,6 +1,7 @@
 package folder
 
 import (
+	"context"
 	"crypto/md5"
 	"encoding/binary"
 	"encoding/hex"
@@ -24,12 +25,28 @@ type Info struct {
 	ETag     string            `json:"etag"` // without quotes
 	Modified time.Time         `json:"modified"`
 	Attrs    map[string]string `json:"attrs,omitempty"` // what the client said of it
-	Parts    []Run             `json:"parts,omitempty"` // of a multipart upload
-	Upload   string            `json:"upload,omitempty"`
+	Checksum Checksum          `json:"checksum,omitzero"`
+	Parts    []Run             `json:"parts,omitempty"`  // of a multipart upload
+	Upload   string            `json:"upload,omitempty"` // that it was completed from
+
+	// Data is the directory of the files that hold the data, where it is not the
+	// object's own file. Whole says that it is one file, whatever Parts says.
+	Data   string `json:"data,omitempty"`
+	Whole  bool   `json:"whole,omitempty"`
+	Bucket string `json:"bucket,omitempty"` // set with Data
 }
 
-// Run is a number of parts of the same size, one after another.
+// Checksum is a checksum of an object or a part, by one of the algorithms that
+// S3 knows.
+type Checksum struct {
+	Algorithm string `json:"algorithm"` // "CRC32C"
+	Value     string `json:"value"`     // base64; of a composite one with "-" and the number of parts
+	Composite bool   `json:"composite,omitempty"`
+}
+
+// Run is a number of parts of the same size, with consecutive numbers.
 type Run struct {
+	First int   `json:"first,omitempty"`
 	Count int   `json:"n"`
 	Size  int64 `json:"size"`
 }
@@ -90,49 +107,39 @@ func readInfo(f *os.File) (*Info, error) {
 	}
 	info := new(Info)
 	if crc32.Checksum(text, castagnoli) != sum || json.Unmarshal(text, info) != nil ||
-		info.Size != total-tailSize-length {
+		info.Data == "" && info.Size != total-tailSize-length {
 		return nil, errFooter
 	}
 	return info, nil
 }
 
-// Object is an object open for reading: its File holds Size bytes of data from
-// offset 0, and after them what is not the object's.
-type Object struct {
-	*Info
-	File *os.File
-}
-
-// Close ends reading.
-func (o *Object) Close() error { return o.File.Close() }
-
-// openObject opens the object in a file, or answers ErrNoKey.
-func openObject(path, key string) (*Object, error) {
+// openFile opens an object's or part's own file, or returns ErrNoKey.
+func openFile(path, key string) (*os.File, *Info, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			return nil, fmt.Errorf("%q: %w", key, ErrNoKey)
+			return nil, nil, fmt.Errorf("%q: %w", key, ErrNoKey)
 		}
-		return nil, fmt.Errorf("open object %q: %w", key, err)
+		return nil, nil, fmt.Errorf("open object %q: %w", key, err)
 	}
 	info, err := readInfo(f)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open object %q (%s): %w", key, path, err)
+		return nil, nil, fmt.Errorf("open object %q (%s): %w", key, path, err)
 	}
-	return &Object{Info: info, File: f}, nil
+	return f, info, nil
 }
 
-// statObject is openObject for the description alone; nil when there is none.
-func statObject(path, key string) (*Info, error) {
-	o, err := openObject(path, key)
+// statFile is openFile for the description alone; nil when there is no file.
+func statFile(path, key string) (*Info, error) {
+	f, info, err := openFile(path, key)
 	if errors.Is(err, ErrNoKey) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return o.Info, o.Close()
+	return info, f.Close()
 }
 
 // draft is an object being written, out of sight in tmp/.
@@ -155,10 +162,6 @@ func (s *Store) newDraft() (*draft, error) {
 // kept busy by uploads.
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
-// Summed is a body that knows the MD5 of what was read from it; of any other
-// body the store computes it.
-type Summed interface{ Sum([]byte) []byte }
-
 // fill writes a body of the given size (-1: whatever comes) to the draft.
 func (d *draft) fill(body io.Reader, size int64) error {
 	if size >= syncEvery {
@@ -169,17 +172,14 @@ func (d *draft) fill(body io.Reader, size int64) error {
 			return fmt.Errorf("reserve %d bytes: %w", size, err)
 		}
 	}
-	own := md5.New()
-	summed, foreign := body.(Summed)
+	sum := md5.New()
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	var started int64 // where writeback was last set off
 	for {
 		n, err := readMost(body, *buf)
 		if n > 0 {
-			if !foreign {
-				own.Write((*buf)[:n])
-			}
+			sum.Write((*buf)[:n])
 			if _, err := d.file.Write((*buf)[:n]); err != nil {
 				return err
 			}
@@ -201,11 +201,7 @@ func (d *draft) fill(body io.Reader, size int64) error {
 	if size >= 0 && d.size != size {
 		return fmt.Errorf("%w: %d bytes instead of %d", ErrShortBody, d.size, size)
 	}
-	if foreign {
-		d.sum = summed.Sum(nil)
-	} else {
-		d.sum = own.Sum(nil)
-	}
+	d.sum = sum.Sum(nil)
 	return nil
 }
 
@@ -220,25 +216,24 @@ func readMost(body io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// append copies n bytes of src from off, inside the file system where it can.
-func (d *draft) append(src *os.File, off, n int64) error {
-	if _, err := src.Seek(off, io.SeekStart); err != nil {
-		return err
-	}
-	if _, err := io.CopyN(d.file, src, n); err != nil {
-		return err
-	}
-	_ = unix.SyncFileRange(int(d.file.Fd()), d.size, n, unix.SYNC_FILE_RANGE_WRITE)
-	d.size += n
-	return nil
+// appendObject copies what src holds, inside the file system where it can.
+func (d *draft) appendObject(ctx context.Context, src *Object) error {
+	err := src.CopyTo(d.file, 0, src.Size, syncEvery, func() {
+		_ = unix.SyncFileRange(int(d.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	})
+	d.size += src.Size
+	return errors.Join(err, ctx.Err())
 }
 
 // etag is that of an object uploaded in one piece.
 func (d *draft) etag() string { return hex.EncodeToString(d.sum) }
 
-// seal writes the footer and makes the draft durable. Size is filled in.
+// seal writes the footer and makes the draft durable. Size is filled in, unless
+// the data lies elsewhere.
 func (d *draft) seal(info *Info) error {
-	info.Size = d.size
+	if info.Data == "" {
+		info.Size = d.size
+	}
 	footer, err := encodeFooter(info)
 	if err != nil {
 		return err
@@ -256,7 +251,7 @@ func (d *draft) moveTo(path string) error {
 	return err
 }
 
-// close forgets the draft: what was not moved into its place goes.
+// close removes the draft unless it was moved into its place.
 func (d *draft) close() {
 	d.file.Close()
 	if !d.placed {

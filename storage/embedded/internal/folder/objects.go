@@ -24,7 +24,7 @@ type Check func(current *Info) error
 // the body is on disk, to finish info's Attrs or refuse the object; its ETag is
 // set by then.
 func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error, check Check) (*Info, error) {
-	at, err := s.placeOf(bucket, key)
+	at, err := s.locate(bucket, key)
 	if err != nil {
 		return nil, err
 	}
@@ -43,14 +43,17 @@ func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, c
 		}
 	}
 	info.Key, info.Modified = key, now()
-	return s.place(d, &info, at, check)
+	return s.store(d, &info, at, check)
 }
 
-// Copy stores what src holds as another object, with src's ETag, and the key
-// and Attrs of info.
-func (s *Store) Copy(src *Object, bucket, key string, info Info, check Check) (*Info, error) {
-	at, err := s.placeOf(bucket, key)
+// Copy stores what src holds as another object, with src's ETag and checksum,
+// and the Attrs of info.
+func (s *Store) Copy(ctx context.Context, src *Object, bucket, key string, info Info, check Check) (*Info, error) {
+	at, err := s.locate(bucket, key)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := s.StatBucket(bucket); err != nil {
 		return nil, err
 	}
 	d, err := s.newDraft()
@@ -58,145 +61,172 @@ func (s *Store) Copy(src *Object, bucket, key string, info Info, check Check) (*
 		return nil, fmt.Errorf("copy to %q: %w", key, err)
 	}
 	defer d.close()
-	if err := d.append(src.File, 0, src.Size); err != nil {
+	info.Key, info.Modified = key, now()
+	info.ETag, info.Checksum, info.Parts = src.ETag, src.Checksum, src.Parts
+	err = errNoLinks
+	if src.Size >= linkAtLeast {
+		if info.Data, info.Whole, err = s.linkData(ctx, src, bucket, key); err == nil {
+			info.Size, info.Bucket = src.Size, bucket
+		}
+	}
+	if errors.Is(err, errNoLinks) {
+		err = d.appendObject(ctx, src)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("copy to %q: %w", key, err)
 	}
-	info.Key, info.Modified = key, now()
-	info.ETag, info.Parts = src.ETag, src.Parts
-	return s.place(d, &info, at, check)
+	stored, err := s.store(d, &info, at, check)
+	if err != nil {
+		s.dropData(info.Data)
+	}
+	return stored, err
 }
 
-// place finishes a draft and makes it the object at a place.
-func (s *Store) place(d *draft, info *Info, at place, check Check) (*Info, error) {
+// store finishes a draft and makes it the object at a location.
+func (s *Store) store(d *draft, info *Info, at location, check Check) (*Info, error) {
 	if err := d.seal(info); err != nil {
 		return nil, fmt.Errorf("store %q: %w", info.Key, err)
 	}
-	bucket := filepath.Base(at.bucket)
-	lock := s.bucketLock(bucket)
-	lock.RLock()
-	_, err := os.Lstat(at.dir())
-	if err == nil {
-		defer lock.RUnlock()
-		err = s.commit(d, bucket, info.Key, at, check, at.dir())
-	} else {
-		lock.RUnlock()
-		lock.Lock()
-		defer lock.Unlock()
-		err = s.commitDeep(d, bucket, info.Key, at, check)
-	}
+	replaced, err := s.commit(d, info.Key, at, check)
 	if err != nil {
 		return nil, fmt.Errorf("store %q: %w", info.Key, err)
+	}
+	if replaced != info.Data {
+		s.dropData(replaced)
 	}
 	return info, nil
 }
 
-// commit moves a finished draft to its place and makes the names in dirs
-// durable. The bucket's lock is held.
-func (s *Store) commit(d *draft, bucket, key string, at place, check Check, dirs ...string) error {
-	err := func() error {
-		lock := s.keyLock(bucket, key)
-		lock.Lock()
-		defer lock.Unlock()
-		if check != nil {
-			current, err := statObject(at.path(), key)
-			if err != nil {
-				return err
-			}
-			if err := check(current); err != nil {
-				return err
-			}
+// commit moves a finished draft to its location and makes that durable. It
+// returns the id of the data of the object that it replaced.
+func (s *Store) commit(d *draft, key string, at location, check Check) (replaced string, err error) {
+	lock := s.bucketLock(filepath.Base(at.bucket))
+	lock.RLock()
+	st, err := os.Lstat(at.dir())
+	if err == nil && s.index.serves(at.dir(), st.Size()) {
+		defer lock.RUnlock()
+		if replaced, err = s.replace(d, key, at, check); err != nil {
+			return "", err
 		}
-		return d.moveTo(at.path())
-	}()
-	if err != nil {
-		return err
+		return replaced, syncDirs(at.dir())
 	}
-	return syncDirs(dirs...)
+	lock.RUnlock()
+	lock.Lock()
+	defer lock.Unlock()
+	return s.commitDeep(d, key, at, check)
 }
 
-// commitDeep is commit for a place whose directories have to be made. The
-// bucket's lock is held for writing, so nobody builds on them until they are
-// durable.
-func (s *Store) commitDeep(d *draft, bucket, key string, at place, check Check) error {
+// replace renames a draft to its location. The bucket's lock is held.
+func (s *Store) replace(d *draft, key string, at location, check Check) (replaced string, err error) {
+	lock := s.keyLock(at.path())
+	lock.Lock()
+	defer lock.Unlock()
+	current, err := statFile(at.path(), key)
+	if err != nil && !(check == nil && errors.Is(err, errFooter)) { // a damaged one may be overwritten
+		return "", err
+	}
+	if check != nil {
+		if err := check(current); err != nil {
+			return "", err
+		}
+	}
+	if current == nil {
+		if err := s.index.add(at.dir(), at.file); err != nil {
+			return "", err
+		}
+	} else {
+		replaced = current.Data
+	}
+	return replaced, d.moveTo(at.path())
+}
+
+// commitDeep is commit for a location whose directories have to be made, or
+// indexed. The bucket's lock is held for writing, so nobody builds on them until
+// they are durable.
+func (s *Store) commitDeep(d *draft, key string, at location, check Check) (replaced string, err error) {
 	if _, err := os.Lstat(at.bucket); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s: %w", bucket, ErrNoBucket)
+			return "", fmt.Errorf("%s: %w", filepath.Base(at.bucket), ErrNoBucket)
 		}
-		return err
+		return "", err
 	}
-	dirs := []string{at.dir()}
+	changed := []string{at.dir()}
 	dir := at.bucket
 	for _, name := range at.below {
 		parent := dir
 		dir += "/" + name
-		err := os.Mkdir(dir, 0o700)
-		if err == nil {
-			dirs = append(dirs, parent)
-		} else if !errors.Is(err, os.ErrExist) {
-			prune(at.bucket, parent)
-			return err
+		if _, err := os.Lstat(dir); err == nil {
+			continue
 		}
+		if err = s.index.build(parent); err == nil {
+			if err = s.index.add(parent, name); err == nil {
+				err = os.Mkdir(dir, 0o700)
+			}
+		}
+		if err != nil {
+			s.prune(at.bucket, parent)
+			return "", err
+		}
+		changed = append(changed, parent)
 	}
-	err := s.commit(d, bucket, key, at, check, dirs...)
+	if err = s.index.build(at.dir()); err == nil {
+		replaced, err = s.replace(d, key, at, check)
+	}
 	if err != nil {
-		prune(at.bucket, at.dir())
+		s.prune(at.bucket, at.dir())
+		return "", err
 	}
-	return err
+	return replaced, syncDirs(changed...)
 }
 
 // prune removes dir and its parents up to the bucket's as far as they are
 // empty. The bucket's lock is held for writing.
-func prune(bucket, dir string) {
+func (s *Store) prune(bucket, dir string) {
 	for len(dir) > len(bucket) && os.Remove(dir) == nil {
+		s.index.remove(filepath.Dir(dir), filepath.Base(dir))
+		s.index.drop(dir)
 		dir = filepath.Dir(dir)
 	}
 }
 
-// Open opens an object for reading, or answers ErrNoKey or ErrNoBucket.
-func (s *Store) Open(bucket, key string) (*Object, error) {
-	at, err := s.placeOf(bucket, key)
-	if err != nil {
-		return nil, err
-	}
-	o, err := openObject(at.path(), key)
-	if errors.Is(err, ErrNoKey) {
-		if there, err := s.BucketExists(bucket); err != nil || !there {
-			return nil, errors.Join(fmt.Errorf("%s: %w", bucket, ErrNoBucket), err)
-		}
-	}
-	return o, err
-}
-
 // Stat describes an object, or answers as Open does.
 func (s *Store) Stat(bucket, key string) (*Info, error) {
-	o, err := s.Open(bucket, key)
+	at, err := s.locate(bucket, key)
 	if err != nil {
 		return nil, err
 	}
-	return o.Info, o.Close()
+	info, err := statFile(at.path(), key)
+	if err == nil && info == nil {
+		if _, err = s.StatBucket(bucket); err == nil {
+			err = fmt.Errorf("%q: %w", key, ErrNoKey)
+		}
+	}
+	return info, err
 }
 
 // Delete deletes objects; one that is not there counts as deleted. It returns
 // an error, or nil, for each key. check may be nil.
 func (s *Store) Delete(ctx context.Context, bucket string, keys []string, check func(key string, current *Info) error) []error {
 	errs := make([]error, len(keys))
-	var changed []string // directories
 	dirOf := make(map[int]string, len(keys))
+	var changed, data []string
 	lock := s.bucketLock(bucket)
 	lock.RLock()
 	for i, key := range keys {
 		if errs[i] = ctx.Err(); errs[i] != nil {
 			continue
 		}
-		at, err := s.placeOf(bucket, key)
+		at, err := s.locate(bucket, key)
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		var gone bool
-		if gone, errs[i] = s.remove(bucket, key, at, check); gone {
+		var removed bool
+		var id string
+		if removed, id, errs[i] = s.remove(key, at, check); removed {
 			dirOf[i] = at.dir()
 			changed = append(changed, at.dir())
+			data = append(data, id)
 		}
 	}
 	slices.Sort(changed)
@@ -211,32 +241,42 @@ func (s *Store) Delete(ctx context.Context, bucket string, keys []string, check 
 	for i, dir := range dirOf {
 		errs[i] = failed[dir]
 	}
+	if len(failed) == 0 {
+		for _, id := range data {
+			s.dropData(id)
+		}
+	}
 	s.pruneAll(bucket, changed)
 	return errs
 }
 
-// remove unlinks one object's file and reports whether it was there.
-func (s *Store) remove(bucket, key string, at place, check func(string, *Info) error) (bool, error) {
-	lock := s.keyLock(bucket, key)
+// remove unlinks one object's file and reports whether it was there, with the
+// id of its data.
+func (s *Store) remove(key string, at location, check func(string, *Info) error) (removed bool, data string, err error) {
+	lock := s.keyLock(at.path())
 	lock.Lock()
 	defer lock.Unlock()
+	current, err := statFile(at.path(), key)
+	if err != nil && !(check == nil && errors.Is(err, errFooter)) { // a damaged one may be deleted
+		return false, "", err
+	}
 	if check != nil {
-		current, err := statObject(at.path(), key)
-		if err != nil {
-			return false, err
-		}
 		if err := check(key, current); err != nil {
-			return false, err
+			return false, "", err
 		}
 	}
-	err := unix.Unlink(at.path())
+	if current != nil {
+		data = current.Data
+	}
+	err = unix.Unlink(at.path())
 	switch {
 	case err == nil:
-		return true, nil
+		s.index.remove(at.dir(), at.file)
+		return true, data, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return false, nil
+		return false, "", nil
 	}
-	return false, fmt.Errorf("delete %q: %w", key, err)
+	return false, "", fmt.Errorf("delete %q: %w", key, err)
 }
 
 // pruneAll removes directories that a deletion left empty.
@@ -250,6 +290,6 @@ func (s *Store) pruneAll(bucket string, dirs []string) {
 	lock.Lock()
 	defer lock.Unlock()
 	for _, dir := range slices.Backward(dirs) { // the deepest first
-		prune(root, dir)
+		s.prune(root, dir)
 	}
 }

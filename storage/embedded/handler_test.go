@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/minio/minio-go/v7/pkg/signer"
@@ -17,14 +18,14 @@ const (
 	testSecretKey = "secret"
 )
 
-func newTestFront(t testing.TB) *front {
+func newTestHandler(t testing.TB) *handler {
 	t.Helper()
 	store, err := folder.Open(t.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	return newFront(store, testAccessKey, testSecretKey, slog.New(slog.DiscardHandler))
+	return newHandler(store, Config{AccessKey: testAccessKey, SecretKey: testSecretKey, Log: slog.New(slog.DiscardHandler)})
 }
 
 func signedRequest(t testing.TB, method, url string) *http.Request {
@@ -50,7 +51,7 @@ func (a *answer) Write(b []byte) (int, error) { return len(b), nil }
 // BenchmarkHandler is a request's way without sockets: on a tmpfs (TMPDIR) it
 // is the CPU time that the server needs besides those and fsync.
 func BenchmarkHandler(b *testing.B) {
-	f := newTestFront(b)
+	f := newTestHandler(b)
 	if err := f.store.CreateBucket("small"); err != nil {
 		b.Fatal(err)
 	}
@@ -71,5 +72,21 @@ func BenchmarkHandler(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestParseQuery reads queries as they are signed: "&" alone separates.
+func TestParseQuery(t *testing.T) {
+	for raw, want := range map[string]params{
+		"prefix=a;b&x":    {{"prefix", "a;b"}, {"x", ""}},
+		"annotation;":     {{"annotation;", ""}},
+		"a=1+2%2B3&&a==4": {{"a", "1 2+3"}, {"a", "=4"}},
+	} {
+		if got, ok := parseQuery(raw); !ok || !slices.Equal(got, want) {
+			t.Errorf("%q is read as %q", raw, got)
+		}
+	}
+	if _, ok := parseQuery("a=%zz"); ok {
+		t.Error("a wrong escape passes")
 	}
 }
