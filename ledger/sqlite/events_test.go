@@ -18,7 +18,7 @@ func textLog(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to
 // without a gap.
 func TestEventsInMemory(t *testing.T) {
 	l := openTemp(t, Config{})
-	const n = recentEvents
+	const n = 600
 	fill(t, l, 0, n)
 	for i := range n {
 		c, err := l.Claim(t.Context(), ledger.Slot{Node: "n", Sheep: "a"})
