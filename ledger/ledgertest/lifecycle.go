@@ -245,7 +245,7 @@ func (s suite) testAttemptsOfRuns(t *testing.T) {
 			t.Fatalf("attempt %d.%d is in place %d", a.Run, a.Number, i+1)
 		}
 	}
-	const many = 1000
+	const many = 300
 	for range many {
 		f.release(f.claim(slot("a"), "x"), unspent)
 	}

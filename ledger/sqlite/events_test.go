@@ -18,7 +18,7 @@ func textLog(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to
 // without a gap.
 func TestEventsInMemory(t *testing.T) {
 	l := openTemp(t, Config{})
-	const n = recentEvents
+	const n = 600
 	fill(t, l, 0, n)
 	for i := range n {
 		c, err := l.Claim(t.Context(), ledger.Slot{Node: "n", Sheep: "a"})
@@ -83,7 +83,8 @@ func TestEventsArePruned(t *testing.T) {
 	if stored < keep || stored > keep+2*pruneBeside || stored+pruned != 3*keep {
 		t.Errorf("%d events are stored, those up to %d are gone", stored, pruned)
 	}
-	for after, want := range map[int]bool{0: false, pruned - 1: false, pruned: true, pruned + 1: true} {
+	// The last ones that are gone from the file may still be in memory.
+	for after, want := range map[int]bool{0: false, pruned - 200: false, pruned: true, pruned + 1: true} {
 		_, _, err := l.Events(t.Context(), cursor(int64(after)), ledger.EventFilter{}, 10)
 		if (err == nil) != want {
 			t.Errorf("after %d of %d: %v", after, pruned, err)

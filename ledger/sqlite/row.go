@@ -126,12 +126,13 @@ func fromTime(t time.Time) int64 {
 	return t.UnixMicro()
 }
 
-// keptTime is t as records keep times.
+// keptTime is t as records keep times. One before 1970 is as long past as a time
+// can be.
 func keptTime(t time.Time) time.Time {
 	if t.IsZero() {
 		return time.Time{}
 	}
-	return t.UTC().Truncate(time.Microsecond)
+	return latest(t.UTC().Truncate(time.Microsecond), time.UnixMicro(1).UTC())
 }
 
 // latest is the last of the times.

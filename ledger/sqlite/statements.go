@@ -54,16 +54,17 @@ func (s *statements) list() []statement {
 			UNION ALL SELECT * FROM (SELECT seq, priority, sheep, model_name, model_version FROM jobs
 				WHERE ` + isClaimable + ` AND sheep = ?1 ORDER BY priority DESC, seq LIMIT 1)`},
 		// The first claimable job of each model, of those addressed to no sheep: each
-		// step of the recursion is one search in the index by model, past all jobs of
-		// the model before.
+		// step of the recursion searches the index by model, past all jobs of the model
+		// before. (A comparison of pairs would begin with that model's first job.)
 		{"byModel", &s.byModel, `
 			WITH RECURSIVE head(seq, priority, name, version) AS (
 				SELECT * FROM (SELECT seq, priority, model_name, model_version FROM jobs
 					WHERE ` + isClaimable + ` AND sheep = '' ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)
-				UNION ALL SELECT j.seq, j.priority, j.model_name, j.model_version FROM head
-					JOIN jobs j ON j.seq = (SELECT seq FROM jobs
-						WHERE ` + isClaimable + ` AND sheep = '' AND (model_name, model_version) > (+head.name, +head.version)
-						ORDER BY model_name, model_version, priority DESC, seq LIMIT 1))
+				UNION ALL SELECT j.seq, j.priority, j.model_name, j.model_version FROM head JOIN jobs j ON j.seq = coalesce(
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name = head.name AND model_version > head.version
+						ORDER BY model_version, priority DESC, seq LIMIT 1),
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name > head.name
+						ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)))
 			SELECT * FROM head`},
 		// The oldest claimable job with an address, a priority and a model.
 		{"preferred", &s.preferred, `SELECT seq FROM jobs

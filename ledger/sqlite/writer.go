@@ -106,7 +106,7 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 	if w.do, err = prepare(ctx, conn); err != nil {
 		return nil, err
 	}
-	w.nextTimer = w.now() // what is due, and when the next is, is looked up at once
+	w.nextTimer = time.UnixMicro(1) // past: what is due, and when the next is, is looked up at once
 	w.events = newEventLog(n.event)
 	return w, nil
 }
