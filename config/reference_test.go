@@ -67,9 +67,11 @@ func TestReference(t *testing.T) {
 		"state_dir":    "see below",
 		"node":         "the host name",
 		"registry.url": "required",
-		"storage.path": "`storage` in `state_dir`",
-		"ledger.path":  "`ledger.db` in `state_dir`",
-		"api.socket":   "`api.sock` in `state_dir`",
+
+		"registry.hosts_dir": "`/etc/containerd/certs.d`, `/etc/docker/certs.d`",
+		"storage.path":       "`storage` in `state_dir`",
+		"ledger.path":        "`ledger.db` in `state_dir`",
+		"api.socket":         "`api.sock` in `state_dir`",
 
 		"gpu.xids":                "none",
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",
