@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	imageendpoint "github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -144,7 +145,13 @@ func (ch *checker) registry() {
 		return
 	}
 	ch.missing("registry.url", "the registry's address, such as https://registry.example.com")
-	ch.reject("registry.url", urlProblem(ch.Registry.URL, "username and password", true))
+	problem := urlProblem(ch.Registry.URL, "username and password", true)
+	if problem == "" {
+		if _, err := imageendpoint.Parse(ch.Registry.URL); err != nil {
+			problem = err.Error()
+		}
+	}
+	ch.reject("registry.url", problem)
 	if (!ch.Registry.Password.IsZero() || ch.Registry.PasswordFile != "") && ch.Registry.Username == "" {
 		ch.missing("registry.username", "the user that the password is for")
 	}
@@ -155,6 +162,7 @@ func (ch *checker) registry() {
 		{"registry.password_file", ch.Registry.PasswordFile},
 		{"registry.docker_config", ch.Registry.DockerConfig},
 		{"registry.ca_file", ch.Registry.CAFile},
+		{"registry.hosts_dir", ch.Registry.HostsDir},
 	} {
 		ch.notEmpty(f.key, f.path == "")
 		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")

@@ -114,6 +114,9 @@ type Registry struct {
 	DockerConfig string `yaml:"docker_config,omitempty"`
 	// CAFile holds certificates of authorities to trust beside the system's.
 	CAFile string `yaml:"ca_file,omitempty"`
+	// HostsDir holds hosts.toml files as containerd has them (certs.d); empty is
+	// where containerd and Docker have them.
+	HostsDir string `yaml:"hosts_dir,omitempty"`
 }
 
 // Models is which models may be run, and within which limits.

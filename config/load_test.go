@@ -506,3 +506,21 @@ func TestLevels(t *testing.T) {
 		}
 	}
 }
+
+// What no image's name can begin with is refused before a job fails of it.
+func TestRegistryURL(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://registry.example.com/team": "",
+		"localhost:5000":                    "",
+		"https://docker.io/library":         "",
+		"https://docker.io":                 "name the namespace, as in https://docker.io/library",
+		"http://myregistry":                 "a host without a dot needs a port, as in http://myregistry:80",
+		"http://my_registry:5000":           "its host has an underscore",
+		"https://registry.example.com/Team": "its path has capital letters",
+	} {
+		_, err := Loader{}.Load(write(t, "data_root: /data\nregistry:\n  url: "+url+"\nsheep: {}\n"))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), ":3:8: registry.url: ") || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v; want %q", url, err, want)
+		}
+	}
+}

@@ -29,6 +29,9 @@ const (
 	snapshotExists = "file exists"
 	brokenWrite    = "failed to send write: EOF"
 
+	tokenFetch          = "failed to fetch oauth token"
+	anonymousTokenFetch = "failed to fetch anonymous token"
+
 	execNotFound   = "not found in $PATH" // runc's and crun's
 	execNoFile     = "no such file or directory"
 	execOfStart    = "exec: "
@@ -72,6 +75,9 @@ func SnapshotInTheWay(err error) bool { return has(err, snapshotExists) }
 func Away(err error) bool {
 	return errdefs.IsUnavailable(err) || err != nil && strings.HasSuffix(err.Error(), brokenWrite)
 }
+
+// TokenRefused reports whether it was a registry's token server that answered.
+func TokenRefused(err error) bool { return has(err, tokenFetch, anonymousTokenFetch) }
 
 // NoProgram reports whether a runtime did not find the program that a container
 // is to run.
