@@ -46,7 +46,7 @@ var allowed = map[string][]string{
 	"gpu/keeper":              {"gpu", "job"},
 	"runtime/fake":            {"job", "messenger", "runtime", "gpu"},
 	"runtime/runtimetest":     {"job", "messenger", "messenger/zmq", "runtime", "internal/testenv"},
-	"shim":                    {"job", "messenger", "internal/bounded", "internal/logtext"},
+	"shim":                    {"job", "messenger", "internal/bounded", "internal/logtext", "internal/proc", "internal/cgroup"},
 	"runner":                  {"job", "messenger", "messenger/zmq"},
 	"internal":                {"job"},
 	"internal/doctor":         {"image", "gpu", "config/size"},
