@@ -270,6 +270,22 @@ func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress))
 	return img, err
 }
 
+// Local returns the image of m as it is on this machine, unpacked, without
+// asking the registry. The error is of class ErrNotFound where it is not here,
+// else as with Ensure.
+func (s *Store) Local(ctx context.Context, m job.Model) (Image, error) {
+	r, err := s.endpoint.reference(m)
+	if err != nil {
+		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
+	}
+	img, here, err := s.local(containerdlog.WithLogger(ctx, s.quiet), r)
+	if err == nil && !here {
+		err = failf(errdefs.ErrNotFound, "it is not on this machine")
+	}
+	img.Model = m
+	return img, s.explain(ctx, r, err)
+}
+
 func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image, error) {
 	local, here, err := s.local(ctx, r)
 	if errdefs.IsUnavailable(err) && s.await(ctx) {

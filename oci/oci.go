@@ -26,7 +26,8 @@ type Config struct {
 	// AllowedMounts are the paths on the host that sheep may mount, or mount what
 	// lies in them; without symbolic links, as the sources are.
 	AllowedMounts []string
-	// Account is whom the process runs as: what ResolveUser made of UserName.
+	// Account is whom the process runs as: what ResolveUser made of Options.User
+	// or, where that is empty, of the image's user.
 	Account Account
 	// DataDir is the sheep's directory, mounted at the same path.
 	DataDir string

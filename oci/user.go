@@ -19,36 +19,38 @@ type Account struct {
 	Home     string   // empty where it is not known
 }
 
-// UserName is what ResolveUser is to resolve: the sheep's user, or the image's.
-func (cfg *Config) UserName() string {
-	if cfg.Options.User != "" {
-		return cfg.Options.User
-	}
-	return cfg.Image.User
-}
-
 // userSpec is a parsed USER[:GROUP].
 type userSpec struct{ user, group string }
 
+// parseUser reads USER, USER:GROUP, USER: or :GROUP; Docker takes a part that is
+// empty as one that is left out.
 func parseUser(s string) (userSpec, error) {
-	user, group, both := strings.Cut(s, ":")
+	user, group, _ := strings.Cut(s, ":")
 	if len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' || r == '\uFFFD' }) ||
-		strings.Contains(group, ":") || both && (user == "" || group == "") {
+		strings.Contains(group, ":") {
 		return userSpec{}, fmt.Errorf("%.100q is not USER or USER:GROUP", s)
 	}
 	return userSpec{user, group}, nil
 }
+
+// ErrNotRegular says that a file of an image is a FIFO, a device or something else
+// that is not read. Container runtimes open /etc/passwd and /etc/group as well, and
+// a FIFO blocks them for ever: such an image cannot be started.
+var ErrNotRegular = errors.New("not a regular file")
 
 // maxAccounts bounds what is read of an image's /etc/passwd and /etc/group,
 // which come from a registry.
 const maxAccounts = 1 << 20
 
 // ResolveUser finds who USER[:GROUP] is in an image whose root is root; names and
-// numbers may stand for either. Nobody is root. root must not follow symbolic
-// links out of the image: os.Root's FS does not.
+// numbers may stand for either. An empty user is root. root must resolve symbolic
+// links inside the image, and must not block when it opens what is no regular
+// file.
 //
 // As with Docker, a number need not be in /etc/passwd; its group is then 0. With
-// a GROUP there are no supplementary groups.
+// a GROUP there are no supplementary groups. A number does not need the files: it
+// stands for itself where they cannot be opened. The error is ErrNotRegular where
+// one of them is something else than a file.
 func ResolveUser(root fs.FS, name string) (Account, error) {
 	spec, err := parseUser(name)
 	if err != nil {
@@ -73,7 +75,7 @@ func ResolveUser(root fs.FS, name string) (Account, error) {
 		}
 		return false
 	})
-	if err != nil {
+	if err != nil && (!numeric || errors.Is(err, ErrNotRegular)) {
 		return Account{}, err
 	}
 	if !known && !numeric {
@@ -97,7 +99,7 @@ func ResolveUser(root fs.FS, name string) (Account, error) {
 		}
 		return len(a.Groups) < 1024 // no process has more of them in practice
 	})
-	if err != nil {
+	if err != nil && (spec.group != "" && !found || errors.Is(err, ErrNotRegular)) {
 		return Account{}, err
 	}
 	if spec.group != "" && !found {
@@ -123,8 +125,12 @@ func eachEntry(root fs.FS, name string, n int, f func([]string) bool) error {
 		return fmt.Errorf("user: read the image's /%s: %w", name, err)
 	}
 	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return fmt.Errorf("user: the image's /%s is no file", name)
+	info, err := file.Stat()
+	if err != nil {
+		return fmt.Errorf("user: read the image's /%s: %w", name, err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("user: the image's /%s: %w", name, ErrNotRegular)
 	}
 	lines := bufio.NewScanner(io.LimitReader(file, maxAccounts))
 	lines.Buffer(nil, maxAccounts)

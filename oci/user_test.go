@@ -31,6 +31,11 @@ func TestResolveUser(t *testing.T) {
 		"bob":           {UID: 1002, GID: 1002, Groups: []uint32{44}},
 		"4711":          {UID: 4711},
 		"4711:render":   {UID: 4711, GID: 109},
+		"1000:":         ada,
+		"ada:":          ada,
+		"4711:":         {UID: 4711},
+		":video":        {GID: 44, Home: "/root"},
+		":":             {Home: "/root"},
 		"2147483647:12": {UID: 2147483647, GID: 12},
 	} {
 		if got, err := ResolveUser(accounts(), name); err != nil || !reflect.DeepEqual(got, want) {
@@ -44,8 +49,6 @@ func TestResolveUser(t *testing.T) {
 		"-1":         "is not in the image's /etc/passwd",
 		"2147483648": "is not in the image's /etc/passwd",
 		"ada:staff":  `group "staff" is not in`,
-		"ada:":       "is not USER or USER:GROUP",
-		":ada":       "is not USER or USER:GROUP",
 		"a:b:c":      "is not USER or USER:GROUP",
 		"a b":        "is not USER or USER:GROUP",
 		"\x00":       "is not USER or USER:GROUP",

@@ -67,6 +67,18 @@ type Recoverer interface {
 	Recover(ctx context.Context) (*Recovered, error)
 }
 
+// Owner is a Sheep that knows which user its runners run as.
+type Owner interface {
+	// Owner returns the numeric user and group that a runner of model m runs as.
+	// What is in a job's working directory must belong to them for the runner to
+	// write its outputs.
+	//
+	// It fetches nothing: call it after Load of m has returned. While m is not on
+	// this machine the error is of class errdefs.ErrNotFound; ErrUnavailable says
+	// that calling again later may help.
+	Owner(ctx context.Context, m job.Model) (uid, gid int, err error)
+}
+
 // Recovered is what Recover found.
 type Recovered struct {
 	// Model is what the runner has loaded.

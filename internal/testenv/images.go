@@ -3,6 +3,7 @@ package testenv
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -47,10 +48,49 @@ func Layer(t testing.TB, files map[string][]byte) v1.Layer {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// Stored, not deflated: what compresses costs time and what is random gains
-	// nothing.
+	return stored(t, archive.Bytes())
+}
+
+// TarEntry is one entry of a layer's archive.
+type TarEntry struct {
+	Name     string
+	Type     byte   // as in package tar; 0 is a regular file
+	Link     string // what a symbolic or hard link leads to
+	Mode     int64  // 0 is 0755
+	UID, GID int
+	Data     []byte
+}
+
+// TarLayer makes a layer of an image from entries, in their order. Directories
+// that are not among them are not in the archive either.
+func TarLayer(t testing.TB, entries ...TarEntry) v1.Layer {
+	t.Helper()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, e := range entries {
+		h := &tar.Header{
+			Typeflag: cmp.Or(e.Type, tar.TypeReg), Name: e.Name, Linkname: e.Link, Mode: cmp.Or(e.Mode, 0o755),
+			Uid: e.UID, Gid: e.GID, Size: int64(len(e.Data)), ModTime: time.Unix(1e9, 0),
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(e.Data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return stored(t, archive.Bytes())
+}
+
+// stored makes a layer of an archive, not deflated: what compresses costs time
+// and what is random gains nothing.
+func stored(t testing.TB, archive []byte) v1.Layer {
+	t.Helper()
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(archive.Bytes())), nil
+		return io.NopCloser(bytes.NewReader(archive)), nil
 	}, tarball.WithCompressionLevel(0))
 	if err != nil {
 		t.Fatal(err)

@@ -1,38 +1,71 @@
 package container
 
 import (
-	"errors"
+	"cmp"
+	"context"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	goruntime "runtime"
-	"strings"
 
-	"github.com/containerd/containerd/v2/core/mount"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/oci"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/shim"
 )
+
+var _ runtime.Owner = (*containers)(nil)
+
+// Owner returns the user and group of the image, or those that the sheep's
+// configuration names. See runtime.Owner.
+func (c *containers) Owner(ctx context.Context, m job.Model) (uid, gid int, err error) {
+	client, err := c.host.connect(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	c.mu.Lock()
+	img := c.image
+	c.mu.Unlock()
+	if img.Model != m || img.ChainID == "" {
+		store, err := c.store(ctx)
+		if err != nil {
+			return 0, 0, err
+		}
+		if img, err = store.Local(ctx, m); err != nil {
+			return 0, 0, err
+		}
+	}
+	account, err := c.account(ctx, client, img)
+	if err != nil {
+		return 0, 0, fmt.Errorf("find the user of image %s: %w", img.Reference, err)
+	}
+	return int(account.UID), int(account.GID), nil
+}
 
 // accountKey is a user's name in an image.
 type accountKey struct {
-	image digest.Digest
+	image digest.Digest // the chain id: what the files are
 	user  string
 }
 
-// account finds who a user is in an image, whose files are at mounts.
-func (h *host) account(mounts []mount.Mount, image digest.Digest, user string) (oci.Account, error) {
-	key := accountKey{image, user}
+// account finds who the containers of an image run as. The answer is remembered:
+// an image's files do not change.
+func (c *containers) account(ctx context.Context, client *containerd.Client, img image.Image) (oci.Account, error) {
+	h := c.host
+	key := accountKey{img.ChainID, cmp.Or(c.options.User, img.Config.Config.User)}
 	h.mu.Lock()
 	account, ok := h.accounts[key]
 	h.mu.Unlock()
 	if ok {
 		return account, nil
 	}
-	err := lookInto(mounts, func(files fs.FS) (err error) {
-		account, err = oci.ResolveUser(files, user)
+	err := c.viewImage(ctx, client, img, func(files fs.FS) (err error) {
+		account, err = oci.ResolveUser(files, key.user)
 		return err
 	})
 	if err != nil {
@@ -44,82 +77,35 @@ func (h *host) account(mounts []mount.Mount, image digest.Digest, user string) (
 	return account, nil
 }
 
-// lookInto shows a snapshot's files to look. They are mounted in a mount
-// namespace of one thread that ends with it, so that nothing stays mounted
-// whatever becomes of this process.
-func lookInto(mounts []mount.Mount, look func(fs.FS) error) error {
-	result := make(chan error)
-	go func() {
-		goruntime.LockOSThread() // and never unlocked
-		result <- lookIntoHere(mounts, look)
-	}()
-	return <-result
-}
-
-func lookIntoHere(mounts []mount.Mount, look func(fs.FS) error) error {
-	if len(mounts) != 1 {
-		return fmt.Errorf("look into the image: %d mounts make its files, which is not supported", len(mounts))
-	}
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("look into the image: new mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("look into the image: new mount namespace: %w", err)
-	}
-	m := mounts[0]
-	const target = "/tmp" // of the namespace: nobody else sees it
-	if m.Type == "bind" {
-		if err := unix.Mount(m.Source, target, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("look into the image: %w", err)
-		}
-	} else if err := mountLayers(m, target); err != nil {
-		return fmt.Errorf("look into the image: %w", err)
-	}
-	root, err := os.OpenRoot(target)
+// viewImage calls view with the files of an image, read-only. The snapshot that
+// it takes for that is removed when view has returned; should this process be
+// killed, the next Load's sweep removes it, or the end of its lease does.
+func (c *containers) viewImage(ctx context.Context, client *containerd.Client, img image.Image, view func(fs.FS) error) error {
+	labels := map[string]string{labelSheep: c.sheep, labelNode: c.cfg.Node}
+	key := c.sheep + "-view-" + shim.NewLife()
+	leased, release, err := client.WithLease(ctx, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	if err != nil {
-		return err
+		return fmt.Errorf("lease: %w", err)
 	}
-	defer root.Close()
-	return look(root.FS())
-}
-
-// mountLayers mounts a file system of layers. The kernel takes a page of
-// options: where the paths of many layers are longer, they are given from the
-// folder that holds them all.
-func mountLayers(m mount.Mount, target string) error {
-	const most = 4000
-	data := strings.Join(m.Options, ",")
-	if len(data) > most {
-		at, short := shorten(m.Options)
-		if err := unix.Chdir(at); err != nil {
-			return err
-		}
-		if data = strings.Join(short, ","); len(data) > most {
-			return errors.New("its layers are too many")
-		}
+	clean := context.WithoutCancel(ctx)
+	defer func() { _ = release(clean) }() // else it expires
+	snapshotter := client.SnapshotService(c.snapshotter())
+	mounts, err := snapshotter.View(leased, key, img.ChainID.String(), snapshots.WithLabels(labels))
+	if err != nil {
+		return fmt.Errorf("view snapshot: %w", err)
 	}
-	return unix.Mount(m.Source, target, m.Type, 0, data)
-}
-
-// shorten makes the paths of an overlay's layers relative to the folder two
-// above the first.
-func shorten(options []string) (folder string, short []string) {
-	for _, o := range options {
-		name, value, ok := strings.Cut(o, "=")
-		if !ok || name != "lowerdir" && name != "upperdir" && name != "workdir" {
-			short = append(short, o)
-			continue
+	defer func() {
+		if err := snapshotter.Remove(clean, key); err != nil && !errdefs.IsNotFound(err) {
+			c.log.Warn("The snapshot that an image was read from could not be removed; it is removed with its lease", "snapshot", key, "error", err)
 		}
-		paths := strings.Split(value, ":")
-		for i, p := range paths {
-			if folder == "" {
-				folder = filepath.Dir(filepath.Dir(p))
-			}
-			if rel, err := filepath.Rel(folder, p); err == nil {
-				paths[i] = rel
-			}
+	}()
+	if managed(mounts) {
+		active, err := client.MountManager().Activate(leased, key, mounts)
+		if err != nil {
+			return fmt.Errorf("activate mounts: %w", err)
 		}
-		short = append(short, name+"="+strings.Join(paths, ":"))
+		defer func() { _ = client.MountManager().Deactivate(clean, key) }() // else with its lease
+		mounts = active.System
 	}
-	return folder, short
+	return mountPrivately(ctx, mounts, view)
 }

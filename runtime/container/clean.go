@@ -165,8 +165,12 @@ func wait(ctx context.Context, service tasks.TasksClient, id string, long time.D
 	return err == nil
 }
 
-// alive reports whether a life of the sheep goes on: whether its shim does.
+// alive reports whether a life of the sheep goes on: whether its shim does. What
+// has no life was not made for one.
 func (c *containers) alive(life string) bool {
+	if life == "" {
+		return false
+	}
 	folder, err := shim.OpenFolder(filepath.Join(c.lives, life))
 	if err != nil {
 		return false

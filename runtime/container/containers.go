@@ -33,7 +33,7 @@ type containers struct {
 	lives   string // folder of the folders of lives
 
 	mu    sync.Mutex
-	image image.Image // of the model loaded last
+	image image.Image // of the model loaded last; its Model says which
 	swept bool        // nothing is known to be left of earlier runners
 }
 
@@ -80,12 +80,17 @@ func (c *containers) keeps() bool {
 	return c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
 }
 
-func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Observer) (image.Image, error) {
+// store is the images as this sheep pulls and unpacks them.
+func (c *containers) store(ctx context.Context) (*image.Store, error) {
 	policy, err := image.ParsePolicy(c.options.PullPolicy)
 	if err != nil {
-		return image.Image{}, err
+		return nil, err
 	}
-	store, err := c.host.store(ctx, storeKey{c.snapshotter(), policy})
+	return c.host.store(ctx, storeKey{c.snapshotter(), policy})
+}
+
+func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Observer) (image.Image, error) {
+	store, err := c.store(ctx)
 	if err != nil {
 		return image.Image{}, err
 	}

@@ -86,7 +86,7 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 			return about("snapshot", err)
 		},
 		func() (err error) {
-			composed, err = c.compose(ctx, img, mounts, folder, spec, runtime.TraceOf(ctx))
+			composed, err = c.compose(ctx, client, img, folder, spec, runtime.TraceOf(ctx))
 			return err
 		},
 		func() error { return about("container", c.create(leased, client, img, composed, spec)) },
@@ -160,7 +160,7 @@ const resolvConf = "/etc/resolv.conf"
 func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 
 // compose makes the container's spec.
-func (c *containers) compose(ctx context.Context, img image.Image, mounts []mount.Mount, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
+func (c *containers) compose(ctx context.Context, client *containerd.Client, img image.Image, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (c *containers) compose(ctx context.Context, img image.Image, mounts []moun
 		DataDir: c.dataDir, Hostname: hostname(c.sheep), CgroupPath: "/" + shim.GroupName(spec.Life),
 		Host: facts(),
 	}
-	if cfg.Account, err = c.host.account(mounts, img.ChainID, cfg.UserName()); err != nil {
+	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
 	if cfg.Edits, err = c.devices.edits(ctx, c.sheep, &c.options); err != nil {

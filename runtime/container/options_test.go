@@ -123,8 +123,18 @@ func TestContainerID(t *testing.T) {
 }
 
 func TestShorten(t *testing.T) {
-	at, short := shorten([]string{"index=off", "lowerdir=/r/snapshots/9/fs:/r/snapshots/8/fs", "upperdir=/r/snapshots/10/fs"})
-	if want := []string{"index=off", "lowerdir=9/fs:8/fs", "upperdir=10/fs"}; at != "/r/snapshots" || !slices.Equal(short, want) {
+	fits := []string{"index=off", "lowerdir=/r/snapshots/9/fs:/r/snapshots/8/fs"}
+	if at, short := shorten(fits); at != "" || !slices.Equal(short, fits) {
+		t.Errorf("got %s, %q", at, short)
+	}
+	const n = 500
+	var long, want []string
+	for i := range n {
+		long = append(long, fmt.Sprintf("/r/snapshots/%d/fs", i))
+		want = append(want, fmt.Sprintf("%d/fs", i))
+	}
+	at, short := shorten([]string{"index=off", "lowerdir=" + strings.Join(long, ":"), "upperdir=/r/snapshots/10/fs"})
+	if want := []string{"index=off", "lowerdir=" + strings.Join(want, ":"), "upperdir=10/fs"}; at != "/r/snapshots" || !slices.Equal(short, want) {
 		t.Errorf("got %s, %q", at, short)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -106,6 +107,7 @@ var (
 	_ runtime.Sheep     = (*Sheep)(nil)
 	_ runtime.Recoverer = (*Sheep)(nil)
 	_ runtime.Logger    = (*Sheep)(nil)
+	_ runtime.Owner     = (*Sheep)(nil)
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
 )
@@ -177,6 +179,15 @@ func (s *Sheep) CheckModel(m job.Model) error {
 func (s *Sheep) ChecksDigests() bool {
 	c, ok := s.cfg.Type.(runtime.DigestChecker)
 	return ok && c.ChecksDigests()
+}
+
+// Owner asks the sheep's Type; the runner of a Type that is no runtime.Owner is
+// a process of this daemon's user. See runtime.Owner.
+func (s *Sheep) Owner(ctx context.Context, m job.Model) (uid, gid int, err error) {
+	if o, ok := s.cfg.Type.(runtime.Owner); ok {
+		return o.Owner(ctx, m)
+	}
+	return os.Geteuid(), os.Getegid(), nil
 }
 
 // Run starts or attaches to a runner and sees it through. See runtime.Sheep.
