@@ -45,9 +45,9 @@ var allowed = map[string][]string{
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
 	"messenger/zmq":           {"messenger"},
 	"messenger/messengertest": {"job", "messenger"},
-	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu"},
-	"runtime/container":       {"job", "messenger", "runtime", "runtime/runtimetest", "runtime/shimmed", "shim", "image", "oci", "gpu", "config/size"},
-	"runtime/shimmed":         {"job", "messenger", "runtime", "shim", "internal/libexec"},
+	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/shellwords"},
+	"runtime/container":       {"job", "messenger", "runtime", "runtime/runtimetest", "runtime/shimmed", "shim", "image", "oci", "gpu", "config/size", "internal/libexec", "internal/shellwords"},
+	"runtime/shimmed":         {"job", "messenger", "runtime", "shim", "internal/libexec", "internal/logtext"},
 	"image":                   {"job"},
 	"oci":                     {"job"},
 	"gpu":                     {"job", "config/size", "internal/libexec", "internal/bounded"},
@@ -58,7 +58,7 @@ var allowed = map[string][]string{
 	"runner":                  {"job", "messenger", "messenger/zmq"},
 	"internal":                {"job"},
 	"internal/doctor":         {"image", "gpu", "config/size"},
-	"examples":                {"runner", "internal/testenv"},
+	"examples":                {"runner", "internal/testenv", "internal/cogtest"},
 	"contrib":                 {"internal/testenv", "messenger"},
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shim"
@@ -153,6 +154,10 @@ func (c *containers) create(ctx context.Context, client *containerd.Client, img 
 	return err
 }
 
+// envHost tells a runner where to listen: the shim reaches it at the loopback
+// address of whatever network it has, and nobody else is to.
+const envHost = "SHEPHERD_RUNNER_HOST"
+
 // resolvConf is how this machine finds other hosts by name.
 const resolvConf = "/etc/resolv.conf"
 
@@ -169,6 +174,11 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 		return nil, err
 	}
 	options.Env[shim.Mark] = spec.Life
+	for name, value := range map[string]string{envHost: "127.0.0.1", messenger.EnvFeatures: messenger.FeatureEvents} {
+		if _, own := options.Env[name]; !own {
+			options.Env[name] = value
+		}
+	}
 	for _, v := range trace.Environ() {
 		name, value, _ := strings.Cut(v, "=")
 		options.Env[name] = value
@@ -181,11 +191,22 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
+	contract, err := chooseContract(c.options.Contract, img.Config.Config.Labels)
+	if err != nil {
+		return nil, err
+	}
+	inject, err := contract.edit(c.options.Command != nil, img.Config.Config.StopSignal)
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Edits, err = c.devices.edits(ctx, c.sheep, &c.options); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		return nil, noDevices(err)
+	}
+	if inject != nil {
+		cfg.Edits = append([]func(*specs.Spec) error{inject}, cfg.Edits...)
 	}
 	switch options.Network {
 	case oci.NetworkHost:
