@@ -85,7 +85,8 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	if slices.ContainsFunc(requests, func(r gpu.Request) bool { return !r.Devices.Empty() }) {
 		var err error
 		if m.CDI, err = cdi.New(g.specs).Devices(); err != nil {
-			g.log.Warn("CDI specs cannot be read", "error", err)
+			m.CDITrouble = err.Error()
+			g.log.Warn("CDI specs cannot be used", "error", err)
 		}
 	}
 	grants, problems := gpu.Allot(requests, m)

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/shim/internal/proc"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 // The files of a life's folder.

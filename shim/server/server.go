@@ -23,8 +23,8 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
-	"github.com/iterait/shepherd/shim/internal/cgroup"
-	"github.com/iterait/shepherd/shim/internal/proc"
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 // Conn is one connection to a runner, from its bind to the end of either side.

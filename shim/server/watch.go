@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/shim"
-	"github.com/iterait/shepherd/shim/internal/cgroup"
-	"github.com/iterait/shepherd/shim/internal/proc"
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 // watched is the first process of a container, whose parent is containerd's
