@@ -226,7 +226,7 @@ func decodeStruct(n *node, path string, v reflect.Value) Problems {
 var elsewhere = map[string]string{
 	"gpus": "devices: all, or devices: {count: N}", "environment": "env: {NAME: value}", "volumes": "mounts: [SOURCE:TARGET:ro]",
 	"mem_limit": "memory: SIZE", "pids_limit": "pids: N", "entrypoint": "command: [PROGRAM, ARGUMENT]", "network_mode": "network: WORD",
-	"stop_grace_period": "grace: DURATION", "working_dir": "working_directory: PATH",
+	"stop_grace_period": "grace: DURATION",
 }
 
 // structFields collects the fields by their YAML key: the tag's name, or the

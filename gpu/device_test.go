@@ -26,6 +26,11 @@ func TestDevices(t *testing.T) {
 		`[all]`:                {List: []Device{nvidia("all")}},
 		`[nvidia.com/gpu=all]`: {List: []Device{nvidia("all")}},
 		`{count: 2}`:           {Count: 2},
+		`{count: "2"}`:         {Count: 2},
+		`{count: all}`:         {List: []Device{nvidia("all")}},
+		`[0, "1"]`:             {List: []Device{nvidia("0"), nvidia("1")}},
+		`["/dev/nvidia0:/dev/nvidia0", "/dev/nvidia1:/dev/nvidia1:rwm", /dev/dri, /dev/sda, "/dev/fuse:/dev/fuse"]`: {
+			List: []Device{node("0"), node("1")}, Ignored: []string{"/dev/dri", "/dev/sda", "/dev/fuse:/dev/fuse"}},
 	} {
 		var got Devices
 		if err := yaml.Unmarshal([]byte(text), &got); err != nil {
