@@ -18,6 +18,7 @@ import (
 // checker finds what is wrong with the meaning of a decoded file.
 type checker struct {
 	*Config
+	file      string // the main one's path
 	root      *node
 	problems  Problems
 	directory string // that relative paths are relative to
@@ -53,7 +54,7 @@ func (ch *checker) near(path string) *node {
 		if e == nil {
 			break
 		}
-		n, where = e.value, &node{kind: e.value.kind, line: e.line, column: e.column}
+		n, where = e.value, &node{kind: e.value.kind, file: e.file, line: e.line, column: e.column}
 	}
 	return where
 }
@@ -98,6 +99,7 @@ func (ch *checker) embedded() bool { return ch.at("storage.url") == nil }
 func (ch *checker) all() {
 	ch.missing("data_root", "the directory in which sheep keep the files of jobs")
 	ch.paths()
+	ch.kept()
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
@@ -227,6 +229,12 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
+// validBucket says whether S3 allows a name for a bucket.
+func validBucket(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
+}
+
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 func (ch *checker) storage() {
@@ -272,8 +280,8 @@ func (ch *checker) storage() {
 	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
-	ch.expect(s.Bucket == "" || bucketName.MatchString(s.Bucket), "storage.bucket",
-		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first and last")
+	ch.expect(s.Bucket == "" || validBucket(s.Bucket), "storage.bucket",
+		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 
 func (ch *checker) notEmpty(path string, empty bool) {

@@ -46,6 +46,9 @@ func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *c
 	g.specs = cdi.Config{Dirs: cfg.GPU.CDIDirs, Own: filepath.Join(cfg.StateDir, "cdi"), Generate: g.helper.CDI}
 	stop.add(g.keeper.Close)
 	g.start = sync.OnceFunc(g.keeper.Start)
+	for _, warning := range cfg.DeviceWarnings() {
+		log.Warn(warning)
+	}
 	if err := g.allot(ctx, cfg.Requests()); err != nil {
 		return nil, err
 	}

@@ -22,8 +22,9 @@ var allowed = map[string][]string{
 	"cli": {
 		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/sqlite", "runtime", "sandbox", "shim", "storage/s3",
 	},
+	"docs": {},
 	"daemon": {
-		"access", "api", "config", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
+		"access", "api", "config", "docs", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
 	},
 	"job":                     {},
 	"ledger":                  {"job"},
