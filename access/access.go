@@ -1,11 +1,13 @@
-// Package access decides who asks and what they may: a caller has a name, the
-// scopes of what it may do and, where it is one of several customers of the
-// machine, a tenant whose jobs are all that it sees.
+// Package access decides who a caller is and what it may do: a caller has a name,
+// scopes and, where it is one of several customers of the machine, a tenant whose
+// jobs are all that it sees.
 //
-// A caller is known by one of three things, each in its own file: the
-// credentials that the kernel tells of the other end of a unix socket (peer.go),
-// a certificate (certificate.go) or a token (token.go). A Gate puts them
-// together. Which scope a route needs is the API's business, not this package's.
+// A caller is identified by one of these, each in its own file: the credentials that
+// the kernel has of the peer of a unix socket (peer.go), a token (token.go), the
+// cookie of a session that was opened with a token (session.go), the header of a
+// trusted reverse proxy (proxy.go) or a certificate (certificate.go). A Gate puts
+// them together. Which scope a route needs is the API's business, not this
+// package's.
 package access
 
 import (
@@ -44,8 +46,9 @@ type Caller struct {
 	Scopes []Scope
 	// Tenant, where it is not empty, limits the caller to the jobs of that tenant.
 	Tenant string
-	// Ambient says that a browser would prove who it is by itself, with whatever a
-	// page makes it ask: by a certificate, that is. A token has to be given.
+	// Ambient says that a browser would identify the caller by itself in whatever
+	// request a page makes it send: by where it is, a certificate, a session's cookie
+	// or a proxy's. A token has to be added by the page.
 	Ambient bool
 }
 

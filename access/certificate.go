@@ -51,9 +51,10 @@ func nameOf(cert *x509.Certificate) string {
 type TLS struct {
 	CertFile, KeyFile string
 	// ClientCAFile, where it is not empty, holds the authorities whose
-	// certificates clients may show, or with Required must.
+	// certificates clients may show. Where Required says true when a connection
+	// begins, they must; nil is false.
 	ClientCAFile string
-	Required     bool
+	Required     func() bool
 	Log          *slog.Logger
 }
 
@@ -70,7 +71,11 @@ func (t TLS) Server() (*tls.Config, error) {
 		return nil, err
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		return f.current(time.Now()), nil
+		config, strict := f.current(time.Now())
+		if t.Required != nil && t.Required() {
+			return strict, nil
+		}
+		return config, nil
 	}}, nil
 }
 
@@ -79,6 +84,7 @@ type files struct {
 	TLS
 	mu      sync.Mutex
 	config  *tls.Config
+	strict  *tls.Config // config, with a client's certificate required
 	stamped []stamp
 	looked  time.Time
 }
@@ -91,25 +97,25 @@ type stamp struct {
 	inode    uint64
 }
 
-// current is the configuration that the files give now.
-func (f *files) current(now time.Time) *tls.Config {
+// current are the configurations that the files give now.
+func (f *files) current(now time.Time) (config, strict *tls.Config) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now.Sub(f.looked) < look {
-		return f.config
+		return f.config, f.strict
 	}
 	f.looked = now
 	before := f.stamped
 	if stamps, err := f.stamps(); err == nil && slices.Equal(stamps, before) {
-		return f.config
+		return f.config, f.strict
 	}
 	if err := f.read(); err != nil {
 		// A renewal may be half done: it is looked at again.
 		f.Log.Warn("Cannot read the API's certificates again; those read before stay", "error", err)
-		return f.config
+		return f.config, f.strict
 	}
 	f.Log.Info("Read the API's certificates again", "until", f.config.Certificates[0].Leaf.NotAfter.UTC().Format(time.DateTime))
-	return f.config
+	return f.config, f.strict
 }
 
 // read reads the files. The stamps are taken first, so that a change meanwhile
@@ -134,11 +140,12 @@ func (f *files) read() error {
 			return fmt.Errorf("read the authorities of clients' certificates: %s: %w", f.ClientCAFile, errNoCertificates)
 		}
 		config.ClientAuth = tls.VerifyClientCertIfGiven
-		if f.Required {
-			config.ClientAuth = tls.RequireAndVerifyClientCert
-		}
 	}
-	f.config, f.stamped = config, stamps
+	strict := config.Clone()
+	if f.ClientCAFile != "" {
+		strict.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	f.config, f.strict, f.stamped = config, strict, stamps
 	return nil
 }
 

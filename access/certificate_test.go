@@ -138,7 +138,7 @@ func TestMutualTLS(t *testing.T) {
 	put(t, filepath.Join(dir, "clients"), "CERTIFICATE", clients.cert.Raw)
 	gate := NewGate(Config{ClientCA: true, Certificates: []Certificate{{Subject: "alice", Caller: Caller{Name: "alice"}}}})
 	for _, required := range []bool{true, false} {
-		config, err := TLS{CertFile: filepath.Join(dir, "cert"), KeyFile: filepath.Join(dir, "key"), ClientCAFile: filepath.Join(dir, "clients"), Required: required}.Server()
+		config, err := TLS{CertFile: filepath.Join(dir, "cert"), KeyFile: filepath.Join(dir, "key"), ClientCAFile: filepath.Join(dir, "clients"), Required: func() bool { return required }}.Server()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,8 @@ func TestRenewal(t *testing.T) {
 	now := time.Now()
 	served := func(after time.Duration) *x509.Certificate {
 		now = now.Add(after)
-		return f.current(now).Certificates[0].Leaf
+		config, _ := f.current(now)
+		return config.Certificates[0].Leaf
 	}
 	if !served(0).Equal(first.Leaf) || !served(time.Minute).Equal(first.Leaf) || log.Len() > 0 {
 		t.Errorf("nothing changed: %s", &log)
@@ -216,7 +217,8 @@ func TestRenewal(t *testing.T) {
 	// The authorities change: who came with the old one's certificate stays out.
 	put(t, filepath.Join(dir, "clients"), "CERTIFICATE", others.cert.Raw)
 	now = now.Add(time.Minute)
-	pool := f.current(now).ClientCAs
+	config, _ := f.current(now)
+	pool := config.ClientCAs
 	alice := clients.pair(t, "alice", x509.ExtKeyUsageClientAuth)
 	if _, err := alice.Leaf.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err == nil {
 		t.Error("a certificate of an authority that was taken away")

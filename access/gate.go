@@ -9,17 +9,20 @@ import (
 	"time"
 )
 
-// Gate tells who the requests of a daemon come from. Its methods may be called
-// from many goroutines; the zero Gate is the one of a daemon that asks nobody who
-// they are.
-type Gate struct{ now atomic.Pointer[rules] }
+// Gate identifies the callers of a daemon. Its methods may be called from many
+// goroutines; the zero Gate asks nobody for credentials.
+type Gate struct {
+	now      atomic.Pointer[rules]
+	sessions sessions
+}
 
-// rules are what a Gate goes by.
+// rules are a Gate's configuration.
 type rules struct {
 	local        Local
 	tokens       []Token
 	certificates []Certificate
 	anyone       *Caller // with a certificate that is not listed
+	proxy        *Proxy  // nil for none
 	asks         bool
 
 	requests *limits // of each caller
@@ -36,17 +39,19 @@ type Config struct {
 	// are. Where it lists none, everyone with a certificate may submit and read.
 	ClientCA     bool
 	Certificates []Certificate
+	// Proxy, if not nil, are reverse proxies whose header names the caller.
+	Proxy *Proxy
 	// Rate is how many requests a second one caller may make, and Burst how many
 	// at once; 0 is no limit. Who is not known by a name is told apart by address.
 	Rate  float64
 	Burst int
 }
 
-// Anonymous is who comes by the network where nobody is asked.
+// Anonymous is the caller's name where no credentials are asked for.
 const Anonymous = "anonymous"
 
-// failureRate and failureBurst bound what wrong credentials from one address cost:
-// lines in the log, above all.
+// failureRate and failureBurst bound the wrong credentials from one address, each of
+// which costs a line in the log.
 const (
 	failureRate  = 1
 	failureBurst = 20
@@ -59,11 +64,11 @@ func NewGate(c Config) *Gate {
 	return g
 }
 
-// Set has the gate go by c from the next request on.
+// Set makes c the gate's configuration from the next request on.
 func (g *Gate) Set(c Config) {
 	r := &rules{
 		local: c.Local, tokens: c.Tokens, certificates: c.Certificates,
-		asks:     len(c.Tokens) > 0 || c.ClientCA,
+		proxy: c.Proxy, asks: len(c.Tokens) > 0 || c.ClientCA || c.Proxy != nil,
 		requests: newLimits(c.Rate, c.Burst), failures: newLimits(failureRate, failureBurst),
 	}
 	if c.ClientCA && len(c.Certificates) == 0 {
@@ -79,7 +84,7 @@ func (g *Gate) rules() *rules {
 	return new(rules)
 }
 
-// Asks reports whether those who come by the network have to say who they are.
+// Asks reports whether callers on the network need credentials.
 func (g *Gate) Asks() bool { return g.rules().asks }
 
 // Unknown says, in words for the caller, that it did not prove who it is. Shown
@@ -96,20 +101,17 @@ type TooMany struct{ After time.Duration }
 
 func (e *TooMany) Error() string { return "Too many requests; try again later" }
 
-// Identify says who a request comes from. The error is *Unknown, *Refused or
-// *TooMany, and every one of them is fit to be shown to whoever asks.
+// Identify is the caller of a request. The error is *Unknown, *Refused or *TooMany,
+// each of which may be shown to the caller.
 func (g *Gate) Identify(r *http.Request) (Caller, error) {
 	by := g.rules()
-	caller, err := by.identify(r)
+	caller, err := g.callerOf(by, r)
 	if err != nil {
-		if wait, ok := by.failures.take(address(r.RemoteAddr)); !ok {
-			return Caller{}, &TooMany{After: wait}
-		}
-		return Caller{}, err
+		return Caller{}, by.failed(r, err)
 	}
 	who := "caller " + caller.Name
 	if caller.Name == Anonymous {
-		who = address(r.RemoteAddr)
+		who = by.clientAddress(r)
 	}
 	if wait, ok := by.requests.take(who); !ok {
 		return caller, &TooMany{After: wait}
@@ -117,15 +119,23 @@ func (g *Gate) Identify(r *http.Request) (Caller, error) {
 	return caller, nil
 }
 
-func (by *rules) identify(r *http.Request) (Caller, error) {
+// failed counts a failure to identify a request's caller, and is err or *TooMany.
+func (by *rules) failed(r *http.Request, err error) error {
+	if wait, ok := by.failures.take(by.clientAddress(r)); !ok {
+		return &TooMany{After: wait}
+	}
+	return err
+}
+
+func (g *Gate) callerOf(by *rules, r *http.Request) (Caller, error) {
 	peer, local, err := PeerFrom(r.Context())
 	switch {
 	case local && err != nil:
-		return Caller{}, &Refused{Reason: "The system does not say who is at the other end of the socket"}
+		return Caller{}, &Refused{Reason: "The kernel does not know the peer of the socket"}
 	case local:
 		return by.local.Caller(peer)
 	case !by.asks:
-		return Caller{Name: Anonymous, Scopes: []Scope{Submit, Read}}, nil
+		return Caller{Name: Anonymous, Scopes: []Scope{Submit, Read}, Ambient: true}, nil
 	}
 	if shown := r.Header.Values("Authorization"); len(shown) > 0 {
 		if token, ok := bearer(shown[0]); ok && len(shown) == 1 {
@@ -135,13 +145,19 @@ func (by *rules) identify(r *http.Request) (Caller, error) {
 		}
 		return Caller{}, &Unknown{Reason: "The Authorization header holds no token that is known here", Shown: true}
 	}
+	if name, ok := by.proxy.user(r); ok {
+		return by.proxy.caller(name)
+	}
+	if caller, ok := g.sessions.caller(by, r); ok {
+		return caller, nil
+	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		return by.byCertificate(r.TLS.VerifiedChains[0][0])
 	}
-	return Caller{}, &Unknown{Reason: "Who asks has to be known: send a token in the header Authorization: Bearer TOKEN"}
+	return Caller{}, &Unknown{Reason: "Credentials are needed: send a token in the header Authorization: Bearer TOKEN"}
 }
 
-// byCertificate is who shows a certificate that has been verified.
+// byCertificate is the caller with a certificate that has been verified.
 func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
 	for _, c := range by.certificates {
 		if c.matches(cert) {
@@ -156,8 +172,8 @@ func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
 	return caller, nil
 }
 
-// address is what tells the hosts of a network apart: an IPv4 address, or the
-// network part of an IPv6 one, of which a host has as many as it likes.
+// address tells the hosts of a network apart: an IPv4 address, or the /64 network of
+// an IPv6 one, in which a host has as many as it likes.
 func address(remote string) string {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {

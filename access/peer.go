@@ -82,7 +82,7 @@ type Local struct {
 // Caller is who a peer is to the daemon. The error says that it may not come in.
 func (l Local) Caller(p Peer) (Caller, error) {
 	if p.UID == 0 || p.UID == l.UID || l.Group != nil && slices.Contains(p.Groups, *l.Group) {
-		return Caller{Name: p.String(), Scopes: Scopes()}, nil
+		return Caller{Name: p.String(), Scopes: Scopes(), Ambient: true}, nil
 	}
 	return Caller{}, &Refused{Reason: "This user of the machine may not administer shepherd; ask for membership in the group of api.socket_group"}
 }

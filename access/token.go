@@ -69,13 +69,21 @@ func bearer(header string) (token string, ok bool) {
 		return "", false
 	}
 	token = strings.Trim(header[len(scheme):], " ")
+	if !ValidToken(token) {
+		return "", false
+	}
+	return token, true
+}
+
+// ValidToken reports whether an Authorization header can carry a token: it is a
+// token68 of RFC 9110, section 11.2.
+func ValidToken(token string) bool {
 	for i := range len(token) {
-		// token68 of RFC 9110, section 11.2
 		if c := token[i]; !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~+/=", c) >= 0) {
-			return "", false
+			return false
 		}
 	}
-	return token, token != ""
+	return token != "" && len(token) <= longestToken-len("bearer ")
 }
 
 // find looks a token up. All of them are compared, each in a time that does not

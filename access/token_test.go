@@ -76,7 +76,7 @@ func FuzzAuthorization(f *testing.F) {
 }
 
 // identify is Identify without its limits.
-func (g *Gate) identify(r *http.Request) (Caller, error) { return g.rules().identify(r) }
+func (g *Gate) identify(r *http.Request) (Caller, error) { return g.callerOf(g.rules(), r) }
 
 func TestGate(t *testing.T) {
 	token := Token{Digest: DigestOf("t"), Caller: Caller{Name: "by token", Scopes: []Scope{Read}}}

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"time"
 
@@ -85,45 +84,5 @@ func (s *server) guard(next http.Handler) http.Handler {
 			}
 		}()
 		next.ServeHTTP(w, r)
-	})
-}
-
-// exposed are the headers that a page from another origin may read beyond the
-// few that browsers always show.
-const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After, WWW-Authenticate"
-
-// crossOrigin lets pages of the configured origins call, with any header, and
-// answers browsers that ask beforehand. Credentials that a browser adds by itself
-// go along from origins that are listed by name; from any origin only where they
-// prove nothing, because nobody is asked.
-func (s *server) crossOrigin(next http.Handler) http.Handler {
-	anyone := slices.Contains(s.origins, "*")
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		origin := r.Header.Get("Origin")
-		h := w.Header()
-		h.Add("Vary", "Origin")
-		named := slices.Contains(s.origins, origin)
-		if origin == "" || !named && !anyone {
-			next.ServeHTTP(w, r)
-			return
-		}
-		h.Set("Access-Control-Allow-Origin", origin)
-		if named || !s.gate.Asks() {
-			h.Set("Access-Control-Allow-Credentials", "true")
-		}
-		method := r.Header.Get("Access-Control-Request-Method")
-		if r.Method != http.MethodOptions || method == "" {
-			h.Set("Access-Control-Expose-Headers", exposed)
-			next.ServeHTTP(w, r)
-			return
-		}
-		h.Add("Vary", "Access-Control-Request-Method")
-		h.Add("Vary", "Access-Control-Request-Headers")
-		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS")
-		if wanted := r.Header.Get("Access-Control-Request-Headers"); wanted != "" {
-			h.Set("Access-Control-Allow-Headers", wanted)
-		}
-		h.Set("Access-Control-Max-Age", "86400")
-		w.WriteHeader(http.StatusNoContent)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/iterait/shepherd/job"
@@ -61,6 +62,43 @@ func (e ListJobsParamsState) Valid() bool {
 	}
 }
 
+// Attempt One time that a sheep took a job, until it ended it or gave it back
+type Attempt struct {
+	// BeganAt When the sheep took it
+	BeganAt *Time `json:"began_at"`
+
+	// Cause Why it ended, such as `done`, `error`, `runner-died`, `load-timeout`, `cancelled`, `sheep` or `interrupted`; null while it lasts
+	//
+	// Example: error
+	Cause *string `json:"cause"`
+
+	// EndedAt Null while it lasts
+	EndedAt *Time     `json:"ended_at"`
+	Gpu     *GPUUsage `json:"gpu"`
+
+	// Node The name of the daemon, as configured
+	Node string `json:"node"`
+
+	// Number Which attempt of that run, from 1
+	Number int `json:"number"`
+
+	// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+	Phases Phases `json:"phases"`
+
+	// Reason The same in words
+	Reason *string `json:"reason"`
+
+	// Run Of which run of the job, from 1
+	Run   int    `json:"run"`
+	Sheep string `json:"sheep"`
+
+	// Spent Whether it counts towards the tries that the job has
+	Spent bool `json:"spent"`
+
+	// StartedAt When its turn there came; null where it was only prepared
+	StartedAt *Time `json:"started_at"`
+}
+
 // Check defines model for Check.
 type Check struct {
 	// Message What is wrong; the daemon's log says more
@@ -87,6 +125,9 @@ type DeviceUser struct {
 	// Used What its runner has of the memory, in bytes
 	Used int64 `json:"used"`
 }
+
+// Duration A number of seconds, or a text such as `500ms`, `30s`, `2h`, `1h30m` or `7d`; at most a year
+type Duration = any
 
 // Error defines model for Error.
 type Error struct {
@@ -205,6 +246,15 @@ type Job struct {
 	// Attempt How often it was given to a sheep, this run
 	Attempt int `json:"attempt"`
 
+	// Attempts Every time that a sheep took the job, of this run and of earlier ones, oldest first, as far as they are kept; left out of listings
+	Attempts *[]Attempt `json:"attempts,omitempty"`
+
+	// Cancelling Its end was asked for, and the sheep that has it has not stopped yet
+	Cancelling bool `json:"cancelling"`
+
+	// Deadline The time at which it fails where it has not ended by then
+	Deadline *Time `json:"deadline"`
+
 	// Detail What its sheep is doing for it, such as how far the pull of its model is
 	Detail *string `json:"detail"`
 
@@ -216,8 +266,14 @@ type Job struct {
 	FinishedAt *Time     `json:"finished_at"`
 	Gpu        *GPUUsage `json:"gpu"`
 	JobId      string    `json:"job_id"`
-	Model      Model     `json:"model"`
-	Priority   int       `json:"priority"`
+
+	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
+	Limits Limits `json:"limits"`
+	Model  Model  `json:"model"`
+
+	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
+	NotBefore *Time `json:"not_before"`
+	Priority  int   `json:"priority"`
 
 	// ProcessingStartedAt Example: 2026-11-22T10:08:03.942214
 	ProcessingStartedAt *Time `json:"processing_started_at"`
@@ -231,6 +287,9 @@ type Job struct {
 	// SheepId The sheep it is addressed to
 	SheepId *string   `json:"sheep_id"`
 	Status  job.State `json:"status"`
+
+	// Warnings What should be known of a job that is done, such as outputs that were not stored
+	Warnings []string `json:"warnings"`
 }
 
 // JobList defines model for JobList.
@@ -266,6 +325,15 @@ type KeptModel struct {
 	Version string `json:"version"`
 }
 
+// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
+type Limits struct {
+	LoadTimeout float64 `json:"load_timeout"`
+	Retries     int     `json:"retries"`
+	RetryPause  float64 `json:"retry_pause"`
+	RunTimeout  float64 `json:"run_timeout"`
+	WaitTimeout float64 `json:"wait_timeout"`
+}
+
 // Model defines model for Model.
 type Model struct {
 	Name    *string `json:"name"`
@@ -282,6 +350,21 @@ type OtherDevice struct {
 	// Name Example: amd.com/gpu=0
 	Name  string       `json:"name"`
 	Sheep []DeviceUser `json:"sheep"`
+}
+
+// Phases How long the parts of an attempt took, in seconds; null for those that there were not. Parts may overlap
+type Phases struct {
+	// Collect Storing the results
+	Collect *float64 `json:"collect"`
+
+	// Load Loading the model and starting its runner
+	Load *float64 `json:"load"`
+
+	// Run The runner had the job
+	Run *float64 `json:"run"`
+
+	// Stage Fetching the inputs
+	Stage *float64 `json:"stage"`
 }
 
 // PullProgress defines model for PullProgress.
@@ -332,6 +415,18 @@ type Ready struct {
 	Ready bool `json:"ready"`
 }
 
+// Session defines model for Session.
+type Session struct {
+	// Name What logs call the caller; null where it is not known
+	Name *string `json:"name"`
+
+	// Scopes What it may do: submit, read, admin
+	Scopes []string `json:"scopes"`
+
+	// Tenant Whose jobs alone it sees; null for all jobs
+	Tenant *string `json:"tenant"`
+}
+
 // Sheep defines model for Sheep.
 type Sheep struct {
 	// Detail What it is doing beyond that, in words
@@ -363,11 +458,25 @@ type SheepStatus struct {
 	Running bool `json:"running"`
 }
 
+// SignInRequest defines model for SignInRequest.
+type SignInRequest struct {
+	// Token A token of `api.tokens`
+	Token string `json:"token"`
+}
+
 // StartJobRequest defines model for StartJobRequest.
 type StartJobRequest struct {
+	// Deadline The time at which it fails where it has not ended by then, as in RFC 3339, with a zone
+	//
+	// Example: 2099-01-01T08:00:00+02:00
+	Deadline *time.Time `json:"deadline,omitempty"`
+
 	// JobId Chosen by the client; without `..`. Storage that keeps a bucket per job accepts only what can name a bucket
 	JobId string `json:"job_id"`
-	Model struct {
+
+	// LoadTimeout How long loading the model and starting its runner may take. 0 is no limit
+	LoadTimeout *Duration `json:"load_timeout,omitempty"`
+	Model       struct {
 		// Name May contain slashes
 		Name string `json:"name"`
 
@@ -375,14 +484,31 @@ type StartJobRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
+	// NotBefore The earliest time at which a sheep may start it, as in RFC 3339, with a zone
+	//
+	// Example: 2099-01-01T00:00:00Z
+	NotBefore *time.Time `json:"not_before,omitempty"`
+
 	// Payload Becomes the job's input as UTF-8
 	Payload *string `json:"payload,omitempty"`
 
 	// Priority Higher goes first
 	Priority *int32 `json:"priority,omitempty"`
 
+	// Retries How often the job is tried again when it fails by its own fault. As configured, when left out or null; so with the limits that follow
+	Retries *int `json:"retries,omitempty"`
+
+	// RetryPause How long it waits before the first of these tries; twice as long before each further one
+	RetryPause *Duration `json:"retry_pause,omitempty"`
+
+	// RunTimeout How long the runner may have the job. 0 is no limit
+	RunTimeout *Duration `json:"run_timeout,omitempty"`
+
 	// SheepId The sheep that shall run the job; any, when left out or null
 	SheepId *string `json:"sheep_id,omitempty"`
+
+	// WaitTimeout How long it may wait until a sheep starts it, or else fails; from `not_before` on where that is given. 0 is no limit
+	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
 }
 
 // Status defines model for Status.
@@ -468,6 +594,9 @@ type ListJobsParams struct {
 	// SheepId Only jobs addressed to this sheep
 	SheepId *string `form:"sheep_id,omitempty" json:"sheep_id,omitempty"`
 
+	// Order `oldest` first, as they were submitted, or `newest` first; `oldest` if left out
+	Order *string `form:"order,omitempty" json:"order,omitempty"`
+
 	// After The `next` of the answer before
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 
@@ -502,6 +631,9 @@ type GetSheepLogsParams struct {
 // PullModelJSONRequestBody defines body for PullModel for application/json ContentType.
 type PullModelJSONRequestBody = PullRequest
 
+// SignInJSONRequestBody defines body for SignIn for application/json ContentType.
+type SignInJSONRequestBody = SignInRequest
+
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
 
@@ -519,10 +651,10 @@ type ServerInterface interface {
 	// ListJobs Jobs, in the order they were submitted
 	// (GET /jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
-	// GetJob A job in detail
+	// GetJob A job in detail, with its attempts
 	// (GET /jobs/{job_id})
 	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID)
-	// CancelJob Cancel a job that has not ended
+	// CancelJob Ask for the end of a job that has not ended
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetInput The default input, inputs/input
@@ -561,6 +693,15 @@ type ServerInterface interface {
 	// GetReadiness Whether the daemon can take and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
+	// SignOut End the session
+	// (DELETE /session)
+	SignOut(w http.ResponseWriter, r *http.Request)
+	// GetSession Who the caller is
+	// (GET /session)
+	GetSession(w http.ResponseWriter, r *http.Request)
+	// SignIn Open a session with a token
+	// (POST /session)
+	SignIn(w http.ResponseWriter, r *http.Request)
 	// ListSheep Every sheep in more detail
 	// (GET /sheep)
 	ListSheep(w http.ResponseWriter, r *http.Request)
@@ -679,6 +820,19 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sheep_id"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "order" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "order", r.URL.Query(), &params.Order, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "order"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "order", Err: err})
 		}
 		return
 	}
@@ -1089,6 +1243,48 @@ func (siw *ServerInterfaceWrapper) GetReadiness(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// SignOut operation middleware
+func (siw *ServerInterfaceWrapper) SignOut(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SignOut(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSession operation middleware
+func (siw *ServerInterfaceWrapper) GetSession(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSession(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SignIn operation middleware
+func (siw *ServerInterfaceWrapper) SignIn(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SignIn(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListSheep operation middleware
 func (siw *ServerInterfaceWrapper) ListSheep(w http.ResponseWriter, r *http.Request) {
 
@@ -1376,6 +1572,12 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/models/pull", wrapper.PullModel).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/models/{model}", wrapper.RemoveModel).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.SignOut).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.GetSession).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/session", wrapper.SignIn).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/healthz", wrapper.GetHealth).Methods(http.MethodGet)
 

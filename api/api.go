@@ -9,11 +9,14 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
 	"net/http"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
@@ -39,11 +42,12 @@ type Service interface {
 	// Job is the job's present state, or *job.UnknownJob.
 	Job(ctx context.Context, id job.ID) (job.Status, error)
 
-	// View is the job in detail, or *job.UnknownJob.
+	// View is the job in detail, its attempts included, or *job.UnknownJob.
 	View(ctx context.Context, id job.ID) (job.View, error)
 
-	// Jobs is up to limit jobs that match, in the order they were submitted, from
-	// the cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	// Jobs is up to limit jobs that match, without their attempts, in the order they
+	// were submitted or, with q.Newest, in the opposite one, from the cursor on (0
+	// for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
 	// Owner is the tenant whose job it is, empty for nobody's in particular, or
@@ -65,8 +69,9 @@ type Service interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Cancel ends a job that has not ended. It returns *job.UnknownJob and
-	// job.ErrEnded.
+	// Cancel asks for the end of a job that has not ended. When it returns nil the
+	// request is durable; the job may take a while to end, and may still end in
+	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
 
 	// Sheep is every configured sheep.
@@ -97,8 +102,9 @@ type Service interface {
 
 // Defaults of a Config.
 const (
-	DefaultMaxBody = 64 << 20
-	DefaultMaxWait = 24 * time.Hour
+	DefaultMaxBody    = 64 << 20
+	DefaultMaxWait    = 24 * time.Hour
+	DefaultBodyMemory = 256 << 20
 )
 
 // Config is what a handler is made of. Only Service is required.
@@ -107,14 +113,18 @@ type Config struct {
 	// Gate says who asks. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
-	// Origins are those whose pages may call (CORS); "*" is any.
-	Origins []string
+	// Browsers says what web pages may do; nil lets no page of another origin call.
+	Browsers *Browsers
 	// Refused, if not nil, is told of every request that was not let in, for
 	// metrics: "unknown" (who it is), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
 	// start-job request is held in memory whole, and its payload is part of it.
 	MaxBody int64
+	// BodyMemory bounds the memory, in bytes, that the bodies of all requests take
+	// together; what comes beyond is told to try again. 0 means DefaultBodyMemory.
+	// It is at least twice MaxBody: a body is there twice while it grows.
+	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
 	// Debug tells clients what they otherwise never see: runners' tracebacks
@@ -140,10 +150,14 @@ func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
-		gate: c.Gate, origins: c.Origins, refused: c.Refused,
+		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
+		readiness: &readiness{check: c.Service.Checks},
 	}
 	if s.gate == nil {
 		s.gate = new(access.Gate)
+	}
+	if s.browsers == nil {
+		s.browsers = new(Browsers)
 	}
 	if s.refused == nil {
 		s.refused = func(string) {}
@@ -154,6 +168,7 @@ func New(c Config) http.Handler {
 	if s.maxWait <= 0 {
 		s.maxWait = DefaultMaxWait
 	}
+	s.bodies = semaphore.NewWeighted(max(cmp.Or(c.BodyMemory, DefaultBodyMemory), 2*s.maxBody+2048))
 	if s.gpus = c.GPUs; s.gpus == nil {
 		s.gpus = func(context.Context) job.GPUs { return job.GPUs{} }
 	}
@@ -165,13 +180,14 @@ func New(c Config) http.Handler {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	return s.guard(s.crossOrigin(s.routes()))
+	return s.guard(s.browsers.Protect(s.crossOrigin(s.routes())))
 }
 
 // server implements the generated ServerInterface.
 type server struct {
 	service Service
 	maxBody int64
+	bodies  *semaphore.Weighted // bytes
 	maxWait time.Duration
 	debug   bool
 	version Version
@@ -179,9 +195,11 @@ type server struct {
 	metrics http.Handler
 	log     *slog.Logger
 
-	gate    *access.Gate
-	origins []string
-	refused func(why string)
+	gate     *access.Gate
+	browsers *Browsers
+	refused  func(why string)
+
+	readiness *readiness
 
 	assets    map[string]bool // what the pages load, by path
 	documents documents

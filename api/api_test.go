@@ -44,7 +44,7 @@ type harness struct {
 func newHarness(t testing.TB, change ...func(*Config)) *harness {
 	t.Helper()
 	h := &harness{t: t, service: newFake(), log: &logRecorder{}}
-	config := Config{Service: h.service, Origins: []string{"*"}, Version: "1.2.3", Commit: "abc", Log: slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	config := Config{Service: h.service, Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}}), Version: "1.2.3", Commit: "abc", Log: slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, c := range change {
 		c(&config)
 	}

@@ -32,8 +32,8 @@ func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, answer)
 }
 
-// sheep is every sheep as the caller may see it: not what it does for another
-// tenant.
+// sheep is every sheep as the caller may see it: of what it does, or has done last,
+// for another tenant only that it is busy.
 func (s *server) sheep(r *http.Request) []job.Sheep {
 	list := s.service.Sheep(r.Context())
 	tenant := access.From(r.Context()).Tenant
@@ -42,9 +42,15 @@ func (s *server) sheep(r *http.Request) []job.Sheep {
 	}
 	list = slices.Clone(list)
 	for i := range list {
-		if list[i].Job != "" && list[i].Tenant != tenant {
-			list[i].Job, list[i].Detail = "", "busy"
+		switch {
+		case list[i].Job != "" && list[i].Tenant == tenant:
+			continue
+		case list[i].Job != "":
+			list[i].Detail = "busy"
+		default:
+			list[i].Detail = ""
 		}
+		list[i].Job, list[i].Model = "", job.Model{}
 	}
 	return list
 }
@@ -75,7 +81,7 @@ func (s *server) GetHealth(w http.ResponseWriter, r *http.Request) {
 func (s *server) GetReadiness(w http.ResponseWriter, r *http.Request) {
 	answer := Readiness{Ready: true, Checks: map[string]Check{}}
 	status := http.StatusOK
-	for _, check := range s.service.Checks(r.Context()) {
+	for _, check := range s.readiness.get(r.Context()) {
 		if check.Err == nil {
 			answer.Checks[check.Name] = Check{Ready: true}
 			continue

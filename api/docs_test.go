@@ -84,7 +84,7 @@ func TestPagesAndTheirAssets(t *testing.T) {
 // remembers what else it asked for.
 func TestPagesInABrowser(t *testing.T) {
 	chromium := testenv.Command(t, "chromium", "chromium")
-	daemon := httptest.NewServer(New(Config{Service: newFake()}))
+	daemon := httptest.NewServer(New(Config{Service: newFake(), Browsers: NewBrowsers(BrowserConfig{Hosts: []string{"shepherd.test"}})}))
 	defer daemon.Close()
 	address := strings.TrimPrefix(daemon.URL, "http://")
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -25,6 +26,7 @@ const (
 	errPrecondition notice = "The file is not the one this request asks for"
 	errStillRunning notice = "The job has not ended yet; wait again"
 	errSlowBody     notice = "The body of the request took too long to come"
+	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
 // statusClientGone is what the access log shows for a request whose client has
@@ -74,6 +76,7 @@ var classes = []class{
 	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
 	{status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
 	{status: http.StatusRequestTimeout, match: is(errSlowBody)},
+	{status: http.StatusServiceUnavailable, match: is(errNoRoom), retryAfter: 2},
 	{status: http.StatusNotFound, match: is(errNoRoute)},
 	{status: http.StatusMethodNotAllowed, match: is(errMethod)},
 	{status: http.StatusPreconditionFailed, match: is(errPrecondition)},
@@ -140,13 +143,24 @@ func tooLarge(err error) (string, bool) {
 	return fmt.Sprintf("The body is larger than %d bytes, the most that is accepted; put large inputs into storage and start the job without a payload", target.Limit), true
 }
 
+// maxErrorText bounds the texts of an error answer, in bytes.
+const maxErrorText = 16 << 10
+
+// bounded is a text for clients without what is beyond maxErrorText.
+func bounded(text string) string {
+	if len(text) > maxErrorText {
+		return strings.ToValidUTF8(text[:maxErrorText], "") + "…"
+	}
+	return text
+}
+
 // fail answers r with err.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		err = context.Cause(r.Context()) // the client left, or the daemon is going and says so
 	}
 	c, message := classify(err)
-	body := Error{Message: message}
+	body := Error{Message: bounded(message)}
 	if c.ours {
 		attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.Any("error", err)}
 		if away := (*job.Unavailable)(nil); errors.As(err, &away) {
@@ -158,7 +172,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		s.log.LogAttrs(r.Context(), level, "request failed", attrs...)
 		if s.debug {
-			detail := err.Error()
+			detail := bounded(err.Error())
 			body.Detail = &detail
 		}
 	}

@@ -57,6 +57,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(&job.Untrusted{Model: someModel, Reason: "is not trusted"}), 403, "Model `emloop-test:test2` is not trusted", "", false},
 		{wrap(&access.TooMany{After: 2500 * time.Millisecond}), 429, "Too many requests; try again later", "3", false},
 		{errSlowBody, 408, "The body of the request took too long to come", "", false},
+		{errNoRoom, 503, "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload", "2", false},
 		{errNoRoute, 404, "There is nothing at this address; /ui shows what there is", "", false},
 		{errMethod, 405, "This address does not know this method", "", false},
 		{errPrecondition, 412, "The file is not the one this request asks for", "", false},

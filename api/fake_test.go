@@ -27,6 +27,8 @@ type fake struct {
 	// pull and logs, when set, stand in for PullModel and Logs.
 	pull func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	logs func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+	// hold, when set, is called by Submit.
+	hold func()
 	// down, when set, is what every method that can fail answers.
 	down error
 	// panics, when set, is what every method panics with.
@@ -49,6 +51,10 @@ type fakeJob struct {
 	ended   chan struct{}
 	detail  string
 	usage   job.Usage
+	// record, when set, changes what is known of the job in detail.
+	record   func(*job.Record)
+	attempts []job.Attempt
+	limits   job.Limits
 }
 
 func newFake() *fake {
@@ -104,6 +110,9 @@ func (f *fake) find(id job.ID) (*fakeJob, error) {
 
 func (f *fake) Submit(_ context.Context, r job.Request) error {
 	f.boom()
+	if f.hold != nil {
+		f.hold()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.down != nil {
@@ -241,7 +250,9 @@ func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 	if err != nil {
 		return job.View{}, err
 	}
-	return j.view(id), nil
+	v := j.view(id)
+	v.Attempts = j.attempts
+	return v, nil
 }
 
 func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
@@ -252,6 +263,9 @@ func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]
 	}
 	f.queried = append(f.queried, q)
 	ids := slices.Sorted(maps.Keys(f.jobs))
+	if q.Newest {
+		slices.Reverse(ids)
+	}
 	var page []job.View
 	for at, id := range ids {
 		v := f.jobs[id].view(id)
@@ -268,10 +282,14 @@ func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]
 
 func (j *fakeJob) view(id job.ID) job.View {
 	s := j.status
-	return job.View{Detail: j.detail, Record: job.Record{
+	v := job.View{Detail: j.detail, Limits: j.limits, Record: job.Record{
 		ID: id, Model: s.Model, State: s.State, Failure: s.Failure, EnqueuedAt: s.EnqueuedAt, StartedAt: s.StartedAt,
 		FinishedAt: s.FinishedAt, Run: 1, Usage: j.usage,
 	}}
+	if j.record != nil {
+		j.record(&v.Record)
+	}
+	return v
 }
 
 func (f *fake) Cancel(_ context.Context, id job.ID) error {

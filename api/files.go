@@ -93,7 +93,7 @@ func (s *server) file(w http.ResponseWriter, r *http.Request, rawID, rawName str
 		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", asked.Offset, asked.Offset+asked.Length-1, asked.Size))
 	}
 	h.Set("Content-Type", typeByName(name))
-	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", filePolicy)
 	s.stream(w, r, asked)
 }
 

@@ -17,12 +17,17 @@ import (
 // StartJob answers POST /start-job. Any Content-Type will do: clients that
 // forget it send JSON all the same.
 func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
-	body, err := readBody(w, r, s.maxBody)
+	room := lease{of: s.bodies}
+	defer room.giveBack()
+	body, err := readBody(w, r, s.maxBody, &room)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	request, err := decodeStartJob(body)
+	if err == nil && !request.Deadline.IsZero() && !request.Deadline.After(job.Now()) {
+		err = &job.Invalid{Field: "deadline", Problem: "has passed already; it is " + job.Now().Format(time.RFC3339) + " here"}
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -120,7 +125,7 @@ func unbounded(w http.ResponseWriter) {
 	_ = control.SetWriteDeadline(time.Time{})
 }
 
-// CancelJob answers POST /jobs/{job_id}/cancel.
+// CancelJob answers POST /jobs/{job_id}/cancel, which asks for the job's end.
 func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {
@@ -133,14 +138,13 @@ func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string)
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// visible is status without what clients see in debug mode only.
+// visible is status with the failure's texts as long as they are kept, and without
+// what clients see in debug mode only.
 func (s *server) visible(status job.Status) job.Status {
-	if s.debug || status.Failure == nil || status.Failure.Traceback == "" {
-		return status
+	status.Failure = status.Failure.Clip()
+	if status.Failure != nil && !s.debug {
+		status.Failure.Traceback = ""
 	}
-	failure := *status.Failure
-	failure.Traceback = ""
-	status.Failure = &failure
 	return status
 }
 

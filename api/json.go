@@ -1,8 +1,12 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
+	"math"
 	"strconv"
+	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -13,7 +17,7 @@ import (
 // invalid UTF-8 and lone surrogates instead of replacing them, tells its caller
 // of every member of an object, and decodes strings in place, so that a large
 // payload is in memory once. It reads what a start-job request can hold:
-// objects, strings, integers and null.
+// objects, strings, numbers and null.
 type reader struct {
 	data []byte
 	pos  int
@@ -38,7 +42,7 @@ func (r *reader) document(value func() error) error {
 
 // object reads an object and calls member with the full name of each of its
 // fields: path, a dot and the name, or the name alone where path is empty.
-// Member reads the field's value.
+// Member reads the field's value. A field that comes twice is refused.
 func (r *reader) object(path string, member func(field string) error) error {
 	name := path
 	if path == "" {
@@ -52,6 +56,7 @@ func (r *reader) object(path string, member func(field string) error) error {
 		r.pos++
 		return nil
 	}
+	seen := make(map[string]bool)
 	for {
 		if r.space(); r.peek() != '"' {
 			return invalidJSON(r.pos, "the name of a field, in double quotes, is expected")
@@ -69,6 +74,10 @@ func (r *reader) object(path string, member func(field string) error) error {
 		if path != "" {
 			field = path + "." + field
 		}
+		if seen[field] {
+			return &job.Invalid{Field: field, Problem: "this field is given twice"}
+		}
+		seen[field] = true
 		if err := member(field); err != nil {
 			return err
 		}
@@ -108,17 +117,9 @@ func (r *reader) integer(field string) (int32, error) {
 	if c := r.peek(); c != '-' && !digit(c) {
 		return 0, r.expect(field, "a whole number", '0')
 	}
-	start := r.pos
-	for c := r.peek(); digit(c) || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'; c = r.peek() {
-		r.pos++
-	}
-	number := string(r.data[start:r.pos])
-	digits := number
-	if digits[0] == '-' {
-		digits = digits[1:]
-	}
-	if len(digits) > 1 && digits[0] == '0' && digit(digits[1]) {
-		return 0, invalidJSON(start, "a number with a leading zero")
+	number, err := r.number()
+	if err != nil {
+		return 0, err
 	}
 	n, err := strconv.ParseInt(number, 10, 32)
 	switch {
@@ -128,6 +129,85 @@ func (r *reader) integer(field string) (int32, error) {
 		return 0, &job.Invalid{Field: field, Problem: "must be a whole number"}
 	}
 	return int32(n), nil
+}
+
+// number reads the characters of a number; whether they are one is for the
+// caller to see.
+func (r *reader) number() (string, error) {
+	start := r.pos
+	for c := r.peek(); digit(c) || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'; c = r.peek() {
+		r.pos++
+	}
+	number := string(r.data[start:r.pos])
+	if digits := strings.TrimPrefix(number, "-"); len(digits) > 1 && digits[0] == '0' && digit(digits[1]) {
+		return "", invalidJSON(start, "a number with a leading zero")
+	}
+	return number, nil
+}
+
+// optional reads a value that may be null, which is as good as left out.
+func (r *reader) optional(read func() error) error {
+	if r.null() {
+		return nil
+	}
+	return read()
+}
+
+// limit reads a duration, or null, into what it limits.
+func (r *reader) limit(field string, into **time.Duration) error {
+	return r.optional(func() error {
+		d, err := r.duration(field)
+		*into = &d
+		return err
+	})
+}
+
+// duration reads the number of seconds, or the text, that is field's value.
+func (r *reader) duration(field string) (time.Duration, error) {
+	const wanted = "must be a number of seconds, or a duration such as 30s, 1h30m or 7d"
+	switch c := r.peek(); {
+	case c == '"':
+		text, err := r.unquote()
+		if err != nil {
+			return 0, err
+		}
+		d, err := job.ParseDuration(string(text))
+		if err != nil {
+			return 0, &job.Invalid{Field: field, Problem: wanted}
+		}
+		return d, nil
+	case c == '-' || digit(c):
+	default:
+		return 0, r.expect(field, "a number of seconds or a duration", '0')
+	}
+	number, err := r.number()
+	if err != nil {
+		return 0, err
+	}
+	if !json.Valid([]byte(number)) {
+		return 0, &job.Invalid{Field: field, Problem: wanted}
+	}
+	seconds, _ := strconv.ParseFloat(number, 64) // infinity where it is too large
+	switch {
+	case seconds < 0:
+		return -1, nil
+	case seconds > job.MaxTimeout.Seconds():
+		return job.MaxTimeout + 1, nil
+	}
+	return time.Duration(math.Ceil(seconds * float64(time.Second))), nil // what is tiny is not 0, which is no limit
+}
+
+// time reads the time, with its zone, that is field's value.
+func (r *reader) time(field string) (time.Time, error) {
+	text, err := r.text(field)
+	if err != nil {
+		return time.Time{}, err
+	}
+	t, err := time.Parse(time.RFC3339Nano, string(text))
+	if t = t.UTC(); err != nil || t.Year() < 1970 || t.Year() > 9999 {
+		return time.Time{}, &job.Invalid{Field: field, Problem: "must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z or 2006-01-02T15:04:05+01:00"}
+	}
+	return t.Truncate(time.Microsecond), nil
 }
 
 // expect checks that the next value begins as the wanted kind does.

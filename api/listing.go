@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
@@ -28,7 +29,9 @@ func (s *server) GetJob(w http.ResponseWriter, r *http.Request, rawID string) {
 		s.fail(w, r, err)
 		return
 	}
-	s.answer(w, r, http.StatusOK, s.shown(view))
+	answer := s.shown(view)
+	answer.Attempts = shownAttempts(view.Attempts)
+	s.answer(w, r, http.StatusOK, answer)
 }
 
 // ListJobs answers GET /jobs.
@@ -87,6 +90,15 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	if params.SheepId != nil {
 		q.Sheep = *params.SheepId
 	}
+	if params.Order != nil {
+		switch *params.Order {
+		case "oldest":
+		case "newest":
+			q.Newest = true
+		default:
+			return q, &job.Invalid{Field: "order", Problem: fmt.Sprintf("%q is neither oldest nor newest", *params.Order)}
+		}
+	}
 	return q, nil
 }
 
@@ -97,16 +109,66 @@ func (s *server) shown(v job.View) Job {
 		JobId: string(v.ID), Status: v.State, Model: Model{Name: &v.Model.Name, Version: &v.Model.Version},
 		EnqueuedAt: job.FormatTime(v.EnqueuedAt), ProcessingStartedAt: job.FormatTime(v.StartedAt), FinishedAt: job.FormatTime(v.FinishedAt),
 		SheepId: orNull(v.Record.Sheep), Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
-		Detail: orNull(v.Detail),
+		Detail: orNull(v.Detail), Gpu: shownUsage(v.Usage),
+		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
+		Limits: shownLimits(v.Limits),
+	}
+	if out.Warnings == nil {
+		out.Warnings = []string{} // a list, not null
 	}
 	if f := status.Failure; f != nil {
 		out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
 	}
-	if u := v.Usage; u != (job.Usage{}) {
-		out.Gpu = &GPUUsage{Seconds: u.GPUTime.Seconds()}
-		if u.GPUMemory > 0 {
-			out.Gpu.PeakMemory = &u.GPUMemory
+	return out
+}
+
+func shownUsage(u job.Usage) *GPUUsage {
+	if u == (job.Usage{}) {
+		return nil
+	}
+	out := &GPUUsage{Seconds: u.GPUTime.Seconds()}
+	if u.GPUMemory > 0 {
+		out.PeakMemory = &u.GPUMemory
+	}
+	return out
+}
+
+// shownLimits has 0 for what is not limited.
+func shownLimits(l job.Limits) Limits {
+	var out Limits
+	if l.Retries != nil {
+		out.Retries = *l.Retries
+	}
+	for _, t := range []struct {
+		into *float64
+		from *time.Duration
+	}{
+		{&out.RetryPause, l.RetryPause}, {&out.WaitTimeout, l.WaitTimeout}, {&out.LoadTimeout, l.LoadTimeout}, {&out.RunTimeout, l.RunTimeout},
+	} {
+		if t.from != nil {
+			*t.into = t.from.Seconds()
 		}
 	}
 	return out
+}
+
+func shownAttempts(attempts []job.Attempt) *[]Attempt {
+	out := make([]Attempt, len(attempts))
+	for i, a := range attempts {
+		out[i] = Attempt{
+			Run: a.Run, Number: a.Number, Node: a.Node, Sheep: a.Sheep,
+			BeganAt: job.FormatTime(a.Began), StartedAt: job.FormatTime(a.Started), EndedAt: job.FormatTime(a.Ended),
+			Cause: orNull(string(a.Cause)), Reason: orNull(bounded(a.Reason)), Spent: a.Spent, Gpu: shownUsage(a.Usage),
+			Phases: Phases{Stage: secondsOrNull(a.Phases.Stage), Load: secondsOrNull(a.Phases.Load), Run: secondsOrNull(a.Phases.Run), Collect: secondsOrNull(a.Phases.Collect)},
+		}
+	}
+	return &out
+}
+
+func secondsOrNull(d time.Duration) *float64 {
+	if d == 0 {
+		return nil
+	}
+	seconds := d.Seconds()
+	return &seconds
 }

@@ -17,7 +17,54 @@ func TestGetJob(t *testing.T) {
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
+		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [],
+		"limits": {"retries": 0, "retry_pause": 0, "wait_timeout": 0, "load_timeout": 0, "run_timeout": 0},
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
+}
+
+func TestGetJobWithAttempts(t *testing.T) {
+	h := newHarness(t)
+	j := h.service.add("job-1", job.Processing)
+	j.record = func(r *job.Record) {
+		r.Run, r.Attempt, r.Holder, r.Cancelling, r.Deadline, r.NotBefore = 2, 2, "sheep-2", true, enqueued.Add(time.Hour), enqueued.Add(time.Minute)
+		r.Warnings = []string{"outputs/x is not stored"}
+	}
+	j.limits = job.Limits{Retries: new(2), RetryPause: new(10 * time.Second), LoadTimeout: new(90 * time.Minute), RunTimeout: new(500 * time.Millisecond)}
+	j.attempts = []job.Attempt{
+		{
+			Run: 2, Number: 1, Node: "pasture", Sheep: "sheep-1", Began: enqueued, Started: enqueued.Add(time.Second), Ended: enqueued.Add(9 * time.Second),
+			Cause: job.CauseError, Reason: "ValueError: " + strings.Repeat("x", 100_000), Spent: true,
+			Usage: job.Usage{GPUTime: 3 * time.Second}, Phases: job.Phases{Stage: 250 * time.Millisecond, Load: 4 * time.Second, Run: 3 * time.Second},
+		},
+		{Run: 2, Number: 2, Node: "pasture", Sheep: "sheep-2", Began: enqueued.Add(20 * time.Second)},
+	}
+	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "processing", "run": 2, "attempt": 2, "priority": 0, "sheep": "sheep-2", "sheep_id": null,
+		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": null, "gpu": null,
+		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": null,
+		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"],
+		"limits": {"retries": 2, "retry_pause": 10, "wait_timeout": 0, "load_timeout": 5400, "run_timeout": 0.5},
+		"attempts": [
+			{"run": 2, "number": 1, "node": "pasture", "sheep": "sheep-1", "began_at": "2026-11-22T10:08:03.942214", "started_at": "2026-11-22T10:08:04.942214",
+			"ended_at": "2026-11-22T10:08:12.942214", "cause": "error", "reason": "ValueError: `+strings.Repeat("x", maxErrorText-len("ValueError: "))+`…", "spent": true,
+			"gpu": {"seconds": 3, "peak_memory": null}, "phases": {"stage": 0.25, "load": 4, "run": 3, "collect": null}},
+			{"run": 2, "number": 2, "node": "pasture", "sheep": "sheep-2", "began_at": "2026-11-22T10:08:23.942214", "started_at": null,
+			"ended_at": null, "cause": null, "reason": null, "spent": false, "gpu": null, "phases": {"stage": null, "load": null, "run": null, "collect": null}}]}`)
+	if listed := h.get("/jobs"); strings.Contains(listed.body, "attempts") || !strings.Contains(listed.body, `"cancelling": true`) {
+		t.Errorf("the listing is %s", listed.body)
+	}
+}
+
+// TestLongFailure answers the texts of a failure as long as they are kept.
+func TestLongFailure(t *testing.T) {
+	h := newHarness(t, debugMode)
+	j := h.service.add("job-1", job.Failed)
+	j.status.Failure = &job.Failure{Message: strings.Repeat("m", 1<<20), Type: strings.Repeat("t", 1<<20), Traceback: strings.Repeat("b", 4<<20)}
+	for path, status := range map[string]int{"/jobs": 200, "/jobs/job-1": 200, "/jobs/job-1/status": 200, "/jobs/job-1/wait_ready": 200, "/jobs/job-1/result": 500} {
+		got := h.get(path)
+		if got.status != status || len(got.body) > 2*(job.MaxMessage+job.MaxType+job.MaxTraceback) || !strings.Contains(got.body, "mmm") {
+			t.Errorf("%s: %d with %d bytes", path, got.status, len(got.body))
+		}
+	}
 }
 
 func TestListJobs(t *testing.T) {
@@ -33,6 +80,12 @@ func TestListJobs(t *testing.T) {
 	if second := h.get("/jobs?limit=2&after=2"); !strings.Contains(second.body, `"next": null`) || !strings.Contains(second.body, "job-3") {
 		t.Errorf("the second page is %s", second.body)
 	}
+	if newest := h.get("/jobs?order=newest&limit=1"); !strings.Contains(newest.body, "job-3") || !strings.Contains(newest.body, `"next": "1"`) {
+		t.Errorf("the newest is %s", newest.body)
+	}
+	if oldest := h.get("/jobs?order=oldest&limit=1"); !strings.Contains(oldest.body, "job-1") {
+		t.Errorf("the oldest is %s", oldest.body)
+	}
 	h.service.queried = nil
 	h.get("/jobs?state=queued&state=processing&model=a/b:v1&sheep_id=sheep")
 	want := []job.Query{{States: []job.State{job.Queued, job.Processing}, Model: job.Model{Name: "a/b", Version: "v1"}, Sheep: "sheep"}}
@@ -41,7 +94,7 @@ func TestListJobs(t *testing.T) {
 	}
 	for query, field := range map[string]string{
 		"limit=0": "limit", "limit=1001": "limit", "limit=x": "limit", "after=-1": "after", "after=x": "after",
-		"state=gone": "state", "model=../x:v1": "model.name",
+		"state=gone": "state", "order=random": "order", "order=": "order", "order=newest&order=newest": "order", "model=../x:v1": "model.name",
 	} {
 		if got := h.get("/jobs?" + query); got.status != 400 || !strings.Contains(got.body, `"`+field+": ") {
 			t.Errorf("%s: %d %s", query, got.status, got.body)

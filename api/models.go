@@ -50,7 +50,9 @@ func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string)
 
 // PullModel answers POST /models/pull.
 func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams) {
-	body, err := readBody(w, r, s.maxBody)
+	room := lease{of: s.bodies}
+	defer room.giveBack()
+	body, err := readBody(w, r, s.maxBody, &room)
 	var m job.Model
 	var sheep string
 	var told bool

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/gorilla/mux"
@@ -15,10 +14,10 @@ import (
 
 // need is what a caller of an operation has to have.
 type need struct {
-	// scope is empty where nobody is asked: what tells no more than that the
-	// daemon is up, and the documentation.
+	// scope is empty where no credentials are asked for: what says no more than that
+	// the daemon is up, the documentation, and signing in and out.
 	scope access.Scope
-	// whole marks what shows all jobs' data at once, and so is for no tenant.
+	// whole marks what shows the data of all tenants, and so is for none of them.
 	whole bool
 }
 
@@ -41,11 +40,14 @@ var needs = map[string]need{
 	"GET /sheep":                       {scope: access.Read},
 	"GET /sheep/{sheep_id}/logs":       {scope: access.Read, whole: true},
 	"GET /gpus":                        {scope: access.Read, whole: true},
-	"GET /models":                      {scope: access.Read},
+	"GET /models":                      {scope: access.Read, whole: true},
 	"POST /models/pull":                {scope: access.Admin},
 	"DELETE /models/{model}":           {scope: access.Admin},
 	"GET /version":                     {scope: access.Read},
 	"GET /metrics":                     {scope: access.Read, whole: true},
+	"GET /session":                     {},
+	"POST /session":                    {},
+	"DELETE /session":                  {},
 	"GET /healthz":                     {},
 	"GET /readyz":                      {},
 	"GET /ui":                          {},
@@ -106,21 +108,15 @@ func (s *server) permit(caller access.Caller, needed need, r *http.Request) erro
 	case !caller.May(needed.scope):
 		return &access.Refused{Reason: "This needs the scope " + string(needed.scope) + ", which " + caller.Name + " does not have"}
 	case needed.whole && caller.Tenant != "":
-		return &access.Refused{Reason: "This shows the jobs of all tenants, and is for none of them"}
-	case caller.Ambient && s.foreign(r):
-		return &access.Refused{Reason: "A page of another origin may not have a browser do this with its certificate (api.cors_origins)"}
+		return &access.Refused{Reason: "This shows what all tenants do, and is for none of them"}
+	case caller.Ambient && s.browsers.Foreign(r):
+		return errForeignPage
 	}
 	return nil
 }
 
-// foreign reports whether a page of an origin that is not listed by name makes a
-// browser ask for something that changes something.
-func (s *server) foreign(r *http.Request) bool {
-	if origin := r.Header.Get("Origin"); origin != "" && slices.Contains(s.origins, origin) {
-		return false
-	}
-	return new(http.CrossOriginProtection).Check(r) != nil
-}
+// errForeignPage refuses what a page of another origin makes a browser send.
+var errForeignPage = &access.Refused{Reason: "A page of another origin may not change anything here without a token; list its origin in api.cors_origins if it should"}
 
 // refuse notes that someone was not let in. Nothing that was shown as a proof is
 // noted.
@@ -139,7 +135,7 @@ func (s *server) refuse(r *http.Request, caller access.Caller, err error) {
 	}
 	s.refused(why)
 	s.log.LogAttrs(r.Context(), level, "request refused", slog.String("method", r.Method), slog.String("path", r.URL.Path),
-		slog.String("client", r.RemoteAddr), slog.String("caller", caller.Name), slog.Any("error", err))
+		slog.String("client", s.gate.ClientAddress(r)), slog.String("caller", caller.Name), slog.Any("error", err))
 }
 
 // challenge adds what HTTP wants beside the message of a refusal, and returns

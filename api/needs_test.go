@@ -44,6 +44,9 @@ func TestNeedsAreInTheContract(t *testing.T) {
 				t.Errorf("%s: the contract says security: [] %t and x-scope %q", key, open, scope)
 			}
 			for _, status := range []int{401, 403, 429} {
+				if strings.HasSuffix(key, " /session") {
+					continue // who is refused there is said by the operation itself
+				}
 				if described := operation.Responses.Status(status) != nil; described != (scope != "") {
 					t.Errorf("%s: the contract describes a %d: %t", key, status, described)
 				}
@@ -187,7 +190,7 @@ func TestOrigins(t *testing.T) {
 		{"none", nil, false, false, false},
 	} {
 		h := newHarness(t, func(config *Config) {
-			if config.Origins = c.origins; c.asks {
+			if config.Browsers = NewBrowsers(BrowserConfig{Origins: c.origins}); c.asks {
 				asAdmin(config)
 			}
 		})
@@ -208,7 +211,7 @@ func TestPagesOfOthers(t *testing.T) {
 	claims.Hold(t, "C8")
 	service := newFake()
 	handler := New(Config{
-		Service: service, Origins: []string{"*", "https://mine.example"},
+		Service: service, Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*", "https://mine.example"}}),
 		Gate: access.NewGate(access.Config{ClientCA: true, Tokens: []access.Token{{Digest: access.DigestOf("t"), Caller: access.Caller{Name: "t", Scopes: access.Scopes()}}}}),
 	})
 	ask := func(method, path, body string, headers ...string) int {

@@ -6,8 +6,9 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/iterait/shepherd/job"
 )
@@ -15,16 +16,21 @@ import (
 // trusted is how much memory a Content-Length alone may claim, in bytes.
 const trusted = 1 << 20
 
-// readBody reads a request's body of at most limit bytes. It returns
-// *http.MaxBytesError when there is more, errSlowBody when the server's read timeout
-// passes and *job.Invalid when it ends early.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+// readBody reads a request's body of at most limit bytes. The memory for it is
+// taken from room as it grows; the caller gives it back, also with an error, when
+// the body is no longer used. It returns *http.MaxBytesError when there is more
+// than limit, errNoRoom when there is no memory left, errSlowBody when the server's
+// read timeout passes and *job.Invalid when the body ends early.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, &http.MaxBytesError{Limit: limit}
 	}
 	size := 512
 	if r.ContentLength > 0 {
 		size = int(min(r.ContentLength, trusted)) + 1 // one more to see the end without growing
+	}
+	if !room.take(size) {
+		return nil, errNoRoom
 	}
 	body := make([]byte, 0, size)
 	if wrapped, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
@@ -45,12 +51,44 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 		case err != nil:
 			return nil, &job.Invalid{Field: "body", Problem: "ended before it was complete"}
 		}
-		if len(body) == cap(body) {
-			// A client that has sent so much is believed the rest.
-			body = slices.Grow(body, max(len(body), int(r.ContentLength)+1-len(body)))
+		if len(body) < cap(body) {
+			continue
 		}
+		// A client that has sent so much is believed the rest. Beyond limit there
+		// is at most the byte that tells of a body too large.
+		size = int(min(max(2*int64(len(body)), r.ContentLength+1), limit+1))
+		if !room.take(size) {
+			return nil, errNoRoom
+		}
+		grown := make([]byte, len(body), size)
+		copy(grown, body)
+		room.release(cap(body))
+		body = grown
 	}
 }
+
+// lease is the memory that one request has of what there is for the bodies of all.
+type lease struct {
+	of    *semaphore.Weighted
+	taken int64
+}
+
+// take reports whether there were so many bytes left.
+func (l *lease) take(size int) bool {
+	if !l.of.TryAcquire(int64(size)) {
+		return false
+	}
+	l.taken += int64(size)
+	return true
+}
+
+func (l *lease) release(size int) {
+	l.of.Release(int64(size))
+	l.taken -= int64(size)
+}
+
+// giveBack releases all of it.
+func (l *lease) giveBack() { l.release(int(l.taken)) }
 
 // decodeStartJob reads the body of a start-job request. It is strict where a
 // lax reader would silently run something else than the client meant: unknown
@@ -61,7 +99,6 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	var request job.Request
 	var id, sheep, payload text
 	var model modelField
-	var priority bool
 
 	in := &reader{data: body}
 	err := in.document(func() error {
@@ -73,19 +110,32 @@ func decodeStartJob(body []byte) (job.Request, error) {
 				return sheep.optional(in, field)
 			case "payload":
 				return payload.optional(in, field)
-			case "priority":
-				if priority {
-					return twice(field)
-				}
-				priority = true
-				if in.null() {
-					return nil
-				}
-				n, err := in.integer(field)
-				request.Priority = int(n)
-				return err
 			case "model":
 				return model.read(in, field)
+			case "priority":
+				return in.optional(func() error {
+					n, err := in.integer(field)
+					request.Priority = int(n)
+					return err
+				})
+			case "retries":
+				return in.optional(func() error {
+					n, err := in.integer(field)
+					request.Limits.Retries = new(int(n))
+					return err
+				})
+			case "retry_pause":
+				return in.limit(field, &request.Limits.RetryPause)
+			case "wait_timeout":
+				return in.limit(field, &request.Limits.WaitTimeout)
+			case "load_timeout":
+				return in.limit(field, &request.Limits.LoadTimeout)
+			case "run_timeout":
+				return in.limit(field, &request.Limits.RunTimeout)
+			case "not_before":
+				return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
+			case "deadline":
+				return in.optional(func() (err error) { request.Deadline, err = in.time(field); return err })
 			}
 			return unknown(field)
 		})
@@ -112,6 +162,12 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	}
 	if len(payload.value) > 0 {
 		request.Payload = payload.value
+	}
+	if wrong := request.Limits.Validate(); len(wrong) > 0 {
+		return job.Request{}, wrong[0]
+	}
+	if !request.Deadline.IsZero() && !request.Deadline.After(request.NotBefore) {
+		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}
 	}
 	return request, nil
 }
@@ -151,9 +207,6 @@ type modelField struct {
 }
 
 func (m *modelField) read(in *reader, field string) error {
-	if m.seen {
-		return twice(field)
-	}
 	m.seen = true
 	return in.object(field, func(field string) error {
 		switch field {
@@ -227,9 +280,6 @@ func (t *text) required(in *reader, field string) error {
 }
 
 func (t *text) optional(in *reader, field string) (err error) {
-	if t.seen {
-		return twice(field)
-	}
 	t.seen = true
 	if in.null() {
 		return nil
@@ -240,10 +290,6 @@ func (t *text) optional(in *reader, field string) (err error) {
 
 func missing(field string) error {
 	return &job.Invalid{Field: field, Problem: "this field is required"}
-}
-
-func twice(field string) error {
-	return &job.Invalid{Field: field, Problem: "this field is given twice"}
 }
 
 func unknown(field string) error {

@@ -27,11 +27,16 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err = fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil || !loaded.API.Open() {
+			if _, err := fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.ErrOrStderr(), "warning:", loaded.API.OpenWarning())
-			return err
+			for _, warning := range loaded.Warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+			}
+			for _, warning := range loaded.API.Warnings() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+			}
+			return nil
 		},
 	})
 	return c

@@ -46,7 +46,7 @@ func jobsCommand() *cobra.Command {
 		return do(ctx, remote)
 	}
 
-	var all bool
+	var all, newest bool
 	var states []string
 	var model, sheep string
 	ls := &cobra.Command{
@@ -68,6 +68,9 @@ func jobsCommand() *cobra.Command {
 			if sheep != "" {
 				query.Set("sheep_id", sheep)
 			}
+			if newest {
+				query.Set("order", "newest")
+			}
 			return with(cmd, func(ctx context.Context, remote *client) error {
 				return listJobs(ctx, remote, query, cmd.OutOrStdout())
 			})
@@ -75,13 +78,14 @@ func jobsCommand() *cobra.Command {
 	}
 	f := ls.Flags()
 	f.BoolVarP(&all, "all", "a", false, "those that have ended, too")
+	f.BoolVar(&newest, "newest", false, "the latest submitted first")
 	f.StringSliceVar(&states, "state", nil, "only those in this state: queued, processing, done, failed or cancelled; may be given more than once")
 	f.StringVar(&model, "model", "", "only those of this model, NAME:VERSION")
 	f.StringVar(&sheep, "sheep", "", "only those addressed to this sheep")
 
 	c.AddCommand(ls, &cobra.Command{
 		Use:   "show JOB",
-		Short: "Show all there is to know of a job, as JSON",
+		Short: "Show all there is to know of a job, its attempts included, as JSON",
 		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, remote *client) error {
@@ -97,23 +101,40 @@ func jobsCommand() *cobra.Command {
 		},
 	}, &cobra.Command{
 		Use:   "cancel JOB…",
-		Short: "Cancel jobs that have not ended",
+		Short: "Ask for the end of jobs that have not ended",
 		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, remote *client) error {
 				var errs []error
 				for _, id := range args {
-					if err := remote.ask(ctx, http.MethodPost, "/jobs/"+url.PathEscape(id)+"/cancel", nil, nil); err != nil {
+					said, err := cancelJob(ctx, remote, id)
+					if err != nil {
 						errs = append(errs, fmt.Errorf("cancel job %s: %w", id, err))
 						continue
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is cancelled\n", id)
+					fmt.Fprintln(cmd.OutOrStdout(), said)
 				}
 				return errors.Join(errs...)
 			})
 		},
 	})
 	return c
+}
+
+// cancelJob asks for a job's end and returns what has become of it so far.
+func cancelJob(ctx context.Context, remote *client, id string) (string, error) {
+	path := "/jobs/" + url.PathEscape(id)
+	if err := remote.ask(ctx, http.MethodPost, path+"/cancel", nil, nil); err != nil {
+		return "", err
+	}
+	var j api.Job
+	switch err := remote.ask(ctx, http.MethodGet, path, nil, &j); {
+	case err != nil: // who may cancel jobs may not always look at them
+		return id + " is being cancelled", nil
+	case j.Cancelling:
+		return fmt.Sprintf("%s is being cancelled: sheep %s stops it", id, text(j.Sheep)), nil
+	}
+	return fmt.Sprintf("%s is %s", id, j.Status), nil
 }
 
 func oneJob(cmd *cobra.Command, args []string) error {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -40,12 +41,46 @@ type TLSClient struct {
 	Tenant string   `yaml:"tenant,omitempty"`
 }
 
-// AsksClients says that clients have to say who they are.
-func (a API) AsksClients() bool {
-	return len(a.Tokens) > 0 || a.TLS != nil && a.TLS.ClientCAFile != ""
+// TrustedProxies are reverse proxies that identify callers themselves.
+type TrustedProxies struct {
+	// Addresses are the proxies' IP addresses, or networks (10.0.0.0/8).
+	Addresses []string `yaml:"addresses"`
+	// UserHeader is the header in which they name the caller.
+	UserHeader string `yaml:"user_header"`
+	// Scopes are what callers may do who are not among Users; without any, only Users
+	// are admitted.
+	Scopes []string `yaml:"scopes,omitempty"`
+	// Users are callers with scopes of their own.
+	Users []TLSClient `yaml:"users,omitempty"`
 }
 
-// Open says that the API listens to the network and asks nobody who it is.
+// Networks are the Addresses, which have been checked.
+func (t TrustedProxies) Networks() []netip.Prefix {
+	var networks []netip.Prefix
+	for _, text := range t.Addresses {
+		if network, ok := parseNetwork(text); ok {
+			networks = append(networks, network)
+		}
+	}
+	return networks
+}
+
+// parseNetwork reads an IP address or a network of them.
+func parseNetwork(text string) (netip.Prefix, bool) {
+	if ip, err := netip.ParseAddr(text); err == nil && ip.Zone() == "" {
+		ip = ip.Unmap()
+		return netip.PrefixFrom(ip, ip.BitLen()), true
+	}
+	network, err := netip.ParsePrefix(text)
+	return network.Masked(), err == nil
+}
+
+// AsksClients says that callers on the network need credentials.
+func (a API) AsksClients() bool {
+	return len(a.Tokens) > 0 || a.TLS != nil && a.TLS.ClientCAFile != "" || a.TrustedProxies != nil
+}
+
+// Open says that the API listens to the network and asks for no credentials.
 func (a API) Open() bool {
 	ip, err := netip.ParseAddr(a.Host)
 	loopback := err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
@@ -56,6 +91,20 @@ func (a API) Open() bool {
 func (a API) OpenWarning() string {
 	return fmt.Sprintf("Anyone who reaches port %d on this machine's network may submit jobs and read all results. "+
 		"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port)
+}
+
+// Warnings are what to say of a configuration that is right and lets in more than
+// most operators want.
+func (a API) Warnings() []string {
+	var warnings []string
+	if a.Open() {
+		warnings = append(warnings, a.OpenWarning())
+	}
+	if slices.Contains(a.CORSOrigins, "*") && !a.AsksClients() {
+		warnings = append(warnings, "Any web page that a user of this network opens may read all results. "+
+			"Set api.cors_origins to the origins of your own pages, or to []")
+	}
+	return warnings
 }
 
 var scopeWords = []string{"submit", "read", "admin"}
@@ -70,8 +119,71 @@ func (ch *checker) access() {
 			ch.item(n, i, "api.cors_origins", originProblem(origin))
 		}
 	}
+	if n := ch.at("api.hosts"); n != nil {
+		for i, host := range ch.API.Hosts {
+			if !hostName.MatchString(host) {
+				ch.item(n, i, "api.hosts", "expected a host name such as gpu.example.com, without a port")
+			}
+		}
+	}
+	ch.expect(ch.API.MaxConnections >= 0, "api.max_connections", "a whole number, or 0 for no limit")
 	ch.tokens()
 	ch.tls()
+	ch.trustedProxies()
+}
+
+// HTTP's token (RFC 9110, section 5.6.2), as far as headers use it.
+var headerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,127}$`)
+
+func (ch *checker) trustedProxies() {
+	t := ch.API.TrustedProxies
+	if t == nil {
+		return
+	}
+	const path = "api.trusted_proxies"
+	ch.missing(path+".addresses", "a list of the proxies' addresses, such as [10.0.0.7]")
+	if n := ch.at(path + ".addresses"); n != nil {
+		if len(t.Addresses) == 0 {
+			ch.reject(path+".addresses", "is empty; expected the proxies' addresses")
+		}
+		for i, text := range t.Addresses {
+			network, ok := parseNetwork(text)
+			switch {
+			case !ok:
+				ch.item(n, i, path+".addresses", "expected an IP address, or a network such as 10.0.0.0/8")
+			case network.Bits() == 0:
+				ch.item(n, i, path+".addresses", "is everyone's address: anyone could name any caller")
+			}
+		}
+	}
+	ch.missing(path+".user_header", "the header that names the caller, such as X-Forwarded-User")
+	ch.expect(t.UserHeader == "" || headerName.MatchString(t.UserHeader) && !strings.EqualFold(t.UserHeader, "Authorization"), path+".user_header",
+		"the header that names the caller, such as X-Forwarded-User")
+	if n := ch.at(path + ".scopes"); n != nil && scopesProblem(t.Scopes) != "" {
+		ch.reject(path+".scopes", scopesProblem(t.Scopes))
+	}
+	if len(t.Scopes) == 0 {
+		ch.missing(path+".users", "a list of users with their scopes, or scopes for all of them")
+	}
+	list := ch.at(path + ".users")
+	if list == nil {
+		return
+	}
+	names := map[string]bool{}
+	for i, u := range t.Users {
+		wrong := func(key, problem string) { ch.within(list, i, path+".users", key, problem) }
+		problem := ""
+		switch {
+		case u.Name == "":
+			problem = "required key is missing or has no value; expected a user's name as the proxy gives it"
+		case names[u.Name]:
+			problem = "is the name of another user, too"
+		}
+		names[u.Name] = true
+		wrong("name", problem)
+		wrong("scopes", scopesProblem(u.Scopes))
+		wrong("tenant", tenantProblem(u.Tenant, u.Scopes))
+	}
 }
 
 // item reports what is wrong with one of a list; an empty problem is none.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -104,10 +105,13 @@ func (ch *checker) all() {
 	ch.storage()
 	ch.expect(ch.Ledger.Keep > 0, "ledger.keep", "a duration longer than 0")
 	ch.expect(ch.Ledger.KeepJobs > 0, "ledger.keep_jobs", "a whole number, 1 or more")
+	ch.expect(ch.Ledger.EventKeep > 0, "ledger.event_keep", "a duration longer than 0")
+	ch.expect(ch.Ledger.EventNumber > 0, "ledger.event_number", "a whole number, 1 or more")
 	ch.logging()
-	ch.expect(ch.Scheduling.MaxOvertakes >= 0, "scheduling.max_overtakes", "a whole number, 0 or more")
+	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
 	ch.expect(ch.Scheduling.StageAhead == 0 || ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
+	ch.limits(ch.at("limits"), "limits", ch.Limits)
 	ch.gpu()
 	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")
 	ch.word("on_exit", ch.OnExit, []string{"stop", "leave"})
@@ -121,6 +125,7 @@ func (ch *checker) api() {
 	ch.expect(validHost(ch.API.Host), "api.host", "an IP address or host name to listen on")
 	ch.expect(validPort(ch.API.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
 	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
+	ch.expect(ch.API.BodyMemory/2 >= ch.API.MaxBody || ch.bad("api.max_body"), "api.body_memory", "at least twice api.max_body")
 	ch.access()
 }
 
@@ -157,17 +162,45 @@ func (ch *checker) registry() {
 }
 
 func (ch *checker) models() {
-	list := ch.at("models.allow")
-	if list == nil || ch.problems.cover(list, "models.allow") {
-		return
-	}
-	if len(ch.Models.Allow) == 0 {
-		ch.reject("models.allow", "is empty, so that no model could be run; name those that may, or leave it out for all")
-	}
-	for i, text := range ch.Models.Allow {
-		if _, err := job.ParseRule(text); err != nil {
-			ch.item(list, i, "models.allow", err.Error())
+	if list := ch.at("models.allow"); list != nil && !ch.problems.cover(list, "models.allow") {
+		if len(ch.Models.Allow) == 0 {
+			ch.reject("models.allow", "is empty, so that no model could be run; name those that may, or leave it out for all")
 		}
+		for i, text := range ch.Models.Allow {
+			if _, err := job.ParseRule(text); err != nil {
+				ch.item(list, i, "models.allow", err.Error())
+			}
+		}
+	}
+	list := ch.at("models.limits")
+	for i, m := range ch.Models.Limits {
+		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.limits[%d]", i)) {
+			continue
+		}
+		switch rule, err := job.ParseRule(m.Model); {
+		case m.Model == "":
+			ch.within(list, i, "models.limits", "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
+		case err != nil:
+			ch.within(list, i, "models.limits", "model", err.Error())
+		case rule.Digest != "":
+			ch.within(list, i, "models.limits", "model", "has a digest; limits go by name and version, leave it out")
+		}
+		ch.limits(list.items[i], fmt.Sprintf("models.limits[%d]", i), m.Limits)
+	}
+}
+
+// limits checks those in the section n, where it is there.
+func (ch *checker) limits(n *node, path string, l Limits) {
+	for _, wrong := range l.Job().Validate() {
+		value, at := n.get(wrong.Field), below(path, wrong.Field)
+		if value == nil || ch.problems.cover(value, at) {
+			continue
+		}
+		expected := fmt.Sprintf("a duration from 0s to %s", job.FormatDuration(job.MaxTimeout))
+		if wrong.Field == "retries" {
+			expected = fmt.Sprintf("a whole number from 0 to %d", job.MaxRetries)
+		}
+		ch.wrong(value, at, "expected %s, found %s", expected, value.shown())
 	}
 }
 

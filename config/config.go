@@ -49,6 +49,7 @@ type Config struct {
 	Ledger     Ledger     `yaml:"ledger"`
 	Logging    Logging    `yaml:"logging"`
 	Scheduling Scheduling `yaml:"scheduling"`
+	Limits     Limits     `yaml:"limits"`
 	GPU        GPU        `yaml:"gpu"`
 
 	// DrainTimeout is how long running jobs may take to finish when the daemon
@@ -59,6 +60,9 @@ type Config struct {
 
 	// Sheep are sorted by name.
 	Sheep []Sheep `yaml:"-"`
+
+	// Warnings are what the file says to no effect.
+	Warnings Problems `yaml:"-"`
 }
 
 // API is where and how the HTTP API is served.
@@ -74,8 +78,16 @@ type API struct {
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
-	// CORSOrigins are those whose pages may call; "*" is any.
+	// CORSOrigins are those whose pages may call; "*" lets any read.
 	CORSOrigins []string `yaml:"cors_origins"`
+	// Hosts are further names by which the API may be addressed on loopback
+	// addresses and the socket.
+	Hosts []string `yaml:"hosts,omitempty"`
+	// TrustedProxies are reverse proxies that name the caller; nil for none.
+	TrustedProxies *TrustedProxies `yaml:"trusted_proxies,omitempty"`
+	// MaxConnections bounds the open connections of one caller's address; 0 is no
+	// limit.
+	MaxConnections int `yaml:"max_connections"`
 	// RateLimit is how many requests a second one caller may make, RateBurst how
 	// many at once; 0 is no limit.
 	RateLimit float64 `yaml:"rate_limit"`
@@ -85,6 +97,8 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// BodyMemory bounds the memory that the bodies of all requests take together.
+	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
 	Debug bool `yaml:"debug"`
 }
@@ -102,11 +116,41 @@ type Registry struct {
 	CAFile string `yaml:"ca_file,omitempty"`
 }
 
-// Models is which models may be run.
+// Models is which models may be run, and within which limits.
 type Models struct {
 	// Allow lists them, as job.ParseRule reads it; nil allows all.
 	Allow []string `yaml:"allow,omitempty"`
+	// Limits are defaults for the jobs of some models. The first that matches a
+	// job's model counts.
+	Limits []ModelLimits `yaml:"limits,omitempty"`
 }
+
+// ModelLimits are the Limits of the jobs whose model a pattern matches.
+type ModelLimits struct {
+	// Model is NAME or NAME:VERSION, as job.ParseRule reads it, without a digest.
+	Model  string `yaml:"model"`
+	Limits `yaml:",inline"`
+}
+
+// Rule is Model as the checked configuration has it.
+func (m ModelLimits) Rule() job.Rule {
+	rule, _ := job.ParseRule(m.Model) // the configuration was checked
+	return rule
+}
+
+// Limits are job.Limits as a configuration says them. A nil field is left to the
+// defaults that apply beside: those of a job's model come first, then those of
+// the sheep, then those for all jobs.
+type Limits struct {
+	Retries     *int           `yaml:"retries,omitempty"`
+	RetryPause  *time.Duration `yaml:"retry_pause,omitempty"`
+	WaitTimeout *time.Duration `yaml:"wait_timeout,omitempty"`
+	LoadTimeout *time.Duration `yaml:"load_timeout,omitempty"`
+	RunTimeout  *time.Duration `yaml:"run_timeout,omitempty"`
+}
+
+// Job is l for those who handle jobs.
+func (l Limits) Job() job.Limits { return job.Limits(l) }
 
 // Trust is what Allow says; nil for all models.
 func (m Models) Trust() job.Trust {
@@ -200,6 +244,9 @@ type Ledger struct {
 	// Keep and KeepJobs bound the records of finished jobs by age and number.
 	Keep     time.Duration `yaml:"keep"`
 	KeepJobs int           `yaml:"keep_jobs"`
+	// EventKeep and EventNumber bound the events of jobs by age and number.
+	EventKeep   time.Duration `yaml:"event_keep"`
+	EventNumber int           `yaml:"event_number"`
 }
 
 // Logging is what is logged and how.
@@ -223,9 +270,9 @@ func (l Logging) SlogLevel() slog.Level {
 
 // Scheduling bounds how jobs are handed to sheep.
 type Scheduling struct {
-	// MaxOvertakes is how often a job may be overtaken by one whose model is
-	// loaded.
-	MaxOvertakes int `yaml:"max_overtakes"`
+	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
+	// while older jobs of other models wait.
+	MaxTurn time.Duration `yaml:"max_turn"`
 	// MaxAttempts is how often a job is started before it fails for good.
 	MaxAttempts int `yaml:"max_attempts"`
 	// StageAhead is how many jobs' inputs a sheep fetches while it runs another: 0
@@ -326,6 +373,7 @@ func (l Loader) parse(file string, source []byte, m machine) (*Config, Problems)
 	if root == nil {
 		return nil, problems
 	}
+	warnings := retire(root)
 	doc := document{Config: defaults(m)}
 	problems = append(problems, decode(root, "", reflect.ValueOf(&doc).Elem())...)
 	c := &doc.Config
@@ -343,5 +391,6 @@ func (l Loader) parse(file string, source []byte, m machine) (*Config, Problems)
 	ch.sheep(file, doc.Flock)
 	ch.all()
 	ch.types(l.Types)
+	c.Warnings = warnings.inOrder(file)
 	return c, ch.problems
 }

@@ -29,6 +29,7 @@ var corpusEnv = map[string]string{
 	"TRUE":                "true",
 	"HOME":                "/home/dolly",
 	"REFERENCE":           "$SHEEP_PORT_1",
+	"LOAD_TIMEOUT":        "45m",
 }
 
 // secretText stands for secrets in the corpus and must never be seen.
@@ -140,7 +141,11 @@ func TestGoodFiles(t *testing.T) {
 			if len(ps) > 0 {
 				t.Fatal(ps)
 			}
-			golden(t, file, c.String())
+			got := c.String()
+			for _, w := range c.Warnings {
+				got += "# warning: " + w.Error() + "\n"
+			}
+			golden(t, file, got)
 		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/config/size"
+	"github.com/iterait/shepherd/job"
 )
 
 // yamlUnmarshaler is what a type has that reads more than one form; it is told
@@ -59,7 +60,7 @@ func decode(n *node, path string, v reflect.Value) Problems {
 		v.Set(reflect.ValueOf(b))
 		return nil
 	case durationType:
-		d, err := parseDuration(n.text)
+		d, err := job.ParseDuration(n.text)
 		if !n.isScalar() || err != nil {
 			return mismatch(n, path, "a duration such as 30s, 5m, 12h or 7d")
 		}

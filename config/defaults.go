@@ -41,10 +41,11 @@ func defaults(m machine) Config {
 			Port:    5000,
 			MaxBody: 64 << 20,
 			// As the original does.
-			CORSOrigins: []string{"*"},
-			RateBurst:   100,
-			ReadTimeout: 5 * time.Minute,
-			Debug:       debug == "1" || strings.EqualFold(debug, "true"),
+			CORSOrigins:    []string{"*"},
+			RateBurst:      100,
+			MaxConnections: 4096,
+			ReadTimeout:    5 * time.Minute,
+			Debug:          debug == "1" || strings.EqualFold(debug, "true"),
 		},
 		Containerd: Containerd{
 			Address:     "/run/containerd/containerd.sock",
@@ -55,17 +56,26 @@ func defaults(m machine) Config {
 			CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 		},
 		Ledger: Ledger{
-			Keep:     7 * 24 * time.Hour,
-			KeepJobs: 100_000,
+			Keep:        7 * 24 * time.Hour,
+			KeepJobs:    100_000,
+			EventKeep:   7 * 24 * time.Hour,
+			EventNumber: 200_000,
 		},
 		Logging: Logging{
 			Level:  "info",
 			Format: "auto",
 		},
 		Scheduling: Scheduling{
-			MaxOvertakes: 16,
-			MaxAttempts:  3,
-			StageAhead:   1,
+			MaxTurn:     10 * time.Minute,
+			MaxAttempts: 3,
+			StageAhead:  1,
+		},
+		Limits: Limits{
+			Retries:     new(0),
+			RetryPause:  new(10 * time.Second),
+			WaitTimeout: new(time.Duration(0)),
+			LoadTimeout: new(30 * time.Minute),
+			RunTimeout:  new(time.Duration(0)),
 		},
 		GPU: GPU{
 			Mode:               "auto",
@@ -90,6 +100,9 @@ func (c *Config) derive(m machine) {
 		if c.StateDir != "" {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}
+	}
+	if c.API.BodyMemory == 0 {
+		c.API.BodyMemory = max(256<<20, 2*c.API.MaxBody)
 	}
 	if c.OnExit == "" {
 		c.OnExit = onExit(m)

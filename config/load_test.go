@@ -347,7 +347,7 @@ func TestDecodeForms(t *testing.T) {
 		Token    Secret           `yaml:"token"`
 		Rate     float64          `yaml:"rate"`
 		Any      any              `yaml:"any"`
-		Limits   map[string]*int  `yaml:"limits"`
+		Bounds   map[string]*int  `yaml:"bounds"`
 		Skipped  string           `yaml:"-"`
 		Nested   []map[string]int `yaml:"nested"`
 	}
@@ -365,7 +365,7 @@ func TestDecodeForms(t *testing.T) {
     token: $_STORAGE_SECRET_KEY
     rate: 1.5
     any: [1, 0x10, 1.5, .inf, true, text, {a: ~}]
-    limits: {few: 1, none: }
+    bounds: {few: 1, none: }
     depth: -3
     nested: [{a: 1}, {}]
 `)
@@ -373,7 +373,7 @@ func TestDecodeForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !f.Devices.All || f.Word != "LOUD" || f.Wait != 24*time.Hour+30*time.Minute || *f.Size != 2000 || f.Settings.Depth != -3 ||
-		f.Token.Reveal() != secretText || f.Rate != 1.5 || *f.Limits["few"] != 1 || f.Limits["none"] != nil || len(f.Nested) != 2 {
+		f.Token.Reveal() != secretText || f.Rate != 1.5 || *f.Bounds["few"] != 1 || f.Bounds["none"] != nil || len(f.Nested) != 2 {
 		t.Errorf("got %+v", f)
 	}
 	if list, ok := f.Any.([]any); !ok || len(list) != 7 || list[1] != int64(16) || list[4] != true || list[6].(map[string]any)["a"] != nil {
@@ -395,8 +395,8 @@ func TestDecodeForms(t *testing.T) {
 		"    depth: 300\n":                              `5:12: sheep.a.depth: expected a whole number, found 300`,
 		"    rate: fast\n":                              `5:11: sheep.a.rate: expected a number, found "fast"`,
 		"    nested: [{a: b}]\n":                        `5:18: sheep.a.nested[0].a: expected a whole number, found "b"`,
-		"    limits: 3\n":                               `5:13: sheep.a.limits: expected a mapping, found a number`,
-		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, depth, gpu_memory, idle_timeout, limits, nested, pick, rate, shared, size, token, type, wait, word`,
+		"    bounds: 3\n":                               `5:13: sheep.a.bounds: expected a mapping, found a number`,
+		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, bounds, depth, gpu_memory, idle_timeout, limits, nested, pick, rate, shared, size, token, type, wait, word`,
 		"    wait: 9" + strings.Repeat("9", 80) + "d\n": `5:11: sheep.a.wait: expected a duration such as 30s, 5m, 12h or 7d, found "` + strings.Repeat("9", 59) + `…"`,
 	} {
 		_, err := load(section)
@@ -440,7 +440,7 @@ func TestDecodeAfterLoad(t *testing.T) {
 	}
 	var narrow struct{ Type string }
 	err = c.Sheep[0].Decode(&narrow)
-	if err == nil || !strings.HasPrefix(err.Error(), file+":2:25: sheep.a.port: unknown key; expected one of gpu_memory, idle_timeout, shared, type\n") {
+	if err == nil || !strings.HasPrefix(err.Error(), file+":2:25: sheep.a.port: unknown key; expected one of gpu_memory, idle_timeout, limits, shared, type\n") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/job"
 )
 
 // keysOf collects every key of a struct, dotted, with its value as YAML shows
@@ -21,13 +23,21 @@ func keysOf(v reflect.Value, path string, keys map[string]string) {
 			continue // the sheep have a section of their own
 		}
 		if field.Kind() == reflect.Pointer {
-			field = reflect.New(field.Type().Elem()).Elem()
+			switch {
+			case !field.IsNil():
+				field = field.Elem()
+			case field.Type().Elem().Kind() == reflect.Struct:
+				field = reflect.New(field.Type().Elem()).Elem()
+			default:
+				keys[key] = "" // no default
+				continue
+			}
 		}
 		switch value := field.Interface().(type) {
 		case Secret:
 			keys[key] = ""
 		case time.Duration:
-			keys[key] = formatDuration(value)
+			keys[key] = job.FormatDuration(value)
 		default:
 			if field.Kind() == reflect.Struct {
 				keysOf(field, key, keys)
@@ -77,15 +87,22 @@ func TestReference(t *testing.T) {
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",
 		"gpu.driver_capabilities": "`compute`, `utility`",
 
-		"api.tokens[].name":        "required",
-		"api.tokens[].scopes":      "required",
-		"api.cors_origins":         "`*`",
-		"api.tls.cert_file":        "required",
-		"api.tls.key_file":         "required",
-		"api.tls.clients[].name":   "required",
-		"api.tls.clients[].scopes": "required",
+		"api.tokens[].name":                  "required",
+		"api.tokens[].scopes":                "required",
+		"api.cors_origins":                   "`*`",
+		"api.hosts":                          "none",
+		"api.trusted_proxies.addresses":      "required",
+		"api.trusted_proxies.user_header":    "required",
+		"api.trusted_proxies.scopes":         "none",
+		"api.trusted_proxies.users[].name":   "required",
+		"api.trusted_proxies.users[].scopes": "required",
+		"api.tls.cert_file":                  "required",
+		"api.tls.key_file":                   "required",
+		"api.tls.clients[].name":             "required",
+		"api.tls.clients[].scopes":           "required",
 
 		"models.allow":               "none",
+		"models.limits[].model":      "required",
 		"containerd.allowed_mounts":  "none",
 		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}

@@ -31,6 +31,8 @@ type Sheep struct {
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for
 	// as long as nobody needs the room.
 	IdleTimeout time.Duration
+	// Limits are defaults for the jobs that it runs, or that are addressed to it.
+	Limits Limits
 
 	path    string // in the file: "sheep.NAME"
 	file    string
@@ -42,7 +44,7 @@ type Sheep struct {
 // section leaves out stays as it is in into. Beside Go's own types the struct
 // may hold time.Duration, this package's Secret, size.Bytes, and types with
 // UnmarshalText or UnmarshalYAML(decode func(any) error) error. The keys that
-// concern the daemon alone, gpu_memory and idle_timeout, are no keys of the type.
+// concern the daemon alone, such as gpu_memory and limits, are no keys of the type.
 // The error is of type Problems.
 func (s Sheep) Decode(into any) error {
 	v := reflect.ValueOf(into)
@@ -68,6 +70,7 @@ type daemonKeys struct {
 	Shared      bool          `yaml:"shared"`
 	GPUMemory   size.Bytes    `yaml:"gpu_memory"`
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	Limits      Limits        `yaml:"limits"`
 }
 
 // settings is the section; that of a Sheep which no file gave has what its
@@ -122,6 +125,8 @@ func (ch *checker) sheep(file string, flock *node) {
 		ch.common(&s, "shared", &s.Shared)
 		ch.common(&s, "gpu_memory", &s.GPUMemory)
 		ch.common(&s, "idle_timeout", &s.IdleTimeout)
+		ch.common(&s, "limits", &s.Limits)
+		ch.limits(section.get("limits"), s.path+".limits", s.Limits)
 		if n := section.get("gpu_memory"); s.GPUMemory != 0 && s.Devices.Empty() {
 			ch.wrong(n, s.path+".gpu_memory", "the sheep has no devices")
 		}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/iterait/shepherd/job"
 )
 
 // String is the configuration as YAML, with every default and with stars for
@@ -33,7 +35,7 @@ func (c Config) WriteTo(w io.Writer) (int64, error) {
 		fields `yaml:",inline"`
 		Sheep  yaml.MapSlice `yaml:"sheep"`
 	}{fields(c), sheep}, yaml.CustomMarshaler(func(d time.Duration) ([]byte, error) {
-		return []byte(formatDuration(d)), nil
+		return []byte(job.FormatDuration(d)), nil
 	}))
 	if err != nil {
 		return 0, fmt.Errorf("write the configuration: %w", err)

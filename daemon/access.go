@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
 )
 
@@ -25,6 +26,12 @@ func (l *listeners) setAccess(c config.API) error {
 		}
 		rules.Tokens = append(rules.Tokens, access.Token{Digest: digest, Caller: callerOf(t.Name, t.Scopes, t.Tenant)})
 	}
+	if p := c.TrustedProxies; p != nil {
+		rules.Proxy = &access.Proxy{Addresses: p.Networks(), Header: p.UserHeader, Scopes: callerOf("", p.Scopes, "").Scopes}
+		for _, u := range p.Users {
+			rules.Proxy.Users = append(rules.Proxy.Users, access.ProxyUser{Name: u.Name, Caller: callerOf(u.Name, u.Scopes, u.Tenant)})
+		}
+	}
 	if c.TLS != nil && c.TLS.ClientCAFile != "" {
 		rules.ClientCA = true
 		for _, client := range c.TLS.Clients {
@@ -34,6 +41,8 @@ func (l *listeners) setAccess(c config.API) error {
 		}
 	}
 	l.gate.Set(rules)
+	l.certificates.Store(len(rules.Tokens) == 0 && rules.Proxy == nil)
+	l.browsers.Set(api.BrowserConfig{Origins: c.CORSOrigins, Hosts: c.Hosts})
 	return nil
 }
 
@@ -66,17 +75,20 @@ func digestOf(t config.Token) (access.Digest, error) {
 	if len(token) < shortestToken {
 		return access.Digest{}, fmt.Errorf("the first line of %s is shorter than %d characters: a token that can be guessed lets everyone in; make one with `shepherdd token new`", t.TokenFile, shortestToken)
 	}
+	if !access.ValidToken(token) {
+		return access.Digest{}, fmt.Errorf("the first line of %s is no token: an Authorization header carries letters, digits and -._~+/= only; make one with `shepherdd token new`", t.TokenFile)
+	}
 	return access.DigestOf(token), nil
 }
 
-// tlsOf is the TLS configuration of the network; nil for none. Without tokens a
-// certificate is the only way in, and the handshake requires one.
-func tlsOf(c config.API, log *slog.Logger) (*tls.Config, error) {
+// tlsOf is the TLS configuration of the network; nil for none. Where required says
+// that a certificate is the only way in, the handshake requires one.
+func tlsOf(c config.API, required func() bool, log *slog.Logger) (*tls.Config, error) {
 	if c.TLS == nil {
 		return nil, nil
 	}
 	return access.TLS{
 		CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile, ClientCAFile: c.TLS.ClientCAFile,
-		Required: len(c.Tokens) == 0, Log: log,
+		Required: required, Log: log,
 	}.Server()
 }

@@ -30,10 +30,10 @@ func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reload
 				return
 			}
 		}
-		writeJSON(w, struct{}{}, core.Rest(drain))
+		writeJSON(w, struct{}{}, core.StopSheep(drain))
 	})
 	inside.HandleFunc("POST /admin/sheep/start", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, struct{}{}, core.Wake())
+		writeJSON(w, struct{}{}, core.StartSheep())
 	})
 	return withPrefix("/admin/", administratorsOnly(who, inside), rest)
 }

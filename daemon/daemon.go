@@ -105,7 +105,15 @@ func (d *daemon) configure(logTo io.Writer) (err error) {
 	}
 	d.log = log
 	d.closing.add(closeLog)
+	logConfigWarnings(d.config, log)
 	return nil
+}
+
+// logConfigWarnings logs what the configuration says to no effect.
+func logConfigWarnings(c *config.Config, log *slog.Logger) {
+	for _, warning := range c.Warnings {
+		log.Warn("A key of the configuration is not used", "file", warning.File, "line", warning.Line, "key", warning.Path, "reason", warning.Text)
+	}
 }
 
 // open locks the state directory and opens what the core stands on: listeners,
@@ -149,6 +157,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
+		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
 		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
 	if err != nil {
@@ -157,6 +166,16 @@ func (d *daemon) startCore(ctx context.Context) error {
 	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
 	logStorageState(ctx, d.store, c, d.log)
 	return d.core.Start(ctx)
+}
+
+// limitDefaults are the limits of jobs that bring none of their own, but for those
+// of sheep.
+func limitDefaults(c *config.Config) shepherd.LimitDefaults {
+	limits := shepherd.LimitDefaults{All: c.Limits.Job()}
+	for _, m := range c.Models.Limits {
+		limits.Models = append(limits.Models, shepherd.LimitRule{Models: m.Rule(), Limits: m.Limits.Job()})
+	}
+	return limits
 }
 
 // serve serves the API until ctx ends or a server fails, and then stops as the
@@ -199,14 +218,14 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
 	c := d.config.API
 	handler := api.New(api.Config{
-		Service: d.core, Gate: d.listeners.gate, Origins: c.CORSOrigins, MaxBody: int64(c.MaxBody), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
+		Service: d.core, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
-	admin := withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local)
+	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))
 	served := d.listeners.serve(base, handler, admin, d.log)
 	d.log.Info("Shepherd API is available at " + d.listeners.url())
-	if at := d.listeners.serves(c); at.Open() {
-		d.log.Warn(at.OpenWarning())
+	for _, warning := range d.listeners.serves(c).Warnings() {
+		d.log.Warn(warning)
 	}
 	return served
 }

@@ -49,7 +49,7 @@ func administratorsOnly(who access.Local, inside http.Handler) http.Handler {
 		if ok && err == nil {
 			_, err = who.Caller(peer)
 		}
-		if !ok || err != nil {
+		if !ok || err != nil || new(http.CrossOriginProtection).Check(r) != nil {
 			http.Error(w, "this is for those who may administer shepherd", http.StatusForbidden)
 			return
 		}

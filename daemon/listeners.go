@@ -11,12 +11,15 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/internal/systemd"
 )
@@ -24,18 +27,22 @@ import (
 // headerTime bounds how long the headers of a request may take to come.
 const headerTime = 10 * time.Second
 
-// listeners are the daemon's two listening sockets with their servers: the network,
+// listeners are the daemon's listening sockets with their servers: the network,
 // which serves the API, and the unix socket, which serves the API and what is for
 // administrators. They are opened before anything else: a daemon that cannot be
 // reached must not start.
 type listeners struct {
-	network net.Listener
+	network []net.Listener // more than one where the service manager has several
 	socket  net.Listener
 	host    string // of the network, as configured
 	path    string // of the socket
 	local   access.Local
 	gate    *access.Gate
 	tls     *tls.Config // of the network; nil for none
+
+	browsers     *api.Browsers
+	certificates atomic.Bool // a certificate is the only way in
+	maxPerCaller int         // connections
 
 	readTime      time.Duration
 	removeAddress func()
@@ -48,7 +55,7 @@ type listeners struct {
 // openListeners listens where the service manager or the configuration says, and
 // writes the address to the state directory.
 func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *listeners, err error) {
-	l := &listeners{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), removeAddress: func() {}}
+	l := &listeners{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), browsers: new(api.Browsers), maxPerCaller: cfg.API.MaxConnections, removeAddress: func() {}}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -61,18 +68,28 @@ func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logge
 	if err := l.setAccess(cfg.API); err != nil {
 		return nil, err
 	}
-	if l.tls, err = tlsOf(cfg.API, log); err != nil {
+	if l.tls, err = tlsOf(cfg.API, l.certificates.Load, log); err != nil {
 		return nil, err
 	}
-	if l.network = manager.Listener("tcp"); l.network != nil {
+	if l.network = manager.Listeners("tcp"); len(l.network) > 0 {
 		l.useManagerAddress(cfg, log)
-	} else if l.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
-		return nil, err
+	} else {
+		one, err := listen(cfg.API.Host, cfg.API.Port)
+		if err != nil {
+			return nil, err
+		}
+		l.network = []net.Listener{one}
 	}
 	if l.path, err = filepath.Abs(cfg.API.Socket); err != nil {
 		return nil, fmt.Errorf("the socket %s: %w", cfg.API.Socket, err)
 	}
-	if l.socket = manager.Listener("unix"); l.socket != nil {
+	if sockets := manager.Listeners("unix"); len(sockets) > 1 {
+		for _, s := range sockets {
+			s.Close()
+		}
+		return nil, errors.New("systemd listens on more than one local socket for shepherdd; keep one (`systemctl edit shepherdd.socket`)")
+	} else if len(sockets) == 1 {
+		l.socket = sockets[0]
 		l.path = l.socket.Addr().String()
 	} else if l.socket, err = access.Listen(l.path, l.local.Group); err != nil {
 		return nil, err
@@ -84,7 +101,13 @@ func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logge
 // useManagerAddress takes the host from the service manager's listener, and warns if
 // that is not where the configuration says.
 func (l *listeners) useManagerAddress(cfg *config.Config, log *slog.Logger) {
-	at := l.network.Addr().(*net.TCPAddr)
+	at := l.network[0].Addr().(*net.TCPAddr)
+	for _, other := range l.network[1:] {
+		// The widest is the one to warn of.
+		if a := other.Addr().(*net.TCPAddr); a.IP.IsUnspecified() && !at.IP.IsUnspecified() || !a.IP.IsLoopback() && at.IP.IsLoopback() {
+			at = a
+		}
+	}
 	host, err := net.ResolveTCPAddr("tcp", net.JoinHostPort(cfg.API.Host, "0"))
 	same := err == nil && (host.IP.Equal(at.IP) || (host.IP == nil || host.IP.IsUnspecified()) && at.IP.IsUnspecified())
 	if !same || cfg.API.Port != at.Port {
@@ -96,7 +119,7 @@ func (l *listeners) useManagerAddress(cfg *config.Config, log *slog.Logger) {
 
 // serves is the configuration with the address of the network listener.
 func (l *listeners) serves(c config.API) config.API {
-	c.Host, c.Port = l.host, l.network.Addr().(*net.TCPAddr).Port
+	c.Host, c.Port = l.host, l.network[0].Addr().(*net.TCPAddr).Port
 	return c
 }
 
@@ -106,15 +129,18 @@ func (l *listeners) url() string {
 	if l.tls != nil {
 		scheme = "https"
 	}
-	return scheme + "://" + hostPort(l.host, l.network)
+	return scheme + "://" + hostPort(l.host, l.network[0])
 }
 
 // serve starts a server on the network with the one handler and on the socket with
 // the other. base is the context of every request. The returned channel receives the
 // error of each server that ends.
 func (l *listeners) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
-	l.ended = make(chan error, 2)
-	start := func(handler http.Handler, serve func(*http.Server) error, read, write time.Duration) {
+	l.ended = make(chan error, len(l.network)+1)
+	refused := sometimes(time.Minute, func(address string) {
+		log.Warn("A caller has too many open connections; further ones are closed", "address", address, "max_connections", l.maxPerCaller)
+	})
+	start := func(handler http.Handler, listener net.Listener, serve func(*http.Server, net.Listener) error, read, write time.Duration) {
 		server := &http.Server{
 			Handler:           handler,
 			ReadHeaderTimeout: headerTime,
@@ -128,18 +154,43 @@ func (l *listeners) serve(base context.Context, network, socket http.Handler, lo
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		}
 		l.servers = append(l.servers, server)
-		go func() { l.ended <- serve(server) }()
+		go func() { l.ended <- serve(server, listener) }()
 	}
 	// Handlers that wait or send much lift these bounds for their request.
-	start(network, func(server *http.Server) error {
-		if l.tls == nil {
-			return server.Serve(l.network)
-		}
-		server.TLSConfig = l.tls
-		return server.ServeTLS(l.network, "", "")
-	}, l.readTime, l.readTime+time.Minute)
-	start(socket, func(server *http.Server) error { return server.Serve(l.socket) }, 0, 0)
+	for _, listener := range l.network {
+		start(network, access.LimitConnections(listener, l.maxPerCaller, refused), func(server *http.Server, listener net.Listener) error {
+			if l.tls == nil {
+				return server.Serve(listener)
+			}
+			server.TLSConfig = l.tls
+			return server.ServeTLS(listener, "", "")
+		}, l.readTime, l.readTime+time.Minute)
+	}
+	start(socket, l.socket, (*http.Server).Serve, 0, 0)
 	return l.ended
+}
+
+// sometimes calls f at most once in the given time.
+func sometimes(every time.Duration, f func(string)) func(string) {
+	var mu sync.Mutex
+	var last time.Time
+	return func(s string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); last.IsZero() || now.Sub(last) >= every {
+			last = now
+			f(s)
+		}
+	}
+}
+
+// all are the listening sockets that are open.
+func (l *listeners) all() []net.Listener {
+	all := slices.Clone(l.network)
+	if l.socket != nil {
+		all = append(all, l.socket)
+	}
+	return all
 }
 
 // count counts the open connections.
@@ -157,7 +208,7 @@ func (l *listeners) count(_ net.Conn, state http.ConnState) {
 // connections have been answered, or ctx has ended. A server's Shutdown alone would
 // drop requests that have just arrived.
 func (l *listeners) stopAccepting(ctx context.Context) {
-	for _, listener := range []net.Listener{l.network, l.socket} {
+	for _, listener := range l.all() {
 		_ = listener.Close() // shutdown receives the error from the server
 	}
 	for _, server := range l.servers {
@@ -194,10 +245,8 @@ func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
 // close may be called at any time and more than once.
 func (l *listeners) close() {
 	l.removeAddress()
-	for _, listener := range []net.Listener{l.network, l.socket} {
-		if listener != nil {
-			_ = listener.Close() // most often the server has closed it already
-		}
+	for _, listener := range l.all() {
+		_ = listener.Close() // most often the server has closed it already
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"log/slog"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// OpenModels gives access to the models of a machine whose daemon is not running: it
-// holds the lock on the state directory until close is called. Warnings go to logTo.
-// The error is *LockedError where a daemon is running.
+// OpenModels gives access to the models of a machine whose daemon is not running,
+// until close is called. It holds no lock, so that a daemon can start meanwhile.
+// Warnings go to logTo.
 func OpenModels(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *shepherd.Models, close func(), err error) {
 	var closing closers
 	defer func() {
@@ -19,23 +21,31 @@ func OpenModels(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *sh
 			closing.close()
 		}
 	}()
-	lock, err := lockState(cfg.StateDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	closing.add(func() { lock.Close() })
 	log := slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	node, err := nodeName(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	l, err := openLedger(ctx, cfg, log, &closing)
-	if err != nil {
-		return nil, nil, err
-	}
-	members, _, err := createSheep(newEnvironment(cfg, node, l, nil, nil, log), &closing)
+	l := &briefLedger{open: func(ctx context.Context, closing *closers) (ledger.Ledger, error) {
+		return openLedger(ctx, cfg, log, closing)
+	}}
+	members, _, err := createSheep(newEnvironment(cfg, keptNodeName(cfg), l, nil, nil, log), &closing)
 	if err != nil {
 		return nil, nil, err
 	}
 	return shepherd.NewModels(l, members, log), closing.close, nil
+}
+
+// briefLedger opens the ledger for each list of jobs and closes it again: a ledger
+// that is open is locked.
+type briefLedger struct {
+	ledger.Ledger // nil: nothing but List is called
+	open          func(context.Context, *closers) (ledger.Ledger, error)
+}
+
+// List is the ledger's.
+func (b *briefLedger) List(ctx context.Context, f ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
+	var closing closers
+	defer func() { closing.close() }()
+	l, err := b.open(ctx, &closing)
+	if err != nil {
+		return nil, 0, err
+	}
+	return l.List(ctx, f, cursor, limit)
 }

@@ -47,7 +47,11 @@ func (r ReloadResult) String() string {
 
 // liveKeys are the keys that a reload applies, beside all of sheep.
 func liveKeys() []string {
-	return []string{"drain_timeout", "on_exit", "logging.level", "api.tokens", "api.rate_limit", "api.rate_burst"}
+	return []string{
+		"drain_timeout", "on_exit", "logging.level", "api.tokens", "api.rate_limit", "api.rate_burst",
+		"api.cors_origins", "api.hosts", "api.tls.clients",
+		"api.trusted_proxies", "api.trusted_proxies.addresses", "api.trusted_proxies.user_header", "api.trusted_proxies.scopes", "api.trusted_proxies.users",
+	}
 }
 
 // reloader reads the configuration again and applies it, all of it or nothing.
@@ -151,9 +155,12 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 			releaseDevices(m)
 		}
 	}
-	if asked := r.rules(current).AsksClients(); asked && !r.rules(next).AsksClients() {
-		r.log.Warn(r.listeners.serves(next.API).OpenWarning())
+	for _, warning := range r.listeners.serves(r.rules(next)).Warnings() {
+		if !slices.Contains(r.listeners.serves(r.rules(current)).Warnings(), warning) {
+			r.log.Warn(warning)
+		}
 	}
+	logConfigWarnings(next, r.log)
 	r.level.Set(next.Logging.SlogLevel())
 	r.mu.Lock()
 	r.current, r.members = next, members
@@ -166,6 +173,12 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 func (r *reloader) rules(c *config.Config) config.API {
 	rules := r.started.API
 	rules.Tokens, rules.RateLimit, rules.RateBurst = c.API.Tokens, c.API.RateLimit, c.API.RateBurst
+	rules.CORSOrigins, rules.Hosts, rules.TrustedProxies = c.API.CORSOrigins, c.API.Hosts, c.API.TrustedProxies
+	if rules.TLS != nil && c.API.TLS != nil {
+		tls := *rules.TLS
+		tls.Clients = c.API.TLS.Clients
+		rules.TLS = &tls
+	}
 	return rules
 }
 

@@ -52,7 +52,7 @@ func newMember(env *environment, drivers map[string]runtime.Driver, s config.She
 		return shepherd.Member{}, err
 	}
 	keeper, _ := driver.(runtime.ModelKeeper)
-	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout}
+	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout, Limits: s.Limits.Job()}
 	if env.gpus != nil {
 		m.Devices = env.gpus.lease(s)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // LockedError says that another daemon uses the same state directory.
@@ -16,6 +17,21 @@ type LockedError struct{ PID, Dir string }
 
 func (e *LockedError) Error() string {
 	return fmt.Sprintf("another shepherdd (pid %s) uses the state directory %s: stop it, or give this one its own state_dir", e.PID, e.Dir)
+}
+
+// lockTime is how long lockState waits for the lock. Commands that ask whether a
+// daemon is running hold it for a moment, which must not keep a daemon from starting.
+const lockTime = time.Second
+
+// flockWithin locks a file exclusively; it waits for some time where somebody else has
+// the lock, and returns EWOULDBLOCK after that.
+func flockWithin(f *os.File, within time.Duration) error {
+	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // lockState creates the state directory if it is missing, and locks it until the
@@ -29,7 +45,8 @@ func lockState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err = flockWithin(f, lockTime)
+	if err != nil {
 		owner, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -66,7 +83,8 @@ func Address(dir string) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// Running says whether a daemon uses the state directory. It changes nothing there.
+// Running says whether a daemon uses the state directory. It changes nothing there,
+// and holds a shared lock for a moment only.
 func Running(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, "lock"))
 	if errors.Is(err, fs.ErrNotExist) {

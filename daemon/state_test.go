@@ -1,10 +1,15 @@
 package daemon
 
 import (
+	"context"
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/internal/claims"
 )
 
@@ -26,5 +31,53 @@ func TestStateIsPrivate(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Mode() != want {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
+	}
+}
+
+// TestCommandsDoNotKeepADaemonFromStarting: asking whether one is running does not,
+// and neither does what works without one.
+func TestCommandsDoNotKeepADaemonFromStarting(t *testing.T) {
+	claims.Hold(t, "L7")
+	dir := t.TempDir()
+	ctx, stop := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	for range 2 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := Running(dir); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 50 {
+		lock, err := lockState(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if running, err := Running(dir); !running || err != nil {
+			t.Fatalf("running %v, %v", running, err)
+		}
+		lock.Close()
+	}
+	stop()
+	asking.Wait()
+
+	cfg := &config.Config{StateDir: dir, DataRoot: t.TempDir(), Ledger: config.Ledger{Path: filepath.Join(dir, "ledger.db")}}
+	_, closeModels, err := OpenModels(t.Context(), cfg, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeModels()
+	lock, err := lockState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	var closing closers
+	defer func() { closing.close() }()
+	if _, err := openLedger(t.Context(), cfg, slog.New(slog.DiscardHandler), &closing); err != nil {
+		t.Error(err)
 	}
 }

@@ -22,7 +22,7 @@ import (
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		MaxOvertakes: cfg.Scheduling.MaxOvertakes, Log: log,
+		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -126,6 +126,16 @@ func nodeName(cfg *config.Config) (string, error) {
 		return "", fmt.Errorf("keep the node's name: %w", err)
 	}
 	return name, nil
+}
+
+// keptNodeName is the name that a daemon of this machine has; the configured one
+// where none has run yet.
+func keptNodeName(cfg *config.Config) string {
+	kept, err := os.ReadFile(filepath.Join(cfg.StateDir, "node"))
+	if name := strings.TrimSpace(string(kept)); err == nil && name != "" {
+		return name
+	}
+	return cfg.Node
 }
 
 func writeSynced(path, text string) error {

@@ -26,6 +26,8 @@ type Grant struct {
 	// asked, for other vendors' devices, and Instance for whole GPUs.
 	GPU      *GPU
 	Instance *Instance
+	// Whole says that the sheep has all that the machine has of NVIDIA's GPUs.
+	Whole bool
 }
 
 // Machine is what is known of a machine's devices.
@@ -34,6 +36,8 @@ type Machine struct {
 	Inventory *Inventory
 	// CDI are the names of the devices that the machine's CDI specs describe.
 	CDI []string
+	// CDITrouble is why some of these specs cannot be used; empty where all can.
+	CDITrouble string
 }
 
 // Problem is why a sheep cannot have the devices that it asks for.
@@ -124,7 +128,24 @@ func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 			}
 		}
 	}
+	a.markWhole()
 	return a.grants, a.problems
+}
+
+// markWhole finds the sheep that have all of the machine's GPUs.
+func (a *allotment) markWhole() {
+	if a.Inventory == nil {
+		return
+	}
+	all := a.Inventory.all()
+	for _, grants := range a.grants {
+		has := func(g Grant) bool { return slices.ContainsFunc(grants, g.same) }
+		if len(all) > 0 && !slices.ContainsFunc(all, func(g Grant) bool { return !has(g) }) {
+			for i := range grants {
+				grants[i].Whole = grants[i].Device.Kind == NVIDIA
+			}
+		}
+	}
 }
 
 type allotment struct {
@@ -191,7 +212,14 @@ func (a *allotment) find(d Device) ([]Grant, *Problem) {
 	if len(known) == 0 || slices.Contains(known, d.Name) {
 		return []Grant{{Device: d}}, nil
 	}
-	return nil, &Problem{Text: fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))}
+	if d.Kind == NVIDIA && len(known) == 1 && known[0] == Every {
+		return []Grant{{Device: d}}, nil // hand-made specs and WSL's have no more; whoever reads it decides
+	}
+	text := fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))
+	if a.CDITrouble != "" {
+		text += "; some cannot be used: " + a.CDITrouble
+	}
+	return nil, &Problem{Text: text}
 }
 
 // described are the names of the devices of a kind in the CDI specs.
@@ -214,8 +242,8 @@ func qualified(kind string, names []string) []string {
 }
 
 // find is what a name stands for among the GPUs that the driver knows. A GPU that
-// does not answer is no reason to keep all sheep from starting: it may be the one
-// that is meant.
+// does not answer cannot be identified, so nobody has it; that may pass, and is no
+// reason to keep other sheep from starting.
 func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if d.All() {
 		grants := inv.all()
@@ -228,7 +256,10 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	silent := false
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
-		silent = silent || g.UUID == ""
+		if g.UUID == "" {
+			silent = true // and its node's number is not known
+			continue
+		}
 		for j := range g.MIG {
 			m := &g.MIG[j]
 			if name == "" && strings.EqualFold(m.UUID, instance) || name == strconv.Itoa(g.Index) && instance == strconv.Itoa(m.Index) {
@@ -242,13 +273,13 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 		if instance != "" || name != strconv.Itoa(number) && !strings.EqualFold(name, g.UUID) {
 			continue
 		}
-		switch {
-		case g.MIGMode:
-			return nil, &Problem{Text: fmt.Sprintf("%s is in MIG mode and not to be had as a whole; name its instances: %s", d, g.instances())}
-		case g.UUID == "":
-			return []Grant{{Device: d}}, nil
+		if g.MIGMode {
+			return nil, &Problem{Text: fmt.Sprintf("%s is in MIG mode and cannot be used as a whole; name its instances: %s", d, g.instances())}
 		}
 		return []Grant{{Device: d, GPU: g}}, nil
+	}
+	if silent && name != "" {
+		return nil, &Problem{Text: fmt.Sprintf("%s does not answer and cannot be identified; %s (look at dmesg; nvidia-smi --gpu-reset, or restart the machine)", d, inv.there()), Later: true}
 	}
 	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent}
 }

@@ -90,7 +90,7 @@ func TestAllot(t *testing.T) {
 			"sheep a: devices: there is no /dev/nvidia0; the machine has no GPU",
 			"sheep b: devices: nvidia.com/gpu=all asks for all GPUs, but the machine has no GPU"}},
 		"MIG mode": {known, []string{"a: [nvidia.com/gpu=2]"},
-			[]string{"sheep a: devices: nvidia.com/gpu=2 is in MIG mode and not to be had as a whole; name its instances: nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)"}},
+			[]string{"sheep a: devices: nvidia.com/gpu=2 is in MIG mode and cannot be used as a whole; name its instances: nvidia.com/gpu=2:0 (3g.20gb, MIG-0000), nvidia.com/gpu=2:1 (3g.20gb, MIG-1111)"}},
 		"twice, by other names": {known, []string{"a: [/dev/nvidia0]", "b: [nvidia.com/gpu=GPU-bbbb]"}, []string{"a: /dev/nvidia0@GPU-bbbb",
 			"sheep b: devices: nvidia.com/gpu=GPU-bbbb is given to sheep a as well (as /dev/nvidia0); give it to one of them, or set `shared: true` for both"}},
 		"twice, shared": {known, []string{"a: [/dev/nvidia0] shared", "b: [nvidia.com/gpu=1] shared"}, []string{"a: /dev/nvidia0@GPU-bbbb", "b: nvidia.com/gpu=1@GPU-bbbb"}},
@@ -114,8 +114,15 @@ func TestAllot(t *testing.T) {
 			"sheep c: devices: there is no nvidia.com/gpu=4; the machine's CDI specs have nvidia.com/gpu=10, nvidia.com/gpu=2, nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all"}},
 		"one is silent": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, Minor: 0, UUID: "GPU-aaaa", Name: "A100"}, {Index: 1, Minor: 1, State: State{Lost: true}}, {Index: 2, Minor: 2, State: State{Lost: true}}}}},
 			[]string{"a: [nvidia.com/gpu=1]", "b: [/dev/nvidia2]", "c: [nvidia.com/gpu=GPU-cccc]", "d: {count: 1}"}, []string{
-				"a: nvidia.com/gpu=1", "b: /dev/nvidia2", "d: nvidia.com/gpu=GPU-aaaa@GPU-aaaa",
-				"sheep c: devices: there is no nvidia.com/gpu=GPU-cccc; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (later)"}},
+				"d: nvidia.com/gpu=GPU-aaaa@GPU-aaaa",
+				"sheep a: devices: nvidia.com/gpu=1 does not answer and cannot be identified; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)",
+				"sheep b: devices: /dev/nvidia2 does not answer and cannot be identified; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)",
+				"sheep c: devices: nvidia.com/gpu=GPU-cccc does not answer and cannot be identified; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
+		"a node's number that a silent GPU may have had": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, State: State{Lost: true}}, {Index: 1, Minor: 0, UUID: "GPU-bbbb"}}}},
+			[]string{"a: [/dev/nvidia0]"}, []string{"a: /dev/nvidia0@GPU-bbbb"}},
+		"only all": {Machine{CDI: []string{"nvidia.com/gpu=all"}}, []string{"a: [/dev/nvidia0]"}, []string{"a: /dev/nvidia0"}},
+		"specs of no use": {Machine{CDI: []string{"nvidia.com/gpu=1"}, CDITrouble: "a.yaml and b.yaml both define nvidia.com/gpu=0"}, []string{"a: [/dev/nvidia0]"}, []string{
+			"sheep a: devices: there is no /dev/nvidia0; the machine's CDI specs have nvidia.com/gpu=1; some cannot be used: a.yaml and b.yaml both define nvidia.com/gpu=0"}},
 		"another vendor": {known, []string{"a: [" + vendor + "=a]", "b: [" + vendor + "=a]", "c: [amd.com/gpu=0]"}, []string{
 			"a: vendor.example/gpu=a", "c: amd.com/gpu=0",
 			"sheep b: devices: vendor.example/gpu=a is given to sheep a as well (as vendor.example/gpu=a); give it to one of them, or set `shared: true` for both"}},
@@ -126,6 +133,25 @@ func TestAllot(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
 		})
+	}
+}
+
+// Who has all of a machine's GPUs is told so, by whatever names.
+func TestAllotWhole(t *testing.T) {
+	two := Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, UUID: "GPU-aaaa"}, {Index: 1, UUID: "GPU-bbbb"}}}}
+	one := Machine{Inventory: &Inventory{GPUs: two.Inventory.GPUs[:1]}}
+	for _, c := range []struct {
+		machine Machine
+		devices string
+		want    bool
+	}{
+		{two, "all", true}, {two, "{count: 2}", true}, {two, "[/dev/nvidia0, nvidia.com/gpu=GPU-bbbb]", true}, {two, "[nvidia.com/gpu=0]", false},
+		{one, "[nvidia.com/gpu=0]", true}, {one, "{count: 1}", true}, {Machine{}, "all", false},
+	} {
+		grants, problems := Allot(ask(t, "a: "+c.devices), c.machine)
+		if problems != nil || slices.ContainsFunc(grants["a"], func(g Grant) bool { return g.Whole != c.want }) {
+			t.Errorf("%s: got %+v, %v", c.devices, grants["a"], problems)
+		}
 	}
 }
 

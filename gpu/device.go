@@ -15,8 +15,8 @@ const (
 	AMD    = "amd.com/gpu"
 )
 
-// every is the name of all devices of a kind.
-const every = "all"
+// Every is the name of all devices of a kind.
+const Every = "all"
 
 // Device is a GPU, or a part of one, as it is named: by CDI's rules,
 // VENDOR/CLASS=NAME, or as /dev/nvidiaN.
@@ -84,7 +84,7 @@ func (d Device) String() string {
 }
 
 // All says that it stands for all devices of its kind.
-func (d Device) All() bool { return d.Name == every }
+func (d Device) All() bool { return d.Name == Every }
 
 // Devices is what a sheep's configuration asks for: nothing, all of the
 // machine's GPUs, any so many of them, or those that are listed.
@@ -150,8 +150,8 @@ func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
 		}
 		return nil
 	case string:
-		if form == every {
-			*d = Devices{List: []Device{{Kind: NVIDIA, Name: every}}}
+		if form == Every {
+			*d = Devices{List: []Device{{Kind: NVIDIA, Name: Every}}}
 			return nil
 		}
 	case map[string]any:
@@ -185,8 +185,8 @@ type item Device
 
 // UnmarshalText reads an entry.
 func (i *item) UnmarshalText(text []byte) error {
-	if string(text) == every {
-		*i = item{Kind: NVIDIA, Name: every}
+	if string(text) == Every {
+		*i = item{Kind: NVIDIA, Name: Every}
 		return nil
 	}
 	d, err := parseDevice(string(text))

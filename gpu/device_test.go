@@ -100,7 +100,7 @@ func FuzzParseDevice(f *testing.F) {
 		if strings.ContainsAny(d.Name, "\x00\n, ") || d.Name == "" || d.Kind == "" {
 			t.Errorf("%q was taken: %+v", s, d)
 		}
-		if !d.overlaps(d) || !d.overlaps(Device{Kind: d.Kind, Name: every}) {
+		if !d.overlaps(d) || !d.overlaps(Device{Kind: d.Kind, Name: Every}) {
 			t.Errorf("%v does not overlap itself", d)
 		}
 	})

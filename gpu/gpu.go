@@ -69,10 +69,13 @@ type Process struct {
 }
 
 // Sample is one line of `shepherd-gpu watch`: the state of one GPU, or an Xid
-// that it reported.
+// that it reported. One that names no GPU says that the driver answers.
 type Sample struct {
 	Time time.Time `json:"time"`
-	UUID string    `json:"uuid"`
+	// UUID is empty for a GPU that was lost before it said who it is: it has an
+	// Index and a State.
+	UUID  string `json:"uuid,omitempty"`
+	Index int    `json:"index,omitempty"`
 	*State
 	Xid *Xid `json:"xid,omitempty"`
 }

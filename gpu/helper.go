@@ -2,13 +2,11 @@ package gpu
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -18,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/bounded"
 	"github.com/iterait/shepherd/internal/libexec"
 )
 
@@ -91,12 +90,25 @@ func (h *Helper) Inventory(ctx context.Context) (*Inventory, error) {
 // CDI asks for a CDI spec of the machine's GPUs.
 func (h *Helper) CDI(ctx context.Context) ([]byte, error) { return h.ask(ctx, "cdi") }
 
-// Watch tells observe how every GPU fares, each at every interval (0 is the
-// default), and what Xids they report, until the context ends, whose cause it
-// then returns, or shepherd-gpu does. It calls observe one at a time.
-func (h *Helper) Watch(ctx context.Context, interval time.Duration, observe func(Sample)) error {
-	interval = cmp.Or(interval, DefaultInterval)
-	r, w, err := os.Pipe()
+// Watch says what is watched, and how often.
+type Watch struct {
+	// Interval is the time between two states of a GPU; 0 is the default.
+	Interval time.Duration
+	// PCI are the addresses of the GPUs to watch; all where it is empty. No other
+	// GPU is opened, so the driver can reset those.
+	PCI []string
+}
+
+// Watch tells observe the state of every GPU, each at every interval, and the Xids
+// that they report, until the context ends, whose cause it then returns, or
+// shepherd-gpu does. It calls observe one at a time.
+func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error {
+	interval := cmp.Or(w.Interval, DefaultInterval)
+	args := []string{"watch", "--interval", interval.String()}
+	if len(w.PCI) > 0 {
+		args = append(args, "--pci", strings.Join(w.PCI, ","))
+	}
+	r, out, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("watch GPUs: %w", err)
 	}
@@ -111,14 +123,14 @@ func (h *Helper) Watch(ctx context.Context, interval time.Duration, observe func
 
 	ended := make(chan error, 1)
 	go func() {
-		_, err := h.run(watching, w, "watch", "--interval", interval.String())
+		_, err := h.run(watching, out, args...)
 		ended <- err
 	}()
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		var s Sample
-		if err := json.Unmarshal(lines.Bytes(), &s); err != nil || s.UUID == "" {
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil || s.Time.IsZero() {
 			stop(fmt.Errorf("%s watch printed a line that is no sample: %q: %w", HelperName, clip(lines.Bytes()), errdefs.ErrInternal))
 			break
 		}
@@ -165,10 +177,9 @@ func (h *Helper) run(ctx context.Context, to *os.File, args ...string) ([]byte, 
 	if err := h.free(); err != nil {
 		return nil, err
 	}
-	var out, words bounded
-	out.limit, words.limit, words.tail = maxOutput, maxWords, true
+	out, words := bounded.NewHead(maxOutput), bounded.NewTail(maxWords)
 	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = &out, &words
+	cmd.Stdout, cmd.Stderr = out, words
 	if to != nil {
 		cmd.Stdout = to
 	}
@@ -185,7 +196,7 @@ func (h *Helper) run(ctx context.Context, to *os.File, args ...string) ([]byte, 
 	}()
 	select {
 	case <-gone:
-		return out.bytes(), verdict(args[0], status, &out, &words)
+		return out.Bytes(), verdict(args[0], status, out.Over(), words.String())
 	case <-ctx.Done():
 	}
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -219,12 +230,12 @@ func (h *Helper) free() error {
 }
 
 // verdict is what the end of the program means.
-func verdict(command string, status error, out, words *bounded) error {
+func verdict(command string, status error, over bool, words string) error {
 	var exit *exec.ExitError
-	said := words.last()
+	said := lastLine(words)
 	switch {
-	case out.over():
-		return fmt.Errorf("%s %s printed more than %d bytes: %w", HelperName, command, out.limit, errdefs.ErrInternal)
+	case over:
+		return fmt.Errorf("%s %s printed more than %d bytes: %w", HelperName, command, maxOutput, errdefs.ErrInternal)
 	case status == nil:
 		return nil
 	case !errors.As(status, &exit):
@@ -239,49 +250,10 @@ func verdict(command string, status error, out, words *bounded) error {
 	return fmt.Errorf("%s %s crashed (%v): %w", HelperName, command, status, errdefs.ErrInternal)
 }
 
-// bounded keeps so much of what is written to it: the tail, or else the
-// beginning, and what is beyond the limit is then an error, which ends the
-// writing.
-type bounded struct {
-	limit int
-	tail  bool
-
-	mu   sync.Mutex
-	kept []byte
-	full bool
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.tail && len(b.kept)+len(p) > b.limit {
-		b.full = true
-		return 0, io.ErrShortWrite
-	}
-	b.kept = append(b.kept, p...)
-	b.kept = b.kept[max(0, len(b.kept)-b.limit):]
-	return len(p), nil
-}
-
-func (b *bounded) bytes() []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.kept
-}
-
-func (b *bounded) over() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.full
-}
-
-// last is the last line with anything in it.
-func (b *bounded) last() string {
-	text := bytes.TrimSpace(b.bytes())
-	if i := bytes.LastIndexByte(text, '\n'); i >= 0 {
-		text = text[i+1:]
-	}
-	return clip(text)
+// lastLine is the last line with anything in it.
+func lastLine(text string) string {
+	text = strings.TrimSpace(text)
+	return clip([]byte(text[strings.LastIndexByte(text, '\n')+1:]))
 }
 
 // clip makes what a program said fit for a message.

@@ -82,7 +82,7 @@ func TestCallerGivesUp(t *testing.T) {
 	if _, err := h.Inventory(ctx); err != why {
 		t.Errorf("got %v", err)
 	}
-	if err := h.Watch(ctx, 0, func(Sample) {}); err != why {
+	if err := h.Watch(ctx, Watch{}, func(Sample) {}); err != why {
 		t.Errorf("got %v", err)
 	}
 }
@@ -130,7 +130,7 @@ func TestWatch(t *testing.T) {
 	enough := errors.New("seen enough")
 	ctx, stop := context.WithCancelCause(t.Context())
 	var seen []Sample
-	err := NewHelper(HelperConfig{Program: program(t, "well")}).Watch(ctx, time.Second, func(s Sample) {
+	err := NewHelper(HelperConfig{Program: program(t, "well")}).Watch(ctx, Watch{Interval: time.Second, PCI: []string{"0000:3b:00.0", "0000:86:00.0"}}, func(s Sample) {
 		if seen = append(seen, s); len(seen) == 4 {
 			stop(enough)
 		}
@@ -159,7 +159,7 @@ func TestWatchTroubles(t *testing.T) {
 			if how == "hangs" {
 				cfg.Timeout = 200 * time.Millisecond
 			}
-			err := NewHelper(cfg).Watch(t.Context(), 10*time.Millisecond, func(s Sample) { t.Errorf("got %+v", s) })
+			err := NewHelper(cfg).Watch(t.Context(), Watch{Interval: 10 * time.Millisecond}, func(s Sample) { t.Errorf("got %+v", s) })
 			if !class(err) {
 				t.Errorf("got %v", err)
 			}

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/image/containerderr"
 )
 
 // failure is an error in words for operators and clients, with the class that
@@ -110,21 +112,20 @@ func (s *Store) explanation(err error) *failure {
 		}
 		return failf(errdefs.ErrFailedPrecondition, "%s answers %s: %s", registry, status.Status, detail(status.Body))
 	}
-	text := err.Error()
 	switch {
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return s.denied("")
-	case strings.Contains(text, "no space left on device"):
+	case containerderr.DiskFull(err):
 		return failf(errdefs.ErrResourceExhausted, "the disk that containerd keeps images on is full; remove images (shepherdd models rm) or set a smaller images budget")
-	case strings.Contains(text, "no match for platform"):
+	case containerderr.NoPlatform(err):
 		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s.platform)
 	case errdefs.IsNotFound(err):
 		return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
-	case strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "unexpected commit size"), strings.Contains(text, "wrong diff id"):
+	case containerderr.WrongContent(err):
 		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%v); push the image again", registry, innermost(err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
-	case containerdAway(err):
+	case containerderr.Away(err):
 		return failf(errdefs.ErrUnavailable, "containerd cannot be reached (%v); check whether it is running (systemctl status containerd)", innermost(err))
 	case errdefs.IsPermissionDenied(err):
 		return failf(errdefs.ErrPermissionDenied, "%v", err)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -24,6 +23,8 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/iterait/shepherd/image/containerderr"
 )
 
 // resolver asks the registry with the given patience.
@@ -135,14 +136,14 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			return nil
 		case ctx.Err() != nil:
 			return err
-		case strings.Contains(err.Error(), "unexpected commit"):
+		case containerderr.WrongCommit(err):
 			// Something between here and the registry damaged a layer. What is
 			// written of it would be gone on with, so it goes.
 			s.abort(ctx, t)
 			if tries.corrupt++; tries.corrupt > 1 {
 				return err
 			}
-		case strings.Contains(err.Error(), "no space left on device") && tries.full == 0:
+		case containerderr.DiskFull(err) && tries.full == 0:
 			tries.full++
 			if freed, terr := s.trim(ctx, 0, r.String()); terr != nil || freed == 0 {
 				return err
@@ -160,7 +161,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			case <-ctx.Done():
 				return err
 			}
-		case strings.Contains(err.Error(), "file exists") && tries.stale == 0:
+		case containerderr.SnapshotInTheWay(err) && tries.stale == 0:
 			// A containerd that was killed left a snapshot's folder that its
 			// records do not know: in its way, until it is told to clean up.
 			tries.stale++
@@ -168,7 +169,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			if !ok || cleaner.Cleanup(ctx) != nil {
 				return err
 			}
-		case containerdAway(err) && tries.containerd < 3:
+		case containerderr.Away(err) && tries.containerd < 3:
 			tries.containerd++
 			if !s.await(ctx) {
 				return err
@@ -178,12 +179,6 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		}
 		s.cfg.Log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
 	}
-}
-
-// containerdAway says that the connection to containerd broke. To a layer that
-// was being written that is a bare end of its stream, which has no class.
-func containerdAway(err error) bool {
-	return errdefs.IsUnavailable(err) || strings.HasSuffix(err.Error(), "failed to send write: EOF")
 }
 
 func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {

@@ -128,10 +128,15 @@ type Request struct {
 	// Tenant is whose the job is, and who alone with those that have no tenant
 	// sees it; empty for nobody's in particular.
 	Tenant string
+	// Limits bound the job's tries and times.
+	Limits Limits
+	// NotBefore is the earliest time at which the job may start, Deadline the
+	// latest at which it may end; zero for none.
+	NotBefore, Deadline time.Time
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
-// zero time means not yet.
+// zero time means not yet, or none.
 type Record struct {
 	ID       ID
 	Model    Model
@@ -139,28 +144,42 @@ type Record struct {
 	Priority int
 	Trace    Trace
 	Tenant   string // whose it is; see Request
+	Limits   Limits
+	// Deadline is the latest time at which the run may end.
+	Deadline time.Time
 
 	State      State
 	Failure    *Failure // set exactly when State is Failed
 	EnqueuedAt time.Time
-	StartedAt  time.Time
+	StartedAt  time.Time // of the attempt under way, or the one that ended the run
 	FinishedAt time.Time
 
 	// Run counts how often this id was submitted, from 1: a client may run a
 	// finished job again.
 	Run int
-	// Attempt counts the claims of this run that were not handed back unspent,
-	// from 1 for the first holder.
-	Attempt int
 	// Seq is the place in the queue: a later submission has a larger one.
 	Seq int64
-	// Holder is the sheep that holds the job, empty when none does.
-	Holder string
-	// Node is the daemon the holder belongs to.
-	Node string
+	// NotBefore is the earliest time at which the job may be claimed: as the
+	// client asked, or later after an attempt that is to be repeated.
+	NotBefore time.Time
+	// WaitUntil is when the job fails unless it is started before; zero once it
+	// was, too.
+	WaitUntil time.Time
 
-	// Usage is what the run that ended took of GPUs.
+	// Attempt is the number of this run's present or last attempt, 0 before the
+	// first; Spent is how many of them that have ended count towards its tries.
+	Attempt, Spent int
+	// Holder is the sheep that holds the job and Node its daemon; empty when
+	// nobody does.
+	Holder, Node string
+	// Cancelling says that the holder was asked to end the job.
+	Cancelling bool
+
+	// Usage is what the attempt that ended the run took of GPUs.
 	Usage Usage
+	// Warnings are what the run's client should know of a job that is done, such
+	// as outputs that were left out.
+	Warnings []string
 }
 
 // Now is the current time as records keep it: UTC, whole microseconds.

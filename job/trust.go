@@ -49,6 +49,12 @@ func ParseRule(s string) (Rule, error) {
 	return r, nil
 }
 
+// Matches reports whether the rule's patterns match the model. Its digest does not
+// matter.
+func (r Rule) Matches(m Model) bool {
+	return r.name != nil && r.name.MatchString(m.Name) && r.version.MatchString(m.Version)
+}
+
 // String is what ParseRule reads.
 func (r Rule) String() string {
 	s := Model{Name: r.Name, Version: r.Version}.String()

@@ -6,6 +6,11 @@ type View struct {
 	// Detail says in words what the sheep that has the job is doing for it, for
 	// example how far a pull is; often empty.
 	Detail string
+	// Attempts are those of all runs that are kept, oldest first. Listings leave
+	// them out.
+	Attempts []Attempt
+	// Limits are the job's own with the defaults that apply to it.
+	Limits Limits
 }
 
 // Query narrows a listing of jobs; the zero Query is all of them.
@@ -14,4 +19,5 @@ type Query struct {
 	Sheep  string // the addressed sheep
 	Model  Model
 	Tenant string // only this tenant's jobs; empty for everyone's
+	Newest bool   // the latest submitted first
 }

@@ -4,28 +4,60 @@
 //
 // # Terms
 //
-// A record is queued until a slot claims it. A slot is one sheep of one node (a
-// node is one daemon). A claim gives its holder a token; every later change of
-// the claimed record needs that token, so a holder that lost its claim (it was
-// taken for dead, or handed the job back) can no longer change the job: it gets
-// ErrFenced. Tokens only grow; a token is never given out twice.
+// A node is one daemon. It joins the ledger and holds a lease for as long as it
+// is alive; a slot is one sheep of one node. A record is queued until a slot
+// claims it. A claim begins an attempt and gives its holder a token. Every later
+// change of the claimed record needs that token: a holder that lost its claim
+// gets ErrFenced and can change the job no more. Tokens only grow; a token is
+// never given out twice.
 //
-// A claim is made ahead or to run. A job claimed ahead is held, but stays
-// queued to everyone outside: its holder only prepares it. Start turns such a
-// claim into a running one. A running claim is in state processing.
+// A claim is made ahead or to run. A job claimed ahead is held, but stays queued
+// to everyone outside: its holder only prepares it. Start turns such a claim
+// into a running one. A running claim is in state processing.
 //
 //	          Create
 //	            │
 //	            ▼      Claim            Finish
 //	┌───────► queued ─────────► processing ─────► done | failed | cancelled
 //	│           │ └─Claim ahead─┐  ▲ │                   │
-//	│           │               ▼  │ │                   │
-//	│           │             queued │ Release           │ Create of the
-//	├───────────┼── Release ─ (held) │                   │ same id: next run
-//	│           │                    │                   │
-//	└───────────┼────────────────────┘                   │
-//	▲           └── Cancel ──────────────► cancelled     │
+//	│           │               ▼  │ │ Release           │ Create of the
+//	├───────────┼── Release ─ queued │                   │ same id: next run
+//	│           │             (held) │                   │
+//	├───────────┼────────────────────┘                   │
+//	│           └── Cancel, or the time to wait is over ─► cancelled | failed
 //	└────────────────────────────────────────────────────┘
+//
+// # Attempts
+//
+// An attempt ends by Finish or Release, with a cause, and stays with the job's
+// record for as long as that is kept; of a job with very many, the last ones do
+// (see each implementation's Config). It is spent or not: Record.Spent counts
+// those of the run that were. What that means for the job is the caller's to
+// decide; the ledger only counts.
+//
+// # Times
+//
+// A job with a NotBefore in the future is queued and cannot be claimed; when the
+// time has come the ledger makes it claimable by itself and records an event of
+// kind due. A job that nobody holds when its WaitUntil or its Deadline passes
+// fails by the ledger's own doing; one that is held is its holder's, until it is
+// released. WaitUntil counts only until the first start of the run, which sets it
+// to zero. Times within one record never go back, whatever the clock does.
+//
+// # Cancel
+//
+// Cancel of a job that nobody holds ends it. Of one that is held it is a
+// request: the record says Cancelling, an event of kind cancel is recorded, and
+// the job goes on being held until its holder ends it. A job that is Cancelling
+// ends as cancelled, whether it is released or finished and with whatever outcome:
+// a cancel that was answered is kept. No new run begins before.
+//
+// # Events
+//
+// Every change of a job records an event, in the same transaction. Events are
+// read in the order of their cursors; an event never appears before one that was
+// read already. They are kept for a bounded time and number. A claim to run
+// records started alone, one ahead records claimed and, by Start, started.
 //
 // # Promises
 //
@@ -34,30 +66,25 @@
 // goroutines; an implementation groups them into few commits. A method that
 // returns an error has changed nothing, except that after an error of class
 // errdefs.ErrUnavailable or errdefs.ErrResourceExhausted, or a context's end, the
-// change may or may not have been made.
+// change may or may not have been made; Start, Finish, Release and Cancel may be
+// called again then: repeating one that was made answers as if it were made now,
+// or ErrFenced, or ErrFinal.
 //
 // Records in a final state are kept for a bounded time and number (see each
 // implementation's Config) and then expire; a record that is not final never
-// does.
-//
-// A ledger shared by several nodes may take the claims of a node that it has
-// not heard from for a while and put their jobs back; the node then gets
-// ErrFenced.
+// does. A clock that jumps forward does not expire them early.
 //
 // # Scheduling order
 //
-// Claim picks among the queued, unheld records that the slot may run: those
-// addressed to its sheep and those addressed to none. They are ordered by
-// priority, higher first; then those whose model the slot has loaded before
-// others; then by age. Choosing a loaded model lets a younger job overtake an
-// older one of the same priority: that happens to each job at most
-// Config.MaxOvertakes times, counting only claims by slots that could have run
-// the overtaken job; after that it goes first.
+// Claim picks among the queued, unheld, due records that the slot may run: those
+// addressed to its sheep, and those addressed to none whose model is not among
+// Slot.Except. They are ordered by priority, higher first; then those whose model
+// is Slot.Prefer; then by age, the older first. Between claims made at the same
+// time no order is promised.
 package ledger
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -76,10 +103,9 @@ var (
 	ErrNotFound = fmt.Errorf("no record of this job: %w", errdefs.ErrNotFound)
 	ErrFenced   = fmt.Errorf("the claim on this job is no longer held: %w", errdefs.ErrAborted)
 	ErrFinal    = fmt.Errorf("the job has ended already: %w", errdefs.ErrFailedPrecondition)
-	// ErrEventsGone says that Watch cannot go on gap-free from the asked
-	// sequence number: the caller reads what it needs anew and watches from the
-	// present.
-	ErrEventsGone = errors.New("events after this sequence number are no longer kept")
+	// ErrEventsGone says that the events after the given cursor are no longer
+	// kept: the caller reads what it needs from the records and goes on from Now.
+	ErrEventsGone = fmt.Errorf("events after this cursor are no longer kept: %w", errdefs.ErrOutOfRange)
 )
 
 // Token fences the changes of one claim.
@@ -87,13 +113,17 @@ type Token int64
 
 // Slot is who claims.
 type Slot struct {
-	Node  string
-	Sheep string
-	// Loaded is the model the sheep has loaded, zero for none.
-	Loaded job.Model
+	Node, Sheep string
+	// Prefer is the model whose jobs come first among those of one priority; zero
+	// for none: the oldest comes first.
+	Prefer job.Model
+	// Except are models that the sheep cannot run. Jobs addressed to the sheep are
+	// claimed whatever their model.
+	Except []job.Model
 	// Ahead claims without starting: the record stays queued, held by the slot.
 	Ahead bool
-	// Only, when not empty, restricts the claim to this job.
+	// Only, when not empty, restricts the claim to this job; Except and the order
+	// do not matter then.
 	Only job.ID
 	// Addressed restricts the claim to jobs addressed to this sheep.
 	Addressed bool
@@ -106,13 +136,32 @@ type Claim struct {
 }
 
 // Outcome is how a run ended. State is final; Failure is set exactly when it is
-// job.Failed. At becomes FinishedAt; zero means now. Usage is kept with the
-// record, GPUTime by the microsecond.
+// job.Failed, and kept as (*job.Failure).Clip has it. At becomes FinishedAt,
+// though not before the attempt began; zero means now. Cause, which is never
+// empty, Reason, as job.ClipReason has it, Usage and Phases are kept with the
+// attempt, by the microsecond.
 type Outcome struct {
-	State   job.State
-	Failure *job.Failure
-	At      time.Time
-	Usage   job.Usage
+	State    job.State
+	Failure  *job.Failure
+	At       time.Time
+	Cause    job.Cause
+	Reason   string
+	Usage    job.Usage
+	Phases   job.Phases
+	Warnings []string
+}
+
+// Return is why a claim is released, and what it means for the job. Cause is
+// never empty; a job that is Cancelling ends with job.CauseCancelled instead.
+type Return struct {
+	Cause  job.Cause
+	Reason string
+	// Spent says that the attempt counts towards the job's tries.
+	Spent bool
+	// NotBefore is the earliest time of the next attempt; zero for at once.
+	NotBefore time.Time
+	Usage     job.Usage
+	Phases    job.Phases
 }
 
 // Filter narrows List. The zero Filter matches every record.
@@ -121,94 +170,135 @@ type Filter struct {
 	Sheep  string // addressed sheep
 	Model  job.Model
 	Tenant string
+	// Newest lists by Seq descending instead of ascending.
+	Newest bool
 }
 
-// Event says that a record changed. Seq counts all changes of a ledger from 1,
-// without gaps as far as one watcher is concerned.
-type Event struct {
-	Seq    int64
-	Record job.Record
-}
-
-// Waiting is the jobs of one kind that can be claimed: queued and held by nobody.
+// Waiting is the jobs of one model, with one address, that can be claimed.
 type Waiting struct {
-	Sheep    string // that they are addressed to, empty for any
-	Priority int
-	Jobs     int
-	Oldest   time.Time // when the oldest was submitted
-	// Rest says that these are all those not listed before, of whatever sheep and
-	// priority. The oldest of them is not known.
+	Model job.Model
+	Sheep string // that they are addressed to, empty for any
+	Jobs  int
+	// Oldest is when the oldest was submitted.
+	Oldest time.Time
+	// Rest says that these are all those not listed before, of whatever model and
+	// address.
 	Rest bool
 }
 
 // Counts is how many records are in each state.
 type Counts map[job.State]int
 
+// EventFilter narrows Events. The zero EventFilter matches every event.
+type EventFilter struct {
+	Job    job.ID
+	Tenant string
+}
+
+// Lease is a node's proof that it is alive.
+type Lease interface {
+	// Lost is closed before any other node may take the jobs that this one holds.
+	// A node whose lease is lost stops its attempts at once; it can change none
+	// of them any more.
+	Lost() <-chan struct{}
+	// Release gives the lease up, which does not count as losing it. The node's
+	// claims stay, for its next Join.
+	Release(ctx context.Context) error
+}
+
 // Ledger keeps the records. See the package comment for its promises.
 type Ledger interface {
-	// Create adds a queued record: of rec it takes ID, Model, Sheep,
-	// Priority, Trace and Tenant, and it returns the record as kept (Seq, Run,
-	// EnqueuedAt). Where the id has a record in a final state, that one is replaced
-	// and Run counts on; where it has one that is not final, the answer is
-	// ErrExists. A record keeps its tenant: where rec has another one, the answer is
-	// ErrOthers, and where it has none, the next run is that tenant's, too.
+	// Join announces that the node is alive. A lease that the same node had
+	// before is lost.
+	Join(ctx context.Context, node string) (Lease, error)
+
+	// Create adds a queued record: of rec it takes ID, Model, Sheep, Priority,
+	// Trace, Tenant, Limits, NotBefore, WaitUntil and Deadline, and it returns the
+	// record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
+	// state, that one is replaced and Run counts on; its attempts stay. Where it
+	// has one that is not final, the answer is ErrExists. A record keeps its
+	// tenant: where rec has another one, the answer is ErrOthers, and where it has
+	// none, the next run is that tenant's, too.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when
-	// there is none for it. Attempt has been counted up. A claim that its caller
-	// did not get because ctx ended is put back unspent, by itself and soon.
+	// there is none for it. A claim that its caller did not get because ctx ended
+	// is put back unspent, by itself and soon.
 	Claim(ctx context.Context, slot Slot) (*Claim, error)
 
 	// Start turns a claim made ahead into a running one. Starting a running one
-	// changes nothing. It answers ErrFenced when the claim is lost; a job that
-	// was cancelled while held is lost to its holder.
+	// changes nothing. It answers ErrFenced when the claim is lost. A claim that is
+	// Cancelling is started like any other.
 	Start(ctx context.Context, id job.ID, token Token) (job.Record, error)
 
 	// Finish ends the job, once; one claimed ahead and never started, too, as
-	// when its inputs cannot be had. A holder that lost the claim gets ErrFenced,
-	// whatever became of the record.
+	// when its inputs are missing. The attempt is spent. A job that is Cancelling
+	// ends as cancelled, with job.CauseCancelled. A holder that lost the
+	// claim gets ErrFenced, whatever became of the record.
 	Finish(ctx context.Context, id job.ID, token Token, outcome Outcome) (job.Record, error)
 
-	// Release puts the job back in its old place in the queue. A job handed
-	// back unspent has not used up its attempt.
-	Release(ctx context.Context, id job.ID, token Token, unspent bool) error
+	// Release ends the attempt and puts the job back in its old place in the
+	// queue, or ends it as cancelled where it is Cancelling. The record is as it
+	// is then.
+	Release(ctx context.Context, id job.ID, token Token, why Return) (job.Record, error)
 
-	// Cancel ends a job that is queued, held ahead or not, as cancelled; its
-	// holder is fenced. A processing job is ended the same way: its holder finds
-	// out by ErrFenced or by Watch. It answers ErrNotFound or ErrFinal.
+	// Cancel ends a job that nobody holds as cancelled, and asks the holder of one
+	// that is held to end it; the record returned says which: its state is final,
+	// or it is Cancelling. Asking twice is asking once. It answers ErrNotFound or
+	// ErrFinal.
 	Cancel(ctx context.Context, id job.ID) (job.Record, error)
 
 	// Get returns a record, or ErrNotFound.
 	Get(ctx context.Context, id job.ID) (job.Record, error)
 
+	// Attempts returns the attempts of all runs of the job that are kept, oldest
+	// first, the one under way included; none where the job is not known.
+	Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
+
 	// Held returns the claims of a node with their tokens, oldest first: what a
-	// daemon that starts again has to take up or release.
+	// daemon that starts again adopts or releases.
 	Held(ctx context.Context, node string) ([]Claim, error)
 
-	// List returns up to limit records that match, by Seq ascending from the
-	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	// List returns up to limit records that match, by Seq from the cursor on (0
+	// for the first), and the cursor to go on with, 0 at the end. The failures
+	// listed have no traceback. Its cost is in proportion to the records it
+	// returns where the filter names at most one of states, sheep, model and
+	// tenant; else to those that match one of them.
 	List(ctx context.Context, filter Filter, cursor int64, limit int) ([]job.Record, int64, error)
 
 	// Count returns how many records are in each state. It is cheap however
 	// many there are.
 	Count(ctx context.Context) (Counts, error)
 
-	// Waiting returns the jobs that can be claimed by sheep and priority, at most
-	// as many kinds as asked for: those of the highest priorities, and by sheep
-	// among them, and what is left as one. It is cheap however many jobs there are.
+	// Waiting returns the jobs that can be claimed, by model and address, at most
+	// as many entries as asked for, those with most jobs first, and what is left as
+	// one. Its cost is in proportion to the number of models.
 	Waiting(ctx context.Context, most int) ([]Waiting, error)
 
-	// Watch sends the events after the given sequence number, in order and
-	// without gaps, until ctx ends, and then closes the channel. A negative
-	// number means from now on: events of changes that begin after Watch
-	// returned are sent. A watcher that falls behind further than the kept
-	// events is cut off: its channel is closed early. It answers ErrEventsGone
-	// for a number too old.
-	Watch(ctx context.Context, after int64) (<-chan Event, error)
+	// Events returns up to limit events after the cursor that match, in order, and
+	// the cursor to go on with (which may lie behind the last event returned: what
+	// does not match need not be read again). Fewer than limit are all there are. It
+	// answers ErrEventsGone for a cursor that is too old, or that this ledger did
+	// not give out. What the events point to is shared: it is only read.
+	Events(ctx context.Context, after job.Cursor, filter EventFilter, limit int) ([]job.Event, job.Cursor, error)
+
+	// Now is the cursor of the latest event: Events after it returns what happens
+	// from now on.
+	Now(ctx context.Context) (job.Cursor, error)
+
+	// Changed returns a channel that is closed when an event may have been
+	// recorded since the call, or the ledger was closed. To miss nothing, call
+	// Changed, then read Events, then wait.
+	Changed() <-chan struct{}
+
+	// Checkpoint returns the cursor that a consumer of events has kept, or
+	// ErrNotFound; SetCheckpoint keeps one.
+	Checkpoint(ctx context.Context, consumer string) (job.Cursor, error)
+	SetCheckpoint(ctx context.Context, consumer string, cursor job.Cursor) error
 
 	// Ping answers nil when the ledger can make changes durable right now.
 	Ping(ctx context.Context) error
 
-	// Close ends watches and waits for running calls.
+	// Close ends leases and waits for running calls.
 	Close() error
 }

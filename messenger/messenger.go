@@ -7,6 +7,7 @@ package messenger
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 )
@@ -16,7 +17,18 @@ import (
 type Input struct {
 	JobID      job.ID
 	IODataRoot string
+	// Deadline is when the job must have been answered, zero for never. The
+	// runner is not told of it: whoever keeps the job while this process is away
+	// holds it to it, and answers in the runner's place with a failure of type
+	// TimeoutType. A Conn that cannot do that ignores it.
+	Deadline time.Time
 }
+
+// Types of failures that do not come from a model's own code.
+const (
+	TimeoutType   = "TimeoutError" // the job was not done by its deadline
+	CancelledType = "Cancelled"    // the runner gave it up because it was asked to
+)
 
 // Answer is a runner's answer about one job: done where Failure is nil.
 type Answer struct {

@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"context"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +11,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// kinds is how many kinds of waiting jobs (of a priority, for a sheep) are told
+// kinds is how many kinds of waiting jobs (of a model, for a sheep) are told
 // apart: clients choose priorities, and must not choose how many series there
 // are.
 const kinds = 64
@@ -43,8 +42,8 @@ func (m *Metrics) Expose(s Sources) {
 	m.registry.MustRegister(&collector{
 		sources: s,
 		jobs:    prometheus.NewDesc(name("jobs"), "Jobs that the ledger has, by state; of those that ended, the ones it keeps.", []string{"state"}, nil),
-		waiting: prometheus.NewDesc(name("queue_jobs"), "Jobs that wait for a sheep, by the priority and the sheep that they ask for.", []string{"priority", "sheep"}, nil),
-		oldest:  prometheus.NewDesc(name("queue_oldest_age_seconds"), "How long ago the oldest waiting job was submitted.", []string{"priority", "sheep"}, nil),
+		waiting: prometheus.NewDesc(name("queue_jobs"), "Jobs that wait for a sheep, by their model and the sheep that they ask for.", []string{"model", "sheep"}, nil),
+		oldest:  prometheus.NewDesc(name("queue_oldest_age_seconds"), "How long ago the oldest waiting job was submitted.", []string{"model", "sheep"}, nil),
 		up:      prometheus.NewDesc(name("sheep_up"), "Whether the sheep has a runner.", []string{"sheep", "type"}, nil),
 		busy:    prometheus.NewDesc(name("sheep_busy"), "Whether the sheep has a job.", []string{"sheep", "type"}, nil),
 		budget:  prometheus.NewDesc(name("disk_budget_bytes"), "What may be taken of the disk for a purpose; 0 is no bound.", []string{"purpose"}, nil),
@@ -86,13 +85,13 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	} else {
 		now := time.Now()
 		for _, w := range waiting {
-			priority, sheep := strconv.Itoa(w.Priority), w.Sheep
+			model, sheep := w.Model.String(), w.Sheep
 			if w.Rest {
-				priority, sheep = "other", "other"
+				model, sheep = "other", "other"
 			}
-			gauge(c.waiting, float64(w.Jobs), priority, sheep)
+			gauge(c.waiting, float64(w.Jobs), model, sheep)
 			if !w.Oldest.IsZero() {
-				gauge(c.oldest, max(now.Sub(w.Oldest).Seconds(), 0), priority, sheep)
+				gauge(c.oldest, max(now.Sub(w.Oldest).Seconds(), 0), model, sheep)
 			}
 		}
 	}

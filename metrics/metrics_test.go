@@ -94,16 +94,16 @@ func want(t *testing.T, text string, lines ...string) {
 func TestValues(t *testing.T) {
 	now := time.Now()
 	from := &machine{waiting: []ledger.Waiting{
-		{Priority: 5, Sheep: "s", Jobs: 2, Oldest: now.Add(-time.Hour)},
-		{Jobs: 4, Oldest: now.Add(time.Minute)}, // clocks go back
+		{Model: job.Model{Name: "m", Version: "v1"}, Sheep: "s", Jobs: 2, Oldest: now.Add(-time.Hour)},
+		{Model: job.Model{Name: "n"}, Jobs: 4, Oldest: now.Add(time.Minute)}, // clocks go back
 		{Jobs: 9, Rest: true},
 	}}
 	text := scrape(t, all(t, from))
 	want(t, text,
 		`shepherd_build_info{commit="abc",goversion="`+strings.TrimSpace(goVersion(t))+`",version="v1"} 1`,
 		`shepherd_jobs{state="queued"} 3`, `shepherd_jobs{state="done"} 5`, `shepherd_jobs{state="cancelled"} 0`,
-		`shepherd_queue_jobs{priority="5",sheep="s"} 2`, `shepherd_queue_jobs{priority="0",sheep=""} 4`, `shepherd_queue_jobs{priority="other",sheep="other"} 9`,
-		`shepherd_queue_oldest_age_seconds{priority="0",sheep=""} 0`,
+		`shepherd_queue_jobs{model="m:v1",sheep="s"} 2`, `shepherd_queue_jobs{model="n",sheep=""} 4`, `shepherd_queue_jobs{model="other",sheep="other"} 9`,
+		`shepherd_queue_oldest_age_seconds{model="n",sheep=""} 0`,
 		`shepherd_sheep_up{sheep="busy",type="bare"} 1`, `shepherd_sheep_busy{sheep="busy",type="bare"} 1`, `shepherd_sheep_up{sheep="off",type="docker"} 0`,
 		`shepherd_jobs_ended_total{sheep="s",state="done"} 1`,
 		`shepherd_job_phase_duration_seconds_bucket{phase="queued",result="ok",sheep="s",le="1"} 0`,
@@ -117,8 +117,8 @@ func TestValues(t *testing.T) {
 		`shepherd_disk_used_bytes{purpose="stage_ahead"} 7`, `shepherd_disk_budget_bytes{purpose="stage_ahead"} 9`,
 		`shepherd_disk_used_bytes{purpose="images"} 11`, `shepherd_disk_budget_bytes{purpose="images"} 12`,
 	)
-	age := regexp.MustCompile(`shepherd_queue_oldest_age_seconds\{priority="5",sheep="s"\} 36\d\d`)
-	if !age.MatchString(text) || strings.Contains(text, `oldest_age_seconds{priority="other"`) || strings.Contains(text, `folder="gone"`) {
+	age := regexp.MustCompile(`shepherd_queue_oldest_age_seconds\{model="m:v1",sheep="s"\} 36\d\d`)
+	if !age.MatchString(text) || strings.Contains(text, `oldest_age_seconds{model="other"`) || strings.Contains(text, `folder="gone"`) {
 		t.Error(text)
 	}
 }
@@ -140,11 +140,11 @@ func TestLedgerAway(t *testing.T) {
 	}
 }
 
-// Clients choose priorities, but not how many series there are.
+// Clients choose models, but not how many series there are.
 func TestSeriesAreBounded(t *testing.T) {
 	from := &machine{}
 	for i := range 1000 {
-		from.waiting = append(from.waiting, ledger.Waiting{Priority: i, Jobs: 1, Oldest: time.Now()})
+		from.waiting = append(from.waiting, ledger.Waiting{Model: job.Model{Name: fmt.Sprint("m", i)}, Jobs: 1, Oldest: time.Now()})
 	}
 	if n := strings.Count(scrape(t, all(t, from)), "shepherd_queue_jobs{"); n != kinds {
 		t.Errorf("%d series, want %d", n, kinds)

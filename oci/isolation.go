@@ -23,13 +23,19 @@ func cgroup(s *specs.Spec, cfg *Config) error {
 			r.Memory.Swap = &o.Memory // both together: none of it swap
 		}
 	}
+	if o.OOMGroup {
+		if !cfg.Host.Unified {
+			return &OptionError{"oom_group", "this machine has cgroup v1, and memory.oom.group is of cgroup v2; leave it out"}
+		}
+		r.Unified = map[string]string{"memory.oom.group": "1"}
+	}
 	if o.CPUs > 0 {
 		period, quota := uint64(cpuPeriod), int64(math.Round(o.CPUs*cpuPeriod))
 		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
 	pids := o.Pids
 	if pids == 0 {
-		pids = DefaultPids
+		pids = DefaultPids(cfg.Host.CPUs)
 	}
 	r.Pids = &specs.LinuxPids{Limit: &pids}
 	return nil
@@ -86,6 +92,13 @@ func capabilities(s *specs.Spec, cfg *Config) error {
 		s.Process.Capabilities.Effective, s.Process.Capabilities.Permitted = some, some
 	}
 	s.Process.NoNewPrivileges = true
+	return nil
+}
+
+// apparmor is the profile of the host's that confines containers, where it has
+// AppArmor.
+func apparmor(s *specs.Spec, cfg *Config) error {
+	s.Process.ApparmorProfile = cfg.Host.AppArmor
 	return nil
 }
 

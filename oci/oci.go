@@ -3,8 +3,9 @@
 //
 // It is pure: it reads no file and asks nobody, so that a spec can be looked at
 // whole in a golden file. What it must know of the host is in Config. The
-// defaults are Docker's or stricter: an image that runs under Docker without
-// asking for privileges runs here.
+// defaults are Docker's or stricter, but for /dev/shm, which is larger: an image
+// that runs under Docker without asking for privileges runs here. SELinux labels
+// are not set, as with Docker unless it is told to.
 package oci
 
 import (
@@ -33,7 +34,8 @@ type Config struct {
 	DataDir string
 	// Hostname is the container's own; empty leaves the host's.
 	Hostname string
-	// CgroupPath is the container's own cgroup, as in /shepherd/NAME.
+	// CgroupPath is the container's own cgroup: an absolute path, as in
+	// /shepherd/NAME, or SLICE:PREFIX:NAME where the runtime has systemd make it.
 	CgroupPath string
 	// Hosts is a file to mount as /etc/hosts, empty for none. It is of use without
 	// a network, too: localhost is found by it.
@@ -56,6 +58,14 @@ type Host struct {
 	// SwapLimit says that swap can be limited: always so with cgroup v2, with v1
 	// where memory.memsw.limit_in_bytes is there.
 	SwapLimit bool
+	// CPUs is how many CPUs it has.
+	CPUs int
+	// RecursiveReadOnly says that a mount can be made read-only together with the
+	// mounts below it (mount_setattr, Linux 5.12).
+	RecursiveReadOnly bool
+	// AppArmor is the profile to confine containers with; empty where the machine
+	// has no AppArmor.
+	AppArmor string
 }
 
 // version is the oldest of the runtime-spec that has all that is used here.
@@ -71,8 +81,8 @@ func Spec(cfg Config) (*specs.Spec, error) {
 	if !absolute(cfg.DataDir) {
 		return nil, fmt.Errorf("the data directory %q is not absolute", cfg.DataDir)
 	}
-	if !absolute(cfg.CgroupPath) || cfg.CgroupPath == "/" {
-		return nil, fmt.Errorf("the cgroup %q is not an absolute path below the root", cfg.CgroupPath)
+	if !isCgroup(cfg.CgroupPath) {
+		return nil, fmt.Errorf("the cgroup %q is neither an absolute path below the root nor SLICE:PREFIX:NAME", cfg.CgroupPath)
 	}
 	s := &specs.Spec{
 		Version: version,
@@ -98,6 +108,7 @@ func Spec(cfg Config) (*specs.Spec, error) {
 		paths,        // what of /proc and /sys is hidden
 		capabilities, // what root in it may do
 		seccomp,      // which system calls there are
+		apparmor,     // what AppArmor allows
 		edits,        // devices
 	} {
 		if err := step(s, &cfg); err != nil {
@@ -114,6 +125,15 @@ func edits(s *specs.Spec, cfg *Config) error {
 		}
 	}
 	return nil
+}
+
+// isCgroup reports whether p is a path of cgroupfs or a name for systemd.
+func isCgroup(p string) bool {
+	if absolute(p) {
+		return p != "/"
+	}
+	parts := strings.Split(p, ":")
+	return len(parts) == 3 && strings.HasSuffix(parts[0], ".slice") && parts[2] != "" && !strings.ContainsAny(p, "/\x00\n")
 }
 
 // absolute says that p is a path from the root, without a way out of it.

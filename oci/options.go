@@ -26,7 +26,8 @@ type Options struct {
 	Memory   int64   // bytes, swap included; 0 is no limit
 	CPUs     float64 // 1.5 is one and a half; 0 is no limit
 	Pids     int64   // processes and threads; 0 is DefaultPids, -1 no limit
-	ShmSize  int64   // bytes of /dev/shm; 0 is DefaultShmSize
+	ShmSize  int64   // bytes of /dev/shm; 0 is half of the memory
+	OOMGroup bool    // the kernel kills all processes together when memory runs out
 	Tmpfs    []Tmpfs
 	ReadOnly bool              // the root file system
 	User     string            // USER[:GROUP], names or numbers, instead of the image's
@@ -56,12 +57,15 @@ type Mount struct {
 // Ulimit is a limit of one process; -1 is none.
 type Ulimit struct{ Soft, Hard int64 }
 
-// What applies where a sheep says nothing. They are Docker's, but that Docker
-// does not limit pids.
-const (
-	DefaultPids    = 4096
-	DefaultShmSize = 64 << 20
-)
+// DefaultPids is how many processes and threads a container may have where the
+// sheep does not say: enough for a process per CPU with as many OpenMP threads
+// each on machines of up to 256 CPUs, and a bound for what forks without end.
+// Docker has none.
+func DefaultPids(cpus int) int64 { return max(4096, 256*int64(cpus)) }
+
+// minShmSize is the least that /dev/shm has unless the sheep says otherwise:
+// Docker's default.
+const minShmSize = 64 << 20
 
 const (
 	minMemory = 6 << 20 // below this a container does not start

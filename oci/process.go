@@ -31,8 +31,17 @@ func command(s *specs.Spec, cfg *Config) error {
 // defaultPath is what Docker sets where an image does not.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// RunnerHost is the variable that tells runners which address to listen on. The
+// shim dials the loopback address, in the container's network namespace; any
+// other would open the runner to the network with networks host and cni.
+const (
+	RunnerHost = "SHEPHERD_RUNNER_HOST"
+	loopback   = "127.0.0.1"
+)
+
 // environment is the image's, then the sheep's. A later value of a variable
-// takes the place of an earlier one.
+// takes the place of an earlier one. An entry of the image's without "=" unsets
+// the variable and one without a name counts for nothing, as with Docker.
 func environment(s *specs.Spec, cfg *Config) error {
 	var names []string
 	values := map[string]string{}
@@ -48,11 +57,16 @@ func environment(s *specs.Spec, cfg *Config) error {
 	}
 	for _, entry := range cfg.Image.Env {
 		name, value, ok := strings.Cut(entry, "=")
-		if !ok || name == "" {
-			return fmt.Errorf("the image's environment holds %.100q, which is not NAME=VALUE", entry)
+		switch {
+		case name == "":
+		case !ok:
+			delete(values, name)
+			names = slices.DeleteFunc(names, func(n string) bool { return n == name })
+		default:
+			set(name, value)
 		}
-		set(name, value)
 	}
+	set(RunnerHost, loopback)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Options.Env)) {
 		set(name, cfg.Options.Env[name])
 	}

@@ -39,3 +39,11 @@ type ModelKeeper interface {
 	// an error that needed returns is Remove's, and the model stays.
 	Remove(ctx context.Context, m job.Model, needed func(job.Model) error) error
 }
+
+// ModelFinder is a Sheep that can tell at once whether it has a model.
+type ModelFinder interface {
+	// FindModel returns the *LoadError that Load would return because the model is
+	// not here, of class errdefs.ErrNotFound, and nil where it is or where that is
+	// not known. It fetches nothing and returns within milliseconds.
+	FindModel(m job.Model) error
+}

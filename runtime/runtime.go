@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 )
@@ -137,6 +138,11 @@ func Discard(Event) {}
 // ErrDetached is what Run returns after Detach.
 var ErrDetached = errors.New("detached from the runner, which goes on")
 
+// ErrSuperseded is what Run returns when another daemon has taken the runner over,
+// with the job it has: that job is the other's. It is an ErrDetached. Until the
+// runner has ended, Run starts no other.
+var ErrSuperseded = fmt.Errorf("%w with another daemon", ErrDetached)
+
 // Exit says how a runner ended.
 type Exit struct {
 	// Code is the exit code, or -1 when it ended by a signal or is not known.
@@ -152,7 +158,8 @@ type Exit struct {
 	Lost bool
 	// Detail is a cause in words where there is more to say than the above.
 	Detail string
-	// LastLog is the end of what the runner wrote, at most a few lines.
+	// LastLog is the end of what the runner wrote: at most a few lines, cleaned,
+	// those that say why it ended among them.
 	LastLog string
 }
 
@@ -173,18 +180,10 @@ func (e *Exit) Error() string {
 	if len(parts) == 0 {
 		parts = append(parts, "cause unknown")
 	}
-	if line := lastLine(e.LastLog); line != "" {
-		parts = append(parts, "last log line: "+line)
+	if cause := logtext.Cause(e.LastLog); cause != "" {
+		parts = append(parts, "last log line: "+cause)
 	}
 	return strings.Join(parts, "; ")
-}
-
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	if i := strings.LastIndexByte(s, '\n'); i >= 0 {
-		s = s[i+1:]
-	}
-	return strings.TrimSpace(s)
 }
 
 // LoadError says that a model cannot be loaded or started. Its text is shown to

@@ -29,15 +29,15 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	var changes []change
-	present := s.flock.all()
+	present := s.env.flock.all()
 	kept := make(map[*lane]bool)
 	for _, m := range members {
-		if i := slices.IndexFunc(present, func(l *lane) bool { return l.sheep == m.Sheep }); i >= 0 {
+		if i := slices.IndexFunc(present, func(l *lane) bool { return l.Sheep == m.Sheep }); i >= 0 {
 			kept[present[i]] = true
 			continue
 		}
-		c := change{after: newLane(m, s)}
-		if i := slices.IndexFunc(present, func(l *lane) bool { return l.name == m.Name }); i >= 0 {
+		c := change{after: newLane(m, s.env)}
+		if i := slices.IndexFunc(present, func(l *lane) bool { return l.Name == m.Name }); i >= 0 {
 			c.before = present[i]
 			kept[present[i]] = true
 		}
@@ -67,12 +67,12 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 	var making sync.WaitGroup
 	for _, c := range changes {
 		if c.after == nil {
-			c.before.remove()
+			c.before.state.remove()
 		}
 		making.Go(func() { s.swap(ctx, c, drain) })
 	}
 	making.Wait()
-	s.flock.sort(members)
+	s.env.flock.sort(members)
 	s.models.use(members)
 	return s.admitting()
 }
@@ -84,22 +84,22 @@ func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	if c.before != nil {
 		c.before.retire(drain, errSheepChanged)
 		s.close(ctx, c.before)
-		s.log.Info("Sheep has ended", "sheep", c.before.name)
+		s.log.Info("Sheep has ended", "sheep", c.before.Name)
 	}
 	switch {
 	case c.after == nil:
-		s.flock.replace(c.before, nil)
+		s.env.flock.replace(c.before, nil)
 	case s.admitting() != nil:
 		s.close(ctx, c.after)
-		s.flock.replace(c.before, nil)
+		s.env.flock.replace(c.before, nil)
 	default:
 		byHolder, err := s.held(ctx)
 		if err != nil { // what the one before could not hand back stays held until the next Start
-			s.log.Error("Cannot look for jobs that the sheep holds", "sheep", c.after.name, "error", err)
+			s.log.Error("Cannot look for jobs that the sheep holds", "sheep", c.after.Name, "error", err)
 		}
 		s.recover(ctx, []*lane{c.after}, byHolder)
-		s.flock.replace(c.before, c.after)
-		c.after.start()
+		s.env.flock.replace(c.before, c.after)
+		s.startLane(c.after, nil)
 	}
 }
 
@@ -113,20 +113,10 @@ func (s *Shepherd) admitting() error {
 	return nil
 }
 
-// retire ends the lane: its job may finish for the time of drain.
-func (l *lane) retire(drain time.Duration, why error) {
-	l.shut(why)
-	interrupt := time.AfterFunc(drain, func() { l.stopWork(why) })
-	defer interrupt.Stop()
-	l.wait()
-}
-
 // replace puts a lane in the place of another. Without one before it is added,
 // without one after the place goes.
 func (f *flock) replace(before, after *lane) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	lanes := slices.Clone(f.lanes)
+	lanes := slices.Clone(f.all())
 	i := slices.Index(lanes, before)
 	switch {
 	case i < 0:
@@ -136,17 +126,15 @@ func (f *flock) replace(before, after *lane) {
 	default:
 		lanes[i] = after
 	}
-	f.lanes = lanes
+	f.set(lanes)
 }
 
 // sort puts the lanes into the order of the members.
 func (f *flock) sort(members []Member) {
 	place := func(l *lane) int {
-		return slices.IndexFunc(members, func(m Member) bool { return m.Name == l.name })
+		return slices.IndexFunc(members, func(m Member) bool { return m.Name == l.Name })
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	lanes := slices.Clone(f.lanes)
+	lanes := slices.Clone(f.all())
 	slices.SortStableFunc(lanes, func(a, b *lane) int { return place(a) - place(b) })
-	f.lanes = lanes
+	f.set(lanes)
 }

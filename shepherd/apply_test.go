@@ -133,8 +133,8 @@ func TestApplyChanges(t *testing.T) {
 		t.Errorf("the job that was handed back: %v", s.Failure)
 	}
 	rec, err := p.ledger.Get(t.Context(), "wait-1")
-	if err != nil || rec.Attempt != 1 {
-		t.Errorf("it is at attempt %d, %v; being handed back counts as none", rec.Attempt, err)
+	if err != nil || rec.Attempt != 2 || rec.Spent != 1 {
+		t.Errorf("%d of %d attempts count, %v; being handed back counts as none", rec.Spent, rec.Attempt, err)
 	}
 }
 

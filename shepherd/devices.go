@@ -2,14 +2,13 @@ package shepherd
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -81,192 +80,52 @@ type Devices interface {
 	Close()
 }
 
-// deviceError is why a job's context ends when a device of its sheep is out.
-type deviceError struct{ cause error }
+// share is a sheep's share of the machine's devices; its zero value is that of a
+// sheep that has none.
+type share struct{ devices Devices }
 
-func (e *deviceError) Error() string { return e.cause.Error() }
+// has reports whether there are devices.
+func (s share) has() bool { return s.devices != nil }
 
-// errDevicesOut is why a job that was only prepared goes back to the queue.
-var errDevicesOut = errors.New("a device of the sheep is out")
-
-// admission is what the lane may claim.
-func (l *lane) admission() job.Admission {
-	if l.devices == nil {
+// admission is what the sheep may claim.
+func (s share) admission() job.Admission {
+	if s.devices == nil {
 		return job.AnyNow
 	}
-	return l.devices.Admission()
+	return s.devices.Admission()
 }
 
-// admits says whether the lane may claim the job.
-func (l *lane) admits(rec job.Record) bool {
-	switch l.admission() {
-	case job.NoJobs:
-		return false
-	case job.OwnJobs:
-		return rec.Sheep == l.name
-	}
-	return true
-}
-
-// narrow restricts a claim to what the lane's devices allow. A job that may have
-// to wait for them is claimed ahead: it stays queued, and any sheep that would be
-// idle may take it over.
-func (l *lane) narrow(slot *ledger.Slot) bool {
-	switch l.admission() {
-	case job.NoJobs:
-		return false
-	case job.OwnJobs:
-		slot.Addressed, slot.Ahead = true, true
-	case job.AnyJobs:
-		slot.Ahead = true
-	}
-	return true
-}
-
-// offer holds the job out to the worker until it is taken, or given up, or the
-// feed ends; before that it waits for the devices the job needs. It returns false
-// when the feed has ended.
-func (l *lane) offer(ctx context.Context, a *assignment) bool {
-	next := l.next
-	var granted <-chan error
-	if l.devices != nil {
-		granted, a.done = l.devices.Request()
-		next = nil
-		l.awaits(len(granted) == 0)
-		defer l.waiting.Store(false)
-	}
-	l.feeder.waits()
-	defer l.feeder.works()
-	for {
-		select {
-		case err := <-granted:
-			if err != nil {
-				l.withdraw(a, errDevicesOut)
-				return true
-			}
-			l.waiting.Store(false)
-			next, granted = l.next, nil
-		case next <- a:
-			return true
-		case <-a.gone:
-			a.through()
-			return true
-		case <-ctx.Done():
-			l.withdraw(a, context.Cause(ctx))
-			return false
-		}
+// notify has changed called whenever admission has become more.
+func (s share) notify(changed func()) {
+	if s.devices != nil {
+		s.devices.Notify(changed)
 	}
 }
 
-// withdraw hands the job that is held out back to the queue, unless somebody has
-// taken it over.
-func (l *lane) withdraw(a *assignment, why error) {
-	a.through()
-	if a.owner.CompareAndSwap(offeredByFeeder, givenUp) {
-		l.abandon(a, why.Error())
+// request asks for the devices for a job; granted is closed at once where there
+// are none.
+func (s share) request() (granted <-chan error, done func()) {
+	if s.devices == nil {
+		return nil, func() {}
 	}
+	return s.devices.Request()
 }
 
-// through gives up the devices that were asked for, or had, for the job.
-func (a *assignment) through() {
-	if a.done != nil {
-		a.done()
+// hold takes the devices for a runner without a job, unless others need them.
+func (s share) hold() (done func(), ok bool) {
+	if s.devices == nil {
+		return func() {}, true
 	}
+	return s.devices.Hold()
 }
 
-// awaits notes whether the job that is held out has to wait for devices though
-// the lane is idle, and has idle sheep look whether they may take it over.
-func (l *lane) awaits(waiting bool) {
-	l.waiting.Store(waiting)
-	if waiting && !l.isBusy() {
-		l.shepherd.flock.wake(job.Record{})
-	}
-}
-
-// begun tells that the runner has the job since then.
-func (l *lane) begun(id job.ID, since time.Time) {
-	if l.devices != nil {
-		l.devices.Begin(id, since)
-	}
-}
-
-// mayGiveUp says whether a job that the lane holds out would otherwise wait.
-func (l *lane) mayGiveUp() bool { return l.isBusy() || l.waiting.Load() }
-
-// watchDevices ends a job's context when a device is out. It returns when ctx
-// has ended.
-func (l *lane) watchDevices(ctx context.Context, cancel context.CancelCauseFunc) {
-	if err := l.devices.Fault(ctx); ctx.Err() == nil {
-		cancel(&deviceError{err})
-	}
-}
-
-// lose ends a job whose devices failed under it: it goes back to the queue where
-// another sheep may run it, and fails otherwise.
-func (l *lane) lose(a *assignment, why *deviceError) {
-	if l.retries(a) {
-		l.account(a.ID, false)
-		l.retry(a, why.Error())
-		return
-	}
-	l.finish(a, ending{failure: &job.Failure{Message: fmt.Sprintf("A device was lost under this job (%s)", why)}})
-}
-
-// retries says whether a job whose devices failed is to be tried by another sheep.
-func (l *lane) retries(a *assignment) bool {
-	return a.Attempt < l.shepherd.cfg.MaxAttempts && l.shepherd.flock.elsewhere(l, a)
-}
-
-// retry hands the job back for that.
-func (l *lane) retry(a *assignment, why string) {
-	l.log.Warn("A device was lost under a job; the job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "error", why)
-	l.clear(a)
-	l.release(l.work, a, false, why)
-}
-
-// elsewhere says whether a lane other than this one may run the job.
-func (f *flock) elsewhere(l *lane, a *assignment) bool {
-	for _, other := range f.all() {
-		if other == l || !a.free || other.admission() == job.NoJobs {
-			continue
-		}
-		checker, ok := other.sheep.(runtime.ModelChecker)
-		if !ok || checker.CheckModel(a.Model) == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// account asks for what is known of the job that the runner had.
-func (l *lane) account(id job.ID, failed bool) <-chan job.Account {
-	if l.devices == nil {
-		none := make(chan job.Account, 1)
-		none <- job.Account{}
-		return none
-	}
-	return l.devices.End(id, job.Now(), failed)
-}
-
-// explain adds to a failure what the devices reported.
-func explain(failure *job.Failure, account job.Account) *job.Failure {
-	if failure == nil || account.Cause == "" {
-		return failure
-	}
-	explained := *failure
-	explained.Message = fmt.Sprintf("%s (%s)", failure.Message, account.Cause)
-	return &explained
-}
-
-// prepare makes sure that what the runner needs of its devices is free.
-func (l *lane) prepare(ctx context.Context) error {
-	if l.devices == nil {
+// prepare makes sure that what the runner needs of its devices is free. The error
+// is *runtime.LoadError, or the cause of ctx's end.
+func (s share) prepare(ctx context.Context) error {
+	if s.devices == nil {
 		return nil
 	}
-	l.show("") // the devices' state tells the rest
-	l.worker.waits()
-	err := l.devices.Prepare(ctx)
-	l.worker.works()
+	err := s.devices.Prepare(ctx)
 	switch {
 	case err == nil:
 		return nil
@@ -278,54 +137,77 @@ func (l *lane) prepare(ctx context.Context) error {
 	return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrInternal}
 }
 
-// hasDevices tells whoever keeps the devices that a runner is up with them.
-func (l *lane) hasDevices(m job.Model, pid int) {
-	if l.devices != nil {
-		l.devices.Started(m, pid)
+// started and stopped tell of the runner's life, begin and end of a job's.
+func (s share) started(m job.Model, pid int) {
+	if s.devices != nil {
+		s.devices.Started(m, pid)
 	}
 }
 
-// leftDevices tells that nothing is left of the runner.
-func (l *lane) leftDevices() {
-	if l.devices != nil {
-		l.devices.Stopped()
+func (s share) stopped() {
+	if s.devices != nil {
+		s.devices.Stopped()
 	}
 }
 
-// take takes the devices for a runner without a job, unless others need them.
-func (l *lane) take() (done func(), ok bool) {
-	if l.devices == nil {
-		return func() {}, true
+func (s share) begin(id job.ID, at time.Time) {
+	if s.devices != nil {
+		s.devices.Begin(id, at)
 	}
-	return l.devices.Hold()
+}
+
+func (s share) end(id job.ID, at time.Time, failed bool) <-chan job.Account {
+	if s.devices == nil {
+		none := make(chan job.Account, 1)
+		none <- job.Account{}
+		return none
+	}
+	return s.devices.End(id, at, failed)
+}
+
+// watch stops the attempt when a device is out. It returns when ctx has ended.
+func (s share) watch(ctx context.Context, a *attempt) {
+	if s.devices == nil {
+		return
+	}
+	if err := s.devices.Fault(ctx); ctx.Err() == nil {
+		a.stopper.stop(&deviceError{err})
+	}
 }
 
 // yield receives when the idle runner is to be stopped for another sheep.
-func (l *lane) yield() <-chan struct{} {
-	if l.devices == nil || l.runner == nil {
+func (s share) yield() <-chan struct{} {
+	if s.devices == nil {
 		return nil
 	}
-	return l.devices.Yield()
+	return s.devices.Yield()
 }
 
-// tired fires when the runner has been idle for long enough to be stopped.
-func (l *lane) tired() <-chan time.Time {
-	if l.idleTimeout == 0 || l.runner == nil {
-		return nil
+// state says in words what keeps the sheep from its devices.
+func (s share) state() string {
+	if s.devices == nil {
+		return ""
 	}
-	return time.After(time.Until(l.idleSince.Add(l.idleTimeout)))
+	return s.devices.State()
 }
 
-// unload stops the idle runner, and with it gives up what its model takes.
-func (l *lane) unload(why string) {
-	m := l.runner.model
-	l.log.Info("Unloading the model of an idle sheep", "model", m.String(), "why", why)
-	l.show("unloading " + m.String() + ": " + why)
-	l.stopRunner()
-	l.mu.Lock()
-	if l.planned == m {
-		l.planned = job.Model{}
+func (s share) close() {
+	if s.devices != nil {
+		s.devices.Close()
 	}
-	l.mu.Unlock()
-	l.awaits(l.waiting.Load())
+}
+
+// deviceError is why an attempt is stopped when a device of its sheep is out.
+type deviceError struct{ cause error }
+
+func (e *deviceError) Error() string { return e.cause.Error() }
+
+// explain adds to a failure what the devices reported.
+func explain(failure *job.Failure, account job.Account) *job.Failure {
+	if failure == nil || account.Cause == "" || strings.Contains(failure.Message, account.Cause) {
+		return failure
+	}
+	explained := *failure
+	explained.Message = fmt.Sprintf("%s (%s)", failure.Message, account.Cause)
+	return &explained
 }

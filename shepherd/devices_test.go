@@ -339,19 +339,29 @@ func TestRunnerKnowsFirst(t *testing.T) {
 	}
 }
 
-func TestNotReady(t *testing.T) {
+// A device that somebody else uses is waited for, for as long as loading may take.
+func TestDevicesAreNotReady(t *testing.T) {
 	p := newPen(t)
 	devices := p.lend("sheep")
 	devices.prepare = errNoMemory{}
 	p.start()
-	p.submit("xxx", "m", "x")
+	limit := time.Second
+	p.submit("xxx", "m", "x", func(r *job.Request) { r.Limits.LoadTimeout = &limit })
 	failure := p.await("xxx", job.Failed).Failure
 	if want := "Failed to start sheep for this job (GPU 0 has no memory free)"; failure.Message != want {
 		t.Errorf("the job failed with %q, want %q", failure.Message, want)
 	}
-	if n := strings.Count(devices.noted(), "prepare"); n != p.config.MaxAttempts {
+	if n := strings.Count(devices.noted(), "prepare"); n < 3 {
 		t.Errorf("it was tried %d times", n)
 	}
+	p.submit("yyy", "m", "x")
+	p.eventually("it rests", func() bool {
+		return strings.Contains(p.core.Sheep(t.Context())[0].Detail, "rests for")
+	})
+	devices.mu.Lock()
+	devices.prepare = nil
+	devices.mu.Unlock()
+	p.await("yyy", job.Done)
 }
 
 type errNoMemory struct{}

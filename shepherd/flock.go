@@ -5,25 +5,34 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
-// flock is all lanes together. It decides which lane is woken for a job, and
-// lets a lane that would be idle take over a job that another has only prepared.
+// flock is all lanes together. It decides in which order lanes look into the
+// ledger when a job can be claimed.
+//
+// Each change that may let a job be claimed is a round. In a round the sleeping
+// lane that suits the job best looks first; when it has looked, whatever it found,
+// it wakes the next that has not looked in this round. So a job is not left while
+// any lane could have it, and the best lane comes first.
 type flock struct {
-	ledger ledger.Ledger
-	node   string
-	budget *budget
-
-	// claiming makes claims one after another: what a lane found free, or took
-	// over, no other lane has meanwhile.
-	claiming sync.Mutex
-
 	mu    sync.Mutex
 	lanes []*lane // in configured order; replaced as a whole; see all
-	wakes int64   // counts wake calls, so that a lane about to sleep sees those it missed
+	round int64
+	seats map[*lane]*seat
 }
+
+// seat is a lane's place among the sleeping.
+type seat struct {
+	asleep bool
+	looked int64 // the last round in which it looked
+	woken  chan struct{}
+}
+
+func newFlock() *flock { return &flock{seats: make(map[*lane]*seat)} }
 
 // all are the lanes of the moment. The slice is not to be changed.
 func (f *flock) all() []*lane {
@@ -32,10 +41,36 @@ func (f *flock) all() []*lane {
 	return f.lanes
 }
 
+// set replaces the lanes.
+func (f *flock) set(lanes []*lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lanes = lanes
+	for l := range f.seats {
+		if !contains(lanes, l) {
+			delete(f.seats, l)
+		}
+	}
+	for _, l := range lanes {
+		if f.seats[l] == nil {
+			f.seats[l] = &seat{woken: make(chan struct{}, 1)}
+		}
+	}
+}
+
+func contains(lanes []*lane, l *lane) bool {
+	for _, other := range lanes {
+		if other == l {
+			return true
+		}
+	}
+	return false
+}
+
 // named returns the lane of that name, nil where there is none.
 func (f *flock) named(name string) *lane {
 	for _, l := range f.all() {
-		if l.name == name {
+		if l.Name == name {
 			return l
 		}
 	}
@@ -45,113 +80,225 @@ func (f *flock) named(name string) *lane {
 // takes says whether jobs may be addressed to a sheep.
 func (f *flock) takes(name string) bool {
 	l := f.named(name)
-	return l != nil && !l.isRemoved()
+	return l != nil && !l.state.isRemoved()
 }
 
-// wake lets the lane that suits the job best look into the ledger. A zero record
-// wakes all.
-func (f *flock) wake(rec job.Record) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.wakes++
-	if rec.ID == "" {
-		for _, l := range f.lanes {
-			l.rouse()
+// offer begins a round: a job with this model and address can be claimed.
+func (f *flock) offer(m job.Model, address string) {
+	f.begin(func(l *lane) int {
+		if address != "" && address != l.Name || !l.admits(address) {
+			return -1
 		}
-		return
+		return l.suits(m)
+	})
+}
+
+// stir begins a round in which l looks first: it can claim more than before.
+func (f *flock) stir(l *lane) {
+	f.begin(func(other *lane) int {
+		if other == l {
+			return 1
+		}
+		return 0
+	})
+}
+
+// begin begins a round. The sleeping lane that rank puts highest is woken, none
+// where it is below 0.
+func (f *flock) begin(rank func(*lane) int) {
+	f.mu.Lock()
+	f.round++
+	lanes := f.sleeping()
+	f.mu.Unlock()
+	f.wakeBest(lanes, rank)
+}
+
+// pass notes that l has looked in a round, and wakes the next.
+func (f *flock) pass(l *lane, round int64) {
+	f.mu.Lock()
+	if s := f.seats[l]; s != nil {
+		s.looked = max(s.looked, round)
 	}
+	lanes := f.sleeping()
+	f.mu.Unlock()
+	f.wakeBest(lanes, func(other *lane) int {
+		if other.state.busy() {
+			return 0
+		}
+		return 1
+	})
+}
+
+// sleeping are the lanes that sleep and have not looked in this round. The caller
+// holds f.mu.
+func (f *flock) sleeping() []*lane {
+	var lanes []*lane
+	for _, l := range f.lanes {
+		if s := f.seats[l]; s.asleep && s.looked < f.round {
+			lanes = append(lanes, l)
+		}
+	}
+	return lanes
+}
+
+// wakeBest ranks lanes without the lock: to ask a lane may take others.
+func (f *flock) wakeBest(lanes []*lane, rank func(*lane) int) {
 	var best *lane
 	bestRank := -1
-	for _, l := range f.lanes {
-		if rec.Sheep != "" && rec.Sheep != l.name || !l.asleep || !l.admits(rec) {
-			continue
-		}
-		if rank := l.suits(rec.Model); rank > bestRank {
-			best, bestRank = l, rank
+	for _, l := range lanes {
+		if r := rank(l); r > bestRank {
+			best, bestRank = l, r
 		}
 	}
-	if best != nil {
-		best.rouse()
+	if best == nil {
+		return
 	}
-}
-
-// stir has the lane look into the ledger: it may take more than it could before.
-func (f *flock) stir(l *lane) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.wakes++
-	l.rouse()
+	if s := f.seats[best]; s != nil {
+		s.asleep = false
+		select {
+		case s.woken <- struct{}{}:
+		default:
+		}
+	}
 }
 
-// next waits for a job for the lane and claims it. The error is ctx's.
-func (f *flock) next(ctx context.Context, l *lane) (*ledger.Claim, error) {
-	backoff := time.Second
+// look is the present round, for pass and sleep.
+func (f *flock) look() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.round
+}
+
+// sleep puts the lane to sleep unless a round has begun since the one it looked
+// in. The channel receives when it is to look.
+func (f *flock) sleep(l *lane, round int64) (<-chan struct{}, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.seats[l]
+	if s == nil { // it is not of the flock any more: nobody wakes it
+		return nil, true
+	}
+	if f.round != round {
+		return nil, false
+	}
+	select {
+	case <-s.woken: // of an earlier sleep
+	default:
+	}
+	s.asleep = true
+	return s.woken, true
+}
+
+func (f *flock) awake(l *lane) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.seats[l]; s != nil {
+		s.asleep = false
+	}
+}
+
+// yieldTime is how long a lane that gave a job up for another leaves the others
+// the first look.
+const yieldTime = 100 * time.Millisecond
+
+// next waits for a job for the lane and claims it. With yields, others look first.
+// The error is ctx's.
+func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, error) {
+	failures := 0
 	for {
-		f.mu.Lock()
-		seen := f.wakes
-		f.mu.Unlock()
-
-		claim, err := f.claim(ctx, l)
-		if claim != nil {
-			return claim, nil
+		if err := l.rests.wait(ctx); err != nil {
+			return nil, err
 		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		round := f.look()
+		var claim *ledger.Claim
+		var err error
+		if !yields {
+			claim, err = f.claim(ctx, l)
 		}
-		var retry <-chan time.Time
-		if err != nil {
-			l.log.Error("Cannot claim a job; trying again", "error", err)
-			retry = time.After(backoff)
-			backoff = min(2*backoff, 30*time.Second)
-		} else {
-			backoff = time.Second
+		if claim != nil || ctx.Err() != nil {
+			f.pass(l, round)
+			if claim == nil {
+				err = ctx.Err()
+			} else {
+				err = nil
+			}
+			return claim, err
 		}
-
-		f.mu.Lock()
-		if err == nil && f.wakes != seen {
-			f.mu.Unlock()
+		f.pass(l, round)
+		var again <-chan time.Time
+		switch {
+		case err != nil:
+			failures++
+			pause := min(time.Second<<min(failures-1, 5), 30*time.Second)
+			l.log.Error("Cannot claim a job; trying again", "error", err, "pause", pause)
+			again = time.After(pause)
+		case yields:
+			again = time.After(yieldTime)
+		default:
+			failures = 0
+		}
+		woken, ok := f.sleep(l, round)
+		if !ok && again == nil {
 			continue
 		}
-		l.asleep = true
-		f.mu.Unlock()
-		l.feeder.waits()
+		yields = false
+		l.feeder.pulse.waits()
 		select {
 		case <-ctx.Done():
-		case <-l.woken:
-		case <-l.idled: // it was busy and could only prepare; now it may take over
-		case <-retry:
+		case <-woken:
+		case <-l.state.freed: // it was busy and could only prepare; now it may take a job over
+		case <-again:
 		}
-		l.feeder.works()
-		f.mu.Lock()
-		l.asleep = false
-		f.mu.Unlock()
+		l.feeder.pulse.works()
+		f.awake(l)
 		if ctx.Err() != nil {
-			f.wake(job.Record{}) // what it was woken for is for the others
+			f.pass(l, round) // what it was woken for is for the others
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// claim takes the next job by the ledger's order or, for an idle lane that the
-// ledger has none for, one that a busy lane has prepared for itself.
+// claim takes the next job by the ledger's order. An idle lane that the ledger has
+// none for asks a busy one to hand back a job that it has only prepared: an event
+// wakes the idle lane when that is done.
 func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
-	f.claiming.Lock()
-	defer f.claiming.Unlock()
-	slot := ledger.Slot{Node: f.node, Sheep: l.name, Loaded: l.willHave(), Ahead: l.isBusy()}
-	if !l.narrow(&slot) {
+	now := time.Now()
+	next := l.nextModel()
+	slot := ledger.Slot{Node: l.node, Sheep: l.Name, Prefer: l.turns.prefer(next, now), Ahead: l.state.busy()}
+	switch l.share.admission() {
+	case job.NoJobs:
 		return nil, nil
+	case job.OwnJobs:
+		slot.Addressed, slot.Ahead = true, true
+	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
+		slot.Ahead = true
 	}
-	claim, err := f.ledger.Claim(ctx, slot)
-	if claim != nil || err != nil || slot.Ahead {
+	var err error
+	if slot.Except, err = f.except(ctx, l); err != nil {
+		return nil, err
+	}
+	claim, err := l.ledger.Claim(ctx, slot)
+	if err != nil || claim != nil {
+		if claim != nil && slot.Prefer.IsZero() {
+			l.turns.claimed(claim.Model, now)
+		}
 		return claim, err
 	}
+	if slot.Ahead {
+		return nil, nil
+	}
 	for _, other := range f.all() {
-		if other == l || !other.mayGiveUp() {
+		if other == l {
 			continue
 		}
-		if id := other.giveUp(ctx); id != "" {
-			slot.Only = id
-			return f.ledger.Claim(ctx, slot)
+		a := other.feeder.holds()
+		if a == nil || !other.state.busy() && !other.feeder.waitsForDevices() || l.cannot(a.Model) != nil {
+			continue
+		}
+		if a.surrender() {
+			break
 		}
 	}
 	return nil, nil
@@ -164,21 +311,30 @@ type budget struct {
 	used  int64
 }
 
-func newBudget(limit int64) *budget { return &budget{limit: limit} }
-
-// left is how much one more job may take; 0 means any amount, and ok is false
-// when nothing is left.
-func (b *budget) left() (bytes int64, ok bool) {
-	if b.limit == 0 {
-		return 0, true
+// reserve takes room for a job that is prepared ahead. The error is of class
+// errdefs.ErrResourceExhausted.
+func (b *budget) reserve(bytes int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.limit > 0 && b.used+bytes > b.limit {
+		return errBudget
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.limit - b.used, b.limit > b.used
+	b.used += bytes
+	return nil
 }
 
-func (b *budget) add(bytes int64) {
+// free gives back what was reserved.
+func (b *budget) free(bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.used += bytes
+	b.used -= bytes
 }
+
+func (b *budget) state() (used, limit int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used, b.limit
+}
+
+// errBudget is why a job's inputs are not staged ahead of its turn.
+var errBudget = errdefs.ErrResourceExhausted.WithMessage("the inputs do not fit the budget for jobs prepared ahead")

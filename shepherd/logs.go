@@ -12,11 +12,11 @@ import (
 // Logs opens what a sheep's runners have written, as runtime.Logger says. The
 // error is *job.UnknownSheep or job.ErrNoLog, or has no class.
 func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
-	l := s.flock.named(sheep)
+	l := s.env.flock.named(sheep)
 	if l == nil {
 		return nil, &job.UnknownSheep{Name: sheep}
 	}
-	logger, ok := l.sheep.(runtime.Logger)
+	logger, ok := l.Sheep.(runtime.Logger)
 	if !ok {
 		return nil, job.ErrNoLog
 	}

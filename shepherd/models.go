@@ -192,17 +192,11 @@ func NeededModels(ctx context.Context, l ledger.Ledger) ([]job.Model, error) {
 // it.
 func (f *flock) loadedBy(m job.Model) string {
 	for _, l := range f.all() {
-		if l.has(m) {
-			return l.name
+		if l.state.has(m) {
+			return l.Name
 		}
 	}
 	return ""
-}
-
-func (l *lane) has(m job.Model) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return (l.up || l.busy) && l.loaded == m
 }
 
 // PullModel fetches a model ahead of time; see Models.Pull.
@@ -226,15 +220,15 @@ func (s *Shepherd) checkModel(r job.Request) error {
 		return err
 	}
 	var objection error
-	for _, l := range s.flock.all() {
-		if r.Sheep != "" && r.Sheep != l.name || l.isRemoved() {
+	for _, l := range s.env.flock.all() {
+		if r.Sheep != "" && r.Sheep != l.Name || l.state.isRemoved() {
 			continue
 		}
-		if pin != "" && !checksDigests(l.sheep) {
+		if pin != "" && !checksDigests(l.Sheep) {
 			objection = cmp.Or(objection, undigested(r.Model))
 			continue
 		}
-		checker, ok := l.sheep.(runtime.ModelChecker)
+		checker, ok := l.Sheep.(runtime.ModelChecker)
 		if !ok {
 			return nil
 		}
@@ -249,15 +243,19 @@ func (s *Shepherd) checkModel(r job.Request) error {
 	return objection
 }
 
-// trust returns a *runtime.LoadError for a model that this sheep may not load:
-// the rules may be others than when its job was submitted, and another sheep was
-// perhaps meant.
-func (l *lane) trust(m job.Model) error {
-	pin, err := l.shepherd.cfg.Trust.Check(m)
-	if err == nil && pin != "" && !checksDigests(l.sheep) {
+// mayRun returns *job.Untrusted for a model that this sheep may not load.
+func (l *lane) mayRun(m job.Model) error {
+	pin, err := l.trust.Check(m)
+	if err == nil && pin != "" && !checksDigests(l.Sheep) {
 		err = undigested(m)
 	}
-	if err != nil {
+	return err
+}
+
+// mayLoad is mayRun as a *runtime.LoadError: the rules may be others than when the
+// job was submitted, and another sheep was perhaps meant.
+func (l *lane) mayLoad(m job.Model) error {
+	if err := l.mayRun(m); err != nil {
 		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}
 	}
 	return nil

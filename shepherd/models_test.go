@@ -258,7 +258,7 @@ func TestLogsOfSheepWithoutAny(t *testing.T) {
 // The models that stay are those of jobs that have not ended, each once, however
 // many jobs there are.
 func TestNeededModels(t *testing.T) {
-	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: t.TempDir() + "/ledger.db", Keep: time.Hour, MaxOvertakes: 1, Log: slog.New(slog.DiscardHandler)})
+	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: t.TempDir() + "/ledger.db", Keep: time.Hour, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,6 +86,7 @@ func TestObserver(t *testing.T) {
 	p := newPen(t)
 	w := newWitness()
 	p.config.Observer = shepherd.Observers{w}
+	hangs := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		switch in.JobID {
 		case "fails":
@@ -93,6 +94,7 @@ func TestObserver(t *testing.T) {
 		case "crashes":
 			return &runtime.Exit{Code: 3}
 		case "hangs":
+			close(hangs)
 			<-ctx.Done()
 			return ctx.Err()
 		}
@@ -132,10 +134,11 @@ func TestObserver(t *testing.T) {
 
 	p.submit("hangs", "a", "x")
 	w.await(t, "load hangs a:v1 ok")
+	<-hangs
 	if err := p.core.Cancel(t.Context(), "hangs"); err != nil {
 		t.Fatal(err)
 	}
-	w.await(t, "ended  cancelled", "run hangs a:v1 error")
+	w.await(t, "ended sheep cancelled", "run hangs a:v1 error")
 
 	p.stop()
 	for _, passage := range w.passages {

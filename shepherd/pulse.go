@@ -45,11 +45,11 @@ func (s *Shepherd) Alive(ctx context.Context) error {
 func (s *Shepherd) aliveAt(ctx context.Context, now time.Time) error {
 	looked := make(chan error, 1)
 	go func() { // which a lock that is held for ever would never let end
-		for _, l := range s.flock.all() {
+		for _, l := range s.env.flock.all() {
 			l.view()
-			for what, p := range map[string]*pulse{"taking of jobs": &l.feeder, "running of jobs": &l.worker} {
+			for what, p := range map[string]*pulse{"claiming of jobs": &l.feeder.pulse, "running of jobs": &l.worker.pulse} {
 				if d, stuck := p.stuck(now); stuck {
-					looked <- fmt.Errorf("the %s of sheep %s has been stuck for %s", what, l.name, d.Round(time.Second))
+					looked <- fmt.Errorf("the %s of sheep %s has been stuck for %s", what, l.Name, d.Round(time.Second))
 					return
 				}
 			}

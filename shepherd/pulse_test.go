@@ -33,12 +33,12 @@ func TestAlive(t *testing.T) {
 		at   time.Duration // after now
 		want string        // empty: it is alive
 	}{
-		{"idle", well, func(l *lane) { l.worker.works(); l.worker.waits() }, time.Hour, ""},
-		{"at work", well, func(l *lane) { l.worker.works() }, time.Minute, ""},
+		{"idle", well, func(l *lane) { l.worker.pulse.works(); l.worker.pulse.waits() }, time.Hour, ""},
+		{"at work", well, func(l *lane) { l.worker.pulse.works() }, time.Minute, ""},
 		{"disk full", func(context.Context) error { return errdefs.ErrResourceExhausted }, nil, 0, ""},
-		{"worker stuck", well, func(l *lane) { l.worker.works() }, time.Hour, "running of jobs of sheep dolly"},
-		{"feeder stuck", well, func(l *lane) { l.feeder.works() }, time.Hour, "taking of jobs of sheep dolly"},
-		{"lane locked", well, func(l *lane) { l.mu.Lock() }, 0, "lock"},
+		{"worker stuck", well, func(l *lane) { l.worker.pulse.works() }, time.Hour, "running of jobs of sheep dolly"},
+		{"feeder stuck", well, func(l *lane) { l.feeder.pulse.works() }, time.Hour, "claiming of jobs of sheep dolly"},
+		{"lane locked", well, func(l *lane) { l.state.mu.Lock() }, 0, "lock"},
 		{"ledger stuck", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, nil, 0, "ledger"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestAlive(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := s.flock.named("dolly")
+			l := s.env.flock.named("dolly")
 			if c.do != nil {
 				c.do(l)
 			}
@@ -63,7 +63,7 @@ func TestAlive(t *testing.T) {
 				t.Errorf("it says %v, want %q", err, c.want)
 			}
 			if c.name == "lane locked" {
-				l.mu.Unlock() // lets the look end
+				l.state.mu.Unlock() // lets the look end
 			}
 		})
 	}

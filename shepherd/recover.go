@@ -3,9 +3,9 @@ package shepherd
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"slices"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -13,22 +13,21 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// adoption is what a lane takes up from an earlier daemon.
+// adoption is what a lane takes over from an earlier daemon.
 type adoption struct {
 	found *runtime.Recovered
 	// jobs are those that the runner has or has answered, by id.
-	jobs map[job.ID]*assignment
-	// interrupted are the other claims of this sheep that were running: nothing
-	// of them is left but, perhaps, their state in storage.
-	interrupted []ledger.Claim
+	jobs map[job.ID]*attempt
 }
 
-// errInterrupted is why a job goes back to the queue when the daemon and all that
-// ran it were killed.
-var errInterrupted = errors.New("the daemon and the sheep were killed")
+// interrupted is the ending of an attempt whose daemon and runner were killed.
+var interrupted = ending{cause: job.CauseInterrupted, reason: "Shepherd and the sheep were killed while the sheep had this job"}
 
-// take removes and returns the adopted job, nil where there is none.
-func (d *adoption) take(id job.ID) *assignment {
+// restarted is the ending of an attempt that an earlier daemon only prepared.
+var restarted = ending{cause: job.CauseHandedBack, reason: "shepherd was restarted"}
+
+// take removes and returns the adopted attempt, nil where there is none.
+func (d *adoption) take(id job.ID) *attempt {
 	if d == nil {
 		return nil
 	}
@@ -37,15 +36,15 @@ func (d *adoption) take(id job.ID) *assignment {
 	return a
 }
 
-// recover finds out what is left of this sheep and of the jobs it held, and
-// cleans its working directories but for those of adopted jobs. What takes
-// storage is left to the worker, so that a start does not wait for it.
+// recover finds out what is left of this sheep's runner and of the jobs it held,
+// ends the attempts of which nothing is left, and removes the working directories
+// of all but the adopted ones. It comes before start.
 func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
-	d := &adoption{jobs: make(map[job.ID]*assignment)}
-	if r, ok := l.sheep.(runtime.Recoverer); ok {
+	d := &adoption{jobs: make(map[job.ID]*attempt)}
+	if r, ok := l.Sheep.(runtime.Recoverer); ok {
 		found, err := r.Recover(ctx)
 		if err != nil {
-			l.log.Error("Cannot take up what an earlier daemon left of this sheep", "error", err)
+			l.log.Error("Cannot adopt what an earlier daemon left of this sheep", "error", err)
 		}
 		d.found = found
 	}
@@ -58,220 +57,201 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 			known[a.JobID] = true
 		}
 	}
+	keep := make(map[ledger.Token]job.ID)
 	for _, c := range claims {
-		switch {
-		case c.State == job.Processing && known[c.ID]:
-			d.jobs[c.ID] = l.readopt(c)
-		case c.State == job.Processing:
-			d.interrupted = append(d.interrupted, c)
-		default: // only prepared
-			l.release(ctx, &assignment{Claim: c}, true, "the daemon was restarted")
+		end := interrupted
+		if c.State == job.Queued {
+			end = restarted
+		} else if known[c.ID] {
+			if a := l.adoptAttempt(c); a != nil {
+				d.jobs[c.ID] = a
+				keep[c.Token] = c.ID
+				continue
+			}
 		}
+		l.endClaim(context.Background(), c, end)
 	}
-	l.clean(d.jobs)
-	l.adopted = d
+	if err := l.dirs.clean(keep); err != nil {
+		l.log.Warn("Cannot clean the sheep's data directory", "error", err)
+	}
+	l.worker.found = d
+	l.state.adopt(job.Model{}, false)
 	if d.found != nil && d.found.Running {
-		l.mu.Lock()
-		l.up, l.loaded, l.planned = true, d.found.Model, d.found.Model
-		l.busy = true // until the worker has seen to it
-		l.mu.Unlock()
-		l.hasDevices(d.found.Model, 0)
+		l.state.adopt(d.found.Model, true)
+		l.share.started(d.found.Model, 0)
 		l.log.Info("Found the sheep's runner alive", "model", d.found.Model.String(), "job", d.found.Job)
 	}
 }
 
-// readopt makes an assignment of a job that was staged by an earlier daemon.
-func (l *lane) readopt(c ledger.Claim) *assignment {
-	a := &assignment{Claim: c, id: c.ID, dir: filepath.Join(l.dir, string(c.ID)), staged: make(chan struct{}), cancel: func() {}}
-	close(a.staged)
-	a.result.Outputs = true // not known: replace what is there
-	a.owner.Store(takenByWorker)
+// endClaim ends a claim of which nothing is left but its record.
+func (l *lane) endClaim(work context.Context, c ledger.Claim, end ending) {
+	a := newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
+	if c.Cancelling {
+		end = stopped(errCancelled)
+	}
+	close(a.prepared)
+	l.concluder.end(work, a, end)
+}
+
+// adoptAttempt makes an attempt of a claim whose job an earlier daemon gave to the
+// runner. It is nil where the job's directory is gone: then its answer is worth
+// nothing.
+func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
+	dir, err := l.dirs.find(c.Token, c.ID)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			l.log.Error("Cannot open the directory of a job that the runner has", "job", c.ID, "error", err)
+		}
+		return nil
+	}
+	a := l.watch(c)
+	a.adopted, a.dir = true, dir
+	a.owner.Store(ownedByWorker)
+	close(a.taken)
+	close(a.prepared)
 	return a
 }
 
-// clean removes the working directories that belong to no adopted job.
-func (l *lane) clean(keep map[job.ID]*assignment) {
-	if err := os.MkdirAll(l.dir, 0o755); err != nil {
-		l.log.Error("Cannot create the sheep's data directory", "error", err)
-		return
-	}
-	entries, err := os.ReadDir(l.dir)
-	if err != nil {
-		l.log.Error("Cannot read the sheep's data directory", "error", err)
-		return
-	}
-	for _, e := range entries {
-		if keep[job.ID(e.Name())] != nil {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(l.dir, e.Name())); err != nil {
-			l.log.Warn("Cannot remove a left-over working directory", "error", err)
-		}
-	}
-}
-
-// takeUp does what recover found: the worker calls it before its first job.
-func (l *lane) takeUp() {
-	d := l.adopted
-	for _, c := range d.interrupted {
-		l.settle(c)
-	}
-	if d.found == nil {
+// adopt does what recover found: the worker calls it before its first job.
+func (w *worker) adopt(work context.Context) {
+	l, d := w.lane, w.found
+	defer func() { w.abandon(work, d) }()
+	if d == nil || d.found == nil {
 		return
 	}
 	if !d.found.Running {
-		l.takeUpRemains(d)
+		w.adoptRemains(work, d)
 		return
 	}
-	done, _ := l.take() // it has them
+	done, _ := l.share.hold() // it has them
 	defer done()
 	// What was under way when the runner was found may have been answered since.
 	answered := slices.ContainsFunc(d.found.Answers, func(a messenger.Answer) bool { return a.JobID == d.found.Job })
-	var current *assignment
+	var current *attempt
 	if !answered {
 		current = d.take(d.found.Job)
 	}
-	if err := l.launch(l.work, d.found.Model, job.Trace{}, func(error) {}); err != nil {
-		l.log.Warn("The runner that was found ended before it could be taken up", "error", err)
-		for _, answer := range d.found.Answers {
-			if a := d.take(answer.JobID); a != nil {
-				l.finish(a, ending{answered: true, failure: answer.Failure})
-			}
+	s := w.supervisor
+	loaded := func(err error) {
+		if err == nil {
+			l.turns.loaded(d.found.Model, 0, time.Now())
 		}
+	}
+	if err := s.launch(work, d.found.Model, job.Trace{}, loaded); err != nil {
+		l.log.Warn("The runner that was found ended before it could be adopted", "error", err)
+		w.takeAnswers(work, d)
 		if current != nil {
-			l.refuse(l.work, current, err)
+			l.concluder.end(work, current, w.loadEnding(current, err))
 		}
 		return
 	}
 	l.happened(RunnerAdopted)
-	if d.found.Job != "" && current == nil && !answered {
-		// Nobody waits for what the runner is doing (the job was cancelled), and
-		// it cannot be told to stop: answers first, then it goes.
+	w.collectAnswers(work, d)
+	switch {
+	case current != nil:
+		w.resume(work, current)
+	case d.found.Job != "" && !answered:
+		// Nobody waits for what the runner is doing, and it cannot be told to stop.
 		l.log.Info("The runner found has a job that is no longer its own", "job", d.found.Job)
-		l.collectAnswers(d)
-		l.stopRunner()
-		return
-	}
-	l.collectAnswers(d)
-	if current != nil {
-		l.resume(current)
+		s.stop()
 	}
 }
 
 // collectAnswers receives the answers that the runner gave before the restart.
-func (l *lane) collectAnswers(d *adoption) {
+func (w *worker) collectAnswers(work context.Context, d *adoption) {
 	for range d.found.Answers {
-		answer, ok := <-l.runner.answers
+		answer, ok := <-w.supervisor.runner.answers
 		if !ok {
 			break
 		}
-		l.answered(answer)
+		w.answered(work, answer)
+	}
+}
+
+// takeAnswers ends the attempts that were answered by a runner that is gone.
+func (w *worker) takeAnswers(work context.Context, d *adoption) {
+	for _, answer := range d.found.Answers {
+		if a := d.take(answer.JobID); a != nil {
+			w.lane.concluder.end(work, a, answered(a, answer, nil))
+		}
 	}
 }
 
 // resume waits for the answer to a job that was given to the runner before the
-// restart, as run does.
-func (l *lane) resume(a *assignment) {
-	l.begin(a)
+// restart, as process does.
+func (w *worker) resume(work context.Context, a *attempt) {
+	l := w.lane
+	l.state.begin(a)
 	a.sent = a.StartedAt // or soon after
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
-	ctx, stop := l.hold(a.ID)
-	defer stop()
-	if l.lost(ctx, a.ID) {
-		l.stopRunner()
-		l.leave(ctx, a, errCancelled)
+	ctx, release := a.stopper.bind(work)
+	defer release()
+	if !a.Deadline.IsZero() {
+		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+	}
+	if l.share.has() {
+		watching := make(chan struct{})
+		l.life.running.Go(func() {
+			defer close(watching)
+			l.share.watch(ctx, a)
+		})
+		defer func() { release(); <-watching }()
+	}
+	l.share.begin(a.ID, a.StartedAt)
+	end, left := w.await(work, ctx, a)
+	if left {
+		l.log.Info("Job goes on while the daemon is away", "job", a.ID)
+		l.concluder.leave(a)
 		return
 	}
-	l.begun(a.ID, a.StartedAt)
-	l.await(ctx, a)
+	l.concluder.end(work, a, end)
 }
 
-// takeUpRemains finishes the jobs of a runner that ended while no daemon was
-// there.
-func (l *lane) takeUpRemains(d *adoption) {
-	for _, answer := range d.found.Answers {
-		if a := d.take(answer.JobID); a != nil {
-			l.finish(a, ending{answered: true, failure: answer.Failure})
-		}
-	}
+// adoptRemains ends the jobs of a runner that ended while no daemon was there.
+func (w *worker) adoptRemains(work context.Context, d *adoption) {
+	l := w.lane
+	w.takeAnswers(work, d)
 	if a := d.take(d.found.Job); a != nil {
+		end := interrupted // it went down with everything else
 		if exit := d.found.Exit; exit != nil && !exit.Lost {
-			l.refuse(l.work, a, exit)
-		} else { // it went down with everything else, which is not its fault
-			l.leave(l.work, a, errInterrupted)
+			end = exitEnding(exit)
 		}
+		l.concluder.end(work, a, end)
 	}
-	l.finishers.Wait() // what is forgotten must be safe first
-	if d.found.Forget != nil && l.work.Err() == nil {
+	l.concluder.wait() // what is forgotten must be safe first
+	if d.found.Forget != nil && work.Err() == nil {
 		if err := d.found.Forget(); err != nil {
 			l.log.Warn("Cannot remove the traces of a runner that has ended", "error", err)
 		}
 	}
 }
 
-// settle ends a claim that was running when the daemon ended, with no trace of
-// its runner. Where storage has its final state, the daemon died between the
-// last two steps of finishing it, and the ledger follows; otherwise it runs
-// again. While storage is away neither is known: the claim stays until it is
-// back, or for the next daemon.
-func (l *lane) settle(c ledger.Claim) {
-	l.worker.waits() // for storage, it may be
-	defer l.worker.works()
-	status, err := l.storedStatus(c.ID)
-	if err != nil && (l.work.Err() != nil || l.worthRetrying(l.work, err)) {
-		l.log.Warn("Storage cannot be asked how a job ended; the next daemon does", "job", c.ID, "error", err)
+// abandon ends what was to be adopted and was not, as when the runner ended.
+func (w *worker) abandon(work context.Context, d *adoption) {
+	if d == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(l.work, commitTime)
-	defer cancel()
-	a := &assignment{Claim: c}
-	if err == nil && status.State.Final() && status.StartedAt.Equal(c.StartedAt) {
-		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
-			return l.shepherd.cfg.Ledger.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: status.State, Failure: status.Failure, At: status.FinishedAt})
-		})
-		if err == nil || errors.Is(err, ledger.ErrFenced) {
-			if err == nil {
-				l.shepherd.cfg.Observer.Ended(l.name, status.State)
-			}
-			l.log.Info("Job had ended before the daemon did", "job", c.ID, "state", status.State)
-			return
-		}
-		l.log.Error("Cannot finish a job in the ledger that has ended", "job", c.ID, "error", err)
+	for id, a := range d.jobs {
+		delete(d.jobs, id)
+		w.lane.concluder.end(work, a, interrupted)
 	}
-	l.release(ctx, a, true, "the daemon was restarted")
 }
 
-// storedStatus is the job's state in storage. It tries again while storage is
-// away, until the feed ends.
-func (l *lane) storedStatus(id job.ID) (job.Status, error) {
-	var status job.Status
-	ask := func() error {
-		ctx, cancel := context.WithTimeout(l.work, commitTime)
-		defer cancel()
-		var err error
-		status, err = l.shepherd.cfg.Store.Status(ctx, id)
-		return err
-	}
-	// The feed's end keeps it from trying again, not from asking once.
-	return status, l.persist(l.open, id, "look how it ended", ask)
-}
-
-// settleOthers deals with what sheep held that are configured no more, beside the
-// work of the others. It is as in recover and takeUp, with nothing to adopt.
-func (s *Shepherd) settleOthers(byHolder map[string][]ledger.Claim) {
+// endOthers ends what sheep held that are configured no more, beside the work of
+// the others.
+func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
 	for holder, claims := range byHolder {
 		s.log.Warn("Jobs were held by a sheep that is no longer configured", "sheep", holder, "jobs", len(claims))
-		gone := newLane(Member{Name: holder}, s)
-		gone.enter(s.feed, s.work)
+		gone := newLane(Member{Name: holder}, s.env)
 		s.background.Go(func() {
-			defer gone.wait()
 			for _, c := range claims {
-				if c.State == job.Processing {
-					gone.settle(c)
-				} else {
-					gone.release(gone.work, &assignment{Claim: c}, true, "the daemon was restarted")
+				end := interrupted
+				if c.State == job.Queued {
+					end = restarted
 				}
+				gone.endClaim(context.Background(), c, end)
 			}
+			gone.concluder.wait()
 		})
 	}
 }

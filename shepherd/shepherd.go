@@ -3,14 +3,16 @@
 //
 // A job goes one way, and nothing flows back but values:
 //
-//	Submit: validate → storage.Init → ledger.Create
-//	lane:   ledger.Claim → storage.Stage → Load and Run, where the model
-//	        differs → messenger.Input → answer, exit or cancel
-//	        → storage.Collect → job_status.json → ledger.Finish → clean up
+//	Submit:    validate → storage.Init → ledger.Create
+//	feeder:    ledger.Claim, which begins an attempt → storage.Stage
+//	worker:    Load and Run, where the model differs → messenger.Input
+//	           → answer, exit, timeout or cancel
+//	concluder: storage.Collect → judge → ledger.Finish or Release → clean up
+//	hub:       ledger.Events → job_status.json, waiting clients, idle sheep
 //
 // The package knows contracts only (ledger, storage, messenger, runtime), no
 // implementation of them. docs/job-states.md draws the states a job passes
-// through and what may cause each edge.
+// through and has a row for every cause that ends an attempt.
 package shepherd
 
 import (
@@ -18,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -42,6 +43,8 @@ type Member struct {
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for as
 	// long as nobody needs what it takes.
 	IdleTimeout time.Duration
+	// Limits are the defaults of the limits of jobs that it runs.
+	Limits job.Limits
 }
 
 // Config is what a Shepherd is made of. All of it is required unless said
@@ -61,13 +64,18 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
-	// MaxAttempts is how often a job is tried when what supervises its runner is
-	// lost under it; at least 1.
+	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
+	// down before it fails; at least 1.
 	MaxAttempts int
-	// MirrorDelay is how long a state that is not final may stay unwritten in
+	// Limits are the defaults of the limits of jobs.
+	Limits LimitDefaults
+	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
+	// while older jobs of other models wait. 0 takes 10 minutes.
+	MaxTurn time.Duration
+	// StatusDelay is how long a state that is not final may stay unwritten in
 	// job_status.json; a job that ends sooner skips it. 0 takes 250 ms.
-	MirrorDelay time.Duration
-	// Closing has Start take up what there is and start no job: what it found
+	StatusDelay time.Duration
+	// Closing has Start adopt running jobs and claim no new ones: what it found
 	// running may finish until Stop's time is over. Submit answers
 	// job.ErrDraining.
 	Closing bool
@@ -87,12 +95,9 @@ type Config struct {
 type Shepherd struct {
 	cfg    Config
 	log    *slog.Logger
-	hub    *hub
-	mirror *mirror
-	flock  *flock
+	env    *services // of all lanes
+	status *statusFiles
 	models *Models
-
-	payloads payloads
 
 	mu       sync.Mutex
 	started  bool
@@ -101,18 +106,17 @@ type Shepherd struct {
 
 	applying sync.Mutex // held while the flock is changed, or comes to its end
 
-	feed       context.Context // ends when no more jobs are to be started
-	stopFeed   context.CancelCauseFunc
-	work       context.Context // ends when running jobs are to be handed back
-	stopWork   context.CancelCauseFunc
+	lease      ledger.Lease
 	background sync.WaitGroup
-	stopBack   context.CancelFunc
+	stopHub    context.CancelFunc
+	stopStatus context.CancelFunc
 }
 
 // Why a job is handed back at shutdown.
 var (
 	errStopping     = errors.New("shepherd is shutting down")
 	errDrainTimeout = errors.New("shepherd is shutting down and the time to drain is over")
+	errLeaseLost    = errors.New("this node's lease in the ledger is lost")
 )
 
 // New checks the configuration and makes a Shepherd of it. It starts nothing.
@@ -138,21 +142,27 @@ func New(cfg Config) (*Shepherd, error) {
 		return nil, fmt.Errorf("data root %s: %w", cfg.DataRoot, err)
 	}
 	cfg.DataRoot = root
-	if cfg.MirrorDelay == 0 {
-		cfg.MirrorDelay = 250 * time.Millisecond
+	if cfg.StatusDelay == 0 {
+		cfg.StatusDelay = 250 * time.Millisecond
 	}
 	if err := distinct(cfg.Sheep); err != nil {
 		return nil, err
 	}
 	s := &Shepherd{cfg: cfg, log: cfg.Log}
-	s.hub = newHub(cfg.Ledger, cfg.Log)
-	s.mirror = newMirror(cfg.Ledger, cfg.Store, cfg.MirrorDelay, cfg.Log)
-	s.flock = &flock{ledger: cfg.Ledger, node: cfg.Node, budget: newBudget(cfg.StageBudget)}
-	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
-	s.models.loaded = s.flock.loadedBy
-	for _, m := range cfg.Sheep {
-		s.flock.lanes = append(s.flock.lanes, newLane(m, s))
+	s.env = &services{
+		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
+		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
+		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
+		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
 	}
+	s.status = newStatusFiles(cfg.Ledger, cfg.Store, cfg.StatusDelay, cfg.Log)
+	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
+	s.models.loaded = s.env.flock.loadedBy
+	var lanes []*lane
+	for _, m := range cfg.Sheep {
+		lanes = append(lanes, newLane(m, s.env))
+	}
+	s.env.flock.set(lanes)
 	return s, nil
 }
 
@@ -167,7 +177,7 @@ func distinct(members []Member) error {
 	return nil
 }
 
-// Start takes up what an earlier daemon left (runners that outlived it, jobs it
+// Start adopts what an earlier daemon left (runners that outlived it, jobs it
 // held) and lets the lanes work. It returns when every sheep is ready to take
 // jobs; ctx bounds only that. It is called once.
 func (s *Shepherd) Start(ctx context.Context) error {
@@ -176,38 +186,113 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if s.started || s.draining {
 		return errors.New("shepherd: started twice, or after Stop")
 	}
-	if err := os.MkdirAll(s.cfg.DataRoot, 0o755); err != nil {
-		return fmt.Errorf("create data root: %w", err)
+	lease, err := s.cfg.Ledger.Join(ctx, s.cfg.Node)
+	if err != nil {
+		return fmt.Errorf("join the ledger as node %s: %w", s.cfg.Node, err)
 	}
 	byHolder, err := s.held(ctx)
 	if err != nil {
-		return err
+		return errors.Join(err, lease.Release(ctx))
 	}
-
-	// The hub watches before the first claim, so no event is missed.
-	back, stopBack := context.WithCancel(context.Background())
-	events, err := s.cfg.Ledger.Watch(back, -1)
+	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer)
+	if errors.Is(err, ledger.ErrNotFound) {
+		cursor, err = s.cfg.Ledger.Now(ctx)
+	}
 	if err != nil {
-		stopBack()
-		return fmt.Errorf("watch the ledger: %w", err)
+		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
-	s.stopBack = stopBack
-	s.feed, s.stopFeed = context.WithCancelCause(context.Background())
-	s.work, s.stopWork = context.WithCancelCause(context.Background())
+	if err := cleanStaging(s.cfg.DataRoot); err != nil { // its sheep rest until that is mended
+		s.log.Error("Cannot clear what an earlier daemon was preparing", "error", err)
+	}
+	s.lease = lease
+
+	// The hub reads before the first claim, so no event is missed.
+	reading, stopHub := context.WithCancel(context.Background())
+	writing, stopStatus := context.WithCancel(context.Background())
+	s.stopHub, s.stopStatus = stopHub, stopStatus
+	began := job.Now()
+	s.status.seen = cursor
+	s.background.Go(func() {
+		s.env.hub.run(reading, cursor, func(e job.Event) { s.onEvent(e, began) }, s.onGone)
+	})
+	s.background.Go(func() { s.status.run(writing) })
+	s.background.Go(func() { s.watchLease(reading) })
+
+	var closing error
 	if s.cfg.Closing {
 		s.draining = true
-		s.stopFeed(errStopping)
+		closing = errStopping
 	}
-	s.background.Go(func() { s.hub.run(back, events, s.onQueued) })
-	s.background.Go(func() { s.mirror.run(back) })
-
-	s.recover(ctx, s.flock.all(), byHolder)
-	s.settleOthers(byHolder)
-	for _, l := range s.flock.all() {
-		l.start()
+	lanes := s.env.flock.all()
+	s.recover(ctx, lanes, byHolder)
+	s.endOthers(byHolder)
+	for _, l := range lanes {
+		s.startLane(l, closing)
 	}
 	s.started = true
 	return nil
+}
+
+// startLane lets a lane work that is of the flock.
+func (s *Shepherd) startLane(l *lane, closing error) {
+	l.share.notify(func() { l.flock.stir(l) })
+	l.start(closing)
+}
+
+// onEvent passes an event of the ledger on. Those of before the daemon's start
+// only catch up what is in storage.
+func (s *Shepherd) onEvent(e job.Event, began time.Time) {
+	if !e.At.Before(began) {
+		s.observe(e)
+	}
+	claimable := e.Kind == job.EventQueued || e.Kind == job.EventReturned || e.Kind == job.EventDue
+	if claimable && !e.Delayed && e.State == job.Queued {
+		s.env.flock.offer(e.Model, e.Address)
+	}
+	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
+		s.status.note(e, func() { s.env.hub.publish(e) })
+		return
+	}
+	s.status.note(e, func() {})
+	s.env.hub.publish(e)
+}
+
+// onGone is called when events were missed.
+func (s *Shepherd) onGone(ctx context.Context) {
+	s.env.hub.refresh(ctx)
+	for _, l := range s.env.flock.all() { // there may be work that no event told of
+		s.env.flock.stir(l)
+	}
+}
+
+// observe tells the observer of an event that it counts: those of this node, and
+// those of none.
+func (s *Shepherd) observe(e job.Event) {
+	if e.Node != "" && e.Node != s.cfg.Node {
+		return
+	}
+	switch e.Kind {
+	case job.EventEnded:
+		s.cfg.Observer.Ended(e.Sheep, e.State)
+	case job.EventReturned:
+		s.cfg.Observer.Returned(e.Sheep)
+	}
+}
+
+// watchLease interrupts all jobs when the node's lease is lost: others may have
+// them from then on.
+func (s *Shepherd) watchLease(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-s.lease.Lost():
+	}
+	s.log.Error("This node's lease in the ledger is lost; its jobs are stopped", "node", s.cfg.Node)
+	s.Drain()
+	for _, l := range s.env.flock.all() {
+		l.life.closeFeed(errLeaseLost)
+		l.life.interrupt(errLeaseLost)
+	}
 }
 
 // held are the jobs that this node holds, by the sheep that does.
@@ -223,21 +308,17 @@ func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) 
 	return byHolder, nil
 }
 
-// recover has the lanes take up what is left of them, and takes the jobs they
-// held out of byHolder.
+// recover has the lanes adopt what is left of them, and takes the jobs they held
+// out of byHolder.
 func (s *Shepherd) recover(ctx context.Context, lanes []*lane, byHolder map[string][]ledger.Claim) {
 	var recovering sync.WaitGroup
 	for _, l := range lanes {
-		claims := byHolder[l.name]
-		delete(byHolder, l.name)
-		l.enter(s.feed, s.work)
+		claims := byHolder[l.Name]
+		delete(byHolder, l.Name)
 		recovering.Go(func() { l.recover(ctx, claims) })
 	}
 	recovering.Wait()
 }
-
-// onQueued is told of every record that became claimable.
-func (s *Shepherd) onQueued(rec job.Record) { s.flock.wake(rec) }
 
 // Drain makes Submit refuse new jobs. It may be called at any time.
 func (s *Shepherd) Drain() {
@@ -264,45 +345,61 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 		started := s.started
 		s.mu.Unlock()
 		if started {
-			for _, l := range s.flock.all() {
-				if _, ok := l.sheep.(runtime.Recoverer); ok && leave {
-					l.part() // before the feed ends, so that none takes that for a stop
-				}
-			}
-			s.stopFeed(errStopping)
-			interrupt := context.AfterFunc(ctx, func() { s.stopWork(errDrainTimeout) })
-			s.applying.Lock()
-			defer s.applying.Unlock()
-			for _, l := range s.flock.all() {
-				l.wait()
-			}
-			interrupt()
-			s.stopWork(errDrainTimeout)
-			s.mirror.flush()
-			s.stopBack()
+			s.endLanes(ctx, leave)
+			s.stopHub() // once it has read what the lanes did
+			s.status.flush(ctx)
+			s.stopStatus()
 			s.background.Wait()
+			if err := s.lease.Release(context.WithoutCancel(ctx)); err != nil {
+				s.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
+			}
 		}
-		for _, l := range s.flock.all() {
+		for _, l := range s.env.flock.all() {
 			s.close(ctx, l)
 		}
 	})
+}
+
+// endLanes lets running jobs finish until ctx ends.
+func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
+	for _, l := range s.env.flock.all() {
+		if _, ok := l.Sheep.(runtime.Recoverer); ok && leave {
+			l.life.leave() // before the feed ends, so that none takes that for a stop
+		}
+	}
+	for _, l := range s.env.flock.all() {
+		l.life.closeFeed(errStopping)
+	}
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	lanes := s.env.flock.all()
+	interrupt := context.AfterFunc(ctx, func() {
+		for _, l := range lanes {
+			l.life.interrupt(errDrainTimeout)
+		}
+	})
+	defer interrupt()
+	for _, l := range lanes {
+		l.life.closeFeed(errStopping)
+	}
+	for _, l := range lanes {
+		l.wait()
+	}
 }
 
 // close lets go of a sheep that is not used any more.
 func (s *Shepherd) close(ctx context.Context, l *lane) {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := l.sheep.Close(closing); err != nil {
-		s.log.Warn("Cannot close a sheep", "sheep", l.name, "error", err)
+	if err := l.Sheep.Close(closing); err != nil {
+		s.log.Warn("Cannot close a sheep", "sheep", l.Name, "error", err)
 	}
-	if l.devices != nil {
-		l.devices.Close()
-	}
+	l.share.close()
 }
 
 // Sheep describes every sheep, in configured order.
 func (s *Shepherd) Sheep(context.Context) []job.Sheep {
-	lanes := s.flock.all()
+	lanes := s.env.flock.all()
 	out := make([]job.Sheep, len(lanes))
 	for i, l := range lanes {
 		out[i] = l.view()

@@ -42,8 +42,12 @@ type pen struct {
 	pasture *fake.Pasture
 	handle  fake.Handler
 	load    func(context.Context, job.Model) error
-	events  []runtime.Event // that a load reports
+	loadOn  func(sheep string, m job.Model) error // beside load
+	events  []runtime.Event                       // that a load reports
 	check   func(sheep string, m job.Model) error
+	find    func(sheep string, m job.Model) error
+	deaf    func(m job.Model) bool
+	log     string // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
@@ -73,7 +77,7 @@ func newPen(t *testing.T, sheep ...string) *pen {
 		t.Fatal(err)
 	}
 	p.store = &watchedStore{Store: real}
-	p.ledger, err = sqlite.Open(t.Context(), sqlite.Config{Path: p.dir + "/ledger.db", MaxOvertakes: 16, Log: log})
+	p.ledger, err = sqlite.Open(t.Context(), sqlite.Config{Path: p.dir + "/ledger.db", Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,11 +106,23 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 		Observe: p.events,
 		Handle:  func(ctx context.Context, m job.Model, in messenger.Input) error { return p.handle(ctx, m, in) },
 		Load: func(ctx context.Context, m job.Model) error {
+			if p.loadOn != nil {
+				if err := p.loadOn(name, m); err != nil {
+					return err
+				}
+			}
 			if p.load != nil {
 				return p.load(ctx, m)
 			}
 			return nil
 		},
+		Find: func(m job.Model) error {
+			if p.find != nil {
+				return p.find(name, m)
+			}
+			return nil
+		},
+		Deaf: p.deaf, Log: p.log,
 		Check: func(m job.Model) error {
 			if p.check != nil {
 				return p.check(name, m)
@@ -205,33 +221,40 @@ type watchedStore struct {
 	mu      sync.Mutex
 	collect func(job.ID) error
 	status  func(job.ID, job.Status) error
-	stage   func(job.ID, int64) error
-	look    func(job.ID) error // before a state is read
+	stage   func(job.ID) error
+	admit   func(id job.ID, bytes int64, err error) // what was said of inputs that are to be staged
 }
 
 func (s *watchedStore) hook(f func()) { s.mu.Lock(); defer s.mu.Unlock(); f() }
 
-func (s *watchedStore) Stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
+func (s *watchedStore) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (storage.Staged, error) {
 	s.calls.Add(1)
 	s.mu.Lock()
-	f := s.stage
+	f, told := s.stage, s.admit
 	s.mu.Unlock()
 	if f != nil {
-		if err := f(id, limit); err != nil {
+		if err := f(id); err != nil {
 			return storage.Staged{}, err
 		}
 	}
-	return s.Store.Stage(ctx, id, dir, limit)
+	if admit := how.Admit; admit != nil && told != nil {
+		how.Admit = func(bytes int64) error {
+			err := admit(bytes)
+			told(id, bytes, err)
+			return err
+		}
+	}
+	return s.Store.Stage(ctx, id, dir, how)
 }
 
-func (s *watchedStore) Collect(ctx context.Context, id job.ID, dir string, replace bool) error {
+func (s *watchedStore) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (storage.Collected, error) {
 	s.calls.Add(1)
 	s.mu.Lock()
 	f := s.collect
 	s.mu.Unlock()
 	if f != nil {
 		if err := f(id); err != nil {
-			return err
+			return storage.Collected{}, err
 		}
 	}
 	return s.Store.Collect(ctx, id, dir, replace)
@@ -248,19 +271,6 @@ func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Stat
 		}
 	}
 	return s.Store.SetStatus(ctx, id, status)
-}
-
-func (s *watchedStore) Status(ctx context.Context, id job.ID) (job.Status, error) {
-	s.calls.Add(1)
-	s.mu.Lock()
-	f := s.look
-	s.mu.Unlock()
-	if f != nil {
-		if err := f(id); err != nil {
-			return job.Status{}, err
-		}
-	}
-	return s.Store.Status(ctx, id)
 }
 
 func TestSubmitRefuses(t *testing.T) {
@@ -395,7 +405,7 @@ func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
 
 // leave leaves a runner as a daemon that is killed does: alive, with the jobs
 // answered, their outputs on disk, and no answer acknowledged.
-func (p *pen) leave(answered ...job.ID) {
+func (p *pen) leave(answered ...*ledger.Claim) {
 	p.t.Helper()
 	ctx := p.t.Context()
 	sheep := p.newSheep("sheep")
@@ -408,15 +418,22 @@ func (p *pen) leave(answered ...job.ID) {
 	go func() { ran <- sheep.Run(ctx, func(runtime.Event) { once.Do(func() { close(up) }) }) }()
 	<-up
 	conn := sheep.Conn()
-	for _, id := range answered {
-		dir := filepath.Join(p.config.DataRoot, "sheep", string(id))
+	for _, c := range answered {
+		dataRoot := filepath.Join(p.config.DataRoot, "sheep", fmt.Sprint("attempt-", c.Token))
+		dir := filepath.Join(dataRoot, string(c.ID))
 		if err := os.MkdirAll(filepath.Join(dir, job.OutputDir), 0o755); err != nil {
 			p.t.Fatal(err)
 		}
-		if _, err := p.store.Stage(ctx, id, dir, 0); err != nil {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
 			p.t.Fatal(err)
 		}
-		if err := conn.Send(ctx, messenger.Input{JobID: id, IODataRoot: filepath.Dir(dir)}); err != nil {
+		_, err = p.store.Stage(ctx, c.ID, root, storage.Options{})
+		root.Close()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := conn.Send(ctx, messenger.Input{JobID: c.ID, IODataRoot: dataRoot}); err != nil {
 			p.t.Fatal(err)
 		}
 		if _, err := conn.Recv(ctx); err != nil {
@@ -431,7 +448,7 @@ func (p *pen) leave(answered ...job.ID) {
 
 // Answers that nobody acknowledged are finished by the next daemon, with their
 // outputs, whether the runner that gave them is alive or not.
-func TestTakesUpAnswers(t *testing.T) {
+func TestAdoptsAnswers(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		then func(p *pen)
@@ -444,9 +461,7 @@ func TestTakesUpAnswers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPen(t)
-			p.hold("first", false)
-			p.hold("second", false)
-			p.leave("first", "second")
+			p.leave(p.hold("first", false), p.hold("second", false))
 			c.then(p)
 			starts := p.pasture.Starts("sheep")
 			p.handle = func(context.Context, job.Model, messenger.Input) error { return errors.New("run again") }
@@ -476,76 +491,28 @@ func (l lateAnswer) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	return r, err
 }
 
-// A daemon that died between job_status.json and the ledger left a job that has
-// ended; one that died before left a job to run again.
-// That is so when its sheep has been taken out of the configuration meanwhile,
-// and when storage is away at the start.
-func TestTakesUpWhatAnEarlierDaemonHeld(t *testing.T) {
-	for _, c := range []struct {
-		name, sheep string
-		away        int32 // so often storage does not answer
-	}{{"plainly", "sheep", 0}, {"sheep taken out", "other", 0}, {"storage away", "sheep", 2}, {"both", "other", 2}} {
-		t.Run(c.name, func(t *testing.T) {
-			p := newPen(t, c.sheep)
-			ctx := t.Context()
-			ended := p.hold("ended", false)
-			s := ended.Record.Status()
-			s.State, s.FinishedAt = job.Failed, job.Now()
-			s.Failure = &job.Failure{Message: "as it was"}
-			if err := p.store.SetStatus(ctx, "ended", s); err != nil {
-				t.Fatal(err)
-			}
+// What an earlier daemon held and nothing is left of runs again, also where its
+// sheep has been taken out of the configuration meanwhile.
+func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
+	for _, sheep := range []string{"sheep", "other"} {
+		t.Run(sheep, func(t *testing.T) {
+			p := newPen(t, sheep)
 			p.hold("interrupted", false)
 			p.hold("prepared", true)
-			var ran sync.Map
-			p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
-				ran.Store(in.JobID, true)
-				return echo(ctx, m, in)
-			}
-			var asked atomic.Int32
-			p.store.look = func(id job.ID) error {
-				if id == "ended" && asked.Add(1) <= c.away {
-					return fmt.Errorf("storage: %w", errdefs.ErrUnavailable)
-				}
-				return nil
-			}
 			p.start()
-			if got := p.await("ended", job.Failed); got.Failure == nil || got.Failure.Message != "as it was" {
-				t.Errorf("ended: %+v", got)
-			}
 			p.await("interrupted", job.Done)
 			p.await("prepared", job.Done)
-			if _, again := ran.Load(job.ID("ended")); again {
-				t.Error("a job that had ended was run again")
+			for id, want := range map[job.ID]job.Attempt{
+				"interrupted": {Cause: job.CauseInterrupted, Spent: true},
+				"prepared":    {Cause: job.CauseHandedBack},
+			} {
+				attempts, err := p.ledger.Attempts(t.Context(), id)
+				if err != nil || len(attempts) != 2 || attempts[0].Cause != want.Cause || attempts[0].Spent != want.Spent || attempts[1].Cause != job.CauseDone {
+					t.Errorf("attempts of %s: %+v, %v", id, attempts, err)
+				}
 			}
 		})
 	}
-}
-
-// A daemon that stops while storage is away leaves what it could not look up to
-// the next one.
-func TestStopsWithWhatCannotBeLookedUp(t *testing.T) {
-	p := newPen(t, "other")
-	p.hold("held", false)
-	asked := make(chan struct{})
-	var once sync.Once
-	p.store.look = func(job.ID) error {
-		once.Do(func() { close(asked) })
-		return fmt.Errorf("storage: %w", errdefs.ErrUnavailable)
-	}
-	p.start()
-	select {
-	case <-asked:
-	case <-time.After(hang):
-		t.Fatal("storage was not asked")
-	}
-	p.stop()
-	if rec, err := p.ledger.Get(t.Context(), "held"); err != nil || rec.State != job.Processing || rec.Holder != "sheep" {
-		t.Errorf("the job is %s, held by %q, %v", rec.State, rec.Holder, err)
-	}
-	p.store.hook(func() { p.store.look = nil })
-	p.start()
-	p.await("held", job.Done)
 }
 
 // A runner that is lost with its supervisor costs an attempt; a job that loses
@@ -632,7 +599,7 @@ func TestModelCannotBeLoaded(t *testing.T) {
 }
 
 // A sheep that cannot be started for a reason that may pass is tried again; the
-// job fails when it does not pass.
+// job fails when it has not passed within the time that loading may take.
 func TestSheepCannotBeStartedNow(t *testing.T) {
 	p := newPen(t)
 	var tries atomic.Int32
@@ -648,12 +615,17 @@ func TestSheepCannotBeStartedNow(t *testing.T) {
 	if n := tries.Swap(0); n != 2 {
 		t.Errorf("the sheep was started %d times", n)
 	}
-	p.submit("never", "never", "x")
+	limit := time.Second
+	p.submit("never", "never", "x", func(r *job.Request) { r.Limits.LoadTimeout = &limit })
 	if s := p.await("never", job.Failed); s.Failure.Message != "Failed to start sheep for this job (Its port is in use.)" {
 		t.Errorf("message %q", s.Failure.Message)
 	}
-	if n := tries.Load(); n != 3 {
+	if n := tries.Load(); n < 3 || n > 6 {
 		t.Errorf("the sheep was started %d times", n)
+	}
+	rec, err := p.ledger.Get(t.Context(), "never")
+	if err != nil || rec.Spent != 1 {
+		t.Errorf("attempts spent: %d of %d, %v", rec.Spent, rec.Attempt, err)
 	}
 }
 
@@ -688,14 +660,15 @@ func TestStageBudget(t *testing.T) {
 		return echo(ctx, m, in)
 	}
 	refused := make(chan struct{}, 1)
-	var limits sync.Map
+	var admitted atomic.Bool
 	p.store.hook(func() {
-		p.store.stage = func(id job.ID, limit int64) error {
-			limits.Store(fmt.Sprint(id, " ", limit), true)
-			if id == "big" && limit == 10 {
+		p.store.admit = func(id job.ID, bytes int64, err error) {
+			switch {
+			case id == "big" && bytes == 100 && err != nil:
 				refused <- struct{}{}
+			case id == "big" && err == nil:
+				admitted.Store(true)
 			}
-			return nil
 		}
 	})
 	p.start()
@@ -706,13 +679,16 @@ func TestStageBudget(t *testing.T) {
 	case <-time.After(hang):
 		t.Fatal("the second job was not looked at ahead of its turn")
 	}
-	if entries, _ := filepath.Glob(p.dir + "/data/sheep/big/inputs/*"); len(entries) > 0 {
+	if entries, _ := filepath.Glob(p.dir + "/data/.staging/*/big/inputs/*"); len(entries) > 0 {
 		t.Errorf("staged in spite of the budget: %v", entries)
 	}
 	close(gate)
 	p.await("big", job.Done)
-	if _, ok := limits.Load("big 0"); !ok {
-		t.Error("the job was not staged without a limit when its turn had come")
+	if !admitted.Load() {
+		t.Error("the job was not staged when its turn had come")
+	}
+	if used, _ := p.core.StageBudget(); used != 0 {
+		t.Errorf("%d bytes of the budget are still taken", used)
 	}
 }
 
@@ -724,7 +700,7 @@ func TestManyWaiters(t *testing.T) {
 		<-gate
 		return echo(ctx, m, in)
 	}
-	p.config.MirrorDelay = time.Hour
+	p.config.StatusDelay = time.Hour
 	p.start()
 	p.submit("job-1", "m", "x")
 	p.submit("job-2", "m", "x")

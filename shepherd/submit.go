@@ -54,21 +54,65 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 	}
-	s.payloads.keep(r.ID, r.Payload) // before a lane can see the job
-	_, err = s.cfg.Ledger.Create(ctx, job.Record{ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant})
+	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
+	_, err = s.create(ctx, s.record(r, trace))
 	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
 		return &job.UnknownJob{ID: string(r.ID)}
 	}
 	if errors.Is(err, ledger.ErrExists) || errors.Is(err, ledger.ErrOthers) {
-		s.payloads.keep(r.ID, nil)
+		s.env.payloads.keep(r.ID, nil)
 		return job.ErrSubmitted
 	}
 	if err != nil {
 		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
 	s.logQueued(r)
-	s.mirror.note(r.ID)
 	return nil
+}
+
+// record is the record of a request, with what bounds its waiting.
+func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
+	rec := job.Record{
+		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
+		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline,
+	}
+	var sheep job.Limits
+	if l := s.env.flock.named(r.Sheep); l != nil {
+		sheep = l.Limits
+	}
+	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
+		from := job.Now()
+		if r.NotBefore.After(from) {
+			from = r.NotBefore
+		}
+		rec.WaitUntil = from.Add(wait)
+	}
+	return rec
+}
+
+// create enters a record. Where the last run of the job is being cancelled, the
+// new one is entered when that has ended.
+func (s *Shepherd) create(ctx context.Context, rec job.Record) (job.Record, error) {
+	events, stop := s.env.hub.subscribe(rec.ID)
+	defer stop()
+	for {
+		kept, err := s.cfg.Ledger.Create(ctx, rec)
+		if !errors.Is(err, ledger.ErrExists) {
+			return kept, err
+		}
+		last, getErr := s.cfg.Ledger.Get(ctx, rec.ID)
+		if getErr != nil || !last.Cancelling && !last.State.Final() {
+			return kept, err
+		}
+		if last.State.Final() { // it ended since
+			continue
+		}
+		select {
+		case <-events:
+		case <-ctx.Done():
+			return kept, err
+		}
+	}
 }
 
 // ownPlace returns *job.UnknownJob where a tenant asks for a job to be run in a
@@ -114,28 +158,49 @@ func (s *Shepherd) admissible(r job.Request) error {
 	if err := r.Model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
 	}
-	if r.Sheep != "" && !s.flock.takes(r.Sheep) {
+	if r.Sheep != "" && !s.env.flock.takes(r.Sheep) {
 		return &job.UnknownSheep{Name: r.Sheep}
 	}
 	return s.checkModel(r)
 }
 
-// Cancel ends a job that has not ended; a running one loses its runner. The
-// error is *job.UnknownJob or job.ErrEnded, or has the ledger's class.
+// cancelPatience is how long Cancel waits for a sheep to let go of a job.
+const cancelPatience = 5 * time.Second
+
+// Cancel asks for the end of a job that has not ended. One that no sheep has ends
+// at once. A sheep that has it stops its runner and then ends the job; Cancel
+// waits for that for a few seconds, and until ctx ends, but what was asked stays
+// asked. The error is *job.UnknownJob or job.ErrEnded, or has the ledger's class.
 func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
-	_, err := s.cfg.Ledger.Cancel(ctx, id)
+	events, stop := s.env.hub.subscribe(id)
+	defer stop()
+	rec, err := s.cfg.Ledger.Cancel(ctx, id)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return &job.UnknownJob{ID: string(id)}
 	case errors.Is(err, ledger.ErrFinal):
 		return job.ErrEnded
 	case err != nil:
-		return fmt.Errorf("cancel job %s: %w", id, err)
+		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
+	case rec.State.Final():
+		s.log.Info("Job cancelled", "job", id)
+		return nil
 	}
-	s.cfg.Observer.Ended("", job.Cancelled)
-	s.log.Info("Job cancelled", "job", id)
-	s.mirror.note(id)
-	return nil
+	s.log.Info("Job is being cancelled", "job", id, "sheep", rec.Holder)
+	patience := time.NewTimer(cancelPatience)
+	defer patience.Stop()
+	for {
+		select {
+		case e := <-events:
+			if e.Kind == job.EventEnded && e.Run == rec.Run || e.Run > rec.Run {
+				return nil
+			}
+		case <-patience.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // Job is the state of a job, from the ledger or, where its record has expired or
@@ -166,8 +231,8 @@ func (s *Shepherd) Job(ctx context.Context, id job.ID) (job.Status, error) {
 // returns the state of the job so far with the context's error. A job that only
 // storage knows will not change any more: its state is returned at once.
 func (s *Shepherd) Wait(ctx context.Context, id job.ID) (job.Status, error) {
-	sub := s.hub.subscribe(id) // before the ledger is read, so that no change falls between
-	defer sub.close()
+	events, stop := s.env.hub.subscribe(id) // before the ledger is read, so that no change falls between
+	defer stop()
 	rec, err := s.cfg.Ledger.Get(ctx, id)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return s.Job(ctx, id)
@@ -175,14 +240,25 @@ func (s *Shepherd) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 	if err != nil {
 		return job.Status{}, fmt.Errorf("read job %s: %w", id, err)
 	}
-	for !rec.State.Final() {
+	if rec.State.Final() {
+		return rec.Status(), nil
+	}
+	for {
 		select {
 		case <-ctx.Done():
+			if now, err := s.cfg.Ledger.Get(context.WithoutCancel(ctx), id); err == nil && now.Run == rec.Run {
+				rec = now
+			}
 			return rec.Status(), ctx.Err()
-		case rec = <-sub.C:
+		case e := <-events:
+			switch {
+			case e.Kind == job.EventEnded && e.Run >= rec.Run && e.Status != nil:
+				return *e.Status, nil
+			case e.Run > rec.Run: // the end of the run was missed: this one's counts
+				rec.Run = e.Run
+			}
 		}
 	}
-	return rec.Status(), nil
 }
 
 // Input opens one of a job's inputs. The error is job.ErrNoFile, job.ErrRange or

@@ -14,7 +14,13 @@ import (
 func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
 	if err == nil {
-		return job.View{Record: rec, Detail: s.detail(rec)}, nil
+		attempts, err := s.cfg.Ledger.Attempts(ctx, id)
+		if err != nil {
+			return job.View{}, fmt.Errorf("read the attempts of job %s: %w", id, err)
+		}
+		view := s.view(rec)
+		view.Attempts = attempts
+		return view, nil
 	}
 	if !errors.Is(err, ledger.ErrNotFound) {
 		return job.View{}, fmt.Errorf("read job %s: %w", id, err)
@@ -29,30 +35,36 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 	}}, nil
 }
 
-// Jobs is up to limit jobs that match, in the order they were submitted, from the
+// Jobs is up to limit jobs that match, by when they were submitted, from the
 // cursor on (0 for the first), and the cursor to go on with, 0 at the end. It
 // knows the jobs that the ledger has.
 func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
-	records, next, err := s.cfg.Ledger.List(ctx, ledger.Filter{States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant}, cursor, limit)
+	filter := ledger.Filter{States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant, Newest: q.Newest}
+	records, next, err := s.cfg.Ledger.List(ctx, filter, cursor, limit)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}
 	views := make([]job.View, len(records))
 	for i, rec := range records {
-		views[i] = job.View{Record: rec, Detail: s.detail(rec)}
+		views[i] = s.view(rec)
 	}
 	return views, next, nil
 }
 
-// detail is what the job's holder says of what it does for the job.
-func (s *Shepherd) detail(rec job.Record) string {
-	if rec.Holder == "" {
-		return ""
+// view is a record with the limits that apply and what is being done for it.
+func (s *Shepherd) view(rec job.Record) job.View {
+	view := job.View{Record: rec}
+	var sheep job.Limits
+	name := rec.Holder
+	if name == "" {
+		name = rec.Sheep
 	}
-	for _, sheep := range s.Sheep(context.Background()) {
-		if sheep.Name == rec.Holder && sheep.Job == rec.ID {
-			return sheep.Detail
+	if l := s.env.flock.named(name); l != nil {
+		sheep = l.Limits
+		if shown := l.view(); rec.Holder != "" && rec.Node == s.cfg.Node && shown.Job == rec.ID {
+			view.Detail = shown.Detail
 		}
 	}
-	return ""
+	view.Limits = s.cfg.Limits.apply(rec.Limits, rec.Model, sheep)
+	return view
 }

@@ -32,7 +32,16 @@
 // bytes, big endian. The daemon begins with hello and its protocol version; the
 // shim answers hello with its own, followed by the answers it keeps and the exit
 // if there is one. Requests of the daemon that carry a number are each answered by
-// a reply with that number. A connection that says hello supersedes an earlier
-// one. Where the versions differ only stop and release are served: these, and
-// hello, are the same in all versions.
+// a reply with that number. Where the versions differ only stop and release are
+// served: these, and hello, are the same in all versions.
+//
+// What was added since the first release is a feature, and each side names in its
+// hello those it understands. A message of a feature goes only to a side that
+// named it, so a shim outlives upgrades and downgrades of the daemon. The version
+// changes only where that will not do.
+//
+// A connection that says hello supersedes an earlier one, which is told so where
+// it understands that (feature superseded). Any other end of a connection means
+// nothing as long as the shim holds the lock: the daemon connects again, and both
+// sides go on where they were.
 package shim

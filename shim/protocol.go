@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -20,17 +21,39 @@ const Version = 1
 // messenger.MaxMessage, can grow when its text is written as JSON again.
 const MaxFrame = 4 * messenger.MaxMessage
 
+// Feature is an addition to the protocol that both sides must know.
+type Feature string
+
+// The features.
+const (
+	// FeatureSuperseded: the shim says superseded before it closes a connection
+	// for a newer one, so every other end is one to connect again after.
+	FeatureSuperseded Feature = "superseded"
+	// FeatureEvents: the shim passes the runner's events on.
+	FeatureEvents Feature = "events"
+	// FeatureCancel: the daemon may send cancel.
+	FeatureCancel Feature = "cancel"
+	// FeatureDeadline: a job that is sent may have a deadline.
+	FeatureDeadline Feature = "deadline"
+)
+
+// Features returns those that this program understands, in either role.
+func Features() []Feature {
+	return []Feature{FeatureSuperseded, FeatureEvents, FeatureCancel, FeatureDeadline}
+}
+
 // Kind says what a message is.
 type Kind string
 
 // What the daemon sends. All but hello are answered by a reply.
 const (
-	KindSend    Kind = "send"    // Job, DataRoot: give the job to the runner
+	KindSend    Kind = "send"    // Job, DataRoot, Deadline: give the job to the runner
 	KindAck     Kind = "ack"     // Job: its answer is safe
 	KindStop    Kind = "stop"    // Grace: stop the runner
 	KindRelease Kind = "release" // the exit is known: end the shim
 	KindWatch   Kind = "watch"   // PID: the container's process, which has not begun
 	KindBegun   Kind = "begun"   // it has
+	KindCancel  Kind = "cancel"  // Job: ask the runner to give it up
 )
 
 // What the shim sends; both sides send hello.
@@ -41,6 +64,9 @@ const (
 	KindAnswer    Kind = "answer"    // Answer
 	KindExit      Kind = "exit"      // Exit: nothing of the runner is left
 	KindReply     Kind = "reply"     // Number, Error: a request was served, or not
+
+	KindSuperseded Kind = "superseded" // another daemon has connected
+	KindEvent      Kind = "event"      // Event
 )
 
 // Message is what both sides send; each Kind uses the fields named beside it.
@@ -56,19 +82,37 @@ type Message struct {
 	Answer   *Answer       `json:"answer,omitempty"`
 	Exit     *Exit         `json:"exit,omitempty"`
 	Error    string        `json:"error,omitempty"`
+	Deadline time.Time     `json:"deadline,omitzero"`
+	Event    *Event        `json:"event,omitempty"`
 }
 
-// Hello is the first message of each side. The daemon sends its Version alone.
-type Hello struct {
-	Version   int    `json:"version"`
-	Life      string `json:"life,omitempty"`
-	PID       int    `json:"pid,omitempty"`        // the shim's
-	RunnerPID int    `json:"runner_pid,omitempty"` // 0 while there is none
-	Connected bool   `json:"connected,omitempty"`
-	Exited    bool   `json:"exited,omitempty"`  // an exit message follows the answers
-	Job       job.ID `json:"job,omitempty"`     // given and not answered
-	Answers   int    `json:"answers,omitempty"` // not acknowledged; that many answer messages follow
+// Event is what a runner tells of its work; see messenger.Event.
+type Event struct {
+	Kind     messenger.EventKind `json:"kind"`
+	Job      job.ID              `json:"job,omitempty"`
+	Time     time.Time           `json:"time"`
+	Progress float64             `json:"progress,omitempty"`
+	Text     string              `json:"text,omitempty"`
+	Features []string            `json:"features,omitempty"`
+	Lost     int                 `json:"lost,omitempty"`
 }
+
+// Hello is the first message of each side. The daemon sends its Version and
+// Features alone.
+type Hello struct {
+	Version   int       `json:"version"`
+	Features  []Feature `json:"features,omitempty"`
+	Life      string    `json:"life,omitempty"`
+	PID       int       `json:"pid,omitempty"`        // the shim's
+	RunnerPID int       `json:"runner_pid,omitempty"` // 0 while there is none
+	Connected bool      `json:"connected,omitempty"`
+	Exited    bool      `json:"exited,omitempty"`  // an exit message follows the answers
+	Job       job.ID    `json:"job,omitempty"`     // given and not answered
+	Answers   int       `json:"answers,omitempty"` // not acknowledged; that many answer messages follow
+}
+
+// Has reports whether the side that said hello understands a feature.
+func (h *Hello) Has(f Feature) bool { return slices.Contains(h.Features, f) }
 
 // VersionError says that the shim and the daemon are of versions that do not
 // understand each other. The runner can only be stopped.

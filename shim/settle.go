@@ -93,6 +93,20 @@ func Kill(folder string) error {
 	return proc.Signal(state.Shim, unix.SIGKILL)
 }
 
+// Alive reports whether a shim lives in the folder.
+func Alive(folder string) (bool, error) {
+	f, err := OpenFolder(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	free, err := f.TryLock()
+	return !free && err == nil, err
+}
+
 // AwaitEnd waits until no shim lives in the folder.
 func AwaitEnd(ctx context.Context, folder string) error {
 	f, err := OpenFolder(folder)

@@ -84,6 +84,8 @@ type Container struct {
 	OwnNetwork bool `json:"own_network,omitempty"`
 	// CNI says that CNI's plugins have connected that namespace.
 	CNI bool `json:"cni,omitempty"`
+	// StopSignal asks the runner to end; 0 means TERM.
+	StopSignal int `json:"stop_signal,omitempty"`
 }
 
 // State is what the shim notes of its processes for who cleans up after it.

@@ -12,9 +12,25 @@
 // A name that could leave the job's directory is never written to disk: an
 // empty, "." or ".." element, an absolute name, a NUL, a name that goes
 // through a symbolic link. Stage fails with ErrBadName, naming the object.
-// Collect uploads regular files only: what a symbolic link points to is never
-// read; a link, device, socket or pipe in outputs/ makes it fail with
-// ErrBadName.
+//
+// # Working directories
+//
+// A runner is a stranger with write access to its job's working directory, and
+// may still be at work in it. Stage and Collect are given the directory as an
+// os.Root: what they read, write or remove there they reach through it, follow
+// no link while they write, and open nothing that could block them.
+//
+// Collect uploads regular files. A symbolic link that leads to a regular file
+// or a directory within outputs/ is stored as what it points to, under the
+// link's name. One that leads anywhere else or nowhere, that is absolute, or that
+// leads back to a directory it lies in, and sockets, pipes and devices, are left
+// out and named in the warnings; so is what the runner replaces by one of these
+// while it is read. A file that goes away meanwhile is left out; one that changes
+// while it is sent may be an error of class errdefs.ErrUnavailable.
+//
+// What the runner made and nothing can be stored of is the job's failure: a name
+// that storage cannot take, a file without read permission, an outputs that is
+// no directory are errors of class errdefs.ErrInvalidArgument without ErrWorkDir.
 //
 // # Errors
 //
@@ -28,13 +44,22 @@
 //	errdefs.ErrOutOfRange        the asked range lies outside the file
 //	errdefs.ErrResourceExhausted no space, here or there
 //	errdefs.ErrUnavailable       not reachable, or overloaded, in spite of trying
+//	errdefs.ErrDataLoss          what is stored cannot be read as what it should be
 //	context errors               as they are
+//
+// With ErrWorkDir the class is the directory's: errdefs.ErrResourceExhausted when
+// space, quota, inodes or file descriptors are used up, errdefs.ErrPermissionDenied
+// when this process may not write there, errdefs.ErrInvalidArgument when the disk
+// is too small, and errdefs.ErrUnavailable for the rest (read-only, input/output
+// errors, a directory that is gone or has something else in its place).
 package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +71,9 @@ import (
 var (
 	ErrExists   = fmt.Errorf("the job's place in storage is taken: %w", errdefs.ErrAlreadyExists)
 	ErrNotFound = fmt.Errorf("not in storage: %w", errdefs.ErrNotFound)
-	ErrBadName  = fmt.Errorf("file name not allowed: %w", errdefs.ErrInvalidArgument)
+	// ErrWorkDir marks failures of the working directory: they are not storage's.
+	ErrWorkDir = errors.New("the job's working directory")
+	ErrBadName = fmt.Errorf("file name not allowed: %w", errdefs.ErrInvalidArgument)
 )
 
 // Info describes a stored file.
@@ -63,6 +90,29 @@ type Staged struct {
 	Bytes int64 // what they take
 	// Outputs says that outputs/ is not empty: Collect has to replace it.
 	Outputs bool
+}
+
+// Collected is what Collect stored.
+type Collected struct {
+	Files int
+	Bytes int64
+	// Warnings name what was left out, and why, in words for clients; at most
+	// MaxWarnings of them, the last of which counts the rest.
+	Warnings []string
+}
+
+// MaxWarnings bounds Collected.Warnings.
+const MaxWarnings = 20
+
+// Options say how Stage works.
+type Options struct {
+	// Admit is asked before anything is copied whether there is room for so many
+	// bytes; an error it returns is Stage's. Nil admits all.
+	Admit func(bytes int64) error
+	// Owned says that what is written belongs to UID and GID instead of to this
+	// process's user.
+	Owned    bool
+	UID, GID int
 }
 
 // Store keeps jobs' files. It is safe for any number of goroutines. No method
@@ -82,20 +132,22 @@ type Store interface {
 	// short left behind, and Init answers nil.
 	Init(ctx context.Context, id job.ID, payload []byte) error
 
-	// Stage copies inputs/ to dir/inputs/, several files at a time, and creates
-	// dir/inputs and dir/outputs. Files of the right size and ETag already in
-	// dir (from a Stage that was cut short) may be kept.
-	// A limit, in bytes, that the inputs exceed makes it fail with class
-	// errdefs.ErrResourceExhausted before anything is copied; 0 is no limit.
+	// Stage copies inputs/ to dir's inputs/, several files at a time, and creates
+	// dir's inputs/ and outputs/ where they are missing. Files of the right size
+	// and ETag already in dir (from a Stage that was cut short) may be kept.
 	// One listing covers the whole place, so that Staged also says whether an
-	// earlier run left outputs.
-	Stage(ctx context.Context, id job.ID, dir string, limit int64) (Staged, error)
+	// earlier run left outputs. A disk that could not hold the inputs even when
+	// empty is an error of class errdefs.ErrInvalidArgument; one that is full now,
+	// errdefs.ErrResourceExhausted; both wrap ErrWorkDir, as does every other
+	// failure of the directory itself, so that callers can tell a broken disk from
+	// storage that is away.
+	Stage(ctx context.Context, id job.ID, dir *os.Root, how Options) (Staged, error)
 
-	// Collect copies dir/outputs/ to outputs/, several files at a time. With
+	// Collect copies dir's outputs/ to outputs/, several files at a time. With
 	// replace it also removes whatever else lies in outputs/, so that an
 	// earlier run's files do not mix with this one's. It may be called again
 	// after it failed or was cut short.
-	Collect(ctx context.Context, id job.ID, dir string, replace bool) error
+	Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (Collected, error)
 
 	// Open opens one file, whole (nil range) or in part.
 	Open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
@@ -107,7 +159,8 @@ type Store interface {
 	// List returns the files whose name begins with prefix.
 	List(ctx context.Context, id job.ID, prefix string) ([]Info, error)
 
-	// Status and SetStatus read and write job_status.json.
+	// Status and SetStatus read and write job_status.json. One that is no status,
+	// or larger than a status can be, is an error of class errdefs.ErrDataLoss.
 	Status(ctx context.Context, id job.ID) (job.Status, error)
 	SetStatus(ctx context.Context, id job.ID, status job.Status) error
 

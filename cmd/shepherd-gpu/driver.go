@@ -32,9 +32,9 @@ func (d *driver) can(function string) bool {
 	return d.lib.Extensions().LookupSymbol(function) == nil
 }
 
-// card is a GPU, with what does not change while the driver is loaded. The
+// handle is an opened GPU, with what does not change while the driver is loaded. The
 // device is nil where it is lost.
-type card struct {
+type handle struct {
 	gpu.GPU
 	device    nvml.Device
 	instances map[[2]int]string // MIG's UUIDs, by the ids of GPU and compute instance
@@ -49,11 +49,11 @@ func printInventory(d *driver, out io.Writer) error {
 	if v, ret := d.lib.SystemGetCudaDriverVersion(); ret == nvml.SUCCESS {
 		inv.CUDA = fmt.Sprintf("%d.%d", v/1000, v%1000/10)
 	}
-	cards, err := d.cards()
+	handles, err := d.handles()
 	if err != nil {
 		return err
 	}
-	for _, c := range cards {
+	for _, c := range handles {
 		if c.device != nil {
 			c.State = d.state(c)
 		}
@@ -64,36 +64,65 @@ func printInventory(d *driver, out io.Writer) error {
 	return encoder.Encode(inv)
 }
 
-// cards lists the GPUs. One that does not answer is there all the same, as lost.
-func (d *driver) cards() ([]*card, error) {
+// handles lists the GPUs. One that does not answer is there all the same, as lost.
+func (d *driver) handles() ([]*handle, error) {
 	count, ret := d.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
 		return nil, &driverError{"count GPUs", ret}
 	}
-	var cards []*card
+	var handles []*handle
 	for i := range count {
-		c := &card{GPU: gpu.GPU{Index: i, Minor: i}, instances: make(map[[2]int]string)}
-		cards = append(cards, c)
 		device, ret := d.lib.DeviceGetHandleByIndex(i)
-		if ret == nvml.SUCCESS {
-			ret = d.identify(c, device)
+		c, err := d.identified(gpu.GPU{Index: i, Minor: i}, fmt.Sprintf("GPU %d", i), device, ret)
+		if err != nil {
+			return nil, err
 		}
-		switch ret {
-		case nvml.SUCCESS:
-			c.device = device
-			continue
-		case nvml.ERROR_NO_PERMISSION, nvml.ERROR_UNINITIALIZED:
-			return nil, &driverError{fmt.Sprintf("ask GPU %d", i), ret}
-		}
-		// Drivers have many words for a GPU that is broken; the others are not.
-		fmt.Fprintln(os.Stderr, (&driverError{fmt.Sprintf("GPU %d does not answer", i), ret}).Error())
-		c.Lost, c.ResetRequired = true, ret == nvml.ERROR_RESET_REQUIRED
+		handles = append(handles, c)
 	}
-	return cards, nil
+	return handles, nil
+}
+
+// handlesAt are the GPUs at PCI addresses. Others are not opened.
+func (d *driver) handlesAt(pci []string) ([]*handle, error) {
+	var handles []*handle
+	for _, address := range pci {
+		device, ret := d.lib.DeviceGetHandleByPciBusId(address)
+		g := gpu.GPU{PCI: address}
+		if ret == nvml.SUCCESS {
+			if index, ret := device.GetIndex(); ret == nvml.SUCCESS {
+				g.Index, g.Minor = index, index
+			}
+		}
+		c, err := d.identified(g, "the GPU at "+address, device, ret)
+		if err != nil {
+			return nil, err
+		}
+		handles = append(handles, c)
+	}
+	return handles, nil
+}
+
+// identified identifies a GPU that was asked for with the result ret.
+func (d *driver) identified(g gpu.GPU, name string, device nvml.Device, ret nvml.Return) (*handle, error) {
+	c := &handle{GPU: g, instances: make(map[[2]int]string)}
+	if ret == nvml.SUCCESS {
+		ret = d.identify(c, device)
+	}
+	switch ret {
+	case nvml.SUCCESS:
+		c.device = device
+		return c, nil
+	case nvml.ERROR_NO_PERMISSION, nvml.ERROR_UNINITIALIZED:
+		return nil, &driverError{"ask " + name, ret}
+	}
+	// Drivers report a broken GPU in many ways; the others are well.
+	fmt.Fprintln(os.Stderr, (&driverError{name + " does not answer", ret}).Error())
+	c.Lost, c.ResetRequired = true, ret == nvml.ERROR_RESET_REQUIRED
+	return c, nil
 }
 
 // identify asks for what does not change.
-func (d *driver) identify(c *card, device nvml.Device) (ret nvml.Return) {
+func (d *driver) identify(c *handle, device nvml.Device) (ret nvml.Return) {
 	if c.UUID, ret = device.GetUUID(); ret != nvml.SUCCESS {
 		return ret
 	}
@@ -140,7 +169,7 @@ func address(pci nvml.PciInfo) string {
 }
 
 // partition asks for the MIG instances.
-func (d *driver) partition(c *card, device nvml.Device) {
+func (d *driver) partition(c *handle, device nvml.Device) {
 	count, ret := device.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
 		return
@@ -170,7 +199,7 @@ func (d *driver) partition(c *card, device nvml.Device) {
 }
 
 // state asks how a GPU fares.
-func (d *driver) state(c *card) gpu.State {
+func (d *driver) state(c *handle) gpu.State {
 	if c.device == nil {
 		return gpu.State{Lost: true}
 	}
@@ -203,7 +232,7 @@ func (d *driver) state(c *card) gpu.State {
 }
 
 // recovery says that the driver asks for the GPU's reset.
-func (d *driver) recovery(c *card) bool {
+func (d *driver) recovery(c *handle) bool {
 	if !d.can("nvmlDeviceGetFieldValues") {
 		return false
 	}
@@ -217,7 +246,7 @@ func (d *driver) recovery(c *card) bool {
 }
 
 // processes lists those with memory on a GPU, each once for each MIG instance.
-func (d *driver) processes(c *card) []gpu.Process {
+func (d *driver) processes(c *handle) []gpu.Process {
 	const unknown = ^uint64(0) // memory that the driver cannot tell
 	var list []gpu.Process
 	seen := make(map[gpu.Process]bool)

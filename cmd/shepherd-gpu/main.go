@@ -21,6 +21,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -46,7 +47,9 @@ func main() {
 const usage = `shepherd-gpu asks NVIDIA's driver, for shepherdd.
 
   shepherd-gpu inventory               the machine's GPUs, in JSON
-  shepherd-gpu watch [--interval 5s]   how they fare, a JSON object a line
+  shepherd-gpu watch [--interval 5s] [--pci ADDRESS,…]
+                                       how they fare, a JSON object a line; of
+                                       all GPUs, or those at the addresses alone
   shepherd-gpu cdi [--driver-root DIR] [--hook PROGRAM]
                                        a CDI spec of them, in YAML
   shepherd-gpu version`
@@ -60,6 +63,7 @@ func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) 
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	interval := flags.Duration("interval", gpu.DefaultInterval, "")
+	pci := flags.String("pci", "", "")
 	var spec specConfig
 	flags.StringVar(&spec.DriverRoot, "driver-root", "/", "")
 	flags.StringVar(&spec.DevRoot, "dev-root", "/", "")
@@ -76,7 +80,7 @@ func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) 
 	case "inventory":
 		command = func(d *driver) error { return printInventory(d, out) }
 	case "watch":
-		command = func(d *driver) error { return watch(ctx, d, *interval, out) }
+		command = func(d *driver) error { return watch(ctx, d, *interval, addresses(*pci), out) }
 	case "cdi":
 		command = func(d *driver) error { return printSpec(d, spec, out) }
 	case "version":
@@ -91,6 +95,11 @@ func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) 
 	}
 	defer lib.Shutdown()
 	return command(d)
+}
+
+// addresses takes a list with commas apart.
+func addresses(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
 }
 
 type usageError struct{ error }

@@ -8,11 +8,14 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -170,27 +173,43 @@ func TestStatus(t *testing.T) {
 func TestWatch(t *testing.T) {
 	m := machines()["dgxh100"]()
 	m.split(2)
-	fired := make(chan nvml.EventData, 2)
-	fired <- nvml.EventData{Device: m.devices[1], EventData: 79, GpuInstanceId: ^uint32(0), ComputeInstanceId: ^uint32(0)}
-	fired <- nvml.EventData{Device: m.devices[2], EventData: 13, GpuInstanceId: 2, ComputeInstanceId: 0}
-	freed := false
-	set := &mock.EventSet{
-		FreeFunc: func() nvml.Return { freed = true; return nvml.SUCCESS },
-		WaitFunc: func(patience uint32) (nvml.EventData, nvml.Return) {
+	fired := map[int]chan nvml.EventData{}
+	for i := range m.devices {
+		fired[i] = make(chan nvml.EventData, 1)
+	}
+	fired[1] <- nvml.EventData{Device: m.devices[1], EventData: 79, GpuInstanceId: ^uint32(0), ComputeInstanceId: ^uint32(0)}
+	fired[2] <- nvml.EventData{Device: m.devices[2], EventData: 13, GpuInstanceId: 2, ComputeInstanceId: 0}
+	var made, freed atomic.Int32
+	var mu sync.Mutex
+	registered := map[nvml.EventSet][]int{}
+	m.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) {
+		made.Add(1)
+		set := new(mock.EventSet)
+		set.FreeFunc = func() nvml.Return { freed.Add(1); return nvml.SUCCESS }
+		set.WaitFunc = func(patience uint32) (nvml.EventData, nvml.Return) {
+			mu.Lock()
+			in := registered[set]
+			mu.Unlock()
+			if slices.Contains(in, 3) { // a lost GPU makes every wait on its set fail
+				return nvml.EventData{}, nvml.ERROR_GPU_IS_LOST
+			}
 			select {
-			case e := <-fired:
+			case e := <-fired[in[0]]:
 				return e, nvml.SUCCESS
 			case <-time.After(10 * time.Millisecond):
 				return nvml.EventData{}, nvml.ERROR_TIMEOUT
 			}
-		},
+		}
+		return set, nvml.SUCCESS
 	}
-	m.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) { return set, nvml.SUCCESS }
 	for i, d := range m.devices {
-		d.RegisterEventsFunc = func(kinds uint64, _ nvml.EventSet) nvml.Return {
+		d.RegisterEventsFunc = func(kinds uint64, set nvml.EventSet) nvml.Return {
 			if i == 7 {
 				return nvml.ERROR_NOT_SUPPORTED
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			registered[set] = append(registered[set], i)
 			return nvml.SUCCESS
 		}
 	}
@@ -234,8 +253,73 @@ func TestWatch(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if len(told) != 8 || told[uuidOf(3)] != 1 || xids[uuidOf(1)] != (gpu.Xid{Code: 79}) || xids[uuidOf(2)] != (gpu.Xid{Code: 13, MIG: "MIG-00000002"}) || !freed {
+	if len(told) != 8 || told[uuidOf(3)] != 1 || xids[uuidOf(1)] != (gpu.Xid{Code: 79}) || xids[uuidOf(2)] != (gpu.Xid{Code: 13, MIG: "MIG-00000002"}) || made.Load() != 8 || freed.Load() != 8 {
 		t.Errorf("got %v, %v", told, xids)
+	}
+}
+
+// samples runs a watch until the predicate says that it has seen enough.
+func samples(t *testing.T, m machine, args []string, enough func([]gpu.Sample) bool) []gpu.Sample {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var seen []gpu.Sample
+	err := run(ctx, m, append([]string{"watch", "--interval", "10ms"}, args...), writerFunc(func(p []byte) (int, error) {
+		var s gpu.Sample
+		if err := json.Unmarshal(p, &s); err != nil || s.Time.IsZero() {
+			t.Errorf("%s: %v", p, err)
+		}
+		if seen = append(seen, s); enough(seen) {
+			cancel()
+		}
+		return len(p), nil
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seen
+}
+
+// A machine whose GPUs do not answer, or that has none, is no driver that hangs.
+func TestWatchOfNone(t *testing.T) {
+	two := func(seen []gpu.Sample) bool { return len(seen) >= 2 }
+	m := machines()["dgxa100"]()
+	for i := range m.devices {
+		m.lose(i)
+	}
+	seen := samples(t, m, nil, func(seen []gpu.Sample) bool { return len(seen) >= 16 })
+	for i, s := range seen {
+		if s.UUID != "" || s.Index != i%8 || s.State == nil || !s.Lost {
+			t.Fatalf("sample %d is %+v", i, s)
+		}
+	}
+	m = machines()["dgxa100"]()
+	m.DeviceGetCountFunc = func() (int, nvml.Return) { return 0, nvml.SUCCESS }
+	if seen := samples(t, m, nil, two); seen[0].State != nil || seen[0].UUID != "" {
+		t.Errorf("got %+v", seen[0])
+	}
+}
+
+// GPUs that are not to be watched are not opened: the driver resets none that is.
+func TestWatchOfSome(t *testing.T) {
+	m := machines()["dgxh100"]()
+	m.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
+		t.Errorf("GPU %d was opened by its index", i)
+		return nil, nvml.ERROR_GPU_IS_LOST
+	}
+	opened := map[string]bool{}
+	m.DeviceGetHandleByPciBusIdFunc = func(address string) (nvml.Device, nvml.Return) {
+		opened[address] = true
+		for i, d := range m.devices {
+			if fmt.Sprintf("0000:%02x:00.0", 0x30+i) == address {
+				return d, nvml.SUCCESS
+			}
+		}
+		return nil, nvml.ERROR_NOT_FOUND
+	}
+	seen := samples(t, m, []string{"--pci", "0000:31:00.0,0000:35:00.0,0000:99:00.0"}, func(seen []gpu.Sample) bool { return len(seen) >= 6 })
+	if len(opened) != 3 || seen[0].UUID != uuidOf(1) || seen[0].Index != 1 || seen[1].UUID != uuidOf(5) || seen[2].UUID != "" || !seen[2].Lost {
+		t.Errorf("opened were %v, told is %+v", opened, seen[:3])
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -15,36 +16,40 @@ import (
 )
 
 // watch prints every GPU's state at once and then at each interval, and Xids as
-// they come, until the context ends or nobody reads any more.
-func watch(ctx context.Context, d *driver, interval time.Duration, out io.Writer) error {
-	cards, err := d.cards()
+// they come, until the context ends or nobody reads any more. It opens the GPUs
+// at the PCI addresses alone, where there are some.
+func watch(ctx context.Context, d *driver, interval time.Duration, pci []string, out io.Writer) error {
+	var handles []*handle
+	var err error
+	if len(pci) > 0 {
+		handles, err = d.handlesAt(pci)
+	} else {
+		handles, err = d.handles()
+	}
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan gpu.Sample)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		d.events(ctx, cards, events)
-	}()
-	defer func() {
-		cancel()
-		<-ended
-	}()
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer cancel()
+	d.events(ctx, handles, events, &waiting)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		for _, c := range cards {
-			if c.UUID == "" {
-				continue // it was lost before it said who it is
-			}
-			state := d.state(c)
-			if err := line(out, gpu.Sample{Time: time.Now(), UUID: c.UUID, State: &state}); err != nil {
+		if len(handles) == 0 { // the driver answers, and the reader is to know it
+			if err := line(out, gpu.Sample{Time: time.Now()}); err != nil {
 				return err
 			}
 		}
-		for waiting := true; waiting; {
+		for _, c := range handles {
+			state := d.state(c)
+			if err := line(out, gpu.Sample{Time: time.Now(), UUID: c.UUID, Index: c.Index, State: &state}); err != nil {
+				return err
+			}
+		}
+		for idle := true; idle; {
 			select {
 			case <-ctx.Done():
 				return nil
@@ -53,57 +58,58 @@ func watch(ctx context.Context, d *driver, interval time.Duration, out io.Writer
 					return err
 				}
 			case <-tick.C:
-				waiting = false
+				idle = false
 			}
 		}
 	}
 }
 
-// events hands over the Xids that the driver reports.
-func (d *driver) events(ctx context.Context, cards []*card, out chan<- gpu.Sample) {
+// events begins to hand over the Xids that the GPUs report. Each GPU has an event
+// set of its own: one that is lost makes every wait on its set fail at once.
+func (d *driver) events(ctx context.Context, handles []*handle, out chan<- gpu.Sample, waiting *sync.WaitGroup) {
 	if !d.can("nvmlEventSetCreate") {
 		return
 	}
-	set, ret := d.lib.EventSetCreate()
-	if ret != nvml.SUCCESS {
-		fmt.Fprintln(os.Stderr, (&driverError{"Xids are not reported", ret}).Error())
-		return
-	}
-	defer set.Free()
-	byUUID := make(map[string]*card)
-	for _, c := range cards {
+	for _, c := range handles {
 		if c.device == nil {
 			continue
 		}
+		set, ret := d.lib.EventSetCreate()
+		if ret != nvml.SUCCESS {
+			fmt.Fprintln(os.Stderr, (&driverError{"Xids are not reported", ret}).Error())
+			return
+		}
 		if ret := c.device.RegisterEvents(nvml.EventTypeXidCriticalError, set); ret != nvml.SUCCESS {
 			fmt.Fprintln(os.Stderr, (&driverError{fmt.Sprintf("Xids of GPU %d are not reported", c.Index), ret}).Error())
+			set.Free()
 			continue
 		}
-		byUUID[c.UUID] = c
+		waiting.Go(func() {
+			defer set.Free()
+			d.eventsOf(ctx, c, set, out)
+		})
 	}
+}
+
+// eventsOf hands over the Xids of one GPU until the context ends.
+func (d *driver) eventsOf(ctx context.Context, c *handle, set nvml.EventSet, out chan<- gpu.Sample) {
 	const patience = 500 // milliseconds, after which it looks whether to go on
-	for ctx.Err() == nil && len(byUUID) > 0 {
+	for ctx.Err() == nil {
 		event, ret := set.Wait(patience)
 		switch ret {
 		case nvml.SUCCESS:
 		case nvml.ERROR_TIMEOUT:
 			continue
-		default:
-			// A lost GPU makes every wait end at once.
+		default: // the GPU is lost, which its state says as well
 			select {
 			case <-ctx.Done():
 			case <-time.After(patience * time.Millisecond):
 			}
 			continue
 		}
-		uuid, ret := event.Device.GetUUID()
-		c := byUUID[uuid]
-		if ret != nvml.SUCCESS || c == nil {
-			continue
-		}
 		xid := gpu.Xid{Code: event.EventData, MIG: c.instances[[2]int{int(event.GpuInstanceId), int(event.ComputeInstanceId)}]}
 		select {
-		case out <- gpu.Sample{Time: time.Now(), UUID: uuid, Xid: &xid}:
+		case out <- gpu.Sample{Time: time.Now(), UUID: c.UUID, Index: c.Index, Xid: &xid}:
 		case <-ctx.Done():
 		}
 	}

@@ -3,19 +3,19 @@
 // them: device nodes with their cgroup rules, libraries, hooks and variables.
 // Any vendor's will do.
 //
-// Where the machine has no spec of NVIDIA's GPUs, one is made, and kept in a
-// folder of shepherd's own that nobody else looks into. It is made anew when
-// files that it names are gone, as after an update of the driver, and when it
-// lacks a device, as after a change of MIG instances.
+// Where the machine has no usable spec of NVIDIA's GPUs, one is generated, and
+// kept in a folder of shepherd's own that nobody else reads. It is generated
+// again when files that it names are gone, as after an update of the driver, and
+// when it lacks a device, as after a change of MIG instances.
 package cdi
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,18 +52,19 @@ type Specs struct {
 // New makes Specs. It reads nothing.
 func New(cfg Config) *Specs { return &Specs{cfg: cfg} }
 
-// Devices are the names of the devices that the machine's own specs describe, and
-// what is wrong with specs that cannot be read, which describe none.
+// Devices returns the names of the devices that the machine's own specs describe.
+// The error names each spec that is of no use, why, and what to do about it; the
+// devices of the others are returned with it.
 func (s *Specs) Devices() ([]string, error) {
-	host, err := read(s.cfg.Dirs...)
-	return host.ListDevices(), err
+	host, unusable := read(s.cfg.Dirs...)
+	return host.ListDevices(), unusable.err("")
 }
 
 // Edit returns what puts the devices into a container's spec, which is to be the
 // last that is done to it. The error, with a class of errdefs, says what there is
 // instead, or what to do.
 func (s *Specs) Edit(ctx context.Context, grants []gpu.Grant) (func(*specs.Spec) error, error) {
-	host, broken := read(s.cfg.Dirs...)
+	host, unusable := read(s.cfg.Dirs...)
 	names := make(map[*cdi.Cache][]string)
 	caches := []*cdi.Cache{host}
 	var ours []gpu.Grant
@@ -72,14 +73,16 @@ func (s *Specs) Edit(ctx context.Context, grants []gpu.Grant) (func(*specs.Spec)
 			ours = append(ours, g)
 			continue
 		}
-		name, ok := find(host, g)
+		name, ok := find(host, g, grants)
 		if !ok {
-			return nil, s.missing(host, g.Device, broken)
+			return nil, missing(host, g.Device, unusable)
 		}
-		names[host] = append(names[host], name)
+		if !slices.Contains(names[host], name) {
+			names[host] = append(names[host], name)
+		}
 	}
 	if len(ours) > 0 {
-		own, found, err := s.own(ctx, ours)
+		own, found, err := s.own(ctx, ours, unusable)
 		if err != nil {
 			return nil, err
 		}
@@ -106,35 +109,40 @@ func (s *Specs) Describes(kind string) bool {
 }
 
 // own is the spec that was made here, and the devices' names in it.
-func (s *Specs) own(ctx context.Context, grants []gpu.Grant) (*cdi.Cache, []string, error) {
+func (s *Specs) own(ctx context.Context, grants []gpu.Grant, host problems) (*cdi.Cache, []string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made {
-		cache, broken := read(s.cfg.Own)
-		if names, missing := findAll(cache, grants); broken == nil && missing == nil && whole(cache) {
+		cache, unusable := read(s.cfg.Own)
+		if names, absent := findAll(cache, grants); len(unusable) == 0 && absent == nil && whole(cache) {
 			return cache, names, nil
 		}
 	}
-	if err := s.make(ctx); err != nil {
+	if err := s.generate(ctx, host); err != nil {
 		return nil, nil, err
 	}
 	s.made = true
-	cache, broken := read(s.cfg.Own)
-	names, missing := findAll(cache, grants)
-	if missing != nil {
-		return nil, nil, s.missing(cache, *missing, broken)
+	cache, unusable := read(s.cfg.Own)
+	names, absent := findAll(cache, grants)
+	if absent != nil {
+		return nil, nil, missing(cache, *absent, unusable)
 	}
 	return cache, names, nil
 }
 
-// make writes the spec, whole or not at all.
-func (s *Specs) make(ctx context.Context) error {
+// generate writes the spec, whole or not at all. The machine's unusable specs
+// are what an error is about first.
+func (s *Specs) generate(ctx context.Context, host problems) error {
+	why := fmt.Sprintf("there is no CDI spec for %s in %s", gpu.NVIDIA, strings.Join(s.cfg.Dirs, ", "))
+	if about := host.about(gpu.NVIDIA); len(about) > 0 {
+		why = fmt.Sprintf("the CDI specs for %s cannot be used: %s", gpu.NVIDIA, about)
+	}
 	if s.cfg.Generate == nil {
-		return fmt.Errorf("there is no CDI spec for %s in %s: %w", gpu.NVIDIA, strings.Join(s.cfg.Dirs, ", "), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition)
 	}
 	text, err := s.cfg.Generate(ctx)
 	if err != nil {
-		return fmt.Errorf("there is no CDI spec for %s in %s, and none can be made: %w", gpu.NVIDIA, strings.Join(s.cfg.Dirs, ", "), err)
+		return fmt.Errorf("%s; and none can be generated: %w", why, err)
 	}
 	if err := os.MkdirAll(s.cfg.Own, 0o755); err != nil {
 		return fmt.Errorf("keep the CDI spec: %w", err)
@@ -150,34 +158,23 @@ func (s *Specs) make(ctx context.Context) error {
 	return nil
 }
 
-// missing says that a device is in no spec.
-func (s *Specs) missing(cache *cdi.Cache, d gpu.Device, broken error) error {
-	there := "there is no CDI spec for " + d.Kind
-	if names := ofKind(cache, d.Kind); len(names) > 0 {
-		there = "the CDI specs have " + strings.Join(names, ", ")
+// missing says that no usable spec has a device, and which specs are not usable.
+func missing(cache *cdi.Cache, d gpu.Device, unusable problems) error {
+	dirs := strings.Join(cache.GetSpecDirectories(), ", ")
+	names, about := ofKind(cache, d.Kind), unusable.about(d.Kind)
+	var text string
+	switch {
+	case len(names) > 0:
+		text = fmt.Sprintf("%s is not found: the CDI specs in %s have %s", d, dirs, strings.Join(names, ", "))
+	case len(about) > 0:
+		text = fmt.Sprintf("%s is not found", d)
+	default:
+		text = fmt.Sprintf("%s is not found: there is no CDI spec for %s in %s", d, d.Kind, dirs)
 	}
-	text := fmt.Sprintf("%s is not to be had: %s (in %s)", d, there, strings.Join(cache.GetSpecDirectories(), ", "))
-	if broken != nil {
-		text += "; a spec cannot be read: " + broken.Error()
+	if len(about) > 0 {
+		text += "; these CDI specs cannot be used: " + about.String()
 	}
 	return fmt.Errorf("%s: %w", text, errdefs.ErrFailedPrecondition)
-}
-
-// read reads folders of specs. The library's own cache for all watches folders
-// for ever; this one is a moment's.
-func read(dirs ...string) (*cdi.Cache, error) {
-	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
-	if err == nil {
-		err = cache.Refresh()
-	}
-	var broken []error
-	for _, errs := range cache.GetErrors() {
-		broken = append(broken, errs...)
-	}
-	if len(broken) > 0 {
-		return cache, errors.Join(broken...)
-	}
-	return cache, err
 }
 
 func ofKind(cache *cdi.Cache, kind string) []string {
@@ -186,18 +183,21 @@ func ofKind(cache *cdi.Cache, kind string) []string {
 
 func findAll(cache *cdi.Cache, grants []gpu.Grant) (names []string, missing *gpu.Device) {
 	for _, g := range grants {
-		name, ok := find(cache, g)
+		name, ok := find(cache, g, grants)
 		if !ok {
 			return nil, &g.Device
 		}
-		names = append(names, name)
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	return names, nil
 }
 
-// find returns the name that a spec has for what is granted. Specs differ: some
-// have UUIDs, some indexes, some both.
-func find(cache *cdi.Cache, g gpu.Grant) (string, bool) {
+// find returns the name that a spec has for one of a sheep's grants. Specs
+// differ: some have UUIDs, some indexes, some both, some nothing but `all`, which
+// will do for a sheep that has all.
+func find(cache *cdi.Cache, g gpu.Grant, grants []gpu.Grant) (string, bool) {
 	candidates := []string{g.Device.Name}
 	switch {
 	case g.GPU == nil:
@@ -215,8 +215,30 @@ func find(cache *cdi.Cache, g gpu.Grant) (string, bool) {
 			return name, true
 		}
 	}
+	every := parser.QualifiedName(vendor, class, gpu.Every)
+	if d := cache.GetDevice(every); d != nil && (g.Whole || g.GPU == nil && sole(d, g, grants)) {
+		return every, true
+	}
 	return "", false
 }
+
+// sole says that a device `all` is, as far as a spec tells, the one GPU that is
+// granted by its number, where the driver could not be asked.
+func sole(all *cdi.Device, g gpu.Grant, grants []gpu.Grant) bool {
+	if g.Device.Kind != gpu.NVIDIA || g.Device.Name != "0" || len(grants) != 1 {
+		return false
+	}
+	nodes := 0
+	for _, n := range all.ContainerEdits.DeviceNodes {
+		if gpuNode.MatchString(n.Path) {
+			nodes++
+		}
+	}
+	return nodes <= 1 && len(all.GetSpec().Devices) == 1
+}
+
+// gpuNode is the device node of a GPU of NVIDIA's.
+var gpuNode = regexp.MustCompile(`^/dev/nvidia[0-9]+$`)
 
 // whole says that the files which the specs name are there.
 func whole(cache *cdi.Cache) bool {

@@ -136,7 +136,7 @@ func TestReadAgain(t *testing.T) {
 	s := New(Config{Dirs: []string{early, late}})
 	ask := grants(t, "vendor.example/accelerator=card-1")
 	_, err := s.Edit(t.Context(), ask)
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "there is no CDI spec for vendor.example/accelerator (in "+early+", "+late+")") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "there is no CDI spec for vendor.example/accelerator in "+early+", "+late) {
 		t.Errorf("got %v", err)
 	}
 	put(t, early, "vendor.yaml")
@@ -172,6 +172,102 @@ func TestReadAgain(t *testing.T) {
 	}
 	if _, err := s.Edit(t.Context(), grants(t, "vendor.example/accelerator=card-9")); err == nil || !strings.Contains(err.Error(), "broken.yaml") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A spec that has nothing but `all` is enough for who has all GPUs there are.
+func TestOnlyAll(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "only-all.yaml")
+	s := New(Config{Dirs: []string{dir}})
+	one := &gpu.Inventory{GPUs: []gpu.GPU{{UUID: "GPU-aaaa"}}}
+	two := &gpu.Inventory{GPUs: []gpu.GPU{{UUID: "GPU-aaaa"}, {Index: 1, Minor: 1, UUID: "GPU-bbbb"}}}
+	all := gpu.Devices{List: []gpu.Device{{Kind: gpu.NVIDIA, Name: gpu.Every}}}
+	first := gpu.Devices{List: []gpu.Device{{Kind: gpu.NVIDIA, Name: "0", Node: true}}}
+	for name, c := range map[string]struct {
+		inv     *gpu.Inventory
+		devices gpu.Devices
+		want    bool
+	}{
+		"all of one": {one, all, true}, "all of two": {two, all, true}, "all without a driver": {nil, all, true},
+		"the one": {one, first, true}, "any one of one": {one, gpu.Devices{Count: 1}, true}, "the first, without a driver": {nil, first, true},
+		"one of two": {two, first, false}, "any one of two": {two, gpu.Devices{Count: 1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			names, err := s.Devices()
+			if err != nil {
+				t.Fatal(err)
+			}
+			granted, problems := gpu.Allot([]gpu.Request{{Sheep: "a", Devices: c.devices}}, gpu.Machine{Inventory: c.inv, CDI: names})
+			if problems != nil {
+				t.Fatal(problems)
+			}
+			edit, err := s.Edit(t.Context(), granted["a"])
+			if !c.want {
+				if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "have nvidia.com/gpu=all") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			spec := &specs.Spec{}
+			if err != nil || edit(spec) != nil || len(spec.Linux.Devices) != 1 || spec.Linux.Devices[0].Path != "/dev/case-gpu" {
+				t.Errorf("got %v, %+v", err, spec.Linux)
+			}
+		})
+	}
+	// A spec whose `all` has two GPUs is no spec of the first.
+	text, err := os.ReadFile(filepath.Join(dir, "only-all.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.Replace(text, []byte("deviceNodes: ["), []byte("deviceNodes: [{path: /dev/nvidia0, type: c, major: 1, minor: 5}, {path: /dev/nvidia1, type: c, major: 1, minor: 5}, "), 1)
+	if err := os.WriteFile(filepath.Join(dir, "only-all.yaml"), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Edit(t.Context(), grants(t, "/dev/nvidia0")); err == nil {
+		t.Error("a sheep that asked for one GPU got two")
+	}
+}
+
+// Specs that cannot be used are named, with what is wrong and what to do.
+func TestUnusable(t *testing.T) {
+	for name, c := range map[string]struct{ files, want []string }{
+		"conflict": {[]string{"conflict-a.yaml", "conflict-b.yaml"}, []string{"conflict-a.yaml", "conflict-b.yaml", "both define nvidia.com/gpu=0", "remove one of the files"}},
+		"too new":  {[]string{"too-new.yaml"}, []string{"too-new.yaml has cdiVersion 99.0.0", "the newest that is understood is 1.", "update shepherd"}},
+		"broken":   {[]string{"broken.yaml"}, []string{"broken.yaml has a syntax error (line 5", "correct it"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, dir, c.files...)
+			failing := &generator{err: fmt.Errorf("the driver is away: %w", errdefs.ErrUnavailable)}
+			for _, generate := range []func(context.Context) ([]byte, error){nil, failing.generate} {
+				s := New(Config{Dirs: []string{dir}, Own: filepath.Join(t.TempDir(), "own"), Generate: generate})
+				_, err := s.Edit(t.Context(), grants(t, "/dev/nvidia0"))
+				_, listed := s.Devices()
+				for _, err := range []error{err, listed} {
+					if err == nil {
+						t.Fatal("nothing is said")
+					}
+					for _, want := range c.want {
+						if !strings.Contains(err.Error(), want) {
+							t.Errorf("%q is not in: %v", want, err)
+						}
+					}
+					if strings.Contains(err.Error(), "there is no CDI spec") || strings.Contains(err.Error(), "\n") {
+						t.Errorf("got %v", err)
+					}
+				}
+			}
+			// Another kind's devices are not concerned, and other files are used.
+			put(t, dir, "vendor.yaml")
+			s := New(Config{Dirs: []string{dir}})
+			if _, err := s.Edit(t.Context(), grants(t, "vendor.example/accelerator=card-0")); err != nil {
+				t.Error(err)
+			}
+			if _, err := s.Edit(t.Context(), grants(t, "vendor.example/accelerator=card-9")); err == nil || strings.Contains(err.Error(), c.files[0]) {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 
@@ -252,7 +348,7 @@ func TestGenerateTroubles(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	g.err, g.spec = nil, "this is no spec"
-	if _, err := s.Edit(t.Context(), grants(t, "/dev/nvidia0")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot be read") {
+	if _, err := s.Edit(t.Context(), grants(t, "/dev/nvidia0")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "nvidia.yaml has a syntax error") {
 		t.Errorf("got %v", err)
 	}
 	s = New(Config{Dirs: []string{dir}})

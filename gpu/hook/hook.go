@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -117,16 +118,44 @@ func Edit(cfg Config, grants []gpu.Grant) (func(*specs.Spec) error, error) {
 	}, nil
 }
 
-// Hide keeps an image from helping itself to GPUs by its environment, where the
-// container's runtime is one that listens to it.
-func Hide(s *specs.Spec) error {
-	for _, v := range s.Process.Env {
-		if strings.HasPrefix(v, Visible+"=") {
-			setenv(s, Visible, "void")
-			break
+// Show returns what tells a runner by its environment which GPUs it has, as the
+// original did: `0,1` for two, nothing for none. Runners count the commas. An
+// image, or a CDI spec, that says something else is overruled: so an image cannot
+// help itself to GPUs where the container's runtime listens to the variable.
+func Show(grants []gpu.Grant) func(*specs.Spec) error {
+	var names []string
+	for _, g := range grants {
+		if g.Device.Kind != gpu.NVIDIA {
+			continue
 		}
+		name := g.Device.Name
+		switch {
+		case g.Instance != nil:
+			name = g.Instance.UUID
+		case g.GPU != nil:
+			name = strconv.Itoa(g.GPU.Index)
+		}
+		names = append(names, name)
 	}
-	return nil
+	value := strings.Join(names, ",")
+	return func(s *specs.Spec) error {
+		if s.Process == nil {
+			s.Process = &specs.Process{}
+		}
+		if value == "" && !slices.ContainsFunc(s.Process.Env, func(v string) bool { return strings.HasPrefix(v, Visible+"=") }) {
+			return nil
+		}
+		setenv(s, Visible, value)
+		return nil
+	}
+}
+
+// SetVisible returns what gives the variable Visible a value.
+func SetVisible(value string) func(*specs.Spec) error {
+	return func(s *specs.Spec) error {
+		setenv(s, Visible, value)
+		return nil
+	}
 }
 
 func setenv(s *specs.Spec, name, value string) {

@@ -113,15 +113,30 @@ func TestTroubles(t *testing.T) {
 	}
 }
 
-// An image that asks for GPUs by its environment gets none by that.
-func TestHide(t *testing.T) {
-	for _, c := range []struct{ env, want []string }{
-		{[]string{"A=b", "NVIDIA_VISIBLE_DEVICES=all"}, []string{"A=b", "NVIDIA_VISIBLE_DEVICES=void"}},
-		{[]string{"A=b"}, []string{"A=b"}},
+// A runner counts the GPUs it has in the variable, whatever a CDI spec put there;
+// an image that asks for GPUs by it gets none.
+func TestShow(t *testing.T) {
+	two := []gpu.Grant{
+		{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "0", Node: true}},
+		{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "GPU-bbbb"}, GPU: &gpu.GPU{Index: 1, UUID: "GPU-bbbb"}},
+	}
+	mig := []gpu.Grant{{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "1:0"}, GPU: &gpu.GPU{Index: 1}, Instance: &gpu.Instance{UUID: "MIG-0000"}}}
+	other := []gpu.Grant{{Device: gpu.Device{Kind: gpu.AMD, Name: "0"}}}
+	for name, c := range map[string]struct {
+		grants    []gpu.Grant
+		env, want []string
+	}{
+		"a spec's void":       {two, []string{"A=b", "NVIDIA_VISIBLE_DEVICES=void"}, []string{"A=b", "NVIDIA_VISIBLE_DEVICES=0,1"}},
+		"not set":             {two, []string{"A=b"}, []string{"A=b", "NVIDIA_VISIBLE_DEVICES=0,1"}},
+		"a MIG instance":      {mig, nil, []string{"NVIDIA_VISIBLE_DEVICES=MIG-0000"}},
+		"an image's all":      {nil, []string{"NVIDIA_VISIBLE_DEVICES=all", "A=b"}, []string{"NVIDIA_VISIBLE_DEVICES=", "A=b"}},
+		"no GPU":              {nil, []string{"A=b"}, []string{"A=b"}},
+		"another vendor's":    {other, []string{"NVIDIA_VISIBLE_DEVICES=all"}, []string{"NVIDIA_VISIBLE_DEVICES="}},
+		"all, without driver": {[]gpu.Grant{{Device: gpu.Device{Kind: gpu.NVIDIA, Name: gpu.Every}}}, nil, []string{"NVIDIA_VISIBLE_DEVICES=all"}},
 	} {
 		s := &specs.Spec{Process: &specs.Process{Env: c.env}}
-		if err := Hide(s); err != nil || !slices.Equal(s.Process.Env, c.want) {
-			t.Errorf("got %v, %v", s.Process.Env, err)
+		if err := Show(c.grants)(s); err != nil || !slices.Equal(s.Process.Env, c.want) {
+			t.Errorf("%s: got %v, %v", name, s.Process.Env, err)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func (still) Inventory(context.Context) (*gpu.Inventory, error) {
 	return &gpu.Inventory{Driver: "550.54.15"}, nil
 }
 
-func (still) Watch(ctx context.Context, _ time.Duration, _ func(gpu.Sample)) error {
+func (still) Watch(ctx context.Context, _ gpu.Watch, _ func(gpu.Sample)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -97,7 +97,7 @@ func TestSheepShareAGPU(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: dir + "/ledger.db", MaxOvertakes: 16, Log: log})
+	records, err := sqlite.Open(t.Context(), sqlite.Config{Path: dir + "/ledger.db", Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// card is a GPU that the driver knows, or knew.
-type card struct {
+// gpuRecord is a GPU that the driver knows, or knew.
+type gpuRecord struct {
 	gpu.GPU
 	seen    time.Time // when its state was told last
 	vacated time.Time // when a runner on it ended last
@@ -26,22 +26,36 @@ type card struct {
 	foreign []gpu.Process
 	told    map[int]bool // foreign ones that the log has
 
-	out    string // why it is; empty when it is well
-	since  time.Time
-	retest time.Time
-	outs   int // in a row
-	back   time.Time
+	out      string // why it is; empty when it is well
+	untested string // why the last test of it could not be made
+	since    time.Time
+	retest   time.Time
+	outs     int // in a row
+	back     time.Time
 }
 
-// String is the card for people.
-func (c *card) String() string { return fmt.Sprintf("GPU %d (%s, %s)", c.Index, c.Name, c.UUID) }
+// String is the GPU for people.
+func (c *gpuRecord) String() string {
+	if c.UUID == "" {
+		return fmt.Sprintf("GPU %d (which does not answer)", c.Index)
+	}
+	return fmt.Sprintf("GPU %d (%s, %s)", c.Index, c.Name, c.UUID)
+}
 
-func (c *card) isForeign(pid int) bool {
+// reason is why the GPU is out, and why that could not be tested.
+func (c *gpuRecord) reason() string {
+	if c.untested == "" {
+		return c.out
+	}
+	return c.out + "; it could not be tested: " + c.untested
+}
+
+func (c *gpuRecord) isForeign(pid int) bool {
 	return slices.ContainsFunc(c.foreign, func(p gpu.Process) bool { return p.PID == pid })
 }
 
 // left notes that the sheep's runner has ended.
-func (c *card) left(l *Lease, now time.Time) {
+func (c *gpuRecord) left(l *Lease, now time.Time) {
 	c.vacated = now
 	for pid, sheep := range c.ours {
 		if sheep == l.share.Sheep {
@@ -51,12 +65,28 @@ func (c *card) left(l *Lease, now time.Time) {
 	}
 }
 
-// know takes in what the driver says of a GPU.
-func (k *Keeper) know(g gpu.GPU) *card {
-	c := k.cards[g.UUID]
+// unidentified is the key of a GPU that was lost before it said its UUID.
+func unidentified(index int) string { return fmt.Sprint("index ", index) }
+
+// register records what the driver says of a GPU, but for its state. One that
+// does not say its UUID is the one that was at its index before, unless others,
+// the UUIDs that the driver knows, has that.
+func (k *Keeper) register(g gpu.GPU, others ...string) *gpuRecord {
+	key := g.UUID
+	if key == "" {
+		for _, c := range k.gpus {
+			if c.UUID != "" && c.Index == g.Index && !slices.Contains(others, c.UUID) {
+				return c
+			}
+		}
+		key = unidentified(g.Index)
+	} else {
+		delete(k.gpus, unidentified(g.Index))
+	}
+	c := k.gpus[key]
 	if c == nil {
-		c = &card{leaving: make(map[int]string), told: make(map[int]bool), ours: make(map[int]string)}
-		k.cards[g.UUID] = c
+		c = &gpuRecord{leaving: make(map[int]string), told: make(map[int]bool), ours: make(map[int]string)}
+		k.gpus[key] = c
 	}
 	state := c.State
 	c.GPU = g
@@ -64,8 +94,21 @@ func (k *Keeper) know(g gpu.GPU) *card {
 	return c
 }
 
-// ill is what is wrong with a GPU in this state; empty where nothing is.
-func ill(s *gpu.State) string {
+// find returns the GPU that a sample is about; nil where it is not known.
+func (k *Keeper) find(s gpu.Sample) *gpuRecord {
+	if s.UUID != "" {
+		return k.gpus[s.UUID]
+	}
+	for _, c := range k.gpus {
+		if s.State != nil && c.Index == s.Index {
+			return c
+		}
+	}
+	return nil
+}
+
+// faultOf is what is wrong with a GPU in this state; empty where nothing is.
+func faultOf(s *gpu.State) string {
 	switch {
 	case s.Lost:
 		return "it does not answer any more (it fell off the bus)"
@@ -77,8 +120,8 @@ func ill(s *gpu.State) string {
 	return ""
 }
 
-// state takes in how a card fares.
-func (k *Keeper) state(c *card, s gpu.State, now time.Time) {
+// state takes in how a GPU fares.
+func (k *Keeper) state(c *gpuRecord, s gpu.State, now time.Time) {
 	if s.Lost { // what else is said is of before
 		c.Lost = true
 	} else {
@@ -86,7 +129,7 @@ func (k *Keeper) state(c *card, s gpu.State, now time.Time) {
 		c.seen = now
 		k.attribute(c)
 	}
-	if why := ill(&s); why != "" {
+	if why := faultOf(&s); why != "" {
 		k.retire(c, why)
 	}
 	if s.Uncorrectable == nil {
@@ -100,11 +143,11 @@ func (k *Keeper) state(c *card, s gpu.State, now time.Time) {
 	}
 }
 
-// retire takes a card out.
-func (k *Keeper) retire(c *card, why string) {
+// retire takes a GPU out.
+func (k *Keeper) retire(c *gpuRecord, why string) {
 	now := time.Now()
 	if c.out != "" {
-		c.out = why
+		c.out, c.untested = why, ""
 		return
 	}
 	// One that goes out again soon after it came back is tested less often.
@@ -116,11 +159,11 @@ func (k *Keeper) retire(c *card, why string) {
 	c.outs++
 	k.report(c, "", why)
 	k.log.Error("A GPU is out", "gpu", c.String(), "error", why, "retest", c.retest.UTC().Format(time.RFC3339))
-	k.look()
+	k.wakeTester()
 }
 
-// look has run look at what is out.
-func (k *Keeper) look() {
+// wakeTester has the goroutine of session look at what is out.
+func (k *Keeper) wakeTester() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -130,7 +173,7 @@ func (k *Keeper) look() {
 // observe takes in what the watch tells.
 func (k *Keeper) observe(s gpu.Sample) {
 	k.change(func() {
-		c := k.cards[s.UUID]
+		c := k.find(s)
 		if c == nil {
 			return
 		}
@@ -144,7 +187,7 @@ func (k *Keeper) observe(s gpu.Sample) {
 }
 
 // xid does what the table says of an Xid.
-func (k *Keeper) xid(c *card, x gpu.Xid) {
+func (k *Keeper) xid(c *gpuRecord, x gpu.Xid) {
 	rule, known := k.cfg.Xids[x.Code]
 	if !known {
 		rule = XidRule{Action: FailJob, Text: "see NVIDIA's list of Xid errors"}
@@ -161,12 +204,12 @@ func (k *Keeper) xid(c *card, x gpu.Xid) {
 	}
 }
 
-// report tells the sheep on a card, or on one of its MIG instances, what became
+// report tells the sheep on a GPU, or on one of its MIG instances, what became
 // of it.
-func (k *Keeper) report(c *card, instance, what string) {
+func (k *Keeper) report(c *gpuRecord, instance, what string) {
 	for _, l := range k.leases {
 		for _, d := range l.devices {
-			if d.card == c && (instance == "" || d.instance == "" || d.instance == instance) {
+			if d.record == c && (instance == "" || d.instance == "" || d.instance == instance) {
 				l.report(c.String() + ": " + what)
 				break
 			}
@@ -212,41 +255,89 @@ func (k *Keeper) session() error {
 	if err != nil {
 		return err
 	}
-	k.change(func() { k.take(inv) })
-	ctx, cancel := context.WithCancel(k.ctx)
-	ended := make(chan error, 1)
-	go func() {
-		defer cancel()
-		err := k.cfg.Source.Watch(ctx, k.cfg.Interval, k.observe)
-		if err == nil {
-			err = errors.New("the watch on the GPUs ended")
+	k.change(func() { k.applyInventory(inv) })
+	for {
+		k.mu.Lock()
+		pci, any := k.watchable()
+		k.mu.Unlock()
+		ctx, cancel := context.WithCancel(k.ctx)
+		ended := make(chan error, 1)
+		go func() {
+			defer cancel()
+			if !any {
+				<-ctx.Done()
+				ended <- ctx.Err()
+				return
+			}
+			err := k.cfg.Source.Watch(ctx, gpu.Watch{Interval: k.cfg.Interval, PCI: pci}, k.observe)
+			if err == nil {
+				err = errors.New("the watch on the GPUs ended")
+			}
+			ended <- err
+		}()
+		changed := k.test(ctx, pci, any)
+		cancel()
+		if err := <-ended; !changed || k.ctx.Err() != nil {
+			return err
 		}
-		ended <- err
-	}()
-	k.test(ctx)
-	cancel()
-	return <-ended
+	}
 }
 
-// take takes in an inventory.
-func (k *Keeper) take(inv *gpu.Inventory) {
+// watchable are the addresses of the GPUs to watch, none for all; any is false
+// where there is nothing to watch. A GPU that is out is let go of, because the
+// driver resets none that a process has open.
+func (k *Keeper) watchable() (pci []string, any bool) {
+	out := 0
+	for _, c := range k.order() {
+		switch {
+		case c.PCI == "" && c.UUID != "":
+			return nil, true // then they can only be watched all together
+		case c.out != "":
+			out++
+		default:
+			pci = append(pci, c.PCI)
+		}
+	}
+	if out == 0 {
+		return nil, true
+	}
+	return pci, len(pci) > 0
+}
+
+// applyInventory records what the driver says there is.
+func (k *Keeper) applyInventory(inv *gpu.Inventory) {
 	if k.trouble != nil {
 		k.log.Info("The GPU driver answers again", "driver", inv.Driver)
 	}
 	k.driver, k.cuda, k.watching, k.trouble = inv.Driver, inv.CUDA, true, nil
 	now := time.Now()
-	for _, g := range inv.GPUs {
-		k.know(g)
-	}
+	seen := k.registerAll(inv)
 	k.bind()
-	for _, g := range inv.GPUs {
-		k.state(k.cards[g.UUID], g.State, now)
+	for i, g := range inv.GPUs {
+		k.state(seen[i], g.State, now)
 	}
-	for uuid, c := range k.cards {
-		if !slices.ContainsFunc(inv.GPUs, func(g gpu.GPU) bool { return g.UUID == uuid }) {
+	for key, c := range k.gpus {
+		switch {
+		case slices.Contains(seen, c):
+		case c.UUID == "":
+			delete(k.gpus, key)
+		default:
 			k.retire(c, "the driver does not know it any more")
 		}
 	}
+}
+
+// registerAll registers the GPUs of an inventory and returns them in its order.
+func (k *Keeper) registerAll(inv *gpu.Inventory) []*gpuRecord {
+	uuids := make([]string, len(inv.GPUs))
+	for i, g := range inv.GPUs {
+		uuids[i] = g.UUID
+	}
+	list := make([]*gpuRecord, len(inv.GPUs))
+	for i, g := range inv.GPUs {
+		list[i] = k.register(g, uuids...)
+	}
+	return list
 }
 
 // lost notes that the driver does not answer.
@@ -262,37 +353,41 @@ func (k *Keeper) lost(err error) {
 	})
 }
 
-// test tests what is out when its time has come, until ctx ends.
-func (k *Keeper) test(ctx context.Context) {
+// test tests each GPU that is out when its time has come, until ctx ends or
+// others than those given are to be watched, which it reports.
+func (k *Keeper) test(ctx context.Context, pci []string, any bool) (changed bool) {
 	for ctx.Err() == nil { // what is due is so until it was tested
-		var next <-chan time.Time
-		due := false
+		var earliest time.Time
 		k.mu.Lock()
-		for _, c := range k.cards {
-			if c.out == "" {
-				continue
-			}
-			wait := time.Until(c.retest)
-			due = due || wait <= 0
-			if next == nil && wait > 0 {
-				next = time.After(wait)
+		for _, c := range k.gpus {
+			if c.out != "" && (earliest.IsZero() || c.retest.Before(earliest)) {
+				earliest = c.retest
 			}
 		}
+		nowPCI, nowAny := k.watchable()
 		k.mu.Unlock()
-		if due {
-			k.retest(ctx)
-			continue
+		if nowAny != any || !slices.Equal(nowPCI, pci) {
+			return true
+		}
+		var next <-chan time.Time
+		if !earliest.IsZero() {
+			wait := time.Until(earliest)
+			if wait <= 0 {
+				k.retest(ctx)
+				continue
+			}
+			next = time.After(wait)
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-k.wake:
 		case <-next:
 		}
 	}
+	return false
 }
 
-// retest asks the driver for the cards that are out.
+// retest asks the driver for the GPUs that are out.
 func (k *Keeper) retest(ctx context.Context) {
 	inv, err := k.cfg.Source.Inventory(ctx)
 	if ctx.Err() != nil {
@@ -300,34 +395,48 @@ func (k *Keeper) retest(ctx context.Context) {
 	}
 	k.change(func() {
 		now := time.Now()
-		for _, c := range k.cards {
+		var found []*gpuRecord
+		if err == nil {
+			found = k.registerAll(inv)
+			k.bind()
+		}
+		for key, c := range k.gpus {
 			if c.out == "" || now.Before(c.retest) {
 				continue
 			}
-			why := ""
-			if err == nil {
-				i := slices.IndexFunc(inv.GPUs, func(g gpu.GPU) bool { return g.UUID == c.UUID })
-				if i >= 0 {
-					why = ill(&inv.GPUs[i].State)
-				} else {
-					why = "the driver does not know it any more"
-				}
-				if i >= 0 && why == "" {
-					c.back, c.out, c.Lost = now, "", false
-					c.errors = inv.GPUs[i].Uncorrectable
-					k.state(c, inv.GPUs[i].State, now)
-					k.log.Info("A GPU is back", "gpu", c.String(), "after", now.Sub(c.since).Round(time.Second))
-					continue
-				}
-			} else {
-				why = fmt.Sprintf("%s; it could not be tested: %v", c.out, err)
+			c.retest = now.Add(k.cfg.Retest)
+			if err != nil {
+				c.untested = err.Error()
+				continue
 			}
-			c.out, c.retest = why, now.Add(k.cfg.Retest)
+			i := slices.Index(found, c)
+			switch {
+			case i < 0 && c.UUID == "":
+				delete(k.gpus, key)
+				continue
+			case i < 0:
+				c.out = "the driver does not know it any more"
+			case inv.GPUs[i].UUID == "":
+				c.out = faultOf(&gpu.State{Lost: true})
+			default:
+				c.out = faultOf(&inv.GPUs[i].State)
+			}
+			c.untested = ""
+			if c.out == "" {
+				c.back, c.Lost = now, false
+				c.errors = inv.GPUs[i].Uncorrectable
+				k.log.Info("A GPU is back", "gpu", c.String(), "after", now.Sub(c.since).Round(time.Second))
+			}
+		}
+		for i, c := range found {
+			if c.out == "" { // one that is out keeps what was known of it last
+				k.state(c, inv.GPUs[i].State, now)
+			}
 		}
 	})
 }
 
-// order is the cards by index.
-func (k *Keeper) order() []*card {
-	return slices.SortedFunc(maps.Values(k.cards), func(a, b *card) int { return cmp.Compare(a.Index, b.Index) })
+// order is the GPUs by index.
+func (k *Keeper) order() []*gpuRecord {
+	return slices.SortedFunc(maps.Values(k.gpus), func(a, b *gpuRecord) int { return cmp.Compare(a.Index, b.Index) })
 }

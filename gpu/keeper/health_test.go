@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -477,4 +478,124 @@ func TestCloseDuringRetest(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("the keeper does not end")
 	}
+}
+
+// placed are card0 and card1, with their PCI addresses.
+func placed() (a, b gpu.GPU) {
+	a, b = card0, card1
+	a.PCI, b.PCI = "0000:3b:00.0", "0000:86:00.0"
+	return a, b
+}
+
+// TestLetGo has the watch close a GPU that is out, so that the driver can reset
+// it, go on with the others, and open it again when it is well.
+func TestLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := placed()
+		d := newDriver(a, b)
+		k := watched(t, Config{Source: d, Retest: time.Minute})
+		other := k.Lend(Share{Sheep: "other", Devices: grants(b)})
+		d.set(func() { d.inv.GPUs[0].ResetRequired = true })
+		d.say(xid(a, 48))
+		synctest.Wait()
+		if got := fmt.Sprint(d.watches); got != "[[] [0000:86:00.0]]" {
+			t.Fatalf("watched were %s; GPU 0 is not let go of", got)
+		}
+		d.say(xid(b, 79)) // what another reports is heard
+		if other.Admission() != job.NoJobs {
+			t.Error("the Xid of another GPU was missed")
+		}
+		synctest.Wait()
+		if len(d.watches) != 2 || d.held != nil {
+			t.Errorf("watched were %v, and are %v though both are out", d.watches, d.held)
+		}
+		d.set(func() { d.inv.GPUs[0].ResetRequired = false })
+		time.Sleep(time.Minute + time.Second)
+		synctest.Wait()
+		if v := k.Known(); v.GPUs[0].Health != job.Well || v.GPUs[1].Health != job.Well || len(d.watches) != 3 || d.watches[2] != nil {
+			t.Errorf("watched were %v, shown is %+v", d.watches, v.GPUs)
+		}
+	})
+}
+
+// TestUnidentified has GPUs that are lost before they say who they are be out,
+// each by itself, and be known when they answer.
+func TestUnidentified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lost := func(i int) gpu.GPU { return gpu.GPU{Index: i, Minor: i, State: gpu.State{Lost: true}} }
+		d := newDriver(card0, lost(1), lost(2))
+		k := watched(t, Config{Source: d, Retest: time.Minute})
+		named := k.Lend(Share{Sheep: "a", Devices: []gpu.Grant{{Device: gpu.Device{Kind: gpu.NVIDIA, Name: "1"}}}})
+		v := k.Known()
+		if len(v.GPUs) != 3 || v.GPUs[0].Health != job.Well || v.GPUs[1].Health != job.Out || v.GPUs[2].Health != job.Out || v.GPUs[1].Retest.IsZero() {
+			t.Fatalf("shown is %+v", v.GPUs)
+		}
+		if named.Admission() != job.NoJobs || !strings.Contains(named.State(), "GPU 1 (which does not answer) is out: it does not answer any more") {
+			t.Errorf("its sheep may claim %d, %q", named.Admission(), named.State())
+		}
+		d.set(func() { d.inv.GPUs[1] = card1 })
+		time.Sleep(time.Minute + time.Second)
+		synctest.Wait()
+		v = k.Known()
+		if len(v.GPUs) != 3 || v.GPUs[1].UUID != card1.UUID || v.GPUs[1].Health != job.Well || v.GPUs[2].Health != job.Out || named.Admission() == job.NoJobs {
+			t.Errorf("shown is %+v, its sheep may claim %d", v.GPUs, named.Admission())
+		}
+		// One that was known and does not say its UUID any more is the same GPU.
+		d.set(func() { d.inv.GPUs[1] = lost(1) })
+		d.fail <- errors.New("it crashed")
+		time.Sleep(2 * lastPause)
+		synctest.Wait()
+		v = k.Known()
+		if len(v.GPUs) != 3 || v.GPUs[1].UUID != card1.UUID || v.GPUs[1].Health != job.Out || named.Admission() != job.NoJobs {
+			t.Errorf("shown is %+v", v.GPUs)
+		}
+	})
+}
+
+// TestLostInWatch has a watch that begins with a GPU lost meanwhile name it by
+// its index.
+func TestLostInWatch(t *testing.T) {
+	d := newDriver(card0, card1)
+	k := watched(t, Config{Source: d})
+	d.say(gpu.Sample{Index: 1, State: &gpu.State{Lost: true}}, gpu.Sample{})
+	if v := k.Known(); v.GPUs[0].Health != job.Well || v.GPUs[1].Health != job.Out {
+		t.Errorf("shown is %+v", v.GPUs)
+	}
+}
+
+// TestEarliestRetest has each GPU be tested when it is due, whatever others wait
+// for.
+func TestEarliestRetest(t *testing.T) {
+	for range 10 { // the order of a map is random
+		synctest.Test(t, func(t *testing.T) {
+			d := newDriver(card0, card1)
+			k := watched(t, Config{Source: d, Retest: time.Minute})
+			d.say(xid(card1, 79))
+			time.Sleep(61 * time.Second)
+			synctest.Wait()
+			d.say(xid(card1, 79)) // for the second time: two minutes
+			d.say(xid(card0, 79)) // one
+			time.Sleep(61 * time.Second)
+			synctest.Wait()
+			if v := k.Known(); v.GPUs[0].Health != job.Well || v.GPUs[1].Health != job.Out {
+				t.Fatalf("shown is %+v", v.GPUs)
+			}
+		})
+	}
+}
+
+// TestReasonStays has a reason be the same however often a test fails.
+func TestReasonStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDriver(card0)
+		k := watched(t, Config{Source: d, Retest: time.Minute})
+		d.set(func() { d.err = errBroken })
+		d.say(xid(card0, 79))
+		time.Sleep(10*time.Minute + time.Second)
+		synctest.Wait()
+		const want = "it reported Xid 79, the GPU has fallen off the bus; it could not be tested: shepherd-gpu crashed"
+		if got := k.Known().GPUs[0].Detail; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
 }

@@ -30,6 +30,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ type Source interface {
 	Inventory(ctx context.Context) (*gpu.Inventory, error)
 	// Watch tells observe of each GPU's state at every interval, and of Xids, one
 	// at a time, until it fails or ctx ends.
-	Watch(ctx context.Context, interval time.Duration, observe func(gpu.Sample)) error
+	Watch(ctx context.Context, w gpu.Watch, observe func(gpu.Sample)) error
 }
 
 // Config is what a Keeper is made of. Zero durations mean the defaults, but for
@@ -102,7 +103,7 @@ type Keeper struct {
 	mu       sync.Mutex
 	driver   string
 	cuda     string
-	cards    map[string]*card // by UUID
+	gpus     map[string]*gpuRecord // by UUID; see unidentified
 	leases   []*Lease
 	queue    []*request // in the order of asking
 	watching bool       // the driver answers
@@ -133,7 +134,7 @@ func New(cfg Config) *Keeper {
 	}
 	k := &Keeper{
 		cfg: cfg, log: cfg.Log, procs: processes{root: cfg.Proc},
-		cards: make(map[string]*card), pulse: make(chan struct{}), wake: make(chan struct{}, 1),
+		gpus: make(map[string]*gpuRecord), pulse: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.linger = time.AfterFunc(time.Hour, func() { k.change(func() { k.lingerAt = time.Time{} }) })
@@ -176,7 +177,7 @@ func (k *Keeper) assign(l *Lease, devices []gpu.Grant) {
 	l.share.Devices = devices
 	for _, g := range devices {
 		if g.GPU != nil {
-			k.know(*g.GPU)
+			k.register(*g.GPU)
 		}
 	}
 	k.bind()
@@ -205,11 +206,11 @@ func (k *Keeper) change(do func()) {
 
 // device is a GPU, or a MIG instance of one, that sheep have a share of.
 type device struct {
-	key      string // its UUID or, where that is not known, its name
-	name     string // for people
-	card     *card  // nil where the driver does not tell of it
-	instance string // the MIG instance's UUID
-	capacity int64  // bytes; 0 where it is not known
+	key      string     // its UUID or, where that is not known, its name
+	name     string     // for people
+	record   *gpuRecord // nil where the driver does not tell of it
+	instance string     // the MIG instance's UUID
+	capacity int64      // bytes; 0 where it is not known
 }
 
 // bind finds out what the devices of leases are, as far as it is known now.
@@ -233,7 +234,7 @@ func (k *Keeper) bind() {
 
 // resolve says which device is meant.
 func (k *Keeper) resolve(g gpu.Grant) *device {
-	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(k.cards) > 0 {
+	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(k.gpus) > 0 {
 		inv := k.inventory()
 		asked := []gpu.Request{{Devices: gpu.Devices{List: []gpu.Device{g.Device}}}}
 		if found, wrong := gpu.Allot(asked, gpu.Machine{Inventory: &inv}); len(wrong) == 0 && len(found[""]) == 1 {
@@ -242,22 +243,27 @@ func (k *Keeper) resolve(g gpu.Grant) *device {
 	}
 	switch {
 	case g.GPU == nil:
+		for _, c := range k.gpus { // out, as long as it cannot be identified
+			if c.UUID == "" && g.Device.Kind == gpu.NVIDIA && g.Device.Name == strconv.Itoa(c.Index) {
+				return &device{key: unidentified(c.Index), name: c.String(), record: c}
+			}
+		}
 		d := g.Device
 		d.Node = false // /dev/nvidia0 and nvidia.com/gpu=0 are the same, as far as is known
 		return &device{key: d.String(), name: g.Device.String()}
 	case g.Instance == nil:
-		c := k.cards[g.GPU.UUID]
-		return &device{key: g.GPU.UUID, name: c.String(), card: c, capacity: int64(g.GPU.Memory)}
+		c := k.gpus[g.GPU.UUID]
+		return &device{key: g.GPU.UUID, name: c.String(), record: c, capacity: int64(g.GPU.Memory)}
 	}
-	c := k.cards[g.GPU.UUID]
+	c := k.gpus[g.GPU.UUID]
 	name := "MIG instance " + g.Instance.UUID + " of " + c.String()
-	return &device{key: g.Instance.UUID, name: name, card: c, instance: g.Instance.UUID, capacity: int64(g.Instance.Memory)}
+	return &device{key: g.Instance.UUID, name: name, record: c, instance: g.Instance.UUID, capacity: int64(g.Instance.Memory)}
 }
 
-// inventory is what is known of the cards.
+// inventory is what is known of the GPUs.
 func (k *Keeper) inventory() gpu.Inventory {
 	inv := gpu.Inventory{Driver: k.driver, CUDA: k.cuda}
-	for _, c := range k.cards {
+	for _, c := range k.gpus {
 		inv.GPUs = append(inv.GPUs, c.GPU)
 	}
 	slices.SortFunc(inv.GPUs, func(a, b gpu.GPU) int { return cmp.Compare(a.Index, b.Index) })

@@ -33,7 +33,7 @@ type Lease struct {
 	renew    bool // its runner suffered from an Xid and is not to get another job
 	fault    chan struct{}
 	down     bool // fault is closed
-	memory   map[*card]int64
+	memory   map[*gpuRecord]int64
 	reports  []report
 	lacks    string     // what a runner that is to be started waits for
 	account  *account   // of the job that the runner has
@@ -94,7 +94,7 @@ func (l *Lease) Hold() (func(), bool) {
 	r := &request{lease: l, granted: make(chan error, 1)}
 	l.k.change(func() {
 		if l.up || l.k.idle(l) {
-			l.keep()
+			l.withdrawYield()
 			l.k.grant(r)
 		}
 	})
@@ -107,16 +107,16 @@ func (l *Lease) Hold() (func(), bool) {
 // Yield receives when the idle runner is to be stopped.
 func (l *Lease) Yield() <-chan struct{} { return l.yield }
 
-// ask asks the idle runner to be stopped.
-func (l *Lease) ask() {
+// requestYield asks for the idle runner to be stopped.
+func (l *Lease) requestYield() {
 	if !l.yielding {
 		l.yielding = true
 		l.yield <- struct{}{}
 	}
 }
 
-// keep takes the asking back.
-func (l *Lease) keep() {
+// withdrawYield takes the request back.
+func (l *Lease) withdrawYield() {
 	l.yielding = false
 	select {
 	case <-l.yield:
@@ -139,13 +139,13 @@ func (l *Lease) Started(m job.Model, pid int) {
 // Stopped tells that nothing is left of the runner.
 func (l *Lease) Stopped() {
 	l.k.change(func() {
-		l.keep()
+		l.withdrawYield()
 		l.up, l.renew, l.model, l.pid = false, false, job.Model{}, 0
 		l.memory = nil
 		now := time.Now()
 		for _, d := range l.devices {
-			if d.card != nil {
-				d.card.left(l, now)
+			if d.record != nil {
+				d.record.left(l, now)
 			}
 		}
 	})
@@ -171,8 +171,8 @@ func (l *Lease) Fault(ctx context.Context) error {
 // out says why the sheep cannot have its devices; nil when it can.
 func (l *Lease) out() error {
 	for _, d := range l.devices {
-		if d.card != nil && d.card.out != "" {
-			return fmt.Errorf("%s is out: %s", d.card, d.card.out)
+		if d.record != nil && d.record.out != "" {
+			return fmt.Errorf("%s is out: %s", d.record, d.record.reason())
 		}
 	}
 	return nil
@@ -277,8 +277,8 @@ func (l *Lease) State() string {
 	defer l.k.mu.Unlock()
 	if why := l.out(); why != nil {
 		for _, d := range l.devices {
-			if d.card != nil && d.card.out != "" {
-				return fmt.Sprintf("%v; tested again at %s", why, d.card.retest.UTC().Format("15:04:05"))
+			if d.record != nil && d.record.out != "" {
+				return fmt.Sprintf("%v; tested again at %s", why, d.record.retest.UTC().Format("15:04:05"))
 			}
 		}
 	}

@@ -34,6 +34,8 @@ type driver struct {
 
 	samples chan gpu.Sample
 	fail    chan error // ends the watch
+	watches [][]string // the PCI addresses of each
+	held    []string   // those of the present one
 }
 
 func newDriver(gpus ...gpu.GPU) *driver {
@@ -61,7 +63,9 @@ func (d *driver) set(change func()) {
 	change()
 }
 
-func (d *driver) Watch(ctx context.Context, _ time.Duration, observe func(gpu.Sample)) error {
+func (d *driver) Watch(ctx context.Context, w gpu.Watch, observe func(gpu.Sample)) error {
+	d.set(func() { d.watches, d.held = append(d.watches, w.PCI), w.PCI })
+	defer d.set(func() { d.held = nil })
 	for {
 		select {
 		case <-ctx.Done():

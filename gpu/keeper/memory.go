@@ -35,7 +35,7 @@ func (l *Lease) Prepare(ctx context.Context) error {
 		pulse := l.k.pulse
 		for _, d := range l.devices {
 			if lacks = l.missing(d); lacks != "" {
-				l.spare(d)
+				l.evictIdle(d)
 				break
 			}
 		}
@@ -57,7 +57,7 @@ func (l *Lease) Prepare(ctx context.Context) error {
 // missing says what keeps the sheep from the memory it needs of a device; nothing
 // where nothing does, as far as is known.
 func (l *Lease) missing(d *device) string {
-	c := d.card
+	c := d.record
 	if c == nil || !l.k.watching || !l.share.Shared && l.share.Memory == 0 {
 		return ""
 	}
@@ -99,10 +99,10 @@ func (l *Lease) missing(d *device) string {
 
 // free is how much of the device's memory is, in bytes.
 func (d *device) free() int64 {
-	used := int64(d.card.Used)
+	used := int64(d.record.Used)
 	if d.instance != "" {
 		used = 0
-		for _, p := range d.card.Processes {
+		for _, p := range d.record.Processes {
 			if p.MIG == d.instance {
 				used += int64(p.Used)
 			}
@@ -111,9 +111,9 @@ func (d *device) free() int64 {
 	return max(d.capacity-used, 0)
 }
 
-// spare asks the least recently used of the idle sheep on the device to unload
-// its model, whose budget was too small or whose memory another process has.
-func (l *Lease) spare(d *device) {
+// evictIdle asks the least recently used of the idle sheep on the device to
+// unload its model, so that this one gets the memory.
+func (l *Lease) evictIdle(d *device) {
 	var idle *Lease
 	for _, other := range l.k.leases {
 		if other == l || !other.up || other.using > 0 || !slices.Contains(other.devices, d) {
@@ -126,13 +126,13 @@ func (l *Lease) spare(d *device) {
 			idle = other
 		}
 	}
-	if idle != nil && !d.card.seen.Before(d.card.vacated) {
-		idle.ask()
+	if idle != nil && !d.record.seen.Before(d.record.vacated) {
+		idle.requestYield()
 	}
 }
 
 // owner is the sheep whose runner a process belongs to, nil where it is nobody's.
-func (k *Keeper) owner(c *card, pid int) *Lease {
+func (k *Keeper) owner(c *gpuRecord, pid int) *Lease {
 	for _, l := range k.leases {
 		if l.up && l.pid > 0 && l.on(c) && k.procs.belongs(pid, l.pid) {
 			return l
@@ -141,13 +141,13 @@ func (k *Keeper) owner(c *card, pid int) *Lease {
 	return nil
 }
 
-// on says whether the lease has a device of the card.
-func (l *Lease) on(c *card) bool {
-	return slices.ContainsFunc(l.devices, func(d *device) bool { return d.card == c })
+// on says whether the lease has a device of the GPU.
+func (l *Lease) on(c *gpuRecord) bool {
+	return slices.ContainsFunc(l.devices, func(d *device) bool { return d.record == c })
 }
 
-// attribute finds out whose the processes on a card are.
-func (k *Keeper) attribute(c *card) {
+// attribute finds out whose the processes on a GPU are.
+func (k *Keeper) attribute(c *gpuRecord) {
 	used := make(map[*Lease]int64)
 	ours := make(map[int]string)
 	var foreign []gpu.Process
@@ -167,7 +167,7 @@ func (k *Keeper) attribute(c *card) {
 		}
 		certain = certain && (!l.up || l.pid > 0)
 		if l.memory == nil {
-			l.memory = make(map[*card]int64)
+			l.memory = make(map[*gpuRecord]int64)
 		}
 		l.memory[c] = used[l]
 		if l.account != nil {

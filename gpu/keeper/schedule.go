@@ -31,14 +31,14 @@ func (k *Keeper) settle() {
 				continue
 			}
 			for _, v := range victims {
-				v.ask()
+				v.requestYield()
 			}
 		}
 		block(blocked, l)
 	}
 	for _, l := range k.leases {
 		if l.up && l.using == 0 && (l.renew || l.out() != nil) {
-			l.ask()
+			l.requestYield()
 		}
 		if out := l.out() != nil; out != l.down {
 			if l.down = out; out {

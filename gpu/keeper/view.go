@@ -23,7 +23,7 @@ func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 				return
 			default:
 				for _, g := range inv.GPUs {
-					k.know(g).State = g.State
+					k.register(g).State = g.State
 				}
 				k.driver, k.cuda = inv.Driver, inv.CUDA
 				k.bind()
@@ -52,11 +52,11 @@ func (k *Keeper) Known() job.GPUs {
 		g := job.GPU{
 			Index: c.Index, UUID: c.UUID, Name: c.Name, Memory: int64(c.Memory), Used: int64(c.Used),
 			Utilization: c.Utilization, Power: c.Power, Temperature: c.Temperature, ECC: c.Uncorrectable,
-			Health: job.Well, Sheep: k.users(func(d *device) bool { return d.card == c }),
+			Health: job.Well, Sheep: k.users(func(d *device) bool { return d.record == c }),
 		}
 		switch {
 		case c.out != "":
-			g.Health, g.Detail, g.Since, g.Retest = job.Out, c.out, c.since, c.retest
+			g.Health, g.Detail, g.Since, g.Retest = job.Out, c.reason(), c.since, c.retest
 		case k.trouble != nil:
 			g.Health, g.Detail = job.Unknown, all.Trouble
 		}
@@ -68,7 +68,7 @@ func (k *Keeper) Known() job.GPUs {
 	var seen []*device
 	for _, l := range k.leases {
 		for _, d := range l.devices {
-			if d.card == nil && !slices.Contains(seen, d) {
+			if d.record == nil && !slices.Contains(seen, d) {
 				seen = append(seen, d)
 				all.Others = append(all.Others, job.Device{Name: d.name, Sheep: k.users(func(other *device) bool { return other == d })})
 			}
@@ -89,8 +89,8 @@ func (k *Keeper) users(is func(*device) bool) []job.DeviceUser {
 			if l.account != nil {
 				u.Job = l.account.job
 			}
-			if d.card != nil {
-				u.Used = l.memory[d.card]
+			if d.record != nil {
+				u.Used = l.memory[d.record]
 			}
 			users = append(users, u)
 		}

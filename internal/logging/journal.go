@@ -75,7 +75,7 @@ func (j *Journal) Enabled(_ context.Context, level slog.Level) bool { return lev
 
 // Handle is slog.Handler's.
 func (j *Journal) Handle(_ context.Context, r slog.Record) error {
-	message := append([]byte(r.Message), j.lines.attrs...)
+	message := append(appendLines(nil, r.Message), j.lines.attrs...)
 	entry := append([]byte(nil), j.fixed...)
 	entry = appendField(entry, "PRIORITY", strconv.Itoa(priority(r.Level)))
 	entry = append(entry, j.attrs...)
@@ -156,13 +156,24 @@ func appendFields(b []byte, prefix string, a slog.Attr) []byte {
 		return b
 	}
 	if v.Kind() != slog.KindGroup {
-		return appendField(b, fieldName(prefix+a.Key), v.String())
+		return appendField(b, fieldName(prefix+a.Key), string(appendLines(nil, v.String())))
 	}
 	if a.Key != "" {
 		prefix += a.Key + "_"
 	}
 	for _, g := range v.Group() {
 		b = appendFields(b, prefix, g)
+	}
+	return b
+}
+
+// appendLines escapes as appendLine does, and keeps line ends.
+func appendLines(b []byte, s string) []byte {
+	for i, line := range strings.Split(s, "\n") {
+		if i > 0 {
+			b = append(b, '\n')
+		}
+		b = appendLine(b, line)
 	}
 	return b
 }

@@ -4,12 +4,16 @@ package logging
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Config is how to log.
@@ -24,7 +28,7 @@ func New(w io.Writer, cfg Config) *slog.Logger {
 		cfg.Level = slog.LevelInfo
 	}
 	if cfg.JSON {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: cfg.Level}))
+		return slog.New(slog.NewJSONHandler(printable{w}, &slog.HandlerOptions{Level: cfg.Level}))
 	}
 	return slog.New(&text{out: &output{w: w}, level: cfg.Level})
 }
@@ -126,17 +130,51 @@ func appendAttr(b []byte, prefix string, a slog.Attr) []byte {
 		return v.Time().AppendFormat(b, time.RFC3339Nano)
 	}
 	s := v.String()
-	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '"' || r == '=' || r == 0x7f || r == 0x2028 }) {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || r == '"' || r == '=' || !unicode.IsPrint(r) }) {
 		return strconv.AppendQuote(b, s)
 	}
 	return append(b, s...)
 }
 
-// appendLine keeps a message on its line: what looks like a second record cannot
-// be slipped in.
+// appendLine keeps a message on its line and escapes what a terminal would obey or
+// hide: control characters (C0 and C1), direction marks and the like. Nothing that
+// looks like a second record can be put into a message.
 func appendLine(b []byte, s string) []byte {
-	if !strings.ContainsAny(s, "\n\r") {
-		return append(b, s...)
+	for i, r := range s {
+		if unicode.IsPrint(r) && r != utf8.RuneError {
+			b = utf8.AppendRune(b, r)
+			continue
+		}
+		_, size := utf8.DecodeRuneInString(s[i:])
+		quoted := strconv.Quote(s[i : i+size])
+		b = append(b, quoted[1:len(quoted)-1]...)
 	}
-	return append(b, strings.NewReplacer("\n", `\n`, "\r", `\r`).Replace(s)...)
+	return b
+}
+
+// printable is a writer for JSON that writes the characters which JSON allows and a
+// terminal would obey or hide (C1 controls, direction marks) as escapes.
+type printable struct{ w io.Writer }
+
+func (p printable) Write(line []byte) (int, error) {
+	var b []byte
+	clean := 0 // up to here, line is in b
+	for i := 0; i < len(line); {
+		r, size := utf8.DecodeRune(line[i:])
+		if r > 0x7e && !unicode.IsPrint(r) {
+			b = append(b, line[clean:i]...)
+			for _, unit := range utf16.Encode([]rune{r}) {
+				b = fmt.Appendf(b, `\u%04x`, unit)
+			}
+			clean = i + size
+		}
+		i += size
+	}
+	if clean == 0 {
+		return p.w.Write(line)
+	}
+	if _, err := p.w.Write(append(b, line[clean:]...)); err != nil {
+		return 0, err
+	}
+	return len(line), nil
 }

@@ -22,21 +22,21 @@ import (
 type Manager struct {
 	address   string // of its socket for notifications
 	watchdog  time.Duration
-	listeners map[string]net.Listener
+	listeners map[string][]net.Listener
 }
 
 // firstSocket is the first of the descriptors that are handed over.
 const firstSocket = 3
 
-// Take finds out about the service manager from the environment and removes from
-// there what is meant for this process alone, so that none it starts takes it for
-// its own. Without a manager it returns nil.
+// Take reads the service manager's variables from the environment, and removes them:
+// they are meant for this process only, not for those it starts. Without a manager it
+// returns nil.
 func Take() (*Manager, error) {
 	mine := func(variable string) bool {
 		pid := os.Getenv(variable)
 		return pid == "" || pid == strconv.Itoa(os.Getpid())
 	}
-	m := &Manager{listeners: make(map[string]net.Listener)}
+	m := &Manager{listeners: make(map[string][]net.Listener)}
 	m.address = os.Getenv("NOTIFY_SOCKET")
 	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 && mine("WATCHDOG_PID") {
 		m.watchdog = time.Duration(usec) * time.Microsecond
@@ -76,19 +76,15 @@ func (m *Manager) take(fd int, name string) error {
 		return err
 	}
 	key := l.Addr().Network()
-	if m.listeners[key] != nil {
-		l.Close()
-		return fmt.Errorf("it is the second of its kind (%s); one ListenStream for the API and one for the local socket can be used", key)
-	}
-	m.listeners[key] = l
+	m.listeners[key] = append(m.listeners[key], l)
 	return nil
 }
 
-// Listener returns the socket of a network, "tcp" or "unix", that the manager
-// listens on, nil where it does on none. It is the caller's to close; the manager
-// goes on listening.
-func (m *Manager) Listener(network string) net.Listener {
-	if m == nil || m.listeners[network] == nil {
+// Listeners returns the sockets of a network, "tcp" or "unix", that the manager
+// listens on, in the order of its configuration. They are the caller's to close; the
+// manager goes on listening.
+func (m *Manager) Listeners(network string) []net.Listener {
+	if m == nil {
 		return nil
 	}
 	l := m.listeners[network]
@@ -101,8 +97,10 @@ func (m *Manager) Close() {
 	if m == nil {
 		return
 	}
-	for _, l := range m.listeners {
-		_ = l.Close()
+	for _, of := range m.listeners {
+		for _, l := range of {
+			_ = l.Close()
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package systemd
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -30,14 +31,15 @@ func service() error {
 		return err
 	}
 	defer m.Close()
-	for _, network := range []string{"tcp", "unix"} {
-		l := m.Listener(network)
-		if l == nil {
-			return fmt.Errorf("no %s socket", network)
-		}
-		if m.Listener(network) != nil {
-			return fmt.Errorf("the %s socket is had twice", network)
-		}
+	tcp, local := m.Listeners("tcp"), m.Listeners("unix")
+	if len(tcp) != 2 || len(local) != 1 {
+		return fmt.Errorf("%d tcp sockets and %d unix sockets", len(tcp), len(local))
+	}
+	if len(m.Listeners("tcp")) > 0 {
+		return errors.New("the tcp sockets can be taken twice")
+	}
+	for _, l := range append(tcp, local...) {
+		network := l.Addr().Network()
 		conn, err := l.Accept()
 		if err != nil {
 			return err
@@ -64,6 +66,11 @@ func TestSockets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
+	second, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
 	local, err := net.Listen("unix", dir+"/local")
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +78,7 @@ func TestSockets(t *testing.T) {
 	defer local.Close()
 	manager := newManager(t, dir)
 	var files []*os.File
-	for _, l := range []interface{ File() (*os.File, error) }{tcp.(*net.TCPListener), local.(*net.UnixListener)} {
+	for _, l := range []interface{ File() (*os.File, error) }{tcp.(*net.TCPListener), second.(*net.TCPListener), local.(*net.UnixListener)} {
 		f, err := l.File()
 		if err != nil {
 			t.Fatal(err)
@@ -85,12 +92,12 @@ func TestSockets(t *testing.T) {
 	}
 	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0"`, self)
 	cmd.ExtraFiles = files
-	cmd.Env = append(os.Environ(), "BE_A_SERVICE=1", "LISTEN_FDS=2", "LISTEN_FDNAMES=a:b", "WATCHDOG_USEC=2000000", "NOTIFY_SOCKET="+manager.path)
+	cmd.Env = append(os.Environ(), "BE_A_SERVICE=1", "LISTEN_FDS=3", "LISTEN_FDNAMES=a:b:c", "WATCHDOG_USEC=2000000", "NOTIFY_SOCKET="+manager.path)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range []net.Listener{tcp, local} {
+	for _, l := range []net.Listener{tcp, second, local} {
 		conn, err := net.Dial(l.Addr().Network(), l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -175,7 +182,7 @@ func TestNoManager(t *testing.T) {
 		t.Fatalf("found %v, %v", m, err)
 	}
 	m.Close()
-	if m.Listener("tcp") != nil || m.Notifies() || m.Watchdog() != 0 || m.Ready() != nil {
+	if m.Listeners("tcp") != nil || m.Notifies() || m.Watchdog() != 0 || m.Ready() != nil {
 		t.Error("no manager does something")
 	}
 }

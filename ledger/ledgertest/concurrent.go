@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -61,23 +62,33 @@ func (s suite) testRaceForOne(t *testing.T) {
 			t.Fatalf("%d of %d claimed the job", len(claims), callers)
 		}
 		c := <-claims
+		// Cancel is a request while the job is held: it may come before the end, any
+		// number of times, or too late.
 		if n := race("Finish and Cancel", func(caller int) error {
 			if caller%2 == 0 {
-				_, err := f.Cancel(ctx, "x")
-				return err
+				if rec, err := f.Cancel(ctx, "x"); err != nil || rec.Cancelling {
+					return errors.Join(err, errAsked)
+				}
+				return nil
 			}
-			_, err := f.Finish(ctx, "x", c.Token, ledger.Outcome{State: job.Done})
+			_, err := f.Finish(ctx, "x", c.Token, done)
 			return err
-		}, ledger.ErrFenced, ledger.ErrFinal); n != 1 {
+		}, ledger.ErrFenced, ledger.ErrFinal, errAsked); n != 1 {
 			t.Fatalf("%d of %d ended the job", n, callers)
+		}
+		if rec := f.get("x"); rec.State != job.Done {
+			t.Fatalf("ended as %s", show(rec))
 		}
 	}
 }
 
+// errAsked stands for a cancellation that did not end the job.
+var errAsked = errors.New("the holder was asked to end the job")
+
 // testRaceForMany has many sheep work off what many clients submit. Each job is
 // with one holder at a time and ends once.
 func (s suite) testRaceForMany(t *testing.T) {
-	f := s.open(t, Options{MaxOvertakes: 5})
+	f := s.open(t, Options{})
 	const clients, each, sheeps = 6, 30, 6
 	ctx := t.Context()
 	var held, ended sync.Map // by id
@@ -101,14 +112,13 @@ func (s suite) testRaceForMany(t *testing.T) {
 			}
 		})
 	}
-	events := f.watch(ctx, 0)
 	wake := make([]chan struct{}, sheeps)
 	for i := range wake {
 		wake[i] = make(chan struct{}, 1)
 	}
 	for i := range sheeps {
 		group.Go(func() {
-			work := ledger.Slot{Node: "n", Sheep: fmt.Sprint("sheep", i), Loaded: models[i%2]}
+			work := ledger.Slot{Node: nodes[i%2], Sheep: fmt.Sprint("sheep", i), Prefer: models[i%2]}
 			for n := 0; ; n++ {
 				work.Ahead = n%4 == 0
 				c, err := f.Claim(ctx, work)
@@ -132,7 +142,7 @@ func (s suite) testRaceForMany(t *testing.T) {
 				}
 				held.Delete(c.ID) // from here on others may get it
 				if n%7 == 3 {
-					if err := f.Release(ctx, c.ID, c.Token, n%2 == 0); err != nil {
+					if _, err := f.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseHandedBack, Spent: n%2 == 0}); err != nil {
 						t.Errorf("Release: %v", err)
 					}
 					continue
@@ -140,7 +150,7 @@ func (s suite) testRaceForMany(t *testing.T) {
 				if _, err := f.Start(ctx, c.ID, c.Token); err != nil {
 					t.Errorf("Start: %v", err)
 				}
-				if _, err := f.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Done}); err != nil {
+				if _, err := f.Finish(ctx, c.ID, c.Token, done); err != nil {
 					t.Errorf("Finish: %v", err)
 				}
 				if _, twice := ended.LoadOrStore(c.ID, true); twice {
@@ -154,16 +164,26 @@ func (s suite) testRaceForMany(t *testing.T) {
 	}
 	// Every event wakes all sheep: a job may have come or been put back.
 	counted := map[job.ID]int{}
-	for total := 0; total < clients*each; {
-		event := f.next(events)
-		if event.Record.State.Final() {
-			counted[event.Record.ID]++
-			total++
+	hung := time.After(patience)
+	for total := 0; total < clients*each && !t.Failed(); {
+		changed := f.Changed()
+		for _, event := range f.read() {
+			if event.State.Final() {
+				counted[event.Job]++
+				total++
+			}
 		}
 		for _, w := range wake {
 			select {
 			case w <- struct{}{}:
 			default:
+			}
+		}
+		if total < clients*each {
+			select {
+			case <-changed:
+			case <-hung:
+				t.Fatalf("%d of %d jobs ended", total, clients*each)
 			}
 		}
 	}

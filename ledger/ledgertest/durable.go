@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -14,29 +15,35 @@ import (
 
 // testDurable finds every record as it was, after a close and after a kill.
 func (s suite) testDurable(t *testing.T) {
-	f := s.open(t, Options{MaxOvertakes: 3})
+	f := s.open(t, Options{})
 	f.create("queued", priority(-1), sheep("a"), model(job.Model{Name: "ns/größe", Version: "ß"}))
 	f.create("held")
-	held := f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "held")
+	held := f.claim(ahead("a"), "held")
 	f.create("processing")
 	processing := f.claim(slot("b"), "processing")
 	f.create("done")
 	f.finish(f.claim(slot("c"), "done"))
 	f.create("failed")
 	c := f.claim(slot("c"), "failed")
-	if _, err := f.Finish(f.Context(), "failed", c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "m", Type: "T", Traceback: "t\n"}}); err != nil {
-		t.Fatal(err)
-	}
+	f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "m", Type: "T"}, Cause: job.CauseError, Warnings: []string{"w"}})
 	f.create("cancelled")
 	f.cancel("cancelled")
 	f.create("released")
-	f.release(f.claim(slot("c"), "released"), false)
+	f.release(f.claim(slot("c"), "released"), spent)
+	f.create("delayed", func(r *job.Record) {
+		r.NotBefore, r.WaitUntil, r.Deadline = time.Now().Add(longTime), time.Now().Add(2*longTime), time.Now().Add(3*longTime)
+		pause := time.Minute
+		r.Limits.RetryPause = &pause
+	})
+	f.create("cancelling")
+	f.claim(ledger.Slot{Node: "node", Sheep: "d", Only: "cancelling"}, "cancelling")
+	f.cancel("cancelling")
 	f.create("again")
 	f.cancel("again")
 	f.create("again")
 
 	want := f.list(ledger.Filter{}, 100)
-	if len(want) != 8 {
+	if len(want) != 10 {
 		t.Fatalf("%d records", len(want))
 	}
 	for _, again := range []func(){f.reopen, f.crash, f.crash, f.reopen} {
@@ -53,7 +60,7 @@ func (s suite) testDurable(t *testing.T) {
 	// Claims outlive the process, too.
 	f.start(held)
 	f.finish(held)
-	f.release(processing, true)
+	f.release(processing, unspent)
 	f.claim(slot("b"), "processing")
 	if last := f.create("last"); last.Seq <= want[len(want)-1].Seq {
 		t.Fatalf("place %d was given out before", last.Seq)
@@ -77,7 +84,6 @@ func (s suite) testContexts(t *testing.T) {
 	for i := range n {
 		f.create(fmt.Sprint("job", i))
 	}
-	events := f.watch(f.Context(), -1)
 	got := map[job.ID]ledger.Claim{}
 	for range 4 * n {
 		ctx, end := context.WithCancel(f.Context())
@@ -91,13 +97,19 @@ func (s suite) testContexts(t *testing.T) {
 			got[claim.ID] = *claim
 		}
 	}
+	hung := time.After(patience)
 	for len(got) < n { // what was given to nobody comes back
+		changed := f.Changed()
 		claim, err := f.Claim(f.Context(), slot("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if claim == nil {
-			f.next(events)
+			select {
+			case <-changed:
+			case <-hung:
+				t.Fatalf("%d of %d jobs came back", len(got), n)
+			}
 			continue
 		}
 		if _, twice := got[claim.ID]; twice {
@@ -106,8 +118,8 @@ func (s suite) testContexts(t *testing.T) {
 		got[claim.ID] = *claim
 	}
 	for _, claim := range got {
-		if claim.Attempt != 1 {
-			t.Fatalf("%s was claimed once, but its attempt is %d", claim.ID, claim.Attempt)
+		if claim.Spent != 0 {
+			t.Fatalf("%s was claimed once, but %d attempts are spent", claim.ID, claim.Spent)
 		}
 		f.finish(claim)
 	}
@@ -137,14 +149,20 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 	_, answers["Create"] = l.Create(ctx, job.Record{ID: "y", Model: red})
 	_, answers["Claim"] = l.Claim(ctx, slot("a"))
 	_, answers["Start"] = l.Start(ctx, c.ID, c.Token)
-	_, answers["Finish"] = l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Done})
-	answers["Release"] = l.Release(ctx, c.ID, c.Token, true)
+	_, answers["Finish"] = l.Finish(ctx, c.ID, c.Token, done)
+	_, answers["Release"] = l.Release(ctx, c.ID, c.Token, unspent)
 	_, answers["Cancel"] = l.Cancel(ctx, c.ID)
 	_, answers["Get"] = l.Get(ctx, c.ID)
 	_, answers["Held"] = l.Held(ctx, "node")
 	_, _, answers["List"] = l.List(ctx, ledger.Filter{}, 0, 10)
 	_, answers["Count"] = l.Count(ctx)
-	_, answers["Watch"] = l.Watch(ctx, -1)
+	_, answers["Join"] = l.Join(ctx, "node")
+	_, answers["Attempts"] = l.Attempts(ctx, c.ID)
+	_, answers["Waiting"] = l.Waiting(ctx, 10)
+	_, _, answers["Events"] = l.Events(ctx, "", ledger.EventFilter{}, 10)
+	_, answers["Now"] = l.Now(ctx)
+	_, answers["Checkpoint"] = l.Checkpoint(ctx, "consumer")
+	answers["SetCheckpoint"] = l.SetCheckpoint(ctx, "consumer", "")
 	answers["Ping"] = l.Ping(ctx)
 	return answers
 }

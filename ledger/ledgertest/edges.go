@@ -3,6 +3,7 @@ package ledgertest
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -15,21 +16,34 @@ func (s suite) testEdges(t *testing.T) {
 	// made on it.
 	situations := map[string]func(f *fixture) ledger.Claim{
 		"queued": func(f *fixture) ledger.Claim { f.create("x"); return ledger.Claim{Record: job.Record{ID: "x"}} },
-		"held": func(f *fixture) ledger.Claim {
-			f.create("x")
-			return f.claim(ledger.Slot{Node: "node", Sheep: "a", Ahead: true}, "x")
+		"delayed": func(f *fixture) ledger.Claim {
+			f.create("x", func(r *job.Record) { r.NotBefore = time.Now().Add(longTime) })
+			return ledger.Claim{Record: job.Record{ID: "x"}}
 		},
+		"held":       func(f *fixture) ledger.Claim { f.create("x"); return f.claim(ahead("a"), "x") },
 		"processing": func(f *fixture) ledger.Claim { f.create("x"); return f.claim(slot("a"), "x") },
+		"cancelling, held": func(f *fixture) ledger.Claim {
+			f.create("x")
+			c := f.claim(ahead("a"), "x")
+			f.cancel("x")
+			return c
+		},
+		"cancelling, processing": func(f *fixture) ledger.Claim {
+			f.create("x")
+			c := f.claim(slot("a"), "x")
+			f.cancel("x")
+			return c
+		},
 		"released": func(f *fixture) ledger.Claim {
 			f.create("x")
 			c := f.claim(slot("a"), "x")
-			f.release(c, false)
+			f.release(c, spent)
 			return c
 		},
 		"taken over": func(f *fixture) ledger.Claim { // c is the claim of the one before
 			f.create("x")
 			c := f.claim(slot("a"), "x")
-			f.release(c, false)
+			f.release(c, unspent)
 			f.claim(slot("b"), "x")
 			return c
 		},
@@ -42,21 +56,19 @@ func (s suite) testEdges(t *testing.T) {
 		"failed": func(f *fixture) ledger.Claim {
 			f.create("x")
 			c := f.claim(slot("a"), "x")
-			if _, err := f.Finish(f.Context(), c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "broken"}}); err != nil {
-				f.Fatalf("Finish: %v", err)
-			}
+			f.finishAs(c, failed)
 			return c
 		},
 		"cancelled": func(f *fixture) ledger.Claim {
 			f.create("x")
-			c := f.claim(slot("a"), "x")
 			f.cancel("x")
-			return c
+			return ledger.Claim{Record: job.Record{ID: "x"}}
 		},
-		"cancelled while held": func(f *fixture) ledger.Claim {
+		"cancelled by its holder": func(f *fixture) ledger.Claim {
 			f.create("x")
-			c := f.claim(ledger.Slot{Node: "node", Sheep: "a", Ahead: true}, "x")
+			c := f.claim(ahead("a"), "x")
 			f.cancel("x")
+			f.release(c, unspent)
 			return c
 		},
 		"submitted again": func(f *fixture) ledger.Claim { // c is a claim on the run before
@@ -77,10 +89,13 @@ func (s suite) testEdges(t *testing.T) {
 			return err
 		},
 		"finish": func(f *fixture, c ledger.Claim) error {
-			_, err := f.Finish(f.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done})
+			_, err := f.Finish(f.Context(), c.ID, c.Token, done)
 			return err
 		},
-		"release": func(f *fixture, c ledger.Claim) error { return f.Release(f.Context(), c.ID, c.Token, false) },
+		"release": func(f *fixture, c ledger.Claim) error {
+			_, err := f.Release(f.Context(), c.ID, c.Token, spent)
+			return err
+		},
 		"cancel": func(f *fixture, _ ledger.Claim) error {
 			_, err := f.Cancel(f.Context(), "x")
 			return err
@@ -98,16 +113,22 @@ func (s suite) testEdges(t *testing.T) {
 		final  = outcome{err: ledger.ErrFinal}
 	)
 	table := map[string]map[string]outcome{
-		"queued":               {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
-		"held":                 {"create": exists, "start": to(job.Processing), "finish": to(job.Done), "release": to(job.Queued), "cancel": to(job.Cancelled)},
-		"processing":           {"create": exists, "start": to(job.Processing), "finish": to(job.Done), "release": to(job.Queued), "cancel": to(job.Cancelled)},
-		"released":             {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
-		"taken over":           {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
-		"done":                 {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
-		"failed":               {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
-		"cancelled":            {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
-		"cancelled while held": {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
-		"submitted again":      {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
+		"queued":                  {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
+		"delayed":                 {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
+		"held":                    {"create": exists, "start": to(job.Processing), "finish": to(job.Done), "release": to(job.Queued), "cancel": to(job.Queued)},
+		"processing":              {"create": exists, "start": to(job.Processing), "finish": to(job.Done), "release": to(job.Queued), "cancel": to(job.Processing)},
+		"cancelling, held":        {"create": exists, "start": to(job.Processing), "finish": to(job.Cancelled), "release": to(job.Cancelled), "cancel": to(job.Queued)},
+		"cancelling, processing":  {"create": exists, "start": to(job.Processing), "finish": to(job.Cancelled), "release": to(job.Cancelled), "cancel": to(job.Processing)},
+		"released":                {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
+		"taken over":              {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Processing)},
+		"done":                    {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
+		"failed":                  {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
+		"cancelled":               {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
+		"cancelled by its holder": {"create": to(job.Queued), "start": fenced, "finish": fenced, "release": fenced, "cancel": final},
+		"submitted again":         {"create": exists, "start": fenced, "finish": fenced, "release": fenced, "cancel": to(job.Cancelled)},
+	}
+	if len(table) != len(situations) {
+		t.Fatalf("%d of %d situations are in the table", len(table), len(situations))
 	}
 	for situation, outcomes := range table {
 		for step, want := range outcomes {
@@ -115,6 +136,7 @@ func (s suite) testEdges(t *testing.T) {
 				f := s.open(t, Options{})
 				c := situations[situation](f)
 				before := f.get("x")
+				f.now()
 				err := steps[step](f, c)
 				after := f.get("x")
 				if want.err != nil {
@@ -122,10 +144,16 @@ func (s suite) testEdges(t *testing.T) {
 						t.Fatalf("answered %v, want %v", err, want.err)
 					}
 					f.checkSame("after a refusal", after, before)
+					if events := f.read(); len(events) > 0 {
+						t.Fatalf("a refusal recorded %+v", events)
+					}
 					return
 				}
 				if err != nil || after.State != want.after {
 					t.Fatalf("answered %v and left the job %s, want %s", err, after.State, want.after)
+				}
+				if after.State.Final() && (after.Holder != "" || after.Node != "" || after.Cancelling) {
+					t.Fatalf("ended: %s", show(after))
 				}
 			})
 		}

@@ -28,22 +28,39 @@ type tb interface {
 	Fatalf(format string, args ...any)
 }
 
-// fixture is an open ledger with methods that fail the test where the ledger
-// does not do what it has to.
+// The nodes that the tests claim for.
+var nodes = []string{"node", "other"}
+
+// fixture is an open ledger, joined by the nodes, with methods that fail the test
+// where the ledger does not do what it has to.
 type fixture struct {
 	tb
 	ledger.Ledger
 	harness Harness
 	outer   *testing.T
+	at      job.Cursor // of the last event that was read
 }
 
 // open opens an empty ledger for the test.
 func (s suite) open(t *testing.T, options Options) *fixture {
 	t.Helper()
-	harness := s.newHarness(t, options)
-	f := &fixture{tb: t, outer: t, harness: harness, Ledger: harness.Open(t)}
+	f := newFixture(t, t, s.newHarness(t, options))
 	t.Cleanup(func() { f.close() })
 	return f
+}
+
+func newFixture(t tb, outer *testing.T, harness Harness) *fixture {
+	f := &fixture{tb: t, outer: outer, harness: harness, Ledger: harness.Open(outer)}
+	f.join()
+	return f
+}
+
+func (f *fixture) join() {
+	for _, node := range nodes {
+		if _, err := f.Join(f.Context(), node); err != nil {
+			f.Fatalf("Join(%s): %v", node, err)
+		}
+	}
 }
 
 func (f *fixture) close() {
@@ -55,12 +72,14 @@ func (f *fixture) close() {
 func (f *fixture) reopen() {
 	f.close()
 	f.Ledger = f.harness.Open(f.outer)
+	f.join()
 }
 
 func (f *fixture) crash() {
 	after := f.harness.Crash(f.outer, f.Ledger)
 	f.close()
 	f.Ledger = after
+	f.join()
 }
 
 // create queues a job, of model red unless told otherwise.
@@ -82,9 +101,22 @@ func sheep(name string) func(*job.Record)  { return func(r *job.Record) { r.Shee
 func tenant(name string) func(*job.Record) { return func(r *job.Record) { r.Tenant = name } }
 func priority(n int) func(*job.Record)     { return func(r *job.Record) { r.Priority = n } }
 func slot(name string) ledger.Slot         { return ledger.Slot{Node: "node", Sheep: name} }
-func loaded(name string, m job.Model) ledger.Slot {
-	return ledger.Slot{Node: "node", Sheep: name, Loaded: m}
+func ahead(name string) ledger.Slot {
+	return ledger.Slot{Node: "node", Sheep: name, Ahead: true}
 }
+func prefer(name string, m job.Model) ledger.Slot {
+	return ledger.Slot{Node: "node", Sheep: name, Prefer: m}
+}
+
+// The ways a job ends or goes back that the tests use, when it does not matter
+// which.
+var (
+	done     = ledger.Outcome{State: job.Done, Cause: job.CauseDone}
+	failed   = ledger.Outcome{State: job.Failed, Cause: job.CauseError, Failure: &job.Failure{Message: "broken"}}
+	spent    = ledger.Return{Cause: job.CauseInterrupted, Spent: true}
+	unspent  = ledger.Return{Cause: job.CauseHandedBack}
+	longTime = 24 * time.Hour
+)
 
 // claim has the slot claim the job with the given id, and no other.
 func (f *fixture) claim(s ledger.Slot, want string) ledger.Claim {
@@ -121,20 +153,33 @@ func (f *fixture) start(c ledger.Claim) job.Record {
 	return rec
 }
 
-func (f *fixture) finish(c ledger.Claim) job.Record {
+func (f *fixture) finish(c ledger.Claim) job.Record { f.Helper(); return f.finishAs(c, done) }
+
+func (f *fixture) finishAs(c ledger.Claim, outcome ledger.Outcome) job.Record {
 	f.Helper()
-	rec, err := f.Finish(f.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done})
+	rec, err := f.Finish(f.Context(), c.ID, c.Token, outcome)
 	if err != nil {
 		f.Fatalf("Finish(%s): %v", c.ID, err)
 	}
 	return rec
 }
 
-func (f *fixture) release(c ledger.Claim, unspent bool) {
+func (f *fixture) release(c ledger.Claim, why ledger.Return) job.Record {
 	f.Helper()
-	if err := f.Release(f.Context(), c.ID, c.Token, unspent); err != nil {
+	rec, err := f.Release(f.Context(), c.ID, c.Token, why)
+	if err != nil {
 		f.Fatalf("Release(%s): %v", c.ID, err)
 	}
+	return rec
+}
+
+func (f *fixture) attempts(id string) []job.Attempt {
+	f.Helper()
+	attempts, err := f.Attempts(f.Context(), job.ID(id))
+	if err != nil {
+		f.Fatalf("Attempts(%s): %v", id, err)
+	}
+	return attempts
 }
 
 func (f *fixture) cancel(id string) job.Record {
@@ -180,25 +225,94 @@ func (f *fixture) list(filter ledger.Filter, limit int) []job.Record {
 		if next == 0 {
 			return all
 		}
-		if len(page) == 0 || next <= cursor || next <= page[len(page)-1].Seq {
+		on := len(page) > 0 && next > cursor && next > page[len(page)-1].Seq
+		if filter.Newest {
+			on = len(page) > 0 && (cursor == 0 || next < cursor) && next < page[len(page)-1].Seq
+		}
+		if !on {
 			f.Fatalf("List(%+v, %d, %d) gave %d records and the cursor %d: that goes on without end", filter, cursor, limit, len(page), next)
 		}
 		cursor = next
 	}
 }
 
+// read returns the events since those that were read before.
+func (f *fixture) read() []job.Event {
+	f.Helper()
+	var all []job.Event
+	for {
+		events, next, err := f.Events(f.Context(), f.at, ledger.EventFilter{}, 7)
+		if err != nil {
+			f.Fatalf("Events(%q): %v", f.at, err)
+		}
+		if len(events) > 7 {
+			f.Fatalf("Events gave %d events, the limit is 7", len(events))
+		}
+		all = append(all, events...)
+		f.at = next
+		if len(events) == 0 {
+			return all
+		}
+	}
+}
+
+// now leaves out the events until now.
+func (f *fixture) now() {
+	f.Helper()
+	at, err := f.Now(f.Context())
+	if err != nil {
+		f.Fatalf("Now: %v", err)
+	}
+	f.at = at
+}
+
+// await reads events until there is one of the kind about the job, and returns
+// it. It reads no further.
+func (f *fixture) await(kind job.EventKind, id string) job.Event {
+	f.Helper()
+	hung := time.After(patience)
+	for {
+		changed := f.Changed()
+		events, next, err := f.Events(f.Context(), f.at, ledger.EventFilter{}, 1)
+		if err != nil {
+			f.Fatalf("Events(%q): %v", f.at, err)
+		}
+		f.at = next
+		if len(events) > 0 {
+			if events[0].Kind == kind && string(events[0].Job) == id {
+				return events[0]
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-hung:
+			f.Fatalf("no event %s of %s came", kind, id)
+		}
+	}
+}
+
 // same compares records as a client would; instants are the same in any
 // representation.
 func same(a, b job.Record) bool {
-	if !a.EnqueuedAt.Equal(b.EnqueuedAt) || !a.StartedAt.Equal(b.StartedAt) || !a.FinishedAt.Equal(b.FinishedAt) {
-		return false
+	at, bt := times(&a), times(&b)
+	for i := range at {
+		if !at[i].Equal(*bt[i]) {
+			return false
+		}
 	}
 	return reflect.DeepEqual(timeless(a), timeless(b))
 }
 
-// timeless is r without its times, which only the ledger knows.
+// times are all of a record.
+func times(r *job.Record) []*time.Time {
+	return []*time.Time{&r.EnqueuedAt, &r.StartedAt, &r.FinishedAt, &r.NotBefore, &r.WaitUntil, &r.Deadline}
+}
+
 func timeless(r job.Record) job.Record {
-	r.EnqueuedAt, r.StartedAt, r.FinishedAt = time.Time{}, time.Time{}, time.Time{}
+	for _, t := range times(&r) {
+		*t = time.Time{}
+	}
 	return r
 }
 

@@ -2,6 +2,8 @@ package ledgertest
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,15 +16,25 @@ import (
 func (s suite) testCreate(t *testing.T) {
 	f := s.open(t, Options{})
 	text := "a \"quoted\" 'name'; -- 日本語 😀\n\t%s"
-	// What a new record cannot have yet is not taken.
 	trace := job.Trace{Parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", State: "a=1"}
+	retries, pause, wait := 3, 1500*time.Millisecond, time.Duration(0)
+	limits := job.Limits{Retries: &retries, RetryPause: &pause, WaitTimeout: &wait}
+	past := time.Now().Add(-time.Hour).In(time.FixedZone("east", 3600))
+	// What a new record cannot have yet is not taken.
 	kept := f.create("x", model(job.Model{Name: text, Version: ""}), sheep(text), priority(-7), func(r *job.Record) {
-		r.Trace = trace
-		r.State, r.Failure, r.Run, r.Attempt, r.Seq = job.Failed, &job.Failure{Message: "no"}, 9, 9, 999
-		r.Holder, r.Node, r.StartedAt, r.FinishedAt = "h", "n", time.Now(), time.Now()
+		r.Trace, r.Limits = trace, limits
+		r.NotBefore, r.WaitUntil, r.Deadline = past, past.Add(longTime), past.Add(2*longTime)
+		r.State, r.Failure, r.Run, r.Attempt, r.Spent, r.Seq = job.Failed, &job.Failure{Message: "no"}, 9, 9, 9, 999
+		r.Holder, r.Node, r.Cancelling, r.StartedAt, r.FinishedAt = "h", "n", true, time.Now(), time.Now()
+		r.Usage, r.Warnings = job.Usage{GPUMemory: 1}, []string{"no"}
 	})
 	f.checkTimes(kept, false, false)
-	want := job.Record{ID: "x", Model: job.Model{Name: text}, Sheep: text, Priority: -7, Trace: trace, State: job.Queued, Run: 1, Seq: kept.Seq, EnqueuedAt: kept.EnqueuedAt}
+	micros := past.UTC().Truncate(time.Microsecond)
+	want := job.Record{
+		ID: "x", Model: job.Model{Name: text}, Sheep: text, Priority: -7, Trace: trace, Limits: limits,
+		NotBefore: micros, WaitUntil: micros.Add(longTime), Deadline: micros.Add(2 * longTime),
+		State: job.Queued, Run: 1, Seq: kept.Seq, EnqueuedAt: kept.EnqueuedAt,
+	}
 	f.checkSame("Create", kept, want)
 	f.checkSame("Get", f.get("x"), want)
 	if c := f.claim(slot(text), "x"); c.Trace != trace {
@@ -72,9 +84,7 @@ func (s suite) testCreateAgain(t *testing.T) {
 	first := f.create("x")
 	f.create("y")
 	c := f.claim(slot("a"), "x")
-	if _, err := f.Finish(f.Context(), "x", c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "broken"}}); err != nil {
-		t.Fatal(err)
-	}
+	f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "broken"}, Cause: job.CauseError, Warnings: []string{"w"}, Usage: job.Usage{GPUMemory: 5}})
 	again := f.create("x", model(blue), priority(0))
 	f.checkTimes(again, false, false)
 	f.checkSame("the next run", again, job.Record{ID: "x", Model: blue, State: job.Queued, Run: 2, Seq: again.Seq, EnqueuedAt: again.EnqueuedAt})
@@ -85,10 +95,12 @@ func (s suite) testCreateAgain(t *testing.T) {
 		t.Fatalf("counts are %v: the record was not replaced", got)
 	}
 	f.claim(slot("a"), "y") // the next run queues behind
-	if c := f.claim(slot("a"), "x"); c.Attempt != 1 || c.Run != 2 {
-		t.Fatalf("run %d, attempt %d; want 2 and 1", c.Run, c.Attempt)
+	c2 := f.claim(slot("a"), "x")
+	if c2.Attempt != 1 || c2.Spent != 0 || c2.Run != 2 {
+		t.Fatalf("run %d, attempt %d, %d spent; want 2, 1 and 0", c2.Run, c2.Attempt, c2.Spent)
 	}
 	f.cancel("x")
+	f.release(c2, unspent)
 	if third := f.create("x"); third.Run != 3 {
 		t.Fatalf("run %d, want 3", third.Run)
 	}
@@ -100,51 +112,155 @@ func (s suite) testClaim(t *testing.T) {
 	f.create("x")
 	queued := f.get("x")
 
-	ahead := f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "x")
+	held := f.claim(ahead("a"), "x")
 	want := queued
-	want.Holder, want.Node, want.Attempt = "a", "n", 1
-	f.checkSame("claimed ahead", ahead.Record, want)
+	want.Holder, want.Node, want.Attempt = "a", "node", 1
+	f.checkSame("claimed ahead", held.Record, want)
 	f.checkSame("Get", f.get("x"), want)
 	f.claimNothing(slot("b"))
 
-	started := f.start(ahead)
+	started := f.start(held)
 	f.checkTimes(started, true, false)
 	want.State, want.StartedAt = job.Processing, started.StartedAt
 	f.checkSame("started", started, want)
-	f.checkSame("started twice", f.start(ahead), want)
+	f.checkSame("started twice", f.start(held), want)
 	f.checkSame("Get", f.get("x"), want)
 	f.claimNothing(slot("b"))
 
 	f.create("y")
-	running := f.claim(ledger.Slot{Node: "n", Sheep: "b"}, "y")
+	running := f.claim(slot("b"), "y")
 	f.checkTimes(running.Record, true, false)
-	if running.State != job.Processing || running.Holder != "b" || running.Node != "n" || running.Attempt != 1 {
+	if running.State != job.Processing || running.Holder != "b" || running.Node != "node" || running.Attempt != 1 {
 		t.Fatalf("claimed to run: %s", show(running.Record))
 	}
 	f.checkSame("starting a running claim", f.start(running), running.Record)
 }
 
-func (s suite) testAttempts(t *testing.T) {
+// testSpent counts attempts, and those of them that were spent.
+func (s suite) testSpent(t *testing.T) {
 	f := s.open(t, Options{})
 	f.create("x")
-	for i, step := range []struct {
-		unspent bool
-		attempt int
-	}{{true, 1}, {true, 1}, {false, 1}, {false, 2}, {true, 3}, {false, 3}} {
-		c := f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: i%2 == 0}, "x")
-		if c.Attempt != step.attempt {
-			t.Fatalf("claim %d has attempt %d, want %d", i+1, c.Attempt, step.attempt)
+	spentSoFar := 0
+	for i, why := range []ledger.Return{unspent, spent, unspent, spent, spent} {
+		claimed := slot("a")
+		claimed.Ahead = i%2 == 0
+		c := f.claim(claimed, "x")
+		if c.Attempt != i+1 || c.Spent != spentSoFar {
+			t.Fatalf("claim %d has attempt %d, %d spent, want %d spent", i+1, c.Attempt, c.Spent, spentSoFar)
 		}
-		f.release(c, step.unspent)
-		back := f.get("x")
-		f.checkTimes(back, false, false)
-		attempts := step.attempt
-		if step.unspent {
-			attempts--
+		if why.Spent {
+			spentSoFar++
 		}
-		if back.State != job.Queued || back.Holder != "" || back.Node != "" || back.Attempt != attempts {
-			t.Fatalf("put back: %s", show(back))
+		want := c.Record
+		want.State, want.StartedAt, want.Holder, want.Node, want.Spent = job.Queued, time.Time{}, "", "", spentSoFar
+		back := f.release(c, why)
+		f.checkSame("released", back, want)
+		f.checkSame("Get", f.get("x"), want)
+	}
+	c := f.claim(slot("a"), "x")
+	if ended := f.finish(c); ended.Attempt != 6 || ended.Spent != spentSoFar+1 {
+		t.Fatalf("ended: %s", show(ended))
+	}
+}
+
+// testAttempts lists the attempts of a run while it lasts, and afterwards.
+func (s suite) testAttempts(t *testing.T) {
+	f := s.open(t, Options{})
+	var want []job.Attempt
+	check := func(ended int) {
+		t.Helper()
+		got := f.attempts("x")
+		if len(got) != len(want) {
+			t.Fatalf("%d attempts, want %d: %+v", len(got), len(want), got)
 		}
+		for i, a := range got {
+			if a.Began.IsZero() || a.Ended.IsZero() == (i < ended) || !a.Ended.IsZero() && a.Ended.Before(a.Began) ||
+				a.Started.IsZero() != want[i].Started.IsZero() || !a.Started.IsZero() && a.Started.Before(a.Began) {
+				t.Fatalf("times of %+v", a)
+			}
+			if i > 0 && a.Began.Before(got[i-1].Ended) {
+				t.Fatalf("%+v began before %+v ended", a, got[i-1])
+			}
+			a.Began, a.Started, a.Ended = time.Time{}, want[i].Started, time.Time{}
+			if a != want[i] {
+				t.Fatalf("attempt %d:\n got %+v\nwant %+v", i+1, a, want[i])
+			}
+		}
+	}
+	check(0) // of a job that is not known
+	f.create("x")
+	check(0)
+
+	started := time.Now() // any
+	c := f.claim(ahead("a"), "x")
+	want = append(want, job.Attempt{Run: 1, Number: 1, Node: "node", Sheep: "a"})
+	check(0)
+	f.release(c, ledger.Return{Cause: job.CauseTakenOver, Reason: "b was idle"})
+	want[0].Cause, want[0].Reason = job.CauseTakenOver, "b was idle"
+	check(1)
+
+	c = f.claim(ledger.Slot{Node: "other", Sheep: "b"}, "x")
+	want = append(want, job.Attempt{Run: 1, Number: 2, Node: "other", Sheep: "b", Started: started})
+	check(1)
+	f.release(c, ledger.Return{Cause: job.CauseRunnerDied, Reason: "exit status 1", Spent: true,
+		Usage:  job.Usage{GPUMemory: 7, GPUTime: time.Minute + time.Nanosecond},
+		Phases: job.Phases{Stage: time.Second, Load: 2 * time.Second, Run: 3*time.Second + time.Nanosecond, Collect: time.Millisecond}})
+	want[1].Cause, want[1].Reason, want[1].Spent = job.CauseRunnerDied, "exit status 1", true
+	want[1].Usage = job.Usage{GPUMemory: 7, GPUTime: time.Minute}
+	want[1].Phases = job.Phases{Stage: time.Second, Load: 2 * time.Second, Run: 3 * time.Second, Collect: time.Millisecond}
+	check(2)
+
+	c = f.claim(ahead("a"), "x")
+	want = append(want, job.Attempt{Run: 1, Number: 3, Node: "node", Sheep: "a"})
+	check(2)
+	f.start(c)
+	want[2].Started = started
+	check(2)
+	f.reopen()
+	check(2)
+	f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}, Cause: job.CauseRunTimeout, Reason: "after 3s", Usage: job.Usage{GPUMemory: 1}, Phases: job.Phases{Run: time.Hour}})
+	want[2].Cause, want[2].Reason, want[2].Spent = job.CauseRunTimeout, "after 3s", true
+	want[2].Usage, want[2].Phases = job.Usage{GPUMemory: 1}, job.Phases{Run: time.Hour}
+	check(3)
+	f.crash()
+	check(3)
+}
+
+// testAttemptsOfRuns keeps the attempts of earlier runs, boundedly many.
+func (s suite) testAttemptsOfRuns(t *testing.T) {
+	f := s.open(t, Options{})
+	const runs = 3
+	for run := 1; run <= runs; run++ {
+		f.create("x")
+		f.release(f.claim(slot("a"), "x"), spent)
+		f.finish(f.claim(slot("b"), "x"))
+	}
+	f.create("x")
+	got := f.attempts("x")
+	if len(got) != 2*runs {
+		t.Fatalf("%d attempts are kept, want %d", len(got), 2*runs)
+	}
+	for i, a := range got {
+		if a.Run != i/2+1 || a.Number != i%2+1 {
+			t.Fatalf("attempt %d.%d is in place %d", a.Run, a.Number, i+1)
+		}
+	}
+	const many = 300
+	for range many {
+		f.release(f.claim(slot("a"), "x"), unspent)
+	}
+	got = f.attempts("x")
+	if last := got[len(got)-1]; len(got) > many/2 || last.Run != runs+1 || last.Number != many {
+		t.Fatalf("%d attempts are kept, the last is %d.%d", len(got), last.Run, last.Number)
+	}
+	f.cancel("x")
+	for run := runs + 2; run < 100; run++ {
+		f.create("x")
+		f.finish(f.claim(slot("a"), "x"))
+	}
+	got = f.attempts("x")
+	if last := got[len(got)-1]; len(got) > 50 || last.Run != 99 || last.Number != 1 {
+		t.Fatalf("%d attempts are kept, the last is %d.%d", len(got), last.Run, last.Number)
 	}
 }
 
@@ -164,8 +280,8 @@ func (s suite) testTokens(t *testing.T) {
 			t.Fatalf("token %d after %d", c.Token, last)
 		}
 		last = c.Token
-		if i%3 == 0 { // also a claim without a trace
-			f.release(c, true)
+		if i%3 == 0 { // also a claim that was given back
+			f.release(c, unspent)
 			c = f.claim(slot("a"), "x")
 			if c.Token <= last {
 				t.Fatalf("token %d after %d", c.Token, last)
@@ -179,73 +295,211 @@ func (s suite) testTokens(t *testing.T) {
 func (s suite) testFinish(t *testing.T) {
 	f := s.open(t, Options{})
 	for _, outcome := range []ledger.Outcome{
-		{State: job.Done},
-		{State: job.Cancelled},
-		{State: job.Failed, Failure: &job.Failure{Message: "broken", Type: "ValueError", Traceback: "line 1\nline 2 'é'"}},
-		{State: job.Failed, Failure: &job.Failure{}},
-		{State: job.Done, Usage: job.Usage{GPUMemory: 80 << 30, GPUTime: 90*time.Minute + 7*time.Microsecond}},
+		{State: job.Done, Cause: job.CauseDone},
+		{State: job.Cancelled, Cause: job.CauseCancelled},
+		{State: job.Failed, Cause: job.CauseError, Failure: &job.Failure{Message: "broken", Type: "ValueError", Traceback: "line 1\nline 2 'é'"}},
+		{State: job.Failed, Cause: job.CauseModel, Failure: &job.Failure{}},
+		{State: job.Done, Cause: job.CauseDone, Usage: job.Usage{GPUMemory: 80 << 30, GPUTime: 90*time.Minute + 7*time.Microsecond}},
+		{State: job.Done, Cause: job.CauseDone, Warnings: []string{"a \"link\" was left out", "größe"}},
 	} {
 		f.create("x")
 		c := f.claim(slot("a"), "x")
-		ended, err := f.Finish(f.Context(), "x", c.Token, outcome)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ended := f.finishAs(c, outcome)
 		f.checkTimes(ended, true, true)
 		want := c.Record
 		want.State, want.Failure, want.FinishedAt = outcome.State, outcome.Failure, ended.FinishedAt
-		want.Holder, want.Node, want.Usage = "", "", outcome.Usage
+		want.Holder, want.Node, want.Usage, want.Warnings, want.Spent = "", "", outcome.Usage, outcome.Warnings, 1
 		f.checkSame("finished", ended, want)
 		f.checkSame("Get", f.get("x"), want)
 		f.claimNothing(slot("a"))
 	}
 
 	f.create("told when")
-	c0 := f.claim(slot("a"), "told when")
-	at := c0.StartedAt.Add(90 * time.Minute).Add(7 * time.Nanosecond).In(time.FixedZone("east", 3600))
-	ended, err := f.Finish(f.Context(), "told when", c0.Token, ledger.Outcome{State: job.Done, At: at})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := f.claim(slot("a"), "told when")
+	at := c.StartedAt.Add(90 * time.Minute).Add(7 * time.Nanosecond).In(time.FixedZone("east", 3600))
+	ended := f.finishAs(c, ledger.Outcome{State: job.Done, Cause: job.CauseDone, At: at})
 	if want := at.UTC().Truncate(time.Microsecond); ended.FinishedAt != want || !f.get("told when").FinishedAt.Equal(want) {
 		t.Errorf("FinishedAt is %v, the holder said %v", ended.FinishedAt, want)
 	}
+	f.create("before it began")
+	c = f.claim(slot("a"), "before it began")
+	ended = f.finishAs(c, ledger.Outcome{State: job.Done, Cause: job.CauseDone, At: c.StartedAt.Add(-time.Hour)})
+	if ended.FinishedAt.Before(ended.StartedAt) {
+		t.Errorf("finished at %v, started at %v", ended.FinishedAt, ended.StartedAt)
+	}
 
 	f.create("never started")
-	c := f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "never started")
-	f.checkTimes(f.finish(c), false, true)
+	f.checkTimes(f.finish(f.claim(ahead("a"), "never started")), false, true)
 
 	f.create("y")
 	c = f.claim(slot("a"), "y")
 	for _, none := range []ledger.Outcome{
-		{}, {State: job.Queued}, {State: job.Processing}, {State: job.Failed}, {State: job.Done, Failure: &job.Failure{Message: "?"}},
+		{}, {State: job.Queued, Cause: job.CauseDone}, {State: job.Processing, Cause: job.CauseDone}, {State: job.Failed, Cause: job.CauseError},
+		{State: job.Done, Failure: &job.Failure{Message: "?"}, Cause: job.CauseDone}, {State: job.Done},
 	} {
 		if _, err := f.Finish(f.Context(), "y", c.Token, none); !errdefs.IsInternal(err) {
 			t.Errorf("Finish with %+v answered %v, want an error of class internal", none, err)
 		}
 	}
+	if _, err := f.Release(f.Context(), "y", c.Token, ledger.Return{}); !errdefs.IsInternal(err) {
+		t.Errorf("Release without a cause answered %v, want an error of class internal", err)
+	}
 	f.checkSame("after refusals", f.get("y"), c.Record)
 }
 
+// testClip keeps long texts as far as they are bounded, and lists none of the
+// tracebacks.
+func (s suite) testClip(t *testing.T) {
+	f := s.open(t, Options{})
+	long := &job.Failure{Message: strings.Repeat("é", job.MaxMessage), Type: strings.Repeat("T", 2*job.MaxType), Traceback: strings.Repeat("x", 4<<20)}
+	given := *long
+	f.create("x")
+	c := f.claim(slot("a"), "x")
+	ended := f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: long, Cause: job.CauseError, Reason: strings.Repeat("r", 1<<20), Warnings: slices.Repeat([]string{strings.Repeat("w", 1<<20)}, 100)})
+	want := long.Clip()
+	if *ended.Failure != *want || *f.get("x").Failure != *want {
+		t.Fatalf("%d, %d and %d bytes are kept", len(ended.Failure.Message), len(ended.Failure.Type), len(ended.Failure.Traceback))
+	}
+	if *long != given {
+		t.Fatal("the caller's failure was changed")
+	}
+	size := 0
+	for _, w := range f.get("x").Warnings {
+		size += len(w)
+	}
+	if size == 0 || size > 1<<17 {
+		t.Fatalf("%d bytes of warnings are kept", size)
+	}
+	if a := f.attempts("x"); len(a[0].Reason) != job.MaxReason {
+		t.Fatalf("%d bytes of the reason are kept", len(a[0].Reason))
+	}
+	events := f.read()
+	if last := events[len(events)-1]; *last.Status.Failure != *want || len(last.Reason) != job.MaxReason {
+		t.Fatalf("the event is %+v", last)
+	}
+	listed := f.list(ledger.Filter{States: []job.State{job.Failed}}, 10)
+	if got := *listed[0].Failure; got.Traceback != "" || got.Message != want.Message || got.Type != want.Type {
+		t.Fatalf("listed with a traceback of %d bytes", len(got.Traceback))
+	}
+}
+
+// testCancel cancels jobs that nobody holds.
 func (s suite) testCancel(t *testing.T) {
 	f := s.open(t, Options{})
-	for _, situation := range []string{"queued", "held", "processing"} {
-		f.create(situation)
-		switch situation {
-		case "held":
-			f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, situation)
-		case "processing":
-			f.claim(slot("a"), situation)
-		}
+	for situation, prepare := range map[string]func(){
+		"queued":   func() { f.create("queued") },
+		"delayed":  func() { f.create("delayed", func(r *job.Record) { r.NotBefore = time.Now().Add(longTime) }) },
+		"released": func() { f.create("released"); f.release(f.claim(slot("a"), "released"), spent) },
+	} {
+		prepare()
 		before := f.get(situation)
 		ended := f.cancel(situation)
-		f.checkTimes(ended, situation == "processing", true)
+		f.checkTimes(ended, false, true)
 		want := before
-		want.State, want.FinishedAt, want.Holder, want.Node = job.Cancelled, ended.FinishedAt, "", ""
+		want.State, want.FinishedAt = job.Cancelled, ended.FinishedAt
 		f.checkSame("cancelled while "+situation, ended, want)
 		f.checkSame("Get", f.get(situation), want)
 		f.claimNothing(slot("b"))
 	}
+}
+
+// testCancelHeld asks holders to end their jobs: nobody else gets the job, and no
+// new run begins, until they have.
+func (s suite) testCancelHeld(t *testing.T) {
+	f := s.open(t, Options{})
+	for _, c := range []struct {
+		name  string
+		slot  ledger.Slot
+		start bool
+		end   func(c ledger.Claim) job.Record
+		after job.State
+		cause job.Cause
+		spent int
+	}{
+		{"held, released", ahead("a"), false, func(c ledger.Claim) job.Record { return f.release(c, unspent) }, job.Cancelled, job.CauseCancelled, 0},
+		{"held, started, finished", ahead("a"), true, func(c ledger.Claim) job.Record { return f.finish(c) }, job.Cancelled, job.CauseCancelled, 1},
+		{"processing, released", slot("a"), true, func(c ledger.Claim) job.Record { return f.release(c, spent) }, job.Cancelled, job.CauseCancelled, 1},
+		{"processing, cancelled", slot("a"), false, func(c ledger.Claim) job.Record {
+			return f.finishAs(c, ledger.Outcome{State: job.Cancelled, Cause: job.CauseCancelled})
+		}, job.Cancelled, job.CauseCancelled, 1},
+		{"processing, failed", slot("a"), false, func(c ledger.Claim) job.Record { return f.finishAs(c, failed) }, job.Cancelled, job.CauseCancelled, 1},
+	} {
+		f.create(c.name)
+		claim := f.claim(c.slot, c.name)
+		f.now()
+		asked := f.cancel(c.name)
+		want := claim.Record
+		want.Cancelling = true
+		f.checkSame("asked", asked, want)
+		f.checkSame("Get", f.get(c.name), want)
+		f.checkSame("asked again", f.cancel(c.name), want)
+		if _, err := f.Create(f.Context(), job.Record{ID: job.ID(c.name), Model: red}); !errors.Is(err, ledger.ErrExists) {
+			t.Fatalf("a new run of a job that is still held: %v", err)
+		}
+		f.claimNothing(slot("b"))
+		f.crash()
+		f.checkSame("after a crash", f.get(c.name), want)
+		if c.start {
+			if rec := f.start(claim); !rec.Cancelling || rec.State != job.Processing {
+				t.Fatalf("started: %s", show(rec))
+			}
+		}
+		ended := c.end(claim)
+		if ended.State != c.after || ended.Holder != "" || ended.Cancelling || ended.Spent != c.spent || ended.FinishedAt.IsZero() {
+			t.Fatalf("%s: %s", c.name, show(ended))
+		}
+		f.checkSame("Get", f.get(c.name), ended)
+		if a := f.attempts(c.name); len(a) != 1 || a[0].Cause != c.cause || a[0].Spent != (c.spent == 1) {
+			t.Fatalf("%s: attempts %+v", c.name, a)
+		}
+		kinds := ""
+		for _, e := range f.read() {
+			kinds += string(e.Kind) + " "
+		}
+		if c.start && c.slot.Ahead {
+			if kinds != "cancel started ended " {
+				t.Fatalf("%s: events %s", c.name, kinds)
+			}
+		} else if kinds != "cancel ended " {
+			t.Fatalf("%s: events %s", c.name, kinds)
+		}
+	}
+}
+
+// testRepeated makes each change twice, as a caller does that does not know what
+// became of the first: the second answers as if it were made now, or that it is
+// too late, and changes nothing.
+func (s suite) testRepeated(t *testing.T) {
+	f := s.open(t, Options{})
+	ctx := f.Context()
+	repeat := func(what string, call func() error, others ...error) {
+		t.Helper()
+		if err := call(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		before, attempts := f.get("x"), f.attempts("x")
+		f.now()
+		err := call()
+		if err != nil && !slices.ContainsFunc(others, func(other error) bool { return errors.Is(err, other) }) {
+			t.Fatalf("%s again: %v", what, err)
+		}
+		f.checkSame(what+" again", f.get("x"), before)
+		if got := f.attempts("x"); !slices.Equal(got, attempts) {
+			t.Fatalf("%s again made attempts %+v of %+v", what, got, attempts)
+		}
+		if events := f.read(); len(events) > 0 {
+			t.Fatalf("%s again recorded %+v", what, events)
+		}
+	}
+	f.create("x")
+	c := f.claim(ahead("a"), "x")
+	repeat("Start", func() error { _, err := f.Start(ctx, "x", c.Token); return err })
+	repeat("Release", func() error { _, err := f.Release(ctx, "x", c.Token, spent); return err }, ledger.ErrFenced)
+	c = f.claim(slot("a"), "x")
+	repeat("Cancel of a held job", func() error { _, err := f.Cancel(ctx, "x"); return err })
+	repeat("Finish", func() error { _, err := f.Finish(ctx, "x", c.Token, done); return err }, ledger.ErrFenced)
+	f.create("x")
+	repeat("Cancel", func() error { _, err := f.Cancel(ctx, "x"); return err }, ledger.ErrFinal)
 }
 
 func (s suite) testUnknown(t *testing.T) {
@@ -263,17 +517,17 @@ func (s suite) testUnknown(t *testing.T) {
 		if _, err := f.Start(ctx, "x", token); !errors.Is(err, ledger.ErrFenced) || !errdefs.IsAborted(err) {
 			t.Errorf("Start: %v", err)
 		}
-		if _, err := f.Finish(ctx, "x", token, ledger.Outcome{State: job.Done}); !errors.Is(err, ledger.ErrFenced) {
+		if _, err := f.Finish(ctx, "x", token, done); !errors.Is(err, ledger.ErrFenced) {
 			t.Errorf("Finish: %v", err)
 		}
-		if err := f.Release(ctx, "x", token, true); !errors.Is(err, ledger.ErrFenced) {
+		if _, err := f.Release(ctx, "x", token, unspent); !errors.Is(err, ledger.ErrFenced) {
 			t.Errorf("Release: %v", err)
 		}
-		if err := f.Release(ctx, "other", token, true); !errors.Is(err, ledger.ErrFenced) {
+		if _, err := f.Release(ctx, "other", token, unspent); !errors.Is(err, ledger.ErrFenced) {
 			t.Errorf("Release of an unclaimed job: %v", err)
 		}
 	}
-	f.claimNothing(ledger.Slot{Node: "n", Sheep: "a", Only: "x"})
+	f.claimNothing(ledger.Slot{Node: "node", Sheep: "a", Only: "x"})
 	if err := f.Ping(ctx); err != nil {
 		t.Errorf("Ping: %v", err)
 	}

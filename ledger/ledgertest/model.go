@@ -1,26 +1,33 @@
 package ledgertest
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
-// reference is a ledger as simple as the contract's words: a list in memory, a
-// counter per job, and no care for speed. It does not keep times.
+// reference is a ledger as simple as the contract's words: a list in memory and
+// no care for speed. It does not keep times, but for those that it is given. Of
+// these it knows only which have passed: the test lets nothing wait for a time
+// that comes meanwhile.
 type reference struct {
-	maxOvertakes int
-	seq          int64
-	jobs         []*referenceJob // by Seq
+	seq    int64
+	jobs   []*referenceJob // by Seq
+	events []job.Event     // that the ledger has to record next
+	ended  map[job.ID][]job.Attempt
 }
 
 type referenceJob struct {
 	job.Record
-	token     ledger.Token
-	overtaken int
+	token   ledger.Token
+	started bool // the attempt under way
 }
+
+func newReference() *reference { return &reference{ended: map[job.ID][]job.Attempt{}} }
 
 func (m *reference) find(id job.ID) *referenceJob {
 	for _, j := range m.jobs {
@@ -29,6 +36,21 @@ func (m *reference) find(id job.ID) *referenceJob {
 		}
 	}
 	return nil
+}
+
+// record notes the event of a change.
+func (m *reference) record(j *referenceJob, event job.Event) {
+	event.Job, event.Run, event.Model, event.Address, event.Tenant, event.State = j.ID, j.Run, j.Model, j.Sheep, j.Tenant, j.State
+	event.Delayed = j.delayed()
+	m.events = append(m.events, event)
+}
+
+func (j *referenceJob) attemptEvent(kind job.EventKind) job.Event {
+	return job.Event{Kind: kind, Attempt: j.Attempt, Node: j.Node, Sheep: j.Holder}
+}
+
+func (j *referenceJob) delayed() bool {
+	return j.State == job.Queued && j.token == 0 && j.NotBefore.After(time.Now())
 }
 
 func (m *reference) create(rec job.Record) error {
@@ -45,45 +67,48 @@ func (m *reference) create(rec job.Record) error {
 	}
 	m.seq++
 	rec.State, rec.Run, rec.Seq = job.Queued, run, m.seq
-	m.jobs = append(m.jobs, &referenceJob{Record: rec})
+	j := &referenceJob{Record: rec}
+	m.jobs = append(m.jobs, j)
+	m.record(j, job.Event{Kind: job.EventQueued})
+	m.giveUp(j)
 	return nil
 }
 
-// choose picks the slot's next job by the scheduling order, and notes whom it
-// overtakes.
+// giveUp fails a job that nobody holds when its time to wait is over.
+func (m *reference) giveUp(j *referenceJob) {
+	past := func(t time.Time) bool { return !t.IsZero() && t.Before(time.Now()) }
+	if j.State != job.Queued || j.token != 0 || !past(j.WaitUntil) && !past(j.Deadline) {
+		return
+	}
+	event := job.Event{Kind: job.EventEnded, Cause: job.CauseDeadline}
+	if past(j.WaitUntil) && (!past(j.Deadline) || !j.Deadline.Before(j.WaitUntil)) {
+		event.Cause = job.CauseWaitTimeout
+	}
+	m.endRun(j, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}}, event)
+}
+
+// choose picks the slot's next job by the scheduling order.
 func (m *reference) choose(slot ledger.Slot) *referenceJob {
-	var candidates []*referenceJob // of the highest priority, oldest first
+	var candidates []*referenceJob
 	for _, j := range m.jobs {
-		waits := j.State == job.Queued && j.token == 0
-		mayRun := j.Sheep == slot.Sheep || j.Sheep == "" && !slot.Addressed
-		if !waits || !mayRun || slot.Only != "" && slot.Only != j.ID {
-			continue
-		}
-		if len(candidates) > 0 && j.Priority > candidates[0].Priority {
-			candidates = nil
-		}
-		if len(candidates) == 0 || j.Priority == candidates[0].Priority {
+		claimable := j.State == job.Queued && j.token == 0 && !j.delayed()
+		able := j.Sheep == slot.Sheep || j.Sheep == "" && !slot.Addressed && (slot.Only != "" || !slices.Contains(slot.Except, j.Model))
+		if claimable && able && (slot.Only == "" || slot.Only == j.ID) {
 			candidates = append(candidates, j)
 		}
 	}
 	if len(candidates) == 0 {
 		return nil
 	}
-	chosen := candidates[0]
-	atBound := func(j *referenceJob) bool { return j.overtaken >= m.maxOvertakes }
-	isLoaded := func(j *referenceJob) bool { return !slot.Loaded.IsZero() && j.Model == slot.Loaded }
-	for _, first := range []func(*referenceJob) bool{atBound, isLoaded} {
-		if i := slices.IndexFunc(candidates, first); i >= 0 {
-			chosen = candidates[i]
-			break
+	preferred := func(j *referenceJob) int {
+		if j.Model == slot.Prefer {
+			return 0
 		}
+		return 1
 	}
-	for _, j := range candidates {
-		if j.Seq < chosen.Seq {
-			j.overtaken++
-		}
-	}
-	return chosen
+	return slices.MinFunc(candidates, func(a, b *referenceJob) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(preferred(a), preferred(b)), cmp.Compare(a.Seq, b.Seq))
+	})
 }
 
 // claim lets the slot have its next job under the token that the ledger gave.
@@ -95,11 +120,16 @@ func (m *reference) claim(slot ledger.Slot, token ledger.Token) *referenceJob {
 	j.token = token
 	j.Holder, j.Node = slot.Sheep, slot.Node
 	j.Attempt++
+	kind := job.EventClaimed
 	if !slot.Ahead {
-		j.State = job.Processing
+		kind = job.EventStarted
+		j.start()
 	}
+	m.record(j, j.attemptEvent(kind))
 	return j
 }
+
+func (j *referenceJob) start() { j.State, j.started, j.WaitUntil = job.Processing, true, time.Time{} }
 
 // held returns the job that the token holds.
 func (m *reference) held(id job.ID, token ledger.Token) (*referenceJob, error) {
@@ -111,47 +141,96 @@ func (m *reference) held(id job.ID, token ledger.Token) (*referenceJob, error) {
 
 func (m *reference) start(id job.ID, token ledger.Token) error {
 	j, err := m.held(id, token)
-	if err == nil {
-		j.State = job.Processing
+	if err == nil && j.State != job.Processing {
+		j.start()
+		m.record(j, j.attemptEvent(job.EventStarted))
 	}
 	return err
 }
 
 func (m *reference) finish(id job.ID, token ledger.Token, outcome ledger.Outcome) error {
 	j, err := m.held(id, token)
-	if err == nil {
-		j.end(outcome)
+	if err != nil {
+		return err
 	}
-	return err
+	if j.Cancelling {
+		outcome.State, outcome.Failure, outcome.Cause = job.Cancelled, nil, job.CauseCancelled
+	}
+	event := j.attemptEvent(job.EventEnded)
+	event.Cause, event.Reason = outcome.Cause, outcome.Reason
+	m.endAttempt(j, ledger.Return{Cause: outcome.Cause, Reason: outcome.Reason, Spent: true, Usage: outcome.Usage, Phases: outcome.Phases})
+	m.endRun(j, outcome, event)
+	return nil
 }
 
-func (m *reference) release(id job.ID, token ledger.Token, unspent bool) error {
+func (m *reference) release(id job.ID, token ledger.Token, why ledger.Return) error {
 	j, err := m.held(id, token)
 	if err != nil {
 		return err
 	}
-	j.State, j.Holder, j.Node, j.token = job.Queued, "", "", 0
-	if unspent {
-		j.Attempt--
+	event := j.attemptEvent(job.EventReturned)
+	if j.Cancelling {
+		event.Kind, why.Cause = job.EventEnded, job.CauseCancelled
 	}
+	event.Cause, event.Reason = why.Cause, why.Reason
+	cancelling := j.Cancelling
+	m.endAttempt(j, why)
+	if cancelling {
+		m.endRun(j, ledger.Outcome{State: job.Cancelled, Usage: why.Usage}, event)
+		return nil
+	}
+	j.State = job.Queued
+	if why.NotBefore.After(j.NotBefore) {
+		j.NotBefore = why.NotBefore
+	}
+	m.record(j, event)
+	m.giveUp(j)
 	return nil
 }
 
 func (m *reference) cancel(id job.ID) error {
 	j := m.find(id)
-	if j == nil {
+	switch {
+	case j == nil:
 		return ledger.ErrNotFound
-	}
-	if j.State.Final() {
+	case j.State.Final():
 		return ledger.ErrFinal
+	case j.token == 0:
+		m.endRun(j, ledger.Outcome{State: job.Cancelled}, job.Event{Kind: job.EventEnded, Cause: job.CauseCancelled})
+	case !j.Cancelling:
+		j.Cancelling = true
+		m.record(j, j.attemptEvent(job.EventCancelled))
 	}
-	j.end(ledger.Outcome{State: job.Cancelled})
 	return nil
 }
 
-func (j *referenceJob) end(outcome ledger.Outcome) {
-	j.State, j.Failure = outcome.State, outcome.Failure
-	j.Holder, j.Node, j.token = "", "", 0
+// endAttempt keeps the attempt under way as it ended.
+func (m *reference) endAttempt(j *referenceJob, why ledger.Return) {
+	attempt := j.attempt()
+	attempt.Cause, attempt.Reason, attempt.Spent, attempt.Usage, attempt.Phases = why.Cause, why.Reason, why.Spent, why.Usage, why.Phases
+	m.ended[j.ID] = append(m.ended[j.ID], attempt)
+	if why.Spent {
+		j.Spent++
+	}
+	j.Holder, j.Node, j.token, j.Cancelling, j.started = "", "", 0, false, false
+}
+
+func (j *referenceJob) attempt() job.Attempt {
+	return job.Attempt{Run: j.Run, Number: j.Attempt, Node: j.Node, Sheep: j.Holder}
+}
+
+func (m *reference) endRun(j *referenceJob, outcome ledger.Outcome, event job.Event) {
+	j.State, j.Failure, j.Usage, j.Warnings = outcome.State, outcome.Failure, outcome.Usage, outcome.Warnings
+	m.record(j, event)
+}
+
+// attempts are those of a job, the one under way included, without their times.
+func (m *reference) attempts(j *referenceJob) []job.Attempt {
+	attempts := slices.Clone(m.ended[j.ID])
+	if j.token != 0 {
+		attempts = append(attempts, j.attempt())
+	}
+	return attempts
 }
 
 func (m *reference) counts() ledger.Counts {
@@ -166,7 +245,7 @@ func (m *reference) counts() ledger.Counts {
 func (m *reference) String() string {
 	text := ""
 	for _, j := range m.jobs {
-		text += fmt.Sprintf("\n%d %s %s prio %d for %q: %s, token %d, overtaken %d times", j.Seq, j.ID, j.Model, j.Priority, j.Sheep, j.State, j.token, j.overtaken)
+		text += fmt.Sprintf("\n%d %s %s prio %d for %q: %s, token %d, attempt %d, %d spent, delayed %v", j.Seq, j.ID, j.Model, j.Priority, j.Sheep, j.State, j.token, j.Attempt, j.Spent, j.delayed())
 	}
 	return text
 }

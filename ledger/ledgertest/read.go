@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -15,14 +16,14 @@ func (s suite) testHeld(t *testing.T) {
 		f.create(fmt.Sprint("job", i))
 	}
 	mine := []ledger.Claim{
-		f.claim(ledger.Slot{Node: "n", Sheep: "a", Only: "job3"}, "job3"),
-		f.claim(ledger.Slot{Node: "n", Sheep: "b", Only: "job1", Ahead: true}, "job1"),
-		f.claim(ledger.Slot{Node: "n", Sheep: "c", Only: "job5"}, "job5"),
+		f.claim(ledger.Slot{Node: "node", Sheep: "a", Only: "job3"}, "job3"),
+		f.claim(ledger.Slot{Node: "node", Sheep: "b", Only: "job1", Ahead: true}, "job1"),
+		f.claim(ledger.Slot{Node: "node", Sheep: "c", Only: "job5"}, "job5"),
 	}
-	f.claim(ledger.Slot{Node: "m", Sheep: "a"}, "job0")
+	f.claim(ledger.Slot{Node: "other", Sheep: "a"}, "job0")
 	check := func(want []ledger.Claim) {
 		t.Helper()
-		held, err := f.Held(f.Context(), "n")
+		held, err := f.Held(f.Context(), "node")
 		if err != nil || len(held) != len(want) {
 			t.Fatalf("Held = %d claims, %v; want %d", len(held), err, len(want))
 		}
@@ -40,11 +41,13 @@ func (s suite) testHeld(t *testing.T) {
 	check(mine)
 	f.finish(mine[0])
 	check(mine[1:])
-	f.release(mine[1], true)
+	f.release(mine[1], unspent)
 	check(mine[2:])
-	f.cancel("job5")
+	mine[2].Record = f.cancel("job5") // is a request
+	check(mine[2:])
+	f.release(mine[2], unspent)
 	check(nil)
-	if held, err := f.Held(f.Context(), "m"); err != nil || len(held) != 1 {
+	if held, err := f.Held(f.Context(), "other"); err != nil || len(held) != 1 {
 		t.Fatalf("Held of the other node = %v, %v", held, err)
 	}
 	if held, err := f.Held(f.Context(), ""); err != nil || len(held) != 0 {
@@ -61,7 +64,7 @@ func (s suite) testList(t *testing.T) {
 	for i := range 24 {
 		id := fmt.Sprintf("job%02d", i)
 		f.create(id, tenant([]string{"", "", "wool", "meat"}[i%4]), model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5))
-		only := ledger.Slot{Node: "n", Sheep: "a", Only: job.ID(id)}
+		only := ledger.Slot{Node: "node", Sheep: "a", Only: job.ID(id)}
 		switch i % 4 {
 		case 1:
 			f.claim(only, id)
@@ -76,15 +79,20 @@ func (s suite) testList(t *testing.T) {
 		filter ledger.Filter
 		match  func(r job.Record) bool
 	}{
-		"all":       {ledger.Filter{}, func(job.Record) bool { return true }},
-		"a state":   {ledger.Filter{States: []job.State{job.Processing}}, func(r job.Record) bool { return r.State == job.Processing }},
-		"states":    {ledger.Filter{States: []job.State{job.Queued, job.Done}}, func(r job.Record) bool { return r.State == job.Queued || r.State == job.Done }},
-		"no state":  {ledger.Filter{States: []job.State{job.Failed}}, func(job.Record) bool { return false }},
-		"a sheep":   {ledger.Filter{Sheep: "a"}, func(r job.Record) bool { return r.Sheep == "a" }},
-		"a model":   {ledger.Filter{Model: blue}, func(r job.Record) bool { return r.Model == blue }},
-		"versioned": {ledger.Filter{Model: job.Model{Name: "red"}}, func(r job.Record) bool { return r.Model == job.Model{Name: "red"} }},
-		"a tenant":  {ledger.Filter{Tenant: "wool"}, func(r job.Record) bool { return r.Tenant == "wool" }},
-		"no tenant": {ledger.Filter{Tenant: "milk"}, func(r job.Record) bool { return false }},
+		"all":            {ledger.Filter{}, func(job.Record) bool { return true }},
+		"a state":        {ledger.Filter{States: []job.State{job.Processing}}, func(r job.Record) bool { return r.State == job.Processing }},
+		"states":         {ledger.Filter{States: []job.State{job.Queued, job.Done}}, func(r job.Record) bool { return r.State == job.Queued || r.State == job.Done }},
+		"a state, twice": {ledger.Filter{States: []job.State{job.Done, job.Done}}, func(r job.Record) bool { return r.State == job.Done }},
+		"all states":     {ledger.Filter{States: []job.State{job.Cancelled, job.Failed, job.Done, job.Processing, job.Queued}}, func(job.Record) bool { return true }},
+		"a tenant's states": {ledger.Filter{Tenant: "wool", States: []job.State{job.Done, job.Queued}},
+			func(r job.Record) bool { return r.Tenant == "wool" && (r.State == job.Done || r.State == job.Queued) }},
+		"a sheep's model": {ledger.Filter{Sheep: "a", Model: red}, func(r job.Record) bool { return r.Sheep == "a" && r.Model == red }},
+		"no state":        {ledger.Filter{States: []job.State{job.Failed}}, func(job.Record) bool { return false }},
+		"a sheep":         {ledger.Filter{Sheep: "a"}, func(r job.Record) bool { return r.Sheep == "a" }},
+		"a model":         {ledger.Filter{Model: blue}, func(r job.Record) bool { return r.Model == blue }},
+		"versioned":       {ledger.Filter{Model: job.Model{Name: "red"}}, func(r job.Record) bool { return r.Model == job.Model{Name: "red"} }},
+		"a tenant":        {ledger.Filter{Tenant: "wool"}, func(r job.Record) bool { return r.Tenant == "wool" }},
+		"no tenant":       {ledger.Filter{Tenant: "milk"}, func(r job.Record) bool { return false }},
 		"several": {ledger.Filter{States: []job.State{job.Cancelled, job.Done}, Sheep: "a", Model: red},
 			func(r job.Record) bool { return r.State == job.Cancelled && r.Sheep == "a" && r.Model == red }},
 	} {
@@ -95,9 +103,15 @@ func (s suite) testList(t *testing.T) {
 			}
 		}
 		for _, limit := range []int{1, 2, 5, 24, 100} {
-			got := f.list(c.filter, limit)
-			if !slices.EqualFunc(got, want, same) {
-				t.Errorf("%s by %d: %v, want %v", name, limit, ids(got), ids(want))
+			for _, newest := range []bool{false, true} {
+				c.filter.Newest = newest
+				got := f.list(c.filter, limit)
+				if newest {
+					slices.Reverse(got)
+				}
+				if !slices.EqualFunc(got, want, same) {
+					t.Errorf("%s by %d, newest first %v: %v, want %v", name, limit, newest, ids(got), ids(want))
+				}
 			}
 		}
 	}
@@ -131,7 +145,7 @@ func (s suite) testListUnderChanges(t *testing.T) {
 		cursor = next
 		// In the part still to come one starts; in the part listed one ends and is
 		// submitted again, to the end.
-		f.claim(ledger.Slot{Node: "n", Sheep: "a", Only: job.ID(fmt.Sprintf("job%02d", n-1-page))}, fmt.Sprintf("job%02d", n-1-page))
+		f.claim(ledger.Slot{Node: "node", Sheep: "a", Only: job.ID(fmt.Sprintf("job%02d", n-1-page))}, fmt.Sprintf("job%02d", n-1-page))
 		if page < 3 {
 			again := fmt.Sprintf("job%02d", page)
 			f.cancel(again)
@@ -168,11 +182,9 @@ func (s suite) testCount(t *testing.T) {
 	check(ledger.Counts{job.Queued: 6})
 	f.finish(f.claim(slot("a"), "job0"))
 	c := f.claim(slot("a"), "job1")
-	if _, err := f.Finish(f.Context(), c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}}); err != nil {
-		t.Fatal(err)
-	}
+	f.finishAs(c, failed)
 	f.claim(slot("a"), "job2")
-	f.claim(ledger.Slot{Node: "n", Sheep: "a", Ahead: true}, "job3") // still queued to everyone outside
+	f.claim(ledger.Slot{Node: "node", Sheep: "a", Ahead: true}, "job3") // still queued to everyone outside
 	f.cancel("job4")
 	want := ledger.Counts{job.Queued: 2, job.Processing: 1, job.Done: 1, job.Failed: 1, job.Cancelled: 1}
 	check(want)
@@ -193,31 +205,34 @@ func (s suite) testWaiting(t *testing.T) {
 	}
 	check(10)
 	a := f.create("a")
-	f.create("b")
-	c := f.create("c", sheep("x"))
-	d := f.create("d", priority(5), sheep("x"))
-	e := f.create("e", priority(5))
-	kinds := []ledger.Waiting{
-		{Priority: 5, Jobs: 1, Oldest: e.EnqueuedAt}, {Sheep: "x", Priority: 5, Jobs: 1, Oldest: d.EnqueuedAt},
-		{Jobs: 2, Oldest: a.EnqueuedAt}, {Sheep: "x", Jobs: 1, Oldest: c.EnqueuedAt},
+	f.create("b", priority(5))
+	f.create("c", priority(7))
+	f.create("delayed", func(r *job.Record) { r.NotBefore = time.Now().Add(longTime) })
+	d := f.create("d", sheep("x"))
+	f.create("e", sheep("x"), priority(1))
+	g := f.create("g", model(blue))
+	groups := []ledger.Waiting{
+		{Model: red, Jobs: 3, Oldest: a.EnqueuedAt}, {Model: red, Sheep: "x", Jobs: 2, Oldest: d.EnqueuedAt}, {Model: blue, Jobs: 1, Oldest: g.EnqueuedAt},
 	}
-	check(10, kinds...)
-	check(4, kinds...)
-	check(3, kinds[0], kinds[1], ledger.Waiting{Jobs: 3, Rest: true})
-	check(1, ledger.Waiting{Jobs: 5, Rest: true})
+	check(10, groups...)
+	check(3, groups...)
+	check(2, groups[0], ledger.Waiting{Jobs: 3, Rest: true})
+	check(1, ledger.Waiting{Jobs: 6, Rest: true})
 	f.reopen()
-	check(4, kinds...)
+	check(3, groups...)
 
-	// One held, ahead or not, does not wait; one put back does, by its old age.
-	held := f.claim(ledger.Slot{Node: "n", Sheep: "y", Ahead: true}, "e")
-	check(10, kinds[1:]...)
-	f.release(held, true)
-	check(10, kinds...)
-	f.finish(f.claim(slot("y"), "e"))
-	f.cancel("c")
-	check(10, kinds[1:3]...)
+	// One held, ahead or not, does not wait; one released does, by its old age.
+	held := f.claim(ahead("y"), "c")
+	check(10, ledger.Waiting{Model: red, Jobs: 2, Oldest: a.EnqueuedAt}, groups[1], groups[2])
+	f.release(held, unspent)
+	check(10, groups...)
+	f.finish(f.claim(slot("y"), "c"))
+	f.cancel("g")
+	f.cancel("e")
+	after := []ledger.Waiting{{Model: red, Jobs: 2, Oldest: a.EnqueuedAt}, {Model: red, Sheep: "x", Jobs: 1, Oldest: d.EnqueuedAt}}
+	check(10, after...)
 	f.crash()
-	check(10, kinds[1:3]...)
+	check(10, after...)
 }
 
 // testExpiry ends more jobs than are kept: the number stays bounded, the oldest
@@ -241,6 +256,9 @@ func (s suite) testExpiry(t *testing.T) {
 	}
 	if _, err := f.Get(f.Context(), "job0"); err == nil {
 		t.Fatal("the oldest is still kept")
+	}
+	if got := f.attempts("job0"); len(got) > 0 {
+		t.Fatalf("its attempts are still kept: %+v", got)
 	}
 	if got := f.list(ledger.Filter{States: []job.State{job.Done}}, 7); len(got) != f.count()[job.Done] {
 		t.Fatalf("%d are listed, %d counted", len(got), f.count()[job.Done])

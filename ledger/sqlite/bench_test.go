@@ -17,7 +17,7 @@ import (
 
 func benchLedger(b *testing.B) *Ledger {
 	b.Helper()
-	return mustOpen(b, Config{Path: filepath.Join(b.TempDir(), "ledger.db"), MaxOvertakes: 10})
+	return mustOpen(b, Config{Path: filepath.Join(b.TempDir(), "ledger.db")})
 }
 
 // fill queues n jobs, by many callers at once.
@@ -142,7 +142,7 @@ func micros(d time.Duration, n int) float64 { return float64(d.Microseconds()) /
 // steps creates, claims and finishes n jobs one after the other.
 func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Duration) {
 	b.Helper()
-	slot := ledger.Slot{Node: "n", Sheep: "a", Loaded: job.Model{Name: "model", Version: "1"}}
+	slot := ledger.Slot{Node: "n", Sheep: "a", Prefer: job.Model{Name: "model", Version: "1"}}
 	for i := range n {
 		begin := time.Now()
 		if _, err := l.Create(b.Context(), numbered(from+i)); err != nil {
@@ -154,7 +154,7 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 			b.Fatalf("Claim: %v, %v", c, err)
 		}
 		claimed := time.Now()
-		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done}); err != nil {
+		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
 			b.Fatal(err)
 		}
 		create += created.Sub(begin)
@@ -164,8 +164,85 @@ func steps(b *testing.B, l *Ledger, from, n int) (create, claim, finish time.Dur
 	return create, claim, finish
 }
 
+// BenchmarkJob takes one job after the other from its submission to its end, with
+// 20,000 jobs of 20 models waiting: claimed ahead, then started.
+func BenchmarkJob(b *testing.B) {
+	l := benchLedger(b)
+	var group sync.WaitGroup
+	for worker := range 10 {
+		group.Go(func() {
+			for i := range 2000 {
+				rec := numbered(worker*2000 + i)
+				rec.Model.Version = fmt.Sprint(i % 20)
+				if _, err := l.Create(b.Context(), rec); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	slot := ledger.Slot{Node: "n", Sheep: "a", Prefer: job.Model{Name: "model", Version: "7"}, Ahead: true}
+	commits, used := l.writer.commits.Load(), cpu(b)
+	for i := 0; b.Loop(); i++ {
+		rec := numbered(1_000_000 + i)
+		rec.Model.Version = fmt.Sprint(i % 20)
+		if _, err := l.Create(b.Context(), rec); err != nil {
+			b.Fatal(err)
+		}
+		c, err := l.Claim(b.Context(), slot)
+		if err != nil || c == nil {
+			b.Fatalf("Claim: %v, %v", c, err)
+		}
+		if _, err := l.Start(b.Context(), c.ID, c.Token); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(l.writer.commits.Load()-commits)/float64(b.N), "commits/op")
+	b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// BenchmarkClaimExcept shows, in one run, how much longer a claim takes where
+// 20,000 jobs of models that the sheep cannot run come first than where 500 do.
+func BenchmarkClaimExcept(b *testing.B) {
+	const short, long, sample = 500, 20_000, 300
+	slot := ledger.Slot{Node: "n", Sheep: "a", Ahead: true}
+	for i := range 3 {
+		slot.Except = append(slot.Except, job.Model{Name: "model", Version: fmt.Sprint(i)})
+	}
+	claims := func(l *Ledger) time.Duration {
+		for i := range sample {
+			if _, err := l.Create(b.Context(), job.Record{ID: job.ID(fmt.Sprint("mine", i)), Model: job.Model{Name: fmt.Sprint("mine", i%20)}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		begin := time.Now()
+		for range sample {
+			c, err := l.Claim(b.Context(), slot)
+			if err != nil || c == nil {
+				b.Fatalf("Claim: %v, %v", c, err)
+			}
+			if _, err := l.Finish(b.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(begin)
+	}
+	for range b.N {
+		l := benchLedger(b)
+		fill(b, l, 0, short)
+		few := claims(l)
+		fill(b, l, short, long-short)
+		many := claims(l)
+		b.ReportMetric(micros(many, sample), "claim+finish-µs")
+		b.ReportMetric(float64(many)/float64(few), "claim+finish-ratio")
+	}
+}
+
 // BenchmarkWaiting looks at what waits, for the metrics, with 100,000 jobs in the
-// queue of 50 kinds.
+// queue of ten models and five sheep, all of another priority.
 func BenchmarkWaiting(b *testing.B) {
 	l := benchLedger(b)
 	var kinds sync.WaitGroup
@@ -173,7 +250,7 @@ func BenchmarkWaiting(b *testing.B) {
 		kinds.Go(func() {
 			for i := range 2000 {
 				rec := numbered(kind*2000 + i)
-				rec.Priority, rec.Sheep = kind%10, fmt.Sprint("sheep", kind/10)
+				rec.Priority, rec.Model.Version, rec.Sheep = i, fmt.Sprint(kind%10), fmt.Sprint("sheep", kind/10)
 				if _, err := l.Create(b.Context(), rec); err != nil {
 					b.Error(err)
 					return

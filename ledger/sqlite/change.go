@@ -11,122 +11,227 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Start implements ledger.Ledger.
-func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
-	var kept job.Record
-	err := l.change(ctx, "start job "+string(id), func(t *tx) error {
-		r, err := t.held(id, token)
-		if err != nil {
-			return err
-		}
-		if before := r.State; before == job.Queued {
-			r.State, r.StartedAt = job.Processing, t.now
-			err = t.save(r, before)
-		}
-		kept = r.Record
+// How many attempts are kept with a job: the last ones of each of its last runs.
+const (
+	keepAttempts = 50
+	keepRuns     = 10
+)
+
+// changeRecord makes a change and returns the record as it is then.
+func (l *Ledger) changeRecord(ctx context.Context, doing string, apply func(*tx) (*row, error)) (job.Record, error) {
+	var changed *row
+	err := l.change(ctx, doing, func(t *tx) (err error) {
+		changed, err = apply(t)
 		return err
 	}, nil)
 	if err != nil {
 		return job.Record{}, err
 	}
-	return kept, nil
+	return changed.Record, nil
+}
+
+// Start implements ledger.Ledger.
+func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
+	return l.changeRecord(ctx, "start job "+string(id), func(t *tx) (*row, error) {
+		r, err := t.held(id, token)
+		if err != nil || r.State == job.Processing {
+			return r, err
+		}
+		t.change(r)
+		r.start()
+		if err := t.save(r); err != nil {
+			return nil, err
+		}
+		return r, t.record(r, r.attemptEvent(job.EventStarted))
+	})
 }
 
 // Finish implements ledger.Ledger. An outcome that is none (its state is not
-// final, or its failure does not fit the state) is of class
+// final, its failure does not fit the state, or it has no cause) is of class
 // errdefs.ErrInternal.
 func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outcome ledger.Outcome) (job.Record, error) {
 	doing := "finish job " + string(id)
-	if !outcome.State.Final() || (outcome.State == job.Failed) != (outcome.Failure != nil) {
-		return job.Record{}, fmt.Errorf("%s: state %s with failure %v is no outcome: %w", doing, outcome.State, outcome.Failure, errdefs.ErrInternal)
+	if !outcome.State.Final() || (outcome.State == job.Failed) != (outcome.Failure != nil) || outcome.Cause == "" {
+		return job.Record{}, fmt.Errorf("%s: state %q with failure %v and cause %q is no outcome: %w", doing, outcome.State, outcome.Failure, outcome.Cause, errdefs.ErrInternal)
 	}
-	if outcome.Failure != nil {
-		failure := *outcome.Failure // the caller's may change while this one is kept
-		outcome.Failure = &failure
+	end := ending{
+		state: outcome.State, failure: outcome.Failure.Clip(), finished: keptTime(outcome.At), warnings: clipWarnings(outcome.Warnings),
+		attempt: attemptEnd{outcome.Cause, job.ClipReason(outcome.Reason), true, keptUsage(outcome.Usage), keptPhases(outcome.Phases)},
 	}
-	var kept job.Record
-	err := l.change(ctx, doing, func(t *tx) error {
+	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) {
 		r, err := t.held(id, token)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		kept, err = t.end(r, outcome)
-		return err
-	}, nil)
-	if err != nil {
-		return job.Record{}, err
+		t.change(r)
+		end := end // this may run again
+		if r.Cancelling {
+			end.state, end.failure, end.attempt.cause = job.Cancelled, nil, job.CauseCancelled
+		}
+		return r, t.endHeld(r, end)
+	})
+}
+
+// Release implements ledger.Ledger. A return without a cause is of class
+// errdefs.ErrInternal.
+func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, why ledger.Return) (job.Record, error) {
+	doing := "release job " + string(id)
+	if why.Cause == "" {
+		return job.Record{}, fmt.Errorf("%s: no cause is given: %w", doing, errdefs.ErrInternal)
 	}
-	return kept, nil
+	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) { return t.release(id, token, why) })
+}
+
+func (t *tx) release(id job.ID, token ledger.Token, why ledger.Return) (*row, error) {
+	r, err := t.held(id, token)
+	if err != nil {
+		return nil, err
+	}
+	t.change(r)
+	end := attemptEnd{why.Cause, job.ClipReason(why.Reason), why.Spent, keptUsage(why.Usage), keptPhases(why.Phases)}
+	if r.Cancelling {
+		end.cause = job.CauseCancelled
+		return r, t.endHeld(r, ending{state: job.Cancelled, attempt: end})
+	}
+	event := r.attemptEvent(job.EventReturned)
+	event.Cause, event.Reason = end.cause, end.reason
+	if err := t.endAttempt(r, end); err != nil {
+		return nil, err
+	}
+	r.State, r.StartedAt = job.Queued, time.Time{}
+	r.NotBefore = latest(r.NotBefore, keptTime(why.NotBefore))
+	r.delayed = r.NotBefore.After(t.now)
+	if err := t.save(r); err != nil {
+		return nil, err
+	}
+	return r, t.record(r, event)
 }
 
 // Cancel implements ledger.Ledger.
 func (l *Ledger) Cancel(ctx context.Context, id job.ID) (job.Record, error) {
-	var kept job.Record
-	err := l.change(ctx, "cancel job "+string(id), func(t *tx) error {
+	return l.changeRecord(ctx, "cancel job "+string(id), func(t *tx) (*row, error) {
 		r, err := t.byID(id)
-		if err != nil {
+		switch {
+		case err != nil:
+			return nil, err
+		case r.State.Final():
+			return nil, ledger.ErrFinal
+		case r.Cancelling:
+			return r, nil
+		}
+		t.change(r)
+		if r.token == 0 {
+			return r, t.endRun(r, ending{state: job.Cancelled}, job.Event{Kind: job.EventEnded, Cause: job.CauseCancelled})
+		}
+		r.Cancelling = true
+		if err := t.save(r); err != nil {
+			return nil, err
+		}
+		return r, t.record(r, r.attemptEvent(job.EventCancelled))
+	})
+}
+
+// attemptEvent is an event of the attempt under way.
+func (r *row) attemptEvent(kind job.EventKind) job.Event {
+	return job.Event{Kind: kind, Attempt: r.Attempt, Node: r.Node, Sheep: r.Holder}
+}
+
+// attemptEnd is how an attempt ended, as it is kept.
+type attemptEnd struct {
+	cause  job.Cause
+	reason string
+	spent  bool
+	usage  job.Usage
+	phases job.Phases
+}
+
+// ending is how a run ended, as it is kept, and its last attempt where the job
+// was held.
+type ending struct {
+	state    job.State
+	failure  *job.Failure
+	finished time.Time // zero for the time of the change
+	warnings []string
+	attempt  attemptEnd
+}
+
+// endAttempt ends the claim, and keeps the attempt in a row of its own.
+func (t *tx) endAttempt(r *row, end attemptEnd) error {
+	_, err := t.exec(t.do.insertAttempt, string(r.ID), r.Run, r.Attempt, r.Node, r.Holder, fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.changedAt),
+		string(end.cause), end.reason, end.spent, end.usage.GPUMemory, end.usage.GPUTime.Microseconds(),
+		end.phases.Stage.Microseconds(), end.phases.Load.Microseconds(), end.phases.Run.Microseconds(), end.phases.Collect.Microseconds())
+	if err != nil {
+		return err
+	}
+	if r.Attempt > keepAttempts {
+		if _, err := t.exec(t.do.trimAttempts, string(r.ID), r.Run, r.Attempt-keepAttempts); err != nil {
 			return err
 		}
-		if r.State.Final() {
-			return ledger.ErrFinal
+	}
+	if end.spent {
+		r.Spent++
+	}
+	r.drop()
+	return nil
+}
+
+// endHeld ends the run and the attempt under way.
+func (t *tx) endHeld(r *row, end ending) error {
+	if !end.finished.IsZero() {
+		end.finished = latest(end.finished, r.claimedAt, r.StartedAt)
+		r.changedAt = latest(r.changedAt, end.finished)
+	}
+	event := r.attemptEvent(job.EventEnded)
+	event.Cause, event.Reason = end.attempt.cause, end.attempt.reason
+	if err := t.endAttempt(r, end.attempt); err != nil {
+		return err
+	}
+	r.Usage = end.attempt.usage
+	return t.endRun(r, end, event)
+}
+
+// endRun gives a record that nobody holds its final state.
+func (t *tx) endRun(r *row, end ending, event job.Event) error {
+	r.State, r.Failure, r.Warnings, r.delayed = end.state, end.failure, end.warnings, false
+	r.FinishedAt = end.finished
+	if r.FinishedAt.IsZero() {
+		r.FinishedAt = r.changedAt
+	}
+	r.endedAge = t.age
+	if err := t.save(r); err != nil {
+		return err
+	}
+	return t.record(r, event)
+}
+
+func keptUsage(usage job.Usage) job.Usage {
+	usage.GPUTime = usage.GPUTime.Truncate(time.Microsecond)
+	return usage
+}
+
+func keptPhases(phases job.Phases) job.Phases {
+	for _, d := range []*time.Duration{&phases.Stage, &phases.Load, &phases.Run, &phases.Collect} {
+		*d = d.Truncate(time.Microsecond)
+	}
+	return phases
+}
+
+// maxWarnings is how many warnings are kept with a record.
+const maxWarnings = 50
+
+func clipWarnings(warnings []string) []string {
+	var kept []string
+	for i, warning := range warnings {
+		if i == maxWarnings-1 && len(warnings) > maxWarnings {
+			return append(kept, fmt.Sprintf("… and %d more", len(warnings)-i))
 		}
-		kept, err = t.end(r, ledger.Outcome{State: job.Cancelled})
-		return err
-	}, nil)
-	if err != nil {
-		return job.Record{}, err
+		kept = append(kept, job.ClipReason(warning))
 	}
-	return kept, nil
+	return kept
 }
 
-// Release implements ledger.Ledger.
-func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, unspent bool) error {
-	return l.change(ctx, "put back job "+string(id), func(t *tx) error {
-		return t.release(id, token, unspent)
-	}, nil)
-}
-
-func (t *tx) release(id job.ID, token ledger.Token, unspent bool) error {
-	r, err := t.held(id, token)
-	if err != nil {
-		return err
-	}
-	before := r.State
-	r.State, r.StartedAt = job.Queued, time.Time{}
-	r.drop()
-	r.putBack = true
-	if unspent {
-		r.Attempt--
-	}
-	return t.save(r, before)
-}
-
-func (t *tx) end(r *row, outcome ledger.Outcome) (job.Record, error) {
-	before := r.State
-	r.State, r.Failure, r.FinishedAt = outcome.State, outcome.Failure, t.now
-	r.Usage = outcome.Usage
-	r.Usage.GPUTime = r.Usage.GPUTime.Truncate(time.Microsecond)
-	if !outcome.At.IsZero() {
-		r.FinishedAt = outcome.At.UTC().Truncate(time.Microsecond)
-	}
-	r.drop()
-	return r.Record, t.save(r, before)
-}
-
-// drop ends the claim on the record.
-func (r *row) drop() { r.Holder, r.Node, r.token = "", "", 0 }
-
-// Ping implements ledger.Ledger: it queues a job without a name and takes it
-// away again, in one transaction. That needs the disk and the space for it that
-// a job needs, and leaves nothing.
+// Ping implements ledger.Ledger: it writes the numbers that are written beside
+// other changes, which needs a disk that works and has space.
 func (l *Ledger) Ping(ctx context.Context) error {
-	return l.change(ctx, "write to the ledger", func(t *tx) error {
-		place := t.counters.seq + 1
-		if _, err := t.exec(t.do.insert, place, "", "", "", "", 0, "", "", "", string(job.Queued), fromTime(t.now), 1); err != nil {
-			return err
-		}
-		t.wrote = true
-		_, err := t.exec(t.do.remove, place)
-		return err
-	}, nil)
+	return l.change(ctx, "write to the ledger", (*tx).writeNumbers, nil)
 }

@@ -10,40 +10,40 @@ import (
 
 // Create implements ledger.Ledger.
 func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error) {
-	var kept job.Record
-	err := l.change(ctx, "queue job "+string(rec.ID), func(t *tx) (err error) {
-		kept, err = t.create(rec)
-		return err
-	}, nil)
-	if err != nil {
-		return job.Record{}, err
-	}
-	return kept, nil
+	rec.Limits = rec.Limits.Clone() // the caller's may change while the record waits for its commit
+	return l.changeRecord(ctx, "queue job "+string(rec.ID), func(t *tx) (*row, error) { return t.create(rec) })
 }
 
-func (t *tx) create(rec job.Record) (job.Record, error) {
-	run := 1
+func (t *tx) create(rec job.Record) (*row, error) {
+	r := &row{Record: job.Record{
+		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits,
+		NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
+		State: job.Queued, Run: 1,
+	}}
 	old, err := t.byID(rec.ID)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 	case err != nil:
-		return job.Record{}, err
+		return nil, err
 	case rec.Tenant != "" && rec.Tenant != old.Tenant:
-		return job.Record{}, ledger.ErrOthers
+		return nil, ledger.ErrOthers
 	case !old.State.Final():
-		return job.Record{}, ledger.ErrExists
+		return nil, ledger.ErrExists
 	default:
-		run, rec.Tenant = old.Run+1, old.Tenant
+		r.Run, r.Tenant, r.changedAt = old.Run+1, old.Tenant, old.changedAt
 		if err := t.remove(old); err != nil {
-			return job.Record{}, err
+			return nil, err
+		}
+		if r.Run > keepRuns {
+			if _, err := t.exec(t.do.trimRuns, string(r.ID), r.Run-keepRuns); err != nil {
+				return nil, err
+			}
 		}
 	}
-	r := &row{Record: job.Record{
-		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant,
-		State: job.Queued, EnqueuedAt: t.now, Run: run,
-	}}
+	r.EnqueuedAt = t.change(r)
+	r.delayed = r.NotBefore.After(t.now)
 	if err := t.insert(r); err != nil {
-		return job.Record{}, err
+		return nil, err
 	}
-	return r.Record, nil
+	return r, t.record(r, job.Event{Kind: job.EventQueued})
 }

@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"syscall"
@@ -9,8 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 	driver "modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
-
-	"github.com/iterait/shepherd/ledger"
 )
 
 var errClosed = fmt.Errorf("the ledger is closed: %w", errdefs.ErrUnavailable)
@@ -46,17 +43,10 @@ func (e *lockedError) Error() string {
 func (e *lockedError) Unwrap() error { return errdefs.ErrUnavailable }
 
 // explain gives an error the class it has for the callers of a ledger and says
-// what to do about it. Answers of the ledger and ends of contexts pass through.
+// what to do about it. What has a class already is the ledger's answer, or the
+// end of a context, and passes through.
 func explain(path, doing string, err error) error {
-	for _, answer := range []error{
-		ledger.ErrExists, ledger.ErrNotFound, ledger.ErrFenced, ledger.ErrFinal, ledger.ErrEventsGone,
-		context.Canceled, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, answer) {
-			return fmt.Errorf("%s: %w", doing, err)
-		}
-	}
-	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errdefs.IsInternal(err) || errdefs.IsFailedPrecondition(err) {
+	if !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	hint, class := classify(err)

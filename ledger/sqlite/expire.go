@@ -7,22 +7,24 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// How many records one transaction expires at most: few beside callers'
-// changes, more when there are none. Either way the writer is free again
-// within milliseconds, however long the history is.
+// How much of the history one transaction removes at most: little beside callers'
+// changes, more when there are none. Either way the writer is free again within
+// milliseconds, however long the history is.
 const (
-	expireBeside = 8
-	expireAlone  = 64
+	expireBeside = 8  // records
+	expireAlone  = 64 // records
+	pruneBeside  = 64 // events
+	pruneAlone   = 256
 )
 
-// sweepEvery is how often the writer looks for records that ended too long ago.
+// sweepEvery is how often the writer looks for what is too old.
 func (w *writer) sweepEvery() time.Duration {
-	return min(max(w.cfg.Keep/16, time.Second), time.Minute)
+	return min(max(min(w.cfg.Keep, w.cfg.EventKeep)/64, time.Second), 10*time.Minute)
 }
 
 // expire removes some of the records that ended too long ago or that are too
-// many. The number is kept to by every transaction that ends jobs, the age by
-// sweeps.
+// many, and their attempts. The number is kept to by every transaction that ends
+// jobs, the age by sweeps.
 func (t *tx) expire(alone bool) error {
 	if t.ended == 0 && !t.w.sweeping {
 		return nil
@@ -32,7 +34,7 @@ func (t *tx) expire(alone bool) error {
 		budget = expireAlone
 	}
 	excess := t.w.tally.ended() - t.w.cfg.KeepJobs
-	for state, n := range t.changes {
+	for state, n := range t.states {
 		if state.Final() {
 			excess += n
 		}
@@ -45,32 +47,75 @@ func (t *tx) expire(alone bool) error {
 		budget -= n
 	}
 	if t.w.sweeping && budget > 0 {
-		n, err := t.expireOldest(fromTime(t.now.Add(-t.w.cfg.Keep)), budget)
+		n, err := t.expireOldest(t.age-t.w.cfg.Keep.Microseconds(), budget)
 		if err != nil {
 			return err
 		}
 		budget -= n
 	}
-	t.sweepOn = budget == 0
+	t.sweepMore = t.sweepMore || budget == 0
 	return nil
 }
 
-// expireOldest removes up to limit records that ended before the given time
-// and says how many there were.
-func (t *tx) expireOldest(before int64, limit int) (n int, err error) {
-	rows, err := t.query(t.do.expire, before, limit)
+// expireOldest removes up to limit records that ended before the ledger had the
+// given age, and says how many there were.
+func (t *tx) expireOldest(before int64, limit int) (int, error) {
+	var ids []string
+	err := t.query(func(scan func(...any) error) error {
+		var id string
+		var state job.State
+		if err := scan(&id, &state); err != nil {
+			return err
+		}
+		t.states[state]--
+		ids = append(ids, id)
+		return nil
+	}, t.do.expire, before, limit)
 	if err != nil {
 		return 0, err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var state job.State
-		if err := rows.Scan(&state); err != nil {
-			return n, err
+	for _, id := range ids {
+		if _, err := t.exec(t.do.removeAttempts, id); err != nil {
+			return 0, err
 		}
-		t.changes[state]--
-		t.wrote = true
-		n++
 	}
-	return n, rows.Err()
+	return len(ids), nil
+}
+
+// pruneEvents removes some of the events that are too many, once there are
+// enough of them for a transaction to share the work, and in sweeps those that
+// are too old.
+func (t *tx) pruneEvents(alone bool) error {
+	excess := t.w.storedEvents + len(t.events) - t.w.cfg.EventNumber
+	if excess < min(pruneBeside, 1+t.w.cfg.EventNumber/8) && !t.w.sweeping {
+		return nil
+	}
+	budget := 2*len(t.events) + pruneBeside
+	if alone {
+		budget = pruneAlone
+	}
+	tooOld := t.age - t.w.cfg.EventKeep.Microseconds()
+	var n int
+	var last int64
+	stopped := false
+	err := t.query(func(scan func(...any) error) error {
+		var id, age int64
+		if err := scan(&id, &age); err != nil {
+			return err
+		}
+		if stopped = stopped || n >= excess && age >= tooOld; !stopped {
+			n++
+			last = id
+		}
+		return nil
+	}, t.do.oldEvents, budget)
+	if err != nil || n == 0 {
+		return err
+	}
+	if _, err := t.exec(t.do.pruneEvents, last); err != nil {
+		return err
+	}
+	t.removed, t.numbers.pruned = n, last
+	t.sweepMore = t.sweepMore || n == budget
+	return nil
 }

@@ -30,7 +30,7 @@ func workUntilKilled(path string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	l, err := Open(ctx, Config{Path: path, MaxOvertakes: 2})
+	l, err := Open(ctx, Config{Path: path})
 	if err != nil {
 		return fail(err)
 	}
@@ -39,7 +39,7 @@ func workUntilKilled(path string) int {
 		return fail(err)
 	}
 	for _, c := range held {
-		if err := l.Release(ctx, c.ID, c.Token, false); err != nil {
+		if _, err := l.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseInterrupted, Spent: true}); err != nil {
 			return fail(err)
 		}
 	}
@@ -70,13 +70,13 @@ func work(ctx context.Context, l *Ledger, w int) error {
 		switch i % 5 {
 		case 3:
 			say("releasing %s %d", c.ID, c.Token)
-			if err := l.Release(ctx, c.ID, c.Token, true); err != nil {
+			if _, err := l.Release(ctx, c.ID, c.Token, ledger.Return{Cause: job.CauseHandedBack}); err != nil {
 				return err
 			}
 		case 4: // left to whoever comes after the kill
 		default:
 			say("ending %s %d", c.ID, c.Token)
-			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}}); err != nil {
+			if _, err := l.Finish(ctx, c.ID, c.Token, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: fmt.Sprint(c.Token)}, Cause: job.CauseError}); err != nil {
 				return err
 			}
 			say("ended %s %d", c.ID, c.Token)
@@ -192,6 +192,7 @@ func (a *acknowledged) check(t *testing.T, path string) {
 			t.Errorf("%s ended by token %d, found %+v, %v", id, token, rec, err)
 		}
 	}
+	a.checkEvents(t, l)
 	claims, err := l.Held(t.Context(), killNode)
 	if err != nil {
 		t.Fatal(err)
@@ -203,6 +204,52 @@ func (a *acknowledged) check(t *testing.T, path string) {
 	for id, token := range a.held {
 		if found[id] != token {
 			t.Errorf("%s was held by token %d, found held by %d", id, token, found[id])
+		}
+	}
+}
+
+// checkEvents replays the events: they lead to the records as they are, and the
+// attempts that ended are kept.
+func (a *acknowledged) checkEvents(t *testing.T, l *Ledger) {
+	t.Helper()
+	states := map[job.ID]job.State{}
+	returned := map[job.ID]int{}
+	for at := job.Cursor(""); ; {
+		events, next, err := l.Events(t.Context(), at, ledger.EventFilter{}, 500)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			break
+		}
+		at = next
+		for _, event := range events {
+			if before := states[event.Job]; before.Final() || (before == "") != (event.Kind == job.EventQueued) {
+				t.Errorf("%s was %q when it was %s", event.Job, before, event.Kind)
+			}
+			states[event.Job] = event.State
+			if event.Kind == job.EventReturned || event.Kind == job.EventEnded {
+				returned[event.Job]++
+			}
+		}
+	}
+	records, _, err := l.List(t.Context(), ledger.Filter{}, 0, 1_000_000)
+	if err != nil || len(records) != len(states) {
+		t.Errorf("%d records, %v; events of %d", len(records), err, len(states))
+	}
+	for _, rec := range records {
+		attempts, err := l.Attempts(t.Context(), rec.ID)
+		if err != nil || states[rec.ID] != rec.State {
+			t.Errorf("%s is %s, its events say %s, %v", rec.ID, rec.State, states[rec.ID], err)
+		}
+		ended := 0
+		for _, attempt := range attempts {
+			if !attempt.Ended.IsZero() {
+				ended++
+			}
+		}
+		if ended != min(returned[rec.ID], keepAttempts) || len(attempts) != min(rec.Attempt, keepAttempts+1) && len(attempts) != min(rec.Attempt, keepAttempts) {
+			t.Errorf("%s has %d attempts, %d of them ended; its events say %d ended, its record %d", rec.ID, len(attempts), ended, returned[rec.ID], rec.Attempt)
 		}
 	}
 }

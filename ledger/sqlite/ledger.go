@@ -7,12 +7,17 @@
 // Reads have connections of their own and never wait for the writer; since a
 // call returns only after its commit, a caller always reads what it wrote.
 //
-// What is known without looking stays in memory: how many records are in each
-// state, and the latest events for watchers. Everything else is in the file,
-// so memory does not grow with the number of jobs.
+// In memory are the number of records in each state, the number of claimable
+// jobs of each model and address, and the latest events. Everything else is in
+// the file, so memory does not grow with the number of jobs.
+//
+// The writer also does what becomes due by itself: it makes delayed jobs
+// claimable, fails those that waited too long, and removes what is no longer
+// kept.
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -23,15 +28,15 @@ import (
 	"sync"
 	"time"
 
-	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
 // What a zero field of Config stands for.
 const (
-	DefaultKeep     = 30 * 24 * time.Hour
-	DefaultKeepJobs = 100_000
-	DefaultEvents   = 8192
+	DefaultKeep        = 30 * 24 * time.Hour
+	DefaultKeepJobs    = 100_000
+	DefaultEventKeep   = 7 * 24 * time.Hour
+	DefaultEventNumber = 200_000
 )
 
 // Config says where a ledger is and what it keeps.
@@ -41,15 +46,17 @@ type Config struct {
 	Path string
 	// Keep and KeepJobs bound the history: a record expires when it ended longer
 	// ago than Keep, or when more than KeepJobs ended after it. Zero stands for
-	// DefaultKeep and DefaultKeepJobs.
+	// DefaultKeep and DefaultKeepJobs. Of each job the last 50 attempts of each of
+	// its last 10 runs are kept.
 	Keep     time.Duration
 	KeepJobs int
-	// MaxOvertakes is how often a job may be overtaken by younger ones of its
-	// priority. Zero keeps strictly to age.
-	MaxOvertakes int
-	// Events is how many of the latest events are kept for watchers that are
-	// behind; zero stands for DefaultEvents.
-	Events int
+	// EventKeep and EventNumber bound the events in the same way. Zero stands for
+	// DefaultEventKeep and DefaultEventNumber.
+	EventKeep   time.Duration
+	EventNumber int
+	// Now is the clock that records' times are taken from; nil stands for
+	// time.Now.
+	Now func() time.Time
 	// Log gets what no caller can be told; nil discards it.
 	Log *slog.Logger
 }
@@ -58,7 +65,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Path == "" {
 		return c, errors.New("no path is given")
 	}
-	if c.Keep < 0 || c.KeepJobs < 0 || c.MaxOvertakes < 0 || c.Events < 0 {
+	if c.Keep < 0 || c.KeepJobs < 0 || c.EventKeep < 0 || c.EventNumber < 0 {
 		return c, errors.New("a negative bound is given")
 	}
 	path, err := filepath.Abs(c.Path)
@@ -66,14 +73,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, err
 	}
 	c.Path = path
-	if c.Keep == 0 {
-		c.Keep = DefaultKeep
-	}
-	if c.KeepJobs == 0 {
-		c.KeepJobs = DefaultKeepJobs
-	}
-	if c.Events == 0 {
-		c.Events = DefaultEvents
+	c.Keep, c.KeepJobs = cmp.Or(c.Keep, DefaultKeep), cmp.Or(c.KeepJobs, DefaultKeepJobs)
+	c.EventKeep, c.EventNumber = cmp.Or(c.EventKeep, DefaultEventKeep), cmp.Or(c.EventNumber, DefaultEventNumber)
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -88,8 +91,9 @@ type Ledger struct {
 	db     *sql.DB // the writer's one connection
 	reads  *sql.DB
 	read   *readStatements
-	feed   *feed
+	events *eventLog
 	tally  *tally
+	leases leases
 	writer *writer
 
 	// calls are those running; none begins once closed is set.
@@ -103,8 +107,8 @@ type Ledger struct {
 
 var _ ledger.Ledger = (*Ledger)(nil)
 
-// enter begins a call, which ends by l.calls.Done.
-func (l *Ledger) enter() error {
+// begin begins a call, which ends by l.calls.Done.
+func (l *Ledger) begin() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -114,17 +118,31 @@ func (l *Ledger) enter() error {
 	return nil
 }
 
-// Close waits for running calls, ends watches and closes the file. A call that
-// comes later answers an error of class errdefs.ErrUnavailable. Closing twice
-// is closing once.
+// call runs do as a call of the ledger, and explains its error.
+func (l *Ledger) call(doing string, do func() error) error {
+	err := l.begin()
+	if err == nil {
+		defer l.calls.Done()
+		err = do()
+	}
+	if err != nil {
+		return explain(l.path, doing, err)
+	}
+	return nil
+}
+
+// Close waits for running calls, ends leases and closes the file. A call that
+// comes later answers an error of class errdefs.ErrUnavailable. Closing twice is
+// closing once.
 func (l *Ledger) Close() error {
 	l.closing.Do(func() {
 		l.mu.Lock()
 		l.closed = true
 		l.mu.Unlock()
 		l.calls.Wait()
+		l.leases.close()
 		l.writer.stop()
-		l.feed.close()
+		l.events.close()
 		// The writer's connection goes last: SQLite folds the log into the file
 		// when the last connection closes.
 		l.read.close()
@@ -136,62 +154,15 @@ func (l *Ledger) Close() error {
 	return l.closeErr
 }
 
-// tally is how many records are in each state, and how many of each kind wait.
-type tally struct {
-	mu      sync.Mutex
-	counts  ledger.Counts
-	waiting map[kind]int
-}
-
-func (t *tally) add(changes ledger.Counts, waiting map[kind]int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for state, n := range changes {
-		t.counts[state] += n
-	}
-	for k, n := range waiting {
-		if t.waiting[k] += n; t.waiting[k] == 0 {
-			delete(t.waiting, k)
-		}
-	}
-}
-
-func (t *tally) snapshot() ledger.Counts {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	counts := make(ledger.Counts, len(t.counts))
-	for state, n := range t.counts {
-		counts[state] = n
-	}
-	return counts
-}
-
-// ended is how many records are in a final state.
-func (t *tally) ended() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := 0
-	for state, count := range t.counts {
-		if state.Final() {
-			n += count
-		}
-	}
-	return n
-}
-
 // Count implements ledger.Ledger. It has every state, also those of no record.
 func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("count jobs: %w", err)
+	var counts ledger.Counts
+	err := l.call("count jobs", func() error {
+		counts = l.tally.counts()
+		return ctx.Err()
+	})
+	if err != nil {
+		return nil, err
 	}
-	if err := l.enter(); err != nil {
-		return nil, fmt.Errorf("count jobs: %w", err)
-	}
-	defer l.calls.Done()
-	return l.tally.snapshot(), nil
-}
-
-// states are all a record can be in.
-func states() []job.State {
-	return []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled}
+	return counts, nil
 }

@@ -9,9 +9,6 @@ import (
 	"os"
 	"strings"
 	"time"
-
-	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 )
 
 // readers is how many reads run at the same time.
@@ -23,12 +20,7 @@ const readers = 4
 // An error names the path and what to do: the file is in use by another
 // process, was written by a newer shepherd, is no ledger or damaged, or cannot
 // be written.
-func Open(ctx context.Context, cfg Config) (*Ledger, error) {
-	return open(ctx, cfg, job.Now)
-}
-
-// open is Open by the given clock.
-func open(ctx context.Context, cfg Config, now func() time.Time) (_ *Ledger, err error) {
+func Open(ctx context.Context, cfg Config) (_ *Ledger, err error) {
 	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
@@ -60,14 +52,14 @@ func open(ctx context.Context, cfg Config, now func() time.Time) (_ *Ledger, err
 	if err := syncDir(cfg.Path); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	w, err := newWriter(ctx, cfg, conn, now)
+	w, err := newWriter(ctx, cfg, conn)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	if err := l.openReads(ctx, cfg.Path); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	l.feed, l.tally, l.writer = w.feed, w.tally, w
+	l.events, l.tally, l.writer = w.events, w.tally, w
 	w.start()
 	return l, nil
 }
@@ -117,29 +109,4 @@ func source(path string, pragmas ...string) string {
 		name.WriteString("&_pragma=" + pragma)
 	}
 	return name.String()
-}
-
-// countStates reads how many records are in each state.
-func countStates(ctx context.Context, conn *sql.Conn) (*tally, error) {
-	t := &tally{counts: ledger.Counts{}, waiting: map[kind]int{}}
-	for _, state := range states() {
-		t.counts[state] = 0
-	}
-	rows, err := conn.QueryContext(ctx, `SELECT state, count(*) FROM jobs GROUP BY state`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var state job.State
-		var n int
-		if err := rows.Scan(&state, &n); err != nil {
-			return nil, err
-		}
-		t.counts[state] = n
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return t, t.countWaiting(ctx, conn)
 }

@@ -1,6 +1,11 @@
 package sqlite
 
 import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -10,35 +15,95 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// TestPlans asks SQLite how it runs each statement: none may look at all jobs
-// or sort them, or it would take longer the more jobs there are.
+var update = flag.Bool("update", false, "write the expected plans anew")
+
+// TestPlans asks SQLite how it runs each statement. The plans are those in
+// testdata/plans.txt, and none reads all jobs, attempts or events or sorts them,
+// or it would take longer the more there are.
 func TestPlans(t *testing.T) {
-	l := openTemp(t, Config{})
-	queries := map[string]string{"get": queryGet, "held": queryHeld, "oldest": queryOldest}
-	for _, one := range new(statements).list() {
+	plans := checkPlans(t, openTemp(t, Config{}))
+	expected := filepath.Join("testdata", "plans.txt")
+	if *update {
+		if err := os.WriteFile(expected, []byte(plans), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(expected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plans != string(want) {
+		t.Errorf("the plans are not those of %s (go test -run TestPlans -update writes them):\n%s", expected, plans)
+	}
+}
+
+// checkPlans returns the plans of all statements, and fails the test for those
+// that read or sort too much.
+func checkPlans(t *testing.T, l *Ledger) string {
+	t.Helper()
+	queries := map[string]string{}
+	for _, one := range append(new(statements).list(), new(readStatements).list()...) {
 		queries[one.name] = one.text
 	}
 	for name, filter := range map[string]ledger.Filter{
-		"list":          {},
-		"list a state":  {States: []job.State{job.Failed}},
-		"list states":   {States: []job.State{job.Failed, job.Done}},
-		"list narrowly": {States: []job.State{job.Failed}, Sheep: "a", Model: job.Model{Name: "m"}},
+		"list":                   {},
+		"list a state":           {States: []job.State{job.Failed}},
+		"list states":            {States: []job.State{job.Failed, job.Done, job.Queued}},
+		"list a sheep":           {Sheep: "a"},
+		"list a model":           {Model: job.Model{Name: "m"}},
+		"list a tenant":          {Tenant: "wool"},
+		"list narrowly":          {States: []job.State{job.Failed, job.Done}, Sheep: "a", Model: job.Model{Name: "m"}},
+		"list a tenant narrowly": {States: []job.State{job.Failed}, Sheep: "a", Model: job.Model{Name: "m"}, Tenant: "wool"},
 	} {
 		queries[name], _ = listQuery(filter, 0, 10)
+		filter.Newest = true
+		queries[name+", newest first"], _ = listQuery(filter, 0, 10)
+	}
+	for name, filter := range map[string]ledger.EventFilter{
+		"events": {}, "events of a job": {Job: "x"}, "events of a tenant": {Tenant: "wool"}, "events of a tenant's job": {Job: "x", Tenant: "wool"},
+	} {
+		queries[name], _ = eventsQuery(1, 2, filter, 10)
 	}
 	for _, name := range []string{"begin", "commit", "rollback"} {
 		delete(queries, name)
 	}
-	bad := regexp.MustCompile(`SCAN jobs|TEMP B-TREE`)
-	for name, query := range queries {
-		plan := explainPlan(t, l, query)
-		if bad.MatchString(plan) || strings.Contains(plan, "SCAN overtakes") && name != "prune" {
+	bad := regexp.MustCompile(`SCAN (jobs|attempts|j)\b|TEMP B-TREE`)
+	var plans strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(queries)) {
+		plan := explainPlan(t, l, queries[name])
+		if bad.MatchString(plan) || strings.Contains(plan, "SCAN events") && name != "oldEvents" { // which reads the first few
 			t.Errorf("%s:%s", name, plan)
 		}
+		fmt.Fprintf(&plans, "%s:%s\n", name, plan)
 	}
 	if plan := explainPlan(t, l, `SELECT * FROM jobs WHERE attempt = 7`); !bad.MatchString(plan) {
 		t.Errorf("this test cannot tell: %s", plan)
 	}
+	return plans.String()
+}
+
+// TestPlansOfAnalyzed has someone run ANALYZE on a ledger with many jobs, nearly
+// all alike: what SQLite knows of them then leads it to no other plan that reads
+// them all.
+func TestPlansOfAnalyzed(t *testing.T) {
+	l := openTemp(t, Config{})
+	fill(t, l, 0, 5000)
+	for i := range 500 {
+		if _, err := l.Cancel(t.Context(), numbered(i).ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.change(t.Context(), "analyze", func(tx *tx) error {
+		_, err := tx.w.conn.ExecContext(t.Context(), "ANALYZE")
+		return err
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var stats int
+	if err := l.reads.QueryRow(`SELECT count(*) FROM sqlite_stat1 WHERE tbl = 'jobs'`).Scan(&stats); err != nil || stats == 0 {
+		t.Fatalf("%d statistics, %v", stats, err)
+	}
+	checkPlans(t, l)
 }
 
 // explainPlan returns the plan of a query, one step a line.

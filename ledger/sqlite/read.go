@@ -1,10 +1,15 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -13,77 +18,127 @@ import (
 )
 
 // readStatements are the reads whose text is always the same.
-type readStatements struct{ get, held, oldest *sql.Stmt }
+type readStatements struct{ get, attempts, held, oldest, pruned, checkpoint *sql.Stmt }
 
 const (
-	queryGet  = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
+	queryGet = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
+	// The attempt under way is read with those that ended, of one moment.
+	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect
+			FROM attempts WHERE job = ?1
+		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, 0, '', '', 0, 0, 0, 0, 0, 0, 0
+			FROM jobs WHERE id = ?1 AND token > 0`
 	queryHeld = `SELECT ` + columns + ` FROM jobs WHERE node = ? AND token > 0 ORDER BY token`
+	// When the oldest claimable job of a model with an address was submitted.
+	queryOldest = `SELECT enqueued_at FROM jobs
+		WHERE ` + isClaimable + ` AND model_name = ? AND model_version = ? AND sheep = ? ORDER BY seq LIMIT 1`
+	queryPruned     = `SELECT pruned FROM numbers`
+	queryCheckpoint = `SELECT cursor FROM checkpoints WHERE consumer = ?`
 )
+
+func (s *readStatements) list() []statement {
+	return []statement{
+		{"get", &s.get, queryGet},
+		{"attempts", &s.attempts, queryAttempts},
+		{"held", &s.held, queryHeld},
+		{"oldest", &s.oldest, queryOldest},
+		{"pruned", &s.pruned, queryPruned},
+		{"checkpoint", &s.checkpoint, queryCheckpoint},
+	}
+}
 
 func prepareReads(ctx context.Context, db *sql.DB) (*readStatements, error) {
 	s := new(readStatements)
-	var err error
-	if s.get, err = db.PrepareContext(ctx, queryGet); err != nil {
-		return nil, err
-	}
-	if s.held, err = db.PrepareContext(ctx, queryHeld); err != nil {
-		s.get.Close()
-		return nil, err
-	}
-	if s.oldest, err = db.PrepareContext(ctx, queryOldest); err != nil {
-		s.get.Close()
-		s.held.Close()
-		return nil, err
+	for _, one := range s.list() {
+		var err error
+		if *one.into, err = db.PrepareContext(ctx, one.text); err != nil {
+			s.close()
+			return nil, fmt.Errorf("prepare %s: %w", one.name, err)
+		}
 	}
 	return s, nil
 }
 
 func (s *readStatements) close() {
-	s.get.Close()
-	s.held.Close()
-	s.oldest.Close()
-}
-
-// look runs a read as a call of the ledger.
-func (l *Ledger) look(doing string, read func() error) error {
-	err := l.enter()
-	if err == nil {
-		defer l.calls.Done()
-		err = read()
+	for _, one := range s.list() {
+		if *one.into != nil {
+			(*one.into).Close()
+		}
 	}
-	if err != nil {
-		return explain(l.path, doing, err)
-	}
-	return nil
 }
 
 // Get implements ledger.Ledger.
 func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 	var rec job.Record
-	err := l.look("look up job "+string(id), func() error {
+	err := l.call("look up job "+string(id), func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		// A look-up ends by itself within microseconds; to watch a context
 		// meanwhile would cost two goroutines more than it does.
-		r, err := scanOne(l.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)))
-		if err == nil {
-			rec = r.Record
+		var r row
+		err := r.scan(l.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
+		if errors.Is(err, sql.ErrNoRows) {
+			return ledger.ErrNotFound
 		}
+		rec = r.Record
 		return err
 	})
-	return rec, err
+	if err != nil {
+		return job.Record{}, err
+	}
+	return rec, nil
+}
+
+// Attempts implements ledger.Ledger.
+func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+	var attempts []job.Attempt
+	err := l.call("list the attempts of job "+string(id), func() error {
+		rows, err := l.read.attempts.QueryContext(ctx, string(id))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			a, err := scanAttempt(rows.Scan)
+			if err != nil {
+				return err
+			}
+			attempts = append(attempts, a)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(attempts, func(a, b job.Attempt) int {
+		return cmp.Or(cmp.Compare(a.Run, b.Run), cmp.Compare(a.Number, b.Number))
+	})
+	return attempts, nil
+}
+
+func scanAttempt(scan func(...any) error) (job.Attempt, error) {
+	var a job.Attempt
+	var began, started, ended, gpuTime, stage, load, execute, collect int64
+	err := scan(&a.Run, &a.Number, &a.Node, &a.Sheep, &began, &started, &ended, &a.Cause, &a.Reason, &a.Spent,
+		&a.Usage.GPUMemory, &gpuTime, &stage, &load, &execute, &collect)
+	a.Began, a.Started, a.Ended = toTime(began), toTime(started), toTime(ended)
+	a.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
+	a.Phases = job.Phases{
+		Stage: time.Duration(stage) * time.Microsecond, Load: time.Duration(load) * time.Microsecond,
+		Run: time.Duration(execute) * time.Microsecond, Collect: time.Duration(collect) * time.Microsecond,
+	}
+	return a, err
 }
 
 // Held implements ledger.Ledger; the oldest claim is the one made first.
 func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
 	var claims []ledger.Claim
-	err := l.look("list the jobs held by node "+node, func() error {
+	err := l.call("list the jobs held by node "+node, func() error {
 		rows, err := l.read.held.QueryContext(ctx, node)
 		if err != nil {
 			return err
 		}
-		found, err := scanAll(rows)
+		found, err := scanAll(rows, true)
 		for _, r := range found {
 			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.token})
 		}
@@ -104,12 +159,12 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 	var page []job.Record
 	var next int64
 	query, args := listQuery(filter, cursor, limit)
-	err := l.look("list jobs", func() error {
+	err := l.call("list jobs", func() error {
 		rows, err := l.reads.QueryContext(ctx, query, args...)
 		if err != nil {
 			return err
 		}
-		found, err := scanAll(rows)
+		found, err := scanAll(rows, false)
 		for i, r := range found {
 			if i == limit { // one more was asked for to know whether there is one
 				next = r.Seq
@@ -125,49 +180,98 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 	return page, next, nil
 }
 
-// listQuery asks for a page and the record after it. A single state is found
-// by its index. Several are not: SQLite would sort all their records to find
-// the first few by place.
+// listQuery asks for a page and the record after it. One of the filter's fields
+// is found by its index, in the order of places; the others are compared. Several
+// states are found by one search for each, which SQLite merges.
 func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
-	var query strings.Builder
-	query.WriteString(`SELECT ` + columns + ` FROM jobs WHERE seq >= ?`)
-	args := []any{cursor}
-	switch len(filter.States) {
-	case 0:
-	case 1:
-		query.WriteString(` AND state = ?`)
-		args = append(args, string(filter.States[0]))
-	default:
-		query.WriteString(` AND +state IN (?` + strings.Repeat(`, ?`, len(filter.States)-1) + `)`)
-		for _, state := range filter.States {
-			args = append(args, string(state))
+	where, order := `seq >= ?`, ` ORDER BY seq`
+	if filter.Newest {
+		where, order = `seq <= ?`, ` ORDER BY seq DESC`
+		if cursor == 0 {
+			cursor = math.MaxInt64
 		}
 	}
-	if filter.Sheep != "" {
-		query.WriteString(` AND +sheep = ?`)
-		args = append(args, filter.Sheep)
-	}
-	if !filter.Model.IsZero() {
-		query.WriteString(` AND model_name = ? AND model_version = ?`)
-		args = append(args, filter.Model.Name, filter.Model.Version)
+	args := []any{cursor}
+	indexed := false
+	// A comparison of +column is not found by an index.
+	compare := func(plain, condition string, values ...any) {
+		if indexed {
+			condition = plain
+		}
+		indexed = true
+		where += ` AND ` + condition
+		args = append(args, values...)
 	}
 	if filter.Tenant != "" {
-		query.WriteString(` AND tenant = ? AND tenant > ''`) // so that the index is found
-		args = append(args, filter.Tenant)
+		compare(`+tenant = ?`, `tenant = ? AND tenant > ''`, filter.Tenant)
 	}
-	query.WriteString(` ORDER BY seq LIMIT ?`)
-	return query.String(), append(args, limit+1)
+	if filter.Sheep != "" {
+		compare(`+sheep = ?`, `sheep = ? AND sheep > ''`, filter.Sheep)
+	}
+	if !filter.Model.IsZero() {
+		compare(`+model_name = ? AND +model_version = ?`, `model_name = ? AND model_version = ?`, filter.Model.Name, filter.Model.Version)
+	}
+	states := slices.Compact(slices.Sorted(slices.Values(filter.States)))
+	switch {
+	case len(states) == 0:
+	case indexed:
+		where += ` AND +state IN (?` + strings.Repeat(`, ?`, len(states)-1) + `)`
+		for _, state := range states {
+			args = append(args, string(state))
+		}
+	default:
+		var arms []string
+		var all []any
+		for _, state := range states {
+			arms = append(arms, `SELECT `+listColumns+` FROM jobs WHERE `+where+` AND state = ?`)
+			all = append(append(all, args...), string(state))
+		}
+		return strings.Join(arms, ` UNION ALL `) + order + ` LIMIT ?`, append(all, limit+1)
+	}
+	return `SELECT ` + listColumns + ` FROM jobs WHERE ` + where + order + ` LIMIT ?`, append(args, limit+1)
 }
 
-func scanAll(rows *sql.Rows) ([]row, error) {
+func scanAll(rows *sql.Rows, whole bool) ([]row, error) {
 	defer rows.Close()
 	var found []row
 	for rows.Next() {
 		var r row
-		if err := r.scan(rows.Scan); err != nil {
+		if err := r.scanRecord(rows.Scan, whole); err != nil {
 			return nil, err
 		}
 		found = append(found, r)
 	}
 	return found, rows.Err()
+}
+
+// Waiting implements ledger.Ledger. How many jobs wait is known in memory; the
+// oldest of each model and address is found by an index.
+func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+	var list []ledger.Waiting
+	err := l.call("look up the waiting jobs", func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var rest int
+		list, rest = l.tally.waiting(most)
+		for i := range list {
+			var at int64
+			w := &list[i]
+			err := l.read.oldest.QueryRowContext(ctx, w.Model.Name, w.Model.Version, w.Sheep).Scan(&at)
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+			w.Oldest = toTime(at)
+		}
+		// Those that were claimed since they were counted.
+		list = slices.DeleteFunc(list, func(w ledger.Waiting) bool { return w.Oldest.IsZero() })
+		if rest > 0 {
+			list = append(list, ledger.Waiting{Jobs: rest, Rest: true})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
 }

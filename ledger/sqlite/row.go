@@ -1,57 +1,114 @@
 package sqlite
 
 import (
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
-// columns are those of a row, in the order of (*row).fields.
-const columns = `seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, tenant, state,
-	failure_message, failure_type, failure_traceback,
-	enqueued_at, started_at, finished_at, run, attempt, holder, node, token, put_back, overtaken,
-	gpu_memory, gpu_time`
+// columns are those of a row, in the order that (*row).scan reads them. A list of
+// records leaves the traceback out.
+const (
+	listColumns = `seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
+	run, attempt, spent, enqueued_at, not_before, wait_until, deadline, claimed_at, started_at, finished_at, changed_at,
+	holder, node, token, cancelling, delayed, gpu_memory, gpu_time, warnings, failure_type, failure_message`
+	columns = listColumns + `, failure_traceback`
+)
 
 // row is a record as the file keeps it.
 type row struct {
 	job.Record
-	token     ledger.Token
-	putBack   bool
-	overtaken int
-	waited    bool // waits, as the file has it
+	token     ledger.Token // of the claim that holds the job, 0 for none
+	claimedAt time.Time    // when the attempt under way began
+	changedAt time.Time    // when the row changed last
+	delayed   bool         // queued, and NotBefore has not come
+	endedAge  int64        // the ledger's age when the run ended; only written
+
+	// stored is what the file has, where it decides what the row is counted as.
+	stored struct {
+		state     job.State
+		claimable bool
+	}
 }
 
-// kind is what waiting jobs are counted by.
-type kind struct {
-	sheep    string
-	priority int
+// claimable reports whether a slot can claim the job.
+func (r *row) claimable() bool { return r.State == job.Queued && r.token == 0 && !r.delayed }
+
+func (r *row) group() group { return group{r.Model, r.Sheep} }
+
+// giveUpAt is when the job fails if nobody holds it then; zero for never.
+func (r *row) giveUpAt() time.Time {
+	if r.State != job.Queued || r.token != 0 {
+		return time.Time{}
+	}
+	if r.WaitUntil.IsZero() || !r.Deadline.IsZero() && r.Deadline.Before(r.WaitUntil) {
+		return r.Deadline
+	}
+	return r.WaitUntil
 }
 
-func (r *row) kind() kind { return kind{r.Sheep, r.Priority} }
+// drop ends the claim on the job.
+func (r *row) drop() {
+	r.Holder, r.Node, r.token, r.Cancelling, r.claimedAt = "", "", 0, false, time.Time{}
+}
 
-// waits reports whether the job can be claimed.
-func (r *row) waits() bool { return r.State == job.Queued && r.token == 0 }
-
-// scan reads the columns by the given Scan method.
-func (r *row) scan(scan func(...any) error) error {
+// scanRecord reads the listColumns, and the traceback where whole says so.
+func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var failure job.Failure
-	var enqueued, started, finished, gpuTime int64
-	err := scan(&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Trace.Parent, &r.Trace.State, &r.Tenant, &r.State,
-		&failure.Message, &failure.Type, &failure.Traceback,
-		&enqueued, &started, &finished, &r.Run, &r.Attempt, &r.Holder, &r.Node, &r.token, &r.putBack, &r.overtaken,
-		&r.Usage.GPUMemory, &gpuTime)
-	if err != nil {
+	var limits, warnings string
+	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime int64
+	into := []any{&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant, &r.Trace.Parent, &r.Trace.State, &limits, &r.State,
+		&r.Run, &r.Attempt, &r.Spent, &enqueued, &notBefore, &waitUntil, &deadline, &claimed, &started, &finished, &changed,
+		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message, &failure.Traceback}
+	if !whole {
+		into = into[:len(into)-1]
+	}
+	if err := scan(into...); err != nil {
 		return err
 	}
-	r.waited = r.waits()
-	r.Failure = nil
 	if r.State == job.Failed {
 		r.Failure = &failure
 	}
 	r.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
-	r.EnqueuedAt, r.StartedAt, r.FinishedAt = toTime(enqueued), toTime(started), toTime(finished)
+	r.EnqueuedAt, r.NotBefore, r.WaitUntil, r.Deadline = toTime(enqueued), toTime(notBefore), toTime(waitUntil), toTime(deadline)
+	r.claimedAt, r.StartedAt, r.FinishedAt, r.changedAt = toTime(claimed), toTime(started), toTime(finished), toTime(changed)
+	r.stored.state, r.stored.claimable = r.State, r.claimable()
+	if err := decode(limits, &r.Limits); err != nil {
+		return fmt.Errorf("limits of job %s: %w", r.ID, err)
+	}
+	if err := decode(warnings, &r.Warnings); err != nil {
+		return fmt.Errorf("warnings of job %s: %w", r.ID, err)
+	}
 	return nil
+}
+
+func (r *row) scan(scan func(...any) error) error { return r.scanRecord(scan, true) }
+
+// encodeLimits and encodeWarnings are empty for none.
+func encodeLimits(limits job.Limits) (string, error) {
+	if limits == (job.Limits{}) {
+		return "", nil
+	}
+	text, err := json.Marshal(limits)
+	return string(text), err
+}
+
+func encodeWarnings(warnings []string) (string, error) {
+	if len(warnings) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(warnings)
+	return string(text), err
+}
+
+func decode(text string, into any) error {
+	if text == "" {
+		return nil
+	}
+	return json.Unmarshal([]byte(text), into)
 }
 
 // toTime and fromTime keep a zero time as 0.
@@ -67,4 +124,24 @@ func fromTime(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixMicro()
+}
+
+// keptTime is t as records keep times. One before 1970 is as long past as a time
+// can be.
+func keptTime(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return latest(t.UTC().Truncate(time.Microsecond), time.UnixMicro(1).UTC())
+}
+
+// latest is the last of the times.
+func latest(times ...time.Time) time.Time {
+	var last time.Time
+	for _, t := range times {
+		if t.After(last) {
+			last = t
+		}
+	}
+	return last
 }

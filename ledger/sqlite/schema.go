@@ -85,6 +85,155 @@ var migrations = []string{
 	// Whose a job is. A tenant lists its own jobs by the index.
 	`ALTER TABLE jobs ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
 	CREATE INDEX jobs_of_tenant ON jobs (tenant, seq) WHERE tenant > '';`,
+
+	// Attempts, events and times. Times are microseconds since 1970, 0 for none.
+	// The texts that can be long are the last columns of a row, so that reading
+	// the others reads none of their pages.
+	`CREATE TABLE jobs_5 (
+		seq               INTEGER PRIMARY KEY,
+		id                TEXT NOT NULL UNIQUE,
+		model_name        TEXT NOT NULL,
+		model_version     TEXT NOT NULL,
+		sheep             TEXT NOT NULL,
+		priority          INTEGER NOT NULL,
+		tenant            TEXT NOT NULL,
+		trace_parent      TEXT NOT NULL,
+		trace_state       TEXT NOT NULL,
+		limits            TEXT NOT NULL DEFAULT '', -- JSON of job.Limits, '' for none
+		state             TEXT NOT NULL,
+		run               INTEGER NOT NULL,
+		attempt           INTEGER NOT NULL DEFAULT 0,
+		spent             INTEGER NOT NULL DEFAULT 0,
+		enqueued_at       INTEGER NOT NULL,
+		not_before        INTEGER NOT NULL DEFAULT 0,
+		wait_until        INTEGER NOT NULL DEFAULT 0,
+		deadline          INTEGER NOT NULL DEFAULT 0,
+		claimed_at        INTEGER NOT NULL DEFAULT 0, -- when the attempt under way began
+		started_at        INTEGER NOT NULL DEFAULT 0,
+		finished_at       INTEGER NOT NULL DEFAULT 0,
+		changed_at        INTEGER NOT NULL,           -- when the row changed last
+		holder            TEXT NOT NULL DEFAULT '',
+		node              TEXT NOT NULL DEFAULT '',
+		token             INTEGER NOT NULL DEFAULT 0, -- of the claim that holds the job, 0 for none
+		cancelling        INTEGER NOT NULL DEFAULT 0,
+		delayed           INTEGER NOT NULL DEFAULT 0, -- queued, and not_before has not come
+		give_up_at        INTEGER NOT NULL DEFAULT 0, -- when the job fails if nobody holds it then
+		ended_age         INTEGER NOT NULL DEFAULT 0, -- the ledger's age (see age.go) when the run ended
+		gpu_memory        INTEGER NOT NULL DEFAULT 0,
+		gpu_time          INTEGER NOT NULL DEFAULT 0,
+		warnings          TEXT NOT NULL DEFAULT '',   -- JSON of a list, '' for none
+		failure_type      TEXT NOT NULL DEFAULT '',
+		failure_message   TEXT NOT NULL DEFAULT '',
+		failure_traceback TEXT NOT NULL DEFAULT ''
+	) STRICT;
+	INSERT INTO jobs_5 (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, state,
+			run, attempt, spent, enqueued_at, claimed_at, started_at, finished_at, changed_at, holder, node, token,
+			ended_age, gpu_memory, gpu_time, failure_type, failure_message, failure_traceback)
+		SELECT seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, state,
+			-- The attempt under way is not spent yet.
+			run, attempt, max(attempt - (token > 0), 0), enqueued_at,
+			-- When a job was claimed ahead was not recorded.
+			iif(token = 0, 0, max(enqueued_at, started_at)), started_at, finished_at,
+			max(enqueued_at, started_at, finished_at), holder, node, token,
+			finished_at, gpu_memory, gpu_time,
+			-- Shorter than job.Clip's bounds, whatever the characters.
+			substr(failure_type, 1, 64),
+			iif(octet_length(failure_message) <= 8192, failure_message, substr(failure_message, 1, 500) || char(10) || '[…]' || char(10) || substr(failure_message, -1500)),
+			iif(octet_length(failure_traceback) <= 16384, failure_traceback, substr(failure_traceback, 1, 1000) || char(10) || '[…]' || char(10) || substr(failure_traceback, -3000))
+		FROM jobs;
+	DROP TABLE jobs;
+	ALTER TABLE jobs_5 RENAME TO jobs;
+
+	-- A job is claimable when it is queued, held by nobody and not delayed. Claim
+	-- reads the indexes of such jobs alone, so its cost depends neither on the
+	-- history nor on the jobs that are held or delayed. Every index ends with seq.
+	CREATE INDEX jobs_claimable ON jobs (sheep, priority DESC)
+		WHERE state = 'queued' AND token = 0 AND delayed = 0;
+	CREATE INDEX jobs_claimable_by_model ON jobs (sheep, model_name, model_version, priority DESC)
+		WHERE state = 'queued' AND token = 0 AND delayed = 0;
+	CREATE INDEX jobs_claimable_by_age ON jobs (model_name, model_version, sheep)
+		WHERE state = 'queued' AND token = 0 AND delayed = 0;
+	CREATE INDEX jobs_delayed ON jobs (not_before) WHERE delayed = 1;
+	CREATE INDEX jobs_given_up ON jobs (give_up_at) WHERE give_up_at > 0;
+	CREATE INDEX jobs_held ON jobs (node, token) WHERE token > 0;
+	CREATE INDEX jobs_ended ON jobs (ended_age) WHERE ended_age > 0;
+	CREATE INDEX jobs_of_state ON jobs (state);
+	CREATE INDEX jobs_of_model ON jobs (model_name, model_version);
+	CREATE INDEX jobs_of_sheep ON jobs (sheep) WHERE sheep > '';
+	CREATE INDEX jobs_of_tenant ON jobs (tenant) WHERE tenant > '';
+
+	-- One row per attempt that ended. The one under way is in its job's row.
+	CREATE TABLE attempts (
+		job        TEXT NOT NULL,
+		run        INTEGER NOT NULL,
+		number     INTEGER NOT NULL,
+		node       TEXT NOT NULL,
+		sheep      TEXT NOT NULL,
+		began      INTEGER NOT NULL,
+		started    INTEGER NOT NULL,
+		ended      INTEGER NOT NULL,
+		cause      TEXT NOT NULL,
+		reason     TEXT NOT NULL,
+		spent      INTEGER NOT NULL,
+		gpu_memory INTEGER NOT NULL,
+		gpu_time   INTEGER NOT NULL,
+		stage      INTEGER NOT NULL,
+		load       INTEGER NOT NULL,
+		execute    INTEGER NOT NULL,
+		collect    INTEGER NOT NULL,
+		PRIMARY KEY (job, run, number)
+	) STRICT, WITHOUT ROWID;
+
+	-- One row per change of a job. The last columns are the run's final status, of
+	-- an event that has one.
+	CREATE TABLE events (
+		id                INTEGER PRIMARY KEY,
+		at                INTEGER NOT NULL,
+		age               INTEGER NOT NULL, -- of the ledger (see age.go)
+		kind              TEXT NOT NULL,
+		job               TEXT NOT NULL,
+		run               INTEGER NOT NULL,
+		model_name        TEXT NOT NULL,
+		model_version     TEXT NOT NULL,
+		sheep             TEXT NOT NULL, -- that the job is addressed to
+		tenant            TEXT NOT NULL,
+		attempt           INTEGER NOT NULL,
+		holder            TEXT NOT NULL,
+		node              TEXT NOT NULL,
+		state             TEXT NOT NULL,
+		cause             TEXT NOT NULL,
+		reason            TEXT NOT NULL,
+		delayed           INTEGER NOT NULL,
+		enqueued_at       INTEGER NOT NULL,
+		started_at        INTEGER NOT NULL,
+		finished_at       INTEGER NOT NULL,
+		failure_type      TEXT NOT NULL,
+		failure_message   TEXT NOT NULL,
+		failure_traceback TEXT NOT NULL
+	) STRICT;
+	CREATE INDEX events_of_job ON events (job);
+	CREATE INDEX events_of_tenant ON events (tenant) WHERE tenant > '';
+
+	-- How far each consumer of events has come.
+	CREATE TABLE checkpoints (
+		consumer TEXT PRIMARY KEY,
+		cursor   TEXT NOT NULL
+	) STRICT, WITHOUT ROWID;
+
+	-- Numbers up to these may have been given out: none is given out twice.
+	-- pruned is the last event that was removed, age the ledger's at the time wall.
+	CREATE TABLE numbers (
+		only   INTEGER PRIMARY KEY CHECK (only = 1),
+		seq    INTEGER NOT NULL,
+		token  INTEGER NOT NULL,
+		event  INTEGER NOT NULL,
+		pruned INTEGER NOT NULL,
+		age    INTEGER NOT NULL,
+		wall   INTEGER NOT NULL
+	) STRICT;
+	INSERT INTO numbers SELECT 1, seq, token, event, event, 0, 0 FROM counters;
+	DROP TABLE counters;
+	DROP TABLE overtakes;`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

@@ -10,13 +10,13 @@ import (
 type statements struct {
 	begin, commit, rollback *sql.Stmt
 
-	byID, bySeq, insert, save, remove *sql.Stmt
-
-	heads, loaded                    *sql.Stmt
-	overtakesOfAny, overtakesBySheep *sql.Stmt
-	exhausted, overtake, bump, prune *sql.Stmt
-
-	expire, saveCounters *sql.Stmt
+	byID, bySeq, insert, save, remove   *sql.Stmt
+	heads, byModel, preferred           *sql.Stmt
+	due, overdue, nextTimer             *sql.Stmt
+	insertAttempt, trimAttempts         *sql.Stmt
+	trimRuns, removeAttempts            *sql.Stmt
+	insertEvent, oldEvents, pruneEvents *sql.Stmt
+	expire, setCheckpoint, saveNumbers  *sql.Stmt
 }
 
 // statement is a place for a prepared statement and its text.
@@ -26,6 +26,9 @@ type statement struct {
 	text string
 }
 
+// isClaimable is the condition of the indexes that Claim reads.
+const isClaimable = `state = 'queued' AND token = 0 AND delayed = 0`
+
 func (s *statements) list() []statement {
 	return []statement{
 		{"begin", &s.begin, `BEGIN IMMEDIATE`},
@@ -34,53 +37,62 @@ func (s *statements) list() []statement {
 
 		{"byID", &s.byID, `SELECT ` + columns + ` FROM jobs WHERE id = ?`},
 		{"bySeq", &s.bySeq, `SELECT ` + columns + ` FROM jobs WHERE seq = ?`},
-		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, trace_parent, trace_state, tenant, state, enqueued_at, run)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
-		{"save", &s.save, `UPDATE jobs SET state = ?, failure_message = ?, failure_type = ?, failure_traceback = ?,
-			started_at = ?, finished_at = ?, attempt = ?, holder = ?, node = ?, token = ?, put_back = ?, overtaken = ?,
-			gpu_memory = ?, gpu_time = ?
+		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
+				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+		{"save", &s.save, `UPDATE jobs SET state = ?, attempt = ?, spent = ?, not_before = ?, wait_until = ?, claimed_at = ?, started_at = ?, finished_at = ?,
+				changed_at = ?, holder = ?, node = ?, token = ?, cancelling = ?, delayed = ?, give_up_at = ?, ended_age = ?,
+				gpu_memory = ?, gpu_time = ?, warnings = ?, failure_type = ?, failure_message = ?, failure_traceback = ?
 			WHERE seq = ?`},
 		{"remove", &s.remove, `DELETE FROM jobs WHERE seq = ?`},
 
-		// The first waiting job of each kind that a sheep may run.
+		// The first claimable job of those addressed to no sheep, and of those
+		// addressed to ?1.
 		{"heads", &s.heads, `
-			SELECT * FROM (SELECT seq, priority, sheep = '', put_back FROM jobs
-				WHERE state = 'queued' AND token = 0 AND sheep = '' AND put_back = 0 ORDER BY priority DESC, seq LIMIT 1)
-			UNION ALL SELECT * FROM (SELECT seq, priority, sheep = '', put_back FROM jobs
-				WHERE state = 'queued' AND token = 0 AND sheep = '' AND put_back = 1 ORDER BY priority DESC, seq LIMIT 1)
-			UNION ALL SELECT * FROM (SELECT seq, priority, sheep = '', put_back FROM jobs
-				WHERE state = 'queued' AND token = 0 AND sheep = ?1 AND put_back = 0 ORDER BY priority DESC, seq LIMIT 1)
-			UNION ALL SELECT * FROM (SELECT seq, priority, sheep = '', put_back FROM jobs
-				WHERE state = 'queued' AND token = 0 AND sheep = ?1 AND put_back = 1 ORDER BY priority DESC, seq LIMIT 1)`},
-		// The oldest waiting job of a priority and model, among those addressed to
-		// ?1 and those addressed to ?2.
-		{"loaded", &s.loaded, `SELECT min(seq) FROM (
-			SELECT * FROM (SELECT seq FROM jobs WHERE state = 'queued' AND token = 0
-				AND sheep = ?1 AND priority = ?3 AND model_name = ?4 AND model_version = ?5 ORDER BY seq LIMIT 1)
-			UNION ALL SELECT * FROM (SELECT seq FROM jobs WHERE state = 'queued' AND token = 0
-				AND sheep = ?2 AND priority = ?3 AND model_name = ?4 AND model_version = ?5 ORDER BY seq LIMIT 1))`},
+			SELECT * FROM (SELECT seq, priority, sheep, model_name, model_version FROM jobs
+				WHERE ` + isClaimable + ` AND sheep = '' ORDER BY priority DESC, seq LIMIT 1)
+			UNION ALL SELECT * FROM (SELECT seq, priority, sheep, model_name, model_version FROM jobs
+				WHERE ` + isClaimable + ` AND sheep = ?1 ORDER BY priority DESC, seq LIMIT 1)`},
+		// The first claimable job of each model, of those addressed to no sheep: each
+		// step of the recursion searches the index by model, past all jobs of the model
+		// before. (A comparison of pairs would begin with that model's first job.)
+		{"byModel", &s.byModel, `
+			WITH RECURSIVE head(seq, priority, name, version) AS (
+				SELECT * FROM (SELECT seq, priority, model_name, model_version FROM jobs
+					WHERE ` + isClaimable + ` AND sheep = '' ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)
+				UNION ALL SELECT j.seq, j.priority, j.model_name, j.model_version FROM head JOIN jobs j ON j.seq = coalesce(
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name = head.name AND model_version > head.version
+						ORDER BY model_version, priority DESC, seq LIMIT 1),
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name > head.name
+						ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)))
+			SELECT * FROM head`},
+		// The oldest claimable job with an address, a priority and a model.
+		{"preferred", &s.preferred, `SELECT seq FROM jobs
+			WHERE ` + isClaimable + ` AND sheep = ? AND priority = ? AND model_name = ? AND model_version = ? ORDER BY seq LIMIT 1`},
 
-		// How often a job was overtaken, counted no further than the bound.
-		{"overtakesOfAny", &s.overtakesOfAny, `SELECT count(*) FROM (SELECT 1 FROM overtakes
-			WHERE addressed = 0 AND priority = ? AND seq > ? LIMIT ?)`},
-		{"overtakesBySheep", &s.overtakesBySheep, `SELECT count(*) FROM (SELECT 1 FROM overtakes
-			WHERE sheep = ? AND priority = ? AND seq > ? LIMIT ?)`},
-		// The oldest job put back that may be overtaken no more.
-		{"exhausted", &s.exhausted, `SELECT min(seq) FROM (
-			SELECT * FROM (SELECT seq FROM jobs WHERE state = 'queued' AND token = 0
-				AND sheep = ?1 AND put_back = 1 AND priority = ?3 AND overtaken >= ?4 ORDER BY seq LIMIT 1)
-			UNION ALL SELECT * FROM (SELECT seq FROM jobs WHERE state = 'queued' AND token = 0
-				AND sheep = ?2 AND put_back = 1 AND priority = ?3 AND overtaken >= ?4 ORDER BY seq LIMIT 1))`},
-		{"overtake", &s.overtake, `INSERT INTO overtakes (priority, seq, sheep, addressed) VALUES (?, ?, ?, ?)`},
-		{"bump", &s.bump, `UPDATE jobs SET overtaken = overtaken + 1 WHERE state = 'queued' AND token = 0
-			AND sheep IN (?1, ?2) AND put_back = 1 AND priority = ?3 AND seq < ?4`},
-		{"prune", &s.prune, `DELETE FROM overtakes WHERE NOT EXISTS (SELECT 1 FROM jobs
-			WHERE jobs.state = 'queued' AND jobs.token = 0 AND jobs.sheep IN ('', overtakes.sheep)
-			AND jobs.put_back = 0 AND jobs.priority = overtakes.priority AND jobs.seq < overtakes.seq)`},
+		{"due", &s.due, `SELECT ` + columns + ` FROM jobs WHERE delayed = 1 AND not_before <= ? ORDER BY not_before, seq LIMIT ?`},
+		{"overdue", &s.overdue, `SELECT ` + columns + ` FROM jobs WHERE give_up_at > 0 AND give_up_at <= ? ORDER BY give_up_at, seq LIMIT ?`},
+		{"nextTimer", &s.nextTimer, `SELECT coalesce((SELECT min(not_before) FROM jobs WHERE delayed = 1), 0),
+			coalesce((SELECT min(give_up_at) FROM jobs WHERE give_up_at > 0), 0)`},
+
+		{"insertAttempt", &s.insertAttempt, `INSERT INTO attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent,
+				gpu_memory, gpu_time, stage, load, execute, collect)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+		{"trimAttempts", &s.trimAttempts, `DELETE FROM attempts WHERE job = ? AND run = ? AND number <= ?`},
+		{"trimRuns", &s.trimRuns, `DELETE FROM attempts WHERE job = ? AND run <= ?`},
+		{"removeAttempts", &s.removeAttempts, `DELETE FROM attempts WHERE job = ?`},
+
+		{"insertEvent", &s.insertEvent, `INSERT INTO events (id, at, age, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node,
+				state, cause, reason, delayed, enqueued_at, started_at, finished_at, failure_type, failure_message, failure_traceback)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+		{"oldEvents", &s.oldEvents, `SELECT id, age FROM events ORDER BY id LIMIT ?`},
+		{"pruneEvents", &s.pruneEvents, `DELETE FROM events WHERE id <= ?`},
 
 		{"expire", &s.expire, `DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs
-			WHERE finished_at > 0 AND finished_at < ? ORDER BY finished_at, seq LIMIT ?) RETURNING state`},
-		{"saveCounters", &s.saveCounters, `UPDATE counters SET seq = ?, token = ?, event = ?`},
+			WHERE ended_age > 0 AND ended_age < ? ORDER BY ended_age, seq LIMIT ?) RETURNING id, state`},
+		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
+			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
+		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},
 	}
 }
 

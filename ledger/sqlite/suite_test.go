@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 func TestLedger(t *testing.T) {
 	ledgertest.Run(t, func(t *testing.T, options ledgertest.Options) ledgertest.Harness {
 		return &harness{Config{
-			Path:         filepath.Join(t.TempDir(), "ledger.db"),
-			MaxOvertakes: options.MaxOvertakes, Events: options.Events, KeepJobs: options.KeepJobs,
+			Path:     filepath.Join(t.TempDir(), "ledger.db"),
+			KeepJobs: options.KeepJobs, EventNumber: options.EventNumber,
 		}}
 	})
 }
@@ -32,17 +32,15 @@ type harness struct{ cfg Config }
 
 func (h *harness) Open(t testing.TB) ledger.Ledger {
 	t.Helper()
-	l := mustOpen(t, h.cfg)
-	// The suite's queues are short: prune often enough for it to matter.
-	err := l.change(t.Context(), "prune often", func(tx *tx) error {
-		tx.w.pruneStep, tx.w.pruneAt = 2, 2
-		return nil
-	}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return mustOpen(t, h.cfg)
 }
+
+// Another gives the second node the ledger itself, which has one owner.
+func (h *harness) Another(_ testing.TB, open ledger.Ledger) ledger.Ledger { return shared{open} }
+
+type shared struct{ ledger.Ledger }
+
+func (shared) Close() error { return nil }
 
 // Crash takes the files as they are while the ledger is open: what a killed
 // process leaves in the page cache.

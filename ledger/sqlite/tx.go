@@ -4,62 +4,101 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
-// counters are the last numbers given out.
-type counters struct{ seq, token, event int64 }
+// numbers are the last ones given out, and the last event that was pruned.
+type numbers struct{ seq, token, event, pruned int64 }
+
+// reserve is how many numbers are marked as given out at a time, so that not
+// every transaction has to write the last ones. A crash leaves a gap.
+const reserve = 1000
 
 // tx is one transaction: what it changed beside the rows, kept apart until the
 // commit succeeded.
 type tx struct {
 	w   *writer
 	do  *statements
-	now time.Time
+	now time.Time // as records keep it
+	age int64     // of the ledger
 
-	counters  counters
-	changes   ledger.Counts // by how much each changed
-	waiting   map[kind]int  // likewise
-	events    []ledger.Event
-	ended     int // records that came into a final state
-	overtakes int // rows in the table of that name
-	wrote     bool
-	pruned    bool
-	sweepOn   bool // there is more to expire
+	numbers   numbers
+	states    ledger.Counts // by how much each changed
+	claimable map[group]int // likewise
+	events    []job.Event
+	removed   int       // events
+	nextTimer time.Time // no timer is due before; zero for none
+	ended     int       // records that came into a final state
+	writes    int       // statements that wrote
+	failed    bool      // a statement failed: the transaction cannot be committed
+	saved     savedNumbers
+	sweepMore bool // there is more to expire
 }
 
-// A transaction is shared by many callers, so no caller's context ends it.
-func (t *tx) queryRow(s *sql.Stmt, args ...any) *sql.Row {
-	return s.QueryRowContext(context.Background(), args...)
-}
-
-func (t *tx) query(s *sql.Stmt, args ...any) (*sql.Rows, error) {
-	return s.QueryContext(context.Background(), args...)
-}
-
+// exec runs a statement that writes. A transaction is shared by many callers,
+// so no caller's context ends it.
 func (t *tx) exec(s *sql.Stmt, args ...any) (sql.Result, error) {
-	return s.ExecContext(context.Background(), args...)
+	t.writes++
+	result, err := s.ExecContext(context.Background(), args...)
+	t.failed = t.failed || err != nil
+	return result, err
+}
+
+// query calls each for every row found.
+func (t *tx) query(each func(scan func(...any) error) error, s *sql.Stmt, args ...any) error {
+	err := func() error {
+		rows, err := s.QueryContext(context.Background(), args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := each(rows.Scan); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	}()
+	t.failed = t.failed || err != nil
+	return err
+}
+
+// queryOne reads a row; found is false where there is none.
+func (t *tx) queryOne(into []any, s *sql.Stmt, args ...any) (found bool, err error) {
+	err = t.query(func(scan func(...any) error) error {
+		found = true
+		return scan(into...)
+	}, s, args...)
+	return found, err
+}
+
+func (t *tx) queryJobs(s *sql.Stmt, args ...any) ([]*row, error) {
+	var found []*row
+	err := t.query(func(scan func(...any) error) error {
+		r := new(row)
+		found = append(found, r)
+		return r.scan(scan)
+	}, s, args...)
+	return found, err
 }
 
 // byID reads a record; ErrNotFound where there is none.
-func (t *tx) byID(id job.ID) (*row, error) {
-	return scanOne(t.queryRow(t.do.byID, string(id)))
-}
+func (t *tx) byID(id job.ID) (*row, error) { return only(t.queryJobs(t.do.byID, string(id))) }
 
-func (t *tx) bySeq(seq int64) (*row, error) {
-	return scanOne(t.queryRow(t.do.bySeq, seq))
-}
+func (t *tx) bySeq(seq int64) (*row, error) { return only(t.queryJobs(t.do.bySeq, seq)) }
 
-func scanOne(found *sql.Row) (*row, error) {
-	r := new(row)
-	err := r.scan(found.Scan)
-	if errors.Is(err, sql.ErrNoRows) {
+func only(found []*row, err error) (*row, error) {
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
 		return nil, ledger.ErrNotFound
 	}
-	return r, err
+	return found[0], nil
 }
 
 // held reads the record that the token's claim holds, or ErrFenced.
@@ -71,73 +110,159 @@ func (t *tx) held(id job.ID, token ledger.Token) (*row, error) {
 	return r, err
 }
 
+// change returns the time of a change of the record: now, or the time of its
+// last change where the clock went back since.
+func (t *tx) change(r *row) time.Time {
+	r.changedAt = latest(t.now, r.changedAt)
+	return r.changedAt
+}
+
 // insert adds a queued record in the next place.
 func (t *tx) insert(r *row) error {
-	t.counters.seq++
-	r.Seq = t.counters.seq
-	_, err := t.exec(t.do.insert, r.Seq, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority,
-		r.Trace.Parent, r.Trace.State, r.Tenant, string(r.State), fromTime(r.EnqueuedAt), r.Run)
+	limits, err := encodeLimits(r.Limits)
 	if err != nil {
 		return err
 	}
-	t.changes[r.State]++
-	t.waiting[r.kind()]++
-	t.record(r)
+	t.numbers.seq++
+	r.Seq = t.numbers.seq
+	_, err = t.exec(t.do.insert, r.Seq, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()))
+	if err != nil {
+		return err
+	}
+	t.states[r.State]++
+	t.count(r)
 	return nil
 }
 
-// save writes a record that was in state before.
-func (t *tx) save(r *row, before job.State) error {
+// save writes what changed of a record.
+func (t *tx) save(r *row) error {
 	var failure job.Failure
 	if r.Failure != nil {
 		failure = *r.Failure
 	}
-	_, err := t.exec(t.do.save, string(r.State), failure.Message, failure.Type, failure.Traceback,
-		fromTime(r.StartedAt), fromTime(r.FinishedAt), r.Attempt, r.Holder, r.Node, int64(r.token), r.putBack, r.overtaken,
-		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), r.Seq)
+	warnings, err := encodeWarnings(r.Warnings)
 	if err != nil {
 		return err
 	}
-	t.changes[before]--
-	t.changes[r.State]++
-	if waits := r.waits(); waits != r.waited {
-		n := -1
-		if waits {
-			n = 1
-		}
-		t.waiting[r.kind()] += n
-		r.waited = waits
+	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
+		fromTime(r.changedAt), r.Holder, r.Node, int64(r.token), r.Cancelling, r.delayed, fromTime(r.giveUpAt()), r.endedAge,
+		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), warnings, failure.Type, failure.Message, failure.Traceback,
+		r.Seq)
+	if err != nil {
+		return err
 	}
+	t.states[r.stored.state]--
+	t.states[r.State]++
 	if r.State.Final() {
 		t.ended++
 	}
-	t.record(r)
+	t.count(r)
 	return nil
 }
 
-// remove deletes a record that was in the given state.
+// count brings the tally and the timers up to a record that was written.
+func (t *tx) count(r *row) {
+	if now := r.claimable(); now != r.stored.claimable {
+		if now {
+			t.claimable[r.group()]++
+		} else {
+			t.claimable[r.group()]--
+		}
+		r.stored.claimable = now
+	}
+	r.stored.state = r.State
+	if r.delayed {
+		t.setTimer(r.NotBefore)
+	}
+	if at := r.giveUpAt(); !at.IsZero() {
+		t.setTimer(at)
+	}
+}
+
+func (t *tx) setTimer(at time.Time) {
+	if t.nextTimer.IsZero() || at.Before(t.nextTimer) {
+		t.nextTimer = at
+	}
+}
+
+// remove deletes a record, which is not claimable.
 func (t *tx) remove(r *row) error {
 	if _, err := t.exec(t.do.remove, r.Seq); err != nil {
 		return err
 	}
-	t.changes[r.State]--
-	t.wrote = true
+	t.states[r.State]--
 	return nil
 }
 
-// record makes an event of a change.
-func (t *tx) record(r *row) {
-	t.counters.event++
-	t.events = append(t.events, ledger.Event{Seq: t.counters.event, Record: r.Record})
-	t.wrote = true
+// record makes an event of a change. The caller sets what is not in the record.
+func (t *tx) record(r *row, event job.Event) error {
+	t.numbers.event++
+	event.Cursor = cursor(t.numbers.event)
+	event.At = r.changedAt
+	event.Job, event.Run, event.Model, event.Address, event.Tenant = r.ID, r.Run, r.Model, r.Sheep, r.Tenant
+	event.State, event.Delayed = r.State, r.delayed
+	var status job.Status
+	var failure job.Failure
+	if event.Kind == job.EventEnded {
+		status = r.Status()
+		event.Status = &status
+		if status.Failure != nil {
+			failure = *status.Failure
+		}
+	}
+	_, err := t.exec(t.do.insertEvent, t.numbers.event, fromTime(event.At), t.age, string(event.Kind), string(event.Job), event.Run, event.Model.Name, event.Model.Version,
+		event.Address, event.Tenant, event.Attempt, event.Sheep, event.Node,
+		string(event.State), string(event.Cause), event.Reason, event.Delayed,
+		fromTime(status.EnqueuedAt), fromTime(status.StartedAt), fromTime(status.FinishedAt), failure.Type, failure.Message, failure.Traceback)
+	if err != nil {
+		return err
+	}
+	t.events = append(t.events, event)
+	return nil
 }
 
-// saveCounters makes the numbers given out durable with what they were given
-// to. A transaction that wrote nothing is left so: its commit costs no fsync.
-func (t *tx) saveCounters() error {
-	if !t.wrote {
+func cursor(event int64) job.Cursor { return job.Cursor(strconv.FormatInt(event, 10)) }
+
+// savedNumbers is what the file says of the numbers and the age.
+type savedNumbers struct {
+	numbers
+	age int64
+}
+
+// saveNumbers keeps the numbers given out from being given out again. A
+// transaction that wrote nothing is left so: its commit costs no fsync.
+func (t *tx) saveNumbers() error {
+	if t.writes == 0 {
 		return nil
 	}
-	_, err := t.exec(t.do.saveCounters, t.counters.seq, t.counters.token, t.counters.event)
+	saved, given := &t.saved, t.numbers
+	if given.seq <= saved.seq && given.token <= saved.token && given.event <= saved.event && given.pruned == saved.pruned &&
+		t.age-saved.age < saveAgeBeside.Microseconds() {
+		return nil
+	}
+	for _, n := range []struct {
+		saved *int64
+		given int64
+	}{{&saved.seq, given.seq}, {&saved.token, given.token}, {&saved.event, given.event}} {
+		if n.given > *n.saved {
+			*n.saved = n.given + reserve
+		}
+	}
+	saved.pruned = given.pruned
+	return t.writeNumbers()
+}
+
+// saveAge writes the ledger's age where nothing else was written for long.
+func (t *tx) saveAge() error {
+	if t.age-t.saved.age < saveAgeAlone.Microseconds() {
+		return nil
+	}
+	return t.writeNumbers()
+}
+
+func (t *tx) writeNumbers() error {
+	t.saved.age = t.age
+	_, err := t.exec(t.do.saveNumbers, t.saved.seq, t.saved.token, t.saved.event, t.saved.pruned, t.age, fromTime(t.now))
 	return err
 }

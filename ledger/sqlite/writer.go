@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,35 +17,46 @@ import (
 // fsync among all callers there are, little enough to answer the first soon.
 const maxBatch = 256
 
+// How long the writer waits before it tries again what it does by itself, after
+// that failed: the first time, and at most.
+const (
+	minRetry = time.Second
+	maxRetry = time.Minute
+)
+
 // An operation is one caller's change on its way through the writer.
 type operation struct {
-	// apply makes the change. It decides on a refusal before it writes anything,
-	// so that a refused operation leaves no trace in the transaction it shares.
-	// It may be run again after its transaction failed.
+	// apply makes the change. It may be run again after its transaction failed. An
+	// error that it returns before it wrote anything, with no statement failed, is
+	// a refusal: the answer to this caller, and nothing to the operations that
+	// share the transaction.
 	apply func(*tx) error
-	// undo takes the change back where its caller did not wait for it; nil for
+	// revert takes the change back where its caller did not wait for it; nil for
 	// changes that may stay.
-	undo func(*tx) error
+	revert func(*tx) error
+	// upkeep says that there is no caller, and that the change is tried again until
+	// it is made.
+	upkeep bool
 
-	stage atomic.Int32
+	state atomic.Int32
 	done  chan struct{} // closed when err is set
 	err   error
 }
 
-// The stages of an operation. The caller may leave until it is answered.
+// The states of an operation. The caller may abandon it until it is answered.
 const (
-	waiting int32 = iota
+	pending int32 = iota
 	answered
-	left
+	abandoned
 )
 
-// leave reports whether the caller leaves before it was answered.
-func (o *operation) leave() bool { return o.stage.CompareAndSwap(waiting, left) }
+// abandon reports whether the caller goes away before it was answered.
+func (o *operation) abandon() bool { return o.state.CompareAndSwap(pending, abandoned) }
 
 // answer reports whether the caller is still there to get the answer.
 func (o *operation) answer(err error) bool {
 	o.err = err
-	if !o.stage.CompareAndSwap(waiting, answered) {
+	if !o.state.CompareAndSwap(pending, answered) {
 		return false
 	}
 	close(o.done)
@@ -53,12 +65,12 @@ func (o *operation) answer(err error) bool {
 
 // writer makes all changes, from a goroutine of its own.
 type writer struct {
-	cfg   Config
-	now   func() time.Time
-	conn  *sql.Conn
-	do    *statements
-	feed  *feed
-	tally *tally
+	cfg    Config
+	conn   *sql.Conn
+	do     *statements
+	events *eventLog
+	tally  *tally
+	clock  ageClock
 
 	ops  chan *operation
 	quit chan struct{}
@@ -66,36 +78,41 @@ type writer struct {
 	once sync.Once
 
 	// Only the goroutine touches these.
-	counters  counters
-	overtakes int // rows in the table of that name
-	pruneStep int // how many rows it may gain between two prunings
-	pruneAt   int // prune it when it has more
-	sweeping  bool
-	undone    []*operation // to take back
-	commits   atomic.Int64 // how many transactions made something durable
+	numbers      numbers
+	saved        savedNumbers
+	storedEvents int
+	nextTimer    time.Time    // no timer is due before; zero for none
+	sweeping     bool         // look for what is no longer kept
+	reverts      []*operation // of abandoned changes
+	retryAt      time.Time    // when upkeep is tried again after it failed
+	retryPause   time.Duration
+	commits      atomic.Int64 // how many transactions made something durable
 }
 
-func newWriter(ctx context.Context, cfg Config, conn *sql.Conn, now func() time.Time) (*writer, error) {
-	w := &writer{
-		cfg: cfg, now: now, conn: conn,
-		ops:       make(chan *operation, maxBatch),
-		quit:      make(chan struct{}),
-		pruneStep: pruneEvery, pruneAt: pruneEvery,
-	}
-	err := conn.QueryRowContext(ctx, `SELECT seq, token, event, (SELECT count(*) FROM overtakes) FROM counters`).
-		Scan(&w.counters.seq, &w.counters.token, &w.counters.event, &w.overtakes)
+func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error) {
+	w := &writer{cfg: cfg, conn: conn, ops: make(chan *operation, maxBatch), quit: make(chan struct{}), sweeping: true}
+	var age, wall int64
+	n := &w.numbers
+	err := conn.QueryRowContext(ctx, `SELECT seq, token, event, pruned, age, wall, (SELECT count(*) FROM events) FROM numbers`).
+		Scan(&n.seq, &n.token, &n.event, &n.pruned, &age, &wall, &w.storedEvents)
 	if err != nil {
 		return nil, err
 	}
-	if w.tally, err = countStates(ctx, conn); err != nil {
+	w.clock = newAgeClock(age, wall, w.now())
+	w.saved = savedNumbers{numbers: *n, age: w.clock.base}
+	if w.tally, err = loadTally(ctx, conn); err != nil {
 		return nil, err
 	}
 	if w.do, err = prepare(ctx, conn); err != nil {
 		return nil, err
 	}
-	w.feed = newFeed(cfg.Events, w.counters.event)
+	w.nextTimer = time.UnixMicro(1) // past: what is due, and when the next is, is looked up at once
+	w.events = newEventLog(n.event)
 	return w, nil
 }
+
+// now is the time as records keep it.
+func (w *writer) now() time.Time { return keptTime(w.cfg.Now()) }
 
 func (w *writer) start() { w.done.Go(w.run) }
 
@@ -108,50 +125,76 @@ func (w *writer) stop() {
 }
 
 func (w *writer) run() {
-	tick := time.NewTicker(w.sweepEvery())
-	defer tick.Stop()
-	w.sweeping = true
+	sweep := time.NewTicker(w.sweepEvery())
+	defer sweep.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		if w.sweeping || len(w.undone) > 0 {
+		var first *operation
+		if w.busy() && w.mayUpkeep() {
 			select {
-			case o := <-w.ops:
-				w.commit(w.gather(o))
+			case first = <-w.ops:
 			case <-w.quit:
 				w.drain()
 				return
 			default:
-				w.commit(w.gather(nil))
 			}
-			continue
+		} else {
+			timer.Reset(w.rest())
+			select {
+			case first = <-w.ops:
+			case <-timer.C:
+			case <-sweep.C:
+				w.sweeping = true
+			case <-w.quit:
+				w.drain()
+				return
+			}
 		}
-		select {
-		case o := <-w.ops:
-			w.commit(w.gather(o))
-		case <-tick.C:
-			w.sweeping = true
-		case <-w.quit:
-			w.drain()
-			return
-		}
+		w.commit(w.gather(first))
 	}
 }
 
-// drain makes what is still handed in; nobody hands in more.
+// busy reports whether there is upkeep that does not wait for a time.
+func (w *writer) busy() bool { return w.sweeping || len(w.reverts) > 0 }
+
+// rest is how long the writer has nothing to do by itself.
+func (w *writer) rest() time.Duration {
+	rest := w.untilTimer()
+	if w.busy() {
+		rest = 0
+	}
+	return max(rest, time.Until(w.retryAt))
+}
+
+func (w *writer) mayUpkeep() bool { return !time.Now().Before(w.retryAt) }
+
+// drain makes what is still handed in, and takes back what was abandoned where
+// that does not fail; nobody hands in more. Then it writes the numbers as they
+// are, so that the next to open the ledger goes on without gaps.
 func (w *writer) drain() {
-	w.sweeping = false
 	for {
 		batch := w.gather(nil)
 		if len(batch) == 0 {
-			return
+			break
 		}
 		w.commit(batch)
+	}
+	_, err := w.transact([]*operation{{apply: func(t *tx) error {
+		t.saved.numbers = t.numbers
+		return t.writeNumbers()
+	}}}, false)
+	if err != nil { // the file has larger ones
+		w.cfg.Log.Warn("cannot write the ledger's last numbers; some are left out", slog.Any("error", explain(w.cfg.Path, "close", err)))
 	}
 }
 
 // gather takes the operations that wait, from first on where it is not nil.
 func (w *writer) gather(first *operation) []*operation {
-	batch := w.undone
-	w.undone = nil
+	var batch []*operation
+	if w.mayUpkeep() {
+		batch, w.reverts = w.reverts, nil
+	}
 	if first != nil {
 		batch = append(batch, first)
 	}
@@ -166,56 +209,100 @@ func (w *writer) gather(first *operation) []*operation {
 	return batch
 }
 
-// commit makes the operations durable in one transaction and answers them. If
-// that fails, each gets a transaction of its own: what spoils one operation
-// does not spoil its neighbours.
+// commit makes the operations durable in one transaction, with the upkeep that
+// is due, and answers them. If that fails, each gets a transaction of its own:
+// what spoils one operation does not spoil its neighbours.
 func (w *writer) commit(batch []*operation) {
-	batch = present(batch)
-	errs, err := w.transact(batch)
-	switch {
+	batch = slices.DeleteFunc(batch, func(o *operation) bool { return o.state.Load() == abandoned })
+	errs, err := w.transact(batch, w.mayUpkeep())
+	var failed *transactError
+	switch errors.As(err, &failed); {
 	case err == nil:
-	case len(batch) > 1:
+		w.answer(batch, errs)
+	case len(batch) == 0:
+		w.postponeUpkeep(err)
+	case failed.during == duringUpkeep:
+		w.postponeUpkeep(err)
+		w.commit(batch)
+	case failed.during == duringBegin || len(batch) == 1:
+		w.fail(batch, failed.err)
+	default:
 		for _, o := range batch {
 			w.commit([]*operation{o})
 		}
+	}
+}
+
+// postponeUpkeep has upkeep rest after it failed, for longer each time.
+func (w *writer) postponeUpkeep(err error) {
+	if !w.mayUpkeep() {
 		return
-	case len(batch) == 1:
-		errs = []error{err}
-	default: // only the sweep failed: the next tick tries again
-		w.sweeping = false
-		w.cfg.Log.Warn("cannot expire ended jobs; it is tried again later", slog.Any("error", explain(w.cfg.Path, "expire jobs", err)))
 	}
+	w.retryPause = min(max(2*w.retryPause, minRetry), maxRetry)
+	w.retryAt = time.Now().Add(w.retryPause)
+	w.cfg.Log.Warn("cannot run timers, take back abandoned claims or remove what is no longer kept; it is tried again",
+		slog.Any("error", explain(w.cfg.Path, "maintain the ledger", err)), slog.Duration("pause", w.retryPause))
+}
+
+// answer answers the operations of a transaction that was committed. A change
+// that nobody waited for is taken back.
+func (w *writer) answer(batch []*operation, errs []error) {
 	for i, o := range batch {
-		if !o.answer(errs[i]) && errs[i] == nil && o.undo != nil {
-			w.undone = append(w.undone, &operation{apply: o.undo, done: make(chan struct{})})
+		if !o.answer(errs[i]) && errs[i] == nil && o.revert != nil {
+			w.reverts = append(w.reverts, &operation{apply: o.revert, upkeep: true, done: make(chan struct{})})
 		}
 	}
 }
 
-// present leaves out the operations whose callers have left.
-func present(batch []*operation) []*operation {
-	kept := batch[:0]
+// fail answers operations that were not made.
+func (w *writer) fail(batch []*operation, err error) {
 	for _, o := range batch {
-		if o.stage.Load() == waiting {
-			kept = append(kept, o)
+		if o.upkeep {
+			w.reverts = append(w.reverts, o)
+			w.postponeUpkeep(err)
+			continue
 		}
+		o.answer(err)
 	}
-	return kept
 }
 
-// transact applies the operations in one transaction. It returns what each is
-// answered, or the error because of which none was made.
-func (w *writer) transact(batch []*operation) ([]error, error) {
+// transactError says that nothing of a transaction was made, and in which part
+// of it that was found.
+type transactError struct {
+	during int
+	err    error
+}
+
+// The parts of a transaction.
+const (
+	duringBegin = iota
+	duringUpkeep
+	duringOperations // their commit included
+)
+
+func (e *transactError) Error() string { return e.err.Error() }
+func (e *transactError) Unwrap() error { return e.err }
+
+// transact applies the operations in one transaction, with the upkeep that is
+// due where it is asked for. It returns what each operation is answered, or a
+// transactError.
+func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
 	// A statement on the one connection is in the transaction that BEGIN opened
 	// there: sql.Tx would only add its locks and a copy of every statement.
 	ctx := context.Background()
 	if _, err := w.do.begin.ExecContext(ctx); err != nil {
-		return nil, err
+		return nil, &transactError{duringBegin, err}
 	}
-	t := &tx{w: w, do: w.do, now: w.now(), counters: w.counters, changes: ledger.Counts{}, waiting: map[kind]int{}, overtakes: w.overtakes}
-	errs, err := t.applyAll(batch)
+	t := &tx{
+		w: w, do: w.do, now: w.now(), age: w.clock.now(),
+		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer,
+		states: ledger.Counts{}, claimable: map[group]int{},
+	}
+	errs, err := t.run(batch, upkeep)
 	if err == nil {
-		_, err = w.do.commit.ExecContext(ctx)
+		if _, failure := w.do.commit.ExecContext(ctx); failure != nil {
+			err = &transactError{duringOperations, failure}
+		}
 	}
 	if err != nil {
 		// After a full disk or a failed write SQLite has rolled back by itself
@@ -223,60 +310,64 @@ func (w *writer) transact(batch []*operation) ([]error, error) {
 		w.do.rollback.ExecContext(ctx)
 		return nil, err
 	}
-	if t.wrote {
-		w.commits.Add(1)
-	}
-	w.counters = t.counters
-	w.overtakes = t.overtakes
-	if t.pruned {
-		w.pruneAt = 2*w.overtakes + w.pruneStep
-	}
-	w.sweeping = t.sweepOn
-	w.tally.add(t.changes, t.waiting)
-	w.feed.publish(t.events)
+	w.committed(t, upkeep)
 	return errs, nil
 }
 
-func (t *tx) applyAll(batch []*operation) ([]error, error) {
-	errs := make([]error, len(batch))
-	for i, o := range batch {
-		if errs[i] = o.apply(t); errs[i] != nil && !refusal(errs[i]) {
-			return nil, errs[i]
+// run makes all changes of the transaction.
+func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
+	if upkeep {
+		if err := t.runTimers(); err != nil {
+			return nil, &transactError{duringUpkeep, err}
 		}
 	}
-	if err := t.expire(len(batch) == 0); err != nil {
-		return nil, err
+	errs := make([]error, len(batch))
+	for i, o := range batch {
+		writes := t.writes
+		errs[i] = o.apply(t)
+		if errs[i] != nil && (t.failed || t.writes != writes) {
+			return nil, &transactError{duringOperations, errs[i]}
+		}
 	}
-	if err := t.prune(); err != nil {
-		return nil, err
+	if upkeep {
+		if err := errors.Join(t.expire(len(batch) == 0), t.pruneEvents(len(batch) == 0), t.saveAge()); err != nil {
+			return nil, &transactError{duringUpkeep, err}
+		}
 	}
-	return errs, t.saveCounters()
+	if err := t.saveNumbers(); err != nil {
+		return nil, &transactError{duringOperations, err}
+	}
+	return errs, nil
 }
 
-// refusal reports whether err is the ledger's answer rather than a failure.
-func refusal(err error) bool {
-	return errors.Is(err, ledger.ErrExists) || errors.Is(err, ledger.ErrNotFound) ||
-		errors.Is(err, ledger.ErrFenced) || errors.Is(err, ledger.ErrFinal)
+// committed takes over what the transaction changed beside the file. Claimable
+// jobs are counted before their events are told.
+func (w *writer) committed(t *tx, upkeep bool) {
+	if t.writes > 0 {
+		w.commits.Add(1)
+	}
+	w.numbers, w.saved, w.nextTimer = t.numbers, t.saved, t.nextTimer
+	w.storedEvents += len(t.events) - t.removed
+	if upkeep {
+		w.sweeping = t.sweepMore
+		w.retryAt, w.retryPause = time.Time{}, 0
+	}
+	w.tally.add(t.states, t.claimable)
+	w.events.publish(t.events, t.numbers.event)
 }
 
 // change hands an operation to the writer and waits until it is durable or ctx
-// ends. In the latter case it may still be made, unless there is an undo.
-func (l *Ledger) change(ctx context.Context, doing string, apply, undo func(*tx) error) error {
-	err := l.await(ctx, &operation{apply: apply, undo: undo, done: make(chan struct{})})
-	if err != nil {
-		return explain(l.path, doing, err)
-	}
-	return nil
+// ends. In the latter case it may still be made, unless there is a revert.
+func (l *Ledger) change(ctx context.Context, doing string, apply, revert func(*tx) error) error {
+	return l.call(doing, func() error {
+		return l.await(ctx, &operation{apply: apply, revert: revert, done: make(chan struct{})})
+	})
 }
 
 func (l *Ledger) await(ctx context.Context, o *operation) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := l.enter(); err != nil {
-		return err
-	}
-	defer l.calls.Done()
 	select {
 	case l.writer.ops <- o:
 	case <-ctx.Done():
@@ -286,7 +377,7 @@ func (l *Ledger) await(ctx context.Context, o *operation) error {
 	case <-o.done:
 		return o.err
 	case <-ctx.Done():
-		if o.leave() {
+		if o.abandon() {
 			return ctx.Err()
 		}
 		<-o.done

@@ -73,49 +73,105 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
-// TestBadNeighbour has one change of a batch fail halfway: the others are made
-// nevertheless, and no number is missing among the events.
-func TestBadNeighbour(t *testing.T) {
+// TestRefusedNeighbours refuses one caller in every way there is: that is the
+// answer to it alone, and the commit of the others is one.
+func TestRefusedNeighbours(t *testing.T) {
 	l := openTemp(t, Config{})
-	events, err := l.Watch(t.Context(), 0)
-	if err != nil {
-		t.Fatal(err)
+	for _, rec := range []job.Record{{ID: "open"}, {ID: "ended"}, {ID: "others", Tenant: "wool"}} {
+		if _, err := l.Create(t.Context(), rec); err != nil {
+			t.Fatal(err)
+		}
 	}
-	broken := errors.New("broken")
-	const n = 10
-	var calls []func()
-	for i := range n {
-		calls = append(calls, func() {
-			if i == n/2 {
-				err := l.change(t.Context(), "fail", func(tx *tx) error {
-					if _, err := tx.create(job.Record{ID: "trace"}); err != nil {
-						return err
-					}
-					return broken
-				}, nil)
-				if !errors.Is(err, broken) || !errdefs.IsInternal(err) {
-					t.Errorf("the failing change answered %v", err)
-				}
-				return
+	for _, id := range []job.ID{"ended", "others"} {
+		if _, err := l.Cancel(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := 0
+	for name, c := range map[string]struct {
+		call func() error
+		want error
+	}{
+		"exists":    {func() error { _, err := l.Create(t.Context(), job.Record{ID: "open"}); return err }, ledger.ErrExists},
+		"others":    {func() error { _, err := l.Create(t.Context(), job.Record{ID: "others", Tenant: "meat"}); return err }, ledger.ErrOthers},
+		"not found": {func() error { _, err := l.Cancel(t.Context(), "none"); return err }, ledger.ErrNotFound},
+		"fenced":    {func() error { _, err := l.Start(t.Context(), "open", 7); return err }, ledger.ErrFenced},
+		"final":     {func() error { _, err := l.Cancel(t.Context(), "ended"); return err }, ledger.ErrFinal},
+		"any other": {func() error {
+			return l.change(t.Context(), "refuse", func(*tx) error { return errRefused }, nil)
+		}, errRefused},
+	} {
+		const n = 39
+		calls := []func(){func() {
+			if err := c.call(); !errors.Is(err, c.want) {
+				t.Errorf("%s: answered %v", name, err)
 			}
-			if _, err := l.Create(t.Context(), numbered(i)); err != nil {
-				t.Errorf("Create: %v", err)
+		}}
+		for range n {
+			rec := numbered(next)
+			next++
+			calls = append(calls, func() {
+				if _, err := l.Create(t.Context(), rec); err != nil {
+					t.Errorf("beside %s: %v", name, err)
+				}
+			})
+		}
+		before := l.writer.commits.Load()
+		together(t, l, calls...)
+		if commits := l.writer.commits.Load() - before; commits != 1 {
+			t.Errorf("%s: %d commits for %d changes, want 1", name, commits, n)
+		}
+	}
+}
+
+var errRefused = fmt.Errorf("some refusal to come: %w", errdefs.ErrConflict)
+
+// TestBadNeighbour has one change of a batch fail halfway: the others are made
+// nevertheless, and no event is missing or told of what was not made.
+func TestBadNeighbour(t *testing.T) {
+	for name, fail := range map[string]func(*tx) error{
+		"by itself":    func(*tx) error { return errBroken },
+		"by a refusal": func(*tx) error { return ledger.ErrFenced }, // but after it wrote
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := openTemp(t, Config{})
+			const n = 10
+			var calls []func()
+			for i := range n {
+				calls = append(calls, func() {
+					if i == n/2 {
+						err := l.change(t.Context(), "fail", func(tx *tx) error {
+							if _, err := tx.create(job.Record{ID: "trace"}); err != nil {
+								return err
+							}
+							return fail(tx)
+						}, nil)
+						if err == nil {
+							t.Error("the failing change succeeded")
+						}
+						return
+					}
+					if _, err := l.Create(t.Context(), numbered(i)); err != nil {
+						t.Errorf("Create: %v", err)
+					}
+				})
+			}
+			together(t, l, calls...)
+			if _, err := l.Get(t.Context(), "trace"); !errors.Is(err, ledger.ErrNotFound) {
+				t.Errorf("the failed change left a record: %v", err)
+			}
+			events, _, err := l.Events(t.Context(), "", ledger.EventFilter{}, 100)
+			if err != nil || len(events) != n-1 {
+				t.Errorf("%d events, %v", len(events), err)
+			}
+			if counts, err := l.Count(t.Context()); err != nil || counts[job.Queued] != n-1 {
+				t.Errorf("counts are %v, %v", counts, err)
 			}
 		})
 	}
-	together(t, l, calls...)
-	if _, err := l.Get(t.Context(), "trace"); !errors.Is(err, ledger.ErrNotFound) {
-		t.Errorf("the failed change left a record: %v", err)
-	}
-	for i := range n - 1 {
-		if event := <-events; event.Seq != int64(i+1) {
-			t.Errorf("event %d, want %d", event.Seq, i+1)
-		}
-	}
-	if counts, err := l.Count(t.Context()); err != nil || counts[job.Queued] != n-1 {
-		t.Errorf("counts are %v, %v", counts, err)
-	}
 }
+
+var errBroken = errors.New("broken")
 
 // TestNoNeedlessCommit leaves the disk alone where nothing changes.
 func TestNoNeedlessCommit(t *testing.T) {
@@ -153,12 +209,8 @@ func TestExpiryByAge(t *testing.T) {
 	}
 	l.Close()
 
-	later := func() time.Time { return job.Now().Add(time.Hour + time.Minute) }
-	l, err := open(t.Context(), cfg, later)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	cfg.Now = func() time.Time { return time.Now().Add(time.Hour + time.Minute) }
+	l = mustOpen(t, cfg)
 	if _, err := l.Create(t.Context(), job.Record{ID: "young"}); err != nil {
 		t.Fatal(err)
 	}
@@ -210,10 +262,10 @@ func TestExpiryStep(t *testing.T) {
 			if alone {
 				want = expireAlone
 			}
-			if got := -tx.changes[job.Cancelled]; got != want {
+			if got := -tx.states[job.Cancelled]; got != want {
 				t.Errorf("alone %v: %d records expired at once, want %d", alone, got, want)
 			}
-			if !tx.sweepOn {
+			if !tx.sweepMore {
 				t.Error("the rest is forgotten")
 			}
 			return nil
@@ -221,40 +273,5 @@ func TestExpiryStep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// TestOvertakesArePruned overtakes again and again: what is kept of it stays
-// little.
-func TestOvertakesArePruned(t *testing.T) {
-	t.Parallel()
-	l := openTemp(t, Config{MaxOvertakes: 3})
-	blue := job.Model{Name: "blue"}
-	most := 0
-	for i := range 2000 {
-		model := job.Model{Name: "red"}
-		if i%4 != 0 {
-			model = blue
-		}
-		if _, err := l.Create(t.Context(), job.Record{ID: job.ID(fmt.Sprint("job", i)), Model: model}); err != nil {
-			t.Fatal(err)
-		}
-		if i < 8 {
-			continue
-		}
-		if c, err := l.Claim(t.Context(), ledger.Slot{Node: "n", Sheep: "a", Loaded: blue}); c == nil || err != nil {
-			t.Fatalf("Claim = %v, %v", c, err)
-		}
-		if i%100 == 0 {
-			if err := l.change(t.Context(), "look", func(tx *tx) error { most = max(most, tx.overtakes); return nil }, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if most < pruneEvery/2 {
-		t.Errorf("there were %d overtakes at most: nothing to prune", most)
-	}
-	if most > 2*pruneEvery {
-		t.Errorf("%d overtakes are kept", most)
 	}
 }

@@ -50,7 +50,7 @@ func (o *Options) check() error {
 	}
 	for i, d := range o.Devices.List {
 		if d.Kind != gpu.NVIDIA && d.Kind != gpu.AMD {
-			wrong(fmt.Sprintf("devices[%d]", i), "%s is not to be had by a bare sheep, which knows no GPUs but %s and %s; use a container sheep", d, gpu.NVIDIA, gpu.AMD)
+			wrong(fmt.Sprintf("devices[%d]", i), "%s cannot be given to a bare sheep, which knows only %s and %s; use a container sheep", d, gpu.NVIDIA, gpu.AMD)
 		}
 	}
 	if o.WorkingDirectory == "" {

@@ -29,20 +29,32 @@ type programs struct {
 	visible map[string]string // what shows the runner its GPUs, since the last Load
 }
 
-var _ shimmed.Type = (*programs)(nil)
+var (
+	_ shimmed.Type        = (*programs)(nil)
+	_ runtime.ModelFinder = (*programs)(nil)
+)
 
-// Load checks that the model and a program to run it are there, and which GPUs
-// the sheep has.
-func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
+// FindModel looks for the model's file. See runtime.ModelFinder.
+func (p *programs) FindModel(m job.Model) error {
 	path := filepath.Join(p.options.WorkingDirectory, configPath(m))
-	if info, err := os.Stat(path); err != nil || info.IsDir() {
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
-		}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
+	case err != nil || info.IsDir():
 		return &runtime.LoadError{
 			Message: fmt.Sprintf("Cannot load model `%s:%s`, file `%s` does not exist.", m.Name, m.Version, path),
 			Class:   errdefs.ErrNotFound,
 		}
+	}
+	return nil
+}
+
+// Load checks that the model and a program to run it are there, and which GPUs
+// the sheep has.
+func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
+	if err := p.FindModel(m); err != nil {
+		return err
 	}
 	grants, err := p.grants(ctx)
 	if err != nil {

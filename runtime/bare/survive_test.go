@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/job"
@@ -260,19 +261,54 @@ func freeze(t *testing.T, pid int) {
 	t.Fatalf("process %d does not stop", pid)
 }
 
-func TestShimThatHangsIsKilled(t *testing.T) {
+// A shim that is frozen, as by a debugger, a freezer or a machine out of memory,
+// keeps its runner and the job; the daemon goes on with both when it answers.
+func TestFrozenShim(t *testing.T) {
 	t.Run("when a daemon comes back", func(t *testing.T) {
 		t.Parallel()
-		w, shim, _ := orphaned(t, "sleep 1h")
+		gate := filepath.Join(t.TempDir(), "go")
+		w, shim, runner := orphaned(t, "await "+gate)
 		freeze(t, shim)
 		h := w.inherit(t)
-		if f := h.Found; f == nil || f.Running || f.Job != "a" || !f.Exit.Lost {
-			t.Fatalf("found %+v, want job a lost", h.Found)
+		if f := h.Found; f == nil || !f.Running || f.Job != "a" || f.Model != model {
+			t.Fatalf("found %+v, want job a under way", h.Found)
 		}
-		if err := h.Found.Forget(); err != nil {
-			t.Error(err)
+		if got := h.Run(); got != runner {
+			t.Errorf("attached to process %d, was %d", got, runner)
 		}
-		h.Close()
+		if err := os.WriteFile(gate, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Kill(shim, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		h.Recv("a")
+		h.Do("b", "")
+		h.Slaughter()
+	})
+	t.Run("with an answer that was not acknowledged", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.addModel(t, model, "")
+		runtimetest.Prepare(t, w.sheepDir(), "a", "")
+		v := w.spawn(t)
+		v.Ready()
+		v.Tell("run", "started")
+		v.Tell("send a", "sent")
+		v.Tell("recv", "answer")
+		awaitOutcome(t, w.lives()[0], `"answers"`)
+		v.Kill()
+		shim := w.shimPID(t)
+		freeze(t, shim)
+		h := w.inherit(t)
+		if f := h.Found; f == nil || !f.Running || len(f.Answers) != 1 || f.Answers[0].JobID != "a" {
+			t.Fatalf("found %+v, want the answer to a", h.Found)
+		}
+		h.Run()
+		time.AfterFunc(200*time.Millisecond, func() { _ = unix.Kill(shim, unix.SIGCONT) })
+		h.Recv("a") // and its acknowledgement waits for the shim
+		h.Do("b", "")
+		h.Slaughter()
 	})
 	t.Run("when it is to stop its runner", func(t *testing.T) {
 		t.Parallel()
@@ -434,8 +470,13 @@ func TestSecondDaemonTakesOver(t *testing.T) {
 	first.Load()
 	pid := first.Run()
 	second := w.inherit(t)
-	if err := first.Wait(); !errors.Is(err, runtime.ErrDetached) {
-		t.Errorf("the first daemon's Run: %v, want %v", err, runtime.ErrDetached)
+	if err := first.Wait(); !errors.Is(err, runtime.ErrSuperseded) || !errors.Is(err, runtime.ErrDetached) {
+		t.Errorf("the first daemon's Run: %v, want %v", err, runtime.ErrSuperseded)
+	}
+	// It starts no runner beside the other's.
+	var load *runtime.LoadError
+	if err := first.Sheep.Run(t.Context(), runtime.Discard); !errors.As(err, &load) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "another daemon") {
+		t.Errorf("the first daemon's next Run: %v", err)
 	}
 	if got := second.Run(); got != pid {
 		t.Errorf("attached to process %d, was %d", got, pid)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -76,6 +77,10 @@ func (c *containers) account(ctx context.Context, client *containerd.Client, img
 	h.accounts[key] = account
 	return account, nil
 }
+
+// leaseTime is how long a view is kept from containerd's garbage collection,
+// should the daemon not live to remove it.
+const leaseTime = 10 * time.Minute
 
 // viewImage calls view with the files of an image, read-only. The snapshot that
 // it takes for that is removed when view has returned; should this process be

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/containernetworking/cni/libcni"
+	cnitypes "github.com/containernetworking/cni/pkg/types"
+	cniresult "github.com/containernetworking/cni/pkg/types/100"
 )
 
 // DefaultCNIConfDir is where CNI's configuration lies by default.
@@ -43,19 +45,24 @@ func (n *networks) open(cache string) (*libcni.CNIConfig, *libcni.NetworkConfigL
 	return libcni.NewCNIConfigWithCacheDir(n.pluginDirs, cache, nil), list, nil
 }
 
-// connect gives the container, whose first process is pid, its network.
-func (n *networks) connect(ctx context.Context, cache, id string, pid int) error {
+// connect gives the container, whose first process is pid, its network, and
+// returns what the plugins say of name servers.
+func (n *networks) connect(ctx context.Context, cache, id string, pid int) (cnitypes.DNS, error) {
 	cni, list, err := n.open(cache)
 	if err != nil {
-		return err
+		return cnitypes.DNS{}, err
 	}
-	_, err = cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{
+	answer, err := cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{
 		ContainerID: id, NetNS: "/proc/" + strconv.Itoa(pid) + "/ns/net", IfName: cniInterface,
 	})
 	if err != nil {
-		return fmt.Errorf("connect to the network %s: %w", list.Name, err)
+		return cnitypes.DNS{}, fmt.Errorf("connect to the network %s: %w", list.Name, err)
 	}
-	return nil
+	result, err := cniresult.NewResultFromResult(answer)
+	if err != nil {
+		return cnitypes.DNS{}, fmt.Errorf("connect to the network %s: read the plugins' answer: %w", list.Name, err)
+	}
+	return result.DNS, nil
 }
 
 // disconnect gives back what a container had of the network; its namespace is

@@ -163,7 +163,7 @@ func (w *world) leftovers(t testing.TB) []string {
 	lives := regexp.MustCompile(`life=([0-9a-f]+)`).FindAllStringSubmatch(string(log), -1)
 	slices.SortFunc(lives, slices.Compare)
 	for _, life := range slices.CompactFunc(lives, slices.Equal) {
-		for _, pattern := range []string{"/sys/fs/cgroup/shepherd-", "/sys/fs/cgroup/*/shepherd-"} {
+		for _, pattern := range []string{"/sys/fs/cgroup/shepherd.slice/shepherd-", "/sys/fs/cgroup/*/shepherd.slice/shepherd-"} {
 			groups, _ := filepath.Glob(pattern + life[1])
 			left = append(left, groups...)
 		}

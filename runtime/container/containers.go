@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/signal"
 
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
@@ -116,14 +117,35 @@ func classOf(err error) error {
 	return errdefs.ErrUnknown
 }
 
+// stopSignal reads an image's STOPSIGNAL: a number, or a name with or without SIG.
+// An empty one, and one that is none, is 0.
+func stopSignal(s string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	sig, err := signal.ParseSignal(s)
+	if err != nil || sig <= 0 || sig > 64 {
+		return 0, fmt.Errorf("%.100q is not a signal", s)
+	}
+	return int(sig), nil
+}
+
 // Prepare says that the runner is a container.
 func (c *containers) Prepare(spec *shim.Spec) error {
+	c.mu.Lock()
+	wanted := c.image.Config.Config.StopSignal
+	c.mu.Unlock()
+	stop, err := stopSignal(wanted)
+	if err != nil {
+		c.log.Warn("The image's STOPSIGNAL is not a signal; SIGTERM is sent instead", "signal", wanted, "model", spec.Model.String())
+	}
 	spec.Port = runnerPort
 	spec.Container = &shim.Container{
 		ID:          containerID(c.sheep, spec.Life),
 		Snapshotter: c.snapshotter(),
 		OwnNetwork:  oci.Network(c.options.Network) != oci.NetworkHost,
 		CNI:         oci.Network(c.options.Network) == oci.NetworkCNI,
+		StopSignal:  stop,
 	}
 	return nil
 }

@@ -67,9 +67,11 @@ func (d debris) clear(ctx context.Context, quiet time.Duration) {
 // groups ends what is in the control groups, removes them, and returns them.
 func (d debris) groups() []string {
 	var found []string
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		dirs, _ := filepath.Glob(pattern + shim.GroupName(d.life))
-		found = append(found, dirs...)
+	for _, hierarchy := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		for _, suffix := range []string{"", ".scope"} {
+			dirs, _ := filepath.Glob(hierarchy + slice + "/" + shim.GroupName(d.life) + suffix)
+			found = append(found, dirs...)
+		}
 	}
 	for _, dir := range found {
 		procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))

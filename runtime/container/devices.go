@@ -52,7 +52,7 @@ func newDevices(cfg GPUs) *devices { return &devices{cfg, cdi.New(cfg.CDI)} }
 func (d *devices) edits(ctx context.Context, sheep string, o *Options) ([]func(*specs.Spec) error, error) {
 	var edits []func(*specs.Spec) error
 	if _, own := o.Env[hook.Visible]; !own {
-		edits = append(edits, hook.Hide)
+		edits = append(edits, hook.Show(nil))
 	}
 	grants, err := d.granted(ctx, sheep, o.Devices)
 	if err != nil {
@@ -74,11 +74,11 @@ func (d *devices) edits(ctx context.Context, sheep string, o *Options) ([]func(*
 		edits = append(edits, edit)
 	}
 	if len(nvidia) > 0 {
-		edit, err := d.nvidia(ctx, nvidia, o)
+		more, err := d.nvidia(ctx, nvidia, o)
 		if err != nil {
 			return nil, err
 		}
-		edits = append(edits, edit)
+		edits = append(edits, more...)
 	}
 	return edits, nil
 }
@@ -97,23 +97,30 @@ func (d *devices) granted(ctx context.Context, sheep string, asked gpu.Devices) 
 	return grants, nil
 }
 
-func (d *devices) nvidia(ctx context.Context, grants []gpu.Grant, o *Options) (func(*specs.Spec) error, error) {
+func (d *devices) nvidia(ctx context.Context, grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
 	if d.Mode == ModeHook {
 		return d.byHook(grants, o)
 	}
 	edit, err := d.specs.Edit(ctx, grants)
-	if err == nil || d.Mode == ModeCDI || d.specs.Describes(gpu.NVIDIA) || ctx.Err() != nil {
-		return edit, err
+	switch own, set := o.Env[hook.Visible]; {
+	case err == nil && set:
+		return []func(*specs.Spec) error{edit, hook.SetVisible(own)}, nil
+	case err == nil && o.Runtime == "nvidia": // which adds what the variable names a second time
+		return []func(*specs.Spec) error{edit}, nil
+	case err == nil:
+		return []func(*specs.Spec) error{edit, hook.Show(grants)}, nil
+	case d.Mode == ModeCDI || d.specs.Describes(gpu.NVIDIA) || ctx.Err() != nil:
+		return nil, err
 	}
-	// No spec, and none to be made.
-	edit, second := d.byHook(grants, o)
+	// There is no spec, and none can be generated.
+	edits, second := d.byHook(grants, o)
 	if second != nil {
 		return nil, fmt.Errorf("%w; and %w", err, second)
 	}
-	return edit, nil
+	return edits, nil
 }
 
-func (d *devices) byHook(grants []gpu.Grant, o *Options) (func(*specs.Spec) error, error) {
+func (d *devices) byHook(grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
 	cfg := hook.Config{Program: d.Hook, Capabilities: d.Capabilities}
 	if own := o.Env[hook.Capabilities]; own != "" {
 		cfg.Capabilities = strings.Split(own, ",")
@@ -124,7 +131,11 @@ func (d *devices) byHook(grants []gpu.Grant, o *Options) (func(*specs.Spec) erro
 			return nil, err
 		}
 	}
-	return hook.Edit(cfg, grants)
+	edit, err := hook.Edit(cfg, grants)
+	if err != nil {
+		return nil, err
+	}
+	return []func(*specs.Spec) error{edit}, nil
 }
 
 // noDevices is why a container cannot be started for want of its devices. Trying

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/job"
@@ -23,6 +21,7 @@ import (
 type host struct {
 	cfg      Config
 	networks networks
+	machine  func() machine // probed when first needed
 
 	mu     sync.Mutex
 	client *containerd.Client // nil until first needed
@@ -42,7 +41,8 @@ type storeKey struct {
 func newHost(cfg Config) *host {
 	return &host{
 		cfg: cfg, networks: networks{cfg.CNIConfDir, cfg.CNIPluginDirs},
-		stores: make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account), loaded: make(map[string]job.Model),
+		machine: sync.OnceValue(func() machine { return probeMachine(cfg.Log) }),
+		stores:  make(map[storeKey]*image.Store), accounts: make(map[accountKey]oci.Account), loaded: make(map[string]job.Model),
 	}
 }
 
@@ -126,15 +126,4 @@ func (h *host) close() error {
 		errs = append(errs, client.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// facts is what the machine can do.
-func facts() oci.Host {
-	const hierarchies = "/sys/fs/cgroup"
-	var fs unix.Statfs_t
-	if unix.Statfs(hierarchies, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		return oci.Host{Unified: true, SwapLimit: true}
-	}
-	_, err := os.Stat(hierarchies + "/memory/memory.memsw.limit_in_bytes")
-	return oci.Host{SwapLimit: err == nil}
 }

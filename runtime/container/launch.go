@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -16,7 +14,6 @@ import (
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	records "github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -25,19 +22,40 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/image/containerderr"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shim"
 )
 
-// leaseTime bounds how long what is half made is kept from containerd's garbage
-// collection, should the daemon not live to say that it is whole.
-const leaseTime = 10 * time.Minute
+// How long one call of containerd may take.
+const (
+	// snapshotTime is for snapshotters that copy the image's files (native,
+	// devmapper, blockfile).
+	snapshotTime = 15 * time.Minute
+	// createTime is for the runtime and the hooks it calls: each GPU without
+	// persistence mode takes seconds to wake.
+	createTime = 5 * time.Minute
+	// callTime is for what takes a moment.
+	callTime = time.Minute
+	// abandonTime is how long a call goes on that nobody waits for any more. A
+	// call that is cancelled may be served all the same, after what it makes has
+	// been looked for in vain, and a runtime that is killed half-way leaves half
+	// a container: most calls end within it.
+	abandonTime = 20 * time.Second
+)
 
-// launchTime is how long containerd and the container runtime may take to make a
-// container.
-const launchTime = time.Minute
+// errTooSlow is why a call of containerd was given up.
+var errTooSlow = errors.New("containerd took too long")
+
+// uninterrupted returns a context for a call of containerd that is better not
+// broken off: it ends after limit, and abandonTime after ctx has ended.
+func uninterrupted(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	call, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, errTooSlow)
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abandonTime, cancel) })
+	return call, func() { stop(); cancel() }
+}
 
 // Launch makes snapshot, container and task and has the shim watch the task's
 // process before it begins.
@@ -58,103 +76,140 @@ func (c *containers) Launch(ctx context.Context, up func() (*shim.Handle, error)
 	return nil
 }
 
+// launch is the sequence: snapshot, spec, container, task, shim, network, start.
+// What it has made when it fails is left to Clean.
 func (c *containers) launch(ctx context.Context, client *containerd.Client, img image.Image, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	id := spec.Container.ID
-	// A call that is cancelled may be served all the same, after what it made
-	// has been looked for in vain; a runtime that is killed in the middle leaves
-	// half a container. So each step is taken whole, or not at all.
-	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), launchTime)
-	defer cancel()
-	leased, release, err := client.WithLease(whole, leases.WithID(id), leases.WithExpiration(leaseTime),
-		leases.WithLabels(labels(c.cfg.Node, spec)))
+	mounts, err := c.snapshot(ctx, client, img, spec)
 	if err != nil {
-		return fmt.Errorf("lease: %w", err)
+		return fmt.Errorf("snapshot: %w", err)
 	}
-	var releasing sync.WaitGroup
-	let := sync.OnceFunc(func() { releasing.Go(func() { _ = release(whole) }) }) // else it expires
-	defer releasing.Wait()
-	defer let()
-
-	var h *shim.Handle
-	var mounts []mount.Mount
-	var composed *specs.Spec
-	var pid int
-	for _, step := range []func() error{
-		func() (err error) {
-			mounts, err = client.SnapshotService(spec.Container.Snapshotter).Prepare(leased, id, img.ChainID.String(),
-				snapshots.WithLabels(labels(c.cfg.Node, spec)))
-			return about("snapshot", err)
-		},
-		func() (err error) {
-			composed, err = c.compose(ctx, client, img, folder, spec, runtime.TraceOf(ctx))
-			return err
-		},
-		func() error { return about("container", c.create(leased, client, img, composed, spec)) },
-		func() error {
-			let() // the container holds the snapshot now
-			response, err := client.TaskService().Create(whole, &tasks.CreateTaskRequest{
-				ContainerID: id, Rootfs: protoMounts(mounts),
-				Stdout: filepath.Join(folder, shim.Stdout), Stderr: filepath.Join(folder, shim.Stderr),
-			})
-			if err != nil {
-				return about("task", errgrpc.ToNative(err))
-			}
-			pid = int(response.Pid)
-			if h, err = up(); err != nil {
-				return err
-			}
-			return about("shim", h.Watch(ctx, pid))
-		},
-		func() error {
-			if !spec.Container.CNI {
-				return nil
-			}
-			return about("network", c.host.networks.connect(whole, cniCache(folder), id, pid))
-		},
-		func() error {
-			_, err := client.TaskService().Start(whole, &tasks.StartRequest{ContainerID: id})
-			if err != nil {
-				return about("start", errgrpc.ToNative(err))
-			}
-			return about("shim", h.Begun(ctx))
-		},
-	} {
-		if err := ctx.Err(); err != nil {
-			return err
+	composed, err := c.compose(ctx, client, img, folder, spec, runtime.TraceOf(ctx))
+	if err != nil {
+		return err
+	}
+	if err := c.create(ctx, client, img, composed, spec); err != nil {
+		return fmt.Errorf("container: %w", err)
+	}
+	pid, err := createTask(ctx, client, mounts, folder, id)
+	if err != nil {
+		return fmt.Errorf("task: %w", err)
+	}
+	handle, err := up()
+	if err != nil {
+		return err
+	}
+	if err := handle.Watch(ctx, pid); err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	if spec.Container.CNI {
+		if err := c.connectNetwork(ctx, folder, id, pid); err != nil {
+			return fmt.Errorf("network: %w", err)
 		}
-		if err := step(); err != nil {
-			return err
-		}
+	}
+	if err := startTask(ctx, client, id); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	if err := handle.Begun(ctx); err != nil {
+		return fmt.Errorf("shim: %w", err)
 	}
 	return nil
 }
 
-func about(what string, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+// labelRoot keeps a snapshot from containerd's garbage collection until the
+// container refers to it. A daemon that is killed before that leaves it to the
+// sweep.
+const labelRoot = "containerd.io/gc.root"
+
+// snapshot makes the container's files.
+func (c *containers) snapshot(ctx context.Context, client *containerd.Client, img image.Image, spec shim.Spec) ([]mount.Mount, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	return nil
+	call, cancel := uninterrupted(ctx, snapshotTime)
+	defer cancel()
+	held := labels(c.cfg.Node, spec)
+	held[labelRoot] = time.Now().UTC().Format(time.RFC3339)
+	mounts, err := client.SnapshotService(spec.Container.Snapshotter).Prepare(call, spec.Container.ID, img.ChainID.String(), snapshots.WithLabels(held))
+	return mounts, tooSlow(call, err)
 }
 
 // create makes the container's record.
 func (c *containers) create(ctx context.Context, client *containerd.Client, img image.Image, composed *specs.Spec, spec shim.Spec) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	encoded, err := typeurl.MarshalAny(composed)
 	if err != nil {
 		return err
 	}
-	info, err := c.options.runtimeInfo()
+	info, err := c.options.runtimeInfo(c.host.machine().systemd)
 	if err != nil {
 		return err
 	}
-	_, err = client.ContainerService().Create(ctx, records.Container{
+	call, cancel := uninterrupted(ctx, callTime)
+	defer cancel()
+	_, err = client.ContainerService().Create(call, records.Container{
 		ID: spec.Container.ID, Labels: labels(c.cfg.Node, spec), Image: img.Reference,
 		Runtime: info, Spec: encoded, Snapshotter: spec.Container.Snapshotter, SnapshotKey: spec.Container.ID,
 	})
-	return err
+	return tooSlow(call, err)
 }
 
-// resolvConf is how this machine finds other hosts by name.
-const resolvConf = "/etc/resolv.conf"
+// createTask has the runtime make the container, whose first process waits to be
+// started, and returns that process.
+func createTask(ctx context.Context, client *containerd.Client, mounts []mount.Mount, folder, id string) (pid int, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	call, cancel := uninterrupted(ctx, createTime)
+	defer cancel()
+	response, err := client.TaskService().Create(call, &tasks.CreateTaskRequest{
+		ContainerID: id, Rootfs: protoMounts(mounts),
+		Stdout: filepath.Join(folder, shim.Stdout), Stderr: filepath.Join(folder, shim.Stderr),
+	})
+	if err != nil {
+		return 0, tooSlow(call, errgrpc.ToNative(err))
+	}
+	return int(response.Pid), nil
+}
+
+// startTask lets the container's first process begin.
+func startTask(ctx context.Context, client *containerd.Client, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	call, cancel := uninterrupted(ctx, createTime)
+	defer cancel()
+	_, err := client.TaskService().Start(call, &tasks.StartRequest{ContainerID: id})
+	return tooSlow(call, errgrpc.ToNative(err))
+}
+
+// connectNetwork gives the container its network, and the name servers that come
+// with it.
+func (c *containers) connectNetwork(ctx context.Context, folder, id string, pid int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	call, cancel := uninterrupted(ctx, callTime)
+	defer cancel()
+	dns, err := c.host.networks.connect(call, cniCache(folder), id, pid)
+	if err != nil {
+		return tooSlow(call, err)
+	}
+	if len(dns.Nameservers) == 0 {
+		return nil
+	}
+	return os.WriteFile(resolvConfOf(folder), formatResolvConf(dns), 0o644) // in place: it is mounted
+}
+
+// tooSlow returns err, or errTooSlow where that is why the call ended.
+func tooSlow(call context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(call), errTooSlow) {
+		return errTooSlow
+	}
+	return err
+}
 
 // cniCache is where what CNI's plugins said is kept, below a life's folder.
 func cniCache(folder string) string { return filepath.Join(folder, "cni") }
@@ -175,8 +230,8 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	}
 	cfg := oci.Config{
 		Image: img.Config.Config, Options: options, AllowedMounts: allowed,
-		DataDir: c.dataDir, Hostname: hostname(c.sheep), CgroupPath: "/" + shim.GroupName(spec.Life),
-		Host: facts(),
+		DataDir: c.dataDir, Hostname: hostname(c.sheep), CgroupPath: cgroupPath(c.host.machine(), c.options.hasRuncOptions(), spec.Life),
+		Host: c.host.machine().Host,
 	}
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
@@ -193,7 +248,10 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 		cfg.Hosts, cfg.ResolvConf = "/etc/hosts", resolvConf
 	default:
 		if options.Network == oci.NetworkCNI {
-			cfg.ResolvConf = resolvConf
+			cfg.ResolvConf = resolvConfOf(folder)
+			if err := writeResolvConf(cfg.ResolvConf, resolvConf, resolvedConf); err != nil {
+				return nil, err
+			}
 		}
 		cfg.Hosts = filepath.Join(folder, "hosts")
 		if err := os.WriteFile(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n"), 0o644); err != nil {
@@ -208,27 +266,49 @@ func hostname(sheep string) string {
 	return strings.Trim(strings.NewReplacer("_", "-", ".", "-").Replace(sheep), "-")
 }
 
-// runtimeInfo is containerd's name for the runtime.
-func (o *Options) runtimeInfo() (records.RuntimeInfo, error) {
-	const runc = "io.containerd.runc.v2"
-	binary := ""
-	switch name := o.Runtime; {
-	case name == "" || name == "runc":
-		return records.RuntimeInfo{Name: runc}, nil
-	case name == "gvisor" || name == "runsc":
-		return records.RuntimeInfo{Name: "io.containerd.runsc.v1"}, nil
-	case name == "nvidia":
-		binary = "nvidia-container-runtime"
-	case strings.HasPrefix(name, "io."):
-		return records.RuntimeInfo{Name: name}, nil
+// The names of runtimes to containerd.
+const (
+	runcRuntime   = "io.containerd.runc.v2"
+	gvisorRuntime = "io.containerd.runsc.v1"
+)
+
+// runtimeName returns containerd's name for the runtime, and the program that it
+// calls where that is not runc.
+func (o *Options) runtimeName() (name, binary string) {
+	switch r := o.Runtime; {
+	case r == "" || r == "runc":
+		return runcRuntime, ""
+	case r == "gvisor" || r == "runsc":
+		return gvisorRuntime, ""
+	case r == "nvidia":
+		return runcRuntime, "nvidia-container-runtime"
+	case strings.HasPrefix(r, "io."):
+		return r, ""
 	default:
-		binary = name
+		return runcRuntime, r
 	}
-	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: binary})
+}
+
+// hasRuncOptions reports whether the runtime is told what runc is told.
+func (o *Options) hasRuncOptions() bool {
+	name, _ := o.runtimeName()
+	return name == runcRuntime
+}
+
+// runtimeInfo is the runtime as containerd is told of it. With systemd it has
+// systemd make the container's cgroup.
+func (o *Options) runtimeInfo(systemd bool) (records.RuntimeInfo, error) {
+	name, binary := o.runtimeName()
+	info := records.RuntimeInfo{Name: name}
+	if name != runcRuntime || binary == "" && !systemd {
+		return info, nil
+	}
+	options, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: binary, SystemdCgroup: systemd})
 	if err != nil {
 		return records.RuntimeInfo{}, err
 	}
-	return records.RuntimeInfo{Name: runc, Options: options}, nil
+	info.Options = options
+	return info, nil
 }
 
 func protoMounts(mounts []mount.Mount) []*types.Mount {
@@ -242,9 +322,6 @@ func protoMounts(mounts []mount.Mount) []*types.Mount {
 // explain turns what a start ended with into words.
 func (c *containers) explain(spec shim.Spec, err error) error {
 	text := err.Error()
-	has := func(parts ...string) bool {
-		return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(text, p) })
-	}
 	class := classOf(err)
 	var field *runtime.FieldError
 	var option *oci.OptionError
@@ -254,10 +331,12 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 		class = load.Class
 	case errors.As(err, &field), errors.As(err, &option):
 		class = errdefs.ErrFailedPrecondition
-	case has("no space left on device", "disk quota exceeded"):
+	case errors.Is(err, errTooSlow):
+		class = errdefs.ErrUnavailable
+	case containerderr.DiskFull(err):
 		text = "the disk is full: " + text
 		class = errdefs.ErrResourceExhausted
-	case has("cannot allocate memory", "resource temporarily unavailable", "too many open files"):
+	case containerderr.ShortOfResources(err):
 		class = errdefs.ErrUnavailable
 	case errdefs.IsNotFound(err) && strings.HasPrefix(text, "snapshot:"):
 		text = "its image was removed meanwhile"
@@ -265,6 +344,9 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		text = "containerd cannot be reached (" + text + "); check whether it is running (systemctl status containerd)"
 		class = errdefs.ErrUnavailable
+	case containerderr.NoProgram(err):
+		text = "the image does not have the program that its command names, or its interpreter: " + text + "; set the sheep's command, or build the image anew"
+		class = errdefs.ErrFailedPrecondition
 	case class == errdefs.ErrUnknown || class == errdefs.ErrNotFound || class == errdefs.ErrInvalidArgument:
 		class = errdefs.ErrFailedPrecondition
 	}

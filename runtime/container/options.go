@@ -39,6 +39,7 @@ type Options struct {
 	CPUs     float64               `yaml:"cpus"`
 	Pids     int64                 `yaml:"pids"`
 	ShmSize  size.Bytes            `yaml:"shm_size"`
+	OOMGroup bool                  `yaml:"oom_group"`
 	Tmpfs    map[string]size.Bytes `yaml:"tmpfs"`
 	ReadOnly bool                  `yaml:"read_only"`
 	User     string                `yaml:"user"`
@@ -163,7 +164,7 @@ func split(err error) []error {
 // each container anew.
 func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 	spec := oci.Options{
-		Memory: int64(o.Memory), CPUs: o.CPUs, Pids: o.Pids, ShmSize: int64(o.ShmSize),
+		Memory: int64(o.Memory), CPUs: o.CPUs, Pids: o.Pids, ShmSize: int64(o.ShmSize), OOMGroup: o.OOMGroup,
 		ReadOnly: o.ReadOnly, User: o.User, Command: o.Command, Args: o.Args, Network: oci.Network(o.Network),
 		Env: map[string]string{}, Ulimits: map[string]oci.Ulimit{},
 	}

@@ -8,9 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -102,9 +104,15 @@ type Config struct {
 	Observe []runtime.Event
 	// Check, when set, decides whether a model can be a sheep's at all.
 	Check func(m job.Model) error
+	// Find, when set, decides whether the sheep has a model.
+	Find func(m job.Model) error
 	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
 	// at once.
 	Start func(ctx context.Context, m job.Model) error
+	// Deaf, when set, says that a model's runners never take jobs.
+	Deaf func(m job.Model) bool
+	// Log is what the runners have written; where it is empty, sheep keep no log.
+	Log string
 	// Stubborn, when set, says that a model's runners do not end when they are
 	// told to, and have to be killed.
 	Stubborn func(m job.Model) bool
@@ -126,7 +134,19 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 	if err := decode(&options); err != nil {
 		return nil, err
 	}
-	return &sheep{name: name, cfg: d.cfg}, nil
+	s := &sheep{name: name, cfg: d.cfg}
+	if d.cfg.Log != "" {
+		return &loggingSheep{s}, nil
+	}
+	return s, nil
+}
+
+// loggingSheep is a sheep that keeps what its runners write.
+type loggingSheep struct{ *sheep }
+
+// Logs opens Config.Log.
+func (s *loggingSheep) Logs(context.Context, job.LogQuery) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(s.cfg.Log)), nil
 }
 
 type sheep struct {
@@ -172,6 +192,14 @@ func (s *sheep) CheckModel(m job.Model) error {
 	return s.cfg.Check(m)
 }
 
+// FindModel asks Config.Find.
+func (s *sheep) FindModel(m job.Model) error {
+	if s.cfg.Find == nil {
+		return nil
+	}
+	return s.cfg.Find(m)
+}
+
 func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	s.mu.Lock()
 	l := s.life
@@ -192,11 +220,19 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	s.life = l
 	detach := make(chan struct{})
 	s.detach = detach
-	c := &conn{life: l, handle: s.cfg.Handle, closed: make(chan struct{})}
+	deaf := s.cfg.Deaf != nil && s.cfg.Deaf(l.model)
+	handle := s.cfg.Handle
+	if deaf {
+		handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}
+	c := &conn{life: l, handle: handle, closed: make(chan struct{})}
 	s.conn = c
 	s.mu.Unlock()
 
-	observe(runtime.Event{Stage: runtime.Starting, PID: l.pid})
+	observe(runtime.Event{Stage: runtime.Starting, PID: l.pid, Text: "waiting for port 9999"})
 	if fresh && s.cfg.Start != nil {
 		if err := s.cfg.Start(ctx, l.model); err != nil {
 			if exit, ok := err.(*runtime.Exit); ok {
@@ -204,7 +240,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 			}
 		}
 	}
-	if l.alive() {
+	if l.alive() && !deaf {
 		observe(runtime.Event{Stage: runtime.Connected})
 	}
 	var err error

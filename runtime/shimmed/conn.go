@@ -25,7 +25,11 @@ type conn struct {
 	own     *remains           // once the runner has ended
 }
 
-var _ messenger.Conn = (*conn)(nil)
+var (
+	_ messenger.Conn        = (*conn)(nil)
+	_ messenger.EventSource = (*conn)(nil)
+	_ messenger.Canceller   = (*conn)(nil)
+)
 
 func newConn(h *shim.Handle, dataRoot string, earlier []*remains) *conn {
 	c := &conn{handle: h, dataRoot: dataRoot, earlier: earlier, settled: make(chan struct{})}
@@ -64,6 +68,14 @@ func (c *conn) Recv(ctx context.Context) (messenger.Answer, error) {
 	c.mu.Unlock()
 	return c.handle.Recv(ctx)
 }
+
+// RecvEvent waits for an event of the runner. See messenger.EventSource.
+func (c *conn) RecvEvent(ctx context.Context) (messenger.Event, error) {
+	return c.handle.RecvEvent(ctx)
+}
+
+// Cancel asks the runner to give a job up. See messenger.Canceller.
+func (c *conn) Cancel(ctx context.Context, id job.ID) error { return c.handle.Cancel(ctx, id) }
 
 // Ack works for answers that came before the end even after it: they are in the
 // folder then.

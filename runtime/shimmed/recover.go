@@ -68,7 +68,14 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		}
 		return nil
 	case !errdefs.IsNotFound(err):
-		s.log.Warn("A shim does not answer; killing it and its runner", "error", err)
+		// It is frozen, or the machine is busy; its runner may have worked for
+		// hours.
+		h, resumeErr := shim.Resume(folder, s.log)
+		if resumeErr == nil {
+			s.log.Warn("A shim does not answer; its runner is taken up as its files describe it", "error", err)
+			return s.takeUp(h, folder)
+		}
+		s.log.Warn("A shim that has started no runner does not answer; killing it", "error", err)
 		if err := shim.Kill(folder); err != nil {
 			return err
 		}

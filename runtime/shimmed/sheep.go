@@ -99,6 +99,7 @@ type Sheep struct {
 	found  *found        // by Recover, until the next Run
 	past   []*remains    // lives that have ended and are not settled
 	conn   *conn         // of the present or last Run
+	taken  string        // the folder of a life that another daemon took over
 	detach chan struct{} // closed by Detach; nil without a Run
 }
 
@@ -109,6 +110,7 @@ var (
 	_ runtime.Owner     = (*Sheep)(nil)
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
+	_ runtime.ModelFinder  = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -144,6 +146,15 @@ type found struct {
 	handle *shim.Handle
 	folder string
 	model  job.Model
+	port   int // where its runner listens; 0 where an earlier daemon started it
+}
+
+// waitingFor says what is missing until the runner takes jobs.
+func (f *found) waitingFor() string {
+	if f.port == 0 {
+		return "waiting for the runner to take jobs"
+	}
+	return fmt.Sprintf("waiting for port %d", f.port)
 }
 
 // Load makes the model ready to start. See runtime.Sheep.
@@ -170,6 +181,14 @@ func (s *Sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 func (s *Sheep) CheckModel(m job.Model) error {
 	if c, ok := s.cfg.Type.(runtime.ModelChecker); ok {
 		return c.CheckModel(m)
+	}
+	return nil
+}
+
+// FindModel asks the sheep's Type, where that knows. See runtime.ModelFinder.
+func (s *Sheep) FindModel(m job.Model) error {
+	if f, ok := s.cfg.Type.(runtime.ModelFinder); ok {
+		return f.FindModel(m)
 	}
 	return nil
 }
@@ -223,6 +242,9 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 		earlier = slices.Clone(s.past)
 	}
 	s.mu.Unlock()
+	if err := s.checkTaken(); err != nil {
+		return nil, nil, err
+	}
 	if life != nil && (model == nil || *model == life.model) {
 		return life, earlier, nil
 	}
@@ -238,6 +260,31 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	s.tidy()
 	life, err := s.start(ctx, *model)
 	return life, earlier, err
+}
+
+// checkTaken refuses to start a second runner beside one that another daemon has
+// taken over.
+func (s *Sheep) checkTaken() error {
+	s.mu.Lock()
+	taken := s.taken
+	s.mu.Unlock()
+	if taken == "" {
+		return nil
+	}
+	alive, err := shim.Alive(taken)
+	if err != nil {
+		return err
+	}
+	if alive {
+		return &runtime.LoadError{
+			Message: fmt.Sprintf("another daemon has taken over the runner of sheep `%s`; stop that daemon, or give this one a state directory of its own", s.cfg.Name),
+			Class:   errdefs.ErrUnavailable,
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken = ""
+	return nil
 }
 
 // start starts a shim and its runner.
@@ -284,7 +331,7 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 		}
 		return nil, failedStart(ctx, launched)
 	}
-	return &found{handle: h, folder: folder, model: m}, nil
+	return &found{handle: h, folder: folder, model: m, port: spec.Port}, nil
 }
 
 // failedStart says what became of a start.
@@ -307,7 +354,7 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 	var overdue <-chan time.Time
 	begun := func() {
 		started, connected = nil, h.Connected()
-		observe(runtime.Event{Stage: runtime.Starting, PID: h.PID(), Text: "started with model " + life.model.String()})
+		observe(runtime.Event{Stage: runtime.Starting, PID: h.PID(), Text: life.waitingFor()})
 	}
 	for {
 		select {
@@ -357,7 +404,10 @@ func (s *Sheep) conclude(life *found, c *conn) error {
 	exit, r, err := s.bury(life.handle, life.folder)
 	if errors.Is(err, shim.ErrSuperseded) {
 		life.handle.Detach()
-		return fmt.Errorf("%w: %w", runtime.ErrDetached, err)
+		s.mu.Lock()
+		s.taken = life.folder
+		s.mu.Unlock()
+		return fmt.Errorf("%w: %w", runtime.ErrSuperseded, err)
 	}
 	if err != nil {
 		life.handle.Detach()

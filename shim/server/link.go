@@ -75,7 +75,7 @@ func (s *server) talk(dialing, receiving context.Context) {
 				s.log.Info("the connection to the runner has ended", "error", ended)
 				break
 			}
-			s.answered(frame)
+			s.received(frame)
 		}
 		s.disconnect()
 		_ = conn.Close()
@@ -92,6 +92,7 @@ func (s *server) connect(conn Conn) {
 	if !s.connected {
 		s.connected = true
 		s.session.send(&shim.Message{Kind: shim.KindConnected})
+		s.session.event(shim.Event{Kind: messenger.EventReady, Time: time.Now()})
 	}
 	s.forward()
 }

@@ -1,27 +1,23 @@
 package server
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/bounded"
+	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/shim"
 )
 
-const (
-	tailSize  = 8 << 10 // how much of the runner's output is kept in memory
-	lastLines = 10      // how many lines of it are reported, at most
-	lastBytes = 2 << 10 // and how many bytes
-)
+// tailSize is how much of each stream's end is kept in memory, in bytes.
+const tailSize = 32 << 10
 
 // output takes what the runner writes to files, through pipes: so its end is
 // known here, and a log can be rotated without the runner knowing. Memory does
@@ -39,20 +35,22 @@ type output struct {
 	err tail
 }
 
-// together is how close in time words on both streams count as said at once: a
-// pipe each keeps no order between them, and of what is said at once the cause is
-// on stderr.
+// together is how close in time writes to both streams count as simultaneous:
+// two pipes keep no order between them, and of what is written at once the cause
+// is on stderr.
 const together = time.Second
 
 // tail is the end of one stream.
 type tail struct {
-	text []byte
+	text *bounded.Tail
 	at   time.Time // when the last of it came
 }
 
+func newTail() tail { return tail{text: bounded.NewTail(tailSize)} }
+
 // openOutput opens the files and begins to copy.
 func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
-	o := &output{log: log}
+	o := &output{log: log, out: newTail(), err: newTail()}
 	defer func() {
 		if err != nil {
 			o.started()
@@ -100,7 +98,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 // copy from them. Each is held open for writing, too, until started is called:
 // the other side must have opened it by then.
 func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err error) {
-	o := &output{log: log}
+	o := &output{log: log, out: newTail(), err: newTail()}
 	defer func() {
 		if err != nil {
 			o.started()
@@ -162,17 +160,7 @@ func (o *output) copy(r *os.File, w io.Writer, end *tail) {
 // note keeps the end of the stream.
 func (t *tail) note(p []byte, now time.Time) {
 	t.at = now
-	if t.text == nil {
-		t.text = make([]byte, 0, 2*tailSize)
-	}
-	if len(p) > tailSize {
-		p = p[len(p)-tailSize:]
-	}
-	if len(t.text)+len(p) > cap(t.text) {
-		n := copy(t.text, t.text[len(t.text)-tailSize:])
-		t.text = t.text[:n]
-	}
-	t.text = append(t.text, p...)
+	_, _ = t.text.Write(p) // never fails
 }
 
 // started closes the runner's ends here: it has its own.
@@ -185,7 +173,8 @@ func (o *output) started() {
 }
 
 // last waits until the pipes have ended, as they do with the runner's last
-// process, and returns the end of what came through them.
+// process, and returns the last lines of what came through them; see
+// logtext.Tail.
 func (o *output) last() string {
 	deadline := time.Now().Add(time.Second)
 	for _, r := range o.pipes {
@@ -198,27 +187,7 @@ func (o *output) last() string {
 	if o.out.at.Sub(o.err.at) > together {
 		first, then = then, first
 	}
-	said := bytes.TrimSpace(first.text)
-	if len(said) > 0 && len(then.text) > 0 {
-		said = append(slices.Clone(said), '\n')
-	}
-	return lastOf(append(said, then.text...))
-}
-
-// lastOf returns the last few lines of a text.
-func lastOf(text []byte) string {
-	text = bytes.TrimSpace(text)
-	if len(text) > lastBytes {
-		text = text[len(text)-lastBytes:]
-	}
-	for at, lines := len(text), 0; at >= 0; lines++ {
-		if lines == lastLines {
-			text = text[at+1:]
-			break
-		}
-		at = bytes.LastIndexByte(text[:at], '\n')
-	}
-	return strings.ToValidUTF8(string(text), "\ufffd")
+	return logtext.Tail(first.text.String() + "\n" + then.text.String())
 }
 
 func (o *output) close() {

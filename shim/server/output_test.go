@@ -85,19 +85,6 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-func TestMemoryOfOutputIsBounded(t *testing.T) {
-	var end tail
-	line := []byte(strings.Repeat("x", 99) + "\n")
-	for range 10_000 {
-		end.note(line, time.Now())
-	}
-	end.note(make([]byte, 10*tailSize), time.Now())
-	end.note([]byte("end"), time.Now())
-	if cap(end.text) != 2*tailSize || len(end.text) < tailSize || !strings.HasSuffix(string(end.text), "\x00end") {
-		t.Errorf("%d bytes of %d, ending in %q", len(end.text), cap(end.text), end.text[len(end.text)-4:])
-	}
-}
-
 // Of what was said at once, what stderr said comes last; what stdout said long
 // after it comes after it.
 func TestLastWords(t *testing.T) {
@@ -114,7 +101,7 @@ func TestLastWords(t *testing.T) {
 		{"", "err", 0, "err"},
 		{"", "", 0, ""},
 	} {
-		o := new(output)
+		o := &output{out: newTail(), err: newTail()}
 		if c.stdout != "" {
 			o.out.note([]byte(c.stdout), now.Add(c.later))
 		}
@@ -123,20 +110,6 @@ func TestLastWords(t *testing.T) {
 		}
 		if got := o.last(); got != c.want {
 			t.Errorf("%+v: last words %q", c, got)
-		}
-	}
-}
-
-func TestLastOf(t *testing.T) {
-	many := strings.Repeat("line\n", 50)
-	for _, c := range []struct{ text, want string }{
-		{"", ""}, {"\n\n", ""}, {"one", "one"}, {"one\ntwo\n\n", "one\ntwo"},
-		{many, strings.TrimSpace(strings.Repeat("line\n", lastLines))},
-		{strings.Repeat("é", lastBytes), strings.Repeat("é", lastBytes/2)},
-		{"a\xffb", "a\ufffdb"},
-	} {
-		if got := lastOf([]byte(c.text)); got != c.want {
-			t.Errorf("%.40q: got %.80q, want %.80q", c.text, got, c.want)
 		}
 	}
 }

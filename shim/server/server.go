@@ -72,6 +72,8 @@ type server struct {
 	pid       int      // the runner's
 	job       job.ID   // given and not answered
 	frame     []byte   // of job, until it has been sent
+	current   running  // of job
+	deadline  *time.Timer
 	answers   []shim.Answer
 	exit      *shim.Exit
 	orphan    *time.Timer
@@ -138,6 +140,8 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	s.mu.Lock()
 	s.orphan = time.AfterFunc(time.Hour, s.orphaned)
 	s.orphan.Stop()
+	s.deadline = time.AfterFunc(time.Hour, s.deadlinePassed)
+	s.deadline.Stop()
 	s.settleOrphan()
 	s.mu.Unlock()
 	running.Go(func() { s.accept(listener, &running) })
@@ -156,6 +160,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 
 	<-s.quit
 	s.orphan.Stop()
+	s.deadline.Stop()
 	listener.Close()
 	s.mu.Lock()
 	last := s.session
@@ -361,7 +366,9 @@ func (s *server) give(from *session, in messenger.Input) error {
 		return err
 	}
 	s.job, s.frame = in.JobID, frame
+	s.current = running{deadline: in.Deadline}
 	s.settleOrphan()
+	s.armDeadline(0)
 	s.changed()
 	s.forward()
 	return nil
@@ -383,11 +390,15 @@ func (s *server) forward() {
 	s.frame = nil
 }
 
-// answered takes a message of the runner. Only an answer to the job under way
-// counts; whatever else it is, it is dropped.
-func (s *server) answered(frame []byte) {
+// received takes a message of the runner: an answer, or an event, about the job
+// under way. Whatever else it is, it is dropped.
+func (s *server) received(frame []byte) {
 	a, err := messenger.DecodeAnswer(frame)
 	if err != nil {
+		if e, notEvent := messenger.DecodeEvent(frame); notEvent == nil {
+			s.event(e)
+			return
+		}
 		s.noise.warn("dropped a message of the runner", "error", err)
 		return
 	}
@@ -397,10 +408,19 @@ func (s *server) answered(frame []byte) {
 		s.noise.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
 		return
 	}
-	answer := shim.Answer{Job: a.JobID, Failure: a.Failure}
+	if s.current.overdue && a.Failure != nil {
+		a.Failure = timeoutFailure()
+	}
+	s.settleJob(shim.Answer{Job: a.JobID, Failure: a.Failure})
+}
+
+// settleJob keeps the answer to the job under way and tells it. The caller holds
+// s.mu.
+func (s *server) settleJob(answer shim.Answer) {
 	s.session.send(&shim.Message{Kind: shim.KindAnswer, Answer: &answer})
 	s.answers = append(s.answers, answer)
-	s.job = ""
+	s.job, s.frame, s.current = "", nil, running{}
+	s.deadline.Stop()
 	s.changed()
 }
 

@@ -16,12 +16,14 @@ import (
 
 // session is the connection of one daemon.
 type session struct {
-	conn *net.UnixConn
-	turn int // in the order of connecting
-	out  chan *shim.Message
-	over chan struct{} // closed by cut
-	once sync.Once
-	done chan struct{} // closed when the writer has ended
+	conn   *net.UnixConn
+	hello  shim.Hello
+	turn   int // in the order of connecting
+	out    chan *shim.Message
+	events *mailbox
+	over   chan struct{} // closed by cut
+	once   sync.Once
+	done   chan struct{} // closed when the writer has ended
 }
 
 // outbox is how many messages may wait for a daemon that does not read. There is
@@ -42,6 +44,24 @@ func (c *session) send(m *shim.Message) {
 	}
 }
 
+// event queues an event for a daemon that wants them; a nil session drops it.
+func (c *session) event(e shim.Event) {
+	if c != nil && c.hello.Has(shim.FeatureEvents) {
+		c.events.put(e)
+	}
+}
+
+// supersede ends the session because a newer one has begun, and says so.
+func (c *session) supersede() {
+	if !c.hello.Has(shim.FeatureSuperseded) {
+		c.cut()
+		return
+	}
+	_ = c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	c.send(&shim.Message{Kind: shim.KindSuperseded})
+	c.send(nil) // the writer ends there
+}
+
 // cut ends the session.
 func (c *session) cut() {
 	c.once.Do(func() {
@@ -58,19 +78,47 @@ func (c *session) drain() {
 	c.cut()
 }
 
+// write writes what is queued until the session ends. Events come after all else
+// that is queued, hello above all.
 func (c *session) write() {
 	defer close(c.done)
 	defer c.cut()
 	for {
+		var m *shim.Message
 		select {
-		case m := <-c.out:
-			if m == nil || shim.WriteMessage(c.conn, m) != nil {
+		case m = <-c.out:
+		default:
+			select {
+			case m = <-c.out:
+			case <-c.events.ready:
+				if !c.writeEvents() {
+					return
+				}
+				continue
+			case <-c.over:
 				return
 			}
-		case <-c.over:
+		}
+		if m == nil || shim.WriteMessage(c.conn, m) != nil {
 			return
 		}
 	}
+}
+
+// writeEvents writes the events there are. Where something else is queued, it is
+// first.
+func (c *session) writeEvents() bool {
+	for len(c.out) > 0 {
+		if m := <-c.out; m == nil || shim.WriteMessage(c.conn, m) != nil {
+			return false
+		}
+	}
+	for _, e := range c.events.take() {
+		if shim.WriteMessage(c.conn, &shim.Message{Kind: shim.KindEvent, Event: &e}) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // accept takes daemons' connections until the listener is closed.
@@ -113,7 +161,10 @@ func trusted(conn *net.UnixConn) bool {
 
 // serve serves one connection until it ends or a newer one supersedes it.
 func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
-	c := &session{conn: conn, turn: turn, out: make(chan *shim.Message, outbox), over: make(chan struct{}), done: make(chan struct{})}
+	c := &session{
+		conn: conn, turn: turn, out: make(chan *shim.Message, outbox), events: newMailbox(),
+		over: make(chan struct{}), done: make(chan struct{}),
+	}
 	defer c.cut()
 	stop := make(chan struct{})
 	defer close(stop)
@@ -131,6 +182,7 @@ func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
+	c.hello = *first.Hello
 	running.Go(c.write)
 	if !s.admit(c) {
 		return
@@ -172,12 +224,12 @@ func (s *server) admit(c *session) bool {
 		if s.session.turn > c.turn {
 			return false
 		}
-		s.session.cut()
+		s.session.supersede()
 	}
 	s.session = c
 	s.settleOrphan()
 	c.send(&shim.Message{Kind: shim.KindHello, Hello: &shim.Hello{
-		Version: shim.Version, Life: s.spec.Life, PID: os.Getpid(), RunnerPID: s.pid,
+		Version: shim.Version, Features: shim.Features(), Life: s.spec.Life, PID: os.Getpid(), RunnerPID: s.pid,
 		Connected: s.connected, Exited: s.exit != nil, Job: s.job, Answers: len(s.answers),
 	}})
 	for _, a := range s.answers {
@@ -186,6 +238,7 @@ func (s *server) admit(c *session) bool {
 	if s.exit != nil {
 		c.send(&shim.Message{Kind: shim.KindExit, Exit: s.exit})
 	}
+	s.tellEvents(c)
 	return true
 }
 
@@ -195,6 +248,7 @@ func (s *server) leave(c *session) {
 	if s.session == c {
 		s.session = nil
 		s.settleOrphan()
+		s.armDeadline(deadlinePatience)
 	}
 }
 
@@ -216,7 +270,9 @@ func (s *server) request(c *session, m *shim.Message, theirs int) {
 	case theirs != shim.Version:
 		err = &shim.VersionError{Shim: shim.Version, Daemon: theirs}
 	case m.Kind == shim.KindSend:
-		err = s.give(c, messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot})
+		err = s.give(c, messenger.Input{JobID: m.Job, IODataRoot: m.DataRoot, Deadline: m.Deadline})
+	case m.Kind == shim.KindCancel:
+		err = s.cancel(m.Job)
 	case m.Kind == shim.KindAck:
 		s.acknowledge(m.Job)
 	case m.Kind == shim.KindWatch:

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -26,18 +25,29 @@ type watched struct {
 	pidfd   *os.File
 	netns   *os.File // nil where it is ours
 	group   cgroup.Group
+	stop    unix.Signal // asks it to end
 	exited  chan struct{}
 	waiting sync.WaitGroup
 	killed  bool // by us
 }
 
 // openWatched opens the process, which must be there.
-func openWatched(pid int, group string, ownNetwork bool) (_ *watched, err error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+func openWatched(pid int, group string, c *shim.Container) (_ *watched, err error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil, fmt.Errorf("watch process %d of the container: container sheep need Linux 5.3 (pidfd_open)", pid)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
 	}
-	w := &watched{pidfd: os.NewFile(uintptr(fd), "pidfd"), exited: make(chan struct{})}
+	if err := unix.SetNonblock(fd, true); err != nil { // PIDFD_NONBLOCK is of Linux 5.10
+		unix.Close(fd)
+		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
+	}
+	w := &watched{pidfd: os.NewFile(uintptr(fd), "pidfd"), stop: unix.SIGTERM, exited: make(chan struct{})}
+	if c.StopSignal != 0 {
+		w.stop = unix.Signal(c.StopSignal)
+	}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -46,7 +56,7 @@ func openWatched(pid int, group string, ownNetwork bool) (_ *watched, err error)
 	if w.process, err = proc.Read(pid); err != nil {
 		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
 	}
-	if ownNetwork {
+	if c.OwnNetwork {
 		if w.netns, err = os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net"); err != nil {
 			return nil, fmt.Errorf("open the network namespace of process %d of the container: %w", pid, err)
 		}
@@ -104,31 +114,35 @@ func (w *watched) alive() bool {
 
 func (w *watched) oomKills() int { return w.group.OOMKills() }
 
-// terminate asks the process to end. The first process of a PID namespace is
-// sent no signal that it does not handle, so one that does not would only be
-// waited for in vain.
+// terminate asks the process to end. The kernel drops signals to the first process
+// of a PID namespace that it neither handles nor blocks, so one that does neither
+// would only be waited for in vain.
 func (w *watched) terminate() {
-	if !handles(w.process.PID, unix.SIGTERM) {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(w.process.PID) + "/status")
+	if err == nil && !receives(string(status), w.stop) {
 		w.kill()
 		return
 	}
-	w.signal(unix.SIGTERM)
+	w.signal(w.stop)
 }
 
-// handles reports whether a process has a handler for the signal, or what it
-// has cannot be seen.
-func handles(pid int, sig syscall.Signal) bool {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	if err != nil {
-		return true
-	}
-	for line := range strings.Lines(string(data)) {
-		if mask, ok := strings.CutPrefix(line, "SigCgt:"); ok {
-			caught, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-			return err != nil || caught&(1<<(sig-1)) != 0
+// receives reports whether the process with this /proc/PID/status receives the
+// signal: it has a handler, or has blocked it, as programs do that wait for signals
+// with sigwait(3) or signalfd(2). It does where the status does not tell.
+func receives(status string, sig unix.Signal) bool {
+	known := false
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		if name != "SigCgt" && name != "SigBlk" {
+			continue
 		}
+		set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+		if err != nil || set&(1<<(sig-1)) != 0 {
+			return true
+		}
+		known = true
 	}
-	return true
+	return !known
 }
 
 func (w *watched) kill() {
@@ -136,7 +150,7 @@ func (w *watched) kill() {
 	w.signal(unix.SIGKILL)
 }
 
-func (w *watched) signal(sig syscall.Signal) {
+func (w *watched) signal(sig unix.Signal) {
 	raw, err := w.pidfd.SyscallConn()
 	if err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
@@ -225,7 +239,7 @@ func (s *server) take(pid int) error {
 	if s.spec.Container == nil {
 		return errors.New("there is no container")
 	}
-	w, err := openWatched(pid, shim.GroupName(s.spec.Life), s.spec.Container.OwnNetwork)
+	w, err := openWatched(pid, shim.GroupName(s.spec.Life), s.spec.Container)
 	if err != nil {
 		return err
 	}

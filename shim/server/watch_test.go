@@ -246,14 +246,34 @@ func TestWatchedJob(t *testing.T) {
 	}
 }
 
-func TestHandles(t *testing.T) {
-	if !handles(os.Getpid(), unix.SIGSEGV) { // Go does
-		t.Error("this process does not handle SIGSEGV")
+func TestReceives(t *testing.T) {
+	const status = "Name:\tx\nSigPnd:\t0000000000000000\nSigBlk:\t%s\nSigIgn:\t%s\nSigCgt:\t%s\nCapInh:\t0000000000000000\n"
+	const none, term, int2, rt34 = "0000000000000000", "0000000000004000", "0000000000000002", "0000000200000000"
+	for _, c := range []struct {
+		name                     string
+		blocked, ignored, caught string
+		sig                      unix.Signal
+		want                     bool
+	}{
+		{"nothing", none, none, none, unix.SIGTERM, false},
+		{"a handler", none, none, term, unix.SIGTERM, true},
+		{"blocked and waited for, as tini does", term, none, none, unix.SIGTERM, true},
+		{"ignored", none, term, none, unix.SIGTERM, false},
+		{"another's handler", none, none, int2, unix.SIGTERM, false},
+		{"a handler for the image's signal", none, none, int2, unix.SIGINT, true},
+		{"a real-time signal", rt34, none, none, 34, true},
+		{"the highest signal", none, none, "8000000000000000", 64, true},
+		{"nonsense", "x", none, none, unix.SIGTERM, true},
+	} {
+		if got := receives(fmt.Sprintf(status, c.blocked, c.ignored, c.caught), c.sig); got != c.want {
+			t.Errorf("%s: got %v", c.name, got)
+		}
 	}
-	if handles(os.Getpid(), unix.SIGKILL) {
-		t.Error("this process handles SIGKILL")
+	if !receives("", unix.SIGTERM) {
+		t.Error("where the status does not tell, the signal is sent")
 	}
-	if !handles(1<<22+1, unix.SIGTERM) {
-		t.Error("of a process that is not there it is not known")
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil || !receives(string(own), unix.SIGSEGV) || receives(string(own), unix.SIGKILL) {
+		t.Errorf("a Go program handles SIGSEGV and not SIGKILL: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -37,7 +38,16 @@ func BenchmarkSmall(b *testing.B) {
 		n, dir := 0, b.TempDir()
 		cpu(b, func() error {
 			n++
-			_, err := store.Stage(b.Context(), "bench", filepath.Join(dir, fmt.Sprint(n)), 0)
+			path := filepath.Join(dir, fmt.Sprint(n))
+			if err := os.Mkdir(path, 0o755); err != nil {
+				return err
+			}
+			root, err := os.OpenRoot(path)
+			if err != nil {
+				return err
+			}
+			defer root.Close()
+			_, err = store.Stage(b.Context(), "bench", root, storage.Options{})
 			return err
 		})
 	})
@@ -58,7 +68,7 @@ func BenchmarkLarge(b *testing.B) {
 	sparse(b, filepath.Join(dir, "outputs/large"), gib)
 	b.Run("Collect", func(b *testing.B) {
 		b.SetBytes(gib)
-		cpu(b, func() error { return store.Collect(b.Context(), "bench", dir, false) })
+		cpu(b, func() error { _, err := store.Collect(b.Context(), "bench", openRoot(b, dir), false); return err })
 	})
 	file, err := os.Open(filepath.Join(dir, "outputs/large"))
 	fatalB(b, err)
@@ -70,7 +80,7 @@ func BenchmarkLarge(b *testing.B) {
 			if err := os.RemoveAll(filepath.Join(dir, "inputs")); err != nil {
 				return err
 			}
-			_, err := store.Stage(b.Context(), "bench", dir, 0)
+			_, err := store.Stage(b.Context(), "bench", openRoot(b, dir), storage.Options{})
 			return err
 		})
 	})

@@ -4,88 +4,116 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
-// Collect copies dir/outputs/ to outputs/. Earlier files go, with replace, when
+// Collect copies dir's outputs/ to outputs/. Earlier files go, with replace, when
 // all new ones are there. A working directory without outputs has none.
-func (s *Store) Collect(ctx context.Context, id job.ID, dir string, replace bool) error {
+func (s *Store) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (storage.Collected, error) {
 	if err := s.CheckID(id); err != nil {
-		return err
+		return storage.Collected{}, err
 	}
-	kept, err := s.collect(ctx, id, dir, replace)
+	c := &collection{store: s, id: id, slots: make(slots, s.parallel)}
+	if replace {
+		c.stored = make(map[string]bool)
+	}
+	err := c.run(ctx, dir)
 	if err == nil && replace {
-		err = s.removeFiles(ctx, id, job.OutputDir+"/", func(name string) bool { return !kept[name] })
+		err = s.removeFiles(ctx, id, job.OutputDir+"/", func(name string) bool { return !c.stored[name] })
 	}
 	if err != nil {
-		return fmt.Errorf("collect outputs of job %s: %w", id, err)
+		return storage.Collected{}, fmt.Errorf("collect outputs of job %s: %w", id, err)
+	}
+	c.done.Warnings = c.warnings.Texts()
+	return c.done, nil
+}
+
+// collection is one Collect under way.
+type collection struct {
+	store    *Store
+	id       job.ID
+	slots    slots
+	warnings workdir.Warnings
+
+	mu     sync.Mutex
+	done   storage.Collected
+	stored map[string]bool // names of what was sent; nil where nobody asks
+}
+
+func (c *collection) run(ctx context.Context, root *os.Root) error {
+	dir, err := workdir.Open(root, storage.Options{})
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(c.store.parallel)
+	enter := func(name string) error {
+		if err := within.Err(); err != nil {
+			return err
+		}
+		return checkName(name) // too deep is told here, before it is entered
+	}
+	walked := dir.Outputs(job.OutputDir, &c.warnings, enter, func(output workdir.Output) error {
+		if err := within.Err(); err != nil {
+			return err
+		}
+		bucket, key, err := c.store.key(c.id, output.Name)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error {
+			if err := c.send(within, output, bucket, key); err != nil {
+				return fmt.Errorf("%s: %w", output.Name, err)
+			}
+			return nil
+		})
+		return nil
+	})
+	sent := group.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case sent != nil: // walked may only say that this ended it
+		return sent
+	}
+	return walked
+}
+
+func (c *collection) send(ctx context.Context, output workdir.Output, bucket, key string) error {
+	file, size, err := output.Open()
+	if err != nil || file == nil {
+		return err
+	}
+	defer file.Close()
+	if err := c.store.putFile(ctx, bucket, key, localFile{file}, size, c.slots); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done.Files++
+	c.done.Bytes += size
+	if c.stored != nil {
+		c.stored[output.Name] = true
 	}
 	return nil
 }
 
-// collect sends the files and answers their names where remember says so.
-func (s *Store) collect(ctx context.Context, id job.ID, dir string, remember bool) (map[string]bool, error) {
-	tree, err := openTree(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer tree.Close()
-	names := make(map[string]bool)
-	group, within := errgroup.WithContext(ctx)
-	group.SetLimit(s.parallel)
-	slots := make(slots, s.parallel)
-	walked := tree.walk(job.OutputDir, func(name string, stat *unix.Stat_t) (bool, error) {
-		if err := within.Err(); err != nil {
-			return false, err
-		}
-		switch kind := stat.Mode & unix.S_IFMT; kind {
-		case unix.S_IFDIR:
-			return true, checkName(name) // too deep is told here, before it is entered
-		case unix.S_IFREG:
-		default:
-			return false, notRegular(name, kind)
-		}
-		bucket, key, err := s.key(id, name)
-		if err != nil {
-			return false, err
-		}
-		if remember {
-			names[name] = true
-		}
-		group.Go(func() error {
-			if err := s.collectFile(within, tree, name, bucket, key, slots); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			return nil
-		})
-		return false, nil
-	})
-	if errors.Is(walked, os.ErrNotExist) {
-		walked = nil // a working directory without outputs/
-	}
-	sent := group.Wait()
-	switch {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case sent != nil: // walked may only say that this ended it
-		return nil, sent
-	}
-	return names, walked
-}
+// localFile is a file of the working directory, whose errors say so.
+type localFile struct{ file *os.File }
 
-func (s *Store) collectFile(ctx context.Context, tree *tree, name, bucket, key string, slots slots) error {
-	file, size, err := tree.open(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it went away since its folder was read
+func (f localFile) ReadAt(p []byte, offset int64) (int, error) {
+	n, err := f.file.ReadAt(p, offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = workdir.Error(err)
 	}
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	return s.putFile(ctx, bucket, key, file, size, slots)
+	return n, err
 }

@@ -85,7 +85,7 @@ func TestFaults(t *testing.T) {
 			} {
 				broken(match)
 				dir := t.TempDir()
-				_, err := r.store.Stage(t.Context(), id, dir, 0)
+				_, err := r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 				fatal(t, err)
 				got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
 				if err != nil || !bytes.Equal(got, payload) {
@@ -102,7 +102,8 @@ func TestFaults(t *testing.T) {
 			}
 			for _, match := range steps {
 				broken(match)
-				fatal(t, r.store.Collect(t.Context(), id, dir, true))
+				_, err := r.store.Collect(t.Context(), id, openRoot(t, dir), true)
+				fatal(t, err)
 				r.has(t, id, "outputs/large", large)
 				fatal(t, r.raw.RemoveObject(t.Context(), string(id), "outputs/large", minio.RemoveObjectOptions{}))
 			}
@@ -186,7 +187,7 @@ func TestContinued(t *testing.T) {
 		r.proxy.Inject(testenv.CutBody, 1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
 		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
 		dir := t.TempDir()
-		_, err := r.store.Stage(t.Context(), id, dir, 0)
+		_, err := r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 		if !errdefs.IsUnavailable(err) {
 			t.Fatalf("Stage: %v", err)
 		}
@@ -201,7 +202,7 @@ func TestContinued(t *testing.T) {
 			}
 			return false
 		})
-		_, err = r.store.Stage(t.Context(), id, dir, 0)
+		_, err = r.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 		fatal(t, err)
 		if asked != "bytes=2097152-4194303" {
 			t.Errorf("the second Stage asks for %q", asked)
@@ -318,7 +319,7 @@ func TestOutage(t *testing.T) {
 	server.Start()
 	fatal(t, store.Ping(t.Context()))
 	fatal(t, store.Init(t.Context(), "during", []byte("payload")))
-	if _, err := store.Stage(t.Context(), "before", t.TempDir(), 0); err != nil {
+	if _, err := store.Stage(t.Context(), "before", openRoot(t, t.TempDir()), storage.Options{}); err != nil {
 		t.Error(err)
 	}
 }

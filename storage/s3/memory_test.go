@@ -11,6 +11,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -30,7 +31,10 @@ func TestMemory(t *testing.T) {
 	dir := t.TempDir()
 	sparse(t, filepath.Join(dir, "outputs/large"), size)
 
-	grown := growth(t, func() { fatal(t, store.Collect(t.Context(), "memory", dir, true)) })
+	grown := growth(t, func() {
+		_, err := store.Collect(t.Context(), "memory", openRoot(t, dir), true)
+		fatal(t, err)
+	})
 	t.Logf("Collect adds %d KiB", grown>>10)
 	if grown > most {
 		t.Errorf("Collect adds %d bytes of memory", grown)
@@ -39,7 +43,7 @@ func TestMemory(t *testing.T) {
 	_, err := client(t, server).CopyObject(t.Context(), minio.CopyDestOptions{Bucket: "memory", Object: "inputs/large"}, minio.CopySrcOptions{Bucket: "memory", Object: "outputs/large"})
 	fatal(t, err)
 	grown = growth(t, func() {
-		if staged, err := store.Stage(t.Context(), "memory", dir, 0); err != nil || staged.Bytes != size+int64(len("payload")) {
+		if staged, err := store.Stage(t.Context(), "memory", openRoot(t, dir), storage.Options{}); err != nil || staged.Bytes != size+int64(len("payload")) {
 			t.Fatalf("%d bytes staged, %v", staged.Bytes, err)
 		}
 	})

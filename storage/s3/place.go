@@ -3,7 +3,6 @@ package s3
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,9 +17,6 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 )
-
-// maxStatus bounds what is read as a job_status.json, in bytes.
-const maxStatus = 4 << 20
 
 // Exists reports whether the job has a place.
 func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
@@ -368,13 +364,9 @@ func (s *Store) Status(ctx context.Context, id job.ID) (job.Status, error) {
 		return job.Status{}, err
 	}
 	defer file.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(file.Body, maxStatus))
+	status, err := storage.ReadStatus(file.Body)
 	if err != nil {
-		return job.Status{}, fmt.Errorf("read %s of job %s: %w", job.StatusFile, id, err)
-	}
-	var status job.Status
-	if err := json.Unmarshal(data, &status); err != nil {
-		return job.Status{}, fmt.Errorf("%s of job %s makes no sense: %w: %w", job.StatusFile, id, err, errdefs.ErrDataLoss)
+		return job.Status{}, fmt.Errorf("job %s: %w", id, err)
 	}
 	return status, nil
 }

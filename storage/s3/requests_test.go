@@ -51,12 +51,13 @@ func TestRequests(t *testing.T) {
 				want map[string]int
 			}{
 				{"Init", func() error { return store.Init(t.Context(), id, []byte(strings.Repeat("x", 1024))) }, c.init},
-				{"Stage", func() error { _, err := store.Stage(t.Context(), id, dir, 1<<20); return err }, map[string]int{"GET": 2}},
+				{"Stage", func() error { _, err := store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{}); return err }, map[string]int{"GET": 2}},
 				{"Collect", func() error {
 					if err := os.WriteFile(filepath.Join(dir, "outputs/output"), make([]byte, 1024), 0o600); err != nil {
 						return err
 					}
-					return store.Collect(t.Context(), id, dir, false)
+					_, err := store.Collect(t.Context(), id, openRoot(t, dir), false)
+					return err
 				}, map[string]int{"PUT": 1}},
 				{"SetStatus", func() error { return store.SetStatus(t.Context(), id, job.Status{State: job.Done}) }, map[string]int{"PUT": 1}},
 				{"Open", func() error {
@@ -69,7 +70,7 @@ func TestRequests(t *testing.T) {
 					return err
 				}, map[string]int{"GET": 1}},
 				{"Status", func() error { _, err := store.Status(t.Context(), id); return err }, map[string]int{"GET": 1}},
-				{"StageAgain", func() error { _, err := store.Stage(t.Context(), id, dir, 0); return err }, map[string]int{"GET": 1}},
+				{"StageAgain", func() error { _, err := store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{}); return err }, map[string]int{"GET": 1}},
 				{"Taken", func() error {
 					err := store.Init(t.Context(), id, []byte("another"))
 					if errors.Is(err, storage.ErrExists) {

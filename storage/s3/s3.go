@@ -42,7 +42,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -127,8 +126,7 @@ type Store struct {
 	features features
 	// pingBucket is the name of no bucket.
 	pingBucket string
-	// boot reads bootFile, once.
-	boot func() ([]byte, error)
+	boot       bootID
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -183,7 +181,6 @@ func New(c Config) (*Store, error) {
 		reclaims:   amazon && c.Region == defaultRegion,
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
 		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		boot:       sync.OnceValues(func() ([]byte, error) { return os.ReadFile(bootFile) }),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -11,15 +11,15 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
 // staging begins the names of files in the working directory that are not whole
@@ -31,54 +31,65 @@ const staging = ".staging-"
 // synced to disk, so after a crash of the machine none of them is trusted.
 const bootFile = "/proc/sys/kernel/random/boot_id"
 
-// Stage copies inputs/ to dir/inputs/. A file becomes visible there when it is
+// bootID is the content of bootFile, read once. A read that failed, for want of a
+// file descriptor, is tried again.
+type bootID struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (b *bootID) read() ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var err error
+	if b.text == nil {
+		b.text, err = os.ReadFile(bootFile)
+	}
+	return b.text, err
+}
+
+// Stage copies inputs/ to dir's inputs/. A file becomes visible there when it is
 // whole; one that is left from a Stage that was cut short is kept, and one that
-// was under way is continued. Whatever else lies in dir/inputs is removed.
-// dir is made where it is missing.
-func (s *Store) Stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
+// was under way is continued. Whatever else lies in dir's inputs/ is removed.
+func (s *Store) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (storage.Staged, error) {
 	if err := s.CheckID(id); err != nil {
 		return storage.Staged{}, err
 	}
-	staged, err := s.stage(ctx, id, dir, limit)
+	staged, err := s.stage(ctx, id, dir, how)
 	if err != nil {
 		return storage.Staged{}, fmt.Errorf("stage inputs of job %s: %w", id, err)
 	}
 	return staged, nil
 }
 
-func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (storage.Staged, error) {
+func (s *Store) stage(ctx context.Context, id job.ID, root *os.Root, how storage.Options) (storage.Staged, error) {
 	files, staged, err := s.inputs(ctx, id)
 	if err != nil {
 		return storage.Staged{}, err
 	}
-	if limit > 0 && staged.Bytes > limit {
-		return storage.Staged{}, fmt.Errorf("the inputs take %d bytes, %d are allowed: %w", staged.Bytes, limit, errdefs.ErrResourceExhausted)
-	}
-	err = os.Mkdir(dir, dirMode)
-	if err == nil {
-		err = os.Chmod(dir, dirMode) // whatever the umask
-	}
-	if err != nil && !errors.Is(err, os.ErrExist) {
-		return storage.Staged{}, localError(err)
-	}
-	tree, err := openTree(dir)
+	dir, err := workdir.Open(root, how)
 	if err != nil {
 		return storage.Staged{}, err
 	}
-	defer tree.Close()
-	if err := tree.canHold(staged.Bytes); err != nil {
+	defer dir.Close()
+	if err := dir.CanHold(staged.Bytes); err != nil {
 		return storage.Staged{}, err
 	}
-	boot, err := s.boot()
-	if err != nil {
-		return storage.Staged{}, err
-	}
-	for _, folder := range []string{job.InputDir, job.OutputDir} {
-		if err := tree.mkdir(folder); err != nil {
+	if how.Admit != nil {
+		if err := how.Admit(staged.Bytes); err != nil {
 			return storage.Staged{}, err
 		}
 	}
-	if err := prune(tree, files); err != nil {
+	boot, err := s.boot.read()
+	if err != nil {
+		return storage.Staged{}, workdir.Error(err)
+	}
+	for _, folder := range []string{job.InputDir, job.OutputDir} {
+		if err := dir.Mkdir(folder); err != nil {
+			return storage.Staged{}, err
+		}
+	}
+	if err := prune(dir, files); err != nil {
 		return storage.Staged{}, err
 	}
 	group, within := errgroup.WithContext(ctx)
@@ -89,9 +100,9 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 		}
 		group.Go(func() error {
 			if strings.HasSuffix(name, "/") {
-				return tree.mkdir(strings.TrimSuffix(name, "/"))
+				return dir.Mkdir(strings.TrimSuffix(name, "/"))
 			}
-			if err := s.fetch(within, id, tree, info, boot); err != nil {
+			if err := s.fetch(within, id, dir, info, boot); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			return nil
@@ -103,7 +114,7 @@ func (s *Store) stage(ctx context.Context, id job.ID, dir string, limit int64) (
 	if ctx.Err() != nil {
 		return storage.Staged{}, ctx.Err()
 	}
-	return staged, tree.sweep(staging)
+	return staged, dir.Sweep(staging)
 }
 
 // inputs lists the job's place, checks its inputs, and notes whether an earlier
@@ -150,42 +161,37 @@ func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info,
 	return files, staged, nil
 }
 
-// prune removes from dir/inputs what is not among files, and what lies in the
-// place of one without being a file. A link in the place of a folder stays: to
-// go through it is refused later.
-func prune(tree *tree, files map[string]storage.Info) error {
-	wanted := make(map[string]bool)
+// prune removes from dir's inputs/ what is not among files, and what lies in the
+// place of one without being a file.
+func prune(dir *workdir.Dir, files map[string]storage.Info) error {
+	folders := make(map[string]bool)
 	for name := range files {
-		for name = strings.TrimSuffix(name, "/"); name != "."; name = path.Dir(name) {
-			wanted[name] = true
+		folder, marker := strings.CutSuffix(name, "/")
+		if !marker {
+			folder = path.Dir(name)
+		}
+		for ; folder != "." && !folders[folder]; folder = path.Dir(folder) {
+			folders[folder] = true
 		}
 	}
-	return tree.walk(job.InputDir, func(name string, stat *unix.Stat_t) (bool, error) {
-		_, asFile := files[name]
-		kind := stat.Mode & unix.S_IFMT
-		switch {
-		case asFile && kind == unix.S_IFREG:
-			return false, nil
-		case !asFile && wanted[name] && (kind == unix.S_IFDIR || kind == unix.S_IFLNK):
-			return true, nil
+	return dir.Prune(job.InputDir, func(name string, isDir bool) bool {
+		if isDir {
+			return folders[name]
 		}
-		return false, tree.removeAll(name)
+		_, wanted := files[name]
+		return wanted
 	})
 }
 
-// fetch copies one file into the tree unless it is there already.
-func (s *Store) fetch(ctx context.Context, id job.ID, tree *tree, info storage.Info, boot []byte) error {
+// fetch copies one file into dir unless it is there already.
+func (s *Store) fetch(ctx context.Context, id job.ID, dir *workdir.Dir, info storage.Info, boot []byte) error {
 	mark := fingerprint(info, boot)
 	mtime := mark.mtime(info.Modified)
-	if have, err := tree.stat(info.Name); err == nil {
-		if have.Mode&unix.S_IFMT == unix.S_IFREG && have.Size == info.Size && have.Mtim.Nano() == mtime.UnixNano() {
-			return nil
-		}
-	} else if !errors.Is(err, unix.ENOENT) {
+	if held, err := dir.Holds(info.Name, info.Size, mtime); held || err != nil {
 		return err
 	}
 	part := staging + hex.EncodeToString(mark[:16])
-	file, err := tree.create(part)
+	file, err := dir.Create(part)
 	if err != nil {
 		return err
 	}
@@ -195,7 +201,7 @@ func (s *Store) fetch(ctx context.Context, id job.ID, tree *tree, info storage.I
 		offset, err = 0, errors.Join(file.Truncate(0), func() error { _, err := file.Seek(0, io.SeekStart); return err }())
 	}
 	if err != nil {
-		return localError(err)
+		return workdir.Error(err)
 	}
 	if offset < info.Size {
 		bucket, key, err := s.key(id, info.Name)
@@ -210,7 +216,7 @@ func (s *Store) fetch(ctx context.Context, id job.ID, tree *tree, info storage.I
 			return err
 		}
 	}
-	return tree.rename(part, info.Name, mtime)
+	return dir.Rename(part, info.Name, mtime)
 }
 
 // fetchRest appends what file lacks from offset on.
@@ -239,14 +245,14 @@ func (s *Store) listsOtherETag(ctx context.Context, bucket, key string, listed s
 	return true
 }
 
-// copyTo copies body to file. Which side failed is told by the error's class.
+// copyTo copies body to file. Errors of the file wrap storage.ErrWorkDir.
 func copyTo(file *os.File, body io.Reader) error {
 	buffer := copyBuffers.Get().(*[128 << 10]byte)
 	defer copyBuffers.Put(buffer)
 	for {
 		n, err := body.Read(buffer[:])
 		if _, err := file.Write(buffer[:n]); err != nil {
-			return localError(err)
+			return workdir.Error(err)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil

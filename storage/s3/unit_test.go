@@ -174,7 +174,7 @@ func TestLargerThanTheDisk(t *testing.T) {
 		fmt.Fprint(w, `<ListBucketResult><Name>some-job</Name><Contents><Key>inputs/input</Key><Size>4611686018427387904</Size><ETag>"x"</ETag></Contents></ListBucketResult>`)
 	}))
 	defer server.Close()
-	_, err := newStore(t, Config{URL: server.URL}).Stage(t.Context(), "some-job", t.TempDir(), 0)
+	_, err := newStore(t, Config{URL: server.URL}).Stage(t.Context(), "some-job", openRoot(t, t.TempDir()), storage.Options{})
 	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "4611686018427387904 bytes") {
 		t.Errorf("error %v", err)
 	}
@@ -230,14 +230,14 @@ func TestUmask(t *testing.T) {
 	if err := store.Put(t.Context(), "umask", "inputs/a/b", strings.NewReader("x"), 1); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(t.TempDir(), "umask")
+	dir := t.TempDir()
 	before := syscall.Umask(0o077)
-	_, err := store.Stage(t.Context(), "umask", dir, 0)
+	_, err := store.Stage(t.Context(), "umask", openRoot(t, dir), storage.Options{})
 	syscall.Umask(before)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]os.FileMode{".": 0o755, "inputs": 0o755, "outputs": 0o755, "inputs/a": 0o755, "inputs/a/b": 0o644, "inputs/input": 0o644} {
+	for name, want := range map[string]os.FileMode{"inputs": 0o755, "outputs": 0o755, "inputs/a": 0o755, "inputs/a/b": 0o644, "inputs/input": 0o644} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v; want %v", name, info.Mode(), err, want)
 		}
@@ -328,6 +328,14 @@ func FuzzCheckName(f *testing.F) {
 			t.Errorf("%q is allowed", name)
 		}
 	})
+}
+
+func openRoot(t *testing.T, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	fatal(t, err)
+	t.Cleanup(func() { _ = root.Close() })
+	return root
 }
 
 func fatal(t *testing.T, err error) {

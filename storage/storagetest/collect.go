@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
 )
 
 func (s *suite) testCollect(t *testing.T) {
@@ -25,10 +27,16 @@ func (s *suite) testCollect(t *testing.T) {
 		write(t, dir, merge(outputs, map[string]string{input: "stays here", "log": "too"}))
 		noError(t, os.MkdirAll(filepath.Join(dir, "outputs/hollow"), 0o755))
 		id := s.fresh(t, map[string]string{input: "payload"})
-		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		var size int64
+		for _, content := range outputs {
+			size += int64(len(content))
+		}
+		if got, want := s.collect(t, id, dir, false), (storage.Collected{Files: len(outputs), Bytes: size}); !reflect.DeepEqual(got, want) {
+			t.Errorf("Collect stored %+v, want %+v", got, want)
+		}
 		want := merge(outputs, map[string]string{input: "payload"})
 		sameFiles(t, "place", s.stored(t, id), want)
-		noError(t, s.store.Collect(t.Context(), id, dir, true)) // again
+		s.collect(t, id, dir, true) // again
 		sameFiles(t, "place", s.stored(t, id), want)
 	})
 
@@ -40,23 +48,27 @@ func (s *suite) testCollect(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, outputs)
 		id := s.fresh(t, map[string]string{input: "payload", "outputs/stale": "x"})
-		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		s.collect(t, id, dir, true)
 		sameFiles(t, "place", s.stored(t, id), merge(outputs, map[string]string{input: "payload"}))
 
 		// And all of them go again, which is more than one request can delete.
 		empty := t.TempDir()
 		write(t, empty, map[string]string{"outputs/output": "only"})
-		noError(t, s.store.Collect(t.Context(), id, empty, true))
+		s.collect(t, id, empty, true)
 		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload", "outputs/output": "only"})
 	})
 
 	t.Run("Gone", func(t *testing.T) {
-		id := s.fresh(t, map[string]string{input: "payload"})
+		id := s.fresh(t, map[string]string{input: "payload", "outputs/earlier": "stays"})
 		dir := filepath.Join(t.TempDir(), "gone")
-		err := s.store.Collect(t.Context(), id, dir, false)
-		if !errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), dir) {
+		noError(t, os.Mkdir(dir, 0o755))
+		root := openRoot(t, dir)
+		noError(t, os.Remove(dir))
+		_, err := s.store.Collect(t.Context(), id, root, true)
+		if !errors.Is(err, storage.ErrWorkDir) || !errors.Is(err, os.ErrNotExist) || errdefs.IsNotFound(err) || strings.Contains(err.Error(), dir) {
 			t.Errorf("Collect of a directory that is gone, whose place clients need not know: %v", err)
 		}
+		sameFiles(t, "place", s.stored(t, id), map[string]string{input: "payload", "outputs/earlier": "stays"})
 	})
 
 	t.Run("Replace", func(t *testing.T) {
@@ -64,19 +76,19 @@ func (s *suite) testCollect(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, map[string]string{"outputs/output": "new", "outputs/new": "new"})
 		id := s.fresh(t, before)
-		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		s.collect(t, id, dir, false)
 		sameFiles(t, "without replace", s.stored(t, id), merge(before, map[string]string{"outputs/output": "new", "outputs/new": "new"}))
-		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		s.collect(t, id, dir, true)
 		sameFiles(t, "with replace", s.stored(t, id), map[string]string{input: "payload", job.StatusFile: "{}", "outputs2": "not an output", "outputs/output": "new", "outputs/new": "new"})
 	})
 
 	t.Run("NoOutputs", func(t *testing.T) {
 		id := s.fresh(t, map[string]string{input: "payload", "outputs/old": "old"})
 		dir := t.TempDir()
-		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		s.collect(t, id, dir, false)
 		sameFiles(t, "without outputs", s.stored(t, id), map[string]string{input: "payload", "outputs/old": "old"})
 		noError(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
-		noError(t, s.store.Collect(t.Context(), id, dir, true))
+		s.collect(t, id, dir, true)
 		sameFiles(t, "with none", s.stored(t, id), map[string]string{input: "payload"})
 	})
 
@@ -90,7 +102,7 @@ func (s *suite) testCollect(t *testing.T) {
 		noError(t, err)
 		noError(t, file.Close())
 		id := s.fresh(t, map[string]string{input: "payload"})
-		noError(t, s.store.Collect(t.Context(), id, dir, false))
+		s.collect(t, id, dir, false)
 		opened, err := s.store.Open(t.Context(), id, "outputs/big", nil)
 		noError(t, err)
 		defer opened.Body.Close()
@@ -106,13 +118,23 @@ func (s *suite) testCollect(t *testing.T) {
 		t.Run("Unknown", func(t *testing.T) {
 			dir := t.TempDir()
 			write(t, dir, map[string]string{"outputs/output": "x"})
-			class(t, "Collect", s.store.Collect(t.Context(), s.id(), dir, false), errdefs.IsNotFound)
+			_, err := s.store.Collect(t.Context(), s.id(), openRoot(t, dir), false)
+			class(t, "Collect", err, errdefs.IsNotFound)
 		})
 	}
 
 	t.Run("Canceled", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, dir, map[string]string{"outputs/output": "x"})
-		class(t, "Collect", s.store.Collect(canceled(), s.fresh(t, map[string]string{input: "x"}), dir, true), errdefs.IsCanceled)
+		_, err := s.store.Collect(canceled(), s.fresh(t, map[string]string{input: "x"}), openRoot(t, dir), true)
+		class(t, "Collect", err, errdefs.IsCanceled)
 	})
+}
+
+// collect collects a job's outputs.
+func (s *suite) collect(t *testing.T, id job.ID, dir string, replace bool) storage.Collected {
+	t.Helper()
+	collected, err := s.store.Collect(t.Context(), id, openRoot(t, dir), replace)
+	noError(t, err)
+	return collected
 }

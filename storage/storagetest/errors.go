@@ -17,19 +17,20 @@ import (
 // testErrors tells apart what is not there, not allowed and not reachable.
 func (s *suite) testErrors(t *testing.T) {
 	id := s.fresh(t, map[string]string{input: "payload"})
-	dir := t.TempDir()
-	write(t, dir, map[string]string{"outputs/output": "x"})
+	outputs := t.TempDir()
+	write(t, outputs, map[string]string{"outputs/output": "x"})
+	dir := openRoot(t, outputs)
 
 	calls := func(ctx context.Context, store storage.Store) map[string]error {
-		staged := t.TempDir()
+		staged := openRoot(t, t.TempDir())
 		errs := make(map[string]error)
 		var mu sync.Mutex
 		var group sync.WaitGroup
 		for name, call := range map[string]func() error{
 			"Exists":    func() error { _, err := store.Exists(ctx, id); return err },
 			"Init":      func() error { return store.Init(ctx, id, []byte("x")) },
-			"Stage":     func() error { _, err := store.Stage(ctx, id, staged, 0); return err },
-			"Collect":   func() error { return store.Collect(ctx, id, dir, true) },
+			"Stage":     func() error { _, err := store.Stage(ctx, id, staged, storage.Options{}); return err },
+			"Collect":   func() error { _, err := store.Collect(ctx, id, dir, true); return err },
 			"Open":      func() error { _, err := store.Open(ctx, id, input, nil); return err },
 			"Put":       func() error { return store.Put(ctx, id, input, strings.NewReader("x"), 1) },
 			"List":      func() error { _, err := store.List(ctx, id, ""); return err },

@@ -138,6 +138,30 @@ func (s *suite) testPlaces(t *testing.T) {
 		_, err = s.store.Status(t.Context(), s.id())
 		class(t, "Status of an unknown job", err, errdefs.IsNotFound)
 	})
+
+	t.Run("StatusOfOthers", func(t *testing.T) {
+		// The original stored tracebacks of any length: such a job has ended all the same.
+		traceback := "Traceback:" + strings.Repeat("x", 5<<20) + "ValueError"
+		id := s.fresh(t, map[string]string{job.StatusFile: fmt.Sprintf(`{"status": "failed", "error_details": {"message": "no", "exception_type": "E", "exception_traceback": %q}, `+
+			`"model": {"name": "m", "version": "v"}, "enqueued_at": "2026-01-02T03:04:05.000006", "processing_started_at": null, "finished_at": "2026-01-02T03:04:06.000000"}`, traceback)})
+		status, err := s.store.Status(t.Context(), id)
+		noError(t, err)
+		if status.State != job.Failed || status.Model.Version != "v" || status.FinishedAt.IsZero() {
+			t.Errorf("status %v of model %v, finished at %v", status.State, status.Model, status.FinishedAt)
+		}
+		if got := status.Failure.Traceback; len(got) > 1<<20 || !strings.HasPrefix(got, "Traceback:x") || !strings.HasSuffix(got, "xValueError") {
+			t.Errorf("the traceback has %d bytes, from %.20q to %q", len(got), got, got[max(0, len(got)-20):])
+		}
+		for name, content := range map[string]string{
+			"TooLarge": `{"status": "failed", "more": [` + strings.Repeat(`"x", `, 1<<20) + `"x"]}`,
+			"Half":     `{"status": "failed", "error_de`,
+			"Empty":    "",
+		} {
+			s.put(t, id, job.StatusFile, content)
+			_, err := s.store.Status(t.Context(), id)
+			class(t, name, err, errdefs.IsDataLoss)
+		}
+	})
 }
 
 // race makes one place from many goroutines, each with an input of its own.

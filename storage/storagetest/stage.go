@@ -2,10 +2,13 @@ package storagetest
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -57,7 +60,7 @@ func (s *suite) testStage(t *testing.T) {
 		_, err := s.client.PutObject(t.Context(), bucket, key, io.TeeReader(io.LimitReader(noiseReader(), big), want), big, minio.PutObjectOptions{})
 		noError(t, err)
 		dir := t.TempDir()
-		staged, err := s.store.Stage(t.Context(), id, dir, 0)
+		staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 		noError(t, err)
 		if got := sumFile(t, filepath.Join(dir, "inputs/big")); staged.Bytes != big || got != fmt.Sprintf("%x", want.Sum(nil)) {
 			t.Errorf("%d bytes staged, or not the stored ones", staged.Bytes)
@@ -67,7 +70,7 @@ func (s *suite) testStage(t *testing.T) {
 	t.Run("EarlierOutputs", func(t *testing.T) {
 		id := s.fresh(t, map[string]string{input: "x", "outputs/of-an-earlier-run": "y", "job_status.json": "{}"})
 		dir := t.TempDir()
-		staged, err := s.store.Stage(t.Context(), id, dir, 0)
+		staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 		noError(t, err)
 		if want := (storage.Staged{Files: 1, Bytes: 1, Outputs: true}); staged != want {
 			t.Errorf("Stage found %+v, want %+v", staged, want)
@@ -89,24 +92,43 @@ func (s *suite) testStage(t *testing.T) {
 	})
 
 	t.Run("Unknown", func(t *testing.T) {
-		_, err := s.store.Stage(t.Context(), s.id(), t.TempDir(), 0)
+		_, err := s.store.Stage(t.Context(), s.id(), openRoot(t, t.TempDir()), storage.Options{})
 		class(t, "Stage", err, errdefs.IsNotFound)
 	})
 
-	t.Run("Limit", func(t *testing.T) {
+	t.Run("Admit", func(t *testing.T) {
 		inputs := map[string]string{"inputs/a": "12345", "inputs/b": "67890"}
-		id := s.fresh(t, inputs)
+		id := s.fresh(t, merge(inputs, map[string]string{"outputs/old": "not counted"}))
 		dir := t.TempDir()
-		_, err := s.store.Stage(t.Context(), id, dir, 9)
-		class(t, "Stage", err, errdefs.IsResourceExhausted)
+		var asked []int64
+		full := fmt.Errorf("no room: %w", errdefs.ErrResourceExhausted)
+		_, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{Admit: func(size int64) error {
+			asked = append(asked, size)
+			return full
+		}})
+		if !errors.Is(err, full) || errors.Is(err, storage.ErrWorkDir) {
+			t.Errorf("Stage answers %v for what Admit refused", err)
+		}
 		sameFiles(t, "disk", onDisk(t, dir), nil)
-		staged, err := s.store.Stage(t.Context(), id, dir, 10)
+		staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{Admit: func(size int64) error {
+			asked = append(asked, size)
+			if files := onDisk(t, dir); len(files) > 0 {
+				t.Errorf("before Admit was asked there are %v", files)
+			}
+			return nil
+		}})
 		noError(t, err)
-		if want := (storage.Staged{Files: 2, Bytes: 10}); staged != want {
+		if want := (storage.Staged{Files: 2, Bytes: 10, Outputs: true}); staged != want {
 			t.Errorf("Stage found %+v, want %+v", staged, want)
+		}
+		if !slices.Equal(asked, []int64{10, 10}) {
+			t.Errorf("Admit was asked for %v bytes, want 10 each time", asked)
 		}
 		sameFiles(t, "disk", onDisk(t, dir), inputs)
 	})
+
+	t.Run("Owned", s.testOwned)
+	t.Run("BrokenDirectory", s.testBrokenDirectory)
 
 	t.Run("Again", func(t *testing.T) {
 		inputs := map[string]string{input: "payload", "inputs/changed": "before", "inputs/lost": "lost", "inputs/folder/x": "x"}
@@ -126,7 +148,7 @@ func (s *suite) testStage(t *testing.T) {
 	})
 
 	t.Run("Canceled", func(t *testing.T) {
-		_, err := s.store.Stage(canceled(), s.fresh(t, map[string]string{input: "x"}), t.TempDir(), 0)
+		_, err := s.store.Stage(canceled(), s.fresh(t, map[string]string{input: "x"}), openRoot(t, t.TempDir()), storage.Options{})
 		class(t, "Stage", err, errdefs.IsCanceled)
 	})
 }
@@ -138,12 +160,115 @@ func (s *suite) stage(t *testing.T, id job.ID, dir string, inputs map[string]str
 	for _, content := range inputs {
 		size += int64(len(content))
 	}
-	staged, err := s.store.Stage(t.Context(), id, dir, 0)
+	staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 	noError(t, err)
 	if staged.Bytes != size || staged.Files != len(inputs) {
 		t.Errorf("%d inputs of %d bytes are said to be %+v", len(inputs), size, staged)
 	}
 	sameFiles(t, "working directory", onDisk(t, dir), inputs)
+}
+
+// testOwned stages for a runner of another user, with root's rights, or else for
+// this process's own.
+func (s *suite) testOwned(t *testing.T) {
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = 12345, 54321
+	}
+	owned := storage.Options{Owned: true, UID: uid, GID: gid}
+	inputs := map[string]string{input: "payload", "inputs/a/b/file": "x", "inputs/empty": ""}
+	id := s.fresh(t, merge(inputs, map[string]string{"inputs/hollow/": ""}))
+	check := func(t *testing.T, dir string, err error) {
+		t.Helper()
+		noError(t, err)
+		sameFiles(t, "disk", onDisk(t, dir), inputs)
+		for _, name := range []string{"inputs", "outputs", "inputs/a", "inputs/a/b", "inputs/hollow", input, "inputs/a/b/file", "inputs/empty"} {
+			info, err := os.Lstat(filepath.Join(dir, name))
+			noError(t, err)
+			if stat := info.Sys().(*syscall.Stat_t); int(stat.Uid) != uid || int(stat.Gid) != gid {
+				t.Errorf("%s belongs to %d:%d, want %d:%d", name, stat.Uid, stat.Gid, uid, gid)
+			}
+		}
+	}
+	dir := t.TempDir()
+	_, err := s.store.Stage(t.Context(), id, openRoot(t, dir), owned)
+	check(t, dir, err)
+
+	// What a Stage for another user left is taken over.
+	dir = t.TempDir()
+	s.stage(t, id, dir, inputs)
+	_, err = s.store.Stage(t.Context(), id, openRoot(t, dir), owned)
+	check(t, dir, err)
+}
+
+// testBrokenDirectory has the directory's side fail: callers must be able to tell
+// that from a storage that is away.
+func (s *suite) testBrokenDirectory(t *testing.T) {
+	id := s.fresh(t, map[string]string{input: noise(3 << 20), "inputs/more": noise(3 << 20)})
+	for name, c := range map[string]struct {
+		root func(t *testing.T) *os.Root
+		is   func(error) bool
+	}{
+		"Removed": {func(t *testing.T) *os.Root {
+			dir := filepath.Join(t.TempDir(), "job")
+			noError(t, os.Mkdir(dir, 0o755))
+			root := openRoot(t, dir)
+			noError(t, os.Remove(dir))
+			return root
+		}, errdefs.IsUnavailable},
+		"FileForInputs": {func(t *testing.T) *os.Root {
+			dir := t.TempDir()
+			write(t, dir, map[string]string{"inputs": "in the way"})
+			return openRoot(t, dir)
+		}, errdefs.IsUnavailable},
+		"FileForOutputs": {func(t *testing.T) *os.Root {
+			dir := t.TempDir()
+			write(t, dir, map[string]string{"outputs": "in the way"})
+			return openRoot(t, dir)
+		}, errdefs.IsUnavailable},
+		"LinkForInputs": {func(t *testing.T) *os.Root {
+			dir := t.TempDir()
+			noError(t, os.Symlink(t.TempDir(), filepath.Join(dir, "inputs")))
+			return openRoot(t, dir)
+		}, errdefs.IsUnavailable},
+		"ReadOnly": {func(t *testing.T) *os.Root { return openRoot(t, mount(t, "ro")) }, errdefs.IsUnavailable},
+		"Full":     {func(t *testing.T) *os.Root { return openRoot(t, fill(t, mount(t, "size=8m"), 5<<20)) }, errdefs.IsResourceExhausted},
+		"TooSmall": {func(t *testing.T) *os.Root { return openRoot(t, mount(t, "size=1m")) }, errdefs.IsInvalidArgument},
+		"NoInodes": {func(t *testing.T) *os.Root { return openRoot(t, mount(t, "nr_inodes=2")) }, errdefs.IsResourceExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := s.store.Stage(t.Context(), id, c.root(t), storage.Options{})
+			class(t, "Stage", err, c.is)
+			if !errors.Is(err, storage.ErrWorkDir) {
+				t.Errorf("%v does not say that the directory is to blame", err)
+			}
+		})
+	}
+}
+
+// mount mounts a small file system of its own, which takes root's rights.
+func mount(t *testing.T, options string) string {
+	t.Helper()
+	dir := t.TempDir()
+	var flags uintptr
+	if options == "ro" {
+		flags, options = syscall.MS_RDONLY, ""
+	}
+	if err := syscall.Mount("shepherd-test", dir, "tmpfs", flags, options); err != nil {
+		if os.Getenv("CI") == "" && errors.Is(err, syscall.EPERM) {
+			t.Skipf("mounting a file system takes CAP_SYS_ADMIN: %v", err)
+		}
+		t.Fatalf("mount: %v", err)
+	}
+	t.Cleanup(func() { noError(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	return dir
+}
+
+// fill takes size bytes of dir's disk away.
+func fill(t *testing.T, dir string, size int) string {
+	t.Helper()
+	noError(t, os.WriteFile(filepath.Join(dir, "ballast"), []byte(noise(size)), 0o644))
+	return dir
 }
 
 func sumFile(t *testing.T, path string) string {

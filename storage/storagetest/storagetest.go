@@ -172,6 +172,17 @@ func write(t *testing.T, dir string, files map[string]string) {
 	}
 }
 
+// openRoot opens a working directory as the daemon hands it to a Store.
+func openRoot(t testing.TB, dir string) *os.Root {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = root.Close() })
+	return root
+}
+
 func noError(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

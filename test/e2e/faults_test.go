@@ -293,17 +293,21 @@ func TestSecondDaemon(t *testing.T) {
 	w.expectDone("job-1", "one")
 }
 
-// A sheep's working directory is cleaned at start-up; nothing else is.
+// What attempts left in a sheep's directory is removed at start-up; nothing else is.
 func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
 	w := newWorld(t)
-	write(t, w.dir+"/data/bare_sheep/left-over/inputs/input", "x")
+	write(t, w.dir+"/data/bare_sheep/attempt-7/left-over/inputs/input", "x")
+	write(t, w.dir+"/data/.staging/attempt-8/left-over/inputs/input", "x")
+	write(t, w.dir+"/data/bare_sheep/thesis/chapter-1", "x")
 	write(t, w.dir+"/data/somebody-elses/file", "x")
 	write(t, w.dir+"/data/file", "x")
 	w.start()
-	if _, err := os.Stat(w.dir + "/data/bare_sheep/left-over"); !os.IsNotExist(err) {
-		t.Errorf("left-over working directory: %v", err)
+	for _, gone := range []string{"/data/bare_sheep/attempt-7", "/data/.staging/attempt-8"} {
+		if _, err := os.Stat(w.dir + gone); !os.IsNotExist(err) {
+			t.Errorf("left-over working directory %s: %v", gone, err)
+		}
 	}
-	for _, kept := range []string{"/data/somebody-elses/file", "/data/file"} {
+	for _, kept := range []string{"/data/bare_sheep/thesis/chapter-1", "/data/somebody-elses/file", "/data/file"} {
 		if _, err := os.Stat(w.dir + kept); err != nil {
 			t.Errorf("%s: %v", kept, err)
 		}

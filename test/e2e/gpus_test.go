@@ -254,7 +254,7 @@ func TestLostGPU(t *testing.T) {
 		return on >= 0
 	})
 	w.xid(on, 79)
-	w.logged("A device was lost under a job; the job goes back to the queue")
+	w.logged("cause=device")
 	w.eventually("the other has it", func() bool { return w.user(1-on, map[int]string{0: "a", 1: "b"}[1-on]).Job != nil })
 	write(t, go_, "")
 	w.expectDone("job-5", "wait "+go_)

@@ -119,7 +119,15 @@ func TestJobs(t *testing.T) {
 	})
 	t.Run("links planted in outputs", func(t *testing.T) {
 		w.submit("job-link", "echo:v1", "link")
-		w.expectFailed("job-link", "leak")
+		if s := w.await("job-link"); s.Status != "done" {
+			t.Errorf("%+v", s)
+		}
+		if code, text := w.request("GET", "/jobs/job-link", ""); code != 200 || !strings.Contains(text, "leak") {
+			t.Errorf("what was left out is not told: %d %s", code, text)
+		}
+		if code, _ := w.request("GET", "/jobs/job-link/result/leak", ""); code != 404 {
+			t.Errorf("what the link leads to: %d", code)
+		}
 	})
 	t.Run("no devices", func(t *testing.T) {
 		w.submit("job-devices", "echo:v1", "devices")

@@ -43,7 +43,7 @@ func TestMetrics(t *testing.T) {
 	w.submit("job-later", "echo:v2", "x", on...)
 	w.eventually("two jobs wait, and one runs", func() bool {
 		text := w.metrics()
-		return strings.Contains(text, `shepherd_queue_jobs{priority="0",sheep="bare_sheep"} 2`) && strings.Contains(text, `shepherd_jobs{state="processing"} 1`)
+		return strings.Contains(text, `shepherd_queue_jobs{model="echo:v2",sheep="bare_sheep"} 2`) && strings.Contains(text, `shepherd_jobs{state="processing"} 1`)
 	})
 	before := w.metrics()
 	for _, want := range []string{

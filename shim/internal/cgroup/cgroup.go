@@ -45,12 +45,13 @@ func Create(name string) Group {
 }
 
 // Open takes up the groups in the folders that an earlier process's Create
-// returned by Dirs. A folder that is not called name, or is gone, is left out.
+// returned by Dirs. A folder that is not called name, or NAME.scope where systemd
+// made it, or is gone, is left out.
 func Open(name string, dirs []string) Group {
 	var g Group
 	for _, dir := range dirs {
 		switch {
-		case filepath.Base(dir) != name || !exists(filepath.Join(dir, "cgroup.procs")):
+		case strings.TrimSuffix(filepath.Base(dir), ".scope") != name || !exists(filepath.Join(dir, "cgroup.procs")):
 		case exists(filepath.Join(dir, "tasks")):
 			g.memory1 = dir
 		default:

@@ -1,0 +1,66 @@
+package access
+
+import (
+	"net"
+	"sync"
+)
+
+// LimitConnections is a listener that keeps no more than perCaller connections open
+// from one address (an IPv4 address or the /64 network of an IPv6 one); further ones
+// are closed at once, and refused is told the address. 0 is no limit.
+func LimitConnections(l net.Listener, perCaller int, refused func(address string)) net.Listener {
+	if perCaller <= 0 {
+		return l
+	}
+	return &limitedListener{Listener: l, most: perCaller, refused: refused, open: make(map[string]int)}
+}
+
+type limitedListener struct {
+	net.Listener
+	most    int
+	refused func(address string)
+
+	mu   sync.Mutex
+	open map[string]int
+}
+
+// Accept returns the next connection whose caller has not too many.
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		who := address(conn.RemoteAddr().String())
+		l.mu.Lock()
+		full := l.open[who] >= l.most
+		if !full {
+			l.open[who]++
+		}
+		l.mu.Unlock()
+		if !full {
+			return &limitedConn{Conn: conn, closed: sync.OnceFunc(func() { l.release(who) })}, nil
+		}
+		_ = conn.Close() // nothing was said on it
+		l.refused(who)
+	}
+}
+
+func (l *limitedListener) release(who string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[who]--; l.open[who] == 0 {
+		delete(l.open, who)
+	}
+}
+
+// limitedConn makes room for another connection when it is closed.
+type limitedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *limitedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
+}

@@ -1,0 +1,114 @@
+package api
+
+import (
+	"net/http"
+	"slices"
+	"sync/atomic"
+
+	"github.com/iterait/shepherd/access"
+)
+
+// Browsers holds what web pages may do with the API. Set may be called while
+// requests are served; the zero Browsers lets no page of another origin call.
+type Browsers struct{ now atomic.Pointer[BrowserConfig] }
+
+// BrowserConfig is what web pages may do.
+type BrowserConfig struct {
+	// Origins are those whose pages may call (CORS). "*" lets pages of any origin
+	// read; what changes something is accepted from origins listed by name only,
+	// unless the page sends a token.
+	Origins []string
+	// Hosts are further names by which the API may be addressed on loopback
+	// addresses and the socket; see access.HostAllowed.
+	Hosts []string
+}
+
+// NewBrowsers makes Browsers with a configuration.
+func NewBrowsers(c BrowserConfig) *Browsers {
+	b := new(Browsers)
+	b.Set(c)
+	return b
+}
+
+// Set makes c the configuration from the next request on.
+func (b *Browsers) Set(c BrowserConfig) { b.now.Store(&c) }
+
+func (b *Browsers) config() BrowserConfig {
+	if c := b.now.Load(); c != nil {
+		return *c
+	}
+	return BrowserConfig{}
+}
+
+// Foreign reports whether a page of an origin that is not listed by name makes a
+// browser send a request that changes something.
+func (b *Browsers) Foreign(r *http.Request) bool {
+	if origin := r.Header.Get("Origin"); origin != "" && slices.Contains(b.config().Origins, origin) {
+		return false
+	}
+	return new(http.CrossOriginProtection).Check(r) != nil
+}
+
+// Protect refuses requests under a foreign name (DNS rebinding), and sets the
+// headers that keep browsers from guessing what an answer is and from telling other
+// sites about it.
+func (b *Browsers) Protect(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		if !access.HostAllowed(r, b.config().Hosts) {
+			h.Set("Cache-Control", "no-store")
+			h.Set("Content-Type", jsonType)
+			w.WriteHeader(http.StatusMisdirectedRequest)
+			_, _ = w.Write([]byte(foreignHost)) // a client that has left cannot be told
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+const foreignHost = `{"message": "shepherd is not known by the name in the Host header; use localhost or an IP address, or add the name to api.hosts"}` + "\n"
+
+// filePolicy is the Content-Security-Policy of jobs' files: they are shown in an
+// origin of their own, without scripts, forms or anything from elsewhere. A model's
+// report.html could otherwise use the API with its viewer's rights.
+const filePolicy = "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:"
+
+// exposed are the headers that a page of another origin may read beyond the few that
+// browsers always show.
+const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After, WWW-Authenticate"
+
+// crossOrigin lets pages of the configured origins call, with any header, and answers
+// preflight requests. Credentials that a browser adds by itself go along from origins
+// that are listed by name; from any origin only where no credentials are asked for.
+func (s *server) crossOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin, origins := r.Header.Get("Origin"), s.browsers.config().Origins
+		h := w.Header()
+		h.Add("Vary", "Origin")
+		named := slices.Contains(origins, origin)
+		if origin == "" || !named && !slices.Contains(origins, "*") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h.Set("Access-Control-Allow-Origin", origin)
+		if named || !s.gate.Asks() {
+			h.Set("Access-Control-Allow-Credentials", "true")
+		}
+		method := r.Header.Get("Access-Control-Request-Method")
+		if r.Method != http.MethodOptions || method == "" {
+			h.Set("Access-Control-Expose-Headers", exposed)
+			next.ServeHTTP(w, r)
+			return
+		}
+		h.Add("Vary", "Access-Control-Request-Method")
+		h.Add("Vary", "Access-Control-Request-Headers")
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS")
+		if wanted := r.Header.Get("Access-Control-Request-Headers"); wanted != "" {
+			h.Set("Access-Control-Allow-Headers", wanted)
+		}
+		h.Set("Access-Control-Max-Age", "86400")
+		w.WriteHeader(http.StatusNoContent)
+	})
+}

@@ -1,0 +1,160 @@
+package cdi
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/goccy/go-yaml"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
+	"tags.cncf.io/container-device-interface/specs-go"
+)
+
+// problem is why a spec, or some of its devices, cannot be used, with what to do
+// about it. The kind is empty where the file does not say it.
+type problem struct{ kind, text string }
+
+type problems []problem
+
+// about are those that may be why a kind's devices are missing.
+func (p problems) about(kind string) problems {
+	return slices.DeleteFunc(slices.Clone(p), func(x problem) bool { return x.kind != "" && x.kind != kind })
+}
+
+func (p problems) String() string {
+	texts := make([]string, len(p))
+	for i, x := range p {
+		texts[i] = x.text
+	}
+	return strings.Join(texts, "; ")
+}
+
+// err is the problems about a kind, all where it is empty, as an error.
+func (p problems) err(kind string) error {
+	if kind != "" {
+		p = p.about(kind)
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", p, errdefs.ErrFailedPrecondition)
+}
+
+// read reads folders of specs, and says what is wrong with those that cannot be
+// used. The library's own cache for all watches folders for ever; this one is a
+// moment's.
+func read(dirs ...string) (*cdi.Cache, problems) {
+	cache, _ := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	found := conflicts(cache)
+	all := cache.GetErrors()
+	for _, path := range slices.Sorted(maps.Keys(all)) {
+		loaded := false
+		for _, vendor := range cache.ListVendors() {
+			loaded = loaded || slices.ContainsFunc(cache.GetVendorSpecs(vendor), func(s *cdi.Spec) bool { return s.GetPath() == path })
+		}
+		if !loaded { // else it has a conflict, which is told already
+			found = append(found, explain(path, errors.Join(all[path]...)))
+		}
+	}
+	return cache, found
+}
+
+// conflicts finds devices that two specs of one folder define. The library then
+// knows none of them.
+func conflicts(cache *cdi.Cache) problems {
+	type place struct {
+		priority int
+		device   string
+	}
+	type pair struct{ kind, first, second string }
+	defined := make(map[place]string)
+	shared := make(map[pair][]string)
+	for _, vendor := range cache.ListVendors() {
+		specs := slices.SortedFunc(slices.Values(cache.GetVendorSpecs(vendor)), func(a, b *cdi.Spec) int { return cmp.Compare(a.GetPath(), b.GetPath()) })
+		for _, s := range specs {
+			for _, d := range s.Devices {
+				p := place{s.GetPriority(), s.Kind + "=" + d.Name}
+				if first, ok := defined[p]; ok && first != s.GetPath() {
+					k := pair{s.Kind, first, s.GetPath()}
+					shared[k] = append(shared[k], p.device)
+					continue
+				}
+				defined[p] = s.GetPath()
+			}
+		}
+	}
+	var found problems
+	for _, k := range slices.SortedFunc(maps.Keys(shared), func(a, b pair) int { return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.second, b.second)) }) {
+		found = append(found, problem{k.kind, fmt.Sprintf("%s and %s both define %s, so neither counts; remove one of the files, or the devices from one of them",
+			k.first, k.second, strings.Join(shared[k], ", "))})
+	}
+	return found
+}
+
+// explain says what is wrong with a file that the library refused.
+func explain(path string, refused error) problem {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return problem{"", fmt.Sprintf("%s cannot be read (%v); make it readable, or remove it", path, err)}
+	}
+	var head struct {
+		Version string `yaml:"cdiVersion"`
+		Kind    string `yaml:"kind"`
+	}
+	if err := yaml.Unmarshal(text, &head); err != nil {
+		return problem{kindOf(text), fmt.Sprintf("%s has a syntax error (%s); correct it, generate it again (nvidia-ctk cdi generate --output=%s), or remove it", path, oneLine(err), path)}
+	}
+	if newer(head.Version, specs.CurrentVersion) {
+		return problem{head.Kind, fmt.Sprintf("%s has cdiVersion %s, and the newest that is understood is %s; update shepherd, or generate the file with an older toolkit", path, head.Version, specs.CurrentVersion)}
+	}
+	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, strings.ReplaceAll(refused.Error(), "\n", "; "))}
+}
+
+// kindOf finds the kind in a file that cannot be parsed.
+func kindOf(text []byte) string {
+	for line := range strings.Lines(string(text)) {
+		if kind, ok := strings.CutPrefix(line, "kind:"); ok {
+			kind = strings.Trim(strings.TrimSpace(kind), `"'`)
+			if strings.Count(kind, "/") == 1 && !strings.ContainsAny(kind, " [{") {
+				return kind
+			}
+		}
+	}
+	return ""
+}
+
+// oneLine is a YAML error with its place, and without the excerpt of the file.
+func oneLine(err error) string {
+	var e yaml.Error
+	if !errors.As(err, &e) || e.GetToken() == nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		return first
+	}
+	at := e.GetToken().Position
+	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, e.GetMessage())
+}
+
+// newer compares two versions X.Y.Z. What is no version is not newer.
+func newer(a, b string) bool {
+	as, bs := strings.Split(strings.TrimPrefix(a, "v"), "."), strings.Split(b, ".")
+	for i := range bs {
+		if i >= len(as) {
+			return false
+		}
+		x, err1 := strconv.Atoi(as[i])
+		y, err2 := strconv.Atoi(bs[i])
+		if err1 != nil || err2 != nil || x < y {
+			return false
+		}
+		if x > y {
+			return true
+		}
+	}
+	return false
+}

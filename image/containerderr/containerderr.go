@@ -1,0 +1,80 @@
+// Package containerderr recognizes errors of containerd, its client library and
+// the runtimes that it calls by their texts, where these say more than the error's
+// class, or the class is lost on the way over gRPC. It is the one place that
+// knows such texts; its test provokes each of them, or looks for it in the source
+// of the version that go.mod pins.
+package containerderr
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// The texts. Those of the kernel are strerror(3)'s, as Go writes them.
+const (
+	noSpace       = "no space left on device"
+	quotaExceeded = "disk quota exceeded"
+
+	noMemory     = "cannot allocate memory"
+	tryAgain     = "resource temporarily unavailable"
+	tooManyFiles = "too many open files"
+
+	unexpectedDigest = "unexpected commit digest"
+	unexpectedSize   = "unexpected commit size"
+	wrongDiffID      = "wrong diff id"
+
+	noPlatform     = "no match for platform"
+	snapshotExists = "file exists"
+	brokenWrite    = "failed to send write: EOF"
+
+	execNotFound   = "not found in $PATH" // runc's and crun's
+	execNoFile     = "no such file or directory"
+	execOfStart    = "exec: "
+	execOfStartOld = "unable to start container process"
+)
+
+func has(err error, texts ...string) bool {
+	if err == nil {
+		return false
+	}
+	text := err.Error()
+	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(text, t) })
+}
+
+// DiskFull reports whether a disk has no room, or a quota has none.
+func DiskFull(err error) bool { return has(err, noSpace, quotaExceeded) }
+
+// ShortOfResources reports whether the machine lacked memory, processes or files
+// for the moment.
+func ShortOfResources(err error) bool { return has(err, noMemory, tryAgain, tooManyFiles) }
+
+// WrongContent reports whether what a registry sent is not what it was asked for
+// by digest and size, or does not unpack to what the image's configuration says.
+func WrongContent(err error) bool {
+	return has(err, unexpectedDigest, unexpectedSize, wrongDiffID)
+}
+
+// WrongCommit is WrongContent of what was written to the content store, which
+// keeps it for a later attempt unless it is thrown away.
+func WrongCommit(err error) bool { return has(err, unexpectedDigest, unexpectedSize) }
+
+// NoPlatform reports whether an index has no manifest for the platform.
+func NoPlatform(err error) bool { return has(err, noPlatform) }
+
+// SnapshotInTheWay reports whether a snapshotter found a directory that its
+// records do not know.
+func SnapshotInTheWay(err error) bool { return has(err, snapshotExists) }
+
+// Away reports whether the connection to containerd broke. To content that is
+// being written that is a bare end of its stream, which has no class.
+func Away(err error) bool {
+	return errdefs.IsUnavailable(err) || err != nil && strings.HasSuffix(err.Error(), brokenWrite)
+}
+
+// NoProgram reports whether a runtime did not find the program that a container
+// is to run.
+func NoProgram(err error) bool {
+	return has(err, execNotFound) || has(err, execOfStart, execOfStartOld) && has(err, execNoFile)
+}

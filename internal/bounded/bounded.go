@@ -1,0 +1,156 @@
+// Package bounded keeps a bounded part of what is written to it: memory does not
+// grow with what a program prints.
+package bounded
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"sync"
+)
+
+// Tail keeps the last bytes that are written to it. Writing never fails. It may
+// be used from many goroutines.
+type Tail struct {
+	limit int
+
+	mu    sync.Mutex
+	kept  []byte // at most 2*limit bytes
+	total int64
+}
+
+// NewTail makes a Tail of limit bytes.
+func NewTail(limit int) *Tail { return &Tail{limit: limit} }
+
+// Write keeps the end of p. See io.Writer.
+func (t *Tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := len(p)
+	t.total += int64(n)
+	if len(p) > t.limit {
+		p = p[len(p)-t.limit:]
+	}
+	if t.kept == nil {
+		t.kept = make([]byte, 0, 2*t.limit)
+	}
+	if len(t.kept)+len(p) > cap(t.kept) {
+		t.kept = t.kept[:copy(t.kept, t.kept[len(t.kept)-t.limit:])]
+	}
+	t.kept = append(t.kept, p...)
+	return n, nil
+}
+
+// String is what is kept: at most limit bytes, from the begin of a line where
+// something before was cut off.
+func (t *Tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	kept := t.kept
+	if len(kept) > t.limit {
+		kept = kept[len(kept)-t.limit:]
+	}
+	if t.total > int64(len(kept)) {
+		if i := bytes.IndexByte(kept, '\n'); i >= 0 && i < len(kept)-1 {
+			kept = kept[i+1:]
+		}
+	}
+	return string(kept)
+}
+
+// Total is how many bytes were written.
+func (t *Tail) Total() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.total
+}
+
+// Head keeps what is written to it up to limit bytes. A Write beyond that fails
+// with io.ErrShortWrite, and nothing of it is kept. It may be used from many
+// goroutines.
+type Head struct {
+	limit int
+
+	mu   sync.Mutex
+	kept bytes.Buffer
+	over bool
+}
+
+// NewHead makes a Head of limit bytes.
+func NewHead(limit int) *Head { return &Head{limit: limit} }
+
+// Write keeps p, or fails. See io.Writer.
+func (h *Head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kept.Len()+len(p) > h.limit {
+		h.over = true
+		return 0, io.ErrShortWrite
+	}
+	return h.kept.Write(p)
+}
+
+// Bytes is what is kept.
+func (h *Head) Bytes() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return bytes.Clone(h.kept.Bytes())
+}
+
+// Over reports whether more was written than is kept.
+func (h *Head) Over() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.over
+}
+
+// Lines calls each for every line that is written to it, without its end, in
+// order. A line longer than limit bytes is handed on in pieces. Flush hands on a
+// last line that has not ended. It is used by one goroutine at a time.
+type Lines struct {
+	limit int
+	each  func(line string)
+	begun strings.Builder
+}
+
+// NewLines makes a Lines.
+func NewLines(limit int, each func(line string)) *Lines { return &Lines{limit: limit, each: each} }
+
+// Write takes p apart. It never fails. See io.Writer.
+func (l *Lines) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n')
+		part := p
+		if i >= 0 {
+			part = p[:i]
+		}
+		for len(part) > 0 {
+			room := min(len(part), l.limit-l.begun.Len())
+			l.begun.Write(part[:room])
+			part = part[room:]
+			if len(part) > 0 {
+				l.Flush()
+			}
+		}
+		if i < 0 {
+			break
+		}
+		l.end()
+		p = p[i+1:]
+	}
+	return n, nil
+}
+
+// Flush hands on a line that has begun.
+func (l *Lines) Flush() {
+	if l.begun.Len() > 0 {
+		l.end()
+	}
+}
+
+func (l *Lines) end() {
+	line := l.begun.String()
+	l.begun.Reset()
+	l.each(line)
+}

@@ -1,0 +1,376 @@
+package ledgertest
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// testEvents reads the events of each change, with what they say.
+func (s suite) testEvents(t *testing.T) {
+	f := s.open(t, Options{})
+	f.create("before")
+	f.now()
+	model, tenantOf := model(blue), tenant("wool")
+
+	queued := f.create("x", priority(1), model, tenantOf, sheep("a"))
+	c := f.claim(ahead("a"), "x")
+	started := f.start(c)
+	f.start(c) // changes nothing
+	f.release(c, ledger.Return{Cause: job.CauseDevice, Reason: "GPU 0 fell off"})
+	if _, err := f.Create(f.Context(), job.Record{ID: "x"}); !errors.Is(err, ledger.ErrExists) { // nor does a refusal
+		t.Fatal(err)
+	}
+	second := f.claim(slot("a"), "x")
+	f.cancel("x")
+	f.cancel("x")
+	ended := f.finishAs(second, ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: "broken", Type: "T", Traceback: "t"}, Cause: job.CauseError, Reason: "it said no"})
+	f.create("x")
+	cancelled := f.cancel("x")
+	if err := f.Ping(f.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.create("last")
+
+	base := job.Event{Job: "x", Run: 1, Model: blue, Address: "a", Tenant: "wool", State: job.Queued}
+	with := func(kind job.EventKind, set func(*job.Event)) job.Event {
+		event := base
+		event.Kind = kind
+		set(&event)
+		return event
+	}
+	holder := func(e *job.Event) { e.Attempt, e.Node, e.Sheep = 1, "node", "a" }
+	status, status2 := ended.Status(), cancelled.Status()
+	want := []job.Event{
+		with(job.EventQueued, func(*job.Event) {}),
+		with(job.EventClaimed, holder),
+		with(job.EventStarted, func(e *job.Event) { holder(e); e.State = job.Processing }),
+		with(job.EventReturned, func(e *job.Event) { holder(e); e.Cause, e.Reason = job.CauseDevice, "GPU 0 fell off" }),
+		with(job.EventStarted, func(e *job.Event) { holder(e); e.Attempt, e.State = 2, job.Processing }),
+		with(job.EventCancelled, func(e *job.Event) { holder(e); e.Attempt, e.State = 2, job.Processing }),
+		with(job.EventEnded, func(e *job.Event) {
+			holder(e)
+			e.Attempt, e.State, e.Cause, e.Reason, e.Status = 2, job.Cancelled, job.CauseCancelled, "it said no", &status
+		}),
+		with(job.EventQueued, func(e *job.Event) { e.Run, e.Model, e.Address = 2, red, "" }),
+		with(job.EventEnded, func(e *job.Event) {
+			e.Run, e.Model, e.Address = 2, red, ""
+			e.State, e.Cause, e.Status = job.Cancelled, job.CauseCancelled, &status2
+		}),
+		{Kind: job.EventQueued, Job: "last", Run: 1, Model: red, State: job.Queued},
+	}
+	got := f.read()
+	if len(got) != len(want) {
+		t.Fatalf("%d events, want %d: %+v", len(got), len(want), got)
+	}
+	var last time.Time
+	for i := range want {
+		if got[i].Cursor == "" || got[i].At.Before(last) || got[i].At.Location() != time.UTC {
+			t.Fatalf("event %d, after %v: %+v", i+1, last, got[i])
+		}
+		last = got[i].At
+		checkEvent(f, got[i], want[i])
+	}
+	if !got[0].At.Equal(queued.EnqueuedAt) || !got[2].At.Equal(started.StartedAt) {
+		t.Fatalf("queued at %v, event at %v; started at %v, event at %v", queued.EnqueuedAt, got[0].At, started.StartedAt, got[2].At)
+	}
+}
+
+// checkEvent compares what an event says, but for its cursor and time.
+func checkEvent(t tb, got, want job.Event) {
+	t.Helper()
+	gotStatus, wantStatus := "none", "none"
+	for _, one := range []struct {
+		event job.Event
+		text  *string
+	}{{got, &gotStatus}, {want, &wantStatus}} {
+		if one.event.Status != nil {
+			text, err := one.event.Status.MarshalJSON()
+			if err != nil {
+				t.Fatalf("status of %+v: %v", one.event, err)
+			}
+			*one.text = string(text)
+		}
+	}
+	got.Cursor, want.Cursor = "", ""
+	got.At, want.At = time.Time{}, time.Time{}
+	got.Status, want.Status = nil, nil
+	if got != want || gotStatus != wantStatus {
+		t.Fatalf("event:\n got %+v, status %s\nwant %+v, status %s", got, gotStatus, want, wantStatus)
+	}
+}
+
+// testEventsFilter reads the events of a job, of a tenant and of both, a few at
+// a time: those that match, in order, whatever is between.
+func (s suite) testEventsFilter(t *testing.T) {
+	f := s.open(t, Options{})
+	for i := range 30 {
+		id := fmt.Sprint("job", i%5)
+		f.create(id, tenant([]string{"", "wool", "meat", "wool", ""}[i%5]))
+		f.finish(f.claim(slot("a"), id))
+	}
+	all := f.read()
+	for _, again := range []func(){func() {}, f.reopen} { // from memory and from the file, where there is a difference
+		again()
+		for _, filter := range []ledger.EventFilter{{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job3", Tenant: "wool"}, {Job: "job1", Tenant: "meat"}, {Tenant: "milk"}, {Job: "job9"}} {
+			for _, limit := range []int{1, 4, 1000} {
+				for _, from := range []int{-1, 0, 13, len(all) - 1} {
+					var want []job.Event
+					cursor := job.Cursor("")
+					if from >= 0 {
+						cursor = all[from].Cursor
+					}
+					for _, event := range all[from+1:] {
+						if (filter.Job == "" || event.Job == filter.Job) && (filter.Tenant == "" || event.Tenant == filter.Tenant) {
+							want = append(want, event)
+						}
+					}
+					var got []job.Event
+					for {
+						events, next, err := f.Events(f.Context(), cursor, filter, limit)
+						if err != nil || len(events) > limit {
+							t.Fatalf("Events gave %d, %v; the limit is %d", len(events), err, limit)
+						}
+						cursor = next
+						got = append(got, events...)
+						if len(events) == 0 {
+							break
+						}
+					}
+					if !slices.EqualFunc(got, want, func(a, b job.Event) bool { return a.Cursor == b.Cursor && a.Kind == b.Kind }) {
+						t.Fatalf("%+v from %d by %d: %d events, want %d", filter, from, limit, len(got), len(want))
+					}
+					if now, err := f.Now(f.Context()); err != nil || cursor == "" {
+						t.Fatalf("the cursor is %q, now is %q, %v", cursor, now, err)
+					}
+				}
+			}
+		}
+	}
+	if _, _, err := f.Events(f.Context(), "", ledger.EventFilter{}, 0); !errdefs.IsInternal(err) {
+		t.Fatalf("Events with a limit of 0 answered %v", err)
+	}
+}
+
+// testEventsDurable reads all events again, and goes on from where it was, after
+// the ledger was closed or its process killed.
+func (s suite) testEventsDurable(t *testing.T) {
+	f := s.open(t, Options{})
+	var seen []job.Event
+	for i, again := range []func(){f.reopen, f.crash, f.crash, f.reopen} {
+		id := fmt.Sprint("job", i)
+		f.create(id, tenant("wool"))
+		f.finishAs(f.claim(slot("a"), id), failed)
+		if i > 0 {
+			f.cancel(fmt.Sprint("more", i-1))
+		}
+		seen = append(seen, f.read()...)
+		f.create(fmt.Sprint("more", i), priority(-1)) // unread when the ledger is opened again
+		at := f.at
+		again()
+		f.at = ""
+		all := f.read()
+		if len(all) != len(seen)+1 {
+			t.Fatalf("%d events are left of %d", len(all), len(seen)+1)
+		}
+		for i, event := range seen {
+			if all[i].Cursor != event.Cursor || !all[i].At.Equal(event.At) {
+				t.Fatalf("event %d is %+v, was %+v", i, all[i], event)
+			}
+			checkEvent(f, all[i], event)
+		}
+		f.at = at
+		next := f.read()
+		if len(next) != 1 || string(next[0].Job) != fmt.Sprint("more", i) {
+			t.Fatalf("after the last one that was read: %+v", next)
+		}
+		seen = append(seen, next...)
+	}
+}
+
+func (s suite) testEventsGone(t *testing.T) {
+	f := s.open(t, Options{EventNumber: 16})
+	f.create("first")
+	f.now()
+	old := f.at
+	var newest job.Cursor
+	gone := false
+	for i := 0; !gone && i < 300; i++ { // an implementation may lag behind
+		f.create(fmt.Sprint("job", i))
+		f.now()
+		newest = f.at
+		_, _, err := f.Events(f.Context(), old, ledger.EventFilter{}, 10)
+		if gone = errors.Is(err, ledger.ErrEventsGone); err != nil && !gone {
+			t.Fatal(err)
+		}
+	}
+	if !gone {
+		// What is in memory may be more; of what is in the file nothing is left.
+		f.reopen()
+		if _, _, err := f.Events(f.Context(), old, ledger.EventFilter{}, 10); !errors.Is(err, ledger.ErrEventsGone) || !errdefs.IsOutOfRange(err) {
+			t.Fatalf("Events from long ago answered %v", err)
+		}
+	}
+	f.at = newest
+	f.create("next")
+	if events := f.read(); len(events) != 1 || events[0].Job != "next" {
+		t.Fatalf("after the latest: %+v", events)
+	}
+	f.at = ""
+	if events := f.read(); len(events) < 16 || events[len(events)-1].Job != "next" {
+		t.Fatalf("%d events are kept, want 16 at least", len(events))
+	}
+	for _, none := range []job.Cursor{"no cursor", "-5", "99999999999999999999999999"} {
+		if _, _, err := f.Events(f.Context(), none, ledger.EventFilter{}, 10); !errors.Is(err, ledger.ErrEventsGone) {
+			t.Errorf("Events after %q answered %v", none, err)
+		}
+	}
+}
+
+// testEventsConcurrent reads many goroutines' changes while they are made: each
+// reader gets all, once and in the same order, and the events of one job in the
+// order of its changes.
+func (s suite) testEventsConcurrent(t *testing.T) {
+	f := s.open(t, Options{})
+	const workers, each, readers = 8, 25, 3
+	const total = 2 * workers * each
+	start, err := f.Now(f.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	read := make([][]job.Event, readers)
+	for i := range readers {
+		group.Go(func() {
+			at := start
+			hung := time.After(patience)
+			for len(read[i]) < total {
+				changed := f.Changed()
+				events, next, err := f.Events(t.Context(), at, ledger.EventFilter{}, 1+9*i)
+				if err != nil {
+					t.Errorf("Events: %v", err)
+					return
+				}
+				at = next
+				read[i] = append(read[i], events...)
+				if len(events) == 0 {
+					select {
+					case <-changed:
+					case <-hung:
+						t.Errorf("reader %d has %d of %d events", i, len(read[i]), total)
+						return
+					}
+				}
+			}
+		})
+	}
+	for w := range workers {
+		group.Go(func() {
+			for i := range each {
+				id := job.ID(fmt.Sprintf("job-%d-%d", w, i))
+				if _, err := f.Create(t.Context(), job.Record{ID: id, Model: red}); err != nil {
+					t.Errorf("Create: %v", err)
+				}
+				if _, err := f.Cancel(t.Context(), id); err != nil {
+					t.Errorf("Cancel: %v", err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if t.Failed() {
+		return
+	}
+	for i, events := range read {
+		states := map[job.ID]job.State{}
+		for n, event := range events {
+			if event.Cursor != read[0][n].Cursor {
+				t.Fatalf("reader %d has %+v in place %d", i, event, n)
+			}
+			if before := states[event.Job]; before == "" && event.Kind != job.EventQueued || before != "" && (before != job.Queued || event.Kind != job.EventEnded) {
+				t.Fatalf("%s was %q when it was %s", event.Job, before, event.Kind)
+			}
+			states[event.Job] = event.State
+		}
+	}
+}
+
+// testChanged waits for changes: what is read after Changed and before the wait
+// and what ends the wait are all there is.
+func (s suite) testChanged(t *testing.T) {
+	f := s.open(t, Options{})
+	changed := f.Changed()
+	select {
+	case <-changed:
+		t.Fatal("a change without any")
+	default:
+	}
+	f.create("x")
+	select {
+	case <-changed:
+	case <-time.After(patience):
+		t.Fatal("the change was not told")
+	}
+	changed = f.Changed()
+	if err := f.Ping(f.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.get("x")
+	select { // a change may be told where there is none, but not for ever
+	case <-changed:
+	default:
+	}
+	f.close()
+	select {
+	case <-changed:
+	case <-time.After(patience):
+		t.Fatal("whoever waits for a change waits beyond the ledger's end")
+	}
+	f.Ledger = f.harness.Open(f.outer)
+}
+
+func (s suite) testCheckpoint(t *testing.T) {
+	f := s.open(t, Options{})
+	check := func(consumer string, want job.Cursor) {
+		t.Helper()
+		got, err := f.Checkpoint(f.Context(), consumer)
+		if want == "" && !errors.Is(err, ledger.ErrNotFound) || want != "" && (err != nil || got != want) {
+			t.Fatalf("%s is at %q, %v; want %q", consumer, got, err, want)
+		}
+	}
+	set := func(consumer string, at job.Cursor) {
+		t.Helper()
+		if err := f.SetCheckpoint(f.Context(), consumer, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("a", "")
+	f.create("x")
+	f.now()
+	first := f.at
+	set("a", first)
+	set("a", first)
+	check("a", first)
+	check("b", "")
+	f.crash()
+	check("a", first)
+	f.create("y")
+	f.now()
+	set("a", f.at)
+	set("b", first)
+	f.reopen()
+	check("a", f.at)
+	check("b", first)
+	f.at = first
+	if events := f.read(); len(events) != 1 || events[0].Job != "y" {
+		t.Fatalf("after the checkpoint: %+v", events)
+	}
+}

@@ -1,0 +1,133 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// missingFor is how long a sheep does not claim jobs of a model that it could not
+// find, while another sheep may have it.
+const missingFor = time.Minute
+
+// maxModels bounds how many waiting models a sheep looks at before it claims. A
+// job of one beyond them that it cannot run is handed back once it is claimed.
+const maxModels = 1000
+
+// knownModels remembers which models a sheep looked for in vain.
+type knownModels struct {
+	mu      sync.Mutex
+	missing map[job.Model]missingModel
+}
+
+type missingModel struct {
+	why   error
+	until time.Time
+}
+
+func newKnownModels() *knownModels { return &knownModels{missing: make(map[job.Model]missingModel)} }
+
+// miss notes that the sheep does not have the model.
+func (k *knownModels) miss(m job.Model, why error, now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for other, known := range k.missing {
+		if now.After(known.until) {
+			delete(k.missing, other)
+		}
+	}
+	k.missing[m] = missingModel{why, now.Add(missingFor)}
+}
+
+// missed says why the sheep does not have the model; nil where that is not known.
+func (k *knownModels) missed(m job.Model, now time.Time) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if known, ok := k.missing[m]; ok && now.Before(known.until) {
+		return known.why
+	}
+	return nil
+}
+
+// cannot says why the sheep cannot run the model; nil where it can, as far as is
+// known without fetching anything.
+func (l *lane) cannot(m job.Model) error {
+	if err := l.mayRun(m); err != nil {
+		return err
+	}
+	if c, ok := l.Sheep.(runtime.ModelChecker); ok {
+		if err := c.CheckModel(m); err != nil {
+			return err
+		}
+	}
+	if f, ok := l.Sheep.(runtime.ModelFinder); ok {
+		if err := f.FindModel(m); err != nil {
+			return err
+		}
+	}
+	return l.known.missed(m, time.Now())
+}
+
+// elsewhere says whether a sheep other than l may run a job of the model that is
+// addressed to none; with now, one whose devices are not out.
+func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
+	for _, other := range f.all() {
+		if other == l || other.state.isRemoved() || now && other.share.admission() == job.NoJobs {
+			continue
+		}
+		if other.cannot(m) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// except are the waiting models that the sheep cannot run and another may. A
+// model that nobody can run is not among them: whoever claims its job says why it
+// fails.
+func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
+	if len(f.all()) < 2 {
+		return nil, nil
+	}
+	waiting, err := l.ledger.Waiting(ctx, maxModels)
+	if err != nil {
+		return nil, err
+	}
+	var except []job.Model
+	for _, w := range waiting {
+		if w.Sheep == "" && !w.Rest && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
+			except = append(except, w.Model)
+		}
+	}
+	return except, nil
+}
+
+// asked names the other sheep and why each cannot run the model; empty where there
+// are no others.
+func (f *flock) asked(l *lane, m job.Model) string {
+	var others []string
+	for _, other := range f.all() {
+		if other == l || other.state.isRemoved() {
+			continue
+		}
+		if err := other.cannot(m); err != nil {
+			others = append(others, fmt.Sprintf("`%s`: %s", other.Name, reasonOf(err)))
+		}
+	}
+	return strings.Join(others, "; ")
+}
+
+// reasonOf is an error's text for clients.
+func reasonOf(err error) string {
+	var invalid *job.Invalid
+	if errors.As(err, &invalid) {
+		return invalid.Problem
+	}
+	return err.Error()
+}

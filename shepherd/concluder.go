@@ -1,0 +1,388 @@
+package shepherd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// maxConcluding is how many attempts of a sheep may be concluded while its runner
+// goes on with the next job. It stays below messenger.MaxKept.
+const maxConcluding = 4
+
+// graceTime is how long a lane that is interrupted goes on with what is nearly
+// done: the results of a job that has been answered, a change of the ledger.
+const graceTime = 5 * time.Second
+
+// concluder ends attempts. Its end is the one way out of an attempt that this
+// daemon ends at all.
+type concluder struct {
+	lane    *lane
+	slots   chan struct{} // one per attempt that is concluded
+	running sync.WaitGroup
+}
+
+func newConcluder(l *lane) *concluder {
+	return &concluder{lane: l, slots: make(chan struct{}, maxConcluding)}
+}
+
+// causeFenced is the cause of an attempt that somebody else has ended. The ledger
+// knows a better one.
+const causeFenced job.Cause = "fenced"
+
+// stopped is the ending of an attempt whose contexts ended, by their cause.
+func stopped(why error) ending {
+	var trouble *troubleError
+	var device *deviceError
+	switch {
+	case errors.As(why, &trouble):
+		return trouble.ending
+	case errors.As(why, &device):
+		return ending{cause: job.CauseDevice, reason: fmt.Sprintf("A device was lost under this job (%s)", device)}
+	case errors.Is(why, errCancelled):
+		return ending{cause: job.CauseCancelled, reason: errCancelled.Error()}
+	case errors.Is(why, errFenced), errors.Is(why, ledger.ErrFenced), errors.Is(why, ledger.ErrFinal):
+		return ending{cause: causeFenced, reason: why.Error()}
+	case errors.Is(why, errTakenOver):
+		return ending{cause: job.CauseTakenOver, reason: why.Error()}
+	case errors.Is(why, errDeadline):
+		return ending{cause: job.CauseDeadline, reason: "The job's deadline has passed"}
+	case errors.Is(why, errLoadTimeout):
+		return ending{cause: job.CauseLoadTimeout, reason: why.Error()}
+	case errors.Is(why, errRunTimeout):
+		return ending{cause: job.CauseRunTimeout, reason: why.Error()}
+	}
+	return ending{cause: job.CauseHandedBack, reason: why.Error()}
+}
+
+// end ends the attempt in the background. It returns at once unless too many are
+// being ended already.
+func (c *concluder) end(work context.Context, a *attempt, end ending) {
+	at := job.Now()
+	l := c.lane
+	account := accountOf(l, a, end, at)
+	a.yield()
+	c.slots <- struct{}{}
+	c.running.Go(func() {
+		defer func() { <-c.slots }()
+		c.conclude(work, a, end, at, account)
+	})
+}
+
+// accountOf tells the devices that the sheep is through with a job that its runner
+// had, and asks for what is known of it.
+func accountOf(l *lane, a *attempt, end ending, at time.Time) <-chan job.Account {
+	if a.sent.IsZero() {
+		return share{}.end(a.ID, at, false)
+	}
+	return l.share.end(a.ID, at, end.cause != job.CauseDone && !neutral(end.cause))
+}
+
+// neutral reports whether nobody is to blame for an end with this cause.
+func neutral(c job.Cause) bool {
+	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver || c == causeFenced
+}
+
+// wait returns when all attempts are ended.
+func (c *concluder) wait() { c.running.Wait() }
+
+func (c *concluder) conclude(work context.Context, a *attempt, end ending, at time.Time, account <-chan job.Account) {
+	l := c.lane
+	if !a.answered {
+		a.stopper.stop(errOver)
+	}
+	<-a.prepared
+	l.budget.free(a.reserved.Load())
+	told := <-account
+
+	ctx, release := grace(work)
+	defer release()
+	var collected storage.Collected
+	if a.answered && (end.cause == job.CauseDone || end.cause == job.CauseError) {
+		var err error
+		collected, err = c.collect(ctx, a)
+		if err != nil && ctx.Err() != nil && l.isLeaving() {
+			l.log.Warn("Cannot store a job's results in time; the next daemon does", "job", a.ID, "error", err)
+			c.leave(a)
+			return
+		}
+		end = c.afterCollect(ctx, a, end, err)
+	}
+	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may be to blame
+		lost := stopped(&deviceError{errors.New(told.Cause)})
+		lost.failure = cmp.Or(end.failure, &job.Failure{Message: end.reason})
+		end = lost
+	}
+	if end.cause == causeFenced {
+		l.log.Info("Job is no longer this sheep's", "job", a.ID)
+		c.release(a, true)
+		return
+	}
+	if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
+		// The claim stays with this node: the next daemon ends it.
+		l.log.Error("Cannot end an attempt in the ledger; the next daemon does", "job", a.ID, "error", err)
+		c.leave(a)
+		return
+	}
+	c.release(a, true)
+}
+
+// collect stores the outputs of a job that the runner has answered.
+func (c *concluder) collect(ctx context.Context, a *attempt) (storage.Collected, error) {
+	l := c.lane
+	within, release := a.stopper.bind(ctx) // a cancel cuts it short
+	defer release()
+	began := time.Now()
+	replace := a.Attempt > 1 || a.Run > 1 || a.adopted || a.staged.Outputs
+	var collected storage.Collected
+	err := l.persist(within, a.ID, "store the results", func() (err error) {
+		collected, err = l.store.Collect(within, a.ID, a.dir.job, replace)
+		return err
+	})
+	a.phases.Collect = l.passed(a, a.Model, PhaseCollect, began, err)
+	return collected, err
+}
+
+// afterCollect is the ending of an answered job once its results are stored, or
+// could not be.
+func (c *concluder) afterCollect(ctx context.Context, a *attempt, end ending, err error) ending {
+	if err == nil {
+		return end
+	}
+	if why := a.stopper.stopped(); why != nil {
+		return stopped(why)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ending{cause: job.CauseHandedBack, reason: "the results could not be stored in time"}
+	case errors.Is(err, storage.ErrWorkDir) && !errdefs.IsInvalidArgument(err), isMachineFault(err):
+		return ending{cause: job.CauseSheep, reason: fmt.Sprintf("the results cannot be read on sheep %s: %v", c.lane.Name, err)}
+	case end.cause == job.CauseError: // what the runner said matters more
+		return end
+	}
+	return ending{cause: job.CauseOutputs, reason: fmt.Sprintf("The results of this job cannot be stored: %s", err)}
+}
+
+// settle ends the attempt in the ledger, as judge decides. An error says that the
+// ledger could not make the change durable.
+func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.Time, told job.Account, warnings []string) error {
+	l := c.lane
+	f, err := c.facts(ctx, a, end)
+	if err != nil {
+		return err
+	}
+	v := judge(end, f)
+	switch {
+	case v.rests:
+		pause := l.rests.fault(end.reason, time.Now())
+		l.log.Warn("Sheep rests after a fault of its own", "job", a.ID, "pause", pause, "cause", string(end.cause), "error", end.reason)
+	case end.cause == job.CauseDone:
+		l.rests.well()
+	}
+	if v.state == "" {
+		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
+			return l.ledger.Release(ctx, a.ID, a.Token, ledger.Return{
+				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(),
+			})
+		})
+		switch {
+		case err == nil && rec.State.Final():
+			l.log.Info("Job has ended", "job", a.ID, "state", string(rec.State))
+		case err == nil:
+			l.log.Info("Job goes back to the queue", "job", a.ID, "attempt", a.Attempt, "cause", string(end.cause), "why", end.reason)
+		case errors.Is(err, ledger.ErrFenced):
+			l.log.Info("Job is no longer this sheep's", "job", a.ID)
+		default:
+			return err
+		}
+		return nil
+	}
+
+	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Warnings: warnings}
+	if v.state == job.Failed {
+		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
+		if v.message != "" {
+			failure = &job.Failure{Message: v.message}
+		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && others != "" {
+			failure = &job.Failure{Message: fmt.Sprintf("No sheep can run this job: `%s`: %s; %s", l.Name, end.reason, others)}
+		}
+		outcome.Failure = explain(failure, told)
+	}
+	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
+	switch {
+	case err == nil && rec.State == job.Cancelled:
+		l.log.Info("Job cancelled", "job", a.ID)
+	case err == nil:
+		l.logEnd(a, end.cause == job.CauseError, rec.Failure)
+	case errors.Is(err, ledger.ErrFenced), errors.Is(err, ledger.ErrFinal):
+		l.log.Info("Job is no longer this sheep's", "job", a.ID)
+	default:
+		return err
+	}
+	return nil
+}
+
+// facts are what judge needs to know of the attempt. Earlier attempts are read
+// only where they matter.
+func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, error) {
+	l := c.lane
+	f := facts{
+		now: job.Now(), spent: a.Spent, retries: a.limits.retries, pause: a.limits.pause,
+		maxAttempts: l.maxAttempts, patience: a.limits.load, tries: a.Attempt,
+	}
+	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
+		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
+	}
+	if wrecks(end.cause) || end.cause == job.CauseUnavailable {
+		var attempts []job.Attempt
+		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
+			var err error
+			attempts, err = l.ledger.Attempts(ctx, a.ID)
+			return job.Record{}, err
+		})
+		if err != nil {
+			return facts{}, err
+		}
+		f.wrecked, f.unavailable = history(attempts, a.Run, a.Attempt)
+	}
+	return f, nil
+}
+
+// release lets go of what the attempt has: its directory, and the answer where it
+// is safe now.
+func (c *concluder) release(a *attempt, safe bool) {
+	a.unwatch()
+	if a.conn != nil && safe {
+		acknowledge(c.lane, a.conn, a.ID)
+	}
+	if a.dir == nil {
+		return
+	}
+	if err := a.dir.remove(); err != nil {
+		c.lane.log.Warn("Cannot remove a job's working directory", "job", a.ID, "error", err)
+	}
+}
+
+// leave leaves the attempt to the next daemon.
+func (c *concluder) leave(a *attempt) {
+	a.unwatch()
+	if a.dir != nil {
+		a.dir.leave()
+	}
+}
+
+func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	defer cancel()
+	if err := conn.Ack(ctx, id); err != nil && !errors.Is(err, messenger.ErrClosed) {
+		l.log.Warn("Cannot acknowledge an answer", "job", id, "error", err)
+	}
+}
+
+// grace is work, or a moment more where work has ended or ends.
+func grace(work context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(work))
+	var timer *time.Timer
+	var mu sync.Mutex
+	stop := context.AfterFunc(work, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		timer = time.AfterFunc(graceTime, func() { cancel(context.Cause(work)) })
+	})
+	return ctx, func() {
+		stop()
+		mu.Lock()
+		defer mu.Unlock()
+		if timer != nil {
+			timer.Stop()
+		}
+		cancel(errOver)
+	}
+}
+
+// persist calls fn until it succeeds, cannot succeed, or ctx ends.
+func (l *lane) persist(ctx context.Context, id job.ID, doing string, fn func() error) error {
+	pause := 200 * time.Millisecond
+	for tries := 1; ; tries++ {
+		err := fn()
+		if err == nil || ctx.Err() != nil || !l.worthRetrying(ctx, err) {
+			return err
+		}
+		if tries == 1 || tries%20 == 0 {
+			trouble := "Storage is away; trying again until it is back"
+			if errdefs.IsResourceExhausted(err) {
+				trouble = "Storage is full; trying again until there is room"
+			}
+			l.log.Warn(trouble, "job", id, "doing", doing, "error", err)
+		}
+		if sleep(ctx, pause) != nil {
+			return err
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// worthRetrying tells storage that is away, full or closed to us altogether from
+// a fault of this one job, or of the machine.
+func (l *lane) worthRetrying(ctx context.Context, err error) bool {
+	switch {
+	case errors.Is(err, errBudget), errors.Is(err, storage.ErrWorkDir),
+		errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
+		return false
+	case errdefs.IsPermissionDenied(err):
+		return l.store.Ping(ctx) != nil
+	case errdefs.IsUnavailable(err), errdefs.IsResourceExhausted(err), errors.Is(err, context.DeadlineExceeded):
+		return true
+	}
+	return false
+}
+
+// retryLedger repeats a change that the ledger could not make durable.
+func (l *lane) retryLedger(ctx context.Context, id job.ID, fn func() (job.Record, error)) (job.Record, error) {
+	pause := 100 * time.Millisecond
+	for {
+		rec, err := fn()
+		if err == nil || !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) {
+			return rec, err
+		}
+		l.log.Error("The ledger cannot make a change durable; trying again", "job", id, "error", err)
+		if sleep(ctx, pause) != nil {
+			return rec, err
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// sleep waits for a while, or returns ctx's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// isMachineFault reports whether an error is the machine's: too many open files, a
+// full, read-only or broken disk, no memory. Every job would meet it.
+func isMachineFault(err error) bool {
+	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}

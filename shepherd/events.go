@@ -1,0 +1,178 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// eventBatch is how many events are read from the ledger at a time.
+const eventBatch = 256
+
+// hub reads the ledger's events once for all that follow a job: clients that
+// wait, attempts that may be cancelled. One that follows a job costs a map entry
+// and no polling.
+type hub struct {
+	ledger ledger.Ledger
+	log    *slog.Logger
+
+	mu       sync.Mutex
+	watchers map[job.ID]map[*watcher]struct{}
+}
+
+// watcher is called for the events of one job.
+type watcher struct{ call func(job.Event) }
+
+func newHub(l ledger.Ledger, log *slog.Logger) *hub {
+	return &hub{ledger: l, log: log, watchers: make(map[job.ID]map[*watcher]struct{})}
+}
+
+// watch calls f for every event of the job that the hub reads from now on, until
+// the returned function is called. f returns at once.
+func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
+	w := &watcher{f}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	set := h.watchers[id]
+	if set == nil {
+		set = make(map[*watcher]struct{}, 1)
+		h.watchers[id] = set
+	}
+	set[w] = struct{}{}
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		set := h.watchers[id]
+		delete(set, w)
+		if len(set) == 0 {
+			delete(h.watchers, id)
+		}
+	}
+}
+
+// subscribe is watch for one that has a goroutine of its own: the channel holds
+// the last event of the job that it has not received; one of kind ended is not
+// replaced by a later one.
+func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
+	events := make(chan job.Event, 1)
+	var sending sync.Mutex
+	stop = h.watch(id, func(e job.Event) {
+		sending.Lock()
+		defer sending.Unlock()
+		select {
+		case events <- e:
+			return
+		default:
+		}
+		select {
+		case last := <-events:
+			if last.Kind == job.EventEnded {
+				e = last
+			}
+		default:
+		}
+		events <- e
+	})
+	return events, stop
+}
+
+// publish tells those that follow the event's job.
+func (h *hub) publish(e job.Event) {
+	h.mu.Lock()
+	var calls []func(job.Event)
+	for w := range h.watchers[e.Job] {
+		calls = append(calls, w.call)
+	}
+	h.mu.Unlock()
+	for _, call := range calls {
+		call(e)
+	}
+}
+
+// run reads the events after the cursor and hands each to each until ctx ends and
+// those that were recorded before are read. gone is called, and the present taken
+// for the cursor, where events after it are no longer kept.
+func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), gone func(context.Context)) {
+	reading := context.WithoutCancel(ctx)
+	pause := time.Second
+	for {
+		changed := h.ledger.Changed()
+		events, next, err := h.ledger.Events(reading, cursor, ledger.EventFilter{}, eventBatch)
+		if errors.Is(err, ledger.ErrEventsGone) {
+			h.log.Warn("Events of the ledger were no longer kept when they were read")
+			if next, err = h.ledger.Now(reading); err == nil {
+				cursor = next
+				gone(ctx)
+				continue
+			}
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				h.log.Error("Cannot read the ledger's events; trying again", "error", err)
+			}
+			if sleep(ctx, pause) != nil {
+				return
+			}
+			pause = min(2*pause, 30*time.Second)
+			continue
+		}
+		pause = time.Second
+		for _, e := range events {
+			each(e)
+		}
+		moved := next != cursor
+		cursor = next
+		if len(events) > 0 || moved {
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
+}
+
+// refresh tells all that follow a job how it stands, where events were missed.
+func (h *hub) refresh(ctx context.Context) {
+	h.mu.Lock()
+	ids := make([]job.ID, 0, len(h.watchers))
+	for id := range h.watchers {
+		ids = append(ids, id)
+	}
+	h.mu.Unlock()
+	for _, id := range ids {
+		rec, err := h.ledger.Get(ctx, id)
+		if err != nil {
+			continue
+		}
+		h.publish(asEvent(rec))
+	}
+}
+
+// asEvent is an event that says how a record stands.
+func asEvent(rec job.Record) job.Event {
+	e := job.Event{
+		At: job.Now(), Job: rec.ID, Run: rec.Run, Model: rec.Model, Address: rec.Sheep, Tenant: rec.Tenant,
+		Attempt: rec.Attempt, Node: rec.Node, Sheep: rec.Holder, State: rec.State, Kind: job.EventStarted,
+	}
+	switch {
+	case rec.State.Final():
+		status := rec.Status()
+		e.Kind, e.Status = job.EventEnded, &status
+	case rec.Cancelling:
+		e.Kind = job.EventCancelled
+	case rec.Holder == "":
+		e.Kind = job.EventQueued
+	case rec.State == job.Queued:
+		e.Kind = job.EventClaimed
+	}
+	return e
+}

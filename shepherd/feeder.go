@@ -1,0 +1,225 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// feeder claims jobs for a lane, one at a time, and prepares each while the worker
+// may still have another.
+type feeder struct {
+	lane   *lane
+	pulse  pulse
+	offers chan *attempt           // to the worker
+	held   atomic.Pointer[attempt] // what is held out, for others to look at
+	waits  atomic.Bool             // what is held out waits for devices
+}
+
+func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *attempt)} }
+
+// holds is the attempt that is held out to the worker; nil where there is none.
+func (f *feeder) holds() *attempt { return f.held.Load() }
+
+// waitsForDevices says that what is held out waits for devices.
+func (f *feeder) waitsForDevices() bool { return f.waits.Load() }
+
+// run claims jobs and holds each out to the worker until feed ends. Preparing ends
+// with work: a running job's inputs are still wanted while the daemon drains.
+func (f *feeder) run(feed, work context.Context) {
+	defer f.pulse.waits()
+	yields := false
+	for {
+		if f.lane.stageAhead == 0 && !f.awaitIdle(feed) {
+			return
+		}
+		f.pulse.works()
+		claim, err := f.lane.flock.next(feed, f.lane, yields)
+		if err != nil {
+			return
+		}
+		a := f.begin(work, claim)
+		why := f.offer(feed, a)
+		yields = errors.Is(why, errTakenOver)
+		if why != nil {
+			f.lane.concluder.end(work, a, stopped(why))
+		}
+		f.held.Store(nil)
+	}
+}
+
+// awaitIdle waits until the worker has no job.
+func (f *feeder) awaitIdle(ctx context.Context) bool {
+	for f.lane.state.busy() {
+		f.pulse.waits()
+		select {
+		case <-ctx.Done():
+			return false
+		case <-f.lane.state.freed:
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// begin makes an attempt of the claim and begins to prepare it.
+func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
+	l := f.lane
+	a := l.watch(*c)
+	f.held.Store(a)
+	l.logAssigned(a)
+	l.life.running.Go(func() {
+		defer close(a.prepared)
+		ctx, release := a.stopper.bind(work)
+		defer release()
+		if why := l.prepare(ctx, a); why != nil {
+			a.trouble = why
+		}
+	})
+	return a
+}
+
+// watch makes an attempt of a claim and follows the job's events.
+func (l *lane) watch(c ledger.Claim) *attempt {
+	a := newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
+	a.unwatch = l.hub.watch(c.ID, a.onEvent)
+	if !a.ahead { // else Start says what happened before
+		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+		defer cancel()
+		a.check(l.ledger.Get(ctx, c.ID))
+	}
+	return a
+}
+
+// offer holds the attempt out to the worker, once its devices are granted. It
+// returns nil when the worker has it, and otherwise why nobody has.
+func (f *feeder) offer(feed context.Context, a *attempt) error {
+	l := f.lane
+	var granted <-chan error
+	offers := f.offers
+	granted, a.yield = l.share.request()
+	if granted != nil {
+		offers = nil
+		f.waits.Store(len(granted) == 0)
+		defer f.waits.Store(false)
+		if len(granted) == 0 && !l.state.busy() {
+			l.flock.stir(l) // an idle sheep may run it at once
+		}
+	}
+	ctx, release := a.stopper.bind(feed)
+	defer release()
+	failed := a.prepared
+	f.pulse.waits()
+	defer f.pulse.works()
+	for {
+		select {
+		case err := <-granted:
+			if err != nil {
+				a.withdraw()
+				return fmt.Errorf("a device of the sheep is out: %w", err)
+			}
+			f.waits.Store(false)
+			offers, granted = f.offers, nil
+		case offers <- a:
+			select {
+			case <-a.taken:
+				return nil
+			case <-a.surrendered:
+				return errTakenOver
+			}
+		case <-a.surrendered:
+			return errTakenOver
+		case <-failed:
+			if a.trouble != nil {
+				a.withdraw()
+				return &troubleError{*a.trouble}
+			}
+			failed = nil
+		case <-ctx.Done():
+			a.withdraw()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// troubleError is an ending on its way through offer.
+type troubleError struct{ ending }
+
+func (e *troubleError) Error() string { return e.reason }
+
+// prepare makes the attempt's working directory and copies the job's inputs into
+// it, trying again for as long as storage is away. The ending says why it could
+// not.
+func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
+	l.logPreparing(a)
+	dir, err := l.dirs.make(a.Token, a.ID)
+	if err != nil {
+		return l.preparing(ctx, a, err)
+	}
+	a.dir = dir
+	if data, ok := l.payloads.take(a.ID); ok && l.admit(a, int64(len(data))) == nil {
+		a.staged = storage.Staged{Files: 1, Bytes: int64(len(data))}
+		began := time.Now()
+		err := dir.writeInput(data)
+		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
+		return l.preparing(ctx, a, err)
+	}
+	how := storage.Options{Admit: func(bytes int64) error { return l.admit(a, bytes) }}
+	if o, err := l.owner(ctx, a.Model); err == nil && o.set { // else it is not known yet
+		how.Owned, how.UID, how.GID = true, o.uid, o.gid
+	}
+	for {
+		began := time.Now()
+		err := l.persist(ctx, a.ID, "stage the inputs", func() (err error) {
+			a.staged, err = l.store.Stage(ctx, a.ID, dir.job, how)
+			return err
+		})
+		if errors.Is(err, errBudget) { // it waits for its turn, and then needs no room
+			select {
+			case <-a.taken:
+				continue
+			case <-ctx.Done():
+				return l.preparing(ctx, a, ctx.Err())
+			}
+		}
+		if err == nil && how.Owned {
+			dir.owner = owner{set: true, uid: how.UID, gid: how.GID}
+		}
+		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
+		return l.preparing(ctx, a, err)
+	}
+}
+
+// admit reserves room for inputs that are staged ahead of their job's turn.
+func (l *lane) admit(a *attempt, bytes int64) error {
+	if a.ahead && a.owner.Load() == ownedByFeeder {
+		if err := l.budget.reserve(bytes); err != nil {
+			return err
+		}
+		a.reserved.Add(bytes)
+	}
+	return nil
+}
+
+// preparing is the ending that an error while preparing leads to; nil for none.
+func (l *lane) preparing(ctx context.Context, a *attempt, err error) *ending {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		end := stopped(context.Cause(ctx))
+		return &end
+	case errors.Is(err, storage.ErrWorkDir) && !errdefs.IsInvalidArgument(err), isMachineFault(err):
+		return &ending{cause: job.CauseSheep, reason: fmt.Sprintf("the job cannot be prepared on sheep %s: %v", l.Name, err)}
+	case errdefs.IsNotFound(err):
+		return &ending{cause: job.CauseInputs, reason: (&job.UnknownJob{ID: string(a.ID)}).Error()}
+	}
+	return &ending{cause: job.CauseInputs, reason: fmt.Sprintf("the inputs of this job cannot be fetched: %v", err)}
+}

@@ -1,0 +1,329 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// statusConsumer is the name under which the ledger keeps how far the events are
+// in storage.
+const statusConsumer = "job_status.json"
+
+// How states are written to storage.
+const (
+	statusWriters   = 16
+	maxTellDelay    = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
+	checkpointEvery = time.Second      // how often the ledger is told how far it is
+	statusFlush     = 10 * time.Second // how long Stop waits for final states to be written
+)
+
+// statusFiles writes jobs' states to job_status.json, following the ledger's
+// events. States that are not final are written late and coalesced: what is
+// written is what the ledger says when the time has come. Final states are
+// written at once. How far it is, the ledger keeps as a checkpoint: the next
+// daemon goes on from there.
+type statusFiles struct {
+	ledger ledger.Ledger
+	store  storage.Store
+	delay  time.Duration
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	seen    job.Cursor                // of the last event noted
+	serial  int64                     // of that event, counted from 1
+	pending map[job.ID]*pendingStatus // still to be written
+	queue   []queuedStatus            // those by time, some of them written or moved meanwhile
+	urgent  []job.ID                  // those that are final
+	writing map[job.ID]bool
+	wake    chan struct{}
+	settled chan struct{} // closed when a write has ended
+}
+
+// pendingStatus is a job whose state is to be written.
+type pendingStatus struct {
+	serial int64      // of the first event that is not written
+	before job.Cursor // and the cursor before that
+	final  *job.Status
+	event  job.Event
+	due    time.Time
+	tries  int
+	tell   []func() // to be called when it is written, or cannot be
+}
+
+type queuedStatus struct {
+	id  job.ID
+	due time.Time
+}
+
+func newStatusFiles(l ledger.Ledger, s storage.Store, delay time.Duration, log *slog.Logger) *statusFiles {
+	return &statusFiles{
+		ledger: l, store: s, delay: delay, log: log,
+		pending: make(map[job.ID]*pendingStatus), writing: make(map[job.ID]bool),
+		wake: make(chan struct{}, 1), settled: make(chan struct{}),
+	}
+}
+
+// note has the job's state written that the event tells of. tell is called once:
+// when a final state is written, when it cannot be, or after maxTellDelay; for
+// others at once.
+func (f *statusFiles) note(e job.Event, tell func()) {
+	f.mu.Lock()
+	f.serial++
+	before := f.seen
+	f.seen = e.Cursor
+	switch e.Kind {
+	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
+	default: // nothing that clients see has changed
+		f.mu.Unlock()
+		tell()
+		return
+	}
+	p := f.pending[e.Job]
+	if p == nil {
+		p = &pendingStatus{serial: f.serial, before: before}
+		f.pending[e.Job] = p
+	}
+	p.event, p.final, p.tries = e, e.Status, 0
+	if e.Status == nil {
+		p.due = time.Now().Add(f.delay)
+		f.queue = append(f.queue, queuedStatus{e.Job, p.due})
+	} else {
+		p.due = time.Now()
+		tell = sync.OnceFunc(tell)
+		p.tell = append(p.tell, tell)
+		f.urgent = append(f.urgent, e.Job)
+	}
+	f.mu.Unlock()
+	f.rouse()
+	if e.Status == nil {
+		tell()
+	}
+}
+
+func (f *statusFiles) rouse() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run writes what is due until ctx ends.
+func (f *statusFiles) run(ctx context.Context) {
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	slots := make(chan struct{}, statusWriters)
+	checkpoint := time.NewTicker(checkpointEvery)
+	defer checkpoint.Stop()
+	kept := job.Cursor("")
+	for {
+		id, wait, ok := f.next(time.Now())
+		if !ok {
+			var timer <-chan time.Time
+			if wait > 0 {
+				timer = time.After(wait)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-f.wake:
+			case <-timer:
+			case <-checkpoint.C:
+				kept = f.checkpoint(ctx, kept)
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case slots <- struct{}{}:
+		}
+		writers.Go(func() {
+			defer func() { <-slots }()
+			f.write(ctx, id)
+		})
+	}
+}
+
+// next takes a job whose state is due, or says how long until one is (0: none
+// waits).
+func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for len(f.urgent) > 0 {
+		id := f.urgent[0]
+		f.urgent = f.urgent[1:]
+		if p := f.pending[id]; p != nil && !f.writing[id] {
+			f.writing[id] = true
+			return id, 0, true
+		}
+	}
+	f.urgent = nil
+	for len(f.queue) > 0 {
+		head := f.queue[0]
+		p := f.pending[head.id]
+		if p == nil || f.writing[head.id] || !p.due.Equal(head.due) {
+			f.queue = f.queue[1:] // written, or moved, meanwhile
+			continue
+		}
+		if wait := head.due.Sub(now); wait > 0 {
+			return "", wait, false
+		}
+		f.queue = f.queue[1:]
+		f.writing[head.id] = true
+		return head.id, 0, true
+	}
+	f.queue = nil
+	return "", 0, false
+}
+
+// write writes the state that the ledger has of the job now.
+func (f *statusFiles) write(ctx context.Context, id job.ID) {
+	f.mu.Lock()
+	p := f.pending[id]
+	event, tells := p.event, p.tell
+	serial := f.serial
+	f.mu.Unlock()
+	timer := time.AfterFunc(maxTellDelay, func() { tellAll(tells) })
+	err := f.put(ctx, id, event)
+	timer.Stop()
+
+	f.mu.Lock()
+	delete(f.writing, id)
+	retry := err != nil && ctx.Err() == nil && f.worthRetrying(err)
+	switch {
+	case ctx.Err() != nil && err != nil: // the next daemon writes it
+	case retry:
+		p.tries++
+		p.due = time.Now().Add(min(f.delay<<min(p.tries, 6), 30*time.Second))
+		f.queue = insert(f.queue, queuedStatus{id, p.due})
+	case p.event.Cursor == event.Cursor: // nothing came meanwhile
+		delete(f.pending, id)
+	default: // what came meanwhile is still to be written
+		p.serial, p.before = serial, event.Cursor
+		if p.final != nil {
+			f.urgent = append(f.urgent, id)
+		} else {
+			f.queue = insert(f.queue, queuedStatus{id, p.due})
+		}
+	}
+	if len(tells) > 0 {
+		p.tell = p.tell[len(tells):]
+	}
+	close(f.settled)
+	f.settled = make(chan struct{})
+	f.mu.Unlock()
+	f.rouse()
+	tellAll(tells)
+	if err != nil && ctx.Err() == nil {
+		level := slog.LevelWarn
+		if errors.Is(err, storage.ErrNotFound) {
+			level = slog.LevelDebug // its place was removed
+		}
+		f.log.Log(ctx, level, "Cannot write a job's state to storage", "job", id, "state", string(event.State), "retry", retry, "error", err)
+	}
+}
+
+func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error {
+	rec, err := f.ledger.Get(ctx, id)
+	var status job.Status
+	switch {
+	case err == nil:
+		status = rec.Status()
+	case errors.Is(err, ledger.ErrNotFound) && event.Status != nil: // it has expired
+		status = *event.Status
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil
+	default:
+		return err
+	}
+	return f.store.SetStatus(ctx, id, status)
+}
+
+func (f *statusFiles) worthRetrying(err error) bool {
+	return errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errdefs.IsPermissionDenied(err) ||
+		errors.Is(err, context.DeadlineExceeded) || isMachineFault(err)
+}
+
+// insert keeps the queue in the order of time.
+func insert(queue []queuedStatus, q queuedStatus) []queuedStatus {
+	i := len(queue)
+	for i > 0 && queue[i-1].due.After(q.due) {
+		i--
+	}
+	queue = append(queue, queuedStatus{})
+	copy(queue[i+1:], queue[i:])
+	queue[i] = q
+	return queue
+}
+
+func tellAll(tells []func()) {
+	for _, tell := range tells {
+		tell()
+	}
+}
+
+// checkpoint keeps how far the events are in storage, where that has changed.
+func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Cursor {
+	cursor := f.position()
+	if cursor == kept || cursor == "" {
+		return kept
+	}
+	if err := f.ledger.SetCheckpoint(ctx, statusConsumer, cursor); err != nil {
+		if ctx.Err() == nil {
+			f.log.Warn("Cannot keep how far states are in storage", "error", err)
+		}
+		return kept
+	}
+	return cursor
+}
+
+// position is the cursor up to which all states are in storage.
+func (f *statusFiles) position() job.Cursor {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	cursor, first := f.seen, int64(-1)
+	for _, p := range f.pending {
+		if first < 0 || p.serial < first {
+			first, cursor = p.serial, p.before
+		}
+	}
+	return cursor
+}
+
+// flush waits until final states are written, for a bounded time, and keeps how
+// far it is. What is not final is the next daemon's.
+func (f *statusFiles) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, statusFlush)
+	defer cancel()
+	for {
+		f.mu.Lock()
+		open := 0
+		for _, p := range f.pending {
+			if p.final != nil {
+				open++
+			}
+		}
+		settled := f.settled
+		f.mu.Unlock()
+		if open == 0 {
+			break
+		}
+		select {
+		case <-settled:
+			continue
+		case <-ctx.Done():
+			f.log.Warn("States of jobs that have ended are not in storage yet; the next daemon writes them", "jobs", open)
+		}
+		break
+	}
+	f.checkpoint(context.WithoutCancel(ctx), "")
+}

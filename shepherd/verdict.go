@@ -1,0 +1,142 @@
+package shepherd
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// ending is how an attempt ended, as far as its sheep knows.
+type ending struct {
+	cause job.Cause
+	// reason is the cause in words for clients and operators.
+	reason string
+	// failure is what the job fails with if it does; nil stands for reason.
+	failure *job.Failure
+}
+
+// facts are what a verdict depends on beside the cause.
+type facts struct {
+	now time.Time
+	// spent is how many earlier attempts of the run count towards its tries, and
+	// retries how often a job may fail by its own fault and be tried again, after
+	// pause the first time.
+	spent, retries int
+	pause          time.Duration
+	// wrecked is how many earlier attempts of the run took a sheep or a device
+	// down, and maxAttempts how many may, this one included.
+	wrecked, maxAttempts int
+	// elsewhere says that another sheep may run the job.
+	elsewhere bool
+	// unavailable is since when, without a break, what loading the model needs has
+	// not answered; patience how long that may last, 0 for ever.
+	unavailable time.Time
+	patience    time.Duration
+	// tries is how many attempts the run has had, this one included.
+	tries int
+}
+
+// verdict is what becomes of a job after an attempt.
+type verdict struct {
+	// state is the job's final state, or empty where the job goes back to the
+	// queue.
+	state job.State
+	// message replaces the ending's failure; empty leaves it.
+	message string
+	// Of a job that goes back: whether the attempt counts, and the earliest time
+	// of the next one.
+	spent     bool
+	notBefore time.Time
+	// rests says that the sheep does not claim for a while.
+	rests bool
+}
+
+// maxRetryPause bounds the pause between two tries of one job.
+const maxRetryPause = time.Hour
+
+// judge decides what becomes of a job whose attempt ended. It is the only place
+// that does; docs/job-states.md shows it as a table.
+func judge(end ending, f facts) verdict {
+	switch end.cause {
+	case job.CauseDone:
+		return verdict{state: job.Done}
+	case job.CauseCancelled:
+		return verdict{state: job.Cancelled}
+	case job.CauseWaitTimeout, job.CauseDeadline:
+		return verdict{state: job.Failed}
+
+	case job.CauseHandedBack, job.CauseTakenOver:
+		return verdict{}
+	case job.CauseSheep:
+		return verdict{rests: true}
+	case job.CauseNotHere:
+		if f.elsewhere {
+			return verdict{}
+		}
+		return verdict{state: job.Failed}
+	case job.CauseUnavailable:
+		if f.patience > 0 && !f.unavailable.IsZero() && f.now.Sub(f.unavailable) >= f.patience {
+			return verdict{state: job.Failed}
+		}
+		return verdict{rests: true}
+
+	case job.CauseDevice, job.CauseLost, job.CauseInterrupted:
+		spent := end.cause != job.CauseDevice
+		if f.wrecked+1 >= f.maxAttempts {
+			return verdict{state: job.Failed, message: fmt.Sprintf("%s (tried %d times)", end.reason, f.tries)}
+		}
+		if end.cause == job.CauseDevice && !f.elsewhere {
+			return verdict{state: job.Failed}
+		}
+		v := verdict{spent: spent}
+		if f.wrecked > 0 {
+			v.notBefore = f.now.Add(backoff(time.Second, f.wrecked-1))
+		}
+		return v
+
+	case job.CauseError, job.CauseRunnerDied, job.CauseModel, job.CauseInputs, job.CauseOutputs,
+		job.CauseLoadTimeout, job.CauseRunTimeout:
+	}
+	// The job's own fault, and causes that are not known.
+	if f.spent >= f.retries {
+		return verdict{state: job.Failed}
+	}
+	return verdict{spent: true, notBefore: f.now.Add(backoff(f.pause, f.spent))}
+}
+
+// backoff doubles a pause for each earlier try, to at most maxRetryPause.
+func backoff(pause time.Duration, earlier int) time.Duration {
+	for range earlier {
+		if pause <= 0 || pause >= maxRetryPause/2 {
+			break
+		}
+		pause *= 2
+	}
+	return min(max(pause, 0), maxRetryPause)
+}
+
+// wrecks says whether an attempt with this cause took a sheep or a device down:
+// a job that does so again and again is not tried for ever.
+func wrecks(c job.Cause) bool {
+	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted
+}
+
+// history is what earlier attempts of a run tell a verdict.
+func history(attempts []job.Attempt, run, number int) (wrecked int, unavailable time.Time) {
+	for _, a := range attempts {
+		if a.Run != run || a.Number >= number {
+			continue
+		}
+		if wrecks(a.Cause) {
+			wrecked++
+		}
+		switch {
+		case a.Cause != job.CauseUnavailable:
+			unavailable = time.Time{}
+		case unavailable.IsZero():
+			unavailable = a.Began
+		}
+	}
+	return wrecked, unavailable
+}

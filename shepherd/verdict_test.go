@@ -1,0 +1,257 @@
+package shepherd
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// A row of the table of docs/job-states.md, and what the code says to it.
+type verdictRow struct {
+	cause                   job.Cause
+	becomes, attempt, sheep string
+	check                   func(t *testing.T, judge func(facts) verdict)
+}
+
+func TestVerdicts(t *testing.T) {
+	now := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	base := facts{now: now, maxAttempts: 3, tries: 1}
+	final := func(s job.State) func(*testing.T, func(facts) verdict) {
+		return func(t *testing.T, judge func(facts) verdict) {
+			f := base
+			f.retries = 5
+			if v := judge(f); v.state != s {
+				t.Errorf("%+v, want %s", v, s)
+			}
+		}
+	}
+	back := func(t *testing.T, judge func(facts) verdict) {
+		if v := judge(base); v.state != "" || v.spent || !v.notBefore.IsZero() {
+			t.Errorf("%+v, want the job back unspent, at once", v)
+		}
+	}
+	own := func(t *testing.T, judge func(facts) verdict) {
+		f := base
+		if v := judge(f); v.state != job.Failed {
+			t.Errorf("without retries: %+v", v)
+		}
+		f.retries, f.pause = 2, time.Second
+		if v := judge(f); v.state != "" || !v.spent || !v.notBefore.Equal(now.Add(time.Second)) || v.rests {
+			t.Errorf("the first of two retries: %+v", v)
+		}
+		f.spent = 1
+		if v := judge(f); v.state != "" || !v.notBefore.Equal(now.Add(2*time.Second)) {
+			t.Errorf("the second of two retries: %+v", v)
+		}
+		f.spent = 2
+		if v := judge(f); v.state != job.Failed {
+			t.Errorf("after two retries: %+v", v)
+		}
+		f.spent, f.retries = 5000, 10000
+		if v := judge(f); v.state != "" || v.notBefore.After(now.Add(maxRetryPause)) || v.notBefore.Before(now) {
+			t.Errorf("after many retries: %+v", v)
+		}
+	}
+	wrecked := func(t *testing.T, judge func(facts) verdict) {
+		f := base
+		f.elsewhere = true
+		if v := judge(f); v.state != "" || !v.spent {
+			t.Errorf("the first: %+v", v)
+		}
+		f.wrecked = 2
+		if v := judge(f); v.state != job.Failed || !strings.Contains(v.message, "tried 1 times") {
+			t.Errorf("the third: %+v", v)
+		}
+	}
+	const retried = "failed; with `retries` left: queued, after a pause"
+	const untilWrecked = "queued, while fewer than `max_attempts` attempts were wrecked; else failed"
+	for _, row := range []verdictRow{
+		{job.CauseDone, "done", "spent", "", final(job.Done)},
+		{job.CauseCancelled, "cancelled", "spent", "", final(job.Cancelled)},
+		{job.CauseError, retried, "spent", "", own},
+		{job.CauseRunnerDied, retried, "spent", "", own},
+		{job.CauseModel, retried, "spent", "", own},
+		{job.CauseInputs, retried, "spent", "", own},
+		{job.CauseOutputs, retried, "spent", "", own},
+		{job.CauseLoadTimeout, retried, "spent", "", own},
+		{job.CauseRunTimeout, retried, "spent", "", own},
+		{job.CauseWaitTimeout, "failed", "spent", "", final(job.Failed)},
+		{job.CauseDeadline, "failed", "spent", "", final(job.Failed)},
+		{job.CauseSheep, "queued", "not spent", "rests", func(t *testing.T, judge func(facts) verdict) {
+			f := base
+			f.spent, f.wrecked, f.tries = 100, 100, 100
+			if v := judge(f); v.state != "" || v.spent || !v.rests {
+				t.Errorf("%+v", v)
+			}
+		}},
+		{job.CauseUnavailable, "queued; failed once it has been so for `load_timeout`", "not spent", "rests", func(t *testing.T, judge func(facts) verdict) {
+			f := base
+			f.patience = time.Minute
+			if v := judge(f); v.state != "" || v.spent || !v.rests {
+				t.Errorf("the first time: %+v", v)
+			}
+			f.unavailable = now.Add(-time.Minute + time.Second)
+			if v := judge(f); v.state != "" {
+				t.Errorf("within the time: %+v", v)
+			}
+			f.unavailable = now.Add(-time.Minute)
+			if v := judge(f); v.state != job.Failed {
+				t.Errorf("after the time: %+v", v)
+			}
+			f.patience = 0
+			if v := judge(f); v.state != "" {
+				t.Errorf("without a limit: %+v", v)
+			}
+		}},
+		{job.CauseNotHere, "queued, where another sheep may have the model; else failed", "not spent", "", func(t *testing.T, judge func(facts) verdict) {
+			f := base
+			if v := judge(f); v.state != job.Failed {
+				t.Errorf("nowhere: %+v", v)
+			}
+			f.elsewhere = true
+			if v := judge(f); v.state != "" || v.spent || v.rests {
+				t.Errorf("elsewhere: %+v", v)
+			}
+		}},
+		{job.CauseDevice, "queued, where another sheep may run it and fewer than `max_attempts` attempts were wrecked; else failed", "not spent", "", func(t *testing.T, judge func(facts) verdict) {
+			f := base
+			if v := judge(f); v.state != job.Failed {
+				t.Errorf("nowhere: %+v", v)
+			}
+			f.elsewhere = true
+			if v := judge(f); v.state != "" || v.spent {
+				t.Errorf("elsewhere: %+v", v)
+			}
+			f.wrecked = 2
+			if v := judge(f); v.state != job.Failed {
+				t.Errorf("the third: %+v", v)
+			}
+		}},
+		{job.CauseLost, untilWrecked, "spent", "", wrecked},
+		{job.CauseInterrupted, untilWrecked, "spent", "", wrecked},
+		{job.CauseHandedBack, "queued", "not spent", "", back},
+		{job.CauseTakenOver, "queued", "not spent", "", back},
+	} {
+		t.Run(string(row.cause), func(t *testing.T) {
+			row.check(t, func(f facts) verdict { return judge(ending{cause: row.cause, reason: "why"}, f) })
+			documented := documentedVerdict(t, row.cause)
+			if documented[2] != row.becomes || documented[3] != row.attempt || documented[4] != row.sheep {
+				t.Errorf("docs/job-states.md says %q", documented)
+			}
+		})
+	}
+	t.Run("a cause that is not known", func(t *testing.T) {
+		own(t, func(f facts) verdict { return judge(ending{cause: "made up"}, f) })
+	})
+}
+
+// documentedVerdict is the cells of a cause's row in the first table of
+// docs/job-states.md.
+func documentedVerdict(t *testing.T, c job.Cause) []string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/job-states.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) != 5 || strings.TrimSpace(cells[0]) != "`"+string(c)+"`" {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		return cells
+	}
+	t.Fatalf("docs/job-states.md has no row for %s", c)
+	return nil
+}
+
+func TestHistory(t *testing.T) {
+	at := func(n int) time.Time { return time.Unix(int64(n), 0) }
+	attempts := []job.Attempt{
+		{Run: 1, Number: 1, Cause: job.CauseInterrupted, Began: at(1)}, // another run
+		{Run: 2, Number: 1, Cause: job.CauseUnavailable, Began: at(2)},
+		{Run: 2, Number: 2, Cause: job.CauseLost, Began: at(3)},
+		{Run: 2, Number: 3, Cause: job.CauseDevice, Began: at(4)},
+		{Run: 2, Number: 4, Cause: job.CauseUnavailable, Began: at(5)},
+		{Run: 2, Number: 5, Cause: job.CauseUnavailable, Began: at(6)},
+		{Run: 2, Number: 6, Began: at(7)}, // this one
+	}
+	wrecked, since := history(attempts, 2, 6)
+	if wrecked != 2 || !since.Equal(at(5)) {
+		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
+	}
+	if wrecked, since = history(attempts, 2, 4); wrecked != 2 || !since.IsZero() {
+		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
+	}
+}
+
+func TestRests(t *testing.T) {
+	r := new(rests)
+	now := time.Unix(1000, 0)
+	var pauses []time.Duration
+	for range 50 {
+		pause := r.fault("disk full", now)
+		pauses = append(pauses, pause)
+		if again := r.fault("disk full", now.Add(pause/2)); again > pause {
+			t.Fatalf("a fault during the rest made it longer: %v", again)
+		}
+		now = now.Add(pause)
+	}
+	if pauses[0] != firstRest || pauses[1] != 2*firstRest || pauses[49] != longestRest {
+		t.Errorf("the pauses are %v", pauses)
+	}
+	if left, why := r.left(now.Add(-time.Second)); left != time.Second || why != "disk full" {
+		t.Errorf("left %v, %q", left, why)
+	}
+	r.well()
+	if pause := r.fault("disk full", now); pause != firstRest {
+		t.Errorf("after a job that went well: %v", pause)
+	}
+	r.wake()
+	if left, _ := r.left(now); left != 0 {
+		t.Errorf("it rests for %v after it was woken", left)
+	}
+}
+
+func TestTurns(t *testing.T) {
+	a, b := job.Model{Name: "a"}, job.Model{Name: "b"}
+	now := time.Unix(1000, 0)
+	turns := newTurns(5 * time.Minute)
+	turns.loaded(a, 3*time.Second, now)
+	for _, c := range []struct {
+		after time.Duration
+		model job.Model
+		want  job.Model
+	}{
+		{0, a, a}, {30*time.Second - 1, a, a}, {30 * time.Second, a, job.Model{}}, {time.Hour, a, job.Model{}},
+		{time.Hour, b, b}, // its turn has not begun
+	} {
+		if got := turns.prefer(c.model, now.Add(c.after)); got != c.want {
+			t.Errorf("%v after the load of a, with %v: prefers %v", c.after, c.model, got)
+		}
+	}
+	// The oldest job is the same model's: another turn.
+	now = now.Add(time.Minute)
+	turns.claimed(a, now)
+	if got := turns.prefer(a, now.Add(29*time.Second)); got != a {
+		t.Errorf("in its second turn it prefers %v", got)
+	}
+	// Bounds.
+	turns.loaded(b, time.Millisecond, now)
+	if m, left := turns.left(now); m != b || left != minTurn {
+		t.Errorf("a quick load: %v for %v", m, left)
+	}
+	turns.loaded(b, time.Hour, now)
+	if _, left := turns.left(now); left != 5*time.Minute {
+		t.Errorf("a slow load: %v", left)
+	}
+	turns.loaded(a, 0, now) // found alive: what its load took before counts
+	if _, left := turns.left(now); left != 30*time.Second {
+		t.Errorf("a runner that was adopted: %v", left)
+	}
+}

@@ -1,0 +1,401 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/storage"
+)
+
+// diedMessage is the original's word for a runner that ended under its job.
+const diedMessage = "Sheep container died without notice"
+
+// Why an attempt is stopped when a time that its job allows is over.
+var (
+	errDeadline    = errors.New("the job's deadline has passed")
+	errLoadTimeout = errors.New("load_timeout")
+	errRunTimeout  = errors.New("run_timeout")
+)
+
+// worker gives a lane's runner one job after another.
+type worker struct {
+	lane       *lane
+	pulse      pulse
+	supervisor *supervisor
+	idleSince  time.Time
+	found      *adoption // what recover found; taken up by run
+}
+
+func newWorker(l *lane) *worker {
+	return &worker{lane: l, supervisor: &supervisor{lane: l}}
+}
+
+// run gives the runner jobs until feed ends, and then stops the runner or leaves
+// it up. Jobs that run are handed back when work ends.
+func (w *worker) run(feed, work context.Context) {
+	defer w.pulse.waits()
+	defer w.depart()
+	w.pulse.works()
+	w.adopt(work)
+	for {
+		if w.lane.state.end() {
+			w.idleSince = time.Now()
+		}
+		s := w.supervisor
+		var ended <-chan struct{}
+		var again <-chan time.Time
+		var yield <-chan struct{}
+		if s.runner != nil {
+			ended, yield = s.runner.done, w.lane.share.yield()
+		} else if wait, model, ok := s.crashes.pending(time.Now()); ok && !s.crashes.deferred {
+			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
+			again = time.After(wait)
+		}
+		idle, stopIdle := w.idleTooLong()
+		w.pulse.waits()
+		select {
+		case <-feed.Done():
+			stopIdle()
+			w.pulse.works()
+			return
+		case a := <-w.lane.feeder.offers:
+			w.pulse.works()
+			w.process(feed, work, a)
+		case <-ended:
+			w.pulse.works()
+			s.lostIdle()
+		case <-yield:
+			w.pulse.works()
+			w.unload("its devices are needed for another sheep")
+		case <-idle:
+			w.pulse.works()
+			w.unload("no job for " + w.lane.IdleTimeout.String())
+		case <-again:
+			w.pulse.works()
+			s.revive(feed)
+		}
+		stopIdle()
+	}
+}
+
+// idleTooLong fires when the runner has been idle for long enough to be stopped.
+func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
+	if w.lane.IdleTimeout == 0 || w.supervisor.runner == nil {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(time.Until(w.idleSince.Add(w.lane.IdleTimeout)))
+	return timer.C, func() { timer.Stop() }
+}
+
+// unload stops the idle runner. What waits for its devices may have to wait on for
+// another sheep's: idle sheep look.
+func (w *worker) unload(why string) {
+	w.supervisor.unload(why)
+	if w.lane.feeder.waitsForDevices() {
+		w.lane.flock.stir(w.lane)
+	}
+}
+
+// depart ends the worker: the runner goes, or is left to the next daemon.
+func (w *worker) depart() {
+	s := w.supervisor
+	leave := s.runner != nil && w.lane.isLeaving()
+	if !leave {
+		s.stop()
+	}
+	w.pulse.waits()
+	w.lane.concluder.wait() // what was answered is acknowledged by the connection that goes
+	w.pulse.works()
+	if leave {
+		s.leave()
+	}
+}
+
+// process takes an attempt through the runner and has it ended.
+func (w *worker) process(feed, work context.Context, a *attempt) {
+	w.lane.state.begin(a)
+	if !a.take() {
+		return
+	}
+	end, left := w.try(feed, work, a)
+	if left {
+		w.lane.log.Info("Job goes on while the daemon is away", "job", a.ID)
+		a.yield()
+		w.lane.concluder.leave(a)
+		return
+	}
+	w.pulse.waits() // for storage, it may be
+	w.lane.concluder.end(work, a, end)
+	w.pulse.works()
+}
+
+// try gives the job to the runner and says how that ended; left says that it has
+// not ended, and is the next daemon's.
+func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left bool) {
+	l := w.lane
+	ctx, release := a.stopper.bind(work)
+	defer release()
+	if !a.Deadline.IsZero() {
+		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+	}
+	if l.share.has() {
+		watching := make(chan struct{})
+		l.life.running.Go(func() {
+			defer close(watching)
+			l.share.watch(ctx, a)
+		})
+		defer func() { release(); <-watching }()
+	}
+	if a.ahead {
+		w.pulse.waits() // for a disk with room, it may be
+		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
+		w.pulse.works()
+		switch {
+		case ctx.Err() != nil:
+			return stopped(context.Cause(ctx)), false
+		case err != nil:
+			return stopped(err), false
+		case rec.Cancelling:
+			return stopped(errCancelled), false
+		}
+		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by preparing meanwhile
+	}
+	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
+
+	if end, ok := w.ready(feed, ctx, a); !ok {
+		return end, false
+	}
+	l.logSending(a)
+	a.sent = time.Now()
+	if a.ahead && !w.supervisor.freed.IsZero() {
+		l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
+	}
+	err := w.supervisor.runner.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot()})
+	if err != nil && !errors.Is(err, messenger.ErrClosed) {
+		w.supervisor.stop()
+		if ctx.Err() != nil {
+			return stopped(context.Cause(ctx)), false
+		}
+		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
+	}
+	l.share.begin(a.ID, job.Now())
+	return w.await(work, ctx, a)
+}
+
+// ready has the model loaded and the inputs where the runner finds them. The
+// ending says why that failed. A job that the runner does not have yet is not
+// worth draining for: it ends with feed, too.
+func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
+	l := w.lane
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(errOver)
+	defer context.AfterFunc(feed, func() { giveUp(context.Cause(feed)) })()
+	select {
+	case <-a.prepared:
+		if a.trouble != nil { // no reason to load its model
+			return *a.trouble, false
+		}
+	default:
+	}
+	loading := w.startLoadTimer(a, giveUp)
+	w.pulse.waits() // an image may take its time
+	err := w.supervisor.load(ctx, a)
+	w.pulse.works()
+	loading()
+	if err != nil {
+		if ctx.Err() != nil {
+			return w.inWords(ctx, a, context.Cause(ctx)), false
+		}
+		return w.loadEnding(a, err), false
+	}
+	w.pulse.waits()
+	select {
+	case <-a.prepared:
+	case <-ctx.Done():
+	}
+	w.pulse.works()
+	if ctx.Err() != nil {
+		return stopped(context.Cause(ctx)), false
+	}
+	if a.trouble != nil {
+		return *a.trouble, false
+	}
+	user, err := l.owner(ctx, a.Model)
+	if err != nil {
+		return w.loadEnding(a, err), false
+	}
+	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
+		return *l.preparing(ctx, a, err), false
+	}
+	return ending{}, true
+}
+
+// startLoadTimer ends the attempt when loading takes longer than the job allows,
+// counted from now on. The returned function stops the timer.
+func (w *worker) startLoadTimer(a *attempt, giveUp context.CancelCauseFunc) (stop func()) {
+	a.loadBegan = time.Now()
+	if a.limits.load <= 0 {
+		return func() {}
+	}
+	timer := time.AfterFunc(a.limits.load, func() { giveUp(errLoadTimeout) })
+	return func() { timer.Stop() }
+}
+
+// await waits for the answer to the job that the runner has.
+func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bool) {
+	l := w.lane
+	s := w.supervisor
+	defer w.pulse.works()
+	began := a.sent
+	connected := s.runner.connected
+	var loadOver, runOver <-chan time.Time
+	if a.limits.load > 0 && !a.loadBegan.IsZero() {
+		timer := time.NewTimer(a.limits.load - time.Since(a.loadBegan))
+		defer timer.Stop()
+		loadOver = timer.C
+	}
+	ran := func(err error) { a.phases.Run = l.passed(a, a.Model, PhaseRun, began, err) }
+	for {
+		w.pulse.waits()
+		select {
+		case answer, ok := <-s.runner.answers:
+			w.pulse.works()
+			switch {
+			case !ok:
+				why := s.lost()
+				ran(why)
+				return w.loadEnding(a, why), false
+			case answer.JobID == a.ID:
+				s.crashes = crashes{} // a runner that answers is in no crash loop
+				s.freed = time.Now()
+				ran(failed(answer.Failure))
+				return answered(a, answer, s.runner.conn), false
+			}
+			w.answered(work, answer)
+		case <-connected: // it takes jobs from now on
+			connected, loadOver = nil, nil
+			if now := time.Now(); !a.loadBegan.IsZero() && now.After(began) && !a.adopted {
+				began = now
+			}
+			if a.limits.run > 0 {
+				timer := time.NewTimer(a.limits.run - time.Since(began))
+				defer timer.Stop()
+				runOver = timer.C
+			}
+		case <-loadOver:
+			a.stopper.stop(errLoadTimeout)
+		case <-runOver:
+			a.stopper.stop(errRunTimeout)
+		case <-l.life.leaving:
+			return ending{}, true // the job stays this sheep's: the next daemon goes on with it
+		case <-ctx.Done():
+			w.pulse.works()
+			why := context.Cause(ctx)
+			ran(why)
+			end := w.inWords(ctx, a, why)
+			s.stop() // the runner cannot be told to drop a job, so it goes with it
+			return end, false
+		}
+	}
+}
+
+// inWords is the ending of an attempt that was stopped, told with what is known of
+// the runner while that is still there.
+func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
+	l := w.lane
+	end := stopped(why)
+	var what string
+	var parts []string
+	switch {
+	case errors.Is(why, errLoadTimeout):
+		what = "Failed to start sheep for this job"
+		parts = append(parts, fmt.Sprintf("the model was not loaded within its load_timeout of %s", a.limits.load))
+	case errors.Is(why, errRunTimeout):
+		what = "The runner was stopped"
+		parts = append(parts, fmt.Sprintf("it had this job for longer than its run_timeout of %s", a.limits.run))
+	default:
+		return end
+	}
+	for _, detail := range []string{l.state.view().Detail, l.quoteLog(context.WithoutCancel(ctx))} {
+		if detail != "" {
+			parts = append(parts, detail)
+		}
+	}
+	end.reason = fmt.Sprintf("%s (%s)", what, strings.Join(parts, "; "))
+	return end
+}
+
+// answered notes the runner's answer and is how the attempt ended.
+func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
+	a.answered, a.conn = true, conn
+	if answer.Failure == nil {
+		return ending{cause: job.CauseDone}
+	}
+	return ending{cause: job.CauseError, reason: answer.Failure.Message, failure: answer.Failure}
+}
+
+// answered deals with an answer to a job other than the one under way: one from
+// before the daemon's restart is finished, an unknown one is dropped.
+func (w *worker) answered(work context.Context, answer messenger.Answer) {
+	conn := w.supervisor.runner.conn
+	if a := w.found.take(answer.JobID); a != nil {
+		w.lane.concluder.end(work, a, answered(a, answer, conn))
+		return
+	}
+	w.lane.log.Warn("Dropping an answer to a job that this sheep does not have", "job", answer.JobID)
+	acknowledge(w.lane, conn, answer.JobID)
+}
+
+// failed is the failure as an error, nil where there is none.
+func failed(f *job.Failure) error {
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+// loadEnding is the ending of an attempt whose model could not be loaded, or whose
+// runner ended.
+func (w *worker) loadEnding(a *attempt, why error) ending {
+	l := w.lane
+	var load *runtime.LoadError
+	var exit *runtime.Exit
+	switch {
+	case errors.As(why, &exit):
+		return exitEnding(exit)
+	case errors.As(why, &load):
+		reason := fmt.Sprintf("Failed to start sheep for this job (%s)", load.Message)
+		switch {
+		case errdefs.IsNotFound(load):
+			l.known.miss(a.Model, load, time.Now())
+			return ending{cause: job.CauseNotHere, reason: reason}
+		case errdefs.IsUnavailable(load):
+			return ending{cause: job.CauseUnavailable, reason: reason}
+		case errdefs.IsResourceExhausted(load), isMachineFault(load):
+			return ending{cause: job.CauseSheep, reason: reason}
+		case l.cannot(a.Model) != nil:
+			return ending{cause: job.CauseNotHere, reason: reason}
+		}
+		return ending{cause: job.CauseModel, reason: reason}
+	case errors.Is(why, storage.ErrWorkDir), isMachineFault(why):
+		return ending{cause: job.CauseSheep, reason: fmt.Sprintf("sheep %s cannot run jobs: %v", l.Name, why)}
+	}
+	return ending{cause: job.CauseModel, reason: fmt.Sprintf("Failed to start sheep for this job (%s)", why)}
+}
+
+// exitEnding is the ending of an attempt whose runner ended.
+func exitEnding(exit *runtime.Exit) ending {
+	end := ending{cause: job.CauseRunnerDied, reason: fmt.Sprintf("%s (%s)", diedMessage, exit)}
+	if exit.Lost {
+		end.cause = job.CauseLost
+	}
+	return end
+}
