@@ -176,6 +176,7 @@ func New(c Config) (*Store, error) {
 		url:        c.URL,
 		accessKey:  c.AccessKey,
 		bucket:     c.Bucket,
+		layout:     places.Layout{Bucket: c.Bucket},
 		parallel:   orDefault(c.Parallel, 8),
 		tries:      orDefault(c.Tries, 4),
 		patience:   orDefault(c.Patience, 3*time.Second),
