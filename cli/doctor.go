@@ -292,7 +292,10 @@ func pingStorage(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	store, err := s3.New(s3.Config{URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region})
+	store, err := s3.New(s3.Config{
+		URL: url, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile, Addressing: c.Addressing,
+		Bucket: c.Bucket, Region: c.Region, Direct: c.Embedded(),
+	})
 	if err != nil {
 		return err
 	}

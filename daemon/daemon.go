@@ -22,7 +22,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
-	"github.com/iterait/shepherd/storage/s3"
+	"github.com/iterait/shepherd/storage"
 )
 
 // Options are what the command line says of a daemon.
@@ -66,7 +66,7 @@ type daemon struct {
 	listeners *listeners
 	telemetry *telemetry
 	ledger    ledger.Ledger
-	store     *s3.Store
+	store     storage.Store
 	gpus      *gpus
 	env       *environment
 	drivers   map[string]runtime.Driver

@@ -15,6 +15,7 @@ import (
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
 )
@@ -35,46 +36,38 @@ func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop 
 	return l, nil
 }
 
-// openStorage is a client of the configured storage. It starts the embedded storage
-// first where that is what is configured.
-func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (*s3.Store, error) {
+// openStorage opens the configured storage: a client of the one elsewhere, or the
+// embedded one, which it starts and whose folder the daemon reaches directly.
+func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (storage.Store, error) {
 	c := cfg.Storage
-	url := c.URL
 	access, secret, err := StorageKeys(c)
 	if err != nil {
 		return nil, err
 	}
-	if c.Embedded() {
-		server, err := embedded.Open(embedded.Config{Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, Log: log})
-		if err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(ctx) }()
-		stop.add(func() {
-			cancel()
-			if err := errors.Join(<-served, server.Close()); err != nil {
-				log.Error("The embedded storage cannot be closed", "error", err)
-			}
+	if !c.Embedded() {
+		return s3.New(s3.Config{
+			URL: c.URL, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile,
+			Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
+			Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
 		})
-		url = "http://" + server.Addr()
-		log.Info("Embedded storage is available at "+url, "path", c.Path)
 	}
-	store, err := s3.New(s3.Config{
-		URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region,
-		SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile, Addressing: c.Addressing, Direct: c.Embedded(),
-		Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
+	server, err := embedded.Open(embedded.Config{
+		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, Log: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if c.Embedded() && c.Bucket != "" {
-		if err := store.MakeBucket(context.Background()); err != nil {
-			return nil, err
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx) }()
+	stop.add(func() {
+		cancel()
+		if err := errors.Join(<-served, server.Close()); err != nil {
+			log.Error("The embedded storage cannot be closed", "error", err)
 		}
-	}
-	return store, nil
+	})
+	log.Info("Embedded storage is available at http://"+server.Addr(), "path", c.Path)
+	return server.Store(c.Bucket, observe)
 }
 
 // StorageKeys are the keys of the storage: the configured ones or, where none are,
@@ -94,7 +87,7 @@ func StorageKeys(c config.Storage) (access, secret string, err error) {
 
 // logStorageState logs whether storage answers. The daemon starts in any case: jobs
 // wait until storage answers.
-func logStorageState(ctx context.Context, store *s3.Store, cfg *config.Config, log *slog.Logger) {
+func logStorageState(ctx context.Context, store storage.Store, cfg *config.Config, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := store.Ping(ctx); err != nil {

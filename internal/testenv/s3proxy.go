@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -26,9 +27,35 @@ type S3Proxy struct {
 	server  *httptest.Server
 	forward *httputil.ReverseProxy
 
-	mu       sync.Mutex
-	requests []string
-	rules    []*rule
+	mu         sync.Mutex
+	requests   []string
+	rules      []*rule
+	otherETags bool
+}
+
+// OtherETags has listings tell other ETags than the files have.
+func (p *S3Proxy) OtherETags() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.otherETags = true
+}
+
+// changeETags changes the ETags in a listing.
+func (p *S3Proxy) changeETags(answer *http.Response) error {
+	p.mu.Lock()
+	other := p.otherETags
+	p.mu.Unlock()
+	if !other || !answer.Request.URL.Query().Has("list-type") {
+		return nil
+	}
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	body = bytes.ReplaceAll(body, []byte("</ETag>"), []byte("-listed</ETag>"))
+	answer.Body, answer.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	answer.Header.Set("Content-Length", fmt.Sprint(len(body)))
+	return nil
 }
 
 // Fault is what befalls a request.
@@ -45,6 +72,9 @@ const (
 	CutBody
 	// Stall never answers. It ends when the client gives up or the test ends.
 	Stall
+	// NotImplemented answers 501 without asking the server, as one does that lacks
+	// a feature.
+	NotImplemented
 )
 
 type rule struct {
@@ -71,6 +101,7 @@ func StartS3Proxy(t testing.TB, target string) *S3Proxy {
 		ErrorLog:     log.New(io.Discard, "", 0), // broken connections are what this is for
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { reset(w) },
 	}}
+	p.forward.ModifyResponse = p.changeETags
 	p.server = httptest.NewUnstartedServer(p)
 	p.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	// Stalled requests end when the server's base context does.
@@ -141,6 +172,11 @@ func (p *S3Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/xml")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>reduce your request rate</Message></Error>`)
+	case NotImplemented:
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(http.StatusNotImplemented)
+		fmt.Fprint(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>NotImplemented</Code><Message>not here</Message></Error>`)
 	case Reset:
 		reset(w)
 	case LoseAnswer:

@@ -138,7 +138,7 @@ func (d *download) Close() error {
 
 // Open opens one file, whole or in part, with a single GET.
 func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
-	bucket, key, err := s.key(id, name)
+	bucket, key, err := s.layout.Key(id, name)
 	if err != nil {
 		return nil, err
 	}

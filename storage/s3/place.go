@@ -18,6 +18,9 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
+// CheckID returns nil when the id can name a place here.
+func (s *Store) CheckID(id job.ID) error { return s.layout.CheckID(id) }
+
 // Exists reports whether the job has a place.
 func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 	if err := s.CheckID(id); err != nil {
@@ -94,7 +97,7 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 			return s.takenUnlessSame(ctx, id, payload)
 		}
 	}
-	bucket, prefix := s.place(id)
+	bucket, prefix := s.layout.Place(id)
 	err := s.putNew(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)))
 	if errors.Is(err, errCondition) {
 		s.forget(id)
@@ -196,7 +199,7 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 }
 
 func (s *Store) remove(ctx context.Context, id job.ID) error {
-	bucket, prefix := s.place(id)
+	bucket, prefix := s.layout.Place(id)
 	s.abortUploads(ctx, bucket, prefix)
 	for {
 		if err := s.removeFiles(ctx, id, "", func(string) bool { return true }); err != nil {
@@ -225,7 +228,7 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 // thousand at a time.
 func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doomed func(name string) bool) error {
 	const batch = 1000
-	bucket, below := s.place(id)
+	bucket, below := s.layout.Place(id)
 	keys := make([]minio.ObjectInfo, 0, batch)
 	flush := func() error {
 		if len(keys) == 0 {
@@ -326,7 +329,7 @@ func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) (
 // time. It yields one error at most, as the last thing.
 func (s *Store) list(ctx context.Context, id job.ID, prefix string, page int) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
-		bucket, below := s.place(id)
+		bucket, below := s.layout.Place(id)
 		noOwner := false
 		after := ""
 		stopped := false

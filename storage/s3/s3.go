@@ -30,11 +30,13 @@
 package s3
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -50,6 +52,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/places"
 )
 
 // Config says where storage is and how to use it. URL and the keys are needed;
@@ -108,6 +111,8 @@ type Store struct {
 	url       string
 	accessKey string
 	bucket    string
+	layout    places.Layout
+	stager    places.Stager
 	parallel  int
 	tries     int
 	patience  time.Duration
@@ -126,7 +131,6 @@ type Store struct {
 	features features
 	// pingBucket is the name of no bucket.
 	pingBucket string
-	boot       bootID
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -172,6 +176,7 @@ func New(c Config) (*Store, error) {
 		url:        c.URL,
 		accessKey:  c.AccessKey,
 		bucket:     c.Bucket,
+		layout:     places.Layout{Bucket: c.Bucket},
 		parallel:   orDefault(c.Parallel, 8),
 		tries:      orDefault(c.Tries, 4),
 		patience:   orDefault(c.Patience, 3*time.Second),
@@ -182,6 +187,8 @@ func New(c Config) (*Store, error) {
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
 		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
+	s.stager.Layout, s.stager.Parallel, s.stager.Fetch = s.layout, s.parallel, s.fetch
+	s.stager.List = func(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] { return s.list(ctx, id, "", 0) }
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -35,34 +35,63 @@ func TestPrefixPerJob(t *testing.T) {
 func TestEmbeddedBucketPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("")) }
 func TestEmbeddedPrefixPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("shared")) }
 
-// embeddedHarness is the daemon's own server, with the shared bucket made as the
-// daemon makes it.
-func embeddedHarness(bucket string) func(*testing.T) storagetest.Harness {
+func TestInProcessBucketPerJob(t *testing.T) { storagetest.Run(t, inProcessHarness("")) }
+func TestInProcessPrefixPerJob(t *testing.T) { storagetest.Run(t, inProcessHarness("shared")) }
+
+// inProcessHarness is the daemon's own way into its server's folder. What the
+// suite asks of other servers and keys stays with the client.
+func inProcessHarness(bucket string) func(*testing.T) storagetest.Harness {
 	return func(t *testing.T) storagetest.Harness {
-		const access, secret = "access-key", "secret-key"
-		server, err := embedded.Open(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", AccessKey: access, SecretKey: secret, Log: slog.New(slog.DiscardHandler)})
+		h, server := startEmbedded(t, bucket)
+		store, err := server.Store(bucket, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var serving sync.WaitGroup
-		serving.Go(func() { _ = server.Serve(context.Background()) })
-		t.Cleanup(func() { server.Close(); serving.Wait() })
-		h := storagetest.Harness{
-			URL: "http://" + server.Addr(), AccessKey: access, SecretKey: secret, Bucket: bucket,
-			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
-				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
-			},
-		}
-		if bucket != "" {
-			store := open(t, s3.Config{URL: h.URL, AccessKey: access, SecretKey: secret, Bucket: bucket})
-			for range 2 { // there already is as good
-				if err := store.MakeBucket(t.Context()); err != nil {
-					t.Fatal(err)
-				}
+		client := h.Open
+		h.Open = func(t testing.TB, url, accessKey, secretKey string) storage.Store {
+			if url == h.URL && accessKey == h.AccessKey && secretKey == h.SecretKey {
+				return store
 			}
+			return client(t, url, accessKey, secretKey)
 		}
 		return h
 	}
+}
+
+// embeddedHarness is the daemon's own server.
+func embeddedHarness(bucket string) func(*testing.T) storagetest.Harness {
+	return func(t *testing.T) storagetest.Harness {
+		h, _ := startEmbedded(t, bucket)
+		return h
+	}
+}
+
+// startEmbedded starts the daemon's own server, with the shared bucket made.
+func startEmbedded(t *testing.T, bucket string) (storagetest.Harness, *embedded.Server) {
+	t.Helper()
+	const access, secret = "access-key", "secret-key"
+	server, err := embedded.Open(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", AccessKey: access, SecretKey: secret, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(context.Background()) })
+	t.Cleanup(func() { server.Close(); serving.Wait() })
+	h := storagetest.Harness{
+		URL: "http://" + server.Addr(), AccessKey: access, SecretKey: secret, Bucket: bucket,
+		Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
+			return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
+		},
+	}
+	if bucket != "" {
+		store := open(t, s3.Config{URL: h.URL, AccessKey: access, SecretKey: secret, Bucket: bucket})
+		for range 2 { // there already is as good
+			if err := store.MakeBucket(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return h, server
 }
 
 func minioHarness(bucket string) func(*testing.T) storagetest.Harness {

@@ -2,221 +2,33 @@ package s3
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"path"
-	"strings"
-	"sync"
-	"time"
 
 	"github.com/minio/minio-go/v7"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
-// staging begins the names of files in the working directory that are not whole
-// yet. They lie beside inputs/, not in a folder of their own: making and removing
-// one would cost a small job more than its file does.
-const staging = ".staging-"
-
-// bootFile changes with every start of the machine. Staged files are not
-// synced to disk, so after a crash of the machine none of them is trusted.
-const bootFile = "/proc/sys/kernel/random/boot_id"
-
-// bootID is the content of bootFile, read once. A read that failed, for want of a
-// file descriptor, is tried again.
-type bootID struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (b *bootID) read() ([]byte, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var err error
-	if b.text == nil {
-		b.text, err = os.ReadFile(bootFile)
-	}
-	return b.text, err
-}
-
-// Stage copies inputs/ to dir's inputs/. A file becomes visible there when it is
-// whole; one that is left from a Stage that was cut short is kept, and one that
-// was under way is continued. Whatever else lies in dir's inputs/ is removed.
+// Stage copies inputs/ to dir's inputs/.
 func (s *Store) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (storage.Staged, error) {
-	if err := s.CheckID(id); err != nil {
-		return storage.Staged{}, err
-	}
-	staged, err := s.stage(ctx, id, dir, how)
-	if err != nil {
-		return storage.Staged{}, fmt.Errorf("stage inputs of job %s: %w", id, err)
-	}
-	return staged, nil
+	return s.stager.Stage(ctx, id, dir, how)
 }
 
-func (s *Store) stage(ctx context.Context, id job.ID, root *os.Root, how storage.Options) (storage.Staged, error) {
-	files, staged, err := s.inputs(ctx, id)
-	if err != nil {
-		return storage.Staged{}, err
-	}
-	dir, err := workdir.Open(root, how)
-	if err != nil {
-		return storage.Staged{}, err
-	}
-	defer dir.Close()
-	if err := dir.CanHold(staged.Bytes); err != nil {
-		return storage.Staged{}, err
-	}
-	if how.Admit != nil {
-		if err := how.Admit(staged.Bytes); err != nil {
-			return storage.Staged{}, err
-		}
-	}
-	boot, err := s.boot.read()
-	if err != nil {
-		return storage.Staged{}, workdir.Error(err)
-	}
-	for _, folder := range []string{job.InputDir, job.OutputDir} {
-		if err := dir.Mkdir(folder); err != nil {
-			return storage.Staged{}, err
-		}
-	}
-	if err := prune(dir, files); err != nil {
-		return storage.Staged{}, err
-	}
-	group, within := errgroup.WithContext(ctx)
-	group.SetLimit(s.parallel)
-	for name, info := range files {
-		if within.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			if strings.HasSuffix(name, "/") {
-				return dir.Mkdir(strings.TrimSuffix(name, "/"))
-			}
-			if err := s.fetch(within, id, dir, info, boot); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return storage.Staged{}, err
-	}
-	if ctx.Err() != nil {
-		return storage.Staged{}, ctx.Err()
-	}
-	return staged, dir.Sweep(staging)
-}
-
-// inputs lists the job's place, checks its inputs, and notes whether an earlier
-// run left outputs. A name that ends in a slash and has nothing in it is a
-// folder, as S3 consoles make them.
-func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, storage.Staged, error) {
-	files := make(map[string]storage.Info)
-	var staged storage.Staged
-	empty := true
-	for info, err := range s.list(ctx, id, "", 0) {
-		if err != nil {
-			return nil, storage.Staged{}, err
-		}
-		empty = false
-		if strings.HasPrefix(info.Name, job.OutputDir+"/") {
-			staged.Outputs = true
-		}
-		if !strings.HasPrefix(info.Name, job.InputDir+"/") {
-			continue
-		}
-		name, folder := strings.CutSuffix(info.Name, "/")
-		if folder && info.Size > 0 {
-			name = info.Name
-		}
-		if err := checkName(name); err != nil {
-			return nil, storage.Staged{}, err
-		}
-		files[info.Name] = info
-		if !folder {
-			staged.Files++
-		}
-		staged.Bytes += info.Size
-	}
-	for name := range files {
-		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
-			if _, both := files[folder]; both {
-				return nil, storage.Staged{}, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
-			}
-		}
-	}
-	if empty && s.bucket != "" { // a bucket would have been missed
-		return nil, storage.Staged{}, storage.ErrNotFound
-	}
-	return files, staged, nil
-}
-
-// prune removes from dir's inputs/ what is not among files, and what lies in the
-// place of one without being a file.
-func prune(dir *workdir.Dir, files map[string]storage.Info) error {
-	folders := make(map[string]bool)
-	for name := range files {
-		folder, marker := strings.CutSuffix(name, "/")
-		if !marker {
-			folder = path.Dir(name)
-		}
-		for ; folder != "." && !folders[folder]; folder = path.Dir(folder) {
-			folders[folder] = true
-		}
-	}
-	return dir.Prune(job.InputDir, func(name string, isDir bool) bool {
-		if isDir {
-			return folders[name]
-		}
-		_, wanted := files[name]
-		return wanted
-	})
-}
-
-// fetch copies one file into dir unless it is there already.
-func (s *Store) fetch(ctx context.Context, id job.ID, dir *workdir.Dir, info storage.Info, boot []byte) error {
-	mark := fingerprint(info, boot)
-	mtime := mark.mtime(info.Modified)
-	if held, err := dir.Holds(info.Name, info.Size, mtime); held || err != nil {
-		return err
-	}
-	part := staging + hex.EncodeToString(mark[:16])
-	file, err := dir.Create(part)
+// fetch appends to file what it lacks of a stored one, from offset on.
+func (s *Store) fetch(ctx context.Context, id job.ID, info storage.Info, file *os.File, offset int64) error {
+	bucket, key, err := s.layout.Key(id, info.Name)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	offset, err := file.Seek(0, io.SeekEnd)
-	if err == nil && offset > info.Size {
-		offset, err = 0, errors.Join(file.Truncate(0), func() error { _, err := file.Seek(0, io.SeekStart); return err }())
-	}
-	if err != nil {
-		return workdir.Error(err)
-	}
-	if offset < info.Size {
-		bucket, key, err := s.key(id, info.Name)
-		if err != nil {
-			return err
-		}
+	err = s.fetchRest(ctx, bucket, key, info, file, offset)
+	if errors.Is(err, errCondition) && s.listsOtherETag(ctx, bucket, key, info) {
 		err = s.fetchRest(ctx, bucket, key, info, file, offset)
-		if errors.Is(err, errCondition) && s.listsOtherETag(ctx, bucket, key, info) {
-			err = s.fetchRest(ctx, bucket, key, info, file, offset)
-		}
-		if err != nil {
-			return err
-		}
 	}
-	return dir.Rename(part, info.Name, mtime)
+	return err
 }
 
 // fetchRest appends what file lacks from offset on.
@@ -261,18 +73,4 @@ func copyTo(file *os.File, body io.Reader) error {
 			return err
 		}
 	}
-}
-
-// mark identifies one version of a stored file, within one run of the machine.
-type mark [sha256.Size]byte
-
-func fingerprint(info storage.Info, boot []byte) mark {
-	return sha256.Sum256(fmt.Appendf(nil, "%q %q %d %s", info.Name, info.ETag, info.Size, boot))
-}
-
-// mtime is the modification time a staged file gets: to the second the stored
-// file's, below that part of the mark. So the file itself says which version it
-// is, and whether it was changed since.
-func (m mark) mtime(modified time.Time) time.Time {
-	return time.Unix(modified.Unix(), int64(binary.BigEndian.Uint32(m[16:])%1e9))
 }

@@ -390,7 +390,7 @@ func partSizeFor(size, usual int64) int64 {
 // Put writes one file of the given size. Large ones are sent in parts that
 // become the file only when r has ended where it should.
 func (s *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, size int64) error {
-	bucket, key, err := s.key(id, name)
+	bucket, key, err := s.layout.Key(id, name)
 	if err != nil {
 		return err
 	}

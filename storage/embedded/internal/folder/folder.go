@@ -410,3 +410,11 @@ func (s *Store) DeleteBucket(name string) error {
 	s.index.dropTree(s.bucketDir(name))
 	return nil
 }
+
+// Ping returns nil when the directory is there.
+func (s *Store) Ping() error {
+	if _, err := os.Lstat(s.bucketsDir()); err != nil {
+		return fmt.Errorf("storage directory: %w", err)
+	}
+	return nil
+}

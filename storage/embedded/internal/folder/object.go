@@ -162,8 +162,9 @@ func (s *Store) newDraft() (*draft, error) {
 // kept busy by uploads.
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
-// fill writes a body of the given size (-1: whatever comes) to the draft.
-func (d *draft) fill(body io.Reader, size int64) error {
+// fill writes a body of the given size (-1: whatever comes) to the draft, and
+// computes its MD5 where that is wanted.
+func (d *draft) fill(body io.Reader, size int64, withMD5 bool) error {
 	if size >= syncEvery {
 		// Find out before the client has sent it all that the disk is full. Not
 		// every file system can tell.
@@ -179,7 +180,9 @@ func (d *draft) fill(body io.Reader, size int64) error {
 	for {
 		n, err := readMost(body, *buf)
 		if n > 0 {
-			sum.Write((*buf)[:n])
+			if withMD5 {
+				sum.Write((*buf)[:n])
+			}
 			if _, err := d.file.Write((*buf)[:n]); err != nil {
 				return err
 			}

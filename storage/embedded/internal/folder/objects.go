@@ -22,7 +22,7 @@ type Check func(current *Info) error
 // A body that fails, or holds another number of bytes than size (-1: any),
 // leaves everything as it was. complete, when not nil, is called when all of
 // the body is on disk, to finish info's Attrs or refuse the object; its ETag is
-// set by then.
+// set by then: the one that is given, else the MD5 of the body.
 func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error, check Check) (*Info, error) {
 	at, err := s.locate(bucket, key)
 	if err != nil {
@@ -33,10 +33,12 @@ func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, c
 		return nil, fmt.Errorf("store %q: %w", key, err)
 	}
 	defer d.close()
-	if err := d.fill(body, size); err != nil {
+	if err := d.fill(body, size, info.ETag == ""); err != nil {
 		return nil, fmt.Errorf("store %q: %w", key, err)
 	}
-	info.ETag = d.etag()
+	if info.ETag == "" {
+		info.ETag = d.etag()
+	}
 	if complete != nil {
 		if err := complete(&info); err != nil {
 			return nil, err

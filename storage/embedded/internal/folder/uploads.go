@@ -211,7 +211,7 @@ func (s *Store) PutPart(u *Upload, number int, body io.Reader, size int64, compl
 		return nil, fmt.Errorf("store part %d of %q: %w", number, u.Key, err)
 	}
 	defer d.close()
-	if err := d.fill(body, size); err != nil {
+	if err := d.fill(body, size, true); err != nil {
 		return nil, fmt.Errorf("store part %d of %q: %w", number, u.Key, err)
 	}
 	info := &Info{Key: u.Key, ETag: d.etag(), Modified: now()}

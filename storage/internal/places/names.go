@@ -1,4 +1,6 @@
-package s3
+// Package places says where a job's files lie in buckets, and moves them between
+// there and a working directory, for implementations of storage.Store.
+package places
 
 import (
 	"fmt"
@@ -15,10 +17,17 @@ import (
 // maxKey is the longest object key S3 takes, in bytes.
 const maxKey = 1024
 
-// CheckID answers nil when the id can name a place here. Where every job has a
-// bucket of its own, the id is held to the rules of S3 bucket names.
-func (s *Store) CheckID(id job.ID) error {
-	if s.bucket == "" {
+// Layout is how jobs share buckets.
+type Layout struct {
+	// Bucket holds all jobs, each below ID/; empty means a bucket per job, named by
+	// its id.
+	Bucket string
+}
+
+// CheckID returns nil when the id can name a place. Where every job has a bucket
+// of its own, the id is held to the rules of S3 bucket names.
+func (l Layout) CheckID(id job.ID) error {
+	if l.Bucket == "" {
 		return checkBucket(string(id))
 	}
 	if _, err := job.ParseID(string(id)); err != nil {
@@ -57,9 +66,9 @@ func (e invalid) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 func alnum(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
 
-// checkName refuses a name, below a job's place, that could lead out of the
+// CheckName refuses a name, below a job's place, that could lead out of the
 // job's directory or that storage cannot hold.
-func checkName(name string) error {
+func CheckName(name string) error {
 	problem := ""
 	switch {
 	case name == "":
@@ -86,23 +95,23 @@ func checkName(name string) error {
 	return fmt.Errorf("%q %s: %w", name, problem, storage.ErrBadName)
 }
 
-// place is the bucket and the key prefix of a job's files.
-func (s *Store) place(id job.ID) (bucket, prefix string) {
-	if s.bucket == "" {
+// Place is the bucket and the key prefix of a job's files.
+func (l Layout) Place(id job.ID) (bucket, prefix string) {
+	if l.Bucket == "" {
 		return string(id), ""
 	}
-	return s.bucket, string(id) + "/"
+	return l.Bucket, string(id) + "/"
 }
 
-// key is the bucket and key of one of a job's files, both checked.
-func (s *Store) key(id job.ID, name string) (bucket, key string, err error) {
-	if err := s.CheckID(id); err != nil {
+// Key is the bucket and key of one of a job's files, both checked.
+func (l Layout) Key(id job.ID, name string) (bucket, key string, err error) {
+	if err := l.CheckID(id); err != nil {
 		return "", "", err
 	}
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return "", "", err
 	}
-	bucket, prefix := s.place(id)
+	bucket, prefix := l.Place(id)
 	if len(prefix)+len(name) > maxKey {
 		return "", "", fmt.Errorf("%q is longer than %d bytes: %w", prefix+name, maxKey, storage.ErrBadName)
 	}

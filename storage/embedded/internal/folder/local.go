@@ -1,0 +1,82 @@
+package folder
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// NewETag returns an ETag that is not a digest of data: the data is then not
+// read a second time, or hashed, for one. Its form is that of a multipart
+// upload, which clients do not compare with an MD5.
+func NewETag() string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return hex.EncodeToString(b) + "-1"
+}
+
+// CreateBucketWith makes a bucket that holds one object, in one step: there is
+// never one without the other. It returns ErrBucketExists when the bucket is
+// there. complete is as for Put.
+func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error) (*Info, error) {
+	at, err := s.locate(bucket, key)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.newDraft()
+	if err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	defer d.close()
+	if err := d.fill(body, size, info.ETag == ""); err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	if info.ETag == "" {
+		info.ETag = d.etag()
+	}
+	if complete != nil {
+		if err := complete(&info); err != nil {
+			return nil, err
+		}
+	}
+	info.Key, info.Modified = key, now()
+	if err := d.seal(&info); err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	dir, err := os.MkdirTemp(s.tmpDir(), "bucket-")
+	if err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	defer os.RemoveAll(dir) // nothing is left of it when the rename worked
+	inner, changed := dir, []string{dir}
+	for _, name := range at.below {
+		inner += "/" + name
+		if err := os.Mkdir(inner, 0o700); err != nil {
+			return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+		}
+		changed = append(changed, inner)
+	}
+	if err := errors.Join(d.moveTo(inner+"/"+at.file), syncDirs(changed...)); err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	lock := s.bucketLock(bucket)
+	lock.Lock()
+	defer lock.Unlock()
+	err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.bucketDir(bucket), unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("%s: %w", bucket, ErrBucketExists)
+	}
+	if err == nil {
+		err = syncDirs(filepath.Dir(s.bucketDir(bucket)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	return &info, nil
+}

@@ -1,0 +1,191 @@
+package s3_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/s3"
+	"github.com/iterait/shepherd/storage/storagetest"
+)
+
+// TestVersityGW runs the suite against another S3 server.
+func TestVersityGW(t *testing.T) {
+	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
+		url, access, secret := testenv.StartVersityGW(t)
+		return storagetest.Harness{
+			URL: url, AccessKey: access, SecretKey: secret,
+			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
+				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Patience: time.Second})
+			},
+		}
+	})
+}
+
+// takeAway has a proxy's server lack features.
+var takeAway = map[string]func(p *testenv.S3Proxy){
+	"conditional PUT": func(p *testenv.S3Proxy) {
+		p.Inject(testenv.NotImplemented, -1, func(r *http.Request) bool { return r.Method == "PUT" && r.Header.Get("If-None-Match") != "" })
+	},
+	"deletion of several files by one request": func(p *testenv.S3Proxy) {
+		p.Inject(testenv.NotImplemented, -1, func(r *http.Request) bool { return r.Method == "POST" && r.URL.Query().Has("delete") })
+	},
+	"ETags of listings": func(p *testenv.S3Proxy) { p.OtherETags() },
+	"listing of multipart uploads": func(p *testenv.S3Proxy) {
+		p.Inject(testenv.NotImplemented, -1, func(r *http.Request) bool { return r.Method == "GET" && r.URL.Query().Has("uploads") })
+	},
+}
+
+// TestLackingFeatures takes features away one by one: a job goes its whole way
+// without each, and what is lacking is logged once.
+func TestLackingFeatures(t *testing.T) {
+	large := make([]byte, 33<<20)
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(large[:1<<20])
+	for feature, take := range takeAway {
+		for _, bucket := range []string{"", "shared"} {
+			t.Run(feature+"/"+bucket, func(t *testing.T) {
+				h, _ := startEmbedded(t, bucket)
+				proxy := testenv.StartS3Proxy(t, h.URL)
+				take(proxy)
+				var logs lockedBuffer
+				store := open(t, s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Bucket: bucket, Log: slog.New(slog.NewTextHandler(&logs, nil))})
+				for _, id := range []job.ID{"first-job", "second-job"} {
+					fatal(t, store.Init(t.Context(), id, []byte("payload")))
+					if err := store.Init(t.Context(), id, []byte("another")); !errors.Is(err, storage.ErrExists) {
+						t.Errorf("a second Init: %v", err)
+					}
+					dir := t.TempDir()
+					if _, err := store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{}); err != nil {
+						t.Fatal(err)
+					}
+					if got, err := os.ReadFile(filepath.Join(dir, "inputs/input")); err != nil || string(got) != "payload" {
+						t.Errorf("staged %q, %v", got, err)
+					}
+					fatal(t, os.WriteFile(filepath.Join(dir, "outputs/large"), large, 0o600))
+					fatal(t, store.Put(t.Context(), id, "outputs/old", strings.NewReader("x"), 1))
+					if _, err := store.Collect(t.Context(), id, openRoot(t, dir), true); err != nil {
+						t.Fatal(err)
+					}
+					files, err := store.List(t.Context(), id, "outputs/")
+					if err != nil || len(files) != 1 || files[0].Size != int64(len(large)) {
+						t.Errorf("outputs %+v, %v", files, err)
+					}
+					fatal(t, store.Remove(t.Context(), id))
+					if exists, err := store.Exists(t.Context(), id); exists || err != nil {
+						t.Errorf("after Remove: %v, %v", exists, err)
+					}
+				}
+				if n := strings.Count(logs.String(), "Storage lacks a feature"); n != 1 || !strings.Contains(logs.String(), feature) {
+					t.Errorf("logged %d times:\n%s", n, logs.String())
+				}
+			})
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestResumedUpload breaks a large upload off; the next Collect, also of another
+// daemon, sends only what is missing.
+func TestResumedUpload(t *testing.T) {
+	h, _ := startEmbedded(t, "")
+	proxy := testenv.StartS3Proxy(t, h.URL)
+	config := s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Parallel: 1, Patience: time.Second}
+	store := open(t, config)
+	const id = job.ID("resumed")
+	fatal(t, store.Init(t.Context(), id, nil))
+	content := make([]byte, 100<<20) // four parts
+	_, _ = rand.NewChaCha8([32]byte{4}).Read(content)
+	dir := t.TempDir()
+	fatal(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
+	fatal(t, os.WriteFile(filepath.Join(dir, "outputs/large"), content, 0o600))
+	proxy.Inject(testenv.Reset, -1, part("3"))
+	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err == nil {
+		t.Fatal("Collect succeeds without its third part")
+	}
+	proxy.Heal()
+	proxy.Reset()
+	if _, err := open(t, config).Collect(t.Context(), id, openRoot(t, dir), false); err != nil {
+		t.Fatal(err)
+	}
+	var sent []string
+	for _, r := range proxy.Requests() {
+		if _, query, ok := strings.Cut(r, "partNumber="); ok && strings.HasPrefix(r, "PUT") {
+			sent = append(sent, query[:1])
+		}
+	}
+	if strings.Join(sent, "") != "34" {
+		t.Errorf("the second Collect sends the parts %q", sent)
+	}
+	files, err := store.List(t.Context(), id, "outputs/")
+	if err != nil || len(files) != 1 || !strings.HasSuffix(files[0].ETag, "-4") {
+		t.Errorf("outputs %+v, %v", files, err)
+	}
+	// What nobody goes on with is removed with the job.
+	proxy.Inject(testenv.Reset, -1, part("2"))
+	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err == nil {
+		t.Fatal("Collect succeeds without its second part")
+	}
+	proxy.Heal()
+	fatal(t, store.Remove(t.Context(), id))
+}
+
+// TestPingWithoutRights asks with a key that may not list a stranger's bucket.
+func TestPingWithoutRights(t *testing.T) {
+	h, _ := startEmbedded(t, "")
+	proxy := testenv.StartS3Proxy(t, h.URL)
+	store := open(t, s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey})
+	fatal(t, store.Ping(t.Context()))
+	first := proxy.Requests()[0]
+	other := open(t, s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey})
+	proxy.Reset()
+	fatal(t, other.Ping(t.Context()))
+	if second := proxy.Requests()[0]; first == second {
+		t.Errorf("two daemons ask for the same bucket: %s", first)
+	}
+	if err := open(t, s3.Config{URL: h.URL, AccessKey: h.AccessKey, SecretKey: "wrong"}).Ping(t.Context()); err == nil {
+		t.Error("a wrong secret passes")
+	}
+}
+
+// TestConfiguration refuses what cannot be.
+func TestConfiguration(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	fatal(t, os.WriteFile(empty, nil, 0o600))
+	for words, c := range map[string]s3.Config{
+		"storage.addressing": {Addressing: "sideways"},
+		"no certificate":     {CAFile: empty},
+		"storage.ca_file":    {CAFile: filepath.Join(t.TempDir(), "none.pem")},
+	} {
+		c.URL, c.AccessKey, c.SecretKey = "https://s3.example.com", "access", "secret"
+		if _, err := s3.New(c); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v", words, err)
+		}
+	}
+}
