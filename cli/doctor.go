@@ -1,0 +1,301 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/internal/doctor"
+	"github.com/iterait/shepherd/internal/libexec"
+	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/runtime/bare"
+	"github.com/iterait/shepherd/runtime/container"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+const logOfDaemon = "look at its log (journalctl -u shepherdd)"
+
+// packagedConfig is the configuration of the packaged service.
+const packagedConfig = "/etc/shepherd/shepherd.yml"
+
+func doctorCommand() *cobra.Command {
+	var file string
+	var asJSON, strict bool
+	c := &cobra.Command{
+		Use:   "doctor [-c FILE]",
+		Short: "Examine the machine, and say what is wrong and what to do",
+		Long: "Examines what the daemon needs with this configuration: containerd, runc, control\n" +
+			"groups, GPUs, storage, registry, ledger, disks, clock and more. It changes nothing,\n" +
+			"and the daemon may be up. Each line is ok, a warning or a failure; a failure keeps\n" +
+			"jobs from being done, and makes the exit status 1.\n\n" +
+			"Run it as the user that the daemon runs as, with the same environment.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return &usageError{fmt.Errorf("unexpected argument %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				file = packagedConfig
+				if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+					return &usageError{errors.New("a configuration file is needed: -c FILE")}
+				}
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return examine(ctx, file, asJSON, strict, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	c.Flags().BoolVar(&asJSON, "json", false, "write JSON")
+	c.Flags().BoolVar(&strict, "strict", false, "make the exit status 1 for warnings, too")
+	return c
+}
+
+// examine makes every check that file calls for.
+func examine(ctx context.Context, file string, asJSON, strict bool, out io.Writer) error {
+	var diagnosis doctor.Diagnosis
+	var broken error
+	report := func(f doctor.Finding) {
+		diagnosis.Add(f)
+		if !asJSON {
+			broken = cmp.Or(broken, f.WriteLine(out))
+		}
+	}
+	cfg, err := daemon.LoadConfig(file)
+	reportConfig(file, err, report)
+	if err == nil {
+		doctor.Examine(ctx, checksOf(cfg), report)
+	}
+	if asJSON {
+		broken = diagnosis.WriteJSON(out)
+	}
+	switch {
+	case broken != nil:
+		return broken
+	case ctx.Err() != nil:
+		return errors.New("interrupted")
+	case diagnosis.Failures > 0 || strict && diagnosis.Warnings > 0:
+		return fmt.Errorf("%d failures, %d warnings", diagnosis.Failures, diagnosis.Warnings)
+	}
+	return nil
+}
+
+// reportConfig is the first check, on which the others rest.
+func reportConfig(file string, err error, report func(doctor.Finding)) {
+	f := doctor.Finding{Check: "config", Level: doctor.OK, Message: file}
+	if err == nil {
+		report(f)
+		return
+	}
+	f.Level, f.Next = doctor.Failure, "correct it; all keys are in shepherd.yml(5) and docs/configuration.md"
+	var problems config.Problems
+	if !errors.As(err, &problems) {
+		f.Message, f.Next = err.Error(), "name the file that the daemon is started with, as a user who may read it"
+		report(f)
+		return
+	}
+	for _, p := range problems {
+		f.Message = p.Error()
+		report(f)
+	}
+}
+
+// checksOf are the checks that a configuration calls for.
+func checksOf(cfg *config.Config) []doctor.Check {
+	up, err := daemon.Running(cfg.StateDir)
+	up = up && err == nil
+	var list []doctor.Check
+	if up {
+		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
+	}
+	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
+	if cfg.Storage.Embedded() {
+		doors.Others["storage.listen"] = cfg.Storage.Listen
+	}
+	list = append(list, doors)
+	list = append(list, sheepChecks(cfg)...)
+	list = append(list, doctor.Cgroups{Root: "/sys/fs/cgroup"})
+
+	clock := doctor.Clock{Client: &http.Client{Timeout: 10 * time.Second}}
+	if !cfg.Storage.Embedded() {
+		address, tls := cfg.Storage.Endpoint()
+		clock.Storage = "http://" + address
+		if tls {
+			clock.Storage = "https://" + address
+		}
+	}
+	if up || !cfg.Storage.Embedded() {
+		list = append(list, doctor.Probe{Title: "storage", Well: storageName(cfg) + " answers and lets us in", Next: "check storage.url, and whether storage is up", Ask: func(ctx context.Context) error { return pingStorage(ctx, cfg) }})
+	}
+	if r := cfg.Registry; r != nil {
+		registry := image.Registry{
+			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
+			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
+		}
+		list = append(list, doctor.Probe{Title: "registry", Well: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
+	}
+	disks := map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir, "ledger": filepath.Dir(cfg.Ledger.Path)}
+	if cfg.Storage.Embedded() {
+		disks["storage"] = cfg.Storage.Path
+	}
+	var names []string
+	for _, s := range cfg.Sheep {
+		names = append(names, s.Name)
+	}
+	return append(list,
+		doctor.Ledger{Path: cfg.Ledger.Path, Inspect: func(ctx context.Context) (int, error) { return sqlite.Inspect(ctx, cfg.Ledger.Path) }},
+		doctor.Disks{Paths: disks}, clock, doctor.Limits{Sheep: len(cfg.Sheep)},
+		doctor.Leftovers{
+			Sheep: names,
+			Dirs:  []string{cfg.DataRoot, filepath.Join(cfg.StateDir, "sheep"), filepath.Join(cfg.StateDir, "containers")},
+			Known: []string{cfg.StateDir, cfg.Storage.Path},
+		})
+}
+
+// sheepChecks are those of what runs sheep.
+func sheepChecks(cfg *config.Config) []doctor.Check {
+	programs := map[string]string{}
+	snapshotters := map[string]bool{}
+	gpus := doctor.GPUs{Mode: cfg.GPU.Mode, CDIDirs: cfg.GPU.CDIDirs, Inventory: gpu.NewHelper(gpu.HelperConfig{}).Inventory}
+	for _, r := range cfg.Requests() {
+		if !r.Devices.Empty() {
+			gpus.Requests = append(gpus.Requests, r)
+		}
+	}
+	containers := false
+	for _, s := range cfg.Sheep {
+		switch daemon.SheepType(s.Type) {
+		case "docker":
+			var o container.Options
+			if s.Decode(&o) != nil {
+				continue // its own check has accepted it; what it lacks here is not asked for
+			}
+			containers = true
+			snapshotters[cmp.Or(o.Snapshotter, cfg.Containerd.Snapshotter)] = true
+			if program, brought := runtimeProgram(o.Runtime); program != "" {
+				programs[program] = brought
+			}
+			gpus.Containers = gpus.Containers || !s.Devices.Empty()
+		case "bare":
+			var o bare.Options
+			if s.Decode(&o) == nil && len(o.Command) == 0 {
+				programs["shepherd-runner"] = "install it: the Debian package and the tarball have it; or name the sheep's own command"
+			}
+		}
+	}
+	list := []doctor.Check{doctor.Probe{Title: "shim", Well: "installed", Next: "install it: the Debian package and the tarball have it", Ask: func(context.Context) error {
+		_, err := libexec.Find("shepherd-shim", "")
+		return err
+	}}}
+	if len(programs) > 0 {
+		list = append(list, doctor.Programs{Title: "programs", Needed: programs})
+	}
+	if containers {
+		used := make([]string, 0, len(snapshotters))
+		for name := range snapshotters {
+			used = append(used, name)
+		}
+		slices.Sort(used)
+		list = append(list, doctor.Containerd{Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotters: used})
+	}
+	return append(list, gpus)
+}
+
+// runtimeProgram is the program behind a container sheep's runtime, and what
+// brings it.
+func runtimeProgram(runtime string) (program, brought string) {
+	switch {
+	case runtime == "" || runtime == "runc":
+		return "runc", "install it (apt-get install runc)"
+	case runtime == "gvisor" || runtime == "runsc":
+		return "containerd-shim-runsc-v1", "install gVisor (runsc and its containerd shim)"
+	case runtime == "nvidia":
+		return "nvidia-container-runtime", "install nvidia-container-toolkit, or use runtime: runc with devices"
+	case strings.HasPrefix(runtime, "io."):
+		return "", ""
+	}
+	return runtime, "install it, or choose another runtime for the sheep"
+}
+
+// askDaemon has the daemon say whether it is ready, and if not why.
+func askDaemon(ctx context.Context, cfg *config.Config) error {
+	at, err := daemon.Address(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	c, err := newClient(at, "")
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return fmt.Errorf("shepherdd is up and does not answer at %s: %w", c.shown, err)
+	}
+	defer response.Body.Close()
+	var answer api.Readiness
+	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil {
+		return fmt.Errorf("what answers at %s is no shepherd of this version: %w", c.shown, err)
+	}
+	var wrong []string
+	for name, check := range answer.Checks {
+		if !check.Ready {
+			wrong = append(wrong, name+" ("+*check.Message+")")
+		}
+	}
+	if slices.Sort(wrong); len(wrong) > 0 {
+		return fmt.Errorf("shepherdd is up and not ready: %s", strings.Join(wrong, ", "))
+	}
+	return nil
+}
+
+func storageName(cfg *config.Config) string {
+	if cfg.Storage.Embedded() {
+		return "the embedded storage at " + cfg.Storage.Listen
+	}
+	return cfg.Storage.URL
+}
+
+// pingStorage asks the storage as the daemon would.
+func pingStorage(ctx context.Context, cfg *config.Config) error {
+	c := cfg.Storage
+	url := c.URL
+	if c.Embedded() {
+		url = "http://" + c.Listen
+	}
+	access, secret, err := daemon.StorageKeys(c)
+	if err != nil {
+		return err
+	}
+	store, err := s3.New(s3.Config{URL: url, AccessKey: access, SecretKey: secret, Bucket: c.Bucket, Region: c.Region})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	return store.Ping(ctx)
+}

@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/api"
+)
+
+func gpusCommand() *cobra.Command {
+	var asks target
+	c := &cobra.Command{
+		Use:   "gpus",
+		Short: "Show the GPUs, which sheep have them, and how they fare",
+		Long: "Shows each GPU with the sheep that have a share of it, their models and jobs,\n" +
+			"its memory and load, its health, and processes on it that are not shepherd's.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			remote, err := asks.find()
+			if err != nil {
+				return err
+			}
+			defer remote.close()
+			var known api.GPUList
+			if err := remote.ask(ctx, http.MethodGet, "/gpus", nil, &known); err != nil {
+				return err
+			}
+			return printGPUs(cmd.OutOrStdout(), known)
+		},
+	}
+	asks.add(c.Flags())
+	return c
+}
+
+// printGPUs writes a table: a line for each GPU, and one below it for each sheep
+// and each foreign process.
+func printGPUs(w io.Writer, known api.GPUList) error {
+	if known.Trouble != nil {
+		fmt.Fprintf(w, "It is not known how the GPUs fare: %s\n", *known.Trouble)
+	}
+	if len(known.Gpus)+len(known.Others) == 0 {
+		_, err := fmt.Fprintln(w, "No GPU is known here.")
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "GPU\tMEMORY\tLOAD\tPOWER\tTEMP\tHEALTH")
+	var notes []string
+	for _, g := range known.Gpus {
+		fmt.Fprintf(table, "%d %s\t%s / %s\t%s\t%s\t%s\t%s\n", g.Index, g.Name, gibibytes(g.Used), gibibytes(g.Memory),
+			orDash(g.Utilization, "%d %%"), orDash(g.Power, "%.0f W"), orDash(g.Temperature, "%d °C"), g.Health)
+		if g.Health == api.Out {
+			note := fmt.Sprintf("GPU %d (%s) is out", g.Index, g.Uuid)
+			if g.Detail != nil {
+				note += ": " + *g.Detail
+			}
+			if g.RetestAt != nil {
+				seconds, _, _ := strings.Cut(*g.RetestAt, ".")
+				note += "; tested again at " + strings.Replace(seconds, "T", " ", 1) + " UTC"
+			}
+			notes = append(notes, note)
+		}
+		printUsers(table, g.Sheep)
+		for _, p := range g.Foreign {
+			fmt.Fprintf(table, "  not shepherd's: process %d (%s)\t%s\t\t\t\t\n", p.Pid, p.Name, gibibytes(p.Used))
+		}
+	}
+	for _, d := range known.Others {
+		fmt.Fprintf(table, "%s\t-\t-\t-\t-\tunknown\n", d.Name)
+		printUsers(table, d.Sheep)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, note := range notes {
+		if _, err := fmt.Fprintln(w, note); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printUsers writes a line for each sheep.
+func printUsers(w io.Writer, sheep []api.DeviceUser) {
+	for _, s := range sheep {
+		line := "  sheep " + s.Name
+		if s.Instance != nil {
+			line += " on " + *s.Instance
+		}
+		switch {
+		case s.Model.Name == nil:
+			line += ": no model"
+		case s.Model.Version == nil || *s.Model.Version == "":
+			line += ": " + *s.Model.Name
+		default:
+			line += ": " + *s.Model.Name + ":" + *s.Model.Version
+		}
+		if s.Job != nil {
+			line += ", job " + *s.Job
+		}
+		memory := gibibytes(s.Used)
+		if s.Budget != nil {
+			memory += " / " + gibibytes(*s.Budget)
+		}
+		fmt.Fprintf(w, "%s\t%s\t\t\t\t\n", line, memory)
+	}
+}
+
+func gibibytes(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
+
+func orDash[T any](value *T, format string) string {
+	if value == nil {
+		return "-"
+	}
+	return fmt.Sprintf(format, *value)
+}

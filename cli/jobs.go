@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/api"
+)
+
+// pageOfJobs is how many jobs are asked for at once.
+const pageOfJobs = 500
+
+func jobsCommand() *cobra.Command {
+	var asks target
+	c := &cobra.Command{
+		Use:   "jobs",
+		Short: "List jobs, look at them and cancel them",
+		Long: "Asks a daemon for its jobs: the one at the address given with --api, the one\n" +
+			"that is up with the configuration given with -c, or the one that is up as a\n" +
+			"service.",
+	}
+	asks.add(c.PersistentFlags())
+
+	// with runs do with the daemon that the flags name.
+	with := func(cmd *cobra.Command, do func(context.Context, *client) error) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		remote, err := asks.find()
+		if err != nil {
+			return err
+		}
+		defer remote.close()
+		return do(ctx, remote)
+	}
+
+	var all bool
+	var states []string
+	var model, sheep string
+	ls := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the jobs that have not ended, or others",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			query := url.Values{"limit": {strconv.Itoa(pageOfJobs)}}
+			if !all && len(states) == 0 {
+				states = []string{"queued", "processing"}
+			}
+			for _, s := range states {
+				query.Add("state", s)
+			}
+			if model != "" {
+				query.Set("model", model)
+			}
+			if sheep != "" {
+				query.Set("sheep_id", sheep)
+			}
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				return listJobs(ctx, remote, query, cmd.OutOrStdout())
+			})
+		},
+	}
+	f := ls.Flags()
+	f.BoolVarP(&all, "all", "a", false, "those that have ended, too")
+	f.StringSliceVar(&states, "state", nil, "only those in this state: queued, processing, done, failed or cancelled; may be given more than once")
+	f.StringVar(&model, "model", "", "only those of this model, NAME:VERSION")
+	f.StringVar(&sheep, "sheep", "", "only those addressed to this sheep")
+
+	c.AddCommand(ls, &cobra.Command{
+		Use:   "show JOB",
+		Short: "Show all there is to know of a job, as JSON",
+		Args:  oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				var j api.Job
+				if err := remote.ask(ctx, http.MethodGet, "/jobs/"+url.PathEscape(args[0]), nil, &j); err != nil {
+					return err
+				}
+				out := json.NewEncoder(cmd.OutOrStdout())
+				out.SetIndent("", "  ")
+				out.SetEscapeHTML(false)
+				return out.Encode(j)
+			})
+		},
+	}, &cobra.Command{
+		Use:   "cancel JOB…",
+		Short: "Cancel jobs that have not ended",
+		Args:  oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				var errs []error
+				for _, id := range args {
+					if err := remote.ask(ctx, http.MethodPost, "/jobs/"+url.PathEscape(id)+"/cancel", nil, nil); err != nil {
+						errs = append(errs, fmt.Errorf("cancel job %s: %w", id, err))
+						continue
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is cancelled\n", id)
+				}
+				return errors.Join(errs...)
+			})
+		},
+	})
+	return c
+}
+
+func oneJob(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return &usageError{errors.New("the id of a job is needed")}
+	}
+	if len(args) > 1 && cmd.Name() == "show" {
+		return &usageError{errors.New("one job at a time is shown")}
+	}
+	return nil
+}
+
+// listJobs prints page after page, as they come.
+func listJobs(ctx context.Context, remote *client, query url.Values, to io.Writer) error {
+	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "JOB\tSTATE\tMODEL\tSHEEP\tPRIORITY\tSUBMITTED\tDETAIL")
+	for {
+		var page api.JobList
+		if err := remote.ask(ctx, http.MethodGet, "/jobs?"+query.Encode(), nil, &page); err != nil {
+			return err
+		}
+		for _, j := range page.Jobs {
+			name := strings.TrimSuffix(text(j.Model.Name)+":"+text(j.Model.Version), ":")
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", j.JobId, j.Status, name,
+				cmp.Or(text(j.Sheep), text(j.SheepId), "-"), j.Priority, submitted(j), cmp.Or(about(j), "-"))
+		}
+		if page.Next == nil {
+			return table.Flush()
+		}
+		query.Set("after", *page.Next)
+	}
+}
+
+// submitted is the second at which a job was; the API's times are UTC.
+func submitted(j api.Job) string {
+	if j.EnqueuedAt == nil {
+		return "-"
+	}
+	second, _, _ := strings.Cut(*j.EnqueuedAt, ".")
+	return strings.Replace(second, "T", " ", 1)
+}
+
+// about is the first line of what there is to say of a job.
+func about(j api.Job) string {
+	said := text(j.Detail)
+	if j.ErrorDetails != nil {
+		said = j.ErrorDetails.Message
+	}
+	line, _, _ := strings.Cut(said, "\n")
+	return line
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

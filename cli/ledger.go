@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/ledger/sqlite"
+)
+
+func ledgerCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "ledger",
+		Short: "Look after the record of jobs",
+	}
+	c.AddCommand(backupCommand())
+	return c
+}
+
+func backupCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "backup [-c FILE] TO",
+		Short: "Copy the record of jobs while the daemon works",
+		Long: "Writes a copy of the ledger, as it is at one moment, to the new file TO. The\n" +
+			"daemon may be up and goes on working. To restore it, stop the daemon and put the\n" +
+			"copy in the place of the ledger.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return &usageError{errors.New("ledger backup takes the name of one new file")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "" {
+				file = packagedConfig
+				if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+					return &usageError{errors.New("a configuration file is needed: -c FILE")}
+				}
+			}
+			cfg, err := daemon.LoadConfig(file)
+			if err != nil {
+				return err
+			}
+			if err := sqlite.Backup(cmd.Context(), cfg.Ledger.Path, args[0]); err != nil {
+				return err
+			}
+			jobs, err := sqlite.Inspect(cmd.Context(), args[0])
+			if err != nil {
+				return fmt.Errorf("read the backup again: %w", err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are in %s\n", jobs, args[0])
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	return c
+}

@@ -1,0 +1,134 @@
+// Package cli holds the commands people type: shepherdd itself, which runs the
+// daemon, and its subcommands.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/internal/systemd"
+)
+
+// Exit codes.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+	exitConfig  = 78 // EX_CONFIG of sysexits.h: a restart does not help, and the unit does not try one
+)
+
+// Run executes the command line args, whose first is the program's name, and returns
+// the exit code. Errors are printed to standard error.
+func Run(ctx context.Context, args []string, b Build) int {
+	root := newRoot(filepath.Base(args[0]), b)
+	root.SetArgs(args[1:])
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		fmt.Fprintln(os.Stderr, problems) // a line each, with file, line and column
+		var unfit *configError
+		if errors.As(err, &unfit) {
+			return exitConfig
+		}
+		return exitFailure
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+	var usage *usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintf(os.Stderr, "Try `%s --help`.\n", root.Name())
+		return exitUsage
+	}
+	return exitFailure
+}
+
+// configError is a configuration that the daemon cannot start with.
+type configError struct{ config.Problems }
+
+func (e *configError) Unwrap() error { return e.Problems }
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+// newRoot is shepherdd itself, which runs the daemon, with its subcommands.
+func newRoot(name string, b Build) *cobra.Command {
+	o := daemon.Options{Version: b.Version, Commit: b.Commit}
+	var host string
+	var port int
+	root := &cobra.Command{
+		Use:   name + " -c FILE",
+		Short: "Run model jobs on the GPUs of this machine",
+		Long: "shepherdd takes jobs over HTTP, runs each in a sheep (a supervised runner\n" +
+			"with one model loaded) and keeps inputs and results in S3 storage.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return &usageError{fmt.Errorf("unexpected argument %q", args[0])}
+			}
+			return nil
+		},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.ConfigFile == "" {
+				return &usageError{errors.New("a configuration file is needed: -c FILE")}
+			}
+			if cmd.Flags().Changed("host") {
+				o.Host = &host
+			}
+			if cmd.Flags().Changed("port") {
+				o.Port = &port
+			}
+			var err error
+			if o.Manager, err = systemd.Take(); err != nil {
+				return err
+			}
+			defer o.Manager.Close()
+			// The first signal starts draining, the second ends it.
+			ctx, stop := signal.NotifyContext(cmd.Context(), daemon.StopSignals(o.Manager)...)
+			defer stop()
+			err = daemon.Run(ctx, o, os.Stderr)
+			var problems config.Problems
+			if errors.As(err, &problems) {
+				err = &configError{problems}
+			}
+			if err != nil {
+				_ = o.Manager.Status(err.Error()) // the journal has it in any case
+			}
+			return err
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+	f := root.Flags()
+	// -h is the original's --host, so help has no short form.
+	root.PersistentFlags().Bool("help", false, "show this help")
+	f.StringVarP(&o.ConfigFile, "config", "c", "", "configuration file (required)")
+	f.StringVarP(&host, "host", "h", "0.0.0.0", "address the API listens on")
+	f.IntVarP(&port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
+	root.AddCommand(
+		configCommand(),
+		doctorCommand(),
+		generateCommand(),
+		gpusCommand(),
+		jobsCommand(),
+		ledgerCommand(),
+		modelsCommand(),
+		reloadCommand(),
+		sandboxCommand(),
+		sheepCommand(b),
+		tokenCommand(),
+		versionCommand(b),
+	)
+	return root
+}

@@ -1,0 +1,226 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os/signal"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/shim"
+)
+
+// reloadCommand has a daemon read its configuration again.
+func reloadCommand() *cobra.Command {
+	var asks target
+	c := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the daemon read its configuration again",
+		Long: "Has the daemon that is up read its configuration again, as a whole or not at\n" +
+			"all: sheep are added, removed and changed while the others work on. It says\n" +
+			"what is in effect now and what needs a restart, and returns when sheep that are\n" +
+			"removed or changed have ended.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			remote, err := asks.find()
+			if err != nil {
+				return err
+			}
+			defer remote.close()
+			var result daemon.ReloadResult
+			if err := remote.ask(cmd.Context(), http.MethodPost, "/admin/reload", nil, &result); err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), result)
+			return err
+		},
+	}
+	asks.add(c.Flags())
+	return c
+}
+
+func sheepCommand(b Build) *cobra.Command {
+	var asks target
+	c := &cobra.Command{
+		Use:   "sheep",
+		Short: "List the sheep, stop and start them",
+		Long: "Lists, stops and starts the sheep of this machine. With --api it asks the daemon\n" +
+			"at that address; with -c the one that is up with that configuration or, where\n" +
+			"none is, it works by itself; with neither the one that is up as a service.",
+	}
+	asks.add(c.PersistentFlags())
+
+	var all bool
+	drain := time.Duration(-1)
+	stop := &cobra.Command{
+		Use:   "stop --all",
+		Short: "Stop all sheep, so that no runner is left on the machine",
+		Long: "Stops all sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
+			"back to the queue. A daemon that is up takes jobs in, and lets them wait until\n" +
+			"`shepherdd sheep start --all`, or until it is restarted.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !all {
+				return &usageError{errors.New("say --all; to stop one sheep, remove it from the configuration and `shepherdd reload`")}
+			}
+			query := ""
+			if drain >= 0 {
+				query = "?drain_timeout=" + url.QueryEscape(drain.String())
+			}
+			err := asks.post(cmd.Context(), "/admin/sheep/stop"+query)
+			if errors.Is(err, errNoDaemon) {
+				err = stopWithoutDaemon(cmd, daemon.Options{
+					ConfigFile: asks.file, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
+				})
+			}
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), "All sheep are stopped.")
+			}
+			return err
+		},
+	}
+	stop.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
+	stop.Flags().DurationVar(&drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
+
+	start := &cobra.Command{
+		Use:   "start --all",
+		Short: "Let the sheep work again that were stopped",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !all {
+				return &usageError{errors.New("say --all")}
+			}
+			if err := asks.post(cmd.Context(), "/admin/sheep/start"); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "The sheep work again.")
+			return nil
+		},
+	}
+	start.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
+
+	list := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the sheep and what they have",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			remote, err := asks.find()
+			if errors.Is(err, errNoDaemon) {
+				return listWithoutDaemon(cmd, asks.file)
+			}
+			if err != nil {
+				return err
+			}
+			defer remote.close()
+			return listSheep(cmd.Context(), remote, cmd.OutOrStdout())
+		},
+	}
+	c.AddCommand(list, stop, start)
+	return c
+}
+
+// post asks the daemon that is meant for what has no answer.
+func (t *target) post(ctx context.Context, path string) error {
+	remote, err := t.find()
+	if err != nil {
+		return err
+	}
+	defer remote.close()
+	return remote.ask(ctx, http.MethodPost, path, nil, nil)
+}
+
+// stopWithoutDaemon stops the sheep that an earlier daemon has left running.
+func stopWithoutDaemon(cmd *cobra.Command, o daemon.Options) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), daemon.StopSignals(nil)...)
+	defer stop()
+	return daemon.Run(ctx, o, cmd.ErrOrStderr())
+}
+
+func listSheep(ctx context.Context, remote *client, to io.Writer) error {
+	var status api.SheepList
+	if err := remote.ask(ctx, http.MethodGet, "/sheep", nil, &status); err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tTYPE\tUP\tMODEL\tJOB\tDETAIL")
+	for _, s := range status.Sheep {
+		up, model := "no", ""
+		if s.Running {
+			up, model = "yes", job.Model{Name: deref(s.Model.Name), Version: deref(s.Model.Version)}.String()
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Type, up, cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail))
+	}
+	return table.Flush()
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// listAlone lists the runners that an earlier daemon has left up.
+func listWithoutDaemon(cmd *cobra.Command, file string) error {
+	cfg, err := daemon.LoadConfig(file)
+	if err != nil {
+		return err
+	}
+	lives, err := runningSheep(cfg)
+	if err != nil {
+		return err
+	}
+	if len(lives) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "No daemon is up, and no sheep.")
+		return nil
+	}
+	table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tUP\tMODEL")
+	for _, spec := range lives {
+		fmt.Fprintf(table, "%s\tyes\t%s\n", spec.Sheep, spec.Model)
+	}
+	return table.Flush()
+}
+
+// runningSheep are the runners whose shims hold a directory below the state directory.
+func runningSheep(cfg *config.Config) ([]shim.Spec, error) {
+	var found []shim.Spec
+	for _, kind := range []string{"sheep", "containers"} {
+		lives, err := filepath.Glob(filepath.Join(cfg.StateDir, kind, "*", "lives", "*"))
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range lives {
+			folder, err := shim.OpenFolder(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			ended, err := folder.TryLock() // a shim that lives holds it
+			folder.Close()
+			if err != nil {
+				return nil, err
+			}
+			if spec, err := shim.ReadSpec(path); err == nil && !ended {
+				found = append(found, spec)
+			}
+		}
+	}
+	return found, nil
+}

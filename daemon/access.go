@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+)
+
+// setAccess makes the gate admit the callers that the configuration names, from the
+// next request on.
+func (l *listeners) setAccess(c config.API) error {
+	rules := access.Config{Local: l.local, Rate: c.RateLimit, Burst: c.RateBurst}
+	for _, t := range c.Tokens {
+		digest, err := digestOf(t)
+		if err != nil {
+			return fmt.Errorf("token %s: %w", t.Name, err)
+		}
+		rules.Tokens = append(rules.Tokens, access.Token{Digest: digest, Caller: callerOf(t.Name, t.Scopes, t.Tenant)})
+	}
+	if c.TLS != nil && c.TLS.ClientCAFile != "" {
+		rules.ClientCA = true
+		for _, client := range c.TLS.Clients {
+			caller := callerOf(client.Name, client.Scopes, client.Tenant)
+			caller.Ambient = true
+			rules.Certificates = append(rules.Certificates, access.Certificate{Subject: client.Name, Caller: caller})
+		}
+	}
+	l.gate.Set(rules)
+	return nil
+}
+
+func callerOf(name string, scopes []string, tenant string) access.Caller {
+	caller := access.Caller{Name: name, Tenant: tenant}
+	for _, s := range scopes {
+		caller.Scopes = append(caller.Scopes, access.Scope(s)) // the configuration was checked
+	}
+	return caller
+}
+
+// shortestToken is the least length of a token that a file holds: 128 bits in
+// hexadecimal digits.
+const shortestToken = 32
+
+func digestOf(t config.Token) (access.Digest, error) {
+	if t.TokenFile == "" {
+		return access.ParseDigest(t.Hash)
+	}
+	f, err := os.Open(t.TokenFile)
+	if err != nil {
+		return access.Digest{}, err
+	}
+	defer f.Close()
+	line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return access.Digest{}, fmt.Errorf("read %s: %w", t.TokenFile, err)
+	}
+	token := strings.TrimSpace(line)
+	if len(token) < shortestToken {
+		return access.Digest{}, fmt.Errorf("the first line of %s is shorter than %d characters: a token that can be guessed lets everyone in; make one with `shepherdd token new`", t.TokenFile, shortestToken)
+	}
+	return access.DigestOf(token), nil
+}
+
+// tlsOf is the TLS configuration of the network; nil for none. Without tokens a
+// certificate is the only way in, and the handshake requires one.
+func tlsOf(c config.API, log *slog.Logger) (*tls.Config, error) {
+	if c.TLS == nil {
+		return nil, nil
+	}
+	return access.TLS{
+		CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile, ClientCAFile: c.TLS.ClientCAFile,
+		Required: len(c.Tokens) == 0, Log: log,
+	}.Server()
+}

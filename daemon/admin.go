@@ -1,0 +1,49 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/shepherd"
+)
+
+// withAdmin adds to rest what changes the daemon as a whole, below /admin/: reload,
+// and stopping and starting all sheep. It is served on the socket only, and to
+// administrators only.
+func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reloader, who access.Local) http.Handler {
+	inside := http.NewServeMux()
+	inside.HandleFunc("POST /admin/reload", func(w http.ResponseWriter, r *http.Request) {
+		// A reload that has begun is completed though its client leaves.
+		result, err := configuration.reload(context.WithoutCancel(r.Context()))
+		writeJSON(w, result, err)
+	})
+	inside.HandleFunc("POST /admin/sheep/stop", func(w http.ResponseWriter, r *http.Request) {
+		drain := configuration.now().DrainTimeout
+		if given := r.FormValue("drain_timeout"); given != "" {
+			var err error
+			if drain, err = time.ParseDuration(given); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+		}
+		writeJSON(w, struct{}{}, core.Rest(drain))
+	})
+	inside.HandleFunc("POST /admin/sheep/start", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, struct{}{}, core.Wake())
+	})
+	return withPrefix("/admin/", administratorsOnly(who, inside), rest)
+}
+
+func writeJSON(w http.ResponseWriter, value any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if err != nil {
+		w.WriteHeader(http.StatusConflict)
+		value = api.Error{Message: err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(value) // a client that has left cannot be told
+}

@@ -1,0 +1,297 @@
+// Package daemon wires shepherdd together: from a configuration file it makes the
+// parts (ledger, storage, GPUs, sheep, core, API), runs them until it is told to
+// stop, and ends them in the opposite order. plugins.go is the one list of sheep
+// types.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/systemd"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage/s3"
+)
+
+// Options are what the command line says of a daemon.
+type Options struct {
+	// ConfigFile is the path of the configuration file.
+	ConfigFile string
+	// Host and Port replace api.host and api.port, unless they are nil.
+	Host *string
+	Port *int
+	// Version and Commit are shown by the API and in metrics.
+	Version, Commit string
+	// Manager is the service manager; nil where none has started the daemon.
+	Manager *systemd.Manager
+	// StopSheep makes a daemon that adopts the sheep an earlier one has left
+	// running, stops them and returns. It claims no job.
+	StopSheep bool
+	// DrainTimeout replaces drain_timeout with StopSheep, unless it is negative.
+	DrainTimeout time.Duration
+}
+
+// closers are functions that release resources; they are called last first.
+type closers []func()
+
+func (c *closers) add(f func()) { *c = append(*c, f) }
+
+func (c closers) close() {
+	for i := len(c) - 1; i >= 0; i-- {
+		c[i]()
+	}
+}
+
+// daemon holds the parts from reading the configuration until the last of them
+// has stopped.
+type daemon struct {
+	options Options
+	level   *slog.LevelVar
+	log     *slog.Logger
+	closing closers
+
+	config    *config.Config // the one it started with
+	listeners *listeners
+	telemetry *telemetry
+	ledger    ledger.Ledger
+	store     *s3.Store
+	gpus      *gpus
+	env       *environment
+	drivers   map[string]runtime.Driver
+	members   []shepherd.Member
+	core      *shepherd.Shepherd
+}
+
+// Run is the daemon's whole life. It starts draining when ctx ends, and returns
+// when everything has stopped. The log goes to logTo unless the configuration
+// sends it to the journal. The error is config.Problems for a configuration that
+// is wrong and *LockedError where another daemon uses the state directory.
+func Run(ctx context.Context, o Options, logTo io.Writer) error {
+	d := &daemon{options: o, level: new(slog.LevelVar)}
+	defer func() { d.closing.close() }()
+	if err := d.configure(logTo); err != nil {
+		return err
+	}
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	if err := d.startCore(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// configure reads the configuration and sets up the log it asks for.
+func (d *daemon) configure(logTo io.Writer) (err error) {
+	if d.config, err = loadConfig(d.options); err != nil {
+		return err
+	}
+	d.level.Set(d.config.Logging.SlogLevel())
+	log, closeLog, err := newLogger(logTo, d.config.Logging.Format, d.level)
+	if err != nil {
+		return err
+	}
+	d.log = log
+	d.closing.add(closeLog)
+	return nil
+}
+
+// open locks the state directory and opens what the core stands on: listeners,
+// ledger, storage and GPUs.
+func (d *daemon) open(ctx context.Context) error {
+	lock, err := lockState(d.config.StateDir)
+	if err != nil {
+		return err
+	}
+	d.closing.add(func() { lock.Close() })
+	if d.listeners, err = openListeners(d.config, d.options.Manager, d.log); err != nil {
+		return err
+	}
+	d.closing.add(d.listeners.close)
+	if d.telemetry, err = newTelemetry(ctx, d.options.Version, d.options.Commit, d.log, &d.closing); err != nil {
+		return err
+	}
+	if d.ledger, err = openLedger(ctx, d.config, d.log, &d.closing); err != nil {
+		return err
+	}
+	if d.store, err = openStorage(d.config, d.telemetry.metrics.Storage, d.log, &d.closing); err != nil {
+		return err
+	}
+	d.gpus, err = openGPUs(ctx, d.config, d.log, &d.closing)
+	return err
+}
+
+// startCore makes the sheep and the core. Starting the core adopts the jobs an
+// earlier daemon has left running.
+func (d *daemon) startCore(ctx context.Context) error {
+	node, err := nodeName(d.config)
+	if err != nil {
+		return err
+	}
+	d.env = newEnvironment(d.config, node, d.ledger, d.gpus, d.telemetry.metrics, d.log)
+	if d.members, d.drivers, err = createSheep(d.env, &d.closing); err != nil {
+		return err
+	}
+	startDrivers(ctx, d.drivers, d.members, d.log)
+	c := d.config
+	d.core, err = shepherd.New(shepherd.Config{
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
+		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
+		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
+	logStorageState(ctx, d.store, c, d.log)
+	return d.core.Start(ctx)
+}
+
+// serve serves the API until ctx ends or a server fails, and then stops as the
+// configuration of that moment says.
+func (d *daemon) serve(ctx context.Context) (err error) {
+	// Requests that wait for a job are ended once the core has stopped.
+	requests, endRequests := context.WithCancelCause(context.Background())
+	defer endRequests(nil)
+	configuration := &reloader{
+		read: func() (*config.Config, error) { return loadConfig(d.options) }, core: d.core, level: d.level, log: d.log,
+		env: d.env, drivers: d.drivers, listeners: d.listeners,
+		started: d.config, current: d.config, members: d.members,
+	}
+	served := d.serveAPI(requests, configuration)
+	stopReporting := startReporting(&reporter{manager: d.options.Manager, core: d.core, ledger: d.ledger, log: d.log}, configuration)
+	defer stopReporting()
+
+	failed := 0 // servers that have ended and been heard of
+	stopAtOnce := make(chan struct{})
+	if d.options.StopSheep {
+		close(stopAtOnce)
+	}
+	select {
+	case <-stopAtOnce:
+	case err = <-served:
+		err, failed = fmt.Errorf("serve the API: %w", err), 1
+	case <-ctx.Done():
+	}
+	d.stop(configuration.now(), endRequests, func() {
+		closing, cancel := context.WithTimeout(context.Background(), closeTime)
+		defer cancel()
+		err = errors.Join(err, d.listeners.shutdown(closing, failed))
+	})
+	d.log.Info("Stopped")
+	return err
+}
+
+// serveAPI starts the servers. The channel it returns receives the error of each
+// server that ends.
+func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
+	c := d.config.API
+	handler := api.New(api.Config{
+		Service: d.core, Gate: d.listeners.gate, Origins: c.CORSOrigins, MaxBody: int64(c.MaxBody), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
+		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
+	})
+	admin := withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local)
+	served := d.listeners.serve(base, handler, admin, d.log)
+	d.log.Info("Shepherd API is available at " + d.listeners.url())
+	if at := d.listeners.serves(c); at.Open() {
+		d.log.Warn(at.OpenWarning())
+	}
+	return served
+}
+
+// stop stops the core and then calls shutdown for the servers; endRequests ends
+// the requests that wait for jobs.
+func (d *daemon) stop(c *config.Config, endRequests context.CancelCauseFunc, shutdown func()) {
+	if err := d.options.Manager.Stopping(c.DrainTimeout + stopTime); err != nil {
+		d.log.Warn("The service manager cannot be told how the daemon is", "error", err)
+	}
+	draining, cancel := context.WithTimeout(context.Background(), c.DrainTimeout)
+	defer cancel()
+	draining, stopSignals := signal.NotifyContext(draining, StopSignals(d.options.Manager)...)
+	defer stopSignals()
+	if c.OnExit != "leave" {
+		d.log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", c.DrainTimeout)
+		// The API answers until the last job has ended; it takes no new ones.
+		d.core.Stop(draining)
+		endRequests(job.ErrDraining)
+		shutdown()
+		return
+	}
+	d.log.Info("Stopping: the sheep stay up, and running jobs go on")
+	// New connections wait for the next daemon where the service manager holds the
+	// sockets; open ones are answered. Requests that wait for a job are ended a
+	// moment later.
+	waiters := time.AfterFunc(time.Second, func() { endRequests(job.ErrDraining) })
+	answering, cancel := context.WithTimeout(draining, closeTime)
+	d.listeners.stopAccepting(answering)
+	cancel()
+	waiters.Stop()
+	shutdown()
+	d.core.Leave(draining)
+}
+
+// closeTime is how long open requests may take when the daemon ends.
+const closeTime = 5 * time.Second
+
+// stopTime is how long the daemon may take to end beside draining jobs.
+const stopTime = time.Minute
+
+// StopSignals are the signals that stop a daemon. SIGHUP, which the end of a
+// terminal sends, is one of them unless it is ignored (nohup) or a service manager
+// uses it to ask for a reload.
+func StopSignals(manager *systemd.Manager) []os.Signal {
+	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	if !signal.Ignored(syscall.SIGHUP) && !manager.Notifies() {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
+}
+
+// LoadConfig reads the configuration file as a daemon started by hand would. The
+// error is config.Problems where the file is wrong.
+func LoadConfig(file string) (*config.Config, error) {
+	return loadConfig(Options{ConfigFile: file})
+}
+
+// loadConfig reads the configuration; the command line overrides the file.
+func loadConfig(o Options) (*config.Config, error) {
+	return config.Loader{Types: sheepChecks(), Env: o.lookupEnv, Override: func(c *config.Config) {
+		if o.Host != nil {
+			c.API.Host = *o.Host
+		}
+		if o.Port != nil {
+			c.API.Port = *o.Port
+		}
+		if debug := os.Getenv("DEBUG"); debug != "" && debug != "0" {
+			c.API.Debug = true
+		}
+		if o.StopSheep {
+			c.API.Host, c.API.Port = "127.0.0.1", 0
+			c.API.Socket = "" // the default: another may be systemd's
+			c.OnExit = "stop"
+			if o.DrainTimeout >= 0 {
+				c.DrainTimeout = o.DrainTimeout
+			}
+		}
+	}}.Load(o.ConfigFile)
+}
+
+// lookupEnv is the environment as it was when the daemon was started.
+func (o Options) lookupEnv(name string) (string, bool) {
+	if name == "NOTIFY_SOCKET" && o.Manager.Notifies() {
+		return o.Manager.Address(), true
+	}
+	return environmentWith(credentialsOfService(), name)
+}

@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/gpu/keeper"
+)
+
+// TestGPUsAtStart resolves a configuration's devices at start, for each kind of answer
+// that shepherd-gpu gives.
+func TestGPUsAtStart(t *testing.T) {
+	const one = `echo '{"driver":"1","gpus":[{"index":0,"minor":0,"uuid":"GPU-aaaa","name":"A100"}]}'`
+	for name, c := range map[string]struct {
+		helper  string // a shell's; empty for none
+		sheep   string
+		problem string // of starting
+		later   string // of the sheep a's start
+		want    string // what the sheep a has
+		logs    string
+	}{
+		"there":            {one, "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
+		"by count":         {one, "a: {DEVICES: {count: 1}}", "", "", "nvidia.com/gpu=GPU-aaaa@GPU-aaaa", ""},
+		"not there":        {one, "a: {DEVICES: [/dev/nvidia1]}", "sheep a: devices: there is no /dev/nvidia1; the machine has 0 (A100, GPU-aaaa)", "", "", ""},
+		"twice":            {one, "a: {DEVICES: [/dev/nvidia0]}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa]}", "sheep b: devices: nvidia.com/gpu=GPU-aaaa is given to sheep a as well (as /dev/nvidia0)", "", "", ""},
+		"twice and shared": {one, "a: {DEVICES: [/dev/nvidia0], shared: true}\n  b: {DEVICES: [nvidia.com/gpu=GPU-aaaa], shared: true}", "", "", "/dev/nvidia0@GPU-aaaa", ""},
+		"no driver":        {"echo no driver here >&2; exit 3", "a: {DEVICES: [/dev/nvidia7]}", "", "", "/dev/nvidia7", "no driver here"},
+		"driver refuses":   {"echo it refuses >&2; exit 4", "a: {DEVICES: {count: 1}}", "", "any GPU cannot be chosen", "", "it refuses"},
+		"helper crashes":   {"kill -SEGV $$", "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0", "crashed"},
+		"nothing to ask":   {"", "a: {DEVICES: [/dev/nvidia0]}", "", "", "/dev/nvidia0", "shepherd-gpu is not installed"},
+		"nothing asked":    {"echo asked >&2; exit 1", "a: {DEVICES: []}", "", "", "", ""},
+		"another vendor":   {"echo asked >&2; exit 1", "a: {DEVICES: [amd.com/gpu=0]}", "", "", "amd.com/gpu=0", ""},
+		"not in the spec":  {one, "a: {type: docker, DEVICES: [vendor.example/card=2]}", "there is no vendor.example/card=2; the machine's CDI specs have vendor.example/card=1", "", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if c.helper != "" {
+				if err := os.WriteFile(filepath.Join(dir, "shepherd-gpu"), []byte("#!/bin/sh\n"+c.helper+"\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("PATH", dir+":/usr/bin:/bin")
+			const spec = `{"cdiVersion":"0.5.0","kind":"vendor.example/card","devices":[{"name":"1","containerEdits":{"env":["A=b"]}}]}`
+			if err := os.WriteFile(filepath.Join(dir, "vendor.json"), []byte(spec), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			text := fmt.Sprintf("data_root: %[1]s/data\nstate_dir: %[1]s/state\nregistry: {url: registry.example.com}\ngpu: {cdi_dirs: [%[1]s]}\nsheep:\n  %[2]s\n", dir,
+				strings.NewReplacer("type: docker, DEVICES", "type: docker, devices", "DEVICES", "type: bare, working_directory: x, devices").Replace(c.sheep))
+			file := filepath.Join(dir, "shepherd.yml")
+			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := LoadConfig(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var logs bytes.Buffer
+			var stop closers
+			g, err := openGPUs(t.Context(), cfg, slog.New(slog.NewTextHandler(&logs, nil)), &stop)
+			stop.close() // the watch has no part in this
+			if c.problem != "" {
+				if err == nil || !strings.Contains(err.Error(), c.problem) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(logs.String(), c.logs) || c.logs == "" && strings.Contains(logs.String(), "WARN") {
+				t.Errorf("logged %s", &logs)
+			}
+			grants, err := g.grantsOf(t.Context(), "a")
+			if c.later != "" {
+				if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), c.later) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			var got []string
+			for _, grant := range grants {
+				text := grant.Device.String()
+				if grant.GPU != nil {
+					text += "@" + grant.GPU.UUID
+				}
+				got = append(got, text)
+			}
+			if err != nil || strings.Join(got, " ") != c.want {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestXidRules(t *testing.T) {
+	rules := xidRules(map[string]config.Xid{
+		"31": {Action: "ignore"}, "13": {Action: "retire", Text: "broken for certain"}, "998": {Action: "fail_job"},
+	})
+	for code, want := range map[uint64]keeper.XidRule{
+		31:  {Action: keeper.Ignore, Text: keeper.DefaultXids()[31].Text},
+		13:  {Action: keeper.Retire, Text: "broken for certain"},
+		998: {Action: keeper.FailJob, Text: "as configured in gpu.xids"},
+		79:  keeper.DefaultXids()[79],
+	} {
+		if rules[code] != want {
+			t.Errorf("Xid %d: %+v, want %+v", code, rules[code], want)
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/systemd"
+)
+
+// headerTime bounds how long the headers of a request may take to come.
+const headerTime = 10 * time.Second
+
+// listeners are the daemon's two listening sockets with their servers: the network,
+// which serves the API, and the unix socket, which serves the API and what is for
+// administrators. They are opened before anything else: a daemon that cannot be
+// reached must not start.
+type listeners struct {
+	network net.Listener
+	socket  net.Listener
+	host    string // of the network, as configured
+	path    string // of the socket
+	local   access.Local
+	gate    *access.Gate
+	tls     *tls.Config // of the network; nil for none
+
+	readTime      time.Duration
+	removeAddress func()
+
+	servers     []*http.Server
+	ended       chan error
+	connections atomic.Int64
+}
+
+// openListeners listens where the service manager or the configuration says, and
+// writes the address to the state directory.
+func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *listeners, err error) {
+	l := &listeners{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), removeAddress: func() {}}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	l.local.UID = uint32(os.Geteuid())
+	if l.local.Group, err = groupID(cfg.API.SocketGroup); err != nil {
+		return nil, err
+	}
+	if err := l.setAccess(cfg.API); err != nil {
+		return nil, err
+	}
+	if l.tls, err = tlsOf(cfg.API, log); err != nil {
+		return nil, err
+	}
+	if l.network = manager.Listener("tcp"); l.network != nil {
+		l.useManagerAddress(cfg, log)
+	} else if l.network, err = listen(cfg.API.Host, cfg.API.Port); err != nil {
+		return nil, err
+	}
+	if l.path, err = filepath.Abs(cfg.API.Socket); err != nil {
+		return nil, fmt.Errorf("the socket %s: %w", cfg.API.Socket, err)
+	}
+	if l.socket = manager.Listener("unix"); l.socket != nil {
+		l.path = l.socket.Addr().String()
+	} else if l.socket, err = access.Listen(l.path, l.local.Group); err != nil {
+		return nil, err
+	}
+	l.removeAddress, err = writeAddress(cfg.StateDir, "unix://"+l.path)
+	return l, err
+}
+
+// useManagerAddress takes the host from the service manager's listener, and warns if
+// that is not where the configuration says.
+func (l *listeners) useManagerAddress(cfg *config.Config, log *slog.Logger) {
+	at := l.network.Addr().(*net.TCPAddr)
+	host, err := net.ResolveTCPAddr("tcp", net.JoinHostPort(cfg.API.Host, "0"))
+	same := err == nil && (host.IP.Equal(at.IP) || (host.IP == nil || host.IP.IsUnspecified()) && at.IP.IsUnspecified())
+	if !same || cfg.API.Port != at.Port {
+		log.Warn("The API is served where systemd listens, not where the configuration says; change one of them: `systemctl edit shepherdd.socket`, or api.host and api.port",
+			"systemd", at, "configuration", net.JoinHostPort(cfg.API.Host, strconv.Itoa(cfg.API.Port)))
+	}
+	l.host = at.IP.String()
+}
+
+// serves is the configuration with the address of the network listener.
+func (l *listeners) serves(c config.API) config.API {
+	c.Host, c.Port = l.host, l.network.Addr().(*net.TCPAddr).Port
+	return c
+}
+
+// url is the API's URL for people: the configured host and the port in use.
+func (l *listeners) url() string {
+	scheme := "http"
+	if l.tls != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + hostPort(l.host, l.network)
+}
+
+// serve starts a server on the network with the one handler and on the socket with
+// the other. base is the context of every request. The returned channel receives the
+// error of each server that ends.
+func (l *listeners) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
+	l.ended = make(chan error, 2)
+	start := func(handler http.Handler, serve func(*http.Server) error, read, write time.Duration) {
+		server := &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: headerTime,
+			ReadTimeout:       read,
+			WriteTimeout:      write,
+			IdleTimeout:       2 * time.Minute,
+			MaxHeaderBytes:    64 << 10,
+			BaseContext:       func(net.Listener) context.Context { return base },
+			ConnContext:       access.Arrive,
+			ConnState:         l.count,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		}
+		l.servers = append(l.servers, server)
+		go func() { l.ended <- serve(server) }()
+	}
+	// Handlers that wait or send much lift these bounds for their request.
+	start(network, func(server *http.Server) error {
+		if l.tls == nil {
+			return server.Serve(l.network)
+		}
+		server.TLSConfig = l.tls
+		return server.ServeTLS(l.network, "", "")
+	}, l.readTime, l.readTime+time.Minute)
+	start(socket, func(server *http.Server) error { return server.Serve(l.socket) }, 0, 0)
+	return l.ended
+}
+
+// count counts the open connections.
+func (l *listeners) count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		l.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		l.connections.Add(-1)
+	}
+}
+
+// stopAccepting closes the listeners, so that new connections wait for the next
+// daemon where the service manager holds the sockets too. It returns when the open
+// connections have been answered, or ctx has ended. A server's Shutdown alone would
+// drop requests that have just arrived.
+func (l *listeners) stopAccepting(ctx context.Context) {
+	for _, listener := range []net.Listener{l.network, l.socket} {
+		_ = listener.Close() // shutdown receives the error from the server
+	}
+	for _, server := range l.servers {
+		server.SetKeepAlivesEnabled(false)
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for l.connections.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// shutdown ends the servers once open requests have been answered, or ctx has ended,
+// and returns their errors. ended is the number of servers whose error the caller has
+// received already.
+func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
+	for _, server := range l.servers {
+		if server.Shutdown(ctx) != nil {
+			server.Close()
+		}
+	}
+	for range len(l.servers) - ended {
+		if e := <-l.ended; !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, net.ErrClosed) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// close may be called at any time and more than once.
+func (l *listeners) close() {
+	l.removeAddress()
+	for _, listener := range []net.Listener{l.network, l.socket} {
+		if listener != nil {
+			_ = listener.Close() // most often the server has closed it already
+		}
+	}
+}
+
+// groupID is the number of a group given by name or number; nil for none.
+func groupID(name string) (*uint32, error) {
+	if name == "" {
+		return nil, nil
+	}
+	text := name
+	if g, err := user.LookupGroup(name); err == nil {
+		text = g.Gid
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("there is no group %q on this machine: make it (groupadd --system %s), or set api.socket_group to another", name, name)
+	}
+	id := uint32(n)
+	return &id, nil
+}
+
+func listen(host string, port int) (net.Listener, error) {
+	at := net.JoinHostPort(host, strconv.Itoa(port))
+	l, err := net.Listen("tcp", at)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("the API cannot listen on %s: something else does, perhaps another shepherdd; stop it or choose another port with -p", at)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the API cannot listen on %s: %w", at, err)
+	}
+	return l, nil
+}
+
+// hostPort is the configured host with the port in use.
+func hostPort(host string, l net.Listener) string {
+	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}

@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/metrics"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/container"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/tracing"
+)
+
+// telemetry is what reports on the daemon's work: metrics, and traces where the
+// environment asks for them.
+type telemetry struct {
+	metrics  *metrics.Metrics
+	observer shepherd.Observer
+	tracer   shepherd.Tracer // nil: only clients' trace contexts are passed on
+}
+
+// newTelemetry sets up metrics and, where the environment asks for them, traces.
+func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger, stop *closers) (*telemetry, error) {
+	t := &telemetry{metrics: metrics.New(version, commit)}
+	t.observer = t.metrics
+	switch err := tracing.Wanted(); {
+	case errors.Is(err, tracing.ErrOff):
+		return t, nil
+	case err != nil:
+		log.Warn("There are no traces", "error", err)
+		return t, nil
+	}
+	traces, err := tracing.New(ctx, tracing.Config{Version: version, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	stop.add(func() {
+		if err := traces.Close(); err != nil {
+			log.Warn("Some spans are lost", "error", err)
+		}
+	})
+	t.observer, t.tracer = shepherd.Observers{t.metrics, traces}, traces
+	return t, nil
+}
+
+// expose gives the metrics the sources they read when they are scraped.
+func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
+	sources := metrics.Sources{
+		Core: core, Ledger: l,
+		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
+	}
+	if cfg.Storage.Embedded() {
+		sources.Folders["storage"] = cfg.Storage.Path
+	}
+	for _, driver := range drivers {
+		if c, ok := driver.(*container.Driver); ok {
+			sources.Images = c.ImageUsage
+		}
+	}
+	t.metrics.Expose(sources)
+	t.metrics.GPUs(gpus.keeper.Known)
+}

@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/metrics"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/bare"
+	"github.com/iterait/shepherd/runtime/container"
+)
+
+// environment is what a sheep type is made from.
+type environment struct {
+	config *config.Config
+	node   string
+	needed func(context.Context) ([]job.Model, error)
+	gpus   *gpus // nil where a configuration is only checked
+	// metrics count what the types do; nil where nobody reads them.
+	metrics *metrics.Metrics
+	log     *slog.Logger
+}
+
+// newDriver makes the driver of a sheep type.
+type newDriver func(*environment) runtime.Driver
+
+// sheepTypes is the one list of sheep types, by the word that stands after `type:`
+// in the configuration. docs/writing-a-sheep.md takes you through adding one.
+func sheepTypes() map[string]newDriver {
+	return map[string]newDriver{
+		"bare":   newBare,
+		"docker": newContainers,
+	}
+}
+
+// typeAliases are further names of sheep types.
+func typeAliases() map[string]string { return map[string]string{"container": "docker"} }
+
+// SheepType is the name of a sheep type without aliases.
+func SheepType(name string) string { return cmp.Or(typeAliases()[name], name) }
+
+func newBare(env *environment) runtime.Driver {
+	cfg := bare.Config{
+		DataRoot: env.config.DataRoot,
+		StateDir: filepath.Join(env.config.StateDir, "sheep"),
+		Log:      env.log,
+	}
+	if env.gpus != nil {
+		cfg.GPUs = env.gpus.grantsOf
+	}
+	return bare.New(cfg)
+}
+
+func newContainers(env *environment) runtime.Driver {
+	c := env.config
+	cfg := container.Config{
+		Address: c.Containerd.Address, Namespace: c.Containerd.Namespace, Snapshotter: c.Containerd.Snapshotter,
+		ImageBudget: int64(c.Containerd.ImageBudget), Trust: c.Models.Trust(), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
+		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
+		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
+	}
+	if env.gpus != nil {
+		cfg.GPUs = container.GPUs{
+			Granted: env.gpus.grantsOf, Mode: container.Mode(c.GPU.Mode), CDI: env.gpus.specs, Capabilities: c.GPU.DriverCapabilities,
+		}
+	}
+	if env.metrics != nil {
+		cfg.ObserveRegistry, cfg.ObserveContainerd = env.metrics.Registry, env.metrics.Containerd
+	}
+	if r := c.Registry; r != nil {
+		cfg.Registry = image.Registry{
+			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
+			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
+		}
+	}
+	return container.New(cfg)
+}
+
+// newDrivers makes the driver of every sheep type, by all of its names.
+func newDrivers(env *environment) map[string]runtime.Driver {
+	drivers := make(map[string]runtime.Driver)
+	for name, create := range sheepTypes() {
+		drivers[name] = create(env)
+	}
+	for alias, name := range typeAliases() {
+		drivers[alias] = drivers[name]
+	}
+	return drivers
+}
+
+// sheepChecks check each sheep's section of a configuration, by making a sheep from
+// it.
+func sheepChecks() map[string]config.CheckSheep {
+	checks := make(map[string]config.CheckSheep)
+	check := func(name string) config.CheckSheep {
+		return func(c *config.Config, s config.Sheep) error {
+			driver := sheepTypes()[name](&environment{config: c, log: slog.New(slog.DiscardHandler)})
+			_, err := driver.NewSheep(s.Name, s.Decode)
+			return err
+		}
+	}
+	for name := range sheepTypes() {
+		checks[name] = check(name)
+	}
+	for alias, name := range typeAliases() {
+		checks[alias] = check(name)
+	}
+	return checks
+}

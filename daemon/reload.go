@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/systemd"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/shepherd"
+)
+
+// ReloadResult says what a reload has changed.
+type ReloadResult struct {
+	Added    []string `json:"added"`
+	Changed  []string `json:"changed"`
+	Removed  []string `json:"removed"`
+	InEffect []string `json:"in_effect"` // keys
+	Restart  []string `json:"restart"`   // keys that take effect after a restart
+}
+
+// String is the result for people, in lines.
+func (r ReloadResult) String() string {
+	var b strings.Builder
+	for _, what := range []struct {
+		says  string
+		names []string
+	}{
+		{"sheep added", r.Added}, {"sheep changed", r.Changed}, {"sheep removed", r.Removed},
+		{"now in effect", r.InEffect}, {"needs a restart of the daemon", r.Restart},
+	} {
+		if len(what.names) > 0 {
+			fmt.Fprintf(&b, "%s: %s\n", what.says, strings.Join(what.names, ", "))
+		}
+	}
+	if b.Len() == 0 {
+		return "nothing has changed\n"
+	}
+	return b.String()
+}
+
+// liveKeys are the keys that a reload applies, beside all of sheep.
+func liveKeys() []string {
+	return []string{"drain_timeout", "on_exit", "logging.level", "api.tokens", "api.rate_limit", "api.rate_burst"}
+}
+
+// reloader reads the configuration again and applies it, all of it or nothing.
+type reloader struct {
+	read      func() (*config.Config, error)
+	env       *environment
+	drivers   map[string]runtime.Driver
+	listeners *listeners
+	core      *shepherd.Shepherd
+	level     *slog.LevelVar
+	log       *slog.Logger
+
+	started *config.Config // holds the values of keys that need a restart
+
+	reloading sync.Mutex // one reload at a time
+
+	mu      sync.Mutex
+	current *config.Config
+	members []shepherd.Member // made from current, in its order
+}
+
+// now is the configuration in effect.
+func (r *reloader) now() *config.Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current
+}
+
+// reload reads and applies the configuration. With an error nothing has changed.
+func (r *reloader) reload(ctx context.Context) (ReloadResult, error) {
+	r.reloading.Lock()
+	defer r.reloading.Unlock()
+	result, err := r.apply(ctx)
+	if err != nil {
+		r.log.Error("The configuration is not applied", "error", err)
+		return ReloadResult{}, err
+	}
+	r.log.Info("Configuration read again", "result", strings.ReplaceAll(strings.TrimSpace(result.String()), "\n", "; "))
+	return result, nil
+}
+
+func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
+	next, err := r.read()
+	if err != nil {
+		return ReloadResult{}, err
+	}
+	undo := closers{}
+	defer func() {
+		if err != nil {
+			undo.close()
+		}
+	}()
+	current := r.now()
+	regranted, err := r.reallot(ctx, current, next, &undo)
+	if err != nil {
+		return ReloadResult{}, err
+	}
+	var members []shepherd.Member
+	for _, s := range next.Sheep {
+		was := slices.IndexFunc(current.Sheep, func(old config.Sheep) bool { return old.Name == s.Name })
+		if was >= 0 && current.Sheep[was].Same(s) && !regranted(s.Name) {
+			members = append(members, r.members[was])
+			continue
+		}
+		m, err := newMember(r.env, r.drivers, s)
+		if err != nil {
+			return ReloadResult{}, fmt.Errorf("sheep %s: %w", s.Name, err)
+		}
+		undo.add(func() { releaseDevices(m) })
+		members = append(members, m)
+		if was >= 0 {
+			result.Changed = append(result.Changed, s.Name)
+		} else {
+			result.Added = append(result.Added, s.Name)
+		}
+	}
+	for _, old := range current.Sheep {
+		if !slices.ContainsFunc(next.Sheep, func(s config.Sheep) bool { return s.Name == old.Name }) {
+			result.Removed = append(result.Removed, old.Name)
+		}
+	}
+	if err := r.listeners.setAccess(r.rules(next)); err != nil {
+		return ReloadResult{}, err
+	}
+	undo.add(func() { _ = r.listeners.setAccess(r.rules(current)) })
+	for _, key := range current.Changes(next) {
+		if slices.Contains(liveKeys(), key) {
+			result.InEffect = append(result.InEffect, key)
+		}
+	}
+	for _, key := range r.started.Changes(next) {
+		if !slices.Contains(liveKeys(), key) {
+			result.Restart = append(result.Restart, key)
+		}
+	}
+	if err := r.core.Apply(ctx, members, next.DrainTimeout); err != nil {
+		return ReloadResult{}, err
+	}
+	for _, m := range r.members {
+		if !slices.ContainsFunc(members, func(kept shepherd.Member) bool { return kept.Sheep == m.Sheep }) {
+			releaseDevices(m)
+		}
+	}
+	if asked := r.rules(current).AsksClients(); asked && !r.rules(next).AsksClients() {
+		r.log.Warn(r.listeners.serves(next.API).OpenWarning())
+	}
+	r.level.Set(next.Logging.SlogLevel())
+	r.mu.Lock()
+	r.current, r.members = next, members
+	r.mu.Unlock()
+	return result, nil
+}
+
+// rules are the access rules of a configuration, as far as they can change while
+// the daemon runs.
+func (r *reloader) rules(c *config.Config) config.API {
+	rules := r.started.API
+	rules.Tokens, rules.RateLimit, rules.RateBurst = c.API.Tokens, c.API.RateLimit, c.API.RateBurst
+	return rules
+}
+
+// reallot decides again which GPUs each sheep gets. regranted says whether a sheep
+// gets other GPUs than before.
+func (r *reloader) reallot(ctx context.Context, current, next *config.Config, undo *closers) (regranted func(sheep string) bool, err error) {
+	g := r.env.gpus
+	before := g.allGrants()
+	if err := g.allot(ctx, next.Requests()); err != nil {
+		return nil, err
+	}
+	undo.add(func() { _ = g.allot(context.WithoutCancel(ctx), current.Requests()) })
+	for _, request := range next.Requests() {
+		if request.Devices.Asks(gpu.NVIDIA) {
+			g.start()
+			break
+		}
+	}
+	after := g.allGrants()
+	return func(sheep string) bool {
+		had, has := before[sheep], after[sheep]
+		return len(had) > 0 && len(has) > 0 && !slices.EqualFunc(had, has, func(a, b gpu.Grant) bool { return a.Device == b.Device })
+	}, nil
+}
+
+// releaseDevices ends the GPU lease of a sheep that is removed.
+func releaseDevices(m shepherd.Member) {
+	if lease, ok := m.Devices.(interface{ Close() }); ok {
+		lease.Close()
+	}
+}
+
+// run reloads at every signal until ctx ends.
+func (r *reloader) run(ctx context.Context, signals <-chan os.Signal, manager *systemd.Manager) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			_ = manager.Reloading()
+			_, _ = r.reload(ctx) // it has logged the result
+			_ = manager.Ready()
+		}
+	}
+}

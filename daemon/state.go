@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// LockedError says that another daemon uses the same state directory.
+type LockedError struct{ PID, Dir string }
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("another shepherdd (pid %s) uses the state directory %s: stop it, or give this one its own state_dir", e.PID, e.Dir)
+}
+
+// lockState creates the state directory if it is missing, and locks it until the
+// returned file is closed or the process ends.
+func lockState(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create the state directory: %w (set state_dir to a directory that can be written)", err)
+	}
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		owner, _ := io.ReadAll(io.LimitReader(f, 32))
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, &LockedError{PID: strings.TrimSpace(string(owner)), Dir: dir}
+		}
+		return nil, fmt.Errorf("lock the state directory %s: %w", dir, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(fmt.Sprintln(os.Getpid())), 0)
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("write %s: %w", path, err)
+		}
+	}
+	return f, nil
+}
+
+// writeAddress writes the address of the API to the state directory, for commands
+// that are given the same configuration. remove removes it.
+func writeAddress(dir, url string) (remove func(), err error) {
+	path := filepath.Join(dir, "api")
+	if err := os.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("write the address of the API: %w", err)
+	}
+	return func() { _ = os.Remove(path) }, nil // a stale file does no harm: the lock says whether a daemon runs
+}
+
+// Address is the address of the API of the daemon that uses the state directory.
+func Address(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "api"))
+	if err != nil {
+		return "", fmt.Errorf("the shepherdd that uses the state directory %s has not opened its API yet; try again, or give its address with --api", dir)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// Running says whether a daemon uses the state directory. It changes nothing there.
+func Running(dir string) (bool, error) {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a daemon: %w", err)
+	}
+	defer f.Close()
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a daemon: lock %s: %w", f.Name(), err)
+	}
+	return false, nil
+}
