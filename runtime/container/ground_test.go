@@ -8,11 +8,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
 // What is mounted below a read-only mount is read-only, too.
-func TestReadOnlyMounts(t *testing.T)            { readOnlyMounts(t, testenv.StartContainerd(t)) }
+func TestReadOnlyMounts(t *testing.T) {
+	claims.Hold(t, "M1")
+	readOnlyMounts(t, testenv.StartContainerd(t))
+}
+
 func TestReadOnlyMountsContainerd2(t *testing.T) { readOnlyMounts(t, testenv.StartContainerd2(t)) }
 
 func readOnlyMounts(t *testing.T, daemon *testenv.Containerd) {
