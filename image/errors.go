@@ -128,7 +128,7 @@ func (s *Store) explanation(err error) *failure {
 	case errdefs.IsNotFound(err):
 		return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
 	case containerderr.WrongContent(err):
-		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%v); push the image again", registry, innermost(err))
+		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%s); push the image again", registry, containerderr.Core(err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
 	case containerderr.Away(err):

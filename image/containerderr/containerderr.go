@@ -46,6 +46,23 @@ func has(err error, texts ...string) bool {
 	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(text, t) })
 }
 
+// Core is what an error says from the first of the texts of this package that is
+// in it: without the chain of calls before, which differs from release to release,
+// and without the class after. Where there is none it is the whole.
+func Core(err error) string {
+	text := err.Error()
+	for _, known := range []string{execOfStart, unexpectedDigest, unexpectedSize, wrongDiffID} {
+		if i := strings.Index(text, known); i >= 0 {
+			text = text[i:]
+			break
+		}
+	}
+	for _, class := range []string{": unknown", ": failed precondition"} {
+		text = strings.TrimSuffix(text, class)
+	}
+	return text
+}
+
 // DiskFull reports whether a disk has no room, or a quota has none.
 func DiskFull(err error) bool { return has(err, noSpace, quotaExceeded) }
 

@@ -109,6 +109,18 @@ func TestTextsOfThePinnedVersion(t *testing.T) {
 	}
 }
 
+func TestCore(t *testing.T) {
+	for text, want := range map[string]string{
+		`task: failed to create shim task: OCI runtime create failed: unable to start container process: exec: "serve": executable file not found in $PATH: unknown`: `exec: "serve": executable file not found in $PATH`,
+		`failed commit on ref "x": commit failed: unexpected commit digest a, expected b: failed precondition`:                                                       "unexpected commit digest a, expected b",
+		`something else: unknown`: "something else",
+	} {
+		if got := Core(errors.New(text)); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // What runtimes say of a program that the image does not have.
 func TestNoProgram(t *testing.T) {
 	for _, text := range []string{

@@ -180,13 +180,31 @@ func (g Group) Remove() error {
 	return errors.Join(errs...)
 }
 
-// ownGroups finds the folders of the groups this process is in.
+// ownGroups finds the folders of the groups this process is in. Where its v2 group
+// is a subgroup of one that systemd has delegated (DelegateSubgroup=), that is the
+// one: memory can be accounted only in groups below one without processes.
 func ownGroups() Group {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return Group{}
 	}
-	return groupsIn(string(own))
+	g := groupsIn(string(own))
+	if parent := filepath.Dir(g.v2); g.v2 != "" && delegated(parent) {
+		g.v2 = parent
+	}
+	return g
+}
+
+// delegated reports whether systemd has delegated a group: it marks such with an
+// extended attribute, user.delegate or, before systemd 251, trusted.delegate.
+func delegated(dir string) bool {
+	for _, name := range []string{"user.delegate", "trusted.delegate"} {
+		value := make([]byte, 1)
+		if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {
+			return true
+		}
+	}
+	return false
 }
 
 // groupsIn finds the folders of what a process's /proc/PID/cgroup says.

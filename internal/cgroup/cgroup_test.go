@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
@@ -122,5 +124,58 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	}
 	if err := g.Remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A process in the subgroup of a unit whose group is delegated makes its groups
+// beside the subgroup, and not in it.
+func TestDelegatedSubgroup(t *testing.T) {
+	const role = "SHEPHERD_TEST_OWN_GROUPS"
+	if os.Getenv(role) != "" {
+		fmt.Println("own:", ownGroups().v2)
+		return
+	}
+	root := ownGroups().v2
+	if root == "" {
+		testenv.Missing(t, "cgroup v2", "mount it to run this test")
+	}
+	unit := filepath.Join(root, fmt.Sprintf("shepherd-test-%d.service", os.Getpid()))
+	daemon := filepath.Join(unit, "daemon")
+	for _, dir := range []string{unit, daemon} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(dir)
+	}
+	seen := func() string {
+		dir, err := os.Open(daemon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		cmd := exec.Command(os.Args[0], "-test.run=^TestDelegatedSubgroup$", "-test.v")
+		cmd.Env = append(os.Environ(), role+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		_, after, _ := strings.Cut(string(out), "own: ")
+		own, _, _ := strings.Cut(after, "\n")
+		return own
+	}
+	if got := seen(); got != daemon {
+		t.Errorf("without a delegation: got %q, want %q", got, daemon)
+	}
+	for _, name := range []string{"user.delegate", "trusted.delegate"} {
+		if err := unix.Setxattr(unit, name, []byte("1"), 0); err != nil {
+			t.Fatalf("mark as delegated: %v", err)
+		}
+		if got := seen(); got != unit {
+			t.Errorf("with %s: got %q, want %q", name, got, unit)
+		}
+		if err := unix.Removexattr(unit, name); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
