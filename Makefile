@@ -76,7 +76,12 @@ demo-container: build ## run real jobs in containers, by containerd and without 
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/container-demo ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN)
 
-run: build ## the same, but stay up and say how to go on
+demo-any: build ## run the same digits through three images that know nothing of shepherd: a shell command, a Python script, a Cog server (as root)
+	@test/deps-container
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
+	@$(BIN)/container-demo -bin $(BIN) -any
+
+run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
