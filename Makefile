@@ -27,7 +27,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
 .PHONY: tree install deb dist deb-root packer
-.PHONY: help build demo demo-container run test test-gpu lint bench fuzz generate clean deps vuln
+.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +76,12 @@ demo-container: build ## run real jobs in containers, by containerd and without 
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/container-demo ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN)
 
-run: build ## the same, but stay up and say how to go on
+demo-any: build ## run the same digits through three images that know nothing of shepherd: a shell command, a Python script, a Cog server (as root)
+	@test/deps-container
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
+	@$(BIN)/container-demo -bin $(BIN) -any
+
+run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
@@ -85,6 +90,9 @@ test: deps $(MINIO) $(DIGITS) $(CONTAINERD2) ## install what the tests need and 
 
 test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
 	test/gpu
+
+python: ## build the Python package's sdist and wheel into dist/python
+	contrib/python/build $(DIST)/python
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }
