@@ -26,7 +26,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
-.PHONY: tree install deb dist deb-root packer
+.PHONY: tree install deb rpm dist deb-root rpm-root packer audit sim
 .PHONY: help build demo demo-any demo-container python run test test-gpu lint bench fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -52,6 +52,9 @@ $(DIST)/tree/install:
 deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
 	@$(PACK) deb
 
+rpm: rpm-root ## pack dist/shepherd-VERSION-1.ARCH.rpm
+	@contrib/rpm/build $(DIST)/rpm-root $(DIST) '$(VERSION)' '$(MAINTAINER)' "$$($(GO) env GOARCH)"
+
 dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials (CycloneDX) and SHA256SUMS into dist/
 	@rm -f $(DIST)/shepherd[-_]* $(DIST)/SHA256SUMS
 	@$(PACK) deb tarball sbom sums
@@ -62,6 +65,10 @@ tree: build ## gather what is installed into dist/tree
 deb-root: tree
 	@rm -rf $(DIST)/root
 	@DESTDIR="$$(realpath -m $(DIST)/root)" PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions $(DIST)/tree/install
+
+rpm-root: tree
+	@rm -rf $(DIST)/rpm-root
+	@DESTDIR="$$(realpath -m $(DIST)/rpm-root)" PREFIX=/usr $(DIST)/tree/install
 
 packer:
 	@mkdir -p $(CACHE)/bin
