@@ -12,6 +12,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/layout"
 	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
@@ -60,7 +61,7 @@ func (c *collection) run(ctx context.Context, root *os.Root) error {
 		if err := within.Err(); err != nil {
 			return err
 		}
-		return checkName(name) // too deep is told here, before it is entered
+		return layout.CheckName(name) // too deep is told here, before it is entered
 	}
 	walked := dir.Outputs(job.OutputDir, &c.warnings, enter, func(output workdir.Output) error {
 		if err := within.Err(); err != nil {

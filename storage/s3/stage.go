@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/layout"
 	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
@@ -88,7 +88,7 @@ func (s *Store) stage(ctx context.Context, id job.ID, root *os.Root, how storage
 			return storage.Staged{}, err
 		}
 	}
-	if err := prune(dir, files); err != nil {
+	if err := dir.Prune(job.InputDir, layout.Wanted(files)); err != nil {
 		return storage.Staged{}, err
 	}
 	group, within := errgroup.WithContext(ctx)
@@ -116,70 +116,14 @@ func (s *Store) stage(ctx context.Context, id job.ID, root *os.Root, how storage
 	return staged, dir.Sweep(staging)
 }
 
-// inputs lists the job's place, checks its inputs, and notes whether an earlier
-// run left outputs. A name that ends in a slash and has nothing in it is a
-// folder, as S3 consoles make them.
+// inputs lists the job's place: its inputs, and whether an earlier run left
+// outputs.
 func (s *Store) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, storage.Staged, error) {
-	files := make(map[string]storage.Info)
-	var staged storage.Staged
-	empty := true
-	for info, err := range s.list(ctx, id, "", 0) {
-		if err != nil {
-			return nil, storage.Staged{}, err
-		}
-		empty = false
-		if strings.HasPrefix(info.Name, job.OutputDir+"/") {
-			staged.Outputs = true
-		}
-		if !strings.HasPrefix(info.Name, job.InputDir+"/") {
-			continue
-		}
-		name, folder := strings.CutSuffix(info.Name, "/")
-		if folder && info.Size > 0 {
-			name = info.Name
-		}
-		if err := checkName(name); err != nil {
-			return nil, storage.Staged{}, err
-		}
-		files[info.Name] = info
-		if !folder {
-			staged.Files++
-		}
-		staged.Bytes += info.Size
+	files, staged, empty, err := layout.Inputs(s.list(ctx, id, "", 0))
+	if err == nil && empty && s.bucket != "" { // a bucket would have been missed
+		err = storage.ErrNotFound
 	}
-	for name := range files {
-		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
-			if _, both := files[folder]; both {
-				return nil, storage.Staged{}, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
-			}
-		}
-	}
-	if empty && s.bucket != "" { // a bucket would have been missed
-		return nil, storage.Staged{}, storage.ErrNotFound
-	}
-	return files, staged, nil
-}
-
-// prune removes from dir's inputs/ what is not among files, and what lies in the
-// place of one without being a file.
-func prune(dir *workdir.Dir, files map[string]storage.Info) error {
-	folders := make(map[string]bool)
-	for name := range files {
-		folder, marker := strings.CutSuffix(name, "/")
-		if !marker {
-			folder = path.Dir(name)
-		}
-		for ; folder != "." && !folders[folder]; folder = path.Dir(folder) {
-			folders[folder] = true
-		}
-	}
-	return dir.Prune(job.InputDir, func(name string, isDir bool) bool {
-		if isDir {
-			return folders[name]
-		}
-		_, wanted := files[name]
-		return wanted
-	})
+	return files, staged, err
 }
 
 // fetch copies one file into dir unless it is there already.

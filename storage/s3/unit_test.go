@@ -19,6 +19,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/layout"
 )
 
 func newStore(t *testing.T, config Config) *Store {
@@ -321,7 +322,7 @@ func FuzzCheckName(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		if checkName(name) != nil {
+		if layout.CheckName(name) != nil {
 			return
 		}
 		if !filepath.IsLocal(name) || filepath.Clean(name) != name || strings.ContainsRune(name, 0) {
