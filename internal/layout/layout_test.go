@@ -41,6 +41,7 @@ var allowed = map[string][]string{
 	"ledger/sqlite":           {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage"},
+	"storage/memory":          {"job", "storage"},
 	"storage/embedded":        {"job", "storage", "internal/lifetime"},
 	"sandbox":                 {"storage/embedded", "internal/lifetime"},
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
