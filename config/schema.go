@@ -88,7 +88,11 @@ func (s schemaWriter) structure(t reflect.Type, path string, more func(propertie
 			continue
 		}
 		value := s.value(field.Type(), path+key)
-		if text, ok := s.keys[path+key]; ok {
+		text, ok := s.keys[path+key]
+		if at := strings.LastIndex("."+path, ".limits."); !ok && at >= 0 { // a sheep's are described with those of all
+			text, ok = s.keys[(path + key)[at:]]
+		}
+		if ok {
 			value["description"] = text
 		}
 		properties[key] = value
