@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/internal/proc"
+	"github.com/iterait/shepherd/job"
 )
 
 // The files of a life's folder.
@@ -114,6 +114,7 @@ type Exit struct {
 type Answer struct {
 	Job     job.ID       `json:"job"`
 	Failure *job.Failure `json:"failure,omitempty"`
+	Log     string       `json:"log,omitempty"` // see messenger.Answer
 }
 
 // Outcome is what is kept of a life for a daemon that comes later.

@@ -3,12 +3,15 @@ package bare_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runner"
 	"github.com/iterait/shepherd/runtime"
@@ -52,6 +55,7 @@ func TestEventsAndCancel(t *testing.T) {
 		return e
 	}
 	event(messenger.EventReady)
+	event(messenger.EventGiven)
 	event(messenger.EventAccepted)
 	if e := event(messenger.EventProgress); e.JobID != "a" || e.Progress != 0.5 || e.Text != "half" {
 		t.Errorf("got %+v", e)
@@ -63,6 +67,7 @@ func TestEventsAndCancel(t *testing.T) {
 	h = w.inherit(t)
 	h.Run()
 	event(messenger.EventReady)
+	event(messenger.EventGiven)
 	event(messenger.EventAccepted)
 	if e := event(messenger.EventProgress); e.Progress != 0.5 {
 		t.Errorf("a later daemon is told %+v", e)
@@ -93,4 +98,42 @@ func TestModelThatCannotBeLoaded(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	h.Close()
+}
+
+// The lines that a runner wrote during a job are told from all others.
+func TestJobLogs(t *testing.T) {
+	w := newWorld(t)
+	w.addModel(t, model, "")
+	h := w.inherit(t)
+	h.Load()
+	h.Run()
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
+	defer cancel()
+	spans := map[job.ID]string{}
+	for _, id := range []job.ID{"a", "b"} {
+		h.Send(id, fmt.Sprintf("print line of %s", id))
+		a, err := h.Conn.Recv(ctx)
+		if err != nil || a.JobID != id || a.Failure != nil {
+			t.Fatalf("got %+v, %v", a, err)
+		}
+		spans[id] = a.Log
+		if err := h.Conn.Ack(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, span := range spans {
+		r, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, span, false)
+		if err != nil {
+			t.Fatalf("%q: %v", span, err)
+		}
+		text, err := io.ReadAll(r)
+		r.Close()
+		if err != nil || !strings.Contains(string(text), fmt.Sprintf("line of %s\n", id)) || strings.Count(string(text), "line of") != 1 {
+			t.Errorf("the log of %s is %q, %v", id, text, err)
+		}
+	}
+	if _, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, "nonsense", false); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("got %v", err)
+	}
+	h.Slaughter()
 }

@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/iterait/shepherd/shim"
 	"github.com/iterait/shepherd/internal/cgroup"
 	"github.com/iterait/shepherd/internal/proc"
+	"github.com/iterait/shepherd/shim"
 )
 
 // watched is the first process of a container, whose parent is containerd's
