@@ -51,7 +51,7 @@ var allowed = map[string][]string{
 	"image":                   {"job"},
 	"oci":                     {"job"},
 	"gpu":                     {"job", "config/size", "internal/libexec", "internal/bounded"},
-	"gpu/keeper":              {"gpu", "job"},
+	"gpu/keeper":              {"gpu", "job", "internal/proc", "internal/cgroup"},
 	"runtime/fake":            {"job", "messenger", "runtime", "gpu"},
 	"runtime/runtimetest":     {"job", "messenger", "messenger/zmq", "runtime", "internal/testenv"},
 	"shim":                    {"job", "messenger", "internal/bounded", "internal/logtext", "internal/logspan", "internal/proc", "internal/cgroup"},
