@@ -18,6 +18,9 @@ type EventKind string
 const (
 	// EventReady: the runner takes jobs. It has no job.
 	EventReady EventKind = "ready"
+	// EventGiven: the job was sent to the runner. Log is where its lines begin, as
+	// Answer.Log has it at the end. It comes of any runner.
+	EventGiven EventKind = "given"
 	// EventAccepted: the runner has begun the job. Features says what more it can
 	// be told about it.
 	EventAccepted EventKind = "accepted"
@@ -35,6 +38,7 @@ type Event struct {
 	Progress float64   // 0 to 1
 	Text     string
 	Features []string // with EventAccepted: FeatureCancel
+	Log      string   // with EventGiven
 	Lost     int      // how many events before this one were dropped
 }
 

@@ -38,6 +38,10 @@ const (
 type Answer struct {
 	JobID   job.ID
 	Failure *job.Failure
+	// Log is where the lines are that the runner wrote meanwhile, for
+	// runtime.JobLogger; empty where that is not known. It is opaque, some hundred
+	// bytes at most, and good as long as the log is kept.
+	Log string
 }
 
 // ErrClosed is what a Conn returns once it, or the sheep behind it, has ended.

@@ -18,3 +18,14 @@ type Logger interface {
 	// runner do not end it.
 	Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
 }
+
+// JobLogger is a Sheep that knows which part of its log was written during which
+// job.
+type JobLogger interface {
+	// JobLogs opens what the runner wrote during a job. Span is messenger.Answer's
+	// Log, or that of EventGiven for a job under way, whose log has no end yet: it
+	// is read up to now or, following, until ctx ends. The error is of class
+	// errdefs.ErrNotFound where nothing of it is kept any more, and
+	// errdefs.ErrInvalidArgument for what is no span.
+	JobLogs(ctx context.Context, span string, follow bool) (io.ReadCloser, error)
+}

@@ -444,7 +444,7 @@ func (h *Handle) hear(e Event) {
 	if e.Kind == messenger.EventAccepted && e.Job == h.work.job.JobID {
 		h.work.features = e.Features
 	}
-	h.note(messenger.Event{Kind: e.Kind, JobID: e.Job, Time: e.Time, Progress: e.Progress, Text: e.Text, Features: e.Features, Lost: e.Lost})
+	h.note(messenger.Event{Kind: e.Kind, JobID: e.Job, Time: e.Time, Progress: e.Progress, Text: e.Text, Features: e.Features, Log: e.Log, Lost: e.Lost})
 }
 
 // note keeps an event for RecvEvent. The caller holds h.mu.
@@ -577,7 +577,7 @@ func (h *Handle) Recv(ctx context.Context) (messenger.Answer, error) {
 			a := h.work.kept[len(h.work.kept)-h.work.unread]
 			h.work.unread--
 			h.mu.Unlock()
-			return messenger.Answer{JobID: a.Job, Failure: a.Failure}, nil
+			return messenger.Answer{JobID: a.Job, Failure: a.Failure, Log: a.Log}, nil
 		}
 		wake := h.work.wake
 		h.mu.Unlock()

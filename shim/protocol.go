@@ -94,6 +94,7 @@ type Event struct {
 	Progress float64             `json:"progress,omitempty"`
 	Text     string              `json:"text,omitempty"`
 	Features []string            `json:"features,omitempty"`
+	Log      string              `json:"log,omitempty"`
 	Lost     int                 `json:"lost,omitempty"`
 }
 

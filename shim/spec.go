@@ -116,6 +116,7 @@ type Exit struct {
 type Answer struct {
 	Job     job.ID       `json:"job"`
 	Failure *job.Failure `json:"failure,omitempty"`
+	Log     string       `json:"log,omitempty"` // see messenger.Answer
 }
 
 // Outcome is what is kept of a life for a daemon that comes later.

@@ -129,8 +129,8 @@ func TestCommandFails(t *testing.T) {
 		{"echo one >&2; echo 'no such digit' >&2; exit 3", "", "CommandFailed: exit code 3: no such digit", "one\nno such digit\n"},
 		{"exit 1", "", "CommandFailed: exit code 1", ""},
 		{"kill -9 $$", "", "CommandFailed: killed by signal killed", ""},
-		{"echo slow >&2; sleep 60", "timeout: 300ms", "TimeoutError: the command ran longer than its timeout of 300ms", "slow\n"},
-		{"trap 'exit 0' TERM; sleep 60 & wait", "timeout: 300ms", "TimeoutError: the command ran longer than its timeout of 300ms", ""},
+		{"echo slow >&2; sleep 60", "timeout: 3s", "TimeoutError: the command ran longer than its timeout of 3s", "slow\n"},
+		{"trap 'exit 0' TERM; sleep 60 & wait", "timeout: 3s", "TimeoutError: the command ran longer than its timeout of 3s", ""},
 	} {
 		var f *job.Failure
 		err := newModel(t, c.script, c.more).process(t.Context(), newJob(t))

@@ -274,7 +274,7 @@ func TestXidExplains(t *testing.T) {
 // TestMemory follows what processes have: that of jobs, what has to be back
 // before a model is started, and what is not ours.
 func TestMemory(t *testing.T) {
-	root := proc(t, map[int][2]string{
+	root := procFolder(t, map[int][2]string{
 		100: {"1", "/daemon/runner-a"}, 101: {"100", "/daemon/runner-a"}, 102: {"1", "/daemon/runner-a"},
 		200: {"1", "/daemon"}, 201: {"200", "/daemon"}, 202: {"1", "/daemon"},
 		900: {"1", "/user"},
@@ -399,7 +399,7 @@ func TestSpare(t *testing.T) {
 func card0AsIs() gpu.Sample { return state(card0, func(*gpu.State) {}) }
 
 func TestBelongs(t *testing.T) {
-	root := proc(t, map[int][2]string{
+	root := procFolder(t, map[int][2]string{
 		10: {"1", "/pod/runner"}, 11: {"10", "/x"}, 12: {"11", "/y"}, 13: {"1", "/pod/runner/child"},
 		14: {"1", "/pod/runner-2"}, 15: {"1", "/daemon"}, 20: {"1", "/daemon"}, 30: {"1", "/"}, 31: {"1", "/z"},
 	})

@@ -177,9 +177,9 @@ func run(t *testing.T, l *Lease, model string, pid int) (done func()) {
 
 func asked(l *Lease) bool { return len(l.yield) > 0 }
 
-// proc makes a folder such as /proc: of each process its parent and its control
+// procFolder makes a folder such as /proc: of each process its parent and its control
 // group.
-func proc(t *testing.T, of map[int][2]string) string {
+func procFolder(t *testing.T, of map[int][2]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	write := func(pid, name, text string) {
@@ -193,7 +193,7 @@ func proc(t *testing.T, of map[int][2]string) string {
 	write("self", "cgroup", "1:memory:/daemon\n0::/daemon\n")
 	for pid, p := range of {
 		name := strconv.Itoa(pid)
-		write(name, "stat", fmt.Sprintf("%d (a) odd (name) S %s 1 1 0", pid, p[0]))
+		write(name, "stat", fmt.Sprintf("%d (a) odd (name) S %s 1 1 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 1234 0 0", pid, p[0]))
 		write(name, "comm", "python3\n")
 		write(name, "cgroup", "1:memory:/daemon\n0::"+p[1]+"\n")
 	}

@@ -1,12 +1,14 @@
 package keeper
 
 import (
-	"bytes"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 // processes is what the kernel tells of processes below a folder as /proc is.
@@ -35,19 +37,17 @@ func (p processes) belongs(pid, runner int) bool {
 	return false
 }
 
-// parent is a process's parent, 0 where it is not known. It follows the name in
-// parentheses, which may hold anything, and the state.
+// parent is a process's parent, 0 where it is not known.
 func (p processes) parent(pid int) int {
 	stat, err := os.ReadFile(filepath.Join(p.root, strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0
 	}
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 2 {
+	process, err := proc.ParseStat(stat)
+	if err != nil {
 		return 0
 	}
-	parent, _ := strconv.Atoi(string(fields[1]))
-	return parent
+	return process.Parent
 }
 
 // groups are the control groups of a process, by hierarchy.
@@ -61,12 +61,8 @@ func (p processes) groups(process any) map[string]string {
 		return nil
 	}
 	groups := make(map[string]string)
-	for line := range strings.Lines(string(text)) {
-		// hierarchy-ID:controller-list:cgroup-path
-		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(parts) == 3 && strings.HasPrefix(parts[2], "/") {
-			groups[parts[0]] = path.Clean(parts[2])
-		}
+	for _, m := range cgroup.ParseMemberships(string(text)) {
+		groups[m.Hierarchy] = path.Clean(m.Path)
 	}
 	return groups
 }

@@ -217,18 +217,42 @@ func groupsIn(own string) Group {
 	return parseGroups(mounts, own)
 }
 
+// Membership is one line of /proc/PID/cgroup, cgroups(7): the group that a process
+// is in in one hierarchy. That of v2 has the ID 0 and no controllers.
+type Membership struct {
+	Hierarchy   string
+	Controllers []string
+	Path        string // from the hierarchy's root as this process sees it
+}
+
+// ParseMemberships reads /proc/PID/cgroup. Lines that are none are left out.
+func ParseMemberships(text string) []Membership {
+	var list []Membership
+	for line := range strings.Lines(text) {
+		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") {
+			continue
+		}
+		m := Membership{Hierarchy: parts[0], Path: parts[2]}
+		if parts[1] != "" {
+			m.Controllers = strings.Split(parts[1], ",")
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
 // parseGroups joins what proc_pid_mountinfo(5) says of where hierarchies are
 // mounted with what cgroups(7) says of the groups of a process.
 func parseGroups(mounts io.Reader, own string) Group {
 	var path2, path1 string
-	for line := range strings.Lines(own) {
-		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+	for _, m := range ParseMemberships(own) {
 		switch {
-		case len(parts) != 3 || strings.Contains(parts[2], ".."): // ".." is a group outside our namespace
-		case parts[0] == "0" && parts[1] == "":
-			path2 = parts[2]
-		case slices.Contains(strings.Split(parts[1], ","), "memory"):
-			path1 = parts[2]
+		case strings.Contains(m.Path, ".."): // a group outside our namespace
+		case m.Hierarchy == "0" && m.Controllers == nil:
+			path2 = m.Path
+		case slices.Contains(m.Controllers, "memory"):
+			path1 = m.Path
 		}
 	}
 	var g Group

@@ -40,12 +40,12 @@ func Read(pid int) (Process, error) {
 	if err != nil {
 		return Process{}, err
 	}
-	return parseStat(data)
+	return ParseStat(data)
 }
 
-// parseStat reads /proc/PID/stat, proc_pid_stat(5). The name, in parentheses,
+// ParseStat reads /proc/PID/stat, proc_pid_stat(5). The name, in parentheses,
 // may itself hold spaces and parentheses.
-func parseStat(data []byte) (Process, error) {
+func ParseStat(data []byte) (Process, error) {
 	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
 	if open < 1 || end < open {
 		return Process{}, fmt.Errorf("process status %q has no name", data)

@@ -16,14 +16,14 @@ import (
 func TestParseStat(t *testing.T) {
 	const tail = " S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 424242 1000 10\n"
 	for _, name := range []string{"sh", "a b", "x) R 1 (y", ""} {
-		p, err := parseStat([]byte("12 (" + name + ")" + tail))
+		p, err := ParseStat([]byte("12 (" + name + ")" + tail))
 		want := Process{PID: 12, Name: name, State: 'S', Parent: 7, Group: 8, Session: 9, Start: 424242}
 		if err != nil || p != want {
 			t.Errorf("%q: got %+v, %v, want %+v", name, p, err, want)
 		}
 	}
 	for _, bad := range []string{"", "12", "12 sh S 1 2 3", "12 (sh) S 1", "x (sh)" + tail} {
-		if p, err := parseStat([]byte(bad)); err == nil {
+		if p, err := ParseStat([]byte(bad)); err == nil {
 			t.Errorf("%q: got %+v, want an error", bad, p)
 		}
 	}
@@ -31,7 +31,7 @@ func TestParseStat(t *testing.T) {
 
 func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("12 (a) b) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 424242 1000 10\n"))
-	f.Fuzz(func(t *testing.T, data []byte) { _, _ = parseStat(data) })
+	f.Fuzz(func(t *testing.T, data []byte) { _, _ = ParseStat(data) })
 }
 
 func TestDescendants(t *testing.T) {

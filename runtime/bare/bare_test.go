@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runner"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/bare"
 	"github.com/iterait/shepherd/runtime/runtimetest"
@@ -36,6 +37,8 @@ func TestMain(m *testing.M) {
 		runtimetest.RunnerMain(os.Args[1:])
 	case "echo":
 		echoMain(os.Args[1:])
+	case "sdk":
+		runner.Main(sdkRunner)
 	case "daemon":
 		shimPath = os.Getenv("SHEPHERD_TEST_SHIM")
 		daemonMain(os.Args[1:])

@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/logspan"
 	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -108,6 +109,7 @@ var (
 	_ runtime.Sheep     = (*Sheep)(nil)
 	_ runtime.Recoverer = (*Sheep)(nil)
 	_ runtime.Logger    = (*Sheep)(nil)
+	_ runtime.JobLogger = (*Sheep)(nil)
 	_ runtime.Owner     = (*Sheep)(nil)
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
@@ -129,6 +131,20 @@ func (s *Sheep) LogDir() string { return filepath.Join(s.cfg.Dir, "log") }
 
 // Logs opens what the sheep's runners wrote. See runtime.Logger.
 func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error) {
+	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
+}
+
+// JobLogs opens what was written during a job. See runtime.JobLogger.
+func (s *Sheep) JobLogs(ctx context.Context, span string, follow bool) (io.ReadCloser, error) {
+	parsed, err := logspan.Parse(span)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return logs.OpenSpan(ctx, parsed, follow, s.logFiles()...)
+}
+
+// logFiles are the logs that the runner's output goes to, each once.
+func (s *Sheep) logFiles() []logs.File {
 	var files []logs.File
 	for _, path := range []string{s.cfg.Stdout, s.cfg.Stderr} {
 		f := logs.File{Path: path}
@@ -139,7 +155,7 @@ func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
 			files = append(files, f)
 		}
 	}
-	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, files...)
+	return files
 }
 
 // found is a runner that outlived an earlier daemon.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/logspan"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
@@ -91,7 +92,13 @@ type running struct {
 	features []string    // what its runner announced for it
 	progress *shim.Event // the latest
 	logs     rate
-	lost     int // log lines that were dropped, not told yet
+	lost     int          // log lines that were dropped, not told yet
+	begin    logspan.Mark // where its lines begin
+}
+
+// given says that the job was sent to the runner. The caller holds s.mu.
+func (s *server) given() shim.Event {
+	return shim.Event{Kind: messenger.EventGiven, Job: s.job, Time: time.Now(), Log: logspan.Span{Begin: s.current.begin}.String()}
 }
 
 // event takes what a runner tells of the job under way.
@@ -127,6 +134,9 @@ func (s *server) tellEvents(c *session) {
 	}
 	if s.job == "" {
 		return
+	}
+	if s.frame == nil {
+		c.event(s.given())
 	}
 	if s.current.features != nil {
 		c.event(shim.Event{Kind: messenger.EventAccepted, Job: s.job, Time: time.Now(), Features: s.current.features})

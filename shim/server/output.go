@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/bounded"
+	"github.com/iterait/shepherd/internal/logspan"
 	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/shim"
 )
@@ -30,9 +32,58 @@ type output struct {
 	log            *slog.Logger
 	copying        sync.WaitGroup
 
+	logs   []positioned // the files, each once
+	taking atomic.Int32 // how many pieces were read and are not written yet
+
 	mu  sync.Mutex
 	out tail
 	err tail
+}
+
+// positioned is a log whose end can be named.
+type positioned interface{ position() logspan.Position }
+
+// appended is a log file that is not rotated.
+type appended struct{ *os.File }
+
+func (f appended) position() logspan.Position { return logspan.At(f.File) }
+
+// position is where the logs end now. Nil has none.
+func (o *output) position() logspan.Mark {
+	if o == nil {
+		return nil
+	}
+	mark := make(logspan.Mark, len(o.logs))
+	for i, l := range o.logs {
+		mark[i] = l.position()
+	}
+	return mark
+}
+
+// settle waits a moment until what the runner has written is in the logs.
+func (o *output) settle() {
+	if o == nil {
+		return
+	}
+	for range 20 {
+		pending := o.taking.Load() > 0
+		for _, r := range o.pipes {
+			pending = pending || unread(r) > 0
+		}
+		if !pending {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// unread is how many bytes wait in a pipe.
+func unread(r *os.File) (n int) {
+	raw, err := r.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	}
+	return n
 }
 
 // together is how close in time writes to both streams count as simultaneous:
@@ -71,6 +122,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 				return nil, fmt.Errorf("could not open %s log file: %w", stream.name, err)
 			}
 			o.files = append(o.files, f)
+			o.logs = append(o.logs, appended{f})
 			w = f
 		default:
 			if shared == nil {
@@ -79,6 +131,7 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 					return nil, fmt.Errorf("could not open the runner's log file: %w", err)
 				}
 				o.files = append(o.files, f)
+				o.logs = append(o.logs, f)
 				shared = f
 			}
 			w = shared
@@ -109,7 +162,7 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 	if err != nil {
 		return nil, fmt.Errorf("could not open the runner's log file: %w", err)
 	}
-	o.files = append(o.files, f)
+	o.files, o.logs = append(o.files, f), append(o.logs, f)
 	for _, stream := range []struct {
 		name string
 		into **os.File
@@ -142,6 +195,7 @@ func (o *output) copy(r *os.File, w io.Writer, end *tail) {
 	for {
 		n, err := r.Read(buffer)
 		if n > 0 {
+			o.taking.Add(1)
 			o.mu.Lock()
 			end.note(buffer[:n], time.Now())
 			o.mu.Unlock()
@@ -150,6 +204,7 @@ func (o *output) copy(r *os.File, w io.Writer, end *tail) {
 				o.log.Warn("cannot write what the runner says; it is lost until this can be written again", "error", werr)
 			}
 			failing = werr != nil
+			o.taking.Add(-1)
 		}
 		if err != nil {
 			return
@@ -249,6 +304,15 @@ func (r *rotated) Write(p []byte) (int, error) {
 	n, err := r.file.Write(p)
 	r.size += int64(n)
 	return n, err
+}
+
+func (r *rotated) position() logspan.Position {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file == nil {
+		return logspan.Position{}
+	}
+	return logspan.At(r.file)
 }
 
 // rotate moves PATH to PATH.1, PATH.1 to PATH.2 and so on; the oldest goes.

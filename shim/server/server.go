@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/logspan"
 	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -72,6 +73,7 @@ type server struct {
 	pid       int      // the runner's
 	job       job.ID   // given and not answered
 	frame     []byte   // of job, until it has been sent
+	output    *output  // of the runner; nil where it is somebody else's
 	current   running  // of job
 	deadline  *time.Timer
 	answers   []shim.Answer
@@ -129,6 +131,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 			return err
 		}
 		defer out.close()
+		s.output = out
 	}
 	listener, err := cfg.Folder.Listen()
 	if err != nil {
@@ -219,6 +222,9 @@ func (s *server) supervise(ctx context.Context, group cgroup.Group, state shim.S
 		return shim.Exit{Code: -1, StartError: err.Error()}
 	}
 	defer out.close()
+	s.mu.Lock()
+	s.output = out
+	s.mu.Unlock()
 	pid, err := super.start(s.spec, out)
 	if err != nil {
 		return shim.Exit{Code: -1, StartError: err.Error(), Retry: isScarcity(err)}
@@ -388,6 +394,8 @@ func (s *server) forward() {
 		return
 	}
 	s.frame = nil
+	s.current.begin = s.output.position()
+	s.session.event(s.given())
 }
 
 // received takes a message of the runner: an answer, or an event, about the job
@@ -403,6 +411,10 @@ func (s *server) received(frame []byte) {
 		return
 	}
 	s.mu.Lock()
+	out := s.output
+	s.mu.Unlock()
+	out.settle()
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.job == "" || a.JobID != s.job || s.frame != nil {
 		s.noise.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
@@ -417,6 +429,7 @@ func (s *server) received(frame []byte) {
 // settleJob keeps the answer to the job under way and tells it. The caller holds
 // s.mu.
 func (s *server) settleJob(answer shim.Answer) {
+	answer.Log = logspan.Span{Begin: s.current.begin, End: s.output.position()}.String()
 	s.session.send(&shim.Message{Kind: shim.KindAnswer, Answer: &answer})
 	s.answers = append(s.answers, answer)
 	s.job, s.frame, s.current = "", nil, running{}

@@ -123,6 +123,7 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-runner.heard
+	recvEvent(t, h, messenger.EventGiven)
 	if err := h.Cancel(t.Context(), "a"); !errdefs.IsNotImplemented(err) {
 		t.Errorf("a runner that announced nothing is to be cancelled: %v", err)
 	}
@@ -139,6 +140,7 @@ func TestEvents(t *testing.T) {
 	h.Detach()
 	h = attach(t, dir)
 	recvEvent(t, h, messenger.EventReady)
+	recvEvent(t, h, messenger.EventGiven)
 	recvEvent(t, h, messenger.EventAccepted)
 	if e := recvEvent(t, h, messenger.EventProgress); e.Progress != 0.5 {
 		t.Errorf("got %+v", e)
@@ -390,6 +392,7 @@ func TestDeadline(t *testing.T) {
 			if obedient {
 				runner.tell(t, messenger.Event{Kind: messenger.EventAccepted, JobID: "a", Features: []string{messenger.FeatureCancel}})
 				recvEvent(t, h, messenger.EventReady)
+				recvEvent(t, h, messenger.EventGiven)
 				recvEvent(t, h, messenger.EventAccepted)
 			}
 			h.Detach()
