@@ -30,8 +30,8 @@ const (
 
 // The bounds of a world's two phases.
 const (
-	safetyTime  = 5 * time.Minute
-	safetySteps = 1200
+	safetyTime  = 3 * time.Minute
+	safetySteps = 500
 	livenessIn  = time.Hour
 	livenessMax = 30_000 // steps
 )

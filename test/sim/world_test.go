@@ -230,7 +230,7 @@ func (n *node) boot() {
 	}
 	core, err := shepherd.New(shepherd.Config{
 		Node: n.name, DataRoot: filepath.Join(i.dir, "data"), Ledger: busLedger{n.ledger, i}, Store: busStore{n.store, i},
-		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.DiscardHandler),
+		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.NewTextHandler(journalWriter{n.log, n.name}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
 	})
 	if err != nil {
 		panic(err)
