@@ -441,7 +441,7 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		if len(ready) == 0 || w.dice.chance(4) {
 			d := w.dice.span(2*time.Second) + time.Millisecond
 			if !w.faulty {
-				d *= 4
+				d *= 10
 			}
 			if len(ready) > 0 {
 				d = w.dice.span(300*time.Millisecond) + time.Millisecond
