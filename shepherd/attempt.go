@@ -154,7 +154,7 @@ func (a *attempt) withdraw() { a.owner.Store(ownedByNobody) }
 // holder. It is called for every event of the job.
 func (a *attempt) onEvent(e job.Event) {
 	if e.Run != a.Run || e.Attempt != a.Attempt {
-		if e.Run > a.Run || e.Attempt > a.Attempt {
+		if e.Run > a.Run || e.Run == a.Run && e.Attempt > a.Attempt { // attempts count within a run
 			a.stopper.stop(errFenced)
 		}
 		return

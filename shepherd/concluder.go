@@ -28,9 +28,12 @@ const graceTime = 5 * time.Second
 // concluder ends attempts. Its end is the one way out of an attempt that this
 // daemon ends at all.
 type concluder struct {
-	lane    *lane
-	slots   chan struct{} // one per attempt that is concluded
-	running sync.WaitGroup
+	lane  *lane
+	slots chan struct{} // one per attempt that is concluded
+
+	mu   sync.Mutex
+	open int           // attempts that are being ended
+	idle chan struct{} // closed when none is, where somebody waits for that
 }
 
 func newConcluder(l *lane) *concluder {
@@ -73,11 +76,25 @@ func (c *concluder) end(work context.Context, a *attempt, end ending) {
 	l := c.lane
 	account := accountOf(l, a, end, at)
 	a.yield()
+	c.mu.Lock()
+	c.open++
+	c.mu.Unlock()
 	c.slots <- struct{}{}
-	c.running.Go(func() {
+	l.life.running.Go(func() {
+		defer c.ended()
 		defer func() { <-c.slots }()
 		c.conclude(work, a, end, at, account)
 	})
+}
+
+func (c *concluder) ended() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	if c.open == 0 && c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
 }
 
 // accountOf tells the devices that the sheep is through with a job that its runner
@@ -94,8 +111,21 @@ func neutral(c job.Cause) bool {
 	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver || c == causeFenced
 }
 
-// wait returns when all attempts are ended.
-func (c *concluder) wait() { c.running.Wait() }
+// wait returns when all attempts are ended that were to be when it was called. The
+// feeder may go on to end others.
+func (c *concluder) wait() {
+	c.mu.Lock()
+	if c.open == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+	}
+	idle := c.idle
+	c.mu.Unlock()
+	<-idle
+}
 
 func (c *concluder) conclude(work context.Context, a *attempt, end ending, at time.Time, account <-chan job.Account) {
 	l := c.lane

@@ -49,6 +49,9 @@ func (f *feeder) run(feed, work context.Context) {
 			return
 		}
 		a := f.begin(work, claim)
+		if a.ahead {
+			f.lane.flock.prepared(f.lane)
+		}
 		why := f.offer(feed, a)
 		yields = errors.Is(why, errTakenOver)
 		if why != nil {

@@ -103,6 +103,18 @@ func (f *flock) stir(l *lane) {
 	})
 }
 
+// prepared begins a round for the idle lanes: l holds out a job that it only
+// prepares. One of them may have looked while the claim was on its way, and have
+// found the job neither in the ledger nor with l.
+func (f *flock) prepared(l *lane) {
+	f.begin(func(other *lane) int {
+		if other == l || other.state.busy() {
+			return -1
+		}
+		return 1
+	})
+}
+
 // begin begins a round. The sleeping lane that rank puts highest is woken, none
 // where it is below 0.
 func (f *flock) begin(rank func(*lane) int) {

@@ -184,7 +184,10 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 func (w *worker) resume(work context.Context, a *attempt) {
 	l := w.lane
 	l.state.begin(a)
-	a.sent = a.StartedAt // or soon after
+	a.sent = a.StartedAt                      // or soon after
+	if now := time.Now(); a.sent.After(now) { // the clock went back since
+		a.sent = now
+	}
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	ctx, release := a.stopper.bind(work)
 	defer release()

@@ -155,7 +155,7 @@ func New(cfg Config) (*Shepherd, error) {
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
 	}
-	s.status = newStatusFiles(cfg.Ledger, cfg.Store, cfg.StatusDelay, cfg.Log)
+	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	var lanes []*lane
@@ -194,7 +194,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
 	}
-	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer)
+	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer(s.cfg.Node))
 	if errors.Is(err, ledger.ErrNotFound) {
 		cursor, err = s.cfg.Ledger.Now(ctx)
 	}

@@ -15,8 +15,10 @@ import (
 )
 
 // statusConsumer is the name under which the ledger keeps how far the events are
-// in storage.
-const statusConsumer = "job_status.json"
+// in storage as far as the node is concerned. Each node writes all states: what one
+// of them was slow to write may be older than what another has written since, and
+// it is the slow one that has to write again.
+func statusConsumer(node string) string { return job.StatusFile + "/" + node }
 
 // How states are written to storage.
 const (
@@ -34,6 +36,7 @@ const (
 type statusFiles struct {
 	ledger ledger.Ledger
 	store  storage.Store
+	name   string // of the checkpoint
 	delay  time.Duration
 	log    *slog.Logger
 
@@ -64,9 +67,9 @@ type queuedStatus struct {
 	due time.Time
 }
 
-func newStatusFiles(l ledger.Ledger, s storage.Store, delay time.Duration, log *slog.Logger) *statusFiles {
+func newStatusFiles(l ledger.Ledger, s storage.Store, name string, delay time.Duration, log *slog.Logger) *statusFiles {
 	return &statusFiles{
-		ledger: l, store: s, delay: delay, log: log,
+		ledger: l, store: s, name: name, delay: delay, log: log,
 		pending: make(map[job.ID]*pendingStatus), writing: make(map[job.ID]bool),
 		wake: make(chan struct{}, 1), settled: make(chan struct{}),
 	}
@@ -277,7 +280,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 	if cursor == kept || cursor == "" {
 		return kept
 	}
-	if err := f.ledger.SetCheckpoint(ctx, statusConsumer, cursor); err != nil {
+	if err := f.ledger.SetCheckpoint(ctx, f.name, cursor); err != nil {
 		if ctx.Err() == nil {
 			f.log.Warn("Cannot keep how far states are in storage", "error", err)
 		}

@@ -90,7 +90,7 @@ func (s *states) last() (job.State, int) {
 func TestStatusFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, s := new(oneJob), new(states)
-		f := newStatusFiles(l, s, time.Second, slog.New(slog.DiscardHandler))
+		f := newStatusFiles(l, s, "status", time.Second, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { f.run(ctx) })

@@ -74,21 +74,6 @@ func (d *workdir) ioDataRoot() string {
 	return filepath.Join(d.of.dataRoot, d.of.sheep, d.attempt)
 }
 
-// check makes sure that working directories can be made: the sheep's directory is
-// there, or can be.
-func (w workdirs) check() error {
-	root, err := w.open()
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	sheep, err := subdir(root, w.sheep, dirMode)
-	if err != nil {
-		return workDirError("open the data directory of the sheep", err)
-	}
-	return sheep.Close()
-}
-
 // open opens the data root, making it where it is missing.
 func (w workdirs) open() (*os.Root, error) {
 	if err := os.MkdirAll(w.dataRoot, dirMode); err != nil {

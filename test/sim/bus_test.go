@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -152,3 +154,21 @@ func (d dice) span(most time.Duration) time.Duration {
 }
 
 func choose[T any](d dice, from []T) T { return from[d.IntN(len(from))] }
+
+// journalWriter takes down what a node's daemon logs.
+type journalWriter struct {
+	journal *journal
+	node    string
+}
+
+func (w journalWriter) Write(line []byte) (int, error) {
+	w.journal.add("%s logs %s", w.node, strings.TrimSpace(string(line)))
+	return len(line), nil
+}
+
+func withoutTime(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,14 +26,14 @@ var (
 
 // defaultSeeds are those of CI.
 const (
-	defaultSeeds = 1500
-	racySeeds    = 100
+	defaultSeeds = 600
+	racySeeds    = 30
 )
 
 // The bounds of a world's two phases.
 const (
-	safetyTime  = 5 * time.Minute
-	safetySteps = 1200
+	safetyTime  = 3 * time.Minute
+	safetySteps = 500
 	livenessIn  = time.Hour
 	livenessMax = 30_000 // steps
 )
@@ -169,28 +171,55 @@ func TestSeeds(t *testing.T) {
 		n, from = 1, uint64(*one)
 	}
 	base := tempDir(t)
-	did := make(map[string]int)
-	steps, virt, began := 0, time.Duration(0), time.Now()
-	for seed := from; seed < from+uint64(n); seed++ {
-		dir := filepath.Join(base, fmt.Sprint(seed))
-		check(t, os.Mkdir(dir, 0o755))
-		r := play(t, seed, dir)
-		check(t, os.RemoveAll(dir))
-		for kind, times := range r.did {
-			did[kind] += times
+	all := tally{did: make(map[string]int)}
+	began := time.Now()
+	shards := uint64(min(runtime.GOMAXPROCS(0), n))
+	t.Run("shards", func(t *testing.T) {
+		for shard := range shards {
+			t.Run(fmt.Sprint(shard), func(t *testing.T) {
+				t.Parallel()
+				for seed := from + shard; seed < from+uint64(n) && !all.failed(); seed += shards {
+					dir := filepath.Join(base, fmt.Sprint(seed))
+					check(t, os.Mkdir(dir, 0o755))
+					r := play(t, seed, dir)
+					check(t, os.RemoveAll(dir))
+					all.add(r)
+					if *one >= 0 {
+						t.Logf("journal %x:\n%s", r.sum, strings.Join(r.lines, "\n"))
+					}
+					if r.err != nil {
+						t.Errorf("seed %d: %v\n\n%s\n\nTo repeat it: make sim SEED=%d", seed, r.err, strings.Join(r.lines, "\n"), seed)
+					}
+				}
+			})
 		}
-		steps += r.steps
-		virt += r.virt
-		if *one >= 0 {
-			t.Logf("journal %x:\n%s", r.sum, strings.Join(r.lines, "\n"))
-		}
-		if r.err != nil {
-			t.Fatalf("seed %d: %v\n\n%s\n\nTo repeat it: make sim SEED=%d", seed, r.err, tail(r.lines, 5000), seed)
-		}
-	}
-	t.Logf("%d seeds, %d steps, %s of virtual time in %s; faults: %v", n, steps, virt.Round(time.Minute), time.Since(began).Round(time.Second), did)
+	})
+	t.Logf("%d seeds, %d steps, %s of virtual time in %s; faults: %v", all.seeds, all.steps, all.virt.Round(time.Minute), time.Since(began).Round(time.Second), all.did)
 }
 
-func tail(lines []string, n int) string {
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+// tally is what came of the seeds together.
+type tally struct {
+	mu           sync.Mutex
+	seeds, steps int
+	virt         time.Duration
+	did          map[string]int
+	wrong        bool
+}
+
+func (a *tally) add(r report) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seeds++
+	a.steps += r.steps
+	a.virt += r.virt
+	a.wrong = a.wrong || r.err != nil
+	for kind, times := range r.did {
+		a.did[kind] += times
+	}
+}
+
+func (a *tally) failed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wrong
 }

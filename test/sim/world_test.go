@@ -230,7 +230,7 @@ func (n *node) boot() {
 	}
 	core, err := shepherd.New(shepherd.Config{
 		Node: n.name, DataRoot: filepath.Join(i.dir, "data"), Ledger: busLedger{n.ledger, i}, Store: busStore{n.store, i},
-		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.DiscardHandler),
+		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.NewTextHandler(journalWriter{n.log, n.name}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
 	})
 	if err != nil {
 		panic(err)
@@ -441,7 +441,7 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		if len(ready) == 0 || w.dice.chance(4) {
 			d := w.dice.span(2*time.Second) + time.Millisecond
 			if !w.faulty {
-				d *= 4
+				d *= 10
 			}
 			if len(ready) > 0 {
 				d = w.dice.span(300*time.Millisecond) + time.Millisecond
