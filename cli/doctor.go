@@ -129,11 +129,11 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if up {
 		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
-	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
+	listeners := doctor.Listeners{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
-		doors.Others["storage.listen"] = cfg.Storage.Listen
+		listeners.Others["storage.listen"] = cfg.Storage.Listen
 	}
-	list = append(list, doors)
+	list = append(list, listeners)
 	list = append(list, sheepChecks(cfg)...)
 	list = append(list, doctor.Cgroups{Root: "/sys/fs/cgroup"})
 
