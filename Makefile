@@ -116,6 +116,9 @@ lint: ## gofmt, go vet, staticcheck
 vuln: ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
 
+audit: build ## a second look at what is exposed: vulnerabilities, who may do what, TLS, slow clients
+	@BIN=$(BIN) GO=$(GO) test/audit
+
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare

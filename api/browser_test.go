@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,10 +46,13 @@ func TestReportInABrowser(t *testing.T) {
 	service.add("a", job.Done).outputs["report.html"] = []byte(`<p id="x">text of the report</p>
 <script>document.getElementById("x").textContent = "the script ran"; fetch("/status")</script>
 <img src="/jobs/a/result/none.png" onerror="document.getElementById('x').textContent = 'the handler ran'">`)
+	var mu sync.Mutex
 	var asked []string
 	handler := New(Config{Service: service, Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}})})
 	daemon := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
 		asked = append(asked, r.URL.Path)
+		mu.Unlock()
 		handler.ServeHTTP(w, r)
 	}))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // a hang guard

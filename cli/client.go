@@ -26,17 +26,17 @@ import (
 	"github.com/iterait/shepherd/daemon"
 )
 
-// Where commands look for what no flag says.
+// Environment variables that take the place of flags.
 const (
 	envAPI   = "SHEPHERD_API"
 	envToken = "SHEPHERD_TOKEN"
 	envCA    = "SHEPHERD_CA_FILE"
 
-	// serviceSocket is that of the daemon that the system runs as a service.
+	// serviceSocket is the socket of the packaged service.
 	serviceSocket = "/run/shepherd/api.sock"
 )
 
-// target says which daemon a command means.
+// target is the daemon that a command asks.
 type target struct {
 	file  string // its configuration
 	api   string // its address
@@ -46,21 +46,21 @@ type target struct {
 
 // add defines the flags that set it.
 func (t *target) add(f *pflag.FlagSet) {
-	f.StringVarP(&t.file, "config", "c", "", "configuration file of the daemon that is meant")
+	f.StringVarP(&t.file, "config", "c", "", "configuration file of the daemon to ask")
 	f.StringVar(&t.api, "api", "", "address of its API instead: http://HOST:PORT, https://… or unix:///PATH ($"+envAPI+")")
-	f.StringVar(&t.token, "token", "", "token to show there; better put into $"+envToken+", which nobody else sees")
+	f.StringVar(&t.token, "token", "", "token to send; better put into $"+envToken+", which other users do not see")
 	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust there, beside the system's ($"+envCA+")")
 }
 
-// errNoDaemon says that no daemon is up with the configuration that was given.
-var errNoDaemon = errors.New("no daemon is up with this configuration; start it, or name another's address with --api")
+// errNoDaemon says that no daemon is running with the given configuration.
+var errNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --api")
 
-// find is the client of the daemon that is meant: with an address, the one
-// there; with a configuration, the one that is up with it, or errNoDaemon; with
-// neither, the one that the system runs as a service.
+// find is a client of the daemon: the one at the given address, the one that is
+// running with the given configuration, or else the packaged service. The error is
+// errNoDaemon where none is running with the configuration.
 func (t *target) find() (*client, error) {
 	if t.file != "" && t.api != "" {
-		return nil, &usageError{errors.New("-c and --api are two ways of saying whom to ask: keep one")}
+		return nil, &usageError{errors.New("-c and --api both name a daemon: keep one of them")}
 	}
 	token := cmp.Or(t.token, os.Getenv(envToken))
 	if t.file != "" {
@@ -78,12 +78,12 @@ func (t *target) find() (*client, error) {
 		return c, err
 	}
 	if _, err := os.Stat(serviceSocket); errors.Is(err, fs.ErrNotExist) {
-		return nil, &usageError{errors.New("a configuration file (-c FILE) or a daemon's address (--api URL) is needed: shepherd is not up as a service here")}
+		return nil, &usageError{errors.New("a configuration file (-c FILE) or a daemon's address (--api URL) is needed: shepherd is not running as a service here")}
 	}
 	return newClient("unix://"+serviceSocket, token)
 }
 
-// clientOf is the client of the daemon that is up with cfg, or errNoDaemon.
+// clientOf is a client of the daemon that is running with cfg, or errNoDaemon.
 func clientOf(cfg *config.Config, token string) (*client, error) {
 	running, err := daemon.Running(cfg.StateDir)
 	if err != nil {
@@ -99,7 +99,7 @@ func clientOf(cfg *config.Config, token string) (*client, error) {
 	return newClient(at, token)
 }
 
-// client speaks with a daemon by its API.
+// client is a client of a daemon's API.
 type client struct {
 	shown string // the daemon's address, for people
 	base  string
@@ -122,7 +122,7 @@ func newClient(at, token string) (*client, error) {
 		return nil, &usageError{fmt.Errorf("%q is not the address of an API; expected http://HOST:PORT, https://HOST:PORT or unix:///PATH", at)}
 	}
 	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse // a token is shown to nobody else
+		return http.ErrUseLastResponse // a token is sent to nobody else
 	}}
 	return c, nil
 }
@@ -147,12 +147,12 @@ func (c *client) trust(file string) error {
 	return nil
 }
 
-// close gives up the connections that are idle.
+// close closes idle connections.
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// call asks and returns the answer, if that is a 200; the caller closes its
-// body. body is sent as JSON, unless it is nil. Other answers are returned as an
-// error in the daemon's own words.
+// call sends a request and returns the response if its status is 200; the caller
+// closes its body. body is sent as JSON, unless it is nil. Other responses are
+// returned as an error with the daemon's message.
 func (c *client) call(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var content io.Reader
 	if body != nil {
@@ -191,8 +191,7 @@ func (c *client) call(ctx context.Context, method, path string, body any) (*http
 	return nil, errors.New(said.Message)
 }
 
-// ask is call for an answer in JSON, which it reads into what into points to;
-// nil for none that is of interest.
+// ask is call for a JSON response, which it decodes into into, unless that is nil.
 func (c *client) ask(ctx context.Context, method, path string, body, into any) error {
 	response, err := c.call(ctx, method, path, body)
 	if err != nil {

@@ -85,7 +85,7 @@ func examine(ctx context.Context, file string, asJSON, strict bool, out io.Write
 	cfg, err := daemon.LoadConfig(file)
 	reportConfig(file, err, report)
 	if err == nil {
-		doctor.Examine(ctx, checksOf(cfg), report)
+		doctor.Examine(ctx, append(checksOf(cfg), secretsOf(file, cfg)), report)
 	}
 	if asJSON {
 		broken = diagnosis.WriteJSON(out)
@@ -129,11 +129,11 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if up {
 		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
-	doors := doctor.Doors{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
+	listeners := doctor.Listeners{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
-		doors.Others["storage.listen"] = cfg.Storage.Listen
+		listeners.Others["storage.listen"] = cfg.Storage.Listen
 	}
-	list = append(list, doors)
+	list = append(list, listeners)
 	list = append(list, sheepChecks(cfg)...)
 	list = append(list, doctor.Cgroups{Root: "/sys/fs/cgroup"})
 
@@ -171,6 +171,31 @@ func checksOf(cfg *config.Config) []doctor.Check {
 			Dirs:  []string{cfg.DataRoot, filepath.Join(cfg.StateDir, "sheep"), filepath.Join(cfg.StateDir, "containers")},
 			Known: []string{cfg.StateDir, cfg.Storage.Path},
 		})
+}
+
+// secretsOf checks the files of a configuration that hold secrets.
+func secretsOf(file string, cfg *config.Config) doctor.Secrets {
+	s := doctor.Secrets{Files: []string{cfg.Storage.SecretKeyFile}, Dirs: []string{cfg.StateDir, filepath.Dir(cfg.Ledger.Path)}}
+	if !cfg.Storage.SecretKey.IsZero() || cfg.Registry != nil && !cfg.Registry.Password.IsZero() {
+		s.Files = append(s.Files, file)
+		if dropIns, err := config.DropIns(file); err == nil {
+			s.Files = append(s.Files, dropIns...)
+		}
+	}
+	if cfg.Registry != nil {
+		s.Files = append(s.Files, cfg.Registry.PasswordFile, cfg.Registry.DockerConfig)
+	}
+	if cfg.API.TLS != nil {
+		s.Files = append(s.Files, cfg.API.TLS.KeyFile)
+	}
+	for _, t := range cfg.API.Tokens {
+		s.Files = append(s.Files, t.TokenFile)
+	}
+	if cfg.Storage.Embedded() {
+		s.Dirs = append(s.Dirs, cfg.Storage.Path)
+	}
+	s.Files = slices.DeleteFunc(s.Files, func(path string) bool { return path == "" })
+	return s
 }
 
 // sheepChecks are those of what runs sheep.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Level says how bad a finding is.
@@ -92,7 +93,7 @@ func told(level Level, err error, next string) Finding {
 
 // verbs are what the next step of an error of ours begins with.
 var verbs = []string{
-	"check", "choose", "create", "free", "get", "give", "install", "keep", "log", "make", "mount", "name", "put", "restore", "run", "set", "start", "stop", "use", "wait", "write",
+	"check", "chmod", "choose", "create", "free", "get", "give", "install", "keep", "log", "make", "mount", "name", "put", "restore", "run", "set", "start", "stop", "use", "wait", "write",
 }
 
 // Diagnosis is all that was found.
@@ -138,10 +139,10 @@ func (f Finding) WriteLine(w io.Writer) error {
 	return err
 }
 
-// oneLine makes what may come from elsewhere harmless to show.
+// oneLine replaces what a terminal would obey or hide: texts may come from elsewhere.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

@@ -136,8 +136,8 @@ func judgeSkew(skew time.Duration) []Finding {
 	return nil
 }
 
-// Doors examines where the API listens.
-type Doors struct {
+// Listeners examines where the API listens.
+type Listeners struct {
 	Host string
 	Port int
 	// Up says that the daemon is, which then has the port.
@@ -150,10 +150,10 @@ type Doors struct {
 }
 
 // Name implements Check.
-func (Doors) Name() string { return "api" }
+func (Listeners) Name() string { return "api" }
 
 // Examine implements Check.
-func (d Doors) Examine(ctx context.Context) []Finding {
+func (d Listeners) Examine(ctx context.Context) []Finding {
 	at := net.JoinHostPort(d.Host, fmt.Sprint(d.Port))
 	var findings []Finding
 	if !d.Up {

@@ -71,21 +71,21 @@ func TestClock(t *testing.T) {
 	}
 }
 
-func TestDoors(t *testing.T) {
+func TestListeners(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).Port
-	healthy(t, Doors{Host: "127.0.0.1", Port: testenv.FreePort(t)}.Examine(t.Context()))
-	healthy(t, Doors{Host: "127.0.0.1", Port: port, Up: true}.Examine(t.Context()))
-	healthy(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t), Guarded: true}.Examine(t.Context()))
-	expect(t, Doors{Host: "127.0.0.1", Port: port}.Examine(t.Context()), Warning, "something else listens", "api.port")
-	expect(t, Doors{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anyone", "127.0.0.1")
-	expect(t, Doors{Host: "192.0.2.1", Port: 5000, Guarded: true}.Examine(t.Context()), Failure, "nothing can listen", "api.host")
+	healthy(t, Listeners{Host: "127.0.0.1", Port: testenv.FreePort(t)}.Examine(t.Context()))
+	healthy(t, Listeners{Host: "127.0.0.1", Port: port, Up: true}.Examine(t.Context()))
+	healthy(t, Listeners{Host: "0.0.0.0", Port: testenv.FreePort(t), Guarded: true}.Examine(t.Context()))
+	expect(t, Listeners{Host: "127.0.0.1", Port: port}.Examine(t.Context()), Warning, "something else listens", "api.port")
+	expect(t, Listeners{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anyone", "127.0.0.1")
+	expect(t, Listeners{Host: "192.0.2.1", Port: 5000, Guarded: true}.Examine(t.Context()), Failure, "nothing can listen", "api.host")
 	others := map[string]string{"storage.listen": taken.Addr().String()}
-	expect(t, Doors{Host: "localhost", Port: testenv.FreePort(t), Others: others}.Examine(t.Context()), Warning, taken.Addr().String(), "storage.listen")
+	expect(t, Listeners{Host: "localhost", Port: testenv.FreePort(t), Others: others}.Examine(t.Context()), Warning, taken.Addr().String(), "storage.listen")
 }
 
 func TestLeftovers(t *testing.T) {

@@ -42,7 +42,7 @@ func TestJobsCommand(t *testing.T) {
 	write(t, gate, "")
 	w.await("running")
 	w.kill()
-	if out, err := jobs("ls"); err == nil || !strings.Contains(out, "no daemon is up with this configuration") {
+	if out, err := jobs("ls"); err == nil || !strings.Contains(out, "no daemon is running with this configuration") {
 		t.Errorf("without a daemon: %v\n%s", err, out)
 	}
 }

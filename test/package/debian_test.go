@@ -82,6 +82,14 @@ func TestDebianPackage(t *testing.T) {
 	if got := d.run("shepherdd", "config", "check", "/"+config); !strings.Contains(got, "host: 127.0.0.1") {
 		t.Errorf("the configuration comes to\n%s", got)
 	}
+	// Owner and mode are what the unit's StateDirectory= wants: systemd would change the
+	// owner of everything below at every start otherwise.
+	if got := d.run("stat", "-c", "%U:%G %a", "/var/lib/shepherd"); got != "root:root 750\n" {
+		t.Errorf("the state directory is %s", got)
+	}
+	if got := d.run("stat", "-c", "%U:%G %a", "/"+config); got != "root:root 640\n" {
+		t.Errorf("the configuration is %s", got)
+	}
 	if !strings.Contains(d.read("etc/group"), "\nshepherd:") {
 		t.Error("there is no group shepherd")
 	}
@@ -101,6 +109,9 @@ func TestDebianPackage(t *testing.T) {
 	if err := os.WriteFile(state, []byte("jobs"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// As earlier versions left it.
+	d.run("chown", "root:shepherd", "/var/lib/shepherd")
+	d.run("chmod", "644", "/"+config)
 	d.install(deb(t))
 	if got := d.run("dpkg-query", "--show", "shepherd"); got != "shepherd\t1.2.0\n" {
 		t.Errorf("after the upgrade there is %q", got)
@@ -110,6 +121,9 @@ func TestDebianPackage(t *testing.T) {
 	}
 	if d.read(config) != changed {
 		t.Error("the upgrade changed the configuration")
+	}
+	if got := d.run("stat", "-c", "%U:%G %a", "/var/lib/shepherd", "/"+config); got != "root:root 750\nroot:root 640\n" {
+		t.Errorf("after the upgrade state and configuration are %s", got)
 	}
 
 	d.run("dpkg", "--remove", "shepherd")
@@ -201,13 +215,22 @@ func TestTarball(t *testing.T) {
 			t.Errorf("%s needs libraries:\n%s", program, out)
 		}
 	}
-	// A second installation leaves the configuration alone.
+	// A second installation leaves the configuration alone, but for who may read it.
 	config := filepath.Join(root, "etc/shepherd/shepherd.yml")
+	if info, err := os.Stat(config); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("the configuration: %v, %v", info.Mode(), err)
+	}
 	if err := os.WriteFile(config, []byte("mine"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(config, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	install()
 	if got, err := os.ReadFile(config); string(got) != "mine" {
 		t.Errorf("the configuration is %q, %v", got, err)
+	}
+	if info, err := os.Stat(config); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("the configuration after the second installation: %v, %v", info.Mode(), err)
 	}
 }

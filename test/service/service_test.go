@@ -280,6 +280,7 @@ func TestService(t *testing.T) {
 	}
 	m.run("chmod", "755", "/opt/scripted")
 	m.write("/etc/credstore/shepherd.storage-secret-key", secret+"\n")
+	m.run("chmod", "600", "/etc/credstore/shepherd.storage-secret-key")
 	m.write("/gates/.keep", "")
 
 	m.step("install", func(m *machine) {
@@ -394,6 +395,85 @@ func TestService(t *testing.T) {
 			m.Errorf("the journal does not tell of the watchdog:\n%s", out)
 		}
 	})
+	m.step("two sockets", func(m *machine) {
+		m.write("/etc/systemd/system/shepherdd.socket.d/two.conf", "[Socket]\nListenStream=127.0.0.2:5000\n")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
+		m.run("systemctl", "start", "shepherdd.socket", "shepherdd.service")
+		for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
+			response, err := m.client.Get("http://" + host + ":5000/status")
+			if err != nil {
+				m.Fatal(err)
+			}
+			response.Body.Close()
+			if response.StatusCode != 200 {
+				m.Errorf("%s: %s", host, response.Status)
+			}
+		}
+		m.run("rm", "-r", "/etc/systemd/system/shepherdd.socket.d")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
+		m.run("systemctl", "start", "shepherdd.socket", "shepherdd.service")
+	})
+	m.step("the state's disk is full, and is made room on", func(m *machine) {
+		m.submit("before-full", "wool", "print")
+		m.result("before-full")
+		m.run("systemctl", "stop", "shepherdd.socket", "shepherdd.service")
+		m.run("mount", "-t", "tmpfs", "-o", "size=64k,mode=750", "full", "/var/lib/shepherd")
+		_, _ = m.debian.Try("sh", "-c", "cat /dev/zero >/var/lib/shepherd/filler")
+		_, _ = m.debian.Try("systemctl", "start", "--no-block", "shepherdd.service")
+		// More often than systemd's usual limit of five.
+		m.eventually("it has been tried seven times", func() bool {
+			var n int
+			_, err := fmt.Sscan(m.property("NRestarts"), &n)
+			return err == nil && n >= 7
+		})
+		if out := m.run("journalctl", "-u", "shepherdd.service", "-n", "30", "-o", "cat"); !strings.Contains(out, "no space left") {
+			m.Errorf("the journal does not say what it waits for:\n%s", out)
+		}
+		m.run("umount", "--lazy", "/var/lib/shepherd")
+		m.eventually("it comes up by itself", func() bool { return m.property("ActiveState") == "active" })
+		m.run("systemctl", "start", "shepherdd.socket")
+		m.result("before-full")
+	})
+	m.step("two instances", func(m *machine) {
+		m.write("/etc/shepherd/second.yml", "data_root: /var/lib/shepherd-second/data\nstate_dir: /var/lib/shepherd-second\napi: {host: 127.0.0.1, port: 5001}\n"+
+			"storage: {listen: 127.0.0.1:7001}\nsheep: {}\n")
+		m.run("chmod", "640", "/etc/shepherd/second.yml")
+		m.run("systemctl", "start", "shepherdd@second.service")
+		for _, port := range []string{"5000", "5001"} {
+			response, err := m.client.Get("http://127.0.0.1:" + port + "/healthz")
+			if err != nil {
+				m.Fatal(err)
+			}
+			response.Body.Close()
+		}
+		if code, _, err := m.request("GET", "/healthz", ""); code != 200 || err != nil {
+			m.Errorf("the first instance: %d, %v", code, err)
+		}
+		m.run("systemctl", "stop", "shepherdd@second.service")
+		m.run("rm", "-r", "/etc/shepherd/second.yml", "/var/lib/shepherd-second")
+		m.run("rm", "-rf", "/run/shepherd-second")
+	})
+	m.step("secrets", func(m *machine) {
+		// Nothing that other users can read holds a secret of ours.
+		out := m.run("sh", "-c", "cd /; cat /var/lib/shepherd/storage/credentials 2>/dev/null; echo; cat /etc/credstore/shepherd.storage-secret-key")
+		for _, word := range strings.Fields(out) {
+			if len(word) < 16 {
+				continue
+			}
+			m.write("/root/pattern", word+"\n")
+			found, _ := m.debian.Try("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c",
+				"grep -rlsF -e '"+strings.ReplaceAll(word, "'", "")+"' /etc /var /run /tmp /opt /home /srv")
+			if strings.TrimSpace(found) != "" {
+				m.Errorf("another user can read a secret in %s", found)
+			}
+		}
+		m.run("rm", "-f", "/root/pattern")
+		if out, err := m.debian.Try("shepherdd", "doctor", "--json"); !strings.Contains(out, "nothing secret is readable") {
+			m.Errorf("doctor: %v\n%s", err, out)
+		}
+	})
 	m.step("hardening", func(m *machine) {
 		out := m.run("systemd-analyze", "security", "shepherdd.service")
 		figure := regexp.MustCompile(`Overall exposure level for shepherdd.service: ([0-9.]+)`).FindStringSubmatch(out)
@@ -423,7 +503,12 @@ func TestService(t *testing.T) {
 		m.result("started")
 	})
 	m.step("purge", func(m *machine) {
+		// Somebody else's, in the namespace and below the state.
+		m.run("ctr", "-n", "shepherd", "leases", "create", "--id", "somebody-elses")
 		m.run("dpkg", "--purge", "shepherd")
+		if out := m.run("ctr", "-n", "shepherd", "leases", "ls", "-q"); strings.TrimSpace(out) != "somebody-elses" {
+			m.Errorf("leases in the namespace after the purge: %q", out)
+		}
 		if left := m.processes("shepherd-shim", "scripted", "/runner", "shepherdd -c"); len(left) > 0 {
 			m.Errorf("left behind: %q", left)
 		}
