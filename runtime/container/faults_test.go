@@ -142,6 +142,20 @@ func TestOutOfMemory(t *testing.T) {
 	h.again()
 }
 
+// A child that the kernel kills for memory while its runner goes on is in the log.
+func TestChildOutOfMemory(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	w := newWorld(t, daemon)
+	w.more = "memory: 67108864\n"
+	h := w.up(t, "")
+	h.Do("a", "starve 256")
+	w.eventually(t, "the log tells of the child", func() bool {
+		return strings.Contains(w.log("shim.log"), "killed a process that the runner had started for memory")
+	})
+	h.Do("b", "")
+	h.Slaughter()
+}
+
 // containerd is killed at each of the moments when it is not, and when it is,
 // needed.
 func TestContainerdKilled(t *testing.T) {

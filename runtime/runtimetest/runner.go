@@ -42,6 +42,7 @@ import (
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
 //	allocate MIB      use memory
+//	starve MIB        have a child use memory until it is killed
 //	expect NAME=VALUE end with an error unless the environment has that once
 //	holds PATH TEXT   end with an error unless the file holds the text
 //	write PATH        end with an error unless the file can be written
@@ -64,6 +65,13 @@ func RunnerMain(args []string) {
 	case len(args) == 1 && args[0] == sleeper:
 		time.Sleep(time.Hour)
 		os.Exit(0)
+	case len(args) == 2 && args[0] == hungry:
+		mib, err := strconv.Atoi(args[1])
+		if err != nil {
+			os.Exit(2)
+		}
+		allocate(mib)
+		os.Exit(0)
 	case len(args) == 1 && args[0] == forker:
 		if err := start(sleeper).Start(); err != nil {
 			os.Exit(1)
@@ -81,6 +89,7 @@ func RunnerMain(args []string) {
 const (
 	sleeper = "sleeper"
 	forker  = "forker" // starts a sleeper and ends
+	hungry  = "hungry" // uses as many MiB as the next argument says
 )
 
 type scripted struct {
@@ -243,12 +252,13 @@ func (r *scripted) do(verb, rest string) error {
 		if err != nil {
 			return err
 		}
-		data := make([]byte, mib<<20)
-		for i := 0; i < len(data); i += 4096 {
-			data[i] = 1
+		allocate(mib)
+	case "starve":
+		err := exec.Command("/proc/self/exe", hungry, rest).Run()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+			return fmt.Errorf("the child ended with %v", err)
 		}
-		time.Sleep(time.Minute)
-		_ = data[len(data)-1]
 	case "expect":
 		name, _, _ := strings.Cut(rest, "=")
 		same := slices.DeleteFunc(os.Environ(), func(v string) bool { return !strings.HasPrefix(v, name+"=") })
@@ -295,6 +305,15 @@ func (r *scripted) do(verb, rest string) error {
 		return errors.New("unknown command")
 	}
 	return nil
+}
+
+func allocate(mib int) {
+	data := make([]byte, mib<<20)
+	for i := 0; i < len(data); i += 4096 {
+		data[i] = 1
+	}
+	time.Sleep(time.Minute)
+	_ = data[len(data)-1]
 }
 
 // tell says who this process is and what it finds, a fact a line.

@@ -271,6 +271,10 @@ type process interface {
 	oomKills() int
 }
 
+// oomInterval is how often it is looked whether the kernel has killed a process of
+// the runner for memory.
+const oomInterval = time.Second
+
 // awaitExit waits until the runner has ended, by itself or because somebody
 // wants it, and ends what it left behind.
 func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
@@ -288,10 +292,18 @@ func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 		}
 		deadline, kill = by, time.After(r.grace)
 	}
+	look := time.NewTicker(oomInterval)
+	defer look.Stop()
+	killedForMemory := 0
 	for ended := false; !ended; {
 		select {
 		case <-runner.ended():
 			ended = true
+		case <-look.C:
+			if n := runner.oomKills(); n > killedForMemory && runner.alive() {
+				killedForMemory = n
+				s.log.Warn("the kernel killed a process that the runner had started for memory; the runner goes on", "killed_so_far", n)
+			}
 		case r := <-s.stops:
 			ask(r)
 		case <-told:
