@@ -11,6 +11,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 MINIO    := $(CACHE)/bin/minio
 # Only a test server: it is never linked and never shipped.
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+# Another test server.
+VERSITY  := $(CACHE)/bin/versitygw
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
 # The real digits that the example's model was trained and is tested on.
@@ -80,7 +82,7 @@ run: build ## the same, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
 
 test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
@@ -113,6 +115,10 @@ deps: ## install the Debian packages that the tests run against
 $(MINIO):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+
+$(VERSITY):
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)
