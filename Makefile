@@ -28,8 +28,8 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
 
-.PHONY: tree install deb dist deb-root packer
-.PHONY: help build demo demo-container run test test-gpu lint bench fuzz generate clean deps vuln
+.PHONY: tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ $(DIST)/tree/install:
 deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
 	@$(PACK) deb
 
+rpm: rpm-root ## pack dist/shepherd-VERSION-1.ARCH.rpm
+	@contrib/rpm/build $(DIST)/rpm-root $(DIST) '$(VERSION)' '$(MAINTAINER)' "$$($(GO) env GOARCH)"
+
 dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials (CycloneDX) and SHA256SUMS into dist/
 	@rm -f $(DIST)/shepherd[-_]* $(DIST)/SHA256SUMS
 	@$(PACK) deb tarball sbom sums
@@ -64,6 +67,10 @@ tree: build ## gather what is installed into dist/tree
 deb-root: tree
 	@rm -rf $(DIST)/root
 	@DESTDIR="$$(realpath -m $(DIST)/root)" PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions $(DIST)/tree/install
+
+rpm-root: tree
+	@rm -rf $(DIST)/rpm-root
+	@DESTDIR="$$(realpath -m $(DIST)/rpm-root)" PREFIX=/usr $(DIST)/tree/install
 
 packer:
 	@mkdir -p $(CACHE)/bin
@@ -78,15 +85,29 @@ demo-container: build ## run real jobs in containers, by containerd and without 
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/container-demo ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN)
 
-run: build ## the same, but stay up and say how to go on
+demo-any: build ## run the same digits through three images that know nothing of shepherd: a shell command, a Python script, a Cog server (as root)
+	@test/deps-container
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
+	@$(BIN)/container-demo -bin $(BIN) -any
+
+run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
 test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
 
+sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one with its journal
+	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
+
+sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
+	$(GO) run ./test/sim/breaks $(BREAK)
+
 test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
 	test/gpu
+
+python: ## build the Python package's sdist and wheel into dist/python
+	contrib/python/build $(DIST)/python
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }

@@ -110,6 +110,11 @@ func Arrive(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey, arrival{peer, err})
 }
 
+// WithPeer returns a context as Arrive makes it, for a peer.
+func WithPeer(ctx context.Context, p Peer) context.Context {
+	return context.WithValue(ctx, peerKey, arrival{peer: p})
+}
+
 // PeerFrom returns who Arrive noted; ok is false for what came by the network.
 func PeerFrom(ctx context.Context) (p Peer, ok bool, err error) {
 	a, ok := ctx.Value(peerKey).(arrival)

@@ -21,15 +21,17 @@ func (s *server) GetSession(w http.ResponseWriter, r *http.Request) {
 
 // SignIn answers POST /session.
 func (s *server) SignIn(w http.ResponseWriter, r *http.Request) {
+	if s.browsers.Foreign(r) {
+		s.refuse(r, access.Caller{}, errForeignPage)
+		s.fail(w, r, errForeignPage)
+		return
+	}
 	room := lease{of: s.bodies}
 	defer room.giveBack()
 	body, err := readBody(w, r, maxSignIn, &room)
 	var request SignInRequest
 	if err == nil && json.Unmarshal(body, &request) != nil || err == nil && request.Token == "" {
 		err = &job.Invalid{Field: "token", Problem: "this field is required"}
-	}
-	if err == nil && s.browsers.Foreign(r) {
-		err = errForeignPage
 	}
 	var caller access.Caller
 	var cookie *http.Cookie

@@ -9,7 +9,7 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Look at configuration files"}
+	c := &cobra.Command{Use: "config", Short: "Check configuration files, and print their schema"}
 	c.AddCommand(&cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file and show the result",
@@ -30,13 +30,31 @@ func configCommand() *cobra.Command {
 			if _, err := fmt.Fprint(cmd.OutOrStdout(), loaded); err != nil {
 				return err
 			}
-			for _, warning := range loaded.Warnings {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+			warnings := append(loaded.API.Warnings(), loaded.DeviceWarnings()...)
+			for _, w := range loaded.Warnings {
+				warnings = append(warnings, w.Error())
 			}
-			for _, warning := range loaded.API.Warnings() {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+			for _, warning := range warnings {
+				if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning); err != nil {
+					return err
+				}
 			}
 			return nil
+		},
+	})
+	c.AddCommand(&cobra.Command{
+		Use:   "schema",
+		Short: "Print a JSON Schema of configuration files, for editors",
+		Long: "Prints a JSON Schema (draft 2020-12) of configuration files. Editors complete and\n" +
+			"check keys with it, by a first line such as\n\n" +
+			"    # yaml-language-server: $schema=/usr/share/shepherd/shepherd.schema.json",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			text, err := daemon.ConfigSchema()
+			if err == nil {
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), string(text))
+			}
+			return err
 		},
 	})
 	return c

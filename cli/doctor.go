@@ -151,7 +151,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if r := cfg.Registry; r != nil {
 		registry := image.Registry{
 			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
-			DockerConfig: r.DockerConfig, CAFile: r.CAFile,
+			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
 		}
 		list = append(list, doctor.Probe{Title: "registry", Well: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
 	}

@@ -9,7 +9,7 @@ import (
 func TestChanges(t *testing.T) {
 	const before = `
 data_root: /srv/jobs
-registry: {url: "http://r", username: u, password: p}
+registry: {url: "http://r:1", username: u, password: p}
 logging: {level: info}
 sheep:
   a: {type: bare, working_directory: /srv, env: {A: $A}, command: [x, y]}
@@ -32,7 +32,7 @@ sheep:
 		{"a value", "info", "debug", "1", "logging.level", true},
 		{"a secret", "password: p", "password: q", "1", "registry.password", true},
 		{"a section that goes", "registry:", "#", "1", "registry", true},
-		{"several", "registry: {url: \"http://r\"", "drain_timeout: 1s\nregistry: {url: \"http://s\"", "1", "drain_timeout registry.url", true},
+		{"several", "registry: {url: \"http://r:1\"", "drain_timeout: 1s\nregistry: {url: \"http://s:1\"", "1", "drain_timeout registry.url", true},
 		{"a default that is written out", "logging:", "on_exit: stop\nlogging:", "1", "", true},
 		{"the environment", "info", "info", "2", "", false},
 		{"a list", "[x, y]", "[x, y, z]", "1", "", false},

@@ -11,12 +11,14 @@ import (
 	"strconv"
 	"strings"
 
+	imageendpoint "github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
 )
 
 // checker finds what is wrong with the meaning of a decoded file.
 type checker struct {
 	*Config
+	file      string // the main one's path
 	root      *node
 	problems  Problems
 	directory string // that relative paths are relative to
@@ -52,7 +54,7 @@ func (ch *checker) near(path string) *node {
 		if e == nil {
 			break
 		}
-		n, where = e.value, &node{kind: e.value.kind, line: e.line, column: e.column}
+		n, where = e.value, &node{kind: e.value.kind, file: e.file, line: e.line, column: e.column}
 	}
 	return where
 }
@@ -97,6 +99,7 @@ func (ch *checker) embedded() bool { return ch.at("storage.url") == nil }
 func (ch *checker) all() {
 	ch.missing("data_root", "the directory in which sheep keep the files of jobs")
 	ch.paths()
+	ch.kept()
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
@@ -144,7 +147,13 @@ func (ch *checker) registry() {
 		return
 	}
 	ch.missing("registry.url", "the registry's address, such as https://registry.example.com")
-	ch.reject("registry.url", urlProblem(ch.Registry.URL, "username and password", true))
+	problem := urlProblem(ch.Registry.URL, "username and password", true)
+	if problem == "" {
+		if _, err := imageendpoint.Parse(ch.Registry.URL); err != nil {
+			problem = err.Error()
+		}
+	}
+	ch.reject("registry.url", problem)
 	if (!ch.Registry.Password.IsZero() || ch.Registry.PasswordFile != "") && ch.Registry.Username == "" {
 		ch.missing("registry.username", "the user that the password is for")
 	}
@@ -155,6 +164,7 @@ func (ch *checker) registry() {
 		{"registry.password_file", ch.Registry.PasswordFile},
 		{"registry.docker_config", ch.Registry.DockerConfig},
 		{"registry.ca_file", ch.Registry.CAFile},
+		{"registry.hosts_dir", ch.Registry.HostsDir},
 	} {
 		ch.notEmpty(f.key, f.path == "")
 		ch.expect(f.path == "" || filepath.IsAbs(f.path), f.key, "an absolute path")
@@ -219,6 +229,12 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
+// validBucket says whether S3 allows a name for a bucket.
+func validBucket(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
+}
+
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 func (ch *checker) storage() {
@@ -264,8 +280,8 @@ func (ch *checker) storage() {
 	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
-	ch.expect(s.Bucket == "" || bucketName.MatchString(s.Bucket), "storage.bucket",
-		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first and last")
+	ch.expect(s.Bucket == "" || validBucket(s.Bucket), "storage.bucket",
+		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 
 func (ch *checker) notEmpty(path string, empty bool) {

@@ -17,10 +17,13 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -114,6 +117,9 @@ type Registry struct {
 	DockerConfig string `yaml:"docker_config,omitempty"`
 	// CAFile holds certificates of authorities to trust beside the system's.
 	CAFile string `yaml:"ca_file,omitempty"`
+	// HostsDir holds hosts.toml files as containerd has them (certs.d); empty is
+	// where containerd and Docker have them.
+	HostsDir string `yaml:"hosts_dir,omitempty"`
 }
 
 // Models is which models may be run, and within which limits.
@@ -336,22 +342,36 @@ type document struct {
 	Flock  *node `yaml:"sheep"`
 }
 
-// Load reads and checks a file. What is wrong in the file comes as Problems; any
-// other error means that the file could not be read.
+// source is the text of a file.
+type source struct {
+	file string
+	text []byte
+}
+
+// Load reads and checks a file and its drop-ins, see DropIns. Errors in the files are
+// of type Problems; any other error means that a file cannot be read.
 func (l Loader) Load(file string) (*Config, error) {
-	source, err := read(file)
+	var sources []source
+	names, err := DropIns(file)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	for _, name := range append([]string{file}, names...) {
+		text, err := read(name)
+		if err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+		sources = append(sources, source{name, text})
 	}
 	lookup := l.Env
 	if lookup == nil {
 		lookup = os.LookupEnv
 	}
-	machine, err := thisMachine(lookup)
+	machine, err := thisMachine(withDirectory(file, lookup))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	c, problems := l.parse(file, source, machine)
+	c, problems := l.parse(sources, machine)
 	if len(problems) > 0 {
 		return nil, problems.inOrder(file)
 	}
@@ -368,10 +388,55 @@ func read(file string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 
-func (l Loader) parse(file string, source []byte, m machine) (*Config, Problems) {
-	root, problems := compose(source, m.env)
+// DropIns are the files of the directory FILE.d whose names end in .yml or .yaml, in
+// the order of their names. What a later one says replaces what an earlier one, or the
+// file, says; mappings are merged key by key.
+func DropIns(file string) ([]string, error) {
+	dir := file + ".d"
+	entries, err := os.ReadDir(dir) // sorted
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		ext := filepath.Ext(e.Name())
+		if !e.IsDir() && (ext == ".yml" || ext == ".yaml") && !strings.HasPrefix(e.Name(), ".") {
+			names = append(names, filepath.Join(dir, e.Name()))
+		}
+	}
+	return names, err
+}
+
+// directoryVariable refers to the directory of the configuration file, in paths that
+// are to be relative to it.
+const directoryVariable = "CONFIG_DIR"
+
+// withDirectory is an environment in which CONFIG_DIR is the file's directory, unless
+// it is set.
+func withDirectory(file string, env func(string) (string, bool)) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		value, set := env(name)
+		if set || name != directoryVariable {
+			return value, set
+		}
+		dir, err := filepath.Abs(filepath.Dir(file))
+		return dir, err == nil
+	}
+}
+
+// parse reads the main file, which comes first, and its drop-ins.
+func (l Loader) parse(sources []source, m machine) (*Config, Problems) {
+	file := sources[0].file
+	root, problems := compose("", sources[0].text, m.env)
 	if root == nil {
 		return nil, problems
+	}
+	for _, s := range sources[1:] {
+		over, wrong := compose(s.file, s.text, m.env)
+		problems = append(problems, wrong...)
+		if over != nil {
+			root.merge(over)
+		}
 	}
 	warnings := retire(root)
 	doc := document{Config: defaults(m)}
@@ -381,7 +446,7 @@ func (l Loader) parse(file string, source []byte, m machine) (*Config, Problems)
 	if l.Override != nil {
 		l.Override(c)
 	}
-	ch := checker{Config: c, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
+	ch := checker{Config: c, file: file, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
 		"data_root": c.DataRoot != written.DataRoot,
 		"state_dir": c.StateDir != written.StateDir,
 		"api.host":  c.API.Host != written.API.Host,

@@ -96,11 +96,11 @@ func corpusTypes() map[string]CheckSheep {
 
 func parseFile(t *testing.T, file string) (*Config, Problems) {
 	t.Helper()
-	source, err := os.ReadFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, ps := Loader{Types: corpusTypes()}.parse(filepath.Base(file), source, corpusMachine())
+	c, ps := Loader{Types: corpusTypes()}.parse([]source{{filepath.Base(file), text}}, corpusMachine())
 	return c, ps.inOrder(filepath.Base(file))
 }
 

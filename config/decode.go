@@ -207,15 +207,27 @@ func decodeStruct(n *node, path string, v reflect.Value) Problems {
 	for _, e := range n.entries {
 		field, ok := fields[e.key]
 		switch {
+		case !ok && strings.HasPrefix(e.key, "x-"): // a place for anchors, as in compose files
 		case !ok:
-			where := &node{line: e.line, column: e.column}
+			where := e.where()
 			known := slices.Sorted(maps.Keys(fields))
+			if instead, ok := elsewhere[e.key]; ok && slices.Contains(known, strings.SplitN(instead, ":", 2)[0]) {
+				ps = append(ps, at(where, below(path, e.key), "unknown key; write %s", instead))
+				continue
+			}
 			ps = append(ps, at(where, below(path, e.key), "unknown key; %s", suggest(e.key, known)))
 		case e.value.kind != null:
 			ps = append(ps, decode(e.value, below(path, e.key), field)...)
 		}
 	}
 	return ps
+}
+
+// elsewhere are keys that compose files have for what is called something else here.
+var elsewhere = map[string]string{
+	"gpus": "devices: all, or devices: {count: N}", "environment": "env: {NAME: value}", "volumes": "mounts: [SOURCE:TARGET:ro]",
+	"mem_limit": "memory: SIZE", "pids_limit": "pids: N", "entrypoint": "command: [PROGRAM, ARGUMENT]", "network_mode": "network: WORD",
+	"stop_grace_period": "grace: DURATION",
 }
 
 // structFields collects the fields by their YAML key: the tag's name, or the

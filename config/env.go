@@ -2,43 +2,46 @@ package config
 
 import (
 	"regexp"
-	"strconv"
 	"strings"
 )
 
-// reference is $NAME or ${…}; what stands between braces is checked by name.
-var (
-	reference = regexp.MustCompile(`\$(?:([A-Z_][A-Z_0-9]*)|\{([^{}]*)\})`)
-	name      = regexp.MustCompile(`^[A-Z_][A-Z_0-9]*$`)
-)
+// reference is $$, $NAME, ${NAME}, ${NAME-DEFAULT} or ${NAME:-DEFAULT}. Names are
+// those of the original shepherd; what does not have this form is text as it is, as
+// it was there.
+var reference = regexp.MustCompile(`\$(?:(\$)|([A-Z_][A-Z_0-9]*)|\{([A-Z_][A-Z_0-9]*)(?:(:?-)([^{}]*))?\})`)
 
-// expand replaces the references to environment variables in text, once: what
-// a variable holds is taken as it is. It reports whether there were any, and
-// what is wrong with them.
+// expand replaces the references to environment variables in text, once: what a
+// variable holds is taken as it is. It reports whether there were any, and what is
+// wrong with them.
 func expand(text string, lookup func(string) (string, bool)) (expanded string, referred bool, wrong []string) {
 	seen := map[string]bool{}
-	complain := func(variable, problem string) {
-		if !seen[variable] {
-			seen[variable] = true
-			wrong = append(wrong, problem+" (to mean the characters as they are, use single quotes)")
+	var b strings.Builder
+	end := 0
+	for _, m := range reference.FindAllStringSubmatchIndex(text, -1) {
+		group := func(i int) string {
+			if m[2*i] < 0 {
+				return ""
+			}
+			return text[m[2*i]:m[2*i+1]]
 		}
-	}
-	expanded = reference.ReplaceAllStringFunc(text, func(ref string) string {
+		b.WriteString(text[end:m[0]])
+		end = m[1]
 		referred = true
-		variable := strings.TrimPrefix(ref, "$")
-		if strings.HasPrefix(variable, "{") {
-			variable = variable[1 : len(variable)-1]
+		if group(1) != "" {
+			b.WriteString("$")
+			continue
 		}
-		if !name.MatchString(variable) {
-			complain(variable, strconv.Quote(clip(ref))+" is no valid reference to an environment variable; "+
-				"expected capital letters, digits and underscores, no digit first")
-			return ""
+		variable := group(2) + group(3)
+		value, set := lookup(variable)
+		switch operator := group(4); {
+		case operator == ":-" && value == "", operator == "-" && !set:
+			value = group(5)
+		case !set && !seen[variable]:
+			seen[variable] = true
+			wrong = append(wrong, "environment variable "+variable+" is not set; set it where the daemon is started, give a default as in ${"+variable+":-DEFAULT}, or write $$ to mean a $")
 		}
-		value, ok := lookup(variable)
-		if !ok {
-			complain(variable, "environment variable "+variable+" is not set; set it where the daemon is started")
-		}
-		return value
-	})
-	return expanded, referred, wrong
+		b.WriteString(value)
+	}
+	b.WriteString(text[end:])
+	return b.String(), referred, wrong
 }

@@ -29,11 +29,11 @@ func FuzzLoad(f *testing.F) {
 		}
 		return held, !strings.HasPrefix(name, "UN")
 	}
-	f.Fuzz(func(t *testing.T, source []byte) {
+	f.Fuzz(func(t *testing.T, text []byte) {
 		m := corpusMachine()
 		m.env = env
-		c, ps := Loader{Types: corpusTypes()}.parse("f", source, m)
-		lines := strings.Count(string(source), "\n") + strings.Count(string(source), "\r") + 1 // YAML breaks at both
+		c, ps := Loader{Types: corpusTypes()}.parse([]source{{"f", text}}, m)
+		lines := strings.Count(string(text), "\n") + strings.Count(string(text), "\r") + 1 // YAML breaks at both
 		for _, p := range ps.inOrder("f") {
 			if p.Line < 1 || p.Line > lines || p.Column < 1 || p.Text == "" {
 				t.Errorf("a problem nowhere: %+v", p)
@@ -47,7 +47,7 @@ func FuzzLoad(f *testing.F) {
 		}
 		for _, s := range []string{c.String(), fmt.Sprintf("%#v %+v", c, c.Sheep)} {
 			for _, secret := range []string{c.Storage.SecretKey.Reveal(), password(c)} {
-				if len(secret) > 8 && !strings.Contains(string(source), secret) && strings.Contains(s, secret) {
+				if len(secret) > 8 && !strings.Contains(string(text), secret) && strings.Contains(s, secret) {
 					t.Errorf("shows a secret:\n%s", s)
 				}
 			}
@@ -92,10 +92,10 @@ func FuzzSecret(f *testing.F) {
 			return // it is a variable's name
 		}
 		for _, before := range []string{"storage:\n  secret_key: ", "registry: {url: h, password: ", "storage: {secret_key: "} {
-			source := "data_root: /data\nsheep: {}\n" + before + lead + "zq7hunter2" + after
-			_, ps := Loader{Types: corpusTypes()}.parse("f", []byte(source), corpusMachine())
+			text := "data_root: /data\nsheep: {}\n" + before + lead + "zq7hunter2" + after
+			_, ps := Loader{Types: corpusTypes()}.parse([]source{{"f", []byte(text)}}, corpusMachine())
 			if said := ps.inOrder("f").Error(); strings.Contains(said, "zq7hunter2") {
-				t.Errorf("%q shows a secret:\n%s", source, said)
+				t.Errorf("%q shows a secret:\n%s", text, said)
 			}
 		}
 	})

@@ -1,10 +1,12 @@
 package config
 
 import (
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/gpu"
@@ -49,4 +51,16 @@ func (c *Config) Requests() []gpu.Request {
 		requests = append(requests, gpu.Request{Sheep: s.Name, Devices: s.Devices, Shared: s.Shared})
 	}
 	return requests
+}
+
+// DeviceWarnings say which of the devices that sheep list are ignored, because they
+// are no GPUs.
+func (c *Config) DeviceWarnings() []string {
+	var warnings []string
+	for _, s := range c.Sheep {
+		if len(s.Devices.Ignored) > 0 {
+			warnings = append(warnings, fmt.Sprintf("sheep %s: devices that are no GPUs are ignored: %s", s.Name, strings.Join(s.Devices.Ignored, ", ")))
+		}
+	}
+	return warnings
 }

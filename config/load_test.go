@@ -249,7 +249,7 @@ func TestStateInCleanedDirectoryThroughLink(t *testing.T) {
 	}
 	file := write(t, "data_root: "+dir+"/data\nstate_dir: "+dir+"/state/deep\nsheep: {one: {type: bare, working_directory: x}}\n")
 	_, err := Loader{Types: corpusTypes()}.Load(file)
-	if err == nil || !strings.Contains(err.Error(), "state_dir: lies in data_root/one, which is cleaned at start-up") {
+	if err == nil || !strings.Contains(err.Error(), "state_dir: lies in data_root/one, the directory of sheep.one in line 3, which is cleaned at start-up") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -279,7 +279,7 @@ func TestDefaultStateDir(t *testing.T) {
 	if len(slug(long)) > 110 || slug(long) == slug(long+"x") || slug("/a-b") == slug("/a/b") || slug("/") == "" {
 		t.Errorf("got slugs %q, %q, %q", slug(long), slug("/a-b"), slug("/"))
 	}
-	_, ps := Loader{}.parse("f", []byte("data_root: /srv/jobs\nsheep: {}\n"), machine{env: lookupIn(nil), hostname: "h", directory: "/"})
+	_, ps := Loader{}.parse([]source{{"f", []byte("data_root: /srv/jobs\nsheep: {}\n")}}, machine{env: lookupIn(nil), hostname: "h", directory: "/"})
 	if len(ps) != 1 || ps[0].Path != "state_dir" || !strings.Contains(ps[0].Text, "HOME is not set") {
 		t.Errorf("got %v", ps)
 	}
@@ -426,7 +426,7 @@ sheep:
       - !!str 007
       - 007
 `))
-	want := []string{"$HOME ${x}", "true", "true", "echo $HOME\n", "echo $HOME", "$lower 5$", "007", "007"}
+	want := []string{"$HOME ${x}", "$TRUE", "true", "echo $HOME\n", "echo $HOME", "$lower 5$", "007", "007"}
 	if err != nil || !slices.Equal(s.Command, want) {
 		t.Errorf("got %q, %v", s.Command, err)
 	}
@@ -503,6 +503,97 @@ func TestLevels(t *testing.T) {
 			t.Errorf("%s: %v", word, err)
 		} else if got := c.Logging.SlogLevel(); got != want {
 			t.Errorf("%s: got %s", word, got)
+		}
+	}
+}
+
+// What no image's name can begin with is refused before a job fails of it.
+func TestRegistryURL(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://registry.example.com/team": "",
+		"localhost:5000":                    "",
+		"https://docker.io/library":         "",
+		"https://docker.io":                 "name the namespace, as in https://docker.io/library",
+		"http://myregistry":                 "a host without a dot needs a port, as in http://myregistry:80",
+		"http://my_registry:5000":           "its host has an underscore",
+		"https://registry.example.com/Team": "its path has capital letters",
+	} {
+		_, err := Loader{}.Load(write(t, "data_root: /data\nregistry:\n  url: "+url+"\nsheep: {}\n"))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), ":3:8: registry.url: ") || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v; want %q", url, err, want)
+		}
+	}
+}
+
+// TestDropIns merges the files of FILE.d over the file, and places problems in the
+// file that they stand in.
+func TestDropIns(t *testing.T) {
+	file := write(t, "data_root: /data\nlogging: {level: info, format: json}\nsheep:\n  a: {type: bare, working_directory: /m, env: {A: one, B: two}}\n")
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(file+".d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(file+".d", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("20-more.yml", "logging: {level: debug}\nsheep:\n  a: {env: {B: three}}\n  b: {type: bare, working_directory: /n}\n")
+	put("10-first.yaml", "logging: {level: error}\nnode: first\ndata_root:\n")
+	put("not-read.txt", "nonsense: [")
+	put(".hidden.yml", "nonsense: [")
+	c, err := Loader{Types: corpusTypes(), Env: lookupIn(nil)}.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a bareSheep
+	if err := c.Sheep[0].Decode(&a); err != nil {
+		t.Fatal(err)
+	}
+	if c.Logging.Level != "debug" || c.Logging.Format != "json" || c.Node != "first" || c.DataRoot != "/data" || len(c.Sheep) != 2 || a.Env["A"] != "one" || a.Env["B"] != "three" {
+		t.Errorf("%v, %v", c, a.Env)
+	}
+	put("30-wrong.yml", "api: {port: 70000}\nsheep:\n  b:\n    portt: 1\n")
+	put("40-syntax.yml", "sheep: {\n")
+	_, err = Loader{Types: corpusTypes(), Env: lookupIn(nil)}.Load(file)
+	for _, want := range []string{
+		file + ".d/30-wrong.yml:1:13: api.port: ", file + ".d/30-wrong.yml:4:5: sheep.b.portt: unknown key", file + ".d/40-syntax.yml:",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v lacks %s", err, want)
+		}
+	}
+}
+
+// TestConfigDir: $CONFIG_DIR is the file's directory, unless it is set.
+func TestConfigDir(t *testing.T) {
+	file := write(t, "data_root: $CONFIG_DIR/data\nsheep:\n  a: {type: bare, working_directory: x}\n")
+	for set, want := range map[string]string{"": filepath.Join(filepath.Dir(file), "data"), "/elsewhere": "/elsewhere/data"} {
+		env := map[string]string{}
+		if set != "" {
+			env["CONFIG_DIR"] = set
+		}
+		c, err := Loader{Types: corpusTypes(), Env: lookupIn(env)}.Load(file)
+		if err != nil || c.DataRoot != want {
+			t.Errorf("%q: %v, %v", set, c, err)
+		}
+	}
+}
+
+// TestPorts: one port on two addresses is none that is taken.
+func TestPortsOfAddresses(t *testing.T) {
+	for text, wrong := range map[string]bool{
+		"api: {host: 127.0.0.1, port: 7000}\nstorage: {listen: 10.0.0.1:7000}":   false,
+		"api: {host: 127.0.0.1, port: 7000}\nstorage: {listen: 127.0.0.1:7000}":  true,
+		"api: {host: 0.0.0.0, port: 7000}\nstorage: {listen: 127.0.0.1:7000}":    true,
+		"api: {host: '::', port: 7000}\nstorage: {listen: 127.0.0.1:7000}":       true,
+		"api: {host: localhost, port: 7000}\nstorage: {listen: 127.0.0.1:7000}":  true,
+		"api: {host: '::1', port: 7000}\nstorage: {listen: 127.0.0.1:7000}":      false,
+		"api: {host: 10.0.0.1, port: 7001}\nstorage: {listen: 'localhost:7000'}": false,
+	} {
+		_, err := Loader{Types: corpusTypes(), Env: lookupIn(nil)}.Load(write(t, "data_root: /data\nsheep: {}\n"+text+"\n"))
+		if (err != nil) != wrong || err != nil && !strings.Contains(err.Error(), "duplicate port") {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

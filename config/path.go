@@ -35,9 +35,16 @@ func (ch *checker) paths() {
 			}
 			continue
 		}
-		problem := impossible(p.path, p.file)
-		if name := ch.cleaned(p.path); name != "" && problem == "" && p.key != "data_root" {
-			problem = fmt.Sprintf("lies in data_root/%s, which is cleaned at start-up; expected a place outside of it", name)
+		problem := homeProblem(p.path)
+		if problem == "" {
+			problem = impossible(p.path, p.file)
+		}
+		switch {
+		case problem != "":
+		case p.key == "data_root":
+			problem = systemDirectory(ch.resolve(p.path))
+		default:
+			problem = ch.cleanedProblem(p.path)
 		}
 		switch {
 		case problem == "":
@@ -51,19 +58,90 @@ func (ch *checker) paths() {
 	}
 }
 
-// cleaned returns the sheep in whose directory a path lies.
-func (ch *checker) cleaned(path string) string {
-	if ch.DataRoot == "" {
+// homeProblem refuses a path that a shell would expand.
+func homeProblem(path string) string {
+	if path == "~" || strings.HasPrefix(path, "~/") {
+		return "begins with ~, which only a shell replaces; write the whole path, or $HOME/…"
+	}
+	return ""
+}
+
+// systemDirectory refuses the system's own directories as data_root: those of sheep in
+// it would be others' directories.
+func systemDirectory(path string) string {
+	switch path {
+	case "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/usr", "/usr/local",
+		"/var", "/var/cache", "/var/lib", "/var/log", "/var/spool":
+		return show(path) + " is a directory of the system, and the directories of sheep in it are cleaned at start-up; expected one for shepherd alone, such as /var/lib/shepherd/data"
+	}
+	return ""
+}
+
+// cleanedProblem says in which sheep's directory a path lies.
+func (ch *checker) cleanedProblem(path string) string {
+	if ch.DataRoot == "" || path == "" {
 		return ""
 	}
 	path = ch.resolve(path)
 	for _, s := range ch.Sheep {
 		rel, err := filepath.Rel(ch.resolve(s.Dir(ch.DataRoot)), path)
 		if err == nil && filepath.IsLocal(rel) {
-			return s.Name
+			return fmt.Sprintf("lies in data_root/%s, the directory of %s in line %d, which is cleaned at start-up; expected a place outside of it", s.Name, s.path, s.section.line)
 		}
 	}
 	return ""
+}
+
+// kept checks the paths of files that are only read, and those of sheep: none may lie
+// where start-up cleans.
+func (ch *checker) kept() {
+	for _, key := range []string{
+		"api.tls.cert_file", "api.tls.key_file", "api.tls.client_ca_file",
+		"registry.password_file", "registry.docker_config", "registry.ca_file", "storage.secret_key_file",
+		"containerd.cni_conf_dir", "containerd.cni_plugin_dirs", "containerd.allowed_mounts", "gpu.cdi_dirs",
+	} {
+		ch.keptValue(ch.at(key), key)
+	}
+	if tokens := ch.at("api.tokens"); tokens != nil {
+		for i, t := range tokens.items {
+			ch.keptValue(t.get("token_file"), fmt.Sprintf("api.tokens[%d].token_file", i))
+		}
+	}
+	for _, s := range ch.Sheep {
+		for _, key := range []string{"working_directory", "stdout_file", "stderr_file"} {
+			ch.keptValue(s.section.get(key), s.path+"."+key)
+		}
+		if mounts := s.section.get("mounts"); mounts != nil {
+			for i, m := range mounts.items {
+				source := *m
+				source.text, _, _ = strings.Cut(m.text, ":")
+				ch.keptValue(&source, fmt.Sprintf("%s.mounts[%d]", s.path, i))
+			}
+		}
+	}
+	if problem := ch.cleanedProblem(ch.file); problem != "" {
+		ch.wrong(ch.near("data_root"), "data_root", "this file %s", problem)
+	}
+}
+
+// keptValue checks a path, or each of a list.
+func (ch *checker) keptValue(n *node, path string) {
+	if n == nil {
+		return
+	}
+	for i, item := range n.items {
+		ch.keptValue(item, fmt.Sprintf("%s[%d]", path, i))
+	}
+	if n.kind != text || n.text == "" || ch.problems.cover(n, path) {
+		return
+	}
+	problem := homeProblem(n.text)
+	if problem == "" {
+		problem = ch.cleanedProblem(n.text)
+	}
+	if problem != "" {
+		ch.wrong(n, path, "%s", problem)
+	}
 }
 
 // impossible says why a directory (or file) can neither be there nor be made;

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 )
@@ -11,24 +12,26 @@ import (
 // listener is something that will listen on a port.
 type listener struct {
 	path string
+	host string // empty for every address
 	port int
 	n    *node // its value in the file, nil when it is not from there
 	// origin says where a value that is not in the file comes from.
 	origin string
 }
 
-// ports checks that no port is given twice.
+// ports checks that no port of an address is given twice.
 func (ch *checker) ports() {
-	taken := map[int]listener{}
+	taken := map[int][]listener{}
 	for _, l := range ch.listeners() {
 		if l.port <= 0 || l.port > 65535 || ch.problems.cover(l.n, l.path) {
 			continue
 		}
-		first, ok := taken[l.port]
-		if !ok {
-			taken[l.port] = l
+		i := slices.IndexFunc(taken[l.port], func(other listener) bool { return sameAddress(l.host, other.host) })
+		if i < 0 {
+			taken[l.port] = append(taken[l.port], l)
 			continue
 		}
+		first := taken[l.port][i]
 		where, number, owner := l.n, strconv.Itoa(l.port), first.path+first.origin
 		if first.n != nil {
 			owner = fmt.Sprintf("%s in line %d", first.path, first.n.line)
@@ -43,17 +46,28 @@ func (ch *checker) ports() {
 	}
 }
 
+// sameAddress says whether two listeners could be in each other's way: their addresses
+// are the same, one of them is every address, or one is a name that is not known here.
+func sameAddress(a, b string) bool {
+	x, errX := netip.ParseAddr(a)
+	y, errY := netip.ParseAddr(b)
+	if errX != nil || errY != nil || x.IsUnspecified() || y.IsUnspecified() {
+		return true
+	}
+	return x.Unmap() == y.Unmap()
+}
+
 // listeners returns who listens, in the order in which a port belongs to them:
 // defaults and the command line first, the rest as it stands in the file.
 func (ch *checker) listeners() []listener {
-	api := listener{path: "api.port", port: ch.API.Port, n: ch.at("api.port"), origin: ", by default"}
+	api := listener{path: "api.port", host: ch.API.Host, port: ch.API.Port, n: ch.at("api.port"), origin: ", by default"}
 	if ch.overridden["api.port"] {
 		api.origin = ", by the command line"
 	}
 	all := []listener{api}
-	if _, port, err := net.SplitHostPort(ch.Storage.Listen); err == nil && ch.embedded() {
+	if host, port, err := net.SplitHostPort(ch.Storage.Listen); err == nil && ch.embedded() {
 		if p, err := strconv.Atoi(port); err == nil {
-			all = append(all, listener{path: "storage.listen", port: p, n: ch.at("storage.listen"), origin: ", by default"})
+			all = append(all, listener{path: "storage.listen", host: host, port: p, n: ch.at("storage.listen"), origin: ", by default"})
 		}
 	}
 	for _, s := range ch.Sheep {

@@ -14,17 +14,15 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Problem is one thing that is wrong in a configuration file. Its text never
-// holds a secret; of what came from an environment variable it shows paths at
-// most.
+// Problem is one error in a configuration file. Its text never holds a secret; of a
+// value that came from an environment variable it shows a path at most.
 type Problem struct {
 	File   string
 	Line   int // from 1
 	Column int // from 1, in characters
-	// Path is the offending key, dotted ("sheep.gpu0.port"); empty when the
-	// file as a whole is meant.
+	// Path is the key, dotted ("sheep.gpu0.port"); empty for the file as a whole.
 	Path string
-	// Text says what is wrong and what was expected, in one line.
+	// Text is what is wrong and what was expected, in one line.
 	Text string
 }
 
@@ -44,7 +42,7 @@ func (p *Problem) Error() string {
 // Unwrap gives the class of the error.
 func (p *Problem) Unwrap() error { return errdefs.ErrInvalidArgument }
 
-// Problems is all that is wrong in a configuration file, by position.
+// Problems are all errors of a configuration, by file and position.
 type Problems []*Problem
 
 // Error is one line per problem.
@@ -67,24 +65,33 @@ func (ps Problems) Unwrap() []error {
 
 // at makes a problem with what is at n.
 func at(n *node, path, format string, args ...any) *Problem {
-	return &Problem{Line: n.line, Column: n.column, Path: path, Text: oneLine(fmt.Sprintf(format, args...))}
+	return &Problem{File: n.file, Line: n.line, Column: n.column, Path: path, Text: oneLine(fmt.Sprintf(format, args...))}
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// cover reports whether something is already known to be wrong with the value n
-// of a key: then it is not worth another look.
+// cover reports whether a problem with the value n of a key has been reported.
 func (ps Problems) cover(n *node, path string) bool {
 	return n != nil && slices.ContainsFunc(ps, func(p *Problem) bool {
-		return p.Path == path && p.Line == n.line && p.Column == n.column
+		return p.Path == path && p.File == n.file && p.Line == n.line && p.Column == n.column
 	})
 }
 
-// inOrder gives every problem the file's name, sorts by position and drops
+// inOrder gives problems of the main file its name, sorts by position and drops
 // repetitions: a key that both config and a sheep type decode is wrong once.
 func (ps Problems) inOrder(file string) Problems {
 	for _, p := range ps {
-		p.File = file
+		p.File = cmp.Or(p.File, file)
 		// What is written below a secret, keys included, may be the secret.
 		for _, secret := range []string{"registry.password", "storage.secret_key", "storage.session_token"} {
 			if below, ok := strings.CutPrefix(p.Path, secret); ok && below != "" && (below[0] == '.' || below[0] == '[') {
@@ -93,13 +100,15 @@ func (ps Problems) inOrder(file string) Problems {
 		}
 	}
 	slices.SortStableFunc(ps, func(a, b *Problem) int {
+		if a.File != b.File { // the main one first
+			return cmp.Or(compareBool(b.File == file, a.File == file), cmp.Compare(a.File, b.File))
+		}
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
 	})
 	return slices.CompactFunc(ps, func(a, b *Problem) bool { return *a == *b })
 }
 
-// fromDriver turns what a sheep type said about its section into problems of
-// the file.
+// fromDriver turns a sheep type's error about its section into problems of the file.
 func fromDriver(err error, section *node, path string) Problems {
 	switch err := err.(type) {
 	case nil:
@@ -118,8 +127,7 @@ func fromDriver(err error, section *node, path string) Problems {
 		}
 		return ps
 	}
-	// A sheep type may have wrapped what it was told; its words then lead to
-	// nothing that has a better position.
+	// A sheep type may have wrapped an error; the position is that of what it wraps.
 	var many Problems
 	if errors.As(err, &many) {
 		return slices.Clone(many)

@@ -82,6 +82,7 @@ func TestReference(t *testing.T) {
 		"storage.cors_origins": "none",
 		"ledger.path":          "`ledger.db` in `state_dir`",
 		"api.socket":           "`api.sock` in `state_dir`",
+		"registry.hosts_dir":   "`/etc/containerd/certs.d`, `/etc/docker/certs.d`",
 
 		"gpu.xids":                "none",
 		"gpu.cdi_dirs":            "`/etc/cdi`, `/var/run/cdi`",

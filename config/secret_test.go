@@ -96,7 +96,7 @@ func TestStringLoads(t *testing.T) {
 		if len(ps) > 0 {
 			t.Fatal(ps)
 		}
-		again, ps := Loader{Types: corpusTypes()}.parse("again", []byte(c.String()), corpusMachine())
+		again, ps := Loader{Types: corpusTypes()}.parse([]source{{"again", []byte(c.String())}}, corpusMachine())
 		if len(ps) > 0 {
 			t.Errorf("%s: %v", file, ps)
 		} else if again.String() != c.String() {

@@ -107,7 +107,7 @@ func (ch *checker) sheep(file string, flock *node) {
 	}
 	for _, e := range flock.entries {
 		section := *e.value
-		section.line, section.column = e.line, e.column // what the section lacks is said of its name
+		section.file, section.line, section.column = e.file, e.line, e.column // what the section lacks is said of its name
 		switch section.kind {
 		case null:
 			section.kind = mapping
@@ -162,7 +162,10 @@ func (ch *checker) types(types map[string]CheckSheep) {
 		case ok:
 			// What is known already is not said again in a sheep type's words.
 			for _, p := range fromDriver(check(ch.Config, s), s.section, s.path) {
-				if p.Path == s.path || !ch.problems.cover(&node{line: p.Line, column: p.Column}, p.Path) {
+				if p.File == s.file {
+					p.File = "" // the main file's name is added at the end
+				}
+				if p.Path == s.path || !ch.problems.cover(&node{file: p.File, line: p.Line, column: p.Column}, p.Path) {
 					ch.problems = append(ch.problems, p)
 				}
 			}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"regexp"
@@ -48,6 +49,7 @@ func (k kind) String() string {
 // references to the environment replaced.
 type node struct {
 	kind         kind
+	file         string // empty for the main one
 	line, column int
 	// text is a scalar's text: for a number or boolean as it is written.
 	text string
@@ -61,8 +63,33 @@ type node struct {
 
 type entry struct {
 	key          string
+	file         string
 	line, column int
 	value        *node
+}
+
+// where is the position of the key.
+func (e *entry) where() *node { return &node{file: e.file, line: e.line, column: e.column} }
+
+// merge puts the values of another file over those of n: mappings are merged key by
+// key, all else is replaced. A key without a value says nothing.
+func (n *node) merge(over *node) {
+	for _, e := range over.entries {
+		if e.value.kind == null {
+			continue
+		}
+		switch own := n.entry(e.key); {
+		case own == nil:
+			n.entries = append(n.entries, e)
+		case own.value.kind == mapping && e.value.kind == mapping:
+			merged := *own.value // an alias may have it elsewhere
+			merged.entries = slices.Clone(own.value.entries)
+			merged.merge(e.value)
+			own.value = &merged
+		default:
+			*own = e
+		}
+	}
 }
 
 // get returns the value of a key, nil when it is absent or has none.
@@ -120,6 +147,7 @@ func (n *node) find(path string) (*node, string) {
 
 // composer makes the tree of a file, collecting what is wrong.
 type composer struct {
+	file     string
 	lookup   func(string) (string, bool)
 	anchors  map[string]*node
 	problems Problems
@@ -127,8 +155,19 @@ type composer struct {
 	bomb     bool // they brought too many
 }
 
-// compose reads YAML. The tree is nil when the text is not one mapping in YAML.
-func compose(source []byte, lookup func(string) (string, bool)) (*node, Problems) {
+// compose reads YAML. The tree is nil when the text is not one mapping in YAML. file
+// is noted in the tree; it is empty for the main file.
+func compose(file string, source []byte, lookup func(string) (string, bool)) (*node, Problems) {
+	root, problems := composeText(file, source, lookup)
+	for _, p := range problems {
+		p.File = file
+	}
+	return root, problems
+}
+
+func composeText(file string, source []byte, lookup func(string) (string, bool)) (*node, Problems) {
+	// Editors of Windows put a byte order mark in front.
+	source = bytes.TrimPrefix(source, []byte("\ufeff"))
 	start := &node{line: 1, column: 1}
 	if len(source) > maxFile {
 		return nil, Problems{at(start, "", "the file is larger than %s; expected a configuration", size.Bytes(maxFile))}
@@ -140,15 +179,21 @@ func compose(source []byte, lookup func(string) (string, bool)) (*node, Problems
 	if deep := tooDeep(tokens); deep != nil {
 		return nil, Problems{at(deep, "", "nested deeper than %d levels", maxDepth)}
 	}
-	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+	parsed, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		return nil, Problems{syntaxProblem(err)}
+		p := syntaxProblem(err)
+		if lines := strings.Split(string(source), "\n"); p.Line <= len(lines) {
+			if indent := lines[p.Line-1]; strings.Contains(indent[:len(indent)-len(strings.TrimLeft(indent, " \t"))], "\t") {
+				p.Text = "not valid YAML: the line is indented with a tab; indent with spaces"
+			}
+		}
+		return nil, Problems{p}
 	}
-	c := &composer{lookup: lookup, anchors: map[string]*node{}}
+	c := &composer{file: file, lookup: lookup, anchors: map[string]*node{}}
 	root := &node{kind: mapping, line: 1, column: 1}
 	documents := 0
 	// What is no mapping at all is not also searched for keys.
-	for _, doc := range file.Docs {
+	for _, doc := range parsed.Docs {
 		if doc.Body == nil || doc.Body.Type() == ast.CommentType || doc.Body.Type() == ast.DirectiveType {
 			continue
 		}
@@ -241,9 +286,10 @@ func position(n ast.Node) *node {
 
 func (c *composer) node(n ast.Node, path string, depth int) *node {
 	if n == nil {
-		return &node{line: 1, column: 1}
+		return &node{file: c.file, line: 1, column: 1}
 	}
 	out := position(n)
+	out.file = c.file
 	if depth > maxDepth {
 		c.wrong(out, path, "nested deeper than %d levels", maxDepth)
 		out.kind = broken
@@ -254,7 +300,8 @@ func (c *composer) node(n ast.Node, path string, depth int) *node {
 		out.kind = null
 	case *ast.StringNode:
 		out.kind, out.text = text, n.Value
-		if n.Token.Type != token.SingleQuoteType {
+		// As the original did: text in quotes of either kind is as it is.
+		if n.Token.Type != token.SingleQuoteType && n.Token.Type != token.DoubleQuoteType {
 			c.expand(out, path)
 		}
 	case *ast.LiteralNode:
@@ -351,20 +398,21 @@ func (c *composer) mapping(values []*ast.MappingValueNode, out *node, path strin
 			continue
 		}
 		where := position(key)
+		where.file = c.file
 		switch key.(type) {
 		case *ast.StringNode, *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
 		default:
 			c.wrong(where, path, "expected a plain word as key")
 			continue
 		}
-		e := entry{key: key.GetToken().Value, line: where.line, column: where.column}
+		e := entry{key: key.GetToken().Value, file: c.file, line: where.line, column: where.column}
 		if first, ok := seen[e.key]; ok {
 			c.wrong(where, below(path, e.key), "duplicate key; it already stands in line %d, keep one of them", first.line)
 			continue
 		}
 		e.value = c.node(v.Value, below(path, e.key), depth+1)
 		if e.value.kind == null { // it may stand nowhere
-			e.value = &node{line: e.line, column: e.column, size: 1}
+			e.value = &node{file: c.file, line: e.line, column: e.column, size: 1}
 		}
 		seen[e.key] = &e
 		out.entries = append(out.entries, e)

@@ -46,6 +46,9 @@ func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *c
 	g.specs = cdi.Config{Dirs: cfg.GPU.CDIDirs, Own: filepath.Join(cfg.StateDir, "cdi"), Generate: g.helper.CDI}
 	stop.add(g.keeper.Close)
 	g.start = sync.OnceFunc(g.keeper.Start)
+	for _, warning := range cfg.DeviceWarnings() {
+		log.Warn(warning)
+	}
 	if err := g.allot(ctx, cfg.Requests()); err != nil {
 		return nil, err
 	}
@@ -85,7 +88,8 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	if slices.ContainsFunc(requests, func(r gpu.Request) bool { return !r.Devices.Empty() }) {
 		var err error
 		if m.CDI, err = cdi.New(g.specs).Devices(); err != nil {
-			g.log.Warn("CDI specs cannot be read", "error", err)
+			m.CDITrouble = err.Error()
+			g.log.Warn("CDI specs cannot be used", "error", err)
 		}
 	}
 	grants, problems := gpu.Allot(requests, m)

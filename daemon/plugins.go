@@ -75,7 +75,7 @@ func newContainers(env *environment) runtime.Driver {
 	if r := c.Registry; r != nil {
 		cfg.Registry = image.Registry{
 			URL: r.URL, Username: r.Username, Password: r.Password.Reveal(), PasswordFile: r.PasswordFile,
-			DockerConfig: r.DockerConfig, CAFile: r.CAFile,
+			DockerConfig: r.DockerConfig, CAFile: r.CAFile, HostsDir: r.HostsDir,
 		}
 	}
 	return container.New(cfg)

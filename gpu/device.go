@@ -32,8 +32,9 @@ type Device struct {
 
 var (
 	deviceNode = regexp.MustCompile(`^/dev/nvidia(0|[1-9][0-9]{0,2})$`)
-	// beside are the files that every GPU needs, and those of displays. Files for
-	// Docker list them; whoever has a GPU has them anyway.
+	gpuIndex   = regexp.MustCompile(`^` + index + `$`)
+	// beside are the files that every GPU needs. Files for Docker list them; a sheep
+	// that has a GPU has them anyway.
 	beside     = regexp.MustCompile(`^/dev/(nvidiactl|nvidia-(uvm|uvm-tools|modeset)|dri/(card|renderD)[0-9]+)$`)
 	nvidiaName = regexp.MustCompile(`^(all|` + index + `(:` + index + `)?|GPU-[0-9a-fA-F]+(-[0-9a-fA-F]+)*|MIG-[0-9a-zA-Z]+([/-][0-9a-zA-Z]+)*)$`)
 )
@@ -42,10 +43,13 @@ const index = `(0|[1-9][0-9]{0,2})`
 
 var errBeside = errors.New("a file beside the GPUs'")
 
+// errNoGPU says that a device node is no GPU. The original shepherd ignored such.
+var errNoGPU = errors.New("a device that is no GPU")
+
 // ParseDevice reads one device. See Devices for those forms that name several.
 func ParseDevice(s string) (Device, error) {
 	d, err := parseDevice(s)
-	if errors.Is(err, errBeside) {
+	if errors.Is(err, errBeside) || errors.Is(err, errNoGPU) {
 		return Device{}, fmt.Errorf("%q is not a GPU; %s", s, forms)
 	}
 	return d, err
@@ -54,11 +58,24 @@ func ParseDevice(s string) (Device, error) {
 const forms = "expected /dev/nvidiaN or a CDI name such as nvidia.com/gpu=0, nvidia.com/gpu=GPU-UUID, nvidia.com/gpu=0:1 for a MIG instance, or amd.com/gpu=0"
 
 func parseDevice(s string) (Device, error) {
+	// Docker's HOST:CONTAINER[:rwm], where both are the same.
+	if host, inside, ok := strings.Cut(s, ":"); ok && strings.HasPrefix(host, "/dev/") {
+		if inside, _, _ = strings.Cut(inside, ":"); inside != host && strings.HasPrefix(inside, "/") {
+			return Device{}, fmt.Errorf("%q gives a device another name inside; write %s", s, host)
+		}
+		s = host
+	}
+	if gpuIndex.MatchString(s) { // NVIDIA_VISIBLE_DEVICES counts like this
+		return Device{Kind: NVIDIA, Name: s}, nil
+	}
 	if m := deviceNode.FindStringSubmatch(s); m != nil {
 		return Device{Kind: NVIDIA, Name: m[1], Node: true}, nil
 	}
 	if beside.MatchString(s) {
 		return Device{}, errBeside
+	}
+	if strings.HasPrefix(s, "/dev/") && !strings.HasPrefix(s, "/dev/nvidia") {
+		return Device{}, errNoGPU
 	}
 	kind, name, qualified := strings.Cut(s, "=")
 	if qualified && kind == NVIDIA {
@@ -90,11 +107,12 @@ func (d Device) All() bool { return d.Name == Every }
 // machine's GPUs, any so many of them, or those that are listed.
 //
 // In YAML it is a list of devices, the word all (in the place of the list or in
-// it), or {count: N}. Those speak of NVIDIA's GPUs; all of another vendor's are
-// VENDOR/CLASS=all.
+// it), {count: N} or {count: all}. Those speak of NVIDIA's GPUs; all of another
+// vendor's are VENDOR/CLASS=all.
 type Devices struct {
-	Count int      // of NVIDIA's GPUs, whichever
-	List  []Device // in the order given, each once
+	Count   int      // of NVIDIA's GPUs, whichever
+	List    []Device // in the order given, each once
+	Ignored []string // device nodes in the list that are no GPUs
 }
 
 // Empty says that no GPU is asked for.
@@ -144,8 +162,11 @@ func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
 		}
 		*d = Devices{}
 		for _, i := range list {
-			if Device(i) != (Device{}) && !d.lists(Device(i)) {
-				d.List = append(d.List, Device(i))
+			switch {
+			case i.ignored != "":
+				d.Ignored = append(d.Ignored, i.ignored)
+			case i.Device != (Device{}) && !d.lists(i.Device):
+				d.List = append(d.List, i.Device)
 			}
 		}
 		return nil
@@ -155,6 +176,10 @@ func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
 			return nil
 		}
 	case map[string]any:
+		if len(form) == 1 && form["count"] == Every {
+			*d = Devices{List: []Device{{Kind: NVIDIA, Name: Every}}}
+			return nil
+		}
 		var counted struct {
 			Count int `yaml:"count"`
 		}
@@ -179,20 +204,27 @@ func (d *Devices) lists(x Device) bool {
 	return false
 }
 
-// item is an entry of a list; one that is nothing but a file beside the GPUs' is
-// the zero value.
-type item Device
+// item is an entry of a list: a device, or a node that is ignored. A file beside the
+// GPUs' is the zero value.
+type item struct {
+	Device
+	ignored string
+}
 
 // UnmarshalText reads an entry.
 func (i *item) UnmarshalText(text []byte) error {
 	if string(text) == Every {
-		*i = item{Kind: NVIDIA, Name: Every}
+		*i = item{Device: Device{Kind: NVIDIA, Name: Every}}
 		return nil
 	}
 	d, err := parseDevice(string(text))
-	if err != nil && !errors.Is(err, errBeside) {
+	switch {
+	case errors.Is(err, errNoGPU):
+		*i = item{ignored: string(text)}
+		return nil
+	case err != nil && !errors.Is(err, errBeside):
 		return err
 	}
-	*i = item(d)
+	*i = item{Device: d}
 	return nil
 }

@@ -26,6 +26,11 @@ func TestDevices(t *testing.T) {
 		`[all]`:                {List: []Device{nvidia("all")}},
 		`[nvidia.com/gpu=all]`: {List: []Device{nvidia("all")}},
 		`{count: 2}`:           {Count: 2},
+		`{count: "2"}`:         {Count: 2},
+		`{count: all}`:         {List: []Device{nvidia("all")}},
+		`[0, "1"]`:             {List: []Device{nvidia("0"), nvidia("1")}},
+		`["/dev/nvidia0:/dev/nvidia0", "/dev/nvidia1:/dev/nvidia1:rwm", /dev/dri, /dev/sda, "/dev/fuse:/dev/fuse"]`: {
+			List: []Device{node("0"), node("1")}, Ignored: []string{"/dev/dri", "/dev/sda", "/dev/fuse:/dev/fuse"}},
 	} {
 		var got Devices
 		if err := yaml.Unmarshal([]byte(text), &got); err != nil {
@@ -42,9 +47,8 @@ func TestDevicesMalformed(t *testing.T) {
 		`[/dev/nvidia00]`:          `is not a device`,
 		`[/dev/nvidia-1]`:          `is not a device`,
 		`[/dev/nvidia1000]`:        `is not a device`,
-		`[/dev/sda]`:               `expected /dev/nvidiaN or a CDI name`,
 		`[gpu0]`:                   `"gpu0" is not a device`,
-		`["0"]`:                    `"0" is not a device`,
+		`["1000"]`:                 `"1000" is not a device`,
 		`[nvidia.com/gpu=]`:        `expected nvidia.com/gpu= and an index`,
 		`[nvidia.com/gpu=gpu0]`:    `GPU of NVIDIA's`,
 		`["nvidia.com/gpu=0:"]`:    `GPU of NVIDIA's`,
@@ -55,6 +59,7 @@ func TestDevicesMalformed(t *testing.T) {
 		`[amd.com/gpu]`:            `is not a device`,
 		`[amd.com=0]`:              `is not a device`,
 		`["amd.com/gpu=-"]`:        `is not a device`,
+		`[/dev/nvidia0:/dev/x]`:    `another name inside; write /dev/nvidia0`,
 		`{count: 0}`:               `1 or more`,
 		`{count: 100000}`:          `1 or more`,
 		`some`:                     `expected a list of devices, all, or {count: N}`,

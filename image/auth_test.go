@@ -219,7 +219,7 @@ func FuzzDockerConfig(f *testing.F) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := dockerCredentials(path, "h"); err != nil && strings.Contains(err.Error(), "\n") {
+		if _, err := dockerCredentials(path, "h/a/b"); err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q", err)
 		}
 	})

@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -73,12 +76,12 @@ func (s *Store) explain(ctx context.Context, r ref, err error) error {
 }
 
 func (s *Store) explanation(err error) *failure {
-	registry := "registry " + s.endpoint.host
+	registry := "registry " + s.endpoint.Host
 
 	var refused *refusal
 	if errors.As(err, &refused) {
 		where := "registry"
-		if refused.host != s.endpoint.host {
+		if refused.host != s.endpoint.Host {
 			where = "host"
 		}
 		return failf(errdefs.ErrUnavailable, "%s %v; check registry.url and whether it is up", where, refused)
@@ -100,17 +103,20 @@ func (s *Store) explanation(err error) *failure {
 
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		switch {
+		switch elsewhere := s.elsewhere(status); {
+		case elsewhere != "" && !containerderr.TokenRefused(err):
+			return failf(errdefs.ErrUnavailable, "%s, where %s sends us for it, answers %s%s; check whether this machine may reach it, and that the clock is right: such addresses expire",
+				elsewhere, registry, status.Status, said(status.Body))
 		case status.StatusCode == http.StatusUnauthorized, status.StatusCode == http.StatusForbidden:
-			return s.denied(detail(status.Body))
+			return s.denied(strings.Join(errorCodes(status.Body), ", "))
 		case status.StatusCode == http.StatusNotFound:
 			return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
-		case status.StatusCode == http.StatusBadRequest && s.api.scheme == "http":
+		case status.StatusCode == http.StatusBadRequest && s.api.Scheme == "http":
 			return failf(errdefs.ErrFailedPrecondition, "%s answers %s to plain HTTP; if it speaks TLS, write https:// in registry.url", registry, status.Status)
 		case status.StatusCode >= 500:
-			return failf(errdefs.ErrUnavailable, "%s answers %s: %s", registry, status.Status, detail(status.Body))
+			return failf(errdefs.ErrUnavailable, "%s answers %s%s", registry, status.Status, said(status.Body))
 		}
-		return failf(errdefs.ErrFailedPrecondition, "%s answers %s: %s", registry, status.Status, detail(status.Body))
+		return failf(errdefs.ErrFailedPrecondition, "%s answers %s%s", registry, status.Status, said(status.Body))
 	}
 	switch {
 	case errors.Is(err, docker.ErrInvalidAuthorization):
@@ -122,7 +128,7 @@ func (s *Store) explanation(err error) *failure {
 	case errdefs.IsNotFound(err):
 		return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
 	case containerderr.WrongContent(err):
-		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%v); push the image again", registry, innermost(err))
+		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%s); push the image again", registry, containerderr.Core(err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
 	case containerderr.Away(err):
@@ -135,19 +141,62 @@ func (s *Store) explanation(err error) *failure {
 	return failf(errdefs.ErrUnknown, "%v", err)
 }
 
+// said is what an answer's body says, for the end of a message.
+func said(body []byte) string {
+	if text := detail(body); text != "" {
+		return ": " + text
+	}
+	return ""
+}
+
+// elsewhere is the host that an answer came from, where that is not the registry
+// nor one of its hosts: one that a redirect led to.
+func (s *Store) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
+	u, err := url.Parse(status.RequestURL)
+	if err != nil || u.Host == "" || u.Host == s.api.Host || u.Host == s.endpoint.Host {
+		return ""
+	}
+	s.auth.mu.Lock()
+	defer s.auth.mu.Unlock()
+	if s.auth.hosts[u.Host] {
+		return ""
+	}
+	return u.Host
+}
+
+// authorizationFailed reports whether a request failed for want of a token or
+// credentials that are good. Some registries answer 400 to a token that expired.
+func (s *Store) authorizationFailed(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) && status.StatusCode == http.StatusBadRequest && s.elsewhere(status) == "" {
+		return true
+	}
+	return errdefs.IsPermissionDenied(s.explanation(err))
+}
+
+// storageRefused reports whether a host that a redirect led to refused to send a
+// layer, as when the redirect's signature has expired.
+func (s *Store) storageRefused(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && s.elsewhere(status) != "" && !containerderr.TokenRefused(err)
+}
+
 // denied says whose credentials were refused and where they are set.
 func (s *Store) denied(said string) *failure {
 	if said != "" {
 		said = " (" + said + ")"
 	}
 	reg := s.cfg.Registry
-	switch {
+	switch helper := s.missingHelper(); {
+	case reg.Username == "" && helper != "":
+		return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials%s, and %s, which %s names for them, is not installed: install it, or log in without it (docker login %s)",
+			s.endpoint.Host, said, helper, reg.DockerConfig, s.endpoint.Host)
 	case reg.Username != "":
-		return failf(errdefs.ErrPermissionDenied, "registry %s refused user %q%s; check registry.username and registry.password, and that the user may pull this image", s.endpoint.host, reg.Username, said)
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused user %q%s; check registry.username and registry.password, and that the user may pull this image", s.endpoint.Host, reg.Username, said)
 	case reg.DockerConfig != "":
-		return failf(errdefs.ErrPermissionDenied, "registry %s refused the credentials of %s%s; log in again (docker login %s)", s.endpoint.host, reg.DockerConfig, said, s.endpoint.host)
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused the credentials of %s%s; log in again (docker login %s)", s.endpoint.Host, reg.DockerConfig, said, s.endpoint.Host)
 	}
-	return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials and there are none%s; set registry.username and registry.password, or registry.docker_config", s.endpoint.host, said)
+	return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials and there are none%s; set registry.username and registry.password, or registry.docker_config", s.endpoint.Host, said)
 }
 
 // innermost is the end of an error's chain, which says what happened without
@@ -185,4 +234,32 @@ func detail(body []byte) string {
 		return r
 	}, string(body[:min(len(body), most)]))
 	return strings.TrimSpace(text)
+}
+
+// knownCodes are the error codes of the distribution specification and of OAuth
+// (RFC 6749) that have to do with credentials.
+var knownCodes = []string{
+	"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "NAME_UNKNOWN", "NAME_INVALID", "TOOMANYREQUESTS",
+	"invalid_request", "invalid_client", "invalid_grant", "invalid_scope", "invalid_token", "unauthorized_client",
+	"unsupported_grant_type", "access_denied", "insufficient_scope", "server_error", "temporarily_unavailable",
+}
+
+// errorCodes are the known codes in the body of an answer that has to do with
+// credentials. All else is left out: it may repeat what was sent.
+func errorCodes(body []byte) (codes []string) {
+	var answer struct {
+		Error  string `json:"error"`
+		Errors []struct {
+			Code string `json:"code"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return nil
+	}
+	for _, e := range answer.Errors {
+		codes = append(codes, e.Code)
+	}
+	codes = append(codes, answer.Error)
+	codes = slices.DeleteFunc(codes, func(c string) bool { return !slices.Contains(knownCodes, c) })
+	return slices.Compact(codes[:min(len(codes), 5)])
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -78,6 +79,10 @@ type Registry struct {
 	// CAFile holds certificates, in PEM form, of authorities to trust beside the
 	// system's.
 	CAFile string
+	// HostsDir has directories of hosts.toml files, or of certificates, for
+	// registries: mirrors, authorities, client certificates. Empty is where
+	// containerd and Docker have them; see defaultHostsDirs.
+	HostsDir string
 }
 
 // Config is what a Store is made of.
@@ -111,8 +116,8 @@ type Config struct {
 // used from many goroutines.
 type Store struct {
 	cfg       Config
-	endpoint  endpoint
-	api       endpoint // where the registry's API is: nearly always the same
+	endpoint  endpoint.Endpoint
+	api       endpoint.Endpoint // where the registry's API is: nearly always the same
 	platform  string
 	transport *http.Transport
 	downloads *semaphore.Weighted
@@ -121,11 +126,10 @@ type Store struct {
 	quiet     *containerdlog.Entry
 
 	trimming sync.Mutex
-	closing  chan struct{}  // closed by Close
+	closing  chan struct{} // closed by Close
+	closed   sync.Once
 	work     sync.WaitGroup // what goes on after the call that began it
-
-	mu         sync.Mutex
-	authorizer docker.Authorizer
+	auth     authorizers
 }
 
 // Image is an image that is here and unpacked.
@@ -196,8 +200,9 @@ func newStore(cfg Config) (*Store, error) {
 		retries:   patient,
 		quiet:     quiet(),
 		closing:   make(chan struct{}),
+		auth:      authorizers{byKey: map[authorizerKey]docker.Authorizer{}, hosts: map[string]bool{}},
 	}
-	if s.api.host, err = docker.DefaultHost(e.host); err != nil {
+	if s.api.Host, err = docker.DefaultHost(e.Host); err != nil {
 		return nil, fmt.Errorf("registry.url: %w", err)
 	}
 	return s, nil
@@ -215,13 +220,7 @@ func quiet() *containerdlog.Entry {
 // Close ends what is under way and waits for it. It may be called twice.
 func (s *Store) Close() error {
 	s.flights.close()
-	s.mu.Lock()
-	select {
-	case <-s.closing:
-	default:
-		close(s.closing)
-	}
-	s.mu.Unlock()
+	s.closed.Do(func() { close(s.closing) })
 	s.work.Wait()
 	s.transport.CloseIdleConnections()
 	return nil
@@ -230,13 +229,13 @@ func (s *Store) Close() error {
 // Validate says whether m can be the name of an image in this registry, for
 // refusing a job before it is queued.
 func (s *Store) Validate(m job.Model) error {
-	_, err := s.endpoint.reference(m)
+	_, err := referenceOf(s.endpoint, m)
 	return err
 }
 
 // Reference is the full name of m's image.
 func (s *Store) Reference(m job.Model) (string, error) {
-	r, err := s.endpoint.reference(m)
+	r, err := referenceOf(s.endpoint, m)
 	return r.String(), err
 }
 
@@ -251,7 +250,7 @@ func (s *Store) Reference(m job.Model) (string, error) {
 // an image), ErrResourceExhausted (disk full) or ErrFailedPrecondition, which it
 // is for an image that Config.Trust does not trust, too.
 func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress)) (Image, error) {
-	r, err := s.endpoint.reference(m)
+	r, err := referenceOf(s.endpoint, m)
 	if err != nil {
 		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
@@ -274,7 +273,7 @@ func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress))
 // asking the registry. The error is of class ErrNotFound where it is not here,
 // else as with Ensure.
 func (s *Store) Local(ctx context.Context, m job.Model) (Image, error) {
-	r, err := s.endpoint.reference(m)
+	r, err := referenceOf(s.endpoint, m)
 	if err != nil {
 		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
@@ -317,6 +316,9 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 		return Image{}, distrust(r, target.Digest)
 	case here && local.Target.Digest == target.Digest:
 		return s.trusted(ctx, r, local)
+	}
+	if err := checkTarget(target); err != nil {
+		return Image{}, err
 	}
 	if err := s.pull(ctx, r, target, report); err != nil {
 		return Image{}, err

@@ -25,10 +25,7 @@ func RegistryOperations() []string { return []string{"manifest", "blob", "token"
 
 // purpose is what a request to a registry is for.
 func purpose(req *http.Request) string {
-	for req.Response != nil { // one that was redirected is for what it was for at first
-		req = req.Response.Request
-	}
-	path := req.URL.Path
+	path := original(req).URL.Path // one that was redirected is for what it was for at first
 	switch {
 	case !strings.HasPrefix(path, "/v2/"):
 		return "token"

@@ -19,41 +19,49 @@ func (r Registry) Ping(ctx context.Context) error {
 	}
 	defer s.Close()
 	s.retries = brief
-	client := &http.Client{Transport: &persistent{base: s.transport, retries: brief}}
-	authorizer := s.currentAuthorizer()
-	err = func() error {
-		for attempt := 1; ; attempt++ {
-			request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.api.scheme+"://"+s.api.host+"/v2/", nil)
-			if err != nil {
-				return err
-			}
-			request.Header.Set("User-Agent", "shepherd")
-			if err := authorizer.Authorize(ctx, request); err != nil {
-				return err
-			}
-			response, err := client.Do(request)
-			if err != nil {
-				return err
-			}
-			if response.StatusCode == http.StatusUnauthorized && attempt == 1 {
-				response.Body.Close()
-				if err := authorizer.AddResponses(ctx, []*http.Response{response}); err != nil {
-					return err
-				}
-				continue
-			}
-			if response.StatusCode != http.StatusOK {
-				err = remoteerrors.NewUnexpectedStatusErr(response)
-			}
-			response.Body.Close()
-			return err
-		}
-	}()
+	err = s.ping(ctx)
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("ask registry %s: %w", s.endpoint.host, context.Cause(ctx))
+		return fmt.Errorf("ask registry %s: %w", s.endpoint.Host, context.Cause(ctx))
 	}
 	if err != nil {
 		return s.explanation(err)
 	}
 	return nil
+}
+
+// ping asks the last of the hosts, which is the registry itself unless hosts.toml
+// says otherwise, for its API, twice where it asks for credentials.
+func (s *Store) ping(ctx context.Context) error {
+	hosts, done, err := s.hosts(ctx, s.endpoint.Name(""), brief)
+	if err != nil {
+		return err
+	}
+	defer done()
+	host := hosts[len(hosts)-1]
+	for attempt := 1; ; attempt++ {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, host.Scheme+"://"+host.Host+host.Path+"/", nil)
+		if err != nil {
+			return err
+		}
+		request.Header.Set("User-Agent", "shepherd")
+		if err := host.Authorizer.Authorize(ctx, request); err != nil {
+			return err
+		}
+		response, err := host.Client.Do(request)
+		if err != nil {
+			return err
+		}
+		if response.StatusCode == http.StatusUnauthorized && attempt == 1 {
+			response.Body.Close()
+			if err := host.Authorizer.AddResponses(ctx, []*http.Response{response}); err != nil {
+				return err
+			}
+			continue
+		}
+		if response.StatusCode != http.StatusOK {
+			err = remoteerrors.NewUnexpectedStatusErr(response)
+		}
+		response.Body.Close()
+		return err
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"time"
 
@@ -15,9 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -27,76 +24,30 @@ import (
 	"github.com/iterait/shepherd/image/containerderr"
 )
 
-// resolver asks the registry with the given patience.
-func (s *Store) resolver(patience retries) remotes.Resolver {
-	client := &http.Client{Transport: &persistent{base: s.transport, retries: patience, observe: s.cfg.Observe}}
-	host := docker.RegistryHost{
-		Client:       client,
-		Authorizer:   s.currentAuthorizer(),
-		Host:         s.api.host,
-		Scheme:       s.api.scheme,
-		Path:         "/v2",
-		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
-	}
-	r := docker.NewResolver(docker.ResolverOptions{
-		Hosts:   func(string) ([]docker.RegistryHost, error) { return []docker.RegistryHost{host}, nil },
-		Headers: http.Header{"User-Agent": {"shepherd"}},
-	})
-	if o, ok := r.(remotes.ResolverWithOptions); ok {
-		o.SetOptions(transfer.WithDownloadLimiter(s.downloads))
-	}
-	return r
-}
-
-// currentAuthorizer keeps tokens from one pull to the next.
-func (s *Store) currentAuthorizer() docker.Authorizer {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.authorizer == nil {
-		client := &http.Client{Transport: &persistent{base: s.transport, retries: tokens.within(s.retries), observe: s.cfg.Observe}}
-		s.authorizer = decided{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(s.credentials))}
-	}
-	return s.authorizer
-}
-
-// decided takes the first refusal of a password for an answer. To repeat it
-// gains nothing, and some registries lock a user out for it.
-type decided struct{ docker.Authorizer }
-
-func (d decided) AddResponses(ctx context.Context, responses []*http.Response) error {
-	last := responses[len(responses)-1]
-	if _, _, ok := last.Request.BasicAuth(); ok && last.StatusCode == http.StatusUnauthorized {
-		return docker.ErrInvalidAuthorization
-	}
-	return d.Authorizer.AddResponses(ctx, responses)
-}
-
-// dropAuthorizer forgets tokens and the credentials they were got with.
-func (s *Store) dropAuthorizer() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.authorizer = nil
-}
-
 // resolve asks what r means. Credentials that were refused are read again and
 // tried once more: a rotated password must not need a restart.
 func (s *Store) resolve(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
 	for attempt := 1; ; attempt++ {
-		s.mu.Lock()
-		used := s.authorizer != nil
-		s.mu.Unlock()
-		_, desc, err := s.resolver(patience).Resolve(ctx, r.String())
-		if err == nil {
-			return desc, nil
-		}
-		if f := s.explanation(err); !errdefs.IsPermissionDenied(f) {
+		used := s.hasAuthorizer(r.name)
+		desc, err := s.resolveOnce(ctx, r, patience)
+		if err == nil || !s.authorizationFailed(err) {
 			return desc, err
 		}
-		s.dropAuthorizer()
+		s.dropAuthorizers(r.name)
 		if !used || attempt > 1 {
 			return desc, err
 		}
 	}
+}
+
+func (s *Store) resolveOnce(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
+	resolver, done, err := s.resolver(ctx, r.name, patience)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer done()
+	_, desc, err := resolver.Resolve(ctx, r.String())
+	return desc, err
 }
 
 // pull fetches and unpacks what target names, and makes it the image r.
@@ -105,7 +56,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 	if err != nil {
 		return err
 	}
-	var tries struct{ broken, corrupt, full, containerd, stale int }
+	var tries struct{ broken, corrupt, full, containerd, stale, refused int }
 	defer func() { release(err, tries.containerd+tries.full > 0) }()
 
 	t := newTracker()
@@ -148,7 +99,17 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			if freed, terr := s.trim(ctx, 0, r.String()); terr != nil || freed == 0 {
 				return err
 			}
-		case errors.Is(err, io.ErrUnexpectedEOF):
+		case s.authorizationFailed(err):
+			// A token or credentials that were good when the pull began: read
+			// again, they may be so again.
+			if t.moved() > before {
+				tries.refused = 0
+			}
+			if tries.refused++; tries.refused > 1 {
+				return err
+			}
+			s.dropAuthorizers(r.name)
+		case errors.Is(err, io.ErrUnexpectedEOF), s.storageRefused(err):
 			if t.moved() > before {
 				tries.broken = 0
 			}
@@ -182,8 +143,13 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 }
 
 func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
+	resolver, done, err := s.resolver(ctx, r.name, s.retries)
+	if err != nil {
+		return err
+	}
+	defer done()
 	opts := []containerd.RemoteOpt{
-		containerd.WithResolver(&following{Resolver: s.resolver(s.retries), name: r.String(), target: target, tracker: t}),
+		containerd.WithResolver(&following{Resolver: resolver, name: r.String(), target: target, tracker: t}),
 		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler { return s.follow(h, t) }),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(s.cfg.Snapshotter),
@@ -261,23 +227,30 @@ func (s *Store) abort(ctx context.Context, t *tracker) {
 	}
 }
 
-// follow tells the tracker what a pull handles.
+// follow tells the tracker what a pull handles, and refuses what is no image for
+// this machine before its layers are fetched.
 func (s *Store) follow(h images.Handler, t *tracker) images.Handler {
-	var layers []ocispec.Descriptor
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		isLayer := images.IsLayerType(desc.MediaType)
 		if !isLayer && desc.Size > maxDocument {
 			return nil, failf(errdefs.ErrFailedPrecondition, "its %s has %d bytes, at most %d are read", desc.MediaType, desc.Size, maxDocument)
 		}
 		children, err := h.Handle(ctx, desc)
-		if err != nil {
-			return children, err
-		}
 		switch {
+		case err != nil && images.IsIndexType(desc.MediaType) && containerderr.NoPlatform(err):
+			return nil, s.noPlatform(ctx, desc)
+		case err != nil:
+			return children, err
 		case isLayer:
 			t.finish(desc.Digest)
 		case images.IsManifestType(desc.MediaType):
-			layers = slices.DeleteFunc(slices.Clone(children), func(d ocispec.Descriptor) bool { return !images.IsLayerType(d.MediaType) })
+			if err := s.checkManifest(ctx, desc); err != nil {
+				return nil, err
+			}
+			config, layers := splitLayers(children)
+			if err := s.checkConfig(ctx, h, config); err != nil {
+				return nil, err
+			}
 			t.setLayers(layers)
 		case images.IsConfigType(desc.MediaType):
 			s.skipUnpacked(ctx, desc, t)

@@ -3,63 +3,24 @@ package image
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"regexp"
 	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
 )
 
-// endpoint is what registry.url says.
-type endpoint struct {
-	scheme string // http or https
-	host   string // HOST[:PORT]
-	path   string // below the host, as in HOST/TEAM, without slashes around it
-}
-
-// parseEndpoint reads a registry's URL. Without a scheme it is plain HTTP, as
-// it always was with shepherd.
-func parseEndpoint(s string) (endpoint, error) {
-	s = strings.TrimSpace(s)
-	if s == "" {
-		return endpoint{}, errors.New("registry.url is empty: say where images are pulled from, as in http://localhost:5000")
-	}
-	text := s
-	if !strings.Contains(text, "://") {
-		text = "http://" + text
-	}
-	u, err := url.Parse(text)
-	switch {
-	case err != nil:
-		// The URL may hold a password, and url.Error repeats it.
-		return endpoint{}, errors.New("registry.url is no URL; expected http://HOST:PORT or https://HOST")
-	case u.User != nil:
-		return endpoint{}, errors.New("registry.url holds credentials: put them into registry.username and registry.password")
-	case u.Scheme != "http" && u.Scheme != "https":
-		return endpoint{}, fmt.Errorf("registry.url %q: expected http:// or https://", s)
-	case u.RawQuery != "" || u.Fragment != "":
-		return endpoint{}, fmt.Errorf("registry.url %q: expected nothing after the path", s)
-	}
-	e := endpoint{scheme: u.Scheme, host: u.Host, path: strings.Trim(u.Path, "/")}
-	// The whole must be able to begin a reference.
-	named, err := reference.ParseNamed(e.name("x"))
-	if err != nil || e.host == "" || reference.Domain(named) != e.host {
-		return endpoint{}, fmt.Errorf("registry.url %q: %q cannot begin the name of an image; expected http://HOST:PORT or https://HOST", s, e.prefix())
+// parseEndpoint reads registry.url.
+func parseEndpoint(s string) (endpoint.Endpoint, error) {
+	e, err := endpoint.Parse(s)
+	if err != nil {
+		return endpoint.Endpoint{}, fmt.Errorf("registry.url %w", err)
 	}
 	return e, nil
 }
-
-func (e endpoint) prefix() string {
-	if e.path == "" {
-		return e.host + "/"
-	}
-	return e.host + "/" + e.path + "/"
-}
-
-func (e endpoint) name(model string) string { return e.prefix() + model }
 
 var (
 	component = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
@@ -89,11 +50,11 @@ func (r ref) String() string {
 	return s
 }
 
-// reference makes the reference of a model's image. A version is a tag, a
+// referenceOf makes the reference of a model's image. A version is a tag, a
 // digest (sha256:…) or TAG@DIGEST; an empty one means the tag latest, as it
 // does to docker.
-func (e endpoint) reference(m job.Model) (ref, error) {
-	r := ref{name: e.name(m.Name)}
+func referenceOf(e endpoint.Endpoint, m job.Model) (ref, error) {
+	r := ref{name: e.Name(m.Name)}
 	if m.Name == "" {
 		return ref{}, errors.New("model name is empty")
 	}
@@ -133,10 +94,10 @@ func (r Registry) Check(m job.Model) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.reference(job.Model{Name: m.Name}); err != nil {
+	if _, err := referenceOf(e, job.Model{Name: m.Name}); err != nil {
 		return &job.Invalid{Field: "model.name", Problem: err.Error()}
 	}
-	if _, err := e.reference(m); err != nil {
+	if _, err := referenceOf(e, m); err != nil {
 		return &job.Invalid{Field: "model.version", Problem: err.Error()}
 	}
 	return nil

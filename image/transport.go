@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -72,10 +74,15 @@ func newTransport(caFile string) (*http.Transport, error) {
 // persistent tries a request again while what went wrong may pass: connection
 // errors, 429 and 5xx. It ends with a *refusal, which nothing above it tries
 // again.
+//
+// It keeps credentials to the host that they are for: a request that was
+// redirected elsewhere, to another port too, goes without. And it keeps them out
+// of what is told of answers.
 type persistent struct {
 	base http.RoundTripper
 	retries
 	observe Observer // may be nil
+	tokens  bool     // it asks token servers, who are sent credentials
 }
 
 func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -84,6 +91,9 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 		// be ended.
 		ctx, cancel := context.WithCancel(req.Context())
 		again := req.Clone(ctx)
+		if first := original(req).URL; first.Host != req.URL.Host || first.Scheme != req.URL.Scheme {
+			again.Header.Del("Authorization")
+		}
 		if attempt > 1 && req.GetBody != nil {
 			body, err := req.GetBody()
 			if err != nil {
@@ -98,6 +108,11 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 			p.observe(purpose(req), time.Since(sent), answered(resp, err))
 		}
 		if err == nil && !passing(resp.StatusCode) {
+			if resp.StatusCode >= http.StatusBadRequest {
+				resp.Body = p.withoutSecrets(again, resp.Body)
+				cancel()
+				return resp, nil
+			}
 			resp.Body = newSteadyBody(resp.Body, req.Context().Err, cancel, p.stall)
 			return resp, nil
 		}
@@ -111,8 +126,7 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 			refused.detail = err.Error()
 		} else {
 			refused.status = resp.StatusCode
-			text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
-			resp.Body.Close()
+			text, _ := io.ReadAll(p.withoutSecrets(again, resp.Body))
 			cancel()
 			refused.detail = detail(text)
 			wait = max(wait, retryAfter(resp.Header))
@@ -128,6 +142,44 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, req.Context().Err()
 		}
 	}
+}
+
+// original is the request that redirects led on from.
+func original(req *http.Request) *http.Request {
+	for req.Response != nil {
+		req = req.Response.Request
+	}
+	return req
+}
+
+// maxErrorBody is how much is read of the body of an answer that is an error.
+const maxErrorBody = 64 << 10
+
+// withoutSecrets replaces the body of an answer that is an error. What a token
+// server says is reduced to error codes: it was sent credentials in many forms,
+// and could repeat any. Of others' texts the request's own credentials are taken
+// out.
+func (p *persistent) withoutSecrets(req *http.Request, body io.ReadCloser) io.ReadCloser {
+	text, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
+	body.Close()
+	if p.tokens {
+		var kept []byte
+		if codes := errorCodes(text); len(codes) > 0 {
+			kept = fmt.Appendf(nil, `{"errors":[{"code":%q}]}`, codes[0])
+		}
+		return io.NopCloser(bytes.NewReader(kept))
+	}
+	_, shown, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	secrets := []string{shown}
+	if _, password, ok := req.BasicAuth(); ok {
+		secrets = append(secrets, password)
+	}
+	for _, secret := range secrets {
+		if secret != "" {
+			text = bytes.ReplaceAll(text, []byte(secret), []byte("***"))
+		}
+	}
+	return io.NopCloser(bytes.NewReader(text))
 }
 
 // pause is how long to wait after the attempt, give or take a quarter so that

@@ -183,7 +183,7 @@ func (s *Store) parts(ctx context.Context, target ocispec.Descriptor) map[part]i
 
 // model takes a reference of this registry apart.
 func (s *Store) model(reference string) job.Model {
-	rest, ok := strings.CutPrefix(reference, s.endpoint.prefix())
+	rest, ok := strings.CutPrefix(reference, s.endpoint.Prefix())
 	if !ok {
 		return job.Model{}
 	}
@@ -198,7 +198,7 @@ func (s *Store) model(reference string) job.Model {
 // ErrNotFound when there is none, and ErrFailedPrecondition when a container is
 // made from it or it is being pulled.
 func (s *Store) Remove(ctx context.Context, m job.Model) error {
-	r, err := s.endpoint.reference(m)
+	r, err := referenceOf(s.endpoint, m)
 	if err != nil {
 		return failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
@@ -267,7 +267,7 @@ func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int6
 			return 0, fmt.Errorf("learn which images are needed: %w", err)
 		}
 		for _, m := range needed {
-			if r, err := s.endpoint.reference(m); err == nil {
+			if r, err := referenceOf(s.endpoint, m); err == nil {
 				spared[r.String()] = true
 			}
 		}

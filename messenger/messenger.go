@@ -24,6 +24,10 @@ type Input struct {
 	Deadline time.Time
 }
 
+// ExitLoad is what a runner exits with, before it binds its socket, to say that its
+// model cannot be loaded; the end of what it printed says why.
+const ExitLoad = 78 // EX_CONFIG of sysexits.h
+
 // Types of failures that do not come from a model's own code.
 const (
 	TimeoutType   = "TimeoutError" // the job was not done by its deadline

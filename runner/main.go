@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+
+	"github.com/iterait/shepherd/messenger"
 )
 
 // Args is a runner's command line: [-p PORT] [-s STREAM] [-r RUNNER] [CONFIG_PATH].
@@ -31,8 +33,8 @@ type Args struct {
 // model, binds the port and processes jobs until the process is told to end
 // (SIGTERM or SIGINT). It binds after loading, so that a runner that is
 // connected to is ready. Main does not return: it exits with 0 when told to
-// end, 1 when the model could not be loaded or the port not be bound, and 2
-// when the command line is wrong.
+// end, 78 when the model could not be loaded, which shepherd tells its clients,
+// 1 when the port could not be bound, and 2 when the command line is wrong.
 //
 // Load's context ends when the process is told to end. It may return a nil
 // Handler only with an error.
@@ -54,14 +56,15 @@ func run(program string, arguments []string, stderr io.Writer, load func(context
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	handler, err := load(ctx, args)
-	if err == nil {
-		err = Serve(ctx, Config{Port: args.Port, Log: log}, handler)
-	} else if ctx.Err() == nil {
-		err = fmt.Errorf("load the model: %w", err)
-	} else {
-		err = nil // told to end while loading
+	switch {
+	case err == nil:
+	case ctx.Err() != nil: // told to end while loading
+		return 0
+	default:
+		fmt.Fprintf(stderr, "%s: load the model: %v\n", program, err)
+		return messenger.ExitLoad
 	}
-	if err != nil {
+	if err := Serve(ctx, Config{Port: args.Port, Log: log}, handler); err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", program, err)
 		return 1
 	}

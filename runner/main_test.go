@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runner"
 )
 
@@ -68,7 +69,7 @@ func TestMainExitCodes(t *testing.T) {
 		{[]string{"-p", "many"}, 2, "many"},
 		{[]string{"-p", "70000"}, 2, "port 70000"},
 		{[]string{"one", "two"}, 2, "expected one CONFIG_PATH"},
-		{[]string{"-p9", "broken/config.yaml"}, 1, "load the model: no weights"},
+		{[]string{"-p9", "broken/config.yaml"}, messenger.ExitLoad, "load the model: no weights"},
 		{[]string{"-p", strconv.Itoa(a.port)}, 1, "address already in use"},
 	} {
 		cmd, stderr := mainCommand(t, c.args...)

@@ -28,6 +28,7 @@ package runner
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -35,6 +36,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +57,24 @@ type Job struct {
 	// Trace is what the job's run is called in its trace, for the handler's own
 	// spans to be below it; zero where the job is in none.
 	Trace job.Trace
+
+	tell func(messenger.Event) // nil where nobody is to be told
+}
+
+// Progress tells how much of the job is done, from 0 to 1, and at what it is. It
+// may be called as often as one likes, from any goroutine: what nobody could read
+// is left out.
+func (j Job) Progress(done float64, text string) {
+	if j.tell != nil {
+		j.tell(messenger.Event{Kind: messenger.EventProgress, JobID: job.ID(j.ID), Progress: done, Text: text})
+	}
+}
+
+// Log adds a line to the job's log.
+func (j Job) Log(line string) {
+	if j.tell != nil {
+		j.tell(messenger.Event{Kind: messenger.EventLog, JobID: job.ID(j.ID), Text: line})
+	}
 }
 
 // Input is the path of the job's default input, the payload of its request.
@@ -67,8 +87,13 @@ func (j Job) Output() string { return filepath.Join(j.OutputDir, job.DefaultOutp
 // Handler processes one job; nil means that its outputs are complete. An error
 // fails the job and is told to its client; a *job.Failure in its chain is told
 // as it is. A panic is an error like any other: the runner goes on. Ctx ends
-// when the runner is asked to stop.
+// when the runner is asked to stop, and, with the cause ErrCancelled, when the job
+// is to be given up.
 type Handler func(ctx context.Context, j Job) error
+
+// ErrCancelled is the cause of the end of a handler's context whose job was
+// cancelled. An error that the handler then returns is told as that.
+var ErrCancelled = errors.New("the job was cancelled")
 
 // EnvHost is the variable that has the address to bind. Shepherd sets it for
 // runners that share the machine's network, so that nobody else reaches them.
@@ -81,6 +106,10 @@ type Config struct {
 	Host string
 	// Port is the TCP port to bind; the default is DefaultPort.
 	Port int
+	// Events says that shepherd is told the handler's events, and may cancel jobs.
+	// The default is what the environment says: shepherd's shim understands them,
+	// the original shepherd does not.
+	Events bool
 	// Log is told about jobs, and about messages that are not understood; the
 	// default is slog.Default().
 	Log *slog.Logger
@@ -101,6 +130,9 @@ func Serve(ctx context.Context, cfg Config, h Handler) error {
 	if cfg.Port == 0 {
 		cfg.Port = DefaultPort
 	}
+	if slices.Contains(strings.Fields(os.Getenv(messenger.EnvFeatures)), messenger.FeatureEvents) {
+		cfg.Events = true
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -114,7 +146,7 @@ func Serve(ctx context.Context, cfg Config, h Handler) error {
 	}
 	defer router.Close()
 	cfg.Log.Info("waiting for jobs", "address", router.Addr().String())
-	s := &server{router: router, log: cfg.Log, handle: h}
+	s := &server{router: router, log: cfg.Log, handle: h, events: cfg.Events}
 	s.run(ctx)
 	return nil
 }
@@ -131,6 +163,7 @@ type server struct {
 	router *zmq.Router
 	log    *slog.Logger
 	handle Handler
+	events bool
 	tasks  []*task // by age
 	busy   bool    // the first is under way
 }
@@ -139,6 +172,8 @@ type server struct {
 type task struct {
 	in     messenger.Input
 	askers []*zmq.Peer
+	cancel context.CancelCauseFunc // while it is under way
+	gone   bool                    // it was cancelled
 }
 
 func (s *server) run(ctx context.Context) {
@@ -179,6 +214,14 @@ func (s *server) run(ctx context.Context) {
 
 // take reads a message, which may bring a new task.
 func (s *server) take(ctx context.Context, m zmq.Message) {
+	if id, err := messenger.DecodeCancel(m.Frame); err == nil {
+		if s.busy && s.tasks[0].in.JobID == id {
+			s.log.Info("job is to be given up", "job", id)
+			s.tasks[0].gone = true
+			s.tasks[0].cancel(ErrCancelled)
+		}
+		return
+	}
 	in, err := messenger.DecodeInput(m.Frame)
 	if err != nil {
 		s.log.Warn("ignored a message", "error", err)
@@ -206,12 +249,18 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 		return
 	}
 	s.busy = true
-	in := s.tasks[0].in
+	t := s.tasks[0]
+	in := t.in
+	ctx, t.cancel = context.WithCancelCause(ctx)
 	s.log.Info("job begins", "job", in.JobID)
 	place := filepath.Join(in.IODataRoot, string(in.JobID))
 	j := Job{ID: string(in.JobID), InputDir: filepath.Join(place, job.InputDir), OutputDir: filepath.Join(place, job.OutputDir)}
 	if text, err := os.ReadFile(filepath.Join(place, job.TraceFile)); err == nil { // as a rule there is none
 		_ = j.Trace.UnmarshalText(text)
+	}
+	if s.events {
+		j.tell = s.teller(ctx, slices.Clone(t.askers))
+		j.tell(messenger.Event{Kind: messenger.EventAccepted, JobID: in.JobID, Features: []string{messenger.FeatureCancel}})
 	}
 	go func() {
 		err := error(errGone)
@@ -225,11 +274,49 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 	}()
 }
 
+// progressInterval is how often progress is told, at most.
+const progressInterval = 100 * time.Millisecond
+
+// eventTimeout bounds how long a handler waits for an event to be sent.
+const eventTimeout = time.Second
+
+// teller returns what tells events to those who asked for a job.
+func (s *server) teller(ctx context.Context, askers []*zmq.Peer) func(messenger.Event) {
+	var mu sync.Mutex
+	var last time.Time
+	return func(e messenger.Event) {
+		if e.Kind == messenger.EventProgress && e.Progress < 1 {
+			mu.Lock()
+			early := time.Since(last) < progressInterval
+			if !early {
+				last = time.Now()
+			}
+			mu.Unlock()
+			if early {
+				return
+			}
+		}
+		frame, err := messenger.EncodeEvent(e)
+		if err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
+		defer cancel()
+		for _, asker := range askers {
+			_ = s.router.Send(ctx, asker, frame) // it may have left
+		}
+	}
+}
+
 // finish answers the first task, which ended with err.
 func (s *server) finish(ctx context.Context, err error) {
 	t := s.tasks[0]
+	t.cancel(nil)
 	s.tasks, s.busy = s.tasks[1:], false
 	switch {
+	case err != nil && t.gone && ctx.Err() == nil:
+		s.log.Info("job given up", "job", t.in.JobID, "error", err)
+		s.answer(ctx, t, &job.Failure{Message: messenger.CancelledType + ": " + ErrCancelled.Error(), Type: messenger.CancelledType})
 	case err == nil:
 		s.log.Info("job done", "job", t.in.JobID)
 		s.answer(ctx, t, nil)

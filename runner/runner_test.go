@@ -338,6 +338,68 @@ func TestStopWaitsForTheJob(t *testing.T) {
 	})
 }
 
+// A handler's events are told, and a job is given up, where the environment says
+// that the other side understands it; else only answers are sent.
+func TestEventsAndCancel(t *testing.T) {
+	handler := func(ctx context.Context, j runner.Job) error {
+		j.Progress(0.25, "loading")
+		j.Progress(0.3, "left out: it is too soon")
+		j.Log("a line")
+		j.Progress(1, "")
+		if j.ID == "wait" {
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), runner.ErrCancelled) {
+				return errors.New("stopped for another reason")
+			}
+			return ctx.Err()
+		}
+		return nil
+	}
+	event := func(a *ask) messenger.Event {
+		t.Helper()
+		frame, err := a.conn.Recv(a.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := messenger.DecodeEvent(frame)
+		if err != nil {
+			t.Fatalf("%s: %v", frame, err)
+		}
+		return e
+	}
+	t.Run("announced", func(t *testing.T) {
+		t.Setenv(messenger.EnvFeatures, "another events")
+		a, _ := serve(t, handler)
+		for range 2 {
+			a.send("wait")
+			var got []string
+			for range 4 {
+				e := event(a)
+				got = append(got, fmt.Sprint(e.Kind, e.JobID, e.Progress, e.Text, e.Features))
+			}
+			want := "[acceptedwait0[cancel] progresswait0.25loading[] logwait0a line[] progresswait1[]]"
+			if fmt.Sprint(got) != want {
+				t.Errorf("got %v, want %s", got, want)
+			}
+			for _, id := range []job.ID{"another", "wait", "wait"} {
+				frame, err := messenger.EncodeCancel(id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a.say(frame)
+			}
+			if f := a.recv("wait"); f == nil || f.Type != messenger.CancelledType {
+				t.Errorf("got %+v", f)
+			}
+		}
+	})
+	t.Run("not announced", func(t *testing.T) {
+		a, _ := serve(t, handler)
+		a.send("one")
+		a.done("one")
+	})
+}
+
 // Shepherd says by the environment where to listen, and nothing listens elsewhere.
 func TestHostOfTheEnvironment(t *testing.T) {
 	claims.Hold(t, "L5")

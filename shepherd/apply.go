@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 )
 
 // errSheepChanged is why a job is handed back when its sheep goes.
@@ -89,17 +90,30 @@ func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	switch {
 	case c.after == nil:
 		s.env.flock.replace(c.before, nil)
+		byHolder := s.heldAgain(ctx)
+		s.endOthers(map[string][]ledger.Claim{c.before.Name: byHolder[c.before.Name]})
 	case s.admitting() != nil:
 		s.close(ctx, c.after)
 		s.env.flock.replace(c.before, nil)
 	default:
-		byHolder, err := s.held(ctx)
-		if err != nil { // what the one before could not hand back stays held until the next Start
-			s.log.Error("Cannot look for jobs that the sheep holds", "sheep", c.after.Name, "error", err)
-		}
+		byHolder := s.heldAgain(ctx)
 		s.recover(ctx, []*lane{c.after}, byHolder)
 		s.env.flock.replace(c.before, c.after)
 		s.startLane(c.after, nil)
+	}
+}
+
+// heldAgain is held, asked for until the ledger answers or the daemon stops.
+func (s *Shepherd) heldAgain(ctx context.Context) map[string][]ledger.Claim {
+	for {
+		byHolder, err := s.held(ctx)
+		if err == nil {
+			return byHolder
+		}
+		s.log.Error("Cannot look for jobs that a sheep holds; trying again", "error", err)
+		if sleep(ctx, time.Second) != nil || s.admitting() != nil {
+			return nil
+		}
 	}
 }
 

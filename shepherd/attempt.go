@@ -73,6 +73,41 @@ const (
 	ownedByNobody // it was surrendered
 )
 
+// tokens are those of the claims that somebody in this daemon sees to. One that
+// could not be ended in the ledger stays: it is the next daemon's. The zero value is empty.
+type tokens struct {
+	mu    sync.Mutex
+	known map[ledger.Token]struct{}
+}
+
+func (t *tokens) add(token ledger.Token) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known == nil {
+		t.known = make(map[ledger.Token]struct{})
+	}
+	t.known[token] = struct{}{}
+}
+
+func (t *tokens) remove(token ledger.Token) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.known, token)
+}
+
+func (t *tokens) has(token ledger.Token) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.known[token]
+	return ok
+}
+
+// newAttempt makes an attempt of a claim of the lane's.
+func (l *lane) newAttempt(c ledger.Claim) *attempt {
+	l.tokens.add(c.Token)
+	return newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
+}
+
 // newAttempt makes an attempt of a claim that was just made.
 func newAttempt(c ledger.Claim, l limits) *attempt {
 	return &attempt{

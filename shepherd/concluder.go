@@ -130,9 +130,16 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		return
 	}
 	if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
-		// The claim stays with this node: the next daemon ends it.
-		l.log.Error("Cannot end an attempt in the ledger; the next daemon does", "job", a.ID, "error", err)
-		c.leave(a)
+		// The sheep stops, and the daemon goes on, it may be.
+		l.background(func(ctx context.Context) {
+			if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
+				// The claim stays with this node: the next daemon ends it.
+				l.log.Error("Cannot end an attempt in the ledger; the next daemon does", "job", a.ID, "error", err)
+				c.leave(a)
+				return
+			}
+			c.release(a, true)
+		})
 		return
 	}
 	c.release(a, true)
@@ -262,6 +269,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 // release lets go of what the attempt has: its directory, and the answer where it
 // is safe now.
 func (c *concluder) release(a *attempt, safe bool) {
+	c.lane.tokens.remove(a.Token)
 	a.unwatch()
 	if a.conn != nil && safe {
 		acknowledge(c.lane, a.conn, a.ID)
@@ -282,11 +290,20 @@ func (c *concluder) leave(a *attempt) {
 	}
 }
 
+// acknowledge tells the runner that its answer may be forgotten. It keeps only so
+// many, so this is tried again for a while.
 func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
-	ctx, cancel := context.WithTimeout(context.Background(), commitTime)
+	ctx, cancel := context.WithTimeout(context.Background(), graceTime)
 	defer cancel()
-	if err := conn.Ack(ctx, id); err != nil && !errors.Is(err, messenger.ErrClosed) {
-		l.log.Warn("Cannot acknowledge an answer", "job", id, "error", err)
+	for {
+		err := conn.Ack(ctx, id)
+		if err == nil || errors.Is(err, messenger.ErrClosed) {
+			return
+		}
+		if sleep(ctx, 200*time.Millisecond) != nil {
+			l.log.Warn("Cannot acknowledge an answer", "job", id, "error", err)
+			return
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ type feeder struct {
 	offers chan *attempt           // to the worker
 	held   atomic.Pointer[attempt] // what is held out, for others to look at
 	waits  atomic.Bool             // what is held out waits for devices
+	unsure bool                    // a claim may have been made that was not answered; run's alone
 }
 
 func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *attempt)} }
@@ -56,6 +58,34 @@ func (f *feeder) run(feed, work context.Context) {
 	}
 }
 
+// claim claims a job. Of a claim that failed nobody knows whether it was made: what
+// the ledger says that the sheep holds, and the lane does not know of, is the
+// answer to it.
+func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
+	if f.unsure {
+		claims, err := f.unanswered(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f.unsure = len(claims) > 1
+		if len(claims) > 0 {
+			return &claims[0], nil
+		}
+	}
+	claim, err := f.lane.ledger.Claim(ctx, slot)
+	f.unsure = err != nil && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err))
+	return claim, err
+}
+
+// unanswered are the claims of the sheep that nobody knows of.
+func (f *feeder) unanswered(ctx context.Context) ([]ledger.Claim, error) {
+	held, err := f.lane.ledger.Held(ctx, f.lane.node)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(held, func(c ledger.Claim) bool { return c.Holder != f.lane.Name || f.lane.tokens.has(c.Token) }), nil
+}
+
 // awaitIdle waits until the worker has no job.
 func (f *feeder) awaitIdle(ctx context.Context) bool {
 	for f.lane.state.busy() {
@@ -88,7 +118,7 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 
 // watch makes an attempt of a claim and follows the job's events.
 func (l *lane) watch(c ledger.Claim) *attempt {
-	a := newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
+	a := l.newAttempt(c)
 	a.unwatch = l.hub.watch(c.ID, a.onEvent)
 	if !a.ahead { // else Start says what happened before
 		ctx, cancel := context.WithTimeout(context.Background(), commitTime)

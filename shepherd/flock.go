@@ -279,7 +279,7 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	if slot.Except, err = f.except(ctx, l); err != nil {
 		return nil, err
 	}
-	claim, err := l.ledger.Claim(ctx, slot)
+	claim, err := l.feeder.claim(ctx, slot)
 	if err != nil || claim != nil {
 		if claim != nil && slot.Prefer.IsZero() {
 			l.turns.claimed(claim.Model, now)

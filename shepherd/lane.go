@@ -31,6 +31,11 @@ type services struct {
 	stageAhead  int
 	maxTurn     time.Duration
 	log         *slog.Logger
+	// tokens are those of the claims under way.
+	tokens tokens
+	// background runs f beside the lanes, with a context that ends when the daemon
+	// has no more time for it.
+	background func(f func(context.Context))
 }
 
 // lane is the way of jobs through one sheep. Its feeder claims jobs and prepares
@@ -43,11 +48,10 @@ type lane struct {
 	dirs  workdirs
 	share share // of the machine's devices
 
-	state *laneState
-	rests *rests
-	turns *turns
-	known *knownModels
-
+	state     *laneState
+	rests     *rests
+	turns     *turns
+	known     *knownModels
 	feeder    *feeder
 	worker    *worker
 	concluder *concluder

@@ -41,6 +41,8 @@ func (d *adoption) take(id job.ID) *attempt {
 // of all but the adopted ones. It comes before start.
 func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	d := &adoption{jobs: make(map[job.ID]*attempt)}
+	work, cancel := context.WithCancel(context.Background())
+	defer cancel() // what the ledger cannot end soon is ended in the background
 	if r, ok := l.Sheep.(runtime.Recoverer); ok {
 		found, err := r.Recover(ctx)
 		if err != nil {
@@ -69,7 +71,7 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 				continue
 			}
 		}
-		l.endClaim(context.Background(), c, end)
+		l.endClaim(work, c, end)
 	}
 	if err := l.dirs.clean(keep); err != nil {
 		l.log.Warn("Cannot clean the sheep's data directory", "error", err)
@@ -85,7 +87,7 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 
 // endClaim ends a claim of which nothing is left but its record.
 func (l *lane) endClaim(work context.Context, c ledger.Claim, end ending) {
-	a := newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
+	a := l.newAttempt(c)
 	if c.Cancelling {
 		end = stopped(errCancelled)
 	}
@@ -241,15 +243,18 @@ func (w *worker) abandon(work context.Context, d *adoption) {
 // the others.
 func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
 	for holder, claims := range byHolder {
+		if len(claims) == 0 {
+			continue
+		}
 		s.log.Warn("Jobs were held by a sheep that is no longer configured", "sheep", holder, "jobs", len(claims))
 		gone := newLane(Member{Name: holder}, s.env)
-		s.background.Go(func() {
+		s.env.background(func(ctx context.Context) {
 			for _, c := range claims {
 				end := interrupted
 				if c.State == job.Queued {
 					end = restarted
 				}
-				gone.endClaim(context.Background(), c, end)
+				gone.endClaim(ctx, c, end)
 			}
 			gone.concluder.wait()
 		})

@@ -210,6 +210,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	reading, stopHub := context.WithCancel(context.Background())
 	writing, stopStatus := context.WithCancel(context.Background())
 	s.stopHub, s.stopStatus = stopHub, stopStatus
+	s.env.background = func(f func(context.Context)) { s.background.Go(func() { f(reading) }) }
 	began := job.Now()
 	s.status.seen = cursor
 	s.background.Go(func() {
@@ -295,7 +296,8 @@ func (s *Shepherd) watchLease(ctx context.Context) {
 	}
 }
 
-// held are the jobs that this node holds, by the sheep that does.
+// held are the jobs that this node holds and nobody sees to, by the sheep that
+// holds them.
 func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) {
 	held, err := s.cfg.Ledger.Held(ctx, s.cfg.Node)
 	if err != nil {
@@ -303,6 +305,9 @@ func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) 
 	}
 	byHolder := make(map[string][]ledger.Claim)
 	for _, c := range held {
+		if s.env.tokens.has(c.Token) { // somebody sees to it
+			continue
+		}
 		byHolder[c.Holder] = append(byHolder[c.Holder], c)
 	}
 	return byHolder, nil

@@ -281,6 +281,8 @@ func (s *supervisor) revive(ctx context.Context) {
 		var load *runtime.LoadError
 		if errors.As(err, &load) {
 			s.crashes = crashes{} // the next job that wants the model will say why
+		} else if wait, _, ok := s.crashes.pending(time.Now()); ok && wait == 0 { // no runner came up that could crash
+			s.crashes.note(m, 0, time.Now())
 		}
 	}
 }

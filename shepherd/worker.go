@@ -173,12 +173,13 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 	if end, ok := w.ready(feed, ctx, a); !ok {
 		return end, false
 	}
+	w.dropAnswers(work)
 	l.logSending(a)
 	a.sent = time.Now()
 	if a.ahead && !w.supervisor.freed.IsZero() {
 		l.observer.Waited(l.Name, a.sent.Sub(w.supervisor.freed))
 	}
-	err := w.supervisor.runner.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot()})
+	err := w.send(ctx, a)
 	if err != nil && !errors.Is(err, messenger.ErrClosed) {
 		w.supervisor.stop()
 		if ctx.Err() != nil {
@@ -352,6 +353,35 @@ func (w *worker) answered(work context.Context, answer messenger.Answer) {
 	}
 	w.lane.log.Warn("Dropping an answer to a job that this sheep does not have", "job", answer.JobID)
 	acknowledge(w.lane, conn, answer.JobID)
+}
+
+// send gives the job to the runner. One that keeps an answer to an earlier attempt
+// of the same job takes it for the same job, and does nothing: that attempt has
+// ended, or this one would not be, so the answer may be forgotten.
+func (w *worker) send(ctx context.Context, a *attempt) error {
+	r := w.supervisor.runner
+	if a.Attempt > 1 || a.Run > 1 {
+		if err := r.conn.Ack(ctx, a.ID); err != nil {
+			return fmt.Errorf("its answer to an earlier attempt cannot be acknowledged: %w", err)
+		}
+	}
+	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot()})
+}
+
+// dropAnswers deals with what the runner has answered since its last job: what it
+// answers twice must not count for another attempt of the same job.
+func (w *worker) dropAnswers(work context.Context) {
+	for {
+		select {
+		case answer, ok := <-w.supervisor.runner.answers:
+			if !ok {
+				return // it has ended, which Send finds out
+			}
+			w.answered(work, answer)
+		default:
+			return
+		}
+	}
 }
 
 // failed is the failure as an error, nil where there is none.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/iterait/shepherd/shim/internal/proc"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 func TestLeftovers(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/shim/internal/proc"
 )
 
 // The files of a life's folder.

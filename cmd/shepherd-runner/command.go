@@ -1,221 +1,222 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
-	"runtime"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
+	"github.com/iterait/shepherd/internal/bounded"
+	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runner"
 )
 
-// guardName is the name under which this program is a job's guard, see guard.
-const guardName = "shepherd-runner-guard"
-
-// grace is what a command has between TERM and KILL.
-const grace = 5 * time.Second
-
-// tailSize is how much of a command's stderr is told with its failure, in
-// bytes, at most.
-const tailSize = 4 << 10
-
-// guard leads the process group of a job's command. It waits for the end of
-// its input, which comes when the runner closes it or dies, however it dies,
-// and kills the group and with it itself. So nothing outlives the runner.
-func guard(input io.Reader) {
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	fmt.Println() // from here on TERM does not end it
-	_, _ = io.Copy(io.Discard, input)
-	_ = syscall.Kill(0, syscall.SIGKILL)
-}
-
-// group is a process group with a guard.
-type group struct {
-	guard *exec.Cmd
-	input io.Closer
-	once  sync.Once
-}
-
-func newGroup() (*group, error) {
-	guard := exec.Command("/proc/self/exe")
-	guard.Args = []string{guardName}
-	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	input, err := guard.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	output, err := guard.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := guard.Start(); err != nil {
-		return nil, err
-	}
-	g := &group{guard: guard, input: input}
-	if _, err := output.Read(make([]byte, 1)); err != nil {
-		g.kill()
-		return nil, fmt.Errorf("the guard did not start: %w", err)
-	}
-	return g, nil
-}
-
-// kill ends everything in the group, the guard included. It may be called more
-// than once: afterwards, the group's number may be another's.
-func (g *group) kill() {
-	g.once.Do(func() {
-		_ = syscall.Kill(-g.guard.Process.Pid, syscall.SIGKILL)
-		_ = g.input.Close()
-		_ = g.guard.Wait() // killed: the error says only that
-	})
-}
-
-func (g *group) terminate() { _ = syscall.Kill(-g.guard.Process.Pid, syscall.SIGTERM) }
+const (
+	// tailSize is how much of a command's stderr is told with its failure, in
+	// bytes, at most.
+	tailSize = 4 << 10
+	// lineSize is the longest line of a command's output that is passed on whole.
+	lineSize = 64 << 10
+)
 
 // process runs the command for one job.
 func (m *model) process(ctx context.Context, j runner.Job) error {
-	if m.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, m.timeout)
-		defer cancel()
-	}
-	// The kernel kills the command when the thread that started it ends, so the
-	// thread is kept until the command has ended.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	g, err := newGroup()
+	ctx, cancel := m.bounded(ctx)
+	defer cancel()
+	g, err := m.children.newGroup()
 	if err != nil {
 		return fmt.Errorf("start the command: %w", err)
 	}
+	defer m.children.endOrphans()
 	defer g.kill()
-	read, write, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("start the command: %w", err)
-	}
-	defer read.Close()
+	out := newOutput(func(line string) { tell(j, line) })
+	defer out.close()
 	cmd := m.command(j)
-	cmd.Stdout, cmd.Stderr = os.Stdout, write
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: g.guard.Process.Pid, Pdeathsig: syscall.SIGKILL}
-	err = cmd.Start()
-	write.Close()
+	if err := out.attach(cmd); err != nil {
+		return fmt.Errorf("start the command: %w", err)
+	}
+	x, err := g.start(cmd)
+	out.started()
 	if err != nil {
 		return fmt.Errorf("start the command: %w", err)
 	}
-	var last tail
-	copied := make(chan struct{})
-	go func() {
-		defer close(copied)
-		_, _ = io.Copy(io.MultiWriter(&last, os.Stderr), read)
-	}()
-	stopped, err := wait(ctx, cmd, g)
-	g.kill() // what the command left running, which may hold its stderr
-	_ = read.SetReadDeadline(time.Now().Add(time.Second))
-	<-copied
-	if stopped {
-		return m.stopped(ctx, last.String())
+	stopped := false
+	select {
+	case <-x.exited:
+	case <-ctx.Done():
+		stopped = true
+		g.stop(x, m.stopSignal)
 	}
-	return failure(err, last.String())
+	g.kill() // what the command left running, which may hold its stderr
+	out.end()
+	if stopped {
+		return m.stopped(ctx, out.stderr.String())
+	}
+	return failure(x.status, out.stderr.String())
 }
 
+// bounded is ctx with the model's timeout.
+func (m *model) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if m.timeout > 0 {
+		return context.WithTimeout(ctx, m.timeout)
+	}
+	return context.WithCancel(ctx)
+}
+
+// command is the model's, for one job.
 func (m *model) command(j runner.Job) *exec.Cmd {
-	fill := strings.NewReplacer("{inputs}", j.InputDir, "{outputs}", j.OutputDir)
+	fill := strings.NewReplacer("{inputs}", j.InputDir, "{outputs}", j.OutputDir, "{job}", j.ID)
 	args := make([]string, len(m.args))
 	for i, arg := range m.args {
 		args[i] = fill.Replace(arg)
 	}
+	cmd := m.service(args)
+	cmd.Env = append(cmd.Env, "SHEPHERD_JOB_ID="+j.ID, "SHEPHERD_INPUTS="+j.InputDir, "SHEPHERD_OUTPUTS="+j.OutputDir)
+	cmd.Env = append(cmd.Env, j.Trace.Environ()...)
+	return cmd
+}
+
+// service is the model's command with these arguments, for no job.
+func (m *model) service(args []string) *exec.Cmd {
 	cmd := exec.Command(m.program, args...)
 	cmd.Dir = m.dir
 	own := slices.DeleteFunc(os.Environ(), func(v string) bool { // the trace of the runner's start is another
 		return strings.HasPrefix(v, "TRACEPARENT=") || strings.HasPrefix(v, "TRACESTATE=")
 	})
-	cmd.Env = append(append(own, m.env...),
-		"SHEPHERD_JOB_ID="+j.ID, "SHEPHERD_INPUTS="+j.InputDir, "SHEPHERD_OUTPUTS="+j.OutputDir)
-	cmd.Env = append(cmd.Env, j.Trace.Environ()...)
+	cmd.Env = append(own, m.env...)
 	return cmd
 }
 
-// wait waits for the command. When ctx ends first, it stops the command and
-// says so, however that then exits.
-func wait(ctx context.Context, cmd *exec.Cmd, g *group) (stopped bool, err error) {
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	select {
-	case err := <-exited:
-		return false, err
-	case <-ctx.Done():
+// output takes what a command prints: it goes to this program's own output, line
+// by line to a function, and the end of stderr is kept.
+type output struct {
+	each   func(line string)
+	stderr *bounded.Tail
+	reads  []*os.File
+	writes []*os.File // the command's ends, until started
+	copied chan struct{}
+	copies int
+}
+
+func newOutput(each func(line string)) *output {
+	return &output{each: each, stderr: bounded.NewTail(tailSize), copied: make(chan struct{}, 2)}
+}
+
+// attach gives the command its ends.
+func (o *output) attach(cmd *exec.Cmd) error {
+	for _, stream := range []struct {
+		into *io.Writer
+		to   io.Writer
+	}{{&cmd.Stdout, os.Stdout}, {&cmd.Stderr, io.MultiWriter(o.stderr, os.Stderr)}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			o.close()
+			return err
+		}
+		o.reads, o.writes = append(o.reads, r), append(o.writes, w)
+		*stream.into = w
+		o.copies++
+		go func() { // ends with the pipe, at the latest a second after end
+			lines := bounded.NewLines(lineSize, func(line string) {
+				if _, _, ok := parseProgress(line); !ok {
+					_, _ = io.WriteString(stream.to, line+"\n")
+				}
+				o.each(line)
+			})
+			_, _ = io.Copy(lines, r)
+			lines.Flush()
+			o.copied <- struct{}{}
+		}()
 	}
-	g.terminate()
-	select {
-	case <-exited:
-	case <-time.After(grace):
-		g.kill()
-		<-exited
+	return nil
+}
+
+// started closes the command's ends here: it has its own.
+func (o *output) started() {
+	for _, w := range o.writes {
+		w.Close()
 	}
-	return true, nil
+	o.writes = nil
+}
+
+// end waits until all that was printed was taken.
+func (o *output) end() {
+	for _, r := range o.reads {
+		_ = r.SetReadDeadline(time.Now().Add(time.Second)) // the command may have given one away
+	}
+	for ; o.copies > 0; o.copies-- {
+		<-o.copied
+	}
+}
+
+func (o *output) close() {
+	o.started()
+	o.end()
+	for _, r := range o.reads {
+		r.Close()
+	}
+}
+
+var progressLine = regexp.MustCompile(`^::progress\s+([0-9]*\.?[0-9]+)(%?)(?:\s+(.*))?$`)
+
+// parseProgress reads `::progress 0.4 text`.
+func parseProgress(line string) (done float64, text string, ok bool) {
+	m := progressLine.FindStringSubmatch(strings.TrimRight(line, "\r "))
+	if m == nil {
+		return 0, "", false
+	}
+	done, err := strconv.ParseFloat(m[1], 64)
+	if m[2] == "%" {
+		done /= 100
+	}
+	return done, m[3], err == nil
+}
+
+// tell passes a line of a command's output on as an event.
+func tell(j runner.Job, line string) {
+	if done, text, ok := parseProgress(line); ok {
+		j.Progress(done, text)
+		return
+	}
+	if line = strings.TrimRight(logtext.Clean(line), " \t"); line != "" {
+		j.Log(line)
+	}
 }
 
 // stopped is what a client is told when the command was stopped.
 func (m *model) stopped(ctx context.Context, stderr string) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return ctx.Err() // the runner is stopping
+		return ctx.Err() // the job was cancelled, or the runner is stopping
 	}
 	return &job.Failure{
 		Message:   fmt.Sprintf("TimeoutError: the command ran longer than its timeout of %s", m.timeout),
 		Type:      "TimeoutError",
-		Traceback: stderr,
+		Traceback: logtext.Clean(stderr),
 	}
 }
 
-// failure is what a client is told about how the command ended.
-func failure(err error, stderr string) error {
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return err
+// failure is what a client is told about how the command ended; nil where it
+// ended well.
+func failure(status syscall.WaitStatus, stderr string) error {
+	if status.Exited() && status.ExitStatus() == 0 {
+		return nil
 	}
-	how := fmt.Sprintf("exit code %d", exit.ExitCode())
-	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+	how := fmt.Sprintf("exit code %d", status.ExitStatus())
+	if status.Signaled() {
 		how = "killed by signal " + status.Signal().String()
 	}
-	f := &job.Failure{Message: "CommandFailed: " + how, Type: "CommandFailed", Traceback: stderr}
-	if line := lastLine(stderr); line != "" {
-		f.Message += ": " + line
+	f := &job.Failure{Message: "CommandFailed: " + how, Type: "CommandFailed", Traceback: logtext.Clean(stderr)}
+	if cause := logtext.Cause(stderr); cause != "" {
+		f.Message += ": " + cause
 	}
 	return f
-}
-
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
-}
-
-// tail keeps the last lines of what is written to it.
-type tail struct{ last []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.last = append(t.last, p[max(0, len(p)-tailSize):]...)
-	if extra := len(t.last) - tailSize; extra > 0 {
-		t.last = append(t.last[:0], t.last[extra:]...)
-	}
-	return len(p), nil
-}
-
-// String leaves out the beginning that was cut within a line.
-func (t *tail) String() string {
-	last := t.last
-	if len(last) == tailSize {
-		if i := bytes.IndexByte(last, '\n'); i >= 0 {
-			last = last[i+1:]
-		}
-	}
-	return strings.ToValidUTF8(string(last), "\ufffd")
 }

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -18,18 +20,41 @@ const configName = "config.yaml"
 
 // model is a command that processes jobs, as its configuration describes it.
 type model struct {
-	dir     string   // the configuration's
-	program string   // absolute
-	args    []string // may hold {inputs} and {outputs}
-	env     []string
-	timeout time.Duration // 0 for none
+	dir        string   // where it runs
+	program    string   // absolute
+	args       []string // may hold {inputs}, {outputs} and {job}
+	env        []string
+	timeout    time.Duration // of a job; 0 for none
+	contract   contract
+	stopSignal syscall.Signal
+	children   *children
+}
+
+// contract is how a command is given jobs.
+type contract string
+
+// The contracts.
+const (
+	contractCommand contract = "command" // it is started for each job
+	contractWarm    contract = "warm"    // it stays up, see warm
+	contractCog     contract = "cog"     // it serves Cog's HTTP API, see cog
+)
+
+func (c *contract) UnmarshalText(text []byte) error {
+	switch x := contract(text); x {
+	case contractCommand, contractWarm, contractCog:
+		*c = x
+		return nil
+	}
+	return fmt.Errorf("contract %q is none of command, warm and cog", text)
 }
 
 // configYAML is config.yaml.
 type configYAML struct {
-	Command []string          `yaml:"command"`
-	Timeout duration          `yaml:"timeout"`
-	Env     map[string]string `yaml:"env"`
+	Command  []string          `yaml:"command"`
+	Contract contract          `yaml:"contract"`
+	Timeout  duration          `yaml:"timeout"`
+	Env      map[string]string `yaml:"env"`
 }
 
 // duration is written with its unit, as in 90s or 1h30m.
@@ -47,7 +72,7 @@ func (d *duration) UnmarshalYAML(text []byte) error {
 
 // loadModel reads the configuration at path, a file or the directory that holds
 // a config.yaml.
-func loadModel(path string) (*model, error) {
+func loadModel(path string, kids *children) (*model, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -63,7 +88,10 @@ func loadModel(path string) (*model, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	m := &model{dir: filepath.Dir(path), args: cfg.Command[1:], timeout: time.Duration(cfg.Timeout)}
+	m := &model{
+		dir: filepath.Dir(path), args: cfg.Command[1:], timeout: time.Duration(cfg.Timeout),
+		contract: cmp.Or(cfg.Contract, contractCommand), stopSignal: syscall.SIGTERM, children: kids,
+	}
 	if m.program, err = find(cfg.Command[0], m.dir); err != nil {
 		return nil, fmt.Errorf("%s: command: %w", path, err)
 	}

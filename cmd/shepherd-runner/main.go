@@ -1,45 +1,164 @@
-// Shepherd-runner runs a plain command as a model: for each job it starts the
-// command that the model's config.yaml names, in the directory of that file.
+// Shepherd-runner runs a plain command as a model:
 //
 //	shepherd-runner -p PORT NAME/VERSION/config.yaml
+//	shepherd-runner run [-p PORT] [--contract command|warm|cog] [flags] -- COMMAND [ARGUMENT…]
 //
 //	# config.yaml
 //	command: [python3, predict.py, "{inputs}/input", "{outputs}/output"]
+//	contract: command   # how the command is given jobs
 //	timeout: 10m        # of one job; without it a job may run for ever
 //	env: {THREADS: "4"} # added to the runner's own environment
 //
-// The command finds its job in the environment: SHEPHERD_JOB_ID, the directory
-// of its inputs SHEPHERD_INPUTS, and SHEPHERD_OUTPUTS, where it leaves its
-// results; TRACEPARENT and TRACESTATE are the job's trace, if it is in one. In its
-// arguments {inputs} and {outputs} stand for the two. What it
-// prints goes where the runner's own output goes. It has failed when its exit
-// code is not 0; the end of what it wrote to stderr is then told to the client.
-// When a job ends, nothing that its command started is left running.
+// By the contract `command` it is started for each job, in the directory of
+// config.yaml or, by `run`, where the runner was started. It finds its job in the
+// environment: SHEPHERD_JOB_ID, the directory of its inputs SHEPHERD_INPUTS, and
+// SHEPHERD_OUTPUTS, where it leaves its results; TRACEPARENT and TRACESTATE are the
+// job's trace, if it is in one. In its arguments {inputs}, {outputs} and {job}
+// stand for the three. It has failed when its exit code is not 0; what it wrote to
+// stderr is then told to the client. A line `::progress 0.4 text` on stdout tells
+// how far it is. When a job ends, nothing that its command started is left
+// running.
+//
+// By `warm` the command stays up and is given jobs by its standard input; by `cog`
+// it is an image's that was built with Cog, and is spoken to by HTTP.
+//
+// In a container shepherd makes this program the first process: it reaps orphans
+// and forwards signals.
 package main
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runner"
 )
 
 func main() {
-	if len(os.Args) == 1 && os.Args[0] == guardName {
+	switch {
+	case len(os.Args) == 1 && os.Args[0] == guardName:
 		guard(os.Stdin)
-		return
+	case len(os.Args) > 1 && os.Args[1] == "run":
+		os.Exit(run(os.Args[2:], os.Stderr))
+	default:
+		runner.Main(load)
 	}
-	runner.Main(load)
 }
 
-func load(_ context.Context, args runner.Args) (runner.Handler, error) {
+func load(ctx context.Context, args runner.Args) (runner.Handler, error) {
 	if args.ConfigPath == "" {
 		return nil, errors.New("the path of the model's config.yaml is missing: shepherd-runner -p PORT NAME/VERSION/config.yaml")
 	}
-	m, err := loadModel(args.ConfigPath)
+	m, err := loadModel(args.ConfigPath, newChildren(true))
 	if err != nil {
 		return nil, err
 	}
-	return m.process, nil
+	handler, _, err := m.open(ctx) // what stays up ends with this process, by its guard
+	return handler, err
+}
+
+// open makes the command ready to be given jobs.
+func (m *model) open(ctx context.Context) (handler runner.Handler, stop func(), err error) {
+	switch m.contract {
+	case contractWarm:
+		w, err := newWarm(m)
+		if err != nil {
+			return nil, nil, err
+		}
+		return w.process, w.stop, nil
+	case contractCog:
+		c, err := newCog(ctx, m)
+		if err != nil {
+			return nil, nil, err
+		}
+		return c.process, c.stop, nil
+	}
+	return m.process, func() {}, nil
+}
+
+// run is the command line `shepherd-runner run`.
+func run(arguments []string, stderr io.Writer) int {
+	fail := func(code int, format string, args ...any) int {
+		fmt.Fprintf(stderr, "shepherd-runner: "+format+"\n", args...)
+		return code
+	}
+	flags := pflag.NewFlagSet("shepherd-runner run", pflag.ContinueOnError)
+	flags.SetOutput(stderr)
+	port := flags.IntP("port", "p", runner.DefaultPort, "port to listen on")
+	how := flags.String("contract", string(contractCommand), "how the command is given jobs: command, warm or cog")
+	timeout := flags.Duration("timeout", 0, "how long a job may run; 0 is for ever")
+	stop := flags.String("stop-signal", "SIGTERM", "the signal that asks the command to end")
+	if err := flags.Parse(arguments); errors.Is(err, pflag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return fail(2, "%v", err)
+	}
+	m := &model{timeout: max(*timeout, 0), stopSignal: unix.SignalNum(*stop)}
+	if err := m.contract.UnmarshalText([]byte(*how)); err != nil {
+		return fail(2, "%v", err)
+	}
+	if m.stopSignal == 0 {
+		return fail(2, "--stop-signal: %q is not a signal; expected SIGTERM, SIGINT or the like", *stop)
+	}
+	if flags.NArg() == 0 {
+		return fail(2, "no command: shepherd-runner run [flags] -- COMMAND [ARGUMENT…]")
+	}
+	m.args = flags.Args()[1:]
+	var err error
+	if m.dir, err = os.Getwd(); err != nil {
+		return fail(messenger.ExitLoad, "%v", err)
+	}
+	if m.program, err = find(flags.Arg(0), m.dir); err != nil {
+		return fail(messenger.ExitLoad, "load the model: %v", err)
+	}
+
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer cancel()
+	m.children = newChildren(true)
+	defer m.children.close()
+	defer m.forwardSignals()()
+	handler, closeModel, err := m.open(ctx)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return 0
+	default:
+		return fail(messenger.ExitLoad, "load the model: %v", err)
+	}
+	defer closeModel()
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := runner.Serve(ctx, runner.Config{Port: *port, Log: log}, handler); err != nil {
+		return fail(1, "%v", err)
+	}
+	return 0
+}
+
+// forwardSignals passes signals on that do not ask this program to end. What it
+// returns ends that.
+func (m *model) forwardSignals() (stop func()) {
+	signals := make(chan os.Signal, 8)
+	done := make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	go func() {
+		defer close(done)
+		for s := range signals {
+			if sig, ok := s.(syscall.Signal); ok {
+				m.children.forward(sig)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		<-done
+	}
 }

@@ -25,6 +25,10 @@ import (
 
 // The test binary is shepherd-runner, too, and the guard that this starts.
 func TestMain(m *testing.M) {
+	if name := os.Getenv("SHEPHERD_COG_TEST"); name != "" && len(os.Args) == 1 && os.Args[0] != guardName {
+		serveCog(name)
+		return
+	}
 	if os.Args[0] == guardName || os.Getenv("SHEPHERD_RUNNER_TEST") != "" {
 		main()
 		return
@@ -69,7 +73,7 @@ func newModel(t testing.TB, script, more string) *model {
 	if err := os.WriteFile(filepath.Join(dir, configName), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m, err := loadModel(dir)
+	m, err := loadModel(dir, newChildren(false))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,10 +151,10 @@ func TestMissingProgram(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, configName), []byte("command: [./predict]"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadModel(dir); err == nil || !strings.Contains(err.Error(), "predict") {
+	if _, err := loadModel(dir, newChildren(false)); err == nil || !strings.Contains(err.Error(), "predict") {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := loadModel(filepath.Join(dir, "no", configName)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := loadModel(filepath.Join(dir, "no", configName), newChildren(false)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -320,7 +324,7 @@ func TestExplainsWhatIsWrong(t *testing.T) {
 		}
 		line, _ := bufio.NewReader(stderr).ReadString('\n')
 		_ = cmd.Wait()
-		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(line, want) {
+		if cmd.ProcessState.ExitCode() != messenger.ExitLoad || !strings.Contains(line, want) {
 			t.Errorf("%q: exit code %d, %q; expected %q", args, cmd.ProcessState.ExitCode(), line, want)
 		}
 	}

@@ -8,8 +8,10 @@ import (
 	"strings"
 )
 
-// Bytes is a size. In YAML it is a number of bytes, or a number with one of
-// the units B, KiB, MiB, GiB, TiB (powers of 1024) or kB, MB, GB, TB (of 1000).
+// Bytes is a size. In YAML it is a number of bytes, or a number with one of the units
+// B, KiB, MiB, GiB, TiB (powers of 1024) or kB, MB, GB, TB (of 1000). The forms that
+// compose and Kubernetes files have are read as these read them, as powers of 1024:
+// k, m, g, t in either case, kb, mb, gb, tb, and Ki, Mi, Gi, Ti.
 type Bytes int64
 
 var units = []struct {
@@ -35,18 +37,43 @@ func (b Bytes) String() string {
 // MarshalText writes the size as String does.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
+// foreign are the further units that are read and not written.
+var foreign = map[string]int64{
+	"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
+	"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
+	"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
+	"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40,
+	"b": 1, "": 1,
+}
+
+var errSize = errors.New("not a size such as 512MiB or 2GiB, or a number of bytes")
+
 // Parse reads what Bytes may be in YAML.
 func Parse(s string) (Bytes, error) {
-	size := int64(1)
+	number := strings.TrimRight(s, "BKMGTbkmgti")
+	suffix := s[len(number):]
+	size, known := foreign[suffix]
 	for _, u := range units {
-		if number, ok := strings.CutSuffix(s, u.suffix); ok {
-			s, size = strings.TrimRight(number, " "), u.size
-			break
+		if u.suffix == suffix {
+			size, known = u.size, true
 		}
 	}
-	n, err := strconv.ParseUint(s, 10, 63)
+	number = strings.TrimRight(number, " ")
+	if !known {
+		return 0, errSize
+	}
+	if whole, fraction, ok := strings.Cut(number, "."); ok && size > 1 {
+		f, err := strconv.ParseFloat(number, 64)
+		if err != nil || !digits(whole) || !digits(fraction) || f*float64(size) >= math.MaxInt64 {
+			return 0, errSize
+		}
+		return Bytes(f * float64(size)), nil
+	}
+	n, err := strconv.ParseUint(number, 10, 63)
 	if err != nil || int64(n) > math.MaxInt64/size {
-		return 0, errors.New("not a size such as 512MiB or 2GiB, or a number of bytes")
+		return 0, errSize
 	}
 	return Bytes(int64(n) * size), nil
 }
+
+func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }

@@ -3,6 +3,7 @@
 package python_test
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"fmt"
@@ -29,7 +30,7 @@ const hang = 30 * time.Second
 // program is a runner whose jobs' ids say what happens to them.
 const program = `
 import sys, time
-from shepherd_runner import parse_args, serve
+from shepherd.runner import parse_args, serve
 
 runs = 0
 
@@ -53,6 +54,12 @@ def process(job):
         job.output.write_text(str(runs))
     elif job.id.endswith("traced"):
         job.output.write_text("%s %s" % (job.traceparent, job.tracestate))
+    elif job.id == "tell":
+        job.progress(0.5, "half")
+        job.log("a line")
+        while True:
+            job.check_cancelled()
+            time.sleep(0.001)
     elif job.id == "args":
         job.output.write_text(repr((args.port, args.stream, args.runner, args.config_path)))
 
@@ -88,7 +95,7 @@ func startAt(t *testing.T, host string) *talk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.cmd.Env = append(os.Environ(), "PYTHONPATH="+here, "PYTHONDONTWRITEBYTECODE=1", "SHEPHERD_RUNNER_HOST="+host)
+	x.cmd.Env = append(os.Environ(), "PYTHONPATH="+filepath.Join(here, "src"), "PYTHONDONTWRITEBYTECODE=1", "SHEPHERD_RUNNER_HOST="+host)
 	x.cmd.Stdout, x.cmd.Stderr = x.log, x.log
 	if err := x.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -243,6 +250,76 @@ func TestNoJobRunsTwice(t *testing.T) {
 	}
 	if got, err := os.ReadFile(x.path("runs", job.OutputDir, job.DefaultOutput)); err != nil || string(got) != "2" {
 		t.Fatalf("%s runs, %v; expected 2", got, err)
+	}
+}
+
+// What a job tells goes to who asked for it, and it can be given up.
+func TestEventsAndCancel(t *testing.T) {
+	t.Setenv(messenger.EnvFeatures, messenger.FeatureEvents)
+	x := start(t)
+	x.send("tell", "")
+	var got []string
+	for range 3 {
+		frame, err := x.conn.Recv(x.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := messenger.DecodeEvent(frame)
+		if err != nil {
+			t.Fatalf("%s: %v", frame, err)
+		}
+		got = append(got, fmt.Sprint(e.Kind, " ", e.Progress, e.Text, e.Features))
+	}
+	if want := "[accepted 0[cancel] progress 0.5half[] log 0a line[]]"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+	cancel, err := messenger.EncodeCancel("tell")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.say(string(cancel))
+	if f := x.recv(x.conn, "tell"); f == nil || f.Type != messenger.CancelledType {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// The package's own tests: what runners of the original do.
+func TestPackage(t *testing.T) {
+	python := testenv.Python(t, "zmq", "python3-zmq")
+	cmd := exec.Command(python, "-B", "-m", "unittest", "discover", "-s", "tests", "-t", ".")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// What is built has the package, its command and its types.
+func TestBuild(t *testing.T) {
+	testenv.Python(t, "setuptools, wheel", "python3-setuptools python3-wheel")
+	out := t.TempDir()
+	cmd := exec.Command("./build", out)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	wheels, _ := filepath.Glob(filepath.Join(out, "shepherd-*-py3-none-any.whl"))
+	sdists, _ := filepath.Glob(filepath.Join(out, "shepherd-*.tar.gz"))
+	if len(wheels) != 1 || len(sdists) != 1 {
+		t.Fatalf("built were %v, %v", wheels, sdists)
+	}
+	wheel, err := zip.OpenReader(wheels[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wheel.Close()
+	names := map[string]bool{}
+	for _, f := range wheel.File {
+		names[f.Name] = true
+	}
+	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(wheels[0]), "shepherd-"), "-py3-none-any.whl")
+	for _, want := range []string{"shepherd/py.typed", "shepherd/runner/base_runner.py", "shepherd/comm/messages.py", "shepherd-" + version + ".dist-info/entry_points.txt"} {
+		if !names[want] {
+			t.Errorf("%s is not in the wheel: %v", want, names)
+		}
 	}
 }
 

@@ -2,7 +2,8 @@
 // it builds two images, pushes them to a sandbox registry, and has shepherdd run
 // them through containerd: handwritten digits are classified by a static program
 // on an empty base, and a page of text is read by Tesseract on Debian's
-// libraries. `make demo-container` runs it.
+// libraries. `make demo-container` runs it; `make demo-any` has it run images that
+// know nothing of shepherd.
 package main
 
 import (
@@ -21,6 +22,7 @@ import (
 
 type options struct {
 	bin, examples, containerd, mirror string
+	any                               bool // images that know nothing of shepherd
 }
 
 // startTime bounds the start of a program, imagesTime the making of the images,
@@ -38,6 +40,7 @@ func main() {
 	flag.StringVar(&o.examples, "examples", "examples", "directory of the examples")
 	flag.StringVar(&o.containerd, "containerd", systemSocket, "containerd's socket; where it does not answer, a private containerd is started")
 	flag.StringVar(&o.mirror, "mirror", "", "Debian archive to take Tesseract from")
+	flag.BoolVar(&o.any, "any", false, "run images that know nothing of shepherd")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -84,17 +87,25 @@ func demo(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, box.stop()) }()
 
 	pushing, cancel := context.WithTimeout(ctx, imagesTime)
-	refs, err := pushImages(pushing, o, dir, box.registry)
+	push, sheep := pushImages, twoSheep
+	if o.any {
+		push, sheep = pushAny, anySheep
+	}
+	refs, err := push(pushing, o, dir, box.registry)
 	cancel()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, ctd.forget(context.WithoutCancel(ctx), refs)) }()
-	daemon, err := startDaemon(o.bin, filepath.Join(dir, "shepherd"), box, ctd)
+	daemon, err := startDaemon(o.bin, filepath.Join(dir, "shepherd"), box, ctd, sheep)
 	if err != nil {
 		return err
 	}
-	err = run(ctx, daemon, box, ctd)
+	if o.any {
+		err = runAny(ctx, daemon, box)
+	} else {
+		err = run(ctx, daemon, box, ctd)
+	}
 	return errors.Join(err, daemon.stop())
 }
 

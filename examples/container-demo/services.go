@@ -79,7 +79,7 @@ func pushImages(ctx context.Context, o options, dir, registry string) ([]string,
 	return refs, nil
 }
 
-// daemon is a running shepherdd with two container sheep.
+// daemon is a running shepherdd with container sheep.
 type daemon struct {
 	*process
 	api string
@@ -101,18 +101,21 @@ api:
   host: 127.0.0.1
   port: 0
 sheep:
-  sheep_1:
+`
+
+// twoSheep are sheep that run whatever they are given.
+const twoSheep = `  sheep_1:
     type: docker
   sheep_2:
     type: docker
 `
 
-// startDaemon starts shepherdd and returns when it serves.
-func startDaemon(bin, dir string, box *sandbox, ctd *containerd) (*daemon, error) {
+// startDaemon starts shepherdd with the sheep and returns when it serves.
+func startDaemon(bin, dir string, box *sandbox, ctd *containerd, sheep string) (*daemon, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	text := fmt.Sprintf(configuration, dir, box.registry, box.storage, box.accessKey, box.secretKey, ctd.address, namespace, ctd.snapshotter)
+	text := fmt.Sprintf(configuration, dir, box.registry, box.storage, box.accessKey, box.secretKey, ctd.address, namespace, ctd.snapshotter) + sheep
 	config := filepath.Join(dir, "shepherd.yml")
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
@@ -129,6 +132,6 @@ func startDaemon(bin, dir string, box *sandbox, ctd *containerd) (*daemon, error
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("shepherdd serves its API at %s, with two container sheep\n\n", d.api)
+	fmt.Printf("shepherdd serves its API at %s, with container sheep\n\n", d.api)
 	return d, nil
 }

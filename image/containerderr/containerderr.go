@@ -29,6 +29,9 @@ const (
 	snapshotExists = "file exists"
 	brokenWrite    = "failed to send write: EOF"
 
+	tokenFetch          = "failed to fetch oauth token"
+	anonymousTokenFetch = "failed to fetch anonymous token"
+
 	execNotFound   = "not found in $PATH" // runc's and crun's
 	execNoFile     = "no such file or directory"
 	execOfStart    = "exec: "
@@ -41,6 +44,23 @@ func has(err error, texts ...string) bool {
 	}
 	text := err.Error()
 	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(text, t) })
+}
+
+// Core is what an error says from the first of the texts of this package that is
+// in it: without the chain of calls before, which differs from release to release,
+// and without the class after. Where there is none it is the whole.
+func Core(err error) string {
+	text := err.Error()
+	for _, known := range []string{execOfStart, unexpectedDigest, unexpectedSize, wrongDiffID} {
+		if i := strings.Index(text, known); i >= 0 {
+			text = text[i:]
+			break
+		}
+	}
+	for _, class := range []string{": unknown", ": failed precondition"} {
+		text = strings.TrimSuffix(text, class)
+	}
+	return text
 }
 
 // DiskFull reports whether a disk has no room, or a quota has none.
@@ -72,6 +92,9 @@ func SnapshotInTheWay(err error) bool { return has(err, snapshotExists) }
 func Away(err error) bool {
 	return errdefs.IsUnavailable(err) || err != nil && strings.HasSuffix(err.Error(), brokenWrite)
 }
+
+// TokenRefused reports whether it was a registry's token server that answered.
+func TokenRefused(err error) bool { return has(err, tokenFetch, anonymousTokenFetch) }
 
 // NoProgram reports whether a runtime did not find the program that a container
 // is to run.

@@ -98,11 +98,25 @@ func TestTextsOfThePinnedVersion(t *testing.T) {
 		unexpectedDigest:                   "plugins/content/local/writer.go",
 		unexpectedSize:                     "plugins/content/local/writer.go",
 		noPlatform:                         "core/images/handlers.go",
+		tokenFetch:                         "core/remotes/docker/authorizer.go",
+		anonymousTokenFetch:                "core/remotes/docker/authorizer.go",
 		strings.Split(brokenWrite, ":")[0]: "core/content/proxy/content_writer.go",
 	} {
 		source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), file))
 		if err != nil || !bytes.Contains(source, []byte(text)) {
 			t.Errorf("%s does not say %q: %v", file, text, err)
+		}
+	}
+}
+
+func TestCore(t *testing.T) {
+	for text, want := range map[string]string{
+		`task: failed to create shim task: OCI runtime create failed: unable to start container process: exec: "serve": executable file not found in $PATH: unknown`: `exec: "serve": executable file not found in $PATH`,
+		`failed commit on ref "x": commit failed: unexpected commit digest a, expected b: failed precondition`:                                                       "unexpected commit digest a, expected b",
+		`something else: unknown`: "something else",
+	} {
+		if got := Core(errors.New(text)); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }

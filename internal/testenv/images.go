@@ -4,6 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"compress/gzip"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -13,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // Layer makes a layer of an image from files by path, all executable.
@@ -65,6 +70,11 @@ type TarEntry struct {
 // that are not among them are not in the archive either.
 func TarLayer(t testing.TB, entries ...TarEntry) v1.Layer {
 	t.Helper()
+	return stored(t, tarOf(t, entries))
+}
+
+func tarOf(t testing.TB, entries []TarEntry) []byte {
+	t.Helper()
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	for _, e := range entries {
@@ -82,7 +92,7 @@ func TarLayer(t testing.TB, entries ...TarEntry) v1.Layer {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return stored(t, archive.Bytes())
+	return archive.Bytes()
 }
 
 // stored makes a layer of an archive, not deflated: what compresses costs time
@@ -127,4 +137,47 @@ func Image(t testing.TB, config v1.Config, layers ...v1.Layer) v1.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// ZstdLayer is TarLayer, compressed with zstd.
+func ZstdLayer(t testing.TB, entries ...TarEntry) v1.Layer {
+	t.Helper()
+	archive := tarOf(t, entries)
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(archive)), nil
+	}, tarball.WithCompression(compression.ZStd), tarball.WithMediaType(types.OCILayerZStd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+// EstargzLayer is a layer of one file as lazily pulling snapshotters have them:
+// gzip members that can be read one by one, a table of contents and a footer that
+// tells where it is. To everybody else it is a layer in gzip.
+func EstargzLayer(t testing.TB, name string, data []byte) v1.Layer {
+	t.Helper()
+	var out bytes.Buffer
+	member := func(extra, content []byte) {
+		w := gzip.NewWriter(&out)
+		w.Extra = extra
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const end = 1024 // two empty blocks end an archive
+	first := tarOf(t, []TarEntry{{Name: name, Data: data}})
+	member(nil, first[:len(first)-end])
+	toc := out.Len()
+	member(nil, tarOf(t, []TarEntry{{Name: "stargz.index.json", Data: fmt.Appendf(nil,
+		`{"version":1,"entries":[{"name":%q,"type":"reg","size":%d,"digest":"sha256:%x","offset":0}]}`, name, len(data), sha256.Sum256(data))}}))
+	member(fmt.Appendf(nil, "SG\x16\x00%016xSTARGZ", toc), nil)
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(out.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
 }

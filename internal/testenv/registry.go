@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -69,7 +70,9 @@ type RegistryFault struct {
 	// Status is answered, where it is not 0, with Header.
 	Status int
 	Header http.Header
-	// Body is answered, where it is not nil.
+	// Text is the body with Status, where it is not empty.
+	Text string
+	// Body is answered, where it is not nil, with Header.
 	Body []byte
 	// CutAfter breaks the connection after that many bytes of the body, where
 	// it is above 0; below 0, before any answer.
@@ -169,6 +172,18 @@ func BlobBytes(requests []RegistryRequest, digest string) (n int64) {
 	return n
 }
 
+// ServeDirect answers past all authentication, counting and faults.
+func (r *Registry) ServeDirect(w http.ResponseWriter, req *http.Request) { r.inner.ServeHTTP(w, req) }
+
+// GiveToken makes a token without asking for credentials.
+func (r *Registry) GiveToken() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	token := rand.Text()
+	r.tokens[token] = true
+	return token
+}
+
 // RevokeTokens makes the tokens given out so far invalid.
 func (r *Registry) RevokeTokens() {
 	r.mu.Lock()
@@ -218,8 +233,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		for key, values := range fault.Header {
 			w.Header()[key] = values
 		}
-		http.Error(out, http.StatusText(fault.Status), fault.Status)
+		http.Error(out, cmp.Or(fault.Text, http.StatusText(fault.Status)), fault.Status)
 	case fault.Body != nil:
+		for key, values := range fault.Header {
+			w.Header()[key] = values
+		}
 		w.Header().Set("Content-Length", strconv.Itoa(len(fault.Body)))
 		out.Write(fault.Body)
 	case req.URL.Path == "/token":

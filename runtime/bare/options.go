@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/shellwords"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -100,9 +102,12 @@ type Words []string
 func (w *Words) UnmarshalYAML(unmarshal func(any) error) error {
 	var line string
 	if err := unmarshal(&line); err == nil {
-		words, err := splitWords(line)
+		words, err := shellwords.Split(line)
+		if err != nil {
+			return fmt.Errorf("command: %w", err)
+		}
 		*w = words
-		return err
+		return nil
 	}
 	var list []string
 	if err := unmarshal(&list); err != nil {
@@ -110,54 +115,6 @@ func (w *Words) UnmarshalYAML(unmarshal func(any) error) error {
 	}
 	*w = list
 	return nil
-}
-
-// splitWords takes a command line apart by the rules of POSIX shell quoting.
-func splitWords(line string) ([]string, error) {
-	var words []string
-	var word strings.Builder
-	begun, quote, escaped := false, rune(0), false
-	for _, r := range line {
-		switch {
-		case escaped:
-			if quote == '"' && !strings.ContainsRune("$`\"\\\n", r) {
-				word.WriteByte('\\')
-			}
-			if r != '\n' {
-				word.WriteRune(r)
-			}
-			escaped = false
-		case r == '\\' && quote != '\'':
-			escaped, begun = true, true
-		case quote != 0:
-			if r == quote {
-				quote = 0
-			} else {
-				word.WriteRune(r)
-			}
-		case r == '\'' || r == '"':
-			quote, begun = r, true
-		case r == ' ' || r == '\t' || r == '\n':
-			if begun {
-				words = append(words, word.String())
-				word.Reset()
-				begun = false
-			}
-		default:
-			word.WriteRune(r)
-			begun = true
-		}
-	}
-	switch {
-	case quote != 0:
-		return nil, fmt.Errorf("command: the quote %c is not closed", quote)
-	case escaped:
-		return nil, errors.New("command: ends with a backslash")
-	}
-	if begun {
-		words = append(words, word.String())
-	}
-	return words, nil
 }
 
 const (
@@ -216,6 +173,7 @@ func (o *Options) environment(daemon []string, visible map[string]string) []stri
 		delete(env, hipVisible)
 	}
 	env[hostVariable] = loopback
+	env[messenger.EnvFeatures] = messenger.FeatureEvents
 	maps.Copy(env, visible)
 	maps.Copy(env, o.Env)
 	list := make([]string, 0, len(env))

@@ -20,48 +20,6 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-func TestSplitWords(t *testing.T) {
-	for _, c := range []struct {
-		line string
-		want []string
-	}{
-		{"", nil},
-		{"  a\tb \n c ", []string{"a", "b", "c"}},
-		{`python3 -m "my runner" 'a "b" \' c\ d`, []string{"python3", "-m", "my runner", `a "b" \`, "c d"}},
-		{`"a\"b" "a\nb" "a\\b"`, []string{`a"b`, `a\nb`, `a\b`}},
-		{`'' "" a''b`, []string{"", "", "ab"}},
-		{"$HOME `x` *", []string{"$HOME", "`x`", "*"}},
-	} {
-		got, err := splitWords(c.line)
-		if err != nil || !slices.Equal(got, c.want) {
-			t.Errorf("%q: got %q, %v, want %q", c.line, got, err, c.want)
-		}
-	}
-	for _, bad := range []string{`'a`, `a "b`, `a\`} {
-		if got, err := splitWords(bad); err == nil {
-			t.Errorf("%q: got %q, want an error", bad, got)
-		}
-	}
-}
-
-func FuzzSplitWords(f *testing.F) {
-	f.Add(`a 'b c' "d\"e" f\ g`)
-	f.Fuzz(func(t *testing.T, line string) {
-		words, err := splitWords(line)
-		if err != nil {
-			return
-		}
-		var quoted []string
-		for _, w := range words {
-			quoted = append(quoted, "'"+strings.ReplaceAll(w, "'", `'\''`)+"'")
-		}
-		again, err := splitWords(strings.Join(quoted, " "))
-		if err != nil || !slices.Equal(again, words) {
-			t.Errorf("%q gives %q, which quoted gives %q, %v", line, words, again, err)
-		}
-	})
-}
-
 func TestCommand(t *testing.T) {
 	m := job.Model{Name: "group/digits", Version: "v1"}
 	for _, c := range []struct {
@@ -119,7 +77,12 @@ func TestEnvironment(t *testing.T) {
 		if p.options.Devices.Asks(gpu.AMD) {
 			daemon = append(daemon, "HIP_VISIBLE_DEVICES=7", "ROCR_VISIBLE_DEVICES=7")
 		}
-		if got := p.options.environment(daemon, env); !slices.Equal(got, c.want) {
+		got := p.options.environment(daemon, env)
+		if !slices.Contains(got, "SHEPHERD_FEATURES=events") {
+			t.Errorf("the runner is not told that it may send events: %q", got)
+		}
+		got = slices.DeleteFunc(got, func(v string) bool { return v == "SHEPHERD_FEATURES=events" })
+		if !slices.Equal(got, c.want) {
 			t.Errorf("%v, %v: got %q, want %q", c.devices, c.env, got, c.want)
 		}
 	}

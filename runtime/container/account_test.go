@@ -146,3 +146,33 @@ func idsOf(t *testing.T, pid int) (uid, gid int) {
 	}
 	return uid, gid
 }
+
+// The user is found whatever the snapshotter's mounts are: native's bind mounts,
+// and those of erofs, which containerd's mount manager makes.
+func TestOwnerBySnapshotter(t *testing.T) {
+	for snapshotter, daemon := range map[string]*testenv.Containerd{
+		"native": testenv.StartContainerd(t),
+		"erofs":  testenv.StartContainerd2(t),
+	} {
+		t.Run(snapshotter, func(t *testing.T) {
+			if snapshotter == "erofs" {
+				testenv.Command(t, "mkfs.erofs", "erofs-utils")
+			}
+			w := newWorld(t, daemon)
+			w.more = "snapshotter: " + snapshotter + "\n"
+			config := w.runner()
+			config.User = "ada"
+			w.registry.Push(t, model.String(), testenv.Image(t, config, w.base,
+				testenv.TarLayer(t, append(linkedAccounts(), testenv.TarEntry{Name: "config.yaml", Mode: 0o644})...)))
+			h := w.inherit(t)
+			h.Load()
+			if uid, gid, err := h.Sheep.(runtime.Owner).Owner(t.Context(), model); err != nil || uid != 1000 || gid != 1001 {
+				t.Errorf("the owner is %d:%d, %v", uid, gid, err)
+			}
+			if uid, gid := idsOf(t, h.Run()); uid != 1000 || gid != 1001 {
+				t.Errorf("the runner is %d:%d", uid, gid)
+			}
+			h.Slaughter()
+		})
+	}
+}

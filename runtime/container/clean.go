@@ -28,7 +28,7 @@ const (
 )
 
 // Clean asks containerd how the runner ended, and removes task, container and
-// snapshot. Where containerd cannot be asked they stay for the next Load.
+// snapshot. To an end that looks like a limit of the container it adds which. Where containerd cannot be asked they stay for the next Load.
 func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) (err error) {
 	if spec.Container == nil {
 		return nil
@@ -38,6 +38,7 @@ func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit)
 			c.setSwept(false)
 		}
 	}()
+	defer c.addHint(exit)
 	ctx, cancel := context.WithTimeout(ctx, restartTime+noticeTime)
 	defer cancel()
 	began := time.Now()

@@ -68,7 +68,8 @@ type world struct {
 	dir      string
 	daemon   *testenv.Containerd
 	registry *testenv.Registry
-	more     string // more of a sheep's configuration
+	more     string   // more of a sheep's configuration
+	mounts   []string // what sheep may mount
 	gpus     container.GPUs
 	node     string // of the daemon
 	base     v1.Layer
@@ -105,7 +106,7 @@ func (w *world) cniDir() string {
 func (w *world) newDriver(log *slog.Logger) *container.Driver {
 	return container.New(container.Config{
 		Address: w.daemon.Address, Namespace: namespace, Registry: image.Registry{URL: w.registry.URL},
-		CNIConfDir: w.cniDir(), GPUs: w.gpus,
+		CNIConfDir: w.cniDir(), GPUs: w.gpus, AllowedMounts: w.mounts,
 		Node: w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
 	})
 }

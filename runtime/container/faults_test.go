@@ -290,7 +290,7 @@ func TestNetwork(t *testing.T) {
 		h := w.up(t, "")
 		h.Do("a", script("miss", "udp 1.1.1.1:53", "tcp 1.1.1.1:443", "dns example.com", "udp [2001:4860:4860::8888]:53",
 			"unix /run/containerd/containerd.sock", "unix "+daemon.Address))
-		h.Do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999") // its own
+		h.Do("b", "reach tcp 127.0.0.1:9999\nreach tcp localhost:9999\nexpect SHEPHERD_RUNNER_HOST=127.0.0.1") // its own
 		h.Slaughter()
 	})
 	t.Run("cni", func(t *testing.T) {
@@ -308,12 +308,14 @@ func TestNetwork(t *testing.T) {
 		leases := filepath.Join(t.TempDir(), "leases")
 		if err := os.WriteFile(filepath.Join(w.cniDir(), "10-test.conflist"), fmt.Appendf(nil, `{
 			"cniVersion": "0.4.0", "name": "shepherd-test",
-			"plugins": [{"type": "ptp", "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "198.18.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]
+			"plugins": [{"type": "ptp", "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "198.18.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
+				"dns": {"nameservers": ["198.18.7.53"], "search": ["farm.example"]}}]
 		}`, leases), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		h.Run()
-		h.Do("a", "reach tcp 127.0.0.1:9999\nreach tcp 198.18.7.1:"+port+"\nmiss unix "+abstract)
+		h.Do("a", "reach tcp 127.0.0.1:9999\nreach tcp 198.18.7.1:"+port+"\nmiss unix "+abstract+
+			"\nexpect SHEPHERD_RUNNER_HOST=127.0.0.1\nholds /etc/resolv.conf nameserver 198.18.7.53\nholds /etc/resolv.conf search farm.example")
 		given := func() int {
 			found, _ := filepath.Glob(filepath.Join(leases, "*", "198.18.7.*"))
 			return len(found)
@@ -330,7 +332,7 @@ func TestNetwork(t *testing.T) {
 		w := newWorld(t, daemon)
 		w.more = "network: host\n"
 		h := w.up(t, "")
-		h.Do("a", script("reach"))
+		h.Do("a", script("reach", "tcp 127.0.0.1:9999")+"\nexpect SHEPHERD_RUNNER_HOST=127.0.0.1")
 		h.Slaughter()
 	})
 }

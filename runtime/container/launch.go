@@ -24,6 +24,7 @@ import (
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/image/containerderr"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/oci"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shim"
@@ -224,6 +225,9 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 		return nil, err
 	}
 	options.Env[shim.Mark] = spec.Life
+	if _, own := options.Env[messenger.EnvFeatures]; !own {
+		options.Env[messenger.EnvFeatures] = messenger.FeatureEvents
+	}
 	for _, v := range trace.Environ() {
 		name, value, _ := strings.Cut(v, "=")
 		options.Env[name] = value
@@ -236,11 +240,22 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
+	contract, err := chooseContract(c.options.Contract, img.Config.Config.Labels)
+	if err != nil {
+		return nil, err
+	}
+	inject, err := contract.edit(c.options.Command != nil, img.Config.Config.StopSignal)
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Edits, err = c.devices.edits(ctx, c.sheep, &c.options); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		return nil, noDevices(err)
+	}
+	if inject != nil {
+		cfg.Edits = append([]func(*specs.Spec) error{inject}, cfg.Edits...)
 	}
 	switch options.Network {
 	case oci.NetworkHost:
@@ -345,7 +360,7 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 		text = "containerd cannot be reached (" + text + "); check whether it is running (systemctl status containerd)"
 		class = errdefs.ErrUnavailable
 	case containerderr.NoProgram(err):
-		text = "the image does not have the program that its command names, or its interpreter: " + text + "; set the sheep's command, or build the image anew"
+		text = "the image does not have the program that its command names, or its interpreter (" + containerderr.Core(err) + "); set the sheep's command, or build the image anew"
 		class = errdefs.ErrFailedPrecondition
 	case class == errdefs.ErrUnknown || class == errdefs.ErrNotFound || class == errdefs.ErrInvalidArgument:
 		class = errdefs.ErrFailedPrecondition

@@ -49,6 +49,9 @@ type Options struct {
 	Command  []string              `yaml:"command"`
 	Args     []string              `yaml:"args"`
 	Network  string                `yaml:"network"`
+	// Contract is how images are given jobs: zeromq, command, warm or cog; empty
+	// is what each says.
+	Contract Contract `yaml:"contract"`
 
 	// Grace and OrphanTimeout override the driver's.
 	Grace         time.Duration `yaml:"grace"`
@@ -125,6 +128,9 @@ func (o *Options) check(allowed []string) error {
 	}
 	if strings.ContainsAny(o.Runtime, " \x00") {
 		wrong("runtime", "%q is not a runtime; expected runc, crun, nvidia, gvisor, a path or the name of a containerd runtime", o.Runtime)
+	}
+	if o.Contract.check() != nil {
+		wrong("contract", "%q is none of zeromq, command, warm and cog", o.Contract)
 	}
 	if o.Grace < 0 {
 		wrong("grace", "cannot be negative")

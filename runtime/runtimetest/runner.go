@@ -36,11 +36,16 @@ import (
 //	exit CODE         end the process
 //	signal NAME       send itself a signal ("SIGKILL")
 //	ignore TERM       go on when told to end
+//	quit SIGNAL CODE  end with the code when the signal comes
+//	tell              write who it is and what it can write into outputs/told
 //	fork              start a process that leaves the group, session and parent
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
 //	allocate MIB      use memory
 //	expect NAME=VALUE end with an error unless the environment has that once
+//	holds PATH TEXT   end with an error unless the file holds the text
+//	write PATH        end with an error unless the file can be written
+//	readonly PATH     end with an error unless its file system is read-only
 //	reach NET ADDR    end with an error unless NET ADDR can be dialed
 //	miss NET ADDR     end with an error if it can
 //	serve HTTP        (config) accept connections and answer nonsense
@@ -206,6 +211,20 @@ func (r *scripted) do(verb, rest string) error {
 	case "ignore":
 		signal.Ignore(unix.SIGTERM)
 		r.ctx = context.Background()
+	case "quit":
+		name, code, _ := strings.Cut(rest, " ")
+		n, err := strconv.Atoi(code)
+		if err != nil {
+			return err
+		}
+		came := make(chan os.Signal, 1)
+		signal.Notify(came, unix.SignalNum(name))
+		go func() {
+			<-came
+			os.Exit(n)
+		}()
+	case "tell":
+		return os.WriteFile(filepath.Join(r.root, string(r.job), job.OutputDir, "told"), []byte(tell()), 0o644)
 	case "fork":
 		return fork()
 	case "print":
@@ -236,6 +255,19 @@ func (r *scripted) do(verb, rest string) error {
 		if len(same) != 1 || same[0] != rest {
 			return fmt.Errorf("the environment has %q, expected %q", same, rest)
 		}
+	case "holds":
+		path, text, _ := strings.Cut(rest, " ")
+		data, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(data), text) {
+			err = fmt.Errorf("it holds %q", data)
+		}
+		return err
+	case "write":
+		return os.WriteFile(rest, nil, 0o644)
+	case "readonly":
+		if err := os.WriteFile(rest, nil, 0o644); !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("it is not read-only: %v", err)
+		}
 	case "reach":
 		return dial(rest)
 	case "miss":
@@ -263,6 +295,36 @@ func (r *scripted) do(verb, rest string) error {
 		return errors.New("unknown command")
 	}
 	return nil
+}
+
+// tell says who this process is and what it finds, a fact a line.
+func tell() string {
+	groups, _ := os.Getgroups()
+	cwd, _ := os.Getwd()
+	first, _ := os.ReadFile("/proc/1/comm")
+	writable := func(dir string) string {
+		f, err := os.CreateTemp(dir, "probe")
+		if err != nil {
+			return "no: " + innermost(err).Error()
+		}
+		defer os.Remove(f.Name())
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return "no: " + err.Error()
+		}
+		return fmt.Sprintf("yes, as group %d", info.Sys().(*syscall.Stat_t).Gid)
+	}
+	return fmt.Sprintf("user %d, group %d, groups %v\nworking directory %s, home %s\nfirst process %s\nvariables %d\nwritable: its own %s; / %s; /tmp %s; /dev/shm %s\n",
+		os.Getuid(), os.Getgid(), groups, cwd, os.Getenv("HOME"), strings.TrimSpace(string(first)), len(os.Environ()),
+		writable(cwd), writable("/"), writable("/tmp"), writable("/dev/shm"))
+}
+
+func innermost(err error) error {
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err
 }
 
 func dial(rest string) error {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -421,7 +422,22 @@ func (s *Sheep) conclude(life *found, c *conn) error {
 		}
 		return &runtime.LoadError{Message: exit.StartError, Class: class}
 	}
+	if exit.Code == messenger.ExitLoad && !isClosed(life.handle.Connected()) {
+		return &runtime.LoadError{
+			Message: fmt.Sprintf("Cannot load model `%s:%s`: %s", life.model.Name, life.model.Version, cmp.Or(logtext.Cause(exit.LastLog), "its runner does not say why")),
+			Class:   errdefs.ErrFailedPrecondition,
+		}
+	}
 	return exitOf(exit)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // bury waits for the exit of a life, ends its shim, and keeps what is not

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/iterait/shepherd/shim/internal/proc"
+	"github.com/iterait/shepherd/internal/proc"
 )
 
 // foreignError says that somebody else's program listens on the runner's port.

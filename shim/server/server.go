@@ -20,11 +20,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
-	"github.com/iterait/shepherd/shim/internal/cgroup"
-	"github.com/iterait/shepherd/shim/internal/proc"
 )
 
 // Conn is one connection to a runner, from its bind to the end of either side.

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/shim"
-	"github.com/iterait/shepherd/shim/internal/cgroup"
-	"github.com/iterait/shepherd/shim/internal/proc"
 )
 
 // supervisor is the parent of the runner and, by adoption, of all it forks: this

@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/cgroup"
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/shim"
-	"github.com/iterait/shepherd/shim/internal/cgroup"
-	"github.com/iterait/shepherd/shim/internal/proc"
 )
 
 // watched is the first process of a container, whose parent is containerd's
@@ -118,17 +118,36 @@ func (w *watched) oomKills() int { return w.group.OOMKills() }
 // of a PID namespace that it neither handles nor blocks, so one that does neither
 // would only be waited for in vain.
 func (w *watched) terminate() {
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(w.process.PID) + "/status")
-	if err == nil && !receives(string(status), w.stop) {
+	if !listens(w.process.PID, w.stop) {
 		w.kill()
 		return
 	}
 	w.signal(w.stop)
 }
 
+// listens reports whether a process receives the signal, or it cannot be seen that
+// it does not. While a process waits in sigtimedwait(2), as tini does, the kernel
+// shows what it waits for as not blocked: it is in that call, then, or has blocked
+// the signal. As it goes from one to the other between two looks, there are some.
+func listens(pid int, sig unix.Signal) bool {
+	proc := "/proc/" + strconv.Itoa(pid)
+	for range 4 {
+		status, err := os.ReadFile(proc + "/status")
+		if err != nil || receives(string(status), sig) {
+			return true
+		}
+		call, err := os.ReadFile(proc + "/syscall")
+		if err != nil || strings.HasPrefix(string(call), strconv.Itoa(unix.SYS_RT_SIGTIMEDWAIT)+" ") {
+			return true
+		}
+	}
+	return false
+}
+
 // receives reports whether the process with this /proc/PID/status receives the
 // signal: it has a handler, or has blocked it, as programs do that wait for signals
-// with sigwait(3) or signalfd(2). It does where the status does not tell.
+// with signalfd(2) or, at other moments, sigwait(3). It does where the status does
+// not tell.
 func receives(status string, sig unix.Signal) bool {
 	known := false
 	for line := range strings.Lines(status) {

@@ -58,7 +58,7 @@ func (s *suite) testErrors(t *testing.T) {
 					t.Errorf("%s: %q does not say %q", call, err, word)
 				}
 			}
-			if strings.Contains(err.Error(), s.SecretKey) {
+			if s.served() && strings.Contains(err.Error(), s.SecretKey) {
 				t.Errorf("%s: the error holds the secret key", call)
 			}
 		}
@@ -66,26 +66,28 @@ func (s *suite) testErrors(t *testing.T) {
 
 	t.Run("Ping", func(t *testing.T) { noError(t, s.store.Ping(t.Context())) })
 
-	t.Run("Unreachable", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		noError(t, err)
-		address := "http://" + l.Addr().String()
-		noError(t, l.Close())
-		check(t, calls(t.Context(), s.Open(t, address, s.AccessKey, s.SecretKey)), errdefs.IsUnavailable, address, "not reachable")
-	})
+	if s.served() {
+		t.Run("Unreachable", func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			noError(t, err)
+			address := "http://" + l.Addr().String()
+			noError(t, l.Close())
+			check(t, calls(t.Context(), s.Open(t, address, s.AccessKey, s.SecretKey)), errdefs.IsUnavailable, address, "not reachable")
+		})
 
-	t.Run("UnknownKey", func(t *testing.T) {
-		if s.HidesUnknownKeys {
-			t.Skip("the server does not tell an unknown key from a file that is not there")
-		}
-		check(t, calls(t.Context(), s.Open(t, s.URL, "nobody-knows-me", s.SecretKey)), errdefs.IsPermissionDenied, "nobody-knows-me", "storage.access_key")
-	})
+		t.Run("UnknownKey", func(t *testing.T) {
+			if s.HidesUnknownKeys {
+				t.Skip("the server does not tell an unknown key from a file that is not there")
+			}
+			check(t, calls(t.Context(), s.Open(t, s.URL, "nobody-knows-me", s.SecretKey)), errdefs.IsPermissionDenied, "nobody-knows-me", "storage.access_key")
+		})
 
-	t.Run("WrongSecret", func(t *testing.T) {
-		wrong := s.SecretKey + "-wrong"
-		errs := calls(t.Context(), s.Open(t, s.URL, s.AccessKey, wrong))
-		check(t, errs, errdefs.IsPermissionDenied, s.AccessKey)
-	})
+		t.Run("WrongSecret", func(t *testing.T) {
+			wrong := s.SecretKey + "-wrong"
+			errs := calls(t.Context(), s.Open(t, s.URL, s.AccessKey, wrong))
+			check(t, errs, errdefs.IsPermissionDenied, s.AccessKey)
+		})
+	}
 
 	t.Run("Canceled", func(t *testing.T) {
 		check(t, calls(canceled(), s.store), errdefs.IsCanceled)

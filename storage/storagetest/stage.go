@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"github.com/minio/minio-go/v7"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
@@ -56,9 +55,7 @@ func (s *suite) testStage(t *testing.T) {
 	t.Run("Big", func(t *testing.T) {
 		id := s.fresh(t, nil)
 		want := sha256.New()
-		bucket, key := s.at(id, "inputs/big")
-		_, err := s.client.PutObject(t.Context(), bucket, key, io.TeeReader(io.LimitReader(noiseReader(), big), want), big, minio.PutObjectOptions{})
-		noError(t, err)
+		noError(t, s.client.Put(t.Context(), id, "inputs/big", io.TeeReader(io.LimitReader(noiseReader(), big), want), big))
 		dir := t.TempDir()
 		staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), storage.Options{})
 		noError(t, err)

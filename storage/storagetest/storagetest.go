@@ -3,8 +3,9 @@
 //
 //	storagetest.Run(t, func(t *testing.T) storagetest.Harness { … })
 //
-// The suite looks at what is stored with a plain S3 client beside the Store, so
-// that it checks what a job's clients see.
+// The suite looks at what is stored beside the Store, with a plain S3 client or, for
+// a Store that is no server's, with a Client of its own, so that it checks what a
+// job's clients see.
 package storagetest
 
 import (
@@ -12,23 +13,20 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 )
 
-// Harness is a running server and how to make a Store for it.
+// Harness is a running server and how to make a Store for it, or a Store without a
+// server.
 type Harness struct {
 	URL, AccessKey, SecretKey string
 	// Bucket holds all jobs, each below ID/; empty means a bucket per job.
@@ -42,23 +40,30 @@ type Harness struct {
 	// Open makes a Store for a server at url; it is called with other URLs and
 	// keys too.
 	Open func(t testing.TB, url, accessKey, secretKey string) storage.Store
+
+	// Store, without a server, and what reaches its files: the fields above are
+	// empty then, and what only a server can do is not asked for.
+	Store  storage.Store
+	Client Client
+}
+
+// Client reaches what is stored as a job's clients do, under whatever name.
+type Client interface {
+	// MakePlace makes the job's empty place.
+	MakePlace(ctx context.Context, id job.ID) error
+	// Put writes one file of a place that is there.
+	Put(ctx context.Context, id job.ID, name string, r io.Reader, size int64) error
+	// Files is all that the job's place holds, by name; empty where it has none.
+	Files(ctx context.Context, id job.ID) (map[string]string, error)
 }
 
 // Run runs the suite; start is called once.
 func Run(t *testing.T, start func(t *testing.T) Harness) {
 	h := start(t)
-	u, err := url.Parse(h.URL)
-	if err != nil {
-		t.Fatal(err)
+	s := &suite{Harness: h, store: h.Store, client: h.Client}
+	if s.served() {
+		s.store, s.client = h.Open(t, h.URL, h.AccessKey, h.SecretKey), newS3Client(t, h)
 	}
-	client, err := minio.New(u.Host, &minio.Options{
-		Creds: credentials.NewStaticV4(h.AccessKey, h.SecretKey, ""), Secure: u.Scheme == "https",
-		Region: "us-east-1", BucketLookup: minio.BucketLookupPath,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &suite{Harness: h, client: client, store: h.Open(t, h.URL, h.AccessKey, h.SecretKey)}
 	for _, group := range []struct {
 		name string
 		run  func(*testing.T)
@@ -72,10 +77,13 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 
 type suite struct {
 	Harness
-	client *minio.Client
+	client Client
 	store  storage.Store
 	last   atomic.Int64
 }
+
+// served says that the Store is a server's client.
+func (s *suite) served() bool { return s.URL != "" }
 
 // id is one that no other test uses.
 func (s *suite) id() job.ID { return job.ID(fmt.Sprintf("conformance-%d", s.last.Add(1))) }
@@ -97,16 +105,7 @@ func (s *suite) fresh(t *testing.T, files map[string]string) job.ID {
 // place makes a job's place as a client does.
 func (s *suite) place(t *testing.T, id job.ID) {
 	t.Helper()
-	if s.Bucket == "" {
-		noError(t, s.client.MakeBucket(t.Context(), string(id), minio.MakeBucketOptions{}))
-	}
-}
-
-func (s *suite) at(id job.ID, name string) (bucket, key string) {
-	if s.Bucket == "" {
-		return string(id), name
-	}
-	return s.Bucket, string(id) + "/" + name
+	noError(t, s.client.MakePlace(t.Context(), id))
 }
 
 func (s *suite) put(t *testing.T, id job.ID, name, content string) {
@@ -115,40 +114,14 @@ func (s *suite) put(t *testing.T, id job.ID, name, content string) {
 }
 
 func (s *suite) upload(t *testing.T, id job.ID, name, content string) error {
-	bucket, key := s.at(id, name)
-	_, err := s.client.PutObject(t.Context(), bucket, key, strings.NewReader(content), int64(len(content)), minio.PutObjectOptions{})
-	return err
+	return s.client.Put(t.Context(), id, name, strings.NewReader(content), int64(len(content)))
 }
 
 // stored is everything in the job's place, by name.
 func (s *suite) stored(t *testing.T, id job.ID) map[string]string {
 	t.Helper()
-	bucket, prefix := s.at(id, "")
-	files := make(map[string]string)
-	var mu sync.Mutex
-	var group errgroup.Group
-	group.SetLimit(16)
-	for object := range s.client.ListObjectsIter(t.Context(), bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
-		if object.Err != nil {
-			if minio.ToErrorResponse(object.Err).Code == minio.NoSuchBucket {
-				return files
-			}
-			t.Fatal(object.Err)
-		}
-		group.Go(func() error {
-			content, err := s.client.GetObject(t.Context(), bucket, object.Key, minio.GetObjectOptions{})
-			if err != nil {
-				return err
-			}
-			defer content.Close()
-			data, err := io.ReadAll(content)
-			mu.Lock()
-			defer mu.Unlock()
-			files[strings.TrimPrefix(object.Key, prefix)] = string(data)
-			return err
-		})
-	}
-	noError(t, group.Wait())
+	files, err := s.client.Files(t.Context(), id)
+	noError(t, err)
 	return files
 }
 

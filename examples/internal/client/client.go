@@ -57,7 +57,16 @@ func (c *Client) PutInput(ctx context.Context, id, name string, content []byte) 
 
 // StartJob submits a job whose inputs are in storage.
 func (c *Client) StartJob(ctx context.Context, id, model, version string) error {
-	body, err := json.Marshal(map[string]any{"job_id": id, "model": map[string]string{"name": model, "version": version}})
+	return c.StartJobOn(ctx, id, model, version, "")
+}
+
+// StartJobOn is StartJob for one sheep, for any where that is empty.
+func (c *Client) StartJobOn(ctx context.Context, id, model, version, sheep string) error {
+	request := map[string]any{"job_id": id, "model": map[string]string{"name": model, "version": version}}
+	if sheep != "" {
+		request["sheep_id"] = sheep
+	}
+	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storag
 			return storage.Staged{}, err
 		}
 	}
-	if err := prune(dir, files); err != nil {
+	if err := dir.Prune(job.InputDir, Wanted(files)); err != nil {
 		return storage.Staged{}, err
 	}
 	group, within := errgroup.WithContext(ctx)
@@ -131,16 +131,24 @@ func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storag
 	return staged, dir.Sweep(staging)
 }
 
-// inputs lists the job's place, checks its inputs, and notes whether an earlier
-// run left outputs. A name that ends in a slash and has nothing in it is a
-// folder, as S3 consoles make them.
+// inputs lists the job's place and checks its inputs; see Inputs.
 func (s *Stager) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, storage.Staged, error) {
-	files := make(map[string]storage.Info)
-	var staged storage.Staged
-	empty := true
-	for info, err := range s.List(ctx, id) {
+	files, staged, empty, err := Inputs(s.List(ctx, id))
+	if err == nil && empty && s.Bucket != "" { // a bucket would have been missed
+		err = storage.ErrNotFound
+	}
+	return files, staged, err
+}
+
+// Inputs picks a job's inputs from the listing of its place, checks their names and
+// notes whether an earlier run left outputs; empty says that nothing is listed. A
+// name that ends in a slash and has nothing in it is a folder, as S3 consoles make
+// them.
+func Inputs(listing iter.Seq2[storage.Info, error]) (files map[string]storage.Info, staged storage.Staged, empty bool, err error) {
+	files, empty = make(map[string]storage.Info), true
+	for info, err := range listing {
 		if err != nil {
-			return nil, storage.Staged{}, err
+			return nil, storage.Staged{}, false, err
 		}
 		empty = false
 		if strings.HasPrefix(info.Name, job.OutputDir+"/") {
@@ -154,7 +162,7 @@ func (s *Stager) inputs(ctx context.Context, id job.ID) (map[string]storage.Info
 			name = info.Name
 		}
 		if err := CheckName(name); err != nil {
-			return nil, storage.Staged{}, err
+			return nil, storage.Staged{}, false, err
 		}
 		files[info.Name] = info
 		if !folder {
@@ -165,19 +173,16 @@ func (s *Stager) inputs(ctx context.Context, id job.ID) (map[string]storage.Info
 	for name := range files {
 		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
 			if _, both := files[folder]; both {
-				return nil, storage.Staged{}, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
+				return nil, storage.Staged{}, false, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
 			}
 		}
 	}
-	if empty && s.Bucket != "" { // a bucket would have been missed
-		return nil, storage.Staged{}, storage.ErrNotFound
-	}
-	return files, staged, nil
+	return files, staged, empty, nil
 }
 
-// prune removes from dir's inputs/ what is not among files, and what lies in the
-// place of one without being a file.
-func prune(dir *workdir.Dir, files map[string]storage.Info) error {
+// Wanted reports which names below a working directory's inputs/ stay there when
+// the files are staged: their own and their folders'.
+func Wanted(files map[string]storage.Info) func(name string, dir bool) bool {
 	folders := make(map[string]bool)
 	for name := range files {
 		folder, marker := strings.CutSuffix(name, "/")
@@ -188,13 +193,13 @@ func prune(dir *workdir.Dir, files map[string]storage.Info) error {
 			folders[folder] = true
 		}
 	}
-	return dir.Prune(job.InputDir, func(name string, isDir bool) bool {
-		if isDir {
+	return func(name string, dir bool) bool {
+		if dir {
 			return folders[name]
 		}
 		_, wanted := files[name]
 		return wanted
-	})
+	}
 }
 
 // fetch copies one file into dir unless it is there already.

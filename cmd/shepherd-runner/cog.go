@@ -1,0 +1,421 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/internal/logtext"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runner"
+)
+
+// How often and how long the model's server is asked.
+const (
+	setupInterval = 100 * time.Millisecond // between two looks at a model that is set up
+	callTime      = 30 * time.Second       // of a request that is answered at once
+	healthEvery   = 5 * time.Second        // while a prediction is under way
+	maxReply      = 1 << 30                // bytes of a reply; files are in it
+)
+
+// cog speaks to the server of an image that was built with Cog
+// (github.com/replicate/cog, docs/http.md there). A job is a prediction, which is
+// made asynchronously: the server reports to a webhook on the loopback address.
+type cog struct {
+	m      *model
+	server *upkeep
+	base   string // of its URLs
+	client *http.Client
+	desk   *desk
+	schema cogSchema
+	count  int // of predictions
+}
+
+// newCog starts the image's server and waits until the model is set up.
+func newCog(ctx context.Context, m *model) (_ *cog, err error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(port), client: &http.Client{Transport: new(http.Transport)}}
+	if c.desk, err = openDesk(); err != nil {
+		return nil, err
+	}
+	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(port)); err != nil {
+		c.desk.close()
+		return nil, fmt.Errorf("start the model's server: %w", err)
+	}
+	if err = c.awaitSetup(ctx); err == nil {
+		err = c.readSchema(ctx)
+	}
+	if err != nil {
+		c.stop()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cog) stop() {
+	c.server.stop()
+	c.desk.close()
+	c.client.CloseIdleConnections()
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// cogHealth is the answer to GET /health-check.
+type cogHealth struct {
+	Status string `json:"status"`
+	Setup  struct {
+		Status string `json:"status"`
+		Logs   string `json:"logs"`
+	} `json:"setup"`
+	HealthError string `json:"user_healthcheck_error"`
+}
+
+// awaitSetup waits until the model is ready, however long it takes.
+func (c *cog) awaitSetup(ctx context.Context) error {
+	for {
+		var h cogHealth
+		status, err := c.call(ctx, http.MethodGet, "/health-check", nil, nil, &h)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil && status == http.StatusNotFound:
+			return errors.New("its server has no /health-check; is the image built with a Cog older than 0.6?")
+		case err != nil || status != http.StatusOK: // it does not listen yet
+		case h.Status == "READY" || h.Status == "BUSY":
+			return nil
+		case h.Status == "SETUP_FAILED" || h.Status == "DEFUNCT":
+			return fmt.Errorf("the model's setup failed: %s", cmp.Or(logtext.Cause(h.Setup.Logs), logtext.Cause(c.server.out.stderr.String()), "it says nothing why"))
+		}
+		select {
+		case <-c.server.child.exited:
+			return fmt.Errorf("the model's server ended while it was set up: %w", c.server.failed())
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(setupInterval):
+		}
+	}
+}
+
+// call makes one request. The reply is decoded where it is JSON.
+func (c *cog) call(ctx context.Context, method, path string, header map[string]string, body, reply any) (status int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	return c.send(ctx, method, path, header, body, reply)
+}
+
+func (c *cog) send(ctx context.Context, method, path string, header map[string]string, body, reply any) (status int, err error) {
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return 0, err
+		}
+		content = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
+	if err != nil {
+		return 0, err
+	}
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	for name, value := range header {
+		request.Header.Set(name, value)
+	}
+	response, err := c.client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxReply))
+	if err != nil {
+		return response.StatusCode, err
+	}
+	if err := json.Unmarshal(text, reply); err != nil && response.StatusCode < 300 {
+		return response.StatusCode, fmt.Errorf("%s %s: it answered with what is not JSON: %w", method, path, err)
+	}
+	return response.StatusCode, nil
+}
+
+// prediction is what the server says of one.
+type prediction struct {
+	ID     string          `json:"id"`
+	Status string          `json:"status"`
+	Output json.RawMessage `json:"output"`
+	Error  string          `json:"error"`
+	Logs   string          `json:"logs"`
+	Detail json.RawMessage `json:"detail"` // of a refusal
+}
+
+func (p *prediction) over() bool {
+	return p.Status == "succeeded" || p.Status == "failed" || p.Status == "canceled"
+}
+
+// process makes one prediction.
+func (c *cog) process(ctx context.Context, j runner.Job) error {
+	ctx, cancel := c.m.bounded(ctx)
+	defer cancel()
+	select {
+	case <-c.server.child.exited:
+		return c.server.failed()
+	default:
+	}
+	v, err := c.desk.receive(j.InputDir)
+	if err != nil {
+		return err
+	}
+	defer v.leave()
+	input, err := c.schema.input(j, v)
+	if err != nil {
+		return err
+	}
+	c.count++
+	id := fmt.Sprintf("%s-%d", j.ID, c.count)
+	watch := &logWatch{job: j}
+	c.server.during(nil)
+	p, err := c.predict(ctx, id, input, v, watch)
+	switch {
+	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return c.m.stopped(ctx, watch.seen)
+	case err != nil:
+		return err
+	case p.Status == "failed":
+		message := cmp.Or(p.Error, "the prediction failed without a message")
+		return &job.Failure{Message: message, Type: "PredictionFailed", Traceback: logtext.Tail(watch.seen)}
+	case p.Status == "canceled":
+		if ctx.Err() != nil {
+			return c.m.stopped(ctx, watch.seen)
+		}
+		return &job.Failure{Message: "Cancelled: the model's server cancelled the prediction", Type: messenger.CancelledType}
+	}
+	return c.schema.output(j, p.Output)
+}
+
+// predict makes a prediction and waits for its end, or asks for that when ctx
+// ends.
+func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *visit, watch *logWatch) (*prediction, error) {
+	body := map[string]any{
+		"id": id, "input": input, "webhook": v.webhook(),
+		"webhook_events_filter": []string{"start", "output", "logs", "completed"},
+	}
+	path := "/predictions/" + url.PathEscape(id)
+	var p prediction
+	status, err := c.call(ctx, http.MethodPut, path, map[string]string{"Prefer": "respond-async"}, body, &p)
+	switch {
+	case err != nil:
+		return nil, c.refused(ctx, err)
+	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed: // an old server
+		p = prediction{}
+		delete(body, "webhook")
+		delete(body, "webhook_events_filter")
+		if status, err = c.send(ctx, http.MethodPost, "/predictions", nil, body, &p); err != nil {
+			return nil, c.refused(ctx, err)
+		}
+	}
+	switch {
+	case status == http.StatusUnprocessableEntity, status == http.StatusBadRequest:
+		return nil, &job.Failure{Message: "InvalidInput: " + explainDetail(&p), Type: "InvalidInput"}
+	case status >= 300:
+		return nil, fmt.Errorf("the model's server refused the prediction with status %d: %s", status, cmp.Or(explainDetail(&p), "it does not say why"))
+	}
+	watch.note(p.Logs)
+	if p.over() {
+		return &p, nil
+	}
+	health := time.NewTicker(healthEvery)
+	defer health.Stop()
+	idle := 0 // how often the server was found without a prediction
+	asked := ctx.Done()
+	var overdue <-chan time.Time
+	for {
+		select {
+		case p := <-v.updates:
+			watch.note(p.Logs)
+			if p.over() {
+				return &p, nil
+			}
+		case <-c.server.child.exited:
+			return nil, c.server.failed()
+		case <-asked:
+			asked, overdue = nil, time.After(grace)
+			calling, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+			_, _ = c.call(calling, http.MethodPost, path+"/cancel", nil, nil, &struct{}{})
+			cancel()
+		case <-overdue:
+			// It does not give it up. It cannot be left running beside the next.
+			c.server.stop()
+			return nil, ctx.Err()
+		case <-health.C:
+			var h cogHealth
+			if status, err := c.call(ctx, http.MethodGet, "/health-check", nil, nil, &h); err != nil || status != http.StatusOK {
+				continue
+			}
+			switch h.Status {
+			case "DEFUNCT":
+				return nil, &job.Failure{Message: "the model's server cannot go on (DEFUNCT)", Type: "PredictionFailed", Traceback: logtext.Tail(watch.seen)}
+			case "READY":
+				if idle++; idle == 3 {
+					return nil, errors.New("the model's server is done with the prediction and did not report it")
+				}
+			default:
+				idle = 0
+			}
+		}
+	}
+}
+
+// refused says why a request failed.
+func (c *cog) refused(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	select {
+	case <-c.server.child.exited:
+		return c.server.failed()
+	case <-time.After(time.Second): // it may be ending
+		return fmt.Errorf("the model's server does not answer: %w", err)
+	}
+}
+
+// explainDetail is what a refusal says: Cog's error, or the list of FastAPI.
+func explainDetail(p *prediction) string {
+	if p.Error != "" {
+		return p.Error
+	}
+	var list []struct {
+		Where []any  `json:"loc"`
+		What  string `json:"msg"`
+	}
+	if json.Unmarshal(p.Detail, &list) == nil && len(list) > 0 {
+		var texts []string
+		for _, d := range list {
+			var where []string
+			for _, w := range d.Where {
+				where = append(where, fmt.Sprint(w))
+			}
+			texts = append(texts, strings.TrimPrefix(strings.Join(where, "."), "body.")+": "+d.What)
+		}
+		return strings.Join(texts, "; ")
+	}
+	var text string
+	if json.Unmarshal(p.Detail, &text) == nil {
+		return text
+	}
+	return string(p.Detail)
+}
+
+// logWatch passes the lines of a prediction's log on as they come: each report has
+// all of it so far.
+type logWatch struct {
+	job  runner.Job
+	seen string
+}
+
+// bar is a progress bar as tqdm draws it.
+var bar = regexp.MustCompile(`^\s*(?:([^|]*?):?\s+)?(\d{1,3})%\s*\|.*\|`)
+
+func (w *logWatch) note(logs string) {
+	fresh := logs
+	switch {
+	case len(logs) <= len(w.seen):
+		return
+	case strings.HasPrefix(logs, w.seen):
+		fresh = logs[len(w.seen):]
+	}
+	w.seen = logs
+	for _, line := range strings.FieldsFunc(fresh, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if m := bar.FindStringSubmatch(line); m != nil {
+			if percent, err := strconv.Atoi(m[2]); err == nil {
+				w.job.Progress(float64(percent)/100, m[1])
+			}
+			continue
+		}
+		tell(w.job, line)
+	}
+}
+
+// desk is a small HTTP server on the loopback address: there the model's server
+// fetches the job's files and reports of predictions. Whoever does not know a
+// visit's name gets nothing.
+type desk struct {
+	server   *http.Server
+	base     string
+	serving  sync.WaitGroup
+	mu       sync.Mutex
+	visitors map[string]*visit
+}
+
+func openDesk() (*desk, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	d := &desk{base: "http://" + l.Addr().String(), visitors: make(map[string]*visit)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /{visit}/webhook", d.webhook)
+	mux.HandleFunc("GET /{visit}/files/{name...}", d.file)
+	d.server = &http.Server{Handler: mux, ReadHeaderTimeout: callTime}
+	d.serving.Go(func() { _ = d.server.Serve(l) })
+	return d, nil
+}
+
+func (d *desk) close() {
+	_ = d.server.Close()
+	d.serving.Wait()
+}
+
+func (d *desk) find(r *http.Request) *visit {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.visitors[r.PathValue("visit")]
+}
+
+func (d *desk) webhook(w http.ResponseWriter, r *http.Request) {
+	v := d.find(r)
+	if v == nil {
+		http.NotFound(w, r)
+		return
+	}
+	var p prediction
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxReply)).Decode(&p); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	select {
+	case v.updates <- p:
+	case <-v.left:
+	case <-r.Context().Done():
+	}
+}
+
+func (d *desk) file(w http.ResponseWriter, r *http.Request) {
+	v := d.find(r)
+	if v == nil {
+		http.NotFound(w, r)
+		return
+	}
+	http.ServeFileFS(w, r, v.files.FS(), r.PathValue("name"))
+}

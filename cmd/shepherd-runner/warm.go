@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/iterait/shepherd/internal/logtext"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runner"
+)
+
+// upkeep is a command that stays up, with all it starts.
+type upkeep struct {
+	m     *model
+	group *group
+	child *child
+	out   *output
+
+	mu   sync.Mutex
+	each func(line string) // what is done with a line of its output now
+}
+
+// startUpkeep starts the model's command to stay up. The file, where there is
+// one, is its standard input and is closed here.
+func (m *model) startUpkeep(stdin *os.File, env ...string) (*upkeep, error) {
+	if stdin != nil {
+		defer stdin.Close()
+	}
+	u := &upkeep{m: m}
+	u.out = newOutput(func(line string) {
+		u.mu.Lock()
+		each := u.each
+		u.mu.Unlock()
+		if each != nil {
+			each(line)
+		}
+	})
+	g, err := m.children.newGroup()
+	if err != nil {
+		return nil, err
+	}
+	cmd := m.service(m.args)
+	cmd.Env = append(cmd.Env, env...)
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	if err := u.out.attach(cmd); err != nil {
+		g.kill()
+		return nil, err
+	}
+	u.group = g
+	u.child, err = g.start(cmd)
+	u.out.started()
+	if err != nil {
+		g.kill()
+		u.out.close()
+		return nil, err
+	}
+	return u, nil
+}
+
+// during has each line of the output go to a function, until the next call.
+func (u *upkeep) during(each func(line string)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.each = each
+}
+
+// failed says how the command ended by itself.
+func (u *upkeep) failed() error {
+	u.group.kill()
+	u.out.end()
+	err := failure(u.child.status, u.out.stderr.String())
+	if err == nil {
+		err = &job.Failure{Message: "CommandFailed: it ended", Type: "CommandFailed", Traceback: logtext.Clean(u.out.stderr.String())}
+	}
+	return err
+}
+
+// stop stops the command. It may have ended.
+func (u *upkeep) stop() {
+	u.group.stop(u.child, u.m.stopSignal)
+	u.out.close()
+}
+
+// warm gives jobs to a command that stays up: for each it writes one line of JSON
+// to its standard input, {"job": …, "inputs": …, "outputs": …}, and reads one
+// line of JSON from its standard output, an object: the job has failed where it
+// has an "error", whose "type" and "traceback" are told, too. Other lines are log
+// lines. A command that has ended is started again for the next job.
+type warm struct {
+	m       *model
+	running *upkeep // nil while it is not up
+	stdin   *os.File
+}
+
+// warmAnswer is a line that is an answer.
+type warmAnswer struct {
+	Job       string  `json:"job"`
+	Error     *string `json:"error"`
+	Type      string  `json:"type"`
+	Traceback string  `json:"traceback"`
+}
+
+func newWarm(m *model) (*warm, error) {
+	w := &warm{m: m}
+	return w, w.start()
+}
+
+func (w *warm) start() error {
+	r, stdin, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	running, err := w.m.startUpkeep(r)
+	if err != nil {
+		stdin.Close()
+		return fmt.Errorf("start the command: %w", err)
+	}
+	w.running, w.stdin = running, stdin
+	return nil
+}
+
+func (w *warm) stop() {
+	if w.running != nil {
+		w.stdin.Close() // its end, for one that reads lines
+		w.running.stop()
+		w.running = nil
+	}
+}
+
+// process gives the command one job.
+func (w *warm) process(ctx context.Context, j runner.Job) error {
+	ctx, cancel := w.m.bounded(ctx)
+	defer cancel()
+	if w.running != nil {
+		select {
+		case <-w.running.child.exited: // while it had no job
+			w.stop()
+		default:
+		}
+	}
+	if w.running == nil {
+		if err := w.start(); err != nil {
+			return err
+		}
+	}
+	answers := make(chan warmAnswer, 1)
+	w.running.during(func(line string) {
+		var a warmAnswer
+		if bytes.HasPrefix([]byte(line), []byte("{")) && json.Unmarshal([]byte(line), &a) == nil && (a.Job == "" || a.Job == j.ID) {
+			select {
+			case answers <- a:
+			default: // one is enough
+			}
+			return
+		}
+		tell(j, line)
+	})
+	running := w.running
+	defer running.during(nil)
+	request, err := json.Marshal(map[string]string{"job": j.ID, "inputs": j.InputDir, "outputs": j.OutputDir})
+	if err != nil {
+		return err
+	}
+	if _, err := w.stdin.Write(append(request, '\n')); err != nil && !errors.Is(err, os.ErrClosed) {
+		// It has closed its input, or ended, which is told below.
+		if !ended(w.running) {
+			w.stop()
+			return fmt.Errorf("give the job to the command: %w", err)
+		}
+	}
+	select {
+	case a := <-answers:
+		return a.failure()
+	case <-w.running.child.exited:
+		err := w.running.failed()
+		select {
+		case a := <-answers: // its last words
+			err = a.failure()
+		default:
+		}
+		w.stop()
+		return err
+	case <-ctx.Done():
+		stderr := w.running.out.stderr
+		w.stop() // there is no other way to have it give the job up
+		return w.m.stopped(ctx, stderr.String())
+	}
+}
+
+func ended(u *upkeep) bool {
+	select {
+	case <-u.child.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+func (a *warmAnswer) failure() error {
+	if a.Error == nil {
+		return nil
+	}
+	f := &job.Failure{Message: *a.Error, Type: a.Type, Traceback: a.Traceback}
+	if f.Message == "" {
+		f.Message = "the command reported an error without a message"
+	}
+	return f
+}

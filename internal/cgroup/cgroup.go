@@ -1,0 +1,310 @@
+// Package cgroup gives a runner control groups of its own where the host allows
+// it, so that all it forks can be found and ended together and so that it is
+// known when the kernel ended it for memory. A host may have cgroup v2, v1, both
+// side by side, or none that may be written; a Group makes the best of each and
+// is never a condition for running.
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Group is one runner's control groups: at most one in the v2 hierarchy and one
+// in the v1 memory hierarchy. The zero Group is that of a host that allows none.
+type Group struct {
+	v2, memory1 string // folders, empty where there is none
+}
+
+// Create makes the groups, called name, below the groups this process is in.
+// What the host does not allow is left out.
+func Create(name string) Group {
+	var g Group
+	parents := ownGroups()
+	if parents.v2 != "" {
+		enableMemory(parents.v2)
+		g.v2 = makeGroup(parents.v2, name)
+	}
+	if g.v2 == "" || !exists(filepath.Join(g.v2, "memory.events")) {
+		if parents.memory1 != "" {
+			g.memory1 = makeGroup(parents.memory1, name)
+		}
+	}
+	return g
+}
+
+// Open takes up the groups in the folders that an earlier process's Create
+// returned by Dirs. A folder that is not called name, or NAME.scope where systemd
+// made it, or is gone, is left out.
+func Open(name string, dirs []string) Group {
+	var g Group
+	for _, dir := range dirs {
+		switch {
+		case strings.TrimSuffix(filepath.Base(dir), ".scope") != name || !exists(filepath.Join(dir, "cgroup.procs")):
+		case exists(filepath.Join(dir, "tasks")):
+			g.memory1 = dir
+		default:
+			g.v2 = dir
+		}
+	}
+	return g
+}
+
+// Find takes up the groups called name below the groups this process is in, for
+// who does not know what Create returned.
+func Find(name string) Group {
+	parents := ownGroups()
+	var dirs []string
+	for _, parent := range parents.Dirs() {
+		dirs = append(dirs, filepath.Join(parent, name))
+	}
+	return Open(name, dirs)
+}
+
+// Of takes up the groups that the process pid is in, where they are called name.
+func Of(pid int, name string) Group {
+	own, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return Group{}
+	}
+	return Open(name, groupsIn(string(own)).Dirs())
+}
+
+// Dirs returns the folders of the groups; there may be none.
+func (g Group) Dirs() []string {
+	return slices.DeleteFunc([]string{g.v2, g.memory1}, func(dir string) bool { return dir == "" })
+}
+
+// Enter calls start, which starts one process by clone with the descriptor it is
+// given (CLONE_INTO_CGROUP; -1 means none), such that the process is in the
+// groups from its first instruction. It must be called on a locked OS thread.
+func (g Group) Enter(start func(fd int) error) error {
+	if g.memory1 != "" {
+		tid := strconv.Itoa(unix.Gettid())
+		if writeFile(filepath.Join(g.memory1, "tasks"), tid) == nil { // a forked process inherits its thread's group
+			defer func() { _ = writeFile(filepath.Join(filepath.Dir(g.memory1), "tasks"), tid) }()
+		}
+	}
+	if g.v2 == "" {
+		return start(-1)
+	}
+	dir, err := os.Open(g.v2)
+	if err != nil {
+		return start(-1)
+	}
+	defer dir.Close()
+	err = start(int(dir.Fd()))
+	for _, refused := range []error{unix.ENOSYS, unix.EINVAL, unix.EACCES, unix.EPERM, unix.EBUSY, unix.EOPNOTSUPP} {
+		if errors.Is(err, refused) { // by the kernel or the group's rules: better without
+			return start(-1)
+		}
+	}
+	return err
+}
+
+// PIDs returns the processes in the groups, without this one.
+func (g Group) PIDs() []int {
+	var pids []int
+	for _, dir := range g.Dirs() {
+		pids = append(pids, pidsIn(dir)...)
+	}
+	slices.Sort(pids)
+	return slices.DeleteFunc(slices.Compact(pids), func(pid int) bool { return pid == os.Getpid() })
+}
+
+func pidsIn(dir string) []int {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 { // 0 is a process of another namespace
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Kill sends SIGKILL to every process in the groups: at one stroke where the
+// kernel can (cgroup.kill, Linux 5.14), else to each that is there now; the
+// caller repeats it until PIDs is empty.
+func (g Group) Kill() {
+	if g.v2 != "" && !slices.Contains(pidsIn(g.v2), os.Getpid()) {
+		_ = writeFile(filepath.Join(g.v2, "cgroup.kill"), "1")
+	}
+	for _, pid := range g.PIDs() {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// OOMKills counts the processes of the groups that the kernel ended for memory.
+func (g Group) OOMKills() int {
+	if g.v2 != "" {
+		if n, ok := counter(filepath.Join(g.v2, "memory.events"), "oom_kill"); ok {
+			return n
+		}
+	}
+	if g.memory1 != "" {
+		n, _ := counter(filepath.Join(g.memory1, "memory.oom_control"), "oom_kill")
+		return n
+	}
+	return 0
+}
+
+// Remove removes the groups, which must be empty. It waits a moment for the
+// kernel to let go of processes that have just been reaped.
+func (g Group) Remove() error {
+	var errs []error
+	for _, dir := range g.Dirs() {
+		err := os.Remove(dir)
+		for wait := time.Millisecond; errors.Is(err, unix.EBUSY) && wait < 200*time.Millisecond; wait *= 2 {
+			time.Sleep(wait)
+			err = os.Remove(dir)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove control group: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ownGroups finds the folders of the groups this process is in. Where its v2 group
+// is a subgroup of one that systemd has delegated (DelegateSubgroup=), that is the
+// one: memory can be accounted only in groups below one without processes.
+func ownGroups() Group {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return Group{}
+	}
+	g := groupsIn(string(own))
+	if parent := filepath.Dir(g.v2); g.v2 != "" && delegated(parent) {
+		g.v2 = parent
+	}
+	return g
+}
+
+// delegated reports whether systemd has delegated a group: it marks such with an
+// extended attribute, user.delegate or, before systemd 251, trusted.delegate.
+func delegated(dir string) bool {
+	for _, name := range []string{"user.delegate", "trusted.delegate"} {
+		value := make([]byte, 1)
+		if n, err := unix.Getxattr(dir, name, value); err == nil && n == 1 && value[0] == '1' {
+			return true
+		}
+	}
+	return false
+}
+
+// groupsIn finds the folders of what a process's /proc/PID/cgroup says.
+func groupsIn(own string) Group {
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return Group{}
+	}
+	defer mounts.Close()
+	return parseGroups(mounts, own)
+}
+
+// parseGroups joins what proc_pid_mountinfo(5) says of where hierarchies are
+// mounted with what cgroups(7) says of the groups of a process.
+func parseGroups(mounts io.Reader, own string) Group {
+	var path2, path1 string
+	for line := range strings.Lines(own) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		switch {
+		case len(parts) != 3 || strings.Contains(parts[2], ".."): // ".." is a group outside our namespace
+		case parts[0] == "0" && parts[1] == "":
+			path2 = parts[2]
+		case slices.Contains(strings.Split(parts[1], ","), "memory"):
+			path1 = parts[2]
+		}
+	}
+	var g Group
+	lines := bufio.NewScanner(mounts)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields, super := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || len(super) < 3 {
+			continue
+		}
+		root, mountpoint := fields[3], fields[4]
+		switch {
+		case super[0] == "cgroup2" && path2 != "" && g.v2 == "":
+			g.v2 = below(mountpoint, root, path2)
+		case super[0] == "cgroup" && path1 != "" && g.memory1 == "" && slices.Contains(strings.Split(super[2], ","), "memory"):
+			g.memory1 = below(mountpoint, root, path1)
+		}
+	}
+	return g
+}
+
+func below(mountpoint, root, path string) string {
+	relative, err := filepath.Rel(root, path)
+	if err != nil || relative == ".." || strings.HasPrefix(relative, "../") {
+		return ""
+	}
+	return filepath.Join(mountpoint, relative)
+}
+
+// enableMemory asks for memory accounting in groups below a v2 group that was
+// delegated to us. The kernel refuses while the group itself holds processes,
+// and the root is not ours to change.
+func enableMemory(dir string) {
+	if exists(filepath.Join(dir, "cgroup.type")) { // every group but the root has it
+		_ = writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+memory")
+	}
+}
+
+func makeGroup(parent, name string) string {
+	dir := filepath.Join(parent, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return ""
+	}
+	if !exists(filepath.Join(dir, "cgroup.procs")) { // an ordinary folder, not a control group
+		_ = os.Remove(dir)
+		return ""
+	}
+	return dir
+}
+
+func counter(path, key string) (int, bool) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) == 2 && fields[0] == key {
+			n, err := strconv.Atoi(fields[1])
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// writeFile writes to a control file, which must be there.
+func writeFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(text)
+	return err
+}

@@ -1,0 +1,84 @@
+package container
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// How a container is given jobs follows from the sheep's configuration and the
+// image's labels.
+func TestContract(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "shepherd-runner")
+	if err := os.WriteFile(program, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	for name, c := range map[string]struct {
+		configured Contract
+		labels     map[string]string
+		own        bool
+		stop       string
+		want       string // the command; the image's is `serve -x`
+		problem    string
+	}{
+		"nothing said":             {want: "serve -x"},
+		"the image says zeromq":    {labels: map[string]string{"shepherd.contract": "zeromq", "run.cog.version": "0.9"}, want: "serve -x"},
+		"its own command":          {labels: map[string]string{"shepherd.contract": "command"}, want: "/.shepherd-runner run --contract command -- serve -x"},
+		"another command":          {labels: map[string]string{"shepherd.command": `sh -c "tr a b < {inputs}/input"`}, want: "/.shepherd-runner run --contract command -- sh|-c|tr a b < {inputs}/input"},
+		"another, in JSON":         {labels: map[string]string{"shepherd.command": `["sh", "-c", "a b"]`, "shepherd.contract": "warm"}, want: "/.shepherd-runner run --contract warm -- sh|-c|a b"},
+		"the sheep's command":      {labels: map[string]string{"shepherd.command": "other"}, own: true, want: "/.shepherd-runner run --contract command -- serve -x"},
+		"Cog":                      {labels: map[string]string{"run.cog.version": "0.9.4"}, stop: "SIGINT", want: "/.shepherd-runner run --contract cog --stop-signal SIGINT -- serve -x"},
+		"an older Cog":             {labels: map[string]string{"org.cogmodel.cog_version": "0.3"}, want: "/.shepherd-runner run --contract cog -- serve -x"},
+		"the sheep goes before":    {configured: ContractZeroMQ, labels: map[string]string{"run.cog.version": "0.9.4"}, want: "serve -x"},
+		"the sheep says command":   {configured: ContractCommand, want: "/.shepherd-runner run --contract command -- serve -x"},
+		"no such contract":         {labels: map[string]string{"shepherd.contract": "http"}, problem: `label shepherd.contract: "http" is none of`},
+		"no command":               {labels: map[string]string{"shepherd.command": " "}, problem: "label shepherd.command"},
+		"a quote that is not shut": {labels: map[string]string{"shepherd.command": "'a"}, problem: "label shepherd.command: the quote"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, err := chooseContract(c.configured, c.labels)
+			if c.problem != "" {
+				if err == nil || !strings.Contains(err.Error(), c.problem) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			edit, err := in.edit(c.own, c.stop)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec := &specs.Spec{Process: &specs.Process{Args: []string{"serve", "-x"}}}
+			if edit != nil {
+				if err := edit(spec); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := strings.Join(spec.Process.Args, " ")
+			if strings.Contains(c.want, "|") {
+				head, tail, _ := strings.Cut(c.want, " -- ")
+				if want := append(strings.Fields(head+" --"), strings.Split(tail, "|")...); !slices.Equal(spec.Process.Args, want) {
+					t.Errorf("got %q, want %q", spec.Process.Args, want)
+				}
+			} else if got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+			mounted := slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return m.Destination == runnerPath && slices.Contains(m.Options, "ro") })
+			if mounted != strings.HasPrefix(got, runnerPath) {
+				t.Errorf("mounted is %+v", spec.Mounts)
+			}
+		})
+	}
+	t.Setenv("PATH", t.TempDir())
+	if _, err := (injection{contract: ContractCog}).edit(false, ""); err == nil || !strings.Contains(err.Error(), "shepherd-runner is not installed") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,154 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// bus is where every call of a core to its ledger, its storage and its sheep
+// parks until the scheduler picks it. Which is next, and what becomes of it, comes
+// from the seed alone.
+type bus struct {
+	arrived chan struct{} // receives after a call has parked
+
+	mu     sync.Mutex
+	parked []*call
+	serial map[string]int
+}
+
+// call is a call on its way.
+type call struct {
+	to     target
+	by     *incarnation
+	name   string
+	serial int // among those of the same name
+	due    time.Time
+	fate   chan fate // receives once
+}
+
+// target is what a call goes to.
+type target string
+
+const (
+	toLedger  target = "ledger"
+	toStorage target = "storage"
+	toSheep   target = "sheep"
+)
+
+// fate is what becomes of a call.
+type fate int
+
+const (
+	proceeds fate = iota
+	fails         // it is not made, and says so
+	lies          // it is made, and says that it failed
+	odd           // it does something else that only this call can
+	cutOff        // its caller has crashed
+	gaveUp        // its context has ended
+)
+
+// errCrashed is what the calls of a core answer whose process is gone. It is of no
+// class: nobody who gets it tries again.
+var errCrashed = errors.New("the node has crashed")
+
+func newBus() *bus {
+	return &bus{arrived: make(chan struct{}, 1), serial: make(map[string]int)}
+}
+
+// enter parks a call until it is picked, its caller crashes, or ctx ends.
+func (b *bus) enter(ctx context.Context, by *incarnation, to target, name string) fate {
+	if by.dead() {
+		return cutOff
+	}
+	if ctx.Err() != nil {
+		return gaveUp
+	}
+	c := &call{to: to, by: by, name: fmt.Sprintf("%s %s %s", by.node.name, to, name), fate: make(chan fate, 1)}
+	b.mu.Lock()
+	b.serial[c.name]++
+	c.serial = b.serial[c.name]
+	b.parked = append(b.parked, c)
+	b.mu.Unlock()
+	select {
+	case b.arrived <- struct{}{}:
+	default:
+	}
+	select {
+	case f := <-c.fate:
+		return f
+	case <-by.crashed:
+		b.leave(c)
+		return cutOff
+	case <-ctx.Done():
+		b.leave(c)
+		return gaveUp
+	}
+}
+
+func (b *bus) leave(c *call) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.parked = slices.DeleteFunc(b.parked, func(other *call) bool { return other == c })
+}
+
+// waiting is the calls that are parked, in an order that does not depend on who
+// came first.
+func (b *bus) waiting() []*call {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	slices.SortFunc(b.parked, func(a, b *call) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.serial, b.serial))
+	})
+	return slices.Clone(b.parked)
+}
+
+func (b *bus) pick(c *call, f fate) {
+	b.leave(c)
+	c.fate <- f
+}
+
+// journal is what happened in a world, for its failure's message and to compare two
+// runs of one seed.
+type journal struct {
+	began time.Time
+	mu    sync.Mutex
+	lines []string
+	sum   uint64
+}
+
+const journalLines = 20_000 // that are kept
+
+func (j *journal) add(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	line := fmt.Sprintf("%10s  %s", time.Since(j.began).Round(time.Microsecond), fmt.Sprintf(format, args...))
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%x%s", j.sum, line)
+	j.sum = h.Sum64()
+	if len(j.lines) >= 2*journalLines {
+		j.lines = append(j.lines[:0], j.lines[journalLines:]...)
+	}
+	j.lines = append(j.lines, line)
+}
+
+// dice are the choices of a seed.
+type dice struct{ *rand.Rand }
+
+func newDice(seed uint64) dice { return dice{rand.New(rand.NewPCG(seed, 0x5eed))} }
+
+// chance is true once in n times.
+func (d dice) chance(n int) bool { return n > 0 && d.IntN(n) == 0 }
+
+// span is a duration up to most.
+func (d dice) span(most time.Duration) time.Duration {
+	return time.Duration(d.Int64N(int64(most))).Truncate(time.Millisecond)
+}
+
+func choose[T any](d dice, from []T) T { return from[d.IntN(len(from))] }

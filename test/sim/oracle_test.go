@@ -1,0 +1,500 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
+)
+
+// oracle knows what clients were told and what runners did, and what the promises
+// make of that. It reads the ledger and the storage as anybody can, and knows
+// nothing of how a core works.
+type oracle struct {
+	world  *world
+	cursor job.Cursor
+
+	mu     sync.Mutex
+	wrong  error // the first promise that was broken
+	jobs   map[job.ID]*known
+	serial int
+	idle   map[string]time.Time // since when a sheep has nothing to do though it could
+}
+
+// known is what is known of one job.
+type known struct {
+	request  job.Request
+	accepted int // runs that a client was told are taken
+	runs     []*run
+	done     []*execution
+	active   *execution
+}
+
+// run is what events told of a run.
+type run struct {
+	attempts  int
+	held      bool
+	ended     *job.Event
+	cancelled bool // a client was told that it is
+}
+
+// execution is a runner's time with a job.
+type execution struct {
+	job         job.ID
+	serial      int // among all
+	number      int // among the job's
+	run         int
+	attempt     int
+	sheep       string
+	began, over time.Time
+	fate        string
+	answered    bool
+}
+
+func newOracle(w *world) *oracle {
+	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time)}
+}
+
+func (o *oracle) known(id job.ID) *known {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.jobs[id]
+}
+
+// fail notes that a promise is broken.
+func (o *oracle) fail(format string, args ...any) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failing(format, args...)
+}
+
+func (o *oracle) failing(format string, args ...any) {
+	if o.wrong == nil {
+		o.wrong = fmt.Errorf(format, args...)
+	}
+}
+
+// accepts notes that a client was told that its job is taken.
+func (o *oracle) accepts(id job.ID) {
+	o.known(id).accepted++
+	if _, err := o.world.ledger.Get(context.Background(), id); err != nil {
+		o.fail("the client of job %s was told that it is taken: %w", id, err)
+	}
+}
+
+// cancels notes that a client was told that the present run is cancelled.
+func (o *oracle) cancels(id job.ID) {
+	rec, err := o.world.ledger.Get(context.Background(), id)
+	switch {
+	case err != nil:
+		o.fail("the client of job %s was told that it is cancelled: %w", id, err)
+	case rec.State != job.Cancelled && !rec.Cancelling:
+		o.fail("the client of job %s was told that it is cancelled, and it is %s", id, rec.State)
+	default:
+		if err := o.read(); err != nil {
+			o.fail("%w", err)
+		}
+		o.run(id, rec.Run).cancelled = true
+	}
+}
+
+// tells checks a final state that a client was told: it is that of a run, and a run
+// has one.
+func (o *oracle) tells(id job.ID, s job.Status) {
+	if err := o.read(); err != nil {
+		o.fail("%w", err)
+	}
+	for _, r := range o.known(id).runs {
+		if r.ended != nil && sameStatus(s, *r.ended.Status) {
+			return
+		}
+	}
+	o.fail("the client of job %s was told %+v, which no run of it is", id, s)
+}
+
+func (o *oracle) run(id job.ID, number int) *run {
+	k := o.known(id)
+	for len(k.runs) < number {
+		k.runs = append(k.runs, &run{})
+	}
+	return k.runs[number-1]
+}
+
+// executes notes that a runner begins with a job.
+func (o *oracle) executes(n *node, sheep string, m job.Model, in messenger.Input, input []byte, err error) *execution {
+	rec, getErr := o.world.ledger.Get(context.Background(), in.JobID)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.serial++
+	k := o.jobs[in.JobID]
+	e := &execution{job: in.JobID, serial: o.serial, number: len(k.done) + 1, run: rec.Run, attempt: rec.Attempt, sheep: sheep, began: time.Now()}
+	switch {
+	case getErr != nil:
+		o.failing("sheep %s runs job %s: %w", sheep, in.JobID, getErr)
+	case err != nil:
+		o.failing("sheep %s runs job %s without its input: %w", sheep, in.JobID, err)
+	case string(input) != string(k.request.Payload):
+		o.failing("sheep %s runs job %s with the input %q", sheep, in.JobID, input)
+	case rec.State != job.Processing || rec.Holder != sheep || rec.Node != n.name:
+		o.failing("sheep %s runs job %s, which is %s and held by %s", sheep, in.JobID, rec.State, rec.Holder)
+	case m != k.request.Model:
+		o.failing("sheep %s runs job %s with the model %s", sheep, in.JobID, m)
+	case rec.Sheep != "" && sheep != rec.Sheep:
+		o.failing("sheep %s runs job %s, which is addressed to %s", sheep, in.JobID, rec.Sheep)
+	case k.active != nil:
+		o.failing("sheep %s runs job %s while %s does", sheep, in.JobID, k.active.sheep)
+	}
+	if entries, err := filepath.Glob(filepath.Join(in.IODataRoot, string(in.JobID), job.OutputDir, "*")); err != nil || len(entries) > 0 {
+		o.failing("sheep %s runs job %s whose outputs are there before: %v, %v", sheep, in.JobID, entries, err)
+	}
+	k.done, k.active = append(k.done, e), e
+	return e
+}
+
+// executed notes how an execution came out.
+func (o *oracle) executed(e *execution, fate string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if k := o.jobs[e.job]; k.active == e {
+		k.active = nil
+	}
+	e.over, e.fate = time.Now(), fate
+	e.answered = e.answered || err == nil
+	var failure *job.Failure
+	if errors.As(err, &failure) {
+		e.answered = true
+	}
+}
+
+// look reads what has happened since it looked last.
+func (o *oracle) look() error {
+	if err := o.read(); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.wrong
+}
+
+// read reads the ledger's events.
+func (o *oracle) read() error {
+	for {
+		events, next, err := o.world.ledger.Events(context.Background(), o.cursor, ledger.EventFilter{}, 1000)
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		o.cursor = next
+		for _, e := range events {
+			o.see(e)
+		}
+		if len(events) == 0 {
+			return nil
+		}
+	}
+}
+
+// see checks an event against what came before.
+func (o *oracle) see(e job.Event) {
+	k := o.known(e.Job)
+	if k == nil {
+		o.fail("there is an event of job %s, which nobody submitted", e.Job)
+		return
+	}
+	if e.Kind == job.EventQueued && e.Run != len(k.runs)+1 || e.Kind != job.EventQueued && e.Run != len(k.runs) {
+		o.fail("event %s of run %d of job %s comes after %d runs", e.Kind, e.Run, e.Job, len(k.runs))
+		return
+	}
+	if e.Kind == job.EventQueued {
+		if last := len(k.runs) - 1; last >= 0 && k.runs[last].ended == nil {
+			o.fail("run %d of job %s begins before the last has ended", e.Run, e.Job)
+		}
+		o.run(e.Job, e.Run)
+		return
+	}
+	r := k.runs[e.Run-1]
+	if r.ended != nil {
+		o.fail("event %s of job %s comes after its run has ended", e.Kind, e.Job)
+	}
+	switch e.Kind {
+	case job.EventClaimed, job.EventStarted:
+		switch {
+		case !r.held && e.Attempt == r.attempts+1:
+			r.held, r.attempts = true, e.Attempt
+		case r.held && e.Kind == job.EventStarted && e.Attempt == r.attempts:
+		default:
+			o.fail("event %s of attempt %d of job %s comes after attempt %d (held: %v)", e.Kind, e.Attempt, e.Job, r.attempts, r.held)
+		}
+	case job.EventReturned:
+		if !r.held || e.Attempt != r.attempts {
+			o.fail("job %s is returned by attempt %d, and attempt %d has it (held: %v)", e.Job, e.Attempt, r.attempts, r.held)
+		}
+		r.held = false
+		if want, ok := returning[e.Cause]; !ok {
+			o.fail("job %s goes back to the queue with the cause %s: %s", e.Job, e.Cause, e.Reason)
+		} else {
+			_ = want
+		}
+	case job.EventEnded:
+		r.ended, r.held = &e, false
+		if !ending[e.State][e.Cause] {
+			o.fail("job %s ends as %s with the cause %s: %s", e.Job, e.State, e.Cause, e.Reason)
+		}
+	}
+}
+
+// returning are the causes with which an attempt may give its job back, and
+// whether it is spent then: the table of docs/job-states.md, as far as the causes
+// can come about in a world.
+var returning = map[job.Cause]bool{
+	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLost: true, job.CauseInterrupted: true,
+	job.CauseSheep: false, job.CauseUnavailable: false, job.CauseDevice: false, job.CauseHandedBack: false, job.CauseTakenOver: false,
+}
+
+// ending are the causes with which a run may end.
+var ending = map[job.State]map[job.Cause]bool{
+	job.Done:      {job.CauseDone: true},
+	job.Cancelled: {job.CauseCancelled: true},
+	job.Failed: {
+		job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLost: true,
+		job.CauseInterrupted: true, job.CauseDevice: true,
+	},
+}
+
+// settled says that nothing is left to be done for any job, or else what is.
+func (o *oracle) settled() (bool, string) {
+	ctx := context.Background()
+	for id, k := range o.jobs {
+		if k.accepted == 0 {
+			continue
+		}
+		rec, err := o.world.ledger.Get(ctx, id)
+		if err != nil {
+			o.fail("job %s was taken: %w", id, err)
+			return false, ""
+		}
+		if !rec.State.Final() {
+			return false, fmt.Sprintf("job %s is %s, held by %q of %q, attempt %d", id, rec.State, rec.Holder, rec.Node, rec.Attempt)
+		}
+		status, err := o.world.store.Status(ctx, id)
+		if err != nil || !sameStatus(status, rec.Status()) {
+			return false, fmt.Sprintf("%s of job %s says %+v (%v), and it is %+v", job.StatusFile, id, status, err, rec.Status())
+		}
+	}
+	return true, ""
+}
+
+func sameStatus(a, b job.Status) bool {
+	return a.State == b.State && a.Model == b.Model && a.EnqueuedAt.Equal(b.EnqueuedAt) && a.StartedAt.Equal(b.StartedAt) &&
+		a.FinishedAt.Equal(b.FinishedAt) && reflect.DeepEqual(a.Failure, b.Failure)
+}
+
+// idles fails when jobs wait for longer than a moment while a sheep that could run
+// them has nothing to do. It is for a world without faults.
+func (o *oracle) idles() {
+	const moment = 5 * time.Second
+	w := o.world
+	ctx := context.Background()
+	waiting, err := w.ledger.Waiting(ctx, 100)
+	if err != nil {
+		o.fail("read what waits: %w", err)
+		return
+	}
+	now := time.Now()
+	for _, n := range w.nodes {
+		i := n.now
+		calm := i != nil && i.ready && !i.gone && !i.busy
+		prepared := false
+		if calm {
+			held, err := w.ledger.Held(ctx, n.name)
+			if err != nil {
+				o.fail("read what is held: %w", err)
+			}
+			for _, c := range held {
+				prepared = prepared || c.State == job.Queued && c.Sheep == ""
+			}
+		}
+		for _, name := range n.sheep {
+			could := false
+			if calm {
+				for _, s := range i.core.Sheep(ctx) {
+					if s.Name != name || s.Job != "" || s.Detail != "" {
+						continue
+					}
+					could = prepared
+					for _, m := range waiting {
+						could = could || m.Sheep == "" || m.Sheep == name
+					}
+				}
+			}
+			since, idle := o.idle[name]
+			switch {
+			case !could:
+				delete(o.idle, name)
+			case !idle:
+				o.idle[name] = now
+			case now.Sub(since) > moment:
+				o.fail("sheep %s has had nothing to do for %s, while %+v wait (prepared by another: %v)", name, now.Sub(since), waiting, prepared)
+			}
+		}
+	}
+}
+
+// verdict checks what is left at the end, when all daemons have stopped.
+func (o *oracle) verdict() {
+	ctx := context.Background()
+	w := o.world
+	if ok, what := o.settled(); !ok {
+		o.fail("at the end %s", what)
+	}
+	for id, k := range o.jobs {
+		if k.accepted > 0 {
+			o.judge(ctx, id, k)
+		}
+	}
+	for _, n := range w.nodes {
+		held, err := w.ledger.Held(ctx, n.name)
+		if err != nil || len(held) > 0 {
+			o.fail("node %s holds %d jobs at the end: %w", n.name, len(held), err)
+		}
+		if alive := n.pasture.Alive(); alive > 0 {
+			o.fail("%d runners of node %s are left", alive, n.name)
+		}
+		data := filepath.Join(n.root(), "data")
+		err = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if depth := strings.Count(strings.TrimPrefix(path, data), "/"); err == nil && depth > 1 {
+				o.fail("%s is left", path)
+				return fs.SkipAll
+			}
+			return err
+		})
+		if err != nil {
+			o.fail("look for what is left: %w", err)
+		}
+	}
+}
+
+// judge checks one job.
+func (o *oracle) judge(ctx context.Context, id job.ID, k *known) {
+	rec, err := o.world.ledger.Get(ctx, id)
+	if err != nil {
+		o.fail("job %s was taken: %w", id, err)
+		return
+	}
+	if rec.Run < k.accepted {
+		o.fail("%d runs of job %s were taken, and there were %d", k.accepted, id, rec.Run)
+	}
+	for n, r := range k.runs {
+		switch {
+		case r.ended == nil:
+			o.fail("run %d of job %s has not ended", n+1, id)
+		case r.cancelled && r.ended.State != job.Cancelled:
+			o.fail("the client of job %s was told that run %d is cancelled, and it is %s", id, n+1, r.ended.State)
+		}
+	}
+	attempts, err := o.world.ledger.Attempts(ctx, id)
+	if err != nil {
+		o.fail("read the attempts of job %s: %w", id, err)
+	}
+	o.count(id, k, attempts)
+	o.results(ctx, id, k, rec, attempts)
+}
+
+// count checks that attempts are counted as docs/job-states.md says.
+func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
+	retries := *k.request.Limits.Retries
+	for n, r := range k.runs {
+		if r.ended == nil {
+			continue
+		}
+		number, own, wrecked := 0, 0, 0
+		for _, a := range attempts {
+			if a.Run != n+1 {
+				continue
+			}
+			number++
+			last := a.Number == r.attempts && r.ended.Attempt == a.Number
+			spent, known := returning[a.Cause]
+			switch {
+			case a.Number != number || a.Ended.IsZero() || a.Cause == "" || a.Ended.Before(a.Began):
+				o.fail("attempt %d of run %d of job %s is kept as %+v", number, n+1, id, a)
+			case last && (!a.Spent && a.Cause != job.CauseCancelled || a.Cause != r.ended.Cause): // a cancel may meet one that is handed back
+				o.fail("run %d of job %s ended with the cause %s, by an attempt that is kept as %+v", n+1, id, r.ended.Cause, a)
+			case !last && (!known || a.Spent != spent):
+				o.fail("attempt %d of run %d of job %s goes back to the queue and is kept as %+v", number, n+1, id, a)
+			}
+			switch a.Cause {
+			case job.CauseError, job.CauseRunnerDied, job.CauseRunTimeout:
+				own++
+			case job.CauseLost, job.CauseInterrupted, job.CauseDevice:
+				wrecked++
+			}
+		}
+		if number != r.attempts {
+			o.fail("run %d of job %s had %d attempts, and %d are kept", n+1, id, r.attempts, number)
+		}
+		if own > retries+1 || wrecked > maxAttempts {
+			o.fail("run %d of job %s failed %d times by its own fault with %d retries, and took its sheep down %d times", n+1, id, own, retries, wrecked)
+		}
+		if r.ended.State == job.Failed && (r.ended.Cause == job.CauseError || r.ended.Cause == job.CauseRunnerDied || r.ended.Cause == job.CauseRunTimeout) {
+			spent := 0
+			for _, a := range attempts {
+				if a.Run == n+1 && a.Spent {
+					spent++
+				}
+			}
+			if spent <= retries {
+				o.fail("run %d of job %s failed by its own fault after %d tries, with %d retries", n+1, id, spent, retries)
+			}
+		}
+	}
+}
+
+// results checks that the outputs in storage are those of one attempt, and of
+// which.
+func (o *oracle) results(ctx context.Context, id job.ID, k *known, rec job.Record, attempts []job.Attempt) {
+	files, err := o.world.store.List(ctx, id, job.OutputDir+"/")
+	if err != nil {
+		o.fail("list the outputs of job %s: %w", id, err)
+		return
+	}
+	var names []string
+	for _, f := range files {
+		names = append(names, strings.TrimPrefix(f.Name, job.OutputDir+"/"))
+	}
+	if rec.State != job.Done {
+		if len(names) > 2 {
+			o.fail("the outputs of job %s, which is %s, are those of several attempts: %v", id, rec.State, names)
+		}
+		return
+	}
+	content := ""
+	if f, err := o.world.store.Open(ctx, id, job.OutputDir+"/"+job.DefaultOutput, nil); err == nil {
+		data, _ := io.ReadAll(f.Body)
+		content = string(data)
+	}
+	var by *execution
+	for _, e := range k.done {
+		if fmt.Sprint(e.serial) == content {
+			by = e
+		}
+	}
+	switch {
+	case by == nil || len(names) != 2 || names[0] != "of-"+content || names[1] != job.DefaultOutput:
+		o.fail("job %s is done, and its outputs are %v, of execution %q", id, names, content)
+	case by.run != rec.Run || by.attempt != rec.Attempt || !by.answered:
+		o.fail("job %s is done in run %d by attempt %d, and its outputs are those of run %d, attempt %d", id, rec.Run, rec.Attempt, by.run, by.attempt)
+	}
+}

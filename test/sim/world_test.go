@@ -1,0 +1,706 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
+	"github.com/iterait/shepherd/runtime/fake"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage/memory"
+)
+
+// The bounds of a world, by which the oracle knows what is too long.
+const (
+	maxRun      = 20 * time.Second
+	maxLoad     = 10 * time.Second
+	maxTurn     = time.Minute
+	maxAttempts = 3
+	maxRetries  = 3
+)
+
+// world is one seed's nodes on one ledger and one storage, their clients and what
+// befalls them.
+type world struct {
+	dice  dice
+	bus   *bus
+	dir   string
+	log   *journal
+	rates rates
+
+	ledger *sqlite.Ledger
+	store  *memory.Store
+	skew   time.Duration // of the ledger's clock
+	nodes  []*node
+	oracle *oracle
+	faulty bool // faults still happen
+	steps  int
+	did    map[string]int // faults by kind
+
+	clients []*client
+	work    sync.WaitGroup // what the scheduler began and waits for at the end
+
+	mu     sync.Mutex
+	orders []func()
+}
+
+// later has the scheduler call f: only it changes the world.
+func (w *world) later(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orders = append(w.orders, f)
+}
+
+// obey does what goroutines wanted done.
+func (w *world) obey() {
+	w.mu.Lock()
+	orders := w.orders
+	w.orders = nil
+	w.mu.Unlock()
+	for _, f := range orders {
+		f()
+	}
+}
+
+// rates are how often a world has each kind of fault: once in so many steps, or
+// calls; 0 is never.
+type rates struct {
+	slow, fail, lie, odd                 int // of calls
+	crash, pause, partition, leave, disk int // of steps
+	clock, reload, stop, device, kill    int
+}
+
+// newRates draws which kinds of faults a world has: each has some, none has all.
+func newRates(d dice) rates {
+	some := func(often int) int {
+		if d.chance(2) {
+			return 0
+		}
+		return often + d.IntN(4*often)
+	}
+	return rates{
+		slow: some(10), fail: some(12), lie: some(15), odd: some(8),
+		crash: some(80), pause: some(100), partition: some(100), leave: some(120), disk: some(100),
+		clock: some(100), reload: some(100), stop: some(150), device: some(60), kill: some(60),
+	}
+}
+
+// node is one machine: what survives its daemons.
+type node struct {
+	*world
+	name    string
+	sheep   []string
+	devices map[string]*device
+	pasture *fake.Pasture
+	lives   atomic.Int32 // incarnations there were
+	now     *incarnation
+	until   time.Time           // it is paused, or down, until then
+	cut     map[target]cutPart  // which parts it does not reach
+	broken  bool                // its disk
+	leaving map[string]struct{} // sheep that are configured no more, for a while
+}
+
+type cutPart struct {
+	until time.Time
+	hangs bool // calls wait, in place of failing
+}
+
+// incarnation is one life of a node's daemon.
+type incarnation struct {
+	*world
+	node    *node
+	dir     string // where its data root lies
+	core    *shepherd.Shepherd
+	members []shepherd.Member
+	sheep   []*busSheep
+	crashed chan struct{}
+	ready   bool // Start has returned
+	gone    bool // it ends, or has ended
+	busy    bool // somebody changes its sheep
+	stops   bool // it is being stopped
+	ends    sync.WaitGroup
+}
+
+func (i *incarnation) dead() bool {
+	select {
+	case <-i.crashed:
+		return true
+	default:
+		return false
+	}
+}
+
+// plan is what a job's input tells the runner to do: how long each try takes, and
+// how it ends.
+type plan struct {
+	Name  string        `json:"name"`
+	Run   time.Duration `json:"run"`
+	Fates []string      `json:"fates"` // of the executions, in turn; the last goes on
+}
+
+// The fates of an execution.
+const (
+	fateDone  = "done"
+	fateError = "error"
+	fateDies  = "dies"
+	fateLast  = "last" // the runner answers, and then ends
+	fateLost  = "lost" // what supervises it is lost
+	fateHangs = "hangs"
+)
+
+func newWorld(seed uint64, dir string) (*world, error) {
+	w := &world{
+		dice: newDice(seed), bus: newBus(), dir: dir, log: &journal{began: time.Now()}, store: new(memory.Store),
+		faulty: true, did: make(map[string]int),
+	}
+	w.rates = newRates(w.dice)
+	var err error
+	w.ledger, err = sqlite.Open(context.Background(), sqlite.Config{
+		Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return time.Now().Add(w.skew) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.oracle = newOracle(w)
+	for n := range 1 + max(0, w.dice.IntN(7)-2) {
+		node := &node{
+			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), pasture: fake.NewPasture(),
+			cut: make(map[target]cutPart), leaving: make(map[string]struct{}),
+		}
+		for s := range 1 + w.dice.IntN(3) {
+			name := fmt.Sprintf("%s-%c", node.name, 'a'+s)
+			node.sheep = append(node.sheep, name)
+			if w.dice.chance(3) {
+				node.devices[name] = newDevice()
+			}
+		}
+		if err := os.MkdirAll(node.root(), 0o755); err != nil {
+			return nil, err
+		}
+		w.nodes = append(w.nodes, node)
+	}
+	return w, nil
+}
+
+// note writes down a fault, or what a client did.
+func (w *world) note(format string, args ...any) { w.log.add(format, args...) }
+
+func (w *world) fault(kind, format string, args ...any) {
+	w.did[kind]++
+	w.note(format, args...)
+}
+
+// root is where the node's files lie while its present incarnation lives. Each has
+// a path of its own: what one that has crashed still does reaches nothing.
+func (n *node) root() string {
+	return filepath.Join(n.dir, fmt.Sprintf("%s.%d", n.name, n.lives.Load()))
+}
+
+// here is a path of an earlier incarnation as it is now.
+func (n *node) here(path string) string {
+	rest := strings.TrimPrefix(path, filepath.Join(n.dir, n.name+"."))
+	_, below, _ := strings.Cut(rest, "/")
+	return filepath.Join(n.root(), below)
+}
+
+// boot begins the node's next incarnation.
+func (n *node) boot() {
+	i := &incarnation{world: n.world, node: n, dir: n.root(), crashed: make(chan struct{})}
+	n.now, n.until = i, time.Time{}
+	n.note("%s boots", n.name)
+	for _, name := range n.sheep {
+		if _, away := n.leaving[name]; !away {
+			i.members = append(i.members, i.member(name))
+		}
+	}
+	core, err := shepherd.New(shepherd.Config{
+		Node: n.name, DataRoot: filepath.Join(i.dir, "data"), Ledger: busLedger{n.ledger, i}, Store: busStore{n.store, i},
+		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		panic(err)
+	}
+	i.core = core
+	i.ends.Go(func() {
+		err := core.Start(context.Background())
+		n.later(func() {
+			switch {
+			case i.gone:
+			case err != nil:
+				n.note("%s does not start: %v", n.name, err)
+				i.gone = true
+			default:
+				n.note("%s is up", n.name)
+				i.ready = true
+			}
+		})
+	})
+}
+
+func (i *incarnation) member(name string) shepherd.Member {
+	n := i.node
+	driver := fake.New(fake.Config{
+		Pasture: n.pasture,
+		Load:    func(ctx context.Context, m job.Model) error { return rest(ctx, loadTime(m)) },
+		Handle: func(ctx context.Context, m job.Model, in messenger.Input) error {
+			return n.execute(ctx, name, m, in)
+		},
+		Stubborn: func(m job.Model) bool { return m.Name == "m1" },
+	})
+	inner, err := driver.NewSheep(name, func(any) error { return nil })
+	if err != nil {
+		panic(err)
+	}
+	s := &busSheep{Sheep: inner, by: i, name: name, pasture: n.pasture}
+	i.sheep = append(i.sheep, s)
+	m := shepherd.Member{Name: name, Type: "fake", Sheep: s}
+	if d := n.devices[name]; d != nil {
+		m.Devices = d
+	}
+	return m
+}
+
+// loadTime is what it takes to load a model.
+func loadTime(m job.Model) time.Duration {
+	var n time.Duration
+	for _, c := range m.Name {
+		n = n*31 + time.Duration(c)
+	}
+	return n % 10 * maxLoad / 10
+}
+
+// execute is a runner with a job.
+func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messenger.Input) error {
+	in.IODataRoot = n.here(in.IODataRoot)
+	data, err := fake.ReadInput(in, job.DefaultInput)
+	e := n.oracle.executes(n, sheep, m, in, data, err)
+	if err != nil {
+		return err
+	}
+	var p plan
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	fate := p.Fates[min(e.number-1, len(p.Fates)-1)]
+	n.note("%s has %s (execution %d: %s)", sheep, in.JobID, e.serial, fate)
+	end := func(err error) error {
+		n.oracle.executed(e, fate, err)
+		return err
+	}
+	if fate == fateHangs {
+		<-ctx.Done()
+		return end(ctx.Err())
+	}
+	if err := rest(ctx, p.Run); err != nil {
+		return end(err)
+	}
+	in.IODataRoot = n.here(in.IODataRoot) // the daemon may be another by now
+	switch fate {
+	case fateDies:
+		return end(&runtime.Exit{Code: 1})
+	case fateLost:
+		return end(&runtime.Exit{Code: -1, Lost: true})
+	case fateError:
+		return end(&job.Failure{Message: "no", Type: "Fate"})
+	}
+	for _, name := range []string{job.DefaultOutput, fmt.Sprintf("of-%d", e.serial)} {
+		if err := fake.WriteOutput(in, name, fmt.Append(nil, e.serial)); err != nil {
+			return end(err)
+		}
+	}
+	if fate == fateLast {
+		e.answered = true
+		_ = end(nil)
+		return &fake.Last{Exit: runtime.Exit{Code: 0}}
+	}
+	return end(nil)
+}
+
+// crash ends the node's daemon as SIGKILL does; with machine, its runners too.
+func (n *node) crash(machine bool) {
+	i := n.now
+	n.fault("crash", "%s crashes, machine %v", n.name, machine)
+	i.gone = true
+	close(i.crashed)
+	if machine {
+		for _, name := range n.sheep {
+			n.pasture.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: true})
+		}
+		n.pasture = fake.NewPasture()
+	} else {
+		for _, s := range i.sheep {
+			s.Sheep.Detach()
+		}
+	}
+	n.moveOn()
+	n.now = nil
+	n.until = time.Now().Add(n.dice.span(20 * time.Second))
+	if !i.stops {
+		n.work.Go(i.bury)
+	}
+}
+
+// moveOn gives the node's files to its next incarnation.
+func (n *node) moveOn() {
+	from := n.root()
+	n.lives.Add(1)
+	if err := os.Rename(from, n.root()); err != nil {
+		panic(err)
+	}
+}
+
+// bury waits for the goroutines of a core that has crashed or did not start.
+func (i *incarnation) bury() {
+	i.ends.Wait()
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	i.core.Stop(over)
+}
+
+// retire ends the node's daemon as a service manager does.
+func (n *node) retire(leave bool, patience time.Duration) {
+	i := n.now
+	i.gone, i.stops = true, true
+	n.note("%s is told to end, leave %v, within %s", n.name, leave, patience)
+	n.work.Go(func() {
+		i.ends.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if leave {
+			i.core.Leave(ctx)
+		} else {
+			i.core.Stop(ctx)
+		}
+		n.later(func() {
+			if !i.dead() {
+				n.note("%s has ended", n.name)
+				n.moveOn()
+				n.now = nil
+				n.until = time.Now().Add(n.dice.span(5 * time.Second))
+			}
+		})
+	})
+}
+
+// up are the nodes whose daemon takes questions.
+func (w *world) up() []*node {
+	var up []*node
+	for _, n := range w.nodes {
+		if n.now != nil && n.now.ready && !n.now.gone {
+			up = append(up, n)
+		}
+	}
+	return up
+}
+
+// errNoEnd says that the world did not come to its end in time.
+var errNoEnd = errors.New("the world does not come to an end")
+
+// run is the scheduler: it goes on until done says so.
+func (w *world) run(wait func(), most int, until time.Duration, done func() bool) error {
+	over := time.Now().Add(until)
+	for range most {
+		wait()
+		w.obey()
+		w.steps++
+		if err := w.oracle.look(); err != nil {
+			return err
+		}
+		if done() {
+			return nil
+		}
+		if time.Now().After(over) {
+			return fmt.Errorf("%w: %s of virtual time are over", errNoEnd, until)
+		}
+		w.reboot()
+		if w.faulty {
+			w.befall()
+		} else {
+			for _, n := range w.nodes {
+				n.restore()
+			}
+		}
+		w.act()
+		wait()
+		ready, next := w.ready()
+		if len(ready) == 0 || w.dice.chance(4) {
+			d := w.dice.span(2*time.Second) + time.Millisecond
+			if !w.faulty {
+				d *= 4
+			}
+			if len(ready) > 0 {
+				d = w.dice.span(300*time.Millisecond) + time.Millisecond
+			}
+			if !next.IsZero() {
+				d = min(d, max(time.Until(next), time.Millisecond))
+			}
+			w.sleep(d)
+			continue
+		}
+		w.settle(choose(w.dice, ready))
+	}
+	return fmt.Errorf("%w: %d steps are over", errNoEnd, most)
+}
+
+// sleep lets time pass, until another call has parked.
+func (w *world) sleep(d time.Duration) {
+	select {
+	case <-w.bus.arrived:
+	default:
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-w.bus.arrived:
+	case <-timer.C:
+	}
+}
+
+// ready are the calls that may be picked now, and when the next one may.
+func (w *world) ready() (ready []*call, next time.Time) {
+	now := time.Now()
+	for _, c := range w.bus.waiting() {
+		due := c.due
+		if n := c.by.node; n.now == c.by {
+			if n.until.After(due) {
+				due = n.until
+			}
+			if cut := n.cut[c.to]; cut.hangs && cut.until.After(due) {
+				due = cut.until
+			}
+		}
+		if !due.After(now) {
+			ready = append(ready, c)
+		} else if next.IsZero() || due.Before(next) {
+			next = due
+		}
+	}
+	return ready, next
+}
+
+// settle picks a call and decides what becomes of it.
+func (w *world) settle(c *call) {
+	f := proceeds
+	if w.faulty {
+		n := c.by.node
+		switch {
+		case n.cut[c.to].until.After(time.Now()) && !n.cut[c.to].hangs:
+			f = fails
+		case c.due.IsZero() && w.dice.chance(w.rates.slow):
+			c.due = time.Now().Add(w.dice.span(choose(w.dice, []time.Duration{time.Second, 10 * time.Second, 40 * time.Second})))
+			w.fault("slow "+string(c.to), "%s #%d is slow", c.name, c.serial)
+			return
+		case w.dice.chance(w.rates.fail):
+			f = fails
+		case w.dice.chance(w.rates.lie):
+			f = lies
+		case c.to != toLedger && w.dice.chance(w.rates.odd):
+			f = odd
+		}
+	}
+	switch f {
+	case proceeds:
+		w.note("%s #%d", c.name, c.serial)
+	case fails:
+		w.fault("fails "+string(c.to), "%s #%d fails", c.name, c.serial)
+	case lies:
+		w.fault("lies "+string(c.to), "%s #%d is made and says that it failed", c.name, c.serial)
+	case odd:
+		w.fault("odd "+string(c.to), "%s #%d goes another way", c.name, c.serial)
+	}
+	if f == odd && !strings.Contains(c.name, " stage ") && !strings.Contains(c.name, " answer ") && !strings.HasSuffix(c.name, " run") {
+		f = proceeds
+	}
+	w.bus.pick(c, f)
+}
+
+// reboot starts the nodes whose time has come.
+func (w *world) reboot() {
+	for _, n := range w.nodes {
+		i := n.now
+		if i != nil && i.gone && !i.ready && !i.dead() { // it did not start
+			n.now = nil
+			n.until = time.Now().Add(time.Second)
+			n.moveOn()
+			w.work.Go(i.bury)
+		}
+		if n.now == nil && !n.until.After(time.Now()) {
+			n.boot()
+		}
+	}
+}
+
+// befall has something happen to a node, now and then.
+func (w *world) befall() {
+	n := choose(w.dice, w.nodes)
+	i := n.now
+	now := time.Now()
+	d, r := w.dice, w.rates
+	works := i != nil && i.ready && !i.gone
+	switch {
+	case d.chance(r.crash) && i != nil && !i.busy:
+		n.crash(d.chance(2))
+	case d.chance(r.pause) && works:
+		n.until = now.Add(d.span(30 * time.Second))
+		w.fault("pause", "%s pauses", n.name)
+	case d.chance(r.partition):
+		part := choose(d, []target{toLedger, toStorage})
+		n.cut[part] = cutPart{until: now.Add(d.span(time.Minute)), hangs: d.chance(2)}
+		w.fault("partition", "%s does not reach %s", n.name, part)
+	case d.chance(r.leave) && works && !i.busy:
+		w.did["restart"]++
+		n.retire(d.chance(2), d.span(30*time.Second))
+	case d.chance(r.disk) && i != nil && !n.broken:
+		n.breakDisk()
+	case d.chance(r.clock):
+		w.skew += d.span(4*time.Hour) - 2*time.Hour
+		w.fault("clock", "the ledger's clock is off by %s", w.skew)
+	case d.chance(r.device) && len(n.devices) > 0:
+		name := choose(d, slices.Sorted(maps.Keys(n.devices)))
+		dev := n.devices[name]
+		w.fault("device", "the GPU of %s is out: %v", name, !dev.isOut)
+		dev.set(!dev.isOut)
+	case d.chance(r.kill):
+		name := choose(d, n.sheep)
+		if n.pasture.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: d.chance(2)}) {
+			w.fault("kill", "the runner of %s is killed", name)
+		}
+	case d.chance(r.reload) && works && !i.busy:
+		n.reload()
+	case d.chance(r.stop) && works && !i.busy:
+		n.stopSheep(d.span(20*time.Second), d.span(20*time.Second))
+	case n.broken && d.chance(20):
+		n.mendDisk()
+	}
+}
+
+// breakDisk makes it impossible to prepare jobs.
+func (n *node) breakDisk() {
+	staging := filepath.Join(n.root(), "data", ".staging")
+	if err := os.MkdirAll(filepath.Dir(staging), 0o755); err != nil {
+		panic(err)
+	}
+	if err := os.Remove(staging); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return // jobs are being prepared
+	}
+	if err := os.WriteFile(staging, nil, 0o644); err != nil {
+		panic(err)
+	}
+	n.broken = true
+	n.fault("disk", "the disk of %s breaks", n.name)
+}
+
+func (n *node) mendDisk() {
+	n.broken = false
+	n.note("the disk of %s is mended", n.name)
+	if err := os.Remove(filepath.Join(n.root(), "data", ".staging")); err != nil {
+		panic(err)
+	}
+}
+
+// reload takes a sheep out of the configuration, or puts all back.
+func (n *node) reload() {
+	i := n.now
+	if len(n.leaving) == 0 {
+		n.leaving[choose(n.dice, n.sheep)] = struct{}{}
+	} else {
+		clear(n.leaving)
+	}
+	var members []shepherd.Member
+	for _, name := range n.sheep {
+		if _, away := n.leaving[name]; away {
+			continue
+		}
+		k := slices.IndexFunc(i.members, func(m shepherd.Member) bool { return m.Name == name })
+		if k < 0 || n.dice.chance(3) { // new, or configured otherwise
+			members = append(members, i.member(name))
+		} else {
+			members = append(members, i.members[k])
+		}
+	}
+	n.fault("reload", "%s is configured anew, without %v", n.name, slices.Sorted(maps.Keys(n.leaving)))
+	n.apply(members, n.dice.span(20*time.Second))
+}
+
+// apply configures the node's sheep anew.
+func (n *node) apply(members []shepherd.Member, drain time.Duration) {
+	i := n.now
+	i.busy = true
+	i.ends.Go(func() {
+		err := i.core.Apply(context.Background(), members, drain)
+		n.later(func() {
+			i.busy = false
+			if err == nil {
+				i.members = members
+				return
+			}
+			n.note("%s is not configured anew: %v", n.name, err)
+			clear(n.leaving)
+		})
+	})
+}
+
+// stopSheep stops a node's sheep and starts them again.
+func (n *node) stopSheep(drain, pause time.Duration) {
+	i := n.now
+	n.fault("stop", "the sheep of %s are stopped", n.name)
+	i.busy = true
+	i.ends.Go(func() {
+		_ = i.core.StopSheep(drain)
+		time.Sleep(pause)
+		_ = i.core.StartSheep()
+		n.later(func() { i.busy = false })
+	})
+}
+
+// heal ends all faults: what follows has to come to its end.
+func (w *world) heal() {
+	w.note("faults are over")
+	w.faulty = false
+	w.skew = 0
+	for _, n := range w.nodes {
+		clear(n.cut)
+		clear(n.leaving)
+		n.until = time.Now()
+		if n.broken {
+			n.mendDisk()
+		}
+		for _, d := range n.devices {
+			d.set(false)
+		}
+	}
+	for _, c := range w.bus.waiting() {
+		c.due = time.Time{}
+	}
+}
+
+// restore puts the sheep back that are configured no more.
+func (n *node) restore() {
+	i := n.now
+	if i == nil || !i.ready || i.gone || i.busy || len(i.members) == len(n.sheep) {
+		return
+	}
+	members := slices.Clone(i.members)
+	for _, name := range n.sheep {
+		if !slices.ContainsFunc(members, func(m shepherd.Member) bool { return m.Name == name }) {
+			members = append(members, i.member(name))
+		}
+	}
+	slices.SortFunc(members, func(a, b shepherd.Member) int { return cmp.Compare(a.Name, b.Name) })
+	n.apply(members, maxRun)
+}
