@@ -124,7 +124,8 @@ func TestObjectInParts(t *testing.T) {
 func TestCopiesShareData(t *testing.T) {
 	s := open(t)
 	b := bucket(t, s)
-	large := strings.Repeat("x", linkAtLeast)
+	s.linkAtLeast = 1 << 10
+	large := strings.Repeat("x", 1<<10)
 	if _, err := s.Put(b, "single", strings.NewReader(large), int64(len(large)), Info{}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
