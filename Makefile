@@ -11,6 +11,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 MINIO    := $(CACHE)/bin/minio
 # Only a test server: it is never linked and never shipped.
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+# Another test server.
+VERSITY  := $(CACHE)/bin/versitygw
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
 # The real digits that the example's model was trained and is tested on.
@@ -92,7 +94,7 @@ run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one with its journal
@@ -137,6 +139,10 @@ deps: ## install the Debian packages that the tests run against
 $(MINIO):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+
+$(VERSITY):
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)

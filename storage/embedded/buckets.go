@@ -130,7 +130,7 @@ const defaultRegion = "us-east-1"
 func (h *handler) createBucket(r *request) error {
 	if !folder.ValidBucket(r.bucket) {
 		return badRequest(codeInvalidBucketName,
-			"A bucket's name has 3 to 63 of a-z, 0-9, - and ., begins and ends with a letter or digit, has no two dots together and is no IP address.")
+			"A bucket's name has 3 to 63 of a-z, 0-9, - and ., begins and ends with a letter or digit, has one on both sides of every dot, and is no IP address.")
 	}
 	body, err := r.readBody()
 	if err != nil {

@@ -25,7 +25,7 @@ func TestBuckets(t *testing.T) {
 		s.bucket(c, name)
 		wantCode(t, c.MakeBucket(t.Context(), name, minio.MakeBucketOptions{}), 409, "BucketAlreadyOwnedByYou")
 	}
-	for _, name := range []string{"ab", "Abc", "a_b_c", "-abc", "abc-", "a..b", "192.168.1.1", "a b", strings.Repeat("x", 64), "žluťoučký"} {
+	for _, name := range []string{"ab", "Abc", "a_b_c", "-abc", "abc-", "a..b", "a-.b", "a.-b", "192.168.1.1", "a b", strings.Repeat("x", 64), "žluťoučký"} {
 		answer, text := s.do("PUT", "/"+name, "", nil, nil)
 		wantAnswer(t, answer, text, 400, "InvalidBucketName")
 	}

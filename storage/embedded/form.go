@@ -271,17 +271,16 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 	if err != nil {
 		return limits, invalid("it is not base64")
 	}
-	var policy struct {
-		Expiration *string            `json:"expiration"`
-		Conditions *[]json.RawMessage `json:"conditions"`
-	}
+	var policy map[string]json.RawMessage // whose names are in lower case alone
 	if err := json.Unmarshal(text, &policy); err != nil {
 		return limits, invalid("Invalid JSON")
 	}
-	if policy.Expiration == nil || policy.Conditions == nil {
+	var expiration string
+	var conditions []json.RawMessage
+	if json.Unmarshal(policy["expiration"], &expiration) != nil || json.Unmarshal(policy["conditions"], &conditions) != nil || conditions == nil {
 		return limits, invalid("expiration and conditions are needed")
 	}
-	expires, err := time.Parse(time.RFC3339, *policy.Expiration)
+	expires, err := time.Parse(time.RFC3339, expiration)
 	if err != nil {
 		return limits, invalid("the expiration is not a time")
 	}
@@ -294,7 +293,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 		named[name] = true
 		return name, f.fields[name]
 	}
-	for _, raw := range *policy.Conditions {
+	for _, raw := range conditions {
 		var exact map[string]any
 		var list []any
 		switch {
@@ -347,7 +346,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 	}
 	for name := range f.fields {
 		switch {
-		case named[name], strings.HasPrefix(name, "x-ignore-"):
+		case named[name], strings.HasPrefix(name, "x-ignore-"), strings.HasPrefix(name, "x-amz-checksum-"):
 		case name == "policy", name == "signature", name == "awsaccesskeyid", name == "x-amz-signature", name == "submit":
 		default:
 			return limits, newError(http.StatusForbidden, codeAccessDenied, "Invalid according to Policy: Extra input fields: %s", name)

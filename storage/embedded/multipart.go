@@ -150,7 +150,7 @@ func parseCopyRange(text string, size int64) (byteRange, error) {
 		return byteRange{}, badRequest(codeInvalidArgument, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 	}
 	if to >= size {
-		return byteRange{}, badRequest(codeInvalidArgument, "Range specified is not valid for source object of size: %d", size)
+		return byteRange{}, newError(http.StatusRequestedRangeNotSatisfiable, codeInvalidRange, "Range specified is not valid for source object of size: %d", size)
 	}
 	return byteRange{from, to - from + 1}, nil
 }

@@ -42,6 +42,10 @@ func (h *handler) getObject(r *request) error {
 	}
 	if strings.EqualFold(r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") && (part == nil || part.size == o.Size) {
 		setChecksum(header, o.Checksum, true)
+	} else if strings.EqualFold(r.Header.Get("X-Amz-Checksum-Mode"), "ENABLED") && r.params.has("partNumber") {
+		if err := setPartChecksum(r, o); err != nil {
+			return err
+		}
 	}
 	status := http.StatusOK
 	if part == nil {
@@ -68,6 +72,21 @@ func (h *handler) getObject(r *request) error {
 	}
 	r.w.WriteHeader(status)
 	return o.CopyTo(r.w, part.offset, part.size, sendPiece, r.w.writeDeadline)
+}
+
+// setPartChecksum tells the checksum of the part that is asked for.
+func setPartChecksum(r *request, o *folder.Object) error {
+	number, _, err := r.number("partNumber", 0, 1, folder.MaxParts)
+	if err != nil {
+		return err
+	}
+	parts, _, err := o.PartInfos(number-1, 1)
+	if err != nil || len(parts) == 0 || parts[0].Checksum.Algorithm == "" {
+		return err
+	}
+	setChecksum(r.w.Header(), parts[0].Checksum, false)
+	r.w.Header().Set("X-Amz-Checksum-Type", typeOf(o.Checksum))
+	return nil
 }
 
 // partOf returns the part of an object that is asked for; nil for all of it.

@@ -127,7 +127,7 @@ func passing(answer minio.ErrorResponse) bool {
 func (s *Store) refusal(answer minio.ErrorResponse) string {
 	head := fmt.Sprintf("storage at %s refuses access key %q: %s", s.url, s.accessKey, answer.Code)
 	switch answer.Code {
-	case minio.InvalidAccessKeyID:
+	case minio.InvalidAccessKeyID, "XAdminUserNotFound": // the latter is versitygw's
 		return head + " (it does not know the key): check storage.access_key"
 	case minio.SignatureDoesNotMatch:
 		return head + " (the secret is wrong): check storage.secret_key"

@@ -25,7 +25,7 @@ func TestVersityGW(t *testing.T) {
 	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
 		url, access, secret := testenv.StartVersityGW(t)
 		return storagetest.Harness{
-			URL: url, AccessKey: access, SecretKey: secret,
+			URL: url, AccessKey: access, SecretKey: secret, ShortNames: true, HidesUnknownKeys: true,
 			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
 				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Patience: time.Second})
 			},

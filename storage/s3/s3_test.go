@@ -67,7 +67,7 @@ func embeddedHarness(bucket string) func(*testing.T) storagetest.Harness {
 }
 
 // startEmbedded starts the daemon's own server, with the shared bucket made.
-func startEmbedded(t *testing.T, bucket string) (storagetest.Harness, *embedded.Server) {
+func startEmbedded(t testing.TB, bucket string) (storagetest.Harness, *embedded.Server) {
 	t.Helper()
 	const access, secret = "access-key", "secret-key"
 	server, err := embedded.Open(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", AccessKey: access, SecretKey: secret, Log: slog.New(slog.DiscardHandler)})

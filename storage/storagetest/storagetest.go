@@ -31,6 +31,12 @@ type Harness struct {
 	URL, AccessKey, SecretKey string
 	// Bucket holds all jobs, each below ID/; empty means a bucket per job.
 	Bucket string
+	// ShortNames says that the server's own disk bounds the elements of names, to
+	// 200 bytes or so.
+	ShortNames bool
+	// HidesUnknownKeys says that the server tells a HEAD with an unknown access key
+	// that there is no such thing.
+	HidesUnknownKeys bool
 	// Open makes a Store for a server at url; it is called with other URLs and
 	// keys too.
 	Open func(t testing.TB, url, accessKey, secretKey string) storage.Store

@@ -295,7 +295,7 @@ func (s *Store) dropData(id string) {
 	}
 }
 
-// linkAtLeast is the size from which on a copy shares its data with the original.
+// linkAtLeast is the default of Store.linkAtLeast.
 const linkAtLeast = 64 << 20
 
 // errNoLinks says that data cannot be shared and has to be copied.

@@ -124,7 +124,8 @@ func TestObjectInParts(t *testing.T) {
 func TestCopiesShareData(t *testing.T) {
 	s := open(t)
 	b := bucket(t, s)
-	large := strings.Repeat("x", linkAtLeast)
+	s.linkAtLeast = 1 << 10
+	large := strings.Repeat("x", 1<<10)
 	if _, err := s.Put(b, "single", strings.NewReader(large), int64(len(large)), Info{}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -359,8 +360,16 @@ func BenchmarkListPage(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+			var model string
 			for i := range n { // not by Put: an fsync for each would take an hour
-				if err := os.WriteFile(filepath.Join(s.bucketDir(name), fmt.Sprintf("key-%07d@", i)), object, 0o600); err != nil {
+				path := filepath.Join(s.bucketDir(name), fmt.Sprintf("key-%07d@", i))
+				if i%50_000 == 0 { // a file has no more than 65,000 names
+					model = path
+					err = os.WriteFile(path, object, 0o600)
+				} else {
+					err = os.Link(model, path)
+				}
+				if err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -78,6 +78,8 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
+	// linkAtLeast is the size from which on a copy shares its data with the original.
+	linkAtLeast int64
 
 	// A bucket's lock is held for reading while an object's file changes in it,
 	// for writing while its directories do. A key's lock makes a precondition
@@ -98,7 +100,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open storage directory %s: %w", dir, err)
 	}
-	s := &Store{dir: abs, log: log, seed: maphash.MakeSeed()}
+	s := &Store{dir: abs, log: log, seed: maphash.MakeSeed(), linkAtLeast: linkAtLeast}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open storage directory %s: %w", dir, err)
 	}

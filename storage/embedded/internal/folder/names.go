@@ -31,9 +31,10 @@ const (
 )
 
 // ValidBucket reports whether S3's rules allow the name: 3 to 63 of a-z, 0-9,
-// "-" and ".", a letter or digit at both ends, no "..", not an IP address.
+// "-" and ".", a letter or digit at both ends and on both sides of every ".",
+// not an IP address.
 func ValidBucket(name string) bool {
-	if len(name) < 3 || len(name) > 63 || strings.Contains(name, "..") {
+	if len(name) < 3 || len(name) > 63 || strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-.") {
 		return false
 	}
 	for i, c := range []byte(name) {

@@ -66,7 +66,7 @@ func (s *Store) Copy(ctx context.Context, src *Object, bucket, key string, info 
 	info.Key, info.Modified = key, now()
 	info.ETag, info.Checksum, info.Parts = src.ETag, src.Checksum, src.Parts
 	err = errNoLinks
-	if src.Size >= linkAtLeast {
+	if src.Size >= s.linkAtLeast {
 		if info.Data, info.Whole, err = s.linkData(ctx, src, bucket, key); err == nil {
 			info.Size, info.Bucket = src.Size, bucket
 		}
