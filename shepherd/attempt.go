@@ -117,6 +117,18 @@ func newAttempt(c ledger.Claim, l limits) *attempt {
 	}
 }
 
+// due is when the job, sent now, must have been answered; zero for never.
+func (a *attempt) due() time.Time {
+	due := a.Deadline
+	if a.limits.run > 0 {
+		over := a.sent.Add(a.limits.load + a.limits.run) // the runner may still be loading
+		if due.IsZero() || over.Before(due) {
+			due = over
+		}
+	}
+	return due
+}
+
 // loadTook notes how long it took to load the model for the attempt.
 func (a *attempt) loadTook(d time.Duration) { a.load.Store(int64(d)) }
 

@@ -76,6 +76,34 @@ func TestCancelAndSubmitAgain(t *testing.T) {
 	}
 }
 
+// A runner that can be told to drop a job keeps its model when the job is
+// cancelled.
+func TestCancelReachesTheRunner(t *testing.T) {
+	p := newPen(t)
+	p.cancels = true
+	begun := make(chan struct{}, 1)
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID != "endless" {
+			return echo(ctx, m, in)
+		}
+		begun <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	p.start()
+	p.submit("endless", "m", "x")
+	<-begun
+	if err := p.core.Cancel(t.Context(), "endless"); err != nil {
+		t.Fatal(err)
+	}
+	p.await("endless", job.Cancelled)
+	p.submit("next", "m", "x")
+	p.await("next", job.Done)
+	if n := p.pasture.Starts("sheep"); n != 1 {
+		t.Errorf("the runner was started %d times", n)
+	}
+}
+
 // A job that is cancelled while its results are stored ends as cancelled, and the
 // results of its next run are that run's alone.
 func TestCancelDuringTheUpload(t *testing.T) {

@@ -47,6 +47,7 @@ type pen struct {
 	check   func(sheep string, m job.Model) error
 	find    func(sheep string, m job.Model) error
 	deaf    func(m job.Model) bool
+	cancels bool   // runners can be told to drop a job
 	log     string // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
@@ -122,7 +123,7 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 			}
 			return nil
 		},
-		Deaf: p.deaf, Log: p.log,
+		Deaf: p.deaf, Cancels: p.cancels, Log: p.log,
 		Check: func(m job.Model) error {
 			if p.check != nil {
 				return p.check(name, m)

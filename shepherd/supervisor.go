@@ -249,7 +249,7 @@ func (s *supervisor) lostIdle() {
 // ended.
 func (s *supervisor) crashed(r *runner) error {
 	var load *runtime.LoadError
-	if !errors.As(r.err, &load) {
+	if !errors.As(r.err, &load) && !errors.Is(r.err, runtime.ErrDetached) {
 		s.crashes.note(r.model, time.Since(r.began), time.Now())
 		s.lane.happened(RunnerCrashed)
 	}

@@ -300,10 +300,47 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		case <-ctx.Done():
 			w.pulse.works()
 			why := context.Cause(ctx)
-			ran(why)
 			end := w.inWords(ctx, a, why)
-			s.stop() // the runner cannot be told to drop a job, so it goes with it
+			dropped := errors.Is(why, errCancelled) && w.drops(work, a)
+			ran(why)
+			if !dropped {
+				s.stop() // a runner that cannot be told to drop a job goes with it
+			}
 			return end, false
+		}
+	}
+}
+
+// dropTime is how long a runner has to answer a job that it was told to drop.
+const dropTime = 10 * time.Second
+
+// drops tells the runner to drop the attempt's job, where it can be told, and
+// reports whether it has: then it is free for another, with its model loaded.
+func (w *worker) drops(work context.Context, a *attempt) bool {
+	r := w.supervisor.runner
+	c, ok := r.conn.(messenger.Canceller)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(work, dropTime)
+	defer cancel()
+	if c.Cancel(ctx, a.ID) != nil {
+		return false
+	}
+	for {
+		select {
+		case answer, ok := <-r.answers:
+			if !ok {
+				return false
+			}
+			if answer.JobID == a.ID {
+				a.conn = r.conn // whatever it answered, the job is cancelled
+				w.supervisor.freed = time.Now()
+				return true
+			}
+			w.answered(work, answer)
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
@@ -365,7 +402,7 @@ func (w *worker) send(ctx context.Context, a *attempt) error {
 			return fmt.Errorf("its answer to an earlier attempt cannot be acknowledged: %w", err)
 		}
 	}
-	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot()})
+	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot(), Deadline: a.due()})
 }
 
 // dropAnswers deals with what the runner has answered since its last job: what it
@@ -399,6 +436,8 @@ func (w *worker) loadEnding(a *attempt, why error) ending {
 	var load *runtime.LoadError
 	var exit *runtime.Exit
 	switch {
+	case errors.Is(why, runtime.ErrDetached):
+		return ending{cause: job.CauseSheep, reason: fmt.Sprintf("another daemon has taken over the runner of sheep %s: end one of the two", l.Name)}
 	case errors.As(why, &exit):
 		return exitEnding(exit)
 	case errors.As(why, &load):

@@ -111,6 +111,9 @@ type Config struct {
 	Start func(ctx context.Context, m job.Model) error
 	// Deaf, when set, says that a model's runners never take jobs.
 	Deaf func(m job.Model) bool
+	// Cancels says that runners can be told to drop a job: the context of its
+	// Handler ends.
+	Cancels bool
 	// Log is what the runners have written; where it is empty, sheep keep no log.
 	Log string
 	// Stubborn, when set, says that a model's runners do not end when they are
@@ -228,7 +231,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 			return ctx.Err()
 		}
 	}
-	c := &conn{life: l, handle: handle, closed: make(chan struct{})}
+	c := &conn{life: l, handle: handle, cancels: s.cfg.Cancels, closed: make(chan struct{})}
 	s.conn = c
 	s.mu.Unlock()
 
@@ -330,6 +333,7 @@ type life struct {
 
 	mu      sync.Mutex
 	current job.ID             // under way
+	drop    context.CancelFunc // ends that job's context
 	kept    []messenger.Answer // not acknowledged
 	changed chan struct{}      // closed and replaced when an answer is added
 	exit    *runtime.Exit
@@ -373,8 +377,11 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		return fmt.Errorf("%d answers are not acknowledged", len(l.kept))
 	}
 	l.current = in.JobID
+	ctx, drop := context.WithCancel(l.ctx)
+	l.drop = drop
 	l.work.Go(func() {
-		err := handle(l.ctx, l.model, in)
+		defer drop()
+		err := handle(ctx, l.model, in)
 		exit, exits := err.(*runtime.Exit)
 		var last *Last
 		if errors.As(err, &last) {
@@ -405,9 +412,10 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 
 // conn is one connection to a life.
 type conn struct {
-	life   *life
-	handle Handler
-	closed chan struct{}
+	life    *life
+	handle  Handler
+	cancels bool
+	closed  chan struct{}
 
 	mu   sync.Mutex
 	seen []job.ID // received by this connection and not acknowledged
@@ -423,6 +431,19 @@ func (c *conn) Send(ctx context.Context, in messenger.Input) error {
 		return ctx.Err()
 	}
 	return c.life.take(in, c.handle)
+}
+
+// Cancel tells the runner to drop the job. See messenger.Canceller.
+func (c *conn) Cancel(_ context.Context, id job.ID) error {
+	if !c.cancels {
+		return fmt.Errorf("tell the runner to drop job %s: %w", id, errdefs.ErrNotImplemented)
+	}
+	c.life.mu.Lock()
+	defer c.life.mu.Unlock()
+	if c.life.current == id {
+		c.life.drop()
+	}
+	return nil
 }
 
 func (c *conn) Recv(ctx context.Context) (messenger.Answer, error) {
