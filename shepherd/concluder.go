@@ -252,7 +252,11 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		if v.message != "" {
 			failure = &job.Failure{Message: v.message}
 		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && others != "" {
-			failure = &job.Failure{Message: fmt.Sprintf("No sheep can run this job: `%s`: %s; %s", l.Name, end.reason, others)}
+			own := end.reason
+			if err := l.cannot(a.Model); err != nil {
+				own = reasonOf(err)
+			}
+			failure = &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (no sheep can run it; `%s`: %s; %s)", l.Name, own, others)}
 		}
 		outcome.Failure = explain(failure, told)
 	}
