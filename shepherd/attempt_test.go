@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -513,4 +514,84 @@ func rule(t *testing.T, text string) job.Rule {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// A job that a busy sheep has only prepared is cancelled at once, not when its
+// turn comes.
+func TestCancelOfAPreparedJob(t *testing.T) {
+	p := newPen(t)
+	begun, open := p.gated()
+	p.start()
+	p.submit("wait-1", "m", "1")
+	p.began(begun, "wait-1")
+	p.submit("prepared", "m", "2")
+	p.eventually("it is prepared", func() bool {
+		rec, err := p.ledger.Get(t.Context(), "prepared")
+		return err == nil && rec.Holder == "sheep"
+	})
+	if err := p.core.Cancel(t.Context(), "prepared"); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := p.core.Job(t.Context(), "prepared"); err != nil || s.State != job.Cancelled {
+		t.Errorf("it is %s, %v", s.State, err)
+	}
+	open()
+	p.await("wait-1", job.Done)
+}
+
+// A client that waits is told of the end of the run that it waits for, also where
+// the job is submitted again at once.
+func TestWaitersOfARunThatIsSubmittedAgain(t *testing.T) {
+	p := newPen(t)
+	begun, open := p.gated()
+	p.start()
+	p.submit("wait-1", "m", "x")
+	p.began(begun, "wait-1")
+	var waiting sync.WaitGroup
+	for range 20 {
+		waiting.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), hang)
+			defer cancel()
+			if s, err := p.core.Wait(ctx, "wait-1"); err != nil || !s.State.Final() || s.FinishedAt.IsZero() {
+				t.Errorf("told %+v, %v", s, err)
+			}
+		})
+	}
+	open()
+	for range 10 {
+		p.await("wait-1", job.Done)
+		p.submit("wait-1", "m", "", func(r *job.Request) { r.Payload = nil })
+	}
+	waiting.Wait()
+	p.await("wait-1", job.Done)
+}
+
+// A machine that has no descriptors, no room or no disk left fails no job: its
+// sheep rest, and go on when it has.
+func TestMachineFaults(t *testing.T) {
+	for _, fault := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.ENOMEM} {
+		t.Run(fault.Error(), func(t *testing.T) {
+			p := newPen(t)
+			var left atomic.Int32
+			left.Store(2)
+			p.store.hook(func() {
+				p.store.stage = func(job.ID) error {
+					if left.Add(-1) >= 0 {
+						return fmt.Errorf("open a file: %w", &os.PathError{Op: "open", Path: "/x", Err: fault})
+					}
+					return nil
+				}
+			})
+			p.start()
+			if err := p.store.Init(t.Context(), "job-1", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			p.submit("job-1", "m", "", func(r *job.Request) { r.Payload = nil })
+			p.await("job-1", job.Done)
+			attempts, err := p.ledger.Attempts(t.Context(), "job-1")
+			if err != nil || len(attempts) != 3 || attempts[0].Cause != job.CauseSheep || attempts[1].Spent {
+				t.Errorf("attempts %+v, %v", attempts, err)
+			}
+		})
+	}
 }

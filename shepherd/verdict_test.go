@@ -3,8 +3,12 @@ package shepherd
 import (
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
 )
@@ -253,5 +257,35 @@ func TestTurns(t *testing.T) {
 	turns.loaded(a, 0, now) // found alive: what its load took before counts
 	if _, left := turns.left(now); left != 30*time.Second {
 		t.Errorf("a runner that was adopted: %v", left)
+	}
+}
+
+// What many sheep prepare at once never takes more than the budget.
+func TestBudget(t *testing.T) {
+	b := &budget{limit: 100}
+	var reserved atomic.Int64
+	var sheep sync.WaitGroup
+	for range 32 {
+		sheep.Go(func() {
+			for range 100 {
+				if b.reserve(7) == nil {
+					if n := reserved.Add(7); n > 100 {
+						t.Errorf("%d bytes are taken", n)
+					}
+					reserved.Add(-7)
+					b.free(7)
+				}
+			}
+		})
+	}
+	sheep.Wait()
+	if used, limit := b.state(); used != 0 || limit != 100 {
+		t.Errorf("%d of %d bytes are taken in the end", used, limit)
+	}
+	if err := b.reserve(101); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("more than there is: %v", err)
+	}
+	if err := (&budget{}).reserve(1 << 50); err != nil {
+		t.Errorf("without a limit: %v", err)
 	}
 }
