@@ -143,7 +143,7 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 		f.waits.Store(len(granted) == 0)
 		defer f.waits.Store(false)
 		if len(granted) == 0 && !l.state.busy() {
-			l.flock.stir(l) // an idle sheep may run it at once
+			l.flock.wakeFirst(l) // an idle sheep may run it at once
 		}
 	}
 	ctx, release := a.stopper.bind(feed)

@@ -93,8 +93,8 @@ func (f *flock) offer(m job.Model, address string) {
 	})
 }
 
-// stir begins a round in which l looks first: it can claim more than before.
-func (f *flock) stir(l *lane) {
+// wakeFirst begins a round in which l looks first: it can claim more than before.
+func (f *flock) wakeFirst(l *lane) {
 	f.begin(func(other *lane) int {
 		if other == l {
 			return 1

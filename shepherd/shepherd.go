@@ -236,7 +236,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 
 // startLane lets a lane work that is of the flock.
 func (s *Shepherd) startLane(l *lane, closing error) {
-	l.share.notify(func() { l.flock.stir(l) })
+	l.share.notify(func() { l.flock.wakeFirst(l) })
 	l.start(closing)
 }
 
@@ -262,7 +262,7 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 func (s *Shepherd) onGone(ctx context.Context) {
 	s.env.hub.refresh(ctx)
 	for _, l := range s.env.flock.all() { // there may be work that no event told of
-		s.env.flock.stir(l)
+		s.env.flock.wakeFirst(l)
 	}
 }
 

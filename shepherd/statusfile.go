@@ -106,13 +106,13 @@ func (f *statusFiles) note(e job.Event, tell func()) {
 		f.urgent = append(f.urgent, e.Job)
 	}
 	f.mu.Unlock()
-	f.rouse()
+	f.signal()
 	if e.Status == nil {
 		tell()
 	}
 }
 
-func (f *statusFiles) rouse() {
+func (f *statusFiles) signal() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
@@ -224,7 +224,7 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	close(f.settled)
 	f.settled = make(chan struct{})
 	f.mu.Unlock()
-	f.rouse()
+	f.signal()
 	tellAll(tells)
 	if err != nil && ctx.Err() == nil {
 		level := slog.LevelWarn

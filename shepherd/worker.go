@@ -100,7 +100,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
 	if w.lane.feeder.waitsForDevices() {
-		w.lane.flock.stir(w.lane)
+		w.lane.flock.wakeFirst(w.lane)
 	}
 }
 
