@@ -251,7 +251,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {
 			failure = &job.Failure{Message: v.message}
-		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && others != "" {
+		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && a.Sheep == "" && others != "" {
 			own := end.reason
 			if err := l.cannot(a.Model); err != nil {
 				own = reasonOf(err)

@@ -17,7 +17,7 @@ func TestStartUpReadsAsTheOriginals(t *testing.T) {
 	w.start()
 	var messages []string
 	for line := range strings.Lines(w.log.String()) {
-		m := regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: INFO +@shepherd +: (.*)\n`).FindStringSubmatch(line)
+		m := regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: (?:INFO|WARNING) +@shepherd +: (.*)\n`).FindStringSubmatch(line)
 		if m == nil {
 			t.Fatalf("line %q is not in the original's layout", line)
 		}
