@@ -348,7 +348,7 @@ func TestRunnerKilledWithoutDaemon(t *testing.T) {
 func TestAnswerOutlivesShimAndRunner(t *testing.T) {
 	w, shim, _ := orphaned(t, "")
 	life := w.lives()[0]
-	awaitOutcome(t, life, `"answers":[{"job":"a"}]`)
+	awaitOutcome(t, life, `"answers":[{"job":"a"`)
 	kill(t, shim)
 	h := w.inherit(t)
 	if f := h.Found; f == nil || f.Running || f.Job != "" || len(f.Answers) != 1 || f.Answers[0].JobID != "a" {
@@ -402,7 +402,7 @@ func TestDamagedState(t *testing.T) {
 func TestMachineRestarted(t *testing.T) {
 	w, shim, _ := orphaned(t, "")
 	life := w.lives()[0]
-	awaitOutcome(t, life, `"answers":[{"job":"a"}]`)
+	awaitOutcome(t, life, `"answers":[{"job":"a"`)
 	kill(t, shim)
 	for _, name := range []string{"state.json", "outcome.json"} {
 		path := filepath.Join(life, name)
@@ -445,7 +445,7 @@ func TestIdleOrphanEndsItself(t *testing.T) {
 	v.Tell("send a", "sent")
 	awaitOutcome(t, w.lives()[0], `"job":"a"`)
 	v.Kill()
-	awaitOutcome(t, w.lives()[0], `"answers":[{"job":"a"}]`) // a job under way keeps it
+	awaitOutcome(t, w.lives()[0], `"answers":[{"job":"a"`) // a job under way keeps it
 	h := w.inherit(t)
 	if got := h.Run(); got != runner {
 		t.Fatalf("attached to process %d, was %d", got, runner)
