@@ -88,10 +88,17 @@ const leaseTime = 10 * time.Minute
 func (c *containers) viewImage(ctx context.Context, client *containerd.Client, img image.Image, view func(fs.FS) error) error {
 	labels := map[string]string{labelSheep: c.sheep, labelNode: c.cfg.Node}
 	key := c.sheep + "-view-" + shim.NewLife()
-	leased, release, err := client.WithLease(ctx, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// A call that is broken off may have made the lease all the same.
+	call, cancel := uninterrupted(ctx, callTime)
+	_, release, err := client.WithLease(call, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
+	cancel()
 	if err != nil {
 		return fmt.Errorf("lease: %w", err)
 	}
+	leased := leases.WithLease(ctx, key)
 	clean := context.WithoutCancel(ctx)
 	defer func() { _ = release(clean) }() // else it expires
 	snapshotter := client.SnapshotService(c.snapshotter())
