@@ -146,22 +146,24 @@ func listens(pid int, sig unix.Signal) bool {
 
 // receives reports whether the process with this /proc/PID/status receives the
 // signal: it has a handler, or has blocked it, as programs do that wait for signals
-// with signalfd(2) or, at other moments, sigwait(3). It does where the status does
-// not tell.
+// with signalfd(2) or, at other moments, sigwait(3). One that it ignores does not
+// reach it, though a shell blocks all signals for a moment when it forks. It does
+// where the status does not tell.
 func receives(status string, sig unix.Signal) bool {
-	known := false
+	in := make(map[string]bool)
 	for line := range strings.Lines(status) {
 		name, mask, _ := strings.Cut(line, ":")
-		if name != "SigCgt" && name != "SigBlk" {
+		if name != "SigCgt" && name != "SigBlk" && name != "SigIgn" {
 			continue
 		}
 		set, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-		if err != nil || set&(1<<(sig-1)) != 0 {
+		if err != nil {
 			return true
 		}
-		known = true
+		in[name] = set&(1<<(sig-1)) != 0
 	}
-	return !known
+	_, known := in["SigCgt"]
+	return !known || in["SigCgt"] || in["SigBlk"] && !in["SigIgn"]
 }
 
 func (w *watched) kill() {

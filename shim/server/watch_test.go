@@ -259,6 +259,7 @@ func TestReceives(t *testing.T) {
 		{"a handler", none, none, term, unix.SIGTERM, true},
 		{"blocked and waited for, as tini does", term, none, none, unix.SIGTERM, true},
 		{"ignored", none, term, none, unix.SIGTERM, false},
+		{"ignored, and blocked while a shell forks", term, term, none, unix.SIGTERM, false},
 		{"another's handler", none, none, int2, unix.SIGTERM, false},
 		{"a handler for the image's signal", none, none, int2, unix.SIGINT, true},
 		{"a real-time signal", rt34, none, none, 34, true},

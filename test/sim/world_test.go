@@ -45,7 +45,7 @@ type world struct {
 
 	ledger *sqlite.Ledger
 	store  *memory.Store
-	skew   time.Duration // of the ledger's clock
+	skew   atomic.Int64 // of the ledger's clock, as a time.Duration
 	nodes  []*node
 	oracle *oracle
 	faulty bool // faults still happen
@@ -171,7 +171,7 @@ func newWorld(seed uint64, dir string) (*world, error) {
 	w.rates = newRates(w.dice)
 	var err error
 	w.ledger, err = sqlite.Open(context.Background(), sqlite.Config{
-		Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return time.Now().Add(w.skew) },
+		Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return time.Now().Add(time.Duration(w.skew.Load())) },
 	})
 	if err != nil {
 		return nil, err
@@ -568,8 +568,8 @@ func (w *world) befall() {
 	case d.chance(r.disk) && i != nil && !n.broken:
 		n.breakDisk()
 	case d.chance(r.clock):
-		w.skew += d.span(4*time.Hour) - 2*time.Hour
-		w.fault("clock", "the ledger's clock is off by %s", w.skew)
+		skew := time.Duration(w.skew.Add(int64(d.span(4*time.Hour) - 2*time.Hour)))
+		w.fault("clock", "the ledger's clock is off by %s", skew)
 	case d.chance(r.device) && len(n.devices) > 0:
 		name := choose(d, slices.Sorted(maps.Keys(n.devices)))
 		dev := n.devices[name]
@@ -672,7 +672,7 @@ func (n *node) stopSheep(drain, pause time.Duration) {
 func (w *world) heal() {
 	w.note("faults are over")
 	w.faulty = false
-	w.skew = 0
+	w.skew.Store(0)
 	for _, n := range w.nodes {
 		clear(n.cut)
 		clear(n.leaving)
