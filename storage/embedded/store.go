@@ -64,7 +64,11 @@ func (s *Server) Store(bucket string, observe func(op string, took time.Duration
 	o.collector = places.Collector{
 		Layout: l, Parallel: parallelFiles, Remove: o.removeFiles,
 		Put: func(ctx context.Context, bucket, key string, file *os.File, size int64) error {
-			return o.put(ctx, bucket, key, localFile{io.NewSectionReader(file, 0, size)}, size, nil)
+			err := o.put(ctx, bucket, key, localFile{io.NewSectionReader(file, 0, size)}, size, nil)
+			if errors.Is(err, folder.ErrShortBody) { // the runner is still at it: another try may find it whole
+				return fmt.Errorf("a file changed while it was stored: %w", errdefs.ErrUnavailable)
+			}
+			return err
 		},
 	}
 	return o, nil
