@@ -116,7 +116,7 @@ func backoff(pause time.Duration, earlier int) time.Duration {
 	return min(max(pause, 0), maxRetryPause)
 }
 
-// wrecks says whether an attempt with this cause took a sheep or a device down:
+// wrecks reports whether an attempt with this cause took a sheep or a device down:
 // a job that does so again and again is not tried for ever.
 func wrecks(c job.Cause) bool {
 	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted
