@@ -267,6 +267,17 @@ func TestSheepWithDifferentModels(t *testing.T) {
 				p.await(fmt.Sprint("cat-", n), job.Done)
 				p.await(fmt.Sprint("dog-", n), job.Done)
 			}
+			for n := range 10 { // who can tell does not even claim what it cannot run
+				attempts, err := p.ledger.Attempts(t.Context(), job.ID(fmt.Sprint("cat-", n)))
+				for _, attempt := range attempts {
+					if looks && attempt.Cause == job.CauseNotHere {
+						t.Errorf("cat-%d was claimed by sheep %s", n, attempt.Sheep)
+					}
+				}
+				if err != nil || len(attempts) == 0 {
+					t.Errorf("attempts of cat-%d: %v, %v", n, attempts, err)
+				}
+			}
 			p.submit("bird", "birds", "x")
 			failure := p.await("bird", job.Failed).Failure
 			for _, want := range []string{"`cats`", "`dogs`", "Cannot load `birds:v1`."} {
