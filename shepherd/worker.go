@@ -44,7 +44,9 @@ func (w *worker) run(feed, work context.Context) {
 	defer w.pulse.waits()
 	defer w.depart()
 	w.pulse.works()
-	w.adopt(work)
+	if left := w.adopt(work); left {
+		return
+	}
 	for {
 		if w.lane.state.end() {
 			w.idleSince = time.Now()
@@ -68,7 +70,10 @@ func (w *worker) run(feed, work context.Context) {
 			return
 		case a := <-w.lane.feeder.offers:
 			w.pulse.works()
-			w.process(feed, work, a)
+			if left := w.process(feed, work, a); left {
+				stopIdle()
+				return // the runner has a job, so it can be given no other
+			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
@@ -119,27 +124,35 @@ func (w *worker) depart() {
 	}
 }
 
-// process takes an attempt through the runner and has it ended.
-func (w *worker) process(feed, work context.Context, a *attempt) {
+// process takes an attempt through the runner and has it ended; left says that it
+// has not ended, and is the next daemon's.
+func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 	w.lane.state.begin(a)
 	if !a.take() {
-		return
+		return false
 	}
-	end, left := w.try(feed, work, a)
+	return w.conclude(work, a, func(ctx context.Context) (ending, bool) { return w.try(feed, work, ctx, a) })
+}
+
+// conclude has the attempt end as run says. The context of run ends when the
+// attempt is stopped. left says that the attempt has not ended, and is the next
+// daemon's.
+func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (left bool) {
+	end, left := w.watched(work, a, run)
 	if left {
 		w.lane.log.Info("Job goes on while the daemon is away", "job", a.ID)
 		a.yield()
 		w.lane.concluder.leave(a)
-		return
+		return true
 	}
 	w.pulse.waits() // for storage, it may be
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
+	return false
 }
 
-// try gives the job to the runner and says how that ended; left says that it has
-// not ended, and is the next daemon's.
-func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left bool) {
+// watched calls run while the attempt's deadline and devices are watched.
+func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (_ ending, left bool) {
 	l := w.lane
 	ctx, release := a.stopper.bind(work)
 	defer release()
@@ -154,6 +167,13 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		})
 		defer func() { release(); <-watching }()
 	}
+	return run(ctx)
+}
+
+// try gives the job to the runner and says how that ended; left says that it has
+// not ended, and is the next daemon's. ctx ends when the attempt is stopped.
+func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, left bool) {
+	l := w.lane
 	if a.ahead {
 		w.pulse.waits() // for a disk with room, it may be
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
@@ -172,6 +192,9 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 
 	if end, ok := w.ready(feed, ctx, a); !ok {
 		return end, false
+	}
+	if feed.Err() != nil { // it ended when all was ready
+		return stopped(context.Cause(feed)), false
 	}
 	w.dropAnswers(work)
 	l.logSending(a)
