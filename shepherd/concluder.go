@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
@@ -147,6 +148,9 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 			c.leave(a)
 			return
 		}
+		if err == nil {
+			crashpoint.Reached(crashpoint.OutputsCollected)
+		}
 		end = c.afterCollect(ctx, a, end, err)
 	}
 	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may be to blame
@@ -233,6 +237,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(),
 			})
 		})
+		if err == nil {
+			crashpoint.Reached(crashpoint.Released)
+		}
 		switch {
 		case err == nil && rec.State.Final():
 			l.log.Info("Job has ended", "job", a.ID, "state", string(rec.State))
@@ -261,6 +268,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		outcome.Failure = explain(failure, told)
 	}
 	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
+	if err == nil {
+		crashpoint.Reached(crashpoint.Finished)
+	}
 	switch {
 	case err == nil && rec.State == job.Cancelled:
 		l.log.Info("Job cancelled", "job", a.ID)
@@ -314,6 +324,7 @@ func (c *concluder) release(a *attempt, safe bool) {
 	if err := a.dir.remove(); err != nil {
 		c.lane.log.Warn("Cannot remove a job's working directory", "job", a.ID, "error", err)
 	}
+	crashpoint.Reached(crashpoint.DirectoryRemoved)
 }
 
 // leave leaves the attempt to the next daemon.
@@ -331,6 +342,9 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	defer cancel()
 	for {
 		err := conn.Ack(ctx, id)
+		if err == nil {
+			crashpoint.Reached(crashpoint.Acknowledged)
+		}
 		if err == nil || errors.Is(err, messenger.ErrClosed) {
 			return
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -77,6 +78,9 @@ func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 	}
 	claim, err := f.lane.ledger.Claim(ctx, slot)
 	f.unsure = err != nil && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err))
+	if claim != nil {
+		crashpoint.Reached(crashpoint.Claimed)
+	}
 	return claim, err
 }
 
@@ -114,6 +118,8 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 		defer release()
 		if why := l.prepare(ctx, a); why != nil {
 			a.trouble = why
+		} else {
+			crashpoint.Reached(crashpoint.InputsStaged)
 		}
 	})
 	return a

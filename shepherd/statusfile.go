@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -248,7 +249,11 @@ func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error
 	default:
 		return err
 	}
-	return f.store.SetStatus(ctx, id, status)
+	if err := f.store.SetStatus(ctx, id, status); err != nil {
+		return err
+	}
+	crashpoint.Reached(crashpoint.StatusWritten)
+	return nil
 }
 
 func (f *statusFiles) worthRetrying(err error) bool {
@@ -286,6 +291,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 		}
 		return kept
 	}
+	crashpoint.Reached(crashpoint.Checkpointed)
 	return cursor
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -53,6 +54,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		if err != nil {
 			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
+		crashpoint.Reached(crashpoint.PayloadStored)
 	}
 	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
 	_, err = s.create(ctx, s.record(r, trace))
@@ -66,6 +68,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err != nil {
 		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
+	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
 }
@@ -183,9 +186,11 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case err != nil:
 		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
 	case rec.State.Final():
+		crashpoint.Reached(crashpoint.CancelRecorded)
 		s.log.Info("Job cancelled", "job", id)
 		return nil
 	}
+	crashpoint.Reached(crashpoint.CancelRecorded)
 	s.log.Info("Job is being cancelled", "job", id, "sheep", rec.Holder)
 	patience := time.NewTimer(cancelPatience)
 	defer patience.Stop()

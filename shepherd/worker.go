@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -186,6 +187,7 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 		case rec.Cancelling:
 			return stopped(errCancelled), false
 		}
+		crashpoint.Reached(crashpoint.Started)
 		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by preparing meanwhile
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
@@ -210,6 +212,7 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 		}
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
+	crashpoint.Reached(crashpoint.Sent)
 	l.share.begin(a.ID, job.Now())
 	return w.await(work, ctx, a)
 }
@@ -259,6 +262,7 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
 		return *l.preparing(ctx, a, err), false
 	}
+	crashpoint.Reached(crashpoint.DirectoryPlaced)
 	return ending{}, true
 }
 
@@ -298,6 +302,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 				ran(why)
 				return w.loadEnding(a, why), false
 			case answer.JobID == a.ID:
+				crashpoint.Reached(crashpoint.Answered)
 				s.crashes = crashes{} // a runner that answers is in no crash loop
 				s.freed = time.Now()
 				ran(failed(answer.Failure))

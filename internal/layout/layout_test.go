@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"config/size":             {},
 	"access":                  {},
 	"api":                     {"job", "access"},
-	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime"},
+	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger"},
