@@ -21,6 +21,10 @@ import (
 // looked at.
 const crashSegment = 16
 
+// maxBursts is how often a client submits jobs to one daemon. The daemon at the end
+// has to deal with what is left of all.
+const maxBursts = 8
+
 // The daemon is killed at each crash point, and at each ordered pair of them one
 // after the other, while a client submits and cancels jobs and tries again what was
 // not answered. Then a daemon that is left alone has to bring every acknowledged
@@ -106,7 +110,8 @@ func (c *crashes) life(point crashpoint.Point, all bool) {
 	c.killed = append(c.killed, note)
 	c.launchAt(point)
 	began := time.Now()
-	for n := 0; !c.dead(); n++ {
+	bursts, last := 0, time.Time{}
+	for !c.dead() {
 		if time.Since(began) > deadline {
 			c.t.Fatalf("the daemon does not reach %s; so far %v\n%s", point, c.killed, c.log)
 		}
@@ -118,9 +123,11 @@ func (c *crashes) life(point crashpoint.Point, all bool) {
 			continue
 		}
 		c.retry()
-		if n < 400 && n%100 == 0 { // a few, or the last daemon has much to do
+		if bursts < maxBursts && time.Since(last) > time.Second { // one may miss the point
+			bursts, last = bursts+1, time.Now()
 			c.more(point)
 			if point == crashpoint.Started { // of a job that was prepared while both sheep had one
+				c.more(point)
 				c.more(point)
 				c.more(point)
 			}
@@ -164,7 +171,7 @@ func (c *crashes) more(point crashpoint.Point) {
 		j.input = "once " + filepath.Join(c.dir, id)
 		more = `"retries": 2, "retry_pause": "1ms", `
 	case point == crashpoint.Started:
-		j.input = "sleep 0.1"
+		j.input = "sleep 0.2"
 	case point == crashpoint.CancelRecorded && len(c.order)%2 == 0: // a job that runs
 		j.input, j.cancel = "wait "+filepath.Join(c.dir, "never"), true
 	case point == crashpoint.CancelRecorded: // a job that waits
