@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -236,16 +237,16 @@ func (w *worker) abandon(work context.Context, d *adoption) {
 	if d == nil {
 		return
 	}
-	for id, a := range d.jobs {
-		delete(d.jobs, id)
-		w.lane.concluder.end(work, a, interrupted)
+	for _, id := range slices.Sorted(maps.Keys(d.jobs)) {
+		w.lane.concluder.end(work, d.take(id), interrupted)
 	}
 }
 
 // endOthers ends what sheep held that are configured no more, beside the work of
 // the others.
 func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
-	for holder, claims := range byHolder {
+	for _, holder := range slices.Sorted(maps.Keys(byHolder)) {
+		claims := byHolder[holder]
 		if len(claims) == 0 {
 			continue
 		}

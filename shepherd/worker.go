@@ -59,6 +59,13 @@ func (w *worker) run(feed, work context.Context) {
 			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
 		}
+		if closed(feed.Done()) {
+			return
+		}
+		if closed(ended) { // before a job is given to it
+			s.lostIdle()
+			continue
+		}
 		idle, stopIdle := w.idleTooLong()
 		w.pulse.waits()
 		select {
@@ -80,9 +87,24 @@ func (w *worker) run(feed, work context.Context) {
 			w.unload("no job for " + w.lane.IdleTimeout.String())
 		case <-again:
 			w.pulse.works()
-			s.revive(feed)
+			select {
+			case a := <-w.lane.feeder.offers: // a job says which model is wanted
+				w.process(feed, work, a)
+			default:
+				s.revive(feed)
+			}
 		}
 		stopIdle()
+	}
+}
+
+// closed reports whether c, on which nothing is sent, is closed.
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
