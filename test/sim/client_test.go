@@ -68,10 +68,12 @@ func (w *world) newClients() {
 // finished says that the client has nothing more to ask.
 func (c *client) finished() bool { return c.runs == 0 && !c.busy }
 
-// act has clients ask what they want to.
+// act has a client ask what it wants to, one at a time.
 func (w *world) act() {
 	up := w.up()
-	for _, c := range w.clients {
+	from := w.dice.IntN(max(len(w.clients), 1))
+	for k := range w.clients {
+		c := w.clients[(from+k)%len(w.clients)]
 		if c.finished() || c.busy || time.Now().Before(c.next) || len(up) == 0 {
 			continue
 		}
@@ -106,6 +108,7 @@ func (w *world) act() {
 				done()
 			})
 		})
+		return
 	}
 }
 
