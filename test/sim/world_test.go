@@ -451,7 +451,7 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		wait()
 		// No two steps are at one instant: timers that fire at the same time do so in
 		// any order.
-		time.Sleep(1 + time.Duration(w.dice.IntN(999)))
+		time.Sleep(1 + time.Duration(w.dice.IntN(int(time.Millisecond))))
 		wait()
 		ready, next := w.ready()
 		if len(ready) == 0 || w.dice.chance(4) {
