@@ -34,6 +34,7 @@ const (
 	maxTurn     = time.Minute
 	maxAttempts = 3
 	maxRetries  = 3
+	statusDelay = 233333 * time.Microsecond // no other wait of a core is as long
 )
 
 // world is one seed's nodes on one ledger and one storage, their clients and what
@@ -242,7 +243,8 @@ func (n *node) boot() {
 	}
 	core, err := shepherd.New(shepherd.Config{
 		Node: n.name, DataRoot: filepath.Join(i.dir, "data"), Ledger: busLedger{n.ledger, i}, Store: busStore{n.store, i},
-		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.NewTextHandler(journalWriter{i}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
+		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, StatusDelay: statusDelay,
+		Log: slog.New(slog.NewTextHandler(journalWriter{i}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
 	})
 	if err != nil {
 		panic(err)
