@@ -185,15 +185,15 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 func (w *worker) resume(work context.Context, a *attempt) {
 	l := w.lane
 	l.state.begin(a)
-	a.sent = a.StartedAt                      // or soon after
-	if now := time.Now(); a.sent.After(now) { // the clock went back since
-		a.sent = now
+	a.sent = time.Now() // or sooner, by as much as the clock says
+	if ago := -l.clock.until(a.StartedAt); ago > 0 {
+		a.sent = a.sent.Add(-ago)
 	}
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	ctx, release := a.stopper.bind(work)
 	defer release()
 	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+		defer time.AfterFunc(l.clock.until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
 	}
 	if l.share.has() {
 		watching := make(chan struct{})

@@ -166,7 +166,7 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 	ctx, release := a.stopper.bind(work)
 	defer release()
 	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+		defer time.AfterFunc(l.clock.until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
 	}
 	if l.share.has() {
 		watching := make(chan struct{})
@@ -209,7 +209,7 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		}
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
-	l.share.begin(a.ID, job.Now())
+	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
 }
 

@@ -51,7 +51,9 @@ const (
 	proceeds fate = iota
 	fails         // it is not made, and says so
 	lies          // it is made, and says that it failed
+	full          // it is not made, because there is no room for what it writes
 	odd           // it does something else that only this call can
+	deaf          // a runner is started that never takes a job
 	cutOff        // its caller has crashed
 	gaveUp        // its context has ended
 )

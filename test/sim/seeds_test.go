@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -97,6 +99,9 @@ func TestShard(t *testing.T) {
 	}
 }
 
+// seedTime is how long a seed may take, of real time: one that hangs shows where.
+const seedTime = time.Minute
+
 // runSeeds runs seeds in as many processes as there are processors, until one
 // fails. A process has one processor and its goroutines are not preempted, so that
 // they run in the same order each time.
@@ -105,12 +110,14 @@ func runSeeds(t *testing.T, from uint64, n int, journal bool) *tally {
 	self, err := os.Executable()
 	check(t, err)
 	all := &tally{did: make(map[string]int), sums: make(map[uint64]string)}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	shards := min(goruntime.GOMAXPROCS(0), n)
 	var running sync.WaitGroup
 	for shard := range shards {
 		read, write, err := os.Pipe()
 		check(t, err)
-		cmd := exec.CommandContext(t.Context(), self, "-test.run", "^TestShard$", "-test.timeout", "0")
+		cmd := exec.CommandContext(ctx, self, "-test.run", "^TestShard$", "-test.timeout", "0")
 		cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=off",
 			fmt.Sprintf("%s=%d %d %d %t", shardEnv, from+uint64(shard), (n-shard+shards-1)/shards, shards, journal))
 		cmd.ExtraFiles = []*os.File{write}
@@ -120,9 +127,14 @@ func runSeeds(t *testing.T, from uint64, n int, journal bool) *tally {
 		check(t, write.Close())
 		running.Go(func() {
 			defer read.Close()
-			at := all.read(read, func() { _ = cmd.Process.Kill() })
-			if err := cmd.Wait(); err != nil && !all.failed() {
+			hung := time.AfterFunc(seedTime, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) })
+			defer hung.Stop()
+			at := all.read(read, func() { hung.Reset(seedTime) })
+			if err := cmd.Wait(); err != nil && ctx.Err() == nil {
 				all.add(report{Seed: at, Err: fmt.Sprintf("its process ends: %v\n%s", err, output.String())})
+			}
+			if all.failed() {
+				cancel()
 			}
 		})
 	}
@@ -192,27 +204,25 @@ type tally struct {
 	wrong        *report // the first that failed
 }
 
-// read reads a shard's reports, and kills it when another has failed. It returns
-// the seed that the shard was at.
-func (a *tally) read(from io.Reader, kill func()) (at uint64) {
+// read reads a shard's reports until it ends, and calls each for each line. It
+// returns the seed that the shard was at.
+func (a *tally) read(from io.Reader, each func()) (at uint64) {
 	lines := bufio.NewReader(from)
 	for {
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			return at
 		}
-		if at, err = strconv.ParseUint(strings.TrimSpace(line), 10, 64); err == nil {
+		each()
+		if seed, err := strconv.ParseUint(strings.TrimSpace(line), 10, 64); err == nil {
+			at = seed
 			continue
 		}
 		var r report
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
 			r = report{Seed: at, Err: fmt.Sprintf("it reports %q", line)}
 		}
-		at = r.Seed
 		a.add(r)
-		if a.failed() {
-			kill()
-		}
 	}
 }
 
