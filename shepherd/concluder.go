@@ -73,8 +73,8 @@ func stopped(why error) ending {
 // end ends the attempt in the background. It returns at once unless too many are
 // being ended already.
 func (c *concluder) end(work context.Context, a *attempt, end ending) {
-	at := job.Now()
 	l := c.lane
+	at := l.clock.now()
 	account := accountOf(l, a, end, at)
 	a.yield()
 	c.mu.Lock()
@@ -289,7 +289,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, error) {
 	l := c.lane
 	f := facts{
-		now: job.Now(), spent: a.Spent, retries: a.limits.retries, pause: a.limits.pause,
+		now: l.clock.now(), spent: a.Spent, retries: a.limits.retries, pause: a.limits.pause,
 		maxAttempts: l.maxAttempts, patience: a.limits.load, tries: a.Attempt,
 	}
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {

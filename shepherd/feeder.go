@@ -158,6 +158,19 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 	f.pulse.waits()
 	defer f.pulse.works()
 	for {
+		switch { // these come before the worker
+		case closed(a.surrendered):
+			return errTakenOver
+		case ctx.Err() != nil:
+			a.withdraw()
+			return context.Cause(ctx)
+		case closed(failed):
+			if a.trouble != nil {
+				a.withdraw()
+				return &troubleError{*a.trouble}
+			}
+			failed = nil
+		}
 		select {
 		case err := <-granted:
 			if err != nil {
@@ -174,16 +187,8 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 				return errTakenOver
 			}
 		case <-a.surrendered:
-			return errTakenOver
 		case <-failed:
-			if a.trouble != nil {
-				a.withdraw()
-				return &troubleError{*a.trouble}
-			}
-			failed = nil
 		case <-ctx.Done():
-			a.withdraw()
-			return context.Cause(ctx)
 		}
 	}
 }

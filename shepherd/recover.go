@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -186,9 +187,9 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 func (w *worker) resume(work context.Context, a *attempt) (left bool) {
 	l := w.lane
 	l.state.begin(a)
-	a.sent = a.StartedAt                      // or soon after
-	if now := time.Now(); a.sent.After(now) { // the clock went back since
-		a.sent = now
+	a.sent = time.Now() // or sooner, by as much as the clock says
+	if ago := -l.clock.until(a.StartedAt); ago > 0 {
+		a.sent = a.sent.Add(-ago)
 	}
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	return w.conclude(work, a, func(ctx context.Context) (ending, bool) {
@@ -221,16 +222,16 @@ func (w *worker) abandon(work context.Context, d *adoption) {
 	if d == nil {
 		return
 	}
-	for id, a := range d.jobs {
-		delete(d.jobs, id)
-		w.lane.concluder.end(work, a, interrupted)
+	for _, id := range slices.Sorted(maps.Keys(d.jobs)) {
+		w.lane.concluder.end(work, d.take(id), interrupted)
 	}
 }
 
 // endOthers ends what sheep held that are configured no more, beside the work of
 // the others.
 func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
-	for holder, claims := range byHolder {
+	for _, holder := range slices.Sorted(maps.Keys(byHolder)) {
+		claims := byHolder[holder]
 		if len(claims) == 0 {
 			continue
 		}

@@ -87,7 +87,9 @@ type Config struct {
 	Observer Observer
 	// Tracer says to which traces jobs belong; to their clients' own where nil.
 	Tracer Tracer
-	Log    *slog.Logger
+	// Now is the clock that records' times are compared with; time.Now where nil.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Shepherd is the core. Start it once; its methods may be called from any
@@ -137,6 +139,9 @@ func New(cfg Config) (*Shepherd, error) {
 	if cfg.Tracer == nil {
 		cfg.Tracer = Untraced{}
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	root, err := filepath.Abs(cfg.DataRoot)
 	if err != nil {
 		return nil, fmt.Errorf("data root %s: %w", cfg.DataRoot, err)
@@ -153,7 +158,7 @@ func New(cfg Config) (*Shepherd, error) {
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
-		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
+		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
@@ -211,7 +216,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	writing, stopStatus := context.WithCancel(context.Background())
 	s.stopHub, s.stopStatus = stopHub, stopStatus
 	s.env.background = func(f func(context.Context)) { s.background.Go(func() { f(reading) }) }
-	began := job.Now()
+	began := s.env.clock.now()
 	s.status.seen = cursor
 	s.background.Go(func() {
 		s.env.hub.run(reading, cursor, func(e job.Event) { s.onEvent(e, began) }, s.onGone)

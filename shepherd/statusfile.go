@@ -129,6 +129,11 @@ func (f *statusFiles) run(ctx context.Context) {
 	defer checkpoint.Stop()
 	kept := job.Cursor("")
 	for {
+		select { // however much there is to be written
+		case <-checkpoint.C:
+			kept = f.checkpoint(ctx, kept)
+		default:
+		}
 		id, wait, ok := f.next(time.Now())
 		if !ok {
 			var timer <-chan time.Time

@@ -84,7 +84,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 		sheep = l.Limits
 	}
 	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
-		from := job.Now()
+		from := s.env.clock.now()
 		if r.NotBefore.After(from) {
 			from = r.NotBefore
 		}
@@ -143,8 +143,11 @@ func (s *Shepherd) ownPlace(ctx context.Context, r job.Request) error {
 // those of Job.
 func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
-	if err == nil {
+	switch {
+	case err == nil:
 		return rec.Tenant, nil
+	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
+		return "", away("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
 	}
 	_, err = s.Job(ctx, id)
 	return "", err

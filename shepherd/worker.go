@@ -62,6 +62,13 @@ func (w *worker) run(feed, work context.Context) {
 			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
 		}
+		if closed(feed.Done()) {
+			return
+		}
+		if closed(ended) { // before a job is given to it
+			s.lostIdle()
+			continue
+		}
 		idle, stopIdle := w.idleTooLong()
 		w.pulse.waits()
 		select {
@@ -86,9 +93,27 @@ func (w *worker) run(feed, work context.Context) {
 			w.unload("no job for " + w.lane.IdleTimeout.String())
 		case <-again:
 			w.pulse.works()
-			s.revive(feed)
+			select {
+			case a := <-w.lane.feeder.offers: // a job says which model is wanted
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
+			default:
+				s.revive(feed)
+			}
 		}
 		stopIdle()
+	}
+}
+
+// closed reports whether c, on which nothing is sent, is closed.
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -158,7 +183,7 @@ func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.
 	ctx, release := a.stopper.bind(work)
 	defer release()
 	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+		defer time.AfterFunc(l.clock.until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
 	}
 	if l.share.has() {
 		watching := make(chan struct{})
@@ -213,7 +238,7 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
 	crashpoint.Reached(crashpoint.Sent)
-	l.share.begin(a.ID, job.Now())
+	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
 }
 

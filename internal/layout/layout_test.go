@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger"},
+	"ledger/memory":           {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage"},
 	"storage/memory":          {"job", "storage"},
