@@ -80,29 +80,30 @@ func (a API) AsksClients() bool {
 	return len(a.Tokens) > 0 || a.TLS != nil && a.TLS.ClientCAFile != "" || a.TrustedProxies != nil
 }
 
-// Open says that the API listens to the network and asks for no credentials.
-func (a API) Open() bool {
+// Loopback says that the API listens on a loopback address.
+func (a API) Loopback() bool {
 	ip, err := netip.ParseAddr(a.Host)
-	loopback := err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
-	return !loopback && !a.AsksClients()
+	return err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
 }
 
-// OpenWarning is what to say where Open is true.
-func (a API) OpenWarning() string {
-	return fmt.Sprintf("Anyone who reaches port %d on this machine's network may submit jobs and read all results. "+
-		"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port)
-}
+// Open says that the API listens to the network and asks for no credentials.
+func (a API) Open() bool { return !a.Loopback() && !a.AsksClients() }
 
-// Warnings are what to say of a configuration that is right and lets in more than
-// most operators want.
+// Warnings are what to say of a configuration that is valid and lets in more than most
+// operators want. Each names who gets in and the keys that change it.
 func (a API) Warnings() []string {
 	var warnings []string
 	if a.Open() {
-		warnings = append(warnings, a.OpenWarning())
+		warnings = append(warnings, fmt.Sprintf("Anyone who can connect to port %d of this machine may submit jobs and read all results. "+
+			"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port))
 	}
 	if slices.Contains(a.CORSOrigins, "*") && !a.AsksClients() {
-		warnings = append(warnings, "Any web page that a user of this network opens may read all results. "+
-			"Set api.cors_origins to the origins of your own pages, or to []")
+		browser := "in a browser on this machine"
+		if !a.Loopback() {
+			browser = fmt.Sprintf("in a browser that can connect to port %d of this machine", a.Port)
+		}
+		warnings = append(warnings, "Any web page opened "+browser+" may read all results: api.cors_origins allows every origin (*). "+
+			"Set it to the origins of your own pages, or to []")
 	}
 	return warnings
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -77,7 +78,8 @@ type daemon struct {
 // Run is the daemon's whole life. It starts draining when ctx ends, and returns
 // when everything has stopped. The log goes to logTo unless the configuration
 // sends it to the journal. The error is config.Problems for a configuration that
-// is wrong and *LockedError where another daemon uses the state directory.
+// is wrong, *LockedError where another daemon uses the state directory and
+// *UnmountedError where a file system is not mounted yet.
 func Run(ctx context.Context, o Options, logTo io.Writer) error {
 	d := &daemon{options: o, level: new(slog.LevelVar)}
 	defer func() { d.closing.close() }()
@@ -116,9 +118,13 @@ func logConfigWarnings(c *config.Config, log *slog.Logger) {
 	}
 }
 
-// open locks the state directory and opens what the core stands on: listeners,
+// open waits for nothing: it returns an error where a file system is not mounted, and
+// the service manager starts the daemon again. It locks the state directory and opens what the core stands on: listeners,
 // ledger, storage and GPUs.
 func (d *daemon) open(ctx context.Context) error {
+	if err := checkMounts(d.config, mounts.Missing); err != nil {
+		return err
+	}
 	lock, err := lockState(d.config.StateDir)
 	if err != nil {
 		return err

@@ -1,0 +1,117 @@
+// Package mounts finds file systems that a path needs and that are not mounted yet: at
+// boot a network file system, or a disk marked nofail, may come minutes after the
+// services.
+package mounts
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// Table is the file that lists the machine's file systems (fstab(5)).
+const Table = "/etc/fstab"
+
+// Missing returns the mount point listed in Table that path lies on, if nothing is
+// mounted there; otherwise it returns "". A path need not exist. A Table that cannot be
+// read is an error, one that does not exist is not.
+func Missing(path string) (string, error) {
+	f, err := os.Open(Table)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("list the machine's file systems: %w", err)
+	}
+	defer f.Close()
+	return missing(f, path, mountinfo.Mounted)
+}
+
+func missing(table io.Reader, path string, mounted func(string) (bool, error)) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	points, err := mountPoints(table)
+	if err != nil {
+		return "", err
+	}
+	path = resolve(path)
+	on := ""
+	for _, point := range points {
+		rel, err := filepath.Rel(point, path)
+		if err == nil && filepath.IsLocal(rel) && len(point) > len(on) {
+			on = point
+		}
+	}
+	if on == "" || on == "/" {
+		return "", nil
+	}
+	is, err := mounted(on)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return on, nil
+	case err != nil:
+		return "", fmt.Errorf("see whether %s is mounted: %w", on, err)
+	case is:
+		return "", nil
+	}
+	return on, nil
+}
+
+// mountPoints reads the second field of each line of an fstab.
+func mountPoints(table io.Reader) ([]string, error) {
+	var points []string
+	lines := bufio.NewScanner(table)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		if point := unescape(fields[1]); filepath.IsAbs(point) { // swap has none
+			points = append(points, filepath.Clean(point))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the list of the machine's file systems: %w", err)
+	}
+	return points, nil
+}
+
+// unescape replaces \040 and other octal escapes.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// resolve follows the symbolic links of the part of path that exists.
+func resolve(path string) string {
+	rest := ""
+	for p := path; ; p = filepath.Dir(p) {
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			return filepath.Join(real, rest)
+		}
+		if p == filepath.Dir(p) {
+			return path
+		}
+		rest = filepath.Join(filepath.Base(p), rest)
+	}
+}
