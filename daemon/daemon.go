@@ -26,7 +26,7 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// Options are what the command line says of a daemon.
+// Options are the daemon's command line options.
 type Options struct {
 	// ConfigFile is the path of the configuration file.
 	ConfigFile string
@@ -111,16 +111,16 @@ func (d *daemon) configure(logTo io.Writer) (err error) {
 	return nil
 }
 
-// logConfigWarnings logs what the configuration says to no effect.
+// logConfigWarnings logs the keys of the configuration that have no effect.
 func logConfigWarnings(c *config.Config, log *slog.Logger) {
 	for _, warning := range c.Warnings {
 		log.Warn("A key of the configuration is not used", "file", warning.File, "line", warning.Line, "key", warning.Path, "reason", warning.Text)
 	}
 }
 
-// open waits for nothing: it returns an error where a file system is not mounted, and
-// the service manager starts the daemon again. It locks the state directory and opens what the core stands on: listeners,
-// ledger, storage and GPUs.
+// open locks the state directory and opens what the core depends on: listeners, ledger,
+// storage and GPUs. Where a file system is not mounted it returns an error rather than
+// waiting; the service manager starts the daemon again.
 func (d *daemon) open(ctx context.Context) error {
 	if err := checkMounts(d.config, mounts.Missing); err != nil {
 		return err
@@ -170,7 +170,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 		return err
 	}
 	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
-	logStorageState(ctx, d.store, c, d.log)
+	reportStorage(ctx, d.store.Ping, c.Storage.URL, d.log, &d.closing)
 	return d.core.Start(ctx)
 }
 

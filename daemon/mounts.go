@@ -8,11 +8,11 @@ import (
 	"github.com/iterait/shepherd/internal/mounts"
 )
 
-// UnmountedError says that a file system that the daemon keeps files on is not mounted.
+// UnmountedError is the error for a path on a file system that is not mounted.
 type UnmountedError struct{ Key, Path, MountPoint string }
 
 func (e *UnmountedError) Error() string {
-	return fmt.Sprintf("waiting for a file system: %s (%s) lies on %s, which %s lists and where nothing is mounted; mount it (`mount %s`), or change %s",
+	return fmt.Sprintf("waiting for a file system: %s (%s) lies on %s, where nothing is mounted though %s or a mount unit lists it; mount it (`mount %s`), or change %s",
 		e.Key, e.Path, e.MountPoint, mounts.Table, e.MountPoint, e.Key)
 }
 

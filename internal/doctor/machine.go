@@ -144,7 +144,7 @@ func (d Disks) Examine(context.Context) []Finding {
 	}
 	for _, what := range sorted(d.Paths) {
 		if point, err := unmounted(d.Paths[what]); err == nil && point != "" {
-			findings = append(findings, failure("mount "+point, "%s (%s) lies on %s, which %s lists and where nothing is mounted: the daemon does not start before it is", what, d.Paths[what], point, mounts.Table))
+			findings = append(findings, failure("mount "+point, "%s (%s) lies on %s, where nothing is mounted though %s or a mount unit lists it: the daemon does not start before it is", what, d.Paths[what], point, mounts.Table))
 			continue
 		}
 		at, problem := usable(what, d.Paths[what])

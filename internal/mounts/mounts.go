@@ -1,6 +1,7 @@
 // Package mounts finds file systems that a path needs and that are not mounted yet: at
 // boot a network file system, or a disk marked nofail, may come minutes after the
-// services.
+// services. It knows those that the administrator has listed, in fstab(5) or in mount
+// units of systemd.
 package mounts
 
 import (
@@ -17,30 +18,60 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Table is the file that lists the machine's file systems (fstab(5)).
-const Table = "/etc/fstab"
+// Table is the file that lists the machine's file systems, and Units is the directory of
+// the administrator's mount units.
+const (
+	Table = "/etc/fstab"
+	Units = "/etc/systemd/system"
+)
 
-// Missing returns the mount point listed in Table that path lies on, if nothing is
-// mounted there; otherwise it returns "". A path need not exist. A Table that cannot be
-// read is an error, one that does not exist is not.
+// Missing returns the listed mount point that path lies on, if nothing is mounted there;
+// otherwise it returns "". A path need not exist. A list that cannot be read is an
+// error, one that does not exist is not.
 func Missing(path string) (string, error) {
-	f, err := os.Open(Table)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("list the machine's file systems: %w", err)
-	}
-	defer f.Close()
-	return missing(f, path, mountinfo.Mounted)
-}
-
-func missing(table io.Reader, path string, mounted func(string) (bool, error)) (string, error) {
-	path, err := filepath.Abs(path)
+	points, err := Points(Table, Units)
 	if err != nil {
 		return "", err
 	}
-	points, err := mountPoints(table)
+	return missing(points, path, mountinfo.Mounted)
+}
+
+// Points returns the mount points of an fstab and of the mount units in a directory.
+func Points(table, units string) ([]string, error) {
+	var points []string
+	read := func(file string, parse func(io.Reader) ([]string, error)) error {
+		f, err := os.Open(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list the machine's file systems: %w", err)
+		}
+		defer f.Close()
+		found, err := parse(f)
+		if err != nil {
+			return fmt.Errorf("list the machine's file systems: %s: %w", file, err)
+		}
+		points = append(points, found...)
+		return nil
+	}
+	if err := read(table, parseTable); err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(filepath.Join(units, "*.mount"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		if err := read(file, parseUnit); err != nil {
+			return nil, err
+		}
+	}
+	return points, nil
+}
+
+func missing(points []string, path string, mounted func(string) (bool, error)) (string, error) {
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
@@ -67,8 +98,21 @@ func missing(table io.Reader, path string, mounted func(string) (bool, error)) (
 	return on, nil
 }
 
-// mountPoints reads the second field of each line of an fstab.
-func mountPoints(table io.Reader) ([]string, error) {
+// parseUnit reads Where= of a mount unit.
+func parseUnit(unit io.Reader) ([]string, error) {
+	var points []string
+	lines := bufio.NewScanner(unit)
+	for lines.Scan() {
+		key, value, ok := strings.Cut(lines.Text(), "=")
+		if ok && strings.TrimSpace(key) == "Where" && filepath.IsAbs(strings.TrimSpace(value)) {
+			points = append(points, filepath.Clean(strings.TrimSpace(value)))
+		}
+	}
+	return points, lines.Err()
+}
+
+// parseTable reads the second field of each line of an fstab.
+func parseTable(table io.Reader) ([]string, error) {
 	var points []string
 	lines := bufio.NewScanner(table)
 	for lines.Scan() {
@@ -80,10 +124,7 @@ func mountPoints(table io.Reader) ([]string, error) {
 			points = append(points, filepath.Clean(point))
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read the list of the machine's file systems: %w", err)
-	}
-	return points, nil
+	return points, lines.Err()
 }
 
 // unescape replaces \040 and other octal escapes.

@@ -61,7 +61,7 @@ func (p *programs) unmounted(path string) error {
 		return nil
 	}
 	return &runtime.LoadError{
-		Message: fmt.Sprintf("The models are not there: nothing is mounted on %s, which %s lists", point, mounts.Table),
+		Message: fmt.Sprintf("The models are not there: nothing is mounted on %s, though %s or a mount unit lists it", point, mounts.Table),
 		Class:   errdefs.ErrUnavailable,
 	}
 }
