@@ -110,12 +110,12 @@ const (
 // Config is what a handler is made of. Only Service is required.
 type Config struct {
 	Service Service
-	// Gate says who asks. Nil lets everyone submit and read, and nobody
+	// Gate authenticates callers. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
 	// Browsers says what web pages may do; nil lets no page of another origin call.
 	Browsers *Browsers
-	// Refused, if not nil, is told of every request that was not let in, for
+	// Refused, if not nil, is called for every request that was refused, for
 	// metrics: "unknown" (who it is), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
@@ -127,8 +127,8 @@ type Config struct {
 	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
-	// Debug tells clients what they otherwise never see: runners' tracebacks
-	// and the causes of the daemon's own errors.
+	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
+	// answers.
 	Debug bool
 	// GPUs is what is known of the machine's GPUs; nil where there are none. It
 	// is called by many goroutines at once and returns soon after ctx ends.

@@ -48,7 +48,7 @@ var allowed = map[string][]string{
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
 	"messenger/zmq":           {"messenger"},
 	"messenger/messengertest": {"job", "messenger"},
-	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/shellwords"},
+	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/mounts", "internal/shellwords"},
 	"runtime/container":       {"job", "messenger", "runtime", "runtime/runtimetest", "runtime/shimmed", "shim", "image", "oci", "gpu", "config/size", "internal/libexec", "internal/shellwords"},
 	"runtime/shimmed":         {"job", "messenger", "runtime", "shim", "internal/libexec", "internal/logtext", "internal/logspan"},
 	"image":                   {"job", "image/endpoint"},
@@ -61,7 +61,7 @@ var allowed = map[string][]string{
 	"shim":                    {"job", "messenger", "internal/bounded", "internal/logtext", "internal/logspan", "internal/proc", "internal/cgroup"},
 	"runner":                  {"job", "messenger", "messenger/zmq"},
 	"internal":                {"job"},
-	"internal/doctor":         {"image", "gpu", "config/size"},
+	"internal/doctor":         {"image", "gpu", "config/size", "internal/mounts"},
 	"examples":                {"runner", "internal/testenv", "internal/cogtest"},
 	"contrib":                 {"internal/testenv", "messenger"},
 }
