@@ -52,6 +52,9 @@ type Attempt struct {
 	Spent  bool
 	Usage  Usage
 	Phases Phases
+	// Log is where the lines are that the runner wrote meanwhile, as the sheep names
+	// them (messenger.Answer.Log); empty where that is not known.
+	Log string
 }
 
 // Phases is how long the parts of an attempt took; 0 where there was no such
