@@ -230,7 +230,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.ledger.Release(ctx, a.ID, a.Token, ledger.Return{
-				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(),
+				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(), Log: a.log,
 			})
 		})
 		switch {
@@ -246,7 +246,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		return nil
 	}
 
-	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Warnings: warnings}
+	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Log: a.log, Warnings: warnings}
 	if v.state == job.Failed {
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {

@@ -209,6 +209,7 @@ func (w *worker) resume(work context.Context, a *attempt) {
 		l.concluder.leave(a)
 		return
 	}
+	a.endLog(l)
 	l.concluder.end(work, a, end)
 }
 

@@ -132,6 +132,7 @@ func (w *worker) process(feed, work context.Context, a *attempt) {
 		w.lane.concluder.leave(a)
 		return
 	}
+	a.endLog(w.lane)
 	w.pulse.waits() // for storage, it may be
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
@@ -334,7 +335,7 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 				return false
 			}
 			if answer.JobID == a.ID {
-				a.conn = r.conn // whatever it answered, the job is cancelled
+				a.conn, a.log = r.conn, answer.Log // whatever it answered, the job is cancelled
 				w.supervisor.freed = time.Now()
 				return true
 			}
@@ -362,7 +363,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 	default:
 		return end
 	}
-	for _, detail := range []string{l.state.view().Detail, l.quoteLog(context.WithoutCancel(ctx))} {
+	for _, detail := range []string{l.state.view().Detail, w.quoteLog(context.WithoutCancel(ctx), a, errors.Is(why, errLoadTimeout))} {
 		if detail != "" {
 			parts = append(parts, detail)
 		}
@@ -373,7 +374,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 
 // answered notes the runner's answer and is how the attempt ended.
 func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
-	a.answered, a.conn = true, conn
+	a.answered, a.conn, a.log = true, conn, answer.Log
 	if answer.Failure == nil {
 		return ending{cause: job.CauseDone}
 	}

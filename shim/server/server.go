@@ -400,13 +400,13 @@ func (s *server) forward() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	s.current.begin = s.output.position() // the runner may write before Send returns
 	if err := s.link.Send(ctx, s.frame); err != nil {
 		s.log.Warn("cannot send a job to the runner", "job", s.job, "error", err)
 		_ = s.link.Close()
 		return
 	}
 	s.frame = nil
-	s.current.begin = s.output.position()
 	s.session.event(s.given())
 }
 
