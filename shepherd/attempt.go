@@ -64,6 +64,7 @@ type attempt struct {
 	answered  bool
 	conn      messenger.Conn
 	log       string       // where the runner's lines are, see runtime.JobLogger
+	warnings  []string     // what happened to the runner meanwhile
 	phases    job.Phases   // each by whoever is at it, but for Load:
 	load      atomic.Int64 // which the runner's goroutine may note at any time
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -246,7 +247,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		return nil
 	}
 
-	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Log: a.log, Warnings: warnings}
+	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Log: a.log, Warnings: slices.Concat(a.warnings, warnings)}
 	if v.state == job.Failed {
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {
@@ -259,6 +260,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 			failure = &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (no sheep can run it; `%s`: %s; %s)", l.Name, own, others)}
 		}
 		outcome.Failure = explain(failure, told)
+		for _, warning := range a.warnings { // it may be why the runner failed
+			outcome.Failure = explain(outcome.Failure, job.Account{Cause: warning})
+		}
 	}
 	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
 	switch {

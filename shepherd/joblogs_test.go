@@ -72,6 +72,39 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// What happens to a runner under its job is told at once, and with the job's end.
+func TestWarnings(t *testing.T) {
+	p := newPen(t)
+	told, goOn := make(chan struct{}), make(chan struct{})
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		fake.Warn(ctx, "a child was killed")
+		if in.JobID == "fails" {
+			return errors.New("BrokenProcessPool")
+		}
+		close(told)
+		<-goOn
+		return echo(ctx, m, in)
+	}
+	p.start()
+	p.submit("does", "m", "x")
+	<-told
+	p.eventually("the warning is seen", func() bool {
+		view, err := p.core.View(t.Context(), "does")
+		return err == nil && view.Detail == "a child was killed"
+	})
+	close(goOn)
+	p.await("does", job.Done)
+	p.submit("fails", "m", "x")
+	if s := p.await("fails", job.Failed); s.Failure.Message != "BrokenProcessPool (a child was killed)" {
+		t.Errorf("the failure is %q", s.Failure.Message)
+	}
+	for _, id := range []job.ID{"does", "fails"} {
+		if view, err := p.core.View(t.Context(), id); err != nil || len(view.Warnings) != 1 || view.Warnings[0] != "a child was killed" || view.Detail != "" {
+			t.Errorf("%s: %q, %q, %v", id, view.Warnings, view.Detail, err)
+		}
+	}
+}
+
 // A job's log has the lines that the runner wrote while it had that job, whichever
 // way the job ended, and after a restart of the daemon.
 func TestJobLogs(t *testing.T) {

@@ -1,6 +1,7 @@
 package shepherd
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type told struct {
 	job      job.ID
 	span     string // where its log begins, see runtime.JobLogger
 	progress *job.Progress
+	warning  string              // what happened to the runner meanwhile
 	followed []func(span string) // by those who follow its log
 }
 
@@ -76,6 +78,14 @@ func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
 		}
 		s.told.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
 		out.Kind, out.Progress = job.EventProgress, s.told.progress
+	case messenger.EventWarning:
+		if e.JobID != "" {
+			if s.told.job != e.JobID {
+				s.told = told{job: e.JobID}
+			}
+			s.told.warning = e.Text
+		}
+		return job.Event{}, false
 	default:
 		return job.Event{}, false
 	}
@@ -220,10 +230,13 @@ func (s *laneState) view() job.Sheep {
 	if s.up {
 		v.Model = s.loaded
 	}
-	if s.current.id != "" && s.told.job == s.current.id && s.told.progress != nil {
+	if s.current.id != "" && s.told.job == s.current.id {
 		v.Progress = s.told.progress
-		if v.Detail == "" {
+		if v.Progress != nil && v.Detail == "" {
 			v.Detail = v.Progress.String()
+		}
+		if s.told.warning != "" {
+			v.Detail = strings.TrimPrefix(v.Detail+"; "+s.told.warning, "; ")
 		}
 	}
 	if s.stopped {

@@ -195,6 +195,9 @@ func (l *lane) receiveEvents(ctx context.Context, conn messenger.Conn) {
 		if err != nil {
 			return
 		}
+		if e.Kind == messenger.EventWarning {
+			l.log.Warn("Something happened to the runner", "job", e.JobID, "what", e.Text)
+		}
 		if told, ok := l.state.tell(e); ok {
 			told.Node, told.Sheep = l.node, l.Name
 			l.hub.publish(told)

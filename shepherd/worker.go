@@ -374,7 +374,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 
 // answered notes the runner's answer and is how the attempt ended.
 func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
-	a.answered, a.conn, a.log = true, conn, answer.Log
+	a.answered, a.conn, a.log, a.warnings = true, conn, answer.Log, answer.Warnings
 	if answer.Failure == nil {
 		return ending{cause: job.CauseDone}
 	}

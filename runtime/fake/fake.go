@@ -340,8 +340,9 @@ type life struct {
 	ended   chan struct{}
 	log     *sheepLog // nil where none is kept
 
-	events []messenger.Event // of the job that was taken last
-	taken  int               // jobs so far
+	events   []messenger.Event // of the job that was taken last
+	warnings []string          // likewise
+	taken    int               // jobs so far
 }
 
 func newLife(m job.Model) *life {
@@ -381,7 +382,7 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		return fmt.Errorf("%d answers are not acknowledged", len(l.kept))
 	}
 	l.current = in.JobID
-	l.events, l.taken = nil, l.taken+1
+	l.events, l.warnings, l.taken = nil, nil, l.taken+1
 	given := messenger.Event{Kind: messenger.EventGiven, JobID: in.JobID}
 	if l.log != nil {
 		given.Log = l.log.begin()
@@ -403,7 +404,7 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		}
 		l.mu.Lock()
 		if l.exit == nil && !exits {
-			a := messenger.Answer{JobID: in.JobID}
+			a := messenger.Answer{JobID: in.JobID, Warnings: l.warnings}
 			if l.log != nil {
 				a.Log = l.log.end(given.Log)
 			}

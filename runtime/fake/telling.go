@@ -47,6 +47,21 @@ func Progress(ctx context.Context, done float64, text string) {
 	}
 }
 
+// Warn tells that something happened to the runner of the Handler that has this
+// context.
+func Warn(ctx context.Context, text string) {
+	v, ok := ctx.Value(speaker{}).(*voice)
+	if !ok {
+		return
+	}
+	v.life.mu.Lock()
+	defer v.life.mu.Unlock()
+	if v.life.current == v.job {
+		v.life.warnings = append(v.life.warnings, text)
+		v.life.told(messenger.Event{Kind: messenger.EventWarning, JobID: v.job, Text: text})
+	}
+}
+
 // told adds an event. The caller holds l.mu.
 func (l *life) told(e messenger.Event) {
 	e.Time = time.Now()

@@ -94,6 +94,7 @@ type running struct {
 	progress *shim.Event // the latest
 	logs     rate
 	lost     int          // log lines that were dropped, not told yet
+	warnings []string     // see messenger.Answer
 	begin    logspan.Mark // where its lines begin
 }
 
@@ -144,6 +145,9 @@ func (s *server) tellEvents(c *session) {
 	}
 	if s.current.progress != nil {
 		c.event(*s.current.progress)
+	}
+	for _, warning := range s.current.warnings {
+		c.event(shim.Event{Kind: messenger.EventWarning, Job: s.job, Time: time.Now(), Text: warning})
 	}
 }
 
