@@ -82,6 +82,11 @@ type Service interface {
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+
 	// PullModel returns when the model is here, for the named sheep or for all
 	// that fetch models. Meanwhile it reports how far it is, from one goroutine at
 	// a time and not after it has returned. It returns *job.Invalid,

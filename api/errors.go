@@ -64,6 +64,7 @@ var classes = []class{
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
 	{status: http.StatusNotFound, match: is(job.ErrNoLog)},
+	{status: http.StatusNotFound, match: is(job.ErrNoJobLog)},
 	{status: http.StatusConflict, match: is(job.ErrNoModels)},
 	{status: http.StatusConflict, match: as[*job.ModelNeeded]},
 	{status: http.StatusNotFound, match: modelError(errdefs.IsNotFound)},

@@ -32,6 +32,7 @@ var needs = map[string]need{
 	"GET /jobs/{job_id}/status":        {scope: access.Read},
 	"GET /jobs/{job_id}/ready":         {scope: access.Read},
 	"GET /jobs/{job_id}/wait_ready":    {scope: access.Read},
+	"GET /jobs/{job_id}/logs":          {scope: access.Read},
 	"GET /jobs/{job_id}/result":        {scope: access.Read},
 	"GET /jobs/{job_id}/result/{file}": {scope: access.Read},
 	"GET /jobs/{job_id}/input":         {scope: access.Read},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -234,7 +235,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.ledger.Release(ctx, a.ID, a.Token, ledger.Return{
-				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(),
+				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(), Log: a.log,
 			})
 		})
 		if err == nil {
@@ -253,7 +254,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		return nil
 	}
 
-	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Warnings: warnings}
+	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Log: a.log, Warnings: slices.Concat(a.warnings, warnings)}
 	if v.state == job.Failed {
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {
@@ -266,6 +267,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 			failure = &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (no sheep can run it; `%s`: %s; %s)", l.Name, own, others)}
 		}
 		outcome.Failure = explain(failure, told)
+		for _, warning := range a.warnings { // it may be why the runner failed
+			outcome.Failure = explain(outcome.Failure, job.Account{Cause: warning})
+		}
 	}
 	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
 	if err == nil {

@@ -199,10 +199,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
 	}
-	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer(s.cfg.Node))
-	if errors.Is(err, ledger.ErrNotFound) {
-		cursor, err = s.cfg.Ledger.Now(ctx)
-	}
+	cursor, err := s.statusCursor(ctx)
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
@@ -237,6 +234,22 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	}
 	s.started = true
 	return nil
+}
+
+// statusCursor is how far states are in storage as far as this node is concerned.
+// At the node's first start that is the present; it is kept before anything
+// happens, or a daemon that is killed soon would have the next one take a later
+// present for it.
+func (s *Shepherd) statusCursor(ctx context.Context) (job.Cursor, error) {
+	consumer := statusConsumer(s.cfg.Node)
+	cursor, err := s.cfg.Ledger.Checkpoint(ctx, consumer)
+	if !errors.Is(err, ledger.ErrNotFound) {
+		return cursor, err
+	}
+	if cursor, err = s.cfg.Ledger.Now(ctx); err != nil {
+		return "", err
+	}
+	return cursor, s.cfg.Ledger.SetCheckpoint(ctx, consumer, cursor)
 }
 
 // startLane lets a lane work that is of the flock.

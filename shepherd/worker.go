@@ -171,6 +171,7 @@ func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context
 		w.lane.concluder.leave(a)
 		return true
 	}
+	a.endLog(w.lane)
 	w.pulse.waits() // for storage, it may be
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
@@ -387,7 +388,7 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 				return false
 			}
 			if answer.JobID == a.ID {
-				a.conn = r.conn // whatever it answered, the job is cancelled
+				a.conn, a.log = r.conn, answer.Log // whatever it answered, the job is cancelled
 				w.supervisor.freed = time.Now()
 				return true
 			}
@@ -415,7 +416,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 	default:
 		return end
 	}
-	for _, detail := range []string{l.state.view().Detail, l.quoteLog(context.WithoutCancel(ctx))} {
+	for _, detail := range []string{l.state.view().Detail, w.quoteLog(context.WithoutCancel(ctx), a, errors.Is(why, errLoadTimeout))} {
 		if detail != "" {
 			parts = append(parts, detail)
 		}
@@ -426,7 +427,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 
 // answered notes the runner's answer and is how the attempt ended.
 func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
-	a.answered, a.conn = true, conn
+	a.answered, a.conn, a.log, a.warnings = true, conn, answer.Log, answer.Warnings
 	if answer.Failure == nil {
 		return ending{cause: job.CauseDone}
 	}

@@ -234,6 +234,9 @@ var migrations = []string{
 	INSERT INTO numbers SELECT 1, seq, token, event, event, 0, 0 FROM counters;
 	DROP TABLE counters;
 	DROP TABLE overtakes;`,
+
+	// Where the lines are that the runner wrote during an attempt.
+	`ALTER TABLE attempts ADD COLUMN log TEXT NOT NULL DEFAULT '';`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

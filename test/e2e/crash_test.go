@@ -169,7 +169,7 @@ func (c *crashes) more(point crashpoint.Point) {
 	switch {
 	case point == crashpoint.Released && len(c.order)%2 == 0: // the runner exits once, and the job is tried again
 		j.input = "once " + filepath.Join(c.dir, id)
-		more = `"retries": 2, "retry_pause": "1ms", `
+		more = `"retries": 50, "retry_pause": "1ms", ` // attempts that were killed count, too
 	case point == crashpoint.Started:
 		j.input = "sleep 0.2"
 	case point == crashpoint.CancelRecorded && len(c.order)%2 == 0: // a job that runs
