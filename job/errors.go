@@ -50,6 +50,11 @@ const (
 	ErrNotReady notice = "the job has not ended yet"
 	// ErrEnded says that the job has ended and can no longer be changed.
 	ErrEnded notice = "the job has ended already"
+	// ErrNotEnded says that only a job that has ended can be removed.
+	ErrNotEnded notice = "The job has not ended yet; cancel it, or wait until it has ended, and then remove it"
+	// ErrRemoving says that the files of an earlier job of this id are being
+	// removed.
+	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
 	// ErrRange says that the asked part lies outside the file.
 	ErrRange notice = "the requested range lies outside the file"
 	// ErrNoLog says that a sheep's type keeps no log.

@@ -31,9 +31,13 @@ func TestMigrate(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, err = old.Exec(fmt.Sprintf(`INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, state, enqueued_at, run)
-				VALUES (1, 'x', 'm', 'v', '', 3, 'queued', 1000, 1);
-				UPDATE counters SET seq = 1; PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, version))
+			more, values, numbers := "", "", "counters"
+			if version >= 5 {
+				more, values, numbers = ", tenant, trace_parent, trace_state, changed_at", ", '', '', '', 1000", "numbers"
+			}
+			_, err = old.Exec(fmt.Sprintf(`INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, state, enqueued_at, run`+more+`)
+				VALUES (1, 'x', 'm', 'v', '', 3, 'queued', 1000, 1`+values+`);
+				UPDATE `+numbers+` SET seq = 1; PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, version))
 			if err != nil {
 				t.Fatal(err)
 			}
