@@ -69,6 +69,8 @@ type Config struct {
 	MaxAttempts int
 	// Limits are the defaults of the limits of jobs.
 	Limits LimitDefaults
+	// Retention is how long the files of jobs that have ended are kept; optional.
+	Retention Retention
 	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
 	// while older jobs of other models wait. 0 takes 10 minutes.
 	MaxTurn time.Duration
@@ -98,6 +100,8 @@ type Shepherd struct {
 	env    *services // of all lanes
 	status *statusFiles
 	models *Models
+	// remover removes files of jobs.
+	remover *remover
 
 	mu       sync.Mutex
 	started  bool
@@ -156,6 +160,7 @@ func New(cfg Config) (*Shepherd, error) {
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
+	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	var lanes []*lane
@@ -218,6 +223,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
+	s.background.Go(func() { s.remover.run(reading) })
 
 	var closing error
 	if s.cfg.Closing {
