@@ -29,6 +29,14 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
+// QueueFull says that no more jobs are taken until some of those that wait have
+// been started.
+type QueueFull struct{ Limit int }
+
+func (e *QueueFull) Error() string {
+	return fmt.Sprintf("The queue is full: %d jobs wait already; try again later", e.Limit)
+}
+
 // Invalid says which field of a request cannot be accepted, and why.
 type Invalid struct{ Field, Problem string }
 

@@ -64,6 +64,13 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
+	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
+	// StateRoom before a job is taken into the ledger; their errors are of class
+	// errdefs.ErrResourceExhausted. Nil always has room.
+	StageRoom func(bytes int64) error
+	StateRoom func() error
+	// MaxQueued bounds the jobs that wait; 0 is no bound.
+	MaxQueued int
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
@@ -155,7 +162,7 @@ func New(cfg Config) (*Shepherd, error) {
 	s := &Shepherd{cfg: cfg, log: cfg.Log}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
-		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
+		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
 	}

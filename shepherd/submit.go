@@ -29,6 +29,9 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err := s.admissible(r); err != nil {
 		return err
 	}
+	if err := s.roomFor(ctx); err != nil {
+		return err
+	}
 	submitted, err := s.remover.submit(r.ID)
 	if err != nil {
 		return err
@@ -171,6 +174,26 @@ func (s *Shepherd) admissible(r job.Request) error {
 		return &job.UnknownSheep{Name: r.Sheep}
 	}
 	return s.checkModel(r)
+}
+
+// roomFor refuses a job for which there is no room: *job.QueueFull, or an error of
+// the ledger's disk.
+func (s *Shepherd) roomFor(ctx context.Context) error {
+	if most := s.cfg.MaxQueued; most > 0 {
+		counts, err := s.cfg.Ledger.Count(ctx)
+		if err != nil {
+			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
+		}
+		if counts[job.Queued] >= most { // submissions at the same moment may pass together
+			return &job.QueueFull{Limit: most}
+		}
+	}
+	if s.cfg.StateRoom != nil {
+		if err := s.cfg.StateRoom(); err != nil {
+			return &job.Unavailable{Service: "disk of the ledger", Problem: "is nearly full", Cause: err}
+		}
+	}
+	return nil
 }
 
 // cancelPatience is how long Cancel waits for a sheep to let go of a job.
