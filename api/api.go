@@ -35,8 +35,9 @@ import (
 type Service interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
-	// job's place in storage is not there), job.ErrSubmitted (the id is in use)
-	// and job.ErrDraining.
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
+	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
+	// job.ErrDraining.
 	Submit(ctx context.Context, r job.Request) error
 
 	// Job is the job's present state, or *job.UnknownJob.
@@ -73,6 +74,11 @@ type Service interface {
 	// request is durable; the job may take a while to end, and may still end in
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
 
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep

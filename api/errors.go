@@ -53,13 +53,16 @@ var classes = []class{
 	{status: http.StatusForbidden, match: as[*access.Refused]},
 	{status: http.StatusForbidden, match: as[*job.Untrusted]},
 	{status: http.StatusTooManyRequests, match: as[*access.TooMany]},
+	{status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
 	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
 	{status: http.StatusBadRequest, match: as[*job.Invalid]},
 	{status: http.StatusInternalServerError, match: as[*job.Failure]}, // the original's answer for the result of a failed job
 	{status: http.StatusRequestEntityTooLarge, match: tooLarge},
 	{status: http.StatusConflict, match: is(job.ErrSubmitted)},
+	{status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
 	{status: http.StatusConflict, match: is(job.ErrEnded)},
+	{status: http.StatusConflict, match: is(job.ErrNotEnded)},
 	{status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},

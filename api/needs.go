@@ -27,6 +27,7 @@ type need struct {
 var needs = map[string]need{
 	"POST /start-job":                  {scope: access.Submit},
 	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
+	"DELETE /jobs/{job_id}":            {scope: access.Submit},
 	"GET /jobs":                        {scope: access.Read},
 	"GET /jobs/{job_id}":               {scope: access.Read},
 	"GET /jobs/{job_id}/status":        {scope: access.Read},

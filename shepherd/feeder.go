@@ -241,8 +241,14 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	}
 }
 
-// admit reserves room for inputs that are staged ahead of their job's turn.
+// admit asks for room for inputs, and reserves it where they are staged ahead of
+// their job's turn.
 func (l *lane) admit(a *attempt, bytes int64) error {
+	if l.room != nil {
+		if err := l.room(bytes); err != nil {
+			return fmt.Errorf("%w: %w", storage.ErrWorkDir, err)
+		}
+	}
 	if a.ahead && a.owner.Load() == ownedByFeeder {
 		if err := l.budget.reserve(bytes); err != nil {
 			return err

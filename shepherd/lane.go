@@ -23,6 +23,7 @@ type services struct {
 	flock       *flock
 	payloads    *payloads
 	budget      *budget
+	room        func(bytes int64) error // for inputs; nil always has some
 	observer    Observer
 	tracer      Tracer
 	trust       job.Trust

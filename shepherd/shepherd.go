@@ -64,11 +64,20 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
+	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
+	// StateRoom before a job is taken into the ledger; their errors are of class
+	// errdefs.ErrResourceExhausted. Nil always has room.
+	StageRoom func(bytes int64) error
+	StateRoom func() error
+	// MaxQueued bounds the jobs that wait; 0 is no bound.
+	MaxQueued int
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
 	// Limits are the defaults of the limits of jobs.
 	Limits LimitDefaults
+	// Retention is how long the files of jobs that have ended are kept; optional.
+	Retention Retention
 	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
 	// while older jobs of other models wait. 0 takes 10 minutes.
 	MaxTurn time.Duration
@@ -100,6 +109,8 @@ type Shepherd struct {
 	env    *services // of all lanes
 	status *statusFiles
 	models *Models
+	// remover removes files of jobs.
+	remover *remover
 
 	mu       sync.Mutex
 	started  bool
@@ -156,11 +167,12 @@ func New(cfg Config) (*Shepherd, error) {
 	s := &Shepherd{cfg: cfg, log: cfg.Log}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
-		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
+		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
+	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	var lanes []*lane
@@ -220,6 +232,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
+	s.background.Go(func() { s.remover.run(reading) })
 
 	var closing error
 	if s.cfg.Closing {

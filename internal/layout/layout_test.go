@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage"},
 	"storage/memory":          {"job", "storage"},
-	"storage/embedded":        {"job", "storage", "internal/lifetime"},
+	"storage/embedded":        {"job", "storage", "internal/lifetime", "internal/diskspace"},
 	"sandbox":                 {"storage/embedded", "internal/lifetime"},
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
 	"messenger/zmq":           {"messenger"},
