@@ -72,7 +72,7 @@ type record struct {
 	token     ledger.Token // of the claim that holds the job, 0 for none
 	claimedAt time.Time    // when the attempt under way began
 	changedAt time.Time
-	delayed   bool // queued, and NotBefore has not come
+	delayed   bool  // queued, and NotBefore has not come
 	ended     int64 // the number of its run's end among those of all; 0 before
 	keptFor   time.Duration
 	removeAt  time.Time // when the files are due for removal, by the process's clock; zero for never
