@@ -189,6 +189,7 @@ func (w *worker) resume(work context.Context, a *attempt) {
 	if ago := -l.clock.until(a.StartedAt); ago > 0 {
 		a.sent = a.sent.Add(-ago)
 	}
+	a.loadBegan = time.Now() // where the runner does not take messages yet, load_timeout counts anew
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	ctx, release := a.stopper.bind(work)
 	defer release()

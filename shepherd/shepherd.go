@@ -200,8 +200,10 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		return errors.Join(err, lease.Release(ctx))
 	}
 	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer(s.cfg.Node))
-	if errors.Is(err, ledger.ErrNotFound) {
-		cursor, err = s.cfg.Ledger.Now(ctx)
+	if errors.Is(err, ledger.ErrNotFound) { // kept at once: this daemon may be killed before it has written a state
+		if cursor, err = s.cfg.Ledger.Now(ctx); err == nil {
+			err = s.cfg.Ledger.SetCheckpoint(ctx, statusConsumer(s.cfg.Node), cursor)
+		}
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
