@@ -187,15 +187,37 @@ func (ch *checker) models() {
 		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.limits[%d]", i)) {
 			continue
 		}
-		switch rule, err := job.ParseRule(m.Model); {
-		case m.Model == "":
-			ch.within(list, i, "models.limits", "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
-		case err != nil:
-			ch.within(list, i, "models.limits", "model", err.Error())
-		case rule.Digest != "":
-			ch.within(list, i, "models.limits", "model", "has a digest; limits go by name and version, leave it out")
-		}
+		ch.modelPattern(list, i, "models.limits", m.Model)
 		ch.limits(list.items[i], fmt.Sprintf("models.limits[%d]", i), m.Limits)
+	}
+	list = ch.at("models.contracts")
+	for i, m := range ch.Models.Contracts {
+		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.contracts[%d]", i)) {
+			continue
+		}
+		ch.modelPattern(list, i, "models.contracts", m.Model)
+		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
+		switch {
+		case m.Contract == "" && m.Command == nil && m.Args == nil:
+			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
+		case m.Contract != "" && !slices.Contains([]string{"zeromq", "command", "warm", "cog"}, m.Contract):
+			within("contract", fmt.Sprintf("%q is none of zeromq, command, warm and cog", m.Contract))
+		}
+		if m.Command != nil && (len(m.Command) == 0 || m.Command[0] == "") {
+			within("command", "is empty; leave it out for the image's own")
+		}
+	}
+}
+
+// modelPattern checks the model that the i-th entry of a list is for.
+func (ch *checker) modelPattern(list *node, i int, path, model string) {
+	switch rule, err := job.ParseRule(model); {
+	case model == "":
+		ch.within(list, i, path, "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
+	case err != nil:
+		ch.within(list, i, path, "model", err.Error())
+	case rule.Digest != "":
+		ch.within(list, i, path, "model", "has a digest; these go by name and version, leave it out")
 	}
 }
 
