@@ -188,6 +188,22 @@ func (ch *checker) models() {
 			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
 	}
+	list := ch.at("models.contracts")
+	for i, m := range ch.Models.Contracts {
+		if ch.modelPattern("models.contracts", i, m.Model) == nil {
+			continue
+		}
+		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
+		switch {
+		case m.Contract == "" && m.Command == nil && m.Args == nil:
+			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
+		case m.Contract != "" && !slices.Contains([]string{"zeromq", "command", "warm", "cog"}, m.Contract):
+			within("contract", fmt.Sprintf("%q is none of zeromq, command, warm and cog", m.Contract))
+		}
+		if m.Command != nil && (len(m.Command) == 0 || m.Command[0] == "") {
+			within("command", "is empty; leave it out for the image's own")
+		}
+	}
 }
 
 // modelPattern checks the model that item i of a list at path is for, and returns

@@ -43,6 +43,9 @@ type Member struct {
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for as
 	// long as nobody needs what it takes.
 	IdleTimeout time.Duration
+	// Preload is the model that the sheep loads at its start, and after its runner
+	// was lost, without waiting for a job; zero for none.
+	Preload job.Model
 	// Limits are the defaults of the limits of jobs that it runs.
 	Limits job.Limits
 }
