@@ -1,5 +1,5 @@
-// Package cli holds the commands people type: shepherdd itself, which runs the
-// daemon, and its subcommands.
+// Package cli implements the command line: shepherdd itself, which runs the daemon,
+// and its subcommands.
 package cli
 
 import (
