@@ -35,8 +35,9 @@ import (
 type Service interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
-	// job's place in storage is not there), job.ErrSubmitted (the id is in use)
-	// and job.ErrDraining.
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
+	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
+	// job.ErrDraining.
 	Submit(ctx context.Context, r job.Request) error
 
 	// Job is the job's present state, or *job.UnknownJob.
@@ -74,6 +75,11 @@ type Service interface {
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
 
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
+
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
 
@@ -81,6 +87,11 @@ type Service interface {
 	// Reading ends with io.EOF or, following, with ctx's error once that has
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 
 	// PullModel pulls the model for the named sheep, or for all that pull models, and
 	// returns when it is complete. It calls report with the progress, from one

@@ -137,7 +137,21 @@ func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string)
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// visible is status without what clients see in debug mode only.
+// RemoveJob answers DELETE /jobs/{job_id}.
+func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := s.jobID(r, rawID)
+	if err == nil {
+		err = s.service.Remove(r.Context(), id)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// visible is status with the failure's texts cut to the lengths that are kept, and
+// without what clients see in debug mode only.
 func (s *server) visible(status job.Status) job.Status {
 	status.Failure = status.Failure.Clip()
 	if status.Failure != nil && !s.debug {

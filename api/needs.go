@@ -27,11 +27,13 @@ type need struct {
 var needs = map[string]need{
 	"POST /start-job":                  {scope: access.Submit},
 	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
+	"DELETE /jobs/{job_id}":            {scope: access.Submit},
 	"GET /jobs":                        {scope: access.Read},
 	"GET /jobs/{job_id}":               {scope: access.Read},
 	"GET /jobs/{job_id}/status":        {scope: access.Read},
 	"GET /jobs/{job_id}/ready":         {scope: access.Read},
 	"GET /jobs/{job_id}/wait_ready":    {scope: access.Read},
+	"GET /jobs/{job_id}/logs":          {scope: access.Read},
 	"GET /jobs/{job_id}/result":        {scope: access.Read},
 	"GET /jobs/{job_id}/result/{file}": {scope: access.Read},
 	"GET /jobs/{job_id}/input":         {scope: access.Read},

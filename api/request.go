@@ -132,6 +132,8 @@ func decodeStartJob(body []byte) (job.Request, error) {
 				return in.limit(field, &request.Limits.LoadTimeout)
 			case "run_timeout":
 				return in.limit(field, &request.Limits.RunTimeout)
+			case "keep":
+				return in.limit(field, &request.Keep)
 			case "not_before":
 				return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
 			case "deadline":
@@ -165,6 +167,9 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	}
 	if wrong := request.Limits.Validate(); len(wrong) > 0 {
 		return job.Request{}, wrong[0]
+	}
+	if request.Keep != nil && (*request.Keep < 0 || *request.Keep > job.MaxKeep) {
+		return job.Request{}, &job.Invalid{Field: "keep", Problem: "must lie between 0, which is for ever, and a hundred years"}
 	}
 	if !request.Deadline.IsZero() && !request.Deadline.After(request.NotBefore) {
 		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	imageendpoint "github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
@@ -127,6 +128,7 @@ func (ch *checker) api() {
 	ch.expect(validHost(ch.API.Host), "api.host", "an IP address or host name to listen on")
 	ch.expect(validPort(ch.API.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
 	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
+	ch.expect(ch.API.MaxQueued >= 0, "api.max_queued", "a whole number, 0 (no limit) or more")
 	ch.expect(ch.API.BodyMemory/2 >= ch.API.MaxBody || ch.bad("api.max_body"), "api.body_memory", "at least twice api.max_body")
 	ch.access()
 }
@@ -181,20 +183,47 @@ func (ch *checker) models() {
 			}
 		}
 	}
-	list := ch.at("models.limits")
 	for i, m := range ch.Models.Limits {
-		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.limits[%d]", i)) {
-			continue
+		if item := ch.modelPattern("models.limits", i, m.Model); item != nil {
+			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
-		switch rule, err := job.ParseRule(m.Model); {
-		case m.Model == "":
-			ch.within(list, i, "models.limits", "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
-		case err != nil:
-			ch.within(list, i, "models.limits", "model", err.Error())
-		case rule.Digest != "":
-			ch.within(list, i, "models.limits", "model", "has a digest; limits go by name and version, leave it out")
+	}
+}
+
+// modelPattern checks the model that item i of a list at path is for, and returns
+// the item; nil where it is reported already.
+func (ch *checker) modelPattern(path string, i int, model string) *node {
+	list := ch.at(path)
+	if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("%s[%d]", path, i)) {
+		return nil
+	}
+	switch rule, err := job.ParseRule(model); {
+	case model == "":
+		ch.within(list, i, path, "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
+	case err != nil:
+		ch.within(list, i, path, "model", err.Error())
+	case rule.Digest != "":
+		ch.within(list, i, path, "model", "has a digest; this goes by name and version, leave it out")
+	}
+	return list.items[i]
+}
+
+// keep checks how long files are kept.
+func (ch *checker) keep() {
+	times := func(n *node, path string, k KeepTimes) {
+		for key, d := range map[string]*time.Duration{"done": k.Done, "failed": k.Failed, "cancelled": k.Cancelled} {
+			value, at := n.get(key), below(path, key)
+			if d == nil || value == nil || ch.problems.cover(value, at) || *d >= 0 && *d <= job.MaxKeep {
+				continue
+			}
+			ch.wrong(value, at, "expected a duration from 0s (for ever) to %s, found %s", job.FormatDuration(job.MaxKeep), value.shown())
 		}
-		ch.limits(list.items[i], fmt.Sprintf("models.limits[%d]", i), m.Limits)
+	}
+	times(ch.at("storage.keep"), "storage.keep", ch.Storage.Keep.KeepTimes)
+	for i, m := range ch.Storage.Keep.Models {
+		if item := ch.modelPattern("storage.keep.models", i, m.Model); item != nil {
+			times(item, fmt.Sprintf("storage.keep.models[%d]", i), m.KeepTimes)
+		}
 	}
 }
 
@@ -244,7 +273,7 @@ func (ch *checker) storage() {
 		if s.SecretKeyFile == "" {
 			ch.missing("storage.secret_key", "the secret key of the S3 storage")
 		}
-		for _, key := range []string{"storage.listen", "storage.path", "storage.domain", "storage.cors_origins"} {
+		for _, key := range []string{"storage.listen", "storage.path", "storage.domain", "storage.cors_origins", "storage.min_free"} {
 			if ch.at(key) != nil {
 				ch.reject(key, "belongs to the embedded storage, which there is only without storage.url; remove one of them")
 			}
@@ -263,6 +292,7 @@ func (ch *checker) storage() {
 			}
 		}
 	}
+	ch.keep()
 	ch.notEmpty("storage.session_token", s.SessionToken.IsZero())
 	ch.notEmpty("storage.ca_file", s.CAFile == "")
 	ch.expect(s.CAFile == "" || filepath.IsAbs(s.CAFile), "storage.ca_file", "an absolute path")

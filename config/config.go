@@ -41,6 +41,9 @@ type Config struct {
 	// StateDir holds what has to survive a restart. It never lies in a
 	// directory that is cleaned.
 	StateDir string `yaml:"state_dir"`
+	// MinFree is how much of the disks of DataRoot and StateDir stays free: while
+	// less is, no job is taken and no inputs are fetched.
+	MinFree size.Bytes `yaml:"min_free"`
 	// Node is this daemon's name among others that share a ledger.
 	Node string `yaml:"node"`
 
@@ -100,6 +103,8 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// MaxQueued bounds the jobs that wait: beyond it none is taken. 0 is no limit.
+	MaxQueued int `yaml:"max_queued"`
 	// BodyMemory bounds the memory that the bodies of all requests take together.
 	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
@@ -219,6 +224,44 @@ type Storage struct {
 	Domains []string `yaml:"domain,omitempty"`
 	// CORSOrigins are the web pages that browsers let use the embedded store.
 	CORSOrigins []string `yaml:"cors_origins,omitempty"`
+	// MinFree is how much of the embedded store's disk stays free: what would take
+	// from it is refused. Nil for a storage elsewhere.
+	MinFree *size.Bytes `yaml:"min_free,omitempty"`
+	// Keep is how long the files of jobs that have ended are kept.
+	Keep Keep `yaml:"keep,omitempty"`
+}
+
+// Keep is how long the files of jobs are kept after their end; what is left out is
+// kept for ever.
+type Keep struct {
+	KeepTimes `yaml:",inline"`
+	// Models are exceptions for some models. The first that matches a job's model
+	// counts.
+	Models []ModelKeep `yaml:"models,omitempty"`
+}
+
+// KeepTimes are job.KeepTimes as a configuration says them.
+type KeepTimes struct {
+	Done      *time.Duration `yaml:"done,omitempty"`
+	Failed    *time.Duration `yaml:"failed,omitempty"`
+	Cancelled *time.Duration `yaml:"cancelled,omitempty"`
+}
+
+// ModelKeep are the KeepTimes of the jobs whose model a pattern matches.
+type ModelKeep struct {
+	// Model is NAME or NAME:VERSION, as job.ParseRule reads it, without a digest.
+	Model     string `yaml:"model"`
+	KeepTimes `yaml:",inline"`
+}
+
+// Retention is k for those who handle jobs.
+func (k Keep) Retention() job.Retention {
+	r := job.Retention{All: job.KeepTimes(k.KeepTimes)}
+	for _, m := range k.Models {
+		rule, _ := job.ParseRule(m.Model) // the configuration was checked
+		r.Models = append(r.Models, job.KeepRule{Models: rule, KeepTimes: job.KeepTimes(m.KeepTimes)})
+	}
+	return r
 }
 
 // Embedded reports whether the daemon serves the storage itself.

@@ -17,10 +17,10 @@ import (
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage"
@@ -66,7 +66,7 @@ type daemon struct {
 	config    *config.Config // the one it started with
 	listeners *listeners
 	telemetry *telemetry
-	ledger    ledger.Ledger
+	ledger    keptLedger
 	store     storage.Store
 	gpus      *gpus
 	env       *environment
@@ -160,9 +160,12 @@ func (d *daemon) startCore(ctx context.Context) error {
 	}
 	startDrivers(ctx, d.drivers, d.members, d.log)
 	c := d.config
+	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
+		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
+		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
 		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
 		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})

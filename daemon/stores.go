@@ -21,10 +21,16 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
+// keptLedger is a ledger that knows how long files are kept.
+type keptLedger interface {
+	ledger.Ledger
+	ledger.Retention
+}
+
+func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (keptLedger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Log: log,
+		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -53,7 +59,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		})
 	}
 	server, err := embedded.Open(embedded.Config{
-		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, Log: log,
+		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, MinFree: int64(*c.MinFree), Log: log,
 	})
 	if err != nil {
 		return nil, err

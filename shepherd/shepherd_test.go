@@ -47,8 +47,9 @@ type pen struct {
 	check   func(sheep string, m job.Model) error
 	find    func(sheep string, m job.Model) error
 	deaf    func(m job.Model) bool
-	cancels bool   // runners can be told to drop a job
-	log     string // of what runners have written
+	begin   func(ctx context.Context, m job.Model) // when a runner starts
+	cancels bool                                   // runners can be told to drop a job
+	log     string                                 // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
@@ -120,6 +121,12 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 		Find: func(m job.Model) error {
 			if p.find != nil {
 				return p.find(name, m)
+			}
+			return nil
+		},
+		Start: func(ctx context.Context, m job.Model) error {
+			if p.begin != nil {
+				p.begin(ctx, m)
 			}
 			return nil
 		},
@@ -223,6 +230,7 @@ type watchedStore struct {
 	collect func(job.ID) error
 	status  func(job.ID, job.Status) error
 	stage   func(job.ID) error
+	remove  func(job.ID) error
 	admit   func(id job.ID, bytes int64, err error) // what was said of inputs that are to be staged
 }
 
@@ -272,6 +280,19 @@ func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Stat
 		}
 	}
 	return s.Store.SetStatus(ctx, id, status)
+}
+
+func (s *watchedStore) Remove(ctx context.Context, id job.ID) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.remove
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return err
+		}
+	}
+	return s.Store.Remove(ctx, id)
 }
 
 func TestSubmitRefuses(t *testing.T) {

@@ -356,7 +356,7 @@ func (w *writer) committed(t *tx, upkeep bool) {
 		w.sweeping = t.sweepMore
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}
-	w.tally.add(t.states, t.claimable)
+	w.tally.add(t.states, t.claimable, t.retained)
 	w.events.publish(t.events, t.numbers.event)
 }
 
