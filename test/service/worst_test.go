@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// worst is the configuration of a daemon everything around which can be late: its
-// disk, its models, the storage, the registry, containerd and the clock.
+// worst is the configuration of a daemon that depends on a mount for its data and another
+// for its models, on storage, a registry and containerd.
 const worst = `data_root: /mnt/scratch/data
 state_dir: /var/lib/shepherd
 api: {host: 127.0.0.1, port: 5000}
@@ -49,8 +49,8 @@ func (m *machine) queued(id string) {
 	}
 }
 
-// TestWorstDays boots a machine on which nothing is as it should be: the daemon says
-// what it waits for and goes on by itself when it comes.
+// TestWorstDays boots a machine on which each of the daemon's dependencies is missing:
+// the daemon reports what it waits for and continues by itself once it is there.
 func TestWorstDays(t *testing.T) {
 	m := boot(t, built.older(t), built.newer(t), built.scripted(t))
 	clock := built.daemonWithClock(t)
@@ -73,7 +73,7 @@ func TestWorstDays(t *testing.T) {
 		m.submit("first-dock", "dock", "print")
 		m.result("first-wool")
 		m.result("first-dock")
-		// They run when the power fails.
+		// Jobs that run when the power fails.
 		m.submit("crash-wool", "wool", "await /gates/crash")
 		m.submit("crash-dock", "dock", "await /gates/crash")
 		m.awaitRunning("crash-wool", "crash-dock")
