@@ -59,7 +59,7 @@ func TestWorstDays(t *testing.T) {
 		m.write("/gates/.keep", "")
 		m.write("/srv/models.kept/echo/v1/config.yaml", "print\n")
 		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs noauto,mode=755 0 0\n/srv/models.kept /srv/models none bind,noauto 0 0\n")
-		m.write("/etc/systemd/system/sandbox.service", "[Service]\nExecStart=/usr/bin/shepherdd sandbox --dir /var/lib/sandbox --registry-port 6000 --storage-port 7100\n")
+		m.write("/etc/systemd/system/sandbox.service", "[Service]\nExecStart=/usr/bin/shepherdd sandbox --dir /var/lib/sandbox --registry-port 6000 --storage-port 7100\n[Install]\nWantedBy=multi-user.target\n")
 		m.run("mkdir", "-p", "/mnt/scratch", "/srv/models")
 		m.run("mount", "/mnt/scratch")
 		m.run("mount", "/srv/models")
@@ -129,11 +129,9 @@ func TestWorstDays(t *testing.T) {
 			m.Errorf("readyz: %d %s", code, text)
 		}
 		m.run("systemctl", "enable", "containerd.service")
-		m.run("systemctl", "enable", "--quiet", "sandbox.service")
 	})
 	m.step("a clock that is decades off at boot", func(m *machine) {
-		m.write("/etc/fstab", strings.ReplaceAll(string(m.read("/etc/fstab")), "noauto,", "")+"/srv/models.kept /srv/models none bind 0 0\n")
-		m.write("/etc/systemd/system/sandbox.service", string(m.read("/etc/systemd/system/sandbox.service"))+"[Install]\nWantedBy=multi-user.target\n")
+		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs mode=755 0 0\n/srv/models.kept /srv/models none bind 0 0\n")
 		m.run("systemctl", "enable", "--quiet", "sandbox.service")
 		m.write("/etc/systemd/system/shepherdd.service.d/clock.conf", "[Service]\nExecStart=\nExecStart=/opt/shepherdd-clock -c /etc/shepherd/shepherd.yml\n")
 		m.write(clockOffset, "-1000000000\n")
