@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// checker finds what is wrong with the meaning of a decoded file.
+// checker validates the values of a decoded file.
 type checker struct {
 	*Config
 	file      string // the main one's path
@@ -31,8 +31,8 @@ func (ch *checker) wrong(n *node, path, format string, args ...any) {
 	ch.problems = append(ch.problems, at(n, path, format, args...))
 }
 
-// at returns the value that the file gives at a path of plain keys; nil when it
-// gives none that counts.
+// at returns the file's value at a path of plain keys; nil where there is none, or the
+// command line overrides it.
 func (ch *checker) at(path string) *node {
 	if ch.overridden[path] {
 		return nil
@@ -69,7 +69,7 @@ func (ch *checker) missing(path, expected string) {
 	ch.wrong(where, path, "required key is missing or has no value; expected %s", expected)
 }
 
-// expect reports a value that is not right. Every default is right.
+// expect reports an invalid value. Every default is valid.
 func (ch *checker) expect(right bool, path, expected string) {
 	n := ch.at(path)
 	switch {
@@ -86,7 +86,7 @@ func (ch *checker) bad(path string) bool {
 	return slices.ContainsFunc(ch.problems, func(p *Problem) bool { return p.Path == path })
 }
 
-// reject reports a value that is not right without showing it.
+// reject reports an invalid value without showing it.
 func (ch *checker) reject(path, problem string) {
 	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(n, path) {
 		ch.wrong(n, path, "%s", problem)
@@ -121,7 +121,7 @@ func (ch *checker) all() {
 	ch.ports()
 }
 
-// A node's name becomes a label and part of records.
+// A node's name is a label of metrics and part of records.
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$`)
 
 func (ch *checker) api() {
@@ -398,7 +398,7 @@ func (ch *checker) logging() {
 	ch.word("logging.format", ch.Logging.Format, []string{"auto", "text", "json", "journal"})
 }
 
-// word expects one of a few words.
+// word reports a value that is not one of the known words.
 func (ch *checker) word(path, value string, known []string) {
 	n := ch.at(path)
 	if slices.Contains(known, value) || n == nil || ch.problems.cover(n, path) {
