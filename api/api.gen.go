@@ -282,7 +282,8 @@ type Job struct {
 	Priority  int   `json:"priority"`
 
 	// ProcessingStartedAt Example: 2026-11-22T10:08:03.942214
-	ProcessingStartedAt *Time `json:"processing_started_at"`
+	ProcessingStartedAt *Time     `json:"processing_started_at"`
+	Progress            *Progress `json:"progress"`
 
 	// Run How often it was submitted
 	Run int `json:"run"`
@@ -371,6 +372,18 @@ type Phases struct {
 
 	// Stage Fetching the inputs
 	Stage *float64 `json:"stage"`
+}
+
+// Progress How far the runner that has the job is, as it said itself; null where it did not say
+type Progress struct {
+	// At When it said so
+	At *Time `json:"at"`
+
+	// Done How much of the job is done, from 0 to 1
+	Done float64 `json:"done"`
+
+	// Text At what it is
+	Text *string `json:"text"`
 }
 
 // PullProgress defines model for PullProgress.
@@ -616,6 +629,15 @@ type ListJobsParams struct {
 // ListJobsParamsState defines parameters for ListJobs.
 type ListJobsParamsState string
 
+// GetJobLogsParams defines parameters for GetJobLogs.
+type GetJobLogsParams struct {
+	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
+
+	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
+	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
 // WaitForJobParams defines parameters for WaitForJob.
 type WaitForJobParams struct {
 	// Timeout How long to wait, in seconds (`30`, `0.5`) or as a duration (`1m30s`); longer than the server's upper bound means that bound
@@ -675,6 +697,9 @@ type ServerInterface interface {
 	// GetInputFile An input by its name below inputs/
 	// (GET /jobs/{job_id}/input/{file})
 	GetInputFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
+	// GetJobLogs What runners wrote while they had a job
+	// (GET /jobs/{job_id}/logs)
+	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
 	// GetJobReady Whether a job has ended
 	// (GET /jobs/{job_id}/ready)
 	GetJobReady(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -1016,6 +1041,61 @@ func (siw *ServerInterfaceWrapper) GetInputFile(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetInputFile(w, r, jobId, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetJobLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetJobLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetJobLogsParams
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "tail" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "tail", r.URL.Query(), &params.Tail, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "tail"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "tail", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetJobLogs(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1588,6 +1668,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/ready", wrapper.GetJobReady).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/wait_ready", wrapper.WaitForJob).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/logs", wrapper.GetJobLogs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
 

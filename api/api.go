@@ -88,6 +88,11 @@ type Service interface {
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+
 	// PullModel returns when the model is here, for the named sheep or for all
 	// that fetch models. Meanwhile it reports how far it is, from one goroutine at
 	// a time and not after it has returned. It returns *job.Invalid,
@@ -116,12 +121,12 @@ const (
 // Config is what a handler is made of. Only Service is required.
 type Config struct {
 	Service Service
-	// Gate says who asks. Nil lets everyone submit and read, and nobody
+	// Gate authenticates callers. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
 	// Browsers says what web pages may do; nil lets no page of another origin call.
 	Browsers *Browsers
-	// Refused, if not nil, is told of every request that was not let in, for
+	// Refused, if not nil, is called for every request that was refused, for
 	// metrics: "unknown" (who it is), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
@@ -133,8 +138,8 @@ type Config struct {
 	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
-	// Debug tells clients what they otherwise never see: runners' tracebacks
-	// and the causes of the daemon's own errors.
+	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
+	// answers.
 	Debug bool
 	// GPUs is what is known of the machine's GPUs; nil where there are none. It
 	// is called by many goroutines at once and returns soon after ctx ends.

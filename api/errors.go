@@ -29,11 +29,11 @@ const (
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
-// statusClientGone is what the access log shows for a request whose client has
-// left; nobody receives it.
+// statusClientGone is the status in the access log of a request whose client has
+// disconnected; it is never sent.
 const statusClientGone = 499
 
-// class says how one kind of error is answered.
+// class is how one kind of error is answered.
 type class struct {
 	status int
 	// match returns what the client is told. Only errors made for clients speak
@@ -67,6 +67,7 @@ var classes = []class{
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
 	{status: http.StatusNotFound, match: is(job.ErrNoLog)},
+	{status: http.StatusNotFound, match: is(job.ErrNoJobLog)},
 	{status: http.StatusConflict, match: is(job.ErrNoModels)},
 	{status: http.StatusConflict, match: as[*job.ModelNeeded]},
 	{status: http.StatusNotFound, match: modelError(errdefs.IsNotFound)},

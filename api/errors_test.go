@@ -44,6 +44,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrNoFile), 404, "Requested file does not exist", "", false},
 		{wrap(job.ErrRange), 416, "the requested range lies outside the file", "", false},
 		{wrap(job.ErrNoLog), 404, "This sheep keeps no log", "", false},
+		{wrap(job.ErrNoJobLog), 404, "No log of this job is kept", "", false},
 		{wrap(job.ErrNoModels), 409, job.ErrNoModels.Error(), "", false},
 		{wrap(&job.ModelNeeded{Model: someModel, Sheep: "s"}), 409, "Model `emloop-test:test2` is loaded by sheep `s`; it can be removed when that has loaded another", "", false},
 		{wrap(&job.ModelError{Problem: "no such image", Class: errdefs.ErrNotFound}), 404, "no such image", "", false},

@@ -125,7 +125,7 @@ func unbounded(w http.ResponseWriter) {
 	_ = control.SetWriteDeadline(time.Time{})
 }
 
-// CancelJob answers POST /jobs/{job_id}/cancel, which asks for the job's end.
+// CancelJob answers POST /jobs/{job_id}/cancel.
 func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {

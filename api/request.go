@@ -91,7 +91,7 @@ func (l *lease) release(size int) {
 func (l *lease) giveBack() { l.release(int(l.taken)) }
 
 // decodeStartJob reads the body of a start-job request. It is strict where a
-// lax reader would silently run something else than the client meant: unknown
+// lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
 // are refused with a *job.Invalid that names the field. The payload of the
 // request it returns is a part of body.
@@ -224,7 +224,7 @@ func (m *modelField) read(in *reader, field string) error {
 	})
 }
 
-// complete says what of it is missing.
+// complete returns an error that names the field that is missing.
 func (m *modelField) complete() error {
 	switch {
 	case !m.seen:
@@ -251,7 +251,7 @@ func parseModel(text string) (job.Model, error) {
 	return checkedModel(m)
 }
 
-// checkedModel says which part of a model cannot be.
+// checkedModel returns the model, or an error that names its invalid field.
 func checkedModel(m job.Model) (job.Model, error) {
 	if err := (job.Model{Name: m.Name}).Validate(); err != nil {
 		return job.Model{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
@@ -305,7 +305,7 @@ func unknown(field string) error {
 	return &job.Invalid{Field: field, Problem: "this field is not known"}
 }
 
-// invalidJSON says where a body stops being JSON.
+// invalidJSON returns the error for a body that is not JSON from some position on.
 func invalidJSON(at int, format string, args ...any) error {
 	return &job.Invalid{Field: "body", Problem: fmt.Sprintf("not valid JSON at byte %d: %s", at, fmt.Sprintf(format, args...))}
 }

@@ -46,8 +46,7 @@ func (ch *checker) at(path string) *node {
 	return n
 }
 
-// near returns where a key stands, or where the innermost of the sections
-// that it is missing from does.
+// near returns the position of a key, or of the innermost of its sections that exists.
 func (ch *checker) near(path string) *node {
 	n, where := ch.root, &node{line: 1, column: 1}
 	for key := range strings.SplitSeq(path, ".") {
@@ -60,8 +59,8 @@ func (ch *checker) near(path string) *node {
 	return where
 }
 
-// missing reports a required key that is not there, unless what it should be in
-// is no mapping: that is reported already.
+// missing reports a required key that is absent, unless its section is not a mapping:
+// that is reported already.
 func (ch *checker) missing(path, expected string) {
 	where := ch.near(path)
 	if ch.at(path) != nil || ch.overridden[path] || where.kind != null && where.kind != mapping {
@@ -94,13 +93,13 @@ func (ch *checker) reject(path, problem string) {
 	}
 }
 
-// embedded says that the file asks for the embedded storage.
+// embedded reports whether the file configures the embedded storage.
 func (ch *checker) embedded() bool { return ch.at("storage.url") == nil }
 
 func (ch *checker) all() {
 	ch.missing("data_root", "the directory in which sheep keep the files of jobs")
 	ch.paths()
-	ch.kept()
+	ch.keptPaths()
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
@@ -134,7 +133,7 @@ func (ch *checker) api() {
 	ch.access()
 }
 
-// Underscores are in no host name by the book, but in those of many a container.
+// RFC 1123 has no underscores, but host names of containers do.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?$`)
 
 func validHost(s string) bool {
@@ -258,7 +257,7 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
-// validBucket says whether S3 allows a name for a bucket.
+// validBucket reports whether S3 allows a name for a bucket.
 func validBucket(s string) bool {
 	_, err := netip.ParseAddr(s)
 	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
@@ -336,8 +335,8 @@ func validAddress(s string) bool {
 	return err == nil && validPort(p) && validHost(host)
 }
 
-// urlProblem says what is wrong with the address of a service, without showing
-// it: people put credentials into addresses.
+// urlProblem returns what is wrong with the URL of a service. It does not show the URL:
+// people put credentials into URLs.
 func urlProblem(address, credentials string, path bool) string {
 	const expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
 	if !strings.Contains(address, "://") {

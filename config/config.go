@@ -67,7 +67,7 @@ type Config struct {
 	// Sheep are sorted by name.
 	Sheep []Sheep `yaml:"-"`
 
-	// Warnings are what the file says to no effect.
+	// Warnings are keys of the file that have no effect.
 	Warnings Problems `yaml:"-"`
 }
 
@@ -80,7 +80,7 @@ type API struct {
 	// SocketGroup is the group whose members may, beside root and the daemon's
 	// own user: its name, or its number.
 	SocketGroup string `yaml:"socket_group,omitempty"`
-	// Tokens let in who shows one of them; without any, and without
+	// Tokens are those that clients authenticate with; without any, and without
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
@@ -149,7 +149,7 @@ func (m ModelLimits) Rule() job.Rule {
 	return rule
 }
 
-// Limits are job.Limits as a configuration says them. A nil field is left to the
+// Limits are job.Limits in a configuration. A nil field is left to the
 // defaults that apply beside: those of a job's model come first, then those of
 // the sheep, then those for all jobs.
 type Limits struct {
@@ -163,7 +163,7 @@ type Limits struct {
 // Job is l for those who handle jobs.
 func (l Limits) Job() job.Limits { return job.Limits(l) }
 
-// Trust is what Allow says; nil for all models.
+// Trust is Allow as a job.Trust; nil for all models.
 func (m Models) Trust() job.Trust {
 	if m.Allow == nil {
 		return nil
@@ -210,7 +210,7 @@ type Storage struct {
 	SessionToken Secret `yaml:"session_token,omitempty"`
 	// CAFile holds, in PEM, the certificates that signed the storage's own.
 	CAFile string `yaml:"ca_file,omitempty"`
-	// Addressing says where the bucket's name goes: auto, path or host.
+	// Addressing is where the bucket's name goes: auto, path or host.
 	Addressing string `yaml:"addressing,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
@@ -264,7 +264,7 @@ func (k Keep) Retention() job.Retention {
 	return r
 }
 
-// Embedded says that the daemon serves the storage itself.
+// Embedded reports whether the daemon serves the storage itself.
 func (s Storage) Embedded() bool { return s.URL == "" }
 
 // Endpoint splits URL into HOST[:PORT] and whether it is spoken to by TLS.
@@ -357,7 +357,7 @@ type GPU struct {
 // Xid is what is done about an error that NVIDIA's driver reports.
 type Xid struct {
 	Action string `yaml:"action"` // retire, fail_job or ignore
-	// Text says in a few words what it means; empty takes what is known.
+	// Text is what it means, in a few words; empty means the built-in text.
 	Text string `yaml:"text,omitempty"`
 }
 
@@ -371,8 +371,8 @@ type CheckSheep func(c *Config, s Sheep) error
 type Loader struct {
 	// Types are the known sheep types.
 	Types map[string]CheckSheep
-	// Override, if not nil, puts what the command line says in the place of
-	// what the file says, before anything is checked: DataRoot, StateDir,
+	// Override, if not nil, replaces values of the file by those of the command
+	// line, before anything is checked: DataRoot, StateDir,
 	// API.Host, API.Port, API.Debug.
 	Override func(*Config)
 	// Env looks up environment variables; nil means os.LookupEnv.

@@ -67,6 +67,8 @@ const (
 	ErrRange notice = "the requested range lies outside the file"
 	// ErrNoLog says that a sheep's type keeps no log.
 	ErrNoLog notice = "This sheep keeps no log"
+	// ErrNoJobLog says that nothing is kept of what runners wrote during a job.
+	ErrNoJobLog notice = "No log of this job is kept"
 	// ErrNoModels says that no sheep has models that could be fetched.
 	ErrNoModels notice = "No configured sheep fetches models: there is nothing to pull or to remove. Container sheep do; bare sheep run what is in their working_directory"
 	// ErrDraining says that the daemon is shutting down and takes no more jobs.

@@ -139,11 +139,14 @@ type Claim struct {
 	Token Token
 }
 
+// MaxLog bounds Outcome.Log and Return.Log, in bytes. What is longer is not kept.
+const MaxLog = 512
+
 // Outcome is how a run ended. State is final; Failure is set exactly when it is
 // job.Failed, and kept as (*job.Failure).Clip has it. At becomes FinishedAt,
 // though not before the attempt began; zero means now. Cause, which is never
 // empty, Reason, as job.ClipReason has it, Usage and Phases are kept with the
-// attempt, by the microsecond.
+// attempt, by the microsecond, and so is Log, which has at most MaxLog bytes.
 type Outcome struct {
 	State    job.State
 	Failure  *job.Failure
@@ -152,6 +155,7 @@ type Outcome struct {
 	Reason   string
 	Usage    job.Usage
 	Phases   job.Phases
+	Log      string
 	Warnings []string
 }
 
@@ -166,6 +170,8 @@ type Return struct {
 	NotBefore time.Time
 	Usage     job.Usage
 	Phases    job.Phases
+	// Log is as in Outcome.
+	Log string
 }
 
 // Filter narrows List. The zero Filter matches every record.

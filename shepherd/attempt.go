@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/storage"
 )
 
@@ -62,6 +64,8 @@ type attempt struct {
 	sent      time.Time
 	answered  bool
 	conn      messenger.Conn
+	log       string       // where the runner's lines are, see runtime.JobLogger
+	warnings  []string     // what happened to the runner meanwhile
 	phases    job.Phases   // each by whoever is at it, but for Load:
 	load      atomic.Int64 // which the runner's goroutine may note at any time
 }
@@ -129,6 +133,16 @@ func (a *attempt) due() time.Time {
 	return due
 }
 
+// endLog notes which part of the sheep's log is the attempt's: as the runner's answer
+// says or, where there was none, what was written up to now.
+func (a *attempt) endLog(l *lane) {
+	span := l.state.span(a.ID, nil)
+	if logger, ok := l.Sheep.(runtime.JobLogger); ok && a.log == "" && span != "" {
+		a.log = logger.EndSpan(span)
+	}
+	l.state.endLog(a.log)
+}
+
 // loadTook notes how long it took to load the model for the attempt.
 func (a *attempt) loadTook(d time.Duration) { a.load.Store(int64(d)) }
 
@@ -165,6 +179,9 @@ func (a *attempt) withdraw() { a.owner.Store(ownedByNobody) }
 // onEvent stops the attempt when the job was cancelled, or lost to another
 // holder. It is called for every event of the job.
 func (a *attempt) onEvent(e job.Event) {
+	if e.Kind == job.EventGiven || e.Kind == job.EventProgress {
+		return
+	}
 	if e.Run != a.Run || e.Attempt != a.Attempt {
 		if e.Run > a.Run || e.Run == a.Run && e.Attempt > a.Attempt { // attempts count within a run
 			a.stopper.stop(errFenced)
@@ -195,11 +212,13 @@ func (a *attempt) check(rec job.Record, err error) {
 // stopper ends the contexts bound to it, those there are and those to come, with
 // the cause that it was stopped with first. The zero stopper is ready to use.
 type stopper struct {
-	mu     sync.Mutex
-	cause  error
-	bound  map[int]context.CancelCauseFunc
-	serial int
+	mu    sync.Mutex
+	cause error
+	bound []*bond // the oldest first
 }
+
+// bond is a context that is bound to a stopper.
+type bond struct{ cancel context.CancelCauseFunc }
 
 // bind returns a context that ends with parent, or when the stopper is stopped.
 // The caller calls release.
@@ -211,17 +230,13 @@ func (s *stopper) bind(parent context.Context) (_ context.Context, release func(
 		cancel(s.cause)
 		return ctx, func() {}
 	}
-	if s.bound == nil {
-		s.bound = make(map[int]context.CancelCauseFunc)
-	}
-	s.serial++
-	serial := s.serial
-	s.bound[serial] = cancel
+	b := &bond{cancel}
+	s.bound = append(s.bound, b)
 	return ctx, func() {
 		cancel(errOver)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.bound, serial)
+		s.bound = slices.DeleteFunc(s.bound, func(other *bond) bool { return other == b })
 	}
 }
 
@@ -232,8 +247,8 @@ func (s *stopper) stop(cause error) {
 		return
 	}
 	s.cause = cause
-	for _, cancel := range s.bound {
-		cancel(cause)
+	for _, b := range s.bound {
+		b.cancel(cause)
 	}
 	s.bound = nil
 }

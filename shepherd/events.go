@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,21 +17,22 @@ import (
 const eventBatch = 256
 
 // hub reads the ledger's events once for all that follow a job: clients that
-// wait, attempts that may be cancelled. One that follows a job costs a map entry
-// and no polling.
+// wait, attempts that may be cancelled, readers of logs. To these it adds what
+// runners tell, which the ledger does not keep. One that follows a job costs a map
+// entry and no polling.
 type hub struct {
 	ledger ledger.Ledger
 	log    *slog.Logger
 
 	mu       sync.Mutex
-	watchers map[job.ID]map[*watcher]struct{}
+	watchers map[job.ID][]*watcher // of one job, the oldest first
 }
 
 // watcher is called for the events of one job.
 type watcher struct{ call func(job.Event) }
 
 func newHub(l ledger.Ledger, log *slog.Logger) *hub {
-	return &hub{ledger: l, log: log, watchers: make(map[job.ID]map[*watcher]struct{})}
+	return &hub{ledger: l, log: log, watchers: make(map[job.ID][]*watcher)}
 }
 
 // watch calls f for every event of the job that the hub reads from now on, until
@@ -38,30 +41,27 @@ func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 	w := &watcher{f}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	set := h.watchers[id]
-	if set == nil {
-		set = make(map[*watcher]struct{}, 1)
-		h.watchers[id] = set
-	}
-	set[w] = struct{}{}
+	h.watchers[id] = append(h.watchers[id], w)
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		set := h.watchers[id]
-		delete(set, w)
-		if len(set) == 0 {
+		left := slices.DeleteFunc(h.watchers[id], func(other *watcher) bool { return other == w })
+		if h.watchers[id] = left; len(left) == 0 {
 			delete(h.watchers, id)
 		}
 	}
 }
 
 // subscribe is watch for one that has a goroutine of its own: the channel holds
-// the last event of the job that it has not received; one of kind ended is not
-// replaced by a later one.
+// the last change of the job that it has not received; one of kind ended is not
+// replaced by a later one. What runners tell is left out.
 func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	events := make(chan job.Event, 1)
 	var sending sync.Mutex
 	stop = h.watch(id, func(e job.Event) {
+		if e.Kind == job.EventGiven || e.Kind == job.EventProgress {
+			return
+		}
 		sending.Lock()
 		defer sending.Unlock()
 		select {
@@ -84,13 +84,10 @@ func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 // publish tells those that follow the event's job.
 func (h *hub) publish(e job.Event) {
 	h.mu.Lock()
-	var calls []func(job.Event)
-	for w := range h.watchers[e.Job] {
-		calls = append(calls, w.call)
-	}
+	watchers := slices.Clone(h.watchers[e.Job])
 	h.mu.Unlock()
-	for _, call := range calls {
-		call(e)
+	for _, w := range watchers {
+		w.call(e)
 	}
 }
 
@@ -143,10 +140,7 @@ func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), 
 // refresh tells all that follow a job how it stands, where events were missed.
 func (h *hub) refresh(ctx context.Context) {
 	h.mu.Lock()
-	ids := make([]job.ID, 0, len(h.watchers))
-	for id := range h.watchers {
-		ids = append(ids, id)
-	}
+	ids := slices.Sorted(maps.Keys(h.watchers))
 	h.mu.Unlock()
 	for _, id := range ids {
 		rec, err := h.ledger.Get(ctx, id)

@@ -47,8 +47,9 @@ type pen struct {
 	check   func(sheep string, m job.Model) error
 	find    func(sheep string, m job.Model) error
 	deaf    func(m job.Model) bool
-	cancels bool   // runners can be told to drop a job
-	log     string // of what runners have written
+	begin   func(ctx context.Context, m job.Model) // when a runner starts
+	cancels bool                                   // runners can be told to drop a job
+	log     string                                 // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
@@ -120,6 +121,12 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 		Find: func(m job.Model) error {
 			if p.find != nil {
 				return p.find(name, m)
+			}
+			return nil
+		},
+		Start: func(ctx context.Context, m job.Model) error {
+			if p.begin != nil {
+				p.begin(ctx, m)
 			}
 			return nil
 		},

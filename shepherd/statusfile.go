@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -128,6 +129,11 @@ func (f *statusFiles) run(ctx context.Context) {
 	defer checkpoint.Stop()
 	kept := job.Cursor("")
 	for {
+		select { // however much there is to be written
+		case <-checkpoint.C:
+			kept = f.checkpoint(ctx, kept)
+		default:
+		}
 		id, wait, ok := f.next(time.Now())
 		if !ok {
 			var timer <-chan time.Time
@@ -253,7 +259,11 @@ func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error
 	default:
 		return err
 	}
-	return f.store.SetStatus(ctx, id, status)
+	if err := f.store.SetStatus(ctx, id, status); err != nil {
+		return err
+	}
+	crashpoint.Reached(crashpoint.StatusWritten)
+	return nil
 }
 
 // drop forgets what is to be written of a job, and returns when nothing is being
@@ -315,6 +325,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 		}
 		return kept
 	}
+	crashpoint.Reached(crashpoint.Checkpointed)
 	return cursor
 }
 

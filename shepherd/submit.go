@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -61,6 +62,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		if err != nil {
 			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
+		crashpoint.Reached(crashpoint.PayloadStored)
 	}
 	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
 	_, err = s.create(ctx, s.record(r, trace))
@@ -78,6 +80,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err != nil {
 		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
+	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
 }
@@ -93,7 +96,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 		sheep = l.Limits
 	}
 	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
-		from := job.Now()
+		from := s.env.clock.now()
 		if r.NotBefore.After(from) {
 			from = r.NotBefore
 		}
@@ -152,8 +155,11 @@ func (s *Shepherd) ownPlace(ctx context.Context, r job.Request) error {
 // those of Job.
 func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
-	if err == nil {
+	switch {
+	case err == nil:
 		return rec.Tenant, nil
+	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
+		return "", away("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
 	}
 	_, err = s.Job(ctx, id)
 	return "", err
@@ -215,9 +221,11 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case err != nil:
 		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
 	case rec.State.Final():
+		crashpoint.Reached(crashpoint.CancelRecorded)
 		s.log.Info("Job cancelled", "job", id)
 		return nil
 	}
+	crashpoint.Reached(crashpoint.CancelRecorded)
 	s.log.Info("Job is being cancelled", "job", id, "sheep", rec.Holder)
 	patience := time.NewTimer(cancelPatience)
 	defer patience.Stop()

@@ -181,14 +181,15 @@ func parseProgress(line string) (done float64, text string, ok bool) {
 	return done, m[3], err == nil
 }
 
-// tell passes a line of a command's output on as an event.
+// tell passes a line of a command's output on as an event. It is printed by the
+// command, or its copy, already.
 func tell(j runner.Job, line string) {
 	if done, text, ok := parseProgress(line); ok {
 		j.Progress(done, text)
 		return
 	}
 	if line = strings.TrimRight(logtext.Clean(line), " \t"); line != "" {
-		j.Log(line)
+		j.Printed(line)
 	}
 }
 

@@ -235,6 +235,9 @@ var migrations = []string{
 	DROP TABLE counters;
 	DROP TABLE overtakes;`,
 
+	// Where the lines are that the runner wrote during an attempt.
+	`ALTER TABLE attempts ADD COLUMN log TEXT NOT NULL DEFAULT '';`,
+
 	// How long jobs' files are kept. The long texts become the last columns again.
 	// A record whose files are to be removed does not expire.
 	`ALTER TABLE jobs ADD COLUMN keep INTEGER NOT NULL DEFAULT -1;      -- as the client asked: microseconds, 0 for ever, -1 not at all

@@ -77,8 +77,8 @@ func (s *statements) list() []statement {
 			coalesce((SELECT min(give_up_at) FROM jobs WHERE give_up_at > 0), 0)`},
 
 		{"insertAttempt", &s.insertAttempt, `INSERT INTO attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent,
-				gpu_memory, gpu_time, stage, load, execute, collect)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+				gpu_memory, gpu_time, stage, load, execute, collect, log)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
 		{"trimAttempts", &s.trimAttempts, `DELETE FROM attempts WHERE job = ? AND run = ? AND number <= ?`},
 		{"trimRuns", &s.trimRuns, `DELETE FROM attempts WHERE job = ? AND run <= ?`},
 		{"removeAttempts", &s.removeAttempts, `DELETE FROM attempts WHERE job = ?`},

@@ -134,13 +134,27 @@ func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
 	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
 }
 
+// BeginSpan begins a span of the log. See runtime.JobLogger.
+func (s *Sheep) BeginSpan() string { return logspan.Span{Begin: logs.End(s.logFiles()...)}.String() }
+
+// EndSpan ends a span of the log. See runtime.JobLogger.
+func (s *Sheep) EndSpan(span string) string {
+	parsed, err := logspan.Parse(span)
+	if err != nil || parsed.End != nil {
+		return span
+	}
+	parsed.End = make(logspan.Mark, len(parsed.Begin))
+	copy(parsed.End, logs.End(s.logFiles()...))
+	return parsed.String()
+}
+
 // JobLogs opens what was written during a job. See runtime.JobLogger.
-func (s *Sheep) JobLogs(ctx context.Context, span string, follow bool) (io.ReadCloser, error) {
+func (s *Sheep) JobLogs(ctx context.Context, span string, q job.LogQuery) (runtime.JobLog, error) {
 	parsed, err := logspan.Parse(span)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return logs.OpenSpan(ctx, parsed, follow, s.logFiles()...)
+	return logs.OpenSpan(ctx, parsed, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
 }
 
 // logFiles are the logs that the runner's output goes to, each once.
