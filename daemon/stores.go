@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/storage"
@@ -150,11 +151,7 @@ func nodeName(cfg *config.Config) (string, error) {
 	tail := make([]byte, 4)
 	rand.Read(tail)
 	name := cfg.Node + "-" + hex.EncodeToString(tail)
-	tmp := path + ".new"
-	if err := writeSynced(tmp, name+"\n"); err != nil {
-		return "", fmt.Errorf("keep the node's name: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := durable.WriteFile(path, []byte(name+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("keep the node's name: %w", err)
 	}
 	return name, nil
@@ -168,15 +165,6 @@ func keptNodeName(cfg *config.Config) string {
 		return name
 	}
 	return cfg.Node
-}
-
-func writeSynced(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // firstLine reads a secret from its file.

@@ -50,6 +50,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/internal/places"
@@ -147,8 +148,8 @@ func New(c Config) (*Store, error) {
 		return nil, errors.New("storage.access_key and storage.secret_key are needed")
 	}
 	if c.Bucket != "" {
-		if err := s3utils.CheckValidBucketNameStrict(c.Bucket); err != nil {
-			return nil, fmt.Errorf("storage.bucket %q: %w", c.Bucket, err)
+		if problem := bucketname.Problem(c.Bucket); problem != "" {
+			return nil, fmt.Errorf("storage.bucket %q %s", c.Bucket, problem)
 		}
 	}
 	address := url.URL{Scheme: "https", Host: endpoint}
