@@ -13,6 +13,7 @@ import (
 	"time"
 
 	imageendpoint "github.com/iterait/shepherd/image/endpoint"
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -273,14 +274,6 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
-// validBucket reports whether S3 allows a name for a bucket.
-func validBucket(s string) bool {
-	_, err := netip.ParseAddr(s)
-	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
-}
-
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-
 func (ch *checker) storage() {
 	s := ch.Storage
 	if !ch.embedded() {
@@ -325,7 +318,7 @@ func (ch *checker) storage() {
 	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
-	ch.expect(s.Bucket == "" || validBucket(s.Bucket), "storage.bucket",
+	ch.expect(s.Bucket == "" || bucketname.Valid(s.Bucket), "storage.bucket",
 		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 
