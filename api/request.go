@@ -241,14 +241,9 @@ func (m *modelField) value() (job.Model, error) {
 	return checkedModel(job.Model{Name: string(m.name.value), Version: string(m.version.value)})
 }
 
-// parseModel reads NAME:VERSION. A name has no colon and no @, so that the first
-// ends it.
+// parseModel reads NAME:VERSION.
 func parseModel(text string) (job.Model, error) {
-	m := job.Model{Name: text}
-	if at := strings.IndexAny(text, ":@"); at >= 0 {
-		m.Name, m.Version = text[:at], text[at+1:]
-	}
-	return checkedModel(m)
+	return checkedModel(job.ParseModel(text))
 }
 
 // checkedModel returns the model, or an error that names its invalid field.

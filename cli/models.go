@@ -63,13 +63,13 @@ func modelsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, asked models) error {
 				for _, arg := range args {
-					bar := newBar(cmd.ErrOrStderr(), parseModel(arg).String())
-					err := asked.Pull(ctx, parseModel(arg), sheep, bar.show)
+					bar := newBar(cmd.ErrOrStderr(), job.ParseModel(arg).String())
+					err := asked.Pull(ctx, job.ParseModel(arg), sheep, bar.show)
 					bar.end()
 					if err != nil {
 						return fmt.Errorf("pull %s: %w", arg, err)
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", parseModel(arg))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", job.ParseModel(arg))
 				}
 				return nil
 			})
@@ -102,11 +102,11 @@ func modelsCommand() *cobra.Command {
 			return with(cmd, func(ctx context.Context, asked models) error {
 				var errs []error
 				for _, arg := range args {
-					if err := asked.Remove(ctx, parseModel(arg)); err != nil {
+					if err := asked.Remove(ctx, job.ParseModel(arg)); err != nil {
 						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
 						continue
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", parseModel(arg))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", job.ParseModel(arg))
 				}
 				return errors.Join(errs...)
 			})
@@ -120,14 +120,6 @@ func atLeastOneModel(_ *cobra.Command, args []string) error {
 		return &usageError{errors.New("a model is needed: NAME:VERSION")}
 	}
 	return nil
-}
-
-// parseModel splits NAME:VERSION. A name has no colon and no @.
-func parseModel(s string) job.Model {
-	if at := strings.IndexAny(s, ":@"); at >= 0 {
-		return job.Model{Name: s[:at], Version: s[at+1:]}
-	}
-	return job.Model{Name: s}
 }
 
 // openModels connects to the daemon, or opens the models of this machine. The caller

@@ -136,6 +136,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		gpusCommand(),
 		jobsCommand(),
 		ledgerCommand(),
+		recoverCommand(),
 		modelsCommand(),
 		reloadCommand(),
 		sandboxCommand(),

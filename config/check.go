@@ -13,6 +13,7 @@ import (
 	"time"
 
 	imageendpoint "github.com/iterait/shepherd/image/endpoint"
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -188,6 +189,22 @@ func (ch *checker) models() {
 			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
 	}
+	list := ch.at("models.contracts")
+	for i, m := range ch.Models.Contracts {
+		if ch.modelPattern("models.contracts", i, m.Model) == nil {
+			continue
+		}
+		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
+		switch {
+		case m.Contract == "" && m.Command == nil && m.Args == nil:
+			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
+		case m.Contract != "" && !slices.Contains([]string{"zeromq", "command", "warm", "cog"}, m.Contract):
+			within("contract", fmt.Sprintf("%q is none of zeromq, command, warm and cog", m.Contract))
+		}
+		if m.Command != nil && (len(m.Command) == 0 || m.Command[0] == "") {
+			within("command", "is empty; leave it out for the image's own")
+		}
+	}
 }
 
 // modelPattern checks the model that item i of a list at path is for, and returns
@@ -257,14 +274,6 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
-// validBucket reports whether S3 allows a name for a bucket.
-func validBucket(s string) bool {
-	_, err := netip.ParseAddr(s)
-	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
-}
-
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-
 func (ch *checker) storage() {
 	s := ch.Storage
 	if !ch.embedded() {
@@ -309,7 +318,7 @@ func (ch *checker) storage() {
 	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
-	ch.expect(s.Bucket == "" || validBucket(s.Bucket), "storage.bucket",
+	ch.expect(s.Bucket == "" || bucketname.Valid(s.Bucket), "storage.bucket",
 		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 

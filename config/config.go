@@ -127,13 +127,37 @@ type Registry struct {
 	HostsDir string `yaml:"hosts_dir,omitempty"`
 }
 
-// Models is which models may be run, and within which limits.
+// Models is which models may be run, within which limits, and how they are given
+// jobs.
 type Models struct {
 	// Allow lists them, as job.ParseRule reads it; nil allows all.
 	Allow []string `yaml:"allow,omitempty"`
 	// Limits are defaults for the jobs of some models. The first that matches a
 	// job's model counts.
 	Limits []ModelLimits `yaml:"limits,omitempty"`
+	// Contracts say how the images of some models are given jobs. The first that
+	// matches a model counts.
+	Contracts []ModelContract `yaml:"contracts,omitempty"`
+}
+
+// ModelContract is how the images of the models that a pattern matches are given
+// jobs.
+type ModelContract struct {
+	// Model is as in ModelLimits.
+	Model string `yaml:"model"`
+	// Contract is zeromq, command, warm or cog; empty leaves it to the sheep and the
+	// image.
+	Contract string `yaml:"contract,omitempty"`
+	// Command and Args take the place of the sheep's and the image's, where they are
+	// not nil.
+	Command []string `yaml:"command,omitempty"`
+	Args    []string `yaml:"args,omitempty"`
+}
+
+// Rule is Model as the checked configuration has it.
+func (m ModelContract) Rule() job.Rule {
+	rule, _ := job.ParseRule(m.Model) // the configuration was checked
+	return rule
 }
 
 // ModelLimits are the Limits of the jobs whose model a pattern matches.

@@ -64,6 +64,11 @@ func newContainers(env *environment) runtime.Driver {
 		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
 	}
+	for _, m := range c.Models.Contracts {
+		cfg.Contracts = append(cfg.Contracts, container.ModelContract{
+			Models: m.Rule(), Contract: container.Contract(m.Contract), Command: m.Command, Args: m.Args,
+		})
+	}
 	if env.gpus != nil {
 		cfg.GPUs = container.GPUs{
 			Granted: env.gpus.grantsOf, Mode: container.Mode(c.GPU.Mode), CDI: env.gpus.specs, Capabilities: c.GPU.DriverCapabilities,
