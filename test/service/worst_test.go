@@ -126,46 +126,5 @@ func TestWorstDays(t *testing.T) {
 		if code, text := m.ready(); code != http.StatusOK {
 			m.Errorf("readyz: %d %s", code, text)
 		}
-		m.run("systemctl", "enable", "--quiet", "containerd.service", "sandbox.service")
-		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs mode=755 0 0\n/srv/models.kept /srv/models none bind 0 0\n")
-	})
-	m.step("power that fails while an upgrade unpacks", func(m *machine) {
-		m.submit("unpack-wool", "wool", "await /gates/unpack")
-		m.submit("unpack-dock", "dock", "await /gates/unpack")
-		m.awaitRunning("unpack-wool", "unpack-dock")
-		m.run("sh", "-c", `dpkg --unpack /root/newer.deb >/dev/null 2>&1 & pid=$!
-			while [ ! -e /usr/bin/shepherdd.dpkg-new ] && kill -0 $pid 2>/dev/null; do :; done; kill -9 $pid; wait $pid; true`)
-		m.crash()
-		m.write("/gates/unpack", "")
-		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
-		m.result("unpack-wool")
-		m.result("unpack-dock")
-	})
-	m.step("power that fails before an upgrade is configured", func(m *machine) {
-		m.submit("configure-wool", "wool", "await /gates/configure")
-		m.submit("configure-dock", "dock", "await /gates/configure")
-		m.awaitRunning("configure-wool", "configure-dock")
-		m.run("dpkg", "--unpack", "/root/newer.deb")
-		m.crash()
-		m.write("/gates/configure", "")
-		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
-		m.result("configure-wool")
-		m.result("configure-dock")
-		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "unpacked" {
-			m.Errorf("the package is %s", out)
-		}
-		m.run("dpkg", "--configure", "--pending")
-		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "installed" {
-			m.Errorf("the package is %s", out)
-		}
-		if out := m.run("dpkg", "--audit"); out != "" {
-			m.Errorf("dpkg --audit: %s", out)
-		}
-		m.eventually("the new version is up", func() bool {
-			_, text, _ := m.request("GET", "/version", "")
-			return strings.Contains(text, "1.2.0")
-		})
-		m.submit("configured", "wool", "print")
-		m.result("configured")
 	})
 }
