@@ -13,6 +13,7 @@ MINIO    := $(CACHE)/bin/minio
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 # Another test server.
 VERSITY  := $(CACHE)/bin/versitygw
+AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
 # The real digits that the example's model was trained and is tested on.
@@ -117,11 +118,11 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) tool staticcheck ./...
 	$(GO) vet -C contrib/dist ./...
 
-vuln: ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
-	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
+vuln: $(AUDITORS) ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
+	$(dir $(AUDITORS))govulncheck $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
 
-audit: build ## a second look at what is exposed: vulnerabilities, who may do what, TLS, slow clients
-	@BIN=$(BIN) GO=$(GO) test/audit
+audit: build $(AUDITORS) ## examine what is exposed: vulnerabilities, static analysis, who may do what, TLS, slow and hostile clients
+	@BIN=$(BIN) GO=$(GO) AUDITORS=$(dir $(AUDITORS)) test/audit
 
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
@@ -143,6 +144,12 @@ generate: ## write generated code anew
 
 deps: ## install the Debian packages that the tests run against
 	test/deps
+
+# gosec and govulncheck, in the versions of test/tools.
+$(AUDITORS): test/tools/go.mod
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -C test/tools tool
+	@touch $@
 
 $(MINIO):
 	@mkdir -p $(@D)

@@ -17,7 +17,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// checker finds what is wrong with the meaning of a decoded file.
+// checker validates the values of a decoded file.
 type checker struct {
 	*Config
 	file      string // the main one's path
@@ -32,8 +32,8 @@ func (ch *checker) wrong(n *node, path, format string, args ...any) {
 	ch.problems = append(ch.problems, at(n, path, format, args...))
 }
 
-// at returns the value that the file gives at a path of plain keys; nil when it
-// gives none that counts.
+// at returns the file's value at a path of plain keys; nil where there is none, or the
+// command line overrides it.
 func (ch *checker) at(path string) *node {
 	if ch.overridden[path] {
 		return nil
@@ -70,7 +70,7 @@ func (ch *checker) missing(path, expected string) {
 	ch.wrong(where, path, "required key is missing or has no value; expected %s", expected)
 }
 
-// expect reports a value that is not right. Every default is right.
+// expect reports an invalid value. Every default is valid.
 func (ch *checker) expect(right bool, path, expected string) {
 	n := ch.at(path)
 	switch {
@@ -87,7 +87,7 @@ func (ch *checker) bad(path string) bool {
 	return slices.ContainsFunc(ch.problems, func(p *Problem) bool { return p.Path == path })
 }
 
-// reject reports a value that is not right without showing it.
+// reject reports an invalid value without showing it.
 func (ch *checker) reject(path, problem string) {
 	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(n, path) {
 		ch.wrong(n, path, "%s", problem)
@@ -122,7 +122,7 @@ func (ch *checker) all() {
 	ch.ports()
 }
 
-// A node's name becomes a label and part of records.
+// A node's name is a label of metrics and part of records.
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$`)
 
 func (ch *checker) api() {
@@ -187,6 +187,22 @@ func (ch *checker) models() {
 	for i, m := range ch.Models.Limits {
 		if item := ch.modelPattern("models.limits", i, m.Model); item != nil {
 			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
+		}
+	}
+	list := ch.at("models.contracts")
+	for i, m := range ch.Models.Contracts {
+		if ch.modelPattern("models.contracts", i, m.Model) == nil {
+			continue
+		}
+		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
+		switch {
+		case m.Contract == "" && m.Command == nil && m.Args == nil:
+			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
+		case m.Contract != "" && !slices.Contains([]string{"zeromq", "command", "warm", "cog"}, m.Contract):
+			within("contract", fmt.Sprintf("%q is none of zeromq, command, warm and cog", m.Contract))
+		}
+		if m.Command != nil && (len(m.Command) == 0 || m.Command[0] == "") {
+			within("command", "is empty; leave it out for the image's own")
 		}
 	}
 }
@@ -375,7 +391,7 @@ func (ch *checker) logging() {
 	ch.word("logging.format", ch.Logging.Format, []string{"auto", "text", "json", "journal"})
 }
 
-// word expects one of a few words.
+// word reports a value that is not one of the known words.
 func (ch *checker) word(path, value string, known []string) {
 	n := ch.at(path)
 	if slices.Contains(known, value) || n == nil || ch.problems.cover(n, path) {

@@ -104,6 +104,9 @@ func TestReference(t *testing.T) {
 
 		"models.allow":                "none",
 		"models.limits[].model":       "required",
+		"models.contracts[].model":    "required",
+		"models.contracts[].command":  "none",
+		"models.contracts[].args":     "none",
 		"storage.keep.models[].model": "required",
 		"containerd.allowed_mounts":   "none",
 		"containerd.cni_plugin_dirs":  "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",

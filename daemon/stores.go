@@ -29,6 +29,10 @@ type keptLedger interface {
 }
 
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (keptLedger, error) {
+	return openSQLite(ctx, cfg, log, stop)
+}
+
+func openSQLite(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (*sqlite.Ledger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
 		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,

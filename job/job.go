@@ -55,6 +55,15 @@ func (m Model) String() string {
 	return m.Name + ":" + m.Version
 }
 
+// ParseModel reads NAME, NAME:VERSION or NAME@DIGEST. A name has no colon and no @.
+// The model is not validated.
+func ParseModel(s string) Model {
+	if at := strings.IndexAny(s, ":@"); at >= 0 {
+		return Model{Name: s[:at], Version: s[at+1:]}
+	}
+	return Model{Name: s}
+}
+
 // IsZero reports whether m names no model.
 func (m Model) IsZero() bool { return m == Model{} }
 

@@ -111,6 +111,8 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	l := f.lane
 	a := l.watch(*c)
 	f.held.Store(a)
+	l.worker.preloader.wanted(a.Model)
+	l.prefetch(work, a)
 	l.logAssigned(a)
 	l.life.running.Go(func() {
 		defer close(a.prepared)

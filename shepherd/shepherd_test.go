@@ -53,6 +53,7 @@ type pen struct {
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
+	preload job.Model
 	config  shepherd.Config
 	sheep   []string
 	members map[string]shepherd.Member
@@ -154,7 +155,7 @@ func (p *pen) start() {
 		if p.wrap != nil {
 			sheep = p.wrap(sheep)
 		}
-		p.members[name] = shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle}
+		p.members[name] = shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle, Preload: p.preload}
 		cfg.Sheep = append(cfg.Sheep, p.members[name])
 	}
 	core, err := shepherd.New(cfg)

@@ -17,6 +17,7 @@ type laneState struct {
 	told    told
 	loaded  job.Model // what the runner has loaded, or is loading
 	up      bool      // the runner is up
+	ahead   job.Model // what is loaded without a job that wants it
 	adopts  bool      // the worker still adopts what an earlier daemon left
 	detail  string
 	removed bool // the sheep is configured no more
@@ -167,14 +168,21 @@ func (s *laneState) model() job.Model {
 	case s.up:
 		return s.loaded
 	}
-	return job.Model{}
+	return s.ahead
+}
+
+// loadAhead says which model is loaded without a job that wants it; zero for none.
+func (s *laneState) loadAhead(m job.Model) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ahead = m
 }
 
 // has reports whether the sheep has the model loaded, or is loading it.
 func (s *laneState) has(m job.Model) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return (s.up || s.current.id != "") && s.loaded == m
+	return (s.up || s.current.id != "") && s.loaded == m || s.ahead == m && !m.IsZero()
 }
 
 // show sets what the sheep's status says beyond the model and the job.

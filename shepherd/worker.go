@@ -31,12 +31,13 @@ type worker struct {
 	lane       *lane
 	pulse      pulse
 	supervisor *supervisor
+	preloader  *preloader
 	idleSince  time.Time
 	found      *adoption // what recover found; taken up by run
 }
 
 func newWorker(l *lane) *worker {
-	return &worker{lane: l, supervisor: &supervisor{lane: l}}
+	return &worker{lane: l, supervisor: &supervisor{lane: l}, preloader: newPreloader(l.Preload)}
 }
 
 // run gives the runner jobs until feed ends, and then stops the runner or leaves
@@ -54,13 +55,15 @@ func (w *worker) run(feed, work context.Context) {
 		}
 		s := w.supervisor
 		var ended <-chan struct{}
-		var again <-chan time.Time
+		var again, preload <-chan time.Time
 		var yield <-chan struct{}
 		if s.runner != nil {
 			ended, yield = s.runner.done, w.lane.share.yield()
 		} else if wait, model, ok := s.crashes.pending(time.Now()); ok && !s.crashes.deferred {
 			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
+		} else if due := w.preloader.due; !due.IsZero() {
+			preload = time.After(time.Until(due))
 		}
 		if closed(feed.Done()) {
 			return
@@ -82,9 +85,13 @@ func (w *worker) run(feed, work context.Context) {
 				stopIdle()
 				return // the runner has a job, so it can be given no other
 			}
+			if s.runner == nil { // it was lost, or stopped, with its job
+				w.preloader.again()
+			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
+			w.preloader.again()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")
@@ -102,6 +109,10 @@ func (w *worker) run(feed, work context.Context) {
 			default:
 				s.revive(feed)
 			}
+		case <-preload:
+			w.pulse.waits() // an image may take its time
+			w.preload(feed)
+			w.pulse.works()
 		}
 		stopIdle()
 	}
@@ -130,6 +141,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 // another sheep's: idle sheep look.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
+	w.preloader.never()
 	if w.lane.feeder.waitsForDevices() {
 		w.lane.flock.wakeFirst(w.lane)
 	}
@@ -311,7 +323,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 	began := a.sent
 	connected := s.runner.connected
 	var loadOver, runOver <-chan time.Time
-	if a.limits.load > 0 && !a.loadBegan.IsZero() {
+	if a.limits.load > 0 {
 		timer := time.NewTimer(a.limits.load - time.Since(a.loadBegan))
 		defer timer.Stop()
 		loadOver = timer.C
@@ -337,7 +349,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 			w.answered(work, answer)
 		case <-connected: // it takes jobs from now on
 			connected, loadOver = nil, nil
-			if now := time.Now(); !a.loadBegan.IsZero() && now.After(began) && !a.adopted {
+			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
 			}
 			if a.limits.run > 0 {

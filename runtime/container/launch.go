@@ -223,7 +223,8 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if err := os.Chmod(c.dataDir, 0o755); err != nil { // whatever the umask: the container's user enters it
 		return nil, err
 	}
-	options, allowed, err := c.options.oci(c.cfg.AllowedMounts)
+	own := c.contractOf(spec.Model)
+	options, allowed, err := own.oci(c.cfg.AllowedMounts)
 	if err != nil {
 		return nil, err
 	}
@@ -243,11 +244,11 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
-	contract, err := chooseContract(c.options.Contract, img.Config.Config.Labels)
+	contract, err := chooseContract(own.Contract, img.Config.Config.Labels)
 	if err != nil {
 		return nil, err
 	}
-	inject, err := contract.edit(c.options.Command != nil, img.Config.Config.StopSignal)
+	inject, err := contract.edit(own.Command != nil, img.Config.Config.StopSignal)
 	if err != nil {
 		return nil, err
 	}

@@ -114,6 +114,7 @@ var (
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
 	_ runtime.ModelFinder  = (*Sheep)(nil)
+	_ runtime.Prefetcher   = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -220,6 +221,14 @@ func (s *Sheep) CheckModel(m job.Model) error {
 func (s *Sheep) FindModel(m job.Model) error {
 	if f, ok := s.cfg.Type.(runtime.ModelFinder); ok {
 		return f.FindModel(m)
+	}
+	return nil
+}
+
+// Prefetch has the sheep's Type fetch a model. See runtime.Prefetcher.
+func (s *Sheep) Prefetch(ctx context.Context, m job.Model) error {
+	if p, ok := s.cfg.Type.(runtime.Prefetcher); ok {
+		return p.Prefetch(ctx, m)
 	}
 	return nil
 }

@@ -416,10 +416,7 @@ func (s *server) received(frame []byte) {
 		s.noise.warn("dropped a message of the runner", "error", err)
 		return
 	}
-	s.mu.Lock()
-	out := s.output
-	s.mu.Unlock()
-	out.settle()
+	s.settleOutput()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lookForKills() // such a process may be why it answers as it does
@@ -431,6 +428,21 @@ func (s *server) received(frame []byte) {
 		a.Failure = timeoutFailure()
 	}
 	s.settleJob(shim.Answer{Job: a.JobID, Failure: a.Failure})
+}
+
+// settleTime is how long an answer waits for what the runner has written before it.
+const settleTime = time.Second
+
+// settleOutput waits until what the runner has written by now is in the logs.
+func (s *server) settleOutput() {
+	s.mu.Lock()
+	out, w := s.output, s.watched
+	s.mu.Unlock()
+	by := time.Now().Add(settleTime)
+	if w != nil {
+		w.pipes.settle(by)
+	}
+	out.settle(by)
 }
 
 // settleJob keeps the answer to the job under way and tells it. The caller holds
