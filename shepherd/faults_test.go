@@ -105,3 +105,41 @@ func TestAdoptedRunnerIsDeaf(t *testing.T) {
 		t.Errorf("%+v, %v: %+v", attempts, err, status.Failure)
 	}
 }
+
+// A sheep that starts its crashed runner again is busy: it claims a job to prepare
+// it only, so that another sheep can take it over.
+func TestRevivingSheepIsBusy(t *testing.T) {
+	p := newPen(t)
+	again, loads := make(chan struct{}), new(atomic.Int32)
+	p.load = func(ctx context.Context, _ job.Model) error {
+		if loads.Add(1) != 2 {
+			return nil
+		}
+		select {
+		case <-again:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.start()
+	p.submit("first", "m", "in")
+	p.await("first", job.Done)
+	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
+	for loads.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	p.submit("second", "m", "in")
+	for claimed := false; !claimed; {
+		held, err := p.ledger.Held(t.Context(), "node")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if claimed = len(held) == 1; claimed && held[0].State != job.Queued {
+			t.Errorf("the job is %s while the sheep's runner is still starting", held[0].State)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(again)
+	p.await("second", job.Done)
+}

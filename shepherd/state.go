@@ -17,6 +17,7 @@ type laneState struct {
 	loaded  job.Model // what the runner has loaded, or is loading
 	up      bool      // the runner is up
 	adopts  bool      // the worker still adopts what an earlier daemon left
+	revives bool      // it starts a crashed runner again, with the model in wants
 	detail  string
 	removed bool // the sheep is configured no more
 	stopped bool // it was told to stop
@@ -30,8 +31,8 @@ type laneState struct {
 
 func newLaneState() *laneState { return &laneState{freed: make(chan struct{}, 1)} }
 
-// begin says that the worker has a job. end says that it has none; it reports
-// whether it had one.
+// begin says that the worker has a job. end says that it can take one; it reports
+// whether it could not before.
 func (s *laneState) begin(a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,8 +41,8 @@ func (s *laneState) begin(a *attempt) {
 
 func (s *laneState) end() bool {
 	s.mu.Lock()
-	had := s.job != "" || s.adopts
-	s.job, s.tenant, s.wants, s.adopts = "", "", job.Model{}, false
+	had := s.job != "" || s.adopts || s.revives
+	s.job, s.tenant, s.wants, s.adopts, s.revives = "", "", job.Model{}, false, false
 	s.mu.Unlock()
 	if had {
 		select {
@@ -52,11 +53,18 @@ func (s *laneState) end() bool {
 	return had
 }
 
-// busy reports whether the worker has a job.
+// revive says that the worker starts a crashed runner again.
+func (s *laneState) revive(m job.Model) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revives, s.wants = true, m
+}
+
+// busy reports whether the worker has a job, or could not take one at once.
 func (s *laneState) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.job != "" || s.adopts
+	return s.job != "" || s.adopts || s.revives
 }
 
 // adopt says that the worker begins with a runner that was found alive.
@@ -82,7 +90,7 @@ func (s *laneState) model() job.Model {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.job != "":
+	case s.job != "" || s.revives:
 		return s.wants
 	case s.up:
 		return s.loaded
