@@ -11,6 +11,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 )
@@ -142,4 +143,51 @@ func TestRevivingSheepIsBusy(t *testing.T) {
 	}
 	close(again)
 	p.await("second", job.Done)
+}
+
+// stuckSheep is a sheep whose Run does not come to attach to its runner.
+type stuckSheep struct {
+	runtime.Sheep
+	runs chan struct{} // receives when Run is called
+}
+
+func (s stuckSheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
+	return s.Sheep.(runtime.Recoverer).Recover(ctx)
+}
+
+func (s stuckSheep) Run(ctx context.Context, observe runtime.Observer) error {
+	s.runs <- struct{}{}
+	<-ctx.Done()
+	return s.Sheep.Run(ctx, observe)
+}
+
+// A daemon that is told to stop while it adopts a runner hands the runner's job
+// back: it does not fail.
+func TestStopDuringAdoption(t *testing.T) {
+	p := newPen(t)
+	has := make(chan struct{}, 1)
+	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error {
+		has <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	p.start()
+	p.submit("long", "m", "in")
+	<-has
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	defer cancel()
+	p.core.Leave(ctx)
+
+	runs := make(chan struct{}, 1)
+	p.wrap = func(s runtime.Sheep) runtime.Sheep { return stuckSheep{s, runs} }
+	p.start()
+	<-runs
+	now, over := context.WithCancel(context.Background())
+	over()
+	p.core.Stop(now)
+	rec, err := p.ledger.Get(t.Context(), "long")
+	attempts, listErr := p.ledger.Attempts(t.Context(), "long")
+	if err != nil || listErr != nil || rec.State != job.Queued || len(attempts) != 1 || attempts[0].Cause != job.CauseHandedBack {
+		t.Errorf("%s, %+v: %v, %v", rec.State, attempts, err, listErr)
+	}
 }
