@@ -262,10 +262,16 @@ type Job struct {
 	EnqueuedAt   *Time    `json:"enqueued_at"`
 	ErrorDetails *Failure `json:"error_details"`
 
+	// FilesRemoved The files are gone
+	FilesRemoved bool `json:"files_removed"`
+
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
 	FinishedAt *Time     `json:"finished_at"`
 	Gpu        *GPUUsage `json:"gpu"`
 	JobId      string    `json:"job_id"`
+
+	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
+	KeptUntil *Time `json:"kept_until"`
 
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
 	Limits Limits `json:"limits"`
@@ -276,7 +282,8 @@ type Job struct {
 	Priority  int   `json:"priority"`
 
 	// ProcessingStartedAt Example: 2026-11-22T10:08:03.942214
-	ProcessingStartedAt *Time `json:"processing_started_at"`
+	ProcessingStartedAt *Time     `json:"processing_started_at"`
+	Progress            *Progress `json:"progress"`
 
 	// Run How often it was submitted
 	Run int `json:"run"`
@@ -365,6 +372,18 @@ type Phases struct {
 
 	// Stage Fetching the inputs
 	Stage *float64 `json:"stage"`
+}
+
+// Progress How far the runner that has the job is, as it said itself; null where it did not say
+type Progress struct {
+	// At When it said so
+	At *Time `json:"at"`
+
+	// Done How much of the job is done, from 0 to 1
+	Done float64 `json:"done"`
+
+	// Text At what it is
+	Text *string `json:"text"`
 }
 
 // PullProgress defines model for PullProgress.
@@ -473,6 +492,9 @@ type StartJobRequest struct {
 
 	// JobId Chosen by the client; without `..`. Storage that keeps a bucket per job accepts only what can name a bucket
 	JobId string `json:"job_id"`
+
+	// Keep How long the job's files are kept after its end. 0 is for ever; left out, as configured (`storage.keep`)
+	Keep *Duration `json:"keep,omitempty"`
 
 	// LoadTimeout How long loading the model and starting its runner may take. 0 is no limit
 	LoadTimeout *Duration `json:"load_timeout,omitempty"`
@@ -607,6 +629,15 @@ type ListJobsParams struct {
 // ListJobsParamsState defines parameters for ListJobs.
 type ListJobsParamsState string
 
+// GetJobLogsParams defines parameters for GetJobLogs.
+type GetJobLogsParams struct {
+	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
+	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
+
+	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
+	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
 // WaitForJobParams defines parameters for WaitForJob.
 type WaitForJobParams struct {
 	// Timeout How long to wait, in seconds (`30`, `0.5`) or as a duration (`1m30s`); longer than the server's upper bound means that bound
@@ -651,6 +682,9 @@ type ServerInterface interface {
 	// ListJobs Jobs, in the order they were submitted
 	// (GET /jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
+	// RemoveJob Remove a job that has ended, with its files
+	// (DELETE /jobs/{job_id})
+	RemoveJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJob A job in detail, with its attempts
 	// (GET /jobs/{job_id})
 	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -663,6 +697,9 @@ type ServerInterface interface {
 	// GetInputFile An input by its name below inputs/
 	// (GET /jobs/{job_id}/input/{file})
 	GetInputFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
+	// GetJobLogs What runners wrote while they had a job
+	// (GET /jobs/{job_id}/logs)
+	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
 	// GetJobReady Whether a job has ended
 	// (GET /jobs/{job_id}/ready)
 	GetJobReady(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -874,6 +911,32 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// RemoveJob operation middleware
+func (siw *ServerInterfaceWrapper) RemoveJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveJob(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetJob operation middleware
 func (siw *ServerInterfaceWrapper) GetJob(w http.ResponseWriter, r *http.Request) {
 
@@ -978,6 +1041,61 @@ func (siw *ServerInterfaceWrapper) GetInputFile(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetInputFile(w, r, jobId, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetJobLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetJobLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetJobLogsParams
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "tail" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "tail", r.URL.Query(), &params.Tail, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "tail"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "tail", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetJobLogs(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1541,6 +1659,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/jobs", wrapper.ListJobs).Methods(http.MethodGet)
 
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.RemoveJob).Methods(http.MethodDelete)
+
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.GetJob).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/status", wrapper.GetJobStatus).Methods(http.MethodGet)
@@ -1548,6 +1668,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/ready", wrapper.GetJobReady).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/wait_ready", wrapper.WaitForJob).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/logs", wrapper.GetJobLogs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
 

@@ -1,11 +1,11 @@
 // Package api serves shepherd's REST API. The contract is openapi.yaml; the
 // server interface and the types of its answers in api.gen.go are generated
-// from it, and tests hold every answer against it. Routes of the original
-// shepherd keep its shapes and its error texts to the letter.
+// from it, and tests compare every answer with it. Routes of the original
+// shepherd keep its formats and its error texts exactly.
 //
 // The package knows jobs only through [Service]: it reads requests, turns
-// errors into answers and streams files, and decides nothing about jobs. Who asks
-// is for [access.Gate] to say; which scope an operation needs is in needs.go.
+// errors into answers and streams files, and decides nothing about jobs.
+// [access.Gate] authenticates callers; needs.go has the scope of each operation.
 package api
 
 import (
@@ -35,8 +35,9 @@ import (
 type Service interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
-	// job's place in storage is not there), job.ErrSubmitted (the id is in use)
-	// and job.ErrDraining.
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
+	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
+	// job.ErrDraining.
 	Submit(ctx context.Context, r job.Request) error
 
 	// Job is the job's present state, or *job.UnknownJob.
@@ -50,7 +51,7 @@ type Service interface {
 	// for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
-	// Owner is the tenant whose job it is, empty for nobody's in particular, or
+	// Owner is the tenant that the job belongs to, empty for none, or
 	// *job.UnknownJob.
 	Owner(ctx context.Context, id job.ID) (tenant string, err error)
 
@@ -69,10 +70,15 @@ type Service interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Cancel asks for the end of a job that has not ended. When it returns nil the
+	// Cancel requests that a job is cancelled. When it returns nil the
 	// request is durable; the job may take a while to end, and may still end in
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
 
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
@@ -82,9 +88,14 @@ type Service interface {
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 
-	// PullModel returns when the model is here, for the named sheep or for all
-	// that fetch models. Meanwhile it reports how far it is, from one goroutine at
-	// a time and not after it has returned. It returns *job.Invalid,
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+
+	// PullModel pulls the model for the named sheep, or for all that pull models, and
+	// returns when it is complete. It calls report with the progress, from one
+	// goroutine at a time and not after it has returned. It returns *job.Invalid,
 	// *job.UnknownSheep, job.ErrNoModels and *job.ModelError.
 	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 
@@ -92,7 +103,7 @@ type Service interface {
 	Models(ctx context.Context) ([]job.KeptModel, error)
 
 	// RemoveModel removes one. It returns *job.Invalid, *job.ModelNeeded,
-	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not here.
+	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not kept.
 	RemoveModel(ctx context.Context, m job.Model) error
 
 	// Checks is the state of everything the daemon depends on, each by its
@@ -110,25 +121,25 @@ const (
 // Config is what a handler is made of. Only Service is required.
 type Config struct {
 	Service Service
-	// Gate says who asks. Nil lets everyone submit and read, and nobody
+	// Gate authenticates callers. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
-	// Browsers says what web pages may do; nil lets no page of another origin call.
+	// Browsers are the rules for web pages; nil allows no page of another origin.
 	Browsers *Browsers
-	// Refused, if not nil, is told of every request that was not let in, for
-	// metrics: "unknown" (who it is), "forbidden" or "limited".
+	// Refused, if not nil, is called for every request that was refused, for
+	// metrics, with the reason: "unknown" (not authenticated), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
 	// start-job request is held in memory whole, and its payload is part of it.
 	MaxBody int64
 	// BodyMemory bounds the memory, in bytes, that the bodies of all requests take
-	// together; what comes beyond is told to try again. 0 means DefaultBodyMemory.
-	// It is at least twice MaxBody: a body is there twice while it grows.
+	// together; requests beyond it are answered 503. 0 means DefaultBodyMemory.
+	// It is at least twice MaxBody: a body is copied while it grows.
 	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
-	// Debug tells clients what they otherwise never see: runners' tracebacks
-	// and the causes of the daemon's own errors.
+	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
+	// answers.
 	Debug bool
 	// GPUs is what is known of the machine's GPUs; nil where there are none. It
 	// is called by many goroutines at once and returns soon after ctx ends.
@@ -145,7 +156,7 @@ type Config struct {
 // New returns the handler of all routes. Long waits and long downloads lift the
 // http.Server's read and write timeouts for themselves. When the contexts of
 // requests are cancelled with job.ErrDraining as their cause, waiting clients
-// are told so.
+// are answered 503.
 func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,

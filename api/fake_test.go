@@ -25,8 +25,9 @@ type fake struct {
 	removed   []job.Model
 	queried   []job.Query
 	// pull and logs, when set, stand in for PullModel and Logs.
-	pull func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
-	logs func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	logs    func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+	jobLogs func(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 	// hold, when set, is called by Submit.
 	hold func()
 	// down, when set, is what every method that can fail answers.
@@ -44,13 +45,14 @@ type fake struct {
 }
 
 type fakeJob struct {
-	tenant  string
-	status  job.Status
-	inputs  map[string][]byte
-	outputs map[string][]byte
-	ended   chan struct{}
-	detail  string
-	usage   job.Usage
+	tenant   string
+	status   job.Status
+	inputs   map[string][]byte
+	outputs  map[string][]byte
+	ended    chan struct{}
+	detail   string
+	progress *job.Progress
+	usage    job.Usage
 	// record, when set, changes what is known of the job in detail.
 	record   func(*job.Record)
 	attempts []job.Attempt
@@ -282,7 +284,7 @@ func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]
 
 func (j *fakeJob) view(id job.ID) job.View {
 	s := j.status
-	v := job.View{Detail: j.detail, Limits: j.limits, Record: job.Record{
+	v := job.View{Detail: j.detail, Progress: j.progress, Limits: j.limits, Record: job.Record{
 		ID: id, Model: s.Model, State: s.State, Failure: s.Failure, EnqueuedAt: s.EnqueuedAt, StartedAt: s.StartedAt,
 		FinishedAt: s.FinishedAt, Run: 1, Usage: j.usage,
 	}}
@@ -308,6 +310,21 @@ func (f *fake) Cancel(_ context.Context, id job.ID) error {
 	return nil
 }
 
+func (f *fake) Remove(_ context.Context, id job.ID) error {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return err
+	}
+	if !j.status.State.Final() {
+		return job.ErrNotEnded
+	}
+	delete(f.jobs, id)
+	return nil
+}
+
 func (f *fake) Sheep(context.Context) []job.Sheep {
 	f.boom()
 	return f.sheep
@@ -330,6 +347,25 @@ func (f *fake) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadC
 		return nil, &job.UnknownSheep{Name: sheep}
 	}
 	log, err := f.logs(ctx, sheep, q)
+	if err != nil {
+		return nil, err
+	}
+	f.open.Add(1)
+	return &countedBody{ReadCloser: log, open: &f.open}, nil
+}
+
+func (f *fake) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
+	f.boom()
+	f.mu.Lock()
+	_, err := f.find(id)
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if f.jobLogs == nil {
+		return nil, job.ErrNoJobLog
+	}
+	log, err := f.jobLogs(ctx, id, q)
 	if err != nil {
 		return nil, err
 	}

@@ -102,15 +102,16 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	return q, nil
 }
 
-// shown is a job as this API's clients see it.
+// shown is a job as clients see it.
 func (s *server) shown(v job.View) Job {
 	status := s.visible(v.Status())
 	out := Job{
 		JobId: string(v.ID), Status: v.State, Model: Model{Name: &v.Model.Name, Version: &v.Model.Version},
 		EnqueuedAt: job.FormatTime(v.EnqueuedAt), ProcessingStartedAt: job.FormatTime(v.StartedAt), FinishedAt: job.FormatTime(v.FinishedAt),
 		SheepId: orNull(v.Record.Sheep), Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
-		Detail: orNull(v.Detail), Gpu: shownUsage(v.Usage),
+		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
+		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,
 		Limits: shownLimits(v.Limits),
 	}
 	if out.Warnings == nil {
@@ -120,6 +121,13 @@ func (s *server) shown(v job.View) Job {
 		out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
 	}
 	return out
+}
+
+func shownProgress(p *job.Progress) *Progress {
+	if p == nil {
+		return nil
+	}
+	return &Progress{Done: p.Done, Text: orNull(p.Text), At: job.FormatTime(p.At)}
 }
 
 func shownUsage(u job.Usage) *GPUUsage {

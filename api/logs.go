@@ -19,15 +19,35 @@ func (s *server) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep s
 		s.fail(w, r, &job.UnknownSheep{Name: rawSheep})
 		return
 	}
+	s.serveLog(w, r, params.Follow, params.Tail, func(q job.LogQuery) (io.ReadCloser, error) {
+		return s.service.Logs(r.Context(), sheep, q)
+	})
+}
+
+// GetJobLogs answers GET /jobs/{job_id}/logs.
+func (s *server) GetJobLogs(w http.ResponseWriter, r *http.Request, rawID string, params GetJobLogsParams) {
+	id, err := s.jobID(r, rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.serveLog(w, r, params.Follow, params.Tail, func(q job.LogQuery) (io.ReadCloser, error) {
+		return s.service.JobLogs(r.Context(), id, q)
+	})
+}
+
+// serveLog answers with a log, as it is written where the client follows it.
+func (s *server) serveLog(w http.ResponseWriter, r *http.Request, follow, tail *string, open func(job.LogQuery) (io.ReadCloser, error)) {
 	q := job.LogQuery{Tail: -1}
-	if q.Follow, err = flag("follow", params.Follow); err == nil && params.Tail != nil {
-		q.Tail, err = parseTail(*params.Tail)
+	var err error
+	if q.Follow, err = flag("follow", follow); err == nil && tail != nil {
+		q.Tail, err = parseTail(*tail)
 	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	log, err := s.service.Logs(r.Context(), sheep, q)
+	log, err := open(q)
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -66,7 +86,7 @@ func (s *server) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep s
 			_ = control.Flush()
 		case r.Context().Err() != nil: // the client has left, or the daemon is going
 		default:
-			s.log.ErrorContext(r.Context(), "log broken off", "sheep", sheep, "error", err)
+			s.log.ErrorContext(r.Context(), "log broken off", "path", r.URL.Path, "error", err)
 			panic(http.ErrAbortHandler)
 		}
 		_ = control.SetWriteDeadline(time.Time{})

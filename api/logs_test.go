@@ -49,6 +49,29 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// A job's log is asked for as a sheep's is.
+func TestJobLogs(t *testing.T) {
+	h := newHarness(t)
+	h.service.add("job-1", job.Processing)
+	h.expect(h.get("/jobs/other/logs"), 400, "{\"message\": \"Data for job `other` does not exist\"}")
+	h.expect(h.get("/jobs/job-1/logs"), 404, `{"message": "No log of this job is kept"}`)
+	var asked []job.LogQuery
+	h.service.jobLogs = func(_ context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
+		asked = append(asked, q)
+		return io.NopCloser(strings.NewReader("one of " + string(id) + "\n")), nil
+	}
+	for query, want := range map[string]job.LogQuery{"": {Tail: -1}, "?tail=3&follow": {Tail: 3, Follow: true}} {
+		got := h.get("/jobs/job-1/logs" + query)
+		if got.status != 200 || got.body != "one of job-1\n" || got.header.Get("Content-Type") != "text/plain; charset=utf-8" || len(asked) != 1 || asked[0] != want {
+			t.Errorf("%q: %d %q %v, asked for %+v", query, got.status, got.body, got.header, asked)
+		}
+		asked = nil
+	}
+	if got := h.get("/jobs/job-1/logs?tail=x"); got.status != 400 || len(asked) > 0 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+}
+
 // A follower gets each line as it comes, and its leaving ends the reading.
 func TestLogsFollow(t *testing.T) {
 	h := newHarness(t)

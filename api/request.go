@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// trusted is how much memory a Content-Length alone may claim, in bytes.
+// trusted is how much memory is allocated for a Content-Length alone, in bytes.
 const trusted = 1 << 20
 
 // readBody reads a request's body of at most limit bytes. The memory for it is
@@ -54,8 +54,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 		if len(body) < cap(body) {
 			continue
 		}
-		// A client that has sent so much is believed the rest. Beyond limit there
-		// is at most the byte that tells of a body too large.
+		// A client that has sent this much is trusted with the rest. One byte beyond
+		// limit shows that a body is too large.
 		size = int(min(max(2*int64(len(body)), r.ContentLength+1), limit+1))
 		if !room.take(size) {
 			return nil, errNoRoom
@@ -67,7 +67,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 	}
 }
 
-// lease is the memory that one request has of what there is for the bodies of all.
+// lease is the part of the memory for request bodies that one request uses.
 type lease struct {
 	of    *semaphore.Weighted
 	taken int64
@@ -91,7 +91,7 @@ func (l *lease) release(size int) {
 func (l *lease) giveBack() { l.release(int(l.taken)) }
 
 // decodeStartJob reads the body of a start-job request. It is strict where a
-// lax reader would silently run something else than the client meant: unknown
+// lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
 // are refused with a *job.Invalid that names the field. The payload of the
 // request it returns is a part of body.
@@ -132,6 +132,8 @@ func decodeStartJob(body []byte) (job.Request, error) {
 				return in.limit(field, &request.Limits.LoadTimeout)
 			case "run_timeout":
 				return in.limit(field, &request.Limits.RunTimeout)
+			case "keep":
+				return in.limit(field, &request.Keep)
 			case "not_before":
 				return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
 			case "deadline":
@@ -165,6 +167,9 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	}
 	if wrong := request.Limits.Validate(); len(wrong) > 0 {
 		return job.Request{}, wrong[0]
+	}
+	if request.Keep != nil && (*request.Keep < 0 || *request.Keep > job.MaxKeep) {
+		return job.Request{}, &job.Invalid{Field: "keep", Problem: "must lie between 0, which is for ever, and a hundred years"}
 	}
 	if !request.Deadline.IsZero() && !request.Deadline.After(request.NotBefore) {
 		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}
@@ -219,7 +224,7 @@ func (m *modelField) read(in *reader, field string) error {
 	})
 }
 
-// complete says what of it is missing.
+// complete returns an error that names the field that is missing.
 func (m *modelField) complete() error {
 	switch {
 	case !m.seen:
@@ -236,17 +241,12 @@ func (m *modelField) value() (job.Model, error) {
 	return checkedModel(job.Model{Name: string(m.name.value), Version: string(m.version.value)})
 }
 
-// parseModel reads NAME:VERSION. A name has no colon and no @, so that the first
-// ends it.
+// parseModel reads NAME:VERSION.
 func parseModel(text string) (job.Model, error) {
-	m := job.Model{Name: text}
-	if at := strings.IndexAny(text, ":@"); at >= 0 {
-		m.Name, m.Version = text[:at], text[at+1:]
-	}
-	return checkedModel(m)
+	return checkedModel(job.ParseModel(text))
 }
 
-// checkedModel says which part of a model cannot be.
+// checkedModel returns the model, or an error that names its invalid field.
 func checkedModel(m job.Model) (job.Model, error) {
 	if err := (job.Model{Name: m.Name}).Validate(); err != nil {
 		return job.Model{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
@@ -300,7 +300,7 @@ func unknown(field string) error {
 	return &job.Invalid{Field: field, Problem: "this field is not known"}
 }
 
-// invalidJSON says where a body stops being JSON.
+// invalidJSON returns the error for a body that is not JSON from some position on.
 func invalidJSON(at int, format string, args ...any) error {
 	return &job.Invalid{Field: "body", Problem: fmt.Sprintf("not valid JSON at byte %d: %s", at, fmt.Sprintf(format, args...))}
 }

@@ -20,14 +20,14 @@ import (
 	"github.com/iterait/shepherd/api"
 )
 
-// pageOfJobs is how many jobs are asked for at once.
+// pageOfJobs is how many jobs are requested at once.
 const pageOfJobs = 500
 
 func jobsCommand() *cobra.Command {
 	var asks target
 	c := &cobra.Command{
 		Use:   "jobs",
-		Short: "List jobs, look at them and cancel them",
+		Short: "List jobs, look at them and their logs, and cancel them",
 		Long: "Asks a daemon for its jobs: the one at the address given with --api, the one\n" +
 			"that is up with the configuration given with -c, or the one that is up as a\n" +
 			"service.",
@@ -83,7 +83,33 @@ func jobsCommand() *cobra.Command {
 	f.StringVar(&model, "model", "", "only those of this model, NAME:VERSION")
 	f.StringVar(&sheep, "sheep", "", "only those addressed to this sheep")
 
-	c.AddCommand(ls, &cobra.Command{
+	var follow bool
+	var tail string
+	logs := &cobra.Command{
+		Use:   "logs JOB",
+		Short: "Show what runners wrote while they had a job",
+		Long: "Shows what runners wrote while they had a job, in its last run, as far as that is\n" +
+			"kept. With --follow it goes on until the job has ended.",
+		Args: oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			query := url.Values{"tail": {tail}, "follow": {strconv.FormatBool(follow)}}
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				response, err := remote.call(ctx, http.MethodGet, "/jobs/"+url.PathEscape(args[0])+"/logs?"+query.Encode(), nil)
+				if err != nil {
+					return err
+				}
+				defer response.Body.Close()
+				if _, err := io.Copy(cmd.OutOrStdout(), response.Body); err != nil && ctx.Err() == nil {
+					return fmt.Errorf("read the log of job %s: %w", args[0], err)
+				}
+				return nil
+			})
+		},
+	}
+	logs.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written later, until the job has ended")
+	logs.Flags().StringVar(&tail, "tail", "all", "how many of the last lines of the last attempt to begin with")
+
+	c.AddCommand(ls, logs, &cobra.Command{
 		Use:   "show JOB",
 		Short: "Show all there is to know of a job, its attempts included, as JSON",
 		Args:  oneJob,
@@ -121,7 +147,7 @@ func jobsCommand() *cobra.Command {
 	return c
 }
 
-// cancelJob asks for a job's end and returns what has become of it so far.
+// cancelJob requests that a job is cancelled and returns its state at that moment.
 func cancelJob(ctx context.Context, remote *client, id string) (string, error) {
 	path := "/jobs/" + url.PathEscape(id)
 	if err := remote.ask(ctx, http.MethodPost, path+"/cancel", nil, nil); err != nil {
@@ -141,7 +167,7 @@ func oneJob(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return &usageError{errors.New("the id of a job is needed")}
 	}
-	if len(args) > 1 && cmd.Name() == "show" {
+	if len(args) > 1 && cmd.Name() != "cancel" {
 		return &usageError{errors.New("one job at a time is shown")}
 	}
 	return nil
@@ -168,7 +194,7 @@ func listJobs(ctx context.Context, remote *client, query url.Values, to io.Write
 	}
 }
 
-// submitted is the second at which a job was; the API's times are UTC.
+// submitted is when a job was submitted, to the second, in UTC.
 func submitted(j api.Job) string {
 	if j.EnqueuedAt == nil {
 		return "-"
@@ -177,7 +203,7 @@ func submitted(j api.Job) string {
 	return strings.Replace(second, "T", " ", 1)
 }
 
-// about is the first line of what there is to say of a job.
+// about is the first line of a job's description.
 func about(j api.Job) string {
 	said := text(j.Detail)
 	if j.ErrorDetails != nil {

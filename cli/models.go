@@ -19,8 +19,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// models is who the models commands ask: a daemon, by its API, or this process
-// itself where none is up.
+// models are the models of a daemon, by its API, or of this machine where no daemon is
+// running.
 type models interface {
 	Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	List(ctx context.Context) ([]job.KeptModel, error)
@@ -63,13 +63,13 @@ func modelsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, asked models) error {
 				for _, arg := range args {
-					bar := newBar(cmd.ErrOrStderr(), parseModel(arg).String())
-					err := asked.Pull(ctx, parseModel(arg), sheep, bar.show)
+					bar := newBar(cmd.ErrOrStderr(), job.ParseModel(arg).String())
+					err := asked.Pull(ctx, job.ParseModel(arg), sheep, bar.show)
 					bar.end()
 					if err != nil {
 						return fmt.Errorf("pull %s: %w", arg, err)
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", parseModel(arg))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", job.ParseModel(arg))
 				}
 				return nil
 			})
@@ -102,11 +102,11 @@ func modelsCommand() *cobra.Command {
 			return with(cmd, func(ctx context.Context, asked models) error {
 				var errs []error
 				for _, arg := range args {
-					if err := asked.Remove(ctx, parseModel(arg)); err != nil {
+					if err := asked.Remove(ctx, job.ParseModel(arg)); err != nil {
 						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
 						continue
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", parseModel(arg))
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", job.ParseModel(arg))
 				}
 				return errors.Join(errs...)
 			})
@@ -122,15 +122,8 @@ func atLeastOneModel(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// parseModel takes NAME:VERSION apart. A name has no colon and no @.
-func parseModel(s string) job.Model {
-	if at := strings.IndexAny(s, ":@"); at >= 0 {
-		return job.Model{Name: s[:at], Version: s[at+1:]}
-	}
-	return job.Model{Name: s}
-}
-
-// openModels finds whom to ask. The caller calls close when it is done.
+// openModels connects to the daemon, or opens the models of this machine. The caller
+// calls close.
 func openModels(ctx context.Context, asks *target, logTo io.Writer) (_ models, close func(), err error) {
 	remote, err := asks.find()
 	if err == nil {
@@ -167,7 +160,7 @@ func printModels(w io.Writer, list []job.KeptModel) error {
 	return table.Flush()
 }
 
-// bytesText is a number of bytes for people.
+// bytesText formats a number of bytes.
 func bytesText(n int64) string {
 	const units = "KMGTPE"
 	if n < 1<<10 {
@@ -181,8 +174,8 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, units[unit])
 }
 
-// bar shows how far a pull is: on a terminal as a bar that moves, elsewhere as a
-// line now and then.
+// bar shows the progress of a pull: on a terminal as a bar, elsewhere as a line every
+// lineEvery.
 type bar struct {
 	to       io.Writer
 	model    string
@@ -210,7 +203,7 @@ func (b *bar) show(p job.PullProgress) {
 		b.shown = true
 		return
 	}
-	// Text without its numbers says which stage it is.
+	// Text without its numbers is the stage.
 	stage, _, _ := strings.Cut(p.Text, ":")
 	if now := time.Now(); stage != b.last || now.Sub(b.at) >= lineEvery {
 		b.last, b.at = stage, now

@@ -15,17 +15,6 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-func TestParseModel(t *testing.T) {
-	for text, want := range map[string]job.Model{
-		"digits:v1": {Name: "digits", Version: "v1"}, "a/b": {Name: "a/b"}, "a@sha256:0": {Name: "a", Version: "sha256:0"},
-		"a:v1@sha256:0": {Name: "a", Version: "v1@sha256:0"}, "a:sha256:0": {Name: "a", Version: "sha256:0"},
-	} {
-		if got := parseModel(text); got != want {
-			t.Errorf("%s: %+v, want %+v", text, got, want)
-		}
-	}
-}
-
 // Elsewhere than on a terminal there is a line for each stage, not for each
 // report; on one, the bar stays in its line.
 func TestBar(t *testing.T) {

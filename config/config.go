@@ -41,6 +41,9 @@ type Config struct {
 	// StateDir holds what has to survive a restart. It never lies in a
 	// directory that is cleaned.
 	StateDir string `yaml:"state_dir"`
+	// MinFree is how much of the disks of DataRoot and StateDir stays free: while
+	// less is, no job is taken and no inputs are fetched.
+	MinFree size.Bytes `yaml:"min_free"`
 	// Node is this daemon's name among others that share a ledger.
 	Node string `yaml:"node"`
 
@@ -58,13 +61,13 @@ type Config struct {
 	// DrainTimeout is how long running jobs may take to finish when the daemon
 	// is asked to stop.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
-	// OnExit is what becomes of the sheep then: stop, or leave.
+	// OnExit is what the daemon does with its sheep then: stop, or leave.
 	OnExit string `yaml:"on_exit"`
 
 	// Sheep are sorted by name.
 	Sheep []Sheep `yaml:"-"`
 
-	// Warnings are what the file says to no effect.
+	// Warnings are keys of the file that have no effect.
 	Warnings Problems `yaml:"-"`
 }
 
@@ -77,11 +80,11 @@ type API struct {
 	// SocketGroup is the group whose members may, beside root and the daemon's
 	// own user: its name, or its number.
 	SocketGroup string `yaml:"socket_group,omitempty"`
-	// Tokens let in who shows one of them; without any, and without
+	// Tokens are those that clients authenticate with; without any, and without
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
-	// CORSOrigins are those whose pages may call; "*" lets any read.
+	// CORSOrigins are the origins whose pages may use the API; "*" allows any to read.
 	CORSOrigins []string `yaml:"cors_origins"`
 	// Hosts are further names by which the API may be addressed on loopback
 	// addresses and the socket.
@@ -95,11 +98,13 @@ type API struct {
 	// many at once; 0 is no limit.
 	RateLimit float64 `yaml:"rate_limit"`
 	RateBurst int     `yaml:"rate_burst"`
-	// ReadTimeout bounds how long a request may take to come, its body included.
+	// ReadTimeout bounds how long receiving a request may take, its body included.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// MaxQueued bounds the jobs that wait: beyond it none is taken. 0 is no limit.
+	MaxQueued int `yaml:"max_queued"`
 	// BodyMemory bounds the memory that the bodies of all requests take together.
 	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
@@ -122,13 +127,37 @@ type Registry struct {
 	HostsDir string `yaml:"hosts_dir,omitempty"`
 }
 
-// Models is which models may be run, and within which limits.
+// Models is which models may be run, within which limits, and how they are given
+// jobs.
 type Models struct {
 	// Allow lists them, as job.ParseRule reads it; nil allows all.
 	Allow []string `yaml:"allow,omitempty"`
 	// Limits are defaults for the jobs of some models. The first that matches a
 	// job's model counts.
 	Limits []ModelLimits `yaml:"limits,omitempty"`
+	// Contracts say how the images of some models are given jobs. The first that
+	// matches a model counts.
+	Contracts []ModelContract `yaml:"contracts,omitempty"`
+}
+
+// ModelContract is how the images of the models that a pattern matches are given
+// jobs.
+type ModelContract struct {
+	// Model is as in ModelLimits.
+	Model string `yaml:"model"`
+	// Contract is zeromq, command, warm or cog; empty leaves it to the sheep and the
+	// image.
+	Contract string `yaml:"contract,omitempty"`
+	// Command and Args take the place of the sheep's and the image's, where they are
+	// not nil.
+	Command []string `yaml:"command,omitempty"`
+	Args    []string `yaml:"args,omitempty"`
+}
+
+// Rule is Model as the checked configuration has it.
+func (m ModelContract) Rule() job.Rule {
+	rule, _ := job.ParseRule(m.Model) // the configuration was checked
+	return rule
 }
 
 // ModelLimits are the Limits of the jobs whose model a pattern matches.
@@ -144,7 +173,7 @@ func (m ModelLimits) Rule() job.Rule {
 	return rule
 }
 
-// Limits are job.Limits as a configuration says them. A nil field is left to the
+// Limits are job.Limits in a configuration. A nil field is left to the
 // defaults that apply beside: those of a job's model come first, then those of
 // the sheep, then those for all jobs.
 type Limits struct {
@@ -158,7 +187,7 @@ type Limits struct {
 // Job is l for those who handle jobs.
 func (l Limits) Job() job.Limits { return job.Limits(l) }
 
-// Trust is what Allow says; nil for all models.
+// Trust is Allow as a job.Trust; nil for all models.
 func (m Models) Trust() job.Trust {
 	if m.Allow == nil {
 		return nil
@@ -188,15 +217,15 @@ type Containerd struct {
 }
 
 // Endpoint splits URL into the registry's address, as it begins an image
-// reference, and whether it is spoken to by TLS.
+// reference, and whether it uses TLS.
 func (r Registry) Endpoint() (address string, tls bool) { return endpoint(r.URL) }
 
-// Storage is where jobs' inputs and outputs lie: in the S3 storage at URL, or,
+// Storage is where jobs' inputs and outputs are: in the S3 storage at URL, or,
 // without URL, in the store embedded in the daemon.
 type Storage struct {
 	URL string `yaml:"url,omitempty"`
-	// AccessKey and SecretKey are what storage is spoken to with. The embedded
-	// store has both or neither; with neither the daemon makes a pair itself.
+	// AccessKey and SecretKey are the credentials for the storage. The embedded
+	// store has both or neither; with neither the daemon generates a pair.
 	AccessKey string `yaml:"access_key,omitempty"`
 	SecretKey Secret `yaml:"secret_key,omitempty"`
 	// SecretKeyFile holds the secret key in its first line, instead.
@@ -205,7 +234,7 @@ type Storage struct {
 	SessionToken Secret `yaml:"session_token,omitempty"`
 	// CAFile holds, in PEM, the certificates that signed the storage's own.
 	CAFile string `yaml:"ca_file,omitempty"`
-	// Addressing says where the bucket's name goes: auto, path or host.
+	// Addressing is where the bucket's name goes: auto, path or host.
 	Addressing string `yaml:"addressing,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
@@ -219,15 +248,53 @@ type Storage struct {
 	Domains []string `yaml:"domain,omitempty"`
 	// CORSOrigins are the web pages that browsers let use the embedded store.
 	CORSOrigins []string `yaml:"cors_origins,omitempty"`
+	// MinFree is how much of the embedded store's disk stays free: what would take
+	// from it is refused. Nil for a storage elsewhere.
+	MinFree *size.Bytes `yaml:"min_free,omitempty"`
+	// Keep is how long the files of jobs that have ended are kept.
+	Keep Keep `yaml:"keep,omitempty"`
 }
 
-// Embedded says that the daemon serves the storage itself.
+// Keep is how long the files of jobs are kept after their end; what is left out is
+// kept for ever.
+type Keep struct {
+	KeepTimes `yaml:",inline"`
+	// Models are exceptions for some models. The first that matches a job's model
+	// counts.
+	Models []ModelKeep `yaml:"models,omitempty"`
+}
+
+// KeepTimes are job.KeepTimes as a configuration says them.
+type KeepTimes struct {
+	Done      *time.Duration `yaml:"done,omitempty"`
+	Failed    *time.Duration `yaml:"failed,omitempty"`
+	Cancelled *time.Duration `yaml:"cancelled,omitempty"`
+}
+
+// ModelKeep are the KeepTimes of the jobs whose model a pattern matches.
+type ModelKeep struct {
+	// Model is NAME or NAME:VERSION, as job.ParseRule reads it, without a digest.
+	Model     string `yaml:"model"`
+	KeepTimes `yaml:",inline"`
+}
+
+// Retention is k for those who handle jobs.
+func (k Keep) Retention() job.Retention {
+	r := job.Retention{All: job.KeepTimes(k.KeepTimes)}
+	for _, m := range k.Models {
+		rule, _ := job.ParseRule(m.Model) // the configuration was checked
+		r.Models = append(r.Models, job.KeepRule{Models: rule, KeepTimes: job.KeepTimes(m.KeepTimes)})
+	}
+	return r
+}
+
+// Embedded reports whether the daemon serves the storage itself.
 func (s Storage) Embedded() bool { return s.URL == "" }
 
-// Endpoint splits URL into HOST[:PORT] and whether it is spoken to by TLS.
+// Endpoint splits URL into HOST[:PORT] and whether it uses TLS.
 func (s Storage) Endpoint() (address string, tls bool) { return endpoint(s.URL) }
 
-// endpoint takes no scheme for plain HTTP.
+// endpoint treats a URL without scheme as plain HTTP.
 func endpoint(url string) (address string, tls bool) {
 	if address, ok := cutScheme(url, "https"); ok {
 		return strings.TrimSuffix(address, "/"), true
@@ -288,7 +355,7 @@ type Scheduling struct {
 	StageBudget size.Bytes `yaml:"stage_budget"`
 }
 
-// GPU is how sheep get the GPUs that they ask for.
+// GPU is how sheep get the GPUs that they request.
 type GPU struct {
 	// Mode is how containers get them: cdi, hook, or auto, which prefers CDI.
 	Mode string `yaml:"mode"`
@@ -298,7 +365,7 @@ type GPU struct {
 	// hook mode.
 	DriverCapabilities []string `yaml:"driver_capabilities"`
 
-	// Interval is how often the driver is asked how the GPUs fare.
+	// Interval is how often the driver is asked for the state of the GPUs.
 	Interval time.Duration `yaml:"interval"`
 	// Retest is after how long a GPU that was taken out is tested.
 	Retest time.Duration `yaml:"retest"`
@@ -307,14 +374,14 @@ type GPU struct {
 	Turn time.Duration `yaml:"turn"`
 	// MemoryWait bounds how long a model that is to be started waits for memory.
 	MemoryWait time.Duration `yaml:"memory_wait"`
-	// Xids overrides what is done about Xids, by their codes.
+	// Xids overrides the actions for Xids, by their codes.
 	Xids map[string]Xid `yaml:"xids,omitempty"`
 }
 
-// Xid is what is done about an error that NVIDIA's driver reports.
+// Xid is the action for an error that NVIDIA's driver reports.
 type Xid struct {
 	Action string `yaml:"action"` // retire, fail_job or ignore
-	// Text says in a few words what it means; empty takes what is known.
+	// Text is what it means, in a few words; empty means the built-in text.
 	Text string `yaml:"text,omitempty"`
 }
 
@@ -328,8 +395,8 @@ type CheckSheep func(c *Config, s Sheep) error
 type Loader struct {
 	// Types are the known sheep types.
 	Types map[string]CheckSheep
-	// Override, if not nil, puts what the command line says in the place of
-	// what the file says, before anything is checked: DataRoot, StateDir,
+	// Override, if not nil, replaces values of the file by those of the command
+	// line, before anything is checked: DataRoot, StateDir,
 	// API.Host, API.Port, API.Debug.
 	Override func(*Config)
 	// Env looks up environment variables; nil means os.LookupEnv.
@@ -378,7 +445,7 @@ func (l Loader) Load(file string) (*Config, error) {
 	return c, nil
 }
 
-// read reads no more than what a configuration may have, and one byte.
+// read reads at most the size that a configuration may have, and one byte more.
 func read(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -389,8 +456,8 @@ func read(file string) ([]byte, error) {
 }
 
 // DropIns are the files of the directory FILE.d whose names end in .yml or .yaml, in
-// the order of their names. What a later one says replaces what an earlier one, or the
-// file, says; mappings are merged key by key.
+// the order of their names. Values of a later file replace those of an earlier one and
+// of FILE; mappings are merged key by key.
 func DropIns(file string) ([]string, error) {
 	dir := file + ".d"
 	entries, err := os.ReadDir(dir) // sorted

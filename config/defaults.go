@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
-// machine is what defaults depend on.
+// machine is the environment that defaults depend on.
 type machine struct {
 	env       func(string) (string, bool)
 	root      bool // the daemon runs as root
@@ -30,12 +32,13 @@ func thisMachine(env func(string) (string, bool)) (machine, error) {
 	return machine{env: env, root: os.Geteuid() == 0, hostname: hostname, directory: directory}, nil
 }
 
-// defaults is what holds where the file says nothing. It and derive are the
-// one place for defaults.
+// defaults are the values of keys that the file leaves out. All defaults are here and in
+// derive.
 func defaults(m machine) Config {
 	debug, _ := m.env("DEBUG")
 	return Config{
-		Node: m.hostname,
+		Node:    m.hostname,
+		MinFree: 256 << 20,
 		API: API{
 			Host:    "0.0.0.0",
 			Port:    5000,
@@ -97,6 +100,9 @@ func (c *Config) derive(m machine) {
 	}
 	if c.Storage.Embedded() {
 		c.Storage.Listen = firstOf(c.Storage.Listen, "127.0.0.1:7000")
+		if c.Storage.MinFree == nil {
+			c.Storage.MinFree = new(size.Bytes(256 << 20))
+		}
 		if c.StateDir != "" {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}

@@ -56,5 +56,5 @@ sheep:
 	}
 	// Output:
 	// 4:15: storage.secret_key: expected a string, found a list
-	// 8:5: sheep.field.portt: unknown key; did you mean "port"? Expected one of gpu_memory, idle_timeout, limits, port, shared, type, working_directory
+	// 8:5: sheep.field.portt: unknown key; did you mean "port"? Expected one of gpu_memory, idle_timeout, limits, port, preload, shared, type, working_directory
 }

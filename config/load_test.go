@@ -229,12 +229,12 @@ func TestImpossible(t *testing.T) {
 		{"link", false, false}, {"link/x", false, false}, {"file", false, false}, {"file/x/y", true, false},
 		{"here", true, false}, {"loop/x", false, false}, {strings.Repeat("x", 300), false, false},
 	} {
-		problem := impossible(filepath.Join(dir, test.path), test.file)
+		problem := pathProblem(filepath.Join(dir, test.path), test.file)
 		if ok := problem == ""; ok != test.ok {
 			t.Errorf("%+v: %q", test, problem)
 		}
 	}
-	if impossible("/dev/null", true) == "" {
+	if pathProblem("/dev/null", true) == "" {
 		t.Error("a device is no place for a file")
 	}
 }
@@ -396,7 +396,7 @@ func TestDecodeForms(t *testing.T) {
 		"    rate: fast\n":                              `5:11: sheep.a.rate: expected a number, found "fast"`,
 		"    nested: [{a: b}]\n":                        `5:18: sheep.a.nested[0].a: expected a whole number, found "b"`,
 		"    bounds: 3\n":                               `5:13: sheep.a.bounds: expected a mapping, found a number`,
-		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, bounds, depth, gpu_memory, idle_timeout, limits, nested, pick, rate, shared, size, token, type, wait, word`,
+		"    skipped: 3\n":                              `5:5: sheep.a.skipped: unknown key; expected one of any, bounds, depth, gpu_memory, idle_timeout, limits, nested, pick, preload, rate, shared, size, token, type, wait, word`,
 		"    wait: 9" + strings.Repeat("9", 80) + "d\n": `5:11: sheep.a.wait: expected a duration such as 30s, 5m, 12h or 7d, found "` + strings.Repeat("9", 59) + `…"`,
 	} {
 		_, err := load(section)
@@ -440,7 +440,7 @@ func TestDecodeAfterLoad(t *testing.T) {
 	}
 	var narrow struct{ Type string }
 	err = c.Sheep[0].Decode(&narrow)
-	if err == nil || !strings.HasPrefix(err.Error(), file+":2:25: sheep.a.port: unknown key; expected one of gpu_memory, idle_timeout, limits, shared, type\n") {
+	if err == nil || !strings.HasPrefix(err.Error(), file+":2:25: sheep.a.port: unknown key; expected one of gpu_memory, idle_timeout, limits, preload, shared, type\n") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -13,16 +13,17 @@ import (
 
 	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/job"
 )
 
 // Sheep is one sheep's section.
 type Sheep struct {
 	Name string
 	Type string
-	// Port is the port that the section asks for, 0 when it leaves the choice
+	// Port is the port in the section, 0 when it leaves the choice
 	// open.
 	Port int
-	// Devices are the GPUs that the section asks for; Shared allows other sheep
+	// Devices are the GPUs that the section requests; Shared allows other sheep
 	// that share to have the same.
 	Devices gpu.Devices
 	Shared  bool
@@ -31,6 +32,9 @@ type Sheep struct {
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for
 	// as long as nobody needs the room.
 	IdleTimeout time.Duration
+	// Preload is the model that the sheep loads without waiting for a job; zero for
+	// none.
+	Preload job.Model
 	// Limits are defaults for the jobs that it runs, or that are addressed to it.
 	Limits Limits
 
@@ -70,6 +74,7 @@ type daemonKeys struct {
 	Shared      bool          `yaml:"shared"`
 	GPUMemory   size.Bytes    `yaml:"gpu_memory"`
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	Preload     string        `yaml:"preload"`
 	Limits      Limits        `yaml:"limits"`
 }
 
@@ -125,6 +130,7 @@ func (ch *checker) sheep(file string, flock *node) {
 		ch.common(&s, "shared", &s.Shared)
 		ch.common(&s, "gpu_memory", &s.GPUMemory)
 		ch.common(&s, "idle_timeout", &s.IdleTimeout)
+		ch.preload(&s, section.get("preload"))
 		ch.common(&s, "limits", &s.Limits)
 		ch.limits(section.get("limits"), s.path+".limits", s.Limits)
 		if n := section.get("gpu_memory"); s.GPUMemory != 0 && s.Devices.Empty() {
@@ -139,6 +145,19 @@ func (ch *checker) sheep(file string, flock *node) {
 		ch.Sheep = append(ch.Sheep, s)
 	}
 	slices.SortFunc(ch.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// preload reads the model that a sheep is to have ready.
+func (ch *checker) preload(s *Sheep, n *node) {
+	var text string
+	ch.common(s, "preload", &text)
+	if text == "" {
+		return
+	}
+	s.Preload = job.ParseModel(text)
+	if err := s.Preload.Validate(); err != nil {
+		ch.wrong(n, s.path+".preload", "expected NAME:VERSION of a model: %v", err)
+	}
 }
 
 // common decodes a key that all types of sheep have.

@@ -21,7 +21,7 @@ type environment struct {
 	node   string
 	needed func(context.Context) ([]job.Model, error)
 	gpus   *gpus // nil where a configuration is only checked
-	// metrics count what the types do; nil where nobody reads them.
+	// metrics of the sheep types; nil for none.
 	metrics *metrics.Metrics
 	log     *slog.Logger
 }
@@ -63,6 +63,11 @@ func newContainers(env *environment) runtime.Driver {
 		ImageBudget: int64(c.Containerd.ImageBudget), Trust: c.Models.Trust(), Needed: env.needed, AllowedMounts: c.Containerd.AllowedMounts,
 		CNIConfDir: c.Containerd.CNIConfDir, CNIPluginDirs: c.Containerd.CNIPluginDirs,
 		Node: env.node, DataRoot: c.DataRoot, StateDir: filepath.Join(c.StateDir, "containers"), Log: env.log,
+	}
+	for _, m := range c.Models.Contracts {
+		cfg.Contracts = append(cfg.Contracts, container.ModelContract{
+			Models: m.Rule(), Contract: container.Contract(m.Contract), Command: m.Command, Args: m.Args,
+		})
 	}
 	if env.gpus != nil {
 		cfg.GPUs = container.GPUs{

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/job"
@@ -16,7 +17,15 @@ import (
 
 // newEnvironment is what sheep types are made from.
 func newEnvironment(cfg *config.Config, node string, l ledger.Ledger, gpus *gpus, m *metrics.Metrics, log *slog.Logger) *environment {
-	needed := func(ctx context.Context) ([]job.Model, error) { return shepherd.NeededModels(ctx, l) }
+	needed := func(ctx context.Context) ([]job.Model, error) {
+		models, err := shepherd.NeededModels(ctx, l)
+		for _, s := range cfg.Sheep {
+			if !s.Preload.IsZero() && !slices.Contains(models, s.Preload) {
+				models = append(models, s.Preload)
+			}
+		}
+		return models, err
+	}
 	return &environment{config: cfg, node: node, needed: needed, gpus: gpus, metrics: m, log: log}
 }
 
@@ -52,7 +61,7 @@ func newMember(env *environment, drivers map[string]runtime.Driver, s config.She
 		return shepherd.Member{}, err
 	}
 	keeper, _ := driver.(runtime.ModelKeeper)
-	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout, Limits: s.Limits.Job()}
+	m := shepherd.Member{Name: s.Name, Type: s.Type, Sheep: sheep, Models: keeper, IdleTimeout: s.IdleTimeout, Preload: s.Preload, Limits: s.Limits.Job()}
 	if env.gpus != nil {
 		m.Devices = env.gpus.lease(s)
 	}
@@ -74,7 +83,7 @@ func startDrivers(ctx context.Context, drivers map[string]runtime.Driver, member
 			continue
 		}
 		if err := b.Begin(ctx, named[driver]); err != nil {
-			log.Warn(fmt.Sprintf("The driver of sheep type `%s` cannot start fully", name), "error", err)
+			log.Warn(fmt.Sprintf("Sheep of type `%s` cannot work yet; each tries again with its next job", name), "error", err)
 		}
 	}
 }

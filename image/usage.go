@@ -245,9 +245,48 @@ func (s *Store) trimAfter(r ref) {
 	}
 }
 
+// removable are the images that may go for the budget: not those that are needed, in
+// use, being pulled, keep, and those that shepherd did not pull.
+func (s *Store) removable(ctx context.Context, inv *inventory, keep string) ([]Info, error) {
+	spared := s.flights.keys()
+	spared[keep] = true
+	if s.cfg.Needed != nil {
+		needed, err := s.cfg.Needed(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("learn which images are needed: %w", err)
+		}
+		for _, m := range needed {
+			if r, err := referenceOf(s.endpoint, m); err == nil {
+				spared[r.String()] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || spared[i.Reference] }), nil
+}
+
+// Full says whether the images that have to stay take all of the budget, so that
+// there is no room for one that is not wanted yet.
+func (s *Store) Full(ctx context.Context) (bool, error) {
+	if s.cfg.Budget <= 0 {
+		return false, nil
+	}
+	ctx = containerdlog.WithLogger(ctx, s.quiet)
+	inv, err := s.inventory(ctx)
+	if err != nil {
+		return false, s.listing("count what images take", err)
+	}
+	removable, err := s.removable(ctx, inv, "")
+	if err != nil {
+		return false, err
+	}
+	for _, i := range removable {
+		inv.remove(i.Reference)
+	}
+	return inv.total() >= s.cfg.Budget, nil
+}
+
 // trim removes the images unused longest until all take at most budget bytes,
-// and returns how many bytes it freed. It spares those that are needed, in use,
-// being pulled, keep, and all that shepherd did not pull.
+// and returns how many bytes it freed. It removes only those that are removable.
 func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int64, err error) {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
@@ -259,20 +298,10 @@ func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int6
 	if over <= 0 {
 		return 0, nil
 	}
-	spared := s.flights.keys()
-	spared[keep] = true
-	if s.cfg.Needed != nil {
-		needed, err := s.cfg.Needed(ctx)
-		if err != nil {
-			return 0, fmt.Errorf("learn which images are needed: %w", err)
-		}
-		for _, m := range needed {
-			if r, err := referenceOf(s.endpoint, m); err == nil {
-				spared[r.String()] = true
-			}
-		}
+	candidates, err := s.removable(ctx, inv, keep)
+	if err != nil {
+		return 0, err
 	}
-	candidates := slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || spared[i.Reference] })
 	slices.SortFunc(candidates, func(a, b Info) int { return a.LastUsed.Compare(b.LastUsed) })
 	for _, c := range candidates {
 		if freed >= over {

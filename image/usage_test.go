@@ -71,7 +71,20 @@ func TestBudget(t *testing.T) {
 			return []job.Model{model("c"), {Name: "Not A Reference"}}, neededErr
 		}
 	})
+	// c and d stay, with the base: 8 + 2·2 MiB.
+	for budget, want := range map[int64]bool{0: false, 10 * mib: true, 15 * mib: false} {
+		s := h.store(func(c *Config) {
+			c.Budget = budget
+			c.Needed = func(context.Context) ([]job.Model, error) { return []job.Model{model("c")}, nil }
+		})
+		if full, err := s.Full(ctx); err != nil || full != want {
+			t.Errorf("with a budget of %d: full is %v, %v", budget, full, err)
+		}
+	}
 	neededErr = errors.New("the ledger is away")
+	if _, err := s.Full(ctx); !errors.Is(err, neededErr) {
+		t.Errorf("without knowing what is needed: %v", err)
+	}
 	h.ensure(s, model("e"))
 	s.work.Wait()
 	if got := h.references(s); got != "a b c d e" || len(h.log.find("the ledger is away")) != 1 {

@@ -1,6 +1,9 @@
 package job
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Cause says why an attempt ended. docs/job-states.md has a row for each, with
 // what becomes of the job.
@@ -52,6 +55,9 @@ type Attempt struct {
 	Spent  bool
 	Usage  Usage
 	Phases Phases
+	// Log is where the lines are that the runner wrote meanwhile, as the sheep names
+	// them (messenger.Answer.Log); empty where that is not known.
+	Log string
 }
 
 // Phases is how long the parts of an attempt took; 0 where there was no such
@@ -81,6 +87,13 @@ const (
 	EventEnded     EventKind = "ended"    // the run has its final state
 )
 
+// The kinds of events that are not kept in the ledger, and have no Cursor: whoever
+// follows the job on its node while they happen is told.
+const (
+	EventGiven    EventKind = "given"    // the runner was given the job
+	EventProgress EventKind = "progress" // the runner told how far it is
+)
+
 // Event is one change of a job.
 type Event struct {
 	Cursor Cursor
@@ -106,6 +119,24 @@ type Event struct {
 	Delayed bool
 	// Status is the run's final status, with ended.
 	Status *Status
+	// Progress is set with progress.
+	Progress *Progress
+}
+
+// Progress is how far a runner is with a job, as it said itself.
+type Progress struct {
+	Done float64 // from 0 to 1
+	Text string  // at what it is; often empty
+	At   time.Time
+}
+
+// String is for people: "40 %: resizing".
+func (p Progress) String() string {
+	percent := fmt.Sprintf("%.0f %%", 100*p.Done)
+	if p.Text == "" {
+		return percent
+	}
+	return percent + ": " + p.Text
 }
 
 // Bounds of what is kept of a failure, and of why an attempt ended, in bytes.

@@ -99,3 +99,14 @@ func FuzzStatus(f *testing.F) {
 		}
 	})
 }
+
+func TestParseModel(t *testing.T) {
+	for text, want := range map[string]Model{
+		"digits:v1": {Name: "digits", Version: "v1"}, "a/b": {Name: "a/b"}, "a@sha256:0": {Name: "a", Version: "sha256:0"},
+		"a:v1@sha256:0": {Name: "a", Version: "v1@sha256:0"}, "a:sha256:0": {Name: "a", Version: "sha256:0"},
+	} {
+		if got := ParseModel(text); got != want {
+			t.Errorf("%s: %+v, want %+v", text, got, want)
+		}
+	}
+}

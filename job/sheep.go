@@ -14,6 +14,8 @@ type Sheep struct {
 	// Detail says in words what the sheep is doing beyond that, for example how
 	// far a pull is or when a crashed runner is started again; often empty.
 	Detail string
+	// Progress is how far the runner is with Job; nil where it did not say.
+	Progress *Progress
 }
 
 // Check is the state of one thing the daemon depends on; Err is nil when it is
@@ -23,7 +25,7 @@ type Check struct {
 	Err  error
 }
 
-// LogQuery says which part of a sheep's log is wanted.
+// LogQuery says which part of a log is wanted.
 type LogQuery struct {
 	// Tail is how many of the last lines are wanted; all, where negative.
 	Tail int

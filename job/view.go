@@ -6,6 +6,9 @@ type View struct {
 	// Detail says in words what the sheep that has the job is doing for it, for
 	// example how far a pull is; often empty.
 	Detail string
+	// Progress is how far the runner that has the job said it is; nil where it did
+	// not say.
+	Progress *Progress
 	// Attempts are those of all runs that are kept, oldest first. Listings leave
 	// them out.
 	Attempts []Attempt

@@ -28,6 +28,9 @@ const (
 	EventProgress EventKind = "progress"
 	// EventLog: Text is a line for the job's log.
 	EventLog EventKind = "log"
+	// EventWarning: Text says what happened to the runner, as Answer.Warnings will.
+	// It comes of any runner, and has no job where none was under way.
+	EventWarning EventKind = "warning"
 )
 
 // Event is what a runner tells of its work, unasked.

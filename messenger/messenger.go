@@ -42,6 +42,9 @@ type Answer struct {
 	// runtime.JobLogger; empty where that is not known. It is opaque, some hundred
 	// bytes at most, and good as long as the log is kept.
 	Log string
+	// Warnings is what happened to the runner meanwhile that its answer may not say,
+	// in words: a process of its own that the kernel ended for memory.
+	Warnings []string
 }
 
 // ErrClosed is what a Conn returns once it, or the sheep behind it, has ended.

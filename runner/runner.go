@@ -70,8 +70,16 @@ func (j Job) Progress(done float64, text string) {
 	}
 }
 
-// Log adds a line to the job's log.
+// Log adds a line to the job's log: it is printed, since what a runner prints while
+// it has a job is that job's log, and told to whoever watches.
 func (j Job) Log(line string) {
+	fmt.Println(line)
+	j.Printed(line)
+}
+
+// Printed is Log for a line that is printed already, as by a program that the
+// handler runs.
+func (j Job) Printed(line string) {
 	if j.tell != nil {
 		j.tell(messenger.Event{Kind: messenger.EventLog, JobID: job.ID(j.ID), Text: line})
 	}

@@ -47,3 +47,13 @@ type ModelFinder interface {
 	// not known. It fetches nothing and returns within milliseconds.
 	FindModel(m job.Model) error
 }
+
+// Prefetcher is a Sheep that can fetch what a model's Load will need while its runner
+// has another model.
+type Prefetcher interface {
+	// Prefetch fetches the model, as far as there is room for it beside the models
+	// that are needed now. It may be called while Load or Run is under way; a Load of
+	// the same model meanwhile goes on with what it has fetched. Its error is for
+	// the log: Load will say what is wrong.
+	Prefetch(ctx context.Context, m job.Model) error
+}

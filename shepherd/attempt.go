@@ -11,6 +11,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/storage"
 )
 
@@ -63,6 +64,8 @@ type attempt struct {
 	sent      time.Time
 	answered  bool
 	conn      messenger.Conn
+	log       string       // where the runner's lines are, see runtime.JobLogger
+	warnings  []string     // what happened to the runner meanwhile
 	phases    job.Phases   // each by whoever is at it, but for Load:
 	load      atomic.Int64 // which the runner's goroutine may note at any time
 }
@@ -130,6 +133,16 @@ func (a *attempt) due() time.Time {
 	return due
 }
 
+// endLog notes which part of the sheep's log is the attempt's: as the runner's answer
+// says or, where there was none, what was written up to now.
+func (a *attempt) endLog(l *lane) {
+	span := l.state.span(a.ID, nil)
+	if logger, ok := l.Sheep.(runtime.JobLogger); ok && a.log == "" && span != "" {
+		a.log = logger.EndSpan(span)
+	}
+	l.state.endLog(a.log)
+}
+
 // loadTook notes how long it took to load the model for the attempt.
 func (a *attempt) loadTook(d time.Duration) { a.load.Store(int64(d)) }
 
@@ -166,6 +179,9 @@ func (a *attempt) withdraw() { a.owner.Store(ownedByNobody) }
 // onEvent stops the attempt when the job was cancelled, or lost to another
 // holder. It is called for every event of the job.
 func (a *attempt) onEvent(e job.Event) {
+	if e.Kind == job.EventGiven || e.Kind == job.EventProgress {
+		return
+	}
 	if e.Run != a.Run || e.Attempt != a.Attempt {
 		if e.Run > a.Run || e.Run == a.Run && e.Attempt > a.Attempt { // attempts count within a run
 			a.stopper.stop(errFenced)

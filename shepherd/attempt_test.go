@@ -499,7 +499,11 @@ func TestLimits(t *testing.T) {
 // waited for and what it wrote.
 func TestLoadTimeout(t *testing.T) {
 	p := newPen(t)
-	p.log = "loading weights\nwaiting for a licence\n"
+	p.log = "of an earlier runner\n"
+	p.begin = func(ctx context.Context, m job.Model) {
+		fake.Print(ctx, "loading weights")
+		fake.Print(ctx, "waiting for a licence")
+	}
 	p.deaf = func(m job.Model) bool { return m.Name == "deaf" }
 	p.config.Limits = shepherd.LimitDefaults{Models: []shepherd.LimitRule{{Models: rule(t, "deaf"), Limits: job.Limits{LoadTimeout: new(400 * time.Millisecond)}}}}
 	p.start()

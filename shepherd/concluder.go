@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
@@ -147,6 +149,9 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 			c.leave(a)
 			return
 		}
+		if err == nil {
+			crashpoint.Reached(crashpoint.OutputsCollected)
+		}
 		end = c.afterCollect(ctx, a, end, err)
 	}
 	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may be to blame
@@ -230,9 +235,12 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			return l.ledger.Release(ctx, a.ID, a.Token, ledger.Return{
-				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(),
+				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(), Log: a.log,
 			})
 		})
+		if err == nil {
+			crashpoint.Reached(crashpoint.Released)
+		}
 		switch {
 		case err == nil && rec.State.Final():
 			l.log.Info("Job has ended", "job", a.ID, "state", string(rec.State))
@@ -246,7 +254,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		return nil
 	}
 
-	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Warnings: warnings}
+	outcome := ledger.Outcome{State: v.state, At: at, Cause: end.cause, Reason: end.reason, Usage: told.Usage, Phases: a.took(), Log: a.log, Warnings: slices.Concat(a.warnings, warnings)}
 	if v.state == job.Failed {
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {
@@ -259,8 +267,14 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 			failure = &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (no sheep can run it; `%s`: %s; %s)", l.Name, own, others)}
 		}
 		outcome.Failure = explain(failure, told)
+		for _, warning := range a.warnings { // it may be why the runner failed
+			outcome.Failure = explain(outcome.Failure, job.Account{Cause: warning})
+		}
 	}
 	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
+	if err == nil {
+		crashpoint.Reached(crashpoint.Finished)
+	}
 	switch {
 	case err == nil && rec.State == job.Cancelled:
 		l.log.Info("Job cancelled", "job", a.ID)
@@ -314,6 +328,7 @@ func (c *concluder) release(a *attempt, safe bool) {
 	if err := a.dir.remove(); err != nil {
 		c.lane.log.Warn("Cannot remove a job's working directory", "job", a.ID, "error", err)
 	}
+	crashpoint.Reached(crashpoint.DirectoryRemoved)
 }
 
 // leave leaves the attempt to the next daemon.
@@ -331,6 +346,9 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	defer cancel()
 	for {
 		err := conn.Ack(ctx, id)
+		if err == nil {
+			crashpoint.Reached(crashpoint.Acknowledged)
+		}
 		if err == nil || errors.Is(err, messenger.ErrClosed) {
 			return
 		}

@@ -17,8 +17,9 @@ import (
 const eventBatch = 256
 
 // hub reads the ledger's events once for all that follow a job: clients that
-// wait, attempts that may be cancelled. One that follows a job costs a map entry
-// and no polling.
+// wait, attempts that may be cancelled, readers of logs. To these it adds what
+// runners tell, which the ledger does not keep. One that follows a job costs a map
+// entry and no polling.
 type hub struct {
 	ledger ledger.Ledger
 	log    *slog.Logger
@@ -52,12 +53,15 @@ func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 }
 
 // subscribe is watch for one that has a goroutine of its own: the channel holds
-// the last event of the job that it has not received; one of kind ended is not
-// replaced by a later one.
+// the last change of the job that it has not received; one of kind ended is not
+// replaced by a later one. What runners tell is left out.
 func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	events := make(chan job.Event, 1)
 	var sending sync.Mutex
 	stop = h.watch(id, func(e job.Event) {
+		if e.Kind == job.EventGiven || e.Kind == job.EventProgress {
+			return
+		}
 		sending.Lock()
 		defer sending.Unlock()
 		select {

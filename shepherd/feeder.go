@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -77,6 +78,9 @@ func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 	}
 	claim, err := f.lane.ledger.Claim(ctx, slot)
 	f.unsure = err != nil && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err))
+	if claim != nil {
+		crashpoint.Reached(crashpoint.Claimed)
+	}
 	return claim, err
 }
 
@@ -107,6 +111,8 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	l := f.lane
 	a := l.watch(*c)
 	f.held.Store(a)
+	l.worker.preloader.wanted(a.Model)
+	l.prefetch(work, a)
 	l.logAssigned(a)
 	l.life.running.Go(func() {
 		defer close(a.prepared)
@@ -114,6 +120,8 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 		defer release()
 		if why := l.prepare(ctx, a); why != nil {
 			a.trouble = why
+		} else {
+			crashpoint.Reached(crashpoint.InputsStaged)
 		}
 	})
 	return a
@@ -235,8 +243,14 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	}
 }
 
-// admit reserves room for inputs that are staged ahead of their job's turn.
+// admit asks for room for inputs, and reserves it where they are staged ahead of
+// their job's turn.
 func (l *lane) admit(a *attempt, bytes int64) error {
+	if l.room != nil {
+		if err := l.room(bytes); err != nil {
+			return fmt.Errorf("%w: %w", storage.ErrWorkDir, err)
+		}
+	}
 	if a.ahead && a.owner.Load() == ownedByFeeder {
 		if err := l.budget.reserve(bytes); err != nil {
 			return err

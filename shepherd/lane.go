@@ -23,6 +23,7 @@ type services struct {
 	flock       *flock
 	payloads    *payloads
 	budget      *budget
+	room        func(bytes int64) error // for inputs; nil always has some
 	observer    Observer
 	tracer      Tracer
 	trust       job.Trust
@@ -120,8 +121,9 @@ func (l *lane) wait() {
 // retire ends the lane: its job may finish for the time of drain.
 func (l *lane) retire(drain time.Duration, why error) {
 	l.life.closeFeed(why)
-	interrupt := time.AfterFunc(drain, func() { l.life.interrupt(why) })
-	defer interrupt.Stop()
+	interrupt := l.life.interrupt // of this life: the lane may be started again while the timer fires
+	timer := time.AfterFunc(drain, func() { interrupt(why) })
+	defer timer.Stop()
 	l.wait()
 }
 

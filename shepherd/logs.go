@@ -1,11 +1,17 @@
 package shepherd
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -25,4 +31,212 @@ func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.R
 		return nil, fmt.Errorf("open the log of sheep %s: %w", sheep, err)
 	}
 	return log, nil
+}
+
+// JobLogs opens what runners have written during the attempts of a job's last run,
+// one after the other, as far as that is kept on this node; with q.Tail, that many
+// of the last lines of the last attempt. Following, it goes on until the run has
+// ended, through attempts that are still to come. The error is *job.UnknownJob or
+// job.ErrNoJobLog, or has the ledger's class.
+func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
+	changed := make(chan struct{}, 1)
+	unwatch := s.env.hub.watch(id, func(e job.Event) { // before the ledger is read, so that no change falls between
+		if e.Kind == job.EventProgress {
+			return
+		}
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	if errors.Is(err, ledger.ErrNotFound) {
+		unwatch()
+		if _, err := s.Job(ctx, id); err != nil {
+			return nil, err
+		}
+		return nil, job.ErrNoJobLog // its record has expired
+	}
+	if err != nil {
+		unwatch()
+		return nil, fmt.Errorf("read job %s: %w", id, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	f := &jobLog{core: s, job: id, run: rec.Run, query: q, changed: changed}
+	first, over, err := f.first(ctx)
+	if err == nil && first == nil && over {
+		err = job.ErrNoJobLog
+	}
+	if err != nil {
+		cancel(errOver)
+		unwatch()
+		return nil, err
+	}
+	r, w := io.Pipe()
+	reading := make(chan struct{})
+	go func() { // ends with Close
+		defer close(reading)
+		defer unwatch()
+		w.CloseWithError(f.copy(ctx, first, w))
+	}()
+	return &readJobLog{PipeReader: r, end: func() {
+		cancel(errOver)
+		<-reading
+	}}, nil
+}
+
+// readJobLog is a job's log as its reader has it.
+type readJobLog struct {
+	*io.PipeReader
+	end func()
+}
+
+func (r *readJobLog) Close() error {
+	err := r.PipeReader.Close()
+	r.end()
+	return err
+}
+
+// jobLog follows the log of one run of a job.
+type jobLog struct {
+	core    *Shepherd
+	job     job.ID
+	run     int
+	query   job.LogQuery
+	changed <-chan struct{} // something happened to the job
+	next    int             // the first attempt that is not read
+}
+
+// attemptLog is the log of one attempt.
+type attemptLog struct {
+	runtime.JobLog
+	attempt int
+}
+
+// logEnd passes on to a log where it ends, whichever of the two is there first.
+type logEnd struct {
+	mu   sync.Mutex
+	log  runtime.JobLog
+	span string
+}
+
+func (e *logEnd) end(span string) { e.set(nil, span) }
+
+func (e *logEnd) set(log runtime.JobLog, span string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.log, e.span = cmp.Or(e.log, log), cmp.Or(e.span, span)
+	if e.log != nil && e.span != "" {
+		e.log.End(e.span)
+	}
+}
+
+// first opens the log that is read first: with a tail, that of the last attempt.
+func (f *jobLog) first(ctx context.Context) (_ *attemptLog, over bool, err error) {
+	log, over, err := f.open(ctx)
+	if f.query.Tail < 0 {
+		return log, over, err
+	}
+	for log != nil && err == nil {
+		var later *attemptLog
+		f.next = log.attempt + 1
+		if later, over, err = f.open(ctx); later == nil {
+			return log, over, err
+		}
+		log.Close()
+		log = later
+	}
+	return log, over, err
+}
+
+// open opens the log of the first attempt from next on of which one is kept. Over
+// says that there are no later ones to come.
+func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error) {
+	attempts, over, err := f.attempts(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, a := range attempts {
+		if a.Number < f.next || a.Node != f.core.cfg.Node {
+			continue
+		}
+		l := f.core.env.flock.named(a.Sheep)
+		if l == nil {
+			continue
+		}
+		sheep, ok := l.Sheep.(runtime.JobLogger)
+		if !ok {
+			continue
+		}
+		span := a.Log
+		var end logEnd
+		if a.Ended.IsZero() {
+			span = l.state.span(f.job, end.end)
+		}
+		if span == "" {
+			continue
+		}
+		log, err := sheep.JobLogs(ctx, span, f.query)
+		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+			continue
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("open the log of job %s: %w", f.job, err)
+		}
+		end.set(log, "")
+		return &attemptLog{JobLog: log, attempt: a.Number}, over, nil
+	}
+	return nil, over, nil
+}
+
+// attempts are those of the run; over says that there will be no others.
+func (f *jobLog) attempts(ctx context.Context) (of []job.Attempt, over bool, err error) {
+	rec, err := f.core.cfg.Ledger.Get(ctx, f.job)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		over = true
+	case err != nil:
+		return nil, false, fmt.Errorf("read job %s: %w", f.job, err)
+	default:
+		over = rec.State.Final() || rec.Run != f.run
+	}
+	all, err := f.core.cfg.Ledger.Attempts(ctx, f.job)
+	if err != nil {
+		return nil, false, fmt.Errorf("read the attempts of job %s: %w", f.job, err)
+	}
+	for _, a := range all {
+		if a.Run == f.run {
+			of = append(of, a)
+		}
+	}
+	return of, over, nil
+}
+
+// copy writes the log, from the attempt that is open on, to its reader.
+func (f *jobLog) copy(ctx context.Context, log *attemptLog, to io.Writer) error {
+	over := false
+	for {
+		if log != nil {
+			_, err := io.Copy(to, log)
+			if err := errors.Join(err, log.Close()); err != nil {
+				return err
+			}
+			f.next, f.query.Tail = log.attempt+1, -1
+			over = false
+		}
+		if over || log == nil && !f.query.Follow {
+			return nil
+		}
+		if log == nil {
+			select {
+			case <-f.changed:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		var err error
+		if log, over, err = f.open(ctx); err != nil {
+			return err
+		}
+	}
 }

@@ -115,16 +115,17 @@ func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
 	return a
 }
 
-// adopt does what recover found: the worker calls it before its first job.
-func (w *worker) adopt(work context.Context) {
+// adopt takes over what recover found: the worker calls it before its first job.
+// left says that the runner goes on with a job that is the next daemon's.
+func (w *worker) adopt(work context.Context) (left bool) {
 	l, d := w.lane, w.found
 	defer func() { w.abandon(work, d) }()
 	if d == nil || d.found == nil {
-		return
+		return false
 	}
 	if !d.found.Running {
 		w.adoptRemains(work, d)
-		return
+		return false
 	}
 	done, _ := l.share.hold() // it has them
 	defer done()
@@ -150,18 +151,19 @@ func (w *worker) adopt(work context.Context) {
 		default:
 			l.concluder.end(work, current, w.loadEnding(current, err))
 		}
-		return
+		return false
 	}
 	l.happened(RunnerAdopted)
 	w.collectAnswers(work, d)
 	switch {
 	case current != nil:
-		w.resume(work, current)
+		return w.resume(work, current)
 	case d.found.Job != "" && !answered:
 		// Nobody waits for what the runner is doing, and it cannot be told to stop.
 		l.log.Info("The runner found has a job that is no longer its own", "job", d.found.Job)
 		s.stop()
 	}
+	return false
 }
 
 // collectAnswers receives the answers that the runner gave before the restart.
@@ -185,8 +187,8 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 }
 
 // resume waits for the answer to a job that was given to the runner before the
-// restart, as process does.
-func (w *worker) resume(work context.Context, a *attempt) {
+// restart; left says that it is the next daemon's again.
+func (w *worker) resume(work context.Context, a *attempt) (left bool) {
 	l := w.lane
 	l.state.begin(a)
 	a.sent = time.Now() // or sooner, by as much as the clock says
@@ -195,27 +197,10 @@ func (w *worker) resume(work context.Context, a *attempt) {
 	}
 	a.loadBegan = time.Now() // where the runner does not take messages yet, load_timeout counts anew
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
-	ctx, release := a.stopper.bind(work)
-	defer release()
-	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(l.clock.until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
-	}
-	if l.share.has() {
-		watching := make(chan struct{})
-		l.life.running.Go(func() {
-			defer close(watching)
-			l.share.watch(ctx, a)
-		})
-		defer func() { release(); <-watching }()
-	}
-	l.share.begin(a.ID, a.StartedAt)
-	end, left := w.await(work, ctx, a)
-	if left {
-		l.log.Info("Job goes on while the daemon is away", "job", a.ID)
-		l.concluder.leave(a)
-		return
-	}
-	l.concluder.end(work, a, end)
+	return w.conclude(work, a, func(ctx context.Context) (ending, bool) {
+		l.share.begin(a.ID, a.StartedAt)
+		return w.await(work, ctx, a)
+	})
 }
 
 // adoptRemains ends the jobs of a runner that ended while no daemon was there.

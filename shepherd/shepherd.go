@@ -43,6 +43,9 @@ type Member struct {
 	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for as
 	// long as nobody needs what it takes.
 	IdleTimeout time.Duration
+	// Preload is the model that the sheep loads at its start, and after its runner
+	// was lost, without waiting for a job; zero for none.
+	Preload job.Model
 	// Limits are the defaults of the limits of jobs that it runs.
 	Limits job.Limits
 }
@@ -64,11 +67,20 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
+	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
+	// StateRoom before a job is taken into the ledger; their errors are of class
+	// errdefs.ErrResourceExhausted. Nil always has room.
+	StageRoom func(bytes int64) error
+	StateRoom func() error
+	// MaxQueued bounds the jobs that wait; 0 is no bound.
+	MaxQueued int
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
 	// Limits are the defaults of the limits of jobs.
 	Limits LimitDefaults
+	// Retention is how long the files of jobs that have ended are kept; optional.
+	Retention Retention
 	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
 	// while older jobs of other models wait. 0 takes 10 minutes.
 	MaxTurn time.Duration
@@ -100,6 +112,8 @@ type Shepherd struct {
 	env    *services // of all lanes
 	status *statusFiles
 	models *Models
+	// remover removes files of jobs.
+	remover *remover
 
 	mu       sync.Mutex
 	started  bool
@@ -156,11 +170,12 @@ func New(cfg Config) (*Shepherd, error) {
 	s := &Shepherd{cfg: cfg, log: cfg.Log}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
-		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
+		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
+	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	var lanes []*lane
@@ -199,12 +214,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
 	}
-	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer(s.cfg.Node))
-	if errors.Is(err, ledger.ErrNotFound) { // kept at once: this daemon may be killed before it has written a state
-		if cursor, err = s.cfg.Ledger.Now(ctx); err == nil {
-			err = s.cfg.Ledger.SetCheckpoint(ctx, statusConsumer(s.cfg.Node), cursor)
-		}
-	}
+	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
@@ -225,6 +235,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
+	s.background.Go(func() { s.remover.run(reading) })
 
 	var closing error
 	if s.cfg.Closing {
@@ -238,6 +249,32 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		s.startLane(l, closing)
 	}
 	s.started = true
+	return nil
+}
+
+// statusCursor is how far states are in storage as far as this node is concerned.
+// At the node's first start that is the present; it is kept before anything
+// happens, or a daemon that is killed soon would have the next one take a later
+// present for it.
+func statusCursor(ctx context.Context, l ledger.Ledger, node string) (job.Cursor, error) {
+	consumer := statusConsumer(node)
+	cursor, err := l.Checkpoint(ctx, consumer)
+	if !errors.Is(err, ledger.ErrNotFound) {
+		return cursor, err
+	}
+	if cursor, err = l.Now(ctx); err != nil {
+		return "", err
+	}
+	return cursor, l.SetCheckpoint(ctx, consumer, cursor)
+}
+
+// FollowFromNow has the node's next Shepherd write to storage what happens to jobs
+// in the ledger from now on, or since what it has written already.
+func FollowFromNow(ctx context.Context, l ledger.Ledger, node string) error {
+	_, err := statusCursor(ctx, l, node)
+	if err != nil {
+		return fmt.Errorf("keep how far states are in storage: %w", err)
+	}
 	return nil
 }
 

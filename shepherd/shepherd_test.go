@@ -47,11 +47,13 @@ type pen struct {
 	check   func(sheep string, m job.Model) error
 	find    func(sheep string, m job.Model) error
 	deaf    func(m job.Model) bool
-	cancels bool   // runners can be told to drop a job
-	log     string // of what runners have written
+	begin   func(ctx context.Context, m job.Model) // when a runner starts
+	cancels bool                                   // runners can be told to drop a job
+	log     string                                 // of what runners have written
 	keeper  runtime.ModelKeeper
 	devices map[string]shepherd.Devices // by sheep
 	idle    time.Duration
+	preload job.Model
 	config  shepherd.Config
 	sheep   []string
 	members map[string]shepherd.Member
@@ -123,6 +125,12 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 			}
 			return nil
 		},
+		Start: func(ctx context.Context, m job.Model) error {
+			if p.begin != nil {
+				p.begin(ctx, m)
+			}
+			return nil
+		},
 		Deaf: p.deaf, Cancels: p.cancels, Log: p.log,
 		Check: func(m job.Model) error {
 			if p.check != nil {
@@ -147,7 +155,7 @@ func (p *pen) start() {
 		if p.wrap != nil {
 			sheep = p.wrap(sheep)
 		}
-		p.members[name] = shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle}
+		p.members[name] = shepherd.Member{Name: name, Type: "fake", Sheep: sheep, Models: p.keeper, Devices: p.devices[name], IdleTimeout: p.idle, Preload: p.preload}
 		cfg.Sheep = append(cfg.Sheep, p.members[name])
 	}
 	core, err := shepherd.New(cfg)
@@ -223,6 +231,7 @@ type watchedStore struct {
 	collect func(job.ID) error
 	status  func(job.ID, job.Status) error
 	stage   func(job.ID) error
+	remove  func(job.ID) error
 	admit   func(id job.ID, bytes int64, err error) // what was said of inputs that are to be staged
 }
 
@@ -272,6 +281,19 @@ func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Stat
 		}
 	}
 	return s.Store.SetStatus(ctx, id, status)
+}
+
+func (s *watchedStore) Remove(ctx context.Context, id job.ID) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.remove
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return err
+		}
+	}
+	return s.Store.Remove(ctx, id)
 }
 
 func TestSubmitRefuses(t *testing.T) {

@@ -1,23 +1,25 @@
 package shepherd
 
 import (
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 )
 
 // laneState is what a lane shows of itself to those outside its feeder and worker.
 type laneState struct {
 	mu      sync.Mutex
-	job     job.ID // the one the worker has; empty while it is idle
-	tenant  string
-	wants   job.Model // that job's model
+	current currentJob // the worker's
+	told    told
 	loaded  job.Model // what the runner has loaded, or is loading
 	up      bool      // the runner is up
+	ahead   job.Model // what is loaded without a job that wants it
 	adopts  bool      // the worker still adopts what an earlier daemon left
-	revives bool      // it starts a crashed runner again, with the model in wants
+	revives job.Model // it starts a crashed runner again, with this model
 	detail  string
 	removed bool // the sheep is configured no more
 	stopped bool // it was told to stop
@@ -31,18 +33,97 @@ type laneState struct {
 
 func newLaneState() *laneState { return &laneState{freed: make(chan struct{}, 1)} }
 
+// currentJob is the job that a worker has; zero while it is idle.
+type currentJob struct {
+	id           job.ID
+	run, attempt int
+	tenant       string
+	model        job.Model
+}
+
+// told is what a runner, or its shim, told of the job that it was given last.
+type told struct {
+	job      job.ID
+	span     string // where its log begins, see runtime.JobLogger
+	progress *job.Progress
+	warning  string              // what happened to the runner meanwhile
+	followed []func(span string) // by those who follow its log
+}
+
 // begin says that the worker has a job. end says that it can take one; it reports
 // whether it could not before.
 func (s *laneState) begin(a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.job, s.tenant, s.wants = a.ID, a.Tenant, a.Model
+	s.current = currentJob{id: a.ID, run: a.Run, attempt: a.Attempt, tenant: a.Tenant, model: a.Model}
+	if !a.adopted || s.told.job != a.ID { // of that one its runner may have told already
+		s.told = told{}
+	}
+}
+
+// tell notes what a runner told, and returns it as an event of the job that the
+// worker has; ok is false where it is of no interest to others.
+func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := job.Event{At: e.Time, Job: e.JobID, Run: s.current.run, Attempt: s.current.attempt, Model: s.current.model, Tenant: s.current.tenant, State: job.Processing}
+	switch e.Kind {
+	case messenger.EventGiven:
+		if s.told.job != e.JobID { // else a connection that broke was made again
+			s.told = told{job: e.JobID}
+		}
+		s.told.span = e.Log
+		out.Kind = job.EventGiven
+	case messenger.EventProgress:
+		if s.told.job != e.JobID {
+			s.told = told{job: e.JobID}
+		}
+		s.told.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
+		out.Kind, out.Progress = job.EventProgress, s.told.progress
+	case messenger.EventWarning:
+		if e.JobID != "" {
+			if s.told.job != e.JobID {
+				s.told = told{job: e.JobID}
+			}
+			s.told.warning = e.Text
+		}
+		return job.Event{}, false
+	default:
+		return job.Event{}, false
+	}
+	return out, s.current.id == e.JobID
+}
+
+// span is where the log of the job begins that the worker has; empty where that is
+// not known, or the job is another. Ended, where it is not nil, is then called, once,
+// with the span that has an end, before the runner is given another job.
+func (s *laneState) span(id job.ID, ended func(span string)) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current.id != id || s.told.job != id || s.told.span == "" {
+		return ""
+	}
+	if ended != nil {
+		s.told.followed = append(s.told.followed, ended)
+	}
+	return s.told.span
+}
+
+// endLog tells those who follow the job's log where it ends.
+func (s *laneState) endLog(span string) {
+	s.mu.Lock()
+	followed := s.told.followed
+	s.told = told{}
+	s.mu.Unlock()
+	for _, ended := range followed {
+		ended(span)
+	}
 }
 
 func (s *laneState) end() bool {
 	s.mu.Lock()
-	had := s.job != "" || s.adopts || s.revives
-	s.job, s.tenant, s.wants, s.adopts, s.revives = "", "", job.Model{}, false, false
+	had := s.current.id != "" || s.adopts || !s.revives.IsZero()
+	s.current, s.adopts, s.revives, s.told = currentJob{}, false, job.Model{}, told{}
 	s.mu.Unlock()
 	if had {
 		select {
@@ -57,14 +138,14 @@ func (s *laneState) end() bool {
 func (s *laneState) revive(m job.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.revives, s.wants = true, m
+	s.revives = m
 }
 
 // busy reports whether the worker has a job, or could not take one at once.
 func (s *laneState) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.job != "" || s.adopts || s.revives
+	return s.current.id != "" || s.adopts || !s.revives.IsZero()
 }
 
 // adopt says that the worker begins with a runner that was found alive.
@@ -90,19 +171,28 @@ func (s *laneState) model() job.Model {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.job != "" || s.revives:
-		return s.wants
+	case s.current.id != "":
+		return s.current.model
+	case !s.revives.IsZero():
+		return s.revives
 	case s.up:
 		return s.loaded
 	}
-	return job.Model{}
+	return s.ahead
+}
+
+// loadAhead says which model is loaded without a job that wants it; zero for none.
+func (s *laneState) loadAhead(m job.Model) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ahead = m
 }
 
 // has reports whether the sheep has the model loaded, or is loading it.
 func (s *laneState) has(m job.Model) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return (s.up || s.job != "") && s.loaded == m
+	return (s.up || s.current.id != "") && s.loaded == m || s.ahead == m && !m.IsZero()
 }
 
 // show sets what the sheep's status says beyond the model and the job.
@@ -154,9 +244,18 @@ func (s *laneState) newStage(stage runtime.Stage, now time.Time) bool {
 func (s *laneState) view() job.Sheep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := job.Sheep{Running: s.up, Job: s.job, Tenant: s.tenant, Detail: s.detail}
+	v := job.Sheep{Running: s.up, Job: s.current.id, Tenant: s.current.tenant, Detail: s.detail}
 	if s.up {
 		v.Model = s.loaded
+	}
+	if s.current.id != "" && s.told.job == s.current.id {
+		v.Progress = s.told.progress
+		if v.Progress != nil && v.Detail == "" {
+			v.Detail = v.Progress.String()
+		}
+		if s.told.warning != "" {
+			v.Detail = strings.TrimPrefix(v.Detail+"; "+s.told.warning, "; ")
+		}
 	}
 	if s.stopped {
 		v.Detail = "told to stop"

@@ -1,12 +1,9 @@
 package shepherd
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +19,7 @@ type supervisor struct {
 	lane    *lane
 	runner  *runner // nil when none is up
 	crashes crashes
+	span    string    // of the log of the runner that was started last, see runtime.JobLogger
 	freed   time.Time // when the runner had answered its last job; zero where it has had none
 }
 
@@ -32,6 +30,7 @@ type runner struct {
 	conn      messenger.Conn
 	cancel    context.CancelFunc
 	answers   chan messenger.Answer // closed when no more will come
+	told      chan struct{}         // closed when no more events will come
 	connected chan struct{}         // closed when it takes jobs
 	done      chan struct{}         // closed when Run has returned, as err says
 	err       error
@@ -76,6 +75,7 @@ func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt) error {
 		return err
 	}
 	l.logStarting(m)
+	s.span = ""
 	l.state.runner(m, false)
 	l.state.newStage("", time.Time{})
 	began := time.Now()
@@ -124,7 +124,10 @@ func (s *supervisor) launch(ctx context.Context, m job.Model, trace job.Trace, l
 	r := &runner{
 		model: m, began: time.Now(), cancel: cancel, loaded: loaded,
 		answers:   make(chan messenger.Answer, messenger.MaxKept+1),
-		connected: make(chan struct{}), done: make(chan struct{}),
+		connected: make(chan struct{}), done: make(chan struct{}), told: make(chan struct{}),
+	}
+	if j, ok := l.Sheep.(runtime.JobLogger); ok {
+		s.span = j.BeginSpan()
 	}
 	started := make(chan struct{}, 1)
 	connected := sync.OnceFunc(func() { close(r.connected) })
@@ -171,10 +174,35 @@ func (s *supervisor) launch(ctx context.Context, m job.Model, trace job.Trace, l
 			r.answers <- a
 		}
 	})
+	l.life.running.Go(func() {
+		defer close(r.told)
+		l.receiveEvents(life, r.conn)
+	})
 	s.runner = r
 	s.crashes.until = time.Time{}
 	l.state.runner(m, true)
 	return nil
+}
+
+// receiveEvents notes what the runner tells of its work, until it has ended.
+func (l *lane) receiveEvents(ctx context.Context, conn messenger.Conn) {
+	source, ok := conn.(messenger.EventSource)
+	if !ok {
+		return
+	}
+	for {
+		e, err := source.RecvEvent(ctx)
+		if err != nil {
+			return
+		}
+		if e.Kind == messenger.EventWarning {
+			l.log.Warn("Something happened to the runner", "job", e.JobID, "what", e.Text)
+		}
+		if told, ok := l.state.tell(e); ok {
+			told.Node, told.Sheep = l.node, l.Name
+			l.hub.publish(told)
+		}
+	}
 }
 
 // observe shows how far a load or a start is.
@@ -205,6 +233,7 @@ func (s *supervisor) stop() {
 	for range r.answers { // what comes now is not wanted: the attempt has another end
 	}
 	<-r.done
+	<-r.told
 	r.loaded(context.Canceled)
 	s.gone()
 }
@@ -224,6 +253,7 @@ func (s *supervisor) leave() {
 	}
 	<-r.done
 	r.cancel()
+	<-r.told
 	s.runner = nil
 	s.lane.log.Info("Leaving the sheep up", "model", r.model.String())
 }
@@ -235,6 +265,7 @@ func (s *supervisor) lost() error {
 	}
 	<-r.done
 	r.cancel()
+	<-r.told
 	s.gone()
 	return s.crashed(r)
 }
@@ -321,35 +352,24 @@ func (c *crashes) pending(now time.Time) (time.Duration, job.Model, bool) {
 	return max(c.until.Sub(now), 0), c.model, true
 }
 
-// Bounds of the part of a runner's log that an error quotes.
-const (
-	quotedLines = 5
-	quotedBytes = 2 << 10
-)
-
-// quoteLog is the end of what the sheep's runner has written, in one line; empty
-// where that is not known.
-func (l *lane) quoteLog(ctx context.Context) string {
-	logger, ok := l.Sheep.(runtime.Logger)
-	if !ok {
+// quoteLog is the end of what the sheep's runner has written, in one line: since it
+// was started or, where it has the job, during that. It is empty where no runner was
+// started, or the sheep does not tell one runner's lines from another's.
+func (w *worker) quoteLog(ctx context.Context, a *attempt, loading bool) string {
+	l := w.lane
+	span := w.supervisor.span
+	if !loading {
+		span = cmp.Or(l.state.span(a.ID, nil), span)
+	}
+	logger, ok := l.Sheep.(runtime.JobLogger)
+	if !ok || span == "" {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, graceTime)
 	defer cancel()
-	log, err := logger.Logs(ctx, job.LogQuery{Tail: quotedLines})
-	if err != nil {
-		return ""
-	}
-	defer log.Close()
-	var lines []string
-	scanner := bufio.NewScanner(io.LimitReader(log, quotedBytes))
-	for scanner.Scan() {
-		if line := strings.TrimSpace(strings.ToValidUTF8(scanner.Text(), "\uFFFD")); line != "" {
-			lines = append(lines, line)
-		}
-	}
+	lines := runtime.LastLines(ctx, logger, span)
 	if len(lines) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("last log lines: %s", strings.Join(lines, " | "))
+	return "last log lines: " + strings.Join(lines, " | ")
 }

@@ -62,7 +62,7 @@ func (s *Shepherd) view(rec job.Record) job.View {
 	if l := s.env.flock.named(name); l != nil {
 		sheep = l.Limits
 		if shown := l.view(); rec.Holder != "" && rec.Node == s.cfg.Node && shown.Job == rec.ID {
-			view.Detail = shown.Detail
+			view.Detail, view.Progress = shown.Detail, shown.Progress
 		}
 	}
 	view.Limits = s.cfg.Limits.apply(rec.Limits, rec.Model, sheep)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -30,12 +31,13 @@ type worker struct {
 	lane       *lane
 	pulse      pulse
 	supervisor *supervisor
+	preloader  *preloader
 	idleSince  time.Time
 	found      *adoption // what recover found; taken up by run
 }
 
 func newWorker(l *lane) *worker {
-	return &worker{lane: l, supervisor: &supervisor{lane: l}}
+	return &worker{lane: l, supervisor: &supervisor{lane: l}, preloader: newPreloader(l.Preload)}
 }
 
 // run gives the runner jobs until feed ends, and then stops the runner or leaves
@@ -44,20 +46,24 @@ func (w *worker) run(feed, work context.Context) {
 	defer w.pulse.waits()
 	defer w.depart()
 	w.pulse.works()
-	w.adopt(work)
+	if left := w.adopt(work); left {
+		return
+	}
 	for {
 		if w.lane.state.end() {
 			w.idleSince = time.Now()
 		}
 		s := w.supervisor
 		var ended <-chan struct{}
-		var again <-chan time.Time
+		var again, preload <-chan time.Time
 		var yield <-chan struct{}
 		if s.runner != nil {
 			ended, yield = s.runner.done, w.lane.share.yield()
 		} else if wait, model, ok := s.crashes.pending(time.Now()); ok && !s.crashes.deferred {
 			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
+		} else if due := w.preloader.due; !due.IsZero() {
+			preload = time.After(time.Until(due))
 		}
 		if closed(feed.Done()) {
 			return
@@ -75,10 +81,17 @@ func (w *worker) run(feed, work context.Context) {
 			return
 		case a := <-w.lane.feeder.offers:
 			w.pulse.works()
-			w.process(feed, work, a)
+			if left := w.process(feed, work, a); left {
+				stopIdle()
+				return // the runner has a job, so it can be given no other
+			}
+			if s.runner == nil { // it was lost, or stopped, with its job
+				w.preloader.again()
+			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
+			w.preloader.again()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")
@@ -89,10 +102,17 @@ func (w *worker) run(feed, work context.Context) {
 			w.pulse.works()
 			select {
 			case a := <-w.lane.feeder.offers: // a job says which model is wanted
-				w.process(feed, work, a)
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
 			default:
 				s.revive(feed)
 			}
+		case <-preload:
+			w.pulse.waits() // an image may take its time
+			w.preload(feed)
+			w.pulse.works()
 		}
 		stopIdle()
 	}
@@ -121,6 +141,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 // another sheep's: idle sheep look.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
+	w.preloader.never()
 	if w.lane.feeder.waitsForDevices() {
 		w.lane.flock.wakeFirst(w.lane)
 	}
@@ -141,27 +162,36 @@ func (w *worker) depart() {
 	}
 }
 
-// process takes an attempt through the runner and has it ended.
-func (w *worker) process(feed, work context.Context, a *attempt) {
+// process takes an attempt through the runner and has it ended; left says that it
+// has not ended, and is the next daemon's.
+func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 	w.lane.state.begin(a)
 	if !a.take() {
-		return
+		return false
 	}
-	end, left := w.try(feed, work, a)
+	return w.conclude(work, a, func(ctx context.Context) (ending, bool) { return w.try(feed, work, ctx, a) })
+}
+
+// conclude has the attempt end as run says. The context of run ends when the
+// attempt is stopped. left says that the attempt has not ended, and is the next
+// daemon's.
+func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (left bool) {
+	end, left := w.watched(work, a, run)
 	if left {
 		w.lane.log.Info("Job goes on while the daemon is away", "job", a.ID)
 		a.yield()
 		w.lane.concluder.leave(a)
-		return
+		return true
 	}
+	a.endLog(w.lane)
 	w.pulse.waits() // for storage, it may be
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
+	return false
 }
 
-// try gives the job to the runner and says how that ended; left says that it has
-// not ended, and is the next daemon's.
-func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left bool) {
+// watched calls run while the attempt's deadline and devices are watched.
+func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (_ ending, left bool) {
 	l := w.lane
 	ctx, release := a.stopper.bind(work)
 	defer release()
@@ -176,6 +206,13 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		})
 		defer func() { release(); <-watching }()
 	}
+	return run(ctx)
+}
+
+// try gives the job to the runner and says how that ended; left says that it has
+// not ended, and is the next daemon's. ctx ends when the attempt is stopped.
+func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, left bool) {
+	l := w.lane
 	if a.ahead {
 		w.pulse.waits() // for a disk with room, it may be
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
@@ -188,12 +225,16 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		case rec.Cancelling:
 			return stopped(errCancelled), false
 		}
+		crashpoint.Reached(crashpoint.Started)
 		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by preparing meanwhile
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
 
 	if end, ok := w.ready(feed, ctx, a); !ok {
 		return end, false
+	}
+	if feed.Err() != nil { // it ended when all was ready
+		return stopped(context.Cause(feed)), false
 	}
 	w.dropAnswers(work)
 	l.logSending(a)
@@ -209,6 +250,7 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		}
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
+	crashpoint.Reached(crashpoint.Sent)
 	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
 }
@@ -258,6 +300,7 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
 		return *l.preparing(ctx, a, err), false
 	}
+	crashpoint.Reached(crashpoint.DirectoryPlaced)
 	return ending{}, true
 }
 
@@ -294,6 +337,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 			ran(why)
 			return w.loadEnding(a, why), true
 		case answer.JobID == a.ID:
+			crashpoint.Reached(crashpoint.Answered)
 			s.crashes = crashes{} // a runner that answers is in no crash loop
 			s.freed = time.Now()
 			ran(failed(answer.Failure))
@@ -372,7 +416,7 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 				return false
 			}
 			if answer.JobID == a.ID {
-				a.conn = r.conn // whatever it answered, the job is cancelled
+				a.conn, a.log = r.conn, answer.Log // whatever it answered, the job is cancelled
 				w.supervisor.freed = time.Now()
 				return true
 			}
@@ -400,7 +444,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 	default:
 		return end
 	}
-	for _, detail := range []string{l.state.view().Detail, l.quoteLog(context.WithoutCancel(ctx))} {
+	for _, detail := range []string{l.state.view().Detail, w.quoteLog(context.WithoutCancel(ctx), a, errors.Is(why, errLoadTimeout))} {
 		if detail != "" {
 			parts = append(parts, detail)
 		}
@@ -411,7 +455,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 
 // answered notes the runner's answer and is how the attempt ended.
 func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
-	a.answered, a.conn = true, conn
+	a.answered, a.conn, a.log, a.warnings = true, conn, answer.Log, answer.Warnings
 	if answer.Failure == nil {
 		return ending{cause: job.CauseDone}
 	}

@@ -577,7 +577,7 @@ func (h *Handle) Recv(ctx context.Context) (messenger.Answer, error) {
 			a := h.work.kept[len(h.work.kept)-h.work.unread]
 			h.work.unread--
 			h.mu.Unlock()
-			return messenger.Answer{JobID: a.Job, Failure: a.Failure, Log: a.Log}, nil
+			return a.Message(), nil
 		}
 		wake := h.work.wake
 		h.mu.Unlock()

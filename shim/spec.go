@@ -13,6 +13,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/messenger"
 )
 
 // The files of a life's folder.
@@ -116,7 +117,14 @@ type Exit struct {
 type Answer struct {
 	Job     job.ID       `json:"job"`
 	Failure *job.Failure `json:"failure,omitempty"`
-	Log     string       `json:"log,omitempty"` // see messenger.Answer
+	// See messenger.Answer.
+	Log      string   `json:"log,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Message is the answer as the daemon knows it.
+func (a Answer) Message() messenger.Answer {
+	return messenger.Answer{JobID: a.Job, Failure: a.Failure, Log: a.Log, Warnings: a.Warnings}
 }
 
 // Outcome is what is kept of a life for a daemon that comes later.

@@ -197,6 +197,7 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	watch := &logWatch{job: j}
 	c.server.during(nil)
 	p, err := c.predict(ctx, id, input, v, watch)
+	c.server.out.settle() // what it has printed of this job is this job's log
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return c.m.stopped(ctx, watch.seen)

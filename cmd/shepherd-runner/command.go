@@ -101,7 +101,7 @@ func (m *model) service(args []string) *exec.Cmd {
 type output struct {
 	each   func(line string)
 	stderr *bounded.Tail
-	reads  []*os.File
+	reads  []*bounded.Pipe
 	writes []*os.File // the command's ends, until started
 	copied chan struct{}
 	copies int
@@ -122,7 +122,8 @@ func (o *output) attach(cmd *exec.Cmd) error {
 			o.close()
 			return err
 		}
-		o.reads, o.writes = append(o.reads, r), append(o.writes, w)
+		p := bounded.NewPipe(r)
+		o.reads, o.writes = append(o.reads, p), append(o.writes, w)
 		*stream.into = w
 		o.copies++
 		go func() { // ends with the pipe, at the latest a second after end
@@ -132,7 +133,15 @@ func (o *output) attach(cmd *exec.Cmd) error {
 				}
 				o.each(line)
 			})
-			_, _ = io.Copy(lines, r)
+			buffer := make([]byte, 16<<10)
+			for {
+				n, err := p.Read(buffer)
+				_, _ = lines.Write(buffer[:n]) // never fails
+				p.Done(n)
+				if err != nil {
+					break
+				}
+			}
 			lines.Flush()
 			o.copied <- struct{}{}
 		}()
@@ -146,6 +155,14 @@ func (o *output) started() {
 		w.Close()
 	}
 	o.writes = nil
+}
+
+// settle waits until all that was printed by now was taken.
+func (o *output) settle() {
+	by := time.Now().Add(time.Second)
+	for _, r := range o.reads {
+		r.Settle(by)
+	}
 }
 
 // end waits until all that was printed was taken.
@@ -181,14 +198,15 @@ func parseProgress(line string) (done float64, text string, ok bool) {
 	return done, m[3], err == nil
 }
 
-// tell passes a line of a command's output on as an event.
+// tell passes a line of a command's output on as an event. It is printed by the
+// command, or its copy, already.
 func tell(j runner.Job, line string) {
 	if done, text, ok := parseProgress(line); ok {
 		j.Progress(done, text)
 		return
 	}
 	if line = strings.TrimRight(logtext.Clean(line), " \t"); line != "" {
-		j.Log(line)
+		j.Printed(line)
 	}
 }
 

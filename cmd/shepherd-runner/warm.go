@@ -164,6 +164,7 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 	})
 	running := w.running
 	defer running.during(nil)
+	defer running.out.settle() // what it has printed of this job is this job's log
 	request, err := json.Marshal(map[string]string{"job": j.ID, "inputs": j.InputDir, "outputs": j.OutputDir})
 	if err != nil {
 		return err

@@ -25,6 +25,9 @@ import (
 // in the v1 memory hierarchy. The zero Group is that of a host that allows none.
 type Group struct {
 	v2, memory1 string // folders, empty where there is none
+	// shared is the v2 group that counts the memory of the runner together with
+	// that of others, where none counts its own.
+	shared string
 }
 
 // Create makes the groups, called name, below the groups this process is in.
@@ -39,6 +42,14 @@ func Create(name string) Group {
 	if g.v2 == "" || !exists(filepath.Join(g.v2, "memory.events")) {
 		if parents.memory1 != "" {
 			g.memory1 = makeGroup(parents.memory1, name)
+		}
+	}
+	if !exists(filepath.Join(g.v2, "memory.events")) && g.memory1 == "" {
+		for dir := parents.v2; len(dir) > 1; dir = filepath.Dir(dir) {
+			if exists(filepath.Join(dir, "memory.events")) {
+				g.shared = dir
+				break
+			}
 		}
 	}
 	return g
@@ -147,6 +158,18 @@ func (g Group) Kill() {
 	for _, pid := range g.PIDs() {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
+}
+
+// SharedOOMKills counts the processes that the kernel ended for memory in the group
+// that the runner shares with others, where it is not known of the runner alone:
+// with cgroup v2 the kernel counts memory only in groups below one without processes,
+// and a service's own group has the daemon.
+func (g Group) SharedOOMKills() int {
+	if g.shared == "" {
+		return 0
+	}
+	n, _ := counter(filepath.Join(g.shared, "memory.events"), "oom_kill")
+	return n
 }
 
 // OOMKills counts the processes of the groups that the kernel ended for memory.

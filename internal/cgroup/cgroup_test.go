@@ -78,6 +78,22 @@ func TestOOMKillsReadsBothVersions(t *testing.T) {
 	}
 }
 
+func TestSharedOOMKills(t *testing.T) {
+	dir := t.TempDir()
+	if n := (Group{shared: dir}).SharedOOMKills(); n != 0 {
+		t.Errorf("%d kills without a counter", n)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "memory.events"), []byte("low 0\noom 4\noom_kill 3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if n := (Group{shared: dir}).SharedOOMKills(); n != 3 {
+		t.Errorf("%d kills, want 3", n)
+	}
+	if n := (Group{}).SharedOOMKills(); n != 0 {
+		t.Errorf("%d kills of no group", n)
+	}
+}
+
 func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	name := fmt.Sprintf("shepherd-test-%d", os.Getpid())
 	g := Create(name)

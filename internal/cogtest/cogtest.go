@@ -192,6 +192,7 @@ func (s *server) work(ctx context.Context, q request) prediction {
 	p := prediction{ID: q.ID, Status: "processing"}
 	s.report(q, "start", p)
 	output, err := s.m.Predict(ctx, q.Input, func(text string) {
+		fmt.Print(text) // as Cog does
 		p.Logs += text
 		s.report(q, "logs", p)
 	}, func(partial any) {

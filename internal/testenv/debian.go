@@ -109,16 +109,33 @@ type Debian struct {
 // systemd-nspawn, and returns when it is up.
 func BootDebian(t testing.TB, root string) *Debian {
 	t.Helper()
+	d := &Debian{Root: root}
+	t.Cleanup(d.end)
+	d.boot(t)
+	return d
+}
+
+// Crash ends everything in it at once, as a loss of power does, and boots it again.
+func (d *Debian) Crash(t testing.TB) {
+	t.Helper()
+	d.end()
+	d.boot(t)
+}
+
+func (d *Debian) boot(t testing.TB) {
+	t.Helper()
 	nspawn := Command(t, "systemd-nspawn", "systemd-container")
 	Command(t, "nsenter", "util-linux")
-	name := "shepherd-test-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(root))
-	d := &Debian{Root: root, ended: make(chan struct{}), groups: newGroups(t, name)}
+	name := "shepherd-test-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(d.Root))
+	d.groups = newGroups(t, name)
+	d.leader = 0
+	d.console.Reset()
 	// It joins the control groups before it starts anything: what is inside
 	// then lies in them, and so can be removed.
 	script := "for g in " + strings.Join(d.groups, " ") + `; do echo $$ >$g/cgroup.procs || exit 1; done; exec "$@"`
 	d.nspawn = exec.Command("sh", "-c", script, "sh", nspawn,
 		"--register=no", "--keep-unit", "--boot", "--private-network", "--console=pipe", "--quiet",
-		"--directory="+root, "--machine="+shorten(name), "--kill-signal=SIGKILL",
+		"--directory="+d.Root, "--machine="+shorten(name), "--kill-signal=SIGKILL",
 		"--system-call-filter=@keyring bpf") // for runc
 	d.nspawn.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_LOG_LEVEL=warning"}
 	d.nspawn.Stdout, d.nspawn.Stderr = &d.console, &d.console
@@ -126,11 +143,11 @@ func BootDebian(t testing.TB, root string) *Debian {
 	if err := d.nspawn.Start(); err != nil {
 		t.Fatal(err)
 	}
+	d.ended = make(chan struct{})
 	go func() {
 		_ = d.nspawn.Wait()
 		close(d.ended)
 	}()
-	t.Cleanup(d.end)
 
 	d.await(t, "systemd runs", func() bool { return d.findLeader() })
 	d.await(t, "Debian is up", func() bool {
@@ -139,7 +156,6 @@ func BootDebian(t testing.TB, root string) *Debian {
 	})
 	// systemd-nspawn leaves containers none of the old control groups to change.
 	d.Run(t, "sh", "-c", `for g in /sys/fs/cgroup/*; do mountpoint -q $g && mount -o remount,bind,rw $g; done; true`)
-	return d
 }
 
 // shorten makes a host name of it.
@@ -206,27 +222,40 @@ func (d *Debian) Run(t testing.TB, name string, args ...string) string {
 
 // Dial connects to an address of its network.
 func (d *Debian) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return inNetwork(d, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) })
+}
+
+// Listen listens on an address of its network.
+func (d *Debian) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return inNetwork(d, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, network, address) })
+}
+
+// Path is where this machine finds one of its files, those in /run included.
+func (d *Debian) Path(path string) string { return fmt.Sprintf("/proc/%d/root%s", d.leader, path) }
+
+// inNetwork opens a socket in its network.
+func inNetwork[T any](d *Debian, open func() (T, error)) (T, error) {
+	type opened struct {
+		socket T
+		err    error
+	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", d.leader))
 	if err != nil {
-		return nil, err
+		return opened{}.socket, err
 	}
 	defer ns.Close()
-	type dialed struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan dialed, 1)
+	done := make(chan opened, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- dialed{nil, err}
+			done <- opened{err: err}
 			return
 		}
-		conn, err := new(net.Dialer).DialContext(ctx, network, address)
-		done <- dialed{conn, err}
+		socket, err := open()
+		done <- opened{socket, err}
 	}()
 	r := <-done
-	return r.conn, r.err
+	return r.socket, r.err
 }
 
 // Client is an HTTP client in its network. Each request has a connection of its
@@ -235,17 +264,21 @@ func (d *Debian) Client() *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: d.Dial, DisableKeepAlives: true}}
 }
 
-// end kills all that is in it and removes its control groups.
+// end kills all that is in it and removes its control groups. It may be called again.
 func (d *Debian) end() {
-	if d.leader != 0 {
-		_ = syscall.Kill(d.leader, syscall.SIGKILL)
-	} else {
-		_ = syscall.Kill(-d.nspawn.Process.Pid, syscall.SIGKILL)
+	if d.ended != nil {
+		if d.leader != 0 {
+			_ = syscall.Kill(d.leader, syscall.SIGKILL)
+		} else {
+			_ = syscall.Kill(-d.nspawn.Process.Pid, syscall.SIGKILL)
+		}
+		<-d.ended
+		d.ended = nil
 	}
-	<-d.ended
 	for _, g := range d.groups {
 		removeGroup(g)
 	}
+	d.groups = nil
 }
 
 // newGroups makes a control group of the name in each of the hierarchies, below

@@ -204,9 +204,11 @@ func (s suite) testAttempts(t *testing.T) {
 	check(1)
 	f.release(c, ledger.Return{Cause: job.CauseRunnerDied, Reason: "exit status 1", Spent: true,
 		Usage:  job.Usage{GPUMemory: 7, GPUTime: time.Minute + time.Nanosecond},
-		Phases: job.Phases{Stage: time.Second, Load: 2 * time.Second, Run: 3*time.Second + time.Nanosecond, Collect: time.Millisecond}})
+		Phases: job.Phases{Stage: time.Second, Load: 2 * time.Second, Run: 3*time.Second + time.Nanosecond, Collect: time.Millisecond},
+		Log:    "1:2/1:9"})
 	want[1].Cause, want[1].Reason, want[1].Spent = job.CauseRunnerDied, "exit status 1", true
 	want[1].Usage = job.Usage{GPUMemory: 7, GPUTime: time.Minute}
+	want[1].Log = "1:2/1:9"
 	want[1].Phases = job.Phases{Stage: time.Second, Load: 2 * time.Second, Run: 3 * time.Second, Collect: time.Millisecond}
 	check(2)
 
@@ -218,7 +220,8 @@ func (s suite) testAttempts(t *testing.T) {
 	check(2)
 	f.reopen()
 	check(2)
-	f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}, Cause: job.CauseRunTimeout, Reason: "after 3s", Usage: job.Usage{GPUMemory: 1}, Phases: job.Phases{Run: time.Hour}})
+	f.finishAs(c, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}, Cause: job.CauseRunTimeout, Reason: "after 3s", Usage: job.Usage{GPUMemory: 1}, Phases: job.Phases{Run: time.Hour}, Log: "3:4"})
+	want[2].Log = "3:4"
 	want[2].Cause, want[2].Reason, want[2].Spent = job.CauseRunTimeout, "after 3s", true
 	want[2].Usage, want[2].Phases = job.Usage{GPUMemory: 1}, job.Phases{Run: time.Hour}
 	check(3)

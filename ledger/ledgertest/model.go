@@ -158,7 +158,7 @@ func (m *reference) finish(id job.ID, token ledger.Token, outcome ledger.Outcome
 	}
 	event := j.attemptEvent(job.EventEnded)
 	event.Cause, event.Reason = outcome.Cause, outcome.Reason
-	m.endAttempt(j, ledger.Return{Cause: outcome.Cause, Reason: outcome.Reason, Spent: true, Usage: outcome.Usage, Phases: outcome.Phases})
+	m.endAttempt(j, ledger.Return{Cause: outcome.Cause, Reason: outcome.Reason, Spent: true, Usage: outcome.Usage, Phases: outcome.Phases, Log: outcome.Log})
 	m.endRun(j, outcome, event)
 	return nil
 }
@@ -207,7 +207,7 @@ func (m *reference) cancel(id job.ID) error {
 // endAttempt keeps the attempt under way as it ended.
 func (m *reference) endAttempt(j *referenceJob, why ledger.Return) {
 	attempt := j.attempt()
-	attempt.Cause, attempt.Reason, attempt.Spent, attempt.Usage, attempt.Phases = why.Cause, why.Reason, why.Spent, why.Usage, why.Phases
+	attempt.Cause, attempt.Reason, attempt.Spent, attempt.Usage, attempt.Phases, attempt.Log = why.Cause, why.Reason, why.Spent, why.Usage, why.Phases, why.Log
 	m.ended[j.ID] = append(m.ended[j.ID], attempt)
 	if why.Spent {
 		j.Spent++

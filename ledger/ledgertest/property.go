@@ -43,6 +43,7 @@ var (
 	drawPriority = rapid.SampledFrom([]int{0, 0, 0, 1, -1})
 	drawTenant   = rapid.SampledFrom([]string{"", "", "wool", "meat"})
 	drawCause    = rapid.SampledFrom([]job.Cause{job.CauseDone, job.CauseError, job.CauseHandedBack})
+	drawLog      = rapid.SampledFrom([]string{"", "12:34/12:56"})
 	drawOutcome  = rapid.SampledFrom([]ledger.Outcome{
 		{State: job.Done, Warnings: []string{"w"}}, {State: job.Cancelled}, {State: job.Failed, Failure: &job.Failure{Message: "m"}},
 	})
@@ -352,6 +353,7 @@ func (s suite) testModel(t *testing.T) {
 				token := m.drawToken(r, id)
 				outcome := drawOutcome.Draw(r, "outcome")
 				outcome.Cause, outcome.Reason, outcome.Usage = drawCause.Draw(r, "cause"), "r", drawUsage.Draw(r, "usage")
+				outcome.Log = drawLog.Draw(r, "log")
 				rec, err := m.Finish(m.Context(), id, token, outcome)
 				m.checkRecord("Finish", rec, err, m.reference.finish(id, token, outcome))
 			},
@@ -360,7 +362,7 @@ func (s suite) testModel(t *testing.T) {
 				token := m.drawToken(r, id)
 				why := ledger.Return{
 					Cause: drawCause.Draw(r, "cause"), Reason: "r", Spent: rapid.Bool().Draw(r, "spent"),
-					NotBefore: timeIn(drawTime.Draw(r, "not before")), Usage: drawUsage.Draw(r, "usage"),
+					NotBefore: timeIn(drawTime.Draw(r, "not before")), Usage: drawUsage.Draw(r, "usage"), Log: drawLog.Draw(r, "log"),
 				}
 				rec, err := m.Release(m.Context(), id, token, why)
 				m.checkRecord("Release", rec, err, m.reference.release(id, token, why))

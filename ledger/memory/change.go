@@ -26,7 +26,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		r := &record{Record: job.Record{
 			ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
 			NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
-			State: job.Queued, Run: 1, Seq: l.seq,
+			Keep: keptKeep(rec.Keep), State: job.Queued, Run: 1, Seq: l.seq,
 		}}
 		if old := l.find(rec.ID); old != nil {
 			switch {
@@ -34,6 +34,8 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 				return nil, ledger.ErrOthers
 			case !old.State.Final():
 				return nil, ledger.ErrExists
+			case old.removal != noRemoval:
+				return nil, ledger.ErrRemoving
 			}
 			r.Run, r.Tenant, r.changedAt = old.Run+1, old.Tenant, old.changedAt
 			l.drop(old)
@@ -155,7 +157,7 @@ func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, why
 		}
 		r.change(now)
 		if r.Cancelling {
-			l.endHeld(r, ledger.Outcome{Cause: why.Cause, Reason: why.Reason, Usage: why.Usage, Phases: why.Phases}, why.Spent)
+			l.endHeld(r, ledger.Outcome{Cause: why.Cause, Reason: why.Reason, Usage: why.Usage, Phases: why.Phases, Log: why.Log}, why.Spent)
 			return r, nil
 		}
 		event := r.attemptEvent(job.EventReturned)
@@ -203,7 +205,7 @@ func (l *Ledger) endHeld(r *record, o ledger.Outcome, spent bool) {
 	}
 	event := r.attemptEvent(job.EventEnded)
 	event.Cause, event.Reason = o.Cause, job.ClipReason(o.Reason)
-	l.endAttempt(r, ledger.Return{Cause: o.Cause, Reason: o.Reason, Spent: spent, Usage: o.Usage, Phases: o.Phases})
+	l.endAttempt(r, ledger.Return{Cause: o.Cause, Reason: o.Reason, Spent: spent, Usage: o.Usage, Phases: o.Phases, Log: o.Log})
 	r.Usage = keptUsage(o.Usage)
 	l.endRun(r, o, event)
 }
@@ -213,6 +215,9 @@ func (l *Ledger) endAttempt(r *record, why ledger.Return) {
 	a := r.attempt()
 	a.Ended, a.Cause, a.Reason, a.Spent = r.changedAt, why.Cause, job.ClipReason(why.Reason), why.Spent
 	a.Usage, a.Phases = keptUsage(why.Usage), keptPhases(why.Phases)
+	if len(why.Log) <= ledger.MaxLog {
+		a.Log = why.Log
+	}
 	kept := slices.DeleteFunc(l.attempts[r.ID], func(old job.Attempt) bool {
 		return old.Run <= r.Run-keepRuns || old.Run == r.Run && old.Number <= r.Attempt-keepAttempts
 	})
@@ -235,14 +240,28 @@ func (l *Ledger) endRun(r *record, o ledger.Outcome, event job.Event) {
 	if r.FinishedAt = o.At; r.FinishedAt.IsZero() {
 		r.FinishedAt = r.changedAt
 	}
+	l.endings++
+	r.ended = l.endings
+	if l.cfg.Retention != nil {
+		r.keep(l.cfg.Retention(r.Record))
+	}
 	l.note(r, event)
-	l.ended = append(l.ended, r)
-	for excess := len(l.ended) - l.cfg.KeepJobs; excess > 0; excess-- {
-		if oldest := l.ended[0]; slices.Contains(l.jobs, oldest) {
-			l.drop(oldest)
-			delete(l.attempts, oldest.ID)
+	l.expire()
+}
+
+// expire lets go of the records that ended first, where there are more than are
+// kept; those whose files are to be removed stay.
+func (l *Ledger) expire() {
+	var ended []*record
+	for _, r := range l.jobs {
+		if r.State.Final() && r.removeAt.IsZero() {
+			ended = append(ended, r)
 		}
-		l.ended = l.ended[1:]
+	}
+	slices.SortStableFunc(ended, func(a, b *record) int { return cmp.Compare(a.ended, b.ended) })
+	for _, oldest := range ended[:max(len(ended)-l.cfg.KeepJobs, 0)] {
+		l.drop(oldest)
+		delete(l.attempts, oldest.ID)
 	}
 }
 

@@ -36,6 +36,9 @@ type Config struct {
 	// Now is the clock that records' times are taken from; nil stands for
 	// time.Now.
 	Now func() time.Time
+	// Retention is how long the files of a run that ends are kept, 0 for ever; nil
+	// keeps all.
+	Retention func(job.Record) time.Duration
 }
 
 // Ledger is a ledger.Ledger in memory.
@@ -53,9 +56,9 @@ type records struct {
 
 	mu          sync.Mutex
 	seq         int64
+	endings     int64
 	token       ledger.Token
 	jobs        []*record // by Seq
-	ended       []*record // in the order in which they ended; some are in jobs no more
 	attempts    map[job.ID][]job.Attempt
 	events      []job.Event
 	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
@@ -69,7 +72,12 @@ type record struct {
 	token     ledger.Token // of the claim that holds the job, 0 for none
 	claimedAt time.Time    // when the attempt under way began
 	changedAt time.Time
-	delayed   bool // queued, and NotBefore has not come
+	delayed   bool  // queued, and NotBefore has not come
+	ended     int64 // the number of its run's end among those of all; 0 before
+	keptFor   time.Duration
+	removeAt  time.Time // when the files are due for removal, by the process's clock; zero for never
+	removal   removal
+	removedAt time.Time // when the files were removed
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -135,6 +143,7 @@ func (r *record) copy() job.Record {
 	rec := r.Record
 	rec.Limits = rec.Limits.Clone()
 	rec.Warnings = slices.Clone(rec.Warnings)
+	r.showRetention(&rec)
 	return rec
 }
 

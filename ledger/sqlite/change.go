@@ -56,7 +56,7 @@ func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outc
 	}
 	end := ending{
 		state: outcome.State, failure: outcome.Failure.Clip(), finished: keptTime(outcome.At), warnings: clipWarnings(outcome.Warnings),
-		attempt: attemptEnd{outcome.Cause, job.ClipReason(outcome.Reason), true, keptUsage(outcome.Usage), keptPhases(outcome.Phases)},
+		attempt: attemptEnd{outcome.Cause, job.ClipReason(outcome.Reason), true, keptUsage(outcome.Usage), keptPhases(outcome.Phases), keptLog(outcome.Log)},
 	}
 	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) {
 		r, err := t.held(id, token)
@@ -88,7 +88,7 @@ func (t *tx) release(id job.ID, token ledger.Token, why ledger.Return) (*row, er
 		return nil, err
 	}
 	t.change(r)
-	end := attemptEnd{why.Cause, job.ClipReason(why.Reason), why.Spent, keptUsage(why.Usage), keptPhases(why.Phases)}
+	end := attemptEnd{why.Cause, job.ClipReason(why.Reason), why.Spent, keptUsage(why.Usage), keptPhases(why.Phases), keptLog(why.Log)}
 	if r.Cancelling {
 		end.cause = job.CauseCancelled
 		return r, t.endHeld(r, ending{state: job.Cancelled, attempt: end})
@@ -143,6 +143,7 @@ type attemptEnd struct {
 	spent  bool
 	usage  job.Usage
 	phases job.Phases
+	log    string
 }
 
 // ending is how a run ended, as it is kept, and its last attempt where the job
@@ -159,7 +160,7 @@ type ending struct {
 func (t *tx) endAttempt(r *row, end attemptEnd) error {
 	_, err := t.exec(t.do.insertAttempt, string(r.ID), r.Run, r.Attempt, r.Node, r.Holder, fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.changedAt),
 		string(end.cause), end.reason, end.spent, end.usage.GPUMemory, end.usage.GPUTime.Microseconds(),
-		end.phases.Stage.Microseconds(), end.phases.Load.Microseconds(), end.phases.Run.Microseconds(), end.phases.Collect.Microseconds())
+		end.phases.Stage.Microseconds(), end.phases.Load.Microseconds(), end.phases.Run.Microseconds(), end.phases.Collect.Microseconds(), end.log)
 	if err != nil {
 		return err
 	}
@@ -198,6 +199,9 @@ func (t *tx) endRun(r *row, end ending, event job.Event) error {
 		r.FinishedAt = r.changedAt
 	}
 	r.endedAge = t.age
+	if t.w.cfg.Retention != nil {
+		r.keep(t.w.cfg.Retention(r.Record))
+	}
 	if err := t.save(r); err != nil {
 		return err
 	}
@@ -207,6 +211,14 @@ func (t *tx) endRun(r *row, end ending, event job.Event) error {
 func keptUsage(usage job.Usage) job.Usage {
 	usage.GPUTime = usage.GPUTime.Truncate(time.Microsecond)
 	return usage
+}
+
+// keptLog drops what is too long to be the name of a part of a log.
+func keptLog(log string) string {
+	if len(log) > ledger.MaxLog {
+		return ""
+	}
+	return log
 }
 
 func keptPhases(phases job.Phases) job.Phases {

@@ -23,9 +23,9 @@ type readStatements struct{ get, attempts, held, oldest, pruned, checkpoint *sql
 const (
 	queryGet = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
 	// The attempt under way is read with those that ended, of one moment.
-	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect
+	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect, log
 			FROM attempts WHERE job = ?1
-		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, 0, '', '', 0, 0, 0, 0, 0, 0, 0
+		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, 0, '', '', 0, 0, 0, 0, 0, 0, 0, ''
 			FROM jobs WHERE id = ?1 AND token > 0`
 	queryHeld = `SELECT ` + columns + ` FROM jobs WHERE node = ? AND token > 0 ORDER BY token`
 	// When the oldest claimable job of a model with an address was submitted.
@@ -120,7 +120,7 @@ func scanAttempt(scan func(...any) error) (job.Attempt, error) {
 	var a job.Attempt
 	var began, started, ended, gpuTime, stage, load, execute, collect int64
 	err := scan(&a.Run, &a.Number, &a.Node, &a.Sheep, &began, &started, &ended, &a.Cause, &a.Reason, &a.Spent,
-		&a.Usage.GPUMemory, &gpuTime, &stage, &load, &execute, &collect)
+		&a.Usage.GPUMemory, &gpuTime, &stage, &load, &execute, &collect, &a.Log)
 	a.Began, a.Started, a.Ended = toTime(began), toTime(started), toTime(ended)
 	a.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
 	a.Phases = job.Phases{

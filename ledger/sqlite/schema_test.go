@@ -31,9 +31,19 @@ func TestMigrate(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, err = old.Exec(fmt.Sprintf(`INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, state, enqueued_at, run)
+			insert := `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, state, enqueued_at, run)
 				VALUES (1, 'x', 'm', 'v', '', 3, 'queued', 1000, 1);
-				UPDATE counters SET seq = 1; PRAGMA application_id = %d; PRAGMA user_version = %d`, applicationID, version))
+				UPDATE counters SET seq = 1;`
+			ended := 0
+			if version >= 5 {
+				insert = `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, state, enqueued_at, changed_at, run, attempt)
+						VALUES (1, 'x', 'm', 'v', '', 3, '', '', '', 'queued', 1000, 1000, 1, 1);
+					INSERT INTO attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect)
+						VALUES ('x', 1, 1, 'n', 'a', 1000, 0, 2000, 'handed-back', 'r', 0, 0, 0, 0, 0, 0, 0);
+					UPDATE numbers SET seq = 1;`
+				ended = 1
+			}
+			_, err = old.Exec(fmt.Sprintf(`%s PRAGMA application_id = %d; PRAGMA user_version = %d`, insert, applicationID, version))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -52,6 +62,9 @@ func TestMigrate(t *testing.T) {
 			}
 			if rec, err := l.Get(t.Context(), "x"); err != nil || rec.Usage != used {
 				t.Fatalf("kept %+v, %v", rec, err)
+			}
+			if attempts, err := l.Attempts(t.Context(), "x"); err != nil || len(attempts) != ended+1 || attempts[0].Log != "" {
+				t.Fatalf("attempts %+v, %v", attempts, err)
 			}
 		})
 	}

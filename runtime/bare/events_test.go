@@ -1,6 +1,7 @@
 package bare_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,8 @@ func sdkRunner(_ context.Context, args runner.Args) (runner.Handler, error) {
 		return nil, errors.New(string(text))
 	}
 	return func(ctx context.Context, j runner.Job) error {
-		j.Progress(0.5, "half")
+		j.Log("halfway")
+		j.Progress(0.5, "\x1b[1mhalf")
 		<-ctx.Done()
 		return ctx.Err()
 	}, nil
@@ -55,11 +57,26 @@ func TestEventsAndCancel(t *testing.T) {
 		return e
 	}
 	event(messenger.EventReady)
-	event(messenger.EventGiven)
+	span := event(messenger.EventGiven).Log
 	event(messenger.EventAccepted)
+	if e := event(messenger.EventLog); e.Text != "halfway" {
+		t.Errorf("got %+v", e)
+	}
 	if e := event(messenger.EventProgress); e.JobID != "a" || e.Progress != 0.5 || e.Text != "half" {
 		t.Errorf("got %+v", e)
 	}
+	// What the SDK's Log adds is in the job's log, too.
+	log, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, span, job.LogQuery{Tail: -1, Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(log)
+	for lines.Scan() && lines.Text() != "halfway" {
+	}
+	if lines.Err() != nil {
+		t.Error(lines.Err())
+	}
+	log.Close()
 	h.Sheep.Detach()
 	if err := h.Wait(); !errors.Is(err, runtime.ErrDetached) {
 		t.Fatal(err)
@@ -122,7 +139,7 @@ func TestJobLogs(t *testing.T) {
 		}
 	}
 	for id, span := range spans {
-		r, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, span, false)
+		r, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, span, job.LogQuery{Tail: -1})
 		if err != nil {
 			t.Fatalf("%q: %v", span, err)
 		}
@@ -132,7 +149,7 @@ func TestJobLogs(t *testing.T) {
 			t.Errorf("the log of %s is %q, %v", id, text, err)
 		}
 	}
-	if _, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, "nonsense", false); !errdefs.IsInvalidArgument(err) {
+	if _, err := h.Sheep.(runtime.JobLogger).JobLogs(ctx, "nonsense", job.LogQuery{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("got %v", err)
 	}
 	h.Slaughter()

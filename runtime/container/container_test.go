@@ -25,6 +25,7 @@ import (
 )
 
 // What TestMain built: shepherd-shim, and the scripted runner for images.
+// shepherd-runner is on PATH.
 var shimPath, runnerPath string
 
 const roleVar = "SHEPHERD_TEST_ROLE"
@@ -39,7 +40,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	shimPath, runnerPath = filepath.Join(dir, "shepherd-shim"), filepath.Join(dir, "runner")
-	for path, pkg := range map[string]string{shimPath: "../../cmd/shepherd-shim", runnerPath: "./testdata/runner"} {
+	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	for path, pkg := range map[string]string{
+		shimPath: "../../cmd/shepherd-shim", runnerPath: "./testdata/runner", filepath.Join(dir, "shepherd-runner"): "../../cmd/shepherd-runner",
+	} {
 		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -73,6 +77,9 @@ type world struct {
 	gpus     container.GPUs
 	node     string // of the daemon
 	base     v1.Layer
+	// contracts and budget are the driver's.
+	contracts []container.ModelContract
+	budget    int64
 }
 
 func newWorld(t testing.TB, daemon *testenv.Containerd) *world {
@@ -106,7 +113,7 @@ func (w *world) cniDir() string {
 func (w *world) newDriver(log *slog.Logger) *container.Driver {
 	return container.New(container.Config{
 		Address: w.daemon.Address, Namespace: namespace, Registry: image.Registry{URL: w.registry.URL},
-		CNIConfDir: w.cniDir(), GPUs: w.gpus, AllowedMounts: w.mounts,
+		Contracts: w.contracts, ImageBudget: w.budget, CNIConfDir: w.cniDir(), GPUs: w.gpus, AllowedMounts: w.mounts,
 		Node: w.node, DataRoot: w.dataRoot(), StateDir: w.stateDir(), Shim: shimPath, Grace: grace, Log: log,
 	})
 }

@@ -104,6 +104,20 @@ func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Obse
 	})
 }
 
+// Prefetch pulls the model's image, as Load would, unless the images that stay take
+// all of the budget. See runtime.Prefetcher.
+func (c *containers) Prefetch(ctx context.Context, m job.Model) error {
+	store, err := c.store(ctx)
+	if err != nil {
+		return err
+	}
+	if full, err := store.Full(ctx); full || err != nil {
+		return err
+	}
+	_, err = store.Ensure(ctx, m, nil)
+	return err
+}
+
 // classOf is the class of an error that ends a job or has it tried again.
 func classOf(err error) error {
 	for _, class := range []error{

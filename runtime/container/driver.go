@@ -56,6 +56,9 @@ type Config struct {
 	ImageBudget int64
 	// Trust says which digests models' images must have; nil trusts all.
 	Trust job.Trust
+	// Contracts say how the images of some models are given jobs; the first that
+	// matches a model counts before a sheep's own options.
+	Contracts []ModelContract
 	// Needed lists the models whose images stay whatever the budget; see package
 	// image.
 	Needed func(context.Context) ([]job.Model, error)

@@ -142,13 +142,21 @@ func TestOutOfMemory(t *testing.T) {
 	h.again()
 }
 
-// A child that the kernel kills for memory while its runner goes on is in the log.
+// A child that the kernel kills for memory while its runner goes on is in the log,
+// and told with the job's answer.
 func TestChildOutOfMemory(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
 	w := newWorld(t, daemon)
 	w.more = "memory: 67108864\n"
 	h := w.up(t, "")
-	h.Do("a", "starve 256")
+	h.Send("a", "starve 256")
+	a, err := h.Conn.Recv(t.Context())
+	if err != nil || a.JobID != "a" || len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "for memory") {
+		t.Errorf("got %+v, %v", a, err)
+	}
+	if err := h.Conn.Ack(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
 	w.eventually(t, "the log tells of the child", func() bool {
 		return strings.Contains(w.log("shim.log"), "killed a process that the runner had started for memory")
 	})

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/libexec"
 	"github.com/iterait/shepherd/internal/shellwords"
+	"github.com/iterait/shepherd/job"
 )
 
 // Contract is how a container is given jobs.
@@ -24,6 +26,34 @@ const (
 	ContractWarm    Contract = "warm"    // its command stays up and reads jobs
 	ContractCog     Contract = "cog"     // it was built with Cog
 )
+
+// ModelContract is how the images of some models are given jobs. What it leaves empty
+// is the sheep's to say, and else the image's.
+type ModelContract struct {
+	Models   job.Rule
+	Contract Contract
+	Command  []string
+	Args     []string
+}
+
+// contractOf are the sheep's options with what is said of the model.
+func (c *containers) contractOf(m job.Model) Options {
+	o := c.options
+	for _, rule := range c.cfg.Contracts {
+		if !rule.Models.Matches(m) {
+			continue
+		}
+		o.Contract = cmp.Or(rule.Contract, o.Contract)
+		if rule.Command != nil {
+			o.Command, o.Args = rule.Command, nil
+		}
+		if rule.Args != nil {
+			o.Args = rule.Args
+		}
+		break
+	}
+	return o
+}
 
 // Labels by which an image says how it is given jobs: a contract, and a command
 // in the place of its own, as a shell's line or a list in JSON.

@@ -201,7 +201,7 @@ func (c *containers) connectNetwork(ctx context.Context, folder, id string, pid 
 	if len(dns.Nameservers) == 0 {
 		return nil
 	}
-	return os.WriteFile(resolvConfOf(folder), formatResolvConf(dns), 0o644) // in place: it is mounted
+	return writeShared(resolvConfOf(folder), formatResolvConf(dns))
 }
 
 // tooSlow returns err, or errTooSlow where that is why the call ended.
@@ -220,7 +220,11 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
 		return nil, err
 	}
-	options, allowed, err := c.options.oci(c.cfg.AllowedMounts)
+	if err := os.Chmod(c.dataDir, 0o755); err != nil { // whatever the umask: the container's user enters it
+		return nil, err
+	}
+	own := c.contractOf(spec.Model)
+	options, allowed, err := own.oci(c.cfg.AllowedMounts)
 	if err != nil {
 		return nil, err
 	}
@@ -240,11 +244,11 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
-	contract, err := chooseContract(c.options.Contract, img.Config.Config.Labels)
+	contract, err := chooseContract(own.Contract, img.Config.Config.Labels)
 	if err != nil {
 		return nil, err
 	}
-	inject, err := contract.edit(c.options.Command != nil, img.Config.Config.StopSignal)
+	inject, err := contract.edit(own.Command != nil, img.Config.Config.StopSignal)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +273,7 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 			}
 		}
 		cfg.Hosts = filepath.Join(folder, "hosts")
-		if err := os.WriteFile(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n"), 0o644); err != nil {
+		if err := writeShared(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n")); err != nil {
 			return nil, err
 		}
 	}

@@ -17,6 +17,7 @@ var (
 	_ runtime.ModelKeeper   = (*Driver)(nil)
 	_ runtime.ModelChecker  = (*containers)(nil)
 	_ runtime.DigestChecker = (*containers)(nil)
+	_ runtime.Prefetcher    = (*containers)(nil)
 )
 
 // latest is the version of models that name none.

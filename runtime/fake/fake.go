@@ -8,11 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -37,9 +35,10 @@ func (l *Last) Error() string { return "the runner ended after its answer: " + l
 // processes outlive a daemon.
 type Pasture struct {
 	mu    sync.Mutex
-	lives map[string]*life // by sheep
-	loads map[string]int   // runner starts by sheep
-	born  int              // runners there ever were
+	lives map[string]*life     // by sheep
+	logs  map[string]*sheepLog // by sheep
+	loads map[string]int       // runner starts by sheep
+	born  int                  // runners there ever were
 }
 
 // noProcess is above any process id that Linux gives out.
@@ -47,7 +46,7 @@ const noProcess = 1 << 22
 
 // NewPasture makes an empty one.
 func NewPasture() *Pasture {
-	return &Pasture{lives: make(map[string]*life), loads: make(map[string]int)}
+	return &Pasture{lives: make(map[string]*life), logs: make(map[string]*sheepLog), loads: make(map[string]int)}
 }
 
 // Kill ends the sheep's runner from outside. It reports whether there was one.
@@ -106,15 +105,16 @@ type Config struct {
 	Check func(m job.Model) error
 	// Find, when set, decides whether the sheep has a model.
 	Find func(m job.Model) error
-	// Start, when set, is called when a runner starts; an *runtime.Exit ends it
-	// at once.
+	// Start, when set, is called when a runner starts, with a context for Print; an
+	// *runtime.Exit ends it at once.
 	Start func(ctx context.Context, m job.Model) error
 	// Deaf, when set, says that a model's runners never take jobs.
 	Deaf func(m job.Model) bool
 	// Cancels says that runners can be told to drop a job: the context of its
 	// Handler ends.
 	Cancels bool
-	// Log is what the runners have written; where it is empty, sheep keep no log.
+	// Log is the beginning of what the runners have written, to which Print adds;
+	// where it is empty, sheep keep no log.
 	Log string
 	// Stubborn, when set, says that a model's runners do not end when they are
 	// told to, and have to be killed.
@@ -142,14 +142,6 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 		return &loggingSheep{s}, nil
 	}
 	return s, nil
-}
-
-// loggingSheep is a sheep that keeps what its runners write.
-type loggingSheep struct{ *sheep }
-
-// Logs opens Config.Log.
-func (s *loggingSheep) Logs(context.Context, job.LogQuery) (io.ReadCloser, error) {
-	return io.NopCloser(strings.NewReader(s.cfg.Log)), nil
 }
 
 type sheep struct {
@@ -219,6 +211,9 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 			return &runtime.LoadError{Message: "no model is loaded", Class: errdefs.ErrFailedPrecondition}
 		}
 		l = newLife(*s.loaded)
+		if s.cfg.Log != "" {
+			l.log = s.cfg.Pasture.log(s.name)
+		}
 		s.cfg.Pasture.mu.Lock()
 		s.cfg.Pasture.lives[s.name] = l
 		s.cfg.Pasture.loads[s.name]++
@@ -243,11 +238,14 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 
 	observe(runtime.Event{Stage: runtime.Starting, PID: l.pid, Text: "waiting for port 9999"})
 	if fresh && s.cfg.Start != nil {
-		if err := s.cfg.Start(ctx, l.model); err != nil {
+		if err := s.cfg.Start(context.WithValue(ctx, speaker{}, &voice{life: l}), l.model); err != nil {
 			if exit, ok := err.(*runtime.Exit); ok {
 				l.end(exit)
 			}
 		}
+	}
+	if fresh {
+		close(l.started)
 	}
 	if l.alive() && !deaf {
 		observe(runtime.Event{Stage: runtime.Connected})
@@ -337,6 +335,8 @@ type life struct {
 	stop  context.CancelFunc
 	work  sync.WaitGroup
 
+	started chan struct{} // closed when Config.Start has returned
+
 	mu      sync.Mutex
 	current job.ID             // under way
 	drop    context.CancelFunc // ends that job's context
@@ -344,10 +344,15 @@ type life struct {
 	changed chan struct{}      // closed and replaced when an answer is added
 	exit    *runtime.Exit
 	ended   chan struct{}
+	log     *sheepLog // nil where none is kept
+
+	events   []messenger.Event // of the job that was taken last
+	warnings []string          // likewise
+	taken    int               // jobs so far
 }
 
 func newLife(m job.Model) *life {
-	l := &life{model: m, changed: make(chan struct{}), ended: make(chan struct{})}
+	l := &life{model: m, started: make(chan struct{}), changed: make(chan struct{}), ended: make(chan struct{})}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	return l
 }
@@ -383,11 +388,21 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		return fmt.Errorf("%d answers are not acknowledged", len(l.kept))
 	}
 	l.current = in.JobID
+	l.events, l.warnings, l.taken = nil, nil, l.taken+1
+	given := messenger.Event{Kind: messenger.EventGiven, JobID: in.JobID}
+	if l.log != nil {
+		given.Log = l.log.begin()
+	}
+	l.told(given)
 	ctx, drop := context.WithCancel(l.ctx)
 	l.drop = drop
 	l.work.Go(func() {
 		defer drop()
-		err := handle(ctx, l.model, in)
+		select {
+		case <-l.started:
+		case <-l.ended:
+		}
+		err := handle(context.WithValue(ctx, speaker{}, &voice{life: l, job: in.JobID}), l.model, in)
 		exit, exits := err.(*runtime.Exit)
 		var last *Last
 		if errors.As(err, &last) {
@@ -395,7 +410,10 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		}
 		l.mu.Lock()
 		if l.exit == nil && !exits {
-			a := messenger.Answer{JobID: in.JobID}
+			a := messenger.Answer{JobID: in.JobID, Warnings: l.warnings}
+			if l.log != nil {
+				a.Log = l.log.end(given.Log)
+			}
 			if err != nil {
 				a.Failure = &job.Failure{Message: err.Error(), Type: fmt.Sprintf("%T", err)}
 				errors.As(err, &a.Failure) // as the handler words it
@@ -423,8 +441,11 @@ type conn struct {
 	cancels bool
 	closed  chan struct{}
 
-	mu   sync.Mutex
-	seen []job.ID // received by this connection and not acknowledged
+	mu    sync.Mutex
+	seen  []job.ID // received by this connection and not acknowledged
+	told  int      // events of the job counted by taken that were received
+	taken int
+	ready bool // EventReady was received
 }
 
 func (c *conn) Send(ctx context.Context, in messenger.Input) error {

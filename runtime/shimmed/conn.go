@@ -145,7 +145,7 @@ func (r *remains) answers() []messenger.Answer {
 func answersOf(kept []shim.Answer) []messenger.Answer {
 	var list []messenger.Answer
 	for _, a := range kept {
-		list = append(list, messenger.Answer{JobID: a.Job, Failure: a.Failure, Log: a.Log})
+		list = append(list, a.Message())
 	}
 	return list
 }

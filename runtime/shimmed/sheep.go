@@ -114,6 +114,7 @@ var (
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
 	_ runtime.ModelFinder  = (*Sheep)(nil)
+	_ runtime.Prefetcher   = (*Sheep)(nil)
 )
 
 // New makes a sheep. It changes nothing on the machine.
@@ -134,13 +135,27 @@ func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error)
 	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
 }
 
+// BeginSpan begins a span of the log. See runtime.JobLogger.
+func (s *Sheep) BeginSpan() string { return logspan.Span{Begin: logs.End(s.logFiles()...)}.String() }
+
+// EndSpan ends a span of the log. See runtime.JobLogger.
+func (s *Sheep) EndSpan(span string) string {
+	parsed, err := logspan.Parse(span)
+	if err != nil || parsed.End != nil {
+		return span
+	}
+	parsed.End = make(logspan.Mark, len(parsed.Begin))
+	copy(parsed.End, logs.End(s.logFiles()...))
+	return parsed.String()
+}
+
 // JobLogs opens what was written during a job. See runtime.JobLogger.
-func (s *Sheep) JobLogs(ctx context.Context, span string, follow bool) (io.ReadCloser, error) {
+func (s *Sheep) JobLogs(ctx context.Context, span string, q job.LogQuery) (runtime.JobLog, error) {
 	parsed, err := logspan.Parse(span)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return logs.OpenSpan(ctx, parsed, follow, s.logFiles()...)
+	return logs.OpenSpan(ctx, parsed, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
 }
 
 // logFiles are the logs that the runner's output goes to, each once.
@@ -206,6 +221,14 @@ func (s *Sheep) CheckModel(m job.Model) error {
 func (s *Sheep) FindModel(m job.Model) error {
 	if f, ok := s.cfg.Type.(runtime.ModelFinder); ok {
 		return f.FindModel(m)
+	}
+	return nil
+}
+
+// Prefetch has the sheep's Type fetch a model. See runtime.Prefetcher.
+func (s *Sheep) Prefetch(ctx context.Context, m job.Model) error {
+	if p, ok := s.cfg.Type.(runtime.Prefetcher); ok {
+		return p.Prefetch(ctx, m)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/internal/logspan"
+	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
@@ -93,6 +94,7 @@ type running struct {
 	progress *shim.Event // the latest
 	logs     rate
 	lost     int          // log lines that were dropped, not told yet
+	warnings []string     // see messenger.Answer
 	begin    logspan.Mark // where its lines begin
 }
 
@@ -110,7 +112,7 @@ func (s *server) event(e messenger.Event) {
 		s.noise.warn("dropped an event of the runner: its job is not under way", "job", e.JobID, "under_way", s.job)
 		return
 	}
-	told := shim.Event{Kind: e.Kind, Job: e.JobID, Time: now, Progress: e.Progress, Text: e.Text, Features: e.Features}
+	told := shim.Event{Kind: e.Kind, Job: e.JobID, Time: now, Progress: e.Progress, Text: logtext.Clean(e.Text), Features: e.Features}
 	switch e.Kind {
 	case messenger.EventAccepted:
 		s.current.features = e.Features
@@ -143,6 +145,9 @@ func (s *server) tellEvents(c *session) {
 	}
 	if s.current.progress != nil {
 		c.event(*s.current.progress)
+	}
+	for _, warning := range s.current.warnings {
+		c.event(shim.Event{Kind: messenger.EventWarning, Job: s.job, Time: time.Now(), Text: warning})
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,13 +26,12 @@ const tailSize = 32 << 10
 // lines rather than stop the runner.
 type output struct {
 	stdout, stderr *os.File // the runner's ends, closed by started
-	pipes          []*os.File
+	pipes          []*bounded.Pipe
 	files          []io.Closer
 	log            *slog.Logger
 	copying        sync.WaitGroup
 
-	logs   []positioned // the files, each once
-	taking atomic.Int32 // how many pieces were read and are not written yet
+	logs []positioned // the files, each once
 
 	mu  sync.Mutex
 	out tail
@@ -60,30 +58,21 @@ func (o *output) position() logspan.Mark {
 	return mark
 }
 
-// settle waits a moment until what the runner has written is in the logs.
-func (o *output) settle() {
+// settle waits until what is in the pipes by now is in the logs, or the time is over.
+func (o *output) settle(by time.Time) {
 	if o == nil {
 		return
 	}
-	for range 20 {
-		pending := o.taking.Load() > 0
-		for _, r := range o.pipes {
-			pending = pending || unread(r) > 0
-		}
-		if !pending {
-			return
-		}
-		time.Sleep(time.Millisecond)
+	for _, r := range o.pipes {
+		r.Settle(by)
 	}
 }
 
-// unread is how many bytes wait in a pipe.
-func unread(r *os.File) (n int) {
-	raw, err := r.SyscallConn()
-	if err == nil {
-		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
-	}
-	return n
+// start copies what the runner writes to a pipe.
+func (o *output) start(r *os.File, w io.Writer, end *tail) {
+	p := bounded.NewPipe(r)
+	o.pipes = append(o.pipes, p)
+	o.copying.Go(func() { o.copy(p, w, end) })
 }
 
 // together is how close in time writes to both streams count as simultaneous:
@@ -140,9 +129,8 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 		if err != nil {
 			return nil, err
 		}
-		o.pipes = append(o.pipes, r)
 		*stream.into = end
-		o.copying.Go(func() { o.copy(r, w, stream.end) })
+		o.start(r, w, stream.end)
 	}
 	return o, nil
 }
@@ -176,8 +164,7 @@ func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err 
 		if err != nil {
 			return nil, err
 		}
-		o.pipes = append(o.pipes, r)
-		o.copying.Go(func() { o.copy(r, f, stream.end) })
+		o.start(r, f, stream.end)
 	}
 	return o, nil
 }
@@ -189,13 +176,12 @@ func openAppend(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 }
 
-func (o *output) copy(r *os.File, w io.Writer, end *tail) {
+func (o *output) copy(r *bounded.Pipe, w io.Writer, end *tail) {
 	buffer := make([]byte, 16<<10)
 	failing := false
 	for {
 		n, err := r.Read(buffer)
 		if n > 0 {
-			o.taking.Add(1)
 			o.mu.Lock()
 			end.note(buffer[:n], time.Now())
 			o.mu.Unlock()
@@ -204,7 +190,7 @@ func (o *output) copy(r *os.File, w io.Writer, end *tail) {
 				o.log.Warn("cannot write what the runner says; it is lost until this can be written again", "error", werr)
 			}
 			failing = werr != nil
-			o.taking.Add(-1)
+			r.Done(n)
 		}
 		if err != nil {
 			return

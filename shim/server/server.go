@@ -71,10 +71,11 @@ type server struct {
 	link      Conn     // nil while not connected
 	connected bool     // once was
 	pid       int      // the runner's
-	job       job.ID   // given and not answered
-	frame     []byte   // of job, until it has been sent
-	output    *output  // of the runner; nil where it is somebody else's
-	current   running  // of job
+	memory    *memoryWatch
+	job       job.ID  // given and not answered
+	frame     []byte  // of job, until it has been sent
+	output    *output // of the runner; nil where it is somebody else's
+	current   running // of job
 	deadline  *time.Timer
 	answers   []shim.Answer
 	exit      *shim.Exit
@@ -268,12 +269,8 @@ type process interface {
 	terminate()               // asks it to end
 	endAll() (problem string) // ends it and all it started
 	exitStatus() shim.Exit
-	oomKills() int
+	oomKills() (own, shared int) // see cgroup.Group
 }
-
-// oomInterval is how often it is looked whether the kernel has killed a process of
-// the runner for memory.
-const oomInterval = time.Second
 
 // awaitExit waits until the runner has ended, by itself or because somebody
 // wants it, and ends what it left behind.
@@ -292,18 +289,15 @@ func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 		}
 		deadline, kill = by, time.After(r.grace)
 	}
-	look := time.NewTicker(oomInterval)
+	s.watchMemory(runner)
+	look := time.NewTicker(memoryInterval)
 	defer look.Stop()
-	killedForMemory := 0
 	for ended := false; !ended; {
 		select {
 		case <-runner.ended():
 			ended = true
 		case <-look.C:
-			if n := runner.oomKills(); n > killedForMemory && runner.alive() {
-				killedForMemory = n
-				s.log.Warn("the kernel killed a process that the runner had started for memory; the runner goes on", "killed_so_far", n)
-			}
+			s.lookForKillsNow()
 		case r := <-s.stops:
 			ask(r)
 		case <-told:
@@ -313,7 +307,7 @@ func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 			ended = true
 		}
 	}
-	oom := runner.oomKills()
+	oom := s.killedForMemory()
 	killed := runner.alive()
 	problem := runner.endAll()
 	exit := runner.exitStatus()
@@ -323,10 +317,10 @@ func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 			exit.Signal = "" // ours, which says nothing
 		}
 	}
-	if oom = max(oom, runner.oomKills()); oom > 0 && !killed {
+	if oom = max(oom, s.killedForMemory()); oom > notKilled && !killed {
 		unknown := exit.Code == -1 && exit.Signal == ""
-		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown
-		if !exit.OutOfMemory && exit.Code != 0 && exit.Detail == "" {
+		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown && oom == itsOwn
+		if !exit.OutOfMemory && oom == itsOwn && exit.Code != 0 && exit.Detail == "" {
 			exit.Detail = "the kernel ended one of its processes for memory"
 		}
 	}
@@ -400,13 +394,13 @@ func (s *server) forward() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	s.current.begin = s.output.position() // the runner may write before Send returns
 	if err := s.link.Send(ctx, s.frame); err != nil {
 		s.log.Warn("cannot send a job to the runner", "job", s.job, "error", err)
 		_ = s.link.Close()
 		return
 	}
 	s.frame = nil
-	s.current.begin = s.output.position()
 	s.session.event(s.given())
 }
 
@@ -422,12 +416,10 @@ func (s *server) received(frame []byte) {
 		s.noise.warn("dropped a message of the runner", "error", err)
 		return
 	}
-	s.mu.Lock()
-	out := s.output
-	s.mu.Unlock()
-	out.settle()
+	s.settleOutput()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lookForKills() // such a process may be why it answers as it does
 	if s.job == "" || a.JobID != s.job || s.frame != nil {
 		s.noise.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
 		return
@@ -438,9 +430,25 @@ func (s *server) received(frame []byte) {
 	s.settleJob(shim.Answer{Job: a.JobID, Failure: a.Failure})
 }
 
+// settleTime is how long an answer waits for what the runner has written before it.
+const settleTime = time.Second
+
+// settleOutput waits until what the runner has written by now is in the logs.
+func (s *server) settleOutput() {
+	s.mu.Lock()
+	out, w := s.output, s.watched
+	s.mu.Unlock()
+	by := time.Now().Add(settleTime)
+	if w != nil {
+		w.pipes.settle(by)
+	}
+	out.settle(by)
+}
+
 // settleJob keeps the answer to the job under way and tells it. The caller holds
 // s.mu.
 func (s *server) settleJob(answer shim.Answer) {
+	answer.Warnings = s.current.warnings
 	answer.Log = logspan.Span{Begin: s.current.begin, End: s.output.position()}.String()
 	s.session.send(&shim.Message{Kind: shim.KindAnswer, Answer: &answer})
 	s.answers = append(s.answers, answer)

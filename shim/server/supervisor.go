@@ -138,7 +138,9 @@ func (v *supervisor) reap() (more bool) {
 
 func (v *supervisor) ended() <-chan struct{} { return v.exited }
 
-func (v *supervisor) oomKills() int { return v.group.OOMKills() }
+func (v *supervisor) oomKills() (own, shared int) {
+	return v.group.OOMKills(), v.group.SharedOOMKills()
+}
 
 func (v *supervisor) alive() bool {
 	v.mu.Lock()

@@ -24,6 +24,7 @@ type watched struct {
 	process proc.Process
 	pidfd   *os.File
 	netns   *os.File // nil where it is ours
+	pipes   runnerPipes
 	group   cgroup.Group
 	stop    unix.Signal // asks it to end
 	exited  chan struct{}
@@ -62,6 +63,7 @@ func openWatched(pid int, group string, c *shim.Container) (_ *watched, err erro
 		}
 	}
 	w.group = cgroup.Of(pid, group)
+	w.pipes = openRunnerPipes(pid)
 	return w, nil
 }
 
@@ -75,6 +77,7 @@ func (w *watched) namespace() string {
 
 func (w *watched) close() {
 	w.pidfd.Close()
+	w.pipes.close()
 	if w.netns != nil {
 		w.netns.Close()
 	}
@@ -112,7 +115,7 @@ func (w *watched) alive() bool {
 	}
 }
 
-func (w *watched) oomKills() int { return w.group.OOMKills() }
+func (w *watched) oomKills() (own, shared int) { return w.group.OOMKills(), 0 }
 
 // terminate asks the process to end. The kernel drops signals to the first process
 // of a PID namespace that it neither handles nor blocks, so one that does neither

@@ -1,5 +1,6 @@
-// Package package_test builds what is released and checks it as those who get it
-// meet it: dpkg on a fresh Debian, lintian, man, the shells, sha256sum.
+// Package package_test builds the release and examines it with the programs that its
+// users install and read it with: dpkg on a fresh Debian, rpm, lintian, man, the shells,
+// sha256sum.
 package package_test
 
 import (
@@ -7,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -14,35 +16,50 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// release is built once, by the first test that needs it: a folder with all
-// that `make dist` leaves. Its version sorts after that of older.
-var release = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "shepherd-release-")
-	if err != nil {
-		panic(err)
-	}
-	return dir
-})
-
+// version sorts after that of older.
 const version = "v1.2.0"
+
+// releases are what make leaves for an architecture, each made once, by the first test
+// that needs it.
+var releases struct {
+	sync.Mutex
+	dirs map[string]string
+}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	_ = os.RemoveAll(release())
+	for _, dir := range releases.dirs {
+		_ = os.RemoveAll(dir)
+	}
 	os.Exit(code)
 }
 
-// dist returns the release's folder.
+// released returns the folder with what the targets leave for an architecture.
+func released(t *testing.T, arch string, targets ...string) string {
+	t.Helper()
+	releases.Lock()
+	defer releases.Unlock()
+	if dir := releases.dirs[arch]; dir != "" {
+		return dir
+	}
+	made := testenv.Pack(t, version, append(targets, "GOARCH="+arch)...)
+	dir, err := os.MkdirTemp("", "shepherd-release-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "cp", "-a", made+"/.", dir)
+	if releases.dirs == nil {
+		releases.dirs = map[string]string{}
+	}
+	releases.dirs[arch] = dir
+	return dir
+}
+
+// dist returns the folder of all that is released for this architecture.
 func dist(t *testing.T) string {
 	t.Helper()
-	dir := release()
-	if _, err := os.Stat(filepath.Join(dir, "SHA256SUMS")); err != nil {
-		made := testenv.Pack(t, version, "dist")
-		if out, err := exec.Command("cp", "-a", made+"/.", dir).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	return dir
+	testenv.Command(t, "rpmbuild", "rpm")
+	return released(t, runtime.GOARCH, "dist", "rpm")
 }
 
 // deb is the release's Debian package.
@@ -78,8 +95,8 @@ func TestLintian(t *testing.T) {
 	}
 }
 
-// TestManPages checks that pages are there for what people call, and that
-// neither of the two programs that show them has anything to complain of.
+// TestManPages checks that the commands have manual pages, and that mandoc and man
+// show them without warnings.
 func TestManPages(t *testing.T) {
 	mandoc := testenv.Command(t, "mandoc", "mandoc")
 	man := testenv.Command(t, "man", "man-db")
@@ -114,7 +131,7 @@ func TestManPages(t *testing.T) {
 	}
 }
 
-// TestCompletions has each shell complete a command line.
+// TestCompletions completes a command line in each shell.
 func TestCompletions(t *testing.T) {
 	tree := filepath.Join(dist(t), "tree")
 	env := append(os.Environ(), "PATH="+filepath.Join(tree, "bin")+":"+os.Getenv("PATH"), "HOME="+t.TempDir(), "TERM=dumb")

@@ -1,10 +1,43 @@
-// Runner is the scripted runner as the program of a container's image.
+// Runner is the scripted runner as the program of a container's image, and with the
+// argument "cog" the server of one that was built with Cog.
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
+	"strings"
 
+	"github.com/iterait/shepherd/internal/cogtest"
 	"github.com/iterait/shepherd/runtime/runtimetest"
 )
 
-func main() { runtimetest.RunnerMain(os.Args[1:]) }
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "cog" {
+		serveCog()
+		return
+	}
+	runtimetest.RunnerMain(os.Args[1:])
+}
+
+// serveCog serves a model that puts its text into capitals.
+func serveCog() {
+	err := cogtest.Serve(context.Background(), cogtest.Model{
+		Input:    `{"text": {"type": "string", "title": "Text"}}`,
+		Required: []string{"text"},
+		Output:   `{"type": "string", "title": "Output"}`,
+		Predict: func(_ context.Context, input map[string]any, log func(string), _ func(any)) (any, error) {
+			text := fmt.Sprint(input["text"])
+			log(" 40%|####      | 4/10\nputting " + text + "\n")
+			if text == "fail" {
+				return nil, errors.New("ValueError: no")
+			}
+			return strings.ToUpper(text), nil
+		},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

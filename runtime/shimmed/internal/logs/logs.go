@@ -11,7 +11,10 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
+
+	"github.com/iterait/shepherd/internal/logspan"
 )
 
 // interval is the time between two looks at files that have nothing new.
@@ -41,7 +44,7 @@ type Options struct {
 // following, ctx's error. Read and Close are not called at the same time: to end
 // a Read, end ctx.
 func Open(ctx context.Context, o Options, files ...File) (io.ReadCloser, error) {
-	r := &reader{done: ctx.Done(), cause: func() error { return context.Cause(ctx) }, follow: o.Follow}
+	r := newReader(ctx, o.Follow)
 	for _, f := range files {
 		s, err := open(f, o.Tail)
 		if err != nil {
@@ -61,6 +64,22 @@ type reader struct {
 	sources []*source
 	turn    int  // the source to be asked next
 	begun   bool // all that there was at the beginning is read
+
+	limit   atomic.Pointer[logspan.Mark] // nothing after it is read
+	limited chan struct{}                // closed when limit is set
+}
+
+func newReader(ctx context.Context, follow bool) *reader {
+	return &reader{done: ctx.Done(), cause: func() error { return context.Cause(ctx) }, follow: follow, limited: make(chan struct{})}
+}
+
+// End ends the following at the end of a span, all of which is written. A span
+// without an end changes nothing, nor does a second one.
+func (r *reader) End(text string) {
+	span, err := logspan.Parse(text)
+	if err == nil && len(span.End) >= len(r.sources) && r.limit.CompareAndSwap(nil, &span.End) {
+		close(r.limited)
+	}
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -76,9 +95,13 @@ func (r *reader) Read(p []byte) (int, error) {
 			return 0, r.cause()
 		default:
 		}
+		limit := r.limit.Load()
 		for range r.sources {
 			if r.turn == len(r.sources) {
 				r.turn = 0
+			}
+			if limit != nil {
+				r.sources[r.turn].limit = &(*limit)[r.turn]
 			}
 			n, err := r.sources[r.turn].read(p, !r.begun)
 			if n == 0 || r.begun { // the beginning comes file by file
@@ -98,8 +121,12 @@ func (r *reader) Read(p []byte) (int, error) {
 			}
 			continue
 		}
+		if limit != nil { // all there is was written before the limit was known
+			return 0, io.EOF
+		}
 		select {
 		case <-r.done:
+		case <-r.limited:
 		case <-time.After(interval):
 		}
 	}
@@ -121,6 +148,9 @@ type source struct {
 	open []*os.File // oldest first; the first is being read
 	at   int64      // in it
 	end  int64      // of the last one, when the log was opened
+
+	limit *logspan.Position // nothing after it is read; nil for none
+	gone  bool              // nothing of what is wanted is kept
 }
 
 // open opens what there is of a log and finds where its last lines begin.
@@ -131,7 +161,7 @@ func open(f File, tail int) (*source, error) {
 		var info os.FileInfo
 		if info, err = s.open[len(s.open)-1].Stat(); err == nil {
 			s.end = info.Size()
-			err = s.seek(tail)
+			err = s.startAt(s.tail(tail))
 		}
 	}
 	if err != nil {
@@ -193,14 +223,14 @@ func same(a, b *os.File) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// seek goes to the beginning of the last lines. A last line that has not ended
-// counts.
-func (s *source) seek(lines int) error {
+// tail finds the beginning of the last lines, or of all where lines is negative: the
+// file, and the place in it. A last line that has not ended counts.
+func (s *source) tail(lines int) (file int, at int64, err error) {
 	if lines < 0 {
-		return nil
+		return 0, 0, nil
 	}
 	if lines == 0 {
-		return s.start(len(s.open)-1, s.end)
+		return len(s.open) - 1, s.end, nil
 	}
 	buffer := make([]byte, 32<<10)
 	last := true // nothing of the newest line is seen yet
@@ -209,7 +239,7 @@ func (s *source) seek(lines int) error {
 		if i < len(s.open)-1 {
 			info, err := s.open[i].Stat()
 			if err != nil {
-				return err
+				return 0, 0, err
 			}
 			at = info.Size()
 		}
@@ -217,7 +247,7 @@ func (s *source) seek(lines int) error {
 			n := min(at, int64(len(buffer)))
 			chunk := buffer[:n]
 			if _, err := s.open[i].ReadAt(chunk, at-n); err != nil && err != io.EOF {
-				return err
+				return 0, 0, err
 			}
 			end := len(chunk)
 			if last && chunk[end-1] == '\n' {
@@ -230,14 +260,22 @@ func (s *source) seek(lines int) error {
 					break
 				}
 				if lines--; lines == 0 {
-					return s.start(i, at-n+int64(newline)+1)
+					return i, at - n + int64(newline) + 1, nil
 				}
 				end = newline
 			}
 			at -= n
 		}
 	}
-	return nil
+	return 0, 0, nil
+}
+
+// startAt is start with what tail found.
+func (s *source) startAt(i int, at int64, err error) error {
+	if err != nil {
+		return err
+	}
+	return s.start(i, at)
 }
 
 // start reads from here on.
@@ -255,6 +293,9 @@ func (s *source) start(i int, at int64) error {
 // beginning it ends where the log did when it was opened.
 func (s *source) read(p []byte, beginning bool) (int, error) {
 	for {
+		if s.gone {
+			return 0, nil
+		}
 		if len(s.open) == 0 {
 			s.at = 0
 			if err := s.gather(); len(s.open) == 0 || err != nil {
@@ -262,11 +303,21 @@ func (s *source) read(p []byte, beginning bool) (int, error) {
 			}
 		}
 		part := p
+		bound := func(end int64) { part = part[:max(0, min(int64(len(part)), end-s.at))] }
 		if beginning && len(s.open) == 1 {
-			part = p[:max(0, min(int64(len(p)), s.end-s.at))]
-			if len(part) == 0 {
-				return 0, nil
+			bound(s.end)
+		}
+		if s.limit != nil {
+			info, err := s.open[0].Stat()
+			if err != nil {
+				return 0, fmt.Errorf("read the log %s: %w", s.log.Path, err)
 			}
+			if logspan.Inode(info) == s.limit.Inode {
+				bound(s.limit.Offset)
+			}
+		}
+		if len(part) == 0 {
+			return 0, nil
 		}
 		n, err := s.open[0].ReadAt(part, s.at)
 		if n > 0 {

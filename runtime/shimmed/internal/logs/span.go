@@ -4,20 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/internal/logspan"
+	"github.com/iterait/shepherd/runtime"
 )
 
 // OpenSpan opens a part of logs, of which the span has a place in each. What was
 // removed of it by rotation is left out; where nothing is left the error is of
 // class errdefs.ErrNotFound. A span without an end is read up to now or,
-// following, until ctx ends. See Open.
-func OpenSpan(ctx context.Context, span logspan.Span, follow bool, files ...File) (io.ReadCloser, error) {
-	r := &reader{done: ctx.Done(), cause: func() error { return context.Cause(ctx) }, follow: follow && span.End == nil}
+// following, until JobLog.End is called or ctx ends. See Open.
+func OpenSpan(ctx context.Context, span logspan.Span, o Options, files ...File) (runtime.JobLog, error) {
+	r := newReader(ctx, o.Follow && span.End == nil)
 	kept := false
 	for i, f := range files {
 		if i >= len(span.Begin) {
@@ -29,7 +30,7 @@ func OpenSpan(ctx context.Context, span logspan.Span, follow bool, files ...File
 		if span.End != nil {
 			end = &span.End[i]
 		}
-		found, err := s.seekSpan(span.Begin[i], end)
+		found, err := s.seekSpan(span.Begin[i], end, o.Tail)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("read the log %s: %w", f.Path, err), r.Close())
 		}
@@ -41,11 +42,24 @@ func OpenSpan(ctx context.Context, span logspan.Span, follow bool, files ...File
 	return r, nil
 }
 
-// seekSpan opens the files of a part and goes to its begin. It reports whether
-// something of it is there; else the source is empty.
-func (s *source) seekSpan(begin logspan.Position, end *logspan.Position) (found bool, err error) {
+// End is where the logs end now: the zero Position where there is no log.
+func End(files ...File) logspan.Mark {
+	mark := make(logspan.Mark, len(files))
+	for i, f := range files {
+		if info, err := os.Stat(f.Path); err == nil {
+			mark[i] = logspan.Position{Inode: logspan.Inode(info), Offset: info.Size()}
+		}
+	}
+	return mark
+}
+
+// seekSpan opens the files of a part and goes to its begin, or to where its last
+// lines begin. It reports whether something of it is there; else the source is
+// empty. A part that begins nowhere begins with the log.
+func (s *source) seekSpan(begin logspan.Position, end *logspan.Position, tail int) (found bool, err error) {
 	if err := s.gather(); err != nil || len(s.open) == 0 {
-		return false, err
+		s.gone = end != nil && *end != logspan.Position{}
+		return !s.gone, err
 	}
 	inodes := make([]uint64, len(s.open))
 	sizes := make([]int64, len(s.open))
@@ -61,7 +75,11 @@ func (s *source) seekSpan(begin logspan.Position, end *logspan.Position) (found 
 		last = slices.Index(inodes, end.Inode)
 	}
 	first := slices.Index(inodes, begin.Inode)
-	if last < 0 || first > last || first < 0 && end == nil {
+	if begin == (logspan.Position{}) {
+		first = 0
+	}
+	if last < 0 || first > last {
+		s.gone = true
 		return false, s.close()
 	}
 	for _, f := range s.open[last+1:] {
@@ -75,7 +93,16 @@ func (s *source) seekSpan(begin logspan.Position, end *logspan.Position) (found 
 		s.end = min(s.end, end.Offset)
 	}
 	if first < 0 { // the begin was rotated away
-		return true, s.start(0, 0)
+		first, begin.Offset = 0, 0
+	}
+	if tail >= 0 {
+		file, at, err := s.tail(tail)
+		if err != nil {
+			return false, err
+		}
+		if file > first || file == first && at > begin.Offset {
+			first, begin.Offset = file, at
+		}
 	}
 	return true, s.start(first, begin.Offset)
 }

@@ -1,18 +1,17 @@
 package logs
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/internal/logspan"
+	"github.com/iterait/shepherd/runtime"
 )
 
 // A job's lines are found where they have moved to.
@@ -39,7 +38,7 @@ func TestSpan(t *testing.T) {
 	}
 	read := func(span logspan.Span, want string) {
 		t.Helper()
-		r, err := OpenSpan(t.Context(), span, false, log)
+		r, err := OpenSpan(t.Context(), span, Options{Tail: -1}, log)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,26 +67,109 @@ func TestSpan(t *testing.T) {
 		t.Fatal(err)
 	}
 	read(across, "b1\n")
-	if _, err := OpenSpan(t.Context(), a, false, log); !errdefs.IsNotFound(err) {
+	if _, err := OpenSpan(t.Context(), a, Options{Tail: -1}, log); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v", err)
 	}
-	// One that has not ended is followed.
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	now := write("")
-	r, err := OpenSpan(ctx, logspan.Span{Begin: now}, true, log)
-	if err != nil {
+	// The last lines, but none of before.
+	for tail, want := range map[int]string{0: "", 1: "b1\n", 5: "b1\n"} {
+		r, err := OpenSpan(t.Context(), across, Options{Tail: tail}, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || string(got) != want {
+			t.Errorf("tail %d: got %q, %v, want %q", tail, got, err, want)
+		}
+		r.Close()
+	}
+}
+
+// One that has not ended is followed to its end, through rotations and whatever is
+// written after it.
+func TestFollowSpan(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		before, after []string // "/" rotates
+		want          string
+		late          string // of one that opened the log later, where it is another
+	}{
+		{"quiet", nil, nil, "", ""},
+		{"lines", []string{"a\n", "b\n"}, []string{"other\n"}, "a\nb\n", ""},
+		{"rotated", []string{"a\n", "/", "b\n", "/", "c\n"}, []string{"other\n"}, "a\nb\nc\n", ""},
+		{"rotated after", []string{"a\n"}, []string{"other\n", "/", "another\n"}, "a\n", ""},
+		{"rotated away", []string{"a\n", "/", "b\n", "/", "c\n", "/", "d\n"}, nil, "a\nb\nc\nd\n", "b\nc\nd\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			log := File{Path: filepath.Join(t.TempDir(), "log"), Keep: 2}
+			write(t, log.Path, "before\n")
+			span := logspan.Span{Begin: End(log)}
+			do := func(steps []string) {
+				for _, step := range steps {
+					if step == "/" {
+						rotate(t, log.Path, log.Keep)
+					} else {
+						write(t, log.Path, step)
+					}
+				}
+			}
+			open := func() runtime.JobLog {
+				r, err := OpenSpan(t.Context(), span, Options{Tail: -1, Follow: true}, log)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { r.Close() })
+				return r
+			}
+			ends := func(r runtime.JobLog, want string) {
+				t.Helper()
+				read := make(chan string)
+				go func() {
+					got, err := io.ReadAll(r)
+					read <- fmt.Sprint(string(got), err)
+				}()
+				r.End("nonsense")
+				r.End(span.String())
+				r.End(logspan.Span{Begin: span.Begin, End: logspan.Mark{{}}}.String()) // too late
+				if got := <-read; got != want+"<nil>" {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			}
+			early := open()
+			do(c.before)
+			late := open()
+			span.End = End(log)
+			do(c.after)
+			ends(early, c.want)
+			ends(late, cmp.Or(c.late, c.want))
+		})
+	}
+}
+
+// A log that is not there yet is one of which nothing is written.
+func TestSpanOfNoLog(t *testing.T) {
+	log := File{Path: filepath.Join(t.TempDir(), "log"), Keep: 2}
+	span := logspan.Span{Begin: End(log)}
+	read := func(span logspan.Span, want string) {
+		t.Helper()
+		r, err := OpenSpan(t.Context(), span, Options{Tail: -1}, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if got, err := io.ReadAll(r); err != nil || string(got) != want {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	read(span, "")
+	read(logspan.Span{Begin: span.Begin, End: End(log)}, "")
+	write(t, log.Path, "a\n")
+	read(span, "a\n")
+	end := logspan.Span{Begin: span.Begin, End: End(log)}
+	write(t, log.Path, "b\n")
+	read(end, "a\n")
+	if err := os.Remove(log.Path); err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	write("d\n")
-	var got strings.Builder
-	buffer := make([]byte, 100)
-	for got.String() != "d\n" {
-		n, err := r.Read(buffer)
-		got.Write(buffer[:n])
-		if err != nil {
-			t.Fatal(fmt.Sprintf("%q", got.String()), err)
-		}
+	if _, err := OpenSpan(t.Context(), end, Options{Tail: -1}, log); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -81,7 +81,12 @@ class Job:
         self._server.tell(self, event="progress", progress=min(1.0, max(0.0, float(done))), text=text[:_MAX_EVENT_TEXT])
 
     def log(self, line: str) -> None:
-        """Add a line to the job's log. Call it in the thread that processes the job."""
+        """Add a line to the job's log: print it, and tell whoever watches.
+
+        What a runner prints while it has a job is that job's log. Call this in the
+        thread that processes the job.
+        """
+        print(line, flush=True)
         if self._server is not None:
             self._server.tell(self, event="log", text=line[:_MAX_EVENT_TEXT])
 

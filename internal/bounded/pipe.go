@@ -1,0 +1,86 @@
+package bounded
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pipe is the reading end of a pipe whose reader can be waited for: what was written
+// to it by some moment is dealt with, or in it, or on its way between.
+type Pipe struct {
+	*os.File
+	done atomic.Int64 // of what was read
+
+	mu   sync.Mutex // held while it is read
+	read int64
+}
+
+// NewPipe makes a Pipe of a file that polls, as those of os.Pipe do, and named pipes
+// that were opened with O_NONBLOCK.
+func NewPipe(f *os.File) *Pipe { return &Pipe{File: f} }
+
+// Read reads what is in the pipe. Done is to be called for it afterwards.
+func (r *Pipe) Read(p []byte) (n int, err error) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for {
+			if n, failed = unix.Read(int(fd), p); !errors.Is(failed, unix.EINTR) {
+				break
+			}
+		}
+		if errors.Is(failed, unix.EAGAIN) {
+			return false
+		}
+		n = max(n, 0)
+		r.read += int64(n)
+		return true
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case failed != nil:
+		return 0, failed
+	case n == 0 && len(p) > 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Done says that so many bytes more are dealt with.
+func (r *Pipe) Done(n int) { r.done.Add(int64(n)) }
+
+// Settle waits until all that was written to the pipe by now is dealt with, but not
+// beyond the time given. What is written meanwhile does not keep it.
+func (r *Pipe) Settle(by time.Time) {
+	due := r.due()
+	for wait := 50 * time.Microsecond; r.done.Load() < due && time.Now().Before(by); wait = min(2*wait, 10*time.Millisecond) {
+		time.Sleep(wait)
+	}
+}
+
+// due is how much is dealt with when all that is in the pipe now is.
+func (r *Pipe) due() (n int64) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) { // fails where it is closed: nothing is due
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		waiting, _ := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		n = r.read + int64(waiting)
+	})
+	return n
+}

@@ -1,0 +1,70 @@
+package bounded
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What was written by the time of Settle is dealt with when it returns, however slow
+// the reader is.
+func TestPipeSettles(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPipe(r)
+	defer p.Close()
+	var got bytes.Buffer
+	ended := make(chan error)
+	go func() {
+		buffer := make([]byte, 7)
+		for {
+			n, err := p.Read(buffer)
+			time.Sleep(time.Millisecond)
+			got.Write(buffer[:n])
+			p.Done(n)
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	p.Settle(time.Now().Add(time.Minute)) // nothing is due
+	if _, err := io.WriteString(w, strings.Repeat("0123456789", 30)); err != nil {
+		t.Fatal(err)
+	}
+	p.Settle(time.Now().Add(time.Minute))
+	if n := p.done.Load(); n != 300 {
+		t.Errorf("%d bytes were dealt with", n)
+	}
+	w.Close()
+	if err := <-ended; err != io.EOF || got.Len() != 300 {
+		t.Errorf("read %d bytes, %v", got.Len(), err)
+	}
+	if n, err := p.Read(nil); n != 0 || err != nil {
+		t.Errorf("reading nothing: %d, %v", n, err)
+	}
+}
+
+// A reader that does not get on is not waited for beyond the time.
+func TestPipeIsGivenUp(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPipe(r)
+	if _, err := io.WriteString(w, "x"); err != nil {
+		t.Fatal(err)
+	}
+	p.Settle(time.Now().Add(time.Millisecond))
+	w.Close()
+	p.Close()
+	p.Settle(time.Now().Add(time.Hour)) // closed: nothing is due
+	if _, err := p.Read(make([]byte, 1)); err == nil {
+		t.Error("a closed pipe was read")
+	}
+}

@@ -1,0 +1,113 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// errOtherJob is why a model is not loaded ahead of jobs: one of another model came.
+var errOtherJob = errors.New("a job of another model came")
+
+// preloader has a sheep load its own model while it has no job, at its start and
+// whenever its runner was lost. Only wanted may be called by others than the worker.
+type preloader struct {
+	model   job.Model // zero for none
+	due     time.Time // when to load it; zero for not
+	backoff runtime.Backoff
+
+	mu      sync.Mutex
+	loading bool
+	stop    context.CancelCauseFunc // while loading
+}
+
+func newPreloader(m job.Model) *preloader {
+	p := &preloader{model: m, backoff: runtime.DefaultBackoff()}
+	p.again()
+	return p
+}
+
+// again makes the model due.
+func (p *preloader) again() {
+	if !p.model.IsZero() {
+		p.due = time.Now()
+	}
+}
+
+// never makes the model not due: its sheep gave up what it takes for another.
+func (p *preloader) never() { p.due = time.Time{} }
+
+// begin returns a context that ends when a job of another model comes.
+func (p *preloader) begin(parent context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(parent)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loading, p.stop = true, cancel
+	return ctx
+}
+
+func (p *preloader) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stop(errOver)
+	p.loading = false
+}
+
+// wanted is told the model of a job that the sheep is to run.
+func (p *preloader) wanted(m job.Model) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loading && m != p.model {
+		p.stop(errOtherJob)
+	}
+}
+
+// preload loads the model.
+func (w *worker) preload(feed context.Context) {
+	l, s, p := w.lane, w.supervisor, w.preloader
+	p.due = time.Time{}
+	done, ok := l.share.hold()
+	if !ok {
+		return // others have the devices: a job loads it
+	}
+	defer done()
+	ctx := p.begin(feed)
+	defer p.end()
+	if a := l.feeder.holds(); a != nil {
+		p.wanted(a.Model)
+	}
+	l.state.loadAhead(p.model)
+	defer l.state.loadAhead(job.Model{})
+	err := s.start(ctx, p.model, nil)
+	switch {
+	case err == nil:
+		p.backoff.Reset()
+		w.idleSince = time.Now()
+	case ctx.Err() != nil:
+		p.due = time.Now().Add(time.Second) // the job may be another sheep's by then
+	default:
+		wait := max(p.backoff.Failed(0), time.Second)
+		p.due = time.Now().Add(wait)
+		l.log.Warn("Cannot load the model that the sheep is to have ready; trying again", "model", p.model.String(), "pause", wait, "error", err)
+	}
+}
+
+// prefetch fetches the model of a job that is prepared ahead, beside the runner's
+// job: what its Load will need is here by then.
+func (l *lane) prefetch(ctx context.Context, a *attempt) {
+	f, ok := l.Sheep.(runtime.Prefetcher)
+	if !ok || !a.ahead || l.state.has(a.Model) || l.mayLoad(a.Model) != nil {
+		return
+	}
+	l.life.running.Go(func() {
+		ctx, release := a.stopper.bind(ctx)
+		defer release()
+		if err := f.Prefetch(ctx, a.Model); err != nil && ctx.Err() == nil {
+			l.log.Debug("The model of a job that waits cannot be fetched ahead of it", "job", a.ID, "model", a.Model.String(), "error", err)
+		}
+	})
+}
