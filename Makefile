@@ -100,7 +100,7 @@ run: build ## as demo, but stay up and say how to go on
 test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
 	test/run
 
-sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one with its journal
+sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
 	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
 
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)

@@ -329,25 +329,25 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		loadOver = timer.C
 	}
 	ran := func(err error) { a.phases.Run = l.passed(a, a.Model, PhaseRun, began, err) }
+	receive := func(answer messenger.Answer, ok bool) (_ ending, over bool) {
+		w.pulse.works()
+		switch {
+		case !ok:
+			why := s.lost()
+			ran(why)
+			return w.loadEnding(a, why), true
+		case answer.JobID == a.ID:
+			crashpoint.Reached(crashpoint.Answered)
+			s.crashes = crashes{} // a runner that answers is in no crash loop
+			s.freed = time.Now()
+			ran(failed(answer.Failure))
+			return answered(a, answer, s.runner.conn), true
+		}
+		w.answered(work, answer)
+		return ending{}, false
+	}
 	for {
-		w.pulse.waits()
-		select {
-		case answer, ok := <-s.runner.answers:
-			w.pulse.works()
-			switch {
-			case !ok:
-				why := s.lost()
-				ran(why)
-				return w.loadEnding(a, why), false
-			case answer.JobID == a.ID:
-				crashpoint.Reached(crashpoint.Answered)
-				s.crashes = crashes{} // a runner that answers is in no crash loop
-				s.freed = time.Now()
-				ran(failed(answer.Failure))
-				return answered(a, answer, s.runner.conn), false
-			}
-			w.answered(work, answer)
-		case <-connected: // it takes jobs from now on
+		if closed(connected) { // it takes jobs: what is over then is not the time to load
 			connected, loadOver = nil, nil
 			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
@@ -357,6 +357,22 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 				defer timer.Stop()
 				runOver = timer.C
 			}
+		}
+		select { // an answer that is there counts, whatever else has come since
+		case answer, ok := <-s.runner.answers:
+			if end, over := receive(answer, ok); over {
+				return end, false
+			}
+			continue
+		default:
+		}
+		w.pulse.waits()
+		select {
+		case answer, ok := <-s.runner.answers:
+			if end, over := receive(answer, ok); over {
+				return end, false
+			}
+		case <-connected:
 		case <-loadOver:
 			a.stopper.stop(errLoadTimeout)
 		case <-runOver:
