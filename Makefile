@@ -26,7 +26,7 @@ export CGO_CFLAGS ?= -O2 -w
 # What is packed has the time of the commit, so that it comes out the same anywhere.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
-PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST)
+PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
 .PHONY: tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu lint bench fuzz generate clean deps vuln
@@ -38,10 +38,12 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 	@ln -sf shepherdd $(BIN)/shepherd
-	@if command -v $${CC:-gcc} >/dev/null; then \
+	@case "$$($(GO) env GOARCH)" in "$$($(GO) env GOHOSTARCH)") cc=gcc ;; arm64) cc=aarch64-linux-gnu-gcc ;; amd64) cc=x86_64-linux-gnu-gcc ;; esac; \
+	export CC=$${CC:-$$cc}; \
+	if command -v $$CC >/dev/null; then \
 		CGO_ENABLED=1 $(GO) build -trimpath -buildmode=pie -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/shepherd-gpu; \
 	else \
-		echo "bin/shepherd-gpu is not built, because there is no C compiler (gcc): shepherdd will not know this machine's GPUs but by its CDI specs"; \
+		echo "bin/shepherd-gpu is not built, because there is no C compiler ($$CC): shepherdd will not know this machine's GPUs but by its CDI specs"; \
 	fi
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
 
@@ -51,10 +53,10 @@ install: $(DIST)/tree/install ## install dist/tree below PREFIX (/usr/local), as
 $(DIST)/tree/install:
 	@$(MAKE) --no-print-directory tree
 
-deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb
+deb: deb-root packer ## pack dist/shepherd_VERSION_ARCH.deb (GOARCH=arm64 for another machine's)
 	@$(PACK) deb
 
-rpm: rpm-root ## pack dist/shepherd-VERSION-1.ARCH.rpm
+rpm: rpm-root ## pack dist/shepherd-VERSION-1.ARCH.rpm (GOARCH=arm64 for another machine's)
 	@contrib/rpm/build $(DIST)/rpm-root $(DIST) '$(VERSION)' '$(MAINTAINER)' "$$($(GO) env GOARCH)"
 
 dist: deb-root packer ## pack the Debian package, a tarball, a bill of materials (CycloneDX) and SHA256SUMS into dist/

@@ -46,7 +46,7 @@ type Caller struct {
 	Scopes []Scope
 	// Tenant, where it is not empty, limits the caller to the jobs of that tenant.
 	Tenant string
-	// Ambient says that a browser would identify the caller by itself in whatever
+	// Ambient means that a browser would identify the caller by itself in whatever
 	// request a page makes it send: by where it is, a certificate, a session's cookie
 	// or a proxy's. A token has to be added by the page.
 	Ambient bool

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Certificate says who it is that shows one whose name is Subject.
+// Certificate is a caller with a certificate whose name is Subject.
 type Certificate struct {
 	// Subject is one of the certificate's alternative names (a DNS name, an email
 	// address or a URI) or, where it has none at all, its common name.
@@ -38,7 +38,7 @@ func namesOf(cert *x509.Certificate) []string {
 	return names
 }
 
-// nameOf is what a certificate without an entry of its own is called. The serial
+// nameOf is the caller's name for a certificate without an entry of its own. The serial
 // number keeps two without names apart.
 func nameOf(cert *x509.Certificate) string {
 	if names := namesOf(cert); len(names) > 0 {
@@ -89,7 +89,7 @@ type files struct {
 	looked  time.Time
 }
 
-// stamp tells one content of a file from another.
+// stamp identifies a version of a file.
 type stamp struct {
 	path     string
 	modified time.Time

@@ -7,7 +7,7 @@ import (
 
 // LimitConnections is a listener that keeps no more than perCaller connections open
 // from one address (an IPv4 address or the /64 network of an IPv6 one); further ones
-// are closed at once, and refused is told the address. 0 is no limit.
+// are closed at once, and refused is called with the address. 0 is no limit.
 func LimitConnections(l net.Listener, perCaller int, refused func(address string)) net.Listener {
 	if perCaller <= 0 {
 		return l

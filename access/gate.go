@@ -10,7 +10,7 @@ import (
 )
 
 // Gate identifies the callers of a daemon. Its methods may be called from many
-// goroutines; the zero Gate asks nobody for credentials.
+// goroutines; the zero Gate requires no credentials.
 type Gate struct {
 	now      atomic.Pointer[rules]
 	sessions sessions
@@ -42,7 +42,7 @@ type Config struct {
 	// Proxy, if not nil, are reverse proxies whose header names the caller.
 	Proxy *Proxy
 	// Rate is how many requests a second one caller may make, and Burst how many
-	// at once; 0 is no limit. Who is not known by a name is told apart by address.
+	// at once; 0 is no limit. Callers without a name are distinguished by address.
 	Rate  float64
 	Burst int
 }
@@ -87,8 +87,8 @@ func (g *Gate) rules() *rules {
 // Asks reports whether callers on the network need credentials.
 func (g *Gate) Asks() bool { return g.rules().asks }
 
-// Unknown says, in words for the caller, that it did not prove who it is. Shown
-// says that it tried to.
+// Unknown is the error for a caller without valid credentials; its text is for the
+// caller. Shown means that the request had credentials.
 type Unknown struct {
 	Reason string
 	Shown  bool
@@ -96,7 +96,7 @@ type Unknown struct {
 
 func (e *Unknown) Error() string { return e.Reason }
 
-// TooMany says that a caller, or an address, asks too often.
+// TooMany is the error for a caller, or an address, that exceeds its rate.
 type TooMany struct{ After time.Duration }
 
 func (e *TooMany) Error() string { return "Too many requests; try again later" }
@@ -172,7 +172,7 @@ func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
 	return caller, nil
 }
 
-// address tells the hosts of a network apart: an IPv4 address, or the /64 network of
+// address identifies a host of a network: an IPv4 address, or the /64 network of
 // an IPv6 one, in which a host has as many as it likes.
 func address(remote string) string {
 	host, _, err := net.SplitHostPort(remote)

@@ -33,7 +33,7 @@ func HostAllowed(r *http.Request, also []string) bool {
 // SocketHost is the name by which clients of the unix socket address the daemon.
 const SocketHost = "shepherd"
 
-// arrivedLocally says whether a request came by the unix socket or by a loopback
+// arrivedLocally reports whether a request came by the unix socket or by a loopback
 // address.
 func arrivedLocally(ctx context.Context) (socket, loopback bool) {
 	switch at := ctx.Value(http.LocalAddrContextKey).(type) {

@@ -71,7 +71,7 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 	}
 }
 
-// Local says which users of this machine may administer the daemon over its
+// Local are the users of this machine that may administer the daemon over its
 // socket: root, the daemon's own user, and the members of Group where that is
 // not nil.
 type Local struct {
@@ -87,8 +87,8 @@ func (l Local) Caller(p Peer) (Caller, error) {
 	return Caller{}, &Refused{Reason: "This user of the machine may not administer shepherd; ask for membership in the group of api.socket_group"}
 }
 
-// Refused says, in words for the caller, that it is known and may not do what it
-// asks for.
+// Refused is the error for a known caller without the needed permission; its text is for
+// the caller.
 type Refused struct{ Reason string }
 
 func (e *Refused) Error() string { return e.Reason }

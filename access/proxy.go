@@ -48,7 +48,7 @@ func (p *Proxy) trusts(remote string) bool {
 }
 
 // user is the user that a proxy names in a request; ok is false where none does.
-// A header that is there twice names nobody: one of them may be the client's own.
+// A header that is there twice is not used: one of them may be the client's own.
 func (p *Proxy) user(r *http.Request) (name string, ok bool) {
 	if !p.trusts(r.RemoteAddr) {
 		return "", false

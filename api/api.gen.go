@@ -262,10 +262,16 @@ type Job struct {
 	EnqueuedAt   *Time    `json:"enqueued_at"`
 	ErrorDetails *Failure `json:"error_details"`
 
+	// FilesRemoved The files are gone
+	FilesRemoved bool `json:"files_removed"`
+
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
 	FinishedAt *Time     `json:"finished_at"`
 	Gpu        *GPUUsage `json:"gpu"`
 	JobId      string    `json:"job_id"`
+
+	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
+	KeptUntil *Time `json:"kept_until"`
 
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
 	Limits Limits `json:"limits"`
@@ -487,6 +493,9 @@ type StartJobRequest struct {
 	// JobId Chosen by the client; without `..`. Storage that keeps a bucket per job accepts only what can name a bucket
 	JobId string `json:"job_id"`
 
+	// Keep How long the job's files are kept after its end. 0 is for ever; left out, as configured (`storage.keep`)
+	Keep *Duration `json:"keep,omitempty"`
+
 	// LoadTimeout How long loading the model and starting its runner may take. 0 is no limit
 	LoadTimeout *Duration `json:"load_timeout,omitempty"`
 	Model       struct {
@@ -673,6 +682,9 @@ type ServerInterface interface {
 	// ListJobs Jobs, in the order they were submitted
 	// (GET /jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
+	// RemoveJob Remove a job that has ended, with its files
+	// (DELETE /jobs/{job_id})
+	RemoveJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJob A job in detail, with its attempts
 	// (GET /jobs/{job_id})
 	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -890,6 +902,32 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListJobs(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveJob operation middleware
+func (siw *ServerInterfaceWrapper) RemoveJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveJob(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1620,6 +1658,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/start-job", wrapper.StartJob).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/jobs", wrapper.ListJobs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.RemoveJob).Methods(http.MethodDelete)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.GetJob).Methods(http.MethodGet)
 

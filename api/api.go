@@ -35,8 +35,9 @@ import (
 type Service interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
-	// job's place in storage is not there), job.ErrSubmitted (the id is in use)
-	// and job.ErrDraining.
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
+	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
+	// job.ErrDraining.
 	Submit(ctx context.Context, r job.Request) error
 
 	// Job is the job's present state, or *job.UnknownJob.
@@ -73,6 +74,11 @@ type Service interface {
 	// request is durable; the job may take a while to end, and may still end in
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
 
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
@@ -115,12 +121,12 @@ const (
 // Config is what a handler is made of. Only Service is required.
 type Config struct {
 	Service Service
-	// Gate says who asks. Nil lets everyone submit and read, and nobody
+	// Gate authenticates callers. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
 	// Browsers says what web pages may do; nil lets no page of another origin call.
 	Browsers *Browsers
-	// Refused, if not nil, is told of every request that was not let in, for
+	// Refused, if not nil, is called for every request that was refused, for
 	// metrics: "unknown" (who it is), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
@@ -132,8 +138,8 @@ type Config struct {
 	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
-	// Debug tells clients what they otherwise never see: runners' tracebacks
-	// and the causes of the daemon's own errors.
+	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
+	// answers.
 	Debug bool
 	// GPUs is what is known of the machine's GPUs; nil where there are none. It
 	// is called by many goroutines at once and returns soon after ctx ends.

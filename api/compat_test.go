@@ -67,6 +67,7 @@ func TestCompat(t *testing.T) {
 		{name: "unknown job: input", path: "/jobs/nosuch/input", status: 400, answer: unknown},
 		{name: "unknown job: input file", path: "/jobs/nosuch/input/f", status: 400, answer: unknown},
 		{name: "unknown job: impossible file", path: "/jobs/nosuch/input/..%2Ff", status: 400, answer: unknown},
+		{name: "unknown job: remove", method: "DELETE", path: "/jobs/nosuch", status: 400, answer: unknown},
 		{name: "unknown job: cancel", method: "POST", path: "/jobs/nosuch/cancel", status: 400, answer: unknown},
 		{name: "impossible id", path: "/jobs/..%2F..%2Fetc/status", status: 400, answer: "{\"message\": \"Data for job `../../etc` does not exist\"}"},
 		{name: "impossible id: result", path: "/jobs/%F0%9F%90%91/result", status: 400, answer: "{\"message\": \"Data for job `🐑` does not exist\"}"},
@@ -92,6 +93,9 @@ func TestCompat(t *testing.T) {
 		{name: "draining", method: "POST", path: "/start-job", body: start, down: job.ErrDraining, status: 503, answer: `{"message": "shepherd is shutting down and takes no more jobs; try again when it is back"}`},
 
 		{name: "cancel", method: "POST", path: "/jobs/queued/cancel", status: 200, answer: `{"success": true}`},
+		{name: "queue full", method: "POST", path: "/start-job", body: start, down: &job.QueueFull{Limit: 7}, status: 429, answer: `{"message": "The queue is full: 7 jobs wait already; try again later"}`},
+		{name: "remove", method: "DELETE", path: "/jobs/done", status: 200, answer: `{"success": true}`},
+		{name: "remove too early", method: "DELETE", path: "/jobs/processing", status: 409, answer: `{"message": "The job has not ended yet; cancel it, or wait until it has ended, and then remove it"}`},
 		{name: "cancel too late", method: "POST", path: "/jobs/done/cancel", status: 409, answer: `{"message": "the job has ended already"}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -104,7 +108,7 @@ func TestCompat(t *testing.T) {
 			}
 			got := h.do(method, test.path, test.body)
 			h.expect(got, test.status, test.answer)
-			if (test.status == 503) != (got.header.Get("Retry-After") != "") {
+			if (test.status == 503 || test.status == 429) != (got.header.Get("Retry-After") != "") {
 				t.Errorf("Retry-After %q with a %d", got.header.Get("Retry-After"), got.status)
 			}
 		})

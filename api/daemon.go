@@ -71,7 +71,7 @@ func orNull(s string) *string {
 	return &s
 }
 
-// GetHealth answers GET /healthz: whoever can answer is alive.
+// GetHealth answers GET /healthz: a process that answers is alive.
 func (s *server) GetHealth(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, Health{Alive: true})
 }

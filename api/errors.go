@@ -29,11 +29,11 @@ const (
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
-// statusClientGone is what the access log shows for a request whose client has
-// left; nobody receives it.
+// statusClientGone is the status in the access log of a request whose client has
+// disconnected; it is never sent.
 const statusClientGone = 499
 
-// class says how one kind of error is answered.
+// class is how one kind of error is answered.
 type class struct {
 	status int
 	// match returns what the client is told. Only errors made for clients speak
@@ -53,13 +53,16 @@ var classes = []class{
 	{status: http.StatusForbidden, match: as[*access.Refused]},
 	{status: http.StatusForbidden, match: as[*job.Untrusted]},
 	{status: http.StatusTooManyRequests, match: as[*access.TooMany]},
+	{status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
 	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
 	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
 	{status: http.StatusBadRequest, match: as[*job.Invalid]},
 	{status: http.StatusInternalServerError, match: as[*job.Failure]}, // the original's answer for the result of a failed job
 	{status: http.StatusRequestEntityTooLarge, match: tooLarge},
 	{status: http.StatusConflict, match: is(job.ErrSubmitted)},
+	{status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
 	{status: http.StatusConflict, match: is(job.ErrEnded)},
+	{status: http.StatusConflict, match: is(job.ErrNotEnded)},
 	{status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
 	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},

@@ -310,6 +310,21 @@ func (f *fake) Cancel(_ context.Context, id job.ID) error {
 	return nil
 }
 
+func (f *fake) Remove(_ context.Context, id job.ID) error {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return err
+	}
+	if !j.status.State.Final() {
+		return job.ErrNotEnded
+	}
+	delete(f.jobs, id)
+	return nil
+}
+
 func (f *fake) Sheep(context.Context) []job.Sheep {
 	f.boom()
 	return f.sheep

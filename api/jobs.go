@@ -125,11 +125,24 @@ func unbounded(w http.ResponseWriter) {
 	_ = control.SetWriteDeadline(time.Time{})
 }
 
-// CancelJob answers POST /jobs/{job_id}/cancel, which asks for the job's end.
+// CancelJob answers POST /jobs/{job_id}/cancel.
 func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {
 		err = s.service.Cancel(r.Context(), id)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// RemoveJob answers DELETE /jobs/{job_id}.
+func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := s.jobID(r, rawID)
+	if err == nil {
+		err = s.service.Remove(r.Context(), id)
 	}
 	if err != nil {
 		s.fail(w, r, err)

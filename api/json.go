@@ -238,7 +238,7 @@ func (r *reader) word(word string) bool {
 	return len(r.data)-r.pos >= len(word) && string(r.data[r.pos:r.pos+len(word)]) == word
 }
 
-// unquote reads a string and decodes it where it lies: what an escape stands
+// unquote reads a string and decodes it in place: what an escape stands
 // for is never longer than the escape.
 func (r *reader) unquote() ([]byte, error) {
 	r.pos++

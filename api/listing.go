@@ -111,6 +111,7 @@ func (s *server) shown(v job.View) Job {
 		SheepId: orNull(v.Record.Sheep), Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
 		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
+		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,
 		Limits: shownLimits(v.Limits),
 	}
 	if out.Warnings == nil {

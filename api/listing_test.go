@@ -13,11 +13,14 @@ func TestGetJob(t *testing.T) {
 	h := newHarness(t)
 	h.expect(h.get("/jobs/nobody"), 400, "{\"message\": \"Data for job `nobody` does not exist\"}")
 	j := h.service.add("job-1", job.Failed)
+	j.record = func(r *job.Record) {
+		r.KeptUntil, r.FilesRemoved = enqueued.Add(24*time.Hour), true
+	}
 	j.detail, j.usage = "pulling: 1 GiB of 2", job.Usage{GPUMemory: 80 << 30, GPUTime: 1500 * time.Millisecond}
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "progress": null, "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
-		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [],
+		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
 		"limits": {"retries": 0, "retry_pause": 0, "wait_timeout": 0, "load_timeout": 0, "run_timeout": 0},
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
 }
@@ -42,7 +45,7 @@ func TestGetJobWithAttempts(t *testing.T) {
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "processing", "run": 2, "attempt": 2, "priority": 0, "sheep": "sheep-2", "sheep_id": null,
 		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": "40 %: half", "progress": {"done": 0.4, "text": "half", "at": "2026-11-22T10:08:03.942214"}, "gpu": null,
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": null,
-		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"],
+		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"], "kept_until": null, "files_removed": false,
 		"limits": {"retries": 2, "retry_pause": 10, "wait_timeout": 0, "load_timeout": 5400, "run_timeout": 0.5},
 		"attempts": [
 			{"run": 2, "number": 1, "node": "pasture", "sheep": "sheep-1", "began_at": "2026-11-22T10:08:03.942214", "started_at": "2026-11-22T10:08:04.942214",

@@ -68,7 +68,7 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 	}
 	unbounded(w)
 	if told {
-		s.pullAloud(w, r, m, sheep)
+		s.pullWithProgress(w, r, m, sheep)
 		return
 	}
 	if err := s.service.PullModel(r.Context(), m, sheep, func(job.PullProgress) {}); err != nil {
@@ -78,10 +78,10 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// pullAloud pulls and tells how far it is. What fails before there is anything
+// pullWithProgress pulls a model and streams its progress. What fails before there is anything
 // to tell is answered as an error with its status. A client that is slow sees
 // the latest only.
-func (s *server) pullAloud(w http.ResponseWriter, r *http.Request, m job.Model, sheep string) {
+func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, m job.Model, sheep string) {
 	latest := make(chan job.PullProgress, 1)
 	done := make(chan error, 1)
 	go func() {

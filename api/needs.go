@@ -22,11 +22,12 @@ type need struct {
 }
 
 // needs is the one table of who may do what, by method and the contract's path.
-// The contract tells it, too (x-scope and x-whole), and a test compares them.
+// The contract has them as well (x-scope and x-whole), and a test compares the two.
 // What is not in the table takes the scope admin.
 var needs = map[string]need{
 	"POST /start-job":                  {scope: access.Submit},
 	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
+	"DELETE /jobs/{job_id}":            {scope: access.Submit},
 	"GET /jobs":                        {scope: access.Read},
 	"GET /jobs/{job_id}":               {scope: access.Read},
 	"GET /jobs/{job_id}/status":        {scope: access.Read},
@@ -101,7 +102,7 @@ func (s *server) authorize(next http.Handler) http.Handler {
 	})
 }
 
-// permit says why a caller may not do what it asks for.
+// permit returns an error where the caller may not use the operation.
 func (s *server) permit(caller access.Caller, needed need, r *http.Request) error {
 	switch {
 	case !caller.May(needed.scope) && caller.Name == access.Anonymous:
@@ -119,8 +120,7 @@ func (s *server) permit(caller access.Caller, needed need, r *http.Request) erro
 // errForeignPage refuses what a page of another origin makes a browser send.
 var errForeignPage = &access.Refused{Reason: "A page of another origin may not change anything here without a token; list its origin in api.cors_origins if it should"}
 
-// refuse notes that someone was not let in. Nothing that was shown as a proof is
-// noted.
+// refuse logs and counts a refused request. The credentials are not logged.
 func (s *server) refuse(r *http.Request, caller access.Caller, err error) {
 	level, why := slog.LevelWarn, "forbidden"
 	var unknown *access.Unknown

@@ -91,7 +91,7 @@ func (l *lease) release(size int) {
 func (l *lease) giveBack() { l.release(int(l.taken)) }
 
 // decodeStartJob reads the body of a start-job request. It is strict where a
-// lax reader would silently run something else than the client meant: unknown
+// lax reader would silently run something other than the client meant: unknown
 // and repeated fields, wrong types, trailing data and text that is not UTF-8
 // are refused with a *job.Invalid that names the field. The payload of the
 // request it returns is a part of body.
@@ -132,6 +132,8 @@ func decodeStartJob(body []byte) (job.Request, error) {
 				return in.limit(field, &request.Limits.LoadTimeout)
 			case "run_timeout":
 				return in.limit(field, &request.Limits.RunTimeout)
+			case "keep":
+				return in.limit(field, &request.Keep)
 			case "not_before":
 				return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
 			case "deadline":
@@ -165,6 +167,9 @@ func decodeStartJob(body []byte) (job.Request, error) {
 	}
 	if wrong := request.Limits.Validate(); len(wrong) > 0 {
 		return job.Request{}, wrong[0]
+	}
+	if request.Keep != nil && (*request.Keep < 0 || *request.Keep > job.MaxKeep) {
+		return job.Request{}, &job.Invalid{Field: "keep", Problem: "must lie between 0, which is for ever, and a hundred years"}
 	}
 	if !request.Deadline.IsZero() && !request.Deadline.After(request.NotBefore) {
 		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}
@@ -219,7 +224,7 @@ func (m *modelField) read(in *reader, field string) error {
 	})
 }
 
-// complete says what of it is missing.
+// complete returns an error that names the field that is missing.
 func (m *modelField) complete() error {
 	switch {
 	case !m.seen:
@@ -241,7 +246,7 @@ func parseModel(text string) (job.Model, error) {
 	return checkedModel(job.ParseModel(text))
 }
 
-// checkedModel says which part of a model cannot be.
+// checkedModel returns the model, or an error that names its invalid field.
 func checkedModel(m job.Model) (job.Model, error) {
 	if err := (job.Model{Name: m.Name}).Validate(); err != nil {
 		return job.Model{}, &job.Invalid{Field: "model.name", Problem: err.Error()}
@@ -295,7 +300,7 @@ func unknown(field string) error {
 	return &job.Invalid{Field: field, Problem: "this field is not known"}
 }
 
-// invalidJSON says where a body stops being JSON.
+// invalidJSON returns the error for a body that is not JSON from some position on.
 func invalidJSON(at int, format string, args ...any) error {
 	return &job.Invalid{Field: "body", Problem: fmt.Sprintf("not valid JSON at byte %d: %s", at, fmt.Sprintf(format, args...))}
 }

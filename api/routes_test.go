@@ -25,7 +25,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 	for path, allow := range map[string]string{
 		"/start-job":                "POST, OPTIONS",
 		"/jobs":                     "GET, HEAD, OPTIONS",
-		"/jobs/done":                "GET, HEAD, OPTIONS",
+		"/jobs/done":                "GET, HEAD, DELETE, OPTIONS",
 		"/jobs/done/cancel":         "POST, OPTIONS",
 		"/jobs/done/status":         "GET, HEAD, OPTIONS",
 		"/jobs/done/result":         "GET, HEAD, OPTIONS",
@@ -36,7 +36,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 		"/jobs/done/input/a%2Fb":    "GET, HEAD, OPTIONS",
 		"/jobs/done/wait_ready?x=1": "GET, HEAD, OPTIONS",
 	} {
-		got := h.do(http.MethodDelete, path, "")
+		got := h.do(http.MethodPut, path, "")
 		h.expect(got, 405, `{"message": "This address does not know this method"}`)
 		if got.header.Get("Allow") != allow {
 			t.Errorf("%s: Allow %q, want %q", path, got.header.Get("Allow"), allow)

@@ -52,7 +52,7 @@ func (t *target) add(f *pflag.FlagSet) {
 	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust there, beside the system's ($"+envCA+")")
 }
 
-// errNoDaemon says that no daemon is running with the given configuration.
+// errNoDaemon means that no daemon is running with the given configuration.
 var errNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --api")
 
 // find is a client of the daemon: the one at the given address, the one that is

@@ -129,7 +129,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if up {
 		list = append(list, doctor.Probe{Title: "daemon", Well: "up, and ready", Next: logOfDaemon, Ask: func(ctx context.Context) error { return askDaemon(ctx, cfg) }})
 	}
-	listeners := doctor.Listeners{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.AsksClients(), Others: map[string]string{}}
+	listeners := doctor.Listeners{Host: cfg.API.Host, Port: cfg.API.Port, Up: up, Guarded: cfg.API.RequiresCredentials(), AllOrigins: slices.Contains(cfg.API.CORSOrigins, "*"), Others: map[string]string{}}
 	if cfg.Storage.Embedded() {
 		listeners.Others["storage.listen"] = cfg.Storage.Listen
 	}

@@ -170,7 +170,7 @@ func escapeMarkdown(s string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "_", `\_`, "<", `\<`, "[", `\[`, "`", "\\`").Replace(s)
 }
 
-// manOfDaemon is what the daemon's page says beyond its help.
+// manOfDaemon is the text of the daemon's manual page that its help does not have.
 const manOfDaemon = `# SIGNALS
 **TERM**, **INT**, **HUP**
 :   Stop. Running jobs may finish for **drain\_timeout**; the others go back to the queue, unspent. A second signal cuts that short. Where the service manager runs the daemon, HUP has it read its configuration again.

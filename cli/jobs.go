@@ -147,7 +147,7 @@ func jobsCommand() *cobra.Command {
 	return c
 }
 
-// cancelJob asks for a job's end and returns what has become of it so far.
+// cancelJob requests that a job is cancelled and returns its state at that moment.
 func cancelJob(ctx context.Context, remote *client, id string) (string, error) {
 	path := "/jobs/" + url.PathEscape(id)
 	if err := remote.ask(ctx, http.MethodPost, path+"/cancel", nil, nil); err != nil {

@@ -10,12 +10,12 @@ import (
 	"strings"
 )
 
-// Token lets someone in who shows it.
+// Token is a bearer token of a client.
 type Token struct {
 	Name string `yaml:"name"`
-	// Hash is the token's: sha256: and 64 hexadecimal digits. It is no secret,
-	// since nobody can guess what it is the hash of; what stands in its place by
-	// mistake may be one, and is not shown.
+	// Hash is the token's hash: sha256: and 64 hexadecimal digits. It is no secret,
+	// because a token is too long to be guessed. An invalid value may be a token that
+	// was written here by mistake, and is not shown.
 	Hash string `yaml:"hash,omitempty"`
 	// TokenFile holds the token itself in its first line, instead.
 	TokenFile string   `yaml:"token_file,omitempty"`
@@ -29,12 +29,12 @@ type TLS struct {
 	KeyFile  string `yaml:"key_file"`
 	// ClientCAFile holds the authorities of clients' certificates.
 	ClientCAFile string `yaml:"client_ca_file,omitempty"`
-	// Clients are those with certificates of these authorities that are let in;
-	// where there are none, all are.
+	// Clients are the names of the certificates that are accepted. Without any, every
+	// certificate of these authorities is.
 	Clients []TLSClient `yaml:"clients,omitempty"`
 }
 
-// TLSClient lets someone in who shows a certificate with that name.
+// TLSClient is a client with a certificate of that name.
 type TLSClient struct {
 	Name   string   `yaml:"name"`
 	Scopes []string `yaml:"scopes"`
@@ -75,41 +75,42 @@ func parseNetwork(text string) (netip.Prefix, bool) {
 	return network.Masked(), err == nil
 }
 
-// AsksClients says that callers on the network need credentials.
-func (a API) AsksClients() bool {
+// RequiresCredentials reports whether callers on the network need credentials.
+func (a API) RequiresCredentials() bool {
 	return len(a.Tokens) > 0 || a.TLS != nil && a.TLS.ClientCAFile != "" || a.TrustedProxies != nil
 }
 
-// Open says that the API listens to the network and asks for no credentials.
-func (a API) Open() bool {
+// Loopback reports whether the API listens on a loopback address.
+func (a API) Loopback() bool {
 	ip, err := netip.ParseAddr(a.Host)
-	loopback := err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
-	return !loopback && !a.AsksClients()
+	return err == nil && ip.Unmap().IsLoopback() || a.Host == "localhost"
 }
 
-// OpenWarning is what to say where Open is true.
-func (a API) OpenWarning() string {
-	return fmt.Sprintf("Anyone who reaches port %d on this machine's network may submit jobs and read all results. "+
-		"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port)
-}
+// Open reports whether the API listens to the network without requiring credentials.
+func (a API) Open() bool { return !a.Loopback() && !a.RequiresCredentials() }
 
-// Warnings are what to say of a configuration that is right and lets in more than
-// most operators want.
+// Warnings describe settings that are valid and give access to more callers than most
+// operators want. Each names the callers and the keys that restrict them.
 func (a API) Warnings() []string {
 	var warnings []string
 	if a.Open() {
-		warnings = append(warnings, a.OpenWarning())
+		warnings = append(warnings, fmt.Sprintf("Anyone who can connect to port %d of this machine may submit jobs and read all results. "+
+			"Set api.tokens (shepherdd token new), api.tls.client_ca_file, or api.host to 127.0.0.1", a.Port))
 	}
-	if slices.Contains(a.CORSOrigins, "*") && !a.AsksClients() {
-		warnings = append(warnings, "Any web page that a user of this network opens may read all results. "+
-			"Set api.cors_origins to the origins of your own pages, or to []")
+	if slices.Contains(a.CORSOrigins, "*") && !a.RequiresCredentials() {
+		browser := "in a browser on this machine"
+		if !a.Loopback() {
+			browser = fmt.Sprintf("in a browser that can connect to port %d of this machine", a.Port)
+		}
+		warnings = append(warnings, "Any web page opened "+browser+" may read all results: api.cors_origins allows every origin (*). "+
+			"Set it to the origins of your own pages, or to []")
 	}
 	return warnings
 }
 
 var scopeWords = []string{"submit", "read", "admin"}
 
-// access checks who gets in.
+// access checks the keys that say who has access.
 func (ch *checker) access() {
 	ch.expect(ch.API.RateLimit >= 0, "api.rate_limit", "a number of requests a second, or 0 for no limit")
 	ch.expect(ch.API.RateBurst > 0, "api.rate_burst", "a whole number, 1 or more")
@@ -320,8 +321,8 @@ func tenantProblem(tenant string, scopes []string) string {
 	return ""
 }
 
-// originProblem says what is wrong with an origin, which is what a browser sends
-// and is compared as it is.
+// originProblem returns what is wrong with an origin. Origins are compared byte by byte
+// with what browsers send.
 func originProblem(origin string) string {
 	const expected = "expected an origin as browsers send it, such as https://app.example.com, or *"
 	if origin == "*" {

@@ -34,7 +34,7 @@ func changes(a, b reflect.Value, path string) []string {
 	return keys
 }
 
-// Same says whether two sections, with what the environment gave for the
+// Same reports whether two sections, with what the environment gave for the
 // references in them, are of the same sheep and say the same.
 func (s Sheep) Same(other Sheep) bool {
 	return s.Name == other.Name && s.settings().same(other.settings())

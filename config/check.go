@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	imageendpoint "github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
@@ -45,8 +46,7 @@ func (ch *checker) at(path string) *node {
 	return n
 }
 
-// near returns where a key stands, or where the innermost of the sections
-// that it is missing from does.
+// near returns the position of a key, or of the innermost of its sections that exists.
 func (ch *checker) near(path string) *node {
 	n, where := ch.root, &node{line: 1, column: 1}
 	for key := range strings.SplitSeq(path, ".") {
@@ -59,8 +59,8 @@ func (ch *checker) near(path string) *node {
 	return where
 }
 
-// missing reports a required key that is not there, unless what it should be in
-// is no mapping: that is reported already.
+// missing reports a required key that is absent, unless its section is not a mapping:
+// that is reported already.
 func (ch *checker) missing(path, expected string) {
 	where := ch.near(path)
 	if ch.at(path) != nil || ch.overridden[path] || where.kind != null && where.kind != mapping {
@@ -93,13 +93,13 @@ func (ch *checker) reject(path, problem string) {
 	}
 }
 
-// embedded says that the file asks for the embedded storage.
+// embedded reports whether the file configures the embedded storage.
 func (ch *checker) embedded() bool { return ch.at("storage.url") == nil }
 
 func (ch *checker) all() {
 	ch.missing("data_root", "the directory in which sheep keep the files of jobs")
 	ch.paths()
-	ch.kept()
+	ch.keptPaths()
 	ch.expect(nodeName.MatchString(ch.Node), "node", "a name of A-Z, a-z, 0-9, _, . and -, a letter or digit first")
 	ch.api()
 	ch.registry()
@@ -128,11 +128,12 @@ func (ch *checker) api() {
 	ch.expect(validHost(ch.API.Host), "api.host", "an IP address or host name to listen on")
 	ch.expect(validPort(ch.API.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
 	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
+	ch.expect(ch.API.MaxQueued >= 0, "api.max_queued", "a whole number, 0 (no limit) or more")
 	ch.expect(ch.API.BodyMemory/2 >= ch.API.MaxBody || ch.bad("api.max_body"), "api.body_memory", "at least twice api.max_body")
 	ch.access()
 }
 
-// Underscores are in no host name by the book, but in those of many a container.
+// RFC 1123 has no underscores, but host names of containers do.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?$`)
 
 func validHost(s string) bool {
@@ -182,21 +183,16 @@ func (ch *checker) models() {
 			}
 		}
 	}
-	list := ch.at("models.limits")
 	for i, m := range ch.Models.Limits {
-		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.limits[%d]", i)) {
-			continue
+		if item := ch.modelPattern("models.limits", i, m.Model); item != nil {
+			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
-		ch.modelPattern(list, i, "models.limits", m.Model)
-		ch.limits(list.items[i], fmt.Sprintf("models.limits[%d]", i), m.Limits)
 	}
-	list = ch.at("models.contracts")
 	for i, m := range ch.Models.Contracts {
-		if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("models.contracts[%d]", i)) {
+		if ch.modelPattern("models.contracts", i, m.Model) == nil {
 			continue
 		}
-		ch.modelPattern(list, i, "models.contracts", m.Model)
-		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
+		within := func(key, problem string) { ch.within(ch.at("models.contracts"), i, "models.contracts", key, problem) }
 		switch {
 		case m.Contract == "" && m.Command == nil && m.Args == nil:
 			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
@@ -209,15 +205,40 @@ func (ch *checker) models() {
 	}
 }
 
-// modelPattern checks the model that the i-th entry of a list is for.
-func (ch *checker) modelPattern(list *node, i int, path, model string) {
+// modelPattern checks the model that item i of a list at path is for, and returns
+// the item; nil where it is reported already.
+func (ch *checker) modelPattern(path string, i int, model string) *node {
+	list := ch.at(path)
+	if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("%s[%d]", path, i)) {
+		return nil
+	}
 	switch rule, err := job.ParseRule(model); {
 	case model == "":
 		ch.within(list, i, path, "model", "required key is missing or has no value; expected NAME or NAME:VERSION, with * for any characters")
 	case err != nil:
 		ch.within(list, i, path, "model", err.Error())
 	case rule.Digest != "":
-		ch.within(list, i, path, "model", "has a digest; these go by name and version, leave it out")
+		ch.within(list, i, path, "model", "has a digest; this goes by name and version, leave it out")
+	}
+	return list.items[i]
+}
+
+// keep checks how long files are kept.
+func (ch *checker) keep() {
+	times := func(n *node, path string, k KeepTimes) {
+		for key, d := range map[string]*time.Duration{"done": k.Done, "failed": k.Failed, "cancelled": k.Cancelled} {
+			value, at := n.get(key), below(path, key)
+			if d == nil || value == nil || ch.problems.cover(value, at) || *d >= 0 && *d <= job.MaxKeep {
+				continue
+			}
+			ch.wrong(value, at, "expected a duration from 0s (for ever) to %s, found %s", job.FormatDuration(job.MaxKeep), value.shown())
+		}
+	}
+	times(ch.at("storage.keep"), "storage.keep", ch.Storage.Keep.KeepTimes)
+	for i, m := range ch.Storage.Keep.Models {
+		if item := ch.modelPattern("storage.keep.models", i, m.Model); item != nil {
+			times(item, fmt.Sprintf("storage.keep.models[%d]", i), m.KeepTimes)
+		}
 	}
 }
 
@@ -251,7 +272,7 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
-// validBucket says whether S3 allows a name for a bucket.
+// validBucket reports whether S3 allows a name for a bucket.
 func validBucket(s string) bool {
 	_, err := netip.ParseAddr(s)
 	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
@@ -267,7 +288,7 @@ func (ch *checker) storage() {
 		if s.SecretKeyFile == "" {
 			ch.missing("storage.secret_key", "the secret key of the S3 storage")
 		}
-		for _, key := range []string{"storage.listen", "storage.path", "storage.domain", "storage.cors_origins"} {
+		for _, key := range []string{"storage.listen", "storage.path", "storage.domain", "storage.cors_origins", "storage.min_free"} {
 			if ch.at(key) != nil {
 				ch.reject(key, "belongs to the embedded storage, which there is only without storage.url; remove one of them")
 			}
@@ -286,6 +307,7 @@ func (ch *checker) storage() {
 			}
 		}
 	}
+	ch.keep()
 	ch.notEmpty("storage.session_token", s.SessionToken.IsZero())
 	ch.notEmpty("storage.ca_file", s.CAFile == "")
 	ch.expect(s.CAFile == "" || filepath.IsAbs(s.CAFile), "storage.ca_file", "an absolute path")
@@ -328,8 +350,8 @@ func validAddress(s string) bool {
 	return err == nil && validPort(p) && validHost(host)
 }
 
-// urlProblem says what is wrong with the address of a service, without showing
-// it: people put credentials into addresses.
+// urlProblem returns what is wrong with the URL of a service. It does not show the URL:
+// people put credentials into URLs.
 func urlProblem(address, credentials string, path bool) string {
 	const expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
 	if !strings.Contains(address, "://") {

@@ -41,6 +41,9 @@ type Config struct {
 	// StateDir holds what has to survive a restart. It never lies in a
 	// directory that is cleaned.
 	StateDir string `yaml:"state_dir"`
+	// MinFree is how much of the disks of DataRoot and StateDir stays free: while
+	// less is, no job is taken and no inputs are fetched.
+	MinFree size.Bytes `yaml:"min_free"`
 	// Node is this daemon's name among others that share a ledger.
 	Node string `yaml:"node"`
 
@@ -64,7 +67,7 @@ type Config struct {
 	// Sheep are sorted by name.
 	Sheep []Sheep `yaml:"-"`
 
-	// Warnings are what the file says to no effect.
+	// Warnings are keys of the file that have no effect.
 	Warnings Problems `yaml:"-"`
 }
 
@@ -77,7 +80,7 @@ type API struct {
 	// SocketGroup is the group whose members may, beside root and the daemon's
 	// own user: its name, or its number.
 	SocketGroup string `yaml:"socket_group,omitempty"`
-	// Tokens let in who shows one of them; without any, and without
+	// Tokens are those that clients authenticate with; without any, and without
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
@@ -100,6 +103,8 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// MaxQueued bounds the jobs that wait: beyond it none is taken. 0 is no limit.
+	MaxQueued int `yaml:"max_queued"`
 	// BodyMemory bounds the memory that the bodies of all requests take together.
 	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
@@ -168,7 +173,7 @@ func (m ModelLimits) Rule() job.Rule {
 	return rule
 }
 
-// Limits are job.Limits as a configuration says them. A nil field is left to the
+// Limits are job.Limits in a configuration. A nil field is left to the
 // defaults that apply beside: those of a job's model come first, then those of
 // the sheep, then those for all jobs.
 type Limits struct {
@@ -182,7 +187,7 @@ type Limits struct {
 // Job is l for those who handle jobs.
 func (l Limits) Job() job.Limits { return job.Limits(l) }
 
-// Trust is what Allow says; nil for all models.
+// Trust is Allow as a job.Trust; nil for all models.
 func (m Models) Trust() job.Trust {
 	if m.Allow == nil {
 		return nil
@@ -229,7 +234,7 @@ type Storage struct {
 	SessionToken Secret `yaml:"session_token,omitempty"`
 	// CAFile holds, in PEM, the certificates that signed the storage's own.
 	CAFile string `yaml:"ca_file,omitempty"`
-	// Addressing says where the bucket's name goes: auto, path or host.
+	// Addressing is where the bucket's name goes: auto, path or host.
 	Addressing string `yaml:"addressing,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
@@ -243,9 +248,47 @@ type Storage struct {
 	Domains []string `yaml:"domain,omitempty"`
 	// CORSOrigins are the web pages that browsers let use the embedded store.
 	CORSOrigins []string `yaml:"cors_origins,omitempty"`
+	// MinFree is how much of the embedded store's disk stays free: what would take
+	// from it is refused. Nil for a storage elsewhere.
+	MinFree *size.Bytes `yaml:"min_free,omitempty"`
+	// Keep is how long the files of jobs that have ended are kept.
+	Keep Keep `yaml:"keep,omitempty"`
 }
 
-// Embedded says that the daemon serves the storage itself.
+// Keep is how long the files of jobs are kept after their end; what is left out is
+// kept for ever.
+type Keep struct {
+	KeepTimes `yaml:",inline"`
+	// Models are exceptions for some models. The first that matches a job's model
+	// counts.
+	Models []ModelKeep `yaml:"models,omitempty"`
+}
+
+// KeepTimes are job.KeepTimes as a configuration says them.
+type KeepTimes struct {
+	Done      *time.Duration `yaml:"done,omitempty"`
+	Failed    *time.Duration `yaml:"failed,omitempty"`
+	Cancelled *time.Duration `yaml:"cancelled,omitempty"`
+}
+
+// ModelKeep are the KeepTimes of the jobs whose model a pattern matches.
+type ModelKeep struct {
+	// Model is NAME or NAME:VERSION, as job.ParseRule reads it, without a digest.
+	Model     string `yaml:"model"`
+	KeepTimes `yaml:",inline"`
+}
+
+// Retention is k for those who handle jobs.
+func (k Keep) Retention() job.Retention {
+	r := job.Retention{All: job.KeepTimes(k.KeepTimes)}
+	for _, m := range k.Models {
+		rule, _ := job.ParseRule(m.Model) // the configuration was checked
+		r.Models = append(r.Models, job.KeepRule{Models: rule, KeepTimes: job.KeepTimes(m.KeepTimes)})
+	}
+	return r
+}
+
+// Embedded reports whether the daemon serves the storage itself.
 func (s Storage) Embedded() bool { return s.URL == "" }
 
 // Endpoint splits URL into HOST[:PORT] and whether it is spoken to by TLS.
@@ -338,7 +381,7 @@ type GPU struct {
 // Xid is what is done about an error that NVIDIA's driver reports.
 type Xid struct {
 	Action string `yaml:"action"` // retire, fail_job or ignore
-	// Text says in a few words what it means; empty takes what is known.
+	// Text is what it means, in a few words; empty means the built-in text.
 	Text string `yaml:"text,omitempty"`
 }
 
@@ -352,8 +395,8 @@ type CheckSheep func(c *Config, s Sheep) error
 type Loader struct {
 	// Types are the known sheep types.
 	Types map[string]CheckSheep
-	// Override, if not nil, puts what the command line says in the place of
-	// what the file says, before anything is checked: DataRoot, StateDir,
+	// Override, if not nil, replaces values of the file by those of the command
+	// line, before anything is checked: DataRoot, StateDir,
 	// API.Host, API.Port, API.Debug.
 	Override func(*Config)
 	// Env looks up environment variables; nil means os.LookupEnv.

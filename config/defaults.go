@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
 // machine is what defaults depend on.
@@ -35,7 +37,8 @@ func thisMachine(env func(string) (string, bool)) (machine, error) {
 func defaults(m machine) Config {
 	debug, _ := m.env("DEBUG")
 	return Config{
-		Node: m.hostname,
+		Node:    m.hostname,
+		MinFree: 256 << 20,
 		API: API{
 			Host:    "0.0.0.0",
 			Port:    5000,
@@ -97,6 +100,9 @@ func (c *Config) derive(m machine) {
 	}
 	if c.Storage.Embedded() {
 		c.Storage.Listen = firstOf(c.Storage.Listen, "127.0.0.1:7000")
+		if c.Storage.MinFree == nil {
+			c.Storage.MinFree = new(size.Bytes(256 << 20))
+		}
 		if c.StateDir != "" {
 			c.Storage.Path = firstOf(c.Storage.Path, filepath.Join(c.StateDir, "storage"))
 		}

@@ -6,13 +6,13 @@ import (
 )
 
 // reference is $$, $NAME, ${NAME}, ${NAME-DEFAULT} or ${NAME:-DEFAULT}. Names are
-// those of the original shepherd; what does not have this form is text as it is, as
-// it was there.
+// those of the original shepherd; other text is not changed, as
+// in the original.
 var reference = regexp.MustCompile(`\$(?:(\$)|([A-Z_][A-Z_0-9]*)|\{([A-Z_][A-Z_0-9]*)(?:(:?-)([^{}]*))?\})`)
 
-// expand replaces the references to environment variables in text, once: what a
-// variable holds is taken as it is. It reports whether there were any, and what is
-// wrong with them.
+// expand replaces the references to environment variables in text. References in the
+// values are not replaced. It reports whether there were any references, and an error
+// message for each variable that is not set.
 func expand(text string, lookup func(string) (string, bool)) (expanded string, referred bool, wrong []string) {
 	seen := map[string]bool{}
 	var b strings.Builder

@@ -100,3 +100,43 @@ func FuzzSecret(f *testing.F) {
 		}
 	})
 }
+
+// FuzzExpand replaces references in anything: a value is inserted once and is not
+// expanded again, and no message shows one.
+func FuzzExpand(f *testing.F) {
+	for _, seed := range []string{"$A", "${A}", "${A:-x}", "${A-}", "$$A", "$${A}", "${UNSET:-$A}", "${3_X}", "$", "${", "${A", "$a", "${A:?x}", "$A$A$UNSET$UNSET"} {
+		f.Add(seed)
+	}
+	const value = "zq7$A${A}$$hunter2"
+	f.Fuzz(func(t *testing.T, text string) {
+		expanded, referred, wrong := expand(text, func(name string) (string, bool) { return value, !strings.HasPrefix(name, "UN") })
+		if !referred && expanded != text {
+			t.Errorf("%q without references became %q", text, expanded)
+		}
+		if !strings.Contains(text, "$") && referred {
+			t.Errorf("%q has no reference", text)
+		}
+		if strings.Contains(strings.Join(wrong, "\n"), "hunter2") {
+			t.Errorf("a value is shown: %q", wrong)
+		}
+		if n := strings.Count(expanded, "hunter2"); n != strings.Count(expanded, value) && !strings.Contains(text, "hunter2") {
+			t.Errorf("%q: a value was expanded again: %q", text, expanded)
+		}
+	})
+}
+
+// FuzzDropIns merges anything over anything: no panic, and each problem is placed in one
+// of the files.
+func FuzzDropIns(f *testing.F) {
+	f.Add("data_root: /data\nsheep: {a: {type: bare, working_directory: /x}}\n", "sheep: {a: {port: 9001}, b: {type: docker}}\n")
+	f.Add("data_root: /data\napi: &x {port: 1}\nx-y: *x\nsheep: {}\n", "api: {tokens: [{name: a}]}\ndata_root:\n")
+	f.Add("a: &a [1]\ndata_root: *a\n", "data_root: {b: *a}\nsheep: []\n")
+	f.Fuzz(func(t *testing.T, main, over string) {
+		_, ps := Loader{Types: corpusTypes()}.parse([]source{{"f", []byte(main)}, {"f.d/1.yml", []byte(over)}}, corpusMachine())
+		for _, p := range ps.inOrder("f") {
+			if p.File != "f" && p.File != "f.d/1.yml" || p.Line < 1 || p.Column < 1 || p.Text == "" {
+				t.Errorf("a problem nowhere: %+v", p)
+			}
+		}
+	})
+}

@@ -229,12 +229,12 @@ func TestImpossible(t *testing.T) {
 		{"link", false, false}, {"link/x", false, false}, {"file", false, false}, {"file/x/y", true, false},
 		{"here", true, false}, {"loop/x", false, false}, {strings.Repeat("x", 300), false, false},
 	} {
-		problem := impossible(filepath.Join(dir, test.path), test.file)
+		problem := pathProblem(filepath.Join(dir, test.path), test.file)
 		if ok := problem == ""; ok != test.ok {
 			t.Errorf("%+v: %q", test, problem)
 		}
 	}
-	if impossible("/dev/null", true) == "" {
+	if pathProblem("/dev/null", true) == "" {
 		t.Error("a device is no place for a file")
 	}
 }

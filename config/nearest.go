@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// suggest says which of the known words was meant, if one is near, and lists
+// suggest returns which of the known words was probably meant, or else lists
 // them all.
 func suggest(word string, known []string) string {
 	if len(known) == 0 {

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// paths checks that each directory is there or could be made, and that nothing
-// that has to stay lies in a directory that is cleaned.
+// paths checks that each directory exists or could be created, and that nothing that has
+// to be kept lies in a directory that is cleaned.
 func (ch *checker) paths() {
 	type place struct {
 		key, path string
@@ -37,7 +37,7 @@ func (ch *checker) paths() {
 		}
 		problem := homeProblem(p.path)
 		if problem == "" {
-			problem = impossible(p.path, p.file)
+			problem = pathProblem(p.path, p.file)
 		}
 		switch {
 		case problem != "":
@@ -77,7 +77,8 @@ func systemDirectory(path string) string {
 	return ""
 }
 
-// cleanedProblem says in which sheep's directory a path lies.
+// cleanedProblem returns an error message where a path lies in the directory of a sheep,
+// which is cleaned at start-up; otherwise "".
 func (ch *checker) cleanedProblem(path string) string {
 	if ch.DataRoot == "" || path == "" {
 		return ""
@@ -92,30 +93,30 @@ func (ch *checker) cleanedProblem(path string) string {
 	return ""
 }
 
-// kept checks the paths of files that are only read, and those of sheep: none may lie
-// where start-up cleans.
-func (ch *checker) kept() {
+// keptPaths checks the paths of files that are only read, and those of sheep: none may
+// lie in a directory that is cleaned at start-up.
+func (ch *checker) keptPaths() {
 	for _, key := range []string{
 		"api.tls.cert_file", "api.tls.key_file", "api.tls.client_ca_file",
 		"registry.password_file", "registry.docker_config", "registry.ca_file", "storage.secret_key_file",
 		"containerd.cni_conf_dir", "containerd.cni_plugin_dirs", "containerd.allowed_mounts", "gpu.cdi_dirs",
 	} {
-		ch.keptValue(ch.at(key), key)
+		ch.keptPath(ch.at(key), key)
 	}
 	if tokens := ch.at("api.tokens"); tokens != nil {
 		for i, t := range tokens.items {
-			ch.keptValue(t.get("token_file"), fmt.Sprintf("api.tokens[%d].token_file", i))
+			ch.keptPath(t.get("token_file"), fmt.Sprintf("api.tokens[%d].token_file", i))
 		}
 	}
 	for _, s := range ch.Sheep {
 		for _, key := range []string{"working_directory", "stdout_file", "stderr_file"} {
-			ch.keptValue(s.section.get(key), s.path+"."+key)
+			ch.keptPath(s.section.get(key), s.path+"."+key)
 		}
 		if mounts := s.section.get("mounts"); mounts != nil {
 			for i, m := range mounts.items {
 				source := *m
 				source.text, _, _ = strings.Cut(m.text, ":")
-				ch.keptValue(&source, fmt.Sprintf("%s.mounts[%d]", s.path, i))
+				ch.keptPath(&source, fmt.Sprintf("%s.mounts[%d]", s.path, i))
 			}
 		}
 	}
@@ -124,13 +125,13 @@ func (ch *checker) kept() {
 	}
 }
 
-// keptValue checks a path, or each of a list.
-func (ch *checker) keptValue(n *node, path string) {
+// keptPath checks a path, or each of a list.
+func (ch *checker) keptPath(n *node, path string) {
 	if n == nil {
 		return
 	}
 	for i, item := range n.items {
-		ch.keptValue(item, fmt.Sprintf("%s[%d]", path, i))
+		ch.keptPath(item, fmt.Sprintf("%s[%d]", path, i))
 	}
 	if n.kind != text || n.text == "" || ch.problems.cover(n, path) {
 		return
@@ -144,10 +145,10 @@ func (ch *checker) keptValue(n *node, path string) {
 	}
 }
 
-// impossible says why a directory (or file) can neither be there nor be made;
-// it makes nothing. What only the daemon's user may look at is given the
-// benefit of the doubt.
-func impossible(path string, file bool) string {
+// pathProblem returns why a directory (or file) does not exist and cannot be created;
+// "" where it does or could be. It creates nothing. A path that may not be read by this
+// user is assumed to be fine.
+func pathProblem(path string, file bool) string {
 	if path == "" {
 		return "is empty; expected a path"
 	}
@@ -163,7 +164,7 @@ func impossible(path string, file bool) string {
 				return fmt.Sprintf("impossible path: %s is a symbolic link to %s, which is not there", show(p), show(target))
 			}
 		case errors.Is(err, syscall.ENOTDIR):
-			// The way up leads to what stands where a directory should.
+			// A parent is not a directory; it is found below.
 		case errors.Is(err, fs.ErrPermission):
 			return ""
 		case err != nil:

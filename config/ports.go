@@ -15,7 +15,7 @@ type listener struct {
 	host string // empty for every address
 	port int
 	n    *node // its value in the file, nil when it is not from there
-	// origin says where a value that is not in the file comes from.
+	// origin is where a value comes from that is not in the file.
 	origin string
 }
 
@@ -46,7 +46,7 @@ func (ch *checker) ports() {
 	}
 }
 
-// sameAddress says whether two listeners could be in each other's way: their addresses
+// sameAddress reports whether two listeners could conflict: their addresses
 // are the same, one of them is every address, or one is a name that is not known here.
 func sameAddress(a, b string) bool {
 	x, errX := netip.ParseAddr(a)

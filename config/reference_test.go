@@ -60,7 +60,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{}
-	row := regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+\\.[a-z_]+|data_root|state_dir|node|drain_timeout|on_exit)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
+	row := regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+\\.[a-z_]+|data_root|state_dir|min_free|node|drain_timeout|on_exit)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
 	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
 		documented[m[1]] = m[2]
 	}
@@ -102,13 +102,14 @@ func TestReference(t *testing.T) {
 		"api.tls.clients[].name":             "required",
 		"api.tls.clients[].scopes":           "required",
 
-		"models.allow":               "none",
-		"models.limits[].model":      "required",
-		"models.contracts[].model":   "required",
-		"models.contracts[].command": "none",
-		"models.contracts[].args":    "none",
-		"containerd.allowed_mounts":  "none",
-		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
+		"models.allow":                "none",
+		"models.limits[].model":       "required",
+		"models.contracts[].model":    "required",
+		"models.contracts[].command":  "none",
+		"models.contracts[].args":     "none",
+		"storage.keep.models[].model": "required",
+		"containerd.allowed_mounts":   "none",
+		"containerd.cni_plugin_dirs":  "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}
 	for key, value := range keys {
 		want, ok := inWords[key]

@@ -23,7 +23,7 @@ func NewSecret(text string) Secret {
 	return Secret{&text}
 }
 
-// Reveal returns the text. Whoever calls it takes care that it does not show.
+// Reveal returns the text. The caller must not log or show it.
 func (s Secret) Reveal() string {
 	if s.text == nil {
 		return ""

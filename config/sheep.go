@@ -20,10 +20,10 @@ import (
 type Sheep struct {
 	Name string
 	Type string
-	// Port is the port that the section asks for, 0 when it leaves the choice
+	// Port is the port in the section, 0 when it leaves the choice
 	// open.
 	Port int
-	// Devices are the GPUs that the section asks for; Shared allows other sheep
+	// Devices are the GPUs that the section requests; Shared allows other sheep
 	// that share to have the same.
 	Devices gpu.Devices
 	Shared  bool

@@ -72,7 +72,7 @@ type entry struct {
 func (e *entry) where() *node { return &node{file: e.file, line: e.line, column: e.column} }
 
 // merge puts the values of another file over those of n: mappings are merged key by
-// key, all else is replaced. A key without a value says nothing.
+// key, everything else is replaced. A key without a value changes nothing.
 func (n *node) merge(over *node) {
 	for _, e := range over.entries {
 		if e.value.kind == null {
@@ -172,7 +172,7 @@ func composeText(file string, source []byte, lookup func(string) (string, bool))
 	if len(source) > maxFile {
 		return nil, Problems{at(start, "", "the file is larger than %s; expected a configuration", size.Bytes(maxFile))}
 	}
-	if line, column, ok := firstBad(source); !ok {
+	if line, column, ok := firstInvalid(source); !ok {
 		return nil, Problems{at(&node{line: line, column: column}, "", "expected text in UTF-8 without control characters")}
 	}
 	tokens := lexer.Tokenize(string(source))
@@ -209,8 +209,8 @@ func composeText(file string, source []byte, lookup func(string) (string, bool))
 	return root, c.problems
 }
 
-// firstBad returns where the first byte stands that no text file has.
-func firstBad(source []byte) (line, column int, ok bool) {
+// firstInvalid returns the position of the first byte that is not text.
+func firstInvalid(source []byte) (line, column int, ok bool) {
 	line, column = 1, 0
 	for i := 0; i < len(source); {
 		r, size := utf8.DecodeRune(source[i:])
@@ -226,9 +226,8 @@ func firstBad(source []byte) (line, column int, ok bool) {
 	return 0, 0, true
 }
 
-// tooDeep returns where brackets, or what may begin a value inside a value on
-// one line, go deeper than a configuration does. The parser takes quadratic
-// time for such.
+// tooDeep returns the position where brackets, or nested values on one line, go deeper
+// than maxDepth. The parser takes quadratic time for such text.
 func tooDeep(tokens token.Tokens) *node {
 	brackets, line, onLine := 0, 0, 0
 	for _, t := range tokens {
@@ -300,7 +299,7 @@ func (c *composer) node(n ast.Node, path string, depth int) *node {
 		out.kind = null
 	case *ast.StringNode:
 		out.kind, out.text = text, n.Value
-		// As the original did: text in quotes of either kind is as it is.
+		// As in the original, quoted text is not expanded.
 		if n.Token.Type != token.SingleQuoteType && n.Token.Type != token.DoubleQuoteType {
 			c.expand(out, path)
 		}

@@ -17,15 +17,16 @@ import (
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/diskspace"
+	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage"
 )
 
-// Options are what the command line says of a daemon.
+// Options are the daemon's command line options.
 type Options struct {
 	// ConfigFile is the path of the configuration file.
 	ConfigFile string
@@ -65,7 +66,7 @@ type daemon struct {
 	config    *config.Config // the one it started with
 	listeners *listeners
 	telemetry *telemetry
-	ledger    ledger.Ledger
+	ledger    keptLedger
 	store     storage.Store
 	gpus      *gpus
 	env       *environment
@@ -77,7 +78,8 @@ type daemon struct {
 // Run is the daemon's whole life. It starts draining when ctx ends, and returns
 // when everything has stopped. The log goes to logTo unless the configuration
 // sends it to the journal. The error is config.Problems for a configuration that
-// is wrong and *LockedError where another daemon uses the state directory.
+// is wrong, *LockedError where another daemon uses the state directory and
+// *UnmountedError where a file system is not mounted yet.
 func Run(ctx context.Context, o Options, logTo io.Writer) error {
 	d := &daemon{options: o, level: new(slog.LevelVar)}
 	defer func() { d.closing.close() }()
@@ -109,16 +111,20 @@ func (d *daemon) configure(logTo io.Writer) (err error) {
 	return nil
 }
 
-// logConfigWarnings logs what the configuration says to no effect.
+// logConfigWarnings logs the keys of the configuration that have no effect.
 func logConfigWarnings(c *config.Config, log *slog.Logger) {
 	for _, warning := range c.Warnings {
 		log.Warn("A key of the configuration is not used", "file", warning.File, "line", warning.Line, "key", warning.Path, "reason", warning.Text)
 	}
 }
 
-// open locks the state directory and opens what the core stands on: listeners,
-// ledger, storage and GPUs.
+// open locks the state directory and opens what the core depends on: listeners, ledger,
+// storage and GPUs. Where a file system is not mounted it returns an error rather than
+// waiting; the service manager starts the daemon again.
 func (d *daemon) open(ctx context.Context) error {
+	if err := checkMounts(d.config, mounts.Missing); err != nil {
+		return err
+	}
 	lock, err := lockState(d.config.StateDir)
 	if err != nil {
 		return err
@@ -154,9 +160,12 @@ func (d *daemon) startCore(ctx context.Context) error {
 	}
 	startDrivers(ctx, d.drivers, d.members, d.log)
 	c := d.config
+	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
+		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
+		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
 		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
 		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
@@ -164,7 +173,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 		return err
 	}
 	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
-	logStorageState(ctx, d.store, c, d.log)
+	reportStorage(ctx, d.store.Ping, c.Storage.URL, d.log, &d.closing)
 	return d.core.Start(ctx)
 }
 

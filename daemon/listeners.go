@@ -24,8 +24,12 @@ import (
 	"github.com/iterait/shepherd/internal/systemd"
 )
 
-// headerTime bounds how long the headers of a request may take to come.
-const headerTime = 10 * time.Second
+// Bounds of a request's headers: how long they may take to come, and how many bytes
+// they may have.
+const (
+	headerTime = 10 * time.Second
+	maxHeaders = 64 << 10
+)
 
 // listeners are the daemon's listening sockets with their servers: the network,
 // which serves the API, and the unix socket, which serves the API and what is for
@@ -44,7 +48,8 @@ type listeners struct {
 	certificates atomic.Bool // a certificate is the only way in
 	maxPerCaller int         // connections
 
-	readTime      time.Duration
+	headerTime    time.Duration // for the headers of a request
+	readTime      time.Duration // for a whole request
 	removeAddress func()
 
 	servers     []*http.Server
@@ -55,7 +60,7 @@ type listeners struct {
 // openListeners listens where the service manager or the configuration says, and
 // writes the address to the state directory.
 func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *listeners, err error) {
-	l := &listeners{host: cfg.API.Host, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), browsers: new(api.Browsers), maxPerCaller: cfg.API.MaxConnections, removeAddress: func() {}}
+	l := &listeners{host: cfg.API.Host, headerTime: headerTime, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), browsers: new(api.Browsers), maxPerCaller: cfg.API.MaxConnections, removeAddress: func() {}}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -143,11 +148,11 @@ func (l *listeners) serve(base context.Context, network, socket http.Handler, lo
 	start := func(handler http.Handler, listener net.Listener, serve func(*http.Server, net.Listener) error, read, write time.Duration) {
 		server := &http.Server{
 			Handler:           handler,
-			ReadHeaderTimeout: headerTime,
+			ReadHeaderTimeout: l.headerTime,
 			ReadTimeout:       read,
 			WriteTimeout:      write,
 			IdleTimeout:       2 * time.Minute,
-			MaxHeaderBytes:    64 << 10,
+			MaxHeaderBytes:    maxHeaders,
 			BaseContext:       func(net.Listener) context.Context { return base },
 			ConnContext:       access.Arrive,
 			ConnState:         l.count,

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// ReloadResult says what a reload has changed.
+// ReloadResult is what a reload has changed.
 type ReloadResult struct {
 	Added    []string `json:"added"`
 	Changed  []string `json:"changed"`
@@ -182,7 +182,7 @@ func (r *reloader) rules(c *config.Config) config.API {
 	return rules
 }
 
-// reallot decides again which GPUs each sheep gets. regranted says whether a sheep
+// reallot decides again which GPUs each sheep gets. regranted reports whether a sheep
 // gets other GPUs than before.
 func (r *reloader) reallot(ctx context.Context, current, next *config.Config, undo *closers) (regranted func(sheep string) bool, err error) {
 	g := r.env.gpus

@@ -83,7 +83,7 @@ func startDrivers(ctx context.Context, drivers map[string]runtime.Driver, member
 			continue
 		}
 		if err := b.Begin(ctx, named[driver]); err != nil {
-			log.Warn(fmt.Sprintf("The driver of sheep type `%s` cannot start fully", name), "error", err)
+			log.Warn(fmt.Sprintf("Sheep of type `%s` cannot work yet; each tries again with its next job", name), "error", err)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// LockedError says that another daemon uses the same state directory.
+// LockedError is the error for a state directory that another daemon uses.
 type LockedError struct{ PID, Dir string }
 
 func (e *LockedError) Error() string {
@@ -23,8 +23,8 @@ func (e *LockedError) Error() string {
 // daemon is running hold it for a moment, which must not keep a daemon from starting.
 const lockTime = time.Second
 
-// flockWithin locks a file exclusively; it waits for some time where somebody else has
-// the lock, and returns EWOULDBLOCK after that.
+// flockWithin locks a file exclusively. It waits for another process's lock at most for
+// the given time, and then returns EWOULDBLOCK.
 func flockWithin(f *os.File, within time.Duration) error {
 	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -83,7 +83,7 @@ func Address(dir string) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// Running says whether a daemon uses the state directory. It changes nothing there,
+// Running reports whether a daemon uses the state directory. It changes nothing there,
 // and holds a shared lock for a moment only.
 func Running(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, "lock"))

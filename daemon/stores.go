@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/iterait/shepherd/config"
@@ -20,10 +21,16 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (ledger.Ledger, error) {
+// keptLedger is a ledger that knows how long files are kept.
+type keptLedger interface {
+	ledger.Ledger
+	ledger.Retention
+}
+
+func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (keptLedger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Log: log,
+		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -52,7 +59,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		})
 	}
 	server, err := embedded.Open(embedded.Config{
-		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, Log: log,
+		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, MinFree: int64(*c.MinFree), Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -85,16 +92,48 @@ func StorageKeys(c config.Storage) (access, secret string, err error) {
 	return c.AccessKey, secret, nil
 }
 
-// logStorageState logs whether storage answers. The daemon starts in any case: jobs
-// wait until storage answers.
-func logStorageState(ctx context.Context, store storage.Store, cfg *config.Config, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := store.Ping(ctx); err != nil {
-		log.Error("The remote storage is not accessible", "url", cfg.Storage.URL, "error", err)
+// How often storage that did not answer at the start is asked again: after firstPing,
+// then after twice as long each time, up to longestPing. pingTime bounds each request.
+const (
+	firstPing   = 250 * time.Millisecond
+	longestPing = 15 * time.Second
+	pingTime    = 5 * time.Second
+)
+
+// reportStorage logs whether storage answers. The daemon starts in any case, and jobs
+// wait until it does; that is logged, too, unless stop comes first.
+func reportStorage(ctx context.Context, ping func(context.Context) error, url string, log *slog.Logger, stop *closers) {
+	ask := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, pingTime)
+		defer cancel()
+		return ping(ctx)
+	}
+	const up = "Minio storage appears to be up and running" // the original's words
+	err := ask(ctx)
+	if err == nil {
+		log.Info(up)
 		return
 	}
-	log.Info("Minio storage appears to be up and running")
+	log.Error("The storage does not answer; jobs wait until it does", "url", url, "error", err)
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for pause := firstPing; ; pause = min(2*pause, longestPing) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+			if err := ask(ctx); err == nil {
+				log.Info(up)
+				return
+			}
+		}
+	})
+	stop.add(func() {
+		cancel()
+		asking.Wait()
+	})
 }
 
 // nodeName is the name under which this daemon holds jobs in the ledger. It is kept

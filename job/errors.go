@@ -29,6 +29,14 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
+// QueueFull says that no more jobs are taken until some of those that wait have
+// been started.
+type QueueFull struct{ Limit int }
+
+func (e *QueueFull) Error() string {
+	return fmt.Sprintf("The queue is full: %d jobs wait already; try again later", e.Limit)
+}
+
 // Invalid says which field of a request cannot be accepted, and why.
 type Invalid struct{ Field, Problem string }
 
@@ -50,6 +58,11 @@ const (
 	ErrNotReady notice = "the job has not ended yet"
 	// ErrEnded says that the job has ended and can no longer be changed.
 	ErrEnded notice = "the job has ended already"
+	// ErrNotEnded says that only a job that has ended can be removed.
+	ErrNotEnded notice = "The job has not ended yet; cancel it, or wait until it has ended, and then remove it"
+	// ErrRemoving says that the files of an earlier job of this id are being
+	// removed.
+	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
 	// ErrRange says that the asked part lies outside the file.
 	ErrRange notice = "the requested range lies outside the file"
 	// ErrNoLog says that a sheep's type keeps no log.

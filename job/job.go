@@ -142,6 +142,9 @@ type Request struct {
 	// NotBefore is the earliest time at which the job may start, Deadline the
 	// latest at which it may end; zero for none.
 	NotBefore, Deadline time.Time
+	// Keep is how long the job's files are kept after its end; 0 is for ever, nil as
+	// configured.
+	Keep *time.Duration
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
@@ -189,6 +192,16 @@ type Record struct {
 	// Warnings are what the run's client should know of a job that is done, such
 	// as outputs that were left out.
 	Warnings []string
+
+	// Keep is how long the job's files are to be kept after its end, as its client
+	// asked; see Request.
+	Keep *time.Duration
+	// KeptUntil is when the files of a job that has ended are removed, or were;
+	// zero for never.
+	KeptUntil time.Time
+	// Removing says that the removal of the files has begun, FilesRemoved that they
+	// are gone.
+	Removing, FilesRemoved bool
 }
 
 // Now is the current time as records keep it: UTC, whole microseconds.

@@ -103,6 +103,10 @@ var (
 	ErrNotFound = fmt.Errorf("no record of this job: %w", errdefs.ErrNotFound)
 	ErrFenced   = fmt.Errorf("the claim on this job is no longer held: %w", errdefs.ErrAborted)
 	ErrFinal    = fmt.Errorf("the job has ended already: %w", errdefs.ErrFailedPrecondition)
+	// ErrRemoving says that the removal of the job's files has begun.
+	ErrRemoving = fmt.Errorf("the files of this job are being removed: %w", errdefs.ErrConflict)
+	// ErrNotFinal says that the job has not ended.
+	ErrNotFinal = fmt.Errorf("the job has not ended: %w", errdefs.ErrFailedPrecondition)
 	// ErrEventsGone says that the events after the given cursor are no longer
 	// kept: the caller reads what it needs from the records and goes on from Now.
 	ErrEventsGone = fmt.Errorf("events after this cursor are no longer kept: %w", errdefs.ErrOutOfRange)
@@ -219,12 +223,13 @@ type Ledger interface {
 	Join(ctx context.Context, node string) (Lease, error)
 
 	// Create adds a queued record: of rec it takes ID, Model, Sheep, Priority,
-	// Trace, Tenant, Limits, NotBefore, WaitUntil and Deadline, and it returns the
-	// record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
+	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline and Keep, and it returns
+	// the record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
 	// state, that one is replaced and Run counts on; its attempts stay. Where it
 	// has one that is not final, the answer is ErrExists. A record keeps its
 	// tenant: where rec has another one, the answer is ErrOthers, and where it has
-	// none, the next run is that tenant's, too.
+	// none, the next run is that tenant's, too. While the job's files are being
+	// removed the answer is ErrRemoving.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when

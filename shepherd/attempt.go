@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -211,11 +212,13 @@ func (a *attempt) check(rec job.Record, err error) {
 // stopper ends the contexts bound to it, those there are and those to come, with
 // the cause that it was stopped with first. The zero stopper is ready to use.
 type stopper struct {
-	mu     sync.Mutex
-	cause  error
-	bound  map[int]context.CancelCauseFunc
-	serial int
+	mu    sync.Mutex
+	cause error
+	bound []*bond // the oldest first
 }
+
+// bond is a context that is bound to a stopper.
+type bond struct{ cancel context.CancelCauseFunc }
 
 // bind returns a context that ends with parent, or when the stopper is stopped.
 // The caller calls release.
@@ -227,17 +230,13 @@ func (s *stopper) bind(parent context.Context) (_ context.Context, release func(
 		cancel(s.cause)
 		return ctx, func() {}
 	}
-	if s.bound == nil {
-		s.bound = make(map[int]context.CancelCauseFunc)
-	}
-	s.serial++
-	serial := s.serial
-	s.bound[serial] = cancel
+	b := &bond{cancel}
+	s.bound = append(s.bound, b)
 	return ctx, func() {
 		cancel(errOver)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.bound, serial)
+		s.bound = slices.DeleteFunc(s.bound, func(other *bond) bool { return other == b })
 	}
 }
 
@@ -248,8 +247,8 @@ func (s *stopper) stop(cause error) {
 		return
 	}
 	s.cause = cause
-	for _, cancel := range s.bound {
-		cancel(cause)
+	for _, b := range s.bound {
+		b.cancel(cause)
 	}
 	s.bound = nil
 }

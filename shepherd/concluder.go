@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
@@ -73,8 +74,8 @@ func stopped(why error) ending {
 // end ends the attempt in the background. It returns at once unless too many are
 // being ended already.
 func (c *concluder) end(work context.Context, a *attempt, end ending) {
-	at := job.Now()
 	l := c.lane
+	at := l.clock.now()
 	account := accountOf(l, a, end, at)
 	a.yield()
 	c.mu.Lock()
@@ -147,6 +148,9 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 			l.log.Warn("Cannot store a job's results in time; the next daemon does", "job", a.ID, "error", err)
 			c.leave(a)
 			return
+		}
+		if err == nil {
+			crashpoint.Reached(crashpoint.OutputsCollected)
 		}
 		end = c.afterCollect(ctx, a, end, err)
 	}
@@ -234,6 +238,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 				Cause: end.cause, Reason: end.reason, Spent: v.spent, NotBefore: v.notBefore, Usage: told.Usage, Phases: a.took(), Log: a.log,
 			})
 		})
+		if err == nil {
+			crashpoint.Reached(crashpoint.Released)
+		}
 		switch {
 		case err == nil && rec.State.Final():
 			l.log.Info("Job has ended", "job", a.ID, "state", string(rec.State))
@@ -265,6 +272,9 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		}
 	}
 	rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Finish(ctx, a.ID, a.Token, outcome) })
+	if err == nil {
+		crashpoint.Reached(crashpoint.Finished)
+	}
 	switch {
 	case err == nil && rec.State == job.Cancelled:
 		l.log.Info("Job cancelled", "job", a.ID)
@@ -283,7 +293,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, error) {
 	l := c.lane
 	f := facts{
-		now: job.Now(), spent: a.Spent, retries: a.limits.retries, pause: a.limits.pause,
+		now: l.clock.now(), spent: a.Spent, retries: a.limits.retries, pause: a.limits.pause,
 		maxAttempts: l.maxAttempts, patience: a.limits.load, tries: a.Attempt,
 	}
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
@@ -318,6 +328,7 @@ func (c *concluder) release(a *attempt, safe bool) {
 	if err := a.dir.remove(); err != nil {
 		c.lane.log.Warn("Cannot remove a job's working directory", "job", a.ID, "error", err)
 	}
+	crashpoint.Reached(crashpoint.DirectoryRemoved)
 }
 
 // leave leaves the attempt to the next daemon.
@@ -335,6 +346,9 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	defer cancel()
 	for {
 		err := conn.Ack(ctx, id)
+		if err == nil {
+			crashpoint.Reached(crashpoint.Acknowledged)
+		}
 		if err == nil || errors.Is(err, messenger.ErrClosed) {
 			return
 		}

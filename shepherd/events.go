@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,14 +25,14 @@ type hub struct {
 	log    *slog.Logger
 
 	mu       sync.Mutex
-	watchers map[job.ID]map[*watcher]struct{}
+	watchers map[job.ID][]*watcher // of one job, the oldest first
 }
 
 // watcher is called for the events of one job.
 type watcher struct{ call func(job.Event) }
 
 func newHub(l ledger.Ledger, log *slog.Logger) *hub {
-	return &hub{ledger: l, log: log, watchers: make(map[job.ID]map[*watcher]struct{})}
+	return &hub{ledger: l, log: log, watchers: make(map[job.ID][]*watcher)}
 }
 
 // watch calls f for every event of the job that the hub reads from now on, until
@@ -39,18 +41,12 @@ func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 	w := &watcher{f}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	set := h.watchers[id]
-	if set == nil {
-		set = make(map[*watcher]struct{}, 1)
-		h.watchers[id] = set
-	}
-	set[w] = struct{}{}
+	h.watchers[id] = append(h.watchers[id], w)
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		set := h.watchers[id]
-		delete(set, w)
-		if len(set) == 0 {
+		left := slices.DeleteFunc(h.watchers[id], func(other *watcher) bool { return other == w })
+		if h.watchers[id] = left; len(left) == 0 {
 			delete(h.watchers, id)
 		}
 	}
@@ -88,13 +84,10 @@ func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 // publish tells those that follow the event's job.
 func (h *hub) publish(e job.Event) {
 	h.mu.Lock()
-	var calls []func(job.Event)
-	for w := range h.watchers[e.Job] {
-		calls = append(calls, w.call)
-	}
+	watchers := slices.Clone(h.watchers[e.Job])
 	h.mu.Unlock()
-	for _, call := range calls {
-		call(e)
+	for _, w := range watchers {
+		w.call(e)
 	}
 }
 
@@ -147,10 +140,7 @@ func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), 
 // refresh tells all that follow a job how it stands, where events were missed.
 func (h *hub) refresh(ctx context.Context) {
 	h.mu.Lock()
-	ids := make([]job.ID, 0, len(h.watchers))
-	for id := range h.watchers {
-		ids = append(ids, id)
-	}
+	ids := slices.Sorted(maps.Keys(h.watchers))
 	h.mu.Unlock()
 	for _, id := range ids {
 		rec, err := h.ledger.Get(ctx, id)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -77,6 +78,9 @@ func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 	}
 	claim, err := f.lane.ledger.Claim(ctx, slot)
 	f.unsure = err != nil && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err))
+	if claim != nil {
+		crashpoint.Reached(crashpoint.Claimed)
+	}
 	return claim, err
 }
 
@@ -116,6 +120,8 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 		defer release()
 		if why := l.prepare(ctx, a); why != nil {
 			a.trouble = why
+		} else {
+			crashpoint.Reached(crashpoint.InputsStaged)
 		}
 	})
 	return a
@@ -154,6 +160,19 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 	f.pulse.waits()
 	defer f.pulse.works()
 	for {
+		switch { // these come before the worker
+		case closed(a.surrendered):
+			return errTakenOver
+		case ctx.Err() != nil:
+			a.withdraw()
+			return context.Cause(ctx)
+		case closed(failed):
+			if a.trouble != nil {
+				a.withdraw()
+				return &troubleError{*a.trouble}
+			}
+			failed = nil
+		}
 		select {
 		case err := <-granted:
 			if err != nil {
@@ -170,16 +189,8 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 				return errTakenOver
 			}
 		case <-a.surrendered:
-			return errTakenOver
 		case <-failed:
-			if a.trouble != nil {
-				a.withdraw()
-				return &troubleError{*a.trouble}
-			}
-			failed = nil
 		case <-ctx.Done():
-			a.withdraw()
-			return context.Cause(ctx)
 		}
 	}
 }
@@ -232,8 +243,14 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	}
 }
 
-// admit reserves room for inputs that are staged ahead of their job's turn.
+// admit asks for room for inputs, and reserves it where they are staged ahead of
+// their job's turn.
 func (l *lane) admit(a *attempt, bytes int64) error {
+	if l.room != nil {
+		if err := l.room(bytes); err != nil {
+			return fmt.Errorf("%w: %w", storage.ErrWorkDir, err)
+		}
+	}
 	if a.ahead && a.owner.Load() == ownedByFeeder {
 		if err := l.budget.reserve(bytes); err != nil {
 			return err

@@ -264,6 +264,10 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		case <-again:
 		}
 		l.feeder.pulse.works()
+		select {
+		case <-l.state.freed: // the look that follows answers this, too
+		default:
+		}
 		f.awake(l)
 		if ctx.Err() != nil {
 			f.pass(l, round) // what it was woken for is for the others

@@ -23,6 +23,7 @@ type services struct {
 	flock       *flock
 	payloads    *payloads
 	budget      *budget
+	room        func(bytes int64) error // for inputs; nil always has some
 	observer    Observer
 	tracer      Tracer
 	trust       job.Trust
@@ -30,6 +31,7 @@ type services struct {
 	maxAttempts int
 	stageAhead  int
 	maxTurn     time.Duration
+	clock       clock
 	log         *slog.Logger
 	// tokens are those of the claims under way.
 	tokens tokens
@@ -37,6 +39,16 @@ type services struct {
 	// has no more time for it.
 	background func(f func(context.Context))
 }
+
+// clock is the machine's: it tells the times that records have, and may jump. What
+// is waited for in this process is not measured by it.
+type clock func() time.Time
+
+// now is the time as records keep it: UTC, whole microseconds.
+func (c clock) now() time.Time { return c().UTC().Truncate(time.Microsecond) }
+
+// until is how far a record's time is from now.
+func (c clock) until(t time.Time) time.Duration { return t.Sub(c.now()) }
 
 // lane is the way of jobs through one sheep. Its feeder claims jobs and prepares
 // them; its worker sees to the runner and gives it one job at a time; its
@@ -109,8 +121,9 @@ func (l *lane) wait() {
 // retire ends the lane: its job may finish for the time of drain.
 func (l *lane) retire(drain time.Duration, why error) {
 	l.life.closeFeed(why)
-	interrupt := time.AfterFunc(drain, func() { l.life.interrupt(why) })
-	defer interrupt.Stop()
+	interrupt := l.life.interrupt // of this life: the lane may be started again while the timer fires
+	timer := time.AfterFunc(drain, func() { interrupt(why) })
+	defer timer.Stop()
 	l.wait()
 }
 

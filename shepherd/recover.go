@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -114,16 +115,17 @@ func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
 	return a
 }
 
-// adopt does what recover found: the worker calls it before its first job.
-func (w *worker) adopt(work context.Context) {
+// adopt takes over what recover found: the worker calls it before its first job.
+// left says that the runner goes on with a job that is the next daemon's.
+func (w *worker) adopt(work context.Context) (left bool) {
 	l, d := w.lane, w.found
 	defer func() { w.abandon(work, d) }()
 	if d == nil || d.found == nil {
-		return
+		return false
 	}
 	if !d.found.Running {
 		w.adoptRemains(work, d)
-		return
+		return false
 	}
 	done, _ := l.share.hold() // it has them
 	defer done()
@@ -145,18 +147,19 @@ func (w *worker) adopt(work context.Context) {
 		if current != nil {
 			l.concluder.end(work, current, w.loadEnding(current, err))
 		}
-		return
+		return false
 	}
 	l.happened(RunnerAdopted)
 	w.collectAnswers(work, d)
 	switch {
 	case current != nil:
-		w.resume(work, current)
+		return w.resume(work, current)
 	case d.found.Job != "" && !answered:
 		// Nobody waits for what the runner is doing, and it cannot be told to stop.
 		l.log.Info("The runner found has a job that is no longer its own", "job", d.found.Job)
 		s.stop()
 	}
+	return false
 }
 
 // collectAnswers receives the answers that the runner gave before the restart.
@@ -180,37 +183,19 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 }
 
 // resume waits for the answer to a job that was given to the runner before the
-// restart, as process does.
-func (w *worker) resume(work context.Context, a *attempt) {
+// restart; left says that it is the next daemon's again.
+func (w *worker) resume(work context.Context, a *attempt) (left bool) {
 	l := w.lane
 	l.state.begin(a)
-	a.sent = a.StartedAt                      // or soon after
-	if now := time.Now(); a.sent.After(now) { // the clock went back since
-		a.sent = now
+	a.sent = time.Now() // or sooner, by as much as the clock says
+	if ago := -l.clock.until(a.StartedAt); ago > 0 {
+		a.sent = a.sent.Add(-ago)
 	}
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
-	ctx, release := a.stopper.bind(work)
-	defer release()
-	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
-	}
-	if l.share.has() {
-		watching := make(chan struct{})
-		l.life.running.Go(func() {
-			defer close(watching)
-			l.share.watch(ctx, a)
-		})
-		defer func() { release(); <-watching }()
-	}
-	l.share.begin(a.ID, a.StartedAt)
-	end, left := w.await(work, ctx, a)
-	if left {
-		l.log.Info("Job goes on while the daemon is away", "job", a.ID)
-		l.concluder.leave(a)
-		return
-	}
-	a.endLog(l)
-	l.concluder.end(work, a, end)
+	return w.conclude(work, a, func(ctx context.Context) (ending, bool) {
+		l.share.begin(a.ID, a.StartedAt)
+		return w.await(work, ctx, a)
+	})
 }
 
 // adoptRemains ends the jobs of a runner that ended while no daemon was there.
@@ -237,16 +222,16 @@ func (w *worker) abandon(work context.Context, d *adoption) {
 	if d == nil {
 		return
 	}
-	for id, a := range d.jobs {
-		delete(d.jobs, id)
-		w.lane.concluder.end(work, a, interrupted)
+	for _, id := range slices.Sorted(maps.Keys(d.jobs)) {
+		w.lane.concluder.end(work, d.take(id), interrupted)
 	}
 }
 
 // endOthers ends what sheep held that are configured no more, beside the work of
 // the others.
 func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
-	for holder, claims := range byHolder {
+	for _, holder := range slices.Sorted(maps.Keys(byHolder)) {
+		claims := byHolder[holder]
 		if len(claims) == 0 {
 			continue
 		}

@@ -67,11 +67,20 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
+	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
+	// StateRoom before a job is taken into the ledger; their errors are of class
+	// errdefs.ErrResourceExhausted. Nil always has room.
+	StageRoom func(bytes int64) error
+	StateRoom func() error
+	// MaxQueued bounds the jobs that wait; 0 is no bound.
+	MaxQueued int
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
 	// Limits are the defaults of the limits of jobs.
 	Limits LimitDefaults
+	// Retention is how long the files of jobs that have ended are kept; optional.
+	Retention Retention
 	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
 	// while older jobs of other models wait. 0 takes 10 minutes.
 	MaxTurn time.Duration
@@ -90,7 +99,9 @@ type Config struct {
 	Observer Observer
 	// Tracer says to which traces jobs belong; to their clients' own where nil.
 	Tracer Tracer
-	Log    *slog.Logger
+	// Now is the clock that records' times are compared with; time.Now where nil.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Shepherd is the core. Start it once; its methods may be called from any
@@ -101,6 +112,8 @@ type Shepherd struct {
 	env    *services // of all lanes
 	status *statusFiles
 	models *Models
+	// remover removes files of jobs.
+	remover *remover
 
 	mu       sync.Mutex
 	started  bool
@@ -140,6 +153,9 @@ func New(cfg Config) (*Shepherd, error) {
 	if cfg.Tracer == nil {
 		cfg.Tracer = Untraced{}
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	root, err := filepath.Abs(cfg.DataRoot)
 	if err != nil {
 		return nil, fmt.Errorf("data root %s: %w", cfg.DataRoot, err)
@@ -154,11 +170,12 @@ func New(cfg Config) (*Shepherd, error) {
 	s := &Shepherd{cfg: cfg, log: cfg.Log}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
-		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget},
+		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
-		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, log: cfg.Log,
+		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
+	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	var lanes []*lane
@@ -197,10 +214,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
 	}
-	cursor, err := s.cfg.Ledger.Checkpoint(ctx, statusConsumer(s.cfg.Node))
-	if errors.Is(err, ledger.ErrNotFound) {
-		cursor, err = s.cfg.Ledger.Now(ctx)
-	}
+	cursor, err := s.statusCursor(ctx)
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
@@ -214,13 +228,14 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	writing, stopStatus := context.WithCancel(context.Background())
 	s.stopHub, s.stopStatus = stopHub, stopStatus
 	s.env.background = func(f func(context.Context)) { s.background.Go(func() { f(reading) }) }
-	began := job.Now()
+	began := s.env.clock.now()
 	s.status.seen = cursor
 	s.background.Go(func() {
 		s.env.hub.run(reading, cursor, func(e job.Event) { s.onEvent(e, began) }, s.onGone)
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
+	s.background.Go(func() { s.remover.run(reading) })
 
 	var closing error
 	if s.cfg.Closing {
@@ -235,6 +250,22 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	}
 	s.started = true
 	return nil
+}
+
+// statusCursor is how far states are in storage as far as this node is concerned.
+// At the node's first start that is the present; it is kept before anything
+// happens, or a daemon that is killed soon would have the next one take a later
+// present for it.
+func (s *Shepherd) statusCursor(ctx context.Context) (job.Cursor, error) {
+	consumer := statusConsumer(s.cfg.Node)
+	cursor, err := s.cfg.Ledger.Checkpoint(ctx, consumer)
+	if !errors.Is(err, ledger.ErrNotFound) {
+		return cursor, err
+	}
+	if cursor, err = s.cfg.Ledger.Now(ctx); err != nil {
+		return "", err
+	}
+	return cursor, s.cfg.Ledger.SetCheckpoint(ctx, consumer, cursor)
 }
 
 // startLane lets a lane work that is of the flock.

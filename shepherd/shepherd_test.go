@@ -231,6 +231,7 @@ type watchedStore struct {
 	collect func(job.ID) error
 	status  func(job.ID, job.Status) error
 	stage   func(job.ID) error
+	remove  func(job.ID) error
 	admit   func(id job.ID, bytes int64, err error) // what was said of inputs that are to be staged
 }
 
@@ -280,6 +281,19 @@ func (s *watchedStore) SetStatus(ctx context.Context, id job.ID, status job.Stat
 		}
 	}
 	return s.Store.SetStatus(ctx, id, status)
+}
+
+func (s *watchedStore) Remove(ctx context.Context, id job.ID) error {
+	s.calls.Add(1)
+	s.mu.Lock()
+	f := s.remove
+	s.mu.Unlock()
+	if f != nil {
+		if err := f(id); err != nil {
+			return err
+		}
+	}
+	return s.Store.Remove(ctx, id)
 }
 
 func TestSubmitRefuses(t *testing.T) {

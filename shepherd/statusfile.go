@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -128,6 +129,11 @@ func (f *statusFiles) run(ctx context.Context) {
 	defer checkpoint.Stop()
 	kept := job.Cursor("")
 	for {
+		select { // however much there is to be written
+		case <-checkpoint.C:
+			kept = f.checkpoint(ctx, kept)
+		default:
+		}
 		id, wait, ok := f.next(time.Now())
 		if !ok {
 			var timer <-chan time.Time
@@ -239,16 +245,49 @@ func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error
 	rec, err := f.ledger.Get(ctx, id)
 	var status job.Status
 	switch {
+	case err == nil && (rec.Removing || rec.FilesRemoved):
+		return nil // it would stand where the files were
 	case err == nil:
 		status = rec.Status()
-	case errors.Is(err, ledger.ErrNotFound) && event.Status != nil: // it has expired
+	case errors.Is(err, ledger.ErrNotFound) && event.Status != nil: // it has expired, or was removed
+		if there, err := f.store.Exists(ctx, id); err != nil || !there {
+			return err
+		}
 		status = *event.Status
 	case errors.Is(err, ledger.ErrNotFound):
 		return nil
 	default:
 		return err
 	}
-	return f.store.SetStatus(ctx, id, status)
+	if err := f.store.SetStatus(ctx, id, status); err != nil {
+		return err
+	}
+	crashpoint.Reached(crashpoint.StatusWritten)
+	return nil
+}
+
+// drop forgets what is to be written of a job, and returns when nothing is being
+// written of it. The error is the context's.
+func (f *statusFiles) drop(ctx context.Context, id job.ID) error {
+	for {
+		f.mu.Lock()
+		if !f.writing[id] {
+			p := f.pending[id]
+			delete(f.pending, id)
+			f.mu.Unlock()
+			if p != nil {
+				tellAll(p.tell)
+			}
+			return nil
+		}
+		settled := f.settled
+		f.mu.Unlock()
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (f *statusFiles) worthRetrying(err error) bool {
@@ -286,6 +325,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 		}
 		return kept
 	}
+	crashpoint.Reached(crashpoint.Checkpointed)
 	return cursor
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -20,8 +21,8 @@ const commitTime = 30 * time.Second
 // Submit takes a job in. When it returns nil the job is in the ledger and will
 // be dealt with. Otherwise the job was not taken: *job.Invalid, *job.UnknownSheep
 // and *job.UnknownJob (no payload and no place in storage) say what is wrong with
-// the request; job.ErrSubmitted that the id is in use; job.ErrDraining that the
-// daemon is stopping; anything else has the class its part gave it. Submitting
+// the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
+// of the last run are being removed; job.ErrDraining that the daemon is stopping; anything else has the class its part gave it. Submitting
 // again after an error is safe.
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
@@ -29,6 +30,14 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err := s.admissible(r); err != nil {
 		return err
 	}
+	if err := s.roomFor(ctx); err != nil {
+		return err
+	}
+	submitted, err := s.remover.submit(r.ID)
+	if err != nil {
+		return err
+	}
+	defer submitted()
 	if r.Payload == nil {
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
@@ -53,6 +62,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		if err != nil {
 			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
+		crashpoint.Reached(crashpoint.PayloadStored)
 	}
 	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
 	_, err = s.create(ctx, s.record(r, trace))
@@ -63,9 +73,14 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		s.env.payloads.keep(r.ID, nil)
 		return job.ErrSubmitted
 	}
+	if errors.Is(err, ledger.ErrRemoving) { // by a daemon that was killed
+		s.env.payloads.keep(r.ID, nil)
+		return job.ErrRemoving
+	}
 	if err != nil {
 		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
+	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
 }
@@ -74,14 +89,14 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 	rec := job.Record{
 		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
-		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline,
+		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
 	}
 	var sheep job.Limits
 	if l := s.env.flock.named(r.Sheep); l != nil {
 		sheep = l.Limits
 	}
 	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
-		from := job.Now()
+		from := s.env.clock.now()
 		if r.NotBefore.After(from) {
 			from = r.NotBefore
 		}
@@ -140,8 +155,11 @@ func (s *Shepherd) ownPlace(ctx context.Context, r job.Request) error {
 // those of Job.
 func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
-	if err == nil {
+	switch {
+	case err == nil:
 		return rec.Tenant, nil
+	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
+		return "", away("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
 	}
 	_, err = s.Job(ctx, id)
 	return "", err
@@ -164,6 +182,26 @@ func (s *Shepherd) admissible(r job.Request) error {
 	return s.checkModel(r)
 }
 
+// roomFor refuses a job for which there is no room: *job.QueueFull, or an error of
+// the ledger's disk.
+func (s *Shepherd) roomFor(ctx context.Context) error {
+	if most := s.cfg.MaxQueued; most > 0 {
+		counts, err := s.cfg.Ledger.Count(ctx)
+		if err != nil {
+			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
+		}
+		if counts[job.Queued] >= most { // submissions at the same moment may pass together
+			return &job.QueueFull{Limit: most}
+		}
+	}
+	if s.cfg.StateRoom != nil {
+		if err := s.cfg.StateRoom(); err != nil {
+			return &job.Unavailable{Service: "disk of the ledger", Problem: "is nearly full", Cause: err}
+		}
+	}
+	return nil
+}
+
 // cancelPatience is how long Cancel waits for a sheep to let go of a job.
 const cancelPatience = 5 * time.Second
 
@@ -183,9 +221,11 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case err != nil:
 		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
 	case rec.State.Final():
+		crashpoint.Reached(crashpoint.CancelRecorded)
 		s.log.Info("Job cancelled", "job", id)
 		return nil
 	}
+	crashpoint.Reached(crashpoint.CancelRecorded)
 	s.log.Info("Job is being cancelled", "job", id, "sheep", rec.Holder)
 	patience := time.NewTimer(cancelPatience)
 	defer patience.Stop()

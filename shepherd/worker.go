@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/crashpoint"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -45,12 +46,15 @@ func (w *worker) run(feed, work context.Context) {
 	defer w.pulse.waits()
 	defer w.depart()
 	w.pulse.works()
-	w.adopt(work)
+	if left := w.adopt(work); left {
+		return
+	}
 	for {
 		if w.lane.state.end() {
 			w.idleSince = time.Now()
 		}
 		s := w.supervisor
+		w.preloader.look(s.runner != nil)
 		var ended <-chan struct{}
 		var again, preload <-chan time.Time
 		var yield <-chan struct{}
@@ -62,6 +66,13 @@ func (w *worker) run(feed, work context.Context) {
 		} else if due := w.preloader.due; !due.IsZero() {
 			preload = time.After(time.Until(due))
 		}
+		if closed(feed.Done()) {
+			return
+		}
+		if closed(ended) { // before a job is given to it
+			s.lostIdle()
+			continue
+		}
 		idle, stopIdle := w.idleTooLong()
 		w.pulse.waits()
 		select {
@@ -71,14 +82,13 @@ func (w *worker) run(feed, work context.Context) {
 			return
 		case a := <-w.lane.feeder.offers:
 			w.pulse.works()
-			w.process(feed, work, a)
-			if s.runner == nil { // it was lost, or stopped, with its job
-				w.preloader.again()
+			if left := w.process(feed, work, a); left {
+				stopIdle()
+				return // the runner has a job, so it can be given no other
 			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
-			w.preloader.again()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")
@@ -87,13 +97,39 @@ func (w *worker) run(feed, work context.Context) {
 			w.unload("no job for " + w.lane.IdleTimeout.String())
 		case <-again:
 			w.pulse.works()
-			s.revive(feed)
+			select {
+			case a := <-w.lane.feeder.offers: // a job says which model is wanted
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
+			default:
+				s.revive(feed)
+			}
 		case <-preload:
-			w.pulse.waits() // an image may take its time
-			w.preload(feed)
+			select {
+			case a := <-w.lane.feeder.offers:
+				w.pulse.works()
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
+			default: // a pull may take its time, and is no sign of a lane that hangs
+				w.preload(feed)
+			}
 			w.pulse.works()
 		}
 		stopIdle()
+	}
+}
+
+// closed reports whether c, on which nothing is sent, is closed.
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -110,7 +146,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 // another sheep's: idle sheep look.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
-	w.preloader.never()
+	w.preloader.unloaded()
 	if w.lane.feeder.waitsForDevices() {
 		w.lane.flock.wakeFirst(w.lane)
 	}
@@ -131,33 +167,41 @@ func (w *worker) depart() {
 	}
 }
 
-// process takes an attempt through the runner and has it ended.
-func (w *worker) process(feed, work context.Context, a *attempt) {
+// process takes an attempt through the runner and has it ended; left says that it
+// has not ended, and is the next daemon's.
+func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 	w.lane.state.begin(a)
 	if !a.take() {
-		return
+		return false
 	}
-	end, left := w.try(feed, work, a)
+	return w.conclude(work, a, func(ctx context.Context) (ending, bool) { return w.try(feed, work, ctx, a) })
+}
+
+// conclude has the attempt end as run says. The context of run ends when the
+// attempt is stopped. left says that the attempt has not ended, and is the next
+// daemon's.
+func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (left bool) {
+	end, left := w.watched(work, a, run)
 	if left {
 		w.lane.log.Info("Job goes on while the daemon is away", "job", a.ID)
 		a.yield()
 		w.lane.concluder.leave(a)
-		return
+		return true
 	}
 	a.endLog(w.lane)
 	w.pulse.waits() // for storage, it may be
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
+	return false
 }
 
-// try gives the job to the runner and says how that ended; left says that it has
-// not ended, and is the next daemon's.
-func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left bool) {
+// watched calls run while the attempt's deadline and devices are watched.
+func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (_ ending, left bool) {
 	l := w.lane
 	ctx, release := a.stopper.bind(work)
 	defer release()
 	if !a.Deadline.IsZero() {
-		defer time.AfterFunc(time.Until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
+		defer time.AfterFunc(l.clock.until(a.Deadline), func() { a.stopper.stop(errDeadline) }).Stop()
 	}
 	if l.share.has() {
 		watching := make(chan struct{})
@@ -167,6 +211,13 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		})
 		defer func() { release(); <-watching }()
 	}
+	return run(ctx)
+}
+
+// try gives the job to the runner and says how that ended; left says that it has
+// not ended, and is the next daemon's. ctx ends when the attempt is stopped.
+func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, left bool) {
+	l := w.lane
 	if a.ahead {
 		w.pulse.waits() // for a disk with room, it may be
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
@@ -179,12 +230,16 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		case rec.Cancelling:
 			return stopped(errCancelled), false
 		}
+		crashpoint.Reached(crashpoint.Started)
 		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by preparing meanwhile
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
 
 	if end, ok := w.ready(feed, ctx, a); !ok {
 		return end, false
+	}
+	if feed.Err() != nil { // it ended when all was ready
+		return stopped(context.Cause(feed)), false
 	}
 	w.dropAnswers(work)
 	l.logSending(a)
@@ -200,7 +255,8 @@ func (w *worker) try(feed, work context.Context, a *attempt) (end ending, left b
 		}
 		return exitEnding(&runtime.Exit{Code: -1, Lost: true, Detail: fmt.Sprintf("the job could not be given to it: %v", err)}), false
 	}
-	l.share.begin(a.ID, job.Now())
+	crashpoint.Reached(crashpoint.Sent)
+	l.share.begin(a.ID, l.clock.now())
 	return w.await(work, ctx, a)
 }
 
@@ -249,6 +305,7 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
 		return *l.preparing(ctx, a, err), false
 	}
+	crashpoint.Reached(crashpoint.DirectoryPlaced)
 	return ending{}, true
 }
 
@@ -288,6 +345,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 				ran(why)
 				return w.loadEnding(a, why), false
 			case answer.JobID == a.ID:
+				crashpoint.Reached(crashpoint.Answered)
 				s.crashes = crashes{} // a runner that answers is in no crash loop
 				s.freed = time.Now()
 				ran(failed(answer.Failure))

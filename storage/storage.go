@@ -164,6 +164,12 @@ type Store interface {
 	Status(ctx context.Context, id job.ID) (job.Status, error)
 	SetStatus(ctx context.Context, id job.ID, status job.Status) error
 
+	// Jobs calls visit with the id of every place there is, in no order that callers
+	// may count on, and returns the first error that visit returns. A place that is
+	// made or removed meanwhile may be left out. Names that no job can have, as other
+	// people's buckets may, are left out.
+	Jobs(ctx context.Context, visit func(job.ID) error) error
+
 	// Remove removes the job's place with all it holds. Removing what is not
 	// there is nil.
 	Remove(ctx context.Context, id job.ID) error

@@ -69,6 +69,9 @@ func writeDeb(r release) (string, error) {
 		return "", err
 	}
 	info.MTime = r.Time
+	if r.Compression != "" {
+		info.Deb.Compression = r.Compression
+	}
 	libraries, err := dependencies(r.Root)
 	if err != nil {
 		return "", err
@@ -107,7 +110,7 @@ func dependencies(root string) ([]string, error) {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		for _, library := range libraries {
-			if !slices.Contains([]string{"libc.so.6", "libdl.so.2", "libpthread.so.0"}, library) {
+			if !slices.Contains([]string{"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-aarch64.so.1"}, library) {
 				return fmt.Errorf("%s needs %s, and no package is known to bring it", path, library)
 			}
 			needed = true

@@ -22,6 +22,8 @@ type release struct {
 	Tree       string    // what the tarball holds
 	Root       string    // what the Debian package holds
 	Out        string    // where results go
+	// Compression replaces the Debian package's (xz): zstd, gzip or none.
+	Compression string
 }
 
 func main() {
@@ -41,6 +43,7 @@ func run(args []string) error {
 	flags.Int64Var(&epoch, "epoch", 0, "the time of everything packed, in seconds since 1970")
 	flags.StringVar(&r.Tree, "tree", "dist/tree", "what the tarball holds")
 	flags.StringVar(&r.Root, "root", "dist/root", "what the Debian package holds")
+	flags.StringVar(&r.Compression, "compression", "", "compression of the Debian package instead of xz: zstd, gzip or none")
 	flags.StringVar(&r.Out, "out", "dist", "where results go")
 	if err := flags.Parse(args); err != nil {
 		return err

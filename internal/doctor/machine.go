@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/config/size"
+	"github.com/iterait/shepherd/internal/mounts"
 )
 
 // Programs examines whether programs are there that sheep need.
@@ -113,8 +114,14 @@ func without(wanted, there []string) []string {
 	return missing
 }
 
-// Disks examines the room where something is written. The keys say what.
-type Disks struct{ Paths map[string]string }
+// Disks examines the room where something is written.
+type Disks struct {
+	// Paths are where, by the key of the configuration.
+	Paths map[string]string
+	// Unmounted returns the mount point that a path lies on, if nothing is mounted
+	// there; nil means mounts.Missing.
+	Unmounted func(path string) (mountPoint string, err error)
+}
 
 // Of a disk, this much at least should be free.
 const (
@@ -131,7 +138,15 @@ func (d Disks) Examine(context.Context) []Finding {
 	var findings []Finding
 	on := make(map[unix.Fsid][]string) // what lies on each file system
 	var order []unix.Fsid
+	unmounted := d.Unmounted
+	if unmounted == nil {
+		unmounted = mounts.Missing
+	}
 	for _, what := range sorted(d.Paths) {
+		if point, err := unmounted(d.Paths[what]); err == nil && point != "" {
+			findings = append(findings, failure("mount "+point, "%s (%s) lies on %s, where nothing is mounted though %s or a mount unit lists it: the daemon does not start before it is", what, d.Paths[what], point, mounts.Table))
+			continue
+		}
 		at, problem := usable(what, d.Paths[what])
 		var st unix.Statfs_t
 		if problem == nil && unix.Statfs(at, &st) != nil {

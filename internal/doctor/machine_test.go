@@ -66,6 +66,12 @@ func TestCgroups(t *testing.T) {
 	expect(t, Cgroups{Root: filepath.Join(v1, "none")}.Examine(t.Context()), Failure, "no control groups", "mount")
 }
 
+// TestUnmounted examines a directory on a file system that is not mounted yet.
+func TestUnmounted(t *testing.T) {
+	check := Disks{Paths: map[string]string{"data_root": "/scratch/data"}, Unmounted: func(string) (string, error) { return "/scratch", nil }}
+	expect(t, check.Examine(t.Context()), Failure, "data_root (/scratch/data) lies on /scratch", "mount /scratch")
+}
+
 // TestDisks fills a real file system.
 func TestDisks(t *testing.T) {
 	disk := t.TempDir()

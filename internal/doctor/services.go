@@ -142,8 +142,10 @@ type Listeners struct {
 	Port int
 	// Up says that the daemon is, which then has the port.
 	Up bool
-	// Guarded says that clients have to say who they are.
+	// Guarded says that clients need credentials.
 	Guarded bool
+	// AllOrigins says that scripts of web pages of any origin may read answers.
+	AllOrigins bool
 	// Others are further addresses that the daemon listens on, by the key that
 	// sets them.
 	Others map[string]string
@@ -164,7 +166,10 @@ func (d Listeners) Examine(ctx context.Context) []Finding {
 	}
 	ip := net.ParseIP(d.Host)
 	if open := d.Host != "localhost" && (ip == nil || !ip.IsLoopback()); open && !d.Guarded {
-		findings = append(findings, warning("have clients show tokens (api.tokens, shepherdd token new) or certificates (api.tls.client_ca_file), or set api.host to 127.0.0.1", "anyone who reaches %s may submit jobs and read all results", at))
+		findings = append(findings, warning("have clients show tokens (api.tokens, shepherdd token new) or certificates (api.tls.client_ca_file), or set api.host to 127.0.0.1", "anyone who can connect to %s may submit jobs and read all results", at))
+	}
+	if d.AllOrigins && !d.Guarded {
+		findings = append(findings, warning("set api.cors_origins to the origins of your own pages, or to []", "any web page opened in a browser that can connect to %s may read all results", at))
 	}
 	if len(findings) == 0 {
 		findings = append(findings, ok("%s", at))

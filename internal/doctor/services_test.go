@@ -84,6 +84,8 @@ func TestListeners(t *testing.T) {
 	expect(t, Listeners{Host: "127.0.0.1", Port: port}.Examine(t.Context()), Warning, "something else listens", "api.port")
 	expect(t, Listeners{Host: "0.0.0.0", Port: testenv.FreePort(t)}.Examine(t.Context()), Warning, "anyone", "127.0.0.1")
 	expect(t, Listeners{Host: "192.0.2.1", Port: 5000, Guarded: true}.Examine(t.Context()), Failure, "nothing can listen", "api.host")
+	expect(t, Listeners{Host: "127.0.0.1", Port: testenv.FreePort(t), AllOrigins: true}.Examine(t.Context()), Warning, "any web page", "api.cors_origins")
+	healthy(t, Listeners{Host: "127.0.0.1", Port: testenv.FreePort(t), AllOrigins: true, Guarded: true}.Examine(t.Context()))
 	others := map[string]string{"storage.listen": taken.Addr().String()}
 	expect(t, Listeners{Host: "localhost", Port: testenv.FreePort(t), Others: others}.Examine(t.Context()), Warning, taken.Addr().String(), "storage.listen")
 }

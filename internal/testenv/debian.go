@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -103,6 +104,7 @@ type Debian struct {
 	nspawn  *exec.Cmd
 	ended   chan struct{}
 	groups  []string
+	ending  sync.Once
 }
 
 // BootDebian boots the Debian in root, a folder that DebianRoot returned, by
@@ -206,27 +208,40 @@ func (d *Debian) Run(t testing.TB, name string, args ...string) string {
 
 // Dial connects to an address of its network.
 func (d *Debian) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return inNetwork(d, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) })
+}
+
+// Listen listens on an address of its network.
+func (d *Debian) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return inNetwork(d, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, network, address) })
+}
+
+// Path is where this machine finds one of its files, those in /run included.
+func (d *Debian) Path(path string) string { return fmt.Sprintf("/proc/%d/root%s", d.leader, path) }
+
+// inNetwork opens a socket in its network.
+func inNetwork[T any](d *Debian, open func() (T, error)) (T, error) {
+	type opened struct {
+		socket T
+		err    error
+	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", d.leader))
 	if err != nil {
-		return nil, err
+		return opened{}.socket, err
 	}
 	defer ns.Close()
-	type dialed struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan dialed, 1)
+	done := make(chan opened, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- dialed{nil, err}
+			done <- opened{err: err}
 			return
 		}
-		conn, err := new(net.Dialer).DialContext(ctx, network, address)
-		done <- dialed{conn, err}
+		socket, err := open()
+		done <- opened{socket, err}
 	}()
 	r := <-done
-	return r.conn, r.err
+	return r.socket, r.err
 }
 
 // Client is an HTTP client in its network. Each request has a connection of its
@@ -235,17 +250,27 @@ func (d *Debian) Client() *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: d.Dial, DisableKeepAlives: true}}
 }
 
-// end kills all that is in it and removes its control groups.
+// Crash ends everything in it at once, as a loss of power does, and boots its root
+// again.
+func (d *Debian) Crash(t testing.TB) *Debian {
+	t.Helper()
+	d.end()
+	return BootDebian(t, d.Root)
+}
+
+// end kills all that is in it and removes its control groups. It does so once.
 func (d *Debian) end() {
-	if d.leader != 0 {
-		_ = syscall.Kill(d.leader, syscall.SIGKILL)
-	} else {
-		_ = syscall.Kill(-d.nspawn.Process.Pid, syscall.SIGKILL)
-	}
-	<-d.ended
-	for _, g := range d.groups {
-		removeGroup(g)
-	}
+	d.ending.Do(func() {
+		if d.leader != 0 {
+			_ = syscall.Kill(d.leader, syscall.SIGKILL)
+		} else {
+			_ = syscall.Kill(-d.nspawn.Process.Pid, syscall.SIGKILL)
+		}
+		<-d.ended
+		for _, g := range d.groups {
+			removeGroup(g)
+		}
+	})
 }
 
 // newGroups makes a control group of the name in each of the hierarchies, below

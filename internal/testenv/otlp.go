@@ -3,6 +3,7 @@ package testenv
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -29,8 +30,18 @@ type OTLP struct {
 // the test.
 func StartOTLP(t testing.TB) *OTLP {
 	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ServeOTLP(t, listener)
+}
+
+// ServeOTLP is StartOTLP at a listener, which it closes.
+func ServeOTLP(t testing.TB, listener net.Listener) *OTLP {
+	t.Helper()
 	o := &OTLP{resource: map[string]string{}}
-	o.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	o.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		var sent collector.ExportTraceServiceRequest
 		if err := errors.Join(err, proto.Unmarshal(body, &sent)); err != nil || r.URL.Path != "/v1/traces" {
@@ -50,6 +61,9 @@ func StartOTLP(t testing.TB) *OTLP {
 		}
 		w.Header().Set("Content-Type", "application/x-protobuf")
 	}))
+	o.server.Listener.Close()
+	o.server.Listener = listener
+	o.server.Start()
 	o.URL = o.server.URL
 	t.Cleanup(o.server.Close)
 	return o

@@ -11,7 +11,9 @@ package ledgertest
 
 import (
 	"testing"
+	"time"
 
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -20,6 +22,8 @@ import (
 type Options struct {
 	KeepJobs    int // ended records kept
 	EventNumber int // events kept
+	// Retention says how long files of jobs are kept; nil is for ever.
+	Retention func(job.Record) time.Duration
 }
 
 // Harness is one ledger, empty at first, that can be opened again and again. The
@@ -74,6 +78,9 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Count", s.testCount},
 		{"Waiting", s.testWaiting},
 		{"Expiry", s.testExpiry},
+		{"Retention", s.testRetention},
+		{"Removal", s.testRemoval},
+		{"RetainedExpiry", s.testRetainedExpiry},
 		{"Events", s.testEvents},
 		{"EventsFilter", s.testEventsFilter},
 		{"EventsDurable", s.testEventsDurable},

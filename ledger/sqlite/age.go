@@ -14,6 +14,10 @@ import "time"
 // maxClosed is how much the ledger ages at most while it is closed.
 const maxClosed = 24 * time.Hour
 
+// clockTolerance is by how much the clock may be behind the last change in the ledger
+// without a warning.
+const clockTolerance = time.Minute
+
 // How often the age is written to the file: beside other changes, and for its
 // own sake. After a crash the time since counts as closed.
 const (

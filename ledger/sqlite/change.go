@@ -199,6 +199,9 @@ func (t *tx) endRun(r *row, end ending, event job.Event) error {
 		r.FinishedAt = r.changedAt
 	}
 	r.endedAge = t.age
+	if t.w.cfg.Retention != nil {
+		r.keep(t.w.cfg.Retention(r.Record))
+	}
 	if err := t.save(r); err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (t *tx) expire(alone bool) error {
 	if alone {
 		budget = expireAlone
 	}
-	excess := t.w.tally.ended() - t.w.cfg.KeepJobs
+	excess := t.w.tally.expirable() - t.retained - t.w.cfg.KeepJobs
 	for state, n := range t.states {
 		if state.Final() {
 			excess += n

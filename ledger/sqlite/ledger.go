@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -54,6 +55,10 @@ type Config struct {
 	// DefaultEventKeep and DefaultEventNumber.
 	EventKeep   time.Duration
 	EventNumber int
+	// Retention says how long the files of a job that ended are kept; 0 is for
+	// ever, as is nil. It is called by the goroutine that makes all changes, and
+	// returns at once.
+	Retention func(job.Record) time.Duration
 	// Now is the clock that records' times are taken from; nil stands for
 	// time.Now.
 	Now func() time.Time

@@ -41,7 +41,7 @@ func TestPlans(t *testing.T) {
 // that read or sort too much.
 func checkPlans(t *testing.T, l *Ledger) string {
 	t.Helper()
-	queries := map[string]string{}
+	queries := map[string]string{"files to remove": queryToRemove}
 	for _, one := range append(new(statements).list(), new(readStatements).list()...) {
 		queries[one.name] = one.text
 	}

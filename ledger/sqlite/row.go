@@ -14,7 +14,8 @@ import (
 const (
 	listColumns = `seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
 	run, attempt, spent, enqueued_at, not_before, wait_until, deadline, claimed_at, started_at, finished_at, changed_at,
-	holder, node, token, cancelling, delayed, gpu_memory, gpu_time, warnings, failure_type, failure_message`
+	holder, node, token, cancelling, delayed, gpu_memory, gpu_time, warnings, ended_age, keep, kept_for, remove_age, removal, removed_at,
+	failure_type, failure_message`
 	columns = listColumns + `, failure_traceback`
 )
 
@@ -25,12 +26,37 @@ type row struct {
 	claimedAt time.Time    // when the attempt under way began
 	changedAt time.Time    // when the row changed last
 	delayed   bool         // queued, and NotBefore has not come
-	endedAge  int64        // the ledger's age when the run ended; only written
+	endedAge  int64        // the ledger's age when the run ended; 0 before
+	keptFor   time.Duration
+	removeAge int64 // the ledger's age when the files are due for removal; 0 for never
+	removal   removal
+	removedAt time.Time // when the files were removed
 
 	// stored is what the file has, where it decides what the row is counted as.
 	stored struct {
 		state     job.State
 		claimable bool
+		retained  bool
+	}
+}
+
+// removal is which removal has begun.
+type removal int
+
+const (
+	noRemoval removal = iota
+	ofFiles
+	ofRecord // and files
+)
+
+// retained reports whether the record stays until its files are removed.
+func (r *row) retained() bool { return r.removeAge > 0 }
+
+// showRetention sets what the Record tells of its files.
+func (r *row) showRetention() {
+	r.Removing, r.FilesRemoved, r.KeptUntil = r.removal != noRemoval, !r.removedAt.IsZero(), r.removedAt
+	if r.KeptUntil.IsZero() && r.keptFor > 0 && r.State.Final() {
+		r.KeptUntil = r.FinishedAt.Add(r.keptFor)
 	}
 }
 
@@ -59,10 +85,11 @@ func (r *row) drop() {
 func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var failure job.Failure
 	var limits, warnings string
-	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime int64
+	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime, keep, keptFor, removed int64
 	into := []any{&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant, &r.Trace.Parent, &r.Trace.State, &limits, &r.State,
 		&r.Run, &r.Attempt, &r.Spent, &enqueued, &notBefore, &waitUntil, &deadline, &claimed, &started, &finished, &changed,
-		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message, &failure.Traceback}
+		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings,
+		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &failure.Type, &failure.Message, &failure.Traceback}
 	if !whole {
 		into = into[:len(into)-1]
 	}
@@ -75,7 +102,12 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	r.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
 	r.EnqueuedAt, r.NotBefore, r.WaitUntil, r.Deadline = toTime(enqueued), toTime(notBefore), toTime(waitUntil), toTime(deadline)
 	r.claimedAt, r.StartedAt, r.FinishedAt, r.changedAt = toTime(claimed), toTime(started), toTime(finished), toTime(changed)
-	r.stored.state, r.stored.claimable = r.State, r.claimable()
+	if keep >= 0 {
+		r.Keep = new(time.Duration(keep) * time.Microsecond)
+	}
+	r.keptFor, r.removedAt = time.Duration(keptFor)*time.Microsecond, toTime(removed)
+	r.showRetention()
+	r.stored.state, r.stored.claimable, r.stored.retained = r.State, r.claimable(), r.retained()
 	if err := decode(limits, &r.Limits); err != nil {
 		return fmt.Errorf("limits of job %s: %w", r.ID, err)
 	}
@@ -102,6 +134,14 @@ func encodeWarnings(warnings []string) (string, error) {
 	}
 	text, err := json.Marshal(warnings)
 	return string(text), err
+}
+
+// encodeKeep is -1 for nil.
+func encodeKeep(keep *time.Duration) int64 {
+	if keep == nil {
+		return -1
+	}
+	return max(keep.Microseconds(), 0)
 }
 
 func decode(text string, into any) error {

@@ -237,6 +237,24 @@ var migrations = []string{
 
 	// Where the lines are that the runner wrote during an attempt.
 	`ALTER TABLE attempts ADD COLUMN log TEXT NOT NULL DEFAULT '';`,
+
+	// How long jobs' files are kept. The long texts become the last columns again.
+	// A record whose files are to be removed does not expire.
+	`ALTER TABLE jobs ADD COLUMN keep INTEGER NOT NULL DEFAULT -1;      -- as the client asked: microseconds, 0 for ever, -1 not at all
+	ALTER TABLE jobs ADD COLUMN kept_for INTEGER NOT NULL DEFAULT 0;   -- microseconds after the end, 0 for ever
+	ALTER TABLE jobs ADD COLUMN remove_age INTEGER NOT NULL DEFAULT 0; -- the ledger's age when the files are due, 0 for never
+	ALTER TABLE jobs ADD COLUMN removal INTEGER NOT NULL DEFAULT 0;    -- that has begun: 1 of the files, 2 of the record, too
+	ALTER TABLE jobs ADD COLUMN removed_at INTEGER NOT NULL DEFAULT 0; -- when the files were removed
+	ALTER TABLE jobs RENAME COLUMN failure_message TO message_5;
+	ALTER TABLE jobs RENAME COLUMN failure_traceback TO traceback_5;
+	ALTER TABLE jobs ADD COLUMN failure_message TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs ADD COLUMN failure_traceback TEXT NOT NULL DEFAULT '';
+	UPDATE jobs SET failure_message = message_5, failure_traceback = traceback_5 WHERE message_5 > '' OR traceback_5 > '';
+	ALTER TABLE jobs DROP COLUMN message_5;
+	ALTER TABLE jobs DROP COLUMN traceback_5;
+	DROP INDEX jobs_ended;
+	CREATE INDEX jobs_ended ON jobs (ended_age) WHERE ended_age > 0 AND remove_age = 0;
+	CREATE INDEX jobs_to_remove ON jobs (remove_age) WHERE remove_age > 0;`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

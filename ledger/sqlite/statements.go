@@ -38,11 +38,12 @@ func (s *statements) list() []statement {
 		{"byID", &s.byID, `SELECT ` + columns + ` FROM jobs WHERE id = ?`},
 		{"bySeq", &s.bySeq, `SELECT ` + columns + ` FROM jobs WHERE seq = ?`},
 		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
-				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at, keep)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
 		{"save", &s.save, `UPDATE jobs SET state = ?, attempt = ?, spent = ?, not_before = ?, wait_until = ?, claimed_at = ?, started_at = ?, finished_at = ?,
 				changed_at = ?, holder = ?, node = ?, token = ?, cancelling = ?, delayed = ?, give_up_at = ?, ended_age = ?,
-				gpu_memory = ?, gpu_time = ?, warnings = ?, failure_type = ?, failure_message = ?, failure_traceback = ?
+				gpu_memory = ?, gpu_time = ?, warnings = ?, failure_type = ?, failure_message = ?, failure_traceback = ?,
+				kept_for = ?, remove_age = ?, removal = ?, removed_at = ?
 			WHERE seq = ?`},
 		{"remove", &s.remove, `DELETE FROM jobs WHERE seq = ?`},
 
@@ -89,7 +90,7 @@ func (s *statements) list() []statement {
 		{"pruneEvents", &s.pruneEvents, `DELETE FROM events WHERE id <= ?`},
 
 		{"expire", &s.expire, `DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs
-			WHERE ended_age > 0 AND ended_age < ? ORDER BY ended_age, seq LIMIT ?) RETURNING id, state`},
+			WHERE ended_age > 0 AND remove_age = 0 AND ended_age < ? ORDER BY ended_age, seq LIMIT ?) RETURNING id, state`},
 		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
 			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
 		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},

@@ -23,6 +23,7 @@ type tally struct {
 	mu        sync.Mutex
 	states    ledger.Counts
 	claimable map[string]map[job.Model]int // by address
+	retained  int                          // records that stay until their files are removed
 }
 
 // loadTally counts what is in the file.
@@ -41,6 +42,9 @@ func loadTally(ctx context.Context, conn *sql.Conn) (*tally, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := conn.QueryRowContext(ctx, queryCountRetained).Scan(&t.retained); err != nil {
+		return nil, err
+	}
 	return t, eachRow(ctx, conn, queryCountClaimable, func(scan func(...any) error) error {
 		var g group
 		var n int
@@ -52,6 +56,8 @@ func loadTally(ctx context.Context, conn *sql.Conn) (*tally, error) {
 
 const queryCountClaimable = `SELECT model_name, model_version, sheep, count(*) FROM jobs
 	WHERE state = 'queued' AND token = 0 AND delayed = 0 GROUP BY model_name, model_version, sheep`
+
+const queryCountRetained = `SELECT count(*) FROM jobs WHERE remove_age > 0`
 
 func eachRow(ctx context.Context, conn *sql.Conn, query string, each func(scan func(...any) error) error) error {
 	rows, err := conn.QueryContext(ctx, query)
@@ -72,9 +78,10 @@ func states() []job.State {
 	return []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled}
 }
 
-func (t *tally) add(states ledger.Counts, claimable map[group]int) {
+func (t *tally) add(states ledger.Counts, claimable map[group]int, retained int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.retained += retained
 	for state, n := range states {
 		t.states[state] += n
 	}
@@ -109,11 +116,11 @@ func (t *tally) counts() ledger.Counts {
 	return counts
 }
 
-// ended returns the number of records in a final state.
-func (t *tally) ended() int {
+// expirable returns the number of records in a final state that no files keep.
+func (t *tally) expirable() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.states[job.Done] + t.states[job.Failed] + t.states[job.Cancelled]
+	return t.states[job.Done] + t.states[job.Failed] + t.states[job.Cancelled] - t.retained
 }
 
 // anyFor reports whether there is a claimable job for the slot.

@@ -33,6 +33,7 @@ type tx struct {
 	removed   int       // events
 	nextTimer time.Time // no timer is due before; zero for none
 	ended     int       // records that came into a final state
+	retained  int       // by how much the number of records with files to remove changed
 	writes    int       // statements that wrote
 	failed    bool      // a statement failed: the transaction cannot be committed
 	saved     savedNumbers
@@ -126,7 +127,7 @@ func (t *tx) insert(r *row) error {
 	t.numbers.seq++
 	r.Seq = t.numbers.seq
 	_, err = t.exec(t.do.insert, r.Seq, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
-		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()))
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep))
 	if err != nil {
 		return err
 	}
@@ -148,15 +149,24 @@ func (t *tx) save(r *row) error {
 	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
 		fromTime(r.changedAt), r.Holder, r.Node, int64(r.token), r.Cancelling, r.delayed, fromTime(r.giveUpAt()), r.endedAge,
 		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), warnings, failure.Type, failure.Message, failure.Traceback,
+		r.keptFor.Microseconds(), r.removeAge, int(r.removal), fromTime(r.removedAt),
 		r.Seq)
 	if err != nil {
 		return err
 	}
 	t.states[r.stored.state]--
 	t.states[r.State]++
-	if r.State.Final() {
+	if r.State.Final() && !r.stored.state.Final() {
 		t.ended++
 	}
+	if now := r.retained(); now != r.stored.retained {
+		if r.stored.retained = now; now {
+			t.retained++
+		} else {
+			t.retained--
+		}
+	}
+	r.showRetention()
 	t.count(r)
 	return nil
 }
@@ -192,6 +202,9 @@ func (t *tx) remove(r *row) error {
 		return err
 	}
 	t.states[r.State]--
+	if r.stored.retained {
+		t.retained--
+	}
 	return nil
 }
 

@@ -99,6 +99,10 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 		return nil, err
 	}
 	w.clock = newAgeClock(age, wall, w.now())
+	if behind := time.UnixMicro(wall).Sub(w.now()); wall != 0 && behind > clockTolerance {
+		cfg.Log.Warn("The clock of this machine is behind the last change in the ledger: times of jobs are wrong until it is set (NTP); nothing is lost by it",
+			slog.Time("last_change", time.UnixMicro(wall).UTC()), slog.Duration("behind", behind))
+	}
 	w.saved = savedNumbers{numbers: *n, age: w.clock.base}
 	if w.tally, err = loadTally(ctx, conn); err != nil {
 		return nil, err
@@ -352,7 +356,7 @@ func (w *writer) committed(t *tx, upkeep bool) {
 		w.sweeping = t.sweepMore
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}
-	w.tally.add(t.states, t.claimable)
+	w.tally.add(t.states, t.claimable, t.retained)
 	w.events.publish(t.events, t.numbers.event)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/shimmed"
@@ -41,6 +42,8 @@ func (p *programs) FindModel(m job.Model) error {
 	switch {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
+	case err != nil && p.unmounted(path) != nil:
+		return nil // it is not known; Load returns the error
 	case err != nil || info.IsDir():
 		return &runtime.LoadError{
 			Message: fmt.Sprintf("Cannot load model `%s:%s`, file `%s` does not exist.", m.Name, m.Version, path),
@@ -50,10 +53,26 @@ func (p *programs) FindModel(m job.Model) error {
 	return nil
 }
 
+// unmounted returns a *LoadError of class Unavailable where the file system that path
+// lies on is not mounted yet.
+func (p *programs) unmounted(path string) error {
+	point, err := mounts.Missing(path)
+	if err != nil || point == "" {
+		return nil
+	}
+	return &runtime.LoadError{
+		Message: fmt.Sprintf("The models are not there: nothing is mounted on %s, though %s or a mount unit lists it", point, mounts.Table),
+		Class:   errdefs.ErrUnavailable,
+	}
+}
+
 // Load checks that the model and a program to run it are there, and which GPUs
 // the sheep has.
 func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
 	if err := p.FindModel(m); err != nil {
+		return err
+	}
+	if err := p.unmounted(filepath.Join(p.options.WorkingDirectory, configPath(m))); err != nil {
 		return err
 	}
 	grants, err := p.grants(ctx)

@@ -201,7 +201,7 @@ func (c *containers) connectNetwork(ctx context.Context, folder, id string, pid 
 	if len(dns.Nameservers) == 0 {
 		return nil
 	}
-	return os.WriteFile(resolvConfOf(folder), formatResolvConf(dns), 0o644) // in place: it is mounted
+	return writeShared(resolvConfOf(folder), formatResolvConf(dns))
 }
 
 // tooSlow returns err, or errTooSlow where that is why the call ended.
@@ -218,6 +218,9 @@ func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 // compose makes the container's spec.
 func (c *containers) compose(ctx context.Context, client *containerd.Client, img image.Image, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(c.dataDir, 0o755); err != nil { // whatever the umask: the container's user enters it
 		return nil, err
 	}
 	own := c.contractOf(spec.Model)
@@ -270,7 +273,7 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 			}
 		}
 		cfg.Hosts = filepath.Join(folder, "hosts")
-		if err := os.WriteFile(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n"), 0o644); err != nil {
+		if err := writeShared(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n")); err != nil {
 			return nil, err
 		}
 	}

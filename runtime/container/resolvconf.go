@@ -45,7 +45,7 @@ func writeResolvConf(path string, sources ...string) error {
 			break
 		}
 	}
-	return os.WriteFile(path, best, 0o644)
+	return writeShared(path, best)
 }
 
 // withoutLoopback leaves name servers on loopback addresses out of a resolv.conf,
@@ -82,4 +82,13 @@ func formatResolvConf(dns cnitypes.DNS) []byte {
 		text = fmt.Appendf(text, "options %s\n", strings.Join(dns.Options, " "))
 	}
 	return text
+}
+
+// writeShared writes a file that the users of containers read, whatever the daemon's
+// umask. It is written in place, because it may be mounted already.
+func writeShared(path string, data []byte) error {
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o644)
 }

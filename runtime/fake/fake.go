@@ -168,13 +168,19 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 		}
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.loaded = &m
-	if s.life != nil && s.life.model != m { // found by Recover, and not wanted
-		s.life.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
-		s.life.work.Wait()
-		s.forget(s.life)
+	unwanted := s.life
+	if unwanted != nil && unwanted.model == m {
+		unwanted = nil
+	}
+	if unwanted != nil {
 		s.life = nil
+	}
+	s.mu.Unlock()
+	if unwanted != nil { // it was found by Recover
+		unwanted.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
+		unwanted.work.Wait()
+		s.forget(unwanted)
 	}
 	return ctx.Err()
 }
@@ -260,13 +266,13 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 		err = runtime.ErrDetached
 	}
 	close(c.closed)
+	if err != runtime.ErrDetached {
+		l.work.Wait() // without the lock: a Handler may take its time
+		s.forget(l)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life, s.detach, s.conn = nil, nil, nil
-	if err != runtime.ErrDetached {
-		l.work.Wait()
-		s.forget(l)
-	}
 	return err
 }
 

@@ -6,9 +6,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/storage/embedded"
 )
 
 func TestBoto3(t *testing.T) {
@@ -121,4 +126,97 @@ func TestRclone(t *testing.T) {
 	if out := rc("lsd", "s:"); out != "" {
 		t.Errorf("buckets left:\n%s", out)
 	}
+}
+
+func TestS3cmd(t *testing.T) {
+	s3cmd := testenv.Command(t, "s3cmd", "s3cmd")
+	s := start(t, t.TempDir())
+	config := filepath.Join(t.TempDir(), "s3cfg")
+	text := "[default]\naccess_key = " + accessKey + "\nsecret_key = " + secretKey + "\nhost_base = " + s.addr + "\nhost_bucket = " + s.addr +
+		"\nuse_https = False\nbucket_location = us-east-1\nmultipart_chunk_size_mb = 5\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := func(args ...string) string {
+		t.Helper()
+		return run(t, []string{"LC_ALL=C.UTF-8"}, s3cmd, append([]string{"-c", config, "--no-progress"}, args...)...)
+	}
+	from, back := tree(t), t.TempDir()
+	cmd("mb", "s3://s3cmd-bucket")
+	cmd("sync", from+"/", "s3://s3cmd-bucket/tree/")
+	if out := cmd("sync", from+"/", "s3://s3cmd-bucket/tree/"); strings.Contains(out, "upload:") {
+		t.Errorf("a second sync had something to do:\n%s", out)
+	}
+	cmd("cp", "--recursive", "s3://s3cmd-bucket/tree/", "s3://s3cmd-bucket/copy/")
+	cmd("sync", "s3://s3cmd-bucket/copy/", back+"/")
+	run(t, nil, "diff", "-r", from, back)
+	if out := cmd("ls", "s3://s3cmd-bucket/tree/"); !strings.Contains(out, "DIR") || !strings.Contains(out, "small") {
+		t.Errorf("listed:\n%s", out)
+	}
+	if out := cmd("info", "s3://s3cmd-bucket/tree/small"); !strings.Contains(out, "10") {
+		t.Errorf("info:\n%s", out)
+	}
+	cmd("mv", "s3://s3cmd-bucket/copy/big", "s3://s3cmd-bucket/moved")
+	cmd("setacl", "--acl-private", "s3://s3cmd-bucket/moved")
+	cmd("del", "--recursive", "--force", "s3://s3cmd-bucket/")
+	cmd("rb", "s3://s3cmd-bucket")
+	if out := cmd("ls"); out != "" {
+		t.Errorf("buckets left:\n%s", out)
+	}
+}
+
+// TestRestic has a backup program keep its repository in the storage, which needs
+// what it wrote to be there, whole and listed, at once.
+func TestRestic(t *testing.T) {
+	restic := testenv.Command(t, "restic", "restic")
+	s := start(t, t.TempDir())
+	env := []string{
+		"AWS_ACCESS_KEY_ID=" + accessKey, "AWS_SECRET_ACCESS_KEY=" + secretKey, "RESTIC_PASSWORD=sheep",
+		"RESTIC_REPOSITORY=s3:http://" + s.addr + "/restic-bucket/repository", "RESTIC_CACHE_DIR=" + t.TempDir(),
+	}
+	from, back := tree(t), t.TempDir()
+	run(t, env, restic, "init")
+	run(t, env, restic, "backup", from)
+	if err := os.WriteFile(filepath.Join(from, "later"), random(9, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, env, restic, "backup", from)
+	run(t, env, restic, "check", "--read-data")
+	run(t, env, restic, "forget", "--keep-last", "1", "--prune")
+	run(t, env, restic, "restore", "latest", "--target", back)
+	run(t, nil, "diff", "-r", from, filepath.Join(back, from))
+}
+
+// TestS3fs mounts a bucket as a file system: renames are copies, and files are
+// rewritten in place.
+func TestS3fs(t *testing.T) {
+	s3fs := testenv.Command(t, "s3fs", "s3fs")
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		testenv.Missing(t, "FUSE", err.Error())
+	}
+	const secret = "without-spaces" // s3fs takes no others
+	s := start(t, t.TempDir(), func(c *embedded.Config) { c.SecretKey = secret })
+	s.bucket(s.client(func(o *minio.Options) { o.Creds = credentials.NewStaticV4(accessKey, secret, "") }), "s3fs-bucket")
+	keys := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(keys, []byte(accessKey+":"+secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mount := func() (dir string, unmount func()) {
+		t.Helper()
+		dir = t.TempDir()
+		run(t, nil, s3fs, "s3fs-bucket", dir, "-o", "url=http://"+s.addr+",use_path_request_style,passwd_file="+keys+",multipart_size=10")
+		unmount = sync.OnceFunc(func() { run(t, nil, "umount", dir) })
+		t.Cleanup(unmount)
+		return dir, unmount
+	}
+	from := tree(t)
+	dir, unmount := mount()
+	run(t, nil, "cp", "-r", from, dir+"/tree")
+	run(t, nil, "mv", dir+"/tree/small", dir+"/tree/renamed")
+	run(t, nil, "sh", "-c", "echo more >> "+dir+"/tree/sub/dir/x && echo more >> "+from+"/sub/dir/x && mv "+from+"/small "+from+"/renamed")
+	run(t, nil, "rm", dir+"/tree/empty", from+"/empty")
+	unmount()
+	dir, unmount = mount() // nothing comes from a cache
+	run(t, nil, "diff", "-r", from, dir+"/tree")
+	unmount()
 }

@@ -7,10 +7,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/minio/minio-go/v7"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage/embedded"
 )
 
 // smallDisk returns a directory on a file system of its own.
@@ -93,4 +96,66 @@ func TestNoInodesLeft(t *testing.T) {
 	if got := get(t, c, b, "dir0/x"); string(got) != "x" {
 		t.Errorf("what was stored before holds %q", got)
 	}
+}
+
+// TestMinFree keeps a part of the disk free: what would take from it is refused
+// with the reason, and what was begun can still be ended.
+func TestMinFree(t *testing.T) {
+	s := start(t, smallDisk(t, "size=24m"), func(c *embedded.Config) { c.MinFree = 10 << 20 })
+	core := s.core()
+	b := s.bucket(core.Client, "floor")
+	store, err := s.server.Store("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	low := func(what string, err error) {
+		t.Helper()
+		if got := minio.ToErrorResponse(err); got.StatusCode != http.StatusInsufficientStorage || !strings.Contains(got.Message, "min_free") {
+			t.Errorf("%s: %v (%d)", what, err, got.StatusCode)
+		}
+	}
+	if err := store.Init(t.Context(), "early", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	id, err := core.NewMultipartUpload(t.Context(), b, "parts", minio.PutObjectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := core.PutObjectPart(t.Context(), b, "parts", id, 1, strings.NewReader("part"), 4, minio.PutObjectPartOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, core.Client, b, "kept", random(1, 8<<20))
+	big := random(2, 8<<20) // leaves less than ten of the sixteen
+	_, err = core.PutObject(t.Context(), b, "big", bytes.NewReader(big), int64(len(big)), "", "", minio.PutObjectOptions{})
+	low("an object that is too large", err)
+	put(t, core.Client, b, "small", random(3, 5<<20))
+	put(t, core.Client, b, "last", random(4, 600<<10)) // what is left is just the floor's
+
+	filler := random(5, 1<<20)
+	_, err = core.PutObject(t.Context(), b, "more", bytes.NewReader(filler), int64(len(filler)), "", "", minio.PutObjectOptions{})
+	low("an object", err)
+	_, err = core.PutObjectPart(t.Context(), b, "parts", id, 2, bytes.NewReader(filler), int64(len(filler)), minio.PutObjectPartOptions{})
+	low("a part", err)
+	if err := store.Init(t.Context(), "late", filler); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "min_free") {
+		t.Errorf("a job: %v", err)
+	}
+	if there, err := store.Exists(t.Context(), "late"); there || err != nil {
+		t.Errorf("a job that was refused is there: %t, %v", there, err)
+	}
+
+	// What was begun.
+	if _, err := core.CompleteMultipartUpload(t.Context(), b, "parts", id, []minio.CompletePart{{PartNumber: 1, ETag: part.ETag}}, minio.PutObjectOptions{}); err != nil {
+		t.Errorf("completing an upload: %v", err)
+	}
+	if err := store.Put(t.Context(), "early", "outputs/output", bytes.NewReader(filler), int64(len(filler))); err != nil {
+		t.Errorf("an output: %v", err)
+	}
+	if err := store.SetStatus(t.Context(), "early", job.Status{State: job.Done}); err != nil {
+		t.Errorf("a status: %v", err)
+	}
+	if err := core.RemoveObject(t.Context(), b, "kept", minio.RemoveObjectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, core.Client, b, "after", filler) // there is room again
 }

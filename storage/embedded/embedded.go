@@ -68,6 +68,11 @@ type Config struct {
 	// "https://app.example.com"; "*" is any. A signature is needed all the same.
 	AllowedOrigins []string
 
+	// MinFree is how many bytes of the directory's disk stay free: uploads and new
+	// jobs that would take from them are refused. What jobs under way and the
+	// completion of uploads need may be taken from them. 0: none.
+	MinFree int64
+
 	// UploadExpiry is how long a multipart upload may go without a new part
 	// before it is given up. 0: seven days.
 	UploadExpiry time.Duration

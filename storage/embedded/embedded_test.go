@@ -41,11 +41,12 @@ func TestMain(m *testing.M) {
 
 // server is a running server and what a test needs to talk to it.
 type server struct {
-	t    testing.TB
-	dir  string
-	addr string
-	stop func()
-	logs *logs
+	t      testing.TB
+	dir    string
+	addr   string
+	server *embedded.Server
+	stop   func()
+	logs   *logs
 }
 
 // start serves dir until the test ends or stop is called.
@@ -76,7 +77,7 @@ func start(t testing.TB, dir string, change ...func(*embedded.Config)) *server {
 		}
 	})
 	t.Cleanup(stop)
-	return &server{t: t, dir: dir, addr: s.Addr(), stop: stop, logs: l}
+	return &server{t: t, dir: dir, addr: s.Addr(), server: s, stop: stop, logs: l}
 }
 
 // client returns a minio-go client. change may be nil.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
@@ -85,9 +86,12 @@ var errNotModified = &apiError{status: http.StatusNotModified, code: "NotModifie
 // one that is the server's own.
 func errorFor(err error) (*apiError, bool) {
 	var known *apiError
+	var low *diskspace.LowError
 	switch {
 	case errors.As(err, &known):
 		return known, true
+	case errors.As(err, &low):
+		return newError(http.StatusInsufficientStorage, codeStorageFull, "Nothing more is stored: %v.", low), true
 	case folder.IsFull(err):
 		return newError(http.StatusInsufficientStorage, codeStorageFull,
 			"The disk of the storage directory is full; make room on it and try again. What was stored before is intact."), true

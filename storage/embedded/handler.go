@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
@@ -40,6 +41,7 @@ type handler struct {
 	operations map[target][]*operation
 	hosts      hosts
 	cors       corsRules
+	space      diskspace.Floor
 	log        *slog.Logger
 	running    sync.RWMutex // held for reading by each request
 }
@@ -50,6 +52,7 @@ func newHandler(store *folder.Store, c Config) *handler {
 		store:    store,
 		hosts:    newHosts(c.Domains),
 		cors:     corsRules{origins: c.AllowedOrigins},
+		space:    diskspace.Floor{Path: c.Dir, Free: c.MinFree},
 		log:      c.Log,
 	}
 	h.operations = operationsByTarget(operations())
@@ -172,6 +175,11 @@ func (h *handler) answer(r *request) error {
 	}
 	if r.payload, refused = newPayload(r.Request, signed, op.sums, r.w.readDeadline); refused != nil {
 		return refused
+	}
+	if op.grows {
+		if err := h.space.Check(r.payload.size); err != nil {
+			return err
+		}
 	}
 	return op.do(h, r)
 }

@@ -34,6 +34,7 @@ type operation struct {
 	sums      sums // what checksum headers are about
 	anonymous bool // it looks for a signature itself
 	creates   bool // it makes or removes a bucket
+	grows     bool // it takes room on the disk
 
 	do func(*handler, *request) error
 }
@@ -76,7 +77,7 @@ func operations() []*operation {
 		{target: target{get, onService}, params: []string{"prefix", "max-buckets", "continuation-token", "bucket-region"}, do: (*handler).listBuckets},
 
 		// CreateBucket, DeleteBucket, HeadBucket
-		{target: target{put, onBucket}, creates: true, headers: []string{"X-Amz-Acl", "X-Amz-Bucket-Object-Lock-Enabled", "X-Amz-Object-Ownership"}, do: (*handler).createBucket},
+		{target: target{put, onBucket}, creates: true, headers: []string{"X-Amz-Acl", "X-Amz-Bucket-Object-Lock-Enabled", "X-Amz-Object-Ownership"}, grows: true, do: (*handler).createBucket},
 		{target: target{del, onBucket}, creates: true, do: (*handler).deleteBucket},
 		{target: target{head, onBucket}, do: (*handler).headBucket},
 		// ListObjects, ListObjectsV2, ListObjectVersions
@@ -120,8 +121,8 @@ func operations() []*operation {
 		// GetObjectAttributes
 		{target: target{get, onObject}, sub: "attributes", params: []string{"versionId"}, headers: []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"}, do: (*handler).getAttributes},
 		// PutObject, CopyObject, DeleteObject
-		{target: target{put, onObject}, sums: sumOfData, headers: join(attributeHeaders, writeConditions), do: (*handler).putObject},
-		{target: target{put, onObject}, header: "X-Amz-Copy-Source", headers: join(attributeHeaders, writeConditions, copyHeaders, []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive", "X-Amz-Checksum-Algorithm"}), do: (*handler).copyObject},
+		{target: target{put, onObject}, sums: sumOfData, headers: join(attributeHeaders, writeConditions), grows: true, do: (*handler).putObject},
+		{target: target{put, onObject}, header: "X-Amz-Copy-Source", headers: join(attributeHeaders, writeConditions, copyHeaders, []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive", "X-Amz-Checksum-Algorithm"}), grows: true, do: (*handler).copyObject},
 		{target: target{del, onObject}, params: []string{"versionId"}, headers: []string{"If-Match", "X-Amz-If-Match-Last-Modified-Time", "X-Amz-If-Match-Size", "X-Amz-Bypass-Governance-Retention"}, do: (*handler).deleteObject},
 		// GetObjectTagging, PutObjectTagging, DeleteObjectTagging
 		{target: target{get, onObject}, sub: "tagging", params: []string{"versionId"}, do: (*handler).getTagging},
@@ -135,9 +136,9 @@ func operations() []*operation {
 		{target: target{get, onObject}, sub: "legal-hold", params: []string{"versionId"}, do: unset("NoSuchObjectLockConfiguration", "object lock")},
 		// CreateMultipartUpload, UploadPart, UploadPartCopy, ListParts,
 		// CompleteMultipartUpload, AbortMultipartUpload
-		{target: target{post, onObject}, sub: "uploads", headers: join(attributeHeaders, writeConditions, []string{"X-Amz-Checksum-Algorithm", "X-Amz-Checksum-Type"}), do: (*handler).createUpload},
-		{target: target{put, onObject}, sub: "uploadId", params: []string{"partNumber"}, sums: sumOfData, do: (*handler).putPart},
-		{target: target{put, onObject}, sub: "uploadId", header: "X-Amz-Copy-Source", params: []string{"partNumber"}, headers: join(copyHeaders, []string{"X-Amz-Copy-Source-Range"}), do: (*handler).copyPart},
+		{target: target{post, onObject}, sub: "uploads", headers: join(attributeHeaders, writeConditions, []string{"X-Amz-Checksum-Algorithm", "X-Amz-Checksum-Type"}), grows: true, do: (*handler).createUpload},
+		{target: target{put, onObject}, sub: "uploadId", params: []string{"partNumber"}, sums: sumOfData, grows: true, do: (*handler).putPart},
+		{target: target{put, onObject}, sub: "uploadId", header: "X-Amz-Copy-Source", params: []string{"partNumber"}, headers: join(copyHeaders, []string{"X-Amz-Copy-Source-Range"}), grows: true, do: (*handler).copyPart},
 		{target: target{get, onObject}, sub: "uploadId", params: []string{"max-parts", "part-number-marker", "encoding-type"}, do: (*handler).listParts},
 		{target: target{post, onObject}, sub: "uploadId", sums: sumOfObject, headers: join(writeConditions, []string{"X-Amz-Checksum-Type", "X-Amz-Mp-Object-Size"}), do: (*handler).completeUpload},
 		{target: target{del, onObject}, sub: "uploadId", do: (*handler).abortUpload},

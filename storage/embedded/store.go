@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
@@ -29,6 +30,7 @@ type Store struct {
 	stager    places.Stager
 	collector places.Collector
 	observe   func(op string, took time.Duration, err error)
+	space     diskspace.Floor
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -56,7 +58,7 @@ func (s *Server) Store(bucket string, observe func(op string, took time.Duration
 		observe = func(string, time.Duration, error) {}
 	}
 	l := places.Layout{Bucket: bucket}
-	o := &Store{folder: s.store, layout: l, observe: observe}
+	o := &Store{folder: s.store, layout: l, observe: observe, space: s.handler.space}
 	o.stager = places.Stager{
 		Layout: l, Parallel: parallelFiles, Fetch: o.fetch,
 		List: func(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] { return o.list(ctx, id, "") },
@@ -147,6 +149,9 @@ func (o *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 		return err
 	}
 	err = o.observed(ctx, "put", func() error {
+		if err := o.space.Check(int64(len(payload))); err != nil {
+			return err
+		}
 		if o.layout.Bucket == "" {
 			info, body, complete := o.newObject(bytes.NewReader(payload), int64(len(payload)))
 			_, err := o.folder.CreateBucketWith(bucket, key, body, int64(len(payload)), info, complete)

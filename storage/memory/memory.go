@@ -98,6 +98,22 @@ func (s *Store) look(ctx context.Context, id job.ID) (map[string]file, error) {
 // CheckID holds the id to the rules of S3 bucket names.
 func (s *Store) CheckID(id job.ID) error { return places.Layout{}.CheckID(id) }
 
+// Jobs implements storage.Store.
+func (s *Store) Jobs(ctx context.Context, visit func(job.ID) error) error {
+	s.mu.Lock()
+	ids := slices.Collect(maps.Keys(s.places))
+	s.mu.Unlock()
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := visit(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Exists implements storage.Store.
 func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 	_, err := s.look(ctx, id)

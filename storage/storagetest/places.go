@@ -196,3 +196,39 @@ func (s *suite) race(t *testing.T) {
 	}
 	sameFiles(t, "place", s.stored(t, id), map[string]string{input: fmt.Sprintf("payload %d", winner)})
 }
+
+// testJobs lists the jobs that have a place, and no others.
+func (s *suite) testJobs(t *testing.T) {
+	want := make(map[job.ID]bool)
+	for range 7 {
+		id := s.id()
+		noError(t, s.store.Init(t.Context(), id, []byte("payload")))
+		want[id] = true
+	}
+	gone := s.id()
+	noError(t, s.store.Init(t.Context(), gone, []byte("payload")))
+	noError(t, s.store.Remove(t.Context(), gone))
+	found := make(map[job.ID]int)
+	noError(t, s.store.Jobs(t.Context(), func(id job.ID) error {
+		found[id]++
+		return nil
+	}))
+	for id := range want {
+		if found[id] != 1 {
+			t.Errorf("job %s is listed %d times, want once", id, found[id])
+		}
+	}
+	if found[gone] != 0 {
+		t.Errorf("job %s, which was removed, is listed", gone)
+	}
+	for id := range found {
+		if s.store.CheckID(id) != nil {
+			t.Errorf("%q is listed, which no job can be called", id)
+		}
+	}
+	stop := errors.New("enough")
+	visits := 0
+	if err := s.store.Jobs(t.Context(), func(job.ID) error { visits++; return stop }); !errors.Is(err, stop) || visits != 1 {
+		t.Errorf("a visit that stops is called %d times, and Jobs returns %v", visits, err)
+	}
+}

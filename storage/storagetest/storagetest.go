@@ -68,7 +68,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"Place", s.testPlaces}, {"File", s.testFiles}, {"Stage", s.testStage},
+		{"Place", s.testPlaces}, {"Jobs", s.testJobs}, {"File", s.testFiles}, {"Stage", s.testStage},
 		{"Collect", s.testCollect}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
 	} {
 		t.Run(group.name, group.run)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -14,35 +15,50 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// release is built once, by the first test that needs it: a folder with all
-// that `make dist` leaves. Its version sorts after that of older.
-var release = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "shepherd-release-")
-	if err != nil {
-		panic(err)
-	}
-	return dir
-})
-
+// version sorts after that of older.
 const version = "v1.2.0"
+
+// releases are what make leaves for an architecture, each made once, by the first test
+// that needs it.
+var releases struct {
+	sync.Mutex
+	dirs map[string]string
+}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	_ = os.RemoveAll(release())
+	for _, dir := range releases.dirs {
+		_ = os.RemoveAll(dir)
+	}
 	os.Exit(code)
 }
 
-// dist returns the release's folder.
+// released returns the folder with what the targets leave for an architecture.
+func released(t *testing.T, arch string, targets ...string) string {
+	t.Helper()
+	releases.Lock()
+	defer releases.Unlock()
+	if dir := releases.dirs[arch]; dir != "" {
+		return dir
+	}
+	made := testenv.Pack(t, version, append(targets, "GOARCH="+arch)...)
+	dir, err := os.MkdirTemp("", "shepherd-release-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "cp", "-a", made+"/.", dir)
+	if releases.dirs == nil {
+		releases.dirs = map[string]string{}
+	}
+	releases.dirs[arch] = dir
+	return dir
+}
+
+// dist returns the folder of all that is released for this architecture.
 func dist(t *testing.T) string {
 	t.Helper()
-	dir := release()
-	if _, err := os.Stat(filepath.Join(dir, "SHA256SUMS")); err != nil {
-		made := testenv.Pack(t, version, "dist")
-		if out, err := exec.Command("cp", "-a", made+"/.", dir).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	return dir
+	testenv.Command(t, "rpmbuild", "rpm")
+	return released(t, runtime.GOARCH, "dist", "rpm")
 }
 
 // deb is the release's Debian package.

@@ -1,6 +1,8 @@
 package package_test
 
 import (
+	"debug/elf"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,19 +12,19 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// TestRPM has rpm read what the package is, brings and does.
+// TestRPM has rpm read what the package is, contains and runs.
 func TestRPM(t *testing.T) {
+	examineRPM(t, filepath.Join(dist(t), "shepherd-1.2.0-1.x86_64.rpm"), "x86_64")
+}
+
+func examineRPM(t *testing.T, path, arch string) {
+	t.Helper()
 	rpm := testenv.Command(t, "rpm", "rpm")
-	testenv.Command(t, "rpmbuild", "rpm")
-	made, err := filepath.Glob(filepath.Join(testenv.Pack(t, version, "rpm"), "shepherd-1.2.0-1.x86_64.rpm"))
-	if err != nil || len(made) != 1 {
-		t.Fatalf("make rpm left %v, %v", made, err)
-	}
 	ask := func(args ...string) string {
 		t.Helper()
-		return run(t, rpm, append(append([]string{"-qp"}, args...), made[0])...)
+		return run(t, rpm, append(append([]string{"-qp"}, args...), path)...)
 	}
-	if got := ask("--queryformat", "%{NAME} %{VERSION} %{ARCH} %{LICENSE}"); got != "shepherd 1.2.0 x86_64 MIT" {
+	if got := ask("--queryformat", "%{NAME} %{VERSION} %{ARCH} %{OS} %{LICENSE}"); got != "shepherd 1.2.0 "+arch+" linux MIT" {
 		t.Errorf("it is %s", got)
 	}
 	files := ask("--queryformat", "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILEFLAGS:fflags} %{FILENAMES}\n]")
@@ -47,27 +49,70 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// TestArm64 builds the programs for arm64 (Grace Hopper, Jetson) and runs them.
+// TestArm64 packs the programs for arm64 (Grace Hopper, Jetson), examines the packages,
+// and runs the programs that they contain.
 func TestArm64(t *testing.T) {
 	qemu := testenv.Command(t, "qemu-aarch64-static", "qemu-user-static")
-	dir := t.TempDir()
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=v1.2.0", "-o", dir+"/", "./cmd/shepherdd", "./cmd/shepherd-shim", "./cmd/shepherd-runner")
-	build.Dir = "../.."
-	build.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	testenv.Command(t, "rpmbuild", "rpm")
+	testenv.Command(t, "aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")
+	dir := released(t, "arm64", "deb", "rpm", "COMPRESSION=none")
+	deb := filepath.Join(dir, "shepherd_1.2.0_arm64.deb")
+	examineRPM(t, filepath.Join(dir, "shepherd-1.2.0-1.aarch64.rpm"), "aarch64")
+	for field, want := range map[string]string{"Package": "shepherd", "Version": "1.2.0", "Architecture": "arm64"} {
+		if got := strings.TrimSpace(run(t, "dpkg-deb", "--field", deb, field)); got != want {
+			t.Errorf("%s is %q, expected %q", field, got, want)
+		}
 	}
-	if got := run(t, qemu, filepath.Join(dir, "shepherdd"), "version"); !strings.Contains(got, "shepherd v1.2.0 ") || !strings.Contains(got, "linux/arm64") {
-		t.Errorf("it says it is %s", got)
+	if got := run(t, "dpkg-deb", "--field", deb, "Depends"); !strings.Contains(got, "libc6 (>= 2.") {
+		t.Errorf("it depends on %s", got) // shepherd-gpu does
 	}
-	config := filepath.Join(dir, "shepherd.yml")
-	if err := os.WriteFile(config, []byte("data_root: "+dir+"/data\nsheep: {}\n"), 0o600); err != nil {
+	if out, err := exec.Command(testenv.Command(t, "lintian", "lintian"), "--allow-root", "--fail-on", "error,warning", deb).CombinedOutput(); err != nil {
+		t.Errorf("lintian says %v:\n%s", err, out)
+	}
+
+	root := filepath.Join(t.TempDir(), "root")
+	run(t, "dpkg-deb", "--extract", deb, root)
+	programs := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		program, err := elf.Open(path)
+		if err != nil {
+			return nil // it is no program
+		}
+		defer program.Close()
+		programs[filepath.Base(path)] = true
+		if program.Machine != elf.EM_AARCH64 {
+			t.Errorf("%s is for %s", path, program.Machine)
+		}
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := run(t, qemu, filepath.Join(dir, "shepherdd"), "config", "check", config); !strings.Contains(got, "data_root: "+dir+"/data") {
+	for _, name := range []string{"shepherdd", "shepherd-runner", "shepherd-shim", "shepherd-gpu"} {
+		if !programs[name] {
+			t.Errorf("the package lacks %s: it has %v", name, programs)
+		}
+	}
+	// The manual pages were made here, by a program of this machine's.
+	if text := run(t, "sh", "-c", "gzip -dc "+root+"/usr/share/man/man8/shepherdd.8.gz"); !strings.Contains(text, "config") {
+		t.Errorf("the manual page is %.200s", text)
+	}
+
+	bin := filepath.Join(root, "usr/bin")
+	if got := run(t, qemu, filepath.Join(bin, "shepherdd"), "version"); !strings.Contains(got, "shepherd v1.2.0 ") || !strings.Contains(got, "linux/arm64") {
+		t.Errorf("it says it is %s", got)
+	}
+	config := filepath.Join(t.TempDir(), "shepherd.yml")
+	if err := os.WriteFile(config, []byte("data_root: "+root+"/data\nsheep: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, qemu, filepath.Join(bin, "shepherdd"), "config", "check", config); !strings.Contains(got, "data_root: "+root+"/data") {
 		t.Errorf("config check says %s", got)
 	}
-	if out, err := exec.Command(qemu, filepath.Join(dir, "shepherd-runner"), "--help").CombinedOutput(); !strings.Contains(string(out), "shepherd-runner") {
+	if out, err := exec.Command(qemu, filepath.Join(bin, "shepherd-runner"), "--help").CombinedOutput(); !strings.Contains(string(out), "shepherd-runner") {
 		t.Errorf("shepherd-runner: %v %s", err, out)
 	}
 }

@@ -3,36 +3,26 @@
 package service
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 )
-
-const deadline = 90 * time.Second // for what should take far less; only a hang reaches it
 
 // configuration has a bare and a container sheep whose runners obey scripts, and
 // one for short jobs. The storage's secret key is a credential.
 const configuration = `data_root: /var/lib/shepherd/data
 state_dir: /var/lib/shepherd
 api: {host: 127.0.0.1, port: 5000}
-registry: {url: "http://127.0.0.1:6000"}
+registry: {url: "http://127.0.0.1:6000", username: shepherd, password: not-for-the-registry-8b7e}
 containerd: {allowed_mounts: [/gates]}
 storage:
   access_key: AKIAIOSFODNN7EXAMPLE
@@ -48,121 +38,8 @@ sheep:
 
 const secret = "not-for-the-journal-4f1d"
 
-// machine is a Debian with shepherd on it.
-type machine struct {
-	*testing.T
-	debian *testenv.Debian
-	client *http.Client
-}
-
-// step is a part of the test that the next ones build on.
-func (m *machine) step(what string, do func(m *machine)) {
-	m.Helper()
-	if !m.Run(what, func(t *testing.T) { do(&machine{t, m.debian, m.client}) }) {
-		out, _ := m.debian.Try("journalctl", "-b", "-u", "shepherdd.service", "-o", "short-precise", "--no-hostname")
-		m.Fatalf("the service's journal:\n%s", out)
-	}
-}
-
-func (m *machine) run(args ...string) string {
-	m.Helper()
-	return m.debian.Run(m, args[0], args[1:]...)
-}
-
-func (m *machine) write(path, text string) {
-	m.Helper()
-	path = filepath.Join(m.debian.Root, path)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		m.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		m.Fatal(err)
-	}
-}
-
-// property is one of the service's, as systemctl shows it.
-func (m *machine) property(name string) string {
-	m.Helper()
-	return strings.TrimSpace(m.run("systemctl", "show", "-P", name, "shepherdd.service"))
-}
-
-// processes are the command lines of those that have one of the words in it.
-func (m *machine) processes(words ...string) (found []string) {
-	m.Helper()
-	for line := range strings.Lines(m.run("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null`)) {
-		for _, word := range words {
-			if strings.Contains(line, word) {
-				found = append(found, strings.TrimSpace(line))
-			}
-		}
-	}
-	return found
-}
-
-func (m *machine) eventually(what string, ok func() bool) {
-	m.Helper()
-	for end := time.Now().Add(deadline); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			m.Fatalf("waited in vain until %s", what)
-		}
-	}
-}
-
-// request returns the answer of the daemon.
-func (m *machine) request(method, path, body string) (int, string, error) {
-	r, err := http.NewRequestWithContext(m.Context(), method, "http://127.0.0.1:5000"+path, strings.NewReader(body))
-	if err != nil {
-		return 0, "", err
-	}
-	r.Header.Set("Content-Type", "application/json")
-	response, err := m.client.Do(r)
-	if err != nil {
-		return 0, "", err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(text), err
-}
-
-func job(id, sheep, script string) string {
-	text, _ := json.Marshal(map[string]any{
-		"job_id": id, "sheep_id": sheep, "payload": script, "model": map[string]string{"name": "echo", "version": "v1"},
-	})
-	return string(text)
-}
-
-func (m *machine) submit(id, sheep, script string) {
-	m.Helper()
-	if code, text, err := m.request("POST", "/start-job", job(id, sheep, script)); code != 200 || err != nil {
-		m.Fatalf("start-job %s: %d %s %v", id, code, text, err)
-	}
-}
-
-// result waits for a job and returns what its runner says of itself: its process
-// and how many jobs it has had.
-func (m *machine) result(id string) string {
-	m.Helper()
-	m.eventually("job "+id+" ends", func() bool {
-		_, text, err := m.request("GET", "/jobs/"+id+"/status", "")
-		return err == nil && (strings.Contains(text, `"done"`) || strings.Contains(text, `"failed"`))
-	})
-	code, text, err := m.request("GET", "/jobs/"+id+"/result", "")
-	if code != 200 || err != nil {
-		m.Fatalf("result of %s: %d %s %v", id, code, text, err)
-	}
-	return text
-}
-
-// awaitRunning waits until the sheep has the job.
-func (m *machine) awaitRunning(ids ...string) {
-	m.Helper()
-	for _, id := range ids {
-		m.eventually("job "+id+" runs", func() bool {
-			_, text, err := m.request("GET", "/jobs/"+id+"/status", "")
-			return err == nil && strings.Contains(text, `"processing"`)
-		})
-	}
-}
+// registryPassword is in the configuration.
+const registryPassword = "not-for-the-registry-8b7e"
 
 // hammer submits short jobs, each on a connection of its own, until stop is
 // called, which checks that each was taken, and done. The one under way when a
@@ -179,9 +56,9 @@ func (m *machine) hammer(prefix string, killed bool) (stop func()) {
 			default:
 			}
 			id := fmt.Sprintf("%s-%d", prefix, i)
-			code, text, err := m.request("POST", "/start-job", job(id, "quick", "print"))
+			code, text, err := m.request("POST", "/start-job", job(id, "quick", "v1", "print"))
 			if killed && err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-				code, text, err = m.request("POST", "/start-job", job(id, "quick", "print"))
+				code, text, err = m.request("POST", "/start-job", job(id, "quick", "v1", "print"))
 				if code == 409 { // it was taken the first time
 					code = 200
 				}
@@ -235,53 +112,18 @@ func (m *machine) unnoticed(name string, killed bool, do func()) {
 	}
 }
 
-// successor is the package with another daemon, of the next version.
-func successor(t *testing.T, older string) string {
-	t.Helper()
-	dir := t.TempDir()
-	tree, newer := dir+"/tree", dir+"/newer.deb"
-	for _, args := range [][]string{
-		{"dpkg-deb", "--raw-extract", older, tree},
-		{"sed", "-i", "s/^Version: .*/Version: 1.2.0/", tree + "/DEBIAN/control"},
-		{"go", "build", "-trimpath", "-ldflags=-s -w -X main.version=v1.2.0", "-o", tree + "/usr/bin/shepherdd", "../../cmd/shepherdd"},
-		{"dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, newer},
-	} {
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", args, err, out)
-		}
-	}
-	return newer
-}
-
 func TestService(t *testing.T) {
-	older := testenv.DebianPackage(t, "v1.1.0")
-	newer := successor(t, older)
-	scripted := filepath.Join(t.TempDir(), "scripted")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", scripted, "../../runtime/container/testdata/runner")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the runner: %v: %s", err, out)
-	}
-	program, err := os.ReadFile(scripted)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	debian := testenv.BootDebian(t, testenv.DebianRoot(t))
-	m := &machine{t, debian, debian.Client()}
-	for to, from := range map[string]string{"/root/older.deb": older, "/root/newer.deb": newer, "/opt/scripted": scripted} {
-		text, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.write(to, string(text))
-	}
-	m.run("chmod", "755", "/opt/scripted")
+	claims.Hold(t, "L9")
+	m := boot(t, built.older(t), built.newer(t), built.scripted(t))
 	m.write("/etc/credstore/shepherd.storage-secret-key", secret+"\n")
 	m.run("chmod", "600", "/etc/credstore/shepherd.storage-secret-key")
 	m.write("/gates/.keep", "")
+	m.write("/etc/systemd/system/shepherdd.service.d/traces.conf", "[Service]\nEnvironment=OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318\n")
+	collector, err := m.debian.Listen(t.Context(), "tcp", "127.0.0.1:4318")
+	if err != nil {
+		t.Fatal(err)
+	}
+	traces := testenv.ServeOTLP(t, collector)
 
 	m.step("install", func(m *machine) {
 		m.run("dpkg", "--install", "/root/older.deb")
@@ -297,22 +139,7 @@ func TestService(t *testing.T) {
 	})
 	m.step("start", func(m *machine) {
 		m.run("systemd-run", "--unit=sandbox", "--property=Type=exec", "shepherdd", "sandbox", "--dir", "/var/lib/sandbox", "--registry-port", "6000", "--storage-port", "0")
-		m.eventually("the registry answers", func() bool {
-			response, err := m.client.Get("http://127.0.0.1:6000/v2/")
-			if err == nil {
-				response.Body.Close()
-			}
-			return err == nil
-		})
-		image := testenv.Image(m, v1.Config{Entrypoint: []string{"/runner", "-p", "9999", "/config.yaml"}},
-			testenv.Layer(m, map[string][]byte{"runner": program, "config.yaml": []byte("print\n")}))
-		reference, err := name.ParseReference("127.0.0.1:6000/echo:v1", name.Insecure)
-		if err != nil {
-			m.Fatal(err)
-		}
-		if err := remote.Write(reference, image, remote.WithTransport(m.client.Transport)); err != nil {
-			m.Fatal(err)
-		}
+		m.pushRunner()
 		m.write("/var/lib/shepherd/models/echo/v1/config.yaml", "print\n")
 		m.write("/etc/shepherd/shepherd.yml", configuration)
 		m.run("systemctl", "restart", "shepherdd.service")
@@ -325,12 +152,13 @@ func TestService(t *testing.T) {
 		m.submit("first-dock", "dock", "print")
 		m.result("first-wool")
 		m.result("first-dock")
+		// A user of the image's who is not root reads the inputs and what is mounted.
+		m.submitModel("first-user", "dock", "user", "holds /etc/hosts localhost\nprint")
+		m.result("first-user")
 		if out := m.run("journalctl", "-u", "shepherdd.service", "SHEPHERD_JOB=first-wool", "SHEPHERD_SHEEP=wool", "-o", "cat"); !strings.Contains(out, "Job `first-wool` from sheep `wool` done") {
 			m.Errorf("the journal has of the job:\n%s", out)
 		}
-		if out := m.run("journalctl", "-o", "export"); strings.Contains(out, secret) {
-			m.Error("the journal has the storage's secret key")
-		}
+		m.noSecrets(traces)
 	})
 	m.step("kill -9", func(m *machine) {
 		m.unnoticed("killed", true, func() { m.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "shepherdd.service") })
@@ -358,6 +186,7 @@ func TestService(t *testing.T) {
 		if now := m.property("MainPID"); now != pid {
 			m.Errorf("the daemon was %s and is %s", pid, now)
 		}
+		m.noSecrets(traces)
 	})
 	m.step("a mistake at the start", func(m *machine) {
 		// The steps before have started it often, and systemd counts.
@@ -385,6 +214,7 @@ func TestService(t *testing.T) {
 		if _, text, err := m.request("GET", "/version", ""); !strings.Contains(text, "1.2.0") {
 			m.Errorf("the version is %s, %v", text, err)
 		}
+		m.noSecrets(traces)
 	})
 	m.step("watchdog", func(m *machine) {
 		m.write("/etc/systemd/system/shepherdd.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
@@ -456,20 +286,7 @@ func TestService(t *testing.T) {
 		m.run("rm", "-rf", "/run/shepherd-second")
 	})
 	m.step("secrets", func(m *machine) {
-		// Nothing that other users can read holds a secret of ours.
-		out := m.run("sh", "-c", "cd /; cat /var/lib/shepherd/storage/credentials 2>/dev/null; echo; cat /etc/credstore/shepherd.storage-secret-key")
-		for _, word := range strings.Fields(out) {
-			if len(word) < 16 {
-				continue
-			}
-			m.write("/root/pattern", word+"\n")
-			found, _ := m.debian.Try("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c",
-				"grep -rlsF -e '"+strings.ReplaceAll(word, "'", "")+"' /etc /var /run /tmp /opt /home /srv")
-			if strings.TrimSpace(found) != "" {
-				m.Errorf("another user can read a secret in %s", found)
-			}
-		}
-		m.run("rm", "-f", "/root/pattern")
+		m.noSecrets(traces)
 		if out, err := m.debian.Try("shepherdd", "doctor", "--json"); !strings.Contains(out, "nothing secret is readable") {
 			m.Errorf("doctor: %v\n%s", err, out)
 		}
@@ -483,6 +300,14 @@ func TestService(t *testing.T) {
 		}
 		if !strings.Contains(string(docs), "**"+figure[1]+"**") {
 			m.Errorf("docs/service.md does not tell the figure, %s:\n%s", figure[1], out)
+		}
+		// Further instances are closed in the same way.
+		closed := func(unit string) string {
+			text := string(m.read("/usr/lib/systemd/system/" + unit))
+			return text[strings.Index(text, "LimitNOFILE="):strings.Index(text, "[Install]")]
+		}
+		if closed("shepherdd.service") != closed("shepherdd@.service") {
+			m.Error("shepherdd@.service has other limits than shepherdd.service")
 		}
 	})
 	m.step("stop", func(m *machine) {

@@ -51,7 +51,9 @@ const (
 	proceeds fate = iota
 	fails         // it is not made, and says so
 	lies          // it is made, and says that it failed
+	full          // it is not made, because there is no room for what it writes
 	odd           // it does something else that only this call can
+	deaf          // a runner is started that never takes a job
 	cutOff        // its caller has crashed
 	gaveUp        // its context has ended
 )
@@ -155,14 +157,13 @@ func (d dice) span(most time.Duration) time.Duration {
 
 func choose[T any](d dice, from []T) T { return from[d.IntN(len(from))] }
 
-// journalWriter takes down what a node's daemon logs.
-type journalWriter struct {
-	journal *journal
-	node    string
-}
+// journalWriter takes down what a node's daemon logs until it crashes.
+type journalWriter struct{ by *incarnation }
 
 func (w journalWriter) Write(line []byte) (int, error) {
-	w.journal.add("%s logs %s", w.node, strings.TrimSpace(string(line)))
+	if !w.by.dead() {
+		w.by.log.add("%s logs %s", w.by.node.name, strings.TrimSpace(string(line)))
+	}
 	return len(line), nil
 }
 

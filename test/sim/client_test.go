@@ -20,58 +20,101 @@ type client struct {
 	runs    int       // still to be asked for
 	taken   bool      // the last of them is
 	cancels bool      // the run is to be cancelled once
+	robbed  bool      // another tenant will submit a job with its id, once
 	next    time.Time // when it does something again
 	busy    bool      // a question of its is on the way
 }
 
 // newClients draws what clients will ask for.
 func (w *world) newClients() {
-	spread := choose(w.dice, []time.Duration{time.Second, 30 * time.Second, 3 * time.Minute})
-	for n := range 3 + w.dice.IntN(12) {
+	number, spread := 3+w.dice.IntN(12), choose(w.dice, []time.Duration{time.Second, 30 * time.Second, 3 * time.Minute})
+	if w.peaceful {
+		number, spread = 20+w.dice.IntN(20), 3*time.Minute
+	}
+	for n := range number {
 		c := &client{world: w, id: job.ID(fmt.Sprintf("job-%d", n)), runs: 1, next: time.Now().Add(w.dice.span(spread))}
-		p := plan{Name: string(c.id), Run: w.dice.span(maxRun)}
-		hangs := false
-		for range w.dice.IntN(4) {
-			fate := choose(w.dice, []string{fateDone, fateError, fateDies, fateLast, fateLost, fateHangs})
-			hangs = hangs || fate == fateHangs
-			p.Fates = append(p.Fates, fate)
+		if w.peaceful {
+			c.asksPeacefully()
+		} else {
+			c.asks()
 		}
-		p.Fates = append(p.Fates, fateDone)
-		payload, err := json.Marshal(p)
-		if err != nil {
-			panic(err)
-		}
-		retries, pause := w.dice.IntN(maxRetries+1), w.dice.span(10*time.Second)
-		c.request = job.Request{
-			ID: c.id, Model: job.Model{Name: fmt.Sprintf("m%d", w.dice.IntN(4)), Version: "v1"}, Payload: payload,
-			Priority: max(0, w.dice.IntN(6)-3), Limits: job.Limits{Retries: &retries, RetryPause: &pause},
-		}
-		if hangs {
-			limit := maxRun + w.dice.span(maxRun)
-			c.request.Limits.RunTimeout = &limit
-		}
-		if w.dice.chance(5) {
-			c.request.NotBefore = time.Now().Add(w.dice.span(time.Minute))
-		}
-		if w.dice.chance(4) {
-			c.request.Sheep = choose(w.dice, choose(w.dice, w.nodes).sheep)
-		}
-		if w.dice.chance(3) {
-			c.runs = 2
-		}
-		c.cancels = w.dice.chance(4)
 		w.clients = append(w.clients, c)
 		w.oracle.jobs[c.id] = &known{request: c.request}
+	}
+}
+
+// asksPeacefully draws a job among many that are done at the first try: of one
+// model, mostly.
+func (c *client) asksPeacefully() {
+	model, run := "m0", time.Second+c.dice.span(maxRun/2)
+	if c.dice.chance(8) {
+		model = choose(c.dice, []string{"m1", "m2"})
+	}
+	c.request = c.requestOf(model, plan{Name: string(c.id), Run: run, Fates: []string{fateDone}})
+}
+
+// asks draws a job, what its runners make of it, and what its client will do.
+func (c *client) asks() {
+	d := c.dice
+	p := plan{Name: string(c.id), Run: d.span(maxRun)}
+	hangs := false
+	for range d.IntN(4) {
+		fate := choose(d, []string{fateDone, fateError, fateDies, fateLast, fateLost, fateHangs, fateOutputs})
+		hangs = hangs || fate == fateHangs
+		p.Fates = append(p.Fates, fate)
+	}
+	p.Fates = append(p.Fates, fateDone)
+	c.request = c.requestOf(fmt.Sprintf("m%d", d.IntN(4)), p)
+	limits := &c.request.Limits
+	c.request.Priority = max(0, d.IntN(6)-3)
+	c.request.Tenant = choose(d, []string{"", "", "wool", "milk"})
+	if hangs {
+		limits.RunTimeout = limit(maxRun + d.span(maxRun))
+	}
+	if d.chance(6) {
+		limits.LoadTimeout = limit(maxLoad/2 + d.span(2*maxLoad))
+	}
+	if d.chance(8) {
+		limits.WaitTimeout = limit(5*time.Second + d.span(2*time.Minute))
+	}
+	if d.chance(10) {
+		c.request.Deadline = c.next.Add(5*time.Second + d.span(3*time.Minute))
+	}
+	if d.chance(5) {
+		c.request.NotBefore = time.Now().Add(d.span(time.Minute))
+	}
+	if d.chance(4) {
+		c.request.Sheep = choose(d, choose(d, c.nodes).sheep)
+	}
+	if d.chance(3) {
+		c.runs = 2
+	}
+	c.cancels, c.robbed = d.chance(4), d.chance(4)
+}
+
+func limit(d time.Duration) *time.Duration { return &d }
+
+func (c *client) requestOf(model string, p plan) job.Request {
+	payload, err := json.Marshal(p)
+	if err != nil {
+		panic(err)
+	}
+	retries, pause := c.dice.IntN(maxRetries+1), c.dice.span(10*time.Second)
+	return job.Request{
+		ID: c.id, Model: job.Model{Name: model, Version: "v1"}, Payload: payload,
+		Limits: job.Limits{Retries: &retries, RetryPause: &pause},
 	}
 }
 
 // finished says that the client has nothing more to ask.
 func (c *client) finished() bool { return c.runs == 0 && !c.busy }
 
-// act has clients ask what they want to.
+// act has a client ask what it wants to, one at a time.
 func (w *world) act() {
 	up := w.up()
-	for _, c := range w.clients {
+	from := w.dice.IntN(max(len(w.clients), 1))
+	for k := range w.clients {
+		c := w.clients[(from+k)%len(w.clients)]
 		if c.finished() || c.busy || time.Now().Before(c.next) || len(up) == 0 {
 			continue
 		}
@@ -95,6 +138,8 @@ func (w *world) act() {
 		switch {
 		case c.taken && c.cancels && w.dice.chance(2):
 			ask = c.cancel
+		case c.taken && c.robbed:
+			ask = c.rob
 		case c.taken:
 			ask = c.wait
 		}
@@ -106,6 +151,7 @@ func (w *world) act() {
 				done()
 			})
 		})
+		return
 	}
 }
 
@@ -129,6 +175,24 @@ func (c *client) submit(core *shepherd.Shepherd) (done func()) {
 			}
 		case errors.As(err, &unknownJob):
 			c.oracle.fail("job %s was taken, and %v", c.id, err)
+		}
+	}
+}
+
+// rob is another tenant that submits a job with the client's id, with a payload or
+// without one. It must not get it.
+func (c *client) rob(core *shepherd.Shepherd) (done func()) {
+	r := c.request
+	r.Sheep, r.Tenant = "", "thief"
+	if r.Payload = []byte("theft"); c.cancels {
+		r.Payload = nil
+	}
+	err := core.Submit(context.Background(), r)
+	return func() {
+		c.note("%s is submitted by another tenant: %v", c.id, err)
+		c.robbed = false
+		if err == nil {
+			c.oracle.fail("job %s of tenant %q was submitted by another, which was told that it is taken", c.id, c.request.Tenant)
 		}
 	}
 }

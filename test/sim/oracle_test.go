@@ -29,6 +29,15 @@ type oracle struct {
 	jobs   map[job.ID]*known
 	serial int
 	idle   map[string]time.Time // since when a sheep has nothing to do though it could
+	queued int                  // runs that were
+	turns  map[string]turn      // of sheep
+	calm   bool                 // no fault is at work any more
+}
+
+// turn is what a sheep goes on with: jobs of one model, since when.
+type turn struct {
+	model job.Model
+	since time.Time
 }
 
 // known is what is known of one job.
@@ -38,6 +47,9 @@ type known struct {
 	runs     []*run
 	done     []*execution
 	active   *execution
+
+	place     int  // in the queue: one that was submitted later has a larger one
+	claimable bool // it waits, and any sheep that it is for may claim it
 }
 
 // run is what events told of a run.
@@ -62,7 +74,7 @@ type execution struct {
 }
 
 func newOracle(w *world) *oracle {
-	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time)}
+	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time), turns: make(map[string]turn), calm: w.peaceful}
 }
 
 func (o *oracle) known(id job.ID) *known {
@@ -219,6 +231,8 @@ func (o *oracle) see(e job.Event) {
 			o.fail("run %d of job %s begins before the last has ended", e.Run, e.Job)
 		}
 		o.run(e.Job, e.Run)
+		o.queued++
+		k.place, k.claimable = o.queued, !e.Delayed && e.State == job.Queued
 		return
 	}
 	r := k.runs[e.Run-1]
@@ -230,6 +244,8 @@ func (o *oracle) see(e job.Event) {
 		switch {
 		case !r.held && e.Attempt == r.attempts+1:
 			r.held, r.attempts = true, e.Attempt
+			o.chosen(e, k)
+			k.claimable = false
 		case r.held && e.Kind == job.EventStarted && e.Attempt == r.attempts:
 		default:
 			o.fail("event %s of attempt %d of job %s comes after attempt %d (held: %v)", e.Kind, e.Attempt, e.Job, r.attempts, r.held)
@@ -238,25 +254,65 @@ func (o *oracle) see(e job.Event) {
 		if !r.held || e.Attempt != r.attempts {
 			o.fail("job %s is returned by attempt %d, and attempt %d has it (held: %v)", e.Job, e.Attempt, r.attempts, r.held)
 		}
-		r.held = false
-		if want, ok := returning[e.Cause]; !ok {
+		r.held, k.claimable = false, !e.Delayed && e.State == job.Queued
+		if _, ok := returning[e.Cause]; !ok {
 			o.fail("job %s goes back to the queue with the cause %s: %s", e.Job, e.Cause, e.Reason)
-		} else {
-			_ = want
 		}
+	case job.EventDue:
+		if r.held || k.claimable {
+			o.fail("job %s is due, and it is held (%v) or was claimable before (%v)", e.Job, r.held, k.claimable)
+		}
+		k.claimable = true
 	case job.EventEnded:
-		r.ended, r.held = &e, false
-		if !ending[e.State][e.Cause] {
+		r.ended, r.held, k.claimable = &e, false, false
+		if !ending[e.State][e.Cause] || e.Cause == job.CauseWaitTimeout && k.request.Limits.WaitTimeout == nil || e.Cause == job.CauseDeadline && k.request.Deadline.IsZero() {
 			o.fail("job %s ends as %s with the cause %s: %s", e.Job, e.State, e.Cause, e.Reason)
 		}
 	}
+}
+
+// turnSlack is how much longer than its turn a sheep may seem to go on: it claims
+// while another job runs and before the model is loaded, from when the turn counts.
+const turnSlack = maxRun + maxLoad + 5*time.Second
+
+// chosen checks that the job that a sheep has claimed was its next: none that waits
+// has a higher priority, and one that is older is passed over for a turn at most.
+func (o *oracle) chosen(e job.Event, k *known) {
+	older := job.ID("")
+	for id, other := range o.jobs {
+		if !other.claimable || other == k || other.request.Sheep != "" && other.request.Sheep != e.Sheep {
+			continue
+		}
+		switch {
+		case other.request.Priority > k.request.Priority:
+			o.fail("sheep %s claims job %s of priority %d, and job %s of priority %d waits", e.Sheep, e.Job, k.request.Priority, id, other.request.Priority)
+		case other.request.Priority == k.request.Priority && other.place < k.place:
+			older = id
+		}
+	}
+	now, t := time.Now(), o.turns[e.Sheep]
+	if older == "" || t.model != e.Model {
+		o.turns[e.Sheep] = turn{e.Model, now}
+		return
+	}
+	if o.calm && now.Sub(t.since) > maxTurn+turnSlack {
+		o.fail("sheep %s has gone on with model %s for %s, and claims job %s while job %s waits, which is older", e.Sheep, e.Model, now.Sub(t.since), e.Job, older)
+	}
+}
+
+// loads notes that a sheep starts a runner: the turn of its model begins.
+func (o *oracle) loads(sheep string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.turns[sheep] = turn{o.turns[sheep].model, time.Now()}
 }
 
 // returning are the causes with which an attempt may give its job back, and
 // whether it is spent then: the table of docs/job-states.md, as far as the causes
 // can come about in a world.
 var returning = map[job.Cause]bool{
-	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLost: true, job.CauseInterrupted: true,
+	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
+	job.CauseLost: true, job.CauseInterrupted: true,
 	job.CauseSheep: false, job.CauseUnavailable: false, job.CauseDevice: false, job.CauseHandedBack: false, job.CauseTakenOver: false,
 }
 
@@ -265,9 +321,19 @@ var ending = map[job.State]map[job.Cause]bool{
 	job.Done:      {job.CauseDone: true},
 	job.Cancelled: {job.CauseCancelled: true},
 	job.Failed: {
-		job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLost: true,
-		job.CauseInterrupted: true, job.CauseDevice: true,
+		job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
+		job.CauseLost: true, job.CauseInterrupted: true, job.CauseDevice: true, job.CauseUnavailable: true,
+		job.CauseWaitTimeout: true, job.CauseDeadline: true, // where the job asked for it
 	},
+}
+
+// ownFault says whether an attempt with this cause failed by the job's own fault.
+func ownFault(c job.Cause) bool {
+	switch c {
+	case job.CauseError, job.CauseRunnerDied, job.CauseRunTimeout, job.CauseLoadTimeout, job.CauseOutputs:
+		return true
+	}
+	return false
 }
 
 // settled says that nothing is left to be done for any job, or else what is.
@@ -393,6 +459,9 @@ func (o *oracle) judge(ctx context.Context, id job.ID, k *known) {
 		o.fail("job %s was taken: %w", id, err)
 		return
 	}
+	if rec.Tenant != k.request.Tenant {
+		o.fail("job %s of tenant %q is tenant %q's", id, k.request.Tenant, rec.Tenant)
+	}
 	if rec.Run < k.accepted {
 		o.fail("%d runs of job %s were taken, and there were %d", k.accepted, id, rec.Run)
 	}
@@ -436,10 +505,12 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 				o.fail("attempt %d of run %d of job %s goes back to the queue and is kept as %+v", number, n+1, id, a)
 			}
 			switch a.Cause {
-			case job.CauseError, job.CauseRunnerDied, job.CauseRunTimeout:
-				own++
 			case job.CauseLost, job.CauseInterrupted, job.CauseDevice:
 				wrecked++
+			default:
+				if ownFault(a.Cause) {
+					own++
+				}
 			}
 		}
 		if number != r.attempts {
@@ -448,7 +519,7 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 		if own > retries+1 || wrecked > maxAttempts {
 			o.fail("run %d of job %s failed %d times by its own fault with %d retries, and took its sheep down %d times", n+1, id, own, retries, wrecked)
 		}
-		if r.ended.State == job.Failed && (r.ended.Cause == job.CauseError || r.ended.Cause == job.CauseRunnerDied || r.ended.Cause == job.CauseRunTimeout) {
+		if r.ended.State == job.Failed && ownFault(r.ended.Cause) {
 			spent := 0
 			for _, a := range attempts {
 				if a.Run == n+1 && a.Spent {

@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -26,6 +28,8 @@ func through(ctx context.Context, by *incarnation, to target, name string, unava
 	switch by.bus.enter(ctx, by, to, name) {
 	case proceeds:
 		return made()
+	case full:
+		return errFull
 	case lies:
 		if err := made(); err != nil {
 			return err
@@ -42,7 +46,9 @@ func through(ctx context.Context, by *incarnation, to target, name string, unava
 var (
 	errLedgerAway  = fmt.Errorf("the ledger does not answer: %w", errdefs.ErrUnavailable)
 	errStorageAway = fmt.Errorf("storage does not answer: %w", errdefs.ErrUnavailable)
+	errFull        = fmt.Errorf("no space left: %w", errdefs.ErrResourceExhausted)
 	errDiskFull    = fmt.Errorf("%w: no space left: %w", storage.ErrWorkDir, errdefs.ErrResourceExhausted)
+	errReadOnly    = fmt.Errorf("%w: %w", storage.ErrWorkDir, unix.EROFS)
 )
 
 type busLedger struct {
@@ -162,6 +168,8 @@ func (s busStore) Stage(ctx context.Context, id job.ID, dir *os.Root, how storag
 		return storage.Staged{}, errStorageAway
 	case odd:
 		return storage.Staged{}, errDiskFull
+	case full:
+		return storage.Staged{}, errReadOnly
 	case cutOff:
 		return storage.Staged{}, errCrashed
 	case gaveUp:
@@ -171,8 +179,24 @@ func (s busStore) Stage(ctx context.Context, id job.ID, dir *os.Root, how storag
 }
 
 func (s busStore) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (c storage.Collected, err error) {
-	err = s.do(ctx, "collect", id, func() error { c, err = s.Store.Collect(ctx, id, dir, replace); return err })
-	return c, err
+	switch s.by.bus.enter(ctx, s.by, toStorage, "collect "+string(id)) {
+	case proceeds:
+		return s.Store.Collect(ctx, id, dir, replace)
+	case lies:
+		if _, err := s.Store.Collect(ctx, id, dir, replace); err != nil {
+			return storage.Collected{}, err
+		}
+		return storage.Collected{}, errStorageAway
+	case full:
+		return storage.Collected{}, errFull
+	case odd: // a disk that cannot be read
+		return storage.Collected{}, errReadOnly
+	case cutOff:
+		return storage.Collected{}, errCrashed
+	case gaveUp:
+		return storage.Collected{}, context.Cause(ctx)
+	}
+	return storage.Collected{}, errStorageAway
 }
 
 func (s busStore) Open(ctx context.Context, id job.ID, name string, part *job.Range) (f *job.File, err error) {
@@ -212,13 +236,23 @@ type busSheep struct {
 	by      *incarnation
 	name    string
 	pasture *fake.Pasture
+	deaf    *atomic.Bool // the runner that is started next
 }
 
 var _ runtime.Recoverer = (*busSheep)(nil)
 
 func (s *busSheep) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
-	away := &runtime.LoadError{Message: "the registry does not answer", Class: errdefs.ErrUnavailable}
-	return through(ctx, s.by, toSheep, s.name+" load", away, func() error { return s.Sheep.Load(ctx, m, observe) })
+	switch s.by.bus.enter(ctx, s.by, toSheep, s.name+" load") {
+	case cutOff:
+		return errCrashed
+	case gaveUp:
+		return context.Cause(ctx)
+	case fails, lies:
+		return &runtime.LoadError{Message: "the registry does not answer", Class: errdefs.ErrUnavailable}
+	case odd:
+		return &runtime.LoadError{Message: "no space left for the image", Class: errdefs.ErrResourceExhausted}
+	}
+	return s.Sheep.Load(ctx, m, observe)
 }
 
 func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
@@ -227,7 +261,9 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 		return errCrashed
 	case gaveUp:
 		return &runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true}
-	case fails, lies:
+	case deaf:
+		s.deaf.Store(true)
+	case fails, lies, full:
 		if !s.pasture.Kill(s.name, runtime.Exit{Code: -1, Lost: true}) { // there is none to attach to
 			return &runtime.LoadError{Message: "the port is taken", Class: errdefs.ErrUnavailable}
 		}
@@ -236,6 +272,7 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 			return &runtime.Exit{Code: 1, Detail: "it did not start"}
 		}
 	}
+	s.by.oracle.loads(s.name)
 	return s.Sheep.Run(ctx, observe)
 }
 
@@ -297,7 +334,7 @@ func (c *busConn) Recv(ctx context.Context) (messenger.Answer, error) {
 		c.mu.Lock()
 		c.extra = append(c.extra, a)
 		c.mu.Unlock()
-	case lies, fails: // another job's first
+	case lies, fails, full: // another job's first
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		stray := messenger.Answer{JobID: "stranger"}
@@ -316,6 +353,14 @@ func (c *busConn) Recv(ctx context.Context) (messenger.Answer, error) {
 func (c *busConn) Ack(ctx context.Context, id job.ID) error {
 	lost := fmt.Errorf("the shim does not answer: %w", errdefs.ErrUnavailable)
 	return through(ctx, c.sheep.by, toSheep, c.sheep.name+" ack "+string(id), lost, func() error { return c.Conn.Ack(ctx, id) })
+}
+
+// Cancel tells the runner to drop a job, where it can be told.
+func (c *busConn) Cancel(ctx context.Context, id job.ID) error {
+	lost := fmt.Errorf("the shim does not answer: %w", errdefs.ErrUnavailable)
+	return through(ctx, c.sheep.by, toSheep, c.sheep.name+" drop "+string(id), lost, func() error {
+		return c.Conn.(messenger.Canceller).Cancel(ctx, id)
+	})
 }
 
 // device is a sheep's GPU, which goes out and comes back.
@@ -395,9 +440,16 @@ func (d *device) Fault(ctx context.Context) error {
 	}
 }
 
-func (d *device) End(job.ID, time.Time, bool) <-chan job.Account {
+// End says that the device was lost, where it is out when a job has failed.
+func (d *device) End(_ job.ID, _ time.Time, failed bool) <-chan job.Account {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	account := make(chan job.Account, 1)
-	account <- job.Account{}
+	if failed && d.isOut {
+		account <- job.Account{Lost: true, Cause: errDeviceOut.Error()}
+	} else {
+		account <- job.Account{}
+	}
 	return account
 }
 

@@ -17,12 +17,14 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/memory"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/fake"
 	"github.com/iterait/shepherd/shepherd"
-	"github.com/iterait/shepherd/storage/memory"
+	storage "github.com/iterait/shepherd/storage/memory"
 )
 
 // The bounds of a world, by which the oracle knows what is too long.
@@ -30,8 +32,12 @@ const (
 	maxRun      = 20 * time.Second
 	maxLoad     = 10 * time.Second
 	maxTurn     = time.Minute
+	maxLoadTime = 2 * time.Minute // load_timeout of jobs that do not say
 	maxAttempts = 3
 	maxRetries  = 3
+	lateAnswer  = 12 * time.Second          // longer than a daemon waits for it
+	maxSkew     = 30 * time.Minute          // of a clock
+	statusDelay = 233333 * time.Microsecond // no other wait of a core is as long
 )
 
 // world is one seed's nodes on one ledger and one storage, their clients and what
@@ -43,14 +49,17 @@ type world struct {
 	log   *journal
 	rates rates
 
-	ledger *sqlite.Ledger
-	store  *memory.Store
+	ledger ledger.Ledger
+	store  *storage.Store
 	skew   atomic.Int64 // of the ledger's clock, as a time.Duration
 	nodes  []*node
 	oracle *oracle
 	faulty bool // faults still happen
-	steps  int
-	did    map[string]int // faults by kind
+	// peaceful says that there are no faults, but many jobs of few models: for what
+	// is promised of their order.
+	peaceful bool
+	steps    int
+	did      map[string]int // faults by kind
 
 	clients []*client
 	work    sync.WaitGroup // what the scheduler began and waits for at the end
@@ -80,7 +89,7 @@ func (w *world) obey() {
 // rates are how often a world has each kind of fault: once in so many steps, or
 // calls; 0 is never.
 type rates struct {
-	slow, fail, lie, odd                 int // of calls
+	slow, fail, lie, full, odd           int // of calls
 	crash, pause, partition, leave, disk int // of steps
 	clock, reload, stop, device, kill    int
 }
@@ -94,7 +103,7 @@ func newRates(d dice) rates {
 		return often + d.IntN(4*often)
 	}
 	return rates{
-		slow: some(10), fail: some(12), lie: some(15), odd: some(8),
+		slow: some(10), fail: some(12), lie: some(15), full: some(25), odd: some(8),
 		crash: some(80), pause: some(100), partition: some(100), leave: some(120), disk: some(100),
 		clock: some(100), reload: some(100), stop: some(150), device: some(60), kill: some(60),
 	}
@@ -113,7 +122,11 @@ type node struct {
 	cut     map[target]cutPart  // which parts it does not reach
 	broken  bool                // its disk
 	leaving map[string]struct{} // sheep that are configured no more, for a while
+	skew    atomic.Int64        // of the machine's clock, as a time.Duration
 }
+
+// clock is what the machine's clock says.
+func (n *node) clock() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) }
 
 type cutPart struct {
 	until time.Time
@@ -161,31 +174,36 @@ const (
 	fateLast  = "last" // the runner answers, and then ends
 	fateLost  = "lost" // what supervises it is lost
 	fateHangs = "hangs"
+	// It answers that it is done, and has left a file that cannot be an output.
+	fateOutputs = "outputs"
 )
 
 func newWorld(seed uint64, dir string) (*world, error) {
 	w := &world{
-		dice: newDice(seed), bus: newBus(), dir: dir, log: &journal{began: time.Now()}, store: new(memory.Store),
+		dice: newDice(seed), bus: newBus(), dir: dir, log: &journal{began: time.Now()}, store: new(storage.Store),
 		faulty: true, did: make(map[string]int),
 	}
 	w.rates = newRates(w.dice)
-	var err error
-	w.ledger, err = sqlite.Open(context.Background(), sqlite.Config{
-		Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return time.Now().Add(time.Duration(w.skew.Load())) },
-	})
-	if err != nil {
+	if seed%peacefulSeeds == 1 {
+		w.peaceful, w.faulty, w.rates = true, false, rates{}
+	}
+	if err := w.openLedger(seed); err != nil {
 		return nil, err
 	}
 	w.oracle = newOracle(w)
-	for n := range 1 + max(0, w.dice.IntN(7)-2) {
+	nodes, sheep := 1+max(0, w.dice.IntN(7)-2), 3
+	if w.peaceful {
+		nodes, sheep = 1, 2
+	}
+	for n := range nodes {
 		node := &node{
 			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), pasture: fake.NewPasture(),
 			cut: make(map[target]cutPart), leaving: make(map[string]struct{}),
 		}
-		for s := range 1 + w.dice.IntN(3) {
+		for s := range 1 + w.dice.IntN(sheep) {
 			name := fmt.Sprintf("%s-%c", node.name, 'a'+s)
 			node.sheep = append(node.sheep, name)
-			if w.dice.chance(3) {
+			if w.dice.chance(3) && !w.peaceful {
 				node.devices[name] = newDevice()
 			}
 		}
@@ -195,6 +213,23 @@ func newWorld(seed uint64, dir string) (*world, error) {
 		w.nodes = append(w.nodes, node)
 	}
 	return w, nil
+}
+
+// peacefulSeeds is the share of seeds whose world is peaceful, one in so many.
+const peacefulSeeds = 8
+
+// sqliteSeeds is the share of seeds whose ledger is the real one, one in so many;
+// the others have the model of it that is kept in memory, which is faster.
+const sqliteSeeds = 4
+
+func (w *world) openLedger(seed uint64) (err error) {
+	now := func() time.Time { return time.Now().Add(time.Duration(w.skew.Load())) }
+	if seed%sqliteSeeds != 0 {
+		w.ledger = memory.New(memory.Config{Now: now})
+		return nil
+	}
+	w.ledger, err = sqlite.Open(context.Background(), sqlite.Config{Path: filepath.Join(w.dir, "ledger.db"), Now: now})
+	return err
 }
 
 // note writes down a fault, or what a client did.
@@ -228,9 +263,12 @@ func (n *node) boot() {
 			i.members = append(i.members, i.member(name))
 		}
 	}
+	loadTimeout := maxLoadTime
 	core, err := shepherd.New(shepherd.Config{
 		Node: n.name, DataRoot: filepath.Join(i.dir, "data"), Ledger: busLedger{n.ledger, i}, Store: busStore{n.store, i},
-		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, Log: slog.New(slog.NewTextHandler(journalWriter{n.log, n.name}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
+		Sheep: i.members, StageAhead: 1, MaxAttempts: maxAttempts, MaxTurn: maxTurn, StatusDelay: statusDelay,
+		Now: n.clock, Limits: shepherd.LimitDefaults{All: job.Limits{LoadTimeout: &loadTimeout}},
+		Log: slog.New(slog.NewTextHandler(journalWriter{i}, &slog.HandlerOptions{ReplaceAttr: withoutTime})),
 	})
 	if err != nil {
 		panic(err)
@@ -254,19 +292,22 @@ func (n *node) boot() {
 
 func (i *incarnation) member(name string) shepherd.Member {
 	n := i.node
+	deaf := new(atomic.Bool)
 	driver := fake.New(fake.Config{
 		Pasture: n.pasture,
+		Deaf:    func(job.Model) bool { return deaf.Swap(false) },
 		Load:    func(ctx context.Context, m job.Model) error { return rest(ctx, loadTime(m)) },
 		Handle: func(ctx context.Context, m job.Model, in messenger.Input) error {
 			return n.execute(ctx, name, m, in)
 		},
 		Stubborn: func(m job.Model) bool { return m.Name == "m1" },
+		Cancels:  name[len(name)-1] == 'a', // one sheep of each node has runners that can be told to drop a job
 	})
 	inner, err := driver.NewSheep(name, func(any) error { return nil })
 	if err != nil {
 		panic(err)
 	}
-	s := &busSheep{Sheep: inner, by: i, name: name, pasture: n.pasture}
+	s := &busSheep{Sheep: inner, by: i, name: name, pasture: n.pasture, deaf: deaf}
 	i.sheep = append(i.sheep, s)
 	m := shepherd.Member{Name: name, Type: "fake", Sheep: s}
 	if d := n.devices[name]; d != nil {
@@ -304,7 +345,11 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 	}
 	if fate == fateHangs {
 		<-ctx.Done()
-		return end(ctx.Err())
+		err := end(ctx.Err())
+		if e.serial%2 == 0 {
+			time.Sleep(lateAnswer) // a runner that was told to drop the job says so late
+		}
+		return err
 	}
 	if err := rest(ctx, p.Run); err != nil {
 		return end(err)
@@ -318,7 +363,11 @@ func (n *node) execute(ctx context.Context, sheep string, m job.Model, in messen
 	case fateError:
 		return end(&job.Failure{Message: "no", Type: "Fate"})
 	}
-	for _, name := range []string{job.DefaultOutput, fmt.Sprintf("of-%d", e.serial)} {
+	names := []string{job.DefaultOutput, fmt.Sprintf("of-%d", e.serial)}
+	if fate == fateOutputs {
+		names = append(names, "no-name-\xff") // which storage does not take
+	}
+	for _, name := range names {
 		if err := fake.WriteOutput(in, name, fmt.Append(nil, e.serial)); err != nil {
 			return end(err)
 		}
@@ -437,6 +486,10 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		}
 		w.act()
 		wait()
+		// No two steps are at one instant: timers that fire at the same time do so in
+		// any order.
+		time.Sleep(1 + time.Duration(w.dice.IntN(int(time.Millisecond))))
+		wait()
 		ready, next := w.ready()
 		if len(ready) == 0 || w.dice.chance(4) {
 			d := w.dice.span(2*time.Second) + time.Millisecond
@@ -493,6 +546,16 @@ func (w *world) ready() (ready []*call, next time.Time) {
 	return ready, next
 }
 
+// odd says whether the call can do something that others cannot.
+func (c *call) odd() bool {
+	for _, does := range []string{" stage ", " collect ", " answer "} {
+		if strings.Contains(c.name, does) {
+			return true
+		}
+	}
+	return strings.HasSuffix(c.name, " run") || strings.HasSuffix(c.name, " load")
+}
+
 // settle picks a call and decides what becomes of it.
 func (w *world) settle(c *call) {
 	f := proceeds
@@ -509,8 +572,13 @@ func (w *world) settle(c *call) {
 			f = fails
 		case w.dice.chance(w.rates.lie):
 			f = lies
-		case c.to != toLedger && w.dice.chance(w.rates.odd):
+		case c.to != toSheep && w.dice.chance(w.rates.full):
+			f = full
+		case c.odd() && w.dice.chance(w.rates.odd):
 			f = odd
+			if strings.HasSuffix(c.name, " run") && w.dice.chance(2) {
+				f = deaf
+			}
 		}
 	}
 	switch f {
@@ -520,11 +588,12 @@ func (w *world) settle(c *call) {
 		w.fault("fails "+string(c.to), "%s #%d fails", c.name, c.serial)
 	case lies:
 		w.fault("lies "+string(c.to), "%s #%d is made and says that it failed", c.name, c.serial)
+	case full:
+		w.fault("full "+string(c.to), "%s #%d finds no room", c.name, c.serial)
 	case odd:
 		w.fault("odd "+string(c.to), "%s #%d goes another way", c.name, c.serial)
-	}
-	if f == odd && !strings.Contains(c.name, " stage ") && !strings.Contains(c.name, " answer ") && !strings.HasSuffix(c.name, " run") {
-		f = proceeds
+	case deaf:
+		w.fault("deaf", "%s #%d starts a runner that takes no job", c.name, c.serial)
 	}
 	w.bus.pick(c, f)
 }
@@ -568,8 +637,15 @@ func (w *world) befall() {
 	case d.chance(r.disk) && i != nil && !n.broken:
 		n.breakDisk()
 	case d.chance(r.clock):
-		skew := time.Duration(w.skew.Add(int64(d.span(4*time.Hour) - 2*time.Hour)))
-		w.fault("clock", "the ledger's clock is off by %s", skew)
+		skew := d.span(2*maxSkew) - maxSkew
+		if d.chance(2) {
+			n.skew.Store(int64(skew))
+			w.fault("clock", "the clock of %s is off by %s", n.name, skew)
+		}
+		if d.chance(2) {
+			w.skew.Store(int64(skew))
+			w.fault("clock", "the ledger's clock is off by %s", skew)
+		}
 	case d.chance(r.device) && len(n.devices) > 0:
 		name := choose(d, slices.Sorted(maps.Keys(n.devices)))
 		dev := n.devices[name]
@@ -674,6 +750,7 @@ func (w *world) heal() {
 	w.faulty = false
 	w.skew.Store(0)
 	for _, n := range w.nodes {
+		n.skew.Store(0)
 		clear(n.cut)
 		clear(n.leaving)
 		n.until = time.Now()

@@ -1,0 +1,47 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/iterait/shepherd/internal/logging"
+)
+
+// TestReportStorage has storage answer an hour after the start, and another time never.
+func TestReportStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		ping := func(context.Context) error {
+			if time.Since(begin) < time.Hour {
+				return errors.New("connection refused")
+			}
+			return nil
+		}
+		var out bytes.Buffer
+		var closing closers
+		reportStorage(t.Context(), ping, "http://s3.example.com", logging.New(&out, logging.Config{}), &closing)
+		if text := out.String(); !strings.Contains(text, "The storage does not answer; jobs wait until it does") || !strings.Contains(text, "connection refused") {
+			t.Errorf("at the start: %s", text)
+		}
+		time.Sleep(time.Hour + longestPing + time.Second)
+		closing.close()
+		if text := out.String(); strings.Count(text, "appears to be up and running") != 1 || strings.Count(text, "\n") != 2 {
+			t.Errorf("when it answers: %s", text)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		var closing closers
+		reportStorage(t.Context(), func(context.Context) error { return errors.New("away") }, "", logging.New(&out, logging.Config{}), &closing)
+		time.Sleep(time.Minute)
+		closing.close() // waits for what asks
+		if text := out.String(); strings.Count(text, "\n") != 1 {
+			t.Errorf("got %s", text)
+		}
+	})
+}

@@ -1,0 +1,61 @@
+// Package diskspace keeps some of a disk free: what would take from it is refused
+// before the disk is full, so that what was begun can still be ended.
+package diskspace
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Floor is how much of a disk stays free. The zero Floor refuses nothing. It is
+// safe for any number of goroutines.
+type Floor struct {
+	// Path is any file or directory on the disk.
+	Path string
+	// Free is in bytes. At most half of a disk is kept free.
+	Free int64
+}
+
+// LowError says that a disk has too little space left. It is of class
+// errdefs.ErrResourceExhausted.
+type LowError struct {
+	Path      string
+	Left      int64 // what is free now
+	Free      int64 // what has to stay free
+	Requested int64
+}
+
+func (e *LowError) Error() string {
+	return fmt.Sprintf("the disk of %s has %s left, and %s of it stay free (min_free): make room on it, or lower min_free",
+		e.Path, inMiB(e.Left), inMiB(e.Free))
+}
+
+// Unwrap returns the class.
+func (e *LowError) Unwrap() error { return errdefs.ErrResourceExhausted }
+
+func inMiB(n int64) string {
+	if n < 10<<20 {
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
+}
+
+// Check returns *LowError where the disk would have less than the floor left once
+// so many bytes more are on it. A disk that cannot be asked has room: the write
+// itself says what is wrong with it.
+func (f Floor) Check(more int64) error {
+	if f.Free <= 0 {
+		return nil
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(f.Path, &disk); err != nil || disk.Blocks == 0 { // some file systems do not say
+		return nil
+	}
+	floor := min(f.Free, int64(disk.Blocks)*disk.Bsize/2)
+	if left := int64(disk.Bavail) * disk.Bsize; left-max(more, 0) < floor {
+		return &LowError{Path: f.Path, Left: left, Free: floor, Requested: more}
+	}
+	return nil
+}

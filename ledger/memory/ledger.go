@@ -1,0 +1,328 @@
+// Package memory keeps a ledger in this process's memory, for simulations. It
+// keeps every promise of package ledger but one: what it keeps ends with the
+// process. It is a list and no care for speed: each claim looks at every record.
+//
+// A Ledger has no goroutine but a timer's, and holds its lock for no call to
+// anyone, so it may be used in a bubble of testing/synctest.
+package memory
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// What a zero field of Config stands for.
+const (
+	DefaultKeepJobs    = 100_000
+	DefaultEventNumber = 200_000
+)
+
+// Config says what a ledger keeps.
+type Config struct {
+	// KeepJobs is how many ended records are kept, and EventNumber how many events.
+	// Zero stands for DefaultKeepJobs and DefaultEventNumber.
+	KeepJobs    int
+	EventNumber int
+	// Now is the clock that records' times are taken from; nil stands for
+	// time.Now.
+	Now func() time.Time
+	// Retention is how long the files of a run that ends are kept, 0 for ever; nil
+	// keeps all.
+	Retention func(job.Record) time.Duration
+}
+
+// Ledger is a ledger.Ledger in memory.
+type Ledger struct {
+	*records
+	closed bool
+	leases map[string]*lease
+	timer  *time.Timer // nil where no job waits for a time
+}
+
+// records are what a ledger keeps; those that are opened one after another share
+// them.
+type records struct {
+	cfg Config
+
+	mu          sync.Mutex
+	seq         int64
+	endings     int64
+	token       ledger.Token
+	jobs        []*record // by Seq
+	attempts    map[job.ID][]job.Attempt
+	events      []job.Event
+	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
+	changed     chan struct{}
+	checkpoints map[string]job.Cursor
+}
+
+// record is a job's record and what callers do not see of it.
+type record struct {
+	job.Record
+	token     ledger.Token // of the claim that holds the job, 0 for none
+	claimedAt time.Time    // when the attempt under way began
+	changedAt time.Time
+	delayed   bool  // queued, and NotBefore has not come
+	ended     int64 // the number of its run's end among those of all; 0 before
+	keptFor   time.Duration
+	removeAt  time.Time // when the files are due for removal, by the process's clock; zero for never
+	removal   removal
+	removedAt time.Time // when the files were removed
+}
+
+var _ ledger.Ledger = (*Ledger)(nil)
+
+var errClosed = fmt.Errorf("the ledger is closed: %w", errdefs.ErrUnavailable)
+
+// New makes an empty ledger.
+func New(cfg Config) *Ledger {
+	cfg.KeepJobs, cfg.EventNumber = cmp.Or(cfg.KeepJobs, DefaultKeepJobs), cmp.Or(cfg.EventNumber, DefaultEventNumber)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return open(&records{
+		cfg: cfg, attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+	})
+}
+
+func open(r *records) *Ledger {
+	l := &Ledger{records: r, leases: make(map[string]*lease)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.runTimers()
+	return l
+}
+
+// call runs do as a call of the ledger: alone, after what has become due by itself.
+func (l *Ledger) call(ctx context.Context, doing string, do func() error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := ctx.Err()
+	if err == nil && l.closed {
+		err = errClosed
+	}
+	if err == nil {
+		l.runTimers()
+		err = do()
+		l.runTimers()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}
+
+// change is call for a change of one record, which it returns as it is then.
+func (l *Ledger) change(ctx context.Context, doing string, do func(now time.Time) (*record, error)) (job.Record, error) {
+	var changed job.Record
+	err := l.call(ctx, doing, func() error {
+		r, err := do(l.now())
+		if err == nil {
+			changed = r.copy()
+		}
+		return err
+	})
+	return changed, err
+}
+
+// now is the time as records keep it.
+func (l *Ledger) now() time.Time { return keptTime(l.cfg.Now()) }
+
+// copy is the record as a caller gets it: nothing of it changes any more.
+func (r *record) copy() job.Record {
+	rec := r.Record
+	rec.Limits = rec.Limits.Clone()
+	rec.Warnings = slices.Clone(rec.Warnings)
+	r.showRetention(&rec)
+	return rec
+}
+
+func (l *Ledger) find(id job.ID) *record {
+	for _, r := range l.jobs {
+		if r.ID == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// held is the record that the token's claim holds, or ErrFenced.
+func (l *Ledger) held(id job.ID, token ledger.Token) (*record, error) {
+	if r := l.find(id); r != nil && token != 0 && r.token == token {
+		return r, nil
+	}
+	return nil, ledger.ErrFenced
+}
+
+// Close implements ledger.Ledger.
+func (l *Ledger) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	for _, held := range l.leases {
+		close(held.lost)
+	}
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.wake()
+	return nil
+}
+
+// lease is a node's; it is lost to a later one of the same node, or with the
+// ledger.
+type lease struct {
+	ledger *Ledger
+	node   string
+	lost   chan struct{}
+}
+
+// Join implements ledger.Ledger.
+func (l *Ledger) Join(ctx context.Context, node string) (ledger.Lease, error) {
+	joined := &lease{ledger: l, node: node, lost: make(chan struct{})}
+	err := l.call(ctx, "join the ledger as node "+node, func() error {
+		if before := l.leases[node]; before != nil {
+			close(before.lost)
+		}
+		l.leases[node] = joined
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return joined, nil
+}
+
+// Lost implements ledger.Lease.
+func (l *lease) Lost() <-chan struct{} { return l.lost }
+
+// Release implements ledger.Lease.
+func (l *lease) Release(context.Context) error {
+	l.ledger.mu.Lock()
+	defer l.ledger.mu.Unlock()
+	if l.ledger.leases[l.node] == l {
+		delete(l.ledger.leases, l.node)
+	}
+	return nil
+}
+
+// Ping implements ledger.Ledger.
+func (l *Ledger) Ping(ctx context.Context) error {
+	return l.call(ctx, "write to the ledger", func() error { return nil })
+}
+
+// wake wakes those that wait for a change.
+func (r *records) wake() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// Changed implements ledger.Ledger.
+func (l *Ledger) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		closed := make(chan struct{})
+		close(closed)
+		return closed
+	}
+	return l.changed
+}
+
+// note keeps an event of a change. The caller sets what is not in the record.
+func (l *Ledger) note(r *record, event job.Event) {
+	event.Cursor = cursor(l.latest() + 1)
+	event.At = r.changedAt
+	event.Job, event.Run, event.Model, event.Address, event.Tenant = r.ID, r.Run, r.Model, r.Sheep, r.Tenant
+	event.State, event.Delayed = r.State, r.delayed
+	if event.Kind == job.EventEnded {
+		status := r.Status()
+		event.Status = &status
+	}
+	l.events = append(l.events, event)
+	if excess := len(l.events) - l.cfg.EventNumber; excess > 0 {
+		l.events = l.events[excess:]
+		l.pruned += int64(excess)
+	}
+	l.wake()
+}
+
+// latest is the number of the latest event.
+func (r *records) latest() int64 { return r.pruned + int64(len(r.events)) }
+
+func cursor(number int64) job.Cursor { return job.Cursor(strconv.FormatInt(number, 10)) }
+
+// Now implements ledger.Ledger.
+func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
+	var now job.Cursor
+	err := l.call(ctx, "look up the latest event", func() error {
+		now = cursor(l.latest())
+		return nil
+	})
+	return now, err
+}
+
+// Events implements ledger.Ledger. Asked for no event at all, it answers an error
+// of class errdefs.ErrInternal.
+func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
+	if limit < 1 {
+		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
+	}
+	var events []job.Event
+	var next job.Cursor
+	err := l.call(ctx, "read the events after "+string(after), func() error {
+		number := l.pruned
+		if after != "" {
+			var err error
+			if number, err = strconv.ParseInt(string(after), 10, 64); err != nil || number < l.pruned || number > l.latest() {
+				return ledger.ErrEventsGone
+			}
+		}
+		next = cursor(l.latest())
+		for i, event := range l.events[number-l.pruned:] {
+			if filter.Job != "" && event.Job != filter.Job || filter.Tenant != "" && event.Tenant != filter.Tenant {
+				continue
+			}
+			if events = append(events, event); len(events) == limit {
+				next = cursor(number + int64(i) + 1)
+				break
+			}
+		}
+		return nil
+	})
+	return events, next, err
+}
+
+// Checkpoint implements ledger.Ledger.
+func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
+	var kept job.Cursor
+	err := l.call(ctx, "look up the checkpoint of "+consumer, func() error {
+		var ok bool
+		if kept, ok = l.checkpoints[consumer]; !ok {
+			return ledger.ErrNotFound
+		}
+		return nil
+	})
+	return kept, err
+}
+
+// SetCheckpoint implements ledger.Ledger.
+func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
+	return l.call(ctx, "keep the checkpoint of "+consumer, func() error {
+		l.checkpoints[consumer] = at
+		return nil
+	})
+}

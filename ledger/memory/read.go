@@ -1,0 +1,139 @@
+package memory
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// Get implements ledger.Ledger.
+func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
+	var rec job.Record
+	err := l.call(ctx, "look up job "+string(id), func() error {
+		r := l.find(id)
+		if r == nil {
+			return ledger.ErrNotFound
+		}
+		rec = r.copy()
+		return nil
+	})
+	return rec, err
+}
+
+// Attempts implements ledger.Ledger.
+func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+	var attempts []job.Attempt
+	err := l.call(ctx, "list the attempts of job "+string(id), func() error {
+		attempts = slices.Clone(l.attempts[id])
+		if r := l.find(id); r != nil && r.token != 0 {
+			attempts = append(attempts, r.attempt())
+		}
+		return nil
+	})
+	return attempts, err
+}
+
+// Held implements ledger.Ledger.
+func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
+	var claims []ledger.Claim
+	err := l.call(ctx, "list the jobs held by node "+node, func() error {
+		for _, r := range l.jobs {
+			if r.token != 0 && r.Node == node {
+				claims = append(claims, ledger.Claim{Record: r.copy(), Token: r.token})
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(claims, func(a, b ledger.Claim) int { return cmp.Compare(a.Token, b.Token) })
+	return claims, err
+}
+
+// List implements ledger.Ledger. Asked for no record at all, it answers an error
+// of class errdefs.ErrInternal.
+func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
+	if limit < 1 {
+		return nil, 0, fmt.Errorf("list jobs: a page of %d records: %w", limit, errdefs.ErrInternal)
+	}
+	var page []job.Record
+	var next int64
+	err := l.call(ctx, "list jobs", func() error {
+		jobs := slices.Clone(l.jobs)
+		if filter.Newest {
+			slices.Reverse(jobs)
+		}
+		for _, r := range jobs {
+			if cursor != 0 && (filter.Newest && r.Seq > cursor || !filter.Newest && r.Seq < cursor) || !matches(r, filter) {
+				continue
+			}
+			if len(page) == limit {
+				next = r.Seq
+				break
+			}
+			rec := r.copy()
+			if rec.Failure != nil {
+				listed := *rec.Failure
+				listed.Traceback = ""
+				rec.Failure = &listed
+			}
+			page = append(page, rec)
+		}
+		return nil
+	})
+	return page, next, err
+}
+
+func matches(r *record, filter ledger.Filter) bool {
+	return (len(filter.States) == 0 || slices.Contains(filter.States, r.State)) &&
+		(filter.Sheep == "" || filter.Sheep == r.Sheep) &&
+		(filter.Model.IsZero() || filter.Model == r.Model) &&
+		(filter.Tenant == "" || filter.Tenant == r.Tenant)
+}
+
+// Count implements ledger.Ledger. It has every state, also those of no record.
+func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
+	counts := ledger.Counts{job.Queued: 0, job.Processing: 0, job.Done: 0, job.Failed: 0, job.Cancelled: 0}
+	err := l.call(ctx, "count jobs", func() error {
+		for _, r := range l.jobs {
+			counts[r.State]++
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return counts, nil
+}
+
+// Waiting implements ledger.Ledger.
+func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+	var list []ledger.Waiting
+	err := l.call(ctx, "look up the waiting jobs", func() error {
+		for _, r := range l.jobs { // the oldest of each group first
+			if !r.claimable() {
+				continue
+			}
+			same := func(w ledger.Waiting) bool { return w.Model == r.Model && w.Sheep == r.Sheep }
+			if i := slices.IndexFunc(list, same); i >= 0 {
+				list[i].Jobs++
+			} else {
+				list = append(list, ledger.Waiting{Model: r.Model, Sheep: r.Sheep, Jobs: 1, Oldest: r.EnqueuedAt})
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(list, inOrder)
+	if len(list) > most {
+		rest := ledger.Waiting{Rest: true}
+		for _, w := range list[max(most-1, 0):] { // the rest is one entry
+			rest.Jobs += w.Jobs
+		}
+		list = append(list[:max(most-1, 0)], rest)
+	}
+	return list, err
+}

@@ -1,0 +1,265 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// Retention is how long jobs' files are kept, and who knows when they are due.
+type Retention struct {
+	// Ledger is nil where files are kept for ever and no job can be removed.
+	Ledger ledger.Retention
+	// Policy is what the ledger decides by when a job ends.
+	Policy job.Retention
+	// Interval bounds how long files that are due may wait; 0 takes 30 s.
+	Interval time.Duration
+}
+
+// How files that are due are removed: batch by batch, one job at a time, with a
+// pause after each that is as long as its removal took, so that jobs at work have
+// at least half of the storage's attention.
+const (
+	removalBatch  = 64
+	removalRetry  = 10 * time.Minute // between tries of a storage that is away at most
+	retentionScan = "storage.keep"   // the checkpoint that says which policy all records were seen with
+)
+
+// remover removes jobs' files: those that are due, and those of jobs that a client
+// wants removed.
+//
+// A removal begins in the ledger, which then refuses a new run of the job, goes on
+// in storage, and ends in the ledger. One that was cut short is due at once for the
+// next daemon.
+type remover struct {
+	cfg    Retention
+	jobs   ledger.Ledger
+	store  storage.Store
+	status *statusFiles
+	log    *slog.Logger
+
+	mu sync.Mutex
+	// busy has the ids that submissions (counted) or a removal (-1) are at work on:
+	// a submission looks at storage before the ledger knows of it.
+	busy map[job.ID]int
+}
+
+func newRemover(cfg Retention, jobs ledger.Ledger, store storage.Store, status *statusFiles, log *slog.Logger) *remover {
+	if cfg.Interval == 0 {
+		cfg.Interval = 30 * time.Second
+	}
+	return &remover{cfg: cfg, jobs: jobs, store: store, status: status, log: log, busy: make(map[job.ID]int)}
+}
+
+// submit keeps the files of a job from being removed until the returned function
+// is called. It answers job.ErrRemoving while they are.
+func (r *remover) submit(id job.ID) (done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy[id] < 0 {
+		return nil, job.ErrRemoving
+	}
+	r.busy[id]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.busy[id]--; r.busy[id] == 0 {
+			delete(r.busy, id)
+		}
+	}, nil
+}
+
+// take keeps submissions of a job away until the returned function is called. ok is
+// false where one is under way, or another removal.
+func (r *remover) take(id job.ID) (done func(), ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy[id] != 0 {
+		return nil, false
+	}
+	r.busy[id] = -1
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.busy, id)
+	}, true
+}
+
+// run removes what is due until ctx ends.
+func (r *remover) run(ctx context.Context) {
+	if r.cfg.Ledger == nil {
+		return
+	}
+	pause := time.Second
+	for {
+		err := r.applyPolicy(ctx)
+		var wait time.Duration
+		if err == nil {
+			wait, err = r.removeDue(ctx)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			r.log.Warn("Cannot remove files whose time is over; trying again", "pause", pause, "error", err)
+			wait, pause = pause, min(2*pause, removalRetry)
+		default:
+			pause = time.Second
+		}
+		if sleep(ctx, wait) != nil {
+			return
+		}
+	}
+}
+
+// applyPolicy gives the records that ended under another policy the times of the
+// present one.
+func (r *remover) applyPolicy(ctx context.Context) error {
+	policy := job.Cursor(r.cfg.Policy.String())
+	seen, err := r.jobs.Checkpoint(ctx, retentionScan)
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		return err
+	}
+	nothing := len(r.cfg.Policy.Models) == 0 && r.cfg.Policy.All == (job.KeepTimes{})
+	if err == nil && seen == policy || err != nil && nothing { // there was never another
+		return nil
+	}
+	for cursor := int64(0); ; {
+		records, next, err := r.jobs.List(ctx, ledger.Filter{States: []job.State{job.Done, job.Failed, job.Cancelled}}, cursor, removalBatch)
+		if err != nil {
+			return err
+		}
+		var kept []ledger.Kept
+		for _, rec := range records {
+			kept = append(kept, ledger.Kept{Job: rec.ID, Run: rec.Run, For: r.cfg.Policy.For(rec)})
+		}
+		if err := r.cfg.Ledger.Keep(ctx, kept); err != nil {
+			return err
+		}
+		if next == 0 {
+			return r.jobs.SetCheckpoint(ctx, retentionScan, policy)
+		}
+		cursor = next
+	}
+}
+
+// removeDue removes a batch of what is due, and returns how long to wait before the
+// next.
+func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error) {
+	due, next, err := r.cfg.Ledger.Due(ctx, removalBatch)
+	if err != nil {
+		return 0, err
+	}
+	removed := 0
+	for _, d := range due {
+		done, ok := r.take(d.ID)
+		if !ok {
+			continue // it is submitted anew, or removed by a client
+		}
+		began := time.Now()
+		err := r.removeOne(ctx, d)
+		done()
+		if err != nil {
+			return 0, fmt.Errorf("remove the files of job %s: %w", d.ID, err)
+		}
+		removed++
+		if err := sleep(ctx, time.Since(began)); err != nil {
+			return 0, err
+		}
+	}
+	if removed > 0 {
+		r.log.Info("Removed the files of jobs whose time was over", "jobs", removed)
+	}
+	if next == 0 || removed < len(due) {
+		next = r.cfg.Interval
+	}
+	return max(min(next, r.cfg.Interval), 10*time.Millisecond), nil
+}
+
+// removeOne removes the files of a job that is due.
+func (r *remover) removeOne(ctx context.Context, d ledger.Removal) error {
+	if !d.Begun {
+		switch _, err := r.cfg.Ledger.BeginRemoval(ctx, d.ID, d.Run, false); {
+		case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
+			return nil // it was submitted again
+		case err != nil:
+			return err
+		}
+	}
+	return r.finish(ctx, d.ID)
+}
+
+// finish ends a removal that has begun.
+func (r *remover) finish(ctx context.Context, id job.ID) error {
+	if err := r.status.drop(ctx, id); err != nil { // or it would be written to where the files were
+		return err
+	}
+	if err := r.store.Remove(ctx, id); err != nil {
+		return away("storage", err)
+	}
+	return r.cfg.Ledger.EndRemoval(ctx, id)
+}
+
+// Remove removes a job that has ended: its files, and all that the ledger knows of
+// it. When it returns nil the id can be used again. A removal that fails after it
+// has begun goes on by itself, also in the next daemon. The error is
+// *job.UnknownJob, job.ErrNotEnded or job.ErrRemoving (a submission or a removal of
+// the job is under way), or has the class its part gave it.
+func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
+	r := s.remover
+	if r.cfg.Ledger == nil {
+		return fmt.Errorf("remove job %s: this ledger keeps jobs for ever: %w", id, errdefs.ErrNotImplemented)
+	}
+	done, ok := r.take(id)
+	if !ok {
+		return job.ErrRemoving
+	}
+	defer done()
+	// What has begun is better ended now, whether the client is still there or not.
+	ctx = context.WithoutCancel(ctx)
+	_, err := r.cfg.Ledger.BeginRemoval(ctx, id, 0, true)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return s.removeUnrecorded(ctx, id)
+	case errors.Is(err, ledger.ErrNotFinal):
+		return job.ErrNotEnded
+	case err != nil:
+		return away("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTime)
+	defer cancel()
+	if err := r.finish(ctx, id); err != nil {
+		return fmt.Errorf("remove job %s, which goes on by itself: %w", id, err)
+	}
+	s.log.Info("Job removed", "job", id)
+	return nil
+}
+
+// removeUnrecorded removes a job that storage alone knows: the original shepherd's,
+// or one whose record has expired.
+func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
+	status, err := s.Job(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !status.State.Final() {
+		return job.ErrNotEnded
+	}
+	if err := s.remover.status.drop(ctx, id); err != nil {
+		return err
+	}
+	if err := s.cfg.Store.Remove(ctx, id); err != nil {
+		return away("storage", fmt.Errorf("remove job %s: %w", id, err))
+	}
+	s.log.Info("Job removed", "job", id)
+	return nil
+}

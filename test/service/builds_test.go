@@ -1,0 +1,204 @@
+package service
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+// builds are the programs and packages that several tests install, each made once.
+type builds struct {
+	dir string
+
+	mu   sync.Mutex
+	made map[string]string
+}
+
+var built builds
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// once returns the path that make has returned for the name; make gets a directory.
+func (b *builds) once(t *testing.T, name string, make func(dir string) string) string {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if path := b.made[name]; path != "" {
+		return path
+	}
+	if b.dir == "" {
+		dir, err := os.MkdirTemp("", "shepherd-service-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.dir, b.made = dir, map[string]string{}
+	}
+	dir := filepath.Join(b.dir, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.made[name] = make(dir)
+	return b.made[name]
+}
+
+// command runs a command of this machine without cgo; it has to succeed.
+func command(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+}
+
+// build builds a program of the repository.
+func build(t *testing.T, to, version, source string, flags ...string) {
+	t.Helper()
+	args := append([]string{"go", "build", "-trimpath", "-ldflags=-s -w -X main.version=" + version}, flags...)
+	command(t, append(args, "-o", to, "../../"+source)...)
+}
+
+// The two releases that upgrades go between.
+const (
+	olderVersion = "v1.1.0"
+	newerVersion = "v1.2.0"
+)
+
+// newer is the Debian package of the working tree.
+func (b *builds) newer(t *testing.T) string {
+	t.Helper()
+	return b.once(t, "newer", func(dir string) string {
+		made, err := os.ReadFile(testenv.DebianPackage(t, newerVersion))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, "newer.deb")
+		if err := os.WriteFile(path, made, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	})
+}
+
+// older is the package of a version before: its daemon has another version, and its
+// shim announces no features, as that of the first release did.
+func (b *builds) older(t *testing.T) string {
+	t.Helper()
+	newer := b.newer(t)
+	return b.once(t, "older", func(dir string) string {
+		tree, path := dir+"/tree", dir+"/older.deb"
+		command(t, "dpkg-deb", "--raw-extract", newer, tree)
+		command(t, "sed", "-i", "s/^Version: .*/Version: 1.1.0/", tree+"/DEBIAN/control")
+		build(t, tree+"/usr/bin/shepherdd", olderVersion, "cmd/shepherdd")
+		features := overlay(t, dir, "../../shim/protocol.go", func(text string) string {
+			return replaceOnce(t, text, "return []Feature{FeatureSuperseded, FeatureEvents, FeatureCancel, FeatureDeadline}", "return nil")
+		})
+		build(t, tree+"/usr/libexec/shepherd/shepherd-shim", olderVersion, "cmd/shepherd-shim", features)
+		command(t, "dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, path)
+		return path
+	})
+}
+
+// scripted is the runner that obeys scripts.
+func (b *builds) scripted(t *testing.T) string {
+	t.Helper()
+	return b.once(t, "scripted", func(dir string) string {
+		build(t, dir+"/scripted", newerVersion, "runtime/container/testdata/runner")
+		return dir + "/scripted"
+	})
+}
+
+// clockOffset is the file that holds by how many seconds the clock of daemonWithClock
+// is off.
+const clockOffset = "/etc/clock-offset"
+
+// daemonWithClock is a shepherdd whose wall clock is off by what clockOffset holds at
+// the moment. A container has the clock of its host, which a test must not set.
+func (b *builds) daemonWithClock(t *testing.T) string {
+	t.Helper()
+	return b.once(t, "clock", func(dir string) string {
+		root, err := exec.Command("go", "env", "GOROOT").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		flag := overlay(t, dir, filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go"), func(text string) string {
+			const now = "sec, nsec, mono := runtimeNow()\n"
+			text = replaceOnce(t, text, now, now+"\tsec += wallOffset()\n")
+			return replaceOnce(t, text, "import (\n", "import (\n\t\"syscall\"\n") + fmt.Sprintf(wallOffset, clockOffset)
+		})
+		build(t, dir+"/shepherdd", newerVersion, "cmd/shepherdd", flag)
+		return dir + "/shepherdd"
+	})
+}
+
+// wallOffset is added to package time.
+const wallOffset = `
+func wallOffset() (offset int64) {
+	fd, err := syscall.Open(%q, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer syscall.Close(fd)
+	var text [24]byte
+	n, _ := syscall.Read(fd, text[:])
+	negative := false
+	for _, c := range text[:max(n, 0)] {
+		switch {
+		case c == '-':
+			negative = true
+		case '0' <= c && c <= '9':
+			offset = 10*offset + int64(c-'0')
+		}
+	}
+	if negative {
+		return -offset
+	}
+	return offset
+}
+`
+
+// overlay returns the flag that has go build see a changed text of a source file.
+func overlay(t *testing.T, dir, source string, change func(text string) string) (flag string) {
+	t.Helper()
+	source, err := filepath.Abs(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := filepath.Join(dir, filepath.Base(source))
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{changed: change(string(text)), dir + "/overlay.json": string(list)} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return "-overlay=" + dir + "/overlay.json"
+}
+
+// replaceOnce replaces what is there exactly once.
+func replaceOnce(t *testing.T, text, from, to string) string {
+	t.Helper()
+	if n := strings.Count(text, from); n != 1 {
+		t.Fatalf("%q is there %d times: the test has to follow the source", from, n)
+	}
+	return strings.Replace(text, from, to, 1)
+}

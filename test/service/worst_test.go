@@ -1,0 +1,214 @@
+package service
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// worst is the configuration of a daemon everything around which can be late: its
+// disk, its models, the storage, the registry, containerd and the clock.
+const worst = `data_root: /mnt/scratch/data
+state_dir: /var/lib/shepherd
+api: {host: 127.0.0.1, port: 5000}
+registry: {url: "http://127.0.0.1:6000"}
+containerd: {allowed_mounts: [/gates]}
+storage: {url: "http://127.0.0.1:7100", access_key: AKIAIOSFODNN7EXAMPLE, secret_key: wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY}
+sheep:
+  wool:
+    type: bare
+    working_directory: /srv/models
+    command: [/opt/scripted, -p, "{port}", "{config}"]
+  dock: {type: docker, mounts: ["/gates:/gates"]}
+`
+
+// crash is a loss of power, after which everything has to come up by itself.
+func (m *machine) crash() {
+	m.Helper()
+	m.debian = m.debian.Crash(m)
+	m.client = m.debian.Client()
+}
+
+// logged waits until the service's journal has the text.
+func (m *machine) logged(text string) {
+	m.Helper()
+	m.eventually(fmt.Sprintf("the journal says %q", text), func() bool { return strings.Contains(m.journal("-o", "cat"), text) })
+}
+
+// ready is what /readyz answers.
+func (m *machine) ready() (code int, text string) {
+	code, text, _ = m.request("GET", "/readyz", "")
+	return code, text
+}
+
+// queued checks that a job has not ended.
+func (m *machine) queued(id string) {
+	m.Helper()
+	if _, text, err := m.request("GET", "/jobs/"+id+"/status", ""); err != nil || !strings.Contains(text, `"queued"`) && !strings.Contains(text, `"processing"`) {
+		m.Errorf("job %s: %s %v", id, text, err)
+	}
+}
+
+// TestWorstDays boots a machine on which nothing is as it should be: the daemon says
+// what it waits for and goes on by itself when it comes.
+func TestWorstDays(t *testing.T) {
+	m := boot(t, built.older(t), built.newer(t), built.scripted(t))
+	clock := built.daemonWithClock(t)
+	reboots := &machine{t, m.debian, m.client} // what has been booted last
+	step := func(what string, do func(m *machine)) {
+		t.Helper()
+		reboots.step(what, func(m *machine) {
+			do(m)
+			reboots.debian, reboots.client = m.debian, m.client
+		})
+	}
+	step("install", func(m *machine) {
+		m.copy(clock, "/opt/shepherdd-clock")
+		m.write("/gates/.keep", "")
+		m.write("/srv/models.kept/echo/v1/config.yaml", "print\n")
+		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs noauto,mode=755 0 0\n/srv/models.kept /srv/models none bind,noauto 0 0\n")
+		m.write("/etc/systemd/system/sandbox.service", "[Service]\nExecStart=/usr/bin/shepherdd sandbox --dir /var/lib/sandbox --registry-port 6000 --storage-port 7100\n")
+		m.run("mkdir", "-p", "/mnt/scratch", "/srv/models")
+		m.run("mount", "/mnt/scratch")
+		m.run("mount", "/srv/models")
+		m.run("dpkg", "--install", "/root/older.deb")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "start", "sandbox.service")
+		m.pushRunner()
+		m.write("/etc/shepherd/shepherd.yml", worst)
+		m.run("systemctl", "restart", "shepherdd.service")
+		m.submit("first-wool", "wool", "print")
+		m.submit("first-dock", "dock", "print")
+		m.result("first-wool")
+		m.result("first-dock")
+		// They run when the power fails.
+		m.submit("crash-wool", "wool", "await /gates/crash")
+		m.submit("crash-dock", "dock", "await /gates/crash")
+		m.awaitRunning("crash-wool", "crash-dock")
+		m.run("systemctl", "disable", "containerd.service")
+	})
+	step("a disk that is mounted late", func(m *machine) {
+		m.crash()
+		const waits = "waiting for a file system: data_root (/mnt/scratch/data) lies on /mnt/scratch, where nothing is mounted"
+		m.logged(waits)
+		m.eventually("systemctl status says what it waits for", func() bool { return strings.Contains(m.property("StatusText"), waits) })
+		m.eventually("it is tried again and again", func() bool { return m.property("NRestarts") > "1" })
+		if left := strings.TrimSpace(m.run("ls", "-A", "/mnt/scratch")); left != "" {
+			m.Errorf("below the mount point there is %s", left)
+		}
+		m.run("mount", "/mnt/scratch")
+		m.eventually("it comes up by itself", func() bool { return m.property("ActiveState") == "active" })
+	})
+	step("storage that is away at boot", func(m *machine) {
+		m.logged("The storage does not answer; jobs wait until it does")
+		if code, text := m.ready(); code != http.StatusServiceUnavailable || !strings.Contains(text, "storage") {
+			m.Errorf("readyz: %d %s", code, text)
+		}
+		if code, text, err := m.request("POST", "/start-job", job("too-early", "wool", "v1", "print")); code != http.StatusServiceUnavailable {
+			m.Errorf("a submission without storage: %d %s %v", code, text, err)
+		}
+		m.queued("crash-wool")
+		m.write("/gates/crash", "")
+		m.run("systemctl", "start", "sandbox.service")
+		m.logged("Minio storage appears to be up and running")
+	})
+	step("models that are mounted late", func(m *machine) {
+		m.eventually("the sheep says what it waits for", func() bool {
+			_, text, _ := m.request("GET", "/sheep", "")
+			return strings.Contains(text, "nothing is mounted on /srv/models")
+		})
+		m.queued("crash-wool")
+		m.run("mount", "/srv/models")
+		m.result("crash-wool")
+	})
+	step("containerd that starts after us", func(m *machine) {
+		m.logged("Sheep of type `docker` cannot work yet")
+		m.eventually("the sheep says what it waits for", func() bool {
+			_, text, _ := m.request("GET", "/sheep", "")
+			return strings.Contains(text, "containerd")
+		})
+		m.queued("crash-dock")
+		m.run("systemctl", "start", "containerd.service")
+		m.result("crash-dock")
+		if code, text := m.ready(); code != http.StatusOK {
+			m.Errorf("readyz: %d %s", code, text)
+		}
+		m.run("systemctl", "enable", "containerd.service")
+		m.run("systemctl", "enable", "--quiet", "sandbox.service")
+	})
+	step("a clock that is decades off at boot", func(m *machine) {
+		m.write("/etc/fstab", strings.ReplaceAll(string(m.read("/etc/fstab")), "noauto,", "")+"/srv/models.kept /srv/models none bind 0 0\n")
+		m.write("/etc/systemd/system/sandbox.service", string(m.read("/etc/systemd/system/sandbox.service"))+"[Install]\nWantedBy=multi-user.target\n")
+		m.run("systemctl", "enable", "--quiet", "sandbox.service")
+		m.write("/etc/systemd/system/shepherdd.service.d/clock.conf", "[Service]\nExecStart=\nExecStart=/opt/shepherdd-clock -c /etc/shepherd/shepherd.yml\n")
+		m.write(clockOffset, "-1000000000\n")
+		m.submit("clock-wool", "wool", "await /gates/clock")
+		m.awaitRunning("clock-wool")
+		m.crash()
+		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
+		m.logged("The clock of this machine is behind")
+		m.logged("The storage does not answer; jobs wait until it does")
+		if code, text := m.ready(); code != http.StatusServiceUnavailable || !strings.Contains(text, "clock") {
+			m.Errorf("readyz: %d %s", code, text)
+		}
+		m.queued("clock-wool")
+		// What ended before has not aged.
+		if code, text, err := m.request("GET", "/jobs/first-wool", ""); code != 200 || err != nil {
+			m.Errorf("a job of before: %d %s %v", code, text, err)
+		}
+		m.write("/gates/clock", "")
+		m.write(clockOffset, "0\n") // the clock is set, while the daemon runs
+		m.result("clock-wool")
+		m.submit("clock-after", "wool", "print")
+		m.result("clock-after")
+		m.write(clockOffset, "1000000000\n") // and now it is ahead
+		if code, text, err := m.request("GET", "/jobs/first-wool", ""); code != 200 || err != nil {
+			m.Errorf("a job of before: %d %s %v", code, text, err)
+		}
+		m.run("rm", "-r", clockOffset, "/etc/systemd/system/shepherdd.service.d")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "restart", "shepherdd.service")
+		m.submit("clock-right", "wool", "print")
+		m.result("clock-right")
+	})
+	step("power that fails while an upgrade unpacks", func(m *machine) {
+		m.submit("unpack-wool", "wool", "await /gates/unpack")
+		m.submit("unpack-dock", "dock", "await /gates/unpack")
+		m.awaitRunning("unpack-wool", "unpack-dock")
+		m.run("sh", "-c", `dpkg --unpack /root/newer.deb >/dev/null 2>&1 & pid=$!
+			while [ ! -e /usr/bin/shepherdd.dpkg-new ] && kill -0 $pid 2>/dev/null; do :; done; kill -9 $pid; wait $pid; true`)
+		m.crash()
+		m.write("/gates/unpack", "")
+		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
+		m.result("unpack-wool")
+		m.result("unpack-dock")
+	})
+	step("power that fails before an upgrade is configured", func(m *machine) {
+		m.submit("configure-wool", "wool", "await /gates/configure")
+		m.submit("configure-dock", "dock", "await /gates/configure")
+		m.awaitRunning("configure-wool", "configure-dock")
+		m.run("dpkg", "--unpack", "/root/newer.deb")
+		m.crash()
+		m.write("/gates/configure", "")
+		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
+		m.result("configure-wool")
+		m.result("configure-dock")
+		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "unpacked" {
+			m.Errorf("the package is %s", out)
+		}
+		m.run("dpkg", "--configure", "--pending")
+		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "installed" {
+			m.Errorf("the package is %s", out)
+		}
+		if out := m.run("dpkg", "--audit"); out != "" {
+			m.Errorf("dpkg --audit: %s", out)
+		}
+		m.eventually("the new version is up", func() bool {
+			_, text, _ := m.request("GET", "/version", "")
+			return strings.Contains(text, "1.2.0")
+		})
+		m.submit("configured", "wool", "print")
+		m.result("configured")
+	})
+}
