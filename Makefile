@@ -13,6 +13,7 @@ MINIO    := $(CACHE)/bin/minio
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 # Another test server.
 VERSITY  := $(CACHE)/bin/versitygw
+AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
 # The real digits that the example's model was trained and is tested on.
@@ -29,7 +30,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
 .PHONY: tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
-.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench fuzz generate clean deps vuln
+.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench bench-against fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,17 +118,23 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) tool staticcheck ./...
 	$(GO) vet -C contrib/dist ./...
 
-vuln: ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
-	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.1.4 $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
+vuln: $(AUDITORS) ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)
+	$(dir $(AUDITORS))govulncheck $(if $(VULNDB),-db $(VULNDB)) ./cmd/...
 
-audit: build ## a second look at what is exposed: vulnerabilities, who may do what, TLS, slow clients
-	@BIN=$(BIN) GO=$(GO) test/audit
+audit: build $(AUDITORS) ## examine what is exposed: vulnerabilities, static analysis, who may do what, TLS, slow and hostile clients
+	@BIN=$(BIN) GO=$(GO) AUDITORS=$(dir $(AUDITORS)) test/audit
 
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
 	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
+	$(GO) test -count=1 -run '^$$' -bench Listing -benchtime 3x ./storage/embedded
+	$(GO) test -count=1 -run '^$$' -bench ManyFiles -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
+
+bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
+	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
+	SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz
@@ -137,6 +144,12 @@ generate: ## write generated code anew
 
 deps: ## install the Debian packages that the tests run against
 	test/deps
+
+# gosec and govulncheck, in the versions of test/tools.
+$(AUDITORS): test/tools/go.mod
+	@mkdir -p $(@D)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -C test/tools tool
+	@touch $@
 
 $(MINIO):
 	@mkdir -p $(@D)

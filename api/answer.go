@@ -13,8 +13,7 @@ import (
 
 const jsonType = "application/json; charset=utf-8"
 
-// answer writes value as the JSON body of an answer. State changes by the
-// moment, so nothing may keep it.
+// answer writes value as a JSON response that must not be cached.
 func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, value any) {
 	body, err := job.JSON(value)
 	if err != nil {
@@ -30,7 +29,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, valu
 	_, _ = w.Write(body) // a client that has left cannot be told
 }
 
-// response remembers what was answered.
+// response records the status and size of a response.
 type response struct {
 	http.ResponseWriter
 	status int
@@ -56,8 +55,7 @@ func (w *response) Write(p []byte) (int, error) {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// guard answers a handler's panic as an internal error and writes the access
-// log.
+// guard writes the access log, and answers 500 where a handler panics.
 func (s *server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := &response{ResponseWriter: rw}

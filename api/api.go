@@ -1,11 +1,11 @@
 // Package api serves shepherd's REST API. The contract is openapi.yaml; the
 // server interface and the types of its answers in api.gen.go are generated
-// from it, and tests hold every answer against it. Routes of the original
-// shepherd keep its shapes and its error texts to the letter.
+// from it, and tests compare every answer with it. Routes of the original
+// shepherd keep its formats and its error texts exactly.
 //
 // The package knows jobs only through [Service]: it reads requests, turns
-// errors into answers and streams files, and decides nothing about jobs. Who asks
-// is for [access.Gate] to say; which scope an operation needs is in needs.go.
+// errors into answers and streams files, and decides nothing about jobs.
+// [access.Gate] authenticates callers; needs.go has the scope of each operation.
 package api
 
 import (
@@ -51,7 +51,7 @@ type Service interface {
 	// for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
-	// Owner is the tenant whose job it is, empty for nobody's in particular, or
+	// Owner is the tenant that the job belongs to, empty for none, or
 	// *job.UnknownJob.
 	Owner(ctx context.Context, id job.ID) (tenant string, err error)
 
@@ -70,7 +70,7 @@ type Service interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Cancel asks for the end of a job that has not ended. When it returns nil the
+	// Cancel requests that a job is cancelled. When it returns nil the
 	// request is durable; the job may take a while to end, and may still end in
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
@@ -93,9 +93,9 @@ type Service interface {
 	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
 	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 
-	// PullModel returns when the model is here, for the named sheep or for all
-	// that fetch models. Meanwhile it reports how far it is, from one goroutine at
-	// a time and not after it has returned. It returns *job.Invalid,
+	// PullModel pulls the model for the named sheep, or for all that pull models, and
+	// returns when it is complete. It calls report with the progress, from one
+	// goroutine at a time and not after it has returned. It returns *job.Invalid,
 	// *job.UnknownSheep, job.ErrNoModels and *job.ModelError.
 	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 
@@ -103,7 +103,7 @@ type Service interface {
 	Models(ctx context.Context) ([]job.KeptModel, error)
 
 	// RemoveModel removes one. It returns *job.Invalid, *job.ModelNeeded,
-	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not here.
+	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not kept.
 	RemoveModel(ctx context.Context, m job.Model) error
 
 	// Checks is the state of everything the daemon depends on, each by its
@@ -124,17 +124,17 @@ type Config struct {
 	// Gate authenticates callers. Nil lets everyone submit and read, and nobody
 	// administer, as the zero Gate does.
 	Gate *access.Gate
-	// Browsers says what web pages may do; nil lets no page of another origin call.
+	// Browsers are the rules for web pages; nil allows no page of another origin.
 	Browsers *Browsers
 	// Refused, if not nil, is called for every request that was refused, for
-	// metrics: "unknown" (who it is), "forbidden" or "limited".
+	// metrics, with the reason: "unknown" (not authenticated), "forbidden" or "limited".
 	Refused func(why string)
 	// MaxBody bounds a request's body, in bytes; 0 means DefaultMaxBody. A
 	// start-job request is held in memory whole, and its payload is part of it.
 	MaxBody int64
 	// BodyMemory bounds the memory, in bytes, that the bodies of all requests take
-	// together; what comes beyond is told to try again. 0 means DefaultBodyMemory.
-	// It is at least twice MaxBody: a body is there twice while it grows.
+	// together; requests beyond it are answered 503. 0 means DefaultBodyMemory.
+	// It is at least twice MaxBody: a body is copied while it grows.
 	BodyMemory int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
@@ -156,7 +156,7 @@ type Config struct {
 // New returns the handler of all routes. Long waits and long downloads lift the
 // http.Server's read and write timeouts for themselves. When the contexts of
 // requests are cancelled with job.ErrDraining as their cause, waiting clients
-// are told so.
+// are answered 503.
 func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,

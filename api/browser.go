@@ -8,15 +8,15 @@ import (
 	"github.com/iterait/shepherd/access"
 )
 
-// Browsers holds what web pages may do with the API. Set may be called while
-// requests are served; the zero Browsers lets no page of another origin call.
+// Browsers are the rules for web pages that use the API. Set may be called while
+// requests are served; the zero Browsers allows no page of another origin.
 type Browsers struct{ now atomic.Pointer[BrowserConfig] }
 
-// BrowserConfig is what web pages may do.
+// BrowserConfig configures Browsers.
 type BrowserConfig struct {
-	// Origins are those whose pages may call (CORS). "*" lets pages of any origin
-	// read; what changes something is accepted from origins listed by name only,
-	// unless the page sends a token.
+	// Origins are those whose pages may use the API (CORS). "*" lets pages of any origin
+	// read; requests that change something are accepted from origins listed by name
+	// only, unless the page sends a token.
 	Origins []string
 	// Hosts are further names by which the API may be addressed on loopback
 	// addresses and the socket; see access.HostAllowed.
@@ -50,8 +50,8 @@ func (b *Browsers) Foreign(r *http.Request) bool {
 }
 
 // Protect refuses requests under a foreign name (DNS rebinding), and sets the
-// headers that keep browsers from guessing what an answer is and from telling other
-// sites about it.
+// headers that keep browsers from guessing content types and from sending the URL to
+// other sites.
 func (b *Browsers) Protect(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -79,9 +79,9 @@ const filePolicy = "sandbox; default-src 'none'; img-src 'self' data:; media-src
 // browsers always show.
 const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After, WWW-Authenticate"
 
-// crossOrigin lets pages of the configured origins call, with any header, and answers
-// preflight requests. Credentials that a browser adds by itself go along from origins
-// that are listed by name; from any origin only where no credentials are asked for.
+// crossOrigin allows the configured origins (CORS), with any header, and answers
+// preflight requests. Credentials that a browser adds by itself are allowed for origins
+// that are listed by name; for any origin only where no credentials are required.
 func (s *server) crossOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin, origins := r.Header.Get("Origin"), s.browsers.config().Origins

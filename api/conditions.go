@@ -12,7 +12,7 @@ import (
 )
 
 // askedFile is an opened file and the status that the request's conditions and
-// range lead to. Body yields what is to be sent with a 200 or 206.
+// range lead to. Body is what is sent with a 200 or 206.
 type askedFile struct {
 	*job.File
 	status int
@@ -53,9 +53,9 @@ func openFile(r *http.Request, id job.ID, name string, open opener) (*askedFile,
 	return asked, nil
 }
 
-// parseRange reads a Range header. It returns nil for all that RFC 9110 lets a
-// server ignore, and then serves the whole file: other units, malformed ranges
-// and several at once. Unmet says that no file can have the range.
+// parseRange reads a Range header. It returns nil for what RFC 9110 allows a server to
+// ignore (other units, malformed ranges, several ranges); the whole file is served then.
+// unmet means that no file can have the range.
 func parseRange(header string) (part *job.Range, unmet bool) {
 	unit, list, ok := strings.Cut(header, "=")
 	if !ok || !strings.EqualFold(strings.TrimSpace(unit), "bytes") {
@@ -101,7 +101,7 @@ func number(digits string) (n int64, fits bool) {
 	return n, !errors.Is(err, strconv.ErrRange)
 }
 
-// setValidators names the version of file.
+// setValidators sets the ETag and Last-Modified of file.
 func setValidators(h http.Header, file *job.File) {
 	if file.ETag != "" {
 		h.Set("ETag", file.ETag)
@@ -141,7 +141,7 @@ func unchanged(ifRange string, file *job.File) bool {
 	return ok && file.Modified.Truncate(time.Second).Equal(since)
 }
 
-// date reads an HTTP date that is worth comparing with file's.
+// date reads an HTTP date, where the file has one to compare it with.
 func date(header string, file *job.File) (time.Time, bool) {
 	if header == "" || file.Modified.IsZero() {
 		return time.Time{}, false
@@ -150,7 +150,7 @@ func date(header string, file *job.File) (time.Time, bool) {
 	return t, err == nil
 }
 
-// modifiedAfter compares by the second, which is all that HTTP dates know.
+// modifiedAfter compares with the precision of HTTP dates, a second.
 func modifiedAfter(file *job.File, t time.Time) bool {
 	return file.Modified.Truncate(time.Second).After(t)
 }

@@ -32,8 +32,8 @@ func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, answer)
 }
 
-// sheep is every sheep as the caller may see it: of what it does, or has done last,
-// for another tenant only that it is busy.
+// sheep is every sheep as the caller may see it: of another tenant's jobs only that the
+// sheep is busy.
 func (s *server) sheep(r *http.Request) []job.Sheep {
 	list := s.service.Sheep(r.Context())
 	tenant := access.From(r.Context()).Tenant

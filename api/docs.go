@@ -10,7 +10,7 @@ import (
 //go:embed spec.json
 var contract []byte
 
-// documents show the contract: to people in two ways, and to programs.
+// documents are the contract as two web pages, and as JSON for programs.
 type documents struct{ swaggerUI, redoc, spec *ui.Asset }
 
 func newDocuments() documents {

@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// notice is an error that arises in this package, in the words a client sees.
+// notice is an error of this package, with the text for the client.
 type notice string
 
 func (n notice) Error() string { return string(n) }
@@ -36,18 +36,18 @@ const statusClientGone = 499
 // class is how one kind of error is answered.
 type class struct {
 	status int
-	// match returns what the client is told. Only errors made for clients speak
-	// for themselves, without the context they were wrapped in.
+	// match returns the message for the client. Only errors made for clients are shown
+	// with their own text, without the context they were wrapped in.
 	match func(error) (message string, ok bool)
-	// ours marks errors that are the daemon's or its surroundings': they are
-	// logged, and only Debug tells clients their cause.
+	// ours marks errors of the daemon or of what it depends on: they are logged, and
+	// clients see their cause in debug mode only.
 	ours bool
 	// retryAfter, in seconds, is sent when not 0.
 	retryAfter int
 }
 
-// classes is the one table from errors to HTTP. The first match counts; what
-// matches nothing is an internal error.
+// classes maps errors to HTTP. The first match counts; an error without a match is an
+// internal error.
 var classes = []class{
 	{status: http.StatusUnauthorized, match: as[*access.Unknown]},
 	{status: http.StatusForbidden, match: as[*access.Refused]},
@@ -101,7 +101,7 @@ var internal = class{status: http.StatusInternalServerError, ours: true}
 
 const internalMessage = "Internal server error"
 
-// classify finds err's class and what its client is told.
+// classify returns err's class and the message for the client.
 func classify(err error) (class, string) {
 	for _, c := range classes {
 		if message, ok := c.match(err); ok {
@@ -111,12 +111,12 @@ func classify(err error) (class, string) {
 	return internal, internalMessage
 }
 
-// is matches one error value and lets it speak.
+// is matches one error value, with its own text.
 func is(target error) func(error) (string, bool) {
 	return func(err error) (string, bool) { return target.Error(), errors.Is(err, target) }
 }
 
-// as matches one type of error and lets it speak.
+// as matches one type of error, with its own text.
 func as[E error](err error) (string, bool) {
 	var target E
 	if !errors.As(err, &target) {
@@ -125,13 +125,12 @@ func as[E error](err error) (string, bool) {
 	return target.Error(), true
 }
 
-// of matches a class of errors and speaks for it.
+// of matches a class of errors, with a text for all of them.
 func of(belongs func(error) bool, message string) func(error) (string, bool) {
 	return func(err error) (string, bool) { return message, belongs(err) }
 }
 
-// modelError matches a class of errors about models, which speak for
-// themselves.
+// modelError matches a class of errors about models, with their own texts.
 func modelError(belongs func(error) bool) func(error) (string, bool) {
 	return func(err error) (string, bool) {
 		message, ok := as[*job.ModelError](err)
@@ -150,7 +149,7 @@ func tooLarge(err error) (string, bool) {
 // maxErrorText bounds the texts of an error answer, in bytes.
 const maxErrorText = 16 << 10
 
-// bounded is a text for clients without what is beyond maxErrorText.
+// bounded cuts a text for clients at maxErrorText.
 func bounded(text string) string {
 	if len(text) > maxErrorText {
 		return strings.ToValidUTF8(text[:maxErrorText], "") + "…"

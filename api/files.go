@@ -16,8 +16,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// stall is how long a client may take none of the bytes it asked for before its
-// connection is given up: a stopped reader must not keep a file open for ever.
+// stall is how long a client may read nothing before its connection is closed: a client
+// that stops reading must not keep a file open for ever.
 const stall = 5 * time.Minute
 
 // longestName is the longest file name there can be, in bytes: that of an S3
@@ -112,11 +112,11 @@ func fileName(raw string) (string, bool) {
 	return name, true
 }
 
-// buffers lend what files are copied through.
+// buffers are reused for copying files.
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
-// stream sends asked's bytes. Headers go out with the first of them, so that
-// storage that fails at once is still answered as an error.
+// stream sends asked's bytes. Headers are sent with the first of them, so that a storage
+// error before that is still answered as an error.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile) {
 	w.Header().Set("Content-Length", strconv.FormatInt(asked.Length, 10))
 	if r.Method == http.MethodHead {
@@ -158,9 +158,9 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile
 	_ = control.SetWriteDeadline(time.Time{})
 }
 
-// breakOff ends an answer whose file cannot be read to its end: as an error
-// while that is still possible, later by breaking the connection, because the
-// client must not take what it has for the whole.
+// breakOff ends an answer whose file cannot be read to its end: as an error before the
+// headers were sent, later by closing the connection, so that the client does not take
+// a part for the whole.
 func (s *server) breakOff(w http.ResponseWriter, r *http.Request, err error, sent int64) {
 	err = fmt.Errorf("read the file after %d bytes: %w", sent, err)
 	if sent == 0 {

@@ -58,8 +58,10 @@ func FuzzRequest(f *testing.F) {
 			}
 			handler := New(Config{Service: service, Gate: kinds[kind], Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}}), MaxWait: time.Millisecond, MaxBody: 1 << 20})
 			r.RemoteAddr = "192.0.2.9:1234"
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			w := httptest.NewRecorder()
-			handler.ServeHTTP(w, r)
+			handler.ServeHTTP(w, r.WithContext(ctx)) // whatever is asked for ends with the context
+			cancel()
 			if w.Code == http.StatusInternalServerError || w.Code < 200 || w.Code > 599 {
 				t.Errorf("%s: %d %s", kind, w.Code, w.Body)
 			}

@@ -14,8 +14,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// StartJob answers POST /start-job. Any Content-Type will do: clients that
-// forget it send JSON all the same.
+// StartJob answers POST /start-job. The Content-Type is not checked: the original's
+// clients may omit it.
 func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
 	room := lease{of: s.bodies}
 	defer room.giveBack()
@@ -72,11 +72,10 @@ func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.
 
 // WaitForJob answers GET /jobs/{job_id}/wait_ready.
 //
-// A client that names a timeout knows that it may pass, so it gets the status
-// as it is by then. The original's clients name none and take a 200 to mean
-// that the job has ended; when the server's bound passes first they get an
-// error they can see, and the request to wait again, rather than a 200 that
-// would let them take a running job for a finished one.
+// A client that sets a timeout expects that it may pass, and is answered with the status
+// at that time. The original's clients set none and take a 200 to mean that the job has
+// ended; when the server's bound passes first they are answered with an error and
+// Retry-After.
 func (s *server) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string, params WaitForJobParams) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
@@ -151,8 +150,8 @@ func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string)
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// visible is status with the failure's texts as long as they are kept, and without
-// what clients see in debug mode only.
+// visible is status with the failure's texts cut to the lengths that are kept, and
+// without what clients see in debug mode only.
 func (s *server) visible(status job.Status) job.Status {
 	status.Failure = status.Failure.Clip()
 	if status.Failure != nil && !s.debug {
@@ -161,8 +160,8 @@ func (s *server) visible(status job.Status) job.Status {
 	return status
 }
 
-// jobID decodes a job's id from a path. What cannot be an id is an id that no
-// job has, and so is one of another tenant's job to a caller that has a tenant.
+// jobID decodes a job's id from a path. An invalid id is answered like the id of an
+// unknown job, and so is that of another tenant's job.
 func (s *server) jobID(r *http.Request, raw string) (job.ID, error) {
 	text, err := url.PathUnescape(raw)
 	if err != nil {

@@ -131,8 +131,7 @@ func (r *reader) integer(field string) (int32, error) {
 	return int32(n), nil
 }
 
-// number reads the characters of a number; whether they are one is for the
-// caller to see.
+// number reads the characters of a number, which the caller parses.
 func (r *reader) number() (string, error) {
 	start := r.pos
 	for c := r.peek(); digit(c) || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'; c = r.peek() {
@@ -145,7 +144,7 @@ func (r *reader) number() (string, error) {
 	return number, nil
 }
 
-// optional reads a value that may be null, which is as good as left out.
+// optional reads a value that may be null, which means that it is left out.
 func (r *reader) optional(read func() error) error {
 	if r.null() {
 		return nil

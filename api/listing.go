@@ -102,7 +102,7 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	return q, nil
 }
 
-// shown is a job as this API's clients see it.
+// shown is a job as clients see it.
 func (s *server) shown(v job.View) Job {
 	status := s.visible(v.Status())
 	out := Job{

@@ -41,8 +41,8 @@ var abbreviated = map[string]string{
 	".tz":   ".tar.gz",
 }
 
-// compressed extensions say how a file is packed, not what it is. Unlike the
-// others they are told from their capitals.
+// compressed are the extensions of compressed files. Unlike the others they are
+// case-sensitive.
 var compressed = map[string]bool{
 	".Z":   true,
 	".br":  true,
@@ -51,8 +51,8 @@ var compressed = map[string]bool{
 	".xz":  true,
 }
 
-// types by extension: those that Python knows itself, and below them those that
-// a runner's results may well have and newer Pythons know.
+// types are MIME types by extension: first those of Python's own table, then further
+// ones of newer Pythons that are common among results.
 var types = map[string]string{
 	".js":          "application/javascript",
 	".mjs":         "application/javascript",

@@ -78,9 +78,8 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// pullWithProgress pulls a model and streams its progress. What fails before there is anything
-// to tell is answered as an error with its status. A client that is slow sees
-// the latest only.
+// pullWithProgress pulls a model and streams its progress. An error before the first
+// report is answered with its status. A slow client gets the latest report only.
 func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, m job.Model, sheep string) {
 	latest := make(chan job.PullProgress, 1)
 	done := make(chan error, 1)

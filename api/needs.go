@@ -12,18 +12,18 @@ import (
 	"github.com/iterait/shepherd/access"
 )
 
-// need is what a caller of an operation has to have.
+// need is what an operation requires of its caller.
 type need struct {
-	// scope is empty where no credentials are asked for: what says no more than that
-	// the daemon is up, the documentation, and signing in and out.
+	// scope is empty where no credentials are required: liveness, the documentation, and
+	// signing in and out.
 	scope access.Scope
-	// whole marks what shows the data of all tenants, and so is for none of them.
+	// whole marks operations that show the data of all tenants, which no tenant may use.
 	whole bool
 }
 
-// needs is the one table of who may do what, by method and the contract's path.
+// needs are the requirements of the operations, by method and the contract's path.
 // The contract has them as well (x-scope and x-whole), and a test compares the two.
-// What is not in the table takes the scope admin.
+// Operations that are not in the table require the scope admin.
 var needs = map[string]need{
 	"POST /start-job":                  {scope: access.Submit},
 	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
@@ -57,7 +57,7 @@ var needs = map[string]need{
 	"GET /spec.json":                   {},
 }
 
-// needOf is what the operation needs that a request was routed to.
+// needOf returns what the operation of a request requires.
 func (s *server) needOf(r *http.Request) need {
 	method := r.Method
 	if method == http.MethodHead {
@@ -80,8 +80,8 @@ func (s *server) needOf(r *http.Request) need {
 	return need{scope: access.Admin}
 }
 
-// authorize lets those pass who have what the operation needs, and has the
-// request's context know who it is.
+// authorize refuses callers without what the operation requires, and adds the caller to
+// the request's context.
 func (s *server) authorize(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		needed := s.needOf(r)
@@ -139,8 +139,8 @@ func (s *server) refuse(r *http.Request, caller access.Caller, err error) {
 		slog.String("client", s.gate.ClientAddress(r)), slog.String("caller", caller.Name), slog.Any("error", err))
 }
 
-// challenge adds what HTTP wants beside the message of a refusal, and returns
-// after how many seconds to try again, 0 for none.
+// challenge adds the WWW-Authenticate header of a refusal, and returns Retry-After in
+// seconds, 0 for none.
 func challenge(h http.Header, err error) (retryAfter int) {
 	var unknown *access.Unknown
 	var tooMany *access.TooMany

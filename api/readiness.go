@@ -9,10 +9,10 @@ import (
 )
 
 // readinessAge is how long the result of the readiness checks is used: they write to
-// the ledger and ask the storage, and /readyz is answered to anyone.
+// the ledger and query the storage, and /readyz needs no credentials.
 const readinessAge = time.Second
 
-// readinessTime bounds the checks, which go on when the client that asked has left.
+// readinessTime bounds the checks, which continue when the client disconnects.
 const readinessTime = 10 * time.Second
 
 // readiness keeps the result of the last checks.

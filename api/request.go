@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// trusted is how much memory a Content-Length alone may claim, in bytes.
+// trusted is how much memory is allocated for a Content-Length alone, in bytes.
 const trusted = 1 << 20
 
 // readBody reads a request's body of at most limit bytes. The memory for it is
@@ -54,8 +54,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 		if len(body) < cap(body) {
 			continue
 		}
-		// A client that has sent so much is believed the rest. Beyond limit there
-		// is at most the byte that tells of a body too large.
+		// A client that has sent this much is trusted with the rest. One byte beyond
+		// limit shows that a body is too large.
 		size = int(min(max(2*int64(len(body)), r.ContentLength+1), limit+1))
 		if !room.take(size) {
 			return nil, errNoRoom
@@ -67,7 +67,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 	}
 }
 
-// lease is the memory that one request has of what there is for the bodies of all.
+// lease is the part of the memory for request bodies that one request uses.
 type lease struct {
 	of    *semaphore.Weighted
 	taken int64

@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// methods are all that any route knows, in the order an Allow header has them.
+// methods are those of all routes, in the order of an Allow header.
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete}
 
 // routes binds the generated routes to s. Paths are matched as they were sent:
@@ -34,8 +34,8 @@ func (s *server) routes() http.Handler {
 	})
 	HandlerWithOptions(s, GorillaServerOptions{BaseRouter: router, ErrorHandlerFunc: s.badParameter})
 
-	// OpenAPI has no word for a variable with slashes in it, nor is a page's
-	// script part of the contract.
+	// OpenAPI cannot express a variable with slashes in it, and scripts of pages are not
+	// part of the contract.
 	wrapper := &ServerInterfaceWrapper{Handler: s, ErrorHandlerFunc: s.badParameter}
 	router.HandleFunc("/jobs/{job_id}/result/{file:.+}", wrapper.GetResultFile).Methods(http.MethodGet)
 	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
@@ -83,7 +83,7 @@ func allowed(router *mux.Router, r *http.Request) []string {
 	return known
 }
 
-// badParameter answers what the generated code could not make sense of.
+// badParameter answers requests whose parameters the generated code could not parse.
 func (s *server) badParameter(w http.ResponseWriter, r *http.Request, err error) {
 	name := "request"
 	var format *InvalidParamFormatError

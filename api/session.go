@@ -8,8 +8,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// GetSession answers GET /session: who the caller is. A caller that is not known is
-// no error here: a page asks in order to offer signing in.
+// GetSession answers GET /session: who the caller is. An unknown caller is not an error:
+// a page asks in order to offer signing in.
 func (s *server) GetSession(w http.ResponseWriter, r *http.Request) {
 	caller, err := s.gate.Identify(r)
 	if err != nil {

@@ -26,7 +26,7 @@ import (
 	"github.com/iterait/shepherd/daemon"
 )
 
-// Environment variables that take the place of flags.
+// Environment variables that replace flags.
 const (
 	envAPI   = "SHEPHERD_API"
 	envToken = "SHEPHERD_TOKEN"
@@ -36,7 +36,7 @@ const (
 	serviceSocket = "/run/shepherd/api.sock"
 )
 
-// target is the daemon that a command asks.
+// target is the daemon that a command uses.
 type target struct {
 	file  string // its configuration
 	api   string // its address
@@ -44,7 +44,7 @@ type target struct {
 	ca    string // a file of authorities to trust beside the system's
 }
 
-// add defines the flags that set it.
+// add defines its flags.
 func (t *target) add(f *pflag.FlagSet) {
 	f.StringVarP(&t.file, "config", "c", "", "configuration file of the daemon to ask")
 	f.StringVar(&t.api, "api", "", "address of its API instead: http://HOST:PORT, https://… or unix:///PATH ($"+envAPI+")")

@@ -72,7 +72,7 @@ func doctorCommand() *cobra.Command {
 	return c
 }
 
-// examine makes every check that file calls for.
+// examine runs the checks for a configuration file.
 func examine(ctx context.Context, file string, asJSON, strict bool, out io.Writer) error {
 	var diagnosis doctor.Diagnosis
 	var broken error
@@ -101,7 +101,7 @@ func examine(ctx context.Context, file string, asJSON, strict bool, out io.Write
 	return nil
 }
 
-// reportConfig is the first check, on which the others rest.
+// reportConfig reports whether the configuration is valid, which the other checks need.
 func reportConfig(file string, err error, report func(doctor.Finding)) {
 	f := doctor.Finding{Check: "config", Level: doctor.OK, Message: file}
 	if err == nil {
@@ -121,7 +121,7 @@ func reportConfig(file string, err error, report func(doctor.Finding)) {
 	}
 }
 
-// checksOf are the checks that a configuration calls for.
+// checksOf returns the checks for a configuration.
 func checksOf(cfg *config.Config) []doctor.Check {
 	up, err := daemon.Running(cfg.StateDir)
 	up = up && err == nil
@@ -198,7 +198,7 @@ func secretsOf(file string, cfg *config.Config) doctor.Secrets {
 	return s
 }
 
-// sheepChecks are those of what runs sheep.
+// sheepChecks returns the checks of what runs sheep.
 func sheepChecks(cfg *config.Config) []doctor.Check {
 	programs := map[string]string{}
 	snapshotters := map[string]bool{}
@@ -247,8 +247,8 @@ func sheepChecks(cfg *config.Config) []doctor.Check {
 	return append(list, gpus)
 }
 
-// runtimeProgram is the program behind a container sheep's runtime, and what
-// brings it.
+// runtimeProgram returns the program of a container sheep's runtime, and how to
+// install it.
 func runtimeProgram(runtime string) (program, brought string) {
 	switch {
 	case runtime == "" || runtime == "runc":
@@ -263,7 +263,7 @@ func runtimeProgram(runtime string) (program, brought string) {
 	return runtime, "install it, or choose another runtime for the sheep"
 }
 
-// askDaemon has the daemon say whether it is ready, and if not why.
+// askDaemon returns an error with the reasons where the daemon is not ready.
 func askDaemon(ctx context.Context, cfg *config.Config) error {
 	at, err := daemon.Address(cfg.StateDir)
 	if err != nil {
@@ -306,7 +306,7 @@ func storageName(cfg *config.Config) string {
 	return cfg.Storage.URL
 }
 
-// pingStorage asks the storage as the daemon would.
+// pingStorage connects to the storage as the daemon would.
 func pingStorage(ctx context.Context, cfg *config.Config) error {
 	c := cfg.Storage
 	url := c.URL

@@ -12,8 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// generateCommand writes what packages hold beside the programs, from the
-// commands themselves: completions for shells, and manual pages as Markdown.
+// generateCommand generates from the commands what packages contain beside the programs: completions for shells, and manual pages as Markdown.
 func generateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "generate DIR",

@@ -41,7 +41,7 @@ func gpusCommand() *cobra.Command {
 	return c
 }
 
-// printGPUs writes a table: a line for each GPU, and one below it for each sheep
+// printGPUs prints a table with a line for each GPU, and below it one for each sheep
 // and each foreign process.
 func printGPUs(w io.Writer, known api.GPUList) error {
 	if known.Trouble != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/iterait/shepherd/api"
 )
 
-// pageOfJobs is how many jobs are asked for at once.
+// pageOfJobs is how many jobs are requested at once.
 const pageOfJobs = 500
 
 func jobsCommand() *cobra.Command {
@@ -194,7 +194,7 @@ func listJobs(ctx context.Context, remote *client, query url.Values, to io.Write
 	}
 }
 
-// submitted is the second at which a job was; the API's times are UTC.
+// submitted is when a job was submitted, to the second, in UTC.
 func submitted(j api.Job) string {
 	if j.EnqueuedAt == nil {
 		return "-"
@@ -203,7 +203,7 @@ func submitted(j api.Job) string {
 	return strings.Replace(second, "T", " ", 1)
 }
 
-// about is the first line of what there is to say of a job.
+// about is the first line of a job's description.
 func about(j api.Job) string {
 	said := text(j.Detail)
 	if j.ErrorDetails != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/ledger/sqlite"
 )
@@ -17,8 +18,19 @@ func ledgerCommand() *cobra.Command {
 		Use:   "ledger",
 		Short: "Look after the record of jobs",
 	}
-	c.AddCommand(backupCommand())
+	c.AddCommand(backupCommand(), exportCommand(), importCommand())
 	return c
+}
+
+// configOf reads the configuration file or, where none is named, the service's.
+func configOf(file string) (*config.Config, error) {
+	if file == "" {
+		file = packagedConfig
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return nil, &usageError{errors.New("a configuration file is needed: -c FILE")}
+		}
+	}
+	return daemon.LoadConfig(file)
 }
 
 func backupCommand() *cobra.Command {
@@ -36,13 +48,7 @@ func backupCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if file == "" {
-				file = packagedConfig
-				if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-					return &usageError{errors.New("a configuration file is needed: -c FILE")}
-				}
-			}
-			cfg, err := daemon.LoadConfig(file)
+			cfg, err := configOf(file)
 			if err != nil {
 				return err
 			}

@@ -19,8 +19,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// models is who the models commands ask: a daemon, by its API, or this process
-// itself where none is up.
+// models are the models of a daemon, by its API, or of this machine where no daemon is
+// running.
 type models interface {
 	Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	List(ctx context.Context) ([]job.KeptModel, error)
@@ -122,7 +122,8 @@ func atLeastOneModel(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// openModels finds whom to ask. The caller calls close when it is done.
+// openModels connects to the daemon, or opens the models of this machine. The caller
+// calls close.
 func openModels(ctx context.Context, asks *target, logTo io.Writer) (_ models, close func(), err error) {
 	remote, err := asks.find()
 	if err == nil {
@@ -159,7 +160,7 @@ func printModels(w io.Writer, list []job.KeptModel) error {
 	return table.Flush()
 }
 
-// bytesText is a number of bytes for people.
+// bytesText formats a number of bytes.
 func bytesText(n int64) string {
 	const units = "KMGTPE"
 	if n < 1<<10 {
@@ -173,8 +174,8 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, units[unit])
 }
 
-// bar shows how far a pull is: on a terminal as a bar that moves, elsewhere as a
-// line now and then.
+// bar shows the progress of a pull: on a terminal as a bar, elsewhere as a line every
+// lineEvery.
 type bar struct {
 	to       io.Writer
 	model    string
@@ -202,7 +203,7 @@ func (b *bar) show(p job.PullProgress) {
 		b.shown = true
 		return
 	}
-	// Text without its numbers says which stage it is.
+	// Text without its numbers is the stage.
 	stage, _, _ := strings.Cut(p.Text, ":")
 	if now := time.Now(); stage != b.last || now.Sub(b.at) >= lineEvery {
 		b.last, b.at = stage, now

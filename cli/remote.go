@@ -13,10 +13,10 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// remoteModels are those of a daemon, by its API.
+// remoteModels are the models of a daemon, by its API.
 type remoteModels struct{ *client }
 
-// Pull follows the daemon's pull.
+// Pull requests a pull and reports its progress.
 func (r remoteModels) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
 	request := api.PullRequest{}
 	request.Model.Name, request.Model.Version = m.Name, m.Version
@@ -50,7 +50,7 @@ func value(n *int64) int64 {
 	return *n
 }
 
-// List lists what the daemon keeps.
+// List returns the models that the daemon keeps.
 func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
 	var answer api.ModelList
 	if err := r.ask(ctx, http.MethodGet, "/models", nil, &answer); err != nil {
@@ -73,7 +73,7 @@ func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
 	return list, nil
 }
 
-// Remove has the daemon remove a model.
+// Remove removes a model.
 func (r remoteModels) Remove(ctx context.Context, m job.Model) error {
 	return r.ask(ctx, http.MethodDelete, "/models/"+url.PathEscape(m.String()), nil, nil)
 }

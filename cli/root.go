@@ -1,5 +1,5 @@
-// Package cli holds the commands people type: shepherdd itself, which runs the
-// daemon, and its subcommands.
+// Package cli implements the command line: shepherdd itself, which runs the daemon,
+// and its subcommands.
 package cli
 
 import (
@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,20 +36,32 @@ func Run(ctx context.Context, args []string, b Build) int {
 	}
 	var problems config.Problems
 	if errors.As(err, &problems) {
-		fmt.Fprintln(os.Stderr, problems) // a line each, with file, line and column
+		printErrors(os.Stderr, problems.Error()) // a line each, with file, line and column
 		var unfit *configError
 		if errors.As(err, &unfit) {
 			return exitConfig
 		}
 		return exitFailure
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+	printErrors(os.Stderr, fmt.Sprintf("%s: %v", root.Name(), err))
 	var usage *usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintf(os.Stderr, "Try `%s --help`.\n", root.Name())
 		return exitUsage
 	}
 	return exitFailure
+}
+
+// printErrors prints lines. In the journal they have the priority of errors
+// (sd-daemon(3)).
+func printErrors(to *os.File, text string) {
+	prefix := ""
+	if systemd.Journaled(to) {
+		prefix = "<3>"
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		fmt.Fprintln(to, prefix+line)
+	}
 }
 
 // configError is a configuration that the daemon cannot start with.
@@ -123,6 +136,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		gpusCommand(),
 		jobsCommand(),
 		ledgerCommand(),
+		recoverCommand(),
 		modelsCommand(),
 		reloadCommand(),
 		sandboxCommand(),

@@ -23,7 +23,7 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// reloadCommand has a daemon read its configuration again.
+// reloadCommand makes a daemon read its configuration again.
 func reloadCommand() *cobra.Command {
 	var asks target
 	c := &cobra.Command{
@@ -133,7 +133,7 @@ func sheepCommand(b Build) *cobra.Command {
 	return c
 }
 
-// post asks the daemon that is meant for what has no answer.
+// post sends a request without a response body to the daemon.
 func (t *target) post(ctx context.Context, path string) error {
 	remote, err := t.find()
 	if err != nil {
@@ -174,7 +174,7 @@ func deref(s *string) string {
 	return *s
 }
 
-// listAlone lists the runners that an earlier daemon has left up.
+// listAlone lists the runners that an earlier daemon has left running.
 func listWithoutDaemon(cmd *cobra.Command, file string) error {
 	cfg, err := daemon.LoadConfig(file)
 	if err != nil {

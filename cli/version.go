@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Build is what the program was built from.
+// Build is the version that the program was built from.
 type Build struct{ Version, Commit string }
 
 // BuildInfo is the version and commit that the linker has set; those that are empty

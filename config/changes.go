@@ -35,12 +35,12 @@ func changes(a, b reflect.Value, path string) []string {
 }
 
 // Same reports whether two sections, with what the environment gave for the
-// references in them, are of the same sheep and say the same.
+// references in them, are of the same sheep and have the same values.
 func (s Sheep) Same(other Sheep) bool {
 	return s.Name == other.Name && s.settings().same(other.settings())
 }
 
-// same compares values, wherever they stand in their files.
+// same compares values, regardless of their positions in the files.
 func (n *node) same(other *node) bool {
 	if n == nil || other == nil {
 		return n == other

@@ -13,10 +13,11 @@ import (
 	"time"
 
 	imageendpoint "github.com/iterait/shepherd/image/endpoint"
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 )
 
-// checker finds what is wrong with the meaning of a decoded file.
+// checker validates the values of a decoded file.
 type checker struct {
 	*Config
 	file      string // the main one's path
@@ -31,8 +32,8 @@ func (ch *checker) wrong(n *node, path, format string, args ...any) {
 	ch.problems = append(ch.problems, at(n, path, format, args...))
 }
 
-// at returns the value that the file gives at a path of plain keys; nil when it
-// gives none that counts.
+// at returns the file's value at a path of plain keys; nil where there is none, or the
+// command line overrides it.
 func (ch *checker) at(path string) *node {
 	if ch.overridden[path] {
 		return nil
@@ -69,7 +70,7 @@ func (ch *checker) missing(path, expected string) {
 	ch.wrong(where, path, "required key is missing or has no value; expected %s", expected)
 }
 
-// expect reports a value that is not right. Every default is right.
+// expect reports an invalid value. Every default is valid.
 func (ch *checker) expect(right bool, path, expected string) {
 	n := ch.at(path)
 	switch {
@@ -86,7 +87,7 @@ func (ch *checker) bad(path string) bool {
 	return slices.ContainsFunc(ch.problems, func(p *Problem) bool { return p.Path == path })
 }
 
-// reject reports a value that is not right without showing it.
+// reject reports an invalid value without showing it.
 func (ch *checker) reject(path, problem string) {
 	if n := ch.at(path); n != nil && problem != "" && !ch.problems.cover(n, path) {
 		ch.wrong(n, path, "%s", problem)
@@ -121,7 +122,7 @@ func (ch *checker) all() {
 	ch.ports()
 }
 
-// A node's name becomes a label and part of records.
+// A node's name is a label of metrics and part of records.
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,252}$`)
 
 func (ch *checker) api() {
@@ -188,11 +189,12 @@ func (ch *checker) models() {
 			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
 	}
+	list := ch.at("models.contracts")
 	for i, m := range ch.Models.Contracts {
 		if ch.modelPattern("models.contracts", i, m.Model) == nil {
 			continue
 		}
-		within := func(key, problem string) { ch.within(ch.at("models.contracts"), i, "models.contracts", key, problem) }
+		within := func(key, problem string) { ch.within(list, i, "models.contracts", key, problem) }
 		switch {
 		case m.Contract == "" && m.Command == nil && m.Args == nil:
 			within("contract", "required key is missing, as are command and args; expected zeromq, command, warm or cog")
@@ -272,14 +274,6 @@ func (ch *checker) containerd() {
 	ch.expect(!slices.ContainsFunc(c.AllowedMounts, relative), "containerd.allowed_mounts", "a list of absolute paths")
 }
 
-// validBucket reports whether S3 allows a name for a bucket.
-func validBucket(s string) bool {
-	_, err := netip.ParseAddr(s)
-	return bucketName.MatchString(s) && err != nil && !strings.Contains(s, "..") && !strings.Contains(s, ".-") && !strings.Contains(s, "-.")
-}
-
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-
 func (ch *checker) storage() {
 	s := ch.Storage
 	if !ch.embedded() {
@@ -324,7 +318,7 @@ func (ch *checker) storage() {
 	ch.expect(s.SecretKeyFile == "" || filepath.IsAbs(s.SecretKeyFile), "storage.secret_key_file", "an absolute path")
 	ch.notEmpty("storage.access_key", s.AccessKey == "")
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
-	ch.expect(s.Bucket == "" || validBucket(s.Bucket), "storage.bucket",
+	ch.expect(s.Bucket == "" || bucketname.Valid(s.Bucket), "storage.bucket",
 		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 
@@ -397,7 +391,7 @@ func (ch *checker) logging() {
 	ch.word("logging.format", ch.Logging.Format, []string{"auto", "text", "json", "journal"})
 }
 
-// word expects one of a few words.
+// word reports a value that is not one of the known words.
 func (ch *checker) word(path, value string, known []string) {
 	n := ch.at(path)
 	if slices.Contains(known, value) || n == nil || ch.problems.cover(n, path) {

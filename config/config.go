@@ -61,7 +61,7 @@ type Config struct {
 	// DrainTimeout is how long running jobs may take to finish when the daemon
 	// is asked to stop.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
-	// OnExit is what becomes of the sheep then: stop, or leave.
+	// OnExit is what the daemon does with its sheep then: stop, or leave.
 	OnExit string `yaml:"on_exit"`
 
 	// Sheep are sorted by name.
@@ -84,7 +84,7 @@ type API struct {
 	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
-	// CORSOrigins are those whose pages may call; "*" lets any read.
+	// CORSOrigins are the origins whose pages may use the API; "*" allows any to read.
 	CORSOrigins []string `yaml:"cors_origins"`
 	// Hosts are further names by which the API may be addressed on loopback
 	// addresses and the socket.
@@ -98,7 +98,7 @@ type API struct {
 	// many at once; 0 is no limit.
 	RateLimit float64 `yaml:"rate_limit"`
 	RateBurst int     `yaml:"rate_burst"`
-	// ReadTimeout bounds how long a request may take to come, its body included.
+	// ReadTimeout bounds how long receiving a request may take, its body included.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
@@ -217,15 +217,15 @@ type Containerd struct {
 }
 
 // Endpoint splits URL into the registry's address, as it begins an image
-// reference, and whether it is spoken to by TLS.
+// reference, and whether it uses TLS.
 func (r Registry) Endpoint() (address string, tls bool) { return endpoint(r.URL) }
 
-// Storage is where jobs' inputs and outputs lie: in the S3 storage at URL, or,
+// Storage is where jobs' inputs and outputs are: in the S3 storage at URL, or,
 // without URL, in the store embedded in the daemon.
 type Storage struct {
 	URL string `yaml:"url,omitempty"`
-	// AccessKey and SecretKey are what storage is spoken to with. The embedded
-	// store has both or neither; with neither the daemon makes a pair itself.
+	// AccessKey and SecretKey are the credentials for the storage. The embedded
+	// store has both or neither; with neither the daemon generates a pair.
 	AccessKey string `yaml:"access_key,omitempty"`
 	SecretKey Secret `yaml:"secret_key,omitempty"`
 	// SecretKeyFile holds the secret key in its first line, instead.
@@ -291,10 +291,10 @@ func (k Keep) Retention() job.Retention {
 // Embedded reports whether the daemon serves the storage itself.
 func (s Storage) Embedded() bool { return s.URL == "" }
 
-// Endpoint splits URL into HOST[:PORT] and whether it is spoken to by TLS.
+// Endpoint splits URL into HOST[:PORT] and whether it uses TLS.
 func (s Storage) Endpoint() (address string, tls bool) { return endpoint(s.URL) }
 
-// endpoint takes no scheme for plain HTTP.
+// endpoint treats a URL without scheme as plain HTTP.
 func endpoint(url string) (address string, tls bool) {
 	if address, ok := cutScheme(url, "https"); ok {
 		return strings.TrimSuffix(address, "/"), true
@@ -355,7 +355,7 @@ type Scheduling struct {
 	StageBudget size.Bytes `yaml:"stage_budget"`
 }
 
-// GPU is how sheep get the GPUs that they ask for.
+// GPU is how sheep get the GPUs that they request.
 type GPU struct {
 	// Mode is how containers get them: cdi, hook, or auto, which prefers CDI.
 	Mode string `yaml:"mode"`
@@ -365,7 +365,7 @@ type GPU struct {
 	// hook mode.
 	DriverCapabilities []string `yaml:"driver_capabilities"`
 
-	// Interval is how often the driver is asked how the GPUs fare.
+	// Interval is how often the driver is asked for the state of the GPUs.
 	Interval time.Duration `yaml:"interval"`
 	// Retest is after how long a GPU that was taken out is tested.
 	Retest time.Duration `yaml:"retest"`
@@ -374,11 +374,11 @@ type GPU struct {
 	Turn time.Duration `yaml:"turn"`
 	// MemoryWait bounds how long a model that is to be started waits for memory.
 	MemoryWait time.Duration `yaml:"memory_wait"`
-	// Xids overrides what is done about Xids, by their codes.
+	// Xids overrides the actions for Xids, by their codes.
 	Xids map[string]Xid `yaml:"xids,omitempty"`
 }
 
-// Xid is what is done about an error that NVIDIA's driver reports.
+// Xid is the action for an error that NVIDIA's driver reports.
 type Xid struct {
 	Action string `yaml:"action"` // retire, fail_job or ignore
 	// Text is what it means, in a few words; empty means the built-in text.
@@ -445,7 +445,7 @@ func (l Loader) Load(file string) (*Config, error) {
 	return c, nil
 }
 
-// read reads no more than what a configuration may have, and one byte.
+// read reads at most the size that a configuration may have, and one byte more.
 func read(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -456,8 +456,8 @@ func read(file string) ([]byte, error) {
 }
 
 // DropIns are the files of the directory FILE.d whose names end in .yml or .yaml, in
-// the order of their names. What a later one says replaces what an earlier one, or the
-// file, says; mappings are merged key by key.
+// the order of their names. Values of a later file replace those of an earlier one and
+// of FILE; mappings are merged key by key.
 func DropIns(file string) ([]string, error) {
 	dir := file + ".d"
 	entries, err := os.ReadDir(dir) // sorted

@@ -15,8 +15,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// yamlUnmarshaler is what a type has that reads more than one form; it is told
-// apart from the YAML library's own interface by needing no import.
+// yamlUnmarshaler is implemented by types that are written in more than one form. Unlike
+// the YAML library's interface it needs no import.
 type yamlUnmarshaler interface {
 	UnmarshalYAML(decode func(any) error) error
 }
@@ -28,8 +28,8 @@ var (
 	nodeType     = reflect.TypeFor[*node]()
 )
 
-// decode reads n into v, strictly, and returns all that does not fit. What the
-// file leaves out, or gives no value, stays as it is in v.
+// decode reads n into v, strictly, and returns all problems. Keys that the file leaves
+// out, or gives no value, are unchanged in v.
 func decode(n *node, path string, v reflect.Value) Problems {
 	if n.kind == broken || n.kind == null && v.Kind() == reflect.Pointer && v.Type() != nodeType {
 		return nil
@@ -94,8 +94,8 @@ func (n *node) isScalar() bool {
 	return n.kind == text || n.kind == number || n.kind == decimal || n.kind == boolean
 }
 
-// shown is the value as a message may show it: nothing that came from the
-// environment, and never much.
+// shown is the value for a message: shortened, and nothing that came from the
+// environment.
 func (n *node) shown() string {
 	switch {
 	case n.referred:
@@ -223,7 +223,7 @@ func decodeStruct(n *node, path string, v reflect.Value) Problems {
 	return ps
 }
 
-// elsewhere are keys that compose files have for what is called something else here.
+// elsewhere maps keys of compose files to the keys here.
 var elsewhere = map[string]string{
 	"gpus": "devices: all, or devices: {count: N}", "environment": "env: {NAME: value}", "volumes": "mounts: [SOURCE:TARGET:ro]",
 	"mem_limit": "memory: SIZE", "pids_limit": "pids: N", "entrypoint": "command: [PROGRAM, ARGUMENT]", "network_mode": "network: WORD",
@@ -250,8 +250,8 @@ func structFields(v reflect.Value, fields map[string]reflect.Value) {
 	}
 }
 
-// decodeItself lets a type read itself. It may try several forms: what it was
-// told about one it dropped is no problem.
+// decodeItself calls a type's own unmarshaler, which may try several forms: problems with
+// a form that it discarded do not count.
 func decodeItself(n *node, path string, u yamlUnmarshaler) Problems {
 	err := u.UnmarshalYAML(func(into any) error { return decodeInto(n, path, into) })
 	if err == nil {
@@ -273,7 +273,7 @@ func decodeText(n *node, path string, u encoding.TextUnmarshaler) Problems {
 	return nil
 }
 
-// withhold takes a value that came from the environment out of a message.
+// withhold removes a value that came from the environment from a message.
 func (n *node) withhold(message string) string {
 	if !n.referred || n.text == "" {
 		return message
@@ -282,7 +282,7 @@ func (n *node) withhold(message string) string {
 	return strings.NewReplacer(n.text, n.written, unquoted, n.written).Replace(message)
 }
 
-// decodeInto decodes into what a pointer points to.
+// decodeInto decodes into the target of a pointer.
 func decodeInto(n *node, path string, into any) error {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
@@ -294,7 +294,7 @@ func decodeInto(n *node, path string, into any) error {
 	return nil
 }
 
-// plain is the value in Go's own types: string, int64, float64, bool, []any,
+// plain is the value in Go's basic types: string, int64, float64, bool, []any,
 // map[string]any or nil.
 func (n *node) plain() any {
 	switch n.kind {

@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/config/size"
 )
 
-// machine is what defaults depend on.
+// machine is the environment that defaults depend on.
 type machine struct {
 	env       func(string) (string, bool)
 	root      bool // the daemon runs as root
@@ -32,8 +32,8 @@ func thisMachine(env func(string) (string, bool)) (machine, error) {
 	return machine{env: env, root: os.Geteuid() == 0, hostname: hostname, directory: directory}, nil
 }
 
-// defaults is what holds where the file says nothing. It and derive are the
-// one place for defaults.
+// defaults are the values of keys that the file leaves out. All defaults are here and in
+// derive.
 func defaults(m machine) Config {
 	debug, _ := m.env("DEBUG")
 	return Config{

@@ -44,7 +44,7 @@ func (ch *checker) gpu() {
 	}
 }
 
-// Requests is what the sheep ask for, in the order of their names.
+// Requests are the GPUs that the sheep request, in the order of their names.
 func (c *Config) Requests() []gpu.Request {
 	var requests []gpu.Request
 	for _, s := range c.Sheep {
@@ -53,8 +53,7 @@ func (c *Config) Requests() []gpu.Request {
 	return requests
 }
 
-// DeviceWarnings say which of the devices that sheep list are ignored, because they
-// are no GPUs.
+// DeviceWarnings name the devices of sheep that are ignored because they are not GPUs.
 func (c *Config) DeviceWarnings() []string {
 	var warnings []string
 	for _, s := range c.Sheep {

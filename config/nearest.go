@@ -17,7 +17,7 @@ func suggest(word string, known []string) string {
 	}
 	best, distance := "", 1+max(1, len(word)/3)
 	for _, k := range known {
-		// One that goes on where the other stops is near, if not nearest.
+		// A word that is a prefix of the other is near, if not nearest.
 		short, long := min(word, k), max(word, k)
 		if best == "" && len(short) > 2 && strings.HasPrefix(long, short) {
 			best = k

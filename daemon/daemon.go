@@ -1,6 +1,6 @@
 // Package daemon wires shepherdd together: from a configuration file it makes the
-// parts (ledger, storage, GPUs, sheep, core, API), runs them until it is told to
-// stop, and ends them in the opposite order. plugins.go is the one list of sheep
+// parts (ledger, storage, GPUs, sheep, core, API), runs them until it is stopped, and
+// stops them in reverse order. plugins.go is the one list of sheep
 // types.
 package daemon
 

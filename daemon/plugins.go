@@ -21,7 +21,7 @@ type environment struct {
 	node   string
 	needed func(context.Context) ([]job.Model, error)
 	gpus   *gpus // nil where a configuration is only checked
-	// metrics count what the types do; nil where nobody reads them.
+	// metrics of the sheep types; nil for none.
 	metrics *metrics.Metrics
 	log     *slog.Logger
 }

@@ -3,13 +3,15 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // LockedError is the error for a state directory that another daemon uses.
@@ -23,43 +25,23 @@ func (e *LockedError) Error() string {
 // daemon is running hold it for a moment, which must not keep a daemon from starting.
 const lockTime = time.Second
 
-// flockWithin locks a file exclusively. It waits for another process's lock at most for
-// the given time, and then returns EWOULDBLOCK.
-func flockWithin(f *os.File, within time.Duration) error {
-	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
-			return err
-		}
-	}
-}
-
 // lockState creates the state directory if it is missing, and locks it until the
 // returned file is closed or the process ends.
 func lockState(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the state directory: %w (set state_dir to a directory that can be written)", err)
 	}
-	path := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
+	f, _, err := durable.Lock(filepath.Join(dir, "lock"), lockTime)
+	var busy *durable.BusyError
+	if errors.As(err, &busy) {
+		return nil, &LockedError{PID: busy.Text, Dir: dir}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	err = flockWithin(f, lockTime)
-	if err != nil {
-		owner, _ := io.ReadAll(io.LimitReader(f, 32))
+	if err := durable.Sign(f, strconv.Itoa(os.Getpid())); err != nil {
 		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, &LockedError{PID: strings.TrimSpace(string(owner)), Dir: dir}
-		}
-		return nil, fmt.Errorf("lock the state directory %s: %w", dir, err)
-	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(fmt.Sprintln(os.Getpid())), 0)
-		if err != nil {
-			f.Close()
-			return nil, fmt.Errorf("write %s: %w", path, err)
-		}
+		return nil, fmt.Errorf("write %s: %w", f.Name(), err)
 	}
 	return f, nil
 }

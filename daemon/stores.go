@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/storage"
@@ -28,6 +29,10 @@ type keptLedger interface {
 }
 
 func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (keptLedger, error) {
+	return openSQLite(ctx, cfg, log, stop)
+}
+
+func openSQLite(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (*sqlite.Ledger, error) {
 	l, err := sqlite.Open(ctx, sqlite.Config{
 		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
 		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
@@ -55,7 +60,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		return s3.New(s3.Config{
 			URL: c.URL, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile,
 			Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
-			Begun: filepath.Join(cfg.StateDir, "begun"), Observe: observe, Log: log,
+			Submissions: filepath.Join(cfg.StateDir, "submissions"), Observe: observe, Log: log,
 		})
 	}
 	server, err := embedded.Open(embedded.Config{
@@ -150,11 +155,7 @@ func nodeName(cfg *config.Config) (string, error) {
 	tail := make([]byte, 4)
 	rand.Read(tail)
 	name := cfg.Node + "-" + hex.EncodeToString(tail)
-	tmp := path + ".new"
-	if err := writeSynced(tmp, name+"\n"); err != nil {
-		return "", fmt.Errorf("keep the node's name: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := durable.WriteFile(path, []byte(name+"\n"), 0o600); err != nil {
 		return "", fmt.Errorf("keep the node's name: %w", err)
 	}
 	return name, nil
@@ -168,15 +169,6 @@ func keptNodeName(cfg *config.Config) string {
 		return name
 	}
 	return cfg.Node
-}
-
-func writeSynced(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // firstLine reads a secret from its file.

@@ -214,7 +214,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
 	}
-	cursor, err := s.statusCursor(ctx)
+	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
@@ -256,16 +256,26 @@ func (s *Shepherd) Start(ctx context.Context) error {
 // At the node's first start that is the present; it is kept before anything
 // happens, or a daemon that is killed soon would have the next one take a later
 // present for it.
-func (s *Shepherd) statusCursor(ctx context.Context) (job.Cursor, error) {
-	consumer := statusConsumer(s.cfg.Node)
-	cursor, err := s.cfg.Ledger.Checkpoint(ctx, consumer)
+func statusCursor(ctx context.Context, l ledger.Ledger, node string) (job.Cursor, error) {
+	consumer := statusConsumer(node)
+	cursor, err := l.Checkpoint(ctx, consumer)
 	if !errors.Is(err, ledger.ErrNotFound) {
 		return cursor, err
 	}
-	if cursor, err = s.cfg.Ledger.Now(ctx); err != nil {
+	if cursor, err = l.Now(ctx); err != nil {
 		return "", err
 	}
-	return cursor, s.cfg.Ledger.SetCheckpoint(ctx, consumer, cursor)
+	return cursor, l.SetCheckpoint(ctx, consumer, cursor)
+}
+
+// FollowFromNow has the node's next Shepherd write to storage what happens to jobs
+// in the ledger from now on, or since what it has written already.
+func FollowFromNow(ctx context.Context, l ledger.Ledger, node string) error {
+	_, err := statusCursor(ctx, l, node)
+	if err != nil {
+		return fmt.Errorf("keep how far states are in storage: %w", err)
+	}
+	return nil
 }
 
 // startLane lets a lane work that is of the flock.

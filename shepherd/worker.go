@@ -328,7 +328,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 	began := a.sent
 	connected := s.runner.connected
 	var loadOver, runOver <-chan time.Time
-	if a.limits.load > 0 && !a.loadBegan.IsZero() {
+	if a.limits.load > 0 {
 		timer := time.NewTimer(a.limits.load - time.Since(a.loadBegan))
 		defer timer.Stop()
 		loadOver = timer.C
@@ -354,7 +354,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 			w.answered(work, answer)
 		case <-connected: // it takes jobs from now on
 			connected, loadOver = nil, nil
-			if now := time.Now(); !a.loadBegan.IsZero() && now.After(began) && !a.adopted {
+			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
 			}
 			if a.limits.run > 0 {

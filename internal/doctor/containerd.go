@@ -50,7 +50,7 @@ func (c Containerd) Examine(ctx context.Context) []Finding {
 
 var versionNumber = regexp.MustCompile(`^v?(\d+)\.(\d+)`)
 
-// judgeVersion knows the releases from 1.6 on to work.
+// judgeVersion accepts the releases from 1.6 on.
 func judgeVersion(version, address string) Finding {
 	m := versionNumber.FindStringSubmatch(version)
 	if m == nil {
@@ -87,9 +87,9 @@ func judgeSnapshotter(name string, plugins []*introspection.Plugin) Finding {
 // nvidiaDevices are the files of GPUs.
 var nvidiaDevices = regexp.MustCompile(`^/dev/nvidia(\d|-|ctl)`)
 
-// examineDevices looks for containers that would lose their GPUs when systemd
-// reloads its units: systemd then applies its own idea of which devices a unit
-// may use, and forgets what was allowed behind its back.
+// examineDevices looks for containers that would lose their GPUs when systemd reloads its
+// units: it then applies the device rules that it knows of, and drops those that runc
+// has added.
 func examineDevices(ctx context.Context, client *containerd.Client) []Finding {
 	containers, err := client.Containers(ctx)
 	if err != nil {
@@ -118,10 +118,10 @@ func hasGPU(spec *specs.Spec) bool {
 	return slices.ContainsFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return nvidiaDevices.MatchString(d.Path) })
 }
 
-// deviceRisk says why a container with GPUs would lose them, or nothing.
+// deviceRisk returns why a container with GPUs would lose them; empty where it would not.
 func deviceRisk(spec *specs.Spec) string {
-	// runc takes SLICE:PREFIX:NAME for a unit of systemd's, which it leaves the
-	// device rules to.
+	// runc treats SLICE:PREFIX:NAME as a unit of systemd, which then applies the device
+	// rules.
 	if strings.Count(spec.Linux.CgroupsPath, ":") == 2 {
 		return "its cgroup is a unit of systemd"
 	}
@@ -136,7 +136,7 @@ func deviceRisk(spec *specs.Spec) string {
 	return ""
 }
 
-// allowed goes by the last rule that speaks of the device, as the kernel does.
+// allowed applies the last rule for the device, as the kernel does.
 func allowed(rules []specs.LinuxDeviceCgroup, d specs.LinuxDevice) bool {
 	answer := true
 	for _, r := range rules {

@@ -17,7 +17,7 @@ import (
 	"unicode"
 )
 
-// Level says how bad a finding is.
+// Level is the severity of a finding.
 type Level string
 
 // A Failure keeps jobs from being done; a Warning does not, or not yet.
@@ -43,12 +43,11 @@ type Check interface {
 	Examine(ctx context.Context) []Finding
 }
 
-// patience is how long one check may take, so that one thing that hangs does
-// not keep the rest from being told.
+// patience bounds each check, so that one that hangs does not keep the others from being
+// reported.
 const patience = 30 * time.Second
 
-// Examine makes the checks one after the other and reports each finding as it
-// is made.
+// Examine runs the checks one after the other and reports each finding at once.
 func Examine(ctx context.Context, checks []Check, report func(Finding)) {
 	for _, c := range checks {
 		within, cancel := context.WithTimeout(ctx, patience)
@@ -96,7 +95,7 @@ var verbs = []string{
 	"check", "chmod", "choose", "create", "free", "get", "give", "install", "keep", "log", "make", "mount", "name", "put", "restore", "run", "set", "start", "stop", "use", "wait", "write",
 }
 
-// Diagnosis is all that was found.
+// Diagnosis is all findings.
 type Diagnosis struct {
 	Healthy  bool      `json:"healthy"` // there is no Failure
 	Warnings int       `json:"warnings"`
@@ -104,7 +103,7 @@ type Diagnosis struct {
 	Findings []Finding `json:"findings"`
 }
 
-// Add takes a finding in.
+// Add adds a finding.
 func (d *Diagnosis) Add(f Finding) {
 	d.Findings = append(d.Findings, f)
 	switch f.Level {
@@ -139,7 +138,7 @@ func (f Finding) WriteLine(w io.Writer) error {
 	return err
 }
 
-// oneLine replaces what a terminal would obey or hide: texts may come from elsewhere.
+// oneLine replaces control characters: texts may come from outside.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

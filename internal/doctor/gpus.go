@@ -19,12 +19,12 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// GPUs examines the driver, the CDI specs and whether sheep can have the GPUs
-// that they ask for.
+// GPUs examines the driver, the CDI specs and whether sheep can get the GPUs that they
+// request.
 type GPUs struct {
 	Requests []gpu.Request // those of sheep that ask for any
-	// Containers says that container sheep are among them; Mode is then how they
-	// get their GPUs: auto, cdi or hook.
+	// Containers means that container sheep are among them; Mode is how these get their
+	// GPUs: auto, cdi or hook.
 	Containers bool
 	Mode       string
 	CDIDirs    []string
@@ -95,7 +95,7 @@ func health(one gpu.GPU) Finding {
 	return ok("%s, %s", name, size.Bytes(one.Memory))
 }
 
-// strip drops the class at an error's end, which says nothing to people.
+// strip removes the class at an error's end.
 func strip(err error) string {
 	text := err.Error()
 	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable, errdefs.ErrInternal, context.DeadlineExceeded} {
@@ -140,8 +140,8 @@ func isNot(n int) string {
 	return fmt.Sprintf("are not there (%d in all)", n)
 }
 
-// missingPaths are the files of this machine that a spec names in vain. A driver
-// that was upgraded leaves specs behind that do.
+// missingPaths are the files of a spec that do not exist on this machine, as after an
+// upgrade of the driver.
 func missingPaths(spec *cdispecs.Spec) []string {
 	edits := []cdispecs.ContainerEdits{spec.ContainerEdits}
 	for _, d := range spec.Devices {
@@ -171,7 +171,7 @@ func missingPaths(spec *cdispecs.Spec) []string {
 	return slices.Compact(paths)
 }
 
-// hook looks for what gives containers their GPUs where CDI does not.
+// hook looks for NVIDIA's prestart hook, which gives containers GPUs without CDI.
 func (g GPUs) hook() Finding {
 	const name = "nvidia-container-runtime-hook"
 	path, err := exec.LookPath(name)
@@ -185,7 +185,7 @@ func (g GPUs) hook() Finding {
 	return failure(next, "%s, which gives containers their GPUs, is not on PATH", name)
 }
 
-// examineUnit looks for settings of the service that bar bare sheep from GPUs,
+// examineUnit looks for settings of the unit that keep bare sheep from GPUs,
 // at once or at the next `systemctl daemon-reload`.
 func examineUnit(ctx context.Context) []Finding {
 	systemctl, err := exec.LookPath("systemctl")

@@ -17,10 +17,10 @@ import (
 	"github.com/iterait/shepherd/internal/mounts"
 )
 
-// Programs examines whether programs are there that sheep need.
+// Programs examines whether the programs that sheep need are installed.
 type Programs struct {
 	Title string
-	// Needed are their names, or paths, with what brings them.
+	// Needed maps their names, or paths, to how to install them.
 	Needed map[string]string
 }
 
@@ -44,7 +44,7 @@ func (p Programs) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// versionOf is what a program says of itself in its first line, if it does.
+// versionOf is the first line of a program's --version, if it has any.
 func versionOf(ctx context.Context, path string) string {
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
@@ -95,7 +95,7 @@ func (c Cgroups) Examine(context.Context) []Finding {
 	return append(findings, writable(filepath.Join(c.Root, "memory"))...)
 }
 
-// writable says whether groups can be made.
+// writable examines whether groups can be made.
 func writable(dir string) []Finding {
 	if err := unix.Access(dir, unix.W_OK); err != nil {
 		return []Finding{warning("run shepherdd as root, or with Delegate=yes",
@@ -114,7 +114,7 @@ func without(wanted, there []string) []string {
 	return missing
 }
 
-// Disks examines the room where something is written.
+// Disks examines the free space where something is written.
 type Disks struct {
 	// Paths are where, by the key of the configuration.
 	Paths map[string]string
@@ -123,7 +123,7 @@ type Disks struct {
 	Unmounted func(path string) (mountPoint string, err error)
 }
 
-// Of a disk, this much at least should be free.
+// The least free space that a disk should have.
 const (
 	lowBytes   = 5 << 30
 	fullBytes  = 256 << 20
@@ -172,7 +172,7 @@ func (d Disks) Examine(context.Context) []Finding {
 	return findings
 }
 
-// usable is where something is written, or why that cannot be.
+// usable is the directory that is written to, or the problem with it.
 func usable(what, path string) (at string, problem *Finding) {
 	at, err := existing(path)
 	if err == nil {
@@ -209,8 +209,8 @@ func judgeSpace(what string, st unix.Statfs_t) Finding {
 	return ok("%s", text)
 }
 
-// existing is the path, or the nearest above it that is there: the rest is made
-// when it is needed.
+// existing is the path, or its nearest parent that exists: the rest is created when it
+// is needed.
 func existing(path string) (string, error) {
 	for {
 		_, err := os.Stat(path)
@@ -221,7 +221,7 @@ func existing(path string) (string, error) {
 	}
 }
 
-// round leaves three digits at most.
+// round keeps three digits at most.
 func round(n int64) string {
 	for _, unit := range []int64{1 << 40, 1 << 30, 1 << 20, 1 << 10} {
 		if n >= 10*unit {

@@ -15,15 +15,15 @@ import (
 type Secrets struct {
 	// Files hold secrets, or may hold them: configurations, keys, tokens.
 	Files []string
-	// Dirs are looked through: nothing below may be readable for others, unless the
-	// directory itself keeps them out.
+	// Dirs are searched: no file with secrets below may be readable for others, unless
+	// the directory itself keeps them out.
 	Dirs []string
 }
 
-// Name is the check's.
+// Name implements Check.
 func (Secrets) Name() string { return "secrets" }
 
-// Examine makes the check.
+// Examine implements Check.
 func (s Secrets) Examine(ctx context.Context) []Finding {
 	var findings []Finding
 	checked := 0
@@ -57,7 +57,7 @@ func (s Secrets) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// hidden says whether a directory above keeps others from reaching a path.
+// hidden reports whether a parent directory keeps other users from reaching a path.
 func hidden(path string) bool {
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o001 == 0 {

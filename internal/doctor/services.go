@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Probe examines something that is well, or says itself what is wrong: storage,
-// the registry, a daemon that is up.
+// Probe examines something that reports its own problems: storage, the registry, a
+// running daemon.
 type Probe struct {
 	Title string
 	Well  string // what is said of it then
@@ -65,8 +65,8 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	return []Finding{ok("%s is sound, with %s", l.Path, plural(jobs, "job"))}
 }
 
-// Clock examines the time. Storage refuses requests of those whose clock is a
-// quarter of an hour off.
+// Clock examines the clock. Storage refuses requests where it is off by a quarter of an
+// hour.
 type Clock struct {
 	// Storage is the address of a server whose clock is to be compared, or empty.
 	Storage string
@@ -140,11 +140,11 @@ func judgeSkew(skew time.Duration) []Finding {
 type Listeners struct {
 	Host string
 	Port int
-	// Up says that the daemon is, which then has the port.
+	// Up means that the daemon is running, which then has the port.
 	Up bool
-	// Guarded says that clients need credentials.
+	// Guarded means that clients need credentials.
 	Guarded bool
-	// AllOrigins says that scripts of web pages of any origin may read answers.
+	// AllOrigins means that scripts of web pages of any origin may read answers.
 	AllOrigins bool
 	// Others are further addresses that the daemon listens on, by the key that
 	// sets them.
@@ -177,7 +177,7 @@ func (d Listeners) Examine(ctx context.Context) []Finding {
 	return findings
 }
 
-// free says why an address cannot be listened on.
+// free examines whether an address can be listened on.
 func free(ctx context.Context, key, at string) []Finding {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
 	switch {
@@ -191,8 +191,7 @@ func free(ctx context.Context, key, at string) []Finding {
 	return []Finding{failure("set "+key+" to an address of this machine that shepherdd may use", "nothing can listen on %s: %v", at, err)}
 }
 
-// Leftovers examines whether there is something of sheep that are configured no
-// more.
+// Leftovers looks for directories of sheep that are no longer configured.
 type Leftovers struct {
 	Sheep []string // those that are
 	// Dirs hold a directory for each sheep. A daemon's own are in Known.

@@ -1,6 +1,6 @@
-// Package systemd speaks with the service manager that started the process: it
-// takes the sockets that it listens on already, and tells it how things are. It
-// needs no library of systemd's, and does nothing under another parent.
+// Package systemd communicates with the service manager that started the process: it
+// takes over the sockets that the manager listens on, and notifies it of the service's
+// state. It needs no library of systemd's, and does nothing without a manager.
 //
 // The protocols are those of sd_listen_fds(3), sd_notify(3) and
 // sd_watchdog_enabled(3).
@@ -104,7 +104,7 @@ func (m *Manager) Close() {
 	}
 }
 
-// Notifies says whether the manager is told anything.
+// Notifies reports whether the manager takes notifications.
 func (m *Manager) Notifies() bool { return m.Address() != "" }
 
 // Address is the manager's socket for notifications; empty for none.
@@ -115,7 +115,7 @@ func (m *Manager) Address() string {
 	return m.address
 }
 
-// Watchdog is how often at least the manager wants to hear Alive; 0 is never.
+// Watchdog is the longest time between calls of Alive that the manager accepts; 0 is any.
 func (m *Manager) Watchdog() time.Duration {
 	if !m.Notifies() {
 		return 0
@@ -123,10 +123,10 @@ func (m *Manager) Watchdog() time.Duration {
 	return m.watchdog
 }
 
-// Ready tells that the service does what it is for.
+// Ready notifies the manager that the service is ready.
 func (m *Manager) Ready() error { return m.tell("READY=1") }
 
-// Reloading tells that the configuration is being read; Ready ends it.
+// Reloading notifies the manager that the configuration is being read; Ready ends it.
 func (m *Manager) Reloading() error {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -135,15 +135,15 @@ func (m *Manager) Reloading() error {
 	return m.tell("RELOADING=1\nMONOTONIC_USEC=" + strconv.FormatInt(now.Nano()/1000, 10))
 }
 
-// Stopping tells that the service ends, and how long that may take.
+// Stopping notifies the manager that the service stops, and how long that may take.
 func (m *Manager) Stopping(within time.Duration) error {
 	return m.tell("STOPPING=1\nEXTEND_TIMEOUT_USEC=" + strconv.FormatInt(within.Microseconds(), 10))
 }
 
-// Alive tells that the service still works.
+// Alive is the watchdog's keep-alive.
 func (m *Manager) Alive() error { return m.tell("WATCHDOG=1") }
 
-// Status shows a line to people.
+// Status sets the status line of the service.
 func (m *Manager) Status(line string) error {
 	return m.tell("STATUS=" + strings.ReplaceAll(line, "\n", " "))
 }
@@ -163,8 +163,7 @@ func (m *Manager) tell(state string) error {
 	return nil
 }
 
-// Journaled says whether what is written to f goes to the journal, by what
-// JOURNAL_STREAM says of the descriptor.
+// Journaled reports whether f is the journal's stream, according to JOURNAL_STREAM.
 func Journaled(f *os.File) bool {
 	var dev, ino uint64
 	if _, err := fmt.Sscanf(os.Getenv("JOURNAL_STREAM"), "%d:%d", &dev, &ino); err != nil {

@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -104,23 +103,39 @@ type Debian struct {
 	nspawn  *exec.Cmd
 	ended   chan struct{}
 	groups  []string
-	ending  sync.Once
 }
 
 // BootDebian boots the Debian in root, a folder that DebianRoot returned, by
 // systemd-nspawn, and returns when it is up.
 func BootDebian(t testing.TB, root string) *Debian {
 	t.Helper()
+	d := &Debian{Root: root}
+	t.Cleanup(d.end)
+	d.boot(t)
+	return d
+}
+
+// Crash ends everything in it at once, as a loss of power does, and boots it again.
+func (d *Debian) Crash(t testing.TB) {
+	t.Helper()
+	d.end()
+	d.boot(t)
+}
+
+func (d *Debian) boot(t testing.TB) {
+	t.Helper()
 	nspawn := Command(t, "systemd-nspawn", "systemd-container")
 	Command(t, "nsenter", "util-linux")
-	name := "shepherd-test-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(root))
-	d := &Debian{Root: root, ended: make(chan struct{}), groups: newGroups(t, name)}
+	name := "shepherd-test-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(d.Root))
+	d.groups = newGroups(t, name)
+	d.leader = 0
+	d.console.Reset()
 	// It joins the control groups before it starts anything: what is inside
 	// then lies in them, and so can be removed.
 	script := "for g in " + strings.Join(d.groups, " ") + `; do echo $$ >$g/cgroup.procs || exit 1; done; exec "$@"`
 	d.nspawn = exec.Command("sh", "-c", script, "sh", nspawn,
 		"--register=no", "--keep-unit", "--boot", "--private-network", "--console=pipe", "--quiet",
-		"--directory="+root, "--machine="+shorten(name), "--kill-signal=SIGKILL",
+		"--directory="+d.Root, "--machine="+shorten(name), "--kill-signal=SIGKILL",
 		"--system-call-filter=@keyring bpf") // for runc
 	d.nspawn.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_LOG_LEVEL=warning"}
 	d.nspawn.Stdout, d.nspawn.Stderr = &d.console, &d.console
@@ -128,11 +143,11 @@ func BootDebian(t testing.TB, root string) *Debian {
 	if err := d.nspawn.Start(); err != nil {
 		t.Fatal(err)
 	}
+	d.ended = make(chan struct{})
 	go func() {
 		_ = d.nspawn.Wait()
 		close(d.ended)
 	}()
-	t.Cleanup(d.end)
 
 	d.await(t, "systemd runs", func() bool { return d.findLeader() })
 	d.await(t, "Debian is up", func() bool {
@@ -141,7 +156,6 @@ func BootDebian(t testing.TB, root string) *Debian {
 	})
 	// systemd-nspawn leaves containers none of the old control groups to change.
 	d.Run(t, "sh", "-c", `for g in /sys/fs/cgroup/*; do mountpoint -q $g && mount -o remount,bind,rw $g; done; true`)
-	return d
 }
 
 // shorten makes a host name of it.
@@ -250,27 +264,21 @@ func (d *Debian) Client() *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: d.Dial, DisableKeepAlives: true}}
 }
 
-// Crash ends everything in it at once, as a loss of power does, and boots its root
-// again.
-func (d *Debian) Crash(t testing.TB) *Debian {
-	t.Helper()
-	d.end()
-	return BootDebian(t, d.Root)
-}
-
-// end kills all that is in it and removes its control groups. It does so once.
+// end kills all that is in it and removes its control groups. It may be called again.
 func (d *Debian) end() {
-	d.ending.Do(func() {
+	if d.ended != nil {
 		if d.leader != 0 {
 			_ = syscall.Kill(d.leader, syscall.SIGKILL)
 		} else {
 			_ = syscall.Kill(-d.nspawn.Process.Pid, syscall.SIGKILL)
 		}
 		<-d.ended
-		for _, g := range d.groups {
-			removeGroup(g)
-		}
-	})
+		d.ended = nil
+	}
+	for _, g := range d.groups {
+		removeGroup(g)
+	}
+	d.groups = nil
 }
 
 // newGroups makes a control group of the name in each of the hierarchies, below

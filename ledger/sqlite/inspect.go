@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Inspect reads the whole ledger at path and returns how many jobs it records,
@@ -82,7 +84,7 @@ func Backup(ctx context.Context, path, to string) error {
 		if err := os.Remove(making.Name()); err != nil {
 			return err
 		}
-		return syncDir(to)
+		return durable.SyncDirs(filepath.Dir(to))
 	})
 }
 

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // readers is how many reads run at the same time.
@@ -49,7 +52,7 @@ func Open(ctx context.Context, cfg Config) (_ *Ledger, err error) {
 	if err := migrate(ctx, conn, cfg.Path); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	if err := syncDir(cfg.Path); err != nil {
+	if err := durable.SyncDirs(filepath.Dir(cfg.Path)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	w, err := newWriter(ctx, cfg, conn)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // settle moves a finished file to its place for good.
@@ -22,7 +24,7 @@ func settle(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDirs(dir)
 }
 
 // makeDir makes a directory and those above it, for good.
@@ -42,15 +44,7 @@ func makeDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return durable.SyncDirs(filepath.Dir(dir))
 }
 
 // write puts a small file in its place, whole and for good.

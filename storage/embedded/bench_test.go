@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,24 +54,24 @@ func memory(t testing.TB, pid int) (rss, peak int64) {
 	return rss, peak
 }
 
-// TestMemoryStaysFlat sends and fetches 1 GiB, in one piece and in parts, and
-// looks at the server's process.
+// TestMemoryStaysFlat sends and fetches a large object, in one piece and in parts,
+// and looks at the server's process: it grows by far less than that takes.
 func TestMemoryStaysFlat(t *testing.T) {
-	const gib = 1 << 30
+	const size = 320 << 20
 	s, process := victim(t, t.TempDir())
 	defer func() { process.Process.Kill(); process.Wait() }()
 	c := s.client(nil)
 	b := s.bucket(c, "large")
 	before, _ := memory(t, process.Process.Pid)
 	for key, o := range map[string]minio.PutObjectOptions{"single": {DisableMultipart: true}, "parts": {PartSize: 64 << 20, NumThreads: 2}} {
-		if _, err := c.PutObject(t.Context(), b, key, &stream{gib}, gib, o); err != nil {
+		if _, err := c.PutObject(t.Context(), b, key, &stream{size}, size, o); err != nil {
 			t.Fatal(err)
 		}
 		r, err := c.GetObject(t.Context(), b, key, minio.GetObjectOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, err := io.Copy(io.Discard, r); n != gib || err != nil {
+		if n, err := io.Copy(io.Discard, r); n != size || err != nil {
 			t.Fatalf("%d bytes came back, %v", n, err)
 		}
 		r.Close()
@@ -196,6 +198,68 @@ func cpuServer(b *testing.B, dir string) (*minio.Core, func() time.Duration) {
 			total += time.Duration(ns)
 		}
 		return total
+	}
+}
+
+// BenchmarkListing compares a page of a thousand out of a million flat keys with
+// one out of ten thousand, in turn and anywhere in the bucket. The ratio is a
+// promise: a page costs what it holds.
+func BenchmarkListing(b *testing.B) {
+	const page, pages, most = 1000, 41, 2.0
+	sizes := map[string]int{"small": 10_000, "large": 1_000_000}
+	s := start(b, b.TempDir())
+	c := s.core()
+	put(b, c.Client, s.bucket(c.Client, "model"), "x", []byte("x"))
+	object, err := os.ReadFile(filepath.Join(s.dir, "buckets", "model", "x@"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for bucket, n := range sizes {
+		s.bucket(c.Client, bucket)
+		dir := filepath.Join(s.dir, "buckets", bucket)
+		var first string
+		for i := range n { // not through the server: an fsync for each would take hours
+			name := filepath.Join(dir, fmt.Sprintf("key-%07d@", i))
+			if i%50_000 != 0 { // fewer links than any file system allows
+				err = os.Link(first, name)
+			} else {
+				first, err = name, os.WriteFile(name, object, 0o600)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	took := map[string][]time.Duration{}
+	list := func(bucket string, from int) time.Duration {
+		began := time.Now()
+		r, err := c.ListObjectsV2(bucket, "", fmt.Sprintf("key-%07d", from), "", "", page)
+		if err != nil || len(r.Contents) != page {
+			b.Fatalf("%d listed, %v", len(r.Contents), err)
+		}
+		return time.Since(began)
+	}
+	for bucket := range sizes {
+		b.Logf("the first page of %d keys, which builds the index: %s", sizes[bucket], list(bucket, 0))
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for b.Loop() {
+		for range pages {
+			for bucket, n := range sizes {
+				took[bucket] = append(took[bucket], list(bucket, rnd.IntN(n-page-1)))
+			}
+		}
+	}
+	for bucket := range sizes {
+		slices.Sort(took[bucket])
+	}
+	small, large := took["small"], took["large"]
+	ratio := float64(large[len(large)/2]) / float64(small[len(small)/2])
+	b.ReportMetric(float64(large[len(large)/2].Microseconds()), "us/page-of-a-million")
+	b.ReportMetric(float64(small[len(small)/2].Microseconds()), "us/page-of-ten-thousand")
+	b.ReportMetric(ratio, "times")
+	if ratio > most {
+		b.Errorf("a page of a million keys takes %.2f times as long as one of ten thousand", ratio)
 	}
 }
 

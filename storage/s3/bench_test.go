@@ -15,6 +15,8 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
+const gib = 1 << 30
+
 // BenchmarkSmall is what one request costs this process, in CPU time beside the
 // time on the clock.
 func BenchmarkSmall(b *testing.B) {

@@ -187,7 +187,7 @@ func describe(st *stream, part *job.Range) (*job.File, error) {
 	if part != nil {
 		first, last, size, err := parseContentRange(st.head.Get("Content-Range"))
 		if err != nil {
-			return nil, &fault{text: "storage answered a part of a file without saying which", class: errdefs.ErrUnavailable, cause: err}
+			return nil, &requestError{text: "storage answered a part of a file without saying which", class: errdefs.ErrUnavailable, cause: err}
 		}
 		file.Offset, file.Length, file.Size = first, last-first+1, size
 		if part.Length > 0 {
@@ -195,7 +195,7 @@ func describe(st *stream, part *job.Range) (*job.File, error) {
 		}
 	}
 	if file.Size < 0 || file.Length < 0 {
-		return nil, &fault{text: "storage answered a file without its size", class: errdefs.ErrUnavailable, cause: errdefs.ErrUnavailable}
+		return nil, &requestError{text: "storage answered a file without its size", class: errdefs.ErrUnavailable, cause: errdefs.ErrUnavailable}
 	}
 	return file, nil
 }

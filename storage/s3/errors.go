@@ -18,8 +18,8 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// fault is a failed storage request in words for an operator, with its class.
-type fault struct {
+// requestError is a failed storage request in words for an operator, with its class.
+type requestError struct {
 	text  string
 	class error
 	cause error
@@ -29,8 +29,8 @@ type fault struct {
 	unsure bool
 }
 
-func (f *fault) Error() string   { return f.text }
-func (f *fault) Unwrap() []error { return []error{f.class, f.cause} }
+func (f *requestError) Error() string   { return f.text }
+func (f *requestError) Unwrap() []error { return []error{f.class, f.cause} }
 
 // errStalled is the cause of a request's end when nothing moved for too long.
 var errStalled = errors.New("no answer")
@@ -44,7 +44,7 @@ var (
 // classify turns what a request ended with into an error of one of the
 // contract's classes. ctx is the request's own context, below the caller's.
 func (s *Store) classify(caller, ctx context.Context, err error) error {
-	var already *fault
+	var already *requestError
 	switch {
 	case err == nil:
 		return nil
@@ -69,40 +69,40 @@ func (s *Store) refused(answer minio.ErrorResponse) error {
 		subject = answer.BucketName
 	}
 	if answer.Code == minio.NoSuchBucket && subject == "" { // not all servers say which
-		return &fault{text: "the bucket is not in storage", class: storage.ErrNotFound, cause: answer}
+		return &requestError{text: "the bucket is not in storage", class: storage.ErrNotFound, cause: answer}
 	}
 	switch answer.Code {
 	case minio.NoSuchKey, minio.NoSuchBucket, "NotFound", "NoSuchObject":
-		return &fault{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}
+		return &requestError{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}
 	case minio.BucketAlreadyOwnedByYou, minio.BucketAlreadyExists:
-		return &fault{text: fmt.Sprintf("bucket %q is there already", subject), class: storage.ErrExists, cause: answer}
+		return &requestError{text: fmt.Sprintf("bucket %q is there already", subject), class: storage.ErrExists, cause: answer}
 	case minio.PreconditionFailed:
-		return &fault{text: errCondition.Error(), class: errCondition, cause: answer}
+		return &requestError{text: errCondition.Error(), class: errCondition, cause: answer}
 	case minio.NoSuchUpload:
-		return &fault{text: errNoSuchParts.Error(), class: errNoSuchParts, cause: answer}
+		return &requestError{text: errNoSuchParts.Error(), class: errNoSuchParts, cause: answer}
 	case minio.InvalidRange:
-		return &fault{text: fmt.Sprintf("the requested range lies outside %q", subject), class: errdefs.ErrOutOfRange, cause: answer}
+		return &requestError{text: fmt.Sprintf("the requested range lies outside %q", subject), class: errdefs.ErrOutOfRange, cause: answer}
 	case minio.InvalidBucketName, minio.XMinioInvalidObjectName, "InvalidObjectName", "KeyTooLongError", "XMinioInvalidResourceName", "InvalidURI":
-		return &fault{text: fmt.Sprintf("storage does not allow the name %q (%s)", subject, answer.Code), class: storage.ErrBadName, cause: answer}
+		return &requestError{text: fmt.Sprintf("storage does not allow the name %q (%s)", subject, answer.Code), class: storage.ErrBadName, cause: answer}
 	case minio.EntityTooLarge, "XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "TooManyBuckets":
-		return &fault{text: fmt.Sprintf("storage at %s has no room (%s: %s)", s.url, answer.Code, answer.Message), class: errdefs.ErrResourceExhausted, cause: answer}
+		return &requestError{text: fmt.Sprintf("storage at %s has no room (%s: %s)", s.url, answer.Code, answer.Message), class: errdefs.ErrResourceExhausted, cause: answer}
 	}
 	if text := s.refusal(answer); text != "" {
-		return &fault{text: text, class: errdefs.ErrPermissionDenied, cause: answer}
+		return &requestError{text: text, class: errdefs.ErrPermissionDenied, cause: answer}
 	}
 	switch {
 	case answer.StatusCode == http.StatusInsufficientStorage:
-		return &fault{text: fmt.Sprintf("storage at %s has no room (%s)", s.url, answer.Code), class: errdefs.ErrResourceExhausted, cause: answer}
+		return &requestError{text: fmt.Sprintf("storage at %s has no room (%s)", s.url, answer.Code), class: errdefs.ErrResourceExhausted, cause: answer}
 	case answer.StatusCode == http.StatusNotFound:
-		return &fault{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}
+		return &requestError{text: fmt.Sprintf("%q is not in storage", subject), class: storage.ErrNotFound, cause: answer}
 	case answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return &fault{text: fmt.Sprintf("the requested range lies outside %q", subject), class: errdefs.ErrOutOfRange, cause: answer}
+		return &requestError{text: fmt.Sprintf("the requested range lies outside %q", subject), class: errdefs.ErrOutOfRange, cause: answer}
 	case answer.StatusCode == http.StatusNotImplemented:
-		return &fault{text: fmt.Sprintf("storage at %s cannot do what shepherd needs of it (%s: %s)", s.url, answer.Code, answer.Message), class: errdefs.ErrUnavailable, cause: answer}
+		return &requestError{text: fmt.Sprintf("storage at %s cannot do what shepherd needs of it (%s: %s)", s.url, answer.Code, answer.Message), class: errdefs.ErrUnavailable, cause: answer}
 	case answer.StatusCode/100 == 4 && !passing(answer):
-		return &fault{text: fmt.Sprintf("storage at %s does not accept the request for %q (%s: %s)", s.url, subject, answer.Code, answer.Message), class: errdefs.ErrInvalidArgument, cause: answer}
+		return &requestError{text: fmt.Sprintf("storage at %s does not accept the request for %q (%s: %s)", s.url, subject, answer.Code, answer.Message), class: errdefs.ErrInvalidArgument, cause: answer}
 	}
-	return &fault{
+	return &requestError{
 		text:  fmt.Sprintf("storage at %s cannot answer now (%s: %s)", s.url, answer.Code, answer.Message),
 		class: errdefs.ErrUnavailable, cause: answer, again: true, unsure: answer.StatusCode >= 500 && answer.StatusCode != http.StatusServiceUnavailable,
 	}
@@ -149,7 +149,7 @@ func (s *Store) refusal(answer minio.ErrorResponse) string {
 
 // unreachable is the error for a request that got no answer.
 func (s *Store) unreachable(err error) error {
-	f := &fault{class: errdefs.ErrUnavailable, cause: err, again: true, unsure: true}
+	f := &requestError{class: errdefs.ErrUnavailable, cause: err, again: true, unsure: true}
 	if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
 		f.unsure = false // nothing was asked
 	}

@@ -33,10 +33,18 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	server := testenv.StartMinIO(t)
 	proxy := testenv.StartS3Proxy(t, server.URL)
-	return &rig{server, proxy, open(t, s3.Config{
-		URL: proxy.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey,
-		Patience: 10 * time.Second, Stall: time.Second,
-	}), client(t, server)}
+	r := &rig{server: server, proxy: proxy, raw: client(t, server)}
+	// A busy machine is slow, which is no fault.
+	r.store = r.open(t, time.Minute)
+	return r
+}
+
+// open opens a Store for which a request fails that stands still for so long.
+func (r *rig) open(t *testing.T, stall time.Duration) *s3.Store {
+	t.Helper()
+	return open(t, s3.Config{
+		URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: time.Minute, Stall: stall,
+	})
 }
 
 func method(want string) func(*http.Request) bool {
@@ -56,7 +64,6 @@ func is(query string) func(*http.Request) bool {
 // TestFaults breaks single requests in every way and expects each call to come
 // through, with what it stores or fetches whole.
 func TestFaults(t *testing.T) {
-	r := newRig(t)
 	payload := make([]byte, 3<<20)
 	large := make([]byte, 34<<20)
 	random := rand.NewChaCha8([32]byte{1})
@@ -67,6 +74,11 @@ func TestFaults(t *testing.T) {
 		"Unavailable": testenv.Unavailable, "Reset": testenv.Reset, "LoseAnswer": testenv.LoseAnswer, "Stall": testenv.Stall,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			if fault == testenv.Stall {
+				r.store = r.open(t, time.Second)
+			}
 			id := job.ID("job-" + strings.ToLower(name))
 			broken := func(match func(*http.Request) bool) {
 				t.Helper()
@@ -140,6 +152,7 @@ func (r *rig) has(t *testing.T, id job.ID, name string, want []byte) {
 // TestContinued breaks a download again and again; it goes on where it broke
 // and gives up when the file is not the same any more.
 func TestContinued(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	id := job.ID("continued")
 	content := make([]byte, 4<<20)
@@ -220,6 +233,7 @@ func TestContinued(t *testing.T) {
 // TestHalfMade lets the input of an Init fail after its bucket was made: the
 // client's next try must not be told that the id is taken.
 func TestHalfMade(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	object := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/input") }
 	t.Run("Undone", func(t *testing.T) {
@@ -257,6 +271,7 @@ func TestHalfMade(t *testing.T) {
 // away from then on: however many tries find nobody there, the first that finds
 // storage back makes the submission whole.
 func TestBucketMadeThenAway(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	store := open(t, s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: 200 * time.Millisecond})
 	fatal(t, r.store.Init(t.Context(), "before", []byte("x"))) // the server is up for good
@@ -278,9 +293,10 @@ func TestBucketMadeThenAway(t *testing.T) {
 // TestCutShort has a daemon killed between making a bucket and writing the input:
 // the next one makes the submission whole, and only that one.
 func TestCutShort(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	folder := t.TempDir()
-	config := s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Begun: folder}
+	config := s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Submissions: folder}
 	r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool {
 		return strings.HasSuffix(r.URL.Path, "/input") || r.Method == http.MethodDelete
 	})
@@ -304,6 +320,7 @@ func TestCutShort(t *testing.T) {
 
 // TestOutage stops the server under a Store and starts it again.
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartMinIO(t)
 	store := open(t, s3.Config{URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey})
 	fatal(t, store.Init(t.Context(), "before", []byte("payload")))
@@ -327,6 +344,7 @@ func TestOutage(t *testing.T) {
 // TestGivesUp sees how a fault that stays is told, and that the caller's
 // deadline ends it.
 func TestGivesUp(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	fatal(t, r.store.Init(t.Context(), "job", []byte("payload")))
 	impatient := open(t, s3.Config{URL: r.proxy.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Patience: 1, Stall: time.Second})

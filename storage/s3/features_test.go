@@ -22,6 +22,7 @@ import (
 
 // TestVersityGW runs the suite against another S3 server.
 func TestVersityGW(t *testing.T) {
+	t.Parallel()
 	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
 		url, access, secret := testenv.StartVersityGW(t)
 		return storagetest.Harness{
@@ -55,6 +56,7 @@ func TestLackingFeatures(t *testing.T) {
 	for feature, take := range takeAway {
 		for _, bucket := range []string{"", "shared"} {
 			t.Run(feature+"/"+bucket, func(t *testing.T) {
+				t.Parallel()
 				h, _ := startEmbedded(t, bucket)
 				proxy := testenv.StartS3Proxy(t, h.URL)
 				take(proxy)
@@ -114,6 +116,7 @@ func (l *lockedBuffer) String() string {
 // TestResumedUpload breaks a large upload off; the next Collect, also of another
 // daemon, sends only what is missing.
 func TestResumedUpload(t *testing.T) {
+	t.Parallel()
 	h, _ := startEmbedded(t, "")
 	proxy := testenv.StartS3Proxy(t, h.URL)
 	config := s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Parallel: 1, Patience: time.Second}

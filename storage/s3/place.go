@@ -68,7 +68,7 @@ func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 	look := s.bucket != "" || s.reclaims
 	if s.bucket == "" {
-		ours, err := s.begun.add(id)
+		ours, err := s.submissions.begin(id)
 		if err != nil {
 			return localError(err)
 		}
@@ -78,11 +78,11 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 		case errdefs.IsAlreadyExists(err) && (ours || unsure):
 			look = true
 		case errdefs.IsAlreadyExists(err):
-			s.forget(id)
+			s.endSubmission(id)
 			return s.takenUnlessSame(ctx, id, payload)
 		default:
-			if f := new(fault); ctx.Err() == nil && !ours && !unsure && !(errors.As(err, &f) && f.unsure) {
-				s.forget(id) // no try, of this Init or an earlier one, can have made it
+			if f := new(requestError); ctx.Err() == nil && !ours && !unsure && !(errors.As(err, &f) && f.unsure) {
+				s.endSubmission(id) // no try, of this Init or an earlier one, can have made it
 			}
 			return err
 		}
@@ -93,18 +93,18 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 			return err
 		}
 		if len(found) > 0 {
-			s.forget(id)
+			s.endSubmission(id)
 			return s.takenUnlessSame(ctx, id, payload)
 		}
 	}
 	bucket, prefix := s.layout.Place(id)
 	err := s.putNew(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)))
 	if errors.Is(err, errCondition) {
-		s.forget(id)
+		s.endSubmission(id)
 		return s.takenUnlessSame(ctx, id, payload)
 	}
 	if s.bucket == "" {
-		s.settle(ctx, id, err)
+		s.undoInit(ctx, id, err)
 	}
 	return err
 }
@@ -131,10 +131,10 @@ func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err err
 	return unsure, err
 }
 
-// settle undoes making the bucket when writing the input failed.
-func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
+// undoInit undoes making the bucket when writing the input failed.
+func (s *Store) undoInit(ctx context.Context, id job.ID, failed error) {
 	if failed == nil {
-		s.forget(id)
+		s.endSubmission(id)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -143,15 +143,15 @@ func (s *Store) settle(ctx context.Context, id job.ID, failed error) {
 		s.log.Debug("a bucket without its input stays in storage", "job", id, "error", err)
 		return
 	}
-	s.forget(id)
+	s.endSubmission(id)
 }
 
-// forget drops the job from those begun.
-func (s *Store) forget(id job.ID) {
+// endSubmission forgets that the job is being submitted.
+func (s *Store) endSubmission(id job.ID) {
 	if s.bucket != "" {
 		return
 	}
-	if err := s.begun.drop(id); err != nil {
+	if err := s.submissions.end(id); err != nil {
 		s.log.Warn("a submission counts as under way for longer than it is", "job", id, "error", err)
 	}
 }
@@ -194,7 +194,7 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 	if err := s.remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove job %s: %w", id, err)
 	}
-	s.forget(id)
+	s.endSubmission(id)
 	return nil
 }
 
@@ -224,9 +224,9 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 	}
 }
 
-// removeFiles removes the job's files below prefix that doomed picks, a
+// removeFiles removes the job's files below prefix that unwanted picks, a
 // thousand at a time.
-func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doomed func(name string) bool) error {
+func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, unwanted func(name string) bool) error {
 	const batch = 1000
 	bucket, below := s.layout.Place(id)
 	keys := make([]minio.ObjectInfo, 0, batch)
@@ -268,7 +268,7 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, doome
 		if err != nil {
 			return err
 		}
-		if !doomed(info.Name) {
+		if !unwanted(info.Name) {
 			continue
 		}
 		if keys = append(keys, minio.ObjectInfo{Key: below + info.Name}); len(keys) == batch {

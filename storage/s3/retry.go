@@ -91,7 +91,7 @@ func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, req
 			w.stop()
 		}
 		s.observe(op, time.Since(sent), err)
-		var f *fault
+		var f *requestError
 		if err == nil || !errors.As(err, &f) || !f.again {
 			return err
 		}

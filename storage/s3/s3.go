@@ -50,6 +50,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/internal/places"
@@ -88,10 +89,10 @@ type Config struct {
 	Patience time.Duration
 	// Stall is how long a request may stand still before it counts as failed; 10 s.
 	Stall time.Duration
-	// Begun is a folder that remembers submissions under way, so that one cut
+	// Submissions is a folder that remembers submissions under way, so that one cut
 	// short by a kill can be made again; it is made where missing. Empty: they are
 	// remembered in memory only.
-	Begun string
+	Submissions string
 	// Observe is told of every request that was made, tried again or not: what it
 	// was for (one of Operations), how long its answer took to come (to begin, of a
 	// file that is fetched) and what it was, as the Store's errors are. It is called
@@ -124,8 +125,8 @@ type Store struct {
 	transport *http.Transport
 	// reclaims says that the server answers success to making a bucket of one's
 	// own that is there already, as AWS does in us-east-1.
-	reclaims bool
-	begun    *begun // with a bucket per job
+	reclaims    bool
+	submissions *submissions // with a bucket per job
 	// hashing holds a place per hash that is being computed; see hash.
 	hashing  chan struct{}
 	features features
@@ -147,8 +148,8 @@ func New(c Config) (*Store, error) {
 		return nil, errors.New("storage.access_key and storage.secret_key are needed")
 	}
 	if c.Bucket != "" {
-		if err := s3utils.CheckValidBucketNameStrict(c.Bucket); err != nil {
-			return nil, fmt.Errorf("storage.bucket %q: %w", c.Bucket, err)
+		if problem := bucketname.Problem(c.Bucket); problem != "" {
+			return nil, fmt.Errorf("storage.bucket %q %s", c.Bucket, problem)
 		}
 	}
 	address := url.URL{Scheme: "https", Host: endpoint}
@@ -195,7 +196,7 @@ func New(c Config) (*Store, error) {
 	if s.observe == nil {
 		s.observe = func(string, time.Duration, error) {}
 	}
-	if s.begun, err = openBegun(c.Begun); err != nil {
+	if s.submissions, err = openSubmissions(c.Submissions); err != nil {
 		return nil, err
 	}
 	s.transport = &http.Transport{

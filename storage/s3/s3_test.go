@@ -24,19 +24,35 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestBucketPerJob(t *testing.T) {
 	claims.Hold(t, "M5")
+	t.Parallel()
 	storagetest.Run(t, minioHarness(""))
 }
 
 func TestPrefixPerJob(t *testing.T) {
 	claims.Hold(t, "M5")
+	t.Parallel()
 	storagetest.Run(t, minioHarness("shared"))
 }
 
-func TestEmbeddedBucketPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("")) }
-func TestEmbeddedPrefixPerJob(t *testing.T) { storagetest.Run(t, embeddedHarness("shared")) }
+func TestEmbeddedBucketPerJob(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, embeddedHarness(""))
+}
 
-func TestInProcessBucketPerJob(t *testing.T) { storagetest.Run(t, inProcessHarness("")) }
-func TestInProcessPrefixPerJob(t *testing.T) { storagetest.Run(t, inProcessHarness("shared")) }
+func TestEmbeddedPrefixPerJob(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, embeddedHarness("shared"))
+}
+
+func TestInProcessBucketPerJob(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, inProcessHarness(""))
+}
+
+func TestInProcessPrefixPerJob(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, inProcessHarness("shared"))
+}
 
 // inProcessHarness is the daemon's own way into its server's folder. What the
 // suite asks of other servers and keys stays with the client.

@@ -120,6 +120,7 @@ func TestAnswers(t *testing.T) {
 		"RequestTimeout":               {400, errdefs.IsUnavailable, "cannot answer now", 3},
 	} {
 		t.Run(code, func(t *testing.T) {
+			t.Parallel()
 			asked := 0
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				asked++
@@ -183,6 +184,7 @@ func TestLargerThanTheDisk(t *testing.T) {
 // TestReclaims stands in for AWS's us-east-1, where making a bucket of one's own
 // that is there already succeeds.
 func TestReclaims(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartMinIO(t)
 	proxy := testenv.StartS3Proxy(t, server.URL)
 	lenient := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -259,38 +261,38 @@ func TestShrinking(t *testing.T) {
 	}
 }
 
-func TestBegunIsBounded(t *testing.T) {
+func TestSubmissionsIsBounded(t *testing.T) {
 	folder := t.TempDir()
-	b, err := openBegun(folder)
+	b, err := openSubmissions(folder)
 	fatal(t, err)
-	for n := range maxBegun + 10 {
-		if already, err := b.add(job.ID(fmt.Sprint("job-", n))); already || err != nil {
+	for n := range maxSubmissions + 10 {
+		if already, err := b.begin(job.ID(fmt.Sprint("job-", n))); already || err != nil {
 			t.Fatal(already, err)
 		}
 	}
 	entries, err := os.ReadDir(folder)
 	fatal(t, err)
-	if len(b.ids) != maxBegun || len(entries) != maxBegun {
-		t.Errorf("%d remembered, %d of them in the folder; want %d", len(b.ids), len(entries), maxBegun)
+	if len(b.ids) != maxSubmissions || len(entries) != maxSubmissions {
+		t.Errorf("%d remembered, %d of them in the folder; want %d", len(b.ids), len(entries), maxSubmissions)
 	}
 }
 
 // What was begun is remembered by the next Store, and forgotten when it is done.
-func TestBegunSurvives(t *testing.T) {
+func TestSubmissionsSurvives(t *testing.T) {
 	folder := t.TempDir()
-	b, err := openBegun(folder)
+	b, err := openSubmissions(folder)
 	fatal(t, err)
 	for _, id := range []job.ID{"done", "cut-short"} {
-		_, err := b.add(id)
+		_, err := b.begin(id)
 		fatal(t, err)
 	}
-	fatal(t, b.drop("done"))
-	b, err = openBegun(folder)
+	fatal(t, b.end("done"))
+	b, err = openSubmissions(folder)
 	fatal(t, err)
-	if already, err := b.add("done"); already || err != nil {
+	if already, err := b.begin("done"); already || err != nil {
 		t.Errorf("a whole submission is remembered: %v", err)
 	}
-	if already, err := b.add("cut-short"); !already || err != nil {
+	if already, err := b.begin("cut-short"); !already || err != nil {
 		t.Errorf("a submission cut short is forgotten: %v", err)
 	}
 }

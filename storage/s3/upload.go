@@ -97,13 +97,13 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 			return ctx.Err()
 		}
 		if err != nil {
-			return &fault{text: err.Error(), class: errdefs.ErrUnavailable, cause: err}
+			return &requestError{text: err.Error(), class: errdefs.ErrUnavailable, cause: err}
 		}
 		body := &partReader{r: io.NewSectionReader(src, offset, size), left: size}
 		w.restart()
 		err = request(ctx, w.body(body), hash, unsure)
 		if err != nil && body.err != nil {
-			return &fault{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
+			return &requestError{text: body.err.Error(), class: errdefs.ErrUnavailable, cause: body.err}
 		}
 		return err
 	})

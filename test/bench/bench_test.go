@@ -9,6 +9,7 @@
 package bench
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,7 +53,8 @@ func TestMain(m *testing.M) {
 type figure struct {
 	what, unit    string
 	value         float64
-	least         bool // the bound is the least it may be, not the most
+	low, high     float64 // of several measurements; 0 for one
+	least         bool    // the bound is the least it may be, not the most
 	bound         float64
 	bounded, firm bool
 }
@@ -101,9 +103,12 @@ func printTable() {
 	}
 	fmt.Println()
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "figure\tmeasured\tpromised\t")
+	fmt.Fprintln(w, "figure\tmeasured\tbetween\tpromised\t")
 	for _, f := range figures {
-		promised, mark := "", ""
+		promised, mark, between := "", "", ""
+		if f.low != 0 || f.high != 0 {
+			between = fmt.Sprintf("%.4g–%.4g", f.low, f.high)
+		}
 		if f.bounded {
 			sign := "≤"
 			if f.least {
@@ -117,9 +122,45 @@ func printTable() {
 				mark = "BROKEN"
 			}
 		}
-		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\n", f.what, f.value, f.unit, promised, mark)
+		fmt.Fprintf(w, "%s\t%.4g %s\t%s\t%s\t%s\n", f.what, f.value, f.unit, between, promised, mark)
 	}
 	w.Flush()
+	if path := os.Getenv(jsonEnv); path != "" {
+		if err := writeJSON(path); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", jsonEnv, err)
+		}
+	}
+}
+
+// jsonEnv names a file that gets the table as JSON.
+const jsonEnv = "SHEPHERD_BENCH_JSON"
+
+func writeJSON(path string) error {
+	type row struct {
+		What    string   `json:"what"`
+		Unit    string   `json:"unit"`
+		Value   float64  `json:"value"`
+		Low     float64  `json:"low,omitempty"`
+		High    float64  `json:"high,omitempty"`
+		AtMost  *float64 `json:"at_most,omitempty"`
+		AtLeast *float64 `json:"at_least,omitempty"`
+		Firm    bool     `json:"firm,omitempty"`
+	}
+	rows := make([]row, len(figures))
+	for i, f := range figures {
+		rows[i] = row{What: f.what, Unit: f.unit, Value: f.value, Low: f.low, High: f.high, Firm: f.firm}
+		switch {
+		case f.bounded && f.least:
+			rows[i].AtLeast = &f.bound
+		case f.bounded:
+			rows[i].AtMost = &f.bound
+		}
+	}
+	text, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
 func median[T int64 | float64 | time.Duration](values []T) T {

@@ -30,11 +30,12 @@ var payload = strings.Repeat("0123456789abcdef", 64)
 // world is a machine with one daemon and the sheep "sheep", which knows the
 // models noop:v1, noop:v2 and hold:v1.
 type world struct {
-	b      *testing.B
-	dir    string
-	config string
-	api    string
-	client *http.Client
+	b        *testing.B
+	programs string // the directory of the daemon and its shim
+	dir      string
+	config   string
+	api      string
+	client   *http.Client
 
 	daemon *exec.Cmd
 	exited chan struct{}
@@ -43,9 +44,21 @@ type world struct {
 // newWorld makes a machine whose storage is at url. Its daemon is not started.
 func newWorld(b *testing.B, url, accessKey, secretKey string) *world {
 	b.Helper()
+	return makeWorld(b, programs, fmt.Sprintf("{url: %q, access_key: %q, secret_key: %q}", url, accessKey, secretKey))
+}
+
+// newEmbeddedWorld makes a machine whose daemon, of these programs, has the
+// embedded storage.
+func newEmbeddedWorld(b *testing.B, programs string) *world {
+	b.Helper()
+	return makeWorld(b, programs, fmt.Sprintf("{listen: '127.0.0.1:%d'}", testenv.FreePort(b)))
+}
+
+func makeWorld(b *testing.B, daemon, storage string) *world {
+	b.Helper()
 	dir := b.TempDir()
 	port := testenv.FreePort(b)
-	w := &world{b: b, dir: dir, config: filepath.Join(dir, "shepherd.yml"), api: "http://127.0.0.1:" + strconv.Itoa(port)}
+	w := &world{b: b, programs: daemon, dir: dir, config: filepath.Join(dir, "shepherd.yml"), api: "http://127.0.0.1:" + strconv.Itoa(port)}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	w.client = &http.Client{Transport: transport, Timeout: hang}
 	for model, text := range map[string]string{"noop/v1": "", "noop/v2": "", "hold/v1": "hold"} {
@@ -55,14 +68,15 @@ func newWorld(b *testing.B, url, accessKey, secretKey string) *world {
 	}
 	must(b, os.WriteFile(w.config, fmt.Appendf(nil, `data_root: %[1]s/data
 state_dir: %[1]s/state
-storage: {url: %[2]q, access_key: %[3]q, secret_key: %[4]q}
-api: {host: 127.0.0.1, port: %[5]d}
+storage: %[2]s
+api: {host: 127.0.0.1, port: %[3]d}
 sheep:
   sheep:
     type: bare
     working_directory: %[1]s/models
-    command: [%[6]s/noop]
-`, dir, url, accessKey, secretKey, port, programs), 0o644))
+    port: %[5]d
+    command: [%[4]s/noop]
+`, dir, storage, port, programs, testenv.FreePort(b)), 0o644))
 	b.Cleanup(func() {
 		if w.daemon != nil {
 			w.stop()
@@ -78,7 +92,7 @@ func (w *world) start() time.Duration {
 	log, err := os.OpenFile(filepath.Join(w.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(w.b, err)
 	defer log.Close()
-	w.daemon = exec.Command(programs+"/shepherdd", "-c", w.config)
+	w.daemon = exec.Command(w.programs+"/shepherdd", "-c", w.config)
 	w.daemon.Dir, w.daemon.Stdout, w.daemon.Stderr = w.dir, log, log
 	began := time.Now()
 	must(w.b, w.daemon.Start())

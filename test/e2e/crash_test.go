@@ -137,9 +137,14 @@ func (c *crashes) life(point crashpoint.Point, all bool) {
 	if got := c.daemon.ProcessState.Sys().(syscall.WaitStatus); !got.Signaled() || got.Signal() != syscall.SIGKILL {
 		c.t.Fatalf("the daemon ends with %v at %v\n%s", c.daemon.ProcessState, c.killed, c.log)
 	}
-	if all {
-		for pid := range c.processes() {
-			syscall.Kill(pid, syscall.SIGKILL)
+	if all { // shims first: one that sees its runner killed tells the next daemon so
+		left := c.processes()
+		for _, shims := range []bool{true, false} {
+			for pid, command := range left {
+				if strings.Contains(command, "shepherd-shim") == shims {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (d debian) files() map[string]bool {
 	return found
 }
 
-// older is the package under an older version's number.
+// older is the package with an older version number.
 func older(t *testing.T, version string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -78,7 +78,7 @@ func TestDebianPackage(t *testing.T) {
 	const config = "etc/shepherd/shepherd.yml"
 
 	d.install(older(t, "1.1.0"))
-	// What it brings is a working default that lets nobody else in.
+	// The default configuration is valid, and only this machine has access.
 	if got := d.run("shepherdd", "config", "check", "/"+config); !strings.Contains(got, "host: 127.0.0.1") {
 		t.Errorf("the configuration comes to\n%s", got)
 	}
@@ -151,7 +151,7 @@ func TestDebianPackage(t *testing.T) {
 	}
 }
 
-// TestContents checks who owns what the package brings and who may write it.
+// TestContents checks the owners, modes and places of the package's files.
 func TestContents(t *testing.T) {
 	out, err := exec.Command(testenv.Command(t, "dpkg-deb", "dpkg"), "--contents", deb(t)).Output()
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package package_test builds what is released and checks it as those who get it
-// meet it: dpkg on a fresh Debian, lintian, man, the shells, sha256sum.
+// Package package_test builds the release and examines it with the programs that its
+// users install and read it with: dpkg on a fresh Debian, rpm, lintian, man, the shells,
+// sha256sum.
 package package_test
 
 import (
@@ -94,8 +95,8 @@ func TestLintian(t *testing.T) {
 	}
 }
 
-// TestManPages checks that pages are there for what people call, and that
-// neither of the two programs that show them has anything to complain of.
+// TestManPages checks that the commands have manual pages, and that mandoc and man
+// show them without warnings.
 func TestManPages(t *testing.T) {
 	mandoc := testenv.Command(t, "mandoc", "mandoc")
 	man := testenv.Command(t, "man", "man-db")
@@ -130,7 +131,7 @@ func TestManPages(t *testing.T) {
 	}
 }
 
-// TestCompletions has each shell complete a command line.
+// TestCompletions completes a command line in each shell.
 func TestCompletions(t *testing.T) {
 	tree := filepath.Join(dist(t), "tree")
 	env := append(os.Environ(), "PATH="+filepath.Join(tree, "bin")+":"+os.Getenv("PATH"), "HOME="+t.TempDir(), "TERM=dumb")

@@ -11,8 +11,8 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// TestReproducible packs a copy of the repository that lies elsewhere, and
-// compares all that comes out, byte by byte.
+// TestReproducible packs a copy of the repository in another directory, and compares the
+// results byte by byte.
 func TestReproducible(t *testing.T) {
 	first := dist(t)
 	repository := filepath.Join(t.TempDir(), "another", "place")

@@ -170,7 +170,7 @@ func wallOffset() (offset int64) {
 }
 `
 
-// overlay returns the flag that has go build see a changed text of a source file.
+// overlay returns the flag that makes go build use a changed text of a source file.
 func overlay(t *testing.T, dir, source string, change func(text string) string) (flag string) {
 	t.Helper()
 	source, err := filepath.Abs(source)
@@ -194,7 +194,7 @@ func overlay(t *testing.T, dir, source string, change func(text string) string) 
 	return "-overlay=" + dir + "/overlay.json"
 }
 
-// replaceOnce replaces what is there exactly once.
+// replaceOnce replaces a text that occurs exactly once.
 func replaceOnce(t *testing.T, text, from, to string) string {
 	t.Helper()
 	if n := strings.Count(text, from); n != 1 {

@@ -52,7 +52,7 @@ func (m *machine) copy(from, to string) {
 	}
 }
 
-// step is a part of the test that the next ones build on.
+// step runs a part of the test; the next parts depend on it.
 func (m *machine) step(what string, do func(m *machine)) {
 	m.Helper()
 	if !m.Run(what, func(t *testing.T) { do(&machine{t, m.debian, m.client}) }) {
@@ -97,7 +97,7 @@ func (m *machine) journal(args ...string) string {
 	return out
 }
 
-// processes are the command lines of those that have one of the words in it.
+// processes are the command lines that contain one of the words.
 func (m *machine) processes(words ...string) (found []string) {
 	m.Helper()
 	for line := range strings.Lines(m.run("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline; echo; done 2>/dev/null`)) {
@@ -155,8 +155,8 @@ func (m *machine) submitModel(id, sheep, version, script string) {
 	}
 }
 
-// result waits for a job and returns what its runner says of itself: its process
-// and how many jobs it has had.
+// result waits for a job and returns its result: the runner's process and how many jobs
+// it has run.
 func (m *machine) result(id string) string {
 	m.Helper()
 	m.eventually("job "+id+" ends", func() bool {
@@ -209,7 +209,7 @@ func (m *machine) pushRunner() {
 	}
 }
 
-// secrets are those that the machine has been given, and those that it has made.
+// secrets are the configured secrets and the generated ones.
 func (m *machine) secrets() []string {
 	m.Helper()
 	all := []string{secret, registryPassword}
@@ -223,9 +223,8 @@ func (m *machine) secrets() []string {
 	return all
 }
 
-// noSecrets looks for secrets wherever somebody else than root may look: the journal,
-// command lines, answers of the API and of commands, traces, and files that other users
-// can read.
+// noSecrets searches what others than root can read for secrets: the journal, command
+// lines, answers of the API and of commands, traces, and files.
 func (m *machine) noSecrets(traces *testenv.OTLP) {
 	m.Helper()
 	m.eventually("there are traces to look through", func() bool { return traces.Raw() != "" })

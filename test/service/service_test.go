@@ -41,9 +41,9 @@ const secret = "not-for-the-journal-4f1d"
 // registryPassword is in the configuration.
 const registryPassword = "not-for-the-registry-8b7e"
 
-// hammer submits short jobs, each on a connection of its own, until stop is
-// called, which checks that each was taken, and done. The one under way when a
-// daemon is killed is broken off, and asked again; none is ever refused.
+// hammer submits short jobs, each on a connection of its own, until stop is called, which
+// checks that each was accepted and done. A request that is broken off because the daemon
+// is killed is repeated; no connection may be refused.
 func (m *machine) hammer(prefix string, killed bool) (stop func()) {
 	done := make(chan struct{})
 	var hammering sync.WaitGroup
@@ -82,8 +82,8 @@ func (m *machine) hammer(prefix string, killed bool) (stop func()) {
 	}
 }
 
-// unnoticed has do, which replaces the daemon, done under load and while jobs run,
-// and checks that nobody noticed.
+// unnoticed calls do, which replaces the daemon, under load and while jobs run, and checks
+// that no request fails and that runners keep their jobs.
 func (m *machine) unnoticed(name string, killed bool, do func()) {
 	m.Helper()
 	gate := "/gates/" + name
@@ -152,7 +152,7 @@ func TestService(t *testing.T) {
 		m.submit("first-dock", "dock", "print")
 		m.result("first-wool")
 		m.result("first-dock")
-		// A user of the image's who is not root reads the inputs and what is mounted.
+		// A user other than root can read its inputs and the mounted files.
 		m.submitModel("first-user", "dock", "user", "holds /etc/hosts localhost\nprint")
 		m.result("first-user")
 		if out := m.run("journalctl", "-u", "shepherdd.service", "SHEPHERD_JOB=first-wool", "SHEPHERD_SHEEP=wool", "-o", "cat"); !strings.Contains(out, "Job `first-wool` from sheep `wool` done") {
@@ -189,7 +189,7 @@ func TestService(t *testing.T) {
 		m.noSecrets(traces)
 	})
 	m.step("a mistake at the start", func(m *machine) {
-		// The steps before have started it often, and systemd counts.
+		// systemd counts the starts of the steps before.
 		m.run("systemctl", "reset-failed", "shepherdd.service")
 		m.submit("mistake-wool", "wool", "await /gates/mistake")
 		m.awaitRunning("mistake-wool")
@@ -301,7 +301,7 @@ func TestService(t *testing.T) {
 		if !strings.Contains(string(docs), "**"+figure[1]+"**") {
 			m.Errorf("docs/service.md does not tell the figure, %s:\n%s", figure[1], out)
 		}
-		// Further instances are closed in the same way.
+		// The template for further instances has the same restrictions.
 		closed := func(unit string) string {
 			text := string(m.read("/usr/lib/systemd/system/" + unit))
 			return text[strings.Index(text, "LimitNOFILE="):strings.Index(text, "[Install]")]
@@ -328,7 +328,7 @@ func TestService(t *testing.T) {
 		m.result("started")
 	})
 	m.step("purge", func(m *machine) {
-		// Somebody else's, in the namespace and below the state.
+		// A lease in the namespace that is not shepherd's.
 		m.run("ctr", "-n", "shepherd", "leases", "create", "--id", "somebody-elses")
 		m.run("dpkg", "--purge", "shepherd")
 		if out := m.run("ctr", "-n", "shepherd", "leases", "ls", "-q"); strings.TrimSpace(out) != "somebody-elses" {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ type oracle struct {
 	jobs   map[job.ID]*known
 	serial int
 	idle   map[string]time.Time // since when a sheep has nothing to do though it could
+	looked time.Time            // when idles did last
 	queued int                  // runs that were
 	turns  map[string]turn      // of sheep
 	calm   bool                 // no fault is at work any more
@@ -367,8 +369,12 @@ func sameStatus(a, b job.Status) bool {
 // idles fails when jobs wait for longer than a moment while a sheep that could run
 // them has nothing to do. It is for a world without faults.
 func (o *oracle) idles() {
-	const moment = 5 * time.Second
+	const moment, often = 5 * time.Second, 500 * time.Millisecond
 	w := o.world
+	if time.Since(o.looked) < often {
+		return
+	}
+	o.looked = time.Now()
 	ctx := context.Background()
 	waiting, err := w.ledger.Waiting(ctx, 100)
 	if err != nil {
@@ -507,10 +513,17 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			switch a.Cause {
 			case job.CauseLost, job.CauseInterrupted, job.CauseDevice:
 				wrecked++
-			default:
-				if ownFault(a.Cause) {
-					own++
+			case job.CauseDone, job.CauseOutputs:
+				if !k.answered(a, fateDone, fateLast, fateOutputs) {
+					o.fail("attempt %d of run %d of job %s ended as %s, and no runner answered it that it is done", a.Number, a.Run, id, a.Cause)
 				}
+			case job.CauseError:
+				if !k.answered(a, fateError) {
+					o.fail("attempt %d of run %d of job %s ended as error, and no runner answered it so", a.Number, a.Run, id)
+				}
+			}
+			if ownFault(a.Cause) {
+				own++
 			}
 		}
 		if number != r.attempts {
@@ -531,6 +544,17 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			}
 		}
 	}
+}
+
+// answered says whether a runner that had the job for this attempt has answered with
+// one of the fates.
+func (k *known) answered(a job.Attempt, fates ...string) bool {
+	for _, e := range k.done {
+		if e.run == a.Run && e.attempt == a.Number && e.answered && slices.Contains(fates, e.fate) {
+			return true
+		}
+	}
+	return false
 }
 
 // results checks that the outputs in storage are those of one attempt, and of

@@ -236,7 +236,8 @@ type busSheep struct {
 	by      *incarnation
 	name    string
 	pasture *fake.Pasture
-	deaf    *atomic.Bool // the runner that is started next
+	deaf    *atomic.Bool // the sheep's runner, until there is another
+	attach  atomic.Bool  // Run is for a runner that was found
 }
 
 var _ runtime.Recoverer = (*busSheep)(nil)
@@ -252,17 +253,19 @@ func (s *busSheep) Load(ctx context.Context, m job.Model, observe runtime.Observ
 	case odd:
 		return &runtime.LoadError{Message: "no space left for the image", Class: errdefs.ErrResourceExhausted}
 	}
+	s.attach.Store(false)
 	return s.Sheep.Load(ctx, m, observe)
 }
 
 func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
+	f := proceeds
 	switch s.by.bus.enter(ctx, s.by, toSheep, s.name+" run") {
 	case cutOff:
 		return errCrashed
 	case gaveUp:
 		return &runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true}
 	case deaf:
-		s.deaf.Store(true)
+		f = deaf
 	case fails, lies, full:
 		if !s.pasture.Kill(s.name, runtime.Exit{Code: -1, Lost: true}) { // there is none to attach to
 			return &runtime.LoadError{Message: "the port is taken", Class: errdefs.ErrUnavailable}
@@ -271,6 +274,9 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 		if !s.pasture.Kill(s.name, runtime.Exit{Code: 1}) {
 			return &runtime.Exit{Code: 1, Detail: "it did not start"}
 		}
+	}
+	if !s.attach.Swap(false) {
+		s.deaf.Store(f == deaf)
 	}
 	s.by.oracle.loads(s.name)
 	return s.Sheep.Run(ctx, observe)
@@ -293,7 +299,9 @@ func (s *busSheep) Recover(ctx context.Context) (found *runtime.Recovered, err e
 	case gaveUp:
 		return nil, context.Cause(ctx)
 	}
-	return s.Sheep.(runtime.Recoverer).Recover(ctx)
+	found, err = s.Sheep.(runtime.Recoverer).Recover(ctx)
+	s.attach.Store(found != nil && found.Running)
+	return found, err
 }
 
 // busConn is a connection whose runner may answer twice, or for a job that it was

@@ -116,7 +116,8 @@ type node struct {
 	sheep   []string
 	devices map[string]*device
 	pasture *fake.Pasture
-	lives   atomic.Int32 // incarnations there were
+	deaf    map[string]*atomic.Bool // whether a sheep's runner takes no job
+	lives   atomic.Int32            // incarnations there were
 	now     *incarnation
 	until   time.Time           // it is paused, or down, until then
 	cut     map[target]cutPart  // which parts it does not reach
@@ -197,12 +198,13 @@ func newWorld(seed uint64, dir string) (*world, error) {
 	}
 	for n := range nodes {
 		node := &node{
-			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), pasture: fake.NewPasture(),
+			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), pasture: fake.NewPasture(), deaf: make(map[string]*atomic.Bool),
 			cut: make(map[target]cutPart), leaving: make(map[string]struct{}),
 		}
 		for s := range 1 + w.dice.IntN(sheep) {
 			name := fmt.Sprintf("%s-%c", node.name, 'a'+s)
 			node.sheep = append(node.sheep, name)
+			node.deaf[name] = new(atomic.Bool)
 			if w.dice.chance(3) && !w.peaceful {
 				node.devices[name] = newDevice()
 			}
@@ -292,10 +294,10 @@ func (n *node) boot() {
 
 func (i *incarnation) member(name string) shepherd.Member {
 	n := i.node
-	deaf := new(atomic.Bool)
+	deaf := n.deaf[name]
 	driver := fake.New(fake.Config{
 		Pasture: n.pasture,
-		Deaf:    func(job.Model) bool { return deaf.Swap(false) },
+		Deaf:    func(job.Model) bool { return deaf.Load() },
 		Load:    func(ctx context.Context, m job.Model) error { return rest(ctx, loadTime(m)) },
 		Handle: func(ctx context.Context, m job.Model, in messenger.Input) error {
 			return n.execute(ctx, name, m, in)

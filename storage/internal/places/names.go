@@ -4,12 +4,12 @@ package places
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/bucketname"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 )
@@ -37,25 +37,10 @@ func (l Layout) CheckID(id job.ID) error {
 }
 
 func checkBucket(name string) error {
-	problem := ""
-	switch {
-	case len(name) < 3 || len(name) > 63:
-		problem = fmt.Sprintf("has %d characters; it must have 3 to 63", len(name))
-	case strings.ContainsFunc(name, func(r rune) bool { return !alnum(r) && r != '.' && r != '-' }):
-		problem = "may hold lower-case letters, digits, '.' and '-' only"
-	case !alnum(rune(name[0])) || !alnum(rune(name[len(name)-1])):
-		problem = "must begin and end with a lower-case letter or a digit"
-	case strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-."):
-		problem = "must have a letter or digit on both sides of every '.'"
-	default:
-		if _, err := netip.ParseAddr(name); err == nil {
-			problem = "must not look like an IP address"
-		}
+	if problem := bucketname.Problem(name); problem != "" {
+		return invalid(fmt.Sprintf("job id %q is the name of the job's bucket and %s", name, problem))
 	}
-	if problem == "" {
-		return nil
-	}
-	return invalid(fmt.Sprintf("job id %q is the name of the job's bucket and %s", name, problem))
+	return nil
 }
 
 // invalid is an error of the class ErrInvalidArgument whose text clients see.
@@ -63,8 +48,6 @@ type invalid string
 
 func (e invalid) Error() string { return string(e) }
 func (e invalid) Unwrap() error { return errdefs.ErrInvalidArgument }
-
-func alnum(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
 
 // CheckName refuses a name, below a job's place, that could lead out of the
 // job's directory or that storage cannot hold.

@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Data in several files
@@ -342,13 +344,13 @@ func (s *Store) linkData(ctx context.Context, src *Object, bucket, key string) (
 	if err != nil {
 		return "", false, err
 	}
-	if err := syncDirs(dir); err != nil {
+	if err := durable.SyncDirs(dir); err != nil {
 		return "", false, err
 	}
 	if err := os.Rename(dir, filepath.Join(s.partsDir(), u.ID)); err != nil {
 		return "", false, err
 	}
-	return u.ID, whole, syncDirs(s.partsDir())
+	return u.ID, whole, durable.SyncDirs(s.partsDir())
 }
 
 // repairData finishes what a killed process began: data whose object is not
@@ -419,5 +421,5 @@ func (s *Store) adoptUpload(u *Upload) error {
 	if err := os.Rename(from, filepath.Join(s.partsDir(), u.ID)); err != nil {
 		return err
 	}
-	return syncDirs(s.partsDir(), filepath.Dir(from))
+	return durable.SyncDirs(s.partsDir(), filepath.Dir(from))
 }

@@ -33,7 +33,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,6 +44,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Errors that callers match. Errors of the disk are returned wrapped as they
@@ -172,7 +173,7 @@ func makeDirs(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return syncDirs(parent)
+	return durable.SyncDirs(parent)
 }
 
 // Close lets another process open the directory. Calls under way must have
@@ -197,37 +198,22 @@ type owner struct{ pid, boot string }
 // empties the file, so takeLock can tell whether the last was killed.
 func (s *Store) takeLock() (last owner, err error) {
 	path := filepath.Join(s.dir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, was, err := durable.Lock(path, 0)
+	var busy *durable.BusyError
+	if errors.As(err, &busy) {
+		pid, _, _ := strings.Cut(busy.Text, " ")
+		return last, fmt.Errorf("%w (process %s); stop it or choose another directory", ErrInUse, pid)
+	}
 	if err != nil {
 		return last, err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	busy := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if busy != nil && !errors.Is(busy, unix.EWOULDBLOCK) {
-		return last, fmt.Errorf("lock %s: %w", path, busy)
-	}
-	text, err := io.ReadAll(f)
-	if err != nil {
-		return last, err
-	}
-	last.pid, last.boot, _ = strings.Cut(strings.TrimSpace(string(text)), " ")
-	if busy != nil {
-		return last, fmt.Errorf("%w (process %s); stop it or choose another directory", ErrInUse, last.pid)
-	}
-	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+" "+bootID()+"\n")); err != nil {
+	last.pid, last.boot, _ = strings.Cut(was, " ")
+	if err := durable.Sign(f, strconv.Itoa(os.Getpid())+" "+bootID()); err != nil {
+		f.Close()
 		return last, fmt.Errorf("write %s: %w", path, err)
 	}
 	s.lock = f
 	return last, nil
-}
-
-func writeAt(f *os.File, text string) error {
-	_, err := f.WriteAt([]byte(text), 0)
-	return err
 }
 
 // bootID changes with every start of the machine; "" where it is not known.
@@ -264,7 +250,7 @@ func (s *Store) discard(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := syncDirs(filepath.Dir(dir)); err != nil {
+	if err := durable.SyncDirs(filepath.Dir(dir)); err != nil {
 		return err
 	}
 	return os.RemoveAll(trash)
@@ -281,24 +267,6 @@ func (s *Store) moveToTrash(dir string) (string, error) {
 		return "", err
 	}
 	return trash, nil
-}
-
-// syncDirs makes the names in the directories durable. Directories one
-// operation changed are synced together at its end: the file system then
-// writes its journal once.
-func syncDirs(dirs ...string) error {
-	for _, dir := range dirs {
-		f, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		err = f.Sync()
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Bucket is a bucket's name and when it was made.
@@ -375,7 +343,7 @@ func (s *Store) CreateBucket(name string) error {
 		}
 		return fmt.Errorf("create bucket %s: %w", name, err)
 	}
-	if err := syncDirs(s.bucketsDir()); err != nil {
+	if err := durable.SyncDirs(s.bucketsDir()); err != nil {
 		return fmt.Errorf("create bucket %s: %w", name, err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // NewETag returns an ETag that is not a digest of data: the data is then not
@@ -62,7 +64,7 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 		}
 		changed = append(changed, inner)
 	}
-	if err := errors.Join(d.moveTo(inner+"/"+at.file), syncDirs(changed...)); err != nil {
+	if err := errors.Join(d.moveTo(inner+"/"+at.file), durable.SyncDirs(changed...)); err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
 	}
 	lock := s.bucketLock(bucket)
@@ -73,7 +75,7 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 		return nil, fmt.Errorf("%s: %w", bucket, ErrBucketExists)
 	}
 	if err == nil {
-		err = syncDirs(filepath.Dir(s.bucketDir(bucket)))
+		err = durable.SyncDirs(filepath.Dir(s.bucketDir(bucket)))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)

@@ -2,10 +2,11 @@ package folder
 
 import (
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/iterait/shepherd/internal/bucketname"
 )
 
 // How a key becomes a path
@@ -30,24 +31,8 @@ const (
 	MaxKey = 1024
 )
 
-// ValidBucket reports whether S3's rules allow the name: 3 to 63 of a-z, 0-9,
-// "-" and ".", a letter or digit at both ends and on both sides of every ".",
-// not an IP address.
-func ValidBucket(name string) bool {
-	if len(name) < 3 || len(name) > 63 || strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-.") {
-		return false
-	}
-	for i, c := range []byte(name) {
-		switch {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
-		case (c == '-' || c == '.') && i > 0 && i < len(name)-1:
-		default:
-			return false
-		}
-	}
-	_, err := netip.ParseAddr(name)
-	return err != nil
-}
+// ValidBucket reports whether S3's rules allow the name.
+func ValidBucket(name string) bool { return bucketname.Valid(name) }
 
 // ValidKey returns nil when key can name an object: 1 to MaxKey bytes of UTF-8.
 func ValidKey(key string) error {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Check looks at the object that a call is about to replace or delete, nil
@@ -110,7 +112,7 @@ func (s *Store) commit(d *draft, key string, at location, check Check) (replaced
 		if replaced, err = s.replace(d, key, at, check); err != nil {
 			return "", err
 		}
-		return replaced, syncDirs(at.dir())
+		return replaced, durable.SyncDirs(at.dir())
 	}
 	lock.RUnlock()
 	lock.Lock()
@@ -178,7 +180,7 @@ func (s *Store) commitDeep(d *draft, key string, at location, check Check) (repl
 		s.prune(at.bucket, at.dir())
 		return "", err
 	}
-	return replaced, syncDirs(changed...)
+	return replaced, durable.SyncDirs(changed...)
 }
 
 // prune removes dir and its parents up to the bucket's as far as they are
@@ -235,7 +237,7 @@ func (s *Store) Delete(ctx context.Context, bucket string, keys []string, check 
 	changed = slices.Compact(changed)
 	failed := map[string]error{}
 	for _, dir := range changed {
-		if err := syncDirs(dir); err != nil {
+		if err := durable.SyncDirs(dir); err != nil {
 			failed[dir] = fmt.Errorf("delete: %w", err)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Settings are what is configured of a bucket.
@@ -58,7 +60,7 @@ func (s *Store) SetSettings(bucket string, settings Settings) error {
 	if err := os.Rename(f.Name(), s.settingsFile(bucket)); err != nil {
 		return fmt.Errorf("write the settings of bucket %s: %w", bucket, err)
 	}
-	return syncDirs(s.settingsDir())
+	return durable.SyncDirs(s.settingsDir())
 }
 
 // removeSettings removes a bucket's settings; there may be none.
@@ -70,5 +72,5 @@ func (s *Store) removeSettings(bucket string) error {
 	if err != nil {
 		return err
 	}
-	return syncDirs(s.settingsDir())
+	return durable.SyncDirs(s.settingsDir())
 }

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // MaxParts is the highest number of a part.
@@ -96,7 +98,7 @@ func (s *Store) createUpload(u Upload) error {
 	if err := os.Rename(dir, s.uploadDir(u.Bucket, u.ID)); err != nil {
 		return err
 	}
-	return syncDirs(parent)
+	return durable.SyncDirs(parent)
 }
 
 // newUploadDir makes a directory below tmp/ that describes u.
@@ -112,7 +114,7 @@ func (s *Store) newUploadDir(u Upload) (string, error) {
 	f, err := os.OpenFile(filepath.Join(dir, uploadFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		_, err = f.Write(text)
-		err = errors.Join(err, f.Sync(), f.Close(), syncDirs(dir))
+		err = errors.Join(err, f.Sync(), f.Close(), durable.SyncDirs(dir))
 	}
 	if err != nil {
 		os.RemoveAll(dir)
@@ -236,7 +238,7 @@ func (s *Store) PutPart(u *Upload, number int, body io.Reader, size int64, compl
 	if err := d.moveTo(filepath.Join(dir, partFile(number))); err != nil {
 		return nil, fmt.Errorf("store part %d of %q: %w", number, u.Key, err)
 	}
-	if err := syncDirs(dir); err != nil {
+	if err := durable.SyncDirs(dir); err != nil {
 		return nil, fmt.Errorf("store part %d of %q: %w", number, u.Key, err)
 	}
 	return info, nil

@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/ledger/archive"
+	"github.com/iterait/shepherd/ledger/sqlite"
+)
+
+func exportCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "export [-c FILE] [TO]",
+		Short: "Write the record of jobs as JSON lines while the daemon works",
+		Long: "Writes all jobs with their attempts, as they are at one moment, to the new file TO\n" +
+			"or, without it, to the standard output. The daemon may be up and goes on working.\n" +
+			"'ledger import' reads them into another ledger.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return &usageError{errors.New("ledger export takes the name of one new file, or none")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			cfg, err := configOf(file)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if len(args) > 0 {
+				to, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+				if err != nil {
+					return fmt.Errorf("make the archive: %w", err)
+				}
+				defer to.Close()
+				out = to
+			}
+			jobs, err := export(cmd.Context(), cfg.Ledger.Path, out)
+			if err != nil {
+				return err
+			}
+			if to, ok := out.(*os.File); ok && len(args) > 0 {
+				if err := errors.Join(to.Sync(), to.Close()); err != nil {
+					return fmt.Errorf("write the archive: %w", err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are in %s\n", jobs, args[0])
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	return c
+}
+
+// export writes the records of the ledger at path, by way of a copy of it beside
+// it, which no daemon changes meanwhile.
+func export(ctx context.Context, path string, out io.Writer) (jobs int, err error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".export-")
+	if err != nil {
+		return 0, fmt.Errorf("make room for a copy of the ledger: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	copied := filepath.Join(dir, "ledger.db")
+	if err := sqlite.Backup(ctx, path, copied); err != nil {
+		return 0, err
+	}
+	l, err := sqlite.Open(ctx, sqlite.Config{Path: copied})
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return archive.Write(ctx, out, l)
+}
+
+func importCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "import [-c FILE] FROM",
+		Short: "Read jobs that were exported into the ledger of a daemon that is stopped",
+		Long: "Reads the file FROM, which 'ledger export' wrote, into the ledger, behind what is\n" +
+			"there. Jobs that were running when they were exported are queued again. A file\n" +
+			"that is damaged or cut off changes nothing, nor does one with a job that is in\n" +
+			"the ledger already. The daemon must be stopped.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return &usageError{errors.New("ledger import takes the name of one file")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := configOf(file)
+			if err != nil {
+				return err
+			}
+			from, err := os.Open(args[0])
+			if err != nil {
+				return fmt.Errorf("open the archive: %w", err)
+			}
+			defer from.Close()
+			jobs, err := daemon.Import(cmd.Context(), cfg, from, cmd.ErrOrStderr())
+			if err != nil {
+				return fmt.Errorf("%s: %w; %d jobs were imported", args[0], err, jobs)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are imported\n", jobs)
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	return c
+}

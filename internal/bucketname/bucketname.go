@@ -1,0 +1,33 @@
+// Package bucketname knows the rules that S3 has for the names of buckets:
+// https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+package bucketname
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Problem says in words, as they follow the name, what is wrong with it; "" where
+// nothing is.
+func Problem(name string) string {
+	switch {
+	case len(name) < 3 || len(name) > 63:
+		return fmt.Sprintf("has %d characters; it must have 3 to 63", len(name))
+	case strings.ContainsFunc(name, func(r rune) bool { return !alnum(r) && r != '.' && r != '-' }):
+		return "may hold lower-case letters, digits, '.' and '-' only"
+	case !alnum(rune(name[0])) || !alnum(rune(name[len(name)-1])):
+		return "must begin and end with a lower-case letter or a digit"
+	case strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-."):
+		return "must have a letter or digit on both sides of every '.'"
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "must not look like an IP address"
+	}
+	return ""
+}
+
+func alnum(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
+
+// Valid reports whether a bucket can have the name.
+func Valid(name string) bool { return Problem(name) == "" }

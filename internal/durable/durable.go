@@ -1,0 +1,99 @@
+// Package durable has the few steps that keep files through a power cut, and one
+// process out of another's.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// SyncDirs makes the names in the directories durable. Directories that one
+// operation changed are synced together at its end: the file system then writes
+// its journal once.
+func SyncDirs(dirs ...string) error {
+	for _, dir := range dirs {
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteFile replaces a small file: after a crash it is there as it was, or whole
+// as it is now. It writes path.new first; one caller at a time writes a path.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return SyncDirs(filepath.Dir(path))
+}
+
+// BusyError says that another process has a lock.
+type BusyError struct {
+	Path string
+	Text string // what that process wrote into the file
+}
+
+func (e *BusyError) Error() string { return fmt.Sprintf("%s is locked by another process", e.Path) }
+
+// maxText is how much of a lock's file is read, in bytes.
+const maxText = 256
+
+// Lock locks the file at path for this process, and makes it where it is missing.
+// The lock ends when the file is closed, and with the process however that ends.
+// Where another process has it, Lock tries again for some time, and then returns
+// *BusyError. was is what the file holds: what an earlier holder left.
+func Lock(path string, within time.Duration) (f *os.File, was string, err error) {
+	if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, "", err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			f = nil
+		}
+	}()
+	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || !time.Now().Before(end) {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, "", fmt.Errorf("lock %s: %w", path, err)
+	}
+	text, readErr := io.ReadAll(io.LimitReader(f, maxText))
+	was = strings.TrimSpace(string(text))
+	if err != nil {
+		return nil, "", &BusyError{Path: path, Text: was}
+	}
+	return f, was, readErr
+}
+
+// Sign replaces what a lock's file holds, for who finds it locked.
+func Sign(f *os.File, text string) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(text+"\n"), 0)
+	return err
+}

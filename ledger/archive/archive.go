@@ -1,0 +1,245 @@
+// Package archive writes the records of a ledger to a stream of JSON lines and
+// reads them again, so that jobs can be moved from one ledger to another, and
+// looked at with the tools there are for JSON.
+//
+// The first line is {"shepherd_ledger": 1}, where 1 is the version of the format.
+// Then each line is a record with its attempts, oldest first. The last line is
+// {"records": N}, by which a reader knows that nothing is missing. Times are as in
+// RFC 3339, in UTC, by the microsecond; durations are numbers of seconds; what is
+// zero or empty is left out. Unknown fields are refused: an archive of a newer
+// shepherd that has something more to say must not lose it.
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/ledger"
+)
+
+// version is that of the format.
+const version = 1
+
+// maxLine bounds a line that is read: a record holds a failure and at most a few
+// hundred attempts.
+const maxLine = 4 << 20
+
+// How many records are read from, and entered in, a ledger at a time.
+const (
+	page  = 500
+	batch = 200
+)
+
+// header is the first line, trailer the last.
+type header struct {
+	Version int `json:"shepherd_ledger"`
+}
+
+type trailer struct {
+	Records *int `json:"records"`
+}
+
+// Write writes all records of the ledger and returns how many. The ledger should
+// not change meanwhile: a job may be missed otherwise.
+func Write(ctx context.Context, w io.Writer, l ledger.Ledger) (int, error) {
+	out := bufio.NewWriter(w)
+	encoder := json.NewEncoder(out)
+	if err := encoder.Encode(header{version}); err != nil {
+		return 0, fmt.Errorf("write the archive: %w", err)
+	}
+	records := 0
+	for cursor := int64(0); ; {
+		listed, next, err := l.List(ctx, ledger.Filter{}, cursor, page)
+		if err != nil {
+			return records, err
+		}
+		for _, rec := range listed {
+			if rec.Failure != nil { // a list leaves the traceback out
+				if rec, err = l.Get(ctx, rec.ID); err != nil {
+					return records, err
+				}
+			}
+			attempts, err := l.Attempts(ctx, rec.ID)
+			if err != nil {
+				return records, err
+			}
+			if err := encoder.Encode(encode(ledger.Saved{Record: rec, Attempts: attempts})); err != nil {
+				return records, fmt.Errorf("write the archive: %w", err)
+			}
+			records++
+		}
+		if cursor = next; cursor == 0 {
+			break
+		}
+	}
+	err := encoder.Encode(trailer{&records})
+	if err := errors.Join(err, out.Flush()); err != nil {
+		return records, fmt.Errorf("write the archive: %w", err)
+	}
+	return records, nil
+}
+
+// Restore enters the records of an archive in a ledger, and returns how many. The
+// whole archive is read before the first is entered, so one that is damaged or cut
+// off changes nothing: the error is then of class errdefs.ErrInvalidArgument and
+// names the line. Where the ledger fails in between, those entered before are
+// there.
+func Restore(ctx context.Context, r io.ReadSeeker, into ledger.Restorer) (int, error) {
+	if err := Read(r, func(ledger.Saved) error { return nil }); err != nil {
+		return 0, err
+	}
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return 0, fmt.Errorf("read the archive again: %w", err)
+	}
+	var pending []ledger.Saved
+	records := 0
+	flush := func() error {
+		if len(pending) == 0 {
+			return nil
+		}
+		if err := into.Restore(ctx, pending); err != nil {
+			return err
+		}
+		records += len(pending)
+		pending = nil
+		return nil
+	}
+	err := Read(r, func(s ledger.Saved) error {
+		if pending = append(pending, s); len(pending) < batch {
+			return nil
+		}
+		return flush()
+	})
+	if err == nil {
+		err = flush()
+	}
+	return records, err
+}
+
+// Read calls each with every record, in order. An error of each is returned as it
+// is; what is no archive, damaged or cut off is of class
+// errdefs.ErrInvalidArgument, and the error names the line.
+func Read(r io.Reader, each func(ledger.Saved) error) error {
+	in := bufio.NewReader(r)
+	records := 0
+	for line := 1; ; line++ {
+		text, err := readLine(in)
+		switch {
+		case errors.Is(err, io.EOF) && line == 1:
+			return bad(line, errors.New("the archive is empty"))
+		case errors.Is(err, io.EOF):
+			return bad(line, fmt.Errorf("the archive is cut off: its last line is missing, after %d records", records))
+		case err != nil:
+			return bad(line, err)
+		}
+		if line == 1 {
+			var h header
+			if err := decode(text, &h); err != nil || h.Version == 0 {
+				return bad(line, errors.New(`this is no archive of a ledger: its first line is not {"shepherd_ledger": 1}`))
+			}
+			if h.Version != version {
+				return bad(line, fmt.Errorf("the archive has version %d, and this shepherd reads version %d: use the shepherd that wrote it, or a newer one", h.Version, version))
+			}
+			continue
+		}
+		var end trailer
+		if decode(text, &end) == nil && end.Records != nil {
+			if *end.Records != records {
+				return bad(line, fmt.Errorf("the archive had %d records when it was written and has %d", *end.Records, records))
+			}
+			if _, err := in.ReadByte(); !errors.Is(err, io.EOF) {
+				return bad(line+1, errors.New("something follows the archive's last line"))
+			}
+			return nil
+		}
+		var s savedJSON
+		if err := decode(text, &s); err != nil {
+			return bad(line, err)
+		}
+		saved, err := s.decode()
+		if err != nil {
+			return bad(line, err)
+		}
+		if err := each(saved); err != nil {
+			return err
+		}
+		records++
+	}
+}
+
+// readLine reads a line, without its end; io.EOF is for a line without one, too.
+func readLine(in *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := in.ReadSlice('\n')
+		line = append(line, part...)
+		switch {
+		case len(line) > maxLine:
+			return nil, fmt.Errorf("the line is longer than %d bytes", maxLine)
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		return bytes.TrimSuffix(line, []byte("\n")), nil
+	}
+}
+
+// decode decodes one JSON value, strictly.
+func decode(text []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows the line's value")
+	}
+	return nil
+}
+
+func bad(line int, err error) error {
+	return fmt.Errorf("line %d: %w: %w", line, err, errdefs.ErrInvalidArgument)
+}
+
+// seconds is a duration as a number of seconds.
+type seconds float64
+
+func inSeconds(d time.Duration) seconds { return seconds(d.Seconds()) }
+
+func (s seconds) duration() time.Duration {
+	return time.Duration(float64(s) * float64(time.Second)).Round(time.Microsecond)
+}
+
+// instant is a time, zero for none.
+type instant struct{ time.Time }
+
+func (i instant) MarshalJSON() ([]byte, error) {
+	return json.Marshal(i.Time.UTC().Format("2006-01-02T15:04:05.000000Z07:00"))
+}
+
+// The times that an archive may hold: those that every ledger can keep.
+var (
+	minTime = time.UnixMicro(1)
+	maxTime = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+)
+
+func (i *instant) UnmarshalJSON(text []byte) error {
+	var t time.Time
+	if err := json.Unmarshal(text, &t); err != nil {
+		return err
+	}
+	if t.Before(minTime) || t.After(maxTime) {
+		return fmt.Errorf("the time %s is not between 1970 and 9999", t)
+	}
+	i.Time = t.UTC().Truncate(time.Microsecond)
+	return nil
+}

@@ -1,0 +1,107 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// againstEnv names the revision that BenchmarkAgainst compares this tree with.
+const againstEnv = "SHEPHERD_BENCH_AGAINST"
+
+// BenchmarkAgainst compares this tree's daemon, with its embedded storage, with
+// that of another revision: both are up all the time and take the same no-op jobs
+// in turn, so that whatever else the machine does hits both alike. What counts is
+// the median of the rounds' ratios; the table has their range, too.
+func BenchmarkAgainst(b *testing.B) {
+	revision := os.Getenv(againstEnv)
+	if revision == "" {
+		b.Skip("no revision is named: make bench-against REV=…")
+	}
+	other := buildRevision(b, revision)
+	const ours, theirs = 0, 1
+	worlds := [2]*world{newEmbeddedWorld(b, programs), newEmbeddedWorld(b, other)}
+	for i, w := range worlds {
+		w.start()
+		for n := range 20 { // the model is loaded, the files are warm
+			if err := w.do(fmt.Sprintf("warm-%d-%d", i, n), "noop:v1"); err != nil {
+				w.fatal("%v", err)
+			}
+		}
+	}
+	const rounds = 7
+	for _, load := range []struct{ clients, jobs int }{{1, 150}, {16, 320}, {64, 640}} {
+		var rate, cpu [2][]float64
+		for round := range rounds + 1 { // the first warms up
+			for _, i := range []int{ours, theirs} {
+				if round%2 == 1 { // neither is always the first
+					i = 1 - i
+				}
+				w := worlds[i]
+				used, began := cpuTime(b, w.daemon.Process.Pid), time.Now()
+				together(b, load.clients, load.jobs, func(n int) error {
+					return w.do(fmt.Sprintf("job-%d-%d-%d-%d", i, load.clients, round, n), "noop:v1")
+				})
+				if round > 0 {
+					rate[i] = append(rate[i], float64(load.jobs)/time.Since(began).Seconds())
+					cpu[i] = append(cpu[i], ms(cpuTime(b, w.daemon.Process.Pid)-used)/float64(load.jobs))
+				}
+			}
+		}
+		with := fmt.Sprintf(", %d clients", load.clients)
+		noteSpread(b, "no-op jobs"+with, rate[ours], "jobs/s")
+		noteSpread(b, "no-op jobs"+with+", "+revision, rate[theirs], "jobs/s")
+		noteSpread(b, "no-op jobs"+with+", ratio", ratios(rate[ours], rate[theirs]), "times")
+		noteSpread(b, "CPU time of the daemon"+with, cpu[ours], "ms/job")
+		noteSpread(b, "CPU time of the daemon"+with+", "+revision, cpu[theirs], "ms/job")
+		noteSpread(b, "CPU time of the daemon"+with+", ratio", ratios(cpu[ours], cpu[theirs]), "times")
+	}
+	for i, name := range []string{"", ", " + revision} {
+		note(b, "RSS of the daemon after its work"+name, resident(b, worlds[i].daemon.Process.Pid), "MiB")
+	}
+}
+
+func ratios(a, b []float64) []float64 {
+	r := make([]float64, len(a))
+	for i := range a {
+		r[i] = a[i] / b[i]
+	}
+	return r
+}
+
+// noteSpread takes the median of several values, and between which they lie.
+func noteSpread(b *testing.B, what string, values []float64, unit string) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: median(values), low: slices.Min(values), high: slices.Max(values)})
+}
+
+// buildRevision builds the daemon and shim of a revision of this repository from
+// the sources as they were committed, and returns where.
+func buildRevision(b *testing.B, revision string) string {
+	b.Helper()
+	dir := b.TempDir()
+	sources, out := filepath.Join(dir, "sources"), filepath.Join(dir, "bin")
+	must(b, os.MkdirAll(sources, 0o755))
+	shell := func(in, script string, args ...string) {
+		b.Helper()
+		ctx, cancel := context.WithTimeout(b.Context(), 20*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "sh", append([]string{"-ec", script, "sh"}, args...)...)
+		cmd.Dir, cmd.Env = in, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("%s: %v\n%s", strings.TrimSpace(script), err, text)
+		}
+	}
+	root, err := filepath.Abs("../..")
+	must(b, err)
+	shell(root, `git rev-parse --verify --quiet "$1^{commit}" >/dev/null || { echo "there is no revision $1"; exit 1; }
+		git archive "$1" | tar -x -C "$2"`, revision, sources)
+	shell(sources, `go build -trimpath -ldflags "-s -w" -o "$1/" ./cmd/shepherdd ./cmd/shepherd-shim`, out)
+	return out
+}
