@@ -54,6 +54,7 @@ func (w *worker) run(feed, work context.Context) {
 			w.idleSince = time.Now()
 		}
 		s := w.supervisor
+		w.preloader.look(s.runner != nil)
 		var ended <-chan struct{}
 		var again, preload <-chan time.Time
 		var yield <-chan struct{}
@@ -85,13 +86,9 @@ func (w *worker) run(feed, work context.Context) {
 				stopIdle()
 				return // the runner has a job, so it can be given no other
 			}
-			if s.runner == nil { // it was lost, or stopped, with its job
-				w.preloader.again()
-			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
-			w.preloader.again()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")
@@ -110,8 +107,16 @@ func (w *worker) run(feed, work context.Context) {
 				s.revive(feed)
 			}
 		case <-preload:
-			w.pulse.waits() // an image may take its time
-			w.preload(feed)
+			select {
+			case a := <-w.lane.feeder.offers:
+				w.pulse.works()
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
+			default: // a pull may take its time, and is no sign of a lane that hangs
+				w.preload(feed)
+			}
 			w.pulse.works()
 		}
 		stopIdle()
@@ -141,7 +146,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 // another sheep's: idle sheep look.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
-	w.preloader.never()
+	w.preloader.unloaded()
 	if w.lane.feeder.waitsForDevices() {
 		w.lane.flock.wakeFirst(w.lane)
 	}
