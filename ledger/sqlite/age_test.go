@@ -1,9 +1,12 @@
 package sqlite
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -275,6 +278,27 @@ func runSheep(t *testing.T, l *Ledger, slot ledger.Slot) error {
 		time.Sleep(time.Minute)
 		if _, err := l.Finish(t.Context(), c.ID, c.Token, ledger.Outcome{State: job.Done, Cause: job.CauseDone}); err != nil {
 			return err
+		}
+	}
+}
+
+// TestClockBehind opens a ledger while the clock is behind its last change.
+func TestClockBehind(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	var clock wall
+	for _, test := range []struct {
+		ahead time.Duration
+		warns bool
+	}{{0, false}, {-clockTolerance / 2, false}, {-31 * 365 * 24 * time.Hour, true}, {0, false}} {
+		clock.set(test.ahead)
+		var log bytes.Buffer
+		l := mustOpen(t, Config{Path: path, Now: clock.now, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if warned := strings.Contains(log.String(), "The clock of this machine is behind"); warned != test.warns {
+			t.Errorf("at %v: %q", test.ahead, log.String())
+		}
+		endJobs(t, l, fmt.Sprint("job", len(log.String()), test.ahead.Milliseconds()))
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

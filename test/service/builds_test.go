@@ -2,7 +2,6 @@ package service
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,55 +119,6 @@ func (b *builds) scripted(t *testing.T) string {
 		return dir + "/scripted"
 	})
 }
-
-// clockOffset is the file that holds by how many seconds the clock of daemonWithClock
-// is off.
-const clockOffset = "/etc/clock-offset"
-
-// daemonWithClock is a shepherdd whose wall clock is off by what clockOffset holds at
-// the moment. A container has the clock of its host, which a test must not set.
-func (b *builds) daemonWithClock(t *testing.T) string {
-	t.Helper()
-	return b.once(t, "clock", func(dir string) string {
-		root, err := exec.Command("go", "env", "GOROOT").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		flag := overlay(t, dir, filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go"), func(text string) string {
-			const now = "sec, nsec, mono := runtimeNow()\n"
-			text = replaceOnce(t, text, now, now+"\tsec += wallOffset()\n")
-			return replaceOnce(t, text, "import (\n", "import (\n\t\"syscall\"\n") + fmt.Sprintf(wallOffset, clockOffset)
-		})
-		build(t, dir+"/shepherdd", newerVersion, "cmd/shepherdd", flag)
-		return dir + "/shepherdd"
-	})
-}
-
-// wallOffset is added to package time.
-const wallOffset = `
-func wallOffset() (offset int64) {
-	fd, err := syscall.Open(%q, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	defer syscall.Close(fd)
-	var text [24]byte
-	n, _ := syscall.Read(fd, text[:])
-	negative := false
-	for _, c := range text[:max(n, 0)] {
-		switch {
-		case c == '-':
-			negative = true
-		case '0' <= c && c <= '9':
-			offset = 10*offset + int64(c-'0')
-		}
-	}
-	if negative {
-		return -offset
-	}
-	return offset
-}
-`
 
 // overlay returns the flag that makes go build use a changed text of a source file.
 func overlay(t *testing.T, dir, source string, change func(text string) string) (flag string) {

@@ -53,9 +53,7 @@ func (m *machine) queued(id string) {
 // the daemon reports what it waits for and continues by itself once it is there.
 func TestWorstDays(t *testing.T) {
 	m := boot(t, built.older(t), built.newer(t), built.scripted(t))
-	clock := built.daemonWithClock(t)
 	m.step("install", func(m *machine) {
-		m.copy(clock, "/opt/shepherdd-clock")
 		m.write("/gates/.keep", "")
 		m.write("/srv/models.kept/echo/v1/config.yaml", "print\n")
 		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs noauto,mode=755 0 0\n/srv/models.kept /srv/models none bind,noauto 0 0\n")
@@ -128,79 +126,5 @@ func TestWorstDays(t *testing.T) {
 		if code, text := m.ready(); code != http.StatusOK {
 			m.Errorf("readyz: %d %s", code, text)
 		}
-		m.run("systemctl", "enable", "containerd.service")
-	})
-	m.step("a clock that is decades off at boot", func(m *machine) {
-		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs mode=755 0 0\n/srv/models.kept /srv/models none bind 0 0\n")
-		m.run("systemctl", "enable", "--quiet", "sandbox.service")
-		m.write("/etc/systemd/system/shepherdd.service.d/clock.conf", "[Service]\nExecStart=\nExecStart=/opt/shepherdd-clock -c /etc/shepherd/shepherd.yml\n")
-		m.write(clockOffset, "-1000000000\n")
-		m.submit("clock-wool", "wool", "await /gates/clock")
-		m.awaitRunning("clock-wool")
-		m.crash()
-		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
-		m.logged("The clock of this machine is behind")
-		m.logged("because the clocks differ")
-		if code, text := m.ready(); code != http.StatusServiceUnavailable || !strings.Contains(text, "storage") {
-			m.Errorf("readyz: %d %s", code, text)
-		}
-		m.queued("clock-wool")
-		// What ended before has not aged.
-		if code, text, err := m.request("GET", "/jobs/first-wool", ""); code != 200 || err != nil {
-			m.Errorf("a job of before: %d %s %v", code, text, err)
-		}
-		m.write("/gates/clock", "")
-		m.write(clockOffset, "0\n") // the clock is set, while the daemon runs
-		m.result("clock-wool")
-		m.submit("clock-after", "wool", "print")
-		m.result("clock-after")
-		m.write(clockOffset, "1000000000\n") // and now it is ahead
-		if code, text, err := m.request("GET", "/jobs/first-wool", ""); code != 200 || err != nil {
-			m.Errorf("a job of before: %d %s %v", code, text, err)
-		}
-		m.run("rm", "-r", clockOffset, "/etc/systemd/system/shepherdd.service.d")
-		m.run("systemctl", "daemon-reload")
-		m.run("systemctl", "restart", "shepherdd.service")
-		m.submit("clock-right", "wool", "print")
-		m.result("clock-right")
-	})
-	m.step("power that fails while an upgrade unpacks", func(m *machine) {
-		m.submit("unpack-wool", "wool", "await /gates/unpack")
-		m.submit("unpack-dock", "dock", "await /gates/unpack")
-		m.awaitRunning("unpack-wool", "unpack-dock")
-		m.run("sh", "-c", `dpkg --unpack /root/newer.deb >/dev/null 2>&1 & pid=$!
-			while [ ! -e /usr/bin/shepherdd.dpkg-new ] && kill -0 $pid 2>/dev/null; do :; done; kill -9 $pid; wait $pid; true`)
-		m.crash()
-		m.write("/gates/unpack", "")
-		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
-		m.result("unpack-wool")
-		m.result("unpack-dock")
-	})
-	m.step("power that fails before an upgrade is configured", func(m *machine) {
-		m.submit("configure-wool", "wool", "await /gates/configure")
-		m.submit("configure-dock", "dock", "await /gates/configure")
-		m.awaitRunning("configure-wool", "configure-dock")
-		m.run("dpkg", "--unpack", "/root/newer.deb")
-		m.crash()
-		m.write("/gates/configure", "")
-		m.eventually("it is up", func() bool { return m.property("ActiveState") == "active" })
-		m.result("configure-wool")
-		m.result("configure-dock")
-		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "unpacked" {
-			m.Errorf("the package is %s", out)
-		}
-		m.run("dpkg", "--configure", "--pending")
-		if out := m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd"); out != "installed" {
-			m.Errorf("the package is %s", out)
-		}
-		if out := m.run("dpkg", "--audit"); out != "" {
-			m.Errorf("dpkg --audit: %s", out)
-		}
-		m.eventually("the new version is up", func() bool {
-			_, text, _ := m.request("GET", "/version", "")
-			return strings.Contains(text, "1.2.0")
-		})
-		m.submit("configured", "wool", "print")
-		m.result("configured")
 	})
 }
