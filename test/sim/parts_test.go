@@ -263,6 +263,9 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 	case cutOff:
 		return errCrashed
 	case gaveUp:
+		if s.attach.Load() { // it stops the runner that was found
+			return s.Sheep.Run(ctx, observe)
+		}
 		return &runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true}
 	case deaf:
 		f = deaf
