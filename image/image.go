@@ -14,7 +14,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -407,10 +406,7 @@ func readConfig(ctx context.Context, img containerd.Image) (ocispec.Image, error
 	if err != nil {
 		return config, err
 	}
-	if err := json.Unmarshal(data, &config); err != nil {
-		return config, failf(errdefs.ErrFailedPrecondition, "its configuration cannot be read (%v); build and push it again", err)
-	}
-	return config, nil
+	return parseConfig(data)
 }
 
 // The labels of images. Those that shepherd pulled may be removed for the

@@ -28,14 +28,18 @@ func checkTarget(desc ocispec.Descriptor) error {
 // checkManifest refuses a manifest of something else than a container image:
 // registries keep models, charts and signatures in the same form.
 func (s *Store) checkManifest(ctx context.Context, desc ocispec.Descriptor) error {
+	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+	if err != nil {
+		return err
+	}
+	return checkManifest(data)
+}
+
+func checkManifest(data []byte) error {
 	var manifest struct {
 		ArtifactType string               `json:"artifactType"`
 		Config       ocispec.Descriptor   `json:"config"`
 		Layers       []ocispec.Descriptor `json:"layers"`
-	}
-	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
-	if err != nil {
-		return err
 	}
 	if err := json.Unmarshal(data, &manifest); err != nil {
 		return failf(errdefs.ErrFailedPrecondition, "its manifest cannot be read (%v); push it again", err)
@@ -84,14 +88,28 @@ func (s *Store) checkConfig(ctx context.Context, h images.Handler, desc ocispec.
 	if _, err := h.Handle(ctx, desc); err != nil {
 		return err
 	}
-	var config ocispec.Image
 	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, &config); err != nil {
-		return failf(errdefs.ErrFailedPrecondition, "its configuration cannot be read (%v); build and push it again", err)
+	config, err := parseConfig(data)
+	if err != nil {
+		return err
 	}
+	return s.checkPlatform(config)
+}
+
+// parseConfig reads an image's configuration.
+func parseConfig(data []byte) (ocispec.Image, error) {
+	var config ocispec.Image
+	if err := json.Unmarshal(data, &config); err != nil {
+		return config, failf(errdefs.ErrFailedPrecondition, "its configuration cannot be read (%v); build and push it again", err)
+	}
+	return config, nil
+}
+
+// checkPlatform refuses an image for another machine.
+func (s *Store) checkPlatform(config ocispec.Image) error {
 	if config.OS == "" && config.Architecture == "" {
 		return nil // it does not say, as some builders' do not
 	}
@@ -104,9 +122,18 @@ func (s *Store) checkConfig(ctx context.Context, h images.Handler, desc ocispec.
 
 // noPlatform says for which platforms an index has images.
 func (s *Store) noPlatform(ctx context.Context, desc ocispec.Descriptor) error {
-	var index ocispec.Index
 	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
-	if err != nil || json.Unmarshal(data, &index) != nil {
+	if err != nil {
+		data = nil
+	}
+	return s.explainIndex(data)
+}
+
+// explainIndex says for which platforms an index has images; nil is one that cannot
+// be read.
+func (s *Store) explainIndex(data []byte) error {
+	var index ocispec.Index
+	if json.Unmarshal(data, &index) != nil {
 		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s.platform)
 	}
 	var found []string

@@ -11,6 +11,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 )
@@ -103,5 +104,90 @@ func TestAdoptedRunnerIsDeaf(t *testing.T) {
 	attempts, err := p.ledger.Attempts(t.Context(), "deaf")
 	if err != nil || len(attempts) != 1 || attempts[0].Cause != job.CauseLoadTimeout {
 		t.Errorf("%+v, %v: %+v", attempts, err, status.Failure)
+	}
+}
+
+// A sheep that starts its crashed runner again is busy: it claims a job to prepare
+// it only, so that another sheep can take it over.
+func TestRevivingSheepIsBusy(t *testing.T) {
+	p := newPen(t)
+	again, loads := make(chan struct{}), new(atomic.Int32)
+	p.load = func(ctx context.Context, _ job.Model) error {
+		if loads.Add(1) != 2 {
+			return nil
+		}
+		select {
+		case <-again:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.start()
+	p.submit("first", "m", "in")
+	p.await("first", job.Done)
+	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
+	for loads.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	p.submit("second", "m", "in")
+	for claimed := false; !claimed; {
+		held, err := p.ledger.Held(t.Context(), "node")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if claimed = len(held) == 1; claimed && held[0].State != job.Queued {
+			t.Errorf("the job is %s while the sheep's runner is still starting", held[0].State)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(again)
+	p.await("second", job.Done)
+}
+
+// stuckSheep is a sheep whose Run does not come to attach to its runner.
+type stuckSheep struct {
+	runtime.Sheep
+	runs chan struct{} // receives when Run is called
+}
+
+func (s stuckSheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
+	return s.Sheep.(runtime.Recoverer).Recover(ctx)
+}
+
+func (s stuckSheep) Run(ctx context.Context, observe runtime.Observer) error {
+	s.runs <- struct{}{}
+	<-ctx.Done()
+	return s.Sheep.Run(ctx, observe)
+}
+
+// A daemon that is told to stop while it adopts a runner hands the runner's job
+// back: it does not fail.
+func TestStopDuringAdoption(t *testing.T) {
+	p := newPen(t)
+	has := make(chan struct{}, 1)
+	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error {
+		has <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	p.start()
+	p.submit("long", "m", "in")
+	<-has
+	ctx, cancel := context.WithTimeout(context.Background(), hang)
+	defer cancel()
+	p.core.Leave(ctx)
+
+	runs := make(chan struct{}, 1)
+	p.wrap = func(s runtime.Sheep) runtime.Sheep { return stuckSheep{s, runs} }
+	p.start()
+	<-runs
+	now, over := context.WithCancel(context.Background())
+	over()
+	p.core.Stop(now)
+	rec, err := p.ledger.Get(t.Context(), "long")
+	attempts, listErr := p.ledger.Attempts(t.Context(), "long")
+	if err != nil || listErr != nil || rec.State != job.Queued || len(attempts) != 1 || attempts[0].Cause != job.CauseHandedBack {
+		t.Errorf("%s, %+v: %v, %v", rec.State, attempts, err, listErr)
 	}
 }

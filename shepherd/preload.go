@@ -18,6 +18,7 @@ var errOtherJob = errors.New("a job of another model came")
 type preloader struct {
 	model   job.Model // zero for none
 	due     time.Time // when to load it; zero for not
+	up      bool      // a runner was, at the last look
 	backoff runtime.Backoff
 
 	mu      sync.Mutex
@@ -26,20 +27,21 @@ type preloader struct {
 }
 
 func newPreloader(m job.Model) *preloader {
-	p := &preloader{model: m, backoff: runtime.DefaultBackoff()}
-	p.again()
-	return p
+	return &preloader{model: m, up: true, backoff: runtime.DefaultBackoff()}
 }
 
-// again makes the model due.
-func (p *preloader) again() {
-	if !p.model.IsZero() {
+// look is told whether a runner is up. When it was and is not any more, and at the
+// first look, the model is due.
+func (p *preloader) look(up bool) {
+	if p.up && !up && !p.model.IsZero() {
 		p.due = time.Now()
 	}
+	p.up = up
 }
 
-// never makes the model not due: its sheep gave up what it takes for another.
-func (p *preloader) never() { p.due = time.Time{} }
+// unloaded says that the runner was stopped to give up what it takes: the model is
+// not due until a job has brought one up again.
+func (p *preloader) unloaded() { p.due, p.up = time.Time{}, false }
 
 // begin returns a context that ends when a job of another model comes.
 func (p *preloader) begin(parent context.Context) context.Context {

@@ -144,7 +144,11 @@ func (w *worker) adopt(work context.Context) (left bool) {
 	if err := s.launch(work, d.found.Model, job.Trace{}, loaded); err != nil {
 		l.log.Warn("The runner that was found ended before it could be adopted", "error", err)
 		w.takeAnswers(work, d)
-		if current != nil {
+		switch {
+		case current == nil:
+		case work.Err() != nil: // the sheep is to end: that is no fault of the job's
+			l.concluder.end(work, current, stopped(context.Cause(work)))
+		default:
 			l.concluder.end(work, current, w.loadEnding(current, err))
 		}
 		return false

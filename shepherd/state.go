@@ -19,6 +19,7 @@ type laneState struct {
 	up      bool      // the runner is up
 	ahead   job.Model // what is loaded without a job that wants it
 	adopts  bool      // the worker still adopts what an earlier daemon left
+	revives job.Model // it starts a crashed runner again, with this model
 	detail  string
 	removed bool // the sheep is configured no more
 	stopped bool // it was told to stop
@@ -49,8 +50,8 @@ type told struct {
 	followed []func(span string) // by those who follow its log
 }
 
-// begin says that the worker has a job. end says that it has none; it reports
-// whether it had one.
+// begin says that the worker has a job. end says that it can take one; it reports
+// whether it could not before.
 func (s *laneState) begin(a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,8 +122,8 @@ func (s *laneState) endLog(span string) {
 
 func (s *laneState) end() bool {
 	s.mu.Lock()
-	had := s.current.id != "" || s.adopts
-	s.current, s.adopts, s.told = currentJob{}, false, told{}
+	had := s.current.id != "" || s.adopts || !s.revives.IsZero()
+	s.current, s.adopts, s.revives, s.told = currentJob{}, false, job.Model{}, told{}
 	s.mu.Unlock()
 	if had {
 		select {
@@ -133,11 +134,18 @@ func (s *laneState) end() bool {
 	return had
 }
 
-// busy reports whether the worker has a job.
+// revive says that the worker starts a crashed runner again.
+func (s *laneState) revive(m job.Model) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revives = m
+}
+
+// busy reports whether the worker has a job, or could not take one at once.
 func (s *laneState) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.current.id != "" || s.adopts
+	return s.current.id != "" || s.adopts || !s.revives.IsZero()
 }
 
 // adopt says that the worker begins with a runner that was found alive.
@@ -165,6 +173,8 @@ func (s *laneState) model() job.Model {
 	switch {
 	case s.current.id != "":
 		return s.current.model
+	case !s.revives.IsZero():
+		return s.revives
 	case s.up:
 		return s.loaded
 	}

@@ -304,6 +304,7 @@ func (s *supervisor) revive(ctx context.Context) {
 		return
 	}
 	defer done()
+	l.state.revive(m)
 	err := s.start(ctx, m, nil)
 	if err == nil {
 		l.happened(RunnerRevived)

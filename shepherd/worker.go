@@ -54,6 +54,7 @@ func (w *worker) run(feed, work context.Context) {
 			w.idleSince = time.Now()
 		}
 		s := w.supervisor
+		w.preloader.look(s.runner != nil)
 		var ended <-chan struct{}
 		var again, preload <-chan time.Time
 		var yield <-chan struct{}
@@ -85,13 +86,9 @@ func (w *worker) run(feed, work context.Context) {
 				stopIdle()
 				return // the runner has a job, so it can be given no other
 			}
-			if s.runner == nil { // it was lost, or stopped, with its job
-				w.preloader.again()
-			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
-			w.preloader.again()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")
@@ -110,8 +107,16 @@ func (w *worker) run(feed, work context.Context) {
 				s.revive(feed)
 			}
 		case <-preload:
-			w.pulse.waits() // an image may take its time
-			w.preload(feed)
+			select {
+			case a := <-w.lane.feeder.offers:
+				w.pulse.works()
+				if left := w.process(feed, work, a); left {
+					stopIdle()
+					return
+				}
+			default: // a pull may take its time, and is no sign of a lane that hangs
+				w.preload(feed)
+			}
 			w.pulse.works()
 		}
 		stopIdle()
@@ -141,7 +146,7 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 // another sheep's: idle sheep look.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
-	w.preloader.never()
+	w.preloader.unloaded()
 	if w.lane.feeder.waitsForDevices() {
 		w.lane.flock.wakeFirst(w.lane)
 	}
@@ -329,25 +334,25 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		loadOver = timer.C
 	}
 	ran := func(err error) { a.phases.Run = l.passed(a, a.Model, PhaseRun, began, err) }
+	receive := func(answer messenger.Answer, ok bool) (_ ending, over bool) {
+		w.pulse.works()
+		switch {
+		case !ok:
+			why := s.lost()
+			ran(why)
+			return w.loadEnding(a, why), true
+		case answer.JobID == a.ID:
+			crashpoint.Reached(crashpoint.Answered)
+			s.crashes = crashes{} // a runner that answers is in no crash loop
+			s.freed = time.Now()
+			ran(failed(answer.Failure))
+			return answered(a, answer, s.runner.conn), true
+		}
+		w.answered(work, answer)
+		return ending{}, false
+	}
 	for {
-		w.pulse.waits()
-		select {
-		case answer, ok := <-s.runner.answers:
-			w.pulse.works()
-			switch {
-			case !ok:
-				why := s.lost()
-				ran(why)
-				return w.loadEnding(a, why), false
-			case answer.JobID == a.ID:
-				crashpoint.Reached(crashpoint.Answered)
-				s.crashes = crashes{} // a runner that answers is in no crash loop
-				s.freed = time.Now()
-				ran(failed(answer.Failure))
-				return answered(a, answer, s.runner.conn), false
-			}
-			w.answered(work, answer)
-		case <-connected: // it takes jobs from now on
+		if closed(connected) { // it takes jobs: what is over then is not the time to load
 			connected, loadOver = nil, nil
 			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
@@ -357,6 +362,22 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 				defer timer.Stop()
 				runOver = timer.C
 			}
+		}
+		select { // an answer that is there counts, whatever else has come since
+		case answer, ok := <-s.runner.answers:
+			if end, over := receive(answer, ok); over {
+				return end, false
+			}
+			continue
+		default:
+		}
+		w.pulse.waits()
+		select {
+		case answer, ok := <-s.runner.answers:
+			if end, over := receive(answer, ok); over {
+				return end, false
+			}
+		case <-connected:
 		case <-loadOver:
 			a.stopper.stop(errLoadTimeout)
 		case <-runOver:

@@ -20,7 +20,7 @@ const module = "github.com/iterait/shepherd"
 var allowed = map[string][]string{
 	"cmd/shepherdd": {"cli"},
 	"cli": {
-		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/sqlite", "runtime", "sandbox", "shim", "storage/s3",
+		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
 	},
 	"docs": {},
 	"daemon": {
@@ -40,6 +40,7 @@ var allowed = map[string][]string{
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger", "internal/durable"},
 	"ledger/memory":           {"job", "ledger"},
+	"ledger/archive":          {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage", "internal/bucketname"},
 	"storage/memory":          {"job", "storage"},

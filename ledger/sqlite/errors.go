@@ -80,7 +80,7 @@ func classify(err error) (hint string, class error) {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
 		return "another program keeps it locked; end that program and try again", errdefs.ErrUnavailable
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return "the file is damaged; stop shepherd and restore the file from a backup, or move it and its -wal file away to begin with an empty ledger", errdefs.ErrInternal
+		return "the file is damaged; stop shepherd and restore the file from a backup, or move it and its -wal file away and run shepherdd recover, which queues jobs again from storage", errdefs.ErrInternal
 	}
 	return "unexpected failure", errdefs.ErrInternal
 }

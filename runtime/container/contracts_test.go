@@ -98,14 +98,12 @@ func (s stranger) converse(t *testing.T, w *world, h *heir) {
 		if err := h.Conn.Send(ctx, messenger.Input{JobID: id}); err != nil {
 			t.Fatal(err)
 		}
-		progress := ""
-		for progress == "" {
+		for {
 			e, err := h.Conn.(messenger.EventSource).RecvEvent(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if e.Kind == messenger.EventProgress && e.JobID == id && e.Progress == 0.4 {
-				progress = e.Text
 				break
 			}
 		}

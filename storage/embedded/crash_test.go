@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -26,6 +27,10 @@ import (
 const victimDir = "SHEPHERD_TEST_VICTIM_DIR"
 
 func runVictim(dir string) {
+	go func() { // the test's process holds the other end: with it this one ends
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	s, err := embedded.Open(embedded.Config{
 		Dir: dir, Listen: "127.0.0.1:0", AccessKey: accessKey, SecretKey: secretKey, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
@@ -47,6 +52,9 @@ func victim(t testing.TB, dir string) (*server, *exec.Cmd) {
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), victimDir+"="+dir)
 	cmd.Stderr = os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -44,7 +44,7 @@ func (s *suite) testCollect(t *testing.T) {
 
 	t.Run("Many", func(t *testing.T) {
 		outputs := make(map[string]string)
-		for n := range 1500 {
+		for n := range manyFiles {
 			outputs[fmt.Sprintf("outputs/%d/%04d", n%7, n)] = fmt.Sprint(n)
 		}
 		dir := t.TempDir()

@@ -16,6 +16,9 @@ import (
 
 const input = "inputs/input"
 
+// manyFiles is more than a listing names, or a request deletes, at a time.
+const manyFiles = 1050
+
 func (s *suite) testPlaces(t *testing.T) {
 	t.Run("Init", func(t *testing.T) {
 		for name, payload := range map[string]string{"Empty": "", "Small": "payload", "Large": strings.Repeat("0123456789abcdef", 200_000)} {

@@ -46,7 +46,7 @@ func (s *suite) testStage(t *testing.T) {
 
 	t.Run("Many", func(t *testing.T) {
 		inputs := make(map[string]string)
-		for n := range 1500 {
+		for n := range manyFiles {
 			inputs[fmt.Sprintf("inputs/%d/%04d", n%7, n)] = fmt.Sprint(n)
 		}
 		s.stage(t, s.fresh(t, inputs), t.TempDir(), inputs)

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bufio"
+	"fmt"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -44,5 +46,65 @@ func TestJobsCommand(t *testing.T) {
 	w.kill()
 	if out, err := jobs("ls"); err == nil || !strings.Contains(out, "no daemon is running with this configuration") {
 		t.Errorf("without a daemon: %v\n%s", err, out)
+	}
+}
+
+// A job's progress and log are seen while it runs and after its end, by the API and by
+// `shepherdd jobs logs -f`, which ends with the job; also across a restart of the
+// daemon. The sheep's own model is up before the first job.
+func TestJobLogsAndProgress(t *testing.T) {
+	w := emptyWorld(t, "sheep")
+	w.edit("    type: bare\n", fmt.Sprintf("    type: bare\n    preload: tool:v1\n    command: [%q, \"-p\", \"{port}\", \"{config}\"]\n", programs+"/shepherd-runner"))
+	gate := w.dir + "/gate"
+	write(t, w.dir+"/models/tool/v1/config.yaml", fmt.Sprintf(
+		"command: [sh, -c, 'echo line of {job}; echo \"::progress 40%% halfway\"; until [ -e %s ]; do sleep 0.05; done; echo last of {job}; cp {inputs}/input {outputs}/output']\n", gate))
+	w.start()
+	w.eventually("the model is up", func() bool {
+		_, text := w.request("GET", "/sheep", "")
+		return strings.Contains(text, `"running": true`) && strings.Contains(text, `"name": "tool"`)
+	})
+	w.submit("job-1", "tool:v1", "x")
+	w.eventually("the progress is seen", func() bool {
+		_, text := w.request("GET", "/jobs/job-1", "")
+		return strings.Contains(text, `"done": 0.4`) && strings.Contains(text, `"text": "halfway"`) && strings.Contains(text, `"detail": "40 %: halfway"`)
+	})
+	if code, text := w.request("GET", "/jobs/job-1/logs", ""); code != 200 || !strings.Contains(text, "line of job-1\n") || strings.Contains(text, "::progress") {
+		t.Errorf("the log so far: %d %q", code, text)
+	}
+	follow := exec.Command(programs+"/shepherdd", "jobs", "logs", "-f", "-c", w.config, "job-1")
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "line of job-1" {
+	}
+	write(t, gate, "")
+	rest := ""
+	for lines.Scan() {
+		rest += lines.Text() + "\n"
+	}
+	if err := follow.Wait(); err != nil || !strings.Contains(rest, "last of job-1\n") {
+		t.Errorf("then came %q, %v", rest, err)
+	}
+	w.expectDone("job-1", "x")
+	w.submit("job-2", "tool:v1", "y")
+	w.expectDone("job-2", "y")
+	w.stop()
+	w.start()
+	for _, id := range []string{"job-1", "job-2"} {
+		_, text := w.request("GET", "/jobs/"+id+"/logs", "")
+		if strings.Count(text, "line of") != 1 || !strings.Contains(text, "line of "+id+"\n") || !strings.Contains(text, "last of "+id+"\n") {
+			t.Errorf("the log of %s is %q", id, text)
+		}
+		if _, text := w.request("GET", "/jobs/"+id, ""); !strings.Contains(text, `"progress": null`) {
+			t.Errorf("%s", text)
+		}
+	}
+	if code, text := w.request("GET", "/jobs/nobody/logs", ""); code != 400 || !strings.Contains(text, "does not exist") {
+		t.Errorf("%d %s", code, text)
 	}
 }

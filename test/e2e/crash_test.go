@@ -94,7 +94,6 @@ type crashJob struct {
 	input                string
 	acknowledged         bool
 	cancel, cancelled    bool // a cancel was asked for, and answered
-	toldEnded            bool // the cancel was told that the job had ended
 	body                 string
 	submissions, cancels int
 }

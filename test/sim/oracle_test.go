@@ -253,6 +253,7 @@ func (o *oracle) see(e job.Event) {
 			o.fail("event %s of attempt %d of job %s comes after attempt %d (held: %v)", e.Kind, e.Attempt, e.Job, r.attempts, r.held)
 		}
 	case job.EventReturned:
+		o.interrupts(e, k)
 		if !r.held || e.Attempt != r.attempts {
 			o.fail("job %s is returned by attempt %d, and attempt %d has it (held: %v)", e.Job, e.Attempt, r.attempts, r.held)
 		}
@@ -266,9 +267,26 @@ func (o *oracle) see(e job.Event) {
 		}
 		k.claimable = true
 	case job.EventEnded:
+		o.interrupts(e, k)
 		r.ended, r.held, k.claimable = &e, false, false
 		if !ending[e.State][e.Cause] || e.Cause == job.CauseWaitTimeout && k.request.Limits.WaitTimeout == nil || e.Cause == job.CauseDeadline && k.request.Deadline.IsZero() {
 			o.fail("job %s ends as %s with the cause %s: %s", e.Job, e.State, e.Cause, e.Reason)
+		}
+	}
+}
+
+// interrupts checks that an attempt that ends as interrupted has lost its runner: a
+// daemon goes on with what the runner of one of its sheep still has.
+func (o *oracle) interrupts(e job.Event, k *known) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	at := k.active
+	if e.Cause != job.CauseInterrupted || at == nil || at.run != e.Run || at.attempt != e.Attempt {
+		return
+	}
+	for _, n := range o.world.nodes {
+		if _, away := n.leaving[e.Sheep]; n.name == e.Node && !away {
+			o.failing("attempt %d of job %s ends as interrupted, and the runner of sheep %s still has the job", e.Attempt, e.Job, e.Sheep)
 		}
 	}
 }

@@ -89,7 +89,7 @@ func (w *world) obey() {
 // rates are how often a world has each kind of fault: once in so many steps, or
 // calls; 0 is never.
 type rates struct {
-	slow, fail, lie, full, odd           int // of calls
+	slow, fail, lie, full, odd, twice    int // of calls
 	crash, pause, partition, leave, disk int // of steps
 	clock, reload, stop, device, kill    int
 }
@@ -103,7 +103,7 @@ func newRates(d dice) rates {
 		return often + d.IntN(4*often)
 	}
 	return rates{
-		slow: some(10), fail: some(12), lie: some(15), full: some(25), odd: some(8),
+		slow: some(10), fail: some(12), lie: some(15), full: some(25), odd: some(8), twice: some(2),
 		crash: some(80), pause: some(100), partition: some(100), leave: some(120), disk: some(100),
 		clock: some(100), reload: some(100), stop: some(150), device: some(60), kill: some(60),
 	}
@@ -576,6 +576,8 @@ func (w *world) settle(c *call) {
 			f = lies
 		case c.to != toSheep && w.dice.chance(w.rates.full):
 			f = full
+		case strings.Contains(c.name, " answer ") && w.dice.chance(w.rates.twice):
+			f = odd
 		case c.odd() && w.dice.chance(w.rates.odd):
 			f = odd
 			if strings.HasSuffix(c.name, " run") && w.dice.chance(2) {

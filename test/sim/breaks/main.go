@@ -106,6 +106,7 @@ func writeRow(f fault, seed, as string) error {
 
 var (
 	foundSeed = regexp.MustCompile(`seed (\d+): ([^\n]*)`)
+	worldDir  = regexp.MustCompile(`/\S*/sim-\d+/\d+/`)
 	quoted    = regexp.MustCompile(`[|{].*`)
 )
 
@@ -146,7 +147,7 @@ func (f fault) find(dir string, seeds int) (seed, as string, err error) {
 		return "", "", nil
 	}
 	if m := foundSeed.FindStringSubmatch(string(out)); m != nil {
-		return m[1], strings.TrimSpace(quoted.ReplaceAllString(m[2], "…")), nil
+		return m[1], strings.TrimSpace(quoted.ReplaceAllString(worldDir.ReplaceAllString(m[2], ""), "…")), nil
 	}
 	if ctx.Err() != nil {
 		return "", "", fmt.Errorf("no end within %s", attemptTime)
