@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,7 @@ func TestReportStorage(t *testing.T) {
 			}
 			return nil
 		}
-		var out bytes.Buffer
+		var out lockedBuffer
 		var closing closers
 		reportStorage(t.Context(), ping, "http://s3.example.com", logging.New(&out, logging.Config{}), &closing)
 		if text := out.String(); !strings.Contains(text, "The storage does not answer; jobs wait until it does") || !strings.Contains(text, "connection refused") {
@@ -35,7 +36,7 @@ func TestReportStorage(t *testing.T) {
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out lockedBuffer
 		var closing closers
 		reportStorage(t.Context(), func(context.Context) error { return errors.New("away") }, "", logging.New(&out, logging.Config{}), &closing)
 		time.Sleep(time.Minute)
@@ -44,4 +45,22 @@ func TestReportStorage(t *testing.T) {
 			t.Errorf("got %s", text)
 		}
 	})
+}
+
+// lockedBuffer is written by one goroutine and read by another.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
