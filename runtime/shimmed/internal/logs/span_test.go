@@ -119,9 +119,10 @@ func TestFollowSpan(t *testing.T) {
 				t.Cleanup(func() { r.Close() })
 				return r
 			}
-			ends := func(r runtime.JobLog, want string) {
-				t.Helper()
-				read := make(chan string)
+			// follow reads while the part's end becomes known, which it does before the
+			// next job's lines are written.
+			follow := func(r runtime.JobLog) <-chan string {
+				read := make(chan string, 1)
 				go func() {
 					got, err := io.ReadAll(r)
 					read <- fmt.Sprint(string(got), err)
@@ -129,17 +130,20 @@ func TestFollowSpan(t *testing.T) {
 				r.End("nonsense")
 				r.End(span.String())
 				r.End(logspan.Span{Begin: span.Begin, End: logspan.Mark{{}}}.String()) // too late
-				if got := <-read; got != want+"<nil>" {
-					t.Errorf("got %q, want %q", got, want)
-				}
+				return read
 			}
 			early := open()
 			do(c.before)
 			late := open()
 			span.End = End(log)
+			fromEarly, fromLate := follow(early), follow(late)
 			do(c.after)
-			ends(early, c.want)
-			ends(late, cmp.Or(c.late, c.want))
+			if got := <-fromEarly; got != c.want+"<nil>" {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+			if got, want := <-fromLate, cmp.Or(c.late, c.want); got != want+"<nil>" {
+				t.Errorf("got %q of one that opened the log later, want %q", got, want)
+			}
 		})
 	}
 }
