@@ -35,6 +35,9 @@ func recoverCommand() *cobra.Command {
 				}
 				fmt.Fprintf(out, "%s\t%s\tqueued\n", r.ID, r.Model)
 			}, cmd.ErrOrStderr())
+			if err != nil && counts == (shepherd.RebuildCounts{}) { // it did not begin
+				return err
+			}
 			verb := "are queued again"
 			if dryRun {
 				verb = "would be queued again"

@@ -276,3 +276,51 @@ func (c *crashes) settle() {
 		c.t.Logf("killed at %v", c.killed)
 	}
 }
+
+// The ledger is lost with the daemon and its sheep; `shepherdd recover` queues what
+// had not ended again, and it is done.
+func TestRecover(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	store, err := s3.New(s3.Config{URL: w.s3, AccessKey: accessKey, SecretKey: secretKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := w.dir + "/gate"
+	w.submit("ended", "echo:v1", "one")
+	w.expectDone("ended", "one")
+	w.submit("running", "echo:v1", "wait "+gate)
+	w.submit("waiting", "echo:v1", "three")
+	for id, want := range map[job.ID]job.State{"running": job.Processing, "waiting": job.Queued} {
+		w.eventually("storage has the state of "+string(id), func() bool {
+			kept, err := store.Status(t.Context(), id)
+			return err == nil && kept.State == want
+		})
+	}
+	w.kill()
+	for pid := range w.processes() {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	lost, err := filepath.Glob(w.dir + "/state/ledger.db*")
+	if err != nil || len(lost) == 0 {
+		t.Fatal(lost, err)
+	}
+	for _, file := range lost {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, gate, "")
+	if got := w.must("recover"); !strings.Contains(got, "running\techo:v1\tqueued\nwaiting\techo:v1\tqueued\n2 jobs are queued again, 0 cannot be, 1 have ended") {
+		t.Errorf("recover says %q", got)
+	}
+	w.start()
+	w.expectDone("running", "wait "+gate)
+	w.expectDone("waiting", "three")
+	if got := w.result("ended"); got != "one" {
+		t.Errorf("what had ended gave %q", got)
+	}
+	if out, err := w.command("recover"); err == nil || !strings.Contains(out, "another shepherdd") {
+		t.Errorf("beside a daemon: %v: %s", err, out)
+	}
+}
