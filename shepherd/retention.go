@@ -27,9 +27,12 @@ type Retention struct {
 
 // How files that are due are removed: batch by batch, one job at a time, with a
 // pause after each that is as long as its removal took, so that jobs at work have
-// at least half of the storage's attention.
+// at least half of the storage's attention. Where whole batches are due, more jobs
+// end than are removed that way: then several are removed at a time, without pauses,
+// or the storage would fill.
 const (
 	removalBatch  = 64
+	removalsAhead = 8                // that run at a time while whole batches are due
 	removalRetry  = 10 * time.Minute // between tries of a storage that is away at most
 	retentionScan = "storage.keep"   // the checkpoint that says which policy all records were seen with
 )
@@ -159,22 +162,13 @@ func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error)
 	if err != nil {
 		return 0, err
 	}
-	removed := 0
-	for _, d := range due {
-		done, ok := r.take(d.ID)
-		if !ok {
-			continue // it is submitted anew, or removed by a client
-		}
-		began := time.Now()
-		err := r.removeOne(ctx, d)
-		done()
-		if err != nil {
-			return 0, fmt.Errorf("remove the files of job %s: %w", d.ID, err)
-		}
-		removed++
-		if err := sleep(ctx, time.Since(began)); err != nil {
-			return 0, err
-		}
+	remove := r.removeInTurn
+	if len(due) == removalBatch {
+		remove = r.removeTogether
+	}
+	removed, err := remove(ctx, due)
+	if err != nil {
+		return 0, err
 	}
 	if removed > 0 {
 		r.log.Info("Removed the files of jobs whose time was over", "jobs", removed)
@@ -185,8 +179,72 @@ func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error)
 	return max(min(next, r.cfg.Interval), 10*time.Millisecond), nil
 }
 
-// removeOne removes the files of a job that is due.
-func (r *remover) removeOne(ctx context.Context, d ledger.Removal) error {
+// removeInTurn removes the files of one job after the other, with pauses, and
+// returns how many it removed.
+func (r *remover) removeInTurn(ctx context.Context, due []ledger.Removal) (removed int, err error) {
+	for _, d := range due {
+		began := time.Now()
+		ok, err := r.removeOne(ctx, d)
+		if err != nil {
+			return removed, err
+		}
+		if !ok {
+			continue
+		}
+		removed++
+		if err := sleep(ctx, time.Since(began)); err != nil {
+			return removed, err
+		}
+	}
+	return removed, nil
+}
+
+// removeTogether removes the files of several jobs at a time, and returns how many
+// it removed.
+func (r *remover) removeTogether(ctx context.Context, due []ledger.Removal) (removed int, err error) {
+	var mu sync.Mutex
+	var removing sync.WaitGroup
+	next := 0
+	for range removalsAhead {
+		removing.Go(func() {
+			for {
+				mu.Lock()
+				if next == len(due) || err != nil || ctx.Err() != nil {
+					mu.Unlock()
+					return
+				}
+				d := due[next]
+				next++
+				mu.Unlock()
+				ok, failed := r.removeOne(ctx, d)
+				mu.Lock()
+				if ok && failed == nil {
+					removed++
+				}
+				err = errors.Join(err, failed)
+				mu.Unlock()
+			}
+		})
+	}
+	removing.Wait()
+	return removed, err
+}
+
+// removeOne removes the files of a job that is due. ok is false where it is
+// submitted anew, or removed by a client.
+func (r *remover) removeOne(ctx context.Context, d ledger.Removal) (ok bool, err error) {
+	done, ok := r.take(d.ID)
+	if !ok {
+		return false, nil
+	}
+	defer done()
+	if err := r.removeFiles(ctx, d); err != nil {
+		return true, fmt.Errorf("remove the files of job %s: %w", d.ID, err)
+	}
+	return true, nil
+}
+
+func (r *remover) removeFiles(ctx context.Context, d ledger.Removal) error {
 	if !d.Begun {
 		switch _, err := r.cfg.Ledger.BeginRemoval(ctx, d.ID, d.Run, false); {
 		case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
