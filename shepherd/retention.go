@@ -32,7 +32,7 @@ type Retention struct {
 // or the storage would fill.
 const (
 	removalBatch  = 64
-	removalsAhead = 8                // that run at a time while whole batches are due
+	removalsOpen  = 8                // that run at a time while whole batches are due
 	removalRetry  = 10 * time.Minute // between tries of a storage that is away at most
 	retentionScan = "storage.keep"   // the checkpoint that says which policy all records were seen with
 )
@@ -205,7 +205,7 @@ func (r *remover) removeTogether(ctx context.Context, due []ledger.Removal) (rem
 	var mu sync.Mutex
 	var removing sync.WaitGroup
 	next := 0
-	for range removalsAhead {
+	for range removalsOpen {
 		removing.Go(func() {
 			for {
 				mu.Lock()

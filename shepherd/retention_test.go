@@ -1,8 +1,11 @@
 package shepherd_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage"
 )
 
 // keep has the pen's ledger and core keep files as the policy says; the core is
@@ -106,6 +110,54 @@ func TestRetention(t *testing.T) {
 }
 
 // A policy that is taken back holds for what ended under it.
+// crowdedStore counts the removals that are under way at a time.
+type crowdedStore struct {
+	storage.Store
+	open, most atomic.Int32
+}
+
+func (s *crowdedStore) Remove(ctx context.Context, id job.ID) error {
+	now := s.open.Add(1)
+	defer s.open.Add(-1)
+	for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
+	}
+	time.Sleep(5 * time.Millisecond) // so that others can be under way
+	return s.Store.Remove(ctx, id)
+}
+
+// Where whole batches are due, several removals are under way at a time, and none
+// is left out.
+func TestRetentionOfMany(t *testing.T) {
+	p := newPen(t)
+	store := &crowdedStore{Store: p.store}
+	p.config.Store = store
+	p.keep(job.Retention{})
+	var ids []job.ID
+	for i := range 150 {
+		id := fmt.Sprintf("job-%d", i)
+		p.submit(id, "m", "x")
+		ids = append(ids, job.ID(id))
+	}
+	p.submit("kept", "m", "x", func(r *job.Request) { r.Keep = new(time.Duration(0)) })
+	p.await("kept", job.Done)
+	for _, id := range ids {
+		p.await(string(id), job.Done)
+	}
+	p.keep(job.Retention{All: job.KeepTimes{Done: new(time.Millisecond)}})
+	p.eventually("all files are gone", func() bool {
+		return !slices.ContainsFunc(ids, func(id job.ID) bool {
+			rec, err := p.ledger.Get(t.Context(), id)
+			return err != nil || !rec.FilesRemoved || p.there(id)
+		})
+	})
+	if most := store.most.Load(); most < 2 || most > 8 {
+		t.Errorf("%d removals were under way at a time, want 2 to 8", most)
+	}
+	if !p.there("kept") {
+		t.Error("a job that is to be kept is gone")
+	}
+}
+
 func TestRetentionTakenBack(t *testing.T) {
 	p := newPen(t)
 	p.keep(job.Retention{All: job.KeepTimes{Done: new(2 * time.Second)}})
