@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -30,12 +29,7 @@ func TestLedgerBackup(t *testing.T) {
 	}
 	to := filepath.Join(t.TempDir(), "backup.db")
 	backup := func(args ...string) (string, error) {
-		var out bytes.Buffer
-		root := newRoot("shepherdd", Build{})
-		root.SetOut(&out)
-		root.SetArgs(append([]string{"ledger", "backup", "-c", p.config}, args...))
-		err := root.Execute()
-		return out.String(), err
+		return call(append([]string{"ledger", "backup", "-c", p.config}, args...)...)
 	}
 	if said, err := backup(to); err != nil || said != "1 jobs are in "+to+"\n" {
 		t.Fatalf("it says %q, %v", said, err)

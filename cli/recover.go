@@ -47,6 +47,6 @@ func recoverCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and queue nothing")
 	return c
 }
