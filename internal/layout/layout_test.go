@@ -39,6 +39,8 @@ var allowed = map[string][]string{
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger", "internal/durable"},
+	"ledger/postgres":         {"job", "ledger", "ledger/lifecycle"},
+	"ledger/lifecycle":        {"job", "ledger"},
 	"ledger/memory":           {"job", "ledger"},
 	"ledger/archive":          {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},

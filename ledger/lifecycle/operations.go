@@ -1,0 +1,201 @@
+package lifecycle
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// Create is the row of a new run of rec, which takes the place of old; old is nil
+// where the id has no record. The Seq is not set. The error is ledger.ErrOthers,
+// ErrExists or ErrRemoving.
+func Create(old *Row, rec job.Record, m Moment) (*Row, Change, error) {
+	r := &Row{Record: job.Record{
+		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
+		NotBefore: KeptTime(rec.NotBefore), WaitUntil: KeptTime(rec.WaitUntil), Deadline: KeptTime(rec.Deadline),
+		Keep: keptKeep(rec.Keep), State: job.Queued, Run: 1,
+	}}
+	if old != nil {
+		switch {
+		case rec.Tenant != "" && rec.Tenant != old.Tenant:
+			return nil, Change{}, ledger.ErrOthers
+		case !old.State.Final():
+			return nil, Change{}, ledger.ErrExists
+		case old.Removal != NoRemoval:
+			return nil, Change{}, ledger.ErrRemoving
+		}
+		r.Run, r.Tenant, r.ChangedAt = old.Run+1, old.Tenant, old.ChangedAt
+	}
+	r.change(m)
+	r.EnqueuedAt = r.ChangedAt
+	r.Delayed = r.NotBefore.After(m.Now)
+	return r, Change{Made: true, Event: r.event(job.Event{Kind: job.EventQueued})}, nil
+}
+
+// holds reports whether the token's claim holds the job; a nil row is held by none.
+func (r *Row) holds(token ledger.Token) bool { return r != nil && token != 0 && r.Token == token }
+
+// Start begins the turn of a claim made ahead. The error is ledger.ErrFenced.
+func (r *Row) Start(token ledger.Token, m Moment) (Change, error) {
+	if !r.holds(token) {
+		return Change{}, ledger.ErrFenced
+	}
+	if r.State == job.Processing {
+		return Change{}, nil
+	}
+	r.change(m)
+	r.State, r.StartedAt, r.WaitUntil = job.Processing, r.ChangedAt, time.Time{}
+	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventStarted))}, nil
+}
+
+// CheckOutcome answers an error of class errdefs.ErrInternal for an outcome that
+// is none: its state is not final, its failure does not fit the state, or it has
+// no cause.
+func CheckOutcome(o ledger.Outcome) error {
+	if !o.State.Final() || (o.State == job.Failed) != (o.Failure != nil) || o.Cause == "" {
+		return fmt.Errorf("state %q with failure %v and cause %q is no outcome: %w", o.State, o.Failure, o.Cause, errdefs.ErrInternal)
+	}
+	return nil
+}
+
+// CheckReturn answers an error of class errdefs.ErrInternal for a return without a
+// cause.
+func CheckReturn(why ledger.Return) error {
+	if why.Cause == "" {
+		return fmt.Errorf("no cause is given: %w", errdefs.ErrInternal)
+	}
+	return nil
+}
+
+// Finish ends the run and the attempt under way. The error is ledger.ErrFenced.
+func (r *Row) Finish(token ledger.Token, o ledger.Outcome, keep Retention, m Moment) (Change, error) {
+	if !r.holds(token) {
+		return Change{}, ledger.ErrFenced
+	}
+	r.change(m)
+	return r.endHeld(o, true, keep, m), nil
+}
+
+// Release ends the attempt under way and queues the job again, or ends it as
+// cancelled where it is Cancelling. The error is ledger.ErrFenced.
+func (r *Row) Release(token ledger.Token, why ledger.Return, keep Retention, m Moment) (Change, error) {
+	if !r.holds(token) {
+		return Change{}, ledger.ErrFenced
+	}
+	r.change(m)
+	if r.Cancelling {
+		return r.endHeld(ledger.Outcome{Cause: why.Cause, Reason: why.Reason, Usage: why.Usage, Phases: why.Phases, Log: why.Log}, why.Spent, keep, m), nil
+	}
+	event := r.attemptEvent(job.EventReturned)
+	event.Cause, event.Reason = why.Cause, job.ClipReason(why.Reason)
+	attempt := r.endAttempt(why)
+	r.State, r.StartedAt = job.Queued, time.Time{}
+	r.NotBefore = latest(r.NotBefore, KeptTime(why.NotBefore))
+	r.Delayed = r.NotBefore.After(m.Now)
+	return Change{Made: true, Attempt: attempt, Event: r.event(event)}, nil
+}
+
+// Cancel ends a job that nobody holds, and marks one that is held as Cancelling.
+// The error is ledger.ErrNotFound, for a nil row, or ErrFinal.
+func (r *Row) Cancel(keep Retention, m Moment) (Change, error) {
+	switch {
+	case r == nil:
+		return Change{}, ledger.ErrNotFound
+	case r.State.Final():
+		return Change{}, ledger.ErrFinal
+	case r.Cancelling:
+		return Change{}, nil
+	}
+	r.change(m)
+	if r.Token == 0 {
+		return r.endRun(ledger.Outcome{State: job.Cancelled}, job.Event{Kind: job.EventEnded, Cause: job.CauseCancelled}, keep, m), nil
+	}
+	r.Cancelling = true
+	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventCancelled))}, nil
+}
+
+// GiveUp fails a job that nobody holds and whose time to wait is over; of any
+// other it changes nothing.
+func (r *Row) GiveUp(keep Retention, m Moment) Change {
+	if r == nil {
+		return Change{}
+	}
+	at := r.GiveUpAt()
+	if at.IsZero() || at.After(m.Now) {
+		return Change{}
+	}
+	event := job.Event{Kind: job.EventEnded, Cause: job.CauseDeadline}
+	if at.Equal(r.WaitUntil) {
+		event.Cause = job.CauseWaitTimeout
+		event.Reason = fmt.Sprintf("The job waited longer than its wait_timeout of %s allows", r.waitTimeout())
+	} else {
+		event.Reason = fmt.Sprintf("The job's deadline, %s, passed while it waited for a sheep", r.Deadline.Format(time.RFC3339))
+	}
+	r.change(m)
+	return r.endRun(ledger.Outcome{State: job.Failed, Failure: &job.Failure{Message: event.Reason}}, event, keep, m)
+}
+
+// waitTimeout is how long the job was allowed to wait. Where that was not its own
+// limit but a default, it is told by the second: WaitUntil was computed from a
+// moment before EnqueuedAt.
+func (r *Row) waitTimeout() time.Duration {
+	if limit := r.Limits.WaitTimeout; limit != nil && *limit > 0 {
+		return *limit
+	}
+	wait := max(r.WaitUntil.Sub(r.EnqueuedAt), 0)
+	if wait < time.Second {
+		return wait
+	}
+	return wait.Round(time.Second)
+}
+
+// endHeld ends the run and the attempt under way: as o says, or as cancelled where
+// the job is Cancelling.
+func (r *Row) endHeld(o ledger.Outcome, spent bool, keep Retention, m Moment) Change {
+	if r.Cancelling {
+		o.State, o.Failure, o.Cause = job.Cancelled, nil, job.CauseCancelled
+	}
+	if !o.At.IsZero() {
+		o.At = latest(KeptTime(o.At), r.ClaimedAt, r.StartedAt)
+		r.ChangedAt = latest(r.ChangedAt, o.At)
+	}
+	event := r.attemptEvent(job.EventEnded)
+	event.Cause, event.Reason = o.Cause, job.ClipReason(o.Reason)
+	attempt := r.endAttempt(ledger.Return{Cause: o.Cause, Reason: o.Reason, Spent: spent, Usage: o.Usage, Phases: o.Phases, Log: o.Log})
+	r.Usage = attempt.Usage
+	change := r.endRun(o, event, keep, m)
+	change.Attempt = attempt
+	return change
+}
+
+// endAttempt ends the claim and returns the attempt as it is kept.
+func (r *Row) endAttempt(why ledger.Return) *job.Attempt {
+	a := &job.Attempt{
+		Run: r.Run, Number: r.Attempt, Node: r.Node, Sheep: r.Holder, Began: r.ClaimedAt, Started: r.StartedAt, Ended: r.ChangedAt,
+		Cause: why.Cause, Reason: job.ClipReason(why.Reason), Spent: why.Spent,
+		Usage: keptUsage(why.Usage), Phases: keptPhases(why.Phases), Log: keptLog(why.Log),
+	}
+	if why.Spent {
+		r.Spent++
+	}
+	r.Holder, r.Node, r.Token, r.Cancelling, r.ClaimedAt = "", "", 0, false, time.Time{}
+	return a
+}
+
+// endRun gives a row that nobody holds its final state.
+func (r *Row) endRun(o ledger.Outcome, event job.Event, keep Retention, m Moment) Change {
+	r.State, r.Failure, r.Warnings, r.Delayed = o.State, o.Failure.Clip(), keptWarnings(o.Warnings), false
+	if r.FinishedAt = o.At; r.FinishedAt.IsZero() {
+		r.FinishedAt = r.ChangedAt
+	}
+	r.EndedAge = m.Age
+	if keep != nil {
+		r.keep(keep(r.Record))
+	}
+	r.ShowRetention()
+	return Change{Made: true, Event: r.event(event)}
+}

@@ -1,0 +1,166 @@
+package postgres
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// ringEvery is how often a node rings for the others at most. NOTIFY is sent apart
+// from the changes: PostgreSQL makes transactions that notify commit one after the
+// other.
+const ringEvery = 20 * time.Millisecond
+
+// bell is the doorbell: it tells whoever waits for events that there may be some.
+// What is rung on this node is heard at once, and by the others as soon as they get
+// the notification. Where that is lost, they poll (see upkeep).
+type bell struct {
+	log    *slog.Logger
+	direct *pgx.ConnConfig // for LISTEN
+	me     string          // to tell our own notifications
+	notify func(ctx context.Context) error
+
+	mu      sync.Mutex
+	changed chan struct{}
+	closed  bool
+
+	rung chan struct{} // a notification is to be sent
+	quit context.CancelFunc
+	done sync.WaitGroup
+}
+
+func newBell(direct *pgx.ConnConfig, log *slog.Logger) *bell {
+	return &bell{log: log, direct: direct, me: newKey(), changed: make(chan struct{}), rung: make(chan struct{}, 1)}
+}
+
+// start listens, and rings for others by notify, until close.
+func (b *bell) start(listening *pgx.Conn, notify func(ctx context.Context) error) {
+	ctx, quit := context.WithCancel(context.Background())
+	b.quit, b.notify = quit, notify
+	b.done.Go(func() { b.listen(ctx, listening) })
+	b.done.Go(func() { b.ringOthers(ctx) })
+}
+
+// ring wakes those who wait on this node.
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
+}
+
+// ringAll wakes those on the other nodes, too.
+func (b *bell) ringAll() {
+	b.ring()
+	select {
+	case b.rung <- struct{}{}:
+	default: // the notification that is to be sent is for this, too
+	}
+}
+
+// wait is closed when the bell rings next.
+func (b *bell) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+func (b *bell) close() {
+	if b.quit != nil {
+		b.quit()
+		b.done.Wait()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.closed = true
+		close(b.changed)
+	}
+}
+
+// ringOthers sends notifications. One that cannot be sent is left out: the others
+// poll.
+func (b *bell) ringOthers(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.rung:
+		}
+		_ = once(ctx, b.notify)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(ringEvery):
+		}
+	}
+}
+
+// listenTime bounds the connection attempt of the listener.
+const listenTime = 5 * time.Second
+
+// connect opens the connection that listens.
+func (b *bell) connect(ctx context.Context) (*pgx.Conn, error) {
+	bounded, cancel := context.WithTimeout(ctx, listenTime)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(bounded, b.direct.Copy())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(bounded, queryListen); err != nil {
+		closeConn(conn)
+		return nil, err
+	}
+	return conn, nil
+}
+
+// closeConn closes a connection, whatever the server does.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// listen rings when others do. conn is the first connection, nil for none yet.
+func (b *bell) listen(ctx context.Context, conn *pgx.Conn) {
+	lost := false
+	for {
+		if conn == nil {
+			var err error
+			if conn, err = b.connect(ctx); err != nil && ctx.Err() == nil && !lost {
+				lost = true
+				b.log.Warn("Cannot listen for changes that other nodes make; the ledger is polled meanwhile", slog.Any("error", err))
+			}
+			if conn != nil {
+				if lost {
+					lost = false
+					b.log.Info("Listening for changes that other nodes make")
+				}
+				b.ring() // for what was missed
+			}
+		}
+		for conn != nil {
+			n, err := conn.WaitForNotification(ctx)
+			if err != nil {
+				closeConn(conn)
+				conn = nil
+			} else if n.Payload != b.me {
+				b.ring()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(longestPause):
+		}
+	}
+}
+
+// Changed implements ledger.Ledger. The channel is closed, too, when the ledger is
+// closed.
+func (l *Ledger) Changed() <-chan struct{} { return l.bell.wait() }

@@ -1,0 +1,201 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
+)
+
+// load reads a row, nil where there is none, and the moment.
+func (l *Ledger) load(ctx context.Context, id job.ID) (r *row, m lifecycle.Moment, err error) {
+	err = l.query(ctx, queryLoad, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+		r, err = scanRow(rows, true, &m.Now, &m.Age)
+		return err
+	})
+	m.Now = m.Now.UTC()
+	return r, m, err
+}
+
+// changeRow makes a change of the job's record and returns it as it is then. apply
+// gets the record as it was, nil where there is none. It may be called again.
+func (l *Ledger) changeRow(ctx context.Context, doing string, id job.ID, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (job.Record, error) {
+	var changed job.Record
+	key := newKey()
+	err := l.call(ctx, doing, func(ctx context.Context) (err error) {
+		changed, err = l.applyTo(ctx, id, key, apply)
+		return err
+	})
+	if err != nil {
+		return job.Record{}, err
+	}
+	return changed, nil
+}
+
+// applyTo tries to make a change, under a key that is the same for all its tries.
+func (l *Ledger) applyTo(ctx context.Context, id job.ID, key string, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (job.Record, error) {
+	r, m, err := l.load(ctx, id)
+	if err != nil {
+		return job.Record{}, err
+	}
+	if r == nil {
+		_, err := apply(nil, m)
+		return job.Record{}, err
+	}
+	if r.changedBy == key { // the answer to an earlier try was lost
+		l.changed(&r.Row)
+		return r.Record, nil
+	}
+	before := r.Row
+	change, err := apply(&r.Row, m)
+	if err != nil || !change.Made {
+		return before.Record, err
+	}
+	if err := l.save(ctx, r, change, key, m); err != nil {
+		return job.Record{}, err
+	}
+	l.changed(&r.Row)
+	return r.Record, nil
+}
+
+// save writes a row that was changed, with what the change adds. The error is
+// errConflict where others changed the row since it was read.
+func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key string, m lifecycle.Moment) error {
+	query, args, err := saveArgs(r, change, key, m)
+	if err != nil {
+		return err
+	}
+	var n int
+	if _, err := l.queryOne(ctx, query, args, &n); err != nil {
+		return err
+	}
+	if n == 0 {
+		return errConflict
+	}
+	return nil
+}
+
+func saveArgs(r *row, change lifecycle.Change, key string, m lifecycle.Moment) (string, pgx.NamedArgs, error) {
+	query, args := querySave, pgx.NamedArgs{"key": key, "seq": r.Seq, "version": r.version}
+	if change.Attempt != nil {
+		query = querySaveAttempt
+		attemptArgs(r.ID, *change.Attempt, args)
+	} else if change.Event != nil {
+		query = querySaveEvent
+	}
+	if change.Event != nil {
+		eventArgs(change.Event, m.Age, args)
+	}
+	return query, args, state(&r.Row, args)
+}
+
+// changed tells of a change that was made: readers of events, and the upkeep.
+func (l *Ledger) changed(r *lifecycle.Row) {
+	if r.State.Final() {
+		l.upkeep.ended()
+	}
+	if r.Delayed {
+		l.upkeep.setTimer(r.NotBefore)
+	}
+	if at := r.GiveUpAt(); !at.IsZero() {
+		l.upkeep.setTimer(at)
+	}
+	l.upkeep.recorded()
+	l.bell.ringAll()
+}
+
+// Create implements ledger.Ledger.
+func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error) {
+	rec.Limits = rec.Limits.Clone()
+	var created job.Record
+	key := newKey()
+	err := l.call(ctx, "queue job "+string(rec.ID), func(ctx context.Context) error {
+		old, m, err := l.load(ctx, rec.ID)
+		if err != nil {
+			return err
+		}
+		if old != nil && old.createdBy == key { // the answer to an earlier try was lost
+			l.changed(&old.Row)
+			created = old.Record
+			return nil
+		}
+		var before *lifecycle.Row
+		args := pgx.NamedArgs{"key": key, "old": 0, "version": 0, "keep_runs": lifecycle.KeepRuns}
+		if old != nil {
+			before, args["old"], args["version"] = &old.Row, old.Seq, old.version
+		}
+		r, change, err := lifecycle.Create(before, rec, m)
+		if err != nil {
+			return err
+		}
+		if err := insertArgs(r, args); err != nil {
+			return err
+		}
+		eventArgs(change.Event, m.Age, args)
+		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)
+		if err != nil {
+			return err
+		}
+		if !made {
+			return errConflict
+		}
+		l.changed(r)
+		created = r.Record
+		return nil
+	})
+	if err != nil {
+		return job.Record{}, err
+	}
+	return created, nil
+}
+
+// insertArgs are the arguments of insertJob.
+func insertArgs(r *lifecycle.Row, into pgx.NamedArgs) error {
+	if err := identity(r, into); err != nil {
+		return err
+	}
+	return state(r, into)
+}
+
+// Start implements ledger.Ledger.
+func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
+	return l.changeRow(ctx, "start job "+string(id), id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+		return r.Start(token, m)
+	})
+}
+
+// Finish implements ledger.Ledger. An outcome that is none is of class
+// errdefs.ErrInternal.
+func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outcome ledger.Outcome) (job.Record, error) {
+	return l.changeRow(ctx, "finish job "+string(id), id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+		if err := lifecycle.CheckOutcome(outcome); err != nil {
+			return lifecycle.Change{}, err
+		}
+		return r.Finish(token, outcome, l.retention, m)
+	})
+}
+
+// Release implements ledger.Ledger. A return without a cause is of class
+// errdefs.ErrInternal.
+func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, why ledger.Return) (job.Record, error) {
+	return l.changeRow(ctx, "release job "+string(id), id, l.release(token, why))
+}
+
+func (l *Ledger) release(token ledger.Token, why ledger.Return) func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+	return func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+		if err := lifecycle.CheckReturn(why); err != nil {
+			return lifecycle.Change{}, err
+		}
+		return r.Release(token, why, l.retention, m)
+	}
+}
+
+// Cancel implements ledger.Ledger.
+func (l *Ledger) Cancel(ctx context.Context, id job.ID) (job.Record, error) {
+	return l.changeRow(ctx, "cancel job "+string(id), id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+		return r.Cancel(l.retention, m)
+	})
+}

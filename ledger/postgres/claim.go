@@ -1,0 +1,160 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// errNoLease says that a node that joined has no lease any more.
+var errNoLease = fmt.Errorf("the node's lease has ended: %w", errdefs.ErrUnavailable)
+
+// handedBack is why a claim is released that its caller did not get.
+var handedBack = ledger.Return{Cause: job.CauseHandedBack, Reason: "the sheep did not wait for its claim"}
+
+// The states of a call of Claim. The caller may abandon it until it is answered.
+const (
+	pending int32 = iota
+	answered
+	abandoned
+)
+
+// Claim implements ledger.Ledger. The claim is made by a goroutine of its own: a
+// caller that goes away meanwhile must not leave it unknown whether it was made.
+func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
+	doing := "claim a job for sheep " + slot.Sheep
+	if err := ctx.Err(); err != nil {
+		return nil, explain(l.server, doing, err)
+	}
+	if err := l.begin(); err != nil {
+		return nil, explain(l.server, doing, err)
+	}
+	var state atomic.Int32
+	var claim *ledger.Claim
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer l.calls.Done()
+		claim, err = l.claim(context.WithoutCancel(ctx), slot, func() bool { return state.Load() == abandoned })
+		if state.CompareAndSwap(pending, answered) {
+			close(done)
+		} else if claim != nil {
+			l.handBack(context.WithoutCancel(ctx), claim)
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		if state.CompareAndSwap(pending, abandoned) {
+			return nil, explain(l.server, doing, ctx.Err())
+		}
+		<-done
+	}
+	if err != nil {
+		return nil, explain(l.server, doing, err)
+	}
+	return claim, nil
+}
+
+// claim makes a claim, nil where there is no job for the slot. A try whose outcome is
+// not known is called off, or found out to have been made, before the next one.
+func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() bool) (claim *ledger.Claim, err error) {
+	query := claimQuery(slot)
+	args := claimArgs(slot)
+	args["generation"] = l.leases.generation(slot.Node)
+	key := "" // of the try whose outcome is not known
+	err = l.retry(ctx, func(ctx context.Context) error {
+		if key != "" {
+			made, err := l.callOff(ctx, slot.Node, key)
+			if err != nil || made != nil {
+				claim = made
+				return err
+			}
+			key = ""
+		}
+		if abandoned() {
+			return context.Canceled
+		}
+		key = newKey()
+		args["key"] = key
+		var leased bool
+		var candidates int
+		var r *row
+		err := l.query(ctx, query, args, func(rows pgx.Rows) (err error) {
+			r, err = scanRow(rows, true, &leased, &candidates)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		key = ""
+		switch {
+		case r != nil:
+			claim = &ledger.Claim{Record: r.Record, Token: r.Token}
+			l.changed(&r.Row)
+		case !leased:
+			return errNoLease
+		case candidates > 0:
+			return errBusy
+		}
+		return nil
+	})
+	if err != nil && key != "" {
+		l.upkeep.settle(slot.Node, key)
+	}
+	return claim, err
+}
+
+// errBusy says that others have locked all jobs that the slot could claim, or have
+// just claimed them.
+var errBusy = fmt.Errorf("the jobs in the queue are being changed by others: %w", errConflict)
+
+// claimArgs are the arguments of claimQuery but for the key.
+func claimArgs(slot ledger.Slot) pgx.NamedArgs {
+	names, versions := make([]string, len(slot.Except)), make([]string, len(slot.Except))
+	for i, model := range slot.Except {
+		names[i], versions[i] = text(model.Name), text(model.Version)
+	}
+	return pgx.NamedArgs{
+		"node": text(slot.Node), "sheep": text(slot.Sheep), "only": text(slot.Only), "prefer_name": text(slot.Prefer.Name), "prefer_version": text(slot.Prefer.Version),
+		"except_names": names, "except_versions": versions,
+	}
+}
+
+// callOff keeps a claim from being made, or returns it where it was.
+func (l *Ledger) callOff(ctx context.Context, node, key string) (*ledger.Claim, error) {
+	n, err := l.exec(ctx, queryCallOff, pgx.NamedArgs{"key": key})
+	if err != nil || n > 0 {
+		return nil, err
+	}
+	var claim *ledger.Claim
+	err = l.query(ctx, queryClaimed, pgx.NamedArgs{"key": key, "node": text(node)}, func(rows pgx.Rows) error {
+		r, err := scanRow(rows, true)
+		if r != nil {
+			claim = &ledger.Claim{Record: r.Record, Token: r.Token}
+			l.changed(&r.Row)
+		}
+		return err
+	})
+	return claim, err
+}
+
+// handBack releases a claim that nobody got; where that cannot be done now, the
+// upkeep does it.
+func (l *Ledger) handBack(ctx context.Context, claim *ledger.Claim) {
+	key := newKey()
+	err := l.retry(ctx, func(ctx context.Context) error {
+		_, err := l.applyTo(ctx, claim.ID, key, l.release(claim.Token, handedBack))
+		return err
+	})
+	if err != nil && !errors.Is(err, ledger.ErrFenced) {
+		l.upkeep.handBack(claim)
+	}
+}

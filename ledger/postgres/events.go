@@ -1,0 +1,340 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// horizon is how far events are settled: no event with a number up to settled will
+// appear that is not there. Numbers are given out before their transactions commit,
+// so one that is missing may yet appear, or was given to a transaction that failed.
+//
+// A transaction that has a number of an event holds a lock on the table until it
+// ends. Once all transactions are gone that held one when a gap was seen, what is
+// then missing in the gap stays so.
+type horizon struct {
+	mu      sync.Mutex
+	settled int64
+	gap     int64           // the last number of the gap that was seen; 0 for none
+	writers map[string]bool // that may fill it
+	filled  int64           // what is missing up to here stays so
+}
+
+// pass reports whether the horizon can go on to the event with the number, which is
+// the first that is there behind it.
+func (h *horizon) pass(number int64) bool {
+	if number-1 > max(h.settled, h.filled) {
+		return false
+	}
+	h.settled = max(h.settled, number)
+	return true
+}
+
+// look looks at the gap before the event with the number, and reports whether what
+// is missing stays so. What was read before may have been read too early.
+func (l *Ledger) look(ctx context.Context, h *horizon, number int64) (filled bool, err error) {
+	writers := map[string]bool{}
+	err = l.query(ctx, queryEventWriters, nil, func(rows pgx.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		writers[id] = true
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	if number-1 > h.gap {
+		h.gap, h.writers = number-1, writers
+	}
+	for id := range h.writers {
+		if !writers[id] {
+			delete(h.writers, id)
+		}
+	}
+	if len(h.writers) > 0 {
+		return false, nil
+	}
+	h.filled = h.gap
+	return true, nil
+}
+
+// waiting reports whether there is a gap that may be filled.
+func (h *horizon) waiting() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.gap > max(h.settled, h.filled)
+}
+
+// findHorizon sets the horizon to the present.
+func (l *Ledger) findHorizon(ctx context.Context) error {
+	h := &l.horizon
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last, _, err := l.lastEvent(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		filled, err := l.look(ctx, h, last+1)
+		if err != nil {
+			return err
+		}
+		if filled {
+			h.settled = last
+			return nil
+		}
+		select {
+		case <-time.After(firstPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// lastEvent is the last number that was given out, and that of the last event
+// removed.
+func (l *Ledger) lastEvent(ctx context.Context) (last, pruned int64, err error) {
+	_, err = l.queryOne(ctx, queryLastEvent, nil, &last, &pruned)
+	return last, pruned, err
+}
+
+// advance moves the horizon as far as it goes. h.mu is held.
+func (l *Ledger) advance(ctx context.Context, h *horizon) error {
+	const page = 1000
+	_, pruned, err := l.lastEvent(ctx)
+	if err != nil {
+		return err
+	}
+	h.settled = max(h.settled, pruned)
+	for {
+		var n int
+		var gap int64
+		err := l.query(ctx, queryEventIDs, pgx.NamedArgs{"after": h.settled, "limit": page}, func(rows pgx.Rows) error {
+			var number int64
+			err := rows.Scan(&number)
+			if n++; gap == 0 && !h.pass(number) {
+				gap = number
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if gap != 0 {
+			if filled, err := l.look(ctx, h, gap); err != nil || !filled {
+				return err
+			}
+		} else if n < page {
+			return nil
+		}
+	}
+}
+
+// Now implements ledger.Ledger.
+func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
+	return read(ctx, l, "look up the latest event", func(ctx context.Context) (job.Cursor, error) {
+		h := &l.horizon
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if err := l.advance(ctx, h); err != nil {
+			return "", err
+		}
+		return cursor(h.settled), nil
+	})
+}
+
+func cursor(number int64) job.Cursor { return job.Cursor(strconv.FormatInt(number, 10)) }
+
+// page is a part of the events.
+type page struct {
+	events []job.Event
+	next   int64
+}
+
+// Events implements ledger.Ledger. A cursor that this ledger did not give out is
+// answered like one that is too old; asked for no event at all, it answers an error
+// of class errdefs.ErrInternal.
+func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
+	doing := "read the events after " + string(after)
+	if limit < 1 {
+		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
+	}
+	var number int64
+	if after != "" {
+		var err error
+		if number, err = strconv.ParseInt(string(after), 10, 64); err != nil || number < 0 {
+			return nil, "", fmt.Errorf("%s: %w", doing, ledger.ErrEventsGone)
+		}
+	}
+	found, err := read(ctx, l, doing, func(ctx context.Context) (page, error) {
+		if filter == (ledger.EventFilter{}) {
+			return l.nextEvents(ctx, number, after == "", limit)
+		}
+		return l.matchingEvents(ctx, number, after == "", filter, limit)
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return found.events, cursor(found.next), nil
+}
+
+// nextEvents reads the events after the number, and moves the horizon with them.
+func (l *Ledger) nextEvents(ctx context.Context, number int64, first bool, limit int) (page, error) {
+	h := &l.horizon
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if number > h.settled {
+		if known, err := l.known(ctx, h, number); err != nil || !known {
+			return page{next: number}, err
+		}
+	}
+	for {
+		events, pruned, err := l.readEvents(ctx, number, math.MaxInt64, ledger.EventFilter{}, limit)
+		if err != nil {
+			return page{}, err
+		}
+		if number < pruned && !first {
+			return page{}, ledger.ErrEventsGone
+		}
+		h.settled = max(h.settled, pruned)
+		var gap int64
+		for i, e := range events {
+			if e.number > h.settled && !h.pass(e.number) {
+				gap, events = e.number, events[:i]
+				break
+			}
+		}
+		if gap != 0 {
+			filled, err := l.look(ctx, h, gap)
+			if err != nil {
+				return page{}, err
+			}
+			if filled {
+				continue
+			}
+		}
+		return pageOf(events, max(number, h.settled), limit), nil
+	}
+}
+
+// matchingEvents reads the events after the number that match.
+func (l *Ledger) matchingEvents(ctx context.Context, number int64, first bool, filter ledger.EventFilter, limit int) (page, error) {
+	h := &l.horizon
+	h.mu.Lock()
+	err := l.advance(ctx, h)
+	last := h.settled
+	if err == nil && number > last {
+		var known bool
+		if known, err = l.known(ctx, h, number); err == nil && !known {
+			last = number
+		}
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return page{}, err
+	}
+	events, pruned, err := l.readEvents(ctx, number, last, filter, limit)
+	if err == nil && number < pruned && !first {
+		err = ledger.ErrEventsGone
+	}
+	return pageOf(events, last, limit), err
+}
+
+// known moves the horizon towards a number behind it, which another node may have
+// given out, and reports whether it got there. A number that nobody has given out is
+// ledger.ErrEventsGone. h.mu is held.
+func (l *Ledger) known(ctx context.Context, h *horizon, number int64) (bool, error) {
+	last, _, err := l.lastEvent(ctx)
+	if err != nil {
+		return false, err
+	}
+	if number > last {
+		return false, ledger.ErrEventsGone
+	}
+	if err := l.advance(ctx, h); err != nil {
+		return false, err
+	}
+	return number <= h.settled, nil
+}
+
+// pageOf ends with the last event where it is full, else at the given number.
+func pageOf(events []numbered, end int64, limit int) page {
+	p := page{next: end}
+	for _, e := range events {
+		p.events = append(p.events, e.Event)
+	}
+	if len(events) == limit {
+		p.next = events[limit-1].number
+	}
+	return p
+}
+
+// numbered is an event with its number.
+type numbered struct {
+	job.Event
+	number int64
+}
+
+// readEvents reads events after a number, up to another, and the number of the last
+// one that was removed.
+func (l *Ledger) readEvents(ctx context.Context, after, last int64, filter ledger.EventFilter, limit int) (events []numbered, pruned int64, err error) {
+	args := pgx.NamedArgs{"after": after, "last": last, "limit": limit, "job": text(filter.Job), "tenant": text(filter.Tenant)}
+	err = l.query(ctx, eventsQuery(filter), args, func(rows pgx.Rows) error {
+		if rows.RawValues()[1] == nil {
+			return rows.Scan(append([]any{&pruned}, make([]any, len(rows.RawValues())-1)...)...)
+		}
+		e, err := scanEvent(rows, &pruned)
+		events = append(events, e)
+		return err
+	})
+	return events, pruned, err
+}
+
+func scanEvent(rows pgx.Rows, pruned *int64) (numbered, error) {
+	var e numbered
+	var failure job.Failure
+	var enqueued, started, finished *time.Time
+	err := rows.Scan(pruned, &e.number, &e.At, &e.Kind, &e.Job, &e.Run, &e.Model.Name, &e.Model.Version, &e.Address, &e.Tenant, &e.Attempt, &e.Sheep, &e.Node,
+		&e.State, &e.Cause, &e.Reason, &e.Delayed, &enqueued, &started, &finished, &failure.Type, &failure.Message, &failure.Traceback)
+	if err != nil {
+		return e, err
+	}
+	e.Cursor, e.At = cursor(e.number), e.At.UTC()
+	if e.Kind == job.EventEnded {
+		e.Status = &job.Status{State: e.State, Model: e.Model, EnqueuedAt: toTime(enqueued), StartedAt: toTime(started), FinishedAt: toTime(finished)}
+		if e.State == job.Failed {
+			e.Status.Failure = &failure
+		}
+	}
+	return e, nil
+}
+
+// Checkpoint implements ledger.Ledger.
+func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
+	return read(ctx, l, "look up the checkpoint of "+consumer, func(ctx context.Context) (kept job.Cursor, err error) {
+		found, err := l.queryOne(ctx, queryCheckpoint, pgx.NamedArgs{"consumer": text(consumer)}, &kept)
+		if err == nil && !found {
+			err = ledger.ErrNotFound
+		}
+		return kept, err
+	})
+}
+
+// SetCheckpoint implements ledger.Ledger.
+func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
+	return l.call(ctx, "keep the checkpoint of "+consumer, func(ctx context.Context) error {
+		_, err := l.exec(ctx, querySetCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "cursor": text(at)})
+		return err
+	})
+}
+

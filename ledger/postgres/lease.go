@@ -1,0 +1,184 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/ledger"
+)
+
+// leases are those that this ledger was joined with, by node.
+type leases struct {
+	mu     sync.Mutex
+	byNode map[string]*lease
+}
+
+// lease is a node's. By the server's clock it lasts for Config.Lease after it was
+// renewed; the node takes it for lost when three quarters of that have passed, by
+// its own clock, since it asked for it to be renewed.
+type lease struct {
+	ledger     *Ledger
+	node       string
+	generation int64
+	lost       chan struct{}
+	expiry     *time.Timer
+}
+
+var _ ledger.Lease = (*lease)(nil)
+
+// Join implements ledger.Ledger. Where Config.Alone is set and another node's lease
+// has not ended, the error is a *TakenError.
+func (l *Ledger) Join(ctx context.Context, node string) (ledger.Lease, error) {
+	doing := "join the ledger as node " + node
+	asked := time.Now()
+	joined := &lease{ledger: l, node: text(node), lost: make(chan struct{})}
+	err := l.call(ctx, doing, func(ctx context.Context) error {
+		asked = time.Now()
+		args := pgx.NamedArgs{"node": joined.node, "lease": l.cfg.Lease.Microseconds(), "alone": l.cfg.Alone}
+		batch := &pgx.Batch{}
+		batch.Queue(queryJoinLock)
+		batch.Queue(queryJoin, args).QueryRow(func(row pgx.Row) error { return row.Scan(&joined.generation) })
+		err := l.batch(ctx, batch)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return l.taken(ctx, joined.node)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.leases.mu.Lock()
+	defer l.leases.mu.Unlock()
+	if before := l.leases.byNode[joined.node]; before != nil {
+		before.lose()
+	}
+	if l.leases.byNode == nil {
+		l.leases.byNode = map[string]*lease{}
+	}
+	l.leases.byNode[joined.node] = joined
+	joined.expiry = time.AfterFunc(time.Until(asked.Add(l.cfg.safeLease())), joined.expire)
+	return joined, nil
+}
+
+// safeLease is for how long after it asked a node may rely on its lease.
+func (c Config) safeLease() time.Duration { return c.Lease / 4 * 3 }
+
+// renewEvery is how often leases are renewed.
+func (c Config) renewEvery() time.Duration { return c.Lease / 8 }
+
+// taken says which node has the ledger.
+func (l *Ledger) taken(ctx context.Context, node string) error {
+	e := &TakenError{Server: l.server}
+	var until time.Time
+	found, err := l.queryOne(ctx, queryOthers, pgx.NamedArgs{"node": node}, &e.Node, &until)
+	if err != nil {
+		return err
+	}
+	if !found { // its lease ended just now
+		return errConflict
+	}
+	e.Until = until.UTC().Format(time.RFC3339)
+	return e
+}
+
+// lose ends the lease; leases.mu is held.
+func (l *lease) lose() {
+	if l.expiry != nil {
+		l.expiry.Stop()
+	}
+	if l.ledger.leases.byNode[l.node] == l {
+		delete(l.ledger.leases.byNode, l.node)
+	}
+	close(l.lost)
+}
+
+// expire ends the lease because it was not renewed in time.
+func (l *lease) expire() {
+	s := &l.ledger.leases
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byNode[l.node] == l {
+		l.ledger.cfg.Log.Error("The node's lease in the ledger could not be renewed in time", "node", l.node)
+		l.lose()
+	}
+}
+
+// close ends all leases.
+func (s *leases) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, held := range s.byNode {
+		held.lose()
+	}
+}
+
+// generation is that of the node's lease, 0 where it has none here.
+func (s *leases) generation(node string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if held := s.byNode[text(node)]; held != nil {
+		return held.generation
+	}
+	return 0
+}
+
+// list returns the nodes and generations of the leases.
+func (s *leases) list() (nodes []string, generations []int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nodes, generations = []string{}, []int64{}
+	for node, held := range s.byNode {
+		nodes, generations = append(nodes, node), append(generations, held.generation)
+	}
+	return nodes, generations
+}
+
+// renewed takes over which of the leases asked for at a time were renewed; the
+// others are lost.
+func (s *leases) renewed(asked time.Time, nodes []string, generations []int64, renewed []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	got := map[string]bool{}
+	for _, node := range renewed {
+		got[node] = true
+	}
+	for i, node := range nodes {
+		held := s.byNode[node]
+		switch {
+		case held == nil || held.generation != generations[i]: // given up, or joined again
+		case got[node]:
+			held.expiry.Reset(time.Until(asked.Add(held.ledger.cfg.safeLease())))
+		default:
+			held.ledger.cfg.Log.Error("The node's lease in the ledger has ended, or another daemon joined as the same node", "node", node)
+			held.lose()
+		}
+	}
+}
+
+// Lost implements ledger.Lease.
+func (l *lease) Lost() <-chan struct{} { return l.lost }
+
+// Release implements ledger.Lease. The lease ends here in any case; where the
+// database does not answer, it ends there by itself, and other nodes may then take
+// the claims.
+func (l *lease) Release(ctx context.Context) error {
+	s := &l.ledger.leases
+	s.mu.Lock()
+	held := s.byNode[l.node] == l
+	if held {
+		l.expiry.Stop()
+		delete(s.byNode, l.node)
+	}
+	s.mu.Unlock()
+	if !held {
+		return nil
+	}
+	return l.ledger.call(ctx, "give up the lease of node "+l.node, func(ctx context.Context) error {
+		_, err := l.ledger.exec(ctx, queryLeave, pgx.NamedArgs{"node": l.node, "generation": l.generation})
+		return err
+	})
+}

@@ -1,0 +1,124 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/containerd/errdefs"
+)
+
+// connectTime bounds a connection attempt where the URL has no connect_timeout.
+const connectTime = 5 * time.Second
+
+// applicationName is what the server's pg_stat_activity calls us, where the URL has no
+// application_name.
+const applicationName = "shepherd"
+
+// Open opens the ledger in the database that cfg.URL names, and creates or migrates
+// its tables. The caller closes the ledger.
+//
+// An error names the server and what to do, and never has a password: the URL cannot
+// be read, the database cannot be reached or does not exist, the user is not let in,
+// or the tables were written by a newer shepherd.
+func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	pooled, err := parse(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	direct, err := parse(cfg.DirectURL)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	l := &Ledger{cfg: cfg, server: addressOf(pooled)}
+	l.upkeep = newUpkeep(l)
+	l.bell = newBell(direct.ConnConfig, cfg.Log)
+	if err := l.open(ctx, pooled, direct.ConnConfig); err != nil {
+		if l.pool != nil {
+			l.pool.Close()
+		}
+		return nil, explain(l.server, "open ledger", err)
+	}
+	return l, nil
+}
+
+func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.ConnConfig) error {
+	err := l.retry(ctx, func(ctx context.Context) error {
+		m, err := newMigrator(ctx, direct)
+		if err != nil {
+			return err
+		}
+		return errors.Join(m.up(ctx, l.server), m.close())
+	})
+	if err != nil {
+		return err
+	}
+	if l.pool, err = pgxpool.NewWithConfig(ctx, pooled); err != nil {
+		return err
+	}
+	if err := l.retry(ctx, l.findHorizon); err != nil {
+		return err
+	}
+	l.upkeep.lastEvent = l.horizon.settled
+	listening, err := l.bell.connect(ctx)
+	if err != nil {
+		listening = nil // it is tried again
+	}
+	l.bell.start(listening, func(ctx context.Context) error {
+		_, err := l.exec(ctx, queryNotify, pgx.NamedArgs{"from": l.bell.me})
+		return err
+	})
+	l.upkeep.setTimer(time.Now())
+	l.upkeep.start()
+	return nil
+}
+
+// parse reads a URL. Statements are not prepared, unless the URL says so by
+// default_query_exec_mode: through a pooler in transaction mode, the next statement
+// may be another connection's.
+func parse(source string) (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(source)
+	if err != nil {
+		return nil, invalidURL(err)
+	}
+	if !strings.Contains(source, "default_query_exec_mode") {
+		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = connectTime
+	}
+	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
+		cfg.ConnConfig.RuntimeParams["application_name"] = applicationName
+	}
+	return cfg, nil
+}
+
+// invalidURL says what is wrong with a URL, without the URL.
+func invalidURL(err error) error {
+	var parse *pgconn.ParseConfigError
+	var syntax *url.Error
+	reason := "it cannot be read"
+	if errors.As(err, &syntax) {
+		reason = syntax.Err.Error()
+	} else if errors.As(err, &parse) && errors.Unwrap(parse) != nil {
+		reason = errors.Unwrap(parse).Error()
+	}
+	return fmt.Errorf("the URL is not one of PostgreSQL (postgres://USER@HOST/DATABASE): %s: %w", reason, errdefs.ErrInvalidArgument)
+}
+
+// CheckURL reports what is wrong with a URL, without the URL and its password.
+func CheckURL(source string) error {
+	_, err := parse(source)
+	return err
+}

@@ -1,0 +1,204 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// read is call for reads, whose result do makes anew each time.
+func read[T any](ctx context.Context, l *Ledger, doing string, do func(ctx context.Context) (T, error)) (T, error) {
+	var result T
+	err := l.call(ctx, doing, func(ctx context.Context) (err error) {
+		result, err = do(ctx)
+		return err
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return result, nil
+}
+
+// Get implements ledger.Ledger.
+func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
+	return read(ctx, l, "look up job "+string(id), func(ctx context.Context) (job.Record, error) {
+		var r *row
+		err := l.query(ctx, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+			r, err = scanRow(rows, true)
+			return err
+		})
+		if err == nil && r == nil {
+			err = ledger.ErrNotFound
+		}
+		if err != nil {
+			return job.Record{}, err
+		}
+		return r.Record, nil
+	})
+}
+
+// Attempts implements ledger.Ledger.
+func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+	return read(ctx, l, "list the attempts of job "+string(id), func(ctx context.Context) (attempts []job.Attempt, err error) {
+		err = l.query(ctx, queryAttempts, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) error {
+			a, err := scanAttempt(rows)
+			attempts = append(attempts, a)
+			return err
+		})
+		return attempts, err
+	})
+}
+
+func scanAttempt(rows pgx.Rows) (job.Attempt, error) {
+	var a job.Attempt
+	var began, started, ended *time.Time
+	var gpuTime, stage, load, execute, collect int64
+	err := rows.Scan(&a.Run, &a.Number, &a.Node, &a.Sheep, &began, &started, &ended, &a.Cause, &a.Reason, &a.Spent,
+		&a.Usage.GPUMemory, &gpuTime, &stage, &load, &execute, &collect, &a.Log)
+	a.Began, a.Started, a.Ended = toTime(began), toTime(started), toTime(ended)
+	a.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
+	a.Phases = job.Phases{
+		Stage: time.Duration(stage) * time.Microsecond, Load: time.Duration(load) * time.Microsecond,
+		Run: time.Duration(execute) * time.Microsecond, Collect: time.Duration(collect) * time.Microsecond,
+	}
+	return a, err
+}
+
+// Held implements ledger.Ledger; the oldest claim is the one made first.
+func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
+	return read(ctx, l, "list the jobs held by node "+node, func(ctx context.Context) ([]ledger.Claim, error) { return l.held(ctx, node) })
+}
+
+func (l *Ledger) held(ctx context.Context, node string) (claims []ledger.Claim, err error) {
+	err = l.query(ctx, queryHeld, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
+		r, err := scanRow(rows, true)
+		if err == nil {
+			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.Token})
+		}
+		return err
+	})
+	return claims, err
+}
+
+// List implements ledger.Ledger. Asked for no record at all, it answers an error of
+// class errdefs.ErrInternal.
+func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) (page []job.Record, next int64, err error) {
+	if limit < 1 {
+		return nil, 0, fmt.Errorf("list jobs: a page of %d records: %w", limit, errdefs.ErrInternal)
+	}
+	query, args := listQuery(filter, cursor, limit)
+	page, err = read(ctx, l, "list jobs", func(ctx context.Context) (page []job.Record, err error) {
+		next = 0
+		err = l.query(ctx, query, args, func(rows pgx.Rows) error {
+			r, err := scanRow(rows, false)
+			switch {
+			case err != nil:
+				return err
+			case len(page) == limit: // one more was asked for to know whether there is one
+				next = r.Seq
+			default:
+				page = append(page, r.Record)
+			}
+			return nil
+		})
+		return page, err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return page, next, nil
+}
+
+// listQuery asks for a page and the record after it. Each field of the filter has an
+// index in the order of places. Several states are found by one search for each.
+func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.NamedArgs) {
+	where, order := `j.seq >= @cursor`, ` ORDER BY j.seq`
+	if filter.Newest {
+		where, order = `j.seq <= @cursor`, ` ORDER BY j.seq DESC`
+		if cursor == 0 {
+			cursor = math.MaxInt64
+		}
+	}
+	args := pgx.NamedArgs{"cursor": cursor, "limit": limit + 1}
+	indexed := false
+	if filter.Tenant != "" {
+		where += ` AND j.tenant = @tenant AND j.tenant > ''`
+		args["tenant"], indexed = text(filter.Tenant), true
+	}
+	if filter.Sheep != "" {
+		where += ` AND j.sheep = @sheep AND j.sheep > ''`
+		args["sheep"], indexed = text(filter.Sheep), true
+	}
+	if !filter.Model.IsZero() {
+		where += ` AND j.model_name = @model_name AND j.model_version = @model_version`
+		args["model_name"], args["model_version"], indexed = text(filter.Model.Name), text(filter.Model.Version), true
+	}
+	page := func(where string) string {
+		return `SELECT ` + listColumns + ` FROM shepherd.jobs j WHERE ` + where + order + ` LIMIT @limit`
+	}
+	states := slices.Compact(slices.Sorted(slices.Values(filter.States)))
+	if len(states) == 0 {
+		return page(where), args
+	}
+	if indexed {
+		names := make([]string, len(states))
+		for i, state := range states {
+			names[i] = text(state)
+		}
+		args["states"] = names
+		return page(where + ` AND j.state = ANY(@states::text[])`), args
+	}
+	arms := make([]string, len(states))
+	for i, state := range states {
+		name := fmt.Sprint("state", i)
+		arms[i] = `(` + page(where+` AND j.state = @`+name) + `)`
+		args[name] = text(state)
+	}
+	if len(arms) == 1 {
+		return page(where + ` AND j.state = @state0`), args
+	}
+	return `SELECT * FROM (` + strings.Join(arms, ` UNION ALL `) + `) j` + order + ` LIMIT @limit`, args
+}
+
+// Count implements ledger.Ledger. It has every state, also those of no record.
+func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
+	return read(ctx, l, "count jobs", func(ctx context.Context) (ledger.Counts, error) {
+		counts := ledger.Counts{}
+		for _, state := range []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled} {
+			counts[state] = 0
+		}
+		err := l.query(ctx, queryCount, nil, func(rows pgx.Rows) error {
+			var state job.State
+			var n int
+			err := rows.Scan(&state, &n)
+			counts[state] = n
+			return err
+		})
+		return counts, err
+	})
+}
+
+// Waiting implements ledger.Ledger.
+func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+	return read(ctx, l, "look up the waiting jobs", func(ctx context.Context) (list []ledger.Waiting, err error) {
+		err = l.query(ctx, queryWaiting, pgx.NamedArgs{"most": most}, func(rows pgx.Rows) error {
+			var w ledger.Waiting
+			var oldest *time.Time
+			err := rows.Scan(&w.Model.Name, &w.Model.Version, &w.Sheep, &w.Jobs, &oldest, &w.Rest, nil)
+			w.Oldest = toTime(oldest)
+			list = append(list, w)
+			return err
+		})
+		return list, err
+	})
+}

@@ -1,0 +1,130 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
+)
+
+// Keep implements ledger.Retention.
+func (l *Ledger) Keep(ctx context.Context, kept []ledger.Kept) error {
+	ids := make([]string, len(kept))
+	for i, k := range kept {
+		ids[i] = text(k.Job)
+	}
+	key := newKey()
+	return l.call(ctx, "set how long files of jobs are kept", func(ctx context.Context) error {
+		rows := map[string]*row{}
+		var m lifecycle.Moment
+		err := l.query(ctx, queryLoadMany, pgx.NamedArgs{"ids": ids}, func(found pgx.Rows) error {
+			r, err := scanRow(found, true, &m.Now, &m.Age)
+			if r != nil {
+				rows[string(r.ID)] = r
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		batch := &pgx.Batch{}
+		conflict := false
+		for i, k := range kept {
+			r := rows[ids[i]]
+			if r == nil {
+				continue
+			}
+			change := r.SetKept(k)
+			if !change.Made {
+				continue
+			}
+			query, args, err := saveArgs(r, change, key, m)
+			if err != nil {
+				return err
+			}
+			r.version++ // should the list have the job twice
+			batch.Queue(query, args).QueryRow(func(row pgx.Row) error {
+				var n int
+				err := row.Scan(&n)
+				conflict = conflict || n == 0
+				return err
+			})
+		}
+		if batch.Len() == 0 {
+			return nil
+		}
+		if err := l.batch(ctx, batch); err != nil {
+			return err
+		}
+		if conflict {
+			return errConflict
+		}
+		return nil
+	})
+}
+
+// due is what is to be removed.
+type due struct {
+	removals []ledger.Removal
+	next     time.Duration
+}
+
+// Due implements ledger.Retention.
+func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Duration, error) {
+	d, err := read(ctx, l, "look for files of jobs to remove", func(ctx context.Context) (due, error) {
+		var d due
+		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1}, func(rows pgx.Rows) error {
+			var m lifecycle.Moment
+			r, err := scanRow(rows, false, &m.Now, &m.Age)
+			switch {
+			case err != nil:
+				return err
+			case d.next > 0: // the first that is not due
+			case r.RemoveAge > m.Age || len(d.removals) == limit:
+				d.next = max(time.Duration(r.RemoveAge-m.Age)*time.Microsecond, 1)
+			default:
+				d.removals = append(d.removals, ledger.Removal{Record: r.Record, Begun: r.Removal != lifecycle.NoRemoval})
+			}
+			return nil
+		})
+		return d, err
+	})
+	return d.removals, d.next, err
+}
+
+// BeginRemoval implements ledger.Retention.
+func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {
+	return l.changeRow(ctx, "begin the removal of job "+string(id), id, func(r *lifecycle.Row, _ lifecycle.Moment) (lifecycle.Change, error) {
+		return r.BeginRemoval(run, whole)
+	})
+}
+
+// EndRemoval implements ledger.Retention.
+func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
+	key := newKey()
+	return l.call(ctx, "end the removal of job "+string(id), func(ctx context.Context) error {
+		r, m, err := l.load(ctx, id)
+		if err != nil || r == nil {
+			return err
+		}
+		change, gone := r.EndRemoval(m)
+		switch {
+		case !change.Made:
+			return nil
+		case !gone:
+			return l.save(ctx, r, change, key, m)
+		}
+		var n int
+		if _, err := l.queryOne(ctx, queryRemove, pgx.NamedArgs{"seq": r.Seq, "version": r.version}, &n); err != nil {
+			return err
+		}
+		if n == 0 {
+			return errConflict
+		}
+		return nil
+	})
+}

@@ -1,0 +1,104 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// statementTime bounds one statement and its answer. A server that does not answer
+// for that long is taken for one that is away.
+const statementTime = 15 * time.Second
+
+// The pauses between tries.
+const (
+	firstPause   = 10 * time.Millisecond
+	longestPause = 500 * time.Millisecond
+)
+
+// newKey names one request, so that it can be found out whether it was made.
+func newKey() string { return uuid.NewString() }
+
+// retry runs do again while its error is transient, for up to cfg.RetryFor. Each
+// try has a bounded time. do finds out by itself what a try before it may have made.
+func (l *Ledger) retry(ctx context.Context, do func(ctx context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	until := time.Now().Add(l.cfg.RetryFor)
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		err := once(ctx, do)
+		if err == nil || ctx.Err() != nil || !transient(err) && !errors.Is(err, errConflict) || time.Now().After(until) {
+			return err
+		}
+		if errors.Is(err, errConflict) {
+			pause = firstPause / 2
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// errConflict says that another transaction changed the row between the read and
+// the write.
+var errConflict = fmt.Errorf("the record is changed by others all the time: %w", errdefs.ErrUnavailable)
+
+func once(ctx context.Context, do func(ctx context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, statementTime)
+	defer cancel()
+	err := do(bounded)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil && bounded.Err() != nil { // context.DeadlineExceeded would be taken for the caller's
+		return fmt.Errorf("no answer within %s: %w", statementTime, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// query calls each for every row. It is one statement.
+func (l *Ledger) query(ctx context.Context, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
+	l.statements.Add(1)
+	rows, err := l.pool.Query(ctx, sql, args)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// queryOne reads one row; found is false where there is none.
+func (l *Ledger) queryOne(ctx context.Context, sql string, args pgx.NamedArgs, into ...any) (found bool, err error) {
+	err = l.query(ctx, sql, args, func(rows pgx.Rows) error {
+		found = true
+		return rows.Scan(into...)
+	})
+	return found, err
+}
+
+// exec runs a statement and returns how many rows it changed.
+func (l *Ledger) exec(ctx context.Context, sql string, args pgx.NamedArgs) (int64, error) {
+	l.statements.Add(1)
+	tag, err := l.pool.Exec(ctx, sql, args)
+	return tag.RowsAffected(), err
+}
+
+// batch runs statements in one transaction and one round trip.
+func (l *Ledger) batch(ctx context.Context, batch *pgx.Batch) error {
+	l.statements.Add(int64(batch.Len()))
+	return l.pool.SendBatch(ctx, batch).Close()
+}

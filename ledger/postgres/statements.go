@@ -1,0 +1,325 @@
+package postgres
+
+import (
+	"github.com/iterait/shepherd/ledger"
+)
+
+// All statements are here, with arguments by name. Each is one transaction by
+// itself, but for those that queryRestore and querySweep are sent with.
+
+// columns are those of a row j, in the order that (*row).scan reads them. A list of
+// records leaves the traceback out.
+const (
+	listColumns = `j.seq, j.version, j.created_by::text, j.changed_by::text, j.id, j.model_name, j.model_version, j.sheep, j.priority, j.tenant,
+	j.trace_parent, j.trace_state, j.limits, j.keep, j.state, j.run, j.attempt, j.spent, j.enqueued_at, j.not_before, j.wait_until, j.deadline,
+	j.claimed_at, j.started_at, j.finished_at, j.changed_at, j.holder, j.node, j.token, j.cancelling, j.delayed, j.ended_age, j.kept_for,
+	j.remove_age, j.removal, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.failure_type, j.failure_message`
+	columns     = listColumns + `, j.failure_traceback`
+	columnCount = 42
+)
+
+// Reads.
+const (
+	queryGet = `SELECT ` + columns + ` FROM shepherd.jobs j WHERE j.id = @id`
+	// The row and the moment at which it was read; the row is NULL where there is
+	// none.
+	queryLoad = `SELECT m.now, m.age, ` + columns + ` FROM shepherd.moment m LEFT JOIN shepherd.jobs j ON j.id = @id`
+	// Several rows, each with the moment.
+	queryLoadMany = `SELECT m.now, m.age, ` + columns + ` FROM shepherd.moment m JOIN shepherd.jobs j ON j.id = ANY(@ids::text[])`
+	queryMoment   = `SELECT now, age FROM shepherd.moment`
+	queryHeld     = `SELECT ` + columns + ` FROM shepherd.jobs j WHERE j.node = @node AND j.token > 0 ORDER BY j.token`
+	// The attempt under way is read with those that ended, of one moment.
+	queryAttempts = `SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect, log
+			FROM shepherd.attempts WHERE job = @id
+		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, NULL, '', '', false, 0, 0, 0, 0, 0, 0, ''
+			FROM shepherd.jobs WHERE id = @id AND token > 0
+		ORDER BY run, number`
+	queryCount = `SELECT state, sum(n)::bigint FROM shepherd.tally GROUP BY state`
+	// The kinds of claimable jobs, those with most first, and when the oldest of each
+	// was submitted; then the number of all others.
+	queryWaiting = `WITH kinds AS (
+			SELECT model_name, model_version, sheep, sum(n)::bigint AS jobs,
+				row_number() OVER (ORDER BY sum(n) DESC, model_name, model_version, sheep) AS place, count(*) OVER () AS kinds
+			FROM shepherd.tally WHERE claimable GROUP BY model_name, model_version, sheep HAVING sum(n) > 0)
+		SELECT model_name, model_version, sheep, jobs,
+			(SELECT j.enqueued_at FROM shepherd.jobs j WHERE j.claimable AND j.model_name = kinds.model_name AND j.model_version = kinds.model_version
+				AND j.sheep = kinds.sheep ORDER BY j.seq LIMIT 1), false, place
+		FROM kinds WHERE place < @most::bigint OR kinds <= @most
+		UNION ALL SELECT '', '', '', sum(jobs)::bigint, NULL, true, NULL FROM kinds WHERE NOT (place < @most OR kinds <= @most) HAVING count(*) > 0
+		ORDER BY place`
+	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
+			SELECT * FROM shepherd.jobs WHERE remove_age > 0 ORDER BY remove_age, seq LIMIT @limit) j`
+	queryCheckpoint = `SELECT cursor FROM shepherd.checkpoints WHERE consumer = @consumer`
+)
+
+// Changes of one row. Each changes the row only if it still has the version that was
+// read, and writes nothing else otherwise; it answers how many rows it changed.
+var (
+	querySave = `WITH ` + saved + ` SELECT count(*) FROM saved`
+	// with an event
+	querySaveEvent = `WITH ` + saved + `, ` + told + ` SELECT count(*) FROM saved`
+	// with the end of an attempt and an event
+	querySaveAttempt = `WITH ` + saved + `, ` + attempted + `, ` + told + ` SELECT count(*) FROM saved`
+
+	// A new row, in the place of the old one where there is one. It answers the seq.
+	queryCreate = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
+		saved AS (` + insertJob + ` WHERE @old::bigint = 0 OR EXISTS (SELECT FROM removed) ON CONFLICT (id) DO NOTHING RETURNING *),
+		trimmed AS (DELETE FROM shepherd.attempts USING saved WHERE job = @id AND attempts.run <= @run::bigint - @keep_runs::bigint),
+		` + told + ` SELECT seq FROM saved`
+
+	queryRemove = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @seq AND version = @version RETURNING id),
+		gone AS (DELETE FROM shepherd.attempts USING removed WHERE job = removed.id) SELECT count(*) FROM removed`
+
+	// A record of another ledger, one of its attempts, and an event of it.
+	queryRestore        = insertJob
+	queryRestoreAttempt = insertAttempt
+	queryRestoreEvent   = insertEvent(`shepherd.jobs s WHERE s.id = @id`)
+)
+
+// The parts of these.
+var (
+	saved = `saved AS (UPDATE shepherd.jobs SET version = version + 1, changed_by = @key::uuid,
+			state = @state, attempt = @attempt, spent = @spent, not_before = @not_before, wait_until = @wait_until, claimed_at = @claimed_at,
+			started_at = @started_at, finished_at = @finished_at, changed_at = @changed_at, holder = @holder, node = @node, token = @token,
+			cancelling = @cancelling, delayed = @delayed, ended_age = @ended_age, kept_for = @kept_for, remove_age = @remove_age, removal = @removal,
+			removed_at = @removed_at, gpu_memory = @gpu_memory, gpu_time = @gpu_time, warnings = @warnings,
+			failure_type = @failure_type, failure_message = @failure_message, failure_traceback = @failure_traceback
+		WHERE seq = @seq AND version = @version RETURNING *)`
+
+	attempted = `attempted AS (` + insertAttempt + ` FROM saved),
+		trimmed AS (DELETE FROM shepherd.attempts USING saved
+			WHERE job = @a_job AND attempts.run = @a_run AND number <= @a_number::bigint - @keep_attempts::bigint)`
+
+	told = `told AS (` + insertEvent(`saved s`) + `)`
+
+	insertJob = `INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state,
+			limits, keep, state, run, attempt, spent, enqueued_at, not_before, wait_until, deadline, started_at, finished_at, changed_at, delayed,
+			ended_age, kept_for, remove_age, removal, removed_at, gpu_memory, gpu_time, warnings, failure_type, failure_message, failure_traceback)
+		SELECT @key::uuid, @key::uuid, @id::text, @model_name::text, @model_version::text, @sheep::text, @priority::bigint, @tenant::text, @trace_parent::text, @trace_state::text,
+			@limits::text, @keep::bigint, @state::text, @run::bigint, @attempt::bigint, @spent::bigint, @enqueued_at::timestamptz, @not_before::timestamptz,
+			@wait_until::timestamptz, @deadline::timestamptz, @started_at::timestamptz, @finished_at::timestamptz, @changed_at::timestamptz, @delayed::boolean,
+			@ended_age::bigint, @kept_for::bigint, @remove_age::bigint, @removal::smallint, @removed_at::timestamptz, @gpu_memory::bigint, @gpu_time::bigint,
+			@warnings::text, @failure_type::text, @failure_message::text, @failure_traceback::text`
+
+	insertAttempt = `INSERT INTO shepherd.attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent,
+			gpu_memory, gpu_time, stage, load, execute, collect, log)
+		SELECT @a_job::text, @a_run::bigint, @a_number::bigint, @a_node::text, @a_sheep::text, @a_began::timestamptz, @a_started::timestamptz, @a_ended::timestamptz,
+			@a_cause::text, @a_reason::text, @a_spent::boolean, @a_gpu_memory::bigint, @a_gpu_time::bigint, @a_stage::bigint, @a_load::bigint,
+			@a_execute::bigint, @a_collect::bigint, @a_log::text`
+)
+
+// insertEvent inserts an event of each of the rows s.
+func insertEvent(rows string) string {
+	return eventOf(`@e_age::bigint, @e_kind::text, @e_attempt::bigint, @e_sheep::text, @e_node::text, @e_cause::text, @e_reason::text`, rows)
+}
+
+// eventOf inserts an event of each of the rows s with the given age, kind, attempt,
+// holder, node, cause and reason. The numbers of events are given out for the rows
+// that were changed, so while they are locked.
+func eventOf(values, rows string) string {
+	return `INSERT INTO shepherd.events (age, kind, attempt, holder, node, cause, reason, at, job, run, model_name, model_version, sheep, tenant, state, delayed,
+			enqueued_at, started_at, finished_at, failure_type, failure_message, failure_traceback)
+		SELECT ` + values + `, s.changed_at, s.id, s.run, s.model_name, s.model_version, s.sheep, s.tenant, s.state, s.delayed,
+			s.enqueued_at, s.started_at, s.finished_at, s.failure_type, s.failure_message, s.failure_traceback FROM ` + rows
+}
+
+// Claims.
+
+// claimCandidates is how many jobs of each kind a claim looks at. Those that other
+// claims are about to take are locked and passed over.
+const claimCandidates = `32`
+
+// canClaim is the condition on a job that any slot could claim.
+const canClaim = `j.claimable AND (j.give_up_at IS NULL OR j.give_up_at > now())`
+
+// head selects the first of the jobs that meet the condition.
+func head(condition string) string {
+	return `(SELECT j.seq, j.priority, j.model_name, j.model_version FROM shepherd.jobs j WHERE ` + canClaim + ` AND ` + condition +
+		` ORDER BY j.priority DESC, j.seq LIMIT ` + claimCandidates + `)`
+}
+
+const ofPreferred = ` AND j.model_name = @prefer_name AND j.model_version = @prefer_version`
+
+// candidates selects the jobs that the slot could claim: of each kind, the first in
+// order.
+func candidates(slot ledger.Slot) string {
+	mine, anyone := `j.sheep = @sheep`, `j.sheep = ''`
+	if slot.Only != "" {
+		if slot.Addressed {
+			return head(`j.id = @only AND ` + mine)
+		}
+		return head(`j.id = @only AND (` + mine + ` OR ` + anyone + `)`)
+	}
+	query := head(mine)
+	prefers := !slot.Prefer.IsZero()
+	if prefers {
+		query += ` UNION ALL ` + head(mine+ofPreferred)
+	}
+	if slot.Addressed {
+		return query
+	}
+	if len(slot.Except) == 0 {
+		query += ` UNION ALL ` + head(anyone)
+		if prefers {
+			query += ` UNION ALL ` + head(anyone+ofPreferred)
+		}
+		return query
+	}
+	// Of each model that the sheep can run: the jobs of those that it cannot may be
+	// many and come first.
+	return query + ` UNION ALL (SELECT heads.* FROM (
+			SELECT DISTINCT model_name, model_version FROM shepherd.tally WHERE claimable AND sheep = ''
+			EXCEPT SELECT * FROM unnest(@except_names::text[], @except_versions::text[])) m
+		CROSS JOIN LATERAL ` + head(anyone+` AND j.model_name = m.model_name AND j.model_version = m.model_version`) + ` heads)`
+}
+
+// claimQuery makes a claim: of the candidates it takes the first that nobody else
+// has locked. It answers whether the node may claim (one that joined needs its lease),
+// how many candidates there were, and the row or NULL. Where the key was called off
+// meanwhile (queryCallOff), it takes none.
+func claimQuery(slot ledger.Slot) string {
+	start, kind := ``, `'claimed'`
+	if !slot.Ahead {
+		start, kind = `, state = 'processing', started_at = greatest(j.changed_at, m.now), wait_until = NULL`, `'started'`
+	}
+	return `WITH candidates AS MATERIALIZED (` + candidates(slot) + `),
+		m AS MATERIALIZED (SELECT now, age FROM shepherd.moment),
+		leased AS MATERIALIZED (SELECT NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node
+			AND (expires_at IS NULL OR expires_at < clock_timestamp() OR generation <> @generation::bigint AND @generation <> 0)) AS ok),
+		asked AS (INSERT INTO shepherd.claim_keys (key) SELECT @key::uuid FROM leased WHERE ok AND EXISTS (SELECT FROM candidates) ON CONFLICT DO NOTHING RETURNING key),
+		chosen AS MATERIALIZED (SELECT j.seq FROM asked, candidates c JOIN shepherd.jobs j ON j.seq = c.seq WHERE ` + canClaim + `
+			ORDER BY c.priority DESC, (c.model_name = @prefer_name AND c.model_version = @prefer_version) DESC, c.seq LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
+		claimed AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, claimed_by = @key::uuid,
+				token = nextval('shepherd.tokens'), holder = @sheep, node = @node, attempt = j.attempt + 1,
+				changed_at = greatest(j.changed_at, m.now), claimed_at = greatest(j.changed_at, m.now)` + start + `
+			FROM chosen, m WHERE j.seq = chosen.seq RETURNING j.*),
+		told AS (` + eventOf(`m.age, `+kind+`, s.attempt, s.holder, s.node, '', ''`, `claimed s, m`) + `)
+		SELECT (SELECT ok FROM leased), (SELECT count(*) FROM candidates), ` + columns + ` FROM (VALUES (1)) one LEFT JOIN claimed j ON true`
+}
+
+const (
+	// Calls off a claim whose outcome is not known, unless it was made; it waits for
+	// one that is being made. A claim that was called off is not made later.
+	queryCallOff = `INSERT INTO shepherd.claim_keys (key) VALUES (@key::uuid) ON CONFLICT DO NOTHING`
+	// The claim that was made with the key, if it is still held.
+	queryClaimed = `SELECT ` + columns + ` FROM shepherd.jobs j WHERE j.node = @node AND j.token > 0 AND j.claimed_by = @key::uuid`
+)
+
+// Events.
+const (
+	eventColumns = `e.id, e.at, e.kind, e.job, e.run, e.model_name, e.model_version, e.sheep, e.tenant, e.attempt, e.holder, e.node,
+	e.state, e.cause, e.reason, e.delayed, e.enqueued_at, e.started_at, e.finished_at, e.failure_type, e.failure_message, e.failure_traceback`
+
+	// The last number that was given out to an event, and the last event removed.
+	queryLastEvent = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END, (SELECT pruned FROM shepherd.ledger) FROM shepherd.event_ids`
+	// The numbers of events after one.
+	queryEventIDs = `SELECT id FROM shepherd.events WHERE id > @after ORDER BY id LIMIT @limit`
+	// The transactions that may hold a number of an event that they have not committed:
+	// each locks the table before it gets a number, and until its end.
+	queryEventWriters = `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND relation = 'shepherd.events'::regclass
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND mode = 'RowExclusiveLock' AND granted`
+	querySetCheckpoint = `INSERT INTO shepherd.checkpoints (consumer, cursor) VALUES (@consumer, @cursor)
+		ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE checkpoints.cursor <> excluded.cursor`
+	queryNotify = `SELECT pg_notify('` + channel + `', @from)`
+	queryListen = `LISTEN ` + channel
+)
+
+// channel is what the doorbell is rung on.
+const channel = `shepherd_events`
+
+// eventsQuery reads events after a number, up to another; each row also has the last
+// event that was removed, and the event is NULL where there is none.
+func eventsQuery(filter ledger.EventFilter) string {
+	condition := ``
+	if filter.Job != "" {
+		condition += ` AND job = @job`
+	}
+	if filter.Tenant != "" {
+		condition += ` AND tenant = @tenant AND tenant > ''` // so that the index is used
+	}
+	return `SELECT l.pruned, ` + eventColumns + ` FROM shepherd.ledger l LEFT JOIN LATERAL (
+			SELECT * FROM shepherd.events WHERE id > @after AND id <= @last` + condition + ` ORDER BY id LIMIT @limit) e ON true`
+}
+
+// Leases and upkeep.
+const (
+	// Joins at a time are one after the other, each seeing the ones before.
+	queryJoinLock = `SELECT pg_advisory_xact_lock(` + joinLock + `)`
+	// The other nodes whose leases have not ended.
+	queryOthers = `SELECT name, expires_at FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp() ORDER BY name LIMIT 1`
+	queryJoin   = `INSERT INTO shepherd.nodes (name, generation, expires_at) SELECT @node::text, 1, clock_timestamp() + @lease::bigint * interval '1 microsecond'
+			WHERE NOT @alone::boolean OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp())
+		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, expires_at = excluded.expires_at RETURNING generation`
+	queryLeave = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND generation = @generation`
+	// Renews the leases given, unless they have ended, and answers what there is to do.
+	queryPulse = `WITH renewed AS (UPDATE shepherd.nodes n SET expires_at = clock_timestamp() + @lease::bigint * interval '1 microsecond'
+			FROM unnest(@names::text[], @generations::bigint[]) mine(name, generation)
+			WHERE n.name = mine.name AND n.generation = mine.generation AND n.expires_at > clock_timestamp() RETURNING n.name)
+		SELECT clock_timestamp(), ARRAY(SELECT name FROM renewed),
+			(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM shepherd.event_ids),
+			least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL)),
+			ARRAY(SELECT name FROM shepherd.nodes WHERE expires_at < clock_timestamp()),
+			(SELECT count(*) FROM (SELECT FROM shepherd.tally LIMIT ` + tallyRows + `) rows)`
+	// Says that all claims of a node whose lease ended were taken back.
+	queryLapse = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND expires_at < clock_timestamp()`
+
+	// The jobs whose time to wait is over.
+	queryOverdue   = `SELECT id FROM shepherd.jobs WHERE give_up_at <= clock_timestamp() ORDER BY give_up_at, seq LIMIT @limit`
+	queryNextTimer = `SELECT clock_timestamp(), least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL))`
+
+	queryPing = `UPDATE shepherd.ledger SET pruned = pruned`
+)
+
+// Makes jobs claimable whose time has come.
+var queryRunDue = `WITH m AS MATERIALIZED (SELECT now, age FROM shepherd.moment),
+		due AS MATERIALIZED (SELECT seq FROM shepherd.jobs WHERE delayed AND not_before <= clock_timestamp() ORDER BY not_before, seq LIMIT @limit FOR UPDATE SKIP LOCKED),
+		saved AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, delayed = false, changed_at = greatest(j.changed_at, m.now)
+			FROM due, m WHERE j.seq = due.seq RETURNING j.*),
+		told AS (` + eventOf(`m.age, 'due', 0, '', '', '', ''`, `saved s, m ORDER BY s.not_before, s.seq`) + `)
+		SELECT count(*) FROM saved`
+
+// The statements of a sweep, in one transaction. Sweeps are one after the other, each
+// seeing what the one before removed.
+const (
+	querySweepLock = `SELECT pg_advisory_xact_lock(` + sweepLock + `)`
+	// The age grows by the time since it was kept last, as far as the caller knows it
+	// to have passed.
+	queryKeepAge = `UPDATE shepherd.ledger SET age = age + least(greatest((extract(epoch FROM clock_timestamp() - wall) * 1000000)::bigint, 0), @most::bigint),
+		wall = clock_timestamp() RETURNING age`
+	// Removes records that ended too long ago, or that are too many.
+	queryExpire = `WITH excess AS (SELECT greatest(coalesce(sum(n), 0) - @keep_jobs::bigint, 0)::bigint AS n FROM shepherd.tally
+				WHERE state IN ('done', 'failed', 'cancelled') AND NOT retained),
+		oldest AS MATERIALIZED (
+			(SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 ORDER BY ended_age, seq LIMIT least((SELECT n FROM excess), @limit::bigint))
+			UNION (SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 AND ended_age < (SELECT age FROM shepherd.moment) - @keep::bigint
+				ORDER BY ended_age, seq LIMIT @limit)),
+		gone AS (DELETE FROM shepherd.jobs USING oldest WHERE jobs.seq = oldest.seq AND ended_age > 0 AND remove_age = 0 RETURNING id),
+		tried AS (DELETE FROM shepherd.attempts USING gone WHERE job = gone.id)
+		SELECT count(*) FROM gone`
+	// Removes events that are too old, or too many.
+	queryPrune = `WITH first AS MATERIALIZED (SELECT id, age FROM shepherd.events ORDER BY id LIMIT @limit),
+		unkept AS (SELECT id FROM (SELECT id FROM shepherd.events ORDER BY id DESC OFFSET @keep_events::bigint LIMIT 1) many
+			UNION ALL SELECT max(id) FROM first WHERE age < (SELECT age FROM shepherd.moment) - @event_keep::bigint),
+		last AS MATERIALIZED (SELECT least(max(id), @settled::bigint, (SELECT max(id) FROM first)) AS id FROM unkept HAVING max(id) IS NOT NULL),
+		told AS (UPDATE shepherd.ledger SET pruned = last.id FROM last WHERE last.id > pruned),
+		gone AS (DELETE FROM shepherd.events USING last WHERE events.id <= last.id RETURNING 1)
+		SELECT count(*) FROM gone`
+	// Sums the tally up.
+	queryFold = `WITH gone AS (DELETE FROM shepherd.tally RETURNING *)
+		INSERT INTO shepherd.tally SELECT state, claimable, retained, model_name, model_version, sheep, sum(n) FROM gone
+			GROUP BY state, claimable, retained, model_name, model_version, sheep HAVING sum(n) <> 0`
+	queryDropKeys = `DELETE FROM shepherd.claim_keys WHERE at < clock_timestamp() - interval '1 hour'`
+)
+
+// The tally is summed up where it has more than foldAbove rows; no more than tallyRows
+// are counted.
+const (
+	foldAbove = 512
+	tallyRows = `513`
+)
+
+// The keys of advisory locks: "shpl" and a number.
+const (
+	joinLock  = `1936224364, 1`
+	sweepLock = `1936224364, 2`
+)
