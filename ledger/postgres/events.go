@@ -337,4 +337,3 @@ func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Curs
 		return err
 	})
 }
-

@@ -37,8 +37,12 @@ func (l *Ledger) Join(ctx context.Context, node string) (ledger.Lease, error) {
 	asked := time.Now()
 	joined := &lease{ledger: l, node: text(node), lost: make(chan struct{})}
 	err := l.call(ctx, doing, func(ctx context.Context) error {
+		var seen int64
+		if _, err := l.queryOne(ctx, queryGeneration, pgx.NamedArgs{"node": joined.node}, &seen); err != nil {
+			return err
+		}
 		asked = time.Now()
-		args := pgx.NamedArgs{"node": joined.node, "lease": l.cfg.Lease.Microseconds(), "alone": l.cfg.Alone}
+		args := pgx.NamedArgs{"node": joined.node, "seen": seen, "lease": l.cfg.Lease.Microseconds(), "alone": l.cfg.Alone}
 		batch := &pgx.Batch{}
 		batch.Queue(queryJoinLock)
 		batch.Queue(queryJoin, args).QueryRow(func(row pgx.Row) error { return row.Scan(&joined.generation) })
@@ -70,7 +74,7 @@ func (c Config) safeLease() time.Duration { return c.Lease / 4 * 3 }
 // renewEvery is how often leases are renewed.
 func (c Config) renewEvery() time.Duration { return c.Lease / 8 }
 
-// taken says which node has the ledger.
+// taken says which node has the ledger, where one has.
 func (l *Ledger) taken(ctx context.Context, node string) error {
 	e := &TakenError{Server: l.server}
 	var until time.Time
@@ -78,7 +82,7 @@ func (l *Ledger) taken(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	if !found { // its lease ended just now
+	if !found { // its lease ended just now, or another daemon joined as the same node
 		return errConflict
 	}
 	e.Until = until.UTC().Format(time.RFC3339)

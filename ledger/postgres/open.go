@@ -53,17 +53,25 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.ConnConfig) error {
-	err := l.retry(ctx, func(ctx context.Context) error {
-		m, err := newMigrator(ctx, direct)
-		if err != nil {
+func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.ConnConfig) (err error) {
+	var listening *pgx.Conn
+	err = l.retry(ctx, func(ctx context.Context) (err error) {
+		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		return errors.Join(m.up(ctx, l.server), m.close())
+		if err = migrate(ctx, listening, direct, l.server); err != nil {
+			closeConn(listening)
+		}
+		return err
 	})
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			closeConn(listening)
+		}
+	}()
 	if l.pool, err = pgxpool.NewWithConfig(ctx, pooled); err != nil {
 		return err
 	}
@@ -71,10 +79,6 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.C
 		return err
 	}
 	l.upkeep.lastEvent = l.horizon.settled
-	listening, err := l.bell.connect(ctx)
-	if err != nil {
-		listening = nil // it is tried again
-	}
 	l.bell.start(listening, func(ctx context.Context) error {
 		_, err := l.exec(ctx, queryNotify, pgx.NamedArgs{"from": l.bell.me})
 		return err

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -21,6 +23,48 @@ var files embed.FS
 
 // versions is the table that knows which migrations were made.
 const versions = "shepherd.schema_versions"
+
+// newest is the version of the schema that this shepherd knows.
+func newest() (int64, error) {
+	names, err := fs.Glob(files, "migrations/*.sql")
+	if err != nil {
+		return 0, err
+	}
+	return goose.NumericComponent(path.Base(names[len(names)-1]))
+}
+
+// migrate brings the schema to the newest version; conn is to the same database as
+// direct. It does nothing where the schema is of that version.
+func migrate(ctx context.Context, conn *pgx.Conn, direct *pgx.ConnConfig, server string) error {
+	known, err := newest()
+	if err != nil {
+		return err
+	}
+	version, err := schemaVersion(ctx, conn)
+	switch {
+	case err != nil:
+		return err
+	case version > known:
+		return &newerError{server: server, schema: version, known: known}
+	case version == known:
+		return nil
+	}
+	m, err := newMigrator(ctx, direct)
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.up(ctx), m.close())
+}
+
+// schemaVersion is the version of the schema, 0 where there is none.
+func schemaVersion(ctx context.Context, conn *pgx.Conn) (version int64, err error) {
+	err = conn.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versions).Scan(&version)
+	var failure *pgconn.PgError
+	if errors.As(err, &failure) && (failure.Code == "42P01" || failure.Code == "3F000") { // no such table, no such schema
+		return 0, nil
+	}
+	return version, err
+}
 
 // migrator makes the migrations, on a connection of its own whose session has a lock
 // against others that do.
@@ -60,28 +104,12 @@ func (m *migrator) open(ctx context.Context) error {
 	return err
 }
 
-// newest is the version of the schema that this shepherd knows.
-func (m *migrator) newest() int64 {
-	sources := m.provider.ListSources()
-	return sources[len(sources)-1].Version
-}
-
 // up brings the schema to the newest version, and makes it where there is none.
-func (m *migrator) up(ctx context.Context, server string) error {
+func (m *migrator) up(ctx context.Context) error {
 	if err := m.createSchema(ctx); err != nil {
 		return err
 	}
-	version, err := m.provider.GetDBVersion(ctx)
-	if err != nil {
-		return err
-	}
-	if version > m.newest() {
-		return &newerError{server: server, schema: version, known: m.newest()}
-	}
-	if version == m.newest() {
-		return nil
-	}
-	_, err = m.provider.Up(ctx)
+	_, err := m.provider.Up(ctx)
 	return err
 }
 

@@ -246,10 +246,14 @@ const (
 	// Joins at a time are one after the other, each seeing the ones before.
 	queryJoinLock = `SELECT pg_advisory_xact_lock(` + joinLock + `)`
 	// The other nodes whose leases have not ended.
-	queryOthers = `SELECT name, expires_at FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp() ORDER BY name LIMIT 1`
-	queryJoin   = `INSERT INTO shepherd.nodes (name, generation, expires_at) SELECT @node::text, 1, clock_timestamp() + @lease::bigint * interval '1 microsecond'
+	queryOthers     = `SELECT name, expires_at FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp() ORDER BY name LIMIT 1`
+	queryGeneration = `SELECT generation FROM shepherd.nodes WHERE name = @node`
+	// Joins as the node that had the generation seen, 0 for none. A statement that
+	// arrives late has one that is past.
+	queryJoin = `INSERT INTO shepherd.nodes (name, generation, expires_at) SELECT @node::text, 1, clock_timestamp() + @lease::bigint * interval '1 microsecond'
 			WHERE NOT @alone::boolean OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp())
-		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, expires_at = excluded.expires_at RETURNING generation`
+		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, expires_at = excluded.expires_at
+			WHERE nodes.generation = @seen RETURNING generation`
 	queryLeave = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND generation = @generation`
 	// Renews the leases given, unless they have ended, and answers what there is to do.
 	queryPulse = `WITH renewed AS (UPDATE shepherd.nodes n SET expires_at = clock_timestamp() + @lease::bigint * interval '1 microsecond'
