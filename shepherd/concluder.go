@@ -110,7 +110,8 @@ func accountOf(l *lane, a *attempt, end ending, at time.Time) <-chan job.Account
 
 // neutral reports whether nobody is to blame for an end with this cause.
 func neutral(c job.Cause) bool {
-	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver || c == causeFenced
+	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver ||
+		c == job.CauseDaemonKilled || c == causeFenced
 }
 
 // wait returns when all attempts are ended that were to be when it was called. The
@@ -299,7 +300,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
 		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
-	if wrecks(end.cause) || end.cause == job.CauseUnavailable {
+	if wrecks(end.cause) || end.cause == job.CauseDaemonKilled || end.cause == job.CauseUnavailable {
 		var attempts []job.Attempt
 		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			var err error
@@ -309,7 +310,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 		if err != nil {
 			return facts{}, err
 		}
-		f.wrecked, f.unavailable = history(attempts, a.Run, a.Attempt)
+		f.history = historyOf(attempts, a.Run, a.Attempt)
 	}
 	return f, nil
 }

@@ -24,8 +24,9 @@ type adoption struct {
 // interrupted is the ending of an attempt whose daemon and runner were killed.
 var interrupted = ending{cause: job.CauseInterrupted, reason: "Shepherd and the sheep were killed while the sheep had this job"}
 
-// restarted is the ending of an attempt that an earlier daemon only prepared.
-var restarted = ending{cause: job.CauseHandedBack, reason: "shepherd was restarted"}
+// daemonKilled is the ending of an attempt whose daemon was killed while it
+// prepared the job: no runner had it.
+var daemonKilled = ending{cause: job.CauseDaemonKilled, reason: "Shepherd was killed while it prepared this job"}
 
 // take removes and returns the adopted attempt, nil where there is none.
 func (d *adoption) take(id job.ID) *attempt {
@@ -38,8 +39,8 @@ func (d *adoption) take(id job.ID) *attempt {
 }
 
 // recover finds out what is left of this sheep's runner and of the jobs it held,
-// ends the attempts of which nothing is left, and removes the working directories
-// of all but the adopted ones. It comes before start.
+// ends the attempts that no runner has, and removes the working directories of
+// attempts that the ledger does not know. It comes before start.
 func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	d := &adoption{jobs: make(map[job.ID]*attempt)}
 	work, cancel := context.WithCancel(context.Background())
@@ -62,17 +63,16 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 	keep := make(map[ledger.Token]job.ID)
 	for _, c := range claims {
-		end := interrupted
-		if c.State == job.Queued {
-			end = restarted
-		} else if known[c.ID] {
+		if known[c.ID] && c.State != job.Queued {
 			if a := l.adoptAttempt(c); a != nil {
 				d.jobs[c.ID] = a
 				keep[c.Token] = c.ID
 				continue
 			}
 		}
-		l.endClaim(work, c, end)
+		if l.endClaim(work, c, d.found) {
+			keep[c.Token] = c.ID
+		}
 	}
 	if err := l.dirs.clean(keep); err != nil {
 		l.log.Warn("Cannot clean the sheep's data directory", "error", err)
@@ -86,14 +86,29 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 }
 
-// endClaim ends a claim of which nothing is left but its record.
-func (l *lane) endClaim(work context.Context, c ledger.Claim, end ending) {
+// endClaim ends a claim that an earlier daemon left and that no runner has. placed
+// says that there is a working directory where runners see it: it is removed once
+// the ledger has ended the claim, so that a daemon that is killed before that
+// finds the same.
+func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Recovered) (placed bool) {
 	a := l.newAttempt(c)
+	end := interrupted
+	if c.State == job.Queued {
+		end = daemonKilled
+	} else {
+		dir, err := l.dirs.find(c.Token, c.ID)
+		a.dir, placed = dir, err == nil
+		withRunner := found != nil && !found.Running && (found.Exit == nil || found.Exit.Lost)
+		if errors.Is(err, fs.ErrNotExist) && !withRunner {
+			end = daemonKilled
+		}
+	}
 	if c.Cancelling {
 		end = stopped(errCancelled)
 	}
 	close(a.prepared)
 	l.concluder.end(work, a, end)
+	return placed
 }
 
 // adoptAttempt makes an attempt of a claim whose job an earlier daemon gave to the
@@ -244,11 +259,7 @@ func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
 		gone := newLane(Member{Name: holder}, s.env)
 		s.env.background(func(ctx context.Context) {
 			for _, c := range claims {
-				end := interrupted
-				if c.State == job.Queued {
-					end = restarted
-				}
-				gone.endClaim(ctx, c, end)
+				gone.endClaim(ctx, c, nil)
 			}
 			gone.concluder.wait()
 		})

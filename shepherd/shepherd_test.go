@@ -426,6 +426,18 @@ func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
 	return c
 }
 
+// give moves the working directory of a claimed job to where runners see it, as a
+// daemon does before it gives the job to one.
+func (p *pen) give(c *ledger.Claim) {
+	p.t.Helper()
+	dir := filepath.Join(p.config.DataRoot, "sheep", fmt.Sprint("attempt-", c.Token), string(c.ID))
+	for _, sub := range []string{job.InputDir, job.OutputDir} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
 // leave leaves a runner as a daemon that is killed does: alive, with the jobs
 // answered, their outputs on disk, and no answer acknowledged.
 func (p *pen) leave(answered ...*ledger.Claim) {
@@ -520,15 +532,16 @@ func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
 	for _, sheep := range []string{"sheep", "other"} {
 		t.Run(sheep, func(t *testing.T) {
 			p := newPen(t, sheep)
-			p.hold("interrupted", false)
+			p.give(p.hold("interrupted", false))
+			p.hold("started", false)
 			p.hold("prepared", true)
 			p.start()
-			p.await("interrupted", job.Done)
-			p.await("prepared", job.Done)
 			for id, want := range map[job.ID]job.Attempt{
 				"interrupted": {Cause: job.CauseInterrupted, Spent: true},
-				"prepared":    {Cause: job.CauseHandedBack},
+				"started":     {Cause: job.CauseDaemonKilled},
+				"prepared":    {Cause: job.CauseDaemonKilled},
 			} {
+				p.await(string(id), job.Done)
 				attempts, err := p.ledger.Attempts(t.Context(), id)
 				if err != nil || len(attempts) != 2 || attempts[0].Cause != want.Cause || attempts[0].Spent != want.Spent || attempts[1].Cause != job.CauseDone {
 					t.Errorf("attempts of %s: %+v, %v", id, attempts, err)

@@ -136,6 +136,22 @@ func TestVerdicts(t *testing.T) {
 		}},
 		{job.CauseLost, untilWrecked, "spent", "", wrecked},
 		{job.CauseInterrupted, untilWrecked, "spent", "", wrecked},
+		{job.CauseDaemonKilled, "queued, while fewer than 20 attempts ended so; else failed", "not spent", "", func(t *testing.T, judge func(facts) verdict) {
+			back(t, judge)
+			f := base
+			f.wrecked, f.killed = 100, 1
+			if v := judge(f); v.state != "" || v.spent || v.rests || !v.notBefore.Equal(now.Add(time.Second)) {
+				t.Errorf("the second: %+v", v)
+			}
+			f.killed = 18
+			if v := judge(f); v.state != "" || !v.notBefore.Equal(now.Add(time.Minute)) {
+				t.Errorf("the nineteenth: %+v", v)
+			}
+			f.killed, f.tries = 19, 20
+			if v := judge(f); v.state != job.Failed || !strings.Contains(v.message, "tried 20 times") {
+				t.Errorf("the twentieth: %+v", v)
+			}
+		}},
 		{job.CauseHandedBack, "queued", "not spent", "", back},
 		{job.CauseTakenOver, "queued", "not spent", "", back},
 	} {
@@ -185,12 +201,19 @@ func TestHistory(t *testing.T) {
 		{Run: 2, Number: 5, Cause: job.CauseUnavailable, Began: at(6)},
 		{Run: 2, Number: 6, Began: at(7)}, // this one
 	}
-	wrecked, since := history(attempts, 2, 6)
-	if wrecked != 2 || !since.Equal(at(5)) {
-		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
-	}
-	if wrecked, since = history(attempts, 2, 4); wrecked != 2 || !since.IsZero() {
-		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
+	attempts = append(attempts, job.Attempt{Run: 3, Number: 1, Cause: job.CauseDaemonKilled, Began: at(8)})
+	for _, c := range []struct {
+		run, number int
+		want        history
+	}{
+		{2, 6, history{wrecked: 2, unavailable: at(5)}},
+		{2, 4, history{wrecked: 2}},
+		{3, 2, history{killed: 1}},
+		{3, 1, history{}},
+	} {
+		if got := historyOf(attempts, c.run, c.number); got != c.want {
+			t.Errorf("before attempt %d of run %d: %+v, want %+v", c.number, c.run, got, c.want)
+		}
 	}
 }
 

@@ -334,6 +334,7 @@ var returning = map[job.Cause]bool{
 	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
 	job.CauseLost: true, job.CauseInterrupted: true,
 	job.CauseSheep: false, job.CauseUnavailable: false, job.CauseDevice: false, job.CauseHandedBack: false, job.CauseTakenOver: false,
+	job.CauseDaemonKilled: false,
 }
 
 // ending are the causes with which a run may end.
@@ -531,6 +532,10 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			switch a.Cause {
 			case job.CauseLost, job.CauseInterrupted, job.CauseDevice:
 				wrecked++
+			case job.CauseDaemonKilled:
+				if k.had(a) {
+					o.fail("attempt %d of run %d of job %s ended as daemon-killed, and a runner had it", a.Number, a.Run, id)
+				}
 			case job.CauseDone, job.CauseOutputs:
 				if !k.answered(a, fateDone, fateLast, fateOutputs) {
 					o.fail("attempt %d of run %d of job %s ended as %s, and no runner answered it that it is done", a.Number, a.Run, id, a.Cause)
@@ -562,6 +567,11 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			}
 		}
 	}
+}
+
+// had says whether a runner had the job for this attempt.
+func (k *known) had(a job.Attempt) bool {
+	return slices.ContainsFunc(k.done, func(e *execution) bool { return e.run == a.Run && e.attempt == a.Number })
 }
 
 // answered says whether a runner that had the job for this attempt has answered with
