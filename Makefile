@@ -106,6 +106,10 @@ sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (200
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)
 
+chaos: $(MINIO) ## kill, stop, fill and cut off a real daemon and all around it for FOR (15m) with each storage, and check every promise (as root)
+	@test/deps-container
+	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$(MINIO)}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
+
 soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing grows
 	SOAK_JOBS=$(or $(JOBS),1000000) $(GO) test -count=1 -timeout 24h -v -run '^$$' -bench '^BenchmarkSoak$$' -benchtime 1x ./test/bench
 
