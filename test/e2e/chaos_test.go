@@ -121,9 +121,9 @@ func newChaos(t *testing.T, storage string) *chaos {
 	c.edit("  port: 0\n", fmt.Sprintf("  port: %d\n", port))
 	c.edit("storage:\n", `drain_timeout: 3s
 min_free: 4MiB
-limits: {retries: 100, retry_pause: 20ms}
+limits: {retries: 100, retry_pause: 1ms}
 scheduling: {max_attempts: 1000, max_turn: 5s}
-models: {limits: [{model: "echo:v2", retry_pause: 30ms}]}
+models: {limits: [{model: "echo:v2", retry_pause: 2ms}]}
 storage:
 `)
 	c.edit("sheep:\n  dock:", "sheep:\n"+sheepYAML(t, "second", c.dir)+"  dock:")

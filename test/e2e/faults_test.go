@@ -109,6 +109,48 @@ func TestShimKilled(t *testing.T) {
 	}
 }
 
+// Jobs that do harm fail and say what they did, or are done with a warning; a job
+// after each of them is done by the same sheep.
+func TestPoison(t *testing.T) {
+	w := newWorld(t)
+	w.edit("api:", "scheduling: {max_attempts: 2}\napi:")
+	w.start()
+	next := 0
+	expectWell := func() {
+		next++
+		id := fmt.Sprint("well-", next)
+		w.submit(id, "echo:v1", "fine")
+		w.expectDone(id, "fine")
+	}
+	for id, c := range map[string]struct{ input, says string }{
+		"exits":  {"exit 3", "exit code 3"},
+		"killed": {"kill", "SIGKILL"},
+		"huge":   {fmt.Sprint("sparse ", 6<<40), "up to 5.0 TiB"},
+		"sparse": {fmt.Sprint("sparse ", 4<<40), "the whole disk of the storage has"},
+	} {
+		w.submit(id, "echo:v1", c.input)
+		w.expectFailed(id, c.says)
+		expectWell()
+	}
+	w.submit("odd", "echo:v1", "odd")
+	w.expectDone("odd", "odd")
+	if code, text := w.request("GET", "/jobs/odd/result/"+strings.Repeat("n", 255), ""); code != 200 || text != "long name" {
+		t.Errorf("the output with a long name: %d %q", code, text)
+	}
+	warnings := strings.Join(w.view("odd").Warnings, "\n")
+	for _, want := range []string{`"outputs/pipe" is not stored: it is a named pipe`, `"outputs/socket" is not stored: it is a socket`, `"outputs/device" is not stored: it is a device`} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("the warnings %q do not say %q", warnings, want)
+		}
+	}
+	w.submit("many", "echo:v1", "many 5000")
+	w.expectDone("many", "many 5000")
+	if code, text := w.request("GET", "/jobs/many/result/4999", ""); code != 200 || text != "4999" {
+		t.Errorf("one of many outputs: %d %q", code, text)
+	}
+	expectWell()
+}
+
 // Everything is killed, as by a power cut: queued, prepared and running jobs are
 // all dealt with.
 func TestEverythingKilled(t *testing.T) {
