@@ -230,8 +230,15 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	case v.rests:
 		pause := l.rests.fault(end.reason, time.Now())
 		l.log.Warn("Sheep rests after a fault of its own", "job", a.ID, "pause", pause, "cause", string(end.cause), "error", end.reason)
+	case v.modelRests:
+		pause := l.modelRests.fault(a.Model, end.reason, time.Now())
+		if a.Sheep != "" { // the ledger gives it to this sheep whatever its model
+			v.notBefore = f.now.Add(pause)
+		}
+		l.log.Warn("Sheep does not try this model for a while", "job", a.ID, "model", a.Model.String(), "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case end.cause == job.CauseDone:
 		l.rests.well()
+		l.modelRests.well(a.Model)
 	}
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {

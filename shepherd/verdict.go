@@ -47,8 +47,9 @@ type verdict struct {
 	// of the next one.
 	spent     bool
 	notBefore time.Time
-	// rests says that the sheep does not claim for a while.
-	rests bool
+	// rests says that the sheep does not claim for a while, and modelRests that it
+	// claims no job of this model.
+	rests, modelRests bool
 }
 
 // maxRetryPause bounds the pause between two tries of one job.
@@ -86,7 +87,7 @@ func judge(end ending, f facts) verdict {
 		if f.patience > 0 && !f.unavailable.IsZero() && f.now.Sub(f.unavailable) >= f.patience {
 			return verdict{state: job.Failed}
 		}
-		return verdict{rests: true}
+		return verdict{modelRests: true}
 
 	case job.CauseDevice, job.CauseLost, job.CauseInterrupted:
 		spent := end.cause != job.CauseDevice

@@ -91,10 +91,10 @@ func TestVerdicts(t *testing.T) {
 				t.Errorf("%+v", v)
 			}
 		}},
-		{job.CauseUnavailable, "queued; failed once it has been so for `load_timeout`", "not spent", "rests", func(t *testing.T, judge func(facts) verdict) {
+		{job.CauseUnavailable, "queued; failed once it has been so for `load_timeout`", "not spent", "rests with the model", func(t *testing.T, judge func(facts) verdict) {
 			f := base
 			f.patience = time.Minute
-			if v := judge(f); v.state != "" || v.spent || !v.rests {
+			if v := judge(f); v.state != "" || v.spent || v.rests || !v.modelRests {
 				t.Errorf("the first time: %+v", v)
 			}
 			f.unavailable = now.Add(-time.Minute + time.Second)
@@ -242,6 +242,44 @@ func TestRests(t *testing.T) {
 	r.wake()
 	if left, _ := r.left(now); left != 0 {
 		t.Errorf("it rests for %v after it was woken", left)
+	}
+}
+
+func TestModelRests(t *testing.T) {
+	var r modelRests
+	a, b := job.Model{Name: "a", Version: "v1"}, job.Model{Name: "b", Version: "v1"}
+	now := time.Unix(1000, 0)
+	r.fault(b, "no answer", now)
+	r.fault(b, "no answer", now.Add(firstRest))
+	if pause := r.fault(a, "other reason", now.Add(firstRest)); pause != firstRest {
+		t.Errorf("the first fault of a rests for %v", pause)
+	}
+	now = now.Add(firstRest)
+	if models, next := r.all(now); len(models) != 2 || models[0] != a || next != firstRest {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	if left, why := r.left(b, now); left != 2*firstRest || why != "no answer" {
+		t.Errorf("b rests for %v: %q", left, why)
+	}
+	now = now.Add(firstRest)
+	if models, next := r.all(now); len(models) != 1 || models[0] != b || next != firstRest {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	r.well(b)
+	if models, next := r.all(now); len(models) != 0 || next != 0 {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	if pause := r.fault(a, "again", now); pause != 2*firstRest {
+		t.Errorf("the second fault of a rests for %v", pause)
+	}
+	now = now.Add(time.Hour)
+	r.fault(b, "later", now)
+	if pause := r.fault(a, "much later", now); pause != firstRest {
+		t.Errorf("a fault of a after an hour rests for %v", pause)
+	}
+	r.wake()
+	if left, _ := r.left(a, now); left != 0 {
+		t.Errorf("a rests for %v after all were woken", left)
 	}
 }
 

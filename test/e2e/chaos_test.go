@@ -467,6 +467,7 @@ type chaosClient struct {
 // chaosJob is what a client knows of a job.
 type chaosJob struct {
 	id, model    string
+	sheep        string // that it is addressed to
 	body         string // of its last submission
 	output, text string // the file that it has to give, and what is in it
 
@@ -502,7 +503,7 @@ func (c *chaosClient) work(ctx context.Context) {
 			c.cancel(ctx, some)
 		case n == 7 && some.final && !some.cancelAsked:
 			some.final, some.pending, some.submissions = false, true, 0
-			some.body = jobBody(some.id, some.model, "") // again, with the inputs that it has
+			some.body = jobBody(some.id, some.model, "", "sheep_id", some.sheep) // again, with the inputs that it has
 			c.submit(ctx, some)
 		default:
 			c.look(some)
@@ -519,13 +520,15 @@ func (c *chaosClient) newJob() *chaosJob {
 	id := fmt.Sprintf("%s-job-%d", c.name, len(c.jobs))
 	text := strings.TrimSpace(strings.Repeat(id+" ", 1<<c.dice.IntN(15))) // up to some 300 KB
 	j := &chaosJob{id: id, model: fmt.Sprintf("echo:v%d", 1+c.dice.IntN(2)), pending: true}
+	payload := ""
 	if c.dice.IntN(3) == 0 {
-		j.output, j.text = "kept", text
-		j.body = jobBody(id, j.model, fmt.Sprintf("sleep %dms\nkeep %s", c.dice.IntN(200), text), "sheep_id", "dock")
+		j.sheep, j.output, j.text = "dock", "kept", text
+		payload = fmt.Sprintf("sleep %dms\nkeep %s", c.dice.IntN(200), text)
 	} else {
-		j.output, j.text = "output", fmt.Sprintf("nap 0.%02d %s", c.dice.IntN(20), text)
-		j.body = jobBody(id, j.model, j.text, "sheep_id", []string{"bare_sheep", "second"}[c.dice.IntN(2)])
+		j.sheep, j.output, j.text = []string{"bare_sheep", "second"}[c.dice.IntN(2)], "output", fmt.Sprintf("nap 0.%02d %s", c.dice.IntN(20), text)
+		payload = j.text
 	}
+	j.body = jobBody(id, j.model, payload, "sheep_id", j.sheep)
 	c.jobs = append(c.jobs, j)
 	return j
 }
