@@ -54,7 +54,7 @@ var faults = []fault{
 		"} else if known[c.ID] {", "} else if false {",
 		"a job that the runner still has is taken from it when the daemon is back"},
 	{"left-overs", "shepherd/recover.go",
-		"if err := l.dirs.clean(keep); err != nil {", "if err := error(nil); err != nil {",
+		"left, err := l.dirs.clean(keep, jobsOf(ctx, l.ledger, l.Name))", "left, err := []string(nil), error(nil)",
 		"directories of attempts that a crash cut off stay"},
 	{"wrong-model", "shepherd/supervisor.go",
 		"if s.runner.model == m {", "if true {",
