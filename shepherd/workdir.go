@@ -31,16 +31,18 @@ import (
 // follows no link out of it.
 //
 // The data root may hold what is not the daemon's. A directory of an attempt has
-// markFile in it from before it is given a place until all else in it is removed:
+// MarkFile in it from before it is given a place until all else in it is removed:
 // whenever the daemon is killed, what it leaves carries the mark or, in the staging
 // area, is empty. A file system with a journal keeps that order over a loss of power.
 const (
 	stagingDir    = ".staging"
 	attemptPrefix = "attempt-"
-	markFile      = ".shepherd-attempt"
 	dirMode       = 0o755
 	fileMode      = 0o644
 )
+
+// MarkFile is the file that marks the directory of an attempt.
+const MarkFile = ".shepherd-attempt"
 
 // workdirs makes the working directories of one sheep's attempts.
 type workdirs struct {
@@ -390,7 +392,7 @@ func sweep(dir *os.Root, kept map[string]bool, had hadJob, remove func(name stri
 
 // mark makes a directory one of an attempt's.
 func mark(dir *os.Root) error {
-	f, err := dir.OpenFile(markFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
+	f, err := dir.OpenFile(MarkFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
 	if err != nil {
 		return err
 	}
@@ -400,7 +402,7 @@ func mark(dir *os.Root) error {
 
 // isMarked reports whether a directory carries the mark.
 func isMarked(parent *os.Root, name string) bool {
-	info, err := parent.Lstat(path.Join(name, markFile))
+	info, err := parent.Lstat(path.Join(name, MarkFile))
 	return err == nil && info.Mode().IsRegular()
 }
 
@@ -494,7 +496,7 @@ func discard(parent *os.Root, name string) error {
 	}
 	defer dir.Close()
 	if !isMarked(parent, name) { // made by a daemon before this one, or a runner took the mark away
-		if dir.RemoveAll(markFile) == nil {
+		if dir.RemoveAll(MarkFile) == nil {
 			_ = mark(dir) // a full disk is no reason to keep what fills it
 		}
 	}
@@ -525,7 +527,7 @@ func removeSome(dir *os.Root) (removed int, err error) {
 		return 0, err
 	}
 	for _, e := range entries {
-		if e.Name() == markFile {
+		if e.Name() == MarkFile {
 			continue
 		}
 		if err := dir.RemoveAll(e.Name()); err != nil {

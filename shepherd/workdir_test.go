@@ -57,17 +57,17 @@ func TestCleanByMark(t *testing.T) {
 	root := t.TempDir()
 	for _, area := range []string{"dolly", stagingDir} {
 		files(t, filepath.Join(root, area),
-			"attempt-1/"+markFile, "attempt-1/job-1/inputs/input", "attempt-1/job-1/outputs/", // marked
-			"attempt-2/"+markFile,                                      // its removal was cut short
+			"attempt-1/"+MarkFile, "attempt-1/job-1/inputs/input", "attempt-1/job-1/outputs/", // marked
+			"attempt-2/"+MarkFile,                                      // its removal was cut short
 			"attempt-3/job-3/inputs/input", "attempt-3/job-3/outputs/", // of a daemon that did not mark
 			"job-4/inputs/input", "job-4/outputs/", "job-4/.traceparent", // of a daemon before attempts
-			"attempt-5/"+markFile+"/x",                            // a mark is a file
+			"attempt-5/"+MarkFile+"/x",                            // a mark is a file
 			"attempt-6/notes",                                     // somebody's
 			"attempt-7/run-7/inputs/", "attempt-7/run-7/outputs/", // looks like ours
 			"attempt-8/job-3/inputs/", "attempt-8/job-3/outputs/", "attempt-8/notes",
 			"run-9/inputs/", "run-9/outputs/",
 			"thesis/chapter-1", "attempt-x/a", "attempt-/a", "attempt-10",
-			"attempt-11/"+markFile, "attempt-11/job-11/inputs/", "attempt-11/job-11/outputs/",
+			"attempt-11/"+MarkFile, "attempt-11/job-11/inputs/", "attempt-11/job-11/outputs/",
 		)
 	}
 	asked := make(map[job.ID]bool)
@@ -105,7 +105,7 @@ func TestCleanByMark(t *testing.T) {
 // A ledger that does not answer is no reason to remove anything.
 func TestCleanWithoutAnswer(t *testing.T) {
 	root := t.TempDir()
-	files(t, root, "dolly/attempt-3/job-3/inputs/", "dolly/attempt-3/job-3/outputs/", "dolly/attempt-4/"+markFile)
+	files(t, root, "dolly/attempt-3/job-3/inputs/", "dolly/attempt-3/job-3/outputs/", "dolly/attempt-4/"+MarkFile)
 	_, err := workdirs{dataRoot: root, sheep: "dolly"}.clean(nil, func(job.ID) (bool, error) { return false, fs.ErrClosed })
 	if err == nil {
 		t.Error("the error is not told")
@@ -120,12 +120,12 @@ func TestRemoveWhatARunnerLeft(t *testing.T) {
 	for name, deed := range map[string]func(t *testing.T, sheep string){
 		"nothing":     func(*testing.T, string) {},
 		"took away":   func(t *testing.T, sheep string) { must(t, os.RemoveAll(sheep+"/attempt-1")) },
-		"no mark":     func(t *testing.T, sheep string) { must(t, os.Remove(sheep+"/attempt-1/"+markFile)) },
+		"no mark":     func(t *testing.T, sheep string) { must(t, os.Remove(sheep+"/attempt-1/"+MarkFile)) },
 		"many files":  func(t *testing.T, sheep string) { files(t, sheep+"/attempt-1", manyNames(2500)...) },
-		"linked mark": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1/"+markFile, "../attempt-2/x") },
+		"linked mark": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1/"+MarkFile, "../attempt-2/x") },
 		"mark is full": func(t *testing.T, sheep string) {
-			relink(t, sheep+"/attempt-1/"+markFile, "")
-			files(t, sheep, "attempt-1/"+markFile+"/a/b")
+			relink(t, sheep+"/attempt-1/"+MarkFile, "")
+			files(t, sheep, "attempt-1/"+MarkFile+"/a/b")
 		},
 		"linked": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1", "attempt-2") },
 		"a file": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1", ""); files(t, sheep, "attempt-1") },
@@ -211,7 +211,7 @@ func TestKilledWithWorkingDirectories(t *testing.T) {
 		_ = cmd.Process.Kill()
 		<-ended
 		for _, name := range namesIn(t, root+"/dolly") {
-			if _, err := os.Lstat(filepath.Join(root, "dolly", name, markFile)); err != nil {
+			if _, err := os.Lstat(filepath.Join(root, "dolly", name, MarkFile)); err != nil {
 				t.Errorf("round %d: the sheep has %s: %v", round, name, err)
 			}
 		}
