@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -74,9 +76,11 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 			keep[c.Token] = c.ID
 		}
 	}
-	if err := l.dirs.clean(keep); err != nil {
+	left, err := l.dirs.clean(keep, jobsOf(ctx, l.ledger, l.Name))
+	if err != nil {
 		l.log.Warn("Cannot clean the sheep's data directory", "error", err)
 	}
+	logUnmarked(l.log, filepath.Join(l.dataRoot, l.Name), left)
 	l.worker.found = d
 	l.state.adopt(job.Model{}, false)
 	if d.found != nil && d.found.Running {
@@ -84,6 +88,25 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 		l.share.started(d.found.Model, 0)
 		l.log.Info("Found the sheep's runner alive", "model", d.found.Model.String(), "job", d.found.Job)
 	}
+}
+
+// jobsOf looks up in the ledger which jobs the sheep had, or any sheep where it has
+// no name.
+func jobsOf(ctx context.Context, l ledger.Ledger, sheep string) hadJob {
+	return func(id job.ID) (bool, error) {
+		attempts, err := l.Attempts(ctx, id)
+		return slices.ContainsFunc(attempts, func(a job.Attempt) bool { return sheep == "" || a.Sheep == sheep }), err
+	}
+}
+
+// logUnmarked tells of directories that look like those of attempts and may be
+// somebody's.
+func logUnmarked(log *slog.Logger, dir string, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	log.Warn("Directories that look like working directories of jobs carry no mark of shepherd and are kept; remove them if nobody needs them",
+		"directory", dir, "names", names[:min(len(names), 10)], "count", len(names))
 }
 
 // endClaim ends a claim that an earlier daemon left and that no runner has. placed

@@ -481,6 +481,31 @@ func (p *pen) leave(answered ...*ledger.Claim) {
 	}
 }
 
+// The directory of a job that was held by a daemon that did not mark directories is
+// removed; one of the same shape whose job the ledger does not know is not.
+func TestUnmarkedDirectories(t *testing.T) {
+	p := newPen(t)
+	c := p.hold("held", false)
+	sheep := filepath.Join(p.config.DataRoot, "sheep")
+	ours := filepath.Join(sheep, fmt.Sprint("attempt-", c.Token))
+	theirs := filepath.Join(sheep, "attempt-99")
+	for _, dir := range []string{ours + "/held/", theirs + "/run/"} {
+		for _, sub := range []string{job.InputDir, job.OutputDir} {
+			if err := os.MkdirAll(dir+sub, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.start()
+	p.await("held", job.Done)
+	if _, err := os.Stat(ours); !os.IsNotExist(err) {
+		t.Errorf("the directory of an earlier attempt: %v", err)
+	}
+	if _, err := os.Stat(theirs + "/run/" + job.OutputDir); err != nil {
+		t.Error(err)
+	}
+}
+
 // Answers that nobody acknowledged are finished by the next daemon, with their
 // outputs, whether the runner that gave them is alive or not.
 func TestAdoptsAnswers(t *testing.T) {

@@ -3,10 +3,12 @@ package shepherd
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,18 +22,27 @@ import (
 // Where working directories lie below the data root:
 //
 //	.staging/attempt-17/JOB_ID/{inputs,outputs}   while the daemon fills it
-//	SHEEP/attempt-17/JOB_ID/{inputs,outputs}      from then on, until it is removed
+//	SHEEP/attempt-17/JOB_ID/{inputs,outputs}      from then on
+//	.staging/attempt-17/                          while the daemon removes it
 //
 // A runner can write anywhere below its sheep's directory, and a container sees
 // nothing else. So a working directory is filled where no runner reaches, and
 // renamed in whole. After that it is reached only through an open handle, which
 // follows no link out of it.
+//
+// The data root may hold what is not the daemon's. A directory of an attempt has
+// MarkFile in it from before it is given a place until all else in it is removed:
+// whenever the daemon is killed, what it leaves carries the mark or, in the staging
+// area, is empty. A file system with a journal keeps that order over a loss of power.
 const (
 	stagingDir    = ".staging"
 	attemptPrefix = "attempt-"
 	dirMode       = 0o755
 	fileMode      = 0o644
 )
+
+// MarkFile is the file that marks the directory of an attempt.
+const MarkFile = ".shepherd-attempt"
 
 // workdirs makes the working directories of one sheep's attempts.
 type workdirs struct {
@@ -57,10 +68,13 @@ type owner struct {
 	uid, gid int
 }
 
+// markText tells whoever finds a mark what it is.
+const markText = "This directory was made by shepherdd for one attempt of a job. It is removed when the\n" +
+	"attempt ends, or when shepherdd starts.\n"
+
 func attemptDir(t ledger.Token) string { return attemptPrefix + strconv.FormatInt(int64(t), 10) }
 
-// isAttemptDir reports whether a name is one that attemptDir gives out: the only
-// names that are ever removed without being known.
+// isAttemptDir reports whether a name is one that attemptDir gives out.
 func isAttemptDir(name string) bool {
 	digits, ok := strings.CutPrefix(name, attemptPrefix)
 	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
@@ -114,14 +128,25 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 		return nil, workDirError("open the staging area", err)
 	}
 	defer staging.Close()
-	if err := staging.RemoveAll(d.attempt); err != nil { // of a daemon before this one
-		return nil, workDirError("clear the staging area", err)
+	if isMarked(staging, d.attempt) { // by a daemon before this one, whose ledger was lost
+		if err := discard(staging, d.attempt); err != nil {
+			return nil, workDirError("clear the staging area", err)
+		}
 	}
-	attempt, err := subdir(staging, d.attempt, dirMode)
-	if err != nil {
+	if err := staging.Mkdir(d.attempt, dirMode); err != nil {
 		return nil, workDirError("make the directory of the attempt", err)
 	}
+	if err := staging.Chmod(d.attempt, dirMode); err != nil { // whatever the umask
+		return nil, workDirError("make the directory of the attempt", err)
+	}
+	attempt, err := staging.OpenRoot(d.attempt)
+	if err != nil {
+		return nil, workDirError("open the directory of the attempt", err)
+	}
 	defer attempt.Close()
+	if err := mark(attempt); err != nil {
+		return nil, workDirError("mark the directory of the attempt", err)
+	}
 	if d.job, err = subdir(attempt, string(id), dirMode); err != nil {
 		return nil, workDirError("make the directory of the job", err)
 	}
@@ -251,20 +276,27 @@ func (d *workdir) remove() error {
 		return err
 	}
 	defer root.Close()
-	below := stagingDir
-	if d.shown {
-		below = d.of.sheep
+	if !d.shown {
+		staging, err := root.OpenRoot(stagingDir)
+		if err != nil {
+			return workDirError("open the staging area", err)
+		}
+		defer staging.Close()
+		if err := discard(staging, d.attempt); err != nil {
+			return workDirError("remove the working directory", err)
+		}
+		return nil
 	}
-	parent, err := root.OpenRoot(below)
+	sheep, err := root.OpenRoot(d.of.sheep)
 	if err != nil {
-		return workDirError("open "+below, err)
+		return workDirError("open the data directory of the sheep", err)
 	}
-	defer parent.Close()
+	defer sheep.Close()
 	name := d.attempt
 	if d.legacy {
 		name = string(d.id)
 	}
-	if err := parent.RemoveAll(name); err != nil {
+	if err := withdraw(root, sheep, name); err != nil {
 		return workDirError("remove the working directory", err)
 	}
 	return nil
@@ -273,17 +305,22 @@ func (d *workdir) remove() error {
 // leave closes the handle and leaves the directory to the next daemon.
 func (d *workdir) leave() { d.job.Close() }
 
-// clean removes what attempts of earlier daemons left in the sheep's directory,
-// but for those to keep. What does not look like an attempt's is not touched.
-func (w workdirs) clean(keep map[ledger.Token]job.ID) error {
+// hadJob reports whether a sheep is known to have had a job.
+type hadJob func(job.ID) (bool, error)
+
+// clean removes what attempts of earlier daemons left in the sheep's directory, but
+// for those to keep. It removes what carries the mark and, since daemons before this
+// one did not mark directories, those of jobs that the sheep had. It returns the
+// names of all others that look like directories of attempts.
+func (w workdirs) clean(keep map[ledger.Token]job.ID, had hadJob) (left []string, err error) {
 	root, err := w.open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer root.Close()
 	sheep, err := subdir(root, w.sheep, dirMode)
 	if err != nil {
-		return workDirError("open the data directory of the sheep", err)
+		return nil, workDirError("open the data directory of the sheep", err)
 	}
 	defer sheep.Close()
 	kept := make(map[string]bool)
@@ -291,61 +328,108 @@ func (w workdirs) clean(keep map[ledger.Token]job.ID) error {
 		kept[attemptDir(t)] = true
 		kept[string(id)] = true
 	}
-	entries, err := readDir(sheep)
+	left, err = sweep(sheep, kept, had, func(name string) error { return withdraw(root, sheep, name) })
 	if err != nil {
-		return workDirError("read the data directory of the sheep", err)
+		return left, workDirError("remove left-over working directories", err)
 	}
-	var failed error
-	for _, e := range entries {
-		name := e.Name()
-		if kept[name] || !isAttemptDir(name) && !isLegacyDir(sheep, e) {
-			continue
-		}
-		failed = errors.Join(failed, sheep.RemoveAll(name))
-	}
-	if failed != nil {
-		return workDirError("remove left-over working directories", failed)
-	}
-	return nil
+	return left, nil
 }
 
-// cleanStaging removes what earlier daemons were filling.
-func cleanStaging(dataRoot string) error {
+// cleanStaging removes what earlier daemons were filling or removing, as clean does.
+func cleanStaging(dataRoot string, had hadJob) (left []string, err error) {
 	root, err := workdirs{dataRoot: dataRoot}.open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer root.Close()
 	staging, err := root.OpenRoot(stagingDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return workDirError("open the staging area", err)
+		return nil, workDirError("open the staging area", err)
 	}
 	defer staging.Close()
-	entries, err := readDir(staging)
-	for _, e := range entries {
-		if isAttemptDir(e.Name()) {
-			err = errors.Join(err, staging.RemoveAll(e.Name()))
-		}
-	}
+	left, err = sweep(staging, nil, had, func(name string) error { return discard(staging, name) })
+	left = slices.DeleteFunc(left, func(name string) bool { return staging.Remove(name) == nil }) // empty: it has no mark yet
 	if err != nil {
-		return workDirError("clear the staging area", err)
+		return left, workDirError("clear the staging area", err)
 	}
-	return nil
+	return left, nil
 }
 
-// isLegacyDir reports whether an entry is a job's directory as it was before attempts
-// had their own: a folder with inputs/, outputs/ and nothing else but hidden files.
-func isLegacyDir(sheep *os.Root, e fs.DirEntry) bool {
-	if !e.IsDir() {
-		return false
+// sweep calls remove for the directories in dir that are those of attempts, and
+// returns the names of the others that look like it.
+func sweep(dir *os.Root, kept map[string]bool, had hadJob, remove func(name string) error) (left []string, failed error) {
+	entries, failed := readDir(dir)
+	for _, e := range entries {
+		name := e.Name()
+		if !e.IsDir() || kept[name] {
+			continue
+		}
+		if !isMarked(dir, name) {
+			id, found := unmarkedJob(dir, name)
+			ours := false
+			if found {
+				var err error
+				if ours, err = had(id); err != nil {
+					failed = errors.Join(failed, err)
+					continue
+				}
+			}
+			if !ours {
+				if found || isAttemptDir(name) {
+					left = append(left, name)
+				}
+				continue
+			}
+		}
+		failed = errors.Join(failed, remove(name))
 	}
-	if _, err := job.ParseID(e.Name()); err != nil {
-		return false
+	slices.Sort(left)
+	return left, failed
+}
+
+// mark makes a directory one of an attempt's.
+func mark(dir *os.Root) error {
+	f, err := dir.OpenFile(MarkFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
+	if err != nil {
+		return err
 	}
-	dir, err := sheep.OpenRoot(e.Name())
+	_, err = f.WriteString(markText)
+	return errors.Join(err, f.Close())
+}
+
+// isMarked reports whether a directory carries the mark.
+func isMarked(parent *os.Root, name string) bool {
+	info, err := parent.Lstat(path.Join(name, MarkFile))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// unmarkedJob is the job of a directory that a daemon made which did not mark it:
+// the job's own, or one named for an attempt that holds the job's and nothing else.
+func unmarkedJob(parent *os.Root, name string) (job.ID, bool) {
+	if !isAttemptDir(name) {
+		id, err := job.ParseID(name)
+		return id, err == nil && isJobDir(parent, name)
+	}
+	dir, err := parent.OpenRoot(name)
+	if err != nil {
+		return "", false
+	}
+	defer dir.Close()
+	entries, err := readDir(dir)
+	if err != nil || len(entries) != 1 {
+		return "", false
+	}
+	id, err := job.ParseID(entries[0].Name())
+	return id, err == nil && isJobDir(dir, entries[0].Name())
+}
+
+// isJobDir reports whether a directory is as a job's: with inputs/, outputs/ and
+// nothing else but hidden files.
+func isJobDir(parent *os.Root, name string) bool {
+	dir, err := parent.OpenRoot(name)
 	if err != nil {
 		return false
 	}
@@ -364,6 +448,94 @@ func isLegacyDir(sheep *os.Root, e fs.DirEntry) bool {
 		}
 	}
 	return found == 2
+}
+
+// withdraw removes a directory from a sheep's: it first moves it to where no runner
+// reaches it.
+func withdraw(root, sheep *os.Root, name string) error {
+	staging, err := subdir(root, stagingDir, 0o700)
+	if err != nil {
+		return err
+	}
+	defer staging.Close()
+	from, err := sheep.Open(".")
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	into, err := staging.Open(".")
+	if err != nil {
+		return err
+	}
+	defer into.Close()
+	err = unix.Renameat2(int(from.Fd()), name, int(into.Fd()), name, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil: // as where something is mounted in it
+		return discard(sheep, name)
+	}
+	return discard(staging, name)
+}
+
+// discard removes a directory, its mark last: whenever the daemon is killed, what is
+// left of it carries the mark.
+func discard(parent *os.Root, name string) error {
+	info, err := parent.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.IsDir(): // a runner can put a link in its place
+		return parent.Remove(name)
+	}
+	dir, err := parent.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if !isMarked(parent, name) { // made by a daemon before this one, or a runner took the mark away
+		if dir.RemoveAll(MarkFile) == nil {
+			_ = mark(dir) // a full disk is no reason to keep what fills it
+		}
+	}
+	for {
+		removed, err := removeSome(dir)
+		if err != nil {
+			return err
+		}
+		if removed == 0 {
+			return parent.RemoveAll(name)
+		}
+	}
+}
+
+// removeSome removes some of what is in a directory beside its mark: a runner may
+// have put any number of files there.
+func removeSome(dir *os.Root) (removed int, err error) {
+	d, err := dir.Open(".")
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(1000)
+	if err == io.EOF {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		if e.Name() == MarkFile {
+			continue
+		}
+		if err := dir.RemoveAll(e.Name()); err != nil {
+			return removed, err
+		}
+		removed++
+	}
+	return removed, nil
 }
 
 func readDir(root *os.Root) ([]fs.DirEntry, error) {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/internal/claims"
 )
 
 // shepherdd is killed while a job runs: the runner goes on, its answer arrives,
@@ -337,9 +339,18 @@ func TestSecondDaemon(t *testing.T) {
 
 // What attempts left in a sheep's directory is removed at start-up; nothing else is.
 func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
+	claims.Hold(t, "L10")
 	w := newWorld(t)
-	write(t, w.dir+"/data/bare_sheep/attempt-7/left-over/inputs/input", "x")
-	write(t, w.dir+"/data/.staging/attempt-8/left-over/inputs/input", "x")
+	const mark = "/.shepherd-attempt"
+	for _, left := range []string{"/data/bare_sheep/attempt-7", "/data/.staging/attempt-8"} {
+		write(t, w.dir+left+mark, "")
+		write(t, w.dir+left+"/left-over/inputs/input", "x")
+	}
+	write(t, w.dir+"/data/bare_sheep/attempt-9/notes", "x")
+	write(t, w.dir+"/data/bare_sheep/attempt-10/run/inputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/attempt-10/run/outputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/run/inputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/run/outputs/a", "x")
 	write(t, w.dir+"/data/bare_sheep/thesis/chapter-1", "x")
 	write(t, w.dir+"/data/somebody-elses/file", "x")
 	write(t, w.dir+"/data/file", "x")
@@ -349,11 +360,15 @@ func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
 			t.Errorf("left-over working directory %s: %v", gone, err)
 		}
 	}
-	for _, kept := range []string{"/data/bare_sheep/thesis/chapter-1", "/data/somebody-elses/file", "/data/file"} {
+	for _, kept := range []string{
+		"/data/bare_sheep/thesis/chapter-1", "/data/somebody-elses/file", "/data/file", "/data/bare_sheep/attempt-9/notes",
+		"/data/bare_sheep/attempt-10/run/outputs/a", "/data/bare_sheep/run/outputs/a",
+	} {
 		if _, err := os.Stat(w.dir + kept); err != nil {
 			t.Errorf("%s: %v", kept, err)
 		}
 	}
+	w.logged("carry no mark of shepherd")
 }
 
 // A sheep that is taken out of the configuration while no daemon is there does

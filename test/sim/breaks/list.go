@@ -60,7 +60,7 @@ var faults = []fault{
 		"		var v verdict\n		if f.killed > 0 {", "		v := verdict{spent: true}\n		if f.killed > 0 {",
 		"an attempt whose daemon was killed before a runner had the job is counted"},
 	{"left-overs", "shepherd/recover.go",
-		"if err := l.dirs.clean(keep); err != nil {", "if err := error(nil); err != nil {",
+		"left, err := l.dirs.clean(keep, jobsOf(ctx, l.ledger, l.Name))", "left, err := []string(nil), error(nil)",
 		"directories of attempts that a crash cut off stay"},
 	{"wrong-model", "shepherd/supervisor.go",
 		"if s.runner.model == m {", "if true {",
