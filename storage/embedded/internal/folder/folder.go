@@ -40,6 +40,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -79,6 +80,8 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
+	// drafts counts the names given out in tmp/.
+	drafts atomic.Int64
 	// linkAtLeast is the size from which on a copy shares its data with the original.
 	linkAtLeast int64
 
