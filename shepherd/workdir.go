@@ -421,6 +421,7 @@ func cleanStaging(dataRoot string) error {
 		return err
 	}
 	defer root.Close()
+	durable.Spread(dataRoot)
 	staging, err := root.OpenRoot(stagingDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

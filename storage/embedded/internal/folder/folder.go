@@ -112,7 +112,11 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 }
 
 func (s *Store) open() (err error) {
-	for _, sub := range []string{s.dir, s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
+	if err := makeDirs(s.dir); err != nil {
+		return err
+	}
+	durable.Spread(s.dir)
+	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
 		if err := makeDirs(sub); err != nil {
 			return err
 		}
