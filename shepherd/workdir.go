@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
@@ -115,50 +116,120 @@ func subdir(root *os.Root, name string, mode os.FileMode) (*os.Root, error) {
 }
 
 // make makes the working directory of a new attempt in the staging area, with
-// empty inputs/ and outputs/.
+// empty inputs/ and outputs/. No runner reaches the staging area: paths in it are
+// this process's own, and need no handle for each of their elements.
 func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 	d := &workdir{of: w, attempt: attemptDir(t), id: id}
+	attempt := d.staged("")
+	err := os.Mkdir(attempt, dirMode)
+	if errors.Is(err, fs.ErrNotExist) { // the first of all
+		if err = w.makeDir(stagingDir, 0o700); err != nil {
+			return nil, workDirError("open the staging area", err)
+		}
+		err = os.Mkdir(attempt, dirMode)
+	}
+	if errors.Is(err, fs.ErrExist) { // of a daemon before this one, whose ledger was lost
+		if err = w.clearStaged(d.attempt); err != nil {
+			return nil, workDirError("clear the staging area", err)
+		}
+		err = os.Mkdir(attempt, dirMode)
+	}
+	if err != nil {
+		return nil, workDirError("make the directory of the attempt", err)
+	}
+	if err := d.write(d.staged(MarkFile), []byte(markText)); err != nil {
+		return nil, workDirError("mark the directory of the attempt", err)
+	}
+	made, err := os.Lstat(attempt)
+	if err != nil {
+		return nil, workDirError("make the directory of the attempt", err)
+	}
+	exact := made.Mode() == fs.ModeDir|dirMode // else a umask takes from it
+	if !exact {
+		err = os.Chmod(attempt, dirMode)
+	}
+	for _, name := range []string{d.staged(string(id)), d.staged(string(id), job.InputDir), d.staged(string(id), job.OutputDir)} {
+		if err == nil {
+			err = os.Mkdir(name, dirMode)
+		}
+		if err == nil && !exact {
+			err = os.Chmod(name, dirMode)
+		}
+	}
+	if err != nil {
+		return nil, workDirError("make the directory of the job", err)
+	}
+	if d.job, err = os.OpenRoot(d.staged(string(id))); err != nil {
+		return nil, workDirError("open the directory of the job", err)
+	}
+	return d, nil
+}
+
+// clearStaged removes the directory of an attempt from the staging area, where it is
+// marked.
+func (w workdirs) clearStaged(attempt string) error {
 	root, err := w.open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	staging, err := root.OpenRoot(stagingDir)
+	if err != nil {
+		return err
+	}
+	defer staging.Close()
+	if !isMarked(staging, attempt) {
+		return staging.Remove(attempt) // fails where there is anything in it
+	}
+	return discard(staging, attempt)
+}
+
+// staged is the path of what lies in the attempt's directory, in the staging area.
+func (d *workdir) staged(below ...string) string {
+	return filepath.Join(append([]string{d.of.dataRoot, stagingDir, d.attempt}, below...)...)
+}
+
+// makeDir makes a directory in the data root.
+func (w workdirs) makeDir(name string, mode os.FileMode) error {
+	root, err := w.open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	dir, err := subdir(root, name, mode)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
+}
+
+// enter opens a directory in the data root, through no link that leads out of it.
+// It does in three system calls what os.Root does in twenty.
+func (w workdirs) enter(name string) (*os.File, error) {
+	root, err := unix.Open(w.dataRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(root)
+	dir, err := unix.Openat2(root, name, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ENOSYS) { // before Linux 5.6
+		return w.enterSlowly(name)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(dir), name), nil
+}
+
+func (w workdirs) enterSlowly(name string) (*os.File, error) {
+	root, err := os.OpenRoot(w.dataRoot)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	staging, err := subdir(root, stagingDir, 0o700)
-	if err != nil {
-		return nil, workDirError("open the staging area", err)
-	}
-	defer staging.Close()
-	if isMarked(staging, d.attempt) { // by a daemon before this one, whose ledger was lost
-		if err := discard(staging, d.attempt); err != nil {
-			return nil, workDirError("clear the staging area", err)
-		}
-	}
-	if err := staging.Mkdir(d.attempt, dirMode); err != nil {
-		return nil, workDirError("make the directory of the attempt", err)
-	}
-	if err := staging.Chmod(d.attempt, dirMode); err != nil { // whatever the umask
-		return nil, workDirError("make the directory of the attempt", err)
-	}
-	attempt, err := staging.OpenRoot(d.attempt)
-	if err != nil {
-		return nil, workDirError("open the directory of the attempt", err)
-	}
-	defer attempt.Close()
-	if err := mark(attempt); err != nil {
-		return nil, workDirError("mark the directory of the attempt", err)
-	}
-	if d.job, err = subdir(attempt, string(id), dirMode); err != nil {
-		return nil, workDirError("make the directory of the job", err)
-	}
-	for _, name := range []string{job.InputDir, job.OutputDir} {
-		sub, err := subdir(d.job, name, dirMode)
-		if err != nil {
-			d.job.Close()
-			return nil, workDirError("make "+name, err)
-		}
-		sub.Close()
-	}
-	return d, nil
+	return root.Open(name)
 }
 
 // find opens the working directory that an earlier daemon gave to a runner; the
@@ -183,7 +254,7 @@ func (w workdirs) find(t ledger.Token, id job.ID) (*workdir, error) {
 
 // writeInput writes a file that is known to be the job's only input.
 func (d *workdir) writeInput(data []byte) error {
-	if err := d.write(path.Join(job.InputDir, job.DefaultInput), data); err != nil {
+	if err := d.write(d.staged(string(d.id), job.InputDir, job.DefaultInput), data); err != nil {
 		return workDirError("write the input", err)
 	}
 	return nil
@@ -196,7 +267,7 @@ func (d *workdir) writeTrace(t job.Trace) error {
 	}
 	text, err := t.MarshalText()
 	if err == nil {
-		err = d.write(job.TraceFile, text)
+		err = d.write(d.staged(string(d.id), job.TraceFile), text)
 	}
 	if err != nil {
 		return workDirError("write the job's trace", err)
@@ -204,9 +275,14 @@ func (d *workdir) writeTrace(t job.Trace) error {
 	return nil
 }
 
-// write makes a file in a directory that no runner has seen yet.
-func (d *workdir) write(name string, data []byte) error {
-	return d.job.WriteFile(name, data, fileMode)
+// write makes a file in the staging area.
+func (d *workdir) write(path string, data []byte) error {
+	f, err := durable.Open(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 // show gives the directory to the owner and moves it into the sheep's directory,
@@ -217,27 +293,17 @@ func (d *workdir) show(to owner) error {
 			return workDirError("give the working directory to the runner's user", err)
 		}
 	}
-	root, err := d.of.open()
-	if err != nil {
-		return err
+	sheep, err := d.of.enter(d.of.sheep)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = d.of.makeDir(d.of.sheep, dirMode); err == nil {
+			sheep, err = d.of.enter(d.of.sheep)
+		}
 	}
-	defer root.Close()
-	sheep, err := subdir(root, d.of.sheep, dirMode)
 	if err != nil {
 		return workDirError("open the data directory of the sheep", err)
 	}
 	defer sheep.Close()
-	from, err := root.Open(stagingDir)
-	if err != nil {
-		return workDirError("open the staging area", err)
-	}
-	defer from.Close()
-	into, err := sheep.Open(".")
-	if err != nil {
-		return workDirError("open the data directory of the sheep", err)
-	}
-	defer into.Close()
-	err = unix.Renameat2(int(from.Fd()), d.attempt, int(into.Fd()), d.attempt, unix.RENAME_NOREPLACE)
+	err = unix.Renameat2(unix.AT_FDCWD, d.staged(), int(sheep.Fd()), d.attempt, unix.RENAME_NOREPLACE)
 	if err != nil {
 		return workDirError("move the working directory to the sheep", err)
 	}
@@ -268,36 +334,106 @@ func (d *workdir) give(to owner) error {
 	return err
 }
 
-// remove removes the directory with all that is in it. The handle is closed.
+// remove removes the directory with all that is in it: it first moves it to where no
+// runner reaches it. The handle is closed.
 func (d *workdir) remove() error {
 	d.job.Close()
+	if !d.legacy && d.removeSmall() == nil {
+		return nil
+	}
 	root, err := d.of.open()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if !d.shown {
-		staging, err := root.OpenRoot(stagingDir)
+	if d.shown {
+		sheep, err := root.OpenRoot(d.of.sheep)
 		if err != nil {
-			return workDirError("open the staging area", err)
+			return workDirError("open the data directory of the sheep", err)
 		}
-		defer staging.Close()
-		if err := discard(staging, d.attempt); err != nil {
+		defer sheep.Close()
+		name := d.attempt
+		if d.legacy {
+			name = string(d.id)
+		}
+		if err := withdraw(root, sheep, name); err != nil {
 			return workDirError("remove the working directory", err)
 		}
-		return nil
 	}
-	sheep, err := root.OpenRoot(d.of.sheep)
+	staging, err := root.OpenRoot(stagingDir)
 	if err != nil {
-		return workDirError("open the data directory of the sheep", err)
+		return workDirError("open the staging area", err)
 	}
-	defer sheep.Close()
-	name := d.attempt
-	if d.legacy {
-		name = string(d.id)
-	}
-	if err := withdraw(root, sheep, name); err != nil {
+	defer staging.Close()
+	if err := discard(staging, d.attempt); err != nil {
 		return workDirError("remove the working directory", err)
+	}
+	return nil
+}
+
+// removeSmall removes a directory as a small job leaves it. Where it fails, some of
+// the directory may be left, in the sheep's or in the staging area.
+func (d *workdir) removeSmall() error {
+	if d.shown {
+		sheep, err := d.of.enter(d.of.sheep)
+		if err != nil {
+			return err
+		}
+		defer sheep.Close()
+		if err := unix.Renameat2(int(sheep.Fd()), d.attempt, unix.AT_FDCWD, d.staged(), unix.RENAME_NOREPLACE); err != nil {
+			return err
+		}
+	}
+	return removeShallow(unix.AT_FDCWD, d.staged(), shallow)
+}
+
+// What removeShallow removes: directories so deep in each other, with so many
+// bytes of names in each.
+const (
+	shallow  = 4
+	fewNames = 4096
+)
+
+// removeShallow removes a directory as a small job leaves it, in as few system
+// calls as that takes, and follows no link. Where it fails, some of the directory
+// may be left: RemoveAll of os.Root copes with everything, and takes four times as
+// many.
+func removeShallow(parent int, name string, depth int) error {
+	dir, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := removeEntries(dir, depth); err != nil {
+		return err
+	}
+	if depth == shallow { // the mark goes last
+		if err := unix.Unlinkat(dir, MarkFile, 0); err != nil {
+			return err
+		}
+	}
+	return unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
+}
+
+func removeEntries(dir, depth int) error {
+	var buffer [fewNames]byte
+	n, err := unix.ReadDirent(dir, buffer[:])
+	if err != nil {
+		return err
+	}
+	var names []string
+	_, _, names = unix.ParseDirent(buffer[:n], -1, names)
+	for _, name := range names {
+		if depth == shallow && name == MarkFile {
+			continue
+		}
+		err := unix.Unlinkat(dir, name, 0)
+		if errors.Is(err, unix.EISDIR) && depth > 1 {
+			err = removeShallow(dir, name, depth-1)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -342,6 +478,7 @@ func cleanStaging(dataRoot string, had hadJob) (left []string, err error) {
 		return nil, err
 	}
 	defer root.Close()
+	durable.Spread(dataRoot)
 	staging, err := root.OpenRoot(stagingDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

@@ -186,7 +186,7 @@ func TestKilledWithWorkingDirectories(t *testing.T) {
 			d, err := w.make(token, "job")
 			must(t, err)
 			for i := range 30 {
-				must(t, d.write(fmt.Sprint("inputs/", i), nil))
+				must(t, d.write(d.staged("job", fmt.Sprint("inputs/", i)), nil))
 			}
 			if token%3 > 0 {
 				must(t, d.show(owner{}))
