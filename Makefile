@@ -108,7 +108,7 @@ sim-breaks: ## break the code on purpose, place by place, and see that the seeds
 
 chaos: $(MINIO) ## kill, stop, fill and cut off a real daemon and all around it for FOR (15m) with each storage, and check every promise (as root)
 	@test/deps-container
-	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$(MINIO)}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
+	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$$(realpath $(MINIO))}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
 
 soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing grows
 	SOAK_JOBS=$(or $(JOBS),1000000) $(GO) test -count=1 -timeout 24h -v -run '^$$' -bench '^BenchmarkSoak$$' -benchtime 1x ./test/bench

@@ -361,12 +361,14 @@ func (d *workdir) remove() error {
 		}
 	}
 	staging, err := root.OpenRoot(stagingDir)
-	if err != nil {
+	switch {
+	case err == nil:
+		defer staging.Close()
+		if err := discard(staging, d.attempt); err != nil {
+			return workDirError("remove the working directory", err)
+		}
+	case !d.shown:
 		return workDirError("open the staging area", err)
-	}
-	defer staging.Close()
-	if err := discard(staging, d.attempt); err != nil {
-		return workDirError("remove the working directory", err)
 	}
 	return nil
 }
@@ -588,11 +590,11 @@ func isJobDir(parent *os.Root, name string) bool {
 }
 
 // withdraw removes a directory from a sheep's: it first moves it to where no runner
-// reaches it.
+// reaches it, if it can.
 func withdraw(root, sheep *os.Root, name string) error {
 	staging, err := subdir(root, stagingDir, 0o700)
 	if err != nil {
-		return err
+		return discard(sheep, name)
 	}
 	defer staging.Close()
 	from, err := sheep.Open(".")
