@@ -30,7 +30,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
 .PHONY: soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
-.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench bench-against fuzz generate clean deps vuln
+.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,10 @@ sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (200
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)
 
+chaos: $(MINIO) ## kill, stop, fill and cut off a real daemon and all around it for FOR (15m) with each storage, and check every promise (as root)
+	@test/deps-container
+	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$$(realpath $(MINIO))}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
+
 soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing grows
 	SOAK_JOBS=$(or $(JOBS),1000000) $(GO) test -count=1 -timeout 24h -v -run '^$$' -bench '^BenchmarkSoak$$' -benchtime 1x ./test/bench
 
@@ -138,6 +142,9 @@ bench: $(MINIO) ## measure what the promises of speed and size rest on, beside t
 bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
 	SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
+
+profile: ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile)
+	SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz

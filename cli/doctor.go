@@ -29,6 +29,7 @@ import (
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/runtime/bare"
 	"github.com/iterait/shepherd/runtime/container"
+	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -155,6 +156,9 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		}
 		list = append(list, doctor.Probe{Title: "registry", Well: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
 	}
+	if unit := filepath.Base(cfg.StateDir); filepath.Dir(cfg.StateDir) == "/var/lib" && (unit == "shepherd" || strings.HasPrefix(unit, "shepherd-")) {
+		list = append(list, doctor.StateOwner{Path: cfg.StateDir}) // of the packaged units, which run as root
+	}
 	disks := map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir, "ledger": filepath.Dir(cfg.Ledger.Path)}
 	if cfg.Storage.Embedded() {
 		disks["storage"] = cfg.Storage.Path
@@ -164,12 +168,16 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		names = append(names, s.Name)
 	}
 	return append(list,
-		doctor.Ledger{Path: cfg.Ledger.Path, Inspect: func(ctx context.Context) (int, error) { return sqlite.Inspect(ctx, cfg.Ledger.Path) }},
+		doctor.Ledger{Path: cfg.Ledger.Path, Inspect: func(ctx context.Context) (int, time.Time, error) {
+			found, err := sqlite.Inspect(ctx, cfg.Ledger.Path)
+			return found.Jobs, found.LastChange, err
+		}},
 		doctor.Disks{Paths: disks}, clock, doctor.Limits{Sheep: len(cfg.Sheep)},
 		doctor.Leftovers{
-			Sheep: names,
-			Dirs:  []string{cfg.DataRoot, filepath.Join(cfg.StateDir, "sheep"), filepath.Join(cfg.StateDir, "containers")},
-			Known: []string{cfg.StateDir, cfg.Storage.Path},
+			Sheep:    names,
+			DataRoot: cfg.DataRoot, Mark: shepherd.MarkFile,
+			StateDirs: []string{filepath.Join(cfg.StateDir, "sheep"), filepath.Join(cfg.StateDir, "containers")},
+			Known:     []string{cfg.StateDir, cfg.Storage.Path},
 		})
 }
 
@@ -242,7 +250,7 @@ func sheepChecks(cfg *config.Config) []doctor.Check {
 			used = append(used, name)
 		}
 		slices.Sort(used)
-		list = append(list, doctor.Containerd{Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotters: used})
+		list = append(list, doctor.Kernel{}, doctor.Containerd{Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotters: used})
 	}
 	return append(list, gpus)
 }

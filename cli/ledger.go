@@ -55,11 +55,11 @@ func backupCommand() *cobra.Command {
 			if err := sqlite.Backup(cmd.Context(), cfg.Ledger.Path, args[0]); err != nil {
 				return err
 			}
-			jobs, err := sqlite.Inspect(cmd.Context(), args[0])
+			found, err := sqlite.Inspect(cmd.Context(), args[0])
 			if err != nil {
 				return fmt.Errorf("read the backup again: %w", err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are in %s\n", jobs, args[0])
+			fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are in %s\n", found.Jobs, args[0])
 			return nil
 		},
 	}

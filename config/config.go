@@ -35,8 +35,8 @@ import (
 // Config is a configuration that has been checked, with all defaults in place.
 type Config struct {
 	// DataRoot is where sheep keep the files of the jobs they run: each sheep
-	// in its own directory, see Sheep.Dir. Those directories are cleaned at
-	// start-up.
+	// in its own directory, see Sheep.Dir. Working directories of jobs in them are
+	// removed at start-up.
 	DataRoot string `yaml:"data_root"`
 	// StateDir holds what has to survive a restart. It never lies in a
 	// directory that is cleaned.

@@ -2,12 +2,16 @@ package image
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
 )
 
 // helperDir puts a helper docker-credential-NAME on PATH that knows one server,
@@ -100,6 +104,31 @@ func TestHelperServers(t *testing.T) {
 		if text, _ := os.ReadFile(asked); string(text) != c.server+"\n" {
 			t.Errorf("%s for %s: the helper was asked for %q, want %q", c.config, c.repository, text, c.server)
 		}
+	}
+}
+
+// A helper that is not installed is named in the log, and the pull goes on without
+// credentials.
+func TestMissingHelper(t *testing.T) {
+	h := newHome(t, testenv.RegistryConfig{})
+	h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, h.layers(1, 1000, 1)...))
+	h.registry.SetFault(func(r *http.Request) *testenv.RegistryFault {
+		switch {
+		case r.URL.Path == "/token" && r.Header.Get("Authorization") == "" && r.Method == http.MethodGet:
+			return &testenv.RegistryFault{Status: http.StatusOK, Text: `{"token":"anonymous"}`}
+		case r.URL.Path == "/token":
+			return &testenv.RegistryFault{Status: http.StatusUnauthorized}
+		case r.Header.Get("Authorization") != "Bearer anonymous":
+			return &testenv.RegistryFault{Status: http.StatusUnauthorized, Header: http.Header{
+				"Www-Authenticate": {fmt.Sprintf(`Bearer realm="%s/token",service="test"`, h.registry.URL)},
+			}}
+		}
+		return nil
+	})
+	s := h.store(func(c *Config) { c.Registry.DockerConfig = "testdata/docker/helpers.json" })
+	h.ensure(s, job.Model{Name: "model", Version: "v1"})
+	if said := h.log.find("docker-credential-absent-helper"); len(said) != 1 || !strings.HasPrefix(said[0], "WARN") {
+		t.Errorf("the log says %q", said)
 	}
 }
 

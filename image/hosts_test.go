@@ -65,6 +65,19 @@ func TestHostsToml(t *testing.T) {
 			t.Errorf("ping: %v", err)
 		}
 	})
+	t.Run("client's certificate", func(t *testing.T) {
+		h := newHomeOn(t, daemon, testenv.RegistryConfig{TLS: true, ClientCertificate: true})
+		h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, h.layers(1, 1000, 5)...))
+		root := hostsToml(t, h.registry.Host, fmt.Sprintf("server = %q\nca = %q\nclient = [[%q, %q]]\n",
+			h.registry.URL, h.registry.CAFile, h.registry.ClientCertFile, h.registry.ClientKeyFile))
+		h.ensure(h.store(func(c *Config) { c.Registry.CAFile, c.Registry.HostsDir = "", root }), m)
+		if err := (Registry{URL: h.registry.URL, HostsDir: root}).Ping(t.Context()); err != nil {
+			t.Errorf("ping: %v", err)
+		}
+		if err := (Registry{URL: h.registry.URL, CAFile: h.registry.CAFile, HostsDir: t.TempDir()}).Ping(t.Context()); err == nil {
+			t.Error("the registry lets in whoever shows no certificate")
+		}
+	})
 	t.Run("credentials", func(t *testing.T) {
 		h := newHomeOn(t, daemon, testenv.RegistryConfig{Username: "ada", Password: "secret"})
 		h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, h.layers(1, 1000, 4)...))

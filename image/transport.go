@@ -107,6 +107,9 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 		if p.observe != nil {
 			p.observe(purpose(req), time.Since(sent), answered(resp, err))
 		}
+		if err == nil && p.tokens {
+			err = tokenResponse(req, resp)
+		}
 		if err == nil && !passing(resp.StatusCode) {
 			if resp.StatusCode >= http.StatusBadRequest {
 				resp.Body = p.withoutSecrets(again, resp.Body)

@@ -32,10 +32,11 @@ const (
 	CauseLost        Cause = "sheep-lost"  // what supervises the runner was lost, and the runner with it
 
 	// Nobody is to blame: the attempt was cut off or not needed.
-	CauseInterrupted Cause = "interrupted" // daemon and runner were killed together
-	CauseHandedBack  Cause = "handed-back" // the daemon or the sheep was told to stop
-	CauseTakenOver   Cause = "taken-over"  // prepared here, and an idle sheep runs it
-	CauseNodeLost    Cause = "node-lost"   // the node was not heard from
+	CauseInterrupted  Cause = "interrupted"   // daemon and runner were killed together
+	CauseDaemonKilled Cause = "daemon-killed" // the daemon was killed before a runner had the job
+	CauseHandedBack   Cause = "handed-back"   // the daemon or the sheep was told to stop
+	CauseTakenOver    Cause = "taken-over"    // prepared here, and an idle sheep runs it
+	CauseNodeLost     Cause = "node-lost"     // the node was not heard from
 )
 
 // Attempt is one claim of a job by one sheep, from the claim to its end.

@@ -52,8 +52,8 @@ type ModelFinder interface {
 // has another model.
 type Prefetcher interface {
 	// Prefetch fetches the model, as far as there is room for it beside the models
-	// that are needed now. It may be called while Load or Run is under way; a Load of
-	// the same model meanwhile goes on with what it has fetched. Its error is for
-	// the log: Load will say what is wrong.
-	Prefetch(ctx context.Context, m job.Model) error
+	// that are needed now, and tells observe how far it is. It may be called while
+	// Load or Run is under way; a Load of the same model meanwhile goes on with what
+	// it has fetched. Its errors are those that Load would return.
+	Prefetch(ctx context.Context, m job.Model, observe Observer) error
 }

@@ -49,6 +49,7 @@ type attempt struct {
 	owner       atomic.Int32  // one of the owners below
 	surrendered chan struct{} // closed when another sheep runs the job
 	taken       chan struct{} // closed when the worker has taken the job
+	fetched     atomic.Bool   // the model was fetched ahead of the job
 
 	// prepared is closed when preparing has ended; what follows is set by then.
 	prepared chan struct{}

@@ -156,7 +156,7 @@ func TestCancelDuringTheUpload(t *testing.T) {
 func TestInterruptedAgainAndAgain(t *testing.T) {
 	p := newPen(t)
 	p.config.MaxAttempts = 4
-	p.hold("poison", false)
+	p.give(p.hold("poison", false))
 	for n := range 3 { // each start finds what the last, killed, left
 		p.start()
 		if n == 2 {
@@ -175,7 +175,7 @@ func TestInterruptedAgainAndAgain(t *testing.T) {
 
 	// The same without the time to run it: claims of a daemon that is killed at once.
 	p.stop()
-	p.hold("worse", false)
+	p.give(p.hold("worse", false))
 	for n := 1; n <= 4; n++ {
 		p.config.Closing = true // it settles what it finds, and claims nothing
 		p.start()
@@ -199,6 +199,7 @@ func TestInterruptedAgainAndAgain(t *testing.T) {
 			if err != nil || c == nil {
 				t.Fatal(c, err)
 			}
+			p.give(c)
 			continue
 		}
 		if !strings.Contains(rec.Failure.Message, "tried 4 times") {

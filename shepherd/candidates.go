@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -88,20 +89,20 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	return false
 }
 
-// except are the waiting models that the sheep cannot run and another may. A
-// model that nobody can run is not among them: whoever claims its job says why it
-// fails.
+// except are the models that the sheep does not try now, and the waiting ones that
+// it cannot run and another may. A model that nobody can run is not among them:
+// whoever claims its job says why it fails.
 func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
+	except, _ := l.modelRests.all(time.Now())
 	if len(f.all()) < 2 {
-		return nil, nil
+		return except, nil
 	}
 	waiting, err := l.ledger.Waiting(ctx, maxModels)
 	if err != nil {
 		return nil, err
 	}
-	var except []job.Model
 	for _, w := range waiting {
-		if w.Sheep == "" && !w.Rest && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
+		if w.Sheep == "" && !w.Rest && !slices.Contains(except, w.Model) && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
 			except = append(except, w.Model)
 		}
 	}

@@ -110,7 +110,8 @@ func accountOf(l *lane, a *attempt, end ending, at time.Time) <-chan job.Account
 
 // neutral reports whether nobody is to blame for an end with this cause.
 func neutral(c job.Cause) bool {
-	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver || c == causeFenced
+	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver ||
+		c == job.CauseDaemonKilled || c == causeFenced
 }
 
 // wait returns when all attempts are ended that were to be when it was called. The
@@ -229,8 +230,15 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	case v.rests:
 		pause := l.rests.fault(end.reason, time.Now())
 		l.log.Warn("Sheep rests after a fault of its own", "job", a.ID, "pause", pause, "cause", string(end.cause), "error", end.reason)
+	case v.modelRests:
+		pause := l.modelRests.fault(a.Model, end.reason, time.Now())
+		if a.Sheep != "" { // the ledger gives it to this sheep whatever its model
+			v.notBefore = f.now.Add(pause)
+		}
+		l.log.Warn("Sheep does not try this model for a while", "job", a.ID, "model", a.Model.String(), "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case end.cause == job.CauseDone:
 		l.rests.well()
+		l.modelRests.well(a.Model)
 	}
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
@@ -299,7 +307,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
 		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
-	if wrecks(end.cause) || end.cause == job.CauseUnavailable {
+	if wrecks(end.cause) || end.cause == job.CauseDaemonKilled || end.cause == job.CauseUnavailable {
 		var attempts []job.Attempt
 		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
 			var err error
@@ -309,7 +317,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 		if err != nil {
 			return facts{}, err
 		}
-		f.wrecked, f.unavailable = history(attempts, a.Run, a.Attempt)
+		f.history = historyOf(attempts, a.Run, a.Attempt)
 	}
 	return f, nil
 }

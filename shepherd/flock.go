@@ -255,6 +255,9 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		if !ok && again == nil {
 			continue
 		}
+		if _, rest := l.modelRests.all(time.Now()); rest > 0 && again == nil { // then it may claim more
+			again = time.After(rest)
+		}
 		yields = false
 		l.feeder.pulse.waits()
 		select {
@@ -311,6 +314,9 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 		}
 		a := other.feeder.holds()
 		if a == nil || !other.state.busy() && !other.feeder.waitsForDevices() || l.cannot(a.Model) != nil {
+			continue
+		}
+		if left, _ := l.modelRests.left(a.Model, now); left > 0 {
 			continue
 		}
 		if a.surrender() {

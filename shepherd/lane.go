@@ -2,6 +2,7 @@ package shepherd
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -60,13 +61,15 @@ type lane struct {
 	dirs  workdirs
 	share share // of the machine's devices
 
-	state     *laneState
-	rests     *rests
-	turns     *turns
-	known     *knownModels
-	feeder    *feeder
-	worker    *worker
-	concluder *concluder
+	state *laneState
+	rests *rests
+	// modelRests are the models that the sheep does not try for a while.
+	modelRests modelRests
+	turns      *turns
+	known      *knownModels
+	feeder     *feeder
+	worker     *worker
+	concluder  *concluder
 
 	life life
 }
@@ -183,8 +186,12 @@ func (l *lane) view() job.Sheep {
 	v := l.state.view()
 	v.Name, v.Type = l.Name, l.Type
 	if v.Detail == "" {
-		if left, why := l.rests.left(time.Now()); left > 0 {
+		now := time.Now()
+		if left, why := l.rests.left(now); left > 0 {
 			v.Detail = "rests for " + left.Round(time.Second).String() + ": " + why
+		} else if models, next := l.modelRests.all(now); len(models) > 0 && v.Job == "" {
+			_, why := l.modelRests.left(models[0], now)
+			v.Detail = fmt.Sprintf("rests for %s with the model %s: %s", next.Round(time.Second), models[0], why)
 		} else {
 			v.Detail = l.share.state()
 		}

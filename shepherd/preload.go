@@ -84,7 +84,7 @@ func (w *worker) preload(feed context.Context) {
 	}
 	l.state.loadAhead(p.model)
 	defer l.state.loadAhead(job.Model{})
-	err := s.start(ctx, p.model, nil)
+	err := s.start(ctx, p.model, nil, time.Now())
 	switch {
 	case err == nil:
 		p.backoff.Reset()
@@ -108,7 +108,9 @@ func (l *lane) prefetch(ctx context.Context, a *attempt) {
 	l.life.running.Go(func() {
 		ctx, release := a.stopper.bind(ctx)
 		defer release()
-		if err := f.Prefetch(ctx, a.Model); err != nil && ctx.Err() == nil {
+		err := f.Prefetch(ctx, a.Model, runtime.Discard)
+		a.fetched.Store(err == nil)
+		if err != nil && ctx.Err() == nil {
 			l.log.Debug("The model of a job that waits cannot be fetched ahead of it", "job", a.ID, "model", a.Model.String(), "error", err)
 		}
 	})

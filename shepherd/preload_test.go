@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,22 +118,20 @@ type prefetching struct {
 	fetch func(context.Context, job.Model) error
 }
 
-func (s *prefetching) Prefetch(ctx context.Context, m job.Model) error { return s.fetch(ctx, m) }
+func (s *prefetching) Prefetch(ctx context.Context, m job.Model, _ runtime.Observer) error {
+	return s.fetch(ctx, m)
+}
 
 // While a sheep runs a job, the model of the one that it prepares is fetched; that
-// this fails, or takes long, is of no matter.
+// this fails is of no matter.
 func TestPrefetch(t *testing.T) {
-	for name, outcome := range map[string]error{"well": nil, "badly": errors.New("no room"), "not at all": context.Canceled} {
+	for name, outcome := range map[string]error{"well": nil, "badly": errors.New("no room")} {
 		t.Run(name, func(t *testing.T) {
 			p := newPen(t)
 			fetched, goOn := make(chan job.Model, 10), make(chan struct{})
 			p.wrap = func(s runtime.Sheep) runtime.Sheep {
 				return &prefetching{s, func(ctx context.Context, m job.Model) error {
 					fetched <- m
-					if errors.Is(outcome, context.Canceled) {
-						<-ctx.Done() // of the attempt
-						return ctx.Err()
-					}
 					return outcome
 				}}
 			}
@@ -156,6 +156,45 @@ func TestPrefetch(t *testing.T) {
 			close(goOn)
 			p.await("first", job.Done)
 			p.await("second", job.Done)
+		})
+	}
+}
+
+// A sheep keeps the model that it has, and works with it, while another cannot be
+// fetched.
+func TestModelStaysWhileAnotherCannotBeFetched(t *testing.T) {
+	for _, address := range []string{"", "sheep"} {
+		t.Run("addressed to "+address, func(t *testing.T) {
+			p := newPen(t)
+			var back atomic.Bool
+			p.wrap = func(s runtime.Sheep) runtime.Sheep {
+				return &prefetching{s, func(_ context.Context, m job.Model) error {
+					if m.Name == "next" && !back.Load() {
+						return &runtime.LoadError{Message: "the registry is away", Class: errdefs.ErrUnavailable}
+					}
+					return nil
+				}}
+			}
+			p.start()
+			p.submit("first", "m", "x")
+			p.await("first", job.Done)
+			p.submit("second", "next", "x", func(r *job.Request) { r.Sheep = address })
+			p.eventually("the sheep says why it does not run the second", func() bool {
+				return strings.Contains(p.core.Sheep(t.Context())[0].Detail, "with the model next:v1: Failed to start sheep for this job (the registry is away)")
+			})
+			for _, id := range []string{"third", "fourth"} {
+				p.submit(id, "m", "x")
+				p.await(id, job.Done)
+			}
+			if n := p.pasture.Starts("sheep"); n != 1 {
+				t.Errorf("runners were started %d times, want once", n)
+			}
+			back.Store(true)
+			p.await("second", job.Done)
+			attempts, err := p.ledger.Attempts(t.Context(), "second")
+			if err != nil || len(attempts) < 2 || attempts[0].Cause != job.CauseUnavailable || attempts[0].Spent {
+				t.Errorf("the attempts of the second are %+v, %v", attempts, err)
+			}
 		})
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -24,8 +26,9 @@ type adoption struct {
 // interrupted is the ending of an attempt whose daemon and runner were killed.
 var interrupted = ending{cause: job.CauseInterrupted, reason: "Shepherd and the sheep were killed while the sheep had this job"}
 
-// restarted is the ending of an attempt that an earlier daemon only prepared.
-var restarted = ending{cause: job.CauseHandedBack, reason: "shepherd was restarted"}
+// daemonKilled is the ending of an attempt whose daemon was killed while it
+// prepared the job: no runner had it.
+var daemonKilled = ending{cause: job.CauseDaemonKilled, reason: "Shepherd was killed while it prepared this job"}
 
 // take removes and returns the adopted attempt, nil where there is none.
 func (d *adoption) take(id job.ID) *attempt {
@@ -38,8 +41,8 @@ func (d *adoption) take(id job.ID) *attempt {
 }
 
 // recover finds out what is left of this sheep's runner and of the jobs it held,
-// ends the attempts of which nothing is left, and removes the working directories
-// of all but the adopted ones. It comes before start.
+// ends the attempts that no runner has, and removes the working directories of
+// attempts that the ledger does not know. It comes before start.
 func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	d := &adoption{jobs: make(map[job.ID]*attempt)}
 	work, cancel := context.WithCancel(context.Background())
@@ -62,21 +65,22 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 	keep := make(map[ledger.Token]job.ID)
 	for _, c := range claims {
-		end := interrupted
-		if c.State == job.Queued {
-			end = restarted
-		} else if known[c.ID] {
+		if known[c.ID] && c.State != job.Queued {
 			if a := l.adoptAttempt(c); a != nil {
 				d.jobs[c.ID] = a
 				keep[c.Token] = c.ID
 				continue
 			}
 		}
-		l.endClaim(work, c, end)
+		if l.endClaim(work, c, d.found) {
+			keep[c.Token] = c.ID
+		}
 	}
-	if err := l.dirs.clean(keep); err != nil {
+	left, err := l.dirs.clean(keep, jobsOf(ctx, l.ledger, l.Name))
+	if err != nil {
 		l.log.Warn("Cannot clean the sheep's data directory", "error", err)
 	}
+	logUnmarked(l.log, filepath.Join(l.dataRoot, l.Name), left)
 	l.worker.found = d
 	l.state.adopt(job.Model{}, false)
 	if d.found != nil && d.found.Running {
@@ -86,14 +90,48 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 }
 
-// endClaim ends a claim of which nothing is left but its record.
-func (l *lane) endClaim(work context.Context, c ledger.Claim, end ending) {
+// jobsOf looks up in the ledger which jobs the sheep had, or any sheep where it has
+// no name.
+func jobsOf(ctx context.Context, l ledger.Ledger, sheep string) hadJob {
+	return func(id job.ID) (bool, error) {
+		attempts, err := l.Attempts(ctx, id)
+		return slices.ContainsFunc(attempts, func(a job.Attempt) bool { return sheep == "" || a.Sheep == sheep }), err
+	}
+}
+
+// logUnmarked tells of directories that look like those of attempts and may be
+// somebody's.
+func logUnmarked(log *slog.Logger, dir string, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	log.Warn("Directories that look like working directories of jobs carry no mark of shepherd and are kept; remove them if nobody needs them",
+		"directory", dir, "names", names[:min(len(names), 10)], "count", len(names))
+}
+
+// endClaim ends a claim that an earlier daemon left and that no runner has. placed
+// says that there is a working directory where runners see it: it is removed once
+// the ledger has ended the claim, so that a daemon that is killed before that
+// finds the same.
+func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Recovered) (placed bool) {
 	a := l.newAttempt(c)
+	end := interrupted
+	if c.State == job.Queued {
+		end = daemonKilled
+	} else {
+		dir, err := l.dirs.find(c.Token, c.ID)
+		a.dir, placed = dir, err == nil
+		withRunner := found != nil && !found.Running && (found.Exit == nil || found.Exit.Lost)
+		if errors.Is(err, fs.ErrNotExist) && !withRunner {
+			end = daemonKilled
+		}
+	}
 	if c.Cancelling {
 		end = stopped(errCancelled)
 	}
 	close(a.prepared)
 	l.concluder.end(work, a, end)
+	return placed
 }
 
 // adoptAttempt makes an attempt of a claim whose job an earlier daemon gave to the
@@ -244,11 +282,7 @@ func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
 		gone := newLane(Member{Name: holder}, s.env)
 		s.env.background(func(ctx context.Context) {
 			for _, c := range claims {
-				end := interrupted
-				if c.State == job.Queued {
-					end = restarted
-				}
-				gone.endClaim(ctx, c, end)
+				gone.endClaim(ctx, c, nil)
 			}
 			gone.concluder.wait()
 		})

@@ -218,9 +218,11 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
-	if err := cleanStaging(s.cfg.DataRoot); err != nil { // its sheep rest until that is mended
+	left, err := cleanStaging(s.cfg.DataRoot, jobsOf(ctx, s.cfg.Ledger, ""))
+	if err != nil { // its sheep rest until that is mended
 		s.log.Error("Cannot clear what an earlier daemon was preparing", "error", err)
 	}
+	logUnmarked(s.log, filepath.Join(s.cfg.DataRoot, stagingDir), left)
 	s.lease = lease
 
 	// The hub reads before the first claim, so no event is missed.

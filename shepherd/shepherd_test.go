@@ -426,6 +426,18 @@ func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
 	return c
 }
 
+// give moves the working directory of a claimed job to where runners see it, as a
+// daemon does before it gives the job to one.
+func (p *pen) give(c *ledger.Claim) {
+	p.t.Helper()
+	dir := filepath.Join(p.config.DataRoot, "sheep", fmt.Sprint("attempt-", c.Token), string(c.ID))
+	for _, sub := range []string{job.InputDir, job.OutputDir} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
 // leave leaves a runner as a daemon that is killed does: alive, with the jobs
 // answered, their outputs on disk, and no answer acknowledged.
 func (p *pen) leave(answered ...*ledger.Claim) {
@@ -466,6 +478,31 @@ func (p *pen) leave(answered ...*ledger.Claim) {
 	sheep.Detach()
 	if err := <-ran; !errors.Is(err, runtime.ErrDetached) {
 		p.t.Fatal(err)
+	}
+}
+
+// The directory of a job that was held by a daemon that did not mark directories is
+// removed; one of the same shape whose job the ledger does not know is not.
+func TestUnmarkedDirectories(t *testing.T) {
+	p := newPen(t)
+	c := p.hold("held", false)
+	sheep := filepath.Join(p.config.DataRoot, "sheep")
+	ours := filepath.Join(sheep, fmt.Sprint("attempt-", c.Token))
+	theirs := filepath.Join(sheep, "attempt-99")
+	for _, dir := range []string{ours + "/held/", theirs + "/run/"} {
+		for _, sub := range []string{job.InputDir, job.OutputDir} {
+			if err := os.MkdirAll(dir+sub, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.start()
+	p.await("held", job.Done)
+	if _, err := os.Stat(ours); !os.IsNotExist(err) {
+		t.Errorf("the directory of an earlier attempt: %v", err)
+	}
+	if _, err := os.Stat(theirs + "/run/" + job.OutputDir); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -520,15 +557,16 @@ func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
 	for _, sheep := range []string{"sheep", "other"} {
 		t.Run(sheep, func(t *testing.T) {
 			p := newPen(t, sheep)
-			p.hold("interrupted", false)
+			p.give(p.hold("interrupted", false))
+			p.hold("started", false)
 			p.hold("prepared", true)
 			p.start()
-			p.await("interrupted", job.Done)
-			p.await("prepared", job.Done)
 			for id, want := range map[job.ID]job.Attempt{
 				"interrupted": {Cause: job.CauseInterrupted, Spent: true},
-				"prepared":    {Cause: job.CauseHandedBack},
+				"started":     {Cause: job.CauseDaemonKilled},
+				"prepared":    {Cause: job.CauseDaemonKilled},
 			} {
+				p.await(string(id), job.Done)
 				attempts, err := p.ledger.Attempts(t.Context(), id)
 				if err != nil || len(attempts) != 2 || attempts[0].Cause != want.Cause || attempts[0].Spent != want.Spent || attempts[1].Cause != job.CauseDone {
 					t.Errorf("attempts of %s: %+v, %v", id, attempts, err)

@@ -44,6 +44,7 @@ func (s *Shepherd) StartSheep() error {
 			l.worker.found = nil
 			l.worker.supervisor.crashes = crashes{}
 			l.rests.wake()
+			l.modelRests.wake()
 			l.start(nil)
 		}
 	}

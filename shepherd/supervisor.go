@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
@@ -43,19 +45,23 @@ type runner struct {
 func (s *supervisor) load(ctx context.Context, a *attempt) error {
 	l := s.lane
 	m := a.Model
-	if s.runner != nil {
-		select {
-		case <-s.runner.done:
-			s.lostIdle()
-		default:
-			if s.runner.model == m {
-				return l.mayLoad(m) // the rules may have changed since
-			}
-			l.happened(RunnerSwitched)
-		}
+	began := time.Now()
+	if s.runner != nil && closed(s.runner.done) {
+		s.lostIdle()
 	}
-	l.logRequires(a)
-	s.stop()
+	if s.runner != nil {
+		if s.runner.model == m {
+			return l.mayLoad(m) // the rules may have changed since
+		}
+		l.logRequires(a)
+		if err := s.fetch(ctx, a); err != nil {
+			return err
+		}
+		l.happened(RunnerSwitched)
+		s.stop()
+	} else {
+		l.logRequires(a)
+	}
 	if wait, model, ok := s.crashes.pending(time.Now()); ok && model == m {
 		l.state.show("crashed; starting again with " + m.String() + " in " + wait.Round(time.Millisecond).String())
 		if sleep(ctx, wait) != nil {
@@ -64,12 +70,36 @@ func (s *supervisor) load(ctx context.Context, a *attempt) error {
 	} else if ok {
 		s.crashes = crashes{}
 	}
-	return s.start(ctx, m, a)
+	return s.start(ctx, m, a, began)
+}
+
+// fetch has what the attempt's model needs fetched while the runner, which has
+// another model, stays up. An error says that it cannot be had now: there is no
+// reason to give up the model that is loaded.
+func (s *supervisor) fetch(ctx context.Context, a *attempt) error {
+	l := s.lane
+	if left, why := l.modelRests.left(a.Model, time.Now()); left > 0 {
+		return &restsError{why}
+	}
+	f, ok := l.Sheep.(runtime.Prefetcher)
+	if !ok || a.fetched.Load() || l.mayLoad(a.Model) != nil { // Load says what is wrong
+		return nil
+	}
+	err := f.Prefetch(ctx, a.Model, l.observe)
+	l.state.show("")
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errdefs.IsUnavailable(err):
+		return err
+	}
+	return nil
 }
 
 // start loads the model and starts a runner with it, for the attempt given, if
-// any. It returns when the runner takes messages, or could not be started.
-func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt) error {
+// any. Loading counts from began on. It returns when the runner takes messages, or
+// could not be started.
+func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt, began time.Time) error {
 	l := s.lane
 	if err := l.mayLoad(m); err != nil {
 		return err
@@ -78,7 +108,6 @@ func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt) error {
 	s.span = ""
 	l.state.runner(m, false)
 	l.state.newStage("", time.Time{})
-	began := time.Now()
 	err := l.Sheep.Load(ctx, m, l.observe)
 	pulled := l.passed(a, m, PhasePull, began, err)
 	if err != nil {
@@ -305,7 +334,7 @@ func (s *supervisor) revive(ctx context.Context) {
 	}
 	defer done()
 	l.state.revive(m)
-	err := s.start(ctx, m, nil)
+	err := s.start(ctx, m, nil, time.Now())
 	if err == nil {
 		l.happened(RunnerRevived)
 	} else if ctx.Err() == nil {

@@ -24,17 +24,16 @@ type facts struct {
 	// pause the first time.
 	spent, retries int
 	pause          time.Duration
-	// wrecked is how many earlier attempts of the run took a sheep or a device
-	// down, and maxAttempts how many may, this one included.
-	wrecked, maxAttempts int
+	// maxAttempts is how many attempts of a run may take a sheep or a device down,
+	// this one included.
+	maxAttempts int
 	// elsewhere says that another sheep may run the job.
 	elsewhere bool
-	// unavailable is since when, without a break, what loading the model needs has
-	// not answered; patience how long that may last, 0 for ever.
-	unavailable time.Time
-	patience    time.Duration
+	// patience is how long what loading the model needs may not answer, 0 for ever.
+	patience time.Duration
 	// tries is how many attempts the run has had, this one included.
 	tries int
+	history
 }
 
 // verdict is what becomes of a job after an attempt.
@@ -48,12 +47,21 @@ type verdict struct {
 	// of the next one.
 	spent     bool
 	notBefore time.Time
-	// rests says that the sheep does not claim for a while.
-	rests bool
+	// rests says that the sheep does not claim for a while, and modelRests that it
+	// claims no job of this model.
+	rests, modelRests bool
 }
 
 // maxRetryPause bounds the pause between two tries of one job.
 const maxRetryPause = time.Hour
+
+// A job that is being prepared when the daemon is killed may be the reason, but
+// so may any other: it is tried maxKilled times, with pauses of at most
+// maxKilledPause, so that what is left of chance does not fail a job.
+const (
+	maxKilled      = 20
+	maxKilledPause = time.Minute
+)
 
 // judge decides what becomes of a job whose attempt ended. It is the only place
 // that does; docs/job-states.md shows it as a table.
@@ -79,7 +87,7 @@ func judge(end ending, f facts) verdict {
 		if f.patience > 0 && !f.unavailable.IsZero() && f.now.Sub(f.unavailable) >= f.patience {
 			return verdict{state: job.Failed}
 		}
-		return verdict{rests: true}
+		return verdict{modelRests: true}
 
 	case job.CauseDevice, job.CauseLost, job.CauseInterrupted:
 		spent := end.cause != job.CauseDevice
@@ -92,6 +100,16 @@ func judge(end ending, f facts) verdict {
 		v := verdict{spent: spent}
 		if f.wrecked > 0 {
 			v.notBefore = f.now.Add(backoff(time.Second, f.wrecked-1))
+		}
+		return v
+
+	case job.CauseDaemonKilled:
+		if f.killed+1 >= maxKilled {
+			return verdict{state: job.Failed, message: fmt.Sprintf("%s (tried %d times)", end.reason, f.tries)}
+		}
+		var v verdict
+		if f.killed > 0 {
+			v.notBefore = f.now.Add(min(backoff(time.Second, f.killed-1), maxKilledPause))
 		}
 		return v
 
@@ -122,21 +140,34 @@ func wrecks(c job.Cause) bool {
 	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted
 }
 
-// history is what earlier attempts of a run tell a verdict.
-func history(attempts []job.Attempt, run, number int) (wrecked int, unavailable time.Time) {
+// history is what the earlier attempts of a run tell a verdict.
+type history struct {
+	// wrecked is how many took a sheep or a device down.
+	wrecked int
+	// killed is how many were being prepared when the daemon was killed.
+	killed int
+	// unavailable is since when, without a break, what loading the model needs has
+	// not answered.
+	unavailable time.Time
+}
+
+func historyOf(attempts []job.Attempt, run, number int) (h history) {
 	for _, a := range attempts {
 		if a.Run != run || a.Number >= number {
 			continue
 		}
 		if wrecks(a.Cause) {
-			wrecked++
+			h.wrecked++
+		}
+		if a.Cause == job.CauseDaemonKilled {
+			h.killed++
 		}
 		switch {
 		case a.Cause != job.CauseUnavailable:
-			unavailable = time.Time{}
-		case unavailable.IsZero():
-			unavailable = a.Began
+			h.unavailable = time.Time{}
+		case h.unavailable.IsZero():
+			h.unavailable = a.Began
 		}
 	}
-	return wrecked, unavailable
+	return h
 }

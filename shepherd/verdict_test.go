@@ -91,10 +91,10 @@ func TestVerdicts(t *testing.T) {
 				t.Errorf("%+v", v)
 			}
 		}},
-		{job.CauseUnavailable, "queued; failed once it has been so for `load_timeout`", "not spent", "rests", func(t *testing.T, judge func(facts) verdict) {
+		{job.CauseUnavailable, "queued; failed once it has been so for `load_timeout`", "not spent", "rests with the model", func(t *testing.T, judge func(facts) verdict) {
 			f := base
 			f.patience = time.Minute
-			if v := judge(f); v.state != "" || v.spent || !v.rests {
+			if v := judge(f); v.state != "" || v.spent || v.rests || !v.modelRests {
 				t.Errorf("the first time: %+v", v)
 			}
 			f.unavailable = now.Add(-time.Minute + time.Second)
@@ -136,6 +136,22 @@ func TestVerdicts(t *testing.T) {
 		}},
 		{job.CauseLost, untilWrecked, "spent", "", wrecked},
 		{job.CauseInterrupted, untilWrecked, "spent", "", wrecked},
+		{job.CauseDaemonKilled, "queued, while fewer than 20 attempts ended so; else failed", "not spent", "", func(t *testing.T, judge func(facts) verdict) {
+			back(t, judge)
+			f := base
+			f.wrecked, f.killed = 100, 1
+			if v := judge(f); v.state != "" || v.spent || v.rests || !v.notBefore.Equal(now.Add(time.Second)) {
+				t.Errorf("the second: %+v", v)
+			}
+			f.killed = 18
+			if v := judge(f); v.state != "" || !v.notBefore.Equal(now.Add(time.Minute)) {
+				t.Errorf("the nineteenth: %+v", v)
+			}
+			f.killed, f.tries = 19, 20
+			if v := judge(f); v.state != job.Failed || !strings.Contains(v.message, "tried 20 times") {
+				t.Errorf("the twentieth: %+v", v)
+			}
+		}},
 		{job.CauseHandedBack, "queued", "not spent", "", back},
 		{job.CauseTakenOver, "queued", "not spent", "", back},
 	} {
@@ -185,12 +201,19 @@ func TestHistory(t *testing.T) {
 		{Run: 2, Number: 5, Cause: job.CauseUnavailable, Began: at(6)},
 		{Run: 2, Number: 6, Began: at(7)}, // this one
 	}
-	wrecked, since := history(attempts, 2, 6)
-	if wrecked != 2 || !since.Equal(at(5)) {
-		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
-	}
-	if wrecked, since = history(attempts, 2, 4); wrecked != 2 || !since.IsZero() {
-		t.Errorf("%d wrecked, unavailable since %v", wrecked, since)
+	attempts = append(attempts, job.Attempt{Run: 3, Number: 1, Cause: job.CauseDaemonKilled, Began: at(8)})
+	for _, c := range []struct {
+		run, number int
+		want        history
+	}{
+		{2, 6, history{wrecked: 2, unavailable: at(5)}},
+		{2, 4, history{wrecked: 2}},
+		{3, 2, history{killed: 1}},
+		{3, 1, history{}},
+	} {
+		if got := historyOf(attempts, c.run, c.number); got != c.want {
+			t.Errorf("before attempt %d of run %d: %+v, want %+v", c.number, c.run, got, c.want)
+		}
 	}
 }
 
@@ -219,6 +242,44 @@ func TestRests(t *testing.T) {
 	r.wake()
 	if left, _ := r.left(now); left != 0 {
 		t.Errorf("it rests for %v after it was woken", left)
+	}
+}
+
+func TestModelRests(t *testing.T) {
+	var r modelRests
+	a, b := job.Model{Name: "a", Version: "v1"}, job.Model{Name: "b", Version: "v1"}
+	now := time.Unix(1000, 0)
+	r.fault(b, "no answer", now)
+	r.fault(b, "no answer", now.Add(firstRest))
+	if pause := r.fault(a, "other reason", now.Add(firstRest)); pause != firstRest {
+		t.Errorf("the first fault of a rests for %v", pause)
+	}
+	now = now.Add(firstRest)
+	if models, next := r.all(now); len(models) != 2 || models[0] != a || next != firstRest {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	if left, why := r.left(b, now); left != 2*firstRest || why != "no answer" {
+		t.Errorf("b rests for %v: %q", left, why)
+	}
+	now = now.Add(firstRest)
+	if models, next := r.all(now); len(models) != 1 || models[0] != b || next != firstRest {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	r.well(b)
+	if models, next := r.all(now); len(models) != 0 || next != 0 {
+		t.Errorf("%v rest, the first for %v", models, next)
+	}
+	if pause := r.fault(a, "again", now); pause != 2*firstRest {
+		t.Errorf("the second fault of a rests for %v", pause)
+	}
+	now = now.Add(time.Hour)
+	r.fault(b, "later", now)
+	if pause := r.fault(a, "much later", now); pause != firstRest {
+		t.Errorf("a fault of a after an hour rests for %v", pause)
+	}
+	r.wake()
+	if left, _ := r.left(a, now); left != 0 {
+		t.Errorf("a rests for %v after all were woken", left)
 	}
 }
 

@@ -522,7 +522,10 @@ func (w *worker) loadEnding(a *attempt, why error) ending {
 	l := w.lane
 	var load *runtime.LoadError
 	var exit *runtime.Exit
+	var rests *restsError
 	switch {
+	case errors.As(why, &rests):
+		return ending{cause: job.CauseUnavailable, reason: rests.reason}
 	case errors.Is(why, runtime.ErrDetached):
 		return ending{cause: job.CauseSheep, reason: fmt.Sprintf("another daemon has taken over the runner of sheep %s: end one of the two", l.Name)}
 	case errors.As(why, &exit):

@@ -29,8 +29,9 @@
 // while it is sent may be an error of class errdefs.ErrUnavailable.
 //
 // What the runner made and nothing can be stored of is the job's failure: a name
-// that storage cannot take, a file without read permission, an outputs that is
-// no directory are errors of class errdefs.ErrInvalidArgument without ErrWorkDir.
+// that storage cannot take, a file without read permission, one larger than MaxFile
+// or than the storage's whole disk, an outputs that is no directory are errors of
+// class errdefs.ErrInvalidArgument without ErrWorkDir.
 //
 // # Errors
 //
@@ -103,6 +104,9 @@ type Collected struct {
 
 // MaxWarnings bounds Collected.Warnings.
 const MaxWarnings = 20
+
+// MaxFile bounds a stored file, in bytes, as S3 does.
+const MaxFile = 5 << 40
 
 // Options say how Stage works.
 type Options struct {

@@ -42,6 +42,15 @@ func inMiB(n int64) string {
 	return fmt.Sprintf("%d MiB", n>>20)
 }
 
+// Capacity is the size of the disk in bytes, 0 where it is not known.
+func (f Floor) Capacity() int64 {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(f.Path, &disk); err != nil {
+		return 0
+	}
+	return int64(disk.Blocks) * disk.Bsize
+}
+
 // Check returns *LowError where the disk would have less than the floor left once
 // so many bytes more are on it. A disk that cannot be asked has room: the write
 // itself says what is wrong with it.

@@ -43,6 +43,12 @@ func TestFloor(t *testing.T) {
 			t.Errorf("does not name the disk: %v", err)
 		}
 	}
+	if got := (Floor{Path: dir}).Capacity(); got != 16<<20 {
+		t.Errorf("a disk of 16 MiB has %d bytes", got)
+	}
+	if got := (Floor{Path: dir + "/gone"}).Capacity(); got != 0 {
+		t.Errorf("a disk that cannot be asked has %d bytes", got)
+	}
 	if err := (Floor{Path: dir + "/gone", Free: 1}).Check(1); err != nil {
 		t.Errorf("a disk that cannot be asked: %v", err)
 	}

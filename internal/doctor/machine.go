@@ -114,6 +114,60 @@ func without(wanted, there []string) []string {
 	return missing
 }
 
+// Kernel examines whether the kernel has the system calls that container sheep need.
+type Kernel struct{}
+
+// Name implements Check.
+func (Kernel) Name() string { return "kernel" }
+
+// Examine implements Check.
+func (Kernel) Examine(context.Context) []Finding {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return []Finding{warning("", "the kernel's release cannot be read: %v", err)}
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	for _, call := range []struct {
+		name string
+		try  func() (fd int, err error)
+	}{
+		{"pidfd_open", func() (int, error) { return unix.PidfdOpen(os.Getpid(), 0) }},
+		{"openat2", func() (int, error) {
+			return unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+		}},
+	} {
+		fd, err := call.try()
+		if err != nil {
+			return []Finding{failure("container sheep need Linux 5.6 or later, and no filter of system calls (seccomp) that keeps them from it", "Linux %s refuses %s: %v", release, call.name, err)}
+		}
+		unix.Close(fd)
+	}
+	return []Finding{ok("Linux %s", release)}
+}
+
+// StateOwner examines whose the state directory of systemd's service is: where that
+// is not the service's user, systemd changes the owner of all that lies in it.
+type StateOwner struct {
+	Path string
+	UID  int // of the service
+}
+
+// Name implements Check.
+func (StateOwner) Name() string { return "owner" }
+
+// Examine implements Check.
+func (s StateOwner) Examine(context.Context) []Finding {
+	var st unix.Stat_t
+	if err := unix.Stat(s.Path, &st); err != nil {
+		return nil // the check of disks tells
+	}
+	if int(st.Uid) != s.UID || int(st.Gid) != s.UID {
+		return []Finding{warning(fmt.Sprintf("chown %d:%d %s", s.UID, s.UID, s.Path),
+			"%s belongs to the user %d and the group %d: systemd changes the owner of everything in it, objects and models included, whenever the service starts", s.Path, st.Uid, st.Gid)}
+	}
+	return []Finding{ok("%s belongs to the service", s.Path)}
+}
+
 // Disks examines the free space where something is written.
 type Disks struct {
 	// Paths are where, by the key of the configuration.

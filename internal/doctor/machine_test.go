@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -148,4 +149,43 @@ func TestLimits(t *testing.T) {
 	}
 	healthy(t, Limits{Sheep: 1}.Examine(t.Context()))
 	expect(t, Limits{Sheep: int(limit.Max/64) + 1}.Examine(t.Context()), Warning, fmt.Sprint(limit.Max), "LimitNOFILE=")
+}
+
+// TestKernel examines this kernel, and what older ones and filters answer.
+func TestKernel(t *testing.T) {
+	const role = "SHEPHERD_TEST_KERNEL"
+	if kernel := os.Getenv(role); kernel != "" {
+		refuse, call := testenv.Kernel53, "openat2"
+		if kernel == "5.2" {
+			refuse, call = testenv.KernelBefore53, "pidfd_open"
+		}
+		if err := testenv.Refuse(refuse); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, Kernel{}.Examine(t.Context()), Failure, "refuses "+call+": function not implemented", "Linux 5.6")
+		return
+	}
+	healthy(t, Kernel{}.Examine(t.Context()))
+	for _, kernel := range []string{"5.3", "5.2"} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKernel$")
+		cmd.Env = append(os.Environ(), role+"="+kernel)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("Linux %s: %v\n%s", kernel, err, out)
+		}
+	}
+}
+
+func TestStateOwner(t *testing.T) {
+	dir := t.TempDir()
+	if os.Geteuid() != 0 {
+		testenv.Missing(t, "root", "it changes a directory's owner: run the tests as root")
+	}
+	healthy(t, StateOwner{Path: dir}.Examine(t.Context()))
+	if err := os.Chown(dir, 0, 77); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, StateOwner{Path: dir}.Examine(t.Context()), Warning, "belongs to the user 0 and the group 77", "chown 0:0 "+dir)
+	if got := (StateOwner{Path: filepath.Join(dir, "none")}).Examine(t.Context()); len(got) > 0 {
+		t.Errorf("of none: %+v", got)
+	}
 }

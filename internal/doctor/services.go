@@ -43,9 +43,9 @@ func (p Probe) Examine(ctx context.Context) []Finding {
 // Ledger examines the record of jobs.
 type Ledger struct {
 	Path string
-	// Inspect reads all of it and returns how many jobs it records. The error
-	// is of class NotFound when there is no ledger yet.
-	Inspect func(context.Context) (jobs int, err error)
+	// Inspect reads all of it and returns how many jobs it records, and when it was
+	// changed last. The error is of class NotFound when there is no ledger yet.
+	Inspect func(context.Context) (jobs int, lastChange time.Time, err error)
 }
 
 // Name implements Check.
@@ -53,7 +53,7 @@ func (Ledger) Name() string { return "ledger" }
 
 // Examine implements Check.
 func (l Ledger) Examine(ctx context.Context) []Finding {
-	jobs, err := l.Inspect(ctx)
+	jobs, lastChange, err := l.Inspect(ctx)
 	switch {
 	case errdefs.IsNotFound(err):
 		return []Finding{ok("%s is made when shepherdd first starts", l.Path)}
@@ -62,7 +62,12 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	case err != nil:
 		return []Finding{told(Failure, err, "run it as the user that shepherdd runs as")}
 	}
-	return []Finding{ok("%s is sound, with %s", l.Path, plural(jobs, "job"))}
+	findings := []Finding{ok("%s is sound, with %s", l.Path, plural(jobs, "job"))}
+	if behind := time.Until(lastChange); behind > skewNoted {
+		findings = append(findings, warning("set the clock (timedatectl set-ntp true); nothing is lost by it, but times of jobs are wrong until then",
+			"the clock is %s behind the ledger's last change (%s)", behind.Round(time.Second), lastChange.UTC().Format(time.RFC3339)))
+	}
+	return findings
 }
 
 // Clock examines the clock. Storage refuses requests where it is off by a quarter of an
@@ -191,12 +196,16 @@ func free(ctx context.Context, key, at string) []Finding {
 	return []Finding{failure("set "+key+" to an address of this machine that shepherdd may use", "nothing can listen on %s: %v", at, err)}
 }
 
-// Leftovers looks for directories of sheep that are no longer configured.
+// Leftovers looks for what sheep that are no longer configured left, and for what is
+// not shepherd's in the directories that it cleans.
 type Leftovers struct {
-	Sheep []string // those that are
-	// Dirs hold a directory for each sheep. A daemon's own are in Known.
-	Dirs  []string
-	Known []string
+	Sheep []string // those that are configured
+	// DataRoot has a directory for each sheep, with those of attempts, which have a
+	// file called Mark. Others' files may be there.
+	DataRoot, Mark string
+	// StateDirs have a directory for each sheep, and nothing of others.
+	StateDirs []string
+	Known     []string // directories in them that are not sheep's
 }
 
 // Name implements Check.
@@ -204,21 +213,86 @@ func (Leftovers) Name() string { return "leftovers" }
 
 // Examine implements Check.
 func (l Leftovers) Examine(context.Context) []Finding {
-	var found []string
-	for _, dir := range l.Dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			continue // there is none yet, or the check of disks tells
-		}
-		for _, e := range entries {
-			path := filepath.Join(dir, e.Name())
-			if e.IsDir() && !slices.Contains(l.Sheep, e.Name()) && !slices.Contains(l.Known, path) {
-				found = append(found, path)
+	var gone, foreign, unmarked []string
+	for _, dir := range l.StateDirs {
+		for _, name := range directories(dir) {
+			if path := filepath.Join(dir, name); !slices.Contains(l.Sheep, name) && !slices.Contains(l.Known, path) {
+				gone = append(gone, path)
 			}
 		}
 	}
-	if len(found) == 0 {
-		return []Finding{ok("nothing is left of sheep that are configured no more")}
+	for _, name := range directories(l.DataRoot) {
+		path := filepath.Join(l.DataRoot, name)
+		switch {
+		case slices.Contains(l.Known, path) || strings.HasPrefix(name, "."):
+		case slices.Contains(l.Sheep, name):
+			unmarked = append(unmarked, l.unmarked(path)...)
+		case l.ofSheep(path):
+			gone = append(gone, path)
+		default:
+			foreign = append(foreign, path)
+		}
 	}
-	return []Finding{warning("start shepherdd once, which ends what still runs there; then remove them", "there are directories of sheep that are configured no more: %s", strings.Join(found, ", "))}
+	var findings []Finding
+	if len(gone) > 0 {
+		findings = append(findings, warning("start shepherd once, which ends what still runs there; then remove them", "there are directories of sheep that are configured no more: %s", some(gone)))
+	}
+	if len(foreign) > 0 {
+		findings = append(findings, warning("give shepherd a directory of its own (data_root): a sheep that is called as one of these would use it", "data_root has directories that are not shepherd's, which it leaves alone: %s", some(foreign)))
+	}
+	if len(unmarked) > 0 {
+		findings = append(findings, warning("remove them if nobody needs them; shepherd leaves them alone", "there are directories called as those of attempts, without shepherd's mark (%s): %s", l.Mark, some(unmarked)))
+	}
+	if len(findings) == 0 {
+		findings = append(findings, ok("nothing is left of sheep that are configured no more"))
+	}
+	return findings
+}
+
+// directories names the directories in a directory; none where there is none yet, or
+// the check of disks tells.
+func directories(dir string) (names []string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// ofSheep reports whether a directory of the data root was a sheep's: it is empty, or
+// has directories of attempts.
+func (l Leftovers) ofSheep(path string) bool {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if _, err := os.Lstat(filepath.Join(path, e.Name(), l.Mark)); err == nil {
+			return true
+		}
+	}
+	return len(entries) == 0
+}
+
+// unmarked names the directories in a sheep's that are called as those of attempts and
+// have no mark.
+func (l Leftovers) unmarked(sheep string) (paths []string) {
+	for _, name := range directories(sheep) {
+		path := filepath.Join(sheep, name)
+		if _, err := os.Lstat(filepath.Join(path, l.Mark)); err != nil && strings.HasPrefix(name, "attempt-") {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// some are the first of a list's paths.
+func some(paths []string) string {
+	const most = 5
+	if more := len(paths) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(paths[:most], ", "), more)
+	}
+	return strings.Join(paths, ", ")
 }

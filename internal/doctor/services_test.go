@@ -30,7 +30,10 @@ func TestProbe(t *testing.T) {
 // no ledger.
 func TestLedger(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger.db")
-	check := Ledger{Path: path, Inspect: func(ctx context.Context) (int, error) { return sqlite.Inspect(ctx, path) }}
+	check := Ledger{Path: path, Inspect: func(ctx context.Context) (int, time.Time, error) {
+		found, err := sqlite.Inspect(ctx, path)
+		return found.Jobs, found.LastChange, err
+	}}
 	expect(t, check.Examine(t.Context()), OK, "is made when", "")
 	l, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {
@@ -40,6 +43,14 @@ func TestLedger(t *testing.T) {
 	expect(t, check.Examine(t.Context()), OK, "is sound, with 0 jobs", "")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+	check.Inspect = func(context.Context) (int, time.Time, error) {
+		return 7, time.Now().Add(30 * 365 * 24 * time.Hour), nil
+	}
+	expect(t, check.Examine(t.Context()), Warning, "h0m0s behind the ledger's last change", "timedatectl")
+	check.Inspect = func(ctx context.Context) (int, time.Time, error) {
+		found, err := sqlite.Inspect(ctx, path)
+		return found.Jobs, found.LastChange, err
 	}
 	write(t, path, "SQLite format 3\x00 and then nothing of the kind", 0o600)
 	expect(t, check.Examine(t.Context()), Failure, path, "restore a backup")
@@ -91,17 +102,38 @@ func TestListeners(t *testing.T) {
 }
 
 func TestLeftovers(t *testing.T) {
+	const mark = ".mark"
 	data, state := t.TempDir(), t.TempDir()
-	for _, dir := range []string{filepath.Join(data, "sheep_1"), filepath.Join(data, "state"), filepath.Join(state, "sheep_1")} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
+	dirs := func(paths ...string) {
+		t.Helper()
+		for _, path := range paths {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	check := Leftovers{Sheep: []string{"sheep_1"}, Dirs: []string{data, state, filepath.Join(state, "none")}, Known: []string{filepath.Join(data, "state")}}
+	dirs(filepath.Join(data, "sheep_1", "attempt-1"), filepath.Join(data, "state"), filepath.Join(data, ".staging", "attempt-2"), filepath.Join(state, "sheep_1"))
+	write(t, filepath.Join(data, "sheep_1", "attempt-1", mark), "", 0o644)
+	check := Leftovers{Sheep: []string{"sheep_1"}, DataRoot: data, Mark: mark, StateDirs: []string{state, filepath.Join(state, "none")}, Known: []string{filepath.Join(data, "state")}}
 	healthy(t, check.Examine(t.Context()))
-	old := filepath.Join(state, "sheep_2")
-	if err := os.Mkdir(old, 0o755); err != nil {
-		t.Fatal(err)
+
+	empty, used, old := filepath.Join(data, "sheep_2"), filepath.Join(data, "sheep_3"), filepath.Join(state, "sheep_4")
+	dirs(empty, used, old)
+	write(t, filepath.Join(used, "attempt-3", mark), "", 0o644)
+	for _, path := range []string{empty, used, old} {
+		expect(t, check.Examine(t.Context()), Warning, path, "then remove them")
 	}
-	expect(t, check.Examine(t.Context()), Warning, old, "remove them")
+	thesis := filepath.Join(data, "thesis")
+	write(t, filepath.Join(thesis, "chapter-1"), "", 0o644)
+	expect(t, check.Examine(t.Context()), Warning, "not shepherd's, which it leaves alone: "+thesis, "a directory of its own")
+	mine := filepath.Join(data, "sheep_1", "attempt-9")
+	dirs(mine)
+	expect(t, check.Examine(t.Context()), Warning, "without shepherd's mark (.mark): "+mine, "if nobody needs them")
+}
+
+// TestSome names the first of many paths.
+func TestSome(t *testing.T) {
+	if got := some([]string{"a", "b", "c", "d", "e", "f", "g"}); got != "a, b, c, d, e and 2 more" {
+		t.Errorf("got %q", got)
+	}
 }

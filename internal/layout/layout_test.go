@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"config/size":             {},
 	"access":                  {},
 	"api":                     {"job", "access"},
-	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint"},
+	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger", "internal/durable"},

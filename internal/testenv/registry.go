@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -39,6 +38,8 @@ type RegistryConfig struct {
 	Token              bool
 	// TLS serves HTTPS with a certificate of an authority of its own.
 	TLS bool
+	// ClientCertificate asks, with TLS, for a certificate of the same authority.
+	ClientCertificate bool
 }
 
 // Registry is an OCI registry in memory that counts what it is asked and fails
@@ -48,6 +49,8 @@ type Registry struct {
 	Host, URL string
 	// CAFile holds the authority's certificate, with TLS.
 	CAFile string
+	// ClientCertFile and ClientKeyFile are for clients, with ClientCertificate.
+	ClientCertFile, ClientKeyFile string
 
 	cfg   RegistryConfig
 	inner http.Handler
@@ -372,13 +375,38 @@ func (r *Registry) certificate(t testing.TB) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var text bytes.Buffer
-	if err := pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	r.CAFile = write("ca.pem", "CERTIFICATE", der)
+	cfg := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	if !r.cfg.ClientCertificate {
+		return cfg
+	}
+	client := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "shepherd test client"},
+		NotBefore: template.NotBefore, NotAfter: template.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	clientDER, err := x509.CreateCertificate(rand.Reader, client, template, key.Public(), key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	r.CAFile = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(r.CAFile, text.Bytes(), 0o600); err != nil {
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	r.ClientCertFile, r.ClientKeyFile = write("client.pem", "CERTIFICATE", clientDER), write("client.key", "PRIVATE KEY", keyDER)
+	authority, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+	cfg.ClientCAs.AddCert(authority)
+	return cfg
 }

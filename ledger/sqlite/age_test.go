@@ -300,5 +300,8 @@ func TestClockBehind(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
+		if found, err := Inspect(t.Context(), path); err != nil || clock.now().Sub(found.LastChange).Abs() > time.Hour {
+			t.Errorf("at %v: the last change was at %v, %v", test.ahead, found.LastChange, err)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -24,9 +23,10 @@ func (t *tx) create(rec job.Record) (*row, error) {
 		NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
 		Keep: rec.Keep, State: job.Queued, Run: 1,
 	}}
-	old, err := t.byID(rec.ID)
+	old, err := t.createFirst(r)
 	switch {
-	case errors.Is(err, ledger.ErrNotFound):
+	case err == nil && old == nil:
+		return r, t.record(r, job.Event{Kind: job.EventQueued})
 	case err != nil:
 		return nil, err
 	case rec.Tenant != "" && rec.Tenant != old.Tenant:
@@ -46,10 +46,28 @@ func (t *tx) create(rec job.Record) (*row, error) {
 			}
 		}
 	}
-	r.EnqueuedAt = t.change(r)
-	r.delayed = r.NotBefore.After(t.now)
-	if err := t.insert(r); err != nil {
+	if _, err := t.enqueue(r); err != nil {
 		return nil, err
 	}
 	return r, t.record(r, job.Event{Kind: job.EventQueued})
+}
+
+// createFirst enters the first run of a job, or returns the record that there is.
+func (t *tx) createFirst(r *row) (old *row, err error) {
+	if old, ok := t.known(r.ID); ok {
+		return old, nil
+	}
+	entered, err := t.enqueue(r)
+	if err != nil || entered {
+		return nil, err
+	}
+	r.changedAt = time.Time{}
+	return t.byID(r.ID)
+}
+
+// enqueue enters a queued record; false where there is one of the job.
+func (t *tx) enqueue(r *row) (bool, error) {
+	r.EnqueuedAt = t.change(r)
+	r.delayed = r.NotBefore.After(t.now)
+	return t.insert(r)
 }

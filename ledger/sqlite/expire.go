@@ -68,6 +68,7 @@ func (t *tx) expireOldest(before int64, limit int) (int, error) {
 			return err
 		}
 		t.states[state]--
+		t.rows[job.ID(id)] = nil
 		ids = append(ids, id)
 		return nil
 	}, t.do.expire, before, limit)

@@ -9,17 +9,24 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/internal/durable"
 )
 
-// Inspect reads the whole ledger at path and returns how many jobs it records,
-// or what is wrong with it: an error of class NotFound when there is none, and
-// else one of those of Open. It may be used while another process has the
-// ledger open, and changes nothing.
-func Inspect(ctx context.Context, path string) (jobs int, err error) {
+// Inspection is what Inspect finds.
+type Inspection struct {
+	Jobs       int       // how many jobs are recorded
+	LastChange time.Time // by the clock of then; zero for a ledger that was never written
+}
+
+// Inspect reads the whole ledger at path and returns what it records, or what is
+// wrong with it: an error of class NotFound when there is none, and else one of
+// those of Open. It may be used while another process has the ledger open, and
+// changes nothing.
+func Inspect(ctx context.Context, path string) (found Inspection, err error) {
 	err = beside(ctx, path, "inspect ledger", []string{"query_only(1)"}, func(db *sql.DB) error {
 		// The indexes are compared with the rows, too.
 		rows, err := db.QueryContext(ctx, `PRAGMA integrity_check(5)`)
@@ -43,9 +50,14 @@ func Inspect(ctx context.Context, path string) (jobs int, err error) {
 		if len(said) > 0 {
 			return fmt.Errorf("ledger %s is damaged: restore a backup (%s): %w", path, strings.Join(said, "; "), errdefs.ErrInternal)
 		}
-		return db.QueryRowContext(ctx, `SELECT count(*) FROM jobs`).Scan(&jobs)
+		var wall int64
+		err = db.QueryRowContext(ctx, `SELECT wall, (SELECT count(*) FROM jobs) FROM numbers`).Scan(&wall, &found.Jobs)
+		if wall != 0 {
+			found.LastChange = time.UnixMicro(wall)
+		}
+		return err
 	})
-	return jobs, err
+	return found, err
 }
 
 // Backup writes a copy of the ledger at path, as it is at one moment, to a new

@@ -29,11 +29,11 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	create("c")
-	if n, err := Inspect(t.Context(), path); n != 3 || err != nil {
-		t.Errorf("the ledger records %d jobs, %v", n, err)
+	if found, err := Inspect(t.Context(), path); found.Jobs != 3 || err != nil {
+		t.Errorf("the ledger records %d jobs, %v", found.Jobs, err)
 	}
-	if n, err := Inspect(t.Context(), copied); n != 2 || err != nil {
-		t.Errorf("the copy records %d jobs, %v", n, err)
+	if found, err := Inspect(t.Context(), copied); found.Jobs != 2 || err != nil {
+		t.Errorf("the copy records %d jobs, %v", found.Jobs, err)
 	}
 	if info, err := os.Stat(copied); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the copy is %v, %v", info.Mode(), err)
@@ -71,8 +71,8 @@ func TestInspectDamaged(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := Inspect(t.Context(), path); n != 200 || err != nil {
-		t.Fatalf("before: %d, %v", n, err)
+	if found, err := Inspect(t.Context(), path); found.Jobs != 200 || err != nil {
+		t.Fatalf("before: %d, %v", found.Jobs, err)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

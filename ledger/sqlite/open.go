@@ -14,6 +14,11 @@ import (
 	"github.com/iterait/shepherd/internal/durable"
 )
 
+// checkpointAt is how long the log may be, in pages of 4 KiB, before SQLite copies
+// it into the file. A job changes the same few pages again and again: each is
+// copied once for all changes since the last time.
+const checkpointAt = "wal_autocheckpoint(4096)"
+
 // readers is how many reads run at the same time.
 const readers = 4
 
@@ -41,7 +46,7 @@ func Open(ctx context.Context, cfg Config) (_ *Ledger, err error) {
 	if err := touch(cfg.Path); err != nil {
 		return nil, err
 	}
-	if l.db, err = sql.Open("sqlite", source(cfg.Path, "cache_size(-8192)", "temp_store(MEMORY)")); err != nil {
+	if l.db, err = sql.Open("sqlite", source(cfg.Path, "cache_size(-8192)", "temp_store(MEMORY)", checkpointAt)); err != nil {
 		return nil, err
 	}
 	l.db.SetMaxOpenConns(1)

@@ -73,6 +73,10 @@ func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if r := l.writer.rows.get(id); r != nil {
+			rec = r.Record
+			return nil
+		}
 		// A look-up ends by itself within microseconds; to watch a context
 		// meanwhile would cost two goroutines more than it does.
 		var r row

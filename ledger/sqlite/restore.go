@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +39,9 @@ func (t *tx) restore(s ledger.Saved) error {
 	r.Holder, r.Node, r.Cancelling = "", "", false
 	r.State, r.changedAt = job.Queued, latest(t.now, rec.EnqueuedAt, rec.StartedAt, rec.FinishedAt)
 	r.delayed = !rec.State.Final() && r.NotBefore.After(t.now)
-	if err := t.insert(r); err != nil {
-		return err
+	defer func() { t.rows[r.ID] = nil }() // the record's times and limits are as another ledger told them
+	if entered, err := t.insert(r); err != nil || !entered {
+		return cmp.Or(err, ledger.ErrExists)
 	}
 	var interrupted *job.Attempt
 	for _, a := range s.Attempts {

@@ -30,11 +30,15 @@ type tx struct {
 	states    ledger.Counts // by how much each changed
 	claimable map[group]int // likewise
 	events    []job.Event
+	// rows are those that were written, for the cache; nil for what is to be read
+	// from the file.
+	rows      map[job.ID]*row
 	removed   int       // events
 	nextTimer time.Time // no timer is due before; zero for none
 	ended     int       // records that came into a final state
 	retained  int       // by how much the number of records with files to remove changed
 	writes    int       // statements that wrote
+	ran       int       // statements in all
 	failed    bool      // a statement failed: the transaction cannot be committed
 	saved     savedNumbers
 	sweepMore bool // there is more to expire
@@ -44,6 +48,7 @@ type tx struct {
 // so no caller's context ends it.
 func (t *tx) exec(s *sql.Stmt, args ...any) (sql.Result, error) {
 	t.writes++
+	t.ran++
 	result, err := s.ExecContext(context.Background(), args...)
 	t.failed = t.failed || err != nil
 	return result, err
@@ -51,6 +56,7 @@ func (t *tx) exec(s *sql.Stmt, args ...any) (sql.Result, error) {
 
 // query calls each for every row found.
 func (t *tx) query(each func(scan func(...any) error) error, s *sql.Stmt, args ...any) error {
+	t.ran++
 	err := func() error {
 		rows, err := s.QueryContext(context.Background(), args...)
 		if err != nil {
@@ -87,10 +93,34 @@ func (t *tx) queryJobs(s *sql.Stmt, args ...any) ([]*row, error) {
 	return found, err
 }
 
-// byID reads a record; ErrNotFound where there is none.
-func (t *tx) byID(id job.ID) (*row, error) { return only(t.queryJobs(t.do.byID, string(id))) }
+// byID reads a record, which the caller may change; ErrNotFound where there is
+// none.
+func (t *tx) byID(id job.ID) (*row, error) {
+	if r, ok := t.known(id); ok {
+		return r, nil
+	}
+	return only(t.queryJobs(t.do.byID, string(id)))
+}
 
-func (t *tx) bySeq(seq int64) (*row, error) { return only(t.queryJobs(t.do.bySeq, seq)) }
+func (t *tx) bySeq(seq int64) (*row, error) {
+	if r := t.w.rows.getSeq(seq); r != nil {
+		return t.byID(r.ID)
+	}
+	return only(t.queryJobs(t.do.bySeq, seq))
+}
+
+// known returns a copy of the row that this transaction or a late one wrote.
+func (t *tx) known(id job.ID) (*row, bool) {
+	r, written := t.rows[id]
+	if !written {
+		r = t.w.rows.get(id)
+	}
+	if r == nil {
+		return nil, false
+	}
+	c := *r
+	return &c, true
+}
 
 func only(found []*row, err error) (*row, error) {
 	if err != nil {
@@ -118,22 +148,29 @@ func (t *tx) change(r *row) time.Time {
 	return r.changedAt
 }
 
-// insert adds a queued record in the next place.
-func (t *tx) insert(r *row) error {
+// insert adds a queued record in the next place; false where there is a record of
+// the job.
+func (t *tx) insert(r *row) (bool, error) {
 	limits, err := encodeLimits(r.Limits)
 	if err != nil {
-		return err
+		return false, err
+	}
+	writes := t.writes
+	result, err := t.exec(t.do.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep))
+	if err != nil {
+		return false, err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		t.writes = writes // nothing was written
+		return false, err
 	}
 	t.numbers.seq++
 	r.Seq = t.numbers.seq
-	_, err = t.exec(t.do.insert, r.Seq, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
-		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep))
-	if err != nil {
-		return err
-	}
 	t.states[r.State]++
 	t.count(r)
-	return nil
+	t.rows[r.ID] = r
+	return true, nil
 }
 
 // save writes what changed of a record.
@@ -168,6 +205,7 @@ func (t *tx) save(r *row) error {
 	}
 	r.showRetention()
 	t.count(r)
+	t.rows[r.ID] = r
 	return nil
 }
 
@@ -201,6 +239,7 @@ func (t *tx) remove(r *row) error {
 	if _, err := t.exec(t.do.remove, r.Seq); err != nil {
 		return err
 	}
+	t.rows[r.ID] = nil
 	t.states[r.State]--
 	if r.stored.retained {
 		t.retained--

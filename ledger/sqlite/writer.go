@@ -5,11 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -70,6 +72,7 @@ type writer struct {
 	do     *statements
 	events *eventLog
 	tally  *tally
+	rows   *rowCache
 	clock  ageClock
 
 	ops  chan *operation
@@ -87,6 +90,7 @@ type writer struct {
 	retryAt      time.Time    // when upkeep is tried again after it failed
 	retryPause   time.Duration
 	commits      atomic.Int64 // how many transactions made something durable
+	statements   atomic.Int64 // how many statements those ran
 }
 
 func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error) {
@@ -110,6 +114,7 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 	if w.do, err = prepare(ctx, conn); err != nil {
 		return nil, err
 	}
+	w.rows = newRowCache()
 	w.nextTimer = time.UnixMicro(1) // past: what is due, and when the next is, is looked up at once
 	w.events = newEventLog(n.event)
 	return w, nil
@@ -155,6 +160,9 @@ func (w *writer) run() {
 				return
 			}
 		}
+		// Whoever was woken with this caller hands in its change now, so that one
+		// fsync does for all of them.
+		runtime.Gosched()
 		w.commit(w.gather(first))
 	}
 }
@@ -300,7 +308,7 @@ func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
 	t := &tx{
 		w: w, do: w.do, now: w.now(), age: w.clock.now(),
 		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer,
-		states: ledger.Counts{}, claimable: map[group]int{},
+		states: ledger.Counts{}, claimable: map[group]int{}, rows: map[job.ID]*row{},
 	}
 	errs, err := t.run(batch, upkeep)
 	if err == nil {
@@ -349,6 +357,7 @@ func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
 func (w *writer) committed(t *tx, upkeep bool) {
 	if t.writes > 0 {
 		w.commits.Add(1)
+		w.statements.Add(int64(t.ran))
 	}
 	w.numbers, w.saved, w.nextTimer = t.numbers, t.saved, t.nextTimer
 	w.storedEvents += len(t.events) - t.removed
@@ -356,6 +365,7 @@ func (w *writer) committed(t *tx, upkeep bool) {
 		w.sweeping = t.sweepMore
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}
+	w.rows.publish(t.rows)
 	w.tally.add(t.states, t.claimable, t.retained)
 	w.events.publish(t.events, t.numbers.event)
 }

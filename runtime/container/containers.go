@@ -48,10 +48,7 @@ func (c *containers) snapshotter() string {
 func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	img, err := c.load(ctx, m, observe)
 	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: classOf(err)}
+		return loadError(ctx, m, err)
 	}
 	c.mu.Lock()
 	c.image = img
@@ -106,16 +103,27 @@ func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Obse
 
 // Prefetch pulls the model's image, as Load would, unless the images that stay take
 // all of the budget. See runtime.Prefetcher.
-func (c *containers) Prefetch(ctx context.Context, m job.Model) error {
+func (c *containers) Prefetch(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	store, err := c.store(ctx)
 	if err != nil {
-		return err
+		return loadError(ctx, m, err)
 	}
-	if full, err := store.Full(ctx); full || err != nil {
-		return err
+	full, err := store.Full(ctx)
+	if !full && err == nil {
+		_, err = c.load(ctx, m, observe)
 	}
-	_, err = store.Ensure(ctx, m, nil)
-	return err
+	if err != nil {
+		return loadError(ctx, m, err)
+	}
+	return nil
+}
+
+// loadError is what Load returns where the model's image cannot be had.
+func loadError(ctx context.Context, m job.Model, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: classOf(err)}
 }
 
 // classOf is the class of an error that ends a job or has it tried again.

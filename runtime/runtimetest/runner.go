@@ -38,6 +38,7 @@ import (
 //	ignore TERM       go on when told to end
 //	quit SIGNAL CODE  end with the code when the signal comes
 //	tell              write who it is and what it can write into outputs/told
+//	keep TEXT         write the text into outputs/kept
 //	fork              start a process that leaves the group, session and parent
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
@@ -234,6 +235,8 @@ func (r *scripted) do(verb, rest string) error {
 		}()
 	case "tell":
 		return os.WriteFile(filepath.Join(r.root, string(r.job), job.OutputDir, "told"), []byte(tell()), 0o644)
+	case "keep":
+		return os.WriteFile(filepath.Join(r.root, string(r.job), job.OutputDir, "kept"), []byte(rest), 0o644)
 	case "fork":
 		return fork()
 	case "print":

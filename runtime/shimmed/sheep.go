@@ -226,9 +226,9 @@ func (s *Sheep) FindModel(m job.Model) error {
 }
 
 // Prefetch has the sheep's Type fetch a model. See runtime.Prefetcher.
-func (s *Sheep) Prefetch(ctx context.Context, m job.Model) error {
+func (s *Sheep) Prefetch(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	if p, ok := s.cfg.Type.(runtime.Prefetcher); ok {
-		return p.Prefetch(ctx, m)
+		return p.Prefetch(ctx, m, observe)
 	}
 	return nil
 }

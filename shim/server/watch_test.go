@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shim"
@@ -276,5 +277,41 @@ func TestReceives(t *testing.T) {
 	own, err := os.ReadFile("/proc/self/status")
 	if err != nil || !receives(string(own), unix.SIGSEGV) || receives(string(own), unix.SIGKILL) {
 		t.Errorf("a Go program handles SIGSEGV and not SIGKILL: %v", err)
+	}
+}
+
+// On kernels before 5.10, which know no PIDFD_NONBLOCK, containers' processes are
+// watched as on others; before 5.3, which has pidfds, the error says so.
+func TestWatchOnOldKernels(t *testing.T) {
+	const role = "SHEPHERD_TEST_KERNEL"
+	refuse := func(list []testenv.Refusal) {
+		if err := testenv.Refuse(list); err != nil {
+			t.Fatal(err)
+		}
+	}
+	switch os.Getenv(role) {
+	case "5.3":
+		refuse(testenv.Kernel53)
+		if _, err := unix.PidfdOpen(os.Getpid(), unix.PIDFD_NONBLOCK); err == nil {
+			t.Fatal("PIDFD_NONBLOCK is known")
+		}
+		TestWatchedProcessEnds(t)
+		TestWatchedProcessThatIsGone(t)
+		TestWatchWhatIsNotThere(t)
+		return
+	case "5.2":
+		refuse(testenv.KernelBefore53)
+		_, err := openWatched(os.Getpid(), "", &shim.Container{})
+		if err == nil || !strings.Contains(err.Error(), "container sheep need Linux 5.3") {
+			t.Errorf("got %v", err)
+		}
+		return
+	}
+	for _, kernel := range []string{"5.3", "5.2"} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestWatchOnOldKernels$")
+		cmd.Env = append(os.Environ(), role+"="+kernel)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("Linux %s: %v\n%s", kernel, err, out)
+		}
 	}
 }

@@ -2,8 +2,11 @@ package embedded_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,6 +16,7 @@ import (
 
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded"
 )
 
@@ -95,6 +99,39 @@ func TestNoInodesLeft(t *testing.T) {
 	wantCode(t, err, http.StatusInsufficientStorage, "InsufficientStorage")
 	if got := get(t, c, b, "dir0/x"); string(got) != "x" {
 		t.Errorf("what was stored before holds %q", got)
+	}
+}
+
+// TestOutputLargerThanTheDisk: it will not fit, however long the job waits for room.
+func TestOutputLargerThanTheDisk(t *testing.T) {
+	s := start(t, smallDisk(t, "size=24m"))
+	store, err := s.server.Store("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Init(t.Context(), "job", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, job.OutputDir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sparse := filepath.Join(dir, job.OutputDir, "sparse")
+	if err := os.WriteFile(sparse, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for size, class := range map[int64]func(error) bool{24<<20 + 1: errdefs.IsInvalidArgument, 24 << 20: errdefs.IsResourceExhausted} {
+		if err := os.Truncate(sparse, size); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Collect(t.Context(), "job", root, true); !class(err) || errors.Is(err, storage.ErrWorkDir) || !strings.Contains(err.Error(), "sparse") {
+			t.Errorf("an output of %d bytes on a disk of 24 MiB: %v", size, err)
+		}
 	}
 }
 

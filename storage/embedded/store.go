@@ -66,6 +66,9 @@ func (s *Server) Store(bucket string, observe func(op string, took time.Duration
 	o.collector = places.Collector{
 		Layout: l, Parallel: parallelFiles, Remove: o.removeFiles,
 		Put: func(ctx context.Context, bucket, key string, file *os.File, size int64) error {
+			if disk := o.space.Capacity(); disk > 0 && size > disk { // no room that others make will do
+				return fmt.Errorf("it has %d MiB, and the whole disk of the storage has %d MiB: %w", size>>20, disk>>20, errdefs.ErrInvalidArgument)
+			}
 			err := o.put(ctx, bucket, key, localFile{io.NewSectionReader(file, 0, size)}, size, nil)
 			if errors.Is(err, folder.ErrShortBody) { // the runner is still at it: another try may find it whole
 				return fmt.Errorf("a file changed while it was stored: %w", errdefs.ErrUnavailable)

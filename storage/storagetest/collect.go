@@ -116,6 +116,18 @@ func (s *suite) testCollect(t *testing.T) {
 		}
 	})
 
+	t.Run("Huge", func(t *testing.T) { // with nothing in it
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"outputs/output": "beside it", "outputs/sub/huge": ""})
+		noError(t, os.Truncate(filepath.Join(dir, "outputs/sub/huge"), storage.MaxFile+1))
+		id := s.fresh(t, map[string]string{input: "payload"})
+		_, err := s.store.Collect(t.Context(), id, openRoot(t, dir), true)
+		class(t, "Collect", err, errdefs.IsInvalidArgument)
+		if errors.Is(err, storage.ErrWorkDir) || !strings.Contains(err.Error(), "sub/huge") || !strings.Contains(err.Error(), "up to 5.0 TiB") {
+			t.Errorf("Collect of a file that is too large: %v", err)
+		}
+	})
+
 	if s.Bucket == "" {
 		t.Run("Unknown", func(t *testing.T) {
 			dir := t.TempDir()

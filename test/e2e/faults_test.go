@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/internal/claims"
 )
 
 // shepherdd is killed while a job runs: the runner goes on, its answer arrives,
@@ -107,6 +109,48 @@ func TestShimKilled(t *testing.T) {
 			w.expectDone("job-1", "wait "+gate)
 		})
 	}
+}
+
+// Jobs that do harm fail and say what they did, or are done with a warning; a job
+// after each of them is done by the same sheep.
+func TestPoison(t *testing.T) {
+	w := newWorld(t)
+	w.edit("api:", "scheduling: {max_attempts: 2}\napi:")
+	w.start()
+	next := 0
+	expectWell := func() {
+		next++
+		id := fmt.Sprint("well-", next)
+		w.submit(id, "echo:v1", "fine")
+		w.expectDone(id, "fine")
+	}
+	for id, c := range map[string]struct{ input, says string }{
+		"exits":  {"exit 3", "exit code 3"},
+		"killed": {"kill", "SIGKILL"},
+		"huge":   {fmt.Sprint("sparse ", 6<<40), "up to 5.0 TiB"},
+		"sparse": {fmt.Sprint("sparse ", 4<<40), "the whole disk of the storage has"},
+	} {
+		w.submit(id, "echo:v1", c.input)
+		w.expectFailed(id, c.says)
+		expectWell()
+	}
+	w.submit("odd", "echo:v1", "odd")
+	w.expectDone("odd", "odd")
+	if code, text := w.request("GET", "/jobs/odd/result/"+strings.Repeat("n", 255), ""); code != 200 || text != "long name" {
+		t.Errorf("the output with a long name: %d %q", code, text)
+	}
+	warnings := strings.Join(w.view("odd").Warnings, "\n")
+	for _, want := range []string{`"outputs/pipe" is not stored: it is a named pipe`, `"outputs/socket" is not stored: it is a socket`, `"outputs/device" is not stored: it is a device`} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("the warnings %q do not say %q", warnings, want)
+		}
+	}
+	w.submit("many", "echo:v1", "many 5000")
+	w.expectDone("many", "many 5000")
+	if code, text := w.request("GET", "/jobs/many/result/4999", ""); code != 200 || text != "4999" {
+		t.Errorf("one of many outputs: %d %q", code, text)
+	}
+	expectWell()
 }
 
 // Everything is killed, as by a power cut: queued, prepared and running jobs are
@@ -295,9 +339,18 @@ func TestSecondDaemon(t *testing.T) {
 
 // What attempts left in a sheep's directory is removed at start-up; nothing else is.
 func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
+	claims.Hold(t, "L10")
 	w := newWorld(t)
-	write(t, w.dir+"/data/bare_sheep/attempt-7/left-over/inputs/input", "x")
-	write(t, w.dir+"/data/.staging/attempt-8/left-over/inputs/input", "x")
+	const mark = "/.shepherd-attempt"
+	for _, left := range []string{"/data/bare_sheep/attempt-7", "/data/.staging/attempt-8"} {
+		write(t, w.dir+left+mark, "")
+		write(t, w.dir+left+"/left-over/inputs/input", "x")
+	}
+	write(t, w.dir+"/data/bare_sheep/attempt-9/notes", "x")
+	write(t, w.dir+"/data/bare_sheep/attempt-10/run/inputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/attempt-10/run/outputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/run/inputs/a", "x")
+	write(t, w.dir+"/data/bare_sheep/run/outputs/a", "x")
 	write(t, w.dir+"/data/bare_sheep/thesis/chapter-1", "x")
 	write(t, w.dir+"/data/somebody-elses/file", "x")
 	write(t, w.dir+"/data/file", "x")
@@ -307,11 +360,15 @@ func TestOnlyWorkingDirectoriesAreCleaned(t *testing.T) {
 			t.Errorf("left-over working directory %s: %v", gone, err)
 		}
 	}
-	for _, kept := range []string{"/data/bare_sheep/thesis/chapter-1", "/data/somebody-elses/file", "/data/file"} {
+	for _, kept := range []string{
+		"/data/bare_sheep/thesis/chapter-1", "/data/somebody-elses/file", "/data/file", "/data/bare_sheep/attempt-9/notes",
+		"/data/bare_sheep/attempt-10/run/outputs/a", "/data/bare_sheep/run/outputs/a",
+	} {
 		if _, err := os.Stat(w.dir + kept); err != nil {
 			t.Errorf("%s: %v", kept, err)
 		}
 	}
+	w.logged("carry no mark of shepherd")
 }
 
 // A sheep that is taken out of the configuration while no daemon is there does

@@ -2,9 +2,11 @@ package service
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -102,8 +104,8 @@ func (b *builds) older(t *testing.T) string {
 		command(t, "dpkg-deb", "--raw-extract", newer, tree)
 		command(t, "sed", "-i", "s/^Version: .*/Version: 1.1.0/", tree+"/DEBIAN/control")
 		build(t, tree+"/usr/bin/shepherdd", olderVersion, "cmd/shepherdd")
-		features := overlay(t, dir, "../../shim/protocol.go", func(text string) string {
-			return replaceOnce(t, text, "return []Feature{FeatureSuperseded, FeatureEvents, FeatureCancel, FeatureDeadline}", "return nil")
+		features := overlay(t, dir, map[string][]string{
+			"shim/protocol.go": {"return []Feature{FeatureSuperseded, FeatureEvents, FeatureCancel, FeatureDeadline}", "return nil"},
 		})
 		build(t, tree+"/usr/libexec/shepherd/shepherd-shim", olderVersion, "cmd/shepherd-shim", features)
 		command(t, "dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, path)
@@ -120,26 +122,72 @@ func (b *builds) scripted(t *testing.T) string {
 	})
 }
 
-// overlay returns the flag that makes go build use a changed text of a source file.
-func overlay(t *testing.T, dir, source string, change func(text string) string) (flag string) {
+// clockOffset is the file that holds by how many seconds the clock of withClock's
+// daemon is off.
+const clockOffset = "/etc/clock-offset"
+
+// withClock is a shepherdd whose clock is off by what clockOffset holds at the moment,
+// as far as records of jobs and the ledger go; the storage of its sandbox sees requests
+// as if they came from a machine with that clock. Containers have the clock of their
+// host, which a test must not set.
+func (b *builds) withClock(t *testing.T) string {
 	t.Helper()
-	source, err := filepath.Abs(source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	changed := filepath.Join(dir, filepath.Base(source))
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, text := range map[string]string{changed: change(string(text)), dir + "/overlay.json": string(list)} {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	return b.once(t, "clock", func(dir string) string {
+		flag := overlay(t, dir, map[string][]string{
+			"job/job.go": {
+				"\t\"strings\"\n", "\t\"os\"\n\t\"strconv\"\n\t\"strings\"\n",
+				"func Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }",
+				fmt.Sprintf(`func Now() time.Time { return Wall().UTC().Truncate(time.Microsecond) }
+
+				func Wall() time.Time { return time.Now().Add(Offset()) }
+
+				func Offset() time.Duration {
+					text, _ := os.ReadFile(%q)
+					seconds, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+					return time.Duration(seconds) * time.Second
+				}`, clockOffset),
+			},
+			"ledger/sqlite/ledger.go": {"c.Now = time.Now", "c.Now = job.Wall"},
+			"shepherd/shepherd.go":    {"cfg.Now = time.Now", "cfg.Now = job.Wall"},
+			"storage/embedded/handler.go": {
+				"import (\n", "import (\n\t\"github.com/iterait/shepherd/job\"\n",
+				"now: time.Now}", "now: func() time.Time { return time.Now().Add(-job.Offset()) }}",
+			},
+		})
+		build(t, dir+"/shepherdd", newerVersion, "cmd/shepherdd", flag)
+		return dir + "/shepherdd"
+	})
+}
+
+// overlay returns the flag that makes go build replace texts in source files of the
+// repository: each is followed by what takes its place.
+func overlay(t *testing.T, dir string, changes map[string][]string) (flag string) {
+	t.Helper()
+	replace := map[string]string{}
+	for name, texts := range changes {
+		source, err := filepath.Abs("../../" + name)
+		if err != nil {
 			t.Fatal(err)
 		}
+		text, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := filepath.Join(dir, strings.ReplaceAll(name, "/", "_"))
+		for pair := range slices.Chunk(texts, 2) {
+			text = []byte(replaceOnce(t, string(text), pair[0], pair[1]))
+		}
+		if err := os.WriteFile(changed, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		replace[source] = changed
+	}
+	list, err := json.Marshal(map[string]map[string]string{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/overlay.json", list, 0o644); err != nil {
+		t.Fatal(err)
 	}
 	return "-overlay=" + dir + "/overlay.json"
 }

@@ -147,6 +147,14 @@ func TestService(t *testing.T) {
 			return m.property("StatusText") == "0 jobs queued, 0 running; 3 sheep, 0 up, 0 at work"
 		})
 	})
+	m.step("owners", func(m *machine) {
+		// systemd changes the owner of all in a StateDirectory= that is another user's.
+		m.run("chown", "1000:1000", "/var/lib/shepherd/models/echo/v1/config.yaml")
+		m.run("systemctl", "restart", "shepherdd.service")
+		if out := m.run("stat", "-c", "%u:%g", "/var/lib/shepherd", "/var/lib/shepherd/models/echo/v1/config.yaml"); out != "0:0\n1000:1000\n" {
+			m.Errorf("after a restart the owners are %q", out)
+		}
+	})
 	m.step("job", func(m *machine) {
 		m.submit("first-wool", "wool", "print")
 		m.submit("first-dock", "dock", "print")
@@ -330,7 +338,25 @@ func TestService(t *testing.T) {
 	m.step("purge", func(m *machine) {
 		// A lease in the namespace that is not shepherd's.
 		m.run("ctr", "-n", "shepherd", "leases", "create", "--id", "somebody-elses")
+		// An image in it that is not shepherd's.
+		m.run("ctr", "-n", "shepherd", "images", "tag", "127.0.0.1:6000/echo:v1", "example.com/somebody/elses:v1")
+		m.run("ctr", "-n", "shepherd", "images", "label", "example.com/somebody/elses:v1", "io.shepherd.image.pulled=")
+		// A file system that is mounted below.
+		m.run("mkdir", "/srv/weights", "/var/lib/shepherd/models/weights")
+		m.run("mount", "--bind", "/srv/weights", "/var/lib/shepherd/models/weights")
+		m.run("mount", "-t", "tmpfs", "other", "/var/lib/shepherd/models/echo")
+		precious := []string{"/srv/weights/precious", "/var/lib/shepherd/models/echo/precious"}
+		m.run(append([]string{"touch"}, precious...)...)
 		m.run("dpkg", "--purge", "shepherd")
+		m.run(append([]string{"ls"}, precious...)...)
+		if left := m.run("ls", "-A", "/var/lib/shepherd"); left != "models\n" {
+			m.Errorf("left behind beside what is mounted: %q", left)
+		}
+		m.run("umount", "/var/lib/shepherd/models/echo", "/var/lib/shepherd/models/weights")
+		m.run("rm", "-r", "/var/lib/shepherd")
+		if out := m.run("ctr", "-n", "shepherd", "images", "ls", "-q"); out != "example.com/somebody/elses:v1\n" {
+			m.Errorf("images in the namespace after the purge: %q", out)
+		}
 		if out := m.run("ctr", "-n", "shepherd", "leases", "ls", "-q"); strings.TrimSpace(out) != "somebody-elses" {
 			m.Errorf("leases in the namespace after the purge: %q", out)
 		}

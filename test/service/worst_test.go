@@ -49,10 +49,25 @@ func (m *machine) queued(id string) {
 	}
 }
 
+// known checks that the daemon knows a job that has ended.
+func (m *machine) known(id string) {
+	m.Helper()
+	if code, text, err := m.request("GET", "/jobs/"+id, ""); code != http.StatusOK || err != nil {
+		m.Errorf("job %s: %d %s %v", id, code, text, err)
+	}
+}
+
+// packageState is what dpkg has noted of the package.
+func (m *machine) packageState() string {
+	m.Helper()
+	return m.run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "shepherd")
+}
+
 // TestWorstDays boots a machine on which each of the daemon's dependencies is missing:
 // the daemon reports what it waits for and continues by itself once it is there.
 func TestWorstDays(t *testing.T) {
 	m := boot(t, built.older(t), built.newer(t), built.scripted(t))
+	clock := built.withClock(t)
 	m.step("install", func(m *machine) {
 		m.write("/gates/.keep", "")
 		m.write("/srv/models.kept/echo/v1/config.yaml", "print\n")
@@ -126,5 +141,76 @@ func TestWorstDays(t *testing.T) {
 		if code, text := m.ready(); code != http.StatusOK {
 			m.Errorf("readyz: %d %s", code, text)
 		}
+		m.run("systemctl", "enable", "--quiet", "containerd.service", "sandbox.service")
+		m.write("/etc/fstab", "scratch /mnt/scratch tmpfs mode=755 0 0\n/srv/models.kept /srv/models none bind 0 0\n")
+	})
+	m.step("a clock that is decades off at the start", func(m *machine) {
+		m.copy(clock, "/opt/shepherdd")
+		for _, unit := range []string{"shepherdd.service", "sandbox.service"} {
+			was := strings.TrimSpace(m.run("sh", "-c", "sed -n s/^ExecStart=//p $(systemctl show -P FragmentPath "+unit+")"))
+			m.write("/etc/systemd/system/"+unit+".d/clock.conf", "[Service]\nExecStart=\nExecStart="+strings.Replace(was, "/usr/bin/shepherdd", "/opt/shepherdd", 1)+"\n")
+		}
+		m.submit("clock-wool", "wool", "await /gates/clock")
+		m.submit("clock-queued", "wool", "print")
+		m.awaitRunning("clock-wool")
+		m.write(clockOffset, "-1000000000\n") // 31 years behind, as without a battery
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "restart", "sandbox.service")
+		m.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "shepherdd.service")
+		m.logged("The clock of this machine is behind the last change in the ledger")
+		m.logged("refuses requests because the clocks differ")
+		m.eventually("it says that it cannot use the storage", func() bool {
+			code, text := m.ready()
+			return code == http.StatusServiceUnavailable && strings.Contains(text, "storage")
+		})
+		m.queued("clock-wool")
+		m.queued("clock-queued")
+		m.known("first-wool")
+		m.write("/gates/clock", "")
+		m.write(clockOffset, "0\n") // it is set while the daemon runs
+		m.result("clock-wool")
+		m.result("clock-queued")
+		m.write(clockOffset, "1000000000\n") // and now it is ahead
+		m.known("first-wool")
+		m.known("clock-wool")
+		m.run("rm", "-r", clockOffset, "/etc/systemd/system/shepherdd.service.d", "/etc/systemd/system/sandbox.service.d")
+		m.run("systemctl", "daemon-reload")
+		m.run("systemctl", "restart", "sandbox.service", "shepherdd.service")
+		m.submit("clock-right", "wool", "print")
+		m.result("clock-right")
+	})
+	m.step("power that fails while an upgrade unpacks", func(m *machine) {
+		m.submit("unpack-wool", "wool", "await /gates/unpack")
+		m.submit("unpack-dock", "dock", "await /gates/unpack")
+		m.awaitRunning("unpack-wool", "unpack-dock")
+		m.run("sh", "-c", `dpkg --unpack /root/newer.deb >/dev/null 2>&1 & pid=$!
+			while [ ! -e /usr/bin/shepherdd.dpkg-new ] && kill -0 $pid 2>/dev/null; do :; done; kill -9 $pid; wait $pid; true`)
+		m.crash()
+		m.write("/gates/unpack", "")
+		m.result("unpack-wool")
+		m.result("unpack-dock")
+	})
+	m.step("power that fails before an upgrade is configured", func(m *machine) {
+		m.submit("configure-wool", "wool", "await /gates/configure")
+		m.submit("configure-dock", "dock", "await /gates/configure")
+		m.awaitRunning("configure-wool", "configure-dock")
+		m.run("dpkg", "--unpack", "/root/newer.deb")
+		m.crash()
+		m.write("/gates/configure", "")
+		m.result("configure-wool")
+		m.result("configure-dock")
+		if state := m.packageState(); state != "unpacked" {
+			m.Errorf("the package is %s", state)
+		}
+		m.run("dpkg", "--configure", "--pending")
+		if state, audit := m.packageState(), m.run("dpkg", "--audit"); state != "installed" || audit != "" {
+			m.Errorf("the package is %s; dpkg --audit: %s", state, audit)
+		}
+		m.eventually("the new version is up", func() bool {
+			_, text, _ := m.request("GET", "/version", "")
+			return strings.Contains(text, "1.2.0")
+		})
+		m.submit("configured", "wool", "print")
+		m.result("configured")
 	})
 }

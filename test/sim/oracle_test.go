@@ -33,7 +33,9 @@ type oracle struct {
 	looked time.Time            // when idles did last
 	queued int                  // runs that were
 	turns  map[string]turn      // of sheep
-	calm   bool                 // no fault is at work any more
+	// unavailable is when a sheep could not load a model for want of an answer.
+	unavailable map[sheepModel]time.Time
+	calm        bool // no fault is at work any more
 }
 
 // turn is what a sheep goes on with: jobs of one model, since when.
@@ -76,7 +78,7 @@ type execution struct {
 }
 
 func newOracle(w *world) *oracle {
-	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time), turns: make(map[string]turn), calm: w.peaceful}
+	return &oracle{world: w, jobs: make(map[job.ID]*known), idle: make(map[string]time.Time), turns: make(map[string]turn), unavailable: make(map[sheepModel]time.Time), calm: w.peaceful}
 }
 
 func (o *oracle) known(id job.ID) *known {
@@ -258,6 +260,9 @@ func (o *oracle) see(e job.Event) {
 			o.fail("job %s is returned by attempt %d, and attempt %d has it (held: %v)", e.Job, e.Attempt, r.attempts, r.held)
 		}
 		r.held, k.claimable = false, !e.Delayed && e.State == job.Queued
+		if e.Cause == job.CauseUnavailable {
+			o.cannotLoad(e.Sheep, e.Model)
+		}
 		if _, ok := returning[e.Cause]; !ok {
 			o.fail("job %s goes back to the queue with the cause %s: %s", e.Job, e.Cause, e.Reason)
 		}
@@ -291,6 +296,16 @@ func (o *oracle) interrupts(e job.Event, k *known) {
 	}
 }
 
+// sheepModel is a model on a sheep.
+type sheepModel struct {
+	sheep string
+	model job.Model
+}
+
+// longestRest is for how long a sheep may not try a model that it could not load
+// because what that needs did not answer.
+const longestRest = 30 * time.Second
+
 // turnSlack is how much longer than its turn a sheep may seem to go on: it claims
 // while another job runs and before the model is loaded, from when the turn counts.
 const turnSlack = maxRun + maxLoad + 5*time.Second
@@ -301,6 +316,9 @@ func (o *oracle) chosen(e job.Event, k *known) {
 	older := job.ID("")
 	for id, other := range o.jobs {
 		if !other.claimable || other == k || other.request.Sheep != "" && other.request.Sheep != e.Sheep {
+			continue
+		}
+		if o.rests(e.Sheep, other.request.Model) {
 			continue
 		}
 		switch {
@@ -327,6 +345,21 @@ func (o *oracle) loads(sheep string) {
 	o.turns[sheep] = turn{o.turns[sheep].model, time.Now()}
 }
 
+// cannotLoad notes that what a model needs did not answer.
+func (o *oracle) cannotLoad(sheep string, m job.Model) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.unavailable[sheepModel{sheep, m}] = time.Now()
+}
+
+// rests says whether the sheep may not try the model now.
+func (o *oracle) rests(sheep string, m job.Model) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	last, ok := o.unavailable[sheepModel{sheep, m}]
+	return ok && time.Since(last) <= longestRest
+}
+
 // returning are the causes with which an attempt may give its job back, and
 // whether it is spent then: the table of docs/job-states.md, as far as the causes
 // can come about in a world.
@@ -334,6 +367,7 @@ var returning = map[job.Cause]bool{
 	job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
 	job.CauseLost: true, job.CauseInterrupted: true,
 	job.CauseSheep: false, job.CauseUnavailable: false, job.CauseDevice: false, job.CauseHandedBack: false, job.CauseTakenOver: false,
+	job.CauseDaemonKilled: false,
 }
 
 // ending are the causes with which a run may end.
@@ -531,6 +565,10 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			switch a.Cause {
 			case job.CauseLost, job.CauseInterrupted, job.CauseDevice:
 				wrecked++
+			case job.CauseDaemonKilled:
+				if k.had(a) {
+					o.fail("attempt %d of run %d of job %s ended as daemon-killed, and a runner had it", a.Number, a.Run, id)
+				}
 			case job.CauseDone, job.CauseOutputs:
 				if !k.answered(a, fateDone, fateLast, fateOutputs) {
 					o.fail("attempt %d of run %d of job %s ended as %s, and no runner answered it that it is done", a.Number, a.Run, id, a.Cause)
@@ -562,6 +600,11 @@ func (o *oracle) count(id job.ID, k *known, attempts []job.Attempt) {
 			}
 		}
 	}
+}
+
+// had says whether a runner had the job for this attempt.
+func (k *known) had(a job.Attempt) bool {
+	return slices.ContainsFunc(k.done, func(e *execution) bool { return e.run == a.Run && e.attempt == a.Number })
 }
 
 // answered says whether a runner that had the job for this attempt has answered with

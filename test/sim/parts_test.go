@@ -249,6 +249,7 @@ func (s *busSheep) Load(ctx context.Context, m job.Model, observe runtime.Observ
 	case gaveUp:
 		return context.Cause(ctx)
 	case fails, lies:
+		s.by.oracle.cannotLoad(s.name, m)
 		return &runtime.LoadError{Message: "the registry does not answer", Class: errdefs.ErrUnavailable}
 	case odd:
 		return &runtime.LoadError{Message: "no space left for the image", Class: errdefs.ErrResourceExhausted}

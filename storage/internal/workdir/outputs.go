@@ -159,7 +159,8 @@ func (d *Dir) Outputs(top string, w *Warnings, enter func(name string) error, vi
 
 // Open opens the file for reading and answers its size. A nil file means that it
 // went away, or was replaced by something that is not stored, since its
-// directory was read.
+// directory was read. One larger than storage.MaxFile is an error of class
+// errdefs.ErrInvalidArgument.
 func (o Output) Open() (*os.File, int64, error) {
 	var file *os.File
 	var size int64
@@ -182,6 +183,9 @@ func (o Output) Open() (*os.File, int64, error) {
 		return nil
 	})
 	switch {
+	case err == nil && size > storage.MaxFile:
+		file.Close()
+		return nil, 0, fmt.Errorf("%q has %s, and storage takes files of up to %s: %w", o.Name, tib(size), tib(storage.MaxFile), errdefs.ErrInvalidArgument)
 	case err == nil:
 		return file, size, nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -192,6 +196,8 @@ func (o Output) Open() (*os.File, int64, error) {
 	}
 	return nil, 0, unreadable(o.Name, err)
 }
+
+func tib(n int64) string { return fmt.Sprintf("%.1f TiB", float64(n)/(1<<40)) }
 
 // replaced reports whether err says that a name leads through a link or something
 // else that is not a directory.

@@ -40,6 +40,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -79,6 +80,8 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
+	// drafts counts the names given out in tmp/.
+	drafts atomic.Int64
 	// linkAtLeast is the size from which on a copy shares its data with the original.
 	linkAtLeast int64
 
@@ -109,7 +112,11 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 }
 
 func (s *Store) open() (err error) {
-	for _, sub := range []string{s.dir, s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
+	if err := makeDirs(s.dir); err != nil {
+		return err
+	}
+	durable.Spread(s.dir)
+	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
 		if err := makeDirs(sub); err != nil {
 			return err
 		}

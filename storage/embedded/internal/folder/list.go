@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Query says what to list of a bucket.
@@ -285,7 +287,7 @@ func holdsObject(dir string) (bool, error) {
 
 // openDir opens a directory; nil when there is none.
 func openDir(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
+	f, err := durable.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if isNoDir(err) {
 		return nil, nil
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -31,10 +30,30 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.newDraft()
+	dir := s.tmpName("bucket-")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+	}
+	placed := false
+	defer func() {
+		if !placed {
+			os.RemoveAll(dir)
+		}
+	}()
+	changed := []string{dir}
+	inner := dir
+	for _, name := range at.below {
+		inner += "/" + name
+		if err := os.Mkdir(inner, 0o700); err != nil {
+			return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+		}
+		changed = append(changed, inner)
+	}
+	d, err := s.newDraftAt(inner + "/" + at.file)
 	if err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
 	}
+	d.placed = true // it goes with its directory
 	defer d.close()
 	if err := d.fill(body, size, info.ETag == ""); err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
@@ -48,23 +67,7 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 		}
 	}
 	info.Key, info.Modified = key, now()
-	if err := d.seal(&info); err != nil {
-		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
-	}
-	dir, err := os.MkdirTemp(s.tmpDir(), "bucket-")
-	if err != nil {
-		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
-	}
-	defer os.RemoveAll(dir) // nothing is left of it when the rename worked
-	inner, changed := dir, []string{dir}
-	for _, name := range at.below {
-		inner += "/" + name
-		if err := os.Mkdir(inner, 0o700); err != nil {
-			return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
-		}
-		changed = append(changed, inner)
-	}
-	if err := errors.Join(d.moveTo(inner+"/"+at.file), durable.SyncDirs(changed...)); err != nil {
+	if err := errors.Join(d.seal(&info), durable.SyncDirs(changed...)); err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
 	}
 	lock := s.bucketLock(bucket)
@@ -75,7 +78,8 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 		return nil, fmt.Errorf("%s: %w", bucket, ErrBucketExists)
 	}
 	if err == nil {
-		err = durable.SyncDirs(filepath.Dir(s.bucketDir(bucket)))
+		placed = true
+		err = durable.SyncDirs(s.bucketsDir())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create bucket %s: %w", bucket, err)

@@ -11,10 +11,13 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/durable"
 )
 
 // Info describes an object or a part. It is what the footer of the file holds,
@@ -115,7 +118,7 @@ func readInfo(f *os.File) (*Info, error) {
 
 // openFile opens an object's or part's own file, or returns ErrNoKey.
 func openFile(path, key string) (*os.File, *Info, error) {
-	f, err := os.Open(path)
+	f, err := durable.Open(path, unix.O_RDONLY, 0)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			return nil, nil, fmt.Errorf("%q: %w", key, ErrNoKey)
@@ -145,17 +148,28 @@ func statFile(path, key string) (*Info, error) {
 // draft is an object being written, out of sight in tmp/.
 type draft struct {
 	file   *os.File
+	buffer *[]byte // from buffers; nil once all is written
+	held   int     // bytes of the buffer that are still to be written
 	size   int64
 	sum    []byte // MD5 of the data
 	placed bool   // renamed to where it belongs
 }
 
-func (s *Store) newDraft() (*draft, error) {
-	f, err := os.CreateTemp(s.tmpDir(), "draft-")
+func (s *Store) newDraft() (*draft, error) { return s.newDraftAt(s.tmpName("draft-")) }
+
+// newDraftAt makes a draft that is a new file at path.
+func (s *Store) newDraftAt(path string) (*draft, error) {
+	f, err := durable.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	return &draft{file: f}, nil
+}
+
+// tmpName returns a path in tmp/ that nothing has yet. Open empties tmp/, and
+// no other process writes there.
+func (s *Store) tmpName(prefix string) string {
+	return s.tmpDir() + "/" + prefix + strconv.FormatInt(s.drafts.Add(1), 10)
 }
 
 // buffers are for data on its way to disk; Go's collector would otherwise be
@@ -163,7 +177,8 @@ func (s *Store) newDraft() (*draft, error) {
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
 // fill writes a body of the given size (-1: whatever comes) to the draft, and
-// computes its MD5 where that is wanted.
+// computes its MD5 where that is wanted. What fits into one buffer is written
+// by seal, together with the footer.
 func (d *draft) fill(body io.Reader, size int64, withMD5 bool) error {
 	if size >= syncEvery {
 		// Find out before the client has sent it all that the disk is full. Not
@@ -174,23 +189,24 @@ func (d *draft) fill(body io.Reader, size int64, withMD5 bool) error {
 		}
 	}
 	sum := md5.New()
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
+	d.buffer = buffers.Get().(*[]byte)
 	var started int64 // where writeback was last set off
 	for {
-		n, err := readMost(body, *buf)
-		if n > 0 {
-			if withMD5 {
-				sum.Write((*buf)[:n])
-			}
-			if _, err := d.file.Write((*buf)[:n]); err != nil {
-				return err
-			}
-			d.size += int64(n)
+		if err := d.flush(); err != nil {
+			return err
+		}
+		n, err := readMost(body, *d.buffer)
+		d.held = n
+		d.size += int64(n)
+		if withMD5 {
+			sum.Write((*d.buffer)[:n])
 		}
 		if d.size-started >= syncEvery {
 			// Let the disk work while the rest arrives; the fsync at the end
 			// then has little left to wait for.
+			if err := d.flush(); err != nil {
+				return err
+			}
 			_ = unix.SyncFileRange(int(d.file.Fd()), started, d.size-started, unix.SYNC_FILE_RANGE_WRITE)
 			started = d.size
 		}
@@ -206,6 +222,16 @@ func (d *draft) fill(body io.Reader, size int64, withMD5 bool) error {
 	}
 	d.sum = sum.Sum(nil)
 	return nil
+}
+
+// flush writes what is held in the buffer.
+func (d *draft) flush() error {
+	if d.held == 0 {
+		return nil
+	}
+	_, err := d.file.Write((*d.buffer)[:d.held])
+	d.held = 0
+	return err
 }
 
 // readMost fills buf unless the body ends or fails. Unlike io.ReadFull it keeps
@@ -241,21 +267,37 @@ func (d *draft) seal(info *Info) error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.file.Write(footer); err != nil {
+	if d.held > 0 && d.held+len(footer) <= len(*d.buffer) {
+		d.held += copy((*d.buffer)[d.held:], footer)
+		footer = nil
+	}
+	if err := d.flush(); err != nil {
 		return err
+	}
+	if len(footer) > 0 {
+		if _, err := d.file.Write(footer); err != nil {
+			return err
+		}
 	}
 	return d.file.Sync()
 }
 
 // moveTo renames the draft into its place.
 func (d *draft) moveTo(path string) error {
-	err := os.Rename(d.file.Name(), path)
+	err := unix.Rename(d.file.Name(), path)
 	d.placed = err == nil
-	return err
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: d.file.Name(), New: path, Err: err}
+	}
+	return nil
 }
 
 // close removes the draft unless it was moved into its place.
 func (d *draft) close() {
+	if d.buffer != nil {
+		buffers.Put(d.buffer)
+		d.buffer = nil
+	}
 	d.file.Close()
 	if !d.placed {
 		os.Remove(d.file.Name())

@@ -1,0 +1,74 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/iterait/shepherd/shim"
+)
+
+// Each call of containerd has a time of its own: a snapshotter that copies for ten
+// minutes takes nothing from the runtime's.
+func TestCallsHaveTheirOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, limit := range []time.Duration{snapshotTime, createTime, createTime, callTime} {
+			call, cancel := uninterrupted(t.Context(), limit)
+			time.Sleep(limit - time.Second)
+			synctest.Wait()
+			if call.Err() != nil {
+				t.Errorf("a call for %s ended early: %v", limit, call.Err())
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if err := tooSlow(call, call.Err()); !errors.Is(err, errTooSlow) {
+				t.Errorf("a call for %s ended with %v", limit, err)
+			}
+			cancel()
+		}
+	})
+}
+
+// A call that nobody waits for any more goes on for a moment.
+func TestAbandonedCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, giveUp := context.WithCancel(t.Context())
+		call, cancel := uninterrupted(ctx, createTime)
+		defer cancel()
+		giveUp()
+		time.Sleep(abandonTime - time.Second)
+		synctest.Wait()
+		if call.Err() != nil {
+			t.Error("it was broken off")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if err := tooSlow(call, call.Err()); !errors.Is(err, context.Canceled) {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+}
+
+// Containers' groups are in a slice: systemd makes them where it manages cgroup v2 and
+// the runtime can ask it to.
+func TestCgroupPath(t *testing.T) {
+	for _, c := range []struct {
+		systemd, byRuntime bool
+		want               string
+	}{
+		{true, true, "shepherd.slice:shepherd:x1"},
+		{true, false, "/shepherd.slice/" + shim.GroupName("x1")},
+		{false, true, "/shepherd.slice/" + shim.GroupName("x1")},
+	} {
+		if got := cgroupPath(machine{systemd: c.systemd}, c.byRuntime, "x1"); got != c.want {
+			t.Errorf("systemd %t, runtime %t: got %q, want %q", c.systemd, c.byRuntime, got, c.want)
+		}
+	}
+	for runtime, want := range map[string]bool{"": true, "runc": true, "nvidia": true, "crun": true, "gvisor": false, "io.containerd.kata.v2": false} {
+		if got := (&Options{Runtime: runtime}).hasRuncOptions(); got != want {
+			t.Errorf("runtime %q: got %t", runtime, got)
+		}
+	}
+}

@@ -1,0 +1,227 @@
+package shepherd
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iterait/shepherd/internal/claims"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// files makes files below a directory; a name that ends in a slash is a directory.
+func files(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if strings.HasSuffix(name, "/") {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// namesIn lists a directory; none where there is no such directory.
+func namesIn(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// Of what looks like working directories, only what is known to be the daemon's is
+// removed.
+func TestCleanByMark(t *testing.T) {
+	claims.Hold(t, "L10")
+	root := t.TempDir()
+	for _, area := range []string{"dolly", stagingDir} {
+		files(t, filepath.Join(root, area),
+			"attempt-1/"+MarkFile, "attempt-1/job-1/inputs/input", "attempt-1/job-1/outputs/", // marked
+			"attempt-2/"+MarkFile,                                      // its removal was cut short
+			"attempt-3/job-3/inputs/input", "attempt-3/job-3/outputs/", // of a daemon that did not mark
+			"job-4/inputs/input", "job-4/outputs/", "job-4/.traceparent", // of a daemon before attempts
+			"attempt-5/"+MarkFile+"/x",                            // a mark is a file
+			"attempt-6/notes",                                     // somebody's
+			"attempt-7/run-7/inputs/", "attempt-7/run-7/outputs/", // looks like ours
+			"attempt-8/job-3/inputs/", "attempt-8/job-3/outputs/", "attempt-8/notes",
+			"run-9/inputs/", "run-9/outputs/",
+			"thesis/chapter-1", "attempt-x/a", "attempt-/a", "attempt-10",
+			"attempt-11/"+MarkFile, "attempt-11/job-11/inputs/", "attempt-11/job-11/outputs/",
+		)
+	}
+	asked := make(map[job.ID]bool)
+	had := func(id job.ID) (bool, error) {
+		asked[id] = true
+		return strings.HasPrefix(string(id), "job-"), nil
+	}
+	w := workdirs{dataRoot: root, sheep: "dolly"}
+	left, err := w.clean(map[ledger.Token]job.ID{11: "job-11"}, had)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"attempt-5", "attempt-6", "attempt-7", "attempt-8", "run-9"}; !slices.Equal(left, want) {
+		t.Errorf("told of %q, want %q", left, want)
+	}
+	if got, want := namesIn(t, root+"/dolly"), []string{"attempt-", "attempt-10", "attempt-11", "attempt-5", "attempt-6", "attempt-7", "attempt-8", "attempt-x", "run-9", "thesis"}; !slices.Equal(got, want) {
+		t.Errorf("the sheep's directory has %q, want %q", got, want)
+	}
+	if !asked["run-7"] || !asked["run-9"] || asked["job-1"] {
+		t.Errorf("asked for the jobs %v", asked)
+	}
+	files(t, filepath.Join(root, stagingDir), "attempt-12/", "attempt-13/") // not marked yet
+	left, err = cleanStaging(root, had)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"attempt-5", "attempt-6", "attempt-7", "attempt-8", "run-9"}; !slices.Equal(left, want) {
+		t.Errorf("in the staging area: told of %q, want %q", left, want)
+	}
+	if got, want := namesIn(t, filepath.Join(root, stagingDir)), []string{"attempt-", "attempt-10", "attempt-5", "attempt-6", "attempt-7", "attempt-8", "attempt-x", "run-9", "thesis"}; !slices.Equal(got, want) {
+		t.Errorf("the staging area has %q, want %q", got, want)
+	}
+}
+
+// A ledger that does not answer is no reason to remove anything.
+func TestCleanWithoutAnswer(t *testing.T) {
+	root := t.TempDir()
+	files(t, root, "dolly/attempt-3/job-3/inputs/", "dolly/attempt-3/job-3/outputs/", "dolly/attempt-4/"+MarkFile)
+	_, err := workdirs{dataRoot: root, sheep: "dolly"}.clean(nil, func(job.ID) (bool, error) { return false, fs.ErrClosed })
+	if err == nil {
+		t.Error("the error is not told")
+	}
+	if got := namesIn(t, root+"/dolly"); !slices.Equal(got, []string{"attempt-3"}) {
+		t.Errorf("left: %q", got)
+	}
+}
+
+// Whatever a runner does to its directory, it is removed, and nothing else.
+func TestRemoveWhatARunnerLeft(t *testing.T) {
+	for name, deed := range map[string]func(t *testing.T, sheep string){
+		"nothing":     func(*testing.T, string) {},
+		"took away":   func(t *testing.T, sheep string) { must(t, os.RemoveAll(sheep+"/attempt-1")) },
+		"no mark":     func(t *testing.T, sheep string) { must(t, os.Remove(sheep+"/attempt-1/"+MarkFile)) },
+		"many files":  func(t *testing.T, sheep string) { files(t, sheep+"/attempt-1", manyNames(2500)...) },
+		"linked mark": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1/"+MarkFile, "../attempt-2/x") },
+		"mark is full": func(t *testing.T, sheep string) {
+			relink(t, sheep+"/attempt-1/"+MarkFile, "")
+			files(t, sheep, "attempt-1/"+MarkFile+"/a/b")
+		},
+		"linked": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1", "attempt-2") },
+		"a file": func(t *testing.T, sheep string) { relink(t, sheep+"/attempt-1", ""); files(t, sheep, "attempt-1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			w := workdirs{dataRoot: root, sheep: "dolly"}
+			d, err := w.make(1, "job-1")
+			must(t, err)
+			must(t, d.show(owner{}))
+			files(t, root, "dolly/attempt-2/x")
+			deed(t, root+"/dolly")
+			must(t, d.remove())
+			if got := namesIn(t, root+"/dolly"); !slices.Equal(got, []string{"attempt-2"}) {
+				t.Errorf("the sheep's directory has %q", got)
+			}
+			if got := namesIn(t, root+"/dolly/attempt-2"); !slices.Equal(got, []string{"x"}) {
+				t.Errorf("another directory has %q", got)
+			}
+			if got := namesIn(t, filepath.Join(root, stagingDir)); len(got) > 0 {
+				t.Errorf("the staging area has %q", got)
+			}
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// relink puts a link in the place of what is there, or nothing.
+func relink(t *testing.T, path, to string) {
+	t.Helper()
+	must(t, os.RemoveAll(path))
+	if to != "" {
+		must(t, os.Symlink(to, path))
+	}
+}
+
+func manyNames(n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprint("f", i))
+	}
+	return names
+}
+
+// A daemon that is killed at any moment leaves directories that carry the mark, or
+// are empty and in the staging area; the next one removes them all.
+func TestKilledWithWorkingDirectories(t *testing.T) {
+	claims.Hold(t, "L10")
+	const place = "SHEPHERD_TEST_WORKDIRS"
+	if root := os.Getenv(place); root != "" {
+		w := workdirs{dataRoot: root, sheep: "dolly"}
+		for token := ledger.Token(1); ; token++ {
+			d, err := w.make(token, "job")
+			must(t, err)
+			for i := range 30 {
+				must(t, d.write(d.staged("job", fmt.Sprint("inputs/", i)), nil))
+			}
+			if token%3 > 0 {
+				must(t, d.show(owner{}))
+			}
+			must(t, d.remove())
+		}
+	}
+	root := t.TempDir()
+	w := workdirs{dataRoot: root, sheep: "dolly"}
+	unknown := func(job.ID) (bool, error) { return false, nil }
+	for round := range 25 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledWithWorkingDirectories$")
+		cmd.Env = append(os.Environ(), place+"="+root)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		must(t, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		for len(ended) == 0 && len(namesIn(t, filepath.Join(root, stagingDir))) == 0 { // until it is at it
+			time.Sleep(50 * time.Microsecond)
+		}
+		time.Sleep(time.Duration(round) * 37 * time.Microsecond)
+		_ = cmd.Process.Kill()
+		<-ended
+		for _, name := range namesIn(t, root+"/dolly") {
+			if _, err := os.Lstat(filepath.Join(root, "dolly", name, MarkFile)); err != nil {
+				t.Errorf("round %d: the sheep has %s: %v", round, name, err)
+			}
+		}
+		left, err := w.clean(nil, unknown)
+		leftStaging, errStaging := cleanStaging(root, unknown)
+		if err != nil || errStaging != nil || len(left)+len(leftStaging) > 0 {
+			t.Errorf("round %d: %v, %v; left %q, %q", round, err, errStaging, left, leftStaging)
+		}
+		if got := append(namesIn(t, root+"/dolly"), namesIn(t, filepath.Join(root, stagingDir))...); len(got) > 0 {
+			t.Fatalf("round %d: left %q", round, got)
+		}
+	}
+}

@@ -1,0 +1,244 @@
+package e2e
+
+import (
+	"bytes"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+// chaosFault is something that befalls a machine.
+type chaosFault struct {
+	name string
+	// make makes the fault. Undo, where it is not nil, ends it; done is false where
+	// there was nothing to break.
+	make func() (undo func(), done bool)
+}
+
+// faults are those that can befall this machine.
+func (c *chaos) faults() []chaosFault {
+	daemon := func(s syscall.Signal) func() (func(), bool) {
+		return func() (func(), bool) { return nil, c.daemon.Process.Signal(s) == nil }
+	}
+	faults := []chaosFault{
+		{"SIGKILL to the daemon", daemon(syscall.SIGKILL)},
+		{"SIGTERM to the daemon", daemon(syscall.SIGTERM)},
+		{"SIGSTOP to the daemon", c.stops(func() []int { return []int{c.daemon.Process.Pid} })},
+		{"reload of the daemon", c.reloads},
+		{"SIGKILL to a shim", c.kills(c.shims)},
+		{"SIGSTOP to a shim", c.stops(c.shims)},
+		{"SIGKILL to a bare runner", c.kills(c.bareRunners)},
+		{"SIGSTOP to a bare runner", c.stops(c.bareRunners)},
+		{"SIGKILL to a container's runner", c.kills(c.containerRunners)},
+		{"SIGSTOP to a container's runner", c.stops(c.containerRunners)},
+		{"SIGKILL to containerd's shim", c.kills(c.containerdShims)},
+		{"SIGKILL to containerd", c.killContainerd},
+		{"SIGKILL to everything", c.killEverything},
+		{"data_root full", c.fills("data")},
+		{"state_dir full", c.fills("state")},
+		{"registry answers 500", c.registryFails(testenv.RegistryFault{Status: http.StatusInternalServerError})},
+		{"registry breaks off", c.registryFails(testenv.RegistryFault{CutAfter: 100})},
+		{"registry is slow", c.registryFails(testenv.RegistryFault{Pause: 100 * time.Millisecond})},
+	}
+	if c.minio == nil {
+		return faults
+	}
+	return append(faults,
+		chaosFault{"SIGKILL to MinIO", c.killMinIO},
+		chaosFault{"storage answers 503 SlowDown", c.storageFails(testenv.Unavailable)},
+		chaosFault{"storage resets connections", c.storageFails(testenv.Reset)},
+		chaosFault{"storage acts, and its answers are lost", c.storageFails(testenv.LoseAnswer)},
+		chaosFault{"storage cuts bodies", c.storageFails(testenv.CutBody)},
+		chaosFault{"storage does not answer", c.storageFails(testenv.Stall)},
+	)
+}
+
+// kills kills one of the processes that find finds.
+func (c *chaos) kills(find func() []int) func() (func(), bool) {
+	return func() (func(), bool) {
+		pids := find()
+		if len(pids) == 0 {
+			return nil, false
+		}
+		return nil, syscall.Kill(pids[c.dice.IntN(len(pids))], syscall.SIGKILL) == nil
+	}
+}
+
+// stops has one of the processes that find finds stand still.
+func (c *chaos) stops(find func() []int) func() (func(), bool) {
+	return func() (func(), bool) {
+		pids := find()
+		if len(pids) == 0 {
+			return nil, false
+		}
+		pid := pids[c.dice.IntN(len(pids))]
+		began := startOf(pid)
+		if began == "" || syscall.Kill(pid, syscall.SIGSTOP) != nil {
+			return nil, false
+		}
+		return func() {
+			if startOf(pid) == began { // its number may be another's by now
+				_ = syscall.Kill(pid, syscall.SIGCONT)
+			}
+		}, true
+	}
+}
+
+// startOf is when a process was started, in the kernel's words; empty where there is
+// none.
+func startOf(pid int) string {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	_, rest, _ := bytes.Cut(stat, []byte(") "))
+	if fields := strings.Fields(string(rest)); len(fields) > 19 {
+		return fields[19]
+	}
+	return ""
+}
+
+func (c *chaos) reloads() (func(), bool) {
+	old, changed := "max_turn: 5s", "max_turn: 7s"
+	text, err := os.ReadFile(c.config)
+	if err != nil {
+		return nil, false
+	}
+	if !bytes.Contains(text, []byte(old)) {
+		old, changed = changed, old
+	}
+	c.edit(old, changed)
+	// Before it serves, a daemon knows no reload and ends by the signal.
+	if !strings.Contains(c.log.String(), "Shepherd API is available") {
+		return nil, false
+	}
+	return nil, c.daemon.Process.Signal(syscall.SIGHUP) == nil
+}
+
+// shims are those of bare sheep.
+func (c *chaos) shims() []int {
+	return c.find(func(_ int, command string) bool { return strings.Contains(command, "shepherd-shim") })
+}
+
+func (c *chaos) bareRunners() []int {
+	return c.find(func(_ int, command string) bool {
+		return strings.Contains(command, "shepherd-runner") && !strings.Contains(command, "shepherd-shim")
+	})
+}
+
+func (c *chaos) find(match func(pid int, command string) bool) (pids []int) {
+	for pid, command := range c.processes() {
+		if match(pid, command) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// containerdShims are those of this machine's containerd.
+func (c *chaos) containerdShims() (pids []int) {
+	dir := filepath.Dir(c.containerd.Address) + "/"
+	for pid, command := range commands() {
+		if strings.Contains(command, "containerd-shim") && strings.Contains(command, dir) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// containerRunners are the first processes of this machine's containers.
+func (c *chaos) containerRunners() (pids []int) {
+	shims := make(map[string]bool)
+	for _, pid := range c.containerdShims() {
+		shims[strconv.Itoa(pid)] = true
+	}
+	for pid, command := range commands() {
+		stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		_, rest, _ := bytes.Cut(stat, []byte(") "))
+		if fields := strings.Fields(string(rest)); len(fields) > 1 && shims[fields[1]] && strings.HasPrefix(command, "/runner ") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// commands are the command lines of all processes.
+func commands() map[int]string {
+	found := make(map[int]string)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+			found[pid] = strings.ReplaceAll(string(command), "\x00", " ")
+		}
+	}
+	return found
+}
+
+func (c *chaos) killContainerd() (func(), bool) {
+	if c.containerdAway {
+		return nil, false
+	}
+	c.containerd.Kill(c.t)
+	c.containerdAway = true
+	return func() {
+		c.containerd.Start(c.t)
+		c.containerdAway = false
+	}, true
+}
+
+func (c *chaos) killMinIO() (func(), bool) {
+	pid := c.minio.Pid()
+	if pid == 0 {
+		return nil, false
+	}
+	c.minio.Kill()
+	return c.minio.Start, true
+}
+
+// killEverything is a power cut, but for containerd and the storage.
+func (c *chaos) killEverything() (func(), bool) {
+	_ = c.daemon.Process.Kill()
+	for _, find := range []func() []int{c.shims, c.containerdShims, c.bareRunners, c.containerRunners} { // a shim tells of a runner that it sees end
+		for _, pid := range find() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	return nil, true
+}
+
+// fills leaves no room on the disk of a directory.
+func (c *chaos) fills(name string) func() (func(), bool) {
+	file := filepath.Join(c.dir, name, "other people's data")
+	return func() (func(), bool) {
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, false
+		}
+		defer f.Close()
+		for chunk := make([]byte, 1<<20); len(chunk) > 0; {
+			if _, err := f.Write(chunk); err != nil {
+				chunk = chunk[:len(chunk)/2]
+			}
+		}
+		return func() { _ = os.Remove(file) }, true
+	}
+}
+
+func (c *chaos) registryFails(fault testenv.RegistryFault) func() (func(), bool) {
+	return func() (func(), bool) {
+		c.registry.SetFault(func(*http.Request) *testenv.RegistryFault { return &fault })
+		return func() { c.registry.SetFault(nil) }, true
+	}
+}
+
+// storageFails has some of the next requests go wrong.
+func (c *chaos) storageFails(fault testenv.Fault) func() (func(), bool) {
+	return func() (func(), bool) {
+		c.proxy.Inject(fault, 1+c.dice.IntN(30), nil)
+		return c.proxy.Heal, true
+	}
+}
