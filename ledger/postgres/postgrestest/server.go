@@ -20,9 +20,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Server is a PostgreSQL server in a directory of its own, reached by a socket there
-// and, where it was asked for, at a port of 127.0.0.1.
+// Server is a PostgreSQL server in a directory of its own, reached by a socket there.
 type Server struct {
+	// Port names the socket, and is the port where the server listens at one.
+	Port string
+
 	dir  string // of everything
 	bin  string
 	as   *syscall.SysProcAttr
@@ -47,7 +49,7 @@ func Start(settings ...string) (_ *Server, err error) {
 	if len(bins) == 0 {
 		return nil, ErrNotInstalled
 	}
-	s := &Server{bin: slices.Max(bins)}
+	s := &Server{bin: slices.Max(bins), Port: "5432"}
 	if s.dir, err = os.MkdirTemp("", "postgres-"); err != nil { // short: a socket's path has 107 bytes
 		return nil, err
 	}
@@ -174,7 +176,7 @@ func (s *Server) Close() error {
 
 // URL is that of a database, by the socket.
 func (s *Server) URL(database string) string {
-	return "postgres:///" + database + "?" + url.Values{"host": {s.dir}, "user": {Superuser}, "sslmode": {"disable"}}.Encode()
+	return "postgres:///" + database + "?" + url.Values{"host": {s.dir}, "port": {s.Port}, "user": {Superuser}, "sslmode": {"disable"}}.Encode()
 }
 
 // Create creates a database, as a copy of the template where that is not empty, and

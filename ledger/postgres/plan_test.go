@@ -1,0 +1,194 @@
+package postgres
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// jobsEnv is how many jobs TestPlans fills a ledger with.
+const jobsEnv = "SHEPHERD_TEST_LEDGER_JOBS"
+
+// fillLedger has n jobs of 20 models: half of them claimable, of which half are of one
+// model, the others ended, with an attempt and two events each.
+func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
+	t.Helper()
+	_, err := conn.Exec(t.Context(), fmt.Sprintf(`
+		SET session_replication_role = replica;
+		INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits,
+				state, run, attempt, enqueued_at, changed_at, finished_at, ended_age, remove_age, failure_traceback)
+			SELECT gen_random_uuid(), gen_random_uuid(), 'job' || i, CASE WHEN i %% 4 = 0 THEN 'most' ELSE 'model' || i %% 20 END, '', CASE WHEN i %% 100 = 0 THEN 'sheep' ELSE '' END,
+				i %% 3, 'tenant' || i %% 50, '', '', '', CASE WHEN i %% 2 = 0 THEN 'queued' WHEN i %% 5 = 0 THEN 'failed' ELSE 'done' END, 1, i %% 2,
+				now(), now(), CASE WHEN i %% 2 = 1 THEN now() END, CASE WHEN i %% 2 = 1 THEN i ELSE 0 END, CASE WHEN i %% 10 = 1 THEN i ELSE 0 END, repeat('t', i %% 5 * 100)
+			FROM generate_series(1, %[1]d) i;
+		INSERT INTO shepherd.attempts SELECT id, 1, 1, 'node', 'sheep', now(), now(), now(), 'done', '', true, 0, 0, 0, 0, 0, 0, '' FROM shepherd.jobs WHERE state <> 'queued';
+		INSERT INTO shepherd.events (at, age, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node, state, cause, reason, delayed,
+				failure_type, failure_message, failure_traceback)
+			SELECT now(), seq, kind, id, 1, model_name, model_version, sheep, tenant, 0, '', '', state, '', '', false, '', '', '' FROM shepherd.jobs, (VALUES ('queued'), ('ended')) k(kind) ORDER BY seq;
+		INSERT INTO shepherd.tally SELECT state, claimable, remove_age > 0, CASE WHEN claimable THEN model_name ELSE '' END, '', CASE WHEN claimable THEN sheep ELSE '' END, count(*)
+			FROM shepherd.jobs GROUP BY 1, 2, 3, 4, 5, 6;
+		SET session_replication_role = origin;
+		ANALYZE shepherd.jobs, shepherd.attempts, shepherd.events, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPlans runs each statement on a ledger with many jobs, in a transaction that is
+// rolled back. None reads all jobs, attempts or events, and the pages that it touches
+// are those of what it returns and changes, however many jobs there are.
+func TestPlans(t *testing.T) {
+	jobs := 100_000
+	if text := os.Getenv(jobsEnv); text != "" {
+		var err error
+		if jobs, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("%s: %v", jobsEnv, err)
+		}
+	}
+	name, err := server.Create(t.Context(), template) // not to be emptied row by row
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Drop(t.Context(), name)
+	conn, err := pgx.Connect(t.Context(), server.URL(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	fillLedger(t, conn, jobs)
+
+	r := &row{}
+	r.ID, r.Seq, r.version, r.State = "job2", 2, 1, job.Queued
+	r.EnqueuedAt, r.ChangedAt = job.Now(), job.Now()
+	every := pgx.NamedArgs{
+		"key": newKey(), "id": "job2", "ids": []string{"job2", "job3", "none"}, "node": "node", "old": 0, "version": 1, "keep_runs": 10, "most": 10, "limit": 10, "consumer": "c", "cursor": "1",
+		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "names": []string{"node"}, "generations": []int64{1},
+	}
+	if err := insertArgs(&r.Row, every); err != nil {
+		t.Fatal(err)
+	}
+	every["seq"] = r.Seq
+	attemptArgs(r.ID, job.Attempt{Run: 1, Number: 7, Ended: job.Now()}, every)
+	eventArgs(&job.Event{Kind: job.EventEnded}, 1, every)
+	fresh := clone(every)
+	fresh["id"] = "fresh"
+	sweep := clone(every)
+	add(sweep, pgx.NamedArgs{"settled": 1 << 40, "keep": 1 << 62, "keep_jobs": jobs, "keep_events": 2*jobs - 10, "event_keep": 1 << 62, "limit": 100})
+
+	type query struct {
+		text string
+		args pgx.NamedArgs
+	}
+	queries := map[string]query{
+		"get": {queryGet, every}, "load": {queryLoad, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
+		"attempts": {queryAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
+		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
+		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
+		"call off": {queryCallOff, every}, "claimed": {queryClaimed, every}, "last event": {queryLastEvent, every}, "event ids": {queryEventIDs, every},
+		"set checkpoint": {querySetCheckpoint, every}, "generation": {queryGeneration, every}, "join": {queryJoin, every}, "leave": {queryLeave, every}, "pulse": {queryPulse, every},
+		"lapse": {queryLapse, every}, "others": {queryOthers, every}, "run due": {queryRunDue, every}, "overdue": {queryOverdue, every}, "next timer": {queryNextTimer, every}, "ping": {queryPing, every},
+		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
+	}
+	for name, s := range map[string]ledger.Slot{
+		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true},
+		"claim only": {Only: "job2"}, "claim except": {Except: []job.Model{{Name: "most"}}, Prefer: job.Model{Name: "model1"}},
+	} {
+		s.Node, s.Sheep = "node", "sheep"
+		args := claimArgs(s)
+		args["key"], args["generation"] = newKey(), 0
+		queries[name] = query{claimQuery(s), args}
+	}
+	for name, filter := range map[string]ledger.Filter{
+		"list": {}, "list a state": {States: []job.State{job.Failed}}, "list states": {States: []job.State{job.Failed, job.Cancelled, job.Queued}},
+		"list a sheep": {Sheep: "sheep"}, "list a model": {Model: job.Model{Name: "model3"}}, "list a tenant": {Tenant: "tenant7"}, "list no tenant": {Tenant: "none"},
+	} {
+		for _, newest := range []bool{false, true} {
+			filter.Newest = newest
+			text, args := listQuery(filter, 0, 10)
+			queries[fmt.Sprint(name, ", newest first ", newest)] = query{text, args}
+		}
+	}
+	for name, filter := range map[string]ledger.EventFilter{"events": {}, "events of a job": {Job: "job2"}, "events of a tenant": {Tenant: "none"}, "events of a tenant's job": {Job: "job2", Tenant: "tenant2"}} {
+		queries[name] = query{eventsQuery(filter), pgx.NamedArgs{"after": 0, "last": 1 << 40, "limit": 10, "job": string(filter.Job), "tenant": filter.Tenant}}
+	}
+
+	for name, q := range queries {
+		plan := explainQuery(t, conn, q.text, q.args)
+		most := 300.0
+		switch {
+		case strings.HasPrefix(name, "claim"): // the candidates of each of 20 models
+			most = 2000
+		case name == "expire", name == "prune": // up to 100 rows in all indexes
+			most = 6000
+		}
+		if pages := plan.pages(); pages > most {
+			t.Errorf("%s touches %v pages, at most %v are expected", name, pages, most)
+		}
+		if table := plan.scanned(); table != "" {
+			t.Errorf("%s reads all %s", name, table)
+		}
+	}
+	plan := explainQuery(t, conn, `SELECT * FROM shepherd.jobs WHERE attempt = 7`, nil)
+	if plan.scanned() != "jobs" || plan.pages() < 1000 {
+		t.Errorf("this test cannot tell: %v pages, %q", plan.pages(), plan.scanned())
+	}
+}
+
+func clone(args pgx.NamedArgs) pgx.NamedArgs {
+	c := pgx.NamedArgs{}
+	add(c, args)
+	return c
+}
+
+// node is one of a plan.
+type node struct {
+	Type    string  `json:"Node Type"`
+	Table   string  `json:"Relation Name"`
+	Hit     float64 `json:"Shared Hit Blocks"`
+	Read    float64 `json:"Shared Read Blocks"`
+	Subplan []node `json:"Plans"`
+}
+
+// pages is how many pages the plan touched.
+func (n node) pages() float64 { return n.Hit + n.Read }
+
+// scanned is a table that the plan reads whole; empty for none of those that grow.
+func (n node) scanned() string {
+	if n.Type == "Seq Scan" && slices.Contains([]string{"jobs", "attempts", "events"}, n.Table) {
+		return n.Table
+	}
+	for _, below := range n.Subplan {
+		if table := below.scanned(); table != "" {
+			return table
+		}
+	}
+	return ""
+}
+
+// explainQuery runs a query, takes back what it did, and returns its plan.
+func explainQuery(t *testing.T, conn *pgx.Conn, query string, args pgx.NamedArgs) node {
+	t.Helper()
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	var text string
+	if err := tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) `+query, pgx.QueryExecModeExec, args).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	var explained []struct{ Plan node }
+	if err := json.Unmarshal([]byte(text), &explained); err != nil {
+		t.Fatal(err)
+	}
+	return explained[0].Plan
+}
