@@ -130,6 +130,7 @@ func (d *Debian) boot(t testing.TB) {
 	d.groups = newGroups(t, name)
 	d.leader = 0
 	d.console.Reset()
+	d.writeGroupsUnit(t)
 	// It joins the control groups before it starts anything: what is inside
 	// then lies in them, and so can be removed.
 	script := "for g in " + strings.Join(d.groups, " ") + `; do echo $$ >$g/cgroup.procs || exit 1; done; exec "$@"`
@@ -154,8 +155,34 @@ func (d *Debian) boot(t testing.TB) {
 		out, _ := d.Try("systemctl", "is-system-running")
 		return strings.Contains(out, "running") || strings.Contains(out, "degraded")
 	})
-	// systemd-nspawn leaves containers none of the old control groups to change.
-	d.Run(t, "sh", "-c", `for g in /sys/fs/cgroup/*; do mountpoint -q $g && mount -o remount,bind,rw $g; done; true`)
+}
+
+// writableGroups is a unit that comes before all services: systemd-nspawn leaves
+// containers none of the old control groups to change.
+const writableGroups = `[Unit]
+Description=Control groups that can be changed
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'for g in /sys/fs/cgroup/*; do mountpoint -q $$g && mount -o remount,bind,rw $$g; done; true'
+`
+
+func (d *Debian) writeGroupsUnit(t testing.TB) {
+	t.Helper()
+	units := filepath.Join(d.Root, "etc/systemd/system")
+	wants := filepath.Join(units, "sysinit.target.wants")
+	err := os.MkdirAll(wants, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(units, "writable-groups.service"), []byte(writableGroups), 0o644)
+	}
+	if err == nil {
+		err = os.Symlink("../writable-groups.service", filepath.Join(wants, "writable-groups.service"))
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
 }
 
 // shorten makes a host name of it.

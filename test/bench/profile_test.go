@@ -41,7 +41,9 @@ func BenchmarkProfile(b *testing.B) {
 
 	const seconds, batch = 10, 200
 	profiled := make(chan error, 1)
-	go func() { profiled <- w.profile(fmt.Sprintf("profile?seconds=%d", seconds), filepath.Join(dir, "cpu.pprof")) }()
+	go func() {
+		profiled <- w.profile(fmt.Sprintf("profile?seconds=%d", seconds), filepath.Join(dir, "cpu.pprof"))
+	}()
 	for began := time.Now(); time.Since(began) < seconds*time.Second; {
 		run(batch)
 	}
