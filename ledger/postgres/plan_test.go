@@ -155,7 +155,7 @@ type node struct {
 	Table   string  `json:"Relation Name"`
 	Hit     float64 `json:"Shared Hit Blocks"`
 	Read    float64 `json:"Shared Read Blocks"`
-	Subplan []node `json:"Plans"`
+	Subplan []node  `json:"Plans"`
 }
 
 // pages is how many pages the plan touched.

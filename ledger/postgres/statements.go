@@ -297,7 +297,7 @@ const (
 			(SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 ORDER BY ended_age, seq LIMIT least((SELECT n FROM excess), @limit::bigint))
 			UNION (SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 AND ended_age < (SELECT age FROM shepherd.moment) - @keep::bigint
 				ORDER BY ended_age, seq LIMIT @limit)),
-		gone AS (DELETE FROM shepherd.jobs USING oldest WHERE jobs.seq = oldest.seq AND ended_age > 0 AND remove_age = 0 RETURNING id),
+		gone AS (DELETE FROM shepherd.jobs WHERE seq = ANY(ARRAY(SELECT seq FROM oldest)) AND ended_age > 0 AND remove_age = 0 RETURNING id),
 		tried AS (DELETE FROM shepherd.attempts USING gone WHERE job = gone.id)
 		SELECT count(*) FROM gone`
 	// Removes events that are too old, or too many.

@@ -66,12 +66,10 @@ func Start(settings ...string) (_ *Server, err error) {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
 	s.args = []string{"-D", s.data(), "-k", s.dir}
-	for _, setting := range append([]string{
+	s.Set(append([]string{
 		"listen_addresses=", "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=300", "shared_buffers=64MB",
 		"log_min_messages=error", "jit=off", "max_wal_size=256MB",
-	}, settings...) {
-		s.args = append(s.args, "-c", setting)
-	}
+	}, settings...)...)
 	return s, s.Restart()
 }
 
@@ -113,6 +111,13 @@ func (s *Server) Dir() string { return s.dir }
 // As is how to run another program as the server's user; nil where there is no
 // difference.
 func (s *Server) As() *syscall.SysProcAttr { return s.as }
+
+// Set sets settings ("name=value") that the server has from the next Restart on.
+func (s *Server) Set(settings ...string) {
+	for _, setting := range settings {
+		s.args = append(s.args, "-c", setting)
+	}
+}
 
 // Restart starts the server again, after Stop or Kill.
 func (s *Server) Restart() error {
