@@ -1,0 +1,262 @@
+package postgres
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// endLease has the node's lease be over by the server's clock.
+func endLease(t *testing.T, l *Ledger, node string) {
+	t.Helper()
+	n, err := l.exec(t.Context(), `UPDATE shepherd.nodes SET expires_at = clock_timestamp() - interval '1 second' WHERE name = @node`, pgx.NamedArgs{"node": node})
+	if err != nil || n != 1 {
+		t.Fatalf("%d nodes, %v", n, err)
+	}
+}
+
+// TestNodeLost has a node's lease end: another takes its claims back, and it can
+// neither change its jobs nor claim more until it joins again.
+func TestNodeLost(t *testing.T) {
+	url := newDatabase(t)
+	dead := mustOpen(t, quiet(url, url)) // it does not notice by itself
+	cfg := quiet(url, url)
+	cfg.Poll = 10 * time.Millisecond
+	alive := mustOpen(t, cfg)
+	ctx := t.Context()
+	for node, l := range map[string]*Ledger{"dead": dead, "alive": alive} {
+		if _, err := l.Join(ctx, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claims := map[job.ID]*ledger.Claim{}
+	for id, slot := range map[job.ID]ledger.Slot{
+		"running": {Node: "dead", Sheep: "a"}, "ahead": {Node: "dead", Sheep: "a", Ahead: true}, "own": {Node: "alive", Sheep: "a"},
+	} {
+		if _, err := dead.Create(ctx, job.Record{ID: id, Model: red}); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		l := map[string]*Ledger{"dead": dead, "alive": alive}[slot.Node]
+		if claims[id], err = l.Claim(ctx, slot); err != nil || claims[id] == nil {
+			t.Fatalf("Claim of %s = %v, %v", id, claims[id], err)
+		}
+	}
+	endLease(t, alive, "dead")
+	for {
+		changed := alive.Changed()
+		held, err := alive.Held(ctx, "dead")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(held) == 0 {
+			break
+		}
+		<-changed
+	}
+	for id, spent := range map[job.ID]bool{"running": true, "ahead": false} {
+		attempts, err := alive.Attempts(ctx, id)
+		if err != nil || len(attempts) != 1 || attempts[0].Cause != job.CauseNodeLost || attempts[0].Spent != spent {
+			t.Errorf("attempts of %s: %+v, %v", id, attempts, err)
+		}
+		if _, err := dead.Finish(ctx, id, claims[id].Token, done); !errors.Is(err, ledger.ErrFenced) {
+			t.Errorf("the lost node finished %s: %v", id, err)
+		}
+	}
+	if held, err := alive.Held(ctx, "alive"); err != nil || len(held) != 1 {
+		t.Errorf("the other node holds %v, %v", held, err)
+	}
+	if c, err := dead.Claim(ctx, ledger.Slot{Node: "dead", Sheep: "a"}); !errdefs.IsUnavailable(err) {
+		t.Errorf("the lost node claimed %v, %v", c, err)
+	}
+	if _, err := dead.Join(ctx, "dead"); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := dead.Claim(ctx, ledger.Slot{Node: "dead", Sheep: "a"}); err != nil || c == nil {
+		t.Errorf("the node that joined again claimed %v, %v", c, err)
+	}
+}
+
+// TestLeaseLost ends leases that were not or cannot be renewed, and keeps one that is.
+func TestLeaseLost(t *testing.T) {
+	url := newDatabase(t)
+	cfg := quiet(url, url)
+	cfg.Poll, cfg.Lease = 10*time.Millisecond, 80*time.Millisecond
+	p := newProxy(t, url)
+	cfg.URL, cfg.RetryFor = p.url, time.Millisecond
+	l := mustOpen(t, cfg)
+	lease, err := l.Join(t.Context(), "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.listener.Close()
+	p.cutAll()
+	<-lease.Lost()
+
+	cfg = quiet(url, url)
+	cfg.Poll = 10 * time.Millisecond
+	cfg.Lease = 8 * time.Second // renewed each second
+	first, second := mustOpen(t, cfg), mustOpen(t, cfg)
+	before, err := first.Join(t.Context(), "same")
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := second.Join(t.Context(), "same")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-before.Lost() // to the daemon that joined later
+	if c, err := first.Claim(t.Context(), ledger.Slot{Node: "same", Sheep: "a"}); err != nil || c != nil {
+		t.Errorf("Claim = %v, %v", c, err)
+	}
+	select {
+	case <-after.Lost():
+		t.Error("the later lease is lost, too")
+	default:
+	}
+}
+
+// TestAlone refuses a second node until the first has left or its lease is over.
+func TestAlone(t *testing.T) {
+	url := newDatabase(t)
+	cfg := quiet(url, url)
+	cfg.Alone = true
+	first, second := mustOpen(t, cfg), mustOpen(t, cfg)
+	ctx := t.Context()
+	lease, err := first.Join(ctx, "first")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func() {
+		t.Helper()
+		var taken *TakenError
+		if _, err := second.Join(ctx, "second"); !errors.As(err, &taken) || taken.Node != "first" || !errdefs.IsFailedPrecondition(err) {
+			t.Fatalf("the second node joined: %v", err)
+		}
+	}
+	refused()
+	if _, err := first.Join(ctx, "first"); err != nil { // the same node may
+		t.Fatal(err)
+	}
+	<-lease.Lost()
+	refused()
+	endLease(t, second, "first")
+	lease, err = second.Join(ctx, "second")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lease.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Join(ctx, "first"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDoorbell hears what another node did without asking for it.
+func TestDoorbell(t *testing.T) {
+	url := newDatabase(t)
+	here, there := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	changed := here.Changed()
+	if _, err := there.Create(t.Context(), job.Record{ID: "x", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	// Without the doorbell, it is polled for.
+	cfg := quiet(url, url)
+	cfg.Poll = 10 * time.Millisecond
+	polling := mustOpen(t, cfg)
+	there.bell.notify = nil
+	there.bell.rung = nil // nobody takes what is rung
+	changed = polling.Changed()
+	if _, err := there.Cancel(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+}
+
+// TestTexts keeps texts that PostgreSQL cannot keep as near as it can.
+func TestTexts(t *testing.T) {
+	l := mustOpen(t, quiet(newDatabase(t), ""))
+	broken, want := "a\x00b\xff\xfe größe", "a\uFFFDb\uFFFD größe"
+	if _, err := l.Create(t.Context(), job.Record{ID: job.ID(broken), Model: job.Model{Name: broken}, Sheep: broken, Tenant: broken}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Claim(t.Context(), ledger.Slot{Node: broken, Sheep: broken, Prefer: job.Model{Name: broken}, Except: []job.Model{{Name: broken}}})
+	if err != nil || c == nil {
+		t.Fatalf("Claim = %v, %v", c, err)
+	}
+	outcome := ledger.Outcome{State: job.Failed, Cause: job.CauseError, Reason: broken, Log: broken,
+		Failure: &job.Failure{Message: broken, Type: broken, Traceback: broken}, Warnings: []string{broken}}
+	if _, err := l.Finish(t.Context(), job.ID(broken), c.Token, outcome); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := l.Get(t.Context(), job.ID(broken))
+	if err != nil || rec.Failure.Message != want || rec.Failure.Traceback != want || rec.Model.Name != want {
+		t.Fatalf("kept: %+v, %+v, %v", rec, rec.Failure, err)
+	}
+}
+
+// TestGaps reads on behind numbers of events that no transaction has any more, and
+// stops before one that a transaction has.
+func TestGaps(t *testing.T) {
+	url := newDatabase(t)
+	l := mustOpen(t, quiet(url, url))
+	ctx := t.Context()
+	start, err := l.Now(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	insert := `INSERT INTO shepherd.events (at, age, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node, state, cause, reason, delayed,
+		failure_type, failure_message, failure_traceback) VALUES (now(), 0, 'queued', $1, 1, '', '', '', '', 0, '', '', 'queued', '', '', false, '', '', '')`
+	for _, c := range []struct {
+		id     string
+		commit bool
+		want   []job.ID
+	}{{"undone", false, []job.ID{"after undone"}}, {"late", true, []job.ID{"late", "after late"}}} {
+		tx, err := conn.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(ctx, insert, c.id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Create(ctx, job.Record{ID: job.ID("after " + c.id), Model: red}); err != nil {
+			t.Fatal(err)
+		}
+		for _, filter := range []ledger.EventFilter{{}, {Job: job.ID("after " + c.id)}} {
+			if events, _, err := l.Events(ctx, start, filter, 10); err != nil || len(events) > 0 {
+				t.Fatalf("while an event before may come: %+v, %v", events, err)
+			}
+		}
+		if c.commit {
+			err = tx.Commit(ctx)
+		} else {
+			err = tx.Rollback(ctx)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, next, err := l.Events(ctx, start, ledger.EventFilter{}, 10)
+		if err != nil || len(events) != len(c.want) {
+			t.Fatalf("%s: %d events, %v, want %v", c.id, len(events), err, c.want)
+		}
+		for i, e := range events {
+			if e.Job != c.want[i] {
+				t.Errorf("%s: event %d is of %s, want %s", c.id, i, e.Job, c.want[i])
+			}
+		}
+		start = next
+	}
+}
