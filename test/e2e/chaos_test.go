@@ -74,6 +74,7 @@ type chaos struct {
 	other string           // the programs of another build
 
 	containerdAway bool
+	ending         chan struct{} // the exited of the daemon that was killed, or told to end, last
 
 	dice    *rand.Rand
 	counts  map[string]int // faults by kind
@@ -252,6 +253,9 @@ func (c *chaos) settle() time.Duration {
 	c.t.Helper()
 	began := time.Now()
 	c.heal()
+	if c.ending == c.exited {
+		c.awaitExit()
+	}
 	for c.serves(); c.dead(); c.serves() {
 		if time.Since(began) > deadline {
 			c.t.Fatalf("the daemon does not start:\n%s", c.log)

@@ -24,10 +24,15 @@ type chaosFault struct {
 
 // faults are those that can befall this machine.
 func (c *chaos) faults() []chaosFault {
-	terminate := func() (func(), bool) { return nil, c.daemon.Process.Signal(syscall.SIGTERM) == nil }
+	ends := func(s syscall.Signal) func() (func(), bool) {
+		return func() (func(), bool) {
+			c.ending = c.exited
+			return nil, c.daemon.Process.Signal(s) == nil
+		}
+	}
 	faults := []chaosFault{
-		{"SIGKILL to the daemon", c.kills(c.theDaemon)},
-		{"SIGTERM to the daemon", terminate},
+		{"SIGKILL to the daemon", ends(syscall.SIGKILL)},
+		{"SIGTERM to the daemon", ends(syscall.SIGTERM)},
 		{"SIGSTOP to the daemon", c.stops(c.theDaemon)},
 		{"reload of the daemon", c.reloads},
 		{"SIGKILL to a shim", c.kills(c.shims)},
@@ -171,6 +176,7 @@ func (c *chaos) killMinIO() (func(), bool) {
 
 // killEverything is a power cut, but for containerd and the storage.
 func (c *chaos) killEverything() (func(), bool) {
+	c.ending = c.exited
 	_ = c.daemon.Process.Kill()
 	for _, find := range []func() []proc.Process{c.shims, c.containerdShims, c.bareRunners, c.containerRunners} { // a shim tells of a runner that it sees end
 		for _, p := range find() {
