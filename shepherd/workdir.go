@@ -135,18 +135,28 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 	if err != nil {
 		return nil, workDirError("make the directory of the attempt", err)
 	}
+	if err := d.fill(); err != nil {
+		_ = w.clearStaged(d.attempt) // else the next daemon does
+		return nil, err
+	}
+	return d, nil
+}
+
+// fill marks the attempt's directory, which is new, and makes those of the job in it.
+func (d *workdir) fill() error {
+	attempt, id := d.staged(""), string(d.id)
 	if err := d.write(d.staged(MarkFile), []byte(markText)); err != nil {
-		return nil, workDirError("mark the directory of the attempt", err)
+		return workDirError("mark the directory of the attempt", err)
 	}
 	made, err := os.Lstat(attempt)
 	if err != nil {
-		return nil, workDirError("make the directory of the attempt", err)
+		return workDirError("make the directory of the attempt", err)
 	}
 	exact := made.Mode() == fs.ModeDir|dirMode // else a umask takes from it
 	if !exact {
 		err = os.Chmod(attempt, dirMode)
 	}
-	for _, name := range []string{d.staged(string(id)), d.staged(string(id), job.InputDir), d.staged(string(id), job.OutputDir)} {
+	for _, name := range []string{d.staged(id), d.staged(id, job.InputDir), d.staged(id, job.OutputDir)} {
 		if err == nil {
 			err = os.Mkdir(name, dirMode)
 		}
@@ -155,12 +165,12 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 		}
 	}
 	if err != nil {
-		return nil, workDirError("make the directory of the job", err)
+		return workDirError("make the directory of the job", err)
 	}
-	if d.job, err = os.OpenRoot(d.staged(string(id))); err != nil {
-		return nil, workDirError("open the directory of the job", err)
+	if d.job, err = os.OpenRoot(d.staged(id)); err != nil {
+		return workDirError("open the directory of the job", err)
 	}
-	return d, nil
+	return nil
 }
 
 // clearStaged removes the directory of an attempt from the staging area, where it is

@@ -1,6 +1,7 @@
 package shepherd
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -16,8 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/claims"
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
 )
 
 // files makes files below a directory; a name that ends in a slash is a directory.
@@ -268,6 +271,43 @@ func TestWorkdirIsRemoved(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// What cannot be made whole on a full disk is not left there in part.
+func TestMakeOnAFullDisk(t *testing.T) {
+	for _, inodes := range []int{3, 4, 5, 6, 7} { // the root, the staging area and so much of what follows
+		root := t.TempDir()
+		if err := unix.Mount("shepherd-test", root, "tmpfs", 0, fmt.Sprintf("size=1m,nr_inodes=%d", inodes)); err != nil {
+			testenv.Missing(t, "mounting a tmpfs", "run the tests as root: "+err.Error())
+		}
+		t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+		w := workdirs{dataRoot: root, sheep: "dolly"}
+		d, err := w.make(1, "job-1")
+		if inodes == 7 { // the attempt's, its mark, the job's, inputs/ and outputs/
+			must(t, err)
+			must(t, d.remove())
+		} else if !errors.Is(err, storage.ErrWorkDir) || !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("with %d inodes: %v", inodes, err)
+		}
+		if got := namesIn(t, filepath.Join(root, stagingDir)); len(got) > 0 {
+			t.Errorf("with %d inodes the staging area has %q", inodes, got)
+		}
+	}
+	// There are inodes, and no room for the mark's text.
+	root := t.TempDir()
+	if err := unix.Mount("shepherd-test", root, "tmpfs", 0, "size=64k"); err != nil {
+		testenv.Missing(t, "mounting a tmpfs", "run the tests as root: "+err.Error())
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	if err := os.WriteFile(root+"/others", make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if _, err := (workdirs{dataRoot: root, sheep: "dolly"}).make(1, "job-1"); !errors.Is(err, storage.ErrWorkDir) || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("without room: %v", err)
+	}
+	if got := namesIn(t, filepath.Join(root, stagingDir)); len(got) > 0 {
+		t.Errorf("without room the staging area has %q", got)
 	}
 }
 

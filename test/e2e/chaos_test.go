@@ -352,7 +352,7 @@ func (c *chaos) findLeftovers() {
 	for _, command := range c.processes() {
 		left("process %s", command)
 	}
-	for _, pattern := range []string{"data/*/attempt-*", "data/.staging/*"} {
+	for _, pattern := range []string{"data/[^.]*/attempt-*", "data/.staging/*"} {
 		found, err := filepath.Glob(filepath.Join(c.dir, pattern))
 		if err != nil {
 			c.t.Fatal(err)
