@@ -121,6 +121,7 @@ type Store struct {
 	transport *http.Transport
 	downloads *semaphore.Weighted
 	flights   flights
+	leases    pullLeases
 	retries   retries
 	quiet     *containerdlog.Entry
 
@@ -196,6 +197,7 @@ func newStore(cfg Config) (*Store, error) {
 		transport: transport,
 		downloads: semaphore.NewWeighted(int64(cfg.Downloads)),
 		flights:   flights{byKey: map[string]*flight{}},
+		leases:    pullLeases{held: map[string]bool{}},
 		retries:   patient,
 		quiet:     quiet(),
 		closing:   make(chan struct{}),
@@ -296,6 +298,7 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	case !here && s.cfg.Policy == Never:
 		return Image{}, failf(errdefs.ErrNotFound, "it is not here and pull_policy is never; bring it with ctr images import, or set another pull_policy")
 	case here && (s.cfg.Policy != Always || r.digest != ""): // what a digest means does not change
+		s.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
 
@@ -314,6 +317,7 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	case r.pin != "" && target.Digest.String() != r.pin: // before any of it is fetched
 		return Image{}, distrust(r, target.Digest)
 	case here && local.Target.Digest == target.Digest:
+		s.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
 	if err := checkTarget(target); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -12,7 +11,6 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -173,49 +171,6 @@ func (s *Store) noSnapshotter(err error) error {
 		return err
 	}
 	return failf(errdefs.ErrFailedPrecondition, "containerd has no snapshotter %q (%v); set containerd.snapshotter to one that ctr plugins ls shows", s.cfg.Snapshotter, err)
-}
-
-// The labels of the leases pulls hold.
-const labelLease = "io.shepherd.pull"
-
-// leaseTime is how long what a broken pull has fetched is kept for the next
-// one. It also ends the lease of a daemon that was killed and never came back.
-const leaseTime = 24 * time.Hour
-
-// lease makes ctx hold a new lease. When release is told of an error that may
-// pass, the lease stays, for the next pull of r; those of earlier pulls go in
-// any case, since what they held is held by this one as far as it is of use.
-// After a pull that broke, or with sweep, what nothing holds any more is
-// collected at once: a call that was cut off may have left a snapshot.
-func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
-	manager := s.cfg.Client.LeasesService()
-	held, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime),
-		leases.WithLabels(map[string]string{labelLease: r.String()}))
-	if err != nil {
-		return ctx, nil, fmt.Errorf("take a lease: %w", err)
-	}
-	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
-		keep := outcome != nil && (ctx.Err() != nil || errdefs.IsUnavailable(s.explanation(outcome)))
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-		defer cancel()
-		all, err := manager.List(ctx)
-		if err != nil {
-			all = []leases.Lease{held}
-		}
-		for _, l := range all {
-			earlier := l.Labels[labelLease] == r.String() && l.CreatedAt.Before(held.CreatedAt)
-			if !earlier && (l.ID != held.ID || keep) {
-				continue
-			}
-			var opts []leases.DeleteOpt
-			if earlier || sweep {
-				opts = append(opts, leases.SynchronousDelete)
-			}
-			if err := manager.Delete(ctx, l, opts...); err != nil && !errdefs.IsNotFound(err) {
-				s.cfg.Log.WarnContext(ctx, "a lease in containerd cannot be given back; it ends by itself within a day", "image", r.String(), "error", err)
-			}
-		}
-	}, nil
 }
 
 // abort throws half-written layers away.

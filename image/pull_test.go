@@ -450,6 +450,59 @@ func TestAbandonedPullEnds(t *testing.T) {
 	}
 }
 
+// TestLeasesOfKilledPulls has a process killed when its pull had made the image,
+// and before it deleted its lease: the next use of the image deletes it. What a
+// broken pull of a newer image fetched is kept.
+func TestLeasesOfKilledPulls(t *testing.T) {
+	h := newHome(t, testenv.RegistryConfig{})
+	h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, "data", mib, 1)))
+	m := job.Model{Name: "model", Version: "v1"}
+	if _, err := h.store(nil).Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	manager := h.client.LeasesService()
+	for _, name := range []string{"model:v1", "model:v2"} {
+		if _, err := manager.Create(t.Context(), leases.WithRandomID(), leases.WithExpiration(time.Hour),
+			leases.WithLabels(map[string]string{labelLease: h.registry.Host + "/" + name})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when string, want ...string) {
+		t.Helper()
+		all, err := manager.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, l := range all {
+			got = append(got, strings.TrimPrefix(l.Labels[labelLease], h.registry.Host+"/"))
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s there are leases of %q, want of %q", when, got, want)
+		}
+	}
+	always := h.store(func(c *Config) { c.Policy = Always })
+	h.registry.SetFault(func(*http.Request) *testenv.RegistryFault {
+		return &testenv.RegistryFault{Status: http.StatusBadGateway}
+	})
+	if _, err := always.Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("while the registry cannot be asked", "model:v1", "model:v2")
+	h.registry.SetFault(nil)
+	if _, err := always.Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("with the newest image here", "model:v2")
+	h.registry.Push(t, "model:v2", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, "data", mib, 2)))
+	m.Version = "v2"
+	if _, err := h.store(nil).Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("after the next pull")
+}
+
 // TestGarbageCollection runs containerd's collector in the middle of a pull.
 func TestGarbageCollectionDuringPull(t *testing.T) {
 	h := newHome(t, testenv.RegistryConfig{})

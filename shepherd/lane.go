@@ -189,9 +189,9 @@ func (l *lane) view() job.Sheep {
 		now := time.Now()
 		if left, why := l.rests.left(now); left > 0 {
 			v.Detail = "rests for " + left.Round(time.Second).String() + ": " + why
-		} else if models, next := l.modelRests.all(now); len(models) > 0 && v.Job == "" {
-			_, why := l.modelRests.left(models[0], now)
-			v.Detail = fmt.Sprintf("rests for %s with the model %s: %s", next.Round(time.Second), models[0], why)
+		} else if models, _ := l.modelRests.all(now); len(models) > 0 && v.Job == "" {
+			left, why := l.modelRests.left(models[0], now)
+			v.Detail = fmt.Sprintf("rests for %s with the model %s: %s", left.Round(time.Second), models[0], why)
 		} else {
 			v.Detail = l.share.state()
 		}

@@ -3,12 +3,10 @@ package shepherd
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -137,18 +135,28 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 	if err != nil {
 		return nil, workDirError("make the directory of the attempt", err)
 	}
+	if err := d.fill(); err != nil {
+		_ = w.clearStaged(d.attempt) // else the next daemon does
+		return nil, err
+	}
+	return d, nil
+}
+
+// fill marks the attempt's directory, which is new, and makes those of the job in it.
+func (d *workdir) fill() error {
+	attempt, id := d.staged(""), string(d.id)
 	if err := d.write(d.staged(MarkFile), []byte(markText)); err != nil {
-		return nil, workDirError("mark the directory of the attempt", err)
+		return workDirError("mark the directory of the attempt", err)
 	}
 	made, err := os.Lstat(attempt)
 	if err != nil {
-		return nil, workDirError("make the directory of the attempt", err)
+		return workDirError("make the directory of the attempt", err)
 	}
 	exact := made.Mode() == fs.ModeDir|dirMode // else a umask takes from it
 	if !exact {
 		err = os.Chmod(attempt, dirMode)
 	}
-	for _, name := range []string{d.staged(string(id)), d.staged(string(id), job.InputDir), d.staged(string(id), job.OutputDir)} {
+	for _, name := range []string{d.staged(id), d.staged(id, job.InputDir), d.staged(id, job.OutputDir)} {
 		if err == nil {
 			err = os.Mkdir(name, dirMode)
 		}
@@ -157,12 +165,12 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 		}
 	}
 	if err != nil {
-		return nil, workDirError("make the directory of the job", err)
+		return workDirError("make the directory of the job", err)
 	}
-	if d.job, err = os.OpenRoot(d.staged(string(id))); err != nil {
-		return nil, workDirError("open the directory of the job", err)
+	if d.job, err = os.OpenRoot(d.staged(id)); err != nil {
+		return workDirError("open the directory of the job", err)
 	}
-	return d, nil
+	return nil
 }
 
 // clearStaged removes the directory of an attempt from the staging area, where it is
@@ -334,348 +342,8 @@ func (d *workdir) give(to owner) error {
 	return err
 }
 
-// remove removes the directory with all that is in it: it first moves it to where no
-// runner reaches it. The handle is closed.
-func (d *workdir) remove() error {
-	d.job.Close()
-	if !d.legacy && d.removeSmall() == nil {
-		return nil
-	}
-	root, err := d.of.open()
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if d.shown {
-		sheep, err := root.OpenRoot(d.of.sheep)
-		if err != nil {
-			return workDirError("open the data directory of the sheep", err)
-		}
-		defer sheep.Close()
-		name := d.attempt
-		if d.legacy {
-			name = string(d.id)
-		}
-		if err := withdraw(root, sheep, name); err != nil {
-			return workDirError("remove the working directory", err)
-		}
-	}
-	staging, err := root.OpenRoot(stagingDir)
-	switch {
-	case err == nil:
-		defer staging.Close()
-		if err := discard(staging, d.attempt); err != nil {
-			return workDirError("remove the working directory", err)
-		}
-	case !d.shown:
-		return workDirError("open the staging area", err)
-	}
-	return nil
-}
-
-// removeSmall removes a directory as a small job leaves it. Where it fails, some of
-// the directory may be left, in the sheep's or in the staging area.
-func (d *workdir) removeSmall() error {
-	if d.shown {
-		sheep, err := d.of.enter(d.of.sheep)
-		if err != nil {
-			return err
-		}
-		defer sheep.Close()
-		if err := unix.Renameat2(int(sheep.Fd()), d.attempt, unix.AT_FDCWD, d.staged(), unix.RENAME_NOREPLACE); err != nil {
-			return err
-		}
-	}
-	return removeShallow(unix.AT_FDCWD, d.staged(), shallow)
-}
-
-// What removeShallow removes: directories so deep in each other, with so many
-// bytes of names in each.
-const (
-	shallow  = 4
-	fewNames = 4096
-)
-
-// removeShallow removes a directory as a small job leaves it, in as few system
-// calls as that takes, and follows no link. Where it fails, some of the directory
-// may be left: RemoveAll of os.Root copes with everything, and takes four times as
-// many.
-func removeShallow(parent int, name string, depth int) error {
-	dir, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dir)
-	if err := removeEntries(dir, depth); err != nil {
-		return err
-	}
-	if depth == shallow { // the mark goes last
-		if err := unix.Unlinkat(dir, MarkFile, 0); err != nil {
-			return err
-		}
-	}
-	return unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
-}
-
-func removeEntries(dir, depth int) error {
-	var buffer [fewNames]byte
-	n, err := unix.ReadDirent(dir, buffer[:])
-	if err != nil {
-		return err
-	}
-	var names []string
-	_, _, names = unix.ParseDirent(buffer[:n], -1, names)
-	for _, name := range names {
-		if depth == shallow && name == MarkFile {
-			continue
-		}
-		err := unix.Unlinkat(dir, name, 0)
-		if errors.Is(err, unix.EISDIR) && depth > 1 {
-			err = removeShallow(dir, name, depth-1)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // leave closes the handle and leaves the directory to the next daemon.
 func (d *workdir) leave() { d.job.Close() }
-
-// hadJob reports whether a sheep is known to have had a job.
-type hadJob func(job.ID) (bool, error)
-
-// clean removes what attempts of earlier daemons left in the sheep's directory, but
-// for those to keep. It removes what carries the mark and, since daemons before this
-// one did not mark directories, those of jobs that the sheep had. It returns the
-// names of all others that look like directories of attempts.
-func (w workdirs) clean(keep map[ledger.Token]job.ID, had hadJob) (left []string, err error) {
-	root, err := w.open()
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	sheep, err := subdir(root, w.sheep, dirMode)
-	if err != nil {
-		return nil, workDirError("open the data directory of the sheep", err)
-	}
-	defer sheep.Close()
-	kept := make(map[string]bool)
-	for t, id := range keep {
-		kept[attemptDir(t)] = true
-		kept[string(id)] = true
-	}
-	left, err = sweep(sheep, kept, had, func(name string) error { return withdraw(root, sheep, name) })
-	if err != nil {
-		return left, workDirError("remove left-over working directories", err)
-	}
-	return left, nil
-}
-
-// cleanStaging removes what earlier daemons were filling or removing, as clean does.
-func cleanStaging(dataRoot string, had hadJob) (left []string, err error) {
-	root, err := workdirs{dataRoot: dataRoot}.open()
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	durable.Spread(dataRoot)
-	staging, err := root.OpenRoot(stagingDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, workDirError("open the staging area", err)
-	}
-	defer staging.Close()
-	left, err = sweep(staging, nil, had, func(name string) error { return discard(staging, name) })
-	left = slices.DeleteFunc(left, func(name string) bool { return staging.Remove(name) == nil }) // empty: it has no mark yet
-	if err != nil {
-		return left, workDirError("clear the staging area", err)
-	}
-	return left, nil
-}
-
-// sweep calls remove for the directories in dir that are those of attempts, and
-// returns the names of the others that look like it.
-func sweep(dir *os.Root, kept map[string]bool, had hadJob, remove func(name string) error) (left []string, failed error) {
-	entries, failed := readDir(dir)
-	for _, e := range entries {
-		name := e.Name()
-		if !e.IsDir() || kept[name] {
-			continue
-		}
-		if !isMarked(dir, name) {
-			id, found := unmarkedJob(dir, name)
-			ours := false
-			if found {
-				var err error
-				if ours, err = had(id); err != nil {
-					failed = errors.Join(failed, err)
-					continue
-				}
-			}
-			if !ours {
-				if found || isAttemptDir(name) {
-					left = append(left, name)
-				}
-				continue
-			}
-		}
-		failed = errors.Join(failed, remove(name))
-	}
-	slices.Sort(left)
-	return left, failed
-}
-
-// mark makes a directory one of an attempt's.
-func mark(dir *os.Root) error {
-	f, err := dir.OpenFile(MarkFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(markText)
-	return errors.Join(err, f.Close())
-}
-
-// isMarked reports whether a directory carries the mark.
-func isMarked(parent *os.Root, name string) bool {
-	info, err := parent.Lstat(path.Join(name, MarkFile))
-	return err == nil && info.Mode().IsRegular()
-}
-
-// unmarkedJob is the job of a directory that a daemon made which did not mark it:
-// the job's own, or one named for an attempt that holds the job's and nothing else.
-func unmarkedJob(parent *os.Root, name string) (job.ID, bool) {
-	if !isAttemptDir(name) {
-		id, err := job.ParseID(name)
-		return id, err == nil && isJobDir(parent, name)
-	}
-	dir, err := parent.OpenRoot(name)
-	if err != nil {
-		return "", false
-	}
-	defer dir.Close()
-	entries, err := readDir(dir)
-	if err != nil || len(entries) != 1 {
-		return "", false
-	}
-	id, err := job.ParseID(entries[0].Name())
-	return id, err == nil && isJobDir(dir, entries[0].Name())
-}
-
-// isJobDir reports whether a directory is as a job's: with inputs/, outputs/ and
-// nothing else but hidden files.
-func isJobDir(parent *os.Root, name string) bool {
-	dir, err := parent.OpenRoot(name)
-	if err != nil {
-		return false
-	}
-	defer dir.Close()
-	entries, err := readDir(dir)
-	if err != nil {
-		return false
-	}
-	found := 0
-	for _, e := range entries {
-		switch {
-		case e.IsDir() && (e.Name() == job.InputDir || e.Name() == job.OutputDir):
-			found++
-		case !strings.HasPrefix(e.Name(), "."):
-			return false
-		}
-	}
-	return found == 2
-}
-
-// withdraw removes a directory from a sheep's: it first moves it to where no runner
-// reaches it, if it can.
-func withdraw(root, sheep *os.Root, name string) error {
-	staging, err := subdir(root, stagingDir, 0o700)
-	if err != nil {
-		return discard(sheep, name)
-	}
-	defer staging.Close()
-	from, err := sheep.Open(".")
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	into, err := staging.Open(".")
-	if err != nil {
-		return err
-	}
-	defer into.Close()
-	err = unix.Renameat2(int(from.Fd()), name, int(into.Fd()), name, unix.RENAME_NOREPLACE)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil: // as where something is mounted in it
-		return discard(sheep, name)
-	}
-	return discard(staging, name)
-}
-
-// discard removes a directory, its mark last: whenever the daemon is killed, what is
-// left of it carries the mark.
-func discard(parent *os.Root, name string) error {
-	info, err := parent.Lstat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case !info.IsDir(): // a runner can put a link in its place
-		return parent.Remove(name)
-	}
-	dir, err := parent.OpenRoot(name)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if !isMarked(parent, name) { // made by a daemon before this one, or a runner took the mark away
-		if dir.RemoveAll(MarkFile) == nil {
-			_ = mark(dir) // a full disk is no reason to keep what fills it
-		}
-	}
-	for {
-		removed, err := removeSome(dir)
-		if err != nil {
-			return err
-		}
-		if removed == 0 {
-			return parent.RemoveAll(name)
-		}
-	}
-}
-
-// removeSome removes some of what is in a directory beside its mark: a runner may
-// have put any number of files there.
-func removeSome(dir *os.Root) (removed int, err error) {
-	d, err := dir.Open(".")
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close()
-	entries, err := d.ReadDir(1000)
-	if err == io.EOF {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
-		if e.Name() == MarkFile {
-			continue
-		}
-		if err := dir.RemoveAll(e.Name()); err != nil {
-			return removed, err
-		}
-		removed++
-	}
-	return removed, nil
-}
 
 func readDir(root *os.Root) ([]fs.DirEntry, error) {
 	dir, err := root.Open(".")

@@ -1,20 +1,26 @@
 package shepherd
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iterait/shepherd/internal/claims"
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
 )
 
 // files makes files below a directory; a name that ends in a slash is a directory.
@@ -117,7 +123,7 @@ func TestCleanWithoutAnswer(t *testing.T) {
 
 // Whatever a runner does to its directory, it is removed, and nothing else.
 func TestRemoveWhatARunnerLeft(t *testing.T) {
-	for name, deed := range map[string]func(t *testing.T, sheep string){
+	for name, change := range map[string]func(t *testing.T, sheep string){
 		"nothing":     func(*testing.T, string) {},
 		"took away":   func(t *testing.T, sheep string) { must(t, os.RemoveAll(sheep+"/attempt-1")) },
 		"no mark":     func(t *testing.T, sheep string) { must(t, os.Remove(sheep+"/attempt-1/"+MarkFile)) },
@@ -137,7 +143,7 @@ func TestRemoveWhatARunnerLeft(t *testing.T) {
 			must(t, err)
 			must(t, d.show(owner{}))
 			files(t, root, "dolly/attempt-2/x")
-			deed(t, root+"/dolly")
+			change(t, root+"/dolly")
 			must(t, d.remove())
 			if got := namesIn(t, root+"/dolly"); !slices.Equal(got, []string{"attempt-2"}) {
 				t.Errorf("the sheep's directory has %q", got)
@@ -222,6 +228,145 @@ func TestKilledWithWorkingDirectories(t *testing.T) {
 		}
 		if got := append(namesIn(t, root+"/dolly"), namesIn(t, filepath.Join(root, stagingDir))...); len(got) > 0 {
 			t.Fatalf("round %d: left %q", round, got)
+		}
+	}
+}
+
+// What a runner leaves in its working directory is removed whatever it is, and
+// nothing outside is.
+func TestWorkdirIsRemoved(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		fill func(t *testing.T, dir, outside string)
+	}{
+		{"a small job", func(t *testing.T, dir, _ string) { files(t, dir, "outputs/output") }},
+		{"many files", func(t *testing.T, dir, _ string) {
+			for i := range 500 {
+				files(t, dir, "outputs/"+strings.Repeat("n", 40)+strconv.Itoa(i))
+			}
+		}},
+		{"deep directories", func(t *testing.T, dir, _ string) {
+			files(t, dir, "outputs"+strings.Repeat("/d", 20)+"/file")
+		}},
+		{"links that lead out", func(t *testing.T, dir, outside string) {
+			for _, name := range []string{"outputs/link", "link"} {
+				relink(t, filepath.Join(dir, name), outside)
+			}
+			relink(t, filepath.Join(dir, "inputs"), outside)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			outside := t.TempDir()
+			files(t, outside, "kept")
+			w := workdirs{dataRoot: filepath.Join(t.TempDir(), "data"), sheep: "sheep"}
+			d, err := w.make(7, "job")
+			must(t, err)
+			must(t, d.show(owner{}))
+			c.fill(t, filepath.Join(d.ioDataRoot(), "job"), outside)
+			must(t, d.remove())
+			if entries, err := os.ReadDir(filepath.Join(w.dataRoot, w.sheep)); err != nil || len(entries) > 0 {
+				t.Errorf("left are %v, %v", entries, err)
+			}
+			if _, err := os.Stat(filepath.Join(outside, "kept")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What cannot be made whole on a full disk is not left there in part.
+func TestMakeOnAFullDisk(t *testing.T) {
+	for _, inodes := range []int{3, 4, 5, 6, 7} { // the root, the staging area and so much of what follows
+		root := t.TempDir()
+		if err := unix.Mount("shepherd-test", root, "tmpfs", 0, fmt.Sprintf("size=1m,nr_inodes=%d", inodes)); err != nil {
+			testenv.Missing(t, "mounting a tmpfs", "run the tests as root: "+err.Error())
+		}
+		t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+		w := workdirs{dataRoot: root, sheep: "dolly"}
+		d, err := w.make(1, "job-1")
+		if inodes == 7 { // the attempt's, its mark, the job's, inputs/ and outputs/
+			must(t, err)
+			must(t, d.remove())
+		} else if !errors.Is(err, storage.ErrWorkDir) || !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("with %d inodes: %v", inodes, err)
+		}
+		if got := namesIn(t, filepath.Join(root, stagingDir)); len(got) > 0 {
+			t.Errorf("with %d inodes the staging area has %q", inodes, got)
+		}
+	}
+	// There are inodes, and no room for the mark's text.
+	root := t.TempDir()
+	if err := unix.Mount("shepherd-test", root, "tmpfs", 0, "size=64k"); err != nil {
+		testenv.Missing(t, "mounting a tmpfs", "run the tests as root: "+err.Error())
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	if err := os.WriteFile(root+"/others", make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if _, err := (workdirs{dataRoot: root, sheep: "dolly"}).make(1, "job-1"); !errors.Is(err, storage.ErrWorkDir) || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("without room: %v", err)
+	}
+	if got := namesIn(t, filepath.Join(root, stagingDir)); len(got) > 0 {
+		t.Errorf("without room the staging area has %q", got)
+	}
+}
+
+// Where the staging area cannot take a directory, as on a disk that is broken, it is
+// removed in its place.
+func TestRemoveWithoutStagingArea(t *testing.T) {
+	w := workdirs{dataRoot: t.TempDir(), sheep: "dolly"}
+	d, err := w.make(1, "job-1")
+	must(t, err)
+	must(t, d.show(owner{}))
+	relink(t, filepath.Join(w.dataRoot, stagingDir), "")
+	files(t, w.dataRoot, stagingDir)
+	must(t, d.remove())
+	if got := namesIn(t, filepath.Join(w.dataRoot, "dolly")); len(got) > 0 {
+		t.Errorf("the sheep's directory has %q", got)
+	}
+}
+
+// A sheep's directory that is a link out of the data root is not entered.
+func TestWorkdirStaysInDataRoot(t *testing.T) {
+	outside := t.TempDir()
+	w := workdirs{dataRoot: t.TempDir(), sheep: "sheep"}
+	if err := os.Symlink(outside, filepath.Join(w.dataRoot, w.sheep)); err != nil {
+		t.Fatal(err)
+	}
+	d, err := w.make(7, "job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.show(owner{}); err == nil {
+		t.Error("the working directory was moved out of the data root")
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) > 0 {
+		t.Errorf("outside are %v, %v", entries, err)
+	}
+	if err := d.remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The mode of working directories does not depend on the umask, and what an
+// earlier daemon left in the staging area is replaced.
+func TestWorkdirModes(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	w := workdirs{dataRoot: t.TempDir(), sheep: "sheep"}
+	for range 2 {
+		d, err := w.make(7, "job")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.leave()
+		for _, name := range []string{d.staged(""), d.staged("job"), d.staged("job", "inputs"), d.staged("job", "outputs")} {
+			if info, err := os.Stat(name); err != nil || info.Mode() != fs.ModeDir|dirMode {
+				t.Errorf("%s: %v, %v", name, info.Mode(), err)
+			}
+		}
+		if err := d.writeInput([]byte("left over")); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/cgroup"
@@ -18,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-var errAlive = errors.New("the shim lives")
+var errAlive = fmt.Errorf("the shim lives: %w", errdefs.ErrFailedPrecondition)
 
 // GroupName is the name of the control groups of a life.
 func GroupName(life string) string { return "shepherd-" + life }
@@ -27,7 +28,9 @@ func GroupName(life string) string { return "shepherd-" + life }
 // of it that is still there. Exit is always set in what it returns. Nothing that
 // tells of the life is written or removed, so Settle can be interrupted and
 // repeated; Remove removes the folder when what it said is safe. A shim that was
-// about to begin in the folder finds no spec any more, and ends.
+// about to begin in the folder finds no spec any more, and ends. When a shim lives
+// in the folder, perhaps since a moment ago, the error is of class
+// errdefs.ErrFailedPrecondition: Attach is for that case.
 //
 // Answers that were kept are returned, except after a restart of the machine:
 // the files of the jobs they speak of may not have reached the disk.

@@ -259,7 +259,8 @@ func (c *Containerd) Ctr(t testing.TB, namespace string, args ...string) string 
 // Leftovers lists what a namespace holds that a finished run must not leave:
 // containers, tasks, leases and active snapshots, and the mounts and cgroups of
 // any of them. Images, their content and their committed snapshots are no
-// leftovers.
+// leftovers, nor is the lease of a pull whose image is not there: it keeps what
+// was fetched for the next pull.
 func (c *Containerd) Leftovers(t testing.TB, namespace string) []string {
 	t.Helper()
 	var found []string
@@ -273,7 +274,15 @@ func (c *Containerd) Leftovers(t testing.TB, namespace string) []string {
 	all := func(string) bool { return true }
 	list("container", all, "containers", "ls", "-q")
 	list("task", all, "tasks", "ls", "-q")
-	list("lease", all, "leases", "ls", "-q")
+	images := strings.Fields(c.Ctr(t, namespace, "images", "ls", "-q"))
+	list("lease", func(line string) bool {
+		if strings.HasPrefix(line, "ID ") {
+			return false
+		}
+		_, pull, ok := strings.Cut(line, "io.shepherd.pull=")
+		pull, _, _ = strings.Cut(pull, ",")
+		return !ok || slices.Contains(images, pull)
+	}, "leases", "ls")
 	list("snapshot", func(line string) bool { return strings.HasSuffix(line, "Active") || strings.HasSuffix(line, "View") }, "snapshots", "ls")
 	for _, m := range c.Mounts(t) {
 		found = append(found, "mount "+m)

@@ -4,6 +4,8 @@
 package testenv
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -43,15 +45,35 @@ func Python(t testing.TB, module, pkg string) string {
 	return ""
 }
 
-// FreePort returns a loopback TCP port that nothing listens on.
+// The ports that FreePort returns: below those that the kernel gives to clients'
+// connections, which come and go.
+const (
+	firstPort = 10_000
+	lastPort  = 32_000
+)
+
+// FreePort returns a TCP port that nothing listens on. No other test is given it,
+// of this process or of another, until the test ends: what is started on it later
+// finds it free.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var failed error
+	for range 1000 {
+		port := firstPort + rand.IntN(lastPort-firstPort)
+		reserved, err := net.Listen("unix", fmt.Sprintf("@shepherd-test-port-%d", port)) // "@": it has no file
+		if err == nil {
+			var l net.Listener
+			if l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
+				l.Close()
+				t.Cleanup(func() { reserved.Close() })
+				return port
+			}
+			reserved.Close()
+		}
+		failed = err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatalf("no port is free: %v", failed)
+	return 0
 }
 
 // moduleRoot is the nearest folder above the test's that holds go.mod.

@@ -198,6 +198,18 @@ func (s suite) testRemoval(t *testing.T) {
 	if n := f.count()[job.Queued]; n != 2 {
 		t.Errorf("%d jobs are queued", n)
 	}
+
+	// The same without a crash on the way.
+	f.end("whole")
+	begin("whole", 0, true, nil)
+	end("whole")
+	if _, err := f.Get(t.Context(), "whole"); !errors.Is(err, ledger.ErrNotFound) {
+		t.Errorf("the removed record is there: %v", err)
+	}
+	end("whole")
+	if rec := f.create("whole"); rec.Run != 1 {
+		t.Errorf("the run after a removal is %d", rec.Run)
+	}
 }
 
 // testRetainedExpiry has more jobs end than records are kept: those whose files

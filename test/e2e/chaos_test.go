@@ -22,7 +22,6 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"github.com/iterait/shepherd/internal/testenv"
-	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
@@ -75,6 +74,7 @@ type chaos struct {
 	other string           // the programs of another build
 
 	containerdAway bool
+	ending         chan struct{} // the exited of the daemon that was killed, or told to end, last
 
 	dice    *rand.Rand
 	counts  map[string]int // faults by kind
@@ -213,15 +213,6 @@ func (c *chaos) heal() {
 	c.undo = nil
 }
 
-func (c *chaos) dead() bool {
-	select {
-	case <-c.exited:
-		return true
-	default:
-		return false
-	}
-}
-
 // replace starts the daemon, or another build's, and mostly waits until it serves.
 func (c *chaos) replace() {
 	c.t.Helper()
@@ -262,16 +253,16 @@ func (c *chaos) settle() time.Duration {
 	c.t.Helper()
 	began := time.Now()
 	c.heal()
+	if c.ending == c.exited {
+		c.awaitExit()
+	}
 	for c.serves(); c.dead(); c.serves() {
 		if time.Since(began) > deadline {
 			c.t.Fatalf("the daemon does not start:\n%s", c.log)
 		}
 		c.launch()
 	}
-	endpoint, key, secret := c.s3, accessKey, secretKey
-	if c.minio != nil {
-		endpoint, key, secret = c.minio.URL, c.minio.AccessKey, c.minio.SecretKey
-	}
+	endpoint, key, secret := c.storage()
 	store, err := s3.New(s3.Config{URL: endpoint, AccessKey: key, SecretKey: secret})
 	if err != nil {
 		c.t.Fatal(err)
@@ -336,19 +327,18 @@ func (c *chaos) judge(ctx context.Context, store *s3.Store, j *chaosJob, executi
 		c.report.doubled++
 		c.t.Errorf("job %s was given to runners %d times, and its attempts are %+v", j.id, executions, detail.Attempts)
 	}
-	var kept job.Status
-	var err error
-	for end := time.Now().Add(deadline / 4); ; time.Sleep(5 * time.Millisecond) {
-		kept, err = store.Status(ctx, job.ID(j.id))
-		if err == nil && string(kept.State) == detail.Status && detail.Finished != nil && !kept.FinishedAt.IsZero() && *job.FormatTime(kept.FinishedAt) == *detail.Finished {
-			return
-		}
-		if time.Now().After(end) {
-			c.report.disagree++
-			c.t.Errorf("job %s: storage says %+v (%v), the API %s", j.id, kept, err, text)
-			return
-		}
+	if kept, err := keptStatus(ctx, store, j.id, detail.Status, detail.Finished); err != nil {
+		c.report.disagree++
+		c.t.Errorf("job %s: storage says %+v (%v), the API %s", j.id, kept, err, text)
 	}
+}
+
+// storage is how clients reach the storage, past the proxy.
+func (c *chaos) storage() (url, key, secret string) {
+	if c.minio != nil {
+		return c.minio.URL, c.minio.AccessKey, c.minio.SecretKey
+	}
+	return c.s3, accessKey, secretKey
 }
 
 // findLeftovers stops the daemon and looks for what it left.
@@ -362,7 +352,7 @@ func (c *chaos) findLeftovers() {
 	for _, command := range c.processes() {
 		left("process %s", command)
 	}
-	for _, pattern := range []string{"data/*/attempt-*", "data/.staging/*"} {
+	for _, pattern := range []string{"data/[^.]*/attempt-*", "data/.staging/*"} {
 		found, err := filepath.Glob(filepath.Join(c.dir, pattern))
 		if err != nil {
 			c.t.Fatal(err)
@@ -403,10 +393,7 @@ func (c *chaos) findLeftovers() {
 // uploads are the multipart uploads that were not completed or aborted.
 func (c *chaos) uploads() []string {
 	c.t.Helper()
-	endpoint, key, secret := c.s3, accessKey, secretKey
-	if c.minio != nil {
-		endpoint, key, secret = c.minio.URL, c.minio.AccessKey, c.minio.SecretKey
-	}
+	endpoint, key, secret := c.storage()
 	client, err := minio.New(strings.TrimPrefix(endpoint, "http://"), &minio.Options{Creds: credentials.NewStaticV4(key, secret, "")})
 	if err != nil {
 		c.t.Fatal(err)

@@ -5,11 +5,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
@@ -23,13 +24,16 @@ type chaosFault struct {
 
 // faults are those that can befall this machine.
 func (c *chaos) faults() []chaosFault {
-	daemon := func(s syscall.Signal) func() (func(), bool) {
-		return func() (func(), bool) { return nil, c.daemon.Process.Signal(s) == nil }
+	ends := func(s syscall.Signal) func() (func(), bool) {
+		return func() (func(), bool) {
+			c.ending = c.exited
+			return nil, c.daemon.Process.Signal(s) == nil
+		}
 	}
 	faults := []chaosFault{
-		{"SIGKILL to the daemon", daemon(syscall.SIGKILL)},
-		{"SIGTERM to the daemon", daemon(syscall.SIGTERM)},
-		{"SIGSTOP to the daemon", c.stops(func() []int { return []int{c.daemon.Process.Pid} })},
+		{"SIGKILL to the daemon", ends(syscall.SIGKILL)},
+		{"SIGTERM to the daemon", ends(syscall.SIGTERM)},
+		{"SIGSTOP to the daemon", c.stops(c.theDaemon)},
 		{"reload of the daemon", c.reloads},
 		{"SIGKILL to a shim", c.kills(c.shims)},
 		{"SIGSTOP to a shim", c.stops(c.shims)},
@@ -60,45 +64,30 @@ func (c *chaos) faults() []chaosFault {
 }
 
 // kills kills one of the processes that find finds.
-func (c *chaos) kills(find func() []int) func() (func(), bool) {
+func (c *chaos) kills(find func() []proc.Process) func() (func(), bool) {
 	return func() (func(), bool) {
-		pids := find()
-		if len(pids) == 0 {
-			return nil, false
-		}
-		return nil, syscall.Kill(pids[c.dice.IntN(len(pids))], syscall.SIGKILL) == nil
+		p, found := c.one(find())
+		return nil, found && proc.Signal(p, syscall.SIGKILL) == nil
 	}
 }
 
 // stops has one of the processes that find finds stand still.
-func (c *chaos) stops(find func() []int) func() (func(), bool) {
+func (c *chaos) stops(find func() []proc.Process) func() (func(), bool) {
 	return func() (func(), bool) {
-		pids := find()
-		if len(pids) == 0 {
+		p, found := c.one(find())
+		if !found || proc.Signal(p, syscall.SIGSTOP) != nil {
 			return nil, false
 		}
-		pid := pids[c.dice.IntN(len(pids))]
-		began := startOf(pid)
-		if began == "" || syscall.Kill(pid, syscall.SIGSTOP) != nil {
-			return nil, false
-		}
-		return func() {
-			if startOf(pid) == began { // its number may be another's by now
-				_ = syscall.Kill(pid, syscall.SIGCONT)
-			}
-		}, true
+		return func() { _ = proc.Signal(p, syscall.SIGCONT) }, true
 	}
 }
 
-// startOf is when a process was started, in the kernel's words; empty where there is
-// none.
-func startOf(pid int) string {
-	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	_, rest, _ := bytes.Cut(stat, []byte(") "))
-	if fields := strings.Fields(string(rest)); len(fields) > 19 {
-		return fields[19]
+// one draws a process.
+func (c *chaos) one(found []proc.Process) (proc.Process, bool) {
+	if len(found) == 0 {
+		return proc.Process{}, false
 	}
-	return ""
+	return found[c.dice.IntN(len(found))], true
 }
 
 func (c *chaos) reloads() (func(), bool) {
@@ -118,64 +107,50 @@ func (c *chaos) reloads() (func(), bool) {
 	return nil, c.daemon.Process.Signal(syscall.SIGHUP) == nil
 }
 
-// shims are those of bare sheep.
-func (c *chaos) shims() []int {
-	return c.find(func(_ int, command string) bool { return strings.Contains(command, "shepherd-shim") })
+func (c *chaos) theDaemon() []proc.Process {
+	p, err := proc.Read(c.daemon.Process.Pid)
+	if err != nil {
+		return nil
+	}
+	return []proc.Process{p}
 }
 
-func (c *chaos) bareRunners() []int {
-	return c.find(func(_ int, command string) bool {
+// shims are those of bare sheep.
+func (c *chaos) shims() []proc.Process {
+	return c.own(func(command string) bool { return strings.Contains(command, "shepherd-shim") })
+}
+
+func (c *chaos) bareRunners() []proc.Process {
+	return c.own(func(command string) bool {
 		return strings.Contains(command, "shepherd-runner") && !strings.Contains(command, "shepherd-shim")
 	})
 }
 
-func (c *chaos) find(match func(pid int, command string) bool) (pids []int) {
+// own are processes of the world whose command line matches.
+func (c *chaos) own(match func(command string) bool) (found []proc.Process) {
 	for pid, command := range c.processes() {
-		if match(pid, command) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// containerdShims are those of this machine's containerd.
-func (c *chaos) containerdShims() (pids []int) {
-	dir := filepath.Dir(c.containerd.Address) + "/"
-	for pid, command := range commands() {
-		if strings.Contains(command, "containerd-shim") && strings.Contains(command, dir) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// containerRunners are the first processes of this machine's containers.
-func (c *chaos) containerRunners() (pids []int) {
-	shims := make(map[string]bool)
-	for _, pid := range c.containerdShims() {
-		shims[strconv.Itoa(pid)] = true
-	}
-	for pid, command := range commands() {
-		stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		_, rest, _ := bytes.Cut(stat, []byte(") "))
-		if fields := strings.Fields(string(rest)); len(fields) > 1 && shims[fields[1]] && strings.HasPrefix(command, "/runner ") {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// commands are the command lines of all processes.
-func commands() map[int]string {
-	found := make(map[int]string)
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-			found[pid] = strings.ReplaceAll(string(command), "\x00", " ")
+		if p, err := proc.Read(pid); err == nil && match(command) {
+			found = append(found, p)
 		}
 	}
 	return found
+}
+
+// containerdShims are those of this machine's containerd.
+func (c *chaos) containerdShims() []proc.Process {
+	dir := filepath.Dir(c.containerd.Address) + "/"
+	return slices.DeleteFunc(allProcesses(), func(p proc.Process) bool {
+		command := commandLine(p.PID)
+		return !strings.Contains(command, "containerd-shim") || !strings.Contains(command, dir)
+	})
+}
+
+// containerRunners are the first processes of this machine's containers.
+func (c *chaos) containerRunners() []proc.Process {
+	shims := c.containerdShims()
+	return slices.DeleteFunc(allProcesses(), func(p proc.Process) bool {
+		return !strings.HasPrefix(commandLine(p.PID), "/runner ") || !slices.ContainsFunc(shims, func(shim proc.Process) bool { return shim.PID == p.Parent })
+	})
 }
 
 func (c *chaos) killContainerd() (func(), bool) {
@@ -201,10 +176,11 @@ func (c *chaos) killMinIO() (func(), bool) {
 
 // killEverything is a power cut, but for containerd and the storage.
 func (c *chaos) killEverything() (func(), bool) {
+	c.ending = c.exited
 	_ = c.daemon.Process.Kill()
-	for _, find := range []func() []int{c.shims, c.containerdShims, c.bareRunners, c.containerRunners} { // a shim tells of a runner that it sees end
-		for _, pid := range find() {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+	for _, find := range []func() []proc.Process{c.shims, c.containerdShims, c.bareRunners, c.containerRunners} { // a shim tells of a runner that it sees end
+		for _, p := range find() {
+			_ = proc.Signal(p, syscall.SIGKILL)
 		}
 	}
 	return nil, true

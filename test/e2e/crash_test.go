@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -156,15 +159,6 @@ func (c *crashes) launchAt(point crashpoint.Point) {
 	c.launch()
 }
 
-func (c *crashes) dead() bool {
-	select {
-	case <-c.exited:
-		return true
-	default:
-		return false
-	}
-}
-
 // more has the client want something new that leads to the point.
 func (c *crashes) more(point crashpoint.Point) {
 	id := fmt.Sprintf("job-%d", len(c.order)+1)
@@ -255,16 +249,8 @@ func (c *crashes) settle() {
 				c.t.Errorf("%s gave %q, want %q", id, got, j.input)
 			}
 		}
-		var kept job.Status
-		for end := time.Now().Add(deadline / 4); ; time.Sleep(5 * time.Millisecond) {
-			kept, err = store.Status(c.t.Context(), job.ID(id))
-			if err == nil && string(kept.State) == want && !kept.FinishedAt.IsZero() && s.Finished != nil && *job.FormatTime(kept.FinishedAt) == *s.Finished {
-				break
-			}
-			if time.Now().After(end) {
-				c.t.Errorf("%s: storage says %+v (%v), the API %+v", id, kept, err, s)
-				break
-			}
+		if kept, err := keptStatus(c.t.Context(), store, id, want, s.Finished); err != nil {
+			c.t.Errorf("%s: storage says %+v (%v), the API %+v", id, kept, err, s)
 		}
 	}
 	c.eventually("no working directory is left", func() bool {
@@ -274,6 +260,20 @@ func (c *crashes) settle() {
 	})
 	if c.t.Failed() {
 		c.t.Logf("killed at %v", c.killed)
+	}
+}
+
+// keptStatus waits until storage says of an ended job what the API does; the error
+// says that it does not.
+func keptStatus(ctx context.Context, store *s3.Store, id, state string, finished *string) (kept job.Status, err error) {
+	for end := time.Now().Add(deadline / 4); ; time.Sleep(5 * time.Millisecond) {
+		kept, err = store.Status(ctx, job.ID(id))
+		if err == nil && string(kept.State) == state && !kept.FinishedAt.IsZero() && finished != nil && *job.FormatTime(kept.FinishedAt) == *finished {
+			return kept, nil
+		}
+		if time.Now().After(end) {
+			return kept, cmp.Or(err, errors.New("another status"))
+		}
 	}
 }
 

@@ -13,13 +13,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/iterait/shepherd/internal/proc"
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
@@ -183,6 +183,16 @@ func (w *world) logged(pattern string) string {
 	return found
 }
 
+// dead says whether the daemon has ended.
+func (w *world) dead() bool {
+	select {
+	case <-w.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // kill is kill -9 for the daemon.
 func (w *world) kill() {
 	w.t.Helper()
@@ -244,22 +254,30 @@ func (w *world) end() {
 // command lines.
 func (w *world) processes() map[int]string {
 	found := make(map[int]string)
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || w.daemon != nil && pid == w.daemon.Process.Pid {
+	for _, p := range allProcesses() {
+		if p.PID == os.Getpid() || w.daemon != nil && p.PID == w.daemon.Process.Pid || p.Zombie() {
 			continue
 		}
-		environ, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
-		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		if bytes.Contains(environ, []byte(w.dir)) || bytes.Contains(cmdline, []byte(w.dir)) {
-			if stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat"); bytes.Contains(stat, []byte(") Z ")) {
-				continue
-			}
-			found[pid] = strings.ReplaceAll(string(cmdline), "\x00", " ")
+		command := commandLine(p.PID)
+		environ, _ := proc.Environ(p.PID) // it may be gone
+		if strings.Contains(command, w.dir) || strings.Contains(strings.Join(environ, " "), w.dir) {
+			found[p.PID] = command
 		}
 	}
 	return found
+}
+
+// allProcesses is the process table; none where it cannot be read.
+func allProcesses() []proc.Process {
+	all, _ := proc.All()
+	return all
+}
+
+// commandLine is a process's command line with all of its arguments; empty where it
+// is gone.
+func commandLine(pid int) string {
+	command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.ReplaceAll(string(command), "\x00", " ")
 }
 
 // noted are the lines of the runners' journal that begin with the word.

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -28,9 +29,15 @@ HANG = 30  # seconds, which bound what must happen soon
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Return a port that is free, of those that no client's connection is given."""
+    while True:
+        port = random.randrange(10000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            return port
 
 
 class Runner(unittest.TestCase):
@@ -66,12 +73,16 @@ class Runner(unittest.TestCase):
             client = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             client.setsockopt(zmq.LINGER, 0)
             client.connect("tcp://127.0.0.1:%d" % self.port)
-            task = asyncio.ensure_future(runner.process_all())
+            serving = asyncio.ensure_future(runner.process_all())
+            talking = asyncio.ensure_future(conversation(client))
             try:
-                return await asyncio.wait_for(conversation(client), HANG)
+                ended, _ = await asyncio.wait({serving, talking}, timeout=HANG, return_when=asyncio.FIRST_COMPLETED)
+                self.assertTrue(ended, "nobody answers")
+                return (talking if talking in ended else serving).result()  # it raises what the runner ended with
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in (serving, talking):
+                    task.cancel()
+                await asyncio.gather(serving, talking, return_exceptions=True)
                 client.close()
 
         return asyncio.run(both())
@@ -83,6 +94,7 @@ class Runner(unittest.TestCase):
         ):
             path = self.config(**more)
             for config_path in (path, os.path.join(path, "config.yaml")):
+                self.port = free_port()  # zmq lets go of the last one in the background
                 runner = JSONRunner(config_path, self.port, stream)
                 name = stream + str(len(config_path))
 
