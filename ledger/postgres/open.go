@@ -78,6 +78,11 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.C
 	if err := l.retry(ctx, l.findHorizon); err != nil {
 		return err
 	}
+	// The ledger's age is brought up to date before the first run ends: one that ended
+	// at an age of long ago would be taken for old.
+	if err := l.retry(ctx, l.upkeep.keepAge); err != nil {
+		return err
+	}
 	l.upkeep.lastEvent = l.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
 		_, err := l.exec(ctx, queryNotify, pgx.NamedArgs{"from": l.bell.me})

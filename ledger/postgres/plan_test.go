@@ -47,7 +47,7 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 // rolled back. None reads all jobs, attempts or events, and the pages that it touches
 // are those of what it returns and changes, however many jobs there are.
 func TestPlans(t *testing.T) {
-	jobs := 100_000
+	jobs := 50_000
 	if text := os.Getenv(jobsEnv); text != "" {
 		var err error
 		if jobs, err = strconv.Atoi(text); err != nil {

@@ -196,8 +196,11 @@ func until(from net.Conn, kind byte, to net.Conn) (all []byte, err error) {
 		} else if _, err := to.Write(m); err != nil {
 			return nil, err
 		}
-		if m[0] == kind {
+		switch m[0] {
+		case kind:
 			return all, nil
+		case 'X': // the client's last
+			return nil, io.EOF
 		}
 	}
 }

@@ -346,12 +346,16 @@ func (u *upkeep) runTimers(ctx context.Context) error {
 	return nil
 }
 
+// keepAge brings the ledger's age up to date when the ledger is opened.
+func (u *upkeep) keepAge(ctx context.Context) error {
+	u.swept = time.Now()
+	_, err := u.l.exec(ctx, queryKeepAge, pgx.NamedArgs{"most": maxClosed.Microseconds()})
+	return err
+}
+
 // sweep keeps the ledger's age, and removes what is no longer kept.
 func (u *upkeep) sweep(ctx context.Context) error {
-	elapsed := maxClosed
-	if !u.swept.IsZero() {
-		elapsed = time.Since(u.swept)
-	}
+	elapsed := time.Since(u.swept)
 	u.mu.Lock()
 	u.endings, u.events = 0, 0
 	u.mu.Unlock()
