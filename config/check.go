@@ -20,6 +20,7 @@ import (
 // checker validates the values of a decoded file.
 type checker struct {
 	*Config
+	ledgerURL func(string) error
 	file      string // the main one's path
 	root      *node
 	problems  Problems
@@ -107,10 +108,7 @@ func (ch *checker) all() {
 	ch.models()
 	ch.containerd()
 	ch.storage()
-	ch.expect(ch.Ledger.Keep > 0, "ledger.keep", "a duration longer than 0")
-	ch.expect(ch.Ledger.KeepJobs > 0, "ledger.keep_jobs", "a whole number, 1 or more")
-	ch.expect(ch.Ledger.EventKeep > 0, "ledger.event_keep", "a duration longer than 0")
-	ch.expect(ch.Ledger.EventNumber > 0, "ledger.event_number", "a whole number, 1 or more")
+	ch.ledger()
 	ch.logging()
 	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
@@ -320,6 +318,62 @@ func (ch *checker) storage() {
 	ch.notEmpty("storage.secret_key", s.SecretKey.IsZero())
 	ch.expect(s.Bucket == "" || bucketname.Valid(s.Bucket), "storage.bucket",
 		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
+}
+
+// The bounds of a node's lease: below, a short pause of the machine or the network
+// costs a node its jobs; above, the jobs of a node that died wait for hours.
+const (
+	minLease = 4 * time.Second
+	maxLease = time.Hour
+)
+
+func (ch *checker) ledger() {
+	l := ch.Ledger
+	ch.expect(l.Keep > 0, "ledger.keep", "a duration longer than 0")
+	ch.expect(l.KeepJobs > 0, "ledger.keep_jobs", "a whole number, 1 or more")
+	ch.expect(l.EventKeep > 0, "ledger.event_keep", "a duration longer than 0")
+	ch.expect(l.EventNumber > 0, "ledger.event_number", "a whole number, 1 or more")
+	ch.notEmpty("ledger.url", l.URL.IsZero())
+	ch.notEmpty("ledger.direct_url", l.DirectURL.IsZero())
+	ch.notEmpty("ledger.password_file", l.PasswordFile == "")
+	if ch.at("ledger.url") == nil {
+		for _, key := range []string{"ledger.direct_url", "ledger.password_file", "ledger.lease"} {
+			ch.reject(key, "belongs to a PostgreSQL database, which ledger.url names; add ledger.url, or remove this")
+		}
+		return
+	}
+	ch.reject("ledger.path", "is the SQLite file's, which there is only without ledger.url; remove one of them")
+	ch.databaseURL("ledger.url", &ch.Ledger.URL)
+	ch.databaseURL("ledger.direct_url", &ch.Ledger.DirectURL)
+	ch.expect(l.PasswordFile == "" || filepath.IsAbs(l.PasswordFile), "ledger.password_file", "an absolute path")
+	ch.expect(l.Lease == nil || *l.Lease >= minLease && *l.Lease <= maxLease, "ledger.lease",
+		fmt.Sprintf("a duration from %s to %s", job.FormatDuration(minLease), job.FormatDuration(maxLease)))
+}
+
+// databaseURL checks the URL of a database, and has it shown without its password. No
+// message shows it.
+func (ch *checker) databaseURL(path string, address *Secret) {
+	const expected = "expected postgres://USER@HOST[:PORT]/DATABASE"
+	text := address.Reveal()
+	scheme, _, found := strings.Cut(text, "://")
+	switch {
+	case text == "":
+	case !found || scheme != "postgres" && scheme != "postgresql":
+		ch.reject(path, "is not the URL of a PostgreSQL database; "+expected)
+	case ch.ledgerURL != nil:
+		if err := ch.ledgerURL(text); err != nil {
+			ch.reject(path, err.Error()+"; "+expected)
+			return
+		}
+	}
+	if text != "" {
+		*address = address.shownAs(redactURL(text))
+	}
+	if u, err := url.Parse(text); err == nil && ch.Ledger.PasswordFile != "" {
+		if _, given := u.User.Password(); given {
+			ch.reject(path, "holds a password, and ledger.password_file is there beside it; remove one of them")
+		}
+	}
 }
 
 func (ch *checker) notEmpty(path string, empty bool) {

@@ -311,9 +311,20 @@ func cutScheme(url, scheme string) (string, bool) {
 	return url, false
 }
 
-// Ledger is the record of jobs.
+// Ledger is the record of jobs: a SQLite file or, where URL is given, a PostgreSQL
+// database.
 type Ledger struct {
-	Path string `yaml:"path"` // of the SQLite file
+	// Path is that of the SQLite file; empty where there is none.
+	Path string `yaml:"path,omitempty"`
+	// URL is that of the database. It may hold a password.
+	URL Secret `yaml:"url,omitempty"`
+	// DirectURL is that of the database server where URL is a pooler's.
+	DirectURL Secret `yaml:"direct_url,omitempty"`
+	// PasswordFile holds the database's password in its first line.
+	PasswordFile string `yaml:"password_file,omitempty"`
+	// Lease is for how long the node's claims are kept after it was heard from last. Nil
+	// for a SQLite file.
+	Lease *time.Duration `yaml:"lease,omitempty"`
 	// Keep and KeepJobs bound the records of finished jobs by age and number.
 	Keep     time.Duration `yaml:"keep"`
 	KeepJobs int           `yaml:"keep_jobs"`
@@ -321,6 +332,9 @@ type Ledger struct {
 	EventKeep   time.Duration `yaml:"event_keep"`
 	EventNumber int           `yaml:"event_number"`
 }
+
+// Shared reports whether the ledger is one that several nodes may have.
+func (l Ledger) Shared() bool { return !l.URL.IsZero() }
 
 // Logging is what is logged and how.
 type Logging struct {
@@ -395,6 +409,9 @@ type CheckSheep func(c *Config, s Sheep) error
 type Loader struct {
 	// Types are the known sheep types.
 	Types map[string]CheckSheep
+	// LedgerURL says what is wrong with a database's URL, without showing it; nil accepts
+	// any.
+	LedgerURL func(url string) error
 	// Override, if not nil, replaces values of the file by those of the command
 	// line, before anything is checked: DataRoot, StateDir,
 	// API.Host, API.Port, API.Debug.
@@ -513,7 +530,7 @@ func (l Loader) parse(sources []source, m machine) (*Config, Problems) {
 	if l.Override != nil {
 		l.Override(c)
 	}
-	ch := checker{Config: c, file: file, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
+	ch := checker{Config: c, ledgerURL: l.LedgerURL, file: file, root: root, problems: problems, directory: m.directory, overridden: map[string]bool{
 		"data_root": c.DataRoot != written.DataRoot,
 		"state_dir": c.StateDir != written.StateDir,
 		"api.host":  c.API.Host != written.API.Host,

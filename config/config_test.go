@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -100,7 +101,7 @@ func parseFile(t *testing.T, file string) (*Config, Problems) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, ps := Loader{Types: corpusTypes()}.parse([]source{{filepath.Base(file), text}}, corpusMachine())
+	c, ps := Loader{Types: corpusTypes(), LedgerURL: postgres.CheckURL}.parse([]source{{filepath.Base(file), text}}, corpusMachine())
 	return c, ps.inOrder(filepath.Base(file))
 }
 

@@ -116,7 +116,10 @@ func (c *Config) derive(m machine) {
 	if c.API.Socket == "" {
 		c.API.Socket = socketPath(m, c.StateDir)
 	}
-	if c.StateDir != "" {
+	if c.Ledger.Shared() && c.Ledger.Lease == nil {
+		c.Ledger.Lease = new(12 * time.Second)
+	}
+	if c.StateDir != "" && !c.Ledger.Shared() {
 		c.Ledger.Path = firstOf(c.Ledger.Path, filepath.Join(c.StateDir, "ledger.db"))
 	}
 }

@@ -98,7 +98,7 @@ func (ch *checker) cleanedProblem(path string) string {
 func (ch *checker) keptPaths() {
 	for _, key := range []string{
 		"api.tls.cert_file", "api.tls.key_file", "api.tls.client_ca_file",
-		"registry.password_file", "registry.docker_config", "registry.ca_file", "storage.secret_key_file",
+		"registry.password_file", "registry.docker_config", "registry.ca_file", "storage.secret_key_file", "ledger.password_file",
 		"containerd.cni_conf_dir", "containerd.cni_plugin_dirs", "containerd.allowed_mounts", "gpu.cdi_dirs",
 	} {
 		ch.keptPath(ch.at(key), key)

@@ -81,6 +81,7 @@ func TestReference(t *testing.T) {
 		"storage.domain":       "none",
 		"storage.cors_origins": "none",
 		"ledger.path":          "`ledger.db` in `state_dir`",
+		"ledger.lease":         "`12s`",
 		"api.socket":           "`api.sock` in `state_dir`",
 		"registry.hosts_dir":   "`/etc/containerd/certs.d`, `/etc/docker/certs.d`",
 

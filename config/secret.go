@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
+	"strings"
 )
 
 const stars = "*****"
@@ -13,14 +15,38 @@ const stars = "*****"
 //
 // It holds its text behind a pointer because fmt prints unexported fields of
 // whatever struct a Secret ends up in without asking it.
-type Secret struct{ text *string }
+type Secret struct {
+	text  *string
+	shown string // instead of stars
+}
 
 // NewSecret makes a secret of text.
 func NewSecret(text string) Secret {
 	if text == "" {
 		return Secret{}
 	}
-	return Secret{&text}
+	return Secret{text: &text}
+}
+
+// shownAs returns the secret, which is shown as a text that hides what is secret in it.
+func (s Secret) shownAs(shown string) Secret {
+	s.shown = shown
+	return s
+}
+
+// redactURL is a URL without its password; stars where it cannot be read.
+func redactURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return stars
+	}
+	query := u.Query()
+	query.Del("password")
+	query.Del("sslpassword")
+	if len(query) < len(u.Query()) {
+		u.RawQuery = query.Encode()
+	}
+	return strings.Replace(u.Redacted(), ":xxxxx@", ":"+stars+"@", 1)
 }
 
 // Reveal returns the text. The caller must not log or show it.
@@ -34,10 +60,14 @@ func (s Secret) Reveal() string {
 // IsZero reports whether the secret is empty.
 func (s Secret) IsZero() bool { return s.text == nil }
 
-// String is stars, or nothing for an empty secret.
+// String is stars, or nothing for an empty secret; of a database's URL it hides the
+// password alone.
 func (s Secret) String() string {
-	if s.IsZero() {
+	switch {
+	case s.IsZero():
 		return ""
+	case s.shown != "":
+		return s.shown
 	}
 	return stars
 }
