@@ -10,8 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/ledger/archive"
+	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/ledger/sqlite"
 )
 
@@ -43,7 +45,7 @@ func exportCommand() *cobra.Command {
 				defer to.Close()
 				out = to
 			}
-			jobs, err := export(cmd.Context(), cfg.Ledger.Path, out)
+			jobs, err := export(cmd.Context(), cfg, out)
 			if err != nil {
 				return err
 			}
@@ -60,9 +62,21 @@ func exportCommand() *cobra.Command {
 	return c
 }
 
-// export writes the records of the ledger at path, by way of a copy of it beside
-// it, which no daemon changes meanwhile.
-func export(ctx context.Context, path string, out io.Writer) (jobs int, err error) {
+// export writes the records of the ledger as they are at one moment.
+func export(ctx context.Context, cfg *config.Config, out io.Writer) (jobs int, err error) {
+	if !cfg.Ledger.Shared() {
+		return exportFile(ctx, cfg.Ledger.Path, out)
+	}
+	err = postgres.Read(ctx, daemon.DatabaseConfig(cfg), func(r *postgres.Reader) error {
+		jobs, err = archive.Write(ctx, out, r)
+		return err
+	})
+	return jobs, err
+}
+
+// exportFile writes the records of the SQLite file at path, by way of a copy of it
+// beside it, which no daemon changes meanwhile.
+func exportFile(ctx context.Context, path string, out io.Writer) (jobs int, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".export-")
 	if err != nil {
 		return 0, fmt.Errorf("make room for a copy of the ledger: %w", err)

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/api"
@@ -26,6 +27,7 @@ import (
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/internal/doctor"
 	"github.com/iterait/shepherd/internal/libexec"
+	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/runtime/bare"
 	"github.com/iterait/shepherd/runtime/container"
@@ -159,7 +161,10 @@ func checksOf(cfg *config.Config) []doctor.Check {
 	if unit := filepath.Base(cfg.StateDir); filepath.Dir(cfg.StateDir) == "/var/lib" && (unit == "shepherd" || strings.HasPrefix(unit, "shepherd-")) {
 		list = append(list, doctor.StateOwner{Path: cfg.StateDir}) // of the packaged units, which run as root
 	}
-	disks := map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir, "ledger": filepath.Dir(cfg.Ledger.Path)}
+	disks := map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir}
+	if !cfg.Ledger.Shared() {
+		disks["ledger"] = filepath.Dir(cfg.Ledger.Path)
+	}
 	if cfg.Storage.Embedded() {
 		disks["storage"] = cfg.Storage.Path
 	}
@@ -168,10 +173,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		names = append(names, s.Name)
 	}
 	return append(list,
-		doctor.Ledger{Path: cfg.Ledger.Path, Inspect: func(ctx context.Context) (int, time.Time, error) {
-			found, err := sqlite.Inspect(ctx, cfg.Ledger.Path)
-			return found.Jobs, found.LastChange, err
-		}},
+		ledgerCheck(cfg),
 		doctor.Disks{Paths: disks}, clock, doctor.Limits{Sheep: len(cfg.Sheep)},
 		doctor.Leftovers{
 			Sheep:    names,
@@ -181,10 +183,36 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		})
 }
 
+// ledgerCheck returns the check of the SQLite file or of the PostgreSQL database.
+func ledgerCheck(cfg *config.Config) doctor.Check {
+	if cfg.Ledger.Shared() {
+		return doctor.Probe{
+			Title: "ledger", Well: cfg.Ledger.URL.String() + " answers and lets us in", Next: "check ledger.url, and whether the database is up",
+			Ask: func(ctx context.Context) error {
+				err := postgres.Read(ctx, daemon.DatabaseConfig(cfg), func(r *postgres.Reader) error {
+					_, err := r.Count(ctx)
+					return err
+				})
+				if errdefs.IsNotFound(err) { // it is made when shepherdd first starts
+					return nil
+				}
+				return err
+			},
+		}
+	}
+	return doctor.Ledger{Path: cfg.Ledger.Path, Inspect: func(ctx context.Context) (int, time.Time, error) {
+		found, err := sqlite.Inspect(ctx, cfg.Ledger.Path)
+		return found.Jobs, found.LastChange, err
+	}}
+}
+
 // secretsOf checks the files of a configuration that hold secrets.
 func secretsOf(file string, cfg *config.Config) doctor.Secrets {
-	s := doctor.Secrets{Files: []string{cfg.Storage.SecretKeyFile}, Dirs: []string{cfg.StateDir, filepath.Dir(cfg.Ledger.Path)}}
-	if !cfg.Storage.SecretKey.IsZero() || cfg.Registry != nil && !cfg.Registry.Password.IsZero() {
+	s := doctor.Secrets{Files: []string{cfg.Storage.SecretKeyFile, cfg.Ledger.PasswordFile}, Dirs: []string{cfg.StateDir}}
+	if !cfg.Ledger.Shared() {
+		s.Dirs = append(s.Dirs, filepath.Dir(cfg.Ledger.Path))
+	}
+	if !cfg.Storage.SecretKey.IsZero() || cfg.Ledger.HoldsPassword() || cfg.Registry != nil && !cfg.Registry.Password.IsZero() {
 		s.Files = append(s.Files, file)
 		if dropIns, err := config.DropIns(file); err == nil {
 			s.Files = append(s.Files, dropIns...)

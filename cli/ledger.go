@@ -18,7 +18,7 @@ func ledgerCommand() *cobra.Command {
 		Use:   "ledger",
 		Short: "Look after the record of jobs",
 	}
-	c.AddCommand(backupCommand(), exportCommand(), importCommand())
+	c.AddCommand(backupCommand(), exportCommand(), importCommand(), migrateCommand())
 	return c
 }
 
@@ -40,7 +40,7 @@ func backupCommand() *cobra.Command {
 		Short: "Copy the record of jobs while the daemon works",
 		Long: "Writes a copy of the ledger, as it is at one moment, to the new file TO. The\n" +
 			"daemon may be up and goes on working. To restore it, stop the daemon and put the\n" +
-			"copy in the place of the ledger.",
+			"copy in the place of the ledger. A ledger in PostgreSQL is backed up by pg_dump.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return &usageError{errors.New("ledger backup takes the name of one new file")}
@@ -51,6 +51,9 @@ func backupCommand() *cobra.Command {
 			cfg, err := configOf(file)
 			if err != nil {
 				return err
+			}
+			if cfg.Ledger.Shared() {
+				return fmt.Errorf("the ledger is in PostgreSQL (%s): back it up with pg_dump --schema=shepherd, or with what backs up the server", cfg.Ledger.URL)
 			}
 			if err := sqlite.Backup(cmd.Context(), cfg.Ledger.Path, args[0]); err != nil {
 				return err
@@ -64,5 +67,41 @@ func backupCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	return c
+}
+
+func migrateCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "migrate [-c FILE] TO",
+		Short: "Move the queue and the history to another ledger, such as PostgreSQL",
+		Long: "Enters all jobs with their attempts in the empty ledger of the configuration file\n" +
+			"TO: from a SQLite file in PostgreSQL, or back. All daemons of both ledgers must be\n" +
+			"stopped. Jobs that were running are queued again. The ledger that they were in\n" +
+			"stays as it was; start the daemon with TO from then on, or jobs run twice.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return &usageError{errors.New("ledger migrate takes the name of one configuration file, which has the new ledger")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, err := configOf(file)
+			if err != nil {
+				return err
+			}
+			to, err := daemon.LoadConfig(args[0])
+			if err != nil {
+				return err
+			}
+			jobs, err := daemon.Migrate(cmd.Context(), from, to, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d jobs are moved; start the daemon with %s from now on\n", jobs, args[0])
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file with the present ledger (that of the service, if left out)")
 	return c
 }

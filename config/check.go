@@ -369,10 +369,8 @@ func (ch *checker) databaseURL(path string, address *Secret) {
 	if text != "" {
 		*address = address.shownAs(redactURL(text))
 	}
-	if u, err := url.Parse(text); err == nil && ch.Ledger.PasswordFile != "" {
-		if _, given := u.User.Password(); given {
-			ch.reject(path, "holds a password, and ledger.password_file is there beside it; remove one of them")
-		}
+	if ch.Ledger.PasswordFile != "" && holdsPassword(text) {
+		ch.reject(path, "holds a password, and ledger.password_file is there beside it; remove one of them")
 	}
 }
 

@@ -336,6 +336,11 @@ type Ledger struct {
 // Shared reports whether the ledger is one that several nodes may have.
 func (l Ledger) Shared() bool { return !l.URL.IsZero() }
 
+// HoldsPassword reports whether the configuration itself has the database's password.
+func (l Ledger) HoldsPassword() bool {
+	return holdsPassword(l.URL.Reveal()) || holdsPassword(l.DirectURL.Reveal())
+}
+
 // Logging is what is logged and how.
 type Logging struct {
 	Level  string `yaml:"level"`  // debug, info, warning or error

@@ -34,19 +34,28 @@ func (s Secret) shownAs(shown string) Secret {
 	return s
 }
 
-// redactURL is a URL without its password; stars where it cannot be read.
+// redactURL is a database's URL without its password; stars where it cannot be read.
 func redactURL(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
 		return stars
 	}
-	query := u.Query()
-	query.Del("password")
-	query.Del("sslpassword")
-	if len(query) < len(u.Query()) {
+	if query := u.Query(); query.Has("password") || query.Has("sslpassword") {
+		query.Del("password")
+		query.Del("sslpassword")
 		u.RawQuery = query.Encode()
 	}
 	return strings.Replace(u.Redacted(), ":xxxxx@", ":"+stars+"@", 1)
+}
+
+// holdsPassword reports whether there is one in a database's URL.
+func holdsPassword(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return false
+	}
+	_, given := u.User.Password()
+	return given || u.Query().Has("password") || u.Query().Has("sslpassword")
 }
 
 // Reveal returns the text. The caller must not log or show it.

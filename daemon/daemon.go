@@ -21,6 +21,7 @@ import (
 	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/internal/systemd"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage"
@@ -137,7 +138,8 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.telemetry, err = newTelemetry(ctx, d.options.Version, d.options.Commit, d.log, &d.closing); err != nil {
 		return err
 	}
-	if d.ledger, err = openLedger(ctx, d.config, d.log, &d.closing); err != nil {
+	// Nobody else reaches the files of the jobs of a daemon that serves its own storage.
+	if d.ledger, err = openLedger(ctx, d.config, d.config.Storage.Embedded(), d.log, &d.closing); err != nil {
 		return err
 	}
 	if d.store, err = openStorage(d.config, d.telemetry.metrics.Storage, d.log, &d.closing); err != nil {
@@ -207,13 +209,21 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	if d.options.StopSheep {
 		close(stopAtOnce)
 	}
+	last := configuration.now
 	select {
 	case <-stopAtOnce:
 	case err = <-served:
 		err, failed = fmt.Errorf("serve the API: %w", err), 1
+	case <-d.core.LeaseLost():
+		err = errLeaseLost
+		last = func() *config.Config { // no job may go on
+			c := *configuration.now()
+			c.OnExit = "stop"
+			return &c
+		}
 	case <-ctx.Done():
 	}
-	d.stop(configuration.now(), endRequests, func() {
+	d.stop(last(), endRequests, func() {
 		closing, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()
 		err = errors.Join(err, d.listeners.shutdown(closing, failed))
@@ -270,6 +280,9 @@ func (d *daemon) stop(c *config.Config, endRequests context.CancelCauseFunc, shu
 	d.core.Leave(draining)
 }
 
+// errLeaseLost is why a daemon ends whose jobs other nodes may have taken.
+var errLeaseLost = errors.New("this node's lease in the ledger is lost, because the database was not reached in time or another daemon joined under this node's name; started again, the daemon joins anew")
+
 // closeTime is how long open requests may take when the daemon ends.
 const closeTime = 5 * time.Second
 
@@ -295,7 +308,7 @@ func LoadConfig(file string) (*config.Config, error) {
 
 // loadConfig reads the configuration; the command line overrides the file.
 func loadConfig(o Options) (*config.Config, error) {
-	return config.Loader{Types: sheepChecks(), Env: o.lookupEnv, Override: func(c *config.Config) {
+	return config.Loader{Types: sheepChecks(), LedgerURL: postgres.CheckURL, Env: o.lookupEnv, Override: func(c *config.Config) {
 		if o.Host != nil {
 			c.API.Host = *o.Host
 		}

@@ -23,7 +23,7 @@ func OpenModels(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *sh
 	}()
 	log := slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	l := &briefLedger{open: func(ctx context.Context, closing *closers) (ledger.Ledger, error) {
-		return openLedger(ctx, cfg, log, closing)
+		return openLedger(ctx, cfg, false, log, closing)
 	}}
 	members, _, err := createSheep(newEnvironment(cfg, keptNodeName(cfg), l, nil, nil, log), &closing)
 	if err != nil {

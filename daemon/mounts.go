@@ -21,7 +21,10 @@ func (e *UnmountedError) Error() string {
 // mounted there: jobs would be lost from sight, and the queue would begin empty.
 func checkMounts(cfg *config.Config, missing func(path string) (mountPoint string, err error)) error {
 	paths := []struct{ key, path string }{
-		{"state_dir", cfg.StateDir}, {"ledger.path", cfg.Ledger.Path}, {"data_root", cfg.DataRoot},
+		{"state_dir", cfg.StateDir}, {"data_root", cfg.DataRoot},
+	}
+	if !cfg.Ledger.Shared() {
+		paths = append(paths, struct{ key, path string }{"ledger.path", cfg.Ledger.Path})
 	}
 	if cfg.Storage.Embedded() {
 		paths = append(paths, struct{ key, path string }{"storage.path", cfg.Storage.Path})

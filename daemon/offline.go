@@ -2,13 +2,16 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/ledger/archive"
-	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/shepherd"
 )
 
@@ -17,15 +20,16 @@ type offline struct {
 	config  *config.Config
 	log     *slog.Logger
 	node    string
-	ledger  *sqlite.Ledger
+	ledger  keptLedger
 	closing closers
 }
 
 // openOffline locks the state directory and opens the ledger until close is called.
-// The error is *LockedError where a daemon is running. Warnings go to logTo. How far
-// states are in storage is kept, so that the next daemon sees what is changed.
+// The error is *LockedError where the daemon is running, and *postgres.TakenError where
+// another node's is that shares the ledger. Warnings go to logTo. How far states are in
+// storage is kept, so that the next daemon sees what is changed.
 func openOffline(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *offline, err error) {
-	o := &offline{config: cfg, log: slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	o := newOffline(cfg, logTo)
 	defer func() {
 		if err != nil {
 			o.closing.close()
@@ -36,13 +40,103 @@ func openOffline(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *o
 		return nil, err
 	}
 	o.closing.add(func() { lock.Close() })
-	if o.node, err = nodeName(cfg); err != nil {
-		return nil, err
-	}
-	if o.ledger, err = openSQLite(ctx, cfg, o.log, &o.closing); err != nil {
+	if err := o.open(ctx); err != nil {
 		return nil, err
 	}
 	return o, shepherd.FollowFromNow(ctx, o.ledger, o.node)
+}
+
+func newOffline(cfg *config.Config, logTo io.Writer) *offline {
+	return &offline{config: cfg, log: slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+}
+
+// open opens the ledger and keeps other nodes out of it. The state directory is locked.
+func (o *offline) open(ctx context.Context) (err error) {
+	if o.node, err = nodeName(o.config); err != nil {
+		return err
+	}
+	if o.ledger, err = openLedger(ctx, o.config, true, o.log, &o.closing); err != nil {
+		return err
+	}
+	lease, err := o.ledger.Join(ctx, o.node)
+	if err != nil {
+		return err
+	}
+	o.closing.add(func() {
+		if err := lease.Release(context.WithoutCancel(ctx)); err != nil {
+			o.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
+		}
+	})
+	return nil
+}
+
+// Migrate enters all records of one configuration's ledger in another's, which has to be
+// empty, and returns how many. Neither daemon may run. The ledger that the records were
+// in stays as it was. The error is *LockedError or *postgres.TakenError where a daemon
+// runs, or names the ledger and what to do.
+func Migrate(ctx context.Context, from, to *config.Config, logTo io.Writer) (int, error) {
+	if ledgerName(from) == ledgerName(to) {
+		return 0, fmt.Errorf("both configurations have the same ledger, %s: name one with the new ledger: %w", ledgerName(to), errdefs.ErrInvalidArgument)
+	}
+	if !from.Ledger.Shared() {
+		if _, err := os.Stat(from.Ledger.Path); err != nil {
+			return 0, fmt.Errorf("open the ledger to move: %w", err)
+		}
+	}
+	lock, err := lockState(from.StateDir)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
+	source, target := newOffline(from, logTo), newOffline(to, logTo)
+	defer func() { source.closing.close() }()
+	defer func() { target.closing.close() }()
+	if to.StateDir != from.StateDir {
+		lock, err := lockState(to.StateDir)
+		if err != nil {
+			return 0, err
+		}
+		defer lock.Close()
+	}
+	if err := source.open(ctx); err != nil {
+		return 0, err
+	}
+	if err := target.open(ctx); err != nil {
+		return 0, err
+	}
+	counts, err := target.ledger.Count(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range counts {
+		if n > 0 {
+			return 0, fmt.Errorf("the ledger %s has jobs already: %s, or have them exported and imported (shepherdd ledger export, import): %w",
+				ledgerName(to), howToEmpty(to), errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err := shepherd.FollowFromNow(ctx, target.ledger, target.node); err != nil {
+		return 0, err
+	}
+	moved, err := archive.Copy(ctx, target.ledger, source.ledger)
+	if err != nil && moved > 0 {
+		return moved, fmt.Errorf("%d jobs were entered in %s before: %s before you try again: %w", moved, ledgerName(to), howToEmpty(to), err)
+	}
+	return moved, err
+}
+
+// ledgerName says where a ledger is, without a password.
+func ledgerName(cfg *config.Config) string {
+	if cfg.Ledger.Shared() {
+		return cfg.Ledger.URL.String()
+	}
+	return cfg.Ledger.Path
+}
+
+func howToEmpty(cfg *config.Config) string {
+	if cfg.Ledger.Shared() {
+		return "drop its tables (DROP SCHEMA shepherd CASCADE)"
+	}
+	return "move the file and those beside it away"
 }
 
 // Import enters the records of an archive in the ledger of a daemon that does not

@@ -77,7 +77,7 @@ func TestCommandsDoNotKeepADaemonFromStarting(t *testing.T) {
 	defer lock.Close()
 	var closing closers
 	defer func() { closing.close() }()
-	if _, err := openLedger(t.Context(), cfg, slog.New(slog.DiscardHandler), &closing); err != nil {
+	if _, err := openLedger(t.Context(), cfg, false, slog.New(slog.DiscardHandler), &closing); err != nil {
 		t.Error(err)
 	}
 }

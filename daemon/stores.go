@@ -13,32 +13,47 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-// keptLedger is a ledger that knows how long files are kept.
+// keptLedger is a ledger that knows how long files are kept, and takes in records of
+// another one.
 type keptLedger interface {
 	ledger.Ledger
 	ledger.Retention
+	ledger.Restorer
 }
 
-func openLedger(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (keptLedger, error) {
-	return openSQLite(ctx, cfg, log, stop)
-}
-
-func openSQLite(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (*sqlite.Ledger, error) {
-	l, err := sqlite.Open(ctx, sqlite.Config{
-		Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-		EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
-	})
-	if err != nil {
-		return nil, err
+// openLedger opens the ledger of the configuration: the SQLite file, or the PostgreSQL
+// database. With alone, no other node may join a database meanwhile, or be joined.
+func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.Logger, stop *closers) (keptLedger, error) {
+	var l keptLedger
+	if cfg.Ledger.Shared() {
+		c := DatabaseConfig(cfg)
+		c.Alone, c.Log = alone, log
+		database, err := postgres.Open(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		l = database
+	} else {
+		file, err := sqlite.Open(ctx, sqlite.Config{
+			Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
+			EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		l = file
 	}
 	stop.add(func() {
 		if err := l.Close(); err != nil {
@@ -46,6 +61,25 @@ func openSQLite(ctx context.Context, cfg *config.Config, log *slog.Logger, stop 
 		}
 	})
 	return l, nil
+}
+
+// DatabaseConfig is how the PostgreSQL database of a configuration is opened.
+func DatabaseConfig(cfg *config.Config) postgres.Config {
+	l := cfg.Ledger
+	c := postgres.Config{
+		URL: l.URL.Reveal(), DirectURL: l.DirectURL.Reveal(), Lease: *l.Lease, Keep: l.Keep, KeepJobs: l.KeepJobs,
+		EventKeep: l.EventKeep, EventNumber: l.EventNumber, Retention: cfg.Storage.Keep.Retention().For,
+	}
+	if l.PasswordFile != "" {
+		c.Password = func() (string, error) {
+			password, err := firstLine(l.PasswordFile)
+			if err != nil {
+				return "", fmt.Errorf("ledger.password_file: %w; put the password there, readable for the daemon alone: %w", err, errdefs.ErrFailedPrecondition)
+			}
+			return password, nil
+		}
+	}
+	return c
 }
 
 // openStorage opens the configured storage: a client of the one elsewhere, or the

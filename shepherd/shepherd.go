@@ -123,6 +123,7 @@ type Shepherd struct {
 	applying sync.Mutex // held while the flock is changed, or comes to its end
 
 	lease      ledger.Lease
+	leaseLost  chan struct{} // closed once no job goes on
 	background sync.WaitGroup
 	stopHub    context.CancelFunc
 	stopStatus context.CancelFunc
@@ -167,7 +168,7 @@ func New(cfg Config) (*Shepherd, error) {
 	if err := distinct(cfg.Sheep); err != nil {
 		return nil, err
 	}
-	s := &Shepherd{cfg: cfg, log: cfg.Log}
+	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
@@ -340,7 +341,12 @@ func (s *Shepherd) watchLease(ctx context.Context) {
 		l.life.closeFeed(errLeaseLost)
 		l.life.interrupt(errLeaseLost)
 	}
+	close(s.leaseLost)
 }
+
+// LeaseLost is closed when the node has lost its lease in the ledger and its jobs were
+// interrupted. This Shepherd takes no jobs any more; stop it and start another.
+func (s *Shepherd) LeaseLost() <-chan struct{} { return s.leaseLost }
 
 // held are the jobs that this node holds and nobody sees to, by the sheep that
 // holds them.

@@ -20,7 +20,7 @@ const module = "github.com/iterait/shepherd"
 var allowed = map[string][]string{
 	"cmd/shepherdd": {"cli"},
 	"cli": {
-		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
+		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
 	},
 	"docs": {},
 	"daemon": {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -47,44 +48,102 @@ type trailer struct {
 	Records *int `json:"records"`
 }
 
-// Write writes all records of the ledger and returns how many. The ledger should
+// Source is what records are read from; it is part of a ledger.
+type Source interface {
+	List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error)
+	Get(ctx context.Context, id job.ID) (job.Record, error)
+	Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
+}
+
+// Write writes all records of the source and returns how many. The source should
 // not change meanwhile: a job may be missed otherwise.
-func Write(ctx context.Context, w io.Writer, l ledger.Ledger) (int, error) {
+func Write(ctx context.Context, w io.Writer, from Source) (int, error) {
 	out := bufio.NewWriter(w)
 	encoder := json.NewEncoder(out)
 	if err := encoder.Encode(header{version}); err != nil {
 		return 0, fmt.Errorf("write the archive: %w", err)
 	}
 	records := 0
-	for cursor := int64(0); ; {
-		listed, next, err := l.List(ctx, ledger.Filter{}, cursor, page)
-		if err != nil {
-			return records, err
+	err := each(ctx, from, func(s ledger.Saved) error {
+		if err := encoder.Encode(encode(s)); err != nil {
+			return fmt.Errorf("write the archive: %w", err)
 		}
-		for _, rec := range listed {
-			if rec.Failure != nil { // a list leaves the traceback out
-				if rec, err = l.Get(ctx, rec.ID); err != nil {
-					return records, err
-				}
-			}
-			attempts, err := l.Attempts(ctx, rec.ID)
-			if err != nil {
-				return records, err
-			}
-			if err := encoder.Encode(encode(ledger.Saved{Record: rec, Attempts: attempts})); err != nil {
-				return records, fmt.Errorf("write the archive: %w", err)
-			}
-			records++
-		}
-		if cursor = next; cursor == 0 {
-			break
-		}
+		records++
+		return nil
+	})
+	if err != nil {
+		return records, err
 	}
-	err := encoder.Encode(trailer{&records})
+	err = encoder.Encode(trailer{&records})
 	if err := errors.Join(err, out.Flush()); err != nil {
 		return records, fmt.Errorf("write the archive: %w", err)
 	}
 	return records, nil
+}
+
+// Copy enters all records of a source in a ledger, and returns how many. Neither should
+// be changed by others meanwhile. Where it fails in between, those entered before are
+// there.
+func Copy(ctx context.Context, into ledger.Restorer, from Source) (int, error) {
+	b := batcher{into: into}
+	err := each(ctx, from, func(s ledger.Saved) error { return b.add(ctx, s) })
+	if err == nil {
+		err = b.flush(ctx)
+	}
+	return b.entered, err
+}
+
+// each calls do with every record of a source, in order.
+func each(ctx context.Context, from Source, do func(ledger.Saved) error) error {
+	for cursor := int64(0); ; {
+		listed, next, err := from.List(ctx, ledger.Filter{}, cursor, page)
+		if err != nil {
+			return err
+		}
+		for _, rec := range listed {
+			if rec.Failure != nil { // a list leaves the traceback out
+				if rec, err = from.Get(ctx, rec.ID); err != nil {
+					return err
+				}
+			}
+			attempts, err := from.Attempts(ctx, rec.ID)
+			if err != nil {
+				return err
+			}
+			if err := do(ledger.Saved{Record: rec, Attempts: attempts}); err != nil {
+				return err
+			}
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// batcher enters records in a ledger, several at a time.
+type batcher struct {
+	into    ledger.Restorer
+	pending []ledger.Saved
+	entered int
+}
+
+func (b *batcher) add(ctx context.Context, s ledger.Saved) error {
+	if b.pending = append(b.pending, s); len(b.pending) < batch {
+		return nil
+	}
+	return b.flush(ctx)
+}
+
+func (b *batcher) flush(ctx context.Context) error {
+	if len(b.pending) == 0 {
+		return nil
+	}
+	if err := b.into.Restore(ctx, b.pending); err != nil {
+		return err
+	}
+	b.entered += len(b.pending)
+	b.pending = nil
+	return nil
 }
 
 // Restore enters the records of an archive in a ledger, and returns how many. The
@@ -99,29 +158,12 @@ func Restore(ctx context.Context, r io.ReadSeeker, into ledger.Restorer) (int, e
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return 0, fmt.Errorf("read the archive again: %w", err)
 	}
-	var pending []ledger.Saved
-	records := 0
-	flush := func() error {
-		if len(pending) == 0 {
-			return nil
-		}
-		if err := into.Restore(ctx, pending); err != nil {
-			return err
-		}
-		records += len(pending)
-		pending = nil
-		return nil
-	}
-	err := Read(r, func(s ledger.Saved) error {
-		if pending = append(pending, s); len(pending) < batch {
-			return nil
-		}
-		return flush()
-	})
+	b := batcher{into: into}
+	err := Read(r, func(s ledger.Saved) error { return b.add(ctx, s) })
 	if err == nil {
-		err = flush()
+		err = b.flush(ctx)
 	}
-	return records, err
+	return b.entered, err
 }
 
 // Read calls each with every record, in order. An error of each is returned as it

@@ -19,8 +19,8 @@ const ringEvery = 20 * time.Millisecond
 // the notification. Where that is lost, they poll (see upkeep).
 type bell struct {
 	log    *slog.Logger
-	direct *pgx.ConnConfig // for LISTEN
-	me     string          // to tell our own notifications
+	dial   func(ctx context.Context) (*pgx.Conn, error) // to the server itself, for LISTEN
+	me     string                                       // to tell our own notifications
 	notify func(ctx context.Context) error
 
 	mu      sync.Mutex
@@ -32,8 +32,8 @@ type bell struct {
 	done sync.WaitGroup
 }
 
-func newBell(direct *pgx.ConnConfig, log *slog.Logger) *bell {
-	return &bell{log: log, direct: direct, me: newKey(), changed: make(chan struct{}), rung: make(chan struct{}, 1)}
+func newBell(dial func(ctx context.Context) (*pgx.Conn, error), log *slog.Logger) *bell {
+	return &bell{log: log, dial: dial, me: newKey(), changed: make(chan struct{}), rung: make(chan struct{}, 1)}
 }
 
 // start listens, and rings for others by notify, until close.
@@ -108,7 +108,7 @@ const listenTime = 5 * time.Second
 func (b *bell) connect(ctx context.Context) (*pgx.Conn, error) {
 	bounded, cancel := context.WithTimeout(ctx, listenTime)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(bounded, b.direct.Copy())
+	conn, err := b.dial(bounded)
 	if err != nil {
 		return nil, err
 	}

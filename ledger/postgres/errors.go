@@ -25,6 +25,27 @@ func (e *newerError) Error() string {
 
 func (e *newerError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
+// olderError says that the tables are not there, or not as this shepherd has them.
+type olderError struct {
+	server        string
+	schema, known int64
+}
+
+func (e *olderError) Error() string {
+	if e.schema == 0 {
+		return fmt.Sprintf("there is no ledger at %s yet: shepherdd makes it when it first starts", e.server)
+	}
+	return fmt.Sprintf("the ledger at %s was written by an older shepherd (its schema is version %d, this shepherd has %d): start shepherdd, which migrates it", e.server, e.schema, e.known)
+}
+
+// Unwrap is of class NotFound where there is nothing.
+func (e *olderError) Unwrap() error {
+	if e.schema == 0 {
+		return errdefs.ErrNotFound
+	}
+	return errdefs.ErrFailedPrecondition
+}
+
 // TakenError says that another node has the ledger, which this one wants for itself.
 type TakenError struct {
 	Server, Node string

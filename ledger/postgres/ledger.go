@@ -22,7 +22,7 @@ const (
 	DefaultKeepJobs    = 100_000
 	DefaultEventKeep   = 7 * 24 * time.Hour
 	DefaultEventNumber = 200_000
-	DefaultLease       = time.Minute
+	DefaultLease       = 12 * time.Second
 	DefaultPoll        = time.Second
 	DefaultRetryFor    = 5 * time.Second
 )
@@ -36,6 +36,9 @@ type Config struct {
 	// DirectURL is that of the server itself, where URL is a pooler's. LISTEN and
 	// the migrations use it. Empty stands for URL.
 	DirectURL string
+	// Password is asked for the password of each new connection; nil takes what the URL,
+	// its passfile or the environment say.
+	Password func() (string, error)
 	// Alone refuses to join while another node's lease has not ended.
 	Alone bool
 	// Lease is how long a node's lease lasts after it was renewed last. The node
@@ -88,6 +91,7 @@ type Ledger struct {
 	cfg     Config
 	server  string // where it is, without a password
 	pool    *pgxpool.Pool
+	db      querier // the pool
 	bell    *bell
 	leases  leases
 	horizon horizon

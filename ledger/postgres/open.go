@@ -43,8 +43,8 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{cfg: cfg, server: addressOf(pooled)}
 	l.upkeep = newUpkeep(l)
-	l.bell = newBell(direct.ConnConfig, cfg.Log)
-	if err := l.open(ctx, pooled, direct.ConnConfig); err != nil {
+	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
+	if err := l.open(ctx, pooled); err != nil {
 		if l.pool != nil {
 			l.pool.Close()
 		}
@@ -53,13 +53,13 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.ConnConfig) (err error) {
+func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	var listening *pgx.Conn
 	err = l.retry(ctx, func(ctx context.Context) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		if err = migrate(ctx, listening, direct, l.server); err != nil {
+		if err = migrate(ctx, listening, l.server); err != nil {
 			closeConn(listening)
 		}
 		return err
@@ -72,7 +72,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.C
 			closeConn(listening)
 		}
 	}()
-	if l.pool, err = pgxpool.NewWithConfig(ctx, pooled); err != nil {
+	if err = l.openPool(ctx, pooled); err != nil {
 		return err
 	}
 	if err := l.retry(ctx, l.findHorizon); err != nil {
@@ -91,6 +91,33 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config, direct *pgx.C
 	l.upkeep.setTimer(time.Now())
 	l.upkeep.start()
 	return nil
+}
+
+// openPool opens the connections of the calls.
+func (l *Ledger) openPool(ctx context.Context, pooled *pgxpool.Config) (err error) {
+	pooled.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error { return l.setPassword(cfg) }
+	l.pool, err = pgxpool.NewWithConfig(ctx, pooled)
+	l.db = l.pool
+	return err
+}
+
+// setPassword has a connection use the password that Config.Password says.
+func (l *Ledger) setPassword(cfg *pgx.ConnConfig) (err error) {
+	if l.cfg.Password != nil {
+		cfg.Password, err = l.cfg.Password()
+	}
+	return err
+}
+
+// connectDirect opens connections to the server itself.
+func (l *Ledger) connectDirect(direct *pgx.ConnConfig) func(ctx context.Context) (*pgx.Conn, error) {
+	return func(ctx context.Context) (*pgx.Conn, error) {
+		cfg := direct.Copy()
+		if err := l.setPassword(cfg); err != nil {
+			return nil, err
+		}
+		return pgx.ConnectConfig(ctx, cfg)
+	}
 }
 
 // parse reads a URL. Statements are not prepared, unless the URL says so by

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // statementTime bounds one statement and its answer. A server that does not answer
@@ -65,10 +66,17 @@ func once(ctx context.Context, do func(ctx context.Context) error) error {
 	return err
 }
 
+// querier is what statements are sent by: the pool, or one transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults
+}
+
 // query calls each for every row. It is one statement.
 func (l *Ledger) query(ctx context.Context, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
 	l.statements.Add(1)
-	rows, err := l.pool.Query(ctx, sql, args)
+	rows, err := l.db.Query(ctx, sql, args)
 	if err != nil {
 		return err
 	}
@@ -93,12 +101,12 @@ func (l *Ledger) queryOne(ctx context.Context, sql string, args pgx.NamedArgs, i
 // exec runs a statement and returns how many rows it changed.
 func (l *Ledger) exec(ctx context.Context, sql string, args pgx.NamedArgs) (int64, error) {
 	l.statements.Add(1)
-	tag, err := l.pool.Exec(ctx, sql, args)
+	tag, err := l.db.Exec(ctx, sql, args)
 	return tag.RowsAffected(), err
 }
 
 // batch runs statements in one transaction and one round trip.
 func (l *Ledger) batch(ctx context.Context, batch *pgx.Batch) error {
 	l.statements.Add(int64(batch.Len()))
-	return l.pool.SendBatch(ctx, batch).Close()
+	return l.db.SendBatch(ctx, batch).Close()
 }

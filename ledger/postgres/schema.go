@@ -33,9 +33,9 @@ func newest() (int64, error) {
 	return goose.NumericComponent(path.Base(names[len(names)-1]))
 }
 
-// migrate brings the schema to the newest version; conn is to the same database as
-// direct. It does nothing where the schema is of that version.
-func migrate(ctx context.Context, conn *pgx.Conn, direct *pgx.ConnConfig, server string) error {
+// migrate brings the schema to the newest version. It does nothing where the schema is
+// of that version.
+func migrate(ctx context.Context, conn *pgx.Conn, server string) error {
 	known, err := newest()
 	if err != nil {
 		return err
@@ -49,7 +49,7 @@ func migrate(ctx context.Context, conn *pgx.Conn, direct *pgx.ConnConfig, server
 	case version == known:
 		return nil
 	}
-	m, err := newMigrator(ctx, direct)
+	m, err := newMigrator(ctx, conn.Config())
 	if err != nil {
 		return err
 	}

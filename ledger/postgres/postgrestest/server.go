@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -71,6 +72,24 @@ func Start(settings ...string) (_ *Server, err error) {
 		"log_min_messages=error", "jit=off", "max_wal_size=256MB",
 	}, settings...)...)
 	return s, s.Restart()
+}
+
+// New starts a server as Start does, for one test.
+func New(t testing.TB, settings ...string) *Server {
+	t.Helper()
+	s, err := Start(settings...)
+	if errors.Is(err, ErrNotInstalled) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
 // unprivileged has the server's programs run as another user where this one is root,
