@@ -112,7 +112,7 @@ func (ch *checker) all() {
 	ch.logging()
 	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
-	ch.expect(ch.Scheduling.StageAhead == 0 || ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
+	ch.expect(*ch.Scheduling.StageAhead == 0 || *ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
 	ch.limits(ch.at("limits"), "limits", ch.Limits)
 	ch.gpu()
 	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")

@@ -369,7 +369,7 @@ type Scheduling struct {
 	MaxAttempts int `yaml:"max_attempts"`
 	// StageAhead is how many jobs' inputs a sheep fetches while it runs another: 0
 	// or 1.
-	StageAhead int `yaml:"stage_ahead"`
+	StageAhead *int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
 	StageBudget size.Bytes `yaml:"stage_budget"`
 }

@@ -71,7 +71,6 @@ func defaults(m machine) Config {
 		Scheduling: Scheduling{
 			MaxTurn:     10 * time.Minute,
 			MaxAttempts: 3,
-			StageAhead:  1,
 		},
 		Limits: Limits{
 			Retries:     new(0),
@@ -115,6 +114,12 @@ func (c *Config) derive(m machine) {
 	}
 	if c.API.Socket == "" {
 		c.API.Socket = socketPath(m, c.StateDir)
+	}
+	if c.Scheduling.StageAhead == nil {
+		c.Scheduling.StageAhead = new(1)
+		if c.Ledger.Shared() { // what a busy sheep holds, an idle one of another node cannot have
+			c.Scheduling.StageAhead = new(0)
+		}
 	}
 	if c.Ledger.Shared() && c.Ledger.Lease == nil {
 		c.Ledger.Lease = new(12 * time.Second)

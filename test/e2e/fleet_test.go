@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
+	"github.com/iterait/shepherd/storage/embedded"
+)
+
+// newFleet makes machines that share a ledger in PostgreSQL and a storage, with a sheep
+// each.
+func newFleet(t *testing.T, names ...string) (map[string]*world, *postgrestest.Server) {
+	t.Helper()
+	database := postgrestest.New(t)
+	storage, err := embedded.Open(embedded.Config{Dir: filepath.Join(t.TempDir(), "storage"), Listen: "127.0.0.1:0", AccessKey: accessKey, SecretKey: secretKey, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- storage.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if err := storage.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	fleet := make(map[string]*world)
+	for _, name := range names {
+		w := newWorld(t)
+		w.edit("  listen: 127.0.0.1:0\n", "  url: http://"+storage.Addr()+"\n")
+		w.edit("api:\n", fmt.Sprintf("node: %s\nledger: {url: %q, lease: 40s}\napi:\n", name, database.URL("postgres")))
+		fleet[name] = w
+	}
+	return fleet, database
+}
+
+// endLease has the lease of a node be over.
+func endLease(t *testing.T, database *postgrestest.Server, name string) {
+	t.Helper()
+	err := database.Exec(t.Context(), "postgres", "UPDATE shepherd.nodes SET expires_at = clock_timestamp() - interval '1 second' WHERE name LIKE '"+name+"-%'")
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// occupy submits a job for each node, which waits for the gate, and returns which job
+// each has.
+func occupy(t *testing.T, fleet map[string]*world, gate string, ids ...string) map[string]string {
+	t.Helper()
+	for i, name := range []string{"a", "b"} {
+		fleet[name].submit(ids[i], "echo:v1", "wait "+gate)
+	}
+	has := make(map[string]string)
+	for _, name := range []string{"a", "b"} {
+		w := fleet[name]
+		w.eventually("node "+name+" runs a job", func() bool {
+			for _, line := range w.noted("job") {
+				for _, id := range ids {
+					if strings.Contains(line, id) {
+						has[name] = id
+					}
+				}
+			}
+			return has[name] != ""
+		})
+	}
+	if has["a"] == has["b"] {
+		t.Fatalf("both nodes run %s", has["a"])
+	}
+	return has
+}
+
+// causes are those of the ends of a job's attempts, each with its node.
+func causes(t *testing.T, w *world, id string) []string {
+	t.Helper()
+	code, text := w.request("GET", "/jobs/"+id, "")
+	var view struct {
+		Attempts []struct{ Node, Cause string }
+	}
+	if err := json.Unmarshal([]byte(text), &view); code != 200 || err != nil {
+		t.Fatalf("job %s: %d %s, %v", id, code, text, err)
+	}
+	var ends []string
+	for _, a := range view.Attempts {
+		node, _, _ := strings.Cut(a.Node, "-")
+		ends = append(ends, node+" "+a.Cause)
+	}
+	return ends
+}
+
+// Two daemons share a ledger and a storage. Each runs what the other was given, and
+// answers for it. What one ran that dies, or that loses its lease, the other runs; the
+// one that lost its lease ends, and started again it is a node like any other.
+func TestFleet(t *testing.T) {
+	fleet, database := newFleet(t, "a", "b")
+	a, b := fleet["a"], fleet["b"]
+	a.start()
+	b.start()
+	gate := a.dir + "/gate"
+	has := occupy(t, fleet, gate, "job-1", "job-2")
+	for _, w := range fleet {
+		for _, id := range has {
+			if s := w.status(id); s.Status != "processing" {
+				t.Errorf("%s is %s", id, s.Status)
+			}
+		}
+	}
+
+	// Node a dies with all that it has.
+	a.kill()
+	for pid := range a.processes() {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	endLease(t, database, "a")
+	write(t, gate, "")
+	for _, id := range has {
+		b.expectDone(id, "wait "+gate)
+	}
+	if got := causes(t, b, has["a"]); len(got) != 2 || got[0] != "a node-lost" || got[1] != "b done" {
+		t.Errorf("the attempts of the dead node's job: %v", got)
+	}
+	if got := causes(t, b, has["b"]); len(got) != 1 {
+		t.Errorf("the attempts of the other job: %v", got)
+	}
+
+	// It comes back, and its lease ends while it is up.
+	a.start()
+	gate += "-2"
+	has = occupy(t, fleet, gate, "job-3", "job-4")
+	endLease(t, database, "a")
+	a.awaitExit()
+	if code := a.daemon.ProcessState.ExitCode(); code != 1 || !strings.Contains(a.log.String(), "lease in the ledger is lost") {
+		t.Errorf("the daemon without a lease ended with %d:\n%s", code, a.log)
+	}
+	write(t, gate, "")
+	for _, id := range has {
+		b.expectDone(id, "wait "+gate)
+	}
+	if got := causes(t, b, has["a"]); len(got) != 2 || got[0] != "a node-lost" || got[1] != "b done" {
+		t.Errorf("the attempts of the lost node's job: %v", got)
+	}
+	a.start()
+	a.submit("job-5", "echo:v1", "five")
+	for _, w := range fleet {
+		w.expectDone("job-5", "five")
+	}
+	if b.stop() != 0 || a.stop() != 0 {
+		t.Error("a daemon did not end well")
+	}
+}
