@@ -308,12 +308,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
 	if wrecks(end.cause) || end.cause == job.CauseDaemonKilled || end.cause == job.CauseUnavailable {
-		var attempts []job.Attempt
-		_, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {
-			var err error
-			attempts, err = l.ledger.Attempts(ctx, a.ID)
-			return job.Record{}, err
-		})
+		attempts, err := l.attempts(ctx, a.ID)
 		if err != nil {
 			return facts{}, err
 		}
@@ -423,6 +418,15 @@ func (l *lane) worthRetrying(ctx context.Context, err error) bool {
 		return true
 	}
 	return false
+}
+
+// attempts are a job's, as soon as the ledger answers.
+func (l *lane) attempts(ctx context.Context, id job.ID) (attempts []job.Attempt, err error) {
+	_, err = l.retryLedger(ctx, id, func() (job.Record, error) {
+		attempts, err = l.ledger.Attempts(ctx, id)
+		return job.Record{}, err
+	})
+	return attempts, err
 }
 
 // retryLedger repeats a change that the ledger could not make durable.

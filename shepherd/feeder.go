@@ -205,6 +205,12 @@ func (e *troubleError) Error() string { return e.reason }
 // not.
 func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	l.logPreparing(a)
+	switch end, err := l.wornOut(ctx, a); {
+	case err != nil:
+		return l.preparing(ctx, a, err)
+	case end != nil:
+		return end
+	}
 	dir, err := l.dirs.make(a.Token, a.ID)
 	if err != nil {
 		return l.preparing(ctx, a, err)
@@ -241,6 +247,19 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
 		return l.preparing(ctx, a, err)
 	}
+}
+
+// wornOut is the ending of a job that was running too often when its node was lost; nil
+// for others. Nobody judged these attempts: the ledger ended them.
+func (l *lane) wornOut(ctx context.Context, a *attempt) (*ending, error) {
+	if a.Spent < l.maxAttempts {
+		return nil, nil
+	}
+	earlier, err := l.attempts(ctx, a.ID)
+	if err != nil || historyOf(earlier, a.Run, a.Attempt).wrecked < l.maxAttempts {
+		return nil, err
+	}
+	return &ending{cause: job.CauseNodeLost, reason: fmt.Sprintf("The job was running when its node or its sheep was lost, %d times; it is not tried again", l.maxAttempts)}, nil
 }
 
 // admit asks for room for inputs, and reserves it where they are staged ahead of

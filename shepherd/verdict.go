@@ -103,6 +103,9 @@ func judge(end ending, f facts) verdict {
 		}
 		return v
 
+	case job.CauseNodeLost: // see wornOut
+		return verdict{state: job.Failed}
+
 	case job.CauseDaemonKilled:
 		if f.killed+1 >= maxKilled {
 			return verdict{state: job.Failed, message: fmt.Sprintf("%s (tried %d times)", end.reason, f.tries)}
@@ -134,15 +137,15 @@ func backoff(pause time.Duration, earlier int) time.Duration {
 	return min(max(pause, 0), maxRetryPause)
 }
 
-// wrecks reports whether an attempt with this cause took a sheep or a device down:
-// a job that does so again and again is not tried for ever.
+// wrecks reports whether an attempt with this cause took a sheep, a device or, where
+// it was spent, a node down: a job that does so again and again is not tried for ever.
 func wrecks(c job.Cause) bool {
-	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted
+	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted || c == job.CauseNodeLost
 }
 
 // history is what the earlier attempts of a run tell a verdict.
 type history struct {
-	// wrecked is how many took a sheep or a device down.
+	// wrecked is how many took a sheep, a device or a node down.
 	wrecked int
 	// killed is how many were being prepared when the daemon was killed.
 	killed int
@@ -156,7 +159,7 @@ func historyOf(attempts []job.Attempt, run, number int) (h history) {
 		if a.Run != run || a.Number >= number {
 			continue
 		}
-		if wrecks(a.Cause) {
+		if wrecks(a.Cause) && (a.Spent || a.Cause != job.CauseNodeLost) {
 			h.wrecked++
 		}
 		if a.Cause == job.CauseDaemonKilled {

@@ -152,6 +152,7 @@ func TestVerdicts(t *testing.T) {
 				t.Errorf("the twentieth: %+v", v)
 			}
 		}},
+		{job.CauseNodeLost, untilWrecked, "spent, if a runner may have had the job", "", final(job.Failed)},
 		{job.CauseHandedBack, "queued", "not spent", "", back},
 		{job.CauseTakenOver, "queued", "not spent", "", back},
 	} {
