@@ -164,7 +164,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	c := d.config
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},

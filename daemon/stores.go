@@ -20,6 +20,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/ledger/sqlite"
+	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
@@ -61,6 +62,12 @@ func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.L
 		}
 	})
 	return l, nil
+}
+
+// peersOf knows the other nodes of a ledger; nil where that has one node alone.
+func peersOf(l keptLedger) shepherd.Peers {
+	peers, _ := l.(shepherd.Peers)
+	return peers
 }
 
 // DatabaseConfig is how the PostgreSQL database of a configuration is opened.

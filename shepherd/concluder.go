@@ -307,6 +307,18 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
 		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
+	if end.cause == job.CauseNotHere && a.Sheep == "" && !f.elsewhere {
+		_, err := l.retryLedger(ctx, a.ID, func() (_ job.Record, err error) {
+			f.elsewhere, err = l.onPeer(ctx, a)
+			return job.Record{}, err
+		})
+		if err != nil {
+			return facts{}, err
+		}
+		if f.elsewhere {
+			l.flock.decline(a.Model, time.Now())
+		}
+	}
 	if wrecks(end.cause) || end.cause == job.CauseDaemonKilled || end.cause == job.CauseUnavailable {
 		attempts, err := l.attempts(ctx, a.ID)
 		if err != nil {

@@ -23,6 +23,9 @@ type flock struct {
 	lanes []*lane // in configured order; replaced as a whole; see all
 	round int64
 	seats map[*lane]*seat
+	// declined are the models that no sheep of this node could run and that other
+	// nodes have been left a job of; see decline.
+	declined map[job.Model]time.Time
 }
 
 // seat is a lane's place among the sleeping.
@@ -32,7 +35,9 @@ type seat struct {
 	woken  chan struct{}
 }
 
-func newFlock() *flock { return &flock{seats: make(map[*lane]*seat)} }
+func newFlock() *flock {
+	return &flock{seats: make(map[*lane]*seat), declined: make(map[job.Model]time.Time)}
+}
 
 // all are the lanes of the moment. The slice is not to be changed.
 func (f *flock) all() []*lane {

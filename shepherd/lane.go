@@ -19,6 +19,7 @@ type services struct {
 	node        string
 	dataRoot    string
 	ledger      ledger.Ledger
+	peers       Peers // nil for none
 	store       storage.Store
 	hub         *hub
 	flock       *flock

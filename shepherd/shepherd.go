@@ -59,8 +59,10 @@ type Config struct {
 	// DataRoot holds a directory per sheep, and in it one per job under way.
 	DataRoot string
 	Ledger   ledger.Ledger
-	Store    storage.Store
-	Sheep    []Member
+	// Peers knows the other nodes of a ledger that is shared; nil where it is not.
+	Peers Peers
+	Store storage.Store
+	Sheep []Member
 	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
 	StageAhead int
 	// StageBudget bounds the bytes that jobs prepared ahead take on disk, all
@@ -102,6 +104,12 @@ type Config struct {
 	// Now is the clock that records' times are compared with; time.Now where nil.
 	Now func() time.Time
 	Log *slog.Logger
+}
+
+// Peers knows which nodes share the ledger.
+type Peers interface {
+	// Peers returns the names of the other nodes that are alive.
+	Peers(ctx context.Context, node string) ([]string, error)
 }
 
 // Shepherd is the core. Start it once; its methods may be called from any
@@ -170,7 +178,7 @@ func New(cfg Config) (*Shepherd, error) {
 	}
 	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
 	s.env = &services{
-		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, store: cfg.Store,
+		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store,
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,

@@ -275,6 +275,11 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 		}
 	default:
 	}
+	if l.peers != nil { // another node may have the model: the one that is loaded stays
+		if err := l.cannot(a.Model); err != nil {
+			return ending{cause: job.CauseNotHere, reason: fmt.Sprintf("Failed to start sheep for this job (%s)", reasonOf(err))}, false
+		}
+	}
 	loading := w.startLoadTimer(a, giveUp)
 	w.pulse.waits() // an image may take its time
 	err := w.supervisor.load(ctx, a)

@@ -222,6 +222,7 @@ func calls(ctx context.Context, l *Ledger) map[string]error {
 	_, _, answers["List"] = l.List(ctx, ledger.Filter{}, 0, 10)
 	_, answers["Count"] = l.Count(ctx)
 	_, answers["Join"] = l.Join(ctx, "node")
+	_, answers["Peers"] = l.Peers(ctx, "node")
 	_, answers["Attempts"] = l.Attempts(ctx, "x")
 	_, answers["Waiting"] = l.Waiting(ctx, 10)
 	_, _, answers["Events"] = l.Events(ctx, "", ledger.EventFilter{}, 10)

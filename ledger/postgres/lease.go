@@ -89,6 +89,20 @@ func (l *Ledger) taken(ctx context.Context, node string) error {
 	return e
 }
 
+// Peers returns the names of the nodes but the given one whose leases have not ended,
+// sorted.
+func (l *Ledger) Peers(ctx context.Context, node string) ([]string, error) {
+	return read(ctx, l, "list the nodes that share the ledger", func(ctx context.Context) (peers []string, err error) {
+		err = l.query(ctx, queryPeers, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
+			var name string
+			err := rows.Scan(&name)
+			peers = append(peers, name)
+			return err
+		})
+		return peers, err
+	})
+}
+
 // lose ends the lease; leases.mu is held.
 func (l *lease) lose() {
 	if l.expiry != nil {

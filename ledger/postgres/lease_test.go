@@ -35,6 +35,9 @@ func TestNodeLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if peers, err := alive.Peers(ctx, "alive"); err != nil || len(peers) != 1 || peers[0] != "dead" {
+		t.Fatalf("the other nodes are %v, %v", peers, err)
+	}
 	claims := map[job.ID]*ledger.Claim{}
 	for id, slot := range map[job.ID]ledger.Slot{
 		"running": {Node: "dead", Sheep: "a"}, "ahead": {Node: "dead", Sheep: "a", Ahead: true}, "own": {Node: "alive", Sheep: "a"},
@@ -68,6 +71,9 @@ func TestNodeLost(t *testing.T) {
 		if _, err := dead.Finish(ctx, id, claims[id].Token, done); !errors.Is(err, ledger.ErrFenced) {
 			t.Errorf("the lost node finished %s: %v", id, err)
 		}
+	}
+	if peers, err := alive.Peers(ctx, "alive"); err != nil || len(peers) > 0 {
+		t.Errorf("the other nodes are %v, %v", peers, err)
 	}
 	if held, err := alive.Held(ctx, "alive"); err != nil || len(held) != 1 {
 		t.Errorf("the other node holds %v, %v", held, err)

@@ -247,6 +247,7 @@ const (
 	queryJoinLock = `SELECT pg_advisory_xact_lock(` + joinLock + `)`
 	// The other nodes whose leases have not ended.
 	queryOthers     = `SELECT name, expires_at FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp() ORDER BY name LIMIT 1`
+	queryPeers      = `SELECT name FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp() ORDER BY name`
 	queryGeneration = `SELECT generation FROM shepherd.nodes WHERE name = @node`
 	// Joins as the node that had the generation seen, 0 for none. A statement that
 	// arrives late has one that is past.
