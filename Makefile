@@ -29,7 +29,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -109,6 +109,9 @@ sim-breaks: ## break the code on purpose, place by place, and see that the seeds
 chaos: $(MINIO) ## kill, stop, fill and cut off a real daemon and all around it for FOR (15m) with each storage, and check every promise (as root)
 	@test/deps-container
 	SHEPHERD_TEST_MINIO="$${SHEPHERD_TEST_MINIO:-$$(realpath $(MINIO))}" $(GO) test -count=1 -timeout 24h -v -run '^TestChaos$$' ./test/e2e -chaos $(or $(FOR),15m) $(if $(SEED),-chaos-seed $(SEED))
+
+chaos-fleet: ## cut connections, kill PostgreSQL and crash nodes, FAULTS=n times (1000), under several cores that share a ledger, and check that each job ends once
+	$(GO) test -count=1 -timeout 24h -v -run '^TestFaults$$' ./test/fleet -faults $(or $(FAULTS),1000)
 
 soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing grows
 	SOAK_JOBS=$(or $(JOBS),1000000) $(GO) test -count=1 -timeout 24h -v -run '^$$' -bench '^BenchmarkSoak$$' -benchtime 1x ./test/bench

@@ -178,8 +178,8 @@ func TestDoorbell(t *testing.T) {
 	cfg := quiet(url, url)
 	cfg.Poll = 10 * time.Millisecond
 	polling := mustOpen(t, cfg)
-	there.bell.notify = nil
-	there.bell.rung = nil // nobody takes what is rung
+	there.bell.quit() // nobody takes what is rung
+	there.bell.done.Wait()
 	changed = polling.Changed()
 	if _, err := there.Cancel(t.Context(), "x"); err != nil {
 		t.Fatal(err)

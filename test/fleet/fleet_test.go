@@ -1,0 +1,346 @@
+// Package fleet runs several cores on one PostgreSQL in real time, while connections are
+// cut, the server is killed and nodes crash, and looks whether each job that was
+// acknowledged ends once, with the results of one attempt.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/postgres"
+	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime/fake"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/memory"
+)
+
+// faults is how many happen; make chaos-fleet has more.
+var faults = flag.Int("faults", 12, "how many faults happen")
+
+// jobsPerFault is how many jobs are submitted for each.
+const jobsPerFault = 12
+
+// patience is for what should take far less; only a hang reaches it.
+const patience = 2 * time.Minute
+
+// fleet is several nodes, their database and their storage.
+type fleet struct {
+	t        *testing.T
+	jobs     int // that are submitted
+	database *postgrestest.Server
+	store    *memory.Store
+	nodes    []*node
+
+	mu     sync.Mutex
+	active map[job.ID]*life // where a job is with a runner
+}
+
+// node is one machine.
+type node struct {
+	fleet *fleet
+	name  string
+	lives int
+	now   atomic.Pointer[life]
+}
+
+// life is one of a node's daemons.
+type life struct {
+	node   *node
+	dir    string
+	ledger *postgres.Ledger
+	core   *shepherd.Shepherd
+
+	storing sync.RWMutex // held by a crash, and for reading by what changes storage
+	crashed atomic.Bool
+}
+
+// store is the storage as a daemon reaches it that may crash.
+type store struct {
+	storage.Store
+	of *life
+}
+
+var errCrashed = fmt.Errorf("the daemon has crashed: %w", errdefs.ErrUnavailable)
+
+// alive runs do, unless the daemon has crashed; it crashes before or after it.
+func (l *life) alive(do func() error) error {
+	l.storing.RLock()
+	defer l.storing.RUnlock()
+	if l.crashed.Load() {
+		return errCrashed
+	}
+	return do()
+}
+
+func (s store) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (collected storage.Collected, err error) {
+	err = s.of.alive(func() error {
+		collected, err = s.Store.Collect(ctx, id, dir, replace)
+		return err
+	})
+	return collected, err
+}
+
+func (s store) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
+	return s.of.alive(func() error { return s.Store.SetStatus(ctx, id, status) })
+}
+
+// boot starts the node's next daemon.
+func (n *node) boot() {
+	f := n.fleet
+	f.t.Helper()
+	n.lives++
+	l := &life{node: n, dir: filepath.Join(f.t.TempDir(), fmt.Sprint(n.lives))}
+	log := slog.New(slog.NewTextHandler(f.t.Output(), nil)).With("node", n.name, "life", n.lives)
+	var err error
+	l.ledger, err = postgres.Open(f.t.Context(), postgres.Config{URL: f.database.URL("postgres"), Lease: time.Hour, RetryFor: patience, Log: log})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	driver := fake.New(fake.Config{Pasture: fake.NewPasture(), Handle: l.run})
+	var members []shepherd.Member
+	for _, name := range []string{"a", "b"} {
+		sheep, err := driver.NewSheep(n.name+name, func(any) error { return nil })
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		members = append(members, shepherd.Member{Name: n.name + name, Type: "fake", Sheep: sheep})
+	}
+	l.core, err = shepherd.New(shepherd.Config{
+		Node: n.name, DataRoot: l.dir, Ledger: l.ledger, Peers: l.ledger, Store: store{f.store, l}, Sheep: members,
+		MaxAttempts: 1000, Log: log,
+	})
+	if err == nil {
+		err = l.core.Start(f.t.Context())
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	n.now.Store(l)
+}
+
+// run is a runner with a job: its output says which attempt wrote it.
+func (l *life) run(ctx context.Context, _ job.Model, in messenger.Input) error {
+	f := l.node.fleet
+	f.begin(in.JobID, l)
+	defer f.end(in.JobID, l)
+	select {
+	case <-time.After(rand.N(20 * time.Millisecond)):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return fake.WriteOutput(in, job.DefaultOutput, []byte(l.node.name+" "+string(in.JobID)))
+}
+
+// begin notes that a runner has the job. None of another daemon has it then that has not
+// crashed: the ledger gave it to one.
+func (f *fleet) begin(id job.ID, l *life) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if other := f.active[id]; other != nil && other != l && !other.crashed.Load() && !l.crashed.Load() {
+		f.t.Errorf("%s is with %s and %s", id, other.node.name, l.node.name)
+	}
+	f.active[id] = l
+}
+
+func (f *fleet) end(id job.ID, l *life) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.active[id] == l {
+		delete(f.active, id)
+	}
+}
+
+// crash ends the node's daemon as kill -9 does, with its runners; then its lease ends,
+// and another daemon begins.
+func (n *node) crash() {
+	l := n.now.Load()
+	l.storing.Lock()
+	l.crashed.Store(true)
+	l.storing.Unlock()
+	l.ledger.Close()
+	n.fleet.exec("UPDATE shepherd.nodes SET expires_at = clock_timestamp() WHERE name = '" + n.name + "'")
+	l.stop()
+	n.boot()
+}
+
+// stop ends the core; one that has crashed at once.
+func (l *life) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if l.crashed.Load() {
+		cancel()
+	}
+	l.core.Stop(ctx)
+}
+
+// exec runs a statement as soon as the server answers.
+func (f *fleet) exec(query string) {
+	f.t.Helper()
+	if err := f.database.Exec(f.t.Context(), "postgres", query); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// any is a core that is up.
+func (f *fleet) any() *shepherd.Shepherd { return f.nodes[rand.N(len(f.nodes))].now.Load().core }
+
+// submit submits a job at one node after the other until one has taken it.
+func (f *fleet) submit(id job.ID) {
+	for {
+		err := f.any().Submit(f.t.Context(), job.Request{ID: id, Model: job.Model{Name: "m", Version: "1"}, Payload: []byte("x")})
+		if err == nil || errors.Is(err, job.ErrSubmitted) {
+			return
+		}
+		if f.t.Context().Err() != nil || !errdefs.IsUnavailable(err) && !errors.Is(err, job.ErrDraining) {
+			f.t.Errorf("submit %s: %v", id, err)
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// await waits at one node after the other until the job has ended.
+func (f *fleet) await(id job.ID) {
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
+	defer cancel()
+	for {
+		within, cancel := context.WithTimeout(ctx, time.Second) // the node may crash meanwhile
+		status, err := f.any().Wait(within, id)
+		cancel()
+		if err == nil && status.State.Final() {
+			if status.State != job.Done {
+				f.t.Errorf("%s is %s: %v", id, status.State, status.Failure)
+			}
+			return
+		}
+		var unknown *job.UnknownJob
+		if ctx.Err() != nil || errors.As(err, &unknown) {
+			f.t.Errorf("%s was taken, and is %q, %v", id, status.State, err)
+			return
+		}
+	}
+}
+
+// TestFaults submits jobs at all nodes while faults happen.
+func TestFaults(t *testing.T) {
+	f := &fleet{t: t, jobs: *faults * jobsPerFault, database: postgrestest.New(t, "fsync=on", "synchronous_commit=on", "full_page_writes=on"), store: new(memory.Store), active: map[job.ID]*life{}}
+	for i := range 3 {
+		n := &node{fleet: f, name: fmt.Sprint("n", i)}
+		f.nodes = append(f.nodes, n)
+		n.boot()
+	}
+	var clients sync.WaitGroup
+	var ended atomic.Int64
+	const many = 8
+	for c := range many {
+		clients.Go(func() {
+			for i := c; i < f.jobs; i += many {
+				id := job.ID(fmt.Sprintf("job-%d", i))
+				f.submit(id)
+				f.await(id)
+				ended.Add(1)
+			}
+		})
+	}
+	did := map[string]int{}
+	for fault := range *faults {
+		for mark := ended.Load(); ended.Load() < mark+3 && ended.Load() < int64(f.jobs); { // in the middle of it
+			time.Sleep(time.Millisecond)
+		}
+		switch kind := []string{"cut", "crash", "cut", "kill"}[fault%4]; kind {
+		case "cut":
+			f.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'shepherd' AND random() < 0.5")
+			did[kind]++
+		case "crash":
+			f.nodes[rand.N(len(f.nodes))].crash()
+			did[kind]++
+		case "kill":
+			f.database.Kill()
+			if err := f.database.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			did[kind]++
+		}
+	}
+	clients.Wait()
+	f.check()
+	for _, n := range f.nodes {
+		l := n.now.Load()
+		l.stop()
+		if err := l.ledger.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d jobs, faults: %v", f.jobs, did)
+}
+
+// check reads what the ledger and the storage have, as anybody can.
+func (f *fleet) check() {
+	f.t.Helper()
+	ctx := f.t.Context()
+	l, err := postgres.Open(ctx, postgres.Config{URL: f.database.URL("postgres"), Lease: time.Hour})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer l.Close()
+	ends := map[job.ID]int{}
+	for cursor := job.Cursor(""); ; {
+		events, next, err := l.Events(ctx, cursor, ledger.EventFilter{}, 1000)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		for _, e := range events {
+			if e.Kind == job.EventEnded {
+				ends[e.Job]++
+			}
+		}
+		if cursor = next; len(events) == 0 {
+			break
+		}
+	}
+	records, _, err := l.List(ctx, ledger.Filter{}, 0, 10*f.jobs)
+	if err != nil || len(records) != f.jobs || len(ends) != f.jobs {
+		f.t.Fatalf("%d jobs are recorded and %d have ended, %v; %d were taken", len(records), len(ends), err, f.jobs)
+	}
+	for _, rec := range records {
+		if rec.State != job.Done || ends[rec.ID] != 1 {
+			f.t.Errorf("%s is %s and ended %d times", rec.ID, rec.State, ends[rec.ID])
+		}
+		attempts, err := l.Attempts(ctx, rec.ID)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		for i, a := range attempts {
+			if a.Number != i+1 || (a.Cause == job.CauseDone) != (i == len(attempts)-1) {
+				f.t.Errorf("attempt %d of %s: %+v", i+1, rec.ID, a)
+			}
+		}
+		file, err := f.store.Open(ctx, rec.ID, job.OutputDir+"/"+job.DefaultOutput, nil)
+		if err != nil {
+			f.t.Errorf("the output of %s: %v", rec.ID, err)
+			continue
+		}
+		text, err := io.ReadAll(file.Body)
+		file.Body.Close()
+		if want := attempts[len(attempts)-1].Node + " " + string(rec.ID); err != nil || string(text) != want {
+			f.t.Errorf("the output of %s is %q, %v, want %q", rec.ID, text, err, want)
+		}
+	}
+}
