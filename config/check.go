@@ -362,7 +362,7 @@ func (ch *checker) databaseURL(path string, address *Secret) {
 		ch.reject(path, "is not the URL of a PostgreSQL database; "+expected)
 	case ch.ledgerURL != nil:
 		if err := ch.ledgerURL(text); err != nil {
-			ch.reject(path, err.Error()+"; "+expected)
+			ch.reject(path, err.Error())
 			return
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -66,8 +67,24 @@ func explain(server, doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	hint, class := classify(err)
-	return fmt.Errorf("%s: ledger at %s: %s: %w: %w", doing, server, hint, class, err)
+	return fmt.Errorf("%s: ledger at %s: %s: %w: %w", doing, server, hint, class, lineError{err})
 }
+
+// lineError shows an error in one line, each part of it once: a failed connection attempt
+// has a line for each address, and for each way of encryption.
+type lineError struct{ err error }
+
+func (e lineError) Error() string {
+	var parts []string
+	for line := range strings.Lines(e.err.Error()) {
+		if part := strings.TrimSuffix(strings.TrimSpace(line), ":"); part != "" && !slices.Contains(parts, part) {
+			parts = append(parts, part)
+		}
+	}
+	return strings.Join(parts, ": ")
+}
+
+func (e lineError) Unwrap() error { return e.err }
 
 func classify(err error) (hint string, class error) {
 	var failure *pgconn.PgError

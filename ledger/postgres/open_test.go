@@ -128,7 +128,7 @@ func TestOpenErrors(t *testing.T) {
 			continue
 		}
 		for _, want := range append(c.want, "") {
-			if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v, want %q", name, err, want)
 			}
 		}
