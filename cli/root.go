@@ -136,6 +136,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		gpusCommand(),
 		jobsCommand(),
 		ledgerCommand(),
+		nodesCommand(),
 		recoverCommand(),
 		modelsCommand(),
 		reloadCommand(),

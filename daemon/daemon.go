@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -179,6 +180,25 @@ func (d *daemon) startCore(ctx context.Context) error {
 	return d.core.Start(ctx)
 }
 
+// announce tells the other nodes of a shared ledger of this one, until stop is called.
+func (d *daemon) announce() (stop func()) {
+	shared, ok := d.ledger.(registry)
+	if !ok {
+		return func() {}
+	}
+	a := &announcer{
+		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
+		about: postgres.About{Address: d.listeners.urlFrom(d.config.Node), Version: d.options.Version},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var announcing sync.WaitGroup
+	announcing.Go(func() { a.run(ctx) })
+	return func() {
+		cancel()
+		announcing.Wait()
+	}
+}
+
 // limitDefaults are the limits of jobs that bring none of their own, but for those
 // of sheep.
 func limitDefaults(c *config.Config) shepherd.LimitDefaults {
@@ -203,6 +223,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	served := d.serveAPI(requests, configuration)
 	stopReporting := startReporting(&reporter{manager: d.options.Manager, core: d.core, ledger: d.ledger, log: d.log}, configuration)
 	defer stopReporting()
+	defer d.announce()()
 
 	failed := 0 // servers that have ended and been heard of
 	stopAtOnce := make(chan struct{})

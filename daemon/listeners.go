@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -129,12 +130,22 @@ func (l *listeners) serves(c config.API) config.API {
 }
 
 // url is the API's URL for people: the configured host and the port in use.
-func (l *listeners) url() string {
+func (l *listeners) url() string { return l.urlOn(l.host) }
+
+// urlFrom is the API's address for other machines, which know this one by the name.
+func (l *listeners) urlFrom(name string) string {
+	if ip, err := netip.ParseAddr(l.host); err == nil && ip.IsUnspecified() {
+		return l.urlOn(name)
+	}
+	return l.url()
+}
+
+func (l *listeners) urlOn(host string) string {
 	scheme := "http"
 	if l.tls != nil {
 		scheme = "https"
 	}
-	return scheme + "://" + hostPort(l.host, l.network[0])
+	return scheme + "://" + hostPort(host, l.network[0])
 }
 
 // serve starts a server on the network with the one handler and on the socket with

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -88,43 +87,6 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 		}
 	}
 	return false
-}
-
-// decline notes that a job of a model that no sheep of this node can run is left to
-// another node: for missingFor the sheep that cannot run it claim none of it.
-func (f *flock) decline(m job.Model, now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.declined[m] = now.Add(missingFor)
-}
-
-// leftToPeers are the models that were declined of late.
-func (f *flock) leftToPeers(now time.Time) []job.Model {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	maps.DeleteFunc(f.declined, func(_ job.Model, until time.Time) bool { return now.After(until) })
-	return slices.Collect(maps.Keys(f.declined))
-}
-
-// onPeer says whether another node may have a sheep that can run the job: one that is
-// alive, and that has not said of this run that it has none.
-func (l *lane) onPeer(ctx context.Context, a *attempt) (bool, error) {
-	if l.peers == nil {
-		return false, nil
-	}
-	peers, err := l.peers.Peers(ctx, l.node)
-	if err != nil || len(peers) == 0 {
-		return false, err
-	}
-	earlier, err := l.attempts(ctx, a.ID)
-	if err != nil {
-		return false, err
-	}
-	return slices.ContainsFunc(peers, func(peer string) bool {
-		return !slices.ContainsFunc(earlier, func(e job.Attempt) bool {
-			return e.Run == a.Run && e.Node == peer && e.Cause == job.CauseNotHere
-		})
-	}), nil
 }
 
 // except are the models that the sheep does not try now, and the waiting ones that

@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,6 +27,7 @@ type flock struct {
 	// declined are the models that no sheep of this node could run and that other
 	// nodes have been left a job of; see decline.
 	declined map[job.Model]time.Time
+	drained  atomic.Bool // no lane claims
 }
 
 // seat is a lane's place among the sleeping.
@@ -288,6 +290,9 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 // none for asks a busy one to hand back a job that it has only prepared: an event
 // wakes the idle lane when that is done.
 func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
+	if f.drained.Load() {
+		return nil, nil
+	}
 	now := time.Now()
 	next := l.nextModel()
 	slot := ledger.Slot{Node: l.node, Sheep: l.Name, Prefer: l.turns.prefer(next, now), Ahead: l.state.busy()}

@@ -15,6 +15,8 @@ import (
 // nodes are those that are alive.
 type nodes []string
 
+func (nodes) Draining(string) bool { return false }
+
 func (n nodes) Peers(_ context.Context, node string) ([]string, error) {
 	return slices.DeleteFunc(slices.Clone(n), func(name string) bool { return name == node }), nil
 }

@@ -106,12 +106,6 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Peers knows which nodes share the ledger.
-type Peers interface {
-	// Peers returns the names of the other nodes that are alive.
-	Peers(ctx context.Context, node string) ([]string, error)
-}
-
 // Shepherd is the core. Start it once; its methods may be called from any
 // goroutine between Start and Stop.
 type Shepherd struct {
@@ -233,6 +227,9 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	}
 	logUnmarked(s.log, filepath.Join(s.cfg.DataRoot, stagingDir), left)
 	s.lease = lease
+	if s.cfg.Peers != nil {
+		s.setDrained(s.cfg.Peers.Draining(s.cfg.Node))
+	}
 
 	// The hub reads before the first claim, so no event is missed.
 	reading, stopHub := context.WithCancel(context.Background())
@@ -247,6 +244,9 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
 	s.background.Go(func() { s.remover.run(reading) })
+	if s.cfg.Peers != nil {
+		s.background.Go(func() { s.watchDrain(reading) })
+	}
 
 	var closing error
 	if s.cfg.Closing {

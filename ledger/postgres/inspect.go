@@ -14,26 +14,37 @@ import (
 // It is for one goroutine.
 type Reader struct{ l *Ledger }
 
-// Read calls do with a Reader. It changes nothing in the database. The errors are those
-// of Open and of do, and one of class errdefs.ErrNotFound where no shepherd has
-// made its tables yet.
+// Read calls do with a Reader. It changes nothing in the database. The error is of class errdefs.ErrNotFound where
+// no shepherd has made its tables yet.
 func Read(ctx context.Context, cfg Config, do func(*Reader) error) error {
+	return connect(ctx, cfg, "read the ledger", func(l *Ledger, conn *pgx.Conn) error {
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+			l.db = tx
+			return do(&Reader{l})
+		})
+	})
+}
+
+// connect calls do with a ledger of one connection, which joins as no node and looks
+// after nothing. The error is of class errdefs.ErrNotFound where no shepherd has made the
+// tables yet, and of class errdefs.ErrFailedPrecondition where they are another version's.
+func connect(ctx context.Context, cfg Config, doing string, do func(l *Ledger, conn *pgx.Conn) error) error {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
-		return fmt.Errorf("read the ledger: %w", err)
+		return fmt.Errorf("%s: %w", doing, err)
 	}
-	direct, err := parse(cfg.DirectURL) // one connection, as that of a transaction has to be
+	direct, err := parse(cfg.DirectURL)
 	if err != nil {
-		return fmt.Errorf("read the ledger: %w", err)
+		return fmt.Errorf("%s: %w", doing, err)
 	}
 	l := &Ledger{cfg: cfg, server: addressOf(direct)}
-	if err := l.readAll(ctx, direct.ConnConfig, do); err != nil {
-		return explain(l.server, "read the ledger", err)
+	if err := l.connected(ctx, direct.ConnConfig, do); err != nil {
+		return explain(l.server, doing, err)
 	}
 	return nil
 }
 
-func (l *Ledger) readAll(ctx context.Context, direct *pgx.ConnConfig, do func(*Reader) error) error {
+func (l *Ledger) connected(ctx context.Context, direct *pgx.ConnConfig, do func(l *Ledger, conn *pgx.Conn) error) error {
 	var conn *pgx.Conn
 	err := l.retry(ctx, func(ctx context.Context) (err error) {
 		conn, err = l.connectDirect(direct)(ctx)
@@ -56,10 +67,8 @@ func (l *Ledger) readAll(ctx context.Context, direct *pgx.ConnConfig, do func(*R
 	case version < known:
 		return &olderError{server: l.server, schema: version, known: known}
 	}
-	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		l.db = tx
-		return do(&Reader{l})
-	})
+	l.db = conn
+	return do(l, conn)
 }
 
 // List is that of ledger.Ledger.
@@ -77,6 +86,3 @@ func (r *Reader) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 
 // Count is that of ledger.Ledger.
 func (r *Reader) Count(ctx context.Context) (ledger.Counts, error) { return r.l.Count(ctx) }
-
-// Address is where the ledger is, without a password.
-func (r *Reader) Address() string { return r.l.server }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type lease struct {
 	generation int64
 	lost       chan struct{}
 	expiry     *time.Timer
+	draining   bool // an operator wants the node to claim no job
 }
 
 var _ ledger.Lease = (*lease)(nil)
@@ -45,7 +47,7 @@ func (l *Ledger) Join(ctx context.Context, node string) (ledger.Lease, error) {
 		args := pgx.NamedArgs{"node": joined.node, "seen": seen, "lease": l.cfg.Lease.Microseconds(), "alone": l.cfg.Alone}
 		batch := &pgx.Batch{}
 		batch.Queue(queryJoinLock)
-		batch.Queue(queryJoin, args).QueryRow(func(row pgx.Row) error { return row.Scan(&joined.generation) })
+		batch.Queue(queryJoin, args).QueryRow(func(row pgx.Row) error { return row.Scan(&joined.generation, &joined.draining) })
 		err := l.batch(ctx, batch)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return l.taken(ctx, joined.node)
@@ -142,6 +144,19 @@ func (s *leases) generation(node string) int64 {
 		return held.generation
 	}
 	return 0
+}
+
+// setDraining takes over which nodes are to claim no job, and reports whether that has
+// changed.
+func (s *leases) setDraining(nodes []string) (changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node, held := range s.byNode {
+		draining := slices.Contains(nodes, node)
+		changed = changed || draining != held.draining
+		held.draining = draining
+	}
+	return changed
 }
 
 // list returns the nodes and generations of the leases.

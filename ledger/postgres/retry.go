@@ -15,7 +15,7 @@ import (
 
 // statementTime bounds one statement and its answer. A server that does not answer
 // for that long is taken for one that is away.
-const statementTime = 15 * time.Second
+const statementTime = 10 * time.Second
 
 // The pauses between tries.
 const (

@@ -251,10 +251,11 @@ const (
 	queryGeneration = `SELECT generation FROM shepherd.nodes WHERE name = @node`
 	// Joins as the node that had the generation seen, 0 for none. A statement that
 	// arrives late has one that is past.
-	queryJoin = `INSERT INTO shepherd.nodes (name, generation, expires_at) SELECT @node::text, 1, clock_timestamp() + @lease::bigint * interval '1 microsecond'
+	queryJoin = `INSERT INTO shepherd.nodes (name, generation, joined_at, expires_at)
+			SELECT @node::text, 1, clock_timestamp(), clock_timestamp() + @lease::bigint * interval '1 microsecond'
 			WHERE NOT @alone::boolean OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp())
-		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, expires_at = excluded.expires_at
-			WHERE nodes.generation = @seen RETURNING generation`
+		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, joined_at = excluded.joined_at, expires_at = excluded.expires_at
+			WHERE nodes.generation = @seen RETURNING generation, draining`
 	queryLeave = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND generation = @generation`
 	// Renews the leases given, unless they have ended, and answers what there is to do.
 	queryPulse = `WITH renewed AS (UPDATE shepherd.nodes n SET expires_at = clock_timestamp() + @lease::bigint * interval '1 microsecond'
@@ -264,9 +265,22 @@ const (
 			(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM shepherd.event_ids),
 			least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL)),
 			ARRAY(SELECT name FROM shepherd.nodes WHERE expires_at < clock_timestamp()),
+			ARRAY(SELECT name FROM shepherd.nodes WHERE draining),
 			(SELECT count(*) FROM (SELECT FROM shepherd.tally LIMIT ` + tallyRows + `) rows)`
 	// Says that all claims of a node whose lease ended were taken back.
 	queryLapse = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND expires_at < clock_timestamp()`
+
+	queryAnnounce = `UPDATE shepherd.nodes SET about = @about WHERE name = @node AND generation = @generation`
+	// The nodes, and how many jobs each holds.
+	queryNodes = `SELECT n.name, n.joined_at, n.expires_at, coalesce(n.expires_at > clock_timestamp(), false), n.draining, n.about,
+			(SELECT count(*) FROM shepherd.jobs j WHERE j.node = n.name AND j.token > 0)
+		FROM shepherd.nodes n ORDER BY n.name`
+	querySetDraining = `UPDATE shepherd.nodes SET draining = @draining WHERE name = @node`
+	// Has the jobs taken by other nodes that a node holds which gave its lease up.
+	queryAbandon = `UPDATE shepherd.nodes SET expires_at = clock_timestamp() - interval '1 second' WHERE name = @node AND expires_at IS NULL
+		AND EXISTS (SELECT FROM shepherd.jobs WHERE node = @node AND token > 0)`
+	queryForget = `DELETE FROM shepherd.nodes WHERE name = @node AND (expires_at IS NULL OR expires_at < clock_timestamp())
+		AND NOT EXISTS (SELECT FROM shepherd.jobs WHERE node = @node AND token > 0)`
 
 	// The jobs whose time to wait is over.
 	queryOverdue   = `SELECT id FROM shepherd.jobs WHERE give_up_at <= clock_timestamp() ORDER BY give_up_at, seq LIMIT @limit`

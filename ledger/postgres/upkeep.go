@@ -18,8 +18,8 @@ import (
 
 // How much one statement of the upkeep changes at most.
 const (
-	timerBatch = 64     // jobs whose time has come
-	sweepBatch = 10_000 // records, and events, that are no longer kept
+	timerBatch = 64   // jobs whose time has come
+	sweepBatch = 2000 // records, and events, that are no longer kept
 )
 
 // longestSweep is how often the ledger is swept at least: its age is kept then, which
@@ -211,11 +211,11 @@ func (u *upkeep) pulse(ctx context.Context) error {
 		nodes, generations = []string{}, []int64{}
 	}
 	var now time.Time
-	var renewed, lapsed []string
+	var renewed, lapsed, draining []string
 	var last, rows int64
 	var next *time.Time
 	_, err := u.l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": u.l.cfg.Lease.Microseconds()},
-		&now, &renewed, &last, &next, &lapsed, &rows)
+		&now, &renewed, &last, &next, &lapsed, &draining, &rows)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (u *upkeep) pulse(ctx context.Context) error {
 		u.renewed = asked
 		u.l.leases.renewed(asked, nodes, generations, renewed)
 	}
-	if last > u.lastEvent || u.l.horizon.waiting() {
+	if u.l.leases.setDraining(draining) || last > u.lastEvent || u.l.horizon.waiting() {
 		u.lastEvent = last
 		u.l.bell.ring()
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -151,9 +152,36 @@ func TestFleet(t *testing.T) {
 		t.Errorf("the attempts of the lost node's job: %v", got)
 	}
 	a.start()
-	a.submit("job-5", "echo:v1", "five")
+
+	// A node that is drained takes jobs in and runs none.
+	nodes := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(programs+"/shepherdd", append([]string{"nodes", "-c", a.config}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("nodes %v: %v %s", args, err, out)
+		}
+		return string(out)
+	}
+	name := strings.Fields(strings.Split(nodes("ls"), "
+")[1])[0]
+	nodes("drain", name)
+	a.logged("The node is (drained)")
+	ran := len(a.noted("job"))
+	for _, id := range []string{"job-5", "job-6", "job-7"} {
+		a.submit(id, "echo:v1", id)
+		a.expectDone(id, id)
+	}
+	if got := a.noted("job"); len(got) != ran {
+		t.Errorf("the drained node ran %v", got[ran:])
+	}
+	nodes("resume", name)
+	a.logged("The node takes jobs (again)")
+	a.submit("job-8", "echo:v1", "eight")
 	for _, w := range fleet {
-		w.expectDone("job-5", "five")
+		w.expectDone("job-8", "eight")
+	}
+	if listed := nodes("ls"); strings.Count(listed, " up ") != 2 || strings.Count(listed, "bare_sheep") != 2 {
+		t.Errorf("the nodes are\n%s", listed)
 	}
 	if b.stop() != 0 || a.stop() != 0 {
 		t.Error("a daemon did not end well")

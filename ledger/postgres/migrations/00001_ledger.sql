@@ -146,11 +146,15 @@ CREATE TABLE shepherd.claim_keys (
 CREATE INDEX claim_keys_by_time ON shepherd.claim_keys (at);
 
 -- The nodes that ever joined. A lease ends at expires_at, NULL where it was given
--- up; a node that joins again has another generation.
+-- up; a node that joins again has another generation. About is what the node tells of
+-- itself, as JSON.
 CREATE TABLE shepherd.nodes (
 	name       text COLLATE "C" PRIMARY KEY,
 	generation bigint NOT NULL,
-	expires_at timestamptz
+	joined_at  timestamptz NOT NULL,
+	expires_at timestamptz,
+	draining   boolean NOT NULL DEFAULT false, -- an operator wants it to claim no job
+	about      text NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50);
 
 -- How many records there are of each kind: the sum of n over the rows of the kind.

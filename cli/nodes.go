@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/ledger/postgres"
+)
+
+func nodesCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "nodes",
+		Short: "List the nodes that share a ledger, drain and forget them",
+		Long: "Lists, drains and forgets the nodes whose daemons share the ledger in PostgreSQL of\n" +
+			"the configuration. It asks the database, whether a daemon is up or not.",
+	}
+	c.PersistentFlags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
+	manage := func(ctx context.Context, do func(*postgres.Admin) error) error {
+		cfg, err := configOf(file)
+		if err != nil {
+			return err
+		}
+		if !cfg.Ledger.Shared() {
+			return fmt.Errorf("the ledger is the SQLite file %s, which this machine has alone: nodes share one in PostgreSQL (ledger.url)", cfg.Ledger.Path)
+		}
+		return postgres.Manage(ctx, daemon.DatabaseConfig(cfg), do)
+	}
+	list := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the nodes, their sheep and the models that these have loaded",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return manage(cmd.Context(), func(a *postgres.Admin) error {
+				nodes, err := a.Nodes(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return listNodes(cmd.OutOrStdout(), nodes)
+			})
+		},
+	}
+	c.AddCommand(list)
+	for _, command := range []struct {
+		name, short, long, says string
+		do                      func(context.Context, *postgres.Admin, string) error
+	}{
+		{
+			"drain", "Have a node claim no more jobs",
+			"Has the node claim no more jobs, also after a restart. It goes on with those that it\nhas; `nodes ls` says when there are none. It still takes jobs in, for the others.",
+			"Node %s claims no more jobs.",
+			func(ctx context.Context, a *postgres.Admin, node string) error { return a.SetDraining(ctx, node, true) },
+		},
+		{
+			"resume", "Have a node claim jobs again that was drained", "", "Node %s claims jobs again.",
+			func(ctx context.Context, a *postgres.Admin, node string) error {
+				return a.SetDraining(ctx, node, false)
+			},
+		},
+		{
+			"forget", "Remove a node that is gone for good",
+			"Removes a node that is not up. Jobs that it holds are taken by the others before. A\nnode that was forgotten may join again.",
+			"Node %s is forgotten.",
+			func(ctx context.Context, a *postgres.Admin, node string) error { return a.Forget(ctx, node) },
+		},
+	} {
+		c.AddCommand(&cobra.Command{
+			Use: command.name + " NODE", Short: command.short, Long: command.long,
+			Args: func(_ *cobra.Command, args []string) error {
+				if len(args) != 1 {
+					return &usageError{errors.New("nodes " + command.name + " takes the name of one node")}
+				}
+				return nil
+			},
+			RunE: func(cmd *cobra.Command, args []string) error {
+				err := manage(cmd.Context(), func(a *postgres.Admin) error { return command.do(cmd.Context(), a, args[0]) })
+				if err == nil {
+					fmt.Fprintf(cmd.OutOrStdout(), command.says+"\n", args[0])
+				}
+				return err
+			},
+		})
+	}
+	return c
+}
+
+func listNodes(to io.Writer, nodes []postgres.Node) error {
+	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tSTATE\tJOBS\tVERSION\tADDRESS\tSHEEP")
+	for _, n := range nodes {
+		var sheep []string
+		for _, s := range n.About.Sheep {
+			shown := s.Name
+			if !s.Model.IsZero() && n.Alive {
+				shown += " (" + s.Model.String() + ")"
+			}
+			sheep = append(sheep, shown)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", n.Name, stateOf(n), n.Held,
+			cmp.Or(n.About.Version, "-"), cmp.Or(n.About.Address, "-"), cmp.Or(strings.Join(sheep, ", "), "-"))
+	}
+	return table.Flush()
+}
+
+// stateOf says how a node is.
+func stateOf(n postgres.Node) string {
+	state := "up"
+	switch {
+	case n.Alive:
+	case n.Until.IsZero():
+		state = "stopped"
+	default:
+		state = "lost at " + n.Until.Format(time.RFC3339)
+	}
+	if n.Draining {
+		state += ", drained"
+	}
+	return state
+}

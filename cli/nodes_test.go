@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/postgres"
+	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
+)
+
+// Nodes are listed, drained, and forgotten when they are gone.
+func TestNodes(t *testing.T) {
+	url := postgrestest.New(t).URL("postgres")
+	p := newPatient(t, "ledger: {url: \""+url+"\"}\n")
+	file := newPatient(t, "")
+	if _, err := call("nodes", "ls", "-c", file.config); err == nil || !strings.Contains(err.Error(), "SQLite") {
+		t.Errorf("with a SQLite file: %v", err)
+	}
+	if _, err := call("nodes", "ls", "-c", p.config); !errdefs.IsNotFound(err) {
+		t.Errorf("without tables: %v", err)
+	}
+	ledgers, leases := map[string]*postgres.Ledger{}, map[string]ledger.Lease{}
+	for _, name := range []string{"a", "b"} {
+		l, err := postgres.Open(t.Context(), postgres.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if leases[name], err = l.Join(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		ledgers[name] = l
+	}
+	a := ledgers["a"]
+	about := postgres.About{Address: "http://a:5000", Version: "v1", Sheep: []postgres.Sheep{{Name: "s1", Type: "bare", Model: job.Model{Name: "m", Version: "2"}}, {Name: "s2", Type: "bare"}}}
+	if err := a.Announce(t.Context(), "a", about); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Create(t.Context(), job.Record{ID: "x", Model: job.Model{Name: "m"}}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := a.Claim(t.Context(), ledger.Slot{Node: "a", Sheep: "s1"}); err != nil || c == nil {
+		t.Fatalf("Claim = %v, %v", c, err)
+	}
+	lists := func(patterns ...string) {
+		t.Helper()
+		said, err := call("nodes", "ls", "-c", p.config)
+		lines := strings.Split(strings.TrimSpace(said), "\n")
+		if err != nil || len(lines) != 1+len(patterns) {
+			t.Fatalf("it lists\n%s, %v", said, err)
+		}
+		for i, pattern := range patterns {
+			if !regexp.MustCompile("^" + pattern + "$").MatchString(lines[i+1]) {
+				t.Errorf("it lists\n%s, want %s", lines[i+1], pattern)
+			}
+		}
+	}
+	lists(`a +up +1 +v1 +http://a:5000 +s1 \(m:2\), s2`, `b +up +0 +- +- +-`)
+	if said, err := call("nodes", "drain", "a", "-c", p.config); err != nil || said != "Node a claims no more jobs.\n" {
+		t.Fatalf("it says %q, %v", said, err)
+	}
+	for { // it learns of it by itself
+		changed := a.Changed()
+		if a.Draining("a") {
+			break
+		}
+		<-changed
+	}
+	if a.Draining("b") || ledgers["b"].Draining("b") {
+		t.Error("the other node is drained, too")
+	}
+	lists(`a +up, drained +1 .*`, `b +up +0 .*`)
+	if _, err := call("nodes", "forget", "a", "-c", p.config); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a node that is up is forgotten: %v", err)
+	}
+	if err := leases["a"].Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lists(`a +stopped, drained +1 +v1 +http://a:5000 +s1, s2`, `b +up +0 .*`)
+	if said, err := call("nodes", "forget", "a", "-c", p.config); err != nil || said != "Node a is forgotten.\n" {
+		t.Fatalf("it says %q, %v", said, err)
+	}
+	lists(`b +up +0 .*`)
+	if rec, err := ledgers["b"].Get(t.Context(), "x"); err != nil || rec.State != job.Queued || rec.Holder != "" {
+		t.Errorf("the forgotten node's job is %s of %q, %v", rec.State, rec.Node, err)
+	}
+	if said, err := call("nodes", "resume", "b", "-c", p.config); err != nil || said != "Node b claims jobs again.\n" {
+		t.Errorf("it says %q, %v", said, err)
+	}
+	for _, command := range []string{"drain", "resume", "forget"} {
+		if _, err := call("nodes", command, "none", "-c", p.config); !errdefs.IsNotFound(err) {
+			t.Errorf("%s of no node: %v", command, err)
+		}
+		var usage *usageError
+		if _, err := call("nodes", command); !errors.As(err, &usage) {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
