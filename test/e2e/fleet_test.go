@@ -162,8 +162,7 @@ func TestFleet(t *testing.T) {
 		}
 		return string(out)
 	}
-	name := strings.Fields(strings.Split(nodes("ls"), "
-")[1])[0]
+	name := strings.Fields(strings.Split(nodes("ls"), "\n")[1])[0]
 	nodes("drain", name)
 	a.logged("The node is (drained)")
 	ran := len(a.noted("job"))
