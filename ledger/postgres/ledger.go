@@ -23,7 +23,7 @@ const (
 	DefaultEventKeep   = 7 * 24 * time.Hour
 	DefaultEventNumber = 200_000
 	DefaultLease       = 12 * time.Second
-	DefaultPoll        = time.Second
+	DefaultPoll        = 2 * time.Second
 	DefaultRetryFor    = 5 * time.Second
 )
 
@@ -45,8 +45,9 @@ type Config struct {
 	// takes it for lost a quarter of that before others do. Zero stands for
 	// DefaultLease.
 	Lease time.Duration
-	// Poll is how often the database is asked for what no doorbell told. Zero
-	// stands for DefaultPoll.
+	// Poll is how often the database is asked for what no doorbell told, and leases are
+	// renewed at most. Zero stands for DefaultPoll, or an eighth of Lease where that is
+	// less.
 	Poll time.Duration
 	// RetryFor is for how long a call tries again while the database is away. Zero
 	// stands for DefaultRetryFor.
@@ -77,7 +78,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("a negative bound is given")
 	}
 	c.DirectURL = cmp.Or(c.DirectURL, c.URL)
-	c.Lease, c.Poll, c.RetryFor = cmp.Or(c.Lease, DefaultLease), cmp.Or(c.Poll, DefaultPoll), cmp.Or(c.RetryFor, DefaultRetryFor)
+	c.Lease, c.RetryFor = cmp.Or(c.Lease, DefaultLease), cmp.Or(c.RetryFor, DefaultRetryFor)
+	c.Poll = cmp.Or(c.Poll, min(DefaultPoll, c.renewEvery()))
 	c.Keep, c.KeepJobs = cmp.Or(c.Keep, DefaultKeep), cmp.Or(c.KeepJobs, DefaultKeepJobs)
 	c.EventKeep, c.EventNumber = cmp.Or(c.EventKeep, DefaultEventKeep), cmp.Or(c.EventNumber, DefaultEventNumber)
 	if c.Log == nil {
