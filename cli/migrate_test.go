@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -100,7 +101,7 @@ func TestLedgerMigrate(t *testing.T) {
 	}
 
 	// Another node has the database.
-	other, err := postgres.Open(t.Context(), postgres.Config{URL: database.String()})
+	other, err := postgres.Open(t.Context(), postgres.Config{URL: database.String(), RetryFor: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -27,7 +28,7 @@ func TestNodes(t *testing.T) {
 	}
 	ledgers, leases := map[string]*postgres.Ledger{}, map[string]ledger.Lease{}
 	for _, name := range []string{"a", "b"} {
-		l, err := postgres.Open(t.Context(), postgres.Config{URL: url})
+		l, err := postgres.Open(t.Context(), postgres.Config{URL: url, RetryFor: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -102,7 +102,7 @@ func (b *bell) ringOthers(ctx context.Context) {
 }
 
 // listenTime bounds the connection attempt of the listener.
-const listenTime = 5 * time.Second
+const listenTime = 10 * time.Second
 
 // connect opens the connection that listens.
 func (b *bell) connect(ctx context.Context) (*pgx.Conn, error) {

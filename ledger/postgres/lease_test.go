@@ -105,10 +105,7 @@ func TestLeaseLost(t *testing.T) {
 	p.cutAll()
 	<-lease.Lost()
 
-	cfg = quiet(url, url)
-	cfg.Poll = 10 * time.Millisecond
-	cfg.Lease = 8 * time.Second // renewed each second
-	first, second := mustOpen(t, cfg), mustOpen(t, cfg)
+	first, second := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
 	before, err := first.Join(t.Context(), "same")
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +113,13 @@ func TestLeaseLost(t *testing.T) {
 	after, err := second.Join(t.Context(), "same")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, l := range []*Ledger{second, first} {
+		l.upkeep.stop() // to renew now
+		l.upkeep.renewed = time.Time{}
+		if err := l.upkeep.pulse(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	<-before.Lost() // to the daemon that joined later
 	if c, err := first.Claim(t.Context(), ledger.Slot{Node: "same", Sheep: "a"}); err != nil || c != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // connectTime bounds a connection attempt where the URL has no connect_timeout.
-const connectTime = 5 * time.Second
+const connectTime = 10 * time.Second
 
 // applicationName is what the server's pg_stat_activity calls us, where the URL has no
 // application_name.

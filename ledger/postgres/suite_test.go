@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -54,7 +55,7 @@ func testMain(m *testing.M) (code int) {
 	ctx := context.Background()
 	if template, err = server.Create(ctx, ""); err == nil {
 		var l *Ledger
-		if l, err = Open(ctx, Config{URL: server.URL(template)}); err == nil {
+		if l, err = Open(ctx, Config{URL: server.URL(template), RetryFor: time.Minute}); err == nil {
 			err = l.Close()
 		}
 	}
@@ -120,6 +121,7 @@ func (h *harness) closed() bool {
 
 func mustOpen(t testing.TB, cfg Config) *Ledger {
 	t.Helper()
+	cfg.RetryFor = cmp.Or(cfg.RetryFor, time.Minute) // on a slow machine
 	l, err := Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
