@@ -302,8 +302,8 @@ var queryRunDue = `WITH m AS MATERIALIZED (SELECT now, age FROM shepherd.moment)
 const (
 	querySweepLock = `SELECT pg_advisory_xact_lock(` + sweepLock + `)`
 	// The age grows by the time since it was kept last, as far as the caller knows it
-	// to have passed.
-	queryKeepAge = `UPDATE shepherd.ledger SET age = age + least(greatest((extract(epoch FROM clock_timestamp() - wall) * 1000000)::bigint, 0), @most::bigint),
+	// to have passed, or the view moment may have said so: it never goes back.
+	queryKeepAge = `UPDATE shepherd.ledger SET age = age + least(greatest((extract(epoch FROM clock_timestamp() - wall) * 1000000)::bigint, 0), greatest(@most::bigint, 120000000)),
 		wall = clock_timestamp() RETURNING age`
 	// Removes records that ended too long ago, or that are too many.
 	queryExpire = `WITH excess AS (SELECT greatest(coalesce(sum(n), 0) - @keep_jobs::bigint, 0)::bigint AS n FROM shepherd.tally
@@ -315,9 +315,9 @@ const (
 		gone AS (DELETE FROM shepherd.jobs WHERE seq = ANY(ARRAY(SELECT seq FROM oldest)) AND ended_age > 0 AND remove_age = 0 RETURNING id),
 		tried AS (DELETE FROM shepherd.attempts USING gone WHERE job = gone.id)
 		SELECT count(*) FROM gone`
-	// Removes events that are too old, or too many.
+	// Removes events that are too old, or too many: numbers that no event has count, too.
 	queryPrune = `WITH first AS MATERIALIZED (SELECT id, age FROM shepherd.events ORDER BY id LIMIT @limit),
-		unkept AS (SELECT id FROM (SELECT id FROM shepherd.events ORDER BY id DESC OFFSET @keep_events::bigint LIMIT 1) many
+		unkept AS (SELECT CASE WHEN is_called THEN last_value ELSE 0 END - @keep_events::bigint AS id FROM shepherd.event_ids
 			UNION ALL SELECT max(id) FROM first WHERE age < (SELECT age FROM shepherd.moment) - @event_keep::bigint),
 		last AS MATERIALIZED (SELECT least(max(id), @settled::bigint, (SELECT max(id) FROM first)) AS id FROM unkept HAVING max(id) IS NOT NULL),
 		told AS (UPDATE shepherd.ledger SET pruned = last.id FROM last WHERE last.id > pruned),
