@@ -17,7 +17,8 @@ import (
 
 // Nodes are listed, drained, and forgotten when they are gone.
 func TestNodes(t *testing.T) {
-	url := postgrestest.New(t).URL("postgres")
+	server := postgrestest.New(t)
+	url := server.URL("postgres")
 	p := newPatient(t, "ledger: {url: \""+url+"\"}\n")
 	file := newPatient(t, "")
 	if _, err := call("nodes", "ls", "-c", file.config); err == nil || !strings.Contains(err.Error(), "SQLite") {
@@ -81,6 +82,10 @@ func TestNodes(t *testing.T) {
 		t.Errorf("a node that is up is forgotten: %v", err)
 	}
 	if err := leases["a"].Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lists(`a +up, drained +1 .*`, `b +up +0 .*`) // its job waits for it for a while
+	if err := server.Exec(t.Context(), "postgres", "UPDATE shepherd.nodes SET expires_at = NULL WHERE name = 'a'"); err != nil {
 		t.Fatal(err)
 	}
 	lists(`a +stopped, drained +1 +v1 +http://a:5000 +s1, s2`, `b +up +0 .*`)

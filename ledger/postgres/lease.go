@@ -195,6 +195,10 @@ func (s *leases) renewed(asked time.Time, nodes []string, generations []int64, r
 // Lost implements ledger.Lease.
 func (l *lease) Lost() <-chan struct{} { return l.lost }
 
+// leaveGrace is for how long at least the claims of a node that gave its lease up wait for
+// its next Join, as in an upgrade; then other nodes take them.
+const leaveGrace = time.Minute
+
 // Release implements ledger.Lease. The lease ends here in any case; where the
 // database does not answer, it ends there by itself, and other nodes may then take
 // the claims.
@@ -211,7 +215,7 @@ func (l *lease) Release(ctx context.Context) error {
 		return nil
 	}
 	return l.ledger.call(ctx, "give up the lease of node "+l.node, func(ctx context.Context) error {
-		_, err := l.ledger.exec(ctx, queryLeave, pgx.NamedArgs{"node": l.node, "generation": l.generation})
+		_, err := l.ledger.exec(ctx, queryLeave, pgx.NamedArgs{"node": l.node, "generation": l.generation, "grace": leaveGrace.Microseconds()})
 		return err
 	})
 }

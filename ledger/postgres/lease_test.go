@@ -270,3 +270,42 @@ func TestGaps(t *testing.T) {
 		start = next
 	}
 }
+
+// TestLeave has a node give its lease up: without jobs it is gone at once; with some it
+// has a while to come back, and then others have them.
+func TestLeave(t *testing.T) {
+	url := newDatabase(t)
+	l := mustOpen(t, quiet(url, url))
+	ctx := t.Context()
+	left := func() (until *time.Time, inMinutes float64) {
+		t.Helper()
+		if _, err := l.queryOne(ctx, `SELECT expires_at, coalesce(extract(epoch FROM expires_at - clock_timestamp()) / 60, 0)::float8 FROM shepherd.nodes WHERE name = 'node'`, nil, &until, &inMinutes); err != nil {
+			t.Fatal(err)
+		}
+		return until, inMinutes
+	}
+	for _, holds := range []bool{false, true} {
+		lease, err := l.Join(ctx, "node")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if holds {
+			if _, err := l.Create(ctx, job.Record{ID: "x", Model: red}); err != nil {
+				t.Fatal(err)
+			}
+			if c, err := l.Claim(ctx, slot("a")); err != nil || c == nil {
+				t.Fatalf("Claim = %v, %v", c, err)
+			}
+			if _, err := l.exec(ctx, `UPDATE shepherd.nodes SET expires_at = clock_timestamp() + interval '1 second'`, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := lease.Release(ctx); err != nil {
+			t.Fatal(err)
+		}
+		until, minutes := left()
+		if holds != (until != nil) || holds && minutes > 1 {
+			t.Errorf("holds a job: %t; the lease ends at %v, in %v minutes", holds, until, minutes)
+		}
+	}
+}

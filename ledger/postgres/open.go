@@ -18,6 +18,9 @@ import (
 // connectTime bounds a connection attempt where the URL has no connect_timeout.
 const connectTime = 10 * time.Second
 
+// migrateTime bounds the migrations, and the wait for another daemon that makes them.
+const migrateTime = 10 * time.Minute
+
 // applicationName is what the server's pg_stat_activity calls us, where the URL has no
 // application_name.
 const applicationName = "shepherd"
@@ -55,7 +58,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 
 func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	var listening *pgx.Conn
-	err = l.retry(ctx, func(ctx context.Context) (err error) {
+	err = l.retryWithin(ctx, migrateTime, func(ctx context.Context) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}

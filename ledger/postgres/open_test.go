@@ -108,6 +108,11 @@ func TestOpenErrors(t *testing.T) {
 	if err := server.Exec(t.Context(), "postgres", "CREATE ROLE nobody LOGIN"); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := server.Exec(context.Background(), "postgres", "DROP ROLE nobody"); err != nil {
+			t.Error(err)
+		}
+	})
 	refused := "postgres://user:secret@127.0.0.1:1/db"
 	for name, c := range map[string]struct {
 		url  string

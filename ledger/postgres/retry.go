@@ -29,12 +29,17 @@ func newKey() string { return uuid.NewString() }
 // retry runs do again while its error is transient, for up to cfg.RetryFor. Each
 // try has a bounded time. do finds out by itself what a try before it may have made.
 func (l *Ledger) retry(ctx context.Context, do func(ctx context.Context) error) error {
+	return l.retryWithin(ctx, statementTime, do)
+}
+
+// retryWithin is retry, with another bound for each try.
+func (l *Ledger) retryWithin(ctx context.Context, bound time.Duration, do func(ctx context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	until := time.Now().Add(l.cfg.RetryFor)
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
-		err := once(ctx, do)
+		err := within(ctx, bound, do)
 		if err == nil || ctx.Err() != nil || !transient(err) && !errors.Is(err, errConflict) || time.Now().After(until) {
 			return err
 		}
@@ -53,15 +58,20 @@ func (l *Ledger) retry(ctx context.Context, do func(ctx context.Context) error) 
 // the write.
 var errConflict = fmt.Errorf("the record is changed by others all the time: %w", errdefs.ErrUnavailable)
 
+// once runs do within the time of a statement.
 func once(ctx context.Context, do func(ctx context.Context) error) error {
-	bounded, cancel := context.WithTimeout(ctx, statementTime)
+	return within(ctx, statementTime, do)
+}
+
+func within(ctx context.Context, bound time.Duration, do func(ctx context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	err := do(bounded)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err != nil && bounded.Err() != nil { // context.DeadlineExceeded would be taken for the caller's
-		return fmt.Errorf("no answer within %s: %w", statementTime, errdefs.ErrUnavailable)
+		return fmt.Errorf("no answer within %s: %w", bound, errdefs.ErrUnavailable)
 	}
 	return err
 }

@@ -256,7 +256,10 @@ const (
 			WHERE NOT @alone::boolean OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name <> @node AND expires_at > clock_timestamp())
 		ON CONFLICT (name) DO UPDATE SET generation = nodes.generation + 1, joined_at = excluded.joined_at, expires_at = excluded.expires_at
 			WHERE nodes.generation = @seen RETURNING generation, draining`
-	queryLeave = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND generation = @generation`
+	// Gives the lease up. It goes on for a while where the node holds jobs.
+	queryLeave = `UPDATE shepherd.nodes SET expires_at = CASE WHEN EXISTS (SELECT FROM shepherd.jobs WHERE node = @node AND token > 0)
+			THEN greatest(expires_at, clock_timestamp() + @grace::bigint * interval '1 microsecond') END
+		WHERE name = @node AND generation = @generation AND expires_at > clock_timestamp()`
 	// Renews the leases given, unless they have ended, and answers what there is to do.
 	queryPulse = `WITH renewed AS (UPDATE shepherd.nodes n SET expires_at = clock_timestamp() + @lease::bigint * interval '1 microsecond'
 			FROM unnest(@names::text[], @generations::bigint[]) mine(name, generation)
@@ -341,4 +344,6 @@ const (
 const (
 	joinLock  = `1936224364, 1`
 	sweepLock = `1936224364, 2`
+
+	migrateLock = 1936224364
 )
