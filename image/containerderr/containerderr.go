@@ -16,6 +16,8 @@ import (
 const (
 	noSpace       = "no space left on device"
 	quotaExceeded = "disk quota exceeded"
+	readOnly      = "read-only file system"
+	ioError       = "input/output error"
 
 	noMemory     = "cannot allocate memory"
 	tryAgain     = "resource temporarily unavailable"
@@ -69,6 +71,13 @@ func DiskFull(err error) bool { return has(err, noSpace, quotaExceeded) }
 // ShortOfResources reports whether the machine lacked memory, processes or files
 // for the moment.
 func ShortOfResources(err error) bool { return has(err, noMemory, tryAgain, tooManyFiles) }
+
+// DiskBroken reports whether a disk failed to read or write.
+func DiskBroken(err error) bool { return has(err, ioError) }
+
+// CgroupsReadOnly reports whether a runtime cannot make control groups, as under a
+// containerd that is itself in a container without write access to them.
+func CgroupsReadOnly(err error) bool { return has(err, readOnly) && has(err, "/sys/fs/cgroup/") }
 
 // WrongContent reports whether what a registry sent is not what it was asked for
 // by digest and size, or does not unpack to what the image's configuration says.
