@@ -27,6 +27,7 @@ const (
 	unexpectedSize   = "unexpected commit size"
 	wrongDiffID      = "wrong diff id"
 
+	schemaOne      = "is no longer supported since containerd"
 	noPlatform     = "no match for platform"
 	snapshotExists = "file exists"
 	brokenWrite    = "failed to send write: EOF"
@@ -88,6 +89,9 @@ func WrongContent(err error) bool {
 // WrongCommit is WrongContent of what was written to the content store, which
 // keeps it for a later attempt unless it is thrown away.
 func WrongCommit(err error) bool { return has(err, unexpectedDigest, unexpectedSize) }
+
+// SchemaOne reports whether an image is of Docker's schema 1.
+func SchemaOne(err error) bool { return has(err, schemaOne) }
 
 // NoPlatform reports whether an index has no manifest for the platform.
 func NoPlatform(err error) bool { return has(err, noPlatform) }

@@ -35,7 +35,7 @@ func TestKernelTexts(t *testing.T) {
 	}
 	for name, is := range map[string]func(error) bool{
 		"DiskFull": DiskFull, "DiskBroken": DiskBroken, "CgroupsReadOnly": CgroupsReadOnly, "ShortOfResources": ShortOfResources, "WrongContent": WrongContent, "WrongCommit": WrongCommit,
-		"NoPlatform": NoPlatform, "SnapshotInTheWay": SnapshotInTheWay, "Away": Away, "NoProgram": NoProgram,
+		"NoPlatform": NoPlatform, "SchemaOne": SchemaOne, "SnapshotInTheWay": SnapshotInTheWay, "Away": Away, "NoProgram": NoProgram,
 	} {
 		if is(nil) || is(errors.New("something else")) || is(fmt.Errorf("read: %w", errdefs.ErrNotFound)) {
 			t.Errorf("%s recognizes what it is not", name)
@@ -97,6 +97,7 @@ func TestTextsOfThePinnedVersion(t *testing.T) {
 		wrongDiffID:                        "core/unpack/unpacker.go",
 		unexpectedDigest:                   "plugins/content/local/writer.go",
 		unexpectedSize:                     "plugins/content/local/writer.go",
+		schemaOne:                          "core/remotes/docker/resolver.go",
 		noPlatform:                         "core/images/handlers.go",
 		tokenFetch:                         "core/remotes/docker/authorizer.go",
 		anonymousTokenFetch:                "core/remotes/docker/authorizer.go",
