@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
@@ -189,7 +191,7 @@ func TestTLS(t *testing.T) {
 	write(filepath.Join(data, "pg_hba.conf"), []byte("local all postgres trust\nhostssl all shepherd 127.0.0.1/32 scram-sha-256\n"))
 	own.Set("ssl=on", "listen_addresses=127.0.0.1")
 	for tries := 0; ; tries++ { // another program may take a port that was free
-		own.Port = freePort(t)
+		own.Port = strconv.Itoa(testenv.FreePort(t))
 		own.Set("port=" + own.Port)
 		if err := own.Restart(); err == nil {
 			break
@@ -210,18 +212,6 @@ func TestTLS(t *testing.T) {
 	if _, err := l.queryOne(t.Context(), `SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()`, nil, &tls); err != nil || !tls {
 		t.Errorf("TLS is used: %t, %v", tls, err)
 	}
-}
-
-// freePort is one that nothing listened at just now.
-func freePort(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	return port
 }
 
 // TestPooler works through pgbouncer in transaction mode, where each statement may be

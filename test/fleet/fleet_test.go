@@ -235,6 +235,7 @@ func (f *fleet) await(id job.ID) {
 			f.t.Errorf("%s was taken, and is %q, %v", id, status.State, err)
 			return
 		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -247,10 +248,12 @@ func TestFaults(t *testing.T) {
 		n.boot()
 	}
 	var clients sync.WaitGroup
-	var ended atomic.Int64
+	var ended, working atomic.Int64
 	const many = 8
 	for c := range many {
+		working.Add(1)
 		clients.Go(func() {
+			defer working.Add(-1)
 			for i := c; i < f.jobs; i += many {
 				id := job.ID(fmt.Sprintf("job-%d", i))
 				f.submit(id)
@@ -261,7 +264,7 @@ func TestFaults(t *testing.T) {
 	}
 	did := map[string]int{}
 	for fault := range *faults {
-		for mark := ended.Load(); ended.Load() < mark+3 && ended.Load() < int64(f.jobs); { // in the middle of it
+		for mark := ended.Load(); ended.Load() < mark+3 && working.Load() > 0; { // in the middle of it
 			time.Sleep(time.Millisecond)
 		}
 		switch kind := []string{"cut", "crash", "cut", "kill"}[fault%4]; kind {
