@@ -26,7 +26,9 @@ type Kept struct {
 // A removal begins with BeginRemoval, which keeps the id from being submitted
 // again, and ends with EndRemoval when the files are gone. What has begun and not
 // ended is among Due: whoever removes files finishes it after a crash. A record
-// with files to remove does not expire.
+// with files to remove does not expire. In a ledger that nodes share a removal is that
+// of the node that began it: it is among no other's Due, and no other begins or ends it,
+// until that node's lease has ended.
 //
 // None of these changes records an event: the state of the job stays as it is.
 type Retention interface {
@@ -42,13 +44,14 @@ type Retention interface {
 
 	// BeginRemoval begins the removal of the files of a job that has ended, and of
 	// its record where whole says so. The run must be the given one; 0 is any. It
-	// answers ErrNotFound, also for another run, or ErrNotFinal. Beginning again is
-	// allowed, and whole once is whole for good.
+	// answers ErrNotFound, also for another run, or ErrNotFinal, and ErrRemoving where
+	// another node has begun it. Beginning again is allowed, and whole once is whole for
+	// good.
 	BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error)
 
 	// EndRemoval says that the files are gone. It removes the record, with its
-	// attempts, where the removal was begun whole. Where none has begun it changes
-	// nothing.
+	// attempts, where the removal was begun whole. Where none has begun, or another
+	// node has, it changes nothing.
 	EndRemoval(ctx context.Context, id job.ID) error
 }
 

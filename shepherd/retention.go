@@ -245,13 +245,13 @@ func (r *remover) removeOne(ctx context.Context, d ledger.Removal) (ok bool, err
 }
 
 func (r *remover) removeFiles(ctx context.Context, d ledger.Removal) error {
-	if !d.Begun {
-		switch _, err := r.cfg.Ledger.BeginRemoval(ctx, d.ID, d.Run, false); {
-		case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
-			return nil // it was submitted again
-		case err != nil:
-			return err
-		}
+	switch _, err := r.cfg.Ledger.BeginRemoval(ctx, d.ID, d.Run, false); {
+	case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
+		return nil // it was submitted again
+	case errors.Is(err, ledger.ErrRemoving):
+		return nil // by another node
+	case err != nil:
+		return err
 	}
 	return r.finish(ctx, d.ID)
 }
@@ -290,6 +290,8 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 		return s.removeUnrecorded(ctx, id)
 	case errors.Is(err, ledger.ErrNotFinal):
 		return job.ErrNotEnded
+	case errors.Is(err, ledger.ErrRemoving):
+		return job.ErrRemoving
 	case err != nil:
 		return away("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
 	}

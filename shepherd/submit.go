@@ -55,6 +55,9 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
 	if r.Payload != nil {
+		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+			return err
+		}
 		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
 		if errors.Is(err, storage.ErrExists) {
 			return job.ErrSubmitted
@@ -82,6 +85,24 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	}
 	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
+	return nil
+}
+
+// removedElsewhere answers job.ErrRemoving while another node removes the job's files:
+// what is put where they were would go with them.
+func (s *Shepherd) removedElsewhere(ctx context.Context, id job.ID) error {
+	if s.cfg.Peers == nil {
+		return nil
+	}
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil
+	case err != nil:
+		return away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+	case rec.Removing:
+		return job.ErrRemoving
+	}
 	return nil
 }
 

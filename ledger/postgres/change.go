@@ -79,7 +79,7 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 }
 
 func saveArgs(r *row, change lifecycle.Change, key string, m lifecycle.Moment) (string, pgx.NamedArgs, error) {
-	query, args := querySave, pgx.NamedArgs{"key": key, "seq": r.Seq, "version": r.version}
+	query, args := querySave, pgx.NamedArgs{"key": key, "seq": r.Seq, "version": r.version, "remover": r.remover}
 	if change.Attempt != nil {
 		query = querySaveAttempt
 		attemptArgs(r.ID, *change.Attempt, args)

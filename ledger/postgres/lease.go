@@ -159,6 +159,16 @@ func (s *leases) setDraining(nodes []string) (changed bool) {
 	return changed
 }
 
+// node is the one that joined by this ledger; empty where none has.
+func (s *leases) node() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node := range s.byNode {
+		return node
+	}
+	return ""
+}
+
 // list returns the nodes and generations of the leases.
 func (s *leases) list() (nodes []string, generations []int64) {
 	s.mu.Lock()

@@ -309,3 +309,60 @@ func TestLeave(t *testing.T) {
 		}
 	}
 }
+
+// TestRemovalOfAnotherNode leaves a removal to the node that began it, until that is lost:
+// two that remove the files of one job would remove those of its next run, too.
+func TestRemovalOfAnotherNode(t *testing.T) {
+	url := newDatabase(t)
+	a, b := mustOpen(t, quiet(url, url)), mustOpen(t, quiet(url, url))
+	ctx := t.Context()
+	for node, l := range map[string]*Ledger{"a": a, "b": b} {
+		if _, err := l.Join(ctx, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Create(ctx, job.Record{ID: "x", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Cancel(ctx, "x"); err != nil {
+		t.Fatal(err)
+	}
+	due := func(l *Ledger) int {
+		t.Helper()
+		removals, _, err := l.Due(ctx, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(removals)
+	}
+	for range 2 {
+		if rec, err := a.BeginRemoval(ctx, "x", 1, false); err != nil || !rec.Removing {
+			t.Fatalf("BeginRemoval = %+v, %v", rec, err)
+		}
+	}
+	if due(a) != 1 || due(b) != 0 {
+		t.Errorf("%d removals are due at the node that began, %d at the other", due(a), due(b))
+	}
+	if _, err := b.BeginRemoval(ctx, "x", 1, true); !errors.Is(err, ledger.ErrRemoving) {
+		t.Errorf("the other node began, too: %v", err)
+	}
+	ends := func(l *Ledger, removed bool) {
+		t.Helper()
+		if err := l.EndRemoval(ctx, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if rec, err := b.Get(ctx, "x"); err != nil || rec.FilesRemoved != removed {
+			t.Errorf("the files are removed: %t, %v", rec.FilesRemoved, err)
+		}
+	}
+	ends(b, false)
+	endLease(t, b, "a")
+	if due(b) != 1 {
+		t.Error("the removal of the lost node is not due at the other")
+	}
+	if _, err := b.BeginRemoval(ctx, "x", 1, false); err != nil {
+		t.Fatal(err)
+	}
+	ends(a, false)
+	ends(b, true)
+}

@@ -71,7 +71,7 @@ func TestPlans(t *testing.T) {
 	r.EnqueuedAt, r.ChangedAt = job.Now(), job.Now()
 	every := pgx.NamedArgs{
 		"key": newKey(), "id": "job2", "ids": []string{"job2", "job3", "none"}, "node": "node", "old": 0, "version": 1, "keep_runs": 10, "most": 10, "limit": 10, "consumer": "c", "cursor": "1",
-		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "about": "", "grace": 1, "draining": true, "names": []string{"node"}, "generations": []int64{1},
+		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "about": "", "remover": "", "grace": 1, "draining": true, "names": []string{"node"}, "generations": []int64{1},
 	}
 	if err := insertArgs(&r.Row, every); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestPlans(t *testing.T) {
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
 		"call off": {queryCallOff, every}, "claimed": {queryClaimed, every}, "last event": {queryLastEvent, every}, "event ids": {queryEventIDs, every},
 		"set checkpoint": {querySetCheckpoint, every}, "generation": {queryGeneration, every}, "join": {queryJoin, every}, "leave": {queryLeave, every}, "pulse": {queryPulse, every},
-		"lapse": {queryLapse, every}, "others": {queryOthers, every}, "peers": {queryPeers, every}, "nodes": {queryNodes, every}, "announce": {queryAnnounce, every},
+		"lapse": {queryLapse, every}, "others": {queryOthers, every}, "peers": {queryPeers, every}, "alive": {queryAlive, every}, "nodes": {queryNodes, every}, "announce": {queryAnnounce, every},
 		"set draining": {querySetDraining, every}, "abandon": {queryAbandon, every}, "forget": {queryForget, every}, "run due": {queryRunDue, every}, "overdue": {queryOverdue, every}, "next timer": {queryNextTimer, every}, "ping": {queryPing, every},
 		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
 	}

@@ -77,7 +77,7 @@ type due struct {
 func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Duration, error) {
 	d, err := read(ctx, l, "look for files of jobs to remove", func(ctx context.Context) (due, error) {
 		var d due
-		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1}, func(rows pgx.Rows) error {
+		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1, "node": l.leases.node()}, func(rows pgx.Rows) error {
 			var m lifecycle.Moment
 			r, err := scanRow(rows, false, &m.Now, &m.Age)
 			switch {
@@ -98,9 +98,47 @@ func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Dur
 
 // BeginRemoval implements ledger.Retention.
 func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {
-	return l.changeRow(ctx, "begin the removal of job "+string(id), id, func(r *lifecycle.Row, _ lifecycle.Moment) (lifecycle.Change, error) {
-		return r.BeginRemoval(run, whole)
+	var begun job.Record
+	key := newKey()
+	err := l.call(ctx, "begin the removal of job "+string(id), func(ctx context.Context) (err error) {
+		begun, err = l.beginRemoval(ctx, id, key, run, whole)
+		return err
 	})
+	if err != nil {
+		return job.Record{}, err
+	}
+	return begun, nil
+}
+
+func (l *Ledger) beginRemoval(ctx context.Context, id job.ID, key string, run int, whole bool) (job.Record, error) {
+	r, m, err := l.load(ctx, id)
+	if err != nil {
+		return job.Record{}, err
+	}
+	if r == nil {
+		return job.Record{}, ledger.ErrNotFound
+	}
+	if r.changedBy == key { // the answer to an earlier try was lost
+		return r.Record, nil
+	}
+	others, node := r.Removal != lifecycle.NoRemoval && r.remover != l.leases.node(), l.leases.node()
+	change, err := r.BeginRemoval(run, whole)
+	if err != nil {
+		return job.Record{}, err
+	}
+	if others {
+		var alive bool
+		if _, err := l.queryOne(ctx, queryAlive, pgx.NamedArgs{"node": r.remover}, &alive); err != nil {
+			return job.Record{}, err
+		}
+		if alive {
+			return job.Record{}, ledger.ErrRemoving
+		}
+	} else if !change.Made {
+		return r.Record, nil
+	}
+	r.remover = node
+	return r.Record, l.save(ctx, r, change, key, m)
 }
 
 // EndRemoval implements ledger.Retention.
@@ -108,7 +146,7 @@ func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 	key := newKey()
 	return l.call(ctx, "end the removal of job "+string(id), func(ctx context.Context) error {
 		r, m, err := l.load(ctx, id)
-		if err != nil || r == nil {
+		if err != nil || r == nil || r.remover != l.leases.node() {
 			return err
 		}
 		change, gone := r.EndRemoval(m)
@@ -116,6 +154,7 @@ func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 		case !change.Made:
 			return nil
 		case !gone:
+			r.remover = ""
 			return l.save(ctx, r, change, key, m)
 		}
 		var n int

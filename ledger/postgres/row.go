@@ -18,6 +18,7 @@ type row struct {
 	lifecycle.Row
 	version              int64
 	createdBy, changedBy string
+	remover              string // the node that began the removal
 }
 
 // scanRow reads a row, behind the columns read into before; whole says that it has
@@ -40,7 +41,7 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	into := append(before, &r.Seq, &r.version, &r.createdBy, &r.changedBy, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant,
 		&r.Trace.Parent, &r.Trace.State, &limits, &keep, &r.State, &r.Run, &r.Attempt, &r.Spent, &r.EnqueuedAt, &null[0], &null[1], &null[2],
 		&null[3], &null[4], &null[5], &r.ChangedAt, &r.Holder, &r.Node, &r.Token, &r.Cancelling, &r.Delayed, &r.EndedAge, &keptFor,
-		&r.RemoveAge, &r.Removal, &null[6], &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message)
+		&r.RemoveAge, &r.Removal, &r.remover, &null[6], &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message)
 	if whole {
 		into = append(into, &failure.Traceback)
 	}

@@ -13,9 +13,9 @@ const (
 	listColumns = `j.seq, j.version, j.created_by::text, j.changed_by::text, j.id, j.model_name, j.model_version, j.sheep, j.priority, j.tenant,
 	j.trace_parent, j.trace_state, j.limits, j.keep, j.state, j.run, j.attempt, j.spent, j.enqueued_at, j.not_before, j.wait_until, j.deadline,
 	j.claimed_at, j.started_at, j.finished_at, j.changed_at, j.holder, j.node, j.token, j.cancelling, j.delayed, j.ended_age, j.kept_for,
-	j.remove_age, j.removal, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.failure_type, j.failure_message`
+	j.remove_age, j.removal, j.remover, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.failure_type, j.failure_message`
 	columns     = listColumns + `, j.failure_traceback`
-	columnCount = 42
+	columnCount = 43
 )
 
 // Reads.
@@ -47,8 +47,12 @@ const (
 		FROM kinds WHERE place < @most::bigint OR kinds <= @most
 		UNION ALL SELECT '', '', '', sum(jobs)::bigint, NULL, true, NULL FROM kinds WHERE NOT (place < @most OR kinds <= @most) HAVING count(*) > 0
 		ORDER BY place`
+	// Removals that another node has begun which is alive are left out.
 	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
-			SELECT * FROM shepherd.jobs WHERE remove_age > 0 ORDER BY remove_age, seq LIMIT @limit) j`
+			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND (removal = 0 OR remover = @node
+				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp()))
+			ORDER BY remove_age, seq LIMIT @limit) j`
+	queryAlive      = `SELECT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node AND expires_at > clock_timestamp())`
 	queryCheckpoint = `SELECT cursor FROM shepherd.checkpoints WHERE consumer = @consumer`
 )
 
@@ -81,7 +85,7 @@ var (
 	saved = `saved AS (UPDATE shepherd.jobs SET version = version + 1, changed_by = @key::uuid,
 			state = @state, attempt = @attempt, spent = @spent, not_before = @not_before, wait_until = @wait_until, claimed_at = @claimed_at,
 			started_at = @started_at, finished_at = @finished_at, changed_at = @changed_at, holder = @holder, node = @node, token = @token,
-			cancelling = @cancelling, delayed = @delayed, ended_age = @ended_age, kept_for = @kept_for, remove_age = @remove_age, removal = @removal,
+			cancelling = @cancelling, delayed = @delayed, ended_age = @ended_age, kept_for = @kept_for, remove_age = @remove_age, removal = @removal, remover = @remover,
 			removed_at = @removed_at, gpu_memory = @gpu_memory, gpu_time = @gpu_time, warnings = @warnings,
 			failure_type = @failure_type, failure_message = @failure_message, failure_traceback = @failure_traceback
 		WHERE seq = @seq AND version = @version RETURNING *)`

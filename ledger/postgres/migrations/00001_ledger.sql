@@ -48,6 +48,7 @@ CREATE TABLE shepherd.jobs (
 	kept_for          bigint NOT NULL DEFAULT 0, -- how long the files are kept after the end, 0 for ever
 	remove_age        bigint NOT NULL DEFAULT 0, -- the ledger's age when the files are due, 0 for never
 	removal           smallint NOT NULL DEFAULT 0, -- that has begun: 1 of the files, 2 of the record, too
+	remover           text COLLATE "C" NOT NULL DEFAULT '', -- the node that began the removal
 	removed_at        timestamptz,               -- when the files were removed
 	gpu_memory        bigint NOT NULL DEFAULT 0,
 	gpu_time          bigint NOT NULL DEFAULT 0,
