@@ -131,31 +131,35 @@ func (s suite) testEdges(t *testing.T) {
 		t.Fatalf("%d of %d situations are in the table", len(table), len(situations))
 	}
 	for situation, outcomes := range table {
-		for step, want := range outcomes {
-			t.Run(situation+"/"+step, func(t *testing.T) {
-				f := s.open(t, Options{})
-				c := situations[situation](f)
-				before := f.get("x")
-				f.now()
-				err := steps[step](f, c)
-				after := f.get("x")
-				if want.err != nil {
-					if !errors.Is(err, want.err) {
-						t.Fatalf("answered %v, want %v", err, want.err)
+		t.Run(situation, func(t *testing.T) {
+			shared := s.open(t, Options{})
+			for step, want := range outcomes {
+				t.Run(step, func(t *testing.T) {
+					f := shared.of(t)
+					defer f.putAway("x") // for the next step
+					c := situations[situation](f)
+					before := f.get("x")
+					f.now()
+					err := steps[step](f, c)
+					after := f.get("x")
+					if want.err != nil {
+						if !errors.Is(err, want.err) {
+							t.Fatalf("answered %v, want %v", err, want.err)
+						}
+						f.checkSame("after a refusal", after, before)
+						if events := f.read(); len(events) > 0 {
+							t.Fatalf("a refusal recorded %+v", events)
+						}
+						return
 					}
-					f.checkSame("after a refusal", after, before)
-					if events := f.read(); len(events) > 0 {
-						t.Fatalf("a refusal recorded %+v", events)
+					if err != nil || after.State != want.after {
+						t.Fatalf("answered %v and left the job %s, want %s", err, after.State, want.after)
 					}
-					return
-				}
-				if err != nil || after.State != want.after {
-					t.Fatalf("answered %v and left the job %s, want %s", err, after.State, want.after)
-				}
-				if after.State.Final() && (after.Holder != "" || after.Node != "" || after.Cancelling) {
-					t.Fatalf("ended: %s", show(after))
-				}
-			})
-		}
+					if after.State.Final() && (after.Holder != "" || after.Node != "" || after.Cancelling) {
+						t.Fatalf("ended: %s", show(after))
+					}
+				})
+			}
+		})
 	}
 }

@@ -49,6 +49,34 @@ func (s suite) open(t *testing.T, options Options) *fixture {
 	return f
 }
 
+// of is the fixture for a part of its test.
+func (f *fixture) of(t *testing.T) *fixture {
+	part := *f
+	part.tb = t
+	return &part
+}
+
+// putAway ends the job, whoever holds it.
+func (f *fixture) putAway(id job.ID) {
+	f.Helper()
+	rec, err := f.Get(f.Context(), id)
+	if err == nil && !rec.State.Final() {
+		rec, err = f.Cancel(f.Context(), id)
+	}
+	if err == nil && !rec.State.Final() {
+		var held []ledger.Claim
+		held, err = f.Held(f.Context(), rec.Node)
+		for _, c := range held {
+			if c.ID == id {
+				_, err = f.Finish(f.Context(), id, c.Token, done)
+			}
+		}
+	}
+	if err != nil {
+		f.Fatalf("end %s: %v", id, err)
+	}
+}
+
 func newFixture(t tb, outer *testing.T, harness Harness) *fixture {
 	f := &fixture{tb: t, outer: outer, harness: harness, Ledger: harness.Open(outer)}
 	f.join()
