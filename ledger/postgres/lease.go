@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -159,14 +160,15 @@ func (s *leases) setDraining(nodes []string) (changed bool) {
 	return changed
 }
 
-// node is the one that joined by this ledger; empty where none has.
-func (s *leases) node() string {
+// nodes are those that joined by this ledger, sorted; one without a name where none has.
+// A daemon has one.
+func (s *leases) nodes() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for node := range s.byNode {
-		return node
+	if len(s.byNode) == 0 {
+		return []string{""}
 	}
-	return ""
+	return slices.Sorted(maps.Keys(s.byNode))
 }
 
 // list returns the nodes and generations of the leases.

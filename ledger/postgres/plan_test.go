@@ -71,7 +71,7 @@ func TestPlans(t *testing.T) {
 	r.EnqueuedAt, r.ChangedAt = job.Now(), job.Now()
 	every := pgx.NamedArgs{
 		"key": newKey(), "id": "job2", "ids": []string{"job2", "job3", "none"}, "node": "node", "old": 0, "version": 1, "keep_runs": 10, "most": 10, "limit": 10, "consumer": "c", "cursor": "1",
-		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "about": "", "remover": "", "grace": 1, "draining": true, "names": []string{"node"}, "generations": []int64{1},
+		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "about": "", "remover": "", "grace": 1, "draining": true, "names": []string{"node"}, "nodes": []string{"node"}, "generations": []int64{1},
 	}
 	if err := insertArgs(&r.Row, every); err != nil {
 		t.Fatal(err)

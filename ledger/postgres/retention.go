@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -77,7 +78,7 @@ type due struct {
 func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Duration, error) {
 	d, err := read(ctx, l, "look for files of jobs to remove", func(ctx context.Context) (due, error) {
 		var d due
-		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1, "node": l.leases.node()}, func(rows pgx.Rows) error {
+		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1, "nodes": l.leases.nodes()}, func(rows pgx.Rows) error {
 			var m lifecycle.Moment
 			r, err := scanRow(rows, false, &m.Now, &m.Age)
 			switch {
@@ -121,7 +122,8 @@ func (l *Ledger) beginRemoval(ctx context.Context, id job.ID, key string, run in
 	if r.changedBy == key { // the answer to an earlier try was lost
 		return r.Record, nil
 	}
-	others, node := r.Removal != lifecycle.NoRemoval && r.remover != l.leases.node(), l.leases.node()
+	nodes := l.leases.nodes()
+	others := r.Removal != lifecycle.NoRemoval && !slices.Contains(nodes, r.remover)
 	change, err := r.BeginRemoval(run, whole)
 	if err != nil {
 		return job.Record{}, err
@@ -137,7 +139,7 @@ func (l *Ledger) beginRemoval(ctx context.Context, id job.ID, key string, run in
 	} else if !change.Made {
 		return r.Record, nil
 	}
-	r.remover = node
+	r.remover = nodes[0]
 	return r.Record, l.save(ctx, r, change, key, m)
 }
 
@@ -146,7 +148,7 @@ func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 	key := newKey()
 	return l.call(ctx, "end the removal of job "+string(id), func(ctx context.Context) error {
 		r, m, err := l.load(ctx, id)
-		if err != nil || r == nil || r.remover != l.leases.node() {
+		if err != nil || r == nil || !slices.Contains(l.leases.nodes(), r.remover) {
 			return err
 		}
 		change, gone := r.EndRemoval(m)

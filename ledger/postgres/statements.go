@@ -49,7 +49,7 @@ const (
 		ORDER BY place`
 	// Removals that another node has begun which is alive are left out.
 	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
-			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND (removal = 0 OR remover = @node
+			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND (removal = 0 OR remover = ANY(@nodes::text[])
 				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp()))
 			ORDER BY remove_age, seq LIMIT @limit) j`
 	queryAlive      = `SELECT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node AND expires_at > clock_timestamp())`
