@@ -34,10 +34,10 @@ const maxClosed = 24 * time.Hour
 // that waited too long, takes back the claims of nodes whose leases have ended, and
 // removes what is no longer kept. All nodes do; what two do at a time is done once.
 type upkeep struct {
-	l    *Ledger
-	wake chan struct{}
-	quit context.CancelFunc
-	done sync.WaitGroup
+	l     *Ledger
+	woken chan struct{}
+	quit  context.CancelFunc
+	done  sync.WaitGroup
 
 	mu        sync.Mutex
 	nextTimer time.Time // when jobs' time comes next, by this machine's clock; zero for never
@@ -56,7 +56,7 @@ type upkeep struct {
 // unknownClaim is a claim of which it is not known whether it was made.
 type unknownClaim struct{ node, key string }
 
-func newUpkeep(l *Ledger) *upkeep { return &upkeep{l: l, wake: make(chan struct{}, 1)} }
+func newUpkeep(l *Ledger) *upkeep { return &upkeep{l: l, woken: make(chan struct{}, 1)} }
 
 func (u *upkeep) start() {
 	ctx, quit := context.WithCancel(context.Background())
@@ -71,9 +71,9 @@ func (u *upkeep) stop() {
 	}
 }
 
-func (u *upkeep) rouse() {
+func (u *upkeep) wake() {
 	select {
-	case u.wake <- struct{}{}:
+	case u.woken <- struct{}{}:
 	default:
 	}
 }
@@ -88,7 +88,7 @@ func (u *upkeep) setTimer(at time.Time) {
 	}
 	u.mu.Unlock()
 	if sooner {
-		u.rouse()
+		u.wake()
 	}
 }
 
@@ -99,7 +99,7 @@ func (u *upkeep) ended() {
 	due := u.sweepDue()
 	u.mu.Unlock()
 	if due {
-		u.rouse()
+		u.wake()
 	}
 }
 
@@ -110,7 +110,7 @@ func (u *upkeep) recorded() {
 	due := u.sweepDue()
 	u.mu.Unlock()
 	if due {
-		u.rouse()
+		u.wake()
 	}
 }
 
@@ -142,7 +142,7 @@ func (u *upkeep) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case <-u.wake:
+		case <-u.woken:
 		}
 		poll := time.Since(polled) >= u.l.cfg.Poll
 		if poll {
