@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 	"ledger/sqlite":           {"job", "ledger", "internal/durable"},
 	"ledger/postgres":         {"job", "ledger", "ledger/lifecycle"},
 	"ledger/lifecycle":        {"job", "ledger"},
-	"ledger/memory":           {"job", "ledger"},
+	"ledger/memory":           {"job", "ledger", "ledger/lifecycle"},
 	"ledger/archive":          {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
 	"storage/s3":              {"job", "storage", "internal/bucketname"},

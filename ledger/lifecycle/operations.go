@@ -36,6 +36,37 @@ func Create(old *Row, rec job.Record, m Moment) (*Row, Change, error) {
 	return r, Change{Made: true, Event: r.event(job.Event{Kind: job.EventQueued})}, nil
 }
 
+// Claimable reports whether a slot may claim the job.
+func (r *Row) Claimable() bool { return r.State == job.Queued && r.Token == 0 && !r.Delayed }
+
+// Claim begins an attempt of a claimable job.
+func (r *Row) Claim(slot ledger.Slot, token ledger.Token, m Moment) Change {
+	r.change(m)
+	r.Token, r.Holder, r.Node, r.ClaimedAt = token, slot.Sheep, slot.Node, r.ChangedAt
+	r.Attempt++
+	if slot.Ahead {
+		return Change{Made: true, Event: r.event(r.attemptEvent(job.EventClaimed))}
+	}
+	return r.start()
+}
+
+// start begins the turn of the claim, at the time of the change.
+func (r *Row) start() Change {
+	r.State, r.StartedAt, r.WaitUntil = job.Processing, r.ChangedAt, time.Time{}
+	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventStarted))}
+}
+
+// Due makes a delayed job claimable whose time has come; of any other it changes
+// nothing.
+func (r *Row) Due(m Moment) Change {
+	if !r.Delayed || r.NotBefore.After(m.Now) {
+		return Change{}
+	}
+	r.change(m)
+	r.Delayed = false
+	return Change{Made: true, Event: r.event(job.Event{Kind: job.EventDue})}
+}
+
 // holds reports whether the token's claim holds the job; a nil row is held by none.
 func (r *Row) holds(token ledger.Token) bool { return r != nil && token != 0 && r.Token == token }
 
@@ -48,8 +79,7 @@ func (r *Row) Start(token ledger.Token, m Moment) (Change, error) {
 		return Change{}, nil
 	}
 	r.change(m)
-	r.State, r.StartedAt, r.WaitUntil = job.Processing, r.ChangedAt, time.Time{}
-	return Change{Made: true, Event: r.event(r.attemptEvent(job.EventStarted))}, nil
+	return r.start(), nil
 }
 
 // CheckOutcome answers an error of class errdefs.ErrInternal for an outcome that

@@ -19,6 +19,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // What a zero field of Config stands for.
@@ -55,8 +56,9 @@ type records struct {
 	cfg Config
 
 	mu          sync.Mutex
+	began       time.Time // of which the age is counted
+	age         int64     // the last that was given out
 	seq         int64
-	endings     int64
 	token       ledger.Token
 	jobs        []*record // by Seq
 	attempts    map[job.ID][]job.Attempt
@@ -64,20 +66,6 @@ type records struct {
 	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
 	changed     chan struct{}
 	checkpoints map[string]job.Cursor
-}
-
-// record is a job's record and what callers do not see of it.
-type record struct {
-	job.Record
-	token     ledger.Token // of the claim that holds the job, 0 for none
-	claimedAt time.Time    // when the attempt under way began
-	changedAt time.Time
-	delayed   bool  // queued, and NotBefore has not come
-	ended     int64 // the number of its run's end among those of all; 0 before
-	keptFor   time.Duration
-	removeAt  time.Time // when the files are due for removal, by the process's clock; zero for never
-	removal   removal
-	removedAt time.Time // when the files were removed
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -91,7 +79,7 @@ func New(cfg Config) *Ledger {
 		cfg.Now = time.Now
 	}
 	return open(&records{
-		cfg: cfg, attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
 	})
 }
 
@@ -123,10 +111,10 @@ func (l *Ledger) call(ctx context.Context, doing string, do func() error) error 
 }
 
 // change is call for a change of one record, which it returns as it is then.
-func (l *Ledger) change(ctx context.Context, doing string, do func(now time.Time) (*record, error)) (job.Record, error) {
+func (l *Ledger) change(ctx context.Context, doing string, do func(m lifecycle.Moment) (*record, error)) (job.Record, error) {
 	var changed job.Record
 	err := l.call(ctx, doing, func() error {
-		r, err := do(l.now())
+		r, err := do(l.moment())
 		if err == nil {
 			changed = r.copy()
 		}
@@ -135,15 +123,19 @@ func (l *Ledger) change(ctx context.Context, doing string, do func(now time.Time
 	return changed, err
 }
 
-// now is the time as records keep it.
-func (l *Ledger) now() time.Time { return keptTime(l.cfg.Now()) }
+// moment is the time as records keep it, and the ledger's age by the process's clock, in
+// which no two moments are the same.
+func (l *Ledger) moment() lifecycle.Moment {
+	const first = 1_000_000 // after any that stands for never, or at once
+	l.age = max(l.age+1, first+time.Since(l.began).Microseconds())
+	return lifecycle.Moment{Now: lifecycle.KeptTime(l.cfg.Now()), Age: l.age}
+}
 
 // copy is the record as a caller gets it: nothing of it changes any more.
 func (r *record) copy() job.Record {
 	rec := r.Record
 	rec.Limits = rec.Limits.Clone()
 	rec.Warnings = slices.Clone(rec.Warnings)
-	r.showRetention(&rec)
 	return rec
 }
 
@@ -154,14 +146,6 @@ func (l *Ledger) find(id job.ID) *record {
 		}
 	}
 	return nil
-}
-
-// held is the record that the token's claim holds, or ErrFenced.
-func (l *Ledger) held(id job.ID, token ledger.Token) (*record, error) {
-	if r := l.find(id); r != nil && token != 0 && r.token == token {
-		return r, nil
-	}
-	return nil, ledger.ErrFenced
 }
 
 // Close implements ledger.Ledger.
@@ -242,16 +226,9 @@ func (l *Ledger) Changed() <-chan struct{} {
 	return l.changed
 }
 
-// note keeps an event of a change. The caller sets what is not in the record.
-func (l *Ledger) note(r *record, event job.Event) {
+// note keeps an event.
+func (l *Ledger) note(event job.Event) {
 	event.Cursor = cursor(l.latest() + 1)
-	event.At = r.changedAt
-	event.Job, event.Run, event.Model, event.Address, event.Tenant = r.ID, r.Run, r.Model, r.Sheep, r.Tenant
-	event.State, event.Delayed = r.State, r.delayed
-	if event.Kind == job.EventEnded {
-		status := r.Status()
-		event.Status = &status
-	}
 	l.events = append(l.events, event)
 	if excess := len(l.events) - l.cfg.EventNumber; excess > 0 {
 		l.events = l.events[excess:]

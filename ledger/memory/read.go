@@ -31,7 +31,7 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 	var attempts []job.Attempt
 	err := l.call(ctx, "list the attempts of job "+string(id), func() error {
 		attempts = slices.Clone(l.attempts[id])
-		if r := l.find(id); r != nil && r.token != 0 {
+		if r := l.find(id); r != nil && r.Token != 0 {
 			attempts = append(attempts, r.attempt())
 		}
 		return nil
@@ -44,8 +44,8 @@ func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) 
 	var claims []ledger.Claim
 	err := l.call(ctx, "list the jobs held by node "+node, func() error {
 		for _, r := range l.jobs {
-			if r.token != 0 && r.Node == node {
-				claims = append(claims, ledger.Claim{Record: r.copy(), Token: r.token})
+			if r.Token != 0 && r.Node == node {
+				claims = append(claims, ledger.Claim{Record: r.copy(), Token: r.Token})
 			}
 		}
 		return nil
@@ -115,7 +115,7 @@ func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error
 	var list []ledger.Waiting
 	err := l.call(ctx, "look up the waiting jobs", func() error {
 		for _, r := range l.jobs { // the oldest of each group first
-			if !r.claimable() {
+			if !r.Claimable() {
 				continue
 			}
 			same := func(w ledger.Waiting) bool { return w.Model == r.Model && w.Sheep == r.Sheep }
