@@ -3,6 +3,7 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -35,7 +36,11 @@ func TestMain(m *testing.M) {
 
 func testMain(m *testing.M) (code int) {
 	var err error
-	if server, err = postgrestest.Start(); err != nil {
+	if server, err = postgrestest.Start(); errors.Is(err, postgrestest.ErrNotInstalled) && os.Getenv("CI") == "" {
+		fmt.Fprintln(os.Stderr, "all tests are skipped:", err)
+		return 0
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
