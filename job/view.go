@@ -1,5 +1,7 @@
 package job
 
+import "time"
+
 // View is a job in more detail than its Status.
 type View struct {
 	Record
@@ -23,4 +25,11 @@ type Query struct {
 	Model  Model
 	Tenant string // only this tenant's jobs; empty for everyone's
 	Newest bool   // the latest submitted first
+	// Labels are labels that the job has, all of them.
+	Labels Labels
+	// Prefix is the beginning of the job's id.
+	Prefix ID
+	// Since and Before bound when the job was submitted: from Since on, and earlier
+	// than Before; zero is no bound.
+	Since, Before time.Time
 }

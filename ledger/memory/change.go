@@ -26,7 +26,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		r := &record{Record: job.Record{
 			ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
 			NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
-			Keep: keptKeep(rec.Keep), State: job.Queued, Run: 1, Seq: l.seq,
+			Keep: keptKeep(rec.Keep), Labels: rec.Labels.Clone(), Idempotency: rec.Idempotency, State: job.Queued, Run: 1, Seq: l.seq,
 		}}
 		if old := l.find(rec.ID); old != nil {
 			switch {
