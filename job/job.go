@@ -154,6 +154,8 @@ type Request struct {
 	// id: a digest of the client's Idempotency-Key and of the request; empty where
 	// the client sent no key.
 	Idempotency string
+	// Copies are files of other jobs that become inputs of this one.
+	Copies []Copy
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a

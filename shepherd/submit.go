@@ -22,8 +22,9 @@ const commitTime = 30 * time.Second
 // be dealt with. Otherwise the job was not taken: *job.Invalid, *job.UnknownSheep
 // and *job.UnknownJob (no payload and no place in storage) say what is wrong with
 // the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
-// of the last run are being removed; job.ErrDraining that the daemon is stopping; anything else has the class its part gave it. Submitting
-// again after an error is safe.
+// of the last run are being removed; job.ErrUploading that another request submits
+// this id; job.ErrDraining that the daemon is stopping; anything else has the class
+// its part gave it. Submitting again after an error is safe.
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
@@ -64,8 +65,13 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		crashpoint.Reached(crashpoint.PayloadStored)
 	}
+	return s.enter(ctx, r, trace)
+}
+
+// enter enters a job whose inputs are in storage in the ledger.
+func (s *Shepherd) enter(ctx context.Context, r job.Request, trace job.Trace) error {
 	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
-	_, err = s.create(ctx, s.record(r, trace))
+	_, err := s.create(ctx, s.record(r, trace))
 	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
 		return &job.UnknownJob{ID: string(r.ID)}
 	}
@@ -90,6 +96,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 	rec := job.Record{
 		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
+		Labels: r.Labels, Idempotency: r.Idempotency,
 	}
 	var sheep job.Limits
 	if l := s.env.flock.named(r.Sheep); l != nil {
@@ -116,7 +123,7 @@ func (s *Shepherd) create(ctx context.Context, rec job.Record) (job.Record, erro
 			return kept, err
 		}
 		last, getErr := s.cfg.Ledger.Get(ctx, rec.ID)
-		if getErr != nil || !last.Cancelling && !last.State.Final() {
+		if getErr != nil || !last.Cancelling && !last.State.Final() || rec.Idempotency != "" && last.Idempotency == rec.Idempotency {
 			return kept, err
 		}
 		if last.State.Final() { // it ended since

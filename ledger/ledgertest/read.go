@@ -176,6 +176,10 @@ func (s suite) testLabels(t *testing.T) {
 	check(own, "key")
 	listed("quoted", own["quoted"], 1)
 
+	// The same request sent again is no next run, even though the job has ended.
+	if _, err := f.Create(f.Context(), job.Record{ID: "x", Model: red, Idempotency: "key"}); !errors.Is(err, ledger.ErrExists) {
+		t.Fatalf("the same request again: %v", err)
+	}
 	// The next run has labels of its own, and none of the one before.
 	f.create("x", labels(job.Labels{"batch": "2"}))
 	f.crash()

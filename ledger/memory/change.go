@@ -32,7 +32,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 			switch {
 			case rec.Tenant != "" && rec.Tenant != old.Tenant:
 				return nil, ledger.ErrOthers
-			case !old.State.Final():
+			case !old.State.Final(), rec.Idempotency != "" && rec.Idempotency == old.Idempotency:
 				return nil, ledger.ErrExists
 			case old.removal != noRemoval:
 				return nil, ledger.ErrRemoving

@@ -31,7 +31,7 @@ func (t *tx) create(rec job.Record) (*row, error) {
 		return nil, err
 	case rec.Tenant != "" && rec.Tenant != old.Tenant:
 		return nil, ledger.ErrOthers
-	case !old.State.Final():
+	case !old.State.Final(), rec.Idempotency != "" && rec.Idempotency == old.Idempotency:
 		return nil, ledger.ErrExists
 	case old.removal != noRemoval:
 		return nil, ledger.ErrRemoving
