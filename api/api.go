@@ -33,22 +33,38 @@ import (
 // cannot be reached. An error without a class is a fault of the daemon's and is
 // answered as one.
 type Service interface {
+	Submissions
+	JobService
+	FileService
+	FlockService
+}
+
+// Submissions takes jobs in.
+type Submissions interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
 	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
-	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
-	// job.ErrDraining.
+	// job.ErrRemoving (the last job's files are being removed), job.ErrUploading,
+	// *job.QueueFull and job.ErrDraining. r.Copies is empty.
 	Submit(ctx context.Context, r job.Request) error
 
+	// SubmitFiles is Submit for a job that has no payload, whose inputs are the files,
+	// which are read to their end or the first error, and those that r.Copies names.
+	// The id must be new. An error of files is returned, wrapped.
+	SubmitFiles(ctx context.Context, r job.Request, files job.Files) error
+}
+
+// JobService looks at jobs and changes their course.
+type JobService interface {
 	// Job is the job's present state, or *job.UnknownJob.
 	Job(ctx context.Context, id job.ID) (job.Status, error)
 
-	// View is the job in detail, its attempts included, or *job.UnknownJob.
+	// View is the job in detail, or *job.UnknownJob.
 	View(ctx context.Context, id job.ID) (job.View, error)
 
-	// Jobs is up to limit jobs that match, without their attempts, in the order they
-	// were submitted or, with q.Newest, in the opposite one, from the cursor on (0
-	// for the first), and the cursor to go on with, 0 at the end.
+	// Jobs is up to limit jobs that match, without what job.View has only for one, in
+	// the order they were submitted or, with q.Newest, in the opposite one, from the
+	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
 	// Owner is the tenant that the job belongs to, empty for none, or
@@ -59,6 +75,23 @@ type Service interface {
 	// returns ctx's error when that ends first, and *job.UnknownJob.
 	Wait(ctx context.Context, id job.ID) (job.Status, error)
 
+	// Watch returns a channel that receives after the job has changed, until stop is
+	// called.
+	Watch(id job.ID) (changed <-chan struct{}, stop func())
+
+	// Cancel requests that a job is cancelled. When it returns nil the
+	// request is durable; the job may take a while to end, and may still end in
+	// another way. It returns *job.UnknownJob and job.ErrEnded.
+	Cancel(ctx context.Context, id job.ID) error
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
+}
+
+// FileService opens jobs' files and logs.
+type FileService interface {
 	// Input opens one of the job's inputs, or a part of it; the caller closes
 	// its Body. A part that reaches beyond the end is cut, a suffix longer than
 	// the file is the whole file. It returns *job.UnknownJob, job.ErrNoFile and
@@ -70,16 +103,14 @@ type Service interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Cancel requests that a job is cancelled. When it returns nil the
-	// request is durable; the job may take a while to end, and may still end in
-	// another way. It returns *job.UnknownJob and job.ErrEnded.
-	Cancel(ctx context.Context, id job.ID) error
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+}
 
-	// Remove removes a job that has ended, with its files. It returns
-	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
-	// removal may go on by itself.
-	Remove(ctx context.Context, id job.ID) error
-
+// FlockService looks at the sheep and at the models that are kept for them.
+type FlockService interface {
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
 
@@ -87,11 +118,6 @@ type Service interface {
 	// Reading ends with io.EOF or, following, with ctx's error once that has
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
-
-	// JobLogs opens what runners have written during the job's last run; the caller
-	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
-	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
-	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 
 	// PullModel pulls the model for the named sheep, or for all that pull models, and
 	// returns when it is complete. It calls report with the progress, from one
@@ -116,6 +142,7 @@ const (
 	DefaultMaxBody    = 64 << 20
 	DefaultMaxWait    = 24 * time.Hour
 	DefaultBodyMemory = 256 << 20
+	DefaultMaxUpload  = 16 << 30
 )
 
 // Config is what a handler is made of. Only Service is required.
@@ -136,6 +163,9 @@ type Config struct {
 	// together; requests beyond it are answered 503. 0 means DefaultBodyMemory.
 	// It is at least twice MaxBody: a body is copied while it grows.
 	BodyMemory int64
+	// MaxUpload bounds the body of a request that brings a job's inputs as files, and
+	// what they take unpacked, in bytes; 0 means DefaultMaxUpload.
+	MaxUpload int64
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
 	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
@@ -159,7 +189,7 @@ type Config struct {
 // are answered 503.
 func New(c Config) http.Handler {
 	s := &server{
-		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
+		service: c.Service, maxBody: c.MaxBody, maxUpload: cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload), maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
 		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
 		readiness: &readiness{check: c.Service.Checks},
@@ -196,15 +226,16 @@ func New(c Config) http.Handler {
 
 // server implements the generated ServerInterface.
 type server struct {
-	service Service
-	maxBody int64
-	bodies  *semaphore.Weighted // bytes
-	maxWait time.Duration
-	debug   bool
-	version Version
-	gpus    func(context.Context) job.GPUs
-	metrics http.Handler
-	log     *slog.Logger
+	service   Service
+	maxBody   int64
+	maxUpload int64
+	bodies    *semaphore.Weighted // bytes
+	maxWait   time.Duration
+	debug     bool
+	version   Version
+	gpus      func(context.Context) job.GPUs
+	metrics   http.Handler
+	log       *slog.Logger
 
 	gate     *access.Gate
 	browsers *Browsers

@@ -147,6 +147,24 @@ func (h *harness) expect(got reply, status int, body string) {
 	}
 }
 
+// problem checks an answer that is a problem of the given type.
+func (h *harness) problem(got reply, status int, kind, detail string) Problem {
+	h.t.Helper()
+	var p Problem
+	if err := json.Unmarshal([]byte(got.body), &p); err != nil || got.header.Get("Content-Type") != "application/problem+json; charset=utf-8" {
+		h.t.Fatalf("%d %s is no problem: %v", got.status, got.body, err)
+	}
+	id := got.header.Get("X-Request-Id")
+	want := Problem{
+		Type: "urn:shepherd:problem:" + kind, Title: http.StatusText(status), Status: status, Detail: detail, Message: detail,
+		RequestId: id, Field: p.Field, Cause: p.Cause,
+	}
+	if got.status != status || p != want || id == "" {
+		h.t.Errorf("%d %+v\nwant %+v", got.status, p, want)
+	}
+	return p
+}
+
 func sameJSON(t testing.TB, a, b string) bool {
 	t.Helper()
 	var av, bv any

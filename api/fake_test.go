@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -28,6 +29,12 @@ type fake struct {
 	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	logs    func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	jobLogs func(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+	// enters has Submit make a job of what it takes.
+	enters bool
+	// files are the inputs of each job that was submitted with files.
+	files map[job.ID]map[string]string
+	// bells are those of Watch.
+	bells map[job.ID][]chan struct{}
 	// hold, when set, is called by Submit.
 	hold func()
 	// down, when set, is what every method that can fail answers.
@@ -56,11 +63,13 @@ type fakeJob struct {
 	// record, when set, changes what is known of the job in detail.
 	record   func(*job.Record)
 	attempts []job.Attempt
+	timeline []job.Event
+	position int
 	limits   job.Limits
 }
 
 func newFake() *fake {
-	return &fake{jobs: map[job.ID]*fakeJob{}, left: make(chan job.ID, 100)}
+	return &fake{jobs: map[job.ID]*fakeJob{}, files: map[job.ID]map[string]string{}, bells: map[job.ID][]chan struct{}{}, left: make(chan job.ID, 100)}
 }
 
 var (
@@ -131,7 +140,87 @@ func (f *fake) Submit(_ context.Context, r job.Request) error {
 		return fmt.Errorf("make the job's place: %w", job.ErrSubmitted)
 	}
 	f.submitted = append(f.submitted, r)
+	if f.enters {
+		f.mu.Unlock()
+		f.enter(r)
+		f.mu.Lock()
+	}
 	return nil
+}
+
+// enter makes a submitted job one that is there.
+func (f *fake) enter(r job.Request) {
+	j := f.add(r.ID, job.Queued)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j.tenant = r.Tenant
+	j.status.Model = r.Model
+	j.record = func(rec *job.Record) {
+		rec.Labels, rec.Idempotency, rec.Priority, rec.Tenant = r.Labels, r.Idempotency, r.Priority, r.Tenant
+	}
+}
+
+func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) error {
+	f.boom()
+	f.mu.Lock()
+	_, known := f.jobs[r.ID]
+	f.mu.Unlock()
+	switch {
+	case f.down != nil:
+		return f.down
+	case known:
+		return job.ErrSubmitted
+	}
+	found := make(map[string]string)
+	var names job.InputNames
+	for {
+		name, content, err := files()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = names.Add(name)
+		}
+		if err != nil {
+			return fmt.Errorf("read a file: %w", err)
+		}
+		data, err := io.ReadAll(content)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		found[name] = string(data)
+	}
+	f.mu.Lock()
+	f.submitted = append(f.submitted, r)
+	f.files[r.ID] = found
+	f.mu.Unlock()
+	f.enter(r)
+	return nil
+}
+
+func (f *fake) Watch(id job.ID) (<-chan struct{}, func()) {
+	bell := make(chan struct{}, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bells[id] = append(f.bells[id], bell)
+	return bell, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.bells[id] = slices.DeleteFunc(f.bells[id], func(other chan struct{}) bool { return other == bell })
+	}
+}
+
+// change changes a job and tells those who watch it.
+func (f *fake) change(id job.ID, do func(*fakeJob)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f.jobs[id])
+	for _, bell := range f.bells[id] {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
@@ -253,7 +342,7 @@ func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 		return job.View{}, err
 	}
 	v := j.view(id)
-	v.Attempts = j.attempts
+	v.Attempts, v.Timeline, v.Position = j.attempts, j.timeline, j.position
 	return v, nil
 }
 

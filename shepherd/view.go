@@ -64,6 +64,19 @@ func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit in
 	return views, next, nil
 }
 
+// Watch returns a channel that receives after the job has changed, what its runner
+// tells included, until stop is called.
+func (s *Shepherd) Watch(id job.ID) (changed <-chan struct{}, stop func()) {
+	bell := make(chan struct{}, 1)
+	stop = s.env.hub.watch(id, func(job.Event) {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	})
+	return bell, stop
+}
+
 // timeline is the events of the record's run that are kept, the last ones.
 func (s *Shepherd) timeline(ctx context.Context, rec job.Record) ([]job.Event, error) {
 	var timeline []job.Event
