@@ -169,12 +169,51 @@ type Error struct {
 	Message string  `json:"message"`
 }
 
+// Explanation defines model for Explanation.
+type Explanation struct {
+	JobId string `json:"job_id"`
+
+	// Next What can be done
+	Next []string `json:"next"`
+
+	// Reasons What lies behind it, the most important first
+	Reasons []string  `json:"reasons"`
+	Status  job.State `json:"status"`
+
+	// Summary In one sentence
+	Summary string `json:"summary"`
+
+	// Text All of it, a line each
+	Text string `json:"text"`
+}
+
 // Failure Why the job failed
 type Failure struct {
 	// ExceptionTraceback Told only by a daemon in debug mode
 	ExceptionTraceback *string `json:"exception_traceback"`
 	ExceptionType      *string `json:"exception_type"`
 	Message            string  `json:"message"`
+}
+
+// FileEntry defines model for FileEntry.
+type FileEntry struct {
+	Etag *string `json:"etag"`
+
+	// ModifiedAt Example: 2026-11-22T10:08:03.942214
+	ModifiedAt *Time `json:"modified_at"`
+
+	// Name Below `outputs/`; `GET /jobs/ID/result/NAME` fetches it
+	Name string `json:"name"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+}
+
+// FileList defines model for FileList.
+type FileList struct {
+	// Bytes What they take together
+	Bytes int64       `json:"bytes"`
+	Files []FileEntry `json:"files"`
 }
 
 // GPU defines model for GPU.
@@ -927,6 +966,9 @@ type ServerInterface interface {
 	// CancelJob Ask for the end of a job that has not ended
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// ExplainJob Why a job waits, what it does, or why it failed, and what to do
+	// (GET /jobs/{job_id}/explain)
+	ExplainJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetInput The default input, inputs/input
 	// (GET /jobs/{job_id}/input)
 	GetInput(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -936,6 +978,15 @@ type ServerInterface interface {
 	// GetJobLogs What runners wrote while they had a job
 	// (GET /jobs/{job_id}/logs)
 	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
+	// ListOutputs The files that came out of a job
+	// (GET /jobs/{job_id}/outputs)
+	ListOutputs(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// GetOutputsTar All files that came out of a job, as a tar file
+	// (GET /jobs/{job_id}/outputs.tar)
+	GetOutputsTar(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// GetOutputsZip All files that came out of a job, as a zip file
+	// (GET /jobs/{job_id}/outputs.zip)
+	GetOutputsZip(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobReady Whether a job has ended
 	// (GET /jobs/{job_id}/ready)
 	GetJobReady(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -945,6 +996,9 @@ type ServerInterface interface {
 	// GetResultFile A result by its name below outputs/
 	// (GET /jobs/{job_id}/result/{file})
 	GetResultFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
+	// RetryJob Run a job that has ended again
+	// (POST /jobs/{job_id}/retry)
+	RetryJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobStatus How a job is doing
 	// (GET /jobs/{job_id}/status)
 	GetJobStatus(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -1361,6 +1415,32 @@ func (siw *ServerInterfaceWrapper) CancelJob(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// ExplainJob operation middleware
+func (siw *ServerInterfaceWrapper) ExplainJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExplainJob(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetInput operation middleware
 func (siw *ServerInterfaceWrapper) GetInput(w http.ResponseWriter, r *http.Request) {
 
@@ -1477,6 +1557,84 @@ func (siw *ServerInterfaceWrapper) GetJobLogs(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListOutputs operation middleware
+func (siw *ServerInterfaceWrapper) ListOutputs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListOutputs(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOutputsTar operation middleware
+func (siw *ServerInterfaceWrapper) GetOutputsTar(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOutputsTar(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOutputsZip operation middleware
+func (siw *ServerInterfaceWrapper) GetOutputsZip(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOutputsZip(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetJobReady operation middleware
 func (siw *ServerInterfaceWrapper) GetJobReady(w http.ResponseWriter, r *http.Request) {
 
@@ -1555,6 +1713,32 @@ func (siw *ServerInterfaceWrapper) GetResultFile(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetResultFile(w, r, jobId, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RetryJob operation middleware
+func (siw *ServerInterfaceWrapper) RetryJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryJob(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2046,6 +2230,16 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/logs", wrapper.GetJobLogs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/retry", wrapper.RetryJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/explain", wrapper.ExplainJob).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs", wrapper.ListOutputs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.zip", wrapper.GetOutputsZip).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.tar", wrapper.GetOutputsTar).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/result", wrapper.GetResult).Methods(http.MethodGet)
 

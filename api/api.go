@@ -84,6 +84,14 @@ type JobService interface {
 	// another way. It returns *job.UnknownJob and job.ErrEnded.
 	Cancel(ctx context.Context, id job.ID) error
 
+	// Retry runs a job that has ended again. It returns *job.UnknownJob,
+	// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, and what Submit does.
+	Retry(ctx context.Context, id job.ID, trace job.Trace) error
+
+	// Explain says how the job stands, for people; to a tenant it tells nothing of
+	// others' jobs. It returns *job.UnknownJob.
+	Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
+
 	// Remove removes a job that has ended, with its files. It returns
 	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
 	// removal may go on by itself.
@@ -102,6 +110,9 @@ type FileService interface {
 	// as the job has not ended, and *job.Failure with the client's message when
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+	// Outputs lists the job's results, by name. Its errors are those of Output.
+	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
 
 	// JobLogs opens what runners have written during the job's last run; the caller
 	// closes it. Reading ends with io.EOF or, following, once the run has ended, or

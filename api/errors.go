@@ -39,6 +39,9 @@ const statusClientGone = 499
 type class struct {
 	name   string // in the type of a problem
 	status int
+	// inJobAPI is the status on routes of the job API, where it is another one than the
+	// original's; 0 where it is the same.
+	inJobAPI int
 	// match returns the message for the client. Only errors made for clients are shown
 	// with their own text, without the context they were wrapped in.
 	match func(error) (message string, ok bool)
@@ -57,10 +60,10 @@ var classes = []class{
 	{name: "model-refused", status: http.StatusForbidden, match: as[*job.Untrusted]},
 	{name: "too-many-requests", status: http.StatusTooManyRequests, match: as[*access.TooMany]},
 	{name: "queue-full", status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
-	{name: unknownJob, status: http.StatusBadRequest, match: as[*job.UnknownJob]},
+	{name: "unknown-job", status: http.StatusBadRequest, inJobAPI: http.StatusNotFound, match: as[*job.UnknownJob]},
 	{name: "unknown-sheep", status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
 	{name: "invalid-request", status: http.StatusBadRequest, match: as[*job.Invalid]},
-	{name: "job-failed", status: http.StatusInternalServerError, match: as[*job.Failure]}, // the original's answer for the result of a failed job
+	{name: "job-failed", status: http.StatusInternalServerError, inJobAPI: http.StatusConflict, match: as[*job.Failure]}, // the original's answer for the result of a failed job
 	{name: "too-large", status: http.StatusRequestEntityTooLarge, match: tooLarge},
 	{name: "id-in-use", status: http.StatusConflict, match: is(job.ErrSubmitted)},
 	{name: "being-removed", status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
@@ -69,6 +72,9 @@ var classes = []class{
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
 	{name: "no-file", status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{name: "being-submitted", status: http.StatusConflict, match: is(job.ErrUploading), retryAfter: 2},
+	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},
+	{name: "files-removed", status: http.StatusConflict, match: is(job.ErrFilesRemoved)},
+	{name: "forgotten", status: http.StatusConflict, match: is(job.ErrForgotten)},
 	{name: "key-reused", status: http.StatusUnprocessableEntity, match: is(errKeyReused)},
 	{name: "media-type", status: http.StatusUnsupportedMediaType, match: is(errMediaType)},
 	{name: "range", status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
@@ -104,9 +110,6 @@ var classes = []class{
 }
 
 var internal = class{name: "internal", status: http.StatusInternalServerError, ours: true}
-
-// unknownJob is the class of jobs that are not known.
-const unknownJob = "unknown-job"
 
 const internalMessage = "Internal server error"
 
@@ -180,8 +183,8 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	c, message := classify(err)
 	message = bounded(message)
 	asProblem := s.wantsProblem(r)
-	if s.needOf(r).job && c.name == unknownJob { // the original's is 400
-		c.status = http.StatusNotFound
+	if s.needOf(r).job && c.inJobAPI != 0 {
+		c.status = c.inJobAPI
 	}
 	var cause *string
 	if c.ours {

@@ -24,6 +24,7 @@ type fake struct {
 	checks    []job.Check
 	models    []job.KeptModel
 	removed   []job.Model
+	retried   []job.ID
 	queried   []job.Query
 	// pull and logs, when set, stand in for PullModel and Logs.
 	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
@@ -381,6 +382,52 @@ func (j *fakeJob) view(id job.ID) job.View {
 		j.record(&v.Record)
 	}
 	return v
+}
+
+func (f *fake) Outputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	switch {
+	case err != nil:
+		return nil, err
+	case j.status.State == job.Failed:
+		return nil, j.status.Failure
+	case !j.status.State.Final():
+		return nil, job.ErrNotReady
+	}
+	var files []job.FileInfo
+	for _, name := range slices.Sorted(maps.Keys(j.outputs)) {
+		files = append(files, job.FileInfo{Name: name, Size: int64(len(j.outputs[name])), ETag: `"v1"`, Modified: modified})
+	}
+	return files, nil
+}
+
+func (f *fake) Retry(_ context.Context, id job.ID, _ job.Trace) error {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return err
+	}
+	if !j.status.State.Final() {
+		return job.ErrNothingToRetry
+	}
+	f.retried = append(f.retried, id)
+	return nil
+}
+
+func (f *fake) Explain(_ context.Context, id job.ID, tenant string) (job.Explanation, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return job.Explanation{}, err
+	}
+	return job.Explanation{State: j.status.State, Summary: "It is " + string(j.status.State) + ".", Reasons: []string{"Asked by " + tenant + "."}}, nil
 }
 
 func (f *fake) Cancel(_ context.Context, id job.ID) error {

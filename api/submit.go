@@ -122,7 +122,7 @@ func (s *server) prepare(r *http.Request, request *job.Request, files bool, key 
 	if request.ID == "" {
 		request.ID = newJobID(caller, key)
 	}
-	request.Trace = job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
+	request.Trace = traceOf(r)
 	request.Tenant = caller.Tenant
 	return nil
 }

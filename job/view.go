@@ -1,6 +1,10 @@
 package job
 
-import "time"
+import (
+	"fmt"
+	"strings"
+	"time"
+)
 
 // View is a job in more detail than its Status.
 type View struct {
@@ -32,12 +36,26 @@ const (
 
 // Explanation says in words how a job stands, for people.
 type Explanation struct {
+	State State
 	// Summary is one sentence.
 	Summary string
 	// Reasons are what lies behind it, a sentence each, the most important first.
 	Reasons []string
 	// Next is what can be done, a sentence each; empty where there is nothing to do.
 	Next []string
+}
+
+// String is the whole explanation, a line each.
+func (e Explanation) String() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, e.Summary)
+	for _, reason := range e.Reasons {
+		fmt.Fprintln(&b, "- "+reason)
+	}
+	for _, next := range e.Next {
+		fmt.Fprintln(&b, "What to do: "+next)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // FileInfo describes one of a job's files.

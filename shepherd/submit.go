@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -321,18 +322,62 @@ func (s *Shepherd) Output(ctx context.Context, id job.ID, name string, part *job
 	if err != nil {
 		return nil, err
 	}
+	if err := withoutResult(status); err != nil {
+		return nil, err
+	}
+	return s.open(ctx, id, job.OutputDir+"/"+name, part)
+}
+
+// Outputs lists the files that a job has stored. Before the job has ended it answers
+// job.ErrNotReady; of a job that ended without a result the *job.Failure.
+func (s *Shepherd) Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
+	status, err := s.Job(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := withoutResult(status); err != nil {
+		return nil, err
+	}
+	const prefix = job.OutputDir + "/"
+	listed, err := s.cfg.Store.List(ctx, id, prefix)
+	if errdefs.IsNotFound(err) { // its files were removed
+		return nil, nil
+	}
+	if err != nil {
+		return nil, away("storage", fmt.Errorf("list the outputs of job %s: %w", id, err))
+	}
+	files := make([]job.FileInfo, 0, len(listed))
+	for _, f := range listed {
+		name := strings.TrimPrefix(f.Name, prefix)
+		if name == "" || strings.HasSuffix(name, "/") {
+			continue // another program's mark of a directory
+		}
+		files = append(files, job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified})
+	}
+	return files, nil
+}
+
+func quoted(etag string) string {
+	if etag == "" || strings.HasSuffix(etag, `"`) {
+		return etag
+	}
+	return `"` + etag + `"`
+}
+
+// withoutResult is why a job has no result; nil where it has one.
+func withoutResult(status job.Status) error {
 	switch status.State {
 	case job.Done:
-		return s.open(ctx, id, job.OutputDir+"/"+name, part)
+		return nil
 	case job.Failed:
 		if status.Failure == nil {
-			return nil, &job.Failure{Message: "the job failed"}
+			return &job.Failure{Message: "the job failed"}
 		}
-		return nil, status.Failure
+		return status.Failure
 	case job.Cancelled:
-		return nil, &job.Failure{Message: "The job was cancelled"}
+		return &job.Failure{Message: "The job was cancelled"}
 	}
-	return nil, job.ErrNotReady
+	return job.ErrNotReady
 }
 
 func (s *Shepherd) open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
