@@ -14,6 +14,42 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for EventEvent.
+const (
+	EventEventCancel   EventEvent = "cancel"
+	EventEventClaimed  EventEvent = "claimed"
+	EventEventDue      EventEvent = "due"
+	EventEventEnded    EventEvent = "ended"
+	EventEventProgress EventEvent = "progress"
+	EventEventQueued   EventEvent = "queued"
+	EventEventReturned EventEvent = "returned"
+	EventEventStarted  EventEvent = "started"
+)
+
+// Valid indicates whether the value is a known member of the EventEvent enum.
+func (e EventEvent) Valid() bool {
+	switch e {
+	case EventEventCancel:
+		return true
+	case EventEventClaimed:
+		return true
+	case EventEventDue:
+		return true
+	case EventEventEnded:
+		return true
+	case EventEventProgress:
+		return true
+	case EventEventQueued:
+		return true
+	case EventEventReturned:
+		return true
+	case EventEventStarted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for GPUHealth.
 const (
 	Ok      GPUHealth = "ok"
@@ -168,6 +204,45 @@ type Error struct {
 	Detail  *string `json:"detail,omitempty"`
 	Message string  `json:"message"`
 }
+
+// Event defines model for Event.
+type Event struct {
+	// At Example: 2026-11-22T10:08:03.942214
+	At      *Time `json:"at"`
+	Attempt *int  `json:"attempt"`
+
+	// Cause Why the attempt ended, of returned and ended
+	Cause        *string    `json:"cause"`
+	ErrorDetails *Failure   `json:"error_details"`
+	Event        EventEvent `json:"event"`
+
+	// Id What to go on after; left out of `progress`
+	Id    *string `json:"id,omitempty"`
+	JobId string  `json:"job_id"`
+	Model Model   `json:"model"`
+	Node  *string `json:"node"`
+
+	// Progress Of progress alone
+	Progress *Progress `json:"progress,omitempty"`
+
+	// Reason The same in words
+	Reason *string `json:"reason"`
+
+	// Run How often the job was submitted
+	Run int `json:"run"`
+
+	// Sheep The sheep that has, or had, the job
+	Sheep *string `json:"sheep"`
+
+	// SheepId The sheep it is addressed to
+	SheepId *string `json:"sheep_id"`
+
+	// Status The job's, after the event
+	Status job.State `json:"status"`
+}
+
+// EventEvent defines model for Event.Event.
+type EventEvent string
 
 // Explanation defines model for Explanation.
 type Explanation struct {
@@ -730,6 +805,9 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// AfterEvent defines model for AfterEvent.
+type AfterEvent = string
+
 // File defines model for File.
 type File = string
 
@@ -738,6 +816,9 @@ type IdempotencyKey = string
 
 // JobID defines model for JobID.
 type JobID = string
+
+// LastEventID defines model for LastEventID.
+type LastEventID = string
 
 // Prefer defines model for Prefer.
 type Prefer = string
@@ -838,6 +919,15 @@ type UnknownJobApplicationJSON = Error
 // UnknownJobApplicationProblemPlusJSON An error, as in RFC 9457
 type UnknownJobApplicationProblemPlusJSON = Problem
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The id of the last event that the client has
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
+
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
 	// State Only jobs in this state; may be given more than once
@@ -895,6 +985,15 @@ type GetJobParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// FollowJobParams defines parameters for FollowJob.
+type FollowJobParams struct {
+	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The id of the last event that the client has
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
+
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
 	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
@@ -945,6 +1044,9 @@ type ServerInterface interface {
 	// GetAPIDocs This contract in ReDoc, to read
 	// (GET /apidocs)
 	GetAPIDocs(w http.ResponseWriter, r *http.Request)
+	// FollowEvents What happens to all jobs, as it happens
+	// (GET /events)
+	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request)
@@ -966,6 +1068,9 @@ type ServerInterface interface {
 	// CancelJob Ask for the end of a job that has not ended
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// FollowJob What happens to a job, as it happens
+	// (GET /jobs/{job_id}/events)
+	FollowJob(w http.ResponseWriter, r *http.Request, jobId JobID, params FollowJobParams)
 	// ExplainJob Why a job waits, what it does, or why it failed, and what to do
 	// (GET /jobs/{job_id}/explain)
 	ExplainJob(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -1066,6 +1171,60 @@ func (siw *ServerInterfaceWrapper) GetAPIDocs(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAPIDocs(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FollowEvents operation middleware
+func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowEventsParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID LastEventID
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Last-Event-ID", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Last-Event-ID", Err: err})
+			return
+		}
+
+		params.LastEventID = &LastEventID
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FollowEvents(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1406,6 +1565,69 @@ func (siw *ServerInterfaceWrapper) CancelJob(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CancelJob(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FollowJob operation middleware
+func (siw *ServerInterfaceWrapper) FollowJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowJobParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID LastEventID
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Last-Event-ID", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Last-Event-ID", Err: err})
+			return
+		}
+
+		params.LastEventID = &LastEventID
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FollowJob(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2235,6 +2457,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/explain", wrapper.ExplainJob).Methods(http.MethodGet)
 
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/events", wrapper.FollowJob).Methods(http.MethodGet)
+
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs", wrapper.ListOutputs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.zip", wrapper.GetOutputsZip).Methods(http.MethodGet)
@@ -2248,6 +2472,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/input", wrapper.GetInput).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/input/{file}", wrapper.GetInputFile).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/events", wrapper.FollowEvents).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/status", wrapper.GetStatus).Methods(http.MethodGet)
 

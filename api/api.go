@@ -35,6 +35,7 @@ import (
 type Service interface {
 	Submissions
 	JobService
+	EventService
 	FileService
 	FlockService
 }
@@ -96,6 +97,22 @@ type JobService interface {
 	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
 	// removal may go on by itself.
 	Remove(ctx context.Context, id job.ID) error
+}
+
+// EventService reads the durable log of what happens to jobs.
+type EventService interface {
+	// Events returns up to limit events after the cursor, in order, of one job or, where
+	// id is empty, of all, of one tenant or, where that is empty, of all, and the cursor
+	// to go on with. Fewer than limit are all there are. It returns job.ErrEventsGone
+	// for a cursor that is too old or not the log's.
+	Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error)
+
+	// EventsNow is the cursor of the latest event.
+	EventsNow(ctx context.Context) (job.Cursor, error)
+
+	// EventsChanged returns a channel that is closed when there may be an event that
+	// there was not when it was called.
+	EventsChanged() <-chan struct{}
 }
 
 // FileService opens jobs' files and logs.

@@ -75,6 +75,7 @@ var classes = []class{
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},
 	{name: "files-removed", status: http.StatusConflict, match: is(job.ErrFilesRemoved)},
 	{name: "forgotten", status: http.StatusConflict, match: is(job.ErrForgotten)},
+	{name: "events-gone", status: http.StatusGone, match: is(job.ErrEventsGone)},
 	{name: "key-reused", status: http.StatusUnprocessableEntity, match: is(errKeyReused)},
 	{name: "media-type", status: http.StatusUnsupportedMediaType, match: is(errMediaType)},
 	{name: "range", status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},

@@ -46,6 +46,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrNothingToRetry), 409, job.ErrNothingToRetry.Error(), "", false},
 		{wrap(job.ErrFilesRemoved), 409, job.ErrFilesRemoved.Error(), "", false},
 		{wrap(job.ErrForgotten), 409, job.ErrForgotten.Error(), "", false},
+		{wrap(job.ErrEventsGone), 410, job.ErrEventsGone.Error(), "", false},
 		{wrap(errKeyReused), 422, errKeyReused.Error(), "", false},
 		{wrap(errMediaType), 415, errMediaType.Error(), "", false},
 		{wrap(job.ErrRange), 416, "the requested range lies outside the file", "", false},

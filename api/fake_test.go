@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,10 @@ type fake struct {
 	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	logs    func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	jobLogs func(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+	// log are the events, whose cursors are "1", "2" and so on; the first pruned are gone.
+	log    []job.Event
+	pruned int
+	bell   chan struct{}
 	// enters has Submit make a job of what it takes.
 	enters bool
 	// files are the inputs of each job that was submitted with files.
@@ -48,6 +53,7 @@ type fake struct {
 	open    atomic.Int64 // bodies not closed yet
 	opened  atomic.Int64
 	waiting atomic.Int64
+	reads   atomic.Int64 // of the log
 	// left receives a value whenever Wait returns because its ctx ended.
 	left chan job.ID
 }
@@ -70,7 +76,7 @@ type fakeJob struct {
 }
 
 func newFake() *fake {
-	return &fake{jobs: map[job.ID]*fakeJob{}, files: map[job.ID]map[string]string{}, bells: map[job.ID][]chan struct{}{}, left: make(chan job.ID, 100)}
+	return &fake{jobs: map[job.ID]*fakeJob{}, files: map[job.ID]map[string]string{}, bells: map[job.ID][]chan struct{}{}, left: make(chan job.ID, 100), bell: make(chan struct{})}
 }
 
 var (
@@ -216,12 +222,7 @@ func (f *fake) change(id job.ID, do func(*fakeJob)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	do(f.jobs[id])
-	for _, bell := range f.bells[id] {
-		select {
-		case bell <- struct{}{}:
-		default:
-		}
-	}
+	f.ring(id)
 }
 
 func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
@@ -382,6 +383,69 @@ func (j *fakeJob) view(id job.ID) job.View {
 		j.record(&v.Record)
 	}
 	return v
+}
+
+// happens adds an event to the log.
+func (f *fake) happens(e job.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.Cursor, e.At = job.Cursor(strconv.Itoa(len(f.log)+1)), enqueued
+	if j := f.jobs[e.Job]; j != nil {
+		e.Tenant, e.Model = j.tenant, j.status.Model
+		if e.State != "" {
+			j.status.State = e.State
+		}
+	}
+	f.log = append(f.log, e)
+	close(f.bell)
+	f.bell = make(chan struct{})
+	f.ring(e.Job)
+}
+
+func (f *fake) ring(id job.ID) {
+	for _, bell := range f.bells[id] {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *fake) Events(_ context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reads.Add(1)
+	if f.down != nil {
+		return nil, "", f.down
+	}
+	at := f.pruned
+	if after != "" {
+		var err error
+		if at, err = strconv.Atoi(string(after)); err != nil || at < f.pruned || at > len(f.log) {
+			return nil, "", job.ErrEventsGone
+		}
+	}
+	var events []job.Event
+	for ; at < len(f.log) && len(events) < limit; at++ {
+		if e := f.log[at]; (id == "" || e.Job == id) && (tenant == "" || e.Tenant == tenant) {
+			events = append(events, e)
+		}
+	}
+	return events, job.Cursor(strconv.Itoa(at)), nil
+}
+
+func (f *fake) EventsNow(context.Context) (job.Cursor, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return job.Cursor(strconv.Itoa(len(f.log))), f.down
+}
+
+func (f *fake) EventsChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bell
 }
 
 func (f *fake) Outputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {

@@ -32,6 +32,8 @@ var needs = map[string]need{
 	"POST /jobs/{job_id}/cancel":       {scope: access.Submit, job: true},
 	"DELETE /jobs/{job_id}":            {scope: access.Submit, job: true},
 	"POST /jobs":                       {scope: access.Submit, job: true},
+	"GET /events":                      {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/events":        {scope: access.Read, job: true},
 	"POST /jobs/{job_id}/retry":        {scope: access.Submit, job: true},
 	"GET /jobs/{job_id}/explain":       {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/outputs":       {scope: access.Read, job: true},
