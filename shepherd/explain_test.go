@@ -60,7 +60,9 @@ func TestExplain(t *testing.T) {
 		{"to be tried again", view(job.Queued, func(v *job.View) {
 			v.NotBefore, v.Attempts = now.Add(time.Minute), []job.Attempt{{Run: 1, Number: 9, Ended: now, Cause: job.CauseError}, attempt(1, job.CauseError, "KeyError: 'x'\nmore")}
 		}), []standing{free}},
-		{"handed back", view(job.Queued, func(v *job.View) { v.Position, v.Attempts = 1, []job.Attempt{attempt(1, job.CauseHandedBack, "stopping")} }), []standing{busy}},
+		{"handed back", view(job.Queued, func(v *job.View) {
+			v.Position, v.Attempts = 1, []job.Attempt{attempt(1, job.CauseHandedBack, "stopping")}
+		}), []standing{busy}},
 		{"prepared", view(job.Queued, func(v *job.View) { v.Holder = "dolly" }), []standing{busy}},
 		{"prepared, and cancelled", view(job.Queued, func(v *job.View) { v.Holder, v.Cancelling = "dolly", true }), nil},
 		{"never queued", view(job.Queued, func(v *job.View) { v.Run = 0 }), nil},

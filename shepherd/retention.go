@@ -333,13 +333,13 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 }
 
 // removeUnrecorded removes a job that storage alone knows: the original shepherd's,
-// or one whose record has expired.
+// one whose record has expired, or what an upload that was cut short has left.
 func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 	status, err := s.Job(ctx, id)
 	if err != nil {
 		return err
 	}
-	if !status.State.Final() {
+	if !status.State.Final() && !isCutShort(status) {
 		return job.ErrNotEnded
 	}
 	if err := s.remover.status.drop(ctx, id); err != nil {

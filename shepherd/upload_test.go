@@ -14,6 +14,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/shepherd"
 )
 
 // sent are files of a request, in order: name, content, name, content…
@@ -145,6 +146,7 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 // queued, and the next upload with the id takes its place.
 func TestUploadCutShort(t *testing.T) {
 	p := newPen(t)
+	p.config.Retention = shepherd.Retention{Ledger: p.ledger}
 	p.start()
 	under := make(chan struct{})
 	release := make(chan struct{})
@@ -177,7 +179,18 @@ func TestUploadCutShort(t *testing.T) {
 		t.Error("an upload that broke off was taken")
 	}
 
-	// What a daemon that is killed leaves.
+	// What a daemon that is killed leaves can be removed.
+	if err := p.store.Reserve(t.Context(), "cut", status); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.core.Remove(t.Context(), "cut"); err != nil {
+		t.Error(err)
+	}
+	if there, err := p.store.Exists(t.Context(), "cut"); err != nil || there {
+		t.Errorf("after its removal: %v, %v", there, err)
+	}
+
+	// Or it is replaced.
 	if err := p.store.Reserve(t.Context(), "cut", status); err != nil {
 		t.Fatal(err)
 	}
@@ -192,6 +205,21 @@ func TestUploadCutShort(t *testing.T) {
 	}
 	if status, err := p.core.Wait(t.Context(), "cut"); err != nil || status.State != job.Done || status.Accepted {
 		t.Errorf("%+v, %v", status, err)
+	}
+}
+
+// TestRecoverSkipsUploads: what an upload has left is no job that was acknowledged.
+func TestRecoverSkipsUploads(t *testing.T) {
+	p := newPen(t)
+	p.start()
+	status := job.Status{State: job.Queued, Accepted: true, Model: someModel, EnqueuedAt: time.Now(), Failure: &job.Failure{Message: "The inputs of this job are being uploaded, or their upload was cut short; submit it again"}}
+	if err := p.store.Reserve(t.Context(), "cut", status); err != nil {
+		t.Fatal(err)
+	}
+	var refused []shepherd.Rebuilt
+	counts, err := shepherd.Rebuild(t.Context(), shepherd.RebuildConfig{Ledger: p.ledger, Store: p.store, Report: func(r shepherd.Rebuilt) { refused = append(refused, r) }})
+	if err != nil || counts != (shepherd.RebuildCounts{Refused: 1}) || len(refused) != 1 || !strings.Contains(refused[0].Trouble.Error(), "submit it again") {
+		t.Errorf("%+v, %+v, %v", counts, refused, err)
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -177,5 +179,68 @@ func TestEventsAcrossRestarts(t *testing.T) {
 		if count[id+" queued"] != 1 || count[id+" started"] != 1 || count[id+" ended"] != 1 {
 			t.Errorf("of %s there came %v", id, count)
 		}
+	}
+}
+
+// TestUploadKilled kills the daemon in the middle of an upload: the job is not there,
+// the same request sent again makes it, and nothing of the first try is in it.
+func TestUploadKilled(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	const boundary = "boundary"
+	part := func(disposition, content string) string {
+		return "--" + boundary + "\r\nContent-Disposition: form-data; " + disposition + "\r\n\r\n" + content + "\r\n"
+	}
+	begin := part(`name="job"`, `{"job_id": "upload", "model": {"name": "echo", "version": "v1"}}`)
+	send := func(body io.Reader) (*http.Response, error) {
+		request, err := http.NewRequestWithContext(t.Context(), "POST", w.api+"/jobs", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "multipart/form-data; boundary="+boundary)
+		request.Header.Set("Idempotency-Key", "upload-1")
+		return http.DefaultClient.Do(request)
+	}
+	r, body := io.Pipe()
+	failed := make(chan error, 1)
+	go func() {
+		response, err := send(r)
+		if err == nil {
+			response.Body.Close()
+			err = errors.New(response.Status)
+		}
+		failed <- err
+	}()
+	if _, err := io.WriteString(body, begin+part(`name="f"; filename="first"`, "x")+"--"+boundary+"\r\nContent-Disposition: form-data; name=\"f\"; filename=\"second\"\r\n\r\nbegun"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("the first file is stored", func() bool {
+		code, _ := w.request("GET", "/jobs/upload/input/first", "")
+		return code == 200
+	})
+	if _, text := w.request("GET", "/jobs/upload/status", ""); !strings.Contains(text, `"accepted"`) {
+		t.Errorf("meanwhile it is %s", text)
+	}
+	w.kill()
+	body.CloseWithError(io.ErrClosedPipe)
+	if err := <-failed; err == nil {
+		t.Error("the upload was taken")
+	}
+	w.start()
+	var listed api.JobList
+	if w.get("/jobs", &listed); len(listed.Jobs) != 0 {
+		t.Errorf("there are %+v", listed.Jobs)
+	}
+	response, err := send(strings.NewReader(begin + part(`name="f"; filename="input"`, "whole") + "--" + boundary + "--\r\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusCreated {
+		t.Fatalf("sent again: %s", response.Status)
+	}
+	w.expectDone("upload", "whole")
+	if code, _ := w.request("GET", "/jobs/upload/input/first", ""); code != 404 {
+		t.Errorf("a file of the first try: %d", code)
 	}
 }
