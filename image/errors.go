@@ -123,6 +123,8 @@ func (s *Store) explanation(err error) *failure {
 		return s.denied("")
 	case containerderr.DiskFull(err):
 		return failf(errdefs.ErrResourceExhausted, "the disk that containerd keeps images on is full; remove images (shepherdd models rm) or set a smaller images budget")
+	case containerderr.SchemaOne(err):
+		return schemaOne()
 	case containerderr.NoPlatform(err):
 		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s.platform)
 	case errdefs.IsNotFound(err):

@@ -40,6 +40,12 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 	if foreign, err = mutate.ConfigFile(foreign, file); err != nil {
 		t.Fatal(err)
 	}
+	windows := file.DeepCopy()
+	windows.OS, windows.Architecture = "windows", "amd64"
+	server, err := mutate.ConfigFile(foreign, windows)
+	if err != nil {
+		t.Fatal(err)
+	}
 	index := func(platforms ...*v1.Platform) v1.ImageIndex {
 		idx := v1.ImageIndex(empty.Index)
 		for i, p := range platforms {
@@ -58,7 +64,11 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 			"not a container image but an artifact of the type application/vnd.cncf.model.config.v1+json"},
 		"oras":   {artifact("application/vnd.oci.empty.v1+json", "application/octet-stream"), errdefs.IsFailedPrecondition, "artifact of the type application/vnd.oci.empty.v1+json"},
 		"ollama": {artifact(types.DockerConfigJSON, "application/vnd.ollama.image.model"), errdefs.IsFailedPrecondition, "artifact of the type application/vnd.ollama.image.model"},
-		"s390x":  {foreign, errdefs.IsNotFound, "it is built for linux/s390x, and this machine is linux/"},
+		"helm": {artifact("application/vnd.cncf.helm.config.v1+json", "application/vnd.cncf.helm.chart.content.v1.tar+gzip"), errdefs.IsFailedPrecondition,
+			"artifact of the type application/vnd.cncf.helm.config.v1+json"},
+		"encrypted": {artifact(types.OCIConfigJSON, types.OCILayer+"+encrypted"), errdefs.IsFailedPrecondition, "its layers are encrypted"},
+		"windows":   {server, errdefs.IsNotFound, "it is built for windows/amd64, and this machine is linux/"},
+		"s390x":     {foreign, errdefs.IsNotFound, "it is built for linux/s390x, and this machine is linux/"},
 		"others": {index(&v1.Platform{OS: "linux", Architecture: "s390x"}, &v1.Platform{OS: "unknown", Architecture: "unknown"}, &v1.Platform{OS: "linux", Architecture: "riscv64"}),
 			errdefs.IsNotFound, "it has images for linux/s390x, linux/riscv64 alone"},
 		"attestations": {index(&v1.Platform{OS: "unknown", Architecture: "unknown"}), errdefs.IsNotFound, "it has no image"},
@@ -81,14 +91,20 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 
 	// A registry that has something else under the name.
 	h.registry.Push(t, "other:v1", testenv.Image(t, v1.Config{}, layers...))
-	h.registry.SetFault(func(r *http.Request) *testenv.RegistryFault {
-		if strings.Contains(r.URL.Path, "/manifests/") {
-			return &testenv.RegistryFault{Body: []byte("{}"), Header: http.Header{"Content-Type": {"application/vnd.example.thing+json"}}}
+	for kind, want := range map[string]string{
+		"application/vnd.example.thing+json":      "its manifest is of the type application/vnd.example.thing+json",
+		string(types.DockerManifestSchema1Signed): "it is an image of Docker's schema 1",
+		string(types.DockerManifestSchema1):       "it is an image of Docker's schema 1",
+	} {
+		h.registry.SetFault(func(r *http.Request) *testenv.RegistryFault {
+			if strings.Contains(r.URL.Path, "/manifests/") {
+				return &testenv.RegistryFault{Body: []byte("{}"), Header: http.Header{"Content-Type": {kind}}}
+			}
+			return nil
+		})
+		_, err = h.store(nil).Ensure(t.Context(), job.Model{Name: "other", Version: "v1"}, nil)
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", kind, err, want)
 		}
-		return nil
-	})
-	_, err = h.store(nil).Ensure(t.Context(), job.Model{Name: "other", Version: "v1"}, nil)
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "its manifest is of the type application/vnd.example.thing+json") {
-		t.Errorf("a foreign type: %v", err)
 	}
 }

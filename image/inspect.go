@@ -19,10 +19,14 @@ func checkTarget(desc ocispec.Descriptor) error {
 	switch {
 	case images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType):
 		return nil
-	case strings.HasPrefix(desc.MediaType, "application/vnd.docker.distribution.manifest.v1"):
-		return failf(errdefs.ErrFailedPrecondition, "it is an image of Docker's schema 1, which is not supported any more; build and push it again")
+	case strings.HasPrefix(desc.MediaType, "application/vnd.docker.distribution.manifest.v1"): // unsigned; signed ones are refused by containerd's resolver
+		return schemaOne()
 	}
 	return failf(errdefs.ErrFailedPrecondition, "it is not a container image: its manifest is of the type %s", shown(desc.MediaType))
+}
+
+func schemaOne() *failure {
+	return failf(errdefs.ErrFailedPrecondition, "it is an image of Docker's schema 1, which is not supported any more; build and push it again")
 }
 
 // checkManifest refuses a manifest of something else than a container image:
@@ -54,6 +58,9 @@ func checkManifest(data []byte) error {
 	for _, l := range manifest.Layers {
 		if !images.IsLayerType(l.MediaType) {
 			return notAnImage(l.MediaType)
+		}
+		if strings.HasSuffix(l.MediaType, "+encrypted") {
+			return failf(errdefs.ErrFailedPrecondition, "its layers are encrypted, and shepherd has no keys: push it without encryption")
 		}
 	}
 	return nil

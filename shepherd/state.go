@@ -78,6 +78,9 @@ func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
 		if s.told.job != e.JobID {
 			s.told = told{job: e.JobID}
 		}
+		if s.told.progress == nil {
+			s.detail = "" // the runner works, though that it takes jobs may be told later
+		}
 		s.told.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
 		out.Kind, out.Progress = job.EventProgress, s.told.progress
 	case messenger.EventWarning:

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/internal/logtext"
+	"github.com/iterait/shepherd/internal/port"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runner"
@@ -46,15 +47,15 @@ type cog struct {
 
 // newCog starts the image's server and waits until the model is set up.
 func newCog(ctx context.Context, m *model) (_ *cog, err error) {
-	port, err := freePort()
+	listen, err := port.Free("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(port), client: &http.Client{Transport: new(http.Transport)}}
+	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(listen), client: &http.Client{Transport: new(http.Transport)}}
 	if c.desk, err = openDesk(); err != nil {
 		return nil, err
 	}
-	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(port)); err != nil {
+	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(listen)); err != nil {
 		c.desk.close()
 		return nil, fmt.Errorf("start the model's server: %w", err)
 	}
@@ -72,15 +73,6 @@ func (c *cog) stop() {
 	c.server.stop()
 	c.desk.close()
 	c.client.CloseIdleConnections()
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // cogHealth is the answer to GET /health-check.

@@ -16,6 +16,8 @@ import (
 const (
 	noSpace       = "no space left on device"
 	quotaExceeded = "disk quota exceeded"
+	readOnly      = "read-only file system"
+	ioError       = "input/output error"
 
 	noMemory     = "cannot allocate memory"
 	tryAgain     = "resource temporarily unavailable"
@@ -25,6 +27,7 @@ const (
 	unexpectedSize   = "unexpected commit size"
 	wrongDiffID      = "wrong diff id"
 
+	schemaOne      = "is no longer supported since containerd"
 	noPlatform     = "no match for platform"
 	snapshotExists = "file exists"
 	brokenWrite    = "failed to send write: EOF"
@@ -70,6 +73,13 @@ func DiskFull(err error) bool { return has(err, noSpace, quotaExceeded) }
 // for the moment.
 func ShortOfResources(err error) bool { return has(err, noMemory, tryAgain, tooManyFiles) }
 
+// DiskBroken reports whether a disk failed to read or write.
+func DiskBroken(err error) bool { return has(err, ioError) }
+
+// CgroupsReadOnly reports whether a runtime cannot make control groups, as under a
+// containerd that is itself in a container without write access to them.
+func CgroupsReadOnly(err error) bool { return has(err, readOnly) && has(err, "/sys/fs/cgroup/") }
+
 // WrongContent reports whether what a registry sent is not what it was asked for
 // by digest and size, or does not unpack to what the image's configuration says.
 func WrongContent(err error) bool {
@@ -79,6 +89,9 @@ func WrongContent(err error) bool {
 // WrongCommit is WrongContent of what was written to the content store, which
 // keeps it for a later attempt unless it is thrown away.
 func WrongCommit(err error) bool { return has(err, unexpectedDigest, unexpectedSize) }
+
+// SchemaOne reports whether an image is of Docker's schema 1.
+func SchemaOne(err error) bool { return has(err, schemaOne) }
 
 // NoPlatform reports whether an index has no manifest for the platform.
 func NoPlatform(err error) bool { return has(err, noPlatform) }

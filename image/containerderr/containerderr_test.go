@@ -26,7 +26,7 @@ func TestKernelTexts(t *testing.T) {
 	for errno, is := range map[syscall.Errno]func(error) bool{
 		syscall.ENOSPC: DiskFull, syscall.EDQUOT: DiskFull,
 		syscall.ENOMEM: ShortOfResources, syscall.EAGAIN: ShortOfResources, syscall.EMFILE: ShortOfResources,
-		syscall.EEXIST: SnapshotInTheWay,
+		syscall.EEXIST: SnapshotInTheWay, syscall.EIO: DiskBroken,
 	} {
 		// As gRPC hands it on: a text.
 		if err := errors.New("rpc error: " + (&fs.PathError{Op: "mkdir", Path: "/x", Err: errno}).Error()); !is(err) {
@@ -34,8 +34,8 @@ func TestKernelTexts(t *testing.T) {
 		}
 	}
 	for name, is := range map[string]func(error) bool{
-		"DiskFull": DiskFull, "ShortOfResources": ShortOfResources, "WrongContent": WrongContent, "WrongCommit": WrongCommit,
-		"NoPlatform": NoPlatform, "SnapshotInTheWay": SnapshotInTheWay, "Away": Away, "NoProgram": NoProgram,
+		"DiskFull": DiskFull, "DiskBroken": DiskBroken, "CgroupsReadOnly": CgroupsReadOnly, "ShortOfResources": ShortOfResources, "WrongContent": WrongContent, "WrongCommit": WrongCommit,
+		"NoPlatform": NoPlatform, "SchemaOne": SchemaOne, "SnapshotInTheWay": SnapshotInTheWay, "Away": Away, "NoProgram": NoProgram,
 	} {
 		if is(nil) || is(errors.New("something else")) || is(fmt.Errorf("read: %w", errdefs.ErrNotFound)) {
 			t.Errorf("%s recognizes what it is not", name)
@@ -97,6 +97,7 @@ func TestTextsOfThePinnedVersion(t *testing.T) {
 		wrongDiffID:                        "core/unpack/unpacker.go",
 		unexpectedDigest:                   "plugins/content/local/writer.go",
 		unexpectedSize:                     "plugins/content/local/writer.go",
+		schemaOne:                          "core/remotes/docker/resolver.go",
 		noPlatform:                         "core/images/handlers.go",
 		tokenFetch:                         "core/remotes/docker/authorizer.go",
 		anonymousTokenFetch:                "core/remotes/docker/authorizer.go",
@@ -105,6 +106,21 @@ func TestTextsOfThePinnedVersion(t *testing.T) {
 		source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), file))
 		if err != nil || !bytes.Contains(source, []byte(text)) {
 			t.Errorf("%s does not say %q: %v", file, text, err)
+		}
+	}
+}
+
+// What runc says where it cannot make a group, and where the model is at fault.
+func TestCgroupsReadOnly(t *testing.T) {
+	const create = "OCI runtime create failed: runc create failed: unable to start container process: "
+	for text, want := range map[string]bool{
+		create + "unable to apply cgroup configuration: mkdir /sys/fs/cgroup/shepherd.slice: read-only file system: unknown":                                    true,
+		create + "unable to apply cgroup configuration: mkdir /sys/fs/cgroup/memory/shepherd.slice/shepherd-0: read-only file system: unknown":                  true,
+		create + `error mounting "/srv/weights" to rootfs at "/weights": mkdir /weights: read-only file system: unknown`:                                        false,
+		create + "unable to apply cgroup configuration: failed to write 1: open /sys/fs/cgroup/shepherd.slice/cgroup.procs: no such file or directory: unknown": false,
+	} {
+		if got := CgroupsReadOnly(errors.New(text)); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
 		}
 	}
 }

@@ -180,6 +180,25 @@ func (c *Containerd) Kill(t testing.TB) {
 	c.signal(syscall.SIGKILL)
 }
 
+// Freeze stops it with SIGSTOP until Thaw or the test's end: it accepts connections
+// and answers nothing.
+func (c *Containerd) Freeze(t testing.TB) {
+	t.Helper()
+	if err := c.process.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatalf("freeze containerd: %v", err)
+	}
+	process := c.process.Process
+	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) }) // it may be gone by then
+}
+
+// Thaw has it go on after Freeze.
+func (c *Containerd) Thaw(t testing.TB) {
+	t.Helper()
+	if err := c.process.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatalf("thaw containerd: %v", err)
+	}
+}
+
 // signal ends the process and waits until it is gone.
 func (c *Containerd) signal(s syscall.Signal) {
 	if c.process == nil || c.process.Process == nil {

@@ -5,12 +5,13 @@ package testenv
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/iterait/shepherd/internal/port"
 )
 
 // Missing ends the test: skipped, or failed under CI=true.
@@ -45,30 +46,20 @@ func Python(t testing.TB, module, pkg string) string {
 	return ""
 }
 
-// The ports that FreePort returns: below those that the kernel gives to clients'
-// connections, which come and go.
-const (
-	firstPort = 10_000
-	lastPort  = 32_000
-)
-
-// FreePort returns a TCP port that nothing listens on. No other test is given it,
-// of this process or of another, until the test ends: what is started on it later
-// finds it free.
+// FreePort returns a TCP port that nothing listens on, and that no connection of a
+// client takes. No other test is given it, of this process or of another, until
+// the test ends: what is started on it later finds it free.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	var failed error
 	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort)
-		reserved, err := net.Listen("unix", fmt.Sprintf("@shepherd-test-port-%d", port)) // "@": it has no file
+		n, err := port.Free("")
 		if err == nil {
-			var l net.Listener
-			if l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
-				l.Close()
+			var reserved net.Listener
+			if reserved, err = net.Listen("unix", fmt.Sprintf("@shepherd-test-port-%d", n)); err == nil { // "@": it has no file
 				t.Cleanup(func() { reserved.Close() })
-				return port
+				return n
 			}
-			reserved.Close()
 		}
 		failed = err
 	}

@@ -12,8 +12,8 @@ func TestFreePort(t *testing.T) {
 	t.Run("taken", func(t *testing.T) {
 		for range 200 {
 			port := FreePort(t)
-			if seen[port] || port < firstPort || port >= lastPort {
-				t.Errorf("port %d is given out, after %t", port, seen[port])
+			if seen[port] {
+				t.Errorf("port %d is given out again", port)
 			}
 			seen[port] = true
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/internal/mounts"
+	"github.com/iterait/shepherd/internal/port"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/shimmed"
@@ -110,7 +110,7 @@ func (p *programs) program(m job.Model, port int) (*shim.Process, error) {
 func (p *programs) Prepare(spec *shim.Spec) (err error) {
 	spec.Port = p.options.Port
 	if spec.Port == 0 {
-		if spec.Port, err = freePort(); err != nil {
+		if spec.Port, err = port.Free("127.0.0.1"); err != nil {
 			return &runtime.LoadError{Message: fmt.Sprintf("no free port for the runner: %v", err), Class: errdefs.ErrUnavailable}
 		}
 	}
@@ -125,13 +125,3 @@ func (p *programs) Launch(context.Context, func() (*shim.Handle, error), string,
 
 // Clean has nothing to do: the shim, or who settled its life, has ended all.
 func (p *programs) Clean(context.Context, shim.Spec, *shim.Exit) error { return nil }
-
-// freePort returns a loopback port that nothing listens on now.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}

@@ -106,8 +106,10 @@ func owner(t *testing.T, daemon *testenv.Containerd) {
 
 // Runtimes open the files as well, and a FIFO would block them: the start fails at
 // once and says so.
-func TestOwnerOfFIFOs(t *testing.T) {
-	daemon := testenv.StartContainerd(t)
+func TestOwnerOfFIFOs(t *testing.T)            { ownerOfFIFOs(t, testenv.StartContainerd(t)) }
+func TestOwnerOfFIFOsContainerd2(t *testing.T) { ownerOfFIFOs(t, testenv.StartContainerd2(t)) }
+
+func ownerOfFIFOs(t *testing.T, daemon *testenv.Containerd) {
 	for _, file := range []string{"etc/passwd", "etc/group"} {
 		w := newWorld(t, daemon)
 		config := w.runner()

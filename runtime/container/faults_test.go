@@ -130,8 +130,10 @@ func (w *world) eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-func TestOutOfMemory(t *testing.T) {
-	daemon := testenv.StartContainerd(t)
+func TestOutOfMemory(t *testing.T)            { outOfMemory(t, testenv.StartContainerd(t)) }
+func TestOutOfMemoryContainerd2(t *testing.T) { outOfMemory(t, testenv.StartContainerd2(t)) }
+
+func outOfMemory(t *testing.T, daemon *testenv.Containerd) {
 	w := newWorld(t, daemon)
 	w.more = "memory: 67108864\n"
 	h := w.up(t, "")
@@ -144,8 +146,10 @@ func TestOutOfMemory(t *testing.T) {
 
 // A child that the kernel kills for memory while its runner goes on is in the log,
 // and told with the job's answer.
-func TestChildOutOfMemory(t *testing.T) {
-	daemon := testenv.StartContainerd(t)
+func TestChildOutOfMemory(t *testing.T)            { childOutOfMemory(t, testenv.StartContainerd(t)) }
+func TestChildOutOfMemoryContainerd2(t *testing.T) { childOutOfMemory(t, testenv.StartContainerd2(t)) }
+
+func childOutOfMemory(t *testing.T, daemon *testenv.Containerd) {
 	w := newWorld(t, daemon)
 	w.more = "memory: 67108864\n"
 	h := w.up(t, "")

@@ -39,8 +39,10 @@ func readOnlyMounts(t *testing.T, daemon *testenv.Containerd) {
 }
 
 // A runner that ends of a limit of its container says which key sets it.
-func TestEndsNameTheLimit(t *testing.T) {
-	daemon := testenv.StartContainerd(t)
+func TestEndsNameTheLimit(t *testing.T)            { endsNameTheLimit(t, testenv.StartContainerd(t)) }
+func TestEndsNameTheLimitContainerd2(t *testing.T) { endsNameTheLimit(t, testenv.StartContainerd2(t)) }
+
+func endsNameTheLimit(t *testing.T, daemon *testenv.Containerd) {
 	for _, c := range []struct{ script, want string }{
 		{"print OSError: [Errno -3] Temporary failure in name resolution\nexit 1", "exit code 1; it has no network (`network: none`)"},
 		{"print ERROR: insufficient shared memory (shm)\nexit 1", "`shm_size`"},

@@ -355,7 +355,10 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 	case containerderr.DiskFull(err):
 		text = "the disk is full: " + text
 		class = errdefs.ErrResourceExhausted
-	case containerderr.ShortOfResources(err):
+	case containerderr.CgroupsReadOnly(err):
+		text = "containerd cannot make control groups (" + text + "); mount /sys/fs/cgroup writable where it runs"
+		class = errdefs.ErrUnavailable
+	case containerderr.ShortOfResources(err), containerderr.DiskBroken(err):
 		class = errdefs.ErrUnavailable
 	case errdefs.IsNotFound(err) && strings.HasPrefix(text, "snapshot:"):
 		text = "its image was removed meanwhile"

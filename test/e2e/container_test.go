@@ -101,6 +101,27 @@ func TestJobsInContainers(t *testing.T) {
 	p.expectFailed("job-5", "Sheep container died without notice", "exit code 3", "so be it")
 }
 
+// A containerd that answers nothing keeps jobs of its sheep waiting, but neither the
+// other sheep's nor the daemon from ending.
+func TestStopWhileContainerdHangs(t *testing.T) {
+	p := newPasture(t)
+	p.edit("api:\n", "drain_timeout: 2s\napi:\n")
+	p.start()
+	p.submit("job-1", "echo:v1", "print one", "sheep_id", "dock")
+	p.did("job-1")
+	p.containerd.Freeze(t)
+	p.submit("job-2", "echo:v2", "print two", "sheep_id", "dock") // takes another container
+	p.eventually("job-2 is prepared", func() bool { return p.getStatus("job-2", "status").Status == "processing" })
+	p.submit("job-3", "echo:v1", "three", "sheep_id", "bare_sheep")
+	p.expectDone("job-3", "three")
+	if code := p.stop(); code != 0 {
+		t.Errorf("the daemon ends with %d", code)
+	}
+	p.containerd.Thaw(t)
+	p.start()
+	p.did("job-2")
+}
+
 // The daemon, containerd, or both, are killed while a job runs in a container:
 // the runner goes on, and the job is not run a second time.
 func TestKilledWhileAContainerRuns(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -113,11 +114,22 @@ func TestUnderServiceManager(t *testing.T) {
 	w.submit("job-2", "echo:v1", "two")
 	for !strings.Contains(w.hears(manager, "STATUS="), "1 jobs queued, 1 running; 1 sheep, 1 up, 1 at work") {
 	}
+	const page = "https://page.example"
+	if allowed := w.allowedOrigin(page); allowed != page {
+		t.Errorf("before the reload pages of origin %q may read", allowed)
+	}
 	w.edit("sheep:\n", "drain_timeout: 20s\nsheep:\n")
+	w.edit("api:\n", "api:\n  cors_origins: [https://other.example]\n")
 	w.daemon.Process.Signal(syscall.SIGHUP)
 	w.hears(manager, "RELOADING=1")
 	w.hears(manager, "READY=1")
-	w.logged("now in effect: drain_timeout")
+	w.logged("now in effect: api.cors_origins, drain_timeout")
+	if allowed := w.allowedOrigin(page); allowed != "" {
+		t.Errorf("after the reload pages of origin %q may read", allowed)
+	}
+	if allowed := w.allowedOrigin("https://other.example"); allowed != "https://other.example" {
+		t.Errorf("after the reload pages of origin %q may read, want https://other.example", allowed)
+	}
 
 	if code := w.stop(); code != 0 {
 		t.Errorf("the daemon ends with %d", code)
@@ -140,6 +152,23 @@ func TestUnderServiceManager(t *testing.T) {
 		t.Errorf("the model was loaded %d times", len(starts))
 	}
 	w.must("sheep", "stop", "--all") // or the daemon would leave them to end
+}
+
+// allowedOrigin is the origin whose pages may read what the API answers to a page of
+// the origin.
+func (w *world) allowedOrigin(origin string) string {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.api+"/status", nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	r.Header.Set("Origin", origin)
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	answer.Body.Close()
+	return answer.Header.Get("Access-Control-Allow-Origin")
 }
 
 // All sheep are stopped, with a daemon and without.

@@ -1,0 +1,62 @@
+// Package port chooses TCP ports for programs that bind them later.
+package port
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+)
+
+// The ports that Free draws from. Its end is lower where the kernel gives ports
+// below it to clients' connections.
+const (
+	first = 10_000
+	end   = 32_000
+)
+
+// Free returns a port of the host's address, or of every address where host is
+// empty, that nothing listens on. It is outside the
+// range that the kernel gives to clients' connections (ip_local_port_range), so
+// none of those takes the port before the program that it is for binds it. Where
+// that range leaves too few ports, the kernel chooses one.
+func Free(host string) (int, error) {
+	last := min(end, ephemeral())
+	for range 100 {
+		n := 0
+		if last-first >= 1000 {
+			n = first + rand.IntN(last-first)
+		}
+		port, err := try(host, n)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return port, err
+		}
+	}
+	return 0, fmt.Errorf("choose a port: a hundred of those from %d to %d are in use", first, last-1)
+}
+
+// try binds the port, or one that the kernel chooses where it is 0, and returns it.
+func try(host string, port int) (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// ephemeral is the lowest port that the kernel gives to clients' connections.
+func ephemeral() int {
+	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return end // Linux's own is above it
+	}
+	var low, high int
+	if _, err := fmt.Sscan(string(data), &low, &high); err != nil {
+		return end
+	}
+	return low
+}
