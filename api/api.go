@@ -167,10 +167,11 @@ type FlockService interface {
 
 // Defaults of a Config.
 const (
-	DefaultMaxBody    = 64 << 20
-	DefaultMaxWait    = 24 * time.Hour
-	DefaultBodyMemory = 256 << 20
-	DefaultMaxUpload  = 16 << 30
+	DefaultMaxBody     = 64 << 20
+	DefaultMaxWait     = 24 * time.Hour
+	DefaultBodyMemory  = 256 << 20
+	DefaultMaxUpload   = 16 << 30
+	DefaultUploadStall = time.Minute
 )
 
 // Config is what a handler is made of. Only Service is required.
@@ -194,6 +195,9 @@ type Config struct {
 	// MaxUpload bounds the body of a request that brings a job's inputs as files, and
 	// what they take unpacked, in bytes; 0 means DefaultMaxUpload.
 	MaxUpload int64
+	// UploadStall is how long such a request may bring nothing before it ends; 0 means
+	// DefaultUploadStall.
+	UploadStall time.Duration
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
 	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
@@ -217,7 +221,7 @@ type Config struct {
 // are answered 503.
 func New(c Config) http.Handler {
 	s := &server{
-		service: c.Service, maxBody: c.MaxBody, maxUpload: cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload), maxWait: c.MaxWait, debug: c.Debug,
+		service: c.Service, maxBody: c.MaxBody, maxUpload: cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload), uploadStall: cmp.Or(max(c.UploadStall, 0), DefaultUploadStall), maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
 		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
 		readiness: &readiness{check: c.Service.Checks},
@@ -254,16 +258,17 @@ func New(c Config) http.Handler {
 
 // server implements the generated ServerInterface.
 type server struct {
-	service   Service
-	maxBody   int64
-	maxUpload int64
-	bodies    *semaphore.Weighted // bytes
-	maxWait   time.Duration
-	debug     bool
-	version   Version
-	gpus      func(context.Context) job.GPUs
-	metrics   http.Handler
-	log       *slog.Logger
+	service     Service
+	maxBody     int64
+	maxUpload   int64
+	uploadStall time.Duration
+	bodies      *semaphore.Weighted // bytes
+	maxWait     time.Duration
+	debug       bool
+	version     Version
+	gpus        func(context.Context) job.GPUs
+	metrics     http.Handler
+	log         *slog.Logger
 
 	gate     *access.Gate
 	browsers *Browsers

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -282,6 +283,7 @@ func TestEventsRefused(t *testing.T) {
 
 // TestEventsOfTenants: a tenant follows its own jobs alone.
 func TestEventsOfTenants(t *testing.T) {
+	claims.Hold(t, "C10")
 	synctest.Test(t, func(t *testing.T) {
 		service := newFake()
 		config := Config{Service: service}

@@ -26,9 +26,6 @@ const (
 // maxDescription bounds the description of a job that comes with files, in bytes.
 const maxDescription = 1 << 20
 
-// uploadStall is how long a client may send nothing of a form before its request ends.
-const uploadStall = time.Minute
-
 // noFiles yields no file.
 func noFiles() (string, io.Reader, error) { return "", nil, io.EOF }
 
@@ -58,7 +55,7 @@ func (s *server) openForm(w http.ResponseWriter, r *http.Request) (*form, error)
 	unbounded(w)
 	f := &form{
 		body: &formBody{from: http.MaxBytesReader(w, r.Body, s.maxUpload), progress: func() {
-			_ = control.SetReadDeadline(time.Now().Add(uploadStall)) // not every writer has deadlines
+			_ = control.SetReadDeadline(time.Now().Add(s.uploadStall)) // not every writer has deadlines
 		}},
 		unpacked: &bytesLeft{limit: s.maxUpload, left: s.maxUpload},
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -114,6 +115,7 @@ func TestCreateJobRefused(t *testing.T) {
 }
 
 func TestIdempotencyKey(t *testing.T) {
+	claims.Hold(t, "C10")
 	h := newHarness(t, asAdmin)
 	h.service.enters = true
 	first := created(t, h.do("POST", "/jobs", someJob, "Idempotency-Key", "key-1"), 201)
@@ -235,6 +237,7 @@ func TestCreateJobWithFiles(t *testing.T) {
 }
 
 func TestFormsRefused(t *testing.T) {
+	claims.Hold(t, "C9")
 	h := newHarness(t, func(c *Config) { c.MaxUpload = 20_000 })
 	for name, c := range map[string]struct {
 		write  func(*multipart.Writer)
@@ -292,6 +295,34 @@ func TestFormsRefused(t *testing.T) {
 	h.problem(h.do("POST", "/jobs", "--x--", "Content-Type", "multipart/form-data"), 400, "invalid-request", "body: the Content-Type of a form must name its boundary")
 	if len(h.service.submitted) > 0 {
 		t.Errorf("%+v was submitted", h.service.submitted)
+	}
+}
+
+// TestStalledForm has a client stop in the middle of a form: it is answered, and its
+// request ends.
+func TestStalledForm(t *testing.T) {
+	claims.Hold(t, "C9")
+	h := newHarness(t, func(c *Config) { c.UploadStall = 50 * time.Millisecond })
+	body, kind := formOf(t, func(w *multipart.Writer) { field(w, "job", described); file(w, "file", "a", "AAAA") })
+	for name, sent := range map[string]string{"in the description": body[:80], "in a file": body[:len(body)-30]} {
+		from, to := io.Pipe()
+		go func() { _, _ = io.WriteString(to, sent) }() // the request may end first
+		request, err := http.NewRequestWithContext(t.Context(), "POST", h.url+"/jobs", from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", kind)
+		response, err := h.client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		to.Close()
+		h.problem(reply{response.StatusCode, response.Header, string(text)}, 408, "slow-body", errSlowBody.Error())
+		if err != nil || len(h.service.submitted) > 0 {
+			t.Errorf("%s: %v, and %d were submitted", name, err, len(h.service.submitted))
+		}
 	}
 }
 
