@@ -356,9 +356,12 @@ func FuzzForm(f *testing.F) {
 		f.Add(b.Bytes())
 	}
 	const limit = 100_000
+	service := newFake()
+	handler := New(Config{Service: service, MaxUpload: limit}) // once: it takes a while
 	f.Fuzz(func(t *testing.T, body []byte) {
-		service := newFake()
-		handler := New(Config{Service: service, MaxUpload: limit})
+		service.submitted = nil
+		clear(service.jobs)
+		clear(service.files)
 		r := httptest.NewRequest("POST", "/jobs", bytes.NewReader(body))
 		r.Header.Set("Content-Type", "multipart/form-data; boundary=boundary")
 		w := httptest.NewRecorder()
