@@ -15,14 +15,19 @@ const jsonType = "application/json; charset=utf-8"
 
 // answer writes value as a JSON response that must not be cached.
 func (s *server) answer(w http.ResponseWriter, r *http.Request, status int, value any) {
+	s.answerAs(w, r, status, jsonType, value)
+}
+
+// answerAs is answer with a Content-Type.
+func (s *server) answerAs(w http.ResponseWriter, r *http.Request, status int, contentType string, value any) {
 	body, err := job.JSON(value)
 	if err != nil {
 		s.log.ErrorContext(r.Context(), "cannot write an answer as JSON", "path", r.URL.Path, "error", err)
 		status = http.StatusInternalServerError
-		body = fmt.Appendf(nil, "{\"message\": %q}", internalMessage)
+		contentType, body = jsonType, fmt.Appendf(nil, "{\"message\": %q}", internalMessage)
 	}
 	h := w.Header()
-	h.Set("Content-Type", jsonType)
+	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
@@ -55,16 +60,17 @@ func (w *response) Write(p []byte) (int, error) {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// guard writes the access log, and answers 500 where a handler panics.
+// guard gives requests ids, writes the access log, and answers 500 where a handler panics.
 func (s *server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w := &response{ResponseWriter: rw}
+		r = withRequestID(w, r)
 		begin := time.Now()
 		defer func() {
 			reason := recover()
 			if reason != nil && reason != http.ErrAbortHandler {
 				s.log.ErrorContext(r.Context(), "panic while answering", "method", r.Method, "path", r.URL.Path,
-					"error", fmt.Sprint(reason), "stack", string(debug.Stack()))
+					"request", requestID(r.Context()), "error", fmt.Sprint(reason), "stack", string(debug.Stack()))
 				if w.status == 0 {
 					s.answer(w, r, http.StatusInternalServerError, Error{Message: internalMessage})
 					reason = nil
@@ -75,7 +81,7 @@ func (s *server) guard(next http.Handler) http.Handler {
 			if s.log.Enabled(r.Context(), slog.LevelDebug) {
 				s.log.LogAttrs(r.Context(), slog.LevelDebug, "request",
 					slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", w.status),
-					slog.Int64("bytes", w.bytes), slog.Duration("duration", time.Since(begin)), slog.String("client", r.RemoteAddr))
+					slog.Int64("bytes", w.bytes), slog.Duration("duration", time.Since(begin)), slog.String("client", r.RemoteAddr), slog.String("request", requestID(r.Context())))
 			}
 			if reason != nil {
 				panic(reason)

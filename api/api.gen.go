@@ -14,6 +14,42 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for EventEvent.
+const (
+	EventEventCancel   EventEvent = "cancel"
+	EventEventClaimed  EventEvent = "claimed"
+	EventEventDue      EventEvent = "due"
+	EventEventEnded    EventEvent = "ended"
+	EventEventProgress EventEvent = "progress"
+	EventEventQueued   EventEvent = "queued"
+	EventEventReturned EventEvent = "returned"
+	EventEventStarted  EventEvent = "started"
+)
+
+// Valid indicates whether the value is a known member of the EventEvent enum.
+func (e EventEvent) Valid() bool {
+	switch e {
+	case EventEventCancel:
+		return true
+	case EventEventClaimed:
+		return true
+	case EventEventDue:
+		return true
+	case EventEventEnded:
+		return true
+	case EventEventProgress:
+		return true
+	case EventEventQueued:
+		return true
+	case EventEventReturned:
+		return true
+	case EventEventStarted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for GPUHealth.
 const (
 	Ok      GPUHealth = "ok"
@@ -35,27 +71,60 @@ func (e GPUHealth) Valid() bool {
 	}
 }
 
+// Defines values for TimelineEntryEvent.
+const (
+	TimelineEntryEventCancel   TimelineEntryEvent = "cancel"
+	TimelineEntryEventClaimed  TimelineEntryEvent = "claimed"
+	TimelineEntryEventDue      TimelineEntryEvent = "due"
+	TimelineEntryEventEnded    TimelineEntryEvent = "ended"
+	TimelineEntryEventQueued   TimelineEntryEvent = "queued"
+	TimelineEntryEventReturned TimelineEntryEvent = "returned"
+	TimelineEntryEventStarted  TimelineEntryEvent = "started"
+)
+
+// Valid indicates whether the value is a known member of the TimelineEntryEvent enum.
+func (e TimelineEntryEvent) Valid() bool {
+	switch e {
+	case TimelineEntryEventCancel:
+		return true
+	case TimelineEntryEventClaimed:
+		return true
+	case TimelineEntryEventDue:
+		return true
+	case TimelineEntryEventEnded:
+		return true
+	case TimelineEntryEventQueued:
+		return true
+	case TimelineEntryEventReturned:
+		return true
+	case TimelineEntryEventStarted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListJobsParamsState.
 const (
-	Cancelled  ListJobsParamsState = "cancelled"
-	Done       ListJobsParamsState = "done"
-	Failed     ListJobsParamsState = "failed"
-	Processing ListJobsParamsState = "processing"
-	Queued     ListJobsParamsState = "queued"
+	ListJobsParamsStateCancelled  ListJobsParamsState = "cancelled"
+	ListJobsParamsStateDone       ListJobsParamsState = "done"
+	ListJobsParamsStateFailed     ListJobsParamsState = "failed"
+	ListJobsParamsStateProcessing ListJobsParamsState = "processing"
+	ListJobsParamsStateQueued     ListJobsParamsState = "queued"
 )
 
 // Valid indicates whether the value is a known member of the ListJobsParamsState enum.
 func (e ListJobsParamsState) Valid() bool {
 	switch e {
-	case Cancelled:
+	case ListJobsParamsStateCancelled:
 		return true
-	case Done:
+	case ListJobsParamsStateDone:
 		return true
-	case Failed:
+	case ListJobsParamsStateFailed:
 		return true
-	case Processing:
+	case ListJobsParamsStateProcessing:
 		return true
-	case Queued:
+	case ListJobsParamsStateQueued:
 		return true
 	default:
 		return false
@@ -136,12 +205,90 @@ type Error struct {
 	Message string  `json:"message"`
 }
 
+// Event defines model for Event.
+type Event struct {
+	// At Example: 2026-11-22T10:08:03.942214
+	At      *Time `json:"at"`
+	Attempt *int  `json:"attempt"`
+
+	// Cause Why the attempt ended, of returned and ended
+	Cause        *string    `json:"cause"`
+	ErrorDetails *Failure   `json:"error_details"`
+	Event        EventEvent `json:"event"`
+
+	// Id What to go on after; left out of `progress`
+	Id    *string `json:"id,omitempty"`
+	JobId string  `json:"job_id"`
+	Model Model   `json:"model"`
+	Node  *string `json:"node"`
+
+	// Progress Of progress alone
+	Progress *Progress `json:"progress,omitempty"`
+
+	// Reason The same in words
+	Reason *string `json:"reason"`
+
+	// Run How often the job was submitted
+	Run int `json:"run"`
+
+	// Sheep The sheep that has, or had, the job
+	Sheep *string `json:"sheep"`
+
+	// SheepId The sheep it is addressed to
+	SheepId *string `json:"sheep_id"`
+
+	// Status The job's, after the event
+	Status job.State `json:"status"`
+}
+
+// EventEvent defines model for Event.Event.
+type EventEvent string
+
+// Explanation defines model for Explanation.
+type Explanation struct {
+	JobId string `json:"job_id"`
+
+	// Next What can be done
+	Next []string `json:"next"`
+
+	// Reasons What lies behind it, the most important first
+	Reasons []string  `json:"reasons"`
+	Status  job.State `json:"status"`
+
+	// Summary In one sentence
+	Summary string `json:"summary"`
+
+	// Text All of it, a line each
+	Text string `json:"text"`
+}
+
 // Failure Why the job failed
 type Failure struct {
 	// ExceptionTraceback Told only by a daemon in debug mode
 	ExceptionTraceback *string `json:"exception_traceback"`
 	ExceptionType      *string `json:"exception_type"`
 	Message            string  `json:"message"`
+}
+
+// FileEntry defines model for FileEntry.
+type FileEntry struct {
+	Etag *string `json:"etag"`
+
+	// ModifiedAt Example: 2026-11-22T10:08:03.942214
+	ModifiedAt *Time `json:"modified_at"`
+
+	// Name Below `outputs/`; `GET /jobs/ID/result/NAME` fetches it
+	Name string `json:"name"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+}
+
+// FileList defines model for FileList.
+type FileList struct {
+	// Bytes What they take together
+	Bytes int64       `json:"bytes"`
+	Files []FileEntry `json:"files"`
 }
 
 // GPU defines model for GPU.
@@ -241,6 +388,18 @@ type Health struct {
 	Alive bool `json:"alive"`
 }
 
+// InputReference defines model for InputReference.
+type InputReference struct {
+	// As The file's name below `inputs/`, its own name if left out; or the directory's, none if left out
+	As *string `json:"as,omitempty"`
+
+	// Job The job whose files they are; its outputs only once it is done
+	Job string `json:"job"`
+
+	// Path A file, such as `outputs/output`, or a directory, which ends with a slash; `outputs/`, which is all outputs, if left out
+	Path *string `json:"path,omitempty"`
+}
+
 // Job defines model for Job.
 type Job struct {
 	// Attempt How often it was given to a sheep, this run
@@ -273,13 +432,19 @@ type Job struct {
 	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
 	KeptUntil *Time `json:"kept_until"`
 
+	// Labels The client's notes on it
+	Labels map[string]string `json:"labels"`
+
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
 	Limits Limits `json:"limits"`
 	Model  Model  `json:"model"`
 
 	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
 	NotBefore *Time `json:"not_before"`
-	Priority  int   `json:"priority"`
+
+	// Position Its place in the queue by priority and age, 1 for the first and 10000 for those further back, too; null where it does not wait for a sheep, and in listings
+	Position *int `json:"position"`
+	Priority int  `json:"priority"`
 
 	// ProcessingStartedAt Example: 2026-11-22T10:08:03.942214
 	ProcessingStartedAt *Time     `json:"processing_started_at"`
@@ -295,6 +460,9 @@ type Job struct {
 	SheepId *string   `json:"sheep_id"`
 	Status  job.State `json:"status"`
 
+	// Timeline What happened to it in its last run, oldest first, the last 200 events; left out of listings
+	Timeline *[]TimelineEntry `json:"timeline,omitempty"`
+
 	// Warnings What should be known of a job that is done, such as outputs that were not stored
 	Warnings []string `json:"warnings"`
 }
@@ -305,6 +473,36 @@ type JobList struct {
 
 	// Next What to ask for next; null at the end
 	Next *string `json:"next"`
+}
+
+// JobRequest A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+type JobRequest struct {
+	Deadline *time.Time `json:"deadline,omitempty"`
+
+	// Inputs Files of other jobs that become inputs of this one
+	Inputs *[]InputReference `json:"inputs,omitempty"`
+
+	// JobId Chosen by the client; made by the daemon where it is left out
+	JobId *string   `json:"job_id,omitempty"`
+	Keep  *Duration `json:"keep,omitempty"`
+
+	// Labels The client's notes, by which `GET /jobs` finds the job: keys of letters, digits, `.`, `_`, `-` and `/`, at most 63, and values of at most 256 bytes
+	Labels      *map[string]string `json:"labels,omitempty"`
+	LoadTimeout *Duration          `json:"load_timeout,omitempty"`
+	Model       struct {
+		Name    string `json:"name"`
+		Version string `json:"version"`
+	} `json:"model"`
+	NotBefore *time.Time `json:"not_before,omitempty"`
+
+	// Payload Becomes the job's only input as UTF-8; may be empty
+	Payload     *string   `json:"payload,omitempty"`
+	Priority    *int32    `json:"priority,omitempty"`
+	Retries     *int      `json:"retries,omitempty"`
+	RetryPause  *Duration `json:"retry_pause,omitempty"`
+	RunTimeout  *Duration `json:"run_timeout,omitempty"`
+	SheepId     *string   `json:"sheep_id,omitempty"`
+	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
 }
 
 // JobStatus defines model for JobStatus.
@@ -372,6 +570,37 @@ type Phases struct {
 
 	// Stage Fetching the inputs
 	Stage *float64 `json:"stage"`
+}
+
+// Problem An error, as in RFC 9457
+type Problem struct {
+	// Cause The cause, told only by a daemon in debug mode
+	Cause *string `json:"cause,omitempty"`
+
+	// Detail What is wrong and, where something can be done, what
+	Detail string `json:"detail"`
+
+	// Field The field of the request that cannot be accepted
+	//
+	// Example: model.name
+	Field *string `json:"field,omitempty"`
+
+	// Message The same as `detail`, as in errors of the original's routes
+	Message string `json:"message"`
+
+	// RequestId The request, as the daemon's log names it, too
+	RequestId string `json:"request_id"`
+	Status    int    `json:"status"`
+
+	// Title The status in words
+	//
+	// Example: Not Found
+	Title string `json:"title"`
+
+	// Type Which kind of error it is, for programs
+	//
+	// Example: urn:shepherd:problem:unknown-job
+	Type string `json:"type"`
 }
 
 // Progress How far the runner that has the job is, as it said itself; null where it did not say
@@ -546,6 +775,28 @@ type Success struct {
 // Time Example: 2026-11-22T10:08:03.942214
 type Time = string
 
+// TimelineEntry defines model for TimelineEntry.
+type TimelineEntry struct {
+	// At Example: 2026-11-22T10:08:03.942214
+	At      *Time `json:"at"`
+	Attempt *int  `json:"attempt"`
+
+	// Cause Why the attempt ended
+	//
+	// Example: error
+	Cause *string `json:"cause"`
+
+	// Event As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+	Event TimelineEntryEvent `json:"event"`
+
+	// Reason The same in words
+	Reason *string `json:"reason"`
+	Sheep  *string `json:"sheep"`
+}
+
+// TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+type TimelineEntryEvent string
+
 // Version defines model for Version.
 type Version struct {
 	Commit string `json:"commit"`
@@ -554,56 +805,128 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// AfterEvent defines model for AfterEvent.
+type AfterEvent = string
+
 // File defines model for File.
 type File = string
+
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
 
 // JobID defines model for JobID.
 type JobID = string
 
-// BadRequest defines model for BadRequest.
-type BadRequest = Error
+// LastEventID defines model for LastEventID.
+type LastEventID = string
 
-// Forbidden defines model for Forbidden.
-type Forbidden = Error
+// Prefer defines model for Prefer.
+type Prefer = string
 
-// Internal defines model for Internal.
-type Internal = Error
+// BadRequestApplicationJSON defines model for BadRequest.
+type BadRequestApplicationJSON = Error
 
-// ModelTrouble defines model for ModelTrouble.
-type ModelTrouble = Error
+// BadRequestApplicationProblemPlusJSON An error, as in RFC 9457
+type BadRequestApplicationProblemPlusJSON = Problem
 
-// NoFile defines model for NoFile.
-type NoFile = Error
+// Conflict An error, as in RFC 9457
+type Conflict = Problem
 
-// NoModel defines model for NoModel.
-type NoModel = Error
+// ForbiddenApplicationJSON defines model for Forbidden.
+type ForbiddenApplicationJSON = Error
 
-// PreconditionFailed defines model for PreconditionFailed.
-type PreconditionFailed = Error
+// ForbiddenApplicationProblemPlusJSON An error, as in RFC 9457
+type ForbiddenApplicationProblemPlusJSON = Problem
 
-// RangeNotSatisfiable defines model for RangeNotSatisfiable.
-type RangeNotSatisfiable = Error
+// InternalApplicationJSON defines model for Internal.
+type InternalApplicationJSON = Error
 
-// RegistryRefused defines model for RegistryRefused.
-type RegistryRefused = Error
+// InternalApplicationProblemPlusJSON An error, as in RFC 9457
+type InternalApplicationProblemPlusJSON = Problem
 
-// TooLarge defines model for TooLarge.
-type TooLarge = Error
+// ModelTroubleApplicationJSON defines model for ModelTrouble.
+type ModelTroubleApplicationJSON = Error
 
-// TooMany defines model for TooMany.
-type TooMany = Error
+// ModelTroubleApplicationProblemPlusJSON An error, as in RFC 9457
+type ModelTroubleApplicationProblemPlusJSON = Problem
 
-// TooSlow defines model for TooSlow.
-type TooSlow = Error
+// NoFileApplicationJSON defines model for NoFile.
+type NoFileApplicationJSON = Error
 
-// Unauthenticated defines model for Unauthenticated.
-type Unauthenticated = Error
+// NoFileApplicationProblemPlusJSON An error, as in RFC 9457
+type NoFileApplicationProblemPlusJSON = Problem
 
-// Unavailable defines model for Unavailable.
-type Unavailable = Error
+// NoJob An error, as in RFC 9457
+type NoJob = Problem
 
-// UnknownJob defines model for UnknownJob.
-type UnknownJob = Error
+// NoModelApplicationJSON defines model for NoModel.
+type NoModelApplicationJSON = Error
+
+// NoModelApplicationProblemPlusJSON An error, as in RFC 9457
+type NoModelApplicationProblemPlusJSON = Problem
+
+// PreconditionFailedApplicationJSON defines model for PreconditionFailed.
+type PreconditionFailedApplicationJSON = Error
+
+// PreconditionFailedApplicationProblemPlusJSON An error, as in RFC 9457
+type PreconditionFailedApplicationProblemPlusJSON = Problem
+
+// RangeNotSatisfiableApplicationJSON defines model for RangeNotSatisfiable.
+type RangeNotSatisfiableApplicationJSON = Error
+
+// RangeNotSatisfiableApplicationProblemPlusJSON An error, as in RFC 9457
+type RangeNotSatisfiableApplicationProblemPlusJSON = Problem
+
+// RegistryRefusedApplicationJSON defines model for RegistryRefused.
+type RegistryRefusedApplicationJSON = Error
+
+// RegistryRefusedApplicationProblemPlusJSON An error, as in RFC 9457
+type RegistryRefusedApplicationProblemPlusJSON = Problem
+
+// TooLargeApplicationJSON defines model for TooLarge.
+type TooLargeApplicationJSON = Error
+
+// TooLargeApplicationProblemPlusJSON An error, as in RFC 9457
+type TooLargeApplicationProblemPlusJSON = Problem
+
+// TooManyApplicationJSON defines model for TooMany.
+type TooManyApplicationJSON = Error
+
+// TooManyApplicationProblemPlusJSON An error, as in RFC 9457
+type TooManyApplicationProblemPlusJSON = Problem
+
+// TooSlowApplicationJSON defines model for TooSlow.
+type TooSlowApplicationJSON = Error
+
+// TooSlowApplicationProblemPlusJSON An error, as in RFC 9457
+type TooSlowApplicationProblemPlusJSON = Problem
+
+// UnauthenticatedApplicationJSON defines model for Unauthenticated.
+type UnauthenticatedApplicationJSON = Error
+
+// UnauthenticatedApplicationProblemPlusJSON An error, as in RFC 9457
+type UnauthenticatedApplicationProblemPlusJSON = Problem
+
+// UnavailableApplicationJSON defines model for Unavailable.
+type UnavailableApplicationJSON = Error
+
+// UnavailableApplicationProblemPlusJSON An error, as in RFC 9457
+type UnavailableApplicationProblemPlusJSON = Problem
+
+// UnknownJobApplicationJSON defines model for UnknownJob.
+type UnknownJobApplicationJSON = Error
+
+// UnknownJobApplicationProblemPlusJSON An error, as in RFC 9457
+type UnknownJobApplicationProblemPlusJSON = Problem
+
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The id of the last event that the client has
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
 
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
@@ -615,6 +938,18 @@ type ListJobsParams struct {
 
 	// SheepId Only jobs addressed to this sheep
 	SheepId *string `form:"sheep_id,omitempty" json:"sheep_id,omitempty"`
+
+	// Label Only jobs with this label, KEY=VALUE; may be given more than once, and then all of them
+	Label *[]string `form:"label,omitempty" json:"label,omitempty"`
+
+	// Prefix Only jobs whose id begins so
+	Prefix *string `form:"prefix,omitempty" json:"prefix,omitempty"`
+
+	// Since Only jobs submitted at this time or later, as in RFC 3339, or this long ago at most (`30m`, `7d`)
+	Since *string `form:"since,omitempty" json:"since,omitempty"`
+
+	// Before Only jobs submitted before this time, as in RFC 3339, or longer ago than this
+	Before *string `form:"before,omitempty" json:"before,omitempty"`
 
 	// Order `oldest` first, as they were submitted, or `newest` first; `oldest` if left out
 	Order *string `form:"order,omitempty" json:"order,omitempty"`
@@ -628,6 +963,36 @@ type ListJobsParams struct {
 
 // ListJobsParamsState defines parameters for ListJobs.
 type ListJobsParamsState string
+
+// CreateJobMultipartBody defines parameters for CreateJob.
+type CreateJobMultipartBody struct {
+	// Job A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
+	Job JobRequest `json:"job"`
+}
+
+// CreateJobParams defines parameters for CreateJob.
+type CreateJobParams struct {
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// GetJobParams defines parameters for GetJob.
+type GetJobParams struct {
+	// Prefer `wait=N`: how many seconds the answer may take, as in RFC 7240; other preferences are ignored
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// FollowJobParams defines parameters for FollowJob.
+type FollowJobParams struct {
+	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
+	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The id of the last event that the client has
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
 
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
@@ -659,6 +1024,12 @@ type GetSheepLogsParams struct {
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
+// CreateJobJSONRequestBody defines body for CreateJob for application/json ContentType.
+type CreateJobJSONRequestBody = JobRequest
+
+// CreateJobMultipartRequestBody defines body for CreateJob for multipart/form-data ContentType.
+type CreateJobMultipartRequestBody CreateJobMultipartBody
+
 // PullModelJSONRequestBody defines body for PullModel for application/json ContentType.
 type PullModelJSONRequestBody = PullRequest
 
@@ -673,6 +1044,9 @@ type ServerInterface interface {
 	// GetAPIDocs This contract in ReDoc, to read
 	// (GET /apidocs)
 	GetAPIDocs(w http.ResponseWriter, r *http.Request)
+	// FollowEvents What happens to all jobs, as it happens
+	// (GET /events)
+	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request)
@@ -682,15 +1056,24 @@ type ServerInterface interface {
 	// ListJobs Jobs, in the order they were submitted
 	// (GET /jobs)
 	ListJobs(w http.ResponseWriter, r *http.Request, params ListJobsParams)
+	// CreateJob Submit a job, with its inputs
+	// (POST /jobs)
+	CreateJob(w http.ResponseWriter, r *http.Request, params CreateJobParams)
 	// RemoveJob Remove a job that has ended, with its files
 	// (DELETE /jobs/{job_id})
 	RemoveJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJob A job in detail, with its attempts
 	// (GET /jobs/{job_id})
-	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID)
+	GetJob(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobParams)
 	// CancelJob Ask for the end of a job that has not ended
 	// (POST /jobs/{job_id}/cancel)
 	CancelJob(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// FollowJob What happens to a job, as it happens
+	// (GET /jobs/{job_id}/events)
+	FollowJob(w http.ResponseWriter, r *http.Request, jobId JobID, params FollowJobParams)
+	// ExplainJob Why a job waits, what it does, or why it failed, and what to do
+	// (GET /jobs/{job_id}/explain)
+	ExplainJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetInput The default input, inputs/input
 	// (GET /jobs/{job_id}/input)
 	GetInput(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -700,6 +1083,15 @@ type ServerInterface interface {
 	// GetJobLogs What runners wrote while they had a job
 	// (GET /jobs/{job_id}/logs)
 	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
+	// ListOutputs The files that came out of a job
+	// (GET /jobs/{job_id}/outputs)
+	ListOutputs(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// GetOutputsTar All files that came out of a job, as a tar file
+	// (GET /jobs/{job_id}/outputs.tar)
+	GetOutputsTar(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// GetOutputsZip All files that came out of a job, as a zip file
+	// (GET /jobs/{job_id}/outputs.zip)
+	GetOutputsZip(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobReady Whether a job has ended
 	// (GET /jobs/{job_id}/ready)
 	GetJobReady(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -709,6 +1101,9 @@ type ServerInterface interface {
 	// GetResultFile A result by its name below outputs/
 	// (GET /jobs/{job_id}/result/{file})
 	GetResultFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
+	// RetryJob Run a job that has ended again
+	// (POST /jobs/{job_id}/retry)
+	RetryJob(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobStatus How a job is doing
 	// (GET /jobs/{job_id}/status)
 	GetJobStatus(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -776,6 +1171,60 @@ func (siw *ServerInterfaceWrapper) GetAPIDocs(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAPIDocs(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FollowEvents operation middleware
+func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowEventsParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID LastEventID
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Last-Event-ID", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Last-Event-ID", Err: err})
+			return
+		}
+
+		params.LastEventID = &LastEventID
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FollowEvents(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -861,6 +1310,58 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 		return
 	}
 
+	// ------------- Optional query parameter "label" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "label", r.URL.Query(), &params.Label, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "label"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "label", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "prefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "prefix", r.URL.Query(), &params.Prefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "prefix"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "prefix", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", r.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "since"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "since", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "before" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "before", r.URL.Query(), &params.Before, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "before"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "before", Err: err})
+		}
+		return
+	}
+
 	// ------------- Optional query parameter "order" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "order", r.URL.Query(), &params.Order, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
@@ -911,6 +1412,66 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// CreateJob operation middleware
+func (siw *ServerInterfaceWrapper) CreateJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateJobParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateJob(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RemoveJob operation middleware
 func (siw *ServerInterfaceWrapper) RemoveJob(w http.ResponseWriter, r *http.Request) {
 
@@ -952,8 +1513,32 @@ func (siw *ServerInterfaceWrapper) GetJob(w http.ResponseWriter, r *http.Request
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetJobParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetJob(w, r, jobId)
+		siw.Handler.GetJob(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -980,6 +1565,95 @@ func (siw *ServerInterfaceWrapper) CancelJob(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CancelJob(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FollowJob operation middleware
+func (siw *ServerInterfaceWrapper) FollowJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowJobParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID LastEventID
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Last-Event-ID", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Last-Event-ID", Err: err})
+			return
+		}
+
+		params.LastEventID = &LastEventID
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FollowJob(w, r, jobId, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ExplainJob operation middleware
+func (siw *ServerInterfaceWrapper) ExplainJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExplainJob(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1105,6 +1779,84 @@ func (siw *ServerInterfaceWrapper) GetJobLogs(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListOutputs operation middleware
+func (siw *ServerInterfaceWrapper) ListOutputs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListOutputs(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOutputsTar operation middleware
+func (siw *ServerInterfaceWrapper) GetOutputsTar(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOutputsTar(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOutputsZip operation middleware
+func (siw *ServerInterfaceWrapper) GetOutputsZip(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOutputsZip(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetJobReady operation middleware
 func (siw *ServerInterfaceWrapper) GetJobReady(w http.ResponseWriter, r *http.Request) {
 
@@ -1183,6 +1935,32 @@ func (siw *ServerInterfaceWrapper) GetResultFile(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetResultFile(w, r, jobId, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RetryJob operation middleware
+func (siw *ServerInterfaceWrapper) RetryJob(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryJob(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1659,6 +2437,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/jobs", wrapper.ListJobs).Methods(http.MethodGet)
 
+	r.HandleFunc(options.BaseURL+"/jobs", wrapper.CreateJob).Methods(http.MethodPost)
+
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.RemoveJob).Methods(http.MethodDelete)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}", wrapper.GetJob).Methods(http.MethodGet)
@@ -1673,6 +2453,18 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
 
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/retry", wrapper.RetryJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/explain", wrapper.ExplainJob).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/events", wrapper.FollowJob).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs", wrapper.ListOutputs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.zip", wrapper.GetOutputsZip).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.tar", wrapper.GetOutputsTar).Methods(http.MethodGet)
+
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/result", wrapper.GetResult).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/result/{file}", wrapper.GetResultFile).Methods(http.MethodGet)
@@ -1680,6 +2472,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/input", wrapper.GetInput).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/input/{file}", wrapper.GetInputFile).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/events", wrapper.FollowEvents).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/status", wrapper.GetStatus).Methods(http.MethodGet)
 

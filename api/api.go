@@ -33,22 +33,39 @@ import (
 // cannot be reached. An error without a class is a fault of the daemon's and is
 // answered as one.
 type Service interface {
+	Submissions
+	JobService
+	EventService
+	FileService
+	FlockService
+}
+
+// Submissions takes jobs in.
+type Submissions interface {
 	// Submit accepts a job; when it returns nil the job is durable. It returns
 	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
 	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
-	// job.ErrRemoving (the last job's files are being removed), *job.QueueFull and
-	// job.ErrDraining.
+	// job.ErrRemoving (the last job's files are being removed), job.ErrUploading,
+	// *job.QueueFull and job.ErrDraining. r.Copies is empty.
 	Submit(ctx context.Context, r job.Request) error
 
+	// SubmitFiles is Submit for a job that has no payload, whose inputs are the files,
+	// which are read to their end or the first error, and those that r.Copies names.
+	// The id must be new. An error of files is returned, wrapped.
+	SubmitFiles(ctx context.Context, r job.Request, files job.Files) error
+}
+
+// JobService looks at jobs and changes their course.
+type JobService interface {
 	// Job is the job's present state, or *job.UnknownJob.
 	Job(ctx context.Context, id job.ID) (job.Status, error)
 
-	// View is the job in detail, its attempts included, or *job.UnknownJob.
+	// View is the job in detail, or *job.UnknownJob.
 	View(ctx context.Context, id job.ID) (job.View, error)
 
-	// Jobs is up to limit jobs that match, without their attempts, in the order they
-	// were submitted or, with q.Newest, in the opposite one, from the cursor on (0
-	// for the first), and the cursor to go on with, 0 at the end.
+	// Jobs is up to limit jobs that match, without what job.View has only for one, in
+	// the order they were submitted or, with q.Newest, in the opposite one, from the
+	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
 	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
 
 	// Owner is the tenant that the job belongs to, empty for none, or
@@ -59,6 +76,47 @@ type Service interface {
 	// returns ctx's error when that ends first, and *job.UnknownJob.
 	Wait(ctx context.Context, id job.ID) (job.Status, error)
 
+	// Watch returns a channel that receives after the job has changed, until stop is
+	// called.
+	Watch(id job.ID) (changed <-chan struct{}, stop func())
+
+	// Cancel requests that a job is cancelled. When it returns nil the
+	// request is durable; the job may take a while to end, and may still end in
+	// another way. It returns *job.UnknownJob and job.ErrEnded.
+	Cancel(ctx context.Context, id job.ID) error
+
+	// Retry runs a job that has ended again. It returns *job.UnknownJob,
+	// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, and what Submit does.
+	Retry(ctx context.Context, id job.ID, trace job.Trace) error
+
+	// Explain says how the job stands, for people; to a tenant it tells nothing of
+	// others' jobs. It returns *job.UnknownJob.
+	Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
+}
+
+// EventService reads the durable log of what happens to jobs.
+type EventService interface {
+	// Events returns up to limit events after the cursor, in order, of one job or, where
+	// id is empty, of all, of one tenant or, where that is empty, of all, and the cursor
+	// to go on with. Fewer than limit are all there are. It returns job.ErrEventsGone
+	// for a cursor that is too old or not the log's.
+	Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error)
+
+	// EventsNow is the cursor of the latest event.
+	EventsNow(ctx context.Context) (job.Cursor, error)
+
+	// EventsChanged returns a channel that is closed when there may be an event that
+	// there was not when it was called.
+	EventsChanged() <-chan struct{}
+}
+
+// FileService opens jobs' files and logs.
+type FileService interface {
 	// Input opens one of the job's inputs, or a part of it; the caller closes
 	// its Body. A part that reaches beyond the end is cut, a suffix longer than
 	// the file is the whole file. It returns *job.UnknownJob, job.ErrNoFile and
@@ -70,16 +128,17 @@ type Service interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Cancel requests that a job is cancelled. When it returns nil the
-	// request is durable; the job may take a while to end, and may still end in
-	// another way. It returns *job.UnknownJob and job.ErrEnded.
-	Cancel(ctx context.Context, id job.ID) error
+	// Outputs lists the job's results, by name. Its errors are those of Output.
+	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
 
-	// Remove removes a job that has ended, with its files. It returns
-	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
-	// removal may go on by itself.
-	Remove(ctx context.Context, id job.ID) error
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+}
 
+// FlockService looks at the sheep and at the models that are kept for them.
+type FlockService interface {
 	// Sheep is every configured sheep.
 	Sheep(ctx context.Context) []job.Sheep
 
@@ -87,11 +146,6 @@ type Service interface {
 	// Reading ends with io.EOF or, following, with ctx's error once that has
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
-
-	// JobLogs opens what runners have written during the job's last run; the caller
-	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
-	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
-	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 
 	// PullModel pulls the model for the named sheep, or for all that pull models, and
 	// returns when it is complete. It calls report with the progress, from one
@@ -113,9 +167,11 @@ type Service interface {
 
 // Defaults of a Config.
 const (
-	DefaultMaxBody    = 64 << 20
-	DefaultMaxWait    = 24 * time.Hour
-	DefaultBodyMemory = 256 << 20
+	DefaultMaxBody     = 64 << 20
+	DefaultMaxWait     = 24 * time.Hour
+	DefaultBodyMemory  = 256 << 20
+	DefaultMaxUpload   = 16 << 30
+	DefaultUploadStall = time.Minute
 )
 
 // Config is what a handler is made of. Only Service is required.
@@ -136,6 +192,12 @@ type Config struct {
 	// together; requests beyond it are answered 503. 0 means DefaultBodyMemory.
 	// It is at least twice MaxBody: a body is copied while it grows.
 	BodyMemory int64
+	// MaxUpload bounds the body of a request that brings a job's inputs as files, and
+	// what they take unpacked, in bytes; 0 means DefaultMaxUpload.
+	MaxUpload int64
+	// UploadStall is how long such a request may bring nothing before it ends; 0 means
+	// DefaultUploadStall.
+	UploadStall time.Duration
 	// MaxWait bounds one wait_ready request; 0 means DefaultMaxWait.
 	MaxWait time.Duration
 	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
@@ -159,7 +221,7 @@ type Config struct {
 // are answered 503.
 func New(c Config) http.Handler {
 	s := &server{
-		service: c.Service, maxBody: c.MaxBody, maxWait: c.MaxWait, debug: c.Debug,
+		service: c.Service, maxBody: c.MaxBody, maxUpload: cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload), uploadStall: cmp.Or(max(c.UploadStall, 0), DefaultUploadStall), maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
 		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
 		readiness: &readiness{check: c.Service.Checks},
@@ -196,15 +258,17 @@ func New(c Config) http.Handler {
 
 // server implements the generated ServerInterface.
 type server struct {
-	service Service
-	maxBody int64
-	bodies  *semaphore.Weighted // bytes
-	maxWait time.Duration
-	debug   bool
-	version Version
-	gpus    func(context.Context) job.GPUs
-	metrics http.Handler
-	log     *slog.Logger
+	service     Service
+	maxBody     int64
+	maxUpload   int64
+	uploadStall time.Duration
+	bodies      *semaphore.Weighted // bytes
+	maxWait     time.Duration
+	debug       bool
+	version     Version
+	gpus        func(context.Context) job.GPUs
+	metrics     http.Handler
+	log         *slog.Logger
 
 	gate     *access.Gate
 	browsers *Browsers

@@ -119,13 +119,31 @@ func (h *harness) do(method, path, body string, headers ...string) reply {
 		h.t.Fatal(err)
 	}
 	defer response.Body.Close()
-	content, err := io.ReadAll(response.Body)
+	var from io.Reader = response.Body
+	if strings.HasPrefix(response.Header.Get("Content-Type"), "text/event-stream") {
+		from = &firstRead{from: from} // the rest may never end
+	}
+	content, err := io.ReadAll(from)
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	got := reply{response.StatusCode, response.Header, string(content)}
 	h.validate(request, got)
 	return got
+}
+
+// firstRead ends after the first bytes.
+type firstRead struct {
+	from io.Reader
+	over bool
+}
+
+func (r *firstRead) Read(p []byte) (int, error) {
+	if r.over {
+		return 0, io.EOF
+	}
+	r.over = true
+	return r.from.Read(p)
 }
 
 func (h *harness) get(path string, headers ...string) reply {
@@ -145,6 +163,24 @@ func (h *harness) expect(got reply, status int, body string) {
 	if kind := got.header.Get("Content-Type"); kind != "application/json; charset=utf-8" {
 		h.t.Errorf("Content-Type %q", kind)
 	}
+}
+
+// problem checks an answer that is a problem of the given type.
+func (h *harness) problem(got reply, status int, kind, detail string) Problem {
+	h.t.Helper()
+	var p Problem
+	if err := json.Unmarshal([]byte(got.body), &p); err != nil || got.header.Get("Content-Type") != "application/problem+json; charset=utf-8" {
+		h.t.Fatalf("%d %s is no problem: %v", got.status, got.body, err)
+	}
+	id := got.header.Get("X-Request-Id")
+	want := Problem{
+		Type: "urn:shepherd:problem:" + kind, Title: http.StatusText(status), Status: status, Detail: detail, Message: detail,
+		RequestId: id, Field: p.Field, Cause: p.Cause,
+	}
+	if got.status != status || p != want || id == "" {
+		h.t.Errorf("%d %+v\nwant %+v", got.status, p, want)
+	}
+	return p
 }
 
 func sameJSON(t testing.TB, a, b string) bool {
@@ -184,7 +220,7 @@ func (h *harness) validate(request *http.Request, got reply) {
 	}
 	isJSON := strings.HasPrefix(got.header.Get("Content-Type"), "application/json")
 	content := operation.Responses.Status(got.status).Value.Content
-	if isJSON && content.Get("application/json") == nil || request.Method == http.MethodHead || content["*/*"] != nil || content.Get("text/html") != nil {
+	if isJSON && content.Get("application/json") == nil || request.Method == http.MethodHead || content["*/*"] != nil || content.Get("text/html") != nil || content["text/event-stream"] != nil {
 		return // a file, or no body
 	}
 	input := &openapi3filter.ResponseValidationInput{

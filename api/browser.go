@@ -77,7 +77,7 @@ const filePolicy = "sandbox; default-src 'none'; img-src 'self' data:; media-src
 
 // exposed are the headers that a page of another origin may read beyond the few that
 // browsers always show.
-const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Retry-After, WWW-Authenticate"
+const exposed = "Accept-Ranges, Allow, Content-Encoding, Content-Length, Content-Range, ETag, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
 
 // crossOrigin allows the configured origins (CORS), with any header, and answers
 // preflight requests. Credentials that a browser adds by itself are allowed for origins

@@ -67,8 +67,6 @@ func TestCompat(t *testing.T) {
 		{name: "unknown job: input", path: "/jobs/nosuch/input", status: 400, answer: unknown},
 		{name: "unknown job: input file", path: "/jobs/nosuch/input/f", status: 400, answer: unknown},
 		{name: "unknown job: impossible file", path: "/jobs/nosuch/input/..%2Ff", status: 400, answer: unknown},
-		{name: "unknown job: remove", method: "DELETE", path: "/jobs/nosuch", status: 400, answer: unknown},
-		{name: "unknown job: cancel", method: "POST", path: "/jobs/nosuch/cancel", status: 400, answer: unknown},
 		{name: "impossible id", path: "/jobs/..%2F..%2Fetc/status", status: 400, answer: "{\"message\": \"Data for job `../../etc` does not exist\"}"},
 		{name: "impossible id: result", path: "/jobs/%F0%9F%90%91/result", status: 400, answer: "{\"message\": \"Data for job `🐑` does not exist\"}"},
 		{name: "start without payload and bucket", method: "POST", path: "/start-job", body: `{"job_id":"nosuch","model":{"name":"m","version":""}}`, status: 400, answer: unknown},
@@ -95,8 +93,6 @@ func TestCompat(t *testing.T) {
 		{name: "cancel", method: "POST", path: "/jobs/queued/cancel", status: 200, answer: `{"success": true}`},
 		{name: "queue full", method: "POST", path: "/start-job", body: start, down: &job.QueueFull{Limit: 7}, status: 429, answer: `{"message": "The queue is full: 7 jobs wait already; try again later"}`},
 		{name: "remove", method: "DELETE", path: "/jobs/done", status: 200, answer: `{"success": true}`},
-		{name: "remove too early", method: "DELETE", path: "/jobs/processing", status: 409, answer: `{"message": "The job has not ended yet; cancel it, or wait until it has ended, and then remove it"}`},
-		{name: "cancel too late", method: "POST", path: "/jobs/done/cancel", status: 409, answer: `{"message": "the job has ended already"}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHarness(t)

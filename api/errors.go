@@ -24,6 +24,8 @@ const (
 	errNoRoute      notice = "There is nothing at this address; /ui shows what there is"
 	errMethod       notice = "This address does not know this method"
 	errPrecondition notice = "The file is not the one this request asks for"
+	errKeyReused    notice = "This Idempotency-Key was used for another request; use a new one for each job"
+	errMediaType    notice = "The body must be application/json, or multipart/form-data with the files of the job"
 	errStillRunning notice = "The job has not ended yet; wait again"
 	errSlowBody     notice = "The body of the request took too long to come"
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
@@ -35,7 +37,11 @@ const statusClientGone = 499
 
 // class is how one kind of error is answered.
 type class struct {
+	name   string // in the type of a problem
 	status int
+	// inJobAPI is the status on routes of the job API, where it is another one than the
+	// original's; 0 where it is the same.
+	inJobAPI int
 	// match returns the message for the client. Only errors made for clients are shown
 	// with their own text, without the context they were wrapped in.
 	match func(error) (message string, ok bool)
@@ -49,55 +55,62 @@ type class struct {
 // classes maps errors to HTTP. The first match counts; an error without a match is an
 // internal error.
 var classes = []class{
-	{status: http.StatusUnauthorized, match: as[*access.Unknown]},
-	{status: http.StatusForbidden, match: as[*access.Refused]},
-	{status: http.StatusForbidden, match: as[*job.Untrusted]},
-	{status: http.StatusTooManyRequests, match: as[*access.TooMany]},
-	{status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
-	{status: http.StatusBadRequest, match: as[*job.UnknownJob]},
-	{status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
-	{status: http.StatusBadRequest, match: as[*job.Invalid]},
-	{status: http.StatusInternalServerError, match: as[*job.Failure]}, // the original's answer for the result of a failed job
-	{status: http.StatusRequestEntityTooLarge, match: tooLarge},
-	{status: http.StatusConflict, match: is(job.ErrSubmitted)},
-	{status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
-	{status: http.StatusConflict, match: is(job.ErrEnded)},
-	{status: http.StatusConflict, match: is(job.ErrNotEnded)},
-	{status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
-	{status: http.StatusNotFound, match: is(job.ErrNoFile)},
-	{status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
-	{status: http.StatusNotFound, match: is(job.ErrNoLog)},
-	{status: http.StatusNotFound, match: is(job.ErrNoJobLog)},
-	{status: http.StatusConflict, match: is(job.ErrNoModels)},
-	{status: http.StatusConflict, match: as[*job.ModelNeeded]},
-	{status: http.StatusNotFound, match: modelError(errdefs.IsNotFound)},
-	{status: http.StatusBadRequest, match: modelError(errdefs.IsInvalidArgument)},
-	{status: http.StatusConflict, match: modelError(errdefs.IsFailedPrecondition)},
-	{status: http.StatusBadGateway, match: modelError(errdefs.IsPermissionDenied)},
-	{status: http.StatusServiceUnavailable, match: modelError(errdefs.IsResourceExhausted), retryAfter: 30},
-	{status: http.StatusServiceUnavailable, match: modelError(errdefs.IsUnavailable), retryAfter: 5},
-	{status: http.StatusInternalServerError, match: as[*job.ModelError], ours: true},
-	{status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
-	{status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
-	{status: http.StatusRequestTimeout, match: is(errSlowBody)},
-	{status: http.StatusServiceUnavailable, match: is(errNoRoom), retryAfter: 2},
-	{status: http.StatusNotFound, match: is(errNoRoute)},
-	{status: http.StatusMethodNotAllowed, match: is(errMethod)},
-	{status: http.StatusPreconditionFailed, match: is(errPrecondition)},
-	{status: http.StatusServiceUnavailable, match: is(errStillRunning), retryAfter: 1},
+	{name: "unauthenticated", status: http.StatusUnauthorized, match: as[*access.Unknown]},
+	{name: "forbidden", status: http.StatusForbidden, match: as[*access.Refused]},
+	{name: "model-refused", status: http.StatusForbidden, match: as[*job.Untrusted]},
+	{name: "too-many-requests", status: http.StatusTooManyRequests, match: as[*access.TooMany]},
+	{name: "queue-full", status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
+	{name: "unknown-job", status: http.StatusBadRequest, inJobAPI: http.StatusNotFound, match: as[*job.UnknownJob]},
+	{name: "unknown-sheep", status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
+	{name: "invalid-request", status: http.StatusBadRequest, match: as[*job.Invalid]},
+	{name: "job-failed", status: http.StatusInternalServerError, inJobAPI: http.StatusConflict, match: as[*job.Failure]}, // the original's answer for the result of a failed job
+	{name: "too-large", status: http.StatusRequestEntityTooLarge, match: tooLarge},
+	{name: "id-in-use", status: http.StatusConflict, match: is(job.ErrSubmitted)},
+	{name: "being-removed", status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
+	{name: "job-ended", status: http.StatusConflict, match: is(job.ErrEnded)},
+	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotEnded)},
+	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
+	{name: "no-file", status: http.StatusNotFound, match: is(job.ErrNoFile)},
+	{name: "being-submitted", status: http.StatusConflict, match: is(job.ErrUploading), retryAfter: 2},
+	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},
+	{name: "files-removed", status: http.StatusConflict, match: is(job.ErrFilesRemoved)},
+	{name: "forgotten", status: http.StatusConflict, match: is(job.ErrForgotten)},
+	{name: "events-gone", status: http.StatusGone, match: is(job.ErrEventsGone)},
+	{name: "key-reused", status: http.StatusUnprocessableEntity, match: is(errKeyReused)},
+	{name: "media-type", status: http.StatusUnsupportedMediaType, match: is(errMediaType)},
+	{name: "range", status: http.StatusRequestedRangeNotSatisfiable, match: is(job.ErrRange)},
+	{name: "no-log", status: http.StatusNotFound, match: is(job.ErrNoLog)},
+	{name: "no-log", status: http.StatusNotFound, match: is(job.ErrNoJobLog)},
+	{name: "no-models", status: http.StatusConflict, match: is(job.ErrNoModels)},
+	{name: "model-needed", status: http.StatusConflict, match: as[*job.ModelNeeded]},
+	{name: "unknown-model", status: http.StatusNotFound, match: modelError(errdefs.IsNotFound)},
+	{name: "invalid-request", status: http.StatusBadRequest, match: modelError(errdefs.IsInvalidArgument)},
+	{name: "model", status: http.StatusConflict, match: modelError(errdefs.IsFailedPrecondition)},
+	{name: "registry-refused", status: http.StatusBadGateway, match: modelError(errdefs.IsPermissionDenied)},
+	{name: "no-room", status: http.StatusServiceUnavailable, match: modelError(errdefs.IsResourceExhausted), retryAfter: 30},
+	{name: "unavailable", status: http.StatusServiceUnavailable, match: modelError(errdefs.IsUnavailable), retryAfter: 5},
+	{name: "internal", status: http.StatusInternalServerError, match: as[*job.ModelError], ours: true},
+	{name: "shutting-down", status: http.StatusServiceUnavailable, match: is(job.ErrDraining), retryAfter: 5},
+	{name: "unavailable", status: http.StatusServiceUnavailable, match: as[*job.Unavailable], ours: true, retryAfter: 5},
+	{name: "slow-body", status: http.StatusRequestTimeout, match: is(errSlowBody)},
+	{name: "no-room", status: http.StatusServiceUnavailable, match: is(errNoRoom), retryAfter: 2},
+	{name: "no-address", status: http.StatusNotFound, match: is(errNoRoute)},
+	{name: "no-method", status: http.StatusMethodNotAllowed, match: is(errMethod)},
+	{name: "precondition", status: http.StatusPreconditionFailed, match: is(errPrecondition)},
+	{name: "job-not-ended", status: http.StatusServiceUnavailable, match: is(errStillRunning), retryAfter: 1},
 
-	{status: statusClientGone, match: of(errdefs.IsCanceled, "The request was given up")},
-	{status: http.StatusBadRequest, match: of(errdefs.IsInvalidArgument, "The request cannot be accepted"), ours: true},
-	{status: http.StatusNotFound, match: of(errdefs.IsNotFound, "What the request asks for does not exist"), ours: true},
-	{status: http.StatusConflict, match: of(errdefs.IsAlreadyExists, "What the request would make is there already"), ours: true},
-	{status: http.StatusConflict, match: of(errdefs.IsConflict, "The request conflicts with another one; try again"), ours: true},
-	{status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the present state"), ours: true},
-	{status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has run out of room for this; try again later"), ours: true, retryAfter: 30},
-	{status: http.StatusServiceUnavailable, match: of(errdefs.IsDeadlineExceeded, "A service that shepherd depends on takes too long; try again later"), ours: true, retryAfter: 5},
-	{status: http.StatusServiceUnavailable, match: of(errdefs.IsUnavailable, "A service that shepherd depends on is not reachable; try again later"), ours: true, retryAfter: 5},
+	{name: "given-up", status: statusClientGone, match: of(errdefs.IsCanceled, "The request was given up")},
+	{name: "invalid-request", status: http.StatusBadRequest, match: of(errdefs.IsInvalidArgument, "The request cannot be accepted"), ours: true},
+	{name: "not-found", status: http.StatusNotFound, match: of(errdefs.IsNotFound, "What the request asks for does not exist"), ours: true},
+	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsAlreadyExists, "What the request would make is there already"), ours: true},
+	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsConflict, "The request conflicts with another one; try again"), ours: true},
+	{name: "conflict", status: http.StatusConflict, match: of(errdefs.IsFailedPrecondition, "The request is not possible in the present state"), ours: true},
+	{name: "no-room", status: http.StatusServiceUnavailable, match: of(errdefs.IsResourceExhausted, "Shepherd has run out of room for this; try again later"), ours: true, retryAfter: 30},
+	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsDeadlineExceeded, "A service that shepherd depends on takes too long; try again later"), ours: true, retryAfter: 5},
+	{name: "unavailable", status: http.StatusServiceUnavailable, match: of(errdefs.IsUnavailable, "A service that shepherd depends on is not reachable; try again later"), ours: true, retryAfter: 5},
 }
 
-var internal = class{status: http.StatusInternalServerError, ours: true}
+var internal = class{name: "internal", status: http.StatusInternalServerError, ours: true}
 
 const internalMessage = "Internal server error"
 
@@ -116,10 +129,16 @@ func is(target error) func(error) (string, bool) {
 	return func(err error) (string, bool) { return target.Error(), errors.Is(err, target) }
 }
 
+// asError finds an error of one type.
+func asError[E error](err error) (target E, ok bool) {
+	ok = errors.As(err, &target)
+	return target, ok
+}
+
 // as matches one type of error, with its own text.
 func as[E error](err error) (string, bool) {
-	var target E
-	if !errors.As(err, &target) {
+	target, ok := asError[E](err)
+	if !ok {
 		return "", false
 	}
 	return target.Error(), true
@@ -163,9 +182,14 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		err = context.Cause(r.Context()) // the client left, or the daemon is going and says so
 	}
 	c, message := classify(err)
-	body := Error{Message: bounded(message)}
+	message = bounded(message)
+	asProblem := s.wantsProblem(r)
+	if s.needOf(r).job && c.inJobAPI != 0 {
+		c.status = c.inJobAPI
+	}
+	var cause *string
 	if c.ours {
-		attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.Any("error", err)}
+		attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.String("request", requestID(r.Context())), slog.Any("error", err)}
 		if away := (*job.Unavailable)(nil); errors.As(err, &away) {
 			attrs = append(attrs, slog.Any("cause", away.Cause))
 		}
@@ -175,13 +199,16 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		s.log.LogAttrs(r.Context(), level, "request failed", attrs...)
 		if s.debug {
-			detail := bounded(err.Error())
-			body.Detail = &detail
+			cause = new(bounded(err.Error()))
 		}
 	}
 	c.retryAfter = max(c.retryAfter, challenge(w.Header(), err))
 	if c.retryAfter != 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(c.retryAfter))
 	}
-	s.answer(w, r, c.status, body)
+	if asProblem {
+		s.answerAs(w, r, c.status, problemType, problem(r, c, err, message, cause))
+		return
+	}
+	s.answer(w, r, c.status, Error{Message: message, Detail: cause})
 }

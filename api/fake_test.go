@@ -3,10 +3,12 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,11 +25,22 @@ type fake struct {
 	checks    []job.Check
 	models    []job.KeptModel
 	removed   []job.Model
+	retried   []job.ID
 	queried   []job.Query
 	// pull and logs, when set, stand in for PullModel and Logs.
 	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
 	logs    func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	jobLogs func(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+	// log are the events, whose cursors are "1", "2" and so on; the first pruned are gone.
+	log    []job.Event
+	pruned int
+	bell   chan struct{}
+	// enters has Submit make a job of what it takes.
+	enters bool
+	// files are the inputs of each job that was submitted with files.
+	files map[job.ID]map[string]string
+	// bells are those of Watch.
+	bells map[job.ID][]chan struct{}
 	// hold, when set, is called by Submit.
 	hold func()
 	// down, when set, is what every method that can fail answers.
@@ -40,6 +53,7 @@ type fake struct {
 	open    atomic.Int64 // bodies not closed yet
 	opened  atomic.Int64
 	waiting atomic.Int64
+	reads   atomic.Int64 // of the log
 	// left receives a value whenever Wait returns because its ctx ended.
 	left chan job.ID
 }
@@ -56,11 +70,13 @@ type fakeJob struct {
 	// record, when set, changes what is known of the job in detail.
 	record   func(*job.Record)
 	attempts []job.Attempt
+	timeline []job.Event
+	position int
 	limits   job.Limits
 }
 
 func newFake() *fake {
-	return &fake{jobs: map[job.ID]*fakeJob{}, left: make(chan job.ID, 100)}
+	return &fake{jobs: map[job.ID]*fakeJob{}, files: map[job.ID]map[string]string{}, bells: map[job.ID][]chan struct{}{}, left: make(chan job.ID, 100), bell: make(chan struct{})}
 }
 
 var (
@@ -131,7 +147,82 @@ func (f *fake) Submit(_ context.Context, r job.Request) error {
 		return fmt.Errorf("make the job's place: %w", job.ErrSubmitted)
 	}
 	f.submitted = append(f.submitted, r)
+	if f.enters {
+		f.mu.Unlock()
+		f.enter(r)
+		f.mu.Lock()
+	}
 	return nil
+}
+
+// enter makes a submitted job one that is there.
+func (f *fake) enter(r job.Request) {
+	j := f.add(r.ID, job.Queued)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j.tenant = r.Tenant
+	j.status.Model = r.Model
+	j.record = func(rec *job.Record) {
+		rec.Labels, rec.Idempotency, rec.Priority, rec.Tenant = r.Labels, r.Idempotency, r.Priority, r.Tenant
+	}
+}
+
+func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) error {
+	f.boom()
+	f.mu.Lock()
+	_, known := f.jobs[r.ID]
+	f.mu.Unlock()
+	switch {
+	case f.down != nil:
+		return f.down
+	case known:
+		return job.ErrSubmitted
+	}
+	found := make(map[string]string)
+	var names job.InputNames
+	for {
+		name, content, err := files()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = names.Add(name)
+		}
+		if err != nil {
+			return fmt.Errorf("read a file: %w", err)
+		}
+		data, err := io.ReadAll(content)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		found[name] = string(data)
+	}
+	f.mu.Lock()
+	f.submitted = append(f.submitted, r)
+	f.files[r.ID] = found
+	f.mu.Unlock()
+	f.enter(r)
+	return nil
+}
+
+func (f *fake) Watch(id job.ID) (<-chan struct{}, func()) {
+	bell := make(chan struct{}, 1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bells[id] = append(f.bells[id], bell)
+	return bell, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.bells[id] = slices.DeleteFunc(f.bells[id], func(other chan struct{}) bool { return other == bell })
+	}
+}
+
+// change changes a job and tells those who watch it.
+func (f *fake) change(id job.ID, do func(*fakeJob)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f.jobs[id])
+	f.ring(id)
 }
 
 func (f *fake) Job(_ context.Context, id job.ID) (job.Status, error) {
@@ -253,7 +344,7 @@ func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 		return job.View{}, err
 	}
 	v := j.view(id)
-	v.Attempts = j.attempts
+	v.Attempts, v.Timeline, v.Position = j.attempts, j.timeline, j.position
 	return v, nil
 }
 
@@ -292,6 +383,115 @@ func (j *fakeJob) view(id job.ID) job.View {
 		j.record(&v.Record)
 	}
 	return v
+}
+
+// happens adds an event to the log.
+func (f *fake) happens(e job.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.Cursor, e.At = job.Cursor(strconv.Itoa(len(f.log)+1)), enqueued
+	if j := f.jobs[e.Job]; j != nil {
+		e.Tenant, e.Model = j.tenant, j.status.Model
+		if e.State != "" {
+			j.status.State = e.State
+		}
+	}
+	f.log = append(f.log, e)
+	close(f.bell)
+	f.bell = make(chan struct{})
+	f.ring(e.Job)
+}
+
+func (f *fake) ring(id job.ID) {
+	for _, bell := range f.bells[id] {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *fake) Events(_ context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reads.Add(1)
+	if f.down != nil {
+		return nil, "", f.down
+	}
+	at := f.pruned
+	if after != "" {
+		var err error
+		if at, err = strconv.Atoi(string(after)); err != nil || at < f.pruned || at > len(f.log) {
+			return nil, "", job.ErrEventsGone
+		}
+	}
+	var events []job.Event
+	for ; at < len(f.log) && len(events) < limit; at++ {
+		if e := f.log[at]; (id == "" || e.Job == id) && (tenant == "" || e.Tenant == tenant) {
+			events = append(events, e)
+		}
+	}
+	return events, job.Cursor(strconv.Itoa(at)), nil
+}
+
+func (f *fake) EventsNow(context.Context) (job.Cursor, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return job.Cursor(strconv.Itoa(len(f.log))), f.down
+}
+
+func (f *fake) EventsChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bell
+}
+
+func (f *fake) Outputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	switch {
+	case err != nil:
+		return nil, err
+	case j.status.State == job.Failed:
+		return nil, j.status.Failure
+	case !j.status.State.Final():
+		return nil, job.ErrNotReady
+	}
+	var files []job.FileInfo
+	for _, name := range slices.Sorted(maps.Keys(j.outputs)) {
+		files = append(files, job.FileInfo{Name: name, Size: int64(len(j.outputs[name])), ETag: `"v1"`, Modified: modified})
+	}
+	return files, nil
+}
+
+func (f *fake) Retry(_ context.Context, id job.ID, _ job.Trace) error {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return err
+	}
+	if !j.status.State.Final() {
+		return job.ErrNothingToRetry
+	}
+	f.retried = append(f.retried, id)
+	return nil
+}
+
+func (f *fake) Explain(_ context.Context, id job.ID, tenant string) (job.Explanation, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return job.Explanation{}, err
+	}
+	return job.Explanation{State: j.status.State, Summary: "It is " + string(j.status.State) + ".", Reasons: []string{"Asked by " + tenant + "."}}, nil
 }
 
 func (f *fake) Cancel(_ context.Context, id job.ID) error {

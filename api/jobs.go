@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"net/http"
 	"net/url"
@@ -32,7 +33,7 @@ func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	request.Trace = job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
+	request.Trace = traceOf(r)
 	request.Tenant = access.From(r.Context()).Tenant
 	if err := s.service.Submit(r.Context(), request); err != nil {
 		s.fail(w, r, err)
@@ -135,6 +136,49 @@ func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string)
 		return
 	}
 	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// RetryJob answers POST /jobs/{job_id}/retry.
+func (s *server) RetryJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := s.jobID(r, rawID)
+	if err == nil {
+		err = s.service.Retry(r.Context(), id, traceOf(r))
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// ExplainJob answers GET /jobs/{job_id}/explain.
+func (s *server) ExplainJob(w http.ResponseWriter, r *http.Request, rawID string) {
+	id, err := s.jobID(r, rawID)
+	var e job.Explanation
+	if err == nil {
+		e, err = s.service.Explain(r.Context(), id, access.From(r.Context()).Tenant)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	h := w.Header()
+	h.Add("Vary", "Accept")
+	text := bounded(e.String())
+	if accept := strings.Join(r.Header.Values("Accept"), ","); strings.Contains(accept, "text/plain") && !strings.Contains(accept, "json") {
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		h.Set("Cache-Control", "no-store")
+		_, _ = io.WriteString(w, text+"\n") // a client that has left cannot be told
+		return
+	}
+	s.answer(w, r, http.StatusOK, Explanation{
+		JobId: string(id), Status: e.State, Summary: bounded(e.Summary), Reasons: append([]string{}, e.Reasons...), Next: append([]string{}, e.Next...), Text: text,
+	})
+}
+
+// traceOf is the trace that a request belongs to.
+func traceOf(r *http.Request) job.Trace {
+	return job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
 }
 
 // RemoveJob answers DELETE /jobs/{job_id}.

@@ -16,8 +16,8 @@ import (
 // reader reads one JSON text value by value. Unlike encoding/json it refuses
 // invalid UTF-8 and lone surrogates instead of replacing them, tells its caller
 // of every member of an object, and decodes strings in place, so that a large
-// payload is in memory once. It reads what a start-job request can hold:
-// objects, strings, numbers and null.
+// payload is in memory once. It reads what the description of a job can hold:
+// objects, lists, strings, numbers and null.
 type reader struct {
 	data []byte
 	pos  int
@@ -90,6 +90,35 @@ func (r *reader) object(path string, member func(field string) error) error {
 			return nil
 		default:
 			return invalidJSON(r.pos, "a comma or the end of the object is expected")
+		}
+	}
+}
+
+// list reads a list and calls element with the full name of each of its elements,
+// which reads it.
+func (r *reader) list(path string, element func(name string) error) error {
+	if err := r.expect(path, "a list", '['); err != nil {
+		return err
+	}
+	r.pos++
+	if r.space(); r.peek() == ']' {
+		r.pos++
+		return nil
+	}
+	for i := 0; ; i++ {
+		r.space()
+		if err := element(path + "[" + strconv.Itoa(i) + "]"); err != nil {
+			return err
+		}
+		r.space()
+		switch r.peek() {
+		case ',':
+			r.pos++
+		case ']':
+			r.pos++
+			return nil
+		default:
+			return invalidJSON(r.pos, "a comma or the end of the list is expected")
 		}
 	}
 }

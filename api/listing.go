@@ -1,9 +1,13 @@
 package api
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/access"
@@ -18,20 +22,77 @@ const (
 )
 
 // GetJob answers GET /jobs/{job_id}.
-func (s *server) GetJob(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *server) GetJob(w http.ResponseWriter, r *http.Request, rawID string, _ GetJobParams) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	view, err := s.service.View(r.Context(), id)
+	wait := preferredWait(r, s.maxWait)
+	body, tag, err := s.jobWithTag(r.Context(), id)
+	known := err == nil && listed(r.Header.Values("If-None-Match"), tag, weak)
+	switch {
+	case err != nil || wait == 0:
+	case known: // it has this representation: wait for another one
+		body, tag, err = s.waitForChange(w, r, id, wait)
+		known = err == nil && listed(r.Header.Values("If-None-Match"), tag, weak)
+	case len(r.Header.Values("If-None-Match")) == 0:
+		if _, err = s.wait(w, r, id, wait); err == nil {
+			body, tag, err = s.jobWithTag(r.Context(), id)
+		}
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	answer := s.shown(view)
-	answer.Attempts = shownAttempts(view.Attempts)
-	s.answer(w, r, http.StatusOK, answer)
+	h := w.Header()
+	applied(h, wait)
+	h.Set("ETag", tag)
+	h.Set("Cache-Control", "no-cache") // keep it, but ask whether it is still so
+	if known {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	h.Set("Content-Type", jsonType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body) // a client that has left cannot be told
+}
+
+// jobWithTag is a job in detail as JSON, and the ETag of that.
+func (s *server) jobWithTag(ctx context.Context, id job.ID) (body []byte, tag string, err error) {
+	view, err := s.service.View(ctx, id)
+	if err != nil {
+		return nil, "", err
+	}
+	if body, err = job.JSON(s.detailed(view)); err != nil {
+		return nil, "", fmt.Errorf("write job %s as JSON: %w", id, err)
+	}
+	sum := sha256.Sum256(body)
+	return body, `"` + hex.EncodeToString(sum[:12]) + `"`, nil
+}
+
+// waitForChange is jobWithTag once the client does not have that representation, or
+// limit has passed.
+func (s *server) waitForChange(w http.ResponseWriter, r *http.Request, id job.ID, limit time.Duration) (body []byte, tag string, err error) {
+	unbounded(w)
+	changed, stop := s.service.Watch(id)
+	defer stop()
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	for last := false; ; {
+		body, tag, err = s.jobWithTag(r.Context(), id)
+		if err != nil || last || !listed(r.Header.Values("If-None-Match"), tag, weak) {
+			return body, tag, err
+		}
+		select {
+		case <-changed:
+		case <-over.C:
+			last = true
+		case <-r.Context().Done():
+			return nil, "", r.Context().Err()
+		}
+	}
 }
 
 // ListJobs answers GET /jobs.
@@ -90,6 +151,25 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	if params.SheepId != nil {
 		q.Sheep = *params.SheepId
 	}
+	var err error
+	if params.Label != nil {
+		if q.Labels, err = parseLabels(*params.Label); err != nil {
+			return q, err
+		}
+	}
+	if params.Prefix != nil {
+		q.Prefix = job.ID(*params.Prefix)
+	}
+	if params.Since != nil {
+		if q.Since, err = parseMoment("since", *params.Since); err != nil {
+			return q, err
+		}
+	}
+	if params.Before != nil {
+		if q.Before, err = parseMoment("before", *params.Before); err != nil {
+			return q, err
+		}
+	}
 	if params.Order != nil {
 		switch *params.Order {
 		case "oldest":
@@ -102,7 +182,66 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 	return q, nil
 }
 
-// shown is a job as clients see it.
+// parseLabels reads labels that a query names, each KEY=VALUE.
+func parseLabels(texts []string) (job.Labels, error) {
+	labels := make(job.Labels, len(texts))
+	for _, text := range texts {
+		key, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return nil, &job.Invalid{Field: "label", Problem: fmt.Sprintf("%q is not KEY=VALUE", bounded(text))}
+		}
+		if err := job.ValidateLabel(key, value); err != nil {
+			return nil, &job.Invalid{Field: "label", Problem: err.Error()}
+		}
+		if other, twice := labels[key]; twice && other != value {
+			return nil, &job.Invalid{Field: "label", Problem: fmt.Sprintf("no job has two values of %s", key)}
+		}
+		labels[key] = value
+	}
+	if len(labels) > job.MaxLabels {
+		return nil, &job.Invalid{Field: "label", Problem: fmt.Sprintf("there are more than %d", job.MaxLabels)}
+	}
+	return labels, nil
+}
+
+// parseMoment reads a time with its zone, or how long ago it is.
+func parseMoment(field, text string) (time.Time, error) {
+	if ago, err := job.ParseDuration(text); err == nil && ago >= 0 {
+		return job.Now().Add(-ago), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return time.Time{}, &job.Invalid{Field: field, Problem: "must be a time with its zone, as in RFC 3339, such as 2006-01-02T15:04:05Z, or how long ago, such as 30m or 7d"}
+	}
+	return t.UTC(), nil
+}
+
+// detailed is a job as clients see it, with what is told of one job alone.
+func (s *server) detailed(v job.View) Job {
+	out := s.shown(v)
+	out.Attempts = shownAttempts(v.Attempts)
+	out.Timeline = shownTimeline(v.Timeline)
+	if v.Position > 0 {
+		out.Position = &v.Position
+	}
+	return out
+}
+
+func shownTimeline(events []job.Event) *[]TimelineEntry {
+	out := make([]TimelineEntry, len(events))
+	for i, e := range events {
+		out[i] = TimelineEntry{
+			At: job.FormatTime(e.At), Event: TimelineEntryEvent(e.Kind), Sheep: orNull(e.Sheep),
+			Cause: orNull(string(e.Cause)), Reason: orNull(bounded(e.Reason)),
+		}
+		if e.Attempt > 0 {
+			out[i].Attempt = &e.Attempt
+		}
+	}
+	return &out
+}
+
+// shown is a job as clients see it in a list.
 func (s *server) shown(v job.View) Job {
 	status := s.visible(v.Status())
 	out := Job{
@@ -112,7 +251,10 @@ func (s *server) shown(v job.View) Job {
 		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
 		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,
-		Limits: shownLimits(v.Limits),
+		Limits: shownLimits(v.Limits), Labels: v.Labels,
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
 	}
 	if out.Warnings == nil {
 		out.Warnings = []string{} // a list, not null

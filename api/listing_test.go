@@ -11,7 +11,7 @@ import (
 
 func TestGetJob(t *testing.T) {
 	h := newHarness(t)
-	h.expect(h.get("/jobs/nobody"), 400, "{\"message\": \"Data for job `nobody` does not exist\"}")
+	h.problem(h.get("/jobs/nobody"), 404, "unknown-job", "Data for job `nobody` does not exist")
 	j := h.service.add("job-1", job.Failed)
 	j.record = func(r *job.Record) {
 		r.KeptUntil, r.FilesRemoved = enqueued.Add(24*time.Hour), true
@@ -20,7 +20,7 @@ func TestGetJob(t *testing.T) {
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "progress": null, "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
-		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
+		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "position": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
 		"limits": {"retries": 0, "retry_pause": 0, "wait_timeout": 0, "load_timeout": 0, "run_timeout": 0},
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
 }
@@ -30,10 +30,15 @@ func TestGetJobWithAttempts(t *testing.T) {
 	j := h.service.add("job-1", job.Processing)
 	j.record = func(r *job.Record) {
 		r.Run, r.Attempt, r.Holder, r.Cancelling, r.Deadline, r.NotBefore = 2, 2, "sheep-2", true, enqueued.Add(time.Hour), enqueued.Add(time.Minute)
-		r.Warnings = []string{"outputs/x is not stored"}
+		r.Warnings, r.Labels = []string{"outputs/x is not stored"}, job.Labels{"batch": "1"}
 	}
 	j.detail, j.progress = "40 %: half", &job.Progress{Done: 0.4, Text: "half", At: enqueued}
 	j.limits = job.Limits{Retries: new(2), RetryPause: new(10 * time.Second), LoadTimeout: new(90 * time.Minute), RunTimeout: new(500 * time.Millisecond)}
+	j.position = 3
+	j.timeline = []job.Event{
+		{At: enqueued, Kind: job.EventQueued, Run: 2},
+		{At: enqueued.Add(time.Second), Kind: job.EventReturned, Run: 2, Attempt: 1, Sheep: "sheep-1", Cause: job.CauseError, Reason: "ValueError"},
+	}
 	j.attempts = []job.Attempt{
 		{
 			Run: 2, Number: 1, Node: "pasture", Sheep: "sheep-1", Began: enqueued, Started: enqueued.Add(time.Second), Ended: enqueued.Add(9 * time.Second),
@@ -46,6 +51,9 @@ func TestGetJobWithAttempts(t *testing.T) {
 		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": "40 %: half", "progress": {"done": 0.4, "text": "half", "at": "2026-11-22T10:08:03.942214"}, "gpu": null,
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": null,
 		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"], "kept_until": null, "files_removed": false,
+		"labels": {"batch": "1"}, "position": 3, "timeline": [
+			{"at": "2026-11-22T10:08:03.942214", "event": "queued", "attempt": null, "sheep": null, "cause": null, "reason": null},
+			{"at": "2026-11-22T10:08:04.942214", "event": "returned", "attempt": 1, "sheep": "sheep-1", "cause": "error", "reason": "ValueError"}],
 		"limits": {"retries": 2, "retry_pause": 10, "wait_timeout": 0, "load_timeout": 5400, "run_timeout": 0.5},
 		"attempts": [
 			{"run": 2, "number": 1, "node": "pasture", "sheep": "sheep-1", "began_at": "2026-11-22T10:08:03.942214", "started_at": "2026-11-22T10:08:04.942214",
@@ -53,7 +61,7 @@ func TestGetJobWithAttempts(t *testing.T) {
 			"gpu": {"seconds": 3, "peak_memory": null}, "phases": {"stage": 0.25, "load": 4, "run": 3, "collect": null}},
 			{"run": 2, "number": 2, "node": "pasture", "sheep": "sheep-2", "began_at": "2026-11-22T10:08:23.942214", "started_at": null,
 			"ended_at": null, "cause": null, "reason": null, "spent": false, "gpu": null, "phases": {"stage": null, "load": null, "run": null, "collect": null}}]}`)
-	if listed := h.get("/jobs"); strings.Contains(listed.body, "attempts") || !strings.Contains(listed.body, `"cancelling": true`) {
+	if listed := h.get("/jobs"); strings.Contains(listed.body, "attempts") || strings.Contains(listed.body, "timeline") || !strings.Contains(listed.body, `"cancelling": true`) {
 		t.Errorf("the listing is %s", listed.body)
 	}
 }

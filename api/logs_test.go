@@ -53,8 +53,8 @@ func TestLogs(t *testing.T) {
 func TestJobLogs(t *testing.T) {
 	h := newHarness(t)
 	h.service.add("job-1", job.Processing)
-	h.expect(h.get("/jobs/other/logs"), 400, "{\"message\": \"Data for job `other` does not exist\"}")
-	h.expect(h.get("/jobs/job-1/logs"), 404, `{"message": "No log of this job is kept"}`)
+	h.problem(h.get("/jobs/other/logs"), 404, "unknown-job", "Data for job `other` does not exist")
+	h.problem(h.get("/jobs/job-1/logs"), 404, "no-log", "No log of this job is kept")
 	var asked []job.LogQuery
 	h.service.jobLogs = func(_ context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
 		asked = append(asked, q)

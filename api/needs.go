@@ -19,6 +19,9 @@ type need struct {
 	scope access.Scope
 	// whole marks operations that show the data of all tenants, which no tenant may use.
 	whole bool
+	// job marks operations of the job API, which answer errors as problems (RFC 9457).
+	// The original's routes keep its form.
+	job bool
 }
 
 // needs are the requirements of the operations, by method and the contract's path.
@@ -26,14 +29,22 @@ type need struct {
 // Operations that are not in the table require the scope admin.
 var needs = map[string]need{
 	"POST /start-job":                  {scope: access.Submit},
-	"POST /jobs/{job_id}/cancel":       {scope: access.Submit},
-	"DELETE /jobs/{job_id}":            {scope: access.Submit},
-	"GET /jobs":                        {scope: access.Read},
-	"GET /jobs/{job_id}":               {scope: access.Read},
+	"POST /jobs/{job_id}/cancel":       {scope: access.Submit, job: true},
+	"DELETE /jobs/{job_id}":            {scope: access.Submit, job: true},
+	"POST /jobs":                       {scope: access.Submit, job: true},
+	"GET /events":                      {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/events":        {scope: access.Read, job: true},
+	"POST /jobs/{job_id}/retry":        {scope: access.Submit, job: true},
+	"GET /jobs/{job_id}/explain":       {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/outputs":       {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/outputs.zip":   {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/outputs.tar":   {scope: access.Read, job: true},
+	"GET /jobs":                        {scope: access.Read, job: true},
+	"GET /jobs/{job_id}":               {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/status":        {scope: access.Read},
 	"GET /jobs/{job_id}/ready":         {scope: access.Read},
 	"GET /jobs/{job_id}/wait_ready":    {scope: access.Read},
-	"GET /jobs/{job_id}/logs":          {scope: access.Read},
+	"GET /jobs/{job_id}/logs":          {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/result":        {scope: access.Read},
 	"GET /jobs/{job_id}/result/{file}": {scope: access.Read},
 	"GET /jobs/{job_id}/input":         {scope: access.Read},

@@ -96,22 +96,79 @@ func (l *lease) giveBack() { l.release(int(l.taken)) }
 // are refused with a *job.Invalid that names the field. The payload of the
 // request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
-	var request job.Request
-	var id, sheep, payload text
-	var model modelField
+	var fields jobFields
+	if err := fields.decode(body, func(*reader, string) error { return errNotMine }); err != nil {
+		return job.Request{}, err
+	}
+	switch {
+	case !fields.id.seen:
+		return job.Request{}, missing("job_id")
+	case fields.id.value == nil:
+		return job.Request{}, &job.Invalid{Field: "job_id", Problem: "cannot be null"}
+	}
+	request, err := fields.complete()
+	if err == nil && len(fields.payload.value) > 0 {
+		request.Payload = fields.payload.value
+	}
+	return request, err
+}
 
+// decodeJob reads the description of a job for POST /jobs, as strictly. The job has
+// no id where the description has none, and a payload, which may be empty, where
+// it has one.
+func decodeJob(body []byte) (job.Request, error) {
+	var fields jobFields
+	var labels job.Labels
+	var copies []job.Copy
+	err := fields.decode(body, func(in *reader, field string) error {
+		switch field {
+		case "labels":
+			return in.optional(func() (err error) { labels, err = in.labels(field); return err })
+		case "inputs":
+			return in.optional(func() (err error) { copies, err = in.copies(field); return err })
+		}
+		return errNotMine
+	})
+	if err != nil {
+		return job.Request{}, err
+	}
+	request, err := fields.complete()
+	if err != nil {
+		return job.Request{}, err
+	}
+	request.Labels, request.Copies, request.Payload = labels, copies, fields.payload.value
+	if request.Payload != nil && len(copies) > 0 {
+		return job.Request{}, &job.Invalid{Field: "payload", Problem: "cannot come together with inputs; give one of them"}
+	}
+	return request, nil
+}
+
+// errNotMine says that a field is none of those that a function reads.
+var errNotMine = errors.New("not a field of this form")
+
+// jobFields are the fields that all descriptions of jobs have.
+type jobFields struct {
+	request            job.Request
+	id, sheep, payload text
+	model              modelField
+}
+
+// decode reads a description. more reads the fields that only some have, or returns
+// errNotMine.
+func (f *jobFields) decode(body []byte, more func(in *reader, field string) error) error {
 	in := &reader{data: body}
-	err := in.document(func() error {
+	request := &f.request
+	return in.document(func() error {
 		return in.object("", func(field string) error {
 			switch field {
 			case "job_id":
-				return id.required(in, field)
+				return f.id.optional(in, field)
 			case "sheep_id":
-				return sheep.optional(in, field)
+				return f.sheep.optional(in, field)
 			case "payload":
-				return payload.optional(in, field)
+				return f.payload.optional(in, field)
 			case "model":
-				return model.read(in, field)
+				return f.model.read(in, field)
 			case "priority":
 				return in.optional(func() error {
 					n, err := in.integer(field)
@@ -139,31 +196,33 @@ func decodeStartJob(body []byte) (job.Request, error) {
 			case "deadline":
 				return in.optional(func() (err error) { request.Deadline, err = in.time(field); return err })
 			}
-			return unknown(field)
+			err := more(in, field)
+			if errors.Is(err, errNotMine) {
+				return unknown(field)
+			}
+			return err
 		})
 	})
-	if err != nil {
-		return job.Request{}, err
-	}
-	if !id.seen {
-		return job.Request{}, missing("job_id")
-	}
-	if err := model.complete(); err != nil {
-		return job.Request{}, err
-	}
+}
 
-	request.ID, err = job.ParseID(string(id.value))
-	if err != nil {
-		return job.Request{}, &job.Invalid{Field: "job_id", Problem: err.Error()}
-	}
-	if request.Model, err = model.value(); err != nil {
+// complete checks the fields that were read, and returns them as a request without
+// its payload.
+func (f *jobFields) complete() (job.Request, error) {
+	if err := f.model.complete(); err != nil {
 		return job.Request{}, err
 	}
-	if request.Sheep, err = sheep.sheep(); err != nil {
+	request := f.request
+	var err error
+	if f.id.value != nil {
+		if request.ID, err = job.ParseID(string(f.id.value)); err != nil {
+			return job.Request{}, &job.Invalid{Field: "job_id", Problem: err.Error()}
+		}
+	}
+	if request.Model, err = f.model.value(); err != nil {
 		return job.Request{}, err
 	}
-	if len(payload.value) > 0 {
-		request.Payload = payload.value
+	if request.Sheep, err = f.sheep.sheep(); err != nil {
+		return job.Request{}, err
 	}
 	if wrong := request.Limits.Validate(); len(wrong) > 0 {
 		return job.Request{}, wrong[0]
@@ -175,6 +234,82 @@ func decodeStartJob(body []byte) (job.Request, error) {
 		return job.Request{}, &job.Invalid{Field: "deadline", Problem: "must be later than not_before"}
 	}
 	return request, nil
+}
+
+// labels reads an object whose values are strings.
+func (r *reader) labels(field string) (job.Labels, error) {
+	labels := make(job.Labels)
+	err := r.object(field, func(name string) error {
+		key := strings.TrimPrefix(name, field+".")
+		value, err := r.text(name)
+		if err != nil {
+			return err
+		}
+		if err := job.ValidateLabel(key, string(value)); err != nil {
+			return &job.Invalid{Field: field, Problem: err.Error()}
+		}
+		labels[key] = string(value)
+		if len(labels) > job.MaxLabels {
+			return &job.Invalid{Field: field, Problem: fmt.Sprintf("there are more than %d", job.MaxLabels)}
+		}
+		return nil
+	})
+	return labels, err
+}
+
+// copies reads a list of references to files of other jobs.
+func (r *reader) copies(field string) ([]job.Copy, error) {
+	var copies []job.Copy
+	err := r.list(field, func(element string) error {
+		if len(copies) == job.MaxCopies {
+			return &job.Invalid{Field: field, Problem: fmt.Sprintf("there are more than %d", job.MaxCopies)}
+		}
+		var from, path, as text
+		err := r.object(element, func(name string) error {
+			switch name {
+			case element + ".job":
+				return from.required(r, name)
+			case element + ".path":
+				return path.optional(r, name)
+			case element + ".as":
+				return as.optional(r, name)
+			}
+			return unknown(name)
+		})
+		if err != nil {
+			return err
+		}
+		c, err := copyOf(element, from, path, as)
+		copies = append(copies, c)
+		return err
+	})
+	return copies, err
+}
+
+// copyOf checks a reference.
+func copyOf(element string, from, path, as text) (job.Copy, error) {
+	if !from.seen {
+		return job.Copy{}, missing(element + ".job")
+	}
+	id, err := job.ParseID(string(from.value))
+	if err != nil {
+		return job.Copy{}, &job.Invalid{Field: element + ".job", Problem: err.Error()}
+	}
+	c := job.Copy{From: id, Path: string(path.value), As: string(as.value)}
+	if path.value == nil {
+		c.Path = job.OutputDir + "/"
+	}
+	folder, name, _ := strings.Cut(c.Path, "/")
+	whole := strings.HasSuffix(c.Path, "/")
+	if folder != job.InputDir && folder != job.OutputDir || name == "" && !whole || len(c.Path) > longestName {
+		return job.Copy{}, &job.Invalid{Field: element + ".path", Problem: "must begin with inputs/ or outputs/, and name a file, or a directory with a slash at its end"}
+	}
+	if whole {
+		c.As = strings.TrimSuffix(c.As, "/")
+	} else if c.As == "" {
+		c.As = name[strings.LastIndexByte(name, '/')+1:]
+	}
+	return c, nil
 }
 
 // decodePull reads the body of a pull request, as strictly.

@@ -27,7 +27,7 @@ func jobsCommand() *cobra.Command {
 	var asks target
 	c := &cobra.Command{
 		Use:   "jobs",
-		Short: "List jobs, look at them and their logs, and cancel them",
+		Short: "List jobs, look at them and their logs, cancel them and run them again",
 		Long: "Asks a daemon for its jobs: the one at the address given with --api, the one\n" +
 			"that is up with the configuration given with -c, or the one that is up as a\n" +
 			"service.",
@@ -123,6 +123,33 @@ func jobsCommand() *cobra.Command {
 				out.SetIndent("", "  ")
 				out.SetEscapeHTML(false)
 				return out.Encode(j)
+			})
+		},
+	}, &cobra.Command{
+		Use:   "explain JOB",
+		Short: "Say why a job waits or has failed, and what to do",
+		Args:  oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				var e api.Explanation
+				if err := remote.ask(ctx, http.MethodGet, "/jobs/"+url.PathEscape(args[0])+"/explain", nil, &e); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), e.Text)
+				return nil
+			})
+		},
+	}, &cobra.Command{
+		Use:   "retry JOB",
+		Short: "Run a job that has ended again",
+		Args:  oneJob,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, remote *client) error {
+				if err := remote.ask(ctx, http.MethodPost, "/jobs/"+url.PathEscape(args[0])+"/retry", nil, nil); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), args[0]+" is queued")
+				return nil
 			})
 		},
 	}, &cobra.Command{

@@ -127,6 +127,7 @@ func (ch *checker) api() {
 	ch.expect(validHost(ch.API.Host), "api.host", "an IP address or host name to listen on")
 	ch.expect(validPort(ch.API.Port), "api.port", "a port from 1 to 65535, or 0 for a free one")
 	ch.expect(ch.API.MaxBody > 0, "api.max_body", "a size larger than 0")
+	ch.expect(ch.API.MaxUpload > 0, "api.max_upload", "a size larger than 0")
 	ch.expect(ch.API.MaxQueued >= 0, "api.max_queued", "a whole number, 0 (no limit) or more")
 	ch.expect(ch.API.BodyMemory/2 >= ch.API.MaxBody || ch.bad("api.max_body"), "api.body_memory", "at least twice api.max_body")
 	ch.access()

@@ -103,6 +103,9 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
+	// MaxUpload bounds the body of a request that brings a job's inputs as files, and
+	// what they take unpacked.
+	MaxUpload size.Bytes `yaml:"max_upload"`
 	// MaxQueued bounds the jobs that wait: beyond it none is taken. 0 is no limit.
 	MaxQueued int `yaml:"max_queued"`
 	// BodyMemory bounds the memory that the bodies of all requests take together.

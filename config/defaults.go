@@ -42,7 +42,7 @@ func defaults(m machine) Config {
 		API: API{
 			Host:    "0.0.0.0",
 			Port:    5000,
-			MaxBody: 64 << 20,
+			MaxBody: 64 << 20, MaxUpload: 16 << 30,
 			// As the original does.
 			CORSOrigins:    []string{"*"},
 			RateBurst:      100,

@@ -258,7 +258,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
 	c := d.config.API
 	handler := api.New(api.Config{
-		Service: d.core, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
+		Service: d.core, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))

@@ -63,6 +63,17 @@ const (
 	// ErrRemoving says that the files of an earlier job of this id are being
 	// removed.
 	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
+	// ErrUploading says that another request submits a job with this id at the moment.
+	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
+	// ErrNothingToRetry says that only a job that has ended can be run again.
+	ErrNothingToRetry notice = "The job has not ended yet; cancel it, or wait until it has ended, and then run it again"
+	// ErrFilesRemoved says that a job cannot run again for want of its inputs.
+	ErrFilesRemoved notice = "The files of this job have been removed, so it cannot run again; submit it anew with its inputs"
+	// ErrForgotten says that the ledger no longer has the job's record, and with it what
+	// was asked for.
+	ErrForgotten notice = "The record of this job is no longer kept, so it is not known what was asked for; submit it again"
+	// ErrEventsGone says that events were removed since the client read them last.
+	ErrEventsGone notice = "Events after this id are no longer kept; read the jobs, and follow the events from now on"
 	// ErrRange says that the asked part lies outside the file.
 	ErrRange notice = "the requested range lies outside the file"
 	// ErrNoLog says that a sheep's type keeps no log.

@@ -121,6 +121,9 @@ type Failure struct {
 // Error makes a Failure usable where Go expects an error.
 func (f *Failure) Error() string { return f.Message }
 
+// MaxIdempotency bounds Request.Idempotency, in bytes.
+const MaxIdempotency = 64
+
 // Request is what a client asks for.
 type Request struct {
 	ID    ID
@@ -145,6 +148,14 @@ type Request struct {
 	// Keep is how long the job's files are kept after its end; 0 is for ever, nil as
 	// configured.
 	Keep *time.Duration
+	// Labels are the client's notes on the job.
+	Labels Labels
+	// Idempotency tells a request that is sent again from another one for the same
+	// id: a digest of the client's Idempotency-Key and of the request; empty where
+	// the client sent no key.
+	Idempotency string
+	// Copies are files of other jobs that become inputs of this one.
+	Copies []Copy
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
@@ -159,6 +170,10 @@ type Record struct {
 	Limits   Limits
 	// Deadline is the latest time at which the run may end.
 	Deadline time.Time
+	// Labels are the client's notes on the job. They are only read.
+	Labels Labels
+	// Idempotency is the request's; see Request. It has at most MaxIdempotency bytes.
+	Idempotency string
 
 	State      State
 	Failure    *Failure // set exactly when State is Failed

@@ -19,7 +19,15 @@ type Status struct {
 	EnqueuedAt time.Time
 	StartedAt  time.Time
 	FinishedAt time.Time
+	// Accepted says that the job's place exists and the job, whose State is Queued,
+	// is not in the queue yet. With a Failure, it has never been: the place is that
+	// of an upload under way, or of one that was cut short.
+	Accepted bool
 }
+
+// accepted is the state that job_status.json has of a Status that is Accepted. It
+// is the original's.
+const accepted State = "accepted"
 
 // Status is the part of r that clients see.
 func (r *Record) Status() Status {
@@ -59,6 +67,9 @@ func (s Status) MarshalJSON() ([]byte, error) {
 		StartedAt:  FormatTime(s.StartedAt),
 		FinishedAt: FormatTime(s.FinishedAt),
 	}
+	if s.Accepted && s.State == Queued {
+		out.Status = accepted
+	}
 	if s.Failure != nil {
 		out.ErrorDetails = &failureJSON{Message: s.Failure.Message, Type: orNull(s.Failure.Type), Traceback: orNull(s.Failure.Traceback)}
 	}
@@ -71,14 +82,15 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &in); err != nil {
 		return err
 	}
+	isAccepted := in.Status == accepted
 	switch in.Status {
-	case "accepted": // the original's word for a job whose place exists but that is not queued yet
+	case accepted:
 		in.Status = Queued
 	case Queued, Processing, Done, Failed, Cancelled:
 	default:
 		return fmt.Errorf("unknown job status %q", in.Status)
 	}
-	*s = Status{State: in.Status, Model: Model{Name: orEmpty(in.Model.Name), Version: orEmpty(in.Model.Version)}}
+	*s = Status{State: in.Status, Accepted: isAccepted, Model: Model{Name: orEmpty(in.Model.Name), Version: orEmpty(in.Model.Version)}}
 	if in.ErrorDetails != nil {
 		s.Failure = &Failure{Message: in.ErrorDetails.Message, Type: orEmpty(in.ErrorDetails.Type), Traceback: orEmpty(in.ErrorDetails.Traceback)}
 	}

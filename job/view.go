@@ -1,5 +1,11 @@
 package job
 
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
 // View is a job in more detail than its Status.
 type View struct {
 	Record
@@ -12,8 +18,52 @@ type View struct {
 	// Attempts are those of all runs that are kept, oldest first. Listings leave
 	// them out.
 	Attempts []Attempt
+	// Timeline is what happened to the job's run so far, oldest first, as far as events
+	// are kept; at most MaxTimeline, the last ones. Listings leave it out.
+	Timeline []Event
+	// Position is the job's place in the queue, 1 for the first and MaxPosition for
+	// those further back, too; 0 where it does not wait for a sheep, and in listings.
+	Position int
 	// Limits are the job's own with the defaults that apply to it.
 	Limits Limits
+}
+
+// Bounds of a View.
+const (
+	MaxTimeline = 200
+	MaxPosition = 10_000
+)
+
+// Explanation says in words how a job stands, for people.
+type Explanation struct {
+	State State
+	// Summary is one sentence.
+	Summary string
+	// Reasons are what lies behind it, a sentence each, the most important first.
+	Reasons []string
+	// Next is what can be done, a sentence each; empty where there is nothing to do.
+	Next []string
+}
+
+// String is the whole explanation, a line each.
+func (e Explanation) String() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, e.Summary)
+	for _, reason := range e.Reasons {
+		fmt.Fprintln(&b, "- "+reason)
+	}
+	for _, next := range e.Next {
+		fmt.Fprintln(&b, "What to do: "+next)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// FileInfo describes one of a job's files.
+type FileInfo struct {
+	Name     string // below inputs/ or outputs/
+	Size     int64  // bytes
+	ETag     string // quoted as in HTTP, or empty
+	Modified time.Time
 }
 
 // Query narrows a listing of jobs; the zero Query is all of them.
@@ -23,4 +73,11 @@ type Query struct {
 	Model  Model
 	Tenant string // only this tenant's jobs; empty for everyone's
 	Newest bool   // the latest submitted first
+	// Labels are labels that the job has, all of them.
+	Labels Labels
+	// Prefix is the beginning of the job's id.
+	Prefix ID
+	// Since and Before bound when the job was submitted: from Since on, and earlier
+	// than Before; zero is no bound.
+	Since, Before time.Time
 }

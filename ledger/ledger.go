@@ -180,6 +180,11 @@ type Filter struct {
 	Sheep  string // addressed sheep
 	Model  job.Model
 	Tenant string
+	Labels job.Labels // all of which the record has
+	Prefix job.ID     // with which the record's ID begins
+	// Since and Before bound EnqueuedAt: not earlier than Since, earlier than Before;
+	// zero is no bound.
+	Since, Before time.Time
 	// Newest lists by Seq descending instead of ascending.
 	Newest bool
 }
@@ -223,10 +228,11 @@ type Ledger interface {
 	Join(ctx context.Context, node string) (Lease, error)
 
 	// Create adds a queued record: of rec it takes ID, Model, Sheep, Priority,
-	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline and Keep, and it returns
-	// the record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
+	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline, Keep, Labels and
+	// Idempotency, and it returns the record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
 	// state, that one is replaced and Run counts on; its attempts stay. Where it
-	// has one that is not final, the answer is ErrExists. A record keeps its
+	// has one that is not final, or whose Idempotency is the same and not empty, the
+	// answer is ErrExists. A record keeps its
 	// tenant: where rec has another one, the answer is ErrOthers, and where it has
 	// none, the next run is that tenant's, too. While the job's files are being
 	// removed the answer is ErrRemoving.
@@ -273,9 +279,17 @@ type Ledger interface {
 	// List returns up to limit records that match, by Seq from the cursor on (0
 	// for the first), and the cursor to go on with, 0 at the end. The failures
 	// listed have no traceback. Its cost is in proportion to the records it
-	// returns where the filter names at most one of states, sheep, model and
-	// tenant; else to those that match one of them.
+	// returns where the filter names at most one of states, sheep, model, tenant and
+	// one label; else to those that match one of them. Prefix, Since and Before are
+	// compared with each record that matches the rest.
 	List(ctx context.Context, filter Filter, cursor int64, limit int) ([]job.Record, int64, error)
+
+	// Position returns the job's place among the jobs that can be claimed, by priority
+	// and age, counting those addressed as it is and those addressed to none: 1 is
+	// the first, most the last that is told apart, and 0 says that the job cannot be
+	// claimed now. It answers ErrNotFound. Its cost is in proportion to the number it
+	// returns.
+	Position(ctx context.Context, id job.ID, most int) (int, error)
 
 	// Count returns how many records are in each state. It is cheap however
 	// many there are.

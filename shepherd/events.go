@@ -3,6 +3,7 @@ package shepherd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -15,6 +16,33 @@ import (
 
 // eventBatch is how many events are read from the ledger at a time.
 const eventBatch = 256
+
+// Events returns up to limit events of a job, or of all where id is empty, of a tenant,
+// or of all where that is empty, after the cursor, and the cursor to go on with. The
+// error is job.ErrEventsGone or has the ledger's class.
+func (s *Shepherd) Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
+	events, next, err := s.cfg.Ledger.Events(ctx, after, ledger.EventFilter{Job: id, Tenant: tenant}, limit)
+	switch {
+	case errors.Is(err, ledger.ErrEventsGone):
+		return nil, "", job.ErrEventsGone
+	case err != nil:
+		return nil, "", away("ledger", fmt.Errorf("read events: %w", err))
+	}
+	return events, next, nil
+}
+
+// EventsNow is the cursor of the latest event.
+func (s *Shepherd) EventsNow(ctx context.Context) (job.Cursor, error) {
+	now, err := s.cfg.Ledger.Now(ctx)
+	if err != nil {
+		return "", away("ledger", fmt.Errorf("look up the latest event: %w", err))
+	}
+	return now, nil
+}
+
+// EventsChanged returns a channel that is closed when there may be an event that there
+// was not when it was called.
+func (s *Shepherd) EventsChanged() <-chan struct{} { return s.cfg.Ledger.Changed() }
 
 // hub reads the ledger's events once for all that follow a job: clients that
 // wait, attempts that may be cancelled, readers of logs. To these it adds what

@@ -82,6 +82,9 @@ func Rebuild(ctx context.Context, cfg RebuildConfig) (RebuildCounts, error) {
 		case status.State.Final():
 			counts.Ended++
 			return nil
+		case status.Accepted && status.Failure != nil:
+			refuse(id, status.Model, errors.New(status.Failure.Message))
+			return nil
 		}
 		lost = append(lost, queued{job.Record{ID: id, Model: status.Model}, status.EnqueuedAt})
 		return nil

@@ -51,7 +51,7 @@ type remover struct {
 	log    *slog.Logger
 
 	mu sync.Mutex
-	// busy has the ids that submissions (counted) or a removal (-1) are at work on:
+	// busy has the ids that submissions (counted), a removal or an upload are at work on:
 	// a submission looks at storage before the ledger knows of it.
 	busy map[job.ID]int
 }
@@ -63,13 +63,23 @@ func newRemover(cfg Retention, jobs ledger.Ledger, store storage.Store, status *
 	return &remover{cfg: cfg, jobs: jobs, store: store, status: status, log: log, busy: make(map[job.ID]int)}
 }
 
+// What a job's files are busy with, beside a number of submissions.
+const (
+	removing  = -1
+	uploading = -2
+)
+
 // submit keeps the files of a job from being removed until the returned function
-// is called. It answers job.ErrRemoving while they are.
+// is called. It answers job.ErrRemoving while they are, and job.ErrUploading while a
+// job of this id is being submitted with files.
 func (r *remover) submit(id job.ID) (done func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.busy[id] < 0 {
+	switch r.busy[id] {
+	case removing:
 		return nil, job.ErrRemoving
+	case uploading:
+		return nil, job.ErrUploading
 	}
 	r.busy[id]++
 	return func() {
@@ -89,12 +99,32 @@ func (r *remover) take(id job.ID) (done func(), ok bool) {
 	if r.busy[id] != 0 {
 		return nil, false
 	}
-	r.busy[id] = -1
+	r.busy[id] = removing
+	return r.freed(id), true
+}
+
+// upload keeps submissions and removals of a job away until the returned function is
+// called. It answers job.ErrRemoving or job.ErrUploading while there is one.
+func (r *remover) upload(id job.ID) (done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch r.busy[id] {
+	case 0:
+	case removing:
+		return nil, job.ErrRemoving
+	default:
+		return nil, job.ErrUploading
+	}
+	r.busy[id] = uploading
+	return r.freed(id), nil
+}
+
+func (r *remover) freed(id job.ID) func() {
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.busy, id)
-	}, true
+	}
 }
 
 // run removes what is due until ctx ends.
@@ -305,13 +335,13 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 }
 
 // removeUnrecorded removes a job that storage alone knows: the original shepherd's,
-// or one whose record has expired.
+// one whose record has expired, or what an upload that was cut short has left.
 func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 	status, err := s.Job(ctx, id)
 	if err != nil {
 		return err
 	}
-	if !status.State.Final() {
+	if !status.State.Final() && !isCutShort(status) {
 		return job.ErrNotEnded
 	}
 	if err := s.remover.status.drop(ctx, id); err != nil {

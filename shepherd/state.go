@@ -228,6 +228,12 @@ func (s *laneState) setStopped(stopped bool) bool {
 	return changed
 }
 
+func (s *laneState) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
+}
+
 // stageEvery is how often the log says how far a model's loading is.
 const stageEvery = 10 * time.Second
 

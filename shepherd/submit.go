@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,8 +23,9 @@ const commitTime = 30 * time.Second
 // be dealt with. Otherwise the job was not taken: *job.Invalid, *job.UnknownSheep
 // and *job.UnknownJob (no payload and no place in storage) say what is wrong with
 // the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
-// of the last run are being removed; job.ErrDraining that the daemon is stopping; anything else has the class its part gave it. Submitting
-// again after an error is safe.
+// of the last run are being removed; job.ErrUploading that another request submits
+// this id; job.ErrDraining that the daemon is stopping; anything else has the class
+// its part gave it. Submitting again after an error is safe.
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
@@ -67,8 +69,13 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		crashpoint.Reached(crashpoint.PayloadStored)
 	}
+	return s.enter(ctx, r, trace)
+}
+
+// enter enters a job whose inputs are in storage in the ledger.
+func (s *Shepherd) enter(ctx context.Context, r job.Request, trace job.Trace) error {
 	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
-	_, err = s.create(ctx, s.record(r, trace))
+	_, err := s.create(ctx, s.record(r, trace))
 	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
 		return &job.UnknownJob{ID: string(r.ID)}
 	}
@@ -111,6 +118,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 	rec := job.Record{
 		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
+		Labels: r.Labels, Idempotency: r.Idempotency,
 	}
 	var sheep job.Limits
 	if l := s.env.flock.named(r.Sheep); l != nil {
@@ -137,7 +145,7 @@ func (s *Shepherd) create(ctx context.Context, rec job.Record) (job.Record, erro
 			return kept, err
 		}
 		last, getErr := s.cfg.Ledger.Get(ctx, rec.ID)
-		if getErr != nil || !last.Cancelling && !last.State.Final() {
+		if getErr != nil || !last.Cancelling && !last.State.Final() || rec.Idempotency != "" && last.Idempotency == rec.Idempotency {
 			return kept, err
 		}
 		if last.State.Final() { // it ended since
@@ -335,18 +343,62 @@ func (s *Shepherd) Output(ctx context.Context, id job.ID, name string, part *job
 	if err != nil {
 		return nil, err
 	}
+	if err := withoutResult(status); err != nil {
+		return nil, err
+	}
+	return s.open(ctx, id, job.OutputDir+"/"+name, part)
+}
+
+// Outputs lists the files that a job has stored. Before the job has ended it answers
+// job.ErrNotReady; of a job that ended without a result the *job.Failure.
+func (s *Shepherd) Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
+	status, err := s.Job(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := withoutResult(status); err != nil {
+		return nil, err
+	}
+	const prefix = job.OutputDir + "/"
+	listed, err := s.cfg.Store.List(ctx, id, prefix)
+	if errdefs.IsNotFound(err) { // its files were removed
+		return nil, nil
+	}
+	if err != nil {
+		return nil, away("storage", fmt.Errorf("list the outputs of job %s: %w", id, err))
+	}
+	files := make([]job.FileInfo, 0, len(listed))
+	for _, f := range listed {
+		name := strings.TrimPrefix(f.Name, prefix)
+		if name == "" || strings.HasSuffix(name, "/") {
+			continue // another program's mark of a directory
+		}
+		files = append(files, job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified})
+	}
+	return files, nil
+}
+
+func quoted(etag string) string {
+	if etag == "" || strings.HasSuffix(etag, `"`) {
+		return etag
+	}
+	return `"` + etag + `"`
+}
+
+// withoutResult is why a job has no result; nil where it has one.
+func withoutResult(status job.Status) error {
 	switch status.State {
 	case job.Done:
-		return s.open(ctx, id, job.OutputDir+"/"+name, part)
+		return nil
 	case job.Failed:
 		if status.Failure == nil {
-			return nil, &job.Failure{Message: "the job failed"}
+			return &job.Failure{Message: "the job failed"}
 		}
-		return nil, status.Failure
+		return status.Failure
 	case job.Cancelled:
-		return nil, &job.Failure{Message: "The job was cancelled"}
+		return &job.Failure{Message: "The job was cancelled"}
 	}
-	return nil, job.ErrNotReady
+	return job.ErrNotReady
 }
 
 func (s *Shepherd) open(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -20,6 +21,15 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 		}
 		view := s.view(rec)
 		view.Attempts = attempts
+		if view.Timeline, err = s.timeline(ctx, rec); err != nil {
+			return job.View{}, fmt.Errorf("read the events of job %s: %w", id, err)
+		}
+		if rec.State == job.Queued && rec.Holder == "" {
+			view.Position, err = s.cfg.Ledger.Position(ctx, id, job.MaxPosition)
+			if err != nil && !errors.Is(err, ledger.ErrNotFound) { // it expired since
+				return job.View{}, fmt.Errorf("look up the position of job %s: %w", id, err)
+			}
+		}
 		return view, nil
 	}
 	if !errors.Is(err, ledger.ErrNotFound) {
@@ -39,7 +49,10 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 // cursor on (0 for the first), and the cursor to go on with, 0 at the end. It
 // knows the jobs that the ledger has.
 func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
-	filter := ledger.Filter{States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant, Newest: q.Newest}
+	filter := ledger.Filter{
+		States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant, Newest: q.Newest,
+		Labels: q.Labels, Prefix: q.Prefix, Since: q.Since, Before: q.Before,
+	}
 	records, next, err := s.cfg.Ledger.List(ctx, filter, cursor, limit)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
@@ -49,6 +62,47 @@ func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit in
 		views[i] = s.view(rec)
 	}
 	return views, next, nil
+}
+
+// Watch returns a channel that receives after the job has changed, what its runner
+// tells included, until stop is called.
+func (s *Shepherd) Watch(id job.ID) (changed <-chan struct{}, stop func()) {
+	bell := make(chan struct{}, 1)
+	stop = s.env.hub.watch(id, func(job.Event) {
+		select {
+		case bell <- struct{}{}:
+		default:
+		}
+	})
+	return bell, stop
+}
+
+// timeline is the events of the record's run that are kept, the last ones.
+func (s *Shepherd) timeline(ctx context.Context, rec job.Record) ([]job.Event, error) {
+	var timeline []job.Event
+	filter := ledger.EventFilter{Job: rec.ID}
+	for cursor := job.Cursor(""); ; {
+		events, next, err := s.cfg.Ledger.Events(ctx, cursor, filter, eventBatch)
+		if errors.Is(err, ledger.ErrEventsGone) { // pruned between two pages
+			cursor, timeline = "", nil
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range events {
+			if e.Run == rec.Run {
+				timeline = append(timeline, e)
+			}
+		}
+		if excess := len(timeline) - job.MaxTimeline; excess > 0 {
+			timeline = slices.Delete(timeline, 0, excess)
+		}
+		if len(events) < eventBatch {
+			return timeline, nil
+		}
+		cursor = next
+	}
 }
 
 // view is a record with the limits that apply and what is being done for it.

@@ -136,6 +136,11 @@ type Store interface {
 	// short left behind, and Init answers nil.
 	Init(ctx context.Context, id job.ID, payload []byte) error
 
+	// Reserve makes the job's place with status as its job_status.json and nothing
+	// else. When the place is there it answers ErrExists and changes nothing, but
+	// where an identical Reserve was cut short.
+	Reserve(ctx context.Context, id job.ID, status job.Status) error
+
 	// Stage copies inputs/ to dir's inputs/, several files at a time, and creates
 	// dir's inputs/ and outputs/ where they are missing. Files of the right size
 	// and ETag already in dir (from a Stage that was cut short) may be kept.

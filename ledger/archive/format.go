@@ -22,6 +22,8 @@ type savedJSON struct {
 	NotBefore    instant       `json:"not_before,omitzero"`
 	WaitUntil    instant       `json:"wait_until,omitzero"`
 	Deadline     instant       `json:"deadline,omitzero"`
+	Labels       job.Labels    `json:"labels,omitempty"`
+	Idempotency  string        `json:"idempotency,omitempty"`
 	State        job.State     `json:"state"`
 	Failure      *job.Failure  `json:"failure,omitempty"`
 	EnqueuedAt   instant       `json:"enqueued_at"`
@@ -86,7 +88,7 @@ func encode(s ledger.Saved) savedJSON {
 			Retries: r.Limits.Retries, RetryPause: optionalSeconds(r.Limits.RetryPause), WaitTimeout: optionalSeconds(r.Limits.WaitTimeout),
 			LoadTimeout: optionalSeconds(r.Limits.LoadTimeout), RunTimeout: optionalSeconds(r.Limits.RunTimeout),
 		},
-		NotBefore: instant{r.NotBefore}, WaitUntil: instant{r.WaitUntil}, Deadline: instant{r.Deadline},
+		NotBefore: instant{r.NotBefore}, WaitUntil: instant{r.WaitUntil}, Deadline: instant{r.Deadline}, Labels: r.Labels, Idempotency: r.Idempotency,
 		State: r.State, Failure: r.Failure, EnqueuedAt: instant{r.EnqueuedAt}, StartedAt: instant{r.StartedAt}, FinishedAt: instant{r.FinishedAt},
 		Run: r.Run, Attempt: r.Attempt, Spent: r.Spent, Cancelling: r.Cancelling, Usage: encodeUsage(r.Usage), Warnings: r.Warnings,
 		Keep: optionalSeconds(r.Keep), KeptUntil: instant{r.KeptUntil}, Removing: r.Removing, FilesRemoved: r.FilesRemoved,
@@ -121,6 +123,10 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 		return wrong(fmt.Sprintf("is %s, which does not fit its failure", line.State))
 	case line.Run < 1 || line.Attempt < 0 || line.Spent < 0 || line.Spent > line.Attempt:
 		return wrong("has a run, attempt or spent that cannot be")
+	case line.Labels.Validate() != nil:
+		return wrong("has labels that cannot be: " + line.Labels.Validate().Error())
+	case len(line.Idempotency) > job.MaxIdempotency:
+		return wrong("has an idempotency that is too long")
 	case final && line.Cancelling:
 		return wrong("has ended and is being cancelled")
 	case (line.Removing || line.FilesRemoved || !line.KeptUntil.IsZero()) && !final, line.FilesRemoved && line.KeptUntil.IsZero():
@@ -129,7 +135,7 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 	r := job.Record{
 		ID: line.ID, Model: job.Model{Name: line.Model.Name, Version: line.Model.Version}, Sheep: line.Sheep, Priority: line.Priority,
 		Trace: job.Trace{Parent: line.TraceParent, State: line.TraceState}, Tenant: line.Tenant,
-		NotBefore: line.NotBefore.Time, WaitUntil: line.WaitUntil.Time, Deadline: line.Deadline.Time,
+		NotBefore: line.NotBefore.Time, WaitUntil: line.WaitUntil.Time, Deadline: line.Deadline.Time, Labels: line.Labels, Idempotency: line.Idempotency,
 		State: line.State, Failure: line.Failure.Clip(), EnqueuedAt: line.EnqueuedAt.Time, StartedAt: line.StartedAt.Time, FinishedAt: line.FinishedAt.Time,
 		Run: line.Run, Attempt: line.Attempt, Spent: line.Spent, Cancelling: line.Cancelling, Warnings: line.Warnings,
 		KeptUntil: line.KeptUntil.Time, Removing: line.Removing, FilesRemoved: line.FilesRemoved,

@@ -124,11 +124,12 @@ func (f *fixture) create(id string, with ...func(*job.Record)) job.Record {
 	return kept
 }
 
-func model(m job.Model) func(*job.Record)  { return func(r *job.Record) { r.Model = m } }
-func sheep(name string) func(*job.Record)  { return func(r *job.Record) { r.Sheep = name } }
-func tenant(name string) func(*job.Record) { return func(r *job.Record) { r.Tenant = name } }
-func priority(n int) func(*job.Record)     { return func(r *job.Record) { r.Priority = n } }
-func slot(name string) ledger.Slot         { return ledger.Slot{Node: "node", Sheep: name} }
+func model(m job.Model) func(*job.Record)   { return func(r *job.Record) { r.Model = m } }
+func sheep(name string) func(*job.Record)   { return func(r *job.Record) { r.Sheep = name } }
+func tenant(name string) func(*job.Record)  { return func(r *job.Record) { r.Tenant = name } }
+func labels(l job.Labels) func(*job.Record) { return func(r *job.Record) { r.Labels = l } }
+func priority(n int) func(*job.Record)      { return func(r *job.Record) { r.Priority = n } }
+func slot(name string) ledger.Slot          { return ledger.Slot{Node: "node", Sheep: name} }
 func ahead(name string) ledger.Slot {
 	return ledger.Slot{Node: "node", Sheep: name, Ahead: true}
 }

@@ -75,6 +75,8 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Lease", s.testLease},
 		{"List", s.testList},
 		{"ListUnderChanges", s.testListUnderChanges},
+		{"Labels", s.testLabels},
+		{"Position", s.testPosition},
 		{"Count", s.testCount},
 		{"Waiting", s.testWaiting},
 		{"Expiry", s.testExpiry},

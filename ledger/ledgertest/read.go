@@ -1,8 +1,11 @@
 package ledgertest
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,7 +66,8 @@ func (s suite) testList(t *testing.T) {
 	var all []job.Record
 	for i := range 24 {
 		id := fmt.Sprintf("job%02d", i)
-		f.create(id, tenant([]string{"", "", "wool", "meat"}[i%4]), model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5))
+		f.create(id, tenant([]string{"", "", "wool", "meat"}[i%4]), model([]job.Model{red, blue, {Name: "red"}}[i%3]), sheep([]string{"", "a"}[i%2]), priority(i%5),
+			labels([]job.Labels{nil, {"batch": "1"}, {"batch": "2", "team": "x=y", "note": ""}, {"batch": "1", "team": "x=y"}, {}}[i%5]))
 		only := ledger.Slot{Node: "node", Sheep: "a", Only: job.ID(id)}
 		switch i % 4 {
 		case 1:
@@ -93,6 +97,26 @@ func (s suite) testList(t *testing.T) {
 		"versioned":       {ledger.Filter{Model: job.Model{Name: "red"}}, func(r job.Record) bool { return r.Model == job.Model{Name: "red"} }},
 		"a tenant":        {ledger.Filter{Tenant: "wool"}, func(r job.Record) bool { return r.Tenant == "wool" }},
 		"no tenant":       {ledger.Filter{Tenant: "milk"}, func(r job.Record) bool { return false }},
+		"a label":         {ledger.Filter{Labels: job.Labels{"batch": "1"}}, func(r job.Record) bool { return r.Labels["batch"] == "1" }},
+		"two labels":      {ledger.Filter{Labels: job.Labels{"batch": "1", "team": "x=y"}}, func(r job.Record) bool { return r.Labels["batch"] == "1" && r.Labels["team"] == "x=y" }},
+		"an empty value":  {ledger.Filter{Labels: job.Labels{"note": ""}}, func(r job.Record) bool { return r.Labels["batch"] == "2" }},
+		"no label":        {ledger.Filter{Labels: job.Labels{"batch": "3"}}, func(job.Record) bool { return false }},
+		"a label's states": {ledger.Filter{Labels: job.Labels{"team": "x=y"}, States: []job.State{job.Done, job.Cancelled}},
+			func(r job.Record) bool {
+				return r.Labels["team"] == "x=y" && (r.State == job.Done || r.State == job.Cancelled)
+			}},
+		"a tenant's label": {ledger.Filter{Labels: job.Labels{"batch": "1"}, Tenant: "wool", Model: blue},
+			func(r job.Record) bool { return r.Labels["batch"] == "1" && r.Tenant == "wool" && r.Model == blue }},
+		"a prefix":          {ledger.Filter{Prefix: "job1"}, func(r job.Record) bool { return strings.HasPrefix(string(r.ID), "job1") }},
+		"an id":             {ledger.Filter{Prefix: "job07"}, func(r job.Record) bool { return r.ID == "job07" }},
+		"no such prefix":    {ledger.Filter{Prefix: "Job"}, func(job.Record) bool { return false }},
+		"since":             {ledger.Filter{Since: all[7].EnqueuedAt}, func(r job.Record) bool { return !r.EnqueuedAt.Before(all[7].EnqueuedAt) }},
+		"since a bit later": {ledger.Filter{Since: all[7].EnqueuedAt.Add(1)}, func(r job.Record) bool { return r.EnqueuedAt.After(all[7].EnqueuedAt) }},
+		"before":            {ledger.Filter{Before: all[7].EnqueuedAt}, func(r job.Record) bool { return r.EnqueuedAt.Before(all[7].EnqueuedAt) }},
+		"between": {ledger.Filter{Since: all[3].EnqueuedAt, Before: all[9].EnqueuedAt.Add(1), States: []job.State{job.Done, job.Queued}, Prefix: "job0"},
+			func(r job.Record) bool {
+				return !r.EnqueuedAt.Before(all[3].EnqueuedAt) && !r.EnqueuedAt.After(all[9].EnqueuedAt) && (r.State == job.Done || r.State == job.Queued) && strings.HasPrefix(string(r.ID), "job0")
+			}},
 		"several": {ledger.Filter{States: []job.State{job.Cancelled, job.Done}, Sheep: "a", Model: red},
 			func(r job.Record) bool { return r.State == job.Cancelled && r.Sheep == "a" && r.Model == red }},
 	} {
@@ -114,6 +138,101 @@ func (s suite) testList(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// testLabels looks at labels, and what a repeated request is known by, over the life
+// of a record.
+func (s suite) testLabels(t *testing.T) {
+	const keep = 4
+	f := s.open(t, Options{KeepJobs: keep})
+	own := job.Labels{"batch": "1", "quoted": `a"b\c'`, "text": "Wölfe"}
+	given := own.Clone()
+	kept := f.create("x", labels(given), func(r *job.Record) { r.Idempotency = "key" })
+	given["batch"] = "changed by its owner"
+	check := func(want job.Labels, idempotency string) {
+		t.Helper()
+		r := f.get("x")
+		if !maps.Equal(r.Labels, want) || r.Idempotency != idempotency {
+			t.Fatalf("labels %v and %q, want %v and %q", r.Labels, r.Idempotency, want, idempotency)
+		}
+	}
+	listed := func(key, value string, want int) {
+		t.Helper()
+		if got := f.list(ledger.Filter{Labels: job.Labels{key: value}}, 10); len(got) != want {
+			t.Fatalf("%s=%s: %v, want %d", key, value, ids(got), want)
+		}
+	}
+	if !maps.Equal(kept.Labels, own) || kept.Idempotency != "key" {
+		t.Fatalf("Create kept %+v", kept)
+	}
+	check(own, "key")
+	claim := f.claim(slot("a"), "x")
+	if !maps.Equal(claim.Labels, own) {
+		t.Fatalf("Claim gave %v", claim.Labels)
+	}
+	f.finish(claim)
+	f.reopen()
+	check(own, "key")
+	listed("quoted", own["quoted"], 1)
+
+	// The same request sent again is no next run, even though the job has ended.
+	if _, err := f.Create(f.Context(), job.Record{ID: "x", Model: red, Idempotency: "key"}); !errors.Is(err, ledger.ErrExists) {
+		t.Fatalf("the same request again: %v", err)
+	}
+	// The next run has labels of its own, and none of the one before.
+	f.create("x", labels(job.Labels{"batch": "2"}))
+	f.crash()
+	check(job.Labels{"batch": "2"}, "")
+	listed("batch", "1", 0)
+	listed("batch", "2", 1)
+	f.cancel("x")
+
+	// Labels go with the record.
+	bounded := false
+	for i := 0; i < 1000 && !bounded; i++ {
+		id := fmt.Sprint("job", i)
+		f.create(id)
+		f.cancel(id)
+		_, err := f.Get(f.Context(), "x")
+		bounded = err != nil
+	}
+	if !bounded {
+		t.Fatal("the record does not expire")
+	}
+	listed("batch", "2", 0)
+}
+
+func (s suite) testPosition(t *testing.T) {
+	f := s.open(t, Options{})
+	check := func(want map[string]int) {
+		t.Helper()
+		for id, place := range want {
+			if got, err := f.Position(f.Context(), job.ID(id), 4); err != nil || got != place {
+				t.Errorf("Position(%s) = %d, %v; want %d", id, got, err, place)
+			}
+		}
+	}
+	if _, err := f.Position(f.Context(), "unknown", 10); !errors.Is(err, ledger.ErrNotFound) {
+		t.Fatalf("Position of an unknown job: %v", err)
+	}
+	f.create("a")
+	f.create("b", model(blue))
+	f.create("urgent", priority(5))
+	f.create("late", func(r *job.Record) { r.NotBefore = time.Now().Add(longTime) })
+	f.create("x1", sheep("x"))
+	f.create("y1", sheep("y"), priority(1))
+	f.create("c")
+	f.create("least", priority(-1))
+	check(map[string]int{"urgent": 1, "a": 2, "b": 3, "c": 4, "least": 4, "x1": 4, "y1": 2, "late": 0})
+	f.claim(slot("z"), "urgent")
+	f.claim(ahead("y"), "y1")
+	check(map[string]int{"urgent": 0, "y1": 0, "a": 1, "b": 2, "x1": 3, "c": 3, "least": 4})
+	f.cancel("a")
+	f.crash()
+	check(map[string]int{"a": 0, "b": 1, "x1": 2, "c": 2, "least": 3})
+	if got, err := f.Position(f.Context(), "least", 1); err != nil || got != 1 {
+		t.Errorf("at most 1: %d, %v", got, err)
 	}
 }
 

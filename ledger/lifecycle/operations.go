@@ -17,13 +17,13 @@ func Create(old *Row, rec job.Record, m Moment) (*Row, Change, error) {
 	r := &Row{Record: job.Record{
 		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
 		NotBefore: KeptTime(rec.NotBefore), WaitUntil: KeptTime(rec.WaitUntil), Deadline: KeptTime(rec.Deadline),
-		Keep: keptKeep(rec.Keep), State: job.Queued, Run: 1,
+		Keep: keptKeep(rec.Keep), Labels: rec.Labels.Clone(), Idempotency: rec.Idempotency, State: job.Queued, Run: 1,
 	}}
 	if old != nil {
 		switch {
 		case rec.Tenant != "" && rec.Tenant != old.Tenant:
 			return nil, Change{}, ledger.ErrOthers
-		case !old.State.Final():
+		case !old.State.Final(), rec.Idempotency != "" && rec.Idempotency == old.Idempotency:
 			return nil, Change{}, ledger.ErrExists
 		case old.Removal != NoRemoval:
 			return nil, Change{}, ledger.ErrRemoving

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -92,7 +93,35 @@ func matches(r *record, filter ledger.Filter) bool {
 	return (len(filter.States) == 0 || slices.Contains(filter.States, r.State)) &&
 		(filter.Sheep == "" || filter.Sheep == r.Sheep) &&
 		(filter.Model.IsZero() || filter.Model == r.Model) &&
-		(filter.Tenant == "" || filter.Tenant == r.Tenant)
+		(filter.Tenant == "" || filter.Tenant == r.Tenant) &&
+		r.Labels.Match(filter.Labels) &&
+		strings.HasPrefix(string(r.ID), string(filter.Prefix)) &&
+		!r.EnqueuedAt.Before(filter.Since) &&
+		(filter.Before.IsZero() || r.EnqueuedAt.Before(filter.Before))
+}
+
+// Position implements ledger.Ledger.
+func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
+	position := 0
+	err := l.call(ctx, "look up the position of job "+string(id), func() error {
+		r := l.find(id)
+		switch {
+		case r == nil:
+			return ledger.ErrNotFound
+		case !r.Claimable():
+			return nil
+		}
+		position = 1
+		for _, other := range l.jobs {
+			if other.Claimable() && (other.Sheep == "" || other.Sheep == r.Sheep) &&
+				(other.Priority > r.Priority || other.Priority == r.Priority && other.Seq < r.Seq) {
+				position++
+			}
+		}
+		position = min(position, most)
+		return nil
+	})
+	return position, err
 }
 
 // Count implements ledger.Ledger. It has every state, also those of no record.

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -122,15 +123,41 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 // listQuery asks for a page and the record after it. Each field of the filter has an
 // index in the order of places. Several states are found by one search for each.
 func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.NamedArgs) {
-	where, order := `j.seq >= @cursor`, ` ORDER BY j.seq`
+	from, seq := `shepherd.jobs j`, `j.seq`
+	labels := slices.Sorted(maps.Keys(filter.Labels))
+	indexed := len(labels) > 0
+	if indexed {
+		from, seq = `shepherd.labels l JOIN shepherd.jobs j ON j.seq = l.seq`, `l.seq`
+	}
+	where, order, merged := seq+` >= @cursor`, ` ORDER BY `+seq, ` ORDER BY j.seq`
 	if filter.Newest {
-		where, order = `j.seq <= @cursor`, ` ORDER BY j.seq DESC`
+		where, order, merged = seq+` <= @cursor`, ` ORDER BY `+seq+` DESC`, ` ORDER BY j.seq DESC`
 		if cursor == 0 {
 			cursor = math.MaxInt64
 		}
 	}
 	args := pgx.NamedArgs{"cursor": cursor, "limit": limit + 1}
-	indexed := false
+	for i, key := range labels {
+		name, value := fmt.Sprint("label", i), fmt.Sprint("label_value", i)
+		if i == 0 {
+			where += ` AND l.key = @` + name + ` AND l.value = @` + value
+		} else {
+			where += ` AND EXISTS (SELECT FROM shepherd.labels o WHERE o.key = @` + name + ` AND o.value = @` + value + ` AND o.seq = j.seq)`
+		}
+		args[name], args[value] = text(key), text(filter.Labels[key])
+	}
+	if filter.Prefix != "" {
+		where += ` AND starts_with(j.id, @prefix)`
+		args["prefix"] = text(filter.Prefix)
+	}
+	if !filter.Since.IsZero() {
+		where += ` AND j.enqueued_at >= @since`
+		args["since"] = filter.Since.Add(time.Microsecond - 1).Truncate(time.Microsecond) // times are kept in whole microseconds
+	}
+	if !filter.Before.IsZero() {
+		where += ` AND j.enqueued_at < @before`
+		args["before"] = filter.Before.Add(time.Microsecond - 1).Truncate(time.Microsecond)
+	}
 	if filter.Tenant != "" {
 		where += ` AND j.tenant = @tenant AND j.tenant > ''`
 		args["tenant"], indexed = text(filter.Tenant), true
@@ -144,7 +171,7 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.Named
 		args["model_name"], args["model_version"], indexed = text(filter.Model.Name), text(filter.Model.Version), true
 	}
 	page := func(where string) string {
-		return `SELECT ` + listColumns + ` FROM shepherd.jobs j WHERE ` + where + order + ` LIMIT @limit`
+		return `SELECT ` + listColumns + ` FROM ` + from + ` WHERE ` + where + order + ` LIMIT @limit`
 	}
 	states := slices.Compact(slices.Sorted(slices.Values(filter.States)))
 	if len(states) == 0 {
@@ -167,7 +194,29 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.Named
 	if len(arms) == 1 {
 		return page(where + ` AND j.state = @state0`), args
 	}
-	return `SELECT * FROM (` + strings.Join(arms, ` UNION ALL `) + `) j` + order + ` LIMIT @limit`, args
+	return `SELECT * FROM (` + strings.Join(arms, ` UNION ALL `) + `) j` + merged + ` LIMIT @limit`, args
+}
+
+// Position implements ledger.Ledger.
+func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
+	return read(ctx, l, "look up the position of job "+string(id), func(ctx context.Context) (int, error) {
+		var r *row
+		err := l.query(ctx, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+			r, err = scanRow(rows, true)
+			return err
+		})
+		switch {
+		case err != nil:
+			return 0, err
+		case r == nil:
+			return 0, ledger.ErrNotFound
+		case !r.Claimable():
+			return 0, nil
+		}
+		var before int
+		_, err = l.queryOne(ctx, queryBefore, pgx.NamedArgs{"sheep": text(r.Sheep), "priority": r.Priority, "seq": r.Seq, "most": most - 1}, &before)
+		return before + 1, err
+	})
 }
 
 // Count implements ledger.Ledger. It has every state, also those of no record.

@@ -33,13 +33,13 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	}
 	r := new(row)
 	var failure job.Failure
-	var limits, warnings string
+	var limits, labels, warnings string
 	var keep *int64
 	var keptFor, gpuTime int64
 	times := []*time.Time{&r.NotBefore, &r.WaitUntil, &r.Deadline, &r.ClaimedAt, &r.StartedAt, &r.FinishedAt, &r.RemovedAt}
 	null := make([]*time.Time, len(times))
 	into := append(before, &r.Seq, &r.version, &r.createdBy, &r.changedBy, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant,
-		&r.Trace.Parent, &r.Trace.State, &limits, &keep, &r.State, &r.Run, &r.Attempt, &r.Spent, &r.EnqueuedAt, &null[0], &null[1], &null[2],
+		&r.Trace.Parent, &r.Trace.State, &limits, &labels, &r.Idempotency, &keep, &r.State, &r.Run, &r.Attempt, &r.Spent, &r.EnqueuedAt, &null[0], &null[1], &null[2],
 		&null[3], &null[4], &null[5], &r.ChangedAt, &r.Holder, &r.Node, &r.Token, &r.Cancelling, &r.Delayed, &r.EndedAge, &keptFor,
 		&r.RemoveAge, &r.Removal, &r.remover, &null[6], &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message)
 	if whole {
@@ -62,6 +62,9 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	r.ShowRetention()
 	if err := decode(limits, &r.Limits); err != nil {
 		return nil, fmt.Errorf("limits of job %s: %w", r.ID, err)
+	}
+	if err := decode(labels, &r.Labels); err != nil {
+		return nil, fmt.Errorf("labels of job %s: %w", r.ID, err)
 	}
 	if err := decode(warnings, &r.Warnings); err != nil {
 		return nil, fmt.Errorf("warnings of job %s: %w", r.ID, err)
@@ -87,13 +90,21 @@ func identity(r *lifecycle.Row, into pgx.NamedArgs) error {
 		}
 		limits = string(text)
 	}
+	labels := ""
+	if len(r.Labels) > 0 {
+		encoded, err := json.Marshal(r.Labels)
+		if err != nil {
+			return err
+		}
+		labels = string(encoded)
+	}
 	var keep any
 	if r.Keep != nil {
 		keep = r.Keep.Microseconds()
 	}
 	add(into, pgx.NamedArgs{
 		"id": text(r.ID), "model_name": text(r.Model.Name), "model_version": text(r.Model.Version), "sheep": text(r.Sheep), "priority": r.Priority,
-		"tenant": text(r.Tenant), "trace_parent": text(r.Trace.Parent), "trace_state": text(r.Trace.State), "limits": limits, "keep": keep,
+		"tenant": text(r.Tenant), "trace_parent": text(r.Trace.Parent), "trace_state": text(r.Trace.State), "limits": limits, "labels": labels, "idempotency": text(r.Idempotency), "keep": keep,
 		"run": r.Run, "enqueued_at": r.EnqueuedAt, "deadline": fromTime(r.Deadline),
 	})
 	return nil

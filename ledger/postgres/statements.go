@@ -11,11 +11,11 @@ import (
 // records leaves the traceback out.
 const (
 	listColumns = `j.seq, j.version, j.created_by::text, j.changed_by::text, j.id, j.model_name, j.model_version, j.sheep, j.priority, j.tenant,
-	j.trace_parent, j.trace_state, j.limits, j.keep, j.state, j.run, j.attempt, j.spent, j.enqueued_at, j.not_before, j.wait_until, j.deadline,
+	j.trace_parent, j.trace_state, j.limits, j.labels, j.idempotency, j.keep, j.state, j.run, j.attempt, j.spent, j.enqueued_at, j.not_before, j.wait_until, j.deadline,
 	j.claimed_at, j.started_at, j.finished_at, j.changed_at, j.holder, j.node, j.token, j.cancelling, j.delayed, j.ended_age, j.kept_for,
 	j.remove_age, j.removal, j.remover, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.failure_type, j.failure_message`
 	columns     = listColumns + `, j.failure_traceback`
-	columnCount = 43
+	columnCount = 45
 )
 
 // Reads.
@@ -34,6 +34,11 @@ const (
 		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, NULL, '', '', false, 0, 0, 0, 0, 0, 0, ''
 			FROM shepherd.jobs WHERE id = @id AND token > 0
 		ORDER BY run, number`
+	// The claimable jobs that come before one, at most so many.
+	queryBefore = `SELECT count(*) FROM (
+		SELECT 1 FROM shepherd.jobs j WHERE j.claimable AND j.sheep = ANY(ARRAY['', @sheep::text]) AND j.priority > @priority
+		UNION ALL SELECT 1 FROM shepherd.jobs j WHERE j.claimable AND j.sheep = ANY(ARRAY['', @sheep::text]) AND j.priority = @priority AND j.seq < @seq
+		LIMIT @most) earlier`
 	queryCount = `SELECT state, sum(n)::bigint FROM shepherd.tally GROUP BY state`
 	// The kinds of claimable jobs, those with most first, and when the oldest of each
 	// was submitted; then the number of all others.
@@ -97,10 +102,10 @@ var (
 	told = `told AS (` + insertEvent(`saved s`) + `)`
 
 	insertJob = `INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state,
-			limits, keep, state, run, attempt, spent, enqueued_at, not_before, wait_until, deadline, started_at, finished_at, changed_at, delayed,
+			limits, labels, idempotency, keep, state, run, attempt, spent, enqueued_at, not_before, wait_until, deadline, started_at, finished_at, changed_at, delayed,
 			ended_age, kept_for, remove_age, removal, removed_at, gpu_memory, gpu_time, warnings, failure_type, failure_message, failure_traceback)
 		SELECT @key::uuid, @key::uuid, @id::text, @model_name::text, @model_version::text, @sheep::text, @priority::bigint, @tenant::text, @trace_parent::text, @trace_state::text,
-			@limits::text, @keep::bigint, @state::text, @run::bigint, @attempt::bigint, @spent::bigint, @enqueued_at::timestamptz, @not_before::timestamptz,
+			@limits::text, @labels::text, @idempotency::text, @keep::bigint, @state::text, @run::bigint, @attempt::bigint, @spent::bigint, @enqueued_at::timestamptz, @not_before::timestamptz,
 			@wait_until::timestamptz, @deadline::timestamptz, @started_at::timestamptz, @finished_at::timestamptz, @changed_at::timestamptz, @delayed::boolean,
 			@ended_age::bigint, @kept_for::bigint, @remove_age::bigint, @removal::smallint, @removed_at::timestamptz, @gpu_memory::bigint, @gpu_time::bigint,
 			@warnings::text, @failure_type::text, @failure_message::text, @failure_traceback::text`

@@ -10,7 +10,7 @@ import (
 
 // Create implements ledger.Ledger.
 func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error) {
-	rec.Limits = rec.Limits.Clone() // the caller's may change while the record waits for its commit
+	rec.Limits, rec.Labels = rec.Limits.Clone(), rec.Labels.Clone() // the caller's may change while the record waits for its commit
 	if rec.Keep != nil {
 		rec.Keep = new(min(rec.Keep.Truncate(time.Microsecond), job.MaxKeep))
 	}
@@ -21,7 +21,7 @@ func (t *tx) create(rec job.Record) (*row, error) {
 	r := &row{Record: job.Record{
 		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits,
 		NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
-		Keep: rec.Keep, State: job.Queued, Run: 1,
+		Keep: rec.Keep, Labels: rec.Labels, Idempotency: rec.Idempotency, State: job.Queued, Run: 1,
 	}}
 	old, err := t.createFirst(r)
 	switch {
@@ -31,7 +31,7 @@ func (t *tx) create(rec job.Record) (*row, error) {
 		return nil, err
 	case rec.Tenant != "" && rec.Tenant != old.Tenant:
 		return nil, ledger.ErrOthers
-	case !old.State.Final():
+	case !old.State.Final(), rec.Idempotency != "" && rec.Idempotency == old.Idempotency:
 		return nil, ledger.ErrExists
 	case old.removal != noRemoval:
 		return nil, ledger.ErrRemoving

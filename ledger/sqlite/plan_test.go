@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -53,6 +54,9 @@ func checkPlans(t *testing.T, l *Ledger) string {
 		"list a model":           {Model: job.Model{Name: "m"}},
 		"list a tenant":          {Tenant: "wool"},
 		"list narrowly":          {States: []job.State{job.Failed, job.Done}, Sheep: "a", Model: job.Model{Name: "m"}},
+		"list a label":           {Labels: job.Labels{"a": "1"}},
+		"list labels narrowly":   {Labels: job.Labels{"a": "1", "b": "2"}, States: []job.State{job.Failed, job.Done}, Tenant: "wool", Prefix: "x", Since: time.Unix(1, 0)},
+		"list a prefix":          {Prefix: "x", Since: time.Unix(1, 0), Before: time.Unix(2, 0)},
 		"list a tenant narrowly": {States: []job.State{job.Failed}, Sheep: "a", Model: job.Model{Name: "m"}, Tenant: "wool"},
 	} {
 		queries[name], _ = listQuery(filter, 0, 10)

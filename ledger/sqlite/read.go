@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ import (
 )
 
 // readStatements are the reads whose text is always the same.
-type readStatements struct{ get, attempts, held, oldest, pruned, checkpoint *sql.Stmt }
+type readStatements struct{ get, attempts, held, oldest, before, pruned, checkpoint *sql.Stmt }
 
 const (
 	queryGet = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
@@ -31,6 +32,12 @@ const (
 	// When the oldest claimable job of a model with an address was submitted.
 	queryOldest = `SELECT enqueued_at FROM jobs
 		WHERE ` + isClaimable + ` AND model_name = ? AND model_version = ? AND sheep = ? ORDER BY seq LIMIT 1`
+	// The claimable jobs that come before one with the place ?3 and the priority ?2,
+	// among those with the address ?1 and those with none, at most ?4.
+	queryBefore = `SELECT count(*) FROM (
+		SELECT 1 FROM jobs INDEXED BY jobs_claimable WHERE ` + isClaimable + ` AND sheep IN ('', ?1) AND priority > ?2
+		UNION ALL SELECT 1 FROM jobs INDEXED BY jobs_claimable WHERE ` + isClaimable + ` AND sheep IN ('', ?1) AND priority = ?2 AND seq < ?3
+		LIMIT ?4)`
 	queryPruned     = `SELECT pruned FROM numbers`
 	queryCheckpoint = `SELECT cursor FROM checkpoints WHERE consumer = ?`
 )
@@ -41,6 +48,7 @@ func (s *readStatements) list() []statement {
 		{"attempts", &s.attempts, queryAttempts},
 		{"held", &s.held, queryHeld},
 		{"oldest", &s.oldest, queryOldest},
+		{"before", &s.before, queryBefore},
 		{"pruned", &s.pruned, queryPruned},
 		{"checkpoint", &s.checkpoint, queryCheckpoint},
 	}
@@ -188,23 +196,38 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 // is found by its index, in the order of places; the others are compared. Several
 // states are found by one search for each, which SQLite merges.
 func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
-	where, order := `seq >= ?`, ` ORDER BY seq`
+	seq, from := `seq`, `jobs`
+	labels := slices.Sorted(maps.Keys(filter.Labels))
+	indexed := len(labels) > 0
+	if indexed {
+		seq, from = `label_seq`, `labels CROSS JOIN jobs ON seq = label_seq`
+	}
+	where, order := seq+` >= ?`, ` ORDER BY `+seq
 	if filter.Newest {
-		where, order = `seq <= ?`, ` ORDER BY seq DESC`
+		where, order = seq+` <= ?`, ` ORDER BY `+seq+` DESC`
 		if cursor == 0 {
 			cursor = math.MaxInt64
 		}
 	}
 	args := []any{cursor}
-	indexed := false
+	and := func(condition string, values ...any) {
+		where += ` AND ` + condition
+		args = append(args, values...)
+	}
+	for i, key := range labels {
+		if i == 0 {
+			and(`label_key = ? AND label_value = ?`, key, filter.Labels[key])
+			continue
+		}
+		and(`EXISTS (SELECT 1 FROM labels AS other WHERE other.label_key = ? AND other.label_value = ? AND other.label_seq = jobs.seq)`, key, filter.Labels[key])
+	}
 	// A comparison of +column is not found by an index.
 	compare := func(plain, condition string, values ...any) {
 		if indexed {
 			condition = plain
 		}
 		indexed = true
-		where += ` AND ` + condition
-		args = append(args, values...)
+		and(condition, values...)
 	}
 	if filter.Tenant != "" {
 		compare(`+tenant = ?`, `tenant = ? AND tenant > ''`, filter.Tenant)
@@ -215,11 +238,20 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 	if !filter.Model.IsZero() {
 		compare(`+model_name = ? AND +model_version = ?`, `model_name = ? AND model_version = ?`, filter.Model.Name, filter.Model.Version)
 	}
+	if filter.Prefix != "" {
+		and(`substr(id, 1, ?) = ?`, len(filter.Prefix), string(filter.Prefix))
+	}
+	if !filter.Since.IsZero() {
+		and(`enqueued_at >= ?`, fromTime(keptTime(filter.Since.Add(time.Microsecond-1)))) // times are kept in whole microseconds
+	}
+	if !filter.Before.IsZero() {
+		and(`enqueued_at < ?`, fromTime(keptTime(filter.Before.Add(time.Microsecond-1))))
+	}
 	states := slices.Compact(slices.Sorted(slices.Values(filter.States)))
 	switch {
 	case len(states) == 0:
 	case indexed:
-		where += ` AND +state IN (?` + strings.Repeat(`, ?`, len(states)-1) + `)`
+		and(`+state IN (?` + strings.Repeat(`, ?`, len(states)-1) + `)`)
 		for _, state := range states {
 			args = append(args, string(state))
 		}
@@ -227,12 +259,43 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 		var arms []string
 		var all []any
 		for _, state := range states {
-			arms = append(arms, `SELECT `+listColumns+` FROM jobs WHERE `+where+` AND state = ?`)
+			arms = append(arms, `SELECT `+listColumns+` FROM `+from+` WHERE `+where+` AND state = ?`)
 			all = append(append(all, args...), string(state))
 		}
 		return strings.Join(arms, ` UNION ALL `) + order + ` LIMIT ?`, append(all, limit+1)
 	}
-	return `SELECT ` + listColumns + ` FROM jobs WHERE ` + where + order + ` LIMIT ?`, append(args, limit+1)
+	return `SELECT ` + listColumns + ` FROM ` + from + ` WHERE ` + where + order + ` LIMIT ?`, append(args, limit+1)
+}
+
+// Position implements ledger.Ledger.
+func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
+	var position int
+	err := l.call("look up the position of job "+string(id), func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r := l.writer.rows.get(id)
+		if r == nil {
+			r = new(row)
+			err := r.scan(l.read.get.QueryRowContext(context.WithoutCancel(ctx), string(id)).Scan)
+			if errors.Is(err, sql.ErrNoRows) {
+				return ledger.ErrNotFound
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !r.claimable() {
+			return nil
+		}
+		var before int
+		if err := l.read.before.QueryRowContext(ctx, r.Sheep, r.Priority, r.Seq, most-1).Scan(&before); err != nil {
+			return err
+		}
+		position = before + 1
+		return nil
+	})
+	return position, err
 }
 
 func scanAll(rows *sql.Rows, whole bool) ([]row, error) {

@@ -15,7 +15,7 @@ const (
 	listColumns = `seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
 	run, attempt, spent, enqueued_at, not_before, wait_until, deadline, claimed_at, started_at, finished_at, changed_at,
 	holder, node, token, cancelling, delayed, gpu_memory, gpu_time, warnings, ended_age, keep, kept_for, remove_age, removal, removed_at,
-	failure_type, failure_message`
+	labels, idempotency, failure_type, failure_message`
 	columns = listColumns + `, failure_traceback`
 )
 
@@ -84,12 +84,12 @@ func (r *row) drop() {
 // scanRecord reads the listColumns, and the traceback where whole says so.
 func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var failure job.Failure
-	var limits, warnings string
+	var limits, warnings, labels string
 	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime, keep, keptFor, removed int64
 	into := []any{&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant, &r.Trace.Parent, &r.Trace.State, &limits, &r.State,
 		&r.Run, &r.Attempt, &r.Spent, &enqueued, &notBefore, &waitUntil, &deadline, &claimed, &started, &finished, &changed,
 		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings,
-		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &failure.Type, &failure.Message, &failure.Traceback}
+		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &labels, &r.Idempotency, &failure.Type, &failure.Message, &failure.Traceback}
 	if !whole {
 		into = into[:len(into)-1]
 	}
@@ -114,17 +114,28 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	if err := decode(warnings, &r.Warnings); err != nil {
 		return fmt.Errorf("warnings of job %s: %w", r.ID, err)
 	}
+	if err := decode(labels, &r.Labels); err != nil {
+		return fmt.Errorf("labels of job %s: %w", r.ID, err)
+	}
 	return nil
 }
 
 func (r *row) scan(scan func(...any) error) error { return r.scanRecord(scan, true) }
 
-// encodeLimits and encodeWarnings are empty for none.
+// encodeLimits, encodeLabels and encodeWarnings are empty for none.
 func encodeLimits(limits job.Limits) (string, error) {
 	if limits == (job.Limits{}) {
 		return "", nil
 	}
 	text, err := json.Marshal(limits)
+	return string(text), err
+}
+
+func encodeLabels(labels job.Labels) (string, error) {
+	if len(labels) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(labels)
 	return string(text), err
 }
 

@@ -255,6 +255,31 @@ var migrations = []string{
 	DROP INDEX jobs_ended;
 	CREATE INDEX jobs_ended ON jobs (ended_age) WHERE ended_age > 0 AND remove_age = 0;
 	CREATE INDEX jobs_to_remove ON jobs (remove_age) WHERE remove_age > 0;`,
+
+	// Labels, and what a repeated request is known by. The long texts become the
+	// last columns again. The triggers keep the index of labels: one row per label of
+	// each job that has any.
+	`ALTER TABLE jobs ADD COLUMN labels TEXT NOT NULL DEFAULT '';      -- JSON of an object, '' for none
+	ALTER TABLE jobs ADD COLUMN idempotency TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs RENAME COLUMN failure_message TO message_7;
+	ALTER TABLE jobs RENAME COLUMN failure_traceback TO traceback_7;
+	ALTER TABLE jobs ADD COLUMN failure_message TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs ADD COLUMN failure_traceback TEXT NOT NULL DEFAULT '';
+	UPDATE jobs SET failure_message = message_7, failure_traceback = traceback_7 WHERE message_7 > '' OR traceback_7 > '';
+	ALTER TABLE jobs DROP COLUMN message_7;
+	ALTER TABLE jobs DROP COLUMN traceback_7;
+	CREATE TABLE labels (
+		label_key   TEXT NOT NULL,
+		label_value TEXT NOT NULL,
+		label_seq   INTEGER NOT NULL, -- the job's seq
+		PRIMARY KEY (label_key, label_value, label_seq)
+	) STRICT, WITHOUT ROWID;
+	CREATE TRIGGER labels_added AFTER INSERT ON jobs WHEN new.labels > '' BEGIN
+		INSERT INTO labels SELECT key, value, new.seq FROM json_each(new.labels);
+	END;
+	CREATE TRIGGER labels_removed AFTER DELETE ON jobs WHEN old.labels > '' BEGIN
+		DELETE FROM labels WHERE (label_key, label_value, label_seq) IN (SELECT key, value, old.seq FROM json_each(old.labels));
+	END;`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

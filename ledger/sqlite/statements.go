@@ -38,8 +38,8 @@ func (s *statements) list() []statement {
 		{"byID", &s.byID, `SELECT ` + columns + ` FROM jobs WHERE id = ?`},
 		{"bySeq", &s.bySeq, `SELECT ` + columns + ` FROM jobs WHERE seq = ?`},
 		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
-				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at, keep)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`},
+				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at, keep, labels, idempotency)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`},
 		{"save", &s.save, `UPDATE jobs SET state = ?, attempt = ?, spent = ?, not_before = ?, wait_until = ?, claimed_at = ?, started_at = ?, finished_at = ?,
 				changed_at = ?, holder = ?, node = ?, token = ?, cancelling = ?, delayed = ?, give_up_at = ?, ended_age = ?,
 				gpu_memory = ?, gpu_time = ?, warnings = ?, failure_type = ?, failure_message = ?, failure_traceback = ?,

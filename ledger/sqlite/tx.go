@@ -155,9 +155,13 @@ func (t *tx) insert(r *row) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	labels, err := encodeLabels(r.Labels)
+	if err != nil {
+		return false, err
+	}
 	writes := t.writes
 	result, err := t.exec(t.do.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
-		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep))
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency)
 	if err != nil {
 		return false, err
 	}

@@ -147,7 +147,21 @@ func (o *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 // Init makes the job's place with payload as inputs/input: in one step, so that
 // nothing is left of one that is cut short.
 func (o *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
-	bucket, key, err := o.layout.Key(id, inputName)
+	return o.makePlace(ctx, id, inputName, payload)
+}
+
+// Reserve implements storage.Store.
+func (o *Store) Reserve(ctx context.Context, id job.ID, status job.Status) error {
+	text, err := job.JSON(status)
+	if err != nil {
+		return fmt.Errorf("write the state of job %s: %w", id, err)
+	}
+	return o.makePlace(ctx, id, job.StatusFile, text)
+}
+
+// makePlace makes the job's place with one file.
+func (o *Store) makePlace(ctx context.Context, id job.ID, name string, payload []byte) error {
+	bucket, key, err := o.layout.Key(id, name)
 	if err != nil {
 		return err
 	}
@@ -176,7 +190,7 @@ func (o *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 		})
 	})
 	if errdefs.IsAlreadyExists(err) {
-		err = o.takenUnlessSame(ctx, id, payload)
+		err = o.takenUnlessSame(ctx, id, name, payload)
 	}
 	if err != nil {
 		return fmt.Errorf("make the place of job %s: %w", id, err)
@@ -184,18 +198,18 @@ func (o *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 	return nil
 }
 
-// takenUnlessSame returns nil when the place holds payload as its input and
+// takenUnlessSame returns nil when the place holds payload under the name and
 // nothing else, as a client leaves it that missed the answer, else ErrExists.
-func (o *Store) takenUnlessSame(ctx context.Context, id job.ID, payload []byte) error {
+func (o *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, payload []byte) error {
 	bucket, prefix := o.layout.Place(id)
 	page, err := o.folder.List(ctx, bucket, folder.Query{Prefix: prefix, Max: 2})
 	if err != nil {
 		return storeError(err)
 	}
-	if len(page.Items) != 1 || page.Items[0].Key != prefix+inputName || page.Items[0].Size != int64(len(payload)) {
+	if len(page.Items) != 1 || page.Items[0].Key != prefix+name || page.Items[0].Size != int64(len(payload)) {
 		return storage.ErrExists
 	}
-	object, err := o.folder.Open(bucket, prefix+inputName)
+	object, err := o.folder.Open(bucket, prefix+name)
 	if errors.Is(err, folder.ErrNoKey) {
 		return storage.ErrExists
 	}

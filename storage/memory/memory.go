@@ -125,12 +125,25 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 
 // Init implements storage.Store.
 func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
-	payload = bytes.Clone(payload)
+	return s.make(ctx, id, inputName, bytes.Clone(payload))
+}
+
+// Reserve implements storage.Store.
+func (s *Store) Reserve(ctx context.Context, id job.ID, status job.Status) error {
+	text, err := job.JSON(status)
+	if err != nil {
+		return fmt.Errorf("write the state of job %s: %w", id, err)
+	}
+	return s.make(ctx, id, job.StatusFile, text)
+}
+
+// make makes the job's place with one file.
+func (s *Store) make(ctx context.Context, id job.ID, name string, content []byte) error {
 	return s.change(ctx, id, func(place map[string]file) (map[string]file, error) {
 		if place == nil {
-			return map[string]file{inputName: {payload, time.Now()}}, nil
+			return map[string]file{name: {content, time.Now()}}, nil
 		}
-		if before, ok := place[inputName]; !ok || len(place) != 1 || !bytes.Equal(before.data, payload) {
+		if before, ok := place[name]; !ok || len(place) != 1 || !bytes.Equal(before.data, content) {
 			return nil, storage.ErrExists
 		}
 		return place, nil

@@ -56,16 +56,30 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 // between, the bucket is remembered as our own, so that the client's next try is
 // not told that the id is taken.
 func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
+	return s.makePlace(ctx, id, inputName, payload)
+}
+
+// Reserve makes the job's place with status as its job_status.json, as Init does.
+func (s *Store) Reserve(ctx context.Context, id job.ID, status job.Status) error {
+	text, err := job.JSON(status)
+	if err != nil {
+		return fmt.Errorf("write the state of job %s: %w", id, err)
+	}
+	return s.makePlace(ctx, id, job.StatusFile, text)
+}
+
+// makePlace makes the job's place with one file.
+func (s *Store) makePlace(ctx context.Context, id job.ID, name string, payload []byte) error {
 	if err := s.CheckID(id); err != nil {
 		return err
 	}
-	if err := s.init(ctx, id, payload); err != nil {
+	if err := s.init(ctx, id, name, payload); err != nil {
 		return fmt.Errorf("make the place of job %s: %w", id, err)
 	}
 	return nil
 }
 
-func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
+func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte) error {
 	look := s.bucket != "" || s.reclaims
 	if s.bucket == "" {
 		ours, err := s.submissions.begin(id)
@@ -79,7 +93,7 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 			look = true
 		case errdefs.IsAlreadyExists(err):
 			s.endSubmission(id)
-			return s.takenUnlessSame(ctx, id, payload)
+			return s.takenUnlessSame(ctx, id, name, payload)
 		default:
 			if f := new(requestError); ctx.Err() == nil && !ours && !unsure && !(errors.As(err, &f) && f.unsure) {
 				s.endSubmission(id) // no try, of this Init or an earlier one, can have made it
@@ -94,14 +108,14 @@ func (s *Store) init(ctx context.Context, id job.ID, payload []byte) error {
 		}
 		if len(found) > 0 {
 			s.endSubmission(id)
-			return s.takenUnlessSame(ctx, id, payload)
+			return s.takenUnlessSame(ctx, id, name, payload)
 		}
 	}
 	bucket, prefix := s.layout.Place(id)
-	err := s.putNew(ctx, bucket, prefix+inputName, bytes.NewReader(payload), int64(len(payload)))
+	err := s.putNew(ctx, bucket, prefix+name, bytes.NewReader(payload), int64(len(payload)))
 	if errors.Is(err, errCondition) {
 		s.endSubmission(id)
-		return s.takenUnlessSame(ctx, id, payload)
+		return s.takenUnlessSame(ctx, id, name, payload)
 	}
 	if s.bucket == "" {
 		s.undoInit(ctx, id, err)
@@ -156,19 +170,19 @@ func (s *Store) endSubmission(id job.ID) {
 	}
 }
 
-// takenUnlessSame answers nil when the place holds payload as its input and
+// takenUnlessSame answers nil when the place holds payload under the name and
 // nothing else, which is what an Init cut short leaves behind, else ErrExists.
-func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, payload []byte) error {
+func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, payload []byte) error {
 	found, err := s.first(ctx, id, "", 2)
 	switch {
 	case errdefs.IsPermissionDenied(err), errdefs.IsNotFound(err): // another account's bucket; one that goes away
 		return storage.ErrExists
 	case err != nil:
 		return err
-	case len(found) != 1 || found[0].Name != inputName || found[0].Size != int64(len(payload)):
+	case len(found) != 1 || found[0].Name != name || found[0].Size != int64(len(payload)):
 		return storage.ErrExists
 	}
-	file, err := s.Open(ctx, id, inputName, nil)
+	file, err := s.Open(ctx, id, name, nil)
 	if errdefs.IsNotFound(err) {
 		return storage.ErrExists
 	}

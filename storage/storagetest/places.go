@@ -69,6 +69,30 @@ func (s *suite) testPlaces(t *testing.T) {
 		}
 	})
 
+	t.Run("Reserve", func(t *testing.T) {
+		status := job.Status{State: job.Queued, Accepted: true, Model: job.Model{Name: "m"}, Failure: &job.Failure{Message: "not whole"}, EnqueuedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)}
+		id := s.id()
+		noError(t, s.store.Reserve(t.Context(), id, status))
+		got, err := s.store.Status(t.Context(), id)
+		noError(t, err)
+		if !got.Accepted || got.State != job.Queued || got.Failure == nil || got.Failure.Message != "not whole" || !got.EnqueuedAt.Equal(status.EnqueuedAt) {
+			t.Errorf("the state is %+v", got)
+		}
+		noError(t, s.store.Reserve(t.Context(), id, status)) // the answer was missed
+		noError(t, s.store.Put(t.Context(), id, "inputs/a/b", strings.NewReader("x"), 1))
+		for _, again := range []error{s.store.Reserve(t.Context(), id, status), s.store.Init(t.Context(), id, []byte("x"))} {
+			if !errors.Is(again, storage.ErrExists) {
+				t.Errorf("a reserved place is made again: %v", again)
+			}
+		}
+		taken := s.fresh(t, map[string]string{input: "payload"})
+		if err := s.store.Reserve(t.Context(), taken, status); !errors.Is(err, storage.ErrExists) {
+			t.Errorf("a taken place is reserved: %v", err)
+		}
+		sameFiles(t, "the taken place", s.stored(t, taken), map[string]string{input: "payload"})
+		class(t, "Reserve of no id", s.store.Reserve(t.Context(), "../x", status), errdefs.IsInvalidArgument)
+	})
+
 	t.Run("InitCutShort", func(t *testing.T) {
 		id := s.fresh(t, map[string]string{input: "payload"})
 		noError(t, s.store.Init(t.Context(), id, []byte("payload")))

@@ -101,7 +101,12 @@ func TestTokensEndToEnd(t *testing.T) {
 		t.Errorf("result: %s %s", status, body)
 	}
 	_, none := w.curl("-H", bearer(more), w.api+"/jobs/nothing/status")
-	for _, path := range []string{"/status", "/result", "/input", "/wait_ready", "/ready", ""} {
+	const sameID = "X-Request-Id: one"
+	_, noJob := w.curl("-H", bearer(more), "-H", sameID, w.api+"/jobs/nothing")
+	if status, body := w.curl("-H", bearer(more), "-H", sameID, w.api+"/jobs/secured"); status != "404" || body != strings.ReplaceAll(noJob, "nothing", "secured") {
+		t.Errorf("another tenant looks at it: %s %s", status, body)
+	}
+	for _, path := range []string{"/status", "/result", "/input", "/wait_ready", "/ready"} {
 		status, body := w.curl("-H", bearer(more), w.api+"/jobs/secured"+path)
 		if status != "400" || body != strings.ReplaceAll(none, "nothing", "secured") {
 			t.Errorf("another tenant asks for %s: %s %s", path, status, body)

@@ -109,7 +109,7 @@ func TestJobLogsAndProgress(t *testing.T) {
 			t.Errorf("%s", text)
 		}
 	}
-	if code, text := w.request("GET", "/jobs/nobody/logs", ""); code != 400 || !strings.Contains(text, "does not exist") {
+	if code, text := w.request("GET", "/jobs/nobody/logs", ""); code != 404 || !strings.Contains(text, "does not exist") {
 		t.Errorf("%d %s", code, text)
 	}
 }

@@ -75,6 +75,13 @@ func (s *awayStore) Init(ctx context.Context, id job.ID, payload []byte) error {
 	return s.Store.Init(ctx, id, payload)
 }
 
+func (s *awayStore) Reserve(ctx context.Context, id job.ID, status job.Status) error {
+	if err := s.reach(); err != nil {
+		return err
+	}
+	return s.Store.Reserve(ctx, id, status)
+}
+
 func (s *awayStore) Status(ctx context.Context, id job.ID) (job.Status, error) {
 	if err := s.reach(); err != nil {
 		return job.Status{}, err

@@ -157,6 +157,10 @@ func (s busStore) Init(ctx context.Context, id job.ID, payload []byte) error {
 	return s.do(ctx, "init", id, func() error { return s.Store.Init(ctx, id, payload) })
 }
 
+func (s busStore) Reserve(ctx context.Context, id job.ID, status job.Status) error {
+	return s.do(ctx, "reserve", id, func() error { return s.Store.Reserve(ctx, id, status) })
+}
+
 func (s busStore) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage.Options) (staged storage.Staged, err error) {
 	switch s.by.bus.enter(ctx, s.by, toStorage, "stage "+string(id)) {
 	case proceeds:

@@ -26,6 +26,8 @@ CREATE TABLE shepherd.jobs (
 	trace_parent      text NOT NULL,
 	trace_state       text NOT NULL,
 	limits            text NOT NULL,             -- JSON of job.Limits, '' for none
+	labels            text NOT NULL,             -- JSON of an object, '' for none
+	idempotency       text COLLATE "C" NOT NULL, -- what a repeated request is known by, '' for none
 	keep              bigint,                    -- as the client asked, 0 for ever
 	state             text COLLATE "C" NOT NULL,
 	run               bigint NOT NULL,
@@ -77,6 +79,33 @@ CREATE INDEX jobs_of_state ON shepherd.jobs (state, seq);
 CREATE INDEX jobs_of_model ON shepherd.jobs (model_name, model_version, seq);
 CREATE INDEX jobs_of_sheep ON shepherd.jobs (sheep, seq) WHERE sheep > '';
 CREATE INDEX jobs_of_tenant ON shepherd.jobs (tenant, seq) WHERE tenant > '';
+
+-- One row per label of each job that has any, kept by triggers. Neither a job's
+-- labels nor its place ever change.
+CREATE TABLE shepherd.labels (
+	key   text COLLATE "C" NOT NULL,
+	value text COLLATE "C" NOT NULL,
+	seq   bigint NOT NULL, -- the job's
+	PRIMARY KEY (key, value, seq)
+);
+
+-- +goose StatementBegin
+CREATE FUNCTION shepherd.add_labels() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO shepherd.labels SELECT key, value, NEW.seq FROM json_each_text(NEW.labels::json);
+	RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER labels_added AFTER INSERT ON shepherd.jobs FOR EACH ROW WHEN (NEW.labels > '') EXECUTE FUNCTION shepherd.add_labels();
+
+-- +goose StatementBegin
+CREATE FUNCTION shepherd.remove_labels() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	DELETE FROM shepherd.labels l USING json_each_text(OLD.labels::json) o WHERE l.key = o.key AND l.value = o.value AND l.seq = OLD.seq;
+	RETURN NULL;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER labels_removed AFTER DELETE ON shepherd.jobs FOR EACH ROW WHEN (OLD.labels > '') EXECUTE FUNCTION shepherd.remove_labels();
 
 -- One row per attempt that ended. The one under way is in its job's row.
 CREATE TABLE shepherd.attempts (

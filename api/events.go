@@ -1,0 +1,271 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/job"
+)
+
+const (
+	// eventBatch is how many events are read at a time.
+	eventBatch = 256
+	// keepAlive is how often a stream without events shows that it lives.
+	keepAlive = 15 * time.Second
+	// progressEvery bounds how often a job's progress is told.
+	progressEvery = time.Second
+	// reconnect is how long browsers wait before they connect again.
+	reconnect = 2 * time.Second
+	// longestEventID bounds the ids of events that clients send, in bytes.
+	longestEventID = 128
+	// oldestEvent is the value of after that stands for the beginning of the log.
+	oldestEvent = "oldest"
+)
+
+// FollowEvents answers GET /events.
+func (s *server) FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams) {
+	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant}
+	given, err := stream.begin(params.LastEventID, params.After)
+	if err == nil && !given {
+		stream.at, err = s.service.EventsNow(r.Context())
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	stream.serve(w, r)
+}
+
+// FollowJob answers GET /jobs/{job_id}/events.
+func (s *server) FollowJob(w http.ResponseWriter, r *http.Request, rawID string, params FollowJobParams) {
+	id, err := s.jobID(r, rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant, job: id}
+	if _, err = stream.begin(params.LastEventID, params.After); err == nil {
+		changed, stop := s.service.Watch(id) // before the log is read, so that no change falls between
+		defer stop()
+		stream.watch = changed
+		var status job.Status
+		status, err = s.service.Job(r.Context(), id)
+		stream.over = status.State.Final()
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	stream.serve(w, r)
+}
+
+// eventStream is one client that follows events.
+type eventStream struct {
+	*server
+	tenant string
+	job    job.ID          // that alone is followed; empty for all
+	watch  <-chan struct{} // receives after a change of the job; nil where all are followed
+	at     job.Cursor      // that the client has everything up to
+	told   job.Cursor      // that the client was told last
+	over   bool            // the job has ended, as far as the client knows
+
+	progress     *job.Progress // that was told last
+	nextProgress time.Time
+
+	to *steadyWriter
+}
+
+// begin sets where the stream begins; given says that the client has named it.
+func (e *eventStream) begin(header, query *string) (given bool, err error) {
+	named := header
+	if named == nil || *named == "" {
+		named = query
+	}
+	switch {
+	case named == nil || *named == "":
+		return false, nil
+	case len(*named) > longestEventID:
+		return false, &job.Invalid{Field: "Last-Event-ID", Problem: "is no event's id"}
+	case named == query && *named == oldestEvent:
+		return true, nil
+	}
+	e.at = job.Cursor(*named)
+	return true, nil
+}
+
+// serve answers with the stream.
+func (e *eventStream) serve(w http.ResponseWriter, r *http.Request) {
+	changed := e.server.service.EventsChanged()
+	events, next, err := e.server.service.Events(r.Context(), e.at, e.job, e.tenant, eventBatch) // an error is still an answer of its own
+	if err != nil {
+		e.fail(w, r, err)
+		return
+	}
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	if e.at != "" && e.over && len(events) == 0 {
+		w.WriteHeader(http.StatusNoContent) // which tells browsers not to come back
+		return
+	}
+	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("X-Accel-Buffering", "no") // proxies that know it pass events on as they come
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return
+	}
+	unbounded(w)
+	e.to = &steadyWriter{to: w, control: http.NewResponseController(w)}
+	if _, err := fmt.Fprintf(e.to, "retry: %d\n\n", reconnect.Milliseconds()); err != nil {
+		return
+	}
+	e.told = e.at
+	err = e.follow(r.Context(), events, next, changed)
+	switch {
+	case e.to.err != nil || r.Context().Err() != nil: // the client has left, or the daemon is going
+	case err != nil:
+		e.log.WarnContext(r.Context(), "event stream ended", "path", r.URL.Path, "request", requestID(r.Context()), "error", err)
+	}
+	_ = e.to.control.Flush()
+	_ = e.to.control.SetWriteDeadline(time.Time{})
+}
+
+// follow sends events until the job has ended, the client leaves or an error.
+func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.Cursor, changed <-chan struct{}) error {
+	if e.watch != nil {
+		changed = nil // the job's own bell is enough
+	}
+	alive := time.NewTicker(keepAlive)
+	defer alive.Stop()
+	progress := time.NewTimer(0)
+	defer progress.Stop()
+	for {
+		if err := e.send(events); err != nil {
+			return err
+		}
+		more := len(events) == eventBatch
+		e.at, events = next, nil
+		if !more {
+			if e.over {
+				return nil
+			}
+			if err := e.to.control.Flush(); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed:
+			case <-e.watch:
+				progress.Reset(time.Until(e.nextProgress))
+			case <-progress.C:
+				if err := e.sendProgress(ctx); err != nil {
+					return err
+				}
+				continue
+			case <-alive.C:
+				if err := e.sendAlive(); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		if e.watch == nil {
+			changed = e.server.service.EventsChanged()
+		}
+		var err error
+		if events, next, err = e.server.service.Events(ctx, e.at, e.job, e.tenant, eventBatch); err != nil {
+			return err
+		}
+	}
+}
+
+// send sends events of the log.
+func (e *eventStream) send(events []job.Event) error {
+	for _, event := range events {
+		shown := e.shownEvent(event)
+		shown.Id = new(string(event.Cursor))
+		if err := e.write(string(event.Cursor), shown); err != nil {
+			return err
+		}
+		e.told = event.Cursor
+		if e.job != "" {
+			e.over = event.Kind == job.EventEnded
+		}
+	}
+	return nil
+}
+
+// write sends one event; id is empty for one that is not in the log.
+func (e *eventStream) write(id string, event Event) error {
+	text, err := job.JSON(event)
+	if err != nil {
+		return fmt.Errorf("write an event as JSON: %w", err)
+	}
+	if id != "" {
+		id = "id: " + id + "\n"
+	}
+	_, err = fmt.Fprintf(e.to, "%sevent: %s\ndata: %s\n\n", id, event.Event, text)
+	return err
+}
+
+// sendAlive shows that the stream lives, and how far the client has come: events of
+// other jobs may have been passed over, and are not kept for ever.
+func (e *eventStream) sendAlive() error {
+	text := ": alive\n\n"
+	if e.at != e.told {
+		text = "id: " + string(e.at) + "\n\n"
+		e.told = e.at
+	}
+	if _, err := io.WriteString(e.to, text); err != nil {
+		return err
+	}
+	return e.to.control.Flush()
+}
+
+// sendProgress tells how far the job's runner is, where that is new.
+func (e *eventStream) sendProgress(ctx context.Context) error {
+	if e.job == "" {
+		return nil
+	}
+	view, err := e.server.service.View(ctx, e.job)
+	if _, gone := asError[*job.UnknownJob](err); gone {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if view.Progress == nil || e.progress != nil && *view.Progress == *e.progress {
+		return nil
+	}
+	e.progress, e.nextProgress = view.Progress, time.Now().Add(progressEvery)
+	shown := e.shownEvent(job.Event{
+		Kind: job.EventProgress, At: view.Progress.At, Job: view.ID, Run: view.Run, Model: view.Model, Address: view.Record.Sheep,
+		Attempt: view.Attempt, Node: view.Node, Sheep: view.Holder, State: view.State,
+	})
+	shown.Progress = shownProgress(view.Progress)
+	if err := e.write("", shown); err != nil {
+		return err
+	}
+	return e.to.control.Flush()
+}
+
+func (e *eventStream) shownEvent(event job.Event) Event {
+	out := Event{
+		Event: EventEvent(event.Kind), At: job.FormatTime(event.At), JobId: string(event.Job), Run: event.Run,
+		Model: Model{Name: &event.Model.Name, Version: &event.Model.Version}, SheepId: orNull(event.Address), Status: event.State,
+		Node: orNull(event.Node), Sheep: orNull(event.Sheep), Cause: orNull(string(event.Cause)), Reason: orNull(bounded(event.Reason)),
+	}
+	if event.Attempt > 0 {
+		out.Attempt = &event.Attempt
+	}
+	if event.Status != nil {
+		if f := e.visible(*event.Status).Failure; f != nil {
+			out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
+		}
+	}
+	return out
+}

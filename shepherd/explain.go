@@ -1,0 +1,338 @@
+package shepherd
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// standing is what a sheep can do for a job.
+type standing struct {
+	sheep string
+	// never says why it cannot run the job at all, now why it takes none at the
+	// moment; empty where it can.
+	never, now string
+	busy       bool // it has another job
+}
+
+// Explain says why a job waits, what it does or why it failed, and what can be done.
+// To a tenant it tells nothing of others' jobs. The error is as Job's.
+func (s *Shepherd) Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error) {
+	view, err := s.View(ctx, id)
+	if err != nil {
+		return job.Explanation{}, err
+	}
+	now := s.env.clock.now()
+	var standings []standing
+	if view.State == job.Queued && view.Run > 0 {
+		for _, l := range s.env.flock.all() {
+			if view.Sheep == "" || view.Sheep == l.Name {
+				standings = append(standings, l.standing(view.Record, tenant == ""))
+			}
+		}
+	}
+	e := explainJob(view, now, standings)
+	e.State = view.State
+	return e, nil
+}
+
+// standing says what the sheep can do for a job. Whole tells why it rests, which may
+// be another tenant's matter.
+func (l *lane) standing(rec job.Record, whole bool) standing {
+	st := standing{sheep: l.Name, busy: l.state.busy()}
+	now := time.Now()
+	if l.state.isRemoved() {
+		st.never = "it is configured no more"
+		return st
+	}
+	if err := l.cannot(rec.Model); err != nil {
+		st.never = reasonOf(err)
+		return st
+	}
+	left, why := l.rests.left(now)
+	if !whole {
+		why = "something is wrong with it or its machine"
+	}
+	modelLeft, modelWhy := l.modelRests.left(rec.Model, now)
+	switch admission := l.share.admission(); {
+	case l.state.isStopped():
+		st.now = "it was told to stop; shepherdd sheep start " + l.Name + " lets it go on"
+	case admission == job.NoJobs || admission == job.OwnJobs && rec.Sheep != l.Name:
+		st.now = cmp.Or(l.share.state(), "its devices are not at hand")
+	case left > 0:
+		st.now = "it rests for " + left.Round(time.Second).String() + " after a fault: " + why
+	case modelLeft > 0:
+		st.now = "it tries the model again in " + modelLeft.Round(time.Second).String() + ": " + modelWhy
+	}
+	return st
+}
+
+// explainJob is Explain for what is known of the job and the sheep that may run it.
+func explainJob(v job.View, now time.Time, sheep []standing) job.Explanation {
+	switch {
+	case v.State == job.Queued && v.Run == 0:
+		return explainUnknown(v)
+	case v.State == job.Queued:
+		return explainQueued(v, now, sheep)
+	case v.State == job.Processing:
+		return explainProcessing(v, now)
+	case v.State == job.Done:
+		return explainDone(v)
+	case v.State == job.Cancelled:
+		return job.Explanation{
+			Summary: "It was cancelled at " + moment(v.FinishedAt) + ".", Reasons: attemptReasons(v),
+			Next: []string{"To run it after all: POST /jobs/" + string(v.ID) + "/retry."},
+		}
+	}
+	return explainFailed(v)
+}
+
+// explainUnknown is for a job of which only storage knows.
+func explainUnknown(v job.View) job.Explanation {
+	if v.Failure != nil {
+		return job.Explanation{Summary: sentence(v.Failure.Message), Next: []string{"Submit it again."}}
+	}
+	return job.Explanation{
+		Summary: "It was never queued here: storage has its inputs, and the ledger does not know it.",
+		Next:    []string{"Submit it again.", "If the ledger was lost, shepherdd recover queues such jobs again."},
+	}
+}
+
+func explainQueued(v job.View, now time.Time, sheep []standing) job.Explanation {
+	var e job.Explanation
+	switch {
+	case v.Cancelling:
+		e.Summary = fmt.Sprintf("Its cancel was asked for, and sheep `%s` is letting go of it.", v.Holder)
+		return e
+	case v.Holder != "":
+		e.Summary = fmt.Sprintf("Sheep `%s` has it and prepares it; it starts when the job before it there is through.", v.Holder)
+	case v.NotBefore.After(now):
+		e = explainDelayed(v)
+	default:
+		e = explainWaiting(v, sheep)
+	}
+	if !v.WaitUntil.IsZero() {
+		e.Reasons = append(e.Reasons, "It fails at "+moment(v.WaitUntil)+" if no sheep has started it by then (wait_timeout).")
+	}
+	if !v.Deadline.IsZero() {
+		e.Reasons = append(e.Reasons, "It fails at "+moment(v.Deadline)+" if it has not ended by then (deadline).")
+	}
+	return e
+}
+
+func explainDelayed(v job.View) job.Explanation {
+	if last, ok := lastAttempt(v); ok {
+		return job.Explanation{
+			Summary: fmt.Sprintf("Attempt %d did not succeed; it is tried again from %s on.", last.Number, moment(v.NotBefore)), Reasons: attemptReasons(v),
+		}
+	}
+	return job.Explanation{
+		Summary: "It waits until " + moment(v.NotBefore) + ", as its client asked (not_before).",
+		Next:    []string{"To run it sooner, cancel it and submit it with another not_before."},
+	}
+}
+
+// explainWaiting is for a job that waits for a sheep.
+func explainWaiting(v job.View, sheep []standing) job.Explanation {
+	var able, ready, free int
+	var reasons []string
+	for _, st := range sheep {
+		switch {
+		case st.never != "":
+			reasons = append(reasons, fmt.Sprintf("Sheep `%s` cannot run it: %s", st.sheep, sentence(st.never)))
+			continue
+		case st.now != "":
+			reasons = append(reasons, fmt.Sprintf("Sheep `%s` cannot take it at the moment: %s", st.sheep, sentence(st.now)))
+		case st.busy:
+			ready++
+			reasons = append(reasons, fmt.Sprintf("Sheep `%s` is busy with another job.", st.sheep))
+		default:
+			ready++
+			free++
+		}
+		able++
+	}
+	e := job.Explanation{Reasons: reasons}
+	switch {
+	case len(sheep) == 0 && v.Sheep != "":
+		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", v.Sheep)
+		e.Next = []string{"Cancel it and submit it without sheep_id, or have the sheep configured."}
+	case len(sheep) == 0:
+		e.Summary = "No sheep is configured that could run it."
+		e.Next = []string{"Configure a sheep; shepherdd reload takes it up."}
+	case able == 0:
+		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
+		e.Next = []string{nextStep(job.CauseModel, v)}
+	case ready == 0:
+		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
+		e.Next = []string{"shepherdd sheep ls shows the sheep, and shepherdd doctor what is wrong with the machine."}
+	case free > 0 && v.Position <= free:
+		e.Summary = "A sheep is free; it starts in a moment."
+	case v.Position > 1:
+		e.Summary = fmt.Sprintf("It waits for a sheep: it is number %s in the queue.", position(v.Position))
+		e.Next = []string{"Wait, or submit urgent jobs with a higher priority."}
+	default:
+		e.Summary = "It is the first in the queue, and waits for a sheep to be free."
+	}
+	if v.Position > 0 && ready > 0 && free < v.Position {
+		e.Reasons = append(e.Reasons, "Jobs go by priority, then by the model that a sheep has loaded, then by age; a sheep goes on with one model for a limited time only.")
+	}
+	if last, ok := lastAttempt(v); ok && last.Cause != job.CauseHandedBack && last.Cause != job.CauseTakenOver {
+		e.Reasons = append(e.Reasons, attemptReasons(v)...)
+	}
+	return e
+}
+
+func position(n int) string {
+	if n >= job.MaxPosition {
+		return fmt.Sprintf("%d or later", job.MaxPosition)
+	}
+	return fmt.Sprint(n)
+}
+
+func explainProcessing(v job.View, now time.Time) job.Explanation {
+	if v.Cancelling {
+		return job.Explanation{Summary: fmt.Sprintf("Its cancel was asked for, and sheep `%s` is stopping its runner.", v.Holder)}
+	}
+	e := job.Explanation{Summary: fmt.Sprintf("Sheep `%s` has worked on it for %s.", v.Holder, now.Sub(v.StartedAt).Round(time.Second))}
+	if v.Detail != "" {
+		e.Reasons = append(e.Reasons, "It is at this: "+sentence(v.Detail))
+	}
+	for _, limit := range []struct {
+		of   *time.Duration
+		text string
+	}{{v.Limits.LoadTimeout, "loading its model may take %s (load_timeout)."}, {v.Limits.RunTimeout, "its runner may have it for %s (run_timeout)."}} {
+		if d := value(limit.of); d > 0 {
+			e.Reasons = append(e.Reasons, "At most, "+fmt.Sprintf(limit.text, job.FormatDuration(d)))
+		}
+	}
+	e.Reasons = append(e.Reasons, attemptReasons(v)...)
+	return e
+}
+
+func explainDone(v job.View) job.Explanation {
+	e := job.Explanation{Summary: "It was done at " + moment(v.FinishedAt) + "."}
+	for _, warning := range v.Warnings {
+		e.Reasons = append(e.Reasons, sentence(warning))
+	}
+	if v.FilesRemoved {
+		e.Reasons = append(e.Reasons, "Its files were removed at "+moment(v.KeptUntil)+".")
+		return e
+	}
+	if !v.KeptUntil.IsZero() {
+		e.Reasons = append(e.Reasons, "Its files are kept until "+moment(v.KeptUntil)+".")
+	}
+	e.Next = []string{"Fetch what came out: GET /jobs/" + string(v.ID) + "/outputs."}
+	return e
+}
+
+func explainFailed(v job.View) job.Explanation {
+	message := "no reason is kept"
+	if v.Failure != nil {
+		message = v.Failure.Message
+	}
+	e := job.Explanation{Summary: "It failed at " + moment(v.FinishedAt) + ": " + sentence(firstLine(message)), Reasons: attemptReasons(v)}
+	var cause job.Cause
+	if last, ok := lastAttempt(v); ok {
+		cause = last.Cause
+	}
+	for _, event := range v.Timeline {
+		if event.Kind == job.EventEnded {
+			cause = event.Cause
+		}
+	}
+	e.Next = []string{nextStep(cause, v)}
+	if v.Run == 0 { // its record has expired
+		e.Next = []string{"Submit it again; its record, with what was asked for, is no longer kept."}
+	}
+	if v.FilesRemoved {
+		e.Reasons = append(e.Reasons, "Its files were removed at "+moment(v.KeptUntil)+", so it cannot run again.")
+	}
+	return e
+}
+
+// nextStep is what can be done about a job that an attempt with this cause has ended.
+// Every cause has a row.
+func nextStep(cause job.Cause, v job.View) string {
+	id, model := string(v.ID), v.Model.String()
+	again := "POST /jobs/" + id + "/retry runs it again"
+	switch cause {
+	case job.CauseError:
+		return "The model itself reported the failure: look at its log (shepherdd jobs logs " + id + ") and at the inputs, and submit it again."
+	case job.CauseRunnerDied:
+		return "The model's process ended: look at the end of its log (shepherdd jobs logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
+	case job.CauseModel, job.CauseNotHere:
+		return "Check the model's name and version. shepherdd models pull " + model + " says what is wrong with an image; a bare sheep needs the model below its working_directory."
+	case job.CauseInputs:
+		return "Check that the inputs are in storage, under names that files can have, and submit it again."
+	case job.CauseOutputs:
+		return "The model must write its results as regular files below outputs/, under names and in sizes that storage takes; mend it, and run the job again."
+	case job.CauseLoadTimeout:
+		return "Fetch the model ahead (shepherdd models pull " + model + "), or submit the job with a larger load_timeout."
+	case job.CauseRunTimeout:
+		return "Submit it with a larger run_timeout, or with less to do."
+	case job.CauseWaitTimeout:
+		return "Submit it with a higher priority or a larger wait_timeout, or let more sheep run its model."
+	case job.CauseDeadline:
+		return "Submit it with a later deadline, or a higher priority."
+	case job.CauseSheep:
+		return "The sheep cannot prepare jobs: shepherdd doctor says what is wrong with the machine. Then " + again + "."
+	case job.CauseUnavailable:
+		return "What the model is loaded from did not answer: shepherdd doctor examines the registry and containerd. Then " + again + "."
+	case job.CauseDevice:
+		return "A GPU was lost: shepherdd gpus says how they fare. Then " + again + "."
+	case job.CauseLost, job.CauseInterrupted, job.CauseDaemonKilled, job.CauseNodeLost:
+		return "Nothing says that the job was to blame: " + again + ". If it ends like this again, it may be what takes its sheep or the machine down."
+	case job.CauseDone, job.CauseCancelled, job.CauseHandedBack, job.CauseTakenOver:
+	}
+	return again + "."
+}
+
+// attemptReasons has a sentence for each attempt of the job's run that has ended
+// without a result.
+func attemptReasons(v job.View) []string {
+	var reasons []string
+	for _, a := range v.Attempts {
+		if a.Run != v.Run || a.Ended.IsZero() || a.Cause == job.CauseDone || a.Cause == job.CauseHandedBack || a.Cause == job.CauseTakenOver {
+			continue
+		}
+		said := string(a.Cause)
+		if a.Reason != "" {
+			said = firstLine(a.Reason)
+		}
+		reasons = append(reasons, fmt.Sprintf("Attempt %d, on sheep `%s`, ended after %s: %s", a.Number, a.Sheep, a.Ended.Sub(a.Began).Round(time.Millisecond), sentence(said)))
+	}
+	const most = 5 // the last ones
+	return reasons[max(len(reasons)-most, 0):]
+}
+
+// lastAttempt is the last attempt of the job's run that has ended.
+func lastAttempt(v job.View) (job.Attempt, bool) {
+	for i := len(v.Attempts) - 1; i >= 0; i-- {
+		if a := v.Attempts[i]; a.Run == v.Run && !a.Ended.IsZero() {
+			return a, true
+		}
+	}
+	return job.Attempt{}, false
+}
+
+// moment is a time for people, to the second.
+func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// sentence ends a text with a full stop.
+func sentence(text string) string {
+	text = strings.TrimSpace(text)
+	if text == "" || strings.ContainsAny(text[len(text)-1:], ".!?…") {
+		return text
+	}
+	return text + "."
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	return line
+}

@@ -1,0 +1,60 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// Retry runs a job that has ended again, with its inputs and what was asked for it. A
+// not_before or deadline that has passed is left out. The error is *job.UnknownJob,
+// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, or one of Submit's.
+func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error {
+	rec, err := s.cfg.Ledger.Get(ctx, id)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		if _, err := s.Job(ctx, id); err != nil {
+			return err
+		}
+		return job.ErrForgotten
+	case err != nil:
+		return away("ledger", fmt.Errorf("read job %s: %w", id, err))
+	case !rec.State.Final():
+		return job.ErrNothingToRetry
+	case rec.FilesRemoved:
+		return job.ErrFilesRemoved
+	case rec.Removing:
+		return job.ErrRemoving
+	}
+	r := job.Request{
+		ID: id, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Tenant: rec.Tenant, Limits: rec.Limits, Keep: rec.Keep,
+		Labels: rec.Labels, Trace: trace, Idempotency: nextIdempotency(rec),
+	}
+	now := s.env.clock.now()
+	if rec.NotBefore.After(now) {
+		r.NotBefore = rec.NotBefore
+	}
+	if rec.Deadline.After(now) {
+		r.Deadline = rec.Deadline
+	}
+	err = s.Submit(ctx, r)
+	if errors.Is(err, job.ErrSubmitted) { // somebody else has run it again
+		return job.ErrNothingToRetry
+	}
+	return err
+}
+
+// nextIdempotency is that of the record with the number of the next run: the ledger
+// takes it for another request, and its client for the same one.
+func nextIdempotency(rec job.Record) string {
+	own, _, _ := strings.Cut(rec.Idempotency, ".")
+	if own == "" {
+		return ""
+	}
+	return own + "." + strconv.Itoa(rec.Run+1)
+}

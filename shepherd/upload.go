@@ -1,0 +1,358 @@
+package shepherd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+const (
+	// abandonTime bounds the removal of what an upload that failed has stored.
+	abandonTime = 30 * time.Second
+	// smallInput is the most that an uploaded file takes in memory, in bytes.
+	smallInput = 64 << 10
+	// spoolStep is how many bytes are spooled between two looks at the disk's room.
+	spoolStep = 16 << 20
+)
+
+// uploadUnderWay is the failure in the job_status.json of a place whose inputs are
+// not all there.
+const uploadUnderWay = "The inputs of this job are being uploaded, or their upload was cut short; submit it again"
+
+// SubmitFiles is Submit for a job whose inputs come with the request: the files, and
+// those that r.Copies names. The id must be new. They are in storage before the job
+// is entered; where that fails they are removed again, and what a daemon that is
+// killed meanwhile leaves in storage, the next SubmitFiles of the same id removes.
+// Errors of files are returned as they are, wrapped.
+func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Files) (err error) {
+	trace, done := s.cfg.Tracer.Submit(r)
+	defer func() { done(err) }()
+	if err := s.admissible(r); err != nil {
+		return err
+	}
+	if err := s.roomFor(ctx); err != nil {
+		return err
+	}
+	free, err := s.remover.upload(r.ID)
+	if err != nil {
+		return err
+	}
+	defer free()
+	reserved, err := s.reservePlace(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := s.storeInputs(ctx, r, files, reserved); err != nil {
+		s.abandon(ctx, r.ID)
+		return err
+	}
+
+	// From here on a client that goes away must not leave half a submission.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	return s.enter(ctx, r, trace)
+}
+
+// reservePlace makes a place for the job's inputs and returns the state that it has.
+func (s *Shepherd) reservePlace(ctx context.Context, r job.Request) (job.Status, error) {
+	switch _, err := s.cfg.Ledger.Get(ctx, r.ID); {
+	case err == nil:
+		return job.Status{}, job.ErrSubmitted
+	case !errors.Is(err, ledger.ErrNotFound):
+		return job.Status{}, away("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
+	}
+	status := job.Status{
+		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: r.Model, EnqueuedAt: s.env.clock.now(),
+	}
+	err := s.cfg.Store.Reserve(ctx, r.ID, status)
+	if errors.Is(err, storage.ErrExists) {
+		if err := s.removeCutShort(ctx, r.ID); err != nil {
+			return job.Status{}, err
+		}
+		err = s.cfg.Store.Reserve(ctx, r.ID, status)
+	}
+	if errors.Is(err, storage.ErrExists) {
+		return job.Status{}, job.ErrSubmitted
+	}
+	if err != nil {
+		return job.Status{}, away("storage", fmt.Errorf("make the place of job %s: %w", r.ID, err))
+	}
+	return status, nil
+}
+
+// removeCutShort removes a place that an upload that was cut short has left, or
+// returns job.ErrSubmitted where it is another.
+func (s *Shepherd) removeCutShort(ctx context.Context, id job.ID) error {
+	status, err := s.cfg.Store.Status(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
+		return job.ErrSubmitted
+	case err != nil:
+		return away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
+	case !isCutShort(status):
+		return job.ErrSubmitted
+	}
+	s.log.Info("Removing what an upload that was cut short has left", "job", id)
+	if err := s.cfg.Store.Remove(ctx, id); err != nil {
+		return away("storage", fmt.Errorf("remove what an upload of job %s has left: %w", id, err))
+	}
+	return nil
+}
+
+// isCutShort reports whether a place whose job the ledger does not know is that of
+// an upload.
+func isCutShort(status job.Status) bool {
+	return status.Accepted && status.Failure != nil && status.Failure.Message == uploadUnderWay
+}
+
+// abandon removes what an upload has stored.
+func (s *Shepherd) abandon(ctx context.Context, id job.ID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
+	if err := s.cfg.Store.Remove(ctx, id); err != nil {
+		s.log.Warn("What an upload that failed has stored stays in storage until its job is submitted again", "job", id, "error", err)
+	}
+}
+
+// storeInputs writes the job's inputs to its place, whose state is reserved.
+func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Files, reserved job.Status) error {
+	var names job.InputNames
+	for _, c := range r.Copies {
+		if err := s.copyInputs(ctx, r, c, &names); err != nil {
+			return err
+		}
+	}
+	for {
+		name, content, err := files()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := names.Add(name); err != nil {
+			return err
+		}
+		if err := s.storeInput(ctx, r.ID, name, content); err != nil {
+			return err
+		}
+	}
+	if names.Len() == 0 {
+		return &job.Invalid{Field: "inputs", Problem: "the request has no file; a job needs at least one input"}
+	}
+	// Another daemon may have taken this upload for one that was cut short.
+	status, err := s.cfg.Store.Status(ctx, r.ID)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return away("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
+	}
+	if err != nil || !isCutShort(status) || !status.EnqueuedAt.Equal(reserved.EnqueuedAt) {
+		return job.ErrUploading
+	}
+	return nil
+}
+
+// storeInput writes one file, of a size that is not known, to storage.
+func (s *Shepherd) storeInput(ctx context.Context, id job.ID, name string, content io.Reader) error {
+	body, size, err := s.spool(content)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := s.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), body, size); err != nil {
+		return inputError(id, name, err)
+	}
+	return nil
+}
+
+// inputError is the client's where its file cannot be stored under its name, or at
+// all, else the storage's.
+func inputError(id job.ID, name string, err error) error {
+	if errdefs.IsInvalidArgument(err) {
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file %q cannot be stored: %v", name, err)}
+	}
+	return away("storage", fmt.Errorf("store input %s of job %s: %w", name, id, err))
+}
+
+// spool reads content to its end and returns it with its size. What is small stays
+// in memory; the rest is in a file without a name on the disk of data_root.
+func (s *Shepherd) spool(content io.Reader) (io.ReadCloser, int64, error) {
+	head := make([]byte, smallInput+1)
+	n, err := io.ReadFull(content, head)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && n <= smallInput {
+		return io.NopCloser(bytes.NewReader(head[:n])), int64(n), nil
+	}
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, 0, err
+	}
+	file, err := spoolFile(filepath.Join(s.cfg.DataRoot, stagingDir))
+	if err != nil {
+		return nil, 0, spoolError(err)
+	}
+	size, err := s.fill(file, io.MultiReader(bytes.NewReader(head[:n]), content))
+	if err == nil {
+		if _, seekErr := file.Seek(0, io.SeekStart); seekErr != nil {
+			err = spoolError(seekErr)
+		}
+	}
+	if err != nil {
+		file.Close()
+		return nil, 0, err
+	}
+	return file, size, nil
+}
+
+// spoolFile makes a file that is gone when it is closed.
+func spoolFile(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	file, err := os.CreateTemp(dir, "upload-*")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// fill copies content to the file, as far as there is room on its disk.
+func (s *Shepherd) fill(file *os.File, content io.Reader) (size int64, err error) {
+	for {
+		if s.cfg.StageRoom != nil {
+			if err := s.cfg.StageRoom(spoolStep); err != nil {
+				return 0, spoolError(err)
+			}
+		}
+		to := &writeErrors{to: file}
+		n, err := io.Copy(to, io.LimitReader(content, spoolStep))
+		size += n
+		switch {
+		case to.err != nil:
+			return 0, spoolError(to.err)
+		case err != nil:
+			return 0, err
+		case n < spoolStep:
+			return size, nil
+		}
+	}
+}
+
+// writeErrors tells an error of the writer from one of the reader.
+type writeErrors struct {
+	to  io.Writer
+	err error
+}
+
+func (w *writeErrors) Write(p []byte) (n int, err error) {
+	n, w.err = w.to.Write(p)
+	return n, w.err
+}
+
+func spoolError(err error) error {
+	problem := "cannot be written"
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errdefs.IsResourceExhausted(err) {
+		problem = "is full"
+	}
+	return &job.Unavailable{Service: "disk of data_root", Problem: problem, Cause: fmt.Errorf("spool an upload: %w", err)}
+}
+
+// copyInputs writes files of another job to the job's place.
+func (s *Shepherd) copyInputs(ctx context.Context, r job.Request, c job.Copy, names *job.InputNames) error {
+	if err := s.mayCopy(ctx, r, c); err != nil {
+		return err
+	}
+	one, below := c.Path, ""
+	if strings.HasSuffix(c.Path, "/") {
+		one, below = "", c.Path
+	}
+	listed, err := s.cfg.Store.List(ctx, c.From, c.Path)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return away("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
+	}
+	found := false
+	for _, file := range listed {
+		if strings.HasSuffix(file.Name, "/") || one != "" && file.Name != one {
+			continue // another program's mark of a directory; a name that begins like this one
+		}
+		found = true
+		name := c.As
+		if one == "" {
+			name = path.Join(c.As, strings.TrimPrefix(file.Name, below))
+		}
+		if err := names.Add(name); err != nil {
+			return err
+		}
+		if err := s.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {
+			return err
+		}
+	}
+	if !found {
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("job `%s` has no file %s", c.From, c.Path)}
+	}
+	return nil
+}
+
+// mayCopy returns an error where the tenant does not see the other job, or where that
+// has no results yet. To a tenant, others' jobs are as jobs that are not there.
+func (s *Shepherd) mayCopy(ctx context.Context, r job.Request, c job.Copy) error {
+	unknown := &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("there is no job `%s` to copy files from", c.From)}
+	if s.cfg.Store.CheckID(c.From) != nil || c.From == r.ID {
+		return unknown
+	}
+	notThere := new(job.UnknownJob)
+	if r.Tenant != "" {
+		owner, err := s.Owner(ctx, c.From)
+		if errors.As(err, &notThere) || err == nil && owner != r.Tenant {
+			return unknown
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !strings.HasPrefix(c.Path, job.OutputDir+"/") {
+		return nil // inputs, of which there may be no job yet
+	}
+	status, err := s.Job(ctx, c.From)
+	switch {
+	case errors.As(err, &notThere):
+		return unknown
+	case err != nil:
+		return err
+	case !status.State.Final():
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("job `%s` has not ended, so it has no outputs yet; wait until it has", c.From)}
+	case status.State != job.Done:
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("job `%s` is %s, so it has no outputs", c.From, status.State)}
+	}
+	return nil
+}
+
+func (s *Shepherd) copyInput(ctx context.Context, id job.ID, name string, from job.ID, source string) error {
+	file, err := s.cfg.Store.Open(ctx, from, source, nil)
+	if errdefs.IsNotFound(err) {
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("%s of job `%s` was removed meanwhile", source, from)}
+	}
+	if err != nil {
+		return away("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
+	}
+	defer file.Body.Close()
+	if err := s.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), file.Body, file.Size); err != nil {
+		return inputError(id, name, err)
+	}
+	return nil
+}
