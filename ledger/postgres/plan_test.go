@@ -24,12 +24,13 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), fmt.Sprintf(`
 		SET session_replication_role = replica;
-		INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits,
+		INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, labels, idempotency,
 				state, run, attempt, enqueued_at, changed_at, finished_at, ended_age, remove_age, failure_traceback)
 			SELECT gen_random_uuid(), gen_random_uuid(), 'job' || i, CASE WHEN i %% 4 = 0 THEN 'most' ELSE 'model' || i %% 20 END, '', CASE WHEN i %% 100 = 0 THEN 'sheep' ELSE '' END,
-				i %% 3, 'tenant' || i %% 50, '', '', '', CASE WHEN i %% 2 = 0 THEN 'queued' WHEN i %% 5 = 0 THEN 'failed' ELSE 'done' END, 1, i %% 2,
+				i %% 3, 'tenant' || i %% 50, '', '', '', CASE WHEN i %% 2 = 0 THEN '{"half": "yes", "rare": "' || i || '"}' ELSE '' END, '', CASE WHEN i %% 2 = 0 THEN 'queued' WHEN i %% 5 = 0 THEN 'failed' ELSE 'done' END, 1, i %% 2,
 				now(), now(), CASE WHEN i %% 2 = 1 THEN now() END, CASE WHEN i %% 2 = 1 THEN i ELSE 0 END, CASE WHEN i %% 10 = 1 THEN i ELSE 0 END, repeat('t', i %% 5 * 100)
 			FROM generate_series(1, %[1]d) i;
+		INSERT INTO shepherd.labels SELECT key, value, seq FROM shepherd.jobs, json_each_text(labels::json) WHERE labels > '';
 		INSERT INTO shepherd.attempts SELECT id, 1, 1, 'node', 'sheep', now(), now(), now(), 'done', '', true, 0, 0, 0, 0, 0, 0, '' FROM shepherd.jobs WHERE state <> 'queued';
 		INSERT INTO shepherd.events (at, age, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node, state, cause, reason, delayed,
 				failure_type, failure_message, failure_traceback)
@@ -37,7 +38,7 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 		INSERT INTO shepherd.tally SELECT state, claimable, remove_age > 0, CASE WHEN claimable THEN model_name ELSE '' END, '', CASE WHEN claimable THEN sheep ELSE '' END, count(*)
 			FROM shepherd.jobs GROUP BY 1, 2, 3, 4, 5, 6;
 		SET session_replication_role = origin;
-		ANALYZE shepherd.jobs, shepherd.attempts, shepherd.events, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
+		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func TestPlans(t *testing.T) {
 		args pgx.NamedArgs
 	}
 	queries := map[string]query{
-		"get": {queryGet, every}, "load": {queryLoad, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
+		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
 		"attempts": {queryAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
 		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
@@ -111,6 +112,8 @@ func TestPlans(t *testing.T) {
 	for name, filter := range map[string]ledger.Filter{
 		"list": {}, "list a state": {States: []job.State{job.Failed}}, "list states": {States: []job.State{job.Failed, job.Cancelled, job.Queued}},
 		"list a sheep": {Sheep: "sheep"}, "list a model": {Model: job.Model{Name: "model3"}}, "list a tenant": {Tenant: "tenant7"}, "list no tenant": {Tenant: "none"},
+		"list a label": {Labels: job.Labels{"half": "yes"}}, "list no label": {Labels: job.Labels{"half": "no"}}, "list a rare label": {Labels: job.Labels{"rare": "8"}},
+		"list a label and states": {Labels: job.Labels{"half": "yes"}, States: []job.State{job.Queued, job.Done}},
 	} {
 		for _, newest := range []bool{false, true} {
 			filter.Newest = newest
@@ -164,7 +167,7 @@ func (n node) pages() float64 { return n.Hit + n.Read }
 
 // scanned is a table that the plan reads whole; empty for none of those that grow.
 func (n node) scanned() string {
-	if n.Type == "Seq Scan" && slices.Contains([]string{"jobs", "attempts", "events"}, n.Table) {
+	if n.Type == "Seq Scan" && slices.Contains([]string{"jobs", "labels", "attempts", "events"}, n.Table) {
 		return n.Table
 	}
 	for _, below := range n.Subplan {

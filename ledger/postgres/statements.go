@@ -34,11 +34,14 @@ const (
 		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, NULL, '', '', false, 0, 0, 0, 0, 0, 0, ''
 			FROM shepherd.jobs WHERE id = @id AND token > 0
 		ORDER BY run, number`
-	// The claimable jobs that come before one, at most so many.
+	// The claimable jobs that come before one, at most so many: of those addressed as
+	// it is, and of those addressed to none, with a higher priority, and with the same.
 	queryBefore = `SELECT count(*) FROM (
-		SELECT 1 FROM shepherd.jobs j WHERE j.claimable AND j.sheep = ANY(ARRAY['', @sheep::text]) AND j.priority > @priority
-		UNION ALL SELECT 1 FROM shepherd.jobs j WHERE j.claimable AND j.sheep = ANY(ARRAY['', @sheep::text]) AND j.priority = @priority AND j.seq < @seq
-		LIMIT @most) earlier`
+			(SELECT FROM shepherd.jobs j WHERE j.claimable AND j.sheep = @sheep AND j.priority > @priority ORDER BY j.priority DESC, j.seq LIMIT @most)
+			UNION ALL (SELECT FROM shepherd.jobs j WHERE j.claimable AND j.sheep = @sheep AND j.priority = @priority AND j.seq < @seq ORDER BY j.seq LIMIT @most)
+			UNION ALL (SELECT FROM shepherd.jobs j WHERE @sheep > '' AND j.claimable AND j.sheep = '' AND j.priority > @priority ORDER BY j.priority DESC, j.seq LIMIT @most)
+			UNION ALL (SELECT FROM shepherd.jobs j WHERE @sheep > '' AND j.claimable AND j.sheep = '' AND j.priority = @priority AND j.seq < @seq ORDER BY j.seq LIMIT @most)
+			LIMIT @most) earlier`
 	queryCount = `SELECT state, sum(n)::bigint FROM shepherd.tally GROUP BY state`
 	// The kinds of claimable jobs, those with most first, and when the oldest of each
 	// was submitted; then the number of all others.

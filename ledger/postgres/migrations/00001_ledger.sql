@@ -249,6 +249,6 @@ CREATE VIEW shepherd.moment AS
 
 -- +goose Down
 DROP VIEW shepherd.moment;
-DROP TABLE shepherd.ledger, shepherd.tally, shepherd.nodes, shepherd.claim_keys, shepherd.checkpoints, shepherd.events, shepherd.attempts, shepherd.jobs;
-DROP FUNCTION shepherd.count_job();
+DROP TABLE shepherd.ledger, shepherd.tally, shepherd.nodes, shepherd.claim_keys, shepherd.checkpoints, shepherd.events, shepherd.attempts, shepherd.labels, shepherd.jobs;
+DROP FUNCTION shepherd.count_job(), shepherd.add_labels(), shepherd.remove_labels();
 DROP SEQUENCE shepherd.event_ids, shepherd.tokens, shepherd.places;
