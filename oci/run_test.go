@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -55,10 +54,8 @@ type kennel struct {
 func newKennel(t *testing.T, daemon *testenv.Containerd) *kennel {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "inside")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./testdata/inside")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the program for inside: %v: %s", err, out)
+	if err := testenv.Build(program, "oci/testdata/inside"); err != nil {
+		t.Fatal(err)
 	}
 	inside, err := os.ReadFile(program)
 	if err != nil {
