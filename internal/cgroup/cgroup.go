@@ -26,7 +26,8 @@ import (
 type Group struct {
 	v2, memory1 string // folders, empty where there is none
 	// shared is the v2 group that counts the memory of the runner together with
-	// that of others, where none counts its own.
+	// that of others, where none counts its own, or where systemd removes the one
+	// that does as soon as its last process has ended.
 	shared string
 }
 
@@ -67,6 +68,9 @@ func Open(name string, dirs []string) Group {
 			g.memory1 = dir
 		default:
 			g.v2 = dir
+			if parent := filepath.Dir(dir); filepath.Ext(dir) == ".scope" && exists(filepath.Join(parent, "memory.events")) {
+				g.shared = parent
+			}
 		}
 	}
 	return g
@@ -161,9 +165,10 @@ func (g Group) Kill() {
 }
 
 // SharedOOMKills counts the processes that the kernel ended for memory in the group
-// that the runner shares with others, where it is not known of the runner alone:
+// that the runner shares with others, where it may not be known of the runner alone:
 // with cgroup v2 the kernel counts memory only in groups below one without processes,
-// and a service's own group has the daemon.
+// and a service's own group has the daemon; and systemd removes a scope, with its
+// count, when its last process ends.
 func (g Group) SharedOOMKills() int {
 	if g.shared == "" {
 		return 0

@@ -94,6 +94,33 @@ func TestSharedOOMKills(t *testing.T) {
 	}
 }
 
+// The count of a scope goes with it when its last process ends; that of its slice stays.
+func TestScopeThatIsGone(t *testing.T) {
+	slice := t.TempDir()
+	scope := filepath.Join(slice, "shepherd-x.scope")
+	if err := os.Mkdir(scope, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{
+		filepath.Join(slice, "memory.events"): "oom 4\noom_kill 3\n", filepath.Join(scope, "memory.events"): "oom 1\noom_kill 1\n",
+		filepath.Join(scope, "cgroup.procs"): "",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := Open("shepherd-x", []string{scope})
+	if own, shared := g.OOMKills(), g.SharedOOMKills(); own != 1 || shared != 3 {
+		t.Errorf("%d kills of its own and %d of the slice, want 1 and 3", own, shared)
+	}
+	if err := os.RemoveAll(scope); err != nil {
+		t.Fatal(err)
+	}
+	if own, shared := g.OOMKills(), g.SharedOOMKills(); own != 0 || shared != 3 {
+		t.Errorf("once it is gone, %d kills of its own and %d of the slice, want 0 and 3", own, shared)
+	}
+}
+
 func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	name := fmt.Sprintf("shepherd-test-%d", os.Getpid())
 	g := Create(name)
