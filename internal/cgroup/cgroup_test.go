@@ -122,7 +122,19 @@ func TestScopeThatIsGone(t *testing.T) {
 }
 
 func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
+	for _, refused := range []error{nil, unix.ENOSYS, unix.EPERM} {
+		t.Run(fmt.Sprint("clone3 ends with ", refused), func(t *testing.T) { holdsAndKills(t, refused) })
+	}
+}
+
+// holdsAndKills starts processes in a group, where clone3(2) may be refused, as by a
+// service's RestrictNamespaces=.
+func holdsAndKills(t *testing.T, refused error) {
 	name := fmt.Sprintf("shepherd-test-%d", os.Getpid())
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
 	g := Create(name)
 	if len(g.Dirs()) == 0 {
 		testenv.Missing(t, "a writable control group", "run the tests as root or in a delegated cgroup")
@@ -137,6 +149,9 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = g.Enter(func(fd int) error {
+		if fd >= 0 && refused != nil {
+			return refused
+		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: fd >= 0, CgroupFD: fd}
 		return cmd.Start()
 	})
@@ -145,6 +160,9 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	}
 	if _, err := out.Read(make([]byte, 3)); err != nil {
 		t.Fatal(err)
+	}
+	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || string(after) != string(before) {
+		t.Errorf("this process was in\n%sand is in\n%s%v", before, after, err)
 	}
 	for _, dir := range g.Dirs() {
 		if pids := pidsIn(dir); !slices.Contains(pids, cmd.Process.Pid) || slices.Contains(pids, os.Getpid()) {

@@ -25,7 +25,7 @@ import (
 )
 
 // hang bounds what takes minutes at most on an emulated processor.
-const hang = 10 * time.Minute
+const hang = 5 * time.Minute
 
 const configuration = `data_root: /var/lib/shepherd/data
 state_dir: /var/lib/shepherd
@@ -83,15 +83,16 @@ func (s service) eventually(what string, ok func() bool) {
 	}
 }
 
-// get returns what the daemon answers; nothing while it does not.
-func (s service) get(path string) string {
+// get decodes what the daemon answers, and returns it as it is; nothing while it does
+// not answer with 200.
+func (s service) get(path string, into any) string {
 	response, err := http.Get("http://127.0.0.1:5000" + path)
 	if err != nil {
 		return ""
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if err != nil {
+	if err != nil || response.StatusCode != http.StatusOK || json.Unmarshal(text, into) != nil {
 		return ""
 	}
 	return string(text)
@@ -115,9 +116,13 @@ func (s service) job(id, sheep, state, script string) string {
 	if response.StatusCode != http.StatusOK {
 		s.Fatalf("start-job %s: %s", id, response.Status)
 	}
-	s.eventually("job "+id+" ends", func() bool { return strings.Contains(s.get("/jobs/"+id+"/ready"), "true") })
-	text := s.get("/jobs/" + id)
-	if !strings.Contains(text, `"status":"`+state+`"`) {
+	var answer struct {
+		Ready  bool
+		Status string
+	}
+	s.eventually("job "+id+" ends", func() bool { return s.get("/jobs/"+id+"/ready", &answer) != "" && answer.Ready })
+	text := s.get("/jobs/"+id, &answer)
+	if answer.Status != state {
 		s.Fatalf("job %s should be %s: %s", id, state, text)
 	}
 	return text
@@ -211,7 +216,8 @@ func TestService(t *testing.T) {
 		s.write("/var/lib/shepherd/models/echo/v1/config.yaml", "print\n")
 		s.write("/etc/shepherd/shepherd.yml", configuration)
 		s.run("systemctl", "restart", "shepherdd.service")
-		s.eventually("the daemon is ready", func() bool { return strings.Contains(s.get("/readyz"), `"ready":true`) })
+		var answer struct{ Ready bool }
+		s.eventually("the daemon is ready", func() bool { return s.get("/readyz", &answer) != "" && answer.Ready })
 	})
 	step("containers are confined, in scopes of a slice", func(s service) {
 		for sheep, group := range map[string]string{"single": "0", "grouped": "1"} {
