@@ -305,12 +305,18 @@ func TestService(t *testing.T) {
 		s.contains("the job", s.job("bare-runner", "bare", "failed", "allocate 512"), "out of memory")
 	})
 	step("a restart adopts what runs", func(s service) {
-		s.job("before", "single", "done", "print")
-		pid, _ := s.group("/runner", "-p", "9999")
+		runners := map[string][]string{"single": {"/runner", "-p", "9999"}, "bare": {"/opt/scripted"}}
+		before := map[string]int{}
+		for sheep, words := range runners {
+			s.job("before-"+sheep, sheep, "done", "print")
+			before[sheep], _ = s.group(words...)
+		}
 		s.run("systemctl", "restart", "shepherdd.service")
-		s.job("after", "single", "done", "print")
-		if now, _ := s.group("/runner", "-p", "9999"); now != pid {
-			s.Errorf("the runner was %d and is %d", pid, now)
+		for sheep, words := range runners {
+			s.job("after-"+sheep, sheep, "done", "print")
+			if now, _ := s.group(words...); now != before[sheep] {
+				s.Errorf("sheep %s: the runner was %d and is %d", sheep, before[sheep], now)
+			}
 		}
 	})
 	step("nothing is left", func(s service) {
