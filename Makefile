@@ -30,7 +30,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
 .PHONY: chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
-.PHONY: help build demo demo-any demo-container python run test test-gpu lint bench bench-against profile fuzz generate clean deps vuln
+.PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,13 +119,18 @@ soak: ## take JOBS=n small jobs (1000000) through one sheep and see that nothing
 test-gpu: ## run real jobs on this machine's NVIDIA GPU, in a bare and in a container sheep
 	test/gpu
 
+test-vm: $(CONTAINERD2) ## run what needs cgroup v2, AppArmor and a systemd of its own in a virtual machine, slowly where there is no KVM (as root; ONLY=part)
+	GO='$(GO)' ONLY='$(ONLY)' test/vm/run
+
 python: ## build the Python package's sdist and wheel into dist/python
 	contrib/python/build $(DIST)/python
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "gofmt: run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags vm ./test/vm
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags vm ./test/vm
 	$(GO) vet -C contrib/dist ./...
 
 vuln: $(AUDITORS) ## look for known vulnerabilities in what is linked (VULNDB=file://… for a copy of the database)

@@ -103,10 +103,13 @@ type Exit struct {
 	Code        int    `json:"code"` // -1 when it ended by a signal or is not known
 	Signal      string `json:"signal,omitempty"`
 	OutOfMemory bool   `json:"out_of_memory,omitempty"`
-	Stopped     bool   `json:"stopped,omitempty"` // we ended it
-	Lost        bool   `json:"lost,omitempty"`    // it went down with the shim or the machine
-	Detail      string `json:"detail,omitempty"`
-	LastLog     string `json:"last_log,omitempty"`
+	// OOMNearby says that the kernel killed a process for memory as it ended, its
+	// own or another's: if SIGKILL ended it, it was out of memory.
+	OOMNearby bool   `json:"oom_nearby,omitempty"`
+	Stopped   bool   `json:"stopped,omitempty"` // we ended it
+	Lost      bool   `json:"lost,omitempty"`    // it went down with the shim or the machine
+	Detail    string `json:"detail,omitempty"`
+	LastLog   string `json:"last_log,omitempty"`
 	// StartError says why the runner could not be started; nothing else is set
 	// then. Retry says that trying again later may help.
 	StartError string `json:"start_error,omitempty"`

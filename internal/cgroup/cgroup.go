@@ -26,7 +26,8 @@ import (
 type Group struct {
 	v2, memory1 string // folders, empty where there is none
 	// shared is the v2 group that counts the memory of the runner together with
-	// that of others, where none counts its own.
+	// that of others, where none counts its own, or where systemd removes the one
+	// that does as soon as its last process has ended.
 	shared string
 }
 
@@ -67,6 +68,9 @@ func Open(name string, dirs []string) Group {
 			g.memory1 = dir
 		default:
 			g.v2 = dir
+			if parent := filepath.Dir(dir); filepath.Ext(dir) == ".scope" && exists(filepath.Join(parent, "memory.events")) {
+				g.shared = parent
+			}
 		}
 	}
 	return g
@@ -99,7 +103,8 @@ func (g Group) Dirs() []string {
 
 // Enter calls start, which starts one process by clone with the descriptor it is
 // given (CLONE_INTO_CGROUP; -1 means none), such that the process is in the
-// groups from its first instruction. It must be called on a locked OS thread.
+// groups from its first instruction. It calls start again, with -1, where that fails
+// because the descriptor is refused. It must be called on a locked OS thread.
 func (g Group) Enter(start func(fd int) error) error {
 	if g.memory1 != "" {
 		tid := strconv.Itoa(unix.Gettid())
@@ -117,11 +122,25 @@ func (g Group) Enter(start func(fd int) error) error {
 	defer dir.Close()
 	err = start(int(dir.Fd()))
 	for _, refused := range []error{unix.ENOSYS, unix.EINVAL, unix.EACCES, unix.EPERM, unix.EBUSY, unix.EOPNOTSUPP} {
-		if errors.Is(err, refused) { // by the kernel or the group's rules: better without
-			return start(-1)
+		if errors.Is(err, refused) { // by the kernel, a filter of system calls or the group's rules
+			return g.startInside(start)
 		}
 	}
 	return err
+}
+
+// startInside has this process be in the v2 group while it starts the other, which
+// then is in it, too. It is for where clone3(2) is refused: by kernels before 5.7, and
+// by systemd's RestrictNamespaces=. Where that is refused as well, the process is
+// started without the group.
+func (g Group) startInside(start func(fd int) error) error {
+	if own, err := os.ReadFile("/proc/self/cgroup"); err == nil {
+		before := groupsIn(string(own)).v2
+		if before != "" && writeFile(filepath.Join(g.v2, "cgroup.procs"), "0") == nil { // 0 is who writes
+			defer func() { _ = writeFile(filepath.Join(before, "cgroup.procs"), "0") }()
+		}
+	}
+	return start(-1)
 }
 
 // PIDs returns the processes in the groups, without this one.
@@ -161,9 +180,10 @@ func (g Group) Kill() {
 }
 
 // SharedOOMKills counts the processes that the kernel ended for memory in the group
-// that the runner shares with others, where it is not known of the runner alone:
+// that the runner shares with others, where it may not be known of the runner alone:
 // with cgroup v2 the kernel counts memory only in groups below one without processes,
-// and a service's own group has the daemon.
+// and a service's own group has the daemon; and systemd removes a scope, with its
+// count, when its last process ends.
 func (g Group) SharedOOMKills() int {
 	if g.shared == "" {
 		return 0

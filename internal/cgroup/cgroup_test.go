@@ -94,8 +94,47 @@ func TestSharedOOMKills(t *testing.T) {
 	}
 }
 
+// The count of a scope goes with it when its last process ends; that of its slice stays.
+func TestScopeThatIsGone(t *testing.T) {
+	slice := t.TempDir()
+	scope := filepath.Join(slice, "shepherd-x.scope")
+	if err := os.Mkdir(scope, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{
+		filepath.Join(slice, "memory.events"): "oom 4\noom_kill 3\n", filepath.Join(scope, "memory.events"): "oom 1\noom_kill 1\n",
+		filepath.Join(scope, "cgroup.procs"): "",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := Open("shepherd-x", []string{scope})
+	if own, shared := g.OOMKills(), g.SharedOOMKills(); own != 1 || shared != 3 {
+		t.Errorf("%d kills of its own and %d of the slice, want 1 and 3", own, shared)
+	}
+	if err := os.RemoveAll(scope); err != nil {
+		t.Fatal(err)
+	}
+	if own, shared := g.OOMKills(), g.SharedOOMKills(); own != 0 || shared != 3 {
+		t.Errorf("once it is gone, %d kills of its own and %d of the slice, want 0 and 3", own, shared)
+	}
+}
+
 func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
+	for _, refused := range []error{nil, unix.ENOSYS, unix.EPERM} {
+		t.Run(fmt.Sprint("clone3 ends with ", refused), func(t *testing.T) { holdsAndKills(t, refused) })
+	}
+}
+
+// holdsAndKills starts processes in a group, where clone3(2) may be refused, as by a
+// service's RestrictNamespaces=.
+func holdsAndKills(t *testing.T, refused error) {
 	name := fmt.Sprintf("shepherd-test-%d", os.Getpid())
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
 	g := Create(name)
 	if len(g.Dirs()) == 0 {
 		testenv.Missing(t, "a writable control group", "run the tests as root or in a delegated cgroup")
@@ -110,6 +149,9 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = g.Enter(func(fd int) error {
+		if fd >= 0 && refused != nil {
+			return refused
+		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: fd >= 0, CgroupFD: fd}
 		return cmd.Start()
 	})
@@ -118,6 +160,9 @@ func TestGroupHoldsAndKillsWhatIsForked(t *testing.T) {
 	}
 	if _, err := out.Read(make([]byte, 3)); err != nil {
 		t.Fatal(err)
+	}
+	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || string(after) != string(before) {
+		t.Errorf("this process was in\n%sand is in\n%s%v", before, after, err)
 	}
 	for _, dir := range g.Dirs() {
 		if pids := pidsIn(dir); !slices.Contains(pids, cmd.Process.Pid) || slices.Contains(pids, os.Getpid()) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"go.uber.org/goleak"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runner"
 	"github.com/iterait/shepherd/runtime"
@@ -49,10 +49,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	shimPath = filepath.Join(dir, "shepherd-shim")
-	build := exec.Command("go", "build", "-o", shimPath, "github.com/iterait/shepherd/cmd/shepherd-shim")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build shepherd-shim: %v\n%s", err, out)
+	if err := testenv.Build(shimPath, "cmd/shepherd-shim"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	code := m.Run()

@@ -87,6 +87,7 @@ func complete(exit *shim.Exit, known *ending) {
 	case known != nil && unknown && !exit.Lost:
 		exit.Code = int(known.status)
 		const signalled = 128 // more than that is how containerd says that it was a signal
+		exit.OutOfMemory = exit.OutOfMemory || exit.OOMNearby && exit.Code == signalled+int(unix.SIGKILL)
 		if name := unix.SignalName(unix.Signal(exit.Code - signalled)); exit.Code > signalled && name != "" && exit.Detail == "" {
 			exit.Detail = "as after " + name
 		}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -42,12 +41,10 @@ func TestMain(m *testing.M) {
 	shimPath, runnerPath = filepath.Join(dir, "shepherd-shim"), filepath.Join(dir, "runner")
 	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	for path, pkg := range map[string]string{
-		shimPath: "../../cmd/shepherd-shim", runnerPath: "./testdata/runner", filepath.Join(dir, "shepherd-runner"): "../../cmd/shepherd-runner",
+		shimPath: "cmd/shepherd-shim", runnerPath: "runtime/container/testdata/runner", filepath.Join(dir, "shepherd-runner"): "cmd/shepherd-runner",
 	} {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
+		if err := testenv.Build(path, pkg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 	}
@@ -172,8 +169,10 @@ func (w *world) leftovers(t testing.TB) []string {
 	slices.SortFunc(lives, slices.Compare)
 	for _, life := range slices.CompactFunc(lives, slices.Equal) {
 		for _, pattern := range []string{"/sys/fs/cgroup/shepherd.slice/shepherd-", "/sys/fs/cgroup/*/shepherd.slice/shepherd-"} {
-			groups, _ := filepath.Glob(pattern + life[1])
-			left = append(left, groups...)
+			for _, suffix := range []string{"", ".scope"} {
+				groups, _ := filepath.Glob(pattern + life[1] + suffix)
+				left = append(left, groups...)
+			}
 		}
 	}
 	return append(left, w.daemon.Leftovers(t, namespace)...)

@@ -45,7 +45,7 @@ func (m *memoryWatch) look() (own int, more bool) {
 func (m *memoryWatch) killed() int {
 	own, shared := m.of.oomKills()
 	switch {
-	case own > 0:
+	case own > 0 || m.told > 0: // the group that counts may be gone
 		return itsOwn
 	case shared > m.shared[0]:
 		return perhaps

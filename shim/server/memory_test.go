@@ -40,18 +40,20 @@ func TestEndForMemory(t *testing.T) {
 		live   func(m *mortal) // up to its end
 		exit   shim.Exit
 		oom    bool
+		nearby bool
 		detail string
 	}{
-		"killed by somebody":                {func(m *mortal) {}, killed, false, ""},
-		"its own, killed":                   {func(m *mortal) { m.own.Add(1) }, killed, true, ""},
-		"its own, of which little is known": {func(m *mortal) { m.own.Add(1) }, shim.Exit{Code: -1}, true, ""},
-		"its own, which failed of it":       {func(m *mortal) { m.own.Add(1); time.Sleep(time.Hour) }, shim.Exit{Code: 1}, false, "the kernel ended one of its processes for memory"},
-		"shared, at the time":               {func(m *mortal) { m.shared.Add(1) }, killed, true, ""},
-		"shared, looked at at the time":     {func(m *mortal) { m.shared.Add(1); time.Sleep(memoryInterval) }, killed, true, ""},
-		"shared, long ago":                  {func(m *mortal) { m.shared.Add(1); time.Sleep(time.Minute) }, killed, false, ""},
-		"shared, before its start":          {nil, killed, false, ""},
-		"shared, and not killed":            {func(m *mortal) { m.shared.Add(1) }, shim.Exit{Code: 1}, false, ""},
-		"shared, of which little is known":  {func(m *mortal) { m.shared.Add(1) }, shim.Exit{Code: -1}, false, ""},
+		"killed by somebody":                {func(m *mortal) {}, killed, false, false, ""},
+		"its own, killed":                   {func(m *mortal) { m.own.Add(1) }, killed, true, false, ""},
+		"its own, of which little is known": {func(m *mortal) { m.own.Add(1) }, shim.Exit{Code: -1}, true, false, ""},
+		"its own, which failed of it":       {func(m *mortal) { m.own.Add(1); time.Sleep(time.Hour) }, shim.Exit{Code: 1}, false, false, "the kernel ended one of its processes for memory"},
+		"its own, and the count is gone":    {func(m *mortal) { m.own.Add(1); time.Sleep(time.Hour); m.own.Store(0) }, shim.Exit{Code: 1}, false, false, "the kernel ended one of its processes for memory"},
+		"shared, at the time":               {func(m *mortal) { m.shared.Add(1) }, killed, true, false, ""},
+		"shared, looked at at the time":     {func(m *mortal) { m.shared.Add(1); time.Sleep(memoryInterval) }, killed, true, false, ""},
+		"shared, long ago":                  {func(m *mortal) { m.shared.Add(1); time.Sleep(time.Minute) }, killed, false, false, ""},
+		"shared, before its start":          {nil, killed, false, false, ""},
+		"shared, and not killed":            {func(m *mortal) { m.shared.Add(1) }, shim.Exit{Code: 1}, false, false, ""},
+		"shared, of which little is known":  {func(m *mortal) { m.shared.Add(1) }, shim.Exit{Code: -1}, false, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -68,7 +70,7 @@ func TestEndForMemory(t *testing.T) {
 				}
 				close(m.exited)
 				got := <-exits
-				if got.OutOfMemory != c.oom || got.Detail != c.detail {
+				if got.OutOfMemory != c.oom || got.OOMNearby != c.nearby || got.Detail != c.detail {
 					t.Errorf("got %+v", got)
 				}
 			})

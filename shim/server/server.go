@@ -320,6 +320,7 @@ func (s *server) awaitExit(ctx context.Context, runner process) shim.Exit {
 	if oom = max(oom, s.killedForMemory()); oom > notKilled && !killed {
 		unknown := exit.Code == -1 && exit.Signal == ""
 		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown && oom == itsOwn
+		exit.OOMNearby = unknown && oom == perhaps
 		if !exit.OutOfMemory && oom == itsOwn && exit.Code != 0 && exit.Detail == "" {
 			exit.Detail = "the kernel ended one of its processes for memory"
 		}

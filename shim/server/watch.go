@@ -115,7 +115,9 @@ func (w *watched) alive() bool {
 	}
 }
 
-func (w *watched) oomKills() (own, shared int) { return w.group.OOMKills(), 0 }
+func (w *watched) oomKills() (own, shared int) {
+	return w.group.OOMKills(), w.group.SharedOOMKills()
+}
 
 // terminate asks the process to end. The kernel drops signals to the first process
 // of a PID namespace that it neither handles nor blocks, so one that does neither
