@@ -197,7 +197,7 @@ func newStore(cfg Config) (*Store, error) {
 		transport: transport,
 		downloads: semaphore.NewWeighted(int64(cfg.Downloads)),
 		flights:   flights{byKey: map[string]*flight{}},
-		leases:    pullLeases{held: map[string]bool{}},
+		leases:    pullLeases{opened: time.Now(), ended: map[string]bool{}},
 		retries:   patient,
 		quiet:     quiet(),
 		closing:   make(chan struct{}),

@@ -19,28 +19,38 @@ const labelLease = "io.shepherd.pull"
 // one. It also ends the lease of a daemon that was killed and never came back.
 const leaseTime = 24 * time.Hour
 
-// pullLeases are the leases in containerd that pulls of this process hold.
+// pullLeases are the leases in containerd of the pulls of this process. Another
+// daemon may pull by the same containerd.
 type pullLeases struct {
-	mu   sync.Mutex
-	held map[string]bool // by id
+	opened time.Time // when the first could be made
+
+	mu    sync.Mutex
+	ended map[string]bool // by id: whether the pull has ended
 }
 
-func (p *pullLeases) add(id string) {
+// set notes that a pull has begun, or has ended.
+func (p *pullLeases) set(id string, ended bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held[id] = true
+	p.ended[id] = ended
 }
 
-func (p *pullLeases) drop(id string) {
+// forget is for a lease that is not there any more.
+func (p *pullLeases) forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.held, id)
+	delete(p.ended, id)
 }
 
-func (p *pullLeases) holds(id string) bool {
+// isEnded reports whether the lease is of a pull that has ended: of this process, or
+// made before a time by another that is taken for ended.
+func (p *pullLeases) isEnded(l leases.Lease, before time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.held[id]
+	if ended, ours := p.ended[l.ID]; ours {
+		return ended
+	}
+	return l.CreatedAt.Before(before)
 }
 
 // lease makes ctx hold a new lease. When release is told of an error that may
@@ -50,19 +60,19 @@ func (p *pullLeases) holds(id string) bool {
 // collected at once: a call that was cut off may have left a snapshot.
 func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
 	id := rand.Text()
-	s.leases.add(id)
+	s.leases.set(id, false)
 	held, err := s.cfg.Client.LeasesService().Create(ctx, leases.WithID(id), leases.WithExpiration(leaseTime),
 		leases.WithLabels(map[string]string{labelLease: r.String()}))
 	if err != nil {
-		s.leases.drop(id)
+		s.leases.forget(id)
 		return ctx, nil, fmt.Errorf("take a lease: %w", err)
 	}
 	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
 		keep := outcome != nil && (ctx.Err() != nil || errdefs.IsUnavailable(s.explanation(outcome)))
-		s.leases.drop(id)
+		s.leases.set(id, true)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
-		ended, err := s.endedPulls(ctx, r)
+		ended, err := s.endedPulls(ctx, r, held.CreatedAt)
 		if err != nil {
 			ended = []leases.Lease{held}
 		}
@@ -75,20 +85,21 @@ func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release fu
 	}, nil
 }
 
-// endedPulls lists the leases of pulls of r that are not under way: they broke,
-// or the process that ran them ended.
-func (s *Store) endedPulls(ctx context.Context, r ref) ([]leases.Lease, error) {
+// endedPulls lists the leases of pulls of r that have ended: they broke, or the
+// process that ran them ended. Those of other processes are taken for ended when they
+// were made before a time.
+func (s *Store) endedPulls(ctx context.Context, r ref, before time.Time) ([]leases.Lease, error) {
 	all, err := s.cfg.Client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%q", labelLease, r.String()))
 	if err != nil {
 		return nil, fmt.Errorf("list the leases of pulls: %w", err)
 	}
-	return slices.DeleteFunc(all, func(l leases.Lease) bool { return s.leases.holds(l.ID) }), nil
+	return slices.DeleteFunc(all, func(l leases.Lease) bool { return !s.leases.isEnded(l, before) }), nil
 }
 
 // dropEndedPulls deletes the leases of pulls of r that ended before they could do
 // so themselves. It is for an image that is here, which needs none of them.
 func (s *Store) dropEndedPulls(ctx context.Context, r ref) {
-	ended, err := s.endedPulls(ctx, r)
+	ended, err := s.endedPulls(ctx, r, s.leases.opened)
 	if err != nil {
 		s.cfg.Log.WarnContext(ctx, "leases of earlier pulls are not looked for; they end by themselves within a day", "image", r.String(), "error", err)
 		return
@@ -104,7 +115,10 @@ func (s *Store) endLease(ctx context.Context, r ref, l leases.Lease, sync bool) 
 	if sync {
 		opts = append(opts, leases.SynchronousDelete)
 	}
-	if err := s.cfg.Client.LeasesService().Delete(ctx, l, opts...); err != nil && !errdefs.IsNotFound(err) {
+	err := s.cfg.Client.LeasesService().Delete(ctx, l, opts...)
+	if err == nil || errdefs.IsNotFound(err) {
+		s.leases.forget(l.ID)
+	} else {
 		s.cfg.Log.WarnContext(ctx, "a lease in containerd cannot be deleted; it ends by itself within a day", "image", r.String(), "error", err)
 	}
 }

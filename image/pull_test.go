@@ -452,7 +452,7 @@ func TestAbandonedPullEnds(t *testing.T) {
 
 // TestLeasesOfKilledPulls has a process killed when its pull had made the image,
 // and before it deleted its lease: the next use of the image deletes it. What a
-// broken pull of a newer image fetched is kept.
+// broken pull of a newer image fetched is kept, and so is what another daemon pulls.
 func TestLeasesOfKilledPulls(t *testing.T) {
 	h := newHome(t, testenv.RegistryConfig{})
 	h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, "data", mib, 1)))
@@ -461,12 +461,15 @@ func TestLeasesOfKilledPulls(t *testing.T) {
 		t.Fatal(err)
 	}
 	manager := h.client.LeasesService()
-	for _, name := range []string{"model:v1", "model:v2"} {
+	pulling := func(name string) {
+		t.Helper()
 		if _, err := manager.Create(t.Context(), leases.WithRandomID(), leases.WithExpiration(time.Hour),
 			leases.WithLabels(map[string]string{labelLease: h.registry.Host + "/" + name})); err != nil {
 			t.Fatal(err)
 		}
 	}
+	pulling("model:v1")
+	pulling("model:v2")
 	check := func(when string, want ...string) {
 		t.Helper()
 		all, err := manager.List(t.Context())
@@ -495,6 +498,15 @@ func TestLeasesOfKilledPulls(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("with the newest image here", "model:v2")
+	pulling("model:v1") // another daemon, at this moment
+	if _, err := always.Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("while another daemon pulls", "model:v1", "model:v2")
+	if _, err := h.store(nil).Ensure(t.Context(), m, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("after the other daemon was killed, too", "model:v2")
 	h.registry.Push(t, "model:v2", testenv.Image(t, v1.Config{}, testenv.RandomLayer(t, "data", mib, 2)))
 	m.Version = "v2"
 	if _, err := h.store(nil).Ensure(t.Context(), m, nil); err != nil {

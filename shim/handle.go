@@ -671,7 +671,7 @@ func (h *Handle) settle(ctx context.Context) (Exit, error) {
 	}
 	settled, err := Settle(ctx, h.path, h.log)
 	switch {
-	case errors.Is(err, errAlive):
+	case errors.Is(err, ErrAlive):
 		return Exit{}, ErrSuperseded
 	case err != nil:
 		return Exit{}, err

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/cgroup"
@@ -19,7 +18,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-var errAlive = fmt.Errorf("the shim lives: %w", errdefs.ErrFailedPrecondition)
+// ErrAlive says that a shim lives in a folder.
+var ErrAlive = errors.New("the shim lives")
 
 // GroupName is the name of the control groups of a life.
 func GroupName(life string) string { return "shepherd-" + life }
@@ -29,8 +29,8 @@ func GroupName(life string) string { return "shepherd-" + life }
 // tells of the life is written or removed, so Settle can be interrupted and
 // repeated; Remove removes the folder when what it said is safe. A shim that was
 // about to begin in the folder finds no spec any more, and ends. When a shim lives
-// in the folder, perhaps since a moment ago, the error is of class
-// errdefs.ErrFailedPrecondition: Attach is for that case.
+// in the folder, perhaps since a moment ago, the error is ErrAlive: Attach is for that
+// case.
 //
 // Answers that were kept are returned, except after a restart of the machine:
 // the files of the jobs they speak of may not have reached the disk.
@@ -48,7 +48,7 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 		return Outcome{}, err
 	}
 	if !free {
-		return Outcome{}, fmt.Errorf("%s: %w", folder, errAlive)
+		return Outcome{}, fmt.Errorf("%s: %w", folder, ErrAlive)
 	}
 	boot, err := proc.BootID()
 	if err != nil {

@@ -76,8 +76,8 @@ func TestFolderLock(t *testing.T) {
 		t.Errorf("Remove: %v, want a refusal", err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	if _, err := Settle(t.Context(), dir, log); !errors.Is(err, errAlive) {
-		t.Errorf("Settle: %v, want %v", err, errAlive)
+	if _, err := Settle(t.Context(), dir, log); !errors.Is(err, ErrAlive) {
+		t.Errorf("Settle: %v, want %v", err, ErrAlive)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()

@@ -47,15 +47,15 @@ type cog struct {
 
 // newCog starts the image's server and waits until the model is set up.
 func newCog(ctx context.Context, m *model) (_ *cog, err error) {
-	listen, err := port.Free("127.0.0.1")
+	portNumber, err := port.Free("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(listen), client: &http.Client{Transport: new(http.Transport)}}
+	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(portNumber), client: &http.Client{Transport: new(http.Transport)}}
 	if c.desk, err = openDesk(); err != nil {
 		return nil, err
 	}
-	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(listen)); err != nil {
+	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
 		c.desk.close()
 		return nil, fmt.Errorf("start the model's server: %w", err)
 	}

@@ -19,10 +19,10 @@ const (
 )
 
 // Free returns a port of the host's address, or of every address where host is
-// empty, that nothing listens on. It is outside the
-// range that the kernel gives to clients' connections (ip_local_port_range), so
-// none of those takes the port before the program that it is for binds it. Where
-// that range leaves too few ports, the kernel chooses one.
+// empty, that nothing listens on. It is outside the range that the kernel gives to
+// clients' connections (ip_local_port_range), so none of those takes the port before
+// the program that it is for binds it. Where that range leaves too few ports, the
+// kernel chooses one.
 func Free(host string) (int, error) {
 	last := min(end, ephemeral())
 	for range 100 {
