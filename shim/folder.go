@@ -82,6 +82,22 @@ func (f *Folder) await(ctx context.Context) (bool, error) {
 	}
 }
 
+// preventStart keeps a shim that has not begun in the folder from it: without its spec
+// it ends. The caller holds the lock.
+func (f *Folder) preventStart() error {
+	_, err := os.Stat(filepath.Join(f.Path(), stateFile))
+	if err == nil {
+		return nil // one has begun, and another does not
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(filepath.Join(f.Path(), specFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // Unlock ends the lock.
 func (f *Folder) Unlock() { _ = unix.Flock(int(f.dir.Fd()), unix.LOCK_UN) }
 

@@ -29,8 +29,7 @@ func GroupName(life string) string { return "shepherd-" + life }
 // tells of the life is written or removed, so Settle can be interrupted and
 // repeated; Remove removes the folder when what it said is safe. A shim that was
 // about to begin in the folder finds no spec any more, and ends. When a shim lives
-// in the folder, perhaps since a moment ago, the error is ErrAlive: Attach is for that
-// case.
+// in the folder the error is ErrAlive: Attach is for that case.
 //
 // Answers that were kept are returned, except after a restart of the machine:
 // the files of the jobs they speak of may not have reached the disk.
@@ -54,14 +53,12 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 	if err != nil {
 		return Outcome{}, fmt.Errorf("tell this boot of the machine from others: %w", err)
 	}
+	if err := f.preventStart(); err != nil {
+		return Outcome{}, err
+	}
 	var state State
 	err = readJSON(filepath.Join(f.Path(), stateFile), &state)
-	switch {
-	case errors.Is(err, fs.ErrNotExist): // it has not begun, and shall not
-		if err := os.Remove(filepath.Join(f.Path(), specFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return Outcome{}, err
-		}
-	case err != nil:
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Warn("the state of a dead shim cannot be read; its processes are found by their mark", "dir", folder, "error", err)
 		state = State{}
 	}

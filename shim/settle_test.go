@@ -98,6 +98,29 @@ func TestFolderLock(t *testing.T) {
 	}
 }
 
+// TestAttachPreventsALateStart is of a daemon that is killed right after it has started
+// a shim: the next daemon may look into the folder before the shim takes it.
+func TestAttachPreventsALateStart(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, began := range []bool{false, true} {
+		dir := t.TempDir()
+		if err := writeJSON(filepath.Join(dir, specFile), Spec{Version: Version}); err != nil {
+			t.Fatal(err)
+		}
+		if began {
+			if err := writeJSON(filepath.Join(dir, stateFile), State{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Attach(t.Context(), dir, log); !errdefs.IsNotFound(err) {
+			t.Errorf("Attach: %v, want not found", err)
+		}
+		if _, err := ReadSpec(dir); (err == nil) != began {
+			t.Errorf("began: %v: the spec that a shim would start with: %v", began, err)
+		}
+	}
+}
+
 // TestHandleWithStrangeShims gives the daemon's side what no shim sends.
 func TestHandleWithStrangeShims(t *testing.T) {
 	for _, said := range []string{

@@ -169,7 +169,8 @@ func openOwnLog(dir string) (*os.File, error) {
 }
 
 // Attach connects to the shim that lives in the folder. The error is of class
-// errdefs.ErrNotFound when none does: Settle is for that case. With a
+// errdefs.ErrNotFound when none does: Settle is for that case, and none begins in the
+// folder any more, not even one that a daemon started right before its end. With a
 // *VersionError there is a handle all the same, good for Stop, Wait and Release.
 func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, error) {
 	f, err := OpenFolder(folder)
@@ -197,6 +198,9 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 		case lockErr != nil:
 			return nil, lockErr
 		case free:
+			if err := f.preventStart(); err != nil {
+				return nil, err
+			}
 			return nil, fmt.Errorf("no shim lives in %s: %w", folder, errdefs.ErrNotFound)
 		}
 		// A shim that has just started takes the lock a moment before it listens.

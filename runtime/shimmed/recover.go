@@ -39,19 +39,6 @@ func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
-		err := s.recoverOnce(ctx, asking, folder)
-		// A shim that an earlier daemon started right before its end may take its
-		// folder between the two looks, at whether it lives and at what it left.
-		if !errors.Is(err, shim.ErrAlive) || asking.Err() != nil {
-			return err
-		}
-	}
-}
-
-// recoverOnce attaches to the life's shim, or settles the life when it has none.
-// The error is shim.ErrAlive when a shim began meanwhile.
-func (s *Sheep) recoverOnce(ctx, asking context.Context, folder string) error {
 	h, err := shim.Attach(asking, folder, s.log)
 	var version *shim.VersionError
 	switch {
