@@ -61,6 +61,8 @@ type Config struct {
 	Ledger   ledger.Ledger
 	// Peers knows the other nodes of a ledger that is shared; nil where it is not.
 	Peers Peers
+	// Fleet asks those nodes; nil where there are none.
+	Fleet Fleet
 	Store storage.Store
 	Sheep []Member
 	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
