@@ -152,9 +152,10 @@ func TestFleet(t *testing.T) {
 			return code == 200 && len(names) == 2 && names["a/bare_sheep"] == has["a"] && names["b/bare_sheep"] == has["b"]
 		})
 		for _, id := range has {
-			if code, log := w.request("GET", "/jobs/"+id+"/logs", ""); code != 200 || !strings.Contains(log, " serves ") {
-				t.Errorf("the log of %s: %d %s", id, code, log)
-			}
+			w.eventually("the log of "+id+" is known", func() bool {
+				code, log := w.request("GET", "/jobs/"+id+"/logs", "")
+				return code == 200 && log == "waiting\n"
+			})
 		}
 	}
 
