@@ -928,6 +928,12 @@ type FollowEventsParams struct {
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
+// ListGPUsParams defines parameters for ListGPUs.
+type ListGPUsParams struct {
+	// Node The node of a fleet whose GPUs are wanted; without it, this machine's
+	Node *string `form:"node,omitempty" json:"node,omitempty"`
+}
+
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
 	// State Only jobs in this state; may be given more than once
@@ -1049,7 +1055,7 @@ type ServerInterface interface {
 	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
-	ListGPUs(w http.ResponseWriter, r *http.Request)
+	ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams)
 	// GetHealth Whether the daemon is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
@@ -1237,8 +1243,27 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 // ListGPUs operation middleware
 func (siw *ServerInterfaceWrapper) ListGPUs(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListGPUsParams
+
+	// ------------- Optional query parameter "node" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "node", r.URL.Query(), &params.Node, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "node"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ListGPUs(w, r)
+		siw.Handler.ListGPUs(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {

@@ -203,9 +203,11 @@ type Config struct {
 	// Debug includes runners' tracebacks and the causes of the daemon's own errors in
 	// answers.
 	Debug bool
-	// GPUs is what is known of the machine's GPUs; nil where there are none. It
-	// is called by many goroutines at once and returns soon after ctx ends.
-	GPUs func(ctx context.Context) job.GPUs
+	// GPUs is what is known of the GPUs of a node, or of this machine where node is
+	// empty; nil where there are none. It is called by many goroutines at once and
+	// returns soon after ctx ends. It returns *job.UnknownNode, and *job.Unavailable for
+	// a node that cannot be asked.
+	GPUs func(ctx context.Context, node string) (job.GPUs, error)
 	// Metrics answers /metrics; by default there are none.
 	Metrics http.Handler
 	// Version and Commit are what /version answers.
@@ -243,7 +245,7 @@ func New(c Config) http.Handler {
 	}
 	s.bodies = semaphore.NewWeighted(max(cmp.Or(c.BodyMemory, DefaultBodyMemory), 2*s.maxBody+2048))
 	if s.gpus = c.GPUs; s.gpus == nil {
-		s.gpus = func(context.Context) job.GPUs { return job.GPUs{} }
+		s.gpus = func(context.Context, string) (job.GPUs, error) { return job.GPUs{}, nil }
 	}
 	if s.metrics = c.Metrics; s.metrics == nil {
 		s.metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -266,7 +268,7 @@ type server struct {
 	maxWait     time.Duration
 	debug       bool
 	version     Version
-	gpus        func(context.Context) job.GPUs
+	gpus        func(ctx context.Context, node string) (job.GPUs, error)
 	metrics     http.Handler
 	log         *slog.Logger
 

@@ -62,6 +62,7 @@ var classes = []class{
 	{name: "queue-full", status: http.StatusTooManyRequests, match: as[*job.QueueFull], retryAfter: 30},
 	{name: "unknown-job", status: http.StatusBadRequest, inJobAPI: http.StatusNotFound, match: as[*job.UnknownJob]},
 	{name: "unknown-sheep", status: http.StatusBadRequest, match: as[*job.UnknownSheep]},
+	{name: "unknown-node", status: http.StatusNotFound, match: as[*job.UnknownNode]},
 	{name: "invalid-request", status: http.StatusBadRequest, match: as[*job.Invalid]},
 	{name: "job-failed", status: http.StatusInternalServerError, inJobAPI: http.StatusConflict, match: as[*job.Failure]}, // the original's answer for the result of a failed job
 	{name: "too-large", status: http.StatusRequestEntityTooLarge, match: tooLarge},

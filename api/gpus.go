@@ -7,8 +7,16 @@ import (
 )
 
 // ListGPUs answers GET /gpus.
-func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request) {
-	known := s.gpus(r.Context())
+func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams) {
+	node := ""
+	if params.Node != nil {
+		node = *params.Node
+	}
+	known, err := s.gpus(r.Context(), node)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
 	answer := GPUList{
 		Driver: orNull(known.Driver), Cuda: orNull(known.CUDA), Trouble: orNull(known.Trouble),
 		Gpus: []GPU{}, Others: []OtherDevice{},

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/job"
 )
 
@@ -14,7 +16,13 @@ func TestGPUs(t *testing.T) {
 
 	percent, celsius, watts, errors := 93, 61, 312.5, uint64(2)
 	h := newHarness(t, func(c *Config) {
-		c.GPUs = func(context.Context) job.GPUs {
+		c.GPUs = func(_ context.Context, node string) (job.GPUs, error) {
+			switch node {
+			case "gone":
+				return job.GPUs{}, &job.UnknownNode{Name: node}
+			case "cut-off":
+				return job.GPUs{}, &job.Unavailable{Service: "node cut-off", Problem: "does not answer", Cause: errdefs.ErrUnavailable}
+			}
 			return job.GPUs{
 				Driver: "550.54.15", CUDA: "12.4",
 				GPUs: []job.GPU{{
@@ -31,7 +39,7 @@ func TestGPUs(t *testing.T) {
 					Sheep: []job.DeviceUser{{Sheep: "c", Device: "MIG-cccc"}},
 				}},
 				Others: []job.Device{{Name: "amd.com/gpu=0", Sheep: []job.DeviceUser{{Sheep: "d"}}}},
-			}
+			}, nil
 		}
 	})
 	const idle = `"model": {"name": null, "version": null}, "job": null, "used": 0`
@@ -48,4 +56,6 @@ func TestGPUs(t *testing.T) {
 		 "health": "out", "detail": "it reported Xid 79", "out_since": "2026-01-02T03:04:05.000006", "retest_at": "2026-01-02T03:05:05.000006",
 		 "sheep": [{"name": "c", "instance": "MIG-cccc", "shared": false, "budget": null, `+idle+`}], "foreign": []}],
 		"others": [{"name": "amd.com/gpu=0", "sheep": [{"name": "d", "instance": null, "shared": false, "budget": null, `+idle+`}]}]}`)
+	h.expect(h.get("/gpus?node=gone"), 404, `{"message": "Unknown node `+"`gone`"+`"}`)
+	h.expect(h.get("/gpus?node=cut-off"), 503, `{"message": "The node cut-off does not answer; try again later"}`)
 }

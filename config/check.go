@@ -109,6 +109,7 @@ func (ch *checker) all() {
 	ch.containerd()
 	ch.storage()
 	ch.ledger()
+	ch.fleet()
 	ch.logging()
 	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
@@ -349,6 +350,23 @@ func (ch *checker) ledger() {
 	ch.expect(l.PasswordFile == "" || filepath.IsAbs(l.PasswordFile), "ledger.password_file", "an absolute path")
 	ch.expect(l.Lease == nil || *l.Lease >= minLease && *l.Lease <= maxLease, "ledger.lease",
 		fmt.Sprintf("a duration from %s to %s", job.FormatDuration(minLease), job.FormatDuration(maxLease)))
+}
+
+// fleet checks how nodes reach one another.
+func (ch *checker) fleet() {
+	f := ch.Fleet
+	if ch.at("ledger.url") == nil {
+		ch.reject("fleet", "is for nodes that share a ledger in a PostgreSQL database, which ledger.url names; add ledger.url, or remove this")
+		return
+	}
+	ch.notEmpty("fleet.address", f.Address == "")
+	ch.notEmpty("fleet.secret_file", f.SecretFile == "")
+	ch.notEmpty("fleet.ca_file", f.CAFile == "")
+	address, err := url.Parse(f.Address)
+	ch.expect(f.Address == "" || err == nil && (address.Scheme == "http" || address.Scheme == "https") && address.Host != "" && address.User == nil &&
+		strings.Trim(address.Path, "/") == "" && address.RawQuery == "" && address.Fragment == "", "fleet.address", "http://HOST[:PORT] or https://HOST[:PORT]")
+	ch.expect(f.SecretFile == "" || filepath.IsAbs(f.SecretFile), "fleet.secret_file", "an absolute path")
+	ch.expect(f.CAFile == "" || filepath.IsAbs(f.CAFile), "fleet.ca_file", "an absolute path")
 }
 
 // databaseURL checks the URL of a database, and has it shown without its password. No

@@ -53,6 +53,7 @@ type Config struct {
 	Containerd Containerd `yaml:"containerd"`
 	Storage    Storage    `yaml:"storage"`
 	Ledger     Ledger     `yaml:"ledger"`
+	Fleet      Fleet      `yaml:"fleet,omitempty"`
 	Logging    Logging    `yaml:"logging"`
 	Scheduling Scheduling `yaml:"scheduling"`
 	Limits     Limits     `yaml:"limits"`
@@ -312,6 +313,18 @@ func cutScheme(url, scheme string) (string, bool) {
 		return url[len(prefix):], true
 	}
 	return url, false
+}
+
+// Fleet is how the nodes that share a ledger reach one another.
+type Fleet struct {
+	// Address is the URL of this node's API for other nodes; empty is where it listens,
+	// by the node's name.
+	Address string `yaml:"address,omitempty"`
+	// SecretFile holds in its first line what nodes know one another by; without one they
+	// do not ask one another.
+	SecretFile string `yaml:"secret_file,omitempty"`
+	// CAFile holds certificates of authorities to trust beside the machine's.
+	CAFile string `yaml:"ca_file,omitempty"`
 }
 
 // Ledger is the record of jobs: a SQLite file or, where URL is given, a PostgreSQL

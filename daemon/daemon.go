@@ -5,6 +5,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/fleet"
 	"github.com/iterait/shepherd/internal/diskspace"
 	"github.com/iterait/shepherd/internal/mounts"
 	"github.com/iterait/shepherd/internal/systemd"
@@ -75,6 +77,8 @@ type daemon struct {
 	drivers   map[string]runtime.Driver
 	members   []shepherd.Member
 	core      *shepherd.Shepherd
+	fleet     *fleet.Fleet // nil where the ledger is this node's alone
+	secret    string       // that other nodes show; empty for none
 }
 
 // Run is the daemon's whole life. It starts draining when ctx ends, and returns
@@ -163,9 +167,16 @@ func (d *daemon) startCore(ctx context.Context) error {
 	}
 	startDrivers(ctx, d.drivers, d.members, d.log)
 	c := d.config
+	if d.fleet, d.secret, err = openFleet(c, node, d.ledger, d.log, &d.closing); err != nil {
+		return err
+	}
+	var others shepherd.Fleet
+	if d.fleet != nil {
+		others = d.fleet
+	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
@@ -188,7 +199,7 @@ func (d *daemon) announce() (stop func()) {
 	}
 	a := &announcer{
 		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
-		about: postgres.About{Address: d.listeners.urlFrom(d.config.Node), Version: d.options.Version},
+		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var announcing sync.WaitGroup
@@ -257,12 +268,24 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 // server that ends.
 func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
 	c := d.config.API
+	own := local{d.core, d.gpus.keeper.GPUs}
+	var service api.Service = d.core
+	gpus := func(ctx context.Context, node string) (job.GPUs, error) {
+		if node != "" && node != d.env.node {
+			return job.GPUs{}, &job.UnknownNode{Name: node}
+		}
+		return own.GPUs(ctx), nil
+	}
+	if d.fleet != nil && d.secret != "" {
+		view := fleet.NewView(own, d.fleet)
+		service, gpus = flockService{d.core, view}, view.GPUs
+	}
 	handler := api.New(api.Config{
-		Service: d.core, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: d.gpus.keeper.GPUs,
+		Service: service, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: gpus,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))
-	served := d.listeners.serve(base, handler, admin, d.log)
+	served := d.listeners.serve(base, fleet.Handler(own, d.secret, handler, d.log), admin, d.log)
 	d.log.Info("Shepherd API is available at " + d.listeners.url())
 	for _, warning := range d.listeners.serves(c).Warnings() {
 		d.log.Warn(warning)

@@ -2,17 +2,111 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
 	"log/slog"
+	"os"
 	"reflect"
 	"time"
 
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/fleet"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger/postgres"
+	"github.com/iterait/shepherd/shepherd"
 )
 
 // registry is a shared ledger as far as it knows its nodes.
 type registry interface {
 	Announce(ctx context.Context, node string, about postgres.About) error
+	Nodes(ctx context.Context) ([]postgres.Node, error)
+}
+
+// local is what this node tells others of itself.
+type local struct {
+	*shepherd.Shepherd
+	gpus func(context.Context) job.GPUs
+}
+
+// GPUs implements fleet.Local.
+func (l local) GPUs(ctx context.Context) job.GPUs { return l.gpus(ctx) }
+
+// flockService is the core as the API serves it in a fleet, with the sheep of all nodes.
+type flockService struct {
+	*shepherd.Shepherd
+	view *fleet.View
+}
+
+func (s flockService) Sheep(ctx context.Context) []job.Sheep { return s.view.Sheep(ctx) }
+
+func (s flockService) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
+	return s.view.Logs(ctx, sheep, q)
+}
+
+// openFleet prepares to ask the other nodes of a shared ledger; it is nil where the
+// ledger is this node's alone. The secret is empty where none is configured.
+func openFleet(cfg *config.Config, node string, l keptLedger, log *slog.Logger, stop *closers) (_ *fleet.Fleet, secret string, err error) {
+	shared, ok := l.(registry)
+	if !ok {
+		return nil, "", nil
+	}
+	if cfg.Fleet.SecretFile != "" {
+		if secret, err = firstLine(cfg.Fleet.SecretFile); err != nil {
+			return nil, "", fmt.Errorf("fleet.secret_file: %w; put the same secret there on all nodes, readable for the daemon alone (openssl rand -hex 32)", err)
+		}
+	}
+	trusted, err := fleetTLS(cfg)
+	if err != nil {
+		return nil, "", err
+	}
+	f := fleet.New(fleet.Config{Self: node, Directory: directoryOf(shared), Secret: secret, TLS: trusted, Log: log})
+	stop.add(f.Close)
+	return f, secret, nil
+}
+
+// fleetTLS is how other nodes are reached by https: whom to trust, and the certificate
+// of this node's own API, for nodes that ask for one.
+func fleetTLS(cfg *config.Config) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if file := cfg.Fleet.CAFile; file != "" {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("fleet.ca_file: %w", err)
+		}
+		if c.RootCAs, err = x509.SystemCertPool(); err != nil {
+			return nil, fmt.Errorf("read the certificates that the machine trusts: %w", err)
+		}
+		if !c.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("fleet.ca_file %s holds no certificate in PEM", file)
+		}
+	}
+	if own := cfg.API.TLS; own != nil {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(own.CertFile, own.KeyFile)
+			return &pair, err
+		}
+	}
+	return c, nil
+}
+
+// directoryOf has the nodes as they announced themselves in the ledger.
+func directoryOf(shared registry) fleet.Directory {
+	return func(ctx context.Context) ([]fleet.Node, error) {
+		known, err := shared.Nodes(ctx)
+		if err != nil {
+			return nil, err
+		}
+		nodes := make([]fleet.Node, len(known))
+		for i, n := range known {
+			nodes[i] = fleet.Node{Name: n.Name, Address: n.About.Address, Alive: n.Alive}
+			for _, s := range n.About.Sheep {
+				nodes[i].Sheep = append(nodes[i].Sheep, job.Sheep{Name: s.Name, Type: s.Type, Model: s.Model})
+			}
+		}
+		return nodes, nil
+	}
 }
 
 // announcer tells a shared ledger of this node.

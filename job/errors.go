@@ -85,3 +85,8 @@ const (
 	// ErrDraining says that the daemon is shutting down and takes no more jobs.
 	ErrDraining notice = "shepherd is shutting down and takes no more jobs; try again when it is back"
 )
+
+// UnknownNode says that no machine of that name shares the ledger.
+type UnknownNode struct{ Name string }
+
+func (e *UnknownNode) Error() string { return fmt.Sprintf("Unknown node `%s`", e.Name) }

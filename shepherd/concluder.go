@@ -190,7 +190,7 @@ func (c *concluder) collect(ctx context.Context, a *attempt) (storage.Collected,
 	replace := a.Attempt > 1 || a.Run > 1 || a.adopted || a.staged.Outputs
 	var collected storage.Collected
 	err := l.persist(within, a.ID, "store the results", func() (err error) {
-		collected, err = l.store.Collect(within, a.ID, a.dir.job, replace)
+		collected, err = c.storeResults(within, a, replace)
 		return err
 	})
 	a.phases.Collect = l.passed(a, a.Model, PhaseCollect, began, err)

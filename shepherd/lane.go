@@ -21,6 +21,7 @@ type services struct {
 	ledger      ledger.Ledger
 	peers       Peers // nil for none
 	store       storage.Store
+	fencer      storage.Fencer // nil where no other node has the ledger
 	hub         *hub
 	flock       *flock
 	payloads    *payloads

@@ -34,10 +34,11 @@ func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.R
 }
 
 // JobLogs opens what runners have written during the attempts of a job's last run,
-// one after the other, as far as that is kept on this node; with q.Tail, that many
+// one after the other, as far as that is kept on nodes that are up; with q.Tail, that many
 // of the last lines of the last attempt. Following, it goes on until the run has
 // ended, through attempts that are still to come. The error is *job.UnknownJob or
-// job.ErrNoJobLog, or has the ledger's class.
+// job.ErrNoJobLog, *job.Unavailable for a node that does not answer, or has the
+// ledger's class.
 func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
 	changed := make(chan struct{}, 1)
 	unwatch := s.env.hub.watch(id, func(e job.Event) { // before the ledger is read, so that no change falls between
@@ -157,36 +158,52 @@ func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error)
 		return nil, false, err
 	}
 	for _, a := range attempts {
-		if a.Number < f.next || a.Node != f.core.cfg.Node {
+		if a.Number < f.next {
 			continue
 		}
-		l := f.core.env.flock.named(a.Sheep)
-		if l == nil {
-			continue
+		of := f.localAttempt
+		if a.Node != f.core.cfg.Node {
+			of = f.remoteAttempt
 		}
-		sheep, ok := l.Sheep.(runtime.JobLogger)
-		if !ok {
-			continue
-		}
-		span := a.Log
-		var end logEnd
-		if a.Ended.IsZero() {
-			span = l.state.span(f.job, end.end)
-		}
-		if span == "" {
-			continue
-		}
-		log, err := sheep.JobLogs(ctx, span, f.query)
-		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-			continue
-		}
+		log, err := of(ctx, a)
 		if err != nil {
 			return nil, false, fmt.Errorf("open the log of job %s: %w", f.job, err)
 		}
-		end.set(log, "")
-		return &attemptLog{JobLog: log, attempt: a.Number}, over, nil
+		if log != nil {
+			return &attemptLog{JobLog: log, attempt: a.Number}, over, nil
+		}
 	}
 	return nil, over, nil
+}
+
+// localAttempt opens what this node has kept of the log of an attempt of its own; nil
+// where that is nothing.
+func (f *jobLog) localAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
+	l := f.core.env.flock.named(a.Sheep)
+	if l == nil {
+		return nil, nil
+	}
+	sheep, ok := l.Sheep.(runtime.JobLogger)
+	if !ok {
+		return nil, nil
+	}
+	span := a.Log
+	var end logEnd
+	if a.Ended.IsZero() {
+		span = l.state.span(f.job, end.end)
+	}
+	if span == "" {
+		return nil, nil
+	}
+	log, err := sheep.JobLogs(ctx, span, f.query)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	end.set(log, "")
+	return log, nil
 }
 
 // attempts are those of the run; over says that there will be no others.

@@ -2,11 +2,15 @@ package shepherd
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
 )
 
 // Peers knows which nodes share the ledger.
@@ -16,6 +20,111 @@ type Peers interface {
 	// Draining reports whether an operator wants the node, which has joined, to claim no
 	// job. It answers at once.
 	Draining(node string) bool
+}
+
+// Fleet asks other nodes for what only they know. An error of class
+// errdefs.ErrUnavailable is *job.Unavailable, which says of which node.
+type Fleet interface {
+	// HasSheep reports whether another node that is alive has a sheep of that name.
+	HasSheep(ctx context.Context, name string) (bool, error)
+	// Sheep are those of a node.
+	Sheep(ctx context.Context, node string) ([]job.Sheep, error)
+	// AttemptLog opens what a node has kept of the log of an attempt; following, it ends
+	// when the attempt has. The error is job.ErrNoJobLog where it has none, or is not up.
+	AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
+}
+
+// checkSheep answers *job.UnknownSheep for a sheep that no node has.
+func (s *Shepherd) checkSheep(ctx context.Context, name string) error {
+	if name == "" || s.env.flock.takes(name) {
+		return nil
+	}
+	if s.cfg.Fleet != nil {
+		there, err := s.cfg.Fleet.HasSheep(ctx, name)
+		if err != nil {
+			return away("ledger", fmt.Errorf("look for sheep %s: %w", name, err))
+		}
+		if there {
+			return nil
+		}
+	}
+	return &job.UnknownSheep{Name: name}
+}
+
+// leftToOthers reports whether a job whose model all sheep of this node object to is
+// taken for another node's: one that is up decides when it claims the job. What this
+// node does not trust it does not take in either.
+func (s *Shepherd) leftToOthers(ctx context.Context, r job.Request, objection error) bool {
+	if s.cfg.Peers == nil || r.Sheep != "" || errors.As(objection, new(*job.Untrusted)) {
+		return false
+	}
+	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)
+	return err == nil && len(peers) > 0
+}
+
+// live completes a view of a job that another node has with what that node's sheep
+// tell, or with why they tell nothing.
+func (s *Shepherd) live(ctx context.Context, view *job.View) {
+	if s.cfg.Fleet == nil || view.Holder == "" || view.Node == s.cfg.Node {
+		return
+	}
+	sheep, err := s.cfg.Fleet.Sheep(ctx, view.Node)
+	var unreachable *job.Unavailable
+	switch {
+	case errors.As(err, &unreachable):
+		view.Detail = unreachable.Service + " " + unreachable.Problem
+		return
+	case err != nil:
+		s.log.Warn("Another node does not tell of a job", "job", view.ID, "node", view.Node, "error", err)
+		return
+	}
+	for _, one := range sheep {
+		if one.Name == view.Holder && one.Job == view.ID {
+			view.Detail, view.Progress = one.Detail, one.Progress
+		}
+	}
+}
+
+// remoteLog is the log of an attempt on another node, which knows where it ends.
+type remoteLog struct{ io.ReadCloser }
+
+func (remoteLog) End(string) {}
+
+// remoteAttempt opens what another node has kept of the log of an attempt; nil where
+// that is nothing, or the node is gone.
+func (f *jobLog) remoteAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
+	if f.core.cfg.Fleet == nil {
+		return nil, nil
+	}
+	log, err := f.core.cfg.Fleet.AttemptLog(ctx, a.Node, f.job, a.Run, a.Number, f.query)
+	switch {
+	case err == nil:
+		return remoteLog{log}, nil
+	case errors.Is(err, job.ErrNoJobLog):
+		return nil, nil
+	}
+	return nil, err
+}
+
+// AttemptLog opens what this node has kept of the log of an attempt, for other nodes;
+// following, it ends when the attempt has. The error is job.ErrNoJobLog, or has the
+// ledger's class.
+func (s *Shepherd) AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
+	f := &jobLog{core: s, job: id, run: run, query: q}
+	attempts, _, err := f.attempts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range attempts {
+		if a.Number != attempt || a.Node != s.cfg.Node {
+			continue
+		}
+		log, err := f.localAttempt(ctx, a)
+		if err != nil || log != nil {
+			return log, err
+		}
+	}
+	return nil, job.ErrNoJobLog
 }
 
 // drainEvery is how often it is looked whether an operator wants the node drained.

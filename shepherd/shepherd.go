@@ -61,6 +61,8 @@ type Config struct {
 	Ledger   ledger.Ledger
 	// Peers knows the other nodes of a ledger that is shared; nil where it is not.
 	Peers Peers
+	// Fleet asks those nodes; nil where there are none.
+	Fleet Fleet
 	Store storage.Store
 	Sheep []Member
 	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
@@ -172,7 +174,7 @@ func New(cfg Config) (*Shepherd, error) {
 	}
 	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
 	s.env = &services{
-		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store,
+		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store, fencer: fencerOf(cfg),
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,

@@ -29,7 +29,7 @@ const commitTime = 30 * time.Second
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
-	if err := s.admissible(r); err != nil {
+	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
 	if err := s.roomFor(ctx); err != nil {
@@ -194,8 +194,8 @@ func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 	return "", err
 }
 
-// admissible checks what can be checked without asking anyone.
-func (s *Shepherd) admissible(r job.Request) error {
+// admissible checks what can be checked before anything is stored.
+func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	if err := s.admitting(); err != nil {
 		return err
 	}
@@ -205,10 +205,13 @@ func (s *Shepherd) admissible(r job.Request) error {
 	if err := r.Model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
 	}
-	if r.Sheep != "" && !s.env.flock.takes(r.Sheep) {
-		return &job.UnknownSheep{Name: r.Sheep}
+	if err := s.checkSheep(ctx, r.Sheep); err != nil {
+		return err
 	}
-	return s.checkModel(r)
+	if objection := s.checkModel(r); objection != nil && !s.leftToOthers(ctx, r, objection) {
+		return objection
+	}
+	return nil
 }
 
 // roomFor refuses a job for which there is no room: *job.QueueFull, or an error of

@@ -41,7 +41,7 @@ const uploadUnderWay = "The inputs of this job are being uploaded, or their uplo
 func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Files) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
-	if err := s.admissible(r); err != nil {
+	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
 	if err := s.roomFor(ctx); err != nil {

@@ -20,6 +20,7 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 			return job.View{}, fmt.Errorf("read the attempts of job %s: %w", id, err)
 		}
 		view := s.view(rec)
+		s.live(ctx, &view)
 		view.Attempts = attempts
 		if view.Timeline, err = s.timeline(ctx, rec); err != nil {
 			return job.View{}, fmt.Errorf("read the events of job %s: %w", id, err)

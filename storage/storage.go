@@ -75,6 +75,8 @@ var (
 	// ErrWorkDir marks failures of the working directory: they are not storage's.
 	ErrWorkDir = errors.New("the job's working directory")
 	ErrBadName = fmt.Errorf("file name not allowed: %w", errdefs.ErrInvalidArgument)
+	// ErrFenced says that a later attempt has the job's place.
+	ErrFenced = fmt.Errorf("a later attempt at the job has removed this one's outputs: %w", errdefs.ErrAborted)
 )
 
 // Info describes a stored file.
@@ -186,4 +188,35 @@ type Store interface {
 	// Ping answers nil when storage can be reached with these credentials. It
 	// tries once.
 	Ping(ctx context.Context) error
+}
+
+// Fencer is a Store that several machines share, of which one may go on with an
+// attempt at a job that it has lost, unaware of it, however late. Its attempts store
+// their outputs apart, each in a place of its own that clients do not look at, and
+// promote them to outputs/.
+//
+// The caller numbers the attempts that may be told apart, of all runs, and promotes
+// only after it has seen, when CollectApart had returned, that the job is still its
+// own. An attempt that is not the job's first fences the others before it collects.
+// Then outputs/ has the outputs of the last attempt that was promoted, and no file of
+// another, but where replace removes one: S3 has no condition for that which all
+// servers know. A caller that stands still for longer than a whole attempt between its
+// last copy and a removal may remove what the next one has stored under that name.
+type Fencer interface {
+	// CollectApart is Collect to the place of the attempt.
+	CollectApart(ctx context.Context, id job.ID, attempt int64, dir *os.Root) (Apart, error)
+	// Fence removes what other attempts have stored apart: from then on their Promote
+	// fails, and what it had not copied before is never copied.
+	Fence(ctx context.Context, id job.ID, attempt int64) error
+}
+
+// Apart are outputs that are stored apart.
+type Apart interface {
+	Collected() Collected
+	// Promote copies the outputs within storage to outputs/; with replace it then
+	// removes whatever else lies there. It may be called again after it failed. The
+	// error is ErrFenced where another attempt's Fence has removed them.
+	Promote(ctx context.Context, replace bool) error
+	// Discard removes what is stored apart.
+	Discard(ctx context.Context) error
 }

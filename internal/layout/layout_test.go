@@ -24,7 +24,7 @@ var allowed = map[string][]string{
 	},
 	"docs": {},
 	"daemon": {
-		"access", "api", "config", "docs", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
+		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
 	},
 	"job":                     {},
 	"ledger":                  {"job"},
@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"config/size":             {},
 	"access":                  {},
 	"api":                     {"job", "access"},
+	"fleet":                   {"job"},
 	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},

@@ -230,12 +230,35 @@ func (s *Store) Collect(ctx context.Context, id job.ID, root *os.Root, replace b
 }
 
 func (s *Store) collect(ctx context.Context, id job.ID, root *os.Root, replace bool) (storage.Collected, error) {
-	if _, err := s.look(ctx, id); err != nil {
+	outputs, collected, err := s.outputs(ctx, id, root)
+	if err != nil {
 		return storage.Collected{}, err
+	}
+	return collected, s.change(ctx, id, func(place map[string]file) (map[string]file, error) {
+		if place == nil {
+			return nil, storage.ErrNotFound
+		}
+		setOutputs(place, outputs, replace)
+		return place, nil
+	})
+}
+
+// setOutputs puts outputs into a place; with replace it removes all others.
+func setOutputs(place, outputs map[string]file, replace bool) {
+	if replace {
+		maps.DeleteFunc(place, func(name string, _ file) bool { return strings.HasPrefix(name, job.OutputDir+"/") })
+	}
+	maps.Copy(place, outputs)
+}
+
+// outputs reads a working directory's outputs/.
+func (s *Store) outputs(ctx context.Context, id job.ID, root *os.Root) (map[string]file, storage.Collected, error) {
+	if _, err := s.look(ctx, id); err != nil {
+		return nil, storage.Collected{}, err
 	}
 	dir, err := workdir.Open(root, storage.Options{})
 	if err != nil {
-		return storage.Collected{}, err
+		return nil, storage.Collected{}, err
 	}
 	defer dir.Close()
 	var collected storage.Collected
@@ -265,20 +288,8 @@ func (s *Store) collect(ctx context.Context, id job.ID, root *os.Root, replace b
 		collected.Bytes += int64(len(data))
 		return nil
 	})
-	if err != nil {
-		return storage.Collected{}, err
-	}
 	collected.Warnings = warnings.Texts()
-	return collected, s.change(ctx, id, func(place map[string]file) (map[string]file, error) {
-		if place == nil {
-			return nil, storage.ErrNotFound
-		}
-		if replace {
-			maps.DeleteFunc(place, func(name string, _ file) bool { return strings.HasPrefix(name, job.OutputDir+"/") })
-		}
-		maps.Copy(place, outputs)
-		return place, nil
-	})
+	return outputs, collected, err
 }
 
 // Open implements storage.Store.

@@ -15,14 +15,19 @@ import (
 // Collect copies dir's outputs/ to outputs/. Earlier files go, with replace, when
 // all new ones are there.
 func (s *Store) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (storage.Collected, error) {
+	return s.collector().Collect(ctx, id, dir, replace)
+}
+
+// collector is one for a single call: it bounds the requests that the call has under
+// way.
+func (s *Store) collector() *places.Collector {
 	slots := make(slots, s.parallel)
-	c := places.Collector{
+	return &places.Collector{
 		Layout: s.layout, Parallel: s.parallel, Remove: s.removeFiles,
 		Put: func(ctx context.Context, bucket, key string, file *os.File, size int64) error {
 			return s.putFile(ctx, bucket, key, localFile{file}, size, slots)
 		},
 	}
-	return c.Collect(ctx, id, dir, replace)
 }
 
 // localFile is a file of the working directory, whose errors say so.

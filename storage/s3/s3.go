@@ -104,7 +104,7 @@ type Config struct {
 
 // Operations are what requests are made for.
 func Operations() []string {
-	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "list_uploads", "list_parts", "get", "list", "delete", "ping"}
+	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "list_uploads", "list_parts", "get", "copy", "list", "delete", "ping"}
 }
 
 // Store implements storage.Store.

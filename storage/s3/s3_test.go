@@ -64,6 +64,7 @@ func inProcessHarness(bucket string) func(*testing.T) storagetest.Harness {
 			t.Fatal(err)
 		}
 		client := h.Open
+		h.Alone = true
 		h.Open = func(t testing.TB, url, accessKey, secretKey string) storage.Store {
 			if url == h.URL && accessKey == h.AccessKey && secretKey == h.SecretKey {
 				return store

@@ -28,6 +28,8 @@ const (
 	// bufferedPart is the size of the parts a large reader is sent in, each from
 	// a buffer, so that it can be sent again.
 	bufferedPart = 8 << 20
+	// copiedPart is the size of the parts a large file is copied in within storage.
+	copiedPart = 256 << 20
 	// smallFile is what is read into memory at once.
 	smallFile = 64 << 10
 	// maxParts is S3's limit on the parts of one file.

@@ -37,6 +37,8 @@ type Harness struct {
 	// HidesUnknownKeys says that the server tells a HEAD with an unknown access key
 	// that there is no such thing.
 	HidesUnknownKeys bool
+	// Alone says that the Store is of one machine alone: it is no storage.Fencer.
+	Alone bool
 	// Open makes a Store for a server at url; it is called with other URLs and
 	// keys too.
 	Open func(t testing.TB, url, accessKey, secretKey string) storage.Store
@@ -69,7 +71,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		run  func(*testing.T)
 	}{
 		{"Place", s.testPlaces}, {"Jobs", s.testJobs}, {"File", s.testFiles}, {"Stage", s.testStage},
-		{"Collect", s.testCollect}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
+		{"Collect", s.testCollect}, {"Fence", s.testFence}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
 	} {
 		t.Run(group.name, group.run)
 	}

@@ -36,11 +36,13 @@ func newFleet(t *testing.T, names ...string) (map[string]*world, *postgrestest.S
 			t.Error(err)
 		}
 	})
+	secret := filepath.Join(t.TempDir(), "secret")
+	write(t, secret, "between us\n")
 	fleet := make(map[string]*world)
 	for _, name := range names {
 		w := newWorld(t)
 		w.edit("  listen: 127.0.0.1:0\n", "  url: http://"+storage.Addr()+"\n")
-		w.edit("api:\n", fmt.Sprintf("node: %s\nledger: {url: %q, lease: 40s}\napi:\n", name, database.URL("postgres")))
+		w.edit("api:\n", fmt.Sprintf("node: %s\nledger: {url: %q, lease: 40s}\nfleet: {secret_file: %s}\napi:\n", name, database.URL("postgres"), secret))
 		fleet[name] = w
 	}
 	return fleet, database
@@ -82,6 +84,30 @@ func occupy(t *testing.T, fleet map[string]*world, gate string, ids ...string) m
 	return has
 }
 
+// sheepOf is which job each sheep has, by NODE/SHEEP without the nodes' tails.
+func sheepOf(t *testing.T, list string) map[string]string {
+	t.Helper()
+	var answer struct {
+		Sheep []struct {
+			Name string
+			Job  *string
+		}
+	}
+	if err := json.Unmarshal([]byte(list), &answer); err != nil {
+		t.Fatalf("%s: %v", list, err)
+	}
+	jobs := make(map[string]string)
+	for _, s := range answer.Sheep {
+		node, name, _ := strings.Cut(s.Name, "/")
+		node, _, _ = strings.Cut(node, "-")
+		jobs[node+"/"+name] = ""
+		if s.Job != nil {
+			jobs[node+"/"+name] = *s.Job
+		}
+	}
+	return jobs
+}
+
 // causes are those of the ends of a job's attempts, each with its node.
 func causes(t *testing.T, w *world, id string) []string {
 	t.Helper()
@@ -115,6 +141,21 @@ func TestFleet(t *testing.T) {
 			if s := w.status(id); s.Status != "processing" {
 				t.Errorf("%s is %s", id, s.Status)
 			}
+		}
+	}
+
+	// Each node tells of the sheep of both, and of their logs.
+	for _, w := range fleet {
+		w.eventually("the sheep of both are known", func() bool {
+			code, list := w.request("GET", "/sheep", "")
+			names := sheepOf(t, list)
+			return code == 200 && len(names) == 2 && names["a/bare_sheep"] == has["a"] && names["b/bare_sheep"] == has["b"]
+		})
+		for _, id := range has {
+			w.eventually("the log of "+id+" is known", func() bool {
+				code, log := w.request("GET", "/jobs/"+id+"/logs", "")
+				return code == 200 && log == "waiting\n"
+			})
 		}
 	}
 

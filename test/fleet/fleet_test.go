@@ -67,38 +67,58 @@ type life struct {
 	ledger *postgres.Ledger
 	core   *shepherd.Shepherd
 
-	storing sync.RWMutex // held by a crash, and for reading by what changes storage
+	storing sync.RWMutex // held by a crash or a freeze, and for reading by what changes storage
 	crashed atomic.Bool
+	frozen  atomic.Bool // once it has been suspended
 }
 
 // store is the storage as a daemon reaches it that may crash.
 type store struct {
 	storage.Store
+	fencer storage.Fencer
+	of     *life
+}
+
+// apart are outputs of such a storage.
+type apart struct {
+	storage.Apart
 	of *life
 }
 
 var errCrashed = fmt.Errorf("the daemon has crashed: %w", errdefs.ErrUnavailable)
 
 // alive runs do, unless the daemon has crashed; it crashes before or after it.
-func (l *life) alive(do func() error) error {
+// One that was suspended has sent what it does, whatever it has cancelled.
+func (l *life) alive(ctx context.Context, do func(ctx context.Context) error) error {
 	l.storing.RLock()
 	defer l.storing.RUnlock()
 	if l.crashed.Load() {
 		return errCrashed
 	}
-	return do()
+	if l.frozen.Load() {
+		ctx = context.WithoutCancel(ctx)
+	}
+	return do(ctx)
 }
 
-func (s store) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (collected storage.Collected, err error) {
-	err = s.of.alive(func() error {
-		collected, err = s.Store.Collect(ctx, id, dir, replace)
+func (s store) CollectApart(ctx context.Context, id job.ID, attempt int64, dir *os.Root) (collected storage.Apart, err error) {
+	err = s.of.alive(ctx, func(ctx context.Context) error {
+		collected, err = s.fencer.CollectApart(ctx, id, attempt, dir)
 		return err
 	})
-	return collected, err
+	return apart{collected, s.of}, err
+}
+
+func (s store) Fence(ctx context.Context, id job.ID, attempt int64) error {
+	return s.of.alive(ctx, func(ctx context.Context) error { return s.fencer.Fence(ctx, id, attempt) })
+}
+
+func (a apart) Promote(ctx context.Context, replace bool) error {
+	return a.of.alive(ctx, func(ctx context.Context) error { return a.Apart.Promote(ctx, replace) })
 }
 
 func (s store) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
-	return s.of.alive(func() error { return s.Store.SetStatus(ctx, id, status) })
+	return s.of.alive(ctx, func(ctx context.Context) error { return s.Store.SetStatus(ctx, id, status) })
 }
 
 // boot starts the node's next daemon.
@@ -123,7 +143,7 @@ func (n *node) boot() {
 		members = append(members, shepherd.Member{Name: n.name + name, Type: "fake", Sheep: sheep})
 	}
 	l.core, err = shepherd.New(shepherd.Config{
-		Node: n.name, DataRoot: l.dir, Ledger: l.ledger, Peers: l.ledger, Store: store{f.store, l}, Sheep: members,
+		Node: n.name, DataRoot: l.dir, Ledger: l.ledger, Peers: l.ledger, Store: store{f.store, f.store, l}, Sheep: members,
 		MaxAttempts: 1000, Log: log,
 	})
 	if err == nil {
@@ -153,11 +173,14 @@ func (l *life) run(ctx context.Context, _ job.Model, in messenger.Input) error {
 func (f *fleet) begin(id job.ID, l *life) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if other := f.active[id]; other != nil && other != l && !other.crashed.Load() && !l.crashed.Load() {
+	if other := f.active[id]; other != nil && other != l && !other.gone() && !l.gone() {
 		f.t.Errorf("%s is with %s and %s", id, other.node.name, l.node.name)
 	}
 	f.active[id] = l
 }
+
+// gone reports whether others may have what the daemon had.
+func (l *life) gone() bool { return l.crashed.Load() || l.frozen.Load() }
 
 func (f *fleet) end(id job.ID, l *life) {
 	f.mu.Lock()
@@ -175,9 +198,29 @@ func (n *node) crash() {
 	l.crashed.Store(true)
 	l.storing.Unlock()
 	l.ledger.Close()
-	n.fleet.exec("UPDATE shepherd.nodes SET expires_at = clock_timestamp() WHERE name = '" + n.name + "'")
+	n.endLease()
 	l.stop()
 	n.boot()
+}
+
+// freeze suspends the node for longer than its lease: what it does in storage stands
+// still until others have gone on, and then goes on unaware of them. Then the node finds
+// out, and another daemon begins.
+func (n *node) freeze(others func()) {
+	l := n.now.Load()
+	l.storing.Lock()
+	l.frozen.Store(true)
+	n.endLease()
+	others()
+	l.storing.Unlock()
+	l.stop()
+	l.ledger.Close()
+	n.boot()
+}
+
+// endLease has the node's lease be over.
+func (n *node) endLease() {
+	n.fleet.exec("UPDATE shepherd.nodes SET expires_at = clock_timestamp() WHERE name = '" + n.name + "'")
 }
 
 // stop ends the core; one that has crashed at once.
@@ -264,15 +307,21 @@ func TestFaults(t *testing.T) {
 	}
 	did := map[string]int{}
 	for fault := range *faults {
-		for mark := ended.Load(); ended.Load() < mark+3 && working.Load() > 0; { // in the middle of it
-			time.Sleep(time.Millisecond)
+		more := func() { // in the middle of it
+			for mark := ended.Load(); ended.Load() < mark+3 && working.Load() > 0; {
+				time.Sleep(time.Millisecond)
+			}
 		}
-		switch kind := []string{"cut", "crash", "cut", "kill"}[fault%4]; kind {
+		more()
+		switch kind := []string{"cut", "crash", "freeze", "cut", "kill", "freeze"}[fault%6]; kind {
 		case "cut":
 			f.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'shepherd' AND random() < 0.5")
 			did[kind]++
 		case "crash":
 			f.nodes[rand.N(len(f.nodes))].crash()
+			did[kind]++
+		case "freeze":
+			f.nodes[rand.N(len(f.nodes))].freeze(more)
 			did[kind]++
 		case "kill":
 			f.database.Kill()

@@ -32,11 +32,11 @@ func (c *Collector) Collect(ctx context.Context, id job.ID, dir *os.Root, replac
 	}
 	run := &collection{collector: c, id: id}
 	if replace {
-		run.stored = make(map[string]bool)
+		run.stored = make(map[string]int64)
 	}
 	err := run.run(ctx, dir)
 	if err == nil && replace {
-		err = c.Remove(ctx, id, job.OutputDir+"/", func(name string) bool { return !run.stored[name] })
+		err = c.removeOthers(ctx, id, run.stored)
 	}
 	if err != nil {
 		return storage.Collected{}, fmt.Errorf("collect outputs of job %s: %w", id, err)
@@ -45,15 +45,21 @@ func (c *Collector) Collect(ctx context.Context, id job.ID, dir *os.Root, replac
 	return run.done, nil
 }
 
+// removeOthers removes from outputs/ what is not among the names.
+func (c *Collector) removeOthers(ctx context.Context, id job.ID, names map[string]int64) error {
+	return c.Remove(ctx, id, job.OutputDir+"/", func(name string) bool { _, ours := names[name]; return !ours })
+}
+
 // collection is one Collect under way.
 type collection struct {
 	collector *Collector
 	id        job.ID
+	below     string // what the names begin with in the job's place
 	warnings  workdir.Warnings
 
 	mu     sync.Mutex
 	done   storage.Collected
-	stored map[string]bool // names of what was sent; nil where nobody asks
+	stored map[string]int64 // sizes of what was sent, by name; nil where nobody asks
 }
 
 func (c *collection) run(ctx context.Context, root *os.Root) error {
@@ -74,7 +80,7 @@ func (c *collection) run(ctx context.Context, root *os.Root) error {
 		if err := within.Err(); err != nil {
 			return err
 		}
-		bucket, key, err := c.collector.Key(c.id, output.Name)
+		bucket, key, err := c.collector.Key(c.id, c.below+output.Name)
 		if err != nil {
 			return err
 		}
@@ -110,7 +116,7 @@ func (c *collection) send(ctx context.Context, output workdir.Output, bucket, ke
 	c.done.Files++
 	c.done.Bytes += size
 	if c.stored != nil {
-		c.stored[output.Name] = true
+		c.stored[output.Name] = size
 	}
 	return nil
 }

@@ -1,0 +1,104 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// maxAnswer bounds an answer that is held in memory, in bytes.
+const maxAnswer = 8 << 20
+
+var errDown = fmt.Errorf("its lease in the ledger has ended: %w", errdefs.ErrUnavailable)
+
+var errNoSecret = fmt.Errorf("fleet.secret_file is not configured: %w", errdefs.ErrFailedPrecondition)
+
+// open asks another node. The error is *job.UnknownNode where there is no such node,
+// *job.Unavailable where it cannot be asked, or what the node has answered.
+func (f *Fleet) open(ctx context.Context, node, path string) (io.ReadCloser, error) {
+	if f.secret == "" {
+		return nil, unreachable(node, "cannot be asked: set fleet.secret_file on all nodes", errNoSecret)
+	}
+	address, err := f.addressOf(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(address, "/")+path, nil)
+	if err != nil {
+		return nil, unreachable(node, "has announced an address that is none", err)
+	}
+	request.Header.Set("Authorization", scheme+f.secret)
+	response, err := f.client.Do(request)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		f.log.Warn("Another node does not answer", "node", node, "address", address, "error", err)
+		return nil, unreachable(node, "does not answer", err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response.Body, nil
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	var told refusal
+	if err == nil && json.Unmarshal(text, &told) == nil {
+		for _, known := range refusals {
+			if known.code == told.Code {
+				return nil, known.err(told.Subject)
+			}
+		}
+	}
+	problem := fmt.Sprintf("answers with status %d", response.StatusCode)
+	if response.StatusCode == http.StatusUnauthorized {
+		problem = "does not know this node's secret: fleet.secret_file must hold the same on all nodes"
+	}
+	f.log.Warn("Another node refuses a request", "node", node, "address", address, "status", response.StatusCode)
+	return nil, unreachable(node, problem, errors.New(response.Status))
+}
+
+// addressOf looks up a node that is alive.
+func (f *Fleet) addressOf(ctx context.Context, node string) (string, error) {
+	nodes, err := f.directory(ctx)
+	if err != nil {
+		return "", fmt.Errorf("look up node %s: %w", node, err)
+	}
+	for _, n := range nodes {
+		switch {
+		case n.Name != node:
+		case !n.Alive:
+			return "", unreachable(node, "is not up", errDown)
+		case n.Address == "":
+			return "", unreachable(node, "has not announced its address", errdefs.ErrUnavailable)
+		default:
+			return n.Address, nil
+		}
+	}
+	return "", &job.UnknownNode{Name: node}
+}
+
+// get reads an answer into a value, within Config.Timeout.
+func (f *Fleet) get(ctx context.Context, node, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	body, err := f.open(ctx, node, path)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return unreachable(node, "does not answer", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(into); err != nil {
+		return unreachable(node, "breaks off its answer", err)
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+package fleet
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Local is what a node tells others of itself.
+type Local interface {
+	Sheep(ctx context.Context) []job.Sheep
+	GPUs(ctx context.Context) job.GPUs
+	// Logs opens the log of a sheep. The error is *job.UnknownSheep or job.ErrNoLog.
+	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+	// AttemptLog opens the log of an attempt that this node has had; following, it ends
+	// when the attempt has. The error is job.ErrNoJobLog.
+	AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
+}
+
+// stall is how long a reader may take nothing of a log.
+const stall = time.Minute
+
+// handler answers other nodes.
+type handler struct {
+	local Local
+	log   *slog.Logger
+}
+
+// Handler answers the requests of other nodes, whose paths begin with Prefix, and passes
+// all others on to next. Those that do not show the secret are answered 401; without a
+// secret, all are passed on.
+func Handler(local Local, secret string, next http.Handler, log *slog.Logger) http.Handler {
+	if secret == "" {
+		return next
+	}
+	h := &handler{local, log}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+sheepPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.Sheep(r.Context())) })
+	mux.HandleFunc("GET "+gpusPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.GPUs(r.Context())) })
+	mux.HandleFunc("GET "+sheepPath+"/{sheep}/logs", h.sheepLog)
+	mux.HandleFunc("GET "+Prefix+"jobs/{id}/runs/{run}/attempts/{attempt}/log", h.attemptLog)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, Prefix) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		shown, ok := strings.CutPrefix(r.Header.Get("Authorization"), scheme)
+		if !ok || subtle.ConstantTimeCompare([]byte(shown), []byte(secret)) != 1 {
+			log.Warn("A request for nodes of the fleet does not show their secret", "from", r.RemoteAddr)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(value); err != nil && r.Context().Err() == nil {
+		h.log.Debug("Another node cannot be answered", "path", r.URL.Path, "error", err)
+	}
+}
+
+func (h *handler) sheepLog(w http.ResponseWriter, r *http.Request) {
+	h.serveLog(w, r, func(q job.LogQuery) (io.ReadCloser, error) {
+		return h.local.Logs(r.Context(), r.PathValue("sheep"), q)
+	})
+}
+
+func (h *handler) attemptLog(w http.ResponseWriter, r *http.Request) {
+	run, err := strconv.Atoi(r.PathValue("run"))
+	attempt, err2 := strconv.Atoi(r.PathValue("attempt"))
+	if err != nil || err2 != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	h.serveLog(w, r, func(q job.LogQuery) (io.ReadCloser, error) {
+		return h.local.AttemptLog(r.Context(), job.ID(r.PathValue("id")), run, attempt, q)
+	})
+}
+
+// serveLog answers with a log, as it is written.
+func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job.LogQuery) (io.ReadCloser, error)) {
+	q, err := parseQuery(r.URL.Query())
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	log, err := open(q)
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	defer log.Close()
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines
+	w.WriteHeader(http.StatusOK)
+	_ = control.Flush() // the node knows at once that there is a log
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := log.Read(buffer)
+		if n > 0 {
+			_ = control.SetWriteDeadline(time.Now().Add(stall))
+			if _, err := w.Write(buffer[:n]); err != nil {
+				return
+			}
+			_ = control.Flush()
+		}
+		switch {
+		case err == nil:
+			_ = control.SetWriteDeadline(time.Time{})
+		case errors.Is(err, io.EOF):
+			return
+		default: // the reader must not take it for the end
+			if r.Context().Err() == nil {
+				h.log.Error("A log that another node reads is broken off", "path", r.URL.Path, "error", err)
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// refuse answers with an error.
+func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	for _, known := range refusals {
+		if subject, ok := known.is(err); ok {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusNotFound)
+			h.answer(w, r, refusal{known.code, subject})
+			return
+		}
+	}
+	if r.Context().Err() == nil {
+		h.log.Error("A request of another node fails", "path", r.URL.Path, "error", err)
+	}
+	w.WriteHeader(http.StatusInternalServerError)
+}

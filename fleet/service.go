@@ -1,0 +1,91 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// View is the sheep and GPUs of all nodes, as one of them sees them.
+type View struct {
+	local Local
+	fleet *Fleet
+}
+
+// NewView makes a View of this node and the others.
+func NewView(local Local, fleet *Fleet) *View { return &View{local, fleet} }
+
+// Sheep are those of all nodes that are alive, as NODE/SHEEP. Of a node that cannot be
+// asked they are as it has announced them, and their Detail says why.
+func (v *View) Sheep(ctx context.Context) []job.Sheep {
+	all := renamed(v.fleet.self, v.local.Sheep(ctx))
+	peers, err := v.fleet.Peers(ctx)
+	if err != nil {
+		v.fleet.log.Warn("The sheep of other nodes are not known", "error", err)
+		return all
+	}
+	asked := make([][]job.Sheep, len(peers))
+	var asking sync.WaitGroup
+	for i, peer := range peers {
+		asking.Go(func() {
+			sheep, err := v.fleet.Sheep(ctx, peer.Name)
+			if err != nil {
+				sheep = slices.Clone(peer.Sheep)
+				for i := range sheep {
+					sheep[i].Detail = problem(err)
+				}
+			}
+			asked[i] = renamed(peer.Name, sheep)
+		})
+	}
+	asking.Wait()
+	all = append(all, slices.Concat(asked...)...)
+	slices.SortFunc(all, func(a, b job.Sheep) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// problem is why a node cannot be asked, for people.
+func problem(err error) string {
+	var away *job.Unavailable
+	if errors.As(err, &away) {
+		return away.Service + " " + away.Problem
+	}
+	return "its node cannot be asked"
+}
+
+// renamed are sheep as the fleet knows them.
+func renamed(node string, sheep []job.Sheep) []job.Sheep {
+	sheep = slices.Clone(sheep)
+	for i := range sheep {
+		sheep[i].Name = ID(node, sheep[i].Name)
+	}
+	return sheep
+}
+
+// Logs opens the log of a sheep: SHEEP of this node, or NODE/SHEEP.
+func (v *View) Logs(ctx context.Context, id string, q job.LogQuery) (io.ReadCloser, error) {
+	node, sheep := SplitID(id)
+	if node == "" || node == v.fleet.self {
+		return v.local.Logs(ctx, sheep, q)
+	}
+	log, err := v.fleet.Logs(ctx, node, sheep, q)
+	var none *job.UnknownNode
+	if unknown := new(job.UnknownSheep); errors.As(err, &none) || errors.As(err, &unknown) {
+		return nil, &job.UnknownSheep{Name: id}
+	}
+	return log, err
+}
+
+// GPUs are those of a node; of this one where node is empty. The error is
+// *job.UnknownNode or *job.Unavailable.
+func (v *View) GPUs(ctx context.Context, node string) (job.GPUs, error) {
+	if node == "" || node == v.fleet.self {
+		return v.local.GPUs(ctx), nil
+	}
+	return v.fleet.GPUs(ctx, node)
+}
