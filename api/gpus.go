@@ -8,7 +8,10 @@ import (
 
 // ListGPUs answers GET /gpus.
 func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request) {
-	known := s.gpus(r.Context())
+	s.answer(w, r, http.StatusOK, shownGPUs(s.gpus(r.Context())))
+}
+
+func shownGPUs(known job.GPUs) GPUList {
 	answer := GPUList{
 		Driver: orNull(known.Driver), Cuda: orNull(known.CUDA), Trouble: orNull(known.Trouble),
 		Gpus: []GPU{}, Others: []OtherDevice{},
@@ -33,7 +36,7 @@ func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request) {
 	for _, d := range known.Others {
 		answer.Others = append(answer.Others, OtherDevice{Name: d.Name, Sheep: users(d.Sheep)})
 	}
-	s.answer(w, r, http.StatusOK, answer)
+	return answer
 }
 
 // users are the sheep that have a share of a device.
