@@ -29,7 +29,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: demo-page chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -92,6 +92,14 @@ demo-any: build ## run the same digits through three images that know nothing of
 	@test/deps-container
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN) -any
+
+demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where its page is, and stay up
+	@mkdir -p $(CACHE)/page
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/ ./cmd/shepherdd ./cmd/shepherd-shim
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/shepherd-gpu ./test/e2e/standin
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/page-runner ./test/page/runner
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/demo ./test/page/demo
+	@exec $(CACHE)/page/demo -bin $(CACHE)/page/bin
 
 run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo

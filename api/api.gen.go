@@ -52,25 +52,25 @@ func (e EventEvent) Valid() bool {
 
 // Defines values for FlockSheepCondition.
 const (
-	FlockSheepConditionBlocked FlockSheepCondition = "blocked"
-	FlockSheepConditionLeaving FlockSheepCondition = "leaving"
-	FlockSheepConditionOk      FlockSheepCondition = "ok"
-	FlockSheepConditionResting FlockSheepCondition = "resting"
-	FlockSheepConditionStopped FlockSheepCondition = "stopped"
+	Able    FlockSheepCondition = "able"
+	Blocked FlockSheepCondition = "blocked"
+	Leaving FlockSheepCondition = "leaving"
+	Resting FlockSheepCondition = "resting"
+	Stopped FlockSheepCondition = "stopped"
 )
 
 // Valid indicates whether the value is a known member of the FlockSheepCondition enum.
 func (e FlockSheepCondition) Valid() bool {
 	switch e {
-	case FlockSheepConditionBlocked:
+	case Able:
 		return true
-	case FlockSheepConditionLeaving:
+	case Blocked:
 		return true
-	case FlockSheepConditionOk:
+	case Leaving:
 		return true
-	case FlockSheepConditionResting:
+	case Resting:
 		return true
-	case FlockSheepConditionStopped:
+	case Stopped:
 		return true
 	default:
 		return false
@@ -79,19 +79,19 @@ func (e FlockSheepCondition) Valid() bool {
 
 // Defines values for GPUHealth.
 const (
-	GPUHealthOk      GPUHealth = "ok"
-	GPUHealthOut     GPUHealth = "out"
-	GPUHealthUnknown GPUHealth = "unknown"
+	Ok      GPUHealth = "ok"
+	Out     GPUHealth = "out"
+	Unknown GPUHealth = "unknown"
 )
 
 // Valid indicates whether the value is a known member of the GPUHealth enum.
 func (e GPUHealth) Valid() bool {
 	switch e {
-	case GPUHealthOk:
+	case Ok:
 		return true
-	case GPUHealthOut:
+	case Out:
 		return true
-	case GPUHealthUnknown:
+	case Unknown:
 		return true
 	default:
 		return false

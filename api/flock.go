@@ -142,7 +142,7 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 	for i, one := range sheep {
 		flock.Sheep[i] = FlockSheep{
 			Name: one.Name, Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
-			Condition: FlockSheepCondition(cmp.Or(one.Condition, "ok")), Progress: shownProgress(one.Progress),
+			Condition: FlockSheepCondition(cmp.Or(one.Condition, "able")), Progress: shownProgress(one.Progress),
 		}
 		if at, ok := started[one.Job]; ok && one.Job != "" {
 			flock.Sheep[i].StartedAt = job.FormatTime(at)

@@ -52,7 +52,7 @@ func TestFlockStream(t *testing.T) {
 		}})
 		s := follow(t, handler, "/flock")
 		first := last(t, framesOf[Flock](t, s.got(), "flock"))
-		if len(first.Sheep) != 2 || first.Sheep[0].Name != "dolly" || first.Sheep[0].Condition != "ok" || first.Sheep[1].Condition != "resting" {
+		if len(first.Sheep) != 2 || first.Sheep[0].Name != "dolly" || first.Sheep[0].Condition != "able" || first.Sheep[1].Condition != "resting" {
 			t.Errorf("sheep %+v", first.Sheep)
 		}
 		head := first.Queue.Head
