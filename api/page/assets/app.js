@@ -1,7 +1,7 @@
 // The frame of the page: navigation, who is signed in, whether the page is live.
 import { html, render, useEffect, useRef, useState } from "./lib/preact.js";
 import { live, session, use } from "./daemon.js";
-import { Do, Heading, Shape, Trouble, useNow } from "./parts.js";
+import { Do, Heading, arrival, Shape, Trouble, useNow } from "./parts.js";
 import * as text from "./text.js";
 import { Flock } from "./flock.js";
 
@@ -64,7 +64,9 @@ function App() {
       return;
     }
     scrollTo(0, 0);
-    document.querySelector("main h1")?.focus();
+    const heading = document.querySelector("main h1");
+    arrival.pending = !heading;
+    heading?.focus();
   }, [at.name, at.rest]);
 
   if (!session.known) return html`<main class="boot">${session.trouble ? html`<${Trouble} error=${session.trouble + " Trying again…"} />` : html`<p role="status">Loading the page…</p>`}</main>`;

@@ -61,7 +61,7 @@ export function Log({ job, over }) {
         <a class="button quiet" href=${`/jobs/${encodeURIComponent(job.job_id)}/logs`} download=${job.job_id + ".log"}>Download</a></span>`}</div>
     ${state.error && html`<${Trouble} error=${state.error} />`}
     ${lines.length
-      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label="Log">${found.map((line) => html`<span class="line">${paint(line)}${"\n"}</span>`)}</pre>`
+      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label="Lines of the log">${found.map((line) => html`<span class="line">${paint(line)}${"\n"}</span>`)}</pre>`
       : html`<p class="muted">${waits ? "The job waits; its log begins when a sheep runs it." : state.none || !state.loading ? "Nothing was written." : over ? "Loading…" : "Nothing was written yet."}</p>`}
   </section>`;
 }

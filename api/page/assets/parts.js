@@ -126,9 +126,17 @@ export const JobLink = ({ id }) => html`<a class="id" href=${text.jobLink(id)} t
 
 export const Labels = ({ of }) => Object.entries(of || {}).map(([key, value]) => html`<span class="label" title=${`${key}=${value}`}>${key}<b>${value}</b></span>`);
 
-// Heading is a view's heading, which has the focus when the view is opened.
+// arrival says that a view was opened whose heading is not there yet.
+export const arrival = { pending: false };
+
+// Heading is a view's heading, which gets the focus when the view is opened, for those
+// who hear the page or use it by keyboard.
 export function Heading({ children, title }) {
   const ref = useRef(null);
+  useEffect(() => {
+    if (arrival.pending) ref.current.focus();
+    arrival.pending = false;
+  }, []);
   useEffect(() => {
     document.title = `${title || children} · shepherd`;
   }, [title, children]);

@@ -30,8 +30,8 @@ type Config struct {
 	Programs string
 	// Dir is for the daemon's state and files.
 	Dir string
-	// Extra is added to the configuration, before its sheep.
-	Extra string
+	// API is added to what is configured below api.
+	API string
 	// Token is shown with every request, where it is not empty.
 	Token string
 	// Quick has models load and run at once.
@@ -65,6 +65,7 @@ var models = []model{
 
 const general = `data_root: %[1]s/data
 state_dir: %[1]s/state
+drain_timeout: 0s
 storage:
   listen: 127.0.0.1:0
   access_key: day
@@ -73,11 +74,11 @@ api:
   host: 127.0.0.1
   port: %[2]s
   socket: %[1]s/api.sock
-gpu:
+%[3]sgpu:
   interval: 1s
   turn: 5s
   retest: 1h
-%[3]ssheep:
+sheep:
 `
 
 const bare = "  %s:\n    type: bare\n    port: %s\n    working_directory: %s/models\n    command: [%s/page-runner]\n%s"
@@ -125,7 +126,7 @@ func (d *Day) Start(ctx context.Context) error {
 	if d.port == "" {
 		d.port = "0"
 	}
-	text := fmt.Sprintf(general, d.cfg.Dir, d.port, d.cfg.Extra)
+	text := fmt.Sprintf(general, d.cfg.Dir, d.port, d.cfg.API)
 	for _, sheep := range []struct{ name, settings string }{
 		{"dolly", "    devices: [/dev/nvidia0]\n    shared: true\n    gpu_memory: 40GiB\n"}, {"shaun", "    devices: [/dev/nvidia0]\n    shared: true\n    gpu_memory: 38GiB\n"},
 		{"timmy", "    devices: [/dev/nvidia1]\n"}, {"shirley", "    devices: [/dev/nvidia2]\n"}, {"bitzer", "    devices: [/dev/nvidia3]\n"}, {"nuts", ""},
@@ -290,7 +291,7 @@ func (d *Day) Until(ctx context.Context, path, text string) error {
 }
 
 // Fill gives the daemon its day, and returns when jobs are under way, others wait, and
-// others have ended. Jobs that are under way stay so until Release.
+// others have ended. Jobs that are under way stay so until there is the file Hold.
 func (d *Day) Fill(ctx context.Context) error {
 	of := func(name string) map[string]any {
 		n, v, _ := strings.Cut(name, "/")
@@ -364,5 +365,5 @@ func (d *Day) Fill(ctx context.Context) error {
 	return nil
 }
 
-// Release lets the jobs that Fill has left under way end.
-func (d *Day) Release() error { return os.WriteFile(d.hold, nil, 0o600) }
+// Hold is the file that the jobs wait for that Fill leaves under way.
+func (d *Day) Hold() string { return d.hold }
