@@ -110,7 +110,7 @@ function Liveness() {
   const now = useNow();
   if (!live.stale) return html`<span class="live" role="status" title="Changes show within two seconds"><${Shape} of="ready" /><span class="wide">live</span></span>`;
   if (!live.heard) return html`<span class="live wait" role="status"><${Shape} of="processing" />connecting…</span>`;
-  return html`<span class="live stale" role="status"><${Shape} of="resting" />stale, as of ${text.duration(Math.floor((now - live.heard) / 1000) * 1000)} ago; connecting…</span>`;
+  return html`<span class="live stale" role="status"><${Shape} of="resting" />stale, as of ${text.ago(live.heard, now)}; connecting…</span>`;
 }
 
 function Person() {

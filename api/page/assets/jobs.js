@@ -63,7 +63,7 @@ function List({ path, filtered, clear }) {
       : html`<${Empty} title="There are no jobs yet"><p>${session.may("submit") ? html`<a href="#/submit">Submit the first one</a> by dropping its files.` : "They show here once somebody submits one."}</p><//>`;
   }
   return html`${first.error && html`<${Trouble} error=${first.error} again=${first.again} />`}
-    <div class="scroll panel" tabindex="0" role="region" aria-label="Jobs"><table class="jobs">
+    <div class="scroll panel" tabindex="0" role="region" aria-label="Jobs"><table class="jobs list">
       <thead><tr><th scope="col">State</th><th scope="col">Job</th><th scope="col">Model</th><th scope="col">Submitted</th><th scope="col" class="num">Waited</th><th scope="col" class="num">Ran</th><th scope="col">Sheep</th><th scope="col">Notes</th></tr></thead>
       <tbody>${jobs.map((job) => html`<${Row} key=${job.job_id} job=${job} />`)}</tbody>
     </table></div>
