@@ -16,6 +16,8 @@ VERSITY  := $(CACHE)/bin/versitygw
 AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
+# What drives the page in a browser, and what looks at it for people who do not see it.
+BROWSER  := $(CACHE)/browser/node_modules/axe-core/package.json
 # The real digits that the example's model was trained and is tested on.
 DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
@@ -29,7 +31,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: demo-page page-shots chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -93,11 +95,22 @@ demo-any: build ## run the same digits through three images that know nothing of
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN) -any
 
+demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where its page is, and stay up
+	@mkdir -p $(CACHE)/page
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/ ./cmd/shepherdd ./cmd/shepherd-shim
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/shepherd-gpu ./test/e2e/standin
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/bin/page-runner ./test/page/runner
+	@CGO_ENABLED=0 $(GO) build -o $(CACHE)/page/demo ./test/page/demo
+	@exec $(CACHE)/page/demo -bin $(CACHE)/page/bin
+
+page-shots: $(BROWSER) ## write screenshots of the page, every view in both themes and three widths, to SHOTS (.cache/shots), and those of README and docs
+	SHEPHERD_TEST_BROWSER='$(abspath $(CACHE)/browser)' $(GO) test -count=1 -timeout 30m -run '^TestPictures$$' -v ./test/page -shots '$(abspath $(or $(SHOTS),$(CACHE)/shots))' -pictures '$(abspath docs/pictures)'
+
 run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) ## install what the tests need and run them all, with -race
 	test/run
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
@@ -180,6 +193,16 @@ $(VERSITY):
 $(CONTAINERD2):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
+
+$(BROWSER):
+	@mkdir -p $(CACHE)/browser/node_modules/playwright-core $(CACHE)/browser/node_modules/axe-core
+	cd $(CACHE)/browser && npm pack --silent playwright-core@1.65.1 axe-core@4.14.1
+	cd $(CACHE)/browser && printf '%s  %s\n' \
+		6f5a60be62a4fddfbe7d10c448d8fbd54547da3358f2f8a04211440471ee863e playwright-core-1.65.1.tgz \
+		e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745 axe-core-4.14.1.tgz | sha256sum -c --quiet
+	tar -xzf $(CACHE)/browser/playwright-core-1.65.1.tgz -C $(CACHE)/browser/node_modules/playwright-core --strip-components=1
+	tar -xzf $(CACHE)/browser/axe-core-4.14.1.tgz -C $(CACHE)/browser/node_modules/axe-core --strip-components=1
+	@touch $@
 
 $(DIGITS):
 	@mkdir -p $(CACHE)/digits

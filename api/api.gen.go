@@ -50,6 +50,33 @@ func (e EventEvent) Valid() bool {
 	}
 }
 
+// Defines values for FlockSheepCondition.
+const (
+	Able    FlockSheepCondition = "able"
+	Blocked FlockSheepCondition = "blocked"
+	Leaving FlockSheepCondition = "leaving"
+	Resting FlockSheepCondition = "resting"
+	Stopped FlockSheepCondition = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the FlockSheepCondition enum.
+func (e FlockSheepCondition) Valid() bool {
+	switch e {
+	case Able:
+		return true
+	case Blocked:
+		return true
+	case Leaving:
+		return true
+	case Resting:
+		return true
+	case Stopped:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for GPUHealth.
 const (
 	Ok      GPUHealth = "ok"
@@ -290,6 +317,65 @@ type FileList struct {
 	Bytes int64       `json:"bytes"`
 	Files []FileEntry `json:"files"`
 }
+
+// Flock defines model for Flock.
+type Flock struct {
+	// Queue The jobs that wait
+	Queue FlockQueue `json:"queue"`
+
+	// Sheep By name
+	Sheep []FlockSheep `json:"sheep"`
+
+	// Trouble Why the queue, and the times of jobs under way, are not known at the moment; null where they are
+	Trouble *string `json:"trouble"`
+}
+
+// FlockEvents defines model for FlockEvents.
+type FlockEvents struct {
+	Events []Event `json:"events"`
+
+	// Skipped There were more than these
+	Skipped bool `json:"skipped"`
+}
+
+// FlockQueue The jobs that wait
+type FlockQueue struct {
+	// Head The first of them, in the order of their positions
+	Head []QueuedJob `json:"head"`
+
+	// More There are more than that
+	More bool `json:"more"`
+
+	// Total How many jobs wait
+	Total int `json:"total"`
+}
+
+// FlockSheep defines model for FlockSheep.
+type FlockSheep struct {
+	// Condition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
+	Condition FlockSheepCondition `json:"condition"`
+
+	// Detail What it is doing beyond that, or why it takes no jobs, in words
+	Detail *string `json:"detail"`
+
+	// Job The job under way
+	Job      *string   `json:"job"`
+	Model    Model     `json:"model"`
+	Name     string    `json:"name"`
+	Progress *Progress `json:"progress"`
+
+	// Running A runner is up, with the model
+	Running bool `json:"running"`
+
+	// StartedAt When the job's turn came
+	StartedAt *Time `json:"started_at"`
+
+	// Type Example: bare
+	Type string `json:"type"`
+}
+
+// FlockSheepCondition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
+type FlockSheepCondition string
 
 // GPU defines model for GPU.
 type GPU struct {
@@ -647,6 +733,25 @@ type PullRequest struct {
 
 	// SheepId The sheep that shall be able to load it; all that fetch models, when left out or null
 	SheepId *string `json:"sheep_id,omitempty"`
+}
+
+// QueuedJob defines model for QueuedJob.
+type QueuedJob struct {
+	// EnqueuedAt Example: 2026-11-22T10:08:03.942214
+	EnqueuedAt *Time `json:"enqueued_at"`
+
+	// Explanation The same at length, as in explain
+	Explanation *string           `json:"explanation"`
+	JobId       string            `json:"job_id"`
+	Labels      map[string]string `json:"labels"`
+	Model       Model             `json:"model"`
+	NotBefore   *Time             `json:"not_before"`
+	Position    *int              `json:"position"`
+	Priority    int               `json:"priority"`
+
+	// Reason Why it waits, in a sentence
+	Reason  *string `json:"reason"`
+	SheepId *string `json:"sheep_id"`
 }
 
 // Readiness defines model for Readiness.
@@ -1053,6 +1158,9 @@ type ServerInterface interface {
 	// FollowEvents What happens to all jobs, as it happens
 	// (GET /events)
 	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
+	// FollowFlock How the flock stands, as it changes
+	// (GET /flock)
+	FollowFlock(w http.ResponseWriter, r *http.Request)
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams)
@@ -1086,6 +1194,9 @@ type ServerInterface interface {
 	// GetInputFile An input by its name below inputs/
 	// (GET /jobs/{job_id}/input/{file})
 	GetInputFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
+	// ListInputs The files that a job was submitted with
+	// (GET /jobs/{job_id}/inputs)
+	ListInputs(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetJobLogs What runners wrote while they had a job
 	// (GET /jobs/{job_id}/logs)
 	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
@@ -1231,6 +1342,20 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.FollowEvents(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FollowFlock operation middleware
+func (siw *ServerInterfaceWrapper) FollowFlock(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FollowFlock(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1740,6 +1865,32 @@ func (siw *ServerInterfaceWrapper) GetInputFile(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetInputFile(w, r, jobId, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListInputs operation middleware
+func (siw *ServerInterfaceWrapper) ListInputs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListInputs(w, r, jobId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2484,6 +2635,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/events", wrapper.FollowJob).Methods(http.MethodGet)
 
+	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/inputs", wrapper.ListInputs).Methods(http.MethodGet)
+
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs", wrapper.ListOutputs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/outputs.zip", wrapper.GetOutputsZip).Methods(http.MethodGet)
@@ -2499,6 +2652,8 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/input/{file}", wrapper.GetInputFile).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/events", wrapper.FollowEvents).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/flock", wrapper.FollowFlock).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/status", wrapper.GetStatus).Methods(http.MethodGet)
 

@@ -128,6 +128,10 @@ type FileService interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
+	// Inputs lists the files that the job was submitted with, by name. It returns
+	// *job.UnknownJob.
+	Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
+
 	// Outputs lists the job's results, by name. Its errors are those of Output.
 	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
 
@@ -277,6 +281,7 @@ type server struct {
 	refused  func(why string)
 
 	readiness *readiness
+	flock     flockWatch
 
 	assets    map[string]bool // what the pages load, by path
 	documents documents

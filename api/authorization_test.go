@@ -187,7 +187,7 @@ func TestAuthorizationMatrix(t *testing.T) {
 			handler := New(Config{Service: service, Gate: gates()[who.gate], Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}})})
 			r := httptest.NewRequest(method, "http://192.0.2.1"+addressOf(path), strings.NewReader(""))
 			r.RemoteAddr = "192.0.2.9:1234"
-			if path == "/events" { // which does not end by itself
+			if path == "/events" || path == "/flock" { // which do not end by themselves
 				ctx, leave := context.WithCancel(r.Context())
 				leave()
 				r = r.WithContext(ctx)

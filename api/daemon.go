@@ -2,6 +2,7 @@ package api
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -35,8 +36,12 @@ func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 // sheep is every sheep as the caller may see it: of another tenant's jobs only that the
 // sheep is busy.
 func (s *server) sheep(r *http.Request) []job.Sheep {
-	list := s.service.Sheep(r.Context())
-	tenant := access.From(r.Context()).Tenant
+	return s.sheepFor(r.Context(), access.From(r.Context()).Tenant)
+}
+
+// sheepFor is sheep for a tenant, empty for callers who see everything.
+func (s *server) sheepFor(ctx context.Context, tenant string) []job.Sheep {
+	list := s.service.Sheep(ctx)
 	if tenant == "" {
 		return list
 	}
@@ -50,7 +55,7 @@ func (s *server) sheep(r *http.Request) []job.Sheep {
 		default:
 			list[i].Detail = ""
 		}
-		list[i].Job, list[i].Model = "", job.Model{}
+		list[i].Job, list[i].Model, list[i].Progress = "", job.Model{}, nil
 	}
 	return list
 }

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/iterait/shepherd/api/page"
 	"github.com/iterait/shepherd/api/ui"
 	"github.com/iterait/shepherd/internal/testenv"
 )
@@ -50,7 +52,7 @@ func TestPagesAndTheirAssets(t *testing.T) {
 			t.Errorf("%s names another place: %s", page, got.body)
 		}
 	}
-	for _, asset := range ui.Assets() {
+	for _, asset := range slices.Concat(ui.Assets(), page.Assets()) {
 		plain := h.get(asset.Path, "Accept-Encoding", "br, gzip;q=0")
 		packed := h.get(asset.Path, "Accept-Encoding", "br, gzip")
 		if plain.status != 200 || plain.header.Get("Content-Encoding") != "" || len(plain.body) == 0 {
@@ -75,6 +77,22 @@ func TestPagesAndTheirAssets(t *testing.T) {
 		}
 		if again := h.get(asset.Path, "If-None-Match", plain.header.Get("Etag")); again.status != 304 {
 			t.Errorf("%s: %d for a client that has it", asset.Path, again.status)
+		}
+	}
+}
+
+// TestPageAtTheRoot: browsers get the page, and other clients what they always got.
+func TestPageAtTheRoot(t *testing.T) {
+	h := newHarness(t, asAdmin)
+	h.client.Transport = h.client.Transport.(shower).Transport // shows no token by itself
+	got := h.get("/", "Accept", "text/html,*/*;q=0.8")
+	policy := got.header.Get("Content-Security-Policy")
+	if got.status != 200 || !strings.Contains(got.body, "<title>shepherd</title>") || !strings.Contains(policy, "style-src 'self';") || !slices.Contains(got.header.Values("Vary"), "Accept") {
+		t.Errorf("a browser: %d %v", got.status, got.header)
+	}
+	for _, accept := range []string{"*/*", "application/json"} {
+		if other := h.get("/", "Accept", accept); other.status != 404 || other.body != h.get("/nowhere", "Accept", accept).body {
+			t.Errorf("Accept: %s: %d %s", accept, other.status, other.body)
 		}
 	}
 }

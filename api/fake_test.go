@@ -448,6 +448,21 @@ func (f *fake) EventsChanged() <-chan struct{} {
 	return f.bell
 }
 
+func (f *fake) Inputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find(id)
+	if err != nil {
+		return nil, err
+	}
+	var files []job.FileInfo
+	for _, name := range slices.Sorted(maps.Keys(j.inputs)) {
+		files = append(files, job.FileInfo{Name: name, Size: int64(len(j.inputs[name])), ETag: `"v1"`, Modified: modified})
+	}
+	return files, nil
+}
+
 func (f *fake) Outputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
 	f.boom()
 	f.mu.Lock()

@@ -17,6 +17,11 @@ func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPU
 		s.fail(w, r, err)
 		return
 	}
+	s.answer(w, r, http.StatusOK, shownGPUs(known))
+}
+
+// shownGPUs is GPUs as the API tells of them.
+func shownGPUs(known job.GPUs) GPUList {
 	answer := GPUList{
 		Driver: orNull(known.Driver), Cuda: orNull(known.CUDA), Trouble: orNull(known.Trouble),
 		Gpus: []GPU{}, Others: []OtherDevice{},
@@ -41,7 +46,7 @@ func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPU
 	for _, d := range known.Others {
 		answer.Others = append(answer.Others, OtherDevice{Name: d.Name, Sheep: users(d.Sheep)})
 	}
-	s.answer(w, r, http.StatusOK, answer)
+	return answer
 }
 
 // users are the sheep that have a share of a device.

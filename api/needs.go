@@ -36,6 +36,8 @@ var needs = map[string]need{
 	"GET /jobs/{job_id}/events":        {scope: access.Read, job: true},
 	"POST /jobs/{job_id}/retry":        {scope: access.Submit, job: true},
 	"GET /jobs/{job_id}/explain":       {scope: access.Read, job: true},
+	"GET /jobs/{job_id}/inputs":        {scope: access.Read, job: true},
+	"GET /flock":                       {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/outputs":       {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/outputs.zip":   {scope: access.Read, job: true},
 	"GET /jobs/{job_id}/outputs.tar":   {scope: access.Read, job: true},

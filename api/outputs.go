@@ -14,14 +14,23 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// ListInputs answers GET /jobs/{job_id}/inputs.
+func (s *server) ListInputs(w http.ResponseWriter, r *http.Request, rawID string) {
+	s.listFiles(w, r, rawID, s.service.Inputs)
+}
+
 // ListOutputs answers GET /jobs/{job_id}/outputs.
 func (s *server) ListOutputs(w http.ResponseWriter, r *http.Request, rawID string) {
+	s.listFiles(w, r, rawID, s.service.Outputs)
+}
+
+func (s *server) listFiles(w http.ResponseWriter, r *http.Request, rawID string, list func(context.Context, job.ID) ([]job.FileInfo, error)) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	files, err := s.service.Outputs(r.Context(), id)
+	files, err := list(r.Context(), id)
 	if err != nil {
 		s.fail(w, r, err)
 		return

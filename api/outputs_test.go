@@ -27,6 +27,11 @@ func TestOutputs(t *testing.T) {
 		{"name": "c\\d", "size": 9, "etag": "\"v1\"", "modified_at": "2026-11-22T10:08:04.500000"},
 		{"name": "empty", "size": 0, "etag": "\"v1\"", "modified_at": "2026-11-22T10:08:04.500000"},
 		{"name": "output", "size": 1, "etag": "\"v1\"", "modified_at": "2026-11-22T10:08:04.500000"}]}`)
+	j.inputs["images/1.png"] = []byte("png")
+	h.expect(h.get("/jobs/done/inputs"), 200, `{"bytes": 3, "files": [{"name": "images/1.png", "size": 3, "etag": "\"v1\"", "modified_at": "2026-11-22T10:08:04.500000"}]}`)
+	if got := h.get("/jobs/unknown/inputs"); got.status != 404 {
+		t.Errorf("the inputs of no job: %d %s", got.status, got.body)
+	}
 	h.service.add("none", job.Done)
 	h.expect(h.get("/jobs/none/outputs"), 200, `{"bytes": 0, "files": []}`)
 	want := maps.Clone(files)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/iterait/shepherd/api/page"
 	"github.com/iterait/shepherd/api/ui"
 	"github.com/iterait/shepherd/job"
 )
@@ -20,7 +21,15 @@ var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.Me
 // "cleaned" path. Handlers decode the variables they get.
 func (s *server) routes() http.Handler {
 	router := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	index := page.Index()
 	router.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/" {
+			w.Header().Add("Vary", "Accept")
+		}
+		if page.Wanted(r) {
+			index.ServeHTTP(w, r)
+			return
+		}
 		s.fail(w, r, errNoRoute)
 	})
 	router.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -41,7 +50,7 @@ func (s *server) routes() http.Handler {
 	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
 	router.HandleFunc("/models/{model:.+}", wrapper.RemoveModel).Methods(http.MethodDelete)
 	s.assets = make(map[string]bool)
-	for _, asset := range ui.Assets() {
+	for _, asset := range slices.Concat(ui.Assets(), page.Assets()) {
 		s.assets[asset.Path] = true
 		router.Handle(asset.Path, asset).Methods(http.MethodGet)
 	}

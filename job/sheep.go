@@ -16,7 +16,21 @@ type Sheep struct {
 	Detail string
 	// Progress is how far the runner is with Job; nil where it did not say.
 	Progress *Progress
+	// Condition says whether it takes jobs; Detail may say why not.
+	Condition Condition
 }
+
+// Condition says whether a sheep takes jobs.
+type Condition string
+
+// The conditions.
+const (
+	Able    Condition = ""
+	Resting Condition = "resting" // for a while, after a fault
+	Stopped Condition = "stopped" // an operator told it to
+	Leaving Condition = "leaving" // it is configured no more
+	Blocked Condition = "blocked" // a device of it is out
+)
 
 // Check is the state of one thing the daemon depends on; Err is nil when it is
 // well.

@@ -187,9 +187,17 @@ func (l *lane) suits(m job.Model) int {
 func (l *lane) view() job.Sheep {
 	v := l.state.view()
 	v.Name, v.Type = l.Name, l.Type
+	now := time.Now()
+	left, why := l.rests.left(now)
+	switch {
+	case v.Condition != job.Able:
+	case l.share.admission() == job.NoJobs:
+		v.Condition = job.Blocked
+	case left > 0:
+		v.Condition = job.Resting
+	}
 	if v.Detail == "" {
-		now := time.Now()
-		if left, why := l.rests.left(now); left > 0 {
+		if left > 0 {
 			v.Detail = "rests for " + left.Round(time.Second).String() + ": " + why
 		} else if models, _ := l.modelRests.all(now); len(models) > 0 && v.Job == "" {
 			left, why := l.modelRests.left(models[0], now)

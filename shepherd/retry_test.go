@@ -47,6 +47,12 @@ func TestRetry(t *testing.T) {
 		!rec.Deadline.Equal(later) || rec.Idempotency != "digest.2" {
 		t.Errorf("%+v, %v", rec, err)
 	}
+	if inputs, err := p.core.Inputs(t.Context(), r.ID); err != nil || len(inputs) != 1 || inputs[0].Name != "input" {
+		t.Errorf("inputs %v, %v", inputs, err)
+	}
+	if _, err := p.core.Inputs(t.Context(), "nobody"); !errors.As(err, new(*job.UnknownJob)) {
+		t.Errorf("the inputs of no job: %v", err)
+	}
 	files, err := p.core.Outputs(t.Context(), r.ID)
 	if err != nil || len(files) != 1 || files[0].Name != "output" || files[0].Size != 2 || files[0].ETag[0] != '"' {
 		t.Errorf("outputs %+v, %v", files, err)

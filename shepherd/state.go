@@ -267,10 +267,10 @@ func (s *laneState) view() job.Sheep {
 		}
 	}
 	if s.stopped {
-		v.Detail = "told to stop"
+		v.Detail, v.Condition = "told to stop", job.Stopped
 	}
 	if s.removed {
-		v.Detail = "configured no more; it ends with its job"
+		v.Detail, v.Condition = "configured no more; it ends with its job", job.Leaving
 	}
 	return v
 }

@@ -362,13 +362,26 @@ func (s *Shepherd) Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, erro
 	if err := withoutResult(status); err != nil {
 		return nil, err
 	}
-	const prefix = job.OutputDir + "/"
+	return s.list(ctx, id, job.OutputDir+"/")
+}
+
+// Inputs lists the files that a job was submitted with. The error is *job.UnknownJob,
+// or has the storage's class.
+func (s *Shepherd) Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
+	if _, err := s.Job(ctx, id); err != nil {
+		return nil, err
+	}
+	return s.list(ctx, id, job.InputDir+"/")
+}
+
+// list returns a job's files below prefix, without it; none where they were removed.
+func (s *Shepherd) list(ctx context.Context, id job.ID, prefix string) ([]job.FileInfo, error) {
 	listed, err := s.cfg.Store.List(ctx, id, prefix)
 	if errdefs.IsNotFound(err) { // its files were removed
 		return nil, nil
 	}
 	if err != nil {
-		return nil, away("storage", fmt.Errorf("list the outputs of job %s: %w", id, err))
+		return nil, away("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err))
 	}
 	files := make([]job.FileInfo, 0, len(listed))
 	for _, f := range listed {

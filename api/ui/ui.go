@@ -48,18 +48,39 @@ type Asset struct {
 	Path string
 
 	contentType string
+	policy      string // of a page
 	body        []byte
-	packed      bool // body is compressed with gzip
+	packed      bool          // body is compressed with gzip
+	pack        func() []byte // body, compressed; nil where it is not to be
 	etag        func() string
 }
 
 // NewAsset makes an asset of body. The body is looked at when it is first asked
 // for, not before.
 func NewAsset(path, contentType string, body []byte) *Asset {
-	return &Asset{Path: path, contentType: contentType, body: body, etag: sync.OnceValue(func() string {
+	asset := &Asset{Path: path, contentType: contentType, body: body, etag: sync.OnceValue(func() string {
 		sum := sha256.Sum256(body)
 		return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
 	})}
+	if contentType == html {
+		asset.policy = policy
+	}
+	return asset
+}
+
+// NewText is NewAsset for a text that is sent compressed to clients that can unpack it.
+// Policy, where it is not empty, is its Content-Security-Policy.
+func NewText(path, contentType, policy string, body []byte) *Asset {
+	asset := NewAsset(path, contentType, body)
+	asset.policy = policy
+	asset.pack = sync.OnceValue(func() []byte {
+		var packed bytes.Buffer
+		w, _ := gzip.NewWriterLevel(&packed, gzip.BestCompression) // a level that there is
+		_, _ = w.Write(body)                                       // to memory
+		_ = w.Close()
+		return packed.Bytes()
+	})
+	return asset
 }
 
 func newPacked(path, contentType string, body []byte) *Asset {
@@ -91,10 +112,10 @@ func (a *Asset) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("ETag", etag)
 	h.Set("Cache-Control", "no-cache")
-	if a.contentType == html {
-		h.Set("Content-Security-Policy", policy)
+	if a.policy != "" {
+		h.Set("Content-Security-Policy", a.policy)
 	}
-	if a.packed {
+	if a.packed || a.pack != nil {
 		h.Add("Vary", "Accept-Encoding")
 	}
 	if strings.Contains(r.Header.Get("If-None-Match"), etag) {
@@ -106,6 +127,11 @@ func (a *Asset) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	var body io.Reader = bytes.NewReader(a.body)
 	switch {
+	case a.pack != nil && acceptsGzip(r.Header):
+		packed := a.pack()
+		h.Set("Content-Encoding", "gzip")
+		h.Set("Content-Length", strconv.Itoa(len(packed)))
+		body = bytes.NewReader(packed)
 	case !a.packed:
 		h.Set("Content-Length", strconv.Itoa(len(a.body)))
 	case acceptsGzip(r.Header):

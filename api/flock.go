@@ -1,0 +1,376 @@
+package api
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/job"
+)
+
+const (
+	// flockEvery is how often a stream looks for changes that no event announces, such
+	// as the progress of a pull.
+	flockEvery = time.Second
+	// flockPause is the shortest time between two looks.
+	flockPause = 250 * time.Millisecond
+	// flockAlive is how often a stream shows that it lives.
+	flockAlive = 5 * time.Second
+	// flockPatience bounds one look.
+	flockPatience = 5 * time.Second
+	// flockListed bounds the jobs that are read of the queue, and of those under way.
+	flockListed = 500
+	// flockHead is how many waiting jobs are told with their reasons.
+	flockHead = 12
+	// flockKept is how many batches of events are kept for streams that are slower than
+	// others.
+	flockKept = 32
+)
+
+// flockWatch shares what streams of the flock show. All streams of one tenant, and all
+// of those who see everything, share one view: the first that finds it old looks again
+// for the others, so that a hundred pages cost what one does but for the writing.
+// Nobody looks while nobody follows.
+type flockWatch struct {
+	mu    sync.Mutex
+	views map[string]*flockView // by tenant; empty for those who see everything
+}
+
+// join returns the tenant's view, until leave is called.
+func (w *flockWatch) join(tenant string) (view *flockView, leave func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.views == nil {
+		w.views = make(map[string]*flockView)
+	}
+	view = w.views[tenant]
+	if view == nil {
+		view = &flockView{tenant: tenant}
+		w.views[tenant] = view
+	}
+	view.streams++
+	return view, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if view.streams--; view.streams == 0 {
+			delete(w.views, tenant)
+		}
+	}
+}
+
+// flockView is what the streams of one tenant show.
+type flockView struct {
+	tenant  string
+	streams int // guarded by flockWatch.mu
+
+	mu      sync.Mutex
+	at      time.Time       // of the last look
+	changed <-chan struct{} // closed when there may be an event since
+	cursor  job.Cursor      // of the events so far; empty before the first look
+	queue   FlockQueue
+	queueAt time.Time
+	serial  int64 // of the latest frame
+
+	flock, gpus frame
+	events      []frame // the latest batches
+}
+
+// frame is an event of the stream, as it is sent. The zero frame is none.
+type frame struct {
+	serial int64
+	data   []byte // JSON
+}
+
+// look brings the view up to date, unless it is, and returns what there is after seen:
+// the text to send, and the serial number to go on with.
+func (v *flockView) look(ctx context.Context, s *server, seen int64) (text []byte, serial int64, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if old := time.Since(v.at); old >= flockEvery-flockPause || old >= flockPause && isClosed(v.changed) {
+		if err := v.refresh(ctx, s); err != nil {
+			return nil, 0, err
+		}
+	}
+	var out bytes.Buffer
+	write := func(name string, f frame) {
+		if f.serial > seen {
+			fmt.Fprintf(&out, "event: %s\ndata: %s\n\n", name, f.data)
+		}
+	}
+	write("flock", v.flock)
+	write("gpus", v.gpus)
+	for _, f := range v.events {
+		if seen > 0 { // those from before the stream began are none of its
+			write("jobs", f)
+		}
+	}
+	return out.Bytes(), v.serial, nil
+}
+
+// isClosed reports whether the channel is closed; one that is nil counts as closed.
+func isClosed(c <-chan struct{}) bool {
+	if c == nil {
+		return true
+	}
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// refresh looks at everything again. What it finds is for other streams, too, so that
+// it does not end with the one whose ctx this is.
+func (v *flockView) refresh(ctx context.Context, s *server) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flockPatience)
+	defer cancel()
+	v.changed = s.service.EventsChanged() // before the log is read, so that no event falls between
+	happened, troubles := v.readEvents(ctx, s)
+	sheep := s.sheepFor(ctx, v.tenant)
+	flock := Flock{Sheep: make([]FlockSheep, len(sheep))}
+	started, err := s.startedAt(ctx, v.tenant, sheep)
+	troubles = errors.Join(troubles, err)
+	for i, one := range sheep {
+		flock.Sheep[i] = FlockSheep{
+			Name: one.Name, Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
+			Condition: FlockSheepCondition(cmp.Or(one.Condition, "able")), Progress: shownProgress(one.Progress),
+		}
+		if at, ok := started[one.Job]; ok && one.Job != "" {
+			flock.Sheep[i].StartedAt = job.FormatTime(at)
+		}
+	}
+	slices.SortFunc(flock.Sheep, func(a, b FlockSheep) int { return cmp.Compare(a.Name, b.Name) })
+	// Of the queue, reasons change with the sheep, too, and cost more to find.
+	if happened || time.Since(v.queueAt) >= 2*flockEvery {
+		if queue, err := s.queueFor(ctx, v.tenant); err == nil {
+			v.queue, v.queueAt = queue, time.Now()
+		} else {
+			troubles = errors.Join(troubles, err)
+		}
+	}
+	flock.Queue = v.queue
+	if flock.Queue.Head == nil {
+		flock.Queue.Head = []QueuedJob{}
+	}
+	if troubles != nil {
+		_, message := classify(troubles)
+		flock.Trouble = &message
+	}
+	if err := v.put(&v.flock, flock); err != nil {
+		return err
+	}
+	if v.tenant == "" {
+		gpus, err := s.gpus(ctx, "")
+		if err != nil {
+			return err
+		}
+		if err := v.put(&v.gpus, shownGPUs(gpus)); err != nil {
+			return err
+		}
+	}
+	v.at = time.Now()
+	return nil
+}
+
+// readEvents adds the events since the last look. happened reports whether there were
+// any.
+func (v *flockView) readEvents(ctx context.Context, s *server) (happened bool, err error) {
+	if v.cursor == "" {
+		v.cursor, err = s.service.EventsNow(ctx)
+		return true, err
+	}
+	events, next, err := s.service.Events(ctx, v.cursor, "", v.tenant, eventBatch)
+	skipped := len(events) == eventBatch
+	if errors.Is(err, job.ErrEventsGone) {
+		skipped, err = true, nil
+	}
+	if err == nil && skipped {
+		next, err = s.service.EventsNow(ctx)
+	}
+	if err != nil {
+		return false, err
+	}
+	v.cursor = next
+	if len(events) == 0 && !skipped {
+		return false, nil
+	}
+	shown := FlockEvents{Events: make([]Event, len(events)), Skipped: skipped}
+	stream := eventStream{server: s}
+	for i, e := range events {
+		shown.Events[i] = stream.shownEvent(e)
+		shown.Events[i].Id = new(string(e.Cursor))
+	}
+	var batch frame
+	if err := v.put(&batch, shown); err != nil {
+		return true, err
+	}
+	v.events = append(v.events, batch)
+	if excess := len(v.events) - flockKept; excess > 0 {
+		v.events = slices.Delete(v.events, 0, excess)
+	}
+	return true, nil
+}
+
+// put makes value the frame's, with a serial number of its own if it is another than
+// before.
+func (v *flockView) put(f *frame, value any) error {
+	data, err := job.JSON(value)
+	if err != nil {
+		return fmt.Errorf("write the flock as JSON: %w", err)
+	}
+	if f.serial == 0 || !bytes.Equal(data, f.data) {
+		v.serial++
+		*f = frame{serial: v.serial, data: data}
+	}
+	return nil
+}
+
+// startedAt is when the jobs under way were started.
+func (s *server) startedAt(ctx context.Context, tenant string, sheep []job.Sheep) (map[job.ID]time.Time, error) {
+	if !slices.ContainsFunc(sheep, func(one job.Sheep) bool { return one.Job != "" }) {
+		return nil, nil
+	}
+	views, _, err := s.service.Jobs(ctx, job.Query{States: []job.State{job.Processing}, Tenant: tenant}, 0, flockListed)
+	if err != nil {
+		return nil, err
+	}
+	started := make(map[job.ID]time.Time, len(views))
+	for _, view := range views {
+		started[view.ID] = view.StartedAt
+	}
+	return started, nil
+}
+
+// queueFor is the queue as a tenant sees it.
+func (s *server) queueFor(ctx context.Context, tenant string) (FlockQueue, error) {
+	views, next, err := s.service.Jobs(ctx, job.Query{States: []job.State{job.Queued}, Tenant: tenant}, 0, flockListed)
+	if err != nil {
+		return FlockQueue{}, err
+	}
+	queue := FlockQueue{Total: len(views), More: next != 0, Head: []QueuedJob{}}
+	now := job.Now()
+	slices.SortStableFunc(views, func(a, b job.View) int {
+		if later := a.NotBefore.After(now); later != b.NotBefore.After(now) {
+			if later {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(b.Priority, a.Priority) // within a priority they come by age
+	})
+	for _, view := range views[:min(len(views), flockHead)] {
+		queued := QueuedJob{
+			JobId: string(view.ID), Model: Model{Name: &view.Model.Name, Version: &view.Model.Version}, Priority: view.Priority,
+			SheepId: orNull(view.Record.Sheep), Labels: s.shown(view).Labels,
+			EnqueuedAt: job.FormatTime(view.EnqueuedAt), NotBefore: job.FormatTime(view.NotBefore),
+		}
+		detailed, err := s.service.View(ctx, view.ID)
+		if err == nil && detailed.State != job.Queued {
+			continue // a sheep has it now
+		}
+		if err == nil {
+			if detailed.Position > 0 {
+				queued.Position = &detailed.Position
+			}
+			var why job.Explanation
+			if why, err = s.service.Explain(ctx, view.ID, tenant); err == nil {
+				queued.Reason, queued.Explanation = orNull(why.Summary), orNull(why.String())
+			}
+		}
+		if _, gone := asError[*job.UnknownJob](err); err != nil && !gone {
+			return FlockQueue{}, err
+		} else if gone {
+			continue
+		}
+		queue.Head = append(queue.Head, queued)
+	}
+	return queue, nil
+}
+
+// FollowFlock answers GET /flock.
+func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request) {
+	view, leave := s.flock.join(access.From(r.Context()).Tenant)
+	defer leave()
+	text, seen, err := view.look(r.Context(), s, 0)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("X-Accel-Buffering", "no") // proxies that know it pass events on as they come
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return
+	}
+	unbounded(w)
+	to := &steadyWriter{to: w, control: http.NewResponseController(w)}
+	if _, err := fmt.Fprintf(to, "retry: %d\n\n", reconnect.Milliseconds()); err != nil {
+		return
+	}
+	if err := s.followFlock(r.Context(), to, view, text, seen); err != nil && to.err == nil && r.Context().Err() == nil {
+		s.log.WarnContext(r.Context(), "flock stream ended", "request", requestID(r.Context()), "error", err)
+	}
+	_ = to.control.SetWriteDeadline(time.Time{})
+}
+
+// followFlock sends what changes until the client leaves, or an error.
+func (s *server) followFlock(ctx context.Context, to *steadyWriter, view *flockView, text []byte, seen int64) (err error) {
+	alive := time.NewTicker(flockAlive)
+	defer alive.Stop()
+	look := time.NewTicker(flockEvery)
+	defer look.Stop()
+	for {
+		if len(text) > 0 {
+			if _, err := to.Write(text); err != nil {
+				return err
+			}
+			if err := to.control.Flush(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(flockPause): // events that come together are sent together
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-view.wakes(seen):
+		case <-look.C:
+		case <-alive.C:
+			if _, err := io.WriteString(to, "event: alive\ndata: {}\n\n"); err != nil {
+				return err
+			}
+			if err := to.control.Flush(); err != nil {
+				return err
+			}
+		}
+		if text, seen, err = view.look(ctx, s, seen); err != nil {
+			return err
+		}
+	}
+}
+
+// wakes is closed when there may be more than what a stream has seen.
+func (v *flockView) wakes(seen int64) <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.serial > seen {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	return v.changed
+}

@@ -1,0 +1,225 @@
+// What the page knows of the daemon: the caller's rights, and the stream of the flock.
+import { useEffect, useReducer, useState } from "./lib/preact.js";
+
+// Problem is an answer that is an error.
+export class Problem extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { credentials: "same-origin", ...options, headers: { Accept: "application/json, application/problem+json", ...options.headers } });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The daemon does not answer.");
+  }
+  if (!response.ok) {
+    let text = "";
+    try {
+      const body = await response.json();
+      text = body.detail || body.message || "";
+    } catch {}
+    if (response.status === 401 && path !== "/session") session.refresh();
+    throw new Problem(response.status, text || `The daemon answered ${response.status}.`);
+  }
+  return response;
+}
+
+export const get = async (path, options) => (await ask(path, options)).json();
+export const post = async (path, body) =>
+  (await ask(path, { method: "POST", ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }) })).json();
+
+// A source is something that components use and that changes.
+class Source {
+  #users = new Set();
+  changed() {
+    for (const user of [...this.#users]) user();
+  }
+  subscribe(user) {
+    this.#users.add(user);
+    return () => this.#users.delete(user);
+  }
+}
+
+// use renders a component again when the source changes.
+export function use(source) {
+  const [, again] = useReducer((n) => n + 1, 0);
+  useEffect(() => source.subscribe(again), [source]);
+  return source;
+}
+
+// session is who the caller is; scopes is null before that is known.
+class Session extends Source {
+  name = null;
+  tenant = null;
+  scopes = null;
+  trouble = null;
+  async refresh() {
+    try {
+      Object.assign(this, await get("/session"), { trouble: null });
+    } catch (error) {
+      this.trouble = error.message;
+      setTimeout(() => this.refresh(), 3000);
+    }
+    if (this.may("read")) live.open();
+    else live.close();
+    this.changed();
+  }
+  may(scope) {
+    return (this.scopes || []).includes(scope);
+  }
+  get known() {
+    return this.scopes !== null;
+  }
+  get whole() {
+    return this.may("read") && !this.tenant;
+  }
+  async signIn(token) {
+    await post("/session", { token });
+    await this.refresh();
+  }
+  async signOut() {
+    await ask("/session", { method: "DELETE" });
+    live.forget();
+    await this.refresh();
+  }
+}
+
+const silence = 12_000; // the daemon shows every five seconds that the stream lives
+const kept = 300; // events
+
+// live is the one stream of the page. It is closed while nobody looks at the page, so
+// that tabs in the background cost nothing and take no connection.
+class Live extends Source {
+  flock = null;
+  gpus = null;
+  events = []; // newest first
+  since = Date.now();
+  history = new Map(); // of each GPU, by UUID: {used, busy} of the last minutes
+  #source = null;
+  #heard = 0;
+  #broken = true;
+  #listeners = new Set();
+
+  constructor() {
+    super();
+    setInterval(() => this.#check(), 1000);
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : session.may("read") && this.open()));
+  }
+  get stale() {
+    return this.#broken;
+  }
+  get heard() {
+    return this.#heard;
+  }
+  // onJobs calls do with the events of jobs, or with null where some were passed over.
+  onJobs(listener) {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+  open() {
+    if (this.#source || document.hidden) return;
+    const source = new EventSource("/flock");
+    this.#source = source;
+    const on = (kind, take) =>
+      source.addEventListener(kind, (event) => {
+        this.#heard = Date.now();
+        const back = this.#broken;
+        this.#broken = false;
+        take(JSON.parse(event.data));
+        if (back) this.#tell(null); // what happened meanwhile is not told
+        if (back || kind !== "alive") this.changed();
+      });
+    on("flock", (flock) => (this.flock = flock));
+    on("gpus", (gpus) => {
+      this.gpus = gpus;
+      this.#remember(gpus);
+    });
+    on("jobs", ({ events, skipped }) => {
+      this.events = [...events].reverse().concat(this.events).slice(0, kept);
+      this.#tell(skipped ? null : events);
+    });
+    on("alive", () => this.gpus && this.#remember(this.gpus));
+    source.onerror = () => {
+      if (source.readyState === EventSource.CLOSED) {
+        // It was answered with an error: signed out, or no daemon yet.
+        this.close();
+        setTimeout(() => session.refresh(), 2000);
+      }
+      this.#breaks();
+    };
+  }
+  close() {
+    this.#source?.close();
+    this.#source = null;
+  }
+  forget() {
+    this.close();
+    Object.assign(this, { flock: null, gpus: null, events: [], since: Date.now() });
+    this.history.clear();
+  }
+  #tell(events) {
+    for (const listener of [...this.#listeners]) listener(events);
+  }
+  #check() {
+    if (this.#source && this.#heard && !this.#broken && Date.now() - this.#heard > silence) {
+      this.close(); // the connection is dead and nobody has noticed
+      this.#breaks();
+      this.open();
+    }
+  }
+  #breaks() {
+    if (this.#broken) return;
+    this.#broken = true;
+    this.changed();
+  }
+  #remember(gpus) {
+    for (const g of gpus.gpus) {
+      const list = this.history.get(g.uuid) || [];
+      const last = list.at(-1);
+      if (last && Date.now() - last.at < 2000) list.pop();
+      list.push({ at: Date.now(), used: g.memory ? g.used / g.memory : 0, busy: (g.utilization ?? 0) / 100 });
+      this.history.set(g.uuid, list.filter((one) => one.at > Date.now() - 10 * 60_000));
+    }
+  }
+}
+
+export const live = new Live();
+export const session = new Session();
+
+// useAnswer is what the daemon answers for path, asked again when jobs that matter
+// change: which is called with their events. Answers in quick succession are one.
+export function useAnswer(path, matters = () => false) {
+  const [state, set] = useState({ path, answer: null, error: null, loading: true });
+  const [turn, again] = useReducer((n) => n + 1, 0);
+  useEffect(() => {
+    if (!path) return;
+    const control = new AbortController();
+    set((s) => (s.path === path ? { ...s, loading: true } : { path, answer: null, error: null, loading: true }));
+    get(path, { signal: control.signal }).then(
+      (answer) => set({ path, answer, error: null, loading: false }),
+      (error) => error.name !== "AbortError" && set((s) => ({ path, answer: s.path === path ? s.answer : null, error, loading: false })),
+    );
+    return () => control.abort();
+  }, [path, turn]);
+  useEffect(() => {
+    let timer = null;
+    const stop = live.onJobs((events) => {
+      if (timer === null && (events === null || matters(events))) {
+        timer = setTimeout(() => {
+          timer = null;
+          again();
+        }, 300);
+      }
+    });
+    return () => {
+      clearTimeout(timer);
+      stop();
+    };
+  }, [path]);
+  return { ...(state.path === path ? state : { path, answer: null, error: null, loading: true }), again };
+}

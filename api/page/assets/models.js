@@ -1,0 +1,95 @@
+// The models: which are kept here, loaded where, and how their jobs fare.
+import { html, useEffect, useState } from "./lib/preact.js";
+import { ask, get, live, session, use, useAnswer } from "./daemon.js";
+import { Ago, Bar, Do, Empty, Heading, Model, Shape, Trouble } from "./parts.js";
+import { parseModel } from "./submit.js";
+import * as text from "./text.js";
+
+export function Models() {
+  use(live);
+  const keptModels = useKept();
+  const recent = useAnswer("/jobs?order=newest&limit=500");
+  const all = new Map();
+  const of = (model) => {
+    const name = text.modelName(model);
+    if (!all.has(name)) all.set(name, { name, model, jobs: 0, failed: 0, times: [], loaded: [], kept: null, last: null });
+    return all.get(name);
+  };
+  for (const one of keptModels.models) of(one).kept = one;
+  for (const sheep of live.flock?.sheep || []) if (sheep.model.name) of(sheep.model).loaded.push(sheep);
+  for (const job of recent.answer?.jobs || []) {
+    const entry = of(job.model);
+    entry.jobs++;
+    entry.last ??= job.enqueued_at;
+    if (job.status === "failed") entry.failed++;
+    if (job.status === "done" && job.processing_started_at) entry.times.push(text.time(job.finished_at) - text.time(job.processing_started_at));
+  }
+  const list = [...all.values()].sort((a, b) => b.jobs - a.jobs || a.name.localeCompare(b.name));
+  const admin = session.may("admin");
+  return html`<div class="title"><${Heading}>Models<//></div>
+    ${keptModels.error && html`<${Trouble} error=${keptModels.error} />`}
+    ${admin && keptModels.pulls && html`<${Pull} done=${keptModels.again} />`}
+    ${list.length
+      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label="Models"><table class="jobs"><thead><tr><th scope="col">Model</th><th scope="col">Loaded by</th><th scope="col" class="num">On disk</th><th scope="col" class="num">Jobs</th><th scope="col" class="num">Failed</th><th scope="col" class="num">Usually takes</th><th scope="col">Last submitted</th>${admin && html`<th scope="col"><span class="hidden">Actions</span></th>`}</tr></thead>
+        <tbody>${list.map(
+          (one) => html`<tr key=${one.name}><td><a href=${"#/jobs?model=" + encodeURIComponent(one.name)}><${Model} of=${one.model} /></a></td>
+            <td>${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">none</span>`}</td>
+            <td class="num">${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
+            <td class="num">${text.number(one.jobs)}</td>
+            <td class="num">${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
+            <td class="num">${one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
+            <td class="nowrap">${one.last && html`<${Ago} at=${one.last} />`}</td>
+            ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm="Remove it from the disk?" label=${"Remove " + one.name} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>Remove<//>`}</td>`}</tr>`,
+        )}</tbody></table></div>
+        <p class="muted small">Jobs, failures and times are those of the latest ${text.number(recent.answer?.jobs.length || 0)} jobs.</p>`
+      : recent.loading
+        ? html`<p class="muted" role="status">Loading…</p>`
+        : html`<${Empty} title="No model has been used yet"><p>A model shows here when a sheep has loaded it or a job has asked for it.</p><//>`}`;
+}
+
+// useKept are the models on the machine's disk; pulls says that there are sheep that
+// pull models.
+function useKept() {
+  const [state, set] = useState({ models: [], pulls: false });
+  const again = () => {
+    if (!session.whole) return;
+    get("/models").then(
+      (answer) => set({ models: answer.models, pulls: true }),
+      (error) => set({ models: [], pulls: false, error: error.status >= 500 || error.status === 0 ? error : null }),
+    );
+  };
+  useEffect(again, []);
+  return { ...state, again };
+}
+
+function Pull({ done }) {
+  const [name, type] = useState("");
+  const [state, be] = useState({});
+  const pull = async (event) => {
+    event.preventDefault();
+    be({ busy: true, text: "Asking…" });
+    try {
+      const response = await ask("/models/pull?progress=true", { method: "POST", body: JSON.stringify({ model: parseModel(name) }), headers: { "Content-Type": "application/json" } });
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (;;) {
+        const { value, done: over } = await reader.read();
+        if (over) break;
+        const parts = (rest + value).split("\n");
+        rest = parts.pop();
+        for (const line of parts.filter(Boolean)) {
+          const step = JSON.parse(line);
+          if (step.error) throw new Error(step.error);
+          be({ busy: !step.success, ...step });
+        }
+      }
+      done();
+    } catch (error) {
+      be({ error });
+    }
+  };
+  return html`<form class="pull panel" onSubmit=${pull}><div class="field"><label for="pull">Pull a model ahead of time</label><input id="pull" placeholder="name:version" value=${name} onInput=${(e) => type(e.target.value)} /></div>
+    <button class="primary" disabled=${state.busy || !name}>Pull</button>
+    ${state.text && html`<div class="progress big" role="status">${state.total > 0 && html`<${Bar} parts=${[{ value: state.done || 0, kind: "done" }]} whole=${state.total} label="Pull" />`}<span>${state.text}${state.total > 0 && ` ${Math.floor((100 * (state.done || 0)) / state.total)} %`}${state.rate > 0 && ` · ${text.bytes(state.rate)}/s`}</span></div>`}
+    ${state.error && html`<${Trouble} error=${state.error} />`}</form>`;
+}

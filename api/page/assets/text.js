@@ -1,0 +1,61 @@
+// How times, durations, sizes and names are written.
+
+export const plural = (n, one, many = one + "s") => `${number(n)} ${n === 1 ? one : many}`;
+
+const numbers = new Intl.NumberFormat("en");
+export const number = (n) => numbers.format(n);
+
+// The API's times are in UTC and do not say so.
+export const time = (text) => (text ? Date.parse(text + (/(Z|[+-]\d\d:\d\d)$/.test(text) ? "" : "Z")) : null);
+
+const exactly = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+export const exact = (ms) => exactly.format(ms);
+
+// duration writes milliseconds in at most two units.
+export function duration(ms) {
+  const s = Math.max(0, ms) / 1000;
+  if (s < 0.0995) return `${Math.round(s * 1000)} ms`;
+  if (s < 9.95) return `${s.toFixed(1)} s`;
+  if (s < 59.5) return `${Math.round(s)} s`;
+  const whole = Math.round(s);
+  if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  const minutes = Math.round(s / 60);
+  if (minutes < 1440) return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+  const hours = Math.round(s / 3600);
+  return `${Math.floor(hours / 24)} d${hours % 24 ? ` ${hours % 24} h` : ""}`;
+}
+
+// ago writes a time relative to now.
+export function ago(ms, now) {
+  const s = (now - ms) / 1000;
+  const coarse = (s) => (s < 60 ? `${Math.round(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : s < 172800 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} days`);
+  if (s < -1) return `in ${coarse(-s)}`;
+  return s < 2 ? "just now" : `${coarse(s)} ago`;
+}
+
+// bytes writes a size in binary units, as memory and files are counted.
+export function bytes(n) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let at = 0;
+  while (n >= 1023.5 && at < units.length - 1) {
+    n /= 1024;
+    at++;
+  }
+  return `${at === 0 || n >= 99.5 ? Math.round(n) : n.toFixed(1).replace(/\.0$/, "")} ${units[at]}`;
+}
+
+export const modelName = (m) => (m && m.name ? (m.version ? `${m.name}:${m.version}` : m.name) : "");
+
+// states are the states of jobs as words.
+export const states = { queued: "waiting", processing: "running", done: "done", failed: "failed", cancelled: "cancelled" };
+
+export const median = (list) => {
+  if (!list.length) return null;
+  const sorted = [...list].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)];
+};
+
+// pathOf is the address of one of a job's files; kind is input or result.
+export const pathOf = (id, kind, name) => `/jobs/${encodeURIComponent(id)}/${kind}/${name.split("/").map(encodeURIComponent).join("/")}`;
+
+export const jobLink = (id) => `#/jobs/${encodeURIComponent(id)}`;

@@ -1,0 +1,71 @@
+// Package page holds the page at `/`: the flock, the queue and the jobs in a browser.
+// It is made of ES modules that use the API as any client does; nothing is built and
+// nothing is fetched from elsewhere. docs/decisions/page.md says why it is made so.
+package page
+
+import (
+	"embed"
+	"io/fs"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+
+	"github.com/iterait/shepherd/api/ui"
+)
+
+//go:embed assets
+var files embed.FS
+
+// policy lets the page use this server and nothing else, and run no script or style but
+// its own files. What jobs wrote is shown in frames and pictures, under the policy that
+// it has of its own.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; frame-src 'self'; " +
+	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// types are the content types of the page's files.
+var types = map[string]string{
+	".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+}
+
+// Index is the page itself.
+func Index() *ui.Asset {
+	return ui.NewText("/", "text/html; charset=utf-8", policy, read("assets/index.html"))
+}
+
+// Assets are what the page loads, below /page/.
+func Assets() []*ui.Asset {
+	var assets []*ui.Asset
+	err := fs.WalkDir(files, "assets", func(name string, entry fs.DirEntry, err error) error {
+		if contentType := types[path.Ext(name)]; err == nil && contentType != "" {
+			assets = append(assets, ui.NewText("/page"+strings.TrimPrefix(name, "assets"), contentType, "", read(name)))
+		}
+		return err
+	})
+	if err != nil {
+		panic(err) // of files that are part of the program
+	}
+	return assets
+}
+
+func read(name string) []byte {
+	content, err := files.ReadFile(name)
+	if err != nil {
+		panic(err) // of a file that is part of the program
+	}
+	return content
+}
+
+// Wanted reports whether a request is that of a browser for the page. Clients that do
+// not name HTML among what they accept are none.
+func Wanted(r *http.Request) bool {
+	if r.URL.Path != "/" || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return false
+	}
+	for accepted := range strings.SplitSeq(strings.Join(r.Header.Values("Accept"), ","), ",") {
+		if kind, parameters, err := mime.ParseMediaType(accepted); err == nil && kind == "text/html" && parameters["q"] != "0" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,323 @@
+// What a person does with the page, in Chromium. page_test.go runs it and says where the
+// daemon is; a line "fail TEXT" is a fault, "do NAME" asks the test for something.
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+import { readFileSync } from "node:fs";
+
+const modules = createRequire(process.env.SHEPHERD_TEST_BROWSER + "/here.js");
+const { chromium } = modules("playwright-core");
+const axe = readFileSync(modules.resolve("axe-core/axe.min.js"), "utf8");
+const { PAGE: url, HOLD: hold, SHOTS: shots } = process.env;
+
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const ask = async (what) => {
+  console.log("do " + what);
+  await answers.next();
+};
+const fail = (text) => console.log("fail " + String(text).replace(/\s*\n\s*/g, " | "));
+const step = async (name, what) => {
+  const began = Date.now();
+  try {
+    await what();
+    console.log(`${name}: ${Date.now() - began} ms`);
+  } catch (error) {
+    fail(`${name}: ${error.message}`);
+  }
+};
+const same = (what, got, want) => {
+  if (JSON.stringify(got) !== JSON.stringify(want)) throw new Error(`${what} is ${JSON.stringify(got)}, not ${JSON.stringify(want)}`);
+};
+
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"] });
+
+// open is a tab of its own, which reports whatever it should not do.
+async function open(options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(30_000);
+  page.on("pageerror", (error) => fail("an error in the page: " + error.message));
+  page.on("dialog", (dialog) => (fail("a dialog opened: " + dialog.message()), dialog.dismiss()));
+  page.on("request", (request) => !request.url().startsWith(url + "/") && !request.url().startsWith("data:") && fail("the page asked for " + request.url()));
+  page.on("console", (message) => message.type() === "error" && /Content.Security.Policy/i.test(message.text()) && !/sandbox/i.test(message.text()) && fail("refused by the policy: " + message.text()));
+  return page;
+}
+
+const views = {
+  flock: { at: "#/", shows: "Queue" }, jobs: { at: "#/jobs", shows: "segment-1180" }, running: { at: "#/jobs/transcribe-2001", shows: "as it is written" },
+  waiting: { at: "#/jobs/caption-2013", shows: "Why it waits" }, failed: { at: "#/jobs/train-0091", shows: "Why it failed" }, done: { at: "#/jobs/segment-1180", shows: "mask.png" },
+  submit: { at: "#/submit", shows: "Drop files" }, models: { at: "#/models", shows: "segment" }, gpus: { at: "#/gpus", shows: "NVIDIA A100" }, events: { at: "#/events", shows: "newest first" },
+};
+
+async function show(page, view) {
+  await page.goto(url + "/" + view.at);
+  await page.getByText(view.shows).first().waitFor();
+  await page.locator(".live:not(.wait):not(.stale)").waitFor();
+}
+
+// examine has axe look at what is shown, and sees that nothing is cut off.
+async function examine(page, name) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+  for (const v of violations) fail(`${name}: axe: ${v.id}: ${v.help}: ${v.nodes.map((n) => n.html + " " + (n.any[0]?.message || "")).slice(0, 3).join("; ")}`);
+  const wide = await page.evaluate(() => document.scrollingElement.scrollWidth - innerWidth);
+  if (wide > 0) fail(`${name}: the page is ${wide} pixels wider than the window`);
+}
+
+const text = (page, selector) => page.locator(selector).first().innerText();
+
+async function openDaemon() {
+  const page = await open();
+  await step("the flock", async () => {
+    await show(page, views.flock);
+    same("the number of sheep", await page.locator("ul.sheep > li").count(), 6);
+    const bitzer = await text(page, "li.card:has(h3:text('bitzer'))");
+    if (!/out[\s\S]*Xid 79/.test(bitzer)) throw new Error("bitzer shows " + bitzer);
+    const dolly = await text(page, "li.card:has(h3:text('dolly'))");
+    if (!/working[\s\S]*transcribe:large-v3[\s\S]*transcribe-2001[\s\S]*43 %[\s\S]*GPU 0/.test(dolly)) throw new Error("dolly shows " + dolly);
+    const queue = await text(page, "section[aria-labelledby=queue]");
+    if (!/caption-2013[\s\S]*cannot take it at the moment/.test(queue)) throw new Error("the queue shows " + queue);
+  });
+  await step("what happens elsewhere shows by itself", async () => {
+    await ask("submit");
+    await page.locator("ol.queue").getByText("from-elsewhere").waitFor();
+  });
+  await step("every view, for those who hear it and on a phone", async () => {
+    for (const [scheme, width, chosen] of [["light", 360, Object.keys(views)], ["dark", 1280, ["flock", "failed", "gpus"]]]) {
+      const tab = await open({ viewport: { width, height: 800 }, colorScheme: scheme, reducedMotion: "reduce" });
+      for (const name of chosen) {
+        await show(tab, views[name]);
+        await examine(tab, `${name}, ${scheme}, ${width}`);
+      }
+      await tab.context().close();
+    }
+  });
+  await step("nothing that was named or written is markup", async () => {
+    await page.goto(`${url}/#/jobs/hostile-b-img`);
+    await page.getByText("<img src=x onerror=alert(1)>.txt").waitFor();
+    await page.getByText("the log ran").first().waitFor();
+    for (const summary of await page.locator(".files summary").all()) {
+      if (!(await summary.locator("xpath=..").getAttribute("open").then((is) => is !== null))) await summary.click();
+    }
+    await page.locator("iframe").waitFor();
+    await page.locator("img.picture").waitFor();
+    await page.getByText("It is not text").waitFor();
+    await page.frameLocator("iframe").getByText("harmless").waitFor();
+    same("the title", await page.title(), "hostile-b-img · shepherd");
+    same("elements in the log", await page.locator("pre.log img, pre.log script").count(), 0);
+    same("colours in the log", await page.locator("pre.log .ansi-red", { hasText: "red" }).count(), 1);
+    const log = await text(page, "pre.log");
+    if (/[\x00-\x08\x1b]/.test(log) || log.includes("a title") || !log.includes("palette end")) throw new Error("the log shows " + JSON.stringify(log));
+    await page.goto(`${url}/#/jobs/${encodeURIComponent("<script>alert(1)</script>")}`);
+    await page.getByText("There is no such job here").waitFor();
+    await page.goto(`${url}/#/jobs/%E0%A4%A`); // not an address at all
+    await page.locator("h1").waitFor();
+  });
+  await step("jobs are filtered, and the address says how", async () => {
+    await page.goto(`${url}/#/jobs`);
+    await page.locator("tr", { hasText: "segment-1180" }).waitFor();
+    await page.getByLabel("failed").check();
+    await page.locator("tr", { hasText: "train-0091" }).waitFor();
+    await page.locator("tr", { hasText: "segment-1180" }).waitFor({ state: "detached" });
+    await page.getByLabel("Model").fill("train:nightly");
+    await page.keyboard.press("Enter");
+    await page.locator("tr", { hasText: "report-missing" }).waitFor({ state: "detached" });
+    same("rows", await page.locator("tbody tr").count(), 1);
+    if (!page.url().endsWith("#/jobs?state=failed&model=train%3Anightly")) throw new Error("the address is " + page.url());
+    await page.getByLabel("Id begins with").fill("none-such");
+    await page.keyboard.press("Enter");
+    await page.getByText("No job is like that").waitFor();
+  });
+  await step("a job's log is searched", async () => {
+    await page.goto(`${url}/#/jobs/segment-1180`);
+    await page.getByLabel("Search the log").fill("PART 12");
+    await page.getByText("1 of ").waitFor();
+    same("lines", (await text(page, "pre.log")).trim(), "part 12/20 loss=0.0769".replace("20 ", "20  "));
+  });
+  let made;
+  await step("files are submitted, and their results shown", async () => {
+    await page.goto(`${url}/#/submit`);
+    await page.getByLabel("Model").fill("segment:v2");
+    await page.locator("#s-files").setInputFiles([{ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("first") }, { name: "b c.txt", mimeType: "text/plain", buffer: Buffer.from("second") }]);
+    await page.getByText("2 files, 11 B").waitFor();
+    await page.getByText("More", { exact: true }).click();
+    await page.getByLabel("Labels").fill("by=page batch=9");
+    await page.getByLabel("Sheep").selectOption("nuts");
+    await page.getByRole("button", { name: "Submit" }).click();
+    await page.waitForURL(/#\/jobs\/job-/);
+    made = decodeURIComponent(page.url().split("/").pop());
+    await page.locator(".title .state.done").waitFor();
+    await page.getByText("mask.png").waitFor();
+    await page.locator("summary", { hasText: "b c.txt" }).click();
+    await page.getByText("second").waitFor();
+    await page.getByText("regions.csv").click();
+    await page.getByRole("cell", { name: 'sheep "Dolly"' }).waitFor();
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByText("Download all (zip)").click()]);
+    same("the zip file's name", download.suggestedFilename(), made + "-outputs.zip");
+  });
+  await step("the same again, as a new job and as this one", async () => {
+    await page.getByRole("button", { name: "The same as a new job" }).click();
+    await page.waitForFunction((id) => !location.hash.endsWith(id) && location.hash.includes("/job-"), made);
+    await page.locator(".title .state.done").waitFor();
+    await page.getByText("2 files, 11 B").waitFor();
+    await page.getByRole("button", { name: "Run it again" }).click();
+    await page.getByText("This is run 2").waitFor();
+    await page.locator(".title .state.done").waitFor();
+    await page.getByRole("button", { name: "Remove" }).click();
+    await page.getByRole("button", { name: "Yes" }).click();
+    await page.waitForURL(/#\/jobs$/);
+  });
+  await step("a job that waits is cancelled, by keyboard", async () => {
+    await page.goto(`${url}/#/jobs/caption-2013`);
+    await page.getByText("Why it waits").waitFor();
+    await page.getByRole("button", { name: "Cancel" }).focus();
+    await page.keyboard.press("Enter");
+    await page.keyboard.press("Enter"); // Yes has the focus
+    await page.locator(".title .state.cancelled").waitFor();
+  });
+  await step("by keyboard to the content and between views", async () => {
+    await page.goto(url + "/");
+    await page.locator("ul.sheep").waitFor();
+    await page.keyboard.press("Tab");
+    same("first", await page.evaluate(() => document.activeElement.textContent), "Skip to the content");
+    await page.keyboard.press("Enter");
+    same("then", await page.evaluate(() => document.activeElement.id), "main");
+    await page.getByRole("link", { name: "Models" }).focus();
+    await page.keyboard.press("Enter");
+    await page.locator("h1", { hasText: "Models" }).waitFor();
+    await page.waitForFunction(() => document.activeElement.tagName === "H1");
+  });
+  await step("what is drawn moves only where that is wanted", async () => {
+    await show(page, views.flock);
+    same("motion", await page.evaluate(() => getComputedStyle(document.querySelector(".shape .spin")).animationName), "spin");
+    await page.emulateMedia({ reducedMotion: "reduce" });
+    same("without", await page.evaluate(() => getComputedStyle(document.querySelector(".shape .spin")).animationName), "none");
+  });
+  await step("the theme is chosen and kept", async () => {
+    const ground = () => page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor);
+    const light = await ground();
+    await page.locator("details.person summary").click();
+    await page.getByLabel("dark").check();
+    const dark = await ground();
+    if (dark === light) throw new Error("the ground stays " + light);
+    await page.reload();
+    await page.locator("ul.sheep").waitFor();
+    same("after a reload", await ground(), dark);
+  });
+  await step("a daemon that was killed is followed again", async () => {
+    await page.goto(`${url}/#/jobs/transcribe-2001`);
+    await page.locator(".title .state.processing").waitFor();
+    await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    await ask("kill");
+    await page.locator(".live.stale").waitFor();
+    await ask("start");
+    await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    await ask("release");
+    await page.locator(".title .state.done").waitFor(); // told, not asked for
+    await page.getByText("transcript.txt").waitFor();
+  });
+  await page.context().close();
+}
+
+// pictures takes screenshots of every view for those who look, and has axe look, too.
+async function pictures() {
+  for (const scheme of ["light", "dark"]) {
+    for (const [width, height] of [[360, 780], [1280, 860], [2560, 1300]]) {
+      const tab = await open({ viewport: { width, height }, colorScheme: scheme, reducedMotion: "reduce" });
+      for (const [name, view] of Object.entries(views)) {
+        await step(`${name}, ${scheme}, ${width}`, async () => {
+          await show(tab, view);
+          await tab.screenshot({ path: `${shots}/${name}-${scheme}-${width}.png`, fullPage: true });
+          if (width === 1280) await examine(tab, `${name}, ${scheme}, ${width}`);
+        });
+      }
+      await tab.context().close();
+    }
+  }
+  for (const [name, scheme] of [["flock", "light"], ["failed", "dark"]]) {
+    const tab = await open({ viewport: { width: 1200, height: 800 }, colorScheme: scheme });
+    await show(tab, views[name]);
+    await tab.screenshot({ path: `${process.env.PICTURES}/page-${name}.png` });
+    await tab.context().close();
+  }
+}
+
+async function tokens() {
+  const enter = async (page, name) => {
+    await page.goto(url + "/");
+    await page.getByLabel("Token").fill(name + "-token-0123456789");
+    await page.getByRole("button", { name: "Sign in" }).click();
+  };
+  await step("nobody sees anything", async () => {
+    const page = await open();
+    await page.goto(url + "/#/jobs/train-0091");
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await examine(page, "sign in");
+    await page.getByLabel("Token").fill("wrong");
+    await page.getByRole("button", { name: "Sign in" }).click();
+    await page.getByText("There is no such token here").waitFor();
+    same("links to views", await page.locator("nav a").count(), 0);
+    await page.context().close();
+  });
+  await step("who may read looks, and has no buttons", async () => {
+    const page = await open();
+    await enter(page, "looker");
+    await page.locator("ul.sheep").waitFor();
+    same("links to submit", await page.getByRole("link", { name: "Submit", exact: true }).count(), 0);
+    for (const id of ["train-0091", "transcribe-2001"]) {
+      await page.goto(`${url}/#/jobs/${id}`);
+      await page.locator("#timeline").waitFor();
+      same("buttons", await page.locator(".actions button").count(), 0);
+    }
+    await page.goto(url + "/#/models");
+    await page.locator("td").first().waitFor();
+    same("pulls", await page.getByText("Pull a model").count(), 0);
+    await page.goto(url + "/#/submit");
+    await page.getByText("it is not for you").waitFor();
+    await page.locator("details.person summary").click();
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await page.reload();
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await page.context().close();
+  });
+  await step("who may submit alone submits, and sees nothing", async () => {
+    const page = await open();
+    await enter(page, "sender");
+    await page.getByText("may submit jobs and not see them").waitFor();
+    await page.locator("main").getByRole("link", { name: "Submit a job" }).click();
+    await page.getByLabel("Model").fill("report:v4");
+    await page.getByLabel("or write the input").fill("x");
+    await page.getByRole("button", { name: "Submit" }).click();
+    await page.getByText("Submitted as job-").waitFor();
+    await page.context().close();
+  });
+  await step("a tenant sees its own", async () => {
+    const page = await open();
+    await enter(page, "wool");
+    await page.locator("ul.sheep").waitFor();
+    same("views", await page.locator("nav a").allInnerTexts(), ["Flock", "Jobs", "Models", "Events"]);
+    await page.getByText("No job waits").waitFor();
+    const shown = await page.locator("main").innerText();
+    if (shown.includes("transcribe")) throw new Error("it is shown " + shown);
+    if (!/dolly[\s\S]*working/.test(shown)) throw new Error("busy sheep are not seen to be: " + shown);
+    await page.getByRole("link", { name: "Submit", exact: true }).click();
+    await page.getByLabel("Model").fill("report:v4");
+    await page.getByLabel("or write the input").fill("x");
+    await page.getByRole("button", { name: "Submit" }).click();
+    await page.locator(".title .state.done").waitFor();
+    await page.goto(url + "/#/jobs");
+    await page.locator("tbody tr").first().waitFor();
+    same("its jobs", await page.locator("tbody tr").count(), 1);
+    await page.goto(url + "/#/jobs/train-0091");
+    await page.getByText("There is no such job here").waitFor();
+    await page.context().close();
+  });
+}
+
+try {
+  await { open: openDaemon, pictures, tokens }[process.argv[2]]();
+} finally {
+  await browser.close();
+}
+console.log("over");
+process.exit(0);
