@@ -811,6 +811,9 @@ type AfterEvent = string
 // File defines model for File.
 type File = string
 
+// FollowEvents defines model for FollowEvents.
+type FollowEvents = string
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -924,6 +927,9 @@ type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
+	// Follow `false` or `0`: end with the newest event that there is
+	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
+
 	// LastEventID The id of the last event that the client has
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
@@ -989,6 +995,9 @@ type GetJobParams struct {
 type FollowJobParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Follow `false` or `0`: end with the newest event that there is
+	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
@@ -1198,6 +1207,19 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
 		}
 		return
 	}
@@ -1601,6 +1623,19 @@ func (siw *ServerInterfaceWrapper) FollowJob(w http.ResponseWriter, r *http.Requ
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
 		}
 		return
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/job"
 )
@@ -27,28 +28,28 @@ type models interface {
 	Remove(ctx context.Context, m job.Model) error
 }
 
-func modelsCommand() *cobra.Command {
-	var asks target
+func modelsCommand(target remote.Config) *cobra.Command {
+	asks := remote.NewTarget(target)
 	c := &cobra.Command{
 		Use:   "models",
 		Short: "Fetch models ahead of time, list and remove them",
-		Long: "Fetches, lists and removes the models that container sheep run. With --api it\n" +
+		Long: "Fetches, lists and removes the models that container sheep run. With --server it\n" +
 			"asks the daemon at that address; with -c the one that is up with that\n" +
 			"configuration or, where none is, it works by itself; with neither the one\n" +
 			"that is up as a service.",
 	}
-	asks.add(c.PersistentFlags())
+	asks.Add(c.PersistentFlags())
 
 	// with runs do with whom the flags name.
 	with := func(cmd *cobra.Command, do func(context.Context, models) error) error {
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
-		asked, closeModels, err := openModels(ctx, &asks, cmd.ErrOrStderr())
+		asked, closeModels, err := openModels(ctx, asks, cmd.ErrOrStderr())
 		if err != nil {
 			return err
 		}
 		defer closeModels()
-		err = do(ctx, asked)
+		err = remote.Hint(do(ctx, asked))
 		if err != nil && ctx.Err() != nil {
 			return errors.New("interrupted; what was fetched is kept for the next time")
 		}
@@ -124,15 +125,15 @@ func atLeastOneModel(_ *cobra.Command, args []string) error {
 
 // openModels connects to the daemon, or opens the models of this machine. The caller
 // calls close.
-func openModels(ctx context.Context, asks *target, logTo io.Writer) (_ models, close func(), err error) {
-	remote, err := asks.find()
+func openModels(ctx context.Context, asks *remote.Target, logTo io.Writer) (_ models, close func(), err error) {
+	asked, err := asks.Open()
 	if err == nil {
-		return remoteModels{remote}, remote.close, nil
+		return remoteModels{asked}, asked.CloseIdle, nil
 	}
 	if !errors.Is(err, errNoDaemon) {
 		return nil, nil, err
 	}
-	cfg, err := daemon.LoadConfig(asks.file)
+	cfg, err := daemon.LoadConfig(asks.File)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -155,23 +156,9 @@ func printModels(w io.Writer, list []job.KeptModel) error {
 			digest = algorithm + ":" + hex[:12]
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			m.Model.Name, cmp.Or(m.Model.Version, "-"), bytesText(m.Size), bytesText(m.Own), last, used, digest)
+			m.Model.Name, cmp.Or(m.Model.Version, "-"), remote.BytesText(m.Size), remote.BytesText(m.Own), last, used, digest)
 	}
 	return table.Flush()
-}
-
-// bytesText formats a number of bytes.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n)/1024, 0
-	for value >= 999.95 && unit < len(units)-1 {
-		value /= 1024
-		unit++
-	}
-	return fmt.Sprintf("%.1f %ciB", value, units[unit])
 }
 
 // bar shows the progress of a pull: on a terminal as a bar, elsewhere as a line every
@@ -222,7 +209,7 @@ func (b *bar) line(p job.PullProgress) string {
 	done := min(max(p.Done, 0), p.Total)
 	full := int(float64(done) / float64(p.Total) * barWidth)
 	return fmt.Sprintf("%s [%s%s] %3d%% %s of %s %s/s", b.model, strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
-		int(float64(done)/float64(p.Total)*100), bytesText(done), bytesText(p.Total), bytesText(int64(p.Rate)))
+		int(float64(done)/float64(p.Total)*100), remote.BytesText(done), remote.BytesText(p.Total), remote.BytesText(int64(p.Rate)))
 }
 
 // end leaves the terminal as it was.

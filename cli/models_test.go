@@ -11,7 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/cli/remote"
+	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -48,17 +49,20 @@ func TestBar(t *testing.T) {
 
 // The command and the API understand each other.
 func TestRemote(t *testing.T) {
-	kept := []api.KeptModel{{Name: "a/b", Version: "v1", Size: 3, OwnSize: 2, LastUsedAt: job.FormatTime(time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC))}}
+	kept := []client.KeptModel{{Name: "a/b", Version: "v1", Size: 3, OwnSize: 2, LastUsedAt: job.FormatTime(time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC))}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /models", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(api.ModelList{Models: kept}) })
+	mux.HandleFunc("GET /models", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(client.ModelList{Models: kept})
+	})
 	mux.HandleFunc("DELETE /models/{model}", func(w http.ResponseWriter, r *http.Request) {
 		if r.PathValue("model") != "a/b:v1" {
 			w.WriteHeader(http.StatusNotFound)
-			json.NewEncoder(w).Encode(api.Error{Message: "not here"})
+			json.NewEncoder(w).Encode(client.Error{Message: "not here"})
 		}
 	})
 	mux.HandleFunc("POST /models/pull", func(w http.ResponseWriter, r *http.Request) {
-		var asked api.PullRequest
+		var asked client.PullRequest
 		json.NewDecoder(r.Body).Decode(&asked)
 		w.Write([]byte(`{"text":"half","done":1,"total":2,"rate":3}` + "\n"))
 		switch asked.Model.Name {
@@ -70,11 +74,11 @@ func TestRemote(t *testing.T) {
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	daemon, err := newClient(server.URL+"/", "")
+	daemon, err := client.New(client.Config{Server: server.URL + "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer daemon.close()
+	defer daemon.CloseIdle()
 	r := remoteModels{daemon}
 	list, err := r.List(t.Context())
 	if err != nil || len(list) != 1 || list[0].Model.String() != "a/b:v1" || list[0].Own != 2 || list[0].LastUsed.Nanosecond() != 6000 {
@@ -94,7 +98,7 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	server.Close()
-	if _, err := r.List(t.Context()); err == nil || !strings.Contains(err.Error(), "--api") {
+	if _, err := r.List(t.Context()); err == nil || !strings.Contains(remote.Hint(err).Error(), "--server") {
 		t.Errorf("without a daemon: %v", err)
 	}
 }
@@ -104,7 +108,8 @@ func TestModelsFlags(t *testing.T) {
 		root := newRoot("shepherdd", Build{})
 		root.SetArgs(append([]string{"models"}, args...))
 		var usage *usageError
-		if err := root.ExecuteContext(context.Background()); !errors.As(err, &usage) {
+		err := root.ExecuteContext(context.Background())
+		if !errors.As(err, &usage) && remote.ExitCode(err) != remote.ExitUsage {
 			t.Errorf("%q: %v, want a usage error", args, err)
 		}
 	}

@@ -5,33 +5,31 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"time"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/job"
 )
 
 // remoteModels are the models of a daemon, by its API.
-type remoteModels struct{ *client }
+type remoteModels struct{ *client.ClientWithResponses }
 
 // Pull requests a pull and reports its progress.
 func (r remoteModels) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
-	request := api.PullRequest{}
+	request := client.PullRequest{}
 	request.Model.Name, request.Model.Version = m.Name, m.Version
 	if sheep != "" {
 		request.SheepId = &sheep
 	}
-	response, err := r.call(ctx, http.MethodPost, "/models/pull?progress=true", request)
+	response, err := r.PullModel(ctx, &client.PullModelParams{Progress: new("true")}, request)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
 	for stream := json.NewDecoder(response.Body); ; {
-		var p api.PullProgress
+		var p client.PullProgress
 		if err := stream.Decode(&p); err != nil {
-			return fmt.Errorf("the daemon at %s went away during the pull: %w", r.shown, err)
+			return fmt.Errorf("the daemon went away during the pull: %w", err)
 		}
 		switch {
 		case p.Error != nil:
@@ -52,12 +50,15 @@ func value(n *int64) int64 {
 
 // List returns the models that the daemon keeps.
 func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
-	var answer api.ModelList
-	if err := r.ask(ctx, http.MethodGet, "/models", nil, &answer); err != nil {
+	answer, err := r.ListModelsWithResponse(ctx)
+	if err != nil {
 		return nil, err
 	}
+	if answer.JSON200 == nil {
+		return nil, errors.New("the daemon's list of models cannot be read")
+	}
 	var list []job.KeptModel
-	for _, m := range answer.Models {
+	for _, m := range answer.JSON200.Models {
 		k := job.KeptModel{
 			Model: job.Model{Name: m.Name, Version: m.Version}, Reference: m.Reference, Digest: m.Digest,
 			Size: m.Size, Own: m.OwnSize, InUse: m.InUse,
@@ -65,7 +66,7 @@ func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
 		if m.LastUsedAt != nil {
 			var err error
 			if k.LastUsed, err = time.Parse("2006-01-02T15:04:05", *m.LastUsedAt); err != nil {
-				return nil, fmt.Errorf("read the answer of the daemon at %s: %w", r.shown, err)
+				return nil, fmt.Errorf("read the daemon's list of models: %w", err)
 			}
 		}
 		list = append(list, k)
@@ -75,5 +76,6 @@ func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
 
 // Remove removes a model.
 func (r remoteModels) Remove(ctx context.Context, m job.Model) error {
-	return r.ask(ctx, http.MethodDelete, "/models/"+url.PathEscape(m.String()), nil, nil)
+	_, err := r.RemoveModelWithResponse(ctx, m.String())
+	return err
 }
