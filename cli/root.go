@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -136,7 +137,7 @@ func newRoot(name string, b Build) *cobra.Command {
 	f.StringVarP(&o.ConfigFile, "config", "c", "", "configuration file (required)")
 	f.StringVarP(&host, "host", "h", "0.0.0.0", "address the API listens on")
 	f.IntVarP(&port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
-	target := remote.Config{Locate: locate, DialSocket: access.Dial, Socket: serviceSocket}
+	target := remote.Config{Locate: locate, LocalModels: localModels, DialSocket: access.Dial, Socket: serviceSocket}
 	root.AddCommand(remote.Commands(target)...)
 	root.AddCommand(
 		configCommand(),
@@ -145,7 +146,6 @@ func newRoot(name string, b Build) *cobra.Command {
 		ledgerCommand(),
 		nodesCommand(),
 		recoverCommand(),
-		modelsCommand(target),
 		reloadCommand(target),
 		sandboxCommand(),
 		sheepCommand(b, target),
@@ -155,11 +155,8 @@ func newRoot(name string, b Build) *cobra.Command {
 	return root
 }
 
-// errNoDaemon means that no daemon is running with the given configuration.
-var errNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --server")
-
 // locate returns the address of the daemon that is running with a configuration file,
-// or errNoDaemon.
+// or remote.ErrNoDaemon.
 func locate(file string) (string, error) {
 	cfg, err := daemon.LoadConfig(file)
 	if err != nil {
@@ -170,7 +167,17 @@ func locate(file string) (string, error) {
 		return "", err
 	}
 	if !running {
-		return "", &remote.Error{Code: remote.ExitUnreachable, Err: errNoDaemon}
+		return "", &remote.Error{Code: remote.ExitUnreachable, Err: remote.ErrNoDaemon}
 	}
 	return daemon.Address(cfg.StateDir)
+}
+
+// localModels opens the models of this machine while no daemon is running with the
+// configuration.
+func localModels(ctx context.Context, file string, logTo io.Writer) (remote.Models, func(), error) {
+	cfg, err := daemon.LoadConfig(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	return daemon.OpenModels(ctx, cfg, logTo)
 }

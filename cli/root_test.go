@@ -48,7 +48,7 @@ func TestLocate(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := locate(file); !errors.Is(err, errNoDaemon) || remote.ExitCode(err) != remote.ExitUnreachable {
+	if _, err := locate(file); !errors.Is(err, remote.ErrNoDaemon) || remote.ExitCode(err) != remote.ExitUnreachable {
 		t.Errorf("a configuration whose daemon is not up: %v", err)
 	}
 }

@@ -78,7 +78,7 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 				query = "?drain_timeout=" + url.QueryEscape(drain.String())
 			}
 			err := post(cmd.Context(), asks, "/admin/sheep/stop"+query)
-			if errors.Is(err, errNoDaemon) {
+			if errors.Is(err, remote.ErrNoDaemon) {
 				err = stopWithoutDaemon(cmd, daemon.Options{
 					ConfigFile: asks.File, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
 				})
@@ -116,7 +116,7 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asked, err := asks.Open()
-			if errors.Is(err, errNoDaemon) {
+			if errors.Is(err, remote.ErrNoDaemon) {
 				return listWithoutDaemon(cmd, asks.File)
 			}
 			if err != nil {

@@ -241,3 +241,15 @@ func (d *display) interrupted() {
 	defer d.mu.Unlock()
 	d.finish(false)
 }
+
+// pull shows how far the pull of a model is.
+func (d *display) pull(p job.PullProgress) {
+	text, share := p.Text, -1.0
+	if p.Total > 0 {
+		share = float64(p.Done) / float64(p.Total)
+		if d != nil && d.terminal && p.Done < p.Total {
+			text = fmt.Sprintf("%s of %s, %s/s", BytesText(p.Done), BytesText(p.Total), BytesText(int64(p.Rate)))
+		}
+	}
+	d.stage(stagePull, text, share)
+}

@@ -38,8 +38,12 @@ const (
 // Config is what the program that the commands are part of knows.
 type Config struct {
 	// Locate returns the address of the daemon that is running with a configuration
-	// file; nil where no daemon runs on this system.
+	// file, or ErrNoDaemon; nil where no daemon runs on this system.
 	Locate func(file string) (string, error)
+	// LocalModels opens the models of this machine, with a configuration file whose
+	// daemon is not running; nil where no daemon runs on this system. The caller calls
+	// close.
+	LocalModels func(ctx context.Context, file string, logTo io.Writer) (_ Models, close func(), err error)
 	// DialSocket is client.Config's.
 	DialSocket func(ctx context.Context, path string) (net.Conn, error)
 	// Socket is the daemon's that is asked where no other is named; empty for none.
@@ -48,6 +52,9 @@ type Config struct {
 	// signals of the process.
 	Interrupts <-chan os.Signal
 }
+
+// ErrNoDaemon means that no daemon is running with a configuration.
+var ErrNoDaemon = errors.New("no daemon is running with this configuration; start it, or give another's address with --server")
 
 // Error is an error with the exit code of its kind.
 type Error struct {
@@ -103,7 +110,7 @@ func ExitCode(err error) int {
 func Commands(c Config) []*cobra.Command {
 	return []*cobra.Command{
 		cancelCommand(c), contextsCommand(c), eventsCommand(c), explainCommand(c), gpusCommand(c), jobsCommand(c), loginCommand(c), logoutCommand(c),
-		logsCommand(c), lsCommand(c), resultCommand(c), retryCommand(c), statusCommand(c), submitCommand(c), waitCommand(c),
+		logsCommand(c), lsCommand(c), modelsCommand(c), resultCommand(c), retryCommand(c), statusCommand(c), submitCommand(c), waitCommand(c),
 	}
 }
 
@@ -119,6 +126,7 @@ func Run(ctx context.Context, args []string, version string, c Config) int {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &Error{Code: ExitUsage, Err: err} })
 	root.AddCommand(Commands(c)...)
+	root.AddCommand(sheepCommand(c))
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -1,51 +1,19 @@
-package cli
+package remote
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/job"
 )
-
-// Elsewhere than on a terminal there is a line for each stage, not for each
-// report; on one, the bar stays in its line.
-func TestBar(t *testing.T) {
-	reports := []job.PullProgress{
-		{Text: "asking the registry"}, {Text: "pulling m: 1%", Done: 1, Total: 100}, {Text: "pulling m: 50%", Done: 50, Total: 100, Rate: 2048},
-		{Text: "unpacking m", Done: 100, Total: 100},
-	}
-	for _, c := range []struct {
-		terminal bool
-		want     string
-	}{
-		{false, "asking the registry\npulling m: 1%\nunpacking m\n"},
-		{true, "\r\x1b[Kasking the registry\r\x1b[Km:v1 [" + strings.Repeat(" ", 30) + "]   1% 1 B of 100 B 1 B/s" +
-			"\r\x1b[Km:v1 [" + strings.Repeat("=", 15) + strings.Repeat(" ", 15) + "]  50% 50 B of 100 B 2.0 KiB/s\r\x1b[Kunpacking m\r\x1b[K"},
-	} {
-		var out bytes.Buffer
-		b := newBar(&out, "m:v1")
-		b.terminal = c.terminal
-		for i, p := range reports {
-			if i == 1 {
-				p.Rate = 1
-			}
-			b.show(p)
-		}
-		b.end()
-		if out.String() != c.want {
-			t.Errorf("terminal %v: %q\nwant %q", c.terminal, out.String(), c.want)
-		}
-	}
-}
 
 // The command and the API understand each other.
 func TestRemote(t *testing.T) {
@@ -98,19 +66,38 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	server.Close()
-	if _, err := r.List(t.Context()); err == nil || !strings.Contains(remote.Hint(err).Error(), "--server") {
+	if _, err := r.List(t.Context()); err == nil || !strings.Contains(Hint(err).Error(), "--server") {
 		t.Errorf("without a daemon: %v", err)
 	}
 }
 
 func TestModelsFlags(t *testing.T) {
-	for _, args := range [][]string{{"ls"}, {"pull", "-c", "x"}, {"ls", "-c", "x", "--api", "http://y"}, {"rm", "--api", "http://y"}} {
-		root := newRoot("shepherdd", Build{})
-		root.SetArgs(append([]string{"models"}, args...))
-		var usage *usageError
-		err := root.ExecuteContext(context.Background())
-		if !errors.As(err, &usage) && remote.ExitCode(err) != remote.ExitUsage {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	c := Config{Locate: func(string) (string, error) { return "", ErrNoDaemon }}
+	for _, args := range [][]string{{"ls"}, {"pull", "-c", "x"}, {"ls", "-c", "x", "--server", "http://y"}, {"rm", "--server", "http://y"}} {
+		cmd := modelsCommand(c)
+		cmd.SetArgs(args)
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		if err := cmd.ExecuteContext(t.Context()); ExitCode(err) != ExitUsage {
 			t.Errorf("%q: %v, want a usage error", args, err)
 		}
+	}
+}
+
+// Where no daemon is running, the models are this machine's.
+func TestLocalModels(t *testing.T) {
+	opened := ""
+	c := Config{
+		Locate: func(string) (string, error) { return "", ErrNoDaemon },
+		LocalModels: func(_ context.Context, file string, _ io.Writer) (Models, func(), error) {
+			opened = file
+			return nil, nil, io.EOF
+		},
+	}
+	cmd := modelsCommand(c)
+	cmd.SetArgs([]string{"ls", "-c", "x"})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, io.EOF) || opened != "x" {
+		t.Errorf("opened %q, %v", opened, err)
 	}
 }
