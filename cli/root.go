@@ -141,6 +141,7 @@ func newRoot(name string, b Build) *cobra.Command {
 	root.AddCommand(remote.Commands(target)...)
 	root.AddCommand(
 		configCommand(),
+		devCommand(b),
 		doctorCommand(),
 		generateCommand(),
 		ledgerCommand(),
