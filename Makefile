@@ -31,7 +31,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: demo-page page-shots chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -49,6 +49,13 @@ build: ## build bin/shepherdd, bin/shepherd (the same), bin/shepherd-runner, bin
 		echo "bin/shepherd-gpu is not built, because there is no C compiler ($$CC): shepherdd will not know this machine's GPUs but by its CDI specs"; \
 	fi
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/digits-runner ./examples/digits/runner
+
+clients: ## build the client alone, for Linux, macOS and Windows, into dist/clients
+	@mkdir -p $(DIST)/clients
+	@for target in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		os=$${target%/*}; arch=$${target#*/}; exe=; [ $$os = windows ] && exe=.exe; \
+		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(DIST)/clients/shepherd-$$os-$$arch$$exe ./cmd/shepherd || exit; \
+	done
 
 install: $(DIST)/tree/install ## install dist/tree below PREFIX (/usr/local), as root; DESTDIR= puts another root before all paths
 	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' $<

@@ -916,6 +916,9 @@ type AfterEvent = string
 // File defines model for File.
 type File = string
 
+// FollowEvents defines model for FollowEvents.
+type FollowEvents = string
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -1029,6 +1032,9 @@ type FollowEventsParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
 
+	// Follow `false` or `0`: end with the newest event that there is
+	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
+
 	// LastEventID The id of the last event that the client has
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
@@ -1100,6 +1106,9 @@ type GetJobParams struct {
 type FollowJobParams struct {
 	// After The same, for clients that cannot set headers; `oldest` begins with the oldest event that is kept
 	After *AfterEvent `form:"after,omitempty" json:"after,omitempty"`
+
+	// Follow `false` or `0`: end with the newest event that there is
+	Follow *FollowEvents `form:"follow,omitempty" json:"follow,omitempty"`
 
 	// LastEventID The id of the last event that the client has
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
@@ -1315,6 +1324,19 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
 		}
 		return
 	}
@@ -1751,6 +1773,19 @@ func (siw *ServerInterfaceWrapper) FollowJob(w http.ResponseWriter, r *http.Requ
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
 		}
 		return
 	}

@@ -29,7 +29,7 @@ const (
 // FollowEvents answers GET /events.
 func (s *server) FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams) {
 	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant}
-	given, err := stream.begin(params.LastEventID, params.After)
+	given, err := stream.begin(params.LastEventID, params.After, params.Follow)
 	if err == nil && !given {
 		stream.at, err = s.service.EventsNow(r.Context())
 	}
@@ -48,7 +48,7 @@ func (s *server) FollowJob(w http.ResponseWriter, r *http.Request, rawID string,
 		return
 	}
 	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant, job: id}
-	if _, err = stream.begin(params.LastEventID, params.After); err == nil {
+	if _, err = stream.begin(params.LastEventID, params.After, params.Follow); err == nil {
 		changed, stop := s.service.Watch(id) // before the log is read, so that no change falls between
 		defer stop()
 		stream.watch = changed
@@ -72,6 +72,7 @@ type eventStream struct {
 	at     job.Cursor      // that the client has everything up to
 	told   job.Cursor      // that the client was told last
 	over   bool            // the job has ended, as far as the client knows
+	once   bool            // the stream ends with the newest event
 
 	progress     *job.Progress // that was told last
 	nextProgress time.Time
@@ -79,8 +80,16 @@ type eventStream struct {
 	to *steadyWriter
 }
 
-// begin sets where the stream begins; given says that the client has named it.
-func (e *eventStream) begin(header, query *string) (given bool, err error) {
+// begin sets where the stream begins and whether it goes on; given says that the client
+// has named where.
+func (e *eventStream) begin(header, query, follow *string) (given bool, err error) {
+	if follow != nil {
+		goesOn, err := flag("follow", follow)
+		if err != nil {
+			return false, err
+		}
+		e.once = !goesOn
+	}
 	named := header
 	if named == nil || *named == "" {
 		named = query
@@ -149,7 +158,7 @@ func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.C
 		more := len(events) == eventBatch
 		e.at, events = next, nil
 		if !more {
-			if e.over {
+			if e.over || e.once {
 				return nil
 			}
 			if err := e.to.control.Flush(); err != nil {

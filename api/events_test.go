@@ -152,6 +152,30 @@ func TestFollowEvents(t *testing.T) {
 	})
 }
 
+// TestEventsUntilNow reads what there is, without waiting for more.
+func TestEventsUntilNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := newFake()
+		service.add("a", job.Queued)
+		service.add("b", job.Queued)
+		for range eventBatch {
+			service.happens(job.Event{Job: "a", Kind: job.EventQueued, Run: 1})
+		}
+		service.happens(job.Event{Job: "b", Kind: job.EventQueued, Run: 1})
+		handler := New(Config{Service: service})
+		for path, want := range map[string]int{"/events?after=oldest": eventBatch + 1, "/events?": 0, "/jobs/a/events?after=oldest": eventBatch, "/jobs/b/events?": 1, "/events?after=256": 1} {
+			f := follow(t, handler, path+"&follow=false")
+			<-f.left // by itself
+			if events, _ := readEvents(t, f.got()); f.status != 200 || len(events) != want {
+				t.Errorf("%s: %d with %d events, want %d", path, f.status, len(events), want)
+			}
+		}
+		if f := follow(t, handler, "/events?follow=no"); f.status != 400 || !strings.Contains(f.got(), "follow: must be true or false") {
+			t.Errorf("%d %s", f.status, f.got())
+		}
+	})
+}
+
 // TestStreamsStayAlive looks at streams while nothing happens to what they follow:
 // each goes on from where it was, though events of others were passed over.
 func TestStreamsStayAlive(t *testing.T) {

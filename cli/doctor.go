@@ -20,7 +20,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/gpu"
@@ -305,23 +306,25 @@ func askDaemon(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	c, err := newClient(at, "")
+	c, err := client.New(client.Config{Server: at, DialSocket: access.Dial})
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/readyz", nil)
-	if err != nil {
-		return err
-	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return fmt.Errorf("shepherdd is up and does not answer at %s: %w", c.shown, err)
-	}
-	defer response.Body.Close()
-	var answer api.Readiness
-	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil {
-		return fmt.Errorf("what answers at %s is no shepherd of this version: %w", c.shown, err)
+	defer c.CloseIdle()
+	said, err := c.GetReadinessWithResponse(ctx)
+	var answer client.Readiness
+	var status *client.StatusError
+	switch {
+	case errors.As(err, &status): // it says what it is not ready for
+		if err := json.Unmarshal(status.Body, &answer); err != nil || len(answer.Checks) == 0 {
+			return fmt.Errorf("what answers at %s is no shepherd of this version: %w", at, status)
+		}
+	case err != nil:
+		return fmt.Errorf("shepherdd is up and does not answer: %w", err)
+	case said.JSON200 == nil:
+		return fmt.Errorf("what answers at %s is no shepherd of this version", at)
+	default:
+		answer = *said.JSON200
 	}
 	var wrong []string
 	for name, check := range answer.Checks {

@@ -184,6 +184,27 @@ const manOfDaemon = `# SIGNALS
 **2**
 :   The command line could not be understood.
 
+**3**, **4**
+:   The job has failed, or was cancelled.
+
+**5**
+:   There is no such job, file or model.
+
+**6**
+:   No daemon answers, or it cannot answer at the moment.
+
+**7**
+:   The daemon does not know the caller, or does not allow it.
+
+**8**
+:   Not as the job is now: it has ended already, or has not yet.
+
+**9**
+:   A **wait --timeout** passed first.
+
+**130**
+:   Interrupted; a job that was waited for goes on.
+
 **78**
 :   The daemon's configuration is wrong; to start it again is of no use before that is corrected.
 
@@ -191,8 +212,8 @@ const manOfDaemon = `# SIGNALS
 **STATE\_DIRECTORY**
 :   What has to survive a restart is kept there, unless the configuration names a **state\_dir**.
 
-**SHEPHERD\_API**, **SHEPHERD\_TOKEN**
-:   The address of the daemon that commands ask, and the token to show there.
+**SHEPHERD\_SERVER**, **SHEPHERD\_TOKEN**, **SHEPHERD\_CA\_FILE**, **SHEPHERD\_CONTEXT**
+:   The address of the daemon that commands ask, the token to show there, the authorities to trust, and the name under which **login** keeps all of that.
 
 **DEBUG**
 :   Set to 1, clients are shown tracebacks and server paths.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -13,17 +14,22 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/internal/systemd"
 )
 
-// Exit codes.
+// Exit codes. Those of commands that ask a daemon are in package remote.
 const (
-	exitFailure = 1
-	exitUsage   = 2
+	exitFailure = remote.ExitFailure
+	exitUsage   = remote.ExitUsage
 	exitConfig  = 78 // EX_CONFIG of sysexits.h: a restart does not help, and the unit does not try one
 )
+
+// serviceSocket is the socket of the packaged service.
+const serviceSocket = "/run/shepherd/api.sock"
 
 // Run executes the command line args, whose first is the program's name, and returns
 // the exit code. Errors are printed to standard error.
@@ -43,13 +49,16 @@ func Run(ctx context.Context, args []string, b Build) int {
 		}
 		return exitFailure
 	}
-	printErrors(os.Stderr, fmt.Sprintf("%s: %v", root.Name(), err))
+	var coded *remote.Error
+	if !errors.As(err, &coded) || coded.Err != nil {
+		printErrors(os.Stderr, fmt.Sprintf("%s: %v", root.Name(), err))
+	}
 	var usage *usageError
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) || coded != nil && coded.Code == exitUsage {
 		fmt.Fprintf(os.Stderr, "Try `%s --help`.\n", root.Name())
 		return exitUsage
 	}
-	return exitFailure
+	return remote.ExitCode(err)
 }
 
 // printErrors prints lines. In the journal they have the priority of errors
@@ -122,28 +131,54 @@ func newRoot(name string, b Build) *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.CompletionOptions.HiddenDefaultCmd = true
 	f := root.Flags()
 	// -h is the original's --host, so help has no short form.
 	root.PersistentFlags().Bool("help", false, "show this help")
 	f.StringVarP(&o.ConfigFile, "config", "c", "", "configuration file (required)")
 	f.StringVarP(&host, "host", "h", "0.0.0.0", "address the API listens on")
 	f.IntVarP(&port, "port", "p", 5000, "port the API listens on; 0 picks a free one")
+	target := remote.Config{Locate: locate, LocalModels: localModels, DialSocket: access.Dial, Socket: serviceSocket}
+	root.AddCommand(remote.Commands(target)...)
 	root.AddCommand(
 		configCommand(),
+		devCommand(b),
 		doctorCommand(),
 		generateCommand(),
-		gpusCommand(),
-		jobsCommand(),
 		ledgerCommand(),
 		nodesCommand(),
 		recoverCommand(),
-		modelsCommand(),
-		reloadCommand(),
+		reloadCommand(target),
 		sandboxCommand(),
-		sheepCommand(b),
+		sheepCommand(b, target),
 		tokenCommand(),
 		versionCommand(b),
 	)
 	return root
+}
+
+// locate returns the address of the daemon that is running with a configuration file,
+// or remote.ErrNoDaemon.
+func locate(file string) (string, error) {
+	cfg, err := daemon.LoadConfig(file)
+	if err != nil {
+		return "", err
+	}
+	running, err := daemon.Running(cfg.StateDir)
+	if err != nil {
+		return "", err
+	}
+	if !running {
+		return "", &remote.Error{Code: remote.ExitUnreachable, Err: remote.ErrNoDaemon}
+	}
+	return daemon.Address(cfg.StateDir)
+}
+
+// localModels opens the models of this machine while no daemon is running with the
+// configuration.
+func localModels(ctx context.Context, file string, logTo io.Writer) (remote.Models, func(), error) {
+	cfg, err := daemon.LoadConfig(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	return daemon.OpenModels(ctx, cfg, logTo)
 }

@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/iterait/shepherd/cli/remote"
 )
 
 // TestPrintErrors prints to a terminal's place and to the journal's.
@@ -34,5 +37,18 @@ func TestPrintErrors(t *testing.T) {
 		if got, err := os.ReadFile(file.Name()); string(got) != want || err != nil {
 			t.Errorf("with JOURNAL_STREAM=%s: %q, %v", stream, got, err)
 		}
+	}
+}
+
+// TestLocate looks for a daemon that is not running.
+func TestLocate(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.yml")
+	text := "data_root: " + dir + "/data\nstate_dir: " + dir + "/state\nsheep: {}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := locate(file); !errors.Is(err, remote.ErrNoDaemon) || remote.ExitCode(err) != remote.ExitUnreachable {
+		t.Errorf("a configuration whose daemon is not up: %v", err)
 	}
 }

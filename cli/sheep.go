@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -16,16 +14,15 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
-	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/shim"
 )
 
 // reloadCommand makes a daemon read its configuration again.
-func reloadCommand() *cobra.Command {
-	var asks target
+func reloadCommand(target remote.Config) *cobra.Command {
+	asks := remote.NewTarget(target)
 	c := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the daemon read its configuration again",
@@ -35,33 +32,33 @@ func reloadCommand() *cobra.Command {
 			"removed or changed have ended.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			remote, err := asks.find()
+			asked, err := asks.Open()
 			if err != nil {
 				return err
 			}
-			defer remote.close()
+			defer asked.CloseIdle()
 			var result daemon.ReloadResult
-			if err := remote.ask(cmd.Context(), http.MethodPost, "/admin/reload", nil, &result); err != nil {
-				return err
+			if err := asked.Call(cmd.Context(), http.MethodPost, "/admin/reload", nil, &result); err != nil {
+				return remote.Hint(err)
 			}
 			_, err = fmt.Fprint(cmd.OutOrStdout(), result)
 			return err
 		},
 	}
-	asks.add(c.Flags())
+	asks.Add(c.Flags())
 	return c
 }
 
-func sheepCommand(b Build) *cobra.Command {
-	var asks target
+func sheepCommand(b Build, target remote.Config) *cobra.Command {
+	asks := remote.NewTarget(target)
 	c := &cobra.Command{
 		Use:   "sheep",
 		Short: "List the sheep, stop and start them",
-		Long: "Lists, stops and starts the sheep of this machine. With --api it asks the daemon\n" +
+		Long: "Lists, stops and starts the sheep of this machine. With --server it asks the daemon\n" +
 			"at that address; with -c the one that is up with that configuration or, where\n" +
 			"none is, it works by itself; with neither the one that is up as a service.",
 	}
-	asks.add(c.PersistentFlags())
+	asks.Add(c.PersistentFlags())
 
 	var all bool
 	drain := time.Duration(-1)
@@ -80,10 +77,10 @@ func sheepCommand(b Build) *cobra.Command {
 			if drain >= 0 {
 				query = "?drain_timeout=" + url.QueryEscape(drain.String())
 			}
-			err := asks.post(cmd.Context(), "/admin/sheep/stop"+query)
-			if errors.Is(err, errNoDaemon) {
+			err := post(cmd.Context(), asks, "/admin/sheep/stop"+query)
+			if errors.Is(err, remote.ErrNoDaemon) {
 				err = stopWithoutDaemon(cmd, daemon.Options{
-					ConfigFile: asks.file, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
+					ConfigFile: asks.File, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
 				})
 			}
 			if err == nil {
@@ -103,7 +100,7 @@ func sheepCommand(b Build) *cobra.Command {
 			if !all {
 				return &usageError{errors.New("say --all")}
 			}
-			if err := asks.post(cmd.Context(), "/admin/sheep/start"); err != nil {
+			if err := post(cmd.Context(), asks, "/admin/sheep/start"); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "The sheep work again.")
@@ -118,15 +115,15 @@ func sheepCommand(b Build) *cobra.Command {
 		Short:   "List the sheep and what they have",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			remote, err := asks.find()
-			if errors.Is(err, errNoDaemon) {
-				return listWithoutDaemon(cmd, asks.file)
+			asked, err := asks.Open()
+			if errors.Is(err, remote.ErrNoDaemon) {
+				return listWithoutDaemon(cmd, asks.File)
 			}
 			if err != nil {
 				return err
 			}
-			defer remote.close()
-			return listSheep(cmd.Context(), remote, cmd.OutOrStdout())
+			defer asked.CloseIdle()
+			return remote.Hint(remote.ListSheep(cmd.Context(), asked, cmd.OutOrStdout()))
 		},
 	}
 	c.AddCommand(list, stop, start)
@@ -134,13 +131,13 @@ func sheepCommand(b Build) *cobra.Command {
 }
 
 // post sends a request without a response body to the daemon.
-func (t *target) post(ctx context.Context, path string) error {
-	remote, err := t.find()
+func post(ctx context.Context, asks *remote.Target, path string) error {
+	asked, err := asks.Open()
 	if err != nil {
 		return err
 	}
-	defer remote.close()
-	return remote.ask(ctx, http.MethodPost, path, nil, nil)
+	defer asked.CloseIdle()
+	return remote.Hint(asked.Call(ctx, http.MethodPost, path, nil, nil))
 }
 
 // stopWithoutDaemon stops the sheep that an earlier daemon has left running.
@@ -150,31 +147,7 @@ func stopWithoutDaemon(cmd *cobra.Command, o daemon.Options) error {
 	return daemon.Run(ctx, o, cmd.ErrOrStderr())
 }
 
-func listSheep(ctx context.Context, remote *client, to io.Writer) error {
-	var status api.SheepList
-	if err := remote.ask(ctx, http.MethodGet, "/sheep", nil, &status); err != nil {
-		return err
-	}
-	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tTYPE\tUP\tMODEL\tJOB\tDETAIL")
-	for _, s := range status.Sheep {
-		up, model := "no", ""
-		if s.Running {
-			up, model = "yes", job.Model{Name: deref(s.Model.Name), Version: deref(s.Model.Version)}.String()
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Type, up, cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail))
-	}
-	return table.Flush()
-}
-
-func deref(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
-}
-
-// listAlone lists the runners that an earlier daemon has left running.
+// listWithoutDaemon lists the runners that an earlier daemon has left running.
 func listWithoutDaemon(cmd *cobra.Command, file string) error {
 	cfg, err := daemon.LoadConfig(file)
 	if err != nil {

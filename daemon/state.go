@@ -60,7 +60,7 @@ func writeAddress(dir, url string) (remove func(), err error) {
 func Address(dir string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "api"))
 	if err != nil {
-		return "", fmt.Errorf("the shepherdd that uses the state directory %s has not opened its API yet; try again, or give its address with --api", dir)
+		return "", fmt.Errorf("the shepherdd that uses the state directory %s has not opened its API yet; try again, or give its address with --server", dir)
 	}
 	return strings.TrimSpace(string(text)), nil
 }

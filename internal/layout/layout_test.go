@@ -19,10 +19,13 @@ const module = "github.com/iterait/shepherd"
 // the programs of cmd that are not listed.
 var allowed = map[string][]string{
 	"cmd/shepherdd": {"cli"},
+	"cmd/shepherd":  {"cli/remote"},
 	"cli": {
-		"access", "api", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
+		"access", "cli/remote", "client", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
 	},
-	"docs": {},
+	"cli/remote": {"client", "job"},
+	"client":     {"job"},
+	"docs":       {},
 	"daemon": {
 		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
 	},

@@ -1,10 +1,10 @@
-package cli
+package remote
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/client"
 )
 
 func TestPrintGPUs(t *testing.T) {
@@ -13,20 +13,20 @@ func TestPrintGPUs(t *testing.T) {
 	const gib = 1 << 30
 	budget := int64(40 * gib)
 	var b strings.Builder
-	err := printGPUs(&b, api.GPUList{
+	err := printGPUs(&b, client.GPUList{
 		Trouble: p("shepherd-gpu crashed"),
-		Gpus: []api.GPU{{
+		Gpus: []client.GPU{{
 			Name: "Test A100", Uuid: "GPU-aaaa", Memory: 80 * gib, Used: 33 * gib, Utilization: &load, Temperature: &heat, Power: &power, Health: "ok",
-			Sheep: []api.DeviceUser{
-				{Name: "a", Shared: true, Model: api.Model{Name: p("m"), Version: p("v1")}, Job: p("job-1"), Used: 30 * gib, Budget: &budget},
+			Sheep: []client.DeviceUser{
+				{Name: "a", Shared: true, Model: client.Model{Name: p("m"), Version: p("v1")}, Job: p("job-1"), Used: 30 * gib, Budget: &budget},
 				{Name: "b", Shared: true},
 			},
-			Foreign: []api.GPUProcess{{Pid: 4242, Name: "python3", Used: 3 * gib}},
+			Foreign: []client.GPUProcess{{Pid: 4242, Name: "python3", Used: 3 * gib}},
 		}, {
 			Index: 1, Name: "Test A100", Uuid: "GPU-bbbb", Memory: 80 * gib, Health: "out", Detail: p("it fell off the bus"), RetestAt: p("2026-01-02T03:05:05.000006"),
-			Sheep: []api.DeviceUser{{Name: "c", Instance: p("MIG-cccc"), Model: api.Model{Name: p("n"), Version: p("")}}},
+			Sheep: []client.DeviceUser{{Name: "c", Instance: p("MIG-cccc"), Model: client.Model{Name: p("n"), Version: p("")}}},
 		}},
-		Others: []api.OtherDevice{{Name: "amd.com/gpu=0", Sheep: []api.DeviceUser{{Name: "d"}}}},
+		Others: []client.OtherDevice{{Name: "amd.com/gpu=0", Sheep: []client.DeviceUser{{Name: "d"}}}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,64 +1,36 @@
-package cli
+package remote
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/job"
 )
 
-// Elsewhere than on a terminal there is a line for each stage, not for each
-// report; on one, the bar stays in its line.
-func TestBar(t *testing.T) {
-	reports := []job.PullProgress{
-		{Text: "asking the registry"}, {Text: "pulling m: 1%", Done: 1, Total: 100}, {Text: "pulling m: 50%", Done: 50, Total: 100, Rate: 2048},
-		{Text: "unpacking m", Done: 100, Total: 100},
-	}
-	for _, c := range []struct {
-		terminal bool
-		want     string
-	}{
-		{false, "asking the registry\npulling m: 1%\nunpacking m\n"},
-		{true, "\r\x1b[Kasking the registry\r\x1b[Km:v1 [" + strings.Repeat(" ", 30) + "]   1% 1 B of 100 B 1 B/s" +
-			"\r\x1b[Km:v1 [" + strings.Repeat("=", 15) + strings.Repeat(" ", 15) + "]  50% 50 B of 100 B 2.0 KiB/s\r\x1b[Kunpacking m\r\x1b[K"},
-	} {
-		var out bytes.Buffer
-		b := newBar(&out, "m:v1")
-		b.terminal = c.terminal
-		for i, p := range reports {
-			if i == 1 {
-				p.Rate = 1
-			}
-			b.show(p)
-		}
-		b.end()
-		if out.String() != c.want {
-			t.Errorf("terminal %v: %q\nwant %q", c.terminal, out.String(), c.want)
-		}
-	}
-}
-
 // The command and the API understand each other.
 func TestRemote(t *testing.T) {
-	kept := []api.KeptModel{{Name: "a/b", Version: "v1", Size: 3, OwnSize: 2, LastUsedAt: job.FormatTime(time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC))}}
+	kept := []client.KeptModel{{Name: "a/b", Version: "v1", Size: 3, OwnSize: 2, LastUsedAt: job.FormatTime(time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC))}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /models", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(api.ModelList{Models: kept}) })
+	mux.HandleFunc("GET /models", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(client.ModelList{Models: kept})
+	})
 	mux.HandleFunc("DELETE /models/{model}", func(w http.ResponseWriter, r *http.Request) {
 		if r.PathValue("model") != "a/b:v1" {
 			w.WriteHeader(http.StatusNotFound)
-			json.NewEncoder(w).Encode(api.Error{Message: "not here"})
+			json.NewEncoder(w).Encode(client.Error{Message: "not here"})
 		}
 	})
 	mux.HandleFunc("POST /models/pull", func(w http.ResponseWriter, r *http.Request) {
-		var asked api.PullRequest
+		var asked client.PullRequest
 		json.NewDecoder(r.Body).Decode(&asked)
 		w.Write([]byte(`{"text":"half","done":1,"total":2,"rate":3}` + "\n"))
 		switch asked.Model.Name {
@@ -70,11 +42,11 @@ func TestRemote(t *testing.T) {
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	daemon, err := newClient(server.URL+"/", "")
+	daemon, err := client.New(client.Config{Server: server.URL + "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer daemon.close()
+	defer daemon.CloseIdle()
 	r := remoteModels{daemon}
 	list, err := r.List(t.Context())
 	if err != nil || len(list) != 1 || list[0].Model.String() != "a/b:v1" || list[0].Own != 2 || list[0].LastUsed.Nanosecond() != 6000 {
@@ -94,18 +66,38 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	server.Close()
-	if _, err := r.List(t.Context()); err == nil || !strings.Contains(err.Error(), "--api") {
+	if _, err := r.List(t.Context()); err == nil || !strings.Contains(Hint(err).Error(), "--server") {
 		t.Errorf("without a daemon: %v", err)
 	}
 }
 
 func TestModelsFlags(t *testing.T) {
-	for _, args := range [][]string{{"ls"}, {"pull", "-c", "x"}, {"ls", "-c", "x", "--api", "http://y"}, {"rm", "--api", "http://y"}} {
-		root := newRoot("shepherdd", Build{})
-		root.SetArgs(append([]string{"models"}, args...))
-		var usage *usageError
-		if err := root.ExecuteContext(context.Background()); !errors.As(err, &usage) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	c := Config{Locate: func(string) (string, error) { return "", ErrNoDaemon }}
+	for _, args := range [][]string{{"ls"}, {"pull", "-c", "x"}, {"ls", "-c", "x", "--server", "http://y"}, {"rm", "--server", "http://y"}} {
+		cmd := modelsCommand(c)
+		cmd.SetArgs(args)
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		if err := cmd.ExecuteContext(t.Context()); ExitCode(err) != ExitUsage {
 			t.Errorf("%q: %v, want a usage error", args, err)
 		}
+	}
+}
+
+// Where no daemon is running, the models are this machine's.
+func TestLocalModels(t *testing.T) {
+	opened := ""
+	c := Config{
+		Locate: func(string) (string, error) { return "", ErrNoDaemon },
+		LocalModels: func(_ context.Context, file string, _ io.Writer) (Models, func(), error) {
+			opened = file
+			return nil, nil, io.EOF
+		},
+	}
+	cmd := modelsCommand(c)
+	cmd.SetArgs([]string{"ls", "-c", "x"})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, io.EOF) || opened != "x" {
+		t.Errorf("opened %q, %v", opened, err)
 	}
 }

@@ -1,49 +1,54 @@
-package cli
+package remote
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os/signal"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
-	"github.com/iterait/shepherd/api"
+	"github.com/iterait/shepherd/client"
 )
 
-func gpusCommand() *cobra.Command {
-	var asks target
-	c := &cobra.Command{
-		Use:   "gpus",
-		Short: "Show the GPUs, which sheep have them, and how they fare",
-		Long: "Shows each GPU with the sheep that have a share of it, their models and jobs,\n" +
-			"its memory and load, its health, and processes on it that are not shepherd's.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			remote, err := asks.find()
-			if err != nil {
-				return err
-			}
-			defer remote.close()
-			var known api.GPUList
-			if err := remote.ask(ctx, http.MethodGet, "/gpus", nil, &known); err != nil {
-				return err
-			}
-			return printGPUs(cmd.OutOrStdout(), known)
-		},
-	}
-	asks.add(c.Flags())
-	return c
+func gpusCommand(c Config) *cobra.Command {
+	return withTarget(c, func(t *Target) *cobra.Command {
+		var params client.ListGPUsParams
+		var node string
+		command := &cobra.Command{
+			Use:   "gpus [--node NODE]",
+			Short: "Show the GPUs, which sheep have them, and how they fare",
+			Long: "Shows each GPU with the sheep that have a share of it, their models and jobs,\n" +
+				"its memory and load, its health, and processes on it that are not shepherd's.",
+			Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if node != "" {
+					params.Node = &node
+				}
+				return t.run(cmd, func(ctx context.Context, s *session) error {
+					return s.interruptible(ctx, func(ctx context.Context) error {
+						answer, err := s.ListGPUsWithResponse(ctx, &params)
+						if err != nil {
+							return err
+						}
+						if answer.JSON200 == nil {
+							return errors.New("the daemon's list of GPUs cannot be read")
+						}
+						return printGPUs(s.out, *answer.JSON200)
+					})
+				})
+			},
+		}
+		command.Flags().StringVar(&node, "node", "", "the node of a fleet whose GPUs are wanted (that which answers, if left out)")
+		return command
+	})
 }
 
 // printGPUs prints a table with a line for each GPU, and below it one for each sheep
 // and each foreign process.
-func printGPUs(w io.Writer, known api.GPUList) error {
+func printGPUs(w io.Writer, known client.GPUList) error {
 	if known.Trouble != nil {
 		fmt.Fprintf(w, "It is not known how the GPUs fare: %s\n", *known.Trouble)
 	}
@@ -57,7 +62,7 @@ func printGPUs(w io.Writer, known api.GPUList) error {
 	for _, g := range known.Gpus {
 		fmt.Fprintf(table, "%d %s\t%s / %s\t%s\t%s\t%s\t%s\n", g.Index, g.Name, gibibytes(g.Used), gibibytes(g.Memory),
 			orDash(g.Utilization, "%d %%"), orDash(g.Power, "%.0f W"), orDash(g.Temperature, "%d °C"), g.Health)
-		if g.Health == api.Out {
+		if g.Health == client.Out {
 			note := fmt.Sprintf("GPU %d (%s) is out", g.Index, g.Uuid)
 			if g.Detail != nil {
 				note += ": " + *g.Detail
@@ -89,7 +94,7 @@ func printGPUs(w io.Writer, known api.GPUList) error {
 }
 
 // printUsers writes a line for each sheep.
-func printUsers(w io.Writer, sheep []api.DeviceUser) {
+func printUsers(w io.Writer, sheep []client.DeviceUser) {
 	for _, s := range sheep {
 		line := "  sheep " + s.Name
 		if s.Instance != nil {

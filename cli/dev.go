@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/cli/remote"
+	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/job"
+)
+
+// trial is one run of a model without anything installed.
+type trial struct {
+	model     string // a directory with a config.yaml, or an image with its registry
+	inputs    []string
+	out       string
+	devices   []string
+	keep      bool
+	verbose   bool
+	plainHTTP bool
+	build     Build
+}
+
+func devCommand(b Build) *cobra.Command {
+	t := trial{build: b}
+	c := &cobra.Command{
+		Use:   "dev MODEL_DIR|IMAGE [-- INPUT…]",
+		Short: "Try a model: run one job with it, without a daemon, storage or configuration",
+		Long: "Runs one job with a model, in a daemon of its own with everything embedded, in a\n" +
+			"temporary directory: the same code as in production. The model is a directory with a\n" +
+			"config.yaml, or an image with its registry, REGISTRY/NAME:VERSION, which takes\n" +
+			"containerd. Inputs are named as for `submit`. The runner's log is written to standard\n" +
+			"output as it comes, what happens to standard error, and the outputs to a directory,\n" +
+			"whose place is said. The exit code says how the job has ended.",
+		Example: "  shepherd dev models/digits/v1 -- page.png\n  shepherd dev registry.example.com/digits:v1 -o results -- pages/",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return &usageError{errors.New("a model is needed: a directory with a config.yaml, or an image")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t.model, t.inputs = args[0], args[1:]
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return t.run(ctx, cmd)
+		},
+	}
+	f := c.Flags()
+	f.StringVarP(&t.out, "out", "o", "", "the directory for the outputs; a new temporary one if left out")
+	f.StringSliceVar(&t.devices, "devices", nil, "the GPUs that the model may use: /dev/nvidia0, a CDI name, or all")
+	f.BoolVar(&t.keep, "keep", false, "keep the temporary directory, and say where it is")
+	f.BoolVarP(&t.verbose, "verbose", "v", false, "show the daemon's log, too")
+	f.BoolVar(&t.plainHTTP, "plain-http", false, "the image's registry does not speak TLS; so is one on localhost")
+	return c
+}
+
+// trialModel is the name that jobs have for the model of a directory.
+const trialModel = "model"
+
+// stopWait bounds how long the daemon of a trial may take to stop.
+const stopWait = "1s"
+
+// place is the model as jobs name it, and the sheep that runs it.
+func (t *trial) place(dir string) (job.Model, map[string]any, error) {
+	sheep := map[string]any{}
+	switch {
+	case len(t.devices) == 1 && t.devices[0] == "all":
+		sheep["devices"] = "all"
+	case len(t.devices) > 0:
+		sheep["devices"] = t.devices
+	}
+	config := map[string]any{
+		"data_root":     filepath.Join(dir, "data"),
+		"state_dir":     filepath.Join(dir, "state"),
+		"storage":       map[string]any{"listen": "127.0.0.1:0"},
+		"api":           map[string]any{"host": "127.0.0.1", "port": 0, "cors_origins": []string{}},
+		"drain_timeout": stopWait,
+		"on_exit":       "stop",
+		"sheep":         map[string]any{"dev": sheep},
+	}
+	if info, err := os.Stat(t.model); err == nil && info.IsDir() {
+		if _, err := os.Stat(filepath.Join(t.model, "config.yaml")); err != nil {
+			return job.Model{}, nil, fmt.Errorf("%s is no model: %w", t.model, err)
+		}
+		sheep["type"], sheep["working_directory"] = "bare", filepath.Join(dir, "models")
+		return job.Model{Name: trialModel, Version: "dev"}, config, nil
+	}
+	registry, name, ok := strings.Cut(t.model, "/")
+	host, _, _ := strings.Cut(registry, ":")
+	if !ok || !strings.ContainsAny(registry, ".:") && registry != "localhost" {
+		return job.Model{}, nil, &usageError{fmt.Errorf("%s is neither a directory nor an image with its registry, such as registry.example.com/NAME:VERSION", t.model)}
+	}
+	scheme := "https://"
+	if t.plainHTTP || host == "localhost" || strings.HasPrefix(host, "127.") {
+		scheme = "http://"
+	}
+	sheep["type"] = "container"
+	config["registry"] = map[string]any{"url": scheme + registry}
+	return job.ParseModel(name), config, nil
+}
+
+// prepare writes the daemon's configuration below a directory, and puts the model of a
+// directory where the sheep looks for it.
+func (t *trial) prepare(dir string) (model job.Model, configFile string, err error) {
+	model, config, err := t.place(dir)
+	if err != nil {
+		return job.Model{}, "", err
+	}
+	if _, image := config["registry"]; !image {
+		at, err := filepath.Abs(t.model)
+		if err != nil {
+			return job.Model{}, "", err
+		}
+		link := filepath.Join(dir, "models", model.Name, model.Version)
+		if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
+			return job.Model{}, "", err
+		}
+		if err := os.Symlink(at, link); err != nil {
+			return job.Model{}, "", err
+		}
+	}
+	text, err := json.Marshal(config) // JSON is YAML, and its strings hold no references
+	if err != nil {
+		return job.Model{}, "", err
+	}
+	configFile = filepath.Join(dir, "shepherd.yml")
+	return model, configFile, os.WriteFile(configFile, text, 0o600)
+}
+
+// run runs the daemon, and the job on it.
+func (t *trial) run(ctx context.Context, cmd *cobra.Command) (err error) {
+	dir, err := os.MkdirTemp("", "shepherd-dev-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if t.keep {
+			fmt.Fprintln(cmd.ErrOrStderr(), "Everything is kept in", dir)
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
+	model, file, err := t.prepare(dir)
+	if err != nil {
+		return err
+	}
+	if t.out == "" {
+		if t.out, err = os.MkdirTemp("", "shepherd-outputs-"); err != nil {
+			return err
+		}
+	}
+	log, err := os.Create(filepath.Join(dir, "shepherd.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	var logTo io.Writer = log
+	if t.verbose {
+		logTo = cmd.ErrOrStderr()
+	}
+
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- daemon.Run(running, daemon.Options{ConfigFile: file, Version: t.build.Version, Commit: t.build.Commit}, logTo)
+	}()
+	at, err := awaitAPI(ctx, filepath.Join(dir, "state"), stopped)
+	if err == nil {
+		err = t.runJob(ctx, cmd, at, model)
+	}
+	stop()
+	if failed := <-stopped; failed != nil {
+		if !t.verbose {
+			if text, readErr := os.ReadFile(log.Name()); readErr == nil {
+				_, _ = cmd.ErrOrStderr().Write(text)
+			}
+		}
+		err = errors.Join(failed, err)
+	}
+	return err
+}
+
+func (t *trial) runJob(ctx context.Context, cmd *cobra.Command, at string, model job.Model) error {
+	c, err := client.New(client.Config{Server: at, DialSocket: access.Dial})
+	if err != nil {
+		return err
+	}
+	defer c.CloseIdle()
+	return remote.Hint(remote.Try(ctx, cmd, c, model, t.inputs, t.out, false))
+}
+
+// awaitAPI waits until the daemon has opened its API, and returns the address. Where
+// the daemon ends first, its error stays in stopped, for who waits for its end.
+func awaitAPI(ctx context.Context, state string, stopped chan error) (string, error) {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		if at, err := daemon.Address(state); err == nil {
+			return at, nil
+		}
+		select {
+		case <-look.C:
+		case err := <-stopped:
+			stopped <- err
+			return "", errors.New("the daemon has not started")
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,236 @@
+package remote
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/job"
+)
+
+// Models are the models of a daemon, by its API, or of this machine where no daemon is
+// running.
+type Models interface {
+	// Pull fetches a model, for one sheep or, where that is empty, for all that fetch
+	// models, and reports how far it is.
+	Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	List(ctx context.Context) ([]job.KeptModel, error)
+	Remove(ctx context.Context, m job.Model) error
+}
+
+func modelsCommand(c Config) *cobra.Command {
+	t := NewTarget(c)
+	cmd := &cobra.Command{
+		Use:   "models",
+		Short: "Fetch models ahead of time, list and remove them",
+		Long: "Fetches, lists and removes the models that container sheep run. With -c it asks the\n" +
+			"daemon that is up with that configuration or, where none is, it works by itself.",
+	}
+	t.Add(cmd.PersistentFlags())
+
+	// with runs do with whom the flags name.
+	with := func(cmd *cobra.Command, do func(context.Context, Models) error) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
+		defer stop()
+		asked, closeModels, err := t.openModels(ctx, cmd.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		defer closeModels()
+		err = do(ctx, asked)
+		if err != nil && ctx.Err() != nil {
+			return &Error{Code: ExitInterrupted, Err: errors.New("interrupted; what was fetched is kept for the next time")}
+		}
+		return Hint(err)
+	}
+
+	var sheep string
+	var quiet bool
+	pull := &cobra.Command{
+		Use:   "pull NAME[:VERSION]…",
+		Short: "Fetch models",
+		Args:  atLeastOneModel,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, asked Models) error {
+				for _, arg := range args {
+					shown := newDisplay(cmd.ErrOrStderr(), quiet)
+					err := asked.Pull(ctx, job.ParseModel(arg), sheep, shown.pull)
+					if err != nil {
+						shown.interrupted()
+						return fmt.Errorf("pull %s: %w", arg, err)
+					}
+					shown.end()
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is here\n", job.ParseModel(arg))
+				}
+				return nil
+			})
+		},
+	}
+	pull.Flags().StringVar(&sheep, "sheep", "", "fetch for this sheep only; all that fetch models, if left out")
+	pull.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show how far it is")
+	complete(pull, "sheep", sheepNames, t)
+	remove := &cobra.Command{
+		Use:     "rm NAME[:VERSION]…",
+		Aliases: []string{"remove"},
+		Short:   "Remove models that neither a job nor a sheep needs",
+		Args:    atLeastOneModel,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, func(ctx context.Context, asked Models) error {
+				var errs []error
+				for _, arg := range args {
+					if err := asked.Remove(ctx, job.ParseModel(arg)); err != nil {
+						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
+						continue
+					}
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is removed\n", job.ParseModel(arg))
+				}
+				return errors.Join(errs...)
+			})
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			found, err := models(t)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveError
+			}
+			return found, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	cmd.AddCommand(pull, remove, &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the models that are here",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return with(cmd, func(ctx context.Context, asked Models) error {
+				list, err := asked.List(ctx)
+				if err != nil {
+					return err
+				}
+				if len(list) == 0 {
+					fmt.Fprintln(cmd.ErrOrStderr(), "No models are kept here: none was pulled, or no configured sheep fetches any.")
+				}
+				return printModels(cmd.OutOrStdout(), list)
+			})
+		},
+	})
+	return cmd
+}
+
+func atLeastOneModel(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usage("a model is needed: NAME:VERSION")
+	}
+	return nil
+}
+
+// openModels connects to the daemon, or opens the models of this machine where none is
+// running with the configuration. The caller calls close.
+func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, close func(), err error) {
+	asked, err := t.Open()
+	if err == nil {
+		return remoteModels{asked}, asked.CloseIdle, nil
+	}
+	if t.config.LocalModels == nil || !errors.Is(err, ErrNoDaemon) {
+		return nil, nil, err
+	}
+	return t.config.LocalModels(ctx, t.File, logTo)
+}
+
+func printModels(w io.Writer, list []job.KeptModel) error {
+	rows := table{{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"}}
+	for _, m := range list {
+		used, last := "no", "never"
+		if m.InUse {
+			used = "yes"
+		}
+		if !m.LastUsed.IsZero() {
+			last = m.LastUsed.UTC().Format(time.DateTime)
+		}
+		digest := m.Digest
+		if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 {
+			digest = algorithm + ":" + hex[:12]
+		}
+		rows = append(rows, []string{m.Model.Name, cmp.Or(m.Model.Version, "-"), BytesText(m.Size), BytesText(m.Own), last, used, digest})
+	}
+	return rows.print(w)
+}
+
+// remoteModels are the models of a daemon, by its API.
+type remoteModels struct{ *client.ClientWithResponses }
+
+// Pull requests a pull and reports its progress.
+func (r remoteModels) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+	request := client.PullRequest{}
+	request.Model.Name, request.Model.Version = m.Name, m.Version
+	if sheep != "" {
+		request.SheepId = &sheep
+	}
+	response, err := r.PullModel(ctx, &client.PullModelParams{Progress: new("true")}, request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	for stream := json.NewDecoder(response.Body); ; {
+		var p client.PullProgress
+		if err := stream.Decode(&p); err != nil {
+			return fmt.Errorf("the daemon went away during the pull: %w", err)
+		}
+		switch {
+		case p.Error != nil:
+			return errors.New(*p.Error)
+		case p.Success != nil:
+			return nil
+		}
+		report(job.PullProgress{Text: p.Text, Done: value(p.Done), Total: value(p.Total), Rate: float64(value(p.Rate))})
+	}
+}
+
+func value(n *int64) int64 {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
+// List returns the models that the daemon keeps.
+func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
+	answer, err := r.ListModelsWithResponse(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if answer.JSON200 == nil {
+		return nil, errors.New("the daemon's list of models cannot be read")
+	}
+	var list []job.KeptModel
+	for _, m := range answer.JSON200.Models {
+		k := job.KeptModel{
+			Model: job.Model{Name: m.Name, Version: m.Version}, Reference: m.Reference, Digest: m.Digest,
+			Size: m.Size, Own: m.OwnSize, InUse: m.InUse,
+		}
+		if m.LastUsedAt != nil {
+			var err error
+			if k.LastUsed, err = time.Parse("2006-01-02T15:04:05", *m.LastUsedAt); err != nil {
+				return nil, fmt.Errorf("read the daemon's list of models: %w", err)
+			}
+		}
+		list = append(list, k)
+	}
+	return list, nil
+}
+
+// Remove removes a model.
+func (r remoteModels) Remove(ctx context.Context, m job.Model) error {
+	_, err := r.RemoveModelWithResponse(ctx, m.String())
+	return err
+}

@@ -1,0 +1,409 @@
+package remote
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/job"
+)
+
+// submission is what a user asks of one job.
+type submission struct {
+	request   client.JobRequest
+	inputs    inputs
+	key       string // Idempotency-Key
+	to        string // where outputs go; empty for nowhere
+	noWait    bool
+	quiet     bool
+	interrupt string // what an interrupt does to the job: ask, cancel or leave
+	form      format
+}
+
+func submit(t *Target) *cobra.Command {
+	var s submission
+	var labels map[string]string
+	var from []string
+	var id, payload, sheep, notBefore, deadline string
+	var priority int32
+	var retries int
+	durations := map[string]*string{"retry-pause": new(string), "wait-timeout": new(string), "load-timeout": new(string), "run-timeout": new(string), "keep": new(string)}
+	cmd := &cobra.Command{
+		Use:   "submit MODEL [PATH…]",
+		Short: "Run a job: inputs in, wait, results out",
+		Long: "Submits a job with files as its inputs, shows what happens until it has ended, and\n" +
+			"fetches its outputs. A file keeps its name; a directory's files have the names that\n" +
+			"they have below it; - is standard input, as the input named `input`; NAME=PATH gives\n" +
+			"another name. With -o DIR outputs are written there, with -o - one is written to\n" +
+			"standard output, as it is without -o where an input is standard input.\n\n" +
+			"The exit code says how it went: 0 done, 3 failed, 4 cancelled, and others as in the\n" +
+			"manual. Ctrl-C asks whether to cancel the job; left alone, it goes on.",
+		Example: "  shepherd submit digits:v1 page.png -o results\n" +
+			"  shepherd submit digits:v1 pages/ -o results --label batch=42\n" +
+			"  echo '0 0 5 13' | shepherd submit digits:v1 - | jq .\n" +
+			"  shepherd submit report:v1 --from job-1 --no-wait -o name",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage("a model is needed: NAME:VERSION")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			model := job.ParseModel(args[0])
+			s.request.Model.Name, s.request.Model.Version = model.Name, model.Version
+			var err error
+			if s.inputs, err = findInputs(args[1:]); err != nil {
+				return err
+			}
+			f := cmd.Flags()
+			given := func(name string) bool { return f.Changed(name) }
+			r := &s.request
+			if given("payload") {
+				if len(s.inputs.files) > 0 {
+					return usage("--payload is the only input where it is given")
+				}
+				r.Payload = &payload
+			}
+			if given("id") {
+				r.JobId = &id
+			}
+			if given("sheep") {
+				r.SheepId = &sheep
+			}
+			if given("priority") {
+				r.Priority = &priority
+			}
+			if given("retries") {
+				r.Retries = &retries
+			}
+			if len(labels) > 0 {
+				r.Labels = &labels
+			}
+			for name, to := range map[string]**client.Duration{
+				"retry-pause": &r.RetryPause, "wait-timeout": &r.WaitTimeout, "load-timeout": &r.LoadTimeout, "run-timeout": &r.RunTimeout, "keep": &r.Keep,
+			} {
+				if given(name) {
+					*to = new(client.Duration(*durations[name]))
+				}
+			}
+			for name, to := range map[string]**time.Time{"not-before": &r.NotBefore, "deadline": &r.Deadline} {
+				if given(name) {
+					if *to, err = timeFlag(name, f.Lookup(name).Value.String()); err != nil {
+						return err
+					}
+				}
+			}
+			if r.Inputs, err = references(from); err != nil {
+				return err
+			}
+			switch s.interrupt {
+			case "ask", "cancel", "leave":
+			default:
+				return usage("--on-interrupt: %q is none of ask, cancel and leave", s.interrupt)
+			}
+			if s.noWait {
+				if s.to == "" {
+					s.to = formTable
+				}
+				if err := s.form.Set(s.to); err != nil {
+					return usage("-o is the form of the answer with --no-wait: %w", err)
+				}
+			} else if s.to == "" && s.inputs.stdin {
+				s.to = toStdout
+			}
+			if s.key == "" {
+				s.key = rand.Text()
+			}
+			return t.run(cmd, func(ctx context.Context, session *session) error { return s.run(ctx, session) })
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveDefault // files
+			}
+			found, err := models(t)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveError
+			}
+			return found, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&s.to, "out", "o", "", "the directory for the outputs; - is standard output, for one file; with --no-wait the form of the answer: table, name, json or jsonl")
+	f.BoolVar(&s.noWait, "no-wait", false, "do not wait: print the job's id and end")
+	f.BoolVarP(&s.quiet, "quiet", "q", false, "do not show what happens")
+	f.StringVar(&s.interrupt, "on-interrupt", "ask", "what Ctrl-C does to the job: ask, cancel or leave; ask is leave where there is no terminal")
+	f.StringVar(&id, "id", "", "the job's id; the daemon makes one if left out")
+	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
+	f.StringVar(&payload, "payload", "", "a text that is the only input")
+	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
+	f.StringToStringVar(&labels, "label", nil, "a note on the job, KEY=VALUE; may be given more than once")
+	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")
+	f.Int32Var(&priority, "priority", 0, "higher goes first")
+	f.IntVar(&retries, "retries", 0, "how often it is tried again when it fails by its own fault")
+	f.StringVar(durations["retry-pause"], "retry-pause", "", "how long it waits before the first of these tries")
+	f.StringVar(durations["wait-timeout"], "wait-timeout", "", "how long it may wait for a sheep")
+	f.StringVar(durations["load-timeout"], "load-timeout", "", "how long loading the model may take")
+	f.StringVar(durations["run-timeout"], "run-timeout", "", "how long the runner may have it")
+	f.StringVar(durations["keep"], "keep", "", "how long its files are kept after its end (7d)")
+	f.StringVar(&notBefore, "not-before", "", "the earliest time at which it may start (2030-01-01T06:00:00Z), or how long from now (2h)")
+	f.StringVar(&deadline, "deadline", "", "the time at which it fails where it has not ended, or how long from now")
+	complete(cmd, "sheep", sheepNames, t)
+	return cmd
+}
+
+// timeFlag reads a time, or how long from now.
+func timeFlag(name, value string) (*time.Time, error) {
+	if after, err := time.ParseDuration(value); err == nil && after >= 0 {
+		return new(time.Now().Add(after).UTC()), nil
+	}
+	at, err := time.Parse(time.RFC3339, value)
+	if err != nil {
+		return nil, usage("--%s: %q is neither a time such as 2030-01-01T06:00:00Z nor a duration such as 2h", name, value)
+	}
+	return &at, nil
+}
+
+// references are the files of other jobs that flags name.
+func references(from []string) (*[]client.InputReference, error) {
+	if len(from) == 0 {
+		return nil, nil
+	}
+	var list []client.InputReference
+	for _, text := range from {
+		id, file, ok := strings.Cut(text, ":")
+		if id == "" {
+			return nil, usage("--from: %q names no job", text)
+		}
+		reference := client.InputReference{Job: id}
+		if ok {
+			reference.Path = &file
+		}
+		list = append(list, reference)
+	}
+	return &list, nil
+}
+
+// run submits the job, waits for it and fetches its outputs.
+func (s *submission) run(ctx context.Context, on *session) error {
+	shown := newDisplay(on.err, s.quiet || s.noWait && !isTerminal(on.err))
+	defer shown.end()
+	var submitted client.Job
+	err := on.interruptible(ctx, func(ctx context.Context) (err error) {
+		submitted, err = s.send(ctx, on, shown)
+		return err
+	})
+	if err != nil {
+		shown.interrupted()
+		return err
+	}
+	id := submitted.JobId
+	if s.noWait {
+		shown.end()
+		if s.form == formTable {
+			_, err := fmt.Fprintln(on.out, id+" is "+string(submitted.Status))
+			return err
+		}
+		printer := jobPrinter{to: on.out, form: s.form, heading: true}
+		return errors.Join(printer.add(submitted), printer.flush())
+	}
+	j, err := s.await(ctx, on, id, shown)
+	if err != nil {
+		return err
+	}
+	if err := outcome(j); err != nil {
+		shown.interrupted()
+		on.explainEnds(ctx, err)
+		return err
+	}
+	for _, warning := range j.Warnings {
+		fmt.Fprintln(on.err, "warning:", clean(warning))
+	}
+	if s.to == "" {
+		shown.end()
+		return on.announce(ctx, id)
+	}
+	err = on.interruptible(ctx, func(ctx context.Context) error {
+		if s.to == toStdout {
+			shown.end()
+		}
+		return on.fetch(ctx, id, nil, s.to, shown)
+	})
+	if err != nil {
+		shown.interrupted()
+		return fmt.Errorf("job %s is done, but its outputs were not fetched (`%s result %s -o DIR` does it again): %w", id, on.program, id, err)
+	}
+	return nil
+}
+
+// announce says that a job is done, and what came out.
+func (s *session) announce(ctx context.Context, id string) error {
+	there, err := s.outputs(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(s.out, "%s is done, with %d outputs, %s; fetch them with `%s result %s -o DIR`\n", id, len(there.Files), BytesText(there.Bytes), s.program, id)
+	return err
+}
+
+// send submits the job, with its inputs.
+func (s *submission) send(ctx context.Context, on *session, shown *display) (client.Job, error) {
+	params := client.CreateJobParams{IdempotencyKey: &s.key}
+	var answer *client.CreateJobResponse
+	var err error
+	if len(s.inputs.files) == 0 {
+		answer, err = on.CreateJobWithResponse(ctx, &params, s.request)
+	} else {
+		count := shown.transfer(stageUpload, s.inputs.size)
+		form := client.NewForm(s.request, func(w *client.FormWriter) error { return s.inputs.write(w, on.in, count) })
+		defer form.Close()
+		answer, err = on.CreateJobWithBodyWithResponse(ctx, &params, form.ContentType(), form)
+	}
+	if err != nil {
+		return client.Job{}, err
+	}
+	j := cmp.Or(answer.JSON201, answer.JSON200)
+	if j == nil {
+		return client.Job{}, errors.New("the daemon's answer to the submission cannot be read")
+	}
+	return *j, nil
+}
+
+// await waits for the job's end, and takes interrupts meanwhile.
+func (s *submission) await(ctx context.Context, on *session, id string, shown *display) (client.Job, error) {
+	type end struct {
+		job client.Job
+		err error
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan end, 1)
+	screen := jobScreen{display: shown}
+	go func() {
+		j, err := on.await(ctx, id, screen.show)
+		ended <- end{j, err}
+	}()
+	leave := func() (client.Job, error) {
+		stop()
+		<-ended
+		fmt.Fprintf(on.err, "Job %s goes on: `%s wait %s` waits for it, `%s cancel %s` ends it.\n", id, on.program, id, on.program, id)
+		return client.Job{}, &Error{Code: ExitInterrupted}
+	}
+	for cancelling := false; ; {
+		select {
+		case e := <-ended:
+			if e.err != nil && ctx.Err() == nil {
+				shown.interrupted()
+				e.err = fmt.Errorf("job %s is submitted, but cannot be waited for: %w", id, e.err)
+			}
+			return e.job, e.err
+		case <-on.interrupts:
+		}
+		if cancelling {
+			return leave()
+		}
+		screen.pause()
+		choice := s.interrupt
+		if choice == "ask" {
+			choice = on.askCancel(id)
+		}
+		switch choice {
+		case "leave":
+			return leave()
+		case "cancel":
+			said, err := on.cancelJob(ctx, id)
+			if client.Is(err, 409) { // it has ended meanwhile
+				said, err = id+" has ended", nil
+			}
+			if err != nil {
+				fmt.Fprintf(on.err, "Job %s could not be cancelled: %v\n", id, err)
+				return leave()
+			}
+			fmt.Fprintln(on.err, said)
+			cancelling = true
+		}
+		screen.resume()
+	}
+}
+
+// jobScreen shows a job, but while something is asked.
+type jobScreen struct {
+	display *display
+
+	mu     sync.Mutex
+	paused bool
+	last   client.Job
+}
+
+func (s *jobScreen) show(j client.Job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last = j; !s.paused {
+		s.display.job(j)
+	}
+}
+
+func (s *jobScreen) pause() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = true
+	s.display.interrupted()
+}
+
+// resume shows the job as it is now.
+func (s *jobScreen) resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = false
+	if s.last.JobId != "" {
+		s.display.job(s.last)
+	}
+}
+
+// askCancel asks whether an interrupted job shall be cancelled: leave, cancel or wait.
+// A second interrupt, and where nobody can be asked, means leave.
+func (s *session) askCancel(id string) string {
+	if f, ok := s.in.(*os.File); !ok || !isTerminal(f) || !isTerminal(s.err) {
+		return "leave"
+	}
+	return s.ask(fmt.Sprintf("\nCancel job %s? [y]es, [n]o: leave it, [w]ait on: ", id), bufio.NewReader(s.in))
+}
+
+// ask reads the answer to askCancel's question.
+func (s *session) ask(question string, in *bufio.Reader) string {
+	for {
+		fmt.Fprint(s.err, question)
+		answer := make(chan string, 1)
+		go func() { // ends with the program, should nobody answer
+			line, err := in.ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) || err != nil && line == "" {
+				line = "n"
+			}
+			answer <- strings.ToLower(strings.TrimSpace(line))
+		}()
+		select {
+		case <-s.interrupts:
+			fmt.Fprintln(s.err)
+			return "leave"
+		case text := <-answer:
+			switch {
+			case strings.HasPrefix("yes", text) && text != "":
+				return "cancel"
+			case strings.HasPrefix("no", text) && text != "":
+				return "leave"
+			case strings.HasPrefix("wait", text) && text != "":
+				return "wait"
+			}
+		}
+	}
+}

@@ -1,0 +1,87 @@
+package remote
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/job"
+)
+
+// Try runs one job on a daemon: it sends the files of paths, as `submit` does, writes the
+// job's log to cmd's standard output as it comes, and the job's outputs to a directory.
+// The error of a job that is not done has the exit code of that.
+func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithResponses, model job.Model, paths []string, to string, quiet bool) error {
+	found, err := findInputs(paths)
+	if err != nil {
+		return err
+	}
+	on := &session{
+		ClientWithResponses: daemon, out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), in: cmd.InOrStdin(),
+		program: cmd.Root().Name(), interrupts: make(chan os.Signal),
+	}
+	s := submission{inputs: found, key: rand.Text(), to: to}
+	s.request.Model.Name, s.request.Model.Version = model.Name, model.Version
+	if len(found.files) == 0 {
+		s.request.Payload = new("")
+	}
+	submitted, err := s.send(ctx, on, nil)
+	if err != nil {
+		return err
+	}
+	id := submitted.JobId
+
+	// The log ends with the job.
+	logged := make(chan error, 1)
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { logged <- on.copyLog(reading, id) }()
+	shown := newDisplay(on.err, quiet)
+	if shown != nil {
+		shown.terminal = false // bars and the log would be in each other's way
+	}
+	j, err := on.await(ctx, id, shown.job)
+	if err != nil {
+		stop()
+		<-logged
+		return err
+	}
+	if err := <-logged; err != nil {
+		fmt.Fprintf(on.err, "The job's log could not be read: %v\n", err)
+	}
+	if err := outcome(j); err != nil {
+		on.explainEnds(ctx, err)
+		return err
+	}
+	for _, warning := range j.Warnings {
+		fmt.Fprintln(on.err, "warning:", clean(warning))
+	}
+	there, err := on.outputs(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := on.fetch(ctx, id, nil, to, nil); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(on.err, "Done, with %d outputs, %s, in %s\n", len(there.Files), BytesText(there.Bytes), to)
+	return err
+}
+
+// copyLog writes the job's log to standard output until the job has ended.
+func (s *session) copyLog(ctx context.Context, id string) error {
+	response, err := s.GetJobLogs(ctx, id, &client.GetJobLogsParams{Follow: new("true")})
+	if client.Is(err, 404) { // it has ended, and wrote nothing
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(s.out, response.Body)
+	return err
+}

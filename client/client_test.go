@@ -1,0 +1,242 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// open returns a client of a server that ends with the test.
+func open(t *testing.T, handler http.HandlerFunc) *ClientWithResponses {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	c, err := New(Config{Server: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.CloseIdle)
+	return c
+}
+
+func TestStatusErrors(t *testing.T) {
+	for _, test := range []struct {
+		status          int
+		body            string
+		message, detail string
+		kind, field     string
+	}{
+		{404, `{"type":"urn:shepherd:problem:unknown-job","title":"Not Found","status":404,"detail":"no","message":"no","request_id":"r","field":"f"}`, "no", "no", "urn:shepherd:problem:unknown-job", "f"},
+		{500, `{"message":"m","detail":"the cause"}`, "m", "", "", ""},
+		{502, `<html>`, "answers 502 Bad Gateway; is it a shepherd", "", "", ""},
+		{302, ``, "answers 302 Found", "", "", ""},
+		{503, `{"message":`, "answers 503", "", "", ""},
+	} {
+		c := open(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "http://127.0.0.1:1/")
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(test.status)
+			io.WriteString(w, test.body)
+		})
+		_, err := c.GetJobWithResponse(t.Context(), "a", &GetJobParams{})
+		var e *StatusError
+		if !errors.As(err, &e) || !Is(err, test.status) || !strings.Contains(e.Message, test.message) || e.RetryAfter.Seconds() != 7 || string(e.Body) != test.body {
+			t.Errorf("%d %s: %+v", test.status, test.body, err)
+			continue
+		}
+		if problem := e.Problem; (problem != nil) != (test.kind != "") || problem != nil && (problem.Type != test.kind || problem.Detail != test.detail || *problem.Field != test.field) {
+			t.Errorf("%d %s: problem %+v", test.status, test.body, problem)
+		}
+	}
+	c, err := New(Config{Server: "http://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var away *UnreachableError
+	if _, err := c.ListJobsWithResponse(t.Context(), &ListJobsParams{}); !errors.As(err, &away) || strings.Contains(err.Error(), "/jobs") {
+		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// A form has the description and the files as they are, whatever their names.
+func TestForm(t *testing.T) {
+	names := []string{"a", "sub/b", `q"u\ote`, "ü ü", "line\nbreak"}
+	form := NewForm(JobRequest{Labels: &map[string]string{"k": "v"}}, func(w *FormWriter) error {
+		for _, name := range names {
+			if err := w.File(name, strings.NewReader("of "+name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	defer form.Close()
+	_, params, err := mime.ParseMediaType(form.ContentType())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for parts := multipart.NewReader(form, params["boundary"]); ; {
+		part, err := parts.NextPart()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, fields, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fields["name"] == "job" {
+			var j JobRequest
+			if err := json.Unmarshal(text, &j); err != nil || (*j.Labels)["k"] != "v" {
+				t.Errorf("the description is %s", text)
+			}
+			continue
+		}
+		got = append(got, fields["filename"])
+		if want := "of " + names[len(got)-1]; string(text) != want {
+			t.Errorf("%q, want %q", text, want)
+		}
+	}
+	names[4] = "line%0Abreak"
+	if !slices.Equal(got, names) {
+		t.Errorf("names %q, want %q", got, names)
+	}
+}
+
+// A form that nobody reads to its end ends, and an error of its files is the reader's.
+func TestFormEnds(t *testing.T) {
+	form := NewForm(JobRequest{}, func(w *FormWriter) error { return w.File("a", strings.NewReader(strings.Repeat("x", 1<<20))) })
+	if _, err := form.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	form.Close()
+	broken := errors.New("broken")
+	form = NewForm(JobRequest{}, func(*FormWriter) error { return broken })
+	defer form.Close()
+	if _, err := io.ReadAll(form); !errors.Is(err, broken) {
+		t.Errorf("read %v", err)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	var got []string
+	for e, err := range Events(strings.NewReader("retry: 2000\n\n: alive\n\nid: 1\nevent: queued\ndata: {\"event\":\"queued\",\ndata: \"job_id\":\"a\"}\n\nid: 9\n\ndata:{\"event\":\"progress\",\"job_id\":\"a\"}\n\nid: 10\ndata: {")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := "-"
+		if e.Id != nil {
+			id = *e.Id
+		}
+		got = append(got, fmt.Sprintf("%s %s %s", id, e.Event, e.JobId))
+	}
+	if want := []string{"1 queued a", "9  ", "- progress a"}; !slices.Equal(got, want) {
+		t.Errorf("read %q, want %q", got, want)
+	}
+	for _, err := range Events(strings.NewReader("data: {\n\n")) {
+		if err == nil {
+			t.Error("no error of data that is no JSON")
+		}
+	}
+}
+
+// transport answers requests without a network.
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) Do(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Follow comes back with the last id after each kind of break, waits between tries,
+// and ends with the job.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		event := func(id, kind string) string {
+			return "id: " + id + "\ndata: {\"event\":\"" + kind + "\",\"job_id\":\"a\"}\n\n"
+		}
+		answers := []struct {
+			after string
+			text  string
+			err   error
+		}{
+			{"", event("1", "queued"), nil},
+			{"1", "", &UnreachableError{Server: "s", Err: io.ErrUnexpectedEOF}},
+			{"1", "id: 5\n\n", nil},
+			{"5", "", &StatusError{Status: 503, RetryAfter: 1}},
+			{"5", event("6", "ended") + event("7", "queued"), nil},
+			{"7", event("8", "ended"), nil},
+		}
+		asked := 0
+		c, err := NewClientWithResponses("http://s", WithHTTPClient(transport(func(r *http.Request) (*http.Response, error) {
+			a := answers[asked]
+			asked++
+			if got := r.URL.Query().Get("after"); got != a.after || r.URL.Path != "/jobs/a/events" {
+				t.Errorf("request %d: %s", asked, r.URL)
+			}
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(a.text))}, a.err
+		})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for e, err := range Follow(t.Context(), c, "a", "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, *e.Id+" "+string(e.Event))
+		}
+		if want := []string{"1 queued", "6 ended", "7 queued", "8 ended"}; !slices.Equal(got, want) || asked != len(answers) {
+			t.Errorf("followed %q in %d requests", got, asked)
+		}
+	})
+}
+
+// Follow ends with an answer that no second try changes, and with its context.
+func TestFollowEnds(t *testing.T) {
+	c := open(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusGone)
+		io.WriteString(w, `{"message":"gone"}`)
+	})
+	for _, err := range Follow(t.Context(), c, "", "3") {
+		if !Is(err, http.StatusGone) {
+			t.Errorf("ended with %v", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range Follow(ctx, c, "", "3") {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+	}
+}
+
+func FuzzEvents(f *testing.F) {
+	f.Add("id: 1\ndata: {}\n\n")
+	f.Add(":\ndata\ndata: \n\nid\n\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, err := range Events(strings.NewReader(text)) {
+			if err != nil {
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,138 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// longestEvent bounds a line of an event stream, in bytes.
+const longestEvent = 4 << 20
+
+// Events are those of a response of FollowEvents or FollowJob, as they come; the
+// caller closes the response's body. The form is that of the HTML standard (section
+// 9.2). An event without data, which only moves the id on, has an Id alone.
+func Events(from io.Reader) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		lines := bufio.NewScanner(from)
+		lines.Buffer(nil, longestEvent)
+		var data []byte
+		var id *string
+		for lines.Scan() {
+			line := lines.Text()
+			if line != "" {
+				field, value, _ := strings.Cut(line, ":")
+				value = strings.TrimPrefix(value, " ")
+				switch field {
+				case "data":
+					data = append(append(data, value...), '\n')
+				case "id":
+					id = &value
+				}
+				continue
+			}
+			event := Event{Id: id}
+			if len(data) > 0 {
+				if err := json.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &event); err != nil {
+					yield(Event{}, fmt.Errorf("read an event: %w", err))
+					return
+				}
+			}
+			if (len(data) > 0 || id != nil) && !yield(event, nil) {
+				return
+			}
+			data, id = nil, nil
+		}
+		if err := lines.Err(); err != nil {
+			yield(Event{}, fmt.Errorf("read events: %w", err))
+		}
+	}
+}
+
+// Follow returns events as they come, and connects again where the daemon goes away,
+// with the id of the last event, so that none is missed. job names the job whose
+// events they are, which end with it; empty is all jobs, whose events do not end.
+// after is the id of the last event that the caller has; empty begins now, or with
+// the job's oldest, and "oldest" with the oldest that is kept. It ends with ctx, whose
+// error it yields, or with an answer that is an error.
+func Follow(ctx context.Context, c *ClientWithResponses, job, after string) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for pause := firstPause; ; pause = min(2*pause, longestPause) {
+			response, err := follow(ctx, c, job, after)
+			if err == nil && response.StatusCode == http.StatusNoContent {
+				response.Body.Close()
+				return
+			}
+			if err == nil {
+				var left, ended bool
+				left, ended, err = relay(response.Body, &after, yield)
+				response.Body.Close()
+				if left || job != "" && err == nil && (ended || after == "") {
+					return
+				}
+				pause = firstPause
+			}
+			var refused *StatusError
+			if errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusTooManyRequests {
+				yield(Event{}, err)
+				return
+			}
+			if refused != nil {
+				pause = max(pause, refused.RetryAfter)
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				yield(Event{}, ctx.Err())
+				return
+			}
+		}
+	}
+}
+
+const (
+	firstPause   = 500 * time.Millisecond
+	longestPause = 15 * time.Second
+)
+
+// follow asks for the events after one.
+func follow(ctx context.Context, c *ClientWithResponses, job, after string) (*http.Response, error) {
+	var begin *string
+	if after != "" {
+		begin = &after
+	}
+	if job == "" {
+		return c.FollowEvents(ctx, &FollowEventsParams{After: begin})
+	}
+	return c.FollowJob(ctx, job, &FollowJobParams{After: begin})
+}
+
+// relay yields the events of one connection and keeps the id of the last. left says
+// that the caller wants no more, ended that the last event was the end of a job's run;
+// the error is that of the connection.
+func relay(from io.Reader, after *string, yield func(Event, error) bool) (left, ended bool, err error) {
+	for event, err := range Events(from) {
+		if err != nil {
+			return false, false, err
+		}
+		if event.Id != nil {
+			*after = *event.Id
+		}
+		if event.Event == "" {
+			continue
+		}
+		if !yield(event, nil) {
+			return true, false, nil
+		}
+		ended = event.Event == "ended"
+	}
+	return false, ended, nil
+}
