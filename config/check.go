@@ -189,6 +189,14 @@ func (ch *checker) models() {
 			ch.limits(item, fmt.Sprintf("models.limits[%d]", i), m.Limits)
 		}
 	}
+	for i, m := range ch.Models.Nodes {
+		if item := ch.modelPattern("models.nodes", i, m.Model); item != nil {
+			if len(m.Labels) == 0 {
+				ch.within(ch.at("models.nodes"), i, "models.nodes", "labels", "required key is missing or is empty; expected a list of KEY=VALUE")
+			}
+			ch.labels(item.get("labels"), fmt.Sprintf("models.nodes[%d].labels", i), m.Labels)
+		}
+	}
 	list := ch.at("models.contracts")
 	for i, m := range ch.Models.Contracts {
 		if ch.modelPattern("models.contracts", i, m.Model) == nil {
@@ -355,7 +363,9 @@ func (ch *checker) ledger() {
 // fleet checks how nodes reach one another.
 func (ch *checker) fleet() {
 	f := ch.Fleet
+	ch.labels(ch.at("fleet.labels"), "fleet.labels", f.Labels)
 	if ch.at("ledger.url") == nil {
+		ch.reject("models.nodes", "chooses among nodes that share a ledger in a PostgreSQL database, which ledger.url names; add ledger.url, or remove this")
 		ch.reject("fleet", "is for nodes that share a ledger in a PostgreSQL database, which ledger.url names; add ledger.url, or remove this")
 		return
 	}
@@ -367,6 +377,23 @@ func (ch *checker) fleet() {
 		strings.Trim(address.Path, "/") == "" && address.RawQuery == "" && address.Fragment == "", "fleet.address", "http://HOST[:PORT] or https://HOST[:PORT]")
 	ch.expect(f.SecretFile == "" || filepath.IsAbs(f.SecretFile), "fleet.secret_file", "an absolute path")
 	ch.expect(f.CAFile == "" || filepath.IsAbs(f.CAFile), "fleet.ca_file", "an absolute path")
+}
+
+// labels checks a list of KEY=VALUE; each key may be there once.
+func (ch *checker) labels(list *node, path string, labels []string) {
+	seen := map[string]bool{}
+	for i, text := range labels {
+		key, value, found := strings.Cut(text, "=")
+		switch err := job.ValidateLabel(key, value); {
+		case !found:
+			ch.item(list, i, path, "has no =; expected KEY=VALUE")
+		case err != nil:
+			ch.item(list, i, path, err.Error())
+		case seen[key]:
+			ch.item(list, i, path, fmt.Sprintf("the key %s is there twice", key))
+		}
+		seen[key] = true
+	}
 }
 
 // databaseURL checks the URL of a database, and has it shown without its password. No

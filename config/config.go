@@ -142,7 +142,27 @@ type Models struct {
 	// Contracts say how the images of some models are given jobs. The first that
 	// matches a model counts.
 	Contracts []ModelContract `yaml:"contracts,omitempty"`
+	// Nodes say which nodes of a fleet run some models. The first that matches a model
+	// counts.
+	Nodes []ModelNodes `yaml:"nodes,omitempty"`
 }
+
+// ModelNodes are the nodes for the models that a pattern matches.
+type ModelNodes struct {
+	// Model is as in ModelLimits.
+	Model string `yaml:"model"`
+	// Labels, as KEY=VALUE, are those that a node must have, all of them.
+	Labels []string `yaml:"labels"`
+}
+
+// Rule is Model as the checked configuration has it.
+func (m ModelNodes) Rule() job.Rule {
+	rule, _ := job.ParseRule(m.Model) // the configuration was checked
+	return rule
+}
+
+// NodeLabels are Labels as the checked configuration has them.
+func (m ModelNodes) NodeLabels() job.Labels { return labelsOf(m.Labels) }
 
 // ModelContract is how the images of the models that a pattern matches are given
 // jobs.
@@ -325,6 +345,21 @@ type Fleet struct {
 	SecretFile string `yaml:"secret_file,omitempty"`
 	// CAFile holds certificates of authorities to trust beside the machine's.
 	CAFile string `yaml:"ca_file,omitempty"`
+	// Labels of this node, as KEY=VALUE.
+	Labels []string `yaml:"labels,omitempty"`
+}
+
+// NodeLabels are Labels as the checked configuration has them.
+func (f Fleet) NodeLabels() job.Labels { return labelsOf(f.Labels) }
+
+// labelsOf reads KEY=VALUE, of a checked configuration.
+func labelsOf(list []string) job.Labels {
+	labels := job.Labels{}
+	for _, text := range list {
+		key, value, _ := strings.Cut(text, "=")
+		labels[key] = value
+	}
+	return labels
 }
 
 // Ledger is the record of jobs: a SQLite file or, where URL is given, a PostgreSQL

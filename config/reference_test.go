@@ -106,6 +106,8 @@ func TestReference(t *testing.T) {
 		"models.allow":                "none",
 		"models.limits[].model":       "required",
 		"models.contracts[].model":    "required",
+		"models.nodes[].model":        "required",
+		"models.nodes[].labels":       "required",
 		"models.contracts[].command":  "none",
 		"models.contracts[].args":     "none",
 		"storage.keep.models[].model": "required",

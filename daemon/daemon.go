@@ -176,7 +176,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
@@ -208,6 +208,15 @@ func (d *daemon) announce() (stop func()) {
 		cancel()
 		announcing.Wait()
 	}
+}
+
+// placementOf is which models this node is for.
+func placementOf(c *config.Config) shepherd.Placement {
+	p := shepherd.Placement{Labels: c.Fleet.NodeLabels()}
+	for _, m := range c.Models.Nodes {
+		p.Rules = append(p.Rules, shepherd.PlacementRule{Models: m.Rule(), Labels: m.NodeLabels()})
+	}
+	return p
 }
 
 // limitDefaults are the limits of jobs that bring none of their own, but for those

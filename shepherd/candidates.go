@@ -62,6 +62,9 @@ func (l *lane) cannot(m job.Model) error {
 	if err := l.mayRun(m); err != nil {
 		return err
 	}
+	if err := l.placement.check(m); err != nil {
+		return err
+	}
 	if c, ok := l.Sheep.(runtime.ModelChecker); ok {
 		if err := c.CheckModel(m); err != nil {
 			return err
@@ -90,8 +93,8 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 }
 
 // except are the models that the sheep does not try now, and the waiting ones that
-// it cannot run and another may. A model that nobody can run is not among them:
-// whoever claims its job says why it fails.
+// it cannot run and another may, as a model of other nodes. A model that nobody can
+// run is not among them: whoever claims its job says why it fails.
 func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
 	except, _ := l.modelRests.all(time.Now())
 	for _, m := range f.leftToPeers(time.Now()) {
@@ -99,7 +102,7 @@ func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
 			except = append(except, m)
 		}
 	}
-	if len(f.all()) < 2 {
+	if len(f.all()) < 2 && len(l.placement.Rules) == 0 {
 		return except, nil
 	}
 	waiting, err := l.ledger.Waiting(ctx, maxModels)
@@ -107,7 +110,10 @@ func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
 		return nil, err
 	}
 	for _, w := range waiting {
-		if w.Sheep == "" && !w.Rest && !slices.Contains(except, w.Model) && l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
+		if w.Sheep != "" || w.Rest || slices.Contains(except, w.Model) {
+			continue
+		}
+		if l.placement.check(w.Model) != nil || l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
 			except = append(except, w.Model)
 		}
 	}

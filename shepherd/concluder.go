@@ -309,6 +309,10 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	}
 	if end.cause == job.CauseNotHere && a.Sheep == "" && !f.elsewhere {
 		_, err := l.retryLedger(ctx, a.ID, func() (_ job.Record, err error) {
+			if l.placement.check(a.Model) != nil { // it waits for a node that it is for
+				f.elsewhere = true
+				return job.Record{}, nil
+			}
 			f.elsewhere, err = l.onPeer(ctx, a)
 			return job.Record{}, err
 		})

@@ -30,6 +30,7 @@ type services struct {
 	observer    Observer
 	tracer      Tracer
 	trust       job.Trust
+	placement   Placement
 	limits      LimitDefaults
 	maxAttempts int
 	stageAhead  int

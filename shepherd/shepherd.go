@@ -99,6 +99,8 @@ type Config struct {
 	Probes map[string]func(context.Context) error
 	// Trust says which models may be run; nil is all.
 	Trust job.Trust
+	// Placement says which models this node is for; all where it is zero.
+	Placement Placement
 	// Observer is told what happens; nobody where nil.
 	Observer Observer
 	// Tracer says to which traces jobs belong; to their clients' own where nil.
@@ -176,7 +178,7 @@ func New(cfg Config) (*Shepherd, error) {
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store, fencer: fencerOf(cfg),
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
-		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, limits: cfg.Limits,
+		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, placement: cfg.Placement, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)

@@ -1,5 +1,5 @@
 // Package fleet runs several cores on one PostgreSQL in real time, while connections are
-// cut, the server is killed and nodes crash, and looks whether each job that was
+// cut, the server is killed, nodes crash or stand still, and looks whether each job that was
 // acknowledged ends once, with the results of one attempt.
 package fleet
 

@@ -1,0 +1,51 @@
+package shepherd
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Placement says which models this node is for. The nodes of a fleet have the same rules
+// and labels of their own.
+type Placement struct {
+	Labels job.Labels // of this node
+	// Rules choose nodes for models. The first that matches a model counts; a model that
+	// none matches is for every node.
+	Rules []PlacementRule
+}
+
+// PlacementRule chooses the nodes that have all the labels for the models that a pattern
+// matches.
+type PlacementRule struct {
+	Models job.Rule
+	Labels job.Labels
+}
+
+// check says why the model is not for this node, with an error of class
+// errdefs.ErrFailedPrecondition; nil where it is.
+func (p Placement) check(m job.Model) error {
+	for _, rule := range p.Rules {
+		if !rule.Models.Matches(m) {
+			continue
+		}
+		var missing []string
+		for _, key := range slices.Sorted(maps.Keys(rule.Labels)) {
+			if value, ok := p.Labels[key]; !ok || value != rule.Labels[key] {
+				missing = append(missing, key+"="+rule.Labels[key])
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("model `%s` is for nodes with %s: %w", m, strings.Join(missing, ", "), errPlacement)
+		}
+		return nil
+	}
+	return nil
+}
+
+var errPlacement = fmt.Errorf("this node has other labels: %w", errdefs.ErrFailedPrecondition)
