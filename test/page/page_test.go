@@ -4,6 +4,7 @@ package page
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -27,7 +28,8 @@ var (
 	pictures = flag.String("pictures", "", "write the pictures of README and docs to this directory")
 )
 
-// ModulesVar names the directory that has node_modules with playwright-core and axe-core.
+// modulesVar names the directory that has node_modules with playwright-core and axe-core;
+// by default it is where the Makefile puts them.
 const modulesVar = "SHEPHERD_TEST_BROWSER"
 
 // guard bounds a whole test: a hang guard.
@@ -113,12 +115,15 @@ func shortDir(t *testing.T) string {
 func browse(t *testing.T, ctx context.Context, script string, d *day.Day, do map[string]func() error) {
 	t.Helper()
 	node, chromium := testenv.Command(t, "node", "nodejs"), testenv.Command(t, "chromium", "chromium")
-	modules := os.Getenv(modulesVar)
-	if _, err := os.Stat(filepath.Join(modules, "node_modules/axe-core/package.json")); modules == "" || err != nil {
-		testenv.Missing(t, "playwright-core from npm", "run make .cache/browser and set "+modulesVar+" to that directory")
+	modules, err := filepath.Abs(cmp.Or(os.Getenv(modulesVar), "../../.cache/browser"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(modules, "node_modules/axe-core/package.json")); err != nil {
+		testenv.Missing(t, "playwright-core from npm", "make .cache/browser/node_modules/axe-core/package.json fetches it, with axe-core")
 	}
 	cmd := exec.CommandContext(ctx, node, "browser.mjs", script)
-	cmd.Env = append(os.Environ(), "PAGE="+d.URL, "HOLD="+d.Hold(), "CHROMIUM="+chromium, "SHOTS="+*shots, "PICTURES="+*pictures)
+	cmd.Env = append(os.Environ(), "PAGE="+d.URL, "HOLD="+d.Hold(), "CHROMIUM="+chromium, modulesVar+"="+modules, "SHOTS="+*shots, "PICTURES="+*pictures)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
