@@ -47,6 +47,7 @@ type display struct {
 // shown is the stage that is shown.
 type shown struct {
 	name  string
+	whole int64 // what the bar counts to; 0 where that is not known
 	began time.Time
 
 	mu    sync.Mutex
@@ -148,7 +149,7 @@ func (d *display) begin(name string, total int64, text string, known bool, right
 		return
 	}
 	d.finish(true)
-	s := &shown{name: name, began: d.now(), text: text, known: known}
+	s := &shown{name: name, whole: total, began: d.now(), text: text, known: known}
 	bar, spinner := mpb.BarStyle().Build(), mpb.SpinnerStyle().PositionLeft().Build()
 	filler := mpb.BarFillerFunc(func(w io.Writer, stat decor.Statistics) error {
 		s.mu.Lock()
@@ -161,13 +162,15 @@ func (d *display) begin(name string, total int64, text string, known bool, right
 	})
 	d.shown = s
 	d.progress = mpb.New(mpb.WithOutput(d.to), mpb.WithWidth(30), mpb.WithAutoRefresh())
-	d.bar = d.progress.MustAdd(total, filler,
+	// A bar that begins with a total ends when that is reached, and in no other way.
+	d.bar = d.progress.MustAdd(0, filler,
 		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 10, C: decor.DindentRight})),
 		mpb.AppendDecorators(right, decor.Any(func(decor.Statistics) string {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return " " + s.text
 		})))
+	d.bar.SetTotal(total, false)
 }
 
 // transfer shows a stage of bytes, total of them; negative where that is not known.
@@ -211,6 +214,9 @@ func (d *display) finish(done bool) {
 		return
 	}
 	if done {
+		if d.shown.whole > 0 {
+			d.bar.SetCurrent(d.shown.whole)
+		}
 		d.shown.mu.Lock()
 		d.shown.text = d.now().Sub(d.shown.began).Round(100 * time.Millisecond).String()
 		d.shown.mu.Unlock()

@@ -169,6 +169,34 @@ func TestDisplay(t *testing.T) {
 	}
 }
 
+// On a terminal each stage is a bar, which ends whether or not it was filled.
+func TestBars(t *testing.T) {
+	var out bytes.Buffer
+	d := newDisplay(&out, false)
+	d.terminal = true
+	count := d.transfer(stageUpload, 10)
+	if _, err := count.Write([]byte("1234")); err != nil {
+		t.Fatal(err)
+	}
+	d.stage(stageQueue, "number 7", -1)
+	d.stage(stageRun, "", -1)
+	d.stage(stageRun, "half", 0.5)
+	count = d.transfer("unknown", -1)
+	if _, err := count.Write([]byte("1234567")); err != nil {
+		t.Fatal(err)
+	}
+	d.transfer(stageDownload, 0)
+	d.interrupted()
+	d.stage(stageLoad, "", -1)
+	d.end()
+	d.end()
+	for _, want := range []string{"upload     [", "10 B of 10 B", "queue      [=", "run        [=", "unknown ", " 7 B", "download ", "load "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in %q", want, out.String())
+		}
+	}
+}
+
 // The question is asked again until there is an answer; nothing to read is no.
 func TestAsk(t *testing.T) {
 	for in, want := range map[string]string{"y\n": "cancel", "YES": "cancel", "n\n": "leave", "w\n": "wait", "what\n\nwait\n": "wait", "": "leave"} {
