@@ -15,7 +15,7 @@ import (
 
 // gated makes jobs whose input is "wait" end when open is called, and tells when
 // one begins.
-func (p *pen) gated() (begun <-chan string, open func()) {
+func (p *fixture) gated() (begun <-chan string, open func()) {
 	began, gate := make(chan string, 10), make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if strings.HasPrefix(string(in.JobID), "wait") {
@@ -31,11 +31,11 @@ func (p *pen) gated() (begun <-chan string, open func()) {
 	return began, func() { close(gate) }
 }
 
-func (p *pen) member(name string) shepherd.Member {
+func (p *fixture) member(name string) shepherd.Member {
 	return shepherd.Member{Name: name, Type: "fake", Sheep: p.newSheep(name)}
 }
 
-func (p *pen) names() string {
+func (p *fixture) names() string {
 	var names []string
 	for _, s := range p.core.Sheep(p.t.Context()) {
 		names = append(names, s.Name)
@@ -45,13 +45,13 @@ func (p *pen) names() string {
 
 func to(sheep string) func(*job.Request) { return func(r *job.Request) { r.Sheep = sheep } }
 
-func (p *pen) apply(drain time.Duration, members ...shepherd.Member) <-chan error {
+func (p *fixture) apply(drain time.Duration, members ...shepherd.Member) <-chan error {
 	applied := make(chan error, 1)
 	go func() { applied <- p.core.Apply(p.t.Context(), members, drain) }()
 	return applied
 }
 
-func (p *pen) applied(c <-chan error) {
+func (p *fixture) applied(c <-chan error) {
 	p.t.Helper()
 	select {
 	case err := <-c:
@@ -63,7 +63,7 @@ func (p *pen) applied(c <-chan error) {
 	}
 }
 
-func (p *pen) began(c <-chan string, want string) {
+func (p *fixture) began(c <-chan string, want string) {
 	p.t.Helper()
 	select {
 	case got := <-c:
@@ -77,7 +77,7 @@ func (p *pen) began(c <-chan string, want string) {
 
 // A sheep comes, one goes with its job finished, and the third is not disturbed.
 func TestApplyAddsAndRemoves(t *testing.T) {
-	p := newPen(t, "b", "c")
+	p := newFixture(t, "b", "c")
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-b", "m", "1", to("b"))
@@ -105,12 +105,12 @@ func TestApplyAddsAndRemoves(t *testing.T) {
 	if got := p.names(); got != "a c" {
 		t.Errorf("the sheep are %s", got)
 	}
-	if n := p.pasture.Alive(); n != 2 {
+	if n := p.runners.Alive(); n != 2 {
 		t.Errorf("%d runners are up, want a's and c's", n)
 	}
 	p.submit("to-c", "m", "again", to("c"))
 	p.await("to-c", job.Done)
-	if n := p.pasture.Starts("c"); n != 1 {
+	if n := p.runners.Starts("c"); n != 1 {
 		t.Errorf("the runner of the sheep that stays was started %d times", n)
 	}
 }
@@ -118,7 +118,7 @@ func TestApplyAddsAndRemoves(t *testing.T) {
 // A changed sheep hands its job back when the time is over, takes jobs addressed
 // to it meanwhile, and runs both with its new configuration.
 func TestApplyChanges(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "1", to("sheep"))
@@ -140,7 +140,7 @@ func TestApplyChanges(t *testing.T) {
 
 // What cannot be applied changes nothing.
 func TestApplyAllOrNothing(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	p.start()
 	a := p.members["a"]
 	if err := p.core.Apply(t.Context(), []shepherd.Member{a, p.member("c"), p.member("c")}, 0); err == nil {
@@ -161,7 +161,7 @@ func TestApplyAllOrNothing(t *testing.T) {
 // Stop does not wait for the drain of an Apply under way longer than for its own,
 // and none works after it.
 func TestStopDuringApply(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, _ := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "1")
@@ -180,7 +180,7 @@ func TestStopDuringApply(t *testing.T) {
 
 // Leave lets models stay loaded and jobs go on; the next daemon has them.
 func TestLeave(t *testing.T) {
-	p := newPen(t, "busy", "idle")
+	p := newFixture(t, "busy", "idle")
 	begun, open := p.gated()
 	p.start()
 	p.submit("warm", "m", "1", to("idle"))
@@ -191,7 +191,7 @@ func TestLeave(t *testing.T) {
 
 	p.core.Leave(t.Context())
 	p.core.Leave(t.Context())
-	if n := p.pasture.Alive(); n != 2 {
+	if n := p.runners.Alive(); n != 2 {
 		t.Fatalf("%d runners are up, want 2", n)
 	}
 	rec, err := p.ledger.Get(t.Context(), "wait-1")
@@ -205,7 +205,7 @@ func TestLeave(t *testing.T) {
 	if got := p.output("wait-1"); got != "result" {
 		t.Errorf("it gave %q", got)
 	}
-	if busy, idle := p.pasture.Starts("busy"), p.pasture.Starts("idle"); busy != 1 || idle != 1 {
+	if busy, idle := p.runners.Starts("busy"), p.runners.Starts("idle"); busy != 1 || idle != 1 {
 		t.Errorf("runners were started %d and %d times, want once", busy, idle)
 	}
 	sheep := p.core.Sheep(t.Context())

@@ -26,7 +26,7 @@ import (
 // A job that is cancelled while its runner does not want to end, and submitted
 // again at once, runs again: nothing of the first attempt is in its way.
 func TestCancelAndSubmitAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, gate := make(chan struct{}, 1), make(chan struct{})
 	var runs atomic.Int32
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -80,7 +80,7 @@ func TestCancelAndSubmitAgain(t *testing.T) {
 // A runner that can be told to drop a job keeps its model when the job is
 // cancelled.
 func TestCancelReachesTheRunner(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.cancels = true
 	begun := make(chan struct{}, 1)
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -100,7 +100,7 @@ func TestCancelReachesTheRunner(t *testing.T) {
 	p.await("endless", job.Cancelled)
 	p.submit("next", "m", "x")
 	p.await("next", job.Done)
-	if n := p.pasture.Starts("sheep"); n != 1 {
+	if n := p.runners.Starts("sheep"); n != 1 {
 		t.Errorf("the runner was started %d times", n)
 	}
 }
@@ -108,7 +108,7 @@ func TestCancelReachesTheRunner(t *testing.T) {
 // A job that is cancelled while its results are stored ends as cancelled, and the
 // results of its next run are that run's alone.
 func TestCancelDuringTheUpload(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	storing, gate := make(chan struct{}), make(chan struct{})
 	var first sync.Once
 	p.store.hook(func() {
@@ -154,7 +154,7 @@ func TestCancelDuringTheUpload(t *testing.T) {
 // Daemon and runner are killed under a job again and again: it is tried
 // max_attempts times.
 func TestInterruptedAgainAndAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.config.MaxAttempts = 4
 	p.give(p.hold("poison", false))
 	for n := range 3 { // each start finds what the last, killed, left
@@ -212,7 +212,7 @@ func TestInterruptedAgainAndAgain(t *testing.T) {
 // A sheep whose directory cannot be used fails no job: it rests and says why,
 // another does the work, and it goes on when that is mended.
 func TestSheepWithoutADirectory(t *testing.T) {
-	p := newPen(t, "broken")
+	p := newFixture(t, "broken")
 	blocker := filepath.Join(p.config.DataRoot, "broken")
 	if err := os.MkdirAll(p.config.DataRoot, 0o755); err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestSheepWithoutADirectory(t *testing.T) {
 func TestSheepWithDifferentModels(t *testing.T) {
 	for _, looks := range []bool{true, false} { // whether a sheep can tell before it loads
 		t.Run(fmt.Sprint("looks ", looks), func(t *testing.T) {
-			p := newPen(t, "cats", "dogs")
+			p := newFixture(t, "cats", "dogs")
 			missing := func(sheep string, m job.Model) error {
 				if m.Name == sheep {
 					return nil
@@ -334,7 +334,7 @@ func (b *brokenLedger) Claim(ctx context.Context, s ledger.Slot) (*ledger.Claim,
 
 // A change that the ledger cannot make durable is made when it can.
 func TestFullStateDisk(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	b := &brokenLedger{Ledger: p.ledger, fail: map[string]int{"release": 2, "finish": 2, "claim": 1}}
 	p.config.Ledger = b
 	var lost atomic.Bool
@@ -356,7 +356,7 @@ func TestFullStateDisk(t *testing.T) {
 // With nothing prepared ahead, a request for devices that is refused leaves the
 // lane at work.
 func TestRefusedRequestWithoutStageAhead(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.config.StageAhead = 0
 	devices := p.lend("sheep")
 	devices.out = errors.New("GPU 0 is out")
@@ -371,7 +371,7 @@ func TestRefusedRequestWithoutStageAhead(t *testing.T) {
 
 // What happened while no daemon was there reaches job_status.json with the next.
 func TestStatesCatchUp(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	p.submit("done", "m", "x")
 	p.await("done", job.Done)
@@ -403,7 +403,7 @@ func TestStatesCatchUp(t *testing.T) {
 // A model that plants links where the daemon will write makes it write nowhere
 // else.
 func TestPlantedLinks(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	victim := filepath.Join(p.dir, "victim")
 	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -454,7 +454,7 @@ func TestPlantedLinks(t *testing.T) {
 
 // Retries, timeouts and times of a job.
 func TestLimits(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	pause, short := 10*time.Millisecond, 300*time.Millisecond
 	two := 2
 	var tries atomic.Int32
@@ -499,7 +499,7 @@ func TestLimits(t *testing.T) {
 // A runner that never takes jobs is given up after load_timeout, with what it was
 // waited for and what it wrote.
 func TestLoadTimeout(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.log = "of an earlier runner\n"
 	p.begin = func(ctx context.Context, m job.Model) {
 		fake.Print(ctx, "loading weights")
@@ -535,7 +535,7 @@ func rule(t *testing.T, text string) job.Rule {
 // A job that a busy sheep has only prepared is cancelled at once, not when its
 // turn comes.
 func TestCancelOfAPreparedJob(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "1")
@@ -558,7 +558,7 @@ func TestCancelOfAPreparedJob(t *testing.T) {
 // A client that waits is told of the end of the run that it waits for, also where
 // the job is submitted again at once.
 func TestWaitersOfARunThatIsSubmittedAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "x")
@@ -587,7 +587,7 @@ func TestWaitersOfARunThatIsSubmittedAgain(t *testing.T) {
 func TestMachineFaults(t *testing.T) {
 	for _, fault := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.ENOMEM} {
 		t.Run(fault.Error(), func(t *testing.T) {
-			p := newPen(t)
+			p := newFixture(t)
 			var left atomic.Int32
 			left.Store(2)
 			p.store.hook(func() {

@@ -183,7 +183,7 @@ func (s *scripted) Close() {
 	s.note("closed")
 }
 
-func (p *pen) lend(sheep string) *scripted {
+func (p *fixture) lend(sheep string) *scripted {
 	s := newScripted()
 	if p.devices == nil {
 		p.devices = make(map[string]shepherd.Devices)
@@ -193,7 +193,7 @@ func (p *pen) lend(sheep string) *scripted {
 }
 
 func TestDevicesAreAskedFor(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	devices := p.lend("sheep")
 	devices.account = job.Account{Usage: job.Usage{GPUMemory: 3 << 30, GPUTime: time.Second}, Cause: "GPU 0 reported Xid 31"}
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -231,7 +231,7 @@ func TestDevicesAreAskedFor(t *testing.T) {
 // TestJobWaitsForDevices has a job that waits be queued to its client, and taken
 // over by a sheep that is idle.
 func TestJobWaitsForDevices(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	a, b := p.lend("a"), p.lend("b")
 	a.grant, a.admission = false, job.AnyJobs
 	b.admission = job.NoJobs
@@ -260,7 +260,7 @@ func TestJobWaitsForDevices(t *testing.T) {
 func TestDeviceIsLost(t *testing.T) {
 	for name, elsewhere := range map[string]bool{"elsewhere": true, "nowhere": false} {
 		t.Run(name, func(t *testing.T) {
-			p := newPen(t, "a", "b")
+			p := newFixture(t, "a", "b")
 			a := p.lend("a")
 			b := p.lend("b")
 			b.admission = job.NoJobs
@@ -307,7 +307,7 @@ func TestDeviceIsLost(t *testing.T) {
 // TestRunnerKnowsFirst has a runner answer that the job failed before it is known
 // that the device is lost.
 func TestRunnerKnowsFirst(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	a, b := p.lend("a"), p.lend("b")
 	a.account = job.Account{Cause: "GPU 0 fell off the bus", Lost: true}
 	b.admission = job.NoJobs
@@ -341,7 +341,7 @@ func TestRunnerKnowsFirst(t *testing.T) {
 
 // A device that somebody else uses is waited for, for as long as loading may take.
 func TestDevicesAreNotReady(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	devices := p.lend("sheep")
 	devices.prepare = errNoMemory{}
 	p.start()
@@ -371,44 +371,44 @@ func (errNoMemory) Unwrap() error { return errdefs.ErrUnavailable }
 
 func TestIdleModelIsUnloaded(t *testing.T) {
 	t.Run("in time", func(t *testing.T) {
-		p := newPen(t)
+		p := newFixture(t)
 		p.idle = time.Millisecond
 		p.start()
 		p.submit("xxx", "m", "x")
 		p.await("xxx", job.Done)
-		p.eventually("the runner is gone", func() bool { return p.pasture.Alive() == 0 && !p.core.Sheep(t.Context())[0].Running })
+		p.eventually("the runner is gone", func() bool { return p.runners.Alive() == 0 && !p.core.Sheep(t.Context())[0].Running })
 		p.submit("yyy", "m", "y")
 		p.await("yyy", job.Done)
-		if n := p.pasture.Starts("sheep"); n != 2 {
+		if n := p.runners.Starts("sheep"); n != 2 {
 			t.Errorf("%d runners were started, want 2", n)
 		}
 	})
 	t.Run("when asked", func(t *testing.T) {
-		p := newPen(t)
+		p := newFixture(t)
 		devices := p.lend("sheep")
 		p.start()
 		p.submit("xxx", "m", "x")
 		p.await("xxx", job.Done)
-		if p.pasture.Alive() != 1 {
+		if p.runners.Alive() != 1 {
 			t.Fatal("the model was unloaded unasked")
 		}
 		devices.yield <- struct{}{}
 		p.eventually("the runner is gone", func() bool { return strings.HasSuffix(devices.noted(), "stopped") })
 	})
 	t.Run("never", func(t *testing.T) {
-		p := newPen(t)
+		p := newFixture(t)
 		p.start()
 		for _, id := range []string{"xxx", "yyy"} {
 			p.submit(id, "m", id)
 			p.await(id, job.Done)
 		}
-		if n := p.pasture.Starts("sheep"); n != 1 {
+		if n := p.runners.Starts("sheep"); n != 1 {
 			t.Errorf("%d runners were started", n)
 		}
 	})
 }
 
-func (p *pen) eventually(what string, ok func() bool) {
+func (p *fixture) eventually(what string, ok func() bool) {
 	p.t.Helper()
 	for end := time.Now().Add(hang); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

@@ -40,7 +40,7 @@ func (l *forgetful) SetCheckpoint(ctx context.Context, consumer string, at job.C
 
 // While the ledger is away nobody is told that a tenant's job is no tenant's.
 func TestOwnerWhileTheLedgerIsAway(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	l := &forgetful{Ledger: p.ledger}
 	p.config.Ledger = l
 	p.start()
@@ -67,7 +67,7 @@ func TestOwnerWhileTheLedgerIsAway(t *testing.T) {
 // A daemon that is killed at once after its first start leaves a checkpoint: what
 // happens until the next one is up is written to storage, too.
 func TestFirstCheckpoint(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	l := &forgetful{Ledger: p.ledger}
 	p.config.Ledger = l
 	p.start()
@@ -79,7 +79,7 @@ func TestFirstCheckpoint(t *testing.T) {
 // A runner that was found before it took messages, and never does, is waited for
 // no longer than load_timeout allows.
 func TestAdoptedRunnerIsDeaf(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.deaf = func(job.Model) bool { return true }
 	load := 300 * time.Millisecond
 	long, none := time.Hour, 0
@@ -110,7 +110,7 @@ func TestAdoptedRunnerIsDeaf(t *testing.T) {
 // A sheep that starts its crashed runner again is busy: it claims a job to prepare
 // it only, so that another sheep can take it over.
 func TestRevivingSheepIsBusy(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	again, loads := make(chan struct{}), new(atomic.Int32)
 	p.load = func(ctx context.Context, _ job.Model) error {
 		if loads.Add(1) != 2 {
@@ -126,7 +126,7 @@ func TestRevivingSheepIsBusy(t *testing.T) {
 	p.start()
 	p.submit("first", "m", "in")
 	p.await("first", job.Done)
-	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
+	p.runners.Kill("sheep", runtime.Exit{Code: 1})
 	for loads.Load() < 2 {
 		time.Sleep(time.Millisecond)
 	}
@@ -164,7 +164,7 @@ func (s stuckSheep) Run(ctx context.Context, observe runtime.Observer) error {
 // A daemon that is told to stop while it adopts a runner hands the runner's job
 // back: it does not fail.
 func TestStopDuringAdoption(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	has := make(chan struct{}, 1)
 	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error {
 		has <- struct{}{}

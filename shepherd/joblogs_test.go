@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/runtime/fake"
 )
 
-func (p *pen) jobLog(id string, q job.LogQuery) string {
+func (p *fixture) jobLog(id string, q job.LogQuery) string {
 	p.t.Helper()
 	log, err := p.core.JobLogs(p.t.Context(), job.ID(id), q)
 	if err != nil {
@@ -32,7 +32,7 @@ func (p *pen) jobLog(id string, q job.LogQuery) string {
 // What a runner tells of its work is seen with the job and the sheep, while it has
 // the job and no longer.
 func TestProgress(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	told, goOn := make(chan struct{}), make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if in.JobID == "job-a" {
@@ -74,7 +74,7 @@ func TestProgress(t *testing.T) {
 
 // What happens to a runner under its job is told at once, and with the job's end.
 func TestWarnings(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	told, goOn := make(chan struct{}), make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		fake.Warn(ctx, "a child was killed")
@@ -108,7 +108,7 @@ func TestWarnings(t *testing.T) {
 // A job's log has the lines that the runner wrote while it had that job, whichever
 // way the job ended, and after a restart of the daemon.
 func TestJobLogs(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.log = "of before\n"
 	died := make(chan struct{}, 1)
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -160,7 +160,7 @@ func TestJobLogs(t *testing.T) {
 // A follower is told the lines as they are written, through attempts and up to the
 // end of the job, and none of another job.
 func TestFollowJobLog(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.log = "of before\n"
 	say := make(chan string)
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -211,7 +211,7 @@ func TestFollowJobLog(t *testing.T) {
 
 // Following ends with its reader, and with its context.
 func TestFollowJobLogIsLeft(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.log = "of before\n"
 	goOn := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -249,7 +249,7 @@ func TestFollowJobLogIsLeft(t *testing.T) {
 
 // Jobs of which no log is kept.
 func TestNoJobLog(t *testing.T) {
-	p := newPen(t) // whose sheep keep none
+	p := newFixture(t) // whose sheep keep none
 	p.start()
 	p.submit("job-a", "m", "x")
 	p.await("job-a", job.Done)
@@ -263,7 +263,7 @@ func TestNoJobLog(t *testing.T) {
 // What a timeout quotes is what the runner wrote that was stopped, and not an
 // earlier one of the sheep.
 func TestQuotedLog(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.log = "of before\n"
 	p.deaf = func(m job.Model) bool { return m.Name == "deaf" }
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {

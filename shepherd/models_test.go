@@ -65,7 +65,7 @@ func (s *shelf) Remove(_ context.Context, m job.Model, needed func(job.Model) er
 }
 
 func TestPullModels(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	s := &shelf{}
 	p.keeper = s
 	p.start()
@@ -95,7 +95,7 @@ func TestPullModels(t *testing.T) {
 
 // With sheep that fetch nothing, there is nothing to pull, and that is said.
 func TestNothingToPull(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	m := job.Model{Name: "m", Version: "v1"}
 	if err := p.core.PullModel(t.Context(), m, "", nil); !errors.Is(err, job.ErrNoModels) {
@@ -115,7 +115,7 @@ func TestNothingToPull(t *testing.T) {
 
 // A model stays while a job or a sheep needs it, whichever way it is written.
 func TestRemoveModels(t *testing.T) {
-	p := newPen(t, "a")
+	p := newFixture(t, "a")
 	s := &shelf{}
 	p.keeper = s
 	begun, goOn := make(chan struct{}), make(chan struct{})
@@ -157,7 +157,7 @@ func TestRemoveModels(t *testing.T) {
 
 // A model that can be no sheep's is refused when it is submitted.
 func TestSubmitChecksModels(t *testing.T) {
-	p := newPen(t, "strict", "strict-too", "lax")
+	p := newFixture(t, "strict", "strict-too", "lax")
 	p.check = func(sheep string, m job.Model) error {
 		if strings.HasPrefix(sheep, "strict") && m.Name == "Bad" {
 			return &job.Invalid{Field: "model.name", Problem: "no capitals for " + sheep}
@@ -209,7 +209,7 @@ func (b *syncBuffer) String() string {
 // How far a pull is shows in the sheep's status, and, not too often, in the log;
 // the job is queued meanwhile or processing, as ever.
 func TestPullProgressShows(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	log := &syncBuffer{}
 	p.config.Log = slog.New(slog.NewTextHandler(log, nil))
 	p.events = []runtime.Event{
@@ -244,7 +244,7 @@ func TestPullProgressShows(t *testing.T) {
 }
 
 func TestLogsOfSheepWithoutAny(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	if _, err := p.core.Logs(t.Context(), "sheep", job.LogQuery{}); !errors.Is(err, job.ErrNoLog) {
 		t.Errorf("a sheep that keeps no log: %v", err)

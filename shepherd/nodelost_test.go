@@ -11,7 +11,7 @@ import (
 // A job that was running each time that its node was lost is not tried for ever. One
 // that was only prepared then, or was lost less often, runs.
 func TestNodeLostTooOften(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	model := job.Model{Name: "m", Version: "1"}
 	for id, spent := range map[job.ID][]bool{"worn": {true, true, true}, "twice": {true, true}, "prepared": {false, false, false, false}} {
 		if err := p.store.Init(t.Context(), id, []byte("x")); err != nil {

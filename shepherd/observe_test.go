@@ -83,7 +83,7 @@ func (w *witness) await(t *testing.T, lines ...string) {
 }
 
 func TestObserver(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	w := newWitness()
 	p.config.Observer = shepherd.Observers{w}
 	hangs := make(chan struct{})
@@ -151,7 +151,7 @@ func TestObserver(t *testing.T) {
 // A runner that had its next job at hand is seen to wait between the two; one
 // whose next job came later is not.
 func TestObserverWaits(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	w := newWitness()
 	p.config.Observer = w
 	begun, release := make(chan struct{}), make(chan struct{})
@@ -182,7 +182,7 @@ func TestObserverWaits(t *testing.T) {
 // The trace that a client sends is kept with the job and told to the runner, by
 // the job's directory and by the context that the runner is started with.
 func TestTraceIsHandedOn(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	trace := job.Trace{Parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", State: "a=1"}
 	var started []job.Trace
 	p.wrap = func(s runtime.Sheep) runtime.Sheep { return startWatcher{s, &started} }

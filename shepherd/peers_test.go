@@ -24,7 +24,7 @@ func (n nodes) Peers(_ context.Context, node string) ([]string, error) {
 // Two nodes share a ledger, and have different models. Each job runs where its model is;
 // one whose model is nowhere fails once both have said so.
 func TestModelsOfAnotherNode(t *testing.T) {
-	p := newPen(t, "left")
+	p := newFixture(t, "left")
 	p.config.Peers = nodes{"node", "other"}
 	p.find = func(sheep string, m job.Model) error {
 		if m.Name != sheep {
@@ -33,7 +33,7 @@ func TestModelsOfAnotherNode(t *testing.T) {
 		return nil
 	}
 	q := *p
-	q.core, q.pasture, q.sheep = nil, fake.NewPasture(), []string{"right"}
+	q.core, q.runners, q.sheep = nil, fake.NewRunners(), []string{"right"}
 	q.config.Node, q.config.DataRoot = "other", p.dir+"/other"
 	t.Cleanup(q.stop)
 	p.start()

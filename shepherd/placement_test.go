@@ -24,11 +24,11 @@ func TestPlacement(t *testing.T) {
 		rule("big-spare", nil),
 		rule("big-*", job.Labels{"gpu": "a100", "region": "eu"}),
 	}
-	p := newPen(t, "small")
+	p := newFixture(t, "small")
 	p.config.Peers = nodes{"node", "other"}
 	p.config.Placement = shepherd.Placement{Labels: job.Labels{"gpu": "t4", "region": "eu"}, Rules: rules}
 	q := *p
-	q.core, q.pasture, q.sheep = nil, fake.NewPasture(), []string{"large"}
+	q.core, q.runners, q.sheep = nil, fake.NewRunners(), []string{"large"}
 	q.config.Node, q.config.DataRoot = "other", p.dir+"/other"
 	q.config.Placement.Labels = job.Labels{"gpu": "a100", "region": "eu", "rack": "7"}
 	t.Cleanup(q.stop)

@@ -19,8 +19,8 @@ import (
 
 var ready = job.Model{Name: "ready", Version: "v1"}
 
-// loads notes which models the pen's sheep load.
-func (p *pen) loads() func() []string {
+// loads notes which models the fixture's sheep load.
+func (p *fixture) loads() func() []string {
 	var mu sync.Mutex
 	var names []string
 	before := p.load
@@ -42,7 +42,7 @@ func (p *pen) loads() func() []string {
 	}
 }
 
-func (p *pen) isUp(m job.Model) func() bool {
+func (p *fixture) isUp(m job.Model) func() bool {
 	return func() bool {
 		s := p.core.Sheep(p.t.Context())[0]
 		return s.Running && s.Model == m
@@ -52,7 +52,7 @@ func (p *pen) isUp(m job.Model) func() bool {
 // A sheep's own model is up without a job, at its start and after its runner died;
 // jobs of it find it loaded.
 func TestPreload(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.preload = ready
 	loads := p.loads()
 	p.start()
@@ -62,8 +62,8 @@ func TestPreload(t *testing.T) {
 	if got := loads(); len(got) != 1 {
 		t.Errorf("loaded were %v", got)
 	}
-	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
-	p.eventually("its runner is started again", func() bool { return p.pasture.Starts("sheep") == 2 && p.isUp(ready)() })
+	p.runners.Kill("sheep", runtime.Exit{Code: 1})
+	p.eventually("its runner is started again", func() bool { return p.runners.Starts("sheep") == 2 && p.isUp(ready)() })
 	// Another model's job takes its place, and it stays away while that is up.
 	p.submit("two", "other", "x")
 	p.await("two", job.Done)
@@ -80,7 +80,7 @@ func TestPreload(t *testing.T) {
 
 // A job of another model does not wait for a model that is loaded for nobody.
 func TestPreloadGivesWay(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.preload = ready
 	loading := make(chan struct{}, 10)
 	p.load = func(ctx context.Context, m job.Model) error {
@@ -99,7 +99,7 @@ func TestPreloadGivesWay(t *testing.T) {
 
 // A model that cannot be loaded is tried again.
 func TestPreloadIsTriedAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.preload = ready
 	tries := 0
 	p.load = func(context.Context, job.Model) error {
@@ -127,7 +127,7 @@ func (s *prefetching) Prefetch(ctx context.Context, m job.Model, _ runtime.Obser
 func TestPrefetch(t *testing.T) {
 	for name, outcome := range map[string]error{"well": nil, "badly": errors.New("no room")} {
 		t.Run(name, func(t *testing.T) {
-			p := newPen(t)
+			p := newFixture(t)
 			fetched, goOn := make(chan job.Model, 10), make(chan struct{})
 			p.wrap = func(s runtime.Sheep) runtime.Sheep {
 				return &prefetching{s, func(ctx context.Context, m job.Model) error {
@@ -165,7 +165,7 @@ func TestPrefetch(t *testing.T) {
 func TestModelStaysWhileAnotherCannotBeFetched(t *testing.T) {
 	for _, address := range []string{"", "sheep"} {
 		t.Run("addressed to "+address, func(t *testing.T) {
-			p := newPen(t)
+			p := newFixture(t)
 			var back atomic.Bool
 			p.wrap = func(s runtime.Sheep) runtime.Sheep {
 				return &prefetching{s, func(_ context.Context, m job.Model) error {
@@ -186,7 +186,7 @@ func TestModelStaysWhileAnotherCannotBeFetched(t *testing.T) {
 				p.submit(id, "m", "x")
 				p.await(id, job.Done)
 			}
-			if n := p.pasture.Starts("sheep"); n != 1 {
+			if n := p.runners.Starts("sheep"); n != 1 {
 				t.Errorf("runners were started %d times, want once", n)
 			}
 			back.Store(true)

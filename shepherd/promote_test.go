@@ -72,7 +72,7 @@ func (l *oneClaim) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, 
 func TestLateOutputs(t *testing.T) {
 	for _, at := range []string{"collect", "promote"} {
 		t.Run(at, func(t *testing.T) {
-			p := newPen(t, "left")
+			p := newFixture(t, "left")
 			write := func(names ...string) fake.Handler {
 				return func(_ context.Context, _ job.Model, in messenger.Input) error {
 					for _, name := range names[1:] {
@@ -91,7 +91,7 @@ func TestLateOutputs(t *testing.T) {
 			p.config.Peers, p.config.Store = nodes{"node", "other"}, frozen
 			p.config.Ledger = &oneClaim{Ledger: p.ledger}
 			q := *p
-			q.core, q.pasture, q.sheep, q.handle = nil, fake.NewPasture(), []string{"right"}, write("right", job.DefaultOutput, "right")
+			q.core, q.runners, q.sheep, q.handle = nil, fake.NewRunners(), []string{"right"}, write("right", job.DefaultOutput, "right")
 			q.config.Node, q.config.DataRoot, q.config.Store = "other", p.dir+"/other", p.store.Store
 			q.config.Ledger = p.ledger
 			t.Cleanup(q.stop)

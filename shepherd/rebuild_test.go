@@ -14,7 +14,7 @@ import (
 // processing are queued again, in their old order, and run; what has ended is left
 // alone, and what cannot be queued is named.
 func TestRebuild(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, _ := p.gated()
 	p.start()
 	p.submit("ended", "m", "1")

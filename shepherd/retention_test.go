@@ -18,9 +18,9 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// keep has the pen's ledger and core keep files as the policy says; the core is
+// keep has the fixture's ledger and core keep files as the policy says; the core is
 // started anew.
-func (p *pen) keep(policy job.Retention) {
+func (p *fixture) keep(policy job.Retention) {
 	p.t.Helper()
 	p.stop()
 	if err := p.ledger.Close(); err != nil {
@@ -37,7 +37,7 @@ func (p *pen) keep(policy job.Retention) {
 }
 
 // there reports whether the job has a place in storage.
-func (p *pen) there(id job.ID) bool {
+func (p *fixture) there(id job.ID) bool {
 	p.t.Helper()
 	there, err := p.store.Exists(p.t.Context(), id)
 	if err != nil {
@@ -49,7 +49,7 @@ func (p *pen) there(id job.ID) bool {
 // A job's files go when their time is over, and not before: that of its end, its
 // model, or its own.
 func TestRetention(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	rule, err := job.ParseRule("short*")
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func (s *crowdedStore) Remove(ctx context.Context, id job.ID) error {
 // Where whole batches are due, several removals are under way at a time, and none
 // is left out.
 func TestRetentionOfMany(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	store := &crowdedStore{Store: p.store}
 	p.config.Store = store
 	p.keep(job.Retention{})
@@ -159,7 +159,7 @@ func TestRetentionOfMany(t *testing.T) {
 }
 
 func TestRetentionTakenBack(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.keep(job.Retention{All: job.KeepTimes{Done: new(2 * time.Second)}})
 	p.submit("kept", "m", "1")
 	p.await("kept", job.Done)
@@ -174,7 +174,7 @@ func TestRetentionTakenBack(t *testing.T) {
 }
 
 func TestRemoveJob(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.keep(job.Retention{})
 	var unknown *job.UnknownJob
 	if err := p.core.Remove(t.Context(), "unknown"); !errors.As(err, &unknown) {
@@ -226,7 +226,7 @@ func TestRemoveJob(t *testing.T) {
 // Storage goes away during a removal: no new run begins meanwhile, and the removal
 // goes on by itself, in the next daemon if need be.
 func TestRemovalCutShort(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.keep(job.Retention{})
 	p.submit("half", "m", "1")
 	p.await("half", job.Done)
@@ -257,7 +257,7 @@ func TestRemovalCutShort(t *testing.T) {
 // Removing and submitting one job at once: either there is a job with its inputs,
 // or there is none.
 func TestRemoveRacesSubmit(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.keep(job.Retention{})
 	model := job.Model{Name: "m", Version: "v1"}
 	for round := range 30 {

@@ -12,7 +12,7 @@ import (
 )
 
 func TestRetry(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	fail := true
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if fail {
@@ -84,7 +84,7 @@ func TestRetry(t *testing.T) {
 // TestExplainJobs asks a core about jobs as they stand; testdata/explain.txt has the
 // texts of all cases.
 func TestExplainJobs(t *testing.T) {
-	p := newPen(t, "sheep", "other")
+	p := newFixture(t, "sheep", "other")
 	p.check = func(sheep string, _ job.Model) error {
 		if sheep == "other" {
 			return errors.New("there is no such model")

@@ -15,7 +15,7 @@ import (
 
 // Beyond the bound no job is taken, and nothing of it is left in storage.
 func TestQueueBound(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.config.MaxQueued = 2
 	p.start()
 	later := func(r *job.Request) { r.NotBefore = time.Now().Add(time.Hour) }
@@ -39,7 +39,7 @@ func TestQueueBound(t *testing.T) {
 // A disk that is nearly full: no job is taken while it is the ledger's, and none
 // fails while it is that of the inputs.
 func TestDisksNearlyFull(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	var state, stage atomic.Bool
 	full := fmt.Errorf("the disk has 3 MiB left: %w", errdefs.ErrResourceExhausted)
 	p.config.StateRoom = func() error {

@@ -33,13 +33,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const hang = 30 * time.Second // only a hang reaches it
 
-// pen is a core on a real ledger and real storage, with fake sheep.
-type pen struct {
+// fixture is a core on a real ledger and real storage, with fake sheep.
+type fixture struct {
 	t       *testing.T
 	dir     string
 	ledger  *sqlite.Ledger
 	store   *watchedStore
-	pasture *fake.Pasture
+	runners *fake.Runners
 	handle  fake.Handler
 	load    func(context.Context, job.Model) error
 	loadOn  func(sheep string, m job.Model) error // beside load
@@ -61,9 +61,9 @@ type pen struct {
 	core    *shepherd.Shepherd
 }
 
-func newPen(t *testing.T, sheep ...string) *pen {
+func newFixture(t *testing.T, sheep ...string) *fixture {
 	t.Helper()
-	p := &pen{t: t, dir: t.TempDir(), pasture: fake.NewPasture(), handle: echo, sheep: sheep}
+	p := &fixture{t: t, dir: t.TempDir(), runners: fake.NewRunners(), handle: echo, sheep: sheep}
 	if len(sheep) == 0 {
 		p.sheep = []string{"sheep"}
 	}
@@ -102,10 +102,10 @@ func echo(_ context.Context, _ job.Model, in messenger.Input) error {
 	return fake.WriteOutput(in, job.DefaultOutput, data)
 }
 
-func (p *pen) newSheep(name string) runtime.Sheep {
+func (p *fixture) newSheep(name string) runtime.Sheep {
 	p.t.Helper()
 	driver := fake.New(fake.Config{
-		Pasture: p.pasture,
+		Runners: p.runners,
 		Observe: p.events,
 		Handle:  func(ctx context.Context, m job.Model, in messenger.Input) error { return p.handle(ctx, m, in) },
 		Load: func(ctx context.Context, m job.Model) error {
@@ -146,7 +146,7 @@ func (p *pen) newSheep(name string) runtime.Sheep {
 	return sheep
 }
 
-func (p *pen) start() {
+func (p *fixture) start() {
 	p.t.Helper()
 	cfg := p.config
 	p.members = make(map[string]shepherd.Member)
@@ -168,7 +168,7 @@ func (p *pen) start() {
 	p.core = core
 }
 
-func (p *pen) stop() {
+func (p *fixture) stop() {
 	if p.core == nil {
 		return
 	}
@@ -176,13 +176,13 @@ func (p *pen) stop() {
 	defer cancel()
 	p.core.Stop(ctx)
 	p.core.Stop(ctx) // twice is safe
-	if n := p.pasture.Alive(); n > 0 {
+	if n := p.runners.Alive(); n > 0 {
 		p.t.Errorf("%d runners outlived the core", n)
 	}
 	p.core = nil
 }
 
-func (p *pen) submit(id, model, payload string, more ...func(*job.Request)) {
+func (p *fixture) submit(id, model, payload string, more ...func(*job.Request)) {
 	p.t.Helper()
 	r := job.Request{ID: job.ID(id), Model: job.Model{Name: model, Version: "v1"}, Payload: []byte(payload)}
 	for _, f := range more {
@@ -194,7 +194,7 @@ func (p *pen) submit(id, model, payload string, more ...func(*job.Request)) {
 }
 
 // await waits until the job has ended in the state.
-func (p *pen) await(id string, want job.State) job.Status {
+func (p *fixture) await(id string, want job.State) job.Status {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), hang)
 	defer cancel()
@@ -208,7 +208,7 @@ func (p *pen) await(id string, want job.State) job.Status {
 	return s
 }
 
-func (p *pen) output(id string) string {
+func (p *fixture) output(id string) string {
 	p.t.Helper()
 	f, err := p.core.Output(p.t.Context(), job.ID(id), job.DefaultOutput, nil)
 	if err != nil {
@@ -297,7 +297,7 @@ func (s *watchedStore) Remove(ctx context.Context, id job.ID) error {
 }
 
 func TestSubmitRefuses(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	p.submit("taken", "m", "x")
 	model := job.Model{Name: "m", Version: "v1"}
@@ -344,7 +344,7 @@ func TestSubmitRefuses(t *testing.T) {
 
 // The runner has its next job while the results of the last are still put away.
 func TestRunnerDoesNotWaitForStorage(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	second := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if in.JobID == "second" {
@@ -373,7 +373,7 @@ func TestRunnerDoesNotWaitForStorage(t *testing.T) {
 
 // Storage goes away while a job ends: the job waits and ends well.
 func TestStorageAwayAtTheEnd(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	var failures atomic.Int64
 	away := func(job.ID) error {
 		if failures.Add(1) <= 3 {
@@ -395,7 +395,7 @@ func TestStorageAwayAtTheEnd(t *testing.T) {
 
 // job_status.json says how the job ended by the time that a waiting client knows.
 func TestStatusIsInStorageWhenTheClientKnows(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	for i := range 20 {
 		id := fmt.Sprintf("job-%d", i)
@@ -410,7 +410,7 @@ func TestStatusIsInStorageWhenTheClientKnows(t *testing.T) {
 
 // hold leaves a job as a daemon that is killed does: claimed, with its payload in
 // storage.
-func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
+func (p *fixture) hold(id job.ID, ahead bool) *ledger.Claim {
 	p.t.Helper()
 	ctx := p.t.Context()
 	if err := p.store.Init(ctx, id, []byte(id)); err != nil {
@@ -428,7 +428,7 @@ func (p *pen) hold(id job.ID, ahead bool) *ledger.Claim {
 
 // give moves the working directory of a claimed job to where runners see it, as a
 // daemon does before it gives the job to one.
-func (p *pen) give(c *ledger.Claim) {
+func (p *fixture) give(c *ledger.Claim) {
 	p.t.Helper()
 	dir := filepath.Join(p.config.DataRoot, "sheep", fmt.Sprint("attempt-", c.Token), string(c.ID))
 	for _, sub := range []string{job.InputDir, job.OutputDir} {
@@ -440,7 +440,7 @@ func (p *pen) give(c *ledger.Claim) {
 
 // leave leaves a runner as a daemon that is killed does: alive, with the jobs
 // answered, their outputs on disk, and no answer acknowledged.
-func (p *pen) leave(answered ...*ledger.Claim) {
+func (p *fixture) leave(answered ...*ledger.Claim) {
 	p.t.Helper()
 	ctx := p.t.Context()
 	sheep := p.newSheep("sheep")
@@ -484,7 +484,7 @@ func (p *pen) leave(answered ...*ledger.Claim) {
 // The directory of a job that was held by a daemon that did not mark directories is
 // removed; one of the same shape whose job the ledger does not know is not.
 func TestUnmarkedDirectories(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	c := p.hold("held", false)
 	sheep := filepath.Join(p.config.DataRoot, "sheep")
 	ours := filepath.Join(sheep, fmt.Sprint("attempt-", c.Token))
@@ -511,19 +511,19 @@ func TestUnmarkedDirectories(t *testing.T) {
 func TestAdoptsAnswers(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		then func(p *pen)
+		then func(p *fixture)
 	}{
-		{"alive", func(*pen) {}},
-		{"ended since", func(p *pen) { p.pasture.Kill("sheep", runtime.Exit{Code: 1}) }},
-		{"answered while it was looked at", func(p *pen) {
+		{"alive", func(*fixture) {}},
+		{"ended since", func(p *fixture) { p.runners.Kill("sheep", runtime.Exit{Code: 1}) }},
+		{"answered while it was looked at", func(p *fixture) {
 			p.wrap = func(s runtime.Sheep) runtime.Sheep { return lateAnswer{s} }
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := newPen(t)
+			p := newFixture(t)
 			p.leave(p.hold("first", false), p.hold("second", false))
 			c.then(p)
-			starts := p.pasture.Starts("sheep")
+			starts := p.runners.Starts("sheep")
 			p.handle = func(context.Context, job.Model, messenger.Input) error { return errors.New("run again") }
 			p.start()
 			for _, id := range []string{"first", "second"} {
@@ -532,7 +532,7 @@ func TestAdoptsAnswers(t *testing.T) {
 					t.Errorf("output of %s is %q", id, got)
 				}
 			}
-			if n := p.pasture.Starts("sheep"); c.name != "ended since" && n != starts {
+			if n := p.runners.Starts("sheep"); c.name != "ended since" && n != starts {
 				t.Errorf("the runner was started %d times", n)
 			}
 		})
@@ -556,7 +556,7 @@ func (l lateAnswer) Recover(ctx context.Context) (*runtime.Recovered, error) {
 func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
 	for _, sheep := range []string{"sheep", "other"} {
 		t.Run(sheep, func(t *testing.T) {
-			p := newPen(t, sheep)
+			p := newFixture(t, sheep)
 			p.give(p.hold("interrupted", false))
 			p.hold("started", false)
 			p.hold("prepared", true)
@@ -579,7 +579,7 @@ func TestRunsAgainWhatAnEarlierDaemonHeld(t *testing.T) {
 // A runner that is lost with its supervisor costs an attempt; a job that loses
 // all of its attempts fails and says so.
 func TestLostRunners(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	var tries atomic.Int64
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if in.JobID == "poison" || tries.Add(1) == 1 {
@@ -604,7 +604,7 @@ func TestLostRunners(t *testing.T) {
 
 // A runner that dies fails its own job only, not the one prepared behind it.
 func TestRunnerDeathFailsOneJob(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		if in.JobID == "dies" {
 			return &runtime.Exit{Code: 3, LastLog: "one\ntwo\n"}
@@ -622,7 +622,7 @@ func TestRunnerDeathFailsOneJob(t *testing.T) {
 
 // With one sheep and two models, jobs of the loaded model go first.
 func TestModelAffinity(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	gate := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		<-gate
@@ -636,14 +636,14 @@ func TestModelAffinity(t *testing.T) {
 	for i := range 12 {
 		p.await(fmt.Sprintf("job-%d", i), job.Done)
 	}
-	if n := p.pasture.Starts("sheep"); n > 3 { // one, then two; the second may have been prepared before the others came
+	if n := p.runners.Starts("sheep"); n > 3 { // one, then two; the second may have been prepared before the others came
 		t.Errorf("12 jobs of two models took %d starts of a runner", n)
 	}
 }
 
 // A load that fails names the model's trouble and leaves the sheep usable.
 func TestModelCannotBeLoaded(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.load = func(_ context.Context, m job.Model) error {
 		if m.Name == "bad" {
 			return &runtime.LoadError{Message: "Cannot load it.", Class: errdefs.ErrNotFound}
@@ -662,7 +662,7 @@ func TestModelCannotBeLoaded(t *testing.T) {
 // A sheep that cannot be started for a reason that may pass is tried again; the
 // job fails when it has not passed within the time that loading may take.
 func TestSheepCannotBeStartedNow(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	var tries atomic.Int32
 	p.load = func(_ context.Context, m job.Model) error {
 		if tries.Add(1) == 1 || m.Name == "never" {
@@ -692,26 +692,26 @@ func TestSheepCannotBeStartedNow(t *testing.T) {
 
 // A crashed runner is started again by itself, with its model.
 func TestCrashedRunnerComesBack(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	p.submit("job-1", "m", "x")
 	p.await("job-1", job.Done)
-	p.pasture.Kill("sheep", runtime.Exit{Code: 1})
-	for end := time.Now().Add(hang); p.pasture.Starts("sheep") < 2 || p.pasture.Alive() == 0; time.Sleep(time.Millisecond) {
+	p.runners.Kill("sheep", runtime.Exit{Code: 1})
+	for end := time.Now().Add(hang); p.runners.Starts("sheep") < 2 || p.runners.Alive() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the runner did not come back")
 		}
 	}
 	p.submit("job-2", "m", "x")
 	p.await("job-2", job.Done)
-	if n := p.pasture.Starts("sheep"); n != 2 {
+	if n := p.runners.Starts("sheep"); n != 2 {
 		t.Errorf("%d starts", n)
 	}
 }
 
 // Inputs that do not fit the budget are not staged ahead of their turn.
 func TestStageBudget(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.config.StageBudget = 10
 	gate := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -755,7 +755,7 @@ func TestStageBudget(t *testing.T) {
 
 // Ten thousand clients wait for jobs and cost storage nothing.
 func TestManyWaiters(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	gate := make(chan struct{})
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		<-gate
@@ -788,7 +788,7 @@ func TestManyWaiters(t *testing.T) {
 }
 
 func TestWaitEndsWithItsContext(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.handle = func(ctx context.Context, _ job.Model, _ messenger.Input) error { <-ctx.Done(); return ctx.Err() }
 	p.start()
 	p.submit("job-1", "m", "x")
@@ -808,7 +808,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 func TestStopBeforeStart(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	p.stop()
 	core, err := shepherd.New(p.config)
@@ -824,7 +824,7 @@ func TestStopBeforeStart(t *testing.T) {
 
 // An earlier run's outputs do not mix with a later one's.
 func TestRunAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	run := 0
 	p.handle = func(_ context.Context, _ job.Model, in messenger.Input) error {
 		run++

@@ -10,7 +10,7 @@ import (
 // Sheep that are told to stop have no runner; jobs wait for them, those handed
 // back too, and run once they are told to start.
 func TestStopAndStartSheep(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "1", to("a"))
@@ -22,7 +22,7 @@ func TestStopAndStartSheep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := p.pasture.Alive(); n != 0 {
+	if n := p.runners.Alive(); n != 0 {
 		t.Errorf("%d runners are up while the sheep are stopped", n)
 	}
 	p.submit("later", "m", "2", to("b"))
@@ -46,7 +46,7 @@ func TestStopAndStartSheep(t *testing.T) {
 
 // The idle sheep that stay take what one that goes was woken for.
 func TestWakesAreNotLost(t *testing.T) {
-	p := newPen(t, "a", "b")
+	p := newFixture(t, "a", "b")
 	p.start()
 	p.applied(p.apply(0, p.members["b"]))
 	if err := p.core.StopSheep(time.Hour); err != nil {
@@ -61,7 +61,7 @@ func TestWakesAreNotLost(t *testing.T) {
 
 // A core that closes finishes what it finds and starts nothing.
 func TestClosing(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	begun, open := p.gated()
 	p.start()
 	p.submit("wait-1", "m", "1")

@@ -12,7 +12,7 @@ import (
 // TestTenantsShareIDs: ids are everyone's, jobs are not.
 func TestTenantsShareIDs(t *testing.T) {
 	claims.Hold(t, "C10")
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	m := job.Model{Name: "m", Version: "v1"}
 	submit := func(id job.ID, tenant string, payload []byte) error {

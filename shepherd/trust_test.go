@@ -11,7 +11,7 @@ import (
 
 func TestTrust(t *testing.T) {
 	claims.Hold(t, "M4")
-	p := newPen(t)
+	p := newFixture(t)
 	for _, text := range []string{"m:v1", "pinned@sha256:" + strings.Repeat("0", 64)} {
 		rule, err := job.ParseRule(text)
 		if err != nil {
@@ -45,7 +45,7 @@ func TestTrust(t *testing.T) {
 // it, not even with the model that it has loaded.
 func TestTrustThatWasTakenAway(t *testing.T) {
 	claims.Hold(t, "M4")
-	p := newPen(t)
+	p := newFixture(t)
 	m := job.Model{Name: "m", Version: "v1"}
 	if _, err := p.ledger.Create(t.Context(), job.Record{ID: "late", Model: m}); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func sent(pairs ...string) job.Files {
 }
 
 // inputsOf are the names and sizes of the inputs that a job has in storage.
-func (p *pen) inputsOf(id job.ID) map[string]int64 {
+func (p *fixture) inputsOf(id job.ID) map[string]int64 {
 	p.t.Helper()
 	listed, err := p.store.List(p.t.Context(), id, job.InputDir+"/")
 	if err != nil {
@@ -47,7 +47,7 @@ func (p *pen) inputsOf(id job.ID) map[string]int64 {
 var someModel = job.Model{Name: "m", Version: "v1"}
 
 func TestSubmitFiles(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	large := strings.Repeat("0123456789", 20_000) // more than is kept in memory
 	got := make(chan map[string]string, 1)
 	p.handle = func(_ context.Context, _ job.Model, in messenger.Input) error {
@@ -91,7 +91,7 @@ func TestSubmitFiles(t *testing.T) {
 // TestSubmitFilesRefused looks at uploads that cannot be taken: nothing of them
 // stays, and the id can be used.
 func TestSubmitFilesRefused(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	broken := errors.New("the client has left")
 	breaks := func(files job.Files) job.Files {
@@ -146,7 +146,7 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 // TestUploadCutShort has a daemon leave an upload that is not whole: it is not
 // queued, and the next upload with the id takes its place.
 func TestUploadCutShort(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.config.Retention = shepherd.Retention{Ledger: p.ledger}
 	p.start()
 	under := make(chan struct{})
@@ -211,7 +211,7 @@ func TestUploadCutShort(t *testing.T) {
 
 // TestRecoverSkipsUploads: what an upload has left is no job that was acknowledged.
 func TestRecoverSkipsUploads(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	status := job.Status{State: job.Queued, Accepted: true, Model: someModel, EnqueuedAt: time.Now(), Failure: &job.Failure{Message: "The inputs of this job are being uploaded, or their upload was cut short; submit it again"}}
 	if err := p.store.Reserve(t.Context(), "cut", status); err != nil {
@@ -226,7 +226,7 @@ func TestRecoverSkipsUploads(t *testing.T) {
 
 func TestCopies(t *testing.T) {
 	claims.Hold(t, "C10")
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	for id, tenant := range map[job.ID]string{"mine": "wool", "theirs": "meat"} {
 		if err := p.core.SubmitFiles(t.Context(), job.Request{ID: id, Model: someModel, Tenant: tenant}, sent("input", "x", "more/a", "ya", "more/b", "yb")); err != nil {
@@ -279,7 +279,7 @@ func TestCopies(t *testing.T) {
 
 // TestSubmitAgain sends a request with an idempotency twice: it runs once.
 func TestSubmitAgain(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	p.start()
 	if err := p.store.Init(t.Context(), "again", []byte("in")); err != nil {
 		t.Fatal(err)

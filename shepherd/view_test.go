@@ -11,7 +11,7 @@ import (
 )
 
 func TestViews(t *testing.T) {
-	p := newPen(t)
+	p := newFixture(t)
 	gate, begun := make(chan struct{}), make(chan struct{}, 1)
 	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
 		begun <- struct{}{}

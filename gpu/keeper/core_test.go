@@ -108,13 +108,13 @@ func TestSheepShareAGPU(t *testing.T) {
 	ground := &floor{size: 80, on: make(map[string]int64)}
 	k := keeper.New(keeper.Config{Source: still{}, Turn: 10 * time.Millisecond, Linger: time.Millisecond, Log: log})
 	t.Cleanup(k.Close)
-	pasture := fake.NewPasture()
+	runners := fake.NewRunners()
 	cfg := shepherd.Config{Node: "node", DataRoot: dir + "/data", Ledger: records, Store: store, StageAhead: 1, MaxAttempts: 3, Log: log}
 	var mu sync.Mutex
 	ran := make(map[string]int)
 	budgets := map[string]int64{"a": 30, "b": 40, "c": 50, "whole": 0}
 	for _, name := range []string{"a", "b", "c", "whole"} {
-		driver := fake.New(fake.Config{Pasture: pasture, Handle: func(_ context.Context, _ job.Model, in messenger.Input) error {
+		driver := fake.New(fake.Config{Runners: runners, Handle: func(_ context.Context, _ job.Model, in messenger.Input) error {
 			mu.Lock()
 			ran[name]++
 			mu.Unlock()
@@ -198,7 +198,7 @@ func TestSheepShareAGPU(t *testing.T) {
 			t.Errorf("sheep %s ran nothing", name)
 		}
 	}
-	if len(ground.on) > 0 || pasture.Alive() > 0 {
+	if len(ground.on) > 0 || runners.Alive() > 0 {
 		t.Error("runners are left")
 	}
 }

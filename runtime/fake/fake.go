@@ -31,9 +31,9 @@ type Last struct{ Exit runtime.Exit }
 
 func (l *Last) Error() string { return "the runner ended after its answer: " + l.Exit.Error() }
 
-// Pasture is where fake runners live. It outlives drivers and their sheep, as
+// Runners are the fake runners of a machine. They outlive drivers and their sheep, as
 // processes outlive a daemon.
-type Pasture struct {
+type Runners struct {
 	mu    sync.Mutex
 	lives map[string]*life     // by sheep
 	logs  map[string]*sheepLog // by sheep
@@ -44,13 +44,13 @@ type Pasture struct {
 // noProcess is above any process id that Linux gives out.
 const noProcess = 1 << 22
 
-// NewPasture makes an empty one.
-func NewPasture() *Pasture {
-	return &Pasture{lives: make(map[string]*life), logs: make(map[string]*sheepLog), loads: make(map[string]int)}
+// NewRunners makes a machine without runners.
+func NewRunners() *Runners {
+	return &Runners{lives: make(map[string]*life), logs: make(map[string]*sheepLog), loads: make(map[string]int)}
 }
 
 // Kill ends the sheep's runner from outside. It reports whether there was one.
-func (p *Pasture) Kill(sheep string, exit runtime.Exit) bool {
+func (p *Runners) Kill(sheep string, exit runtime.Exit) bool {
 	p.mu.Lock()
 	l := p.lives[sheep]
 	p.mu.Unlock()
@@ -62,7 +62,7 @@ func (p *Pasture) Kill(sheep string, exit runtime.Exit) bool {
 }
 
 // Gone says whether the runner with this process id has ended.
-func (p *Pasture) Gone(pid int) bool {
+func (p *Runners) Gone(pid int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.lives {
@@ -74,14 +74,14 @@ func (p *Pasture) Gone(pid int) bool {
 }
 
 // Starts is how many runners were started for the sheep.
-func (p *Pasture) Starts(sheep string) int {
+func (p *Runners) Starts(sheep string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.loads[sheep]
 }
 
 // Alive is how many runners there are.
-func (p *Pasture) Alive() int {
+func (p *Runners) Alive() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
@@ -95,7 +95,7 @@ func (p *Pasture) Alive() int {
 
 // Config is what a Driver is made of.
 type Config struct {
-	Pasture *Pasture
+	Runners *Runners
 	Handle  Handler
 	// Load, when set, decides whether a model can be loaded.
 	Load func(ctx context.Context, m job.Model) error
@@ -212,14 +212,14 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 		}
 		l = newLife(*s.loaded)
 		if s.cfg.Log != "" {
-			l.log = s.cfg.Pasture.log(s.name)
+			l.log = s.cfg.Runners.log(s.name)
 		}
-		s.cfg.Pasture.mu.Lock()
-		s.cfg.Pasture.lives[s.name] = l
-		s.cfg.Pasture.loads[s.name]++
-		s.cfg.Pasture.born++
-		l.pid = noProcess + s.cfg.Pasture.born
-		s.cfg.Pasture.mu.Unlock()
+		s.cfg.Runners.mu.Lock()
+		s.cfg.Runners.lives[s.name] = l
+		s.cfg.Runners.loads[s.name]++
+		s.cfg.Runners.born++
+		l.pid = noProcess + s.cfg.Runners.born
+		s.cfg.Runners.mu.Unlock()
 	}
 	s.life = l
 	detach := make(chan struct{})
@@ -277,10 +277,10 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 }
 
 func (s *sheep) forget(l *life) {
-	s.cfg.Pasture.mu.Lock()
-	defer s.cfg.Pasture.mu.Unlock()
-	if s.cfg.Pasture.lives[s.name] == l {
-		delete(s.cfg.Pasture.lives, s.name)
+	s.cfg.Runners.mu.Lock()
+	defer s.cfg.Runners.mu.Unlock()
+	if s.cfg.Runners.lives[s.name] == l {
+		delete(s.cfg.Runners.lives, s.name)
 	}
 }
 
@@ -306,11 +306,11 @@ func (s *sheep) Detach() {
 
 func (s *sheep) Close(context.Context) error { return nil }
 
-// Recover takes up the runner that the pasture has under this sheep's name.
+// Recover takes up the runner that the runners has under this sheep's name.
 func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
-	s.cfg.Pasture.mu.Lock()
-	l := s.cfg.Pasture.lives[s.name]
-	s.cfg.Pasture.mu.Unlock()
+	s.cfg.Runners.mu.Lock()
+	l := s.cfg.Runners.lives[s.name]
+	s.cfg.Runners.mu.Unlock()
 	if l == nil {
 		return nil, nil
 	}

@@ -28,10 +28,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // the real sheep types, with a runner that obeys the same scripts.
 func TestConformance(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) runtimetest.Harness {
-		w := &flock{pasture: fake.NewPasture(), models: t.TempDir()}
+		w := &flock{runners: fake.NewRunners(), models: t.TempDir()}
 		return runtimetest.Harness{
 			NewDriver: func(*testing.T) runtime.Driver {
-				return fake.New(fake.Config{Pasture: w.pasture, Load: w.load, Start: w.start, Handle: w.handle, Stubborn: w.stubborn})
+				return fake.New(fake.Config{Runners: w.runners, Load: w.load, Start: w.start, Handle: w.handle, Stubborn: w.stubborn})
 			},
 			Decode: func(any) error { return nil },
 			AddModel: func(t *testing.T, m job.Model, script string) {
@@ -44,10 +44,10 @@ func TestConformance(t *testing.T) {
 				}
 			},
 			DataRoot: t.TempDir(),
-			Gone:     w.pasture.Gone,
+			Gone:     w.runners.Gone,
 			Grace:    time.Second,
 			Leftovers: func(*testing.T) []string {
-				if n := w.pasture.Alive(); n > 0 {
+				if n := w.runners.Alive(); n > 0 {
 					return []string{fmt.Sprint(n, " runners")}
 				}
 				return nil
@@ -58,7 +58,7 @@ func TestConformance(t *testing.T) {
 
 // flock is the models of one test and what their runners have done.
 type flock struct {
-	pasture *fake.Pasture
+	runners *fake.Runners
 	models  string
 
 	mu     sync.Mutex

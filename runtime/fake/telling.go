@@ -114,7 +114,7 @@ func (c *conn) nextEvent() (messenger.Event, <-chan struct{}, error) {
 // loggingSheep is a sheep that keeps what its runners write.
 type loggingSheep struct{ *sheep }
 
-func (s *loggingSheep) log() *sheepLog { return s.cfg.Pasture.log(s.name) }
+func (s *loggingSheep) log() *sheepLog { return s.cfg.Runners.log(s.name) }
 
 // Logs opens what was written so far.
 func (s *loggingSheep) Logs(context.Context, job.LogQuery) (io.ReadCloser, error) {
@@ -154,7 +154,7 @@ type sheepLog struct {
 }
 
 // log is that of the sheep.
-func (p *Pasture) log(sheep string) *sheepLog {
+func (p *Runners) log(sheep string) *sheepLog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.logs[sheep]

@@ -68,7 +68,7 @@ func TestChaos(t *testing.T) {
 
 // chaos is a machine, its clients and what befalls it.
 type chaos struct {
-	*pasture
+	*containerWorld
 	minio *testenv.MinIO   // nil with the embedded storage
 	proxy *testenv.S3Proxy // before MinIO
 	other string           // the programs of another build
@@ -100,7 +100,7 @@ type chaosReport struct {
 
 func newChaos(t *testing.T, storage string) *chaos {
 	t.Helper()
-	c := &chaos{pasture: newPasture(t), counts: make(map[string]int)}
+	c := &chaos{containerWorld: newContainerWorld(t), counts: make(map[string]int)}
 	seed := *chaosSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -14,20 +14,20 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// pasture is a world with a container sheep, dock: a containerd and a registry of
+// containerWorld is a world with a container sheep, dock: a containerd and a registry of
 // its own, with the image echo in the versions v1 and v2, whose runner obeys
 // scripts.
-type pasture struct {
+type containerWorld struct {
 	*world
 	containerd *testenv.Containerd
 	registry   *testenv.Registry
 	gate       string // a file that jobs can wait for
 }
 
-func newPasture(t *testing.T) *pasture {
+func newContainerWorld(t *testing.T) *containerWorld {
 	t.Helper()
 	w := newWorld(t)
-	p := &pasture{world: w, containerd: testenv.StartContainerd(t), registry: testenv.StartRegistry(t, testenv.RegistryConfig{}), gate: w.dir + "/gates/open"}
+	p := &containerWorld{world: w, containerd: testenv.StartContainerd(t), registry: testenv.StartRegistry(t, testenv.RegistryConfig{}), gate: w.dir + "/gates/open"}
 	// Registered before the world's own: the daemon is to be gone.
 	w.t.Cleanup(func() {
 		w.end()
@@ -65,7 +65,7 @@ sheep:
 
 // did reads what a job's runner said of itself: who it is and how many jobs it
 // had had.
-func (p *pasture) did(id string) (who, jobs string) {
+func (p *containerWorld) did(id string) (who, jobs string) {
 	p.t.Helper()
 	if s := p.await(id); s.Status != "done" {
 		p.t.Fatalf("job %s is %s: %+v; log:\n%s", id, s.Status, s.Error, p.log)
@@ -74,10 +74,12 @@ func (p *pasture) did(id string) (who, jobs string) {
 	return who, jobs
 }
 
-func (p *pasture) tasks() string { return p.containerd.Ctr(p.t, "shepherd", "tasks", "ls", "-q") }
+func (p *containerWorld) tasks() string {
+	return p.containerd.Ctr(p.t, "shepherd", "tasks", "ls", "-q")
+}
 
 func TestJobsInContainers(t *testing.T) {
-	p := newPasture(t)
+	p := newContainerWorld(t)
 	p.start()
 	p.submit("job-1", "echo:v1", "print hello", "sheep_id", "dock")
 	first, _ := p.did("job-1")
@@ -104,7 +106,7 @@ func TestJobsInContainers(t *testing.T) {
 // A containerd that answers nothing keeps jobs of its sheep waiting, but neither the
 // other sheep's nor the daemon from ending.
 func TestStopWhileContainerdHangs(t *testing.T) {
-	p := newPasture(t)
+	p := newContainerWorld(t)
 	p.edit("api:\n", "drain_timeout: 2s\napi:\n")
 	p.start()
 	p.submit("job-1", "echo:v1", "print one", "sheep_id", "dock")
@@ -130,7 +132,7 @@ func TestKilledWhileAContainerRuns(t *testing.T) {
 		daemon, containerd bool
 	}{{"the daemon", true, false}, {"containerd", false, true}, {"both", true, true}} {
 		t.Run(c.name, func(t *testing.T) {
-			p := newPasture(t)
+			p := newContainerWorld(t)
 			p.start()
 			p.submit("job-0", "echo:v1", "print up", "sheep_id", "dock")
 			who, _ := p.did("job-0")
@@ -172,7 +174,7 @@ func read(t *testing.T, path string) string {
 
 // shepherdd models fetches ahead, lists and removes, beside a daemon or without.
 func TestModelsCommand(t *testing.T) {
-	p := newPasture(t)
+	p := newContainerWorld(t)
 	models := func(args ...string) (string, error) {
 		out, err := exec.Command(programs+"/shepherdd", append([]string{"models", "-c", p.config}, args...)...).CombinedOutput()
 		return string(out), err

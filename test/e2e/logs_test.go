@@ -101,7 +101,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		fileToken        = "shp_file0123456789abcdefghijklmnopqrstuv"
 	)
 	receiver := testenv.StartOTLP(t)
-	p := newPasture(t)
+	p := newContainerWorld(t)
 	w := p.world
 	locked := testenv.StartRegistry(t, testenv.RegistryConfig{Username: "ada", Password: registryPassword, Token: true})
 	tokenFile := filepath.Join(w.dir, "token")

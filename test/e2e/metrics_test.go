@@ -15,7 +15,7 @@ import (
 // TestMetrics takes a daemon through all that it counts, and holds what it shows
 // against the documentation, the alert rules and the dashboard.
 func TestMetrics(t *testing.T) {
-	p := newPasture(t)
+	p := newContainerWorld(t)
 	w := p.world
 	w.edit("  bare_sheep:", "  idle_sheep: {type: bare, working_directory: "+w.dir+"/models}\n  bare_sheep:")
 	w.start()

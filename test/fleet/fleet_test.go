@@ -133,7 +133,7 @@ func (n *node) boot() {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	driver := fake.New(fake.Config{Pasture: fake.NewPasture(), Handle: l.run})
+	driver := fake.New(fake.Config{Runners: fake.NewRunners(), Handle: l.run})
 	var members []shepherd.Member
 	for _, name := range []string{"a", "b"} {
 		sheep, err := driver.NewSheep(n.name+name, func(any) error { return nil })

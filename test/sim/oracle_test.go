@@ -490,7 +490,7 @@ func (o *oracle) verdict() {
 		if err != nil || len(held) > 0 {
 			o.fail("node %s holds %d jobs at the end: %w", n.name, len(held), err)
 		}
-		if alive := n.pasture.Alive(); alive > 0 {
+		if alive := n.runners.Alive(); alive > 0 {
 			o.fail("%d runners of node %s are left", alive, n.name)
 		}
 		data := filepath.Join(n.root(), "data")

@@ -33,7 +33,7 @@ const maxLoads = 100
 // outageCore is a core with the sheep one and two, on virtual time.
 type outageCore struct {
 	core     *shepherd.Shepherd
-	pasture  *fake.Pasture
+	runners  *fake.Runners
 	store    *awayStore
 	registry atomic.Bool // it is away
 	loads    atomic.Int32
@@ -100,9 +100,9 @@ func (s *awayStore) SetStatus(ctx context.Context, id job.ID, status job.Status)
 func duringOutage(t *testing.T, f func(o *outageCore)) {
 	dir := tempDir(t)
 	bubble(t, func() {
-		o := &outageCore{pasture: fake.NewPasture(), store: new(awayStore)}
+		o := &outageCore{runners: fake.NewRunners(), store: new(awayStore)}
 		driver := fake.New(fake.Config{
-			Pasture: o.pasture,
+			Runners: o.runners,
 			Load: func(ctx context.Context, m job.Model) error {
 				if o.loads.Add(1) > maxLoads { // one that never waits would go on for ever at one instant
 					return errors.New("the model is loaded again and again")
@@ -169,7 +169,7 @@ func TestStorageAwayForLong(t *testing.T) {
 		ids := []string{"job-1", "job-2", "job-3", "job-4", "job-5", "job-6"}
 		o.submit(t, "a", ids...)
 		time.Sleep(10 * time.Second) // two run, two are prepared
-		starts := o.pasture.Starts("one") + o.pasture.Starts("two")
+		starts := o.runners.Starts("one") + o.runners.Starts("two")
 		o.store.away.Store(true)
 		time.Sleep(outage)
 		if err := o.core.Submit(context.Background(), job.Request{ID: "late", Model: job.Model{Name: "a", Version: "v1"}, Payload: []byte("x")}); !errdefs.IsUnavailable(err) {
@@ -183,7 +183,7 @@ func TestStorageAwayForLong(t *testing.T) {
 		if took := o.await(t, ids...); took > 2*time.Minute {
 			t.Errorf("the jobs take %s once storage is back", took)
 		}
-		if n := o.pasture.Starts("one") + o.pasture.Starts("two"); n != starts || n != 2 {
+		if n := o.runners.Starts("one") + o.runners.Starts("two"); n != starts || n != 2 {
 			t.Errorf("runners were started %d times before and %d after, want 2", starts, n)
 		}
 		t.Logf("storage was asked %d times in %s", calls, outage)

@@ -239,7 +239,7 @@ type busSheep struct {
 	runtime.Sheep
 	by      *incarnation
 	name    string
-	pasture *fake.Pasture
+	runners *fake.Runners
 	deaf    *atomic.Bool // the sheep's runner, until there is another
 	attach  atomic.Bool  // Run is for a runner that was found
 }
@@ -275,11 +275,11 @@ func (s *busSheep) Run(ctx context.Context, observe runtime.Observer) error {
 	case deaf:
 		f = deaf
 	case fails, lies, full:
-		if !s.pasture.Kill(s.name, runtime.Exit{Code: -1, Lost: true}) { // there is none to attach to
+		if !s.runners.Kill(s.name, runtime.Exit{Code: -1, Lost: true}) { // there is none to attach to
 			return &runtime.LoadError{Message: "the port is taken", Class: errdefs.ErrUnavailable}
 		}
 	case odd:
-		if !s.pasture.Kill(s.name, runtime.Exit{Code: 1}) {
+		if !s.runners.Kill(s.name, runtime.Exit{Code: 1}) {
 			return &runtime.Exit{Code: 1, Detail: "it did not start"}
 		}
 	}

@@ -83,9 +83,9 @@ func (tr trace) play(t testing.TB) outcome {
 		led, err := sqlite.Open(context.Background(), sqlite.Config{Path: dir + "/ledger.db"})
 		check(t, err)
 		store := new(memory.Store)
-		pasture := fake.NewPasture()
+		runners := fake.NewRunners()
 		driver := fake.New(fake.Config{
-			Pasture: pasture,
+			Runners: runners,
 			Load:    func(ctx context.Context, _ job.Model) error { return rest(ctx, tr.load) },
 			Handle:  func(ctx context.Context, _ job.Model, _ messenger.Input) error { return rest(ctx, tr.run) },
 		})
@@ -128,7 +128,7 @@ func (tr trace) play(t testing.TB) outcome {
 			out.longestWait = max(out.longestWait, status.StartedAt.Sub(began))
 		}
 		for _, m := range cfg.Sheep {
-			out.loads += pasture.Starts(m.Name)
+			out.loads += runners.Starts(m.Name)
 		}
 		core.Stop(context.Background())
 		check(t, led.Close())

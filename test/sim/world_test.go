@@ -115,7 +115,7 @@ type node struct {
 	name    string
 	sheep   []string
 	devices map[string]*device
-	pasture *fake.Pasture
+	runners *fake.Runners
 	deaf    map[string]*atomic.Bool // whether a sheep's runner takes no job
 	lives   atomic.Int32            // incarnations there were
 	now     *incarnation
@@ -198,7 +198,7 @@ func newWorld(seed uint64, dir string) (*world, error) {
 	}
 	for n := range nodes {
 		node := &node{
-			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), pasture: fake.NewPasture(), deaf: make(map[string]*atomic.Bool),
+			world: w, name: fmt.Sprintf("n%d", n), devices: make(map[string]*device), runners: fake.NewRunners(), deaf: make(map[string]*atomic.Bool),
 			cut: make(map[target]cutPart), leaving: make(map[string]struct{}),
 		}
 		for s := range 1 + w.dice.IntN(sheep) {
@@ -296,7 +296,7 @@ func (i *incarnation) member(name string) shepherd.Member {
 	n := i.node
 	deaf := n.deaf[name]
 	driver := fake.New(fake.Config{
-		Pasture: n.pasture,
+		Runners: n.runners,
 		Deaf:    func(job.Model) bool { return deaf.Load() },
 		Load:    func(ctx context.Context, m job.Model) error { return rest(ctx, loadTime(m)) },
 		Handle: func(ctx context.Context, m job.Model, in messenger.Input) error {
@@ -309,7 +309,7 @@ func (i *incarnation) member(name string) shepherd.Member {
 	if err != nil {
 		panic(err)
 	}
-	s := &busSheep{Sheep: inner, by: i, name: name, pasture: n.pasture, deaf: deaf}
+	s := &busSheep{Sheep: inner, by: i, name: name, runners: n.runners, deaf: deaf}
 	i.sheep = append(i.sheep, s)
 	m := shepherd.Member{Name: name, Type: "fake", Sheep: s}
 	if d := n.devices[name]; d != nil {
@@ -390,9 +390,9 @@ func (n *node) crash(machine bool) {
 	close(i.crashed)
 	if machine {
 		for _, name := range n.sheep {
-			n.pasture.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: true})
+			n.runners.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: true})
 		}
-		n.pasture = fake.NewPasture()
+		n.runners = fake.NewRunners()
 	} else {
 		for _, s := range i.sheep {
 			s.Sheep.Detach()
@@ -657,7 +657,7 @@ func (w *world) befall() {
 		dev.set(!dev.isOut)
 	case d.chance(r.kill):
 		name := choose(d, n.sheep)
-		if n.pasture.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: d.chance(2)}) {
+		if n.runners.Kill(name, runtime.Exit{Code: -1, Signal: "SIGKILL", Lost: d.chance(2)}) {
 			w.fault("kill", "the runner of %s is killed", name)
 		}
 	case d.chance(r.reload) && works && !i.busy:

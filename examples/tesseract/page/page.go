@@ -50,10 +50,10 @@ func PNG(text string) ([]byte, error) {
 	}
 	img := image.NewGray(image.Rect(0, 0, width+2*margin, len(lines)*leading+2*margin))
 	draw.Draw(img, img.Bounds(), image.White, image.Point{}, draw.Src)
-	pen := font.Drawer{Dst: img, Src: image.NewUniform(color.Black), Face: face}
+	fixture := font.Drawer{Dst: img, Src: image.NewUniform(color.Black), Face: face}
 	for i, line := range lines {
-		pen.Dot = fixed.P(margin, margin+fontSize+i*leading)
-		pen.DrawString(line)
+		fixture.Dot = fixed.P(margin, margin+fontSize+i*leading)
+		fixture.DrawString(line)
 	}
 	var out bytes.Buffer
 	if err := png.Encode(&out, img); err != nil {
