@@ -77,6 +77,9 @@ func TestExplain(t *testing.T) {
 		{"failed", view(job.Failed, func(v *job.View) {
 			v.Failure, v.Attempts = &job.Failure{Message: "KeyError: 'x'\nTraceback"}, []job.Attempt{attempt(1, job.CauseRunnerDied, "exit code 1"), attempt(2, job.CauseError, "KeyError: 'x'")}
 		}), nil},
+		{"failed at once", view(job.Failed, func(v *job.View) {
+			v.Failure, v.Attempts = &job.Failure{Message: "KeyError: 'x'\nTraceback"}, []job.Attempt{attempt(1, job.CauseHandedBack, "stopping"), attempt(2, job.CauseError, "KeyError: 'x'")}
+		}), nil},
 		{"waited too long", view(job.Failed, func(v *job.View) {
 			v.Failure, v.Timeline = &job.Failure{Message: "It waited too long"}, []job.Event{{Kind: job.EventQueued}, {Kind: job.EventEnded, Cause: job.CauseWaitTimeout}}
 		}), nil},

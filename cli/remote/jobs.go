@@ -389,7 +389,7 @@ func printStatus(to io.Writer, j client.Job, form format) error {
 			rows = append(rows, []string{name, value})
 		}
 	}
-	add("Sheep:", cmp.Or(deref(j.Sheep), deref(j.SheepId)))
+	add("Sheep:", cmp.Or(deref(j.Sheep), lastSheep(j), deref(j.SheepId)))
 	add("Submitted:", shortTime(j.EnqueuedAt))
 	add("Started:", shortTime(j.ProcessingStartedAt))
 	add("Ended:", shortTime(j.FinishedAt))
@@ -413,6 +413,15 @@ func printStatus(to io.Writer, j client.Job, form format) error {
 	}
 	fmt.Fprintln(to)
 	return rows.print(to)
+}
+
+// lastSheep is the sheep that had the job last; empty where none had.
+func lastSheep(j client.Job) string {
+	attempts := deref(j.Attempts)
+	if len(attempts) == 0 {
+		return ""
+	}
+	return attempts[len(attempts)-1].Sheep
 }
 
 func wait(t *Target) *cobra.Command {

@@ -68,7 +68,11 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	if err := on.fetch(ctx, id, nil, to, nil); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(on.err, "Done, with %d outputs, %s, in %s\n", len(there.Files), BytesText(there.Bytes), to)
+	outputs := "outputs"
+	if len(there.Files) == 1 {
+		outputs = "output"
+	}
+	_, err = fmt.Fprintf(on.err, "Done, with %d %s, %s, in %s\n", len(there.Files), outputs, BytesText(there.Bytes), to)
 	return err
 }
 

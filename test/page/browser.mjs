@@ -34,7 +34,7 @@ const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, ar
 async function open(options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, reducedMotion: "reduce", ...options });
   const page = await context.newPage();
-  page.setDefaultTimeout(30_000);
+  page.setDefaultTimeout(120_000); // a hang guard
   page.on("pageerror", (error) => fail("an error in the page: " + error.message));
   page.on("dialog", (dialog) => (fail("a dialog opened: " + dialog.message()), dialog.dismiss()));
   page.on("request", (request) => !request.url().startsWith(url + "/") && !request.url().startsWith("data:") && fail("the page asked for " + request.url()));
@@ -178,7 +178,8 @@ async function openDaemon() {
     await page.getByText("Why it waits").waitFor();
     await page.getByRole("button", { name: "Cancel" }).focus();
     await page.keyboard.press("Enter");
-    await page.keyboard.press("Enter"); // Yes has the focus
+    await page.waitForFunction(() => document.activeElement.textContent === "Yes");
+    await page.keyboard.press("Enter");
     await page.locator(".title .state.cancelled").waitFor();
   });
   await step("by keyboard to the content and between views", async () => {

@@ -70,7 +70,7 @@ func (b behaviour) do(ctx context.Context, j runner.Job) error {
 	fmt.Println("\x1b[2m2026-11-22T10:08:03\x1b[0m \x1b[32mINFO\x1b[0m  reading the inputs")
 	input, _ := os.ReadFile(j.Input()) // files of other names are no concern of the demo's
 	if path, ok := strings.CutPrefix(strings.TrimSpace(string(input)), "hold "); ok {
-		j.Progress(0.43, "waiting for the signal, frame 43 of 100")
+		j.Progress(0.43, "frame 43 of 100")
 		for {
 			if _, err := os.Stat(path); err == nil {
 				break
