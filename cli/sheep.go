@@ -62,52 +62,79 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 
 	var all bool
 	drain := time.Duration(-1)
-	stop := &cobra.Command{
-		Use:   "stop --all",
-		Short: "Stop all sheep, so that no runner is left on the machine",
-		Long: "Stops all sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
-			"back to the queue. A daemon that is up takes jobs in, and lets them wait until\n" +
-			"`shepherdd sheep start --all`, or until it is restarted.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !all {
-				return &usageError{errors.New("say --all; to stop one sheep, remove it from the configuration and `shepherdd reload`")}
-			}
-			query := ""
-			if drain >= 0 {
-				query = "?drain_timeout=" + url.QueryEscape(drain.String())
-			}
-			err := post(cmd.Context(), asks, "/admin/sheep/stop"+query)
-			if errors.Is(err, remote.ErrNoDaemon) {
-				err = stopWithoutDaemon(cmd, daemon.Options{
-					ConfigFile: asks.File, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
-				})
-			}
-			if err == nil {
-				fmt.Fprintln(cmd.OutOrStdout(), "All sheep are stopped.")
-			}
-			return err
-		},
+	named := func(verb string, run func(cmd *cobra.Command, query url.Values) error) *cobra.Command {
+		one := &cobra.Command{
+			Use: verb + " [--all] [SHEEP...]", ValidArgsFunction: remote.SheepArgs(asks),
+			RunE: func(cmd *cobra.Command, names []string) error {
+				if all == (len(names) > 0) {
+					return &usageError{errors.New("name the sheep, or say --all")}
+				}
+				return run(cmd, url.Values{"sheep": names})
+			},
+		}
+		one.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
+		return one
 	}
-	stop.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
-	stop.Flags().DurationVar(&drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
+	draining := func(one *cobra.Command) {
+		one.Flags().DurationVar(&drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
+	}
+	stopThem := func(ctx context.Context, query url.Values) error {
+		if drain >= 0 {
+			query.Set("drain_timeout", drain.String())
+		}
+		return post(ctx, asks, "/admin/sheep/stop?"+query.Encode())
+	}
+	startThem := func(ctx context.Context, query url.Values) error {
+		return post(ctx, asks, "/admin/sheep/start?"+query.Encode())
+	}
+	said := func(cmd *cobra.Command, query url.Values, one, every string) {
+		for _, name := range query["sheep"] {
+			fmt.Fprintf(cmd.OutOrStdout(), one+"\n", name)
+		}
+		if all {
+			fmt.Fprintln(cmd.OutOrStdout(), every)
+		}
+	}
 
-	start := &cobra.Command{
-		Use:   "start --all",
-		Short: "Let the sheep work again that were stopped",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !all {
-				return &usageError{errors.New("say --all")}
-			}
-			if err := post(cmd.Context(), asks, "/admin/sheep/start"); err != nil {
-				return err
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), "The sheep work again.")
-			return nil
-		},
-	}
-	start.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
+	stop := named("stop", func(cmd *cobra.Command, query url.Values) error {
+		err := stopThem(cmd.Context(), query)
+		if all && errors.Is(err, remote.ErrNoDaemon) {
+			err = stopWithoutDaemon(cmd, daemon.Options{
+				ConfigFile: asks.File, StopSheep: true, DrainTimeout: drain, Version: b.Version, Commit: b.Commit,
+			})
+		}
+		if err == nil {
+			said(cmd, query, "Sheep %s is stopped.", "All sheep are stopped.")
+		}
+		return err
+	})
+	stop.Short = "Stop sheep; with --all, so that no runner is left on the machine"
+	stop.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
+		"back to the queue. A daemon that is up takes jobs in, and lets those wait that\n" +
+		"no other sheep can run, until `shepherdd sheep start`, or until it is restarted."
+	draining(stop)
+
+	start := named("start", func(cmd *cobra.Command, query url.Values) error {
+		err := startThem(cmd.Context(), query)
+		if err == nil {
+			said(cmd, query, "Sheep %s works again.", "The sheep work again.")
+		}
+		return err
+	})
+	start.Short = "Let sheep work again that were stopped"
+
+	restart := named("restart", func(cmd *cobra.Command, query url.Values) error {
+		err := stopThem(cmd.Context(), url.Values{"sheep": query["sheep"]})
+		if err == nil {
+			err = startThem(cmd.Context(), query)
+		}
+		if err == nil {
+			said(cmd, query, "Sheep %s has ended its runner and works again.", "All sheep have ended their runners and work again.")
+		}
+		return err
+	})
+	restart.Short = "Stop sheep and let them work again, with new runners"
+	draining(restart)
 
 	list := &cobra.Command{
 		Use:     "ls",
@@ -126,7 +153,7 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 			return remote.Hint(remote.ListSheep(cmd.Context(), asked, cmd.OutOrStdout()))
 		},
 	}
-	c.AddCommand(list, stop, start)
+	c.AddCommand(list, stop, start, restart)
 	return c
 }
 

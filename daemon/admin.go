@@ -12,7 +12,7 @@ import (
 )
 
 // withAdmin adds to rest what changes the daemon as a whole, below /admin/: reload,
-// and stopping and starting all sheep. It is served on the socket only, and to
+// and stopping and starting sheep, those that are named by `sheep` or all. It is served on the socket only, and to
 // administrators only.
 func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reloader, who access.Local) http.Handler {
 	inside := http.NewServeMux()
@@ -30,10 +30,14 @@ func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reload
 				return
 			}
 		}
-		writeJSON(w, struct{}{}, core.StopSheep(drain))
+		writeJSON(w, struct{}{}, core.StopSheep(drain, r.Form["sheep"]...))
 	})
-	inside.HandleFunc("POST /admin/sheep/start", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, struct{}{}, core.StartSheep())
+	inside.HandleFunc("POST /admin/sheep/start", func(w http.ResponseWriter, r *http.Request) {
+		if err := r.ParseForm(); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		writeJSON(w, struct{}{}, core.StartSheep(r.Form["sheep"]...))
 	})
 	return withPrefix("/admin/", administratorsOnly(who, inside), rest)
 }

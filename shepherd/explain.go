@@ -60,7 +60,7 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	modelLeft, modelWhy := l.modelRests.left(rec.Model, now)
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
-		st.now = "it was told to stop; `shepherdd sheep start --all` lets it go on"
+		st.now = "it was told to stop; `shepherdd sheep start " + l.Name + "` lets it go on"
 	case admission == job.NoJobs || admission == job.OwnJobs && rec.Sheep != l.Name:
 		st.now = cmp.Or(l.share.state(), "its devices are not at hand")
 	case left > 0:

@@ -4,23 +4,27 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/iterait/shepherd/job"
 )
 
 // errSheepStopped is why a job is handed back when its sheep is told to stop.
 var errSheepStopped = errors.New("the sheep was told to stop")
 
-// StopSheep stops all sheep that there are: running jobs may finish for the time
-// of drain and are handed back unspent after it. No runner is left when it
-// returns, none is started before StartSheep, and jobs that are submitted wait.
-// The error is job.ErrDraining.
-func (s *Shepherd) StopSheep(drain time.Duration) error {
+// StopSheep stops the sheep with these names, or all sheep that there are where none is
+// named: running jobs may finish for the time of drain and are handed back unspent after
+// it. None of their runners is left when it returns, none is started before StartSheep,
+// and jobs that only they could run wait. The error is *job.UnknownSheep, with nothing
+// changed, or job.ErrDraining.
+func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	if err := s.admitting(); err != nil {
+	lanes, err := s.selected(names)
+	if err != nil {
 		return err
 	}
 	var ending sync.WaitGroup
-	for _, l := range s.env.flock.all() {
+	for _, l := range lanes {
 		if l.state.setStopped(true) {
 			s.log.Info("Sheep stops, until it is told to start", "sheep", l.Name)
 			ending.Go(func() { l.retire(drain, errSheepStopped) })
@@ -30,15 +34,16 @@ func (s *Shepherd) StopSheep(drain time.Duration) error {
 	return s.admitting()
 }
 
-// StartSheep lets the sheep work again that StopSheep stopped. The error is
-// job.ErrDraining.
-func (s *Shepherd) StartSheep() error {
+// StartSheep lets sheep work again that StopSheep stopped: those with these names, or all
+// where none is named. The error is that of StopSheep.
+func (s *Shepherd) StartSheep(names ...string) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	if err := s.admitting(); err != nil {
+	lanes, err := s.selected(names)
+	if err != nil {
 		return err
 	}
-	for _, l := range s.env.flock.all() {
+	for _, l := range lanes {
 		if l.state.setStopped(false) {
 			s.log.Info("Sheep starts to work again", "sheep", l.Name)
 			l.worker.found = nil
@@ -49,4 +54,21 @@ func (s *Shepherd) StartSheep() error {
 		}
 	}
 	return nil
+}
+
+// selected are the lanes with these names, or all where none is named.
+func (s *Shepherd) selected(names []string) ([]*lane, error) {
+	if err := s.admitting(); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return s.env.flock.all(), nil
+	}
+	lanes := make([]*lane, len(names))
+	for i, name := range names {
+		if lanes[i] = s.env.flock.named(name); lanes[i] == nil {
+			return nil, &job.UnknownSheep{Name: name}
+		}
+	}
+	return lanes, nil
 }

@@ -1,6 +1,7 @@
 package shepherd_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -42,6 +43,42 @@ func TestStopAndStartSheep(t *testing.T) {
 	open()
 	p.await("wait-1", job.Done)
 	p.await("later", job.Done)
+}
+
+// Of sheep that are named the others work on.
+func TestStopNamedSheep(t *testing.T) {
+	p := newFixture(t, "a", "b")
+	p.start()
+	for _, id := range []string{"a", "b"} {
+		p.submit("warm-"+id, "m", "1", to(id))
+		p.await("warm-"+id, job.Done)
+	}
+	for _, change := range []func(names ...string) error{
+		func(names ...string) error { return p.core.StopSheep(0, names...) }, p.core.StartSheep,
+	} {
+		if unknown := (*job.UnknownSheep)(nil); !errors.As(change("a", "none"), &unknown) || unknown.Name != "none" {
+			t.Errorf("a name that no sheep has: %v", unknown)
+		}
+	}
+	if err := p.core.StopSheep(0, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if n := p.runners.Alive(); n != 1 {
+		t.Errorf("%d runners are up, want that of b", n)
+	}
+	p.submit("waits", "m", "2", to("a"))
+	p.submit("goes-on", "m", "3", to("b"))
+	p.await("goes-on", job.Done)
+	if rec, err := p.ledger.Get(t.Context(), "waits"); err != nil || rec.State != job.Queued {
+		t.Errorf("the job for the sheep that was stopped is %s, %v", rec.State, err)
+	}
+	if err := p.core.StartSheep("b"); err != nil { // it was not stopped
+		t.Error(err)
+	}
+	if err := p.core.StartSheep("a"); err != nil {
+		t.Fatal(err)
+	}
+	p.await("waits", job.Done)
 }
 
 // The idle sheep that stay take what one that goes was woken for.

@@ -95,6 +95,17 @@ func sheepNames(t *Target) ([]string, error) {
 	return names, err
 }
 
+// SheepArgs completes arguments with the names of the daemon's sheep.
+func SheepArgs(t *Target) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		names, err := sheepNames(t)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return slices.DeleteFunc(names, func(name string) bool { return slices.Contains(args, name) }), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 // ask does something with the daemon within the time that a shell waits.
 func ask(t *Target, do func(context.Context, *client.ClientWithResponses) error) error {
 	daemon, err := t.Open()
