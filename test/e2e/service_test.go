@@ -189,6 +189,20 @@ func TestSheepStop(t *testing.T) {
 		w.expectDone("job-1", "wait "+gate)
 		w.expectDone("job-2", "two")
 	})
+	t.Run("one of two", func(t *testing.T) {
+		w := newWorld(t, "one", "two")
+		w.start()
+		for _, change := range []struct{ verb, says string }{
+			{"stop", "Sheep one is stopped."}, {"start", "Sheep one works again."}, {"restart", "Sheep one has ended its runner and works again."},
+		} {
+			if out := w.must("sheep", change.verb, "one"); strings.TrimSpace(out) != change.says {
+				t.Errorf("%s says %q", change.verb, out)
+			}
+			id := "after-" + change.verb
+			w.submit(id, "echo:v1", change.verb) // the other sheep works
+			w.expectDone(id, change.verb)
+		}
+	})
 	t.Run("without", func(t *testing.T) {
 		w := newWorld(t)
 		w.start()
