@@ -129,7 +129,7 @@ func TestFollowEvents(t *testing.T) {
 		now := follow(t, handler, "/events")
 		oldest := follow(t, handler, "/events?after=oldest")
 		resumed := follow(t, handler, "/events", "Last-Event-ID", "1")
-		service.happens(job.Event{Job: "b", Kind: job.EventStarted, Run: 1, Attempt: 2, Sheep: "dolly", Node: "runners", State: job.Processing})
+		service.happens(job.Event{Job: "b", Kind: job.EventStarted, Run: 1, Attempt: 2, Sheep: "dolly", Node: "box", State: job.Processing})
 		service.happens(job.Event{
 			Job: "b", Kind: job.EventEnded, Run: 1, Attempt: 2, Sheep: "dolly", State: job.Failed, Cause: job.CauseError, Reason: "KeyError",
 			Status: &job.Status{State: job.Failed, Failure: &job.Failure{Message: "KeyError", Type: "T", Traceback: "/srv/secret"}},

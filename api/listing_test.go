@@ -41,11 +41,11 @@ func TestGetJobWithAttempts(t *testing.T) {
 	}
 	j.attempts = []job.Attempt{
 		{
-			Run: 2, Number: 1, Node: "runners", Sheep: "sheep-1", Began: enqueued, Started: enqueued.Add(time.Second), Ended: enqueued.Add(9 * time.Second),
+			Run: 2, Number: 1, Node: "box", Sheep: "sheep-1", Began: enqueued, Started: enqueued.Add(time.Second), Ended: enqueued.Add(9 * time.Second),
 			Cause: job.CauseError, Reason: "ValueError: " + strings.Repeat("x", 100_000), Spent: true,
 			Usage: job.Usage{GPUTime: 3 * time.Second}, Phases: job.Phases{Stage: 250 * time.Millisecond, Load: 4 * time.Second, Run: 3 * time.Second},
 		},
-		{Run: 2, Number: 2, Node: "runners", Sheep: "sheep-2", Began: enqueued.Add(20 * time.Second)},
+		{Run: 2, Number: 2, Node: "box", Sheep: "sheep-2", Began: enqueued.Add(20 * time.Second)},
 	}
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "processing", "run": 2, "attempt": 2, "priority": 0, "sheep": "sheep-2", "sheep_id": null,
 		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": "40 %: half", "progress": {"done": 0.4, "text": "half", "at": "2026-11-22T10:08:03.942214"}, "gpu": null,
@@ -56,10 +56,10 @@ func TestGetJobWithAttempts(t *testing.T) {
 			{"at": "2026-11-22T10:08:04.942214", "event": "returned", "attempt": 1, "sheep": "sheep-1", "cause": "error", "reason": "ValueError"}],
 		"limits": {"retries": 2, "retry_pause": 10, "wait_timeout": 0, "load_timeout": 5400, "run_timeout": 0.5},
 		"attempts": [
-			{"run": 2, "number": 1, "node": "runners", "sheep": "sheep-1", "began_at": "2026-11-22T10:08:03.942214", "started_at": "2026-11-22T10:08:04.942214",
+			{"run": 2, "number": 1, "node": "box", "sheep": "sheep-1", "began_at": "2026-11-22T10:08:03.942214", "started_at": "2026-11-22T10:08:04.942214",
 			"ended_at": "2026-11-22T10:08:12.942214", "cause": "error", "reason": "ValueError: `+strings.Repeat("x", maxErrorText-len("ValueError: "))+`…", "spent": true,
 			"gpu": {"seconds": 3, "peak_memory": null}, "phases": {"stage": 0.25, "load": 4, "run": 3, "collect": null}},
-			{"run": 2, "number": 2, "node": "runners", "sheep": "sheep-2", "began_at": "2026-11-22T10:08:23.942214", "started_at": null,
+			{"run": 2, "number": 2, "node": "box", "sheep": "sheep-2", "began_at": "2026-11-22T10:08:23.942214", "started_at": null,
 			"ended_at": null, "cause": null, "reason": null, "spent": false, "gpu": null, "phases": {"stage": null, "load": null, "run": null, "collect": null}}]}`)
 	if listed := h.get("/jobs"); strings.Contains(listed.body, "attempts") || strings.Contains(listed.body, "timeline") || !strings.Contains(listed.body, `"cancelling": true`) {
 		t.Errorf("the listing is %s", listed.body)

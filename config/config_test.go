@@ -44,7 +44,7 @@ func lookupIn(env map[string]string) func(string) (string, bool) {
 }
 
 func corpusMachine() machine {
-	return machine{env: lookupIn(corpusEnv), root: true, hostname: "runners", directory: "/home/dolly"}
+	return machine{env: lookupIn(corpusEnv), root: true, hostname: "box", directory: "/home/dolly"}
 }
 
 // bareSheep has the keys of a bare sheep.

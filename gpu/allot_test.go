@@ -11,9 +11,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// runners has GPUs 0 and 1, whose device nodes are the other way round, GPU 2
+// inventory has GPUs 0 and 1, whose device nodes are the other way round, GPU 2
 // with two MIG instances, and GPU 3, which is lost.
-func runners() *Inventory {
+func inventory() *Inventory {
 	return &Inventory{GPUs: []GPU{
 		{Index: 0, Minor: 1, UUID: "GPU-aaaa", Name: "A100"},
 		{Index: 1, Minor: 0, UUID: "GPU-bbbb", Name: "A100"},
@@ -67,7 +67,7 @@ func outcome(grants map[string][]Grant, problems []*Problem) []string {
 
 func TestAllot(t *testing.T) {
 	const vendor = "vendor.example/gpu"
-	known := Machine{Inventory: runners(), CDI: []string{vendor + "=a", vendor + "=b"}}
+	known := Machine{Inventory: inventory(), CDI: []string{vendor + "=a", vendor + "=b"}}
 	spec := Machine{CDI: []string{"nvidia.com/gpu=10", "nvidia.com/gpu=2", "nvidia.com/gpu=GPU-aaaa", "nvidia.com/gpu=all"}}
 	for name, c := range map[string]struct {
 		machine  Machine

@@ -80,7 +80,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB, daemon *testenv.Containerd) *world {
-	w := &world{dir: t.TempDir(), node: "runners", daemon: daemon, registry: testenv.StartRegistry(t, testenv.RegistryConfig{})}
+	w := &world{dir: t.TempDir(), node: "box", daemon: daemon, registry: testenv.StartRegistry(t, testenv.RegistryConfig{})}
 	runner, err := os.ReadFile(runnerPath)
 	if err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 // address of containerd and that of the registry.
 func daemonMain(args []string) {
 	shimPath = os.Getenv("SHEPHERD_TEST_SHIM")
-	w := &world{dir: args[0], node: "runners", daemon: &testenv.Containerd{Address: args[1]}, registry: &testenv.Registry{URL: args[2]}}
+	w := &world{dir: args[0], node: "box", daemon: &testenv.Containerd{Address: args[1]}, registry: &testenv.Registry{URL: args[2]}}
 	s, err := w.newDriver(slog.New(slog.DiscardHandler)).NewSheep(runtimetest.Sheep, decode(w.config()))
 	if err != nil {
 		fmt.Println("failed:", err)

@@ -50,10 +50,10 @@ func PNG(text string) ([]byte, error) {
 	}
 	img := image.NewGray(image.Rect(0, 0, width+2*margin, len(lines)*leading+2*margin))
 	draw.Draw(img, img.Bounds(), image.White, image.Point{}, draw.Src)
-	fixture := font.Drawer{Dst: img, Src: image.NewUniform(color.Black), Face: face}
+	pen := font.Drawer{Dst: img, Src: image.NewUniform(color.Black), Face: face}
 	for i, line := range lines {
-		fixture.Dot = fixed.P(margin, margin+fontSize+i*leading)
-		fixture.DrawString(line)
+		pen.Dot = fixed.P(margin, margin+fontSize+i*leading)
+		pen.DrawString(line)
 	}
 	var out bytes.Buffer
 	if err := png.Encode(&out, img); err != nil {
