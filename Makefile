@@ -17,6 +17,7 @@ AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
 # What drives the page in a browser, and what looks at it for people who do not see it.
+# The version of Playwright is one that works with the Node.js of Debian 12, too.
 BROWSER  := $(CACHE)/browser/node_modules/axe-core/package.json
 # The real digits that the example's model was trained and is tested on.
 DIGITS   := $(CACHE)/digits/package/package.json
@@ -203,11 +204,11 @@ $(CONTAINERD2):
 
 $(BROWSER):
 	@mkdir -p $(CACHE)/browser/node_modules/playwright-core $(CACHE)/browser/node_modules/axe-core
-	cd $(CACHE)/browser && npm pack --silent playwright-core@1.65.1 axe-core@4.14.1
+	cd $(CACHE)/browser && npm pack --silent playwright-core@1.60.0 axe-core@4.14.1
 	cd $(CACHE)/browser && printf '%s  %s\n' \
-		6f5a60be62a4fddfbe7d10c448d8fbd54547da3358f2f8a04211440471ee863e playwright-core-1.65.1.tgz \
+		8b1df81ba75e90a41eb5c996350ea7ecc1c915ea643ec55138f91c949c5a25bf playwright-core-1.60.0.tgz \
 		e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745 axe-core-4.14.1.tgz | sha256sum -c --quiet
-	tar -xzf $(CACHE)/browser/playwright-core-1.65.1.tgz -C $(CACHE)/browser/node_modules/playwright-core --strip-components=1
+	tar -xzf $(CACHE)/browser/playwright-core-1.60.0.tgz -C $(CACHE)/browser/node_modules/playwright-core --strip-components=1
 	tar -xzf $(CACHE)/browser/axe-core-4.14.1.tgz -C $(CACHE)/browser/node_modules/axe-core --strip-components=1
 	@touch $@
 
