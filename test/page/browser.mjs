@@ -227,6 +227,12 @@ async function openDaemon() {
 
 // pictures takes screenshots of every view for those who look, and has axe look, too.
 async function pictures() {
+  for (const [name, scheme] of [["flock", "light"], ["failed", "dark"]]) {
+    const tab = await open({ viewport: { width: 1200, height: 800 }, colorScheme: scheme });
+    await show(tab, views[name]);
+    await tab.screenshot({ path: `${process.env.PICTURES}/page-${name}.png` });
+    await tab.context().close();
+  }
   for (const scheme of ["light", "dark"]) {
     for (const [width, height] of [[360, 780], [1280, 860], [2560, 1300]]) {
       const tab = await open({ viewport: { width, height }, colorScheme: scheme });
@@ -240,12 +246,6 @@ async function pictures() {
       }
       await tab.context().close();
     }
-  }
-  for (const [name, scheme] of [["flock", "light"], ["failed", "dark"]]) {
-    const tab = await open({ viewport: { width: 1200, height: 800 }, colorScheme: scheme });
-    await show(tab, views[name]);
-    await tab.screenshot({ path: `${process.env.PICTURES}/page-${name}.png` });
-    await tab.context().close();
   }
 }
 
