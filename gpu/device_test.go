@@ -99,8 +99,8 @@ func FuzzParseDevice(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if d.String() != s {
-			t.Errorf("%q came back as %q", s, d)
+		if again, err := ParseDevice(d.String()); err != nil || again != d {
+			t.Errorf("%q is %q, which is %q, %v", s, d, again, err)
 		}
 		if strings.ContainsAny(d.Name, "\x00\n, ") || d.Name == "" || d.Kind == "" {
 			t.Errorf("%q was taken: %+v", s, d)

@@ -4,7 +4,7 @@ package bucketname
 
 import (
 	"fmt"
-	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -21,10 +21,17 @@ func Problem(name string) string {
 	case strings.Contains(name, "..") || strings.Contains(name, ".-") || strings.Contains(name, "-."):
 		return "must have a letter or digit on both sides of every '.'"
 	}
-	if _, err := netip.ParseAddr(name); err == nil {
+	if likeIP(name) {
 		return "must not look like an IP address"
 	}
 	return ""
+}
+
+// likeIP reports whether a name is four numbers, whatever their size: clients refuse
+// 0.0.00.0 and 999.1.1.1, too.
+func likeIP(name string) bool {
+	parts := strings.Split(name, ".")
+	return len(parts) == 4 && !slices.ContainsFunc(parts, func(part string) bool { return strings.Trim(part, "0123456789") != "" })
 }
 
 func alnum(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }

@@ -13,7 +13,7 @@ func TestProblem(t *testing.T) {
 		"": "3 to 63", "ab": "3 to 63", strings.Repeat("a", 64): "3 to 63",
 		"Abc": "lower-case", "a_b": "lower-case", "a/b": "lower-case", "aéb": "lower-case", "a\x00b": "lower-case",
 		"-abc": "begin and end", "abc.": "begin and end", "a..b": "both sides", "a.-b": "both sides", "a-.b": "both sides",
-		"10.0.0.1": "IP address",
+		"10.0.0.1": "IP address", "0.0.00.0": "IP address", "999.1.1.1": "IP address", "1.1.1.1a": "", "1.1.1.1.1": "",
 	} {
 		if got := Problem(name); got == "" != (want == "") || !strings.Contains(got, want) {
 			t.Errorf("%q %s; want %q", name, got, want)
