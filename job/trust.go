@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // Trust says which models may be run. Of its rules the first that matches a
@@ -37,6 +38,9 @@ func ParseRule(s string) (Rule, error) {
 	name, digest, pinned := strings.Cut(s, "@")
 	if pinned && !isDigest(digest) {
 		return Rule{}, errors.New("what follows @ is no digest; expected sha256: and 64 hexadecimal digits in lower case")
+	}
+	if !utf8.ValidString(name) {
+		return Rule{}, errors.New("is not UTF-8")
 	}
 	name, version, versioned := strings.Cut(name, ":")
 	r := Rule{Name: name, Version: version, Digest: digest, name: pattern(name), version: pattern(cmp.Or(version, "**"))}

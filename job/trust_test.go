@@ -91,7 +91,7 @@ func TestTrust(t *testing.T) {
 }
 
 func TestParseRule(t *testing.T) {
-	for _, text := range []string{"", ":", ":v1", "a:", "a@", "a@sha256:1", "a@" + strings.ToUpper(one), "a:v1@" + one + "x", "../a", "a//b", "a\n", "@" + one} {
+	for _, text := range []string{"", ":", ":v1", "a:", "a@", "a@sha256:1", "a@" + strings.ToUpper(one), "a:v1@" + one + "x", "../a", "a//b", "a\n", "\xad", "@" + one} {
 		if r, err := ParseRule(text); err == nil {
 			t.Errorf("%q is read as %+v", text, r)
 		}
