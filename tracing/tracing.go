@@ -227,7 +227,9 @@ func parse(t job.Trace) (trace.SpanContext, bool) {
 	if errors.Join(err1, err2, err3) != nil {
 		return trace.SpanContext{}, false
 	}
-	c.TraceFlags, c.Remote = trace.TraceFlags(flags), true
+	// Flags that version 00 does not define are not passed on: those who read it strictly
+	// take the trace for none.
+	c.TraceFlags, c.Remote = trace.TraceFlags(flags)&trace.FlagsSampled, true
 	c.TraceState, _ = trace.ParseTraceState(t.State) // one that is not valid is none
 	return trace.NewSpanContext(c), true
 }
