@@ -113,6 +113,14 @@ func deref[T any](p *T) T {
 	return *p
 }
 
+// counted is a number of things: 1 output, 2 outputs.
+func counted(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // BytesText formats a number of bytes.
 func BytesText(n int64) string {
 	const units = "KMGTPE"

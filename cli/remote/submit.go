@@ -252,7 +252,7 @@ func (s *session) announce(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.out, "%s is done, with %d outputs, %s; fetch them with `%s result %s -o DIR`\n", id, len(there.Files), BytesText(there.Bytes), s.program, id)
+	_, err = fmt.Fprintf(s.out, "%s is done, with %s, %s; fetch them with `%s result %s -o DIR`\n", id, counted(len(there.Files), "output"), BytesText(there.Bytes), s.program, id)
 	return err
 }
 

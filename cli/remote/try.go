@@ -68,11 +68,7 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	if err := on.fetch(ctx, id, nil, to, nil); err != nil {
 		return err
 	}
-	outputs := "outputs"
-	if len(there.Files) == 1 {
-		outputs = "output"
-	}
-	_, err = fmt.Fprintf(on.err, "Done, with %d %s, %s, in %s\n", len(there.Files), outputs, BytesText(there.Bytes), to)
+	_, err = fmt.Fprintf(on.err, "Done, with %s, %s, in %s\n", counted(len(there.Files), "output"), BytesText(there.Bytes), to)
 	return err
 }
 
