@@ -8,6 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/iterait/shepherd/config/size"
 )
 
 // Phase says what is being done for an image.
@@ -40,24 +42,10 @@ func (p Progress) String() string {
 	case p.Phase == Resolving || p.Phase == Pulling && p.Total == 0:
 		return "asking the registry for " + p.Reference
 	case p.Phase == Unpacking:
-		return fmt.Sprintf("unpacking %s (%s)", p.Reference, size(p.Total))
+		return fmt.Sprintf("unpacking %s (%s)", p.Reference, size.Text(p.Total))
 	}
 	return fmt.Sprintf("pulling %s: %d%%, %s of %s at %s/s, %d of %d layers",
-		p.Reference, p.Done*100/p.Total, size(p.Done), size(p.Total), size(int64(p.Rate)), p.LayersDone, p.Layers)
-}
-
-// size is a number of bytes for people.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n)/1024, 0
-	for value >= 999.95 && unit < len(units)-1 {
-		value /= 1024
-		unit++
-	}
-	return fmt.Sprintf("%.1f %ciB", value, units[unit])
+		p.Reference, p.Done*100/p.Total, size.Text(p.Done), size.Text(p.Total), size.Text(int64(p.Rate)), p.LayersDone, p.Layers)
 }
 
 // interval is the time between two reports of the same phase.

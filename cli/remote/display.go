@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -184,16 +185,16 @@ func (d *display) transfer(name string, total int64) *counter {
 	if !d.terminal {
 		text := ""
 		if total >= 0 {
-			text = BytesText(total)
+			text = size.Text(total)
 		}
 		d.line(name, text)
 		return nil
 	}
 	d.begin(name, max(total, 0), "", total >= 0, decor.Any(func(s decor.Statistics) string {
 		if total < 0 {
-			return " " + BytesText(s.Current)
+			return " " + size.Text(s.Current)
 		}
-		return " " + BytesText(s.Current) + " of " + BytesText(s.Total)
+		return " " + size.Text(s.Current) + " of " + size.Text(s.Total)
 	}))
 	return &counter{bar: d.bar}
 }
@@ -254,7 +255,7 @@ func (d *display) pull(p job.PullProgress) {
 	if p.Total > 0 {
 		share = float64(p.Done) / float64(p.Total)
 		if d != nil && d.terminal && p.Done < p.Total {
-			text = fmt.Sprintf("%s of %s, %s/s", BytesText(p.Done), BytesText(p.Total), BytesText(int64(p.Rate)))
+			text = fmt.Sprintf("%s of %s, %s/s", size.Text(p.Done), size.Text(p.Total), size.Text(int64(p.Rate)))
 		}
 	}
 	d.stage(stagePull, text, share)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -161,7 +162,7 @@ func printModels(w io.Writer, list []job.KeptModel) error {
 		if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 {
 			digest = algorithm + ":" + hex[:12]
 		}
-		rows = append(rows, []string{m.Model.Name, cmp.Or(m.Model.Version, "-"), BytesText(m.Size), BytesText(m.Own), last, used, digest})
+		rows = append(rows, []string{m.Model.Name, cmp.Or(m.Model.Version, "-"), size.Text(m.Size), size.Text(m.Own), last, used, digest})
 	}
 	return rows.print(w)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -252,7 +253,7 @@ func (s *session) announce(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.out, "%s is done, with %s, %s; fetch them with `%s result %s -o DIR`\n", id, counted(len(there.Files), "output"), BytesText(there.Bytes), s.program, id)
+	_, err = fmt.Fprintf(s.out, "%s is done, with %s, %s; fetch them with `%s result %s -o DIR`\n", id, counted(len(there.Files), "output"), size.Text(there.Bytes), s.program, id)
 	return err
 }
 

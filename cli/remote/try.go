@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -68,7 +69,7 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	if err := on.fetch(ctx, id, nil, to, nil); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(on.err, "Done, with %s, %s, in %s\n", counted(len(there.Files), "output"), BytesText(there.Bytes), to)
+	_, err = fmt.Fprintf(on.err, "Done, with %s, %s, in %s\n", counted(len(there.Files), "output"), size.Text(there.Bytes), to)
 	return err
 }
 

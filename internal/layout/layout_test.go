@@ -23,7 +23,7 @@ var allowed = map[string][]string{
 	"cli": {
 		"access", "cli/remote", "client", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
 	},
-	"cli/remote": {"client", "job"},
+	"cli/remote": {"client", "config/size", "job"},
 	"client":     {"job"},
 	"docs":       {},
 	"daemon": {
@@ -58,7 +58,7 @@ var allowed = map[string][]string{
 	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/mounts", "internal/port", "internal/shellwords"},
 	"runtime/container":       {"job", "messenger", "runtime", "runtime/runtimetest", "runtime/shimmed", "shim", "image", "oci", "gpu", "config/size", "internal/libexec", "internal/shellwords"},
 	"runtime/shimmed":         {"job", "messenger", "runtime", "shim", "internal/libexec", "internal/logtext", "internal/logspan"},
-	"image":                   {"job", "image/endpoint"},
+	"image":                   {"job", "config/size", "image/endpoint"},
 	"image/endpoint":          {},
 	"oci":                     {"job"},
 	"gpu":                     {"job", "config/size", "internal/libexec", "internal/bounded"},
