@@ -64,7 +64,7 @@ func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release fu
 	held, err := s.cfg.Client.LeasesService().Create(ctx, leases.WithID(id), leases.WithExpiration(leaseTime),
 		leases.WithLabels(map[string]string{labelLease: r.String()}))
 	if err != nil {
-		s.leases.forget(id)
+		s.leases.set(id, true) // it may have been made all the same
 		return ctx, nil, fmt.Errorf("take a lease: %w", err)
 	}
 	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {

@@ -57,7 +57,7 @@ func memory(t testing.TB, pid int) (rss, peak int64) {
 // TestMemoryStaysFlat sends and fetches a large object, in one piece and in parts,
 // and looks at the server's process: it grows by far less than that takes.
 func TestMemoryStaysFlat(t *testing.T) {
-	const size = 320 << 20
+	const size = 128 << 20
 	s, process := victim(t, t.TempDir())
 	defer func() { process.Process.Kill(); process.Wait() }()
 	c := s.client(nil)
