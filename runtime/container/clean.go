@@ -28,7 +28,8 @@ const (
 )
 
 // Clean asks containerd how the runner ended, and removes task, container and
-// snapshot. To an end that looks like a limit of the container it adds which. Where containerd cannot be asked they stay for the next Load.
+// snapshot. To an end that looks like a limit of the container it adds which. Where
+// containerd cannot be asked they stay for the next Load.
 func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) (err error) {
 	if spec.Container == nil {
 		return nil
@@ -117,14 +118,19 @@ func (h *host) remove(ctx context.Context, client *containerd.Client, r record, 
 	if keep && ended != nil {
 		return ended, nil
 	}
-	err = client.ContainerService().Delete(ctx, r.id)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return ended, fmt.Errorf("remove container %s: %w", r.id, err)
+	if ended == nil {
+		// The start of the task may have been broken off with the daemon that had asked
+		// for it or with containerd, and may have left what it had begun. The container
+		// goes last: while it is there, a removal that is broken off itself looks again.
+		_, err := client.ContainerService().Get(ctx, r.id)
+		if err == nil {
+			debris{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
+		} else if !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("look for container %s: %w", r.id, err)
+		}
 	}
-	// A container without a task may be one whose making was broken off with the
-	// daemon that had asked for it, a moment ago, and left what it had begun.
-	if err == nil && ended == nil {
-		debris{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
+	if err := client.ContainerService().Delete(ctx, r.id); err != nil && !errdefs.IsNotFound(err) {
+		return ended, fmt.Errorf("remove container %s: %w", r.id, err)
 	}
 	if err := client.SnapshotService(r.snapshotter).Remove(ctx, r.id); err != nil && !errdefs.IsNotFound(err) {
 		return ended, fmt.Errorf("remove snapshot %s: %w", r.id, err)

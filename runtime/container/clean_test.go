@@ -1,8 +1,18 @@
 package container
 
 import (
+	"context"
+	"log/slog"
+	"os/exec"
 	"testing"
+	"time"
 
+	core "github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -30,5 +40,59 @@ func TestComplete(t *testing.T) {
 				t.Errorf("got %+v, want %+v", c.seen, c.want)
 			}
 		})
+	}
+}
+
+// containerd that is killed while it starts a task forgets the shim that it has started
+// by then. The removal of the container ends it, also where an earlier removal was
+// broken off on the way.
+func TestRemoveEndsAForgottenShim(t *testing.T) {
+	daemon := testenv.StartContainerd(t)
+	h := newHost(Config{Address: daemon.Address, Namespace: "shepherd", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	defer h.close()
+	client, err := h.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := typeurl.MarshalAny(&specs.Spec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id, life = "dock-forgotten", "0123456789abcdef0123456789abcdef"
+	if _, err := client.ContainerService().Create(t.Context(), core.Container{
+		ID: id, Runtime: core.RuntimeInfo{Name: "io.containerd.runc.v2"}, Spec: empty,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	forgotten := exec.Command("sh")
+	forgotten.Args = []string{"containerd-shim-test", "-c", "read line", "-namespace", "shepherd", "-id", id}
+	if _, err := forgotten.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := forgotten.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- forgotten.Wait() }()
+	found := record{id: id, snapshotter: "overlayfs", life: life}
+	brief, cancel := context.WithTimeout(t.Context(), stubbornTime/2)
+	defer cancel()
+	if _, err := h.remove(brief, client, found, false); err == nil {
+		t.Error("a removal that is broken off says nothing")
+	}
+	if _, err := h.remove(t.Context(), client, found, false); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the shim ended by itself")
+		}
+	case <-time.After(time.Minute):
+		t.Error("the shim is left")
+		forgotten.Process.Kill()
+	}
+	if _, err := client.ContainerService().Get(t.Context(), id); !errdefs.IsNotFound(err) {
+		t.Errorf("the container is left: %v", err)
 	}
 }
