@@ -74,28 +74,59 @@ type lane struct {
 	worker     *worker
 	concluder  *concluder
 
-	life life
+	life *life
 }
 
-// life is a lane's part of the daemon's time.
+// life is a lane's part of the daemon's time. A lane that is stopped and started again
+// has another one.
 type life struct {
-	closeFeed context.CancelCauseFunc // no more jobs are to be started
-	interrupt context.CancelCauseFunc // running jobs are to be handed back
-	leaving   chan struct{}           // closed when the runner is to be left up
-	leave     func()                  // closes it
-	running   sync.WaitGroup
+	leaving chan struct{} // closed when the runner is to be left up
+	leave   func()        // closes it
+	running sync.WaitGroup
+
+	mu   sync.Mutex
+	ends ends
 }
+
+// ends end a lane's work.
+type ends struct {
+	feed context.CancelCauseFunc // no more jobs are to be started
+	work context.CancelCauseFunc // running jobs are to be handed back
+}
+
+func newLife() *life {
+	leaving := make(chan struct{})
+	nothing := func(error) {}
+	return &life{leaving: leaving, leave: sync.OnceFunc(func() { close(leaving) }), ends: ends{nothing, nothing}}
+}
+
+// begin makes the contexts that the ends end.
+func (l *life) begin() (feed, work context.Context) {
+	var e ends
+	feed, e.feed = context.WithCancelCause(context.Background())
+	work, e.work = context.WithCancelCause(context.Background())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ends = e
+	return feed, work
+}
+
+func (l *life) present() ends {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ends
+}
+
+func (l *life) closeFeed(why error) { l.present().feed(why) }
+
+func (l *life) interrupt(why error) { l.present().work(why) }
 
 func newLane(m Member, env *services) *lane {
-	leaving := make(chan struct{})
 	l := &lane{
 		Member: m, services: env, log: env.log.With("sheep", m.Name),
 		dirs:  workdirs{dataRoot: env.dataRoot, sheep: m.Name},
 		share: share{m.Devices}, state: newLaneState(), rests: new(rests), turns: newTurns(env.maxTurn), known: newKnownModels(),
-		life: life{
-			closeFeed: func(error) {}, interrupt: func(error) {},
-			leaving: leaving, leave: sync.OnceFunc(func() { close(leaving) }),
-		},
+		life: newLife(),
 	}
 	l.feeder = newFeeder(l)
 	l.worker = newWorker(l)
@@ -106,11 +137,9 @@ func newLane(m Member, env *services) *lane {
 // start lets the lane work: its worker adopts what recover found, and its feeder
 // claims jobs unless closing says that there are to be none.
 func (l *lane) start(closing error) {
-	feed, closeFeed := context.WithCancelCause(context.Background())
-	work, interrupt := context.WithCancelCause(context.Background())
-	l.life.closeFeed, l.life.interrupt = closeFeed, interrupt
+	feed, work := l.life.begin()
 	if closing != nil {
-		closeFeed(closing)
+		l.life.closeFeed(closing)
 	}
 	l.life.running.Go(func() { l.feeder.run(feed, work) })
 	l.life.running.Go(func() { l.worker.run(feed, work) })
@@ -126,9 +155,9 @@ func (l *lane) wait() {
 
 // retire ends the lane: its job may finish for the time of drain.
 func (l *lane) retire(drain time.Duration, why error) {
-	l.life.closeFeed(why)
-	interrupt := l.life.interrupt // of this life: the lane may be started again while the timer fires
-	timer := time.AfterFunc(drain, func() { interrupt(why) })
+	ends := l.life.present() // the lane may be started again while the timer fires
+	ends.feed(why)
+	timer := time.AfterFunc(drain, func() { ends.work(why) })
 	defer timer.Stop()
 	l.wait()
 }

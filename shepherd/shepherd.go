@@ -439,15 +439,16 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	for _, l := range s.env.flock.all() {
 		l.life.closeFeed(errStopping)
 	}
-	s.applying.Lock()
-	defer s.applying.Unlock()
-	lanes := s.env.flock.all()
+	// Who changes the flock at the moment may wait for longer for jobs to finish.
 	interrupt := context.AfterFunc(ctx, func() {
-		for _, l := range lanes {
+		for _, l := range s.env.flock.all() {
 			l.life.interrupt(errDrainTimeout)
 		}
 	})
 	defer interrupt()
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	lanes := s.env.flock.all()
 	for _, l := range lanes {
 		l.life.closeFeed(errStopping)
 	}

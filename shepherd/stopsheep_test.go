@@ -1,6 +1,7 @@
 package shepherd_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -117,5 +118,28 @@ func TestClosing(t *testing.T) {
 		if rec, err := p.ledger.Get(t.Context(), id); err != nil || rec.State != want {
 			t.Errorf("job %s is %s, %v; want %s", id, rec.State, err, want)
 		}
+	}
+}
+
+// A daemon that is told to end does not wait for the longer time that a sheep, which was
+// told to stop before, has for its job.
+func TestStopWhileSheepStops(t *testing.T) {
+	p := newFixture(t, "a", "b")
+	begun, open := p.gated()
+	defer open()
+	p.start()
+	p.submit("wait-1", "m", "1", to("a"))
+	p.began(begun, "wait-1")
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.core.StopSheep(time.Hour, "a") }()
+	p.eventually("the sheep is told to stop", func() bool { return p.core.Sheep(t.Context())[0].Condition == job.Stopped })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.core.Stop(ctx)
+	if err := <-stopped; !errors.Is(err, job.ErrDraining) {
+		t.Errorf("the sheep that was told to stop: %v", err)
+	}
+	if rec, err := p.ledger.Get(t.Context(), "wait-1"); err != nil || rec.State != job.Queued {
+		t.Errorf("its job is %s, %v", rec.State, err)
 	}
 }
