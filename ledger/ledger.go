@@ -78,9 +78,10 @@
 //
 // Claim picks among the queued, unheld, due records that the slot may run: those
 // addressed to its sheep, and those addressed to none whose model is not among
-// Slot.Except. They are ordered by priority, higher first; then those whose model
-// is Slot.Prefer; then by age, the older first. Between claims made at the same
-// time no order is promised.
+// Slot.Except. It passes over those that a limit of the Policy keeps waiting. They
+// are ordered by priority, higher first; then those whose model is Slot.Prefer; then,
+// where tenants share, by the Share of their tenant; then by age, the older first.
+// Between claims made at the same time no order is promised.
 package ledger
 
 import (
@@ -299,6 +300,14 @@ type Ledger interface {
 	// as many entries as asked for, those with most jobs first, and what is left as
 	// one. Its cost is in proportion to the number of models.
 	Waiting(ctx context.Context, most int) ([]Waiting, error)
+
+	// Queued returns how many records of a tenant, which is not empty, are queued, most
+	// at the most. Its cost is at most in proportion to the number that it returns.
+	Queued(ctx context.Context, tenant string, most int) (int, error)
+
+	// Load returns what the ledger's Policy goes by at this moment. Its cost is in
+	// proportion to the number of jobs that are held.
+	Load(ctx context.Context) (Load, error)
 
 	// Events returns up to limit events after the cursor that match, in order, and
 	// the cursor to go on with (which may lie behind the last event returned: what

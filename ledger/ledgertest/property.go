@@ -23,10 +23,10 @@ type machine struct {
 	tokens    []ledger.Token // all that were given out
 }
 
-func (s suite) machine(outer *testing.T, t *rapid.T) *machine {
+func (s suite) machine(outer *testing.T, t *rapid.T, policy ledger.Policy) *machine {
 	m := &machine{
-		fixture:   newFixture(t, outer, s.newHarness(outer, Options{})),
-		reference: newReference(),
+		fixture:   newFixture(t, outer, s.newHarness(outer, Options{Policy: policy})),
+		reference: newReference(policy),
 		places:    map[int64]int64{},
 	}
 	t.Cleanup(m.close)
@@ -231,6 +231,7 @@ func (m *machine) compareAll() {
 		}
 	}
 	m.compareWaiting(records)
+	m.compareLoad()
 	for _, node := range nodes {
 		m.compareHeld(node)
 	}
@@ -316,8 +317,9 @@ func (m *machine) compareWaiting(records []job.Record) {
 // and every attempt, across closes and kills.
 func (s suite) testModel(t *testing.T) {
 	const jobs = 10
+	policies := []ledger.Policy{{}, limits(t)}
 	rapid.Check(t, func(r *rapid.T) {
-		m := s.machine(t, r)
+		m := s.machine(t, r, policies[rapid.IntRange(0, 1).Draw(r, "policy")])
 		rarely := func(r *rapid.T) {
 			if rapid.IntRange(0, 4).Draw(r, "really") > 0 {
 				r.Skip("rarely enough")

@@ -92,6 +92,9 @@ func (t *tx) choose(slot ledger.Slot) (*row, error) {
 	if slot.Only != "" {
 		return t.chooseOnly(slot)
 	}
+	if t.w.cfg.Policy.BoundsClaims() {
+		return t.chooseBounded(slot)
+	}
 	heads, err := t.heads(slot)
 	if err != nil || len(heads) == 0 {
 		return nil, err
@@ -114,7 +117,7 @@ func (t *tx) chooseOnly(slot ledger.Slot) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !r.claimable() || r.Sheep != slot.Sheep && (r.Sheep != "" || slot.Addressed) {
+	if !r.claimable() || r.Sheep != slot.Sheep && (r.Sheep != "" || slot.Addressed) || t.admission().Reached(r.Tenant, r.Model) != nil {
 		return nil, nil
 	}
 	return r, nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+
+	"github.com/iterait/shepherd/ledger"
 )
 
 // statements are all that the writer runs, prepared once.
@@ -17,6 +19,9 @@ type statements struct {
 	trimRuns, removeAttempts            *sql.Stmt
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
 	expire, setCheckpoint, saveNumbers  *sql.Stmt
+
+	// Where a policy needs them, else nil; see policy.go.
+	headsOf, saveUsed *sql.Stmt
 }
 
 // statement is a place for a prepared statement and its text.
@@ -97,9 +102,9 @@ func (s *statements) list() []statement {
 	}
 }
 
-func prepare(ctx context.Context, conn *sql.Conn) (*statements, error) {
+func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statements, error) {
 	s := new(statements)
-	for _, one := range s.list() {
+	for _, one := range append(s.list(), s.ofPolicy(policy)...) {
 		var err error
 		if *one.into, err = conn.PrepareContext(ctx, one.text); err != nil {
 			s.close()
@@ -110,7 +115,7 @@ func prepare(ctx context.Context, conn *sql.Conn) (*statements, error) {
 }
 
 func (s *statements) close() {
-	for _, one := range s.list() {
+	for _, one := range append(s.list(), s.ofPolicy(ledger.Policy{HalfLife: 1})...) {
 		if *one.into != nil {
 			(*one.into).Close()
 		}
