@@ -110,6 +110,17 @@ func (f *flock) wakeFirst(l *lane) {
 	})
 }
 
+// released begins a round in which idle lanes look first: a job is held no more, so
+// others that waited for a limit can be claimed.
+func (f *flock) released() {
+	f.begin(func(l *lane) int {
+		if l.state.busy() {
+			return 0
+		}
+		return 1
+	})
+}
+
 // prepared begins a round for the idle lanes: l holds out a job that it only
 // prepares. One of them may have looked while the claim was on its way, and have
 // found the job neither in the ledger nor with l.

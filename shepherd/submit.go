@@ -32,7 +32,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
-	if err := s.roomFor(ctx); err != nil {
+	if err := s.roomFor(ctx, r.Tenant); err != nil {
 		return err
 	}
 	submitted, err := s.remover.submit(r.ID)
@@ -214,15 +214,24 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	return nil
 }
 
-// roomFor refuses a job for which there is no room: *job.QueueFull, or an error of
-// the ledger's disk.
-func (s *Shepherd) roomFor(ctx context.Context) error {
+// roomFor refuses a tenant's job for which there is no room: *job.QueueFull, or an
+// error of the ledger's disk. Submissions at the same moment may pass together.
+func (s *Shepherd) roomFor(ctx context.Context, tenant string) error {
+	if most := s.cfg.Policy.Tenant(tenant).MaxQueued; most > 0 {
+		queued, err := s.cfg.Ledger.Queued(ctx, tenant, most)
+		if err != nil {
+			return away("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
+		}
+		if queued >= most {
+			return &job.QueueFull{Limit: most, Tenant: tenant}
+		}
+	}
 	if most := s.cfg.MaxQueued; most > 0 {
 		counts, err := s.cfg.Ledger.Count(ctx)
 		if err != nil {
 			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
 		}
-		if counts[job.Queued] >= most { // submissions at the same moment may pass together
+		if counts[job.Queued] >= most {
 			return &job.QueueFull{Limit: most}
 		}
 	}
