@@ -199,7 +199,7 @@ func (d *daemon) announce() (stop func()) {
 	}
 	a := &announcer{
 		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
-		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version},
+		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version, Labels: d.config.Fleet.NodeLabels()},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var announcing sync.WaitGroup

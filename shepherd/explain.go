@@ -31,7 +31,7 @@ func (s *Shepherd) Explain(ctx context.Context, id job.ID, tenant string) (job.E
 	var standings []standing
 	if view.State == job.Queued && view.Run > 0 {
 		for _, l := range s.env.flock.all() {
-			if view.Sheep == "" || view.Sheep == l.Name {
+			if may, _ := l.answers(view.Sheep); may {
 				standings = append(standings, l.standing(view.Record, tenant == ""))
 			}
 		}
@@ -109,7 +109,7 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
 		st.now = "it was told to stop; `shepherdd sheep start " + l.Name + "` lets it go on"
-	case admission == job.NoJobs || admission == job.OwnJobs && rec.Sheep != l.Name:
+	case admission == job.NoJobs || admission == job.OwnJobs && !named(rec.Sheep):
 		st.now = cmp.Or(l.share.state(), "its devices are not at hand")
 	case left > 0:
 		st.now = "it rests for " + left.Round(time.Second).String() + " after a fault: " + why
@@ -205,9 +205,16 @@ func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
 		able++
 	}
 	e := job.Explanation{Reasons: reasons}
+	to := job.ParseAddress(v.Sheep)
 	switch {
-	case len(sheep) == 0 && v.Sheep != "":
-		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", v.Sheep)
+	case len(sheep) == 0 && len(to.Labels) > 0:
+		e.Summary = fmt.Sprintf("It waits for a node with %s; this one has other labels (node_labels).", labelText(to.Labels))
+		e.Next = []string{"shepherdd nodes ls shows the nodes with their labels. Ask one that has them, or submit the job without."}
+	case len(sheep) == 0 && to.Node != "":
+		e.Summary = fmt.Sprintf("It is addressed to sheep `%s` of node `%s`, which is not this one.", to.Sheep, to.Node)
+		e.Next = []string{"shepherdd nodes ls shows whether that node is up; it tells more."}
+	case len(sheep) == 0 && to.Sheep != "":
+		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", to.Sheep)
 		e.Next = []string{"Cancel it and submit it without sheep_id, or have the sheep configured."}
 	case len(sheep) == 0:
 		e.Summary = "No sheep is configured that could run it."

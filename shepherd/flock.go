@@ -93,7 +93,7 @@ func (f *flock) takes(name string) bool {
 // offer begins a round: a job with this model and address can be claimed.
 func (f *flock) offer(m job.Model, address string) {
 	f.begin(func(l *lane) int {
-		if address != "" && address != l.Name || !l.admits(address) {
+		if may, _ := l.answers(address); !may || !l.admits(address) {
 			return -1
 		}
 		return l.suits(m)
@@ -315,10 +315,12 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
 		slot.Ahead = true
 	}
-	var err error
-	if slot.Except, err = f.except(ctx, l); err != nil {
+	waiting, err := f.waiting(ctx, l)
+	if err != nil {
 		return nil, err
 	}
+	slot.Except = f.except(l, waiting)
+	slot.Own, slot.Open = l.addresses(waiting)
 	claim, err := l.feeder.claim(ctx, slot)
 	if err != nil || claim != nil {
 		if claim != nil && slot.Prefer.IsZero() {

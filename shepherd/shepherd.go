@@ -178,7 +178,7 @@ func New(cfg Config) (*Shepherd, error) {
 	}
 	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
 	s.env = &services{
-		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store, fencer: fencerOf(cfg),
+		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, fleet: cfg.Fleet, store: cfg.Store, fencer: fencerOf(cfg),
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, placement: cfg.Placement, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,

@@ -115,13 +115,14 @@ func (s *Shepherd) removedElsewhere(ctx context.Context, id job.ID) error {
 
 // record is the record of a request, with what bounds its waiting.
 func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
+	to := s.addressOf(r)
 	rec := job.Record{
-		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
+		ID: r.ID, Model: r.Model, Sheep: to.String(), Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
 		Labels: r.Labels, Idempotency: r.Idempotency,
 	}
 	var sheep job.Limits
-	if l := s.env.flock.named(r.Sheep); l != nil {
+	if l := s.env.flock.named(to.Sheep); l != nil && to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) {
 		sheep = l.Limits
 	}
 	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
@@ -205,7 +206,10 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	if err := r.Model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
 	}
-	if err := s.checkSheep(ctx, r.Sheep); err != nil {
+	if err := r.NodeLabels.Validate(); err != nil {
+		return &job.Invalid{Field: "node_labels", Problem: reasonOf(err)}
+	}
+	if err := s.checkAddress(ctx, r); err != nil {
 		return err
 	}
 	if objection := s.checkModel(r); objection != nil && !s.leftToOthers(ctx, r, objection) {

@@ -68,6 +68,7 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Except", s.testExcept},
 		{"Only", s.testOnly},
 		{"Addressed", s.testAddressed},
+		{"Addresses", s.testAddresses},
 		{"OldPlace", s.testOldPlace},
 		{"ModelLimits", s.testModelLimits},
 		{"TenantLimits", s.testTenantLimits},

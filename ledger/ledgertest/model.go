@@ -95,7 +95,9 @@ func (m *reference) choose(slot ledger.Slot) *referenceJob {
 	var candidates []*referenceJob
 	for _, j := range m.jobs {
 		claimable := j.State == job.Queued && j.token == 0 && !j.delayed()
-		able := j.Sheep == slot.Sheep || j.Sheep == "" && !slot.Addressed && (slot.Only != "" || !slices.Contains(slot.Except, j.Model))
+		own := j.Sheep == slot.Sheep || slices.Contains(slot.Own, j.Sheep)
+		open := (j.Sheep == "" || slices.Contains(slot.Open, j.Sheep)) && !slot.Addressed
+		able := own || open && (slot.Only != "" || !slices.Contains(slot.Except, j.Model))
 		if claimable && able && (slot.Only == "" || slot.Only == j.ID) && !m.atLimit(j) {
 			candidates = append(candidates, j)
 		}

@@ -36,7 +36,9 @@ func (s suite) machine(outer *testing.T, t *rapid.T, policy ledger.Policy) *mach
 var (
 	models       = []job.Model{red, blue, {Name: "red", Version: "2"}}
 	drawSheep    = rapid.SampledFrom([]string{"a", "b", "c"})
-	drawAddress  = rapid.SampledFrom([]string{"", "", "", "a", "b"})
+	drawAddress  = rapid.SampledFrom([]string{"", "", "", "a", "b", "node/a", "@x=1"})
+	drawOwn      = rapid.SampledFrom([][]string{nil, nil, {"node/a"}})
+	drawOpen     = rapid.SampledFrom([][]string{nil, nil, {"@x=1"}, {"@x=2", "@x=1"}})
 	drawModel    = rapid.SampledFrom(models)
 	drawPrefer   = rapid.SampledFrom(append([]job.Model{{}, {}}, models...))
 	drawExcept   = rapid.SampledFrom([][]job.Model{nil, nil, {red}, {blue, red}, models})
@@ -336,6 +338,7 @@ func (s suite) testModel(t *testing.T) {
 			"claim": func(r *rapid.T) {
 				slot := ledger.Slot{
 					Node: rapid.SampledFrom(nodes).Draw(r, "node"), Sheep: drawSheep.Draw(r, "sheep"),
+					Own: drawOwn.Draw(r, "own"), Open: drawOpen.Draw(r, "open"),
 					Prefer: drawPrefer.Draw(r, "prefer"), Except: drawExcept.Draw(r, "except"),
 					Ahead: rapid.Bool().Draw(r, "ahead"), Addressed: rapid.IntRange(0, 3).Draw(r, "addressed") == 0,
 				}

@@ -99,9 +99,11 @@ func (l *Ledger) choose(slot ledger.Slot) *record {
 	admission := l.cfg.Policy.Admit(l.load())
 	var first *record
 	for _, r := range l.jobs {
-		addressed := r.Sheep == slot.Sheep
-		anyone := r.Sheep == "" && !slot.Addressed && (slot.Only != "" || !slices.Contains(slot.Except, r.Model))
-		if !r.Claimable() || !addressed && !anyone || slot.Only != "" && r.ID != slot.Only || admission.Reached(r.Tenant, r.Model) != nil {
+		may, own := slot.Answers(r.Sheep)
+		if !own && slot.Only == "" && slices.Contains(slot.Except, r.Model) {
+			may = false
+		}
+		if !r.Claimable() || !may || slot.Only != "" && r.ID != slot.Only || admission.Reached(r.Tenant, r.Model) != nil {
 			continue
 		}
 		if first == nil || before(r, first, slot, admission) {

@@ -139,7 +139,7 @@ func claimArgs(slot ledger.Slot) pgx.NamedArgs {
 	}
 	return pgx.NamedArgs{
 		"node": text(slot.Node), "sheep": text(slot.Sheep), "only": text(slot.Only), "prefer_name": text(slot.Prefer.Name), "prefer_version": text(slot.Prefer.Version),
-		"except_names": names, "except_versions": versions,
+		"own": texts(slot.Owned()), "open": texts(slot.Opened()), "except_names": names, "except_versions": versions,
 	}
 }
 

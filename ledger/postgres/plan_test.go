@@ -105,7 +105,7 @@ func TestPlans(t *testing.T) {
 		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
 	}
 	for name, s := range map[string]ledger.Slot{
-		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true},
+		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true}, "claim open": {Own: []string{"node/sheep"}, Open: []string{"@gpu=a100"}, Prefer: job.Model{Name: "model1"}},
 		"claim only": {Only: "job2"}, "claim except": {Except: []job.Model{{Name: "most"}}, Prefer: job.Model{Name: "model1"}},
 	} {
 		s.Node, s.Sheep = "node", "sheep"

@@ -51,17 +51,14 @@ func (l *Ledger) bounds(ctx context.Context, db querier, addresses []string) (gr
 // admitted are the groups of which the slot may claim a job at this moment; limited
 // says that a limit applies to one of them.
 func (l *Ledger) admitted(ctx context.Context, db querier, slot ledger.Slot) (open []group, limited bool, err error) {
-	addresses := []string{text(slot.Sheep)}
-	if !slot.Addressed {
-		addresses = append(addresses, "")
-	}
-	groups, load, err := l.bounds(ctx, db, addresses)
+	groups, load, err := l.bounds(ctx, db, texts(slices.Concat(slot.Owned(), slot.Opened())))
 	if err != nil {
 		return nil, false, err
 	}
 	admission := l.cfg.Policy.Admit(load)
 	for _, g := range groups {
-		if slot.Only == "" && g.sheep == "" && slices.Contains(slot.Except, g.model) || admission.Reached(g.tenant, g.model) != nil {
+		_, own := slot.Answers(g.sheep)
+		if slot.Only == "" && !own && slices.Contains(slot.Except, g.model) || admission.Reached(g.tenant, g.model) != nil {
 			continue
 		}
 		g.share = admission.Share(g.tenant)

@@ -1,6 +1,9 @@
 package postgres
 
 import (
+	"fmt"
+	"strings"
+
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -164,34 +167,33 @@ const ofPreferred = ` AND j.model_name = @prefer_name AND j.model_version = @pre
 // candidates selects the jobs that the slot could claim: of each kind, the first in
 // order.
 func candidates(slot ledger.Slot) string {
-	mine, anyone := `j.sheep = @sheep`, `j.sheep = ''`
 	if slot.Only != "" {
-		if slot.Addressed {
-			return head(`j.id = @only AND ` + mine)
+		return head(`j.id = @only AND (j.sheep = ANY(@own::text[]) OR j.sheep = ANY(@open::text[]))`)
+	}
+	var kinds []string
+	first := func(condition string) {
+		kinds = append(kinds, head(condition))
+		if !slot.Prefer.IsZero() {
+			kinds = append(kinds, head(condition+ofPreferred))
 		}
-		return head(`j.id = @only AND (` + mine + ` OR ` + anyone + `)`)
 	}
-	query := head(mine)
-	prefers := !slot.Prefer.IsZero()
-	if prefers {
-		query += ` UNION ALL ` + head(mine+ofPreferred)
+	for i := range slot.Owned() {
+		first(fmt.Sprintf(`j.sheep = (@own::text[])[%d]`, i+1))
 	}
-	if slot.Addressed {
-		return query
-	}
-	if len(slot.Except) == 0 {
-		query += ` UNION ALL ` + head(anyone)
-		if prefers {
-			query += ` UNION ALL ` + head(anyone+ofPreferred)
+	for i := range slot.Opened() {
+		open := fmt.Sprintf(`j.sheep = (@open::text[])[%d]`, i+1)
+		if len(slot.Except) == 0 {
+			first(open)
+			continue
 		}
-		return query
-	}
-	// Of each model that the sheep can run: the jobs of those that it cannot may be
-	// many and come first.
-	return query + ` UNION ALL (SELECT heads.* FROM (
-			SELECT DISTINCT model_name, model_version FROM shepherd.tally WHERE claimable AND sheep = ''
+		// Of each model that the sheep can run: the jobs of those that it cannot may be
+		// many and come first.
+		kinds = append(kinds, fmt.Sprintf(`(SELECT heads.* FROM (
+			SELECT DISTINCT model_name, model_version FROM shepherd.tally WHERE claimable AND sheep = (@open::text[])[%d]
 			EXCEPT SELECT * FROM unnest(@except_names::text[], @except_versions::text[])) m
-		CROSS JOIN LATERAL ` + head(anyone+` AND j.model_name = m.model_name AND j.model_version = m.model_version`) + ` heads)`
+			CROSS JOIN LATERAL `, i+1)+head(open+` AND j.model_name = m.model_name AND j.model_version = m.model_version`)+` heads)`)
+	}
+	return strings.Join(kinds, ` UNION ALL `)
 }
 
 // claimQuery makes a claim by the scheduling order without a policy.

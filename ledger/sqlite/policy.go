@@ -176,8 +176,8 @@ func (t *tx) chooseBounded(slot ledger.Slot) (*row, error) {
 	admission := t.admission()
 	var groups [][4]string
 	for _, g := range t.groups() {
-		open := g.sheep == slot.Sheep || g.sheep == "" && !slot.Addressed && !slices.Contains(slot.Except, g.model)
-		if open && admission.Reached(g.tenant, g.model) == nil {
+		may, own := slot.Answers(g.sheep)
+		if may && (own || !slices.Contains(slot.Except, g.model)) && admission.Reached(g.tenant, g.model) == nil {
 			groups = append(groups, [4]string{g.sheep, g.tenant, g.model.Name, g.model.Version})
 		}
 	}

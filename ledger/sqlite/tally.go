@@ -161,14 +161,22 @@ func (t *tally) expirable() int {
 func (t *tally) anyFor(slot ledger.Slot) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.claimable[slot.Sheep]) > 0 {
+	if len(t.claimable[slot.Sheep]) > 0 || !slot.Addressed && t.anyOpen("", slot) {
 		return true
 	}
-	models := t.claimable[""]
-	if slot.Addressed || len(models) == 0 {
-		return false
+	for _, address := range slot.Own {
+		if len(t.claimable[address]) > 0 {
+			return true
+		}
 	}
-	if slot.Only != "" || len(models) > len(slot.Except) {
+	return !slot.Addressed && slices.ContainsFunc(slot.Open, func(address string) bool { return t.anyOpen(address, slot) })
+}
+
+// anyOpen reports whether there is a claimable job with the address that the slot does
+// not except. The lock is held.
+func (t *tally) anyOpen(address string, slot ledger.Slot) bool {
+	models := t.claimable[address]
+	if len(models) > 0 && slot.Only != "" || len(models) > len(slot.Except) {
 		return true
 	}
 	for model := range models {
