@@ -40,6 +40,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrRemoving), 409, job.ErrRemoving.Error(), "2", false},
 		{wrap(job.ErrEnded), 409, "the job has ended already", "", false},
 		{wrap(job.ErrNotEnded), 409, job.ErrNotEnded.Error(), "", false},
+		{wrap(&job.QueueFull{Limit: 3, Tenant: "wool"}), 429, "The queue of tenant `wool` is full: 3 of its jobs wait already, and no more may (max_queued); try again later", "30", false},
 		{wrap(&job.QueueFull{Limit: 3}), 429, "The queue is full: 3 jobs wait already; try again later", "30", false},
 		{wrap(job.ErrNotReady), 409, "the job has not ended yet", "", false},
 		{wrap(job.ErrNoFile), 404, "Requested file does not exist", "", false},

@@ -265,7 +265,7 @@ func (e *eventStream) sendProgress(ctx context.Context) error {
 func (e *eventStream) shownEvent(event job.Event) Event {
 	out := Event{
 		Event: EventEvent(event.Kind), At: job.FormatTime(event.At), JobId: string(event.Job), Run: event.Run,
-		Model: Model{Name: &event.Model.Name, Version: &event.Model.Version}, SheepId: orNull(event.Address), Status: event.State,
+		Model: Model{Name: &event.Model.Name, Version: &event.Model.Version}, SheepId: orNull(job.ParseAddress(event.Address).Who()), Status: event.State,
 		Node: orNull(event.Node), Sheep: orNull(event.Sheep), Cause: orNull(string(event.Cause)), Reason: orNull(bounded(event.Reason)),
 	}
 	if event.Attempt > 0 {

@@ -270,7 +270,7 @@ func (s *server) queueFor(ctx context.Context, tenant string) (FlockQueue, error
 	for _, view := range views[:min(len(views), flockHead)] {
 		queued := QueuedJob{
 			JobId: string(view.ID), Model: Model{Name: &view.Model.Name, Version: &view.Model.Version}, Priority: view.Priority,
-			SheepId: orNull(view.Record.Sheep), Labels: s.shown(view).Labels,
+			SheepId: orNull(job.ParseAddress(view.Record.Sheep).Who()), Labels: s.shown(view).Labels,
 			EnqueuedAt: job.FormatTime(view.EnqueuedAt), NotBefore: job.FormatTime(view.NotBefore),
 		}
 		detailed, err := s.service.View(ctx, view.ID)

@@ -244,10 +244,11 @@ func shownTimeline(events []job.Event) *[]TimelineEntry {
 // shown is a job as clients see it in a list.
 func (s *server) shown(v job.View) Job {
 	status := s.visible(v.Status())
+	to := job.ParseAddress(v.Record.Sheep)
 	out := Job{
 		JobId: string(v.ID), Status: v.State, Model: Model{Name: &v.Model.Name, Version: &v.Model.Version},
 		EnqueuedAt: job.FormatTime(v.EnqueuedAt), ProcessingStartedAt: job.FormatTime(v.StartedAt), FinishedAt: job.FormatTime(v.FinishedAt),
-		SheepId: orNull(v.Record.Sheep), Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
+		SheepId: orNull(to.Who()), NodeLabels: to.Labels, Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
 		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
 		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,
@@ -255,6 +256,9 @@ func (s *server) shown(v job.View) Job {
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
+	}
+	if out.NodeLabels == nil {
+		out.NodeLabels = map[string]string{}
 	}
 	if out.Warnings == nil {
 		out.Warnings = []string{} // a list, not null

@@ -165,6 +165,8 @@ func (f *jobFields) decode(body []byte, more func(in *reader, field string) erro
 				return f.id.optional(in, field)
 			case "sheep_id":
 				return f.sheep.optional(in, field)
+			case "node_labels":
+				return in.optional(func() (err error) { request.NodeLabels, err = in.labels(field); return err })
 			case "payload":
 				return f.payload.optional(in, field)
 			case "model":

@@ -36,7 +36,7 @@ func created(t *testing.T, got reply, status int) Job {
 func TestCreateJob(t *testing.T) {
 	h := newHarness(t)
 	h.service.enters = true
-	got := h.do("POST", "/jobs", `{"model": {"name": "m", "version": "v"}, "payload": "x", "labels": {"batch": "1", "note": ""}, "priority": 3, "retries": 1, "run_timeout": "1m"}`)
+	got := h.do("POST", "/jobs", `{"model": {"name": "m", "version": "v"}, "payload": "x", "labels": {"batch": "1", "note": ""}, "priority": 3, "retries": 1, "run_timeout": "1m", "node_labels": {"gpu": "a100"}}`)
 	j := created(t, got, 201)
 	if job.ID(j.JobId) == "" || !strings.HasPrefix(j.JobId, "job-") || len(j.JobId) != 30 || !maps.Equal(j.Labels, map[string]string{"batch": "1", "note": ""}) {
 		t.Errorf("%+v", j)
@@ -44,6 +44,9 @@ func TestCreateJob(t *testing.T) {
 	r := h.service.submitted[0]
 	if string(r.Payload) != "x" || r.Priority != 3 || *r.Limits.Retries != 1 || *r.Limits.RunTimeout != time.Minute || r.Idempotency != "" || r.ID != job.ID(j.JobId) {
 		t.Errorf("submitted %+v", r)
+	}
+	if !maps.Equal(r.NodeLabels, job.Labels{"gpu": "a100"}) {
+		t.Errorf("for nodes with %v", r.NodeLabels)
 	}
 	if other := created(t, h.do("POST", "/jobs", someJob), 201); other.JobId == j.JobId {
 		t.Error("two jobs have one id")
@@ -80,6 +83,7 @@ func TestCreateJobRefused(t *testing.T) {
 		{`{"payload": "x"}`, "model", "required"},
 		{`{` + model + `, "payload": "x", "labels": ["a"]}`, "labels", "must be an object, not a list"},
 		{`{` + model + `, "payload": "x", "labels": {"a": 1}}`, "labels.a", "must be a string"},
+		{`{` + model + `, "payload": "x", "node_labels": "gpu=a100"}`, "node_labels", "must be an object"},
 		{`{` + model + `, "payload": "x", "labels": {"a b": ""}}`, "labels", `key \"a b\"`},
 		{`{` + model + `, "payload": "x", "labels": {"a": "", "a": ""}}`, "labels.a", "twice"},
 		{`{` + model + `, "labels": {` + strings.Join(labels, ",") + `}}`, "labels", "more than 32"},

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -96,7 +98,7 @@ func nodesCommand() *cobra.Command {
 
 func listNodes(to io.Writer, nodes []postgres.Node) error {
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tSTATE\tJOBS\tVERSION\tADDRESS\tSHEEP")
+	fmt.Fprintln(table, "NAME\tSTATE\tJOBS\tVERSION\tADDRESS\tLABELS\tSHEEP")
 	for _, n := range nodes {
 		var sheep []string
 		for _, s := range n.About.Sheep {
@@ -106,8 +108,12 @@ func listNodes(to io.Writer, nodes []postgres.Node) error {
 			}
 			sheep = append(sheep, shown)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", n.Name, stateOf(n), n.Held,
-			cmp.Or(n.About.Version, "-"), cmp.Or(n.About.Address, "-"), cmp.Or(strings.Join(sheep, ", "), "-"))
+		var labels []string
+		for _, key := range slices.Sorted(maps.Keys(n.About.Labels)) {
+			labels = append(labels, key+"="+n.About.Labels[key])
+		}
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", n.Name, stateOf(n), n.Held,
+			cmp.Or(n.About.Version, "-"), cmp.Or(n.About.Address, "-"), cmp.Or(strings.Join(labels, ","), "-"), cmp.Or(strings.Join(sheep, ", "), "-"))
 	}
 	return table.Flush()
 }

@@ -40,7 +40,7 @@ func TestNodes(t *testing.T) {
 		ledgers[name] = l
 	}
 	a := ledgers["a"]
-	about := postgres.About{Address: "http://a:5000", Version: "v1", Sheep: []postgres.Sheep{{Name: "s1", Type: "bare", Model: job.Model{Name: "m", Version: "2"}}, {Name: "s2", Type: "bare"}}}
+	about := postgres.About{Labels: job.Labels{"region": "eu", "gpu": "a100"}, Address: "http://a:5000", Version: "v1", Sheep: []postgres.Sheep{{Name: "s1", Type: "bare", Model: job.Model{Name: "m", Version: "2"}}, {Name: "s2", Type: "bare"}}}
 	if err := a.Announce(t.Context(), "a", about); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestNodes(t *testing.T) {
 			}
 		}
 	}
-	lists(`a +up +1 +v1 +http://a:5000 +s1 \(m:2\), s2`, `b +up +0 +- +- +-`)
+	lists(`a +up +1 +v1 +http://a:5000 +gpu=a100,region=eu +s1 \(m:2\), s2`, `b +up +0 +- +- +- +-`)
 	if said, err := call("nodes", "drain", "a", "-c", p.config); err != nil || said != "Node a claims no more jobs.\n" {
 		t.Fatalf("it says %q, %v", said, err)
 	}
@@ -88,7 +88,7 @@ func TestNodes(t *testing.T) {
 	if err := server.Exec(t.Context(), "postgres", "UPDATE shepherd.nodes SET expires_at = NULL WHERE name = 'a'"); err != nil {
 		t.Fatal(err)
 	}
-	lists(`a +stopped, drained +1 +v1 +http://a:5000 +s1, s2`, `b +up +0 .*`)
+	lists(`a +stopped, drained +1 +v1 +http://a:5000 +gpu=a100,region=eu +s1, s2`, `b +up +0 .*`)
 	if said, err := call("nodes", "forget", "a", "-c", p.config); err != nil || said != "Node a is forgotten.\n" {
 		t.Fatalf("it says %q, %v", said, err)
 	}

@@ -529,6 +529,9 @@ type Job struct {
 	Limits Limits `json:"limits"`
 	Model  Model  `json:"model"`
 
+	// NodeLabels Labels that the node of its sheep must have
+	NodeLabels map[string]string `json:"node_labels"`
+
 	// NotBefore The earliest time at which a sheep may start it: as was asked for, or later where it is to be tried again
 	NotBefore *Time `json:"not_before"`
 
@@ -583,7 +586,8 @@ type JobRequest struct {
 		Name    string `json:"name"`
 		Version string `json:"version"`
 	} `json:"model"`
-	NotBefore *time.Time `json:"not_before,omitempty"`
+	NodeLabels *map[string]string `json:"node_labels,omitempty"`
+	NotBefore  *time.Time         `json:"not_before,omitempty"`
 
 	// Payload Becomes the job's only input as UTF-8; may be empty
 	Payload     *string   `json:"payload,omitempty"`
@@ -844,6 +848,9 @@ type StartJobRequest struct {
 		Version string `json:"version"`
 	} `json:"model"`
 
+	// NodeLabels Labels (`fleet.labels`) that the node of the sheep must have, all of them; any node, when left out or null
+	NodeLabels *map[string]string `json:"node_labels,omitempty"`
+
 	// NotBefore The earliest time at which a sheep may start it, as in RFC 3339, with a zone
 	//
 	// Example: 2099-01-01T00:00:00Z
@@ -864,7 +871,7 @@ type StartJobRequest struct {
 	// RunTimeout How long the runner may have the job. 0 is no limit
 	RunTimeout *Duration `json:"run_timeout,omitempty"`
 
-	// SheepId The sheep that shall run the job; any, when left out or null
+	// SheepId The sheep that shall run the job, SHEEP or NODE/SHEEP; any, when left out or null
 	SheepId *string `json:"sheep_id,omitempty"`
 
 	// WaitTimeout How long it may wait until a sheep starts it, or else fails; from `not_before` on where that is given. 0 is no limit

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -114,11 +115,53 @@ func (ch *checker) all() {
 	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")
 	ch.expect(*ch.Scheduling.StageAhead == 0 || *ch.Scheduling.StageAhead == 1, "scheduling.stage_ahead", "0 or 1")
+	ch.sharing()
 	ch.limits(ch.at("limits"), "limits", ch.Limits)
 	ch.gpu()
 	ch.expect(ch.DrainTimeout >= 0, "drain_timeout", "a duration, 0s or longer")
 	ch.word("on_exit", ch.OnExit, []string{"stop", "leave"})
 	ch.ports()
+}
+
+// sharing checks what bounds the jobs of models and tenants.
+func (ch *checker) sharing() {
+	s := ch.Scheduling
+	ch.expect(s.ShareHalfLife >= time.Minute, "scheduling.share_half_life", "a duration of a minute or longer")
+	for i, m := range s.Models {
+		if ch.modelPattern("scheduling.models", i, m.Model) != nil && m.MaxRunning < 1 {
+			ch.within(ch.at("scheduling.models"), i, "scheduling.models", "max_running", "expected a number of jobs, 1 or more")
+		}
+	}
+	list := ch.at("scheduling.tenants")
+	if list == nil {
+		return
+	}
+	names := map[string]bool{}
+	for i, t := range s.Tenants {
+		wrong := func(key, problem string) { ch.within(list, i, "scheduling.tenants", key, problem) }
+		switch {
+		case t.Tenant != "*":
+			wrong("tenant", nameProblem("tenant", t.Tenant, names))
+		case names[t.Tenant]:
+			wrong("tenant", "is there already")
+		case i < len(s.Tenants)-1:
+			wrong("tenant", "is every tenant's, so what follows has no effect; put it last")
+		}
+		names[t.Tenant] = true
+		if t.MaxRunning < 0 {
+			wrong("max_running", "expected a number of jobs, or 0 for no limit")
+		}
+		if t.MaxQueued < 0 {
+			wrong("max_queued", "expected a number of jobs, or 0 for no limit")
+		}
+		switch {
+		case t.Weight == nil:
+		case !(*t.Weight > 0) || math.IsInf(*t.Weight, 0):
+			wrong("weight", "expected a number larger than 0")
+		case !s.FairShare:
+			wrong("weight", "has no effect without scheduling.fair_share")
+		}
+	}
 }
 
 // A node's name is a label of metrics and part of records.

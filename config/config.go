@@ -423,6 +423,41 @@ type Scheduling struct {
 	StageAhead *int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
 	StageBudget size.Bytes `yaml:"stage_budget"`
+	// FairShare has tenants share the sheep by what they have used; what was used
+	// ShareHalfLife ago counts half.
+	FairShare     bool          `yaml:"fair_share"`
+	ShareHalfLife time.Duration `yaml:"share_half_life"`
+	// Models bound the jobs that sheep have at a time of some models. All that match a
+	// job's model count.
+	Models []ModelsRunning `yaml:"models,omitempty"`
+	// Tenants bound the jobs of tenants. The first that matches a tenant counts.
+	Tenants []TenantLimit `yaml:"tenants,omitempty"`
+}
+
+// ModelsRunning bounds the jobs that sheep have of the models that a pattern matches,
+// all together.
+type ModelsRunning struct {
+	// Model is as in ModelLimits.
+	Model      string `yaml:"model"`
+	MaxRunning int    `yaml:"max_running"`
+}
+
+// Rule is Model as the checked configuration has it.
+func (m ModelsRunning) Rule() job.Rule {
+	rule, _ := job.ParseRule(m.Model) // the configuration was checked
+	return rule
+}
+
+// TenantLimit is what a tenant may have.
+type TenantLimit struct {
+	// Tenant is its name, or * for each that none before names.
+	Tenant string `yaml:"tenant"`
+	// MaxRunning bounds the jobs that sheep have at a time, and MaxQueued those that
+	// wait; 0 is no limit.
+	MaxRunning int `yaml:"max_running,omitempty"`
+	MaxQueued  int `yaml:"max_queued,omitempty"`
+	// Weight is its part where tenants share, relative to others'; nil is 1.
+	Weight *float64 `yaml:"weight,omitempty"`
 }
 
 // GPU is how sheep get the GPUs that they request.

@@ -71,6 +71,8 @@ func defaults(m machine) Config {
 		Scheduling: Scheduling{
 			MaxTurn:     10 * time.Minute,
 			MaxAttempts: 3,
+
+			ShareHalfLife: time.Hour,
 		},
 		Limits: Limits{
 			Retries:     new(0),

@@ -111,8 +111,14 @@ func TestReference(t *testing.T) {
 		"models.contracts[].command":  "none",
 		"models.contracts[].args":     "none",
 		"storage.keep.models[].model": "required",
-		"containerd.allowed_mounts":   "none",
-		"containerd.cni_plugin_dirs":  "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
+
+		"scheduling.models[].model":       "required",
+		"scheduling.models[].max_running": "required",
+		"scheduling.tenants[].tenant":     "required",
+		"scheduling.tenants[].weight":     "`1`",
+
+		"containerd.allowed_mounts":  "none",
+		"containerd.cni_plugin_dirs": "`/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`",
 	}
 	for key, value := range keys {
 		want, ok := inWords[key]

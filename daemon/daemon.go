@@ -179,7 +179,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
-		MaxQueued: c.API.MaxQueued, Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
+		MaxQueued: c.API.MaxQueued, Policy: policyOf(c), Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
 		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
 		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
@@ -199,7 +199,7 @@ func (d *daemon) announce() (stop func()) {
 	}
 	a := &announcer{
 		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
-		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version},
+		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version, Labels: d.config.Fleet.NodeLabels()},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var announcing sync.WaitGroup

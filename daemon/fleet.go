@@ -100,7 +100,7 @@ func directoryOf(shared registry) fleet.Directory {
 		}
 		nodes := make([]fleet.Node, len(known))
 		for i, n := range known {
-			nodes[i] = fleet.Node{Name: n.Name, Address: n.About.Address, Alive: n.Alive}
+			nodes[i] = fleet.Node{Name: n.Name, Address: n.About.Address, Alive: n.Alive, Labels: n.About.Labels}
 			for _, s := range n.About.Sheep {
 				nodes[i].Sheep = append(nodes[i].Sheep, job.Sheep{Name: s.Name, Type: s.Type, Model: s.Model})
 			}

@@ -49,7 +49,7 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 // expose gives the metrics the sources they read when they are scraped.
 func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
 	sources := metrics.Sources{
-		Core: core, Ledger: l,
+		Core: core, Ledger: l, Policy: policyOf(cfg),
 		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
 	}
 	if cfg.Storage.Embedded() {

@@ -49,7 +49,7 @@ func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.L
 	} else {
 		file, err := sqlite.Open(ctx, sqlite.Config{
 			Path: cfg.Ledger.Path, Keep: cfg.Ledger.Keep, KeepJobs: cfg.Ledger.KeepJobs,
-			EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Log: log,
+			EventKeep: cfg.Ledger.EventKeep, EventNumber: cfg.Ledger.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Policy: policyOf(cfg), Log: log,
 		})
 		if err != nil {
 			return nil, err
@@ -64,6 +64,26 @@ func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.L
 	return l, nil
 }
 
+// policyOf is what bounds the jobs that are held, and how tenants share.
+func policyOf(cfg *config.Config) ledger.Policy {
+	s := cfg.Scheduling
+	var p ledger.Policy
+	if s.FairShare {
+		p.HalfLife = s.ShareHalfLife
+	}
+	for _, m := range s.Models {
+		p.Models = append(p.Models, ledger.ModelLimit{Models: m.Rule(), MaxRunning: m.MaxRunning})
+	}
+	for _, t := range s.Tenants {
+		limit := ledger.TenantLimit{Tenant: t.Tenant, MaxRunning: t.MaxRunning, MaxQueued: t.MaxQueued}
+		if t.Weight != nil {
+			limit.Weight = *t.Weight
+		}
+		p.Tenants = append(p.Tenants, limit)
+	}
+	return p
+}
+
 // peersOf knows the other nodes of a ledger; nil where that has one node alone.
 func peersOf(l keptLedger) shepherd.Peers {
 	peers, _ := l.(shepherd.Peers)
@@ -75,7 +95,7 @@ func DatabaseConfig(cfg *config.Config) postgres.Config {
 	l := cfg.Ledger
 	c := postgres.Config{
 		URL: l.URL.Reveal(), DirectURL: l.DirectURL.Reveal(), Lease: *l.Lease, Keep: l.Keep, KeepJobs: l.KeepJobs,
-		EventKeep: l.EventKeep, EventNumber: l.EventNumber, Retention: cfg.Storage.Keep.Retention().For,
+		EventKeep: l.EventKeep, EventNumber: l.EventNumber, Retention: cfg.Storage.Keep.Retention().For, Policy: policyOf(cfg),
 	}
 	if l.PasswordFile != "" {
 		c.Password = func() (string, error) {

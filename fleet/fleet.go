@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +28,8 @@ type Node struct {
 	Address string // URL of its API
 	Alive   bool   // its lease has not ended
 	// Sheep have no more than their names, types and models.
-	Sheep []job.Sheep
+	Sheep  []job.Sheep
+	Labels job.Labels
 }
 
 // Directory knows all nodes, this one included.
@@ -109,20 +111,20 @@ func (f *Fleet) Peers(ctx context.Context) ([]Node, error) {
 	return peers, nil
 }
 
-// HasSheep reports whether another node that is alive has a sheep of that name.
-func (f *Fleet) HasSheep(ctx context.Context, name string) (bool, error) {
+// Answering are the names of the other nodes that are alive and have a sheep with the
+// address.
+func (f *Fleet) Answering(ctx context.Context, to job.Address) ([]string, error) {
 	peers, err := f.Peers(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
+	var names []string
 	for _, n := range peers {
-		for _, s := range n.Sheep {
-			if s.Name == name {
-				return true, nil
-			}
+		if slices.ContainsFunc(n.Sheep, func(s job.Sheep) bool { return to.Fits(n.Name, s.Name, n.Labels) }) {
+			names = append(names, n.Name)
 		}
 	}
-	return false, nil
+	return names, nil
 }
 
 // unreachable is the error of a node that is known, and cannot be asked.

@@ -258,16 +258,18 @@ func TestView(t *testing.T) {
 	f := newFleet(t, secret,
 		fleet.Node{Name: "a", Alive: true},
 		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: []job.Sheep{{Name: "s"}}},
-		fleet.Node{Name: "c", Alive: true, Address: gone.URL, Sheep: []job.Sheep{{Name: "t", Type: "bare"}}},
+		fleet.Node{Name: "c", Alive: true, Address: gone.URL, Sheep: []job.Sheep{{Name: "t", Type: "bare"}}, Labels: job.Labels{"gpu": "a100"}},
 		fleet.Node{Name: "d", Sheep: []job.Sheep{{Name: "u"}}})
 	v := fleet.NewView(own, f)
 	want := []job.Sheep{{Name: "a/z", Detail: "busy"}, {Name: "b/s", Running: true}, {Name: "c/t", Type: "bare", Detail: "node c does not answer"}}
 	if got := v.Sheep(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("Sheep = %+v, want %+v", got, want)
 	}
-	for name, want := range map[string]bool{"s": true, "t": true, "u": false, "z": false, "wolf": false} {
-		if got, err := f.HasSheep(t.Context(), name); err != nil || got != want {
-			t.Errorf("HasSheep(%s) = %v, %v", name, got, err)
+	for to, want := range map[string]string{
+		"": "b c", "s": "b", "t": "c", "b/s": "b", "c/s": "", "@gpu=a100": "c", "s@gpu=a100": "", "t@gpu=a100": "c", "@gpu=h100": "", "u": "", "z": "", "wolf": "",
+	} {
+		if got, err := f.Answering(t.Context(), job.ParseAddress(to)); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("Answering(%q) = %v, %v", to, got, err)
 		}
 	}
 	for node, want := range map[string]string{"": "a's", "a": "a's", "b": "b's"} {

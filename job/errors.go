@@ -29,11 +29,17 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
-// QueueFull says that no more jobs are taken until some of those that wait have
-// been started.
-type QueueFull struct{ Limit int }
+// QueueFull says that no more jobs are taken, of a tenant where one is named, until
+// some of those that wait have been started.
+type QueueFull struct {
+	Limit  int
+	Tenant string
+}
 
 func (e *QueueFull) Error() string {
+	if e.Tenant != "" {
+		return fmt.Sprintf("The queue of tenant `%s` is full: %d of its jobs wait already, and no more may (max_queued); try again later", e.Tenant, e.Limit)
+	}
 	return fmt.Sprintf("The queue is full: %d jobs wait already; try again later", e.Limit)
 }
 

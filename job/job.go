@@ -128,8 +128,10 @@ const MaxIdempotency = 64
 type Request struct {
 	ID    ID
 	Model Model
-	// Sheep addresses one sheep by name; empty means any.
+	// Sheep addresses one sheep by name, SHEEP or NODE/SHEEP; empty means any.
 	Sheep string
+	// NodeLabels are those that the node of the sheep must have.
+	NodeLabels Labels
 	// Priority orders jobs, higher first; 0 is ordinary.
 	Priority int
 	// Payload, when not nil, becomes the job's only input, inputs/input. When
@@ -163,7 +165,7 @@ type Request struct {
 type Record struct {
 	ID       ID
 	Model    Model
-	Sheep    string // addressed sheep, empty for any
+	Sheep    string // whom it is addressed to, as Address.String has it
 	Priority int
 	Trace    Trace
 	Tenant   string // whose it is; see Request

@@ -78,14 +78,17 @@
 //
 // Claim picks among the queued, unheld, due records that the slot may run: those
 // addressed to its sheep, and those addressed to none whose model is not among
-// Slot.Except. They are ordered by priority, higher first; then those whose model
-// is Slot.Prefer; then by age, the older first. Between claims made at the same
-// time no order is promised.
+// Slot.Except; likewise those with the other addresses that Slot names. It passes
+// over those that a limit of the Policy keeps waiting. They are ordered by priority,
+// higher first; then those whose model is Slot.Prefer; then, where tenants share, by
+// the Share of their tenant; then by age, the older first. Between claims made at the
+// same time no order is promised.
 package ledger
 
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -118,6 +121,10 @@ type Token int64
 // Slot is who claims.
 type Slot struct {
 	Node, Sheep string
+	// Own are further addresses of the sheep itself: Claim goes by them as by its name.
+	// Open are further ones whose jobs any of several sheep may take: Claim goes by them
+	// as by no address at all.
+	Own, Open []string
 	// Prefer is the model whose jobs come first among those of one priority; zero
 	// for none: the oldest comes first.
 	Prefer job.Model
@@ -131,6 +138,25 @@ type Slot struct {
 	Only job.ID
 	// Addressed restricts the claim to jobs addressed to this sheep.
 	Addressed bool
+}
+
+// Owned are the addresses of the sheep itself.
+func (s Slot) Owned() []string { return append([]string{s.Sheep}, s.Own...) }
+
+// Opened are the addresses, the empty one first, whose jobs other sheep may take, too;
+// none where Addressed says so.
+func (s Slot) Opened() []string {
+	if s.Addressed {
+		return nil
+	}
+	return append([]string{""}, s.Open...)
+}
+
+// Answers reports whether the slot may claim jobs with the address, and whether it is
+// the sheep's own.
+func (s Slot) Answers(address string) (may, own bool) {
+	own = address == s.Sheep || slices.Contains(s.Own, address)
+	return own || !s.Addressed && (address == "" || slices.Contains(s.Open, address)), own
 }
 
 // Claim is a claimed record and the right to change it.
@@ -299,6 +325,14 @@ type Ledger interface {
 	// as many entries as asked for, those with most jobs first, and what is left as
 	// one. Its cost is in proportion to the number of models.
 	Waiting(ctx context.Context, most int) ([]Waiting, error)
+
+	// Queued returns how many records of a tenant, which is not empty, are queued, most
+	// at the most. Its cost is at most in proportion to the number that it returns.
+	Queued(ctx context.Context, tenant string, most int) (int, error)
+
+	// Load returns what the ledger's Policy goes by at this moment. Its cost is in
+	// proportion to the number of jobs that are held.
+	Load(ctx context.Context) (Load, error)
 
 	// Events returns up to limit events after the cursor that match, in order, and
 	// the cursor to go on with (which may lie behind the last event returned: what

@@ -28,7 +28,10 @@ type Sources struct {
 	Ledger interface {
 		Count(ctx context.Context) (ledger.Counts, error)
 		Waiting(ctx context.Context, most int) ([]ledger.Waiting, error)
+		Load(ctx context.Context) (ledger.Load, error)
 	}
+	// Policy is the ledger's. What it goes by is shown where it bounds claims.
+	Policy ledger.Policy
 	// Images is what pulled images take on the disk, and may take, 0 for any
 	// number; ok is false while that is not known. Nil where there are none.
 	Images func(ctx context.Context) (used, limit int64, ok bool)
@@ -50,6 +53,11 @@ func (m *Metrics) Expose(s Sources) {
 		used:    prometheus.NewDesc(name("disk_used_bytes"), "What is taken of the disk for a purpose.", []string{"purpose"}, nil),
 		free:    prometheus.NewDesc(name("filesystem_free_bytes"), "What is free, for the daemon, in the file system of a folder.", []string{"folder"}, nil),
 		size:    prometheus.NewDesc(name("filesystem_size_bytes"), "The size of the file system of a folder.", []string{"folder"}, nil),
+
+		tenantHeld: prometheus.NewDesc(name("tenant_held_jobs"), "Jobs of the tenant that sheep have, on all nodes; shown where limits or shares are configured.", []string{"tenant"}, nil),
+		tenantUsed: prometheus.NewDesc(name("tenant_used_gpu_seconds"), "GPU time of the tenant, what is older than the half-life of shares counted half; shown where tenants share.", []string{"tenant"}, nil),
+		limitHeld:  prometheus.NewDesc(name("limit_held_jobs"), "Jobs that sheep have, on all nodes, of the models of a limit.", []string{"models"}, nil),
+		limitMax:   prometheus.NewDesc(name("limit_max_jobs"), "Jobs that sheep may have, on all nodes, of the models of a limit.", []string{"models"}, nil),
 	})
 }
 
@@ -57,11 +65,12 @@ type collector struct {
 	sources Sources
 
 	jobs, waiting, oldest, up, busy, budget, used, free, size *prometheus.Desc
+	tenantHeld, tenantUsed, limitHeld, limitMax               *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.jobs, c.waiting, c.oldest, c.up, c.busy, c.budget, c.used, c.free, c.size} {
+	for _, d := range []*prometheus.Desc{c.jobs, c.waiting, c.oldest, c.up, c.busy, c.budget, c.used, c.free, c.size, c.tenantHeld, c.tenantUsed, c.limitHeld, c.limitMax} {
 		to <- d
 	}
 }
@@ -95,6 +104,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 			}
 		}
 	}
+	if c.sources.Policy.BoundsClaims() {
+		c.collectLoad(ctx, to, gauge)
+	}
 	for _, s := range c.sources.Core.Sheep(ctx) {
 		gauge(c.up, number(s.Running), s.Name, s.Type)
 		gauge(c.busy, number(s.Job != ""), s.Name, s.Type)
@@ -115,6 +127,40 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		}
 		gauge(c.free, float64(fs.Bavail)*float64(fs.Bsize), purpose)
 		gauge(c.size, float64(fs.Blocks)*float64(fs.Bsize), purpose)
+	}
+}
+
+// collectLoad shows what the policy goes by.
+func (c *collector) collectLoad(ctx context.Context, to chan<- prometheus.Metric, gauge func(d *prometheus.Desc, value float64, labels ...string)) {
+	load, err := c.sources.Ledger.Load(ctx)
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(c.tenantHeld, err)
+		return
+	}
+	held := map[string]int{}
+	for _, h := range load.Held {
+		held[h.Tenant] += h.Jobs
+	}
+	for tenant, n := range held {
+		gauge(c.tenantHeld, float64(n), tenant)
+	}
+	for tenant, used := range load.Used {
+		gauge(c.tenantUsed, used.Seconds(), tenant)
+	}
+	shown := map[string]bool{}
+	for _, limit := range c.sources.Policy.Models {
+		models, n := limit.Models.String(), 0
+		if shown[models] {
+			continue
+		}
+		shown[models] = true
+		for _, h := range load.Held {
+			if limit.Models.Matches(h.Model) {
+				n += h.Jobs
+			}
+		}
+		gauge(c.limitHeld, float64(n), models)
+		gauge(c.limitMax, float64(limit.MaxRunning), models)
 	}
 }
 

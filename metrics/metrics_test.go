@@ -41,12 +41,31 @@ func (m *machine) Waiting(_ context.Context, most int) ([]ledger.Waiting, error)
 	return m.waiting[:min(most, len(m.waiting))], m.err
 }
 
+func (m *machine) Load(context.Context) (ledger.Load, error) {
+	return ledger.Load{
+		Held: []ledger.HeldJobs{
+			{Tenant: "wool", Model: job.Model{Name: "llama"}, Jobs: 2}, {Tenant: "wool", Model: job.Model{Name: "other"}, Jobs: 1}, {Model: job.Model{Name: "llama"}, Jobs: 1},
+		},
+		Used: map[string]time.Duration{"wool": 90 * time.Second},
+	}, m.err
+}
+
+// policy is one of which everything is shown.
+func policy(t *testing.T) ledger.Policy {
+	t.Helper()
+	rule, err := job.ParseRule("llama*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ledger.Policy{HalfLife: time.Hour, Models: []ledger.ModelLimit{{Models: rule, MaxRunning: 4}}}
+}
+
 // all are metrics of which every one has a value.
 func all(t *testing.T, from *machine) *Metrics {
 	t.Helper()
 	m := New("v1", "abc")
 	m.Expose(Sources{
-		Core: from, Ledger: from, Folders: map[string]string{"data_root": t.TempDir(), "gone": "/no/such/folder"},
+		Core: from, Ledger: from, Policy: policy(t), Folders: map[string]string{"data_root": t.TempDir(), "gone": "/no/such/folder"},
 		Images: func(context.Context) (int64, int64, bool) { return 11, 12, true },
 	})
 	m.GPUs(twoGPUs)
@@ -104,6 +123,8 @@ func TestValues(t *testing.T) {
 		`shepherd_jobs{state="queued"} 3`, `shepherd_jobs{state="done"} 5`, `shepherd_jobs{state="cancelled"} 0`,
 		`shepherd_queue_jobs{model="m:v1",sheep="s"} 2`, `shepherd_queue_jobs{model="n",sheep=""} 4`, `shepherd_queue_jobs{model="other",sheep="other"} 9`,
 		`shepherd_queue_oldest_age_seconds{model="n",sheep=""} 0`,
+		`shepherd_tenant_held_jobs{tenant="wool"} 3`, `shepherd_tenant_held_jobs{tenant=""} 1`, `shepherd_tenant_used_gpu_seconds{tenant="wool"} 90`,
+		`shepherd_limit_held_jobs{models="llama*"} 3`, `shepherd_limit_max_jobs{models="llama*"} 4`,
 		`shepherd_sheep_up{sheep="busy",type="bare"} 1`, `shepherd_sheep_busy{sheep="busy",type="bare"} 1`, `shepherd_sheep_up{sheep="off",type="docker"} 0`,
 		`shepherd_jobs_ended_total{sheep="s",state="done"} 1`,
 		`shepherd_job_phase_duration_seconds_bucket{phase="queued",result="ok",sheep="s",le="1"} 0`,

@@ -166,7 +166,7 @@ func (a *attempt) take() bool {
 // surrender asks the feeder to hand the job back so that another sheep can run
 // it. It is false where the job cannot be had.
 func (a *attempt) surrender() bool {
-	if !a.ahead || a.Sheep != "" || !a.owner.CompareAndSwap(ownedByFeeder, ownedByNobody) {
+	if !a.ahead || named(a.Sheep) || !a.owner.CompareAndSwap(ownedByFeeder, ownedByNobody) {
 		return false
 	}
 	close(a.surrendered)

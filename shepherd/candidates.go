@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -92,32 +93,51 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	return false
 }
 
+// waiting are the groups of jobs that wait, as far as the lane has to know them before
+// it claims; none where it takes whatever comes.
+func (f *flock) waiting(ctx context.Context, l *lane) ([]ledger.Waiting, error) {
+	if l.peers == nil && len(f.all()) < 2 && len(l.placement.Rules) == 0 {
+		return nil, nil
+	}
+	return l.ledger.Waiting(ctx, maxModels)
+}
+
+// addresses are those of waiting jobs, beside the sheep's name, that the lane answers
+// to: those that are its own, and those that other sheep answer to, too.
+func (l *lane) addresses(waiting []ledger.Waiting) (own, open []string) {
+	for _, w := range waiting {
+		if w.Sheep == "" || w.Sheep == l.Name || slices.Contains(own, w.Sheep) || slices.Contains(open, w.Sheep) {
+			continue
+		}
+		switch may, mine := l.answers(w.Sheep); {
+		case may && mine:
+			own = append(own, w.Sheep)
+		case may:
+			open = append(open, w.Sheep)
+		}
+	}
+	return own, open
+}
+
 // except are the models that the sheep does not try now, and the waiting ones that
 // it cannot run and another may, as a model of other nodes. A model that nobody can
 // run is not among them: whoever claims its job says why it fails.
-func (f *flock) except(ctx context.Context, l *lane) ([]job.Model, error) {
+func (f *flock) except(l *lane, waiting []ledger.Waiting) []job.Model {
 	except, _ := l.modelRests.all(time.Now())
 	for _, m := range f.leftToPeers(time.Now()) {
 		if l.cannot(m) != nil {
 			except = append(except, m)
 		}
 	}
-	if len(f.all()) < 2 && len(l.placement.Rules) == 0 {
-		return except, nil
-	}
-	waiting, err := l.ledger.Waiting(ctx, maxModels)
-	if err != nil {
-		return nil, err
-	}
 	for _, w := range waiting {
-		if w.Sheep != "" || w.Rest || slices.Contains(except, w.Model) {
+		if named(w.Sheep) || w.Rest || slices.Contains(except, w.Model) {
 			continue
 		}
 		if l.placement.check(w.Model) != nil || l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
 			except = append(except, w.Model)
 		}
 	}
-	return except, nil
+	return except
 }
 
 // asked names the other sheep and why each cannot run the model; empty where there

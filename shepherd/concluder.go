@@ -232,7 +232,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		l.log.Warn("Sheep rests after a fault of its own", "job", a.ID, "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case v.modelRests:
 		pause := l.modelRests.fault(a.Model, end.reason, time.Now())
-		if a.Sheep != "" { // the ledger gives it to this sheep whatever its model
+		if named(a.Sheep) { // the ledger gives it to this sheep whatever its model
 			v.notBefore = f.now.Add(pause)
 		}
 		l.log.Warn("Sheep does not try this model for a while", "job", a.ID, "model", a.Model.String(), "pause", pause, "cause", string(end.cause), "error", end.reason)
@@ -267,7 +267,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		failure := cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		if v.message != "" {
 			failure = &job.Failure{Message: v.message}
-		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && a.Sheep == "" && others != "" {
+		} else if others := l.flock.asked(l, a.Model); end.cause == job.CauseNotHere && !named(a.Sheep) && others != "" {
 			own := end.reason
 			if err := l.cannot(a.Model); err != nil {
 				own = reasonOf(err)
@@ -305,9 +305,9 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 		maxAttempts: l.maxAttempts, patience: a.limits.load, tries: a.Attempt,
 	}
 	if end.cause == job.CauseNotHere || end.cause == job.CauseDevice {
-		f.elsewhere = a.Sheep == "" && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
+		f.elsewhere = !named(a.Sheep) && l.flock.elsewhere(l, a.Model, end.cause == job.CauseDevice)
 	}
-	if end.cause == job.CauseNotHere && a.Sheep == "" && !f.elsewhere {
+	if end.cause == job.CauseNotHere && !named(a.Sheep) && !f.elsewhere {
 		_, err := l.retryLedger(ctx, a.ID, func() (_ job.Record, err error) {
 			if l.placement.check(a.Model) != nil { // it waits for a node that it is for
 				f.elsewhere = true

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 )
 
 // standing is what a sheep can do for a job.
@@ -30,14 +31,61 @@ func (s *Shepherd) Explain(ctx context.Context, id job.ID, tenant string) (job.E
 	var standings []standing
 	if view.State == job.Queued && view.Run > 0 {
 		for _, l := range s.env.flock.all() {
-			if view.Sheep == "" || view.Sheep == l.Name {
+			if may, _ := l.answers(view.Sheep); may {
 				standings = append(standings, l.standing(view.Record, tenant == ""))
 			}
 		}
 	}
-	e := explainJob(view, now, standings)
+	bounds, err := s.bounds(ctx, view.Record)
+	if err != nil {
+		return job.Explanation{}, away("ledger", fmt.Errorf("look up what is held: %w", err))
+	}
+	e := explainJob(view, now, standings, bounds)
 	e.State = view.State
 	return e, nil
+}
+
+// bounds is what the ledger's policy has a job wait for.
+type bounds struct {
+	limit *ledger.Limit // that is reached; nil for none
+	// shares says that tenants share, the job's by its weight of what it has used.
+	shares bool
+	used   time.Duration
+	weight float64
+}
+
+// bounds looks up what the policy has a job wait for that nobody holds.
+func (s *Shepherd) bounds(ctx context.Context, rec job.Record) (bounds, error) {
+	policy := s.cfg.Policy
+	if !policy.BoundsClaims() || rec.State != job.Queued || rec.Run == 0 || rec.Holder != "" {
+		return bounds{}, nil
+	}
+	load, err := s.cfg.Ledger.Load(ctx)
+	if err != nil {
+		return bounds{}, err
+	}
+	admission := policy.Admit(load)
+	return bounds{
+		limit: admission.Reached(rec.Tenant, rec.Model), shares: policy.Shares(), used: load.Used[rec.Tenant], weight: policy.Tenant(rec.Tenant).Weight,
+	}, nil
+}
+
+// limitReached says which limit a job waits for.
+func limitReached(l *ledger.Limit) string {
+	if l.Tenant != "" {
+		return fmt.Sprintf("It waits for a limit: sheep have %d of the jobs of tenant `%s`, and may have no more at a time (scheduling.tenants).", l.MaxRunning, l.Tenant)
+	}
+	return fmt.Sprintf("It waits for a limit: sheep have %d of the jobs of the models `%s`, and may have no more at a time (scheduling.models).", l.MaxRunning, l.Models)
+}
+
+// shareReason says how tenants share, as far as the job's is concerned.
+func (b bounds) shareReason(tenant string) string {
+	who := "jobs of no tenant have"
+	if tenant != "" {
+		who = "tenant `" + tenant + "` has"
+	}
+	return fmt.Sprintf("Tenants share the sheep (scheduling.fair_share): %s used %s of GPU time of late, with a weight of %g; jobs of tenants that have used less for their weight come first.",
+		who, b.used.Round(time.Second), b.weight)
 }
 
 // standing says what the sheep can do for a job. Whole tells why it rests, which may
@@ -61,7 +109,7 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
 		st.now = "it was told to stop; `shepherdd sheep start " + l.Name + "` lets it go on"
-	case admission == job.NoJobs || admission == job.OwnJobs && rec.Sheep != l.Name:
+	case admission == job.NoJobs || admission == job.OwnJobs && !named(rec.Sheep):
 		st.now = cmp.Or(l.share.state(), "its devices are not at hand")
 	case left > 0:
 		st.now = "it rests for " + left.Round(time.Second).String() + " after a fault: " + why
@@ -72,12 +120,12 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 }
 
 // explainJob is Explain for what is known of the job and the sheep that may run it.
-func explainJob(v job.View, now time.Time, sheep []standing) job.Explanation {
+func explainJob(v job.View, now time.Time, sheep []standing, by bounds) job.Explanation {
 	switch {
 	case v.State == job.Queued && v.Run == 0:
 		return explainUnknown(v)
 	case v.State == job.Queued:
-		return explainQueued(v, now, sheep)
+		return explainQueued(v, now, sheep, by)
 	case v.State == job.Processing:
 		return explainProcessing(v, now)
 	case v.State == job.Done:
@@ -102,7 +150,7 @@ func explainUnknown(v job.View) job.Explanation {
 	}
 }
 
-func explainQueued(v job.View, now time.Time, sheep []standing) job.Explanation {
+func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.Explanation {
 	var e job.Explanation
 	switch {
 	case v.Cancelling:
@@ -113,7 +161,7 @@ func explainQueued(v job.View, now time.Time, sheep []standing) job.Explanation 
 	case v.NotBefore.After(now):
 		e = explainDelayed(v)
 	default:
-		e = explainWaiting(v, sheep)
+		e = explainWaiting(v, sheep, by)
 	}
 	if !v.WaitUntil.IsZero() {
 		e.Reasons = append(e.Reasons, "It fails at "+moment(v.WaitUntil)+" if no sheep has started it by then (wait_timeout).")
@@ -137,7 +185,7 @@ func explainDelayed(v job.View) job.Explanation {
 }
 
 // explainWaiting is for a job that waits for a sheep.
-func explainWaiting(v job.View, sheep []standing) job.Explanation {
+func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
 	var able, ready, free int
 	var reasons []string
 	for _, st := range sheep {
@@ -157,9 +205,16 @@ func explainWaiting(v job.View, sheep []standing) job.Explanation {
 		able++
 	}
 	e := job.Explanation{Reasons: reasons}
+	to := job.ParseAddress(v.Sheep)
 	switch {
-	case len(sheep) == 0 && v.Sheep != "":
-		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", v.Sheep)
+	case len(sheep) == 0 && len(to.Labels) > 0:
+		e.Summary = fmt.Sprintf("It waits for a node with %s; this one has other labels (node_labels).", labelText(to.Labels))
+		e.Next = []string{"shepherdd nodes ls shows the nodes with their labels. Ask one that has them, or submit the job without."}
+	case len(sheep) == 0 && to.Node != "":
+		e.Summary = fmt.Sprintf("It is addressed to sheep `%s` of node `%s`, which is not this one.", to.Sheep, to.Node)
+		e.Next = []string{"shepherdd nodes ls shows whether that node is up; it tells more."}
+	case len(sheep) == 0 && to.Sheep != "":
+		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", to.Sheep)
 		e.Next = []string{"Cancel it and submit it without sheep_id, or have the sheep configured."}
 	case len(sheep) == 0:
 		e.Summary = "No sheep is configured that could run it."
@@ -170,6 +225,9 @@ func explainWaiting(v job.View, sheep []standing) job.Explanation {
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
 		e.Next = []string{"shepherdd sheep ls shows the sheep, and shepherdd doctor what is wrong with the machine."}
+	case by.limit != nil:
+		e.Summary = limitReached(by.limit)
+		e.Next = []string{"Wait until one of these jobs has ended."}
 	case free > 0 && v.Position <= free:
 		e.Summary = "A sheep is free; it starts in a moment."
 	case v.Position > 1:
@@ -177,6 +235,9 @@ func explainWaiting(v job.View, sheep []standing) job.Explanation {
 		e.Next = []string{"Wait, or submit urgent jobs with a higher priority."}
 	default:
 		e.Summary = "It is the first in the queue, and waits for a sheep to be free."
+	}
+	if by.limit == nil && by.shares && ready > 0 && free == 0 {
+		e.Reasons = append(e.Reasons, by.shareReason(v.Tenant))
 	}
 	if v.Position > 0 && ready > 0 && free < v.Position {
 		e.Reasons = append(e.Reasons, "Jobs go by priority, then by the model that a sheep has loaded, then by age; a sheep goes on with one model for a limited time only.")

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 )
 
 var update = flag.Bool("update", false, "write the expected texts anew")
@@ -42,7 +43,24 @@ func TestExplain(t *testing.T) {
 	free, busy := standing{sheep: "dolly"}, standing{sheep: "shaun", busy: true}
 	rests := standing{sheep: "dolly", now: "it rests for 5s after a fault: the disk is full"}
 	never := standing{sheep: "shaun", never: "there is no such model"}
+	first := view(job.Queued, func(v *job.View) { v.Position, v.Tenant = 1, "wool" })
+	shares := bounds{shares: true, used: 2*time.Hour + 300*time.Millisecond, weight: 1.5}
 	var b strings.Builder
+	for _, c := range []struct {
+		name  string
+		view  job.View
+		sheep []standing
+		by    bounds
+	}{
+		{"a limit of models", first, []standing{free}, bounds{limit: &ledger.Limit{Models: "digits:*", MaxRunning: 2}, shares: true}},
+		{"a limit of its tenant", first, []standing{free, busy}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
+		{"a limit, and no sheep", first, []standing{never}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
+		{"shares", first, []standing{busy}, shares},
+		{"shares, of no tenant", view(job.Queued, func(v *job.View) { v.Position = 3 }), []standing{busy}, shares},
+		{"shares, and a free sheep", first, []standing{free}, shares},
+	} {
+		fmt.Fprintf(&b, "== %s\n%s\n", c.name, explainJob(c.view, now, c.sheep, c.by))
+	}
 	for _, c := range []struct {
 		name  string
 		view  job.View
@@ -85,7 +103,7 @@ func TestExplain(t *testing.T) {
 		}), nil},
 		{"failed long ago", view(job.Failed, func(v *job.View) { v.Run = 0 }), nil},
 	} {
-		fmt.Fprintf(&b, "== %s\n%s\n", c.name, explainJob(c.view, now, c.sheep))
+		fmt.Fprintf(&b, "== %s\n%s\n", c.name, explainJob(c.view, now, c.sheep, bounds{}))
 	}
 	for _, cause := range slices.Sorted(maps.Values(causeNames(t))) {
 		fmt.Fprintf(&b, "== %s\n%s\n", cause, nextStep(cause, view(job.Failed, nil)))

@@ -93,7 +93,7 @@ func (f *flock) takes(name string) bool {
 // offer begins a round: a job with this model and address can be claimed.
 func (f *flock) offer(m job.Model, address string) {
 	f.begin(func(l *lane) int {
-		if address != "" && address != l.Name || !l.admits(address) {
+		if may, _ := l.answers(address); !may || !l.admits(address) {
 			return -1
 		}
 		return l.suits(m)
@@ -107,6 +107,17 @@ func (f *flock) wakeFirst(l *lane) {
 			return 1
 		}
 		return 0
+	})
+}
+
+// released begins a round in which idle lanes look first: a job is held no more, so
+// others that waited for a limit can be claimed.
+func (f *flock) released() {
+	f.begin(func(l *lane) int {
+		if l.state.busy() {
+			return 0
+		}
+		return 1
 	})
 }
 
@@ -304,10 +315,12 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
 		slot.Ahead = true
 	}
-	var err error
-	if slot.Except, err = f.except(ctx, l); err != nil {
+	waiting, err := f.waiting(ctx, l)
+	if err != nil {
 		return nil, err
 	}
+	slot.Except = f.except(l, waiting)
+	slot.Own, slot.Open = l.addresses(waiting)
 	claim, err := l.feeder.claim(ctx, slot)
 	if err != nil || claim != nil {
 		if claim != nil && slot.Prefer.IsZero() {

@@ -20,6 +20,7 @@ type services struct {
 	dataRoot    string
 	ledger      ledger.Ledger
 	peers       Peers // nil for none
+	fleet       Fleet // nil for none
 	store       storage.Store
 	fencer      storage.Fencer // nil where no other node has the ledger
 	hub         *hub
@@ -187,7 +188,8 @@ func (l *lane) admits(address string) bool {
 	case job.NoJobs:
 		return false
 	case job.OwnJobs:
-		return address == l.Name
+		_, own := l.answers(address)
+		return own
 	}
 	return true
 }

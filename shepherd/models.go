@@ -215,13 +215,14 @@ func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
 // checkModel returns *job.Untrusted for a model that is not trusted, or the first
 // objection of the sheep that could run a job, if all of them object to its model.
 func (s *Shepherd) checkModel(r job.Request) error {
+	to := s.addressOf(r)
 	pin, err := s.cfg.Trust.Check(r.Model)
 	if err != nil {
 		return err
 	}
 	var objection error
 	for _, l := range s.env.flock.all() {
-		if r.Sheep != "" && r.Sheep != l.Name || l.state.isRemoved() {
+		if !to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) || l.state.isRemoved() {
 			continue
 		}
 		if pin != "" && !checksDigests(l.Sheep) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -25,8 +26,9 @@ type Peers interface {
 // Fleet asks other nodes for what only they know. An error of class
 // errdefs.ErrUnavailable is *job.Unavailable, which says of which node.
 type Fleet interface {
-	// HasSheep reports whether another node that is alive has a sheep of that name.
-	HasSheep(ctx context.Context, name string) (bool, error)
+	// Answering are the names of the other nodes that are alive and have a sheep with the
+	// address.
+	Answering(ctx context.Context, to job.Address) ([]string, error)
 	// Sheep are those of a node.
 	Sheep(ctx context.Context, node string) ([]job.Sheep, error)
 	// AttemptLog opens what a node has kept of the log of an attempt; following, it ends
@@ -34,22 +36,67 @@ type Fleet interface {
 	AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
 }
 
-// checkSheep answers *job.UnknownSheep for a sheep that no node has.
-func (s *Shepherd) checkSheep(ctx context.Context, name string) error {
-	if name == "" || s.env.flock.takes(name) {
+// addressOf is whom a request is for. On a node alone, what names the node itself is
+// left out.
+func (s *Shepherd) addressOf(r job.Request) job.Address {
+	a := job.ParseAddress(r.Sheep)
+	if strings.HasPrefix(r.Sheep, "/") || strings.HasSuffix(r.Sheep, "/") || len(a.Labels) > 0 { // no sheep is called so
+		a = job.Address{Sheep: r.Sheep}
+	}
+	a.Labels = r.NodeLabels.Clone()
+	if s.cfg.Peers == nil && a.Fits(s.cfg.Node, a.Sheep, s.cfg.Placement.Labels) {
+		a.Node, a.Labels = "", nil
+	}
+	return a
+}
+
+// checkAddress answers *job.UnknownSheep for a sheep that no node has, and
+// *job.Invalid for labels that no node has.
+func (s *Shepherd) checkAddress(ctx context.Context, r job.Request) error {
+	a := s.addressOf(r)
+	if a.Fits(s.cfg.Node, a.Sheep, s.cfg.Placement.Labels) && (a.Sheep == "" || s.env.flock.takes(a.Sheep)) {
 		return nil
 	}
 	if s.cfg.Fleet != nil {
-		there, err := s.cfg.Fleet.HasSheep(ctx, name)
+		nodes, err := s.cfg.Fleet.Answering(ctx, a)
 		if err != nil {
-			return away("ledger", fmt.Errorf("look for sheep %s: %w", name, err))
+			return away("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
 		}
-		if there {
+		if len(nodes) > 0 {
 			return nil
 		}
 	}
-	return &job.UnknownSheep{Name: name}
+	if len(a.Labels) == 0 {
+		return &job.UnknownSheep{Name: r.Sheep}
+	}
+	who := "no node that is up"
+	if a.Sheep != "" {
+		who = fmt.Sprintf("no node that is up and has a sheep `%s`", a.Sheep)
+	}
+	return &job.Invalid{Field: "node_labels", Problem: who + " has " + labelText(a.Labels)}
 }
+
+// labelText lists labels for people.
+func labelText(labels job.Labels) string {
+	var list []string
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, key+"="+labels[key])
+	}
+	return strings.Join(list, ", ")
+}
+
+// answers reports whether the lane may run jobs with the address, and whether it is
+// the sheep's own, as its name is.
+func (l *lane) answers(address string) (may, own bool) {
+	if address == "" {
+		return true, false
+	}
+	a := job.ParseAddress(address)
+	return a.Fits(l.node, l.Name, l.placement.Labels), a.Sheep != ""
+}
+
+// named says that a job is for one sheep, by its name.
+func named(address string) bool { return job.ParseAddress(address).Sheep != "" }
 
 // leftToOthers reports whether a job whose model all sheep of this node object to is
 // taken for another node's: one that is up decides when it claims the job. What this
@@ -177,6 +224,9 @@ func (l *lane) onPeer(ctx context.Context, a *attempt) (bool, error) {
 		return false, nil
 	}
 	peers, err := l.peers.Peers(ctx, l.node)
+	if l.fleet != nil && a.Sheep != "" {
+		peers, err = l.fleet.Answering(ctx, job.ParseAddress(a.Sheep))
+	}
 	if err != nil || len(peers) == 0 {
 		return false, err
 	}

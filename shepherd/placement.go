@@ -2,9 +2,6 @@ package shepherd
 
 import (
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -34,14 +31,14 @@ func (p Placement) check(m job.Model) error {
 		if !rule.Models.Matches(m) {
 			continue
 		}
-		var missing []string
-		for _, key := range slices.Sorted(maps.Keys(rule.Labels)) {
-			if value, ok := p.Labels[key]; !ok || value != rule.Labels[key] {
-				missing = append(missing, key+"="+rule.Labels[key])
+		missing := job.Labels{}
+		for key, want := range rule.Labels {
+			if value, ok := p.Labels[key]; !ok || value != want {
+				missing[key] = want
 			}
 		}
 		if len(missing) > 0 {
-			return fmt.Errorf("model `%s` is for nodes with %s: %w", m, strings.Join(missing, ", "), errPlacement)
+			return fmt.Errorf("model `%s` is for nodes with %s: %w", m, labelText(missing), errPlacement)
 		}
 		return nil
 	}

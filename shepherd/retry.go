@@ -31,8 +31,9 @@ func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error 
 	case rec.Removing:
 		return job.ErrRemoving
 	}
+	to := job.ParseAddress(rec.Sheep)
 	r := job.Request{
-		ID: id, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Tenant: rec.Tenant, Limits: rec.Limits, Keep: rec.Keep,
+		ID: id, Model: rec.Model, Sheep: to.Who(), NodeLabels: to.Labels, Priority: rec.Priority, Tenant: rec.Tenant, Limits: rec.Limits, Keep: rec.Keep,
 		Labels: rec.Labels, Trace: trace, Idempotency: nextIdempotency(rec),
 	}
 	now := s.env.clock.now()

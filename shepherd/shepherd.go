@@ -78,6 +78,8 @@ type Config struct {
 	StateRoom func() error
 	// MaxQueued bounds the jobs that wait; 0 is no bound.
 	MaxQueued int
+	// Policy is that of the ledger. Its MaxQueued bound the jobs of tenants that wait.
+	Policy ledger.Policy
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
@@ -176,7 +178,7 @@ func New(cfg Config) (*Shepherd, error) {
 	}
 	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
 	s.env = &services{
-		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, store: cfg.Store, fencer: fencerOf(cfg),
+		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, fleet: cfg.Fleet, store: cfg.Store, fencer: fencerOf(cfg),
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, placement: cfg.Placement, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
@@ -308,6 +310,9 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 	claimable := e.Kind == job.EventQueued || e.Kind == job.EventReturned || e.Kind == job.EventDue
 	if claimable && !e.Delayed && e.State == job.Queued {
 		s.env.flock.offer(e.Model, e.Address)
+	}
+	if s.cfg.Policy.Limits() && (e.Kind == job.EventEnded || e.Kind == job.EventReturned) {
+		s.env.flock.released()
 	}
 	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
 		s.status.note(e, func() { s.env.hub.publish(e) })

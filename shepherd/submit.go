@@ -32,7 +32,7 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
-	if err := s.roomFor(ctx); err != nil {
+	if err := s.roomFor(ctx, r.Tenant); err != nil {
 		return err
 	}
 	submitted, err := s.remover.submit(r.ID)
@@ -115,13 +115,14 @@ func (s *Shepherd) removedElsewhere(ctx context.Context, id job.ID) error {
 
 // record is the record of a request, with what bounds its waiting.
 func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
+	to := s.addressOf(r)
 	rec := job.Record{
-		ID: r.ID, Model: r.Model, Sheep: r.Sheep, Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
+		ID: r.ID, Model: r.Model, Sheep: to.String(), Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
 		Labels: r.Labels, Idempotency: r.Idempotency,
 	}
 	var sheep job.Limits
-	if l := s.env.flock.named(r.Sheep); l != nil {
+	if l := s.env.flock.named(to.Sheep); l != nil && to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) {
 		sheep = l.Limits
 	}
 	if wait := value(s.cfg.Limits.apply(r.Limits, r.Model, sheep).WaitTimeout); wait > 0 {
@@ -205,7 +206,10 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	if err := r.Model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
 	}
-	if err := s.checkSheep(ctx, r.Sheep); err != nil {
+	if err := r.NodeLabels.Validate(); err != nil {
+		return &job.Invalid{Field: "node_labels", Problem: reasonOf(err)}
+	}
+	if err := s.checkAddress(ctx, r); err != nil {
 		return err
 	}
 	if objection := s.checkModel(r); objection != nil && !s.leftToOthers(ctx, r, objection) {
@@ -214,15 +218,24 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	return nil
 }
 
-// roomFor refuses a job for which there is no room: *job.QueueFull, or an error of
-// the ledger's disk.
-func (s *Shepherd) roomFor(ctx context.Context) error {
+// roomFor refuses a tenant's job for which there is no room: *job.QueueFull, or an
+// error of the ledger's disk. Submissions at the same moment may pass together.
+func (s *Shepherd) roomFor(ctx context.Context, tenant string) error {
+	if most := s.cfg.Policy.Tenant(tenant).MaxQueued; most > 0 {
+		queued, err := s.cfg.Ledger.Queued(ctx, tenant, most)
+		if err != nil {
+			return away("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
+		}
+		if queued >= most {
+			return &job.QueueFull{Limit: most, Tenant: tenant}
+		}
+	}
 	if most := s.cfg.MaxQueued; most > 0 {
 		counts, err := s.cfg.Ledger.Count(ctx)
 		if err != nil {
 			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
 		}
-		if counts[job.Queued] >= most { // submissions at the same moment may pass together
+		if counts[job.Queued] >= most {
 			return &job.QueueFull{Limit: most}
 		}
 	}

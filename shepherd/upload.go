@@ -44,7 +44,7 @@ func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Fil
 	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
-	if err := s.roomFor(ctx); err != nil {
+	if err := s.roomFor(ctx, r.Tenant); err != nil {
 		return err
 	}
 	free, err := s.remover.upload(r.ID)

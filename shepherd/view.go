@@ -112,7 +112,7 @@ func (s *Shepherd) view(rec job.Record) job.View {
 	var sheep job.Limits
 	name := rec.Holder
 	if name == "" {
-		name = rec.Sheep
+		name = job.ParseAddress(rec.Sheep).Sheep
 	}
 	if l := s.env.flock.named(name); l != nil {
 		sheep = l.Limits

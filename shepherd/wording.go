@@ -18,7 +18,7 @@ func (s *Shepherd) logQueued(r job.Request) {
 }
 
 func (l *lane) logAssigned(a *attempt) {
-	if a.Sheep == "" {
+	if !named(a.Sheep) {
 		l.log.Info(fmt.Sprintf("Job `%s` is auto-assigned to sheep `%s`", a.ID, l.Name), "job", a.ID)
 	}
 }

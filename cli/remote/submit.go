@@ -34,7 +34,7 @@ type submission struct {
 
 func submit(t *Target) *cobra.Command {
 	var s submission
-	var labels map[string]string
+	var labels, nodeLabels map[string]string
 	var from []string
 	var id, payload, sheep, notBefore, deadline string
 	var priority int32
@@ -87,6 +87,9 @@ func submit(t *Target) *cobra.Command {
 			}
 			if given("retries") {
 				r.Retries = &retries
+			}
+			if len(nodeLabels) > 0 {
+				r.NodeLabels = &nodeLabels
 			}
 			if len(labels) > 0 {
 				r.Labels = &labels
@@ -148,6 +151,7 @@ func submit(t *Target) *cobra.Command {
 	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
 	f.StringVar(&payload, "payload", "", "a text that is the only input")
 	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
+	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, KEY=VALUE; may be given more than once")
 	f.StringToStringVar(&labels, "label", nil, "a note on the job, KEY=VALUE; may be given more than once")
 	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")
 	f.Int32Var(&priority, "priority", 0, "higher goes first")

@@ -42,7 +42,7 @@ var allowed = map[string][]string{
 	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
-	"ledger/sqlite":           {"job", "ledger", "internal/durable"},
+	"ledger/sqlite":           {"job", "ledger", "ledger/lifecycle", "internal/durable"},
 	"ledger/postgres":         {"job", "ledger", "ledger/lifecycle"},
 	"ledger/lifecycle":        {"job", "ledger"},
 	"ledger/memory":           {"job", "ledger", "ledger/lifecycle"},

@@ -24,6 +24,8 @@ type Options struct {
 	EventNumber int // events kept
 	// Retention says how long files of jobs are kept; nil is for ever.
 	Retention func(job.Record) time.Duration
+	// Policy bounds what is held; the zero Policy bounds nothing.
+	Policy ledger.Policy
 }
 
 // Harness is one ledger, empty at first, that can be opened again and again. The
@@ -66,7 +68,15 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Except", s.testExcept},
 		{"Only", s.testOnly},
 		{"Addressed", s.testAddressed},
+		{"Addresses", s.testAddresses},
 		{"OldPlace", s.testOldPlace},
+		{"ModelLimits", s.testModelLimits},
+		{"TenantLimits", s.testTenantLimits},
+		{"LimitsOfClaimsAtOnce", s.testLimitsOfClaimsAtOnce},
+		{"LimitsKept", s.testLimitsKept},
+		{"Shares", s.testShares},
+		{"SharesKept", s.testSharesKept},
+		{"Queued", s.testQueued},
 		{"NotBefore", s.testNotBefore},
 		{"WaitUntil", s.testWaitUntil},
 		{"Deadline", s.testDeadline},

@@ -19,6 +19,7 @@ type reference struct {
 	jobs   []*referenceJob // by Seq
 	events []job.Event     // that the ledger has to record next
 	ended  map[job.ID][]job.Attempt
+	policy ledger.Policy // that bounds what is held
 }
 
 type referenceJob struct {
@@ -27,7 +28,9 @@ type referenceJob struct {
 	started bool // the attempt under way
 }
 
-func newReference() *reference { return &reference{ended: map[job.ID][]job.Attempt{}} }
+func newReference(policy ledger.Policy) *reference {
+	return &reference{ended: map[job.ID][]job.Attempt{}, policy: policy}
+}
 
 func (m *reference) find(id job.ID) *referenceJob {
 	for _, j := range m.jobs {
@@ -92,8 +95,10 @@ func (m *reference) choose(slot ledger.Slot) *referenceJob {
 	var candidates []*referenceJob
 	for _, j := range m.jobs {
 		claimable := j.State == job.Queued && j.token == 0 && !j.delayed()
-		able := j.Sheep == slot.Sheep || j.Sheep == "" && !slot.Addressed && (slot.Only != "" || !slices.Contains(slot.Except, j.Model))
-		if claimable && able && (slot.Only == "" || slot.Only == j.ID) {
+		own := j.Sheep == slot.Sheep || slices.Contains(slot.Own, j.Sheep)
+		open := (j.Sheep == "" || slices.Contains(slot.Open, j.Sheep)) && !slot.Addressed
+		able := own || open && (slot.Only != "" || !slices.Contains(slot.Except, j.Model))
+		if claimable && able && (slot.Only == "" || slot.Only == j.ID) && !m.atLimit(j) {
 			candidates = append(candidates, j)
 		}
 	}

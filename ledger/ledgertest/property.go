@@ -23,10 +23,10 @@ type machine struct {
 	tokens    []ledger.Token // all that were given out
 }
 
-func (s suite) machine(outer *testing.T, t *rapid.T) *machine {
+func (s suite) machine(outer *testing.T, t *rapid.T, policy ledger.Policy) *machine {
 	m := &machine{
-		fixture:   newFixture(t, outer, s.newHarness(outer, Options{})),
-		reference: newReference(),
+		fixture:   newFixture(t, outer, s.newHarness(outer, Options{Policy: policy})),
+		reference: newReference(policy),
 		places:    map[int64]int64{},
 	}
 	t.Cleanup(m.close)
@@ -36,7 +36,9 @@ func (s suite) machine(outer *testing.T, t *rapid.T) *machine {
 var (
 	models       = []job.Model{red, blue, {Name: "red", Version: "2"}}
 	drawSheep    = rapid.SampledFrom([]string{"a", "b", "c"})
-	drawAddress  = rapid.SampledFrom([]string{"", "", "", "a", "b"})
+	drawAddress  = rapid.SampledFrom([]string{"", "", "", "a", "b", "node/a", "@x=1"})
+	drawOwn      = rapid.SampledFrom([][]string{nil, nil, {"node/a"}})
+	drawOpen     = rapid.SampledFrom([][]string{nil, nil, {"@x=1"}, {"@x=2", "@x=1"}})
 	drawModel    = rapid.SampledFrom(models)
 	drawPrefer   = rapid.SampledFrom(append([]job.Model{{}, {}}, models...))
 	drawExcept   = rapid.SampledFrom([][]job.Model{nil, nil, {red}, {blue, red}, models})
@@ -231,6 +233,7 @@ func (m *machine) compareAll() {
 		}
 	}
 	m.compareWaiting(records)
+	m.compareLoad()
 	for _, node := range nodes {
 		m.compareHeld(node)
 	}
@@ -316,8 +319,9 @@ func (m *machine) compareWaiting(records []job.Record) {
 // and every attempt, across closes and kills.
 func (s suite) testModel(t *testing.T) {
 	const jobs = 10
+	policies := []ledger.Policy{{}, limits(t)}
 	rapid.Check(t, func(r *rapid.T) {
-		m := s.machine(t, r)
+		m := s.machine(t, r, policies[rapid.IntRange(0, 1).Draw(r, "policy")])
 		rarely := func(r *rapid.T) {
 			if rapid.IntRange(0, 4).Draw(r, "really") > 0 {
 				r.Skip("rarely enough")
@@ -334,6 +338,7 @@ func (s suite) testModel(t *testing.T) {
 			"claim": func(r *rapid.T) {
 				slot := ledger.Slot{
 					Node: rapid.SampledFrom(nodes).Draw(r, "node"), Sheep: drawSheep.Draw(r, "sheep"),
+					Own: drawOwn.Draw(r, "own"), Open: drawOpen.Draw(r, "open"),
 					Prefer: drawPrefer.Draw(r, "prefer"), Except: drawExcept.Draw(r, "except"),
 					Ahead: rapid.Bool().Draw(r, "ahead"), Addressed: rapid.IntRange(0, 3).Draw(r, "addressed") == 0,
 				}

@@ -105,6 +105,33 @@ func (s suite) testAddressed(t *testing.T) {
 	f.claim(slot("a"), "any")
 }
 
+// testAddresses has a sheep claim by several addresses.
+func (s suite) testAddresses(t *testing.T) {
+	f := s.open(t, Options{})
+	mine := ledger.Slot{Node: "node", Sheep: "a", Own: []string{"node/a"}, Open: []string{"@gpu=a100"}}
+	f.create("of a label", sheep("@gpu=a100"))
+	f.create("of a label, blue", sheep("@gpu=a100"), model(blue), priority(1))
+	f.create("of another label", sheep("@gpu=h100"), priority(9))
+	f.create("of my node", sheep("node/a"), model(blue), priority(-1))
+	f.create("of another node", sheep("other/a"), priority(9))
+	f.create("last", priority(-2))
+
+	f.claim(prefer("b", blue), "last") // it has none of these addresses
+	addressed := mine
+	addressed.Addressed = true
+	only := addressed
+	only.Only = "of a label"
+	f.claimNothing(only)
+	without := mine
+	without.Except = []job.Model{blue}
+	f.claim(without, "of a label")
+	f.claim(without, "of my node") // its own, whatever its model
+	f.claimNothing(without)
+	f.claimNothing(addressed)
+	f.claim(mine, "of a label, blue")
+	f.claimNothing(mine)
+}
+
 // testOldPlace puts jobs back and sees them come again in their order.
 func (s suite) testOldPlace(t *testing.T) {
 	f := s.open(t, Options{})

@@ -22,6 +22,7 @@ func (l *Ledger) made(r *record, c lifecycle.Change) {
 			return old.Run <= r.Run-lifecycle.KeepRuns || old.Run == r.Run && old.Number <= a.Number-lifecycle.KeepAttempts
 		})
 		l.attempts[r.ID] = append(kept, *a)
+		l.charge(r.Tenant, *a)
 	}
 	if c.Event != nil {
 		l.note(*c.Event)
@@ -95,19 +96,32 @@ func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 
 // choose is the job that the slot gets, nil for none.
 func (l *Ledger) choose(slot ledger.Slot) *record {
+	admission := l.cfg.Policy.Admit(l.load())
 	var first *record
 	for _, r := range l.jobs {
-		addressed := r.Sheep == slot.Sheep
-		anyone := r.Sheep == "" && !slot.Addressed && (slot.Only != "" || !slices.Contains(slot.Except, r.Model))
-		if !r.Claimable() || !addressed && !anyone || slot.Only != "" && r.ID != slot.Only {
+		may, own := slot.Answers(r.Sheep)
+		if !own && slot.Only == "" && slices.Contains(slot.Except, r.Model) {
+			may = false
+		}
+		if !r.Claimable() || !may || slot.Only != "" && r.ID != slot.Only || admission.Reached(r.Tenant, r.Model) != nil {
 			continue
 		}
-		if first == nil || r.Priority > first.Priority ||
-			r.Priority == first.Priority && r.Model == slot.Prefer && first.Model != slot.Prefer {
+		if first == nil || before(r, first, slot, admission) {
 			first = r
 		}
 	}
 	return first
+}
+
+// before reports whether a slot takes a rather than b, which is the older.
+func before(a, b *record, slot ledger.Slot, admission ledger.Admission) bool {
+	if a.Priority != b.Priority {
+		return a.Priority > b.Priority
+	}
+	if mine, theirs := a.Model == slot.Prefer, b.Model == slot.Prefer; mine != theirs {
+		return mine
+	}
+	return admission.Share(a.Tenant) < admission.Share(b.Tenant)
 }
 
 // Start implements ledger.Ledger.

@@ -40,6 +40,8 @@ type Config struct {
 	// Retention is how long the files of a run that ends are kept, 0 for ever; nil
 	// keeps all.
 	Retention func(job.Record) time.Duration
+	// Policy bounds what is held.
+	Policy ledger.Policy
 }
 
 // Ledger is a ledger.Ledger in memory.
@@ -66,6 +68,7 @@ type records struct {
 	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
 	changed     chan struct{}
 	checkpoints map[string]job.Cursor
+	used        map[string]lifecycle.Account // by tenant; see Config.Policy
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -80,6 +83,7 @@ func New(cfg Config) *Ledger {
 	}
 	return open(&records{
 		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+		used: make(map[string]lifecycle.Account),
 	})
 }
 

@@ -13,7 +13,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestLedger(t *testing.T) {
 	ledgertest.Run(t, func(t *testing.T, options ledgertest.Options) ledgertest.Harness {
-		return &harness{cfg: Config{KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention}}
+		return &harness{cfg: Config{KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention, Policy: options.Policy}}
 	})
 }
 

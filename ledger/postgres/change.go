@@ -64,7 +64,7 @@ func (l *Ledger) applyTo(ctx context.Context, id job.ID, key string, apply func(
 // save writes a row that was changed, with what the change adds. The error is
 // errConflict where others changed the row since it was read.
 func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key string, m lifecycle.Moment) error {
-	query, args, err := saveArgs(r, change, key, m)
+	query, args, err := l.saveArgs(r, change, key, m)
 	if err != nil {
 		return err
 	}
@@ -78,10 +78,13 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 	return nil
 }
 
-func saveArgs(r *row, change lifecycle.Change, key string, m lifecycle.Moment) (string, pgx.NamedArgs, error) {
+func (l *Ledger) saveArgs(r *row, change lifecycle.Change, key string, m lifecycle.Moment) (string, pgx.NamedArgs, error) {
 	query, args := querySave, pgx.NamedArgs{"key": key, "seq": r.Seq, "version": r.version, "remover": r.remover}
 	if change.Attempt != nil {
 		query = querySaveAttempt
+		if l.cfg.Policy.Shares() {
+			query, args["used"] = querySaveUsed, ledger.GPUTime(*change.Attempt).Microseconds()
+		}
 		attemptArgs(r.ID, *change.Attempt, args)
 	} else if change.Event != nil {
 		query = querySaveEvent

@@ -66,9 +66,6 @@ func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 // claim makes a claim, nil where there is no job for the slot. A try whose outcome is
 // not known is called off, or found out to have been made, before the next one.
 func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() bool) (claim *ledger.Claim, err error) {
-	query := claimQuery(slot)
-	args := claimArgs(slot)
-	args["generation"] = l.leases.generation(slot.Node)
 	key := "" // of the try whose outcome is not known
 	err = l.retry(ctx, func(ctx context.Context) error {
 		if key != "" {
@@ -83,25 +80,22 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 			return context.Canceled
 		}
 		key = newKey()
-		args["key"] = key
-		var leased bool
-		var candidates int
-		var r *row
-		err := l.query(ctx, query, args, func(rows pgx.Rows) (err error) {
-			r, err = scanRow(rows, true, &leased, &candidates)
-			return err
-		})
+		try := l.tryClaim
+		if l.cfg.Policy.BoundsClaims() {
+			try = l.tryBounded
+		}
+		made, err := try(ctx, slot, key)
 		if err != nil {
 			return err
 		}
 		key = ""
 		switch {
-		case r != nil:
-			claim = &ledger.Claim{Record: r.Record, Token: r.Token}
-			l.changed(&r.Row)
-		case !leased:
+		case made.row != nil:
+			claim = &ledger.Claim{Record: made.row.Record, Token: made.row.Token}
+			l.changed(&made.row.Row)
+		case !made.leased:
 			return errNoLease
-		case candidates > 0:
+		case made.candidates > 0:
 			return errBusy
 		}
 		return nil
@@ -110,6 +104,27 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 		l.upkeep.settle(slot.Node, key)
 	}
 	return claim, err
+}
+
+// claimed is what a claim was answered.
+type claimed struct {
+	row        *row // nil where there is no job for the slot
+	leased     bool // the node may claim
+	candidates int  // jobs that the slot could have claimed
+}
+
+// tryClaim tries to make a claim under a key.
+func (l *Ledger) tryClaim(ctx context.Context, slot ledger.Slot, key string) (claimed, error) {
+	return l.runClaim(ctx, l.db, claimQuery(slot), slot, key, claimArgs(slot))
+}
+
+func (l *Ledger) runClaim(ctx context.Context, db querier, query string, slot ledger.Slot, key string, args pgx.NamedArgs) (c claimed, err error) {
+	add(args, pgx.NamedArgs{"key": key, "generation": l.leases.generation(slot.Node)})
+	err = l.queryBy(ctx, db, query, args, func(rows pgx.Rows) (err error) {
+		c.row, err = scanRow(rows, true, &c.leased, &c.candidates)
+		return err
+	})
+	return c, err
 }
 
 // errBusy says that others have locked all jobs that the slot could claim, or have
@@ -124,7 +139,7 @@ func claimArgs(slot ledger.Slot) pgx.NamedArgs {
 	}
 	return pgx.NamedArgs{
 		"node": text(slot.Node), "sheep": text(slot.Sheep), "only": text(slot.Only), "prefer_name": text(slot.Prefer.Name), "prefer_version": text(slot.Prefer.Version),
-		"except_names": names, "except_versions": versions,
+		"own": texts(slot.Owned()), "open": texts(slot.Opened()), "except_names": names, "except_versions": versions,
 	}
 }
 

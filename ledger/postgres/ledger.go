@@ -66,6 +66,8 @@ type Config struct {
 	// ever, as is nil. It may be called from any goroutine, and again for a change
 	// that is tried again.
 	Retention func(job.Record) time.Duration
+	// Policy bounds what is held.
+	Policy ledger.Policy
 	// Log gets what no caller can be told; nil discards it.
 	Log *slog.Logger
 }
@@ -100,6 +102,10 @@ type Ledger struct {
 	upkeep  *upkeep
 
 	statements atomic.Int64 // that were sent
+
+	// claiming holds a value while this ledger makes a claim under limits: those of one
+	// node wait for one another here, and not on their connections.
+	claiming chan struct{}
 
 	// calls are those running; none begins once closed is set.
 	mu     sync.Mutex

@@ -66,8 +66,14 @@ func TestMigrate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.down(t.Context()); err != nil {
+	versions, err := newest()
+	if err != nil {
 		t.Fatal(err)
+	}
+	for range versions {
+		if err := m.down(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {

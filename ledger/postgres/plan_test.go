@@ -85,6 +85,9 @@ func TestPlans(t *testing.T) {
 	sweep := clone(every)
 	add(sweep, pgx.NamedArgs{"settled": 1 << 40, "keep": 1 << 62, "keep_jobs": jobs, "keep_events": 2*jobs - 10, "event_keep": 1 << 62, "limit": 100})
 
+	bounds := pgx.NamedArgs{"addresses": []string{"", "sheep"}, "half_life": 1e9}
+	every["used"], every["tenant"] = 1, "tenant4"
+
 	type query struct {
 		text string
 		args pgx.NamedArgs
@@ -92,7 +95,8 @@ func TestPlans(t *testing.T) {
 	queries := map[string]query{
 		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
 		"attempts": {queryAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
-		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
+		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "save used": {querySaveUsed, every},
+		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
 		"call off": {queryCallOff, every}, "claimed": {queryClaimed, every}, "last event": {queryLastEvent, every}, "event ids": {queryEventIDs, every},
 		"set checkpoint": {querySetCheckpoint, every}, "generation": {queryGeneration, every}, "join": {queryJoin, every}, "leave": {queryLeave, every}, "pulse": {queryPulse, every},
@@ -101,13 +105,18 @@ func TestPlans(t *testing.T) {
 		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
 	}
 	for name, s := range map[string]ledger.Slot{
-		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true},
+		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true}, "claim open": {Own: []string{"node/sheep"}, Open: []string{"@gpu=a100"}, Prefer: job.Model{Name: "model1"}},
 		"claim only": {Only: "job2"}, "claim except": {Except: []job.Model{{Name: "most"}}, Prefer: job.Model{Name: "model1"}},
 	} {
 		s.Node, s.Sheep = "node", "sheep"
 		args := claimArgs(s)
 		args["key"], args["generation"] = newKey(), 0
 		queries[name] = query{claimQuery(s), args}
+		if !s.Addressed && len(s.Except) == 0 {
+			args = clone(args)
+			add(args, groupArgs([]group{{"", "tenant4", job.Model{Name: "most"}, 1}, {"sheep", "tenant2", job.Model{Name: "model2"}, 0}}))
+			queries["bounded "+name] = query{boundedClaimQuery(s), args}
+		}
 	}
 	for name, filter := range map[string]ledger.Filter{
 		"list": {}, "list a state": {States: []job.State{job.Failed}}, "list states": {States: []job.State{job.Failed, job.Cancelled, job.Queued}},
@@ -131,6 +140,8 @@ func TestPlans(t *testing.T) {
 		switch {
 		case strings.HasPrefix(name, "claim"): // the candidates of each of 20 models
 			most = 2000
+		case name == "bounds": // 250 groups of tenant, model and address, and each of them a search
+			most = 4000
 		case name == "expire", name == "prune": // up to 100 rows in all indexes
 			most = 6000
 		}

@@ -43,7 +43,7 @@ func (l *Ledger) Keep(ctx context.Context, kept []ledger.Kept) error {
 			if !change.Made {
 				continue
 			}
-			query, args, err := saveArgs(r, change, key, m)
+			query, args, err := l.saveArgs(r, change, key, m)
 			if err != nil {
 				return err
 			}

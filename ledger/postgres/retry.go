@@ -85,8 +85,12 @@ type querier interface {
 
 // query calls each for every row. It is one statement.
 func (l *Ledger) query(ctx context.Context, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
+	return l.queryBy(ctx, l.db, sql, args, each)
+}
+
+func (l *Ledger) queryBy(ctx context.Context, db querier, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
 	l.statements.Add(1)
-	rows, err := l.db.Query(ctx, sql, args)
+	rows, err := db.Query(ctx, sql, args)
 	if err != nil {
 		return err
 	}

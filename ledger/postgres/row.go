@@ -166,6 +166,14 @@ func text[T ~string](s T) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(string(s), "\uFFFD"), "\x00", "\uFFFD")
 }
 
+func texts(list []string) []string {
+	kept := make([]string, len(list))
+	for i, s := range list {
+		kept[i] = text(s)
+	}
+	return kept
+}
+
 // toTime and fromTime keep a zero time as NULL.
 func toTime(at *time.Time) time.Time {
 	if at == nil {

@@ -1,6 +1,9 @@
 package postgres
 
 import (
+	"fmt"
+	"strings"
+
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -72,6 +75,8 @@ var (
 	querySaveEvent = `WITH ` + saved + `, ` + told + ` SELECT count(*) FROM saved`
 	// with the end of an attempt and an event
 	querySaveAttempt = `WITH ` + saved + `, ` + attempted + `, ` + told + ` SELECT count(*) FROM saved`
+	// and with what it has used
+	querySaveUsed = `WITH ` + saved + `, ` + attempted + `, ` + told + `, ` + charged + ` SELECT count(*) FROM saved`
 
 	// A new row, in the place of the old one where there is one. It answers the seq.
 	queryCreate = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
@@ -101,6 +106,8 @@ var (
 	attempted = `attempted AS (` + insertAttempt + ` FROM saved),
 		trimmed AS (DELETE FROM shepherd.attempts USING saved
 			WHERE job = @a_job AND attempts.run = @a_run AND number <= @a_number::bigint - @keep_attempts::bigint)`
+
+	charged = `charged AS (INSERT INTO shepherd.used (tenant, used, age) SELECT s.tenant, @used::bigint, @e_age::bigint FROM saved s)`
 
 	told = `told AS (` + insertEvent(`saved s`) + `)`
 
@@ -141,13 +148,18 @@ func eventOf(values, rows string) string {
 // claims are about to take are locked and passed over.
 const claimCandidates = `32`
 
+// groupCandidates is the same for the groups of a policy, which are more.
+const groupCandidates = `8`
+
 // canClaim is the condition on a job that any slot could claim.
 const canClaim = `j.claimable AND (j.give_up_at IS NULL OR j.give_up_at > now())`
 
 // head selects the first of the jobs that meet the condition.
-func head(condition string) string {
+func head(condition string) string { return heads(condition, claimCandidates) }
+
+func heads(condition, most string) string {
 	return `(SELECT j.seq, j.priority, j.model_name, j.model_version FROM shepherd.jobs j WHERE ` + canClaim + ` AND ` + condition +
-		` ORDER BY j.priority DESC, j.seq LIMIT ` + claimCandidates + `)`
+		` ORDER BY j.priority DESC, j.seq LIMIT ` + most + `)`
 }
 
 const ofPreferred = ` AND j.model_name = @prefer_name AND j.model_version = @prefer_version`
@@ -155,52 +167,65 @@ const ofPreferred = ` AND j.model_name = @prefer_name AND j.model_version = @pre
 // candidates selects the jobs that the slot could claim: of each kind, the first in
 // order.
 func candidates(slot ledger.Slot) string {
-	mine, anyone := `j.sheep = @sheep`, `j.sheep = ''`
 	if slot.Only != "" {
-		if slot.Addressed {
-			return head(`j.id = @only AND ` + mine)
+		return head(`j.id = @only AND (j.sheep = ANY(@own::text[]) OR j.sheep = ANY(@open::text[]))`)
+	}
+	var kinds []string
+	first := func(condition string) {
+		kinds = append(kinds, head(condition))
+		if !slot.Prefer.IsZero() {
+			kinds = append(kinds, head(condition+ofPreferred))
 		}
-		return head(`j.id = @only AND (` + mine + ` OR ` + anyone + `)`)
 	}
-	query := head(mine)
-	prefers := !slot.Prefer.IsZero()
-	if prefers {
-		query += ` UNION ALL ` + head(mine+ofPreferred)
+	for i := range slot.Owned() {
+		first(fmt.Sprintf(`j.sheep = (@own::text[])[%d]`, i+1))
 	}
-	if slot.Addressed {
-		return query
-	}
-	if len(slot.Except) == 0 {
-		query += ` UNION ALL ` + head(anyone)
-		if prefers {
-			query += ` UNION ALL ` + head(anyone+ofPreferred)
+	for i := range slot.Opened() {
+		open := fmt.Sprintf(`j.sheep = (@open::text[])[%d]`, i+1)
+		if len(slot.Except) == 0 {
+			first(open)
+			continue
 		}
-		return query
-	}
-	// Of each model that the sheep can run: the jobs of those that it cannot may be
-	// many and come first.
-	return query + ` UNION ALL (SELECT heads.* FROM (
-			SELECT DISTINCT model_name, model_version FROM shepherd.tally WHERE claimable AND sheep = ''
+		// Of each model that the sheep can run: the jobs of those that it cannot may be
+		// many and come first.
+		kinds = append(kinds, fmt.Sprintf(`(SELECT heads.* FROM (
+			SELECT DISTINCT model_name, model_version FROM shepherd.tally WHERE claimable AND sheep = (@open::text[])[%d]
 			EXCEPT SELECT * FROM unnest(@except_names::text[], @except_versions::text[])) m
-		CROSS JOIN LATERAL ` + head(anyone+` AND j.model_name = m.model_name AND j.model_version = m.model_version`) + ` heads)`
+			CROSS JOIN LATERAL `, i+1)+head(open+` AND j.model_name = m.model_name AND j.model_version = m.model_version`)+` heads)`)
+	}
+	return strings.Join(kinds, ` UNION ALL `)
 }
 
-// claimQuery makes a claim: of the candidates it takes the first that nobody else
-// has locked. It answers whether the node may claim (one that joined needs its lease),
+// claimQuery makes a claim by the scheduling order without a policy.
+func claimQuery(slot ledger.Slot) string { return claimOf(slot, candidates(slot), ``) }
+
+// boundedClaimQuery makes a claim of a job of the groups that a policy admits, which
+// are given with the shares of their tenants. It differs by what claimQuery differs.
+func boundedClaimQuery(slot ledger.Slot) string {
+	condition := `j.sheep = g.sheep AND j.tenant = g.tenant AND j.model_name = g.name AND j.model_version = g.version`
+	if slot.Only != "" {
+		condition += ` AND j.id = @only`
+	}
+	return claimOf(slot, `SELECT heads.*, g.share FROM unnest(@g_sheep::text[], @g_tenants::text[], @g_names::text[], @g_versions::text[], @g_shares::bigint[])
+			g(sheep, tenant, name, version, share) CROSS JOIN LATERAL `+heads(condition, groupCandidates)+` heads`, `c.share, `)
+}
+
+// claimOf makes a claim: of the candidates it takes the first that nobody else
+// has locked, by priority, preferred model, what order says, and age. It answers whether the node may claim (one that joined needs its lease),
 // how many candidates there were, and the row or NULL. Where the key was called off
 // meanwhile (queryCallOff), it takes none.
-func claimQuery(slot ledger.Slot) string {
+func claimOf(slot ledger.Slot, candidates, order string) string {
 	start, kind := ``, `'claimed'`
 	if !slot.Ahead {
 		start, kind = `, state = 'processing', started_at = greatest(j.changed_at, m.now), wait_until = NULL`, `'started'`
 	}
-	return `WITH candidates AS MATERIALIZED (` + candidates(slot) + `),
+	return `WITH candidates AS MATERIALIZED (` + candidates + `),
 		m AS MATERIALIZED (SELECT now, age FROM shepherd.moment),
 		leased AS MATERIALIZED (SELECT NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node
 			AND (expires_at IS NULL OR expires_at < clock_timestamp() OR generation <> @generation::bigint AND @generation <> 0)) AS ok),
 		asked AS (INSERT INTO shepherd.claim_keys (key) SELECT @key::uuid FROM leased WHERE ok AND EXISTS (SELECT FROM candidates) ON CONFLICT DO NOTHING RETURNING key),
 		chosen AS MATERIALIZED (SELECT j.seq FROM asked, candidates c JOIN shepherd.jobs j ON j.seq = c.seq WHERE ` + canClaim + `
-			ORDER BY c.priority DESC, (c.model_name = @prefer_name AND c.model_version = @prefer_version) DESC, c.seq LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
+			ORDER BY c.priority DESC, (c.model_name = @prefer_name AND c.model_version = @prefer_version) DESC, ` + order + `c.seq LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
 		claimed AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, claimed_by = @key::uuid,
 				token = nextval('shepherd.tokens'), holder = @sheep, node = @node, attempt = j.attempt + 1,
 				changed_at = greatest(j.changed_at, m.now), claimed_at = greatest(j.changed_at, m.now)` + start + `
@@ -209,7 +234,31 @@ func claimQuery(slot ledger.Slot) string {
 		SELECT (SELECT ok FROM leased), (SELECT count(*) FROM candidates), ` + columns + ` FROM (VALUES (1)) one LEFT JOIN claimed j ON true`
 }
 
+// usedNow is what a row u of used comes to at the moment m: half of it after each
+// half-life. (2 to the power of a number below -1074 is an error.)
+const usedNow = `(u.used * power(2, -least(greatest(m.age - u.age, 0) / @half_life::float8, 100)))::bigint`
+
 const (
+	// Claims under a policy that limits what is held are one after the other, each
+	// seeing what is held by the ones before.
+	queryClaimLock = `SELECT pg_advisory_xact_lock(` + claimLock + `)`
+	// What a policy goes by: the groups of claimable jobs with the given addresses, of
+	// which each is found by one search of the index; what is held; and what tenants have
+	// used, where there is a half-life.
+	queryBounds = `WITH RECURSIVE groups AS (
+			SELECT first.* FROM unnest(@addresses::text[]) a(sheep) CROSS JOIN LATERAL (SELECT j.sheep, j.tenant, j.model_name, j.model_version FROM shepherd.jobs j
+				WHERE j.claimable AND j.sheep = a.sheep ORDER BY j.tenant, j.model_name, j.model_version LIMIT 1) first
+			UNION ALL SELECT next.* FROM groups g CROSS JOIN LATERAL (SELECT j.sheep, j.tenant, j.model_name, j.model_version FROM shepherd.jobs j
+				WHERE j.claimable AND j.sheep = g.sheep AND (j.tenant, j.model_name, j.model_version) > (g.tenant, g.model_name, g.model_version)
+				ORDER BY j.tenant, j.model_name, j.model_version LIMIT 1) next),
+		m AS MATERIALIZED (SELECT now, age FROM shepherd.moment)
+		SELECT 'group', sheep, tenant, model_name, model_version, 0, 0 FROM groups
+		UNION ALL SELECT 'held', '', j.tenant, j.model_name, j.model_version, count(*), (sum(extract(epoch FROM m.now - j.claimed_at)) * 1000000)::bigint
+			FROM shepherd.jobs j, m WHERE j.token > 0 GROUP BY j.tenant, j.model_name, j.model_version
+		UNION ALL SELECT 'used', '', u.tenant, '', '', 0, sum(` + usedNow + `)::bigint
+			FROM shepherd.used u, m WHERE @half_life::float8 > 0 GROUP BY u.tenant`
+	queryQueued = `SELECT count(*) FROM (SELECT FROM shepherd.jobs WHERE tenant = @tenant AND tenant > '' AND state = 'queued' LIMIT @most) queued`
+
 	// Calls off a claim whose outcome is not known, unless it was made; it waits for
 	// one that is being made. A claim that was called off is not made later.
 	queryCallOff = `INSERT INTO shepherd.claim_keys (key) VALUES (@key::uuid) ON CONFLICT DO NOTHING`
@@ -342,6 +391,9 @@ const (
 	queryFold = `WITH gone AS (DELETE FROM shepherd.tally RETURNING *)
 		INSERT INTO shepherd.tally SELECT state, claimable, retained, model_name, model_version, sheep, sum(n) FROM gone
 			GROUP BY state, claimable, retained, model_name, model_version, sheep HAVING sum(n) <> 0`
+	// Sums up what tenants have used.
+	queryFoldUsed = `WITH m AS MATERIALIZED (SELECT age FROM shepherd.moment), gone AS (DELETE FROM shepherd.used RETURNING *)
+		INSERT INTO shepherd.used SELECT tenant, sum(` + usedNow + `), m.age FROM gone u, m GROUP BY tenant, m.age HAVING sum(` + usedNow + `) >= 1`
 	queryDropKeys = `DELETE FROM shepherd.claim_keys WHERE at < clock_timestamp() - interval '1 hour'`
 )
 
@@ -356,6 +408,7 @@ const (
 const (
 	joinLock  = `1936224364, 1`
 	sweepLock = `1936224364, 2`
+	claimLock = `1936224364, 3`
 
 	migrateLock = 1936224364
 )

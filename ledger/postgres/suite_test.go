@@ -83,11 +83,12 @@ func TestLedger(t *testing.T) {
 		for _, done := range harnesses[t] { // the suite's property test makes one after the other
 			if done.closed() {
 				empty(t, done.cfg.URL)
+				done.cfg.Policy = options.Policy
 				return done
 			}
 		}
 		h := &harness{cfg: Config{
-			URL: newDatabase(t), Lease: longLease, KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention,
+			URL: newDatabase(t), Lease: longLease, KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention, Policy: options.Policy,
 		}}
 		harnesses[t] = append(harnesses[t], h)
 		return h
@@ -183,7 +184,7 @@ func empty(t testing.TB, url string) {
 	databases.Unlock()
 	_, err := conn.Exec(context.Background(), `
 		DELETE FROM shepherd.jobs; DELETE FROM shepherd.attempts; DELETE FROM shepherd.events; DELETE FROM shepherd.checkpoints;
-		DELETE FROM shepherd.claim_keys; DELETE FROM shepherd.nodes; DELETE FROM shepherd.tally;
+		DELETE FROM shepherd.claim_keys; DELETE FROM shepherd.nodes; DELETE FROM shepherd.tally; DELETE FROM shepherd.used;
 		UPDATE shepherd.ledger SET age = (extract(epoch FROM now()) * 1000000)::bigint, wall = now(), pruned = 0`, pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)

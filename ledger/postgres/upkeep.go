@@ -373,6 +373,9 @@ func (u *upkeep) sweep(ctx context.Context) error {
 		batch.Queue(queryPrune, pgx.NamedArgs{"settled": settled, "keep_events": u.l.cfg.EventNumber, "event_keep": u.l.cfg.EventKeep.Microseconds(), "limit": sweepBatch}).
 			QueryRow(func(row pgx.Row) error { return row.Scan(&pruned) })
 		batch.Queue(queryFold)
+		if policy := u.l.cfg.Policy; policy.Shares() {
+			batch.Queue(queryFoldUsed, pgx.NamedArgs{"half_life": policy.HalfLife.Microseconds()})
+		}
 		batch.Queue(queryDropKeys)
 		if err := u.l.batch(ctx, batch); err != nil {
 			return err

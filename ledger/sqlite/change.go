@@ -172,6 +172,9 @@ func (t *tx) endAttempt(r *row, end attemptEnd) error {
 	if end.spent {
 		r.Spent++
 	}
+	if err := t.charge(r, end); err != nil {
+		return err
+	}
 	r.drop()
 	return nil
 }

@@ -92,6 +92,9 @@ func (t *tx) choose(slot ledger.Slot) (*row, error) {
 	if slot.Only != "" {
 		return t.chooseOnly(slot)
 	}
+	if t.w.cfg.Policy.BoundsClaims() {
+		return t.chooseBounded(slot)
+	}
 	heads, err := t.heads(slot)
 	if err != nil || len(heads) == 0 {
 		return nil, err
@@ -114,55 +117,66 @@ func (t *tx) chooseOnly(slot ledger.Slot) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !r.claimable() || r.Sheep != slot.Sheep && (r.Sheep != "" || slot.Addressed) {
+	if may, _ := slot.Answers(r.Sheep); !may || !r.claimable() || t.admission().Reached(r.Tenant, r.Model) != nil {
 		return nil, nil
 	}
 	return r, nil
 }
 
-// heads are the first job addressed to the slot's sheep, and the first of those
-// addressed to none that it can run.
+// heads are the first job of each address of the slot: of those that are the sheep's
+// own whatever it is, of others the first that it can run.
 func (t *tx) heads(slot ledger.Slot) ([]head, error) {
-	heads := make([]head, 0, 2)
-	excluded := false
-	err := t.query(func(scan func(...any) error) error {
+	var heads []head
+	var excluded []string // addresses whose first job the slot cannot run
+	each := func(scan func(...any) error) error {
 		var h head
 		if err := scan(&h.seq, &h.priority, &h.sheep, &h.model.Name, &h.model.Version); err != nil {
 			return err
 		}
-		switch {
-		case h.sheep == slot.Sheep:
+		switch may, own := slot.Answers(h.sheep); {
+		case own || may && !slices.Contains(slot.Except, h.model):
 			heads = append(heads, h)
-		case slot.Addressed:
-		case slices.Contains(slot.Except, h.model):
-			excluded = true
-		default:
-			heads = append(heads, h)
+		case may:
+			excluded = append(excluded, h.sheep)
 		}
 		return nil
-	}, t.do.heads, slot.Sheep)
-	if err != nil || !excluded {
-		return heads, err
 	}
-	err = t.query(func(scan func(...any) error) error {
-		var h head
-		if err := scan(&h.seq, &h.priority, &h.model.Name, &h.model.Version); err != nil {
-			return err
+	if err := t.query(each, t.do.heads, slot.Sheep); err != nil {
+		return nil, err
+	}
+	further := slot.Own
+	if !slot.Addressed {
+		further = slices.Concat(slot.Own, slot.Open)
+	}
+	for _, address := range further {
+		if err := t.query(each, t.do.head, address); err != nil {
+			return nil, err
 		}
-		if !slices.Contains(slot.Except, h.model) {
-			heads = append(heads, h)
+	}
+	for _, address := range excluded {
+		err := t.query(func(scan func(...any) error) error {
+			h := head{sheep: address}
+			if err := scan(&h.seq, &h.priority, &h.model.Name, &h.model.Version); err != nil {
+				return err
+			}
+			if !slices.Contains(slot.Except, h.model) {
+				heads = append(heads, h)
+			}
+			return nil
+		}, t.do.byModel, address)
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	}, t.do.byModel)
-	return heads, err
+	}
+	return heads, nil
 }
 
 // preferred picks the oldest job of the preferred model that has the priority of
 // the first job there is, or else that first job.
 func (t *tx) preferred(slot ledger.Slot, first head) (head, error) {
-	addresses := []string{slot.Sheep}
-	if !slot.Addressed && !slices.Contains(slot.Except, slot.Prefer) {
-		addresses = append(addresses, "")
+	addresses := slot.Owned()
+	if !slices.Contains(slot.Except, slot.Prefer) {
+		addresses = append(addresses, slot.Opened()...)
 	}
 	found := head{}
 	for _, address := range addresses {

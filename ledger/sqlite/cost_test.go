@@ -120,7 +120,8 @@ func TestCosts(t *testing.T) {
 	queries := map[string]query{
 		"byID":      {texts["byID"], []any{"last"}},
 		"heads":     {texts["heads"], []any{"sheep"}},
-		"byModel":   {texts["byModel"], nil},
+		"head":      {texts["head"], []any{"sheep"}},
+		"byModel":   {texts["byModel"], []any{""}},
 		"preferred": {texts["preferred"], []any{"", -n, "other", ""}},
 		"oldest":    {texts["oldest"], []any{"other", "", ""}},
 		"due":       {texts["due"], []any{1 << 60, 64}},

@@ -8,8 +8,9 @@
 // call returns only after its commit, a caller always reads what it wrote.
 //
 // In memory are the number of records in each state, the number of claimable
-// jobs of each model and address, and the latest events. Everything else is in
-// the file, so memory does not grow with the number of jobs.
+// jobs of each model and address and of queued ones of each tenant, what is held,
+// and the latest events. Everything else is in the file, so memory does not grow
+// with the number of jobs.
 //
 // The writer also does what becomes due by itself: it makes delayed jobs
 // claimable, fails those that waited too long, and removes what is no longer
@@ -59,6 +60,8 @@ type Config struct {
 	// ever, as is nil. It is called by the goroutine that makes all changes, and
 	// returns at once.
 	Retention func(job.Record) time.Duration
+	// Policy bounds what is held.
+	Policy ledger.Policy
 	// Now is the clock that records' times are taken from; nil stands for
 	// time.Now.
 	Now func() time.Time

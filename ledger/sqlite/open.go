@@ -60,6 +60,9 @@ func Open(ctx context.Context, cfg Config) (_ *Ledger, err error) {
 	if err := durable.SyncDirs(filepath.Dir(cfg.Path)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	if err := preparePolicy(ctx, conn, cfg.Policy); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	w, err := newWriter(ctx, cfg, conn)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())

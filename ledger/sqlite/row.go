@@ -37,6 +37,7 @@ type row struct {
 		state     job.State
 		claimable bool
 		retained  bool
+		held      bool
 	}
 }
 
@@ -63,7 +64,7 @@ func (r *row) showRetention() {
 // claimable reports whether a slot can claim the job.
 func (r *row) claimable() bool { return r.State == job.Queued && r.token == 0 && !r.delayed }
 
-func (r *row) group() group { return group{r.Model, r.Sheep} }
+func (r *row) group() group { return group{r.Model, r.Sheep, r.Tenant} }
 
 // giveUpAt is when the job fails if nobody holds it then; zero for never.
 func (r *row) giveUpAt() time.Time {
@@ -107,7 +108,7 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	}
 	r.keptFor, r.removedAt = time.Duration(keptFor)*time.Microsecond, toTime(removed)
 	r.showRetention()
-	r.stored.state, r.stored.claimable, r.stored.retained = r.State, r.claimable(), r.retained()
+	r.stored.state, r.stored.claimable, r.stored.retained, r.stored.held = r.State, r.claimable(), r.retained(), r.token != 0
 	if err := decode(limits, &r.Limits); err != nil {
 		return fmt.Errorf("limits of job %s: %w", r.ID, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+
+	"github.com/iterait/shepherd/ledger"
 )
 
 // statements are all that the writer runs, prepared once.
@@ -11,12 +13,15 @@ type statements struct {
 	begin, commit, rollback *sql.Stmt
 
 	byID, bySeq, insert, save, remove   *sql.Stmt
-	heads, byModel, preferred           *sql.Stmt
+	heads, head, byModel, preferred     *sql.Stmt
 	due, overdue, nextTimer             *sql.Stmt
 	insertAttempt, trimAttempts         *sql.Stmt
 	trimRuns, removeAttempts            *sql.Stmt
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
 	expire, setCheckpoint, saveNumbers  *sql.Stmt
+
+	// Where a policy needs them, else nil; see policy.go.
+	headsOf, saveUsed *sql.Stmt
 }
 
 // statement is a place for a prepared statement and its text.
@@ -54,17 +59,20 @@ func (s *statements) list() []statement {
 				WHERE ` + isClaimable + ` AND sheep = '' ORDER BY priority DESC, seq LIMIT 1)
 			UNION ALL SELECT * FROM (SELECT seq, priority, sheep, model_name, model_version FROM jobs
 				WHERE ` + isClaimable + ` AND sheep = ?1 ORDER BY priority DESC, seq LIMIT 1)`},
-		// The first claimable job of each model, of those addressed to no sheep: each
+		// The first claimable job with an address.
+		{"head", &s.head, `SELECT seq, priority, sheep, model_name, model_version FROM jobs
+			WHERE ` + isClaimable + ` AND sheep = ? ORDER BY priority DESC, seq LIMIT 1`},
+		// The first claimable job of each model, of those with the address ?1: each
 		// step of the recursion searches the index by model, past all jobs of the model
 		// before. (A comparison of pairs would begin with that model's first job.)
 		{"byModel", &s.byModel, `
 			WITH RECURSIVE head(seq, priority, name, version) AS (
 				SELECT * FROM (SELECT seq, priority, model_name, model_version FROM jobs
-					WHERE ` + isClaimable + ` AND sheep = '' ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)
+					WHERE ` + isClaimable + ` AND sheep = ?1 ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)
 				UNION ALL SELECT j.seq, j.priority, j.model_name, j.model_version FROM head JOIN jobs j ON j.seq = coalesce(
-					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name = head.name AND model_version > head.version
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = ?1 AND model_name = head.name AND model_version > head.version
 						ORDER BY model_version, priority DESC, seq LIMIT 1),
-					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = '' AND model_name > head.name
+					(SELECT seq FROM jobs WHERE ` + isClaimable + ` AND sheep = ?1 AND model_name > head.name
 						ORDER BY model_name, model_version, priority DESC, seq LIMIT 1)))
 			SELECT * FROM head`},
 		// The oldest claimable job with an address, a priority and a model.
@@ -97,9 +105,9 @@ func (s *statements) list() []statement {
 	}
 }
 
-func prepare(ctx context.Context, conn *sql.Conn) (*statements, error) {
+func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statements, error) {
 	s := new(statements)
-	for _, one := range s.list() {
+	for _, one := range append(s.list(), s.ofPolicy(policy)...) {
 		var err error
 		if *one.into, err = conn.PrepareContext(ctx, one.text); err != nil {
 			s.close()
@@ -110,7 +118,7 @@ func prepare(ctx context.Context, conn *sql.Conn) (*statements, error) {
 }
 
 func (s *statements) close() {
-	for _, one := range s.list() {
+	for _, one := range append(s.list(), s.ofPolicy(ledger.Policy{HalfLife: 1})...) {
 		if *one.into != nil {
 			(*one.into).Close()
 		}

@@ -23,7 +23,7 @@ func TestLedger(t *testing.T) {
 	ledgertest.Run(t, func(t *testing.T, options ledgertest.Options) ledgertest.Harness {
 		return &harness{Config{
 			Path:     filepath.Join(t.TempDir(), "ledger.db"),
-			KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention,
+			KeepJobs: options.KeepJobs, EventNumber: options.EventNumber, Retention: options.Retention, Policy: options.Policy,
 		}}
 	})
 }

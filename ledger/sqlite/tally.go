@@ -4,31 +4,44 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"maps"
 	"slices"
 	"sync"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // group is what claimable jobs are counted by.
 type group struct {
 	model job.Model
 	sheep string // that they are addressed to
+	// tenant is told apart only where a policy bounds what is claimed.
+	tenant string
 }
 
-// tally counts the records in each state, and the claimable jobs of each model
-// and address. It holds what is committed.
+// tally counts the records in each state, the claimable jobs of each model and
+// address, and the queued ones of each tenant, and knows what is held. It holds what
+// is committed.
 type tally struct {
 	mu        sync.Mutex
 	states    ledger.Counts
 	claimable map[string]map[job.Model]int // by address
+	queued    map[string]int               // by tenant
 	retained  int                          // records that stay until their files are removed
+	held      map[job.ID]heldJob
+
+	// Only where a policy bounds claims.
+	groups map[group]int                // claimable jobs
+	used   map[string]lifecycle.Account // by tenant, where they share
 }
 
 // loadTally counts what is in the file.
-func loadTally(ctx context.Context, conn *sql.Conn) (*tally, error) {
-	t := &tally{states: ledger.Counts{}, claimable: map[string]map[job.Model]int{}}
+func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tally, error) {
+	t := &tally{
+		states: ledger.Counts{}, claimable: map[string]map[job.Model]int{}, queued: map[string]int{}, held: map[job.ID]heldJob{}, used: map[string]lifecycle.Account{},
+	}
 	for _, state := range states() {
 		t.states[state] = 0
 	}
@@ -45,13 +58,17 @@ func loadTally(ctx context.Context, conn *sql.Conn) (*tally, error) {
 	if err := conn.QueryRowContext(ctx, queryCountRetained).Scan(&t.retained); err != nil {
 		return nil, err
 	}
-	return t, eachRow(ctx, conn, queryCountClaimable, func(scan func(...any) error) error {
+	err = eachRow(ctx, conn, queryCountClaimable, func(scan func(...any) error) error {
 		var g group
 		var n int
 		err := scan(&g.model.Name, &g.model.Version, &g.sheep, &n)
 		t.addClaimable(g, n)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	return t, t.loadPolicy(ctx, conn, policy)
 }
 
 const queryCountClaimable = `SELECT model_name, model_version, sheep, count(*) FROM jobs
@@ -78,15 +95,35 @@ func states() []job.State {
 	return []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled}
 }
 
-func (t *tally) add(states ledger.Counts, claimable map[group]int, retained int) {
+// add takes over what a transaction has changed.
+func (t *tally) add(made *tx) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.retained += retained
-	for state, n := range states {
+	t.retained += made.retained
+	for state, n := range made.states {
 		t.states[state] += n
 	}
-	for g, n := range claimable {
+	for g, n := range made.claimable {
 		t.addClaimable(g, n)
+		if t.groups != nil {
+			addTo(t.groups, g, n)
+		}
+	}
+	for tenant, n := range made.queued {
+		addTo(t.queued, tenant, n)
+	}
+	for id, h := range made.claims {
+		if delete(t.held, id); h != nil {
+			t.held[id] = *h
+		}
+	}
+	maps.Copy(t.used, made.used)
+}
+
+// addTo adds to a count, and forgets it where it comes to 0.
+func addTo[K comparable](counts map[K]int, key K, n int) {
+	if counts[key] += n; counts[key] == 0 {
+		delete(counts, key)
 	}
 }
 
@@ -97,11 +134,8 @@ func (t *tally) addClaimable(g group, n int) {
 		models = map[job.Model]int{}
 		t.claimable[g.sheep] = models
 	}
-	if models[g.model] += n; models[g.model] == 0 {
-		delete(models, g.model)
-		if len(models) == 0 {
-			delete(t.claimable, g.sheep)
-		}
+	if addTo(models, g.model, n); len(models) == 0 {
+		delete(t.claimable, g.sheep)
 	}
 }
 
@@ -127,14 +161,22 @@ func (t *tally) expirable() int {
 func (t *tally) anyFor(slot ledger.Slot) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.claimable[slot.Sheep]) > 0 {
+	if len(t.claimable[slot.Sheep]) > 0 || !slot.Addressed && t.anyOpen("", slot) {
 		return true
 	}
-	models := t.claimable[""]
-	if slot.Addressed || len(models) == 0 {
-		return false
+	for _, address := range slot.Own {
+		if len(t.claimable[address]) > 0 {
+			return true
+		}
 	}
-	if slot.Only != "" || len(models) > len(slot.Except) {
+	return !slot.Addressed && slices.ContainsFunc(slot.Open, func(address string) bool { return t.anyOpen(address, slot) })
+}
+
+// anyOpen reports whether there is a claimable job with the address that the slot does
+// not except. The lock is held.
+func (t *tally) anyOpen(address string, slot ledger.Slot) bool {
+	models := t.claimable[address]
+	if len(models) > 0 && slot.Only != "" || len(models) > len(slot.Except) {
 		return true
 	}
 	for model := range models {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // numbers are the last ones given out, and the last event that was pruned.
@@ -27,8 +28,11 @@ type tx struct {
 	age int64     // of the ledger
 
 	numbers   numbers
-	states    ledger.Counts // by how much each changed
-	claimable map[group]int // likewise
+	states    ledger.Counts                // by how much each changed
+	claimable map[group]int                // likewise
+	queued    map[string]int               // likewise, by tenant
+	claims    map[job.ID]*heldJob          // that began, or nil for those that ended
+	used      map[string]lifecycle.Account // of tenants, that changed
 	events    []job.Event
 	// rows are those that were written, for the cache; nil for what is to be read
 	// from the file.
@@ -222,6 +226,19 @@ func (t *tx) count(r *row) {
 			t.claimable[r.group()]--
 		}
 		r.stored.claimable = now
+	}
+	if now := r.State == job.Queued; now != (r.stored.state == job.Queued) {
+		if now {
+			t.queued[r.Tenant]++
+		} else {
+			t.queued[r.Tenant]--
+		}
+	}
+	if now := r.token != 0; now != r.stored.held {
+		if t.claims[r.ID] = nil; now {
+			t.claims[r.ID] = &heldJob{r.Tenant, r.Model, r.claimedAt}
+		}
+		r.stored.held = now
 	}
 	r.stored.state = r.State
 	if r.delayed {

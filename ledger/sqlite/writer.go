@@ -108,10 +108,10 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 			slog.Time("last_change", time.UnixMicro(wall).UTC()), slog.Duration("behind", behind))
 	}
 	w.saved = savedNumbers{numbers: *n, age: w.clock.base}
-	if w.tally, err = loadTally(ctx, conn); err != nil {
+	if w.tally, err = loadTally(ctx, conn, cfg.Policy); err != nil {
 		return nil, err
 	}
-	if w.do, err = prepare(ctx, conn); err != nil {
+	if w.do, err = prepare(ctx, conn, cfg.Policy); err != nil {
 		return nil, err
 	}
 	w.rows = newRowCache()
@@ -308,7 +308,7 @@ func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
 	t := &tx{
 		w: w, do: w.do, now: w.now(), age: w.clock.now(),
 		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer,
-		states: ledger.Counts{}, claimable: map[group]int{}, rows: map[job.ID]*row{},
+		states: ledger.Counts{}, claimable: map[group]int{}, queued: map[string]int{}, claims: map[job.ID]*heldJob{}, rows: map[job.ID]*row{},
 	}
 	errs, err := t.run(batch, upkeep)
 	if err == nil {
@@ -366,7 +366,7 @@ func (w *writer) committed(t *tx, upkeep bool) {
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}
 	w.rows.publish(t.rows)
-	w.tally.add(t.states, t.claimable, t.retained)
+	w.tally.add(t)
 	w.events.publish(t.events, t.numbers.event)
 }
 
