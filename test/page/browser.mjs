@@ -77,6 +77,9 @@ async function openDaemon() {
     for (const shown of [/bitzer.*out.*Xid 79.*GPU 3/s, /dolly.*working.*transcribe:large-v3.*transcribe-2001.*43 %.*GPU 0.*10 GiB/s]) {
       await page.locator("li.card", { hasText: shown }).waitFor();
     }
+    // Jobs of transcribe have run, so that it is known what they usually take.
+    await page.locator("li.card", { hasText: /transcribe-2001.*of about \d/s }).waitFor();
+    await page.locator("ol.queue li", { hasText: /segment-2012.*(in about|any moment)/s }).waitFor();
     await page.locator("ol.queue li", { hasText: /caption-2013.*cannot take it at the moment/s }).waitFor();
   });
   await step("what happens elsewhere shows by itself", async () => {
