@@ -232,6 +232,18 @@ type Error struct {
 	Message string  `json:"message"`
 }
 
+// Estimate When something is expected, by what the models' jobs took lately, what is ahead in the queue and the sheep that can run it; what is submitted later and goes first is not known
+type Estimate struct {
+	// Earliest In one case of ten it is before this
+	Earliest *Time `json:"earliest"`
+
+	// Latest In one case of ten it is after this
+	Latest *Time `json:"latest"`
+
+	// Likely Example: 2026-11-22T10:08:03.942214
+	Likely *Time `json:"likely"`
+}
+
 // Event defines model for Event.
 type Event struct {
 	// At Example: 2026-11-22T10:08:03.942214
@@ -367,11 +379,20 @@ type FlockSheep struct {
 	// Running A runner is up, with the model
 	Running bool `json:"running"`
 
+	// RunningSince When the runner began with the job; null while it is prepared or its model is loaded
+	RunningSince *Time `json:"running_since"`
+
 	// StartedAt When the job's turn came
 	StartedAt *Time `json:"started_at"`
 
+	// TurnEndsAt Until when jobs of its model go before older ones of other models
+	TurnEndsAt *Time `json:"turn_ends_at"`
+
 	// Type Example: bare
 	Type string `json:"type"`
+
+	// Usual Of the job's model, or else of the model that is loaded
+	Usual *Usual `json:"usual"`
 }
 
 // FlockSheepCondition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
@@ -507,6 +528,12 @@ type Job struct {
 	EnqueuedAt   *Time    `json:"enqueued_at"`
 	ErrorDetails *Failure `json:"error_details"`
 
+	// ExpectedEnd Of a job that runs: when it is expected to end; null where too little is known, and in listings
+	ExpectedEnd *Estimate `json:"expected_end"`
+
+	// ExpectedStart Of a job that waits: when a sheep is expected to start it; null where too little is known, and in listings
+	ExpectedStart *Estimate `json:"expected_start"`
+
 	// FilesRemoved The files are gone
 	FilesRemoved bool `json:"files_removed"`
 
@@ -617,6 +644,7 @@ type KeptModel struct {
 
 	// Size Bytes on the disk, packed and unpacked, with what it shares with other models
 	Size    int64  `json:"size"`
+	Usual   *Usual `json:"usual"`
 	Version string `json:"version"`
 }
 
@@ -742,7 +770,8 @@ type PullRequest struct {
 // QueuedJob defines model for QueuedJob.
 type QueuedJob struct {
 	// EnqueuedAt Example: 2026-11-22T10:08:03.942214
-	EnqueuedAt *Time `json:"enqueued_at"`
+	EnqueuedAt    *Time     `json:"enqueued_at"`
+	ExpectedStart *Estimate `json:"expected_start"`
 
 	// Explanation The same at length, as in explain
 	Explanation *string           `json:"explanation"`
@@ -908,6 +937,24 @@ type TimelineEntry struct {
 
 // TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
 type TimelineEntryEvent string
+
+// Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
+type Usual struct {
+	// High One in ten took longer
+	High float64 `json:"high"`
+
+	// Jobs How many they are, at most 48
+	Jobs int `json:"jobs"`
+
+	// Likely Half of them took less
+	Likely float64 `json:"likely"`
+
+	// Load Half of the times that loading the model took were less
+	Load *float64 `json:"load"`
+
+	// Low One in ten took less
+	Low float64 `json:"low"`
+}
 
 // Version defines model for Version.
 type Version struct {

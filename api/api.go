@@ -160,6 +160,9 @@ type FlockService interface {
 	// Models is every model that is kept here. It returns *job.ModelError.
 	Models(ctx context.Context) ([]job.KeptModel, error)
 
+	// Usual is how long the last jobs of a model took; ok is false where none is known.
+	Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error)
+
 	// RemoveModel removes one. It returns *job.Invalid, *job.ModelNeeded,
 	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not kept.
 	RemoveModel(ctx context.Context, m job.Model) error

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
@@ -56,6 +57,7 @@ func (s *server) sheepFor(ctx context.Context, tenant string) []job.Sheep {
 			list[i].Detail = ""
 		}
 		list[i].Job, list[i].Model, list[i].Progress = "", job.Model{}, nil
+		list[i].RunningSince, list[i].TurnEnds = time.Time{}, time.Time{}
 	}
 	return list
 }

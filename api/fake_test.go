@@ -24,6 +24,7 @@ type fake struct {
 	sheep     []job.Sheep
 	checks    []job.Check
 	models    []job.KeptModel
+	usual     map[job.Model]job.Usual
 	removed   []job.Model
 	retried   []job.ID
 	queried   []job.Query
@@ -72,6 +73,7 @@ type fakeJob struct {
 	attempts []job.Attempt
 	timeline []job.Event
 	position int
+	expected *job.Estimate // start while it waits, and end while it runs
 	limits   job.Limits
 }
 
@@ -345,6 +347,12 @@ func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 	}
 	v := j.view(id)
 	v.Attempts, v.Timeline, v.Position = j.attempts, j.timeline, j.position
+	switch j.status.State {
+	case job.Queued:
+		v.ExpectedStart = j.expected
+	case job.Processing:
+		v.ExpectedEnd = j.expected
+	}
 	return v, nil
 }
 
@@ -599,6 +607,11 @@ func (f *fake) PullModel(ctx context.Context, m job.Model, sheep string, report 
 func (f *fake) Models(context.Context) ([]job.KeptModel, error) {
 	f.boom()
 	return f.models, f.down
+}
+
+func (f *fake) Usual(_ context.Context, m job.Model) (job.Usual, bool, error) {
+	u, ok := f.usual[m]
+	return u, ok, nil
 }
 
 func (f *fake) RemoveModel(_ context.Context, m job.Model) error {

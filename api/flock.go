@@ -77,7 +77,9 @@ type flockView struct {
 	cursor  job.Cursor      // of the events so far; empty before the first look
 	queue   FlockQueue
 	queueAt time.Time
-	serial  int64 // of the latest frame
+	// expected are the starts that the queue shows.
+	expected map[job.ID]job.Estimate
+	serial   int64 // of the latest frame
 
 	flock, gpus frame
 	events      []frame // the latest batches
@@ -137,21 +139,27 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 	happened, troubles := v.readEvents(ctx, s)
 	sheep := s.sheepFor(ctx, v.tenant)
 	flock := Flock{Sheep: make([]FlockSheep, len(sheep))}
-	started, err := s.startedAt(ctx, v.tenant, sheep)
+	started, err := s.underWay(ctx, v.tenant, sheep)
 	troubles = errors.Join(troubles, err)
 	for i, one := range sheep {
 		flock.Sheep[i] = FlockSheep{
 			Name: one.Name, Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
 			Condition: FlockSheepCondition(cmp.Or(one.Condition, "able")), Progress: shownProgress(one.Progress),
 		}
-		if at, ok := started[one.Job]; ok && one.Job != "" {
-			flock.Sheep[i].StartedAt = job.FormatTime(at)
+		flock.Sheep[i].RunningSince, flock.Sheep[i].TurnEndsAt = job.FormatTime(one.RunningSince), job.FormatTime(one.TurnEnds)
+		of := one.Model
+		if under, ok := started[one.Job]; ok && one.Job != "" {
+			flock.Sheep[i].StartedAt, of = job.FormatTime(under.StartedAt), under.Model
+		}
+		if !of.IsZero() {
+			usual, err := s.usual(ctx, of)
+			flock.Sheep[i].Usual, troubles = usual, errors.Join(troubles, err)
 		}
 	}
 	slices.SortFunc(flock.Sheep, func(a, b FlockSheep) int { return cmp.Compare(a.Name, b.Name) })
 	// Of the queue, reasons change with the sheep, too, and cost more to find.
 	if happened || time.Since(v.queueAt) >= 2*flockEvery {
-		if queue, err := s.queueFor(ctx, v.tenant); err == nil {
+		if queue, err := v.readQueue(ctx, s); err == nil {
 			v.queue, v.queueAt = queue, time.Now()
 		} else {
 			troubles = errors.Join(troubles, err)
@@ -234,8 +242,8 @@ func (v *flockView) put(f *frame, value any) error {
 	return nil
 }
 
-// startedAt is when the jobs under way were started.
-func (s *server) startedAt(ctx context.Context, tenant string, sheep []job.Sheep) (map[job.ID]time.Time, error) {
+// underWay are the jobs that sheep have.
+func (s *server) underWay(ctx context.Context, tenant string, sheep []job.Sheep) (map[job.ID]job.View, error) {
 	if !slices.ContainsFunc(sheep, func(one job.Sheep) bool { return one.Job != "" }) {
 		return nil, nil
 	}
@@ -243,15 +251,17 @@ func (s *server) startedAt(ctx context.Context, tenant string, sheep []job.Sheep
 	if err != nil {
 		return nil, err
 	}
-	started := make(map[job.ID]time.Time, len(views))
+	started := make(map[job.ID]job.View, len(views))
 	for _, view := range views {
-		started[view.ID] = view.StartedAt
+		started[view.ID] = view
 	}
 	return started, nil
 }
 
-// queueFor is the queue as a tenant sees it.
-func (s *server) queueFor(ctx context.Context, tenant string) (FlockQueue, error) {
+// readQueue reads the queue as the tenant sees it.
+func (v *flockView) readQueue(ctx context.Context, s *server) (FlockQueue, error) {
+	tenant := v.tenant
+	expected := make(map[job.ID]job.Estimate)
 	views, next, err := s.service.Jobs(ctx, job.Query{States: []job.State{job.Queued}, Tenant: tenant}, 0, flockListed)
 	if err != nil {
 		return FlockQueue{}, err
@@ -281,6 +291,10 @@ func (s *server) queueFor(ctx context.Context, tenant string) (FlockQueue, error
 			if detailed.Position > 0 {
 				queued.Position = &detailed.Position
 			}
+			queued.ExpectedStart = shownEstimate(steady(v.expected[view.ID], detailed.ExpectedStart, now))
+			if detailed.ExpectedStart != nil {
+				expected[view.ID] = *detailed.ExpectedStart
+			}
 			var why job.Explanation
 			if why, err = s.service.Explain(ctx, view.ID, tenant); err == nil {
 				queued.Reason, queued.Explanation = orNull(why.Summary), orNull(why.String())
@@ -293,7 +307,22 @@ func (s *server) queueFor(ctx context.Context, tenant string) (FlockQueue, error
 		}
 		queue.Head = append(queue.Head, queued)
 	}
+	v.expected = expected
 	return queue, nil
+}
+
+// steady is what is shown as a job's expected start: what was shown before, while what is
+// known now says about the same, so that nothing is sent for differences that mean nothing.
+func steady(shown job.Estimate, known *job.Estimate, now time.Time) *job.Estimate {
+	if known == nil || shown.Likely.Before(now) {
+		return known
+	}
+	enough := max(2*time.Second, known.Likely.Sub(now)/10)
+	if known.Likely.Sub(shown.Likely).Abs() > enough {
+		return known
+	}
+	*known = shown
+	return known
 }
 
 // FollowFlock answers GET /flock.

@@ -46,6 +46,14 @@ func TestFlockStream(t *testing.T) {
 		f.add("low", job.Queued).record = func(r *job.Record) { r.Labels = job.Labels{"batch": "7"} }
 		f.add("urgent", job.Queued).record = func(r *job.Record) { r.Priority = 5 }
 		f.jobs["urgent"].position = 1
+		f.usual = map[job.Model]job.Usual{someModel: {Jobs: 9, Low: time.Second, Likely: 2 * time.Second, High: 4 * time.Second}}
+		expect := func(in time.Duration) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			at := time.Now().Add(in)
+			f.jobs["urgent"].expected = &job.Estimate{Earliest: at.Add(-time.Second), Likely: at, Latest: at.Add(time.Second)}
+		}
+		expect(time.Minute)
 		memory := int64(1)
 		handler := New(Config{Service: f, GPUs: func(context.Context, string) (job.GPUs, error) {
 			return job.GPUs{Driver: "550", GPUs: []job.GPU{{Name: "A100", Memory: 80 << 30, Used: memory, Health: job.Well}}}, nil
@@ -63,8 +71,13 @@ func TestFlockStream(t *testing.T) {
 			t.Errorf("GPUs %+v", g)
 		}
 
-		// Nothing changes: nothing is sent but that the stream lives.
+		if e := head[0].ExpectedStart; e == nil || *e.Likely != *job.FormatTime(time.Now().Add(time.Minute)) || head[1].ExpectedStart != nil {
+			t.Errorf("expected starts %+v and %+v", e, head[1].ExpectedStart)
+		}
+
+		// Nothing changes, or by so little that it means nothing: nothing is sent but that the stream lives.
 		before := len(s.got())
+		expect(61 * time.Second)
 		time.Sleep(4 * flockAlive)
 		for block := range strings.SplitSeq(strings.TrimSpace(s.got()[before:]), "\n\n") {
 			if block != "event: alive\ndata: {}" {
@@ -74,13 +87,16 @@ func TestFlockStream(t *testing.T) {
 
 		// Progress has no event of its own.
 		f.mu.Lock()
-		f.sheep[1] = job.Sheep{Name: "dolly", Type: "container", Running: true, Model: someModel, Job: "urgent", Progress: &job.Progress{Done: 0.5, Text: "half"}}
+		f.sheep[1] = job.Sheep{Name: "dolly", Type: "container", Running: true, Model: someModel, Job: "urgent", Progress: &job.Progress{Done: 0.5, Text: "half"}, RunningSince: enqueued, TurnEnds: enqueued.Add(time.Hour)}
 		f.jobs["urgent"].status.State, f.jobs["urgent"].status.StartedAt = job.Processing, enqueued
 		f.mu.Unlock()
 		time.Sleep(2 * flockEvery)
 		dolly := last(t, framesOf[Flock](t, s.got(), "flock")).Sheep[0]
 		if dolly.Progress == nil || dolly.Progress.Done != 0.5 || dolly.StartedAt == nil || *dolly.Job != "urgent" {
 			t.Errorf("dolly %+v", dolly)
+		}
+		if dolly.Usual == nil || dolly.Usual.Likely != 2 || dolly.Usual.Load != nil || *dolly.RunningSince != *job.FormatTime(enqueued) || *dolly.TurnEndsAt != *job.FormatTime(enqueued.Add(time.Hour)) {
+			t.Errorf("dolly usually %+v, since %v, until %v", dolly.Usual, dolly.RunningSince, dolly.TurnEndsAt)
 		}
 
 		// An event is told within the pause, with the queue as it is then.

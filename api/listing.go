@@ -224,7 +224,15 @@ func (s *server) detailed(v job.View) Job {
 	if v.Position > 0 {
 		out.Position = &v.Position
 	}
+	out.ExpectedStart, out.ExpectedEnd = shownEstimate(v.ExpectedStart), shownEstimate(v.ExpectedEnd)
 	return out
+}
+
+func shownEstimate(e *job.Estimate) *Estimate {
+	if e == nil {
+		return nil
+	}
+	return &Estimate{Earliest: job.FormatTime(e.Earliest), Likely: job.FormatTime(e.Likely), Latest: job.FormatTime(e.Latest)}
 }
 
 func shownTimeline(events []job.Event) *[]TimelineEntry {

@@ -20,7 +20,7 @@ func TestGetJob(t *testing.T) {
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "progress": null, "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
-		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "node_labels": {}, "position": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
+		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "node_labels": {}, "position": null, "expected_start": null, "expected_end": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
 		"limits": {"retries": 0, "retry_pause": 0, "wait_timeout": 0, "load_timeout": 0, "run_timeout": 0},
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
 }
@@ -35,6 +35,7 @@ func TestGetJobWithAttempts(t *testing.T) {
 	j.detail, j.progress = "40 %: half", &job.Progress{Done: 0.4, Text: "half", At: enqueued}
 	j.limits = job.Limits{Retries: new(2), RetryPause: new(10 * time.Second), LoadTimeout: new(90 * time.Minute), RunTimeout: new(500 * time.Millisecond)}
 	j.position = 3
+	j.expected = &job.Estimate{Earliest: enqueued.Add(time.Minute), Likely: enqueued.Add(2 * time.Minute), Latest: enqueued.Add(4 * time.Minute)}
 	j.timeline = []job.Event{
 		{At: enqueued, Kind: job.EventQueued, Run: 2},
 		{At: enqueued.Add(time.Second), Kind: job.EventReturned, Run: 2, Attempt: 1, Sheep: "sheep-1", Cause: job.CauseError, Reason: "ValueError"},
@@ -51,7 +52,8 @@ func TestGetJobWithAttempts(t *testing.T) {
 		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": "40 %: half", "progress": {"done": 0.4, "text": "half", "at": "2026-11-22T10:08:03.942214"}, "gpu": null,
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": null,
 		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"], "kept_until": null, "files_removed": false,
-		"labels": {"batch": "1"}, "node_labels": {"gpu": "a100"}, "position": 3, "timeline": [
+		"labels": {"batch": "1"}, "node_labels": {"gpu": "a100"}, "position": 3, "expected_start": null,
+		"expected_end": {"earliest": "2026-11-22T10:09:03.942214", "likely": "2026-11-22T10:10:03.942214", "latest": "2026-11-22T10:12:03.942214"}, "timeline": [
 			{"at": "2026-11-22T10:08:03.942214", "event": "queued", "attempt": null, "sheep": null, "cause": null, "reason": null},
 			{"at": "2026-11-22T10:08:04.942214", "event": "returned", "attempt": 1, "sheep": "sheep-1", "cause": "error", "reason": "ValueError"}],
 		"limits": {"retries": 2, "retry_pause": 10, "wait_timeout": 0, "load_timeout": 5400, "run_timeout": 0.5},

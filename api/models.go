@@ -21,12 +21,26 @@ func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := ModelList{Models: []KeptModel{}}
 	for _, m := range models {
+		usual, err := s.usual(r.Context(), m.Model)
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		answer.Models = append(answer.Models, KeptModel{
 			Name: m.Model.Name, Version: m.Model.Version, Reference: m.Reference, Digest: m.Digest,
-			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse,
+			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse, Usual: usual,
 		})
 	}
 	s.answer(w, r, http.StatusOK, answer)
+}
+
+// usual is how long the last jobs of a model took, nil where none is known.
+func (s *server) usual(ctx context.Context, m job.Model) (*Usual, error) {
+	u, ok, err := s.service.Usual(ctx, m)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return &Usual{Jobs: u.Jobs, Low: u.Low.Seconds(), Likely: u.Likely.Seconds(), High: u.High.Seconds(), Load: secondsOrNull(u.Load)}, nil
 }
 
 // RemoveModel answers DELETE /models/{model}.

@@ -21,9 +21,11 @@ func TestModels(t *testing.T) {
 		{Model: job.Model{Name: "a/b", Version: "v1"}, Reference: "r/a/b:v1", Digest: "sha256:0", Size: 5 << 40, Own: 7, LastUsed: enqueued, InUse: true},
 		{Model: job.Model{Name: "c"}, LastUsed: time.Time{}},
 	}
+	h.service.usual = map[job.Model]job.Usual{{Name: "c"}: {Jobs: 3, Low: 500 * time.Millisecond, Likely: time.Second, High: 2 * time.Second, Load: time.Minute}}
 	h.expect(h.get("/models"), 200, `{"models": [
-		{"name": "a/b", "version": "v1", "reference": "r/a/b:v1", "digest": "sha256:0", "size": 5497558138880, "own_size": 7, "last_used_at": "2026-11-22T10:08:03.942214", "in_use": true},
-		{"name": "c", "version": "", "reference": "", "digest": "", "size": 0, "own_size": 0, "last_used_at": null, "in_use": false}]}`)
+		{"name": "a/b", "version": "v1", "reference": "r/a/b:v1", "digest": "sha256:0", "size": 5497558138880, "own_size": 7, "last_used_at": "2026-11-22T10:08:03.942214", "in_use": true, "usual": null},
+		{"name": "c", "version": "", "reference": "", "digest": "", "size": 0, "own_size": 0, "last_used_at": null, "in_use": false,
+		"usual": {"jobs": 3, "low": 0.5, "likely": 1, "high": 2, "load": 60}}]}`)
 	h.service.down = &job.ModelError{Problem: "containerd cannot be reached", Class: errdefs.ErrUnavailable}
 	h.expect(h.get("/models"), 503, `{"message": "containerd cannot be reached"}`)
 }

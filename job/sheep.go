@@ -1,5 +1,7 @@
 package job
 
+import "time"
+
 // Sheep is a sheep as clients see it.
 type Sheep struct {
 	Name string
@@ -16,6 +18,11 @@ type Sheep struct {
 	Detail string
 	// Progress is how far the runner is with Job; nil where it did not say.
 	Progress *Progress
+	// RunningSince is when the runner began with Job; zero while it has not.
+	RunningSince time.Time
+	// TurnEnds is until when jobs of Model go before older ones of other models; zero
+	// where nothing is loaded.
+	TurnEnds time.Time
 	// Condition says whether it takes jobs; Detail may say why not.
 	Condition Condition
 }

@@ -24,6 +24,9 @@ type View struct {
 	// Position is the job's place in the queue, 1 for the first and MaxPosition for
 	// those further back, too; 0 where it does not wait for a sheep, and in listings.
 	Position int
+	// ExpectedStart is when a job that waits is expected to start, ExpectedEnd when one
+	// that runs is expected to end; nil where that is not known, and in listings.
+	ExpectedStart, ExpectedEnd *Estimate
 	// Limits are the job's own with the defaults that apply to it.
 	Limits Limits
 }
@@ -81,3 +84,16 @@ type Query struct {
 	// than Before; zero is no bound.
 	Since, Before time.Time
 }
+
+// Usual is how long the last jobs of a model ran: half of them at most Likely, and eight
+// in ten between Low and High.
+type Usual struct {
+	Jobs              int // how many they were
+	Low, Likely, High time.Duration
+	// Load is how long loading the model usually took; 0 where that is not known.
+	Load time.Duration
+}
+
+// Estimate is when something is expected: in eight cases of ten between Earliest and
+// Latest.
+type Estimate struct{ Earliest, Likely, Latest time.Time }

@@ -506,7 +506,7 @@ func TestLoadTimeout(t *testing.T) {
 		fake.Print(ctx, "waiting for a licence")
 	}
 	p.deaf = func(m job.Model) bool { return m.Name == "deaf" }
-	p.config.Limits = shepherd.LimitDefaults{Models: []shepherd.LimitRule{{Models: rule(t, "deaf"), Limits: job.Limits{LoadTimeout: new(400 * time.Millisecond)}}}}
+	p.config.Limits = shepherd.LimitDefaults{Models: []shepherd.LimitRule{{Models: rule(t, "deaf"), Limits: job.Limits{LoadTimeout: new(2 * time.Second)}}}}
 	p.start()
 	p.submit("job-1", "deaf", "x")
 	p.eventually("the job says what it waits for", func() bool {
@@ -514,7 +514,7 @@ func TestLoadTimeout(t *testing.T) {
 		return err == nil && v.Detail == "waiting for port 9999"
 	})
 	failure := p.await("job-1", job.Failed).Failure
-	for _, want := range []string{"Failed to start sheep for this job", "load_timeout of 400ms", "waiting for port 9999", "last log lines: loading weights | waiting for a licence"} {
+	for _, want := range []string{"Failed to start sheep for this job", "load_timeout of 2s", "waiting for port 9999", "last log lines: loading weights | waiting for a licence"} {
 		if !strings.Contains(failure.Message, want) {
 			t.Errorf("%q does not say %q", failure.Message, want)
 		}

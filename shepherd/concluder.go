@@ -239,6 +239,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	case end.cause == job.CauseDone:
 		l.rests.well()
 		l.modelRests.well(a.Model)
+		l.forecaster.note(a.Model, a.took())
 	}
 	if v.state == "" {
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) {

@@ -163,6 +163,10 @@ func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.E
 	default:
 		e = explainWaiting(v, sheep, by)
 	}
+	if expected := v.ExpectedStart; expected != nil && expected.Likely.Sub(now) > time.Second {
+		e.Reasons = append([]string{fmt.Sprintf("It is expected to start in about %s%s, by what jobs of these models took lately.",
+			job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now))}, e.Reasons...)
+	}
 	if !v.WaitUntil.IsZero() {
 		e.Reasons = append(e.Reasons, "It fails at "+moment(v.WaitUntil)+" if no sheep has started it by then (wait_timeout).")
 	}
@@ -260,6 +264,9 @@ func explainProcessing(v job.View, now time.Time) job.Explanation {
 		return job.Explanation{Summary: fmt.Sprintf("Its cancel was asked for, and sheep `%s` is stopping its runner.", v.Holder)}
 	}
 	e := job.Explanation{Summary: fmt.Sprintf("Sheep `%s` has worked on it for %s.", v.Holder, now.Sub(v.StartedAt).Round(time.Second))}
+	if expected := v.ExpectedEnd; expected != nil && expected.Likely.Sub(now) > time.Second {
+		e.Reasons = append(e.Reasons, fmt.Sprintf("It is expected to end in about %s%s, by what its model's jobs took lately.", job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now)))
+	}
 	if v.Detail != "" {
 		e.Reasons = append(e.Reasons, "It is at this: "+sentence(v.Detail))
 	}
@@ -387,6 +394,28 @@ func lastAttempt(v job.View) (job.Attempt, bool) {
 
 // moment is a time for people, to the second.
 func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// roughly is a duration for people, with two digits that mean something.
+func roughly(d time.Duration) time.Duration {
+	switch {
+	case d < 2*time.Minute:
+		return d.Round(time.Second)
+	case d < time.Hour:
+		return d.Round(10 * time.Second)
+	case d < 10*time.Hour:
+		return d.Round(time.Minute)
+	}
+	return d.Round(10 * time.Minute)
+}
+
+// between is the error of an estimate in words; empty where that is not worth telling.
+func between(e job.Estimate, now time.Time) string {
+	from, to := roughly(max(e.Earliest.Sub(now), 0)), roughly(e.Latest.Sub(now))
+	if from == to {
+		return ""
+	}
+	return fmt.Sprintf(" (between %s and %s)", job.FormatDuration(from), job.FormatDuration(to))
+}
 
 // sentence ends a text with a full stop.
 func sentence(text string) string {

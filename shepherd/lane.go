@@ -28,6 +28,7 @@ type services struct {
 	payloads    *payloads
 	budget      *budget
 	room        func(bytes int64) error // for inputs; nil always has some
+	forecaster  *forecaster
 	observer    Observer
 	tracer      Tracer
 	trust       job.Trust
@@ -220,6 +221,9 @@ func (l *lane) view() job.Sheep {
 	v := l.state.view()
 	v.Name, v.Type = l.Name, l.Type
 	now := time.Now()
+	if m, ends := l.turns.turn(); v.Running && m == v.Model && ends.After(now) {
+		v.TurnEnds = ends.UTC()
+	}
 	left, why := l.rests.left(now)
 	switch {
 	case v.Condition != job.Able:

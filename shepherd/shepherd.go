@@ -183,6 +183,7 @@ func New(cfg Config) (*Shepherd, error) {
 		observer: cfg.Observer, tracer: cfg.Tracer, trust: cfg.Trust, placement: cfg.Placement, limits: cfg.Limits,
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
+	s.env.forecaster = newForecaster(s.env, cfg.Fleet)
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
 	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
@@ -307,6 +308,7 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 	if !e.At.Before(began) {
 		s.observe(e)
 	}
+	s.env.forecaster.onEvent(e)
 	claimable := e.Kind == job.EventQueued || e.Kind == job.EventReturned || e.Kind == job.EventDue
 	if claimable && !e.Delayed && e.State == job.Queued {
 		s.env.flock.offer(e.Model, e.Address)

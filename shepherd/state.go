@@ -39,6 +39,7 @@ type currentJob struct {
 	run, attempt int
 	tenant       string
 	model        job.Model
+	since        time.Time // when the runner began with it; zero while it has not
 }
 
 // told is what a runner, or its shim, told of the job that it was given last.
@@ -58,6 +59,15 @@ func (s *laneState) begin(a *attempt) {
 	s.current = currentJob{id: a.ID, run: a.Run, attempt: a.Attempt, tenant: a.Tenant, model: a.Model}
 	if !a.adopted || s.told.job != a.ID { // of that one its runner may have told already
 		s.told = told{}
+	}
+}
+
+// running says since when the runner has the worker's job.
+func (s *laneState) running(id job.ID, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current.id == id {
+		s.current.since = since
 	}
 }
 
@@ -253,7 +263,7 @@ func (s *laneState) newStage(stage runtime.Stage, now time.Time) bool {
 func (s *laneState) view() job.Sheep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := job.Sheep{Running: s.up, Job: s.current.id, Tenant: s.current.tenant, Detail: s.detail}
+	v := job.Sheep{Running: s.up, Job: s.current.id, Tenant: s.current.tenant, Detail: s.detail, RunningSince: s.current.since}
 	if s.up {
 		v.Model = s.loaded
 	}

@@ -29,9 +29,6 @@ type turns struct {
 }
 
 func newTurns(longest time.Duration) *turns {
-	if longest <= 0 {
-		longest = defaultMaxTurn
-	}
 	return &turns{max: longest, costs: make(map[job.Model]time.Duration)}
 }
 
@@ -48,7 +45,15 @@ func (t *turns) loaded(m job.Model, took time.Duration, now time.Time) {
 
 func (t *turns) begin(m job.Model, now time.Time) {
 	t.model = m
-	t.ends = now.Add(min(max(turnsPerLoad*t.costs[m], minTurn), max(t.max, minTurn)))
+	t.ends = now.Add(turnAfter(t.costs[m], t.max))
+}
+
+// turnAfter is how long the turn of a model lasts that took so long to load.
+func turnAfter(load, longest time.Duration) time.Duration {
+	if longest <= 0 {
+		longest = defaultMaxTurn
+	}
+	return min(max(turnsPerLoad*load, minTurn), max(longest, minTurn))
 }
 
 // prefer says which model's jobs come first on a sheep that will have m loaded:
@@ -73,9 +78,9 @@ func (t *turns) claimed(m job.Model, now time.Time) {
 	}
 }
 
-// left is the model whose turn it is, and for how long.
-func (t *turns) left(now time.Time) (job.Model, time.Duration) {
+// turn is the model whose turn it is or was last, and when that ends.
+func (t *turns) turn() (m job.Model, ends time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.model, max(t.ends.Sub(now), 0)
+	return t.model, t.ends
 }

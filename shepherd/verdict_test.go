@@ -309,16 +309,16 @@ func TestTurns(t *testing.T) {
 	}
 	// Bounds.
 	turns.loaded(b, time.Millisecond, now)
-	if m, left := turns.left(now); m != b || left != minTurn {
-		t.Errorf("a quick load: %v for %v", m, left)
+	if m, ends := turns.turn(); m != b || !ends.Equal(now.Add(minTurn)) {
+		t.Errorf("a quick load: %v for %v", m, ends.Sub(now))
 	}
 	turns.loaded(b, time.Hour, now)
-	if _, left := turns.left(now); left != 5*time.Minute {
-		t.Errorf("a slow load: %v", left)
+	if _, ends := turns.turn(); !ends.Equal(now.Add(5 * time.Minute)) {
+		t.Errorf("a slow load: %v", ends.Sub(now))
 	}
 	turns.loaded(a, 0, now) // found alive: what its load took before counts
-	if _, left := turns.left(now); left != 30*time.Second {
-		t.Errorf("a runner that was adopted: %v", left)
+	if _, ends := turns.turn(); !ends.Equal(now.Add(30 * time.Second)) {
+		t.Errorf("a runner that was adopted: %v", ends.Sub(now))
 	}
 }
 

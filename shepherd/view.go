@@ -31,6 +31,7 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 				return job.View{}, fmt.Errorf("look up the position of job %s: %w", id, err)
 			}
 		}
+		s.foresee(ctx, &view)
 		return view, nil
 	}
 	if !errors.Is(err, ledger.ErrNotFound) {

@@ -362,6 +362,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
 			}
+			l.state.running(a.ID, began.UTC())
 			if a.limits.run > 0 {
 				timer := time.NewTimer(a.limits.run - time.Since(began))
 				defer timer.Stop()

@@ -1,6 +1,7 @@
 // Package page holds the page at `/`: the flock, the queue and the jobs in a browser.
-// It is made of ES modules that use the API as any client does; nothing is built and
-// nothing is fetched from elsewhere. docs/decisions/page.md says why it is made so.
+// It is made of ES modules in src, which use the API as any client does; `go generate`
+// makes one script of them, assets/app.js. Nothing is fetched from elsewhere.
+// docs/decisions/page.md says why it is made so.
 package page
 
 import (
@@ -13,6 +14,8 @@ import (
 
 	"github.com/iterait/shepherd/api/ui"
 )
+
+//go:generate go run -tags generate ./bundle
 
 //go:embed assets
 var files embed.FS

@@ -13,4 +13,4 @@ cd "$work"
 npm pack --silent "htm@$htm"
 tar -xzf "htm-$htm.tgz"
 echo "$digest  package/preact/standalone.module.js" | sha256sum -c --quiet
-cp package/preact/standalone.module.js "$here/assets/lib/preact.js"
+cp package/preact/standalone.module.js "$here/src/lib/preact.js"

@@ -393,6 +393,8 @@ func printStatus(to io.Writer, j client.Job, form format) error {
 	add("Submitted:", shortTime(j.EnqueuedAt))
 	add("Started:", shortTime(j.ProcessingStartedAt))
 	add("Ended:", shortTime(j.FinishedAt))
+	add("To start:", expected(j.ExpectedStart, time.Now()))
+	add("To end:", expected(j.ExpectedEnd, time.Now()))
 	add("Detail:", about(j))
 	for _, w := range j.Warnings {
 		add("Warning:", w)
@@ -413,6 +415,25 @@ func printStatus(to io.Writer, j client.Job, form format) error {
 	}
 	fmt.Fprintln(to)
 	return rows.print(to)
+}
+
+// expected is an estimate in words; empty where there is none.
+func expected(e *client.Estimate, now time.Time) string {
+	if e == nil {
+		return ""
+	}
+	in := func(text *string) time.Duration {
+		at, err := time.Parse("2006-01-02T15:04:05.000000", deref(text))
+		if err != nil {
+			return 0
+		}
+		return max(at.Sub(now), 0).Round(time.Second)
+	}
+	earliest, latest := in(e.Earliest), in(e.Latest)
+	if latest == 0 {
+		return "about now"
+	}
+	return fmt.Sprintf("in about %s (%s to %s)", in(e.Likely), earliest, latest)
 }
 
 // lastSheep is the sheep that had the job last; empty where none had.

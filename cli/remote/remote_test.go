@@ -214,3 +214,25 @@ func TestAsk(t *testing.T) {
 		t.Errorf("a second interrupt: %s", got)
 	}
 }
+
+func TestExpected(t *testing.T) {
+	now := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	estimate := func(earliest, likely, latest time.Duration) *client.Estimate {
+		return &client.Estimate{
+			Earliest: job.FormatTime(now.Add(earliest)), Likely: job.FormatTime(now.Add(likely)), Latest: job.FormatTime(now.Add(latest)),
+		}
+	}
+	for want, e := range map[string]*client.Estimate{
+		"":                           nil,
+		"about now":                  estimate(-2*time.Minute, -time.Minute, 400*time.Millisecond),
+		"in about 2m0s (0s to 5m1s)": estimate(-time.Second, 2*time.Minute, 5*time.Minute+time.Second),
+	} {
+		if got := expected(e, now); got != want {
+			t.Errorf("%+v is %q, not %q", e, got, want)
+		}
+	}
+	var out bytes.Buffer
+	if err := printStatus(&out, client.Job{JobId: "j", Status: job.Queued, ExpectedStart: estimate(time.Hour, 2*time.Hour, 3*time.Hour)}, ""); err != nil || !strings.Contains(out.String(), "To start:") || strings.Contains(out.String(), "To end:") {
+		t.Errorf("the status is %q, %v", out.String(), err)
+	}
+}

@@ -77,7 +77,17 @@ async function openDaemon() {
     for (const shown of [/bitzer.*out.*Xid 79.*GPU 3/s, /dolly.*working.*transcribe:large-v3.*transcribe-2001.*43 %.*GPU 0.*10 GiB/s]) {
       await page.locator("li.card", { hasText: shown }).waitFor();
     }
+    // Jobs of transcribe have run, so that it is known what they usually take.
+    await page.locator("li.card", { hasText: /transcribe-2001.*of about \d/s }).waitFor();
+    await page.locator("ol.queue li", { hasText: /segment-2012.*(in about|any moment)/s }).waitFor();
     await page.locator("ol.queue li", { hasText: /caption-2013.*cannot take it at the moment/s }).waitFor();
+  });
+  await step("the first view is few requests", async () => {
+    const { asked, bytes } = await firstView(false);
+    // What the flock asks for once it is there does not count, nor its picture.
+    same("what is asked for", asked.filter((path) => path !== "/jobs" && path !== "/page/icon.svg").sort(), ["/", "/flock", "/page/app.js", "/page/style.css", "/session"]);
+    if (bytes > 60_000) throw new Error(`it takes ${bytes} bytes`);
+    console.log(`the first view: ${asked.length} requests, ${bytes} bytes`);
   });
   await step("what happens elsewhere shows by itself", async () => {
     await ask("submit");
@@ -225,6 +235,36 @@ async function openDaemon() {
   await page.context().close();
 }
 
+// firstView opens the page in a browser that has nothing of it, and says what it asked for
+// and how long it took until the flock was there.
+async function firstView(slow) {
+  const page = await open();
+  if (slow) {
+    const network = await page.context().newCDPSession(page);
+    await network.send("Network.enable");
+    await network.send("Network.emulateNetworkConditions", { offline: false, latency: 150, downloadThroughput: 200_000, uploadThroughput: 200_000 });
+  }
+  const asked = [];
+  page.on("request", (request) => asked.push(new URL(request.url()).pathname));
+  const began = performance.now();
+  await page.goto(url + "/", { waitUntil: "commit" });
+  await page.locator("ul.sheep > li").first().waitFor();
+  const took = performance.now() - began;
+  const bytes = await page.evaluate(() => performance.getEntries().reduce((sum, one) => sum + (one.name.endsWith("/flock") ? 0 : one.encodedBodySize || 0), 0));
+  await page.context().close();
+  return { asked, bytes, took };
+}
+
+async function first() {
+  // What it takes without throttling is the machine's share.
+  for (const slow of [false, true]) {
+    const times = [];
+    for (let i = 0; i < 5; i++) times.push((await firstView(slow)).took);
+    times.sort((a, b) => a - b);
+    console.log(`the first view, ${slow ? "throttled" : "not throttled"}: ${times.map((t) => Math.round(t)).join(", ")} ms; the median is ${Math.round(times[2])} ms`);
+  }
+}
+
 // pictures takes screenshots of every view for those who look, and has axe look, too.
 async function pictures() {
   for (const [name, scheme] of [["flock", "light"], ["failed", "dark"]]) {
@@ -323,7 +363,7 @@ async function tokens() {
 }
 
 try {
-  await { open: openDaemon, pictures, tokens }[process.argv[2]]();
+  await { open: openDaemon, first, pictures, tokens }[process.argv[2]]();
 } finally {
   await browser.close();
 }

@@ -67,7 +67,7 @@ func run(m *testing.M) (code int, err error) {
 }
 
 // start starts a daemon and gives it its day.
-func start(t *testing.T, cfg day.Config) (*day.Day, context.Context) {
+func start(t testing.TB, cfg day.Config) (*day.Day, context.Context) {
 	ctx, cancel := context.WithTimeout(t.Context(), guard)
 	t.Cleanup(cancel)
 	cfg.Programs, cfg.Dir = programs, shortDir(t)
@@ -97,7 +97,7 @@ func start(t *testing.T, cfg day.Config) (*day.Day, context.Context) {
 }
 
 // shortDir is a directory whose name leaves room for that of a socket.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("", "page-")
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func shortDir(t *testing.T) string {
 
 // browse runs a script of browser.mjs, which asks by lines "do NAME" for what only this
 // process can do, and tells by lines "fail TEXT" what it finds wrong.
-func browse(t *testing.T, ctx context.Context, script string, d *day.Day, do map[string]func() error) {
+func browse(t testing.TB, ctx context.Context, script string, d *day.Day, do map[string]func() error) {
 	t.Helper()
 	node, chromium := testenv.Command(t, "node", "nodejs"), testenv.Command(t, "chromium", "chromium")
 	modules, err := filepath.Abs(cmp.Or(os.Getenv(modulesVar), "../../.cache/browser"))
@@ -206,4 +206,14 @@ func TestRights(t *testing.T) {
 	}
 	d, ctx := start(t, day.Config{Quick: true, API: tokens, Token: "boss-token-0123456789"})
 	browse(t, ctx, "tokens", d, nil)
+}
+
+// BenchmarkFirstView measures how long it takes on a slow connection (1.6 Mbit/s, 150 ms)
+// until the flock is shown and links can be followed: the median of several browsers that
+// have nothing of the page.
+func BenchmarkFirstView(b *testing.B) {
+	d, ctx := start(b, day.Config{Quick: true})
+	for b.Loop() {
+		browse(b, ctx, "first", d, map[string]func() error{})
+	}
 }

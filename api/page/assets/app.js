@@ -1,183 +1,213 @@
-// The frame of the page: navigation, who is signed in, whether the page is live.
-import { html, render, useEffect, useRef, useState } from "./lib/preact.js";
-import { live, session, use } from "./daemon.js";
-import { Do, Heading, arrival, Shape, Trouble, useNow } from "./parts.js";
-import * as text from "./text.js";
-import { Flock } from "./flock.js";
-
-// The other views are fetched when they are first opened.
-const later = (load, name) => {
-  let view = null;
-  return (props) => {
-    const [, loaded] = useState(view !== null);
-    const [error, failed] = useState(null);
-    useEffect(() => {
-      if (!view) load().then((module) => ((view = module[name]), loaded(true)), failed);
-    }, []);
-    if (error) return html`<${Trouble} error="This part of the page could not be loaded. Reload the page." />`;
-    return view ? html`<${view} ...${props} />` : html`<p class="muted" role="status">Loading…</p>`;
-  };
-};
-const Jobs = later(() => import("./jobs.js"), "Jobs");
-const Job = later(() => import("./job.js"), "Job");
-const Submit = later(() => import("./submit.js"), "Submit");
-const Models = later(() => import("./models.js"), "Models");
-const GPUs = later(() => import("./gpus.js"), "GPUs");
-const Events = later(() => import("./events.js"), "Events");
-
-// views by the first part of the address's fragment. Who may see one is said by needs.
-const views = {
-  "": { title: "Flock", view: Flock },
-  jobs: { title: "Jobs", view: Jobs },
-  models: { title: "Models", view: Models },
-  gpus: { title: "GPUs", view: GPUs, needs: () => session.whole },
-  events: { title: "Events", view: Events },
-  submit: { title: "Submit a job", view: Submit, needs: () => session.may("submit"), hidden: true },
-};
-
-function route() {
-  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  const parts = path.split("/").map((part) => {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      return part;
-    }
-  });
-  return { name: parts[0], rest: parts.slice(1).join("/"), query: new URLSearchParams(query || "") };
-}
-
-function App() {
-  use(session);
-  const [at, go] = useState(route());
-  const first = useRef(true);
-  useEffect(() => {
-    const moved = () => go(route());
-    addEventListener("hashchange", moved);
-    session.refresh();
-    return () => removeEventListener("hashchange", moved);
-  }, []);
-  // Who opens another view hears its heading, and goes on from there by keyboard.
-  useEffect(() => {
-    if (first.current) {
-      first.current = false;
-      return;
-    }
-    scrollTo(0, 0);
-    const heading = document.querySelector("main h1");
-    arrival.pending = !heading;
-    heading?.focus();
-  }, [at.name, at.rest]);
-
-  if (!session.known) return html`<main class="boot">${session.trouble ? html`<${Trouble} error=${session.trouble + " Trying again…"} />` : html`<p role="status">Loading the page…</p>`}</main>`;
-  const found = views[at.name] && (!views[at.name].needs || views[at.name].needs()) ? views[at.name] : null;
-  const reads = session.may("read");
-  return html`<a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.getElementById("main").focus())}>Skip to the content</a>
-    <${Header} at=${at.name} reads=${reads} />
+var ye,b,st,ce,nt,Fe,Jt,_e={},at=[],zt=/acit|ex(?:s|g|n|p|$)|rph|grid|ows|mnc|ntw|ine[ch]|zoo|^ord|itera/i;function ee(e,t){for(var s in t)e[s]=t[s];return e}function ot(e){var t=e.parentNode;t&&t.removeChild(e)}function rt(e,t,s){var n,r,a,l={};for(a in t)a=="key"?n=t[a]:a=="ref"?r=t[a]:l[a]=t[a];if(arguments.length>2&&(l.children=arguments.length>3?ye.call(arguments,2):s),typeof e=="function"&&e.defaultProps!=null)for(a in e.defaultProps)l[a]===void 0&&(l[a]=e.defaultProps[a]);return he(e,l,n,r,null)}function he(e,t,s,n,r){var a={type:e,props:t,key:s,ref:n,__k:null,__:null,__b:0,__e:null,__d:void 0,__c:null,__h:null,constructor:void 0,__v:r??++st};return b.vnode!=null&&b.vnode(a),a}function ve(e){return e.children}function fe(e,t){this.props=e,this.context=t}function oe(e,t){if(t==null)return e.__?oe(e.__,e.__.__k.indexOf(e)+1):null;for(var s;t<e.__k.length;t++)if((s=e.__k[t])!=null&&s.__e!=null)return s.__e;return typeof e.type=="function"?oe(e):null}function lt(e){var t,s;if((e=e.__)!=null&&e.__c!=null){for(e.__e=e.__c.base=null,t=0;t<e.__k.length;t++)if((s=e.__k[t])!=null&&s.__e!=null){e.__e=e.__c.base=s.__e;break}return lt(e)}}function Je(e){(!e.__d&&(e.__d=!0)&&ce.push(e)&&!be.__r++||Fe!==b.debounceRendering)&&((Fe=b.debounceRendering)||nt)(be)}function be(){for(var e;be.__r=ce.length;)e=ce.sort(function(t,s){return t.__v.__b-s.__v.__b}),ce=[],e.some(function(t){var s,n,r,a,l,c;t.__d&&(l=(a=(s=t).__v).__e,(c=s.__P)&&(n=[],(r=ee({},a)).__v=a.__v+1,Ne(c,a,r,s.__n,c.ownerSVGElement!==void 0,a.__h!=null?[l]:null,n,l??oe(a),a.__h),ut(n,a),a.__e!=l&&lt(a)))})}function it(e,t,s,n,r,a,l,c,d,p){var i,f,m,u,h,g,x,S=n&&n.__k||at,A=S.length;for(s.__k=[],i=0;i<t.length;i++)if((u=s.__k[i]=(u=t[i])==null||typeof u=="boolean"?null:typeof u=="string"||typeof u=="number"||typeof u=="bigint"?he(null,u,null,null,u):Array.isArray(u)?he(ve,{children:u},null,null,null):u.__b>0?he(u.type,u.props,u.key,null,u.__v):u)!=null){if(u.__=s,u.__b=s.__b+1,(m=S[i])===null||m&&u.key==m.key&&u.type===m.type)S[i]=void 0;else for(f=0;f<A;f++){if((m=S[f])&&u.key==m.key&&u.type===m.type){S[f]=void 0;break}m=null}Ne(e,u,m=m||_e,r,a,l,c,d,p),h=u.__e,(f=u.ref)&&m.ref!=f&&(x||(x=[]),m.ref&&x.push(m.ref,null,u),x.push(f,u.__c||h,u)),h!=null?(g==null&&(g=h),typeof u.type=="function"&&u.__k!=null&&u.__k===m.__k?u.__d=d=ct(u,d,e):d=dt(e,u,m,S,h,d),p||s.type!=="option"?typeof s.type=="function"&&(s.__d=d):e.value=""):d&&m.__e==d&&d.parentNode!=e&&(d=oe(m))}for(s.__e=g,i=A;i--;)S[i]!=null&&(typeof s.type=="function"&&S[i].__e!=null&&S[i].__e==s.__d&&(s.__d=oe(n,i+1)),mt(S[i],S[i]));if(x)for(i=0;i<x.length;i++)pt(x[i],x[++i],x[++i])}function ct(e,t,s){var n,r;for(n=0;n<e.__k.length;n++)(r=e.__k[n])&&(r.__=e,t=typeof r.type=="function"?ct(r,t,s):dt(s,r,r,e.__k,r.__e,t));return t}function dt(e,t,s,n,r,a){var l,c,d;if(t.__d!==void 0)l=t.__d,t.__d=void 0;else if(s==null||r!=a||r.parentNode==null)e:if(a==null||a.parentNode!==e)e.appendChild(r),l=null;else{for(c=a,d=0;(c=c.nextSibling)&&d<n.length;d+=2)if(c==r)break e;e.insertBefore(r,a),l=a}return l!==void 0?l:r.nextSibling}function ze(e,t,s){t[0]==="-"?e.setProperty(t,s):e[t]=s==null?"":typeof s!="number"||zt.test(t)?s:s+"px"}function me(e,t,s,n,r){var a;e:if(t==="style")if(typeof s=="string")e.style.cssText=s;else{if(typeof n=="string"&&(e.style.cssText=n=""),n)for(t in n)s&&t in s||ze(e.style,t,"");if(s)for(t in s)n&&s[t]===n[t]||ze(e.style,t,s[t])}else if(t[0]==="o"&&t[1]==="n")a=t!==(t=t.replace(/Capture$/,"")),t=t.toLowerCase()in e?t.toLowerCase().slice(2):t.slice(2),e.l||(e.l={}),e.l[t+a]=s,s?n||e.addEventListener(t,a?Ge:We,a):e.removeEventListener(t,a?Ge:We,a);else if(t!=="dangerouslySetInnerHTML"){if(r)t=t.replace(/xlink[H:h]/,"h").replace(/sName$/,"s");else if(t!=="href"&&t!=="list"&&t!=="form"&&t!=="tabIndex"&&t!=="download"&&t in e)try{e[t]=s??"";break e}catch{}typeof s=="function"||(s!=null&&(s!==!1||t[0]==="a"&&t[1]==="r")?e.setAttribute(t,s):e.removeAttribute(t))}}function We(e){this.l[e.type+!1](b.event?b.event(e):e)}function Ge(e){this.l[e.type+!0](b.event?b.event(e):e)}function Ne(e,t,s,n,r,a,l,c,d){var p,i,f,m,u,h,g,x,S,A,R,v=t.type;if(t.constructor!==void 0)return null;s.__h!=null&&(d=s.__h,c=t.__e=s.__e,t.__h=null,a=[c]),(p=b.__b)&&p(t);try{e:if(typeof v=="function"){if(x=t.props,S=(p=v.contextType)&&n[p.__c],A=p?S?S.props.value:p.__:n,s.__c?g=(i=t.__c=s.__c).__=i.__E:("prototype"in v&&v.prototype.render?t.__c=i=new v(x,A):(t.__c=i=new fe(x,A),i.constructor=v,i.render=Gt),S&&S.sub(i),i.props=x,i.state||(i.state={}),i.context=A,i.__n=n,f=i.__d=!0,i.__h=[]),i.__s==null&&(i.__s=i.state),v.getDerivedStateFromProps!=null&&(i.__s==i.state&&(i.__s=ee({},i.__s)),ee(i.__s,v.getDerivedStateFromProps(x,i.__s))),m=i.props,u=i.state,f)v.getDerivedStateFromProps==null&&i.componentWillMount!=null&&i.componentWillMount(),i.componentDidMount!=null&&i.__h.push(i.componentDidMount);else{if(v.getDerivedStateFromProps==null&&x!==m&&i.componentWillReceiveProps!=null&&i.componentWillReceiveProps(x,A),!i.__e&&i.shouldComponentUpdate!=null&&i.shouldComponentUpdate(x,i.__s,A)===!1||t.__v===s.__v){i.props=x,i.state=i.__s,t.__v!==s.__v&&(i.__d=!1),i.__v=t,t.__e=s.__e,t.__k=s.__k,t.__k.forEach(function($){$&&($.__=t)}),i.__h.length&&l.push(i);break e}i.componentWillUpdate!=null&&i.componentWillUpdate(x,i.__s,A),i.componentDidUpdate!=null&&i.__h.push(function(){i.componentDidUpdate(m,u,h)})}i.context=A,i.props=x,i.state=i.__s,(p=b.__r)&&p(t),i.__d=!1,i.__v=t,i.__P=e,p=i.render(i.props,i.state,i.context),i.state=i.__s,i.getChildContext!=null&&(n=ee(ee({},n),i.getChildContext())),f||i.getSnapshotBeforeUpdate==null||(h=i.getSnapshotBeforeUpdate(m,u)),R=p!=null&&p.type===ve&&p.key==null?p.props.children:p,it(e,Array.isArray(R)?R:[R],t,s,n,r,a,l,c,d),i.base=t.__e,t.__h=null,i.__h.length&&l.push(i),g&&(i.__E=i.__=null),i.__e=!1}else a==null&&t.__v===s.__v?(t.__k=s.__k,t.__e=s.__e):t.__e=Wt(s.__e,t,s,n,r,a,l,d);(p=b.diffed)&&p(t)}catch($){t.__v=null,(d||a!=null)&&(t.__e=c,t.__h=!!d,a[a.indexOf(c)]=null),b.__e($,t,s)}}function ut(e,t){b.__c&&b.__c(t,e),e.some(function(s){try{e=s.__h,s.__h=[],e.some(function(n){n.call(s)})}catch(n){b.__e(n,s.__v)}})}function Wt(e,t,s,n,r,a,l,c){var d,p,i,f=s.props,m=t.props,u=t.type,h=0;if(u==="svg"&&(r=!0),a!=null){for(;h<a.length;h++)if((d=a[h])&&(d===e||(u?d.localName==u:d.nodeType==3))){e=d,a[h]=null;break}}if(e==null){if(u===null)return document.createTextNode(m);e=r?document.createElementNS("http://www.w3.org/2000/svg",u):document.createElement(u,m.is&&m),a=null,c=!1}if(u===null)f===m||c&&e.data===m||(e.data=m);else{if(a=a&&ye.call(e.childNodes),p=(f=s.props||_e).dangerouslySetInnerHTML,i=m.dangerouslySetInnerHTML,!c){if(a!=null)for(f={},h=0;h<e.attributes.length;h++)f[e.attributes[h].name]=e.attributes[h].value;(i||p)&&(i&&(p&&i.__html==p.__html||i.__html===e.innerHTML)||(e.innerHTML=i&&i.__html||""))}if((function(g,x,S,A,R){var v;for(v in S)v==="children"||v==="key"||v in x||me(g,v,null,S[v],A);for(v in x)R&&typeof x[v]!="function"||v==="children"||v==="key"||v==="value"||v==="checked"||S[v]===x[v]||me(g,v,x[v],S[v],A)})(e,m,f,r,c),i)t.__k=[];else if(h=t.props.children,it(e,Array.isArray(h)?h:[h],t,s,n,r&&u!=="foreignObject",a,l,a?a[0]:s.__k&&oe(s,0),c),a!=null)for(h=a.length;h--;)a[h]!=null&&ot(a[h]);c||("value"in m&&(h=m.value)!==void 0&&(h!==e.value||u==="progress"&&!h)&&me(e,"value",h,f.value,!1),"checked"in m&&(h=m.checked)!==void 0&&h!==e.checked&&me(e,"checked",h,f.checked,!1))}return e}function pt(e,t,s){try{typeof e=="function"?e(t):e.current=t}catch(n){b.__e(n,s)}}function mt(e,t,s){var n,r;if(b.unmount&&b.unmount(e),(n=e.ref)&&(n.current&&n.current!==e.__e||pt(n,null,t)),(n=e.__c)!=null){if(n.componentWillUnmount)try{n.componentWillUnmount()}catch(a){b.__e(a,t)}n.base=n.__P=null}if(n=e.__k)for(r=0;r<n.length;r++)n[r]&&mt(n[r],t,typeof e.type!="function");s||e.__e==null||ot(e.__e),e.__e=e.__d=void 0}function Gt(e,t,s){return this.constructor(e,s)}function ht(e,t,s){var n,r,a;b.__&&b.__(e,t),r=(n=typeof s=="function")?null:s&&s.__k||t.__k,a=[],Ne(t,e=(!n&&s||t).__k=rt(ve,null,[e]),r||_e,_e,t.ownerSVGElement!==void 0,!n&&s?[s]:r?null:t.firstChild?ye.call(t.childNodes):null,a,!n&&s?s:r?r.__e:t.firstChild,n),ut(a,e)}ye=at.slice,b={__e:function(e,t){for(var s,n,r;t=t.__;)if((s=t.__c)&&!s.__)try{if((n=s.constructor)&&n.getDerivedStateFromError!=null&&(s.setState(n.getDerivedStateFromError(e)),r=s.__d),s.componentDidCatch!=null&&(s.componentDidCatch(e),r=s.__d),r)return s.__E=s}catch(a){e=a}throw e}},st=0,fe.prototype.setState=function(e,t){var s;s=this.__s!=null&&this.__s!==this.state?this.__s:this.__s=ee({},this.state),typeof e=="function"&&(e=e(ee({},s),this.props)),e&&ee(s,e),e!=null&&this.__v&&(t&&this.__h.push(t),Je(this))},fe.prototype.forceUpdate=function(e){this.__v&&(this.__e=!0,e&&this.__h.push(e),Je(this))},fe.prototype.render=ve,ce=[],nt=typeof Promise=="function"?Promise.prototype.then.bind(Promise.resolve()):setTimeout,be.__r=0,Jt=0;var we,q,Ve,ge=0,Ae=[],Ke=b.__b,Ye=b.__r,Ze=b.diffed,Qe=b.__c,Xe=b.unmount;function Ie(e,t){b.__h&&b.__h(q,e,ge||t),ge=0;var s=q.__H||(q.__H={__:[],__h:[]});return e>=s.__.length&&s.__.push({}),s.__[e]}function _(e){return ge=1,xe($t,e)}function xe(e,t,s){var n=Ie(we++,2);return n.t=e,n.__c||(n.__=[s?s(t):$t(void 0,t),function(r){var a=n.t(n.__[0],r);n.__[0]!==a&&(n.__=[a,n.__[1]],n.__c.setState({}))}],n.__c=q),n.__}function E(e,t){var s=Ie(we++,3);!b.__s&&ft(s.__H,t)&&(s.__=e,s.__H=t,q.__H.__h.push(s))}function z(e){return ge=5,Oe(function(){return{current:e}},[])}function Oe(e,t){var s=Ie(we++,7);return ft(s.__H,t)&&(s.__=e(),s.__H=t,s.__h=e),s.__}function Vt(){Ae.forEach(function(e){if(e.__P)try{e.__H.__h.forEach($e),e.__H.__h.forEach(Pe),e.__H.__h=[]}catch(t){e.__H.__h=[],b.__e(t,e.__v)}}),Ae=[]}b.__b=function(e){q=null,Ke&&Ke(e)},b.__r=function(e){Ye&&Ye(e),we=0;var t=(q=e.__c).__H;t&&(t.__h.forEach($e),t.__h.forEach(Pe),t.__h=[])},b.diffed=function(e){Ze&&Ze(e);var t=e.__c;t&&t.__H&&t.__H.__h.length&&(Ae.push(t)!==1&&Ve===b.requestAnimationFrame||((Ve=b.requestAnimationFrame)||function(s){var n,r=function(){clearTimeout(a),et&&cancelAnimationFrame(n),setTimeout(s)},a=setTimeout(r,100);et&&(n=requestAnimationFrame(r))})(Vt)),q=void 0},b.__c=function(e,t){t.some(function(s){try{s.__h.forEach($e),s.__h=s.__h.filter(function(n){return!n.__||Pe(n)})}catch(n){t.some(function(r){r.__h&&(r.__h=[])}),t=[],b.__e(n,s.__v)}}),Qe&&Qe(e,t)},b.unmount=function(e){Xe&&Xe(e);var t=e.__c;if(t&&t.__H)try{t.__H.__.forEach($e)}catch(s){b.__e(s,t.__v)}};var et=typeof requestAnimationFrame=="function";function $e(e){var t=q;typeof e.__c=="function"&&e.__c(),q=t}function Pe(e){var t=q;e.__c=e.__(),q=t}function ft(e,t){return!e||e.length!==t.length||t.some(function(s,n){return s!==e[n]})}function $t(e,t){return typeof t=="function"?t(e):t}var _t=function(e,t,s,n){var r;t[0]=0;for(var a=1;a<t.length;a++){var l=t[a++],c=t[a]?(t[0]|=l?1:2,s[t[a++]]):t[++a];l===3?n[0]=c:l===4?n[1]=Object.assign(n[1]||{},c):l===5?(n[1]=n[1]||{})[t[++a]]=c:l===6?n[1][t[++a]]+=c+"":l?(r=e.apply(c,_t(e,c,s,["",null])),n.push(r),c[0]?t[0]|=2:(t[a-2]=0,t[a]=r)):n.push(c)}return n},tt=new Map,o=function(e){var t=tt.get(this);return t||(t=new Map,tt.set(this,t)),(t=_t(this,t.get(e)||(t.set(e,t=(function(s){for(var n,r,a=1,l="",c="",d=[0],p=function(m){a===1&&(m||(l=l.replace(/^\s*\n\s*|\s*\n\s*$/g,"")))?d.push(0,m,l):a===3&&(m||l)?(d.push(3,m,l),a=2):a===2&&l==="..."&&m?d.push(4,m,0):a===2&&l&&!m?d.push(5,0,!0,l):a>=5&&((l||!m&&a===5)&&(d.push(a,0,l,r),a=6),m&&(d.push(a,m,0,r),a=6)),l=""},i=0;i<s.length;i++){i&&(a===1&&p(),p(i));for(var f=0;f<s[i].length;f++)n=s[i][f],a===1?n==="<"?(p(),d=[d],a=3):l+=n:a===4?l==="--"&&n===">"?(a=1,l=""):l=n+l[0]:c?n===c?c="":l+=n:n==='"'||n==="'"?c=n:n===">"?(p(),a=1):a&&(n==="="?(a=5,r=l,l=""):n==="/"&&(a<5||s[i][f+1]===">")?(p(),a===3&&(d=d[0]),a=d,(d=d[0]).push(2,0,a),a=0):n===" "||n==="	"||n===`
+`||n==="\r"?(p(),a=2):l+=n),a===3&&l==="!--"&&(a=4,d=d[0])}return p(),d})(e)),t),arguments,[])).length>1?t:t[0]}.bind(rt);var ke=class extends Error{constructor(t,s){super(s),this.status=t}};async function B(e,t={}){let s;try{s=await fetch(e,{credentials:"same-origin",...t,headers:{Accept:"application/json, application/problem+json",...t.headers}})}catch(n){throw n.name==="AbortError"?n:new ke(0,"The daemon does not answer.")}if(!s.ok){let n="";try{let r=await s.json();n=r.detail||r.message||""}catch{}throw s.status===401&&e!=="/session"&&y.refresh(),new ke(s.status,n||`The daemon answered ${s.status}.`)}return s}var K=async(e,t)=>(await B(e,t)).json(),de=async(e,t)=>(await B(e,{method:"POST",...t===void 0?{}:{body:JSON.stringify(t),headers:{"Content-Type":"application/json"}}})).json(),Se=class{#e=new Set;changed(){for(let t of[...this.#e])t()}subscribe(t){return this.#e.add(t),()=>this.#e.delete(t)}};function I(e){let[,t]=xe(s=>s+1,0);return E(()=>e.subscribe(t),[e]),e}var Re=class extends Se{name=null;tenant=null;scopes=null;trouble=null;async refresh(){try{Object.assign(this,await K("/session"),{trouble:null})}catch(t){this.trouble=t.message,setTimeout(()=>this.refresh(),3e3)}this.may("read")?w.open():w.close(),this.changed()}may(t){return(this.scopes||[]).includes(t)}get known(){return this.scopes!==null}get whole(){return this.may("read")&&!this.tenant}async signIn(t){await de("/session",{token:t}),await this.refresh()}async signOut(){await B("/session",{method:"DELETE"}),w.forget(),await this.refresh()}},Kt=12e3,Yt=300,He=class extends Se{flock=null;gpus=null;events=[];since=Date.now();history=new Map;#e=null;#s=0;#t=!0;#n=new Set;constructor(){super(),setInterval(()=>this.#l(),1e3),document.addEventListener("visibilitychange",()=>document.hidden?this.close():y.may("read")&&this.open())}get stale(){return this.#t}get heard(){return this.#s}onJobs(t){return this.#n.add(t),()=>this.#n.delete(t)}open(){if(this.#e||document.hidden)return;let t=new EventSource("/flock");this.#e=t;let s=(n,r)=>t.addEventListener(n,a=>{this.#s=Date.now();let l=this.#t;this.#t=!1,r(JSON.parse(a.data)),l&&this.#a(null),(l||n!=="alive")&&this.changed()});s("flock",n=>this.flock=n),s("gpus",n=>{this.gpus=n,this.#r(n)}),s("jobs",({events:n,skipped:r})=>{this.events=[...n].reverse().concat(this.events).slice(0,Yt),this.#a(r?null:n)}),s("alive",()=>this.gpus&&this.#r(this.gpus)),t.onerror=()=>{t.readyState===EventSource.CLOSED&&(this.close(),setTimeout(()=>y.refresh(),2e3)),this.#o()}}close(){this.#e?.close(),this.#e=null}forget(){this.close(),Object.assign(this,{flock:null,gpus:null,events:[],since:Date.now()}),this.history.clear()}#a(t){for(let s of[...this.#n])s(t)}#l(){this.#e&&this.#s&&!this.#t&&Date.now()-this.#s>Kt&&(this.close(),this.#o(),this.open())}#o(){this.#t||(this.#t=!0,this.changed())}#r(t){for(let s of t.gpus){let n=this.history.get(s.uuid)||[],r=n.at(-1);r&&Date.now()-r.at<2e3&&n.pop(),n.push({at:Date.now(),used:s.memory?s.used/s.memory:0,busy:(s.utilization??0)/100}),this.history.set(s.uuid,n.filter(a=>a.at>Date.now()-10*6e4))}}},w=new He,y=new Re;function Q(e,t=()=>!1){let[s,n]=_({path:e,answer:null,error:null,loading:!0}),[r,a]=xe(l=>l+1,0);return E(()=>{if(!e)return;let l=new AbortController;return n(c=>c.path===e?{...c,loading:!0}:{path:e,answer:null,error:null,loading:!0}),K(e,{signal:l.signal}).then(c=>n({path:e,answer:c,error:null,loading:!1}),c=>c.name!=="AbortError"&&n(d=>({path:e,answer:d.path===e?d.answer:null,error:c,loading:!1}))),()=>l.abort()},[e,r]),E(()=>{let l=null,c=w.onJobs(d=>{l===null&&(d===null||t(d))&&(l=setTimeout(()=>{l=null,a()},300))});return()=>{clearTimeout(l),c()}},[e]),{...s.path===e?s:{path:e,answer:null,error:null,loading:!0},again:a}}var N=(e,t,s=t+"s")=>`${D(e)} ${e===1?t:s}`,Zt=new Intl.NumberFormat("en"),D=e=>Zt.format(e),k=e=>e?Date.parse(e+(/(Z|[+-]\d\d:\d\d)$/.test(e)?"":"Z")):null,Qt=new Intl.DateTimeFormat("en-GB",{dateStyle:"medium",timeStyle:"medium"}),te=e=>Qt.format(e);function C(e){let t=Math.max(0,e)/1e3;if(t<.0995)return`${Math.round(t*1e3)} ms`;if(t<9.95)return`${t.toFixed(1)} s`;if(t<59.5)return`${Math.round(t)} s`;let s=Math.round(t);if(s<3600)return`${Math.floor(s/60)} min${s%60?` ${s%60} s`:""}`;let n=Math.round(t/60);if(n<1440)return`${Math.floor(n/60)} h${n%60?` ${n%60} min`:""}`;let r=Math.round(t/3600);return`${Math.floor(r/24)} d${r%24?` ${r%24} h`:""}`}function Me(e,t){let s=(t-e)/1e3,n=r=>r<60?`${Math.round(r)} s`:r<3600?`${Math.floor(r/60)} min`:r<172800?`${Math.floor(r/3600)} h`:`${Math.floor(r/86400)} days`;return s<-1?`in ${n(-s)}`:s<2?"just now":`${n(s)} ago`}function bt(e){let t=e/1e3;if(t<1.5)return"now";let s=t<20?1:t<120?5:t<3600?60:t<36e3?600:3600;return C(Math.round(t/s)*s*1e3)}function T(e){let t=["B","KiB","MiB","GiB","TiB","PiB"],s=0;for(;e>=1023.5&&s<t.length-1;)e/=1024,s++;return`${s===0||e>=99.5?Math.round(e):e.toFixed(1).replace(/\.0$/,"")} ${t[s]}`}var H=e=>e&&e.name?e.version?`${e.name}:${e.version}`:e.name:"",se={queued:"waiting",processing:"running",done:"done",failed:"failed",cancelled:"cancelled"},Ee=e=>{if(!e.length)return null;let t=[...e].sort((s,n)=>s-n);return t[Math.floor(t.length/2)]},gt=(e,t,s)=>`/jobs/${encodeURIComponent(e)}/${t}/${s.split("/").map(encodeURIComponent).join("/")}`,re=e=>`#/jobs/${encodeURIComponent(e)}`;var Xt={users:new Set,timer:null,add(e){return this.users.add(e),this.timer??=setInterval(()=>!document.hidden&&this.users.forEach(t=>t(Date.now())),1e3),()=>{this.users.delete(e),this.users.size||(clearInterval(this.timer),this.timer=null)}}};function ne(){let[e,t]=_(Date.now());return E(()=>Xt.add(t),[]),e}function P({at:e}){let t=ne(),s=k(e);return s===null?o`<span class="muted">–</span>`:o`<time datetime=${new Date(s).toISOString()} title=${te(s)}>${Me(s,t)}</time>`}function yt({at:e}){let t=ne(),s=k(e);return s===null?null:o`<time datetime=${new Date(s).toISOString()} title=${"since "+te(s)}>${C(Math.max(0,t-s)).replace(/\.\d s$/," s")}</time>`}function ue({at:e}){let t=ne();if(!e)return null;let[s,n,r]=[e.earliest,e.likely,e.latest].map(k),a=`in eight cases of ten between ${te(s)} and ${te(r)}`;if(r<t)return o`<span title=${a}>any moment</span>`;let l=bt(n-t);return o`<time datetime=${new Date(n).toISOString()} title=${a}>${l==="now"?"any moment":`in about ${l}`}</time>`}function vt({since:e,usual:t}){let s=ne(),n=Math.max(0,s-k(e)),r=C(n).replace(/\.\d s$/," s");if(!t)return o`<time datetime=${new Date(k(e)).toISOString()} title=${"since "+te(k(e))}>${r}</time>`;let a=`Of the last ${N(t.jobs,"job")} of this model, eight in ten took ${C(1e3*t.low)} to ${C(1e3*t.high)}`;return o`<span title=${a}>${r} <span class="muted">${n>1e3*t.high?"longer than usual, ":""}of about ${C(1e3*t.likely)}</span></span>`}var Te={queued:o`<circle cx="8" cy="8" r="6.2" class="line" /><path d="M8 4.6V8l2.4 1.6" class="line" />`,processing:o`<circle cx="8" cy="8" r="6.2" class="line faint" /><path d="M8 1.8a6.2 6.2 0 0 1 6.2 6.2" class="line spin" />`,done:o`<circle cx="8" cy="8" r="7" class="fill" /><path d="M4.8 8.3l2.2 2.2 4.2-4.6" class="cut" />`,failed:o`<path d="M5 1h6l4 4v6l-4 4H5l-4-4V5z" class="fill" /><path d="M5.6 5.6l4.8 4.8m0-4.8l-4.8 4.8" class="cut" />`,cancelled:o`<circle cx="8" cy="8" r="6.2" class="line" /><path d="M3.8 12.2l8.4-8.4" class="line" />`,idle:o`<circle cx="8" cy="8" r="6.2" class="line dashed" />`,ready:o`<circle cx="8" cy="8" r="6.2" class="line" /><circle cx="8" cy="8" r="2.6" class="fill" />`,resting:o`<path d="M8 1.5L15 14H1z" class="line" /><path d="M8 6v3.6m0 1.6v.6" class="line" />`,blocked:o`<path d="M5 1h6l4 4v6l-4 4H5l-4-4V5z" class="line" /><path d="M4.5 8h7" class="line" />`,stopped:o`<rect x="2" y="2" width="12" height="12" rx="2" class="line" /><path d="M6.2 5.5v5m3.6-5v5" class="line" />`,leaving:o`<path d="M9 2H3v12h6" class="line" /><path d="M6.5 8H14m-2.6-2.6L14 8l-2.6 2.6" class="line" />`,ok:o`<circle cx="8" cy="8" r="7" class="fill" /><path d="M4.8 8.3l2.2 2.2 4.2-4.6" class="cut" />`,unknown:o`<circle cx="8" cy="8" r="6.2" class="line dashed" /><path d="M6 6.2a2 2 0 1 1 2.7 2.1c-.5.2-.7.5-.7 1.1m0 1.8v.4" class="line" />`};Te.out=Te.failed;var F=({of:e})=>o`<svg class=${"shape "+e} viewBox="0 0 16 16" aria-hidden="true">${Te[e]||Te.unknown}</svg>`,Y=({of:e,word:t})=>o`<span class=${"state "+e}><${F} of=${e} />${t||se[e]||e}</span>`;function G({parts:e,whole:t,label:s}){let n=0;return o`<svg class="bar" role="img" aria-label=${s} viewBox="0 0 100 8" preserveAspectRatio="none">
+    <title>${s}</title>
+    <rect class="whole" width="100" height="8" />
+    ${e.map((r,a)=>{let l=Math.max(0,Math.min(100-n,t?100*r.value/t:0)),c=o`<rect class=${r.kind||"part"+a%4} x=${n} width=${l} height="8" />`;return n+=l,c})}
+  </svg>`}function wt({values:e,label:t}){if(e.length<2)return o`<span class="muted small">history begins now</span>`;let s=e.map((n,r)=>`${(100*r/(e.length-1)).toFixed(2)},${(23-22*Math.min(1,n)).toFixed(2)}`);return o`<svg class="spark" role="img" aria-label=${t} viewBox="0 0 100 24" preserveAspectRatio="none"><title>${t}</title>
+    <path class="area" d=${`M0,24L${s.join("L")}L100,24Z`} /><path class="stroke" d=${`M${s.join("L")}`} /></svg>`}var O=({title:e,children:t})=>o`<div class="empty"><p class="strong">${e}</p>${t}</div>`,j=({error:e,again:t})=>e&&o`<div class="trouble" role="alert"><${F} of="failed" /><span>${e.message||e}</span>${t&&o`<button type="button" onClick=${t}>Try again</button>`}</div>`;function X({what:e,confirm:t,kind:s="",label:n,children:r}){let[a,l]=_({}),[c,d]=_(!1),p=z(null);E(()=>{c&&p.current?.focus()},[c]);let i=async()=>{l({busy:!0});try{await e(),l({})}catch(f){l({error:f})}d(!1)};return o`<span class="do">
+    ${c?o`<span class="sure" role="group" aria-label=${t}><span>${t}</span><button ref=${p} type="button" class="danger" disabled=${a.busy} onClick=${i}>Yes</button><button type="button" onClick=${()=>d(!1)}>No</button></span>`:o`<button type="button" class=${s} aria-label=${n} disabled=${a.busy} onClick=${()=>t?d(!0):i()}>${r}</button>`}
+    ${a.error&&o`<span class="error" role="alert">${a.error.message}</span>`}
+  </span>`}var U=({of:e})=>{let t=H(e);return t?o`<span class="model" title=${t}>${e.name}${e.version&&o`<span class="version">:${e.version}</span>`}</span>`:o`<span class="muted">none</span>`},Z=({id:e})=>o`<a class="id" href=${re(e)} title=${e}>${e}</a>`,le=({of:e})=>Object.entries(e||{}).map(([t,s])=>o`<span class="label" title=${`${t}=${s}`}>${t}<b>${s}</b></span>`),Ce={pending:!1};function L({children:e,title:t}){let s=z(null);return E(()=>{Ce.pending&&s.current.focus(),Ce.pending=!1},[]),E(()=>{document.title=`${t||e} · shepherd`},[t,e]),o`<h1 ref=${s} tabindex="-1">${e}</h1>`}var ae=e=>(e||"").split("`").map((t,s)=>s%2?o`<code>${t}</code>`:t);function kt(e){return e.condition==="leaving"?["leaving","leaving"]:e.condition==="stopped"?["stopped","stopped"]:e.condition==="blocked"?["blocked","out"]:e.job||e.detail==="busy"?["processing",e.running?"working":"preparing"]:e.condition==="resting"?["resting","resting"]:!e.running&&/pull|load|unpack|start/i.test(e.detail||"")?["processing","preparing"]:e.running?["ready","ready"]:["idle","idle"]}function St(){if(I(w),!w.flock)return o`<${L}>Flock<//><p class="muted" role="status">Waiting for the daemon…</p>`;let{sheep:e,queue:t,trouble:s}=w.flock,n=new Map;for(let r of e){let[,a]=kt(r);n.set(a,(n.get(a)||0)+1)}return o`<div class="title"><${L}>Flock<//>
+      <p class="muted">${N(e.length,"sheep","sheep")}${[...n].map(([r,a])=>o` · <b>${a}</b> ${r}`)} · <b>${D(t.total)}${t.more&&"+"}</b> waiting</p></div>
+    ${s&&o`<${j} error=${"The queue may be out of date: "+s} />`}
+    <section aria-labelledby="sheep">
+      <h2 id="sheep" class="hidden">Sheep</h2>
+      ${e.length?o`<ul class=${"sheep"+(e.length>24?" dense":"")}>${e.map(r=>o`<${es} key=${r.name} sheep=${r} />`)}</ul>`:o`<${O} title="There are no sheep yet"><p>A sheep runs one job at a time. Add one below <code>sheep:</code> in the configuration, then <code>shepherdd reload</code>.</p><//>`}
+    </section>
+    <div class="columns">
+      <section class="panel" aria-labelledby="queue"><${ts} queue=${t} /></section>
+      <section class="panel" aria-labelledby="latest"><${ss} /></section>
+    </div>`}function es({sheep:e}){let[t,s]=kt(e),n=H(e.model),r=(w.gpus?.gpus||[]).map(l=>({gpu:l,mine:l.sheep.find(c=>c.name===e.name)})).filter(l=>l.mine),a=e.progress;return o`<li class=${"card "+t}>
+    <div class="row"><h3 title=${e.name}>${e.name}</h3><${Y} of=${t} word=${s} /></div>
+    <p class="what">${n?o`<${U} of=${e.model} />`:o`<span class="muted">${e.type}, no model loaded</span>`}</p>
+    ${e.job&&o`<p class="row"><${Z} id=${e.job} /><span class="time">${e.running_since?o`<${vt} since=${e.running_since} usual=${e.usual} />`:e.started_at&&o`<${yt} at=${e.started_at} />`}</span></p>`}
+    ${a&&o`<div class="progress"><${G} parts=${[{value:a.done,kind:"done"}]} whole=${1} label=${`${Math.round(a.done*100)} % done`} /><span class="time">${Math.round(a.done*100)} %</span></div>`}
+    ${(a?.text||e.detail)&&e.detail!=="busy"&&o`<p class="detail" title=${e.detail}>${a?.text||e.detail}</p>`}
+    ${r.map(({gpu:l,mine:c})=>o`<div class="device" key=${l.uuid}>
+        <span class="muted">GPU ${l.index}</span>
+        <${G} parts=${[{value:c.used,kind:"mine"},{value:Math.max(0,l.used-c.used),kind:"others"}]} whole=${l.memory} label=${`GPU ${l.index}: ${T(c.used)} of ${T(l.memory)} are this sheep's, ${T(l.used)} are used in all`} />
+        <span class="time">${l.health==="out"?o`<${Y} of="out" word="out" />`:T(c.used)}</span></div>`)}
+  </li>`}function ts({queue:e}){return o`<div class="row"><h2 id="queue">Queue</h2><span class="muted">${e.total?o`<a href="#/jobs?state=queued">${D(e.total)}${e.more&&"+"} waiting</a>`:""}</span></div>
+    ${e.total?o`<ol class="queue">${e.head.map(t=>o`<li key=${t.job_id}>
+            <span class="position" title=${t.position?`Number ${t.position} in the queue`:"It has no place yet"}>${t.position||"–"}</span>
+            <div class="grow">
+              <p class="row"><span class="who"><${Z} id=${t.job_id} /> <${U} of=${t.model} /></span><span class="time">${t.expected_start?o`<${ue} at=${t.expected_start} />`:o`<${P} at=${t.enqueued_at} />`}</span></p>
+              <p class="detail">${t.priority!==0&&o`<span class="label">priority<b>${t.priority}</b></span>`}<${le} of=${t.labels} /><span title=${t.explanation}>${ae(t.reason)}</span></p>
+            </div>
+          </li>`)}</ol>
+        ${e.total>e.head.length&&o`<p class="muted small">and ${D(e.total-e.head.length)}${e.more?" or more":""} behind these</p>`}`:o`<${O} title="No job waits">${y.may("submit")?o`<p><a href="#/submit">Submit a job</a> by dropping its files, or <code>POST /jobs</code>.</p>`:o`<p>Jobs that wait for a sheep show here, with the reason.</p>`}<//>`}`}function ss(){let{answer:e,error:t}=Q("/jobs?order=newest&limit=12&state=processing&state=done&state=failed&state=cancelled",()=>!0);return e?o`<div class="row"><h2 id="latest">Latest jobs</h2><a href="#/jobs">All jobs</a></div>
+    ${e.jobs.length?o`<ul class="latest">${e.jobs.map(s=>o`<li key=${s.job_id}><${F} of=${s.status} /><div class="grow">
+            <p class="row"><span class="who"><${Z} id=${s.job_id} /> <${U} of=${s.model} /></span><span class="time"><${P} at=${s.finished_at||s.processing_started_at||s.enqueued_at} /></span></p>
+            <p class="detail">${se[s.status]}${s.status==="done"&&s.processing_started_at&&` in ${C(k(s.finished_at)-k(s.processing_started_at))}`}${s.error_details&&o`: ${ae(s.error_details.message)}`}${s.cancelling&&", being cancelled"}</p>
+          </div></li>`)}</ul>`:o`<${O} title="No job has run yet"><p>Results show here, the latest first.</p><//>`}`:o`<h2 id="latest">Latest jobs</h2>${t?o`<${j} error=${t} />`:o`<p class="muted">Loading…</p>`}`}function Mt(){let[e,t]=_(xt.usual);return E(()=>{xt.ask().then(t)},[]),e}var xt={usual:new Map,at:0,async ask(){if(Date.now()-this.at<5*6e4)return this.usual;this.at=Date.now();try{let e=await fetch("/jobs?order=newest&state=done&limit=200"),t=new Map;for(let s of(await e.json()).jobs){let n=H(s.model);s.processing_started_at&&t.set(n,[...t.get(n)||[],k(s.finished_at)-k(s.processing_started_at)])}this.usual=new Map([...t].map(([s,n])=>[s,Ee(n)]))}catch{this.at=0}return this.usual}};var ns=50,as=[["","any time"],["15m","the last 15 minutes"],["1h","the last hour"],["1d","the last day"],["7d","the last week"]];function Et({query:e}){let t={state:e.getAll("state"),model:e.get("model")||"",label:e.get("label")||"",prefix:e.get("prefix")||"",since:e.get("since")||""},s=a=>{let l=new URLSearchParams;for(let[c,d]of Object.entries({...t,...a}))for(let p of[d].flat())p&&l.append(c,p);location.replace("#/jobs"+(l.size?"?"+l:""))},n=new URLSearchParams({order:"newest",limit:ns});for(let[a,l]of Object.entries(t))for(let c of[l].flat())c&&n.append(a,c);let r="/jobs?"+n;return o`<div class="title"><${L}>Jobs<//></div>
+    <${os} filters=${t} change=${s} />
+    <${rs} key=${r} path=${r} filtered=${n.size>2} clear=${()=>location.replace("#/jobs")} />`}function os({filters:e,change:t}){let[s,n]=_({prefix:e.prefix,model:e.model,label:e.label});E(()=>n({prefix:e.prefix,model:e.model,label:e.label}),[e.prefix,e.model,e.label]);let r=(a,l,c)=>o`<div class="field"><label for=${"f-"+a}>${l}</label><input id=${"f-"+a} type="search" placeholder=${c} value=${s[a]} onInput=${d=>n({...s,[a]:d.target.value})} onChange=${()=>t(s)} /></div>`;return o`<form class="filters panel" role="search" onSubmit=${a=>(a.preventDefault(),t(s))}>
+    ${r("prefix","Id begins with","scan-2026")} ${r("model","Model","digits:v1")} ${r("label","Label","batch=42")}
+    <div class="field"><label for="f-since">Submitted</label><select id="f-since" value=${e.since} onChange=${a=>t({...s,since:a.target.value})}>${as.map(([a,l])=>o`<option value=${a} selected=${a===e.since}>${l}</option>`)}</select></div>
+    <fieldset class="states"><legend>State</legend>${Object.entries(se).map(([a,l])=>{let c=e.state.includes(a);return o`<label class=${c?"on":""}><input type="checkbox" checked=${c} onChange=${()=>t({...s,state:c?e.state.filter(d=>d!==a):[...e.state,a]})} /><${Y} of=${a} word=${l} /></label>`})}</fieldset>
+    <button class="hidden">Search</button>
+  </form>`}function rs({path:e,filtered:t,clear:s}){let n=Q(e,m=>m.some(u=>u.event!=="progress")),[r,a]=_({jobs:[],next:void 0}),[l,c]=_({});if(!n.answer)return n.error?o`<${j} error=${n.error} again=${n.again} />`:o`<p class="muted" role="status">Loading…</p>`;let d=new Set(n.answer.jobs.map(m=>m.job_id)),p=[...n.answer.jobs,...r.jobs.filter(m=>!d.has(m.job_id))],i=r.next===void 0?n.answer.next:r.next,f=async()=>{c({busy:!0});try{let m=await K(`${e}&after=${encodeURIComponent(i)}`);a({jobs:[...r.jobs,...m.jobs],next:m.next}),c({})}catch(m){c({error:m})}};return p.length?o`${n.error&&o`<${j} error=${n.error} again=${n.again} />`}
+    <div class="scroll panel" tabindex="0" role="region" aria-label="Jobs"><table class="jobs list">
+      <thead><tr><th scope="col">State</th><th scope="col">Job</th><th scope="col">Model</th><th scope="col">Submitted</th><th scope="col" class="num">Waited</th><th scope="col" class="num">Ran</th><th scope="col">Sheep</th><th scope="col">Notes</th></tr></thead>
+      <tbody>${p.map(m=>o`<${ls} key=${m.job_id} job=${m} />`)}</tbody>
+    </table></div>
+    ${l.error&&o`<${j} error=${l.error} />`}
+    <p class="after">${i?o`<button type="button" disabled=${l.busy} onClick=${f}>Older jobs</button>`:o`<span class="muted">${N(p.length,"job")}; these are all.</span>`}</p>`:t?o`<${O} title="No job is like that"><p><button type="button" onClick=${s}>Show all jobs</button></p><//>`:o`<${O} title="There are no jobs yet"><p>${y.may("submit")?o`<a href="#/submit">Submit the first one</a> by dropping its files.`:"They show here once somebody submits one."}</p><//>`}function ls({job:e}){let[t,s,n]=[k(e.enqueued_at),k(e.processing_started_at),k(e.finished_at)];return o`<tr>
+    <td><${Y} of=${e.status} word=${e.cancelling?"stopping":void 0} /></td>
+    <td><${Z} id=${e.job_id} /></td>
+    <td><${U} of=${e.model} /></td>
+    <td class="nowrap"><${P} at=${e.enqueued_at} /></td>
+    <td class="num">${s?C(s-t):""}</td>
+    <td class="num">${s&&n?C(n-s):""}</td>
+    <td class="nowrap">${e.sheep||e.sheep_id||""}</td>
+    <td class="notes">${e.priority!==0&&o`<span class="label">priority<b>${e.priority}</b></span>`}<${le} of=${e.labels} /><span title=${e.error_details?.message}>${e.error_details?.message||e.detail}</span></td>
+  </tr>`}var Tt={image:/\.(png|jpe?g|gif|webp|avif|bmp|svg)$/i,audio:/\.(wav|mp3|ogg|flac|m4a|opus)$/i,video:/\.(mp4|webm|ogv)$/i,frame:/\.(html?|pdf)$/i,table:/\.(csv|tsv)$/i,json:/\.(json|jsonl|ndjson)$/i,text:/\.(txt|md|log|ya?ml|toml|ini|py|go|js|css|xml|srt|vtt|tex|sh|conf)$/i},is=e=>Object.keys(Tt).find(t=>Tt[t].test(e))||"unknown",Ct=100,cs=256*1024;function Ue({job:e,kind:t,title:s}){let[n,r]=_({}),[a,l]=_(!1),c=`/jobs/${encodeURIComponent(e.job_id)}/${t==="input"?"inputs":"outputs"}`;E(()=>{r({}),K(c).then(i=>r({answer:i}),i=>r({error:i}))},[c,e.run,e.status,e.files_removed]);let d="files-"+t,p=n.answer?.files||[];return o`<section class="panel" aria-labelledby=${d}>
+    <div class="row"><h2 id=${d}>${s}${n.answer&&o` <span class="muted count">${N(p.length,"file")}, ${T(n.answer.bytes)}</span>`}</h2>
+      ${t==="result"&&p.length>0&&o`<a class="button" href=${c+".zip"} download>Download all (zip)</a>`}</div>
+    ${n.error&&o`<${j} error=${n.error} />`}
+    ${!n.answer&&!n.error&&o`<p class="muted">Loading…</p>`}
+    ${n.answer&&!p.length&&o`<${O} title=${e.files_removed?"The files were removed":"There are no files"} />`}
+    <ul class="files">${p.slice(0,a?p.length:Ct).map((i,f)=>o`<${ds} key=${i.name} file=${i} href=${gt(e.job_id,t,i.name)} open=${t==="result"&&f===0&&i.size<4<<20} />`)}</ul>
+    ${!a&&p.length>Ct&&o`<p><button type="button" onClick=${()=>l(!0)}>Show all ${D(p.length)} files</button></p>`}
+  </section>`}function ds({file:e,href:t,open:s}){let[n,r]=_(s);return o`<li><details open=${n} onToggle=${a=>r(a.target.open)}>
+      <summary><span class="name">${e.name}</span><span class="muted time">${T(e.size)}</span></summary>
+      ${n&&o`<${us} file=${e} href=${t} />`}
+    </details><a class="button quiet" href=${t} download=${e.name.split("/").pop()} aria-label=${"Download "+e.name}>Download</a></li>`}function us({file:e,href:t}){let s=is(e.name);return e.size===0?o`<p class="muted">It is empty.</p>`:s==="image"?o`<${jt} href=${t} name=${e.name} />`:s==="audio"?o`<audio controls preload="metadata" src=${t} aria-label=${e.name}></audio>`:s==="video"?o`<video controls preload="metadata" src=${t} aria-label=${e.name}></video>`:s==="frame"?o`<iframe sandbox="" src=${t} title=${e.name} loading="lazy"></iframe><p class="muted small">Shown without scripts. If nothing shows, <a href=${t} download>download it</a>.</p>`:o`<${ps} file=${e} href=${t} kind=${s} />`}function jt({href:e,name:t}){let[s,n]=_(!1);return s?o`<p class="muted">This browser cannot show it.</p>`:o`<a href=${e}><img class="picture" src=${e} alt=${t} loading="lazy" onError=${()=>n(!0)} /></a>`}function ps({file:e,href:t,kind:s}){let[n,r]=_({});if(E(()=>{let d=new AbortController;return(async()=>{let p=await B(t,{signal:d.signal,headers:{Range:`bytes=0-${cs-1}`,Accept:"*/*"}});r({data:new Uint8Array(await p.arrayBuffer())})})().catch(p=>p.name!=="AbortError"&&r({error:p})),()=>d.abort()},[t,e.etag]),n.error)return o`<${j} error=${n.error} />`;if(!n.data)return o`<p class="muted">Loading…</p>`;if(ms(n.data))return o`<${jt} href=${t} name=${e.name} />`;let a=n.data.length>=e.size,l=hs(n.data,a);if(l===null)return o`<p class="muted">It is not text, and not of a kind that can be shown here.</p>`;let c=!a&&o`<p class="muted small">The first ${T(n.data.length)} of ${T(e.size)}. Download it to see the rest.</p>`;return s==="table"?o`<${$s} content=${l} by=${/\.tsv$/i.test(e.name)?"	":","} />${c}`:o`<pre tabindex="0" role="region" aria-label=${"Content of "+e.name}>${s==="json"||s==="unknown"?fs(l,a):l}</pre>${c}`}var ms=e=>e[0]===137&&e[1]===80&&e[2]===78||e[0]===255&&e[1]===216&&e[2]===255||e[0]===71&&e[1]===73&&e[2]===70&&e[3]===56;function hs(e,t){if(e.includes(0))return null;try{return new TextDecoder("utf-8",{fatal:!0}).decode(e,{stream:!t})}catch{return null}}function fs(e,t){if(!t||!/^\s*[[{]/.test(e))return e;try{return JSON.stringify(JSON.parse(e),null,2)}catch{return e}}var je=200;function $s({content:e,by:t}){let s=_s(e,t,je+2),[n,...r]=s;return o`<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="data"><thead><tr>${n.map(a=>o`<th scope="col">${a}</th>`)}</tr></thead>
+    <tbody>${r.slice(0,je).map(a=>o`<tr>${a.map(l=>o`<td class=${l!==""&&!isNaN(l)?"num":""}>${l}</td>`)}</tr>`)}</tbody></table></div>
+    ${r.length>je&&o`<p class="muted small">The first ${je} rows.</p>`}`}function _s(e,t,s){let n=[[]],r="",a=!1;for(let l=0;l<e.length;l++){let c=e[l];if(a)c!=='"'?r+=c:e[l+1]==='"'?r+=e[++l]:a=!1;else if(c==='"'&&r==="")a=!0;else if(c===t)n.at(-1).push(r),r="";else if(c===`
+`){if(n.at(-1).push(r.replace(/\r$/,"")),r="",n.length===s)return n;n.push([])}else r+=c}return r!==""||n.at(-1).length?n.at(-1).push(r):n.pop(),n.length?n:[[]]}var Lt=5e3;function At({job:e,over:t}){let[s,n]=_([]),[r,a]=_({loading:!0}),[l,c]=_(""),d=z(null),p=z(!0),i=e.status==="queued"&&e.attempt===0;E(()=>{if(i)return;let u=new AbortController,h=[],g=0,x=()=>g||=requestAnimationFrame(()=>(g=0,n(h)));return(async()=>{let A=(await B(`/jobs/${encodeURIComponent(e.job_id)}/logs?tail=${Lt}${t?"":"&follow=true"}`,{signal:u.signal,headers:{Accept:"text/plain"}})).body.pipeThrough(new TextDecoderStream).getReader(),R="";for(;;){let{value:v,done:$}=await A.read();if($)break;let M=(R+v).split(`
+`);R=M.pop(),M.length&&(h=[...h,...M].slice(-Lt)),x()}R&&(h=[...h,R]),n(h),a({})})().catch(S=>{S.name!=="AbortError"&&a(S.status===404?{none:!0}:{error:S})}),()=>{cancelAnimationFrame(g),u.abort()}},[e.job_id,t,i]);let f=Oe(()=>{let u=l.toLowerCase();return u?s.filter(h=>bs(h).toLowerCase().includes(u)):s},[s,l]);E(()=>{p.current&&d.current&&(d.current.scrollTop=d.current.scrollHeight)},[f]);let m=u=>p.current=u.target.scrollHeight-u.target.scrollTop-u.target.clientHeight<24;return o`<section class="panel" aria-labelledby="log">
+    <div class="row"><h2 id="log">Log ${!t&&!i&&o`<span class="muted count">as it is written</span>`}</h2>
+      ${s.length>0&&o`<span class="search"><label for="log-search" class="hidden">Search the log</label><input id="log-search" type="search" placeholder="Search the log" value=${l} onInput=${u=>c(u.target.value)} />
+        <span class="muted small" role="status">${l&&`${D(f.length)} of ${N(s.length,"line")}`}</span>
+        <a class="button quiet" href=${`/jobs/${encodeURIComponent(e.job_id)}/logs`} download=${e.job_id+".log"}>Download</a></span>`}</div>
+    ${r.error&&o`<${j} error=${r.error} />`}
+    ${s.length?o`<pre class="log" ref=${d} onScroll=${m} tabindex="0" role="region" aria-label="Lines of the log">${f.map(u=>o`<span class="line">${gs(u)}${`
+`}</span>`)}</pre>`:o`<p class="muted">${i?"The job waits; its log begins when a sheep runs it.":r.none||!r.loading?"Nothing was written.":t?"Loading…":"Nothing was written yet."}</p>`}
+  </section>`}var Pt=/\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])|\r(?=.)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]/g,bs=e=>e.replace(Pt,""),Dt=["black","red","green","yellow","blue","magenta","cyan","white"];function gs(e){if(e=e.replace(/\r+$/,""),!/[\x00-\x1f\x7f]/.test(e))return e;let t=[],s={bold:!1,dim:!1,italic:!1,underline:!1,fg:null},n=0,r=a=>{if(!a)return;let l=[s.bold&&"bold",s.dim&&"dim",s.italic&&"italic",s.underline&&"underline",s.fg&&"ansi-"+s.fg].filter(Boolean);t.push(l.length?o`<span class=${l.join(" ")}>${a}</span>`:a)};for(let a of e.matchAll(Pt)){if(r(e.slice(n,a.index)),n=a.index+a[0].length,a[2]!=="m")continue;let l=a[1].split(/[;:]/).map(Number);for(let c=0;c<l.length;c++){let d=l[c];d===0?Object.assign(s,{bold:!1,dim:!1,italic:!1,underline:!1,fg:null}):d===1?s.bold=!0:d===2?s.dim=!0:d===3?s.italic=!0:d===4?s.underline=!0:d===22?s.bold=s.dim=!1:d===23?s.italic=!1:d===24?s.underline=!1:d>=30&&d<=37?s.fg=Dt[d-30]:d>=90&&d<=97?s.fg=Dt[d-90]:d===39?s.fg=null:(d===38||d===48)&&(c+=l[c+1]===5?2:4)}}return r(e.slice(n)),t}var ie=e=>["done","failed","cancelled"].includes(e.status);function Nt({id:e}){let t="/jobs/"+encodeURIComponent(e),s=l=>l.some(c=>c.job_id===e),{answer:n,error:r,again:a}=Q(t,s);return n?o`<p class="crumbs"><a href="#/jobs">Jobs</a></p>
+    <div class="title"><${L} title=${e}><span class="id">${e}</span><//><${Y} of=${n.status} word=${n.cancelling?"stopping":void 0} /></div>
+    ${r&&o`<${j} error=${r} again=${a} />`}
+    <${ys} job=${n} path=${t} again=${a} />
+    <${vs} job=${n} />
+    <${ws} job=${n} path=${t} mine=${s} />
+    <${ks} job=${n} />
+    <${Ue} job=${n} kind="input" title="Inputs" />
+    ${n.status==="done"&&o`<${Ue} job=${n} kind="result" title="Outputs" />`}
+    <${At} key=${n.run} job=${n} over=${ie(n)} />`:o`<${L} title=${e}>${e}<//>${r?o`<${j} error=${r.status===404?"There is no such job here: it was removed, never submitted, or is not yours.":r} /><p><a href="#/jobs">All jobs</a></p>`:o`<p class="muted" role="status">Loading…</p>`}`}function ys({job:e,path:t,again:s}){if(!y.may("submit"))return null;let n=async()=>{let r=await de("/jobs",{model:e.model,priority:e.priority,labels:e.labels,...e.sheep_id&&{sheep_id:e.sheep_id},inputs:[{job:e.job_id,path:"inputs/"}]});location.hash=re(r.job_id)};return o`<p class="actions">
+    ${!ie(e)&&!e.cancelling&&o`<${X} kind="danger" confirm="Cancel this job?" what=${async()=>(await de(t+"/cancel"),s())}>Cancel<//>`}
+    ${ie(e)&&!e.files_removed&&o`<${X} kind=${e.status==="done"?"":"primary"} what=${async()=>(await de(t+"/retry"),s())}>Run it again<//>`}
+    ${!e.files_removed&&o`<${X} what=${n}>The same as a new job<//>`}
+    ${ie(e)&&o`<${X} kind="danger" confirm="Remove this job and its files?" what=${async()=>(await B(t,{method:"DELETE"}),location.hash="#/jobs")}>Remove<//>`}
+  </p>`}function vs({job:e}){I(w);let s=w.flock?.sheep.find(c=>c.job===e.job_id)?.progress||e.progress,[n,r,a]=[k(e.enqueued_at),k(e.processing_started_at),k(e.finished_at)],l=[["Model",o`<a href=${"#/jobs?model="+encodeURIComponent(H(e.model))}><${U} of=${e.model} /></a>`],["Submitted",o`<${P} at=${e.enqueued_at} />`],["Expected to start",e.expected_start&&o`<${ue} at=${e.expected_start} />`],["Expected to end",e.expected_end&&o`<${ue} at=${e.expected_end} />`],["Waited",r&&C(r-n)],["Ran",r&&a&&C(a-r)],["Sheep",e.sheep||e.attempts?.at(-1)?.sheep],["Place in the queue",e.position&&D(e.position)],["Priority",e.priority!==0&&e.priority],["Only on",e.sheep_id],["Not before",e.status==="queued"&&e.not_before&&o`<${P} at=${e.not_before} />`],["Deadline",!ie(e)&&e.deadline&&o`<${P} at=${e.deadline} />`],["GPU time",e.gpu&&`${C(e.gpu.seconds*1e3)}${e.gpu.peak_memory?`, at most ${T(e.gpu.peak_memory)}`:""}`],["Files",e.files_removed?"removed":e.kept_until&&o`kept, removed <${P} at=${e.kept_until} />`],["Labels",Object.keys(e.labels).length>0&&o`<${le} of=${e.labels} />`]].filter(([,c])=>c);return o`<dl class="facts panel">${l.map(([c,d])=>o`<div><dt>${c}</dt><dd>${d}</dd></div>`)}</dl>
+    ${s&&!ie(e)&&o`<div class="panel progress big"><${G} parts=${[{value:s.done,kind:"done"}]} whole=${1} label=${`${Math.round(s.done*100)} % done`} /><span>${Math.round(s.done*100)} %</span><span class="detail">${s.text}</span></div>`}`}function ws({job:e,path:t,mine:s}){let{answer:n}=Q(t+"/explain",s),r=e.status==="failed";return!n||e.status==="done"&&!e.warnings.length?null:o`<section class=${"why panel "+(r?"bad":"")} aria-labelledby="why">
+    <h2 id="why">${r?"Why it failed":e.status==="queued"?"Why it waits":"How it stands"}</h2>
+    <p class="strong">${ae(n.summary)}</p>
+    ${n.reasons.length>0&&o`<ul>${n.reasons.map(a=>o`<li>${ae(a)}</li>`)}</ul>`}
+    ${n.next.length>0&&o`<p><b>What to do</b></p><ul>${n.next.map(a=>o`<li>${ae(a)}</li>`)}</ul>`}
+    ${e.warnings.map(a=>o`<p>${a}</p>`)}
+    ${e.error_details?.exception_traceback&&o`<details><summary>Traceback</summary><pre>${e.error_details.exception_traceback}</pre></details>`}
+  </section>`}var Le={wait:"waited in the queue",stage:"inputs fetched",load:"model loaded",hold:"waited for its turn",run:"run",collect:"results stored"};function xs(e,t){let[s,n,r]=[k(e.began_at),k(e.started_at),k(e.ended_at)??t],a=u=>(e.phases[u]||0)*1e3,l=[],c=(u,h,g)=>g>h&&l.push({kind:u,from:h,to:g}),d=Math.min(s+a("stage"),r);if(c("stage",s,d),n===null)return c("hold",d,r),l;let p=a("collect")?r-a("collect"):r,i=a("run")?Math.max(n,p-a("run")):e.ended_at?p:null,f=a("load");if(i===null){let u=Math.min(n+f,r);return c("hold",d,n),c("load",Math.max(n,d),u),c("run",Math.max(u,d),r),l}let m=Math.max(d,i-f);return c("hold",d,m),c("load",m,i),c("run",i,p),c("collect",p,r),l}function ks({job:e}){let t=ne(),s=(e.attempts||[]).filter(i=>i.run===e.run),n=k(e.enqueued_at),r=k(e.finished_at)??t,a=Math.max(1,r-n),l=s.map(i=>({attempt:i,phases:xs(i,t)}));if(!l.length)return null;let c=k(s[0].began_at),d=i=>100*(i-n)/a,p=new Set(["wait",...l.flatMap(i=>i.phases.map(f=>f.kind))]);return o`<section class="panel" aria-labelledby="timeline">
+    <h2 id="timeline">Timeline</h2>
+    <ul class="legend" aria-hidden="true">${Object.entries(Le).map(([i,f])=>p.has(i)&&o`<li><svg viewBox="0 0 10 10"><rect class=${"phase "+i} width="10" height="10" rx="2" /></svg>${f}</li>`)}</ul>
+    <div class="scroll" tabindex="0" role="region" aria-label="Attempts"><table class="timeline"><thead><tr><th scope="col">Attempt</th><th scope="col">Sheep</th><th scope="col" class="wide">${C(a)} in all</th><th scope="col">Ended</th></tr></thead>
+    <tbody>${l.map(({attempt:i,phases:f},m)=>{let u=m===0?[{kind:"wait",from:n,to:c},...f]:f,h=u.map(g=>`${Le[g.kind]} ${C(g.to-g.from)}`).join(", ");return o`<tr key=${i.number}><td class="num">${i.number}</td><td class="nowrap">${i.sheep}</td>
+        <td><svg class="phases" role="img" aria-label=${h} viewBox="0 0 100 10" preserveAspectRatio="none">${u.map(g=>o`<rect class=${"phase "+g.kind} x=${d(g.from)} width=${Math.max(.4,d(g.to)-d(g.from))} height="10"><title>${Le[g.kind]}: ${C(g.to-g.from)}</title></rect>`)}</svg>
+        <span class="small muted">${u.filter(g=>g.to-g.from>=1).map(g=>o`<span class="phrase">${Le[g.kind]} ${C(g.to-g.from)}</span>`)}</span></td>
+        <td>${i.cause?o`<span class="cause">${i.cause}</span>`:o`<span class="muted nowrap">under way</span>`}</td></tr>
+        ${i.reason&&i.cause!=="done"&&o`<tr class="reason"><td></td><td colspan="3">${i.reason}</td></tr>`}`})}</tbody></table></div>
+    ${e.run>1&&o`<p class="muted small">This is run ${e.run}; earlier ones had ${N((e.attempts||[]).length-s.length,"attempt")}.</p>`}
+    <details><summary>What happened, event by event</summary><ol class="happened">${(e.timeline||[]).map(i=>o`<li><time datetime=${i.at}>${te(k(i.at))}</time> <b>${i.event}</b> ${i.sheep&&o`by ${i.sheep}`} ${i.reason&&o`<span class="muted">${i.reason}</span>`}</li>`)}</ol></details>
+  </section>`}var qe=1e4;function It(){I(w);let e=Mt(),t=Ss(e),[s,n]=_(""),[r,a]=_([]),[l,c]=_(""),[d,p]=_({priority:"",sheep_id:"",labels:"",job_id:""}),[i,f]=_({}),[m,u]=_(!1),h=z(null);E(()=>()=>h.current?.abort(),[]);let g=$=>{let M=new Map(r.map(J=>[J.path,J]));for(let J of $)M.set(J.path,J);a([...M.values()]),f(M.size>qe?{error:`A job has at most ${D(qe)} files. Pack them into a tar file and submit that with POST /jobs.`}:{})},x=async $=>{$.preventDefault(),u(!1);try{g(await Ms($.dataTransfer))}catch(M){f({error:`A file cannot be read: ${M.message}`})}},S=async $=>{$.preventDefault();let M={model:Be(s)};d.priority&&(M.priority=Number(d.priority)),d.sheep_id&&(M.sheep_id=d.sheep_id),d.job_id&&(M.job_id=d.job_id);let J=d.labels.split(/[\s,]+/).filter(Boolean).map(V=>V.split(/=(.*)/s));if(J.some(V=>V.length<2))return f({error:"Labels are written KEY=VALUE, with spaces between them."});J.length&&(M.labels=Object.fromEntries(J)),r.length||(M.payload=l),f({sent:0,busy:!0});try{let V=await Es(M,r,h,(De,Ft)=>f({sent:De,total:Ft,busy:!0}));y.may("read")?location.hash=re(V.job_id):f({made:V.job_id})}catch(V){f({error:V})}},A=r.reduce(($,M)=>$+M.file.size,0),R=e.get(s),v=($,M,J,V="text")=>o`<div class="field"><label for=${"s-"+$}>${M}</label><input id=${"s-"+$} type=${V} placeholder=${J} value=${d[$]} onInput=${De=>p({...d,[$]:De.target.value})} /></div>`;return o`<${L}>Submit a job<//>
+    <form class="submit panel" onSubmit=${S}>
+      <div class="field"><label for="s-model">Model</label>
+        <input id="s-model" list="models" required autocomplete="off" placeholder="name:version" value=${s} onInput=${$=>n($.target.value)} aria-describedby="s-usual" />
+        <datalist id="models">${t.map($=>o`<option value=${$}>${e.has($)?`usually ${C(e.get($))}`:""}</option>`)}</datalist>
+        <p id="s-usual" class="muted small">${R?`Its jobs usually take ${C(R)}.`:t.length?`Known here: ${t.slice(0,6).join(", ")}${t.length>6?"…":""}`:"No model has been used here yet; write one as name:version."}</p></div>
+      <div class=${"drop"+(m?" over":"")} onDragOver=${$=>($.preventDefault(),u(!0))} onDragLeave=${()=>u(!1)} onDrop=${x}>
+        <p class="strong">Drop files or folders here</p>
+        <p>or <label class="button" for="s-files">choose files<input id="s-files" class="hidden" type="file" multiple onChange=${$=>(g([...$.target.files].map(M=>({path:M.name,file:M}))),$.target.value="")} /></label> <label class="button" for="s-folder">choose a folder<input id="s-folder" class="hidden" type="file" webkitdirectory onChange=${$=>(g([...$.target.files].map(M=>({path:M.webkitRelativePath.split("/").slice(1).join("/")||M.name,file:M}))),$.target.value="")} /></label></p>
+      </div>
+      ${r.length>0?o`<div><div class="row"><h2>${N(r.length,"file")}, ${T(A)}</h2><button type="button" onClick=${()=>a([])}>Remove all</button></div>
+            <ul class="chosen">${r.slice(0,50).map($=>o`<li key=${$.path}><span class="name">${$.path}</span><span class="muted time">${T($.file.size)}</span><button type="button" class="quiet" aria-label=${"Remove "+$.path} onClick=${()=>a(r.filter(M=>M!==$))}>×</button></li>`)}</ul>
+            ${r.length>50&&o`<p class="muted small">and ${D(r.length-50)} more</p>`}</div>`:o`<div class="field"><label for="s-payload">or write the input: a text, which becomes the file <code>input</code></label><textarea id="s-payload" rows="3" value=${l} onInput=${$=>c($.target.value)}></textarea></div>`}
+      <details><summary>More</summary><div class="more">
+        ${v("priority","Priority, higher goes first","0","number")}
+        <div class="field"><label for="s-sheep">Sheep</label><select id="s-sheep" onChange=${$=>p({...d,sheep_id:$.target.value})}><option value="">any</option>${(w.flock?.sheep||[]).map($=>o`<option value=${$.name} selected=${d.sheep_id===$.name}>${$.name}</option>`)}</select></div>
+        ${v("labels","Labels","batch=42 who=ada")} ${v("job_id","Id","made by the daemon")}
+      </div></details>
+      ${i.error&&o`<${j} error=${i.error} />`}
+      ${i.made&&o`<p role="status">Submitted as <span class="id">${i.made}</span>.</p>`}
+      ${i.busy&&o`<div class="progress big" role="status"><${G} parts=${[{value:i.sent,kind:"done"}]} whole=${i.total||1} label="Upload" /><span>${i.total?`${T(i.sent)} of ${T(i.total)}`:"Sending…"}</span><button type="button" onClick=${()=>h.current?.abort()}>Stop</button></div>`}
+      <p class="actions"><button class="primary" disabled=${i.busy||!s||r.length>qe||!r.length&&!l}>Submit</button><span class="muted small">${s?!r.length&&!l?"Add the inputs: files or a text.":"":"Name a model first."}</span></p>
+    </form>`}function Be(e){let t=e.lastIndexOf(":");return t<0||e.includes("/",t)?{name:e,version:""}:{name:e.slice(0,t),version:e.slice(t+1)}}function Ss(e){let[t,s]=_([]);E(()=>{y.whole&&K("/models").then(r=>s(r.models.map(H)),()=>{})},[]);let n=(w.flock?.sheep||[]).map(r=>H(r.model)).filter(Boolean);return[...new Set([...e.keys(),...n,...t])].sort()}async function Ms(e){let t=[],s=async(r,a)=>{if(r.isFile)return t.push({path:a+r.name,file:await new Promise((c,d)=>r.file(c,d))});let l=r.createReader();for(;;){let c=await new Promise((d,p)=>l.readEntries(d,p));if(!c.length)return;for(let d of c)await s(d,a+r.name+"/")}},n=[...e.items].map(r=>r.webkitGetAsEntry?.()).filter(Boolean);if(!n.length)return[...e.files].map(r=>({path:r.name,file:r}));for(let r of n)if(n.length===1&&r.isDirectory){await s(r,"");for(let a of t)a.path=a.path.slice(r.name.length+1)}else await s(r,"");return t}function Es(e,t,s,n){return new Promise((r,a)=>{let l=new XMLHttpRequest;if(s.current=l,l.open("POST","/jobs"),l.responseType="json",l.setRequestHeader("Accept","application/json"),l.upload.onprogress=d=>d.lengthComputable&&n(d.loaded,d.total),l.onerror=()=>a(new Error("The connection broke. Nothing was submitted; try again.")),l.onabort=()=>a(new Error("Stopped. Nothing was submitted.")),l.onload=()=>l.status<300?r(l.response):a(new Error(l.response?.detail||l.response?.message||`The daemon answered ${l.status}.`)),!t.length)return l.setRequestHeader("Content-Type","application/json"),l.send(JSON.stringify(e));let c=new FormData;c.append("job",JSON.stringify(e));for(let d of t)c.append("file",d.file,d.path);l.send(c)})}function Ot(){I(w);let e=Ts(),t=Q("/jobs?order=newest&limit=500"),s=new Map,n=l=>{let c=H(l);return s.has(c)||s.set(c,{name:c,model:l,jobs:0,failed:0,times:[],loaded:[],kept:null,last:null}),s.get(c)};for(let l of e.models)n(l).kept=l;for(let l of w.flock?.sheep||[])l.model.name&&n(l.model).loaded.push(l);for(let l of t.answer?.jobs||[]){let c=n(l.model);c.jobs++,c.last??=l.enqueued_at,l.status==="failed"&&c.failed++,l.status==="done"&&l.processing_started_at&&c.times.push(k(l.finished_at)-k(l.processing_started_at))}let r=[...s.values()].sort((l,c)=>c.jobs-l.jobs||l.name.localeCompare(c.name)),a=y.may("admin");return o`<div class="title"><${L}>Models<//></div>
+    ${e.error&&o`<${j} error=${e.error} />`}
+    ${a&&e.pulls&&o`<${Cs} done=${e.again} />`}
+    ${r.length?o`<div class="scroll panel" tabindex="0" role="region" aria-label="Models"><table class="jobs"><thead><tr><th scope="col">Model</th><th scope="col">Loaded by</th><th scope="col" class="num">On disk</th><th scope="col" class="num">Jobs</th><th scope="col" class="num">Failed</th><th scope="col" class="num">Usually takes</th><th scope="col">Last submitted</th>${a&&o`<th scope="col"><span class="hidden">Actions</span></th>`}</tr></thead>
+        <tbody>${r.map(l=>o`<tr key=${l.name}><td><a href=${"#/jobs?model="+encodeURIComponent(l.name)}><${U} of=${l.model} /></a></td>
+            <td>${l.loaded.length?l.loaded.map(c=>o`<span class="phrase"><${F} of=${c.job?"processing":"ready"} />${c.name}</span>`):o`<span class="muted">none</span>`}</td>
+            <td class="num">${l.kept?o`<span title=${l.kept.digest}>${T(l.kept.size)}</span>`:o`<span class="muted">–</span>`}</td>
+            <td class="num">${D(l.jobs)}</td>
+            <td class="num">${l.failed?o`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(l.name)}`}>${D(l.failed)}</a>`:o`<span class="muted">0</span>`}</td>
+            <td class="num">${l.kept?.usual?C(1e3*l.kept.usual.likely):l.times.length?C(Ee(l.times)):o`<span class="muted">–</span>`}</td>
+            <td class="nowrap">${l.last&&o`<${P} at=${l.last} />`}</td>
+            ${a&&o`<td>${l.kept&&!l.kept.in_use&&o`<${X} kind="danger" confirm="Remove it from the disk?" label=${"Remove "+l.name} what=${async()=>(await B("/models/"+l.name.split("/").map(encodeURIComponent).join("/"),{method:"DELETE"}),e.again())}>Remove<//>`}</td>`}</tr>`)}</tbody></table></div>
+        <p class="muted small">Jobs, failures and times are those of the latest ${D(t.answer?.jobs.length||0)} jobs.</p>`:t.loading?o`<p class="muted" role="status">Loading…</p>`:o`<${O} title="No model has been used yet"><p>A model shows here when a sheep has loaded it or a job has asked for it.</p><//>`}`}function Ts(){let[e,t]=_({models:[],pulls:!1}),s=()=>{y.whole&&K("/models").then(n=>t({models:n.models,pulls:!0}),n=>t({models:[],pulls:!1,error:n.status>=500||n.status===0?n:null}))};return E(s,[]),{...e,again:s}}function Cs({done:e}){let[t,s]=_(""),[n,r]=_({});return o`<form class="pull panel" onSubmit=${async l=>{l.preventDefault(),r({busy:!0,text:"Asking…"});try{let d=(await B("/models/pull?progress=true",{method:"POST",body:JSON.stringify({model:Be(t)}),headers:{"Content-Type":"application/json"}})).body.pipeThrough(new TextDecoderStream).getReader(),p="";for(;;){let{value:i,done:f}=await d.read();if(f)break;let m=(p+i).split(`
+`);p=m.pop();for(let u of m.filter(Boolean)){let h=JSON.parse(u);if(h.error)throw new Error(h.error);r({busy:!h.success,...h})}}e()}catch(c){r({error:c})}}}><div class="field"><label for="pull">Pull a model ahead of time</label><input id="pull" placeholder="name:version" value=${t} onInput=${l=>s(l.target.value)} /></div>
+    <button class="primary" disabled=${n.busy||!t}>Pull</button>
+    ${n.text&&o`<div class="progress big" role="status">${n.total>0&&o`<${G} parts=${[{value:n.done||0,kind:"done"}]} whole=${n.total} label="Pull" />`}<span>${n.text}${n.total>0&&` ${Math.floor(100*(n.done||0)/n.total)} %`}${n.rate>0&&` · ${T(n.rate)}/s`}</span></div>`}
+    ${n.error&&o`<${j} error=${n.error} />`}</form>`}function Rt(){I(w);let e=w.gpus;return e?o`<div class="title"><${L}>GPUs<//>${e.driver&&o`<p class="muted">driver ${e.driver}${e.cuda&&`, CUDA ${e.cuda}`}</p>`}</div>
+    ${e.trouble&&o`<${j} error=${e.trouble} />`}
+    ${e.gpus.length?o`<ul class="gpus">${e.gpus.map(t=>o`<${js} key=${t.uuid} gpu=${t} />`)}</ul>`:o`<${O} title="No GPU is known here"><p>Sheep with <code>devices</code> or <code>gpus</code> have their GPUs listed here. <code>shepherdd doctor</code> says what is missing on a machine that has some.</p><//>`}
+    ${e.others.length>0&&o`<section class="panel"><h2>Other devices</h2><ul>${e.others.map(t=>o`<li><b>${t.name}</b> ${t.sheep.map(s=>o`<span class="phrase">${s.name}</span>`)}</li>`)}</ul></section>`}`:o`<${L}>GPUs<//><p class="muted" role="status">Waiting for the daemon…</p>`}function js({gpu:e}){let t=w.history.get(e.uuid)||[],s=t.length?Math.max(1,Math.round((Date.now()-t[0].at)/6e4)):0,n=e.foreign.reduce((l,c)=>l+c.used,0),r=e.sheep.reduce((l,c)=>l+c.used,0),a=[...e.sheep.map((l,c)=>({value:l.used,kind:"part"+c%4})),{value:Math.max(0,e.used-r),kind:"others"}];return o`<li class=${"panel gpu "+e.health}>
+    <div class="row"><h2>GPU ${e.index}</h2><${Y} of=${e.health} word=${{ok:"well",out:"out",unknown:"not known"}[e.health]} /></div>
+    <p class="muted">${e.name}</p>
+    ${e.detail&&o`<p class="detail strong">${e.detail}${e.out_since&&o` · out since <${P} at=${e.out_since} />`}${e.retest_at&&o` · tested again <${P} at=${e.retest_at} />`}</p>`}
+    <p class="row"><b>${T(e.used)}</b><span class="muted">of ${T(e.memory)}</span></p>
+    <${G} parts=${a} whole=${e.memory} label=${`Memory: ${T(e.used)} of ${T(e.memory)} are used`} />
+    <ul class="users">${e.sheep.map((l,c)=>o`<li><svg class="key" viewBox="0 0 10 10" aria-hidden="true"><rect class=${"part"+c%4} width="10" height="10" rx="2" /></svg><span class="grow"><b>${l.name}</b> ${l.model.name&&o`<${U} of=${l.model} />`} ${l.job&&o`<${Z} id=${l.job} />`}</span><span class="time">${T(l.used)}${l.budget?o` <span class="muted">of ${T(l.budget)}</span>`:""}</span></li>`)}
+    ${n>0&&o`<li><svg class="key" viewBox="0 0 10 10" aria-hidden="true"><rect class="others" width="10" height="10" rx="2" /></svg><span class="grow">not shepherd's: ${e.foreign.map(l=>`${l.name||"a process"} (${l.pid})`).join(", ")}</span><span class="time">${T(n)}</span></li>`}
+    ${!e.sheep.length&&!n&&o`<li class="muted">No sheep has a share of it.</li>`}</ul>
+    <dl class="figures">
+      <div><dt>Busy</dt><dd>${e.utilization===null?"–":`${e.utilization} %`}</dd></div>
+      <div><dt>Temperature</dt><dd>${e.temperature===null?"–":`${e.temperature} °C`}</dd></div>
+      <div><dt>Power</dt><dd>${e.power===null?"–":`${Math.round(e.power)} W`}</dd></div>
+      <div><dt>Errors</dt><dd class=${e.uncorrectable_errors?"bad":""}>${e.uncorrectable_errors===null?"–":D(e.uncorrectable_errors)}</dd></div>
+    </dl>
+    <p class="row small muted"><span>Busy, the last ${N(s,"minute")}</span></p>
+    <${wt} values=${t.map(l=>l.busy)} label=${`How busy GPU ${e.index} was in the last ${N(s,"minute")}`} />
+  </li>`}var Ls={queued:"queued",claimed:"idle",started:"processing",returned:"resting",due:"queued",cancel:"cancelled",ended:"done"},Ds={queued:"was submitted",claimed:"was claimed",started:"started",returned:"went back to the queue",due:"is due",cancel:"is to be cancelled",ended:"ended"};function Ht(){I(w);let[e,t]=_(""),s=e.toLowerCase(),n=w.events.filter(r=>!s||[r.job_id,H(r.model),r.sheep,r.event,r.status,r.reason].some(a=>a?.toLowerCase().includes(s)));return o`<div class="title"><${L}>Events<//><p class="muted">since this page was opened, <${P} at=${new Date(w.since).toISOString()} />; newest first</p></div>
+    <form class="filters panel" role="search" onSubmit=${r=>r.preventDefault()}><div class="field"><label for="e-search">Search</label><input id="e-search" type="search" placeholder="job, model, sheep or reason" value=${e} onInput=${r=>t(r.target.value)} /></div></form>
+    ${n.length?o`<ul class="latest panel">${n.map(r=>{let a=r.event==="ended"?r.status:Ls[r.event];return o`<li key=${r.id}><${F} of=${a} /><div class="grow">
+            <p class="row"><span class="who"><${Z} id=${r.job_id} /> ${r.event==="ended"?se[r.status]:Ds[r.event]||r.event}${r.sheep&&o` <span class="muted">${r.event==="claimed"?"by":"on"} ${r.sheep}</span>`} <${U} of=${r.model} /></span><span class="time"><${P} at=${r.at} /></span></p>
+            ${(r.error_details?.message||r.reason)&&r.cause!=="done"&&o`<p class="detail">${r.error_details?.message||r.reason}</p>`}</div></li>`})}</ul>`:o`<${O} title=${w.events.length?"No event is like that":"Nothing has happened yet"}><p>${w.events.length?"Search for something else.":o`Each step of a job shows here as it happens. <code>curl -N …/events?after=oldest</code> tells what happened before.`}</p><//>`}`}var pe={"":{title:"Flock",view:St},jobs:{title:"Jobs",view:Et},models:{title:"Models",view:Ot},gpus:{title:"GPUs",view:Rt,needs:()=>y.whole},events:{title:"Events",view:Ht},submit:{title:"Submit a job",view:It,needs:()=>y.may("submit"),hidden:!0}};function Ut(){let[e,t]=location.hash.replace(/^#\/?/,"").split("?"),s=e.split("/").map(n=>{try{return decodeURIComponent(n)}catch{return n}});return{name:s[0],rest:s.slice(1).join("/"),query:new URLSearchParams(t||"")}}function As(){I(y);let[e,t]=_(Ut()),s=z(!0);if(E(()=>{let a=()=>t(Ut());return addEventListener("hashchange",a),y.refresh(),()=>removeEventListener("hashchange",a)},[]),E(()=>{if(s.current){s.current=!1;return}scrollTo(0,0);let a=document.querySelector("main h1");Ce.pending=!a,a?.focus()},[e.name,e.rest]),!y.known)return o`<main class="boot">${y.trouble?o`<${j} error=${y.trouble+" Trying again…"} />`:o`<p role="status">Loading the page…</p>`}</main>`;let n=pe[e.name]&&(!pe[e.name].needs||pe[e.name].needs())?pe[e.name]:null,r=y.may("read");return o`<a class="skip" href="#main" onClick=${a=>(a.preventDefault(),document.getElementById("main").focus())}>Skip to the content</a>
+    <${Ps} at=${e.name} reads=${r} />
     <main id="main" tabindex="-1">
-      ${!reads && !session.may("submit")
-        ? html`<${SignIn} />`
-        : !reads && at.name !== "submit"
-          ? html`<${Heading}>Submit only<//><p>The token of ${session.name} may submit jobs and not see them. <a href="#/submit">Submit a job</a></p>`
-          : !found
-            ? html`<${Heading}>Not found<//><p>There is no such view, or it is not for you. <a href="#/">Back to the flock</a></p>`
-            : at.name === "jobs" && at.rest
-              ? html`<${Job} id=${at.rest} key=${at.rest} />`
-              : html`<${found.view} query=${at.query} />`}
-    </main>`;
-}
-
-function Header({ at, reads }) {
-  return html`<header>
+      ${!r&&!y.may("submit")?o`<${Os} />`:!r&&e.name!=="submit"?o`<${L}>Submit only<//><p>The token of ${y.name} may submit jobs and not see them. <a href="#/submit">Submit a job</a></p>`:n?e.name==="jobs"&&e.rest?o`<${Nt} id=${e.rest} key=${e.rest} />`:o`<${n.view} query=${e.query} />`:o`<${L}>Not found<//><p>There is no such view, or it is not for you. <a href="#/">Back to the flock</a></p>`}
+    </main>`}function Ps({at:e,reads:t}){return o`<header>
     <a class="brand" href="#/" aria-label="shepherd, the flock"><img src="/page/icon.svg" alt="" width="26" height="26" /><span>shepherd</span></a>
-    ${reads &&
-    html`<nav aria-label="Views"><ul>
-      ${Object.entries(views)
-        .filter(([, v]) => !v.hidden && (!v.needs || v.needs()))
-        .map(([name, v]) => html`<li><a href=${"#/" + name} aria-current=${at === name ? "page" : null}>${v.title}</a></li>`)}
+    ${t&&o`<nav aria-label="Views"><ul>
+      ${Object.entries(pe).filter(([,s])=>!s.hidden&&(!s.needs||s.needs())).map(([s,n])=>o`<li><a href=${"#/"+s} aria-current=${e===s?"page":null}>${n.title}</a></li>`)}
     </ul></nav>`}
     <div class="side">
-      ${reads && html`<${Liveness} />`}
-      ${session.may("submit") && html`<a class="button primary" href="#/submit" aria-current=${at === "submit" ? "page" : null}>Submit</a>`}
-      <${Person} />
+      ${t&&o`<${Ns} />`}
+      ${y.may("submit")&&o`<a class="button primary" href="#/submit" aria-current=${e==="submit"?"page":null}>Submit</a>`}
+      <${Is} />
     </div>
-  </header>`;
-}
-
-// Liveness says whether what is on the screen is what there is.
-function Liveness() {
-  use(live);
-  const now = useNow();
-  if (!live.stale) return html`<span class="live" role="status" title="Changes show within two seconds"><${Shape} of="ready" /><span class="wide">live</span></span>`;
-  if (!live.heard) return html`<span class="live wait" role="status"><${Shape} of="processing" />connecting…</span>`;
-  return html`<span class="live stale" role="status"><${Shape} of="resting" />stale, as of ${text.ago(live.heard, now)}; connecting…</span>`;
-}
-
-function Person() {
-  const [theme, set] = useState(document.documentElement.dataset.theme || "");
-  const menu = useRef(null);
-  const choose = (next) => {
-    set(next);
-    paint(next);
-    try {
-      localStorage.setItem("theme", next);
-    } catch {} // a browser that keeps nothing
-  };
-  useEffect(() => {
-    const close = (event) => {
-      if (menu.current?.open && (event.key === "Escape" || (event.type === "click" && !menu.current.contains(event.target)))) menu.current.open = false;
-    };
-    addEventListener("keydown", close);
-    addEventListener("click", close);
-    return () => (removeEventListener("keydown", close), removeEventListener("click", close));
-  }, []);
-  const anonymous = session.name === "anonymous";
-  return html`<details class="person" ref=${menu}>
+  </header>`}function Ns(){I(w);let e=ne();return w.stale?w.heard?o`<span class="live stale" role="status"><${F} of="resting" />stale, as of ${Me(w.heard,e)}; connecting…</span>`:o`<span class="live wait" role="status"><${F} of="processing" />connecting…</span>`:o`<span class="live" role="status" title="Changes show within two seconds"><${F} of="ready" /><span class="wide">live</span></span>`}function Is(){let[e,t]=_(document.documentElement.dataset.theme||""),s=z(null),n=a=>{t(a),qt(a);try{localStorage.setItem("theme",a)}catch{}};E(()=>{let a=l=>{s.current?.open&&(l.key==="Escape"||l.type==="click"&&!s.current.contains(l.target))&&(s.current.open=!1)};return addEventListener("keydown",a),addEventListener("click",a),()=>(removeEventListener("keydown",a),removeEventListener("click",a))},[]);let r=y.name==="anonymous";return o`<details class="person" ref=${s}>
     <summary aria-label="Who you are, and settings"><svg class="shape" viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="5.4" r="3" class="line" /><path d="M2.5 14c.6-3 2.8-4.4 5.5-4.4s4.9 1.4 5.5 4.4" class="line" /></svg></summary>
     <div class="menu">
-      ${session.name &&
-      html`<p>${anonymous ? "This daemon asks nobody who they are." : html`You are <b>${session.name}</b>${session.tenant && html`, of <b>${session.tenant}</b>`}.`}</p>
-        <p class="muted small">You may ${["read", "submit", "admin"].filter((s) => session.may(s)).map((s) => ({ read: "see jobs", submit: "submit and change them", admin: "administer" })[s]).join(", ")}.</p>`}
-      <fieldset><legend>Colours</legend>${[["", "as the system"], ["light", "light"], ["dark", "dark"]].map(
-        ([value, word]) => html`<label><input type="radio" name="theme" checked=${theme === value} onChange=${() => choose(value)} />${word}</label>`,
-      )}</fieldset>
+      ${y.name&&o`<p>${r?"This daemon asks nobody who they are.":o`You are <b>${y.name}</b>${y.tenant&&o`, of <b>${y.tenant}</b>`}.`}</p>
+        <p class="muted small">You may ${["read","submit","admin"].filter(a=>y.may(a)).map(a=>({read:"see jobs",submit:"submit and change them",admin:"administer"})[a]).join(", ")}.</p>`}
+      <fieldset><legend>Colours</legend>${[["","as the system"],["light","light"],["dark","dark"]].map(([a,l])=>o`<label><input type="radio" name="theme" checked=${e===a} onChange=${()=>n(a)} />${l}</label>`)}</fieldset>
       <p class="links"><a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
-      ${session.name && !anonymous && html`<${Do} what=${() => session.signOut()}>Sign out<//>`}
+      ${y.name&&!r&&o`<${X} what=${()=>y.signOut()}>Sign out<//>`}
     </div>
-  </details>`;
-}
-
-function SignIn() {
-  const [token, set] = useState("");
-  const [state, be] = useState({});
-  const submit = async (event) => {
-    event.preventDefault();
-    be({ busy: true });
-    try {
-      await session.signIn(token.trim());
-    } catch (error) {
-      be({ error });
-    }
-  };
-  return html`<form class="signin panel" onSubmit=${submit}>
-    <${Heading}>Sign in<//>
+  </details>`}function Os(){let[e,t]=_(""),[s,n]=_({});return o`<form class="signin panel" onSubmit=${async a=>{a.preventDefault(),n({busy:!0});try{await y.signIn(e.trim())}catch(l){n({error:l})}}}>
+    <${L}>Sign in<//>
     <p>This daemon wants to know who you are. Show it the token that you were given; this browser then stays signed in for up to twelve hours.</p>
     <label for="token">Token</label>
-    <input id="token" type="password" autocomplete="current-password" required value=${token} onInput=${(e) => set(e.target.value)} />
-    ${state.error && html`<p class="error" role="alert">${state.error.status === 401 ? "There is no such token here. Look whether it was copied whole." : state.error.message}</p>`}
-    <button class="primary" disabled=${state.busy || !token.trim()}>Sign in</button>
+    <input id="token" type="password" autocomplete="current-password" required value=${e} onInput=${a=>t(a.target.value)} />
+    ${s.error&&o`<p class="error" role="alert">${s.error.status===401?"There is no such token here. Look whether it was copied whole.":s.error.message}</p>`}
+    <button class="primary" disabled=${s.busy||!e.trim()}>Sign in</button>
     <p class="muted small">No token? Whoever runs this daemon makes one with <code>shepherdd token new</code>.</p>
-  </form>`;
-}
-
-function paint(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-}
-try {
-  paint(localStorage.getItem("theme") || "");
-} catch {} // a browser that keeps nothing
-
-const root = document.getElementById("app");
-root.textContent = "";
-render(html`<${App} />`, root);
+  </form>`}function qt(e){e?document.documentElement.dataset.theme=e:delete document.documentElement.dataset.theme}try{qt(localStorage.getItem("theme")||"")}catch{}var Bt=document.getElementById("app");Bt.textContent="";ht(o`<${As} />`,Bt);

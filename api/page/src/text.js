@@ -33,6 +33,14 @@ export function ago(ms, now) {
   return s < 2 ? "just now" : `${coarse(s)} ago`;
 }
 
+// about writes how long until a time, of which more digits would mean nothing.
+export function about(ms) {
+  const s = ms / 1000;
+  if (s < 1.5) return "now";
+  const digit = s < 20 ? 1 : s < 120 ? 5 : s < 3600 ? 60 : s < 36_000 ? 600 : 3600;
+  return duration(Math.round(s / digit) * digit * 1000);
+}
+
 // bytes writes a size in binary units, as memory and files are counted.
 export function bytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -37,7 +37,7 @@ export function Models() {
             <td class="num">${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
             <td class="num">${text.number(one.jobs)}</td>
             <td class="num">${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
-            <td class="num">${one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
+            <td class="num">${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
             <td class="nowrap">${one.last && html`<${Ago} at=${one.last} />`}</td>
             ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm="Remove it from the disk?" label=${"Remove " + one.name} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>Remove<//>`}</td>`}</tr>`,
         )}</tbody></table></div>

@@ -1,7 +1,7 @@
 // One job: how it stands, its timeline, its files and its logs.
 import { html } from "./lib/preact.js";
 import { ask, live, post, session, use, useAnswer } from "./daemon.js";
-import { Ago, Bar, Do, Heading, Labels, Model, State, Trouble, ticks, useNow } from "./parts.js";
+import { Ago, Bar, Do, Expected, Heading, Labels, Model, State, Trouble, ticks, useNow } from "./parts.js";
 import { Files } from "./files.js";
 import { Log } from "./log.js";
 import * as text from "./text.js";
@@ -51,6 +51,8 @@ function Facts({ job }) {
   const facts = [
     ["Model", html`<a href=${"#/jobs?model=" + encodeURIComponent(text.modelName(job.model))}><${Model} of=${job.model} /></a>`],
     ["Submitted", html`<${Ago} at=${job.enqueued_at} />`],
+    ["Expected to start", job.expected_start && html`<${Expected} at=${job.expected_start} />`],
+    ["Expected to end", job.expected_end && html`<${Expected} at=${job.expected_end} />`],
     ["Waited", started && text.duration(started - queued)],
     ["Ran", started && finished && text.duration(finished - started)],
     ["Sheep", job.sheep || job.attempts?.at(-1)?.sheep],

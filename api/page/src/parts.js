@@ -40,6 +40,27 @@ export function Since({ at }) {
   return ms === null ? null : html`<time datetime=${new Date(ms).toISOString()} title=${"since " + text.exact(ms)}>${text.duration(Math.max(0, now - ms)).replace(/\.\d s$/, " s")}</time>`;
 }
 
+// Expected is when something is expected, relative to now; its error shows on hover.
+export function Expected({ at }) {
+  const now = useNow();
+  if (!at) return null;
+  const [earliest, likely, latest] = [at.earliest, at.likely, at.latest].map(text.time);
+  const range = `in eight cases of ten between ${text.exact(earliest)} and ${text.exact(latest)}`;
+  if (latest < now) return html`<span title=${range}>any moment</span>`;
+  const word = text.about(likely - now);
+  return html`<time datetime=${new Date(likely).toISOString()} title=${range}>${word === "now" ? "any moment" : `in about ${word}`}</time>`;
+}
+
+// Running is how long a job has run, of what its model's jobs usually take.
+export function Running({ since, usual }) {
+  const now = useNow();
+  const ran = Math.max(0, now - text.time(since));
+  const took = text.duration(ran).replace(/\.\d s$/, " s");
+  if (!usual) return html`<time datetime=${new Date(text.time(since)).toISOString()} title=${"since " + text.exact(text.time(since))}>${took}</time>`;
+  const range = `Of the last ${text.plural(usual.jobs, "job")} of this model, eight in ten took ${text.duration(1000 * usual.low)} to ${text.duration(1000 * usual.high)}`;
+  return html`<span title=${range}>${took} <span class="muted">${ran > 1000 * usual.high ? "longer than usual, " : ""}of about ${text.duration(1000 * usual.likely)}</span></span>`;
+}
+
 const shapes = {
   queued: html`<circle cx="8" cy="8" r="6.2" class="line" /><path d="M8 4.6V8l2.4 1.6" class="line" />`,
   processing: html`<circle cx="8" cy="8" r="6.2" class="line faint" /><path d="M8 1.8a6.2 6.2 0 0 1 6.2 6.2" class="line spin" />`,

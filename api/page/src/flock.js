@@ -1,7 +1,7 @@
 // The first view: the sheep, the queue and the latest jobs.
 import { html, useEffect, useState } from "./lib/preact.js";
 import { live, session, use, useAnswer } from "./daemon.js";
-import { Ago, Bar, Empty, Heading, JobLink, Labels, Model, Shape, Since, State, Trouble, ticks } from "./parts.js";
+import { Ago, Bar, Empty, Expected, Heading, JobLink, Labels, Model, Running, Shape, Since, State, Trouble, ticks } from "./parts.js";
 import * as text from "./text.js";
 
 // stateOf is a sheep's state as a shape and a word.
@@ -17,7 +17,6 @@ function stateOf(sheep) {
 
 export function Flock() {
   use(live);
-  const usual = useUsual();
   if (!live.flock) return html`<${Heading}>Flock<//><p class="muted" role="status">Waiting for the daemon…</p>`;
   const { sheep, queue, trouble } = live.flock;
   const counts = new Map();
@@ -31,7 +30,7 @@ export function Flock() {
     <section aria-labelledby="sheep">
       <h2 id="sheep" class="hidden">Sheep</h2>
       ${sheep.length
-        ? html`<ul class=${"sheep" + (sheep.length > 24 ? " dense" : "")}>${sheep.map((one) => html`<${Sheep} key=${one.name} sheep=${one} usual=${usual} />`)}</ul>`
+        ? html`<ul class=${"sheep" + (sheep.length > 24 ? " dense" : "")}>${sheep.map((one) => html`<${Sheep} key=${one.name} sheep=${one} />`)}</ul>`
         : html`<${Empty} title="There are no sheep yet"><p>A sheep runs one job at a time. Add one below <code>sheep:</code> in the configuration, then <code>shepherdd reload</code>.</p><//>`}
     </section>
     <div class="columns">
@@ -40,17 +39,18 @@ export function Flock() {
     </div>`;
 }
 
-function Sheep({ sheep, usual }) {
+function Sheep({ sheep }) {
   const [shape, word] = stateOf(sheep);
   const model = text.modelName(sheep.model);
   const devices = (live.gpus?.gpus || []).map((g) => ({ gpu: g, mine: g.sheep.find((s) => s.name === sheep.name) })).filter((d) => d.mine);
-  const expected = usual.get(model);
   const progress = sheep.progress;
   return html`<li class=${"card " + shape}>
     <div class="row"><h3 title=${sheep.name}>${sheep.name}</h3><${State} of=${shape} word=${word} /></div>
     <p class="what">${model ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${sheep.type}, no model loaded</span>`}</p>
     ${sheep.job &&
-    html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time">${sheep.started_at && html`<${Since} at=${sheep.started_at} />`}${expected && html`<span class="muted">, usually ${text.duration(expected)}</span>`}</span></p>`}
+    html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time">${sheep.running_since
+      ? html`<${Running} since=${sheep.running_since} usual=${sheep.usual} />`
+      : sheep.started_at && html`<${Since} at=${sheep.started_at} />`}</span></p>`}
     ${progress &&
     html`<div class="progress"><${Bar} parts=${[{ value: progress.done, kind: "done" }]} whole=${1} label=${`${Math.round(progress.done * 100)} % done`} /><span class="time">${Math.round(progress.done * 100)} %</span></div>`}
     ${(progress?.text || sheep.detail) && sheep.detail !== "busy" && html`<p class="detail" title=${sheep.detail}>${progress?.text || sheep.detail}</p>`}
@@ -71,7 +71,7 @@ function Queue({ queue }) {
           (one) => html`<li key=${one.job_id}>
             <span class="position" title=${one.position ? `Number ${one.position} in the queue` : "It has no place yet"}>${one.position || "–"}</span>
             <div class="grow">
-              <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time"><${Ago} at=${one.enqueued_at} /></span></p>
+              <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time">${one.expected_start ? html`<${Expected} at=${one.expected_start} />` : html`<${Ago} at=${one.enqueued_at} />`}</span></p>
               <p class="detail">${one.priority !== 0 && html`<span class="label">priority<b>${one.priority}</b></span>`}<${Labels} of=${one.labels} /><span title=${one.explanation}>${ticks(one.reason)}</span></p>
             </div>
           </li>`,
