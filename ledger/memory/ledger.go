@@ -66,6 +66,7 @@ type records struct {
 	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
 	changed     chan struct{}
 	checkpoints map[string]job.Cursor
+	webhooks    webhooks
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -80,6 +81,7 @@ func New(cfg Config) *Ledger {
 	}
 	return open(&records{
 		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
 	})
 }
 

@@ -77,6 +77,7 @@ var (
 	queryCreate = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
 		saved AS (` + insertJob + ` WHERE @old::bigint = 0 OR EXISTS (SELECT FROM removed) ON CONFLICT (id) DO NOTHING RETURNING *),
 		trimmed AS (DELETE FROM shepherd.attempts USING saved WHERE job = @id AND attempts.run <= @run::bigint - @keep_runs::bigint),
+		hooked AS (` + queryAddWebhook + ` FROM saved WHERE @webhook::text > ''),
 		` + told + ` SELECT seq FROM saved`
 
 	queryRemove = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @seq AND version = @version RETURNING id),
@@ -356,6 +357,8 @@ const (
 const (
 	joinLock  = `1936224364, 1`
 	sweepLock = `1936224364, 2`
+
+	webhookLock = `1936224364, 3`
 
 	migrateLock = 1936224364
 )

@@ -17,6 +17,7 @@ type statements struct {
 	trimRuns, removeAttempts            *sql.Stmt
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
 	expire, setCheckpoint, saveNumbers  *sql.Stmt
+	webhooks                            webhookStatements
 }
 
 // statement is a place for a prepared statement and its text.
@@ -30,7 +31,7 @@ type statement struct {
 const isClaimable = `state = 'queued' AND token = 0 AND delayed = 0`
 
 func (s *statements) list() []statement {
-	return []statement{
+	return append([]statement{
 		{"begin", &s.begin, `BEGIN IMMEDIATE`},
 		{"commit", &s.commit, `COMMIT`},
 		{"rollback", &s.rollback, `ROLLBACK`},
@@ -94,7 +95,7 @@ func (s *statements) list() []statement {
 		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
 			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
 		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},
-	}
+	}, s.webhooks.list()...)
 }
 
 func prepare(ctx context.Context, conn *sql.Conn) (*statements, error) {
