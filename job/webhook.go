@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // MaxWebhookURL bounds the URL of a webhook, in bytes.
@@ -100,4 +101,60 @@ func joinKinds(kinds []EventKind) string {
 		names[i] = string(kind)
 	}
 	return strings.Join(names, ", ")
+}
+
+// Delivery is a message for a receiver, and what became of it so far. A
+// ledger takes ID, Receiver, Job, Run, Tenant, Kind and Payload.
+type Delivery struct {
+	// Seq is the message's place among all.
+	Seq int64
+	// ID names the message, the same at each try.
+	ID string
+	// Receiver is the name of a configured receiver, or the URL of a job's own.
+	Receiver string
+	Job      ID
+	Run      int
+	// Tenant is whose the message is, empty for nobody's in particular.
+	Tenant  string
+	Kind    EventKind // of the event
+	Payload []byte
+
+	State DeliveryState
+	// Created is when the message was queued, and Began when its present tries began,
+	// which is later where it was delivered again on request.
+	Created, Began time.Time
+	// Due is when it is tried next; zero where it is settled, or waits for another one.
+	Due time.Time
+	// Settled is when it was delivered or given up; zero before.
+	Settled time.Time
+	// Tries is how often it was tried since Began.
+	Tries int
+	// Status is the HTTP status of the last answer, 0 where there was none, and Problem
+	// why the last try failed.
+	Status  int
+	Problem string
+}
+
+// DeliveryState is what became of a message.
+type DeliveryState string
+
+// The states of a message.
+const (
+	DeliveryWaiting   DeliveryState = "waiting" // or being tried
+	DeliveryDelivered DeliveryState = "delivered"
+	DeliveryGivenUp   DeliveryState = "given-up"
+)
+
+// DeliveryFilter narrows a list of messages. The zero DeliveryFilter matches every message.
+type DeliveryFilter struct {
+	Job      ID
+	Tenant   string
+	Receiver string
+	State    DeliveryState
+}
+
+// Match reports whether the message matches.
+func (f DeliveryFilter) Match(d Delivery) bool {
+	return (f.Job == "" || f.Job == d.Job) && (f.Tenant == "" || f.Tenant == d.Tenant) &&
+		(f.Receiver == "" || f.Receiver == d.Receiver) && (f.State == "" || f.State == d.State)
 }

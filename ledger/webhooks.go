@@ -47,13 +47,13 @@ type Webhooks interface {
 	// another node has moved it, or an earlier call whose answer was lost. From is empty
 	// for a consumer that has no checkpoint. A message whose ID is there already is left
 	// out.
-	QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []Delivery, complete []JobRun) (bool, error)
+	QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []JobRun) (bool, error)
 
 	// ClaimDeliveries returns up to limit messages that are due, those first that have
 	// been due for longest, with their payload, and leaves out those for the receivers in
 	// except. Each has one try more than before and is not due again until hold has
 	// passed. Next is how long until another message is due; 0 for none.
-	ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []Delivery, next time.Duration, err error)
+	ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []job.Delivery, next time.Duration, err error)
 
 	// SettleDelivery says what became of the given try of a message. It changes nothing
 	// where the message was settled or has been tried again since.
@@ -62,12 +62,12 @@ type Webhooks interface {
 	// Redeliver makes a message due at once, with all its tries before it. Tenant, where it
 	// is not empty, is whose the message must be. A message that waits for one ahead of it
 	// is left as it is. The error is ErrNoDelivery.
-	Redeliver(ctx context.Context, id, tenant string) (Delivery, error)
+	Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error)
 
 	// Deliveries returns up to limit messages that match, the newest first and without
 	// payload, from the cursor on (0 for the first), and the cursor to go on with, 0 at the
 	// end.
-	Deliveries(ctx context.Context, filter DeliveryFilter, cursor int64, limit int) ([]Delivery, int64, error)
+	Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error)
 
 	// ExpireDeliveries removes up to limit messages that were settled longer ago than
 	// age, or that more than keep were queued after, and returns how many those were.
@@ -80,49 +80,7 @@ type JobRun struct {
 	Run int
 }
 
-// Delivery is a message for a receiver, and what became of it so far. QueueDeliveries
-// takes ID, Receiver, Job, Run, Tenant, Kind and Payload.
-type Delivery struct {
-	// Seq is the message's place among all.
-	Seq int64
-	// ID names the message, the same at each try.
-	ID string
-	// Receiver is the name of a configured receiver, or the URL of a job's own.
-	Receiver string
-	Job      job.ID
-	Run      int
-	// Tenant is whose the message is, empty for nobody's in particular.
-	Tenant  string
-	Kind    job.EventKind // of the event
-	Payload []byte
-
-	State DeliveryState
-	// Created is when the message was queued, and Began when its present tries began,
-	// which is later where it was delivered again on request.
-	Created, Began time.Time
-	// Due is when it is tried next; zero where it is settled, or waits for another one.
-	Due time.Time
-	// Settled is when it was delivered or given up; zero before.
-	Settled time.Time
-	// Tries is how often it was tried since Began.
-	Tries int
-	// Status is the HTTP status of the last answer, 0 where there was none, and Problem
-	// why the last try failed.
-	Status  int
-	Problem string
-}
-
-// DeliveryState is what became of a message.
-type DeliveryState string
-
-// The states of a message.
-const (
-	DeliveryWaiting   DeliveryState = "waiting" // or being tried
-	DeliveryDelivered DeliveryState = "delivered"
-	DeliveryGivenUp   DeliveryState = "given-up"
-)
-
-// MaxDeliveryProblem bounds Delivery.Problem, in bytes.
+// MaxDeliveryProblem bounds a message's problem, in bytes.
 const MaxDeliveryProblem = 512
 
 // ClipProblem is a problem as ledgers keep it.
@@ -136,22 +94,8 @@ func ClipProblem(problem string) string {
 // DeliveryResult is the result of one try. State DeliveryWaiting has the message tried
 // again after Pause.
 type DeliveryResult struct {
-	State   DeliveryState
+	State   job.DeliveryState
 	Pause   time.Duration
 	Status  int
 	Problem string
-}
-
-// DeliveryFilter narrows Deliveries. The zero DeliveryFilter matches every message.
-type DeliveryFilter struct {
-	Job      job.ID
-	Tenant   string
-	Receiver string
-	State    DeliveryState
-}
-
-// Match reports whether the message matches.
-func (f DeliveryFilter) Match(d Delivery) bool {
-	return (f.Job == "" || f.Job == d.Job) && (f.Tenant == "" || f.Tenant == d.Tenant) &&
-		(f.Receiver == "" || f.Receiver == d.Receiver) && (f.State == "" || f.State == d.State)
 }

@@ -19,12 +19,12 @@ type consumer struct {
 	name   string // of its checkpoint
 	tenant string // whose events it reads, empty for all
 	// messages are those about the events, and the runs whose messages are complete.
-	messages func(ctx context.Context, events []job.Event) ([]ledger.Delivery, []ledger.JobRun, error)
+	messages func(ctx context.Context, events []job.Event) ([]job.Delivery, []ledger.JobRun, error)
 }
 
 // receiverConsumer makes messages for a configured receiver.
 func receiverConsumer(r Receiver, show func(job.Event) (json.RawMessage, error)) consumer {
-	return consumer{name: "webhook/" + r.Name, tenant: r.Tenant, messages: func(_ context.Context, events []job.Event) (messages []ledger.Delivery, _ []ledger.JobRun, err error) {
+	return consumer{name: "webhook/" + r.Name, tenant: r.Tenant, messages: func(_ context.Context, events []job.Event) (messages []job.Delivery, _ []ledger.JobRun, err error) {
 		for _, e := range events {
 			if !r.wants(e) {
 				continue
@@ -42,7 +42,7 @@ func receiverConsumer(r Receiver, show func(job.Event) (json.RawMessage, error))
 
 // jobsConsumer makes messages for the receivers that jobs name.
 func jobsConsumer(l Ledger, show func(job.Event) (json.RawMessage, error)) consumer {
-	return consumer{name: "webhooks of jobs", messages: func(ctx context.Context, events []job.Event) (messages []ledger.Delivery, complete []ledger.JobRun, err error) {
+	return consumer{name: "webhooks of jobs", messages: func(ctx context.Context, events []job.Event) (messages []job.Delivery, complete []ledger.JobRun, err error) {
 		var runs []ledger.JobRun
 		seen := map[ledger.JobRun]bool{}
 		for _, e := range events {
@@ -88,16 +88,16 @@ type envelope struct {
 }
 
 // newMessage is a message about an event. The same event gives the same message.
-func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMessage, error)) (ledger.Delivery, error) {
+func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMessage, error)) (job.Delivery, error) {
 	data, err := show(e)
 	if err != nil {
-		return ledger.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
+		return job.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
 	}
 	payload, err := job.JSON(envelope{Type: "job." + string(e.Kind), Timestamp: job.FormatTime(e.At), Data: data})
 	if err != nil {
-		return ledger.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
+		return job.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
 	}
-	return ledger.Delivery{
+	return job.Delivery{
 		ID: messageID(receiver, e), Receiver: receiver, Job: e.Job, Run: e.Run, Tenant: e.Tenant, Kind: e.Kind, Payload: payload,
 	}, nil
 }
@@ -178,7 +178,7 @@ func (r *reader) follow(ctx context.Context) error {
 				r.cfg.Log.Error("Events are no longer kept of which a webhook's receiver was not told; it is told of those from now on. Keep events for longer (ledger.event_keep, ledger.event_number)", "consumer", r.name)
 			}
 		}
-		var messages []ledger.Delivery
+		var messages []job.Delivery
 		var complete []ledger.JobRun
 		if err == nil {
 			messages, complete, err = r.messages(ctx, events)

@@ -91,16 +91,16 @@ func full(busy map[string]int) []string {
 }
 
 // deliver tries a message and keeps the result.
-func (d *Dispatcher) deliver(ctx context.Context, m ledger.Delivery) {
+func (d *Dispatcher) deliver(ctx context.Context, m job.Delivery) {
 	result := d.try(ctx, m)
-	if ctx.Err() != nil && result.State != ledger.DeliveryDelivered { // broken off by Stop, which is not the receiver's fault
-		result = ledger.DeliveryResult{State: ledger.DeliveryWaiting, Pause: time.Second, Problem: "the daemon stopped during the try"}
+	if ctx.Err() != nil && result.State != job.DeliveryDelivered { // broken off by Stop, which is not the receiver's fault
+		result = ledger.DeliveryResult{State: job.DeliveryWaiting, Pause: time.Second, Problem: "the daemon stopped during the try"}
 	}
 	log := d.cfg.Log.With("message", m.ID, "receiver", shownReceiver(m.Receiver), "job", m.Job, "try", m.Tries)
 	switch result.State {
-	case ledger.DeliveryDelivered:
+	case job.DeliveryDelivered:
 		log.Debug("Message delivered", "status", result.Status)
-	case ledger.DeliveryGivenUp:
+	case job.DeliveryGivenUp:
 		log.Warn("Message given up", "status", result.Status, "problem", result.Problem)
 	default:
 		log.Info("Message not delivered; it is tried again", "status", result.Status, "problem", result.Problem, "pause", result.Pause)
@@ -123,7 +123,7 @@ func shownReceiver(receiver string) string {
 }
 
 // try sends a message once.
-func (d *Dispatcher) try(ctx context.Context, m ledger.Delivery) ledger.DeliveryResult {
+func (d *Dispatcher) try(ctx context.Context, m job.Delivery) ledger.DeliveryResult {
 	address, secrets, err := d.target(m)
 	if err != nil {
 		return result(m, 0, err.Error(), 0, false)
@@ -156,7 +156,7 @@ func (d *Dispatcher) try(ctx context.Context, m ledger.Delivery) ledger.Delivery
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection can be used again
 	status := answer.StatusCode
 	if status >= 200 && status < 300 {
-		return ledger.DeliveryResult{State: ledger.DeliveryDelivered, Status: status}
+		return ledger.DeliveryResult{State: job.DeliveryDelivered, Status: status}
 	}
 	problem := "the receiver answered " + strings.TrimSpace(strconv.Itoa(status)+" "+http.StatusText(status))
 	if status >= 300 && status < 400 {
@@ -167,7 +167,7 @@ func (d *Dispatcher) try(ctx context.Context, m ledger.Delivery) ledger.Delivery
 
 // target is where a message goes, empty where its receiver is not configured, and the
 // secrets that it is signed with.
-func (d *Dispatcher) target(m ledger.Delivery) (address string, secrets []Secret, err error) {
+func (d *Dispatcher) target(m job.Delivery) (address string, secrets []Secret, err error) {
 	read := func() ([]Secret, error) { return d.cfg.JobSecrets(m.Tenant) }
 	if r, ok := d.receivers[m.Receiver]; ok {
 		address, read = r.URL, r.Secrets
@@ -185,10 +185,10 @@ func (d *Dispatcher) target(m ledger.Delivery) (address string, secrets []Secret
 
 // result is that of a try that failed: the message is tried again, unless that is of no
 // use or the time for it is over.
-func result(m ledger.Delivery, status int, problem string, atLeast time.Duration, useless bool) ledger.DeliveryResult {
-	r := ledger.DeliveryResult{State: ledger.DeliveryWaiting, Pause: max(backoff(m.Tries), atLeast), Status: status, Problem: problem}
+func result(m job.Delivery, status int, problem string, atLeast time.Duration, useless bool) ledger.DeliveryResult {
+	r := ledger.DeliveryResult{State: job.DeliveryWaiting, Pause: max(backoff(m.Tries), atLeast), Status: status, Problem: problem}
 	if useless || time.Now().Add(r.Pause).After(m.Began.Add(giveUpAfter)) {
-		r.State, r.Pause = ledger.DeliveryGivenUp, 0
+		r.State, r.Pause = job.DeliveryGivenUp, 0
 	}
 	return r
 }

@@ -18,6 +18,7 @@ package webhook
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -173,13 +174,16 @@ func (d *Dispatcher) Stop() {
 }
 
 // Deliveries lists messages, as ledger.Webhooks does.
-func (d *Dispatcher) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, cursor int64, limit int) ([]ledger.Delivery, int64, error) {
+func (d *Dispatcher) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
 	return d.cfg.Ledger.Deliveries(ctx, filter, cursor, limit)
 }
 
-// Redeliver sends a message again, and soon. The error is ledger.ErrNoDelivery.
-func (d *Dispatcher) Redeliver(ctx context.Context, id, tenant string) (ledger.Delivery, error) {
+// Redeliver sends a message again, and soon. The error is job.ErrNoMessage.
+func (d *Dispatcher) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
 	again, err := d.cfg.Ledger.Redeliver(ctx, id, tenant)
+	if errors.Is(err, ledger.ErrNoDelivery) {
+		return job.Delivery{}, job.ErrNoMessage
+	}
 	if err == nil {
 		d.nudge()
 	}

@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"client":     {"job"},
 	"docs":       {},
 	"daemon": {
-		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
+		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing", "webhook",
 	},
 	"job":                     {},
 	"ledger":                  {"job"},
@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"access":                  {},
 	"api":                     {"job", "access"},
 	"fleet":                   {"job"},
+	"webhook":                 {"job", "ledger"},
 	"shepherd":                {"job", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},

@@ -168,9 +168,9 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 		_, answers["JobWebhooks"] = w.JobWebhooks(ctx, []ledger.JobRun{{Job: c.ID, Run: 1}})
 		_, answers["QueueDeliveries"] = w.QueueDeliveries(ctx, "consumer", "", "", nil, nil)
 		_, _, answers["ClaimDeliveries"] = w.ClaimDeliveries(ctx, 1, nil, time.Hour)
-		answers["SettleDelivery"] = w.SettleDelivery(ctx, "x", 1, ledger.DeliveryResult{State: ledger.DeliveryDelivered})
+		answers["SettleDelivery"] = w.SettleDelivery(ctx, "x", 1, ledger.DeliveryResult{State: job.DeliveryDelivered})
 		_, answers["Redeliver"] = w.Redeliver(ctx, "x", "")
-		_, _, answers["Deliveries"] = w.Deliveries(ctx, ledger.DeliveryFilter{}, 0, 1)
+		_, _, answers["Deliveries"] = w.Deliveries(ctx, job.DeliveryFilter{}, 0, 1)
 		_, answers["ExpireDeliveries"] = w.ExpireDeliveries(ctx, time.Hour, 1, 1)
 	}
 	return answers

@@ -39,12 +39,12 @@ func (f *fixture) hooked(id string, run int) job.Webhook {
 }
 
 // message is one about a job.
-func message(id, receiver, about string) ledger.Delivery {
-	return ledger.Delivery{ID: id, Receiver: receiver, Job: job.ID(about), Run: 1, Kind: job.EventEnded, Tenant: "wool", Payload: []byte(`{"id":"` + id + `"}`)}
+func message(id, receiver, about string) job.Delivery {
+	return job.Delivery{ID: id, Receiver: receiver, Job: job.ID(about), Run: 1, Kind: job.EventEnded, Tenant: "wool", Payload: []byte(`{"id":"` + id + `"}`)}
 }
 
 // queue queues messages for the consumer "c", which is at the cursor from.
-func (f *fixture) queue(from, to job.Cursor, messages ...ledger.Delivery) {
+func (f *fixture) queue(from, to job.Cursor, messages ...job.Delivery) {
 	f.Helper()
 	if moved, err := f.webhooks().QueueDeliveries(f.Context(), "c", from, to, messages, nil); err != nil || !moved {
 		f.Fatalf("QueueDeliveries: %v, %v", moved, err)
@@ -52,7 +52,7 @@ func (f *fixture) queue(from, to job.Cursor, messages ...ledger.Delivery) {
 }
 
 // take claims messages, and wants these.
-func (f *fixture) take(hold time.Duration, want ...string) []ledger.Delivery {
+func (f *fixture) take(hold time.Duration, want ...string) []job.Delivery {
 	f.Helper()
 	due, _, err := f.webhooks().ClaimDeliveries(f.Context(), 100, nil, hold)
 	if err != nil {
@@ -72,7 +72,7 @@ func (f *fixture) take(hold time.Duration, want ...string) []ledger.Delivery {
 	return due
 }
 
-func (f *fixture) settle(d ledger.Delivery, result ledger.DeliveryResult) {
+func (f *fixture) settle(d job.Delivery, result ledger.DeliveryResult) {
 	f.Helper()
 	if err := f.webhooks().SettleDelivery(f.Context(), d.ID, d.Tries, result); err != nil {
 		f.Fatalf("SettleDelivery(%s): %v", d.ID, err)
@@ -80,10 +80,10 @@ func (f *fixture) settle(d ledger.Delivery, result ledger.DeliveryResult) {
 }
 
 // delivery is a message as it is listed.
-func (f *fixture) delivery(id string) ledger.Delivery {
+func (f *fixture) delivery(id string) job.Delivery {
 	f.Helper()
 	for cursor := int64(0); ; {
-		page, next, err := f.webhooks().Deliveries(f.Context(), ledger.DeliveryFilter{}, cursor, 2)
+		page, next, err := f.webhooks().Deliveries(f.Context(), job.DeliveryFilter{}, cursor, 2)
 		if err != nil {
 			f.Fatalf("Deliveries: %v", err)
 		}
@@ -155,7 +155,7 @@ func (s suite) testDeliveries(t *testing.T) {
 	f.queue("", "1", message("a1", "r", "x"), message("a2", "r", "x"), message("b1", "r", "y"))
 	f.queue("1", "2", message("a1", "r", "x"), message("c1", "https://example.com", "x"))
 	for _, from := range []job.Cursor{"", "1", "3"} {
-		moved, err := f.webhooks().QueueDeliveries(f.Context(), "c", from, "2", []ledger.Delivery{message("none", "r", "z")}, nil)
+		moved, err := f.webhooks().QueueDeliveries(f.Context(), "c", from, "2", []job.Delivery{message("none", "r", "z")}, nil)
 		if err != nil || moved {
 			t.Fatalf("QueueDeliveries from %q: %v, %v", from, moved, err)
 		}
@@ -170,17 +170,17 @@ func (s suite) testDeliveries(t *testing.T) {
 	if due, _, err := f.webhooks().ClaimDeliveries(f.Context(), 5, []string{"r", "none"}, time.Hour); err != nil || len(due) != 1 || due[0].ID != "c1" {
 		t.Fatalf("claimed but for r: %+v, %v", due, err)
 	} else {
-		f.settle(due[0], ledger.DeliveryResult{State: ledger.DeliveryGivenUp, Status: 410, Problem: strings.Repeat("ö", 400)})
+		f.settle(due[0], ledger.DeliveryResult{State: job.DeliveryGivenUp, Status: 410, Problem: strings.Repeat("ö", 400)})
 	}
-	if d := f.delivery("c1"); d.State != ledger.DeliveryGivenUp || d.Status != 410 || d.Problem != strings.Repeat("ö", 256) || d.Settled.IsZero() || !d.Due.IsZero() || d.Tries != 1 {
+	if d := f.delivery("c1"); d.State != job.DeliveryGivenUp || d.Status != 410 || d.Problem != strings.Repeat("ö", 256) || d.Settled.IsZero() || !d.Due.IsZero() || d.Tries != 1 {
 		t.Fatalf("given up: %+v", d)
 	}
 	claimed := f.take(time.Hour, "a1", "b1")
 	f.take(time.Hour)
-	byID := map[string]ledger.Delivery{}
+	byID := map[string]job.Delivery{}
 	for _, d := range claimed {
 		byID[d.ID] = d
-		if want := message(d.ID, "r", string(d.Job)); d.Run != 1 || d.Kind != want.Kind || d.Tenant != "wool" || d.Receiver != "r" || d.Tries != 1 || d.State != ledger.DeliveryWaiting || d.Created.IsZero() || d.Began.Before(d.Created) {
+		if want := message(d.ID, "r", string(d.Job)); d.Run != 1 || d.Kind != want.Kind || d.Tenant != "wool" || d.Receiver != "r" || d.Tries != 1 || d.State != job.DeliveryWaiting || d.Created.IsZero() || d.Began.Before(d.Created) {
 			t.Fatalf("claimed %+v", d)
 		}
 	}
@@ -190,12 +190,12 @@ func (s suite) testDeliveries(t *testing.T) {
 	}
 
 	// One that is to be tried again keeps the one behind it waiting.
-	f.settle(byID["a1"], ledger.DeliveryResult{State: ledger.DeliveryWaiting, Pause: time.Hour, Status: 500, Problem: "no"})
+	f.settle(byID["a1"], ledger.DeliveryResult{State: job.DeliveryWaiting, Pause: time.Hour, Status: 500, Problem: "no"})
 	f.take(time.Hour)
-	if d := f.delivery("a1"); d.State != ledger.DeliveryWaiting || d.Status != 500 || d.Problem != "no" || !d.Due.After(d.Created) {
+	if d := f.delivery("a1"); d.State != job.DeliveryWaiting || d.Status != 500 || d.Problem != "no" || !d.Due.After(d.Created) {
 		t.Fatalf("to be tried again: %+v", d)
 	}
-	if d := f.delivery("a2"); d.State != ledger.DeliveryWaiting || !d.Due.IsZero() || d.Tries != 0 {
+	if d := f.delivery("a2"); d.State != job.DeliveryWaiting || !d.Due.IsZero() || d.Tries != 0 {
 		t.Fatalf("waits for another: %+v", d)
 	}
 	f.crash()
@@ -208,12 +208,12 @@ func (s suite) testDeliveries(t *testing.T) {
 		t.Fatalf("tries begin anew on request: %+v", second[0])
 	}
 	third := f.take(time.Hour, "a1") // its hold is over
-	f.settle(second[0], ledger.DeliveryResult{State: ledger.DeliveryDelivered, Status: 200})
-	if d := f.delivery("a1"); d.State != ledger.DeliveryWaiting || third[0].Tries != 2 {
+	f.settle(second[0], ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})
+	if d := f.delivery("a1"); d.State != job.DeliveryWaiting || third[0].Tries != 2 {
 		t.Fatalf("a try that was given up settled %+v", d)
 	}
 	for range 2 { // settling again changes nothing
-		f.settle(third[0], ledger.DeliveryResult{State: ledger.DeliveryDelivered, Status: 204})
+		f.settle(third[0], ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 204})
 	}
 	behind := f.take(time.Hour, "a2")
 	f.queue("2", "4", message("a3", "r", "x"), message("a4", "r", "x"))
@@ -224,9 +224,9 @@ func (s suite) testDeliveries(t *testing.T) {
 		t.Fatal(err)
 	}
 	outOfOrder := f.take(time.Hour, "a1")
-	f.settle(behind[0], ledger.DeliveryResult{State: ledger.DeliveryGivenUp, Problem: "no answer"})
+	f.settle(behind[0], ledger.DeliveryResult{State: job.DeliveryGivenUp, Problem: "no answer"})
 	f.take(time.Hour, "a3")
-	f.settle(outOfOrder[0], ledger.DeliveryResult{State: ledger.DeliveryDelivered, Status: 200})
+	f.settle(outOfOrder[0], ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})
 	f.take(time.Hour)
 	if waiting, err := f.webhooks().Redeliver(f.Context(), "a4", ""); err != nil || !waiting.Due.IsZero() {
 		t.Fatalf("Redeliver of one that waits for another: %+v, %v", waiting, err)
@@ -242,10 +242,10 @@ func (s suite) testDeliveries(t *testing.T) {
 // testDeliveriesListed lists and removes messages.
 func (s suite) testDeliveriesListed(t *testing.T) {
 	f := s.open(t, Options{})
-	if _, _, err := f.webhooks().Deliveries(f.Context(), ledger.DeliveryFilter{}, 0, 0); !errdefs.IsInternal(err) {
+	if _, _, err := f.webhooks().Deliveries(f.Context(), job.DeliveryFilter{}, 0, 0); !errdefs.IsInternal(err) {
 		t.Fatalf("a page of none: %v", err)
 	}
-	var all []ledger.Delivery
+	var all []job.Delivery
 	for i := range 24 {
 		m := message(fmt.Sprint("m", i), []string{"r", "https://example.com"}[i%2], fmt.Sprint("job", i%3))
 		m.Tenant = []string{"", "wool", "meat", "wool"}[i%4]
@@ -254,18 +254,18 @@ func (s suite) testDeliveriesListed(t *testing.T) {
 	f.queue("", "1", all...)
 	for _, d := range f.take(time.Hour, "m0", "m1", "m2", "m3", "m4", "m5") {
 		if d.ID != "m0" {
-			f.settle(d, ledger.DeliveryResult{State: ledger.DeliveryDelivered, Status: 200})
+			f.settle(d, ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})
 		}
 	}
-	for _, filter := range []ledger.DeliveryFilter{
-		{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job2", Tenant: "wool"}, {Receiver: "r"}, {State: ledger.DeliveryDelivered},
-		{State: ledger.DeliveryWaiting, Receiver: "r", Job: "job0", Tenant: "meat"}, {Tenant: "none"}, {State: ledger.DeliveryGivenUp},
+	for _, filter := range []job.DeliveryFilter{
+		{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job2", Tenant: "wool"}, {Receiver: "r"}, {State: job.DeliveryDelivered},
+		{State: job.DeliveryWaiting, Receiver: "r", Job: "job0", Tenant: "meat"}, {Tenant: "none"}, {State: job.DeliveryGivenUp},
 	} {
 		var want []string
 		for i, m := range slices.Backward(all) {
-			m.State = ledger.DeliveryWaiting
+			m.State = job.DeliveryWaiting
 			if i >= 1 && i <= 5 {
-				m.State = ledger.DeliveryDelivered
+				m.State = job.DeliveryDelivered
 			}
 			if filter.Match(m) {
 				want = append(want, m.ID)
@@ -304,7 +304,7 @@ func (s suite) testDeliveriesListed(t *testing.T) {
 	expire(0, 100, 2, 2)
 	expire(0, 100, 2, 1)
 	expire(0, 0, 100, 0)
-	if f.delivery("m0").State != ledger.DeliveryWaiting {
+	if f.delivery("m0").State != job.DeliveryWaiting {
 		t.Fatal("a message that waits has another state")
 	}
 }
@@ -322,7 +322,7 @@ func (s suite) testDeliveriesConcurrent(t *testing.T) {
 	group.Go(func() {
 		at := job.Cursor("")
 		for n := range each {
-			var messages []ledger.Delivery
+			var messages []job.Delivery
 			for j := range jobs {
 				messages = append(messages, message(fmt.Sprintf("%d-%d", j, n), "r", fmt.Sprint("job", j)))
 			}
@@ -352,7 +352,7 @@ func (s suite) testDeliveriesConcurrent(t *testing.T) {
 					claimed[d.Job] = append(claimed[d.Job], d.ID)
 					total++
 					mu.Unlock()
-					if err := w.SettleDelivery(t.Context(), d.ID, d.Tries, ledger.DeliveryResult{State: ledger.DeliveryDelivered}); err != nil {
+					if err := w.SettleDelivery(t.Context(), d.ID, d.Tries, ledger.DeliveryResult{State: job.DeliveryDelivered}); err != nil {
 						t.Errorf("SettleDelivery: %v", err)
 					}
 				}

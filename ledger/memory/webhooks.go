@@ -28,7 +28,7 @@ type runWebhook struct {
 }
 
 type delivery struct {
-	ledger.Delivery
+	job.Delivery
 	again      bool  // out of order, on request
 	settledAge int64 // the ledger's age when it was settled, 0 before
 }
@@ -53,7 +53,7 @@ func (w *webhooks) removed(id job.ID) {
 // first is the message that the others about a job for a receiver wait for; nil for none.
 func (w *webhooks) first(receiver string, id job.ID) *delivery {
 	for _, d := range w.deliveries {
-		if d.Receiver == receiver && d.Job == id && d.State == ledger.DeliveryWaiting && !d.again {
+		if d.Receiver == receiver && d.Job == id && d.State == job.DeliveryWaiting && !d.again {
 			return d
 		}
 	}
@@ -87,7 +87,7 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []ledger.Delivery, complete []ledger.JobRun) (bool, error) {
+func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	moved := false
 	err := l.call(ctx, "queue messages for receivers of webhooks", func() error {
 		if moved = l.checkpoints[consumer] == from; !moved {
@@ -100,7 +100,7 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 				continue
 			}
 			d := &delivery{Delivery: m}
-			d.State, d.Created, d.Began, d.Payload = ledger.DeliveryWaiting, now, now, slices.Clone(m.Payload)
+			d.State, d.Created, d.Began, d.Payload = job.DeliveryWaiting, now, now, slices.Clone(m.Payload)
 			if l.webhooks.first(m.Receiver, m.Job) == nil {
 				d.Due = now
 			}
@@ -122,7 +122,7 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 }
 
 // ClaimDeliveries implements ledger.Webhooks.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []ledger.Delivery, next time.Duration, err error) {
+func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []job.Delivery, next time.Duration, err error) {
 	err = l.call(ctx, "claim messages for receivers of webhooks", func() error {
 		now := l.moment().Now
 		var waiting []*delivery
@@ -153,12 +153,12 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
 	return l.call(ctx, "settle message "+id, func() error {
 		d := l.webhooks.find(id)
-		if d == nil || d.Tries != try || d.State != ledger.DeliveryWaiting {
+		if d == nil || d.Tries != try || d.State != job.DeliveryWaiting {
 			return nil
 		}
 		m := l.moment()
 		d.Status, d.Problem = result.Status, ledger.ClipProblem(result.Problem)
-		if result.State == ledger.DeliveryWaiting {
+		if result.State == job.DeliveryWaiting {
 			d.Due = m.Now.Add(max(result.Pause.Truncate(time.Microsecond), time.Microsecond))
 			return nil
 		}
@@ -171,17 +171,17 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Delivery, error) {
-	var again ledger.Delivery
+func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+	var again job.Delivery
 	err := l.call(ctx, "deliver message "+id+" again", func() error {
 		d := l.webhooks.find(id)
 		if d == nil || tenant != "" && d.Tenant != tenant {
 			return ledger.ErrNoDelivery
 		}
-		waiting := d.State == ledger.DeliveryWaiting
+		waiting := d.State == job.DeliveryWaiting
 		if !waiting || !d.Due.IsZero() {
 			now := l.moment().Now
-			d.State, d.Due, d.Began, d.Settled, d.settledAge, d.Tries = ledger.DeliveryWaiting, now, now, time.Time{}, 0, 0
+			d.State, d.Due, d.Began, d.Settled, d.settledAge, d.Tries = job.DeliveryWaiting, now, now, time.Time{}, 0, 0
 			d.again = d.again || !waiting
 		}
 		again = d.Delivery
@@ -192,7 +192,7 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Deliv
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, cursor int64, limit int) (listed []ledger.Delivery, next int64, err error) {
+func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) (listed []job.Delivery, next int64, err error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)

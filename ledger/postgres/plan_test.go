@@ -116,7 +116,7 @@ func TestPlans(t *testing.T) {
 	} {
 		queries[name] = query{text, hooks}
 	}
-	for name, filter := range map[string]ledger.DeliveryFilter{"messages": {}, "messages of a job": {Job: "job2"}, "messages of a tenant": {Tenant: "none"}} {
+	for name, filter := range map[string]job.DeliveryFilter{"messages": {}, "messages of a job": {Job: "job2"}, "messages of a tenant": {Tenant: "none"}} {
 		text, args := deliveriesQuery(filter, 1<<40, 10)
 		queries[name] = query{text, args}
 	}

@@ -98,7 +98,7 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []ledger.Delivery, complete []ledger.JobRun) (bool, error) {
+func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	return read(ctx, l, "queue messages for receivers of webhooks", func(ctx context.Context) (moved bool, err error) {
 		err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 			batch := &pgx.Batch{}
@@ -117,7 +117,7 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 }
 
 // queueBatch adds messages, and drops the webhooks of runs whose messages are complete.
-func queueBatch(messages []ledger.Delivery, complete []ledger.JobRun) *pgx.Batch {
+func queueBatch(messages []job.Delivery, complete []ledger.JobRun) *pgx.Batch {
 	batch := &pgx.Batch{}
 	for _, m := range messages {
 		batch.Queue(queryQueueDelivery, pgx.NamedArgs{
@@ -140,12 +140,12 @@ func (l *Ledger) send(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
 
 // claimed are messages to try.
 type claimed struct {
-	messages []ledger.Delivery
+	messages []job.Delivery
 	next     time.Duration
 }
 
 // ClaimDeliveries implements ledger.Webhooks. It writes nothing where no message is due.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]ledger.Delivery, time.Duration, error) {
+func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
 	args := pgx.NamedArgs{"limit": limit, "except": append([]string{}, except...), "hold": hold.Microseconds()}
 	c, err := read(ctx, l, "claim messages for receivers of webhooks", func(ctx context.Context) (claimed, error) {
 		var c claimed
@@ -192,7 +192,7 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 		"pause": max(result.Pause.Microseconds(), 1),
 	}
 	return l.call(ctx, "settle message "+id, func(ctx context.Context) error {
-		if result.State == ledger.DeliveryWaiting {
+		if result.State == job.DeliveryWaiting {
 			_, err := l.exec(ctx, queryPostponeDelivery, args)
 			return err
 		}
@@ -205,8 +205,8 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Delivery, error) {
-	return read(ctx, l, "deliver message "+id+" again", func(ctx context.Context) (again ledger.Delivery, err error) {
+func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+	return read(ctx, l, "deliver message "+id+" again", func(ctx context.Context) (again job.Delivery, err error) {
 		found := false
 		err = l.query(ctx, queryRedeliver, pgx.NamedArgs{"id": text(id), "tenant": text(tenant)}, func(rows pgx.Rows) (err error) {
 			found = true
@@ -221,14 +221,14 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Deliv
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, cursor int64, limit int) ([]ledger.Delivery, int64, error) {
+func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
 	}
 	query, args := deliveriesQuery(filter, cursor, limit+1)
-	listed, err := read(ctx, l, doing, func(ctx context.Context) ([]ledger.Delivery, error) {
-		var listed []ledger.Delivery
+	listed, err := read(ctx, l, doing, func(ctx context.Context) ([]job.Delivery, error) {
+		var listed []job.Delivery
 		err := l.query(ctx, query, args, func(rows pgx.Rows) error {
 			d, err := scanDelivery(rows)
 			listed = append(listed, d)
@@ -245,7 +245,7 @@ func (l *Ledger) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, c
 	return listed, 0, nil
 }
 
-func deliveriesQuery(filter ledger.DeliveryFilter, cursor int64, limit int) (string, pgx.NamedArgs) {
+func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string, pgx.NamedArgs) {
 	query := `SELECT ` + deliveryColumns + ` FROM shepherd.deliveries d WHERE true`
 	if cursor > 0 {
 		query += ` AND d.seq <= @cursor`
@@ -277,8 +277,8 @@ func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, 
 }
 
 // scanDelivery reads the deliveryColumns and what follows them.
-func scanDelivery(rows pgx.Rows, more ...any) (ledger.Delivery, error) {
-	var d ledger.Delivery
+func scanDelivery(rows pgx.Rows, more ...any) (job.Delivery, error) {
+	var d job.Delivery
 	var due, settled *time.Time
 	err := rows.Scan(append([]any{&d.Seq, &d.ID, &d.Receiver, &d.Job, &d.Run, &d.Tenant, &d.Kind, &d.State, &d.Created, &d.Began, &due, &settled, &d.Tries, &d.Status, &d.Problem}, more...)...)
 	d.Created, d.Began, d.Due, d.Settled = d.Created.UTC(), d.Began.UTC(), toTime(due), toTime(settled)

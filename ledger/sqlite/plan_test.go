@@ -68,9 +68,9 @@ func checkPlans(t *testing.T, l *Ledger) string {
 	} {
 		queries[name], _ = eventsQuery(1, 2, filter, 10)
 	}
-	for name, filter := range map[string]ledger.DeliveryFilter{
+	for name, filter := range map[string]job.DeliveryFilter{
 		"deliveries": {}, "deliveries of a job": {Job: "x"}, "deliveries of a tenant": {Tenant: "wool"},
-		"deliveries narrowly": {Job: "x", Tenant: "wool", Receiver: "r", State: ledger.DeliveryWaiting},
+		"deliveries narrowly": {Job: "x", Tenant: "wool", Receiver: "r", State: job.DeliveryWaiting},
 	} {
 		queries[name], _ = deliveriesQuery(filter, 7, 10)
 	}

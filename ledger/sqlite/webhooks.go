@@ -150,7 +150,7 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []ledger.Delivery, complete []ledger.JobRun) (bool, error) {
+func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	var moved bool
 	err := l.change(ctx, "queue messages for receivers of webhooks", func(t *tx) error {
 		var at string
@@ -182,7 +182,7 @@ func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to 
 }
 
 // ClaimDeliveries implements ledger.Webhooks. It writes nothing where no message is due.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]ledger.Delivery, time.Duration, error) {
+func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
 	const doing = "claim messages for receivers of webhooks"
 	left, err := json.Marshal(append([]string{}, except...))
 	if err != nil {
@@ -206,7 +206,7 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 	if err != nil || idle {
 		return nil, next, err
 	}
-	var due []ledger.Delivery
+	var due []job.Delivery
 	err = l.change(ctx, doing, func(t *tx) error {
 		due, next = nil, 0 // this may run again
 		now := fromTime(t.now)
@@ -246,7 +246,7 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 	problem := ledger.ClipProblem(result.Problem)
 	return l.change(ctx, "settle message "+id, func(t *tx) error {
 		now := fromTime(t.now)
-		if result.State == ledger.DeliveryWaiting {
+		if result.State == job.DeliveryWaiting {
 			_, err := t.exec(t.do.webhooks.postpone, now+max(result.Pause.Microseconds(), 1), result.Status, problem, id, try)
 			return err
 		}
@@ -263,8 +263,8 @@ func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result 
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Delivery, error) {
-	var again ledger.Delivery
+func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+	var again job.Delivery
 	err := l.change(ctx, "deliver message "+id+" again", func(t *tx) error {
 		found := false
 		find := func() error {
@@ -280,7 +280,7 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Deliv
 		if !found || tenant != "" && again.Tenant != tenant {
 			return ledger.ErrNoDelivery
 		}
-		if again.State == ledger.DeliveryWaiting && again.Due.IsZero() {
+		if again.State == job.DeliveryWaiting && again.Due.IsZero() {
 			return nil
 		}
 		if _, err := t.exec(t.do.webhooks.again, fromTime(t.now), again.Seq); err != nil {
@@ -289,18 +289,18 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (ledger.Deliv
 		return find()
 	}, nil)
 	if err != nil {
-		return ledger.Delivery{}, err
+		return job.Delivery{}, err
 	}
 	return again, nil
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, cursor int64, limit int) ([]ledger.Delivery, int64, error) {
+func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
 	}
-	var listed []ledger.Delivery
+	var listed []job.Delivery
 	err := l.call(doing, func() error {
 		query, args := deliveriesQuery(filter, cursor, limit+1)
 		rows, err := l.reads.QueryContext(ctx, query, args...)
@@ -326,7 +326,7 @@ func (l *Ledger) Deliveries(ctx context.Context, filter ledger.DeliveryFilter, c
 	return listed, 0, nil
 }
 
-func deliveriesQuery(filter ledger.DeliveryFilter, cursor int64, limit int) (string, []any) {
+func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string, []any) {
 	var query strings.Builder
 	query.WriteString(`SELECT ` + deliveryColumns + ` FROM deliveries WHERE true`)
 	var args []any
@@ -388,8 +388,8 @@ func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, 
 }
 
 // scanDelivery reads the deliveryColumns and what follows them.
-func scanDelivery(scan func(...any) error, more ...any) (ledger.Delivery, error) {
-	var d ledger.Delivery
+func scanDelivery(scan func(...any) error, more ...any) (job.Delivery, error) {
+	var d job.Delivery
 	var created, began, due, settled int64
 	err := scan(append([]any{&d.Seq, &d.ID, &d.Receiver, &d.Job, &d.Run, &d.Tenant, &d.Kind, &d.State, &created, &began, &due, &settled, &d.Tries, &d.Status, &d.Problem}, more...)...)
 	d.Created, d.Began, d.Due, d.Settled = toTime(created), toTime(began), toTime(due), toTime(settled)
