@@ -19,6 +19,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -188,6 +189,19 @@ func (d *Dispatcher) Redeliver(ctx context.Context, id, tenant string) (job.Deli
 		d.nudge()
 	}
 	return again, err
+}
+
+// JobSecret is the text of the secret for the receivers that jobs of a tenant name; empty
+// where jobs may name none.
+func (d *Dispatcher) JobSecret(tenant string) (string, error) {
+	if d.cfg.JobSecrets == nil {
+		return "", nil
+	}
+	secrets, err := d.cfg.JobSecrets(tenant)
+	if err != nil {
+		return "", fmt.Errorf("read the secret for webhooks of jobs: %w", err)
+	}
+	return secrets[0].Text(), nil
 }
 
 // nudge has messages looked for that are due.
