@@ -19,6 +19,8 @@ CONTAINERD2 := $(CACHE)/bin/containerd
 # What drives the page in a browser, and what looks at it for people who do not see it.
 # The version of Playwright is one that works with the Node.js of Debian 12, too.
 BROWSER  := $(CACHE)/browser/node_modules/axe-core/package.json
+# The reference library of Standard Webhooks, which receivers verify messages with.
+WEBHOOKS := $(CACHE)/webhooks/node_modules/standardwebhooks/package.json
 # The real digits that the example's model was trained and is tested on.
 DIGITS   := $(CACHE)/digits/package/package.json
 PROGRAMS := shepherdd shepherd-shim shepherd-runner
@@ -118,7 +120,7 @@ run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) ## install what the tests need and run them all, with -race
+test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) $(WEBHOOKS) ## install what the tests need and run them all, with -race
 	test/run
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
@@ -210,6 +212,18 @@ $(BROWSER):
 		e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745 axe-core-4.14.1.tgz | sha256sum -c --quiet
 	tar -xzf $(CACHE)/browser/playwright-core-1.60.0.tgz -C $(CACHE)/browser/node_modules/playwright-core --strip-components=1
 	tar -xzf $(CACHE)/browser/axe-core-4.14.1.tgz -C $(CACHE)/browser/node_modules/axe-core --strip-components=1
+	@touch $@
+
+$(WEBHOOKS):
+	@mkdir -p $(CACHE)/webhooks/node_modules/standardwebhooks $(CACHE)/webhooks/node_modules/@stablelib/base64 $(CACHE)/webhooks/node_modules/fast-sha256
+	cd $(CACHE)/webhooks && npm pack --silent standardwebhooks@1.1.1 @stablelib/base64@1.0.1 fast-sha256@1.3.0
+	cd $(CACHE)/webhooks && printf '%s  %s\n' \
+		d0bc8fec280c9e30ea3cbc876f44fe71d56f443aeca2bd2bdf745718308d4aed standardwebhooks-1.1.1.tgz \
+		0130711d2e0d3f87436c7825db1f35bd6134fba2eda64b0df43d781f9b6a596a stablelib-base64-1.0.1.tgz \
+		4f897ea2594dc9cfb1250e7d4d0f65b4f105952a802fff2d06990bf1dc2c84f6 fast-sha256-1.3.0.tgz | sha256sum -c --quiet
+	tar -xzf $(CACHE)/webhooks/stablelib-base64-1.0.1.tgz -C $(CACHE)/webhooks/node_modules/@stablelib/base64 --strip-components=1
+	tar -xzf $(CACHE)/webhooks/fast-sha256-1.3.0.tgz -C $(CACHE)/webhooks/node_modules/fast-sha256 --strip-components=1
+	tar -xzf $(CACHE)/webhooks/standardwebhooks-1.1.1.tgz -C $(CACHE)/webhooks/node_modules/standardwebhooks --strip-components=1
 	@touch $@
 
 $(DIGITS):

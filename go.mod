@@ -3,6 +3,7 @@ module github.com/iterait/shepherd
 go 1.26.8
 
 require (
+	code.dny.dev/ssrf v0.3.0
 	github.com/NVIDIA/go-nvml v0.13.4-0
 	github.com/NVIDIA/nvidia-container-toolkit v1.20.1
 	github.com/containerd/containerd/api v1.11.1

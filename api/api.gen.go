@@ -98,6 +98,60 @@ func (e GPUHealth) Valid() bool {
 	}
 }
 
+// Defines values for MessageEvent.
+const (
+	MessageEventCancel   MessageEvent = "cancel"
+	MessageEventClaimed  MessageEvent = "claimed"
+	MessageEventDue      MessageEvent = "due"
+	MessageEventEnded    MessageEvent = "ended"
+	MessageEventQueued   MessageEvent = "queued"
+	MessageEventReturned MessageEvent = "returned"
+	MessageEventStarted  MessageEvent = "started"
+)
+
+// Valid indicates whether the value is a known member of the MessageEvent enum.
+func (e MessageEvent) Valid() bool {
+	switch e {
+	case MessageEventCancel:
+		return true
+	case MessageEventClaimed:
+		return true
+	case MessageEventDue:
+		return true
+	case MessageEventEnded:
+		return true
+	case MessageEventQueued:
+		return true
+	case MessageEventReturned:
+		return true
+	case MessageEventStarted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MessageState.
+const (
+	MessageStateDelivered MessageState = "delivered"
+	MessageStateGivenUp   MessageState = "given-up"
+	MessageStateWaiting   MessageState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the MessageState enum.
+func (e MessageState) Valid() bool {
+	switch e {
+	case MessageStateDelivered:
+		return true
+	case MessageStateGivenUp:
+		return true
+	case MessageStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TimelineEntryEvent.
 const (
 	TimelineEntryEventCancel   TimelineEntryEvent = "cancel"
@@ -131,6 +185,39 @@ func (e TimelineEntryEvent) Valid() bool {
 	}
 }
 
+// Defines values for WebhookEvents.
+const (
+	WebhookEventsCancel   WebhookEvents = "cancel"
+	WebhookEventsClaimed  WebhookEvents = "claimed"
+	WebhookEventsDue      WebhookEvents = "due"
+	WebhookEventsEnded    WebhookEvents = "ended"
+	WebhookEventsQueued   WebhookEvents = "queued"
+	WebhookEventsReturned WebhookEvents = "returned"
+	WebhookEventsStarted  WebhookEvents = "started"
+)
+
+// Valid indicates whether the value is a known member of the WebhookEvents enum.
+func (e WebhookEvents) Valid() bool {
+	switch e {
+	case WebhookEventsCancel:
+		return true
+	case WebhookEventsClaimed:
+		return true
+	case WebhookEventsDue:
+		return true
+	case WebhookEventsEnded:
+		return true
+	case WebhookEventsQueued:
+		return true
+	case WebhookEventsReturned:
+		return true
+	case WebhookEventsStarted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListJobsParamsState.
 const (
 	ListJobsParamsStateCancelled  ListJobsParamsState = "cancelled"
@@ -152,6 +239,27 @@ func (e ListJobsParamsState) Valid() bool {
 	case ListJobsParamsStateProcessing:
 		return true
 	case ListJobsParamsStateQueued:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsState.
+const (
+	ListMessagesParamsStateDelivered ListMessagesParamsState = "delivered"
+	ListMessagesParamsStateGivenUp   ListMessagesParamsState = "given-up"
+	ListMessagesParamsStateWaiting   ListMessagesParamsState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsState enum.
+func (e ListMessagesParamsState) Valid() bool {
+	switch e {
+	case ListMessagesParamsStateDelivered:
+		return true
+	case ListMessagesParamsStateGivenUp:
+		return true
+	case ListMessagesParamsStateWaiting:
 		return true
 	default:
 		return false
@@ -620,6 +728,7 @@ type JobRequest struct {
 	RunTimeout  *Duration `json:"run_timeout,omitempty"`
 	SheepId     *string   `json:"sheep_id,omitempty"`
 	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
+	Webhook     *Webhook  `json:"webhook,omitempty"`
 }
 
 // JobStatus defines model for JobStatus.
@@ -655,6 +764,47 @@ type Limits struct {
 	RetryPause  float64 `json:"retry_pause"`
 	RunTimeout  float64 `json:"run_timeout"`
 	WaitTimeout float64 `json:"wait_timeout"`
+}
+
+// Message defines model for Message.
+type Message struct {
+	// CreatedAt Example: 2026-11-22T10:08:03.942214
+	CreatedAt *Time `json:"created_at"`
+
+	// DueAt When it is tried next; null once it is delivered or given up, and while an earlier message about the job is not
+	DueAt *Time        `json:"due_at"`
+	Event MessageEvent `json:"event"`
+	Id    string       `json:"id"`
+	JobId string       `json:"job_id"`
+
+	// Problem Why the last try failed
+	Problem *string `json:"problem"`
+
+	// Receiver Its name in the configuration or, where a job named it, its URL
+	Receiver string `json:"receiver"`
+	Run      int    `json:"run"`
+
+	// SettledAt When it was delivered or given up
+	SettledAt *Time        `json:"settled_at"`
+	State     MessageState `json:"state"`
+
+	// Status The HTTP status of the last answer
+	Status *int `json:"status"`
+	Tries  int  `json:"tries"`
+}
+
+// MessageEvent defines model for Message.Event.
+type MessageEvent string
+
+// MessageState defines model for Message.State.
+type MessageState string
+
+// MessageList defines model for MessageList.
+type MessageList struct {
+	Messages []Message `json:"messages"`
+
+	// Next What to ask for next; null at the end
+	Next *string `json:"next"`
 }
 
 // Model defines model for Model.
@@ -964,6 +1114,26 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// Webhook Where messages about this run of the job are sent, in the form of Standard Webhooks
+type Webhook struct {
+	// Events Which events are told of; only `ended` if left out
+	Events *[]WebhookEvents `json:"events,omitempty"`
+
+	// Url `https://` or `http://`, without credentials
+	//
+	// Example: https://example.com/hook
+	Url string `json:"url"`
+}
+
+// WebhookEvents defines model for Webhook.Events.
+type WebhookEvents string
+
+// WebhookSecret defines model for WebhookSecret.
+type WebhookSecret struct {
+	// Secret `whsec_` and base64
+	Secret string `json:"secret"`
+}
+
 // AfterEvent defines model for AfterEvent.
 type AfterEvent = string
 
@@ -1026,6 +1196,9 @@ type NoModelApplicationJSON = Error
 
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
+
+// NoWebhooks An error, as in RFC 9457
+type NoWebhooks = Problem
 
 // PreconditionFailedApplicationJSON defines model for PreconditionFailed.
 type PreconditionFailedApplicationJSON = Error
@@ -1198,6 +1371,27 @@ type GetSheepLogsParams struct {
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
+// ListMessagesParams defines parameters for ListMessages.
+type ListMessagesParams struct {
+	// Job Only messages about this job
+	Job *string `form:"job,omitempty" json:"job,omitempty"`
+
+	// Receiver Only messages to this receiver, by its name in the configuration or by its URL
+	Receiver *string `form:"receiver,omitempty" json:"receiver,omitempty"`
+
+	// State Only messages in this state
+	State *ListMessagesParamsState `form:"state,omitempty" json:"state,omitempty"`
+
+	// After The `next` of the answer before
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit At most so many, 1 to 1000; 100 if left out
+	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListMessagesParamsState defines parameters for ListMessages.
+type ListMessagesParamsState string
+
 // CreateJobJSONRequestBody defines body for CreateJob for application/json ContentType.
 type CreateJobJSONRequestBody = JobRequest
 
@@ -1335,6 +1529,15 @@ type ServerInterface interface {
 	// GetVersion Which shepherd this is
 	// (GET /version)
 	GetVersion(w http.ResponseWriter, r *http.Request)
+	// ListMessages Messages for receivers of webhooks, the newest first
+	// (GET /webhooks/messages)
+	ListMessages(w http.ResponseWriter, r *http.Request, params ListMessagesParams)
+	// RedeliverMessage Send a message again
+	// (POST /webhooks/messages/{message_id}/redeliver)
+	RedeliverMessage(w http.ResponseWriter, r *http.Request, messageId string)
+	// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+	// (GET /webhooks/secret)
+	GetWebhookSecret(w http.ResponseWriter, r *http.Request)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -2585,6 +2788,131 @@ func (siw *ServerInterfaceWrapper) GetVersion(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListMessages operation middleware
+func (siw *ServerInterfaceWrapper) ListMessages(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListMessagesParams
+
+	// ------------- Optional query parameter "job" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "job", r.URL.Query(), &params.Job, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "job"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "receiver" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "receiver", r.URL.Query(), &params.Receiver, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "receiver"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "receiver", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "state", r.URL.Query(), &params.State, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "state"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "state", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListMessages(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RedeliverMessage operation middleware
+func (siw *ServerInterfaceWrapper) RedeliverMessage(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "message_id" -------------
+	var messageId string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "message_id", mux.Vars(r)["message_id"], &messageId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "message_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RedeliverMessage(w, r, messageId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetWebhookSecret operation middleware
+func (siw *ServerInterfaceWrapper) GetWebhookSecret(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetWebhookSecret(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -2751,6 +3079,12 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/gpus", wrapper.ListGPUs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/logs", wrapper.GetSheepLogs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/webhooks/messages", wrapper.ListMessages).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/webhooks/messages/{message_id}/redeliver", wrapper.RedeliverMessage).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/webhooks/secret", wrapper.GetWebhookSecret).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/models", wrapper.ListModels).Methods(http.MethodGet)
 

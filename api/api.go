@@ -172,6 +172,21 @@ type FlockService interface {
 	Checks(ctx context.Context) []job.Check
 }
 
+// Webhooks sends messages about jobs to receivers.
+type Webhooks interface {
+	// Deliveries returns up to limit messages that match, the newest first, from the
+	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error)
+
+	// Redeliver sends a message again; where tenant is not empty it must be its. It
+	// returns job.ErrNoMessage.
+	Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error)
+
+	// JobSecret is what messages are signed with for the receivers that jobs of the
+	// tenant name, as text; empty where jobs may name none.
+	JobSecret(tenant string) (string, error)
+}
+
 // Defaults of a Config.
 const (
 	DefaultMaxBody     = 64 << 20
@@ -215,6 +230,8 @@ type Config struct {
 	// returns soon after ctx ends. It returns *job.UnknownNode, and *job.Unavailable for
 	// a node that cannot be asked.
 	GPUs func(ctx context.Context, node string) (job.GPUs, error)
+	// Webhooks sends messages about jobs; nil where none are sent.
+	Webhooks Webhooks
 	// Metrics answers /metrics; by default there are none.
 	Metrics http.Handler
 	// Version and Commit are what /version answers.
@@ -232,7 +249,8 @@ func New(c Config) http.Handler {
 	s := &server{
 		service: c.Service, maxBody: c.MaxBody, maxUpload: cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload), uploadStall: cmp.Or(max(c.UploadStall, 0), DefaultUploadStall), maxWait: c.MaxWait, debug: c.Debug,
 		version: Version{Version: c.Version, Commit: c.Commit}, log: c.Log, documents: newDocuments(),
-		gate: c.Gate, browsers: c.Browsers, refused: c.Refused,
+		webhooks: c.Webhooks,
+		gate:     c.Gate, browsers: c.Browsers, refused: c.Refused,
 		readiness: &readiness{check: c.Service.Checks},
 	}
 	if s.gate == nil {
@@ -279,6 +297,7 @@ type server struct {
 	metrics     http.Handler
 	log         *slog.Logger
 
+	webhooks Webhooks // nil where none are sent
 	gate     *access.Gate
 	browsers *Browsers
 	refused  func(why string)

@@ -28,6 +28,7 @@ const (
 	errMediaType    notice = "The body must be application/json, or multipart/form-data with the files of the job"
 	errStillRunning notice = "The job has not ended yet; wait again"
 	errSlowBody     notice = "The body of the request took too long to come"
+	errNoWebhooks   notice = "This daemon sends no such messages: webhooks is not in its configuration"
 	errNoRoom       notice = "Too many large requests come at once; try again, or put large inputs into storage and start the job without a payload"
 )
 
@@ -71,6 +72,8 @@ var classes = []class{
 	{name: "job-ended", status: http.StatusConflict, match: is(job.ErrEnded)},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotEnded)},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202
+	{name: "no-message", status: http.StatusNotFound, match: is(job.ErrNoMessage)},
+	{name: "no-webhooks", status: http.StatusNotFound, match: is(errNoWebhooks)},
 	{name: "no-file", status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{name: "being-submitted", status: http.StatusConflict, match: is(job.ErrUploading), retryAfter: 2},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -262,7 +263,14 @@ func (e *eventStream) sendProgress(ctx context.Context) error {
 	return e.to.control.Flush()
 }
 
-func (e *eventStream) shownEvent(event job.Event) Event {
+// EventJSON is an event as the API shows it; with debug, tracebacks, too.
+func EventJSON(event job.Event, debug bool) (json.RawMessage, error) {
+	shown := (&server{debug: debug}).shownEvent(event)
+	shown.Id = new(string(event.Cursor))
+	return job.JSON(shown)
+}
+
+func (s *server) shownEvent(event job.Event) Event {
 	out := Event{
 		Event: EventEvent(event.Kind), At: job.FormatTime(event.At), JobId: string(event.Job), Run: event.Run,
 		Model: Model{Name: &event.Model.Name, Version: &event.Model.Version}, SheepId: orNull(job.ParseAddress(event.Address).Who()), Status: event.State,
@@ -272,7 +280,7 @@ func (e *eventStream) shownEvent(event job.Event) Event {
 		out.Attempt = &event.Attempt
 	}
 	if event.Status != nil {
-		if f := e.visible(*event.Status).Failure; f != nil {
+		if f := s.visible(*event.Status).Failure; f != nil {
 			out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
 		}
 	}

@@ -120,12 +120,15 @@ func decodeJob(body []byte) (job.Request, error) {
 	var fields jobFields
 	var labels job.Labels
 	var copies []job.Copy
+	var webhook job.Webhook
 	err := fields.decode(body, func(in *reader, field string) error {
 		switch field {
 		case "labels":
 			return in.optional(func() (err error) { labels, err = in.labels(field); return err })
 		case "inputs":
 			return in.optional(func() (err error) { copies, err = in.copies(field); return err })
+		case "webhook":
+			return in.optional(func() (err error) { webhook, err = in.webhook(field); return err })
 		}
 		return errNotMine
 	})
@@ -136,7 +139,7 @@ func decodeJob(body []byte) (job.Request, error) {
 	if err != nil {
 		return job.Request{}, err
 	}
-	request.Labels, request.Copies, request.Payload = labels, copies, fields.payload.value
+	request.Labels, request.Copies, request.Payload, request.Webhook = labels, copies, fields.payload.value, webhook
 	if request.Payload != nil && len(copies) > 0 {
 		return job.Request{}, &job.Invalid{Field: "payload", Problem: "cannot come together with inputs; give one of them"}
 	}
@@ -286,6 +289,37 @@ func (r *reader) copies(field string) ([]job.Copy, error) {
 		return err
 	})
 	return copies, err
+}
+
+// webhook reads where messages about the job are sent.
+func (r *reader) webhook(field string) (job.Webhook, error) {
+	var address text
+	var events []job.EventKind
+	err := r.object(field, func(name string) error {
+		switch name {
+		case field + ".url":
+			return address.required(r, name)
+		case field + ".events":
+			return r.optional(func() error {
+				return r.list(name, func(element string) error {
+					if len(events) == len(job.WebhookEvents()) {
+						return &job.Invalid{Field: name, Problem: "there are more than there are kinds of events"}
+					}
+					kind, err := r.text(element)
+					events = append(events, job.EventKind(kind))
+					return err
+				})
+			})
+		}
+		return unknown(name)
+	})
+	switch {
+	case err != nil:
+		return job.Webhook{}, err
+	case !address.seen:
+		return job.Webhook{}, missing(field + ".url")
+	}
+	return job.NewWebhook(string(address.value), events)
 }
 
 // copyOf checks a reference.

@@ -112,6 +112,11 @@ func (s *server) prepare(r *http.Request, request *job.Request, files bool, key 
 	if request.ID == "" && !files && request.Payload == nil {
 		return &job.Invalid{Field: "inputs", Problem: "the job has none; give a payload, files, or the job_id whose inputs are in storage"}
 	}
+	if !request.Webhook.IsZero() {
+		if err := s.checkWebhook(); err != nil {
+			return err
+		}
+	}
 	if key != "" {
 		digest, err := requestDigest(*request, key)
 		if err != nil {

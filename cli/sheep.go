@@ -9,12 +9,12 @@ import (
 	"net/url"
 	"os/signal"
 	"path/filepath"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/cli/remote"
+	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
 	"github.com/iterait/shepherd/shim"
@@ -136,24 +136,18 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	restart.Short = "Stop sheep and let them work again, with new runners"
 	draining(restart)
 
-	list := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List the sheep and what they have",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			asked, err := asks.Open()
-			if errors.Is(err, remote.ErrNoDaemon) {
-				return listWithoutDaemon(cmd, asks.File)
-			}
-			if err != nil {
-				return err
-			}
-			defer asked.CloseIdle()
-			return remote.Hint(remote.ListSheep(cmd.Context(), asked, cmd.OutOrStdout()))
-		},
-	}
-	c.AddCommand(list, stop, start, restart)
+	remote.SheepListing(c, func(cmd *cobra.Command, p *remote.SheepPrinter) error {
+		asked, err := asks.Open()
+		if errors.Is(err, remote.ErrNoDaemon) {
+			return listWithoutDaemon(cmd, asks.File, p)
+		}
+		if err != nil {
+			return err
+		}
+		defer asked.CloseIdle()
+		return remote.Hint(p.List(cmd.Context(), asked, cmd.OutOrStdout()))
+	})
+	c.AddCommand(stop, start, restart)
 	return c
 }
 
@@ -175,7 +169,7 @@ func stopWithoutDaemon(cmd *cobra.Command, o daemon.Options) error {
 }
 
 // listWithoutDaemon lists the runners that an earlier daemon has left running.
-func listWithoutDaemon(cmd *cobra.Command, file string) error {
+func listWithoutDaemon(cmd *cobra.Command, file string, p *remote.SheepPrinter) error {
 	cfg, err := daemon.LoadConfig(file)
 	if err != nil {
 		return err
@@ -188,12 +182,12 @@ func listWithoutDaemon(cmd *cobra.Command, file string) error {
 		fmt.Fprintln(cmd.ErrOrStderr(), "No daemon is up, and no sheep.")
 		return nil
 	}
-	table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tUP\tMODEL")
+	var sheep []client.Sheep
 	for _, spec := range lives {
-		fmt.Fprintf(table, "%s\tyes\t%s\n", spec.Sheep, spec.Model)
+		model := spec.Model
+		sheep = append(sheep, client.Sheep{Name: spec.Sheep, Running: true, Model: client.Model{Name: &model.Name, Version: &model.Version}})
 	}
-	return table.Flush()
+	return p.Print(cmd.OutOrStdout(), sheep)
 }
 
 // runningSheep are the runners whose shims hold a directory below the state directory.

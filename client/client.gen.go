@@ -102,6 +102,60 @@ func (e GPUHealth) Valid() bool {
 	}
 }
 
+// Defines values for MessageEvent.
+const (
+	MessageEventCancel   MessageEvent = "cancel"
+	MessageEventClaimed  MessageEvent = "claimed"
+	MessageEventDue      MessageEvent = "due"
+	MessageEventEnded    MessageEvent = "ended"
+	MessageEventQueued   MessageEvent = "queued"
+	MessageEventReturned MessageEvent = "returned"
+	MessageEventStarted  MessageEvent = "started"
+)
+
+// Valid indicates whether the value is a known member of the MessageEvent enum.
+func (e MessageEvent) Valid() bool {
+	switch e {
+	case MessageEventCancel:
+		return true
+	case MessageEventClaimed:
+		return true
+	case MessageEventDue:
+		return true
+	case MessageEventEnded:
+		return true
+	case MessageEventQueued:
+		return true
+	case MessageEventReturned:
+		return true
+	case MessageEventStarted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MessageState.
+const (
+	MessageStateDelivered MessageState = "delivered"
+	MessageStateGivenUp   MessageState = "given-up"
+	MessageStateWaiting   MessageState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the MessageState enum.
+func (e MessageState) Valid() bool {
+	switch e {
+	case MessageStateDelivered:
+		return true
+	case MessageStateGivenUp:
+		return true
+	case MessageStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TimelineEntryEvent.
 const (
 	TimelineEntryEventCancel   TimelineEntryEvent = "cancel"
@@ -135,6 +189,39 @@ func (e TimelineEntryEvent) Valid() bool {
 	}
 }
 
+// Defines values for WebhookEvents.
+const (
+	WebhookEventsCancel   WebhookEvents = "cancel"
+	WebhookEventsClaimed  WebhookEvents = "claimed"
+	WebhookEventsDue      WebhookEvents = "due"
+	WebhookEventsEnded    WebhookEvents = "ended"
+	WebhookEventsQueued   WebhookEvents = "queued"
+	WebhookEventsReturned WebhookEvents = "returned"
+	WebhookEventsStarted  WebhookEvents = "started"
+)
+
+// Valid indicates whether the value is a known member of the WebhookEvents enum.
+func (e WebhookEvents) Valid() bool {
+	switch e {
+	case WebhookEventsCancel:
+		return true
+	case WebhookEventsClaimed:
+		return true
+	case WebhookEventsDue:
+		return true
+	case WebhookEventsEnded:
+		return true
+	case WebhookEventsQueued:
+		return true
+	case WebhookEventsReturned:
+		return true
+	case WebhookEventsStarted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListJobsParamsState.
 const (
 	ListJobsParamsStateCancelled  ListJobsParamsState = "cancelled"
@@ -156,6 +243,27 @@ func (e ListJobsParamsState) Valid() bool {
 	case ListJobsParamsStateProcessing:
 		return true
 	case ListJobsParamsStateQueued:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsState.
+const (
+	ListMessagesParamsStateDelivered ListMessagesParamsState = "delivered"
+	ListMessagesParamsStateGivenUp   ListMessagesParamsState = "given-up"
+	ListMessagesParamsStateWaiting   ListMessagesParamsState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsState enum.
+func (e ListMessagesParamsState) Valid() bool {
+	switch e {
+	case ListMessagesParamsStateDelivered:
+		return true
+	case ListMessagesParamsStateGivenUp:
+		return true
+	case ListMessagesParamsStateWaiting:
 		return true
 	default:
 		return false
@@ -624,6 +732,7 @@ type JobRequest struct {
 	RunTimeout  *Duration `json:"run_timeout,omitempty"`
 	SheepId     *string   `json:"sheep_id,omitempty"`
 	WaitTimeout *Duration `json:"wait_timeout,omitempty"`
+	Webhook     *Webhook  `json:"webhook,omitempty"`
 }
 
 // JobStatus defines model for JobStatus.
@@ -659,6 +768,47 @@ type Limits struct {
 	RetryPause  float64 `json:"retry_pause"`
 	RunTimeout  float64 `json:"run_timeout"`
 	WaitTimeout float64 `json:"wait_timeout"`
+}
+
+// Message defines model for Message.
+type Message struct {
+	// CreatedAt Example: 2026-11-22T10:08:03.942214
+	CreatedAt *Time `json:"created_at"`
+
+	// DueAt When it is tried next; null once it is delivered or given up, and while an earlier message about the job is not
+	DueAt *Time        `json:"due_at"`
+	Event MessageEvent `json:"event"`
+	Id    string       `json:"id"`
+	JobId string       `json:"job_id"`
+
+	// Problem Why the last try failed
+	Problem *string `json:"problem"`
+
+	// Receiver Its name in the configuration or, where a job named it, its URL
+	Receiver string `json:"receiver"`
+	Run      int    `json:"run"`
+
+	// SettledAt When it was delivered or given up
+	SettledAt *Time        `json:"settled_at"`
+	State     MessageState `json:"state"`
+
+	// Status The HTTP status of the last answer
+	Status *int `json:"status"`
+	Tries  int  `json:"tries"`
+}
+
+// MessageEvent defines model for Message.Event.
+type MessageEvent string
+
+// MessageState defines model for Message.State.
+type MessageState string
+
+// MessageList defines model for MessageList.
+type MessageList struct {
+	Messages []Message `json:"messages"`
+
+	// Next What to ask for next; null at the end
+	Next *string `json:"next"`
 }
 
 // Model defines model for Model.
@@ -968,6 +1118,26 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// Webhook Where messages about this run of the job are sent, in the form of Standard Webhooks
+type Webhook struct {
+	// Events Which events are told of; only `ended` if left out
+	Events *[]WebhookEvents `json:"events,omitempty"`
+
+	// Url `https://` or `http://`, without credentials
+	//
+	// Example: https://example.com/hook
+	Url string `json:"url"`
+}
+
+// WebhookEvents defines model for Webhook.Events.
+type WebhookEvents string
+
+// WebhookSecret defines model for WebhookSecret.
+type WebhookSecret struct {
+	// Secret `whsec_` and base64
+	Secret string `json:"secret"`
+}
+
 // AfterEvent defines model for AfterEvent.
 type AfterEvent = string
 
@@ -1030,6 +1200,9 @@ type NoModelApplicationJSON = Error
 
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
+
+// NoWebhooks An error, as in RFC 9457
+type NoWebhooks = Problem
 
 // PreconditionFailedApplicationJSON defines model for PreconditionFailed.
 type PreconditionFailedApplicationJSON = Error
@@ -1201,6 +1374,27 @@ type GetSheepLogsParams struct {
 	// Tail How many of the last lines to begin with; `all` when left out
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
+
+// ListMessagesParams defines parameters for ListMessages.
+type ListMessagesParams struct {
+	// Job Only messages about this job
+	Job *string `form:"job,omitempty" json:"job,omitempty"`
+
+	// Receiver Only messages to this receiver, by its name in the configuration or by its URL
+	Receiver *string `form:"receiver,omitempty" json:"receiver,omitempty"`
+
+	// State Only messages in this state
+	State *ListMessagesParamsState `form:"state,omitempty" json:"state,omitempty"`
+
+	// After The `next` of the answer before
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit At most so many, 1 to 1000; 100 if left out
+	Limit *string `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListMessagesParamsState defines parameters for ListMessages.
+type ListMessagesParamsState string
 
 // CreateJobJSONRequestBody defines body for CreateJob for application/json ContentType.
 type CreateJobJSONRequestBody = JobRequest
@@ -1683,6 +1877,31 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /version (the `GetVersion` operationId).
 	GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListMessages Messages for receivers of webhooks, the newest first
+	//
+	// What was sent, is being tried or was given up, for a week after that at most.
+	// A tenant sees the messages to the receivers that its own jobs name, and those
+	// to receivers that are configured for it.
+	//
+	// Corresponds with GET /webhooks/messages (the `ListMessages` operationId).
+	ListMessages(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RedeliverMessage Send a message again
+	//
+	// The same message, with the same id, at once and then for a day. Of a message
+	// that waits for an earlier one about its job nothing is changed.
+	//
+	// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
+	RedeliverMessage(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+	//
+	// The secret of the caller's tenant, in the form that the libraries of
+	// Standard Webhooks take.
+	//
+	// Corresponds with GET /webhooks/secret (the `GetWebhookSecret` operationId).
+	GetWebhookSecret(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetAPIDocs This contract in ReDoc, to read
@@ -2508,6 +2727,61 @@ func (c *Client) GetUI(ctx context.Context, reqEditors ...RequestEditorFn) (*htt
 // Corresponds with GET /version (the `GetVersion` operationId).
 func (c *Client) GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetVersionRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListMessages Messages for receivers of webhooks, the newest first
+//
+// What was sent, is being tried or was given up, for a week after that at most.
+// A tenant sees the messages to the receivers that its own jobs name, and those
+// to receivers that are configured for it.
+//
+// Corresponds with GET /webhooks/messages (the `ListMessages` operationId).
+func (c *Client) ListMessages(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListMessagesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RedeliverMessage Send a message again
+//
+// The same message, with the same id, at once and then for a day. Of a message
+// that waits for an earlier one about its job nothing is changed.
+//
+// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
+func (c *Client) RedeliverMessage(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRedeliverMessageRequest(c.Server, messageId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetWebhookSecret What messages are signed with for the receivers that your jobs name
+//
+// The secret of the caller's tenant, in the form that the libraries of
+// Standard Webhooks take.
+//
+// Corresponds with GET /webhooks/secret (the `GetWebhookSecret` operationId).
+func (c *Client) GetWebhookSecret(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetWebhookSecretRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -4247,6 +4521,169 @@ func NewGetVersionRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListMessagesRequest constructs an http.Request for the ListMessages method
+func NewListMessagesRequest(server string, params *ListMessagesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/webhooks/messages")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Job != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "job", *params.Job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Receiver != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "receiver", *params.Receiver, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.State != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "state", *params.State, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRedeliverMessageRequest constructs an http.Request for the RedeliverMessage method
+func NewRedeliverMessageRequest(server string, messageId string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "message_id", messageId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/webhooks/messages/%s/redeliver", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetWebhookSecretRequest constructs an http.Request for the GetWebhookSecret method
+func NewGetWebhookSecretRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/webhooks/secret")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -4755,6 +5192,37 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /version (the `GetVersion` operationId).
 	GetVersionWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetVersionResponse, error)
+
+	// ListMessagesWithResponse Messages for receivers of webhooks, the newest first
+	//
+	// What was sent, is being tried or was given up, for a week after that at most.
+	// A tenant sees the messages to the receivers that its own jobs name, and those
+	// to receivers that are configured for it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /webhooks/messages (the `ListMessages` operationId).
+	ListMessagesWithResponse(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*ListMessagesResponse, error)
+
+	// RedeliverMessageWithResponse Send a message again
+	//
+	// The same message, with the same id, at once and then for a day. Of a message
+	// that waits for an earlier one about its job nothing is changed.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
+	RedeliverMessageWithResponse(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*RedeliverMessageResponse, error)
+
+	// GetWebhookSecretWithResponse What messages are signed with for the receivers that your jobs name
+	//
+	// The secret of the caller's tenant, in the form that the libraries of
+	// Standard Webhooks take.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /webhooks/secret (the `GetWebhookSecret` operationId).
+	GetWebhookSecretWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetWebhookSecretResponse, error)
 }
 
 type GetAPIDocsResponse struct {
@@ -6458,6 +6926,129 @@ func (r GetVersionResponse) ContentType() string {
 	return ""
 }
 
+type ListMessagesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *MessageList
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListMessagesResponse) GetJSON200() *MessageList {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r ListMessagesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListMessagesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListMessagesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListMessagesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RedeliverMessageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Message
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RedeliverMessageResponse) GetJSON200() *Message {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r RedeliverMessageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RedeliverMessageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RedeliverMessageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RedeliverMessageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetWebhookSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WebhookSecret
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetWebhookSecretResponse) GetJSON200() *WebhookSecret {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r GetWebhookSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetWebhookSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetWebhookSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetWebhookSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetAPIDocsWithResponse This contract in ReDoc, to read
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7185,6 +7776,55 @@ func (c *ClientWithResponses) GetVersionWithResponse(ctx context.Context, reqEdi
 		return nil, err
 	}
 	return ParseGetVersionResponse(rsp)
+}
+
+// ListMessagesWithResponse Messages for receivers of webhooks, the newest first
+//
+// What was sent, is being tried or was given up, for a week after that at most.
+// A tenant sees the messages to the receivers that its own jobs name, and those
+// to receivers that are configured for it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /webhooks/messages (the `ListMessages` operationId).
+func (c *ClientWithResponses) ListMessagesWithResponse(ctx context.Context, params *ListMessagesParams, reqEditors ...RequestEditorFn) (*ListMessagesResponse, error) {
+	rsp, err := c.ListMessages(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListMessagesResponse(rsp)
+}
+
+// RedeliverMessageWithResponse Send a message again
+//
+// The same message, with the same id, at once and then for a day. Of a message
+// that waits for an earlier one about its job nothing is changed.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /webhooks/messages/{message_id}/redeliver (the `RedeliverMessage` operationId).
+func (c *ClientWithResponses) RedeliverMessageWithResponse(ctx context.Context, messageId string, reqEditors ...RequestEditorFn) (*RedeliverMessageResponse, error) {
+	rsp, err := c.RedeliverMessage(ctx, messageId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRedeliverMessageResponse(rsp)
+}
+
+// GetWebhookSecretWithResponse What messages are signed with for the receivers that your jobs name
+//
+// The secret of the caller's tenant, in the form that the libraries of
+// Standard Webhooks take.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /webhooks/secret (the `GetWebhookSecret` operationId).
+func (c *ClientWithResponses) GetWebhookSecretWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetWebhookSecretResponse, error) {
+	rsp, err := c.GetWebhookSecret(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetWebhookSecretResponse(rsp)
 }
 
 // ParseGetAPIDocsResponse parses an HTTP response from a GetAPIDocsWithResponse call
@@ -8446,6 +9086,84 @@ func ParseGetVersionResponse(rsp *http.Response) (*GetVersionResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Version
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListMessagesResponse parses an HTTP response from a ListMessagesWithResponse call
+func ParseListMessagesResponse(rsp *http.Response) (*ListMessagesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListMessagesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest MessageList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRedeliverMessageResponse parses an HTTP response from a RedeliverMessageWithResponse call
+func ParseRedeliverMessageResponse(rsp *http.Response) (*RedeliverMessageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RedeliverMessageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Message
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetWebhookSecretResponse parses an HTTP response from a GetWebhookSecretWithResponse call
+func ParseGetWebhookSecretResponse(rsp *http.Response) (*GetWebhookSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetWebhookSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WebhookSecret
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

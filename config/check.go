@@ -111,6 +111,7 @@ func (ch *checker) all() {
 	ch.storage()
 	ch.ledger()
 	ch.fleet()
+	ch.webhooks()
 	ch.logging()
 	ch.expect(ch.Scheduling.MaxTurn > 0, "scheduling.max_turn", "a duration longer than 0")
 	ch.expect(ch.Scheduling.MaxAttempts > 0, "scheduling.max_attempts", "a whole number, 1 or more")

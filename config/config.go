@@ -54,6 +54,7 @@ type Config struct {
 	Storage    Storage    `yaml:"storage"`
 	Ledger     Ledger     `yaml:"ledger"`
 	Fleet      Fleet      `yaml:"fleet,omitempty"`
+	Webhooks   Webhooks   `yaml:"webhooks,omitempty"`
 	Logging    Logging    `yaml:"logging"`
 	Scheduling Scheduling `yaml:"scheduling"`
 	Limits     Limits     `yaml:"limits"`

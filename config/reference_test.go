@@ -103,6 +103,10 @@ func TestReference(t *testing.T) {
 		"api.tls.clients[].name":             "required",
 		"api.tls.clients[].scopes":           "required",
 
+		"webhooks.receivers[].name":        "required",
+		"webhooks.receivers[].url":         "required",
+		"webhooks.receivers[].secret_file": "required",
+
 		"models.allow":                "none",
 		"models.limits[].model":       "required",
 		"models.contracts[].model":    "required",

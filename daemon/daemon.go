@@ -28,6 +28,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/webhook"
 )
 
 // Options are the daemon's command line options.
@@ -77,8 +78,9 @@ type daemon struct {
 	drivers   map[string]runtime.Driver
 	members   []shepherd.Member
 	core      *shepherd.Shepherd
-	fleet     *fleet.Fleet // nil where the ledger is this node's alone
-	secret    string       // that other nodes show; empty for none
+	fleet     *fleet.Fleet        // nil where the ledger is this node's alone
+	secret    string              // that other nodes show; empty for none
+	webhooks  *webhook.Dispatcher // nil where nobody is told of jobs
 }
 
 // Run is the daemon's whole life. It starts draining when ctx ends, and returns
@@ -97,6 +99,10 @@ func Run(ctx context.Context, o Options, logTo io.Writer) error {
 	}
 	if err := d.startCore(ctx); err != nil {
 		return err
+	}
+	if d.webhooks != nil && !d.options.StopSheep {
+		d.webhooks.Start()
+		d.closing.add(d.webhooks.Stop)
 	}
 	return d.serve(ctx)
 }
@@ -170,13 +176,16 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if d.fleet, d.secret, err = openFleet(c, node, d.ledger, d.log, &d.closing); err != nil {
 		return err
 	}
+	if d.webhooks, err = d.openWebhooks(); err != nil {
+		return err
+	}
 	var others shepherd.Fleet
 	if d.fleet != nil {
 		others = d.fleet
 	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Policy: policyOf(c), Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
@@ -289,8 +298,12 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 		view := fleet.NewView(own, d.fleet)
 		service, gpus = flockService{d.core, view}, view.GPUs
 	}
+	var webhooks api.Webhooks
+	if d.webhooks != nil {
+		webhooks = d.webhooks
+	}
 	handler := api.New(api.Config{
-		Service: service, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: gpus,
+		Service: service, Webhooks: webhooks, Gate: d.listeners.gate, Browsers: d.listeners.browsers, MaxBody: int64(c.MaxBody), MaxUpload: int64(c.MaxUpload), BodyMemory: int64(c.BodyMemory), Debug: c.Debug, GPUs: gpus,
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))

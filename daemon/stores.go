@@ -26,12 +26,13 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-// keptLedger is a ledger that knows how long files are kept, and takes in records of
-// another one.
+// keptLedger is a ledger that knows how long files are kept, takes in records of
+// another one, and keeps messages for receivers of webhooks.
 type keptLedger interface {
 	ledger.Ledger
 	ledger.Retention
 	ledger.Restorer
+	ledger.Webhooks
 }
 
 // openLedger opens the ledger of the configuration: the SQLite file, or the PostgreSQL

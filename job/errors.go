@@ -60,6 +60,8 @@ const (
 	ErrSubmitted notice = "A job with this ID was already submitted"
 	// ErrNoFile says that the job is there but the file is not.
 	ErrNoFile notice = "Requested file does not exist"
+	// ErrNoMessage says that there is no such message for a webhook's receiver.
+	ErrNoMessage notice = "There is no such message"
 	// ErrNotReady says that the job has not ended, so it has no result yet.
 	ErrNotReady notice = "the job has not ended yet"
 	// ErrEnded says that the job has ended and can no longer be changed.

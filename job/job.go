@@ -158,6 +158,8 @@ type Request struct {
 	Idempotency string
 	// Copies are files of other jobs that become inputs of this one.
 	Copies []Copy
+	// Webhook is where events of the run are sent.
+	Webhook Webhook `json:",omitzero"` // digests of requests without one are those of earlier versions
 }
 
 // Record is a job as the ledger keeps it. Times are UTC with microseconds; a
@@ -176,6 +178,9 @@ type Record struct {
 	Labels Labels
 	// Idempotency is the request's; see Request. It has at most MaxIdempotency bytes.
 	Idempotency string
+	// Webhook is where events of the run are sent. It is set in a record that is being
+	// created or restored; a ledger keeps it beside the record (see ledger.Webhooks).
+	Webhook Webhook
 
 	State      State
 	Failure    *Failure // set exactly when State is Failed

@@ -254,14 +254,14 @@ type Ledger interface {
 	Join(ctx context.Context, node string) (Lease, error)
 
 	// Create adds a queued record: of rec it takes ID, Model, Sheep, Priority,
-	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline, Keep, Labels and
-	// Idempotency, and it returns the record as kept (Seq, Run, EnqueuedAt). Where the id has a record in a final
-	// state, that one is replaced and Run counts on; its attempts stay. Where it
-	// has one that is not final, or whose Idempotency is the same and not empty, the
-	// answer is ErrExists. A record keeps its
-	// tenant: where rec has another one, the answer is ErrOthers, and where it has
-	// none, the next run is that tenant's, too. While the job's files are being
-	// removed the answer is ErrRemoving.
+	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline, Keep, Labels,
+	// Idempotency and Webhook (see Webhooks), and it returns the record as kept (Seq,
+	// Run, EnqueuedAt), without the webhook. Where the id has a record in a final
+	// state, that one is replaced and Run counts on; its attempts stay. Where it has one
+	// that is not final, or whose Idempotency is the same and not empty, the answer is
+	// ErrExists. A record keeps its tenant: where rec has another one, the answer is
+	// ErrOthers, and where it has none, the next run is that tenant's, too. While the
+	// job's files are being removed the answer is ErrRemoving.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when

@@ -11,6 +11,11 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
+// Webhooks knows the webhooks of jobs.
+type Webhooks interface {
+	JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error)
+}
+
 // Retry runs a job that has ended again, with its inputs and what was asked for it. A
 // not_before or deadline that has passed is left out. The error is *job.UnknownJob,
 // job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, or one of Submit's.
@@ -35,6 +40,14 @@ func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error 
 	r := job.Request{
 		ID: id, Model: rec.Model, Sheep: to.Who(), NodeLabels: to.Labels, Priority: rec.Priority, Tenant: rec.Tenant, Limits: rec.Limits, Keep: rec.Keep,
 		Labels: rec.Labels, Trace: trace, Idempotency: nextIdempotency(rec),
+	}
+	if s.cfg.Webhooks != nil {
+		run := ledger.JobRun{Job: id, Run: rec.Run}
+		webhooks, err := s.cfg.Webhooks.JobWebhooks(ctx, []ledger.JobRun{run})
+		if err != nil {
+			return away("ledger", fmt.Errorf("look up the webhook of job %s: %w", id, err))
+		}
+		r.Webhook = webhooks[run]
 	}
 	now := s.env.clock.now()
 	if rec.NotBefore.After(now) {

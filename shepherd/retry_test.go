@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
 )
 
@@ -25,6 +26,7 @@ func TestRetry(t *testing.T) {
 	r := job.Request{
 		ID: "again", Model: someModel, Priority: 3, Tenant: "wool", Labels: job.Labels{"a": "b"}, Limits: job.Limits{RunTimeout: new(time.Hour)},
 		Keep: new(time.Hour), Deadline: later, Payload: []byte("in"), Idempotency: "digest",
+		Webhook: job.Webhook{URL: "https://example.com/hook", Events: "started"},
 	}
 	if err := p.core.Submit(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -46,6 +48,10 @@ func TestRetry(t *testing.T) {
 	if err != nil || rec.Run != 2 || rec.Priority != 3 || rec.Tenant != "wool" || rec.Labels["a"] != "b" || *rec.Limits.RunTimeout != time.Hour || *rec.Keep != time.Hour ||
 		!rec.Deadline.Equal(later) || rec.Idempotency != "digest.2" {
 		t.Errorf("%+v, %v", rec, err)
+	}
+	runs := []ledger.JobRun{{Job: r.ID, Run: 1}, {Job: r.ID, Run: 2}}
+	if webhooks, err := p.ledger.JobWebhooks(t.Context(), runs); err != nil || webhooks[runs[0]] != r.Webhook || webhooks[runs[1]] != r.Webhook {
+		t.Errorf("webhooks of the runs: %v, %v", webhooks, err)
 	}
 	if inputs, err := p.core.Inputs(t.Context(), r.ID); err != nil || len(inputs) != 1 || inputs[0].Name != "input" {
 		t.Errorf("inputs %v, %v", inputs, err)

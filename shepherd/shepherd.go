@@ -59,6 +59,9 @@ type Config struct {
 	// DataRoot holds a directory per sheep, and in it one per job under way.
 	DataRoot string
 	Ledger   ledger.Ledger
+	// Webhooks knows those of jobs, so that a job that is run again keeps its own; nil
+	// where no job has any.
+	Webhooks Webhooks
 	// Peers knows the other nodes of a ledger that is shared; nil where it is not.
 	Peers Peers
 	// Fleet asks those nodes; nil where there are none.

@@ -86,7 +86,7 @@ func newFixture(t *testing.T, sheep ...string) *fixture {
 	}
 	t.Cleanup(func() { p.ledger.Close() })
 	p.config = shepherd.Config{
-		Node: "node", DataRoot: p.dir + "/data", Ledger: p.ledger, Store: p.store,
+		Node: "node", DataRoot: p.dir + "/data", Ledger: p.ledger, Webhooks: p.ledger, Store: p.store,
 		StageAhead: 1, MaxAttempts: 3, Log: log,
 	}
 	t.Cleanup(p.stop)

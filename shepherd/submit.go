@@ -119,7 +119,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 	rec := job.Record{
 		ID: r.ID, Model: r.Model, Sheep: to.String(), Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
-		Labels: r.Labels, Idempotency: r.Idempotency,
+		Labels: r.Labels, Idempotency: r.Idempotency, Webhook: r.Webhook,
 	}
 	var sheep job.Limits
 	if l := s.env.flock.named(to.Sheep); l != nil && to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) {

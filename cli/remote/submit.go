@@ -36,7 +36,8 @@ func submit(t *Target) *cobra.Command {
 	var s submission
 	var labels, nodeLabels map[string]string
 	var from []string
-	var id, payload, sheep, notBefore, deadline string
+	var id, payload, sheep, notBefore, deadline, webhook string
+	var webhookEvents []string
 	var priority int32
 	var retries int
 	durations := map[string]*string{"retry-pause": new(string), "wait-timeout": new(string), "load-timeout": new(string), "run-timeout": new(string), "keep": new(string)}
@@ -93,6 +94,9 @@ func submit(t *Target) *cobra.Command {
 			}
 			if len(labels) > 0 {
 				r.Labels = &labels
+			}
+			if r.Webhook, err = webhookFlag(webhook, webhookEvents); err != nil {
+				return err
 			}
 			for name, to := range map[string]**client.Duration{
 				"retry-pause": &r.RetryPause, "wait-timeout": &r.WaitTimeout, "load-timeout": &r.LoadTimeout, "run-timeout": &r.RunTimeout, "keep": &r.Keep,
@@ -163,8 +167,31 @@ func submit(t *Target) *cobra.Command {
 	f.StringVar(durations["keep"], "keep", "", "how long its files are kept after its end (7d)")
 	f.StringVar(&notBefore, "not-before", "", "the earliest time at which it may start (2030-01-01T06:00:00Z), or how long from now (2h)")
 	f.StringVar(&deadline, "deadline", "", "the time at which it fails where it has not ended, or how long from now")
+	f.StringVar(&webhook, "webhook", "", "where to send a signed message when the job has ended (https://example.com/hook)")
+	f.StringSliceVar(&webhookEvents, "webhook-events", nil, "of what to send messages instead: queued, claimed, started, returned, due, cancel, ended")
 	complete(cmd, "sheep", sheepNames, t)
 	return cmd
+}
+
+// webhookFlag is where messages about a job are sent; nil for nowhere.
+func webhookFlag(address string, events []string) (*client.Webhook, error) {
+	if address == "" {
+		if len(events) > 0 {
+			return nil, usage("--webhook-events needs --webhook")
+		}
+		return nil, nil
+	}
+	if err := job.CheckWebhookURL(address); err != nil {
+		return nil, usage("--webhook: %w", err)
+	}
+	webhook := &client.Webhook{Url: address}
+	for _, name := range events {
+		if webhook.Events == nil {
+			webhook.Events = new([]client.WebhookEvents)
+		}
+		*webhook.Events = append(*webhook.Events, client.WebhookEvents(name))
+	}
+	return webhook, nil
 }
 
 // timeFlag reads a time, or how long from now.

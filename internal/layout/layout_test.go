@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"client":     {"job"},
 	"docs":       {},
 	"daemon": {
-		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing",
+		"access", "api", "config", "docs", "fleet", "gpu", "image", "internal", "job", "ledger", "metrics", "runtime", "shepherd", "storage", "tracing", "webhook",
 	},
 	"job":                     {},
 	"ledger":                  {"job"},
@@ -41,6 +41,7 @@ var allowed = map[string][]string{
 	"fleet":                   {"job"},
 	"forecast":                {"job"},
 	"shepherd":                {"job", "forecast", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable"},
+	"webhook":                 {"job", "ledger"},
 	"metrics":                 {"job", "ledger", "shepherd"},
 	"tracing":                 {"job", "shepherd"},
 	"ledger/sqlite":           {"job", "ledger", "ledger/lifecycle", "internal/durable"},

@@ -53,6 +53,7 @@ type Source interface {
 	List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error)
 	Get(ctx context.Context, id job.ID) (job.Record, error)
 	Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
+	JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error)
 }
 
 // Write writes all records of the source and returns how many. The source should
@@ -100,7 +101,15 @@ func each(ctx context.Context, from Source, do func(ledger.Saved) error) error {
 		if err != nil {
 			return err
 		}
-		for _, rec := range listed {
+		runs := make([]ledger.JobRun, len(listed))
+		for i, rec := range listed {
+			runs[i] = ledger.JobRun{Job: rec.ID, Run: rec.Run}
+		}
+		webhooks, err := from.JobWebhooks(ctx, runs)
+		if err != nil {
+			return err
+		}
+		for i, rec := range listed {
 			if rec.Failure != nil { // a list leaves the traceback out
 				if rec, err = from.Get(ctx, rec.ID); err != nil {
 					return err
@@ -110,6 +119,7 @@ func each(ctx context.Context, from Source, do func(ledger.Saved) error) error {
 			if err != nil {
 				return err
 			}
+			rec.Webhook = webhooks[runs[i]]
 			if err := do(ledger.Saved{Record: rec, Attempts: attempts}); err != nil {
 				return err
 			}

@@ -36,7 +36,7 @@ func open(t *testing.T) *sqlite.Ledger {
 	return l
 }
 
-func write(t *testing.T, l ledger.Ledger) string {
+func write(t *testing.T, l archive.Source) string {
 	t.Helper()
 	var out bytes.Buffer
 	if _, err := archive.Write(t.Context(), &out, l); err != nil {
@@ -78,6 +78,7 @@ func sample(t *testing.T) *sqlite.Ledger {
 		r.Trace = job.Trace{Parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", State: "a=b"}
 		r.Limits = job.Limits{Retries: new(2), RunTimeout: new(90 * time.Second)}
 		r.Deadline = time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC)
+		r.Webhook = job.Webhook{URL: "https://example.com/done"}
 	})
 	c := claim("done", true)
 	must(l.Release(ctx, "done", c.Token, ledger.Return{Cause: job.CauseTakenOver, Reason: "an idle sheep runs the job"}))
@@ -96,6 +97,7 @@ func sample(t *testing.T) *sqlite.Ledger {
 	create("cancelled")
 	must(l.Cancel(ctx, "cancelled"))
 	create("later", func(r *job.Record) {
+		r.Webhook = job.Webhook{URL: "https://example.com/hook", Events: "ended,started"}
 		r.NotBefore, r.WaitUntil = time.Date(2098, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2098, 2, 1, 0, 0, 0, 0, time.UTC)
 	})
 	create("prepared")
@@ -215,6 +217,14 @@ func (r *recorder) List(context.Context, ledger.Filter, int64, int) ([]job.Recor
 		list = append(list, s.Record)
 	}
 	return list, 0, nil
+}
+
+func (r *recorder) JobWebhooks(_ context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+	found := map[ledger.JobRun]job.Webhook{}
+	for _, s := range r.saved {
+		found[ledger.JobRun{Job: s.Record.ID, Run: s.Record.Run}] = s.Record.Webhook
+	}
+	return found, nil
 }
 
 func (r *recorder) Get(_ context.Context, id job.ID) (job.Record, error) {

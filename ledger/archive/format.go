@@ -24,6 +24,7 @@ type savedJSON struct {
 	Deadline     instant       `json:"deadline,omitzero"`
 	Labels       job.Labels    `json:"labels,omitempty"`
 	Idempotency  string        `json:"idempotency,omitempty"`
+	Webhook      *webhookJSON  `json:"webhook,omitempty"`
 	State        job.State     `json:"state"`
 	Failure      *job.Failure  `json:"failure,omitempty"`
 	EnqueuedAt   instant       `json:"enqueued_at"`
@@ -40,6 +41,11 @@ type savedJSON struct {
 	Removing     bool          `json:"removing,omitempty"`
 	FilesRemoved bool          `json:"files_removed,omitempty"`
 	Attempts     []attemptJSON `json:"attempts,omitempty"`
+}
+
+type webhookJSON struct {
+	URL    string `json:"url"`
+	Events string `json:"events,omitempty"`
 }
 
 type modelJSON struct {
@@ -92,6 +98,9 @@ func encode(s ledger.Saved) savedJSON {
 		State: r.State, Failure: r.Failure, EnqueuedAt: instant{r.EnqueuedAt}, StartedAt: instant{r.StartedAt}, FinishedAt: instant{r.FinishedAt},
 		Run: r.Run, Attempt: r.Attempt, Spent: r.Spent, Cancelling: r.Cancelling, Usage: encodeUsage(r.Usage), Warnings: r.Warnings,
 		Keep: optionalSeconds(r.Keep), KeptUntil: instant{r.KeptUntil}, Removing: r.Removing, FilesRemoved: r.FilesRemoved,
+	}
+	if !r.Webhook.IsZero() {
+		line.Webhook = &webhookJSON{r.Webhook.URL, r.Webhook.Events}
 	}
 	for _, a := range s.Attempts {
 		line.Attempts = append(line.Attempts, attemptJSON{
@@ -163,6 +172,12 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 		LoadTimeout: optional(line.Limits.LoadTimeout), RunTimeout: optional(line.Limits.RunTimeout),
 	}
 	r.Usage, r.Keep = usage(line.Usage), optional(line.Keep)
+	if w := line.Webhook; w != nil {
+		if job.CheckWebhookURL(w.URL) != nil {
+			return wrong("has a webhook that cannot be")
+		}
+		r.Webhook = job.Webhook{URL: w.URL, Events: w.Events}
+	}
 	saved := ledger.Saved{Record: r}
 	for i, a := range line.Attempts {
 		last := i == len(line.Attempts)-1

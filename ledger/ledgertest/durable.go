@@ -164,5 +164,14 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 	_, answers["Checkpoint"] = l.Checkpoint(ctx, "consumer")
 	answers["SetCheckpoint"] = l.SetCheckpoint(ctx, "consumer", "")
 	answers["Ping"] = l.Ping(ctx)
+	if w, ok := l.(ledger.Webhooks); ok {
+		_, answers["JobWebhooks"] = w.JobWebhooks(ctx, []ledger.JobRun{{Job: c.ID, Run: 1}})
+		_, answers["QueueDeliveries"] = w.QueueDeliveries(ctx, "consumer", "", "", nil, nil)
+		_, _, answers["ClaimDeliveries"] = w.ClaimDeliveries(ctx, 1, nil, time.Hour)
+		answers["SettleDelivery"] = w.SettleDelivery(ctx, "x", 1, ledger.DeliveryResult{State: job.DeliveryDelivered})
+		_, answers["Redeliver"] = w.Redeliver(ctx, "x", "")
+		_, _, answers["Deliveries"] = w.Deliveries(ctx, job.DeliveryFilter{}, 0, 1)
+		_, answers["ExpireDeliveries"] = w.ExpireDeliveries(ctx, time.Hour, 1, 1)
+	}
 	return answers
 }

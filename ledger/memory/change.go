@@ -68,6 +68,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		row.Seq = l.seq
 		r := &record{*row}
 		l.jobs = append(l.jobs, r)
+		l.webhooks.add(r, rec.Webhook)
 		l.made(r, change)
 		return r, nil
 	})
@@ -76,6 +77,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 // drop removes a record; its attempts stay.
 func (l *Ledger) drop(old *record) {
 	l.jobs = slices.DeleteFunc(l.jobs, func(r *record) bool { return r == old })
+	l.webhooks.removed(old.ID)
 }
 
 // Claim implements ledger.Ledger.

@@ -69,6 +69,7 @@ type records struct {
 	changed     chan struct{}
 	checkpoints map[string]job.Cursor
 	used        map[string]lifecycle.Account // by tenant; see Config.Policy
+	webhooks    webhooks
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -83,7 +84,8 @@ func New(cfg Config) *Ledger {
 	}
 	return open(&records{
 		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
-		used: make(map[string]lifecycle.Account),
+		used:     make(map[string]lifecycle.Account),
+		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
 	})
 }
 

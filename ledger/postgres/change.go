@@ -137,6 +137,9 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		if err := insertArgs(r, args); err != nil {
 			return err
 		}
+		if args["webhook"], err = webhookText(rec.Webhook); err != nil {
+			return err
+		}
 		eventArgs(change.Event, m.Age, args)
 		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)
 		if err != nil {

@@ -84,5 +84,10 @@ func (r *Reader) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 	return r.l.Attempts(ctx, id)
 }
 
+// JobWebhooks is that of ledger.Webhooks.
+func (r *Reader) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+	return r.l.JobWebhooks(ctx, runs)
+}
+
 // Count is that of ledger.Ledger.
 func (r *Reader) Count(ctx context.Context) (ledger.Counts, error) { return r.l.Count(ctx) }

@@ -35,10 +35,13 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 		INSERT INTO shepherd.events (at, age, kind, job, run, model_name, model_version, sheep, tenant, attempt, holder, node, state, cause, reason, delayed,
 				failure_type, failure_message, failure_traceback)
 			SELECT now(), seq, kind, id, 1, model_name, model_version, sheep, tenant, 0, '', '', state, '', '', false, '', '', '' FROM shepherd.jobs, (VALUES ('queued'), ('ended')) k(kind) ORDER BY seq;
+		INSERT INTO shepherd.deliveries (id, receiver, job, run, tenant, kind, state, created_at, began_at, due_at, settled_age, payload)
+			SELECT id, 'r' || seq %% 7, id, 1, tenant, 'ended', CASE WHEN seq %% 10 = 0 THEN 'waiting' ELSE 'delivered' END, now(), now(),
+				CASE WHEN seq %% 10 = 0 THEN now() + interval '1 hour' END, CASE WHEN seq %% 10 = 0 THEN 0 ELSE seq END, '{}' FROM shepherd.jobs;
 		INSERT INTO shepherd.tally SELECT state, claimable, remove_age > 0, CASE WHEN claimable THEN model_name ELSE '' END, '', CASE WHEN claimable THEN sheep ELSE '' END, count(*)
 			FROM shepherd.jobs GROUP BY 1, 2, 3, 4, 5, 6;
 		SET session_replication_role = origin;
-		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
+		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.deliveries, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +74,7 @@ func TestPlans(t *testing.T) {
 	r.ID, r.Seq, r.version, r.State = "job2", 2, 1, job.Queued
 	r.EnqueuedAt, r.ChangedAt = job.Now(), job.Now()
 	every := pgx.NamedArgs{
-		"key": newKey(), "id": "job2", "ids": []string{"job2", "job3", "none"}, "node": "node", "old": 0, "version": 1, "keep_runs": 10, "most": 10, "limit": 10, "consumer": "c", "cursor": "1",
+		"key": newKey(), "id": "job2", "ids": []string{"job2", "job3", "none"}, "webhook": "{}", "node": "node", "old": 0, "version": 1, "keep_runs": 10, "most": 10, "limit": 10, "consumer": "c", "cursor": "1",
 		"after": 100, "from": "x", "seen": 0, "alone": true, "lease": 1, "generation": 0, "about": "", "remover": "", "grace": 1, "draining": true, "names": []string{"node"}, "nodes": []string{"node"}, "generations": []int64{1},
 	}
 	if err := insertArgs(&r.Row, every); err != nil {
@@ -103,6 +106,23 @@ func TestPlans(t *testing.T) {
 		"lapse": {queryLapse, every}, "others": {queryOthers, every}, "peers": {queryPeers, every}, "alive": {queryAlive, every}, "nodes": {queryNodes, every}, "announce": {queryAnnounce, every},
 		"set draining": {querySetDraining, every}, "abandon": {queryAbandon, every}, "forget": {queryForget, every}, "run due": {queryRunDue, every}, "overdue": {queryOverdue, every}, "next timer": {queryNextTimer, every}, "ping": {queryPing, every},
 		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
+	}
+	hooks := clone(every)
+	add(hooks, pgx.NamedArgs{
+		"jobs": []string{"job2", "none"}, "runs": []int64{1, 1}, "job": "job2", "run": 1, "webhook": "{}", "receiver": "r", "kind": "ended", "payload": "{}", "from": "1", "to": "2",
+		"except": []string{"other"}, "hold": 1, "pause": 1, "try": 1, "state": "delivered", "status": 200, "problem": "", "age": 1 << 40, "keep": 1 << 40,
+	})
+	for name, text := range map[string]string{
+		"webhooks": queryJobWebhooks, "add webhook": queryAddWebhook, "move checkpoint": queryMoveCheckpoint, "queue message": queryQueueDelivery,
+		"complete webhook": queryCompleteWebhook, "drop webhook": queryDropWebhook, "claim messages": queryClaimDeliveries, "next message": queryNextDelivery,
+		"postpone message": queryPostponeDelivery, "settle message": querySettleDelivery, "advance messages": queryAdvance, "redeliver": queryRedeliver,
+		"expire messages": queryExpireDeliveries,
+	} {
+		queries[name] = query{text, hooks}
+	}
+	for name, filter := range map[string]job.DeliveryFilter{"messages": {}, "messages of a job": {Job: "job2"}, "messages of a tenant": {Tenant: "none"}} {
+		text, args := deliveriesQuery(filter, 1<<40, 10)
+		queries[name] = query{text, args}
 	}
 	for name, s := range map[string]ledger.Slot{
 		"claim": {}, "claim preferring": {Prefer: job.Model{Name: "model1"}}, "claim ahead": {Ahead: true}, "claim addressed": {Addressed: true}, "claim open": {Own: []string{"node/sheep"}, Open: []string{"@gpu=a100"}, Prefer: job.Model{Name: "model1"}},
@@ -178,7 +198,7 @@ func (n node) pages() float64 { return n.Hit + n.Read }
 
 // scanned is a table that the plan reads whole; empty for none of those that grow.
 func (n node) scanned() string {
-	if n.Type == "Seq Scan" && slices.Contains([]string{"jobs", "labels", "attempts", "events"}, n.Table) {
+	if n.Type == "Seq Scan" && slices.Contains([]string{"jobs", "labels", "attempts", "events", "deliveries"}, n.Table) {
 		return n.Table
 	}
 	for _, below := range n.Subplan {

@@ -32,6 +32,16 @@ func (l *Ledger) Restore(ctx context.Context, saved []ledger.Saved) error {
 				return err
 			}
 			batch.Queue(queryRestore, args)
+			if !s.Record.Webhook.IsZero() {
+				webhook, err := webhookText(s.Record.Webhook)
+				if err != nil {
+					return err
+				}
+				batch.Queue(queryAddWebhook, pgx.NamedArgs{"id": text(r.ID), "run": r.Run, "webhook": webhook})
+				if s.Record.State.Final() {
+					batch.Queue(queryCompleteWebhook, pgx.NamedArgs{"job": text(r.ID), "run": r.Run})
+				}
+			}
 			for _, a := range attempts {
 				args := pgx.NamedArgs{}
 				attemptArgs(r.ID, a, args)

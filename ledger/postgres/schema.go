@@ -129,9 +129,9 @@ func (m *migrator) createSchema(ctx context.Context) error {
 	return nil
 }
 
-// down takes the newest migration back.
+// down takes all migrations back.
 func (m *migrator) down(ctx context.Context) error {
-	_, err := m.provider.Down(ctx)
+	_, err := m.provider.DownTo(ctx, 0)
 	return err
 }
 

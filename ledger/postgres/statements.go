@@ -82,6 +82,7 @@ var (
 	queryCreate = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
 		saved AS (` + insertJob + ` WHERE @old::bigint = 0 OR EXISTS (SELECT FROM removed) ON CONFLICT (id) DO NOTHING RETURNING *),
 		trimmed AS (DELETE FROM shepherd.attempts USING saved WHERE job = @id AND attempts.run <= @run::bigint - @keep_runs::bigint),
+		hooked AS (` + queryAddWebhook + ` FROM saved WHERE @webhook::text > ''),
 		` + told + ` SELECT seq FROM saved`
 
 	queryRemove = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @seq AND version = @version RETURNING id),
@@ -409,6 +410,8 @@ const (
 	joinLock  = `1936224364, 1`
 	sweepLock = `1936224364, 2`
 	claimLock = `1936224364, 3`
+
+	webhookLock = `1936224364, 3`
 
 	migrateLock = 1936224364
 )

@@ -21,7 +21,7 @@ func (t *tx) create(rec job.Record) (*row, error) {
 	r := &row{Record: job.Record{
 		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits,
 		NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
-		Keep: rec.Keep, Labels: rec.Labels, Idempotency: rec.Idempotency, State: job.Queued, Run: 1,
+		Keep: rec.Keep, Labels: rec.Labels, Idempotency: rec.Idempotency, Webhook: rec.Webhook, State: job.Queued, Run: 1,
 	}}
 	old, err := t.createFirst(r)
 	switch {
@@ -69,5 +69,9 @@ func (t *tx) createFirst(r *row) (old *row, err error) {
 func (t *tx) enqueue(r *row) (bool, error) {
 	r.EnqueuedAt = t.change(r)
 	r.delayed = r.NotBefore.After(t.now)
-	return t.insert(r)
+	entered, err := t.insert(r)
+	if err == nil && entered {
+		err = t.addWebhook(r)
+	}
+	return entered, err
 }

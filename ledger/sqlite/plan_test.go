@@ -79,6 +79,12 @@ func checkPlans(t *testing.T, l *Ledger) string {
 	} {
 		queries[name], _ = eventsQuery(1, 2, filter, 10)
 	}
+	for name, filter := range map[string]job.DeliveryFilter{
+		"deliveries": {}, "deliveries of a job": {Job: "x"}, "deliveries of a tenant": {Tenant: "wool"},
+		"deliveries narrowly": {Job: "x", Tenant: "wool", Receiver: "r", State: job.DeliveryWaiting},
+	} {
+		queries[name], _ = deliveriesQuery(filter, 7, 10)
+	}
 	for _, name := range []string{"begin", "commit", "rollback"} {
 		delete(queries, name)
 	}

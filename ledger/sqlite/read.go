@@ -19,7 +19,10 @@ import (
 )
 
 // readStatements are the reads whose text is always the same.
-type readStatements struct{ get, attempts, held, oldest, before, pruned, checkpoint *sql.Stmt }
+type readStatements struct {
+	get, attempts, held, oldest, before, pruned, checkpoint *sql.Stmt
+	webhook, nextDue                                        *sql.Stmt
+}
 
 const (
 	queryGet = `SELECT ` + columns + ` FROM jobs WHERE id = ?`
@@ -51,6 +54,8 @@ func (s *readStatements) list() []statement {
 		{"before", &s.before, queryBefore},
 		{"pruned", &s.pruned, queryPruned},
 		{"checkpoint", &s.checkpoint, queryCheckpoint},
+		{"webhook of a run", &s.webhook, queryJobWebhook},
+		{"next message due", &s.nextDue, queryNextDue},
 	}
 }
 

@@ -43,6 +43,9 @@ func (t *tx) restore(s ledger.Saved) error {
 	if entered, err := t.insert(r); err != nil || !entered {
 		return cmp.Or(err, ledger.ErrExists)
 	}
+	if err := t.addWebhook(r); err != nil {
+		return err
+	}
 	var interrupted *job.Attempt
 	for _, a := range s.Attempts {
 		if a.Ended.IsZero() {
@@ -59,6 +62,9 @@ func (t *tx) restore(s ledger.Saved) error {
 	}
 	switch {
 	case rec.State.Final():
+		if _, err := t.exec(t.do.webhooks.complete, string(r.ID), r.Run); err != nil {
+			return err
+		}
 		r.State, r.endedAge = rec.State, t.age
 		r.restoreRetention(rec, t.now)
 		return t.save(r)

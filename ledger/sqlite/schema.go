@@ -280,6 +280,9 @@ var migrations = []string{
 	CREATE TRIGGER labels_removed AFTER DELETE ON jobs WHEN old.labels > '' BEGIN
 		DELETE FROM labels WHERE (label_key, label_value, label_seq) IN (SELECT key, value, old.seq FROM json_each(old.labels));
 	END;`,
+
+	// Webhooks of jobs, and messages for receivers.
+	webhooksSchema,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

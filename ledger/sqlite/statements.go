@@ -19,6 +19,7 @@ type statements struct {
 	trimRuns, removeAttempts            *sql.Stmt
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
 	expire, setCheckpoint, saveNumbers  *sql.Stmt
+	webhooks                            webhookStatements
 
 	// Where a policy needs them, else nil; see policy.go.
 	headsOf, saveUsed *sql.Stmt
@@ -35,7 +36,7 @@ type statement struct {
 const isClaimable = `state = 'queued' AND token = 0 AND delayed = 0`
 
 func (s *statements) list() []statement {
-	return []statement{
+	return append([]statement{
 		{"begin", &s.begin, `BEGIN IMMEDIATE`},
 		{"commit", &s.commit, `COMMIT`},
 		{"rollback", &s.rollback, `ROLLBACK`},
@@ -102,7 +103,7 @@ func (s *statements) list() []statement {
 		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
 			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
 		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},
-	}
+	}, s.webhooks.list()...)
 }
 
 func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statements, error) {

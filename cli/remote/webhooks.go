@@ -1,0 +1,184 @@
+package remote
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+)
+
+// webhooksCommand looks at the messages for receivers of webhooks.
+func webhooksCommand(c Config) *cobra.Command {
+	t := NewTarget(c)
+	cmd := &cobra.Command{
+		Use:   "webhooks",
+		Short: "List messages to receivers of webhooks, send them again",
+		Long: "Messages about jobs go to the receivers that the daemon's configuration names, and to\n" +
+			"those that jobs name (submit --webhook).",
+	}
+	t.Add(cmd.PersistentFlags())
+	cmd.AddCommand(listMessages(t), redeliver(t), webhookSecret(t))
+	return cmd
+}
+
+func listMessages(t *Target) *cobra.Command {
+	var form format
+	var about, receiver, state string
+	var limit int
+	var noHeading bool
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List messages, the latest first",
+		Example: "  shepherd webhooks ls --state given-up\n  shepherd webhooks ls --job page-7 -o wide",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			params := client.ListMessagesParams{}
+			for value, to := range map[*string]**string{&about: &params.Job, &receiver: &params.Receiver} {
+				if *value != "" {
+					*to = value
+				}
+			}
+			if state != "" {
+				params.State = new(client.ListMessagesParamsState(state))
+			}
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				return s.listMessages(ctx, params, limit, form, !noHeading)
+			})
+		},
+	}
+	f := cmd.Flags()
+	form.add(f)
+	f.StringVar(&about, "job", "", "only messages about this job")
+	f.StringVar(&receiver, "receiver", "", "only messages to this receiver: its name, or its URL")
+	f.StringVar(&state, "state", "", "only messages that are waiting, delivered or given-up")
+	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 for all")
+	f.BoolVar(&noHeading, "no-headers", false, "leave the heading of the table out")
+	return cmd
+}
+
+func (s *session) listMessages(ctx context.Context, params client.ListMessagesParams, limit int, form format, heading bool) error {
+	var all []client.Message
+	for limit == 0 || len(all) < limit {
+		params.Limit = new(strconv.Itoa(page))
+		if limit > 0 {
+			params.Limit = new(strconv.Itoa(min(page, limit-len(all))))
+		}
+		answer, err := s.ListMessagesWithResponse(ctx, &params)
+		if err != nil {
+			return err
+		}
+		if answer.JSON200 == nil {
+			return errors.New("the daemon's list of messages cannot be read")
+		}
+		all = append(all, answer.JSON200.Messages...)
+		if params.After = answer.JSON200.Next; params.After == nil {
+			break
+		}
+	}
+	switch form {
+	case formJSON:
+		return printJSON(s.out, append([]client.Message{}, all...), true)
+	case formLines:
+		for _, m := range all {
+			if err := printJSON(s.out, m, false); err != nil {
+				return err
+			}
+		}
+		return nil
+	case formName:
+		for _, m := range all {
+			if _, err := fmt.Fprintln(s.out, clean(m.Id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows := table{{"MESSAGE", "JOB", "EVENT", "STATE", "TRIES", "NEXT", "RECEIVER"}}
+	if form == formWide {
+		rows[0] = append(rows[0], "CREATED", "PROBLEM")
+	}
+	if !heading {
+		rows = nil
+	}
+	for _, m := range all {
+		row := []string{m.Id, m.JobId, string(m.Event), string(m.State), strconv.Itoa(m.Tries), nextTry(m), m.Receiver}
+		if form == formWide {
+			row = append(row, deref(m.CreatedAt), cmp.Or(deref(m.Problem), "-"))
+		}
+		rows = append(rows, row)
+	}
+	return rows.print(s.out)
+}
+
+// nextTry is when a message is tried next.
+func nextTry(m client.Message) string {
+	switch at, err := time.Parse(time.RFC3339, deref(m.DueAt)); {
+	case m.State != client.MessageStateWaiting:
+		return "-"
+	case m.DueAt == nil:
+		return "after another"
+	case err != nil:
+		return *m.DueAt
+	case time.Until(at) <= time.Second:
+		return "now"
+	default:
+		return "in " + time.Until(at).Round(time.Second).String()
+	}
+}
+
+func redeliver(t *Target) *cobra.Command {
+	return &cobra.Command{
+		Use:   "redeliver MESSAGE…",
+		Short: "Send messages again, with the same id",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage("the id of a message is needed; `webhooks ls` lists them")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				for _, id := range args {
+					answer, err := s.RedeliverMessageWithResponse(ctx, id)
+					if err != nil {
+						return fmt.Errorf("send %s again: %w", id, err)
+					}
+					if m := answer.JSON200; m != nil && m.DueAt == nil {
+						fmt.Fprintf(s.out, "%s waits for an earlier message about job %s\n", clean(m.Id), clean(m.JobId))
+						continue
+					}
+					fmt.Fprintf(s.out, "%s is sent again\n", id)
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func webhookSecret(t *Target) *cobra.Command {
+	return &cobra.Command{
+		Use:   "secret",
+		Short: "Print the secret that messages are signed with for receivers that your jobs name",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				answer, err := s.GetWebhookSecretWithResponse(ctx)
+				if err != nil {
+					return err
+				}
+				if answer.JSON200 == nil {
+					return errors.New("the daemon's answer cannot be read")
+				}
+				_, err = fmt.Fprintln(s.out, answer.JSON200.Secret)
+				return err
+			})
+		},
+	}
+}

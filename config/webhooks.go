@@ -1,0 +1,99 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Webhooks is who is told of what happens to jobs.
+type Webhooks struct {
+	// SecretFile holds what the secrets are made from that messages are signed with for
+	// the receivers that jobs name; empty where jobs may name none.
+	SecretFile string `yaml:"secret_file,omitempty"`
+	// Allow are addresses and networks that messages may go to although they are private
+	// or this machine's.
+	Allow []string `yaml:"allow,omitempty"`
+	// Receivers are told of all jobs, or of those of one tenant.
+	Receivers []WebhookReceiver `yaml:"receivers,omitempty"`
+}
+
+// WebhookReceiver is told of what happens to jobs.
+type WebhookReceiver struct {
+	Name string `yaml:"name"`
+	URL  string `yaml:"url"`
+	// SecretFile holds a secret in each line; messages are signed with all of them.
+	SecretFile string `yaml:"secret_file"`
+	// Events are kinds of events; none stands for ended.
+	Events []string `yaml:"events,omitempty"`
+	// Tenant is whose jobs the receiver is told of, empty for all.
+	Tenant string `yaml:"tenant,omitempty"`
+}
+
+// EventKinds are Events as the checked configuration has them.
+func (r WebhookReceiver) EventKinds() []job.EventKind {
+	kinds := make([]job.EventKind, len(r.Events))
+	for i, text := range r.Events {
+		kinds[i] = job.EventKind(text)
+	}
+	return kinds
+}
+
+// AllowedNetworks are Allow, which has been checked.
+func (w Webhooks) AllowedNetworks() []netip.Prefix {
+	var networks []netip.Prefix
+	for _, text := range w.Allow {
+		if network, ok := parseNetwork(text); ok {
+			networks = append(networks, network)
+		}
+	}
+	return networks
+}
+
+// webhooks checks who is told of what happens to jobs.
+func (ch *checker) webhooks() {
+	w := ch.Webhooks
+	ch.notEmpty("webhooks.secret_file", w.SecretFile == "")
+	ch.expect(w.SecretFile == "" || filepath.IsAbs(w.SecretFile), "webhooks.secret_file", "an absolute path")
+	for i, text := range w.Allow {
+		if _, ok := parseNetwork(text); !ok {
+			ch.item(ch.at("webhooks.allow"), i, "webhooks.allow", "expected an IP address, or a network such as 10.0.0.0/8")
+		}
+	}
+	const path = "webhooks.receivers"
+	list := ch.at(path)
+	if list == nil {
+		return
+	}
+	names := map[string]bool{}
+	for i, r := range w.Receivers {
+		wrong := func(key, problem string) { ch.within(list, i, path, key, problem) }
+		wrong("name", nameProblem("receiver", r.Name, names))
+		wrong("tenant", tenantProblem(r.Tenant, nil))
+		switch err := job.CheckWebhookURL(r.URL); {
+		case r.URL == "":
+			wrong("url", "required key is missing or has no value; expected a URL such as https://example.com/hook")
+		case err != nil:
+			wrong("url", err.Error())
+		}
+		switch {
+		case r.SecretFile == "":
+			wrong("secret_file", "required key is missing or has no value; expected the path of a file with the secret (echo whsec_$(openssl rand -base64 32))")
+		case !filepath.IsAbs(r.SecretFile):
+			wrong("secret_file", "expected an absolute path")
+		}
+		known := make([]string, 0, len(job.WebhookEvents()))
+		for _, kind := range job.WebhookEvents() {
+			known = append(known, string(kind))
+		}
+		for _, text := range r.Events {
+			if !slices.Contains(known, text) {
+				wrong("events", fmt.Sprintf("%q is no event that is sent; expected some of %s", text, strings.Join(known, ", ")))
+			}
+		}
+	}
+}

@@ -1,0 +1,233 @@
+package memory
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+var _ ledger.Webhooks = (*Ledger)(nil)
+
+// webhooks are the webhooks of runs, and the messages for receivers.
+type webhooks struct {
+	ofRuns     map[ledger.JobRun]*runWebhook
+	deliveries []*delivery // by Seq
+	last       int64       // Seq that was given out
+}
+
+type runWebhook struct {
+	job.Webhook
+	complete bool
+}
+
+type delivery struct {
+	job.Delivery
+	again      bool  // out of order, on request
+	settledAge int64 // the ledger's age when it was settled, 0 before
+}
+
+// add keeps the webhook that a run was created with.
+func (w *webhooks) add(r *record, webhook job.Webhook) {
+	if !webhook.IsZero() {
+		w.ofRuns[ledger.JobRun{Job: r.ID, Run: r.Run}] = &runWebhook{Webhook: webhook}
+	}
+}
+
+// removed drops the webhooks of a job whose record is removed, unless messages of a run
+// are not complete.
+func (w *webhooks) removed(id job.ID) {
+	for run, webhook := range w.ofRuns {
+		if run.Job == id && webhook.complete {
+			delete(w.ofRuns, run)
+		}
+	}
+}
+
+// first is the message that the others about a job for a receiver wait for; nil for none.
+func (w *webhooks) first(receiver string, id job.ID) *delivery {
+	for _, d := range w.deliveries {
+		if d.Receiver == receiver && d.Job == id && d.State == job.DeliveryWaiting && !d.again {
+			return d
+		}
+	}
+	return nil
+}
+
+func (w *webhooks) find(id string) *delivery {
+	for _, d := range w.deliveries {
+		if d.ID == id {
+			return d
+		}
+	}
+	return nil
+}
+
+// JobWebhooks implements ledger.Webhooks.
+func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+	found := map[ledger.JobRun]job.Webhook{}
+	err := l.call(ctx, "look up webhooks of jobs", func() error {
+		for _, run := range runs {
+			if webhook := l.webhooks.ofRuns[run]; webhook != nil {
+				found[run] = webhook.Webhook
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// QueueDeliveries implements ledger.Webhooks.
+func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+	moved := false
+	err := l.call(ctx, "queue messages for receivers of webhooks", func() error {
+		if moved = l.checkpoints[consumer] == from; !moved {
+			return nil
+		}
+		l.checkpoints[consumer] = to
+		now := l.moment().Now
+		for _, m := range messages {
+			if l.webhooks.find(m.ID) != nil {
+				continue
+			}
+			d := &delivery{Delivery: m}
+			d.State, d.Created, d.Began, d.Payload = job.DeliveryWaiting, now, now, slices.Clone(m.Payload)
+			if l.webhooks.first(m.Receiver, m.Job) == nil {
+				d.Due = now
+			}
+			l.webhooks.last++
+			d.Seq = l.webhooks.last
+			l.webhooks.deliveries = append(l.webhooks.deliveries, d)
+		}
+		for _, run := range complete {
+			if webhook := l.webhooks.ofRuns[run]; webhook != nil {
+				webhook.complete = true
+				if r := l.find(run.Job); r == nil || r.Run != run.Run {
+					delete(l.webhooks.ofRuns, run)
+				}
+			}
+		}
+		return nil
+	})
+	return moved && err == nil, err
+}
+
+// ClaimDeliveries implements ledger.Webhooks.
+func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) (due []job.Delivery, next time.Duration, err error) {
+	err = l.call(ctx, "claim messages for receivers of webhooks", func() error {
+		now := l.moment().Now
+		var waiting []*delivery
+		for _, d := range l.webhooks.deliveries {
+			if !d.Due.IsZero() && !slices.Contains(except, d.Receiver) {
+				waiting = append(waiting, d)
+			}
+		}
+		slices.SortStableFunc(waiting, func(a, b *delivery) int { return a.Due.Compare(b.Due) })
+		for _, d := range waiting {
+			if !d.Due.After(now) && len(due) < limit {
+				d.Tries++
+				d.Due = now.Add(hold)
+				claimed := d.Delivery
+				claimed.Payload = slices.Clone(d.Payload)
+				due = append(due, claimed)
+			}
+			if wait := max(d.Due.Sub(now), time.Microsecond); next == 0 || wait < next {
+				next = wait
+			}
+		}
+		return nil
+	})
+	return due, next, err
+}
+
+// SettleDelivery implements ledger.Webhooks.
+func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
+	return l.call(ctx, "settle message "+id, func() error {
+		d := l.webhooks.find(id)
+		if d == nil || d.Tries != try || d.State != job.DeliveryWaiting {
+			return nil
+		}
+		m := l.moment()
+		d.Status, d.Problem = result.Status, ledger.ClipProblem(result.Problem)
+		if result.State == job.DeliveryWaiting {
+			d.Due = m.Now.Add(max(result.Pause.Truncate(time.Microsecond), time.Microsecond))
+			return nil
+		}
+		d.State, d.Due, d.Settled, d.settledAge = result.State, time.Time{}, m.Now, m.Age
+		if first := l.webhooks.first(d.Receiver, d.Job); !d.again && first != nil && first.Due.IsZero() {
+			first.Due, first.Began = m.Now, m.Now
+		}
+		return nil
+	})
+}
+
+// Redeliver implements ledger.Webhooks.
+func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+	var again job.Delivery
+	err := l.call(ctx, "deliver message "+id+" again", func() error {
+		d := l.webhooks.find(id)
+		if d == nil || tenant != "" && d.Tenant != tenant {
+			return ledger.ErrNoDelivery
+		}
+		waiting := d.State == job.DeliveryWaiting
+		if !waiting || !d.Due.IsZero() {
+			now := l.moment().Now
+			d.State, d.Due, d.Began, d.Settled, d.settledAge, d.Tries = job.DeliveryWaiting, now, now, time.Time{}, 0, 0
+			d.again = d.again || !waiting
+		}
+		again = d.Delivery
+		again.Payload = nil
+		return nil
+	})
+	return again, err
+}
+
+// Deliveries implements ledger.Webhooks.
+func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) (listed []job.Delivery, next int64, err error) {
+	const doing = "list messages for receivers of webhooks"
+	if limit < 1 {
+		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
+	}
+	err = l.call(ctx, doing, func() error {
+		for _, d := range slices.Backward(l.webhooks.deliveries) {
+			if cursor > 0 && d.Seq > cursor || !filter.Match(d.Delivery) {
+				continue
+			}
+			if len(listed) == limit {
+				next = d.Seq
+				break
+			}
+			shown := d.Delivery
+			shown.Payload = nil
+			listed = append(listed, shown)
+		}
+		return nil
+	})
+	return listed, next, err
+}
+
+// ExpireDeliveries implements ledger.Webhooks.
+func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (gone int, err error) {
+	err = l.call(ctx, "remove messages for receivers of webhooks", func() error {
+		oldest := l.moment().Age - age.Microseconds()
+		settled := slices.Clone(l.webhooks.deliveries)
+		slices.SortStableFunc(settled, func(a, b *delivery) int { return cmp.Compare(a.settledAge, b.settledAge) })
+		for _, d := range settled {
+			if gone < limit && d.settledAge > 0 && (d.settledAge < oldest || d.Seq <= l.webhooks.last-int64(keep)) {
+				l.webhooks.deliveries = slices.DeleteFunc(l.webhooks.deliveries, func(other *delivery) bool { return other == d })
+				gone++
+			}
+		}
+		return nil
+	})
+	return gone, err
+}

@@ -1,0 +1,219 @@
+package webhook
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// consumer makes messages of events.
+type consumer struct {
+	name   string // of its checkpoint
+	tenant string // whose events it reads, empty for all
+	// messages are those about the events, and the runs whose messages are complete.
+	messages func(ctx context.Context, events []job.Event) ([]job.Delivery, []ledger.JobRun, error)
+}
+
+// receiverConsumer makes messages for a configured receiver.
+func receiverConsumer(r Receiver, show func(job.Event) (json.RawMessage, error)) consumer {
+	return consumer{name: "webhook/" + r.Name, tenant: r.Tenant, messages: func(_ context.Context, events []job.Event) (messages []job.Delivery, _ []ledger.JobRun, err error) {
+		for _, e := range events {
+			if !r.wants(e) {
+				continue
+			}
+			m, err := newMessage(r.Name, e, show)
+			if err != nil {
+				return nil, nil, err
+			}
+			m.Tenant = r.Tenant // what the operator configured is not the tenants' to see
+			messages = append(messages, m)
+		}
+		return messages, nil, nil
+	}}
+}
+
+// jobsConsumer makes messages for the receivers that jobs name.
+func jobsConsumer(l Ledger, show func(job.Event) (json.RawMessage, error)) consumer {
+	return consumer{name: "webhooks of jobs", messages: func(ctx context.Context, events []job.Event) (messages []job.Delivery, complete []ledger.JobRun, err error) {
+		var runs []ledger.JobRun
+		seen := map[ledger.JobRun]bool{}
+		for _, e := range events {
+			if run := (ledger.JobRun{Job: e.Job, Run: e.Run}); !seen[run] {
+				seen[run] = true
+				runs = append(runs, run)
+			}
+		}
+		if len(runs) == 0 {
+			return nil, nil, nil
+		}
+		webhooks, err := l.JobWebhooks(ctx, runs)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, e := range events {
+			run := ledger.JobRun{Job: e.Job, Run: e.Run}
+			webhook, ok := webhooks[run]
+			if !ok {
+				continue
+			}
+			if e.Kind == job.EventEnded {
+				complete = append(complete, run)
+			}
+			if !webhook.Wants(e.Kind) {
+				continue
+			}
+			m, err := newMessage(webhook.URL, e, show)
+			if err != nil {
+				return nil, nil, err
+			}
+			messages = append(messages, m)
+		}
+		return messages, complete, nil
+	}}
+}
+
+// envelope is a message's body.
+type envelope struct {
+	Type      string          `json:"type"`
+	Timestamp *string         `json:"timestamp"`
+	Data      json.RawMessage `json:"data"`
+}
+
+// newMessage is a message about an event. The same event gives the same message.
+func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMessage, error)) (job.Delivery, error) {
+	data, err := show(e)
+	if err != nil {
+		return job.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
+	}
+	payload, err := job.JSON(envelope{Type: "job." + string(e.Kind), Timestamp: job.FormatTime(e.At), Data: data})
+	if err != nil {
+		return job.Delivery{}, fmt.Errorf("write event %s: %w", e.Cursor, err)
+	}
+	return job.Delivery{
+		ID: messageID(receiver, e), Receiver: receiver, Job: e.Job, Run: e.Run, Tenant: e.Tenant, Kind: e.Kind, Payload: payload,
+	}, nil
+}
+
+// messageID names a message. Cursors begin anew in another ledger, which may have taken
+// over the jobs of this one.
+func messageID(receiver string, e job.Event) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%s\x00%d", receiver, e.Cursor, e.Job, e.Run, e.Kind, e.At.UnixMicro()))
+	return "msg_" + strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16]))
+}
+
+// reader reads the events of a consumer and queues its messages.
+type reader struct {
+	*Dispatcher
+	consumer
+	kept job.Cursor // in the ledger
+	at   job.Cursor // that all before has been read
+}
+
+func (d *Dispatcher) newReader(c consumer) *reader { return &reader{Dispatcher: d, consumer: c} }
+
+// run reads until ctx ends.
+func (r *reader) run(ctx context.Context) {
+	rest := time.Second
+	for ctx.Err() == nil {
+		err := r.open(ctx)
+		if err == nil {
+			rest = time.Second
+			err = r.follow(ctx)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			r.cfg.Log.Error("Events for a webhook cannot be read; it is tried again", "consumer", r.name, "error", err)
+			if !pause(ctx, rest) {
+				break
+			}
+			rest = min(2*rest, 30*time.Second)
+		}
+	}
+	if r.kept != "" && r.at != r.kept {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_, _ = r.cfg.Ledger.QueueDeliveries(ctx, r.name, r.kept, r.at, nil, nil) // else these events are read again
+	}
+}
+
+// open takes up the consumer's cursor in the ledger; one that has none begins now.
+func (r *reader) open(ctx context.Context) error {
+	kept, err := r.cfg.Ledger.Checkpoint(ctx, r.name)
+	if errors.Is(err, ledger.ErrNotFound) {
+		if kept, err = r.cfg.Ledger.Now(ctx); err != nil {
+			return err
+		}
+		var moved bool
+		if moved, err = r.cfg.Ledger.QueueDeliveries(ctx, r.name, "", kept, nil, nil); err == nil && !moved { // another node was faster
+			kept, err = r.cfg.Ledger.Checkpoint(ctx, r.name)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	r.kept, r.at = kept, kept
+	return nil
+}
+
+// follow reads events from the cursor on. It returns nil where another node has moved
+// the cursor meanwhile.
+func (r *reader) follow(ctx context.Context) error {
+	var keep <-chan time.Time // receives when the cursor is to be kept although nothing was queued
+	due := false              // keep has received
+	for {
+		changed := r.cfg.Ledger.Changed()
+		events, next, err := r.cfg.Ledger.Events(ctx, r.at, ledger.EventFilter{Tenant: r.tenant}, eventBatch)
+		if errors.Is(err, ledger.ErrEventsGone) {
+			if next, err = r.cfg.Ledger.Now(ctx); err == nil {
+				r.cfg.Log.Error("Events are no longer kept of which a webhook's receiver was not told; it is told of those from now on. Keep events for longer (ledger.event_keep, ledger.event_number)", "consumer", r.name)
+			}
+		}
+		var messages []job.Delivery
+		var complete []ledger.JobRun
+		if err == nil {
+			messages, complete, err = r.messages(ctx, events)
+		}
+		if err != nil {
+			return err
+		}
+		r.at = next
+		if len(messages) > 0 || len(complete) > 0 || due && r.at != r.kept {
+			moved, err := r.cfg.Ledger.QueueDeliveries(ctx, r.name, r.kept, r.at, messages, complete)
+			if err != nil {
+				r.at = r.kept
+				return err
+			}
+			if !moved {
+				r.at = r.kept
+				return nil
+			}
+			r.kept, keep, due = r.at, nil, false
+			if len(messages) > 0 {
+				r.nudge()
+			}
+		}
+		if len(events) == eventBatch {
+			continue
+		}
+		if keep == nil && r.at != r.kept {
+			keep = time.After(checkpointEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-keep:
+			due = true
+		}
+	}
+}
