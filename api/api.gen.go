@@ -463,8 +463,20 @@ type FlockQueue struct {
 	// Head The first of them, in the order of their positions
 	Head []QueuedJob `json:"head"`
 
+	// Labels By label, as KEY=VALUE, most first
+	Labels []QueueGroup `json:"labels"`
+
+	// Models How many jobs wait of what, of those that total counts: by model, most first, at most 30
+	Models []QueueGroup `json:"models"`
+
 	// More There are more than that
 	More bool `json:"more"`
+
+	// Priorities The same by priority, the highest first
+	Priorities []QueueGroup `json:"priorities"`
+
+	// Tenants By tenant, most first; empty for a tenant
+	Tenants []QueueGroup `json:"tenants"`
 
 	// Total How many jobs wait
 	Total int `json:"total"`
@@ -479,9 +491,14 @@ type FlockSheep struct {
 	Detail *string `json:"detail"`
 
 	// Job The job under way
-	Job      *string   `json:"job"`
-	Model    Model     `json:"model"`
-	Name     string    `json:"name"`
+	Job   *string `json:"job"`
+	Model Model   `json:"model"`
+
+	// Name NODE/SHEEP in a fleet
+	Name string `json:"name"`
+
+	// Node The node that has it; null where the daemon is alone
+	Node     *string   `json:"node"`
 	Progress *Progress `json:"progress"`
 
 	// Running A runner is up, with the model
@@ -525,6 +542,9 @@ type GPU struct {
 
 	// Name Example: NVIDIA A100-SXM4-80GB
 	Name string `json:"name"`
+
+	// Node The node that has it; left out where the daemon is alone, and in GET /gpus, which is of one node
+	Node *string `json:"node,omitempty"`
 
 	// OutSince Example: 2026-11-22T10:08:03.942214
 	OutSince *Time `json:"out_since"`
@@ -915,6 +935,12 @@ type PullRequest struct {
 
 	// SheepId The sheep that shall be able to load it; all that fetch models, when left out or null
 	SheepId *string `json:"sheep_id,omitempty"`
+}
+
+// QueueGroup defines model for QueueGroup.
+type QueueGroup struct {
+	Jobs int    `json:"jobs"`
+	Name string `json:"name"`
 }
 
 // QueuedJob defines model for QueuedJob.

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +28,10 @@ const (
 	flockAlive = 5 * time.Second
 	// flockPatience bounds one look.
 	flockPatience = 5 * time.Second
+	// fleetEvery is how often the GPUs of the nodes of a fleet are looked at.
+	fleetEvery = 2*time.Second - flockPause
+	// flockGroups bounds the kinds of waiting jobs that are told apart.
+	flockGroups = 30
 	// flockListed bounds the jobs that are read of the queue, and of those under way.
 	flockListed = 500
 	// flockHead is how many waiting jobs are told with their reasons.
@@ -77,6 +83,7 @@ type flockView struct {
 	cursor  job.Cursor      // of the events so far; empty before the first look
 	queue   FlockQueue
 	queueAt time.Time
+	gpusAt  time.Time
 	// expected are the starts that the queue shows.
 	expected map[job.ID]job.Estimate
 	serial   int64 // of the latest frame
@@ -143,7 +150,7 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 	troubles = errors.Join(troubles, err)
 	for i, one := range sheep {
 		flock.Sheep[i] = FlockSheep{
-			Name: one.Name, Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
+			Name: one.Name, Node: orNull(one.Node), Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
 			Condition: FlockSheepCondition(cmp.Or(one.Condition, "able")), Progress: shownProgress(one.Progress),
 		}
 		flock.Sheep[i].RunningSince, flock.Sheep[i].TurnEndsAt = job.FormatTime(one.RunningSince), job.FormatTime(one.TurnEnds)
@@ -167,7 +174,8 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 	}
 	flock.Queue = v.queue
 	if flock.Queue.Head == nil {
-		flock.Queue.Head = []QueuedJob{}
+		none := []QueueGroup{}
+		flock.Queue = FlockQueue{Head: []QueuedJob{}, Models: none, Priorities: none, Tenants: none, Labels: none}
 	}
 	if troubles != nil {
 		_, message := classify(troubles)
@@ -177,16 +185,60 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 		return err
 	}
 	if v.tenant == "" {
-		gpus, err := s.gpus(ctx, "")
-		if err != nil {
-			return err
-		}
-		if err := v.put(&v.gpus, shownGPUs(gpus)); err != nil {
+		if err := v.readGPUs(ctx, s, sheep); err != nil {
 			return err
 		}
 	}
 	v.at = time.Now()
 	return nil
+}
+
+// readGPUs looks at the GPUs of the nodes that have the sheep, those of others than this
+// one less often. A node that does not answer is told of as trouble.
+func (v *flockView) readGPUs(ctx context.Context, s *server, sheep []job.Sheep) error {
+	var nodes []string
+	for _, one := range sheep {
+		if !slices.Contains(nodes, one.Node) {
+			nodes = append(nodes, one.Node)
+		}
+	}
+	switch {
+	case len(nodes) == 0:
+		nodes = []string{""}
+	case nodes[0] != "" && time.Since(v.gpusAt) < fleetEvery:
+		return nil
+	}
+	slices.Sort(nodes)
+	answers, errs := make([]job.GPUs, len(nodes)), make([]error, len(nodes))
+	var asking sync.WaitGroup
+	for i, node := range nodes {
+		asking.Go(func() { answers[i], errs[i] = s.gpus(ctx, node) })
+	}
+	asking.Wait()
+	all := GPUList{Gpus: []GPU{}, Others: []OtherDevice{}}
+	var troubles []string
+	for i, node := range nodes {
+		one := shownGPUs(answers[i])
+		if errs[i] != nil {
+			_, message := classify(errs[i])
+			one.Trouble = &message
+		}
+		if one.Trouble != nil {
+			troubles = append(troubles, *one.Trouble)
+		}
+		for k := range one.Gpus {
+			if one.Gpus[k].Node = orNull(node); node != "" {
+				for u := range one.Gpus[k].Sheep { // as the sheep are called in a fleet
+					one.Gpus[k].Sheep[u].Name = node + "/" + one.Gpus[k].Sheep[u].Name
+				}
+			}
+		}
+		all.Gpus, all.Others = append(all.Gpus, one.Gpus...), append(all.Others, one.Others...)
+		all.Driver, all.Cuda = cmp.Or(all.Driver, one.Driver), cmp.Or(all.Cuda, one.Cuda)
+	}
+	all.Trouble = orNull(strings.Join(troubles, "; "))
+	v.gpusAt = time.Now()
+	return v.put(&v.gpus, all)
 }
 
 // readEvents adds the events since the last look. happened reports whether there were
@@ -267,6 +319,7 @@ func (v *flockView) readQueue(ctx context.Context, s *server) (FlockQueue, error
 		return FlockQueue{}, err
 	}
 	queue := FlockQueue{Total: len(views), More: next != 0, Head: []QueuedJob{}}
+	queue.Models, queue.Priorities, queue.Tenants, queue.Labels = groupsOf(views, tenant == "")
 	now := job.Now()
 	slices.SortStableFunc(views, func(a, b job.View) int {
 		if later := a.NotBefore.After(now); later != b.NotBefore.After(now) {
@@ -309,6 +362,40 @@ func (v *flockView) readQueue(ctx context.Context, s *server) (FlockQueue, error
 	}
 	v.expected = expected
 	return queue, nil
+}
+
+// groupsOf counts the jobs by model, priority, tenant and label; by tenant only for those
+// who see all.
+func groupsOf(views []job.View, whole bool) (models, priorities, tenants, labels []QueueGroup) {
+	by := make([]map[string]int, 4)
+	for i := range by {
+		by[i] = make(map[string]int)
+	}
+	for _, view := range views {
+		by[0][view.Model.String()]++
+		by[1][strconv.Itoa(view.Priority)]++
+		if whole && view.Tenant != "" {
+			by[2][view.Tenant]++
+		}
+		for key, value := range view.Labels {
+			by[3][key+"="+value]++
+		}
+	}
+	most := func(counts map[string]int, order func(a, b QueueGroup) int) []QueueGroup {
+		groups := make([]QueueGroup, 0, len(counts))
+		for name, jobs := range counts {
+			groups = append(groups, QueueGroup{Name: name, Jobs: jobs})
+		}
+		slices.SortFunc(groups, order)
+		return groups[:min(len(groups), flockGroups)]
+	}
+	byJobs := func(a, b QueueGroup) int { return cmp.Or(cmp.Compare(b.Jobs, a.Jobs), cmp.Compare(a.Name, b.Name)) }
+	byPriority := func(a, b QueueGroup) int {
+		p, _ := strconv.Atoi(a.Name)
+		q, _ := strconv.Atoi(b.Name)
+		return cmp.Compare(q, p)
+	}
+	return most(by[0], byJobs), most(by[1], byPriority), most(by[2], byJobs), most(by[3], byJobs)
 }
 
 // steady is what is shown as a job's expected start: what was shown before, while what is

@@ -3,10 +3,14 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/internal/claims"
@@ -202,5 +206,61 @@ func TestFlockOfTenants(t *testing.T) {
 		}
 		s.stop()
 		all.stop()
+	})
+}
+
+// TestFlockOfNodes: the sheep of a fleet say whose they are, the GPUs of all nodes are in
+// one list, a node that does not answer is told of, and the queue is counted by what waits.
+func TestFlockOfNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		for _, node := range []string{"b", "a", "away"} {
+			f.sheep = append(f.sheep, job.Sheep{Name: node + "/dolly", Node: node, Type: "bare"})
+		}
+		other := job.Model{Name: "other", Version: "v1"}
+		for id, r := range map[job.ID]job.Record{
+			"1": {Model: other, Tenant: "wool", Labels: job.Labels{"batch": "7"}}, "2": {Model: someModel, Priority: -3, Tenant: "wool", Labels: job.Labels{"batch": "7", "by": "ada"}},
+			"3": {Model: other, Priority: 10},
+		} {
+			f.add(id, job.Queued).record = func(to *job.Record) {
+				to.Model, to.Priority, to.Tenant, to.Labels = r.Model, r.Priority, r.Tenant, r.Labels
+			}
+		}
+		var asked atomic.Int64
+		handler := New(Config{Service: f, GPUs: func(_ context.Context, node string) (job.GPUs, error) {
+			if node == "away" {
+				asked.Add(1)
+				return job.GPUs{}, &job.Unavailable{Service: "node away", Problem: "does not answer", Cause: errdefs.ErrUnavailable}
+			}
+			return job.GPUs{GPUs: []job.GPU{{UUID: "GPU-" + node, Health: job.Well, Sheep: []job.DeviceUser{{Sheep: "dolly"}}}}}, nil
+		}})
+		s := follow(t, handler, "/flock")
+		flock := last(t, framesOf[Flock](t, s.got(), "flock"))
+		if len(flock.Sheep) != 3 || flock.Sheep[0].Name != "a/dolly" || *flock.Sheep[0].Node != "a" {
+			t.Errorf("sheep %+v", flock.Sheep)
+		}
+		gpus := last(t, framesOf[GPUList](t, s.got(), "gpus"))
+		if len(gpus.Gpus) != 2 || *gpus.Gpus[0].Node != "a" || gpus.Gpus[0].Sheep[0].Name != "a/dolly" || *gpus.Gpus[1].Node != "b" || gpus.Trouble == nil || !strings.Contains(*gpus.Trouble, "away does not answer") {
+			t.Errorf("GPUs %+v", gpus)
+		}
+		for _, c := range []struct {
+			kind      string
+			got, want []QueueGroup
+		}{
+			{"models", flock.Queue.Models, []QueueGroup{{Name: "other:v1", Jobs: 2}, {Name: someModel.String(), Jobs: 1}}},
+			{"priorities", flock.Queue.Priorities, []QueueGroup{{Name: "10", Jobs: 1}, {Name: "0", Jobs: 1}, {Name: "-3", Jobs: 1}}},
+			{"tenants", flock.Queue.Tenants, []QueueGroup{{Name: "wool", Jobs: 2}}},
+			{"labels", flock.Queue.Labels, []QueueGroup{{Name: "batch=7", Jobs: 2}, {Name: "by=ada", Jobs: 1}}},
+		} {
+			if !slices.Equal(c.got, c.want) {
+				t.Errorf("by %s there wait %+v, want %+v", c.kind, c.got, c.want)
+			}
+		}
+		before := asked.Load()
+		time.Sleep(20 * flockEvery)
+		if n := asked.Load() - before; n > 11 {
+			t.Errorf("another node is asked for its GPUs %d times in %v", n, 20*flockEvery)
+		}
+		s.stop()
 	})
 }

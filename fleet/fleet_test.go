@@ -261,7 +261,7 @@ func TestView(t *testing.T) {
 		fleet.Node{Name: "c", Alive: true, Address: gone.URL, Sheep: []job.Sheep{{Name: "t", Type: "bare"}}, Labels: job.Labels{"gpu": "a100"}},
 		fleet.Node{Name: "d", Sheep: []job.Sheep{{Name: "u"}}})
 	v := fleet.NewView(own, f)
-	want := []job.Sheep{{Name: "a/z", Detail: "busy"}, {Name: "b/s", Running: true}, {Name: "c/t", Type: "bare", Detail: "node c does not answer"}}
+	want := []job.Sheep{{Name: "a/z", Node: "a", Detail: "busy"}, {Name: "b/s", Node: "b", Running: true}, {Name: "c/t", Node: "c", Type: "bare", Detail: "node c does not answer"}}
 	if got := v.Sheep(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("Sheep = %+v, want %+v", got, want)
 	}

@@ -62,7 +62,7 @@ func problem(err error) string {
 func renamed(node string, sheep []job.Sheep) []job.Sheep {
 	sheep = slices.Clone(sheep)
 	for i := range sheep {
-		sheep[i].Name = ID(node, sheep[i].Name)
+		sheep[i].Node, sheep[i].Name = node, ID(node, sheep[i].Name)
 	}
 	return sheep
 }

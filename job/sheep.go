@@ -5,6 +5,9 @@ import "time"
 // Sheep is a sheep as clients see it.
 type Sheep struct {
 	Name string
+	// Node is the node that has it, where those of a fleet are told of: Name is NODE/SHEEP
+	// then. It is empty where the daemon is alone.
+	Node string
 	Type string
 	// Running says that a runner with Model loaded is up.
 	Running bool

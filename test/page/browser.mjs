@@ -289,6 +289,35 @@ async function pictures() {
   }
 }
 
+// fleet looks at twenty nodes with a hundred sheep.
+async function fleet() {
+  const sizes = [["light", 360, 780], ["dark", 1280, 860]];
+  if (shots) sizes.push(["light", 2560, 1300]);
+  for (const [scheme, width, height] of sizes) {
+    const page = await open({ viewport: { width, height }, colorScheme: scheme });
+    await step(`a fleet, ${scheme}, ${width}`, async () => {
+      await show(page, views.flock);
+      same("nodes", await page.locator("section.node").count(), 20);
+      same("sheep", await page.locator("section.node li.line").count(), 100);
+      same("sheep that are out, told by a shape and a word", await page.locator("li.line", { has: page.locator(".shape.blocked") }).filter({ hasText: "out" }).count(), 12);
+      for (const shown of [/sheep-0.*Xid 79/s, /transcribe.*scan-2026-11-29-\d+.*of about 40 s/s, /rests for 12s/]) await page.locator("li.line", { hasText: shown }).first().waitFor();
+      for (const shown of ["20 nodes", "100 sheep", "4 GPUs, 1 out", "its turn on gpu-", "batch=41", "wool"]) await page.getByText(shown).first().waitFor();
+      await page.locator("ol.queue li", { hasText: /scan-2026-11-29-9011.*in about \d+ min/s }).waitFor();
+      await fits(page, `a fleet, ${width}`);
+      // A line is one or two lines of text, whatever the names are.
+      const tall = await page.evaluate(() => Math.max(...[...document.querySelectorAll("li.line")].map((one) => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).fontSize))));
+      if (tall > 6) throw new Error(`a sheep takes ${tall} times the size of its letters`);
+      if (width === 1280) await examine(page, "a fleet");
+      if (shots) await page.screenshot({ path: `${shots}/fleet-${scheme}-${width}.png`, fullPage: true });
+      await page.goto(url + "/#/gpus");
+      await page.getByRole("heading", { name: "gpu-19" }).waitFor();
+      same("GPUs", await page.locator("ul.gpus > li").count(), 80);
+      await fits(page, `the GPUs of a fleet, ${width}`);
+    });
+    await page.context().close();
+  }
+}
+
 async function tokens() {
   const enter = async (page, name) => {
     await page.goto(url + "/");
@@ -363,7 +392,7 @@ async function tokens() {
 }
 
 try {
-  await { open: openDaemon, first, pictures, tokens }[process.argv[2]]();
+  await { open: openDaemon, first, fleet, pictures, tokens }[process.argv[2]]();
 } finally {
   await browser.close();
 }

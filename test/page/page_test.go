@@ -6,10 +6,13 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,8 +21,11 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/api"
+	pages "github.com/iterait/shepherd/api/page"
 	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/test/page/day"
 )
 
@@ -216,4 +222,114 @@ func BenchmarkFirstView(b *testing.B) {
 	for b.Loop() {
 		browse(b, ctx, "first", d, map[string]func() error{})
 	}
+}
+
+// TestFleet shows twenty nodes with a hundred sheep, which are made up.
+func TestFleet(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), guard)
+	defer cancel()
+	flock, gpus := madeUpFleet()
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", pages.Index())
+	for _, asset := range pages.Assets() {
+		mux.Handle("GET "+asset.Path, asset)
+	}
+	answer := func(path, text string) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, text)
+		})
+	}
+	answer("/session", `{"name": "anonymous", "tenant": null, "scopes": ["read", "submit"]}`)
+	answer("/jobs", `{"jobs": [], "next": null}`)
+	mux.HandleFunc("GET /flock", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = fmt.Fprintf(w, "event: flock\ndata: %s\n\nevent: gpus\ndata: %s\n\n", flock, gpus)
+		alive := time.NewTicker(5 * time.Second)
+		defer alive.Stop()
+		for {
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-r.Context().Done():
+				return
+			case <-alive.C:
+				_, _ = io.WriteString(w, "event: alive\ndata: {}\n\n")
+			}
+		}
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	browse(t, ctx, "fleet", &day.Day{URL: server.URL}, nil)
+}
+
+// madeUpFleet is the flock of twenty nodes and their GPUs, as JSON.
+func madeUpFleet() (flock, gpus string) {
+	now := time.Now()
+	name := func(name, version string) api.Model { return api.Model{Name: &name, Version: &version} }
+	text := func(text string) *string { return &text }
+	usual := &api.Usual{Jobs: 40, Low: 31, Likely: 40, High: 55}
+	models := []api.Model{name("transcribe", "large-v3"), name("segment", "v2"), name("registry.example.com/team/caption-with-a-long-name", "2026-11-03")}
+	var f api.Flock
+	list := api.GPUList{Gpus: []api.GPU{}, Others: []api.OtherDevice{}}
+	for n := range 20 {
+		node := fmt.Sprintf("gpu-%02d", n)
+		if n == 7 {
+			node = "a-node-whose-name-is-as-long-as-names-of-cloud-machines-are.europe-west4.example"
+		}
+		for i := range 5 {
+			s := api.FlockSheep{
+				Name: fmt.Sprintf("%s/sheep-%d", node, i), Node: &node, Type: "container", Running: true, Model: models[(n+i)%3], Condition: "able",
+				Usual: usual, TurnEndsAt: job.FormatTime(now.Add(time.Duration(n+1) * time.Minute)),
+			}
+			switch (5*n + i) % 9 {
+			case 0:
+				s.Condition, s.Detail, s.Running = "blocked", text("GPU 3 is out: Xid 79, it has fallen off the bus"), false
+			case 1:
+				s.Condition, s.Detail = "resting", text("rests for 12s: no space left on device")
+			case 2:
+				s.Running, s.Model, s.Detail = false, name("", ""), text("pulling segment:v2: 43 % · 210 MB/s")
+			case 3, 4:
+			default:
+				s.Job, s.StartedAt = text(fmt.Sprintf("scan-2026-11-29-%04d", 100*n+i)), job.FormatTime(now.Add(-time.Duration(10*i+n)*time.Second))
+				s.RunningSince = s.StartedAt
+			}
+			f.Sheep = append(f.Sheep, s)
+		}
+		for i := range 4 {
+			health, busy := api.GPUHealth("ok"), 25*i
+			if n%6 == 0 && i == 3 {
+				health = "out"
+			}
+			list.Gpus = append(list.Gpus, api.GPU{
+				Node: &node, Index: i, Uuid: fmt.Sprintf("GPU-%02d-%d", n, i), Name: "NVIDIA H100 80GB", Memory: 80 << 30, Used: int64(10*i+5) << 30, Utilization: &busy,
+				Health: health, Foreign: []api.GPUProcess{}, Sheep: []api.DeviceUser{{Name: fmt.Sprintf("%s/sheep-%d", node, i), Model: models[0], Used: int64(10*i+3) << 30}},
+			})
+		}
+	}
+	groups := func(names ...string) (of []api.QueueGroup) {
+		for i, one := range names {
+			of = append(of, api.QueueGroup{Name: one, Jobs: 300 - 70*i})
+		}
+		return of
+	}
+	f.Queue = api.FlockQueue{
+		Total: 500, More: true, Head: []api.QueuedJob{}, Models: groups("transcribe:large-v3", "segment:v2"), Priorities: groups("5", "0"),
+		Tenants: groups("wool", "meadow"), Labels: groups("batch=41", "batch=42", "by=ada"),
+	}
+	for i := range 12 {
+		position := i + 1
+		f.Queue.Head = append(f.Queue.Head, api.QueuedJob{
+			JobId: fmt.Sprintf("scan-2026-11-29-9%03d", i), Model: models[i%3], Labels: map[string]string{"batch": "42"}, EnqueuedAt: job.FormatTime(now.Add(-time.Minute)),
+			Position: &position, Reason: text(fmt.Sprintf("It waits for a sheep: it is number %d in the queue.", position)),
+			ExpectedStart: &api.Estimate{Earliest: job.FormatTime(now), Likely: job.FormatTime(now.Add(time.Duration(i) * time.Minute)), Latest: job.FormatTime(now.Add(time.Duration(2*i) * time.Minute))},
+		})
+	}
+	return string(must(json.Marshal(f))), string(must(json.Marshal(list)))
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
 }

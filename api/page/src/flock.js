@@ -1,7 +1,7 @@
 // The first view: the sheep, the queue and the latest jobs.
 import { html, useEffect, useState } from "./lib/preact.js";
 import { live, session, use, useAnswer } from "./daemon.js";
-import { Ago, Bar, Empty, Expected, Heading, JobLink, Labels, Model, Running, Shape, Since, State, Trouble, ticks } from "./parts.js";
+import { Ago, Bar, Empty, Expected, Heading, JobLink, Labels, Model, Running, Shape, Since, State, Trouble, ticks, useNow } from "./parts.js";
 import * as text from "./text.js";
 
 // stateOf is a sheep's state as a shape and a word.
@@ -19,17 +19,15 @@ export function Flock() {
   use(live);
   if (!live.flock) return html`<${Heading}>Flock<//><p class="muted" role="status">Waiting for the daemon…</p>`;
   const { sheep, queue, trouble } = live.flock;
-  const counts = new Map();
-  for (const one of sheep) {
-    const [, word] = stateOf(one);
-    counts.set(word, (counts.get(word) || 0) + 1);
-  }
+  const nodes = Map.groupBy(sheep, (one) => one.node || "");
   return html`<div class="title"><${Heading}>Flock<//>
-      <p class="muted">${text.plural(sheep.length, "sheep", "sheep")}${[...counts].map(([word, n]) => html` · <b>${n}</b> ${word}`)} · <b>${text.number(queue.total)}${queue.more && "+"}</b> waiting</p></div>
+      <p class="muted">${nodes.size > 1 && `${text.plural(nodes.size, "node")} · `}${text.plural(sheep.length, "sheep", "sheep")}<${Counts} of=${sheep} /> · <b>${text.number(queue.total)}${queue.more && "+"}</b> waiting</p></div>
     ${trouble && html`<${Trouble} error=${"The queue may be out of date: " + trouble} />`}
     <section aria-labelledby="sheep">
       <h2 id="sheep" class="hidden">Sheep</h2>
-      ${sheep.length
+      ${nodes.size > 1
+        ? html`<div class="nodes">${[...nodes].map(([name, its]) => html`<${Node} key=${name} name=${name} sheep=${its} />`)}</div>`
+        : sheep.length
         ? html`<ul class=${"sheep" + (sheep.length > 24 ? " dense" : "")}>${sheep.map((one) => html`<${Sheep} key=${one.name} sheep=${one} />`)}</ul>`
         : html`<${Empty} title="There are no sheep yet"><p>A sheep runs one job at a time. Add one below <code>sheep:</code> in the configuration, then <code>shepherdd reload</code>.</p><//>`}
     </section>
@@ -39,18 +37,56 @@ export function Flock() {
     </div>`;
 }
 
+// Counts is how many sheep are in each state.
+function Counts({ of }) {
+  const words = Map.groupBy(of, (one) => stateOf(one)[1]);
+  return [...words].map(([word, list]) => html` · <b>${list.length}</b> ${word}`);
+}
+
+// devicesOf are the GPUs of which the sheep has a share.
+const devicesOf = (sheep) => (live.gpus?.gpus || []).map((g) => ({ gpu: g, mine: g.sheep.find((s) => s.name === sheep.name) })).filter((d) => d.mine);
+
+// Took is how long a sheep has had its job, of what that usually takes.
+const Took = ({ sheep }) => (sheep.running_since ? html`<${Running} since=${sheep.running_since} usual=${sheep.usual} />` : sheep.started_at && html`<${Since} at=${sheep.started_at} />`);
+
+// Node is one of many nodes: a line for each sheep.
+function Node({ name, sheep }) {
+  const gpus = (live.gpus?.gpus || []).filter((g) => g.node === name);
+  const out = gpus.filter((g) => g.health === "out").length;
+  return html`<section class="panel node" aria-label=${name}>
+    <div><h3 title=${name}>${name}</h3><p class="muted small">${text.plural(sheep.length, "sheep", "sheep")}<${Counts} of=${sheep} />${gpus.length > 0 && ` · ${text.plural(gpus.length, "GPU")}`}${out > 0 && html`, <b class="error">${out} out</b>`}</p></div>
+    <ul>${sheep.map((one) => html`<${Line} key=${one.name} sheep=${one} />`)}</ul>
+  </section>`;
+}
+
+function Line({ sheep }) {
+  const [shape, word] = stateOf(sheep);
+  const local = sheep.node ? sheep.name.slice(sheep.node.length + 1) : sheep.name;
+  const devices = devicesOf(sheep);
+  const used = devices.reduce((sum, { mine }) => sum + mine.used, 0);
+  const memory = devices.reduce((sum, { gpu }) => sum + gpu.memory, 0);
+  const said = sheep.progress?.text || (sheep.detail !== "busy" && sheep.detail);
+  return html`<li class=${"line " + shape}>
+    <div>
+      <span class="name" title=${said ? `${word}: ${said}` : word}><${Shape} of=${shape} /><b>${local}</b><span class="hidden">${word}</span></span>
+      <span class="what">${sheep.model.name ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${word}</span>`}</span>
+      ${memory > 0 && html`<${Bar} parts=${[{ value: used, kind: "mine" }]} whole=${memory} label=${`GPU memory: ${text.bytes(used)} of ${text.bytes(memory)}`} />`}
+    </div>
+    ${sheep.job && html`<div class="under"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></div>`}
+    ${(sheep.condition !== "able" || !sheep.job) && said && html`<p class="detail under" title=${said}>${said}</p>`}
+  </li>`;
+}
+
 function Sheep({ sheep }) {
   const [shape, word] = stateOf(sheep);
   const model = text.modelName(sheep.model);
-  const devices = (live.gpus?.gpus || []).map((g) => ({ gpu: g, mine: g.sheep.find((s) => s.name === sheep.name) })).filter((d) => d.mine);
+  const devices = devicesOf(sheep);
   const progress = sheep.progress;
   return html`<li class=${"card " + shape}>
     <div class="row"><h3 title=${sheep.name}>${sheep.name}</h3><${State} of=${shape} word=${word} /></div>
     <p class="what">${model ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${sheep.type}, no model loaded</span>`}</p>
     ${sheep.job &&
-    html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time">${sheep.running_since
-      ? html`<${Running} since=${sheep.running_since} usual=${sheep.usual} />`
-      : sheep.started_at && html`<${Since} at=${sheep.started_at} />`}</span></p>`}
+    html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></p>`}
     ${progress &&
     html`<div class="progress"><${Bar} parts=${[{ value: progress.done, kind: "done" }]} whole=${1} label=${`${Math.round(progress.done * 100)} % done`} /><span class="time">${Math.round(progress.done * 100)} %</span></div>`}
     ${(progress?.text || sheep.detail) && sheep.detail !== "busy" && html`<p class="detail" title=${sheep.detail}>${progress?.text || sheep.detail}</p>`}
@@ -67,7 +103,7 @@ function Queue({ queue }) {
   return html`<div class="row"><h2 id="queue">Queue</h2><span class="muted">${queue.total ? html`<a href="#/jobs?state=queued">${text.number(queue.total)}${queue.more && "+"} waiting</a>` : ""}</span></div>
     ${!queue.total
       ? html`<${Empty} title="No job waits">${session.may("submit") ? html`<p><a href="#/submit">Submit a job</a> by dropping its files, or <code>POST /jobs</code>.</p>` : html`<p>Jobs that wait for a sheep show here, with the reason.</p>`}<//>`
-      : html`<ol class="queue">${queue.head.map(
+      : html`<${Groups} queue=${queue} /><ol class="queue">${queue.head.map(
           (one) => html`<li key=${one.job_id}>
             <span class="position" title=${one.position ? `Number ${one.position} in the queue` : "It has no place yet"}>${one.position || "–"}</span>
             <div class="grow">
@@ -77,6 +113,28 @@ function Queue({ queue }) {
           </li>`,
         )}</ol>
         ${queue.total > queue.head.length && html`<p class="muted small">and ${text.number(queue.total - queue.head.length)}${queue.more ? " or more" : ""} behind these</p>`}`}`;
+}
+
+// Groups is of what the jobs that wait are, with the turns of the models that are loaded.
+function Groups({ queue }) {
+  const now = useNow();
+  const turns = Map.groupBy(
+    live.flock.sheep.filter((one) => one.turn_ends_at && text.time(one.turn_ends_at) > now),
+    (one) => text.modelName(one.model),
+  );
+  const link = (name, query) => html`<a href=${`#/jobs?state=queued&${query}=${encodeURIComponent(name)}`}>${name}</a>`;
+  const kinds = [
+    ["Models", queue.models, (one) => link(one.name, "model")],
+    ["Priorities", queue.priorities.length > 1 ? queue.priorities : [], (one) => one.name],
+    ["Tenants", queue.tenants, (one) => one.name],
+    ["Labels", queue.labels, (one) => link(one.name, "label")],
+  ].filter(([, groups]) => groups.length);
+  return html`<dl class="groups">${kinds.map(
+    ([kind, groups, name]) => html`<div><dt>${kind}</dt><dd>${groups.slice(0, 8).map(
+      (one) => html`<span class="phrase">${name(one)} <b>${text.number(one.jobs)}</b>${kind === "Models" &&
+      (turns.get(one.name) || []).slice(0, 2).map((sheep) => html` <span class="muted" title="A sheep goes on with the model that it has loaded while its turn lasts, though older jobs of others wait">· its turn on ${sheep.name} for ${text.about(text.time(sheep.turn_ends_at) - now)}</span>`)}</span>`,
+    )}${groups.length > 8 && html`<span class="muted">and ${groups.length - 8} more</span>`}</dd></div>`,
+  )}</dl>`;
 }
 
 function Latest() {

@@ -11,20 +11,22 @@ export function GPUs() {
   return html`<div class="title"><${Heading}>GPUs<//>${known.driver && html`<p class="muted">driver ${known.driver}${known.cuda && `, CUDA ${known.cuda}`}</p>`}</div>
     ${known.trouble && html`<${Trouble} error=${known.trouble} />`}
     ${known.gpus.length
-      ? html`<ul class="gpus">${known.gpus.map((gpu) => html`<${GPU} key=${gpu.uuid} gpu=${gpu} />`)}</ul>`
+      ? [...Map.groupBy(known.gpus, (gpu) => gpu.node || "")].map(
+          ([node, gpus]) => html`${node && html`<h2>${node}</h2>`}<ul class="gpus">${gpus.map((gpu) => html`<${GPU} key=${gpu.uuid} gpu=${gpu} level=${node ? "h3" : "h2"} />`)}</ul>`,
+        )
       : html`<${Empty} title="No GPU is known here"><p>Sheep with <code>devices</code> or <code>gpus</code> have their GPUs listed here. <code>shepherdd doctor</code> says what is missing on a machine that has some.</p><//>`}
     ${known.others.length > 0 &&
     html`<section class="panel"><h2>Other devices</h2><ul>${known.others.map((one) => html`<li><b>${one.name}</b> ${one.sheep.map((s) => html`<span class="phrase">${s.name}</span>`)}</li>`)}</ul></section>`}`;
 }
 
-function GPU({ gpu }) {
+function GPU({ gpu, level }) {
   const history = live.history.get(gpu.uuid) || [];
   const minutes = history.length ? Math.max(1, Math.round((Date.now() - history[0].at) / 60_000)) : 0;
   const foreign = gpu.foreign.reduce((sum, one) => sum + one.used, 0);
   const theirs = gpu.sheep.reduce((sum, one) => sum + one.used, 0);
   const parts = [...gpu.sheep.map((one, i) => ({ value: one.used, kind: "part" + (i % 4) })), { value: Math.max(0, gpu.used - theirs), kind: "others" }];
   return html`<li class=${"panel gpu " + gpu.health}>
-    <div class="row"><h2>GPU ${gpu.index}</h2><${State} of=${gpu.health} word=${{ ok: "well", out: "out", unknown: "not known" }[gpu.health]} /></div>
+    <div class="row"><${level}>GPU ${gpu.index}<//><${State} of=${gpu.health} word=${{ ok: "well", out: "out", unknown: "not known" }[gpu.health]} /></div>
     <p class="muted">${gpu.name}</p>
     ${gpu.detail && html`<p class="detail strong">${gpu.detail}${gpu.out_since && html` · out since <${Ago} at=${gpu.out_since} />`}${gpu.retest_at && html` · tested again <${Ago} at=${gpu.retest_at} />`}</p>`}
     <p class="row"><b>${text.bytes(gpu.used)}</b><span class="muted">of ${text.bytes(gpu.memory)}</span></p>
