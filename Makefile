@@ -35,7 +35,7 @@ MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
 .PHONY: demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
-.PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-against profile fuzz generate clean deps vuln
+.PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -169,6 +169,9 @@ bench: $(MINIO) ## measure what the promises of speed and size rest on, beside t
 	$(GO) test -count=1 -run '^$$' -bench Listing -benchtime 3x ./storage/embedded
 	$(GO) test -count=1 -run '^$$' -bench ManyFiles -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
+
+bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run
+	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
 
 bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }

@@ -33,7 +33,9 @@ func (others) AttemptLog(context.Context, string, job.ID, int, int, job.LogQuery
 	return nil, job.ErrNoJobLog
 }
 
-func onNodeWith(labels job.Labels) func(*job.Request) { return func(r *job.Request) { r.NodeLabels = labels } }
+func onNodeWith(labels job.Labels) func(*job.Request) {
+	return func(r *job.Request) { r.NodeLabels = labels }
+}
 
 // A node alone runs what names it or its labels, and refuses what names another.
 func TestAddressesOfOneNode(t *testing.T) {

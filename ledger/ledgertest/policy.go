@@ -257,8 +257,8 @@ func (s suite) testSharesKept(t *testing.T) {
 	}
 	f.create("meat", tenant("meat"))
 	f.finishAs(f.claim(slot("a"), "wool0"), used(2))
-	c := f.claim(slot("a"), "meat")
-	c = f.claim(slot("b"), "wool1") // there is no other
+	f.claim(slot("a"), "meat")
+	c := f.claim(slot("b"), "wool1") // there is no other
 	f.reopen()
 	f.release(c, ledger.Return{Cause: job.CauseInterrupted, Spent: true, Usage: job.Usage{GPUTime: 3 * time.Hour}})
 	f.create("meat, second", tenant("meat"))

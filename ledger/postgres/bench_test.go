@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -8,62 +9,150 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
+// The fleet of BenchmarkFleet, and what it may cost.
+const (
+	benchNodes, benchSheep = 20, 4 // sheep per node
+	mostStatements         = 8     // per job
+	mostIdle               = 1.0   // statements per node and second
+	idleTime               = 10 * time.Second
+)
+
 // BenchmarkFleet has 20 nodes with 4 sheep each take jobs through one database: each is
-// submitted, claimed and finished.
+// submitted, claimed and finished. In the same run as many workers make the changes of
+// as many jobs as plain transactions on a table of their own: of-bare is the ledger's
+// jobs per second as a part of theirs. Then the nodes are idle for a while.
 func BenchmarkFleet(b *testing.B) {
-	const nodes, sheep = 20, 4
 	url := newDatabase(b)
 	var ledgers []*Ledger
-	for range nodes {
-		ledgers = append(ledgers, mustOpen(b, Config{URL: url + "&pool_max_conns=4", Lease: longLease}))
+	for i := range benchNodes {
+		l := mustOpen(b, Config{URL: url + "&pool_max_conns=4", Lease: longLease})
+		if _, err := l.Join(b.Context(), fmt.Sprint("node", i)); err != nil {
+			b.Fatal(err)
+		}
+		ledgers = append(ledgers, l)
 	}
-	var next atomic.Int64
+	before := statementsOf(ledgers)
 	var mu sync.Mutex
 	var claims []time.Duration
 	b.ResetTimer()
-	var working sync.WaitGroup
-	for i, l := range ledgers {
-		for s := range sheep {
-			slot := ledger.Slot{Node: fmt.Sprint("node", i), Sheep: fmt.Sprint("sheep", s)}
-			working.Go(func() {
-				for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
-					if _, err := l.Create(b.Context(), job.Record{ID: job.ID(fmt.Sprint("job", n)), Model: red}); err != nil {
-						b.Error(err)
-						return
-					}
-					began := time.Now()
-					c, err := l.Claim(b.Context(), slot)
-					took := time.Since(began)
-					if err != nil || c == nil {
-						b.Errorf("Claim = %v, %v", c, err)
-						return
-					}
-					mu.Lock()
-					claims = append(claims, took)
-					mu.Unlock()
-					if _, err := l.Finish(b.Context(), c.ID, c.Token, done); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			})
+	work(b, func(worker, n int) error {
+		l, slot := ledgers[worker%benchNodes], ledger.Slot{Node: fmt.Sprint("node", worker%benchNodes), Sheep: fmt.Sprint("sheep", worker/benchNodes)}
+		if _, err := l.Create(b.Context(), job.Record{ID: job.ID(fmt.Sprint("job", n)), Model: red}); err != nil {
+			return err
 		}
-	}
-	working.Wait()
+		began := time.Now()
+		c, err := l.Claim(b.Context(), slot)
+		took := time.Since(began)
+		if err != nil || c == nil {
+			return fmt.Errorf("Claim = %v, %v", c, err)
+		}
+		mu.Lock()
+		claims = append(claims, took)
+		mu.Unlock()
+		_, err = l.Finish(b.Context(), c.ID, c.Token, done)
+		return err
+	})
 	b.StopTimer()
-	var statements int64
-	for _, l := range ledgers {
-		statements += l.statements.Load()
-	}
+	jobs := float64(b.N) / b.Elapsed().Seconds()
+	perJob := float64(statementsOf(ledgers)-before) / float64(b.N)
+	bare := bareJobs(b, url)
 	slices.Sort(claims)
 	if len(claims) > 0 {
-		b.ReportMetric(float64(claims[len(claims)/2].Microseconds())/1000, "ms-claim-p50")
-		b.ReportMetric(float64(claims[len(claims)*99/100].Microseconds())/1000, "ms-claim-p99")
+		p50, p99 := claims[len(claims)/2], claims[len(claims)*99/100]
+		b.ReportMetric(float64(p50.Microseconds())/1000, "ms-claim-p50")
+		b.ReportMetric(float64(p99)/float64(p50), "claim-p99/p50")
 	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
-	b.ReportMetric(float64(statements)/float64(b.N), "statements/job")
+	b.ReportMetric(jobs, "jobs/s")
+	b.ReportMetric(jobs/bare, "of-bare")
+	b.ReportMetric(perJob, "statements/job")
+	if b.N < 100 { // the first run of a benchmark, with what is done once
+		return
+	}
+	if perJob > mostStatements {
+		b.Errorf("a job takes %.1f statements, at most %d are allowed", perJob, mostStatements)
+	}
+	before = statementsOf(ledgers)
+	began := time.Now()
+	time.Sleep(idleTime)
+	idle := float64(statementsOf(ledgers)-before) / time.Since(began).Seconds() / benchNodes
+	b.ReportMetric(idle, "idle-statements/node/s")
+	if idle > mostIdle {
+		b.Errorf("an idle node makes %.2f statements a second, at most %.0f is allowed", idle, mostIdle)
+	}
+}
+
+func statementsOf(ledgers []*Ledger) (n int64) {
+	for _, l := range ledgers {
+		n += l.statements.Load()
+	}
+	return n
+}
+
+// work has all sheep do b.N jobs together.
+func work(b *testing.B, do func(worker, n int) error) {
+	var next atomic.Int64
+	var working sync.WaitGroup
+	for worker := range benchNodes * benchSheep {
+		working.Go(func() {
+			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+				if err := do(worker, int(n)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	working.Wait()
+}
+
+// bareJobs is how many jobs a second come to their end as plain transactions: each is
+// read, inserted, read, updated, read and updated again, with a row of another table for
+// each change.
+func bareJobs(b *testing.B, url string) float64 {
+	b.Helper()
+	cfg, err := parse(url + "&pool_max_conns=80")
+	if err != nil {
+		b.Fatal(err)
+	}
+	pool, err := pgxpool.NewWithConfig(b.Context(), cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer pool.Close()
+	const tables = `DROP TABLE IF EXISTS bare, bare_events;
+		CREATE TABLE bare (id text PRIMARY KEY, state text NOT NULL, changed_at timestamptz NOT NULL); CREATE INDEX ON bare (state);
+		CREATE TABLE bare_events (id bigserial PRIMARY KEY, job text NOT NULL, at timestamptz NOT NULL)`
+	if _, err := pool.Exec(b.Context(), tables, pgx.QueryExecModeSimpleProtocol); err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if _, err := pool.Exec(context.Background(), `DROP TABLE bare, bare_events`); err != nil {
+			b.Error(err)
+		}
+	}()
+	const told = ` INSERT INTO bare_events (job, at) SELECT id, now() FROM changed`
+	began := time.Now()
+	work(b, func(_, n int) error {
+		id := fmt.Sprint("job", n)
+		for _, change := range []string{
+			`WITH changed AS (INSERT INTO bare VALUES (@id, 'queued', now()) RETURNING id)` + told,
+			`WITH changed AS (UPDATE bare SET state = 'processing', changed_at = now() WHERE id = @id RETURNING id)` + told,
+			`WITH changed AS (UPDATE bare SET state = 'done', changed_at = now() WHERE id = @id RETURNING id)` + told,
+		} {
+			for _, statement := range []string{`SELECT count(*) FROM bare WHERE id = @id`, change} {
+				if _, err := pool.Exec(b.Context(), statement, pgx.NamedArgs{"id": id}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return float64(b.N) / time.Since(began).Seconds()
 }
