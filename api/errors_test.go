@@ -45,6 +45,8 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrNotReady), 409, "the job has not ended yet", "", false},
 		{wrap(job.ErrNoFile), 404, "Requested file does not exist", "", false},
 		{wrap(job.ErrUploading), 409, job.ErrUploading.Error(), "2", false},
+		{wrap(job.ErrNoMessage), 404, job.ErrNoMessage.Error(), "", false},
+		{wrap(errNoWebhooks), 404, string(errNoWebhooks), "", false},
 		{wrap(job.ErrNothingToRetry), 409, job.ErrNothingToRetry.Error(), "", false},
 		{wrap(job.ErrFilesRemoved), 409, job.ErrFilesRemoved.Error(), "", false},
 		{wrap(job.ErrForgotten), 409, job.ErrForgotten.Error(), "", false},
