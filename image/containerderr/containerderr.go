@@ -51,12 +51,13 @@ func has(err error, texts ...string) bool {
 
 // Core is what an error says from the first of the texts of this package that is
 // in it: without the chain of calls before, which differs from release to release,
-// and without the class after. Where there is none it is the whole.
+// and without the class after. Where several tries are joined to one error, a line each,
+// it is the first. Where there is none of the texts it is the whole.
 func Core(err error) string {
 	text := err.Error()
 	for _, known := range []string{execOfStart, unexpectedDigest, unexpectedSize, wrongDiffID} {
 		if i := strings.Index(text, known); i >= 0 {
-			text = text[i:]
+			text, _, _ = strings.Cut(text[i:], "\n")
 			break
 		}
 	}

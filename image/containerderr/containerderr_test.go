@@ -129,6 +129,7 @@ func TestCore(t *testing.T) {
 	for text, want := range map[string]string{
 		`task: failed to create shim task: OCI runtime create failed: unable to start container process: exec: "serve": executable file not found in $PATH: unknown`: `exec: "serve": executable file not found in $PATH`,
 		`failed commit on ref "x": commit failed: unexpected commit digest a, expected b: failed precondition`:                                                       "unexpected commit digest a, expected b",
+		"commit failed: unexpected commit digest a, expected b: failed precondition\ncommit failed: unexpected commit digest a, expected b: failed precondition":     "unexpected commit digest a, expected b",
 		`something else: unknown`: "something else",
 	} {
 		if got := Core(errors.New(text)); got != want {
