@@ -188,7 +188,12 @@ func (p *fixture) submit(id, model, payload string, more ...func(*job.Request)) 
 	for _, f := range more {
 		f(&r)
 	}
-	if err := p.core.Submit(p.t.Context(), r); err != nil {
+	var err error
+	p.eventually("no earlier files of the job are being removed", func() bool { // a client tries again, too
+		err = p.core.Submit(p.t.Context(), r)
+		return !errors.Is(err, job.ErrRemoving)
+	})
+	if err != nil {
 		p.t.Fatalf("submit %s: %v", id, err)
 	}
 }
