@@ -60,11 +60,15 @@ class Session extends Source {
   trouble = null;
   async refresh() {
     try {
-      Object.assign(this, await get("/session"), { trouble: null });
+      this.#be(await get("/session"));
     } catch (error) {
       this.trouble = error.message;
       setTimeout(() => this.refresh(), 3000);
+      this.changed();
     }
+  }
+  #be(answer) {
+    Object.assign(this, answer, { trouble: null });
     if (this.may("read")) live.open();
     else live.close();
     this.changed();
@@ -79,8 +83,7 @@ class Session extends Source {
     return this.may("read") && !this.tenant;
   }
   async signIn(token) {
-    await post("/session", { token });
-    await this.refresh();
+    this.#be(await post("/session", { token })); // asked for again, the browser might have an answer of before
   }
   async signOut() {
     await ask("/session", { method: "DELETE" });
