@@ -36,7 +36,9 @@ export const post = async (path, body) =>
 // A source is something that components use and that changes.
 class Source {
   #users = new Set();
+  changes = 0;
   changed() {
+    this.changes++;
     for (const user of [...this.#users]) user();
   }
   subscribe(user) {
@@ -48,7 +50,12 @@ class Source {
 // use renders a component again when the source changes.
 export function use(source) {
   const [, again] = useReducer((n) => n + 1, 0);
-  useEffect(() => source.subscribe(again), [source]);
+  const rendered = source.changes;
+  useEffect(() => {
+    const leave = source.subscribe(again);
+    if (source.changes !== rendered) again(); // it changed before there was anybody to tell
+    return leave;
+  }, [source]);
   return source;
 }
 
@@ -83,7 +90,7 @@ class Session extends Source {
     return this.may("read") && !this.tenant;
   }
   async signIn(token) {
-    this.#be(await post("/session", { token })); // asked for again, the browser might have an answer of before
+    this.#be(await post("/session", { token }));
   }
   async signOut() {
     await ask("/session", { method: "DELETE" });
