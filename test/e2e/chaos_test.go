@@ -253,7 +253,7 @@ func (c *chaos) settle() time.Duration {
 	c.t.Helper()
 	began := time.Now()
 	c.heal()
-	if c.ending == c.exited {
+	if c.ending == c.exited || strings.Contains(c.log.String(), "Stopping: ") { // it serves until it has ended
 		c.awaitExit()
 	}
 	for c.serves(); c.dead(); c.serves() {
