@@ -368,6 +368,18 @@ async function tokens() {
     await page.getByText("Submitted as job-").waitFor();
     await page.context().close();
   });
+  await step("what came before a view listens is shown", async () => {
+    const page = await open();
+    // Views begin to listen long after they are drawn; this tenant's flock does not change meanwhile.
+    await page.addInitScript(() => {
+      const later = window.setTimeout;
+      window.requestAnimationFrame = () => 0;
+      window.setTimeout = (what, pause, ...more) => later(what, pause === 100 ? 2000 : pause, ...more); // Preact's, for effects
+    });
+    await enter(page, "wool");
+    await page.locator("ul.sheep").waitFor();
+    await page.context().close();
+  });
   await step("a tenant sees its own", async () => {
     const page = await open();
     await enter(page, "wool");
