@@ -83,8 +83,8 @@ func (c *containers) account(ctx context.Context, client *containerd.Client, img
 const leaseTime = 10 * time.Minute
 
 // viewImage calls view with the files of an image, read-only. The snapshot that
-// it takes for that is removed when view has returned; should this process be
-// killed, the next Load's sweep removes it, or the end of its lease does.
+// it takes for that is removed when view has returned; should this process or
+// containerd be killed, the next Load's sweep removes it, or the end of its lease does.
 func (c *containers) viewImage(ctx context.Context, client *containerd.Client, img image.Image, view func(fs.FS) error) error {
 	labels := map[string]string{labelSheep: c.sheep, labelNode: c.cfg.Node}
 	key := c.sheep + "-view-" + shim.NewLife()
@@ -96,19 +96,26 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 	_, release, err := client.WithLease(call, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	cancel()
 	if err != nil {
+		c.setSwept(false)
 		return fmt.Errorf("lease: %w", err)
 	}
 	leased := leases.WithLease(ctx, key)
 	clean := context.WithoutCancel(ctx)
-	defer func() { _ = release(clean) }() // else it expires
+	defer func() {
+		if release(clean) != nil {
+			c.setSwept(false)
+		}
+	}()
 	snapshotter := client.SnapshotService(c.snapshotter())
 	mounts, err := snapshotter.View(leased, key, img.ChainID.String(), snapshots.WithLabels(labels))
 	if err != nil {
+		c.setSwept(false)
 		return fmt.Errorf("view snapshot: %w", err)
 	}
 	defer func() {
 		if err := snapshotter.Remove(clean, key); err != nil && !errdefs.IsNotFound(err) {
-			c.log.Warn("The snapshot that an image was read from could not be removed; it is removed with its lease", "snapshot", key, "error", err)
+			c.setSwept(false)
+			c.log.Warn("The snapshot that an image was read from could not be removed; the next model's load removes it, or the end of its lease", "snapshot", key, "error", err)
 		}
 	}()
 	if managed(mounts) {

@@ -2,16 +2,22 @@ package container
 
 import (
 	"context"
+	"io/fs"
 	"log/slog"
 	"os/exec"
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	core "github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/shim"
 )
@@ -94,5 +100,67 @@ func TestRemoveEndsAForgottenShim(t *testing.T) {
 	}
 	if _, err := client.ContainerService().Get(t.Context(), id); !errdefs.IsNotFound(err) {
 		t.Errorf("the container is left: %v", err)
+	}
+}
+
+// deadContainerd is killed at a call: that one fails, and those after it.
+type deadContainerd struct {
+	leases.Manager
+	snapshots.Snapshotter
+	at   string // the call; empty for none
+	dead bool
+}
+
+func (d *deadContainerd) call(name string) error {
+	if d.dead = d.dead || name == d.at; d.dead {
+		return errdefs.ErrUnavailable
+	}
+	return nil
+}
+
+// deadLeases and deadSnapshots are its services, which have methods of the same names.
+type (
+	deadLeases    struct{ *deadContainerd }
+	deadSnapshots struct{ *deadContainerd }
+)
+
+func (d deadLeases) Create(_ context.Context, opts ...leases.Opt) (made leases.Lease, err error) {
+	for _, opt := range opts {
+		if err := opt(&made); err != nil {
+			return made, err
+		}
+	}
+	return made, d.call("create")
+}
+
+func (d deadLeases) Delete(context.Context, leases.Lease, ...leases.DeleteOpt) error {
+	return d.call("delete")
+}
+
+func (d deadSnapshots) View(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount, error) {
+	return nil, d.call("view")
+}
+
+func (d deadSnapshots) Remove(context.Context, string) error { return d.call("remove") }
+
+// What a view of an image may have left in a containerd that was killed is looked for by
+// the next Load.
+func TestViewOfAKilledContainerd(t *testing.T) {
+	for _, at := range []string{"", "create", "view", "remove", "delete"} {
+		t.Run("at "+at, func(t *testing.T) {
+			killed := &deadContainerd{at: at}
+			client, err := containerd.New("", containerd.WithServices(
+				containerd.WithLeasesService(deadLeases{killed}),
+				containerd.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": deadSnapshots{killed}}),
+			))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := &containers{sheep: "dolly", cfg: Config{Node: "box", Snapshotter: "overlayfs"}, log: slog.New(slog.DiscardHandler), swept: true}
+			_ = c.viewImage(t.Context(), client, image.Image{}, func(fs.FS) error { return nil }) // there is nothing to mount
+			if c.swept != (at == "") {
+				t.Errorf("swept: %t", c.swept)
+			}
+		})
 	}
 }

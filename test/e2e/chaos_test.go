@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -75,6 +76,8 @@ type chaos struct {
 
 	containerdAway bool
 	ending         chan struct{} // the exited of the daemon that was killed, or told to end, last
+	reloading      sync.WaitGroup
+	reloaded       atomic.Int64 // how often the daemon said that it had
 
 	dice    *rand.Rand
 	counts  map[string]int // faults by kind
@@ -169,6 +172,7 @@ func (c *chaos) faultsFor(long time.Duration) {
 		working.Go(func() { client.work(ctx) })
 	}
 	defer working.Wait()
+	defer c.heal() // a client waits for a daemon that stands still
 	defer cancel()
 	kinds := c.faults()
 	for end := time.Now().Add(long); time.Now().Before(end); {
@@ -253,7 +257,8 @@ func (c *chaos) settle() time.Duration {
 	c.t.Helper()
 	began := time.Now()
 	c.heal()
-	if c.ending == c.exited || strings.Contains(c.log.String(), "Stopping: ") { // it serves until it has ended
+	c.reloading.Wait()
+	if c.ending == c.exited {
 		c.awaitExit()
 	}
 	for c.serves(); c.dead(); c.serves() {
@@ -431,6 +436,7 @@ func (c *chaos) table(settled time.Duration) string {
 	for _, kind := range slices.Sorted(maps.Keys(c.counts)) {
 		row(kind, c.counts[kind])
 	}
+	row("reloads that were carried out", c.reloaded.Load())
 	row("**jobs**", c.report.jobs)
 	row("runs of them", c.report.runs)
 	row("cancelled", c.report.cancelled)

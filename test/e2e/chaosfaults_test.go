@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -90,8 +92,13 @@ func (c *chaos) one(found []proc.Process) (proc.Process, bool) {
 	return found[c.dice.IntN(len(found))], true
 }
 
+// reloads changes the configuration and has the daemon read it again. The command is not
+// waited for: the daemon may stand still, and other faults come meanwhile.
 func (c *chaos) reloads() (func(), bool) {
-	old, changed := "max_turn: 5s", "max_turn: 7s"
+	if !strings.Contains(c.log.String(), "Shepherd API is available") {
+		return nil, false
+	}
+	old, changed := "retry_pause: 2ms", "retry_pause: 3ms"
 	text, err := os.ReadFile(c.config)
 	if err != nil {
 		return nil, false
@@ -100,11 +107,24 @@ func (c *chaos) reloads() (func(), bool) {
 		old, changed = changed, old
 	}
 	c.edit(old, changed)
-	// Before it serves, a daemon knows no reload and ends by the signal.
-	if !strings.Contains(c.log.String(), "Shepherd API is available") {
-		return nil, false
-	}
-	return nil, c.daemon.Process.Signal(syscall.SIGHUP) == nil
+	ctx, cancel := context.WithTimeout(c.t.Context(), deadline)
+	reload := exec.CommandContext(ctx, filepath.Join(c.bin, "shepherdd"), "reload", "-c", c.config)
+	reload.Env, reload.Dir = c.env, c.dir
+	exited := c.exited
+	c.reloading.Go(func() {
+		defer cancel()
+		out, err := reload.CombinedOutput()
+		select {
+		case <-exited:
+		default:
+			if err == nil {
+				c.reloaded.Add(1)
+			} else {
+				c.t.Logf("reload: %v: %s", err, out)
+			}
+		}
+	})
+	return nil, true
 }
 
 func (c *chaos) theDaemon() []proc.Process {
