@@ -1,14 +1,19 @@
 // Command noop is a runner that does nothing, for measuring all that is around
 // it: each input becomes an output of the same name, by a link. A model whose
-// config.yaml begins with "hold" keeps its job until it is stopped.
+// config.yaml begins with "hold" keeps its job until it is stopped. One with "timed
+// PAUSE FILE" computes for PAUSE, and adds a line to FILE for each job: when it was
+// given the job and when it had it ready, in nanoseconds of Unix time.
 package main
 
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/iterait/shepherd/runner"
 )
@@ -25,8 +30,31 @@ func main() {
 				return ctx.Err()
 			}, nil
 		}
+		if fields := strings.Fields(string(config)); len(fields) == 3 && fields[0] == "timed" {
+			return timed(fields[1], fields[2])
+		}
 		return pass, nil
 	})
+}
+
+func timed(pause, file string) (runner.Handler, error) {
+	takes, err := time.ParseDuration(pause)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, j runner.Job) error {
+		began := time.Now().UnixNano()
+		time.Sleep(takes)
+		err := pass(ctx, j)
+		if err == nil {
+			_, err = fmt.Fprintln(log, began, time.Now().UnixNano())
+		}
+		return err
+	}, nil
 }
 
 func pass(_ context.Context, j runner.Job) error {
