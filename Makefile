@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: performance demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -163,12 +163,21 @@ audit: build $(AUDITORS) ## examine what is exposed: vulnerabilities, static ana
 	@BIN=$(BIN) GO=$(GO) AUDITORS=$(dir $(AUDITORS)) test/audit
 
 bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
-	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 20m -run '^$$' -bench . -benchtime 1x ./test/bench
+	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
 	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
 	$(GO) test -count=1 -run '^$$' -bench Listing -benchtime 3x ./storage/embedded
 	$(GO) test -count=1 -run '^$$' -bench ManyFiles -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
+
+performance: $(MINIO) ## run the benchmarks for docs/performance.md, with those against revision AGAINST (6ddcc12), and write it (on a quiet machine)
+	@mkdir -p $(CACHE)/performance
+	SHEPHERD_BENCH_JSON=$(abspath $(CACHE))/performance/figures.json SHEPHERD_BENCH_AGAINST=$(or $(AGAINST),6ddcc12) $(MAKE) --no-print-directory bench >$(CACHE)/performance/bench.txt
+	$(GO) test -count=1 -run '^$$' -bench Turns -benchtime 1x ./test/sim >>$(CACHE)/performance/bench.txt
+	$(MAKE) --no-print-directory bench-fleet >>$(CACHE)/performance/bench.txt
+	$(GO) run ./test/bench/report -figures $(CACHE)/performance/figures.json -log $(CACHE)/performance/bench.txt \
+		-revision "$$(git rev-parse --short HEAD)" -date "$$(date -u +%Y-%m-%d)" >$(CACHE)/performance/performance.md
+	@mv $(CACHE)/performance/performance.md docs/performance.md
 
 bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
@@ -177,8 +186,8 @@ bench-against: ## compare no-op jobs of this tree with those of the revision REV
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
 	SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
 
-profile: ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile)
-	SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
+profile: ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile), of the revision REV where it is named
+	SHEPHERD_BENCH_AGAINST='$(REV)' SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz

@@ -23,13 +23,18 @@ const profileEnv = "SHEPHERD_BENCH_PROFILE"
 // BenchmarkProfile shows what a no-op job with embedded storage costs under 16
 // clients. It writes cpu.pprof and allocs.pprof of the daemon, and, where strace is
 // installed, syscalls.txt and the calls per job of those that are most frequent.
+// againstEnv may name a revision whose daemon is looked at instead.
 func BenchmarkProfile(b *testing.B) {
 	dir := os.Getenv(profileEnv)
 	if dir == "" {
 		b.Skip("no directory is named: make profile")
 	}
 	must(b, os.MkdirAll(dir, 0o755))
-	w := newEmbeddedWorld(b, programs)
+	daemon := programs
+	if revision := os.Getenv(againstEnv); revision != "" {
+		daemon = buildRevision(b, revision)
+	}
+	w := newEmbeddedWorld(b, daemon)
 	w.start()
 	n := 0
 	run := func(jobs int) {
