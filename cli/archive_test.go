@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,5 +90,8 @@ func TestRecover(t *testing.T) {
 	said, err := call("recover", "-c", p.config, "--dry-run")
 	if err != nil || said != "0 jobs would be queued again, 0 cannot be, 0 have ended, 0 are in the ledger\n" {
 		t.Fatalf("it says %q, %v", said, err)
+	}
+	if _, err := os.Stat(filepath.Join(p.dir, "state", "ledger.db")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a dry run made a ledger: %v", err)
 	}
 }

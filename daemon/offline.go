@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -11,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/archive"
 	"github.com/iterait/shepherd/shepherd"
 )
@@ -155,14 +159,36 @@ func Import(ctx context.Context, cfg *config.Config, from io.ReadSeeker, logTo i
 // run, from what storage knows of them; see shepherd.Rebuild. report is called for
 // each job.
 func Rebuild(ctx context.Context, cfg *config.Config, dryRun bool, report func(shepherd.Rebuilt), logTo io.Writer) (shepherd.RebuildCounts, error) {
-	o, err := openOffline(ctx, cfg, logTo)
-	if err != nil {
-		return shepherd.RebuildCounts{}, err
-	}
+	o := newOffline(cfg, logTo)
 	defer func() { o.closing.close() }()
+	var entries shepherd.RebuildLedger = noLedger{}
+	if !dryRun || cfg.Ledger.Shared() || exists(cfg.Ledger.Path) {
+		var err error
+		if o, err = openOffline(ctx, cfg, logTo); err != nil {
+			return shepherd.RebuildCounts{}, err
+		}
+		entries = o.ledger
+	}
 	store, err := openStorage(cfg, func(string, time.Duration, error) {}, o.log, &o.closing)
 	if err != nil {
 		return shepherd.RebuildCounts{}, err
 	}
-	return shepherd.Rebuild(ctx, shepherd.RebuildConfig{Ledger: o.ledger, Store: store, DryRun: dryRun, Report: report})
+	return shepherd.Rebuild(ctx, shepherd.RebuildConfig{Ledger: entries, Store: store, DryRun: dryRun, Report: report})
+}
+
+// exists reports whether there is a file, or something that is in the way of one.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// noLedger is the ledger that a dry run does not make: it knows no job.
+type noLedger struct{}
+
+func (noLedger) Get(context.Context, job.ID) (job.Record, error) {
+	return job.Record{}, ledger.ErrNotFound
+}
+
+func (noLedger) Create(_ context.Context, rec job.Record) (job.Record, error) {
+	return rec, fmt.Errorf("create job %s in a dry run: %w", rec.ID, errdefs.ErrInternal)
 }

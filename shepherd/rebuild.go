@@ -16,13 +16,19 @@ import (
 
 // RebuildConfig is what Rebuild works with.
 type RebuildConfig struct {
-	Ledger ledger.Ledger
+	Ledger RebuildLedger
 	Store  storage.Store
 	// DryRun has nothing changed.
 	DryRun bool
 	// Report is called for each job that is queued again or cannot be, as it
 	// becomes known.
 	Report func(Rebuilt)
+}
+
+// RebuildLedger is what Rebuild needs of a ledger.Ledger.
+type RebuildLedger interface {
+	Get(ctx context.Context, id job.ID) (job.Record, error)
+	Create(ctx context.Context, rec job.Record) (job.Record, error)
 }
 
 // Rebuilt is what became of one job whose end is not known.
