@@ -22,6 +22,7 @@ const (
 	CauseRunTimeout  Cause = "run-timeout"  // the runner took longer than the job allows
 	CauseWaitTimeout Cause = "wait-timeout" // the job waited longer than it allows
 	CauseDeadline    Cause = "deadline"     // the job's deadline passed
+	CauseAfter       Cause = "after"        // a job whose outputs it needs ended without any
 	CauseCancelled   Cause = "cancelled"    // a client cancelled the job
 
 	// The sheep is to blame; the job may run elsewhere.
@@ -83,7 +84,7 @@ const (
 	EventClaimed   EventKind = "claimed"  // a sheep claimed the job ahead and prepares it
 	EventStarted   EventKind = "started"  // the sheep's turn for it has come; also by a claim to run
 	EventReturned  EventKind = "returned" // the attempt ended and the job is queued again
-	EventDue       EventKind = "due"      // the time before which it was not to run has passed
+	EventDue       EventKind = "due"      // what it waited for has come: a time, or the jobs that it is after
 	EventCancelled EventKind = "cancel"   // a client asked for its end while a sheep held it
 	EventEnded     EventKind = "ended"    // the run has its final state
 )
@@ -115,8 +116,8 @@ type Event struct {
 	// Cause and Reason say why, with returned and ended.
 	Cause  Cause
 	Reason string
-	// Delayed says, with queued and returned, that the job waits for a time: an
-	// event of kind due follows.
+	// Delayed says, with queued and returned, that the job waits for a time, or for the
+	// jobs that it is after: an event of kind due follows.
 	Delayed bool
 	// Status is the run's final status, with ended.
 	Status *Status

@@ -68,6 +68,8 @@ const (
 	ErrEnded notice = "the job has ended already"
 	// ErrNotEnded says that only a job that has ended can be removed.
 	ErrNotEnded notice = "The job has not ended yet; cancel it, or wait until it has ended, and then remove it"
+	// ErrNeeded says that a job that has not ended is after this one.
+	ErrNeeded notice = "Another job needs the outputs of this one; wait until that has ended, or cancel it"
 	// ErrRemoving says that the files of an earlier job of this id are being
 	// removed.
 	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"

@@ -158,6 +158,11 @@ type Request struct {
 	Idempotency string
 	// Copies are files of other jobs that become inputs of this one.
 	Copies []Copy
+	// After are the jobs whose outputs become inputs of this one, below inputs/ID/; it
+	// waits until all of them are done.
+	After []ID `json:",omitempty"` // as with Webhook
+	// Group is the group that the job belongs to, empty for none.
+	Group string `json:",omitempty"` // as with Webhook
 	// Webhook is where events of the run are sent.
 	Webhook Webhook `json:",omitzero"` // digests of requests without one are those of earlier versions
 }
@@ -178,6 +183,11 @@ type Record struct {
 	Labels Labels
 	// Idempotency is the request's; see Request. It has at most MaxIdempotency bytes.
 	Idempotency string
+	// After are the jobs whose outputs become inputs of this one, at most MaxAfter. They
+	// are only read.
+	After []ID
+	// Group is the group that the job belongs to, empty for none.
+	Group string
 	// Webhook is where events of the run are sent. It is set in a record that is being
 	// created or restored; a ledger keeps it beside the record (see ledger.Webhooks).
 	Webhook Webhook
@@ -199,6 +209,9 @@ type Record struct {
 	// WaitUntil is when the job fails unless it is started before; zero once it
 	// was, too.
 	WaitUntil time.Time
+
+	// Blocked says that the job is queued and jobs of After are not done.
+	Blocked bool
 
 	// Attempt is the number of this run's present or last attempt, 0 before the
 	// first; Spent is how many of them that have ended count towards its tries.

@@ -44,6 +44,16 @@
 // released. WaitUntil counts only until the first start of the run, which sets it
 // to zero. Times within one record never go back, whatever the clock does.
 //
+// # After
+//
+// A job may be after others, whose outputs it needs (Record.After). It is queued and
+// cannot be claimed while one of them is not done: it is Blocked. When the last of them
+// is done the ledger makes it claimable by itself, soon, and records an event of kind
+// due, unless it waits for a time as well. When one of them fails or is cancelled, it
+// fails with job.CauseAfter. As long as a job has not ended, those that it is after stay
+// as they are once they are done: they have no new run, their files are not removed, and
+// their records do not expire.
+//
 // # Cancel
 //
 // Cancel of a job that nobody holds ends it. Of one that is held it is a
@@ -110,10 +120,33 @@ var (
 	ErrRemoving = fmt.Errorf("the files of this job are being removed: %w", errdefs.ErrConflict)
 	// ErrNotFinal says that the job has not ended.
 	ErrNotFinal = fmt.Errorf("the job has not ended: %w", errdefs.ErrFailedPrecondition)
+	// ErrNeeded says that a job that has not ended is after this one.
+	ErrNeeded = fmt.Errorf("a job that has not ended needs the outputs of this one: %w", errdefs.ErrFailedPrecondition)
 	// ErrEventsGone says that the events after the given cursor are no longer
 	// kept: the caller reads what it needs from the records and goes on from Now.
 	ErrEventsGone = fmt.Errorf("events after this cursor are no longer kept: %w", errdefs.ErrOutOfRange)
 )
+
+// AfterError says that a job cannot be after another one.
+type AfterError struct {
+	Job job.ID // the other one
+	// State is the other's, where that has ended without outputs, and job.Done where its
+	// files were removed; empty where it is not known, or another tenant's.
+	State job.State
+}
+
+func (e *AfterError) Error() string {
+	switch e.State {
+	case "":
+		return fmt.Sprintf("there is no job `%s` to be after", e.Job)
+	case job.Done:
+		return fmt.Sprintf("the outputs of job `%s` were removed", e.Job)
+	}
+	return fmt.Sprintf("job `%s` is %s, so it has no outputs", e.Job, e.State)
+}
+
+// Unwrap returns the error's class, which is errdefs.ErrFailedPrecondition.
+func (e *AfterError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 // Token fences the changes of one claim.
 type Token int64
@@ -208,6 +241,7 @@ type Filter struct {
 	Tenant string
 	Labels job.Labels // all of which the record has
 	Prefix job.ID     // with which the record's ID begins
+	Group  string
 	// Since and Before bound EnqueuedAt: not earlier than Since, earlier than Before;
 	// zero is no bound.
 	Since, Before time.Time
@@ -254,15 +288,23 @@ type Ledger interface {
 	Join(ctx context.Context, node string) (Lease, error)
 
 	// Create adds a queued record: of rec it takes ID, Model, Sheep, Priority,
-	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline, Keep, Labels,
+	// Trace, Tenant, Limits, NotBefore, WaitUntil, Deadline, Keep, Labels, After, Group,
 	// Idempotency and Webhook (see Webhooks), and it returns the record as kept (Seq,
-	// Run, EnqueuedAt), without the webhook. Where the id has a record in a final
+	// Run, EnqueuedAt, Blocked), without the webhook. Where the id has a record in a final
 	// state, that one is replaced and Run counts on; its attempts stay. Where it has one
 	// that is not final, or whose Idempotency is the same and not empty, the answer is
 	// ErrExists. A record keeps its tenant: where rec has another one, the answer is
 	// ErrOthers, and where it has none, the next run is that tenant's, too. While the
-	// job's files are being removed the answer is ErrRemoving.
+	// job's files are being removed the answer is ErrRemoving, and while a job that has
+	// not ended is after it ErrNeeded. Where it is after a job that is not known, is
+	// another tenant's, has failed or was cancelled, or whose files are removed, the
+	// answer is an *AfterError; jobs without tenant may be after anyone's.
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
+
+	// CreateAll is Create of several records, in their order and together: all of them or
+	// none. A record may be after those before it. An error is wrapped with the id that
+	// it is of.
+	CreateAll(ctx context.Context, recs []job.Record) ([]job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when
 	// there is none for it. A claim that its caller did not get because ctx ended
@@ -305,8 +347,8 @@ type Ledger interface {
 	// List returns up to limit records that match, by Seq from the cursor on (0
 	// for the first), and the cursor to go on with, 0 at the end. The failures
 	// listed have no traceback. Its cost is in proportion to the records it
-	// returns where the filter names at most one of states, sheep, model, tenant and
-	// one label; else to those that match one of them. Prefix, Since and Before are
+	// returns where the filter names at most one of states, sheep, model, tenant, group
+	// and one label; else to those that match one of them. Prefix, Since and Before are
 	// compared with each record that matches the rest.
 	List(ctx context.Context, filter Filter, cursor int64, limit int) ([]job.Record, int64, error)
 

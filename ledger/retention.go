@@ -38,15 +38,15 @@ type Retention interface {
 	Keep(ctx context.Context, kept []Kept) error
 
 	// Due returns up to limit jobs whose files are to be removed now: first those
-	// whose removal has begun. next is how long until another one is due; 0 for
-	// none.
+	// whose removal has begun. Those that are needed (BeginRemoval answers ErrNeeded)
+	// are left out. next is how long until another one is due; 0 for none.
 	Due(ctx context.Context, limit int) (due []Removal, next time.Duration, err error)
 
 	// BeginRemoval begins the removal of the files of a job that has ended, and of
 	// its record where whole says so. The run must be the given one; 0 is any. It
-	// answers ErrNotFound, also for another run, or ErrNotFinal, and ErrRemoving where
-	// another node has begun it. Beginning again is allowed, and whole once is whole for
-	// good.
+	// answers ErrNotFound, also for another run, ErrNotFinal, or ErrNeeded while a job
+	// that has not ended is after it, and ErrRemoving where another node has begun it.
+	// Beginning again is allowed, and whole once is whole for good.
 	BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error)
 
 	// EndRemoval says that the files are gone. It removes the record, with its

@@ -108,6 +108,8 @@ func sample(t *testing.T) *sqlite.Ledger {
 	claim("cancelling", false)
 	must(l.Cancel(ctx, "cancelling"))
 	create("last")
+	create("blocked", func(r *job.Record) { r.After, r.Group = []job.ID{"running", "last"}, "group" })
+	create("lost", func(r *job.Record) { r.After = []job.ID{"cancelling"} })
 	return l
 }
 
@@ -117,13 +119,13 @@ func TestRoundTrip(t *testing.T) {
 	from, to := sample(t), open(t)
 	text := write(t, from)
 	n, err := archive.Restore(t.Context(), strings.NewReader(text), to)
-	if err != nil || n != 8 {
+	if err != nil || n != 10 {
 		t.Fatalf("%d records are restored, %v", n, err)
 	}
 	before, after := lines(text), lines(write(t, to))
 	for id, line := range before {
 		switch id {
-		case "prepared", "running", "cancelling":
+		case "prepared", "running", "cancelling", "lost":
 		default:
 			if after[id] != line {
 				t.Errorf("%s was\n%s and is\n%s", id, line, after[id])
@@ -145,7 +147,7 @@ func TestRoundTrip(t *testing.T) {
 	for _, e := range events {
 		kinds = append(kinds, string(e.Job)+" "+string(e.Kind))
 	}
-	if got := strings.Join(kinds, ", "); err != nil || got != "prepared returned, running returned, cancelling ended" {
+	if got := strings.Join(kinds, ", "); err != nil || got != "prepared returned, running returned, cancelling ended, lost ended" {
 		t.Errorf("the events are %s, %v", got, err)
 	}
 	// The order of the queue is the same, and what was restored can be claimed.

@@ -24,6 +24,9 @@ type savedJSON struct {
 	Deadline     instant       `json:"deadline,omitzero"`
 	Labels       job.Labels    `json:"labels,omitempty"`
 	Idempotency  string        `json:"idempotency,omitempty"`
+	After        []job.ID      `json:"after,omitempty"`
+	Blocked      bool          `json:"blocked,omitempty"`
+	Group        string        `json:"group,omitempty"`
 	Webhook      *webhookJSON  `json:"webhook,omitempty"`
 	State        job.State     `json:"state"`
 	Failure      *job.Failure  `json:"failure,omitempty"`
@@ -95,7 +98,7 @@ func encode(s ledger.Saved) savedJSON {
 			LoadTimeout: optionalSeconds(r.Limits.LoadTimeout), RunTimeout: optionalSeconds(r.Limits.RunTimeout),
 		},
 		NotBefore: instant{r.NotBefore}, WaitUntil: instant{r.WaitUntil}, Deadline: instant{r.Deadline}, Labels: r.Labels, Idempotency: r.Idempotency,
-		State: r.State, Failure: r.Failure, EnqueuedAt: instant{r.EnqueuedAt}, StartedAt: instant{r.StartedAt}, FinishedAt: instant{r.FinishedAt},
+		After: r.After, Blocked: r.Blocked, Group: r.Group, State: r.State, Failure: r.Failure, EnqueuedAt: instant{r.EnqueuedAt}, StartedAt: instant{r.StartedAt}, FinishedAt: instant{r.FinishedAt},
 		Run: r.Run, Attempt: r.Attempt, Spent: r.Spent, Cancelling: r.Cancelling, Usage: encodeUsage(r.Usage), Warnings: r.Warnings,
 		Keep: optionalSeconds(r.Keep), KeptUntil: instant{r.KeptUntil}, Removing: r.Removing, FilesRemoved: r.FilesRemoved,
 	}
@@ -136,6 +139,12 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 		return wrong("has labels that cannot be: " + line.Labels.Validate().Error())
 	case len(line.Idempotency) > job.MaxIdempotency:
 		return wrong("has an idempotency that is too long")
+	case job.CheckAfter(line.After) != nil:
+		return wrong("is after jobs that cannot be: " + job.CheckAfter(line.After).Error())
+	case line.Blocked && (line.State != job.Queued || len(line.After) == 0):
+		return wrong("is blocked, which does not fit its state, or the jobs that it is after")
+	case job.CheckGroup(line.Group) != nil:
+		return wrong("has a group that cannot be: " + job.CheckGroup(line.Group).Error())
 	case final && line.Cancelling:
 		return wrong("has ended and is being cancelled")
 	case (line.Removing || line.FilesRemoved || !line.KeptUntil.IsZero()) && !final, line.FilesRemoved && line.KeptUntil.IsZero():
@@ -145,7 +154,7 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 		ID: line.ID, Model: job.Model{Name: line.Model.Name, Version: line.Model.Version}, Sheep: line.Sheep, Priority: line.Priority,
 		Trace: job.Trace{Parent: line.TraceParent, State: line.TraceState}, Tenant: line.Tenant,
 		NotBefore: line.NotBefore.Time, WaitUntil: line.WaitUntil.Time, Deadline: line.Deadline.Time, Labels: line.Labels, Idempotency: line.Idempotency,
-		State: line.State, Failure: line.Failure.Clip(), EnqueuedAt: line.EnqueuedAt.Time, StartedAt: line.StartedAt.Time, FinishedAt: line.FinishedAt.Time,
+		After: line.After, Blocked: line.Blocked, Group: line.Group, State: line.State, Failure: line.Failure.Clip(), EnqueuedAt: line.EnqueuedAt.Time, StartedAt: line.StartedAt.Time, FinishedAt: line.FinishedAt.Time,
 		Run: line.Run, Attempt: line.Attempt, Spent: line.Spent, Cancelling: line.Cancelling, Warnings: line.Warnings,
 		KeptUntil: line.KeptUntil.Time, Removing: line.Removing, FilesRemoved: line.FilesRemoved,
 	}

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -11,13 +12,15 @@ import (
 )
 
 // Create is the row of a new run of rec, which takes the place of old; old is nil
-// where the id has no record. The Seq is not set. The error is ledger.ErrOthers,
-// ErrExists or ErrRemoving.
-func Create(old *Row, rec job.Record, m Moment) (*Row, Change, error) {
+// where the id has no record. It may be needed, which says that a job that has not
+// ended is after it. Rec.Blocked is as CheckAfter has it. The Seq is not set. The error
+// is ledger.ErrOthers, ErrExists, ErrRemoving or ErrNeeded.
+func Create(old *Row, needed bool, rec job.Record, m Moment) (*Row, Change, error) {
 	r := &Row{Record: job.Record{
 		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits.Clone(),
 		NotBefore: KeptTime(rec.NotBefore), WaitUntil: KeptTime(rec.WaitUntil), Deadline: KeptTime(rec.Deadline),
-		Keep: keptKeep(rec.Keep), Labels: rec.Labels.Clone(), Idempotency: rec.Idempotency, State: job.Queued, Run: 1,
+		Keep: keptKeep(rec.Keep), Labels: rec.Labels.Clone(), Idempotency: rec.Idempotency, After: slices.Clone(rec.After), Group: rec.Group,
+		Blocked: rec.Blocked, State: job.Queued, Run: 1,
 	}}
 	if old != nil {
 		switch {
@@ -27,12 +30,14 @@ func Create(old *Row, rec job.Record, m Moment) (*Row, Change, error) {
 			return nil, Change{}, ledger.ErrExists
 		case old.Removal != NoRemoval:
 			return nil, Change{}, ledger.ErrRemoving
+		case needed:
+			return nil, Change{}, ledger.ErrNeeded
 		}
 		r.Run, r.Tenant, r.ChangedAt = old.Run+1, old.Tenant, old.ChangedAt
 	}
 	r.change(m)
 	r.EnqueuedAt = r.ChangedAt
-	r.Delayed = r.NotBefore.After(m.Now)
+	r.Delayed = r.Blocked || r.NotBefore.After(m.Now)
 	return r, Change{Made: true, Event: r.event(job.Event{Kind: job.EventQueued})}, nil
 }
 
@@ -59,7 +64,7 @@ func (r *Row) start() Change {
 // Due makes a delayed job claimable whose time has come; of any other it changes
 // nothing.
 func (r *Row) Due(m Moment) Change {
-	if !r.Delayed || r.NotBefore.After(m.Now) {
+	if !r.Delayed || r.Blocked || r.NotBefore.After(m.Now) {
 		return Change{}
 	}
 	r.change(m)
@@ -218,7 +223,7 @@ func (r *Row) endAttempt(why ledger.Return) *job.Attempt {
 
 // endRun gives a row that nobody holds its final state.
 func (r *Row) endRun(o ledger.Outcome, event job.Event, keep Retention, m Moment) Change {
-	r.State, r.Failure, r.Warnings, r.Delayed = o.State, o.Failure.Clip(), keptWarnings(o.Warnings), false
+	r.State, r.Failure, r.Warnings, r.Delayed, r.Blocked = o.State, o.Failure.Clip(), keptWarnings(o.Warnings), false, false
 	if r.FinishedAt = o.At; r.FinishedAt.IsZero() {
 		r.FinishedAt = r.ChangedAt
 	}

@@ -27,13 +27,14 @@ func Restore(s ledger.Saved, keep Retention, m Moment) (*Row, []job.Attempt, *jo
 		attempts = append(attempts, a)
 	}
 	if rec.State.Final() {
+		r.Blocked = false
 		r.EndedAge = m.Age
 		r.restoreRetention(rec, m)
 		r.ShowRetention()
 		return r, attempts, nil
 	}
 	r.State = job.Queued
-	r.Delayed = r.NotBefore.After(m.Now)
+	r.Delayed = r.Blocked || r.NotBefore.After(m.Now)
 	switch {
 	case rec.Cancelling:
 		event := interruptedEvent(job.EventEnded, job.CauseCancelled, interrupted)

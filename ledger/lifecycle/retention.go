@@ -28,14 +28,16 @@ func (r *Row) SetKept(k ledger.Kept) Change {
 }
 
 // BeginRemoval begins the removal of the files, and of the record where whole says
-// so. The error is ledger.ErrNotFound, for a nil row or another run, or
-// ErrNotFinal.
-func (r *Row) BeginRemoval(run int, whole bool) (Change, error) {
+// so. Needed says that a job that has not ended is after it. The error is
+// ledger.ErrNotFound, for a nil row or another run, ErrNotFinal or ErrNeeded.
+func (r *Row) BeginRemoval(run int, whole, needed bool) (Change, error) {
 	switch {
 	case r == nil, run != 0 && r.Run != run:
 		return Change{}, ledger.ErrNotFound
 	case !r.State.Final():
 		return Change{}, ledger.ErrNotFinal
+	case needed:
+		return Change{}, ledger.ErrNeeded
 	}
 	want := OfFiles
 	if whole {

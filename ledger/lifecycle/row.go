@@ -24,7 +24,7 @@ type Row struct {
 	Token     ledger.Token // of the claim that holds the job, 0 for none
 	ClaimedAt time.Time    // when the attempt under way began
 	ChangedAt time.Time    // when the row changed last
-	Delayed   bool         // queued, and NotBefore has not come
+	Delayed   bool         // queued, and NotBefore has not come, or Blocked
 	// EndedAge is the ledger's age when the run ended, 0 before. An age is in
 	// microseconds and grows with the time that passes, whatever the clock does.
 	EndedAge  int64

@@ -3,6 +3,7 @@ package memory
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -28,8 +29,38 @@ func (l *Ledger) made(r *record, c lifecycle.Change) {
 		l.note(*c.Event)
 	}
 	if r.State.Final() {
+		l.unblock(r.ID)
 		l.expire()
 	}
+}
+
+// unblock sees to the jobs that are after one that ended.
+func (l *Ledger) unblock(ended job.ID) {
+	for _, r := range slices.Clone(l.jobs) {
+		if r.Blocked && slices.Contains(r.After, ended) {
+			l.settle(r)
+		}
+	}
+}
+
+// settle sees to a job that is after others.
+func (l *Ledger) settle(r *record) {
+	if change := r.Unblock(l.stateOf, l.cfg.Retention, l.moment()); change.Made {
+		l.made(r, change)
+	}
+}
+
+// stateOf is the state of a job, empty where it is not known.
+func (l *Ledger) stateOf(id job.ID) job.State {
+	if r := l.find(id); r != nil {
+		return r.State
+	}
+	return ""
+}
+
+// needed reports whether a job that has not ended is after the given one.
+func (l *Ledger) needed(id job.ID) bool {
+	return slices.ContainsFunc(l.jobs, func(r *record) bool { return !r.State.Final() && slices.Contains(r.After, id) })
 }
 
 // apply makes a change of the job's record, as do says, which gets nil for an unknown
@@ -52,15 +83,71 @@ func (l *Ledger) apply(ctx context.Context, doing string, id job.ID, do func(r *
 // Create implements ledger.Ledger.
 func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error) {
 	return l.change(ctx, "queue job "+string(rec.ID), func(m lifecycle.Moment) (*record, error) {
-		old := l.find(rec.ID)
-		var before *lifecycle.Row
-		if old != nil {
-			before = &old.Row
-		}
-		row, change, err := lifecycle.Create(before, rec, m)
+		enter, err := l.create(rec, m, nil)
 		if err != nil {
 			return nil, err
 		}
+		return enter(), nil
+	})
+}
+
+// CreateAll implements ledger.Ledger.
+func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record, error) {
+	created := make([]job.Record, len(recs))
+	err := l.call(ctx, "queue several jobs", func() error {
+		m := l.moment()
+		enter := make([]func() *record, len(recs))
+		for i, rec := range recs {
+			var err error
+			if enter[i], err = l.create(rec, m, recs[:i]); err != nil {
+				return fmt.Errorf("job %s: %w", rec.ID, err)
+			}
+		}
+		for i := range recs {
+			created[i] = enter[i]().copy()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return created, nil
+}
+
+// create checks a new record and returns what enters it. Those that are entered before
+// it are given.
+func (l *Ledger) create(rec job.Record, m lifecycle.Moment, before []job.Record) (enter func() *record, err error) {
+	find := func(id job.ID) *job.Record {
+		for i := range before {
+			if before[i].ID == id {
+				queued := before[i]
+				queued.State = job.Queued
+				return &queued
+			}
+		}
+		if r := l.find(id); r != nil {
+			return &r.Record
+		}
+		return nil
+	}
+	if slices.ContainsFunc(before, func(b job.Record) bool { return b.ID == rec.ID }) {
+		return nil, ledger.ErrExists
+	}
+	old := l.find(rec.ID)
+	var replaced *lifecycle.Row
+	if old != nil {
+		replaced = &old.Row
+	}
+	blocked, afterErr := lifecycle.CheckAfter(rec, find)
+	rec.Blocked = blocked
+	row, change, err := lifecycle.Create(replaced, l.needed(rec.ID), rec, m)
+	if err == nil {
+		err = afterErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return func() *record {
 		if old != nil {
 			l.drop(old)
 		}
@@ -70,8 +157,8 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		l.jobs = append(l.jobs, r)
 		l.webhooks.add(r, rec.Webhook)
 		l.made(r, change)
-		return r, nil
-	})
+		return r
+	}, nil
 }
 
 // drop removes a record; its attempts stay.
@@ -172,7 +259,7 @@ func (r *record) attempt() job.Attempt {
 func (l *Ledger) expire() {
 	var ended []*record
 	for _, r := range l.jobs {
-		if r.State.Final() && r.RemoveAge == 0 {
+		if r.State.Final() && r.RemoveAge == 0 && !l.needed(r.ID) {
 			ended = append(ended, r)
 		}
 	}
@@ -202,7 +289,7 @@ func (l *Ledger) runTimers() {
 				l.made(r, change)
 			}
 		}
-		if r.Delayed {
+		if r.Delayed && !r.Blocked {
 			soonest(r.NotBefore)
 		}
 		soonest(r.GiveUpAt())

@@ -94,6 +94,7 @@ func matches(r *record, filter ledger.Filter) bool {
 		(filter.Sheep == "" || filter.Sheep == r.Sheep) &&
 		(filter.Model.IsZero() || filter.Model == r.Model) &&
 		(filter.Tenant == "" || filter.Tenant == r.Tenant) &&
+		(filter.Group == "" || filter.Group == r.Group) &&
 		r.Labels.Match(filter.Labels) &&
 		strings.HasPrefix(string(r.ID), string(filter.Prefix)) &&
 		!r.EnqueuedAt.Before(filter.Since) &&

@@ -31,7 +31,7 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 		age := l.moment().Age
 		var found []*record
 		for _, r := range l.jobs {
-			if r.RemoveAge > 0 {
+			if r.RemoveAge > 0 && !l.needed(r.ID) {
 				found = append(found, r)
 			}
 		}
@@ -51,7 +51,7 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 // BeginRemoval implements ledger.Retention.
 func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {
 	return l.apply(ctx, "begin the removal of job "+string(id), id, func(r *lifecycle.Row, _ lifecycle.Moment) (lifecycle.Change, error) {
-		return r.BeginRemoval(run, whole)
+		return r.BeginRemoval(run, whole, l.needed(id))
 	})
 }
 

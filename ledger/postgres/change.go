@@ -100,7 +100,10 @@ func (l *Ledger) changed(r *lifecycle.Row) {
 	if r.State.Final() {
 		l.upkeep.ended()
 	}
-	if r.Delayed {
+	if r.Blocked {
+		l.upkeep.blocks()
+	}
+	if r.Delayed && !r.Blocked {
 		l.upkeep.setTimer(r.NotBefore)
 	}
 	if at := r.GiveUpAt(); !at.IsZero() {
@@ -115,6 +118,19 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 	rec.Limits = rec.Limits.Clone()
 	var created job.Record
 	key := newKey()
+	if len(rec.After) > 0 {
+		err := l.call(ctx, "queue job "+string(rec.ID), func(ctx context.Context) error {
+			all, err := l.createAll(ctx, []job.Record{rec}, key)
+			if err == nil {
+				created = all[0]
+			}
+			return err
+		})
+		if err != nil {
+			return job.Record{}, err
+		}
+		return created, nil
+	}
 	err := l.call(ctx, "queue job "+string(rec.ID), func(ctx context.Context) error {
 		old, m, err := l.load(ctx, rec.ID)
 		if err != nil {
@@ -126,21 +142,21 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 			return nil
 		}
 		var before *lifecycle.Row
+		needed := false
 		args := pgx.NamedArgs{"key": key, "old": 0, "version": 0, "keep_runs": lifecycle.KeepRuns}
 		if old != nil {
 			before, args["old"], args["version"] = &old.Row, old.Seq, old.version
+			if needed, err = l.needed(ctx, rec.ID); err != nil {
+				return err
+			}
 		}
-		r, change, err := lifecycle.Create(before, rec, m)
+		r, change, err := lifecycle.Create(before, needed, rec, m)
 		if err != nil {
 			return err
 		}
-		if err := insertArgs(r, args); err != nil {
+		if err := createArgs(r, change, rec.Webhook, m, args); err != nil {
 			return err
 		}
-		if args["webhook"], err = webhookText(rec.Webhook); err != nil {
-			return err
-		}
-		eventArgs(change.Event, m.Age, args)
 		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)
 		if err != nil {
 			return err

@@ -101,7 +101,7 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 		return nil
 	})
 	if err != nil && key != "" {
-		l.upkeep.settle(slot.Node, key)
+		l.upkeep.settleClaim(slot.Node, key)
 	}
 	return claim, err
 }

@@ -158,6 +158,10 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.Named
 		where += ` AND j.enqueued_at < @before`
 		args["before"] = filter.Before.Add(time.Microsecond - 1).Truncate(time.Microsecond)
 	}
+	if filter.Group != "" {
+		where += ` AND j.job_group = @job_group AND j.job_group > ''`
+		args["job_group"], indexed = text(filter.Group), true
+	}
 	if filter.Tenant != "" {
 		where += ` AND j.tenant = @tenant AND j.tenant > ''`
 		args["tenant"], indexed = text(filter.Tenant), true

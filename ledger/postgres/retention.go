@@ -124,7 +124,11 @@ func (l *Ledger) beginRemoval(ctx context.Context, id job.ID, key string, run in
 	}
 	nodes := l.leases.nodes()
 	others := r.Removal != lifecycle.NoRemoval && !slices.Contains(nodes, r.remover)
-	change, err := r.BeginRemoval(run, whole)
+	needed, err := l.needed(ctx, id)
+	if err != nil {
+		return job.Record{}, err
+	}
+	change, err := r.BeginRemoval(run, whole, needed)
 	if err != nil {
 		return job.Record{}, err
 	}

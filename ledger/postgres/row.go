@@ -33,7 +33,7 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	}
 	r := new(row)
 	var failure job.Failure
-	var limits, labels, warnings string
+	var limits, labels, warnings, after string
 	var keep *int64
 	var keptFor, gpuTime int64
 	times := []*time.Time{&r.NotBefore, &r.WaitUntil, &r.Deadline, &r.ClaimedAt, &r.StartedAt, &r.FinishedAt, &r.RemovedAt}
@@ -41,7 +41,8 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	into := append(before, &r.Seq, &r.version, &r.createdBy, &r.changedBy, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant,
 		&r.Trace.Parent, &r.Trace.State, &limits, &labels, &r.Idempotency, &keep, &r.State, &r.Run, &r.Attempt, &r.Spent, &r.EnqueuedAt, &null[0], &null[1], &null[2],
 		&null[3], &null[4], &null[5], &r.ChangedAt, &r.Holder, &r.Node, &r.Token, &r.Cancelling, &r.Delayed, &r.EndedAge, &keptFor,
-		&r.RemoveAge, &r.Removal, &r.remover, &null[6], &r.Usage.GPUMemory, &gpuTime, &warnings, &failure.Type, &failure.Message)
+		&r.RemoveAge, &r.Removal, &r.remover, &null[6], &r.Usage.GPUMemory, &gpuTime, &warnings,
+		&after, &r.Blocked, &r.Group, &failure.Type, &failure.Message)
 	if whole {
 		into = append(into, &failure.Traceback)
 	}
@@ -65,6 +66,9 @@ func scanRow(rows pgx.Rows, whole bool, before ...any) (*row, error) {
 	}
 	if err := decode(labels, &r.Labels); err != nil {
 		return nil, fmt.Errorf("labels of job %s: %w", r.ID, err)
+	}
+	if err := decode(after, &r.After); err != nil {
+		return nil, fmt.Errorf("jobs that job %s is after: %w", r.ID, err)
 	}
 	if err := decode(warnings, &r.Warnings); err != nil {
 		return nil, fmt.Errorf("warnings of job %s: %w", r.ID, err)
@@ -98,6 +102,14 @@ func identity(r *lifecycle.Row, into pgx.NamedArgs) error {
 		}
 		labels = string(encoded)
 	}
+	after := ""
+	if len(r.After) > 0 {
+		encoded, err := json.Marshal(r.After)
+		if err != nil {
+			return err
+		}
+		after = string(encoded)
+	}
 	var keep any
 	if r.Keep != nil {
 		keep = r.Keep.Microseconds()
@@ -106,6 +118,7 @@ func identity(r *lifecycle.Row, into pgx.NamedArgs) error {
 		"id": text(r.ID), "model_name": text(r.Model.Name), "model_version": text(r.Model.Version), "sheep": text(r.Sheep), "priority": r.Priority,
 		"tenant": text(r.Tenant), "trace_parent": text(r.Trace.Parent), "trace_state": text(r.Trace.State), "limits": limits, "labels": labels, "idempotency": text(r.Idempotency), "keep": keep,
 		"run": r.Run, "enqueued_at": r.EnqueuedAt, "deadline": fromTime(r.Deadline),
+		"after_jobs": after, "job_group": text(r.Group),
 	})
 	return nil
 }
@@ -127,7 +140,7 @@ func state(r *lifecycle.Row, into pgx.NamedArgs) error {
 	add(into, pgx.NamedArgs{
 		"state": string(r.State), "attempt": r.Attempt, "spent": r.Spent, "not_before": fromTime(r.NotBefore), "wait_until": fromTime(r.WaitUntil),
 		"claimed_at": fromTime(r.ClaimedAt), "started_at": fromTime(r.StartedAt), "finished_at": fromTime(r.FinishedAt), "changed_at": r.ChangedAt,
-		"holder": text(r.Holder), "node": text(r.Node), "token": int64(r.Token), "cancelling": r.Cancelling, "delayed": r.Delayed,
+		"holder": text(r.Holder), "node": text(r.Node), "token": int64(r.Token), "cancelling": r.Cancelling, "delayed": r.Delayed, "blocked": r.Blocked,
 		"ended_age": r.EndedAge, "kept_for": r.KeptFor.Microseconds(), "remove_age": r.RemoveAge, "removal": int(r.Removal), "removed_at": fromTime(r.RemovedAt),
 		"gpu_memory": r.Usage.GPUMemory, "gpu_time": r.Usage.GPUTime.Microseconds(), "warnings": warnings,
 		"failure_type": text(failure.Type), "failure_message": text(failure.Message), "failure_traceback": text(failure.Traceback),

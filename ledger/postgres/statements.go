@@ -16,10 +16,13 @@ const (
 	listColumns = `j.seq, j.version, j.created_by::text, j.changed_by::text, j.id, j.model_name, j.model_version, j.sheep, j.priority, j.tenant,
 	j.trace_parent, j.trace_state, j.limits, j.labels, j.idempotency, j.keep, j.state, j.run, j.attempt, j.spent, j.enqueued_at, j.not_before, j.wait_until, j.deadline,
 	j.claimed_at, j.started_at, j.finished_at, j.changed_at, j.holder, j.node, j.token, j.cancelling, j.delayed, j.ended_age, j.kept_for,
-	j.remove_age, j.removal, j.remover, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.failure_type, j.failure_message`
+	j.remove_age, j.removal, j.remover, j.removed_at, j.gpu_memory, j.gpu_time, j.warnings, j.after_jobs, j.blocked, j.job_group, j.failure_type, j.failure_message`
 	columns     = listColumns + `, j.failure_traceback`
-	columnCount = 45
+	columnCount = 48
 )
+
+// unneeded is the condition that no job which has not ended is after one.
+const unneeded = `NOT EXISTS (SELECT FROM shepherd.needs WHERE needed = jobs.id)`
 
 // Reads.
 const (
@@ -60,9 +63,19 @@ const (
 		ORDER BY place`
 	// Removals that another node has begun which is alive are left out.
 	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
-			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND (removal = 0 OR remover = ANY(@nodes::text[])
+			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND ` + unneeded + ` AND (removal = 0 OR remover = ANY(@nodes::text[])
 				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp()))
 			ORDER BY remove_age, seq LIMIT @limit) j`
+	// Locks records, in the order of their ids.
+	queryLockMany = `SELECT FROM shepherd.jobs WHERE id = ANY(@ids::text[]) ORDER BY id FOR UPDATE`
+	queryBump     = `UPDATE shepherd.jobs SET version = version + 1 WHERE id = ANY(@ids::text[]) AND id <> ALL(@besides::text[])`
+	// Which of the jobs are needed by one that has not ended.
+	queryNeeded = `SELECT DISTINCT needed FROM shepherd.needs WHERE needed = ANY(@ids::text[])`
+	queryStates = `SELECT id, state FROM shepherd.jobs WHERE id = ANY(@ids::text[])`
+	// The jobs that are after one which has ended since they were looked at.
+	queryUnsettled = `SELECT j.id FROM (SELECT DISTINCT dependent FROM shepherd.needs WHERE ended ORDER BY dependent LIMIT @limit) n JOIN shepherd.jobs j ON j.seq = n.dependent`
+	querySettled   = `UPDATE shepherd.needs SET ended = false WHERE dependent = @seq AND needed = ANY(@ended::text[]) AND ended`
+
 	queryAlive      = `SELECT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node AND expires_at > clock_timestamp())`
 	queryCheckpoint = `SELECT cursor FROM shepherd.checkpoints WHERE consumer = @consumer`
 )
@@ -99,7 +112,7 @@ var (
 	saved = `saved AS (UPDATE shepherd.jobs SET version = version + 1, changed_by = @key::uuid,
 			state = @state, attempt = @attempt, spent = @spent, not_before = @not_before, wait_until = @wait_until, claimed_at = @claimed_at,
 			started_at = @started_at, finished_at = @finished_at, changed_at = @changed_at, holder = @holder, node = @node, token = @token,
-			cancelling = @cancelling, delayed = @delayed, ended_age = @ended_age, kept_for = @kept_for, remove_age = @remove_age, removal = @removal, remover = @remover,
+			cancelling = @cancelling, delayed = @delayed, blocked = @blocked, ended_age = @ended_age, kept_for = @kept_for, remove_age = @remove_age, removal = @removal, remover = @remover,
 			removed_at = @removed_at, gpu_memory = @gpu_memory, gpu_time = @gpu_time, warnings = @warnings,
 			failure_type = @failure_type, failure_message = @failure_message, failure_traceback = @failure_traceback
 		WHERE seq = @seq AND version = @version RETURNING *)`
@@ -114,12 +127,13 @@ var (
 
 	insertJob = `INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state,
 			limits, labels, idempotency, keep, state, run, attempt, spent, enqueued_at, not_before, wait_until, deadline, started_at, finished_at, changed_at, delayed,
-			ended_age, kept_for, remove_age, removal, removed_at, gpu_memory, gpu_time, warnings, failure_type, failure_message, failure_traceback)
+			ended_age, kept_for, remove_age, removal, removed_at, gpu_memory, gpu_time, warnings, failure_type, failure_message, failure_traceback,
+			after_jobs, blocked, job_group)
 		SELECT @key::uuid, @key::uuid, @id::text, @model_name::text, @model_version::text, @sheep::text, @priority::bigint, @tenant::text, @trace_parent::text, @trace_state::text,
 			@limits::text, @labels::text, @idempotency::text, @keep::bigint, @state::text, @run::bigint, @attempt::bigint, @spent::bigint, @enqueued_at::timestamptz, @not_before::timestamptz,
 			@wait_until::timestamptz, @deadline::timestamptz, @started_at::timestamptz, @finished_at::timestamptz, @changed_at::timestamptz, @delayed::boolean,
 			@ended_age::bigint, @kept_for::bigint, @remove_age::bigint, @removal::smallint, @removed_at::timestamptz, @gpu_memory::bigint, @gpu_time::bigint,
-			@warnings::text, @failure_type::text, @failure_message::text, @failure_traceback::text`
+			@warnings::text, @failure_type::text, @failure_message::text, @failure_traceback::text, @after_jobs::text, @blocked::boolean, @job_group::text`
 
 	insertAttempt = `INSERT INTO shepherd.attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent,
 			gpu_memory, gpu_time, stage, load, execute, collect, log)
@@ -328,7 +342,8 @@ const (
 			WHERE n.name = mine.name AND n.generation = mine.generation AND n.expires_at > clock_timestamp() RETURNING n.name)
 		SELECT clock_timestamp(), ARRAY(SELECT name FROM renewed),
 			(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM shepherd.event_ids),
-			least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL)),
+			least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed AND NOT blocked), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL)),
+			EXISTS (SELECT FROM shepherd.needs), EXISTS (SELECT FROM shepherd.needs WHERE ended),
 			ARRAY(SELECT name FROM shepherd.nodes WHERE expires_at < clock_timestamp()),
 			ARRAY(SELECT name FROM shepherd.nodes WHERE draining),
 			(SELECT count(*) FROM (SELECT FROM shepherd.tally LIMIT ` + tallyRows + `) rows)`
@@ -349,14 +364,14 @@ const (
 
 	// The jobs whose time to wait is over.
 	queryOverdue   = `SELECT id FROM shepherd.jobs WHERE give_up_at <= clock_timestamp() ORDER BY give_up_at, seq LIMIT @limit`
-	queryNextTimer = `SELECT clock_timestamp(), least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL))`
+	queryNextTimer = `SELECT clock_timestamp(), least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed AND NOT blocked), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL))`
 
 	queryPing = `UPDATE shepherd.ledger SET pruned = pruned`
 )
 
 // Makes jobs claimable whose time has come.
 var queryRunDue = `WITH m AS MATERIALIZED (SELECT now, age FROM shepherd.moment),
-		due AS MATERIALIZED (SELECT seq FROM shepherd.jobs WHERE delayed AND not_before <= clock_timestamp() ORDER BY not_before, seq LIMIT @limit FOR UPDATE SKIP LOCKED),
+		due AS MATERIALIZED (SELECT seq FROM shepherd.jobs WHERE delayed AND NOT blocked AND not_before <= clock_timestamp() ORDER BY not_before, seq LIMIT @limit FOR UPDATE SKIP LOCKED),
 		saved AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, delayed = false, changed_at = greatest(j.changed_at, m.now)
 			FROM due, m WHERE j.seq = due.seq RETURNING j.*),
 		told AS (` + eventOf(`m.age, 'due', 0, '', '', '', ''`, `saved s, m ORDER BY s.not_before, s.seq`) + `)
@@ -374,8 +389,8 @@ const (
 	queryExpire = `WITH excess AS (SELECT greatest(coalesce(sum(n), 0) - @keep_jobs::bigint, 0)::bigint AS n FROM shepherd.tally
 				WHERE state IN ('done', 'failed', 'cancelled') AND NOT retained),
 		oldest AS MATERIALIZED (
-			(SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 ORDER BY ended_age, seq LIMIT least((SELECT n FROM excess), @limit::bigint))
-			UNION (SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 AND ended_age < (SELECT age FROM shepherd.moment) - @keep::bigint
+			(SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 AND ` + unneeded + ` ORDER BY ended_age, seq LIMIT least((SELECT n FROM excess), @limit::bigint))
+			UNION (SELECT seq FROM shepherd.jobs WHERE ended_age > 0 AND remove_age = 0 AND ` + unneeded + ` AND ended_age < (SELECT age FROM shepherd.moment) - @keep::bigint
 				ORDER BY ended_age, seq LIMIT @limit)),
 		gone AS (DELETE FROM shepherd.jobs WHERE seq = ANY(ARRAY(SELECT seq FROM oldest)) AND ended_age > 0 AND remove_age = 0 RETURNING id),
 		tried AS (DELETE FROM shepherd.attempts USING gone WHERE job = gone.id)

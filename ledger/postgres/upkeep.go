@@ -45,6 +45,8 @@ type upkeep struct {
 	events    int       // recorded since the last sweep
 	unknown   []unknownClaim
 	handBacks []*ledger.Claim
+	blocked   bool // there are jobs that are after others which have not ended
+	unsettled bool // one of these may have ended since they were looked at
 
 	// Only the goroutine touches these.
 	renewed   time.Time // when leases were renewed last
@@ -96,11 +98,19 @@ func (u *upkeep) setTimer(at time.Time) {
 func (u *upkeep) ended() {
 	u.mu.Lock()
 	u.endings++
-	due := u.sweepDue()
+	u.unsettled = u.unsettled || u.blocked
+	due := u.sweepDue() || u.unsettled
 	u.mu.Unlock()
 	if due {
 		u.wake()
 	}
+}
+
+// blocks notes that there are blocked jobs.
+func (u *upkeep) blocks() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.blocked = true
 }
 
 // recorded counts an event.
@@ -119,8 +129,8 @@ func (u *upkeep) sweepDue() bool {
 	return u.endings > u.l.cfg.KeepJobs/100 || u.events > u.l.cfg.EventNumber/50
 }
 
-// settle has it found out whether a claim was made, and the claim released.
-func (u *upkeep) settle(node, key string) {
+// settleClaim has it found out whether a claim was made, and the claim released.
+func (u *upkeep) settleClaim(node, key string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.unknown = append(u.unknown, unknownClaim{node, key})
@@ -184,11 +194,18 @@ func (u *upkeep) work(ctx context.Context, poll bool) error {
 	}
 	u.mu.Lock()
 	timers := !u.nextTimer.IsZero() && !time.Now().Before(u.nextTimer)
+	unsettled := u.unsettled
+	u.unsettled = false
 	sweep := u.sweepDue() || time.Since(u.swept) >= u.sweepEvery()
 	u.mu.Unlock()
 	if timers {
 		if err := once(ctx, u.runTimers); err != nil {
 			return err
+		}
+	}
+	if unsettled {
+		if err := once(ctx, u.settle); err != nil {
+			return err // the next pulse sees it again
 		}
 	}
 	if sweep {
@@ -214,11 +231,15 @@ func (u *upkeep) pulse(ctx context.Context) error {
 	var renewed, lapsed, draining []string
 	var last, rows int64
 	var next *time.Time
+	var blocked, unsettled bool
 	_, err := u.l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": u.l.cfg.Lease.Microseconds()},
-		&now, &renewed, &last, &next, &lapsed, &draining, &rows)
+		&now, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
 	if err != nil {
 		return err
 	}
+	u.mu.Lock()
+	u.blocked, u.unsettled = blocked, u.unsettled || unsettled
+	u.mu.Unlock()
 	if renew {
 		u.renewed = asked
 		u.l.leases.renewed(asked, nodes, generations, renewed)
@@ -265,7 +286,7 @@ func (u *upkeep) settleClaims(ctx context.Context) error {
 		made, err := u.l.callOff(ctx, claim.node, claim.key)
 		if err != nil {
 			failed = err
-			u.settle(claim.node, claim.key)
+			u.settleClaim(claim.node, claim.key)
 		} else if made != nil {
 			handBacks = append(handBacks, made)
 		}

@@ -196,7 +196,7 @@ func (t *tx) endHeld(r *row, end ending) error {
 
 // endRun gives a record that nobody holds its final state.
 func (t *tx) endRun(r *row, end ending, event job.Event) error {
-	r.State, r.Failure, r.Warnings, r.delayed = end.state, end.failure, end.warnings, false
+	r.State, r.Failure, r.Warnings, r.delayed, r.Blocked = end.state, end.failure, end.warnings, false, false
 	r.FinishedAt = end.finished
 	if r.FinishedAt.IsZero() {
 		r.FinishedAt = r.changedAt

@@ -64,6 +64,7 @@ func checkPlans(t *testing.T, l *Ledger) string {
 		"list a sheep":           {Sheep: "a"},
 		"list a model":           {Model: job.Model{Name: "m"}},
 		"list a tenant":          {Tenant: "wool"},
+		"list a group":           {Group: "g"},
 		"list narrowly":          {States: []job.State{job.Failed, job.Done}, Sheep: "a", Model: job.Model{Name: "m"}},
 		"list a label":           {Labels: job.Labels{"a": "1"}},
 		"list labels narrowly":   {Labels: job.Labels{"a": "1", "b": "2"}, States: []job.State{job.Failed, job.Done}, Tenant: "wool", Prefix: "x", Since: time.Unix(1, 0)},

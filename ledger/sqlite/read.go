@@ -234,6 +234,9 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 		indexed = true
 		and(condition, values...)
 	}
+	if filter.Group != "" {
+		compare(`+job_group = ?`, `job_group = ? AND job_group > ''`, filter.Group)
+	}
 	if filter.Tenant != "" {
 		compare(`+tenant = ?`, `tenant = ? AND tenant > ''`, filter.Tenant)
 	}

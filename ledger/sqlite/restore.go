@@ -38,13 +38,17 @@ func (t *tx) restore(s ledger.Saved) error {
 	r := &row{Record: rec}
 	r.Holder, r.Node, r.Cancelling = "", "", false
 	r.State, r.changedAt = job.Queued, latest(t.now, rec.EnqueuedAt, rec.StartedAt, rec.FinishedAt)
-	r.delayed = !rec.State.Final() && r.NotBefore.After(t.now)
+	r.Blocked = r.Blocked && !rec.State.Final()
+	r.delayed = !rec.State.Final() && (r.Blocked || r.NotBefore.After(t.now))
 	defer func() { t.rows[r.ID] = nil }() // the record's times and limits are as another ledger told them
 	if entered, err := t.insert(r); err != nil || !entered {
 		return cmp.Or(err, ledger.ErrExists)
 	}
 	if err := t.addWebhook(r); err != nil {
 		return err
+	}
+	if r.Blocked { // what it waits for may have ended by being restored
+		t.unsettled = append(t.unsettled, r.Seq)
 	}
 	var interrupted *job.Attempt
 	for _, a := range s.Attempts {

@@ -67,7 +67,8 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 }
 
 // queryToRemove reads the records whose files are due first.
-const queryToRemove = `SELECT ` + listColumns + ` FROM jobs WHERE remove_age > 0 ORDER BY remove_age LIMIT ?`
+const queryToRemove = `SELECT ` + listColumns + ` FROM jobs
+	WHERE remove_age > 0 AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY remove_age LIMIT ?`
 
 // BeginRemoval implements ledger.Retention.
 func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {
@@ -80,6 +81,9 @@ func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole boo
 			return nil, ledger.ErrNotFound
 		case !r.State.Final():
 			return nil, ledger.ErrNotFinal
+		}
+		if err := t.unneeded(id); err != nil {
+			return nil, err
 		}
 		want := ofFiles
 		if whole {

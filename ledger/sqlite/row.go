@@ -15,7 +15,7 @@ const (
 	listColumns = `seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
 	run, attempt, spent, enqueued_at, not_before, wait_until, deadline, claimed_at, started_at, finished_at, changed_at,
 	holder, node, token, cancelling, delayed, gpu_memory, gpu_time, warnings, ended_age, keep, kept_for, remove_age, removal, removed_at,
-	labels, idempotency, failure_type, failure_message`
+	labels, idempotency, after_jobs, blocked, job_group, failure_type, failure_message`
 	columns = listColumns + `, failure_traceback`
 )
 
@@ -25,7 +25,7 @@ type row struct {
 	token     ledger.Token // of the claim that holds the job, 0 for none
 	claimedAt time.Time    // when the attempt under way began
 	changedAt time.Time    // when the row changed last
-	delayed   bool         // queued, and NotBefore has not come
+	delayed   bool         // queued, and NotBefore has not come, or Blocked
 	endedAge  int64        // the ledger's age when the run ended; 0 before
 	keptFor   time.Duration
 	removeAge int64 // the ledger's age when the files are due for removal; 0 for never
@@ -38,6 +38,7 @@ type row struct {
 		claimable bool
 		retained  bool
 		held      bool
+		blocked   bool
 	}
 }
 
@@ -85,12 +86,13 @@ func (r *row) drop() {
 // scanRecord reads the listColumns, and the traceback where whole says so.
 func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var failure job.Failure
-	var limits, warnings, labels string
+	var limits, warnings, labels, after string
 	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime, keep, keptFor, removed int64
 	into := []any{&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant, &r.Trace.Parent, &r.Trace.State, &limits, &r.State,
 		&r.Run, &r.Attempt, &r.Spent, &enqueued, &notBefore, &waitUntil, &deadline, &claimed, &started, &finished, &changed,
 		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings,
-		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &labels, &r.Idempotency, &failure.Type, &failure.Message, &failure.Traceback}
+		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &labels, &r.Idempotency,
+		&after, &r.Blocked, &r.Group, &failure.Type, &failure.Message, &failure.Traceback}
 	if !whole {
 		into = into[:len(into)-1]
 	}
@@ -108,7 +110,7 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	}
 	r.keptFor, r.removedAt = time.Duration(keptFor)*time.Microsecond, toTime(removed)
 	r.showRetention()
-	r.stored.state, r.stored.claimable, r.stored.retained, r.stored.held = r.State, r.claimable(), r.retained(), r.token != 0
+	r.stored.state, r.stored.claimable, r.stored.retained, r.stored.held, r.stored.blocked = r.State, r.claimable(), r.retained(), r.token != 0, r.Blocked
 	if err := decode(limits, &r.Limits); err != nil {
 		return fmt.Errorf("limits of job %s: %w", r.ID, err)
 	}
@@ -118,12 +120,15 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	if err := decode(labels, &r.Labels); err != nil {
 		return fmt.Errorf("labels of job %s: %w", r.ID, err)
 	}
+	if err := decode(after, &r.After); err != nil {
+		return fmt.Errorf("jobs that job %s is after: %w", r.ID, err)
+	}
 	return nil
 }
 
 func (r *row) scan(scan func(...any) error) error { return r.scanRecord(scan, true) }
 
-// encodeLimits, encodeLabels and encodeWarnings are empty for none.
+// encodeLimits, encodeLabels, encodeAfter and encodeWarnings are empty for none.
 func encodeLimits(limits job.Limits) (string, error) {
 	if limits == (job.Limits{}) {
 		return "", nil
@@ -137,6 +142,14 @@ func encodeLabels(labels job.Labels) (string, error) {
 		return "", nil
 	}
 	text, err := json.Marshal(labels)
+	return string(text), err
+}
+
+func encodeAfter(after []job.ID) (string, error) {
+	if len(after) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(after)
 	return string(text), err
 }
 

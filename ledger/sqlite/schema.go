@@ -283,6 +283,35 @@ var migrations = []string{
 
 	// Webhooks of jobs, and messages for receivers.
 	webhooksSchema,
+
+	// Jobs that are after others, and groups. The long texts become the last columns
+	// again. A job that is blocked is delayed, too. The triggers keep one row in needs for
+	// each job that one which has not ended is after.
+	`ALTER TABLE jobs ADD COLUMN after_jobs TEXT NOT NULL DEFAULT '';   -- JSON of a list, '' for none
+	ALTER TABLE jobs ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;    -- one of them is not done
+	ALTER TABLE jobs ADD COLUMN job_group TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs RENAME COLUMN failure_message TO message_9;
+	ALTER TABLE jobs RENAME COLUMN failure_traceback TO traceback_9;
+	ALTER TABLE jobs ADD COLUMN failure_message TEXT NOT NULL DEFAULT '';
+	ALTER TABLE jobs ADD COLUMN failure_traceback TEXT NOT NULL DEFAULT '';
+	UPDATE jobs SET failure_message = message_9, failure_traceback = traceback_9 WHERE message_9 > '' OR traceback_9 > '';
+	ALTER TABLE jobs DROP COLUMN message_9;
+	ALTER TABLE jobs DROP COLUMN traceback_9;
+	DROP INDEX jobs_delayed;
+	CREATE INDEX jobs_delayed ON jobs (not_before) WHERE delayed = 1 AND blocked = 0;
+	CREATE INDEX jobs_blocked ON jobs (blocked) WHERE blocked = 1;
+	CREATE INDEX jobs_of_group ON jobs (job_group) WHERE job_group > '';
+	CREATE TABLE needs (
+		needed    TEXT NOT NULL,
+		dependent INTEGER NOT NULL, -- seq of the job that is after it
+		PRIMARY KEY (needed, dependent)
+	) STRICT, WITHOUT ROWID;
+	CREATE TRIGGER needs_added AFTER INSERT ON jobs WHEN new.after_jobs > '' BEGIN
+		INSERT INTO needs SELECT value, new.seq FROM json_each(new.after_jobs);
+	END;
+	CREATE TRIGGER needs_ended AFTER UPDATE OF state ON jobs WHEN new.after_jobs > '' AND new.state IN ('done', 'failed', 'cancelled') BEGIN
+		DELETE FROM needs WHERE (needed, dependent) IN (SELECT value, new.seq FROM json_each(new.after_jobs));
+	END;`,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

@@ -15,6 +15,7 @@ type statements struct {
 	byID, bySeq, insert, save, remove   *sql.Stmt
 	heads, head, byModel, preferred     *sql.Stmt
 	due, overdue, nextTimer             *sql.Stmt
+	needs, dependents                   *sql.Stmt
 	insertAttempt, trimAttempts         *sql.Stmt
 	trimRuns, removeAttempts            *sql.Stmt
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
@@ -44,12 +45,13 @@ func (s *statements) list() []statement {
 		{"byID", &s.byID, `SELECT ` + columns + ` FROM jobs WHERE id = ?`},
 		{"bySeq", &s.bySeq, `SELECT ` + columns + ` FROM jobs WHERE seq = ?`},
 		{"insert", &s.insert, `INSERT INTO jobs (seq, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, state,
-				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at, keep, labels, idempotency)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`},
+				run, enqueued_at, not_before, wait_until, deadline, changed_at, delayed, give_up_at, keep, labels, idempotency,
+				after_jobs, blocked, job_group)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`},
 		{"save", &s.save, `UPDATE jobs SET state = ?, attempt = ?, spent = ?, not_before = ?, wait_until = ?, claimed_at = ?, started_at = ?, finished_at = ?,
 				changed_at = ?, holder = ?, node = ?, token = ?, cancelling = ?, delayed = ?, give_up_at = ?, ended_age = ?,
 				gpu_memory = ?, gpu_time = ?, warnings = ?, failure_type = ?, failure_message = ?, failure_traceback = ?,
-				kept_for = ?, remove_age = ?, removal = ?, removed_at = ?
+				kept_for = ?, remove_age = ?, removal = ?, removed_at = ?, blocked = ?
 			WHERE seq = ?`},
 		{"remove", &s.remove, `DELETE FROM jobs WHERE seq = ?`},
 
@@ -80,10 +82,13 @@ func (s *statements) list() []statement {
 		{"preferred", &s.preferred, `SELECT seq FROM jobs
 			WHERE ` + isClaimable + ` AND sheep = ? AND priority = ? AND model_name = ? AND model_version = ? ORDER BY seq LIMIT 1`},
 
-		{"due", &s.due, `SELECT ` + columns + ` FROM jobs WHERE delayed = 1 AND not_before <= ? ORDER BY not_before, seq LIMIT ?`},
+		{"due", &s.due, `SELECT ` + columns + ` FROM jobs WHERE delayed = 1 AND blocked = 0 AND not_before <= ? ORDER BY not_before, seq LIMIT ?`},
 		{"overdue", &s.overdue, `SELECT ` + columns + ` FROM jobs WHERE give_up_at > 0 AND give_up_at <= ? ORDER BY give_up_at, seq LIMIT ?`},
-		{"nextTimer", &s.nextTimer, `SELECT coalesce((SELECT min(not_before) FROM jobs WHERE delayed = 1), 0),
+		{"nextTimer", &s.nextTimer, `SELECT coalesce((SELECT min(not_before) FROM jobs WHERE delayed = 1 AND blocked = 0), 0),
 			coalesce((SELECT min(give_up_at) FROM jobs WHERE give_up_at > 0), 0)`},
+
+		{"needs", &s.needs, `SELECT EXISTS (SELECT 1 FROM needs WHERE needed = ?)`},
+		{"dependents", &s.dependents, `SELECT dependent FROM needs WHERE needed = ? ORDER BY dependent`},
 
 		{"insertAttempt", &s.insertAttempt, `INSERT INTO attempts (job, run, number, node, sheep, began, started, ended, cause, reason, spent,
 				gpu_memory, gpu_time, stage, load, execute, collect, log)
@@ -99,7 +104,7 @@ func (s *statements) list() []statement {
 		{"pruneEvents", &s.pruneEvents, `DELETE FROM events WHERE id <= ?`},
 
 		{"expire", &s.expire, `DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs
-			WHERE ended_age > 0 AND remove_age = 0 AND ended_age < ? ORDER BY ended_age, seq LIMIT ?) RETURNING id, state`},
+			WHERE ended_age > 0 AND remove_age = 0 AND ended_age < ? AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY ended_age, seq LIMIT ?) RETURNING id, state`},
 		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
 			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
 		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},

@@ -30,6 +30,7 @@ type tally struct {
 	claimable map[string]map[job.Model]int // by address
 	queued    map[string]int               // by tenant
 	retained  int                          // records that stay until their files are removed
+	blocked   int                          // records that wait for others
 	held      map[job.ID]heldJob
 
 	// Only where a policy bounds claims.
@@ -58,6 +59,9 @@ func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tall
 	if err := conn.QueryRowContext(ctx, queryCountRetained).Scan(&t.retained); err != nil {
 		return nil, err
 	}
+	if err := conn.QueryRowContext(ctx, queryCountBlocked).Scan(&t.blocked); err != nil {
+		return nil, err
+	}
 	err = eachRow(ctx, conn, queryCountClaimable, func(scan func(...any) error) error {
 		var g group
 		var n int
@@ -73,6 +77,8 @@ func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tall
 
 const queryCountClaimable = `SELECT model_name, model_version, sheep, count(*) FROM jobs
 	WHERE state = 'queued' AND token = 0 AND delayed = 0 GROUP BY model_name, model_version, sheep`
+
+const queryCountBlocked = `SELECT count(*) FROM jobs WHERE blocked = 1`
 
 const queryCountRetained = `SELECT count(*) FROM jobs WHERE remove_age > 0`
 
@@ -100,6 +106,7 @@ func (t *tally) add(made *tx) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.retained += made.retained
+	t.blocked += made.blocked
 	for state, n := range made.states {
 		t.states[state] += n
 	}
@@ -137,6 +144,13 @@ func (t *tally) addClaimable(g group, n int) {
 	if addTo(models, g.model, n); len(models) == 0 {
 		delete(t.claimable, g.sheep)
 	}
+}
+
+// anyBlocked reports whether there are blocked records.
+func (t *tally) anyBlocked() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.blocked > 0
 }
 
 // counts returns the number of records in each state.

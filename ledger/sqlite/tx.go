@@ -40,6 +40,8 @@ type tx struct {
 	removed   int       // events
 	nextTimer time.Time // no timer is due before; zero for none
 	ended     int       // records that came into a final state
+	blocked   int       // by how much the number of blocked records changed
+	unsettled []int64   // seqs of blocked records to look at
 	retained  int       // by how much the number of records with files to remove changed
 	writes    int       // statements that wrote
 	ran       int       // statements in all
@@ -163,9 +165,14 @@ func (t *tx) insert(r *row) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	after, err := encodeAfter(r.After)
+	if err != nil {
+		return false, err
+	}
 	writes := t.writes
 	result, err := t.exec(t.do.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
-		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency)
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency,
+		after, r.Blocked, r.Group)
 	if err != nil {
 		return false, err
 	}
@@ -194,7 +201,7 @@ func (t *tx) save(r *row) error {
 	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
 		fromTime(r.changedAt), r.Holder, r.Node, int64(r.token), r.Cancelling, r.delayed, fromTime(r.giveUpAt()), r.endedAge,
 		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), warnings, failure.Type, failure.Message, failure.Traceback,
-		r.keptFor.Microseconds(), r.removeAge, int(r.removal), fromTime(r.removedAt),
+		r.keptFor.Microseconds(), r.removeAge, int(r.removal), fromTime(r.removedAt), r.Blocked,
 		r.Seq)
 	if err != nil {
 		return err
@@ -203,6 +210,9 @@ func (t *tx) save(r *row) error {
 	t.states[r.State]++
 	if r.State.Final() && !r.stored.state.Final() {
 		t.ended++
+		if err := t.ending(r.ID); err != nil {
+			return err
+		}
 	}
 	if now := r.retained(); now != r.stored.retained {
 		if r.stored.retained = now; now {
@@ -240,8 +250,16 @@ func (t *tx) count(r *row) {
 		}
 		r.stored.held = now
 	}
+	if now := r.Blocked; now != r.stored.blocked {
+		if now {
+			t.blocked++
+		} else {
+			t.blocked--
+		}
+		r.stored.blocked = now
+	}
 	r.stored.state = r.State
-	if r.delayed {
+	if r.delayed && !r.Blocked {
 		t.setTimer(r.NotBefore)
 	}
 	if at := r.giveUpAt(); !at.IsZero() {

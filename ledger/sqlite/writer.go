@@ -341,6 +341,9 @@ func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
 			return nil, &transactError{duringOperations, errs[i]}
 		}
 	}
+	if err := t.settle(); err != nil {
+		return nil, &transactError{duringOperations, err}
+	}
 	if upkeep {
 		if err := errors.Join(t.expire(len(batch) == 0), t.pruneEvents(len(batch) == 0), t.saveAge()); err != nil {
 			return nil, &transactError{duringUpkeep, err}

@@ -1,0 +1,71 @@
+package lifecycle
+
+import (
+	"fmt"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// CheckAfter checks whether a new run of rec may be after the jobs that it names, which
+// find returns, nil for those that are not known. blocked says that it has to wait for
+// one of them. The error is *ledger.AfterError.
+func CheckAfter(rec job.Record, find func(job.ID) *job.Record) (blocked bool, err error) {
+	for _, id := range rec.After {
+		other := find(id)
+		switch {
+		case other == nil || id == rec.ID || rec.Tenant != "" && rec.Tenant != other.Tenant:
+			return false, &ledger.AfterError{Job: id}
+		case other.State == job.Failed || other.State == job.Cancelled:
+			return false, &ledger.AfterError{Job: id, State: other.State}
+		case other.Removing || other.FilesRemoved:
+			return false, &ledger.AfterError{Job: id, State: job.Done}
+		case other.State != job.Done:
+			blocked = true
+		}
+	}
+	return blocked, nil
+}
+
+// Waits reports whether a job that is after others still has to wait for one of them,
+// and what it fails with; nil where it does not. State returns what became of a job,
+// empty where that is not known any more: it was done then.
+func Waits(after []job.ID, state func(job.ID) job.State) (waits bool, failure *job.Failure) {
+	for _, id := range after {
+		switch s := state(id); s {
+		case job.Done, "":
+		case job.Failed, job.Cancelled:
+			was := "failed"
+			if s == job.Cancelled {
+				was = "was cancelled"
+			}
+			return false, &job.Failure{Message: fmt.Sprintf("Job `%s`, whose outputs this one needs, %s; run that again, and then this one", id, was)}
+		default:
+			waits = true
+		}
+	}
+	return waits, nil
+}
+
+// Unblock makes a blocked job claimable where the jobs that it is after are done, and
+// fails it where one of them ended otherwise; of any other it changes nothing. State is as
+// for Waits.
+func (r *Row) Unblock(state func(job.ID) job.State, keep Retention, m Moment) Change {
+	if r == nil || !r.Blocked {
+		return Change{}
+	}
+	waits, failure := Waits(r.After, state)
+	switch {
+	case failure != nil:
+		r.change(m)
+		return r.endRun(ledger.Outcome{State: job.Failed, Failure: failure}, job.Event{Kind: job.EventEnded, Cause: job.CauseAfter, Reason: failure.Message}, keep, m)
+	case waits:
+		return Change{}
+	}
+	r.change(m)
+	r.Blocked, r.Delayed = false, r.NotBefore.After(m.Now)
+	if r.Delayed {
+		return Change{Made: true} // an event follows when it is due
+	}
+	return Change{Made: true, Event: r.event(job.Event{Kind: job.EventDue})}
+}

@@ -1,0 +1,77 @@
+package sqlite
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
+)
+
+// ending notes the blocked jobs that are after one that ends.
+func (t *tx) ending(id job.ID) error {
+	if t.blocked <= 0 && !t.w.tally.anyBlocked() {
+		return nil
+	}
+	return t.query(func(scan func(...any) error) error {
+		var seq int64
+		if err := scan(&seq); err != nil {
+			return err
+		}
+		t.unsettled = append(t.unsettled, seq)
+		return nil
+	}, t.do.dependents, string(id))
+}
+
+// settle makes blocked jobs claimable, or fails them, where what they are after has ended
+// in this transaction; and so on.
+func (t *tx) settle() error {
+	for len(t.unsettled) > 0 {
+		seqs := slices.Compact(slices.Sorted(slices.Values(t.unsettled)))
+		t.unsettled = nil
+		for _, seq := range seqs {
+			r, err := t.bySeq(seq)
+			if errors.Is(err, ledger.ErrNotFound) || err == nil && !r.Blocked {
+				continue
+			}
+			if err == nil {
+				err = t.settleOne(r)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tx) settleOne(r *row) error {
+	var unread error
+	waits, failure := lifecycle.Waits(r.After, func(id job.ID) job.State {
+		other, err := t.byID(id)
+		switch {
+		case errors.Is(err, ledger.ErrNotFound):
+			return ""
+		case err != nil:
+			unread = err
+			return job.Queued
+		}
+		return other.State
+	})
+	switch {
+	case unread != nil:
+		return unread
+	case failure != nil:
+		t.change(r)
+		return t.endRun(r, ending{state: job.Failed, failure: failure}, job.Event{Kind: job.EventEnded, Cause: job.CauseAfter, Reason: failure.Message})
+	case waits:
+		return nil
+	}
+	t.change(r)
+	r.Blocked, r.delayed = false, r.NotBefore.After(t.now)
+	if err := t.save(r); err != nil || r.delayed { // an event follows when it is due
+		return err
+	}
+	return t.record(r, job.Event{Kind: job.EventDue})
+}
