@@ -26,12 +26,13 @@ func (e *LockedError) Error() string {
 const lockTime = time.Second
 
 // lockState creates the state directory if it is missing, and locks it until the
-// returned file is closed or the process ends.
-func lockState(dir string) (*os.File, error) {
+// returned lock is closed or the process ends.
+func lockState(dir string) (*durable.FileLock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the state directory: %w (set state_dir to a directory that can be written)", err)
 	}
-	f, _, err := durable.Lock(filepath.Join(dir, "lock"), lockTime)
+	path := filepath.Join(dir, "lock")
+	l, _, err := durable.Lock(path, lockTime)
 	var busy *durable.BusyError
 	if errors.As(err, &busy) {
 		return nil, &LockedError{PID: busy.Text, Dir: dir}
@@ -39,11 +40,11 @@ func lockState(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	if err := durable.Sign(f, strconv.Itoa(os.Getpid())); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write %s: %w", f.Name(), err)
+	if err := l.Sign(strconv.Itoa(os.Getpid())); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
-	return f, nil
+	return l, nil
 }
 
 // writeAddress writes the address of the API to the state directory, for commands
@@ -83,5 +84,5 @@ func Running(dir string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for a daemon: lock %s: %w", f.Name(), err)
 	}
-	return false, nil
+	return false, durable.Unlock(f)
 }

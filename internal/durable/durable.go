@@ -75,18 +75,22 @@ func (e *BusyError) Error() string { return fmt.Sprintf("%s is locked by another
 // maxText is how much of a lock's file is read, in bytes.
 const maxText = 256
 
+// FileLock is the lock on a file that this process has.
+type FileLock struct{ file *os.File }
+
 // Lock locks the file at path for this process, and makes it where it is missing.
-// The lock ends when the file is closed, and with the process however that ends.
-// Where another process has it, Lock tries again for some time, and then returns
-// *BusyError. was is what the file holds: what an earlier holder left.
-func Lock(path string, within time.Duration) (f *os.File, was string, err error) {
-	if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+// The lock ends with Close, and with the process however that ends. Where another
+// process has it, Lock tries again for some time, and then returns *BusyError. was is
+// what the file holds: what an earlier holder left.
+func Lock(path string, within time.Duration) (l *FileLock, was string, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
 		return nil, "", err
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
-			f = nil
+			l = nil
 		}
 	}()
 	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
@@ -103,14 +107,31 @@ func Lock(path string, within time.Duration) (f *os.File, was string, err error)
 	if err != nil {
 		return nil, "", &BusyError{Path: path, Text: was}
 	}
-	return f, was, readErr
+	return &FileLock{f}, was, readErr
 }
 
-// Sign replaces what a lock's file holds, for who finds it locked.
-func Sign(f *os.File, text string) error {
-	if err := f.Truncate(0); err != nil {
+// Sign replaces what the file holds, for who finds it locked.
+func (l *FileLock) Sign(text string) error {
+	if err := l.Clear(); err != nil {
 		return err
 	}
-	_, err := f.WriteAt([]byte(text+"\n"), 0)
+	_, err := l.file.WriteAt([]byte(text+"\n"), 0)
 	return err
+}
+
+// Clear empties the file.
+func (l *FileLock) Clear() error { return l.file.Truncate(0) }
+
+// Close gives up the lock. Closing the file alone would not do while a child that was
+// just forked, and has not executed its program yet, has it open.
+func (l *FileLock) Close() error {
+	return errors.Join(Unlock(l.file), l.file.Close())
+}
+
+// Unlock gives up a lock of flock(2), whoever else has the file open.
+func Unlock(f *os.File) error {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN); err != nil {
+		return fmt.Errorf("unlock %s: %w", f.Name(), err)
+	}
+	return nil
 }

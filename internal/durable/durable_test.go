@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -14,10 +15,10 @@ func TestLock(t *testing.T) {
 	if err != nil || was != "" {
 		t.Fatalf("%q, %v", was, err)
 	}
-	if err := Sign(first, "one and a longer text"); err != nil {
+	if err := first.Sign("one and a longer text"); err != nil {
 		t.Fatal(err)
 	}
-	if err := Sign(first, "one"); err != nil {
+	if err := first.Sign("one"); err != nil {
 		t.Fatal(err)
 	}
 	var busy *BusyError
@@ -33,6 +34,29 @@ func TestLock(t *testing.T) {
 	if _, _, err := Lock(filepath.Join(path, "below"), 0); err == nil {
 		t.Error("a lock below a file")
 	}
+}
+
+// A child that was forked while the lock was held, and has not executed its program
+// yet, has the file open, too: it does not keep the lock.
+func TestLockOutlivedByADescriptor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	first, _, err := Lock(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := syscall.Dup(int(first.file.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, _, err := Lock(path, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
 }
 
 func TestWriteFile(t *testing.T) {

@@ -24,11 +24,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
@@ -95,7 +95,7 @@ func (c Config) withDefaults() (Config, error) {
 // Ledger is a ledger.Ledger in a file.
 type Ledger struct {
 	path   string
-	lock   *os.File
+	lock   *durable.FileLock
 	db     *sql.DB // the writer's one connection
 	reads  *sql.DB
 	read   *readStatements

@@ -11,9 +11,9 @@ import (
 
 // lock makes this process the only one that has the ledger at path open, by a
 // lock on the file beside it that ends with the process. Two daemons on one
-// file would each hand out the same jobs. Closing the returned file unlocks.
-func lock(path string) (*os.File, error) {
-	f, _, err := durable.Lock(path+".lock", 0)
+// file would each hand out the same jobs. Closing the returned lock unlocks.
+func lock(path string) (*durable.FileLock, error) {
+	l, _, err := durable.Lock(path+".lock", 0)
 	var busy *durable.BusyError
 	if errors.As(err, &busy) {
 		owner := ""
@@ -27,6 +27,6 @@ func lock(path string) (*os.File, error) {
 	}
 	// The number only helps the reader of a lockedError: the lock holds without
 	// it, so a full disk is no reason to stop here.
-	_ = durable.Sign(f, strconv.Itoa(os.Getpid()))
-	return f, nil
+	_ = l.Sign(strconv.Itoa(os.Getpid()))
+	return l, nil
 }

@@ -76,7 +76,7 @@ const stripes = 256
 type Store struct {
 	dir   string
 	log   *slog.Logger
-	lock  *os.File
+	lock  *durable.FileLock
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
@@ -188,7 +188,7 @@ func makeDirs(dir string) error {
 func (s *Store) Close() error {
 	err := s.index.close()
 	if err == nil {
-		err = s.lock.Truncate(0)
+		err = s.lock.Clear()
 	}
 	if err := errors.Join(err, s.lock.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close storage directory %s: %w", s.dir, err)
@@ -205,7 +205,7 @@ type owner struct{ pid, boot string }
 // empties the file, so takeLock can tell whether the last was killed.
 func (s *Store) takeLock() (last owner, err error) {
 	path := filepath.Join(s.dir, "lock")
-	f, was, err := durable.Lock(path, 0)
+	lock, was, err := durable.Lock(path, 0)
 	var busy *durable.BusyError
 	if errors.As(err, &busy) {
 		pid, _, _ := strings.Cut(busy.Text, " ")
@@ -215,11 +215,11 @@ func (s *Store) takeLock() (last owner, err error) {
 		return last, err
 	}
 	last.pid, last.boot, _ = strings.Cut(was, " ")
-	if err := durable.Sign(f, strconv.Itoa(os.Getpid())+" "+bootID()); err != nil {
-		f.Close()
+	if err := lock.Sign(strconv.Itoa(os.Getpid()) + " " + bootID()); err != nil {
+		lock.Close()
 		return last, fmt.Errorf("write %s: %w", path, err)
 	}
-	s.lock = f
+	s.lock = lock
 	return last, nil
 }
 
