@@ -6,7 +6,6 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
-	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // ending notes the blocked jobs that are after one that ends.
@@ -48,7 +47,7 @@ func (t *tx) settle() error {
 
 func (t *tx) settleOne(r *row) error {
 	var unread error
-	waits, failure := lifecycle.Waits(r.After, func(id job.ID) job.State {
+	change := r.Unblock(func(id job.ID) job.State {
 		other, err := t.byID(id)
 		switch {
 		case errors.Is(err, ledger.ErrNotFound):
@@ -58,20 +57,9 @@ func (t *tx) settleOne(r *row) error {
 			return job.Queued
 		}
 		return other.State
-	})
-	switch {
-	case unread != nil:
+	}, t.keep(), t.moment())
+	if unread != nil {
 		return unread
-	case failure != nil:
-		t.change(r)
-		return t.endRun(r, ending{state: job.Failed, failure: failure}, job.Event{Kind: job.EventEnded, Cause: job.CauseAfter, Reason: failure.Message})
-	case waits:
-		return nil
 	}
-	t.change(r)
-	r.Blocked, r.delayed = false, r.NotBefore.After(t.now)
-	if err := t.save(r); err != nil || r.delayed { // an event follows when it is due
-		return err
-	}
-	return t.record(r, job.Event{Kind: job.EventDue})
+	return t.made(r, change)
 }

@@ -2,20 +2,18 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"time"
-
-	"github.com/containerd/errdefs"
+	"slices"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// How many attempts are kept with a job: the last ones of each of its last runs.
-const (
-	keepAttempts = 50
-	keepRuns     = 10
-)
+// transition is what becomes of a job's row, which is nil for an unknown job; see
+// package lifecycle.
+type transition func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)
 
 // changeRecord makes a change and returns the record as it is then.
 func (l *Ledger) changeRecord(ctx context.Context, doing string, apply func(*tx) (*row, error)) (job.Record, error) {
@@ -30,45 +28,85 @@ func (l *Ledger) changeRecord(ctx context.Context, doing string, apply func(*tx)
 	return changed.Record, nil
 }
 
+// moment is when the changes of the transaction are made.
+func (t *tx) moment() lifecycle.Moment { return lifecycle.Moment{Now: t.now, Age: t.age} }
+
+// keep is how long the files of a job that ends are kept.
+func (t *tx) keep() lifecycle.Retention { return t.w.cfg.Retention }
+
+// apply makes a change of the job's row and returns the row as it is then.
+func (t *tx) apply(id job.ID, do transition) (*row, error) {
+	r, err := t.byID(id)
+	if errors.Is(err, ledger.ErrNotFound) {
+		_, err := do(nil, t.moment())
+		return new(row), err
+	}
+	if err != nil {
+		return nil, err
+	}
+	change, err := do(&r.Row, t.moment())
+	if err == nil {
+		err = t.made(r, change)
+	}
+	return r, err
+}
+
+// made writes a row that was changed, and what the change adds beside it.
+func (t *tx) made(r *row, c lifecycle.Change) error {
+	if !c.Made {
+		return nil
+	}
+	if c.Attempt != nil {
+		if err := t.endAttempt(r, *c.Attempt); err != nil {
+			return err
+		}
+	}
+	if err := t.save(r); err != nil {
+		return err
+	}
+	return t.record(c.Event)
+}
+
+// endAttempt keeps an attempt that ended, and charges its tenant.
+func (t *tx) endAttempt(r *row, a job.Attempt) error {
+	if err := t.insertAttempt(r.ID, a); err != nil {
+		return err
+	}
+	if a.Number > lifecycle.KeepAttempts {
+		if _, err := t.exec(t.do.trimAttempts, string(r.ID), a.Run, a.Number-lifecycle.KeepAttempts); err != nil {
+			return err
+		}
+	}
+	return t.charge(r.Tenant, a)
+}
+
+func (t *tx) insertAttempt(id job.ID, a job.Attempt) error {
+	_, err := t.exec(t.do.insertAttempt, string(id), a.Run, a.Number, a.Node, a.Sheep, fromTime(a.Began), fromTime(a.Started), fromTime(a.Ended),
+		string(a.Cause), a.Reason, a.Spent, a.Usage.GPUMemory, a.Usage.GPUTime.Microseconds(),
+		a.Phases.Stage.Microseconds(), a.Phases.Load.Microseconds(), a.Phases.Run.Microseconds(), a.Phases.Collect.Microseconds(), a.Log)
+	return err
+}
+
 // Start implements ledger.Ledger.
 func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
 	return l.changeRecord(ctx, "start job "+string(id), func(t *tx) (*row, error) {
-		r, err := t.held(id, token)
-		if err != nil || r.State == job.Processing {
-			return r, err
-		}
-		t.change(r)
-		r.start()
-		if err := t.save(r); err != nil {
-			return nil, err
-		}
-		return r, t.record(r, r.attemptEvent(job.EventStarted))
+		return t.apply(id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) { return r.Start(token, m) })
 	})
 }
 
-// Finish implements ledger.Ledger. An outcome that is none (its state is not
-// final, its failure does not fit the state, or it has no cause) is of class
+// Finish implements ledger.Ledger. An outcome that is none is of class
 // errdefs.ErrInternal.
 func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outcome ledger.Outcome) (job.Record, error) {
 	doing := "finish job " + string(id)
-	if !outcome.State.Final() || (outcome.State == job.Failed) != (outcome.Failure != nil) || outcome.Cause == "" {
-		return job.Record{}, fmt.Errorf("%s: state %q with failure %v and cause %q is no outcome: %w", doing, outcome.State, outcome.Failure, outcome.Cause, errdefs.ErrInternal)
+	if err := lifecycle.CheckOutcome(outcome); err != nil {
+		return job.Record{}, fmt.Errorf("%s: %w", doing, err)
 	}
-	end := ending{
-		state: outcome.State, failure: outcome.Failure.Clip(), finished: keptTime(outcome.At), warnings: clipWarnings(outcome.Warnings),
-		attempt: attemptEnd{outcome.Cause, job.ClipReason(outcome.Reason), true, keptUsage(outcome.Usage), keptPhases(outcome.Phases), keptLog(outcome.Log)},
-	}
+	// The caller may be gone before the change is made.
+	outcome.Failure, outcome.Warnings = outcome.Failure.Clip(), slices.Clone(outcome.Warnings)
 	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) {
-		r, err := t.held(id, token)
-		if err != nil {
-			return nil, err
-		}
-		t.change(r)
-		end := end // this may run again
-		if r.Cancelling {
-			end.state, end.failure, end.attempt.cause = job.Cancelled, nil, job.CauseCancelled
-		}
-		return r, t.endHeld(r, end)
+		return t.apply(id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+			return r.Finish(token, outcome, t.keep(), m)
+		})
 	})
 }
 
@@ -76,173 +114,23 @@ func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outc
 // errdefs.ErrInternal.
 func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, why ledger.Return) (job.Record, error) {
 	doing := "release job " + string(id)
-	if why.Cause == "" {
-		return job.Record{}, fmt.Errorf("%s: no cause is given: %w", doing, errdefs.ErrInternal)
+	if err := lifecycle.CheckReturn(why); err != nil {
+		return job.Record{}, fmt.Errorf("%s: %w", doing, err)
 	}
 	return l.changeRecord(ctx, doing, func(t *tx) (*row, error) { return t.release(id, token, why) })
 }
 
 func (t *tx) release(id job.ID, token ledger.Token, why ledger.Return) (*row, error) {
-	r, err := t.held(id, token)
-	if err != nil {
-		return nil, err
-	}
-	t.change(r)
-	end := attemptEnd{why.Cause, job.ClipReason(why.Reason), why.Spent, keptUsage(why.Usage), keptPhases(why.Phases), keptLog(why.Log)}
-	if r.Cancelling {
-		end.cause = job.CauseCancelled
-		return r, t.endHeld(r, ending{state: job.Cancelled, attempt: end})
-	}
-	event := r.attemptEvent(job.EventReturned)
-	event.Cause, event.Reason = end.cause, end.reason
-	if err := t.endAttempt(r, end); err != nil {
-		return nil, err
-	}
-	r.State, r.StartedAt = job.Queued, time.Time{}
-	r.NotBefore = latest(r.NotBefore, keptTime(why.NotBefore))
-	r.delayed = r.NotBefore.After(t.now)
-	if err := t.save(r); err != nil {
-		return nil, err
-	}
-	return r, t.record(r, event)
+	return t.apply(id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+		return r.Release(token, why, t.keep(), m)
+	})
 }
 
 // Cancel implements ledger.Ledger.
 func (l *Ledger) Cancel(ctx context.Context, id job.ID) (job.Record, error) {
 	return l.changeRecord(ctx, "cancel job "+string(id), func(t *tx) (*row, error) {
-		r, err := t.byID(id)
-		switch {
-		case err != nil:
-			return nil, err
-		case r.State.Final():
-			return nil, ledger.ErrFinal
-		case r.Cancelling:
-			return r, nil
-		}
-		t.change(r)
-		if r.token == 0 {
-			return r, t.endRun(r, ending{state: job.Cancelled}, job.Event{Kind: job.EventEnded, Cause: job.CauseCancelled})
-		}
-		r.Cancelling = true
-		if err := t.save(r); err != nil {
-			return nil, err
-		}
-		return r, t.record(r, r.attemptEvent(job.EventCancelled))
+		return t.apply(id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) { return r.Cancel(t.keep(), m) })
 	})
-}
-
-// attemptEvent is an event of the attempt under way.
-func (r *row) attemptEvent(kind job.EventKind) job.Event {
-	return job.Event{Kind: kind, Attempt: r.Attempt, Node: r.Node, Sheep: r.Holder}
-}
-
-// attemptEnd is how an attempt ended, as it is kept.
-type attemptEnd struct {
-	cause  job.Cause
-	reason string
-	spent  bool
-	usage  job.Usage
-	phases job.Phases
-	log    string
-}
-
-// ending is how a run ended, as it is kept, and its last attempt where the job
-// was held.
-type ending struct {
-	state    job.State
-	failure  *job.Failure
-	finished time.Time // zero for the time of the change
-	warnings []string
-	attempt  attemptEnd
-}
-
-// endAttempt ends the claim, and keeps the attempt in a row of its own.
-func (t *tx) endAttempt(r *row, end attemptEnd) error {
-	_, err := t.exec(t.do.insertAttempt, string(r.ID), r.Run, r.Attempt, r.Node, r.Holder, fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.changedAt),
-		string(end.cause), end.reason, end.spent, end.usage.GPUMemory, end.usage.GPUTime.Microseconds(),
-		end.phases.Stage.Microseconds(), end.phases.Load.Microseconds(), end.phases.Run.Microseconds(), end.phases.Collect.Microseconds(), end.log)
-	if err != nil {
-		return err
-	}
-	if r.Attempt > keepAttempts {
-		if _, err := t.exec(t.do.trimAttempts, string(r.ID), r.Run, r.Attempt-keepAttempts); err != nil {
-			return err
-		}
-	}
-	if end.spent {
-		r.Spent++
-	}
-	if err := t.charge(r, end); err != nil {
-		return err
-	}
-	r.drop()
-	return nil
-}
-
-// endHeld ends the run and the attempt under way.
-func (t *tx) endHeld(r *row, end ending) error {
-	if !end.finished.IsZero() {
-		end.finished = latest(end.finished, r.claimedAt, r.StartedAt)
-		r.changedAt = latest(r.changedAt, end.finished)
-	}
-	event := r.attemptEvent(job.EventEnded)
-	event.Cause, event.Reason = end.attempt.cause, end.attempt.reason
-	if err := t.endAttempt(r, end.attempt); err != nil {
-		return err
-	}
-	r.Usage = end.attempt.usage
-	return t.endRun(r, end, event)
-}
-
-// endRun gives a record that nobody holds its final state.
-func (t *tx) endRun(r *row, end ending, event job.Event) error {
-	r.State, r.Failure, r.Warnings, r.delayed, r.Blocked = end.state, end.failure, end.warnings, false, false
-	r.FinishedAt = end.finished
-	if r.FinishedAt.IsZero() {
-		r.FinishedAt = r.changedAt
-	}
-	r.endedAge = t.age
-	if t.w.cfg.Retention != nil {
-		r.keep(t.w.cfg.Retention(r.Record))
-	}
-	if err := t.save(r); err != nil {
-		return err
-	}
-	return t.record(r, event)
-}
-
-func keptUsage(usage job.Usage) job.Usage {
-	usage.GPUTime = usage.GPUTime.Truncate(time.Microsecond)
-	return usage
-}
-
-// keptLog drops what is too long to be the name of a part of a log.
-func keptLog(log string) string {
-	if len(log) > ledger.MaxLog {
-		return ""
-	}
-	return log
-}
-
-func keptPhases(phases job.Phases) job.Phases {
-	for _, d := range []*time.Duration{&phases.Stage, &phases.Load, &phases.Run, &phases.Collect} {
-		*d = d.Truncate(time.Microsecond)
-	}
-	return phases
-}
-
-// maxWarnings is how many warnings are kept with a record.
-const maxWarnings = 50
-
-func clipWarnings(warnings []string) []string {
-	var kept []string
-	for i, warning := range warnings {
-		if i == maxWarnings-1 && len(warnings) > maxWarnings {
-			return append(kept, fmt.Sprintf("… and %d more", len(warnings)-i))
-		}
-		kept = append(kept, job.ClipReason(warning))
-	}
-	return kept
 }
 
 // Ping implements ledger.Ledger: it writes the numbers that are written beside

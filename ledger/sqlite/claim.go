@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
@@ -64,27 +63,10 @@ func (t *tx) claim(slot ledger.Slot) (*ledger.Claim, error) {
 		return nil, err
 	}
 	t.numbers.token++
-	r.token = ledger.Token(t.numbers.token)
-	r.Holder, r.Node = slot.Sheep, slot.Node
-	r.Attempt++
-	r.claimedAt = t.change(r)
-	kind := job.EventClaimed
-	if !slot.Ahead {
-		kind = job.EventStarted
-		r.start()
-	}
-	if err := t.save(r); err != nil {
+	if err := t.made(r, r.Claim(slot, ledger.Token(t.numbers.token), t.moment())); err != nil {
 		return nil, err
 	}
-	if err := t.record(r, r.attemptEvent(kind)); err != nil {
-		return nil, err
-	}
-	return &ledger.Claim{Record: r.Record, Token: r.token}, nil
-}
-
-// start begins the attempt's turn, at the time of the change.
-func (r *row) start() {
-	r.State, r.StartedAt, r.WaitUntil = job.Processing, r.changedAt, time.Time{}
+	return &ledger.Claim{Record: r.Record, Token: r.Token}, nil
 }
 
 // choose picks the job that the slot gets, nil for none.
@@ -117,7 +99,7 @@ func (t *tx) chooseOnly(slot ledger.Slot) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if may, _ := slot.Answers(r.Sheep); !may || !r.claimable() || t.admission().Reached(r.Tenant, r.Model) != nil {
+	if may, _ := slot.Answers(r.Sheep); !may || !r.Claimable() || t.admission().Reached(r.Tenant, r.Model) != nil {
 		return nil, nil
 	}
 	return r, nil

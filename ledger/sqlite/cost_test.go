@@ -65,8 +65,13 @@ func TestCosts(t *testing.T) {
 				return err
 			}
 			if i%4 == 1 {
-				end := ending{state: job.Failed, failure: &job.Failure{Traceback: strings.Repeat("t", 2000)}}
-				if err := tx.endRun(r, end, job.Event{Kind: job.EventEnded}); err != nil {
+				r.Claim(ledger.Slot{Node: "node", Sheep: "sheep"}, 1, tx.moment())
+				end := ledger.Outcome{State: job.Failed, Failure: &job.Failure{Traceback: strings.Repeat("t", 2000)}, Cause: job.CauseError}
+				change, err := r.Finish(1, end, nil, tx.moment())
+				if err != nil {
+					return err
+				}
+				if err := tx.made(r, change); err != nil {
 					return err
 				}
 			}

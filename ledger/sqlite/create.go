@@ -80,7 +80,7 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 		return nil
 	}
 	if err == nil {
-		err = t.replaceable(old, rec)
+		_, _, err = t.succeed(old, rec)
 	}
 	return err
 }
@@ -110,90 +110,66 @@ func (t *tx) checkAfter(rec job.Record, before []job.Record) (blocked bool, err 
 	return blocked, err
 }
 
-// replaceable says why the record does not take the place of the old one of its id.
-func (t *tx) replaceable(old *row, rec job.Record) error {
-	switch {
-	case rec.Tenant != "" && rec.Tenant != old.Tenant:
-		return ledger.ErrOthers
-	case !old.State.Final(), rec.Idempotency != "" && rec.Idempotency == old.Idempotency:
-		return ledger.ErrExists
-	case old.removal != noRemoval:
-		return ledger.ErrRemoving
-	}
-	return t.unneeded(old.ID)
-}
-
-// unneeded answers ledger.ErrNeeded where a job that has not ended is after the given one.
-func (t *tx) unneeded(id job.ID) error {
-	var needed bool
-	if _, err := t.queryOne([]any{&needed}, t.do.needs, string(id)); err != nil {
-		return err
-	}
-	if needed {
-		return ledger.ErrNeeded
-	}
-	return nil
+// needed reports whether a job that has not ended is after the given one.
+func (t *tx) needed(id job.ID) (needed bool, err error) {
+	_, err = t.queryOne([]any{&needed}, t.do.needs, string(id))
+	return needed, err
 }
 
 func (t *tx) create(rec job.Record) (*row, error) {
-	r := &row{Record: job.Record{
-		ID: rec.ID, Model: rec.Model, Sheep: rec.Sheep, Priority: rec.Priority, Trace: rec.Trace, Tenant: rec.Tenant, Limits: rec.Limits,
-		NotBefore: keptTime(rec.NotBefore), WaitUntil: keptTime(rec.WaitUntil), Deadline: keptTime(rec.Deadline),
-		Keep: rec.Keep, Labels: rec.Labels, Idempotency: rec.Idempotency, Webhook: rec.Webhook,
-		After: rec.After, Group: rec.Group, State: job.Queued, Run: 1,
-	}}
-	if len(r.After) > 0 {
-		blocked, err := t.checkAfter(rec, nil)
+	if len(rec.After) > 0 {
+		var err error
+		if rec.Blocked, err = t.checkAfter(rec, nil); err != nil {
+			return nil, err
+		}
+	}
+	old, known := t.known(rec.ID)
+	if !known { // most jobs are new: the file is not asked first
+		first, change, err := lifecycle.Create(nil, false, rec, t.moment())
 		if err != nil {
 			return nil, err
 		}
-		r.Blocked = blocked
-	}
-	old, err := t.createFirst(r)
-	switch {
-	case err == nil && old == nil:
-		return r, t.record(r, job.Event{Kind: job.EventQueued})
-	case err != nil:
-		return nil, err
-	}
-	if err := t.replaceable(old, rec); err != nil {
-		return nil, err
-	}
-	r.Run, r.Tenant, r.changedAt = old.Run+1, old.Tenant, old.changedAt
-	if err := t.remove(old); err != nil {
-		return nil, err
-	}
-	if r.Run > keepRuns {
-		if _, err := t.exec(t.do.trimRuns, string(r.ID), r.Run-keepRuns); err != nil {
+		r, err := t.enter(first, rec.Webhook, change)
+		if err != nil || r != nil {
+			return r, err
+		}
+		if old, err = t.byID(rec.ID); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := t.enqueue(r); err != nil {
+	next, change, err := t.succeed(old, rec)
+	if err != nil {
 		return nil, err
 	}
-	return r, t.record(r, job.Event{Kind: job.EventQueued})
-}
-
-// createFirst enters the first run of a job, or returns the record that there is.
-func (t *tx) createFirst(r *row) (old *row, err error) {
-	if old, ok := t.known(r.ID); ok {
-		return old, nil
-	}
-	entered, err := t.enqueue(r)
-	if err != nil || entered {
+	if err := t.remove(old); err != nil {
 		return nil, err
 	}
-	r.changedAt = time.Time{}
-	return t.byID(r.ID)
+	if next.Run > lifecycle.KeepRuns {
+		if _, err := t.exec(t.do.trimRuns, string(next.ID), next.Run-lifecycle.KeepRuns); err != nil {
+			return nil, err
+		}
+	}
+	return t.enter(next, rec.Webhook, change)
 }
 
-// enqueue enters a queued record; false where there is one of the job.
-func (t *tx) enqueue(r *row) (bool, error) {
-	r.EnqueuedAt = t.change(r)
-	r.delayed = r.Blocked || r.NotBefore.After(t.now)
-	entered, err := t.insert(r)
-	if err == nil && entered {
-		err = t.addWebhook(r)
+// succeed is the row of a new run in the place of the last one; nothing is written.
+func (t *tx) succeed(old *row, rec job.Record) (*lifecycle.Row, lifecycle.Change, error) {
+	needed, err := t.needed(old.ID)
+	if err != nil {
+		return nil, lifecycle.Change{}, err
 	}
-	return entered, err
+	return lifecycle.Create(&old.Row, needed, rec, t.moment())
+}
+
+// enter enters the row of a queued job; nil where there is one of the job.
+func (t *tx) enter(queued *lifecycle.Row, webhook job.Webhook, change lifecycle.Change) (*row, error) {
+	r := &row{Row: *queued}
+	r.Webhook = webhook
+	if entered, err := t.insert(r); err != nil || !entered {
+		return nil, err
+	}
+	if err := t.addWebhook(r); err != nil {
+		return nil, err
+	}
+	return r, t.record(change.Event)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // killEnv makes the test binary the process that TestKilled kills: it names the
@@ -248,7 +249,7 @@ func (a *acknowledged) checkEvents(t *testing.T, l *Ledger) {
 				ended++
 			}
 		}
-		if ended != min(returned[rec.ID], keepAttempts) || len(attempts) != min(rec.Attempt, keepAttempts+1) && len(attempts) != min(rec.Attempt, keepAttempts) {
+		if ended != min(returned[rec.ID], lifecycle.KeepAttempts) || len(attempts) != min(rec.Attempt, lifecycle.KeepAttempts+1) && len(attempts) != min(rec.Attempt, lifecycle.KeepAttempts) {
 			t.Errorf("%s has %d attempts, %d of them ended; its events say %d ended, its record %d", rec.ID, len(attempts), ended, returned[rec.ID], rec.Attempt)
 		}
 	}

@@ -235,26 +235,24 @@ func (t *tx) groups() []group {
 	return groups
 }
 
-// charge adds what the attempt under way, which ends so, has used to its tenant's
-// account.
-func (t *tx) charge(r *row, end attemptEnd) error {
+// charge adds what an attempt that ended has used to its tenant's account.
+func (t *tx) charge(tenant string, ended job.Attempt) error {
 	policy := t.w.cfg.Policy
 	if !policy.Shares() {
 		return nil
 	}
-	a, changed := t.used[r.Tenant]
+	a, changed := t.used[tenant]
 	if !changed {
 		t.w.tally.mu.Lock()
-		a = t.w.tally.used[r.Tenant]
+		a = t.w.tally.used[tenant]
 		t.w.tally.mu.Unlock()
 	}
-	used := ledger.GPUTime(job.Attempt{Started: r.StartedAt, Ended: r.changedAt, Usage: end.usage})
-	a = a.Add(used, t.age, policy.HalfLife)
+	a = a.Add(ledger.GPUTime(ended), t.age, policy.HalfLife)
 	if t.used == nil {
 		t.used = map[string]lifecycle.Account{}
 	}
-	t.used[r.Tenant] = a
-	_, err := t.exec(t.do.saveUsed, r.Tenant, a.Used.Microseconds(), a.Age)
+	t.used[tenant] = a
+	_, err := t.exec(t.do.saveUsed, tenant, a.Used.Microseconds(), a.Age)
 	return err
 }
 

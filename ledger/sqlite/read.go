@@ -16,6 +16,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // readStatements are the reads whose text is always the same.
@@ -157,7 +158,7 @@ func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) 
 		}
 		found, err := scanAll(rows, true)
 		for _, r := range found {
-			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.token})
+			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.Token})
 		}
 		return err
 	})
@@ -250,10 +251,10 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, []any) {
 		and(`substr(id, 1, ?) = ?`, len(filter.Prefix), string(filter.Prefix))
 	}
 	if !filter.Since.IsZero() {
-		and(`enqueued_at >= ?`, fromTime(keptTime(filter.Since.Add(time.Microsecond-1)))) // times are kept in whole microseconds
+		and(`enqueued_at >= ?`, fromTime(lifecycle.KeptTime(filter.Since.Add(time.Microsecond-1)))) // times are kept in whole microseconds
 	}
 	if !filter.Before.IsZero() {
-		and(`enqueued_at < ?`, fromTime(keptTime(filter.Before.Add(time.Microsecond-1))))
+		and(`enqueued_at < ?`, fromTime(lifecycle.KeptTime(filter.Before.Add(time.Microsecond-1))))
 	}
 	states := slices.Compact(slices.Sorted(slices.Values(filter.States)))
 	switch {
@@ -293,7 +294,7 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 				return err
 			}
 		}
-		if !r.claimable() {
+		if !r.Claimable() {
 			return nil
 		}
 		var before int

@@ -7,37 +7,17 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 var _ ledger.Retention = (*Ledger)(nil)
-
-// keep sets how long the files of a run that has ended, at endedAge, are kept.
-func (r *row) keep(d time.Duration) {
-	r.keptFor, r.removeAge = min(max(d, 0), job.MaxKeep).Truncate(time.Microsecond), 0
-	if r.keptFor > 0 {
-		r.removeAge = r.endedAge + r.keptFor.Microseconds()
-	}
-}
 
 // Keep implements ledger.Retention.
 func (l *Ledger) Keep(ctx context.Context, kept []ledger.Kept) error {
 	return l.change(ctx, "set how long files of jobs are kept", func(t *tx) error {
 		for _, k := range kept {
-			r, err := t.byID(k.Job)
-			if errors.Is(err, ledger.ErrNotFound) {
-				continue
-			}
+			_, err := t.apply(k.Job, func(r *lifecycle.Row, _ lifecycle.Moment) (lifecycle.Change, error) { return r.SetKept(k), nil })
 			if err != nil {
-				return err
-			}
-			if r.Run != k.Run || !r.State.Final() || r.removal != noRemoval || !r.removedAt.IsZero() {
-				continue
-			}
-			before := *r
-			if r.keep(k.For); r.keptFor == before.keptFor {
-				continue
-			}
-			if err := t.save(r); err != nil {
 				return err
 			}
 		}
@@ -55,11 +35,11 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 		}
 		found, err := scanAll(rows, false)
 		for _, r := range found {
-			if r.removeAge > age || len(due) == limit {
-				next = max(time.Duration(r.removeAge-age)*time.Microsecond, 1)
+			if r.RemoveAge > age || len(due) == limit {
+				next = max(time.Duration(r.RemoveAge-age)*time.Microsecond, 1)
 				break
 			}
-			due = append(due, ledger.Removal{Record: r.Record, Begun: r.removal != noRemoval})
+			due = append(due, ledger.Removal{Record: r.Record, Begun: r.Removal != lifecycle.NoRemoval})
 		}
 		return err
 	})
@@ -73,27 +53,13 @@ const queryToRemove = `SELECT ` + listColumns + ` FROM jobs
 // BeginRemoval implements ledger.Retention.
 func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {
 	return l.changeRecord(ctx, "begin the removal of job "+string(id), func(t *tx) (*row, error) {
-		r, err := t.byID(id)
-		switch {
-		case err != nil:
-			return nil, err
-		case run != 0 && r.Run != run:
-			return nil, ledger.ErrNotFound
-		case !r.State.Final():
-			return nil, ledger.ErrNotFinal
-		}
-		if err := t.unneeded(id); err != nil {
+		needed, err := t.needed(id)
+		if err != nil {
 			return nil, err
 		}
-		want := ofFiles
-		if whole {
-			want = ofRecord
-		}
-		if r.removal >= want {
-			return r, nil
-		}
-		r.removal, r.removeAge = want, 1 // before all that have not begun
-		return r, t.save(r)
+		return t.apply(id, func(r *lifecycle.Row, _ lifecycle.Moment) (lifecycle.Change, error) {
+			return r.BeginRemoval(run, whole, needed)
+		})
 	})
 }
 
@@ -101,14 +67,15 @@ func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole boo
 func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 	return l.change(ctx, "end the removal of job "+string(id), func(t *tx) error {
 		r, err := t.byID(id)
-		switch {
-		case errors.Is(err, ledger.ErrNotFound), err == nil && r.removal == noRemoval:
+		if errors.Is(err, ledger.ErrNotFound) {
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			return err
-		case r.removal == ofFiles:
-			r.removal, r.removeAge, r.removedAt = noRemoval, 0, t.change(r)
-			return t.save(r)
+		}
+		change, gone := r.EndRemoval(t.moment())
+		if !gone {
+			return t.made(r, change)
 		}
 		if err := t.remove(r); err != nil {
 			return err

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // columns are those of a row, in the order that (*row).scan reads them. A list of
@@ -21,16 +21,7 @@ const (
 
 // row is a record as the file keeps it.
 type row struct {
-	job.Record
-	token     ledger.Token // of the claim that holds the job, 0 for none
-	claimedAt time.Time    // when the attempt under way began
-	changedAt time.Time    // when the row changed last
-	delayed   bool         // queued, and NotBefore has not come, or Blocked
-	endedAge  int64        // the ledger's age when the run ended; 0 before
-	keptFor   time.Duration
-	removeAge int64 // the ledger's age when the files are due for removal; 0 for never
-	removal   removal
-	removedAt time.Time // when the files were removed
+	lifecycle.Row
 
 	// stored is what the file has, where it decides what the row is counted as.
 	stored struct {
@@ -42,46 +33,10 @@ type row struct {
 	}
 }
 
-// removal is which removal has begun.
-type removal int
-
-const (
-	noRemoval removal = iota
-	ofFiles
-	ofRecord // and files
-)
-
 // retained reports whether the record stays until its files are removed.
-func (r *row) retained() bool { return r.removeAge > 0 }
-
-// showRetention sets what the Record tells of its files.
-func (r *row) showRetention() {
-	r.Removing, r.FilesRemoved, r.KeptUntil = r.removal != noRemoval, !r.removedAt.IsZero(), r.removedAt
-	if r.KeptUntil.IsZero() && r.keptFor > 0 && r.State.Final() {
-		r.KeptUntil = r.FinishedAt.Add(r.keptFor)
-	}
-}
-
-// claimable reports whether a slot can claim the job.
-func (r *row) claimable() bool { return r.State == job.Queued && r.token == 0 && !r.delayed }
+func (r *row) retained() bool { return r.RemoveAge > 0 }
 
 func (r *row) group() group { return group{r.Model, r.Sheep, r.Tenant} }
-
-// giveUpAt is when the job fails if nobody holds it then; zero for never.
-func (r *row) giveUpAt() time.Time {
-	if r.State != job.Queued || r.token != 0 {
-		return time.Time{}
-	}
-	if r.WaitUntil.IsZero() || !r.Deadline.IsZero() && r.Deadline.Before(r.WaitUntil) {
-		return r.Deadline
-	}
-	return r.WaitUntil
-}
-
-// drop ends the claim on the job.
-func (r *row) drop() {
-	r.Holder, r.Node, r.token, r.Cancelling, r.claimedAt = "", "", 0, false, time.Time{}
-}
 
 // scanRecord reads the listColumns, and the traceback where whole says so.
 func (r *row) scanRecord(scan func(...any) error, whole bool) error {
@@ -90,8 +45,8 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	var enqueued, notBefore, waitUntil, deadline, claimed, started, finished, changed, gpuTime, keep, keptFor, removed int64
 	into := []any{&r.Seq, &r.ID, &r.Model.Name, &r.Model.Version, &r.Sheep, &r.Priority, &r.Tenant, &r.Trace.Parent, &r.Trace.State, &limits, &r.State,
 		&r.Run, &r.Attempt, &r.Spent, &enqueued, &notBefore, &waitUntil, &deadline, &claimed, &started, &finished, &changed,
-		&r.Holder, &r.Node, &r.token, &r.Cancelling, &r.delayed, &r.Usage.GPUMemory, &gpuTime, &warnings,
-		&r.endedAge, &keep, &keptFor, &r.removeAge, &r.removal, &removed, &labels, &r.Idempotency,
+		&r.Holder, &r.Node, &r.Token, &r.Cancelling, &r.Delayed, &r.Usage.GPUMemory, &gpuTime, &warnings,
+		&r.EndedAge, &keep, &keptFor, &r.RemoveAge, &r.Removal, &removed, &labels, &r.Idempotency,
 		&after, &r.Blocked, &r.Group, &failure.Type, &failure.Message, &failure.Traceback}
 	if !whole {
 		into = into[:len(into)-1]
@@ -104,13 +59,13 @@ func (r *row) scanRecord(scan func(...any) error, whole bool) error {
 	}
 	r.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond
 	r.EnqueuedAt, r.NotBefore, r.WaitUntil, r.Deadline = toTime(enqueued), toTime(notBefore), toTime(waitUntil), toTime(deadline)
-	r.claimedAt, r.StartedAt, r.FinishedAt, r.changedAt = toTime(claimed), toTime(started), toTime(finished), toTime(changed)
+	r.ClaimedAt, r.StartedAt, r.FinishedAt, r.ChangedAt = toTime(claimed), toTime(started), toTime(finished), toTime(changed)
 	if keep >= 0 {
 		r.Keep = new(time.Duration(keep) * time.Microsecond)
 	}
-	r.keptFor, r.removedAt = time.Duration(keptFor)*time.Microsecond, toTime(removed)
-	r.showRetention()
-	r.stored.state, r.stored.claimable, r.stored.retained, r.stored.held, r.stored.blocked = r.State, r.claimable(), r.retained(), r.token != 0, r.Blocked
+	r.KeptFor, r.RemovedAt = time.Duration(keptFor)*time.Microsecond, toTime(removed)
+	r.ShowRetention()
+	r.stored.state, r.stored.claimable, r.stored.retained, r.stored.held, r.stored.blocked = r.State, r.Claimable(), r.retained(), r.Token != 0, r.Blocked
 	if err := decode(limits, &r.Limits); err != nil {
 		return fmt.Errorf("limits of job %s: %w", r.ID, err)
 	}
@@ -189,24 +144,4 @@ func fromTime(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixMicro()
-}
-
-// keptTime is t as records keep times. One before 1970 is as long past as a time
-// can be.
-func keptTime(t time.Time) time.Time {
-	if t.IsZero() {
-		return time.Time{}
-	}
-	return latest(t.UTC().Truncate(time.Microsecond), time.UnixMicro(1).UTC())
-}
-
-// latest is the last of the times.
-func latest(times ...time.Time) time.Time {
-	var last time.Time
-	for _, t := range times {
-		if t.After(last) {
-			last = t
-		}
-	}
-	return last
 }

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"strconv"
 	"time"
 
@@ -138,22 +137,6 @@ func only(found []*row, err error) (*row, error) {
 	return found[0], nil
 }
 
-// held reads the record that the token's claim holds, or ErrFenced.
-func (t *tx) held(id job.ID, token ledger.Token) (*row, error) {
-	r, err := t.byID(id)
-	if errors.Is(err, ledger.ErrNotFound) || err == nil && (r.token != token || token == 0) {
-		return nil, ledger.ErrFenced
-	}
-	return r, err
-}
-
-// change returns the time of a change of the record: now, or the time of its
-// last change where the clock went back since.
-func (t *tx) change(r *row) time.Time {
-	r.changedAt = latest(t.now, r.changedAt)
-	return r.changedAt
-}
-
 // insert adds a queued record in the next place; false where there is a record of
 // the job.
 func (t *tx) insert(r *row) (bool, error) {
@@ -171,7 +154,7 @@ func (t *tx) insert(r *row) (bool, error) {
 	}
 	writes := t.writes
 	result, err := t.exec(t.do.insert, t.numbers.seq+1, string(r.ID), r.Model.Name, r.Model.Version, r.Sheep, r.Priority, r.Tenant, r.Trace.Parent, r.Trace.State, limits, string(r.State),
-		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.changedAt), r.delayed, fromTime(r.giveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency,
+		r.Run, fromTime(r.EnqueuedAt), fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.Deadline), fromTime(r.ChangedAt), r.Delayed, fromTime(r.GiveUpAt()), encodeKeep(r.Keep), labels, r.Idempotency,
 		after, r.Blocked, r.Group)
 	if err != nil {
 		return false, err
@@ -198,10 +181,10 @@ func (t *tx) save(r *row) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.claimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
-		fromTime(r.changedAt), r.Holder, r.Node, int64(r.token), r.Cancelling, r.delayed, fromTime(r.giveUpAt()), r.endedAge,
+	_, err = t.exec(t.do.save, string(r.State), r.Attempt, r.Spent, fromTime(r.NotBefore), fromTime(r.WaitUntil), fromTime(r.ClaimedAt), fromTime(r.StartedAt), fromTime(r.FinishedAt),
+		fromTime(r.ChangedAt), r.Holder, r.Node, int64(r.Token), r.Cancelling, r.Delayed, fromTime(r.GiveUpAt()), r.EndedAge,
 		r.Usage.GPUMemory, r.Usage.GPUTime.Microseconds(), warnings, failure.Type, failure.Message, failure.Traceback,
-		r.keptFor.Microseconds(), r.removeAge, int(r.removal), fromTime(r.removedAt), r.Blocked,
+		r.KeptFor.Microseconds(), r.RemoveAge, int(r.Removal), fromTime(r.RemovedAt), r.Blocked,
 		r.Seq)
 	if err != nil {
 		return err
@@ -221,7 +204,6 @@ func (t *tx) save(r *row) error {
 			t.retained--
 		}
 	}
-	r.showRetention()
 	t.count(r)
 	t.rows[r.ID] = r
 	return nil
@@ -229,7 +211,7 @@ func (t *tx) save(r *row) error {
 
 // count brings the tally and the timers up to a record that was written.
 func (t *tx) count(r *row) {
-	if now := r.claimable(); now != r.stored.claimable {
+	if now := r.Claimable(); now != r.stored.claimable {
 		if now {
 			t.claimable[r.group()]++
 		} else {
@@ -244,9 +226,9 @@ func (t *tx) count(r *row) {
 			t.queued[r.Tenant]--
 		}
 	}
-	if now := r.token != 0; now != r.stored.held {
+	if now := r.Token != 0; now != r.stored.held {
 		if t.claims[r.ID] = nil; now {
-			t.claims[r.ID] = &heldJob{r.Tenant, r.Model, r.claimedAt}
+			t.claims[r.ID] = &heldJob{r.Tenant, r.Model, r.ClaimedAt}
 		}
 		r.stored.held = now
 	}
@@ -259,10 +241,10 @@ func (t *tx) count(r *row) {
 		r.stored.blocked = now
 	}
 	r.stored.state = r.State
-	if r.delayed && !r.Blocked {
+	if r.Delayed && !r.Blocked {
 		t.setTimer(r.NotBefore)
 	}
-	if at := r.giveUpAt(); !at.IsZero() {
+	if at := r.GiveUpAt(); !at.IsZero() {
 		t.setTimer(at)
 	}
 }
@@ -286,21 +268,21 @@ func (t *tx) remove(r *row) error {
 	return nil
 }
 
-// record makes an event of a change. The caller sets what is not in the record.
-func (t *tx) record(r *row, event job.Event) error {
+// record keeps the event of a change, nil for none.
+func (t *tx) record(made *job.Event) error {
+	if made == nil {
+		return nil
+	}
 	t.numbers.event++
+	event := *made
 	event.Cursor = cursor(t.numbers.event)
-	event.At = r.changedAt
-	event.Job, event.Run, event.Model, event.Address, event.Tenant = r.ID, r.Run, r.Model, r.Sheep, r.Tenant
-	event.State, event.Delayed = r.State, r.delayed
 	var status job.Status
 	var failure job.Failure
-	if event.Kind == job.EventEnded {
-		status = r.Status()
-		event.Status = &status
-		if status.Failure != nil {
-			failure = *status.Failure
-		}
+	if event.Status != nil {
+		status = *event.Status
+	}
+	if status.Failure != nil {
+		failure = *status.Failure
 	}
 	_, err := t.exec(t.do.insertEvent, t.numbers.event, fromTime(event.At), t.age, string(event.Kind), string(event.Job), event.Run, event.Model.Name, event.Model.Version,
 		event.Address, event.Tenant, event.Attempt, event.Sheep, event.Node,

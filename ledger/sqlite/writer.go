@@ -13,6 +13,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // maxBatch is how many changes one commit makes at most: enough to share an
@@ -121,7 +122,7 @@ func newWriter(ctx context.Context, cfg Config, conn *sql.Conn) (*writer, error)
 }
 
 // now is the time as records keep it.
-func (w *writer) now() time.Time { return keptTime(w.cfg.Now()) }
+func (w *writer) now() time.Time { return lifecycle.KeptTime(w.cfg.Now()) }
 
 func (w *writer) start() { w.done.Go(w.run) }
 
