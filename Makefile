@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: demo-page demo-fleet page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -104,6 +104,11 @@ demo-any: build ## run the same digits through three images that know nothing of
 	@test/deps-container
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN) -any
+
+demo-fleet: build $(MINIO) ## classify the digits on two nodes that share a PostgreSQL and a MinIO, kill one in the middle, and print what happened
+	@test/deps-fleet
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/fleet-demo ./contrib/fleet
+	@$(BIN)/fleet-demo -bin $(BIN) -minio '$(MINIO)' $(if $(LEASE),-lease $(LEASE))
 
 demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where its page is, and stay up
 	@mkdir -p $(CACHE)/page
