@@ -207,7 +207,7 @@ func (d *daemon) announce() (stop func()) {
 		return func() {}
 	}
 	a := &announcer{
-		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
+		registry: shared, node: d.env.node, sheep: d.core.Sheep, models: d.core.Models, log: d.log,
 		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version, Labels: d.config.Fleet.NodeLabels()},
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -29,6 +29,9 @@ type Fleet interface {
 	// Answering are the names of the other nodes that are alive and have a sheep with the
 	// address.
 	Answering(ctx context.Context, to job.Address) ([]string, error)
+	// Nearest is how near the model is on the other nodes that are alive, take jobs, have
+	// a sheep with the address, and one that is free, as far as they have said so.
+	Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error)
 	// Sheep are those of a node.
 	Sheep(ctx context.Context, node string) ([]job.Sheep, error)
 	// AttemptLog opens what a node has kept of the log of an attempt; following, it ends
