@@ -195,7 +195,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
+	d.telemetry.expose(c, node, d.core, d.ledger, d.gpus, d.drivers)
 	reportStorage(ctx, d.store.Ping, c.Storage.URL, d.log, &d.closing)
 	return d.core.Start(ctx)
 }

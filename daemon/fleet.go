@@ -22,6 +22,7 @@ import (
 type registry interface {
 	Announce(ctx context.Context, node string, about postgres.About) error
 	Nodes(ctx context.Context) ([]postgres.Node, error)
+	LateRenewals() int64
 }
 
 // local is what this node tells others of itself.

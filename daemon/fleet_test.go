@@ -21,6 +21,8 @@ func (r *told) Announce(_ context.Context, _ string, about postgres.About) error
 	return nil
 }
 
+func (*told) LateRenewals() int64 { return 0 }
+
 func (*told) Nodes(context.Context) ([]postgres.Node, error) { return nil, nil }
 
 // A node tells of its sheep and of the models on its disk when they change. The disk is

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -156,6 +157,17 @@ func TestFleet(t *testing.T) {
 				code, log := w.request("GET", "/jobs/"+id+"/logs", "")
 				return code == 200 && log == "waiting\n"
 			})
+		}
+	}
+
+	// Each shows both nodes, and says that they are of one fleet.
+	for name, w := range fleet {
+		for _, pattern := range []string{
+			`shepherd_node_info{fleet="a-\w+",node="` + name + `-\w+"} 1`, `shepherd_node_up{node="a-\w+"} 1`, `shepherd_node_up{node="b-\w+"} 1`, `shepherd_node_drained{node="a-\w+"} 0`,
+			`shepherd_node_held_jobs{node="a-\w+"} 1`, `shepherd_node_held_jobs{node="b-\w+"} 1`, `shepherd_node_models{node="a-\w+",where="loaded"} 1`, `shepherd_node_models{node="b-\w+",where="disk"} 0`,
+			`shepherd_lease_renewals_late_total \d`,
+		} {
+			w.eventually("the metrics of "+name+" show "+pattern, func() bool { return regexp.MustCompile(pattern).MatchString(w.metrics()) })
 		}
 	}
 
