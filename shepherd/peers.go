@@ -112,6 +112,20 @@ func (s *Shepherd) leftToOthers(ctx context.Context, r job.Request, objection er
 	return err == nil && len(peers) > 0
 }
 
+// admitsForOthers reports whether a Shepherd that is stopping takes jobs in: other nodes
+// that are up have them from the same queue. So a load balancer that has not noticed yet
+// that it stops is refused nothing.
+func (s *Shepherd) admitsForOthers(ctx context.Context) bool {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	if !started || s.cfg.Peers == nil {
+		return false
+	}
+	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)
+	return err == nil && len(peers) > 0
+}
+
 // live completes a view of a job that another node has with what that node's sheep
 // tell, or with why they tell nothing.
 func (s *Shepherd) live(ctx context.Context, view *job.View) {
