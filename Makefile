@@ -175,8 +175,9 @@ bench: $(MINIO) ## measure what the promises of speed and size rest on, beside t
 	$(GO) test -count=1 -run '^$$' -bench ManyFiles -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
 
-bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run
+bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run, and how soon the jobs of lost nodes run elsewhere
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
+	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkNodeLoss$$' -benchtime 1x ./ledger/postgres
 
 bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
