@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: performance demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: performance demo-page demo-fleet page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -104,6 +104,11 @@ demo-any: build ## run the same digits through three images that know nothing of
 	@test/deps-container
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./examples/any/digit ./examples/any/cogserver ./examples/container-demo
 	@$(BIN)/container-demo -bin $(BIN) -any
+
+demo-fleet: build $(MINIO) ## classify the digits on two nodes that share a PostgreSQL and a MinIO, kill one in the middle, and print what happened
+	@test/deps-fleet
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/fleet-demo ./contrib/fleet
+	@$(BIN)/fleet-demo -bin $(BIN) -minio '$(MINIO)' $(if $(LEASE),-lease $(LEASE))
 
 demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where its page is, and stay up
 	@mkdir -p $(CACHE)/page
@@ -179,8 +184,9 @@ performance: $(MINIO) ## run the benchmarks for docs/performance.md, with those 
 		-revision "$$(git rev-parse --short HEAD)" -date "$$(date -u +%Y-%m-%d)" >$(CACHE)/performance/performance.md
 	@mv $(CACHE)/performance/performance.md docs/performance.md
 
-bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run
+bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run, and how soon the jobs of lost nodes run elsewhere
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
+	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkNodeLoss$$' -benchtime 1x ./ledger/postgres
 
 bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }

@@ -195,7 +195,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.telemetry.expose(c, d.core, d.ledger, d.gpus, d.drivers)
+	d.telemetry.expose(c, node, d.core, d.ledger, d.gpus, d.drivers)
 	reportStorage(ctx, d.store.Ping, c.Storage.URL, d.log, &d.closing)
 	return d.core.Start(ctx)
 }
@@ -207,7 +207,7 @@ func (d *daemon) announce() (stop func()) {
 		return func() {}
 	}
 	a := &announcer{
-		registry: shared, node: d.env.node, sheep: d.core.Sheep, log: d.log,
+		registry: shared, node: d.env.node, sheep: d.core.Sheep, models: d.core.Models, log: d.log,
 		about: postgres.About{Address: cmp.Or(d.config.Fleet.Address, d.listeners.urlFrom(d.config.Node)), Version: d.options.Version, Labels: d.config.Fleet.NodeLabels()},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -329,21 +329,28 @@ func (d *daemon) stop(c *config.Config, endRequests context.CancelCauseFunc, shu
 		d.log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", c.DrainTimeout)
 		// The API answers until the last job has ended; it takes no new ones.
 		d.core.Stop(draining)
+		if d.fleet != nil { // a load balancer may have sent requests until now
+			d.answerOpen(context.Background(), endRequests)
+		}
 		endRequests(job.ErrDraining)
 		shutdown()
 		return
 	}
 	d.log.Info("Stopping: the sheep stay up, and running jobs go on")
-	// New connections wait for the next daemon where the service manager holds the
-	// sockets; open ones are answered. Requests that wait for a job are ended a
-	// moment later.
-	waiters := time.AfterFunc(time.Second, func() { endRequests(job.ErrDraining) })
-	answering, cancel := context.WithTimeout(draining, closeTime)
-	d.listeners.stopAccepting(answering)
-	cancel()
-	waiters.Stop()
+	d.answerOpen(draining, endRequests)
 	shutdown()
 	d.core.Leave(draining)
+}
+
+// answerOpen answers the requests that are open. New connections wait for the next daemon
+// where the service manager holds the sockets, and are refused elsewhere, for a load
+// balancer to try another node. Requests that wait for a job are ended a moment later.
+func (d *daemon) answerOpen(ctx context.Context, endRequests func(error)) {
+	waiters := time.AfterFunc(time.Second, func() { endRequests(job.ErrDraining) })
+	defer waiters.Stop()
+	answering, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	d.listeners.stopAccepting(answering)
 }
 
 // errLeaseLost is why a daemon ends whose jobs other nodes may have taken.

@@ -22,6 +22,7 @@ import (
 type registry interface {
 	Announce(ctx context.Context, node string, about postgres.About) error
 	Nodes(ctx context.Context) ([]postgres.Node, error)
+	LateRenewals() int64
 }
 
 // local is what this node tells others of itself.
@@ -100,7 +101,9 @@ func directoryOf(shared registry) fleet.Directory {
 		}
 		nodes := make([]fleet.Node, len(known))
 		for i, n := range known {
-			nodes[i] = fleet.Node{Name: n.Name, Address: n.About.Address, Alive: n.Alive, Labels: n.About.Labels}
+			nodes[i] = fleet.Node{
+				Name: n.Name, Address: n.About.Address, Alive: n.Alive, Draining: n.Draining, Held: n.Held, Models: n.About.Models, Labels: n.About.Labels,
+			}
 			for _, s := range n.About.Sheep {
 				nodes[i].Sheep = append(nodes[i].Sheep, job.Sheep{Name: s.Name, Type: s.Type, Model: s.Model})
 			}
@@ -115,10 +118,13 @@ type announcer struct {
 	node     string
 	about    postgres.About // but for the sheep
 	sheep    func(context.Context) []job.Sheep
+	models   func(context.Context) ([]job.KeptModel, error) // on this machine's disk
 	log      *slog.Logger
 
-	last    *postgres.About // that was told; nil for none
-	failing bool
+	last     *postgres.About // that was told; nil for none
+	failing  bool
+	listed   []job.Model // models, as they were at listedAt
+	listedAt time.Time
 }
 
 // announceEvery is how often it is looked whether there is something to tell.
@@ -144,6 +150,7 @@ func (a *announcer) announce(ctx context.Context) {
 	for _, s := range a.sheep(ctx) {
 		about.Sheep = append(about.Sheep, postgres.Sheep{Name: s.Name, Type: s.Type, Model: s.Model})
 	}
+	about.Models = a.onDisk(ctx, about.Sheep)
 	if a.last != nil && reflect.DeepEqual(about, *a.last) {
 		return
 	}
@@ -154,4 +161,27 @@ func (a *announcer) announce(ctx context.Context) {
 		a.failing = true
 		a.log.Warn("Other nodes cannot be told of this one; it is tried again", "error", err)
 	}
+}
+
+// listEvery is how often the models on the disk are listed, which costs more than a look
+// at the sheep.
+const listEvery = time.Minute
+
+// onDisk are the models on this machine's disk. They are listed now and then, and when a
+// sheep has loaded another model.
+func (a *announcer) onDisk(ctx context.Context, sheep []postgres.Sheep) []job.Model {
+	if a.last != nil && reflect.DeepEqual(sheep, a.last.Sheep) && time.Since(a.listedAt) < listEvery {
+		return a.listed
+	}
+	a.listedAt = time.Now()
+	kept, err := a.models(ctx)
+	if err != nil { // as when containerd is away: what there was is there
+		a.log.Debug("The models on the disk cannot be listed for the other nodes", "error", err)
+		return a.listed
+	}
+	a.listed = nil
+	for _, k := range kept {
+		a.listed = append(a.listed, k.Model)
+	}
+	return a.listed
 }

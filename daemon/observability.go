@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
@@ -47,7 +48,7 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 }
 
 // expose gives the metrics the sources they read when they are scraped.
-func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
+func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
 	sources := metrics.Sources{
 		Core: core, Ledger: l, Policy: policyOf(cfg),
 		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
@@ -61,5 +62,31 @@ func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l ledger
 		}
 	}
 	t.metrics.Expose(sources)
+	t.metrics.ExposeNodes(nodesOf(node, l))
 	t.metrics.GPUs(gpus.keeper.Known)
+}
+
+// nodesOf is what a ledger that is shared knows of its nodes, for the metrics.
+func nodesOf(self string, l ledger.Ledger) metrics.Nodes {
+	shared, ok := l.(registry)
+	if !ok {
+		return metrics.Nodes{Self: self}
+	}
+	return metrics.Nodes{Self: self, Late: shared.LateRenewals, All: func(ctx context.Context) ([]metrics.Node, error) {
+		known, err := shared.Nodes(ctx)
+		if err != nil {
+			return nil, err
+		}
+		nodes := make([]metrics.Node, len(known))
+		for i, n := range known {
+			loaded := map[job.Model]bool{}
+			for _, s := range n.About.Sheep {
+				if n.Alive && !s.Model.IsZero() {
+					loaded[s.Model] = true
+				}
+			}
+			nodes[i] = metrics.Node{Name: n.Name, Up: n.Alive, Drained: n.Draining, Held: n.Held, Loaded: len(loaded), OnDisk: len(n.About.Models)}
+		}
+		return nodes, nil
+	}}
 }

@@ -27,8 +27,12 @@ type Node struct {
 	Name    string
 	Address string // URL of its API
 	Alive   bool   // its lease has not ended
+	// Draining says that it claims no job, and Held how many it has.
+	Draining bool
+	Held     int
 	// Sheep have no more than their names, types and models.
 	Sheep  []job.Sheep
+	Models []job.Model // on its disk
 	Labels job.Labels
 }
 
@@ -61,6 +65,7 @@ type Fleet struct {
 	timeout   time.Duration
 	client    *http.Client
 	log       *slog.Logger
+	lately    lately
 }
 
 // New makes a Fleet. It asks nobody.

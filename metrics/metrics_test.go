@@ -68,6 +68,9 @@ func all(t *testing.T, from *machine) *Metrics {
 		Core: from, Ledger: from, Policy: policy(t), Folders: map[string]string{"data_root": t.TempDir(), "gone": "/no/such/folder"},
 		Images: func(context.Context) (int64, int64, bool) { return 11, 12, true },
 	})
+	m.ExposeNodes(Nodes{Self: "b", Late: func() int64 { return 2 }, All: func(context.Context) ([]Node, error) {
+		return []Node{{Name: "a", Drained: true, OnDisk: 5}, {Name: "b", Up: true, Held: 3, Loaded: 1, OnDisk: 4}}, from.err
+	}})
 	m.GPUs(twoGPUs)
 	began := time.Now()
 	for _, phase := range shepherd.Phases() {
@@ -110,6 +113,17 @@ func want(t *testing.T, text string, lines ...string) {
 	}
 }
 
+// A node that is alone stands for itself.
+func TestNodeAlone(t *testing.T) {
+	m := New("v1", "abc")
+	m.ExposeNodes(Nodes{Self: "n"})
+	text := scrape(t, m)
+	want(t, text, `shepherd_node_info{fleet="n",node="n"} 1`)
+	if strings.Contains(text, "shepherd_node_up") || strings.Contains(text, "shepherd_lease") {
+		t.Errorf("it shows nodes:\n%s", text)
+	}
+}
+
 func TestValues(t *testing.T) {
 	now := time.Now()
 	from := &machine{waiting: []ledger.Waiting{
@@ -125,6 +139,9 @@ func TestValues(t *testing.T) {
 		`shepherd_queue_oldest_age_seconds{model="n",sheep=""} 0`,
 		`shepherd_tenant_held_jobs{tenant="wool"} 3`, `shepherd_tenant_held_jobs{tenant=""} 1`, `shepherd_tenant_used_gpu_seconds{tenant="wool"} 90`,
 		`shepherd_limit_held_jobs{models="llama*"} 3`, `shepherd_limit_max_jobs{models="llama*"} 4`,
+		`shepherd_node_info{fleet="a",node="b"} 1`, `shepherd_lease_renewals_late_total 2`,
+		`shepherd_node_up{node="a"} 0`, `shepherd_node_up{node="b"} 1`, `shepherd_node_drained{node="a"} 1`, `shepherd_node_drained{node="b"} 0`,
+		`shepherd_node_held_jobs{node="b"} 3`, `shepherd_node_models{node="b",where="loaded"} 1`, `shepherd_node_models{node="a",where="disk"} 5`,
 		`shepherd_sheep_up{sheep="busy",type="bare"} 1`, `shepherd_sheep_busy{sheep="busy",type="bare"} 1`, `shepherd_sheep_up{sheep="off",type="docker"} 0`,
 		`shepherd_jobs_ended_total{sheep="s",state="done"} 1`,
 		`shepherd_job_phase_duration_seconds_bucket{phase="queued",result="ok",sheep="s",le="1"} 0`,

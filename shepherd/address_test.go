@@ -27,6 +27,10 @@ func (o others) Answering(_ context.Context, to job.Address) ([]string, error) {
 	return nil, nil
 }
 
+func (others) Nearest(context.Context, job.Model, job.Address) (job.Nearness, error) {
+	return job.ModelAway, nil
+}
+
 func (others) Sheep(context.Context, string) ([]job.Sheep, error) { return nil, nil }
 
 func (others) AttemptLog(context.Context, string, job.ID, int, int, job.LogQuery) (io.ReadCloser, error) {

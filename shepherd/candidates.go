@@ -120,10 +120,11 @@ func (l *lane) addresses(waiting []ledger.Waiting) (own, open []string) {
 }
 
 // except are the models that the sheep does not try now, and the waiting ones that
-// it cannot run and another may, as a model of other nodes. A model that nobody can
-// run is not among them: whoever claims its job says why it fails.
-func (f *flock) except(l *lane, waiting []ledger.Waiting) []job.Model {
-	except, _ := l.modelRests.all(time.Now())
+// it cannot run and another may, as a model of other nodes, or that other nodes can run
+// sooner. A model that nobody can run is not among them: whoever claims its job says why
+// it fails. The time is that until one of them may be tried; 0 where that is not known.
+func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (except []job.Model, again time.Duration) {
+	except, again = l.modelRests.all(time.Now())
 	for _, m := range f.leftToPeers(time.Now()) {
 		if l.cannot(m) != nil {
 			except = append(except, m)
@@ -135,9 +136,21 @@ func (f *flock) except(l *lane, waiting []ledger.Waiting) []job.Model {
 		}
 		if l.placement.check(w.Model) != nil || l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
 			except = append(except, w.Model)
+			continue
+		}
+		if left := f.leave(ctx, l, w); left > 0 {
+			except, again = append(except, w.Model), sooner(again, left)
 		}
 	}
-	return except
+	return except, again
+}
+
+// sooner is the shorter of two times, of which 0 stands for never.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // asked names the other sheep and why each cannot run the model; empty where there

@@ -106,6 +106,10 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 		why = "something is wrong with it or its machine"
 	}
 	modelLeft, modelWhy := l.modelRests.left(rec.Model, now)
+	nearer := time.Duration(0)
+	if !named(rec.Sheep) && l.nextModel() != rec.Model {
+		nearer = l.flock.leaving.rest(rec.Model, now)
+	}
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
 		st.now = "it was told to stop; `shepherdd sheep start " + l.Name + "` lets it go on"
@@ -115,6 +119,8 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 		st.now = "it rests for " + left.Round(time.Second).String() + " after a fault: " + why
 	case modelLeft > 0:
 		st.now = "it tries the model again in " + modelLeft.Round(time.Second).String() + ": " + modelWhy
+	case nearer > 0:
+		st.now = "it leaves the job for " + nearer.Round(time.Second).String() + " to another node, which has the model loaded or on its disk"
 	}
 	return st
 }

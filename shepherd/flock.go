@@ -27,6 +27,7 @@ type flock struct {
 	// declined are the models that no sheep of this node could run and that other
 	// nodes have been left a job of; see decline.
 	declined map[job.Model]time.Time
+	leaving  leaving
 	drained  atomic.Bool // no lane claims
 }
 
@@ -243,9 +244,10 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		}
 		round := f.look()
 		var claim *ledger.Claim
+		var rest time.Duration
 		var err error
 		if !yields {
-			claim, err = f.claim(ctx, l)
+			claim, rest, err = f.claim(ctx, l)
 		}
 		if claim != nil || ctx.Err() != nil {
 			f.pass(l, round)
@@ -273,7 +275,7 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		if !ok && again == nil {
 			continue
 		}
-		if _, rest := l.modelRests.all(time.Now()); rest > 0 && again == nil { // then it may claim more
+		if rest > 0 && again == nil { // then it may claim more
 			again = time.After(rest)
 		}
 		yields = false
@@ -299,17 +301,18 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 
 // claim takes the next job by the ledger's order. An idle lane that the ledger has
 // none for asks a busy one to hand back a job that it has only prepared: an event
-// wakes the idle lane when that is done.
-func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
+// wakes the idle lane when that is done. Without a claim, again is the time until the lane
+// may claim jobs that it leaves now; 0 where that is not known.
+func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time.Duration, _ error) {
 	if f.drained.Load() {
-		return nil, nil
+		return nil, 0, nil
 	}
 	now := time.Now()
 	next := l.nextModel()
 	slot := ledger.Slot{Node: l.node, Sheep: l.Name, Prefer: l.turns.prefer(next, now), Ahead: l.state.busy()}
 	switch l.share.admission() {
 	case job.NoJobs:
-		return nil, nil
+		return nil, 0, nil
 	case job.OwnJobs:
 		slot.Addressed, slot.Ahead = true, true
 	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
@@ -317,19 +320,19 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 	}
 	waiting, err := f.waiting(ctx, l)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	slot.Except = f.except(l, waiting)
+	slot.Except, again = f.except(ctx, l, waiting)
 	slot.Own, slot.Open = l.addresses(waiting)
 	claim, err := l.feeder.claim(ctx, slot)
 	if err != nil || claim != nil {
 		if claim != nil && slot.Prefer.IsZero() {
 			l.turns.claimed(claim.Model, now)
 		}
-		return claim, err
+		return claim, 0, err
 	}
 	if slot.Ahead {
-		return nil, nil
+		return nil, again, nil
 	}
 	for _, other := range f.all() {
 		if other == l {
@@ -346,7 +349,7 @@ func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
 			break
 		}
 	}
-	return nil, nil
+	return nil, again, nil
 }
 
 // budget counts the bytes that jobs prepared ahead take on disk.

@@ -29,6 +29,9 @@ type Fleet interface {
 	// Answering are the names of the other nodes that are alive and have a sheep with the
 	// address.
 	Answering(ctx context.Context, to job.Address) ([]string, error)
+	// Nearest is how near the model is on the other nodes that are alive, take jobs, have
+	// a sheep with the address, and one that is free, as far as they have said so.
+	Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error)
 	// Sheep are those of a node.
 	Sheep(ctx context.Context, node string) ([]job.Sheep, error)
 	// AttemptLog opens what a node has kept of the log of an attempt; following, it ends
@@ -103,6 +106,20 @@ func named(address string) bool { return job.ParseAddress(address).Sheep != "" }
 // node does not trust it does not take in either.
 func (s *Shepherd) leftToOthers(ctx context.Context, r job.Request, objection error) bool {
 	if s.cfg.Peers == nil || r.Sheep != "" || errors.As(objection, new(*job.Untrusted)) {
+		return false
+	}
+	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)
+	return err == nil && len(peers) > 0
+}
+
+// admitsForOthers reports whether a Shepherd that is stopping takes jobs in: other nodes
+// that are up have them from the same queue. So a load balancer that has not noticed yet
+// that it stops is refused nothing.
+func (s *Shepherd) admitsForOthers(ctx context.Context) bool {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	if !started || s.cfg.Peers == nil {
 		return false
 	}
 	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)

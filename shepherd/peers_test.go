@@ -2,6 +2,7 @@ package shepherd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -55,5 +56,32 @@ func TestModelsOfAnotherNode(t *testing.T) {
 	last, first := attempts[len(attempts)-1], attempts[0]
 	if last.Node == first.Node || last.Cause != job.CauseNotHere || first.Cause != job.CauseNotHere {
 		t.Errorf("attempts %+v", attempts)
+	}
+}
+
+// A node that stops takes jobs in for others that are up, and none where there are none.
+func TestSubmitForOthers(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		alive nodes
+		want  error
+	}{
+		{"another is up", nodes{"node", "other"}, nil},
+		{"no other is up", nodes{"node"}, job.ErrDraining},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newFixture(t)
+			p.config.Peers = test.alive
+			p.start()
+			p.core.Drain()
+			r := job.Request{ID: "job", Model: job.Model{Name: "m", Version: "v1"}, Payload: []byte("x")}
+			if err := p.core.Submit(t.Context(), r); !errors.Is(err, test.want) {
+				t.Errorf("submitted while it stops: %v, expected %v", err, test.want)
+			}
+			_, err := p.ledger.Get(t.Context(), "job")
+			if taken := test.want == nil; taken != (err == nil) {
+				t.Errorf("the record: %v", err)
+			}
+		})
 	}
 }

@@ -24,7 +24,7 @@ const commitTime = 30 * time.Second
 // and *job.UnknownJob (no payload and no place in storage) say what is wrong with
 // the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
 // of the last run are being removed; job.ErrUploading that another request submits
-// this id; job.ErrDraining that the daemon is stopping; anything else has the class
+// this id; job.ErrDraining that the daemon is stopping and no other node is up that has the queue; anything else has the class
 // its part gave it. Submitting again after an error is safe.
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
@@ -197,7 +197,7 @@ func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 
 // admissible checks what can be checked before anything is stored.
 func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
-	if err := s.admitting(); err != nil {
+	if err := s.admitting(); err != nil && !s.admitsForOthers(ctx) {
 		return err
 	}
 	if err := s.cfg.Store.CheckID(r.ID); err != nil {

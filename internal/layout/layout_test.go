@@ -73,6 +73,7 @@ var allowed = map[string][]string{
 	"internal/doctor":         {"image", "gpu", "config/size", "internal/mounts"},
 	"examples":                {"runner", "internal/testenv", "internal/cogtest"},
 	"contrib":                 {"internal/testenv", "messenger"},
+	"contrib/fleet":           {"client", "examples", "internal/port", "internal/proc", "job", "ledger/postgres"},
 }
 
 // owner is the room a package belongs to: the longest listed prefix.

@@ -40,16 +40,14 @@ type MinIO struct {
 	exited chan struct{}
 }
 
-// StartMinIO starts a server that ends with the test. The program is the one
-// that SHEPHERD_TEST_MINIO names, else `minio` on PATH, else .cache/bin/minio
-// below the module's root.
+// StartMinIO starts a server that ends with the test. The program is MinIOProgram's.
 func StartMinIO(t testing.TB) *MinIO {
 	t.Helper()
 	dir := t.TempDir()
 	addr := "127.0.0.1:" + strconv.Itoa(FreePort(t))
 	m := &MinIO{
 		URL: "http://" + addr, AccessKey: "shepherd-test", SecretKey: "shepherd-test-secret",
-		t: t, program: minioProgram(t), dir: filepath.Join(dir, "data"), addr: addr, log: filepath.Join(dir, "minio.log"),
+		t: t, program: MinIOProgram(t), dir: filepath.Join(dir, "data"), addr: addr, log: filepath.Join(dir, "minio.log"),
 	}
 	t.Cleanup(m.Stop)
 	m.Start()
@@ -161,7 +159,9 @@ func (m *MinIO) end(signal syscall.Signal) {
 	m.cmd = nil
 }
 
-func minioProgram(t testing.TB) string {
+// MinIOProgram returns the path of MinIO: the one that SHEPHERD_TEST_MINIO names, else
+// `minio` on PATH, else .cache/bin/minio below the module's root.
+func MinIOProgram(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("SHEPHERD_TEST_MINIO"); path != "" {
 		return path

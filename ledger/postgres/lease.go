@@ -17,6 +17,7 @@ import (
 type leases struct {
 	mu     sync.Mutex
 	byNode map[string]*lease
+	late   int64 // renewals that came when less than half of the lease was left
 }
 
 // lease is a node's. By the server's clock it lasts for Config.Lease after it was
@@ -28,6 +29,7 @@ type lease struct {
 	generation int64
 	lost       chan struct{}
 	expiry     *time.Timer
+	asked      time.Time // when the present lease was asked for
 	draining   bool // an operator wants the node to claim no job
 }
 
@@ -67,8 +69,17 @@ func (l *Ledger) Join(ctx context.Context, node string) (ledger.Lease, error) {
 		l.leases.byNode = map[string]*lease{}
 	}
 	l.leases.byNode[joined.node] = joined
+	joined.asked = asked
 	joined.expiry = time.AfterFunc(time.Until(asked.Add(l.cfg.safeLease())), joined.expire)
 	return joined, nil
+}
+
+// LateRenewals is how many renewals of leases came when less than half of the lease was
+// left: the database is slow, or was away.
+func (l *Ledger) LateRenewals() int64 {
+	l.leases.mu.Lock()
+	defer l.leases.mu.Unlock()
+	return l.leases.late
 }
 
 // safeLease is for how long after it asked a node may rely on its lease.
@@ -196,6 +207,10 @@ func (s *leases) renewed(asked time.Time, nodes []string, generations []int64, r
 		switch {
 		case held == nil || held.generation != generations[i]: // given up, or joined again
 		case got[node]:
+			if time.Since(held.asked) > held.ledger.cfg.Lease/2 {
+				s.late++
+			}
+			held.asked = asked
 			held.expiry.Reset(time.Until(asked.Add(held.ledger.cfg.safeLease())))
 		default:
 			held.ledger.cfg.Log.Error("The node's lease in the ledger has ended, or another daemon joined as the same node", "node", node)

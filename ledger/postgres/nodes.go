@@ -31,6 +31,8 @@ type About struct {
 	Address string  `json:"address,omitempty"` // of its API
 	Version string  `json:"version,omitempty"`
 	Sheep   []Sheep `json:"sheep,omitempty"`
+	// Models are those on its disk.
+	Models []job.Model `json:"models,omitempty"`
 	// Labels are those by which jobs and models choose nodes.
 	Labels job.Labels `json:"labels,omitempty"`
 }

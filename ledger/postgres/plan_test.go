@@ -19,16 +19,18 @@ import (
 const jobsEnv = "SHEPHERD_TEST_LEDGER_JOBS"
 
 // fillLedger has n jobs of 20 models: half of them claimable, of which half are of one
-// model, the others ended, with an attempt and two events each.
+// model, the others ended, with an attempt and two events each. Those that are queued do not
+// wait for more than a day, and some of them are not due before.
 func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), fmt.Sprintf(`
 		SET session_replication_role = replica;
 		INSERT INTO shepherd.jobs (created_by, changed_by, id, model_name, model_version, sheep, priority, tenant, trace_parent, trace_state, limits, labels, idempotency,
-				state, run, attempt, enqueued_at, changed_at, finished_at, ended_age, remove_age, failure_traceback)
+				state, run, attempt, enqueued_at, changed_at, finished_at, ended_age, remove_age, failure_traceback, wait_until, delayed, not_before)
 			SELECT gen_random_uuid(), gen_random_uuid(), 'job' || i, CASE WHEN i %% 4 = 0 THEN 'most' ELSE 'model' || i %% 20 END, '', CASE WHEN i %% 100 = 0 THEN 'sheep' ELSE '' END,
 				i %% 3, 'tenant' || i %% 50, '', '', '', CASE WHEN i %% 2 = 0 THEN '{"half": "yes", "rare": "' || i || '"}' ELSE '' END, '', CASE WHEN i %% 2 = 0 THEN 'queued' WHEN i %% 5 = 0 THEN 'failed' ELSE 'done' END, 1, i %% 2,
-				now(), now(), CASE WHEN i %% 2 = 1 THEN now() END, CASE WHEN i %% 2 = 1 THEN i ELSE 0 END, CASE WHEN i %% 10 = 1 THEN i ELSE 0 END, repeat('t', i %% 5 * 100)
+				now(), now(), CASE WHEN i %% 2 = 1 THEN now() END, CASE WHEN i %% 2 = 1 THEN i ELSE 0 END, CASE WHEN i %% 10 = 1 THEN i ELSE 0 END, repeat('t', i %% 5 * 100),
+				CASE WHEN i %% 2 = 0 THEN now() + interval '1 day' END, i %% 40 = 22, CASE WHEN i %% 40 = 22 THEN now() + interval '1 day' END
 			FROM generate_series(1, %[1]d) i;
 		INSERT INTO shepherd.labels SELECT key, value, seq FROM shepherd.jobs, json_each_text(labels::json) WHERE labels > '';
 		INSERT INTO shepherd.attempts SELECT id, 1, 1, 'node', 'sheep', now(), now(), now(), 'done', '', true, 0, 0, 0, 0, 0, 0, '' FROM shepherd.jobs WHERE state <> 'queued';

@@ -362,8 +362,9 @@ const (
 	queryForget = `DELETE FROM shepherd.nodes WHERE name = @node AND (expires_at IS NULL OR expires_at < clock_timestamp())
 		AND NOT EXISTS (SELECT FROM shepherd.jobs WHERE node = @node AND token > 0)`
 
-	// The jobs whose time to wait is over.
-	queryOverdue   = `SELECT id FROM shepherd.jobs WHERE give_up_at <= clock_timestamp() ORDER BY give_up_at, seq LIMIT @limit`
+	// The jobs whose time to wait is over. The time is looked up once: compared with a
+	// function that may change, each entry of the index would be.
+	queryOverdue   = `SELECT id FROM shepherd.jobs WHERE give_up_at <= (SELECT clock_timestamp()) ORDER BY give_up_at, seq LIMIT @limit`
 	queryNextTimer = `SELECT clock_timestamp(), least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed AND NOT blocked), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL))`
 
 	queryPing = `UPDATE shepherd.ledger SET pruned = pruned`
@@ -371,7 +372,7 @@ const (
 
 // Makes jobs claimable whose time has come.
 var queryRunDue = `WITH m AS MATERIALIZED (SELECT now, age FROM shepherd.moment),
-		due AS MATERIALIZED (SELECT seq FROM shepherd.jobs WHERE delayed AND NOT blocked AND not_before <= clock_timestamp() ORDER BY not_before, seq LIMIT @limit FOR UPDATE SKIP LOCKED),
+		due AS MATERIALIZED (SELECT seq FROM shepherd.jobs WHERE delayed AND NOT blocked AND not_before <= (SELECT now FROM m) ORDER BY not_before, seq LIMIT @limit FOR UPDATE SKIP LOCKED),
 		saved AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, delayed = false, changed_at = greatest(j.changed_at, m.now)
 			FROM due, m WHERE j.seq = due.seq RETURNING j.*),
 		told AS (` + eventOf(`m.age, 'due', 0, '', '', '', ''`, `saved s, m ORDER BY s.not_before, s.seq`) + `)

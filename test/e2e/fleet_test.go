@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/ledger/postgres/postgrestest"
 	"github.com/iterait/shepherd/storage/embedded"
 )
@@ -159,6 +161,17 @@ func TestFleet(t *testing.T) {
 		}
 	}
 
+	// Each shows both nodes, and says that they are of one fleet.
+	for name, w := range fleet {
+		for _, pattern := range []string{
+			`shepherd_node_info{fleet="a-\w+",node="` + name + `-\w+"} 1`, `shepherd_node_up{node="a-\w+"} 1`, `shepherd_node_up{node="b-\w+"} 1`, `shepherd_node_drained{node="a-\w+"} 0`,
+			`shepherd_node_held_jobs{node="a-\w+"} 1`, `shepherd_node_held_jobs{node="b-\w+"} 1`, `shepherd_node_models{node="a-\w+",where="loaded"} 1`, `shepherd_node_models{node="b-\w+",where="disk"} 0`,
+			`shepherd_lease_renewals_late_total \d`,
+		} {
+			w.eventually("the metrics of "+name+" show "+pattern, func() bool { return regexp.MustCompile(pattern).MatchString(w.metrics()) })
+		}
+	}
+
 	// Node a dies with all that it has.
 	a.kill()
 	for pid := range a.processes() {
@@ -226,4 +239,91 @@ func TestFleet(t *testing.T) {
 	if b.stop() != 0 || a.stop() != 0 {
 		t.Error("a daemon did not end well")
 	}
+}
+
+// Nodes reach one another by mutual TLS: each checks the other's certificate, shows its
+// own, and the secret. One whose certificate another authority has signed, or that has
+// another secret, is asked nothing, and told of with the reason.
+func TestFleetTLS(t *testing.T) {
+	fleet, _ := newFleet(t, "a", "b")
+	a, b := fleet["a"], fleet["b"]
+	a.authority("nodes")
+	a.authority("strangers")
+	a.certificate("nodes", "alice", "email:alice@example.com")
+	for _, signer := range []string{"nodes", "strangers"} {
+		for _, name := range []string{"a", "b"} {
+			a.certificate(signer, name+"-"+signer, "DNS:localhost,IP:127.0.0.1")
+		}
+	}
+	for name, w := range fleet {
+		port := testenv.FreePort(t)
+		w.edit("  port: 0\nsheep", fmt.Sprintf(`  port: %[1]d
+  tls:
+    cert_file: %[2]s/%[3]s-nodes.crt
+    key_file: %[2]s/%[3]s-nodes.key
+    client_ca_file: %[2]s/nodes.crt
+    clients:
+      - {name: alice@example.com, scopes: [read]}
+sheep`, port, a.dir, name))
+		w.edit("fleet: {", fmt.Sprintf("fleet: {ca_file: %s/nodes.crt, address: 'https://127.0.0.1:%d', ", a.dir, port))
+	}
+	serve := func(w *world) {
+		t.Helper()
+		w.launch()
+		w.api = w.logged(`Shepherd API is available at (https://\S+)`)
+	}
+	// told is what node a tells of node b's sheep.
+	told := func() string {
+		t.Helper()
+		status, body := a.curl("--cacert", "nodes.crt", "--cert", "alice.crt", "--key", "alice.key", a.api+"/sheep")
+		var answer struct {
+			Sheep []struct {
+				Name   string
+				Detail *string
+			}
+		}
+		if err := json.Unmarshal([]byte(body), &answer); status != "200" || err != nil {
+			t.Fatalf("the sheep: %s %s, %v", status, body, err)
+		}
+		for _, s := range answer.Sheep {
+			if strings.HasPrefix(s.Name, "b-") && s.Detail != nil {
+				return s.Name + ": " + *s.Detail
+			}
+			if strings.HasPrefix(s.Name, "b-") {
+				return "well"
+			}
+		}
+		return "nothing"
+	}
+	expect := func(when, want string) {
+		t.Helper()
+		last := ""
+		a.eventually("with "+when+" the other node's sheep are told of as "+want, func() bool {
+			last = told()
+			return strings.Contains(last, want)
+		})
+	}
+	serve(a)
+	serve(b)
+	expect("the right certificate", "well")
+
+	b.stop()
+	b.edit("b-nodes.crt", "b-strangers.crt")
+	b.edit("b-nodes.key", "b-strangers.key")
+	serve(b)
+	expect("a stranger's certificate", "does not answer")
+
+	b.stop()
+	b.edit("b-strangers.crt", "b-nodes.crt")
+	b.edit("b-strangers.key", "b-nodes.key")
+	write(t, b.dir+"/other", "another secret\n")
+	text := read(t, b.config)
+	write(t, b.config, regexp.MustCompile(`secret_file: [^ }]+`).ReplaceAllString(text, "secret_file: "+b.dir+"/other"))
+	serve(b)
+	expect("another secret", "does not know this node's secret")
+
+	b.stop()
+	write(t, b.config, text)
+	serve(b)
+	expect("the right secret again", "well")
 }

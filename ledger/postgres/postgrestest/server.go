@@ -1,4 +1,5 @@
-// Package postgrestest starts PostgreSQL servers for tests, from Debian's package.
+// Package postgrestest starts PostgreSQL servers for tests and demonstrations, from
+// Debian's package.
 package postgrestest
 
 import (

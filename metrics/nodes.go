@@ -1,0 +1,86 @@
+package metrics
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Node is one that shares the ledger.
+type Node struct {
+	Name    string
+	Up      bool // its lease has not ended
+	Drained bool
+	Held    int // jobs
+	// Loaded and OnDisk are how many models its sheep have loaded and its disk has.
+	Loaded, OnDisk int
+}
+
+// Nodes is where a collector of nodes looks.
+type Nodes struct {
+	Self string // this node
+	// All are those of the ledger, by name; nil where this node is alone.
+	All func(ctx context.Context) ([]Node, error)
+	// Late is how often the lease was renewed late; nil where there is none.
+	Late func() int64
+}
+
+// ExposeNodes adds what is known of the nodes that share the ledger. It is called once.
+func (m *Metrics) ExposeNodes(n Nodes) {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("shepherd_"+name, help, labels, nil)
+	}
+	m.registry.MustRegister(&nodeCollector{
+		nodes:   n,
+		info:    desc("node_info", "The node that this daemon is, and the first by name of those that share its ledger, which stands for all of them; the value is 1.", "node", "fleet"),
+		up:      desc("node_up", "Whether the node's lease has not ended.", "node"),
+		drained: desc("node_drained", "Whether the node is to claim no job.", "node"),
+		held:    desc("node_held_jobs", "Jobs that the node has.", "node"),
+		models:  desc("node_models", "Models of the node: loaded by its sheep, or on its disk.", "node", "where"),
+		late:    desc("lease_renewals_late_total", "Renewals of the node's lease that came when less than half of it was left."),
+	})
+}
+
+type nodeCollector struct {
+	nodes Nodes
+
+	info, up, drained, held, models, late *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *nodeCollector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.info, c.up, c.drained, c.held, c.models, c.late} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *nodeCollector) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	if c.nodes.Late != nil {
+		to <- prometheus.MustNewConstMetric(c.late, prometheus.CounterValue, float64(c.nodes.Late()))
+	}
+	if c.nodes.All == nil {
+		gauge(c.info, 1, c.nodes.Self, c.nodes.Self)
+		return
+	}
+	all, err := c.nodes.All(ctx)
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(c.up, err)
+		return
+	}
+	fleet := c.nodes.Self
+	for _, n := range all {
+		fleet = min(fleet, n.Name)
+		gauge(c.up, number(n.Up), n.Name)
+		gauge(c.drained, number(n.Drained), n.Name)
+		gauge(c.held, float64(n.Held), n.Name)
+		gauge(c.models, float64(n.Loaded), n.Name, "loaded")
+		gauge(c.models, float64(n.OnDisk), n.Name, "disk")
+	}
+	gauge(c.info, 1, c.nodes.Self, fleet)
+}

@@ -1,0 +1,89 @@
+package shepherd
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// leaveFor is how long the jobs of a model are left to nodes that the model is nearer to:
+// the shortest turn. Then a sheep that has to load or to fetch it takes one, so that a queue
+// that others do not get through is shared.
+const leaveFor = minTurn
+
+// lookAgain is how often it is looked meanwhile whether those nodes still have free sheep.
+const lookAgain = time.Second
+
+// nearTime bounds the search for a model on this machine.
+const nearTime = 3 * time.Second
+
+// leaving are the models whose jobs the sheep of this node leave to others, each with its
+// oldest job and since when.
+type leaving struct {
+	mu     sync.Mutex
+	models map[job.Model]left
+}
+
+type left struct{ oldest, since time.Time }
+
+// since is when the model's oldest job was first left to others. Which job that is, its
+// time of submission tells, by whatever clock.
+func (l *leaving) since(m job.Model, oldest, now time.Time) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, known := range l.models {
+		if now.Sub(known.since) > 2*leaveFor {
+			delete(l.models, other)
+		}
+	}
+	known, ok := l.models[m]
+	if !ok || !known.oldest.Equal(oldest) {
+		known = left{oldest, now}
+		if l.models == nil {
+			l.models = make(map[job.Model]left)
+		}
+		l.models[m] = known
+	}
+	return known.since
+}
+
+// rest is for how long the model's jobs are still left to others; 0 where they are not.
+func (l *leaving) rest(m job.Model, now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if known, ok := l.models[m]; ok {
+		return max(leaveFor-now.Sub(known.since), 0)
+	}
+	return 0
+}
+
+// leave is for how long the lane leaves jobs that wait to other nodes, which can run them
+// sooner; 0 where it may claim them. It is at most leaveFor by this machine's clock, and
+// ends at once where the ledger's says that the oldest job has waited for so long.
+func (f *flock) leave(ctx context.Context, l *lane, w ledger.Waiting) time.Duration {
+	if l.fleet == nil || l.clock.now().Sub(w.Oldest) >= leaveFor || l.nextModel() == w.Model {
+		return 0
+	}
+	there, err := l.fleet.Nearest(ctx, w.Model, job.ParseAddress(w.Sheep))
+	if err != nil || there == job.ModelAway || there <= l.near(ctx, w.Model) {
+		return 0
+	}
+	now := time.Now()
+	return min(leaveFor-now.Sub(f.leaving.since(w.Model, w.Oldest, now)), lookAgain)
+}
+
+// near is how near a model is that the sheep has not loaded. What is not known of one is
+// taken for near.
+func (l *lane) near(ctx context.Context, m job.Model) job.Nearness {
+	ctx, cancel := context.WithTimeout(ctx, nearTime)
+	defer cancel()
+	if _, err := l.owner(ctx, m); errdefs.IsNotFound(err) {
+		return job.ModelAway
+	}
+	return job.ModelOnDisk
+}
