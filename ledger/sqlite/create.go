@@ -9,7 +9,6 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
-	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // Create implements ledger.Ledger.
@@ -85,10 +84,10 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 	return err
 }
 
-// checkAfter is lifecycle.CheckAfter for what there is, and the records given.
+// checkAfter is ledger.CheckAfter for what there is, and the records given.
 func (t *tx) checkAfter(rec job.Record, before []job.Record) (blocked bool, err error) {
 	var failed error
-	blocked, err = lifecycle.CheckAfter(rec, func(id job.ID) *job.Record {
+	blocked, err = ledger.CheckAfter(rec, func(id job.ID) *job.Record {
 		for _, b := range before {
 			if b.ID == id {
 				b.State = job.Queued
