@@ -125,6 +125,9 @@ const internalMessage = "Internal server error"
 func classify(err error) (class, string) {
 	for _, c := range classes {
 		if message, ok := c.match(err); ok {
+			if item, ok := asError[*job.ItemError](err); ok {
+				message = item.Text(message)
+			}
 			return c, message
 		}
 	}

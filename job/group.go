@@ -26,7 +26,13 @@ type ItemError struct {
 	Err   error
 }
 
-func (e *ItemError) Error() string { return fmt.Sprintf("jobs[%d]: %v", e.Index, e.Err) }
+func (e *ItemError) Error() string { return e.Text(e.Err.Error()) }
+
+// Text says of which job a text is.
+func (e *ItemError) Text(text string) string { return fmt.Sprintf("jobs[%d]: %s", e.Index, text) }
+
+// Field is the name of a field of the job among the fields of all.
+func (e *ItemError) Field(name string) string { return fmt.Sprintf("jobs[%d].%s", e.Index, name) }
 
 // Unwrap returns Err.
 func (e *ItemError) Unwrap() error { return e.Err }

@@ -49,7 +49,7 @@ type savedJSON struct {
 type webhookJSON struct {
 	URL    string `json:"url"`
 	Events string `json:"events,omitempty"`
-	Group  bool   `json:"group,omitempty"`
+	Group  string `json:"group,omitempty"`
 }
 
 type modelJSON struct {
