@@ -618,6 +618,37 @@ type GPUUsage struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// Group defines model for Group.
+type Group struct {
+	Counts struct {
+		Cancelled  int `json:"cancelled"`
+		Done       int `json:"done"`
+		Failed     int `json:"failed"`
+		Processing int `json:"processing"`
+		Queued     int `json:"queued"`
+	} `json:"counts"`
+
+	// Ended All its jobs have
+	Ended bool   `json:"ended"`
+	Group string `json:"group"`
+
+	// Jobs In the order of their submission, the first 1000; as in a listing
+	Jobs []Job `json:"jobs"`
+
+	// More There are others: `GET /jobs?group=` lists them all
+	More bool `json:"more"`
+}
+
+// GroupRequest defines model for GroupRequest.
+type GroupRequest struct {
+	// Group The group's name, as a job is named; made by the daemon where it is left out
+	Group *string      `json:"group,omitempty"`
+	Jobs  []JobRequest `json:"jobs"`
+
+	// Webhook Told once when all jobs of the group have ended; without `events`
+	Webhook *Webhook `json:"webhook,omitempty"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	Alive bool `json:"alive"`
@@ -637,6 +668,9 @@ type InputReference struct {
 
 // Job defines model for Job.
 type Job struct {
+	// After The jobs whose outputs are among its inputs
+	After []string `json:"after"`
+
 	// Attempt How often it was given to a sheep, this run
 	Attempt int `json:"attempt"`
 
@@ -668,7 +702,10 @@ type Job struct {
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
 	FinishedAt *Time     `json:"finished_at"`
 	Gpu        *GPUUsage `json:"gpu"`
-	JobId      string    `json:"job_id"`
+
+	// Group The group that it belongs to
+	Group *string `json:"group"`
+	JobId string  `json:"job_id"`
 
 	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
 	KeptUntil *Time `json:"kept_until"`
@@ -707,6 +744,9 @@ type Job struct {
 	// Timeline What happened to it in its last run, oldest first, the last 200 events; left out of listings
 	Timeline *[]TimelineEntry `json:"timeline,omitempty"`
 
+	// WaitsFor Those of them that are not done, while it waits for them; left out of listings
+	WaitsFor *[]string `json:"waits_for,omitempty"`
+
 	// Warnings What should be known of a job that is done, such as outputs that were not stored
 	Warnings []string `json:"warnings"`
 }
@@ -721,7 +761,12 @@ type JobList struct {
 
 // JobRequest A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
 type JobRequest struct {
+	// After Jobs that this one waits for, until they are done: their outputs become inputs of it, below `inputs/ID/`. Where one of them fails or is cancelled, this one fails
+	After    *[]string  `json:"after,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"`
+
+	// Group The group that the job belongs to, named as a job is
+	Group *string `json:"group,omitempty"`
 
 	// Inputs Files of other jobs that become inputs of this one
 	Inputs *[]InputReference `json:"inputs,omitempty"`
@@ -1103,7 +1148,7 @@ type TimelineEntry struct {
 	// Example: error
 	Cause *string `json:"cause"`
 
-	// Event As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+	// Event As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 	Event TimelineEntryEvent `json:"event"`
 
 	// Reason The same in words
@@ -1111,7 +1156,7 @@ type TimelineEntry struct {
 	Sheep  *string `json:"sheep"`
 }
 
-// TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+// TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
 
 // Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
@@ -1169,6 +1214,9 @@ type File = string
 // FollowEvents defines model for FollowEvents.
 type FollowEvents = string
 
+// GroupID defines model for GroupID.
+type GroupID = string
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -1213,6 +1261,9 @@ type NoFileApplicationJSON = Error
 
 // NoFileApplicationProblemPlusJSON An error, as in RFC 9457
 type NoFileApplicationProblemPlusJSON = Problem
+
+// NoGroup An error, as in RFC 9457
+type NoGroup = Problem
 
 // NoJob An error, as in RFC 9457
 type NoJob = Problem
@@ -1298,6 +1349,12 @@ type ListGPUsParams struct {
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
+// CreateGroupParams defines parameters for CreateGroup.
+type CreateGroupParams struct {
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
 	// State Only jobs in this state; may be given more than once
@@ -1311,6 +1368,9 @@ type ListJobsParams struct {
 
 	// Label Only jobs with this label, KEY=VALUE; may be given more than once, and then all of them
 	Label *[]string `form:"label,omitempty" json:"label,omitempty"`
+
+	// Group Only jobs of this group
+	Group *string `form:"group,omitempty" json:"group,omitempty"`
 
 	// Prefix Only jobs whose id begins so
 	Prefix *string `form:"prefix,omitempty" json:"prefix,omitempty"`
@@ -1418,6 +1478,9 @@ type ListMessagesParams struct {
 // ListMessagesParamsState defines parameters for ListMessages.
 type ListMessagesParamsState string
 
+// CreateGroupJSONRequestBody defines body for CreateGroup for application/json ContentType.
+type CreateGroupJSONRequestBody = GroupRequest
+
 // CreateJobJSONRequestBody defines body for CreateJob for application/json ContentType.
 type CreateJobJSONRequestBody = JobRequest
 
@@ -1447,6 +1510,18 @@ type ServerInterface interface {
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams)
+	// CreateGroup Submit several jobs, all of them or none
+	// (POST /groups)
+	CreateGroup(w http.ResponseWriter, r *http.Request, params CreateGroupParams)
+	// GetGroup A group of jobs
+	// (GET /groups/{group_id})
+	GetGroup(w http.ResponseWriter, r *http.Request, groupId GroupID)
+	// CancelGroup Ask for the end of the group's jobs that have not ended
+	// (POST /groups/{group_id}/cancel)
+	CancelGroup(w http.ResponseWriter, r *http.Request, groupId GroupID)
+	// RetryGroup Run the group's jobs again that failed or were cancelled
+	// (POST /groups/{group_id}/retry)
+	RetryGroup(w http.ResponseWriter, r *http.Request, groupId GroupID)
 	// GetHealth Whether the daemon is alive
 	// (GET /healthz)
 	GetHealth(w http.ResponseWriter, r *http.Request)
@@ -1703,6 +1778,125 @@ func (siw *ServerInterfaceWrapper) ListGPUs(w http.ResponseWriter, r *http.Reque
 	handler.ServeHTTP(w, r)
 }
 
+// CreateGroup operation middleware
+func (siw *ServerInterfaceWrapper) CreateGroup(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateGroupParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateGroup(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetGroup operation middleware
+func (siw *ServerInterfaceWrapper) GetGroup(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "group_id" -------------
+	var groupId GroupID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "group_id", mux.Vars(r)["group_id"], &groupId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "group_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetGroup(w, r, groupId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CancelGroup operation middleware
+func (siw *ServerInterfaceWrapper) CancelGroup(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "group_id" -------------
+	var groupId GroupID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "group_id", mux.Vars(r)["group_id"], &groupId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "group_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CancelGroup(w, r, groupId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RetryGroup operation middleware
+func (siw *ServerInterfaceWrapper) RetryGroup(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "group_id" -------------
+	var groupId GroupID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "group_id", mux.Vars(r)["group_id"], &groupId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "group_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryGroup(w, r, groupId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetHealth operation middleware
 func (siw *ServerInterfaceWrapper) GetHealth(w http.ResponseWriter, r *http.Request) {
 
@@ -1774,6 +1968,19 @@ func (siw *ServerInterfaceWrapper) ListJobs(w http.ResponseWriter, r *http.Reque
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "label"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "label", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "group" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "group", r.URL.Query(), &params.Group, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "group"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "group", Err: err})
 		}
 		return
 	}
@@ -3073,6 +3280,14 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/retry", wrapper.RetryJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/groups", wrapper.CreateGroup).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/groups/{group_id}", wrapper.GetGroup).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/groups/{group_id}/cancel", wrapper.CancelGroup).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/groups/{group_id}/retry", wrapper.RetryGroup).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/explain", wrapper.ExplainJob).Methods(http.MethodGet)
 

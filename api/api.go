@@ -35,6 +35,7 @@ import (
 type Service interface {
 	Submissions
 	JobService
+	GroupService
 	EventService
 	FileService
 	FlockService
@@ -53,6 +54,23 @@ type Submissions interface {
 	// which are read to their end or the first error, and those that r.Copies names.
 	// The id must be new. An error of files is returned, wrapped.
 	SubmitFiles(ctx context.Context, r job.Request, files job.Files) error
+
+	// SubmitAll is Submit for several jobs, all of them or none; r.Copies may not be
+	// empty. An error about one of them is a *job.ItemError with one of Submit's or
+	// SubmitFiles'.
+	SubmitAll(ctx context.Context, rs []job.Request) error
+}
+
+// GroupService looks at groups of jobs, of a tenant, or of all where that is empty, and
+// changes their course. The error is job.ErrNoGroup where there is no such group.
+type GroupService interface {
+	Group(ctx context.Context, id, tenant string) (job.Group, error)
+
+	// CancelGroup is Cancel for the jobs that have not ended.
+	CancelGroup(ctx context.Context, id, tenant string) error
+
+	// RetryGroup is Retry for the jobs that failed or were cancelled.
+	RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error
 }
 
 // JobService looks at jobs and changes their course.

@@ -77,6 +77,9 @@ var classes = []class{
 	{name: "no-file", status: http.StatusNotFound, match: is(job.ErrNoFile)},
 	{name: "being-submitted", status: http.StatusConflict, match: is(job.ErrUploading), retryAfter: 2},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},
+	{name: "needed", status: http.StatusConflict, match: is(job.ErrNeeded)},
+	{name: "after", status: http.StatusConflict, match: as[*job.AfterError]},
+	{name: "no-group", status: http.StatusNotFound, match: is(job.ErrNoGroup)},
 	{name: "files-removed", status: http.StatusConflict, match: is(job.ErrFilesRemoved)},
 	{name: "forgotten", status: http.StatusConflict, match: is(job.ErrForgotten)},
 	{name: "events-gone", status: http.StatusGone, match: is(job.ErrEventsGone)},
@@ -122,6 +125,9 @@ const internalMessage = "Internal server error"
 func classify(err error) (class, string) {
 	for _, c := range classes {
 		if message, ok := c.match(err); ok {
+			if item, ok := asError[*job.ItemError](err); ok {
+				message = item.Text(message)
+			}
 			return c, message
 		}
 	}

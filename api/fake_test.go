@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,6 +74,7 @@ type fakeJob struct {
 	attempts []job.Attempt
 	timeline []job.Event
 	position int
+	waitsFor []job.ID
 	expected *job.Estimate // start while it waits, and end while it runs
 	limits   job.Limits
 }
@@ -143,7 +145,7 @@ func (f *fake) Submit(_ context.Context, r job.Request) error {
 	}
 	_, known := f.jobs[r.ID]
 	switch {
-	case r.Payload == nil && !known:
+	case r.Payload == nil && !known && len(r.After) == 0:
 		return &job.UnknownJob{ID: string(r.ID)}
 	case r.Payload != nil && known:
 		return fmt.Errorf("make the job's place: %w", job.ErrSubmitted)
@@ -165,7 +167,7 @@ func (f *fake) enter(r job.Request) {
 	j.tenant = r.Tenant
 	j.status.Model = r.Model
 	j.record = func(rec *job.Record) {
-		rec.Labels, rec.Idempotency, rec.Priority, rec.Tenant = r.Labels, r.Idempotency, r.Priority, r.Tenant
+		rec.Labels, rec.Idempotency, rec.Priority, rec.Tenant, rec.After, rec.Group = r.Labels, r.Idempotency, r.Priority, r.Tenant, r.After, r.Group
 	}
 }
 
@@ -205,6 +207,61 @@ func (f *fake) SubmitFiles(_ context.Context, r job.Request, files job.Files) er
 	f.mu.Unlock()
 	f.enter(r)
 	return nil
+}
+
+func (f *fake) SubmitAll(ctx context.Context, rs []job.Request) error {
+	for i, r := range rs {
+		f.mu.Lock()
+		_, known := f.jobs[r.ID]
+		f.mu.Unlock()
+		if known || r.Sheep != "" {
+			err := error(job.ErrSubmitted)
+			if r.Sheep != "" {
+				err = &job.UnknownSheep{Name: r.Sheep}
+			}
+			return &job.ItemError{Index: i, Err: err}
+		}
+	}
+	for _, r := range rs {
+		f.mu.Lock()
+		f.submitted = append(f.submitted, r)
+		f.mu.Unlock()
+		f.enter(r)
+	}
+	return f.down
+}
+
+func (f *fake) Group(_ context.Context, id, tenant string) (job.Group, error) {
+	f.boom()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := job.Group{ID: id, Counts: map[job.State]int{}}
+	for _, r := range f.submitted {
+		if j := f.jobs[r.ID]; j != nil && r.Group == id && (tenant == "" || r.Tenant == tenant) {
+			g.Counts[j.status.State]++
+			g.Jobs = append(g.Jobs, job.View{Record: job.Record{ID: r.ID, Model: r.Model, State: j.status.State, Group: id, After: r.After, EnqueuedAt: enqueued}})
+		}
+	}
+	if f.down != nil || len(g.Jobs) == 0 {
+		return job.Group{}, cmp.Or(f.down, error(job.ErrNoGroup))
+	}
+	return g, nil
+}
+
+func (f *fake) CancelGroup(ctx context.Context, id, tenant string) error {
+	g, err := f.Group(ctx, id, tenant)
+	for _, v := range g.Jobs {
+		f.change(v.ID, func(j *fakeJob) { j.status.State = job.Cancelled })
+	}
+	return err
+}
+
+func (f *fake) RetryGroup(ctx context.Context, id, tenant string, _ job.Trace) error {
+	g, err := f.Group(ctx, id, tenant)
+	for _, v := range g.Jobs {
+		f.change(v.ID, func(j *fakeJob) { j.status.State = job.Queued })
+	}
+	return err
 }
 
 func (f *fake) Watch(id job.ID) (<-chan struct{}, func()) {
@@ -346,7 +403,7 @@ func (f *fake) View(_ context.Context, id job.ID) (job.View, error) {
 		return job.View{}, err
 	}
 	v := j.view(id)
-	v.Attempts, v.Timeline, v.Position = j.attempts, j.timeline, j.position
+	v.Attempts, v.Timeline, v.Position, v.WaitsFor = j.attempts, j.timeline, j.position, j.waitsFor
 	switch j.status.State {
 	case job.Queued:
 		v.ExpectedStart = j.expected

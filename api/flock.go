@@ -322,7 +322,7 @@ func (v *flockView) readQueue(ctx context.Context, s *server) (FlockQueue, error
 	queue.Models, queue.Priorities, queue.Tenants, queue.Labels = groupsOf(views, tenant == "")
 	now := job.Now()
 	slices.SortStableFunc(views, func(a, b job.View) int {
-		if later := a.NotBefore.After(now); later != b.NotBefore.After(now) {
+		if later := a.Blocked || a.NotBefore.After(now); later != (b.Blocked || b.NotBefore.After(now)) {
 			if later {
 				return 1
 			}

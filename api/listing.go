@@ -157,6 +157,12 @@ func queryOf(params ListJobsParams) (job.Query, error) {
 			return q, err
 		}
 	}
+	if params.Group != nil {
+		if err := job.CheckGroup(*params.Group); err != nil || *params.Group == "" {
+			return q, &job.Invalid{Field: "group", Problem: "is the name of no group"}
+		}
+		q.Group = *params.Group
+	}
 	if params.Prefix != nil {
 		q.Prefix = job.ID(*params.Prefix)
 	}
@@ -221,6 +227,9 @@ func (s *server) detailed(v job.View) Job {
 	out := s.shown(v)
 	out.Attempts = shownAttempts(v.Attempts)
 	out.Timeline = shownTimeline(v.Timeline)
+	if len(v.WaitsFor) > 0 {
+		out.WaitsFor = new(idsOf(v.WaitsFor))
+	}
 	if v.Position > 0 {
 		out.Position = &v.Position
 	}
@@ -260,7 +269,7 @@ func (s *server) shown(v job.View) Job {
 		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
 		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,
-		Limits: shownLimits(v.Limits), Labels: v.Labels,
+		Limits: shownLimits(v.Limits), Labels: v.Labels, After: idsOf(v.After), Group: orNull(v.Group),
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
@@ -273,6 +282,15 @@ func (s *server) shown(v job.View) Job {
 	}
 	if f := status.Failure; f != nil {
 		out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
+	}
+	return out
+}
+
+// idsOf is a list of ids, empty for none.
+func idsOf(ids []job.ID) []string {
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		out[i] = string(id)
 	}
 	return out
 }

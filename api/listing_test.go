@@ -20,7 +20,7 @@ func TestGetJob(t *testing.T) {
 	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "progress": null, "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
-		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "node_labels": {}, "position": null, "expected_start": null, "expected_end": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
+		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "node_labels": {}, "after": [], "group": null, "position": null, "expected_start": null, "expected_end": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
 		"limits": {"retries": 0, "retry_pause": 0, "wait_timeout": 0, "load_timeout": 0, "run_timeout": 0},
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": "2026-11-22T10:08:04.012731"}`)
 }
@@ -31,10 +31,11 @@ func TestGetJobWithAttempts(t *testing.T) {
 	j.record = func(r *job.Record) {
 		r.Run, r.Attempt, r.Holder, r.Cancelling, r.Deadline, r.NotBefore = 2, 2, "sheep-2", true, enqueued.Add(time.Hour), enqueued.Add(time.Minute)
 		r.Warnings, r.Labels, r.Sheep = []string{"outputs/x is not stored"}, job.Labels{"batch": "1"}, "gpu-1/sheep-2@gpu=a100"
+		r.After, r.Group = []job.ID{"a", "b"}, "g"
 	}
 	j.detail, j.progress = "40 %: half", &job.Progress{Done: 0.4, Text: "half", At: enqueued}
 	j.limits = job.Limits{Retries: new(2), RetryPause: new(10 * time.Second), LoadTimeout: new(90 * time.Minute), RunTimeout: new(500 * time.Millisecond)}
-	j.position = 3
+	j.position, j.waitsFor = 3, []job.ID{"b"}
 	j.expected = &job.Estimate{Earliest: enqueued.Add(time.Minute), Likely: enqueued.Add(2 * time.Minute), Latest: enqueued.Add(4 * time.Minute)}
 	j.timeline = []job.Event{
 		{At: enqueued, Kind: job.EventQueued, Run: 2},
@@ -52,7 +53,7 @@ func TestGetJobWithAttempts(t *testing.T) {
 		"error_details": null, "model": {"name": "emloop-test", "version": "test2"}, "detail": "40 %: half", "progress": {"done": 0.4, "text": "half", "at": "2026-11-22T10:08:03.942214"}, "gpu": null,
 		"enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "2026-11-22T10:08:03.981006", "finished_at": null,
 		"cancelling": true, "not_before": "2026-11-22T10:09:03.942214", "deadline": "2026-11-22T11:08:03.942214", "warnings": ["outputs/x is not stored"], "kept_until": null, "files_removed": false,
-		"labels": {"batch": "1"}, "node_labels": {"gpu": "a100"}, "position": 3, "expected_start": null,
+		"labels": {"batch": "1"}, "node_labels": {"gpu": "a100"}, "after": ["a", "b"], "waits_for": ["b"], "group": "g", "position": 3, "expected_start": null,
 		"expected_end": {"earliest": "2026-11-22T10:09:03.942214", "likely": "2026-11-22T10:10:03.942214", "latest": "2026-11-22T10:12:03.942214"}, "timeline": [
 			{"at": "2026-11-22T10:08:03.942214", "event": "queued", "attempt": null, "sheep": null, "cause": null, "reason": null},
 			{"at": "2026-11-22T10:08:04.942214", "event": "returned", "attempt": 1, "sheep": "sheep-1", "cause": "error", "reason": "ValueError"}],

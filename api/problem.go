@@ -72,7 +72,11 @@ func problem(r *http.Request, c class, err error, message string, cause *string)
 		Detail: message, Message: message, RequestId: requestID(r.Context()), Cause: cause,
 	}
 	if invalid, ok := asError[*job.Invalid](err); ok {
-		p.Field = orNull(bounded(invalid.Field))
+		field := invalid.Field
+		if item, ok := asError[*job.ItemError](err); ok {
+			field = item.Field(field)
+		}
+		p.Field = orNull(bounded(field))
 	}
 	return p
 }

@@ -97,7 +97,8 @@ func (l *lease) giveBack() { l.release(int(l.taken)) }
 // request it returns is a part of body.
 func decodeStartJob(body []byte) (job.Request, error) {
 	var fields jobFields
-	if err := fields.decode(body, func(*reader, string) error { return errNotMine }); err != nil {
+	in := &reader{data: body}
+	if err := in.document(func() error { return fields.decode(in, func(*reader, string) error { return errNotMine }) }); err != nil {
 		return job.Request{}, err
 	}
 	switch {
@@ -116,12 +117,67 @@ func decodeStartJob(body []byte) (job.Request, error) {
 // decodeJob reads the description of a job for POST /jobs, as strictly. The job has
 // no id where the description has none, and a payload, which may be empty, where
 // it has one.
-func decodeJob(body []byte) (job.Request, error) {
+func decodeJob(body []byte) (request job.Request, err error) {
+	in := &reader{data: body}
+	if in.space(); in.peek() == '[' {
+		return request, &job.Invalid{Field: "body", Problem: "must be an object; several jobs are sent to POST /groups, as its jobs"}
+	}
+	err = in.document(func() error {
+		request, err = in.job()
+		return err
+	})
+	return request, err
+}
+
+// decodeGroup reads several jobs with the name of their group, empty where the daemon is to
+// make one, and its webhook. An error about one of them is a *job.ItemError.
+func decodeGroup(body []byte) (group string, webhook job.Webhook, requests []job.Request, err error) {
+	in := &reader{data: body}
+	var name text
+	err = in.document(func() error {
+		return in.object("", func(field string) error {
+			switch field {
+			case "group":
+				return name.optional(in, field)
+			case "webhook":
+				return in.optional(func() (err error) { webhook, err = in.webhook(field); return err })
+			case "jobs":
+				return in.list(field, func(string) error {
+					if len(requests) == job.MaxGroup {
+						return &job.Invalid{Field: field, Problem: fmt.Sprintf("there are more than %d", job.MaxGroup)}
+					}
+					request, err := in.job()
+					if err != nil {
+						return &job.ItemError{Index: len(requests), Err: err}
+					}
+					requests = append(requests, request)
+					return nil
+				})
+			}
+			return unknown(field)
+		})
+	})
+	switch {
+	case err != nil:
+	case len(requests) == 0:
+		err = &job.Invalid{Field: "jobs", Problem: "there is none"}
+	case job.CheckGroup(string(name.value)) != nil, name.value != nil && len(name.value) == 0:
+		err = &job.Invalid{Field: "group", Problem: "must be a name as a job's id is: letters, digits, '.', '_' and '-'"}
+	case webhook.Events != "":
+		err = &job.Invalid{Field: "webhook.events", Problem: "a group has one event, its end"}
+	}
+	return string(name.value), webhook, requests, err
+}
+
+// job reads one description of a job.
+func (r *reader) job() (job.Request, error) {
 	var fields jobFields
 	var labels job.Labels
 	var copies []job.Copy
 	var webhook job.Webhook
-	err := fields.decode(body, func(in *reader, field string) error {
+	var after []job.ID
+	var group text
+	err := fields.decode(r, func(in *reader, field string) error {
 		switch field {
 		case "labels":
 			return in.optional(func() (err error) { labels, err = in.labels(field); return err })
@@ -129,6 +185,10 @@ func decodeJob(body []byte) (job.Request, error) {
 			return in.optional(func() (err error) { copies, err = in.copies(field); return err })
 		case "webhook":
 			return in.optional(func() (err error) { webhook, err = in.webhook(field); return err })
+		case "after":
+			return in.optional(func() (err error) { after, err = in.ids(field); return err })
+		case "group":
+			return group.optional(in, field)
 		}
 		return errNotMine
 	})
@@ -140,6 +200,13 @@ func decodeJob(body []byte) (job.Request, error) {
 		return job.Request{}, err
 	}
 	request.Labels, request.Copies, request.Payload, request.Webhook = labels, copies, fields.payload.value, webhook
+	request.After, request.Group = after, string(group.value)
+	if err := job.CheckAfter(after); err != nil {
+		return job.Request{}, &job.Invalid{Field: "after", Problem: err.Error()}
+	}
+	if err := job.CheckGroup(request.Group); err != nil || group.value != nil && request.Group == "" {
+		return job.Request{}, &job.Invalid{Field: "group", Problem: "must be a name as a job's id is: letters, digits, '.', '_' and '-'"}
+	}
 	if request.Payload != nil && len(copies) > 0 {
 		return job.Request{}, &job.Invalid{Field: "payload", Problem: "cannot come together with inputs; give one of them"}
 	}
@@ -158,55 +225,52 @@ type jobFields struct {
 
 // decode reads a description. more reads the fields that only some have, or returns
 // errNotMine.
-func (f *jobFields) decode(body []byte, more func(in *reader, field string) error) error {
-	in := &reader{data: body}
+func (f *jobFields) decode(in *reader, more func(in *reader, field string) error) error {
 	request := &f.request
-	return in.document(func() error {
-		return in.object("", func(field string) error {
-			switch field {
-			case "job_id":
-				return f.id.optional(in, field)
-			case "sheep_id":
-				return f.sheep.optional(in, field)
-			case "node_labels":
-				return in.optional(func() (err error) { request.NodeLabels, err = in.labels(field); return err })
-			case "payload":
-				return f.payload.optional(in, field)
-			case "model":
-				return f.model.read(in, field)
-			case "priority":
-				return in.optional(func() error {
-					n, err := in.integer(field)
-					request.Priority = int(n)
-					return err
-				})
-			case "retries":
-				return in.optional(func() error {
-					n, err := in.integer(field)
-					request.Limits.Retries = new(int(n))
-					return err
-				})
-			case "retry_pause":
-				return in.limit(field, &request.Limits.RetryPause)
-			case "wait_timeout":
-				return in.limit(field, &request.Limits.WaitTimeout)
-			case "load_timeout":
-				return in.limit(field, &request.Limits.LoadTimeout)
-			case "run_timeout":
-				return in.limit(field, &request.Limits.RunTimeout)
-			case "keep":
-				return in.limit(field, &request.Keep)
-			case "not_before":
-				return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
-			case "deadline":
-				return in.optional(func() (err error) { request.Deadline, err = in.time(field); return err })
-			}
-			err := more(in, field)
-			if errors.Is(err, errNotMine) {
-				return unknown(field)
-			}
-			return err
-		})
+	return in.object("", func(field string) error {
+		switch field {
+		case "job_id":
+			return f.id.optional(in, field)
+		case "sheep_id":
+			return f.sheep.optional(in, field)
+		case "node_labels":
+			return in.optional(func() (err error) { request.NodeLabels, err = in.labels(field); return err })
+		case "payload":
+			return f.payload.optional(in, field)
+		case "model":
+			return f.model.read(in, field)
+		case "priority":
+			return in.optional(func() error {
+				n, err := in.integer(field)
+				request.Priority = int(n)
+				return err
+			})
+		case "retries":
+			return in.optional(func() error {
+				n, err := in.integer(field)
+				request.Limits.Retries = new(int(n))
+				return err
+			})
+		case "retry_pause":
+			return in.limit(field, &request.Limits.RetryPause)
+		case "wait_timeout":
+			return in.limit(field, &request.Limits.WaitTimeout)
+		case "load_timeout":
+			return in.limit(field, &request.Limits.LoadTimeout)
+		case "run_timeout":
+			return in.limit(field, &request.Limits.RunTimeout)
+		case "keep":
+			return in.limit(field, &request.Keep)
+		case "not_before":
+			return in.optional(func() (err error) { request.NotBefore, err = in.time(field); return err })
+		case "deadline":
+			return in.optional(func() (err error) { request.Deadline, err = in.time(field); return err })
+		}
+		err := more(in, field)
+		if errors.Is(err, errNotMine) {
+			return unknown(field)
+		}
+		return err
 	})
 }
 
@@ -289,6 +353,20 @@ func (r *reader) copies(field string) ([]job.Copy, error) {
 		return err
 	})
 	return copies, err
+}
+
+// ids reads the names of jobs.
+func (r *reader) ids(field string) ([]job.ID, error) {
+	var ids []job.ID
+	err := r.list(field, func(element string) error {
+		if len(ids) == job.MaxAfter {
+			return &job.Invalid{Field: field, Problem: fmt.Sprintf("there are more than %d", job.MaxAfter)}
+		}
+		id, err := r.text(element)
+		ids = append(ids, job.ID(id))
+		return err
+	})
+	return ids, err
 }
 
 // webhook reads where messages about the job are sent.

@@ -109,8 +109,8 @@ func (s *server) prepare(r *http.Request, request *job.Request, files bool, key 
 	if !request.Deadline.IsZero() && !request.Deadline.After(job.Now()) {
 		return &job.Invalid{Field: "deadline", Problem: "has passed already; it is " + job.Now().Format(time.RFC3339) + " here"}
 	}
-	if request.ID == "" && !files && request.Payload == nil {
-		return &job.Invalid{Field: "inputs", Problem: "the job has none; give a payload, files, or the job_id whose inputs are in storage"}
+	if request.ID == "" && !files && request.Payload == nil && len(request.After) == 0 {
+		return &job.Invalid{Field: "inputs", Problem: "the job has none; give a payload, files, jobs that it is after, or the job_id whose inputs are in storage"}
 	}
 	if !request.Webhook.IsZero() {
 		if err := s.checkWebhook(); err != nil {
@@ -222,12 +222,17 @@ var lowerCase = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddi
 // newJobID makes an id: from the caller's key, so that the same key leads to the same
 // id, or from random bits.
 func newJobID(caller access.Caller, key string) job.ID {
+	return job.ID("job-" + newID(caller, key, "job"))
+}
+
+// newID is newJobID without its beginning, for what is named.
+func newID(caller access.Caller, key, what string) string {
 	var bits [16]byte
 	if key == "" {
 		_, _ = rand.Read(bits[:]) // never fails
 	} else {
-		sum := sha256.Sum256([]byte("shepherd job\x00" + caller.Tenant + "\x00" + caller.Name + "\x00" + key))
+		sum := sha256.Sum256([]byte("shepherd " + what + "\x00" + caller.Tenant + "\x00" + caller.Name + "\x00" + key))
 		copy(bits[:], sum[:])
 	}
-	return job.ID("job-" + lowerCase.EncodeToString(bits[:]))
+	return lowerCase.EncodeToString(bits[:])
 }

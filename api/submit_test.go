@@ -65,6 +65,29 @@ func TestCreateJob(t *testing.T) {
 	}
 }
 
+// TestCreateJobAfter submits a job that is after others, which needs no other inputs.
+func TestCreateJobAfter(t *testing.T) {
+	h := newHarness(t)
+	h.service.enters = true
+	j := created(t, h.do("POST", "/jobs", `{"model": {"name": "m", "version": "v"}, "after": ["a", "b"], "group": "g"}`), 201)
+	if r := h.service.submitted[0]; fmt.Sprint(r.After) != "[a b]" || r.Group != "g" || r.Payload != nil || r.ID == "" {
+		t.Errorf("submitted %+v", r)
+	}
+	if fmt.Sprint(j.After) != "[a b]" || j.Group == nil || *j.Group != "g" || j.WaitsFor != nil {
+		t.Errorf("%+v", j)
+	}
+	h.problem(h.do("GET", "/jobs?group=a/b", ""), 400, "invalid-request", "group: is the name of no group")
+	if got := h.do("GET", "/jobs?group=g", ""); got.status != 200 || h.service.queried[0].Group != "g" {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	for err, problem := range map[error]string{
+		job.ErrNeeded: "needed", error(&job.AfterError{ID: "a", Problem: "Job `a` has failed"}): "after",
+	} {
+		h.service.down = fmt.Errorf("submit: %w", err)
+		h.problem(h.do("POST", "/jobs", `{"job_id": "c", "model": {"name": "m", "version": "v"}, "after": ["a"]}`), 409, problem, err.Error())
+	}
+}
+
 func TestCreateJobRefused(t *testing.T) {
 	h := newHarness(t)
 	h.service.enters = true
@@ -78,8 +101,16 @@ func TestCreateJobRefused(t *testing.T) {
 	}
 	model := `"model": {"name": "m", "version": "v"}`
 	for _, c := range []struct{ body, field, says string }{
-		{`{` + model + `}`, "inputs", "give a payload, files, or the job_id"},
+		{`{` + model + `}`, "inputs", "give a payload, files, jobs that it is after, or the job_id"},
 		{`{"job_id": null, ` + model + `}`, "inputs", "the job has none"},
+		{`[{` + model + `, "payload": "x"}]`, "body", "several jobs are sent to POST /groups"},
+		{`{` + model + `, "payload": "x", "after": "a"}`, "after", "must be a list"},
+		{`{` + model + `, "payload": "x", "after": [1]}`, "after[0]", "must be a string"},
+		{`{` + model + `, "payload": "x", "after": ["a", "a"]}`, "after", "named twice"},
+		{`{` + model + `, "payload": "x", "after": [".."]}`, "after", "job id"},
+		{`{` + model + `, "payload": "x", "after": [` + strings.Repeat(`"a",`, job.MaxAfter) + `"b"]}`, "after", "more than 100"},
+		{`{` + model + `, "payload": "x", "group": "a b"}`, "group", "must be a name"},
+		{`{` + model + `, "payload": "x", "group": ""}`, "group", "must be a name"},
 		{`{"payload": "x"}`, "model", "required"},
 		{`{` + model + `, "payload": "x", "labels": ["a"]}`, "labels", "must be an object, not a list"},
 		{`{` + model + `, "payload": "x", "labels": {"a": 1}}`, "labels.a", "must be a string"},

@@ -622,6 +622,37 @@ type GPUUsage struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// Group defines model for Group.
+type Group struct {
+	Counts struct {
+		Cancelled  int `json:"cancelled"`
+		Done       int `json:"done"`
+		Failed     int `json:"failed"`
+		Processing int `json:"processing"`
+		Queued     int `json:"queued"`
+	} `json:"counts"`
+
+	// Ended All its jobs have
+	Ended bool   `json:"ended"`
+	Group string `json:"group"`
+
+	// Jobs In the order of their submission, the first 1000; as in a listing
+	Jobs []Job `json:"jobs"`
+
+	// More There are others: `GET /jobs?group=` lists them all
+	More bool `json:"more"`
+}
+
+// GroupRequest defines model for GroupRequest.
+type GroupRequest struct {
+	// Group The group's name, as a job is named; made by the daemon where it is left out
+	Group *string      `json:"group,omitempty"`
+	Jobs  []JobRequest `json:"jobs"`
+
+	// Webhook Told once when all jobs of the group have ended; without `events`
+	Webhook *Webhook `json:"webhook,omitempty"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	Alive bool `json:"alive"`
@@ -641,6 +672,9 @@ type InputReference struct {
 
 // Job defines model for Job.
 type Job struct {
+	// After The jobs whose outputs are among its inputs
+	After []string `json:"after"`
+
 	// Attempt How often it was given to a sheep, this run
 	Attempt int `json:"attempt"`
 
@@ -672,7 +706,10 @@ type Job struct {
 	// FinishedAt Example: 2026-11-22T10:08:03.942214
 	FinishedAt *Time     `json:"finished_at"`
 	Gpu        *GPUUsage `json:"gpu"`
-	JobId      string    `json:"job_id"`
+
+	// Group The group that it belongs to
+	Group *string `json:"group"`
+	JobId string  `json:"job_id"`
 
 	// KeptUntil The time at which the files of a job that has ended are removed, or were; null: they are kept
 	KeptUntil *Time `json:"kept_until"`
@@ -711,6 +748,9 @@ type Job struct {
 	// Timeline What happened to it in its last run, oldest first, the last 200 events; left out of listings
 	Timeline *[]TimelineEntry `json:"timeline,omitempty"`
 
+	// WaitsFor Those of them that are not done, while it waits for them; left out of listings
+	WaitsFor *[]string `json:"waits_for,omitempty"`
+
 	// Warnings What should be known of a job that is done, such as outputs that were not stored
 	Warnings []string `json:"warnings"`
 }
@@ -725,7 +765,12 @@ type JobList struct {
 
 // JobRequest A job as `POST /jobs` takes it. What is not described here is as in StartJobRequest
 type JobRequest struct {
+	// After Jobs that this one waits for, until they are done: their outputs become inputs of it, below `inputs/ID/`. Where one of them fails or is cancelled, this one fails
+	After    *[]string  `json:"after,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"`
+
+	// Group The group that the job belongs to, named as a job is
+	Group *string `json:"group,omitempty"`
 
 	// Inputs Files of other jobs that become inputs of this one
 	Inputs *[]InputReference `json:"inputs,omitempty"`
@@ -1107,7 +1152,7 @@ type TimelineEntry struct {
 	// Example: error
 	Cause *string `json:"cause"`
 
-	// Event As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+	// Event As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 	Event TimelineEntryEvent `json:"event"`
 
 	// Reason The same in words
@@ -1115,7 +1160,7 @@ type TimelineEntry struct {
 	Sheep  *string `json:"sheep"`
 }
 
-// TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run; a cancel was asked for; ended
+// TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
 
 // Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
@@ -1173,6 +1218,9 @@ type File = string
 // FollowEvents defines model for FollowEvents.
 type FollowEvents = string
 
+// GroupID defines model for GroupID.
+type GroupID = string
+
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
@@ -1217,6 +1265,9 @@ type NoFileApplicationJSON = Error
 
 // NoFileApplicationProblemPlusJSON An error, as in RFC 9457
 type NoFileApplicationProblemPlusJSON = Problem
+
+// NoGroup An error, as in RFC 9457
+type NoGroup = Problem
 
 // NoJob An error, as in RFC 9457
 type NoJob = Problem
@@ -1302,6 +1353,12 @@ type ListGPUsParams struct {
 	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
+// CreateGroupParams defines parameters for CreateGroup.
+type CreateGroupParams struct {
+	// IdempotencyKey Chosen by the client, at most 255 visible ASCII characters; the same for each try of one request
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListJobsParams defines parameters for ListJobs.
 type ListJobsParams struct {
 	// State Only jobs in this state; may be given more than once
@@ -1315,6 +1372,9 @@ type ListJobsParams struct {
 
 	// Label Only jobs with this label, KEY=VALUE; may be given more than once, and then all of them
 	Label *[]string `form:"label,omitempty" json:"label,omitempty"`
+
+	// Group Only jobs of this group
+	Group *string `form:"group,omitempty" json:"group,omitempty"`
 
 	// Prefix Only jobs whose id begins so
 	Prefix *string `form:"prefix,omitempty" json:"prefix,omitempty"`
@@ -1421,6 +1481,9 @@ type ListMessagesParams struct {
 
 // ListMessagesParamsState defines parameters for ListMessages.
 type ListMessagesParamsState string
+
+// CreateGroupJSONRequestBody defines body for CreateGroup for application/json ContentType.
+type CreateGroupJSONRequestBody = GroupRequest
 
 // CreateJobJSONRequestBody defines body for CreateJob for application/json ContentType.
 type CreateJobJSONRequestBody = JobRequest
@@ -1547,6 +1610,58 @@ type ClientInterface interface {
 	// Corresponds with GET /gpus (the `ListGPUs` operationId).
 	ListGPUs(ctx context.Context, params *ListGPUsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CreateGroupWithBody Submit several jobs, all of them or none
+	//
+	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+	// come before it, if that is asked for. They are in the group, and in the queue in
+	// their order, or none of them is. An error about one of them names it in `detail`
+	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+	// again: it answers with the group that the first one has made.
+	//
+	// `webhook` is told once when all jobs of the group have ended, with an event
+	// `group.ended`; then its jobs have no webhooks of their own.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /groups (the `CreateGroup` operationId).
+	CreateGroupWithBody(ctx context.Context, params *CreateGroupParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateGroup Submit several jobs, all of them or none
+	//
+	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+	// come before it, if that is asked for. They are in the group, and in the queue in
+	// their order, or none of them is. An error about one of them names it in `detail`
+	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+	// again: it answers with the group that the first one has made.
+	//
+	// `webhook` is told once when all jobs of the group have ended, with an event
+	// `group.ended`; then its jobs have no webhooks of their own.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /groups (the `CreateGroup` operationId).
+	CreateGroup(ctx context.Context, params *CreateGroupParams, body CreateGroupJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetGroup A group of jobs
+	//
+	// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
+	GetGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelGroup Ask for the end of the group's jobs that have not ended
+	//
+	// Each as `POST /jobs/ID/cancel` does, the last one first.
+	//
+	// Corresponds with POST /groups/{group_id}/cancel (the `CancelGroup` operationId).
+	CancelGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryGroup Run the group's jobs again that failed or were cancelled
+	//
+	// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
+	// be run again the answer says which, and those before it run.
+	//
+	// Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
+	RetryGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealth Whether the daemon is alive
 	//
 	// Corresponds with GET /healthz (the `GetHealth` operationId).
@@ -1566,8 +1681,10 @@ type ClientInterface interface {
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. Once this has
-	// answered, the job is not lost, whatever happens to the daemon.
+	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+	// others waits until they are done and finds their outputs among its inputs; it
+	// needs no other ones. Once this has answered, the job is not lost, whatever
+	// happens to the daemon. Several jobs at once: `POST /groups`.
 	//
 	// As `multipart/form-data`, the first part is `job`, the description. Each
 	// further part is a file: its name below `inputs/` is its `filename`, with
@@ -1588,8 +1705,10 @@ type ClientInterface interface {
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. Once this has
-	// answered, the job is not lost, whatever happens to the daemon.
+	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+	// others waits until they are done and finds their outputs among its inputs; it
+	// needs no other ones. Once this has answered, the job is not lost, whatever
+	// happens to the daemon. Several jobs at once: `POST /groups`.
 	//
 	// As `multipart/form-data`, the first part is `job`, the description. Each
 	// further part is a file: its name below `inputs/` is its `filename`, with
@@ -2006,6 +2125,108 @@ func (c *Client) ListGPUs(ctx context.Context, params *ListGPUsParams, reqEditor
 	return c.Client.Do(req)
 }
 
+// CreateGroupWithBody Submit several jobs, all of them or none
+//
+// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+// come before it, if that is asked for. They are in the group, and in the queue in
+// their order, or none of them is. An error about one of them names it in `detail`
+// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+// again: it answers with the group that the first one has made.
+//
+// `webhook` is told once when all jobs of the group have ended, with an event
+// `group.ended`; then its jobs have no webhooks of their own.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /groups (the `CreateGroup` operationId).
+func (c *Client) CreateGroupWithBody(ctx context.Context, params *CreateGroupParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateGroupRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateGroup Submit several jobs, all of them or none
+//
+// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+// come before it, if that is asked for. They are in the group, and in the queue in
+// their order, or none of them is. An error about one of them names it in `detail`
+// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+// again: it answers with the group that the first one has made.
+//
+// `webhook` is told once when all jobs of the group have ended, with an event
+// `group.ended`; then its jobs have no webhooks of their own.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /groups (the `CreateGroup` operationId).
+func (c *Client) CreateGroup(ctx context.Context, params *CreateGroupParams, body CreateGroupJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateGroupRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetGroup A group of jobs
+//
+// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
+func (c *Client) GetGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetGroupRequest(c.Server, groupId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelGroup Ask for the end of the group's jobs that have not ended
+//
+// Each as `POST /jobs/ID/cancel` does, the last one first.
+//
+// Corresponds with POST /groups/{group_id}/cancel (the `CancelGroup` operationId).
+func (c *Client) CancelGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelGroupRequest(c.Server, groupId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryGroup Run the group's jobs again that failed or were cancelled
+//
+// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
+// be run again the answer says which, and those before it run.
+//
+// Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
+func (c *Client) RetryGroup(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryGroupRequest(c.Server, groupId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetHealth Whether the daemon is alive
 //
 // Corresponds with GET /healthz (the `GetHealth` operationId).
@@ -2045,8 +2266,10 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 // jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. Once this has
-// answered, the job is not lost, whatever happens to the daemon.
+// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+// others waits until they are done and finds their outputs among its inputs; it
+// needs no other ones. Once this has answered, the job is not lost, whatever
+// happens to the daemon. Several jobs at once: `POST /groups`.
 //
 // As `multipart/form-data`, the first part is `job`, the description. Each
 // further part is a file: its name below `inputs/` is its `filename`, with
@@ -2077,8 +2300,10 @@ func (c *Client) CreateJobWithBody(ctx context.Context, params *CreateJobParams,
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 // jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. Once this has
-// answered, the job is not lost, whatever happens to the daemon.
+// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+// others waits until they are done and finds their outputs among its inputs; it
+// needs no other ones. Once this has answered, the job is not lost, whatever
+// happens to the daemon. Several jobs at once: `POST /groups`.
 //
 // As `multipart/form-data`, the first part is `job`, the description. Each
 // further part is a file: its name below `inputs/` is its `filename`, with
@@ -3007,6 +3232,163 @@ func NewListGPUsRequest(server string, params *ListGPUsParams) (*http.Request, e
 	return req, nil
 }
 
+// NewCreateGroupRequest calls the generic CreateGroup builder with application/json body
+func NewCreateGroupRequest(server string, params *CreateGroupParams, body CreateGroupJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateGroupRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateGroupRequestWithBody constructs an http.Request for the CreateGroup method, with any body, and a specified content type
+func NewCreateGroupRequestWithBody(server string, params *CreateGroupParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/groups")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetGroupRequest constructs an http.Request for the GetGroup method
+func NewGetGroupRequest(server string, groupId GroupID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "group_id", groupId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/groups/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCancelGroupRequest constructs an http.Request for the CancelGroup method
+func NewCancelGroupRequest(server string, groupId GroupID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "group_id", groupId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/groups/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRetryGroupRequest constructs an http.Request for the RetryGroup method
+func NewRetryGroupRequest(server string, groupId GroupID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "group_id", groupId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/groups/%s/retry", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetHealthRequest constructs an http.Request for the GetHealth method
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -3101,6 +3483,18 @@ func NewListJobsRequest(server string, params *ListJobsParams) (*http.Request, e
 		if params.Label != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "label", *params.Label, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Group != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "group", *params.Group, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -4798,6 +5192,64 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /gpus (the `ListGPUs` operationId).
 	ListGPUsWithResponse(ctx context.Context, params *ListGPUsParams, reqEditors ...RequestEditorFn) (*ListGPUsResponse, error)
 
+	// CreateGroupWithBodyWithResponse Submit several jobs, all of them or none
+	//
+	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+	// come before it, if that is asked for. They are in the group, and in the queue in
+	// their order, or none of them is. An error about one of them names it in `detail`
+	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+	// again: it answers with the group that the first one has made.
+	//
+	// `webhook` is told once when all jobs of the group have ended, with an event
+	// `group.ended`; then its jobs have no webhooks of their own.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /groups (the `CreateGroup` operationId).
+	CreateGroupWithBodyWithResponse(ctx context.Context, params *CreateGroupParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateGroupResponse, error)
+
+	// CreateGroupWithResponse Submit several jobs, all of them or none
+	//
+	// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+	// come before it, if that is asked for. They are in the group, and in the queue in
+	// their order, or none of them is. An error about one of them names it in `detail`
+	// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+	// again: it answers with the group that the first one has made.
+	//
+	// `webhook` is told once when all jobs of the group have ended, with an event
+	// `group.ended`; then its jobs have no webhooks of their own.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /groups (the `CreateGroup` operationId).
+	CreateGroupWithResponse(ctx context.Context, params *CreateGroupParams, body CreateGroupJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateGroupResponse, error)
+
+	// GetGroupWithResponse A group of jobs
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
+	GetGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*GetGroupResponse, error)
+
+	// CancelGroupWithResponse Ask for the end of the group's jobs that have not ended
+	//
+	// Each as `POST /jobs/ID/cancel` does, the last one first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /groups/{group_id}/cancel (the `CancelGroup` operationId).
+	CancelGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*CancelGroupResponse, error)
+
+	// RetryGroupWithResponse Run the group's jobs again that failed or were cancelled
+	//
+	// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
+	// be run again the answer says which, and those before it run.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
+	RetryGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*RetryGroupResponse, error)
+
 	// GetHealthWithResponse Whether the daemon is alive
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4821,8 +5273,10 @@ type ClientWithResponsesInterface interface {
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. Once this has
-	// answered, the job is not lost, whatever happens to the daemon.
+	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+	// others waits until they are done and finds their outputs among its inputs; it
+	// needs no other ones. Once this has answered, the job is not lost, whatever
+	// happens to the daemon. Several jobs at once: `POST /groups`.
 	//
 	// As `multipart/form-data`, the first part is `job`, the description. Each
 	// further part is a file: its name below `inputs/` is its `filename`, with
@@ -4843,8 +5297,10 @@ type ClientWithResponsesInterface interface {
 	//
 	// The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 	// jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-	// what lies in storage below `inputs/` of `job_id` already. Once this has
-	// answered, the job is not lost, whatever happens to the daemon.
+	// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+	// others waits until they are done and finds their outputs among its inputs; it
+	// needs no other ones. Once this has answered, the job is not lost, whatever
+	// happens to the daemon. Several jobs at once: `POST /groups`.
 	//
 	// As `multipart/form-data`, the first part is `job`, the description. Each
 	// further part is a file: its name below `inputs/` is its `filename`, with
@@ -5388,6 +5844,191 @@ func (r ListGPUsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListGPUsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateGroupResponse200Headers the declared response headers of an HTTP 200 response for CreateGroup
+type CreateGroupResponse200Headers struct {
+	Location *string
+}
+
+// CreateGroupResponse201Headers the declared response headers of an HTTP 201 response for CreateGroup
+type CreateGroupResponse201Headers struct {
+	Location *string
+}
+
+type CreateGroupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Group
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Group
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *CreateGroupResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateGroupResponse201Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateGroupResponse) GetJSON200() *Group {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateGroupResponse) GetJSON201() *Group {
+	return r.JSON201
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateGroupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateGroupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateGroupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateGroupResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetGroupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Group
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetGroupResponse) GetJSON200() *Group {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r GetGroupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetGroupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetGroupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetGroupResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CancelGroupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CancelGroupResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelGroupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelGroupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelGroupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelGroupResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RetryGroupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RetryGroupResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r RetryGroupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryGroupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryGroupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RetryGroupResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7143,6 +7784,94 @@ func (c *ClientWithResponses) ListGPUsWithResponse(ctx context.Context, params *
 	return ParseListGPUsResponse(rsp)
 }
 
+// CreateGroupWithBodyWithResponse Submit several jobs, all of them or none
+//
+// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+// come before it, if that is asked for. They are in the group, and in the queue in
+// their order, or none of them is. An error about one of them names it in `detail`
+// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+// again: it answers with the group that the first one has made.
+//
+// `webhook` is told once when all jobs of the group have ended, with an event
+// `group.ended`; then its jobs have no webhooks of their own.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /groups (the `CreateGroup` operationId).
+func (c *ClientWithResponses) CreateGroupWithBodyWithResponse(ctx context.Context, params *CreateGroupParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateGroupResponse, error) {
+	rsp, err := c.CreateGroupWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateGroupResponse(rsp)
+}
+
+// CreateGroupWithResponse Submit several jobs, all of them or none
+//
+// Each of `jobs` is as `POST /jobs` takes it as JSON, and is `after` jobs that
+// come before it, if that is asked for. They are in the group, and in the queue in
+// their order, or none of them is. An error about one of them names it in `detail`
+// and `field` (`jobs[3].model`). With an `Idempotency-Key` a request can be sent
+// again: it answers with the group that the first one has made.
+//
+// `webhook` is told once when all jobs of the group have ended, with an event
+// `group.ended`; then its jobs have no webhooks of their own.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /groups (the `CreateGroup` operationId).
+func (c *ClientWithResponses) CreateGroupWithResponse(ctx context.Context, params *CreateGroupParams, body CreateGroupJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateGroupResponse, error) {
+	rsp, err := c.CreateGroup(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateGroupResponse(rsp)
+}
+
+// GetGroupWithResponse A group of jobs
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /groups/{group_id} (the `GetGroup` operationId).
+func (c *ClientWithResponses) GetGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*GetGroupResponse, error) {
+	rsp, err := c.GetGroup(ctx, groupId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetGroupResponse(rsp)
+}
+
+// CancelGroupWithResponse Ask for the end of the group's jobs that have not ended
+//
+// Each as `POST /jobs/ID/cancel` does, the last one first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /groups/{group_id}/cancel (the `CancelGroup` operationId).
+func (c *ClientWithResponses) CancelGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*CancelGroupResponse, error) {
+	rsp, err := c.CancelGroup(ctx, groupId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelGroupResponse(rsp)
+}
+
+// RetryGroupWithResponse Run the group's jobs again that failed or were cancelled
+//
+// Each as `POST /jobs/ID/retry` does, the first one first. Where one of them cannot
+// be run again the answer says which, and those before it run.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /groups/{group_id}/retry (the `RetryGroup` operationId).
+func (c *ClientWithResponses) RetryGroupWithResponse(ctx context.Context, groupId GroupID, reqEditors ...RequestEditorFn) (*RetryGroupResponse, error) {
+	rsp, err := c.RetryGroup(ctx, groupId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryGroupResponse(rsp)
+}
+
 // GetHealthWithResponse Whether the daemon is alive
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7178,8 +7907,10 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 // jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. Once this has
-// answered, the job is not lost, whatever happens to the daemon.
+// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+// others waits until they are done and finds their outputs among its inputs; it
+// needs no other ones. Once this has answered, the job is not lost, whatever
+// happens to the daemon. Several jobs at once: `POST /groups`.
 //
 // As `multipart/form-data`, the first part is `job`, the description. Each
 // further part is a file: its name below `inputs/` is its `filename`, with
@@ -7206,8 +7937,10 @@ func (c *ClientWithResponses) CreateJobWithBodyWithResponse(ctx context.Context,
 //
 // The job's inputs are a `payload`, which becomes `inputs/input`; files of other
 // jobs (`inputs`); files of the request, where it is `multipart/form-data`; or
-// what lies in storage below `inputs/` of `job_id` already. Once this has
-// answered, the job is not lost, whatever happens to the daemon.
+// what lies in storage below `inputs/` of `job_id` already. A job that is `after`
+// others waits until they are done and finds their outputs among its inputs; it
+// needs no other ones. Once this has answered, the job is not lost, whatever
+// happens to the daemon. Several jobs at once: `POST /groups`.
 //
 // As `multipart/form-data`, the first part is `job`, the description. Each
 // further part is a file: its name below `inputs/` is its `filename`, with
@@ -7917,6 +8650,140 @@ func ParseListGPUsResponse(rsp *http.Response) (*ListGPUsResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest GPUList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateGroupResponse parses an HTTP response from a CreateGroupWithResponse call
+func ParseCreateGroupResponse(rsp *http.Response) (*CreateGroupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateGroupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Group
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Group
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers CreateGroupResponse200Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers CreateGroupResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = &value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetGroupResponse parses an HTTP response from a GetGroupWithResponse call
+func ParseGetGroupResponse(rsp *http.Response) (*GetGroupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetGroupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Group
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCancelGroupResponse parses an HTTP response from a CancelGroupWithResponse call
+func ParseCancelGroupResponse(rsp *http.Response) (*CancelGroupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelGroupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRetryGroupResponse parses an HTTP response from a RetryGroupWithResponse call
+func ParseRetryGroupResponse(rsp *http.Response) (*RetryGroupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryGroupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -29,6 +29,14 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
+// AfterError says that a job cannot be after another one as that is now.
+type AfterError struct {
+	ID      ID // the other one
+	Problem string
+}
+
+func (e *AfterError) Error() string { return e.Problem }
+
 // QueueFull says that no more jobs are taken, of a tenant where one is named, until
 // some of those that wait have been started.
 type QueueFull struct {
@@ -75,6 +83,8 @@ const (
 	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
 	// ErrUploading says that another request submits a job with this id at the moment.
 	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
+	// ErrNoGroup says that no job of the group is known.
+	ErrNoGroup notice = "There is no such group"
 	// ErrNothingToRetry says that only a job that has ended can be run again.
 	ErrNothingToRetry notice = "The job has not ended yet; cancel it, or wait until it has ended, and then run it again"
 	// ErrFilesRemoved says that a job cannot run again for want of its inputs.

@@ -21,6 +21,8 @@ type View struct {
 	// Timeline is what happened to the job's run so far, oldest first, as far as events
 	// are kept; at most MaxTimeline, the last ones. Listings leave it out.
 	Timeline []Event
+	// WaitsFor are the jobs that it is after and that are not done; listings leave them out.
+	WaitsFor []ID
 	// Position is the job's place in the queue, 1 for the first and MaxPosition for
 	// those further back, too; 0 where it does not wait for a sheep, and in listings.
 	Position int
@@ -78,6 +80,7 @@ type Query struct {
 	Newest bool   // the latest submitted first
 	// Labels are labels that the job has, all of them.
 	Labels Labels
+	Group  string
 	// Prefix is the beginning of the job's id.
 	Prefix ID
 	// Since and Before bound when the job was submitted: from Since on, and earlier

@@ -19,6 +19,9 @@ type Webhook struct {
 	// Events are the kinds that are sent, sorted and joined by commas; empty stands for
 	// EventEnded alone.
 	Events string
+	// Group, where it is not empty, is the run's group: one message is sent when all jobs of
+	// it have ended, in place of those about the run.
+	Group string
 }
 
 // NewWebhook checks a webhook as a client asks for it. The error is an *Invalid.
@@ -73,6 +76,7 @@ func (w Webhook) Wants(kind EventKind) bool {
 type webhookJSON struct {
 	URL    string `json:"url"`
 	Events string `json:"events,omitempty"`
+	Group  string `json:"group,omitempty"`
 }
 
 // MarshalText is empty for the zero Webhook.

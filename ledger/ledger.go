@@ -127,27 +127,6 @@ var (
 	ErrEventsGone = fmt.Errorf("events after this cursor are no longer kept: %w", errdefs.ErrOutOfRange)
 )
 
-// AfterError says that a job cannot be after another one.
-type AfterError struct {
-	Job job.ID // the other one
-	// State is the other's, where that has ended without outputs, and job.Done where its
-	// files were removed; empty where it is not known, or another tenant's.
-	State job.State
-}
-
-func (e *AfterError) Error() string {
-	switch e.State {
-	case "":
-		return fmt.Sprintf("there is no job `%s` to be after", e.Job)
-	case job.Done:
-		return fmt.Sprintf("the outputs of job `%s` were removed", e.Job)
-	}
-	return fmt.Sprintf("job `%s` is %s, so it has no outputs", e.Job, e.State)
-}
-
-// Unwrap returns the error's class, which is errdefs.ErrFailedPrecondition.
-func (e *AfterError) Unwrap() error { return errdefs.ErrFailedPrecondition }
-
 // Token fences the changes of one claim.
 type Token int64
 

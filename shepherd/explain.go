@@ -164,6 +164,8 @@ func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.E
 		return e
 	case v.Holder != "":
 		e.Summary = fmt.Sprintf("Sheep `%s` has it and prepares it; it starts when the job before it there is through.", v.Holder)
+	case v.Blocked:
+		e = explainBlocked(v)
 	case v.NotBefore.After(now):
 		e = explainDelayed(v)
 	default:
@@ -180,6 +182,28 @@ func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.E
 		e.Reasons = append(e.Reasons, "It fails at "+moment(v.Deadline)+" if it has not ended by then (deadline).")
 	}
 	return e
+}
+
+func explainBlocked(v job.View) job.Explanation {
+	next := []string{"To run it without them, cancel it and submit it without after."}
+	if len(v.WaitsFor) == 0 { // the last of them was done just now
+		return job.Explanation{Summary: "The jobs that it is after are done; it can be started in a moment."}
+	}
+	const most = 5
+	named := make([]string, 0, most)
+	for _, id := range v.WaitsFor[:min(len(v.WaitsFor), most)] {
+		named = append(named, "`"+string(id)+"`")
+	}
+	which := "job " + named[0]
+	switch more := len(v.WaitsFor) - len(named); {
+	case more > 0:
+		which = fmt.Sprintf("jobs %s and %d more", strings.Join(named, ", "), more)
+	case len(named) > 1:
+		which = "jobs " + strings.Join(named[:len(named)-1], ", ") + " and " + named[len(named)-1]
+	default:
+		next[0] = "GET /jobs/" + string(v.WaitsFor[0]) + "/explain says how that job stands. " + next[0]
+	}
+	return job.Explanation{Summary: "It waits for the outputs of " + which + " (after).", Next: next}
 }
 
 func explainDelayed(v job.View) job.Explanation {
@@ -355,6 +379,8 @@ func nextStep(cause job.Cause, v job.View) string {
 		return "Submit it with a larger run_timeout, or with less to do."
 	case job.CauseWaitTimeout:
 		return "Submit it with a higher priority or a larger wait_timeout, or let more sheep run its model."
+	case job.CauseAfter:
+		return "Run the job again whose outputs it needs, and then this one: " + again + "."
 	case job.CauseDeadline:
 		return "Submit it with a later deadline, or a higher priority."
 	case job.CauseSheep:

@@ -75,6 +75,12 @@ func TestExplain(t *testing.T) {
 		{"no sheep", view(job.Queued, nil), nil},
 		{"no such sheep", view(job.Queued, func(v *job.View) { v.Sheep = "gone" }), nil},
 		{"not before", view(job.Queued, func(v *job.View) { v.NotBefore = now.Add(time.Hour) }), []standing{free}},
+		{"after another", view(job.Queued, func(v *job.View) {
+			v.After, v.Blocked, v.WaitsFor, v.Deadline = []job.ID{"a", "b"}, true, []job.ID{"b"}, now.Add(time.Hour)
+		}), []standing{free}},
+		{"after others", view(job.Queued, func(v *job.View) { v.Blocked, v.WaitsFor = true, []job.ID{"a", "b", "c"} }), nil},
+		{"after many", view(job.Queued, func(v *job.View) { v.Blocked, v.WaitsFor = true, []job.ID{"a", "b", "c", "d", "e", "f", "g"} }), nil},
+		{"after others that are done", view(job.Queued, func(v *job.View) { v.Blocked = true }), nil},
 		{"to be tried again", view(job.Queued, func(v *job.View) {
 			v.NotBefore, v.Attempts = now.Add(time.Minute), []job.Attempt{{Run: 1, Number: 9, Ended: now, Cause: job.CauseError}, attempt(1, job.CauseError, "KeyError: 'x'\nmore")}
 		}), []standing{free}},

@@ -216,14 +216,14 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 		return l.preparing(ctx, a, err)
 	}
 	a.dir = dir
-	if data, ok := l.payloads.take(a.ID); ok && l.admit(a, int64(len(data))) == nil {
+	if data, ok := l.payloads.take(a.ID); ok && len(a.After) == 0 && l.admit(a, int64(len(data))) == nil {
 		a.staged = storage.Staged{Files: 1, Bytes: int64(len(data))}
 		began := time.Now()
 		err := dir.writeInput(data)
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
 		return l.preparing(ctx, a, err)
 	}
-	how := storage.Options{Admit: func(bytes int64) error { return l.admit(a, bytes) }}
+	how := storage.Options{After: a.After, Admit: func(bytes int64) error { return l.admit(a, bytes) }}
 	if o, err := l.owner(ctx, a.Model); err == nil && o.set { // else it is not known yet
 		how.Owned, how.UID, how.GID = true, o.uid, o.gid
 	}
@@ -289,7 +289,7 @@ func (l *lane) preparing(ctx context.Context, a *attempt, err error) *ending {
 		return &end
 	case errors.Is(err, storage.ErrWorkDir) && !errdefs.IsInvalidArgument(err), isMachineFault(err):
 		return &ending{cause: job.CauseSheep, reason: fmt.Sprintf("the job cannot be prepared on sheep %s: %v", l.Name, err)}
-	case errdefs.IsNotFound(err):
+	case errdefs.IsNotFound(err) && len(a.After) == 0:
 		return &ending{cause: job.CauseInputs, reason: (&job.UnknownJob{ID: string(a.ID)}).Error()}
 	}
 	return &ending{cause: job.CauseInputs, reason: fmt.Sprintf("the inputs of this job cannot be fetched: %v", err)}

@@ -283,7 +283,7 @@ func (f *forecaster) state() forecast.State {
 	}
 	for _, rec := range f.waiting {
 		switch {
-		case rec.Cancelling:
+		case rec.Cancelling, rec.Blocked:
 		case rec.Holder != "":
 			next[place{rec.Node, rec.Holder}] = rec
 		default:

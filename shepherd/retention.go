@@ -278,6 +278,8 @@ func (r *remover) removeFiles(ctx context.Context, d ledger.Removal) error {
 	switch _, err := r.cfg.Ledger.BeginRemoval(ctx, d.ID, d.Run, false); {
 	case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
 		return nil // it was submitted again
+	case errors.Is(err, ledger.ErrNeeded):
+		return nil // since
 	case errors.Is(err, ledger.ErrRemoving):
 		return nil // by another node
 	case err != nil:
@@ -300,7 +302,7 @@ func (r *remover) finish(ctx context.Context, id job.ID) error {
 // Remove removes a job that has ended: its files, and all that the ledger knows of
 // it. When it returns nil the id can be used again. A removal that fails after it
 // has begun goes on by itself, also in the next daemon. The error is
-// *job.UnknownJob, job.ErrNotEnded or job.ErrRemoving (a submission or a removal of
+// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded or job.ErrRemoving (a submission or a removal of
 // the job is under way), or has the class its part gave it.
 func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	r := s.remover
@@ -320,6 +322,8 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 		return s.removeUnrecorded(ctx, id)
 	case errors.Is(err, ledger.ErrNotFinal):
 		return job.ErrNotEnded
+	case errors.Is(err, ledger.ErrNeeded):
+		return job.ErrNeeded
 	case errors.Is(err, ledger.ErrRemoving):
 		return job.ErrRemoving
 	case err != nil:

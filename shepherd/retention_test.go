@@ -31,7 +31,7 @@ func (p *fixture) keep(policy job.Retention) {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { l.Close() })
-	p.ledger, p.config.Ledger = l, l
+	p.ledger, p.config.Ledger, p.config.Webhooks = l, l, l
 	p.config.Retention = shepherd.Retention{Ledger: l, Policy: policy, Interval: 20 * time.Millisecond}
 	p.start()
 }

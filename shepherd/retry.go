@@ -18,7 +18,8 @@ type Webhooks interface {
 
 // Retry runs a job that has ended again, with its inputs and what was asked for it. A
 // not_before or deadline that has passed is left out. The error is *job.UnknownJob,
-// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, or one of Submit's.
+// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, *job.AfterError also for a
+// job that is not known any more, or one of Submit's.
 func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
 	switch {
@@ -39,7 +40,7 @@ func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error 
 	to := job.ParseAddress(rec.Sheep)
 	r := job.Request{
 		ID: id, Model: rec.Model, Sheep: to.Who(), NodeLabels: to.Labels, Priority: rec.Priority, Tenant: rec.Tenant, Limits: rec.Limits, Keep: rec.Keep,
-		Labels: rec.Labels, Trace: trace, Idempotency: nextIdempotency(rec),
+		Labels: rec.Labels, After: rec.After, Group: rec.Group, Trace: trace, Idempotency: nextIdempotency(rec),
 	}
 	if s.cfg.Webhooks != nil {
 		run := ledger.JobRun{Job: id, Run: rec.Run}
@@ -57,6 +58,10 @@ func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error 
 		r.Deadline = rec.Deadline
 	}
 	err = s.Submit(ctx, r)
+	var invalid *job.Invalid
+	if errors.As(err, &invalid) && invalid.Field == "after" {
+		return &job.AfterError{Problem: "A job whose outputs this one needs is not known any more; submit both anew"}
+	}
 	if errors.Is(err, job.ErrSubmitted) { // somebody else has run it again
 		return job.ErrNothingToRetry
 	}

@@ -26,13 +26,29 @@ const commitTime = 30 * time.Second
 // of the last run are being removed; job.ErrUploading that another request submits
 // this id; job.ErrDraining that the daemon is stopping and no other node is up that has the queue; anything else has the class
 // its part gave it. Submitting again after an error is safe.
+//
+// A job that is after others needs no place in storage: where there is none, and no
+// payload, it is made. *job.AfterError says that one of the others has ended without
+// outputs.
 func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
+	if r.Payload == nil && len(r.After) > 0 {
+		if err := s.admissible(ctx, r); err != nil {
+			return err
+		}
+		there, err := s.cfg.Store.Exists(ctx, r.ID)
+		if err != nil {
+			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+		}
+		if !there {
+			return s.SubmitFiles(ctx, r, noFiles)
+		}
+	}
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
 	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
-	if err := s.roomFor(ctx, r.Tenant); err != nil {
+	if err := s.roomFor(ctx, r.Tenant, 1); err != nil {
 		return err
 	}
 	submitted, err := s.remover.submit(r.ID)
@@ -74,25 +90,88 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 
 // enter enters a job whose inputs are in storage in the ledger.
 func (s *Shepherd) enter(ctx context.Context, r job.Request, trace job.Trace) error {
-	s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
+	if len(r.After) == 0 {
+		s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
+	} else {
+		s.env.payloads.keep(r.ID, nil)
+	}
 	_, err := s.create(ctx, s.record(r, trace))
-	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
-		return &job.UnknownJob{ID: string(r.ID)}
-	}
-	if errors.Is(err, ledger.ErrExists) || errors.Is(err, ledger.ErrOthers) {
-		s.env.payloads.keep(r.ID, nil)
-		return job.ErrSubmitted
-	}
-	if errors.Is(err, ledger.ErrRemoving) { // by a daemon that was killed
-		s.env.payloads.keep(r.ID, nil)
-		return job.ErrRemoving
-	}
 	if err != nil {
-		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
+		return s.notEntered(r, err)
 	}
 	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
+}
+
+// notEntered is what a client is told of a job that the ledger has not taken.
+func (s *Shepherd) notEntered(r job.Request, err error) error {
+	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
+		return &job.UnknownJob{ID: string(r.ID)}
+	}
+	told := error(nil)
+	var after *ledger.AfterError
+	switch {
+	case errors.Is(err, ledger.ErrExists), errors.Is(err, ledger.ErrOthers):
+		told = job.ErrSubmitted
+	case errors.Is(err, ledger.ErrRemoving): // by a daemon that was killed
+		told = job.ErrRemoving
+	case errors.Is(err, ledger.ErrNeeded):
+		told = job.ErrNeeded
+	case errors.As(err, &after):
+		told = afterProblem(after)
+	default:
+		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
+	}
+	s.env.payloads.keep(r.ID, nil)
+	return told
+}
+
+// afterProblem tells a client why a job cannot be after another one.
+func afterProblem(e *ledger.AfterError) error {
+	switch e.State {
+	case "":
+		return &job.Invalid{Field: "after", Problem: fmt.Sprintf("there is no job `%s` to wait for", e.Job)}
+	case job.Done:
+		return &job.AfterError{ID: e.Job, Problem: fmt.Sprintf("The outputs of job `%s`, which this one needs, have been removed; submit that one anew, and then this one", e.Job)}
+	}
+	how := "has failed"
+	if e.State == job.Cancelled {
+		how = "was cancelled"
+	}
+	return &job.AfterError{ID: e.Job, Problem: fmt.Sprintf("Job `%s`, whose outputs this one needs, %s; run that again first (POST /jobs/%s/retry)", e.Job, how, e.Job)}
+}
+
+// mayBeAfter looks whether the ledger takes a job that is after others, before anything is
+// stored for it. Those that are submitted with it are given.
+func (s *Shepherd) mayBeAfter(ctx context.Context, r job.Request, with ...job.Request) error {
+	if len(r.After) == 0 {
+		return nil
+	}
+	if err := job.CheckAfter(r.After); err != nil {
+		return &job.Invalid{Field: "after", Problem: err.Error()}
+	}
+	var unread error
+	_, err := ledger.CheckAfter(job.Record{ID: r.ID, Tenant: r.Tenant, After: r.After}, func(id job.ID) *job.Record {
+		for _, other := range with {
+			if other.ID == id {
+				return &job.Record{ID: id, Tenant: other.Tenant, State: job.Queued}
+			}
+		}
+		rec, err := s.cfg.Ledger.Get(ctx, id)
+		if errors.Is(err, ledger.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			unread = away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+		}
+		return &rec
+	})
+	var after *ledger.AfterError
+	if errors.As(err, &after) && unread == nil {
+		return afterProblem(after)
+	}
+	return unread
 }
 
 // removedElsewhere answers job.ErrRemoving while another node removes the job's files:
@@ -119,7 +198,7 @@ func (s *Shepherd) record(r job.Request, trace job.Trace) job.Record {
 	rec := job.Record{
 		ID: r.ID, Model: r.Model, Sheep: to.String(), Priority: r.Priority, Trace: trace, Tenant: r.Tenant,
 		Limits: r.Limits, NotBefore: r.NotBefore, Deadline: r.Deadline, Keep: r.Keep,
-		Labels: r.Labels, Idempotency: r.Idempotency, Webhook: r.Webhook,
+		Labels: r.Labels, After: r.After, Group: r.Group, Idempotency: r.Idempotency, Webhook: r.Webhook,
 	}
 	var sheep job.Limits
 	if l := s.env.flock.named(to.Sheep); l != nil && to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) {
@@ -195,8 +274,9 @@ func (s *Shepherd) Owner(ctx context.Context, id job.ID) (string, error) {
 	return "", err
 }
 
-// admissible checks what can be checked before anything is stored.
-func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
+// admissible checks what can be checked before anything is stored. The jobs that are
+// submitted before it, together with it, are given.
+func (s *Shepherd) admissible(ctx context.Context, r job.Request, with ...job.Request) error {
 	if err := s.admitting(); err != nil && !s.admitsForOthers(ctx) {
 		return err
 	}
@@ -209,6 +289,12 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	if err := r.NodeLabels.Validate(); err != nil {
 		return &job.Invalid{Field: "node_labels", Problem: reasonOf(err)}
 	}
+	if err := job.CheckGroup(r.Group); err != nil {
+		return &job.Invalid{Field: "group", Problem: err.Error()}
+	}
+	if err := s.mayBeAfter(ctx, r, with...); err != nil {
+		return err
+	}
 	if err := s.checkAddress(ctx, r); err != nil {
 		return err
 	}
@@ -218,15 +304,15 @@ func (s *Shepherd) admissible(ctx context.Context, r job.Request) error {
 	return nil
 }
 
-// roomFor refuses a tenant's job for which there is no room: *job.QueueFull, or an
+// roomFor refuses a tenant's jobs for which there is no room: *job.QueueFull, or an
 // error of the ledger's disk. Submissions at the same moment may pass together.
-func (s *Shepherd) roomFor(ctx context.Context, tenant string) error {
+func (s *Shepherd) roomFor(ctx context.Context, tenant string, jobs int) error {
 	if most := s.cfg.Policy.Tenant(tenant).MaxQueued; most > 0 {
 		queued, err := s.cfg.Ledger.Queued(ctx, tenant, most)
 		if err != nil {
 			return away("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
 		}
-		if queued >= most {
+		if queued > most-jobs {
 			return &job.QueueFull{Limit: most, Tenant: tenant}
 		}
 	}
@@ -235,7 +321,7 @@ func (s *Shepherd) roomFor(ctx context.Context, tenant string) error {
 		if err != nil {
 			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
 		}
-		if counts[job.Queued] >= most {
+		if counts[job.Queued] > most-jobs {
 			return &job.QueueFull{Limit: most}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Fil
 	if err := s.admissible(ctx, r); err != nil {
 		return err
 	}
-	if err := s.roomFor(ctx, r.Tenant); err != nil {
+	if err := s.roomFor(ctx, r.Tenant, 1); err != nil {
 		return err
 	}
 	free, err := s.remover.upload(r.ID)
@@ -64,8 +65,16 @@ func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Fil
 	// From here on a client that goes away must not leave half a submission.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
-	return s.enter(ctx, r, trace)
+	err = s.enter(ctx, r, trace)
+	var after *job.AfterError
+	if errors.As(err, &after) { // it ended while the files came
+		s.abandon(ctx, r.ID)
+	}
+	return err
 }
+
+// noFiles are those of a job to which no files are sent.
+func noFiles() (string, io.Reader, error) { return "", nil, io.EOF }
 
 // reservePlace makes a place for the job's inputs and returns the state that it has.
 func (s *Shepherd) reservePlace(ctx context.Context, r job.Request) (job.Status, error) {
@@ -147,11 +156,14 @@ func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Fil
 		if err := names.Add(name); err != nil {
 			return err
 		}
+		if err := notOfOthers(r, name); err != nil {
+			return err
+		}
 		if err := s.storeInput(ctx, r.ID, name, content); err != nil {
 			return err
 		}
 	}
-	if names.Len() == 0 {
+	if names.Len() == 0 && len(r.After) == 0 {
 		return &job.Invalid{Field: "inputs", Problem: "the request has no file; a job needs at least one input"}
 	}
 	// Another daemon may have taken this upload for one that was cut short.
@@ -161,6 +173,16 @@ func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Fil
 	}
 	if err != nil || !isCutShort(status) || !status.EnqueuedAt.Equal(reserved.EnqueuedAt) {
 		return job.ErrUploading
+	}
+	return nil
+}
+
+// notOfOthers returns an error for an input below the name of a job whose outputs are to
+// be there.
+func notOfOthers(r job.Request, name string) error {
+	first, _, _ := strings.Cut(name, "/")
+	if slices.Contains(r.After, job.ID(first)) {
+		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file name %q is in the way of the outputs of job `%s`, which become inputs below %s/", name, first, first)}
 	}
 	return nil
 }
@@ -296,6 +318,9 @@ func (s *Shepherd) copyInputs(ctx context.Context, r job.Request, c job.Copy, na
 			name = path.Join(c.As, strings.TrimPrefix(file.Name, below))
 		}
 		if err := names.Add(name); err != nil {
+			return err
+		}
+		if err := notOfOthers(r, name); err != nil {
 			return err
 		}
 		if err := s.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {

@@ -71,7 +71,7 @@ func judge(end ending, f facts) verdict {
 		return verdict{state: job.Done}
 	case job.CauseCancelled:
 		return verdict{state: job.Cancelled}
-	case job.CauseWaitTimeout, job.CauseDeadline:
+	case job.CauseWaitTimeout, job.CauseDeadline, job.CauseAfter:
 		return verdict{state: job.Failed}
 
 	case job.CauseHandedBack, job.CauseTakenOver:

@@ -84,6 +84,7 @@ func TestVerdicts(t *testing.T) {
 		{job.CauseRunTimeout, retried, "spent", "", own},
 		{job.CauseWaitTimeout, "failed", "spent", "", final(job.Failed)},
 		{job.CauseDeadline, "failed", "spent", "", final(job.Failed)},
+		{job.CauseAfter, "failed", "spent", "", final(job.Failed)},
 		{job.CauseSheep, "queued", "not spent", "rests", func(t *testing.T, judge func(facts) verdict) {
 			f := base
 			f.spent, f.wrecked, f.tries = 100, 100, 100

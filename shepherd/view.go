@@ -25,6 +25,9 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 		if view.Timeline, err = s.timeline(ctx, rec); err != nil {
 			return job.View{}, fmt.Errorf("read the events of job %s: %w", id, err)
 		}
+		if view.WaitsFor, err = s.waitsFor(ctx, rec); err != nil {
+			return job.View{}, err
+		}
 		if rec.State == job.Queued && rec.Holder == "" {
 			view.Position, err = s.cfg.Ledger.Position(ctx, id, job.MaxPosition)
 			if err != nil && !errors.Is(err, ledger.ErrNotFound) { // it expired since
@@ -47,13 +50,30 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 	}}, nil
 }
 
+// waitsFor are the jobs that a blocked one is after and that are not done.
+func (s *Shepherd) waitsFor(ctx context.Context, rec job.Record) (outstanding []job.ID, err error) {
+	if !rec.Blocked {
+		return nil, nil
+	}
+	for _, id := range rec.After {
+		other, err := s.cfg.Ledger.Get(ctx, id)
+		switch {
+		case err == nil && other.State != job.Done:
+			outstanding = append(outstanding, id)
+		case err != nil && !errors.Is(err, ledger.ErrNotFound):
+			return nil, fmt.Errorf("read job %s: %w", id, err)
+		}
+	}
+	return outstanding, nil
+}
+
 // Jobs is up to limit jobs that match, by when they were submitted, from the
 // cursor on (0 for the first), and the cursor to go on with, 0 at the end. It
 // knows the jobs that the ledger has.
 func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
 	filter := ledger.Filter{
 		States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant, Newest: q.Newest,
-		Labels: q.Labels, Prefix: q.Prefix, Since: q.Since, Before: q.Before,
+		Labels: q.Labels, Group: q.Group, Prefix: q.Prefix, Since: q.Since, Before: q.Before,
 	}
 	records, next, err := s.cfg.Ledger.List(ctx, filter, cursor, limit)
 	if err != nil {

@@ -115,6 +115,10 @@ type Options struct {
 	// Admit is asked before anything is copied whether there is room for so many
 	// bytes; an error it returns is Stage's. Nil admits all.
 	Admit func(bytes int64) error
+	// After are jobs whose outputs are staged as well, below inputs/ID/, which is made also
+	// for one without outputs. One of which storage has nothing is ErrNotFound where jobs
+	// have buckets of their own. An input that is in the way is ErrBadName.
+	After []job.ID
 	// Owned says that what is written belongs to UID and GID instead of to this
 	// process's user.
 	Owned    bool

@@ -67,7 +67,21 @@ func jobsConsumer(l Ledger, show func(job.Event) (json.RawMessage, error)) consu
 			if e.Kind == job.EventEnded {
 				complete = append(complete, run)
 			}
-			if !webhook.Wants(e.Kind) {
+			if webhook.Group != "" && e.Kind == job.EventEnded {
+				g, err := readGroup(ctx, l, webhook.Group, e.Tenant)
+				if err != nil {
+					return nil, nil, err
+				}
+				if !g.ended {
+					continue
+				}
+				m, err := g.message(webhook.URL, e)
+				if err != nil {
+					return nil, nil, err
+				}
+				messages = append(messages, m)
+			}
+			if webhook.Group != "" || !webhook.Wants(e.Kind) {
 				continue
 			}
 			m, err := newMessage(webhook.URL, e, show)
@@ -102,10 +116,77 @@ func newMessage(receiver string, e job.Event, show func(job.Event) (json.RawMess
 	}, nil
 }
 
+// groupPage is how many records of a group are read at a time.
+const groupPage = 1000
+
+// groupEnd is what is told of a group.
+type groupEnd struct {
+	Group     string `json:"group"`
+	Done      int    `json:"done"`
+	Failed    int    `json:"failed"`
+	Cancelled int    `json:"cancelled"`
+
+	ended bool // all its jobs have
+	runs  int  // of all its jobs
+}
+
+// readGroup reads how a tenant's group stands.
+func readGroup(ctx context.Context, l Ledger, name, tenant string) (groupEnd, error) {
+	g := groupEnd{Group: name, ended: true}
+	for cursor := int64(0); ; {
+		records, next, err := l.List(ctx, ledger.Filter{Group: name, Tenant: tenant}, cursor, groupPage)
+		if err != nil {
+			return groupEnd{}, err
+		}
+		for _, rec := range records {
+			if rec.Tenant != tenant { // of another group with this name
+				continue
+			}
+			g.runs += rec.Run
+			switch rec.State {
+			case job.Done:
+				g.Done++
+			case job.Failed:
+				g.Failed++
+			case job.Cancelled:
+				g.Cancelled++
+			default:
+				g.ended = false
+			}
+		}
+		if next == 0 || !g.ended {
+			return g, nil
+		}
+		cursor = next
+	}
+}
+
+// message is one about the end of the group, by the event of one of its jobs. As long as
+// none of them runs again it has the same id.
+func (g groupEnd) message(receiver string, e job.Event) (job.Delivery, error) {
+	data, err := job.JSON(g)
+	if err != nil {
+		return job.Delivery{}, fmt.Errorf("write the end of group %s: %w", g.Group, err)
+	}
+	payload, err := job.JSON(envelope{Type: "group.ended", Timestamp: job.FormatTime(e.At), Data: data})
+	if err != nil {
+		return job.Delivery{}, fmt.Errorf("write the end of group %s: %w", g.Group, err)
+	}
+	return job.Delivery{
+		ID:       nameOf(fmt.Appendf(nil, "%s\x00group\x00%s\x00%s\x00%d", receiver, g.Group, e.Tenant, g.runs)),
+		Receiver: receiver, Job: e.Job, Run: e.Run, Tenant: e.Tenant, Kind: e.Kind, Payload: payload,
+	}, nil
+}
+
 // messageID names a message. Cursors begin anew in another ledger, which may have taken
 // over the jobs of this one.
 func messageID(receiver string, e job.Event) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%s\x00%d", receiver, e.Cursor, e.Job, e.Run, e.Kind, e.At.UnixMicro()))
+	return nameOf(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%s\x00%d", receiver, e.Cursor, e.Job, e.Run, e.Kind, e.At.UnixMicro()))
+}
+
+// nameOf is a message's id for what it is about.
+func nameOf(what []byte) string {
+	sum := sha256.Sum256(what)
 	return "msg_" + strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16]))
 }
 

@@ -9,6 +9,10 @@
 // share the ledger and all run a Dispatcher. A message is delivered at least once, with
 // the same id at each try, and those about one job to one receiver in order.
 //
+// The end of a group is told by the event of a job that ended last: who reads the end of
+// one of its jobs looks whether all have ended. Should several events find that, their
+// messages have one id.
+//
 // The URLs are others' to choose. A request goes to no address of a private or special
 // network, nor to one of this machine, unless it is allowed; that is checked when the
 // connection is made, after the name was looked up. Redirects are not followed, no
@@ -62,6 +66,7 @@ type Ledger interface {
 	Now(ctx context.Context) (job.Cursor, error)
 	Changed() <-chan struct{}
 	Checkpoint(ctx context.Context, consumer string) (job.Cursor, error)
+	List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error)
 }
 
 // Receiver is a configured one.

@@ -388,3 +388,50 @@ func TestNotStarted(t *testing.T) {
 	d.Start()
 	d.Stop()
 }
+
+// The receiver of a group is told once when all its jobs have ended, also where several end
+// at a time, and again when one of them ran again.
+func TestGroupEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, w := memory.New(memory.Config{}), &wire{}
+		defer l.Close()
+		cfg := config(l, w)
+		cfg.Receivers = nil
+		d := New(cfg)
+		d.Start()
+		synctest.Wait()
+		hook := job.Webhook{URL: "https://job.example/group", Group: "g"}
+		var recs []job.Record
+		for _, id := range []job.ID{"a", "b", "c"} {
+			recs = append(recs, job.Record{ID: id, Model: job.Model{Name: "m"}, Tenant: "wool", Group: "g", Webhook: hook})
+		}
+		if _, err := l.CreateAll(t.Context(), recs); err != nil {
+			t.Fatal(err)
+		}
+		create(t, l, job.Record{ID: "another's", Tenant: "meat", Group: "g"})
+		cancel(t, l, "a")
+		synctest.Wait()
+		want(t, w, hook.URL)
+		d.Stop()
+		cancel(t, l, "b")
+		cancel(t, l, "c")
+		d = New(cfg)
+		d.Start()
+		synctest.Wait()
+		want(t, w, hook.URL, " group.ended")
+		var said struct {
+			Timestamp string
+			Data      map[string]any
+		}
+		if err := json.Unmarshal(w.got[0].body, &said); err != nil || fmt.Sprint(said.Data) != "map[cancelled:3 done:0 failed:0 group:g]" || said.Timestamp == "" {
+			t.Errorf("%s, %v", w.got[0].body, err)
+		}
+		create(t, l, recs[1])
+		synctest.Wait()
+		want(t, w, hook.URL, " group.ended")
+		cancel(t, l, "b")
+		synctest.Wait()
+		want(t, w, hook.URL, " group.ended", " group.ended")
+		d.Stop()
+	})
+}

@@ -49,6 +49,7 @@ type savedJSON struct {
 type webhookJSON struct {
 	URL    string `json:"url"`
 	Events string `json:"events,omitempty"`
+	Group  string `json:"group,omitempty"`
 }
 
 type modelJSON struct {
@@ -103,7 +104,7 @@ func encode(s ledger.Saved) savedJSON {
 		Keep: optionalSeconds(r.Keep), KeptUntil: instant{r.KeptUntil}, Removing: r.Removing, FilesRemoved: r.FilesRemoved,
 	}
 	if !r.Webhook.IsZero() {
-		line.Webhook = &webhookJSON{r.Webhook.URL, r.Webhook.Events}
+		line.Webhook = &webhookJSON{r.Webhook.URL, r.Webhook.Events, r.Webhook.Group}
 	}
 	for _, a := range s.Attempts {
 		line.Attempts = append(line.Attempts, attemptJSON{
@@ -185,7 +186,7 @@ func (line savedJSON) decode() (ledger.Saved, error) {
 		if job.CheckWebhookURL(w.URL) != nil {
 			return wrong("has a webhook that cannot be")
 		}
-		r.Webhook = job.Webhook{URL: w.URL, Events: w.Events}
+		r.Webhook = job.Webhook{URL: w.URL, Events: w.Events, Group: w.Group}
 	}
 	saved := ledger.Saved{Record: r}
 	for i, a := range line.Attempts {

@@ -7,26 +7,6 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// CheckAfter checks whether a new run of rec may be after the jobs that it names, which
-// find returns, nil for those that are not known. blocked says that it has to wait for
-// one of them. The error is *ledger.AfterError.
-func CheckAfter(rec job.Record, find func(job.ID) *job.Record) (blocked bool, err error) {
-	for _, id := range rec.After {
-		other := find(id)
-		switch {
-		case other == nil || id == rec.ID || rec.Tenant != "" && rec.Tenant != other.Tenant:
-			return false, &ledger.AfterError{Job: id}
-		case other.State == job.Failed || other.State == job.Cancelled:
-			return false, &ledger.AfterError{Job: id, State: other.State}
-		case other.Removing || other.FilesRemoved:
-			return false, &ledger.AfterError{Job: id, State: job.Done}
-		case other.State != job.Done:
-			blocked = true
-		}
-	}
-	return blocked, nil
-}
-
 // Waits reports whether a job that is after others still has to wait for one of them,
 // and what it fails with; nil where it does not. State returns what became of a job,
 // empty where that is not known any more: it was done then.

@@ -13,7 +13,7 @@ import (
 
 // Create is the row of a new run of rec, which takes the place of old; old is nil
 // where the id has no record. It may be needed, which says that a job that has not
-// ended is after it. Rec.Blocked is as CheckAfter has it. The Seq is not set. The error
+// ended is after it. Rec.Blocked is as ledger.CheckAfter has it. The Seq is not set. The error
 // is ledger.ErrOthers, ErrExists, ErrRemoving or ErrNeeded.
 func Create(old *Row, needed bool, rec job.Record, m Moment) (*Row, Change, error) {
 	r := &Row{Record: job.Record{

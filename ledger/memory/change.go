@@ -138,7 +138,7 @@ func (l *Ledger) create(rec job.Record, m lifecycle.Moment, before []job.Record)
 	if old != nil {
 		replaced = &old.Row
 	}
-	blocked, afterErr := lifecycle.CheckAfter(rec, find)
+	blocked, afterErr := ledger.CheckAfter(rec, find)
 	rec.Blocked = blocked
 	row, change, err := lifecycle.Create(replaced, l.needed(rec.ID), rec, m)
 	if err == nil {

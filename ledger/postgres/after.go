@@ -136,7 +136,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 		if old := there[job.ID(text(rec.ID))]; old != nil {
 			before, args["old"], args["version"] = &old.Row, old.Seq, old.version
 		}
-		blocked, afterErr := lifecycle.CheckAfter(rec, func(id job.ID) *job.Record { return known[job.ID(text(id))] })
+		blocked, afterErr := ledger.CheckAfter(rec, func(id job.ID) *job.Record { return known[job.ID(text(id))] })
 		rec.Blocked = blocked
 		r, change, err := lifecycle.Create(before, needed[text(rec.ID)], rec, m)
 		if err == nil {

@@ -85,10 +85,10 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 	return err
 }
 
-// checkAfter is lifecycle.CheckAfter for what there is, and the records given.
+// checkAfter is ledger.CheckAfter for what there is, and the records given.
 func (t *tx) checkAfter(rec job.Record, before []job.Record) (blocked bool, err error) {
 	var failed error
-	blocked, err = lifecycle.CheckAfter(rec, func(id job.ID) *job.Record {
+	blocked, err = ledger.CheckAfter(rec, func(id job.ID) *job.Record {
 		for _, b := range before {
 			if b.ID == id {
 				b.State = job.Queued
@@ -117,6 +117,7 @@ func (t *tx) needed(id job.ID) (needed bool, err error) {
 }
 
 func (t *tx) create(rec job.Record) (*row, error) {
+	rec.Blocked = false
 	if len(rec.After) > 0 {
 		var err error
 		if rec.Blocked, err = t.checkAfter(rec, nil); err != nil {

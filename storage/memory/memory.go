@@ -156,15 +156,22 @@ func (s *Store) Stage(ctx context.Context, id job.ID, root *os.Root, how storage
 	if err != nil {
 		return storage.Staged{}, fmt.Errorf("stage inputs of job %s: %w", id, err)
 	}
-	staged, err := stage(ctx, place, root, how)
+	others := map[job.ID]map[string]file{id: place}
+	for _, other := range how.After {
+		if others[other], err = s.look(ctx, other); err != nil {
+			return storage.Staged{}, fmt.Errorf("stage outputs of job %s for job %s: %w", other, id, err)
+		}
+	}
+	staged, err := stage(ctx, id, others, root, how)
 	if err != nil {
 		return storage.Staged{}, fmt.Errorf("stage inputs of job %s: %w", id, err)
 	}
 	return staged, nil
 }
 
-func stage(ctx context.Context, place map[string]file, root *os.Root, how storage.Options) (storage.Staged, error) {
-	files, staged, _, err := places.Inputs(listing(place, ""))
+// stage stages the inputs of a job, given its place and those of the jobs that it is after.
+func stage(ctx context.Context, id job.ID, from map[job.ID]map[string]file, root *os.Root, how storage.Options) (storage.Staged, error) {
+	files, staged, err := places.AllInputs(id, how.After, func(other job.ID) iter.Seq2[storage.Info, error] { return listing(from[other], "") }, false)
 	if err != nil {
 		return storage.Staged{}, err
 	}
@@ -196,7 +203,7 @@ func stage(ctx context.Context, place map[string]file, root *os.Root, how storag
 		if folder, ok := strings.CutSuffix(name, "/"); ok {
 			err = dir.Mkdir(folder)
 		} else {
-			err = write(dir, name, place[name])
+			err = write(dir, name, from[files[name].Job][files[name].Name])
 		}
 		if err != nil {
 			return storage.Staged{}, fmt.Errorf("%s: %w", name, err)

@@ -124,6 +124,7 @@ func (s *suite) testStage(t *testing.T) {
 		sameFiles(t, "disk", onDisk(t, dir), inputs)
 	})
 
+	t.Run("After", s.testStageAfter)
 	t.Run("Owned", s.testOwned)
 	t.Run("BrokenDirectory", s.testBrokenDirectory)
 
@@ -163,6 +164,38 @@ func (s *suite) stage(t *testing.T, id job.ID, dir string, inputs map[string]str
 		t.Errorf("%d inputs of %d bytes are said to be %+v", len(inputs), size, staged)
 	}
 	sameFiles(t, "working directory", onDisk(t, dir), inputs)
+}
+
+// testStageAfter stages the outputs of other jobs beside the inputs.
+func (s *suite) testStageAfter(t *testing.T) {
+	first := s.fresh(t, map[string]string{input: "not an output", "outputs/output": "one", "outputs/a/b": noise(100_000), job.StatusFile: "{}"})
+	second := s.fresh(t, map[string]string{input: "of one without outputs"})
+	id := s.fresh(t, map[string]string{input: "mine"})
+	how := storage.Options{After: []job.ID{first, second}}
+	dir := t.TempDir()
+	want := map[string]string{input: "mine", "inputs/" + string(first) + "/output": "one", "inputs/" + string(first) + "/a/b": noise(100_000)}
+	for range 2 { // what is there stays
+		staged, err := s.store.Stage(t.Context(), id, openRoot(t, dir), how)
+		noError(t, err)
+		if staged != (storage.Staged{Files: 3, Bytes: 100_007}) {
+			t.Errorf("Stage found %+v", staged)
+		}
+		sameFiles(t, "disk", onDisk(t, dir), want)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "inputs", string(second))); err != nil || !info.IsDir() {
+		t.Errorf("the folder of a job without outputs is %v, %v", info, err)
+	}
+	s.put(t, id, "inputs/"+string(second)+"/x", "beside")
+	want["inputs/"+string(second)+"/x"] = "beside"
+	_, err := s.store.Stage(t.Context(), id, openRoot(t, dir), how)
+	noError(t, err)
+	sameFiles(t, "disk", onDisk(t, dir), want)
+
+	for _, name := range []string{string(first), string(first) + "/output", string(first) + "/a"} {
+		id := s.fresh(t, map[string]string{"inputs/" + name: "in the way"})
+		_, err := s.store.Stage(t.Context(), id, openRoot(t, t.TempDir()), how)
+		class(t, "Stage with an input "+name, err, errdefs.IsInvalidArgument)
+	}
 }
 
 // testOwned stages for a runner of another user, with root's rights, or else for

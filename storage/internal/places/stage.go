@@ -77,7 +77,8 @@ func (s *Stager) Stage(ctx context.Context, id job.ID, dir *os.Root, how storage
 }
 
 func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storage.Options) (storage.Staged, error) {
-	files, staged, err := s.inputs(ctx, id)
+	list := func(id job.ID) iter.Seq2[storage.Info, error] { return s.List(ctx, id) }
+	files, staged, err := AllInputs(id, how.After, list, s.Bucket != "") // a bucket would have been missed
 	if err != nil {
 		return storage.Staged{}, err
 	}
@@ -108,7 +109,7 @@ func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storag
 	}
 	group, within := errgroup.WithContext(ctx)
 	group.SetLimit(s.Parallel)
-	for name, info := range files {
+	for name, source := range files {
 		if within.Err() != nil {
 			break
 		}
@@ -116,7 +117,7 @@ func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storag
 			if strings.HasSuffix(name, "/") {
 				return dir.Mkdir(strings.TrimSuffix(name, "/"))
 			}
-			if err := s.fetch(within, id, dir, info, boot); err != nil {
+			if err := s.fetch(within, source, dir, name, boot); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			return nil
@@ -131,21 +132,64 @@ func (s *Stager) stage(ctx context.Context, id job.ID, root *os.Root, how storag
 	return staged, dir.Sweep(staging)
 }
 
-// inputs lists the job's place and checks its inputs; see Inputs.
-func (s *Stager) inputs(ctx context.Context, id job.ID) (map[string]storage.Info, storage.Staged, error) {
-	files, staged, empty, err := Inputs(s.List(ctx, id))
-	if err == nil && empty && s.Bucket != "" { // a bucket would have been missed
-		err = storage.ErrNotFound
-	}
-	return files, staged, err
+// Source is a file that is staged, as it is in the place of a job.
+type Source struct {
+	Job job.ID
+	storage.Info
 }
 
-// Inputs picks a job's inputs from the listing of its place, checks their names and
+// AllInputs are the files that are staged for a job, by their names in the working
+// directory: its inputs and the outputs of those that it is after, from the listings of
+// their places. With required the job's has something, or there is no such place.
+func AllInputs(id job.ID, after []job.ID, list func(job.ID) iter.Seq2[storage.Info, error], required bool) (map[string]Source, storage.Staged, error) {
+	files, staged, empty, err := inputs(id, list(id))
+	if err == nil && empty && required {
+		err = storage.ErrNotFound
+	}
+	if err != nil {
+		return nil, storage.Staged{}, err
+	}
+	for _, other := range after {
+		if err := addOutputs(files, &staged, other, list(other)); err != nil {
+			return nil, storage.Staged{}, fmt.Errorf("outputs of job %s: %w", other, err)
+		}
+	}
+	return files, staged, checkFolders(files)
+}
+
+// addOutputs adds the outputs of another job from the listing of its place.
+func addOutputs(files map[string]Source, staged *storage.Staged, other job.ID, listing iter.Seq2[storage.Info, error]) error {
+	below := job.InputDir + "/" + string(other) + "/"
+	files[below] = Source{Job: other}
+	for info, err := range listing {
+		if err != nil {
+			return err
+		}
+		name, output := strings.CutPrefix(info.Name, job.OutputDir+"/")
+		if !output || name == "" {
+			continue
+		}
+		if err := CheckName(strings.TrimSuffix(name, "/")); err != nil {
+			return err
+		}
+		if _, taken := files[below+name]; taken {
+			return fmt.Errorf("%q is an input of the job: %w", below+name, storage.ErrBadName)
+		}
+		files[below+name] = Source{other, info}
+		if !strings.HasSuffix(name, "/") {
+			staged.Files++
+		}
+		staged.Bytes += info.Size
+	}
+	return nil
+}
+
+// inputs picks a job's inputs from the listing of its place, checks their names and
 // notes whether an earlier run left outputs; empty says that nothing is listed. A
 // name that ends in a slash and has nothing in it is a folder, as S3 consoles make
-// them.
-func Inputs(listing iter.Seq2[storage.Info, error]) (files map[string]storage.Info, staged storage.Staged, empty bool, err error) {
-	files, empty = make(map[string]storage.Info), true
+// them. The files are by their names in the working directory.
+func inputs(id job.ID, listing iter.Seq2[storage.Info, error]) (files map[string]Source, staged storage.Staged, empty bool, err error) {
+	files, empty = make(map[string]Source), true
 	for info, err := range listing {
 		if err != nil {
 			return nil, storage.Staged{}, false, err
@@ -164,25 +208,36 @@ func Inputs(listing iter.Seq2[storage.Info, error]) (files map[string]storage.In
 		if err := CheckName(name); err != nil {
 			return nil, storage.Staged{}, false, err
 		}
-		files[info.Name] = info
+		files[info.Name] = Source{id, info}
 		if !folder {
 			staged.Files++
 		}
 		staged.Bytes += info.Size
 	}
+	return files, staged, empty, nil
+}
+
+// checkFolders returns an error where a name is that of a file and of another one's
+// folder.
+func checkFolders(files map[string]Source) error {
 	for name := range files {
 		for folder := path.Dir(strings.TrimSuffix(name, "/")); folder != "."; folder = path.Dir(folder) {
 			if _, both := files[folder]; both {
-				return nil, storage.Staged{}, false, fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
+				return fmt.Errorf("%q cannot be a file and the folder of %q: %w", folder, name, storage.ErrBadName)
+			}
+		}
+		if folder, marker := strings.CutSuffix(name, "/"); marker {
+			if _, both := files[folder]; both {
+				return fmt.Errorf("%q cannot be a file and a folder: %w", folder, storage.ErrBadName)
 			}
 		}
 	}
-	return files, staged, empty, nil
+	return nil
 }
 
 // Wanted reports which names below a working directory's inputs/ stay there when
 // the files are staged: their own and their folders'.
-func Wanted(files map[string]storage.Info) func(name string, dir bool) bool {
+func Wanted(files map[string]Source) func(name string, dir bool) bool {
 	folders := make(map[string]bool)
 	for name := range files {
 		folder, marker := strings.CutSuffix(name, "/")
@@ -202,11 +257,13 @@ func Wanted(files map[string]storage.Info) func(name string, dir bool) bool {
 	}
 }
 
-// fetch copies one file into dir unless it is there already.
-func (s *Stager) fetch(ctx context.Context, id job.ID, dir *workdir.Dir, info storage.Info, boot []byte) error {
+// fetch copies one file into dir under a name, unless it is there already.
+func (s *Stager) fetch(ctx context.Context, from Source, dir *workdir.Dir, name string, boot []byte) error {
+	info := from.Info
+	info.Name = name
 	mark := fingerprint(info, boot)
 	mtime := mark.mtime(info.Modified)
-	if held, err := dir.Holds(info.Name, info.Size, mtime); held || err != nil {
+	if held, err := dir.Holds(name, info.Size, mtime); held || err != nil {
 		return err
 	}
 	part := staging + hex.EncodeToString(mark[:16])
@@ -223,11 +280,11 @@ func (s *Stager) fetch(ctx context.Context, id job.ID, dir *workdir.Dir, info st
 		return workdir.Error(err)
 	}
 	if offset < info.Size {
-		if err := s.Fetch(ctx, id, info, file, offset); err != nil {
+		if err := s.Fetch(ctx, from.Job, from.Info, file, offset); err != nil {
 			return err
 		}
 	}
-	return dir.Rename(part, info.Name, mtime)
+	return dir.Rename(part, name, mtime)
 }
 
 // mark identifies one version of a stored file, within one run of the machine.

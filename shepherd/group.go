@@ -1,0 +1,259 @@
+package shepherd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// SubmitAll takes several jobs in, all of them or none. Their inputs are payloads, files
+// of other jobs, or in storage already; one may be after those before it. An error that is
+// about one of them is a *job.ItemError with one of Submit's.
+func (s *Shepherd) SubmitAll(ctx context.Context, rs []job.Request) (err error) {
+	traces := make([]job.Trace, len(rs))
+	for i, r := range rs {
+		trace, done := s.cfg.Tracer.Submit(r)
+		defer func() { done(err) }()
+		traces[i] = trace
+	}
+	for i, r := range rs {
+		if slices.ContainsFunc(rs[:i], func(other job.Request) bool { return other.ID == r.ID }) {
+			return &job.ItemError{Index: i, Err: &job.Invalid{Field: "job_id", Problem: fmt.Sprintf("another one of these jobs has the id `%s`, too", r.ID)}}
+		}
+		if err := s.admissible(ctx, r, rs[:i]...); err != nil {
+			return &job.ItemError{Index: i, Err: err}
+		}
+	}
+	if len(rs) == 0 {
+		return nil
+	}
+	if err := s.roomFor(ctx, rs[0].Tenant, len(rs)); err != nil {
+		return err
+	}
+	made, err := s.placeAll(ctx, rs)
+	if err != nil {
+		return err
+	}
+	defer made.free()
+
+	// From here on a client that goes away must not leave half a submission.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	records := make([]job.Record, len(rs))
+	for i, r := range rs {
+		records[i] = s.record(r, traces[i])
+		s.env.payloads.keep(r.ID, nil)
+	}
+	if _, err := s.cfg.Ledger.CreateAll(ctx, records); err != nil {
+		made.abandon(ctx)
+		return s.noneEntered(ctx, rs, err)
+	}
+	for _, r := range rs {
+		s.logQueued(r)
+	}
+	return nil
+}
+
+// placesMade are those of jobs that are being submitted together.
+type placesMade struct {
+	core  *Shepherd
+	ids   []job.ID // whose place was made
+	frees []func()
+}
+
+func (p *placesMade) free() {
+	for _, free := range p.frees {
+		free()
+	}
+}
+
+// abandon removes the places again, but for those of jobs that the ledger knows: another
+// request has submitted them.
+func (p *placesMade) abandon(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	for _, id := range p.ids {
+		if _, err := p.core.cfg.Ledger.Get(ctx, id); errors.Is(err, ledger.ErrNotFound) {
+			p.core.abandon(ctx, id)
+		}
+	}
+}
+
+// placeAll makes the jobs' places with their inputs. Nobody else submits these jobs until
+// free is called.
+func (s *Shepherd) placeAll(ctx context.Context, rs []job.Request) (_ *placesMade, err error) {
+	made := &placesMade{core: s}
+	defer func() {
+		if err != nil {
+			made.abandon(ctx)
+			made.free()
+		}
+	}()
+	for i, r := range rs {
+		free, err := s.remover.upload(r.ID)
+		if err != nil {
+			return made, &job.ItemError{Index: i, Err: err}
+		}
+		made.frees = append(made.frees, free)
+		isNew, err := s.place(ctx, r)
+		if isNew {
+			made.ids = append(made.ids, r.ID)
+		}
+		if err != nil {
+			return made, &job.ItemError{Index: i, Err: err}
+		}
+	}
+	return made, nil
+}
+
+// place makes the job's place with its inputs, unless they are in storage already. made
+// says that there is something to remove where the job is not entered.
+func (s *Shepherd) place(ctx context.Context, r job.Request) (made bool, err error) {
+	if r.Payload != nil {
+		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+			return false, err
+		}
+		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
+		if errors.Is(err, storage.ErrExists) {
+			return false, job.ErrSubmitted
+		}
+		if err != nil {
+			return false, away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
+		}
+		return true, nil
+	}
+	if len(r.Copies) == 0 {
+		there, err := s.cfg.Store.Exists(ctx, r.ID)
+		switch {
+		case err != nil:
+			return false, away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+		case there:
+			return false, s.ownPlace(ctx, r)
+		case len(r.After) == 0:
+			return false, &job.UnknownJob{ID: string(r.ID)}
+		}
+	}
+	reserved, err := s.reservePlace(ctx, r)
+	if err != nil {
+		return false, err
+	}
+	return true, s.storeInputs(ctx, r, noFiles, reserved)
+}
+
+// noneEntered is what a client is told of jobs that the ledger has not taken.
+func (s *Shepherd) noneEntered(ctx context.Context, rs []job.Request, err error) error {
+	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) {
+		return away("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
+	}
+	for i, r := range rs { // which it was, the ledger says in words alone
+		if told := s.notEntered(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
+			return &job.ItemError{Index: i, Err: told}
+		}
+	}
+	return s.notEntered(rs[0], err)
+}
+
+// isAbout reports whether the ledger's refusal is about the job.
+func (s *Shepherd) isAbout(ctx context.Context, r job.Request, err error) bool {
+	var after *ledger.AfterError
+	if errors.As(err, &after) {
+		return slices.Contains(r.After, after.Job)
+	}
+	rec, getErr := s.cfg.Ledger.Get(ctx, r.ID)
+	switch {
+	case getErr != nil:
+		return false
+	case errors.Is(err, ledger.ErrOthers):
+		return r.Tenant != "" && rec.Tenant != r.Tenant
+	case errors.Is(err, ledger.ErrRemoving):
+		return rec.Removing
+	case errors.Is(err, ledger.ErrExists):
+		return !rec.State.Final() || r.Idempotency != "" && rec.Idempotency == r.Idempotency
+	}
+	return rec.State.Final()
+}
+
+// Group is the group's jobs, of a tenant, or of all where that is empty. The error is
+// job.ErrNoGroup or has the ledger's class.
+func (s *Shepherd) Group(ctx context.Context, id, tenant string) (job.Group, error) {
+	g := job.Group{ID: id, Counts: make(map[job.State]int)}
+	for cursor := int64(0); ; {
+		views, next, err := s.Jobs(ctx, job.Query{Group: id, Tenant: tenant}, cursor, job.MaxGroup)
+		if err != nil {
+			return job.Group{}, err
+		}
+		for _, v := range views {
+			g.Counts[v.State]++
+		}
+		if g.Jobs == nil {
+			g.Jobs, g.More = views, next != 0
+		}
+		if next == 0 {
+			break
+		}
+		cursor = next
+	}
+	if len(g.Jobs) == 0 {
+		return job.Group{}, job.ErrNoGroup
+	}
+	return g, nil
+}
+
+// CancelGroup is Cancel for the group's jobs that have not ended, the last submitted
+// first: what is after others ends as cancelled. The errors are those of Group and Cancel.
+func (s *Shepherd) CancelGroup(ctx context.Context, id, tenant string) error {
+	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, Newest: true, States: []job.State{job.Queued, job.Processing}}, func(v job.View) error {
+		_, err := s.cfg.Ledger.Cancel(ctx, v.ID)
+		if errors.Is(err, ledger.ErrFinal) || errors.Is(err, ledger.ErrNotFound) { // since
+			return nil
+		}
+		if err != nil {
+			return away("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
+		}
+		return nil
+	})
+}
+
+// RetryGroup is Retry for the group's jobs that failed or were cancelled, the first
+// submitted first. The errors are those of Group and Retry; what was run again before
+// stays so.
+func (s *Shepherd) RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error {
+	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, States: []job.State{job.Failed, job.Cancelled}}, func(v job.View) error {
+		err := s.Retry(ctx, v.ID, trace)
+		if errors.Is(err, job.ErrNothingToRetry) { // since
+			return nil
+		}
+		return err
+	})
+}
+
+// eachOfGroup calls do for the jobs that match, as they are now.
+func (s *Shepherd) eachOfGroup(ctx context.Context, q job.Query, do func(job.View) error) error {
+	if some, _, err := s.Jobs(ctx, job.Query{Group: q.Group, Tenant: q.Tenant}, 0, 1); err != nil || len(some) == 0 {
+		return cmp.Or(err, error(job.ErrNoGroup))
+	}
+	var all []job.View
+	for cursor := int64(0); ; {
+		views, next, err := s.Jobs(ctx, q, cursor, job.MaxGroup)
+		if err != nil {
+			return err
+		}
+		if all = append(all, views...); next == 0 {
+			break
+		}
+		cursor = next
+	}
+	for _, v := range all {
+		if err := do(v); err != nil {
+			return fmt.Errorf("job %s: %w", v.ID, err)
+		}
+	}
+	return nil
+}
