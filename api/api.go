@@ -38,6 +38,7 @@ type Service interface {
 	EventService
 	FileService
 	FlockService
+	SheepOrders
 }
 
 // Submissions takes jobs in.

@@ -301,7 +301,7 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 // none for asks a busy one to hand back a job that it has only prepared: an event
 // wakes the idle lane when that is done.
 func (f *flock) claim(ctx context.Context, l *lane) (*ledger.Claim, error) {
-	if f.drained.Load() {
+	if f.drained.Load() || l.state.isDrained() {
 		return nil, nil
 	}
 	now := time.Now()

@@ -57,16 +57,16 @@ func (p *SheepPrinter) Print(to io.Writer, sheep []client.Sheep) error {
 		}
 		return nil
 	}
-	rows := table{{"NAME", "TYPE", "UP", "MODEL", "JOB", "DETAIL"}}
+	rows := table{{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"}}
 	if p.noHeading {
 		rows = nil
 	}
 	for _, s := range sheep {
-		up, model := "no", ""
+		up, model := "no", "" // without a daemon, that is all that is known
 		if s.Running {
 			up, model = "yes", modelName(s.Model)
 		}
-		rows = append(rows, []string{s.Name, cmp.Or(s.Type, "-"), up, cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)})
+		rows = append(rows, []string{s.Name, cmp.Or(s.Type, "-"), up, cmp.Or(string(s.Condition), "-"), cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)})
 	}
 	return rows.print(to)
 }
@@ -89,10 +89,11 @@ func SheepListing(cmd *cobra.Command, list func(*cobra.Command, *SheepPrinter) e
 // sheepCommand is what there is of the command where no daemon runs.
 func sheepCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
-	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep"}
+	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep, and tell them what to do"}
 	t.Add(cmd.PersistentFlags())
 	SheepListing(cmd, func(cmd *cobra.Command, p *SheepPrinter) error {
 		return t.run(cmd, func(ctx context.Context, s *session) error { return p.List(ctx, s.ClientWithResponses, s.out) })
 	})
+	cmd.AddCommand(SheepOrders(t)...)
 	return cmd
 }
