@@ -115,7 +115,7 @@ func flockServer(t *testing.T, flock client.Flock, gpus client.GPUList) *httptes
 		var body bytes.Buffer
 		for name, value := range map[string]any{"flock": flock, "gpus": gpus} {
 			fmt.Fprintf(&body, "event: %s\ndata: ", name)
-			if err := printJSON(&body, value, false); err != nil {
+			if err := PrintJSON(&body, value, false); err != nil {
 				t.Error(err)
 			}
 			body.WriteString("\n")
