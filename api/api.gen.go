@@ -50,33 +50,6 @@ func (e EventEvent) Valid() bool {
 	}
 }
 
-// Defines values for FlockSheepCondition.
-const (
-	Able    FlockSheepCondition = "able"
-	Blocked FlockSheepCondition = "blocked"
-	Leaving FlockSheepCondition = "leaving"
-	Resting FlockSheepCondition = "resting"
-	Stopped FlockSheepCondition = "stopped"
-)
-
-// Valid indicates whether the value is a known member of the FlockSheepCondition enum.
-func (e FlockSheepCondition) Valid() bool {
-	switch e {
-	case Able:
-		return true
-	case Blocked:
-		return true
-	case Leaving:
-		return true
-	case Resting:
-		return true
-	case Stopped:
-		return true
-	default:
-		return false
-	}
-}
-
 // Defines values for GPUHealth.
 const (
 	Ok      GPUHealth = "ok"
@@ -146,6 +119,36 @@ func (e MessageState) Valid() bool {
 	case MessageStateGivenUp:
 		return true
 	case MessageStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SheepCondition.
+const (
+	Able    SheepCondition = "able"
+	Blocked SheepCondition = "blocked"
+	Drained SheepCondition = "drained"
+	Leaving SheepCondition = "leaving"
+	Resting SheepCondition = "resting"
+	Stopped SheepCondition = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the SheepCondition enum.
+func (e SheepCondition) Valid() bool {
+	switch e {
+	case Able:
+		return true
+	case Blocked:
+		return true
+	case Drained:
+		return true
+	case Leaving:
+		return true
+	case Resting:
+		return true
+	case Stopped:
 		return true
 	default:
 		return false
@@ -484,8 +487,11 @@ type FlockQueue struct {
 
 // FlockSheep defines model for FlockSheep.
 type FlockSheep struct {
-	// Condition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
-	Condition FlockSheepCondition `json:"condition"`
+	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+	// operator, without a runner; drained by an operator, so that it finishes the job
+	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// device that is out
+	Condition SheepCondition `json:"condition"`
 
 	// Detail What it is doing beyond that, or why it takes no jobs, in words
 	Detail *string `json:"detail"`
@@ -519,9 +525,6 @@ type FlockSheep struct {
 	// Usual Of the job's model, or else of the model that is loaded
 	Usual *Usual `json:"usual"`
 }
-
-// FlockSheepCondition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
-type FlockSheepCondition string
 
 // GPU defines model for GPU.
 type GPU struct {
@@ -831,6 +834,16 @@ type Limits struct {
 	WaitTimeout float64 `json:"wait_timeout"`
 }
 
+// LoadRequest defines model for LoadRequest.
+type LoadRequest struct {
+	Model struct {
+		Name string `json:"name"`
+
+		// Version May be empty
+		Version string `json:"version"`
+	} `json:"model"`
+}
+
 // Message defines model for Message.
 type Message struct {
 	// CreatedAt Example: 2026-11-22T10:08:03.942214
@@ -1036,18 +1049,35 @@ type Session struct {
 
 // Sheep defines model for Sheep.
 type Sheep struct {
-	// Detail What it is doing beyond that, in words
+	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+	// operator, without a runner; drained by an operator, so that it finishes the job
+	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// device that is out
+	Condition SheepCondition `json:"condition"`
+
+	// Detail What it is doing beyond that, or why it takes no jobs, in words
 	Detail *string `json:"detail"`
 
 	// Job The job under way
-	Job     *string `json:"job"`
-	Model   Model   `json:"model"`
-	Name    string  `json:"name"`
+	Job   *string `json:"job"`
+	Model Model   `json:"model"`
+
+	// Name NODE/SHEEP in a fleet
+	Name string `json:"name"`
+
+	// Node The node that has it; null where the daemon is alone
+	Node    *string `json:"node"`
 	Running bool    `json:"running"`
 
 	// Type Example: bare
 	Type string `json:"type"`
 }
+
+// SheepCondition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+// operator, without a runner; drained by an operator, so that it finishes the job
+// that it has and takes no more; leaving, as it is configured no more; blocked by a
+// device that is out
+type SheepCondition string
 
 // SheepList defines model for SheepList.
 type SheepList struct {
@@ -1229,6 +1259,9 @@ type LastEventID = string
 // Prefer defines model for Prefer.
 type Prefer = string
 
+// SheepID defines model for SheepID.
+type SheepID = string
+
 // BadRequestApplicationJSON defines model for BadRequest.
 type BadRequestApplicationJSON = Error
 
@@ -1274,6 +1307,9 @@ type NoModelApplicationJSON = Error
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
 
+// NoSheep An error, as in RFC 9457
+type NoSheep = Problem
+
 // NoWebhooks An error, as in RFC 9457
 type NoWebhooks = Problem
 
@@ -1294,6 +1330,9 @@ type RegistryRefusedApplicationJSON = Error
 
 // RegistryRefusedApplicationProblemPlusJSON An error, as in RFC 9457
 type RegistryRefusedApplicationProblemPlusJSON = Problem
+
+// SheepTrouble An error, as in RFC 9457
+type SheepTrouble = Problem
 
 // TooLargeApplicationJSON defines model for TooLarge.
 type TooLargeApplicationJSON = Error
@@ -1457,6 +1496,12 @@ type GetSheepLogsParams struct {
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
+// RestartSheepParams defines parameters for RestartSheep.
+type RestartSheepParams struct {
+	// Drain How long the job under way may take to finish, as a duration, `30s` or `10m`; nothing after the `=` for drain_timeout of its node's configuration; not at all when left out
+	Drain *string `form:"drain,omitempty" json:"drain,omitempty"`
+}
+
 // ListMessagesParams defines parameters for ListMessages.
 type ListMessagesParams struct {
 	// Job Only messages about this job
@@ -1492,6 +1537,9 @@ type PullModelJSONRequestBody = PullRequest
 
 // SignInJSONRequestBody defines body for SignIn for application/json ContentType.
 type SignInJSONRequestBody = SignInRequest
+
+// LoadSheepJSONRequestBody defines body for LoadSheep for application/json ContentType.
+type LoadSheepJSONRequestBody = LoadRequest
 
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
@@ -1612,9 +1660,21 @@ type ServerInterface interface {
 	// ListSheep Every sheep in more detail
 	// (GET /sheep)
 	ListSheep(w http.ResponseWriter, r *http.Request)
+	// DrainSheep Have a sheep take no more jobs
+	// (POST /sheep/{sheep_id}/drain)
+	DrainSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID)
+	// LoadSheep Have a sheep without a job load a model
+	// (POST /sheep/{sheep_id}/load)
+	LoadSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID)
 	// GetSheepLogs What a sheep's runners have written
 	// (GET /sheep/{sheep_id}/logs)
 	GetSheepLogs(w http.ResponseWriter, r *http.Request, sheepId string, params GetSheepLogsParams)
+	// RestartSheep End a sheep's runner
+	// (POST /sheep/{sheep_id}/restart)
+	RestartSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID, params RestartSheepParams)
+	// ResumeSheep Let a sheep take jobs again
+	// (POST /sheep/{sheep_id}/resume)
+	ResumeSheep(w http.ResponseWriter, r *http.Request, sheepId SheepID)
 	// GetSpec This contract, for programs
 	// (GET /spec.json)
 	GetSpec(w http.ResponseWriter, r *http.Request)
@@ -2896,6 +2956,58 @@ func (siw *ServerInterfaceWrapper) ListSheep(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// DrainSheep operation middleware
+func (siw *ServerInterfaceWrapper) DrainSheep(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sheep_id" -------------
+	var sheepId SheepID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sheep_id", mux.Vars(r)["sheep_id"], &sheepId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DrainSheep(w, r, sheepId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// LoadSheep operation middleware
+func (siw *ServerInterfaceWrapper) LoadSheep(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sheep_id" -------------
+	var sheepId SheepID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sheep_id", mux.Vars(r)["sheep_id"], &sheepId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.LoadSheep(w, r, sheepId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetSheepLogs operation middleware
 func (siw *ServerInterfaceWrapper) GetSheepLogs(w http.ResponseWriter, r *http.Request) {
 
@@ -2942,6 +3054,74 @@ func (siw *ServerInterfaceWrapper) GetSheepLogs(w http.ResponseWriter, r *http.R
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSheepLogs(w, r, sheepId, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RestartSheep operation middleware
+func (siw *ServerInterfaceWrapper) RestartSheep(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sheep_id" -------------
+	var sheepId SheepID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sheep_id", mux.Vars(r)["sheep_id"], &sheepId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RestartSheepParams
+
+	// ------------- Optional query parameter "drain" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "drain", r.URL.Query(), &params.Drain, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "drain"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "drain", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestartSheep(w, r, sheepId, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeSheep operation middleware
+func (siw *ServerInterfaceWrapper) ResumeSheep(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sheep_id" -------------
+	var sheepId SheepID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sheep_id", mux.Vars(r)["sheep_id"], &sheepId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sheep_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeSheep(w, r, sheepId)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3320,6 +3500,14 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/gpus", wrapper.ListGPUs).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/logs", wrapper.GetSheepLogs).Methods(http.MethodGet)
+
+	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/drain", wrapper.DrainSheep).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/resume", wrapper.ResumeSheep).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/restart", wrapper.RestartSheep).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/sheep/{sheep_id}/load", wrapper.LoadSheep).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/webhooks/messages", wrapper.ListMessages).Methods(http.MethodGet)
 

@@ -39,6 +39,7 @@ type Service interface {
 	EventService
 	FileService
 	FlockService
+	SheepOrders
 }
 
 // Submissions takes jobs in.

@@ -26,8 +26,8 @@ func (s *server) ListSheep(w http.ResponseWriter, r *http.Request) {
 	answer := SheepList{Sheep: []Sheep{}}
 	for _, sheep := range s.sheep(r) {
 		answer.Sheep = append(answer.Sheep, Sheep{
-			Name: sheep.Name, Type: sheep.Type, Running: sheep.Running, Model: modelOf(sheep),
-			Job: orNull(string(sheep.Job)), Detail: orNull(sheep.Detail),
+			Name: sheep.Name, Node: orNull(sheep.Node), Type: sheep.Type, Running: sheep.Running, Model: modelOf(sheep),
+			Job: orNull(string(sheep.Job)), Detail: orNull(sheep.Detail), Condition: conditionOf(sheep),
 		})
 	}
 	slices.SortFunc(answer.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
@@ -69,6 +69,14 @@ func modelOf(sheep job.Sheep) Model {
 		return Model{}
 	}
 	return Model{Name: &sheep.Model.Name, Version: &sheep.Model.Version}
+}
+
+// conditionOf says whether a sheep takes jobs.
+func conditionOf(sheep job.Sheep) SheepCondition {
+	if sheep.Condition == job.Able {
+		return Able
+	}
+	return SheepCondition(sheep.Condition)
 }
 
 func orNull(s string) *string {

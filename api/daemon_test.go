@@ -17,14 +17,14 @@ func TestSheep(t *testing.T) {
 	h.expect(h.get("/sheep"), 200, `{"sheep": []}`)
 	h.service.sheep = []job.Sheep{
 		{Name: "b", Type: "docker", Running: true, Model: job.Model{Name: "m", Version: "v"}, Job: "j", Detail: "pulling, 40 %"},
-		{Name: "a", Type: "bare", Model: job.Model{Name: "m"}},
+		{Name: "a", Type: "bare", Model: job.Model{Name: "m"}, Condition: job.Drained},
 	}
 	h.expect(h.get("/status"), 200, `{"sheep": {
 		"a": {"running": false, "model": {"name": "m", "version": ""}, "request": null},
 		"b": {"running": true, "model": {"name": "m", "version": "v"}, "request": "j"}}}`)
 	h.expect(h.get("/sheep"), 200, `{"sheep": [
-		{"name": "a", "type": "bare", "running": false, "model": {"name": "m", "version": ""}, "job": null, "detail": null},
-		{"name": "b", "type": "docker", "running": true, "model": {"name": "m", "version": "v"}, "job": "j", "detail": "pulling, 40 %"}]}`)
+		{"name": "a", "node": null, "condition": "drained", "type": "bare", "running": false, "model": {"name": "m", "version": ""}, "job": null, "detail": null},
+		{"name": "b", "node": null, "condition": "able", "type": "docker", "running": true, "model": {"name": "m", "version": "v"}, "job": "j", "detail": "pulling, 40 %"}]}`)
 }
 
 func TestReadiness(t *testing.T) {

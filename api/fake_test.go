@@ -23,6 +23,7 @@ type fake struct {
 	jobs      map[job.ID]*fakeJob
 	submitted []job.Request
 	sheep     []job.Sheep
+	order     func(ctx context.Context, sheep string, o job.Order) error
 	checks    []job.Check
 	models    []job.KeptModel
 	usual     map[job.Model]job.Usual
@@ -659,6 +660,14 @@ func (f *fake) PullModel(ctx context.Context, m job.Model, sheep string, report 
 		return job.ErrNoModels
 	}
 	return f.pull(ctx, m, sheep, report)
+}
+
+func (f *fake) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
+	f.boom()
+	if f.order == nil {
+		return &job.UnknownSheep{Name: sheep}
+	}
+	return f.order(ctx, sheep, o)
 }
 
 func (f *fake) Models(context.Context) ([]job.KeptModel, error) {

@@ -151,7 +151,7 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 	for i, one := range sheep {
 		flock.Sheep[i] = FlockSheep{
 			Name: one.Name, Node: orNull(one.Node), Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
-			Condition: FlockSheepCondition(cmp.Or(one.Condition, "able")), Progress: shownProgress(one.Progress),
+			Condition: conditionOf(one), Progress: shownProgress(one.Progress),
 		}
 		flock.Sheep[i].RunningSince, flock.Sheep[i].TurnEndsAt = job.FormatTime(one.RunningSince), job.FormatTime(one.TurnEnds)
 		of := one.Model

@@ -454,6 +454,27 @@ func decodePull(body []byte) (m job.Model, addressed string, err error) {
 	return m, addressed, err
 }
 
+// decodeLoad reads the body of a request to load a model, as strictly.
+func decodeLoad(body []byte) (m job.Model, err error) {
+	var model modelField
+	in := &reader{data: body}
+	err = in.document(func() error {
+		return in.object("", func(field string) error {
+			if field != "model" {
+				return unknown(field)
+			}
+			return model.read(in, field)
+		})
+	})
+	if err == nil {
+		err = model.complete()
+	}
+	if err != nil {
+		return job.Model{}, err
+	}
+	return model.value()
+}
+
 // modelField is the field of a request that names a model.
 type modelField struct {
 	seen          bool

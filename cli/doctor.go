@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iterait/shepherd/access"
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
@@ -44,6 +45,7 @@ const packagedConfig = "/etc/shepherd/shepherd.yml"
 func doctorCommand() *cobra.Command {
 	var file string
 	var asJSON, strict bool
+	var form remote.Format
 	c := &cobra.Command{
 		Use:   "doctor [-c FILE]",
 		Short: "Examine the machine, and say what is wrong and what to do",
@@ -67,22 +69,38 @@ func doctorCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return examine(ctx, file, asJSON, strict, cmd.OutOrStdout())
+			if asJSON {
+				form = remote.FormJSON
+			}
+			return examine(ctx, file, form, strict, cmd.OutOrStdout())
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (that of the service, if left out)")
-	c.Flags().BoolVar(&asJSON, "json", false, "write JSON")
+	form.Add(c.Flags())
+	c.Flags().Lookup("output").Usage = "how to print: table, wide, name (of the checks that find something), json or jsonl (an object a line)"
+	c.Flags().BoolVar(&asJSON, "json", false, "write JSON, as -o json does")
 	c.Flags().BoolVar(&strict, "strict", false, "make the exit status 1 for warnings, too")
 	return c
 }
 
 // examine runs the checks for a configuration file.
-func examine(ctx context.Context, file string, asJSON, strict bool, out io.Writer) error {
+func examine(ctx context.Context, file string, form remote.Format, strict bool, out io.Writer) error {
 	var diagnosis doctor.Diagnosis
 	var broken error
+	var named []string // checks
 	report := func(f doctor.Finding) {
 		diagnosis.Add(f)
-		if !asJSON {
+		switch form {
+		case remote.FormJSON:
+		case remote.FormLines:
+			broken = cmp.Or(broken, remote.PrintJSON(out, f, false))
+		case remote.FormName:
+			if f.Level != doctor.OK && !slices.Contains(named, f.Check) {
+				named = append(named, f.Check)
+				_, err := fmt.Fprintln(out, f.Check)
+				broken = cmp.Or(broken, err)
+			}
+		default:
 			broken = cmp.Or(broken, f.WriteLine(out))
 		}
 	}
@@ -91,7 +109,7 @@ func examine(ctx context.Context, file string, asJSON, strict bool, out io.Write
 	if err == nil {
 		doctor.Examine(ctx, append(checksOf(cfg), secretsOf(file, cfg)), report)
 	}
-	if asJSON {
+	if form == remote.FormJSON {
 		broken = diagnosis.WriteJSON(out)
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -186,4 +187,32 @@ func TestDoctorContainers(t *testing.T) {
 	p.expect("programs", doctor.Failure, dir+"/nothing", "another runtime")
 	t.Setenv("PATH", dir)
 	p.expect("programs", doctor.Failure, "runc is not on PATH", "apt-get install runc")
+}
+
+// Findings come in every form, and each is the same in all.
+func TestDoctorForms(t *testing.T) {
+	p := newPatient(t, "")
+	d, _ := p.examine()
+	said, _ := call("doctor", "-c", p.config, "-o", "jsonl")
+	var checks []string
+	for line := range strings.Lines(said) {
+		var f doctor.Finding
+		if err := json.Unmarshal([]byte(line), &f); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		checks = append(checks, f.Check)
+	}
+	var want, named []string
+	for _, f := range d.Findings {
+		want = append(want, f.Check)
+		if f.Level != doctor.OK && !slices.Contains(named, f.Check) {
+			named = append(named, f.Check)
+		}
+	}
+	if !slices.Equal(checks, want) {
+		t.Errorf("an object a line: %q, want %q", checks, want)
+	}
+	if said, _ := call("doctor", "-c", p.config, "-o", "name"); !slices.Equal(strings.Fields(said), named) {
+		t.Errorf("names: %q, want %q", said, named)
+	}
 }

@@ -14,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger/postgres"
 )
 
@@ -37,6 +39,7 @@ func nodesCommand() *cobra.Command {
 		}
 		return postgres.Manage(ctx, daemon.DatabaseConfig(cfg), do)
 	}
+	var form remote.Format
 	list := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -48,10 +51,11 @@ func nodesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return listNodes(cmd.OutOrStdout(), nodes)
+				return listNodes(cmd.OutOrStdout(), nodes, form)
 			})
 		},
 	}
+	form.Add(list.Flags())
 	c.AddCommand(list)
 	for _, command := range []struct {
 		name, short, long, says string
@@ -96,7 +100,73 @@ func nodesCommand() *cobra.Command {
 	return c
 }
 
-func listNodes(to io.Writer, nodes []postgres.Node) error {
+// node is a node as programs see it.
+type node struct {
+	Name     string      `json:"name"`
+	State    string      `json:"state"` // up, stopped or lost
+	LostAt   *time.Time  `json:"lost_at"`
+	Drained  bool        `json:"drained"`
+	Jobs     int         `json:"jobs"` // that it holds
+	JoinedAt time.Time   `json:"joined_at"`
+	Version  string      `json:"version"`
+	Address  string      `json:"address"`
+	Labels   job.Labels  `json:"labels"`
+	Sheep    []nodeSheep `json:"sheep"`
+}
+
+type nodeSheep struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Model string `json:"model"` // empty for none
+}
+
+func nodeOf(n postgres.Node) node {
+	shown := node{
+		Name: n.Name, State: "up", Drained: n.Draining, Jobs: n.Held, JoinedAt: n.Joined.UTC(),
+		Version: n.About.Version, Address: n.About.Address, Labels: n.About.Labels, Sheep: []nodeSheep{},
+	}
+	if shown.Labels == nil {
+		shown.Labels = job.Labels{}
+	}
+	switch {
+	case n.Alive:
+	case n.Until.IsZero():
+		shown.State = "stopped"
+	default:
+		shown.State, shown.LostAt = "lost", new(n.Until.UTC())
+	}
+	for _, s := range n.About.Sheep {
+		one := nodeSheep{Name: s.Name, Type: s.Type}
+		if n.Alive && !s.Model.IsZero() {
+			one.Model = s.Model.String()
+		}
+		shown.Sheep = append(shown.Sheep, one)
+	}
+	return shown
+}
+
+func listNodes(to io.Writer, nodes []postgres.Node, form remote.Format) error {
+	switch form {
+	case remote.FormJSON:
+		shown := make([]node, len(nodes))
+		for i, n := range nodes {
+			shown[i] = nodeOf(n)
+		}
+		return remote.PrintJSON(to, shown, true)
+	case remote.FormLines, remote.FormName:
+		for _, n := range nodes {
+			var err error
+			if form == remote.FormName {
+				_, err = fmt.Fprintln(to, n.Name)
+			} else {
+				err = remote.PrintJSON(to, nodeOf(n), false)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "NAME\tSTATE\tJOBS\tVERSION\tADDRESS\tLABELS\tSHEEP")
 	for _, n := range nodes {

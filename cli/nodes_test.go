@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"regexp"
 	"strings"
@@ -89,6 +90,16 @@ func TestNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	lists(`a +stopped, drained +1 +v1 +http://a:5000 +gpu=a100,region=eu +s1, s2`, `b +up +0 .*`)
+	var shown []node
+	if said, err := call("nodes", "ls", "-o", "json", "-c", p.config); err != nil || json.Unmarshal([]byte(said), &shown) != nil || len(shown) != 2 || shown[0].State != "stopped" || !shown[0].Drained || shown[0].Jobs != 1 || len(shown[0].Sheep) != 2 || shown[1].State != "up" {
+		t.Errorf("as JSON: %s, %v", said, err)
+	}
+	if said, err := call("nodes", "ls", "-o", "name", "-c", p.config); err != nil || said != "a\nb\n" {
+		t.Errorf("names: %q, %v", said, err)
+	}
+	if said, err := call("nodes", "ls", "-o", "jsonl", "-c", p.config); err != nil || strings.Count(said, "\n") != 2 {
+		t.Errorf("an object a line: %q, %v", said, err)
+	}
 	if said, err := call("nodes", "forget", "a", "-c", p.config); err != nil || said != "Node a is forgotten.\n" {
 		t.Fatalf("it says %q, %v", said, err)
 	}

@@ -53,10 +53,11 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	asks := remote.NewTarget(target)
 	c := &cobra.Command{
 		Use:   "sheep",
-		Short: "List the sheep, stop and start them",
-		Long: "Lists, stops and starts the sheep of this machine. With --server it asks the daemon\n" +
-			"at that address; with -c the one that is up with that configuration or, where\n" +
-			"none is, it works by itself; with neither the one that is up as a service.",
+		Short: "List the sheep, and tell them what to do",
+		Long: "Lists the sheep and tells them what to do. With --server it asks the daemon at that\n" +
+			"address; with -c the one that is up with that configuration or, where none is, it\n" +
+			"works by itself; with neither the one that is up as a service. `stop` and `start`\n" +
+			"are for the machine that the sheep are on.",
 	}
 	asks.Add(c.PersistentFlags())
 
@@ -74,9 +75,6 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 		}
 		one.Flags().BoolVar(&all, "all", false, "all sheep of the machine")
 		return one
-	}
-	draining := func(one *cobra.Command) {
-		one.Flags().DurationVar(&drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
 	}
 	stopThem := func(ctx context.Context, query url.Values) error {
 		if drain >= 0 {
@@ -112,7 +110,7 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	stop.Long = "Stops sheep. Running jobs may finish for drain_timeout; those that do not go\n" +
 		"back to the queue. A daemon that is up takes jobs in, and lets those wait that\n" +
 		"no other sheep can run, until `shepherdd sheep start`, or until it is restarted."
-	draining(stop)
+	remote.AddDrainTimeout(stop, &drain)
 
 	start := named("start", func(cmd *cobra.Command, query url.Values) error {
 		err := startThem(cmd.Context(), query)
@@ -124,17 +122,22 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	start.Short = "Let sheep work again that were stopped"
 
 	restart := named("restart", func(cmd *cobra.Command, query url.Values) error {
-		err := stopThem(cmd.Context(), url.Values{"sheep": query["sheep"]})
+		if !all {
+			return asks.Restart(cmd, query["sheep"], drain)
+		}
+		err := stopThem(cmd.Context(), url.Values{})
 		if err == nil {
-			err = startThem(cmd.Context(), query)
+			err = startThem(cmd.Context(), url.Values{})
 		}
 		if err == nil {
-			said(cmd, query, "Sheep %s has ended its runner and works again.", "All sheep have ended their runners and work again.")
+			said(cmd, query, "", "All sheep have ended their runners and work again.")
 		}
 		return err
 	})
-	restart.Short = "Stop sheep and let them work again, with new runners"
-	draining(restart)
+	restart.Short = "End the runners of sheep, which go on with new ones"
+	restart.Long = "Ends the runners of sheep. Running jobs may finish for drain_timeout; those that do\n" +
+		"not go back to the queue, unspent. The next job starts another runner."
+	remote.AddDrainTimeout(restart, &drain)
 
 	remote.SheepListing(c, func(cmd *cobra.Command, p *remote.SheepPrinter) error {
 		asked, err := asks.Open()
@@ -147,7 +150,13 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 		defer asked.CloseIdle()
 		return remote.Hint(p.List(cmd.Context(), asked, cmd.OutOrStdout()))
 	})
-	c.AddCommand(stop, start, restart)
+	c.AddCommand(stop, start)
+	for _, order := range remote.SheepOrders(asks) {
+		if order.Name() == restart.Name() { // which also knows --all here
+			order = restart
+		}
+		c.AddCommand(order)
+	}
 	return c
 }
 

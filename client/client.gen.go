@@ -54,33 +54,6 @@ func (e EventEvent) Valid() bool {
 	}
 }
 
-// Defines values for FlockSheepCondition.
-const (
-	Able    FlockSheepCondition = "able"
-	Blocked FlockSheepCondition = "blocked"
-	Leaving FlockSheepCondition = "leaving"
-	Resting FlockSheepCondition = "resting"
-	Stopped FlockSheepCondition = "stopped"
-)
-
-// Valid indicates whether the value is a known member of the FlockSheepCondition enum.
-func (e FlockSheepCondition) Valid() bool {
-	switch e {
-	case Able:
-		return true
-	case Blocked:
-		return true
-	case Leaving:
-		return true
-	case Resting:
-		return true
-	case Stopped:
-		return true
-	default:
-		return false
-	}
-}
-
 // Defines values for GPUHealth.
 const (
 	Ok      GPUHealth = "ok"
@@ -150,6 +123,36 @@ func (e MessageState) Valid() bool {
 	case MessageStateGivenUp:
 		return true
 	case MessageStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SheepCondition.
+const (
+	Able    SheepCondition = "able"
+	Blocked SheepCondition = "blocked"
+	Drained SheepCondition = "drained"
+	Leaving SheepCondition = "leaving"
+	Resting SheepCondition = "resting"
+	Stopped SheepCondition = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the SheepCondition enum.
+func (e SheepCondition) Valid() bool {
+	switch e {
+	case Able:
+		return true
+	case Blocked:
+		return true
+	case Drained:
+		return true
+	case Leaving:
+		return true
+	case Resting:
+		return true
+	case Stopped:
 		return true
 	default:
 		return false
@@ -488,8 +491,11 @@ type FlockQueue struct {
 
 // FlockSheep defines model for FlockSheep.
 type FlockSheep struct {
-	// Condition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
-	Condition FlockSheepCondition `json:"condition"`
+	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+	// operator, without a runner; drained by an operator, so that it finishes the job
+	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// device that is out
+	Condition SheepCondition `json:"condition"`
 
 	// Detail What it is doing beyond that, or why it takes no jobs, in words
 	Detail *string `json:"detail"`
@@ -523,9 +529,6 @@ type FlockSheep struct {
 	// Usual Of the job's model, or else of the model that is loaded
 	Usual *Usual `json:"usual"`
 }
-
-// FlockSheepCondition Whether it takes jobs: resting for a while after a fault, stopped by an operator, leaving as it is configured no more, blocked by a device that is out
-type FlockSheepCondition string
 
 // GPU defines model for GPU.
 type GPU struct {
@@ -835,6 +838,16 @@ type Limits struct {
 	WaitTimeout float64 `json:"wait_timeout"`
 }
 
+// LoadRequest defines model for LoadRequest.
+type LoadRequest struct {
+	Model struct {
+		Name string `json:"name"`
+
+		// Version May be empty
+		Version string `json:"version"`
+	} `json:"model"`
+}
+
 // Message defines model for Message.
 type Message struct {
 	// CreatedAt Example: 2026-11-22T10:08:03.942214
@@ -1040,18 +1053,35 @@ type Session struct {
 
 // Sheep defines model for Sheep.
 type Sheep struct {
-	// Detail What it is doing beyond that, in words
+	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+	// operator, without a runner; drained by an operator, so that it finishes the job
+	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// device that is out
+	Condition SheepCondition `json:"condition"`
+
+	// Detail What it is doing beyond that, or why it takes no jobs, in words
 	Detail *string `json:"detail"`
 
 	// Job The job under way
-	Job     *string `json:"job"`
-	Model   Model   `json:"model"`
-	Name    string  `json:"name"`
+	Job   *string `json:"job"`
+	Model Model   `json:"model"`
+
+	// Name NODE/SHEEP in a fleet
+	Name string `json:"name"`
+
+	// Node The node that has it; null where the daemon is alone
+	Node    *string `json:"node"`
 	Running bool    `json:"running"`
 
 	// Type Example: bare
 	Type string `json:"type"`
 }
+
+// SheepCondition Whether it takes jobs: able; resting for a while after a fault; stopped by an
+// operator, without a runner; drained by an operator, so that it finishes the job
+// that it has and takes no more; leaving, as it is configured no more; blocked by a
+// device that is out
+type SheepCondition string
 
 // SheepList defines model for SheepList.
 type SheepList struct {
@@ -1233,6 +1263,9 @@ type LastEventID = string
 // Prefer defines model for Prefer.
 type Prefer = string
 
+// SheepID defines model for SheepID.
+type SheepID = string
+
 // BadRequestApplicationJSON defines model for BadRequest.
 type BadRequestApplicationJSON = Error
 
@@ -1278,6 +1311,9 @@ type NoModelApplicationJSON = Error
 // NoModelApplicationProblemPlusJSON An error, as in RFC 9457
 type NoModelApplicationProblemPlusJSON = Problem
 
+// NoSheep An error, as in RFC 9457
+type NoSheep = Problem
+
 // NoWebhooks An error, as in RFC 9457
 type NoWebhooks = Problem
 
@@ -1298,6 +1334,9 @@ type RegistryRefusedApplicationJSON = Error
 
 // RegistryRefusedApplicationProblemPlusJSON An error, as in RFC 9457
 type RegistryRefusedApplicationProblemPlusJSON = Problem
+
+// SheepTrouble An error, as in RFC 9457
+type SheepTrouble = Problem
 
 // TooLargeApplicationJSON defines model for TooLarge.
 type TooLargeApplicationJSON = Error
@@ -1461,6 +1500,12 @@ type GetSheepLogsParams struct {
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
 }
 
+// RestartSheepParams defines parameters for RestartSheep.
+type RestartSheepParams struct {
+	// Drain How long the job under way may take to finish, as a duration, `30s` or `10m`; nothing after the `=` for drain_timeout of its node's configuration; not at all when left out
+	Drain *string `form:"drain,omitempty" json:"drain,omitempty"`
+}
+
 // ListMessagesParams defines parameters for ListMessages.
 type ListMessagesParams struct {
 	// Job Only messages about this job
@@ -1496,6 +1541,9 @@ type PullModelJSONRequestBody = PullRequest
 
 // SignInJSONRequestBody defines body for SignIn for application/json ContentType.
 type SignInJSONRequestBody = SignInRequest
+
+// LoadSheepJSONRequestBody defines body for LoadSheep for application/json ContentType.
+type LoadSheepJSONRequestBody = LoadRequest
 
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
@@ -1966,6 +2014,39 @@ type ClientInterface interface {
 	// Corresponds with GET /sheep (the `ListSheep` operationId).
 	ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// DrainSheep Have a sheep take no more jobs
+	//
+	// The sheep finishes the job that it has, claims no more, and keeps the model
+	// that it has loaded; what it has only prepared goes back to the queue. Jobs
+	// that only it could run wait. It stays drained when the daemon is restarted or
+	// reloads its configuration, until it is resumed. Answers at once; the sheep is
+	// drained when `GET /sheep` shows no job.
+	//
+	// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
+	DrainSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LoadSheepWithBody Have a sheep without a job load a model
+	//
+	// In the place of the model that it has loaded. Answers when the model is
+	// loaded, or cannot be; a client that leaves gives it up. A job of another model
+	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+	LoadSheepWithBody(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LoadSheep Have a sheep without a job load a model
+	//
+	// In the place of the model that it has loaded. Answers when the model is
+	// loaded, or cannot be; a client that leaves gives it up. A job of another model
+	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+	LoadSheep(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetSheepLogs What a sheep's runners have written
 	//
 	// The output of the sheep's runners, earlier ones included, as far back as
@@ -1976,6 +2057,23 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 	GetSheepLogs(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RestartSheep End a sheep's runner
+	//
+	// The job that the runner has goes back to the queue, unspent; with `drain` it
+	// may finish for that long first. Answers when nothing of the runner is left;
+	// the next job starts another. What troubled the sheep is forgotten. A sheep
+	// that is drained stays so.
+	//
+	// Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
+	RestartSheep(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeSheep Let a sheep take jobs again
+	//
+	// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+	//
+	// Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
+	ResumeSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSpec This contract, for programs
 	//
@@ -2861,6 +2959,69 @@ func (c *Client) ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+// DrainSheep Have a sheep take no more jobs
+//
+// The sheep finishes the job that it has, claims no more, and keeps the model
+// that it has loaded; what it has only prepared goes back to the queue. Jobs
+// that only it could run wait. It stays drained when the daemon is restarted or
+// reloads its configuration, until it is resumed. Answers at once; the sheep is
+// drained when `GET /sheep` shows no job.
+//
+// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
+func (c *Client) DrainSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDrainSheepRequest(c.Server, sheepId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LoadSheepWithBody Have a sheep without a job load a model
+//
+// In the place of the model that it has loaded. Answers when the model is
+// loaded, or cannot be; a client that leaves gives it up. A job of another model
+// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+func (c *Client) LoadSheepWithBody(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLoadSheepRequestWithBody(c.Server, sheepId, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LoadSheep Have a sheep without a job load a model
+//
+// In the place of the model that it has loaded. Answers when the model is
+// loaded, or cannot be; a client that leaves gives it up. A job of another model
+// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+func (c *Client) LoadSheep(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLoadSheepRequest(c.Server, sheepId, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetSheepLogs What a sheep's runners have written
 //
 // The output of the sheep's runners, earlier ones included, as far back as
@@ -2872,6 +3033,43 @@ func (c *Client) ListSheep(ctx context.Context, reqEditors ...RequestEditorFn) (
 // Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 func (c *Client) GetSheepLogs(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetSheepLogsRequest(c.Server, sheepId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RestartSheep End a sheep's runner
+//
+// The job that the runner has goes back to the queue, unspent; with `drain` it
+// may finish for that long first. Answers when nothing of the runner is left;
+// the next job starts another. What troubled the sheep is forgotten. A sheep
+// that is drained stays so.
+//
+// Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
+func (c *Client) RestartSheep(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRestartSheepRequest(c.Server, sheepId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeSheep Let a sheep take jobs again
+//
+// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+//
+// Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
+func (c *Client) ResumeSheep(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeSheepRequest(c.Server, sheepId)
 	if err != nil {
 		return nil, err
 	}
@@ -4720,6 +4918,87 @@ func NewListSheepRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewDrainSheepRequest constructs an http.Request for the DrainSheep method
+func NewDrainSheepRequest(server string, sheepId SheepID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sheep_id", sheepId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/sheep/%s/drain", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewLoadSheepRequest calls the generic LoadSheep builder with application/json body
+func NewLoadSheepRequest(server string, sheepId SheepID, body LoadSheepJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewLoadSheepRequestWithBody(server, sheepId, "application/json", bodyReader)
+}
+
+// NewLoadSheepRequestWithBody constructs an http.Request for the LoadSheep method, with any body, and a specified content type
+func NewLoadSheepRequestWithBody(server string, sheepId SheepID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sheep_id", sheepId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/sheep/%s/load", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetSheepLogsRequest constructs an http.Request for the GetSheepLogs method
 func NewGetSheepLogsRequest(server string, sheepId string, params *GetSheepLogsParams) (*http.Request, error) {
 	var err error
@@ -4786,6 +5065,101 @@ func NewGetSheepLogsRequest(server string, sheepId string, params *GetSheepLogsP
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRestartSheepRequest constructs an http.Request for the RestartSheep method
+func NewRestartSheepRequest(server string, sheepId SheepID, params *RestartSheepParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sheep_id", sheepId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/sheep/%s/restart", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Drain != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "drain", *params.Drain, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewResumeSheepRequest constructs an http.Request for the ResumeSheep method
+func NewResumeSheepRequest(server string, sheepId SheepID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sheep_id", sheepId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/sheep/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -5608,6 +5982,41 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /sheep (the `ListSheep` operationId).
 	ListSheepWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSheepResponse, error)
 
+	// DrainSheepWithResponse Have a sheep take no more jobs
+	//
+	// The sheep finishes the job that it has, claims no more, and keeps the model
+	// that it has loaded; what it has only prepared goes back to the queue. Jobs
+	// that only it could run wait. It stays drained when the daemon is restarted or
+	// reloads its configuration, until it is resumed. Answers at once; the sheep is
+	// drained when `GET /sheep` shows no job.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
+	DrainSheepWithResponse(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*DrainSheepResponse, error)
+
+	// LoadSheepWithBodyWithResponse Have a sheep without a job load a model
+	//
+	// In the place of the model that it has loaded. Answers when the model is
+	// loaded, or cannot be; a client that leaves gives it up. A job of another model
+	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+	LoadSheepWithBodyWithResponse(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error)
+
+	// LoadSheepWithResponse Have a sheep without a job load a model
+	//
+	// In the place of the model that it has loaded. Answers when the model is
+	// loaded, or cannot be; a client that leaves gives it up. A job of another model
+	// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+	LoadSheepWithResponse(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error)
+
 	// GetSheepLogsWithResponse What a sheep's runners have written
 	//
 	// The output of the sheep's runners, earlier ones included, as far back as
@@ -5620,6 +6029,27 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /sheep/{sheep_id}/logs (the `GetSheepLogs` operationId).
 	GetSheepLogsWithResponse(ctx context.Context, sheepId string, params *GetSheepLogsParams, reqEditors ...RequestEditorFn) (*GetSheepLogsResponse, error)
+
+	// RestartSheepWithResponse End a sheep's runner
+	//
+	// The job that the runner has goes back to the queue, unspent; with `drain` it
+	// may finish for that long first. Answers when nothing of the runner is left;
+	// the next job starts another. What troubled the sheep is forgotten. A sheep
+	// that is drained stays so.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
+	RestartSheepWithResponse(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*RestartSheepResponse, error)
+
+	// ResumeSheepWithResponse Let a sheep take jobs again
+	//
+	// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
+	ResumeSheepWithResponse(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*ResumeSheepResponse, error)
 
 	// GetSpecWithResponse This contract, for programs
 	//
@@ -7354,6 +7784,88 @@ func (r ListSheepResponse) ContentType() string {
 	return ""
 }
 
+type DrainSheepResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DrainSheepResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r DrainSheepResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DrainSheepResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DrainSheepResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DrainSheepResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type LoadSheepResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r LoadSheepResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r LoadSheepResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r LoadSheepResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r LoadSheepResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r LoadSheepResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetSheepLogsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -7382,6 +7894,88 @@ func (r GetSheepLogsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetSheepLogsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RestartSheepResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RestartSheepResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r RestartSheepResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RestartSheepResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RestartSheepResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RestartSheepResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ResumeSheepResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResumeSheepResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeSheepResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeSheepResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeSheepResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeSheepResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8428,6 +9022,59 @@ func (c *ClientWithResponses) ListSheepWithResponse(ctx context.Context, reqEdit
 	return ParseListSheepResponse(rsp)
 }
 
+// DrainSheepWithResponse Have a sheep take no more jobs
+//
+// The sheep finishes the job that it has, claims no more, and keeps the model
+// that it has loaded; what it has only prepared goes back to the queue. Jobs
+// that only it could run wait. It stays drained when the daemon is restarted or
+// reloads its configuration, until it is resumed. Answers at once; the sheep is
+// drained when `GET /sheep` shows no job.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /sheep/{sheep_id}/drain (the `DrainSheep` operationId).
+func (c *ClientWithResponses) DrainSheepWithResponse(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*DrainSheepResponse, error) {
+	rsp, err := c.DrainSheep(ctx, sheepId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDrainSheepResponse(rsp)
+}
+
+// LoadSheepWithBodyWithResponse Have a sheep without a job load a model
+//
+// In the place of the model that it has loaded. Answers when the model is
+// loaded, or cannot be; a client that leaves gives it up. A job of another model
+// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+func (c *ClientWithResponses) LoadSheepWithBodyWithResponse(ctx context.Context, sheepId SheepID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error) {
+	rsp, err := c.LoadSheepWithBody(ctx, sheepId, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLoadSheepResponse(rsp)
+}
+
+// LoadSheepWithResponse Have a sheep without a job load a model
+//
+// In the place of the model that it has loaded. Answers when the model is
+// loaded, or cannot be; a client that leaves gives it up. A job of another model
+// that comes meanwhile ends it, too: drain the sheep first to keep jobs away.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /sheep/{sheep_id}/load (the `LoadSheep` operationId).
+func (c *ClientWithResponses) LoadSheepWithResponse(ctx context.Context, sheepId SheepID, body LoadSheepJSONRequestBody, reqEditors ...RequestEditorFn) (*LoadSheepResponse, error) {
+	rsp, err := c.LoadSheep(ctx, sheepId, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLoadSheepResponse(rsp)
+}
+
 // GetSheepLogsWithResponse What a sheep's runners have written
 //
 // The output of the sheep's runners, earlier ones included, as far back as
@@ -8445,6 +9092,39 @@ func (c *ClientWithResponses) GetSheepLogsWithResponse(ctx context.Context, shee
 		return nil, err
 	}
 	return ParseGetSheepLogsResponse(rsp)
+}
+
+// RestartSheepWithResponse End a sheep's runner
+//
+// The job that the runner has goes back to the queue, unspent; with `drain` it
+// may finish for that long first. Answers when nothing of the runner is left;
+// the next job starts another. What troubled the sheep is forgotten. A sheep
+// that is drained stays so.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /sheep/{sheep_id}/restart (the `RestartSheep` operationId).
+func (c *ClientWithResponses) RestartSheepWithResponse(ctx context.Context, sheepId SheepID, params *RestartSheepParams, reqEditors ...RequestEditorFn) (*RestartSheepResponse, error) {
+	rsp, err := c.RestartSheep(ctx, sheepId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRestartSheepResponse(rsp)
+}
+
+// ResumeSheepWithResponse Let a sheep take jobs again
+//
+// Undoes `drain`, and lets a sheep work that was stopped on its machine.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /sheep/{sheep_id}/resume (the `ResumeSheep` operationId).
+func (c *ClientWithResponses) ResumeSheepWithResponse(ctx context.Context, sheepId SheepID, reqEditors ...RequestEditorFn) (*ResumeSheepResponse, error) {
+	rsp, err := c.ResumeSheep(ctx, sheepId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeSheepResponse(rsp)
 }
 
 // GetSpecWithResponse This contract, for programs
@@ -9837,6 +10517,58 @@ func ParseListSheepResponse(rsp *http.Response) (*ListSheepResponse, error) {
 	return response, nil
 }
 
+// ParseDrainSheepResponse parses an HTTP response from a DrainSheepWithResponse call
+func ParseDrainSheepResponse(rsp *http.Response) (*DrainSheepResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DrainSheepResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseLoadSheepResponse parses an HTTP response from a LoadSheepWithResponse call
+func ParseLoadSheepResponse(rsp *http.Response) (*LoadSheepResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &LoadSheepResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetSheepLogsResponse parses an HTTP response from a GetSheepLogsWithResponse call
 func ParseGetSheepLogsResponse(rsp *http.Response) (*GetSheepLogsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9848,6 +10580,58 @@ func ParseGetSheepLogsResponse(rsp *http.Response) (*GetSheepLogsResponse, error
 	response := &GetSheepLogsResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
+	}
+
+	return response, nil
+}
+
+// ParseRestartSheepResponse parses an HTTP response from a RestartSheepWithResponse call
+func ParseRestartSheepResponse(rsp *http.Response) (*RestartSheepResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RestartSheepResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseResumeSheepResponse parses an HTTP response from a ResumeSheepWithResponse call
+func ParseResumeSheepResponse(rsp *http.Response) (*ResumeSheepResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeSheepResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
 	}
 
 	return response, nil

@@ -240,3 +240,60 @@ func FuzzEvents(f *testing.F) {
 		}
 	})
 }
+
+// The flock is followed over connections that break; an error that says no ends it.
+func TestFollowFlock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers := []struct {
+			text string
+			err  error
+		}{
+			{"retry: 1\n\nevent: flock\ndata: {\"sheep\": [{\"name\": \"a\"}]}\n\nevent: gpus\ndata: {\"driver\": \"550\"}\n\n", nil},
+			{"", &UnreachableError{Server: "s", Err: io.ErrUnexpectedEOF}},
+			{"event: alive\ndata: {}\n\nevent: jobs\ndata: {\"events\": [{\"job_id\": \"j\"}], \"skipped\": true}\n\n", nil},
+			{"", &StatusError{Status: 503, RetryAfter: 1}},
+			{"event: flock\ndata: [\n\n", nil},
+			{"", &StatusError{Status: 403}},
+		}
+		asked := 0
+		c, err := NewClientWithResponses("http://s", WithHTTPClient(transport(func(*http.Request) (*http.Response, error) {
+			a := answers[asked]
+			asked++
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(a.text))}, a.err
+		})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for change, err := range FollowFlock(t.Context(), c) {
+			switch {
+			case err != nil:
+				got = append(got, "refused")
+				if !Is(err, 403) {
+					t.Errorf("it ended with %v", err)
+				}
+			case change.Flock != nil:
+				got = append(got, "flock "+change.Flock.Sheep[0].Name)
+			case change.GPUs != nil:
+				got = append(got, "gpus "+*change.GPUs.Driver)
+			case change.Jobs != nil:
+				got = append(got, "jobs "+change.Jobs.Events[0].JobId)
+			case change.Lost != nil:
+				got = append(got, "lost")
+			default:
+				got = append(got, "alive")
+			}
+		}
+		if want := []string{"flock a", "gpus 550", "lost", "lost", "alive", "jobs j", "lost", "lost", "lost", "refused"}; !slices.Equal(got, want) {
+			t.Errorf("it brought %q, want %q", got, want)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		asked = 0
+		for change, err := range FollowFlock(ctx, c) {
+			if err != nil && !errors.Is(err, context.Canceled) {
+				t.Errorf("without a caller: %+v, %v", change, err)
+			}
+		}
+	})
+}

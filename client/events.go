@@ -17,42 +17,66 @@ import (
 // longestEvent bounds a line of an event stream, in bytes.
 const longestEvent = 4 << 20
 
-// Events are those of a response of FollowEvents or FollowJob, as they come; the
-// caller closes the response's body. The form is that of the HTML standard (section
-// 9.2). An event without data, which only moves the id on, has an Id alone.
-func Events(from io.Reader) iter.Seq2[Event, error] {
-	return func(yield func(Event, error) bool) {
+// message is one of a stream of server-sent events; the form is that of the HTML standard
+// (section 9.2).
+type message struct {
+	name string
+	id   *string // nil where it has none
+	data []byte
+}
+
+// messages are those of a stream, as they come.
+func messages(from io.Reader) iter.Seq2[message, error] {
+	return func(yield func(message, error) bool) {
 		lines := bufio.NewScanner(from)
 		lines.Buffer(nil, longestEvent)
-		var data []byte
-		var id *string
+		var m message
 		for lines.Scan() {
 			line := lines.Text()
 			if line != "" {
 				field, value, _ := strings.Cut(line, ":")
 				value = strings.TrimPrefix(value, " ")
 				switch field {
+				case "event":
+					m.name = value
 				case "data":
-					data = append(append(data, value...), '\n')
+					m.data = append(append(m.data, value...), '\n')
 				case "id":
-					id = &value
+					m.id = &value
 				}
 				continue
 			}
-			event := Event{Id: id}
-			if len(data) > 0 {
-				if err := json.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &event); err != nil {
-					yield(Event{}, fmt.Errorf("read an event: %w", err))
-					return
-				}
-			}
-			if (len(data) > 0 || id != nil) && !yield(event, nil) {
+			m.data = bytes.TrimSuffix(m.data, []byte("\n"))
+			if (len(m.data) > 0 || m.id != nil) && !yield(m, nil) {
 				return
 			}
-			data, id = nil, nil
+			m = message{}
 		}
 		if err := lines.Err(); err != nil {
-			yield(Event{}, fmt.Errorf("read events: %w", err))
+			yield(message{}, fmt.Errorf("read events: %w", err))
+		}
+	}
+}
+
+// Events are those of a response of FollowEvents or FollowJob, as they come; the
+// caller closes the response's body. An event without data, which only moves the id on,
+// has an Id alone.
+func Events(from io.Reader) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for m, err := range messages(from) {
+			event := Event{Id: m.id}
+			if err == nil && len(m.data) > 0 {
+				if err = json.Unmarshal(m.data, &event); err != nil {
+					err = fmt.Errorf("read an event: %w", err)
+				}
+			}
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			if !yield(event, nil) {
+				return
+			}
 		}
 	}
 }

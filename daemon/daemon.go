@@ -183,12 +183,17 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if d.fleet != nil {
 		others = d.fleet
 	}
+	drained, err := readDrained(c.StateDir)
+	if err != nil {
+		return err
+	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
 		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Policy: policyOf(c), Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},
+		Drained: drained, KeepDrained: func(sheep []string) error { return writeDrained(c.StateDir, sheep) },
 		Limits: limitDefaults(c), MaxTurn: c.Scheduling.MaxTurn,
 		MaxAttempts: c.Scheduling.MaxAttempts, Closing: d.options.StopSheep, Observer: d.telemetry.observer, Tracer: d.telemetry.tracer, Log: d.log,
 	})
@@ -286,8 +291,9 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 // server that ends.
 func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan error {
 	c := d.config.API
-	own := local{d.core, d.gpus.keeper.GPUs}
-	var service api.Service = d.core
+	served := node{d.core, func() time.Duration { return configuration.now().DrainTimeout }}
+	own := local{served, d.gpus.keeper.GPUs}
+	var service api.Service = served
 	gpus := func(ctx context.Context, node string) (job.GPUs, error) {
 		if node != "" && node != d.env.node {
 			return job.GPUs{}, &job.UnknownNode{Name: node}
@@ -296,7 +302,7 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 	}
 	if d.fleet != nil && d.secret != "" {
 		view := fleet.NewView(own, d.fleet)
-		service, gpus = flockService{d.core, view}, view.GPUs
+		service, gpus = flockService{served, view}, view.GPUs
 	}
 	var webhooks api.Webhooks
 	if d.webhooks != nil {
@@ -307,12 +313,12 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 		Metrics: d.telemetry.metrics.Handler(), Refused: d.telemetry.metrics.Refused, Version: d.options.Version, Commit: d.options.Commit, Log: d.log,
 	})
 	admin := d.listeners.browsers.Protect(withAdmin(withDebug(handler, configuration.now, d.listeners.local), d.core, configuration, d.listeners.local))
-	served := d.listeners.serve(base, fleet.Handler(own, d.secret, handler, d.log), admin, d.log)
+	ended := d.listeners.serve(base, fleet.Handler(own, d.secret, handler, d.log), admin, d.log)
 	d.log.Info("Shepherd API is available at " + d.listeners.url())
 	for _, warning := range d.listeners.serves(c).Warnings() {
 		d.log.Warn(warning)
 	}
-	return served
+	return ended
 }
 
 // stop stops the core and then calls shutdown for the servers; endRequests ends

@@ -25,9 +25,23 @@ type registry interface {
 	LateRenewals() int64
 }
 
+// node is the core as it is served, by the configuration of the moment.
+type node struct {
+	*shepherd.Shepherd
+	drainTimeout func() time.Duration
+}
+
+// OrderSheep tells a sheep what to do.
+func (n node) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
+	if o.Drain == job.UsualDrain {
+		o.Drain = n.drainTimeout()
+	}
+	return n.Shepherd.OrderSheep(ctx, sheep, o)
+}
+
 // local is what this node tells others of itself.
 type local struct {
-	*shepherd.Shepherd
+	node
 	gpus func(context.Context) job.GPUs
 }
 
@@ -36,7 +50,7 @@ func (l local) GPUs(ctx context.Context) job.GPUs { return l.gpus(ctx) }
 
 // flockService is the core as the API serves it in a fleet, with the sheep of all nodes.
 type flockService struct {
-	*shepherd.Shepherd
+	node
 	view *fleet.View
 }
 
@@ -44,6 +58,10 @@ func (s flockService) Sheep(ctx context.Context) []job.Sheep { return s.view.She
 
 func (s flockService) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
 	return s.view.Logs(ctx, sheep, q)
+}
+
+func (s flockService) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
+	return s.view.OrderSheep(ctx, sheep, o)
 }
 
 // openFleet prepares to ask the other nodes of a shared ledger; it is nil where the

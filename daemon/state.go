@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,6 +65,30 @@ func Address(dir string) (string, error) {
 		return "", fmt.Errorf("the shepherdd that uses the state directory %s has not opened its API yet; try again, or give its address with --server", dir)
 	}
 	return strings.TrimSpace(string(text)), nil
+}
+
+// readDrained reads which sheep are drained.
+func readDrained(dir string) (sheep []string, err error) {
+	text, err := os.ReadFile(filepath.Join(dir, "drained.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &sheep)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read which sheep are drained, from drained.json in the state directory: %w (without the file none is)", err)
+	}
+	return sheep, nil
+}
+
+// writeDrained keeps which sheep are drained, for the next daemon.
+func writeDrained(dir string, sheep []string) error {
+	text, err := json.Marshal(sheep)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, "drained.json"), append(text, '\n'), 0o600)
 }
 
 // Running reports whether a daemon uses the state directory. It changes nothing there,

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,9 +22,9 @@ var errDown = fmt.Errorf("its lease in the ledger has ended: %w", errdefs.ErrUna
 
 var errNoSecret = fmt.Errorf("fleet.secret_file is not configured: %w", errdefs.ErrFailedPrecondition)
 
-// open asks another node. The error is *job.UnknownNode where there is no such node,
+// open asks another node; body is what is sent, nil for nothing. The error is *job.UnknownNode where there is no such node,
 // *job.Unavailable where it cannot be asked, or what the node has answered.
-func (f *Fleet) open(ctx context.Context, node, path string) (io.ReadCloser, error) {
+func (f *Fleet) open(ctx context.Context, node, method, path string, body io.Reader) (io.ReadCloser, error) {
 	if f.secret == "" {
 		return nil, unreachable(node, "cannot be asked: set fleet.secret_file on all nodes", errNoSecret)
 	}
@@ -31,7 +32,7 @@ func (f *Fleet) open(ctx context.Context, node, path string) (io.ReadCloser, err
 	if err != nil {
 		return nil, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(address, "/")+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(address, "/")+path, body)
 	if err != nil {
 		return nil, unreachable(node, "has announced an address that is none", err)
 	}
@@ -51,10 +52,8 @@ func (f *Fleet) open(ctx context.Context, node, path string) (io.ReadCloser, err
 	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
 	var told refusal
 	if err == nil && json.Unmarshal(text, &told) == nil {
-		for _, known := range refusals {
-			if known.code == told.Code {
-				return nil, known.err(told.Subject)
-			}
+		if refused := told.err(); refused != nil {
+			return nil, refused
 		}
 	}
 	problem := fmt.Sprintf("answers with status %d", response.StatusCode)
@@ -89,7 +88,7 @@ func (f *Fleet) addressOf(ctx context.Context, node string) (string, error) {
 func (f *Fleet) get(ctx context.Context, node, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	body, err := f.open(ctx, node, path)
+	body, err := f.open(ctx, node, http.MethodGet, path, nil)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return unreachable(node, "does not answer", err)
 	}
@@ -101,4 +100,30 @@ func (f *Fleet) get(ctx context.Context, node, path string, into any) error {
 		return unreachable(node, "breaks off its answer", err)
 	}
 	return nil
+}
+
+// order has another node do something, and returns when it has.
+func (f *Fleet) order(ctx context.Context, node, path string, order any) error {
+	data, err := json.Marshal(order)
+	if err != nil {
+		return fmt.Errorf("write an order for node %s: %w", node, err)
+	}
+	body, err := f.open(ctx, node, http.MethodPost, path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	var told outcome
+	switch err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&told); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return unreachable(node, "breaks off its answer; look whether it has done what it was told", err)
+	case told.Refused == nil:
+		return nil
+	}
+	if err := told.Refused.err(); err != nil {
+		return err
+	}
+	return unreachable(node, "could not do it; its log says why", fmt.Errorf("refused with %q", told.Refused.Code))
 }

@@ -152,13 +152,19 @@ func (f *Fleet) GPUs(ctx context.Context, node string) (job.GPUs, error) {
 // Logs opens the log of a sheep of another node. The error is *job.UnknownSheep,
 // job.ErrNoLog or *job.Unavailable.
 func (f *Fleet) Logs(ctx context.Context, node, sheep string, q job.LogQuery) (io.ReadCloser, error) {
-	return f.open(ctx, node, sheepLogPath(sheep, q))
+	return f.open(ctx, node, http.MethodGet, sheepLogPath(sheep, q), nil)
+}
+
+// OrderSheep tells a sheep of another node what to do, and returns when it has. The error
+// is that of Local, or *job.Unavailable.
+func (f *Fleet) OrderSheep(ctx context.Context, node, sheep string, o job.Order) error {
+	return f.order(ctx, node, orderPath(sheep), o)
 }
 
 // AttemptLog opens what another node has kept of the log of an attempt. The error is
 // job.ErrNoJobLog, also of a node that is not up, or *job.Unavailable.
 func (f *Fleet) AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
-	log, err := f.open(ctx, node, attemptLogPath(id, run, attempt, q))
+	log, err := f.open(ctx, node, http.MethodGet, attemptLogPath(id, run, attempt, q), nil)
 	if unknown := new(job.UnknownNode); errors.Is(err, errDown) || errors.As(err, &unknown) {
 		return nil, job.ErrNoJobLog
 	}

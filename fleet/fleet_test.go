@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
 	"github.com/iterait/shepherd/fleet"
@@ -29,6 +30,7 @@ type box struct {
 	broken error          // why a log breaks off
 	hold   chan struct{}  // where not nil, a log goes on until it is closed
 	asked  []job.LogQuery // for logs
+	orders []job.Order    // that a sheep took
 }
 
 func (b *box) Sheep(context.Context) []job.Sheep { return b.sheep }
@@ -45,6 +47,33 @@ func (b *box) Logs(_ context.Context, sheep string, q job.LogQuery) (io.ReadClos
 		return nil, errors.New("a fault")
 	}
 	return nil, &job.UnknownSheep{Name: sheep}
+}
+
+// OrderSheep answers what the sheep's name says.
+func (b *box) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
+	switch sheep {
+	case "well":
+		b.orders = append(b.orders, o)
+		return nil
+	case "long":
+		<-ctx.Done()
+		return ctx.Err()
+	case "faulty":
+		return errors.New("a fault")
+	case "draining":
+		return job.ErrDraining
+	case "drained":
+		return &job.SheepState{Sheep: sheep, Is: job.SheepDrained}
+	case "invalid":
+		return &job.Invalid{Field: "model", Problem: "is none"}
+	case "untrusted":
+		return &job.Untrusted{Model: o.Model, Reason: "is not trusted"}
+	case "missing":
+		return &job.ModelError{Problem: "there is no such model", Class: errdefs.ErrNotFound}
+	case "ill":
+		return &job.ModelError{Problem: "it cannot be", Class: errdefs.ErrInternal}
+	}
+	return &job.UnknownSheep{Name: sheep}
 }
 
 func (b *box) AttemptLog(_ context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
@@ -159,6 +188,47 @@ func TestFollow(t *testing.T) {
 	close(b.hold)
 	if more, err := io.ReadAll(log); err == nil || string(more) != ", and more" {
 		t.Errorf("the log goes on with %q, %v", more, err)
+	}
+}
+
+// What came of an order comes back as it was, and errors name the sheep as it was asked
+// for.
+func TestOrders(t *testing.T) {
+	there := new(box)
+	f := newFleet(t, secret, fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(there, secret, rest, discard))})
+	here := new(box)
+	view := fleet.NewView(here, f)
+	order := job.Order{Do: job.Load, Drain: time.Minute, Model: job.Model{Name: "m", Version: "v1"}}
+	for _, id := range []string{"well", "a/well", "b/well"} {
+		if err := view.OrderSheep(t.Context(), id, order); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if want := []job.Order{order, order}; !reflect.DeepEqual(here.orders, want) || !reflect.DeepEqual(there.orders, want[:1]) {
+		t.Errorf("the orders are %+v here, %+v there", here.orders, there.orders)
+	}
+	for id, want := range map[string]error{
+		"b/wolf": &job.UnknownSheep{Name: "b/wolf"}, "c/wolf": &job.UnknownSheep{Name: "c/wolf"}, "wolf": &job.UnknownSheep{Name: "wolf"},
+		"drained": &job.SheepState{Sheep: "drained", Is: job.SheepDrained}, "b/drained": &job.SheepState{Sheep: "b/drained", Is: job.SheepDrained},
+		"b/draining": job.ErrDraining, "b/invalid": &job.Invalid{Field: "model", Problem: "is none"},
+		"b/untrusted": &job.Untrusted{Model: order.Model, Reason: "is not trusted"},
+		"b/missing":   &job.ModelError{Problem: "there is no such model", Class: errdefs.ErrNotFound},
+		"b/ill":       &job.ModelError{Problem: "it cannot be", Class: errdefs.ErrInternal},
+	} {
+		if err := view.OrderSheep(t.Context(), id, order); !reflect.DeepEqual(err, want) {
+			t.Errorf("%s: %#v, want %#v", id, err, want)
+		}
+	}
+	var away *job.Unavailable
+	if err := view.OrderSheep(t.Context(), "b/faulty", order); !errors.As(err, &away) || !strings.Contains(away.Problem, "its log says why") {
+		t.Errorf("a fault of the other node: %v", err)
+	}
+	// An order may take longer than a node has to begin its answer, and ends with whoever
+	// gave it.
+	ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer leave()
+	if err := view.OrderSheep(ctx, "b/long", order); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("an order that was given up: %v", err)
 	}
 }
 

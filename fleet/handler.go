@@ -24,6 +24,10 @@ type Local interface {
 	// AttemptLog opens the log of an attempt that this node has had; following, it ends
 	// when the attempt has. The error is job.ErrNoJobLog.
 	AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
+	// OrderSheep tells a sheep what to do, and returns when it has. The error is
+	// *job.UnknownSheep, *job.SheepState, *job.Invalid, *job.Untrusted, *job.ModelError
+	// or job.ErrDraining.
+	OrderSheep(ctx context.Context, sheep string, o job.Order) error
 }
 
 // stall is how long a reader may take nothing of a log.
@@ -47,6 +51,7 @@ func Handler(local Local, secret string, next http.Handler, log *slog.Logger) ht
 	mux.HandleFunc("GET "+sheepPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.Sheep(r.Context())) })
 	mux.HandleFunc("GET "+gpusPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.GPUs(r.Context())) })
 	mux.HandleFunc("GET "+sheepPath+"/{sheep}/logs", h.sheepLog)
+	mux.HandleFunc("POST "+sheepPath+"/{sheep}/order", h.order)
 	mux.HandleFunc("GET "+Prefix+"jobs/{id}/runs/{run}/attempts/{attempt}/log", h.attemptLog)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasPrefix(r.URL.Path, Prefix) {
@@ -74,6 +79,32 @@ func (h *handler) sheepLog(w http.ResponseWriter, r *http.Request) {
 	h.serveLog(w, r, func(q job.LogQuery) (io.ReadCloser, error) {
 		return h.local.Logs(r.Context(), r.PathValue("sheep"), q)
 	})
+}
+
+// order answers with what came of an order; that may take long, so the answer begins at
+// once.
+func (h *handler) order(w http.ResponseWriter, r *http.Request) {
+	var o job.Order
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines
+	_ = control.SetWriteDeadline(time.Time{})
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	_ = control.Flush()
+	var answer outcome
+	if err := h.local.OrderSheep(r.Context(), r.PathValue("sheep"), o); err != nil {
+		refused, ok := refusalOf(err)
+		if !ok {
+			h.log.Error("An order of another node fails", "sheep", r.PathValue("sheep"), "order", o.Do, "error", err)
+			refused = refusal{Code: codeFault}
+		}
+		answer.Refused = &refused
+	}
+	h.answer(w, r, answer)
 }
 
 func (h *handler) attemptLog(w http.ResponseWriter, r *http.Request) {
@@ -131,13 +162,11 @@ func (h *handler) serveLog(w http.ResponseWriter, r *http.Request, open func(job
 
 // refuse answers with an error.
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	for _, known := range refusals {
-		if subject, ok := known.is(err); ok {
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusNotFound)
-			h.answer(w, r, refusal{known.code, subject})
-			return
-		}
+	if refused, ok := refusalOf(err); ok {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		h.answer(w, r, refused)
+		return
 	}
 	if r.Context().Err() == nil {
 		h.log.Error("A request of another node fails", "path", r.URL.Path, "error", err)

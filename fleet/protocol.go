@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
 )
@@ -40,10 +43,98 @@ func parseQuery(v url.Values) (q job.LogQuery, err error) {
 	return q, err
 }
 
+func orderPath(sheep string) string { return sheepPath + "/" + url.PathEscape(sheep) + "/order" }
+
+// maxOrder bounds an order, in bytes.
+const maxOrder = 64 << 10
+
+// outcome is the answer to an order.
+type outcome struct {
+	Refused *refusal `json:"refused,omitempty"`
+}
+
 // refusal is the answer to a request that a node cannot serve.
 type refusal struct {
 	Code    string `json:"code"`
 	Subject string `json:"subject,omitempty"`
+	Text    string `json:"text,omitempty"`
+}
+
+// codeFault is the refusal of a node that has failed; its log says why.
+const codeFault = "fault"
+
+// refusalOf is the refusal that an error is told as; ok is false for a fault.
+func refusalOf(err error) (_ refusal, ok bool) {
+	for _, known := range refusals {
+		if subject, ok := known.is(err); ok {
+			return refusal{Code: known.code, Subject: subject}, true
+		}
+	}
+	var state *job.SheepState
+	if errors.As(err, &state) {
+		return refusal{Code: string(state.Is), Subject: state.Sheep}, true
+	}
+	var invalid *job.Invalid
+	if errors.As(err, &invalid) {
+		return refusal{codeInvalid, invalid.Field, invalid.Problem}, true
+	}
+	var untrusted *job.Untrusted
+	if errors.As(err, &untrusted) {
+		return refusal{codeUntrusted, untrusted.Model.String(), untrusted.Reason}, true
+	}
+	var model *job.ModelError
+	if errors.As(err, &model) {
+		for _, c := range modelClasses {
+			if errors.Is(model.Class, c.class) {
+				return refusal{codeModel, c.name, model.Problem}, true
+			}
+		}
+		return refusal{Code: codeModel, Text: model.Problem}, true
+	}
+	return refusal{}, false
+}
+
+// err is the error that was refused; nil where it is not known here.
+func (r refusal) err() error {
+	for _, known := range refusals {
+		if known.code == r.Code {
+			return known.err(r.Subject)
+		}
+	}
+	switch r.Code {
+	case codeInvalid:
+		return &job.Invalid{Field: r.Subject, Problem: r.Text}
+	case codeUntrusted:
+		return &job.Untrusted{Model: job.ParseModel(r.Subject), Reason: r.Text}
+	case codeModel:
+		var class error = errdefs.ErrInternal
+		for _, c := range modelClasses {
+			if c.name == r.Subject {
+				class = c.class
+			}
+		}
+		return &job.ModelError{Problem: r.Text, Class: class}
+	}
+	if slices.Contains(job.SheepTroubles, job.SheepTrouble(r.Code)) {
+		return &job.SheepState{Sheep: r.Subject, Is: job.SheepTrouble(r.Code)}
+	}
+	return nil
+}
+
+// Refusals that have a text.
+const (
+	codeInvalid   = "invalid"
+	codeUntrusted = "untrusted"
+	codeModel     = "model"
+)
+
+// modelClasses are the classes of errors about models, by their names here.
+var modelClasses = []struct {
+	name  string
+	class error
+}{
+	{"not-found", errdefs.ErrNotFound}, {"invalid", errdefs.ErrInvalidArgument}, {"failed-precondition", errdefs.ErrFailedPrecondition},
+	{"permission-denied", errdefs.ErrPermissionDenied}, {"resource-exhausted", errdefs.ErrResourceExhausted}, {"unavailable", errdefs.ErrUnavailable},
 }
 
 // refusals are the errors that are the same for whoever has asked the other node.
@@ -59,6 +150,7 @@ var refusals = []struct {
 		}
 		return "", false
 	}},
+	{"draining", func(string) error { return job.ErrDraining }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrDraining) }},
 	{"no-log", func(string) error { return job.ErrNoLog }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrNoLog) }},
 	{"no-job-log", func(string) error { return job.ErrNoJobLog }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrNoJobLog) }},
 }

@@ -81,6 +81,28 @@ func (v *View) Logs(ctx context.Context, id string, q job.LogQuery) (io.ReadClos
 	return log, err
 }
 
+// OrderSheep tells a sheep what to do: SHEEP of this node, or NODE/SHEEP. The error names
+// it as it was asked for.
+func (v *View) OrderSheep(ctx context.Context, id string, o job.Order) error {
+	node, sheep := SplitID(id)
+	var err error
+	if node == "" || node == v.fleet.self {
+		err = v.local.OrderSheep(ctx, sheep, o)
+	} else {
+		err = v.fleet.OrderSheep(ctx, node, sheep, o)
+	}
+	var none *job.UnknownNode
+	var unknown *job.UnknownSheep
+	var state *job.SheepState
+	switch {
+	case errors.As(err, &none), errors.As(err, &unknown):
+		return &job.UnknownSheep{Name: id}
+	case errors.As(err, &state):
+		return &job.SheepState{Sheep: id, Is: state.Is}
+	}
+	return err
+}
+
 // GPUs are those of a node; of this one where node is empty. The error is
 // *job.UnknownNode or *job.Unavailable.
 func (v *View) GPUs(ctx context.Context, node string) (job.GPUs, error) {

@@ -38,6 +38,7 @@ const (
 	Able    Condition = ""
 	Resting Condition = "resting" // for a while, after a fault
 	Stopped Condition = "stopped" // an operator told it to
+	Drained Condition = "drained" // an operator has it claim no more; it goes on with what it has
 	Leaving Condition = "leaving" // it is configured no more
 	Blocked Condition = "blocked" // a device of it is out
 )

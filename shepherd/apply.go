@@ -37,7 +37,7 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 			kept[present[i]] = true
 			continue
 		}
-		c := change{after: newLane(m, s.env)}
+		c := change{after: s.newLane(m)}
 		if i := slices.IndexFunc(present, func(l *lane) bool { return l.Name == m.Name }); i >= 0 {
 			c.before = present[i]
 			kept[present[i]] = true
@@ -83,6 +83,8 @@ type change struct{ before, after *lane }
 
 func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	if c.before != nil {
+		defer c.before.life.tend(drain, errSheepChanged)()
+		c.before.life.over = true
 		c.before.retire(drain, errSheepChanged)
 		s.close(ctx, c.before)
 		s.log.Info("Sheep has ended", "sheep", c.before.Name)

@@ -47,7 +47,8 @@ type attempt struct {
 	yield func()
 
 	owner       atomic.Int32  // one of the owners below
-	surrendered chan struct{} // closed when another sheep runs the job
+	surrendered chan struct{} // closed when its sheep is not to run the job, for givenUp
+	givenUp     error
 	taken       chan struct{} // closed when the worker has taken the job
 	fetched     atomic.Bool   // the model was fetched ahead of the job
 
@@ -166,9 +167,16 @@ func (a *attempt) take() bool {
 // surrender asks the feeder to hand the job back so that another sheep can run
 // it. It is false where the job cannot be had.
 func (a *attempt) surrender() bool {
-	if !a.ahead || named(a.Sheep) || !a.owner.CompareAndSwap(ownedByFeeder, ownedByNobody) {
+	return !named(a.Sheep) && a.giveUp(errTakenOver)
+}
+
+// giveUp has the feeder hand the job back, which its sheep has only prepared. It is
+// false where the sheep has begun with it.
+func (a *attempt) giveUp(why error) bool {
+	if !a.ahead || !a.owner.CompareAndSwap(ownedByFeeder, ownedByNobody) {
 		return false
 	}
+	a.givenUp = why
 	close(a.surrendered)
 	return true
 }

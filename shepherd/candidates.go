@@ -60,6 +60,14 @@ func (k *knownModels) missed(m job.Model, now time.Time) error {
 // cannot says why the sheep cannot run the model; nil where it can, as far as is
 // known without fetching anything.
 func (l *lane) cannot(m job.Model) error {
+	if err := l.objection(m); err != nil {
+		return err
+	}
+	return l.known.missed(m, time.Now())
+}
+
+// objection says why the sheep cannot run the model, whatever was looked for in vain.
+func (l *lane) objection(m job.Model) error {
 	if err := l.mayRun(m); err != nil {
 		return err
 	}
@@ -76,14 +84,14 @@ func (l *lane) cannot(m job.Model) error {
 			return err
 		}
 	}
-	return l.known.missed(m, time.Now())
+	return nil
 }
 
 // elsewhere says whether a sheep other than l may run a job of the model that is
-// addressed to none; with now, one whose devices are not out.
+// addressed to none; with now, one that is not drained and whose devices are not out.
 func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	for _, other := range f.all() {
-		if other == l || other.state.isRemoved() || now && other.share.admission() == job.NoJobs {
+		if other == l || other.state.isRemoved() || now && (other.state.isDrained() || other.share.admission() == job.NoJobs) {
 			continue
 		}
 		if other.cannot(m) == nil {

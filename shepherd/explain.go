@@ -112,7 +112,9 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	}
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():
-		st.now = "it was told to stop; `shepherdd sheep start " + l.Name + "` lets it go on"
+		st.now = "it was told to stop; `shepherdd sheep resume " + l.Name + "` lets it go on"
+	case l.state.isDrained():
+		st.now = "it was told to take no more jobs; `shepherdd sheep resume " + l.Name + "` lets it take them again"
 	case admission == job.NoJobs || admission == job.OwnJobs && !named(rec.Sheep):
 		st.now = cmp.Or(l.share.state(), "its devices are not at hand")
 	case left > 0:

@@ -111,6 +111,9 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	l := f.lane
 	a := l.watch(*c)
 	f.held.Store(a)
+	if l.state.isDrained() { // since it was asked for
+		a.giveUp(errSheepDrained)
+	}
 	l.worker.preloader.wanted(a.Model)
 	l.prefetch(work, a)
 	l.logAssigned(a)
@@ -162,7 +165,7 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 	for {
 		switch { // these come before the worker
 		case closed(a.surrendered):
-			return errTakenOver
+			return a.givenUp
 		case ctx.Err() != nil:
 			a.withdraw()
 			return context.Cause(ctx)
@@ -186,7 +189,7 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 			case <-a.taken:
 				return nil
 			case <-a.surrendered:
-				return errTakenOver
+				return a.givenUp
 			}
 		case <-a.surrendered:
 		case <-failed:

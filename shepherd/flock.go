@@ -304,7 +304,7 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 // wakes the idle lane when that is done. Without a claim, again is the time until the lane
 // may claim jobs that it leaves now; 0 where that is not known.
 func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time.Duration, _ error) {
-	if f.drained.Load() {
+	if f.drained.Load() || l.state.isDrained() {
 		return nil, 0, nil
 	}
 	now := time.Now()

@@ -86,20 +86,25 @@ type life struct {
 	leave   func()        // closes it
 	running sync.WaitGroup
 
+	// tending is held by whoever ends the lane's work or lets it begin again.
+	tending sync.Mutex
+	over    bool // it does not begin again; guarded by tending
+
 	mu   sync.Mutex
 	ends ends
 }
 
 // ends end a lane's work.
 type ends struct {
-	feed context.CancelCauseFunc // no more jobs are to be started
-	work context.CancelCauseFunc // running jobs are to be handed back
+	feed  context.CancelCauseFunc // no more jobs are to be started
+	work  context.CancelCauseFunc // running jobs are to be handed back
+	ended <-chan struct{}         // closed when the feed has ended
 }
 
 func newLife() *life {
 	leaving := make(chan struct{})
 	nothing := func(error) {}
-	return &life{leaving: leaving, leave: sync.OnceFunc(func() { close(leaving) }), ends: ends{nothing, nothing}}
+	return &life{leaving: leaving, leave: sync.OnceFunc(func() { close(leaving) }), ends: ends{feed: nothing, work: nothing, ended: context.Background().Done()}}
 }
 
 // begin makes the contexts that the ends end.
@@ -107,6 +112,7 @@ func (l *life) begin() (feed, work context.Context) {
 	var e ends
 	feed, e.feed = context.WithCancelCause(context.Background())
 	work, e.work = context.WithCancelCause(context.Background())
+	e.ended = feed.Done()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ends = e
@@ -155,13 +161,31 @@ func (l *lane) wait() {
 	l.life.interrupt(errOver)
 }
 
-// retire ends the lane: its job may finish for the time of drain.
+// retire ends the lane: its job may finish for the time of drain. The caller tends the
+// lane.
 func (l *lane) retire(drain time.Duration, why error) {
-	ends := l.life.present() // the lane may be started again while the timer fires
+	defer l.life.hurry(drain, why)()
+	l.wait()
+}
+
+// hurry has no more jobs started, and those that run handed back after the time of
+// drain, unless stop is called before.
+func (l *life) hurry(drain time.Duration, why error) (stop func()) {
+	ends := l.present() // the lane may be started again while the timer fires
 	ends.feed(why)
 	timer := time.AfterFunc(drain, func() { ends.work(why) })
-	defer timer.Stop()
-	l.wait()
+	return func() { timer.Stop() }
+}
+
+// tend returns once nobody else ends the lane's work or lets it begin, and done is
+// called. Whoever is at it, and would wait longer for a job, waits no longer than drain.
+func (l *life) tend(drain time.Duration, why error) (done func()) {
+	if !l.tending.TryLock() {
+		stop := l.hurry(drain, why)
+		l.tending.Lock()
+		stop()
+	}
+	return l.tending.Unlock
 }
 
 // isLeaving says that the runner is to be left up, with the job it has.
@@ -185,6 +209,9 @@ func (l *lane) nextModel() job.Model {
 
 // admits says whether the lane may claim a job with this address.
 func (l *lane) admits(address string) bool {
+	if l.state.isDrained() {
+		return false
+	}
 	switch l.share.admission() {
 	case job.NoJobs:
 		return false
@@ -241,6 +268,9 @@ func (l *lane) view() job.Sheep {
 		} else {
 			v.Detail = l.share.state()
 		}
+	}
+	if v.Condition == job.Drained && v.Detail == "" {
+		v.Detail = "told to take no more jobs"
 	}
 	return v
 }

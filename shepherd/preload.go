@@ -22,8 +22,8 @@ type preloader struct {
 	backoff runtime.Backoff
 
 	mu      sync.Mutex
-	loading bool
-	stop    context.CancelCauseFunc // while loading
+	loading job.Model               // zero while none is
+	stop    context.CancelCauseFunc // while one is
 }
 
 func newPreloader(m job.Model) *preloader {
@@ -43,12 +43,12 @@ func (p *preloader) look(up bool) {
 // not due until a job has brought one up again.
 func (p *preloader) unloaded() { p.due, p.up = time.Time{}, false }
 
-// begin returns a context that ends when a job of another model comes.
-func (p *preloader) begin(parent context.Context) context.Context {
+// begin returns a context for loading m that ends when a job of another model comes.
+func (p *preloader) begin(parent context.Context, m job.Model) context.Context {
 	ctx, cancel := context.WithCancelCause(parent)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.loading, p.stop = true, cancel
+	p.loading, p.stop = m, cancel
 	return ctx
 }
 
@@ -56,46 +56,59 @@ func (p *preloader) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stop(errOver)
-	p.loading = false
+	p.loading = job.Model{}
 }
 
-// wanted is told the model of a job that the sheep is to run.
+// wanted is told the model of a job that the sheep is to run, or that it is told to load.
 func (p *preloader) wanted(m job.Model) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.loading && m != p.model {
+	if !p.loading.IsZero() && m != p.loading {
 		p.stop(errOtherJob)
 	}
 }
 
 // preload loads the model.
 func (w *worker) preload(feed context.Context) {
-	l, s, p := w.lane, w.supervisor, w.preloader
+	l, p := w.lane, w.preloader
 	p.due = time.Time{}
-	done, ok := l.share.hold()
-	if !ok {
-		return // others have the devices: a job loads it
-	}
-	defer done()
-	ctx := p.begin(feed)
-	defer p.end()
-	if a := l.feeder.holds(); a != nil {
-		p.wanted(a.Model)
-	}
-	l.state.loadAhead(p.model)
-	defer l.state.loadAhead(job.Model{})
-	err := s.start(ctx, p.model, nil, time.Now())
+	err := w.loadAhead(feed, p.model)
+	var state *job.SheepState
 	switch {
 	case err == nil:
 		p.backoff.Reset()
-		w.idleSince = time.Now()
-	case ctx.Err() != nil:
+	case errors.As(err, &state): // others have the devices: a job loads it
+	case errors.Is(err, errOtherJob), feed.Err() != nil:
 		p.due = time.Now().Add(time.Second) // the job may be another sheep's by then
 	default:
 		wait := max(p.backoff.Failed(0), time.Second)
 		p.due = time.Now().Add(wait)
 		l.log.Warn("Cannot load the model that the sheep is to have ready; trying again", "model", p.model.String(), "pause", wait, "error", err)
 	}
+}
+
+// loadAhead loads a model without a job that wants it. The error is *job.SheepState
+// where others have the devices, errOtherJob where a job of another model comes, what
+// supervisor.change says, or the cause of ctx's end.
+func (w *worker) loadAhead(ctx context.Context, m job.Model) error {
+	l, p := w.lane, w.preloader
+	done, ok := l.share.hold()
+	if !ok {
+		return &job.SheepState{Sheep: l.Name, Is: job.SheepNoDevices}
+	}
+	defer done()
+	ctx = p.begin(ctx, m)
+	defer p.end()
+	if a := l.feeder.holds(); a != nil {
+		p.wanted(a.Model)
+	}
+	l.state.loadAhead(m)
+	defer l.state.loadAhead(job.Model{})
+	err := w.supervisor.change(ctx, m)
+	if err == nil {
+		w.idleSince = time.Now()
+	}
+	return err
 }
 
 // prefetch fetches the model of a job that is prepared ahead, beside the runner's

@@ -86,6 +86,10 @@ type Config struct {
 	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
+	// Drained are the sheep that claim no jobs until ResumeSheep, and KeepDrained keeps
+	// all of them for the next start; nil where they are not kept. One call at a time.
+	Drained     []string
+	KeepDrained func(sheep []string) error
 	// Limits are the defaults of the limits of jobs.
 	Limits LimitDefaults
 	// Retention is how long the files of jobs that have ended are kept; optional.
@@ -132,6 +136,7 @@ type Shepherd struct {
 	stop     sync.Once
 
 	applying sync.Mutex // held while the flock is changed, or comes to its end
+	drains   *drains
 
 	lease      ledger.Lease
 	leaseLost  chan struct{} // closed once no job goes on
@@ -191,9 +196,10 @@ func New(cfg Config) (*Shepherd, error) {
 	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
+	s.drains = newDrains(cfg.Drained, cfg.KeepDrained)
 	var lanes []*lane
 	for _, m := range cfg.Sheep {
-		lanes = append(lanes, newLane(m, s.env))
+		lanes = append(lanes, s.newLane(m))
 	}
 	s.env.flock.set(lanes)
 	return s, nil
@@ -460,10 +466,12 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	defer s.applying.Unlock()
 	lanes := s.env.flock.all()
 	for _, l := range lanes {
+		l.life.tending.Lock() // who has it lets no lane begin again that is not to
 		l.life.closeFeed(errStopping)
 	}
 	for _, l := range lanes {
 		l.wait()
+		l.life.tending.Unlock()
 	}
 }
 

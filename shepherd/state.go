@@ -23,15 +23,22 @@ type laneState struct {
 	detail  string
 	removed bool // the sheep is configured no more
 	stopped bool // it was told to stop
+	drained bool // it was told to claim no more jobs
+	restart bool // it was told to end its runner, and goes on after that
 
 	stage   runtime.Stage // of loading, as the log was last told it
 	stageAt time.Time
 
 	// freed receives when the worker becomes idle; it is the feeder's to read.
 	freed chan struct{}
+	// resumed receives when the sheep is drained no more; it is the worker's to read.
+	resumed chan struct{}
+	taken   chan struct{} // closed when the worker becomes busy, where somebody waits for that
 }
 
-func newLaneState() *laneState { return &laneState{freed: make(chan struct{}, 1)} }
+func newLaneState() *laneState {
+	return &laneState{freed: make(chan struct{}, 1), resumed: make(chan struct{}, 1)}
+}
 
 // currentJob is the job that a worker has; zero while it is idle.
 type currentJob struct {
@@ -60,6 +67,28 @@ func (s *laneState) begin(a *attempt) {
 	if !a.adopted || s.told.job != a.ID { // of that one its runner may have told already
 		s.told = told{}
 	}
+	s.takeUp()
+}
+
+// takeUp tells those who wait that the worker is busy. The caller holds s.mu.
+func (s *laneState) takeUp() {
+	if s.taken != nil {
+		close(s.taken)
+		s.taken = nil
+	}
+}
+
+// idle returns a channel that is closed when the worker becomes busy; nil where it is.
+func (s *laneState) idle() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isBusy() {
+		return nil
+	}
+	if s.taken == nil {
+		s.taken = make(chan struct{})
+	}
+	return s.taken
 }
 
 // running says since when the runner has the worker's job.
@@ -135,7 +164,7 @@ func (s *laneState) endLog(span string) {
 
 func (s *laneState) end() bool {
 	s.mu.Lock()
-	had := s.current.id != "" || s.adopts || !s.revives.IsZero()
+	had := s.isBusy()
 	s.current, s.adopts, s.revives, s.told = currentJob{}, false, job.Model{}, told{}
 	s.mu.Unlock()
 	if had {
@@ -152,20 +181,24 @@ func (s *laneState) revive(m job.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.revives = m
+	s.takeUp()
 }
 
 // busy reports whether the worker has a job, or could not take one at once.
 func (s *laneState) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.current.id != "" || s.adopts || !s.revives.IsZero()
+	return s.isBusy()
 }
+
+func (s *laneState) isBusy() bool { return s.current.id != "" || s.adopts || !s.revives.IsZero() }
 
 // adopt says that the worker begins with a runner that was found alive.
 func (s *laneState) adopt(m job.Model, running bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.adopts = true
+	s.takeUp()
 	if running {
 		s.up, s.loaded = true, m
 	}
@@ -244,6 +277,35 @@ func (s *laneState) isStopped() bool {
 	return s.stopped
 }
 
+// setDrained says that the sheep is to claim no more jobs, or may again; it reports
+// whether that is a change.
+func (s *laneState) setDrained(drained bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.drained != drained
+	s.drained = drained
+	if changed && !drained {
+		select {
+		case s.resumed <- struct{}{}:
+		default:
+		}
+	}
+	return changed
+}
+
+// restarts says that the sheep ends its runner to go on after that, or that it has.
+func (s *laneState) restarts(restart bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restart = restart
+}
+
+func (s *laneState) isDrained() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drained
+}
+
 // stageEvery is how often the log says how far a model's loading is.
 const stageEvery = 10 * time.Second
 
@@ -275,6 +337,12 @@ func (s *laneState) view() job.Sheep {
 		if s.told.warning != "" {
 			v.Detail = strings.TrimPrefix(v.Detail+"; "+s.told.warning, "; ")
 		}
+	}
+	if s.drained {
+		v.Condition = job.Drained
+	}
+	if s.restart {
+		v.Detail, v.Condition = "told to restart its runner", job.Drained
 	}
 	if s.stopped {
 		v.Detail, v.Condition = "told to stop", job.Stopped

@@ -73,6 +73,31 @@ func (s *supervisor) load(ctx context.Context, a *attempt) error {
 	return s.start(ctx, m, a, began)
 }
 
+// change makes sure that a runner with the model is up while the sheep has no job. The
+// error is that of load.
+func (s *supervisor) change(ctx context.Context, m job.Model) error {
+	l := s.lane
+	if s.runner != nil && closed(s.runner.done) {
+		s.lostIdle()
+	}
+	if s.runner != nil {
+		if s.runner.model == m {
+			return l.mayLoad(m)
+		}
+		if f, ok := l.Sheep.(runtime.Prefetcher); ok && l.mayLoad(m) == nil {
+			if err := f.Prefetch(ctx, m, l.observe); ctx.Err() != nil {
+				return context.Cause(ctx)
+			} else if err != nil { // no reason to give up the model that is loaded
+				l.state.show("")
+				return err
+			}
+		}
+		l.happened(RunnerSwitched)
+		s.stop()
+	}
+	return s.start(ctx, m, nil, time.Now())
+}
+
 // fetch has what the attempt's model needs fetched while the runner, which has
 // another model, stays up. An error says that it cannot be had now: there is no
 // reason to give up the model that is loaded.

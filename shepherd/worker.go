@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,11 +34,13 @@ type worker struct {
 	supervisor *supervisor
 	preloader  *preloader
 	idleSince  time.Time
-	found      *adoption // what recover found; taken up by run
+	loading    sync.Mutex                      // held by whoever has it load a model
+	found      *adoption                       // what recover found; taken up by run
+	loads      chan func(feed context.Context) // of models, as the sheep is told
 }
 
 func newWorker(l *lane) *worker {
-	return &worker{lane: l, supervisor: &supervisor{lane: l}, preloader: newPreloader(l.Preload)}
+	return &worker{lane: l, supervisor: &supervisor{lane: l}, preloader: newPreloader(l.Preload), loads: make(chan func(feed context.Context))}
 }
 
 // run gives the runner jobs until feed ends, and then stops the runner or leaves
@@ -60,10 +63,10 @@ func (w *worker) run(feed, work context.Context) {
 		var yield <-chan struct{}
 		if s.runner != nil {
 			ended, yield = s.runner.done, w.lane.share.yield()
-		} else if wait, model, ok := s.crashes.pending(time.Now()); ok && !s.crashes.deferred {
+		} else if wait, model, ok := s.crashes.pending(time.Now()); ok && !s.crashes.deferred && !w.lane.state.isDrained() {
 			w.lane.state.show("crashed; starting again with " + model.String() + " in " + wait.Round(time.Millisecond).String())
 			again = time.After(wait)
-		} else if due := w.preloader.due; !due.IsZero() {
+		} else if due := w.preloader.due; !due.IsZero() && !w.lane.state.isDrained() {
 			preload = time.After(time.Until(due))
 		}
 		if closed(feed.Done()) {
@@ -89,6 +92,10 @@ func (w *worker) run(feed, work context.Context) {
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
+		case <-w.lane.state.resumed:
+		case load := <-w.loads: // a pull may take its time, and is no sign of a lane that hangs
+			load(feed)
+			w.pulse.works()
 		case <-yield:
 			w.pulse.works()
 			w.unload("its devices are needed for another sheep")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -17,6 +18,8 @@ func gpusCommand(c Config) *cobra.Command {
 	return withTarget(c, func(t *Target) *cobra.Command {
 		var params client.ListGPUsParams
 		var node string
+		var form Format
+		var watch bool
 		command := &cobra.Command{
 			Use:   "gpus [--node NODE]",
 			Short: "Show the GPUs, which sheep have them, and how they fare",
@@ -29,6 +32,9 @@ func gpusCommand(c Config) *cobra.Command {
 				}
 				return t.run(cmd, func(ctx context.Context, s *session) error {
 					return s.interruptible(ctx, func(ctx context.Context) error {
+						if watch {
+							return s.watchGPUs(ctx, node, form)
+						}
 						answer, err := s.ListGPUsWithResponse(ctx, &params)
 						if err != nil {
 							return err
@@ -36,14 +42,62 @@ func gpusCommand(c Config) *cobra.Command {
 						if answer.JSON200 == nil {
 							return errors.New("the daemon's list of GPUs cannot be read")
 						}
-						return printGPUs(s.out, *answer.JSON200)
+						return writeGPUs(s.out, *answer.JSON200, form)
 					})
 				})
 			},
 		}
+		form.Add(command.Flags())
+		command.Flags().BoolVarP(&watch, "watch", "w", false, "show them again whenever they change; of a fleet those of all nodes, unless --node names one")
 		command.Flags().StringVar(&node, "node", "", "the node of a fleet whose GPUs are wanted (that which answers, if left out)")
 		return command
 	})
+}
+
+// watchGPUs shows the GPUs of a node, or of all, and again whenever they change.
+func (s *session) watchGPUs(ctx context.Context, node string, form Format) error {
+	for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
+		if err != nil {
+			return err
+		}
+		if change.GPUs == nil {
+			continue
+		}
+		known := *change.GPUs
+		if node != "" {
+			known.Gpus = slices.DeleteFunc(known.Gpus, func(g client.GPU) bool { return deref(g.Node) != node })
+		}
+		if err := writeGPUs(s.out, known, form); err != nil {
+			return err
+		}
+		if form == FormTable || form == FormWide {
+			fmt.Fprintln(s.out)
+		}
+	}
+	return nil
+}
+
+// writeGPUs prints GPUs in the form that is asked for.
+func writeGPUs(w io.Writer, known client.GPUList, form Format) error {
+	switch form {
+	case FormJSON:
+		return PrintJSON(w, known, true)
+	case FormLines:
+		for _, g := range known.Gpus {
+			if err := PrintJSON(w, g, false); err != nil {
+				return err
+			}
+		}
+		return nil
+	case FormName:
+		for _, g := range known.Gpus {
+			if _, err := fmt.Fprintln(w, clean(g.Uuid)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return printGPUs(w, known)
 }
 
 // printGPUs prints a table with a line for each GPU, and below it one for each sheep

@@ -57,10 +57,10 @@ func jobsCommand(c Config) *cobra.Command {
 	t.Add(cmd.PersistentFlags())
 	show := status(t)
 	show.Use, show.Short, show.Hidden = "show JOB", "Show all there is to know of a job, as JSON", false
-	if err := show.Flags().Set("output", formJSON); err != nil {
+	if err := show.Flags().Set("output", FormJSON); err != nil {
 		panic(err) // it is one of the forms
 	}
-	show.Flags().Lookup("output").DefValue = formJSON
+	show.Flags().Lookup("output").DefValue = FormJSON
 	cmd.AddCommand(ls(t), show, logs(t), explain(t), retry(t), cancel(t))
 	return cmd
 }
@@ -85,7 +85,7 @@ func oneJob(_ *cobra.Command, args []string) error {
 }
 
 func ls(t *Target) *cobra.Command {
-	var form format
+	var form Format
 	var all, active, oldest, watch, noHeading bool
 	var states, labels []string
 	var model, sheep, prefix, since, before string
@@ -135,7 +135,7 @@ func ls(t *Target) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	form.add(f)
+	form.Add(f)
 	f.BoolVarP(&all, "all", "a", false, "all that the daemon knows of, not the latest alone")
 	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 for all")
 	f.BoolVar(&active, "active", false, "only those that have not ended")
@@ -239,7 +239,7 @@ func (s *session) watchJobs(ctx context.Context, filter client.ListJobsParams, l
 // jobPrinter prints jobs in one of the forms.
 type jobPrinter struct {
 	to      io.Writer
-	form    format
+	form    Format
 	heading bool
 	begun   bool
 	rows    table
@@ -250,14 +250,14 @@ func (p *jobPrinter) add(list ...client.Job) error {
 	for _, j := range list {
 		var err error
 		switch p.form {
-		case formName:
+		case FormName:
 			_, err = fmt.Fprintln(p.to, clean(j.JobId))
-		case formLines:
-			err = printJSON(p.to, j, false)
-		case formJSON:
+		case FormLines:
+			err = PrintJSON(p.to, j, false)
+		case FormJSON:
 			p.list = append(p.list, j)
 		default:
-			p.rows = append(p.rows, jobRow(j, p.form == formWide))
+			p.rows = append(p.rows, jobRow(j, p.form == FormWide))
 		}
 		if err != nil {
 			return err
@@ -269,19 +269,19 @@ func (p *jobPrinter) add(list ...client.Job) error {
 // flush prints what needs all rows. The heading is there once.
 func (p *jobPrinter) flush() error {
 	switch p.form {
-	case formName, formLines:
+	case FormName, FormLines:
 		return nil
-	case formJSON:
+	case FormJSON:
 		if p.list == nil {
 			p.list = []client.Job{} // an array in any case
 		}
-		err := printJSON(p.to, p.list, true)
+		err := PrintJSON(p.to, p.list, true)
 		p.list = nil
 		return err
 	}
 	rows := p.rows
 	if p.heading && !p.begun {
-		rows = slices.Insert(rows, 0, jobHeading(p.form == formWide))
+		rows = slices.Insert(rows, 0, jobHeading(p.form == FormWide))
 	}
 	p.begun, p.rows = true, nil
 	return rows.print(p.to)
@@ -339,24 +339,62 @@ func about(j client.Job) string {
 }
 
 func status(t *Target) *cobra.Command {
-	var form format
+	var form Format
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "status JOB",
 		Short: "Show how a job is doing",
 		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				j, err := s.job(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				return printStatus(s.out, j, form)
+				return s.interruptible(ctx, func(ctx context.Context) error {
+					if watch {
+						return s.watchStatus(ctx, args[0], form)
+					}
+					j, err := s.job(ctx, args[0])
+					if err != nil {
+						return err
+					}
+					return printStatus(s.out, j, form)
+				})
 			})
 		},
 		ValidArgsFunction: jobArgs(t, 1),
 	}
-	form.add(cmd.Flags())
+	form.Add(cmd.Flags())
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again whenever something happens to the job, until it has ended")
 	return cmd
+}
+
+// watchStatus shows how a job is doing, and again whenever something happens to it that
+// changes that, until it has ended.
+func (s *session) watchStatus(ctx context.Context, id string, form Format) error {
+	last := ""
+	for _, err := range client.Follow(ctx, s.ClientWithResponses, id, "") {
+		if err != nil {
+			return err
+		}
+		j, err := s.job(ctx, id)
+		if err != nil {
+			return err
+		}
+		var text strings.Builder
+		if err := printStatus(&text, j, form); err != nil {
+			return err
+		}
+		if text.String() != last {
+			if last != "" && (form == FormTable || form == FormWide) {
+				fmt.Fprintln(s.out)
+			}
+			if _, err := io.WriteString(s.out, text.String()); err != nil {
+				return err
+			}
+		}
+		if last = text.String(); j.FinishedAt != nil {
+			return nil
+		}
+	}
+	return nil
 }
 
 // job returns a job in detail.
@@ -371,11 +409,11 @@ func (s *session) job(ctx context.Context, id string) (client.Job, error) {
 	return *answer.JSON200, nil
 }
 
-func printStatus(to io.Writer, j client.Job, form format) error {
+func printStatus(to io.Writer, j client.Job, form Format) error {
 	switch form {
-	case formJSON, formLines:
-		return printJSON(to, j, form == formJSON)
-	case formName:
+	case FormJSON, FormLines:
+		return PrintJSON(to, j, form == FormJSON)
+	case FormName:
 		_, err := fmt.Fprintln(to, clean(string(j.Status)))
 		return err
 	}
@@ -402,7 +440,7 @@ func printStatus(to io.Writer, j client.Job, form format) error {
 	for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
 		add("Label:", key+"="+j.Labels[key])
 	}
-	if err := rows.print(to); err != nil || form != formWide {
+	if err := rows.print(to); err != nil || form != FormWide {
 		return err
 	}
 	rows = table{{"AT", "EVENT", "ATTEMPT", "SHEEP", "REASON"}}
@@ -448,7 +486,7 @@ func lastSheep(j client.Job) string {
 func wait(t *Target) *cobra.Command {
 	var limit time.Duration
 	var quiet bool
-	var form format
+	var form Format
 	cmd := &cobra.Command{
 		Use:   "wait JOB…",
 		Short: "Wait until jobs have ended",
@@ -490,7 +528,7 @@ func wait(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 0),
 	}
-	form.add(cmd.Flags())
+	form.Add(cmd.Flags())
 	cmd.Flags().DurationVar(&limit, "timeout", 0, "how long to wait at most; 0 for as long as it takes")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show what happens meanwhile")
 	return cmd
@@ -640,7 +678,7 @@ func logs(t *Target) *cobra.Command {
 }
 
 func explain(t *Target) *cobra.Command {
-	var form format
+	var form Format
 	cmd := &cobra.Command{
 		Use:   "explain JOB",
 		Short: "Say why a job waits or has failed, and what to do",
@@ -655,8 +693,8 @@ func explain(t *Target) *cobra.Command {
 					return fmt.Errorf("the daemon's explanation of job %s cannot be read", args[0])
 				}
 				switch form {
-				case formJSON, formLines:
-					return printJSON(s.out, answer.JSON200, form == formJSON)
+				case FormJSON, FormLines:
+					return PrintJSON(s.out, answer.JSON200, form == FormJSON)
 				}
 				_, err = fmt.Fprintln(s.out, cleanLines(answer.JSON200.Text))
 				return err
@@ -664,7 +702,7 @@ func explain(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 1),
 	}
-	form.add(cmd.Flags())
+	form.Add(cmd.Flags())
 	return cmd
 }
 
@@ -739,7 +777,7 @@ func (s *session) cancelJob(ctx context.Context, id string) (string, error) {
 }
 
 func events(t *Target) *cobra.Command {
-	var form format
+	var form Format
 	var follow bool
 	var after string
 	cmd := &cobra.Command{
@@ -775,7 +813,7 @@ func events(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 1),
 	}
-	form.add(cmd.Flags())
+	form.Add(cmd.Flags())
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens later")
 	cmd.Flags().StringVar(&after, "after", "", "only what came after the event with this id; oldest for all that are kept")
 	return cmd
@@ -811,15 +849,15 @@ func (s *session) keptEvents(ctx context.Context, id, after string, printer *eve
 // eventPrinter prints events as they come.
 type eventPrinter struct {
 	to   io.Writer
-	form format
+	form Format
 }
 
 func (p *eventPrinter) print(e client.Event) error {
 	var err error
 	switch p.form {
-	case formJSON, formLines:
-		err = printJSON(p.to, e, false)
-	case formName:
+	case FormJSON, FormLines:
+		err = PrintJSON(p.to, e, false)
+	case FormName:
 		_, err = fmt.Fprintln(p.to, clean(e.JobId))
 	default:
 		said := cmp.Or(deref(e.Reason), string(e.Status))
@@ -830,7 +868,7 @@ func (p *eventPrinter) print(e client.Event) error {
 		if sheep := deref(e.Sheep); sheep != "" {
 			line += "  (" + sheep + ")"
 		}
-		if p.form == formWide {
+		if p.form == FormWide {
 			line += "  " + modelName(e.Model) + "  id " + deref(e.Id)
 		}
 		_, err = fmt.Fprintln(p.to, clean(line))

@@ -107,13 +107,22 @@ func modelsCommand(c Config) *cobra.Command {
 			return found, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	cmd.AddCommand(pull, remove, &cobra.Command{
+	cmd.AddCommand(pull, remove, listModels(t, with))
+	return cmd
+}
+
+// listModels lists what is kept; with runs something with the models.
+func listModels(t *Target, with func(*cobra.Command, func(context.Context, Models) error) error) *cobra.Command {
+	var form Format
+	var watch bool
+	list := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the models that are here",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return with(cmd, func(ctx context.Context, asked Models) error {
+			lines := modelListing(cmd.OutOrStdout(), form)
+			print := func(ctx context.Context, asked Models) error {
 				list, err := asked.List(ctx)
 				if err != nil {
 					return err
@@ -121,11 +130,55 @@ func modelsCommand(c Config) *cobra.Command {
 				if len(list) == 0 {
 					fmt.Fprintln(cmd.ErrOrStderr(), "No models are kept here: none was pulled, or no configured sheep fetches any.")
 				}
-				return printModels(cmd.OutOrStdout(), list)
+				return lines.print(shownModels(list))
+			}
+			if !watch {
+				return with(cmd, print)
+			}
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				return s.interruptible(ctx, func(ctx context.Context) error {
+					for change, err := range client.FollowFlock(ctx, s.ClientWithResponses) {
+						if err != nil {
+							return err
+						}
+						if change.Flock == nil && change.Jobs == nil {
+							continue
+						}
+						if err := print(ctx, remoteModels{s.ClientWithResponses}); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
 			})
 		},
-	})
-	return cmd
+	}
+	form.Add(list.Flags())
+	list.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes while sheep load models and jobs run")
+	return list
+}
+
+// shownModel is a kept model as the API has it.
+type shownModel struct {
+	Name       string  `json:"name"`
+	Version    string  `json:"version"`
+	Reference  string  `json:"reference"`
+	Digest     string  `json:"digest"`
+	Size       int64   `json:"size"`
+	OwnSize    int64   `json:"own_size"`
+	LastUsedAt *string `json:"last_used_at"`
+	InUse      bool    `json:"in_use"`
+}
+
+func shownModels(list []job.KeptModel) []shownModel {
+	shown := make([]shownModel, len(list))
+	for i, m := range list {
+		shown[i] = shownModel{
+			Name: m.Model.Name, Version: m.Model.Version, Reference: m.Reference, Digest: m.Digest,
+			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse,
+		}
+	}
+	return shown
 }
 
 func atLeastOneModel(_ *cobra.Command, args []string) error {
@@ -148,23 +201,26 @@ func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, clo
 	return t.config.LocalModels(ctx, t.File, logTo)
 }
 
-func printModels(w io.Writer, list []job.KeptModel) error {
-	rows := table{{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"}}
-	for _, m := range list {
-		used, last := "no", "never"
-		if m.InUse {
-			used = "yes"
-		}
-		if !m.LastUsed.IsZero() {
-			last = m.LastUsed.UTC().Format(time.DateTime)
-		}
-		digest := m.Digest
-		if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 {
-			digest = algorithm + ":" + hex[:12]
-		}
-		rows = append(rows, []string{m.Model.Name, cmp.Or(m.Model.Version, "-"), size.Text(m.Size), size.Text(m.Own), last, used, digest})
+// modelListing prints models in the form that is asked for.
+func modelListing(to io.Writer, form Format) *listing[shownModel] {
+	return &listing[shownModel]{
+		to: to, form: form, heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
+		name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
+		row: func(m shownModel) []string {
+			used, last := "no", "never"
+			if m.InUse {
+				used = "yes"
+			}
+			if at, ok := moment(deref(m.LastUsedAt)); ok {
+				last = at.Format(time.DateTime)
+			}
+			digest := m.Digest
+			if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 && form != FormWide {
+				digest = algorithm + ":" + hex[:12]
+			}
+			return []string{m.Name, cmp.Or(m.Version, "-"), size.Text(m.Size), size.Text(m.OwnSize), last, used, digest}
+		},
 	}
-	return rows.print(w)
 }
 
 // remoteModels are the models of a daemon, by its API.

@@ -13,36 +13,40 @@ import (
 
 // Forms in which lists are printed.
 const (
-	formTable = "table"
-	formWide  = "wide"
-	formName  = "name"
-	formJSON  = "json"
-	formLines = "jsonl"
+	FormTable = "table"
+	FormWide  = "wide"
+	FormName  = "name"
+	FormJSON  = "json"
+	FormLines = "jsonl"
 )
 
-// format is the flag -o.
-type format string
+// Format is the flag -o.
+type Format string
 
-func (f *format) add(flags *pflag.FlagSet) {
-	*f = formTable
+// Add defines the flag.
+func (f *Format) Add(flags *pflag.FlagSet) {
+	*f = FormTable
 	flags.VarP(f, "output", "o", "how to print: table, wide, name, json or jsonl (an object a line)")
 }
 
-func (f *format) String() string { return string(*f) }
-func (f *format) Type() string   { return "form" }
+// String implements pflag.Value.
+func (f *Format) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (f *Format) Type() string { return "form" }
 
 // Set checks the value.
-func (f *format) Set(value string) error {
+func (f *Format) Set(value string) error {
 	switch value {
-	case formTable, formWide, formName, formJSON, formLines:
-		*f = format(value)
+	case FormTable, FormWide, FormName, FormJSON, FormLines:
+		*f = Format(value)
 		return nil
 	}
 	return fmt.Errorf("%q is none of table, wide, name, json and jsonl", value)
 }
 
-// printJSON prints a value, indented or in one line.
-func printJSON(to io.Writer, value any, indented bool) error {
+// PrintJSON prints a value, indented or in one line.
+func PrintJSON(to io.Writer, value any, indented bool) error {
 	out := json.NewEncoder(to)
 	out.SetEscapeHTML(false)
 	if indented {
@@ -60,7 +64,13 @@ var cells = &runewidth.Condition{EastAsianWidth: false}
 
 // print aligns the columns by the width that terminals show characters in.
 func (t table) print(to io.Writer) error {
-	var widths []int
+	_, err := t.printFrom(to, nil)
+	return err
+}
+
+// printFrom is print with columns of at least these widths; it returns those that they
+// have, for rows that come later.
+func (t table) printFrom(to io.Writer, widths []int) ([]int, error) {
 	for _, row := range t {
 		for i, cell := range row {
 			if i == len(widths) {
@@ -81,6 +91,59 @@ func (t table) print(to io.Writer) error {
 		b.WriteString("\n")
 	}
 	_, err := io.WriteString(to, b.String())
+	return widths, err
+}
+
+// listing prints things in the form that is asked for and, later, those that have changed.
+type listing[T any] struct {
+	to      io.Writer
+	form    Format
+	heading []string // nil for none
+	name    func(T) string
+	row     func(T) []string
+
+	widths []int
+	shown  map[string]string // by name
+}
+
+// print prints the things that are new or other than before.
+func (l *listing[T]) print(things []T) error {
+	if l.form == FormJSON && l.shown == nil { // later ones are objects of their own
+		l.shown = make(map[string]string)
+		for _, thing := range things {
+			l.shown[l.name(thing)] = strings.Join(l.row(thing), "\t")
+		}
+		return PrintJSON(l.to, append([]T{}, things...), true)
+	}
+	var rows table
+	if l.shown == nil {
+		l.shown = make(map[string]string)
+		if l.heading != nil && l.form != FormName && l.form != FormLines {
+			rows = append(rows, l.heading)
+		}
+	}
+	for _, thing := range things {
+		name, row := l.name(thing), l.row(thing)
+		text := strings.Join(row, "\t")
+		if before, ok := l.shown[name]; ok && before == text {
+			continue
+		}
+		l.shown[name] = text
+		var err error
+		switch l.form {
+		case FormName:
+			_, err = fmt.Fprintln(l.to, clean(name))
+		case FormLines, FormJSON:
+			err = PrintJSON(l.to, thing, l.form == FormJSON)
+		default:
+			rows = append(rows, row)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var err error
+	l.widths, err = rows.printFrom(l.to, l.widths)
 	return err
 }
 

@@ -110,7 +110,7 @@ func ExitCode(err error) int {
 func Commands(c Config) []*cobra.Command {
 	return []*cobra.Command{
 		cancelCommand(c), contextsCommand(c), eventsCommand(c), explainCommand(c), gpusCommand(c), jobsCommand(c), loginCommand(c), logoutCommand(c),
-		logsCommand(c), lsCommand(c), modelsCommand(c), resultCommand(c), retryCommand(c), statusCommand(c), submitCommand(c), waitCommand(c), webhooksCommand(c),
+		logsCommand(c), lsCommand(c), modelsCommand(c), resultCommand(c), retryCommand(c), statusCommand(c), submitCommand(c), topCommand(c), waitCommand(c), webhooksCommand(c),
 	}
 }
 

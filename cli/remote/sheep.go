@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -15,18 +14,24 @@ import (
 
 // SheepPrinter prints lists of sheep in the form that its flags ask for.
 type SheepPrinter struct {
-	form      format
+	form      Format
 	noHeading bool
+	watch     bool
 }
 
 // Add adds the flags.
 func (p *SheepPrinter) Add(flags *pflag.FlagSet) {
-	p.form.add(flags)
+	p.form.Add(flags)
 	flags.BoolVar(&p.noHeading, "no-headers", false, "leave the heading of the table out")
+	flags.BoolVarP(&p.watch, "watch", "w", false, "go on with what changes")
 }
 
-// List prints the daemon's sheep, and what they have.
+// List prints the daemon's sheep, and what they have. With --watch it goes on with those
+// that change, until ctx ends.
 func (p *SheepPrinter) List(ctx context.Context, daemon *client.ClientWithResponses, to io.Writer) error {
+	if p.watch {
+		return p.follow(ctx, daemon, to)
+	}
 	answer, err := daemon.ListSheepWithResponse(ctx)
 	if err != nil {
 		return err
@@ -37,38 +42,48 @@ func (p *SheepPrinter) List(ctx context.Context, daemon *client.ClientWithRespon
 	return p.Print(to, answer.JSON200.Sheep)
 }
 
+// follow prints the sheep, and then each that changes.
+func (p *SheepPrinter) follow(ctx context.Context, daemon *client.ClientWithResponses, to io.Writer) error {
+	lines := p.listing(to)
+	for change, err := range client.FollowFlock(ctx, daemon) {
+		if err != nil {
+			return err
+		}
+		if change.Flock == nil {
+			continue
+		}
+		var sheep []client.Sheep
+		for _, s := range change.Flock.Sheep {
+			sheep = append(sheep, client.Sheep{Name: s.Name, Node: s.Node, Type: s.Type, Running: s.Running, Model: s.Model, Job: s.Job, Detail: s.Detail, Condition: s.Condition})
+		}
+		if err := lines.print(sheep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Print prints sheep.
 func (p *SheepPrinter) Print(to io.Writer, sheep []client.Sheep) error {
-	switch p.form {
-	case formJSON:
-		return printJSON(to, append([]client.Sheep{}, sheep...), true)
-	case formLines:
-		for _, s := range sheep {
-			if err := printJSON(to, s, false); err != nil {
-				return err
+	return p.listing(to).print(sheep)
+}
+
+func (p *SheepPrinter) listing(to io.Writer) *listing[client.Sheep] {
+	l := &listing[client.Sheep]{
+		to: to, form: p.form, heading: []string{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"},
+		name: func(s client.Sheep) string { return s.Name },
+		row: func(s client.Sheep) []string {
+			up, model := "no", "" // without a daemon, that is all that is known
+			if s.Running {
+				up, model = "yes", modelName(s.Model)
 			}
-		}
-		return nil
-	case formName:
-		for _, s := range sheep {
-			if _, err := fmt.Fprintln(to, clean(s.Name)); err != nil {
-				return err
-			}
-		}
-		return nil
+			return []string{s.Name, cmp.Or(s.Type, "-"), up, cmp.Or(string(s.Condition), "-"), cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)}
+		},
 	}
-	rows := table{{"NAME", "TYPE", "UP", "MODEL", "JOB", "DETAIL"}}
 	if p.noHeading {
-		rows = nil
+		l.heading = nil
 	}
-	for _, s := range sheep {
-		up, model := "no", ""
-		if s.Running {
-			up, model = "yes", modelName(s.Model)
-		}
-		rows = append(rows, []string{s.Name, cmp.Or(s.Type, "-"), up, cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)})
-	}
-	return rows.print(to)
+	return l
 }
 
 // SheepListing adds what lists sheep to the command sheep: its own execution, and the
@@ -89,10 +104,13 @@ func SheepListing(cmd *cobra.Command, list func(*cobra.Command, *SheepPrinter) e
 // sheepCommand is what there is of the command where no daemon runs.
 func sheepCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
-	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep"}
+	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep, and tell them what to do"}
 	t.Add(cmd.PersistentFlags())
 	SheepListing(cmd, func(cmd *cobra.Command, p *SheepPrinter) error {
-		return t.run(cmd, func(ctx context.Context, s *session) error { return p.List(ctx, s.ClientWithResponses, s.out) })
+		return t.run(cmd, func(ctx context.Context, s *session) error {
+			return s.interruptible(ctx, func(ctx context.Context) error { return p.List(ctx, s.ClientWithResponses, s.out) })
+		})
 	})
+	cmd.AddCommand(SheepOrders(t)...)
 	return cmd
 }

@@ -19,8 +19,8 @@ func TestListSheep(t *testing.T) {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"sheep": [
-			{"name": "a", "type": "bare", "running": true, "model": {"name": "m", "version": "v1"}, "job": "job-1", "detail": "runs"},
-			{"name": "b", "type": "docker", "running": false, "model": {"name": null, "version": null}, "job": null, "detail": null}]}`)
+			{"name": "a", "node": null, "condition": "able", "type": "bare", "running": true, "model": {"name": "m", "version": "v1"}, "job": "job-1", "detail": "runs"},
+			{"name": "b", "node": null, "condition": "drained", "type": "docker", "running": false, "model": {"name": null, "version": null}, "job": null, "detail": null}]}`)
 	}))
 	defer server.Close()
 	list := func(args ...string) string {
@@ -36,7 +36,7 @@ func TestListSheep(t *testing.T) {
 		}
 		return out.String()
 	}
-	const table = "NAME  TYPE    UP   MODEL  JOB    DETAIL\na     bare    yes  m:v1   job-1  runs\nb     docker  no   -      -      \n"
+	const table = "NAME  TYPE    UP   STATE    MODEL  JOB    DETAIL\na     bare    yes  able     m:v1   job-1  runs\nb     docker  no   drained  -      -      \n"
 	for _, args := range [][]string{{}, {"ls"}, {"list", "-o", "wide"}, {"-o", "table"}} {
 		if got := list(args...); got != table {
 			t.Errorf("sheep %q prints\n%s", args, got)
@@ -45,7 +45,7 @@ func TestListSheep(t *testing.T) {
 	if got := list("-o", "name"); got != "a\nb\n" {
 		t.Errorf("names: %q", got)
 	}
-	if got := list("ls", "--no-headers"); got != "a  bare    yes  m:v1  job-1  runs\nb  docker  no   -     -      \n" {
+	if got := list("ls", "--no-headers"); got != "a  bare    yes  able     m:v1  job-1  runs\nb  docker  no   drained  -     -      \n" {
 		t.Errorf("without heading: %q", got)
 	}
 	var sheep []client.Sheep

@@ -29,7 +29,7 @@ type submission struct {
 	noWait    bool
 	quiet     bool
 	interrupt string // what an interrupt does to the job: ask, cancel or leave
-	form      format
+	form      Format
 }
 
 func submit(t *Target) *cobra.Command {
@@ -122,7 +122,7 @@ func submit(t *Target) *cobra.Command {
 			}
 			if s.noWait {
 				if s.to == "" {
-					s.to = formTable
+					s.to = FormTable
 				}
 				if err := s.form.Set(s.to); err != nil {
 					return usage("-o is the form of the answer with --no-wait: %w", err)
@@ -242,7 +242,7 @@ func (s *submission) run(ctx context.Context, on *session) error {
 	id := submitted.JobId
 	if s.noWait {
 		shown.end()
-		if s.form == formTable {
+		if s.form == FormTable {
 			_, err := fmt.Fprintln(on.out, id+" is "+string(submitted.Status))
 			return err
 		}

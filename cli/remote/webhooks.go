@@ -28,7 +28,7 @@ func webhooksCommand(c Config) *cobra.Command {
 }
 
 func listMessages(t *Target) *cobra.Command {
-	var form format
+	var form Format
 	var about, receiver, state string
 	var limit int
 	var noHeading bool
@@ -54,7 +54,7 @@ func listMessages(t *Target) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	form.add(f)
+	form.Add(f)
 	f.StringVar(&about, "job", "", "only messages about this job")
 	f.StringVar(&receiver, "receiver", "", "only messages to this receiver: its name, or its URL")
 	f.StringVar(&state, "state", "", "only messages that are waiting, delivered or given-up")
@@ -63,7 +63,7 @@ func listMessages(t *Target) *cobra.Command {
 	return cmd
 }
 
-func (s *session) listMessages(ctx context.Context, params client.ListMessagesParams, limit int, form format, heading bool) error {
+func (s *session) listMessages(ctx context.Context, params client.ListMessagesParams, limit int, form Format, heading bool) error {
 	var all []client.Message
 	for limit == 0 || len(all) < limit {
 		params.Limit = new(strconv.Itoa(page))
@@ -83,16 +83,16 @@ func (s *session) listMessages(ctx context.Context, params client.ListMessagesPa
 		}
 	}
 	switch form {
-	case formJSON:
-		return printJSON(s.out, append([]client.Message{}, all...), true)
-	case formLines:
+	case FormJSON:
+		return PrintJSON(s.out, append([]client.Message{}, all...), true)
+	case FormLines:
 		for _, m := range all {
-			if err := printJSON(s.out, m, false); err != nil {
+			if err := PrintJSON(s.out, m, false); err != nil {
 				return err
 			}
 		}
 		return nil
-	case formName:
+	case FormName:
 		for _, m := range all {
 			if _, err := fmt.Fprintln(s.out, clean(m.Id)); err != nil {
 				return err
@@ -101,7 +101,7 @@ func (s *session) listMessages(ctx context.Context, params client.ListMessagesPa
 		return nil
 	}
 	rows := table{{"MESSAGE", "JOB", "EVENT", "STATE", "TRIES", "NEXT", "RECEIVER"}}
-	if form == formWide {
+	if form == FormWide {
 		rows[0] = append(rows[0], "CREATED", "PROBLEM")
 	}
 	if !heading {
@@ -109,7 +109,7 @@ func (s *session) listMessages(ctx context.Context, params client.ListMessagesPa
 	}
 	for _, m := range all {
 		row := []string{m.Id, m.JobId, string(m.Event), string(m.State), strconv.Itoa(m.Tries), nextTry(m), m.Receiver}
-		if form == formWide {
+		if form == FormWide {
 			row = append(row, deref(m.CreatedAt), cmp.Or(deref(m.Problem), "-"))
 		}
 		rows = append(rows, row)

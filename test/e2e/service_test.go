@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -223,6 +224,75 @@ func TestSheepStop(t *testing.T) {
 		w.expectDone("job-1", "wait "+gate)
 		w.expectDone("job-2", "two")
 	})
+}
+
+// A sheep is told what to do from afar, with the right; what it was told stays over a
+// restart of the daemon.
+func TestSheepOrders(t *testing.T) {
+	w := newWorld(t, "one", "two")
+	boss, bossLines := w.token("--name", "boss", "--scope", "admin,read,submit")
+	farm, farmLines := w.token("--name", "farm")
+	w.edit("  port: 0\nsheep", "  port: 0\n  tokens:\n"+bossLines+farmLines+"sheep")
+	w.start()
+	from := func(token string, args ...string) (out, told string, err error) {
+		return w.shepherdd(append([]string{"sheep", "--server", w.api, "--token", token}, args...)...)
+	}
+	boss1 := func(says string, args ...string) {
+		t.Helper()
+		if out, told, err := from(boss, args...); err != nil || strings.TrimSpace(out) != says {
+			t.Errorf("%q says %q, %q, %v", args, out, told, err)
+		}
+	}
+	const job = `{"model": {"name": "echo", "version": "v1"}, "job_id": %q, "sheep_id": %q, "payload": %q}`
+	submit := func(id, sheep, payload string) {
+		t.Helper()
+		if status, body := w.curl("-H", "Authorization: Bearer "+farm, "-d", fmt.Sprintf(job, id, sheep, payload), w.api+"/start-job"); status != "200" {
+			t.Fatalf("submit %s: %s %s", id, status, body)
+		}
+	}
+	ends := func(id, result string) {
+		t.Helper()
+		for _, path := range []string{"/wait_ready", "/result"} {
+			status, body := w.curl("-H", "Authorization: Bearer "+farm, w.api+"/jobs/"+id+path)
+			if status != "200" || path == "/result" && body != result {
+				t.Errorf("%s of %s: %s %s", path, id, status, body)
+			}
+		}
+	}
+	if _, told, err := from(farm, "drain", "one"); err == nil || !strings.Contains(told, "scope admin") {
+		t.Errorf("without the right: %v, %s", err, told)
+	}
+	gate := w.dir + "/gate"
+	submit("job-1", "one", "wait "+gate)
+	w.eventually("the job runs", func() bool { return len(w.noted("job")) == 1 })
+	boss1("Sheep one takes no more jobs.", "drain", "one")
+	if _, told, err := from(boss, "drain", "one"); err == nil || !strings.Contains(told, "Sheep `one` is drained already") {
+		t.Errorf("twice: %v, %s", err, told)
+	}
+	if _, told, err := from(boss, "load", "one", "echo:v1"); err == nil || !strings.Contains(told, "has a job") {
+		t.Errorf("a busy sheep loads: %v, %s", err, told)
+	}
+	submit("job-2", "one", "two")
+	write(t, gate, "")
+	ends("job-1", "wait "+gate)
+
+	w.stop()
+	w.start()
+	submit("job-3", "two", "three")
+	ends("job-3", "three")
+	if _, listed := w.curl("-H", "Authorization: Bearer "+boss, w.api+"/sheep"); strings.Count(listed, `"condition": "drained"`) != 1 {
+		t.Errorf("after a restart of the daemon: %s", listed)
+	}
+	boss1("Sheep one has loaded echo:v1.", "load", "one", "echo:v1")
+	if _, told, err := from(boss, "load", "one", "none:v1"); err == nil || !strings.Contains(told, "none") {
+		t.Errorf("a model that there is not: %v, %s", err, told)
+	}
+	boss1("Sheep one has ended its runner and works again.", "restart", "one")
+	if _, body := w.curl("-H", "Authorization: Bearer "+farm, w.api+"/jobs/job-2/status"); !strings.Contains(body, "queued") {
+		t.Errorf("the job that waits for the drained sheep: %s", body)
+	}
+	boss1("Sheep one takes jobs.", "resume", "one")
+	ends("job-2", "two")
 }
 
 // The secret key may be in a file.

@@ -340,6 +340,7 @@ async function tokens() {
     await enter(page, "looker");
     await page.locator("ul.sheep").waitFor();
     same("links to submit", await page.getByRole("link", { name: "Submit", exact: true }).count(), 0);
+    same("sheep to manage", await page.getByText("Manage").count(), 0);
     for (const id of ["train-0091", "transcribe-2001"]) {
       await page.goto(`${url}/#/jobs/${id}`);
       await page.locator("#timeline").waitFor();
@@ -355,6 +356,30 @@ async function tokens() {
     await page.getByRole("heading", { name: "Sign in" }).waitFor();
     await page.reload();
     await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    await page.context().close();
+  });
+  await step("who administers tells sheep what to do", async () => {
+    const page = await open();
+    await enter(page, "boss");
+    const card = page.locator("ul.sheep > li", { has: page.getByRole("heading", { name: "nuts" }) });
+    await card.getByText("Manage").click();
+    await card.getByRole("button", { name: "Drain nuts" }).click();
+    await card.locator(".state.drained").waitFor();
+    await examine(page, "a sheep that is managed");
+    await card.getByLabel("Model for nuts to load").fill("none:v1");
+    await card.getByRole("button", { name: "Load the model on nuts" }).click();
+    await card.getByRole("alert").waitFor();
+    await card.getByLabel("Model for nuts to load").fill("report:v4");
+    await card.getByRole("button", { name: "Load the model on nuts" }).click();
+    await card.getByText("report:v4").waitFor();
+    await card.getByRole("button", { name: "Restart nuts" }).click();
+    await card.getByRole("button", { name: "Yes" }).click();
+    await card.getByText("no model loaded").waitFor();
+    await card.getByRole("button", { name: "Resume nuts" }).click();
+    await card.getByRole("button", { name: "Drain nuts" }).waitFor();
+    const busy = page.locator("ul.sheep > li", { has: page.getByRole("heading", { name: "timmy" }) });
+    await busy.getByText("Manage").click();
+    same("models to load on a sheep with a job", await busy.getByLabel("Model for timmy to load").count(), 0);
     await page.context().close();
   });
   await step("who may submit alone submits, and sees nothing", async () => {

@@ -2,12 +2,14 @@
 import { html, useEffect, useState } from "./lib/preact.js";
 import { live, session, use, useAnswer } from "./daemon.js";
 import { Ago, Bar, Empty, Expected, Heading, JobLink, Labels, Model, Running, Shape, Since, State, Trouble, ticks, useNow } from "./parts.js";
+import { Orders } from "./orders.js";
 import * as text from "./text.js";
 
 // stateOf is a sheep's state as a shape and a word.
 function stateOf(sheep) {
   if (sheep.condition === "leaving") return ["leaving", "leaving"];
   if (sheep.condition === "stopped") return ["stopped", "stopped"];
+  if (sheep.condition === "drained") return sheep.job || sheep.detail === "busy" ? ["processing", "draining"] : ["drained", "drained"];
   if (sheep.condition === "blocked") return ["blocked", "out"];
   if (sheep.job || sheep.detail === "busy") return ["processing", sheep.running ? "working" : "preparing"];
   if (sheep.condition === "resting") return ["resting", "resting"];
@@ -74,6 +76,7 @@ function Line({ sheep }) {
     </div>
     ${sheep.job && html`<div class="under"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></div>`}
     ${(sheep.condition !== "able" || !sheep.job) && said && html`<p class="detail under" title=${said}>${said}</p>`}
+    <${Orders} sheep=${sheep} />
   </li>`;
 }
 
@@ -96,6 +99,7 @@ function Sheep({ sheep }) {
         <${Bar} parts=${[{ value: mine.used, kind: "mine" }, { value: Math.max(0, gpu.used - mine.used), kind: "others" }]} whole=${gpu.memory} label=${`GPU ${gpu.index}: ${text.bytes(mine.used)} of ${text.bytes(gpu.memory)} are this sheep's, ${text.bytes(gpu.used)} are used in all`} />
         <span class="time">${gpu.health === "out" ? html`<${State} of="out" word="out" />` : text.bytes(mine.used)}</span></div>`,
     )}
+    <${Orders} sheep=${sheep} />
   </li>`;
 }
 

@@ -72,6 +72,7 @@ const shapes = {
   resting: html`<path d="M8 1.5L15 14H1z" class="line" /><path d="M8 6v3.6m0 1.6v.6" class="line" />`,
   blocked: html`<path d="M5 1h6l4 4v6l-4 4H5l-4-4V5z" class="line" /><path d="M4.5 8h7" class="line" />`,
   stopped: html`<rect x="2" y="2" width="12" height="12" rx="2" class="line" /><path d="M6.2 5.5v5m3.6-5v5" class="line" />`,
+  drained: html`<circle cx="8" cy="8" r="6.2" class="line" /><path d="M6.2 5.5v5m3.6-5v5" class="line" />`,
   leaving: html`<path d="M9 2H3v12h6" class="line" /><path d="M6.5 8H14m-2.6-2.6L14 8l-2.6 2.6" class="line" />`,
   ok: html`<circle cx="8" cy="8" r="7" class="fill" /><path d="M4.8 8.3l2.2 2.2 4.2-4.6" class="cut" />`,
   unknown: html`<circle cx="8" cy="8" r="6.2" class="line dashed" /><path d="M6 6.2a2 2 0 1 1 2.7 2.1c-.5.2-.7.5-.7 1.1m0 1.8v.4" class="line" />`,

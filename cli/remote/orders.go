@@ -1,0 +1,145 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+	"github.com/iterait/shepherd/job"
+)
+
+// SheepOrders are the commands that tell sheep what to do.
+func SheepOrders(t *Target) []*cobra.Command {
+	return []*cobra.Command{drainSheep(t), resumeSheep(t), restartSheep(t), loadSheep(t)}
+}
+
+// someSheep checks that there is at least one name.
+func someSheep(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usage("the name of a sheep is needed; `sheep ls` lists them")
+	}
+	return nil
+}
+
+// each does something to all sheep that are named, until it fails for one, and says that
+// it is done.
+func (s *session) each(ctx context.Context, names []string, verb string, do func(ctx context.Context, sheep string) error) error {
+	return s.interruptible(ctx, func(ctx context.Context) error {
+		for _, name := range names {
+			if err := do(ctx, name); err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintf(s.out, "Sheep %s %s.\n", name, verb); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func drainSheep(t *Target) *cobra.Command {
+	return &cobra.Command{
+		Use: "drain SHEEP…", Short: "Have sheep take no more jobs",
+		Long: "Has sheep take no more jobs, also after a restart of the daemon. They finish the job\n" +
+			"that they have and keep their models; `sheep ls` says when there is none. Jobs that\n" +
+			"only they could run wait, until `sheep resume`.",
+		Args: someSheep, ValidArgsFunction: SheepArgs(t),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				return s.each(ctx, names, "takes no more jobs", func(ctx context.Context, sheep string) error {
+					_, err := s.DrainSheepWithResponse(ctx, sheep)
+					return err
+				})
+			})
+		},
+	}
+}
+
+func resumeSheep(t *Target) *cobra.Command {
+	return &cobra.Command{
+		Use: "resume SHEEP…", Short: "Let sheep take jobs again that were drained or stopped",
+		Args: someSheep, ValidArgsFunction: SheepArgs(t),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				return s.each(ctx, names, "takes jobs", func(ctx context.Context, sheep string) error {
+					_, err := s.ResumeSheepWithResponse(ctx, sheep)
+					return err
+				})
+			})
+		},
+	}
+}
+
+func restartSheep(t *Target) *cobra.Command {
+	var drain time.Duration
+	cmd := &cobra.Command{
+		Use: "restart SHEEP…", Short: "End the runners of sheep, which go on with new ones",
+		Long: "Ends the runners of sheep. Running jobs may finish for --drain-timeout; those that do\n" +
+			"not go back to the queue, unspent. The next job starts another runner.",
+		Args: someSheep, ValidArgsFunction: SheepArgs(t),
+		RunE: func(cmd *cobra.Command, names []string) error { return t.Restart(cmd, names, drain) },
+	}
+	AddDrainTimeout(cmd, &drain)
+	return cmd
+}
+
+// AddDrainTimeout adds the flag that says how long running jobs may take to finish.
+func AddDrainTimeout(cmd *cobra.Command, drain *time.Duration) {
+	cmd.Flags().DurationVar(drain, "drain-timeout", -1, "how long running jobs may take to finish (default: the configuration's drain_timeout)")
+}
+
+// Restart has sheep end their runners and go on with new ones. Running jobs may finish
+// for the time of drain or, where that is negative, the configuration's drain_timeout.
+func (t *Target) Restart(cmd *cobra.Command, names []string, drain time.Duration) error {
+	params := client.RestartSheepParams{Drain: new("")}
+	if drain >= 0 {
+		*params.Drain = drain.String()
+	}
+	return t.run(cmd, func(ctx context.Context, s *session) error {
+		return s.each(ctx, names, "has ended its runner and works again", func(ctx context.Context, sheep string) error {
+			_, err := s.RestartSheepWithResponse(ctx, sheep, &params)
+			return err
+		})
+	})
+}
+
+func loadSheep(t *Target) *cobra.Command {
+	return &cobra.Command{
+		Use: "load SHEEP NAME[:VERSION]", Short: "Have a sheep without a job load a model",
+		Long: "Has a sheep without a job load a model in the place of the one that it has, and\n" +
+			"returns when it is loaded. A job of another model that comes meanwhile goes before;\n" +
+			"`sheep drain` keeps jobs away.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usage("the name of a sheep and a model are needed: load SHEEP NAME:VERSION")
+			}
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
+			switch len(args) {
+			case 0:
+				return SheepArgs(t)(cmd, args, begin)
+			case 1:
+				if found, err := models(t); err == nil {
+					return found, cobra.ShellCompDirectiveNoFileComp
+				}
+				return nil, cobra.ShellCompDirectiveError
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m := job.ParseModel(args[1])
+			var request client.LoadRequest
+			request.Model.Name, request.Model.Version = m.Name, m.Version
+			return t.run(cmd, func(ctx context.Context, s *session) error {
+				return s.each(ctx, args[:1], "has loaded "+m.String(), func(ctx context.Context, sheep string) error {
+					_, err := s.LoadSheepWithResponse(ctx, sheep, request)
+					return err
+				})
+			})
+		},
+	}
+}

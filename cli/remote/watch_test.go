@@ -1,0 +1,156 @@
+package remote
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/iterait/shepherd/client"
+)
+
+// watched runs a command with a daemon that answers as handlers say, until it has printed
+// so many lines, and interrupts it.
+func watched(t *testing.T, command func(Config) *cobra.Command, lines int, handlers map[string]http.HandlerFunc, args ...string) []string {
+	t.Helper()
+	mux := http.NewServeMux()
+	for path, handler := range handlers {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			handler(w, r)
+		})
+	}
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	interrupts := make(chan os.Signal, 1)
+	cmd := command(Config{Interrupts: interrupts})
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetArgs(append(args, "--server", server.URL))
+	printed, out := io.Pipe()
+	cmd.SetOut(out)
+	cmd.SetErr(io.Discard)
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.ExecuteContext(t.Context())
+		_ = out.Close()
+		ended <- err
+	}()
+	var got []string
+	scanner := bufio.NewScanner(printed)
+	for len(got) < lines && scanner.Scan() {
+		got = append(got, strings.TrimRight(scanner.Text(), " "))
+	}
+	interrupts <- os.Interrupt
+	go func() { _, _ = io.Copy(io.Discard, printed) }()
+	if err := <-ended; ExitCode(err) != ExitInterrupted {
+		t.Errorf("it ended with %v", err)
+	}
+	return got
+}
+
+// frames is a stream of the flock that goes on after these events.
+func frames(t *testing.T, events ...any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for _, event := range events {
+			name := "flock"
+			if _, ok := event.(client.GPUList); ok {
+				name = "gpus"
+			}
+			data, err := json.Marshal(event)
+			if err != nil {
+				t.Error(err)
+			}
+			fmt.Fprintf(w, "event: %s\ndata: %s\n\n", name, data)
+		}
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
+}
+
+// After the list there is a line for each sheep that has changed.
+func TestWatchSheep(t *testing.T) {
+	flock := func(states ...client.SheepCondition) (f client.Flock) {
+		for i, state := range states {
+			f.Sheep = append(f.Sheep, client.FlockSheep{Name: string(rune('a' + i)), Type: "bare", Condition: state})
+		}
+		return f
+	}
+	stream := map[string]http.HandlerFunc{"/flock": frames(t, flock(client.Able, client.Drained), flock(client.Able, client.Drained), flock(client.Resting, client.Drained))}
+	got := watched(t, sheepCommand, 4, stream, "ls", "--watch")
+	if want := []string{"NAME  TYPE  UP  STATE    MODEL  JOB  DETAIL", "a     bare  no  able     -      -", "b     bare  no  drained  -      -", "a     bare  no  resting  -      -"}; !slices.Equal(got, want) {
+		t.Errorf("it printed %q", got)
+	}
+	if got := watched(t, sheepCommand, 3, stream, "-w", "-o", "name"); !slices.Equal(got, []string{"a", "b", "a"}) {
+		t.Errorf("names are %q", got)
+	}
+}
+
+func TestWatchGPUs(t *testing.T) {
+	stream := map[string]http.HandlerFunc{"/flock": frames(t, client.Flock{}, client.GPUList{Gpus: []client.GPU{{Uuid: "GPU-1", Node: new("a")}, {Uuid: "GPU-2", Node: new("b")}}}, client.GPUList{Gpus: []client.GPU{{Uuid: "GPU-3", Node: new("b")}}})}
+	if got := watched(t, gpusCommand, 3, stream, "--watch", "-o", "name"); !slices.Equal(got, []string{"GPU-1", "GPU-2", "GPU-3"}) {
+		t.Errorf("names are %q", got)
+	}
+	if got := watched(t, gpusCommand, 2, stream, "--watch", "--node", "b", "-o", "name"); !slices.Equal(got, []string{"GPU-2", "GPU-3"}) {
+		t.Errorf("those of a node are %q", got)
+	}
+}
+
+// Models are listed again when the flock changes.
+func TestWatchModels(t *testing.T) {
+	asked := 0
+	handlers := map[string]http.HandlerFunc{
+		"/flock": frames(t, client.Flock{}, client.Flock{Sheep: []client.FlockSheep{{Name: "a"}}}),
+		"/models": func(w http.ResponseWriter, _ *http.Request) {
+			asked++
+			_, _ = fmt.Fprintf(w, `{"models": [{"name": "m", "version": "v1", "size": 1024, "own_size": 1024, "in_use": %t, "digest": "sha256:0123456789abcdef", "last_used_at": null}]}`, asked > 1)
+		},
+	}
+	got := watched(t, modelsCommand, 3, handlers, "ls", "--watch")
+	if want := []string{"NAME  VERSION  SIZE     ALONE    LAST USED  IN USE  DIGEST", "m     v1       1.0 KiB  1.0 KiB  never      no      sha256:0123456789ab", "m     v1       1.0 KiB  1.0 KiB  never      yes     sha256:0123456789ab"}; !slices.Equal(got, want) {
+		t.Errorf("it printed %q", got)
+	}
+}
+
+// A job is shown when something has changed, until it has ended.
+func TestWatchStatus(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/jobs/j/events" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for id, event := range []string{"queued", "claimed", "started", "ended"} {
+				fmt.Fprintf(w, "id: %d\ndata: {\"event\": %q, \"job_id\": \"j\"}\n\n", id+1, event)
+			}
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		asked++
+		answer := map[string]any{"job_id": "j", "status": "queued", "model": map[string]string{"name": "m", "version": "v1"}}
+		if asked > 2 {
+			answer["status"] = "processing"
+		}
+		if asked > 3 {
+			answer["status"], answer["finished_at"] = "done", "2026-11-29T12:00:00.000000"
+		}
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	defer server.Close()
+	var out strings.Builder
+	cmd := statusCommand(Config{})
+	cmd.SetArgs([]string{"j", "--watch", "-o", "name", "--server", server.URL})
+	cmd.SetOut(&out)
+	if err := cmd.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "queued\nprocessing\ndone\n" {
+		t.Errorf("it printed %q", out.String())
+	}
+}

@@ -1,0 +1,260 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/runtime"
+)
+
+// Why a job is handed back when its sheep is told to do something.
+var (
+	errSheepDrained   = errors.New("the sheep was told to take no more jobs")
+	errSheepRestarted = errors.New("the sheep was told to restart")
+)
+
+// drains are the sheep that were told to claim no more jobs. They are known by their
+// names: one that is configured anew, or again, is still drained.
+type drains struct {
+	keep func([]string) error // nil where they are not kept
+
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func newDrains(names []string, keep func([]string) error) *drains {
+	d := &drains{keep: keep, names: make(map[string]bool)}
+	for _, name := range names {
+		d.names[name] = true
+	}
+	return d
+}
+
+func (d *drains) has(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.names[name]
+}
+
+// set has the lane drained, or drained no more, once that is kept. It reports whether
+// that is a change.
+func (d *drains) set(l *lane, drained bool) (changed bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names[l.Name] == drained {
+		return false, nil
+	}
+	names := maps.Clone(d.names)
+	if names[l.Name] = true; !drained {
+		delete(names, l.Name)
+	}
+	if d.keep != nil {
+		if err := d.keep(slices.Sorted(maps.Keys(names))); err != nil {
+			return false, fmt.Errorf("keep which sheep are drained: %w", err)
+		}
+	}
+	d.names = names
+	l.state.setDrained(drained)
+	return true, nil
+}
+
+// newLane makes a lane that is drained where the sheep of its name is.
+func (s *Shepherd) newLane(m Member) *lane {
+	l := newLane(m, s.env)
+	l.state.setDrained(s.drains.has(m.Name))
+	return l
+}
+
+// OrderSheep tells a sheep what to do, as DrainSheep, ResumeSheep, RestartSheep and
+// LoadSheep do.
+func (s *Shepherd) OrderSheep(ctx context.Context, name string, o job.Order) error {
+	switch o.Do {
+	case job.Drain:
+		return s.DrainSheep(name)
+	case job.Resume:
+		return s.ResumeSheep(name)
+	case job.Restart:
+		return s.RestartSheep(name, o.Drain)
+	case job.Load:
+		return s.LoadSheep(ctx, name, o.Model)
+	}
+	return &job.Invalid{Field: "do", Problem: fmt.Sprintf("no sheep knows how to %q", o.Do)}
+}
+
+// DrainSheep has a sheep claim no more jobs until ResumeSheep, over restarts, too. It
+// goes on with the job that it has, hands back what it has only prepared, and keeps its
+// runner up. The error is *job.UnknownSheep, *job.SheepState where it is drained
+// already, or job.ErrDraining.
+func (s *Shepherd) DrainSheep(name string) error {
+	lanes, err := s.selected([]string{name})
+	if err != nil {
+		return err
+	}
+	l := lanes[0]
+	switch changed, err := s.drains.set(l, true); {
+	case err != nil:
+		return err
+	case !changed:
+		return &job.SheepState{Sheep: name, Is: job.SheepDrained}
+	}
+	s.log.Info("Sheep is drained: it takes no more jobs", "sheep", name)
+	if a := l.feeder.holds(); a != nil {
+		a.giveUp(errSheepDrained)
+	}
+	return nil
+}
+
+// ResumeSheep lets a sheep claim jobs again that was drained, or stopped by StopSheep.
+// The error is *job.UnknownSheep, *job.SheepState where it was neither, or
+// job.ErrDraining.
+func (s *Shepherd) ResumeSheep(name string) error {
+	lanes, err := s.selected([]string{name})
+	if err != nil {
+		return err
+	}
+	l := lanes[0]
+	drained, err := s.drains.set(l, false)
+	if err != nil {
+		return err
+	}
+	if drained {
+		s.log.Info("Sheep takes jobs again", "sheep", name)
+		s.env.flock.wakeFirst(l)
+	}
+	switch stopped := s.startAgain(l); {
+	case s.admitting() != nil:
+		return job.ErrDraining
+	case !stopped && !drained:
+		return &job.SheepState{Sheep: name, Is: job.SheepNotDrained}
+	}
+	return nil
+}
+
+// RestartSheep ends a sheep's runner and forgets what troubled the sheep. A job that it
+// has may finish for the time of drain and is handed back unspent after it. A sheep that
+// is drained stays so. It returns when nothing of the runner is left; the next job, or
+// the model that the sheep has ready, starts another. The error is *job.UnknownSheep,
+// *job.SheepState where it is stopped, or job.ErrDraining.
+func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
+	lanes, err := s.selected([]string{name})
+	if err != nil {
+		return err
+	}
+	l := lanes[0]
+	defer l.life.tend(drain, errSheepRestarted)()
+	switch {
+	case l.life.over: // its configuration has changed meanwhile, and it was ended for that
+		return nil
+	case l.state.isStopped():
+		return &job.SheepState{Sheep: name, Is: job.SheepStopped}
+	}
+	s.log.Info("Sheep restarts its runner", "sheep", name, "drain", drain)
+	l.state.restarts(true)
+	defer l.state.restarts(false)
+	l.retire(drain, errSheepRestarted)
+	if err := s.admitting(); err != nil {
+		return err
+	}
+	l.startAgain()
+	return nil
+}
+
+// LoadSheep has a sheep without a job load a model, in the place of the one that it has
+// loaded. It returns when the model is loaded, or cannot be, or ctx ends, which gives it
+// up. A job of another model that comes meanwhile ends it, too, unless the sheep is
+// drained. The error is *job.Invalid, *job.UnknownSheep, *job.SheepState, *job.Untrusted
+// or *job.ModelError, ctx's, or job.ErrDraining.
+func (s *Shepherd) LoadSheep(ctx context.Context, name string, m job.Model) error {
+	if err := m.Validate(); err != nil {
+		return &job.Invalid{Field: "model", Problem: err.Error()}
+	}
+	lanes, err := s.selected([]string{name})
+	if err != nil {
+		return err
+	}
+	l := lanes[0]
+	if l.state.isStopped() {
+		return &job.SheepState{Sheep: name, Is: job.SheepStopped}
+	}
+	if err := l.objection(m); err != nil {
+		return modelError(err)
+	}
+	s.log.Info("Sheep loads a model as it is told", "sheep", name, "model", m.String())
+	return l.load(ctx, m)
+}
+
+// load has the worker load a model, unless it is busy.
+func (l *lane) load(ctx context.Context, m job.Model) error {
+	busy := &job.SheepState{Sheep: l.Name, Is: job.SheepBusy}
+	taken := l.state.idle()
+	if taken == nil || !l.worker.loading.TryLock() {
+		return busy
+	}
+	defer l.worker.loading.Unlock()
+	l.worker.preloader.wanted(m) // what is loaded for nobody goes
+	done := make(chan error, 1)
+	select {
+	case l.worker.loads <- func(feed context.Context) { done <- l.worker.loadAsTold(ctx, feed, m) }:
+	case <-taken:
+		return busy
+	case <-l.life.present().ended:
+		return &job.SheepState{Sheep: l.Name, Is: job.SheepStopped}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	err := <-done
+	switch {
+	case errors.Is(err, errOtherJob):
+		return &job.SheepState{Sheep: l.Name, Is: job.SheepDisturbed}
+	case errors.Is(err, errStopping), errors.Is(err, errDrainTimeout), errors.Is(err, errLeaseLost):
+		return job.ErrDraining
+	case errors.Is(err, errSheepStopped), errors.Is(err, errSheepRestarted), errors.Is(err, errSheepChanged):
+		return &job.SheepState{Sheep: l.Name, Is: job.SheepStopped}
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return modelError(err)
+}
+
+// loadAsTold loads a model until ctx or feed ends.
+func (w *worker) loadAsTold(ctx, feed context.Context, m job.Model) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(errOver)
+	defer context.AfterFunc(feed, func() { cancel(context.Cause(feed)) })()
+	err := w.loadAhead(ctx, m)
+	if err != nil {
+		w.lane.log.Warn("Cannot load the model that the sheep was told to load", "model", m.String(), "error", err)
+	}
+	return err
+}
+
+// modelError is why a model cannot be loaded, for whoever asked for that.
+func modelError(err error) error {
+	var load *runtime.LoadError
+	var exit *runtime.Exit
+	var untrusted *job.Untrusted
+	switch {
+	case err == nil, errors.As(err, &untrusted):
+		return err
+	case errors.As(err, &load):
+		return &job.ModelError{Problem: load.Message, Class: load.Class}
+	case errors.As(err, &exit):
+		return &job.ModelError{Problem: fmt.Sprintf("The runner ended while the model was loaded (%s)", exit), Class: errdefs.ErrFailedPrecondition}
+	case errdefs.IsNotFound(err):
+		return &job.ModelError{Problem: reasonOf(err), Class: errdefs.ErrNotFound}
+	case errdefs.IsFailedPrecondition(err), errdefs.IsInvalidArgument(err):
+		return &job.ModelError{Problem: reasonOf(err), Class: errdefs.ErrFailedPrecondition}
+	}
+	return &job.ModelError{Problem: fmt.Sprintf("The model cannot be loaded: %v", err), Class: errdefs.ErrInternal}
+}
