@@ -210,7 +210,7 @@ var ve,_,at,ce,ot,ze,Gt,be={},rt=[],Vt=/acit|ex(?:s|g|n|p|$)|rph|grid|ows|mnc|nt
       ${y.name&&o`<p>${r?"This daemon asks nobody who they are.":o`You are <b>${y.name}</b>${y.tenant&&o`, of <b>${y.tenant}</b>`}.`}</p>
         <p class="muted small">You may ${["read","submit","admin"].filter(a=>y.may(a)).map(a=>({read:"see jobs",submit:"submit and change them",admin:"administer"})[a]).join(", ")}.</p>`}
       <fieldset><legend>Colours</legend>${[["","as the system"],["light","light"],["dark","dark"]].map(([a,l])=>o`<label><input type="radio" name="theme" checked=${e===a} onChange=${()=>n(a)} />${l}</label>`)}</fieldset>
-      <p class="links"><a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
+      <p class="links"><a href="/docs">Documentation</a> <a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
       ${y.name&&!r&&o`<${ee} what=${()=>y.signOut()}>Sign out<//>`}
     </div>
   </details>`}function Fs(){let[e,t]=b(""),[s,n]=b({});return o`<form class="signin panel" onSubmit=${async a=>{a.preventDefault(),n({busy:!0});try{await y.signIn(e.trim())}catch(l){n({error:l})}}}>
