@@ -37,6 +37,7 @@ func Assets() []*ui.Asset {
 	assets := []*ui.Asset{
 		ui.NewText(root+"/app.js", "text/javascript; charset=utf-8", "", read(files, "assets/app.js")),
 		ui.NewText(root+"/style.css", "text/css; charset=utf-8", "", read(files, "assets/style.css")),
+		ui.NewMade(root+"/", "text/html; charset=utf-8", policy, func() []byte { return made().pages["README.md"] }),
 		ui.NewMade(root+"/search.json", "application/json; charset=utf-8", "", func() []byte { return made().index }),
 	}
 	for _, name := range names(docs.Files()) {

@@ -118,7 +118,7 @@ func TestServed(t *testing.T) {
 			}
 		}
 	}
-	if len(pages) < 30 || pages["/docs"] == "" || pages["/docs/decisions"] == "" || pages["/docs/how-to/submit-files"] == "" {
+	if len(pages) < 30 || pages["/docs"] == "" || pages["/docs/"] != pages["/docs"] || pages["/docs/decisions"] == "" || pages["/docs/how-to/submit-files"] == "" {
 		t.Errorf("%d pages are served", len(pages))
 	}
 	elsewhere := map[string]bool{"/": true, "/page/style.css": true, "/page/icon.svg": true}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -125,7 +126,7 @@ func newSession(t *testing.T) *session {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"}
@@ -170,7 +171,7 @@ func newSession(t *testing.T) *session {
 		<-read
 		<-ended // by what was told to end
 	})
-	s.run("ip link set lo up")
+	s.must("ip link set lo up && mount --bind " + bin + " bin")
 	return s
 }
 
@@ -207,9 +208,17 @@ func (s *session) run(typed string) (string, int) {
 	}
 }
 
-// background runs a command whose output goes to a file, and returns its lines once the
-// last that is expected has come.
-func (s *session) background(c command) []string {
+// must runs what has to go well.
+func (s *session) must(typed string) {
+	s.t.Helper()
+	if printed, code := s.run(typed); code != 0 {
+		s.t.Fatalf("%s: %d: %s", typed, code, printed)
+	}
+}
+
+// background runs a command whose output goes to a file, and returns once the last line
+// that is expected has come.
+func (s *session) background(c command) {
 	s.t.Helper()
 	file := fmt.Sprintf("background-%d", time.Now().UnixNano())
 	s.run(c.typed + " >" + file + " 2>&1 &")
@@ -217,11 +226,11 @@ func (s *session) background(c command) []string {
 		text, err := os.ReadFile(filepath.Join(s.dir, file))
 		if err == nil {
 			lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-			if len(c.expected) == 0 || (len(lines) >= len(c.expected) && differ(c.expected, lines) == "") {
-				return lines
+			if differ(append(slices.Clone(c.expected), "…"), lines) == "" {
+				return
 			}
 		}
-		if time.Now().After(deadline) {
+		if _, gone := s.run("kill -0 $!"); gone != 0 || time.Now().After(deadline) {
 			s.t.Fatalf("%s does not print what is written, but\n%s", c.typed, text)
 		}
 	}
@@ -285,9 +294,9 @@ func differ(expected, got []string) string {
 
 // follow does all that a document says. With -update it writes what commands print that is
 // written otherwise.
-func (s *session) follow(name string) {
+func (s *session) follow(file string) {
 	s.t.Helper()
-	file := filepath.Join("../../docs", name)
+	name := filepath.Base(file)
 	source, err := os.ReadFile(file)
 	if err != nil {
 		s.t.Fatal(err)
@@ -342,10 +351,10 @@ func (s *session) follow(name string) {
 }
 
 // TestTutorial does what the tutorial says.
-func TestTutorial(t *testing.T) { newSession(t).follow("tutorial.md") }
+func TestTutorial(t *testing.T) { newSession(t).follow("../../docs/tutorial.md") }
 
 // TestFirstModel makes the models of first-model.md.
-func TestFirstModel(t *testing.T) { newSession(t).follow("first-model.md") }
+func TestFirstModel(t *testing.T) { newSession(t).follow("../../docs/first-model.md") }
 
 // TestHowTo does what each guide says, with a daemon as the tutorial starts it.
 func TestHowTo(t *testing.T) {
@@ -360,9 +369,22 @@ func TestHowTo(t *testing.T) {
 		t.Run(filepath.Base(guide), func(t *testing.T) {
 			s := newSession(t)
 			s.begin()
-			s.follow("how-to/" + filepath.Base(guide))
+			s.follow(guide)
 		})
 	}
+}
+
+// TestOriginalsClients types what the original's users do, with the original's example of a
+// configuration and a runner as they have it, at the addresses that are written there.
+func TestOriginalsClients(t *testing.T) {
+	s := newSession(t)
+	if err := os.CopyFS(filepath.Join(s.dir, "original"), os.DirFS("../e2e/testdata/bin")); err != nil {
+		t.Fatal(err)
+	}
+	// The configuration uses /tmp, which is not this test's alone.
+	s.must("mount --rbind . /mnt && cd /mnt && mount -t tmpfs tmpfs /tmp && chmod +x original/*")
+	s.must("export TMPDIR=/tmp HOME=/mnt PATH=/mnt/original:/mnt/bin:$PATH")
+	s.follow("testdata/original.md")
 }
 
 // begin does what the tutorial says until the daemon runs.
