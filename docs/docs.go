@@ -6,7 +6,7 @@ import (
 	"io/fs"
 )
 
-//go:embed *.md decisions/*.md how-to/*.md man/*.md pictures
+//go:embed *.md decisions/*.md how-to/*.md pictures
 var files embed.FS
 
 // Files are the documents and their pictures, by the names that they have in this

@@ -83,10 +83,6 @@ func bind(docs fs.FS) *book {
 
 func parse(markdown goldmark.Markdown, name string, source []byte) *page {
 	p := &page{name: name, source: source}
-	// A manual page's first lines are for the program that makes it one.
-	if bytes.HasPrefix(source, []byte("% ")) {
-		_, p.source, _ = bytes.Cut(source, []byte("\n\n"))
-	}
 	ids := parser.NewContext(parser.WithIDs(&anchors{taken: make(map[string]int)}))
 	p.tree = markdown.Parser().Parse(text.NewReader(p.source), parser.WithContext(ids))
 	for node := p.tree.FirstChild(); node != nil; node = node.NextSibling() {
@@ -232,7 +228,8 @@ func render(markdown goldmark.Markdown, layout *template.Template, p *page, cont
 	_ = markdown.Renderer().Render(&article, p.source, p.tree) // to memory
 	// What is wider than the page is scrolled, also by keyboard.
 	body := strings.NewReplacer(
-		"<table>", `<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>`, "</table>", "</table></div>",
+		"<table>", `<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>`, "</table>", "</table></div>",
+		"<th></th>", "<td></td>", // a heading says something
 		"<pre>", `<pre tabindex="0">`,
 	).Replace(article.String())
 	title := p.name

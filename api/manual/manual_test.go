@@ -84,7 +84,7 @@ func TestPage(t *testing.T) {
 		`<a href="/docs">`,
 		`<a href="https://github.com/iterait/shepherd/blob/main/api/openapi.yaml">`,
 		`<a href="https://example.com/x.md">`,
-		`<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>`,
+		`<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>`,
 		`<th align="right">`,
 		`<pre tabindex="0"><code class="language-sh">echo &lt;b&gt;`,
 		`<a href="/docs/page" aria-current="page">A page</a>`,

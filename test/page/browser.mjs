@@ -190,6 +190,37 @@ async function openDaemon() {
     await page.keyboard.press("Enter");
     await page.locator(".title .state.cancelled").waitFor();
   });
+  await step("the documentation is read, searched, and reached from the page", async () => {
+    await page.goto(url + "/");
+    await page.locator("details.person summary").click();
+    await page.getByRole("link", { name: "Documentation" }).click();
+    await page.locator("h1", { hasText: "Documentation" }).waitFor();
+    const addresses = await page.evaluate(() => [...document.querySelectorAll("nav.contents a")].map((one) => one.getAttribute("href")));
+    if (addresses.length < 25) throw new Error("the contents are " + addresses);
+    for (const [scheme, width] of [["light", 360], ["dark", 1280]]) {
+      const tab = await open({ viewport: { width, height: 800 }, colorScheme: scheme });
+      for (const [i, address] of addresses.entries()) {
+        const response = await tab.goto(url + address);
+        same(address, response.status(), 200);
+        await tab.locator("article h1").waitFor();
+        await fits(tab, `${address}, ${scheme}, ${width}`);
+        if (i % 9 === (scheme === "dark" ? 1 : 5)) await examine(tab, `${address}, ${scheme}, ${width}`);
+      }
+      await tab.context().close();
+    }
+    await page.keyboard.press("/");
+    await page.keyboard.type("exit cod");
+    await page.locator("#found a", { hasText: "Command line › Exit codes" }).waitFor();
+    await examine(page, "the search");
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("Enter");
+    await page.waitForURL(/\/docs\/command-line#exit-codes$/);
+    await page.locator("#find").fill("gpuu"); // as it is mistyped
+    await page.locator("#find").fill("<img src=x>zzz");
+    await page.getByText("Nothing is found.").first().waitFor();
+    await page.keyboard.press("Escape");
+    same("what is found is hidden", await page.locator("#found").isVisible(), false);
+  });
   await step("by keyboard to the content and between views", async () => {
     await page.goto(url + "/");
     await page.locator("ul.sheep").waitFor();
@@ -286,6 +317,27 @@ async function pictures() {
       }
       await tab.context().close();
     }
+  }
+  await papers();
+}
+
+// papers takes pictures of some of the documentation.
+async function papers() {
+  for (const [scheme, width, height] of [["light", 360, 780], ["dark", 360, 780], ["light", 1280, 860], ["dark", 1280, 860], ["light", 2560, 1300]]) {
+    const tab = await open({ viewport: { width, height }, colorScheme: scheme });
+    for (const name of ["", "/tutorial", "/configuration"]) {
+      await step(`documentation ${name}, ${scheme}, ${width}`, async () => {
+        await tab.goto(url + "/docs" + name);
+        await tab.locator("article h1").waitFor();
+        if (name === "/tutorial") {
+          await tab.locator("#find").fill("exit");
+          await tab.locator("#found a").first().waitFor();
+        }
+        await tab.screenshot({ path: `${shots}/docs${name.replace("/", "-")}-${scheme}-${width}.png` });
+        await examine(tab, `documentation ${name}, ${scheme}, ${width}`);
+      });
+    }
+    await tab.context().close();
   }
 }
 
