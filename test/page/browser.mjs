@@ -370,6 +370,78 @@ async function fleet() {
   }
 }
 
+// many looks at 100,000 jobs: what is asked for and what is drawn is counted.
+async function many() {
+  const page = await open();
+  const asked = [];
+  page.on("request", (request) => {
+    const { pathname, search } = new URL(request.url());
+    if (pathname.startsWith("/jobs")) asked.push(pathname + search);
+  });
+  const rows = page.locator("tbody tr");
+  const sum = async (what, like, requests, lines) => {
+    same(`what is asked for: ${what}`, asked.splice(0).filter((one) => like.test(one)).length, requests);
+    same(`rows: ${what}`, await rows.count(), lines);
+  };
+  const listed = (word) => page.waitForFunction((w) => ((all) => all.length > 0 && all.every((row) => row.innerText.includes(w)))([...document.querySelectorAll("tbody tr")]), word);
+  await step("the newest of 100,000 jobs", async () => {
+    await page.goto(`${url}/#/jobs`);
+    await page.locator("tr", { hasText: "scan-099999" }).waitFor();
+    await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    if (asked.length > 2) throw new Error("it asks for " + asked); // the list, and perhaps once more when it is live
+    same("rows", await rows.count(), 50);
+    await fits(page, "100,000 jobs");
+  });
+  await step("older ones, as they are asked for", async () => {
+    for (let i = 2; i <= 5; i++) {
+      await page.getByRole("button", { name: "Older jobs" }).click();
+      await page.waitForFunction((n) => document.querySelectorAll("tbody tr").length === n, 50 * i);
+    }
+    await page.locator("tr", { hasText: "scan-099750" }).scrollIntoViewIfNeeded();
+    await sum("older", /after=/, 4, 250);
+    const elements = await page.evaluate(() => document.querySelectorAll("*").length);
+    if (elements > 250 * 40) throw new Error(`${elements} elements are drawn`);
+  });
+  await step("the oldest of all, by its id", async () => {
+    await page.getByLabel("Id begins with").fill("scan-000000");
+    await page.keyboard.press("Enter");
+    await page.locator("tr", { hasText: "scan-000000" }).waitFor();
+    await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 1);
+    await sum("an id", /prefix=/, 1, 1);
+    await page.getByRole("link", { name: "scan-000000" }).click();
+    await page.locator("h1", { hasText: "scan-000000" }).waitFor();
+    await page.goBack();
+    await page.getByLabel("Id begins with").fill("");
+    await page.keyboard.press("Enter");
+    await page.locator("tr", { hasText: "scan-099999" }).waitFor();
+    asked.length = 0;
+  });
+  await step("by state, model and label", async () => {
+    await page.getByLabel("failed").check();
+    await listed("out of memory");
+    await sum("a state", /state=failed/, 1, 50);
+    await page.getByLabel("Model").fill("caption:v1");
+    await page.keyboard.press("Enter");
+    await listed("caption");
+    await sum("a model", /model=/, 1, 50);
+    await page.getByLabel("Label").fill("batch=7");
+    await page.keyboard.press("Enter");
+    await page.getByText("4 jobs; these are all.").waitFor();
+    await sum("a label", /label=/, 1, 4); // of 1,000 jobs every hundredth failed, a third of these with this model
+  });
+  await step("the other views draw as little", async () => {
+    for (const view of ["#/", "#/models", "#/events"]) {
+      await page.goto(`${url}/${view}`);
+      await page.locator("main h1, main h2").first().waitFor();
+      await page.locator(".live:not(.wait):not(.stale)").waitFor();
+      const elements = await page.evaluate(() => document.querySelectorAll("*").length);
+      if (elements > 2500) throw new Error(`${view}: ${elements} elements are drawn`);
+      for (const one of asked.splice(0)) if (!/limit=\d{1,3}(&|$)/.test(one)) throw new Error(`${view} asks for ${one}`);
+    }
+  });
+  await page.context().close();
+}
+
 async function tokens() {
   const enter = async (page, name) => {
     await page.goto(url + "/");
@@ -456,7 +528,7 @@ async function tokens() {
 }
 
 try {
-  await { open: openDaemon, first, fleet, pictures, tokens }[process.argv[2]]();
+  await { open: openDaemon, first, fleet, many, pictures, tokens }[process.argv[2]]();
 } finally {
   await browser.close();
 }
