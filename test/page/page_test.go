@@ -206,7 +206,7 @@ func TestPictures(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d, ctx := start(t, day.Config{})
+	d, ctx := start(t, day.Config{Pulls: day.CanPull()})
 	browse(t, ctx, "pictures", d, nil)
 }
 
