@@ -8,6 +8,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/iterait/shepherd/api/manual"
 	"github.com/iterait/shepherd/api/page"
 	"github.com/iterait/shepherd/api/ui"
 	"github.com/iterait/shepherd/job"
@@ -43,14 +44,14 @@ func (s *server) routes() http.Handler {
 	})
 	HandlerWithOptions(s, GorillaServerOptions{BaseRouter: router, ErrorHandlerFunc: s.badParameter})
 
-	// OpenAPI cannot express a variable with slashes in it, and scripts of pages are not
-	// part of the contract.
+	// OpenAPI cannot express a variable with slashes in it, and pages' scripts and the
+	// manual are not part of the contract.
 	wrapper := &ServerInterfaceWrapper{Handler: s, ErrorHandlerFunc: s.badParameter}
 	router.HandleFunc("/jobs/{job_id}/result/{file:.+}", wrapper.GetResultFile).Methods(http.MethodGet)
 	router.HandleFunc("/jobs/{job_id}/input/{file:.+}", wrapper.GetInputFile).Methods(http.MethodGet)
 	router.HandleFunc("/models/{model:.+}", wrapper.RemoveModel).Methods(http.MethodDelete)
 	s.assets = make(map[string]bool)
-	for _, asset := range slices.Concat(ui.Assets(), page.Assets()) {
+	for _, asset := range slices.Concat(ui.Assets(), page.Assets(), manual.Assets()) {
 		s.assets[asset.Path] = true
 		router.Handle(asset.Path, asset).Methods(http.MethodGet)
 	}

@@ -1,10 +1,23 @@
 // Package docs holds the documents that the programs carry.
 package docs
 
-import _ "embed"
+import (
+	"embed"
+	"io/fs"
+)
 
-//go:embed configuration.md
-var configuration string
+//go:embed *.md decisions/*.md how-to/*.md pictures
+var files embed.FS
+
+// Files are the documents and their pictures, by the names that they have in this
+// directory.
+func Files() fs.FS { return files }
 
 // Configuration is configuration.md, the reference of the configuration file.
-func Configuration() string { return configuration }
+func Configuration() string {
+	text, err := files.ReadFile("configuration.md")
+	if err != nil {
+		panic(err) // of a file that is part of the program
+	}
+	return string(text)
+}

@@ -3,18 +3,15 @@ package page
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/iterait/shepherd/api/internal/bundletest"
 	"github.com/iterait/shepherd/internal/claims"
 )
 
@@ -70,28 +67,11 @@ func TestFirstView(t *testing.T) {
 	}
 }
 
-// TestBundle: the script is what go generate made of the modules as they are. The bundler
-// itself is not run: to build it takes longer than all other tests here.
+// TestBundle: the script is made of its source, and the library is the one that update.sh
+// names.
 func TestBundle(t *testing.T) {
-	var sums strings.Builder
-	note := func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := os.ReadFile(name)
-		fmt.Fprintf(&sums, "%x  %s\n", sha256.Sum256(content), name)
-		return err
-	}
-	if err := errors.Join(filepath.WalkDir("src", note), filepath.WalkDir("assets/app.js", note)); err != nil {
-		t.Fatal(err)
-	}
-	made, err := os.ReadFile("bundle.sum")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sums.String() != string(made) {
-		t.Errorf("assets/app.js is not made of what is in src: run go generate ./api/page; the digests are\n%s", sums.String())
-	}
+	bundletest.Current(t, "api/page")
+	bundletest.Unchanged(t, "src/lib/preact.js")
 }
 
 // TestNothingInline: the policy allows no inline script or style, and the page needs none,
@@ -115,21 +95,5 @@ func TestNothingInline(t *testing.T) {
 	}
 	if err := errors.Join(fs.WalkDir(os.DirFS("."), "assets", look), fs.WalkDir(os.DirFS("."), "src", look)); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// TestLibraryIsUnchanged compares the library with the digest in update.sh.
-func TestLibraryIsUnchanged(t *testing.T) {
-	script, err := os.ReadFile("update.sh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	library, err := os.ReadFile("src/lib/preact.js")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(library)
-	if !bytes.Contains(script, []byte("digest="+hex.EncodeToString(sum[:])+"\n")) {
-		t.Errorf("preact.js has the SHA-256 %x, which update.sh does not name", sum)
 	}
 }

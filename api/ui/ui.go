@@ -49,7 +49,7 @@ type Asset struct {
 
 	contentType string
 	policy      string // of a page
-	body        []byte
+	body        func() []byte
 	packed      bool          // body is compressed with gzip
 	pack        func() []byte // body, compressed; nil where it is not to be
 	etag        func() string
@@ -58,8 +58,12 @@ type Asset struct {
 // NewAsset makes an asset of body. The body is looked at when it is first asked
 // for, not before.
 func NewAsset(path, contentType string, body []byte) *Asset {
+	return newAsset(path, contentType, func() []byte { return body })
+}
+
+func newAsset(path, contentType string, body func() []byte) *Asset {
 	asset := &Asset{Path: path, contentType: contentType, body: body, etag: sync.OnceValue(func() string {
-		sum := sha256.Sum256(body)
+		sum := sha256.Sum256(body())
 		return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
 	})}
 	if contentType == html {
@@ -71,12 +75,17 @@ func NewAsset(path, contentType string, body []byte) *Asset {
 // NewText is NewAsset for a text that is sent compressed to clients that can unpack it.
 // Policy, where it is not empty, is its Content-Security-Policy.
 func NewText(path, contentType, policy string, body []byte) *Asset {
-	asset := NewAsset(path, contentType, body)
+	return NewMade(path, contentType, policy, func() []byte { return body })
+}
+
+// NewMade is NewText for a text that body makes when it is asked for, always the same.
+func NewMade(path, contentType, policy string, body func() []byte) *Asset {
+	asset := newAsset(path, contentType, body)
 	asset.policy = policy
 	asset.pack = sync.OnceValue(func() []byte {
 		var packed bytes.Buffer
 		w, _ := gzip.NewWriterLevel(&packed, gzip.BestCompression) // a level that there is
-		_, _ = w.Write(body)                                       // to memory
+		_, _ = w.Write(body())                                     // to memory
 		_ = w.Close()
 		return packed.Bytes()
 	})
@@ -125,7 +134,8 @@ func (a *Asset) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", a.contentType)
 	h.Set("X-Content-Type-Options", "nosniff")
 
-	var body io.Reader = bytes.NewReader(a.body)
+	content := a.body()
+	var body io.Reader = bytes.NewReader(content)
 	switch {
 	case a.pack != nil && acceptsGzip(r.Header):
 		packed := a.pack()
@@ -133,10 +143,10 @@ func (a *Asset) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Length", strconv.Itoa(len(packed)))
 		body = bytes.NewReader(packed)
 	case !a.packed:
-		h.Set("Content-Length", strconv.Itoa(len(a.body)))
+		h.Set("Content-Length", strconv.Itoa(len(content)))
 	case acceptsGzip(r.Header):
 		h.Set("Content-Encoding", "gzip")
-		h.Set("Content-Length", strconv.Itoa(len(a.body)))
+		h.Set("Content-Length", strconv.Itoa(len(content)))
 	default:
 		unpacked, err := gzip.NewReader(body)
 		if err != nil {

@@ -37,7 +37,7 @@ async function open(options = {}) {
   page.setDefaultTimeout(120_000); // a hang guard
   page.on("pageerror", (error) => fail("an error in the page: " + error.message));
   page.on("dialog", (dialog) => (fail("a dialog opened: " + dialog.message()), dialog.dismiss()));
-  page.on("request", (request) => !request.url().startsWith(url + "/") && !request.url().startsWith("data:") && fail("the page asked for " + request.url()));
+  page.on("request", (request) => !request.url().startsWith(url + "/") && !/^(data|chrome|chrome-extension):/.test(request.url()) && fail("the page asked for " + request.url())); // a PDF's viewer is the browser's own
   page.on("console", (message) => message.type() === "error" && /Content.Security.Policy/i.test(message.text()) && !/sandbox/i.test(message.text()) && fail("refused by the policy: " + message.text()));
   return page;
 }
@@ -115,10 +115,11 @@ async function openDaemon() {
     for (const summary of await page.locator(".files summary").all()) {
       if (!(await summary.locator("xpath=..").getAttribute("open").then((is) => is !== null))) await summary.click();
     }
-    await page.locator("iframe").waitFor();
+    await page.locator("iframe[sandbox]").waitFor();
+    await page.locator("iframe.paper").waitFor();
     await page.locator("img.picture").waitFor();
     await page.getByText("It is not text").waitFor();
-    await page.frameLocator("iframe").getByText("harmless").waitFor();
+    await page.frameLocator("iframe[sandbox]").getByText("harmless").waitFor();
     same("the title", await page.title(), "hostile-b-img · shepherd");
     same("elements in the log", await page.locator("pre.log img, pre.log script").count(), 0);
     same("colours in the log", await page.locator("pre.log .ansi-red", { hasText: "red" }).count(), 1);
@@ -128,6 +129,19 @@ async function openDaemon() {
     await page.getByText("There is no such job here").waitFor();
     await page.goto(`${url}/#/jobs/%E0%A4%A`); // not an address at all
     await page.locator("h1").waitFor();
+  });
+  await step("a PDF is shown by the browser's viewer, and where there is none that is said", async () => {
+    await page.goto(`${url}/#/jobs/report-1180`);
+    await page.locator("summary", { hasText: "report.pdf" }).click();
+    await page.locator("iframe.paper").waitFor();
+    for (;;) { // the viewer is a frame of the browser's own
+      if (page.frames().some((frame) => frame.url().startsWith("chrome-extension://"))) break;
+      await page.waitForEvent("frameattached");
+    }
+    await page.addInitScript(() => Object.defineProperty(navigator, "pdfViewerEnabled", { value: false }));
+    await page.reload();
+    await page.locator("summary", { hasText: "report.pdf" }).click();
+    await page.getByText("This browser shows no PDFs").waitFor();
   });
   await step("jobs are filtered, and the address says how", async () => {
     await page.goto(`${url}/#/jobs`);
@@ -189,6 +203,39 @@ async function openDaemon() {
     await page.waitForFunction(() => document.activeElement.textContent === "Yes");
     await page.keyboard.press("Enter");
     await page.locator(".title .state.cancelled").waitFor();
+  });
+  await step("the documentation is read, searched, and reached from the page", async () => {
+    await page.goto(url + "/");
+    await page.locator("details.person summary").click();
+    await page.getByRole("link", { name: "Documentation" }).click();
+    await page.locator("h1", { hasText: "Documentation" }).waitFor();
+    const addresses = await page.evaluate(() => [...document.querySelectorAll("nav.contents a")].map((one) => one.getAttribute("href")));
+    if (addresses.length < 25) throw new Error("the contents are " + addresses);
+    for (const [scheme, width] of [["light", 360], ["dark", 1280]]) {
+      const tab = await open({ viewport: { width, height: 800 }, colorScheme: scheme });
+      for (const [i, address] of addresses.entries()) {
+        const examined = i % 9 === (scheme === "dark" ? 1 : 5);
+        if (scheme === "dark" && !examined) continue;
+        const response = await tab.goto(url + address);
+        same(address, response.status(), 200);
+        await tab.locator("article h1").waitFor();
+        await fits(tab, `${address}, ${scheme}, ${width}`);
+        if (examined) await examine(tab, `${address}, ${scheme}, ${width}`);
+      }
+      await tab.context().close();
+    }
+    await page.keyboard.press("/");
+    await page.keyboard.type("exit cod");
+    await page.locator("#found a", { hasText: "Command line › Exit codes" }).waitFor();
+    await examine(page, "the search");
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("Enter");
+    await page.waitForURL(/\/docs\/command-line#exit-codes$/);
+    await page.locator("#find").fill("gpuu"); // as it is mistyped
+    await page.locator("#find").fill("<img src=x>zzz");
+    await page.getByText("Nothing is found.").first().waitFor();
+    await page.keyboard.press("Escape");
+    same("what is found is hidden", await page.locator("#found").isVisible(), false);
   });
   await step("by keyboard to the content and between views", async () => {
     await page.goto(url + "/");
@@ -287,6 +334,27 @@ async function pictures() {
       await tab.context().close();
     }
   }
+  await papers();
+}
+
+// papers takes pictures of some of the documentation.
+async function papers() {
+  for (const [scheme, width, height] of [["light", 360, 780], ["dark", 360, 780], ["light", 1280, 860], ["dark", 1280, 860], ["light", 2560, 1300]]) {
+    const tab = await open({ viewport: { width, height }, colorScheme: scheme });
+    for (const name of ["", "/tutorial", "/configuration"]) {
+      await step(`documentation ${name}, ${scheme}, ${width}`, async () => {
+        await tab.goto(url + "/docs" + name);
+        await tab.locator("article h1").waitFor();
+        if (name === "/tutorial") {
+          await tab.locator("#find").fill("exit");
+          await tab.locator("#found a").first().waitFor();
+        }
+        await tab.screenshot({ path: `${shots}/docs${name.replace("/", "-")}-${scheme}-${width}.png` });
+        await examine(tab, `documentation ${name}, ${scheme}, ${width}`);
+      });
+    }
+    await tab.context().close();
+  }
 }
 
 // fleet looks at twenty nodes with a hundred sheep.
@@ -316,6 +384,78 @@ async function fleet() {
     });
     await page.context().close();
   }
+}
+
+// many looks at 100,000 jobs: what is asked for and what is drawn is counted.
+async function many() {
+  const page = await open();
+  const asked = [];
+  page.on("request", (request) => {
+    const { pathname, search } = new URL(request.url());
+    if (pathname.startsWith("/jobs")) asked.push(pathname + search);
+  });
+  const rows = page.locator("tbody tr");
+  const sum = async (what, like, requests, lines) => {
+    same(`what is asked for: ${what}`, asked.splice(0).filter((one) => like.test(one)).length, requests);
+    same(`rows: ${what}`, await rows.count(), lines);
+  };
+  const listed = (word) => page.waitForFunction((w) => ((all) => all.length > 0 && all.every((row) => row.innerText.includes(w)))([...document.querySelectorAll("tbody tr")]), word);
+  await step("the newest of 100,000 jobs", async () => {
+    await page.goto(`${url}/#/jobs`);
+    await page.locator("tr", { hasText: "scan-099999" }).waitFor();
+    await page.locator(".live:not(.wait):not(.stale)").waitFor();
+    if (asked.length > 2) throw new Error("it asks for " + asked); // the list, and perhaps once more when it is live
+    same("rows", await rows.count(), 50);
+    await fits(page, "100,000 jobs");
+  });
+  await step("older ones, as they are asked for", async () => {
+    for (let i = 2; i <= 5; i++) {
+      await page.getByRole("button", { name: "Older jobs" }).click();
+      await page.waitForFunction((n) => document.querySelectorAll("tbody tr").length === n, 50 * i);
+    }
+    await page.locator("tr", { hasText: "scan-099750" }).scrollIntoViewIfNeeded();
+    await sum("older", /after=/, 4, 250);
+    const elements = await page.evaluate(() => document.querySelectorAll("*").length);
+    if (elements > 250 * 40) throw new Error(`${elements} elements are drawn`);
+  });
+  await step("the oldest of all, by its id", async () => {
+    await page.getByLabel("Id begins with").fill("scan-000000");
+    await page.keyboard.press("Enter");
+    await page.locator("tr", { hasText: "scan-000000" }).waitFor();
+    await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 1);
+    await sum("an id", /prefix=/, 1, 1);
+    await page.getByRole("link", { name: "scan-000000" }).click();
+    await page.locator("h1", { hasText: "scan-000000" }).waitFor();
+    await page.goBack();
+    await page.getByLabel("Id begins with").fill("");
+    await page.keyboard.press("Enter");
+    await page.locator("tr", { hasText: "scan-099999" }).waitFor();
+    asked.length = 0;
+  });
+  await step("by state, model and label", async () => {
+    await page.getByLabel("failed").check();
+    await listed("out of memory");
+    await sum("a state", /state=failed/, 1, 50);
+    await page.getByLabel("Model").fill("caption:v1");
+    await page.keyboard.press("Enter");
+    await listed("caption");
+    await sum("a model", /model=/, 1, 50);
+    await page.getByLabel("Label").fill("batch=7");
+    await page.keyboard.press("Enter");
+    await page.getByText("4 jobs; these are all.").waitFor();
+    await sum("a label", /label=/, 1, 4); // of 1,000 jobs every hundredth failed, a third of these with this model
+  });
+  await step("the other views draw as little", async () => {
+    for (const view of ["#/", "#/models", "#/events"]) {
+      await page.goto(`${url}/${view}`);
+      await page.locator("main h1, main h2").first().waitFor();
+      await page.locator(".live:not(.wait):not(.stale)").waitFor();
+      const elements = await page.evaluate(() => document.querySelectorAll("*").length);
+      if (elements > 2500) throw new Error(`${view}: ${elements} elements are drawn`);
+      for (const one of asked.splice(0)) if (!/limit=\d{1,3}(&|$)/.test(one)) throw new Error(`${view} asks for ${one}`);
+    }
+  });
+  await page.context().close();
 }
 
 async function tokens() {
@@ -429,7 +569,7 @@ async function tokens() {
 }
 
 try {
-  await { open: openDaemon, first, fleet, pictures, tokens }[process.argv[2]]();
+  await { open: openDaemon, first, fleet, many, pictures, tokens }[process.argv[2]]();
 } finally {
   await browser.close();
 }

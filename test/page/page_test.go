@@ -26,6 +26,8 @@ import (
 	"github.com/iterait/shepherd/internal/claims"
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/sqlite"
 	"github.com/iterait/shepherd/test/page/day"
 )
 
@@ -74,10 +76,24 @@ func run(m *testing.M) (code int, err error) {
 
 // start starts a daemon and gives it its day.
 func start(t testing.TB, cfg day.Config) (*day.Day, context.Context) {
+	d, ctx := begin(t, cfg, func(context.Context, string) error { return nil })
+	began := time.Now()
+	if err := d.Fill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the day took %v", time.Since(began).Round(time.Millisecond))
+	return d, ctx
+}
+
+// begin starts a daemon, after prepare has had its state directory.
+func begin(t testing.TB, cfg day.Config, prepare func(ctx context.Context, state string) error) (*day.Day, context.Context) {
 	ctx, cancel := context.WithTimeout(t.Context(), guard)
 	t.Cleanup(cancel)
 	cfg.Programs, cfg.Dir = programs, shortDir(t)
 	d, err := day.New(cfg)
+	if err == nil {
+		err = prepare(ctx, filepath.Join(cfg.Dir, "state"))
+	}
 	if err == nil {
 		err = d.Start(ctx)
 	}
@@ -94,11 +110,6 @@ func start(t testing.TB, cfg day.Config) (*day.Day, context.Context) {
 			}
 		}
 	})
-	began := time.Now()
-	if err := d.Fill(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("the day took %v", time.Since(began).Round(time.Millisecond))
 	return d, ctx
 }
 
@@ -195,8 +206,48 @@ func TestPictures(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d, ctx := start(t, day.Config{})
+	d, ctx := start(t, day.Config{Pulls: day.CanPull()})
 	browse(t, ctx, "pictures", d, nil)
+}
+
+// TestManyJobs looks at a daemon that has run 100,000 jobs: what the page asks for and what
+// it holds is as much as is looked at, and no more.
+func TestManyJobs(t *testing.T) {
+	const jobs = 100_000
+	d, ctx := begin(t, day.Config{Quick: true}, func(ctx context.Context, state string) error { return remember(ctx, state, jobs) })
+	browse(t, ctx, "many", d, nil)
+}
+
+// remember puts jobs that have ended into the ledger of a daemon that is not up.
+func remember(ctx context.Context, state string, jobs int) (err error) {
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return err
+	}
+	l, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(state, "ledger.db")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	first := time.Now().Add(-24 * time.Hour)
+	for from := 0; from < jobs; from += 10_000 {
+		batch := make([]ledger.Saved, 10_000)
+		for i := range batch {
+			n := from + i
+			at := first.Add(time.Duration(n) * 24 * time.Hour / time.Duration(jobs))
+			rec := job.Record{
+				ID: job.ID(fmt.Sprintf("scan-%06d", n)), Run: 1, State: job.Done, Model: job.Model{Name: []string{"segment", "caption", "report"}[n%3], Version: "v1"},
+				Labels: map[string]string{"batch": fmt.Sprint(n / 1000)}, EnqueuedAt: at, StartedAt: at.Add(time.Second), FinishedAt: at.Add(3 * time.Second),
+			}
+			if n%100 == 0 {
+				rec.State, rec.Failure = job.Failed, &job.Failure{Message: "CUDA out of memory"}
+			}
+			batch[i] = ledger.Saved{Record: rec}
+		}
+		if err := l.Restore(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TestRights signs in with tokens of several kinds.

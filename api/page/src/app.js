@@ -127,7 +127,7 @@ function Person() {
       <fieldset><legend>Colours</legend>${[["", "as the system"], ["light", "light"], ["dark", "dark"]].map(
         ([value, word]) => html`<label><input type="radio" name="theme" checked=${theme === value} onChange=${() => choose(value)} />${word}</label>`,
       )}</fieldset>
-      <p class="links"><a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
+      <p class="links"><a href="/docs">Documentation</a> <a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
       ${session.name && !anonymous && html`<${Do} what=${() => session.signOut()}>Sign out<//>`}
     </div>
   </details>`;

@@ -7,7 +7,7 @@ import * as text from "./text.js";
 
 const kinds = {
   image: /\.(png|jpe?g|gif|webp|avif|bmp|svg)$/i, audio: /\.(wav|mp3|ogg|flac|m4a|opus)$/i, video: /\.(mp4|webm|ogv)$/i,
-  frame: /\.(html?|pdf)$/i, table: /\.(csv|tsv)$/i, json: /\.(json|jsonl|ndjson)$/i,
+  frame: /\.html?$/i, pdf: /\.pdf$/i, table: /\.(csv|tsv)$/i, json: /\.(json|jsonl|ndjson)$/i,
   text: /\.(txt|md|log|ya?ml|toml|ini|py|go|js|css|xml|srt|vtt|tex|sh|conf)$/i,
 };
 const kindOf = (name) => Object.keys(kinds).find((kind) => kinds[kind].test(name)) || "unknown";
@@ -51,7 +51,16 @@ function Preview({ file, href }) {
   if (kind === "audio") return html`<audio controls preload="metadata" src=${href} aria-label=${file.name}></audio>`;
   if (kind === "video") return html`<video controls preload="metadata" src=${href} aria-label=${file.name}></video>`;
   if (kind === "frame") return html`<iframe sandbox="" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">Shown without scripts. If nothing shows, <a href=${href} download>download it</a>.</p>`;
+  if (kind === "pdf") return html`<${Paper} file=${file} href=${href} />`;
   return html`<${Text} file=${file} href=${href} kind=${kind} />`;
+}
+
+// Paper shows a PDF by the browser's own viewer. Browsers refuse that in a frame with the
+// attribute sandbox; the answer's policy has the same word and is enough, see
+// docs/decisions/page.md.
+function Paper({ file, href }) {
+  if (navigator.pdfViewerEnabled === false) return html`<p class="muted">This browser shows no PDFs. <a href=${href} download>Download it</a> to read it.</p>`;
+  return html`<iframe class="paper" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">If nothing shows, <a href=${href} download>download it</a>.</p>`;
 }
 
 function Picture({ href, name }) {

@@ -42,7 +42,7 @@ function GPU({ gpu, level }) {
       <div><dt>Power</dt><dd>${gpu.power === null ? "–" : `${Math.round(gpu.power)} W`}</dd></div>
       <div><dt>Errors</dt><dd class=${gpu.uncorrectable_errors ? "bad" : ""}>${gpu.uncorrectable_errors === null ? "–" : text.number(gpu.uncorrectable_errors)}</dd></div>
     </dl>
-    <p class="row small muted"><span>Busy, the last ${text.plural(minutes, "minute")}</span></p>
-    <${Sparkline} values=${history.map((one) => one.busy)} label=${`How busy GPU ${gpu.index} was in the last ${text.plural(minutes, "minute")}`} />
+    <p class="row small muted"><span>Busy, the last ${minutes < 2 ? "minute" : text.plural(minutes, "minute")}</span></p>
+    <${Sparkline} values=${history.map((one) => one.busy)} label=${`How busy GPU ${gpu.index} was in the last ${minutes < 2 ? "minute" : text.plural(minutes, "minute")}`} />
   </li>`;
 }

@@ -30,15 +30,15 @@ export function Models() {
     ${keptModels.error && html`<${Trouble} error=${keptModels.error} />`}
     ${admin && keptModels.pulls && html`<${Pull} done=${keptModels.again} />`}
     ${list.length
-      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label="Models"><table class="jobs"><thead><tr><th scope="col">Model</th><th scope="col">Loaded by</th><th scope="col" class="num">On disk</th><th scope="col" class="num">Jobs</th><th scope="col" class="num">Failed</th><th scope="col" class="num">Usually takes</th><th scope="col">Last submitted</th>${admin && html`<th scope="col"><span class="hidden">Actions</span></th>`}</tr></thead>
+      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label="Models"><table class="jobs models"><thead><tr><th scope="col">Model</th><th scope="col">Loaded by</th><th scope="col" class="num">On disk</th><th scope="col" class="num">Jobs</th><th scope="col" class="num">Failed</th><th scope="col" class="num">Usually takes</th><th scope="col">Last submitted</th>${admin && html`<th scope="col"><span class="hidden">Actions</span></th>`}</tr></thead>
         <tbody>${list.map(
           (one) => html`<tr key=${one.name}><td><a href=${"#/jobs?model=" + encodeURIComponent(one.name)}><${Model} of=${one.model} /></a></td>
-            <td>${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">none</span>`}</td>
-            <td class="num">${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
-            <td class="num">${text.number(one.jobs)}</td>
-            <td class="num">${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
-            <td class="num">${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
-            <td class="nowrap">${one.last && html`<${Ago} at=${one.last} />`}</td>
+            <td data-label="loaded by">${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">none</span>`}</td>
+            <td class="num" data-label="on disk">${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
+            <td class="num" data-label="jobs">${text.number(one.jobs)}</td>
+            <td class="num" data-label="failed">${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
+            <td class="num" data-label="usually takes">${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
+            <td class="nowrap" data-label="last submitted">${one.last && html`<${Ago} at=${one.last} />`}</td>
             ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm="Remove it from the disk?" label=${"Remove " + one.name} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>Remove<//>`}</td>`}</tr>`,
         )}</tbody></table></div>
         <p class="muted small">Jobs, failures and times are those of the latest ${text.number(recent.answer?.jobs.length || 0)} jobs.</p>`

@@ -36,6 +36,8 @@ type Config struct {
 	Token string
 	// Quick has models load and run at once.
 	Quick bool
+	// Pulls has a sheep pull an image; see CanPull.
+	Pulls bool
 }
 
 // Day is a daemon with sheep. Its methods are called from one goroutine.
@@ -48,6 +50,7 @@ type Day struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 	hold   string
+	puller *puller
 }
 
 type model struct {
@@ -137,6 +140,15 @@ func (d *Day) Start(ctx context.Context) error {
 		}
 		text += fmt.Sprintf(bare, sheep.name, port, d.cfg.Dir, d.cfg.Programs, sheep.settings)
 	}
+	if d.cfg.Pulls {
+		if d.puller == nil {
+			var err error
+			if d.puller, err = startPuller(ctx, d.cfg.Dir); err != nil {
+				return err
+			}
+		}
+		text += fmt.Sprintf("  flossie:\n    type: container\nregistry:\n  url: %s\ncontainerd:\n  address: %s\n", d.puller.url, d.puller.socket)
+	}
 	if err := write(d.config(), text); err != nil {
 		return err
 	}
@@ -193,7 +205,14 @@ func freePort() (string, error) {
 }
 
 // Stop stops the daemon, with its sheep, and waits until it has ended.
-func (d *Day) Stop() error { return d.signal(syscall.SIGTERM) }
+func (d *Day) Stop() error {
+	err := d.signal(syscall.SIGTERM)
+	if d.puller != nil {
+		err = errors.Join(err, d.puller.stop())
+		d.puller = nil
+	}
+	return err
+}
 
 // Kill kills the daemon; its sheep go on.
 func (d *Day) Kill() error { return d.signal(syscall.SIGKILL) }
@@ -348,6 +367,14 @@ func (d *Day) Fill(ctx context.Context) error {
 	}{{"transcribe/large-v3", "dolly", 0}, {"transcribe/large-v3", "dolly", 0}, {"segment/v2", "timmy", 5}, {"caption/v1", "bitzer", 0}, {"segment/v2", "timmy", 0}} {
 		name, _, _ := strings.Cut(one.model, "/")
 		if err := d.Submit(ctx, Job{"job_id": fmt.Sprintf("%s-%04d", name, 2010+i), "model": of(one.model), "sheep_id": one.sheep, "priority": one.priority, "payload": "x", "labels": map[string]string{"batch": "42"}}, nil); err != nil {
+			return err
+		}
+	}
+	if d.cfg.Pulls {
+		if err := d.Submit(ctx, Job{"job_id": "align-2020", "model": of("align/v3"), "sheep_id": "flossie", "payload": "x", "labels": map[string]string{"batch": "43"}}, nil); err != nil {
+			return err
+		}
+		if err := d.Until(ctx, "/jobs/align-2020", "KiB/s"); err != nil {
 			return err
 		}
 	}

@@ -36,7 +36,7 @@ func demo(ctx context.Context, programs string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	d, err := day.New(day.Config{Programs: programs, Dir: dir})
+	d, err := day.New(day.Config{Programs: programs, Dir: dir, Pulls: day.CanPull()})
 	if err != nil {
 		return err
 	}
@@ -46,6 +46,9 @@ func demo(ctx context.Context, programs string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Stop()) }()
+	if !day.CanPull() {
+		fmt.Println("No sheep pulls an image: that takes root, containerd and runc")
+	}
 	fmt.Printf("The page is at %s; the day begins\n", d.URL)
 	filling, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()

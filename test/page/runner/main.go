@@ -125,6 +125,7 @@ func outputs(kind string) map[string][]byte {
 	case "report":
 		return map[string][]byte{
 			"report.html": []byte("<!DOCTYPE html><title>Report</title><h1>Quality of the night's batch</h1><p id=x>All 240 scans were read.</p><script>document.getElementById('x').textContent='the script ran'</script>"),
+			"report.pdf":  paper("Quality of the night's batch", "All 240 scans were read."),
 			"summary.txt": []byte("All 240 scans were read.\n"),
 		}
 	case "hostile":
@@ -132,11 +133,35 @@ func outputs(kind string) map[string][]byte {
 			`<img src=x onerror=alert(1)>.txt`:    []byte("<script>document.title='the file ran'</script>\n"),
 			`a&b"c'd.svg`:                         []byte(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 20" onload="parent.document.title='the picture ran'"><script>parent.document.title='the picture ran'</script><rect width="40" height="20"/></svg>`),
 			"page.html":                           []byte("<script>parent.document.title='the frame ran'; document.title='x'</script><p>harmless</p>"),
+			"page.pdf":                            []byte("<script>parent.document.title='the paper ran'; document.title='x'</script><p>harmful</p>"),
 			"data.json":                           []byte(`{"__proto__": {"x": 1}, "html": "<b>not bold</b>"}`),
 			strings.Repeat("long-name-", 15) + "": []byte{0, 1, 2, 3},
 		}
 	}
 	return map[string][]byte{"output": []byte(`{"label": "sheep", "confidence": 0.97}`)}
+}
+
+// paper is a PDF of one page.
+func paper(title, line string) []byte {
+	text := fmt.Sprintf("BT /F1 20 Tf 40 150 Td (%s) Tj /F1 12 Tf 0 -40 Td (%s) Tj ET", title, line)
+	var out bytes.Buffer
+	out.WriteString("%PDF-1.4\n")
+	var at []int
+	for i, object := range []string{
+		"<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+		"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 420 200] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+		fmt.Sprintf("<< /Length %d >>\nstream\n%s\nendstream", len(text), text), "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+	} {
+		at = append(at, out.Len())
+		fmt.Fprintf(&out, "%d 0 obj\n%s\nendobj\n", i+1, object)
+	}
+	table := out.Len()
+	fmt.Fprintf(&out, "xref\n0 %d\n0000000000 65535 f \n", len(at)+1)
+	for _, offset := range at {
+		fmt.Fprintf(&out, "%010d 00000 n \n", offset)
+	}
+	fmt.Fprintf(&out, "trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n", len(at)+1, table)
+	return out.Bytes()
 }
 
 // picture is a mask of two blobs.
