@@ -30,7 +30,7 @@ type lease struct {
 	lost       chan struct{}
 	expiry     *time.Timer
 	asked      time.Time // when the present lease was asked for
-	draining   bool // an operator wants the node to claim no job
+	draining   bool      // an operator wants the node to claim no job
 }
 
 var _ ledger.Lease = (*lease)(nil)
