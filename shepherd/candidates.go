@@ -106,6 +106,20 @@ type outlook struct {
 	at     time.Time // zero where it is to be read
 }
 
+// of is what was read lately in a round.
+func (o *outlook) of(round int64) (groups []ledger.Waiting, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.groups, !o.at.IsZero() && o.round == round && time.Since(o.at) < waitingAge
+}
+
+// keep keeps what was read, for the other lanes of the round.
+func (o *outlook) keep(groups []ledger.Waiting, round int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.groups, o.round, o.at = groups, round, time.Now()
+}
+
 // forget has the next lane read it.
 func (o *outlook) forget() {
 	o.mu.Lock()
@@ -119,18 +133,14 @@ func (f *flock) waiting(ctx context.Context, l *lane) (groups []ledger.Waiting, 
 	if l.peers == nil && len(f.all()) < 2 && len(l.placement.Rules) == 0 {
 		return nil, false, nil
 	}
-	o := &f.outlook
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	round := f.look() // before it is read
-	if !o.at.IsZero() && o.round == round && time.Since(o.at) < waitingAge {
-		return o.groups, true, nil
+	if groups, known = f.outlook.of(round); known {
+		return groups, true, nil
 	}
 	if groups, err = l.ledger.Waiting(ctx, maxModels); err != nil {
-		o.at = time.Time{}
 		return nil, false, err
 	}
-	o.groups, o.round, o.at = groups, round, time.Now()
+	f.outlook.keep(groups, round)
 	return groups, true, nil
 }
 
