@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: performance recording demo-page demo-fleet page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: sim-fleet performance recording demo-page demo-fleet page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -133,6 +133,9 @@ test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) $(WEBHOOKS) #
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
 	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
+
+sim-fleet: ## run NODES=n nodes (20) with SHEEP=n sheep each (4) and JOBS=n jobs (1600) on virtual time, and report throughput, waits, fairness and calls of the ledger
+	$(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
 
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)

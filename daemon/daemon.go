@@ -273,7 +273,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 		err = errLeaseLost
 		last = func() *config.Config { // no job may go on
 			c := *configuration.now()
-			c.OnExit = "stop"
+			c.OnExit, c.DrainTimeout = "stop", 0
 			return &c
 		}
 	case <-ctx.Done():

@@ -101,13 +101,63 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	return false
 }
 
+// waitingAge is for how long the groups of jobs that wait are good enough for other lanes
+// that look in the same round.
+const waitingAge = 500 * time.Millisecond
+
+// outlook is what was read of the jobs that wait. What can be claimed later begins another
+// round, so the lanes that look in one need not all read it.
+type outlook struct {
+	mu     sync.Mutex
+	groups []ledger.Waiting
+	round  int64
+	at     time.Time // zero where it is to be read
+}
+
+// of is what was read lately in a round.
+func (o *outlook) of(round int64) (groups []ledger.Waiting, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.groups, !o.at.IsZero() && o.round == round && time.Since(o.at) < waitingAge
+}
+
+// keep keeps what was read, for the other lanes of the round.
+func (o *outlook) keep(groups []ledger.Waiting, round int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.groups, o.round, o.at = groups, round, time.Now()
+}
+
+// forget has the next lane read it.
+func (o *outlook) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.at = time.Time{}
+}
+
 // waiting are the groups of jobs that wait, as far as the lane has to know them before
-// it claims; none where it takes whatever comes.
-func (f *flock) waiting(ctx context.Context, l *lane) ([]ledger.Waiting, error) {
+// it claims; known is false where it takes whatever comes.
+func (f *flock) waiting(ctx context.Context, l *lane) (groups []ledger.Waiting, known bool, err error) {
 	if l.peers == nil && len(f.all()) < 2 && len(l.placement.Rules) == 0 {
-		return nil, nil
+		return nil, false, nil
 	}
-	return l.ledger.Waiting(ctx, maxModels)
+	round := f.look() // before it is read
+	if groups, known = f.outlook.of(round); known {
+		return groups, true, nil
+	}
+	if groups, err = l.ledger.Waiting(ctx, maxModels); err != nil {
+		return nil, false, err
+	}
+	f.outlook.keep(groups, round)
+	return groups, true, nil
+}
+
+// anyFor reports whether the slot could claim a job of the groups.
+func anyFor(slot ledger.Slot, groups []ledger.Waiting) bool {
+	return slices.ContainsFunc(groups, func(w ledger.Waiting) bool {
+		may, own := slot.Answers(w.Sheep)
+		return w.Rest || own || may && !slices.Contains(slot.Except, w.Model)
+	})
 }
 
 // addresses are those of waiting jobs, beside the sheep's name, that the lane answers

@@ -28,6 +28,7 @@ type flock struct {
 	// nodes have been left a job of; see decline.
 	declined map[job.Model]time.Time
 	leaving  leaving
+	outlook  outlook
 	drained  atomic.Bool // no lane claims
 }
 
@@ -318,13 +319,18 @@ func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time
 	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
 		slot.Ahead = true
 	}
-	waiting, err := f.waiting(ctx, l)
+	waiting, known, err := f.waiting(ctx, l)
 	if err != nil {
 		return nil, 0, err
 	}
 	slot.Except, again = f.except(ctx, l, waiting)
 	slot.Own, slot.Open = l.addresses(waiting)
-	claim, err := l.feeder.claim(ctx, slot)
+	var claim *ledger.Claim
+	if !known || l.feeder.unsure || anyFor(slot, waiting) {
+		if claim, err = l.feeder.claim(ctx, slot); claim == nil {
+			f.outlook.forget() // others were quicker
+		}
+	}
 	if err != nil || claim != nil {
 		if claim != nil && slot.Prefer.IsZero() {
 			l.turns.claimed(claim.Model, now)

@@ -1,6 +1,8 @@
 // Package fleet runs several cores on one PostgreSQL in real time, while connections are
 // cut, the server is killed, nodes crash or stand still, and looks whether each job that was
-// acknowledged ends once, with the results of one attempt.
+// acknowledged ends once, with the results of one attempt. It also runs real daemons in
+// networks of their own, which are cut off from one another, from the storage and from the
+// database, or whose database fails over.
 package fleet
 
 import (

@@ -1,0 +1,104 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/testenv"
+)
+
+// place is a network namespace, as of a machine of its own.
+type place struct {
+	t    *testing.T
+	name string
+}
+
+// newPlace makes a namespace in which there is loopback alone. It goes with the test.
+func newPlace(t *testing.T, name string) *place {
+	t.Helper()
+	p := &place{t, fmt.Sprintf("shepherd-%d-%s", os.Getpid(), name)}
+	ip := testenv.Command(t, "ip", "iproute2")
+	if out, err := exec.Command(ip, "netns", "add", p.name).CombinedOutput(); err != nil {
+		testenv.Missing(t, "a network namespace", fmt.Sprintf("run the tests as root, with CAP_SYS_ADMIN (%v: %s)", err, out))
+	}
+	t.Cleanup(func() { ipRun(t, "netns", "delete", p.name) })
+	ipRun(t, "-n", p.name, "link", "set", "lo", "up")
+	return p
+}
+
+func ipRun(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Errorf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// inside runs do in the namespace. What it starts and listens on stays there.
+func (p *place) inside(do func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	away, err := os.Open("/run/netns/" + p.name)
+	if err != nil {
+		return err
+	}
+	defer away.Close()
+	if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	failed := do()
+	if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err // the thread is used for nothing else
+	}
+	runtime.UnlockOSThread()
+	return failed
+}
+
+// dial connects to an address in the namespace.
+func (p *place) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = p.inside(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// link is a cable between two places.
+type link struct {
+	to     *place
+	device string // its end there
+	// Near and Far are the addresses of its ends.
+	Near, Far string
+}
+
+// links counts those that there were, for their addresses.
+type links int
+
+// connect puts a cable between two places.
+func (n *links) connect(from, to *place) *link {
+	from.t.Helper()
+	*n++
+	near, far := fmt.Sprintf("l%da", *n), fmt.Sprintf("l%db", *n)
+	l := &link{to: to, device: far, Near: fmt.Sprintf("10.77.%d.1", *n), Far: fmt.Sprintf("10.77.%d.2", *n)}
+	ipRun(from.t, "-n", from.name, "link", "add", near, "type", "veth", "peer", "name", far, "netns", to.name)
+	for _, end := range []struct{ place, device, address string }{{from.name, near, l.Near}, {to.name, far, l.Far}} {
+		ipRun(from.t, "-n", end.place, "address", "add", end.address+"/30", "dev", end.device)
+		ipRun(from.t, "-n", end.place, "link", "set", end.device, "up")
+	}
+	return l
+}
+
+// cut pulls the cable; mend puts it back.
+func (l *link) cut()  { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.device, "down") }
+func (l *link) mend() { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.device, "up") }

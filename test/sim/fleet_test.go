@@ -1,0 +1,352 @@
+package sim
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/iterait/shepherd/fleet"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/memory"
+	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/runtime/fake"
+	"github.com/iterait/shepherd/shepherd"
+	storage "github.com/iterait/shepherd/storage/memory"
+)
+
+var (
+	fleetNodes = flag.Int("fleet-nodes", 5, "how many nodes TestFleet has")
+	fleetSheep = flag.Int("fleet-sheep", 4, "how many sheep each of them has")
+	fleetJobs  = flag.Int("fleet-jobs", 400, "how many jobs they run")
+)
+
+// fleetModels take a while to load, as models do.
+var fleetModels = []time.Duration{2 * time.Second, 5 * time.Second, 10 * time.Second, 15 * time.Second, 20 * time.Second, 30 * time.Second}
+
+// meanRun is how long a job runs on average.
+const meanRun = 10 * time.Second
+
+// fleetPolicy has two tenants share, of which one counts twice.
+var fleetPolicy = ledger.Policy{HalfLife: time.Hour, Tenants: []ledger.TenantLimit{{Tenant: "twice", Weight: 2}, {Tenant: "once", Weight: 1}}}
+
+// counting counts the calls of a shared ledger: each is at least one statement.
+type counting struct {
+	ledger.Ledger
+	calls *atomic.Int64
+	reads *atomic.Int64 // of one record: each node writes all states to storage
+}
+
+func (l counting) Create(ctx context.Context, rec job.Record) (job.Record, error) {
+	l.calls.Add(1)
+	return l.Ledger.Create(ctx, rec)
+}
+
+func (l counting) Claim(ctx context.Context, s ledger.Slot) (*ledger.Claim, error) {
+	l.calls.Add(1)
+	return l.Ledger.Claim(ctx, s)
+}
+
+func (l counting) Start(ctx context.Context, id job.ID, t ledger.Token) (job.Record, error) {
+	l.calls.Add(1)
+	return l.Ledger.Start(ctx, id, t)
+}
+
+func (l counting) Finish(ctx context.Context, id job.ID, t ledger.Token, o ledger.Outcome) (job.Record, error) {
+	l.calls.Add(1)
+	return l.Ledger.Finish(ctx, id, t, o)
+}
+
+func (l counting) Release(ctx context.Context, id job.ID, t ledger.Token, r ledger.Return) (job.Record, error) {
+	l.calls.Add(1)
+	return l.Ledger.Release(ctx, id, t, r)
+}
+
+func (l counting) Get(ctx context.Context, id job.ID) (job.Record, error) {
+	l.reads.Add(1)
+	return l.Ledger.Get(ctx, id)
+}
+
+func (l counting) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+	l.calls.Add(1)
+	return l.Ledger.Waiting(ctx, most)
+}
+
+func (l counting) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+	l.calls.Add(1)
+	return l.Ledger.Attempts(ctx, id)
+}
+
+// simFleet is all nodes.
+type simFleet struct {
+	t        *testing.T
+	kept     *memory.Ledger
+	store    *storage.Store
+	cores    []*shepherd.Shepherd
+	calls    atomic.Int64 // of the ledger, but for reading events and records
+	reads    atomic.Int64 // of records
+	loads    atomic.Int64 // of models
+	loading  atomic.Int64 // time, in nanoseconds
+	computed atomic.Int64 // time, likewise
+}
+
+// Peers and Draining implement shepherd.Peers.
+func (f *simFleet) Peers(_ context.Context, node string) (peers []string, _ error) {
+	for i := range f.cores {
+		if name := nodeName(i); name != node {
+			peers = append(peers, name)
+		}
+	}
+	return peers, nil
+}
+
+func (*simFleet) Draining(string) bool { return false }
+
+func nodeName(i int) string { return fmt.Sprintf("node%03d", i) }
+
+// directory is the nodes as they would have announced themselves.
+func (f *simFleet) directory(ctx context.Context) ([]fleet.Node, error) {
+	nodes := make([]fleet.Node, 0, len(f.cores))
+	for i, core := range f.cores {
+		if core == nil { // not up yet
+			continue
+		}
+		n := fleet.Node{Name: nodeName(i), Alive: true, Sheep: core.Sheep(ctx)}
+		for _, s := range n.Sheep {
+			if s.Job != "" {
+				n.Held++
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
+
+// boot starts all nodes.
+func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
+	driver := fake.New(fake.Config{
+		Runners: fake.NewRunners(),
+		Load: func(ctx context.Context, m job.Model) error {
+			var i int
+			if _, err := fmt.Sscanf(m.Name, "model%d", &i); err != nil {
+				return err
+			}
+			f.loads.Add(1)
+			f.loading.Add(int64(fleetModels[i]))
+			time.Sleep(fleetModels[i])
+			return ctx.Err()
+		},
+		Handle: func(_ context.Context, _ job.Model, in messenger.Input) error {
+			text, err := fake.ReadInput(in, job.DefaultInput)
+			if err != nil {
+				return err
+			}
+			d, err := time.ParseDuration(string(text))
+			time.Sleep(d)
+			f.computed.Add(int64(d))
+			return err
+		},
+	})
+	log := slog.New(slog.DiscardHandler)
+	for i := range f.cores {
+		var members []shepherd.Member
+		for n := range sheep {
+			name := fmt.Sprintf("sheep%d", n)
+			one, err := driver.NewSheep(name, func(any) error { return nil })
+			if err != nil {
+				return err
+			}
+			members = append(members, shepherd.Member{Name: name, Type: "fake", Sheep: one})
+		}
+		core, err := shepherd.New(shepherd.Config{
+			Node: nodeName(i), DataRoot: filepath.Join(dir, nodeName(i)), Ledger: counting{f.kept, &f.calls, &f.reads}, Peers: f, Store: f.store, Sheep: members,
+			Fleet: fleet.New(fleet.Config{Self: nodeName(i), Directory: f.directory, Log: log}), Policy: fleetPolicy, MaxAttempts: 3, Log: log,
+		})
+		if err != nil {
+			return err
+		}
+		if err := core.Start(ctx); err != nil {
+			return err
+		}
+		f.cores[i] = core
+	}
+	return nil
+}
+
+func (f *simFleet) stop() {
+	for _, core := range f.cores {
+		if core != nil {
+			core.Stop(context.Background())
+		}
+	}
+	f.kept.Close()
+}
+
+// submit submits a job at any node.
+func (f *simFleet) submit(ctx context.Context, random *rand.Rand, i int, tenant string) error {
+	d := time.Duration(random.ExpFloat64() * float64(meanRun)).Round(time.Millisecond)
+	return f.cores[random.IntN(len(f.cores))].Submit(ctx, job.Request{
+		ID: job.ID(fmt.Sprintf("job-%06d", i)), Model: job.Model{Name: fmt.Sprintf("model%d", random.IntN(len(fleetModels))), Version: "1"}, Tenant: tenant, Payload: []byte(d.String()),
+	})
+}
+
+// ended waits until all jobs have ended, and returns their records.
+func (f *simFleet) ended(ctx context.Context, n int) ([]job.Record, error) {
+	for {
+		counts, err := f.kept.Count(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if counts[job.Done]+counts[job.Failed]+counts[job.Cancelled] == n {
+			records, _, err := f.kept.List(ctx, ledger.Filter{}, 0, n)
+			return records, err
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// TestFleet has several nodes on one ledger run jobs of several models and two tenants, on
+// virtual time. At first they come a little slower than they can be run, and then all at
+// once. What it reports is bounded: how much of the sheep's time jobs have, how long they
+// wait, how fair tenants share, and how often the ledger is called.
+func TestFleet(t *testing.T) {
+	nodes, sheep, jobs := *fleetNodes, *fleetSheep, *fleetJobs
+	synctest.Test(t, func(t *testing.T) {
+		dir, err := os.MkdirTemp("", "shepherd-fleet-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		f := &simFleet{t: t, kept: memory.New(memory.Config{Policy: fleetPolicy, KeepJobs: 10 * jobs, EventNumber: 100 * jobs}), store: new(storage.Store), cores: make([]*shepherd.Shepherd, nodes)}
+		defer f.stop()
+		ctx := context.Background()
+		if err := f.boot(ctx, dir, sheep); err != nil {
+			t.Fatal(err)
+		}
+		random := rand.New(rand.NewPCG(1, 2))
+		// Six in ten sheep are busy.
+		pause := time.Duration(float64(meanRun) / float64(nodes*sheep) / 0.6)
+		began := time.Now()
+		for i := range jobs / 2 {
+			time.Sleep(time.Duration(random.ExpFloat64() * float64(pause)))
+			if err := f.submit(ctx, random, i, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		records, err := f.ended(ctx, jobs/2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flow := f.measure(records, began, nodes*sheep)
+		t.Logf("%d nodes with %d sheep, %d jobs that come one by one: %s", nodes, nodes*sheep, jobs/2, flow)
+
+		// All at once.
+		for _, n := range []*atomic.Int64{&f.calls, &f.reads, &f.loads, &f.loading, &f.computed} {
+			n.Store(0)
+		}
+		began = time.Now()
+		for i := jobs / 2; i < jobs; i++ {
+			if err := f.submit(ctx, random, i, []string{"once", "twice"}[i%2]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, err := f.ended(ctx, jobs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		burst := all[jobs/2:]
+		backlog := f.measure(burst, began, nodes*sheep)
+		t.Logf("%d jobs at once: %s; of two tenants of weights 2 and 1 the first had %.2f times what the other had", len(burst), backlog, shares(burst))
+
+		for _, rec := range all {
+			if rec.State != job.Done || rec.Attempt != 1 {
+				t.Errorf("%s is %s after %d attempts", rec.ID, rec.State, rec.Attempt)
+			}
+		}
+		// With sheep that are idle, each node looks once when a job has come.
+		if most := 6 + float64(nodes)/2; flow.calls > most {
+			t.Errorf("the ledger is called %.1f times for each job that comes by itself, at most %.0f times are allowed", flow.calls, most)
+		}
+		if most := 8.0; backlog.calls > most {
+			t.Errorf("the ledger is called %.1f times for each job of a backlog, at most %.0f times are allowed", backlog.calls, most)
+		}
+		if most := 4.0; flow.reads > most || backlog.reads > most {
+			t.Errorf("each node reads a job's record %.1f and %.1f times, at most %.0f times are allowed", flow.reads, backlog.reads, most)
+		}
+		if flow.p99 > 2*time.Minute {
+			t.Errorf("one in a hundred jobs waits for more than %v", flow.p99)
+		}
+		if backlog.busy < 0.35 { // its end, with sheep that have nothing left, is part of it
+			t.Errorf("with a backlog jobs have %.0f %% of the sheep's time", 100*backlog.busy)
+		}
+		if got := shares(burst); got < 1.4 || got > 2.8 {
+			t.Errorf("the tenant that counts twice had %.2f times what the other had", got)
+		}
+	})
+}
+
+// measured is what a fleet did.
+type measured struct {
+	perHour  float64       // jobs
+	busy     float64       // part of the sheep's time in which jobs ran
+	loading  float64       // part of it in which models were loaded
+	p50, p99 time.Duration // waits for the start
+	loads    float64       // of models, per job
+	calls    float64       // of the ledger, per job
+	reads    float64       // of a record, per job and node
+}
+
+func (m measured) String() string {
+	return fmt.Sprintf("%.0f an hour, %.0f %% of the sheep's time are jobs and %.0f %% loading models, waits %v in the median and %v at the 99th percentile, %.2f loads and %.1f calls of the ledger per job, and %.1f reads of its record by each node",
+		m.perHour, 100*m.busy, 100*m.loading, m.p50.Round(time.Millisecond), m.p99.Round(time.Millisecond), m.loads, m.calls, m.reads)
+}
+
+func (f *simFleet) measure(records []job.Record, began time.Time, sheep int) measured {
+	last := began
+	var waits []time.Duration
+	for _, rec := range records {
+		waits = append(waits, rec.StartedAt.Sub(rec.EnqueuedAt))
+		if rec.FinishedAt.After(last) {
+			last = rec.FinishedAt
+		}
+	}
+	slices.Sort(waits)
+	took, n := last.Sub(began), float64(len(records))
+	part := func(ns int64) float64 { return float64(ns) / float64(took) / float64(sheep) }
+	return measured{
+		perHour: n / took.Hours(), busy: part(f.computed.Load()), loading: part(f.loading.Load()), p50: waits[len(waits)/2], p99: waits[len(waits)*99/100],
+		loads: float64(f.loads.Load()) / n, calls: float64(f.calls.Load()) / n, reads: float64(f.reads.Load()) / n / float64(len(f.cores)),
+	}
+}
+
+// shares is how much more the tenant that counts twice had than the other, until half of
+// the jobs had ended: later there is not enough of its own left.
+func shares(records []job.Record) float64 {
+	var ends []time.Time
+	for _, rec := range records {
+		ends = append(ends, rec.FinishedAt)
+	}
+	slices.SortFunc(ends, time.Time.Compare)
+	half := ends[len(ends)/2]
+	had := map[string]time.Duration{}
+	for _, rec := range records {
+		if rec.StartedAt.Before(half) {
+			end := rec.FinishedAt
+			if end.After(half) {
+				end = half
+			}
+			had[strings.TrimSpace(rec.Tenant)] += end.Sub(rec.StartedAt)
+		}
+	}
+	return had["twice"].Seconds() / had["once"].Seconds()
+}
