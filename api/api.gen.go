@@ -422,7 +422,9 @@ type Failure struct {
 
 // FileEntry defines model for FileEntry.
 type FileEntry struct {
-	Etag *string `json:"etag"`
+	// Address Where whoever has it fetches the file, as long as `presign` says; left out without that
+	Address *string `json:"address,omitempty"`
+	Etag    *string `json:"etag"`
 
 	// ModifiedAt Example: 2026-11-22T10:08:03.942214
 	ModifiedAt *Time `json:"modified_at"`
@@ -1259,6 +1261,9 @@ type LastEventID = string
 // Prefer defines model for Prefer.
 type Prefer = string
 
+// Presign defines model for Presign.
+type Presign = string
+
 // SheepID defines model for SheepID.
 type SheepID = string
 
@@ -1466,6 +1471,14 @@ type FollowJobParams struct {
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
+// ListInputsParams defines parameters for ListInputs.
+type ListInputsParams struct {
+	// Presign Give each file an `address` from which whoever has it fetches the file without
+	// credentials, from the storage and not through the daemon, for so long: seconds
+	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
+}
+
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
 	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
@@ -1473,6 +1486,14 @@ type GetJobLogsParams struct {
 
 	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
+// ListOutputsParams defines parameters for ListOutputs.
+type ListOutputsParams struct {
+	// Presign Give each file an `address` from which whoever has it fetches the file without
+	// credentials, from the storage and not through the daemon, for so long: seconds
+	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
 // WaitForJobParams defines parameters for WaitForJob.
@@ -1602,13 +1623,13 @@ type ServerInterface interface {
 	GetInputFile(w http.ResponseWriter, r *http.Request, jobId JobID, file File)
 	// ListInputs The files that a job was submitted with
 	// (GET /jobs/{job_id}/inputs)
-	ListInputs(w http.ResponseWriter, r *http.Request, jobId JobID)
+	ListInputs(w http.ResponseWriter, r *http.Request, jobId JobID, params ListInputsParams)
 	// GetJobLogs What runners wrote while they had a job
 	// (GET /jobs/{job_id}/logs)
 	GetJobLogs(w http.ResponseWriter, r *http.Request, jobId JobID, params GetJobLogsParams)
 	// ListOutputs The files that came out of a job
 	// (GET /jobs/{job_id}/outputs)
-	ListOutputs(w http.ResponseWriter, r *http.Request, jobId JobID)
+	ListOutputs(w http.ResponseWriter, r *http.Request, jobId JobID, params ListOutputsParams)
 	// GetOutputsTar All files that came out of a job, as a tar file
 	// (GET /jobs/{job_id}/outputs.tar)
 	GetOutputsTar(w http.ResponseWriter, r *http.Request, jobId JobID)
@@ -2474,8 +2495,24 @@ func (siw *ServerInterfaceWrapper) ListInputs(w http.ResponseWriter, r *http.Req
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListInputsParams
+
+	// ------------- Optional query parameter "presign" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "presign", r.URL.Query(), &params.Presign, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "presign"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "presign", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ListInputs(w, r, jobId)
+		siw.Handler.ListInputs(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2555,8 +2592,24 @@ func (siw *ServerInterfaceWrapper) ListOutputs(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListOutputsParams
+
+	// ------------- Optional query parameter "presign" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "presign", r.URL.Query(), &params.Presign, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "presign"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "presign", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ListOutputs(w, r, jobId)
+		siw.Handler.ListOutputs(w, r, jobId, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {

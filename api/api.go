@@ -154,6 +154,10 @@ type FileService interface {
 	// Outputs lists the job's results, by name. Its errors are those of Output.
 	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
 
+	// Presign gives files that Inputs or Outputs listed, below job.InputDir or
+	// job.OutputDir, addresses that are valid for a time. It returns job.ErrNoAddresses.
+	Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error
+
 	// JobLogs opens what runners have written during the job's last run; the caller
 	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
 	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.

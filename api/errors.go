@@ -80,6 +80,7 @@ var classes = []class{
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNothingToRetry)},
 	{name: "needed", status: http.StatusConflict, match: is(job.ErrNeeded)},
 	{name: "after", status: http.StatusConflict, match: as[*job.AfterError]},
+	{name: "no-addresses", status: http.StatusConflict, match: is(job.ErrNoAddresses)},
 	{name: "no-group", status: http.StatusNotFound, match: is(job.ErrNoGroup)},
 	{name: "files-removed", status: http.StatusConflict, match: is(job.ErrFilesRemoved)},
 	{name: "forgotten", status: http.StatusConflict, match: is(job.ErrForgotten)},

@@ -68,6 +68,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(job.ErrNeeded), 409, job.ErrNeeded.Error(), "", false},
 		{wrap(&job.AfterError{ID: "a", Problem: "Job `a` has failed"}), 409, "Job `a` has failed", "", false},
 		{wrap(&job.ItemError{Index: 2, Err: &job.Invalid{Field: "model", Problem: "is missing"}}), 400, "jobs[2]: model: is missing", "", false},
+		{wrap(job.ErrNoAddresses), 409, job.ErrNoAddresses.Error(), "", false},
 		{wrap(job.ErrNoGroup), 404, "There is no such group", "", false},
 		{wrap(job.ErrDraining), 503, "shepherd is shutting down and takes no more jobs; try again when it is back", "5", false},
 		{wrap(&job.Unavailable{Service: "storage", Problem: "is not reachable", Cause: errdefs.ErrUnavailable}), 503, "The storage is not reachable; try again later", "5", true},

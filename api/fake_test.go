@@ -265,6 +265,16 @@ func (f *fake) RetryGroup(ctx context.Context, id, tenant string, _ job.Trace) e
 	return err
 }
 
+func (f *fake) Presign(_ context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error {
+	if f.down != nil {
+		return f.down
+	}
+	for i, file := range files {
+		files[i].Address = fmt.Sprintf("https://storage.example/%s/%s/%s?valid=%s", id, dir, file.Name, valid)
+	}
+	return nil
+}
+
 func (f *fake) Watch(id job.ID) (<-chan struct{}, func()) {
 	bell := make(chan struct{}, 1)
 	f.mu.Lock()

@@ -15,29 +15,42 @@ import (
 )
 
 // ListInputs answers GET /jobs/{job_id}/inputs.
-func (s *server) ListInputs(w http.ResponseWriter, r *http.Request, rawID string) {
-	s.listFiles(w, r, rawID, s.service.Inputs)
+func (s *server) ListInputs(w http.ResponseWriter, r *http.Request, rawID string, params ListInputsParams) {
+	s.listFiles(w, r, rawID, job.InputDir, s.service.Inputs, params.Presign)
 }
 
 // ListOutputs answers GET /jobs/{job_id}/outputs.
-func (s *server) ListOutputs(w http.ResponseWriter, r *http.Request, rawID string) {
-	s.listFiles(w, r, rawID, s.service.Outputs)
+func (s *server) ListOutputs(w http.ResponseWriter, r *http.Request, rawID string, params ListOutputsParams) {
+	s.listFiles(w, r, rawID, job.OutputDir, s.service.Outputs, params.Presign)
 }
 
-func (s *server) listFiles(w http.ResponseWriter, r *http.Request, rawID string, list func(context.Context, job.ID) ([]job.FileInfo, error)) {
+// maxPresign is how long an address of a file is valid at most, as S3 has it.
+const maxPresign = 7 * 24 * time.Hour
+
+func (s *server) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir string, list func(context.Context, job.ID) ([]job.FileInfo, error), presign *string) {
 	id, err := s.jobID(r, rawID)
+	var valid time.Duration
+	if err == nil && presign != nil {
+		if valid, err = parseTimeout(*presign); err != nil || valid < time.Second || valid > maxPresign {
+			err = &job.Invalid{Field: "presign", Problem: "must be a number of seconds such as 900, or a duration such as 2h, from a second to 168h"}
+		}
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	files, err := list(r.Context(), id)
+	if err == nil && valid > 0 {
+		err = s.service.Presign(r.Context(), id, dir, files, valid)
+		w.Header().Set("Cache-Control", "no-store") // addresses are as good as credentials
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	answer := FileList{Files: make([]FileEntry, len(files))}
 	for i, f := range files {
-		answer.Files[i] = FileEntry{Name: f.Name, Size: f.Size, Etag: orNull(f.ETag), ModifiedAt: job.FormatTime(f.Modified)}
+		answer.Files[i] = FileEntry{Name: f.Name, Size: f.Size, Etag: orNull(f.ETag), ModifiedAt: job.FormatTime(f.Modified), Address: orNull(f.Address)}
 		answer.Bytes += f.Size
 	}
 	s.answer(w, r, http.StatusOK, answer)

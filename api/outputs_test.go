@@ -146,3 +146,24 @@ func TestRetryAndExplain(t *testing.T) {
 	h.problem(h.do("POST", "/jobs/nobody/retry", ""), 404, "unknown-job", "Data for job `nobody` does not exist")
 	h.problem(h.get("/jobs/nobody/explain"), 404, "unknown-job", "Data for job `nobody` does not exist")
 }
+
+// TestPresign lists files with addresses that are valid for a time.
+func TestPresign(t *testing.T) {
+	h := newHarness(t)
+	h.service.add("job-1", job.Done).outputs["output"] = []byte("x")
+	got := h.get("/jobs/job-1/outputs?presign=15m")
+	if got.status != 200 || !strings.Contains(got.body, `"address": "https://storage.example/job-1/outputs/output?valid=15m0s"`) || got.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %s, %v", got.status, got.body, got.header)
+	}
+	if got := h.get("/jobs/job-1/inputs?presign=60"); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	if got := h.get("/jobs/job-1/outputs"); got.status != 200 || strings.Contains(got.body, "address") {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	for _, wrong := range []string{"", "x", "0", "-1s", "169h", "0.5"} {
+		if got := h.get("/jobs/job-1/outputs?presign=" + wrong); got.status != 400 || !strings.Contains(got.body, "presign: must be") {
+			t.Errorf("%q: %d %s", wrong, got.status, got.body)
+		}
+	}
+}

@@ -426,7 +426,9 @@ type Failure struct {
 
 // FileEntry defines model for FileEntry.
 type FileEntry struct {
-	Etag *string `json:"etag"`
+	// Address Where whoever has it fetches the file, as long as `presign` says; left out without that
+	Address *string `json:"address,omitempty"`
+	Etag    *string `json:"etag"`
 
 	// ModifiedAt Example: 2026-11-22T10:08:03.942214
 	ModifiedAt *Time `json:"modified_at"`
@@ -1263,6 +1265,9 @@ type LastEventID = string
 // Prefer defines model for Prefer.
 type Prefer = string
 
+// Presign defines model for Presign.
+type Presign = string
+
 // SheepID defines model for SheepID.
 type SheepID = string
 
@@ -1470,6 +1475,14 @@ type FollowJobParams struct {
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
+// ListInputsParams defines parameters for ListInputs.
+type ListInputsParams struct {
+	// Presign Give each file an `address` from which whoever has it fetches the file without
+	// credentials, from the storage and not through the daemon, for so long: seconds
+	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
+}
+
 // GetJobLogsParams defines parameters for GetJobLogs.
 type GetJobLogsParams struct {
 	// Follow `true`, `1` or nothing after the `=`: go on with what is written later
@@ -1477,6 +1490,14 @@ type GetJobLogsParams struct {
 
 	// Tail How many of the last lines of the last attempt to begin with; `all` when left out
 	Tail *string `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
+// ListOutputsParams defines parameters for ListOutputs.
+type ListOutputsParams struct {
+	// Presign Give each file an `address` from which whoever has it fetches the file without
+	// credentials, from the storage and not through the daemon, for so long: seconds
+	// or a duration (`15m`, `2h`), at most 7 days. Large files go best that way.
+	Presign *Presign `form:"presign,omitempty" json:"presign,omitempty"`
 }
 
 // WaitForJobParams defines parameters for WaitForJob.
@@ -1841,7 +1862,7 @@ type ClientInterface interface {
 	// ListInputs The files that a job was submitted with
 	//
 	// Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
-	ListInputs(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListInputs(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetJobLogs What runners wrote while they had a job
 	//
@@ -1855,7 +1876,7 @@ type ClientInterface interface {
 	// ListOutputs The files that came out of a job
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
-	ListOutputs(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListOutputs(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetOutputsTar All files that came out of a job, as a tar file
 	//
@@ -2566,8 +2587,8 @@ func (c *Client) GetInputFile(ctx context.Context, jobId JobID, file File, reqEd
 // ListInputs The files that a job was submitted with
 //
 // Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
-func (c *Client) ListInputs(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListInputsRequest(c.Server, jobId)
+func (c *Client) ListInputs(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListInputsRequest(c.Server, jobId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2600,8 +2621,8 @@ func (c *Client) GetJobLogs(ctx context.Context, jobId JobID, params *GetJobLogs
 // ListOutputs The files that came out of a job
 //
 // Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
-func (c *Client) ListOutputs(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListOutputsRequest(c.Server, jobId)
+func (c *Client) ListOutputs(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOutputsRequest(c.Server, jobId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4169,7 +4190,7 @@ func NewGetInputFileRequest(server string, jobId JobID, file File) (*http.Reques
 }
 
 // NewListInputsRequest constructs an http.Request for the ListInputs method
-func NewListInputsRequest(server string, jobId JobID) (*http.Request, error) {
+func NewListInputsRequest(server string, jobId JobID, params *ListInputsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -4192,6 +4213,33 @@ func NewListInputsRequest(server string, jobId JobID) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Presign != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "presign", *params.Presign, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -4276,7 +4324,7 @@ func NewGetJobLogsRequest(server string, jobId JobID, params *GetJobLogsParams) 
 }
 
 // NewListOutputsRequest constructs an http.Request for the ListOutputs method
-func NewListOutputsRequest(server string, jobId JobID) (*http.Request, error) {
+func NewListOutputsRequest(server string, jobId JobID, params *ListOutputsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -4299,6 +4347,33 @@ func NewListOutputsRequest(server string, jobId JobID) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Presign != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "presign", *params.Presign, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -5775,7 +5850,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
-	ListInputsWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*ListInputsResponse, error)
+	ListInputsWithResponse(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*ListInputsResponse, error)
 
 	// GetJobLogsWithResponse What runners wrote while they had a job
 	//
@@ -5793,7 +5868,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
-	ListOutputsWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*ListOutputsResponse, error)
+	ListOutputsWithResponse(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*ListOutputsResponse, error)
 
 	// GetOutputsTarWithResponse All files that came out of a job, as a tar file
 	//
@@ -8683,8 +8758,8 @@ func (c *ClientWithResponses) GetInputFileWithResponse(ctx context.Context, jobI
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /jobs/{job_id}/inputs (the `ListInputs` operationId).
-func (c *ClientWithResponses) ListInputsWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*ListInputsResponse, error) {
-	rsp, err := c.ListInputs(ctx, jobId, reqEditors...)
+func (c *ClientWithResponses) ListInputsWithResponse(ctx context.Context, jobId JobID, params *ListInputsParams, reqEditors ...RequestEditorFn) (*ListInputsResponse, error) {
+	rsp, err := c.ListInputs(ctx, jobId, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -8713,8 +8788,8 @@ func (c *ClientWithResponses) GetJobLogsWithResponse(ctx context.Context, jobId 
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /jobs/{job_id}/outputs (the `ListOutputs` operationId).
-func (c *ClientWithResponses) ListOutputsWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*ListOutputsResponse, error) {
-	rsp, err := c.ListOutputs(ctx, jobId, reqEditors...)
+func (c *ClientWithResponses) ListOutputsWithResponse(ctx context.Context, jobId JobID, params *ListOutputsParams, reqEditors ...RequestEditorFn) (*ListOutputsResponse, error) {
+	rsp, err := c.ListOutputs(ctx, jobId, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

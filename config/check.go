@@ -353,6 +353,10 @@ func (ch *checker) storage() {
 			}
 		}
 	}
+	ch.notEmpty("storage.public_url", s.PublicURL == "")
+	if s.PublicURL != "" {
+		ch.reject("storage.public_url", urlProblem(s.PublicURL, "access_key and secret_key", false))
+	}
 	ch.keep()
 	ch.notEmpty("storage.session_token", s.SessionToken.IsZero())
 	ch.notEmpty("storage.ca_file", s.CAFile == "")

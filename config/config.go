@@ -261,6 +261,9 @@ type Storage struct {
 	CAFile string `yaml:"ca_file,omitempty"`
 	// Addressing is where the bucket's name goes: auto, path or host.
 	Addressing string `yaml:"addressing,omitempty"`
+	// PublicURL is where clients reach the storage, for addresses of files that they are
+	// told; empty is URL, and none for the embedded store.
+	PublicURL string `yaml:"public_url,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
 	Region string `yaml:"region,omitempty"`

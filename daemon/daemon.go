@@ -187,9 +187,13 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	presigner, err := presignerOf(c.Storage)
+	if err != nil {
+		return err
+	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Presigner: presigner, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Policy: policyOf(c), Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -142,6 +143,22 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 	})
 	log.Info("Embedded storage is available at http://"+server.Addr(), "path", c.Path)
 	return server.Store(c.Bucket, observe)
+}
+
+// presignerOf makes addresses of files for clients; nil where it is not known how they
+// reach the storage.
+func presignerOf(c config.Storage) (storage.Presigner, error) {
+	if c.Embedded() && c.PublicURL == "" {
+		return nil, nil
+	}
+	access, secret, err := StorageKeys(c)
+	if err != nil {
+		return nil, err
+	}
+	return s3.NewPresigner(s3.Config{
+		URL: cmp.Or(c.PublicURL, c.URL), AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(),
+		Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
+	})
 }
 
 // StorageKeys are the keys of the storage: the configured ones or, where none are,

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/internal/logging"
 )
 
@@ -63,4 +64,32 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()
+}
+
+// TestPresignerOf makes addresses for where clients reach the storage, and none where that
+// is not known.
+func TestPresignerOf(t *testing.T) {
+	keys := config.Storage{AccessKey: "access", SecretKey: config.NewSecret("secret-key")}
+	for _, c := range []struct{ url, public, want string }{
+		{"", "", ""},
+		{"", "https://files.example.org", "https://files.example.org/job-1/outputs/x?"},
+		{"http://10.0.0.1:9000", "", "http://10.0.0.1:9000/job-1/outputs/x?"},
+		{"http://10.0.0.1:9000", "https://files.example.org", "https://files.example.org/job-1/outputs/x?"},
+	} {
+		s := keys
+		s.URL, s.PublicURL = c.url, c.public
+		presigner, err := presignerOf(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if presigner == nil || c.want == "" {
+			if c.want != "" || presigner != nil {
+				t.Errorf("%+v: %v", c, presigner)
+			}
+			continue
+		}
+		if address, err := presigner.Presign(t.Context(), "job-1", "outputs/x", time.Minute); err != nil || !strings.HasPrefix(address, c.want) {
+			t.Errorf("%+v: %s, %v", c, address, err)
+		}
+	}
 }

@@ -83,6 +83,8 @@ const (
 	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
 	// ErrUploading says that another request submits a job with this id at the moment.
 	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
+	// ErrNoAddresses says that no addresses of files can be made for clients.
+	ErrNoAddresses notice = "It is not configured where clients reach the storage (storage.public_url), so that no addresses of files can be made; fetch them by GET /jobs/ID/result/NAME"
 	// ErrNoGroup says that no job of the group is known.
 	ErrNoGroup notice = "There is no such group"
 	// ErrNothingToRetry says that only a job that has ended can be run again.

@@ -69,6 +69,9 @@ type FileInfo struct {
 	Size     int64  // bytes
 	ETag     string // quoted as in HTTP, or empty
 	Modified time.Time
+	// Address is where whoever has it fetches the file for a time; empty where none was
+	// asked for.
+	Address string
 }
 
 // Query narrows a listing of jobs; the zero Query is all of them.

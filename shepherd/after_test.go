@@ -297,3 +297,31 @@ func TestGroup(t *testing.T) {
 		t.Errorf("%+v, %v", rec, err)
 	}
 }
+
+// signed is a storage.Presigner whose addresses say what they are for.
+type signed struct{ err error }
+
+func (s signed) Presign(_ context.Context, id job.ID, name string, valid time.Duration) (string, error) {
+	return "signed:" + string(id) + "/" + name + "?" + valid.String(), s.err
+}
+
+// TestPresign gives files addresses, where it is known how clients reach the storage.
+func TestPresign(t *testing.T) {
+	p := newFixture(t)
+	p.start()
+	p.submit("job-1", "m", "x")
+	p.await("job-1", job.Done)
+	files, err := p.core.Outputs(t.Context(), "job-1")
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%+v, %v", files, err)
+	}
+	if err := p.core.Presign(t.Context(), "job-1", job.OutputDir, files, time.Hour); !errors.Is(err, job.ErrNoAddresses) || files[0].Address != "" {
+		t.Errorf("without a public address: %v, %+v", err, files)
+	}
+	p.stop()
+	p.config.Presigner = signed{}
+	p.start()
+	if err := p.core.Presign(t.Context(), "job-1", job.OutputDir, files, time.Hour); err != nil || files[0].Address != "signed:job-1/outputs/output?1h0m0s" {
+		t.Errorf("%v, %+v", err, files)
+	}
+}

@@ -74,6 +74,8 @@ type Config struct {
 	// sheep together; 0 is no bound. A job that does not fit is staged when its
 	// turn has come.
 	StageBudget int64
+	// Presigner makes addresses of files for clients; nil where none can be made.
+	Presigner storage.Presigner
 	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
 	// StateRoom before a job is taken into the ledger; their errors are of class
 	// errdefs.ErrResourceExhausted. Nil always has room.

@@ -473,6 +473,22 @@ func (s *Shepherd) Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error
 	return s.list(ctx, id, job.InputDir+"/")
 }
 
+// Presign gives each of a job's files below a directory, job.InputDir or job.OutputDir, an
+// address that is valid for a time. The error is job.ErrNoAddresses, or the storage's.
+func (s *Shepherd) Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error {
+	if s.cfg.Presigner == nil {
+		return job.ErrNoAddresses
+	}
+	for i := range files {
+		address, err := s.cfg.Presigner.Presign(ctx, id, dir+"/"+files[i].Name, valid)
+		if err != nil {
+			return away("storage", err)
+		}
+		files[i].Address = address
+	}
+	return nil
+}
+
 // list returns a job's files below prefix, without it; none where they were removed.
 func (s *Shepherd) list(ctx context.Context, id job.ID, prefix string) ([]job.FileInfo, error) {
 	listed, err := s.cfg.Store.List(ctx, id, prefix)

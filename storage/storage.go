@@ -194,6 +194,16 @@ type Store interface {
 	Ping(ctx context.Context) error
 }
 
+// MaxPresigned is how long an address of a Presigner can be valid, as S3 has it.
+const MaxPresigned = 7 * 24 * time.Hour
+
+// Presigner makes addresses by which whoever has one fetches a file without credentials,
+// from storage itself, as long as it is valid: at most MaxPresigned, and while the keys
+// are that it was made with. It does not look whether the file is there.
+type Presigner interface {
+	Presign(ctx context.Context, id job.ID, name string, valid time.Duration) (address string, err error)
+}
+
 // Fencer is a Store that several machines share, of which one may go on with an
 // attempt at a job that it has lost, unaware of it, however late. Its attempts store
 // their outputs apart, each in a place of its own that clients do not look at, and

@@ -88,7 +88,7 @@ func ls(t *Target) *cobra.Command {
 	var form Format
 	var all, active, oldest, watch, noHeading bool
 	var states, labels []string
-	var model, sheep, prefix, since, before string
+	var model, sheep, group, prefix, since, before string
 	var limit int
 	cmd := &cobra.Command{
 		Use:     "ls",
@@ -112,7 +112,7 @@ func ls(t *Target) *cobra.Command {
 			if len(labels) > 0 {
 				filter.Label = &labels
 			}
-			for value, to := range map[*string]**string{&model: &filter.Model, &sheep: &filter.SheepId, &prefix: &filter.Prefix, &since: &filter.Since, &before: &filter.Before} {
+			for value, to := range map[*string]**string{&model: &filter.Model, &sheep: &filter.SheepId, &group: &filter.Group, &prefix: &filter.Prefix, &since: &filter.Since, &before: &filter.Before} {
 				if *value != "" {
 					*to = value
 				}
@@ -147,6 +147,7 @@ func ls(t *Target) *cobra.Command {
 	f.StringSliceVar(&labels, "label", nil, "only those with this label, KEY=VALUE; may be given more than once")
 	f.StringVar(&model, "model", "", "only those of this model, NAME:VERSION")
 	f.StringVar(&sheep, "sheep", "", "only those addressed to this sheep")
+	f.StringVar(&group, "group", "", "only those of this group")
 	f.StringVar(&prefix, "prefix", "", "only those whose id begins so")
 	f.StringVar(&since, "since", "", "only those submitted since this time, or this long ago at most (30m, 7d)")
 	f.StringVar(&before, "before", "", "only those submitted before this time, or longer ago than this")
@@ -718,13 +719,45 @@ func eachOf(ids []string, verb string, do func(id string) error) error {
 	return errors.Join(errs...)
 }
 
+// jobsOrGroup checks that there are ids, or the name of a group.
+func jobsOrGroup(cmd *cobra.Command, args []string) error {
+	switch given := cmd.Flags().Changed("group"); {
+	case given && len(args) > 0:
+		return usage("--group is for all its jobs; name jobs or a group")
+	case given:
+		return nil
+	}
+	return jobs(cmd, args)
+}
+
+// tellGroup says how a group stands.
+func (s *session) tellGroup(ctx context.Context, name string) error {
+	answer, err := s.GetGroupWithResponse(ctx, name)
+	if err != nil {
+		return err
+	}
+	if answer.JSON200 == nil {
+		return fmt.Errorf("the daemon's answer about group %s cannot be read", name)
+	}
+	c := answer.JSON200.Counts
+	_, err = fmt.Fprintf(s.out, "%s: %d queued, %d processing, %d done, %d failed, %d cancelled\n", name, c.Queued, c.Processing, c.Done, c.Failed, c.Cancelled)
+	return err
+}
+
 func retry(t *Target) *cobra.Command {
+	var group string
 	cmd := &cobra.Command{
 		Use:   "retry JOB…",
 		Short: "Run jobs that have ended again",
-		Args:  jobs,
+		Args:  jobsOrGroup,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
+				if group != "" {
+					if _, err := s.RetryGroupWithResponse(ctx, group); err != nil {
+						return err
+					}
+					return s.tellGroup(ctx, group)
+				}
 				return eachOf(args, "retry", func(id string) error {
 					if _, err := s.RetryJobWithResponse(ctx, id); err != nil {
 						return err
@@ -736,16 +769,24 @@ func retry(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 0),
 	}
+	cmd.Flags().StringVar(&group, "group", "", "the jobs of this group that failed or were cancelled")
 	return cmd
 }
 
 func cancel(t *Target) *cobra.Command {
+	var group string
 	cmd := &cobra.Command{
 		Use:   "cancel JOB…",
 		Short: "Ask for the end of jobs that have not ended",
-		Args:  jobs,
+		Args:  jobsOrGroup,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
+				if group != "" {
+					if _, err := s.CancelGroupWithResponse(ctx, group); err != nil {
+						return err
+					}
+					return s.tellGroup(ctx, group)
+				}
 				return eachOf(args, "cancel", func(id string) error {
 					said, err := s.cancelJob(ctx, id)
 					if err != nil {
@@ -758,6 +799,7 @@ func cancel(t *Target) *cobra.Command {
 		},
 		ValidArgsFunction: jobArgs(t, 0),
 	}
+	cmd.Flags().StringVar(&group, "group", "", "the jobs of this group that have not ended")
 	return cmd
 }
 

@@ -69,7 +69,7 @@ func result(t *Target) *cobra.Command {
 
 // outputs are the files that came out of a job.
 func (s *session) outputs(ctx context.Context, id string) (client.FileList, error) {
-	answer, err := s.ListOutputsWithResponse(ctx, id)
+	answer, err := s.ListOutputsWithResponse(ctx, id, &client.ListOutputsParams{})
 	if err != nil {
 		return client.FileList{}, err
 	}

@@ -35,7 +35,8 @@ type submission struct {
 func submit(t *Target) *cobra.Command {
 	var s submission
 	var labels, nodeLabels map[string]string
-	var from []string
+	var from, after []string
+	var group string
 	var id, payload, sheep, notBefore, deadline, webhook string
 	var webhookEvents []string
 	var priority int32
@@ -54,7 +55,8 @@ func submit(t *Target) *cobra.Command {
 		Example: "  shepherd submit digits:v1 page.png -o results\n" +
 			"  shepherd submit digits:v1 pages/ -o results --label batch=42\n" +
 			"  echo '0 0 5 13' | shepherd submit digits:v1 - | jq .\n" +
-			"  shepherd submit report:v1 --from job-1 --no-wait -o name",
+			"  shepherd submit report:v1 --from job-1 --no-wait -o name\n" +
+			"  shepherd submit report:v1 --after job-1 --after job-2 -o results",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usage("a model is needed: NAME:VERSION")
@@ -112,6 +114,12 @@ func submit(t *Target) *cobra.Command {
 					}
 				}
 			}
+			if len(after) > 0 {
+				r.After = &after
+			}
+			if given("group") {
+				r.Group = &group
+			}
 			if r.Inputs, err = references(from); err != nil {
 				return err
 			}
@@ -155,6 +163,8 @@ func submit(t *Target) *cobra.Command {
 	f.StringVar(&s.key, "idempotency-key", "", "the same for each try of one job, which is then run once")
 	f.StringVar(&payload, "payload", "", "a text that is the only input")
 	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
+	f.StringSliceVar(&after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be given more than once")
+	f.StringVar(&group, "group", "", "the group that the job belongs to, for `ls`, `cancel` and `retry` with --group")
 	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, KEY=VALUE; may be given more than once")
 	f.StringToStringVar(&labels, "label", nil, "a note on the job, KEY=VALUE; may be given more than once")
 	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")

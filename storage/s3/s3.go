@@ -140,39 +140,11 @@ const defaultRegion = "us-east-1"
 
 // New makes a Store. It sends no request: storage may be down.
 func New(c Config) (*Store, error) {
-	endpoint, secure, err := parseURL(c.URL)
+	options, endpoint, err := c.options()
 	if err != nil {
 		return nil, err
 	}
-	if c.AccessKey == "" || c.SecretKey == "" {
-		return nil, errors.New("storage.access_key and storage.secret_key are needed")
-	}
-	if c.Bucket != "" {
-		if problem := bucketname.Problem(c.Bucket); problem != "" {
-			return nil, fmt.Errorf("storage.bucket %q %s", c.Bucket, problem)
-		}
-	}
-	address := url.URL{Scheme: "https", Host: endpoint}
-	amazon := s3utils.IsAmazonEndpoint(address)
-	var lookup minio.BucketLookupType
-	switch c.Addressing {
-	case "", "auto":
-		if lookup = minio.BucketLookupPath; amazon {
-			lookup = minio.BucketLookupAuto
-		}
-	case "path":
-		lookup = minio.BucketLookupPath
-	case "host":
-		lookup = minio.BucketLookupDNS
-	default:
-		return nil, fmt.Errorf("storage.addressing %q must be auto, path or host", c.Addressing)
-	}
-	if c.Region == "" {
-		c.Region = s3utils.GetRegionFromURL(address)
-	}
-	if c.Region == "" {
-		c.Region = defaultRegion // set, or every bucket would cost a GetBucketLocation
-	}
+	amazon := s3utils.IsAmazonEndpoint(url.URL{Scheme: "https", Host: endpoint})
 	s := &Store{
 		url:        c.URL,
 		accessKey:  c.AccessKey,
@@ -184,7 +156,7 @@ func New(c Config) (*Store, error) {
 		stall:      orDefault(c.Stall, 10*time.Second),
 		log:        c.Log,
 		observe:    c.Observe,
-		reclaims:   amazon && c.Region == defaultRegion,
+		reclaims:   amazon && options.Region == defaultRegion,
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
 		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
@@ -221,18 +193,53 @@ func New(c Config) (*Store, error) {
 			return nil, err
 		}
 	}
-	s.client, err = minio.NewCore(endpoint, &minio.Options{
-		Creds:        credentials.NewStaticV4(c.AccessKey, c.SecretKey, c.SessionToken),
-		Secure:       secure,
-		Transport:    s.transport,
-		Region:       c.Region,
-		BucketLookup: lookup,
-		MaxRetries:   1, // try does that
-	})
-	if err != nil {
+	options.Transport = s.transport
+	if s.client, err = minio.NewCore(endpoint, options); err != nil {
 		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)
 	}
 	return s, nil
+}
+
+// options are those of a client of the storage, whose host and port is the endpoint.
+func (c Config) options() (_ *minio.Options, endpoint string, err error) {
+	endpoint, secure, err := parseURL(c.URL)
+	if err != nil {
+		return nil, "", err
+	}
+	if c.AccessKey == "" || c.SecretKey == "" {
+		return nil, "", errors.New("storage.access_key and storage.secret_key are needed")
+	}
+	if c.Bucket != "" {
+		if problem := bucketname.Problem(c.Bucket); problem != "" {
+			return nil, "", fmt.Errorf("storage.bucket %q %s", c.Bucket, problem)
+		}
+	}
+	address := url.URL{Scheme: "https", Host: endpoint}
+	var lookup minio.BucketLookupType
+	switch c.Addressing {
+	case "", "auto":
+		if lookup = minio.BucketLookupPath; s3utils.IsAmazonEndpoint(address) {
+			lookup = minio.BucketLookupAuto
+		}
+	case "path":
+		lookup = minio.BucketLookupPath
+	case "host":
+		lookup = minio.BucketLookupDNS
+	default:
+		return nil, "", fmt.Errorf("storage.addressing %q must be auto, path or host", c.Addressing)
+	}
+	region := c.Region
+	if region == "" {
+		region = s3utils.GetRegionFromURL(address)
+	}
+	if region == "" {
+		region = defaultRegion // set, or every bucket would cost a GetBucketLocation
+	}
+	return &minio.Options{
+		Creds:  credentials.NewStaticV4(c.AccessKey, c.SecretKey, c.SessionToken),
+		Secure: secure, Region: region, BucketLookup: lookup,
+		MaxRetries: 1, // try does that
+	}, endpoint, nil
 }
 
 // trusting is a configuration that trusts the certificates in a file.
