@@ -6,7 +6,6 @@ import (
 	"log/slog"
 
 	"github.com/iterait/shepherd/config"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/container"
@@ -47,10 +46,13 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 }
 
 // expose gives the metrics the sources they read when they are scraped.
-func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
+func (t *telemetry) expose(cfg *config.Config, core *shepherd.Shepherd, l keptLedger, gpus *gpus, drivers map[string]runtime.Driver) {
 	sources := metrics.Sources{
 		Core: core, Ledger: l, Policy: policyOf(cfg),
 		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
+	}
+	if cfg.Webhooks.SecretFile != "" || len(cfg.Webhooks.Receivers) > 0 {
+		sources.Webhooks = l
 	}
 	if cfg.Storage.Embedded() {
 		sources.Folders["storage"] = cfg.Storage.Path
