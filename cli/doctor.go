@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"os/signal"
@@ -35,6 +36,7 @@ import (
 	"github.com/iterait/shepherd/runtime/container"
 	"github.com/iterait/shepherd/shepherd"
 	"github.com/iterait/shepherd/storage/s3"
+	"github.com/iterait/shepherd/webhook"
 )
 
 const logOfDaemon = "look at its log (journalctl -u shepherdd)"
@@ -177,6 +179,7 @@ func checksOf(cfg *config.Config) []doctor.Check {
 		}
 		list = append(list, doctor.Probe{Title: "registry", Well: r.URL + " answers and lets us in", Next: "check registry.url, and whether the registry is up", Ask: registry.Ping})
 	}
+	list = append(list, webhookChecks(cfg)...)
 	if unit := filepath.Base(cfg.StateDir); filepath.Dir(cfg.StateDir) == "/var/lib" && (unit == "shepherd" || strings.HasPrefix(unit, "shepherd-")) {
 		list = append(list, doctor.StateOwner{Path: cfg.StateDir}) // of the packaged units, which run as root
 	}
@@ -225,6 +228,46 @@ func ledgerCheck(cfg *config.Config) doctor.Check {
 	}}
 }
 
+// webhookChecks returns the checks of what is told of jobs.
+func webhookChecks(cfg *config.Config) []doctor.Check {
+	w := cfg.Webhooks
+	files := map[string]string{}
+	if w.SecretFile != "" {
+		files["webhooks.secret_file"] = w.SecretFile
+	}
+	var list []doctor.Check
+	for i, r := range w.Receivers {
+		files[fmt.Sprintf("webhooks.receivers[%d].secret_file", i)] = r.SecretFile
+		list = append(list, doctor.Probe{
+			Title: "webhooks", Mild: true, Well: "receiver " + r.Name + " can be reached", Next: "check its url, and whether it is up; messages are tried for a day",
+			Ask: func(ctx context.Context) error {
+				if err := webhook.Reach(ctx, r.URL, w.AllowedNetworks()); err != nil {
+					return fmt.Errorf("receiver %s: %w", r.Name, err)
+				}
+				return nil
+			},
+		})
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	return append([]doctor.Check{doctor.Probe{
+		Title: "webhooks", Well: "their secrets can be read", Next: "put a secret into it: whsec_ and 32 random bytes in base64 (docs/webhooks.md)",
+		Ask: func(context.Context) error {
+			for _, key := range slices.Sorted(maps.Keys(files)) {
+				text, err := os.ReadFile(files[key])
+				if err == nil {
+					_, err = webhook.ParseSecrets(string(text))
+				}
+				if err != nil {
+					return fmt.Errorf("%s %s: %w", key, files[key], err)
+				}
+			}
+			return nil
+		},
+	}}, list...)
+}
+
 // secretsOf checks the files of a configuration that hold secrets.
 func secretsOf(file string, cfg *config.Config) doctor.Secrets {
 	s := doctor.Secrets{Files: []string{cfg.Storage.SecretKeyFile, cfg.Ledger.PasswordFile}, Dirs: []string{cfg.StateDir}}
@@ -242,6 +285,10 @@ func secretsOf(file string, cfg *config.Config) doctor.Secrets {
 	}
 	if cfg.API.TLS != nil {
 		s.Files = append(s.Files, cfg.API.TLS.KeyFile)
+	}
+	s.Files = append(s.Files, cfg.Webhooks.SecretFile)
+	for _, r := range cfg.Webhooks.Receivers {
+		s.Files = append(s.Files, r.SecretFile)
 	}
 	for _, t := range cfg.API.Tokens {
 		s.Files = append(s.Files, t.TokenFile)

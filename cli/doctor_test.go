@@ -216,3 +216,41 @@ func TestDoctorForms(t *testing.T) {
 		t.Errorf("names: %q, want %q", said, named)
 	}
 }
+
+// Receivers of webhooks are connected to, and what keeps messages from them is a warning;
+// a secret that cannot be read is a failure.
+func TestDoctorWebhooks(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("whsec_"+strings.Repeat("QUJD", 11)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("webhooks: {%%s receivers: [{name: farm, url: \"http://%s/hook\", secret_file: %s}]}\n", l.Addr(), secret)
+	of := func(p patient) (levels []doctor.Level, said string) {
+		d, _ := p.examine()
+		for _, f := range d.Findings {
+			if f.Check == "webhooks" {
+				levels, said = append(levels, f.Level), said+f.Message+"; "+f.Next+"\n"
+			}
+		}
+		return levels, said
+	}
+	allowed := newPatient(t, fmt.Sprintf(text, "allow: [127.0.0.1/32],"))
+	if levels, said := of(allowed); !slices.Equal(levels, []doctor.Level{doctor.OK, doctor.OK}) {
+		t.Errorf("a receiver that is well: %v\n%s", levels, said)
+	}
+	if levels, said := of(newPatient(t, fmt.Sprintf(text, ""))); !slices.Equal(levels, []doctor.Level{doctor.OK, doctor.Warning}) || !strings.Contains(said, "webhooks.allow") {
+		t.Errorf("an address that is refused: %v\n%s", levels, said)
+	}
+	l.Close()
+	if err := os.WriteFile(secret, []byte("short\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if levels, said := of(allowed); !slices.Equal(levels, []doctor.Level{doctor.Failure, doctor.Warning}) || strings.Contains(said, "short") {
+		t.Errorf("a receiver that is gone, and no secret: %v\n%s", levels, said)
+	}
+}

@@ -144,6 +144,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		devCommand(b),
 		doctorCommand(),
 		generateCommand(),
+		initCommand(),
 		ledgerCommand(),
 		nodesCommand(),
 		recoverCommand(),

@@ -7,7 +7,6 @@ import (
 
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/container"
@@ -48,10 +47,13 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 }
 
 // expose gives the metrics the sources they read when they are scraped.
-func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Shepherd, l ledger.Ledger, gpus *gpus, drivers map[string]runtime.Driver) {
+func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Shepherd, l keptLedger, gpus *gpus, drivers map[string]runtime.Driver) {
 	sources := metrics.Sources{
 		Core: core, Ledger: l, Policy: policyOf(cfg),
 		Folders: map[string]string{"data_root": cfg.DataRoot, "state_dir": cfg.StateDir},
+	}
+	if cfg.Webhooks.SecretFile != "" || len(cfg.Webhooks.Receivers) > 0 {
+		sources.Webhooks = l
 	}
 	if cfg.Storage.Embedded() {
 		sources.Folders["storage"] = cfg.Storage.Path
@@ -67,7 +69,7 @@ func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Sheph
 }
 
 // nodesOf is what a ledger that is shared knows of its nodes, for the metrics.
-func nodesOf(self string, l ledger.Ledger) metrics.Nodes {
+func nodesOf(self string, l keptLedger) metrics.Nodes {
 	shared, ok := l.(registry)
 	if !ok {
 		return metrics.Nodes{Self: self}

@@ -19,7 +19,7 @@ func (d *daemon) openWebhooks() (*webhook.Dispatcher, error) {
 	}
 	debug := d.config.API.Debug
 	cfg := webhook.Config{
-		Ledger: d.ledger, Allow: w.AllowedNetworks(), Shared: d.config.Ledger.Shared(), UserAgent: "shepherd/" + d.options.Version, Log: d.log,
+		Ledger: d.ledger, Tried: d.telemetry.metrics.Tried, Allow: w.AllowedNetworks(), Shared: d.config.Ledger.Shared(), UserAgent: "shepherd/" + d.options.Version, Log: d.log,
 		Event: func(e job.Event) (json.RawMessage, error) { return api.EventJSON(e, debug) },
 	}
 	if w.SecretFile != "" {
@@ -40,6 +40,12 @@ func (d *daemon) openWebhooks() (*webhook.Dispatcher, error) {
 			return nil, fmt.Errorf("webhooks.receivers[%d].secret_file: %w", i, err)
 		}
 		cfg.Receivers = append(cfg.Receivers, webhook.Receiver{Name: r.Name, URL: r.URL, Secrets: read, Events: r.EventKinds(), Tenant: r.Tenant})
+	}
+	for _, r := range cfg.Receivers {
+		d.telemetry.metrics.Receiver(r.Name)
+	}
+	if cfg.JobSecrets != nil {
+		d.telemetry.metrics.Receiver("")
 	}
 	return webhook.New(cfg), nil
 }

@@ -69,9 +69,20 @@ type Webhooks interface {
 	// end.
 	Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error)
 
+	// Undelivered counts the messages that wait, by receiver, in the order of the names.
+	// Those for receivers that jobs name are one, with an empty name.
+	Undelivered(ctx context.Context) ([]Backlog, error)
+
 	// ExpireDeliveries removes up to limit messages that were settled longer ago than
 	// age, or that more than keep were queued after, and returns how many those were.
 	ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (int, error)
+}
+
+// Backlog is what waits for a receiver.
+type Backlog struct {
+	Receiver string
+	Messages int
+	Oldest   time.Time // when the first of them was queued
 }
 
 // JobRun is one run of a job.

@@ -30,6 +30,11 @@ type Sources struct {
 		Waiting(ctx context.Context, most int) ([]ledger.Waiting, error)
 		Load(ctx context.Context) (ledger.Load, error)
 	}
+	// Webhooks knows the messages for receivers of webhooks that wait; nil where none are
+	// sent.
+	Webhooks interface {
+		Undelivered(ctx context.Context) ([]ledger.Backlog, error)
+	}
 	// Policy is the ledger's. What it goes by is shown where it bounds claims.
 	Policy ledger.Policy
 	// Images is what pulled images take on the disk, and may take, 0 for any
@@ -54,6 +59,8 @@ func (m *Metrics) Expose(s Sources) {
 		free:    prometheus.NewDesc(name("filesystem_free_bytes"), "What is free, for the daemon, in the file system of a folder.", []string{"folder"}, nil),
 		size:    prometheus.NewDesc(name("filesystem_size_bytes"), "The size of the file system of a folder.", []string{"folder"}, nil),
 
+		messages:   prometheus.NewDesc(name("webhook_waiting_messages"), "Messages that wait for a receiver of webhooks.", []string{"receiver"}, nil),
+		delivery:   prometheus.NewDesc(name("webhook_oldest_age_seconds"), "How long ago the oldest of them was queued.", []string{"receiver"}, nil),
 		tenantHeld: prometheus.NewDesc(name("tenant_held_jobs"), "Jobs of the tenant that sheep have, on all nodes; shown where limits or shares are configured.", []string{"tenant"}, nil),
 		tenantUsed: prometheus.NewDesc(name("tenant_used_gpu_seconds"), "GPU time of the tenant, what is older than the half-life of shares counted half; shown where tenants share.", []string{"tenant"}, nil),
 		limitHeld:  prometheus.NewDesc(name("limit_held_jobs"), "Jobs that sheep have, on all nodes, of the models of a limit.", []string{"models"}, nil),
@@ -65,12 +72,13 @@ type collector struct {
 	sources Sources
 
 	jobs, waiting, oldest, up, busy, budget, used, free, size *prometheus.Desc
+	messages, delivery                                        *prometheus.Desc
 	tenantHeld, tenantUsed, limitHeld, limitMax               *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.jobs, c.waiting, c.oldest, c.up, c.busy, c.budget, c.used, c.free, c.size, c.tenantHeld, c.tenantUsed, c.limitHeld, c.limitMax} {
+	for _, d := range []*prometheus.Desc{c.jobs, c.waiting, c.oldest, c.up, c.busy, c.budget, c.used, c.free, c.size, c.messages, c.delivery, c.tenantHeld, c.tenantUsed, c.limitHeld, c.limitMax} {
 		to <- d
 	}
 }
@@ -101,6 +109,17 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 			gauge(c.waiting, float64(w.Jobs), model, sheep)
 			if !w.Oldest.IsZero() {
 				gauge(c.oldest, max(now.Sub(w.Oldest).Seconds(), 0), model, sheep)
+			}
+		}
+	}
+	if c.sources.Webhooks != nil {
+		if waiting, err := c.sources.Webhooks.Undelivered(ctx); err != nil {
+			to <- prometheus.NewInvalidMetric(c.messages, err)
+		} else {
+			now := time.Now()
+			for _, b := range waiting {
+				gauge(c.messages, float64(b.Messages), shownReceiver(b.Receiver))
+				gauge(c.delivery, max(now.Sub(b.Oldest).Seconds(), 0), shownReceiver(b.Receiver))
 			}
 		}
 	}

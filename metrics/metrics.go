@@ -10,6 +10,7 @@
 package metrics
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -37,7 +38,8 @@ type Metrics struct {
 	idle     *prometheus.HistogramVec
 	runners  map[shepherd.RunnerEvent]*prometheus.CounterVec
 
-	refused *prometheus.CounterVec
+	refused  *prometheus.CounterVec
+	messages *prometheus.CounterVec
 
 	storage, images, containerd *prometheus.HistogramVec
 }
@@ -93,6 +95,7 @@ func New(version, commit string) *Metrics {
 	for _, why := range []string{"unknown", "forbidden", "limited"} {
 		m.refused.WithLabelValues(why)
 	}
+	m.messages = counter("webhook_tries_total", "Tries to send a message to a receiver of webhooks, by what became of it.", "receiver", "result")
 	m.storage = histogram("storage_request_duration_seconds", "How long requests to storage took, by what came of them.", requestBuckets, "operation", "result")
 	m.images = histogram("registry_request_duration_seconds", "How long requests to the image registry took, by what came of them.", requestBuckets, "operation", "result")
 	m.containerd = histogram("containerd_call_duration_seconds", "How long calls of containerd took, by what came of them.", requestBuckets, "operation", "result")
@@ -136,6 +139,29 @@ func (m *Metrics) Returned(sheep string) { m.returned.WithLabelValues(sheep).Inc
 
 // Refused counts a request of the API that was not let in; see api.Config.
 func (m *Metrics) Refused(why string) { m.refused.WithLabelValues(why).Inc() }
+
+// Receiver shows a configured receiver of webhooks before it was sent anything; the
+// empty name is for those that jobs name.
+func (m *Metrics) Receiver(name string) {
+	for _, result := range []string{"delivered", "failed", "given_up"} {
+		m.messages.WithLabelValues(shownReceiver(name), result)
+	}
+}
+
+// Tried counts a try to send a message; see webhook.Config.
+func (m *Metrics) Tried(receiver string, state job.DeliveryState) {
+	result := "failed"
+	switch state {
+	case job.DeliveryDelivered:
+		result = "delivered"
+	case job.DeliveryGivenUp:
+		result = "given_up"
+	}
+	m.messages.WithLabelValues(shownReceiver(receiver), result).Inc()
+}
+
+// shownReceiver is a receiver as metrics have it: those that jobs name are one.
+func shownReceiver(name string) string { return cmp.Or(name, "jobs") }
 
 // Runner implements shepherd.Observer.
 func (m *Metrics) Runner(sheep string, event shepherd.RunnerEvent) {

@@ -41,6 +41,10 @@ func (m *machine) Waiting(_ context.Context, most int) ([]ledger.Waiting, error)
 	return m.waiting[:min(most, len(m.waiting))], m.err
 }
 
+func (m *machine) Undelivered(context.Context) ([]ledger.Backlog, error) {
+	return []ledger.Backlog{{Receiver: "", Messages: 2, Oldest: time.Now()}, {Receiver: "farm", Messages: 3, Oldest: time.Now().Add(-time.Hour)}}, m.err
+}
+
 func (m *machine) Load(context.Context) (ledger.Load, error) {
 	return ledger.Load{
 		Held: []ledger.HeldJobs{
@@ -65,7 +69,7 @@ func all(t *testing.T, from *machine) *Metrics {
 	t.Helper()
 	m := New("v1", "abc")
 	m.Expose(Sources{
-		Core: from, Ledger: from, Policy: policy(t), Folders: map[string]string{"data_root": t.TempDir(), "gone": "/no/such/folder"},
+		Core: from, Ledger: from, Webhooks: from, Policy: policy(t), Folders: map[string]string{"data_root": t.TempDir(), "gone": "/no/such/folder"},
 		Images: func(context.Context) (int64, int64, bool) { return 11, 12, true },
 	})
 	m.ExposeNodes(Nodes{Self: "b", Late: func() int64 { return 2 }, All: func(context.Context) ([]Node, error) {
@@ -85,6 +89,12 @@ func all(t *testing.T, from *machine) *Metrics {
 		m.Runner("s", e)
 	}
 	m.Runner("s", "one that is not known")
+	m.Receiver("farm")
+	m.Receiver("")
+	for _, state := range []job.DeliveryState{job.DeliveryDelivered, job.DeliveryWaiting, job.DeliveryWaiting, job.DeliveryGivenUp} {
+		m.Tried("farm", state)
+	}
+	m.Tried("", job.DeliveryDelivered)
 	m.Storage("put", time.Second, nil)
 	m.Registry("blob", time.Second, fmt.Errorf("x: %w", errdefs.ErrNotFound))
 	m.Containerd("Images/Get", time.Second, context.Canceled)
@@ -142,6 +152,8 @@ func TestValues(t *testing.T) {
 		`shepherd_node_info{fleet="a",node="b"} 1`, `shepherd_lease_renewals_late_total 2`,
 		`shepherd_node_up{node="a"} 0`, `shepherd_node_up{node="b"} 1`, `shepherd_node_drained{node="a"} 1`, `shepherd_node_drained{node="b"} 0`,
 		`shepherd_node_held_jobs{node="b"} 3`, `shepherd_node_models{node="b",where="loaded"} 1`, `shepherd_node_models{node="a",where="disk"} 5`,
+		`shepherd_webhook_waiting_messages{receiver="farm"} 3`, `shepherd_webhook_waiting_messages{receiver="jobs"} 2`,
+		`shepherd_webhook_tries_total{receiver="farm",result="failed"} 2`, `shepherd_webhook_tries_total{receiver="jobs",result="given_up"} 0`,
 		`shepherd_sheep_up{sheep="busy",type="bare"} 1`, `shepherd_sheep_busy{sheep="busy",type="bare"} 1`, `shepherd_sheep_up{sheep="off",type="docker"} 0`,
 		`shepherd_jobs_ended_total{sheep="s",state="done"} 1`,
 		`shepherd_job_phase_duration_seconds_bucket{phase="queued",result="ok",sheep="s",le="1"} 0`,

@@ -1,10 +1,13 @@
 package webhook
 
 import (
+	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"syscall"
 	"time"
 
@@ -66,12 +69,44 @@ func (g *guard) check(to netip.Addr) error {
 	return nil
 }
 
+// Reach connects to the host of a receiver's URL, under the rules of the package, and
+// sends nothing. The error says why a message would not come through, *RefusedAddress
+// among others.
+func Reach(ctx context.Context, receiver string, allow []netip.Prefix) error {
+	u, err := url.Parse(receiver)
+	if err != nil {
+		return fmt.Errorf("read the URL: %w", err)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "80"
+		if u.Scheme == "https" {
+			port = "443"
+		}
+	}
+	dialer := &net.Dialer{Timeout: connectTime, Control: newGuard(allow).control}
+	address := net.JoinHostPort(u.Hostname(), port)
+	var conn net.Conn
+	if u.Scheme == "https" {
+		conn, err = (&tls.Dialer{NetDialer: dialer}).DialContext(ctx, "tcp", address)
+	} else {
+		conn, err = dialer.DialContext(ctx, "tcp", address)
+	}
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// connectTime bounds the making of a connection.
+const connectTime = 10 * time.Second
+
 // newTransport connects to nothing that the guard refuses, and uses no proxy: that would
 // connect wherever it is told to.
 func newTransport(allow []netip.Prefix) *http.Transport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: newGuard(allow).control}
+	dialer := &net.Dialer{Timeout: connectTime, Control: newGuard(allow).control}
 	return &http.Transport{
-		DialContext: dialer.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, DisableCompression: true,
+		DialContext: dialer.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: connectTime, DisableCompression: true,
 		MaxIdleConns: senders, MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}
 }

@@ -110,6 +110,13 @@ func (d *Dispatcher) deliver(ctx context.Context, m job.Delivery) {
 	if err := d.cfg.Ledger.SettleDelivery(ctx, m.ID, m.Tries, result); err != nil {
 		log.Error("What became of a message cannot be kept; it is sent again", "error", err)
 	}
+	if d.cfg.Tried != nil {
+		name := ""
+		if _, configured := d.receivers[m.Receiver]; configured {
+			name = m.Receiver
+		}
+		d.cfg.Tried(name, result.State)
+	}
 }
 
 // shownReceiver is a receiver for the log: the path and the query of a URL that a client

@@ -111,6 +111,9 @@ type Config struct {
 	Shared bool
 	// UserAgent names the daemon in requests.
 	UserAgent string
+	// Tried, if not nil, is called after each try of a message, for metrics, with the name
+	// of the receiver, empty for one that a job names, and what became of the message.
+	Tried func(receiver string, state job.DeliveryState)
 	// Transport sends the requests; nil stands for one with the rules of the package.
 	Transport http.RoundTripper
 	Log       *slog.Logger

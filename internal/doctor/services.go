@@ -22,6 +22,7 @@ type Probe struct {
 	Title string
 	Well  string // what is said of it then
 	Next  string // what to do where its error names nothing
+	Mild  bool   // its failure keeps no job from being done
 	Ask   func(context.Context) error
 }
 
@@ -31,13 +32,17 @@ func (p Probe) Name() string { return p.Title }
 // Examine implements Check.
 func (p Probe) Examine(ctx context.Context) []Finding {
 	err := p.Ask(ctx)
+	level := Failure
+	if p.Mild {
+		level = Warning
+	}
 	switch {
 	case err == nil:
 		return []Finding{ok("%s", p.Well)}
 	case errors.Is(err, context.DeadlineExceeded):
-		return []Finding{failure(p.Next, "there was no answer within %s", patience)}
+		return []Finding{{Level: level, Message: fmt.Sprintf("there was no answer within %s", patience), Next: p.Next}}
 	}
-	return []Finding{told(Failure, err, p.Next)}
+	return []Finding{told(level, err, p.Next)}
 }
 
 // Ledger examines the record of jobs.

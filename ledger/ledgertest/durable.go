@@ -171,6 +171,7 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 		answers["SettleDelivery"] = w.SettleDelivery(ctx, "x", 1, ledger.DeliveryResult{State: job.DeliveryDelivered})
 		_, answers["Redeliver"] = w.Redeliver(ctx, "x", "")
 		_, _, answers["Deliveries"] = w.Deliveries(ctx, job.DeliveryFilter{}, 0, 1)
+		_, answers["Undelivered"] = w.Undelivered(ctx)
 		_, answers["ExpireDeliveries"] = w.ExpireDeliveries(ctx, time.Hour, 1, 1)
 	}
 	return answers

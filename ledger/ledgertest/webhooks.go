@@ -1,6 +1,7 @@
 package ledgertest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -223,7 +224,9 @@ func (s suite) testDeliveries(t *testing.T) {
 	if _, err := f.webhooks().Redeliver(f.Context(), "a1", ""); err != nil {
 		t.Fatal(err)
 	}
+	f.undelivered()
 	outOfOrder := f.take(time.Hour, "a1")
+	f.undelivered()
 	f.settle(behind[0], ledger.DeliveryResult{State: job.DeliveryGivenUp, Problem: "no answer"})
 	f.take(time.Hour, "a3")
 	f.settle(outOfOrder[0], ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})
@@ -235,6 +238,37 @@ func (s suite) testDeliveries(t *testing.T) {
 	for _, unknown := range [][2]string{{"none", ""}, {"a1", "meat"}} {
 		if _, err := f.webhooks().Redeliver(f.Context(), unknown[0], unknown[1]); !errors.Is(err, ledger.ErrNoDelivery) || !errdefs.IsNotFound(err) {
 			t.Fatalf("Redeliver(%q): %v", unknown, err)
+		}
+	}
+}
+
+// undelivered checks the count of messages that wait against their list.
+func (f *fixture) undelivered() {
+	f.Helper()
+	listed, _, err := f.webhooks().Deliveries(f.Context(), job.DeliveryFilter{State: job.DeliveryWaiting}, 0, 1000)
+	if err != nil {
+		f.Fatalf("list messages that wait: %v", err)
+	}
+	want := map[string]ledger.Backlog{}
+	for _, d := range listed {
+		b := want[d.Receiver]
+		if d.Receiver == "https://example.com" {
+			b = want[""]
+		} else {
+			b.Receiver = d.Receiver
+		}
+		if b.Messages++; b.Oldest.IsZero() || d.Created.Before(b.Oldest) {
+			b.Oldest = d.Created
+		}
+		want[b.Receiver] = b
+	}
+	got, err := f.webhooks().Undelivered(f.Context())
+	if err != nil || len(got) != len(want) || !slices.IsSortedFunc(got, func(a, b ledger.Backlog) int { return cmp.Compare(a.Receiver, b.Receiver) }) {
+		f.Fatalf("%+v wait, %v; want %+v", got, err, want)
+	}
+	for _, b := range got {
+		if w := want[b.Receiver]; b.Messages != w.Messages || !b.Oldest.Equal(w.Oldest) {
+			f.Fatalf("%+v wait, want %+v", b, w)
 		}
 	}
 }
@@ -257,6 +291,7 @@ func (s suite) testDeliveriesListed(t *testing.T) {
 			f.settle(d, ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})
 		}
 	}
+	f.undelivered()
 	for _, filter := range []job.DeliveryFilter{
 		{}, {Job: "job1"}, {Tenant: "wool"}, {Job: "job2", Tenant: "wool"}, {Receiver: "r"}, {State: job.DeliveryDelivered},
 		{State: job.DeliveryWaiting, Receiver: "r", Job: "job0", Tenant: "meat"}, {Tenant: "none"}, {State: job.DeliveryGivenUp},

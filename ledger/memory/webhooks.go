@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -213,6 +214,29 @@ func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, curs
 		return nil
 	})
 	return listed, next, err
+}
+
+// Undelivered implements ledger.Webhooks.
+func (l *Ledger) Undelivered(ctx context.Context) (waiting []ledger.Backlog, err error) {
+	err = l.call(ctx, "count messages for receivers of webhooks", func() error {
+		for _, d := range l.webhooks.deliveries {
+			if d.State != job.DeliveryWaiting {
+				continue
+			}
+			receiver := d.Receiver
+			if strings.Contains(receiver, "://") {
+				receiver = ""
+			}
+			i := slices.IndexFunc(waiting, func(b ledger.Backlog) bool { return b.Receiver == receiver })
+			if i < 0 {
+				i, waiting = len(waiting), append(waiting, ledger.Backlog{Receiver: receiver, Oldest: d.Created})
+			}
+			waiting[i].Messages++
+		}
+		slices.SortFunc(waiting, func(a, b ledger.Backlog) int { return cmp.Compare(a.Receiver, b.Receiver) })
+		return nil
+	})
+	return waiting, err
 }
 
 // ExpireDeliveries implements ledger.Webhooks.

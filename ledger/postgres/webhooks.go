@@ -59,6 +59,11 @@ const (
 			again = d.again OR d.state <> 'waiting', settled_at = NULL, settled_age = 0, tries = 0
 		WHERE d.id = @id AND (@tenant::text = '' OR d.tenant = @tenant) RETURNING ` + deliveryColumns
 
+	// Each part reads an index of messages that wait alone.
+	queryUndelivered = `SELECT CASE WHEN position('://' IN receiver) > 0 THEN '' ELSE receiver END COLLATE "C" AS who, count(*), min(created_at) FROM (
+			SELECT receiver, created_at FROM shepherd.deliveries WHERE state = 'waiting' AND NOT again
+			UNION ALL SELECT receiver, created_at FROM shepherd.deliveries WHERE due_at IS NOT NULL AND state = 'waiting' AND again) d
+		GROUP BY who ORDER BY who`
 	queryExpireDeliveries = `WITH gone AS (
 			(SELECT seq FROM shepherd.deliveries WHERE settled_age > 0 AND settled_age < (SELECT age FROM shepherd.moment) - @age::bigint ORDER BY settled_age LIMIT @limit)
 			UNION (SELECT seq FROM shepherd.deliveries WHERE seq <= (SELECT max(seq) FROM shepherd.deliveries) - @keep::bigint AND settled_age > 0 ORDER BY seq LIMIT @limit)
@@ -265,6 +270,21 @@ func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string
 	return query + ` ORDER BY d.seq DESC LIMIT @limit`, pgx.NamedArgs{
 		"cursor": cursor, "job": text(filter.Job), "tenant": text(filter.Tenant), "receiver": text(filter.Receiver), "state": string(filter.State), "limit": limit,
 	}
+}
+
+// Undelivered implements ledger.Webhooks.
+func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
+	return read(ctx, l, "count messages for receivers of webhooks", func(ctx context.Context) ([]ledger.Backlog, error) {
+		var waiting []ledger.Backlog
+		err := l.query(ctx, queryUndelivered, nil, func(rows pgx.Rows) error {
+			var b ledger.Backlog
+			err := rows.Scan(&b.Receiver, &b.Messages, &b.Oldest)
+			b.Oldest = b.Oldest.UTC()
+			waiting = append(waiting, b)
+			return err
+		})
+		return waiting, err
+	})
 }
 
 // ExpireDeliveries implements ledger.Webhooks.

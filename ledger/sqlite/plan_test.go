@@ -86,6 +86,7 @@ func checkPlans(t *testing.T, l *Ledger) string {
 	} {
 		queries[name], _ = deliveriesQuery(filter, 7, 10)
 	}
+	queries["undelivered"] = undeliveredQuery
 	for _, name := range []string{"begin", "commit", "rollback"} {
 		delete(queries, name)
 	}

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -354,6 +356,45 @@ func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string
 	}
 	query.WriteString(` ORDER BY seq DESC LIMIT ?`)
 	return query.String(), append(args, limit)
+}
+
+// undeliveredQuery counts the messages that wait, by receiver, and names each that is out
+// of order. Each part reads an index of messages that wait alone.
+const undeliveredQuery = `SELECT receiver, count(*), min(created_at) FROM deliveries INDEXED BY deliveries_in_order WHERE state = 'waiting' AND again = 0 GROUP BY receiver
+	UNION ALL SELECT receiver, 1, created_at FROM deliveries WHERE due_at > 0 AND state = 'waiting' AND again = 1`
+
+// Undelivered implements ledger.Webhooks.
+func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
+	waiting := make(map[string]ledger.Backlog)
+	err := l.call("count messages for receivers of webhooks", func() error {
+		rows, err := l.reads.QueryContext(ctx, undeliveredQuery)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var receiver string
+			var messages int
+			var created int64
+			if err := rows.Scan(&receiver, &messages, &created); err != nil {
+				return err
+			}
+			if strings.Contains(receiver, "://") {
+				receiver = ""
+			}
+			b, oldest := waiting[receiver], toTime(created)
+			if b.Oldest.IsZero() || oldest.Before(b.Oldest) {
+				b.Oldest = oldest
+			}
+			b.Receiver, b.Messages = receiver, b.Messages+messages
+			waiting[receiver] = b
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(maps.Values(waiting), func(a, b ledger.Backlog) int { return cmp.Compare(a.Receiver, b.Receiver) }), nil
 }
 
 // ExpireDeliveries implements ledger.Webhooks.
