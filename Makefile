@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 
 MAINTAINER ?= The shepherd authors <shepherd@users.noreply.github.com>
 PACK     = $(CACHE)/bin/dist -version '$(VERSION)' -epoch '$(SOURCE_DATE_EPOCH)' -maintainer '$(MAINTAINER)' -arch "$$($(GO) env GOARCH)" -tree $(DIST)/tree -root $(DIST)/root -out $(DIST) -compression '$(COMPRESSION)'
 
-.PHONY: recording demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
+.PHONY: demo-page page-shots clients chaos-fleet soak tree install deb rpm dist deb-root rpm-root packer audit sim sim-breaks
 .PHONY: help build demo demo-any demo-container python run test test-gpu test-vm lint bench bench-fleet bench-against profile fuzz generate clean deps vuln
 
 help: ## list the targets
@@ -116,6 +116,7 @@ demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where i
 page-shots: $(BROWSER) ## write screenshots of the page, every view in both themes and three widths, to SHOTS (.cache/shots), and those of README and docs
 	SHEPHERD_TEST_BROWSER='$(abspath $(CACHE)/browser)' $(GO) test -count=1 -timeout 30m -run '^TestPictures$$' -v ./test/page -shots '$(abspath $(or $(SHOTS),$(CACHE)/shots))' -pictures '$(abspath docs/pictures)'
 
+.PHONY: recording
 recording: ## record a terminal for README and docs: what some commands print, as a drawing
 	$(GO) test -count=1 -run '^TestRecording$$' -v ./test/docs -record '$(abspath docs/pictures/terminal.svg)'
 
