@@ -121,6 +121,7 @@ demo-page: ## fill a daemon with made-up GPUs and a plausible day, print where i
 page-shots: $(BROWSER) ## write screenshots of the page, every view in both themes and three widths, to SHOTS (.cache/shots), and those of README and docs
 	SHEPHERD_TEST_BROWSER='$(abspath $(CACHE)/browser)' $(GO) test -count=1 -timeout 30m -run '^TestPictures$$' -v ./test/page -shots '$(abspath $(or $(SHOTS),$(CACHE)/shots))' -pictures '$(abspath docs/pictures)'
 
+.PHONY: recording
 recording: ## record a terminal for README and docs: what some commands print, as a drawing
 	$(GO) test -count=1 -run '^TestRecording$$' -v ./test/docs -record '$(abspath docs/pictures/terminal.svg)'
 

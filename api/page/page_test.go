@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -95,5 +96,28 @@ func TestNothingInline(t *testing.T) {
 	}
 	if err := errors.Join(fs.WalkDir(os.DirFS("."), "assets", look), fs.WalkDir(os.DirFS("."), "src", look)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWordsAreInOneFile: what the page says is in words.js alone, so that another language
+// is another file like it.
+func TestWordsAreInOneFile(t *testing.T) {
+	said := regexp.MustCompile(`[^=]>[A-Za-z][A-Za-z ,.;:'…-]{2,}<|(?:aria-label|title|placeholder|label|confirm)="[A-Za-z]`)
+	files, err := filepath.Glob("src/*.js")
+	if err != nil || len(files) < 10 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(content), "<span>shepherd</span>", "") // its name
+		if found := said.FindString(text); found != "" && name != "src/words.js" {
+			t.Errorf("%s says %q", name, found)
+		}
+	}
+	if words, err := os.ReadFile("src/words.js"); err != nil || !strings.Contains(string(words), "Submit a job") {
+		t.Errorf("words.js does not say what the page does: %v", err)
 	}
 }

@@ -208,6 +208,12 @@ func (s *session) run(typed string) (string, int) {
 	}
 }
 
+// apart gives the session a /tmp of its own, for configurations that use it.
+func (s *session) apart() {
+	s.t.Helper()
+	s.must("mount --rbind . /mnt && cd /mnt && mount -t tmpfs tmpfs /tmp && export TMPDIR=/tmp HOME=/mnt")
+}
+
 // must runs what has to go well.
 func (s *session) must(typed string) {
 	s.t.Helper()
@@ -350,6 +356,15 @@ func (s *session) follow(file string) {
 	}
 }
 
+// TestReadme does what README says, whose example of a configuration uses /tmp and the
+// place where root's daemons keep their state.
+func TestReadme(t *testing.T) {
+	s := newSession(t)
+	s.apart()
+	s.must("mount -t tmpfs tmpfs /var/lib")
+	s.follow("../../README.md")
+}
+
 // TestTutorial does what the tutorial says.
 func TestTutorial(t *testing.T) { newSession(t).follow("../../docs/tutorial.md") }
 
@@ -381,9 +396,8 @@ func TestOriginalsClients(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(s.dir, "original"), os.DirFS("../e2e/testdata/bin")); err != nil {
 		t.Fatal(err)
 	}
-	// The configuration uses /tmp, which is not this test's alone.
-	s.must("mount --rbind . /mnt && cd /mnt && mount -t tmpfs tmpfs /tmp && chmod +x original/*")
-	s.must("export TMPDIR=/tmp HOME=/mnt PATH=/mnt/original:/mnt/bin:$PATH")
+	s.apart()
+	s.must("chmod +x original/* && export PATH=/mnt/original:/mnt/bin:$PATH")
 	s.follow("testdata/original.md")
 }
 

@@ -10,15 +10,16 @@ import { Submit } from "./submit.js";
 import { Models } from "./models.js";
 import { GPUs } from "./gpus.js";
 import { Events } from "./events.js";
+import { frame as w } from "./words.js";
 
 // views by the first part of the address's fragment. Who may see one is said by needs.
 const views = {
-  "": { title: "Flock", view: Flock },
-  jobs: { title: "Jobs", view: Jobs },
-  models: { title: "Models", view: Models },
-  gpus: { title: "GPUs", view: GPUs, needs: () => session.whole },
-  events: { title: "Events", view: Events },
-  submit: { title: "Submit a job", view: Submit, needs: () => session.may("submit"), hidden: true },
+  "": { title: w.flock, view: Flock },
+  jobs: { title: w.jobs, view: Jobs },
+  models: { title: w.models, view: Models },
+  gpus: { title: w.gpus, view: GPUs, needs: () => session.whole },
+  events: { title: w.events, view: Events },
+  submit: { title: w.submitJob, view: Submit, needs: () => session.may("submit"), hidden: true },
 };
 
 function route() {
@@ -55,18 +56,18 @@ function App() {
     heading?.focus();
   }, [at.name, at.rest]);
 
-  if (!session.known) return html`<main class="boot">${session.trouble ? html`<${Trouble} error=${session.trouble + " Trying again…"} />` : html`<p role="status">Loading the page…</p>`}</main>`;
+  if (!session.known) return html`<main class="boot">${session.trouble ? html`<${Trouble} error=${session.trouble + w.trying} />` : html`<p role="status">${w.loading}</p>`}</main>`;
   const found = views[at.name] && (!views[at.name].needs || views[at.name].needs()) ? views[at.name] : null;
   const reads = session.may("read");
-  return html`<a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.getElementById("main").focus())}>Skip to the content</a>
+  return html`<a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.getElementById("main").focus())}>${w.skip}</a>
     <${Header} at=${at.name} reads=${reads} />
     <main id="main" tabindex="-1">
       ${!reads && !session.may("submit")
         ? html`<${SignIn} />`
         : !reads && at.name !== "submit"
-          ? html`<${Heading}>Submit only<//><p>The token of ${session.name} may submit jobs and not see them. <a href="#/submit">Submit a job</a></p>`
+          ? html`<${Heading}>${w.submitOnly}<//><p>${w.maySubmit(session.name)}</p>`
           : !found
-            ? html`<${Heading}>Not found<//><p>There is no such view, or it is not for you. <a href="#/">Back to the flock</a></p>`
+            ? html`<${Heading}>${w.notFound}<//><p>${w.noView}</p>`
             : at.name === "jobs" && at.rest
               ? html`<${Job} id=${at.rest} key=${at.rest} />`
               : html`<${found.view} query=${at.query} />`}
@@ -75,16 +76,16 @@ function App() {
 
 function Header({ at, reads }) {
   return html`<header>
-    <a class="brand" href="#/" aria-label="shepherd, the flock"><img src="/page/icon.svg" alt="" width="26" height="26" /><span>shepherd</span></a>
+    <a class="brand" href="#/" aria-label=${w.brand}><img src="/page/icon.svg" alt="" width="26" height="26" /><span>shepherd</span></a>
     ${reads &&
-    html`<nav aria-label="Views"><ul>
+    html`<nav aria-label=${w.views}><ul>
       ${Object.entries(views)
         .filter(([, v]) => !v.hidden && (!v.needs || v.needs()))
         .map(([name, v]) => html`<li><a href=${"#/" + name} aria-current=${at === name ? "page" : null}>${v.title}</a></li>`)}
     </ul></nav>`}
     <div class="side">
       ${reads && html`<${Liveness} />`}
-      ${session.may("submit") && html`<a class="button primary" href="#/submit" aria-current=${at === "submit" ? "page" : null}>Submit</a>`}
+      ${session.may("submit") && html`<a class="button primary" href="#/submit" aria-current=${at === "submit" ? "page" : null}>${w.submit}</a>`}
       <${Person} />
     </div>
   </header>`;
@@ -94,9 +95,9 @@ function Header({ at, reads }) {
 function Liveness() {
   use(live);
   const now = useNow();
-  if (!live.stale) return html`<span class="live" role="status" title="Changes show within two seconds"><${Shape} of="ready" /><span class="wide">live</span></span>`;
-  if (!live.heard) return html`<span class="live wait" role="status"><${Shape} of="processing" />connecting…</span>`;
-  return html`<span class="live stale" role="status"><${Shape} of="resting" />stale, as of ${text.ago(live.heard, now)}; connecting…</span>`;
+  if (!live.stale) return html`<span class="live" role="status" title=${w.soon}><${Shape} of="ready" /><span class="wide">${w.live}</span></span>`;
+  if (!live.heard) return html`<span class="live wait" role="status"><${Shape} of="processing" />${w.connecting}</span>`;
+  return html`<span class="live stale" role="status"><${Shape} of="resting" />${w.stale(text.ago(live.heard, now))}</span>`;
 }
 
 function Person() {
@@ -119,16 +120,16 @@ function Person() {
   }, []);
   const anonymous = session.name === "anonymous";
   return html`<details class="person" ref=${menu}>
-    <summary aria-label="Who you are, and settings"><svg class="shape" viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="5.4" r="3" class="line" /><path d="M2.5 14c.6-3 2.8-4.4 5.5-4.4s4.9 1.4 5.5 4.4" class="line" /></svg></summary>
+    <summary aria-label=${w.person}><svg class="shape" viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="5.4" r="3" class="line" /><path d="M2.5 14c.6-3 2.8-4.4 5.5-4.4s4.9 1.4 5.5 4.4" class="line" /></svg></summary>
     <div class="menu">
       ${session.name &&
-      html`<p>${anonymous ? "This daemon asks nobody who they are." : html`You are <b>${session.name}</b>${session.tenant && html`, of <b>${session.tenant}</b>`}.`}</p>
-        <p class="muted small">You may ${["read", "submit", "admin"].filter((s) => session.may(s)).map((s) => ({ read: "see jobs", submit: "submit and change them", admin: "administer" })[s]).join(", ")}.</p>`}
-      <fieldset><legend>Colours</legend>${[["", "as the system"], ["light", "light"], ["dark", "dark"]].map(
+      html`<p>${anonymous ? w.nobody : w.you(session.name, session.tenant)}</p>
+        <p class="muted small">${w.may(["read", "submit", "admin"].filter((s) => session.may(s)))}</p>`}
+      <fieldset><legend>${w.colours}</legend>${w.themes.map(
         ([value, word]) => html`<label><input type="radio" name="theme" checked=${theme === value} onChange=${() => choose(value)} />${word}</label>`,
       )}</fieldset>
-      <p class="links"><a href="/docs">Documentation</a> <a href="/ui">Try the API</a> <a href="/apidocs">Read about it</a></p>
-      ${session.name && !anonymous && html`<${Do} what=${() => session.signOut()}>Sign out<//>`}
+      <p class="links"><a href="/docs">${w.documentation}</a> <a href="/ui">${w.tryAPI}</a> <a href="/apidocs">${w.readAPI}</a></p>
+      ${session.name && !anonymous && html`<${Do} what=${() => session.signOut()}>${w.signOut}<//>`}
     </div>
   </details>`;
 }
@@ -146,13 +147,13 @@ function SignIn() {
     }
   };
   return html`<form class="signin panel" onSubmit=${submit}>
-    <${Heading}>Sign in<//>
-    <p>This daemon wants to know who you are. Show it the token that you were given; this browser then stays signed in for up to twelve hours.</p>
-    <label for="token">Token</label>
+    <${Heading}>${w.signIn}<//>
+    <p>${w.who}</p>
+    <label for="token">${w.token}</label>
     <input id="token" type="password" autocomplete="current-password" required value=${token} onInput=${(e) => set(e.target.value)} />
-    ${state.error && html`<p class="error" role="alert">${state.error.status === 401 ? "There is no such token here. Look whether it was copied whole." : state.error.message}</p>`}
-    <button class="primary" disabled=${state.busy || !token.trim()}>Sign in</button>
-    <p class="muted small">No token? Whoever runs this daemon makes one with <code>shepherdd token new</code>.</p>
+    ${state.error && html`<p class="error" role="alert">${state.error.status === 401 ? w.wrong : state.error.message}</p>`}
+    <button class="primary" disabled=${state.busy || !token.trim()}>${w.signIn}</button>
+    <p class="muted small">${w.noToken}</p>
   </form>`;
 }
 

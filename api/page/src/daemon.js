@@ -1,5 +1,6 @@
 // What the page knows of the daemon: the caller's rights, and the stream of the flock.
 import { useEffect, useReducer, useState } from "./lib/preact.js";
+import { daemon as w } from "./words.js";
 
 // Problem is an answer that is an error.
 export class Problem extends Error {
@@ -15,7 +16,7 @@ export async function ask(path, options = {}) {
     response = await fetch(path, { credentials: "same-origin", ...options, headers: { Accept: "application/json, application/problem+json", ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, "The daemon does not answer.");
+    throw new Problem(0, w.silent);
   }
   if (!response.ok) {
     let text = "";
@@ -24,7 +25,7 @@ export async function ask(path, options = {}) {
       text = body.detail || body.message || "";
     } catch {}
     if (response.status === 401 && path !== "/session") session.refresh();
-    throw new Problem(response.status, text || `The daemon answered ${response.status}.`);
+    throw new Problem(response.status, text || w.answered(response.status));
   }
   return response;
 }

@@ -4,6 +4,7 @@ import { html, useEffect, useState } from "./lib/preact.js";
 import { ask, get } from "./daemon.js";
 import { Empty, Trouble } from "./parts.js";
 import * as text from "./text.js";
+import { common, shown as w } from "./words.js";
 
 const kinds = {
   image: /\.(png|jpe?g|gif|webp|avif|bmp|svg)$/i, audio: /\.(wav|mp3|ogg|flac|m4a|opus)$/i, video: /\.(mp4|webm|ogv)$/i,
@@ -26,13 +27,13 @@ export function Files({ job, kind, title }) {
   const id = "files-" + kind;
   const files = state.answer?.files || [];
   return html`<section class="panel" aria-labelledby=${id}>
-    <div class="row"><h2 id=${id}>${title}${state.answer && html` <span class="muted count">${text.plural(files.length, "file")}, ${text.bytes(state.answer.bytes)}</span>`}</h2>
-      ${kind === "result" && files.length > 0 && html`<a class="button" href=${list + ".zip"} download>Download all (zip)</a>`}</div>
+    <div class="row"><h2 id=${id}>${title}${state.answer && html` <span class="muted count">${common.file(files.length)}, ${text.bytes(state.answer.bytes)}</span>`}</h2>
+      ${kind === "result" && files.length > 0 && html`<a class="button" href=${list + ".zip"} download>${w.all}</a>`}</div>
     ${state.error && html`<${Trouble} error=${state.error} />`}
-    ${!state.answer && !state.error && html`<p class="muted">Loading…</p>`}
-    ${state.answer && !files.length && html`<${Empty} title=${job.files_removed ? "The files were removed" : "There are no files"} />`}
+    ${!state.answer && !state.error && html`<p class="muted">${common.loading}</p>`}
+    ${state.answer && !files.length && html`<${Empty} title=${job.files_removed ? w.gone : w.none} />`}
     <ul class="files">${files.slice(0, all ? files.length : shown).map((file, i) => html`<${File} key=${file.name} file=${file} href=${text.pathOf(job.job_id, kind, file.name)} open=${kind === "result" && i === 0 && file.size < 4 << 20} />`)}</ul>
-    ${!all && files.length > shown && html`<p><button type="button" onClick=${() => more(true)}>Show all ${text.number(files.length)} files</button></p>`}
+    ${!all && files.length > shown && html`<p><button type="button" onClick=${() => more(true)}>${w.showAll(files.length)}</button></p>`}
   </section>`;
 }
 
@@ -41,16 +42,16 @@ function File({ file, href, open }) {
   return html`<li><details open=${isOpen} onToggle=${(e) => set(e.target.open)}>
       <summary><span class="name">${file.name}</span><span class="muted time">${text.bytes(file.size)}</span></summary>
       ${isOpen && html`<${Preview} file=${file} href=${href} />`}
-    </details><a class="button quiet" href=${href} download=${file.name.split("/").pop()} aria-label=${"Download " + file.name}>Download</a></li>`;
+    </details><a class="button quiet" href=${href} download=${file.name.split("/").pop()} aria-label=${common.downloadFile(file.name)}>${common.download}</a></li>`;
 }
 
 function Preview({ file, href }) {
   const kind = kindOf(file.name);
-  if (file.size === 0) return html`<p class="muted">It is empty.</p>`;
+  if (file.size === 0) return html`<p class="muted">${w.empty}</p>`;
   if (kind === "image") return html`<${Picture} href=${href} name=${file.name} />`;
   if (kind === "audio") return html`<audio controls preload="metadata" src=${href} aria-label=${file.name}></audio>`;
   if (kind === "video") return html`<video controls preload="metadata" src=${href} aria-label=${file.name}></video>`;
-  if (kind === "frame") return html`<iframe sandbox="" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">Shown without scripts. If nothing shows, <a href=${href} download>download it</a>.</p>`;
+  if (kind === "frame") return html`<iframe sandbox="" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">${w.framed(href)}</p>`;
   if (kind === "pdf") return html`<${Paper} file=${file} href=${href} />`;
   return html`<${Text} file=${file} href=${href} kind=${kind} />`;
 }
@@ -59,13 +60,13 @@ function Preview({ file, href }) {
 // attribute sandbox; the answer's policy has the same word and is enough, see
 // docs/decisions/page.md.
 function Paper({ file, href }) {
-  if (navigator.pdfViewerEnabled === false) return html`<p class="muted">This browser shows no PDFs. <a href=${href} download>Download it</a> to read it.</p>`;
-  return html`<iframe class="paper" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">If nothing shows, <a href=${href} download>download it</a>.</p>`;
+  if (navigator.pdfViewerEnabled === false) return html`<p class="muted">${w.noPDF(href)}</p>`;
+  return html`<iframe class="paper" src=${href} title=${file.name} loading="lazy"></iframe><p class="muted small">${w.nothing(href)}</p>`;
 }
 
 function Picture({ href, name }) {
   const [broken, set] = useState(false);
-  return broken ? html`<p class="muted">This browser cannot show it.</p>` : html`<a href=${href}><img class="picture" src=${href} alt=${name} loading="lazy" onError=${() => set(true)} /></a>`;
+  return broken ? html`<p class="muted">${w.cannot}</p>` : html`<a href=${href}><img class="picture" src=${href} alt=${name} loading="lazy" onError=${() => set(true)} /></a>`;
 }
 
 // Text reads the beginning of a file, and shows it as what it turns out to be.
@@ -80,14 +81,14 @@ function Text({ file, href, kind }) {
     return () => control.abort();
   }, [href, file.etag]);
   if (state.error) return html`<${Trouble} error=${state.error} />`;
-  if (!state.data) return html`<p class="muted">Loading…</p>`;
+  if (!state.data) return html`<p class="muted">${common.loading}</p>`;
   if (isPicture(state.data)) return html`<${Picture} href=${href} name=${file.name} />`;
   const whole = state.data.length >= file.size;
   const content = decode(state.data, whole);
-  if (content === null) return html`<p class="muted">It is not text, and not of a kind that can be shown here.</p>`;
-  const cut = !whole && html`<p class="muted small">The first ${text.bytes(state.data.length)} of ${text.bytes(file.size)}. Download it to see the rest.</p>`;
+  if (content === null) return html`<p class="muted">${w.noText}</p>`;
+  const cut = !whole && html`<p class="muted small">${w.cut(text.bytes(state.data.length), text.bytes(file.size))}</p>`;
   if (kind === "table") return html`<${Table} content=${content} by=${/\.tsv$/i.test(file.name) ? "\t" : ","} />${cut}`;
-  return html`<pre tabindex="0" role="region" aria-label=${"Content of " + file.name}>${kind === "json" || kind === "unknown" ? pretty(content, whole) : content}</pre>${cut}`;
+  return html`<pre tabindex="0" role="region" aria-label=${w.content(file.name)}>${kind === "json" || kind === "unknown" ? pretty(content, whole) : content}</pre>${cut}`;
 }
 
 const isPicture = (d) => (d[0] === 0x89 && d[1] === 0x50 && d[2] === 0x4e) || (d[0] === 0xff && d[1] === 0xd8 && d[2] === 0xff) || (d[0] === 0x47 && d[1] === 0x49 && d[2] === 0x46 && d[3] === 0x38);
@@ -117,9 +118,9 @@ const rows = 200;
 function Table({ content, by }) {
   const table = parseTable(content, by, rows + 2);
   const [head, ...body] = table;
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Table"><table class="data"><thead><tr>${head.map((cell) => html`<th scope="col">${cell}</th>`)}</tr></thead>
+  return html`<div class="scroll" tabindex="0" role="region" aria-label=${w.table}><table class="data"><thead><tr>${head.map((cell) => html`<th scope="col">${cell}</th>`)}</tr></thead>
     <tbody>${body.slice(0, rows).map((row) => html`<tr>${row.map((cell) => html`<td class=${cell !== "" && !isNaN(cell) ? "num" : ""}>${cell}</td>`)}</tr>`)}</tbody></table></div>
-    ${body.length > rows && html`<p class="muted small">The first ${rows} rows.</p>`}`;
+    ${body.length > rows && html`<p class="muted small">${w.rows(rows)}</p>`}`;
 }
 
 // parseTable reads comma-separated values as in RFC 4180, at most so many rows.

@@ -4,34 +4,35 @@ import { live, session, use, useAnswer } from "./daemon.js";
 import { Ago, Bar, Empty, Expected, Heading, JobLink, Labels, Model, Running, Shape, Since, State, Trouble, ticks, useNow } from "./parts.js";
 import { Orders } from "./orders.js";
 import * as text from "./text.js";
+import { common, flock as w, states } from "./words.js";
 
 // stateOf is a sheep's state as a shape and a word.
 function stateOf(sheep) {
-  if (sheep.condition === "leaving") return ["leaving", "leaving"];
-  if (sheep.condition === "stopped") return ["stopped", "stopped"];
-  if (sheep.condition === "drained") return sheep.job || sheep.detail === "busy" ? ["processing", "draining"] : ["drained", "drained"];
-  if (sheep.condition === "blocked") return ["blocked", "out"];
-  if (sheep.job || sheep.detail === "busy") return ["processing", sheep.running ? "working" : "preparing"];
-  if (sheep.condition === "resting") return ["resting", "resting"];
-  if (!sheep.running && /pull|load|unpack|start/i.test(sheep.detail || "")) return ["processing", "preparing"];
-  return sheep.running ? ["ready", "ready"] : ["idle", "idle"];
+  if (sheep.condition === "leaving") return ["leaving", w.leaving];
+  if (sheep.condition === "stopped") return ["stopped", w.stopped];
+  if (sheep.condition === "drained") return sheep.job || sheep.detail === "busy" ? ["processing", w.draining] : ["drained", w.drained];
+  if (sheep.condition === "blocked") return ["blocked", w.out];
+  if (sheep.job || sheep.detail === "busy") return ["processing", sheep.running ? w.working : w.preparing];
+  if (sheep.condition === "resting") return ["resting", w.resting];
+  if (!sheep.running && /pull|load|unpack|start/i.test(sheep.detail || "")) return ["processing", w.preparing];
+  return sheep.running ? ["ready", w.ready] : ["idle", w.idle];
 }
 
 export function Flock() {
   use(live);
-  if (!live.flock) return html`<${Heading}>Flock<//><p class="muted" role="status">Waiting for the daemon…</p>`;
+  if (!live.flock) return html`<${Heading}>${w.title}<//><p class="muted" role="status">${common.waiting}</p>`;
   const { sheep, queue, trouble } = live.flock;
   const nodes = Map.groupBy(sheep, (one) => one.node || "");
-  return html`<div class="title"><${Heading}>Flock<//>
-      <p class="muted">${nodes.size > 1 && `${text.plural(nodes.size, "node")} · `}${text.plural(sheep.length, "sheep", "sheep")}<${Counts} of=${sheep} /> · <b>${text.number(queue.total)}${queue.more && "+"}</b> waiting</p></div>
-    ${trouble && html`<${Trouble} error=${"The queue may be out of date: " + trouble} />`}
+  return html`<div class="title"><${Heading}>${w.title}<//>
+      <p class="muted">${nodes.size > 1 && `${w.nodes(nodes.size)} · `}${w.sheep(sheep.length)}<${Counts} of=${sheep} /> · <b>${text.number(queue.total)}${queue.more && "+"}</b> ${w.waiting}</p></div>
+    ${trouble && html`<${Trouble} error=${w.old(trouble)} />`}
     <section aria-labelledby="sheep">
-      <h2 id="sheep" class="hidden">Sheep</h2>
+      <h2 id="sheep" class="hidden">${common.sheep}</h2>
       ${nodes.size > 1
         ? html`<div class="nodes">${[...nodes].map(([name, its]) => html`<${Node} key=${name} name=${name} sheep=${its} />`)}</div>`
         : sheep.length
         ? html`<ul class=${"sheep" + (sheep.length > 24 ? " dense" : "")}>${sheep.map((one) => html`<${Sheep} key=${one.name} sheep=${one} />`)}</ul>`
-        : html`<${Empty} title="There are no sheep yet"><p>A sheep runs one job at a time. Add one below <code>sheep:</code> in the configuration, then <code>shepherdd reload</code>.</p><//>`}
+        : html`<${Empty} title=${w.noSheep}><p>${w.addSheep}</p><//>`}
     </section>
     <div class="columns">
       <section class="panel" aria-labelledby="queue"><${Queue} queue=${queue} /></section>
@@ -56,7 +57,7 @@ function Node({ name, sheep }) {
   const gpus = (live.gpus?.gpus || []).filter((g) => g.node === name);
   const out = gpus.filter((g) => g.health === "out").length;
   return html`<section class="panel node" aria-label=${name}>
-    <div><h3 title=${name}>${name}</h3><p class="muted small">${text.plural(sheep.length, "sheep", "sheep")}<${Counts} of=${sheep} />${gpus.length > 0 && ` · ${text.plural(gpus.length, "GPU")}`}${out > 0 && html`, <b class="error">${out} out</b>`}</p></div>
+    <div><h3 title=${name}>${name}</h3><p class="muted small">${w.sheep(sheep.length)}<${Counts} of=${sheep} />${gpus.length > 0 && ` · ${w.gpus(gpus.length)}`}${out > 0 && html`, <b class="error">${w.outOf(out)}</b>`}</p></div>
     <ul>${sheep.map((one) => html`<${Line} key=${one.name} sheep=${one} />`)}</ul>
   </section>`;
 }
@@ -72,7 +73,7 @@ function Line({ sheep }) {
     <div>
       <span class="name" title=${said ? `${word}: ${said}` : word}><${Shape} of=${shape} /><b>${local}</b><span class="hidden">${word}</span></span>
       <span class="what">${sheep.model.name ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${word}</span>`}</span>
-      ${memory > 0 && html`<${Bar} parts=${[{ value: used, kind: "mine" }]} whole=${memory} label=${`GPU memory: ${text.bytes(used)} of ${text.bytes(memory)}`} />`}
+      ${memory > 0 && html`<${Bar} parts=${[{ value: used, kind: "mine" }]} whole=${memory} label=${w.memory(text.bytes(used), text.bytes(memory))} />`}
     </div>
     ${sheep.job && html`<div class="under"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></div>`}
     ${(sheep.condition !== "able" || !sheep.job) && said && html`<p class="detail under" title=${said}>${said}</p>`}
@@ -87,36 +88,36 @@ function Sheep({ sheep }) {
   const progress = sheep.progress;
   return html`<li class=${"card " + shape}>
     <div class="row"><h3 title=${sheep.name}>${sheep.name}</h3><${State} of=${shape} word=${word} /></div>
-    <p class="what">${model ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${sheep.type}, no model loaded</span>`}</p>
+    <p class="what">${model ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${w.noModel(sheep.type)}</span>`}</p>
     ${sheep.job &&
     html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></p>`}
     ${progress &&
-    html`<div class="progress"><${Bar} parts=${[{ value: progress.done, kind: "done" }]} whole=${1} label=${`${Math.round(progress.done * 100)} % done`} /><span class="time">${Math.round(progress.done * 100)} %</span></div>`}
+    html`<div class="progress"><${Bar} parts=${[{ value: progress.done, kind: "done" }]} whole=${1} label=${common.percentDone(progress.done)} /><span class="time">${common.percent(progress.done)}</span></div>`}
     ${(progress?.text || sheep.detail) && sheep.detail !== "busy" && html`<p class="detail" title=${sheep.detail}>${progress?.text || sheep.detail}</p>`}
     ${devices.map(
       ({ gpu, mine }) => html`<div class="device" key=${gpu.uuid}>
-        <span class="muted">GPU ${gpu.index}</span>
-        <${Bar} parts=${[{ value: mine.used, kind: "mine" }, { value: Math.max(0, gpu.used - mine.used), kind: "others" }]} whole=${gpu.memory} label=${`GPU ${gpu.index}: ${text.bytes(mine.used)} of ${text.bytes(gpu.memory)} are this sheep's, ${text.bytes(gpu.used)} are used in all`} />
-        <span class="time">${gpu.health === "out" ? html`<${State} of="out" word="out" />` : text.bytes(mine.used)}</span></div>`,
+        <span class="muted">${w.gpu(gpu.index)}</span>
+        <${Bar} parts=${[{ value: mine.used, kind: "mine" }, { value: Math.max(0, gpu.used - mine.used), kind: "others" }]} whole=${gpu.memory} label=${w.share(gpu.index, text.bytes(mine.used), text.bytes(gpu.used), text.bytes(gpu.memory))} />
+        <span class="time">${gpu.health === "out" ? html`<${State} of="out" word=${w.out} />` : text.bytes(mine.used)}</span></div>`,
     )}
     <${Orders} sheep=${sheep} />
   </li>`;
 }
 
 function Queue({ queue }) {
-  return html`<div class="row"><h2 id="queue">Queue</h2><span class="muted">${queue.total ? html`<a href="#/jobs?state=queued">${text.number(queue.total)}${queue.more && "+"} waiting</a>` : ""}</span></div>
+  return html`<div class="row"><h2 id="queue">${w.queue}</h2><span class="muted">${queue.total ? html`<a href="#/jobs?state=queued">${text.number(queue.total)}${queue.more && "+"} ${w.waiting}</a>` : ""}</span></div>
     ${!queue.total
-      ? html`<${Empty} title="No job waits">${session.may("submit") ? html`<p><a href="#/submit">Submit a job</a> by dropping its files, or <code>POST /jobs</code>.</p>` : html`<p>Jobs that wait for a sheep show here, with the reason.</p>`}<//>`
+      ? html`<${Empty} title=${w.noneWaits}>${session.may("submit") ? html`<p>${w.submit}</p>` : html`<p>${w.waitsHere}</p>`}<//>`
       : html`<${Groups} queue=${queue} /><ol class="queue">${queue.head.map(
           (one) => html`<li key=${one.job_id}>
-            <span class="position" title=${one.position ? `Number ${one.position} in the queue` : "It has no place yet"}>${one.position || "–"}</span>
+            <span class="position" title=${one.position ? w.position(one.position) : w.noPosition}>${one.position || "–"}</span>
             <div class="grow">
               <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time">${one.expected_start ? html`<${Expected} at=${one.expected_start} />` : html`<${Ago} at=${one.enqueued_at} />`}</span></p>
-              <p class="detail">${one.priority !== 0 && html`<span class="label">priority<b>${one.priority}</b></span>`}<${Labels} of=${one.labels} /><span title=${one.explanation}>${ticks(one.reason)}</span></p>
+              <p class="detail">${one.priority !== 0 && html`<span class="label">${common.priority}<b>${one.priority}</b></span>`}<${Labels} of=${one.labels} /><span title=${one.explanation}>${ticks(one.reason)}</span></p>
             </div>
           </li>`,
         )}</ol>
-        ${queue.total > queue.head.length && html`<p class="muted small">and ${text.number(queue.total - queue.head.length)}${queue.more ? " or more" : ""} behind these</p>`}`}`;
+        ${queue.total > queue.head.length && html`<p class="muted small">${w.behind(queue.total - queue.head.length, queue.more)}</p>`}`}`;
 }
 
 // Groups is of what the jobs that wait are, with the turns of the models that are loaded.
@@ -128,31 +129,31 @@ function Groups({ queue }) {
   );
   const link = (name, query) => html`<a href=${`#/jobs?state=queued&${query}=${encodeURIComponent(name)}`}>${name}</a>`;
   const kinds = [
-    ["Models", queue.models, (one) => link(one.name, "model")],
-    ["Priorities", queue.priorities.length > 1 ? queue.priorities : [], (one) => one.name],
-    ["Tenants", queue.tenants, (one) => one.name],
-    ["Labels", queue.labels, (one) => link(one.name, "label")],
+    [w.models, queue.models, (one) => link(one.name, "model")],
+    [w.priorities, queue.priorities.length > 1 ? queue.priorities : [], (one) => one.name],
+    [w.tenants, queue.tenants, (one) => one.name],
+    [w.labels, queue.labels, (one) => link(one.name, "label")],
   ].filter(([, groups]) => groups.length);
   return html`<dl class="groups">${kinds.map(
     ([kind, groups, name]) => html`<div><dt>${kind}</dt><dd>${groups.slice(0, 8).map(
-      (one) => html`<span class="phrase">${name(one)} <b>${text.number(one.jobs)}</b>${kind === "Models" &&
-      (turns.get(one.name) || []).slice(0, 2).map((sheep) => html` <span class="muted" title="A sheep goes on with the model that it has loaded while its turn lasts, though older jobs of others wait">· its turn on ${sheep.name} for ${text.about(text.time(sheep.turn_ends_at) - now)}</span>`)}</span>`,
-    )}${groups.length > 8 && html`<span class="muted">and ${groups.length - 8} more</span>`}</dd></div>`,
+      (one) => html`<span class="phrase">${name(one)} <b>${text.number(one.jobs)}</b>${kind === w.models &&
+      (turns.get(one.name) || []).slice(0, 2).map((sheep) => html` <span class="muted" title=${w.turnMeans}>${w.turn(sheep.name, text.about(text.time(sheep.turn_ends_at) - now))}</span>`)}</span>`,
+    )}${groups.length > 8 && html`<span class="muted">${w.more(groups.length - 8)}</span>`}</dd></div>`,
   )}</dl>`;
 }
 
 function Latest() {
   const { answer, error } = useAnswer("/jobs?order=newest&limit=12&state=processing&state=done&state=failed&state=cancelled", () => true);
-  if (!answer) return html`<h2 id="latest">Latest jobs</h2>${error ? html`<${Trouble} error=${error} />` : html`<p class="muted">Loading…</p>`}`;
-  return html`<div class="row"><h2 id="latest">Latest jobs</h2><a href="#/jobs">All jobs</a></div>
+  if (!answer) return html`<h2 id="latest">${w.latest}</h2>${error ? html`<${Trouble} error=${error} />` : html`<p class="muted">${common.loading}</p>`}`;
+  return html`<div class="row"><h2 id="latest">${w.latest}</h2><a href="#/jobs">${w.all}</a></div>
     ${answer.jobs.length
       ? html`<ul class="latest">${answer.jobs.map(
           (job) => html`<li key=${job.job_id}><${Shape} of=${job.status} /><div class="grow">
             <p class="row"><span class="who"><${JobLink} id=${job.job_id} /> <${Model} of=${job.model} /></span><span class="time"><${Ago} at=${job.finished_at || job.processing_started_at || job.enqueued_at} /></span></p>
-            <p class="detail">${text.states[job.status]}${job.status === "done" && job.processing_started_at && ` in ${text.duration(text.time(job.finished_at) - text.time(job.processing_started_at))}`}${job.error_details && html`: ${ticks(job.error_details.message)}`}${job.cancelling && ", being cancelled"}</p>
+            <p class="detail">${states[job.status]}${job.status === "done" && job.processing_started_at && w.doneIn(text.duration(text.time(job.finished_at) - text.time(job.processing_started_at)))}${job.error_details && html`: ${ticks(job.error_details.message)}`}${job.cancelling && w.cancelling}</p>
           </div></li>`,
         )}</ul>`
-      : html`<${Empty} title="No job has run yet"><p>Results show here, the latest first.</p><//>`}`;
+      : html`<${Empty} title=${w.noneRan}><p>${w.results}</p><//>`}`;
 }
 
 // useUsual is how long jobs of each model usually run, in milliseconds, by the last that

@@ -2,7 +2,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "./lib/preact.js";
 import { ask } from "./daemon.js";
 import { Trouble } from "./parts.js";
-import * as text from "./text.js";
+import { common, log as w } from "./words.js";
 
 const kept = 5000; // lines
 
@@ -55,14 +55,14 @@ export function Log({ job, over }) {
   const scrolled = (e) => (stuck.current = e.target.scrollHeight - e.target.scrollTop - e.target.clientHeight < 24);
 
   return html`<section class="panel" aria-labelledby="log">
-    <div class="row"><h2 id="log">Log ${!over && !waits && html`<span class="muted count">as it is written</span>`}</h2>
-      ${lines.length > 0 && html`<span class="search"><label for="log-search" class="hidden">Search the log</label><input id="log-search" type="search" placeholder="Search the log" value=${wanted} onInput=${(e) => search(e.target.value)} />
-        <span class="muted small" role="status">${wanted && `${text.number(found.length)} of ${text.plural(lines.length, "line")}`}</span>
-        <a class="button quiet" href=${`/jobs/${encodeURIComponent(job.job_id)}/logs`} download=${job.job_id + ".log"}>Download</a></span>`}</div>
+    <div class="row"><h2 id="log">${w.title} ${!over && !waits && html`<span class="muted count">${w.following}</span>`}</h2>
+      ${lines.length > 0 && html`<span class="search"><label for="log-search" class="hidden">${w.search}</label><input id="log-search" type="search" placeholder=${w.search} value=${wanted} onInput=${(e) => search(e.target.value)} />
+        <span class="muted small" role="status">${wanted && w.found(found.length, lines.length)}</span>
+        <a class="button quiet" href=${`/jobs/${encodeURIComponent(job.job_id)}/logs`} download=${job.job_id + ".log"}>${common.download}</a></span>`}</div>
     ${state.error && html`<${Trouble} error=${state.error} />`}
     ${lines.length
-      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label="Lines of the log">${found.map((line) => html`<span class="line">${paint(line)}${"\n"}</span>`)}</pre>`
-      : html`<p class="muted">${waits ? "The job waits; its log begins when a sheep runs it." : state.none || !state.loading ? "Nothing was written." : over ? "Loading…" : "Nothing was written yet."}</p>`}
+      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label=${w.lines}>${found.map((line) => html`<span class="line">${paint(line)}${"\n"}</span>`)}</pre>`
+      : html`<p class="muted">${waits ? w.waits : state.none || !state.loading ? w.nothing : over ? common.loading : w.nothingYet}</p>`}
   </section>`;
 }
 

@@ -4,6 +4,7 @@ import { ask, get, live, session, use, useAnswer } from "./daemon.js";
 import { Ago, Bar, Do, Empty, Heading, Model, Shape, Trouble } from "./parts.js";
 import { parseModel } from "./submit.js";
 import * as text from "./text.js";
+import { common, models as w } from "./words.js";
 
 export function Models() {
   use(live);
@@ -26,25 +27,25 @@ export function Models() {
   }
   const list = [...all.values()].sort((a, b) => b.jobs - a.jobs || a.name.localeCompare(b.name));
   const admin = session.may("admin");
-  return html`<div class="title"><${Heading}>Models<//></div>
+  return html`<div class="title"><${Heading}>${w.title}<//></div>
     ${keptModels.error && html`<${Trouble} error=${keptModels.error} />`}
     ${admin && keptModels.pulls && html`<${Pull} done=${keptModels.again} />`}
     ${list.length
-      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label="Models"><table class="jobs models"><thead><tr><th scope="col">Model</th><th scope="col">Loaded by</th><th scope="col" class="num">On disk</th><th scope="col" class="num">Jobs</th><th scope="col" class="num">Failed</th><th scope="col" class="num">Usually takes</th><th scope="col">Last submitted</th>${admin && html`<th scope="col"><span class="hidden">Actions</span></th>`}</tr></thead>
+      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label=${w.title}><table class="jobs models"><thead><tr><th scope="col">${common.model}</th><th scope="col">${w.columns.loaded}</th><th scope="col" class="num">${w.columns.disk}</th><th scope="col" class="num">${w.columns.jobs}</th><th scope="col" class="num">${w.columns.failed}</th><th scope="col" class="num">${w.columns.usual}</th><th scope="col">${w.columns.last}</th>${admin && html`<th scope="col"><span class="hidden">${w.columns.actions}</span></th>`}</tr></thead>
         <tbody>${list.map(
           (one) => html`<tr key=${one.name}><td><a href=${"#/jobs?model=" + encodeURIComponent(one.name)}><${Model} of=${one.model} /></a></td>
-            <td data-label="loaded by">${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">none</span>`}</td>
-            <td class="num" data-label="on disk">${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
-            <td class="num" data-label="jobs">${text.number(one.jobs)}</td>
-            <td class="num" data-label="failed">${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
-            <td class="num" data-label="usually takes">${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
-            <td class="nowrap" data-label="last submitted">${one.last && html`<${Ago} at=${one.last} />`}</td>
-            ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm="Remove it from the disk?" label=${"Remove " + one.name} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>Remove<//>`}</td>`}</tr>`,
+            <td data-label=${w.columns.loaded.toLowerCase()}>${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">${common.none}</span>`}</td>
+            <td class="num" data-label=${w.columns.disk.toLowerCase()}>${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
+            <td class="num" data-label=${w.columns.jobs.toLowerCase()}>${text.number(one.jobs)}</td>
+            <td class="num" data-label=${w.columns.failed.toLowerCase()}>${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
+            <td class="num" data-label=${w.columns.usual.toLowerCase()}>${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
+            <td class="nowrap" data-label=${w.columns.last.toLowerCase()}>${one.last && html`<${Ago} at=${one.last} />`}</td>
+            ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm=${w.sureRemove} label=${w.removeOf(one.name)} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>${w.remove}<//>`}</td>`}</tr>`,
         )}</tbody></table></div>
-        <p class="muted small">Jobs, failures and times are those of the latest ${text.number(recent.answer?.jobs.length || 0)} jobs.</p>`
+        <p class="muted small">${w.latest(recent.answer?.jobs.length || 0)}</p>`
       : recent.loading
-        ? html`<p class="muted" role="status">Loading…</p>`
-        : html`<${Empty} title="No model has been used yet"><p>A model shows here when a sheep has loaded it or a job has asked for it.</p><//>`}`;
+        ? html`<p class="muted" role="status">${common.loading}</p>`
+        : html`<${Empty} title=${w.none}><p>${w.shows}</p><//>`}`;
 }
 
 // useKept are the models on the machine's disk; pulls says that there are sheep that
@@ -67,7 +68,7 @@ function Pull({ done }) {
   const [state, be] = useState({});
   const pull = async (event) => {
     event.preventDefault();
-    be({ busy: true, text: "Asking…" });
+    be({ busy: true, text: w.asking });
     try {
       const response = await ask("/models/pull?progress=true", { method: "POST", body: JSON.stringify({ model: parseModel(name) }), headers: { "Content-Type": "application/json" } });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -88,8 +89,8 @@ function Pull({ done }) {
       be({ error });
     }
   };
-  return html`<form class="pull panel" onSubmit=${pull}><div class="field"><label for="pull">Pull a model ahead of time</label><input id="pull" placeholder="name:version" value=${name} onInput=${(e) => type(e.target.value)} /></div>
-    <button class="primary" disabled=${state.busy || !name}>Pull</button>
-    ${state.text && html`<div class="progress big" role="status">${state.total > 0 && html`<${Bar} parts=${[{ value: state.done || 0, kind: "done" }]} whole=${state.total} label="Pull" />`}<span>${state.text}${state.total > 0 && ` ${Math.floor((100 * (state.done || 0)) / state.total)} %`}${state.rate > 0 && ` · ${text.bytes(state.rate)}/s`}</span></div>`}
+  return html`<form class="pull panel" onSubmit=${pull}><div class="field"><label for="pull">${w.ahead}</label><input id="pull" placeholder=${common.modelHint} value=${name} onInput=${(e) => type(e.target.value)} /></div>
+    <button class="primary" disabled=${state.busy || !name}>${w.pull}</button>
+    ${state.text && html`<div class="progress big" role="status">${state.total > 0 && html`<${Bar} parts=${[{ value: state.done || 0, kind: "done" }]} whole=${state.total} label=${w.pull} />`}<span>${state.text}${state.total > 0 && ` ${Math.floor((100 * (state.done || 0)) / state.total)} %`}${state.rate > 0 && ` · ${text.bytes(state.rate)}/s`}</span></div>`}
     ${state.error && html`<${Trouble} error=${state.error} />`}</form>`;
 }

@@ -4,13 +4,14 @@ import { post, session } from "./daemon.js";
 import { Do, Trouble } from "./parts.js";
 import { parseModel } from "./submit.js";
 import * as text from "./text.js";
+import { common, orders as w } from "./words.js";
 
 // Orders are the buttons of a sheep, for those who may use them.
 export function Orders({ sheep }) {
   const [open, set] = useState(false);
   if (!session.may("admin") || sheep.condition === "leaving") return null;
   return html`<details class="orders" open=${open} onToggle=${(event) => set(event.currentTarget.open)}>
-    <summary><span class="small">Manage<span class="hidden"> ${sheep.name}</span></span></summary>
+    <summary><span class="small">${w.manage(sheep.name)}</span></summary>
     ${open && html`<${Buttons} sheep=${sheep} />`}
   </details>`;
 }
@@ -20,10 +21,10 @@ function Buttons({ sheep }) {
   const away = sheep.condition === "drained" || sheep.condition === "stopped";
   return html`<div class="actions">
       ${away
-        ? html`<${Do} key="resume" label=${"Resume " + sheep.name} what=${tell("resume")}>Resume<//>`
-        : html`<${Do} key="drain" label=${"Drain " + sheep.name} what=${tell("drain")}>Drain<//>`}
+        ? html`<${Do} key="resume" label=${w.resumeSheep(sheep.name)} what=${tell("resume")}>${w.resume}<//>`
+        : html`<${Do} key="drain" label=${w.drainSheep(sheep.name)} what=${tell("drain")}>${w.drain}<//>`}
       ${sheep.condition !== "stopped" &&
-      html`<${Do} key="restart" kind="danger" label=${"Restart " + sheep.name} confirm=${sheep.job ? "Its job goes back to the queue. Restart?" : "Restart it?"} what=${tell("restart")}>Restart<//>`}
+      html`<${Do} key="restart" kind="danger" label=${w.restartSheep(sheep.name)} confirm=${sheep.job ? w.restartBusy : w.restartIdle} what=${tell("restart")}>${w.restart}<//>`}
     </div>
     ${!sheep.job && sheep.condition !== "stopped" && html`<${Load} sheep=${sheep} />`}`;
 }
@@ -43,8 +44,8 @@ function Load({ sheep }) {
     }
   };
   const id = "load-" + sheep.name;
-  return html`<form class="load" onSubmit=${load}><label class="hidden" for=${id}>Model for ${sheep.name} to load</label>
-    <input id=${id} placeholder=${text.modelName(sheep.model) || "name:version"} value=${name} onInput=${(event) => type(event.target.value)} />
-    <button disabled=${state.busy || !name} aria-label=${"Load the model on " + sheep.name}>${state.busy ? "Loading…" : "Load"}</button>
+  return html`<form class="load" onSubmit=${load}><label class="hidden" for=${id}>${w.model(sheep.name)}</label>
+    <input id=${id} placeholder=${text.modelName(sheep.model) || w.anyModel} value=${name} onInput=${(event) => type(event.target.value)} />
+    <button disabled=${state.busy || !name} aria-label=${w.loadSheep(sheep.name)}>${state.busy ? common.loading : w.load}</button>
     ${state.error && html`<${Trouble} error=${state.error} />`}</form>`;
 }

@@ -1,6 +1,7 @@
 // The small things that all views are made of.
 import { html, useEffect, useRef, useState } from "./lib/preact.js";
 import * as text from "./text.js";
+import { common as w, relative, states } from "./words.js";
 
 // clock ticks once a second for all relative times of the page.
 const clock = {
@@ -37,7 +38,7 @@ export function Ago({ at }) {
 export function Since({ at }) {
   const now = useNow();
   const ms = text.time(at);
-  return ms === null ? null : html`<time datetime=${new Date(ms).toISOString()} title=${"since " + text.exact(ms)}>${text.duration(Math.max(0, now - ms)).replace(/\.\d s$/, " s")}</time>`;
+  return ms === null ? null : html`<time datetime=${new Date(ms).toISOString()} title=${w.since(text.exact(ms))}>${text.duration(Math.max(0, now - ms)).replace(/\.\d s$/, " s")}</time>`;
 }
 
 // Expected is when something is expected, relative to now; its error shows on hover.
@@ -45,10 +46,10 @@ export function Expected({ at }) {
   const now = useNow();
   if (!at) return null;
   const [earliest, likely, latest] = [at.earliest, at.likely, at.latest].map(text.time);
-  const range = `in eight cases of ten between ${text.exact(earliest)} and ${text.exact(latest)}`;
-  if (latest < now) return html`<span title=${range}>any moment</span>`;
+  const range = w.expected(text.exact(earliest), text.exact(latest));
+  if (latest < now) return html`<span title=${range}>${w.anyMoment}</span>`;
   const word = text.about(likely - now);
-  return html`<time datetime=${new Date(likely).toISOString()} title=${range}>${word === "now" ? "any moment" : `in about ${word}`}</time>`;
+  return html`<time datetime=${new Date(likely).toISOString()} title=${range}>${word === relative.soon ? w.anyMoment : w.inAbout(word)}</time>`;
 }
 
 // Running is how long a job has run, of what its model's jobs usually take.
@@ -56,9 +57,9 @@ export function Running({ since, usual }) {
   const now = useNow();
   const ran = Math.max(0, now - text.time(since));
   const took = text.duration(ran).replace(/\.\d s$/, " s");
-  if (!usual) return html`<time datetime=${new Date(text.time(since)).toISOString()} title=${"since " + text.exact(text.time(since))}>${took}</time>`;
-  const range = `Of the last ${text.plural(usual.jobs, "job")} of this model, eight in ten took ${text.duration(1000 * usual.low)} to ${text.duration(1000 * usual.high)}`;
-  return html`<span title=${range}>${took} <span class="muted">${ran > 1000 * usual.high ? "longer than usual, " : ""}of about ${text.duration(1000 * usual.likely)}</span></span>`;
+  if (!usual) return html`<time datetime=${new Date(text.time(since)).toISOString()} title=${w.since(text.exact(text.time(since)))}>${took}</time>`;
+  const range = w.usual(usual.jobs, text.duration(1000 * usual.low), text.duration(1000 * usual.high));
+  return html`<span title=${range}>${took} <span class="muted">${ran > 1000 * usual.high ? w.longer : ""}${w.ofAbout(text.duration(1000 * usual.likely))}</span></span>`;
 }
 
 const shapes = {
@@ -82,7 +83,7 @@ shapes.out = shapes.failed;
 export const Shape = ({ of }) => html`<svg class=${"shape " + of} viewBox="0 0 16 16" aria-hidden="true">${shapes[of] || shapes.unknown}</svg>`;
 
 // State is a state as a shape and a word, so that colour is not needed.
-export const State = ({ of, word }) => html`<span class=${"state " + of}><${Shape} of=${of} />${word || text.states[of] || of}</span>`;
+export const State = ({ of, word }) => html`<span class=${"state " + of}><${Shape} of=${of} />${word || states[of] || of}</span>`;
 
 // Bar shows a part of a whole; parts are {value, title, kind}.
 export function Bar({ parts, whole, label }) {
@@ -101,7 +102,7 @@ export function Bar({ parts, whole, label }) {
 
 // Sparkline draws values from 0 to 1.
 export function Sparkline({ values, label }) {
-  if (values.length < 2) return html`<span class="muted small">history begins now</span>`;
+  if (values.length < 2) return html`<span class="muted small">${w.begins}</span>`;
   const points = values.map((v, i) => `${((100 * i) / (values.length - 1)).toFixed(2)},${(23 - 22 * Math.min(1, v)).toFixed(2)}`);
   return html`<svg class="spark" role="img" aria-label=${label} viewBox="0 0 100 24" preserveAspectRatio="none"><title>${label}</title>
     <path class="area" d=${`M0,24L${points.join("L")}L100,24Z`} /><path class="stroke" d=${`M${points.join("L")}`} /></svg>`;
@@ -110,7 +111,7 @@ export function Sparkline({ values, label }) {
 export const Empty = ({ title, children }) => html`<div class="empty"><p class="strong">${title}</p>${children}</div>`;
 
 export const Trouble = ({ error, again }) =>
-  error && html`<div class="trouble" role="alert"><${Shape} of="failed" /><span>${error.message || error}</span>${again && html`<button type="button" onClick=${again}>Try again</button>`}</div>`;
+  error && html`<div class="trouble" role="alert"><${Shape} of="failed" /><span>${error.message || error}</span>${again && html`<button type="button" onClick=${again}>${w.again}</button>`}</div>`;
 
 // Do is a button that asks the daemon for something, and shows what went wrong. Confirm,
 // where it is given, is asked first.
@@ -133,7 +134,7 @@ export function Do({ what, confirm, kind = "", label, children }) {
   };
   return html`<span class="do">
     ${sure
-      ? html`<span class="sure" role="group" aria-label=${confirm}><span>${confirm}</span><button ref=${yes} type="button" class="danger" disabled=${state.busy} onClick=${act}>Yes</button><button type="button" onClick=${() => ask(false)}>No</button></span>`
+      ? html`<span class="sure" role="group" aria-label=${confirm}><span>${confirm}</span><button ref=${yes} type="button" class="danger" disabled=${state.busy} onClick=${act}>${w.yes}</button><button type="button" onClick=${() => ask(false)}>${w.no}</button></span>`
       : html`<button type="button" class=${kind} aria-label=${label} disabled=${state.busy} onClick=${() => (confirm ? ask(true) : act())}>${children}</button>`}
     ${state.error && html`<span class="error" role="alert">${state.error.message}</span>`}
   </span>`;
@@ -141,7 +142,7 @@ export function Do({ what, confirm, kind = "", label, children }) {
 
 export const Model = ({ of }) => {
   const name = text.modelName(of);
-  return name ? html`<span class="model" title=${name}>${of.name}${of.version && html`<span class="version">:${of.version}</span>`}</span>` : html`<span class="muted">none</span>`;
+  return name ? html`<span class="model" title=${name}>${of.name}${of.version && html`<span class="version">:${of.version}</span>`}</span>` : html`<span class="muted">${w.none}</span>`;
 };
 
 export const JobLink = ({ id }) => html`<a class="id" href=${text.jobLink(id)} title=${id}>${id}</a>`;
@@ -160,7 +161,7 @@ export function Heading({ children, title }) {
     arrival.pending = false;
   }, []);
   useEffect(() => {
-    document.title = `${title || children} · shepherd`;
+    document.title = w.title(title || children);
   }, [title, children]);
   return html`<h1 ref=${ref} tabindex="-1">${children}</h1>`;
 }

@@ -4,6 +4,7 @@ import { get, live, session, use } from "./daemon.js";
 import { Bar, Heading, Trouble } from "./parts.js";
 import { useUsual } from "./flock.js";
 import * as text from "./text.js";
+import { common, daemon, submit as w } from "./words.js";
 
 const most = 10_000; // files of a job, as the daemon takes them
 
@@ -24,7 +25,7 @@ export function Submit() {
     const byPath = new Map(files.map((one) => [one.path, one]));
     for (const one of found) byPath.set(one.path, one);
     put([...byPath.values()]);
-    be(byPath.size > most ? { error: `A job has at most ${text.number(most)} files. Pack them into a tar file and submit that with POST /jobs.` } : {});
+    be(byPath.size > most ? { error: w.tooMany(most) } : {});
   };
   const dropped = async (event) => {
     event.preventDefault();
@@ -32,7 +33,7 @@ export function Submit() {
     try {
       add(await filesOf(event.dataTransfer));
     } catch (error) {
-      be({ error: `A file cannot be read: ${error.message}` });
+      be({ error: w.unreadable(error.message) });
     }
   };
   const submit = async (event) => {
@@ -42,7 +43,7 @@ export function Submit() {
     if (more.sheep_id) request.sheep_id = more.sheep_id;
     if (more.job_id) request.job_id = more.job_id;
     const labels = more.labels.split(/[\s,]+/).filter(Boolean).map((one) => one.split(/=(.*)/s));
-    if (labels.some((one) => one.length < 2)) return be({ error: "Labels are written KEY=VALUE, with spaces between them." });
+    if (labels.some((one) => one.length < 2)) return be({ error: w.badLabels });
     if (labels.length) request.labels = Object.fromEntries(labels);
     if (!files.length) request.payload = payload;
     be({ sent: 0, busy: true });
@@ -57,31 +58,31 @@ export function Submit() {
   const bytes = files.reduce((sum, one) => sum + one.file.size, 0);
   const expected = usual.get(model);
   const field = (key, label, hint, type = "text") => html`<div class="field"><label for=${"s-" + key}>${label}</label><input id=${"s-" + key} type=${type} placeholder=${hint} value=${more[key]} onInput=${(e) => set({ ...more, [key]: e.target.value })} /></div>`;
-  return html`<${Heading}>Submit a job<//>
+  return html`<${Heading}>${w.title}<//>
     <form class="submit panel" onSubmit=${submit}>
-      <div class="field"><label for="s-model">Model</label>
-        <input id="s-model" list="models" required autocomplete="off" placeholder="name:version" value=${model} onInput=${(e) => name(e.target.value)} aria-describedby="s-usual" />
-        <datalist id="models">${models.map((one) => html`<option value=${one}>${usual.has(one) ? `usually ${text.duration(usual.get(one))}` : ""}</option>`)}</datalist>
-        <p id="s-usual" class="muted small">${expected ? `Its jobs usually take ${text.duration(expected)}.` : models.length ? `Known here: ${models.slice(0, 6).join(", ")}${models.length > 6 ? "…" : ""}` : "No model has been used here yet; write one as name:version."}</p></div>
+      <div class="field"><label for="s-model">${common.model}</label>
+        <input id="s-model" list="models" required autocomplete="off" placeholder=${common.modelHint} value=${model} onInput=${(e) => name(e.target.value)} aria-describedby="s-usual" />
+        <datalist id="models">${models.map((one) => html`<option value=${one}>${usual.has(one) ? w.usually(text.duration(usual.get(one))) : ""}</option>`)}</datalist>
+        <p id="s-usual" class="muted small">${expected ? w.takes(text.duration(expected)) : models.length ? w.known(models.slice(0, 6).join(", ") + (models.length > 6 ? "…" : "")) : w.noneKnown}</p></div>
       <div class=${"drop" + (over ? " over" : "")} onDragOver=${(e) => (e.preventDefault(), hover(true))} onDragLeave=${() => hover(false)} onDrop=${dropped}>
-        <p class="strong">Drop files or folders here</p>
-        <p>or <label class="button" for="s-files">choose files<input id="s-files" class="hidden" type="file" multiple onChange=${(e) => (add([...e.target.files].map((file) => ({ path: file.name, file }))), (e.target.value = ""))} /></label> <label class="button" for="s-folder">choose a folder<input id="s-folder" class="hidden" type="file" webkitdirectory onChange=${(e) => (add([...e.target.files].map((file) => ({ path: file.webkitRelativePath.split("/").slice(1).join("/") || file.name, file }))), (e.target.value = ""))} /></label></p>
+        <p class="strong">${w.drop}</p>
+        <p>${w.or} <label class="button" for="s-files">${w.files}<input id="s-files" class="hidden" type="file" multiple onChange=${(e) => (add([...e.target.files].map((file) => ({ path: file.name, file }))), (e.target.value = ""))} /></label> <label class="button" for="s-folder">${w.folder}<input id="s-folder" class="hidden" type="file" webkitdirectory onChange=${(e) => (add([...e.target.files].map((file) => ({ path: file.webkitRelativePath.split("/").slice(1).join("/") || file.name, file }))), (e.target.value = ""))} /></label></p>
       </div>
       ${files.length > 0
-        ? html`<div><div class="row"><h2>${text.plural(files.length, "file")}, ${text.bytes(bytes)}</h2><button type="button" onClick=${() => put([])}>Remove all</button></div>
-            <ul class="chosen">${files.slice(0, 50).map((one) => html`<li key=${one.path}><span class="name">${one.path}</span><span class="muted time">${text.bytes(one.file.size)}</span><button type="button" class="quiet" aria-label=${"Remove " + one.path} onClick=${() => put(files.filter((other) => other !== one))}>×</button></li>`)}</ul>
-            ${files.length > 50 && html`<p class="muted small">and ${text.number(files.length - 50)} more</p>`}</div>`
-        : html`<div class="field"><label for="s-payload">or write the input: a text, which becomes the file <code>input</code></label><textarea id="s-payload" rows="3" value=${payload} onInput=${(e) => write(e.target.value)}></textarea></div>`}
-      <details><summary>More</summary><div class="more">
-        ${field("priority", "Priority, higher goes first", "0", "number")}
-        <div class="field"><label for="s-sheep">Sheep</label><select id="s-sheep" onChange=${(e) => set({ ...more, sheep_id: e.target.value })}><option value="">any</option>${(live.flock?.sheep || []).map((one) => html`<option value=${one.name} selected=${more.sheep_id === one.name}>${one.name}</option>`)}</select></div>
-        ${field("labels", "Labels", "batch=42 who=ada")} ${field("job_id", "Id", "made by the daemon")}
+        ? html`<div><div class="row"><h2>${w.chosen(files.length, text.bytes(bytes))}</h2><button type="button" onClick=${() => put([])}>${w.removeAll}</button></div>
+            <ul class="chosen">${files.slice(0, 50).map((one) => html`<li key=${one.path}><span class="name">${one.path}</span><span class="muted time">${text.bytes(one.file.size)}</span><button type="button" class="quiet" aria-label=${w.removeOne(one.path)} onClick=${() => put(files.filter((other) => other !== one))}>×</button></li>`)}</ul>
+            ${files.length > 50 && html`<p class="muted small">${w.moreFiles(files.length - 50)}</p>`}</div>`
+        : html`<div class="field"><label for="s-payload">${w.write}</label><textarea id="s-payload" rows="3" value=${payload} onInput=${(e) => write(e.target.value)}></textarea></div>`}
+      <details><summary>${w.more}</summary><div class="more">
+        ${field("priority", w.priority, "0", "number")}
+        <div class="field"><label for="s-sheep">${common.sheep}</label><select id="s-sheep" onChange=${(e) => set({ ...more, sheep_id: e.target.value })}><option value="">${w.any}</option>${(live.flock?.sheep || []).map((one) => html`<option value=${one.name} selected=${more.sheep_id === one.name}>${one.name}</option>`)}</select></div>
+        ${field("labels", common.labels, w.labelsHint)} ${field("job_id", w.id, w.idHint)}
       </div></details>
       ${state.error && html`<${Trouble} error=${state.error} />`}
-      ${state.made && html`<p role="status">Submitted as <span class="id">${state.made}</span>.</p>`}
+      ${state.made && html`<p role="status">${w.made(html`<span class="id">${state.made}</span>`)}</p>`}
       ${state.busy &&
-      html`<div class="progress big" role="status"><${Bar} parts=${[{ value: state.sent, kind: "done" }]} whole=${state.total || 1} label="Upload" /><span>${state.total ? `${text.bytes(state.sent)} of ${text.bytes(state.total)}` : "Sending…"}</span><button type="button" onClick=${() => running.current?.abort()}>Stop</button></div>`}
-      <p class="actions"><button class="primary" disabled=${state.busy || !model || files.length > most || (!files.length && !payload)}>Submit</button><span class="muted small">${!model ? "Name a model first." : !files.length && !payload ? "Add the inputs: files or a text." : ""}</span></p>
+      html`<div class="progress big" role="status"><${Bar} parts=${[{ value: state.sent, kind: "done" }]} whole=${state.total || 1} label=${w.upload} /><span>${state.total ? w.sent(text.bytes(state.sent), text.bytes(state.total)) : w.sending}</span><button type="button" onClick=${() => running.current?.abort()}>${w.stop}</button></div>`}
+      <p class="actions"><button class="primary" disabled=${state.busy || !model || files.length > most || (!files.length && !payload)}>${w.submit}</button><span class="muted small">${!model ? w.nameModel : !files.length && !payload ? w.addInputs : ""}</span></p>
     </form>`;
 }
 
@@ -135,9 +136,9 @@ function send(request, files, running, progress) {
     xhr.responseType = "json";
     xhr.setRequestHeader("Accept", "application/json");
     xhr.upload.onprogress = (e) => e.lengthComputable && progress(e.loaded, e.total);
-    xhr.onerror = () => failed(new Error("The connection broke. Nothing was submitted; try again."));
-    xhr.onabort = () => failed(new Error("Stopped. Nothing was submitted."));
-    xhr.onload = () => (xhr.status < 300 ? done(xhr.response) : failed(new Error(xhr.response?.detail || xhr.response?.message || `The daemon answered ${xhr.status}.`)));
+    xhr.onerror = () => failed(new Error(w.broke));
+    xhr.onabort = () => failed(new Error(w.stopped));
+    xhr.onload = () => (xhr.status < 300 ? done(xhr.response) : failed(new Error(xhr.response?.detail || xhr.response?.message || daemon.answered(xhr.status))));
     if (!files.length) {
       xhr.setRequestHeader("Content-Type", "application/json");
       return xhr.send(JSON.stringify(request));

@@ -1,42 +1,41 @@
 // How times, durations, sizes and names are written.
+import { dates, language, relative, units } from "./words.js";
 
-export const plural = (n, one, many = one + "s") => `${number(n)} ${n === 1 ? one : many}`;
-
-const numbers = new Intl.NumberFormat("en");
+const numbers = new Intl.NumberFormat(language);
 export const number = (n) => numbers.format(n);
 
 // The API's times are in UTC and do not say so.
 export const time = (text) => (text ? Date.parse(text + (/(Z|[+-]\d\d:\d\d)$/.test(text) ? "" : "Z")) : null);
 
-const exactly = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const exactly = new Intl.DateTimeFormat(dates, { dateStyle: "medium", timeStyle: "medium" });
 export const exact = (ms) => exactly.format(ms);
 
 // duration writes milliseconds in at most two units.
 export function duration(ms) {
   const s = Math.max(0, ms) / 1000;
-  if (s < 0.0995) return `${Math.round(s * 1000)} ms`;
-  if (s < 9.95) return `${s.toFixed(1)} s`;
-  if (s < 59.5) return `${Math.round(s)} s`;
+  if (s < 0.0995) return `${Math.round(s * 1000)} ${units.ms}`;
+  if (s < 9.95) return `${s.toFixed(1)} ${units.s}`;
+  if (s < 59.5) return `${Math.round(s)} ${units.s}`;
   const whole = Math.round(s);
-  if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} ${units.min}${whole % 60 ? ` ${whole % 60} ${units.s}` : ""}`;
   const minutes = Math.round(s / 60);
-  if (minutes < 1440) return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+  if (minutes < 1440) return `${Math.floor(minutes / 60)} ${units.h}${minutes % 60 ? ` ${minutes % 60} ${units.min}` : ""}`;
   const hours = Math.round(s / 3600);
-  return `${Math.floor(hours / 24)} d${hours % 24 ? ` ${hours % 24} h` : ""}`;
+  return `${Math.floor(hours / 24)} ${units.d}${hours % 24 ? ` ${hours % 24} ${units.h}` : ""}`;
 }
 
 // ago writes a time relative to now.
 export function ago(ms, now) {
   const s = (now - ms) / 1000;
-  const coarse = (s) => (s < 60 ? `${Math.round(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : s < 172800 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} days`);
-  if (s < -1) return `in ${coarse(-s)}`;
-  return s < 2 ? "just now" : `${coarse(s)} ago`;
+  const coarse = (s) => (s < 60 ? `${Math.round(s)} ${units.s}` : s < 3600 ? `${Math.floor(s / 60)} ${units.min}` : s < 172800 ? `${Math.floor(s / 3600)} ${units.h}` : `${Math.floor(s / 86400)} ${units.days}`);
+  if (s < -1) return relative.in(coarse(-s));
+  return s < 2 ? relative.now : relative.ago(coarse(s));
 }
 
 // about writes how long until a time, of which more digits would mean nothing.
 export function about(ms) {
   const s = ms / 1000;
-  if (s < 1.5) return "now";
+  if (s < 1.5) return relative.soon;
   const digit = s < 20 ? 1 : s < 120 ? 5 : s < 3600 ? 60 : s < 36_000 ? 600 : 3600;
   return duration(Math.round(s / digit) * digit * 1000);
 }
@@ -53,9 +52,6 @@ export function bytes(n) {
 }
 
 export const modelName = (m) => (m && m.name ? (m.version ? `${m.name}:${m.version}` : m.name) : "");
-
-// states are the states of jobs as words.
-export const states = { queued: "waiting", processing: "running", done: "done", failed: "failed", cancelled: "cancelled" };
 
 export const median = (list) => {
   if (!list.length) return null;
