@@ -194,11 +194,8 @@ type Store interface {
 	Ping(ctx context.Context) error
 }
 
-// MaxPresigned is how long an address of a Presigner can be valid, as S3 has it.
-const MaxPresigned = 7 * 24 * time.Hour
-
 // Presigner makes addresses by which whoever has one fetches a file without credentials,
-// from storage itself, as long as it is valid: at most MaxPresigned, and while the keys
+// from storage itself, as long as it is valid: at most seven days, and while the keys
 // are that it was made with. It does not look whether the file is there.
 type Presigner interface {
 	Presign(ctx context.Context, id job.ID, name string, valid time.Duration) (address string, err error)

@@ -131,7 +131,7 @@ func TestSubmit(t *testing.T) {
 	if o := c.expect(0, "", args("ls", "-o", "name", "--prefix", "th")); o.out != "third\n" {
 		t.Errorf("listed %q", o.out)
 	}
-	c.expect(0, "", args("ls", "--label", "batch=1", "-o", "jsonl"), `{"attempt":1,`, `"job_id":"first"`)
+	c.expect(0, "", args("ls", "--label", "batch=1", "-o", "jsonl"), `{"after":[],"attempt":1,`, `"job_id":"first"`)
 	c.expect(0, "", args("status", "first"), "State:      done", "Label:      batch=1")
 	c.expect(0, "", args("status", "first", "-o", "wide"), "ended    1        sheep")
 	c.expect(0, "", args("logs", "first"), "works on first")
