@@ -427,7 +427,7 @@ const (
 	sweepLock = `1936224364, 2`
 	claimLock = `1936224364, 3`
 
-	webhookLock = `1936224364, 3`
+	webhookLock = `1936224364, 4`
 
 	migrateLock = 1936224364
 )
