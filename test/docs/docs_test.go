@@ -252,7 +252,8 @@ var volatile = []struct {
 	{regexp.MustCompile(`docs-\d+`), "DIR"},
 	{regexp.MustCompile(`outputs-\d+`), "outputs"},
 	{regexp.MustCompile(`\bpid[= ]\d+`), "PID"},
-	{regexp.MustCompile(` {2,}`), "  "}, // columns are as wide as ids are
+	{regexp.MustCompile(`\bis (queued|processing|done)$`), "is STATE"}, // a job goes on while it is told of
+	{regexp.MustCompile(` {2,}`), "  "},                                // columns are as wide as ids are
 }
 
 // pattern is what a line may be: times, made-up ids and durations are any, and so is what
