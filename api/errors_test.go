@@ -96,6 +96,11 @@ func TestErrorTable(t *testing.T) {
 		// What a job error says counts, whatever class it is wrapped with.
 		{errors.Join(errdefs.ErrNotFound, &job.UnknownJob{ID: "b"}), 400, "Data for job `b` does not exist", "", false},
 	}
+	tests = append(tests, errorTest{wrap(noSheep{&job.UnknownSheep{Name: "s"}}), 404, "Unknown sheep id `s`", "", false})
+	for _, is := range job.SheepTroubles {
+		state := &job.SheepState{Sheep: "s", Is: is}
+		tests = append(tests, errorTest{wrap(state), 409, state.Error(), "", false})
+	}
 	for i := range classes {
 		if !slices.ContainsFunc(tests, func(test errorTest) bool {
 			return i == slices.IndexFunc(classes, func(c class) bool { _, ok := c.match(test.err); return ok })

@@ -65,3 +65,29 @@ func TestSheepOrders(t *testing.T) {
 		})
 	}
 }
+
+// Shells are given the daemon's sheep and, for load, its models.
+func TestCompleteOrders(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, map[string]string{
+			"/sheep":  `{"sheep": [{"name": "a"}, {"name": "b"}]}`,
+			"/jobs":   `{"jobs": [{"job_id": "j", "model": {"name": "m", "version": "v1"}}], "next": null}`,
+			"/models": `{"models": [{"name": "kept", "version": "v2"}]}`,
+		}[r.URL.Path])
+	}))
+	defer server.Close()
+	for args, want := range map[string][]string{"drain a ": {"b"}, "load ": {"a", "b"}, "load a ": {"kept:v2", "m:v1"}, "load a m:v1 ": nil} {
+		fields := strings.Fields(args)
+		target := NewTarget(Config{})
+		target.server = server.URL
+		for _, order := range SheepOrders(target) {
+			if order.Name() != fields[0] {
+				continue
+			}
+			if got, _ := order.ValidArgsFunction(order, fields[1:], ""); !slices.Equal(got, want) {
+				t.Errorf("%q is completed with %q, want %q", args, got, want)
+			}
+		}
+	}
+}

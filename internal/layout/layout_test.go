@@ -21,7 +21,7 @@ var allowed = map[string][]string{
 	"cmd/shepherdd": {"cli"},
 	"cmd/shepherd":  {"cli/remote"},
 	"cli": {
-		"access", "cli/remote", "client", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3",
+		"access", "cli/remote", "client", "config", "daemon", "gpu", "image", "internal", "job", "ledger/archive", "ledger/postgres", "ledger/sqlite", "runtime", "sandbox", "shepherd", "shim", "storage/s3", "webhook",
 	},
 	"cli/remote": {"client", "config/size", "job"},
 	"client":     {"job"},
