@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/metrics"
 	"github.com/iterait/shepherd/webhook"
 )
 
@@ -25,7 +26,7 @@ func TestOpenWebhooks(t *testing.T) {
 	const one, two = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=", "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
 	good := file("good", one+"\n"+two+"\n")
 	open := func(w config.Webhooks) (*webhook.Dispatcher, error) {
-		d := &daemon{config: &config.Config{Webhooks: w}, log: slog.New(slog.DiscardHandler)}
+		d := &daemon{config: &config.Config{Webhooks: w}, log: slog.New(slog.DiscardHandler), telemetry: &telemetry{metrics: metrics.New("v1", "abc")}}
 		return d.openWebhooks()
 	}
 	if d, err := open(config.Webhooks{Allow: []string{"10.0.0.0/8"}}); d != nil || err != nil {
