@@ -124,7 +124,7 @@ function Queue({ queue }) {
 function Groups({ queue }) {
   const now = useNow();
   const turns = Map.groupBy(
-    live.flock.sheep.filter((one) => one.turn_ends_at && text.time(one.turn_ends_at) > now),
+    live.flock.sheep.filter((one) => one.turn_ends_at && text.time(one.turn_ends_at) - now >= 1000), // what ends in less is over when it is read
     (one) => text.modelName(one.model),
   );
   const link = (name, query) => html`<a href=${`#/jobs?state=queued&${query}=${encodeURIComponent(name)}`}>${name}</a>`;
