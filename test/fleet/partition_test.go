@@ -31,7 +31,7 @@ func TestPartitions(t *testing.T) {
 	bin := buildPrograms(t)
 	node := func(name string, at *place, toDatabase, toStorage *link, address string) *machine {
 		return newMachine(t, bin, name, at, fmt.Sprintf(`, address: 'http://%[5]s:5000'}
-ledger: {url: 'postgres://%[1]s@%[2]s/postgres?sslmode=disable', lease: 12s}
+ledger: {url: 'postgres://%[1]s@%[2]s/postgres?sslmode=disable', lease: 20s}
 storage: {url: 'http://%[3]s:7000', access_key: %[4]s, secret_key: %[6]s}
 api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 			postgrestest.Superuser, toDatabase.Far, toStorage.Far, accessKey, address, secretKey))
