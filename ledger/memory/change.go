@@ -284,10 +284,11 @@ func (l *Ledger) runTimers() {
 		}
 	}
 	for _, r := range slices.Clone(l.jobs) {
-		for _, change := range []lifecycle.Change{r.Due(m), r.GiveUp(l.cfg.Retention, m)} {
-			if change.Made {
-				l.made(r, change)
-			}
+		if change := r.Due(m); change.Made { // made before the next, which may end the job
+			l.made(r, change)
+		}
+		if change := r.GiveUp(l.cfg.Retention, m); change.Made {
+			l.made(r, change)
 		}
 		if r.Delayed && !r.Blocked {
 			soonest(r.NotBefore)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -19,6 +20,7 @@ type client struct {
 	request job.Request
 	runs    int       // still to be asked for
 	taken   bool      // the last of them is
+	refused int       // how often it was told that its job cannot be after others
 	cancels bool      // the run is to be cancelled once
 	robbed  bool      // another tenant will submit a job with its id, once
 	next    time.Time // when it does something again
@@ -89,8 +91,30 @@ func (c *client) asks() {
 	if d.chance(3) {
 		c.runs = 2
 	}
+	if d.chance(4) {
+		c.asksForOthers()
+	}
 	c.cancels, c.robbed = d.chance(4), d.chance(4)
 }
+
+// asksForOthers has the job be after one or two that its tenant may use.
+func (c *client) asksForOthers() {
+	var others []job.ID
+	for _, other := range c.clients {
+		if c.request.Tenant == "" || c.request.Tenant == other.request.Tenant {
+			others = append(others, other.id)
+		}
+	}
+	for len(others) > 0 && len(c.request.After) < 2 {
+		id := choose(c.dice, others)
+		c.request.After = append(c.request.After, id)
+		others = slices.DeleteFunc(others, func(other job.ID) bool { return other == id || c.dice.chance(2) })
+	}
+}
+
+// mostRefusals is how often a client is told that its job cannot be after others before
+// it gives up.
+const mostRefusals = 5
 
 func limit(d time.Duration) *time.Duration { return &d }
 
@@ -163,6 +187,8 @@ func (c *client) submit(core *shepherd.Shepherd) (done func()) {
 	err := core.Submit(context.Background(), r)
 	var unknownSheep *job.UnknownSheep
 	var unknownJob *job.UnknownJob
+	var after *job.AfterError
+	var invalid *job.Invalid
 	return func() {
 		c.note("%s is submitted: %v", c.id, err)
 		switch {
@@ -172,6 +198,11 @@ func (c *client) submit(core *shepherd.Shepherd) (done func()) {
 		case errors.As(err, &unknownSheep):
 			if c.oracle.known(c.id).accepted > 0 {
 				c.request.Sheep = "" // it may be gone for good
+			}
+		case errors.As(err, &after), errors.As(err, &invalid) && invalid.Field == "after":
+			c.oracle.refuses(c.request)
+			if c.refused++; c.refused == mostRefusals {
+				c.runs, c.refused = c.runs-1, 0
 			}
 		case errors.As(err, &unknownJob):
 			c.oracle.fail("job %s was taken, and %v", c.id, err)

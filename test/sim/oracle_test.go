@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -54,6 +55,18 @@ type known struct {
 
 	place     int  // in the queue: one that was submitted later has a larger one
 	claimable bool // it waits, and any sheep that it is for may claim it
+}
+
+// hasOutputs reports whether the last run has ended as done.
+func (k *known) hasOutputs() bool {
+	last := len(k.runs) - 1
+	return last >= 0 && k.runs[last].ended != nil && k.runs[last].ended.State == job.Done
+}
+
+// hasNone reports whether the last run has ended as anything else.
+func (k *known) hasNone() bool {
+	last := len(k.runs) - 1
+	return last >= 0 && k.runs[last].ended != nil && k.runs[last].ended.State != job.Done
 }
 
 // run is what events told of a run.
@@ -106,6 +119,20 @@ func (o *oracle) accepts(id job.ID) {
 	if _, err := o.world.ledger.Get(context.Background(), id); err != nil {
 		o.fail("the client of job %s was told that it is taken: %w", id, err)
 	}
+}
+
+// refuses notes that a client was told that its job cannot be after others: one of them
+// has no outputs, or nobody was told that it is taken.
+func (o *oracle) refuses(r job.Request) {
+	if err := o.read(); err != nil {
+		o.fail("%w", err)
+	}
+	for _, id := range r.After {
+		if k := o.known(id); k.accepted == 0 || !k.hasOutputs() {
+			return
+		}
+	}
+	o.fail("job %s was refused though those that it is after, %v, are done", r.ID, r.After)
 }
 
 // cancels notes that a client was told that the present run is cancelled.
@@ -173,8 +200,22 @@ func (o *oracle) executes(n *node, sheep string, m job.Model, in messenger.Input
 	if entries, err := filepath.Glob(filepath.Join(in.IODataRoot, string(in.JobID), job.OutputDir, "*")); err != nil || len(entries) > 0 {
 		o.failing("sheep %s runs job %s whose outputs are there before: %v, %v", sheep, in.JobID, entries, err)
 	}
+	for _, id := range k.request.After {
+		inputs := filepath.Join(in.IODataRoot, string(in.JobID), job.InputDir, string(id))
+		if content, err := os.ReadFile(filepath.Join(inputs, job.DefaultOutput)); err != nil || !o.jobs[id].wrote(string(content)) {
+			o.failing("sheep %s runs job %s with the output %q of job %s: %v", sheep, in.JobID, content, id, err)
+		}
+	}
 	k.done, k.active = append(k.done, e), e
 	return e
+}
+
+// wrote reports whether the content is the output of an execution of the last run that
+// was answered.
+func (k *known) wrote(content string) bool {
+	return slices.ContainsFunc(k.done, func(e *execution) bool {
+		return e.answered && e.run == k.done[len(k.done)-1].run && content == fmt.Sprint(e.serial)
+	})
 }
 
 // executed notes how an execution came out.
@@ -248,6 +289,11 @@ func (o *oracle) see(e job.Event) {
 		switch {
 		case !r.held && e.Attempt == r.attempts+1:
 			r.held, r.attempts = true, e.Attempt
+			for _, id := range k.request.After {
+				if !o.jobs[id].hasOutputs() {
+					o.fail("job %s, which is after job %s, is claimed before that is done", e.Job, id)
+				}
+			}
 			o.chosen(e, k)
 			k.claimable = false
 		case r.held && e.Kind == job.EventStarted && e.Attempt == r.attempts:
@@ -273,6 +319,9 @@ func (o *oracle) see(e job.Event) {
 		k.claimable = true
 	case job.EventEnded:
 		o.interrupts(e, k)
+		if e.Cause == job.CauseAfter && !slices.ContainsFunc(k.request.After, func(id job.ID) bool { return o.jobs[id].hasNone() }) {
+			o.fail("job %s fails for want of the outputs of %v: %s", e.Job, k.request.After, e.Reason)
+		}
 		r.ended, r.held, k.claimable = &e, false, false
 		if !ending[e.State][e.Cause] || e.Cause == job.CauseWaitTimeout && k.request.Limits.WaitTimeout == nil || e.Cause == job.CauseDeadline && k.request.Deadline.IsZero() {
 			o.fail("job %s ends as %s with the cause %s: %s", e.Job, e.State, e.Cause, e.Reason)
@@ -378,6 +427,7 @@ var ending = map[job.State]map[job.Cause]bool{
 		job.CauseError: true, job.CauseRunnerDied: true, job.CauseRunTimeout: true, job.CauseLoadTimeout: true, job.CauseOutputs: true,
 		job.CauseLost: true, job.CauseInterrupted: true, job.CauseDevice: true, job.CauseUnavailable: true,
 		job.CauseWaitTimeout: true, job.CauseDeadline: true, // where the job asked for it
+		job.CauseAfter: true, // likewise
 	},
 }
 

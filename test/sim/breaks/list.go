@@ -92,4 +92,13 @@ var faults = []fault{
 	{"priority-ignored", "ledger/sqlite/claim.go",
 		"return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.seq, b.seq))", "return cmp.Compare(a.seq, b.seq)",
 		"a job that is addressed to the sheep comes before one of higher priority that is not"},
+	{"after-forgotten", "ledger/sqlite/after.go",
+		"if t.blocked <= 0 && !t.w.tally.anyBlocked() {", "if true {",
+		"a job that is after others is not looked at when they end"},
+	{"after-unmet", "ledger/lifecycle/after.go",
+		"	waits, failure := Waits(r.After, state)\n", "	waits, failure := Waits(r.After, state)\n	failure = nil\n",
+		"a job that is after one that failed is run without its outputs"},
+	{"after-unstaged", "shepherd/feeder.go",
+		"storage.Options{After: a.After, ", "storage.Options{",
+		"the outputs of the jobs that a job is after are not among its inputs"},
 }
