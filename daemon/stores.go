@@ -123,7 +123,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		return s3.New(s3.Config{
 			URL: c.URL, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile,
 			Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
-			Submissions: filepath.Join(cfg.StateDir, "submissions"), Observe: observe, Log: log,
+			Submissions: filepath.Join(cfg.StateDir, "submissions"), Shared: cfg.Ledger.Shared(), Observe: observe, Log: log,
 		})
 	}
 	server, err := embedded.Open(embedded.Config{

@@ -318,6 +318,26 @@ func TestCutShort(t *testing.T) {
 	}
 }
 
+// TestCutShortElsewhere has another daemon of a fleet killed between making a bucket and
+// writing into it: the bucket is taken, and one that has something in it is not.
+func TestCutShortElsewhere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	config := s3.Config{URL: r.server.URL, AccessKey: r.server.AccessKey, SecretKey: r.server.SecretKey, Submissions: t.TempDir(), Shared: true}
+	store := open(t, config)
+	for _, id := range []string{"left", "reserved"} {
+		fatal(t, r.raw.MakeBucket(t.Context(), id, minio.MakeBucketOptions{}))
+	}
+	fatal(t, store.Init(t.Context(), "left", []byte("x")))
+	r.has(t, "left", "inputs/input", []byte("x"))
+	fatal(t, store.Reserve(t.Context(), "reserved", job.Status{State: job.Queued}))
+	for _, id := range []job.ID{"left", "reserved"} {
+		if err := store.Init(t.Context(), id, []byte("y")); !errors.Is(err, storage.ErrExists) {
+			t.Errorf("Init of %s: %v", id, err)
+		}
+	}
+}
+
 // TestOutage stops the server under a Store and starts it again.
 func TestOutage(t *testing.T) {
 	t.Parallel()

@@ -89,7 +89,7 @@ func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte
 		unsure, err := s.makeBucket(ctx, id)
 		switch {
 		case err == nil:
-		case errdefs.IsAlreadyExists(err) && (ours || unsure):
+		case errdefs.IsAlreadyExists(err) && (ours || unsure || s.shared):
 			look = true
 		case errdefs.IsAlreadyExists(err):
 			s.endSubmission(id)

@@ -93,6 +93,10 @@ type Config struct {
 	// short by a kill can be made again; it is made where missing. Empty: they are
 	// remembered in memory only.
 	Submissions string
+	// Shared says that other daemons make places, too: a job's bucket that is empty is
+	// then taken for what one of them has left that was killed, since it alone would
+	// remember.
+	Shared bool
 	// Observe is told of every request that was made, tried again or not: what it
 	// was for (one of Operations), how long its answer took to come (to begin, of a
 	// file that is fetched) and what it was, as the Store's errors are. It is called
@@ -126,6 +130,7 @@ type Store struct {
 	// reclaims says that the server answers success to making a bucket of one's
 	// own that is there already, as AWS does in us-east-1.
 	reclaims    bool
+	shared      bool
 	submissions *submissions // with a bucket per job
 	// hashing holds a place per hash that is being computed; see hash.
 	hashing  chan struct{}
@@ -157,6 +162,7 @@ func New(c Config) (*Store, error) {
 		log:        c.Log,
 		observe:    c.Observe,
 		reclaims:   amazon && options.Region == defaultRegion,
+		shared:     c.Shared,
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
 		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
