@@ -157,18 +157,18 @@ func Import(ctx context.Context, cfg *config.Config, from io.ReadSeeker, logTo i
 
 // Rebuild enters jobs that have not ended in the ledger of a daemon that does not
 // run, from what storage knows of them; see shepherd.Rebuild. report is called for
-// each job.
+// each job. A dry run makes no ledger where there is none.
 func Rebuild(ctx context.Context, cfg *config.Config, dryRun bool, report func(shepherd.Rebuilt), logTo io.Writer) (shepherd.RebuildCounts, error) {
 	o := newOffline(cfg, logTo)
-	defer func() { o.closing.close() }()
 	var entries shepherd.RebuildLedger = noLedger{}
 	if !dryRun || cfg.Ledger.Shared() || exists(cfg.Ledger.Path) {
-		var err error
-		if o, err = openOffline(ctx, cfg, logTo); err != nil {
+		opened, err := openOffline(ctx, cfg, logTo)
+		if err != nil {
 			return shepherd.RebuildCounts{}, err
 		}
-		entries = o.ledger
+		o, entries = opened, opened.ledger
 	}
+	defer func() { o.closing.close() }()
 	store, err := openStorage(cfg, func(string, time.Duration, error) {}, o.log, &o.closing)
 	if err != nil {
 		return shepherd.RebuildCounts{}, err

@@ -63,7 +63,7 @@ var faults = []fault{
 		"left, err := l.dirs.clean(keep, jobsOf(ctx, l.ledger, l.Name))", "left, err := []string(nil), error(nil)",
 		"directories of attempts that a crash cut off stay"},
 	{"wrong-model", "shepherd/supervisor.go",
-		"if s.runner.model == m {", "if true {",
+		"if s.runner.model == m {\n\t\t\treturn l.mayLoad(m) // the rules", "if true {\n\t\t\treturn l.mayLoad(m) // the rules",
 		"a runner is given a job of another model than it has"},
 	{"never-started", "shepherd/worker.go",
 		"	if a.ahead {\n\t\tw.pulse.waits() // for a disk", "	if a.ahead && false {\n\t\tw.pulse.waits() // for a disk",
