@@ -82,6 +82,24 @@ func (f *Folder) await(ctx context.Context) (bool, error) {
 	}
 }
 
+// endTime is how long a shim may take that finds no spec, and ends.
+const endTime = 2 * time.Second
+
+// tryOwn is TryLock for one who may remove what is in the folder: where the lock has a
+// shim that was kept from beginning, tryOwn waits until that has ended.
+func (f *Folder) tryOwn(ctx context.Context) (bool, error) {
+	free, err := f.TryLock()
+	if free || err != nil {
+		return free, err
+	}
+	if _, err := os.Stat(filepath.Join(f.Path(), specFile)); !errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	return f.await(ctx)
+}
+
 // preventStart keeps a shim that has not begun in the folder from it: without its spec
 // it ends. The caller holds the lock.
 func (f *Folder) preventStart() error {
@@ -134,12 +152,7 @@ func Remove(path string) error {
 		return err
 	}
 	defer f.Close()
-	free, err := f.TryLock()
-	if _, spec := os.Stat(filepath.Join(f.Path(), specFile)); !free && err == nil && errors.Is(spec, os.ErrNotExist) {
-		ending, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		free, err = f.await(ending) // it finds nothing to do, and ends
-	}
+	free, err := f.tryOwn(context.Background())
 	if err != nil {
 		return err
 	}

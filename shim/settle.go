@@ -42,7 +42,7 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 		return Outcome{}, err
 	}
 	defer f.Close()
-	free, err := f.TryLock()
+	free, err := f.tryOwn(ctx)
 	if err != nil {
 		return Outcome{}, err
 	}

@@ -18,6 +18,24 @@ import (
 	"github.com/iterait/shepherd/internal/proc"
 )
 
+// A shim that was kept from beginning has the lock for a moment, until it has found no
+// spec: Settle waits for its end.
+func TestSettleBesideAShimThatEnds(t *testing.T) {
+	dir := t.TempDir()
+	starting, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if free, err := starting.TryLock(); !free || err != nil {
+		t.Fatalf("%t, %v", free, err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { starting.Close() })
+	outcome, err := Settle(t.Context(), dir, slog.New(slog.DiscardHandler))
+	if err != nil || outcome.Exit == nil || !outcome.Exit.Lost {
+		t.Errorf("Settle: %+v, %v", outcome, err)
+	}
+}
+
 func TestLeftovers(t *testing.T) {
 	const life = "0123"
 	mark := []string{"A=b", Mark + "=" + life}
