@@ -65,7 +65,7 @@ type Fleet struct {
 	timeout   time.Duration
 	client    *http.Client
 	log       *slog.Logger
-	lately    lately
+	cache     peerCache
 }
 
 // New makes a Fleet. It asks nobody.

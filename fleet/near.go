@@ -9,36 +9,36 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// lately is who the other nodes are, as it was known lately.
-type lately struct {
+// peerCache keeps who the other nodes are for peerCacheTime.
+type peerCache struct {
 	mu    sync.Mutex
 	peers []Node
 	at    time.Time
 }
 
-// latelyAge is for how long that is good enough to say who is near a model: it saves each
+// peerCacheTime is for how long that is good enough to say who is near a model: it saves each
 // sheep's search for a job a question to the database.
-const latelyAge = time.Second
+const peerCacheTime = time.Second
 
-// recent are the other nodes that are alive, as they were at most latelyAge ago.
-func (f *Fleet) recent(ctx context.Context) ([]Node, error) {
-	f.lately.mu.Lock()
-	defer f.lately.mu.Unlock()
-	if !f.lately.at.IsZero() && time.Since(f.lately.at) < latelyAge {
-		return f.lately.peers, nil
+// cachedPeers are the other nodes that are alive, as they were at most peerCacheTime ago.
+func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
+	f.cache.mu.Lock()
+	defer f.cache.mu.Unlock()
+	if !f.cache.at.IsZero() && time.Since(f.cache.at) < peerCacheTime {
+		return f.cache.peers, nil
 	}
 	peers, err := f.Peers(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f.lately.peers, f.lately.at = peers, time.Now()
+	f.cache.peers, f.cache.at = peers, time.Now()
 	return peers, nil
 }
 
 // Nearest is how near the model is on the other nodes that are alive, take jobs, have a
 // sheep with the address, and one that is free: as many sheep as jobs are taken for busy.
 func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error) {
-	peers, err := f.recent(ctx)
+	peers, err := f.cachedPeers(ctx)
 	if err != nil {
 		return job.ModelAway, err
 	}

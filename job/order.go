@@ -7,7 +7,7 @@ import (
 
 // Order is what a sheep is told to do.
 type Order struct {
-	Do Deed
+	Do Action
 	// Drain is how long the job under way may take to finish before the runner is ended,
 	// for Restart; UsualDrain is as long as the node's configuration says.
 	Drain time.Duration
@@ -18,21 +18,21 @@ type Order struct {
 // UsualDrain stands for the drain_timeout of a configuration.
 const UsualDrain time.Duration = -1
 
-// Deed is what a sheep can be told to do.
-type Deed string
+// Action is what a sheep can be told to do.
+type Action string
 
-// The deeds.
+// The actions.
 const (
 	// Drain has a sheep claim no more jobs. It goes on with the one it has, and keeps the
 	// model that it has loaded.
-	Drain Deed = "drain"
+	Drain Action = "drain"
 	// Resume lets a sheep claim jobs again that was drained, or stopped.
-	Resume Deed = "resume"
+	Resume Action = "resume"
 	// Restart ends a sheep's runner. A job that does not end in time goes back to the
 	// queue, unspent.
-	Restart Deed = "restart"
+	Restart Action = "restart"
 	// Load has a sheep without a job load a model.
-	Load Deed = "load"
+	Load Action = "load"
 )
 
 // SheepState says that a sheep cannot do what it is told, as it is now.

@@ -83,7 +83,7 @@ type change struct{ before, after *lane }
 
 func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	if c.before != nil {
-		defer c.before.life.tend(drain, errSheepChanged)()
+		defer c.before.life.beginTransition(drain, errSheepChanged)()
 		c.before.life.over = true
 		c.before.retire(drain, errSheepChanged)
 		s.close(ctx, c.before)

@@ -196,7 +196,7 @@ func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (
 			except = append(except, w.Model)
 			continue
 		}
-		if left := f.leave(ctx, l, w); left > 0 {
+		if left := f.deferred(ctx, l, w); left > 0 {
 			except, again = append(except, w.Model), sooner(again, left)
 		}
 	}

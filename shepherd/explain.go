@@ -108,7 +108,7 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	modelLeft, modelWhy := l.modelRests.left(rec.Model, now)
 	nearer := time.Duration(0)
 	if !named(rec.Sheep) && l.nextModel() != rec.Model {
-		nearer = l.flock.leaving.rest(rec.Model, now)
+		nearer = l.flock.deferrals.rest(rec.Model, now)
 	}
 	switch admission := l.share.admission(); {
 	case l.state.isStopped():

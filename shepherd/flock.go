@@ -26,10 +26,10 @@ type flock struct {
 	seats map[*lane]*seat
 	// declined are the models that no sheep of this node could run and that other
 	// nodes have been left a job of; see decline.
-	declined map[job.Model]time.Time
-	leaving  leaving
-	outlook  outlook
-	drained  atomic.Bool // no lane claims
+	declined  map[job.Model]time.Time
+	deferrals deferrals
+	outlook   outlook
+	drained   atomic.Bool // no lane claims
 }
 
 // seat is a lane's place among the sleeping.

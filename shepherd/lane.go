@@ -86,9 +86,9 @@ type life struct {
 	leave   func()        // closes it
 	running sync.WaitGroup
 
-	// tending is held by whoever ends the lane's work or lets it begin again.
-	tending sync.Mutex
-	over    bool // it does not begin again; guarded by tending
+	// transition is held by whoever ends the lane's work or lets it begin again.
+	transition sync.Mutex
+	over       bool // it does not begin again; guarded by transition
 
 	mu   sync.Mutex
 	ends ends
@@ -177,15 +177,15 @@ func (l *life) hurry(drain time.Duration, why error) (stop func()) {
 	return func() { timer.Stop() }
 }
 
-// tend returns once nobody else ends the lane's work or lets it begin, and done is
+// beginTransition returns once nobody else ends the lane's work or lets it begin, and done is
 // called. Whoever is at it, and would wait longer for a job, waits no longer than drain.
-func (l *life) tend(drain time.Duration, why error) (done func()) {
-	if !l.tending.TryLock() {
+func (l *life) beginTransition(drain time.Duration, why error) (done func()) {
+	if !l.transition.TryLock() {
 		stop := l.hurry(drain, why)
-		l.tending.Lock()
+		l.transition.Lock()
 		stop()
 	}
-	return l.tending.Unlock
+	return l.transition.Unlock
 }
 
 // isLeaving says that the runner is to be left up, with the job it has.

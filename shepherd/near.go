@@ -11,10 +11,10 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// leaveFor is how long the jobs of a model are left to nodes that the model is nearer to:
+// deferTime is how long the jobs of a model are left to nodes that the model is nearer to:
 // the shortest turn. Then a sheep that has to load or to fetch it takes one, so that a queue
 // that others do not get through is shared.
-const leaveFor = minTurn
+const deferTime = minTurn
 
 // lookAgain is how often it is looked meanwhile whether those nodes still have free sheep.
 const lookAgain = time.Second
@@ -22,30 +22,30 @@ const lookAgain = time.Second
 // nearTime bounds the search for a model on this machine.
 const nearTime = 3 * time.Second
 
-// leaving are the models whose jobs the sheep of this node leave to others, each with its
+// deferrals are the models whose jobs the sheep of this node defer to others, each with its
 // oldest job and since when.
-type leaving struct {
+type deferrals struct {
 	mu     sync.Mutex
-	models map[job.Model]left
+	models map[job.Model]deferral
 }
 
-type left struct{ oldest, since time.Time }
+type deferral struct{ oldest, since time.Time }
 
 // since is when the model's oldest job was first left to others. Which job that is, its
 // time of submission tells, by whatever clock.
-func (l *leaving) since(m job.Model, oldest, now time.Time) time.Time {
+func (l *deferrals) since(m job.Model, oldest, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for other, known := range l.models {
-		if now.Sub(known.since) > 2*leaveFor {
+		if now.Sub(known.since) > 2*deferTime {
 			delete(l.models, other)
 		}
 	}
 	known, ok := l.models[m]
 	if !ok || !known.oldest.Equal(oldest) {
-		known = left{oldest, now}
+		known = deferral{oldest, now}
 		if l.models == nil {
-			l.models = make(map[job.Model]left)
+			l.models = make(map[job.Model]deferral)
 		}
 		l.models[m] = known
 	}
@@ -53,20 +53,20 @@ func (l *leaving) since(m job.Model, oldest, now time.Time) time.Time {
 }
 
 // rest is for how long the model's jobs are still left to others; 0 where they are not.
-func (l *leaving) rest(m job.Model, now time.Time) time.Duration {
+func (l *deferrals) rest(m job.Model, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if known, ok := l.models[m]; ok {
-		return max(leaveFor-now.Sub(known.since), 0)
+		return max(deferTime-now.Sub(known.since), 0)
 	}
 	return 0
 }
 
-// leave is for how long the lane leaves jobs that wait to other nodes, which can run them
-// sooner; 0 where it may claim them. It is at most leaveFor by this machine's clock, and
+// deferred is for how long the lane defers jobs that wait to other nodes, which can run them
+// sooner; 0 where it may claim them. It is at most deferTime by this machine's clock, and
 // ends at once where the ledger's says that the oldest job has waited for so long.
-func (f *flock) leave(ctx context.Context, l *lane, w ledger.Waiting) time.Duration {
-	if l.fleet == nil || l.clock.now().Sub(w.Oldest) >= leaveFor || l.nextModel() == w.Model {
+func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Duration {
+	if l.fleet == nil || l.clock.now().Sub(w.Oldest) >= deferTime || l.nextModel() == w.Model {
 		return 0
 	}
 	there, err := l.fleet.Nearest(ctx, w.Model, job.ParseAddress(w.Sheep))
@@ -74,7 +74,7 @@ func (f *flock) leave(ctx context.Context, l *lane, w ledger.Waiting) time.Durat
 		return 0
 	}
 	now := time.Now()
-	return min(leaveFor-now.Sub(f.leaving.since(w.Model, w.Oldest, now)), lookAgain)
+	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), lookAgain)
 }
 
 // near is how near a model is that the sheep has not loaded. What is not known of one is

@@ -149,7 +149,7 @@ func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
 		return err
 	}
 	l := lanes[0]
-	defer l.life.tend(drain, errSheepRestarted)()
+	defer l.life.beginTransition(drain, errSheepRestarted)()
 	switch {
 	case l.life.over: // its configuration has changed meanwhile, and it was ended for that
 		return nil

@@ -468,12 +468,12 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	defer s.applying.Unlock()
 	lanes := s.env.flock.all()
 	for _, l := range lanes {
-		l.life.tending.Lock() // who has it lets no lane begin again that is not to
+		l.life.transition.Lock() // who has it lets no lane begin again that is not to
 		l.life.closeFeed(errStopping)
 	}
 	for _, l := range lanes {
 		l.wait()
-		l.life.tending.Unlock()
+		l.life.transition.Unlock()
 	}
 }
 

@@ -24,7 +24,7 @@ func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 	var ending sync.WaitGroup
 	for _, l := range lanes {
 		ending.Go(func() {
-			defer l.life.tend(drain, errSheepStopped)()
+			defer l.life.beginTransition(drain, errSheepStopped)()
 			if !l.life.over && l.state.setStopped(true) {
 				s.log.Info("Sheep stops, until it is told to start", "sheep", l.Name)
 				l.retire(drain, errSheepStopped)
@@ -50,8 +50,8 @@ func (s *Shepherd) StartSheep(names ...string) error {
 
 // startAgain lets a lane work that was stopped; it reports whether it was.
 func (s *Shepherd) startAgain(l *lane) bool {
-	l.life.tending.Lock()
-	defer l.life.tending.Unlock()
+	l.life.transition.Lock()
+	defer l.life.transition.Unlock()
 	if l.life.over || s.admitting() != nil || !l.state.setStopped(false) {
 		return false
 	}
