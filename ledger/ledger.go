@@ -277,7 +277,8 @@ type Ledger interface {
 	// job's files are being removed the answer is ErrRemoving, and while a job that has
 	// not ended is after it ErrNeeded. Where it is after a job that is not known, is
 	// another tenant's, has failed or was cancelled, or whose files are removed, the
-	// answer is an *AfterError; jobs without tenant may be after anyone's.
+	// answer is an *AfterError; jobs without tenant may be after anyone's. A reservation
+	// of the id ends with it, or keeps it from being entered (see Uploads).
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// CreateAll is Create of several records, in their order and together: all of them or

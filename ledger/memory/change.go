@@ -144,10 +144,14 @@ func (l *Ledger) create(rec job.Record, m lifecycle.Moment, before []job.Record)
 	if err == nil {
 		err = afterErr
 	}
+	if err == nil {
+		err = l.mayEnd(rec)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return func() *record {
+		delete(l.uploads, rec.ID)
 		if old != nil {
 			l.drop(old)
 		}

@@ -70,6 +70,7 @@ type records struct {
 	checkpoints map[string]job.Cursor
 	used        map[string]lifecycle.Account // by tenant; see Config.Policy
 	webhooks    webhooks
+	uploads     map[job.ID]*upload
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -86,6 +87,7 @@ func New(cfg Config) *Ledger {
 		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
 		used:     make(map[string]lifecycle.Account),
 		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
+		uploads:  make(map[job.ID]*upload),
 	})
 }
 

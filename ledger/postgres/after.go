@@ -159,7 +159,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 	}
 	l.statements.Add(int64(batch.Len()))
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return nil, err
+		return nil, refusedForUpload(err, len(recs) > 1)
 	}
 	if conflict {
 		return nil, errConflict

@@ -159,7 +159,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		}
 		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)
 		if err != nil {
-			return err
+			return refusedForUpload(err, false)
 		}
 		if !made {
 			return errConflict

@@ -122,6 +122,14 @@ func TestPlans(t *testing.T) {
 	} {
 		queries[name] = query{text, hooks}
 	}
+	places := clone(every)
+	add(places, pgx.NamedArgs{"keep": 1, "files": "[]", "due": true})
+	for name, text := range map[string]string{
+		"upload": queryUpload, "reserve upload": queryReserveUpload, "upload reserved": queryUploadReserved, "keep upload": queryKeepUpload,
+		"due uploads": queryDueUploads, "remove upload": queryRemoveUpload, "drop upload": queryDropUpload, "drop stray upload": queryDropStrayUpload,
+	} {
+		queries[name] = query{text, places}
+	}
 	for name, filter := range map[string]job.DeliveryFilter{"messages": {}, "messages of a job": {Job: "job2"}, "messages of a tenant": {Tenant: "none"}} {
 		text, args := deliveriesQuery(filter, 1<<40, 10)
 		queries[name] = query{text, args}

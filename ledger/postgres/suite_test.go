@@ -185,7 +185,7 @@ func empty(t testing.TB, url string) {
 	_, err := conn.Exec(context.Background(), `
 		DELETE FROM shepherd.jobs; DELETE FROM shepherd.attempts; DELETE FROM shepherd.events; DELETE FROM shepherd.checkpoints;
 		DELETE FROM shepherd.claim_keys; DELETE FROM shepherd.nodes; DELETE FROM shepherd.tally; DELETE FROM shepherd.used;
-		DELETE FROM shepherd.deliveries; DELETE FROM shepherd.job_webhooks; DELETE FROM shepherd.needs;
+		DELETE FROM shepherd.deliveries; DELETE FROM shepherd.job_webhooks; DELETE FROM shepherd.needs; DELETE FROM shepherd.uploads;
 		UPDATE shepherd.ledger SET age = (extract(epoch FROM now()) * 1000000)::bigint, wall = now(), pruned = 0`, pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)

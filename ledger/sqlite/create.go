@@ -62,12 +62,15 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 }
 
 // admit says why the record cannot be entered, where that is not for create alone to
-// see: it is after others, or one of several. Those that are entered before it are given.
+// see: it is after others, its id is reserved, or it is one of several. Those that are entered before it are given.
 func (t *tx) admit(rec job.Record, before []job.Record) error {
 	if len(rec.After) > 0 {
 		if _, err := t.checkAfter(rec, before); err != nil {
 			return err
 		}
+	}
+	if err := t.mayEndUpload(rec); err != nil {
+		return err
 	}
 	if len(before) == 0 && len(rec.After) == 0 {
 		return nil
@@ -167,6 +170,9 @@ func (t *tx) enter(queued *lifecycle.Row, webhook job.Webhook, change lifecycle.
 	r := &row{Row: *queued}
 	r.Webhook = webhook
 	if entered, err := t.insert(r); err != nil || !entered {
+		return nil, err
+	}
+	if err := t.endUpload(r.ID); err != nil {
 		return nil, err
 	}
 	if err := t.addWebhook(r); err != nil {

@@ -312,6 +312,9 @@ var migrations = []string{
 	CREATE TRIGGER needs_ended AFTER UPDATE OF state ON jobs WHEN new.after_jobs > '' AND new.state IN ('done', 'failed', 'cancelled') BEGIN
 		DELETE FROM needs WHERE (needed, dependent) IN (SELECT value, new.seq FROM json_each(new.after_jobs));
 	END;`,
+
+	// Places in storage that are reserved for jobs.
+	uploadsSchema,
 }
 
 // migrate brings the ledger at path to the newest schema, each step in its own

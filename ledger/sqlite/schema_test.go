@@ -3,6 +3,7 @@ package sqlite
 import (
 	"compress/gzip"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,6 +63,12 @@ func TestMigrate(t *testing.T) {
 			}
 			if rec, err := l.Get(t.Context(), "x"); err != nil || rec.Usage != used {
 				t.Fatalf("kept %+v, %v", rec, err)
+			}
+			if _, err := l.ReserveUpload(t.Context(), job.Upload{ID: "x"}, time.Hour); !errors.Is(err, ledger.ErrExists) {
+				t.Fatalf("the id of a job is reserved: %v", err)
+			}
+			if u, err := l.ReserveUpload(t.Context(), job.Upload{ID: "y"}, time.Hour); err != nil || u.Expires.Sub(u.Created) != time.Hour {
+				t.Fatalf("reserved %+v, %v", u, err)
 			}
 			if attempts, err := l.Attempts(t.Context(), "x"); err != nil || len(attempts) != ended+1 || attempts[0].Log != "" {
 				t.Fatalf("attempts %+v, %v", attempts, err)

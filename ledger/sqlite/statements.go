@@ -21,6 +21,7 @@ type statements struct {
 	insertEvent, oldEvents, pruneEvents *sql.Stmt
 	expire, setCheckpoint, saveNumbers  *sql.Stmt
 	webhooks                            webhookStatements
+	uploads                             uploadStatements
 
 	// Where a policy needs them, else nil; see policy.go.
 	headsOf, saveUsed *sql.Stmt
@@ -108,7 +109,7 @@ func (s *statements) list() []statement {
 		{"setCheckpoint", &s.setCheckpoint, `INSERT INTO checkpoints (consumer, cursor) VALUES (?, ?)
 			ON CONFLICT (consumer) DO UPDATE SET cursor = excluded.cursor WHERE cursor <> excluded.cursor`},
 		{"saveNumbers", &s.saveNumbers, `UPDATE numbers SET seq = ?, token = ?, event = ?, pruned = ?, age = ?, wall = ?`},
-	}, s.webhooks.list()...)
+	}, append(s.webhooks.list(), s.uploads.list()...)...)
 }
 
 func prepare(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*statements, error) {

@@ -31,6 +31,7 @@ type tally struct {
 	queued    map[string]int               // by tenant
 	retained  int                          // records that stay until their files are removed
 	blocked   int                          // records that wait for others
+	uploads   int                          // reservations
 	held      map[job.ID]heldJob
 
 	// Only where a policy bounds claims.
@@ -60,6 +61,9 @@ func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tall
 		return nil, err
 	}
 	if err := conn.QueryRowContext(ctx, queryCountBlocked).Scan(&t.blocked); err != nil {
+		return nil, err
+	}
+	if err := conn.QueryRowContext(ctx, queryCountUploads).Scan(&t.uploads); err != nil {
 		return nil, err
 	}
 	err = eachRow(ctx, conn, queryCountClaimable, func(scan func(...any) error) error {
@@ -107,6 +111,7 @@ func (t *tally) add(made *tx) {
 	defer t.mu.Unlock()
 	t.retained += made.retained
 	t.blocked += made.blocked
+	t.uploads += made.uploads
 	for state, n := range made.states {
 		t.states[state] += n
 	}
@@ -151,6 +156,13 @@ func (t *tally) anyBlocked() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.blocked > 0
+}
+
+// uploadCount is how many reservations there are.
+func (t *tally) uploadCount() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.uploads
 }
 
 // counts returns the number of records in each state.

@@ -40,6 +40,7 @@ type tx struct {
 	nextTimer time.Time // no timer is due before; zero for none
 	ended     int       // records that came into a final state
 	blocked   int       // by how much the number of blocked records changed
+	uploads   int       // by how much the number of reservations changed
 	unsettled []int64   // seqs of blocked records to look at
 	retained  int       // by how much the number of records with files to remove changed
 	writes    int       // statements that wrote
