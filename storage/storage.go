@@ -201,6 +201,55 @@ type Presigner interface {
 	Presign(ctx context.Context, id job.ID, name string, valid time.Duration) (address string, err error)
 }
 
+// Signer is a Presigner that also makes addresses by which whoever has one puts one file
+// into storage, or one part of one: exactly so many bytes, in the body of a PUT. The job's
+// place has to be there. It sends no request.
+type Signer interface {
+	Presigner
+	// PresignPut is for a whole file, of at most MaxPut bytes.
+	PresignPut(ctx context.Context, id job.ID, name string, size int64, valid time.Duration) (address string, err error)
+	// PresignPart is for a part, from 1, of a file whose upload Parts.BeginParts began.
+	PresignPart(ctx context.Context, id job.ID, name, upload string, part int, size int64, valid time.Duration) (address string, err error)
+	// Origin is what all its addresses begin with, up to the first slash after the host, with
+	// "*" for a bucket's name in the host.
+	Origin() string
+}
+
+// Bounds of S3.
+const (
+	// MaxPut bounds what is stored by one request, in bytes.
+	MaxPut = 5 << 30
+	// MinPart bounds a part that is not a file's last one from below, in bytes.
+	MinPart = 5 << 20
+	// MaxParts is how many parts a file has at most.
+	MaxParts = 10_000
+)
+
+// Parts is a Store with files that clients put there in parts, each by an address of its
+// own. What was not joined is no file: it is not listed, and not removed with a place
+// whose bucket other jobs share.
+type Parts interface {
+	// BeginParts begins the upload of one file of a place that is there, and returns what
+	// storage calls it.
+	BeginParts(ctx context.Context, id job.ID, name string) (upload string, err error)
+	// StoredParts returns the parts that are there, by their numbers. It answers ErrNotFound
+	// when the upload was joined or dropped.
+	StoredParts(ctx context.Context, id job.ID, name, upload string) ([]Part, error)
+	// JoinParts makes the file of parts that StoredParts returned, in their order. It
+	// answers ErrNotFound when the upload was joined or dropped, and an error of class
+	// errdefs.ErrInvalidArgument where a part is another one by now.
+	JoinParts(ctx context.Context, id job.ID, name, upload string, parts []Part) error
+	// DropParts ends the upload and removes its parts. Dropping what is not there is nil.
+	DropParts(ctx context.Context, id job.ID, name, upload string) error
+}
+
+// Part is a stored part of a file.
+type Part struct {
+	Number int // from 1
+	Size   int64
+	ETag   string
+}
+
 // Fencer is a Store that several machines share, of which one may go on with an
 // attempt at a job that it has lost, unaware of it, however late. Its attempts store
 // their outputs apart, each in a place of its own that clients do not look at, and

@@ -682,3 +682,42 @@ func TestTags(t *testing.T) {
 	wantAnswer(t, answer, text, 404, "NoSuchTagSet")
 	unchanged("deleting tags")
 }
+
+// TestCORSOfTheSameHost has a page of the host by whose name the server is reached ask, as
+// the daemon's own does.
+func TestCORSOfTheSameHost(t *testing.T) {
+	s := start(t, t.TempDir())
+	preflight := func(host, origin string) *http.Response {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, "http://"+s.addr+"/bucket/key", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		r.Header.Set("Origin", origin)
+		r.Header.Set("Access-Control-Request-Method", http.MethodPut)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		return answer
+	}
+	for _, c := range []struct {
+		host, origin string
+		allowed      bool
+	}{
+		{"127.0.0.1:7000", "http://127.0.0.1:5000", true},
+		{"gpu1:7000", "https://GPU1", true},
+		{"[::1]:7000", "http://[::1]:5000", true},
+		{"gpu1:7000", "http://gpu2:5000", false},
+		{"gpu1:7000", "http://evil.gpu1:5000", false},
+		{"gpu1:7000", "null", false},
+		{"gpu1:7000", "file://gpu1", false},
+	} {
+		answer := preflight(c.host, c.origin)
+		if got := answer.Header.Get("Access-Control-Allow-Origin"); c.allowed != (answer.StatusCode == 200) || c.allowed != (got == c.origin) {
+			t.Errorf("%+v: %s, %q", c, answer.Status, got)
+		}
+	}
+}

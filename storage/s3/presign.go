@@ -3,8 +3,13 @@ package s3
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/minio/minio-go/v7"
 
 	"github.com/iterait/shepherd/job"
@@ -12,14 +17,15 @@ import (
 	"github.com/iterait/shepherd/storage/internal/places"
 )
 
-// Presigner makes addresses by which anyone fetches a file from the storage at its URL,
-// for a time. It sends no request.
+// Presigner makes addresses by which anyone fetches a file from the storage at its URL, or
+// puts one there, for a time. It sends no request.
 type Presigner struct {
 	client *minio.Core
 	layout places.Layout
+	origin string
 }
 
-var _ storage.Presigner = (*Presigner)(nil)
+var _ storage.Signer = (*Presigner)(nil)
 
 // NewPresigner makes a Presigner for the storage as clients reach it: of the configuration
 // it uses the URL, the keys, Addressing, Bucket and Region.
@@ -32,8 +38,33 @@ func NewPresigner(c Config) (*Presigner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("storage.public_url: %w", err)
 	}
-	return &Presigner{client: client, layout: places.Layout{Bucket: c.Bucket}}, nil
+	p := &Presigner{client: client, layout: places.Layout{Bucket: c.Bucket}}
+	if p.origin, err = p.findOrigin(); err != nil {
+		return nil, fmt.Errorf("storage.public_url: %w", err)
+	}
+	return p, nil
 }
+
+// findOrigin makes an address and looks where it leads.
+func (p *Presigner) findOrigin() (string, error) {
+	const some = "some-job"
+	bucket, key, err := p.layout.Key(some, job.StatusFile)
+	if err != nil {
+		return "", err
+	}
+	address, err := p.client.PresignedGetObject(context.Background(), bucket, key, time.Minute, nil)
+	if err != nil {
+		return "", err
+	}
+	host := address.Host
+	if rest, ok := strings.CutPrefix(host, some+"."); ok && p.layout.Bucket == "" { // each job's is another one
+		host = "*." + rest
+	}
+	return address.Scheme + "://" + host, nil
+}
+
+// Origin implements storage.Signer.
+func (p *Presigner) Origin() string { return p.origin }
 
 // Presign implements storage.Presigner.
 func (p *Presigner) Presign(ctx context.Context, id job.ID, name string, valid time.Duration) (string, error) {
@@ -42,6 +73,35 @@ func (p *Presigner) Presign(ctx context.Context, id job.ID, name string, valid t
 		return "", err
 	}
 	address, err := p.client.PresignedGetObject(ctx, bucket, key, valid, nil)
+	if err != nil {
+		return "", fmt.Errorf("sign an address for %s of job %s: %w", name, id, err)
+	}
+	return address.String(), nil
+}
+
+// PresignPut implements storage.Signer.
+func (p *Presigner) PresignPut(ctx context.Context, id job.ID, name string, size int64, valid time.Duration) (string, error) {
+	return p.presignBody(ctx, id, name, size, valid, nil)
+}
+
+// PresignPart implements storage.Signer.
+func (p *Presigner) PresignPart(ctx context.Context, id job.ID, name, upload string, part int, size int64, valid time.Duration) (string, error) {
+	if part < 1 || part > storage.MaxParts {
+		return "", fmt.Errorf("sign an address for part %d of %s of job %s: %w", part, name, id, errdefs.ErrInvalidArgument)
+	}
+	return p.presignBody(ctx, id, name, size, valid, url.Values{"uploadId": {upload}, "partNumber": {strconv.Itoa(part)}})
+}
+
+// presignBody makes an address for a body of exactly the given size: its length is signed.
+func (p *Presigner) presignBody(ctx context.Context, id job.ID, name string, size int64, valid time.Duration, query url.Values) (string, error) {
+	bucket, key, err := p.layout.Key(id, name)
+	if err != nil {
+		return "", err
+	}
+	if size < 0 || size > storage.MaxPut {
+		return "", fmt.Errorf("sign an address for %d bytes of %s of job %s, which one request cannot store: %w", size, name, id, errdefs.ErrInvalidArgument)
+	}
+	address, err := p.client.PresignHeader(ctx, http.MethodPut, bucket, key, valid, query, http.Header{"Content-Length": {strconv.FormatInt(size, 10)}})
 	if err != nil {
 		return "", fmt.Errorf("sign an address for %s of job %s: %w", name, id, err)
 	}

@@ -100,6 +100,7 @@ func startEmbedded(t testing.TB, bucket string) (storagetest.Harness, *embedded.
 			return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
 		},
 	}
+	h.Signer = signer(t, h)
 	if bucket != "" {
 		store := open(t, s3.Config{URL: h.URL, AccessKey: access, SecretKey: secret, Bucket: bucket})
 		for range 2 { // there already is as good
@@ -117,13 +118,25 @@ func minioHarness(bucket string) func(*testing.T) storagetest.Harness {
 		if bucket != "" {
 			makeBucket(t, server, bucket)
 		}
-		return storagetest.Harness{
+		h := storagetest.Harness{
 			URL: server.URL, AccessKey: server.AccessKey, SecretKey: server.SecretKey, Bucket: bucket,
 			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
 				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Bucket: bucket, Patience: time.Second})
 			},
 		}
+		h.Signer = signer(t, h)
+		return h
 	}
+}
+
+// signer makes addresses of files of the harness's server.
+func signer(t testing.TB, h storagetest.Harness) *s3.Presigner {
+	t.Helper()
+	signer, err := s3.NewPresigner(s3.Config{URL: h.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Bucket: h.Bucket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
 }
 
 func open(t testing.TB, config s3.Config) *s3.Store {

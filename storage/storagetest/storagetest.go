@@ -39,6 +39,8 @@ type Harness struct {
 	HidesUnknownKeys bool
 	// Alone says that the Store is of one machine alone: it is no storage.Fencer.
 	Alone bool
+	// Signer makes addresses for the server; nil where there is none.
+	Signer storage.Signer
 	// Open makes a Store for a server at url; it is called with other URLs and
 	// keys too.
 	Open func(t testing.TB, url, accessKey, secretKey string) storage.Store
@@ -71,7 +73,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		run  func(*testing.T)
 	}{
 		{"Place", s.testPlaces}, {"Jobs", s.testJobs}, {"File", s.testFiles}, {"Stage", s.testStage},
-		{"Collect", s.testCollect}, {"Fence", s.testFence}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
+		{"Collect", s.testCollect}, {"Upload", s.testUpload}, {"Fence", s.testFence}, {"Hostile", s.testHostile}, {"Error", s.testErrors},
 	} {
 		t.Run(group.name, group.run)
 	}
