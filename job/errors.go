@@ -29,6 +29,20 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
+// NoUploads says why clients cannot put inputs into storage by themselves.
+type NoUploads struct{ Problem string }
+
+func (e *NoUploads) Error() string {
+	return e.Problem + "; until then send the inputs with the request (POST /jobs)"
+}
+
+// UploadIncomplete says that a file of an upload is not in storage as it was announced.
+type UploadIncomplete struct{ Path, Problem string }
+
+func (e *UploadIncomplete) Error() string {
+	return fmt.Sprintf("The upload is not complete: the file %q %s (POST /uploads/ID/urls says where to put what is missing)", e.Path, e.Problem)
+}
+
 // AfterError says that a job cannot be after another one as that is now.
 type AfterError struct {
 	ID      ID // the other one
@@ -85,6 +99,12 @@ const (
 	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
 	// ErrNoAddresses says that no addresses of files can be made for clients.
 	ErrNoAddresses notice = "It is not configured where clients reach the storage (storage.public_url), so that no addresses of files can be made; fetch them by GET /jobs/ID/result/NAME"
+	// ErrNoUpload says that no place is reserved under this id.
+	ErrNoUpload notice = "There is no such upload: its job was submitted, or it has expired and what was uploaded is gone; begin another one (POST /uploads)"
+	// ErrUploadOver says that a reservation has ended without a job.
+	ErrUploadOver notice = "This upload has expired or was given up, and what was uploaded is being removed; upload the inputs again (POST /uploads)"
+	// ErrReserved says that the place of a job with this id is reserved for an upload.
+	ErrReserved notice = "This ID is reserved for an upload (POST /uploads): submit the job with it, but without inputs in the request, or take another ID"
 	// ErrNoGroup says that no job of the group is known.
 	ErrNoGroup notice = "There is no such group"
 	// ErrNothingToRetry says that only a job that has ended can be run again.

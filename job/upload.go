@@ -33,3 +33,43 @@ func (f UploadFile) Count() int {
 	}
 	return int((f.Size + f.PartSize - 1) / f.PartSize)
 }
+
+// UploadRequest asks for a place for a job's inputs.
+type UploadRequest struct {
+	ID     ID
+	Tenant string
+	Files  []UploadFile // of which Path and Size count
+	UploadAddressing
+}
+
+// UploadAddressing is what addresses are to be like.
+type UploadAddressing struct {
+	// Valid is for how long.
+	Valid time.Duration
+	// Host is the name by which the client has reached the daemon, without a port; empty for
+	// one on the same machine.
+	Host string
+}
+
+// UploadPlan is what is left to be done for an Upload.
+type UploadPlan struct {
+	Upload
+	// AddressesExpire is until when addresses are valid; zero where there are none.
+	AddressesExpire time.Time
+	// Targets are in the order of Files.
+	Targets []UploadTarget
+}
+
+// UploadTarget is where a file goes: one address, or one for each part that is missing.
+type UploadTarget struct {
+	Stored  bool // nothing is left to be done
+	Address string
+	Parts   []UploadPart
+}
+
+// UploadPart is a part of a file that is to be sent.
+type UploadPart struct {
+	Number       int // from 1
+	Offset, Size int64
+	Address      string
+}

@@ -38,6 +38,7 @@ func (s *Shepherd) SubmitAll(ctx context.Context, rs []job.Request) (err error) 
 	if err := s.roomFor(ctx, rs[0].Tenant, len(rs)); err != nil {
 		return err
 	}
+	rs = slices.Clone(rs)
 	made, err := s.placeAll(ctx, rs)
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func (s *Shepherd) placeAll(ctx context.Context, rs []job.Request) (_ *placesMad
 			return made, &job.ItemError{Index: i, Err: err}
 		}
 		made.frees = append(made.frees, free)
-		isNew, err := s.place(ctx, r)
+		isNew, err := s.place(ctx, &rs[i])
 		if isNew {
 			made.ids = append(made.ids, r.ID)
 		}
@@ -115,7 +116,13 @@ func (s *Shepherd) placeAll(ctx context.Context, rs []job.Request) (_ *placesMad
 
 // place makes the job's place with its inputs, unless they are in storage already. made
 // says that there is something to remove where the job is not entered.
-func (s *Shepherd) place(ctx context.Context, r job.Request) (made bool, err error) {
+func (s *Shepherd) place(ctx context.Context, of *job.Request) (made bool, err error) {
+	if of.Payload == nil && len(of.Copies) == 0 {
+		if uploaded, err := s.takeUpload(ctx, of); err != nil || uploaded {
+			return false, err
+		}
+	}
+	r := *of
 	if r.Payload != nil {
 		if err := s.removedElsewhere(ctx, r.ID); err != nil {
 			return false, err
@@ -170,6 +177,8 @@ func (s *Shepherd) isAbout(ctx context.Context, r job.Request, err error) bool {
 	switch {
 	case getErr != nil:
 		return false
+	case errors.Is(err, ledger.ErrUploadOver):
+		return false // the ledger has no record of it
 	case errors.Is(err, ledger.ErrOthers):
 		return r.Tenant != "" && rec.Tenant != r.Tenant
 	case errors.Is(err, ledger.ErrRemoving):

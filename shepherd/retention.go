@@ -48,7 +48,9 @@ type remover struct {
 	jobs   ledger.Ledger
 	store  storage.Store
 	status *statusFiles
-	log    *slog.Logger
+	// uploads knows those that are not submitted; nil where there are none.
+	uploads ledger.Uploads
+	log     *slog.Logger
 
 	mu sync.Mutex
 	// busy has the ids that submissions (counted), a removal or an upload are at work on:
@@ -138,6 +140,12 @@ func (r *remover) run(ctx context.Context) {
 		var wait time.Duration
 		if err == nil {
 			wait, err = r.removeDue(ctx)
+		}
+		if err == nil {
+			var next time.Duration
+			if next, err = r.removeDueUploads(ctx); next > 0 {
+				wait = min(wait, max(next, 10*time.Millisecond))
+			}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -319,6 +327,9 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	_, err := r.cfg.Ledger.BeginRemoval(ctx, id, 0, true)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
+		if err := s.notReserved(ctx, job.Request{ID: id}); err != nil {
+			return err
+		}
 		return s.removeUnrecorded(ctx, id)
 	case errors.Is(err, ledger.ErrNotFinal):
 		return job.ErrNotEnded

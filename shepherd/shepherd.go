@@ -76,6 +76,8 @@ type Config struct {
 	StageBudget int64
 	// Presigner makes addresses of files for clients; nil where none can be made.
 	Presigner storage.Presigner
+	// Uploads is how clients put inputs into storage by themselves; optional.
+	Uploads Uploads
 	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
 	// StateRoom before a job is taken into the ledger; their errors are of class
 	// errdefs.ErrResourceExhausted. Nil always has room.
@@ -196,6 +198,7 @@ func New(cfg Config) (*Shepherd, error) {
 	s.env.forecaster = newForecaster(s.env, cfg.Fleet)
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
 	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
+	s.remover.uploads = cfg.Uploads.Ledger
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	s.drains = newDrains(cfg.Drained, cfg.KeepDrained)

@@ -37,6 +37,7 @@ const hang = 30 * time.Second // only a hang reaches it
 type fixture struct {
 	t       *testing.T
 	dir     string
+	url     string // of the storage
 	ledger  *sqlite.Ledger
 	store   *watchedStore
 	runners *fake.Runners
@@ -79,6 +80,7 @@ func newFixture(t *testing.T, sheep ...string) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.url = "http://" + server.Addr()
 	p.store = &watchedStore{Store: real}
 	p.ledger, err = sqlite.Open(t.Context(), sqlite.Config{Path: p.dir + "/ledger.db", Log: log})
 	if err != nil {

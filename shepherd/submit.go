@@ -24,7 +24,8 @@ const commitTime = 30 * time.Second
 // and *job.UnknownJob (no payload and no place in storage) say what is wrong with
 // the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
 // of the last run are being removed; job.ErrUploading that another request submits
-// this id; job.ErrDraining that the daemon is stopping and no other node is up that has the queue; anything else has the class
+// this id; job.ErrUploadOver and *job.UploadIncomplete that its inputs were uploaded and are
+// given up, or not all there; job.ErrDraining that the daemon is stopping and no other node is up that has the queue; anything else has the class
 // its part gave it. Submitting again after an error is safe.
 //
 // A job that is after others needs no place in storage: where there is none, and no
@@ -57,6 +58,10 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 	}
 	defer submitted()
 	if r.Payload == nil {
+		uploaded, err := s.takeUpload(ctx, &r)
+		if err != nil {
+			return err
+		}
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
 			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
@@ -64,8 +69,10 @@ func (s *Shepherd) Submit(ctx context.Context, r job.Request) (err error) {
 		if !there {
 			return &job.UnknownJob{ID: string(r.ID)}
 		}
-		if err := s.ownPlace(ctx, r); err != nil {
-			return err
+		if !uploaded {
+			if err := s.ownPlace(ctx, r); err != nil {
+				return err
+			}
 		}
 	}
 
@@ -116,6 +123,8 @@ func (s *Shepherd) notEntered(r job.Request, err error) error {
 		told = job.ErrSubmitted
 	case errors.Is(err, ledger.ErrRemoving): // by a daemon that was killed
 		told = job.ErrRemoving
+	case errors.Is(err, ledger.ErrUploadOver):
+		told = job.ErrUploadOver
 	case errors.Is(err, ledger.ErrNeeded):
 		told = job.ErrNeeded
 	case errors.As(err, &after):

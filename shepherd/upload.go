@@ -84,21 +84,30 @@ func (s *Shepherd) reservePlace(ctx context.Context, r job.Request) (job.Status,
 	case !errors.Is(err, ledger.ErrNotFound):
 		return job.Status{}, away("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
 	}
-	status := job.Status{
-		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: r.Model, EnqueuedAt: s.env.clock.now(),
+	if err := s.notReserved(ctx, r); err != nil {
+		return job.Status{}, err
 	}
-	err := s.cfg.Store.Reserve(ctx, r.ID, status)
+	return s.makePlace(ctx, r.ID, r.Model)
+}
+
+// makePlace makes the place of a job that the ledger does not know, and returns the state
+// that it has. A place that an upload which was cut short has left is made anew.
+func (s *Shepherd) makePlace(ctx context.Context, id job.ID, m job.Model) (job.Status, error) {
+	status := job.Status{
+		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: m, EnqueuedAt: s.env.clock.now(),
+	}
+	err := s.cfg.Store.Reserve(ctx, id, status)
 	if errors.Is(err, storage.ErrExists) {
-		if err := s.removeCutShort(ctx, r.ID); err != nil {
+		if err := s.removeCutShort(ctx, id); err != nil {
 			return job.Status{}, err
 		}
-		err = s.cfg.Store.Reserve(ctx, r.ID, status)
+		err = s.cfg.Store.Reserve(ctx, id, status)
 	}
 	if errors.Is(err, storage.ErrExists) {
 		return job.Status{}, job.ErrSubmitted
 	}
 	if err != nil {
-		return job.Status{}, away("storage", fmt.Errorf("make the place of job %s: %w", r.ID, err))
+		return job.Status{}, away("storage", fmt.Errorf("make the place of job %s: %w", id, err))
 	}
 	return status, nil
 }

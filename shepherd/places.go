@@ -1,0 +1,598 @@
+package shepherd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// Uploads is how clients put inputs into storage by themselves, before they submit the job.
+type Uploads struct {
+	// Ledger knows what is reserved; nil where clients cannot.
+	Ledger ledger.Uploads
+	// Signer makes addresses for a client that reaches the daemon by the given host, empty
+	// for one on the same machine. Its error is a *job.NoUploads that says what to configure.
+	Signer func(host string) (storage.Signer, error)
+	// Keep is how long what nobody submits is kept since its addresses were last asked for;
+	// 0 takes DefaultKeepUploads. It is kept for at least as long as they are valid.
+	Keep time.Duration
+	// MaxSize bounds what the files of one upload take, in bytes; 0 takes DefaultMaxUpload.
+	MaxSize int64
+}
+
+// Defaults of Uploads.
+const (
+	DefaultKeepUploads = 24 * time.Hour
+	DefaultMaxUpload   = 1 << 40
+)
+
+// How files are divided: one up to wholeFile is sent by one request, a larger one in parts,
+// each of which can be sent again by itself. The parts grow with the upload, so that there
+// are not more than about mostParts of them.
+const (
+	wholeFile    = 64 << 20
+	smallestPart = 32 << 20
+	mostParts    = 5000
+	partsOpen    = 8 // requests to storage about parts at a time
+)
+
+// roomy is a Store that knows whether its disk has room.
+type roomy interface{ Room(bytes int64) error }
+
+// BeginUpload reserves a place for a job that is not submitted yet and says where its inputs
+// go. The error is *job.Invalid, *job.NoUploads, *job.QueueFull, job.ErrSubmitted (the id is
+// in use), job.ErrRemoving, job.ErrUploading, job.ErrDraining, or has the class its part
+// gave it.
+func (s *Shepherd) BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error) {
+	signer, err := s.uploadSigner(r.Host)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	files, err := s.checkUpload(ctx, r)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	free, err := s.remover.upload(r.ID)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	defer free()
+	u, err := s.cfg.Uploads.Ledger.ReserveUpload(ctx, job.Upload{ID: r.ID, Tenant: r.Tenant, Files: files}, s.keepUpload(r.Valid))
+	if errors.Is(err, ledger.ErrExists) {
+		return job.UploadPlan{}, job.ErrSubmitted
+	}
+	if err != nil {
+		return job.UploadPlan{}, away("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
+	}
+	if _, err = s.makePlace(ctx, r.ID, job.Model{}); err == nil {
+		u, err = s.beginParts(ctx, u)
+	}
+	if err != nil {
+		s.undoUpload(ctx, u, err)
+		return job.UploadPlan{}, err
+	}
+	s.log.Info("Place reserved for an upload", "job", u.ID, "files", len(u.Files), "expires", u.Expires)
+	return s.plan(ctx, u, signer, r.Valid, nil)
+}
+
+// uploadSigner makes addresses for a client.
+func (s *Shepherd) uploadSigner(host string) (storage.Signer, error) {
+	if s.cfg.Uploads.Ledger == nil || s.cfg.Uploads.Signer == nil {
+		return nil, &job.NoUploads{Problem: "This shepherd takes no uploads straight to storage"}
+	}
+	return s.cfg.Uploads.Signer(host)
+}
+
+// UploadOrigin is what the addresses of uploads begin with, for a client that reaches the
+// daemon by the given host; empty where there are none.
+func (s *Shepherd) UploadOrigin(host string) string {
+	signer, err := s.uploadSigner(host)
+	if err != nil {
+		return ""
+	}
+	return signer.Origin()
+}
+
+// keepUpload is how long a reservation is kept whose addresses are valid for a time.
+func (s *Shepherd) keepUpload(valid time.Duration) time.Duration {
+	return max(cmp.Or(s.cfg.Uploads.Keep, DefaultKeepUploads), valid)
+}
+
+// checkUpload checks what can be checked before anything is reserved, and divides the files.
+func (s *Shepherd) checkUpload(ctx context.Context, r job.UploadRequest) ([]job.UploadFile, error) {
+	if err := s.admitting(); err != nil && !s.admitsForOthers(ctx) {
+		return nil, err
+	}
+	if err := s.cfg.Store.CheckID(r.ID); err != nil {
+		return nil, &job.Invalid{Field: "id", Problem: err.Error()}
+	}
+	var names job.InputNames
+	var total int64
+	most := cmp.Or(s.cfg.Uploads.MaxSize, DefaultMaxUpload)
+	for _, f := range r.Files {
+		if err := names.Add(f.Path); err != nil {
+			return nil, inFiles(err)
+		}
+		switch {
+		case f.Size < 0 || f.Size > storage.MaxFile:
+			return nil, &job.Invalid{Field: "files", Problem: fmt.Sprintf("the size of %q must be 0 to %d bytes", f.Path, int64(storage.MaxFile))}
+		case f.Size > most-total:
+			return nil, &job.Invalid{Field: "files", Problem: fmt.Sprintf("the files take more than %d bytes, the most that one upload may (storage.max_upload)", most)}
+		}
+		total += f.Size
+	}
+	if len(r.Files) == 0 {
+		return nil, &job.Invalid{Field: "files", Problem: "there is no file; a job needs at least one input"}
+	}
+	if err := s.roomFor(ctx, r.Tenant, 1); err != nil {
+		return nil, err
+	}
+	if store, ok := s.cfg.Store.(roomy); ok {
+		if err := store.Room(total); err != nil {
+			return nil, away("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
+		}
+	}
+	_, inParts := s.cfg.Store.(storage.Parts)
+	return divide(r.Files, total, inParts)
+}
+
+// inFiles is an error about the name of an input as one about the files of an upload.
+func inFiles(err error) error {
+	var invalid *job.Invalid
+	if errors.As(err, &invalid) {
+		return &job.Invalid{Field: "files", Problem: invalid.Problem}
+	}
+	return err
+}
+
+// divide says which files are sent in parts, and of what size.
+func divide(files []job.UploadFile, total int64, inParts bool) ([]job.UploadFile, error) {
+	const mib = 1 << 20
+	size := min(max(smallestPart, (total/mostParts+mib-1)/mib*mib), storage.MaxPut)
+	divided := make([]job.UploadFile, len(files))
+	for i, f := range files {
+		divided[i] = job.UploadFile{Path: f.Path, Size: f.Size}
+		switch {
+		case inParts && f.Size > max(wholeFile, size):
+			divided[i].PartSize = size
+		case f.Size > storage.MaxPut:
+			return nil, &job.Invalid{Field: "files", Problem: fmt.Sprintf("%q is larger than %d bytes, the most that this storage takes by one request", f.Path, int64(storage.MaxPut))}
+		}
+	}
+	return divided, nil
+}
+
+// beginParts begins the uploads of those files that are sent in parts, where that has not
+// been done.
+func (s *Shepherd) beginParts(ctx context.Context, u job.Upload) (job.Upload, error) {
+	store, _ := s.cfg.Store.(storage.Parts)
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(partsOpen)
+	begun := false
+	for i := range u.Files {
+		f := &u.Files[i]
+		if f.PartSize == 0 || f.Parts != "" {
+			continue
+		}
+		begun = true
+		group.Go(func() (err error) {
+			if f.Parts, err = store.BeginParts(within, u.ID, path.Join(job.InputDir, f.Path)); err != nil {
+				return inputError(u.ID, f.Path, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil || !begun {
+		return u, err
+	}
+	kept, err := s.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
+	if err != nil {
+		return u, s.uploadError(u.ID, err)
+	}
+	return kept, nil
+}
+
+// uploadError is what a client is told of the ledger's error about a reservation.
+func (s *Shepherd) uploadError(id job.ID, err error) error {
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return job.ErrNoUpload
+	case errors.Is(err, ledger.ErrUploadOver), errors.Is(err, ledger.ErrRemoving):
+		return job.ErrUploadOver
+	}
+	return away("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
+}
+
+// undoUpload takes a reservation back that came to nothing for the given reason. What it
+// cannot remove is removed later.
+func (s *Shepherd) undoUpload(ctx context.Context, u job.Upload, why error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
+	_, err := s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
+	switch {
+	case err != nil:
+	case errors.Is(why, job.ErrSubmitted): // the place is another job's
+		err = s.cfg.Uploads.Ledger.EndUploadRemoval(ctx, u.ID)
+	default:
+		err = s.remover.finishUpload(ctx, u)
+	}
+	if err != nil {
+		s.log.Warn("What an upload that could not begin has reserved stays until it expires", "job", u.ID, "error", err)
+	}
+}
+
+// plan says what is left to be done, with addresses. Stored is what is there, nil for
+// nothing.
+func (s *Shepherd) plan(ctx context.Context, u job.Upload, signer storage.Signer, valid time.Duration, stored *storedInputs) (job.UploadPlan, error) {
+	p := job.UploadPlan{Upload: u, AddressesExpire: s.env.clock.now().Add(valid), Targets: make([]job.UploadTarget, len(u.Files))}
+	for i, f := range u.Files {
+		name, target := path.Join(job.InputDir, f.Path), &p.Targets[i]
+		var err error
+		switch {
+		case stored.has(f):
+			target.Stored = true
+		case f.PartSize == 0:
+			target.Address, err = signer.PresignPut(ctx, u.ID, name, f.Size, valid)
+		default:
+			for n := 1; n <= f.Count() && err == nil; n++ {
+				part := partOf(f, n)
+				if stored.hasPart(f, part) {
+					continue
+				}
+				part.Address, err = signer.PresignPart(ctx, u.ID, name, f.Parts, n, part.Size, valid)
+				target.Parts = append(target.Parts, part)
+			}
+		}
+		if err != nil {
+			return job.UploadPlan{}, away("storage", err)
+		}
+	}
+	return p, nil
+}
+
+// partOf is the part of a file with a number.
+func partOf(f job.UploadFile, n int) job.UploadPart {
+	offset := int64(n-1) * f.PartSize
+	return job.UploadPart{Number: n, Offset: offset, Size: min(f.PartSize, f.Size-offset)}
+}
+
+// storedInputs is what is in storage of an upload.
+type storedInputs struct {
+	sizes map[string]int64                // of files, by their path
+	parts map[string]map[int]storage.Part // of files that are not joined, by path and number
+}
+
+func (i *storedInputs) has(f job.UploadFile) bool {
+	if i == nil {
+		return false
+	}
+	size, ok := i.sizes[f.Path]
+	return ok && size == f.Size
+}
+
+func (i *storedInputs) hasPart(f job.UploadFile, part job.UploadPart) bool {
+	if i == nil {
+		return false
+	}
+	stored, ok := i.parts[f.Path][part.Number]
+	return ok && stored.Size == part.Size
+}
+
+// stored looks what is there of an upload.
+func (s *Shepherd) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
+	found := &storedInputs{sizes: map[string]int64{}, parts: map[string]map[int]storage.Part{}}
+	files, err := s.list(ctx, u.ID, job.InputDir+"/")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		found.sizes[f.Name] = f.Size
+	}
+	store, _ := s.cfg.Store.(storage.Parts)
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(partsOpen)
+	lists := make([][]storage.Part, len(u.Files))
+	for i, f := range u.Files {
+		if f.Parts == "" || found.has(f) {
+			continue
+		}
+		group.Go(func() error {
+			parts, err := store.StoredParts(within, u.ID, path.Join(job.InputDir, f.Path), f.Parts)
+			if err != nil && !errdefs.IsNotFound(err) {
+				return away("storage", err)
+			}
+			lists[i] = parts
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, parts := range lists {
+		byNumber := make(map[int]storage.Part, len(parts))
+		for _, p := range parts {
+			byNumber[p.Number] = p
+		}
+		found.parts[u.Files[i].Path] = byNumber
+	}
+	return found, nil
+}
+
+// ownUpload is a reservation of a tenant, or of anyone where that is empty.
+func (s *Shepherd) ownUpload(ctx context.Context, id job.ID, tenant string) (job.Upload, error) {
+	if s.cfg.Uploads.Ledger == nil || s.cfg.Store.CheckID(id) != nil {
+		return job.Upload{}, job.ErrNoUpload
+	}
+	u, err := s.cfg.Uploads.Ledger.Upload(ctx, id)
+	switch {
+	case err != nil:
+		return u, s.uploadError(id, err)
+	case tenant != "" && u.Tenant != tenant:
+		return u, job.ErrNoUpload
+	case u.Removing:
+		return u, job.ErrUploadOver
+	}
+	return u, nil
+}
+
+// UploadAddresses says what is left to be done for an upload of a tenant, or of anyone where
+// that is empty, and keeps it for some time more. The error is job.ErrNoUpload,
+// job.ErrUploadOver or *job.NoUploads, or has the class its part gave it.
+func (s *Shepherd) UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error) {
+	signer, err := s.uploadSigner(to.Host)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	if _, err := s.ownUpload(ctx, id, tenant); err != nil {
+		return job.UploadPlan{}, err
+	}
+	u, err := s.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, s.keepUpload(to.Valid))
+	if err != nil {
+		return job.UploadPlan{}, s.uploadError(id, err)
+	}
+	if u, err = s.beginParts(ctx, u); err != nil {
+		return job.UploadPlan{}, err
+	}
+	stored, err := s.stored(ctx, u)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	return s.plan(ctx, u, signer, to.Valid, stored)
+}
+
+// CompleteUpload makes the files of an upload that were sent in parts, and sees that all are
+// there. It may be called again, and what is submitted is completed by that. The error is
+// job.ErrNoUpload, job.ErrUploadOver or *job.UploadIncomplete, or has the class its part gave
+// it.
+func (s *Shepherd) CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error) {
+	u, err := s.ownUpload(ctx, id, tenant)
+	if err != nil {
+		return job.UploadPlan{}, err
+	}
+	if err := s.complete(ctx, u); err != nil {
+		return job.UploadPlan{}, err
+	}
+	p := job.UploadPlan{Upload: u, Targets: make([]job.UploadTarget, len(u.Files))}
+	for i := range p.Targets {
+		p.Targets[i].Stored = true
+	}
+	return p, nil
+}
+
+// complete joins what was sent in parts, once all of them and all other files are there.
+func (s *Shepherd) complete(ctx context.Context, u job.Upload) error {
+	stored, err := s.stored(ctx, u)
+	if err != nil {
+		return err
+	}
+	for _, f := range u.Files {
+		if err := stored.missing(f); err != nil {
+			return err
+		}
+	}
+	group, within := errgroup.WithContext(ctx)
+	group.SetLimit(partsOpen)
+	for _, f := range u.Files {
+		if !stored.has(f) {
+			group.Go(func() error { return s.join(within, u.ID, f, stored.parts[f.Path]) })
+		}
+	}
+	return group.Wait()
+}
+
+// missing is an *job.UploadIncomplete where the file, or one of its parts, is not there.
+func (i *storedInputs) missing(f job.UploadFile) error {
+	size, there := i.sizes[f.Path]
+	switch {
+	case i.has(f):
+		return nil
+	case there:
+		return &job.UploadIncomplete{Path: f.Path, Problem: fmt.Sprintf("has %d bytes in storage instead of %d", size, f.Size)}
+	case f.PartSize == 0:
+		return &job.UploadIncomplete{Path: f.Path, Problem: "is missing"}
+	}
+	lacks := 0
+	for n := 1; n <= f.Count(); n++ {
+		if !i.hasPart(f, partOf(f, n)) {
+			lacks++
+		}
+	}
+	if lacks > 0 {
+		return &job.UploadIncomplete{Path: f.Path, Problem: fmt.Sprintf("lacks %d of its %d parts", lacks, f.Count())}
+	}
+	return nil
+}
+
+// join makes a file of its parts.
+func (s *Shepherd) join(ctx context.Context, id job.ID, f job.UploadFile, stored map[int]storage.Part) error {
+	parts := make([]storage.Part, f.Count())
+	for n := range parts {
+		parts[n] = stored[n+1]
+	}
+	err := s.cfg.Store.(storage.Parts).JoinParts(ctx, id, path.Join(job.InputDir, f.Path), f.Parts, parts)
+	switch {
+	case err == nil:
+		return nil
+	case errdefs.IsInvalidArgument(err):
+		return &job.UploadIncomplete{Path: f.Path, Problem: "is still being sent: a part was replaced meanwhile"}
+	case !errdefs.IsNotFound(err):
+		return away("storage", fmt.Errorf("join the parts of input %s of job %s: %w", f.Path, id, err))
+	}
+	// Another request has joined them, or this one did and the answer was lost.
+	name := path.Join(job.InputDir, f.Path)
+	listed, err := s.cfg.Store.List(ctx, id, name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return away("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
+	}
+	for _, there := range listed {
+		if there.Name == name && there.Size == f.Size {
+			return nil
+		}
+	}
+	return &job.UploadIncomplete{Path: f.Path, Problem: "is missing"}
+}
+
+// GiveUpUpload removes an upload at once. The error is job.ErrNoUpload or job.ErrUploading (it
+// is being submitted), or has the class its part gave it; then the removal goes on by itself.
+func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
+	u, err := s.ownUpload(ctx, id, tenant)
+	if err != nil && !errors.Is(err, job.ErrUploadOver) {
+		return err
+	}
+	done, ok := s.remover.take(id)
+	if !ok {
+		return job.ErrUploading
+	}
+	defer done()
+	// What has begun is better ended now, whether the client is still there or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	if u, err = s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false); err != nil {
+		return s.uploadError(id, err)
+	}
+	if err := s.remover.finishUpload(ctx, u); err != nil {
+		return fmt.Errorf("remove the upload of job %s, which goes on by itself: %w", id, err)
+	}
+	s.log.Info("Upload given up", "job", id)
+	return nil
+}
+
+// takeUpload completes the upload of a job that is submitted, where its inputs came by one,
+// and makes the job that of the upload's tenant. taken is false where they did not. The error
+// is *job.UnknownJob where the upload is another tenant's, and else one of CompleteUpload's.
+func (s *Shepherd) takeUpload(ctx context.Context, r *job.Request) (taken bool, err error) {
+	if s.cfg.Uploads.Ledger == nil {
+		return false, nil
+	}
+	u, err := s.cfg.Uploads.Ledger.Upload(ctx, r.ID)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, s.uploadError(r.ID, err)
+	case r.Tenant != "" && u.Tenant != r.Tenant:
+		return false, &job.UnknownJob{ID: string(r.ID)}
+	case u.Removing:
+		return false, job.ErrUploadOver
+	}
+	for _, f := range u.Files {
+		if err := notOfOthers(*r, f.Path); err != nil {
+			return false, err
+		}
+	}
+	if err := s.complete(ctx, u); err != nil {
+		return false, err
+	}
+	r.Tenant = u.Tenant
+	return true, nil
+}
+
+// notReserved returns an error where the place of a job that brings its inputs is reserved
+// for an upload.
+func (s *Shepherd) notReserved(ctx context.Context, r job.Request) error {
+	if s.cfg.Uploads.Ledger == nil {
+		return nil
+	}
+	u, err := s.cfg.Uploads.Ledger.Upload(ctx, r.ID)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil
+	case err != nil:
+		return s.uploadError(r.ID, err)
+	case r.Tenant != "" && u.Tenant != r.Tenant:
+		return job.ErrSubmitted
+	case u.Removing:
+		return job.ErrUploadOver
+	}
+	return job.ErrReserved
+}
+
+// removeDueUploads removes uploads that nobody has submitted in time, and returns how long
+// it is until the next is due; 0 for none.
+func (r *remover) removeDueUploads(ctx context.Context) (next time.Duration, err error) {
+	if r.uploads == nil {
+		return 0, nil
+	}
+	due, next, err := r.uploads.DueUploads(ctx, removalBatch)
+	if err != nil {
+		return 0, err
+	}
+	for _, u := range due {
+		ok, err := r.removeUpload(ctx, u.ID)
+		if err != nil {
+			return 0, fmt.Errorf("remove the upload of job %s: %w", u.ID, err)
+		}
+		if ok {
+			r.log.Info("Removed an upload that was not submitted", "job", u.ID, "expired", u.Expires)
+		} else {
+			next = r.cfg.Interval
+		}
+	}
+	return next, nil
+}
+
+// removeUpload removes an upload that is due. ok is false where it is being submitted, or
+// removed by another.
+func (r *remover) removeUpload(ctx context.Context, id job.ID) (ok bool, err error) {
+	done, ok := r.take(id)
+	if !ok {
+		return false, nil
+	}
+	defer done()
+	u, err := r.uploads.BeginUploadRemoval(ctx, id, true)
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrRemoving) { // submitted or asked for again since; another node's
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, r.finishUpload(ctx, u)
+}
+
+// finishUpload ends a removal that has begun.
+func (r *remover) finishUpload(ctx context.Context, u job.Upload) error {
+	if store, ok := r.store.(storage.Parts); ok {
+		for _, f := range u.Files {
+			if f.Parts == "" {
+				continue
+			}
+			if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
+				return away("storage", err)
+			}
+		}
+	}
+	if err := r.store.Remove(ctx, u.ID); err != nil {
+		return away("storage", err)
+	}
+	return r.uploads.EndUploadRemoval(ctx, u.ID)
+}
