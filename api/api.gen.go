@@ -4,6 +4,7 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -268,6 +269,17 @@ func (e ListMessagesParamsState) Valid() bool {
 		return false
 	}
 }
+
+// AddressesValid How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+type AddressesValid struct {
+	union json.RawMessage
+}
+
+// AddressesValid0 defines model for AddressesValid.0.
+type AddressesValid0 = float32
+
+// AddressesValid1 defines model for AddressesValid.1.
+type AddressesValid1 = string
 
 // Attempt One time that a sheep took a job, until it ended it or gave it back
 type Attempt struct {
@@ -1191,6 +1203,73 @@ type TimelineEntry struct {
 // TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
 
+// Upload defines model for Upload.
+type Upload struct {
+	// AddressesExpireAt Example: 2026-11-22T10:08:03.942214
+	AddressesExpireAt *Time `json:"addresses_expire_at"`
+
+	// CreatedAt Example: 2026-11-22T10:08:03.942214
+	CreatedAt *Time `json:"created_at"`
+
+	// ExpiresAt Example: 2026-11-22T10:08:03.942214
+	ExpiresAt *Time          `json:"expires_at"`
+	Files     []UploadedFile `json:"files"`
+	JobId     string         `json:"job_id"`
+}
+
+// UploadPart defines model for UploadPart.
+type UploadPart struct {
+	// Address Where a `PUT` of the part goes
+	Address string `json:"address"`
+
+	// Number From 1
+	Number int `json:"number"`
+
+	// Offset Where it begins in the file, in bytes
+	Offset int64 `json:"offset"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+}
+
+// UploadRenewal defines model for UploadRenewal.
+type UploadRenewal struct {
+	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
+}
+
+// UploadRequest defines model for UploadRequest.
+type UploadRequest struct {
+	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
+	Files     []struct {
+		// Path Below `inputs/`, with the rules of `POST /jobs`
+		Path string `json:"path"`
+
+		// Size In bytes
+		Size int64 `json:"size"`
+	} `json:"files"`
+
+	// JobId The id of the job that is going to be submitted; made by the daemon where it is left out
+	JobId *string `json:"job_id,omitempty"`
+}
+
+// UploadedFile defines model for UploadedFile.
+type UploadedFile struct {
+	// Address Where a `PUT` of the file goes; of one that is sent whole
+	Address *string `json:"address,omitempty"`
+
+	// Parts The parts that are missing, of a file that is sent in parts
+	Parts *[]UploadPart `json:"parts,omitempty"`
+	Path  string        `json:"path"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+
+	// Stored Nothing is left to be sent
+	Stored bool `json:"stored"`
+}
+
 // Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
 type Usual struct {
 	// High One in ten took longer
@@ -1315,6 +1394,9 @@ type NoModelApplicationProblemPlusJSON = Problem
 // NoSheep An error, as in RFC 9457
 type NoSheep = Problem
 
+// NoUpload An error, as in RFC 9457
+type NoUpload = Problem
+
 // NoWebhooks An error, as in RFC 9457
 type NoWebhooks = Problem
 
@@ -1374,6 +1456,9 @@ type UnknownJobApplicationJSON = Error
 
 // UnknownJobApplicationProblemPlusJSON An error, as in RFC 9457
 type UnknownJobApplicationProblemPlusJSON = Problem
+
+// UploadOver An error, as in RFC 9457
+type UploadOver = Problem
 
 // FollowEventsParams defines parameters for FollowEvents.
 type FollowEventsParams struct {
@@ -1565,6 +1650,74 @@ type LoadSheepJSONRequestBody = LoadRequest
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
 
+// CreateUploadJSONRequestBody defines body for CreateUpload for application/json ContentType.
+type CreateUploadJSONRequestBody = UploadRequest
+
+// RenewUploadJSONRequestBody defines body for RenewUpload for application/json ContentType.
+type RenewUploadJSONRequestBody = UploadRenewal
+
+// AsAddressesValid0 returns the union data inside the AddressesValid as a AddressesValid0
+func (t AddressesValid) AsAddressesValid0() (AddressesValid0, error) {
+	var body AddressesValid0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAddressesValid0 overwrites any union data inside the AddressesValid as the provided AddressesValid0
+func (t *AddressesValid) FromAddressesValid0(v AddressesValid0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeAddressesValid0 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid0
+func (t *AddressesValid) MergeAddressesValid0(v AddressesValid0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAddressesValid1 returns the union data inside the AddressesValid as a AddressesValid1
+func (t AddressesValid) AsAddressesValid1() (AddressesValid1, error) {
+	var body AddressesValid1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAddressesValid1 overwrites any union data inside the AddressesValid as the provided AddressesValid1
+func (t *AddressesValid) FromAddressesValid1(v AddressesValid1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeAddressesValid1 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid1
+func (t *AddressesValid) MergeAddressesValid1(v AddressesValid1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t AddressesValid) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *AddressesValid) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// GetAPIDocs This contract in ReDoc, to read
@@ -1708,6 +1861,18 @@ type ServerInterface interface {
 	// GetUI This contract in Swagger UI, to try out
 	// (GET /ui)
 	GetUI(w http.ResponseWriter, r *http.Request)
+	// CreateUpload Reserve a place for inputs that go straight to storage
+	// (POST /uploads)
+	CreateUpload(w http.ResponseWriter, r *http.Request)
+	// RemoveUpload Give an upload up, with all that was put into storage
+	// (DELETE /uploads/{job_id})
+	RemoveUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// RenewUpload New addresses for what is missing of an upload
+	// (POST /uploads/{job_id}/addresses)
+	RenewUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
+	// CompleteUpload See that all files of an upload are there
+	// (POST /uploads/{job_id}/complete)
+	CompleteUpload(w http.ResponseWriter, r *http.Request, jobId JobID)
 	// GetVersion Which shepherd this is
 	// (GET /version)
 	GetVersion(w http.ResponseWriter, r *http.Request)
@@ -3240,6 +3405,98 @@ func (siw *ServerInterfaceWrapper) GetUI(w http.ResponseWriter, r *http.Request)
 	handler.ServeHTTP(w, r)
 }
 
+// CreateUpload operation middleware
+func (siw *ServerInterfaceWrapper) CreateUpload(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateUpload(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveUpload operation middleware
+func (siw *ServerInterfaceWrapper) RemoveUpload(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveUpload(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RenewUpload operation middleware
+func (siw *ServerInterfaceWrapper) RenewUpload(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RenewUpload(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CompleteUpload operation middleware
+func (siw *ServerInterfaceWrapper) CompleteUpload(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobId JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", mux.Vars(r)["job_id"], &jobId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "job_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CompleteUpload(w, r, jobId)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetVersion operation middleware
 func (siw *ServerInterfaceWrapper) GetVersion(w http.ResponseWriter, r *http.Request) {
 
@@ -3513,6 +3770,14 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/cancel", wrapper.CancelJob).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/jobs/{job_id}/retry", wrapper.RetryJob).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/uploads", wrapper.CreateUpload).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/uploads/{job_id}", wrapper.RemoveUpload).Methods(http.MethodDelete)
+
+	r.HandleFunc(options.BaseURL+"/uploads/{job_id}/addresses", wrapper.RenewUpload).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/uploads/{job_id}/complete", wrapper.CompleteUpload).Methods(http.MethodPost)
 
 	r.HandleFunc(options.BaseURL+"/groups", wrapper.CreateGroup).Methods(http.MethodPost)
 

@@ -34,6 +34,7 @@ import (
 // answered as one.
 type Service interface {
 	Submissions
+	UploadService
 	JobService
 	GroupService
 	EventService
@@ -60,6 +61,31 @@ type Submissions interface {
 	// empty. An error about one of them is a *job.ItemError with one of Submit's or
 	// SubmitFiles'.
 	SubmitAll(ctx context.Context, rs []job.Request) error
+}
+
+// UploadService has clients put inputs into storage by themselves. A tenant that is empty is
+// any.
+type UploadService interface {
+	// BeginUpload reserves the place of a job that is not submitted yet, and says where its
+	// inputs go. It returns *job.Invalid, *job.NoUploads, job.ErrSubmitted, job.ErrRemoving,
+	// job.ErrUploading, *job.QueueFull and job.ErrDraining.
+	BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error)
+
+	// UploadAddresses says what is missing, and where it goes. It returns job.ErrNoUpload,
+	// job.ErrUploadOver and *job.NoUploads.
+	UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error)
+
+	// CompleteUpload sees that all files are there. It returns job.ErrNoUpload,
+	// job.ErrUploadOver and *job.UploadIncomplete.
+	CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error)
+
+	// GiveUpUpload removes an upload. It returns job.ErrNoUpload and job.ErrUploading; after
+	// another error the removal may go on by itself.
+	GiveUpUpload(ctx context.Context, id job.ID, tenant string) error
+
+	// UploadOrigin is the origin of the addresses that UploadAddresses makes for a host, empty
+	// where it makes none.
+	UploadOrigin(host string) string
 }
 
 // GroupService looks at groups of jobs, of a tenant, or of all where that is empty, and

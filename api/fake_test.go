@@ -53,6 +53,8 @@ type fake struct {
 	// body, when set, stands in for the contents of files.
 	body func(job.Range) io.ReadCloser
 
+	uploads fakeUploads
+
 	open    atomic.Int64 // bodies not closed yet
 	opened  atomic.Int64
 	waiting atomic.Int64

@@ -28,7 +28,7 @@ func (s *server) routes() http.Handler {
 			w.Header().Add("Vary", "Accept")
 		}
 		if page.Wanted(r) {
-			index.ServeHTTP(w, r)
+			index.WithPolicy(page.Policy(s.service.UploadOrigin(hostOf(r)))).ServeHTTP(w, r)
 			return
 		}
 		s.fail(w, r, errNoRoute)

@@ -273,6 +273,17 @@ func (e ListMessagesParamsState) Valid() bool {
 	}
 }
 
+// AddressesValid How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+type AddressesValid struct {
+	union json.RawMessage
+}
+
+// AddressesValid0 defines model for AddressesValid.0.
+type AddressesValid0 = float32
+
+// AddressesValid1 defines model for AddressesValid.1.
+type AddressesValid1 = string
+
 // Attempt One time that a sheep took a job, until it ended it or gave it back
 type Attempt struct {
 	// BeganAt When the sheep took it
@@ -1195,6 +1206,73 @@ type TimelineEntry struct {
 // TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
 
+// Upload defines model for Upload.
+type Upload struct {
+	// AddressesExpireAt Example: 2026-11-22T10:08:03.942214
+	AddressesExpireAt *Time `json:"addresses_expire_at"`
+
+	// CreatedAt Example: 2026-11-22T10:08:03.942214
+	CreatedAt *Time `json:"created_at"`
+
+	// ExpiresAt Example: 2026-11-22T10:08:03.942214
+	ExpiresAt *Time          `json:"expires_at"`
+	Files     []UploadedFile `json:"files"`
+	JobId     string         `json:"job_id"`
+}
+
+// UploadPart defines model for UploadPart.
+type UploadPart struct {
+	// Address Where a `PUT` of the part goes
+	Address string `json:"address"`
+
+	// Number From 1
+	Number int `json:"number"`
+
+	// Offset Where it begins in the file, in bytes
+	Offset int64 `json:"offset"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+}
+
+// UploadRenewal defines model for UploadRenewal.
+type UploadRenewal struct {
+	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
+}
+
+// UploadRequest defines model for UploadRequest.
+type UploadRequest struct {
+	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
+	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
+	Files     []struct {
+		// Path Below `inputs/`, with the rules of `POST /jobs`
+		Path string `json:"path"`
+
+		// Size In bytes
+		Size int64 `json:"size"`
+	} `json:"files"`
+
+	// JobId The id of the job that is going to be submitted; made by the daemon where it is left out
+	JobId *string `json:"job_id,omitempty"`
+}
+
+// UploadedFile defines model for UploadedFile.
+type UploadedFile struct {
+	// Address Where a `PUT` of the file goes; of one that is sent whole
+	Address *string `json:"address,omitempty"`
+
+	// Parts The parts that are missing, of a file that is sent in parts
+	Parts *[]UploadPart `json:"parts,omitempty"`
+	Path  string        `json:"path"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+
+	// Stored Nothing is left to be sent
+	Stored bool `json:"stored"`
+}
+
 // Usual What the last jobs of a model took, of those that were done: seconds that a runner had them
 type Usual struct {
 	// High One in ten took longer
@@ -1319,6 +1397,9 @@ type NoModelApplicationProblemPlusJSON = Problem
 // NoSheep An error, as in RFC 9457
 type NoSheep = Problem
 
+// NoUpload An error, as in RFC 9457
+type NoUpload = Problem
+
 // NoWebhooks An error, as in RFC 9457
 type NoWebhooks = Problem
 
@@ -1378,6 +1459,9 @@ type UnknownJobApplicationJSON = Error
 
 // UnknownJobApplicationProblemPlusJSON An error, as in RFC 9457
 type UnknownJobApplicationProblemPlusJSON = Problem
+
+// UploadOver An error, as in RFC 9457
+type UploadOver = Problem
 
 // FollowEventsParams defines parameters for FollowEvents.
 type FollowEventsParams struct {
@@ -1568,6 +1652,74 @@ type LoadSheepJSONRequestBody = LoadRequest
 
 // StartJobJSONRequestBody defines body for StartJob for application/json ContentType.
 type StartJobJSONRequestBody = StartJobRequest
+
+// CreateUploadJSONRequestBody defines body for CreateUpload for application/json ContentType.
+type CreateUploadJSONRequestBody = UploadRequest
+
+// RenewUploadJSONRequestBody defines body for RenewUpload for application/json ContentType.
+type RenewUploadJSONRequestBody = UploadRenewal
+
+// AsAddressesValid0 returns the union data inside the AddressesValid as a AddressesValid0
+func (t AddressesValid) AsAddressesValid0() (AddressesValid0, error) {
+	var body AddressesValid0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAddressesValid0 overwrites any union data inside the AddressesValid as the provided AddressesValid0
+func (t *AddressesValid) FromAddressesValid0(v AddressesValid0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeAddressesValid0 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid0
+func (t *AddressesValid) MergeAddressesValid0(v AddressesValid0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAddressesValid1 returns the union data inside the AddressesValid as a AddressesValid1
+func (t AddressesValid) AsAddressesValid1() (AddressesValid1, error) {
+	var body AddressesValid1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAddressesValid1 overwrites any union data inside the AddressesValid as the provided AddressesValid1
+func (t *AddressesValid) FromAddressesValid1(v AddressesValid1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeAddressesValid1 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid1
+func (t *AddressesValid) MergeAddressesValid1(v AddressesValid1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t AddressesValid) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *AddressesValid) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -2136,6 +2288,82 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /ui (the `GetUI` operationId).
 	GetUI(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateUploadWithBody Reserve a place for inputs that go straight to storage
+	//
+	// For large inputs. The answer has an address for each file, to which whoever has it
+	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+	// through the daemon; a large file has `parts`, each with an address of its own. Parts
+	// and files may be sent at the same time, and again. Then the job is submitted with
+	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+	// same tenant alone.
+	//
+	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+	// what to configure; the files then come with `POST /jobs`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /uploads (the `CreateUpload` operationId).
+	CreateUploadWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateUpload Reserve a place for inputs that go straight to storage
+	//
+	// For large inputs. The answer has an address for each file, to which whoever has it
+	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+	// through the daemon; a large file has `parts`, each with an address of its own. Parts
+	// and files may be sent at the same time, and again. Then the job is submitted with
+	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+	// same tenant alone.
+	//
+	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+	// what to configure; the files then come with `POST /jobs`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /uploads (the `CreateUpload` operationId).
+	CreateUpload(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemoveUpload Give an upload up, with all that was put into storage
+	//
+	// The id can be used again then. Where storage fails meanwhile the answer is a 503,
+	// and the removal goes on by itself.
+	//
+	// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
+	RemoveUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RenewUploadWithBody New addresses for what is missing of an upload
+	//
+	// For an upload that was broken off, or whose addresses are no longer valid. What is
+	// in storage already is `stored`, or not among the `parts`. The upload is kept for
+	// longer by that.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+	RenewUploadWithBody(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RenewUpload New addresses for what is missing of an upload
+	//
+	// For an upload that was broken off, or whose addresses are no longer valid. What is
+	// in storage already is `stored`, or not among the `parts`. The upload is kept for
+	// longer by that.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+	RenewUpload(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CompleteUpload See that all files of an upload are there
+	//
+	// Makes files of their parts. It may be called again. Submitting the job does the
+	// same, so this is for who wants to know before.
+	//
+	// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
+	CompleteUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which shepherd this is
 	//
@@ -3182,6 +3410,142 @@ func (c *Client) GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (
 // Corresponds with GET /ui (the `GetUI` operationId).
 func (c *Client) GetUI(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetUIRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateUploadWithBody Reserve a place for inputs that go straight to storage
+//
+// For large inputs. The answer has an address for each file, to which whoever has it
+// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+// through the daemon; a large file has `parts`, each with an address of its own. Parts
+// and files may be sent at the same time, and again. Then the job is submitted with
+// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+// same tenant alone.
+//
+// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+// what to configure; the files then come with `POST /jobs`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /uploads (the `CreateUpload` operationId).
+func (c *Client) CreateUploadWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateUploadRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateUpload Reserve a place for inputs that go straight to storage
+//
+// For large inputs. The answer has an address for each file, to which whoever has it
+// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+// through the daemon; a large file has `parts`, each with an address of its own. Parts
+// and files may be sent at the same time, and again. Then the job is submitted with
+// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+// same tenant alone.
+//
+// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+// what to configure; the files then come with `POST /jobs`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /uploads (the `CreateUpload` operationId).
+func (c *Client) CreateUpload(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateUploadRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RemoveUpload Give an upload up, with all that was put into storage
+//
+// The id can be used again then. Where storage fails meanwhile the answer is a 503,
+// and the removal goes on by itself.
+//
+// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
+func (c *Client) RemoveUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveUploadRequest(c.Server, jobId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RenewUploadWithBody New addresses for what is missing of an upload
+//
+// For an upload that was broken off, or whose addresses are no longer valid. What is
+// in storage already is `stored`, or not among the `parts`. The upload is kept for
+// longer by that.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+func (c *Client) RenewUploadWithBody(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRenewUploadRequestWithBody(c.Server, jobId, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RenewUpload New addresses for what is missing of an upload
+//
+// For an upload that was broken off, or whose addresses are no longer valid. What is
+// in storage already is `stored`, or not among the `parts`. The upload is kept for
+// longer by that.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+func (c *Client) RenewUpload(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRenewUploadRequest(c.Server, jobId, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CompleteUpload See that all files of an upload are there
+//
+// Makes files of their parts. It may be called again. Submitting the job does the
+// same, so this is for who wants to know before.
+//
+// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
+func (c *Client) CompleteUpload(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCompleteUploadRequest(c.Server, jobId)
 	if err != nil {
 		return nil, err
 	}
@@ -5363,6 +5727,161 @@ func NewGetUIRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewCreateUploadRequest calls the generic CreateUpload builder with application/json body
+func NewCreateUploadRequest(server string, body CreateUploadJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateUploadRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateUploadRequestWithBody constructs an http.Request for the CreateUpload method, with any body, and a specified content type
+func NewCreateUploadRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/uploads")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRemoveUploadRequest constructs an http.Request for the RemoveUpload method
+func NewRemoveUploadRequest(server string, jobId JobID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job_id", jobId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/uploads/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRenewUploadRequest calls the generic RenewUpload builder with application/json body
+func NewRenewUploadRequest(server string, jobId JobID, body RenewUploadJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRenewUploadRequestWithBody(server, jobId, "application/json", bodyReader)
+}
+
+// NewRenewUploadRequestWithBody constructs an http.Request for the RenewUpload method, with any body, and a specified content type
+func NewRenewUploadRequestWithBody(server string, jobId JobID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job_id", jobId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/uploads/%s/addresses", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewCompleteUploadRequest constructs an http.Request for the CompleteUpload method
+func NewCompleteUploadRequest(server string, jobId JobID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job_id", jobId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/uploads/%s/complete", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetVersionRequest constructs an http.Request for the GetVersion method
 func NewGetVersionRequest(server string) (*http.Request, error) {
 	var err error
@@ -6172,6 +6691,86 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /ui (the `GetUI` operationId).
 	GetUIWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetUIResponse, error)
+
+	// CreateUploadWithBodyWithResponse Reserve a place for inputs that go straight to storage
+	//
+	// For large inputs. The answer has an address for each file, to which whoever has it
+	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+	// through the daemon; a large file has `parts`, each with an address of its own. Parts
+	// and files may be sent at the same time, and again. Then the job is submitted with
+	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+	// same tenant alone.
+	//
+	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+	// what to configure; the files then come with `POST /jobs`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /uploads (the `CreateUpload` operationId).
+	CreateUploadWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error)
+
+	// CreateUploadWithResponse Reserve a place for inputs that go straight to storage
+	//
+	// For large inputs. The answer has an address for each file, to which whoever has it
+	// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+	// through the daemon; a large file has `parts`, each with an address of its own. Parts
+	// and files may be sent at the same time, and again. Then the job is submitted with
+	// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+	// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+	// same tenant alone.
+	//
+	// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+	// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+	// what to configure; the files then come with `POST /jobs`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /uploads (the `CreateUpload` operationId).
+	CreateUploadWithResponse(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error)
+
+	// RemoveUploadWithResponse Give an upload up, with all that was put into storage
+	//
+	// The id can be used again then. Where storage fails meanwhile the answer is a 503,
+	// and the removal goes on by itself.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
+	RemoveUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*RemoveUploadResponse, error)
+
+	// RenewUploadWithBodyWithResponse New addresses for what is missing of an upload
+	//
+	// For an upload that was broken off, or whose addresses are no longer valid. What is
+	// in storage already is `stored`, or not among the `parts`. The upload is kept for
+	// longer by that.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+	RenewUploadWithBodyWithResponse(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error)
+
+	// RenewUploadWithResponse New addresses for what is missing of an upload
+	//
+	// For an upload that was broken off, or whose addresses are no longer valid. What is
+	// in storage already is `stored`, or not among the `parts`. The upload is kept for
+	// longer by that.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+	RenewUploadWithResponse(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error)
+
+	// CompleteUploadWithResponse See that all files of an upload are there
+	//
+	// Makes files of their parts. It may be called again. Submitting the job does the
+	// same, so this is for who wants to know before.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
+	CompleteUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*CompleteUploadResponse, error)
 
 	// GetVersionWithResponse Which shepherd this is
 	//
@@ -8221,6 +8820,177 @@ func (r GetUIResponse) ContentType() string {
 	return ""
 }
 
+// CreateUploadResponse201Headers the declared response headers of an HTTP 201 response for CreateUpload
+type CreateUploadResponse201Headers struct {
+	Location *string
+}
+
+type CreateUploadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Upload
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateUploadResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateUploadResponse) GetJSON201() *Upload {
+	return r.JSON201
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateUploadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateUploadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateUploadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateUploadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RemoveUploadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Success
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RemoveUploadResponse) GetJSON200() *Success {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveUploadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveUploadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveUploadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveUploadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RenewUploadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Upload
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RenewUploadResponse) GetJSON200() *Upload {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r RenewUploadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RenewUploadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RenewUploadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RenewUploadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CompleteUploadResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Upload
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CompleteUploadResponse) GetJSON200() *Upload {
+	return r.JSON200
+}
+
+// GetBody returns the raw response body bytes
+func (r CompleteUploadResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CompleteUploadResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CompleteUploadResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CompleteUploadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetVersionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9277,6 +10047,122 @@ func (c *ClientWithResponses) GetUIWithResponse(ctx context.Context, reqEditors 
 		return nil, err
 	}
 	return ParseGetUIResponse(rsp)
+}
+
+// CreateUploadWithBodyWithResponse Reserve a place for inputs that go straight to storage
+//
+// For large inputs. The answer has an address for each file, to which whoever has it
+// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+// through the daemon; a large file has `parts`, each with an address of its own. Parts
+// and files may be sent at the same time, and again. Then the job is submitted with
+// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+// same tenant alone.
+//
+// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+// what to configure; the files then come with `POST /jobs`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /uploads (the `CreateUpload` operationId).
+func (c *ClientWithResponses) CreateUploadWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error) {
+	rsp, err := c.CreateUploadWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateUploadResponse(rsp)
+}
+
+// CreateUploadWithResponse Reserve a place for inputs that go straight to storage
+//
+// For large inputs. The answer has an address for each file, to which whoever has it
+// puts the file by one `PUT` of exactly `size` bytes, without credentials and not
+// through the daemon; a large file has `parts`, each with an address of its own. Parts
+// and files may be sent at the same time, and again. Then the job is submitted with
+// `POST /jobs`, with this `job_id` and without inputs in the request; it is complete by
+// that. The same goes for `POST /groups` and `POST /start-job`, and for callers of the
+// same tenant alone.
+//
+// What nobody submits is removed after `expires_at` (`storage.keep_uploads` after
+// addresses were last asked for). A 409 says that clients cannot reach the storage, and
+// what to configure; the files then come with `POST /jobs`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /uploads (the `CreateUpload` operationId).
+func (c *ClientWithResponses) CreateUploadWithResponse(ctx context.Context, body CreateUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateUploadResponse, error) {
+	rsp, err := c.CreateUpload(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateUploadResponse(rsp)
+}
+
+// RemoveUploadWithResponse Give an upload up, with all that was put into storage
+//
+// The id can be used again then. Where storage fails meanwhile the answer is a 503,
+// and the removal goes on by itself.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /uploads/{job_id} (the `RemoveUpload` operationId).
+func (c *ClientWithResponses) RemoveUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*RemoveUploadResponse, error) {
+	rsp, err := c.RemoveUpload(ctx, jobId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveUploadResponse(rsp)
+}
+
+// RenewUploadWithBodyWithResponse New addresses for what is missing of an upload
+//
+// For an upload that was broken off, or whose addresses are no longer valid. What is
+// in storage already is `stored`, or not among the `parts`. The upload is kept for
+// longer by that.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+func (c *ClientWithResponses) RenewUploadWithBodyWithResponse(ctx context.Context, jobId JobID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error) {
+	rsp, err := c.RenewUploadWithBody(ctx, jobId, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRenewUploadResponse(rsp)
+}
+
+// RenewUploadWithResponse New addresses for what is missing of an upload
+//
+// For an upload that was broken off, or whose addresses are no longer valid. What is
+// in storage already is `stored`, or not among the `parts`. The upload is kept for
+// longer by that.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /uploads/{job_id}/addresses (the `RenewUpload` operationId).
+func (c *ClientWithResponses) RenewUploadWithResponse(ctx context.Context, jobId JobID, body RenewUploadJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewUploadResponse, error) {
+	rsp, err := c.RenewUpload(ctx, jobId, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRenewUploadResponse(rsp)
+}
+
+// CompleteUploadWithResponse See that all files of an upload are there
+//
+// Makes files of their parts. It may be called again. Submitting the job does the
+// same, so this is for who wants to know before.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /uploads/{job_id}/complete (the `CompleteUpload` operationId).
+func (c *ClientWithResponses) CompleteUploadWithResponse(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*CompleteUploadResponse, error) {
+	rsp, err := c.CompleteUpload(ctx, jobId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCompleteUploadResponse(rsp)
 }
 
 // GetVersionWithResponse Which shepherd this is
@@ -10817,6 +11703,123 @@ func ParseGetUIResponse(rsp *http.Response) (*GetUIResponse, error) {
 	response := &GetUIResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
+	}
+
+	return response, nil
+}
+
+// ParseCreateUploadResponse parses an HTTP response from a CreateUploadWithResponse call
+func ParseCreateUploadResponse(rsp *http.Response) (*CreateUploadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateUploadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Upload
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateUploadResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = &value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRemoveUploadResponse parses an HTTP response from a RemoveUploadWithResponse call
+func ParseRemoveUploadResponse(rsp *http.Response) (*RemoveUploadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveUploadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRenewUploadResponse parses an HTTP response from a RenewUploadWithResponse call
+func ParseRenewUploadResponse(rsp *http.Response) (*RenewUploadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RenewUploadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Upload
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCompleteUploadResponse parses an HTTP response from a CompleteUploadWithResponse call
+func ParseCompleteUploadResponse(rsp *http.Response) (*CompleteUploadResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CompleteUploadResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Upload
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
 	}
 
 	return response, nil

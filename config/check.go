@@ -358,6 +358,8 @@ func (ch *checker) storage() {
 		ch.reject("storage.public_url", urlProblem(s.PublicURL, "access_key and secret_key", false))
 	}
 	ch.keep()
+	ch.expect(s.KeepUploads >= time.Minute && s.KeepUploads <= job.MaxKeep, "storage.keep_uploads", "a duration, 1m or longer")
+	ch.expect(s.MaxUpload > 0, "storage.max_upload", "a size, 1B or more")
 	ch.notEmpty("storage.session_token", s.SessionToken.IsZero())
 	ch.notEmpty("storage.ca_file", s.CAFile == "")
 	ch.expect(s.CAFile == "" || filepath.IsAbs(s.CAFile), "storage.ca_file", "an absolute path")

@@ -281,6 +281,10 @@ type Storage struct {
 	MinFree *size.Bytes `yaml:"min_free,omitempty"`
 	// Keep is how long the files of jobs that have ended are kept.
 	Keep Keep `yaml:"keep,omitempty"`
+	// KeepUploads is how long inputs that clients put into storage themselves wait for
+	// their job to be submitted, and MaxUpload what those of one job take at most.
+	KeepUploads time.Duration `yaml:"keep_uploads"`
+	MaxUpload   size.Bytes    `yaml:"max_upload"`
 }
 
 // Keep is how long the files of jobs are kept after their end; what is left out is

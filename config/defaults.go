@@ -91,6 +91,7 @@ func defaults(m machine) Config {
 			MemoryWait:         30 * time.Second,
 		},
 		DrainTimeout: 30 * time.Second,
+		Storage:      Storage{KeepUploads: 24 * time.Hour, MaxUpload: 1 << 40},
 	}
 }
 

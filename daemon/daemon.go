@@ -73,14 +73,16 @@ type daemon struct {
 	telemetry *telemetry
 	ledger    keptLedger
 	store     storage.Store
-	gpus      *gpus
-	env       *environment
-	drivers   map[string]runtime.Driver
-	members   []shepherd.Member
-	core      *shepherd.Shepherd
-	fleet     *fleet.Fleet        // nil where the ledger is this node's alone
-	secret    string              // that other nodes show; empty for none
-	webhooks  *webhook.Dispatcher // nil where nobody is told of jobs
+	// storageAddress is where the embedded storage listens; empty for another one.
+	storageAddress string
+	gpus           *gpus
+	env            *environment
+	drivers        map[string]runtime.Driver
+	members        []shepherd.Member
+	core           *shepherd.Shepherd
+	fleet          *fleet.Fleet        // nil where the ledger is this node's alone
+	secret         string              // that other nodes show; empty for none
+	webhooks       *webhook.Dispatcher // nil where nobody is told of jobs
 }
 
 // Run is the daemon's whole life. It starts draining when ctx ends, and returns
@@ -153,7 +155,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.ledger, err = openLedger(ctx, d.config, d.config.Storage.Embedded(), d.log, &d.closing); err != nil {
 		return err
 	}
-	if d.store, err = openStorage(d.config, d.telemetry.metrics.Storage, d.log, &d.closing); err != nil {
+	if d.store, d.storageAddress, err = openStorage(d.config, d.telemetry.metrics.Storage, d.log, &d.closing); err != nil {
 		return err
 	}
 	d.gpus, err = openGPUs(ctx, d.config, d.log, &d.closing)
@@ -191,9 +193,13 @@ func (d *daemon) startCore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	uploads, err := uploadsOf(c.Storage, d.storageAddress, d.ledger)
+	if err != nil {
+		return err
+	}
 	state := diskspace.Floor{Path: c.StateDir, Free: int64(c.MinFree)}
 	d.core, err = shepherd.New(shepherd.Config{
-		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Presigner: presigner, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
+		Node: node, DataRoot: c.DataRoot, Ledger: d.ledger, Webhooks: d.ledger, Peers: peersOf(d.ledger), Fleet: others, Store: d.store, Presigner: presigner, Uploads: uploads, Sheep: d.members, Trust: c.Models.Trust(), Placement: placementOf(c),
 		StageAhead: *c.Scheduling.StageAhead, StageBudget: int64(c.Scheduling.StageBudget),
 		StageRoom: diskspace.Floor{Path: c.DataRoot, Free: int64(c.MinFree)}.Check, StateRoom: func() error { return state.Check(0) },
 		MaxQueued: c.API.MaxQueued, Policy: policyOf(c), Retention: shepherd.Retention{Ledger: d.ledger, Policy: c.Storage.Keep.Retention()},

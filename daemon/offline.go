@@ -169,7 +169,7 @@ func Rebuild(ctx context.Context, cfg *config.Config, dryRun bool, report func(s
 		o, entries = opened, opened.ledger
 	}
 	defer func() { o.closing.close() }()
-	store, err := openStorage(cfg, func(string, time.Duration, error) {}, o.log, &o.closing)
+	store, _, err := openStorage(cfg, func(string, time.Duration, error) {}, o.log, &o.closing)
 	if err != nil {
 		return shepherd.RebuildCounts{}, err
 	}

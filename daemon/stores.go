@@ -34,6 +34,7 @@ type keptLedger interface {
 	ledger.Retention
 	ledger.Restorer
 	ledger.Webhooks
+	ledger.Uploads
 }
 
 // openLedger opens the ledger of the configuration: the SQLite file, or the PostgreSQL
@@ -113,24 +114,27 @@ func DatabaseConfig(cfg *config.Config) postgres.Config {
 
 // openStorage opens the configured storage: a client of the one elsewhere, or the
 // embedded one, which it starts and whose folder the daemon reaches directly.
-func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (storage.Store, error) {
+//
+// The address is where the embedded one listens.
+func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (_ storage.Store, address string, err error) {
 	c := cfg.Storage
 	access, secret, err := StorageKeys(c)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if !c.Embedded() {
-		return s3.New(s3.Config{
+		store, err := s3.New(s3.Config{
 			URL: c.URL, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(), CAFile: c.CAFile,
 			Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
 			Submissions: filepath.Join(cfg.StateDir, "submissions"), Shared: cfg.Ledger.Shared(), Observe: observe, Log: log,
 		})
+		return store, "", err
 	}
 	server, err := embedded.Open(embedded.Config{
 		Dir: c.Path, Listen: c.Listen, AccessKey: access, SecretKey: secret, Domains: c.Domains, AllowedOrigins: c.CORSOrigins, MinFree: int64(*c.MinFree), Log: log,
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -142,7 +146,8 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 		}
 	})
 	log.Info("Embedded storage is available at http://"+server.Addr(), "path", c.Path)
-	return server.Store(c.Bucket, observe)
+	store, err := server.Store(c.Bucket, observe)
+	return store, server.Addr(), err
 }
 
 // presignerOf makes addresses of files for clients; nil where it is not known how they
@@ -151,12 +156,17 @@ func presignerOf(c config.Storage) (storage.Presigner, error) {
 	if c.Embedded() && c.PublicURL == "" {
 		return nil, nil
 	}
+	return signerAt(c, cmp.Or(c.PublicURL, c.URL))
+}
+
+// signerAt makes addresses for the storage as it is reached at a URL.
+func signerAt(c config.Storage, url string) (*s3.Presigner, error) {
 	access, secret, err := StorageKeys(c)
 	if err != nil {
 		return nil, err
 	}
 	return s3.NewPresigner(s3.Config{
-		URL: cmp.Or(c.PublicURL, c.URL), AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(),
+		URL: url, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(),
 		Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,
 	})
 }

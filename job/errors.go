@@ -40,7 +40,7 @@ func (e *NoUploads) Error() string {
 type UploadIncomplete struct{ Path, Problem string }
 
 func (e *UploadIncomplete) Error() string {
-	return fmt.Sprintf("The upload is not complete: the file %q %s (POST /uploads/ID/urls says where to put what is missing)", e.Path, e.Problem)
+	return fmt.Sprintf("The upload is not complete: the file %q %s (POST /uploads/ID/addresses says where to put what is missing)", e.Path, e.Problem)
 }
 
 // AfterError says that a job cannot be after another one as that is now.

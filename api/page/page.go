@@ -36,6 +36,15 @@ func Index() *ui.Asset {
 	return ui.NewText("/", "text/html; charset=utf-8", policy, read("assets/index.html"))
 }
 
+// Policy is the Content-Security-Policy of the page that may send files to a storage as well,
+// by its origin; empty for none.
+func Policy(storage string) string {
+	if storage == "" || strings.ContainsAny(storage, " ;,'\"") { // which no origin has
+		return policy
+	}
+	return strings.Replace(policy, "connect-src 'self'", "connect-src 'self' "+storage, 1)
+}
+
 // Assets are what the page loads, below /page/.
 func Assets() []*ui.Asset {
 	var assets []*ui.Asset

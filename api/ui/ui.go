@@ -92,6 +92,13 @@ func NewMade(path, contentType, policy string, body func() []byte) *Asset {
 	return asset
 }
 
+// WithPolicy is the asset with another Content-Security-Policy.
+func (a *Asset) WithPolicy(policy string) *Asset {
+	other := *a
+	other.policy = policy
+	return &other
+}
+
 func newPacked(path, contentType string, body []byte) *Asset {
 	asset := NewAsset(path, contentType, body)
 	asset.packed = true

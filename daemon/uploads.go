@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage"
+)
+
+// uploadsOf is how clients put inputs into storage themselves. The address is where the
+// embedded storage listens.
+func uploadsOf(c config.Storage, address string, l ledger.Uploads) (shepherd.Uploads, error) {
+	uploads := shepherd.Uploads{Ledger: l, Keep: c.KeepUploads, MaxSize: int64(c.MaxUpload)}
+	presigner, err := presignerOf(c)
+	if err != nil {
+		return uploads, err
+	}
+	if fixed, ok := presigner.(storage.Signer); ok {
+		uploads.Signer = func(string) (storage.Signer, error) { return fixed, nil }
+		return uploads, nil
+	}
+	listens, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return uploads, fmt.Errorf("the address of the embedded storage: %w", err)
+	}
+	uploads.Signer = func(host string) (storage.Signer, error) {
+		reached, problem := embeddedHost(listens, host)
+		if problem != nil {
+			return nil, problem
+		}
+		return signerAt(c, "http://"+net.JoinHostPort(reached, port))
+	}
+	return uploads, nil
+}
+
+// embeddedHost is the host by which a client reaches the embedded storage that listens at an
+// address, where it has reached the daemon by the given one, empty for a client of the same
+// machine. The error is a *job.NoUploads.
+func embeddedHost(listens, host string) (string, error) {
+	host = strings.Trim(host, "[]")
+	at, err := netip.ParseAddr(listens)
+	switch {
+	case err != nil: // a name
+		return listens, nil
+	case at.IsLoopback():
+		if host == "" {
+			return listens, nil
+		}
+		if isLoopback(host) {
+			return host, nil
+		}
+		return "", &job.NoUploads{Problem: fmt.Sprintf("Clients on other machines cannot reach the embedded storage, which listens on %s: set storage.listen to an address that they reach, or storage.public_url to that of a proxy before it", listens)}
+	case at.IsUnspecified():
+		if host == "" {
+			return "127.0.0.1", nil
+		}
+		return host, nil
+	}
+	return listens, nil
+}
+
+// isLoopback reports whether a host is this machine's for whoever asks.
+func isLoopback(host string) bool {
+	at, err := netip.ParseAddr(host)
+	return err == nil && at.IsLoopback() || host == "localhost"
+}
