@@ -4,7 +4,6 @@
 package api
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -269,17 +268,6 @@ func (e ListMessagesParamsState) Valid() bool {
 		return false
 	}
 }
-
-// AddressesValid How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
-type AddressesValid struct {
-	union json.RawMessage
-}
-
-// AddressesValid0 defines model for AddressesValid.0.
-type AddressesValid0 = float32
-
-// AddressesValid1 defines model for AddressesValid.1.
-type AddressesValid1 = string
 
 // Attempt One time that a sheep took a job, until it ended it or gave it back
 type Attempt struct {
@@ -1217,6 +1205,15 @@ type Upload struct {
 	JobId     string         `json:"job_id"`
 }
 
+// UploadFile defines model for UploadFile.
+type UploadFile struct {
+	// Path Below `inputs/`, with the rules of `POST /jobs`
+	Path string `json:"path"`
+
+	// Size In bytes
+	Size int64 `json:"size"`
+}
+
 // UploadPart defines model for UploadPart.
 type UploadPart struct {
 	// Address Where a `PUT` of the part goes
@@ -1234,21 +1231,15 @@ type UploadPart struct {
 
 // UploadRenewal defines model for UploadRenewal.
 type UploadRenewal struct {
-	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
-	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
+	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	ExpiresIn *Duration `json:"expires_in,omitempty"`
 }
 
 // UploadRequest defines model for UploadRequest.
 type UploadRequest struct {
-	// ExpiresIn How long addresses are valid: seconds, or a duration such as `15m`, from a second to 7 days; an hour where it is left out
-	ExpiresIn *AddressesValid `json:"expires_in,omitempty"`
-	Files     []struct {
-		// Path Below `inputs/`, with the rules of `POST /jobs`
-		Path string `json:"path"`
-
-		// Size In bytes
-		Size int64 `json:"size"`
-	} `json:"files"`
+	// ExpiresIn How long addresses are valid, from a second to 7 days; an hour where it is left out
+	ExpiresIn *Duration    `json:"expires_in,omitempty"`
+	Files     []UploadFile `json:"files"`
 
 	// JobId The id of the job that is going to be submitted; made by the daemon where it is left out
 	JobId *string `json:"job_id,omitempty"`
@@ -1655,68 +1646,6 @@ type CreateUploadJSONRequestBody = UploadRequest
 
 // RenewUploadJSONRequestBody defines body for RenewUpload for application/json ContentType.
 type RenewUploadJSONRequestBody = UploadRenewal
-
-// AsAddressesValid0 returns the union data inside the AddressesValid as a AddressesValid0
-func (t AddressesValid) AsAddressesValid0() (AddressesValid0, error) {
-	var body AddressesValid0
-	err := json.Unmarshal(t.union, &body)
-	return body, err
-}
-
-// FromAddressesValid0 overwrites any union data inside the AddressesValid as the provided AddressesValid0
-func (t *AddressesValid) FromAddressesValid0(v AddressesValid0) error {
-	b, err := json.Marshal(v)
-	t.union = b
-	return err
-}
-
-// MergeAddressesValid0 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid0
-func (t *AddressesValid) MergeAddressesValid0(v AddressesValid0) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-
-	merged, err := runtime.JSONMerge(t.union, b)
-	t.union = merged
-	return err
-}
-
-// AsAddressesValid1 returns the union data inside the AddressesValid as a AddressesValid1
-func (t AddressesValid) AsAddressesValid1() (AddressesValid1, error) {
-	var body AddressesValid1
-	err := json.Unmarshal(t.union, &body)
-	return body, err
-}
-
-// FromAddressesValid1 overwrites any union data inside the AddressesValid as the provided AddressesValid1
-func (t *AddressesValid) FromAddressesValid1(v AddressesValid1) error {
-	b, err := json.Marshal(v)
-	t.union = b
-	return err
-}
-
-// MergeAddressesValid1 performs a merge with any union data inside the AddressesValid, using the provided AddressesValid1
-func (t *AddressesValid) MergeAddressesValid1(v AddressesValid1) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-
-	merged, err := runtime.JSONMerge(t.union, b)
-	t.union = merged
-	return err
-}
-
-func (t AddressesValid) MarshalJSON() ([]byte, error) {
-	b, err := t.union.MarshalJSON()
-	return b, err
-}
-
-func (t *AddressesValid) UnmarshalJSON(b []byte) error {
-	err := t.union.UnmarshalJSON(b)
-	return err
-}
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {

@@ -203,10 +203,15 @@ func (d *display) transfer(name string, total int64) *counter {
 type counter struct{ bar *mpb.Bar }
 
 func (c *counter) Write(p []byte) (int, error) {
-	if c != nil {
-		c.bar.IncrBy(len(p))
-	}
+	c.add(len(p))
 	return len(p), nil
+}
+
+// add counts bytes.
+func (c *counter) add(bytes int) {
+	if c != nil {
+		c.bar.IncrBy(bytes)
+	}
 }
 
 // finish ends the stage that is shown; done says that it was got through.

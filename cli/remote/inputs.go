@@ -26,6 +26,7 @@ type inputs struct {
 type input struct {
 	name string // below inputs/, with slashes
 	path string // empty for standard input
+	size int64
 }
 
 // defaultInput is the name of an input that has none of its own.
@@ -84,7 +85,7 @@ func (f *inputs) addFile(name, at string, info fs.FileInfo) error {
 		return fmt.Errorf("%s is no regular file", at)
 	}
 	f.size += info.Size()
-	f.files = append(f.files, input{name: name, path: at})
+	f.files = append(f.files, input{name: name, path: at, size: info.Size()})
 	return nil
 }
 

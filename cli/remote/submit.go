@@ -25,6 +25,7 @@ type submission struct {
 	request   client.JobRequest
 	inputs    inputs
 	key       string // Idempotency-Key
+	repeats   bool   // it is the user's: another submission with it is the same job
 	to        string // where outputs go; empty for nowhere
 	noWait    bool
 	quiet     bool
@@ -138,7 +139,7 @@ func submit(t *Target) *cobra.Command {
 			} else if s.to == "" && s.inputs.stdin {
 				s.to = toStdout
 			}
-			if s.key == "" {
+			if s.repeats = s.key != ""; !s.repeats {
 				s.key = rand.Text()
 			}
 			return t.run(cmd, func(ctx context.Context, session *session) error { return s.run(ctx, session) })
@@ -303,7 +304,13 @@ func (s *submission) send(ctx context.Context, on *session, shown *display) (cli
 	params := client.CreateJobParams{IdempotencyKey: &s.key}
 	var answer *client.CreateJobResponse
 	var err error
-	if len(s.inputs.files) == 0 {
+	uploaded := false
+	if s.straight() {
+		if uploaded, err = s.upload(ctx, on, shown); err != nil {
+			return client.Job{}, err
+		}
+	}
+	if len(s.inputs.files) == 0 || uploaded {
 		answer, err = on.CreateJobWithResponse(ctx, &params, s.request)
 	} else {
 		count := shown.transfer(stageUpload, s.inputs.size)
