@@ -2,7 +2,9 @@
 // daemon is; a line "fail TEXT" is a fault, "do NAME" asks the test for something.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 
 const modules = createRequire(process.env.SHEPHERD_TEST_BROWSER + "/here.js");
 const { chromium } = modules("playwright-core");
@@ -30,6 +32,9 @@ const same = (what, got, want) => {
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"] });
 
+// toStorage are the addresses of files that go straight to storage.
+const toStorage = /^http:\/\/127\.0\.0\.1:\d+\/job-[a-z2-7]+\/inputs\/[^?]+\?.*X-Amz-Signature=/;
+
 // open is a tab of its own, which reports whatever it should not do.
 async function open(options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, reducedMotion: "reduce", ...options });
@@ -37,7 +42,7 @@ async function open(options = {}) {
   page.setDefaultTimeout(120_000); // a hang guard
   page.on("pageerror", (error) => fail("an error in the page: " + error.message));
   page.on("dialog", (dialog) => (fail("a dialog opened: " + dialog.message()), dialog.dismiss()));
-  page.on("request", (request) => !request.url().startsWith(url + "/") && !/^(data|chrome|chrome-extension):/.test(request.url()) && fail("the page asked for " + request.url())); // a PDF's viewer is the browser's own
+  page.on("request", (request) => !request.url().startsWith(url + "/") && !toStorage.test(request.url()) && !/^(data|chrome|chrome-extension):/.test(request.url()) && fail("the page asked for " + request.url())); // a PDF's viewer is the browser's own
   page.on("console", (message) => message.type() === "error" && /Content.Security.Policy/i.test(message.text()) && !/sandbox/i.test(message.text()) && fail("refused by the policy: " + message.text()));
   return page;
 }
@@ -184,7 +189,57 @@ async function openDaemon() {
     const [download] = await Promise.all([page.waitForEvent("download"), page.getByText("Download all (zip)").click()]);
     same("the zip file's name", download.suggestedFilename(), made + "-outputs.zip");
   });
+  await step("large files go straight to storage, in parts that are sent again", async () => {
+    const file = join(mkdtempSync(join(tmpdir(), "upload-")), "large.bin");
+    writeFileSync(file, "");
+    truncateSync(file, 70 * 2 ** 20);
+    const submit = async () => {
+      await page.goto(`${url}/#/submit`);
+      await page.getByLabel("Model").fill("segment:v2");
+      await page.locator("#s-files").setInputFiles([file]);
+      await page.getByText("1 file, 70 MiB").waitFor();
+      await page.getByRole("button", { name: "Submit" }).click();
+    };
+    const ends = async () => {
+      await page.waitForURL(/#\/jobs\/job-/);
+      await page.locator(".title .state.done").waitFor();
+      await page.getByText("large.bin").first().waitFor();
+    };
+    const bodies = []; // of requests that bring files to the daemon
+    page.on("request", (request) => request.method() === "POST" && (request.headers()["content-type"] || "").startsWith("multipart/") && bodies.push(request.url()));
+    let parts = 0;
+    let refused = 0;
+    await page.route(toStorage, (route) => (route.request().method() === "PUT" && ++parts === 2 && !refused++ ? route.abort() : route.continue()));
+    await submit();
+    await ends();
+    same("what was sent through the daemon", bodies, []);
+    if (refused !== 1 || parts < 4) throw new Error(`${parts} requests to storage, ${refused} of them broken`);
+    await page.unroute(toStorage);
+    // Stopped, nothing stays.
+    await page.route(toStorage, () => {}); // never answered
+    const given = page.waitForRequest((request) => request.method() === "DELETE" && request.url().startsWith(url + "/uploads/job-"));
+    await submit();
+    await page.getByRole("button", { name: "Stop" }).click();
+    await page.getByText("Nothing was submitted").waitFor();
+    same("the upload given up", (await (await given).response()).status(), 200);
+    await page.unroute(toStorage);
+    // Storage that this browser does not reach: through the daemon, with a word of it, once.
+    let tried = 0;
+    await page.route(toStorage, (route) => (tried++, route.abort()));
+    const word = page.getByText("cannot be reached from this browser").waitFor();
+    await submit();
+    await word;
+    await ends();
+    same("what was sent through the daemon", bodies.length, 1);
+    const before = tried;
+    await submit();
+    await ends();
+    same("what was tried again", [tried - before, bodies.length], [0, 2]);
+    await page.unroute(toStorage);
+    rmSync(dirname(file), { recursive: true });
+  });
   await step("the same again, as a new job and as this one", async () => {
+    await page.goto(`${url}/#/jobs/${made}`);
     await page.getByRole("button", { name: "The same as a new job" }).click();
     await page.waitForFunction((id) => !location.hash.endsWith(id) && location.hash.includes("/job-"), made);
     await page.locator(".title .state.done").waitFor();

@@ -4,9 +4,10 @@ import { daemon as w } from "./words.js";
 
 // Problem is an answer that is an error.
 export class Problem extends Error {
-  constructor(status, message) {
+  constructor(status, message, type = "") {
     super(message);
     this.status = status;
+    this.type = type; // of RFC 9457
   }
 }
 
@@ -20,12 +21,14 @@ export async function ask(path, options = {}) {
   }
   if (!response.ok) {
     let text = "";
+    let type = "";
     try {
       const body = await response.json();
       text = body.detail || body.message || "";
+      type = body.type || "";
     } catch {}
     if (response.status === 401 && path !== "/session") session.refresh();
-    throw new Problem(response.status, text || w.answered(response.status));
+    throw new Problem(response.status, text || w.answered(response.status), type);
   }
   return response;
 }

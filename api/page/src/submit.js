@@ -3,6 +3,7 @@ import { html, useEffect, useRef, useState } from "./lib/preact.js";
 import { get, live, session, use } from "./daemon.js";
 import { Bar, Heading, Trouble } from "./parts.js";
 import { useUsual } from "./flock.js";
+import { Unreachable, straight, upload } from "./upload.js";
 import * as text from "./text.js";
 import { common, daemon, submit as w } from "./words.js";
 
@@ -47,8 +48,21 @@ export function Submit() {
     if (labels.length) request.labels = Object.fromEntries(labels);
     if (!files.length) request.payload = payload;
     be({ sent: 0, busy: true });
+    let note = "";
+    const progress = (sent, total) => be({ sent, total, busy: true, note });
     try {
-      const made = await send(request, files, running, (sent, total) => be({ sent, total, busy: true }));
+      let rest = files; // what comes with the request
+      if (straight(files)) {
+        const control = (running.current = new AbortController());
+        try {
+          const id = await upload(request.job_id, files, control.signal, progress);
+          if (id) [request.job_id, rest] = [id, []];
+        } catch (error) {
+          if (!(error instanceof Unreachable)) throw error;
+          note = w.through;
+        }
+      }
+      const made = await send(request, rest, running, progress);
       if (session.may("read")) location.hash = text.jobLink(made.job_id);
       else be({ made: made.job_id });
     } catch (error) {
@@ -81,7 +95,7 @@ export function Submit() {
       ${state.error && html`<${Trouble} error=${state.error} />`}
       ${state.made && html`<p role="status">${w.made(html`<span class="id">${state.made}</span>`)}</p>`}
       ${state.busy &&
-      html`<div class="progress big" role="status"><${Bar} parts=${[{ value: state.sent, kind: "done" }]} whole=${state.total || 1} label=${w.upload} /><span>${state.total ? w.sent(text.bytes(state.sent), text.bytes(state.total)) : w.sending}</span><button type="button" onClick=${() => running.current?.abort()}>${w.stop}</button></div>`}
+      html`<div class="progress big" role="status"><${Bar} parts=${[{ value: state.sent, kind: "done" }]} whole=${state.total || 1} label=${w.upload} /><span>${state.total ? w.sent(text.bytes(state.sent), text.bytes(state.total)) : w.sending}${state.note && " " + state.note}</span><button type="button" onClick=${() => running.current?.abort()}>${w.stop}</button></div>`}
       <p class="actions"><button class="primary" disabled=${state.busy || !model || files.length > most || (!files.length && !payload)}>${w.submit}</button><span class="muted small">${!model ? w.nameModel : !files.length && !payload ? w.addInputs : ""}</span></p>
     </form>`;
 }

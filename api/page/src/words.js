@@ -239,5 +239,6 @@ export const submit = {
   made: (id) => html`Submitted as ${id}.`,
   upload: "Upload", sent: (part, whole) => `${part} of ${whole}`, sending: "Sending…", stop: "Stop",
   nameModel: "Name a model first.", addInputs: "Add the inputs: files or a text.",
+  through: "The storage cannot be reached from this browser, so the files go through the daemon.", storage: (status) => (status ? `The storage does not take a file: it answers ${status}.` : "The storage cannot be reached."),
   broke: "The connection broke. Nothing was submitted; try again.", stopped: "Stopped. Nothing was submitted.",
 };
