@@ -79,8 +79,9 @@ type UploadService interface {
 	// job.ErrUploadOver and *job.UploadIncomplete.
 	CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error)
 
-	// GiveUpUpload removes an upload. It returns job.ErrNoUpload and job.ErrUploading; after
-	// another error the removal may go on by itself.
+	// GiveUpUpload removes an upload. It returns job.ErrNoUpload, job.ErrUploading, and
+	// job.ErrRemovalContinues where that takes long; after another error, too, the removal
+	// may go on by itself.
 	GiveUpUpload(ctx context.Context, id job.ID, tenant string) error
 
 	// UploadOrigin is the origin of the addresses that UploadAddresses makes for a host, empty
@@ -139,7 +140,8 @@ type JobService interface {
 	Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
 
 	// Remove removes a job that has ended, with its files. It returns
-	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving, and
+	// job.ErrRemovalContinues where that takes long; after another error, too, the
 	// removal may go on by itself.
 	Remove(ctx context.Context, id job.ID) error
 }

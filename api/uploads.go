@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"mime"
 	"net"
@@ -99,11 +100,15 @@ func (s *server) RemoveUpload(w http.ResponseWriter, r *http.Request, rawID stri
 	if err == nil {
 		err = s.service.GiveUpUpload(r.Context(), id, access.From(r.Context()).Tenant)
 	}
+	status := http.StatusOK
+	if errors.Is(err, job.ErrRemovalContinues) {
+		status, err = http.StatusAccepted, nil
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	s.answer(w, r, http.StatusOK, Success{Success: true})
+	s.answer(w, r, status, Success{Success: true})
 }
 
 // uploadID decodes the id in a path.

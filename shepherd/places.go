@@ -462,8 +462,8 @@ func (s *Shepherd) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	return &job.UploadIncomplete{Path: f.Path, Problem: "is missing"}
 }
 
-// GiveUpUpload removes an upload at once. The error is job.ErrNoUpload or job.ErrUploading (it
-// is being submitted), or has the class its part gave it; then the removal goes on by itself.
+// GiveUpUpload removes an upload at once. The error is job.ErrNoUpload, job.ErrUploading (it
+// is being submitted) or job.ErrRemovalContinues (it takes long), or has the class its part gave it; then the removal goes on by itself.
 func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
 	u, err := s.ownUpload(ctx, id, tenant)
 	if err != nil && !errors.Is(err, job.ErrUploadOver) {
@@ -475,12 +475,17 @@ func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) e
 	}
 	defer done()
 	// What has begun is better ended now, whether the client is still there or not.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	if u, err = s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false); err != nil {
 		return s.uploadError(id, err)
 	}
-	if err := s.remover.finishUpload(ctx, u); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, s.remover.cfg.Patience)
+	defer cancel()
+	err = s.remover.finishUpload(ctx, u)
+	if err != nil && ctx.Err() != nil {
+		return job.ErrRemovalContinues
+	}
+	if err != nil {
 		return fmt.Errorf("remove the upload of job %s, which goes on by itself: %w", id, err)
 	}
 	s.log.Info("Upload given up", "job", id)

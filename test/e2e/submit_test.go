@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/testenv"
 )
 
 // client runs commands of users against the daemon of a world.
@@ -68,8 +70,11 @@ func (c *client) expect(code int, stdin string, args []string, texts ...string) 
 // newClient starts a daemon whose model `files` runs a shell command with each job:
 // it copies the inputs to the outputs, fails where there is an input `fail`, and waits
 // for the file `gate` where there is an input `wait`.
-func newClient(t *testing.T, program string) *client {
+func newClient(t *testing.T, program string, change ...func(*world)) *client {
 	w := emptyWorld(t, "sheep")
+	for _, c := range change {
+		c(w)
+	}
 	w.edit("    type: bare\n", fmt.Sprintf("    type: bare\n    command: [%q, \"-p\", \"{port}\", \"{config}\"]\n", programs+"/shepherd-runner"))
 	write(t, w.dir+"/models/files/v1/config.yaml", fmt.Sprintf("command: [sh, -c, '"+
 		"if [ -e {inputs}/fail ]; then echo broken >&2; exit 3; fi; "+
@@ -146,6 +151,51 @@ func TestSubmit(t *testing.T) {
 	c.expect(0, "", args("__complete", "status", "se"), "second\tdone, files:v1")
 	c.expect(0, "", args("__complete", "submit", ""), "files:v1")
 	c.expect(0, "", args("__complete", "ls", "--sheep", ""), "sheep\n")
+}
+
+// TestSubmitLarge submits what goes straight to storage, the embedded one and MinIO, and
+// through the daemon where that is told nothing of a storage that clients reach.
+func TestSubmitLarge(t *testing.T) {
+	const size = 70 << 20
+	for _, storage := range []string{"embedded", "minio", "unreachable"} {
+		t.Run(storage, func(t *testing.T) {
+			c := newClient(t, "shepherd", func(w *world) {
+				switch storage {
+				case "minio":
+					minio := testenv.StartMinIO(t)
+					w.edit(fmt.Sprintf("  listen: 127.0.0.1:0\n  access_key: %s\n  secret_key: %s\n", accessKey, secretKey),
+						fmt.Sprintf("  url: %q\n  access_key: %s\n  secret_key: %s\n", minio.URL, minio.AccessKey, minio.SecretKey))
+				case "unreachable":
+					w.edit("  listen: 127.0.0.1:0\n", "  listen: 127.0.0.1:0\n  public_url: http://127.0.0.1:1\n")
+				}
+			})
+			write(t, c.w.dir+"/in/large", "begin")
+			if err := os.Truncate(c.w.dir+"/in/large", size); err != nil {
+				t.Fatal(err)
+			}
+			write(t, c.w.dir+"/in/small", "small")
+			o := c.expect(0, "", args("submit", "files:v1", "in", "-o", "out"), "upload: ")
+			if through := strings.Contains(o.errors, "go through the daemon"); through != (storage == "unreachable") {
+				t.Errorf("it says\n%s", o.errors)
+			}
+			c.w.logged(`Place reserved for an upload.*files=2`)
+			info, err := os.Stat(c.w.dir + "/out/large")
+			if small, readErr := os.ReadFile(c.w.dir + "/out/small"); err != nil || info.Size() != size || string(small) != "small" {
+				t.Errorf("%+v, %v, %q, %v", info, err, small, readErr)
+			}
+			if storage != "unreachable" {
+				return
+			}
+			if status, body := c.w.request("POST", "/uploads", `{"files": [{"path": "a", "size": 1}], "job_id": "left"}`); status != 201 {
+				t.Errorf("%d %s", status, body)
+			}
+			for _, want := range []int{200, 404} {
+				if status, body := c.w.request("DELETE", "/uploads/left", ""); status != want {
+					t.Errorf("%d %s", status, body)
+				}
+			}
+		})
+	}
 }
 
 // TestInterrupt interrupts a client that waits.
