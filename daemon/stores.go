@@ -156,15 +156,15 @@ func presignerOf(c config.Storage) (storage.Presigner, error) {
 	if c.Embedded() && c.PublicURL == "" {
 		return nil, nil
 	}
-	return signerAt(c, cmp.Or(c.PublicURL, c.URL))
-}
-
-// signerAt makes addresses for the storage as it is reached at a URL.
-func signerAt(c config.Storage, url string) (*s3.Presigner, error) {
 	access, secret, err := StorageKeys(c)
 	if err != nil {
 		return nil, err
 	}
+	return signerAt(c, cmp.Or(c.PublicURL, c.URL), access, secret)
+}
+
+// signerAt makes addresses for the storage as it is reached at a URL.
+func signerAt(c config.Storage, url, access, secret string) (*s3.Presigner, error) {
 	return s3.NewPresigner(s3.Config{
 		URL: url, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(),
 		Addressing: c.Addressing, Bucket: c.Bucket, Region: c.Region,

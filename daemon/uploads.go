@@ -29,12 +29,20 @@ func uploadsOf(c config.Storage, address string, l ledger.Uploads) (shepherd.Upl
 	if err != nil {
 		return uploads, fmt.Errorf("the address of the embedded storage: %w", err)
 	}
+	access, secret, err := StorageKeys(c)
+	if err != nil {
+		return uploads, err
+	}
 	uploads.Signer = func(host string) (storage.Signer, error) {
 		reached, problem := embeddedHost(listens, host)
 		if problem != nil {
 			return nil, problem
 		}
-		return signerAt(c, "http://"+net.JoinHostPort(reached, port))
+		signer, err := signerAt(c, "http://"+net.JoinHostPort(reached, port), access, secret)
+		if err != nil {
+			return nil, &job.NoUploads{Problem: fmt.Sprintf("The name %q, by which shepherd was asked, makes no address of the embedded storage: set storage.public_url", reached)}
+		}
+		return signer, nil
 	}
 	return uploads, nil
 }
