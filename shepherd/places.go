@@ -465,8 +465,7 @@ func (s *Shepherd) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 // GiveUpUpload removes an upload at once. The error is job.ErrNoUpload, job.ErrUploading (it
 // is being submitted) or job.ErrRemovalContinues (it takes long), or has the class its part gave it; then the removal goes on by itself.
 func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
-	u, err := s.ownUpload(ctx, id, tenant)
-	if err != nil && !errors.Is(err, job.ErrUploadOver) {
+	if _, err := s.ownUpload(ctx, id, tenant); err != nil && !errors.Is(err, job.ErrUploadOver) {
 		return err
 	}
 	done, ok := s.remover.take(id)
@@ -476,7 +475,8 @@ func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) e
 	defer done()
 	// What has begun is better ended now, whether the client is still there or not.
 	ctx = context.WithoutCancel(ctx)
-	if u, err = s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false); err != nil {
+	u, err := s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false)
+	if err != nil {
 		return s.uploadError(id, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.remover.cfg.Patience)
