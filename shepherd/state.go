@@ -23,10 +23,10 @@ type laneState struct {
 	revives job.Model // it starts a crashed runner again, with this model
 	detail  string
 	pull    *job.PullProgress // that detail tells of; nil for none
-	removed bool // the sheep is configured no more
-	stopped bool // it was told to stop
-	drained bool // it was told to claim no more jobs
-	restart bool // it was told to end its runner, and goes on after that
+	removed bool              // the sheep is configured no more
+	stopped bool              // it was told to stop
+	drained bool              // it was told to claim no more jobs
+	restart bool              // it was told to end its runner, and goes on after that
 
 	stage   runtime.Stage // of loading, as the log was last told it
 	stageAt time.Time

@@ -24,7 +24,7 @@ func statusConsumer(node string) string { return job.StatusFile + "/" + node }
 // How states are written to storage.
 const (
 	statusWriters   = 16
-	maxTellDelay    = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
+	maxNotifyDelay  = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
 	checkpointEvery = time.Second      // how often the ledger is told how far it is
 	statusFlush     = 10 * time.Second // how long Stop waits for final states to be written
 )
@@ -60,7 +60,7 @@ type pendingStatus struct {
 	event  job.Event
 	due    time.Time
 	tries  int
-	tell   []func() // to be called when it is written, or cannot be
+	notify []func() // to be called when it is written, or cannot be
 }
 
 type queuedStatus struct {
@@ -76,10 +76,10 @@ func newStatusFiles(l ledger.Ledger, s storage.Store, name string, delay time.Du
 	}
 }
 
-// note has the job's state written that the event tells of. tell is called once:
-// when a final state is written, when it cannot be, or after maxTellDelay; for
+// note has the job's state written that the event tells of. notify is called once:
+// when a final state is written, when it cannot be, or after maxNotifyDelay; for
 // others at once.
-func (f *statusFiles) note(e job.Event, tell func()) {
+func (f *statusFiles) note(e job.Event, notify func()) {
 	f.mu.Lock()
 	f.serial++
 	before := f.seen
@@ -88,7 +88,7 @@ func (f *statusFiles) note(e job.Event, tell func()) {
 	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
 	default: // nothing that clients see has changed
 		f.mu.Unlock()
-		tell()
+		notify()
 		return
 	}
 	p := f.pending[e.Job]
@@ -102,14 +102,14 @@ func (f *statusFiles) note(e job.Event, tell func()) {
 		f.queue = append(f.queue, queuedStatus{e.Job, p.due})
 	} else {
 		p.due = time.Now()
-		tell = sync.OnceFunc(tell)
-		p.tell = append(p.tell, tell)
+		notify = sync.OnceFunc(notify)
+		p.notify = append(p.notify, notify)
 		f.urgent = append(f.urgent, e.Job)
 	}
 	f.mu.Unlock()
 	f.signal()
 	if e.Status == nil {
-		tell()
+		notify()
 	}
 }
 
@@ -198,10 +198,10 @@ func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok boo
 func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	f.mu.Lock()
 	p := f.pending[id]
-	event, tells := p.event, p.tell
+	event, notify := p.event, p.notify
 	serial := f.serial
 	f.mu.Unlock()
-	timer := time.AfterFunc(maxTellDelay, func() { tellAll(tells) })
+	timer := time.AfterFunc(maxNotifyDelay, func() { notifyAll(notify) })
 	err := f.put(ctx, id, event)
 	timer.Stop()
 
@@ -224,14 +224,14 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 			f.queue = insert(f.queue, queuedStatus{id, p.due})
 		}
 	}
-	if len(tells) > 0 {
-		p.tell = p.tell[len(tells):]
+	if len(notify) > 0 {
+		p.notify = p.notify[len(notify):]
 	}
 	close(f.settled)
 	f.settled = make(chan struct{})
 	f.mu.Unlock()
 	f.signal()
-	tellAll(tells)
+	notifyAll(notify)
 	if err != nil && ctx.Err() == nil {
 		level := slog.LevelWarn
 		if errors.Is(err, storage.ErrNotFound) {
@@ -276,7 +276,7 @@ func (f *statusFiles) drop(ctx context.Context, id job.ID) error {
 			delete(f.pending, id)
 			f.mu.Unlock()
 			if p != nil {
-				tellAll(p.tell)
+				notifyAll(p.notify)
 			}
 			return nil
 		}
@@ -307,9 +307,9 @@ func insert(queue []queuedStatus, q queuedStatus) []queuedStatus {
 	return queue
 }
 
-func tellAll(tells []func()) {
-	for _, tell := range tells {
-		tell()
+func notifyAll(callbacks []func()) {
+	for _, notify := range callbacks {
+		notify()
 	}
 }
 
