@@ -145,7 +145,7 @@ func (v *topView) lines() []topLine {
 }
 
 func (v *topView) gpuTrouble() string {
-	if v.gpus == nil {
+	if v.gpus == nil || len(v.gpus.Gpus)+len(v.gpus.Others) == 0 { // none is there to be in trouble
 		return ""
 	}
 	return deref(v.gpus.Trouble)

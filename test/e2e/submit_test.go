@@ -115,7 +115,7 @@ func TestSubmit(t *testing.T) {
 	c.expect(2, "", args("result", "third"), "job third has several outputs")
 
 	// Failures say why, and how: by the exit code.
-	c.expect(3, "x", args("submit", "files:v1", "fail=-", "--id", "bad"), "job bad has failed: ", "What to do: ")
+	c.expect(3, "x", args("submit", "files:v1", "fail=-", "--id", "bad"), "job bad has failed", "What to do: ")
 	c.expect(3, "", args("wait", "bad", "-q"), "has failed")
 	c.expect(3, "", args("result", "bad"), "has failed")
 	c.expect(5, "", args("status", "nobody"), "does not exist")
