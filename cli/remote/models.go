@@ -130,7 +130,7 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 				if len(list) == 0 {
 					fmt.Fprintln(cmd.ErrOrStderr(), "No models are kept here: none was pulled, or no configured sheep fetches any.")
 				}
-				return lines.print(shownModels(list))
+				return lines.Print(shownModels(list))
 			}
 			if !watch {
 				return with(cmd, print)
@@ -202,11 +202,11 @@ func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, clo
 }
 
 // modelListing prints models in the form that is asked for.
-func modelListing(to io.Writer, form Format) *listing[shownModel] {
-	return &listing[shownModel]{
-		to: to, form: form, heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
-		name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
-		row: func(m shownModel) []string {
+func modelListing(to io.Writer, form Format) *Listing[shownModel] {
+	return &Listing[shownModel]{
+		To: to, Form: form, Heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
+		Name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
+		Row: func(m shownModel) []string {
 			used, last := "no", "never"
 			if m.InUse {
 				used = "yes"
