@@ -443,7 +443,7 @@ func TestHostileHTTP1(t *testing.T) {
 func TestSlowHeaders(t *testing.T) {
 	claims.Hold(t, "C9")
 	for begin, encrypted := range map[string]bool{"GET / HTTP/1.1\r\nHost: a\r\nX-": false, "\x16\x03\x01\x20\x00\x01\x00\x1f\xfc\x03\x03": true} {
-		h := newTarget(t, encrypted, 100*time.Millisecond)
+		h := newTarget(t, encrypted, time.Second) // the ordinary client has as long
 		conn, err := net.Dial("tcp", h.address)
 		if err != nil {
 			t.Fatal(err)

@@ -149,11 +149,18 @@ func TestAfterRefused(t *testing.T) {
 // TestNeeded keeps the outputs that a job waits to use, whoever wants to remove them.
 func TestNeeded(t *testing.T) {
 	p := newFixture(t)
-	p.handle = join
+	needed := make(chan struct{}) // aaa ends when bbb is after it, or it might be removed before
+	p.handle = func(ctx context.Context, m job.Model, in messenger.Input) error {
+		if in.JobID == "aaa" {
+			<-needed
+		}
+		return join(ctx, m, in)
+	}
 	p.keep(job.Retention{All: job.KeepTimes{Done: new(time.Hour)}})
 	p.submit("aaa", "m", "of a", func(r *job.Request) { r.Keep = new(time.Nanosecond * 2000) })
 	needs := func(r *job.Request) { r.After, r.NotBefore = []job.ID{"aaa"}, time.Now().Add(time.Hour) }
 	p.submit("bbb", "join", "x", needs)
+	close(needed)
 	p.await("aaa", job.Done)
 	if err := p.core.Remove(t.Context(), "aaa"); !errors.Is(err, job.ErrNeeded) {
 		t.Errorf("removed: %v", err)
