@@ -100,10 +100,18 @@ type listing[T any] struct {
 	form    Format
 	heading []string // nil for none
 	name    func(T) string
+	key     func(T) string // what tells things apart; nil where name does
 	row     func(T) []string
 
 	widths []int
 	shown  map[string]string // by name
+}
+
+func (l *listing[T]) keyOf(thing T) string {
+	if l.key == nil {
+		return l.name(thing)
+	}
+	return l.key(thing)
 }
 
 // print prints the things that are new or other than before.
@@ -111,7 +119,7 @@ func (l *listing[T]) print(things []T) error {
 	if l.form == FormJSON && l.shown == nil { // later ones are objects of their own
 		l.shown = make(map[string]string)
 		for _, thing := range things {
-			l.shown[l.name(thing)] = strings.Join(l.row(thing), "\t")
+			l.shown[l.keyOf(thing)] = strings.Join(l.row(thing), "\t")
 		}
 		return PrintJSON(l.to, append([]T{}, things...), true)
 	}
@@ -123,12 +131,12 @@ func (l *listing[T]) print(things []T) error {
 		}
 	}
 	for _, thing := range things {
-		name, row := l.name(thing), l.row(thing)
+		name, row, key := l.name(thing), l.row(thing), l.keyOf(thing)
 		text := strings.Join(row, "\t")
-		if before, ok := l.shown[name]; ok && before == text {
+		if before, ok := l.shown[key]; ok && before == text {
 			continue
 		}
-		l.shown[name] = text
+		l.shown[key] = text
 		var err error
 		switch l.form {
 		case FormName:
