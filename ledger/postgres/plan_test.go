@@ -84,7 +84,7 @@ func TestPlans(t *testing.T) {
 	}
 	every["seq"] = r.Seq
 	attemptArgs(r.ID, job.Attempt{Run: 1, Number: 7, Ended: job.Now()}, every)
-	eventArgs(&job.Event{Kind: job.EventEnded}, 1, every)
+	eventArgs(&job.Event{Kind: job.EventEnded}, 1, "", every)
 	fresh := clone(every)
 	fresh["id"] = "fresh"
 	sweep := clone(every)
