@@ -127,11 +127,10 @@ func (h *hub) publish(e job.Event) {
 }
 
 // run reads the events after the cursor and hands each to each until ctx ends and
-// those that were recorded before are read. look is called before each look at the
+// those that were recorded before are read, or reading ends. look is called before each look at the
 // events, and what it returns when all have been handed on that there were then. gone is
 // called, and the present taken for the cursor, where events after it are no longer kept.
-func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), look func() (caughtUp func()), gone func(context.Context)) {
-	reading := context.WithoutCancel(ctx)
+func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job.Event), look func() (caughtUp func()), gone func(context.Context)) {
 	pause := time.Second
 	for {
 		changed := h.ledger.Changed()
@@ -144,6 +143,9 @@ func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), 
 				gone(ctx)
 				continue
 			}
+		}
+		if reading.Err() != nil {
+			return
 		}
 		if err != nil {
 			if ctx.Err() == nil {

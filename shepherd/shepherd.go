@@ -258,7 +258,9 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	began := s.env.clock.now()
 	s.status.seen = cursor
 	s.background.Go(func() {
-		s.env.hub.run(reading, cursor, func(e job.Event) { s.onEvent(e, began) }, s.lookAtEvents(reading), s.onGone)
+		leased, over := whileLeased(context.Background(), lease)
+		defer over()
+		s.env.hub.run(reading, leased, cursor, func(e job.Event) { s.onEvent(e, began) }, s.lookAtEvents(reading), s.onGone)
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
@@ -455,17 +457,44 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 		if started {
 			s.endLanes(ctx, leave)
 			s.stopHub() // once it has read what the lanes did
-			s.status.flush(ctx)
-			s.stopStatus()
-			s.background.Wait()
-			if err := s.lease.Release(context.WithoutCancel(ctx)); err != nil {
-				s.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
-			}
+			s.giveUpLease(ctx)
 		}
 		for _, l := range s.env.flock.all() {
 			s.close(ctx, l)
 		}
 	})
+}
+
+// giveUpLease has final states written before the lease is given up. Where it is lost,
+// others write them, and the database perhaps does not answer: nothing is waited for.
+func (s *Shepherd) giveUpLease(ctx context.Context) {
+	leased, over := whileLeased(context.WithoutCancel(ctx), s.lease)
+	defer over()
+	s.status.flush(ctx, leased)
+	s.stopStatus()
+	s.background.Wait()
+	if err := s.lease.Release(leased); err != nil {
+		s.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
+	}
+}
+
+// whileLeased is a context that also ends when the lease is lost. over releases it.
+func whileLeased(ctx context.Context, lease ledger.Lease) (_ context.Context, over func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-lease.Lost():
+			cancel(errLeaseLost)
+		case <-done:
+		}
+	})
+	return ctx, func() {
+		close(done)
+		watching.Wait()
+		cancel(nil)
+	}
 }
 
 // endLanes lets running jobs finish until ctx ends.

@@ -383,12 +383,12 @@ func (f *statusFiles) position() job.Cursor {
 	return cursor
 }
 
-// flush waits until final states are written, for a bounded time, and keeps how
-// far it is. What is not final is the next daemon's.
-func (f *statusFiles) flush(ctx context.Context) {
+// flush waits until final states are written, for a bounded time, and keeps how far it
+// is, both while leased lasts. What is not final is the next daemon's.
+func (f *statusFiles) flush(ctx, leased context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, statusFlush)
 	defer cancel()
-	for {
+	for leased.Err() == nil {
 		f.mu.Lock()
 		open := 0
 		for _, p := range f.pending {
@@ -404,10 +404,11 @@ func (f *statusFiles) flush(ctx context.Context) {
 		select {
 		case <-settled:
 			continue
+		case <-leased.Done():
 		case <-ctx.Done():
 			f.log.Warn("States of jobs that have ended are not in storage yet; the next daemon writes them", "jobs", open)
 		}
 		break
 	}
-	f.checkpoint(context.WithoutCancel(ctx), "")
+	f.checkpoint(leased, "")
 }
