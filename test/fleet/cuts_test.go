@@ -174,14 +174,17 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 	for i := range cuts {
 		more()
 		// Each kind in its turn, of any node that has such a cable.
-		var of []cable
-		at := 1 + rand.N(nodes-1)
-		of = links[at]
-		c := of[i%9]
+		const ofNode, kinds = 6, 9
+		at, kind := rand.N(nodes), i%kinds
+		if kind >= ofNode {
+			at = 1 + rand.N(nodes-1)
+			kind += rand.N(at) * (kinds - ofNode)
+		}
+		c := links[at][kind]
 		c.cut()
 		did[c.name]++
 		switch {
-		case c.ends && i/9%2 == 0: // for longer than the lease
+		case c.ends && i/kinds%2 == 0: // for longer than the lease
 			machines[at].awaitExit()
 			ends++
 		default:
