@@ -46,6 +46,7 @@ type counting struct {
 	ledger.Ledger
 	*counts
 	node    string
+	bell    *bell
 	origins *sync.Map // the nodes that took the jobs in, which a shared ledger tells of
 }
 
@@ -76,6 +77,35 @@ func (l counting) Events(ctx context.Context, after job.Cursor, filter ledger.Ev
 	}
 	return events, next, err
 }
+
+// bell tells that the ledger has changed, as a database does that is listened to: of what
+// changes within bellEvery, once.
+type bell struct {
+	mu   sync.Mutex
+	rung chan struct{}
+}
+
+const bellEvery = 20 * time.Millisecond
+
+func (b *bell) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rung
+}
+
+// run rings until the ledger is closed.
+func (b *bell) run(l *memory.Ledger) {
+	for l.Ping(context.Background()) == nil {
+		<-l.Changed()
+		time.Sleep(bellEvery)
+		b.mu.Lock()
+		close(b.rung)
+		b.rung = make(chan struct{})
+		b.mu.Unlock()
+	}
+}
+
+func (l counting) Changed() <-chan struct{} { return l.bell.wait() }
 
 func (l counting) Create(ctx context.Context, rec job.Record) (job.Record, error) {
 	l.calls.Add(1)
@@ -125,6 +155,7 @@ type simFleet struct {
 	store *storage.Store
 	cores []*shepherd.Shepherd
 	counts
+	bell     bell
 	origins  sync.Map
 	loads    atomic.Int64 // of models
 	loading  atomic.Int64 // time, in nanoseconds
@@ -189,6 +220,8 @@ func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
 		},
 	})
 	log := slog.New(slog.DiscardHandler)
+	f.bell.rung = make(chan struct{})
+	go f.bell.run(f.kept)
 	for i := range f.cores {
 		var members []shepherd.Member
 		for n := range sheep {
@@ -200,7 +233,7 @@ func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
 			members = append(members, shepherd.Member{Name: name, Type: "fake", Sheep: one})
 		}
 		core, err := shepherd.New(shepherd.Config{
-			Node: nodeName(i), DataRoot: filepath.Join(dir, nodeName(i)), Ledger: counting{f.kept, &f.counts, nodeName(i), &f.origins}, Peers: f, Store: countingStore{f.store, &f.counts}, Sheep: members,
+			Node: nodeName(i), DataRoot: filepath.Join(dir, nodeName(i)), Ledger: counting{f.kept, &f.counts, nodeName(i), &f.bell, &f.origins}, Peers: f, Store: countingStore{f.store, &f.counts}, Sheep: members,
 			Fleet: fleet.New(fleet.Config{Self: nodeName(i), Directory: f.directory, Log: log}), Policy: fleetPolicy, MaxAttempts: 3, Log: log,
 		})
 		if err != nil {
@@ -258,7 +291,7 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(dir)
-		f := &simFleet{t: t, kept: memory.New(memory.Config{Policy: fleetPolicy, KeepJobs: 10 * jobs, EventNumber: 100 * jobs}), store: new(storage.Store), cores: make([]*shepherd.Shepherd, nodes)}
+		f := &simFleet{t: t, kept: memory.New(memory.Config{Policy: fleetPolicy, KeepJobs: 10 * jobs, EventNumber: 1_000_000}), store: new(storage.Store), cores: make([]*shepherd.Shepherd, nodes)}
 		defer f.stop()
 		ctx := context.Background()
 		if err := f.boot(ctx, dir, sheep); err != nil {
