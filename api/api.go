@@ -113,7 +113,8 @@ type JobService interface {
 	Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
 
 	// Remove removes a job that has ended, with its files. It returns
-	// *job.UnknownJob, job.ErrNotEnded and job.ErrRemoving; after another error the
+	// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving, and
+	// job.ErrRemovalContinues where that takes long; after another error, too, the
 	// removal may go on by itself.
 	Remove(ctx context.Context, id job.ID) error
 }

@@ -136,6 +136,13 @@ func TestDebugTellsMore(t *testing.T) {
 	}
 }
 
+func TestRemovalContinues(t *testing.T) {
+	h := newHarness(t)
+	h.service.add("done", job.Done)
+	h.service.slow = true
+	h.expect(h.do("DELETE", "/jobs/done", ""), 202, `{"success": true}`)
+}
+
 func TestBodyLimit(t *testing.T) {
 	h := newHarness(t, func(c *Config) { c.MaxBody = int64(len(start)) })
 	h.expect(h.do("POST", "/start-job", start), 200, `{"success": true}`)

@@ -40,6 +40,8 @@ type fake struct {
 	log    []job.Event
 	pruned int
 	bell   chan struct{}
+	// slow has Remove take longer than clients wait.
+	slow bool
 	// enters has Submit make a job of what it takes.
 	enters bool
 	// files are the inputs of each job that was submitted with files.
@@ -615,6 +617,9 @@ func (f *fake) Remove(_ context.Context, id job.ID) error {
 		return job.ErrNotEnded
 	}
 	delete(f.jobs, id)
+	if f.slow {
+		return job.ErrRemovalContinues
+	}
 	return nil
 }
 

@@ -187,11 +187,15 @@ func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string)
 	if err == nil {
 		err = s.service.Remove(r.Context(), id)
 	}
+	status := http.StatusOK
+	if errors.Is(err, job.ErrRemovalContinues) {
+		status, err = http.StatusAccepted, nil
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	s.answer(w, r, http.StatusOK, Success{Success: true})
+	s.answer(w, r, status, Success{Success: true})
 }
 
 // visible is status with the failure's texts cut to the lengths that are kept, and

@@ -3,6 +3,7 @@ package api
 import (
 	"archive/tar"
 	"archive/zip"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -48,12 +49,57 @@ func (s *server) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir st
 		s.fail(w, r, err)
 		return
 	}
+	if len(files) > streamedFiles {
+		if err := streamFiles(w, files); err != nil {
+			panic(http.ErrAbortHandler) // so that the client does not take a part for the whole
+		}
+		return
+	}
 	answer := FileList{Files: make([]FileEntry, len(files))}
 	for i, f := range files {
-		answer.Files[i] = FileEntry{Name: f.Name, Size: f.Size, Etag: orNull(f.ETag), ModifiedAt: job.FormatTime(f.Modified), Address: orNull(f.Address)}
+		answer.Files[i] = fileEntry(f)
 		answer.Bytes += f.Size
 	}
 	s.answer(w, r, http.StatusOK, answer)
+}
+
+func fileEntry(f job.FileInfo) FileEntry {
+	return FileEntry{Name: f.Name, Size: f.Size, Etag: orNull(f.ETag), ModifiedAt: job.FormatTime(f.Modified), Address: orNull(f.Address)}
+}
+
+// streamedFiles is how many files are listed at most in an answer that is made whole
+// before it is sent.
+const streamedFiles = 10_000
+
+// streamFiles writes a FileList entry by entry: that of a million files would take
+// hundreds of megabytes.
+func streamFiles(w http.ResponseWriter, files []job.FileInfo) error {
+	h := w.Header()
+	h.Set("Content-Type", jsonType)
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	unbounded(w)
+	steady := &steadyWriter{to: w, control: http.NewResponseController(w)}
+	to := bufio.NewWriter(steady)
+	bytes := int64(0)
+	for _, f := range files {
+		bytes += f.Size
+	}
+	fmt.Fprintf(to, `{"bytes": %d, "files": [`, bytes) // its error stays, and Flush returns it
+	for i, f := range files {
+		text, err := job.JSON(fileEntry(f))
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			_, _ = to.WriteString(", ")
+		}
+		_, _ = to.Write(text)
+	}
+	_, _ = to.WriteString("]}")
+	err := to.Flush()
+	_ = steady.control.SetWriteDeadline(time.Time{})
+	return err
 }
 
 // archive is a file that others are put into, as it is sent.

@@ -5,6 +5,7 @@ import (
 	"archive/zip"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -165,5 +166,32 @@ func TestPresign(t *testing.T) {
 		if got := h.get("/jobs/job-1/outputs?presign=" + wrong); got.status != 400 || !strings.Contains(got.body, "presign: must be") {
 			t.Errorf("%q: %d %s", wrong, got.status, got.body)
 		}
+	}
+}
+
+// A list that is too long to be made before it is sent is the same text.
+func TestManyOutputs(t *testing.T) {
+	h := newHarness(t)
+	j := h.service.add("done", job.Done)
+	want := FileList{}
+	for i := range streamedFiles + 1 {
+		name := fmt.Sprintf("%05d", i)
+		j.outputs[name] = []byte(name)
+	}
+	files, err := h.service.Outputs(t.Context(), "done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		want.Files = append(want.Files, fileEntry(f))
+		want.Bytes += f.Size
+	}
+	text, err := job.JSON(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := h.get("/jobs/done/outputs")
+	if got.status != 200 || got.body != string(text) || got.header.Get("Content-Length") != "" {
+		t.Errorf("status %d, headers %v, %d bytes, want %d", got.status, got.header, len(got.body), len(text))
 	}
 }

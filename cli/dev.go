@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -20,7 +19,6 @@ import (
 	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/client"
 	"github.com/iterait/shepherd/daemon"
-	"github.com/iterait/shepherd/internal/libexec"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -76,9 +74,6 @@ const trialModel = "model"
 // stopWait bounds how long the daemon of a trial may take to stop.
 const stopWait = "1s"
 
-// runnerName is the program that bare sheep start.
-const runnerName = "shepherd-runner"
-
 // place is the model as jobs name it, and the sheep that runs it.
 func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 	sheep := map[string]any{}
@@ -102,12 +97,6 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 			return job.Model{}, nil, fmt.Errorf("%s is no model: %w", t.model, err)
 		}
 		sheep["type"], sheep["working_directory"] = "bare", filepath.Join(dir, "models")
-		if _, err := exec.LookPath(runnerName); err != nil {
-			// A checkout has it beside this program alone.
-			if beside, err := libexec.Find(runnerName, ""); err == nil {
-				sheep["command"] = []string{beside}
-			}
-		}
 		return job.Model{Name: trialModel, Version: "dev"}, config, nil
 	}
 	registry, name, ok := strings.Cut(t.model, "/")

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -327,7 +328,13 @@ func sheepChecks(cfg *config.Config) []doctor.Check {
 		case "bare":
 			var o bare.Options
 			if s.Decode(&o) == nil && len(o.Command) == 0 {
-				programs["shepherd-runner"] = "install it: the Debian package and the tarball have it; or name the sheep's own command"
+				name := "shepherd-runner"
+				if _, err := exec.LookPath(name); err != nil {
+					if installed, err := libexec.Find(name, ""); err == nil {
+						name = installed
+					}
+				}
+				programs[name] = "install it: the Debian package and the tarball have it; or name the sheep's own command"
 			}
 		}
 	}

@@ -1821,8 +1821,8 @@ type ClientInterface interface {
 	//
 	// Removes the job's inputs and outputs from storage and the job from the
 	// ledger; the id can be used again then. Where storage fails meanwhile the
-	// answer is a 503, and the removal goes on by itself; until it has ended,
-	// the id cannot be submitted.
+	// answer is a 503, and where it takes longer than half a minute a 202: the
+	// removal goes on by itself. Until it has ended, the id cannot be submitted.
 	//
 	// Corresponds with DELETE /jobs/{job_id} (the `RemoveJob` operationId).
 	RemoveJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2487,8 +2487,8 @@ func (c *Client) CreateJob(ctx context.Context, params *CreateJobParams, body Cr
 //
 // Removes the job's inputs and outputs from storage and the job from the
 // ledger; the id can be used again then. Where storage fails meanwhile the
-// answer is a 503, and the removal goes on by itself; until it has ended,
-// the id cannot be submitted.
+// answer is a 503, and where it takes longer than half a minute a 202: the
+// removal goes on by itself. Until it has ended, the id cannot be submitted.
 //
 // Corresponds with DELETE /jobs/{job_id} (the `RemoveJob` operationId).
 func (c *Client) RemoveJob(ctx context.Context, jobId JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -5854,8 +5854,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Removes the job's inputs and outputs from storage and the job from the
 	// ledger; the id can be used again then. Where storage fails meanwhile the
-	// answer is a 503, and the removal goes on by itself; until it has ended,
-	// the id cannot be submitted.
+	// answer is a 503, and where it takes longer than half a minute a 202: the
+	// removal goes on by itself. Until it has ended, the id cannot be submitted.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6786,11 +6786,18 @@ type RemoveJobResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *Success
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Success
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r RemoveJobResponse) GetJSON200() *Success {
 	return r.JSON200
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RemoveJobResponse) GetJSON202() *Success {
+	return r.JSON202
 }
 
 // GetBody returns the raw response body bytes
@@ -8731,8 +8738,8 @@ func (c *ClientWithResponses) CreateJobWithResponse(ctx context.Context, params 
 //
 // Removes the job's inputs and outputs from storage and the job from the
 // ledger; the id can be used again then. Where storage fails meanwhile the
-// answer is a 503, and the removal goes on by itself; until it has ended,
-// the id cannot be submitted.
+// answer is a 503, and where it takes longer than half a minute a 202: the
+// removal goes on by itself. Until it has ended, the id cannot be submitted.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9797,6 +9804,13 @@ func ParseRemoveJobResponse(rsp *http.Response) (*RemoveJobResponse, error) {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Success
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
 
 	}
 

@@ -81,6 +81,9 @@ const (
 	// ErrRemoving says that the files of an earlier job of this id are being
 	// removed.
 	ErrRemoving notice = "The files of a job with this ID are being removed; try again in a moment"
+	// ErrRemovalContinues says that the removal of a job takes longer than a client is
+	// kept waiting for it.
+	ErrRemovalContinues notice = "The job is being removed; that takes a while and goes on by itself"
 	// ErrUploading says that another request submits a job with this id at the moment.
 	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
 	// ErrNoAddresses says that no addresses of files can be made for clients.

@@ -46,7 +46,7 @@ func failureOf(err error) *job.Failure {
 	chain := unwrapped(err)
 	name, typ := "Error", "error"
 	for _, e := range chain {
-		if n, ok := telling(e); ok {
+		if n, ok := exportedType(e); ok {
 			name, typ = n, fmt.Sprintf("%T", e)
 			break
 		}
@@ -78,9 +78,9 @@ func unwrapped(err error) []error {
 	return chain
 }
 
-// telling is the name of an error's type, where that says more than that it is
+// exportedType is the name of an error's type, where that says more than that it is
 // an error: exported, so not what errors.New and fmt.Errorf return.
-func telling(err error) (string, bool) {
+func exportedType(err error) (string, bool) {
 	t := reflect.TypeOf(err)
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

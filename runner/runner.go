@@ -267,7 +267,7 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 		_ = j.Trace.UnmarshalText(text)
 	}
 	if s.events {
-		j.tell = s.teller(ctx, slices.Clone(t.askers))
+		j.tell = s.eventSender(ctx, slices.Clone(t.askers))
 		j.tell(messenger.Event{Kind: messenger.EventAccepted, JobID: in.JobID, Features: []string{messenger.FeatureCancel}})
 	}
 	go func() {
@@ -288,8 +288,8 @@ const progressInterval = 100 * time.Millisecond
 // eventTimeout bounds how long a handler waits for an event to be sent.
 const eventTimeout = time.Second
 
-// teller returns what tells events to those who asked for a job.
-func (s *server) teller(ctx context.Context, askers []*zmq.Peer) func(messenger.Event) {
+// eventSender returns what sends events to those who asked for a job.
+func (s *server) eventSender(ctx context.Context, askers []*zmq.Peer) func(messenger.Event) {
 	var mu sync.Mutex
 	var last time.Time
 	return func(e messenger.Event) {

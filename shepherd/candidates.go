@@ -105,34 +105,34 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 // that look in the same round.
 const waitingAge = 500 * time.Millisecond
 
-// outlook is what was read of the jobs that wait. What can be claimed later begins another
+// waitingCache holds what was read of the jobs that wait. What can be claimed later begins another
 // round, so the lanes that look in one need not all read it.
-type outlook struct {
+type waitingCache struct {
 	mu     sync.Mutex
 	groups []ledger.Waiting
 	round  int64
 	at     time.Time // zero where it is to be read
 }
 
-// of is what was read lately in a round.
-func (o *outlook) of(round int64) (groups []ledger.Waiting, ok bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.groups, !o.at.IsZero() && o.round == round && time.Since(o.at) < waitingAge
+// get returns what was read less than waitingAge ago in a round.
+func (c *waitingCache) get(round int64) (groups []ledger.Waiting, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.groups, !c.at.IsZero() && c.round == round && time.Since(c.at) < waitingAge
 }
 
-// keep keeps what was read, for the other lanes of the round.
-func (o *outlook) keep(groups []ledger.Waiting, round int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.groups, o.round, o.at = groups, round, time.Now()
+// put keeps what was read for the other lanes of the round.
+func (c *waitingCache) put(groups []ledger.Waiting, round int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.groups, c.round, c.at = groups, round, time.Now()
 }
 
-// forget has the next lane read it.
-func (o *outlook) forget() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.at = time.Time{}
+// invalidate has the next lane read it again.
+func (c *waitingCache) invalidate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = time.Time{}
 }
 
 // waiting are the groups of jobs that wait, as far as the lane has to know them before
@@ -142,13 +142,13 @@ func (f *flock) waiting(ctx context.Context, l *lane) (groups []ledger.Waiting, 
 		return nil, false, nil
 	}
 	round := f.look() // before it is read
-	if groups, known = f.outlook.of(round); known {
+	if groups, known = f.waitingCache.get(round); known {
 		return groups, true, nil
 	}
 	if groups, err = l.ledger.Waiting(ctx, maxModels); err != nil {
 		return nil, false, err
 	}
-	f.outlook.keep(groups, round)
+	f.waitingCache.put(groups, round)
 	return groups, true, nil
 }
 

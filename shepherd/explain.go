@@ -370,7 +370,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseRunnerDied:
 		return "The model's process ended: look at the end of its log (shepherdd jobs logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
 	case job.CauseModel, job.CauseNotHere:
-		return "Check the model's name and version. shepherdd models pull " + model + " says what is wrong with an image; a bare sheep needs the model below its working_directory."
+		return "Check the model's name and version. shepherdd models pull " + model + " says what is wrong with an image; a bare sheep needs the model below its working_directory, and the program of its `command`."
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."
 	case job.CauseOutputs:

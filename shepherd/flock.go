@@ -26,10 +26,10 @@ type flock struct {
 	seats map[*lane]*seat
 	// declined are the models that no sheep of this node could run and that other
 	// nodes have been left a job of; see decline.
-	declined  map[job.Model]time.Time
-	deferrals deferrals
-	outlook   outlook
-	drained   atomic.Bool // no lane claims
+	declined     map[job.Model]time.Time
+	deferrals    deferrals
+	waitingCache waitingCache
+	drained      atomic.Bool // no lane claims
 }
 
 // seat is a lane's place among the sleeping.
@@ -328,7 +328,7 @@ func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time
 	var claim *ledger.Claim
 	if !known || l.feeder.unsure || anyFor(slot, waiting) {
 		if claim, err = l.feeder.claim(ctx, slot); claim == nil {
-			f.outlook.forget() // others were quicker
+			f.waitingCache.invalidate() // others were quicker
 		}
 	}
 	if err != nil || claim != nil {

@@ -202,7 +202,7 @@ func (l *lane) load(ctx context.Context, m job.Model) error {
 	l.worker.preloader.wanted(m) // what is loaded for nobody goes
 	done := make(chan error, 1)
 	select {
-	case l.worker.loads <- func(feed context.Context) { done <- l.worker.loadAsTold(ctx, feed, m) }:
+	case l.worker.loads <- func(feed context.Context) { done <- l.worker.loadOnRequest(ctx, feed, m) }:
 	case <-taken:
 		return busy
 	case <-l.life.present().ended:
@@ -224,8 +224,8 @@ func (l *lane) load(ctx context.Context, m job.Model) error {
 	return modelError(err)
 }
 
-// loadAsTold loads a model until ctx or feed ends.
-func (w *worker) loadAsTold(ctx, feed context.Context, m job.Model) error {
+// loadOnRequest loads a model until ctx or feed ends.
+func (w *worker) loadOnRequest(ctx, feed context.Context, m job.Model) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -23,6 +23,8 @@ type Retention struct {
 	Policy job.Retention
 	// Interval bounds how long files that are due may wait; 0 takes 30 s.
 	Interval time.Duration
+	// Patience is for how long Remove waits for a removal; 0 takes 30 s.
+	Patience time.Duration
 }
 
 // How files that are due are removed: batch by batch, one job at a time, with a
@@ -59,6 +61,9 @@ type remover struct {
 func newRemover(cfg Retention, jobs ledger.Ledger, store storage.Store, status *statusFiles, log *slog.Logger) *remover {
 	if cfg.Interval == 0 {
 		cfg.Interval = 30 * time.Second
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = commitTime
 	}
 	return &remover{cfg: cfg, jobs: jobs, store: store, status: status, log: log, busy: make(map[job.ID]int)}
 }
@@ -302,8 +307,9 @@ func (r *remover) finish(ctx context.Context, id job.ID) error {
 // Remove removes a job that has ended: its files, and all that the ledger knows of
 // it. When it returns nil the id can be used again. A removal that fails after it
 // has begun goes on by itself, also in the next daemon. The error is
-// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded or job.ErrRemoving (a submission or a removal of
-// the job is under way), or has the class its part gave it.
+// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving (a submission or a
+// removal of the job is under way) or job.ErrRemovalContinues (it takes longer than
+// Remove waits), or has the class its part gave it.
 func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	r := s.remover
 	if r.cfg.Ledger == nil {
@@ -329,9 +335,13 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	case err != nil:
 		return away("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
 	}
-	ctx, cancel := context.WithTimeout(ctx, commitTime)
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
 	defer cancel()
-	if err := r.finish(ctx, id); err != nil {
+	err = r.finish(ctx, id)
+	if err != nil && ctx.Err() != nil {
+		return job.ErrRemovalContinues
+	}
+	if err != nil {
 		return fmt.Errorf("remove job %s, which goes on by itself: %w", id, err)
 	}
 	s.log.Info("Job removed", "job", id)

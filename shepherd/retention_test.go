@@ -254,6 +254,27 @@ func TestRemovalCutShort(t *testing.T) {
 	p.await("half", job.Done)
 }
 
+// A removal that takes longer than a client is kept waiting goes on without it.
+func TestRemovalContinues(t *testing.T) {
+	p := newFixture(t)
+	p.keep(job.Retention{})
+	p.submit("large", "m", "1")
+	p.await("large", job.Done)
+	p.stop()
+	p.config.Retention.Patience = time.Nanosecond
+	p.start()
+	if err := p.core.Remove(t.Context(), "large"); !errors.Is(err, job.ErrRemovalContinues) {
+		t.Fatalf("got %v", err)
+	}
+	p.eventually("the job is gone", func() bool {
+		_, err := p.ledger.Get(t.Context(), "large")
+		return errors.Is(err, ledger.ErrNotFound)
+	})
+	if p.there("large") {
+		t.Error("its files are there")
+	}
+}
+
 // Removing and submitting one job at once: either there is a job with its inputs,
 // or there is none.
 func TestRemoveRacesSubmit(t *testing.T) {

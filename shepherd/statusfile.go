@@ -22,7 +22,7 @@ func statusConsumer(node string) string { return job.StatusFile + "/" + node }
 // How states are written to storage.
 const (
 	statusWriters   = 16
-	maxTellDelay    = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
+	maxNotifyDelay  = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
 	checkpointEvery = time.Second      // how often the ledger is told how far it is
 	statusFlush     = 10 * time.Second // how long Stop waits for final states to be written
 )
@@ -58,7 +58,7 @@ type pendingStatus struct {
 	event  job.Event
 	due    time.Time
 	tries  int
-	tell   []func() // to be called when it is written, or cannot be
+	notify []func() // to be called when it is written, or cannot be
 }
 
 type queuedStatus struct {
@@ -75,9 +75,9 @@ func newStatusFiles(l ledger.Ledger, s storage.Store, node string, delay time.Du
 }
 
 // note has the job's state written that the event tells of, where that is this node's, or
-// waited says that somebody is to be told. tell is called once: when a final state is
-// written, when it cannot be, or after maxTellDelay; for others at once.
-func (f *statusFiles) note(e job.Event, waited bool, tell func()) {
+// waited says that somebody is to be told. notify is called once: when a final state is
+// written, when it cannot be, or after maxNotifyDelay; for others at once.
+func (f *statusFiles) note(e job.Event, waited bool, notify func()) {
 	f.mu.Lock()
 	f.serial++
 	before := f.seen
@@ -85,21 +85,21 @@ func (f *statusFiles) note(e job.Event, waited bool, tell func()) {
 	switch {
 	case !shown(e): // nothing that clients see has changed
 		f.mu.Unlock()
-		tell()
+		notify()
 		return
 	case !waited && !f.entangled(e.Job) && !f.owners.owns(e):
 		if p := f.pending[e.Job]; p != nil && p.final == nil { // who has changed it since writes it
 			delete(f.pending, e.Job)
 		}
 		f.mu.Unlock()
-		tell()
+		notify()
 		return
 	}
-	f.expect(e, f.serial, before, tell)
+	f.expect(e, f.serial, before, notify)
 	f.mu.Unlock()
 	f.signal()
 	if e.Status == nil {
-		tell()
+		notify()
 	}
 }
 
@@ -136,7 +136,7 @@ func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
 }
 
 // expect has a state written; f.mu is held.
-func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, tell func()) {
+func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func()) {
 	p := f.pending[e.Job]
 	if p == nil {
 		p = &pendingStatus{serial: serial, before: before}
@@ -148,7 +148,7 @@ func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, tell 
 		f.queue = append(f.queue, queuedStatus{e.Job, p.due})
 	} else {
 		p.due = time.Now()
-		p.tell = append(p.tell, sync.OnceFunc(tell))
+		p.notify = append(p.notify, sync.OnceFunc(notify))
 		f.urgent = append(f.urgent, e.Job)
 	}
 }
@@ -238,10 +238,10 @@ func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok boo
 func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	f.mu.Lock()
 	p := f.pending[id]
-	event, tells := p.event, p.tell
+	event, notify := p.event, p.notify
 	serial := f.serial
 	f.mu.Unlock()
-	timer := time.AfterFunc(maxTellDelay, func() { tellAll(tells) })
+	timer := time.AfterFunc(maxNotifyDelay, func() { notifyAll(notify) })
 	err := f.put(ctx, id, event)
 	f.owners.wrote(id)
 	timer.Stop()
@@ -265,14 +265,14 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 			f.queue = insert(f.queue, queuedStatus{id, p.due})
 		}
 	}
-	if len(tells) > 0 {
-		p.tell = p.tell[len(tells):]
+	if len(notify) > 0 {
+		p.notify = p.notify[len(notify):]
 	}
 	close(f.settled)
 	f.settled = make(chan struct{})
 	f.mu.Unlock()
 	f.signal()
-	tellAll(tells)
+	notifyAll(notify)
 	if err != nil && ctx.Err() == nil {
 		level := slog.LevelWarn
 		if errors.Is(err, storage.ErrNotFound) {
@@ -317,7 +317,7 @@ func (f *statusFiles) drop(ctx context.Context, id job.ID) error {
 			delete(f.pending, id)
 			f.mu.Unlock()
 			if p != nil {
-				tellAll(p.tell)
+				notifyAll(p.notify)
 			}
 			return nil
 		}
@@ -348,9 +348,9 @@ func insert(queue []queuedStatus, q queuedStatus) []queuedStatus {
 	return queue
 }
 
-func tellAll(tells []func()) {
-	for _, tell := range tells {
-		tell()
+func notifyAll(callbacks []func()) {
+	for _, notify := range callbacks {
+		notify()
 	}
 }
 

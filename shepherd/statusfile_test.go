@@ -138,7 +138,7 @@ func TestStatusFiles(t *testing.T) {
 		s.slow = time.Minute
 		s.mu.Unlock()
 		f.note(job.Event{Cursor: "4", Job: "job", Run: 3, Kind: job.EventEnded, State: job.Cancelled, Status: failed}, false, tell)
-		time.Sleep(maxTellDelay + time.Millisecond)
+		time.Sleep(maxNotifyDelay + time.Millisecond)
 		synctest.Wait()
 		if told != 3 {
 			t.Errorf("told %d times while storage is slow", told)

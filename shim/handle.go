@@ -394,7 +394,7 @@ func (h *Handle) handle(m *Message) {
 		}
 	case KindEvent:
 		if m.Event != nil {
-			h.hear(*m.Event)
+			h.handleEvent(*m.Event)
 		}
 	case KindExit:
 		if m.Exit != nil && h.exit == nil {
@@ -439,8 +439,8 @@ func (h *Handle) arrive() {
 	h.work.wake = make(chan struct{})
 }
 
-// hear notes an event. The caller holds h.mu.
-func (h *Handle) hear(e Event) {
+// handleEvent notes an event. The caller holds h.mu.
+func (h *Handle) handleEvent(e Event) {
 	if e.Kind == messenger.EventAccepted && e.Job == h.work.job.JobID {
 		h.work.features = e.Features
 	}

@@ -296,6 +296,10 @@ func jobHeading(wide bool) []string {
 	return append(row, "DETAIL")
 }
 
+// detailCells is how wide the last column of a table is at most, unless it is asked to
+// be wide.
+const detailCells = 100
+
 func jobRow(j client.Job, wide bool) []string {
 	row := []string{
 		j.JobId, string(j.Status), modelName(j.Model), cmp.Or(deref(j.Sheep), deref(j.SheepId), "-"),
@@ -308,7 +312,11 @@ func jobRow(j client.Job, wide bool) []string {
 		}
 		row = append(row, shortTime(j.ProcessingStartedAt), shortTime(j.FinishedAt), strconv.Itoa(j.Run), strconv.Itoa(j.Attempt), cmp.Or(strings.Join(labels, ","), "-"))
 	}
-	return append(row, cmp.Or(about(j), "-"))
+	detail := cmp.Or(about(j), "-")
+	if !wide {
+		detail = cells.Truncate(detail, detailCells, "…")
+	}
+	return append(row, detail)
 }
 
 func modelName(m client.Model) string {

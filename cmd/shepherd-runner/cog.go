@@ -37,7 +37,7 @@ const (
 // made asynchronously: the server reports to a webhook on the loopback address.
 type cog struct {
 	m      *model
-	server *upkeep
+	server *resident
 	base   string // of its URLs
 	client *http.Client
 	desk   *desk
@@ -55,7 +55,7 @@ func newCog(ctx context.Context, m *model) (_ *cog, err error) {
 	if c.desk, err = openDesk(); err != nil {
 		return nil, err
 	}
-	if c.server, err = m.startUpkeep(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
+	if c.server, err = m.startResident(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
 		c.desk.close()
 		return nil, fmt.Errorf("start the model's server: %w", err)
 	}

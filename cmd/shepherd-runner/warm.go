@@ -14,8 +14,8 @@ import (
 	"github.com/iterait/shepherd/runner"
 )
 
-// upkeep is a command that stays up, with all it starts.
-type upkeep struct {
+// resident is a command that stays up, with all it starts.
+type resident struct {
 	m     *model
 	group *group
 	child *child
@@ -25,13 +25,13 @@ type upkeep struct {
 	each func(line string) // what is done with a line of its output now
 }
 
-// startUpkeep starts the model's command to stay up. The file, where there is
+// startResident starts the model's command to stay up. The file, where there is
 // one, is its standard input and is closed here.
-func (m *model) startUpkeep(stdin *os.File, env ...string) (*upkeep, error) {
+func (m *model) startResident(stdin *os.File, env ...string) (*resident, error) {
 	if stdin != nil {
 		defer stdin.Close()
 	}
-	u := &upkeep{m: m}
+	u := &resident{m: m}
 	u.out = newOutput(func(line string) {
 		u.mu.Lock()
 		each := u.each
@@ -65,14 +65,14 @@ func (m *model) startUpkeep(stdin *os.File, env ...string) (*upkeep, error) {
 }
 
 // during has each line of the output go to a function, until the next call.
-func (u *upkeep) during(each func(line string)) {
+func (u *resident) during(each func(line string)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.each = each
 }
 
 // failed says how the command ended by itself.
-func (u *upkeep) failed() error {
+func (u *resident) failed() error {
 	u.group.kill()
 	u.out.end()
 	err := failure(u.child.status, u.out.stderr.String())
@@ -83,7 +83,7 @@ func (u *upkeep) failed() error {
 }
 
 // stop stops the command. It may have ended.
-func (u *upkeep) stop() {
+func (u *resident) stop() {
 	u.group.stop(u.child, u.m.stopSignal)
 	u.out.close()
 }
@@ -95,7 +95,7 @@ func (u *upkeep) stop() {
 // lines. A command that has ended is started again for the next job.
 type warm struct {
 	m       *model
-	running *upkeep // nil while it is not up
+	running *resident // nil while it is not up
 	stdin   *os.File
 }
 
@@ -117,7 +117,7 @@ func (w *warm) start() error {
 	if err != nil {
 		return err
 	}
-	running, err := w.m.startUpkeep(r)
+	running, err := w.m.startResident(r)
 	if err != nil {
 		stdin.Close()
 		return fmt.Errorf("start the command: %w", err)
@@ -195,7 +195,7 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 	}
 }
 
-func ended(u *upkeep) bool {
+func ended(u *resident) bool {
 	select {
 	case <-u.child.exited:
 		return true

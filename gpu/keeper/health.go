@@ -348,7 +348,7 @@ func (k *Keeper) lost(err error) {
 		}
 		k.watching, k.trouble = false, err
 		for _, l := range k.leases {
-			l.tellAll()
+			l.closeAll()
 		}
 	})
 }

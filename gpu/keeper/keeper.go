@@ -153,7 +153,7 @@ func (k *Keeper) Close() {
 		k.linger.Stop()
 		k.mu.Lock()
 		for _, l := range k.leases {
-			l.tellAll()
+			l.closeAll()
 		}
 		k.mu.Unlock()
 	})

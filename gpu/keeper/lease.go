@@ -62,7 +62,7 @@ func (l *Lease) Assign(devices []gpu.Grant) { l.k.change(func() { l.k.assign(l, 
 // Close gives the lease back when nothing of its sheep is left.
 func (l *Lease) Close() {
 	l.k.change(func() {
-		l.tellAll()
+		l.closeAll()
 		l.k.leases = slices.DeleteFunc(l.k.leases, func(other *Lease) bool { return other == l })
 		l.k.queue = slices.DeleteFunc(l.k.queue, func(r *request) bool { return r.lease == l })
 	})
@@ -251,8 +251,8 @@ func (l *Lease) close(a *account) {
 	}
 }
 
-// tellAll closes all accounts.
-func (l *Lease) tellAll() {
+// closeAll closes all accounts.
+func (l *Lease) closeAll() {
 	for len(l.closing) > 0 {
 		l.close(l.closing[0])
 	}

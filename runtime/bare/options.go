@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/libexec"
 	"github.com/iterait/shepherd/internal/shellwords"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -184,7 +185,8 @@ func (o *Options) environment(daemon []string, visible map[string]string) []stri
 }
 
 // findProgram looks a runner's program up as a shell in the working directory
-// would, with the runner's PATH.
+// would, with the runner's PATH. Where that has no shepherd-runner, the one that was
+// installed with the daemon is taken.
 func findProgram(name, dir string, env []string) (string, error) {
 	runnable := func(path string) bool {
 		info, err := os.Stat(path)
@@ -215,6 +217,9 @@ func findProgram(name, dir string, env []string) (string, error) {
 		}
 	}
 	if name == defaultRunner {
+		if installed, err := libexec.Find(name, ""); err == nil {
+			return installed, nil
+		}
 		return "", fmt.Errorf("`%s` is not found on PATH (%s); install it or set the sheep's `command` to your own runner", name, path)
 	}
 	return "", fmt.Errorf("runner `%s` is not found on PATH (%s); install it or give its whole path in the sheep's `command`", name, path)

@@ -223,4 +223,25 @@ func TestModelMissingInTheOriginalsWords(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "`shepherd-runner` is not found on PATH") {
 		t.Errorf("got %v, want to be told what to install", err)
 	}
+	// Whoever starts the daemon by its path has the runner beside it, and not on PATH.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := filepath.Join(filepath.Dir(self), defaultRunner)
+	if err := os.WriteFile(beside, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(beside) })
+	if got, err := findProgram(defaultRunner, dir, []string{"PATH=" + dir}); err != nil || got != beside {
+		t.Errorf("got %s, %v, want %s", got, err, beside)
+	}
+	// The one on PATH comes first: it is what the sheep was set up with.
+	first := filepath.Join(dir, defaultRunner)
+	if err := os.WriteFile(first, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := findProgram(defaultRunner, dir, []string{"PATH=" + dir}); err != nil || got != first {
+		t.Errorf("got %s, %v, want %s", got, err, first)
+	}
 }

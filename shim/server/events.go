@@ -128,9 +128,9 @@ func (s *server) event(e messenger.Event) {
 	s.session.event(told)
 }
 
-// tellEvents tells a new session how the runner and the job under way stand. The
+// replayEvents sends a new session how the runner and the job under way stand. The
 // caller holds s.mu.
-func (s *server) tellEvents(c *session) {
+func (s *server) replayEvents(c *session) {
 	if s.connected {
 		c.event(shim.Event{Kind: messenger.EventReady, Time: time.Now()})
 	}

@@ -238,7 +238,7 @@ func (s *server) admit(c *session) bool {
 	if s.exit != nil {
 		c.send(&shim.Message{Kind: shim.KindExit, Exit: s.exit})
 	}
-	s.tellEvents(c)
+	s.replayEvents(c)
 	return true
 }
 

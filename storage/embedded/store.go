@@ -544,7 +544,13 @@ func (o *Store) removeFiles(ctx context.Context, id job.ID, prefix string, unwan
 	bucket, below := o.layout.Place(id)
 	var keys []string
 	flush := func() error {
-		err := o.observed(ctx, "delete", func() error { return errors.Join(o.folder.Delete(ctx, bucket, keys, nil)...) })
+		err := o.observed(ctx, "delete", func() error {
+			errs := o.folder.Delete(ctx, bucket, keys, nil)
+			if err := ctx.Err(); err != nil {
+				return err // rather than once for each file
+			}
+			return errors.Join(errs...)
+		})
 		keys = keys[:0]
 		return err
 	}

@@ -4,6 +4,7 @@ package places
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -75,7 +76,18 @@ func CheckName(name string) error {
 	if problem == "" {
 		return nil
 	}
-	return fmt.Errorf("%q %s: %w", name, problem, storage.ErrBadName)
+	return fmt.Errorf("%s %s: %w", quoted(name), problem, storage.ErrBadName)
+}
+
+// shownName is how many bytes of a long name an error shows, at each of its ends.
+const shownName = 80
+
+// quoted is a name as errors show it: a long one by both of its ends.
+func quoted(name string) string {
+	if len(name) <= 2*shownName {
+		return strconv.Quote(name)
+	}
+	return strconv.Quote(strings.ToValidUTF8(name[:shownName], "")) + "…" + strconv.Quote(strings.ToValidUTF8(name[len(name)-shownName:], ""))
 }
 
 // Place is the bucket and the key prefix of a job's files.
@@ -96,7 +108,7 @@ func (l Layout) Key(id job.ID, name string) (bucket, key string, err error) {
 	}
 	bucket, prefix := l.Place(id)
 	if len(prefix)+len(name) > maxKey {
-		return "", "", fmt.Errorf("%q is longer than %d bytes: %w", prefix+name, maxKey, storage.ErrBadName)
+		return "", "", fmt.Errorf("%s is longer than %d bytes: %w", quoted(prefix+name), maxKey, storage.ErrBadName)
 	}
 	return bucket, prefix + name, nil
 }

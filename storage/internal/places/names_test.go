@@ -19,3 +19,12 @@ func FuzzCheckName(f *testing.F) {
 		}
 	})
 }
+
+func TestLongNameIsShownByItsEnds(t *testing.T) {
+	name := "outputs/" + strings.Repeat("é", maxKey)
+	err := CheckName(name)
+	const most = 300
+	if err == nil || len(err.Error()) > most || !strings.HasPrefix(err.Error(), `"outputs/é`) || !strings.Contains(err.Error(), `é" is longer than 1024 bytes`) {
+		t.Errorf("got %v", err)
+	}
+}
