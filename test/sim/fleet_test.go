@@ -156,6 +156,7 @@ type simFleet struct {
 	cores []*shepherd.Shepherd
 	counts
 	bell     bell
+	ringing  sync.WaitGroup
 	origins  sync.Map
 	loads    atomic.Int64 // of models
 	loading  atomic.Int64 // time, in nanoseconds
@@ -221,7 +222,7 @@ func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
 	})
 	log := slog.New(slog.DiscardHandler)
 	f.bell.rung = make(chan struct{})
-	go f.bell.run(f.kept)
+	f.ringing.Go(func() { f.bell.run(f.kept) })
 	for i := range f.cores {
 		var members []shepherd.Member
 		for n := range sheep {
@@ -254,6 +255,7 @@ func (f *simFleet) stop() {
 		}
 	}
 	f.kept.Close()
+	f.ringing.Wait()
 }
 
 // submit submits a job at any node.
