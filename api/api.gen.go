@@ -509,6 +509,9 @@ type FlockSheep struct {
 	Node     *string   `json:"node"`
 	Progress *Progress `json:"progress"`
 
+	// Pull How far the fetching of a model is that detail tells of; null where none is fetched, or that is not known
+	Pull *PullProgress `json:"pull"`
+
 	// Running A runner is up, with the model
 	Running bool `json:"running"`
 

@@ -3,13 +3,9 @@ package api
 import (
 	"context"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/iterait/shepherd/job"
@@ -62,56 +58,4 @@ func BenchmarkStatus(b *testing.B) {
 	service := newFake()
 	service.add("a", job.Done)
 	benchmarkRequest(b, service, "GET", "/jobs/a/status", "")
-}
-
-// BenchmarkWaiters holds 10,000 clients, or as many as the limit of open files
-// allows, on wait_ready over real connections and
-// tells what each costs in memory, net/http's share and the test's own end of
-// the connection included.
-func BenchmarkWaiters(b *testing.B) {
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		b.Fatal(err)
-	}
-	waiters := min(10_000, int(files.Cur)/2-100) // both ends are here
-	for b.Loop() {
-		service := newFake()
-		service.add("a", job.Processing)
-		server := httptest.NewServer(New(Config{Service: service}))
-		before := inUse()
-		connections := make([]net.Conn, waiters)
-		for i := range connections {
-			connection, err := net.Dial("tcp", server.Listener.Addr().String())
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := io.WriteString(connection, "GET /jobs/a/wait_ready HTTP/1.1\r\nHost: shepherd\r\n\r\n"); err != nil {
-				b.Fatal(err)
-			}
-			connections[i] = connection
-		}
-		for service.waiting.Load() < int64(waiters) {
-			runtime.Gosched()
-		}
-		b.ReportMetric(float64(inUse()-before)/float64(waiters), "B/waiter")
-		b.ReportMetric(float64(waiters), "waiters")
-		service.finish("a")
-		for _, connection := range connections {
-			var first [12]byte
-			if _, err := io.ReadFull(connection, first[:]); err != nil || string(first[:]) != "HTTP/1.1 200" {
-				b.Fatalf("%q %v", first, err)
-			}
-			connection.Close()
-		}
-		server.Close()
-	}
-}
-
-// inUse is the memory that heap and stacks take once garbage is gone.
-func inUse() uint64 {
-	runtime.GC()
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc + m.StackInuse
 }

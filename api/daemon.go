@@ -56,7 +56,7 @@ func (s *server) sheepFor(ctx context.Context, tenant string) []job.Sheep {
 		default:
 			list[i].Detail = ""
 		}
-		list[i].Job, list[i].Model, list[i].Progress = "", job.Model{}, nil
+		list[i].Job, list[i].Model, list[i].Pull, list[i].Progress = "", job.Model{}, nil, nil
 		list[i].RunningSince, list[i].TurnEnds = time.Time{}, time.Time{}
 	}
 	return list

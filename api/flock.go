@@ -153,6 +153,9 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 			Name: one.Name, Node: orNull(one.Node), Type: one.Type, Running: one.Running, Model: modelOf(one), Job: orNull(string(one.Job)), Detail: orNull(one.Detail),
 			Condition: conditionOf(one), Progress: shownProgress(one.Progress),
 		}
+		if one.Pull != nil {
+			flock.Sheep[i].Pull = new(progress(*one.Pull))
+		}
 		flock.Sheep[i].RunningSince, flock.Sheep[i].TurnEndsAt = job.FormatTime(one.RunningSince), job.FormatTime(one.TurnEnds)
 		of := one.Model
 		if under, ok := started[one.Job]; ok && one.Job != "" {

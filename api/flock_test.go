@@ -46,7 +46,7 @@ func last[T any](t *testing.T, all []T) T {
 func TestFlockStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
-		f.sheep = []job.Sheep{{Name: "shaun", Type: "bare", Detail: "rests for 3s: no disk", Condition: job.Resting}, {Name: "dolly", Type: "container"}}
+		f.sheep = []job.Sheep{{Name: "shaun", Type: "bare", Detail: "rests for 3s: no disk", Condition: job.Resting}, {Name: "dolly", Type: "container", Detail: "pulling m: 40%", Pull: &job.PullProgress{Text: "pulling m: 40%", Done: 40, Total: 100, Rate: 7}}}
 		f.add("low", job.Queued).record = func(r *job.Record) { r.Labels = job.Labels{"batch": "7"} }
 		f.add("urgent", job.Queued).record = func(r *job.Record) { r.Priority = 5 }
 		f.jobs["urgent"].position = 1
@@ -65,6 +65,9 @@ func TestFlockStream(t *testing.T) {
 		s := follow(t, handler, "/flock")
 		first := last(t, framesOf[Flock](t, s.got(), "flock"))
 		if len(first.Sheep) != 2 || first.Sheep[0].Name != "dolly" || first.Sheep[0].Condition != "able" || first.Sheep[1].Condition != "resting" {
+			t.Errorf("sheep %+v", first.Sheep)
+		}
+		if pull := first.Sheep[0].Pull; pull == nil || *pull.Done != 40 || *pull.Total != 100 || *pull.Rate != 7 || first.Sheep[1].Pull != nil {
 			t.Errorf("sheep %+v", first.Sheep)
 		}
 		head := first.Queue.Head

@@ -143,6 +143,9 @@ func (t *trial) prepare(dir string) (model job.Model, configFile string, err err
 
 // run runs the daemon, and the job on it.
 func (t *trial) run(ctx context.Context, cmd *cobra.Command) (err error) {
+	if err := remote.CheckInputs(t.inputs); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "shepherd-dev-")
 	if err != nil {
 		return err

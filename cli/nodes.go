@@ -8,8 +8,8 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +19,10 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger/postgres"
 )
+
+// watchEvery is how often the database is asked while nodes are watched: a node that is
+// lost tells nobody.
+const watchEvery = time.Second
 
 func nodesCommand() *cobra.Command {
 	var file string
@@ -39,24 +43,39 @@ func nodesCommand() *cobra.Command {
 		}
 		return postgres.Manage(ctx, daemon.DatabaseConfig(cfg), do)
 	}
-	var form remote.Format
-	list := &cobra.Command{
+	list := func(cmd *cobra.Command) *cobra.Command {
+		var form remote.Format
+		var watch bool
+		cmd.Args = cobra.NoArgs
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+			return manage(cmd.Context(), func(a *postgres.Admin) error {
+				lines := nodeListing(cmd.OutOrStdout(), form)
+				for {
+					nodes, err := a.Nodes(cmd.Context())
+					if err != nil {
+						return err
+					}
+					if err := lines.Print(shownNodes(nodes)); err != nil || !watch {
+						return err
+					}
+					select {
+					case <-cmd.Context().Done():
+						return cmd.Context().Err()
+					case <-time.After(watchEvery):
+					}
+				}
+			})
+		}
+		form.Add(cmd.Flags())
+		cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what changes")
+		return cmd
+	}
+	list(c)
+	c.AddCommand(list(&cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the nodes, their sheep and the models that these have loaded",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return manage(cmd.Context(), func(a *postgres.Admin) error {
-				nodes, err := a.Nodes(cmd.Context())
-				if err != nil {
-					return err
-				}
-				return listNodes(cmd.OutOrStdout(), nodes, form)
-			})
-		},
-	}
-	form.Add(list.Flags())
-	c.AddCommand(list)
+	}))
 	for _, command := range []struct {
 		name, short, long, says string
 		do                      func(context.Context, *postgres.Admin, string) error
@@ -145,61 +164,42 @@ func nodeOf(n postgres.Node) node {
 	return shown
 }
 
-func listNodes(to io.Writer, nodes []postgres.Node, form remote.Format) error {
-	switch form {
-	case remote.FormJSON:
-		shown := make([]node, len(nodes))
-		for i, n := range nodes {
-			shown[i] = nodeOf(n)
-		}
-		return remote.PrintJSON(to, shown, true)
-	case remote.FormLines, remote.FormName:
-		for _, n := range nodes {
-			var err error
-			if form == remote.FormName {
-				_, err = fmt.Fprintln(to, n.Name)
-			} else {
-				err = remote.PrintJSON(to, nodeOf(n), false)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+func shownNodes(nodes []postgres.Node) []node {
+	shown := make([]node, len(nodes))
+	for i, n := range nodes {
+		shown[i] = nodeOf(n)
 	}
-	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NAME\tSTATE\tJOBS\tVERSION\tADDRESS\tLABELS\tSHEEP")
-	for _, n := range nodes {
-		var sheep []string
-		for _, s := range n.About.Sheep {
-			shown := s.Name
-			if !s.Model.IsZero() && n.Alive {
-				shown += " (" + s.Model.String() + ")"
-			}
-			sheep = append(sheep, shown)
-		}
-		var labels []string
-		for _, key := range slices.Sorted(maps.Keys(n.About.Labels)) {
-			labels = append(labels, key+"="+n.About.Labels[key])
-		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", n.Name, stateOf(n), n.Held,
-			cmp.Or(n.About.Version, "-"), cmp.Or(n.About.Address, "-"), cmp.Or(strings.Join(labels, ","), "-"), cmp.Or(strings.Join(sheep, ", "), "-"))
-	}
-	return table.Flush()
+	return shown
 }
 
-// stateOf says how a node is.
-func stateOf(n postgres.Node) string {
-	state := "up"
-	switch {
-	case n.Alive:
-	case n.Until.IsZero():
-		state = "stopped"
-	default:
-		state = "lost at " + n.Until.Format(time.RFC3339)
+// nodeListing prints nodes in the form that is asked for.
+func nodeListing(to io.Writer, form remote.Format) *remote.Listing[node] {
+	return &remote.Listing[node]{
+		To: to, Form: form, Heading: []string{"NAME", "STATE", "JOBS", "VERSION", "ADDRESS", "LABELS", "SHEEP"},
+		Name: func(n node) string { return n.Name },
+		Row: func(n node) []string {
+			var sheep, labels []string
+			for _, s := range n.Sheep {
+				shown := s.Name
+				if s.Model != "" {
+					shown += " (" + s.Model + ")"
+				}
+				sheep = append(sheep, shown)
+			}
+			for _, key := range slices.Sorted(maps.Keys(n.Labels)) {
+				labels = append(labels, key+"="+n.Labels[key])
+			}
+			state := n.State
+			if n.LostAt != nil {
+				state += " at " + n.LostAt.Format(time.RFC3339)
+			}
+			if n.Drained {
+				state += ", drained"
+			}
+			return []string{
+				n.Name, state, strconv.Itoa(n.Jobs), cmp.Or(n.Version, "-"), cmp.Or(n.Address, "-"),
+				cmp.Or(strings.Join(labels, ","), "-"), cmp.Or(strings.Join(sheep, ", "), "-"),
+			}
+		},
 	}
-	if n.Draining {
-		state += ", drained"
-	}
-	return state
 }

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"regexp"
 	"strings"
 	"testing"
@@ -100,6 +103,7 @@ func TestNodes(t *testing.T) {
 	if said, err := call("nodes", "ls", "-o", "jsonl", "-c", p.config); err != nil || strings.Count(said, "\n") != 2 {
 		t.Errorf("an object a line: %q, %v", said, err)
 	}
+	t.Run("watch", func(t *testing.T) { watchNodes(t, p.config, ledgers["b"]) })
 	if said, err := call("nodes", "forget", "a", "-c", p.config); err != nil || said != "Node a is forgotten.\n" {
 		t.Fatalf("it says %q, %v", said, err)
 	}
@@ -118,5 +122,37 @@ func TestNodes(t *testing.T) {
 		if _, err := call("nodes", command); !errors.As(err, &usage) {
 			t.Errorf("%s: %v", command, err)
 		}
+	}
+}
+
+// After the list there is a line for each node that has changed.
+func watchNodes(t *testing.T, config string, b *postgres.Ledger) {
+	printed, out := io.Pipe()
+	root := newRoot("shepherdd", Build{})
+	root.SetOut(out)
+	root.SetErr(io.Discard)
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetArgs([]string{"nodes", "--watch", "-c", config})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		err := root.ExecuteContext(ctx)
+		_ = out.CloseWithError(err)
+		ended <- err
+	}()
+	lines := bufio.NewScanner(printed)
+	for _, pattern := range []string{"NAME .*", "a +stopped, drained .*", "b +up +0 +- .*", "b +up +0 +v2 .*"} {
+		if strings.Contains(pattern, "v2") {
+			if err := b.Announce(t.Context(), "b", postgres.About{Version: "v2"}); err != nil {
+				t.Error(err)
+			}
+		}
+		if !lines.Scan() || !regexp.MustCompile("^"+pattern+"$").MatchString(lines.Text()) {
+			t.Errorf("it prints %q, %v, not %s", lines.Text(), lines.Err(), pattern)
+		}
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
 	}
 }

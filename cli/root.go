@@ -35,7 +35,7 @@ const serviceSocket = "/run/shepherd/api.sock"
 func Run(ctx context.Context, args []string, b Build) int {
 	root := newRoot(filepath.Base(args[0]), b)
 	root.SetArgs(args[1:])
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
@@ -54,7 +54,7 @@ func Run(ctx context.Context, args []string, b Build) int {
 	}
 	var usage *usageError
 	if errors.As(err, &usage) || coded != nil && coded.Code == exitUsage {
-		fmt.Fprintf(os.Stderr, "Try `%s --help`.\n", root.Name())
+		fmt.Fprintf(os.Stderr, "Try `%s --help`.\n", cmd.CommandPath())
 		return exitUsage
 	}
 	return remote.ExitCode(err)
@@ -92,11 +92,16 @@ func newRoot(name string, b Build) *cobra.Command {
 		Short: "Run model jobs on the GPUs of this machine",
 		Long: "shepherdd takes jobs over HTTP, runs each in a sheep (a supervised runner\n" +
 			"with one model loaded) and keeps inputs and results in S3 storage.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return &usageError{fmt.Errorf("unexpected argument %q", args[0])}
+		SuggestionsMinimumDistance: 2,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
 			}
-			return nil
+			like := ""
+			if known := cmd.SuggestionsFor(args[0]); len(known) > 0 {
+				like = "; did you mean " + strings.Join(known, " or ") + "?"
+			}
+			return &usageError{fmt.Errorf("there is no command %q%s", args[0], like)}
 		},
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -52,3 +52,16 @@ func TestLocate(t *testing.T) {
 		t.Errorf("a configuration whose daemon is not up: %v", err)
 	}
 }
+
+// A command that there is not is named, with those that it may have been.
+func TestUnknownCommand(t *testing.T) {
+	for typed, want := range map[string]string{
+		"lss": `there is no command "lss"; did you mean logs or ls?`, "zebra": `there is no command "zebra"`,
+	} {
+		_, err := call(typed)
+		var usage *usageError
+		if !errors.As(err, &usage) || err.Error() != want {
+			t.Errorf("%s: %v", typed, err)
+		}
+	}
+}

@@ -67,7 +67,7 @@ type Current struct {
 // Bounds of the work of one forecast.
 const (
 	minRounds = 5
-	maxRounds = 25
+	maxRounds = 100
 	maxWork   = 1 << 19 // comparisons, about
 )
 

@@ -19,6 +19,9 @@ type Sheep struct {
 	// Detail says in words what the sheep is doing beyond that, for example how
 	// far a pull is or when a crashed runner is started again; often empty.
 	Detail string
+	// Pull is how far the fetching of a model is that Detail tells of; nil where none is
+	// fetched, or that is not known.
+	Pull *PullProgress
 	// Progress is how far the runner is with Job; nil where it did not say.
 	Progress *Progress
 	// RunningSince is when the runner began with Job; zero while it has not.

@@ -114,7 +114,7 @@ type Stage string
 
 // The stages a sheep reports.
 const (
-	Pulling   Stage = "pulling"   // an image is fetched; Text says how far
+	Pulling   Stage = "pulling"   // an image is fetched
 	Unpacking Stage = "unpacking" // an image is unpacked
 	Starting  Stage = "starting"  // the runner's process exists
 	Connected Stage = "connected" // the runner's socket answered: it takes jobs
@@ -125,7 +125,11 @@ const (
 type Event struct {
 	Stage Stage
 	PID   int    // with Starting
-	Text  string // for people; while pulling and unpacking, all that is shown
+	Text  string // for people
+	// With Pulling, Done of Total bytes are here, and Rate come in a second; Total is 0
+	// while it is not known.
+	Done, Total int64
+	Rate        float64
 }
 
 // Observer is told events. It returns quickly and never nil-checks: Discard is

@@ -366,17 +366,17 @@ func nextStep(cause job.Cause, v job.View) string {
 	again := "POST /jobs/" + id + "/retry runs it again"
 	switch cause {
 	case job.CauseError:
-		return "The model itself reported the failure: look at its log (shepherdd jobs logs " + id + ") and at the inputs, and submit it again."
+		return "The model itself reported the failure: look at its log (shepherd logs " + id + ") and at the inputs, and submit it again."
 	case job.CauseRunnerDied:
-		return "The model's process ended: look at the end of its log (shepherdd jobs logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
+		return "The model's process ended: look at the end of its log (shepherd logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
 	case job.CauseModel, job.CauseNotHere:
-		return "Check the model's name and version. shepherdd models pull " + model + " says what is wrong with an image; a bare sheep needs the model below its working_directory, and the program of its `command`."
+		return "Check the model's name and version: a bare sheep needs the model below its working_directory, and the program of its `command`; of an image, shepherd models pull " + model + " says what is wrong."
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."
 	case job.CauseOutputs:
 		return "The model must write its results as regular files below outputs/, under names and in sizes that storage takes; mend it, and run the job again."
 	case job.CauseLoadTimeout:
-		return "Fetch the model ahead (shepherdd models pull " + model + "), or submit the job with a larger load_timeout."
+		return "Fetch the model ahead (shepherd models pull " + model + "), or submit the job with a larger load_timeout."
 	case job.CauseRunTimeout:
 		return "Submit it with a larger run_timeout, or with less to do."
 	case job.CauseWaitTimeout:
@@ -390,7 +390,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseUnavailable:
 		return "What the model is loaded from did not answer: shepherdd doctor examines the registry and containerd. Then " + again + "."
 	case job.CauseDevice:
-		return "A GPU was lost: shepherdd gpus says how they fare. Then " + again + "."
+		return "A GPU was lost: shepherd gpus says how they fare. Then " + again + "."
 	case job.CauseLost, job.CauseInterrupted, job.CauseDaemonKilled, job.CauseNodeLost:
 		return "Nothing says that the job was to blame: " + again + ". If it ends like this again, it may be what takes its sheep or the machine down."
 	case job.CauseDone, job.CauseCancelled, job.CauseHandedBack, job.CauseTakenOver:

@@ -213,7 +213,7 @@ func TestPullProgressShows(t *testing.T) {
 	log := &syncBuffer{}
 	p.config.Log = slog.New(slog.NewTextHandler(log, nil))
 	p.events = []runtime.Event{
-		{Stage: runtime.Pulling, Text: "pulling m: 1%"}, {Stage: runtime.Pulling, Text: "pulling m: 2%"}, {Stage: runtime.Pulling, Text: "pulling m: 40%"},
+		{Stage: runtime.Pulling, Text: "pulling m: 1%"}, {Stage: runtime.Pulling, Text: "pulling m: 2%"}, {Stage: runtime.Pulling, Text: "pulling m: 40%", Done: 40, Total: 100, Rate: 7},
 	}
 	loading, goOn := make(chan struct{}), make(chan struct{})
 	p.load = func(context.Context, job.Model) error {
@@ -224,7 +224,7 @@ func TestPullProgressShows(t *testing.T) {
 	p.start()
 	p.submit("job", "m", "x")
 	<-loading
-	if s := p.core.Sheep(t.Context())[0]; s.Detail != "pulling m: 40%" || s.Running {
+	if s := p.core.Sheep(t.Context())[0]; s.Detail != "pulling m: 40%" || s.Running || s.Pull == nil || *s.Pull != (job.PullProgress{Text: s.Detail, Done: 40, Total: 100, Rate: 7}) {
 		t.Errorf("the sheep shows %+v", s)
 	}
 	if v, err := p.core.View(t.Context(), "job"); err != nil || v.Detail != "pulling m: 40%" {
@@ -235,7 +235,7 @@ func TestPullProgressShows(t *testing.T) {
 	}
 	close(goOn)
 	p.await("job", job.Done)
-	if s := p.core.Sheep(t.Context())[0]; strings.Contains(s.Detail, "pulling") || !s.Running {
+	if s := p.core.Sheep(t.Context())[0]; strings.Contains(s.Detail, "pulling") || s.Pull != nil || !s.Running {
 		t.Errorf("after the pull the sheep shows %+v", s)
 	}
 	if text := log.String(); strings.Count(text, "Loading the model") != 1 || !strings.Contains(text, `progress="pulling m: 1%"`) {

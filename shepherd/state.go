@@ -1,6 +1,7 @@
 package shepherd
 
 import (
+	"cmp"
 	"strings"
 	"sync"
 	"time"
@@ -21,10 +22,11 @@ type laneState struct {
 	adopts  bool      // the worker still adopts what an earlier daemon left
 	revives job.Model // it starts a crashed runner again, with this model
 	detail  string
-	removed bool // the sheep is configured no more
-	stopped bool // it was told to stop
-	drained bool // it was told to claim no more jobs
-	restart bool // it was told to end its runner, and goes on after that
+	pull    *job.PullProgress // that detail tells of; nil for none
+	removed bool              // the sheep is configured no more
+	stopped bool              // it was told to stop
+	drained bool              // it was told to claim no more jobs
+	restart bool              // it was told to end its runner, and goes on after that
 
 	stage   runtime.Stage // of loading, as the log was last told it
 	stageAt time.Time
@@ -118,7 +120,7 @@ func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
 			s.told = told{job: e.JobID}
 		}
 		if s.told.progress == nil {
-			s.detail = "" // the runner works, though that it takes jobs may be told later
+			s.detail, s.pull = "", nil // the runner works, though that it takes jobs may be told later
 		}
 		s.told.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
 		out.Kind, out.Progress = job.EventProgress, s.told.progress
@@ -245,7 +247,17 @@ func (s *laneState) has(m job.Model) bool {
 func (s *laneState) show(detail string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.detail = detail
+	s.detail, s.pull = detail, nil
+}
+
+// showLoading is show for how far the loading of a model is.
+func (s *laneState) showLoading(e runtime.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.detail, s.pull = cmp.Or(e.Text, string(e.Stage)), nil
+	if e.Stage == runtime.Pulling && e.Total > 0 {
+		s.pull = &job.PullProgress{Text: s.detail, Done: e.Done, Total: e.Total, Rate: e.Rate}
+	}
 }
 
 // remove says that the sheep is configured no more: no job may be addressed to it.
@@ -325,7 +337,7 @@ func (s *laneState) newStage(stage runtime.Stage, now time.Time) bool {
 func (s *laneState) view() job.Sheep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := job.Sheep{Running: s.up, Job: s.current.id, Tenant: s.current.tenant, Detail: s.detail, RunningSince: s.current.since}
+	v := job.Sheep{Running: s.up, Job: s.current.id, Tenant: s.current.tenant, Detail: s.detail, Pull: s.pull, RunningSince: s.current.since}
 	if s.up {
 		v.Model = s.loaded
 	}

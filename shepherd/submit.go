@@ -404,32 +404,50 @@ func (s *Shepherd) Job(ctx context.Context, id job.ID) (job.Status, error) {
 func (s *Shepherd) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 	events, stop := s.env.hub.subscribe(id) // before the ledger is read, so that no change falls between
 	defer stop()
-	rec, err := s.cfg.Ledger.Get(ctx, id)
-	if errors.Is(err, ledger.ErrNotFound) {
-		return s.Job(ctx, id)
-	}
-	if err != nil {
-		return job.Status{}, fmt.Errorf("read job %s: %w", id, err)
-	}
-	if rec.State.Final() {
-		return rec.Status(), nil
-	}
-	for {
+	status, run, err := s.standing(ctx, id)
+	for err == nil && !status.State.Final() {
 		select {
 		case <-ctx.Done():
-			if now, err := s.cfg.Ledger.Get(context.WithoutCancel(ctx), id); err == nil && now.Run == rec.Run {
-				rec = now
+			if now, again, err := s.standing(context.WithoutCancel(ctx), id); err == nil && again == run {
+				status = now
 			}
-			return rec.Status(), ctx.Err()
+			return status, ctx.Err()
 		case e := <-events:
 			switch {
-			case e.Kind == job.EventEnded && e.Run >= rec.Run && e.Status != nil:
-				return *e.Status, nil
-			case e.Run > rec.Run: // the end of the run was missed: this one's counts
-				rec.Run = e.Run
+			case e.Kind == job.EventEnded && e.Run >= run && e.Status != nil:
+				status = *e.Status
+			case e.Run > run: // the end of the run was missed: this one's counts
+				run = e.Run
 			}
 		}
 	}
+	return status, err
+}
+
+// standing is Job with the number of the job's run, for callers that go on to wait. The
+// ledger is read on a goroutine of its own: it needs a deep stack, and the waiting one
+// would keep it.
+func (s *Shepherd) standing(ctx context.Context, id job.ID) (job.Status, int, error) {
+	type answer struct {
+		status job.Status
+		run    int
+		err    error
+	}
+	read := make(chan answer, 1)
+	go func() {
+		rec, err := s.cfg.Ledger.Get(ctx, id)
+		if errors.Is(err, ledger.ErrNotFound) {
+			status, err := s.Job(ctx, id)
+			read <- answer{status, 0, err}
+			return
+		}
+		if err != nil {
+			err = fmt.Errorf("read job %s: %w", id, err)
+		}
+		read <- answer{rec.Status(), rec.Run, err}
+	}()
+	a := <-read
+	return a.status, a.run, a.err
 }
 
 // Input opens one of a job's inputs. The error is job.ErrNoFile, job.ErrRange or

@@ -269,7 +269,7 @@ func (l *lane) observe(e runtime.Event) {
 		l.state.show(cmp.Or(e.Text, "starting"))
 		l.log.Debug("Runner started", "pid", e.PID)
 	default:
-		l.state.show(cmp.Or(e.Text, string(e.Stage)))
+		l.state.showLoading(e)
 		if l.state.newStage(e.Stage, time.Now()) {
 			l.log.Info("Loading the model", "stage", string(e.Stage), "progress", e.Text)
 		}

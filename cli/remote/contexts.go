@@ -241,7 +241,16 @@ func logoutCommand(Config) *cobra.Command {
 	return cmd
 }
 
+// shownContext is a daemon that login keeps, as programs see it: without its token.
+type shownContext struct {
+	Name   string `json:"name"`
+	Server string `json:"server"`
+	Used   bool   `json:"used"`
+	Token  bool   `json:"token"` // there is one
+}
+
 func contextsCommand(Config) *cobra.Command {
+	var form Format
 	cmd := &cobra.Command{
 		Use:   "contexts",
 		Short: "List the daemons that `login` keeps, and choose one",
@@ -251,20 +260,29 @@ func contextsCommand(Config) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := table{{"USED", "NAME", "SERVER", "TOKEN"}}
-			for _, name := range slices.Sorted(maps.Keys(kept.Known)) {
-				used, token := "", "no"
-				if name == kept.Current {
-					used = "*"
-				}
-				if kept.Known[name].Token != "" {
-					token = "yes"
-				}
-				t = append(t, []string{used, name, kept.Known[name].Server, token})
+			lines := &Listing[shownContext]{
+				To: cmd.OutOrStdout(), Form: form, Heading: []string{"USED", "NAME", "SERVER", "TOKEN"},
+				Name: func(c shownContext) string { return c.Name },
+				Row: func(c shownContext) []string {
+					used, token := "", "no"
+					if c.Used {
+						used = "*"
+					}
+					if c.Token {
+						token = "yes"
+					}
+					return []string{used, c.Name, c.Server, token}
+				},
 			}
-			return t.print(cmd.OutOrStdout())
+			var all []shownContext
+			for _, name := range slices.Sorted(maps.Keys(kept.Known)) {
+				one := kept.Known[name]
+				all = append(all, shownContext{Name: name, Server: one.Server, Used: name == kept.Current, Token: one.Token != ""})
+			}
+			return lines.Print(all)
 		},
 	}
+	form.Add(cmd.Flags())
 	cmd.AddCommand(&cobra.Command{
 		Use:   "use [NAME]",
 		Short: "Choose the daemon that commands ask; without a name, the one of this machine",

@@ -31,6 +31,13 @@ type input struct {
 // defaultInput is the name of an input that has none of its own.
 const defaultInput = "input"
 
+// CheckInputs says what is wrong with the inputs that arguments name, before there is a
+// daemon to send them to.
+func CheckInputs(args []string) error {
+	_, err := findInputs(args)
+	return err
+}
+
 // findInputs finds the files of arguments: a file by its name, the files of a directory
 // by their paths below it, standard input (-) as `input`; NAME=PATH gives a name.
 func findInputs(args []string) (inputs, error) {
@@ -70,7 +77,7 @@ func (f *inputs) add(arg string) error {
 	info, err := os.Stat(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &Error{Code: ExitUsage, Err: err}
+		return usage("there is no file or directory %s", at)
 	case err != nil:
 		return err
 	case info.IsDir():

@@ -550,12 +550,15 @@ var errWaited = errors.New("the job has not ended")
 type ended struct {
 	id    string
 	state job.State
-	said  string
+	said  string // why; empty once that was shown
 }
 
 func (e *ended) Error() string {
 	if e.state == job.Cancelled {
 		return fmt.Sprintf("job %s was cancelled", e.id)
+	}
+	if e.said == "" {
+		return fmt.Sprintf("job %s has failed", e.id)
 	}
 	return fmt.Sprintf("job %s has failed: %s", e.id, cleanLines(e.said))
 }
@@ -583,6 +586,7 @@ func (s *session) explainEnds(ctx context.Context, err error) {
 	}
 	if answer, err := s.ExplainJobWithResponse(ctx, e.id); err == nil && answer.JSON200 != nil {
 		fmt.Fprintln(s.err, cleanLines(answer.JSON200.Text))
+		e.said = ""
 	}
 }
 

@@ -125,7 +125,7 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 		Short:   "List the models that are here",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var lines *listing[shownModel]
+			var lines *Listing[shownModel]
 			print := func(ctx context.Context, asked Models) error {
 				kept, err := asked.List(ctx)
 				if err != nil {
@@ -142,7 +142,7 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 					inFleet := len(kept.Unanswered) > 0 || slices.ContainsFunc(shown, func(m shownModel) bool { return m.Node != "" })
 					lines = modelListing(cmd.OutOrStdout(), form, inFleet)
 				}
-				return lines.print(shown)
+				return lines.Print(shown)
 			}
 			if !watch {
 				return with(cmd, print)
@@ -216,19 +216,19 @@ func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, clo
 
 // modelListing prints models in the form that is asked for, with their nodes where they
 // have some.
-func modelListing(to io.Writer, form Format, inFleet bool) *listing[shownModel] {
-	l := &listing[shownModel]{
-		to: to, form: form, heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
-		name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
-		row:  func(m shownModel) []string { return modelRow(m, form) },
+func modelListing(to io.Writer, form Format, inFleet bool) *Listing[shownModel] {
+	l := &Listing[shownModel]{
+		To: to, Form: form, Heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
+		Name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
+		Row:  func(m shownModel) []string { return modelRow(m, form) },
 	}
 	switch {
 	case inFleet && form == FormName: // each once, on however many nodes it is
-		l.row = func(shownModel) []string { return nil }
+		l.Row = func(shownModel) []string { return nil }
 	case inFleet:
-		l.heading = append([]string{"NODE"}, l.heading...)
-		l.row = func(m shownModel) []string { return append([]string{m.Node}, modelRow(m, form)...) }
-		l.key = func(m shownModel) string { return m.Node + "/" + l.name(m) }
+		l.Heading = append([]string{"NODE"}, l.Heading...)
+		l.Row = func(m shownModel) []string { return append([]string{m.Node}, modelRow(m, form)...) }
+		l.Key = func(m shownModel) string { return m.Node + "/" + l.Name(m) }
 	}
 	return l
 }

@@ -94,55 +94,57 @@ func (t table) printFrom(to io.Writer, widths []int) ([]int, error) {
 	return widths, err
 }
 
-// listing prints things in the form that is asked for and, later, those that have changed.
-type listing[T any] struct {
-	to      io.Writer
-	form    Format
-	heading []string // nil for none
-	name    func(T) string
-	key     func(T) string // what tells things apart; nil where name does
-	row     func(T) []string
+// Listing prints things in the form that is asked for and, later, those that have changed.
+type Listing[T any] struct {
+	To      io.Writer
+	Form    Format
+	Heading []string // of the table; nil for none
+	// Name is what -o name prints of a thing, and tells it from others; Row is its line.
+	Name func(T) string
+	Row  func(T) []string
+	// Key tells a thing from others, where Name does not; nil where it does.
+	Key func(T) string
 
 	widths []int
 	shown  map[string]string // by name
 }
 
-func (l *listing[T]) keyOf(thing T) string {
-	if l.key == nil {
-		return l.name(thing)
+func (l *Listing[T]) keyOf(thing T) string {
+	if l.Key == nil {
+		return l.Name(thing)
 	}
-	return l.key(thing)
+	return l.Key(thing)
 }
 
-// print prints the things that are new or other than before.
-func (l *listing[T]) print(things []T) error {
-	if l.form == FormJSON && l.shown == nil { // later ones are objects of their own
+// Print prints the things that are new or other than before.
+func (l *Listing[T]) Print(things []T) error {
+	if l.Form == FormJSON && l.shown == nil { // later ones are objects of their own
 		l.shown = make(map[string]string)
 		for _, thing := range things {
-			l.shown[l.keyOf(thing)] = strings.Join(l.row(thing), "\t")
+			l.shown[l.keyOf(thing)] = strings.Join(l.Row(thing), "\t")
 		}
-		return PrintJSON(l.to, append([]T{}, things...), true)
+		return PrintJSON(l.To, append([]T{}, things...), true)
 	}
 	var rows table
 	if l.shown == nil {
 		l.shown = make(map[string]string)
-		if l.heading != nil && l.form != FormName && l.form != FormLines {
-			rows = append(rows, l.heading)
+		if l.Heading != nil && l.Form != FormName && l.Form != FormLines {
+			rows = append(rows, l.Heading)
 		}
 	}
 	for _, thing := range things {
-		name, row, key := l.name(thing), l.row(thing), l.keyOf(thing)
+		name, row, key := l.Name(thing), l.Row(thing), l.keyOf(thing)
 		text := strings.Join(row, "\t")
 		if before, ok := l.shown[key]; ok && before == text {
 			continue
 		}
 		l.shown[key] = text
 		var err error
-		switch l.form {
+		switch l.Form {
 		case FormName:
-			_, err = fmt.Fprintln(l.to, clean(name))
+			_, err = fmt.Fprintln(l.To, clean(name))
 		case FormLines, FormJSON:
-			err = PrintJSON(l.to, thing, l.form == FormJSON)
+			err = PrintJSON(l.To, thing, l.Form == FormJSON)
 		default:
 			rows = append(rows, row)
 		}
@@ -151,7 +153,7 @@ func (l *listing[T]) print(things []T) error {
 		}
 	}
 	var err error
-	l.widths, err = rows.printFrom(l.to, l.widths)
+	l.widths, err = rows.printFrom(l.To, l.widths)
 	return err
 }
 

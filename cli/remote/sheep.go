@@ -54,34 +54,42 @@ func (p *SheepPrinter) follow(ctx context.Context, daemon *client.ClientWithResp
 		}
 		var sheep []client.Sheep
 		for _, s := range change.Flock.Sheep {
-			sheep = append(sheep, client.Sheep{Name: s.Name, Node: s.Node, Type: s.Type, Running: s.Running, Model: s.Model, Job: s.Job, Detail: s.Detail, Condition: s.Condition})
+			sheep = append(sheep, ofFlock(s))
 		}
-		if err := lines.print(sheep); err != nil {
+		if err := lines.Print(sheep); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Print prints sheep.
-func (p *SheepPrinter) Print(to io.Writer, sheep []client.Sheep) error {
-	return p.listing(to).print(sheep)
+// ofFlock is a sheep of the stream as the list has it.
+func ofFlock(s client.FlockSheep) client.Sheep {
+	return client.Sheep{Name: s.Name, Node: s.Node, Type: s.Type, Running: s.Running, Model: s.Model, Job: s.Job, Detail: s.Detail, Condition: s.Condition}
 }
 
-func (p *SheepPrinter) listing(to io.Writer) *listing[client.Sheep] {
-	l := &listing[client.Sheep]{
-		to: to, form: p.form, heading: []string{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"},
-		name: func(s client.Sheep) string { return s.Name },
-		row: func(s client.Sheep) []string {
-			up, model := "no", "" // without a daemon, that is all that is known
+// Print prints sheep.
+func (p *SheepPrinter) Print(to io.Writer, sheep []client.Sheep) error {
+	return p.listing(to).Print(sheep)
+}
+
+func (p *SheepPrinter) listing(to io.Writer) *Listing[client.Sheep] {
+	l := &Listing[client.Sheep]{
+		To: to, Form: p.form, Heading: []string{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"},
+		Name: func(s client.Sheep) string { return s.Name },
+		Row: func(s client.Sheep) []string {
+			up, state, model := "no", "-", "" // without a daemon, that is all that is known
 			if s.Running {
 				up, model = "yes", modelName(s.Model)
 			}
-			return []string{s.Name, cmp.Or(s.Type, "-"), up, cmp.Or(string(s.Condition), "-"), cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)}
+			if s.Condition != "" {
+				state = stateOfSheep(s).text
+			}
+			return []string{s.Name, cmp.Or(s.Type, "-"), up, state, cmp.Or(model, "-"), cmp.Or(deref(s.Job), "-"), deref(s.Detail)}
 		},
 	}
 	if p.noHeading {
-		l.heading = nil
+		l.Heading = nil
 	}
 	return l
 }

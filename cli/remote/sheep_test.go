@@ -36,7 +36,7 @@ func TestListSheep(t *testing.T) {
 		}
 		return out.String()
 	}
-	const table = "NAME  TYPE    UP   STATE    MODEL  JOB    DETAIL\na     bare    yes  able     m:v1   job-1  runs\nb     docker  no   drained  -      -      \n"
+	const table = "NAME  TYPE    UP   STATE    MODEL  JOB    DETAIL\na     bare    yes  working  m:v1   job-1  runs\nb     docker  no   drained  -      -      \n"
 	for _, args := range [][]string{{}, {"ls"}, {"list", "-o", "wide"}, {"-o", "table"}} {
 		if got := list(args...); got != table {
 			t.Errorf("sheep %q prints\n%s", args, got)
@@ -45,7 +45,7 @@ func TestListSheep(t *testing.T) {
 	if got := list("-o", "name"); got != "a\nb\n" {
 		t.Errorf("names: %q", got)
 	}
-	if got := list("ls", "--no-headers"); got != "a  bare    yes  able     m:v1  job-1  runs\nb  docker  no   drained  -     -      \n" {
+	if got := list("ls", "--no-headers"); got != "a  bare    yes  working  m:v1  job-1  runs\nb  docker  no   drained  -     -      \n" {
 		t.Errorf("without heading: %q", got)
 	}
 	var sheep []client.Sheep

@@ -123,6 +123,9 @@ func submit(t *Target) *cobra.Command {
 			if r.Inputs, err = references(from); err != nil {
 				return err
 			}
+			if len(s.inputs.files) == 0 && r.Payload == nil && r.Inputs == nil && r.After == nil && r.JobId == nil {
+				return usage("the job has no inputs: name files or directories, - for standard input, or give --payload, --from, --after, or the --id of a job whose inputs are in storage")
+			}
 			switch s.interrupt {
 			case "ask", "cancel", "leave":
 			default:
@@ -164,7 +167,7 @@ func submit(t *Target) *cobra.Command {
 	f.StringVar(&payload, "payload", "", "a text that is the only input")
 	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
 	f.StringSliceVar(&after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be given more than once")
-	f.StringVar(&group, "group", "", "the group that the job belongs to, for `ls`, `cancel` and `retry` with --group")
+	f.StringVar(&group, "group", "", "the group that the job belongs to, for ls, cancel and retry with --group")
 	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, KEY=VALUE; may be given more than once")
 	f.StringToStringVar(&labels, "label", nil, "a note on the job, KEY=VALUE; may be given more than once")
 	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")

@@ -51,7 +51,7 @@ func (t *Target) Add(f *pflag.FlagSet) {
 	}
 	f.StringVar(&t.token, "token", "", "token to send; better put into $"+EnvToken+", which other users do not see")
 	f.StringVar(&t.ca, "ca-file", "", "certificates of authorities to trust there, beside the system's ($"+EnvCA+")")
-	f.StringVar(&t.context, "context", "", "ask the daemon that `login` keeps under this name ($"+EnvContext+")")
+	f.StringVar(&t.context, "context", "", "ask the daemon that login keeps under this `name` ($"+EnvContext+")")
 }
 
 // Open returns a client of the daemon; it does not connect yet. The error is that of

@@ -99,3 +99,25 @@ func TestTargetWithoutDaemon(t *testing.T) {
 		t.Errorf("a configuration whose daemon is not up: %v", err)
 	}
 }
+
+// The daemons that login keeps are listed in every form, without their tokens.
+func TestListContexts(t *testing.T) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	kept := contexts{Current: "b", Known: map[string]place{"a": {Server: "http://a:5000"}, "b": {Server: "http://b:5000", Token: "secret"}}}
+	if err := kept.write(); err != nil {
+		t.Fatal(err)
+	}
+	for form, want := range map[string]string{
+		"table": "USED  NAME  SERVER         TOKEN\n      a     http://a:5000  no\n*     b     http://b:5000  yes\n",
+		"name":  "a\nb\n",
+		"jsonl": `{"name":"a","server":"http://a:5000","used":false,"token":false}` + "\n" + `{"name":"b","server":"http://b:5000","used":true,"token":true}` + "\n",
+	} {
+		var out strings.Builder
+		cmd := contextsCommand(Config{})
+		cmd.SetArgs([]string{"-o", form})
+		cmd.SetOut(&out)
+		if err := cmd.ExecuteContext(t.Context()); err != nil || out.String() != want {
+			t.Errorf("%s: %q, %v", form, out.String(), err)
+		}
+	}
+}

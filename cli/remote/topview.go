@@ -145,7 +145,7 @@ func (v *topView) lines() []topLine {
 }
 
 func (v *topView) gpuTrouble() string {
-	if v.gpus == nil {
+	if v.gpus == nil || len(v.gpus.Gpus)+len(v.gpus.Others) == 0 { // none is there to be in trouble
 		return ""
 	}
 	return deref(v.gpus.Trouble)
@@ -167,8 +167,8 @@ func (v *topView) screen(width, height int, first *int) string {
 	return strings.Join(shown, "\n")
 }
 
-// stateOfSheep is how a sheep is, in a word.
-func stateOfSheep(s client.FlockSheep) span {
+// stateOfSheep is how a sheep is, in a word, the one that the page has for it.
+func stateOfSheep(s client.Sheep) span {
 	working := s.Job != nil || deref(s.Detail) == "busy"
 	switch {
 	case s.Condition == client.Blocked:
@@ -192,7 +192,7 @@ func (v *topView) sheepLines() []topLine {
 	counts := map[string]int{}
 	var words []string
 	for _, s := range v.flock.Sheep {
-		state := stateOfSheep(s)
+		state := stateOfSheep(ofFlock(s))
 		if counts[state.text]++; counts[state.text] == 1 {
 			words = append(words, state.text)
 		}

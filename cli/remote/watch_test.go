@@ -86,7 +86,7 @@ func TestWatchSheep(t *testing.T) {
 	}
 	stream := map[string]http.HandlerFunc{"/flock": frames(t, flock(client.Able, client.Drained), flock(client.Able, client.Drained), flock(client.Resting, client.Drained))}
 	got := watched(t, sheepCommand, 4, stream, "ls", "--watch")
-	if want := []string{"NAME  TYPE  UP  STATE    MODEL  JOB  DETAIL", "a     bare  no  able     -      -", "b     bare  no  drained  -      -", "a     bare  no  resting  -      -"}; !slices.Equal(got, want) {
+	if want := []string{"NAME  TYPE  UP  STATE    MODEL  JOB  DETAIL", "a     bare  no  idle     -      -", "b     bare  no  drained  -      -", "a     bare  no  resting  -      -"}; !slices.Equal(got, want) {
 		t.Errorf("it printed %q", got)
 	}
 	if got := watched(t, sheepCommand, 3, stream, "-w", "-o", "name"); !slices.Equal(got, []string{"a", "b", "a"}) {

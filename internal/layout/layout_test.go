@@ -57,7 +57,7 @@ var allowed = map[string][]string{
 	"storage/storagetest":     {"job", "storage", "internal/testenv"},
 	"messenger/zmq":           {"messenger"},
 	"messenger/messengertest": {"job", "messenger"},
-	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/mounts", "internal/port", "internal/shellwords"},
+	"runtime/bare":            {"job", "messenger", "runtime", "runtime/shimmed", "shim", "gpu", "internal/libexec", "internal/mounts", "internal/port", "internal/shellwords"},
 	"runtime/container":       {"job", "messenger", "runtime", "runtime/runtimetest", "runtime/shimmed", "shim", "image", "oci", "gpu", "config/size", "internal/libexec", "internal/shellwords"},
 	"runtime/shimmed":         {"job", "messenger", "runtime", "shim", "internal/libexec", "internal/logtext", "internal/logspan"},
 	"image":                   {"job", "config/size", "image/endpoint"},

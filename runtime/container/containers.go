@@ -97,7 +97,7 @@ func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Obse
 		if p.Phase == image.Unpacking {
 			stage = runtime.Unpacking
 		}
-		observe(runtime.Event{Stage: stage, Text: p.String()})
+		observe(runtime.Event{Stage: stage, Text: p.String(), Done: p.Done, Total: p.Total, Rate: p.Rate})
 	})
 }
 

@@ -197,6 +197,8 @@ func TestContinued(t *testing.T) {
 	t.Run("StageAgain", func(t *testing.T) {
 		// The first Stage is ended half-way; the second fetches only the rest.
 		r.proxy.Heal()
+		id := job.ID("staged-again") // others change the input of the first
+		fatal(t, r.store.Init(t.Context(), id, content))
 		r.proxy.Inject(testenv.CutBody, 1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
 		r.proxy.Inject(testenv.Unavailable, -1, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "input") })
 		dir := t.TempDir()
@@ -221,7 +223,7 @@ func TestContinued(t *testing.T) {
 			t.Errorf("the second Stage asks for %q", asked)
 		}
 		got, err := os.ReadFile(filepath.Join(dir, "inputs/input"))
-		if err != nil || !bytes.Equal(got, make([]byte, len(content))) {
+		if err != nil || !bytes.Equal(got, content) {
 			t.Errorf("%d bytes staged of %d, %v", len(got), len(content), err)
 		}
 		if entries, _ := os.ReadDir(dir); len(entries) != 2 {

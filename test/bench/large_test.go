@@ -24,7 +24,7 @@ func BenchmarkLarge(b *testing.B) {
 	server := testenv.StartMinIO(b)
 	w := newWorld(b, server.URL, server.AccessKey, server.SecretKey)
 	floor := newFloor(b, server)
-	null := startNull(b)
+	null, _ := startNull(b)
 	w.start()
 	id := names("small")
 	for range 50 { // what a daemon at work takes

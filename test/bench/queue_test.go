@@ -13,7 +13,7 @@ import (
 // sees the same machine. Storage is one that keeps nothing: filling a real one
 // would take most of the time and tell nothing of the daemon.
 func BenchmarkQueue(b *testing.B) {
-	null := startNull(b)
+	null, _ := startNull(b)
 	w := newWorld(b, null, "access-key", "secret-key")
 	w.start()
 	must(b, w.submit("busy", "hold:v1", ""))

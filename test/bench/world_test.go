@@ -220,8 +220,8 @@ func names(prefix string) func() string {
 	}
 }
 
-// startNull starts the storage that keeps nothing and returns its address.
-func startNull(b *testing.B) string {
+// startNull starts the storage that keeps nothing and returns its address and process id.
+func startNull(b *testing.B) (url string, pid int) {
 	b.Helper()
 	null := exec.Command(programs + "/null")
 	out, err := null.StdoutPipe()
@@ -233,7 +233,7 @@ func startNull(b *testing.B) string {
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	must(b, err)
-	return strings.TrimSpace(line)
+	return strings.TrimSpace(line), null.Process.Pid
 }
 
 // together calls do for 0 to n-1 from that many workers.

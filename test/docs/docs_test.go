@@ -54,6 +54,7 @@ func TestMain(m *testing.M) {
 //
 //	console         commands after "$ ", with further lines after "> ", and what they print
 //	console daemon  the same, left running in the background
+//	console cog     either, where there are containerd, and cog and docker or who stands in
 //	LANGUAGE FILE   the content of a file
 //
 // Other blocks are not run.
@@ -103,6 +104,7 @@ func parse(source string) (blocks []block) {
 type session struct {
 	t   *testing.T
 	dir string
+	cog bool // it has what blocks of cog take, and runs these alone
 	in  io.WriteCloser
 	out chan string // lines
 }
@@ -323,6 +325,13 @@ func (s *session) follow(file string) {
 				s.t.Fatal(err)
 			}
 		}
+		kind, cog := strings.CutPrefix(to, "cog")
+		if cog {
+			to = strings.TrimSpace(kind)
+		}
+		if cog != s.cog {
+			continue
+		}
 		for _, c := range b.commands {
 			ran++
 			if to == "daemon" {
@@ -371,6 +380,31 @@ func TestTutorial(t *testing.T) { newSession(t).follow("../../docs/tutorial.md")
 
 // TestFirstModel makes the models of first-model.md.
 func TestFirstModel(t *testing.T) { newSession(t).follow("../../docs/first-model.md") }
+
+// TestCogModel makes the Cog image of first-model.md, with a program that stands in for cog
+// and docker, and a containerd of its own.
+func TestCogModel(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testenv.Missing(t, "root", "containerd mounts file systems: run the test as root")
+	}
+	testenv.Command(t, "containerd", "containerd")
+	testenv.Command(t, "runc", "runc")
+	s := newSession(t)
+	s.cog = true
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(s.dir, "tools/cog"), "./cog")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build ./cog: %v: %s", err, out)
+	}
+	const config = "version = 2\nroot = '/run/containerd/root'\nstate = '/run/containerd/state'\n" +
+		"disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime']\n"
+	if err := os.WriteFile(filepath.Join(s.dir, "containerd.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.must("mount -t tmpfs tmpfs /run && ln -s cog tools/docker && export PATH=$PWD/bin:$PWD/tools:$PATH")
+	s.background(command{typed: "containerd -c containerd.toml", expected: []string{"…", "…containerd successfully booted…"}})
+	s.follow("../../docs/first-model.md")
+}
 
 // TestHowTo does what each guide says, with a daemon as the tutorial starts it.
 func TestHowTo(t *testing.T) {

@@ -115,14 +115,14 @@ func TestSubmit(t *testing.T) {
 	c.expect(2, "", args("result", "third"), "job third has several outputs")
 
 	// Failures say why, and how: by the exit code.
-	c.expect(3, "x", args("submit", "files:v1", "fail=-", "--id", "bad"), "job bad has failed: ", "What to do: ")
+	c.expect(3, "x", args("submit", "files:v1", "fail=-", "--id", "bad"), "job bad has failed", "What to do: ")
 	c.expect(3, "", args("wait", "bad", "-q"), "has failed")
 	c.expect(3, "", args("result", "bad"), "has failed")
 	c.expect(5, "", args("status", "nobody"), "does not exist")
 	c.expect(5, "", args("result", "first", "nothing"), "job first has no output nothing; it has a.txt, sub/b.txt")
 	c.expect(8, "", args("cancel", "bad"), "has ended already")
 	c.expect(6, "", args("ls", "--server", "http://127.0.0.1:1"), "no daemon answers at http://127.0.0.1:1")
-	c.expect(2, "", args("submit", "files:v1", "absent"), "no such file")
+	c.expect(2, "", args("submit", "files:v1", "absent"), "no file or directory absent")
 	c.expect(2, "", args("submit", "files:v1", "in/a.txt", "a.txt=in/sub/b.txt"), "two inputs have the name a.txt")
 	c.expect(2, "", args("submit"), "a model is needed")
 	c.expect(2, "", args("ls", "-o", "xml"), "none of table")

@@ -368,7 +368,7 @@ async function fleet() {
       same("nodes", await page.locator("section.node").count(), 20);
       same("sheep", await page.locator("section.node li.line").count(), 100);
       same("sheep that are out, told by a shape and a word", await page.locator("li.line", { has: page.locator(".shape.blocked") }).filter({ hasText: "out" }).count(), 12);
-      for (const shown of [/sheep-0.*Xid 79/s, /transcribe.*scan-2026-11-29-\d+.*of about 40 s/s, /rests for 12s/]) await page.locator("li.line", { hasText: shown }).first().waitFor();
+      for (const shown of [/sheep-0.*Xid 79/s, /43 % · 200 MiB\/s.*pulling segment:v2$/s, /transcribe.*scan-2026-11-29-\d+.*of about 40 s/s, /rests for 12s/]) await page.locator("li.line", { hasText: shown }).first().waitFor();
       for (const shown of ["20 nodes", "100 sheep", "4 GPUs, 1 out", "its turn on gpu-", "batch=41", "wool"]) await page.getByText(shown).first().waitFor();
       await page.locator("ol.queue li", { hasText: /scan-2026-11-29-9011.*in about \d+ min/s }).waitFor();
       await fits(page, `a fleet, ${width}`);
@@ -389,6 +389,19 @@ async function fleet() {
     });
     await page.context().close();
   }
+  await step("a pull, on a sheep's card", async () => {
+    const page = await open();
+    const pull = { text: "pulling segment:v2: 43%, 172 MiB of 400 MiB at 210 MiB/s, 0 of 1 layers", done: 172 << 20, total: 400 << 20, rate: 210 << 20 };
+    const sheep = { name: "flossie", node: null, type: "container", running: false, model: { name: null, version: null }, job: "align-1", detail: pull.text, pull, condition: "able", progress: null, started_at: null, running_since: null, usual: null, turn_ends_at: null };
+    const queue = { total: 0, more: false, head: [], models: [], priorities: [], tenants: [], labels: [] };
+    await page.route("**/flock", (route) => route.fulfill({ contentType: "text/event-stream", body: `event: flock\ndata: ${JSON.stringify({ sheep: [sheep], queue, trouble: null })}\n\n` }));
+    await page.goto(url + "/#/");
+    const card = page.locator("li.card", { hasText: /flossie.*preparing.*align-1.*43 % · 210 MiB\/s.*pulling segment:v2$/s });
+    await card.getByRole("img", { name: "43 % of the model is here" }).waitFor();
+    await examine(page, "a pull");
+    if (shots) await page.screenshot({ path: `${shots}/pull.png` });
+    await page.context().close();
+  });
 }
 
 // many looks at 100,000 jobs: what is asked for and what is drawn is counted.

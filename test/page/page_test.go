@@ -349,7 +349,8 @@ func madeUpFleet() (flock, gpus string) {
 			case 1:
 				s.Condition, s.Detail = "resting", text("rests for 12s: no space left on device")
 			case 2:
-				s.Running, s.Model, s.Detail = false, name("", ""), text("pulling segment:v2: 43 % · 210 MB/s")
+				s.Running, s.Model, s.Detail = false, name("", ""), text("pulling segment:v2: 43%, 1.7 GiB of 4.0 GiB at 200 MiB/s, 3 of 7 layers")
+				s.Pull = &api.PullProgress{Text: *s.Detail, Done: new(int64(43) << 30), Total: new(int64(100) << 30), Rate: new(int64(200) << 20)}
 			case 3, 4:
 			default:
 				s.Job, s.StartedAt = text(fmt.Sprintf("scan-2026-11-29-%04d", 100*n+i)), job.FormatTime(now.Add(-time.Duration(10*i+n)*time.Second))

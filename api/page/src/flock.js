@@ -52,6 +52,18 @@ const devicesOf = (sheep) => (live.gpus?.gpus || []).map((g) => ({ gpu: g, mine:
 // Took is how long a sheep has had its job, of what that usually takes.
 const Took = ({ sheep }) => (sheep.running_since ? html`<${Running} since=${sheep.running_since} usual=${sheep.usual} />` : sheep.started_at && html`<${Since} at=${sheep.started_at} />`);
 
+// Pulled is how far the fetching of a model is.
+function Pulled({ of, more = "" }) {
+  const part = of.done / of.total;
+  return html`<div class=${"progress" + more}><${Bar} parts=${[{ value: of.done, kind: "done" }]} whole=${of.total} label=${w.pulled(part)} /><span class="time">${w.pulling(part, text.bytes(of.rate))}</span></div>`;
+}
+
+// saidOf is what a sheep does or why it takes no jobs, in words; what a bar tells is left out.
+function saidOf(sheep) {
+  if (sheep.pull) return sheep.detail.split(": ")[0];
+  return sheep.progress?.text || (sheep.detail !== "busy" && sheep.detail);
+}
+
 // Node is one of many nodes: a line for each sheep.
 function Node({ name, sheep }) {
   const gpus = (live.gpus?.gpus || []).filter((g) => g.node === name);
@@ -68,7 +80,7 @@ function Line({ sheep }) {
   const devices = devicesOf(sheep);
   const used = devices.reduce((sum, { mine }) => sum + mine.used, 0);
   const memory = devices.reduce((sum, { gpu }) => sum + gpu.memory, 0);
-  const said = sheep.progress?.text || (sheep.detail !== "busy" && sheep.detail);
+  const said = saidOf(sheep);
   return html`<li class=${"line " + shape}>
     <div>
       <span class="name" title=${said ? `${word}: ${said}` : word}><${Shape} of=${shape} /><b>${local}</b><span class="hidden">${word}</span></span>
@@ -76,6 +88,7 @@ function Line({ sheep }) {
       ${memory > 0 && html`<${Bar} parts=${[{ value: used, kind: "mine" }]} whole=${memory} label=${w.memory(text.bytes(used), text.bytes(memory))} />`}
     </div>
     ${sheep.job && html`<div class="under"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></div>`}
+    ${sheep.pull && html`<${Pulled} of=${sheep.pull} more=" under" />`}
     ${(sheep.condition !== "able" || !sheep.job) && said && html`<p class="detail under" title=${said}>${said}</p>`}
     <${Orders} sheep=${sheep} />
   </li>`;
@@ -86,6 +99,7 @@ function Sheep({ sheep }) {
   const model = text.modelName(sheep.model);
   const devices = devicesOf(sheep);
   const progress = sheep.progress;
+  const said = saidOf(sheep);
   return html`<li class=${"card " + shape}>
     <div class="row"><h3 title=${sheep.name}>${sheep.name}</h3><${State} of=${shape} word=${word} /></div>
     <p class="what">${model ? html`<${Model} of=${sheep.model} />` : html`<span class="muted">${w.noModel(sheep.type)}</span>`}</p>
@@ -93,7 +107,8 @@ function Sheep({ sheep }) {
     html`<p class="row"><${JobLink} id=${sheep.job} /><span class="time"><${Took} sheep=${sheep} /></span></p>`}
     ${progress &&
     html`<div class="progress"><${Bar} parts=${[{ value: progress.done, kind: "done" }]} whole=${1} label=${common.percentDone(progress.done)} /><span class="time">${common.percent(progress.done)}</span></div>`}
-    ${(progress?.text || sheep.detail) && sheep.detail !== "busy" && html`<p class="detail" title=${sheep.detail}>${progress?.text || sheep.detail}</p>`}
+    ${sheep.pull && html`<${Pulled} of=${sheep.pull} />`}
+    ${said && html`<p class="detail" title=${sheep.detail}>${said}</p>`}
     ${devices.map(
       ({ gpu, mine }) => html`<div class="device" key=${gpu.uuid}>
         <span class="muted">${w.gpu(gpu.index)}</span>

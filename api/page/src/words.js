@@ -110,6 +110,8 @@ export const flock = {
   noSheep: "There are no sheep yet",
   addSheep: html`A sheep runs one job at a time. Add one below <code>sheep:</code> in the configuration, then <code>shepherdd reload</code>.`,
   memory: (used, all) => `GPU memory: ${used} of ${all}`,
+  pulled: (part) => `${Math.floor(part * 100)} % of the model is here`,
+  pulling: (part, rate) => `${Math.floor(part * 100)} % · ${rate}/s`,
   noModel: (type) => `${type}, no model loaded`,
   gpu: (index) => `GPU ${index}`,
   share: (index, mine, used, all) => `GPU ${index}: ${mine} of ${all} are this sheep's, ${used} are used in all`,

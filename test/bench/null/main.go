@@ -1,5 +1,6 @@
 // Command null is an S3 server that keeps nothing and answers every request at
-// once with success: what is measured against it is the client's part alone. It
+// once with success: what is measured against it is the client's part alone. A
+// request for /wait is never answered, and costs what net/http alone takes. It
 // prints its address and serves until it is killed.
 package main
 
@@ -28,6 +29,8 @@ func answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
+	case r.URL.Path == "/wait":
+		<-r.Context().Done()
 	case r.Method == http.MethodGet && r.URL.Query().Has("list-type"):
 		w.Header().Set("Content-Type", "application/xml")
 		_, _ = io.WriteString(w, emptyList)
