@@ -818,6 +818,9 @@ type KeptModel struct {
 	LastUsedAt *Time  `json:"last_used_at"`
 	Name       string `json:"name"`
 
+	// Node The node of a fleet on whose disk it is; left out where the daemon is alone
+	Node *string `json:"node,omitempty"`
+
 	// OwnSize Bytes that removing it alone gives back
 	OwnSize int64 `json:"own_size"`
 
@@ -899,6 +902,9 @@ type Model struct {
 // ModelList defines model for ModelList.
 type ModelList struct {
 	Models []KeptModel `json:"models"`
+
+	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
+	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
 
 // OtherDevice defines model for OtherDevice.
@@ -1193,6 +1199,14 @@ type TimelineEntry struct {
 
 // TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
+
+// UnansweredNode defines model for UnansweredNode.
+type UnansweredNode struct {
+	Name string `json:"name"`
+
+	// Problem Example: does not answer
+	Problem string `json:"problem"`
+}
 
 // Upload defines model for Upload.
 type Upload struct {
@@ -1583,8 +1597,17 @@ type WaitForJobParams struct {
 
 // PullModelParams defines parameters for PullModel.
 type PullModelParams struct {
+	// Node The node of a fleet that is to fetch it; without it, all
+	Node *string `form:"node,omitempty" json:"node,omitempty"`
+
 	// Progress `true`, `1` or nothing after the `=`: tell how far it is
 	Progress *string `form:"progress,omitempty" json:"progress,omitempty"`
+}
+
+// RemoveModelParams defines parameters for RemoveModel.
+type RemoveModelParams struct {
+	// Node The node of a fleet that is to remove it; without it, all
+	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // GetSheepLogsParams defines parameters for GetSheepLogs.
@@ -1742,7 +1765,7 @@ type ServerInterface interface {
 	// GetMetrics The daemon's metrics, for Prometheus
 	// (GET /metrics)
 	GetMetrics(w http.ResponseWriter, r *http.Request)
-	// ListModels The models that are kept here
+	// ListModels The models that are kept
 	// (GET /models)
 	ListModels(w http.ResponseWriter, r *http.Request)
 	// PullModel Fetch a model ahead of the jobs that want it
@@ -1750,7 +1773,7 @@ type ServerInterface interface {
 	PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams)
 	// RemoveModel Remove a model
 	// (DELETE /models/{model})
-	RemoveModel(w http.ResponseWriter, r *http.Request, model string)
+	RemoveModel(w http.ResponseWriter, r *http.Request, model string, params RemoveModelParams)
 	// GetReadiness Whether the daemon can take and run jobs
 	// (GET /readyz)
 	GetReadiness(w http.ResponseWriter, r *http.Request)
@@ -2986,6 +3009,19 @@ func (siw *ServerInterfaceWrapper) PullModel(w http.ResponseWriter, r *http.Requ
 	// Parameter object where we will unmarshal all parameters from the context
 	var params PullModelParams
 
+	// ------------- Optional query parameter "node" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "node", r.URL.Query(), &params.Node, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "node"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		}
+		return
+	}
+
 	// ------------- Optional query parameter "progress" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "progress", r.URL.Query(), &params.Progress, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
@@ -3025,8 +3061,24 @@ func (siw *ServerInterfaceWrapper) RemoveModel(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RemoveModelParams
+
+	// ------------- Optional query parameter "node" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "node", r.URL.Query(), &params.Node, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "node"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "node", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.RemoveModel(w, r, model)
+		siw.Handler.RemoveModel(w, r, model, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {

@@ -202,21 +202,22 @@ type FlockService interface {
 	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 
-	// PullModel pulls the model for the named sheep, or for all that pull models, and
-	// returns when it is complete. It calls report with the progress, from one
-	// goroutine at a time and not after it has returned. It returns *job.Invalid,
-	// *job.UnknownSheep, job.ErrNoModels and *job.ModelError.
-	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	// PullModel pulls a model and returns when it is complete. It calls report with the
+	// progress, from one goroutine at a time and not after it has returned. It returns
+	// *job.Invalid, *job.UnknownNode, *job.UnknownSheep, *job.Unavailable,
+	// job.ErrNoModels and *job.ModelError.
+	PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error
 
-	// Models is every model that is kept here. It returns *job.ModelError.
-	Models(ctx context.Context) ([]job.KeptModel, error)
+	// Models is every model that is kept. It returns *job.ModelError.
+	Models(ctx context.Context) (job.KeptModels, error)
 
 	// Usual is how long the last jobs of a model took; ok is false where none is known.
 	Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error)
 
-	// RemoveModel removes one. It returns *job.Invalid, *job.ModelNeeded,
+	// RemoveModel removes one, of a node or, where that is empty, of all. It returns
+	// *job.Invalid, *job.UnknownNode, *job.Unavailable, *job.ModelNeeded,
 	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not kept.
-	RemoveModel(ctx context.Context, m job.Model) error
+	RemoveModel(ctx context.Context, m job.Model, node string) error
 
 	// Checks is the state of everything the daemon depends on, each by its
 	// name.

@@ -19,19 +19,21 @@ import (
 
 // fake is a Service in memory that keeps the contract's promises.
 type fake struct {
-	mu        sync.Mutex
-	jobs      map[job.ID]*fakeJob
-	submitted []job.Request
-	sheep     []job.Sheep
-	order     func(ctx context.Context, sheep string, o job.Order) error
-	checks    []job.Check
-	models    []job.KeptModel
-	usual     map[job.Model]job.Usual
-	removed   []job.Model
-	retried   []job.ID
-	queried   []job.Query
+	mu         sync.Mutex
+	jobs       map[job.ID]*fakeJob
+	submitted  []job.Request
+	sheep      []job.Sheep
+	order      func(ctx context.Context, sheep string, o job.Order) error
+	checks     []job.Check
+	models     []job.KeptModel
+	usual      map[job.Model]job.Usual
+	removed    []job.Model
+	removedOf  string // the node of the last removal
+	unanswered []job.UnansweredNode
+	retried    []job.ID
+	queried    []job.Query
 	// pull and logs, when set, stand in for PullModel and Logs.
-	pull    func(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	pull    func(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error
 	logs    func(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	jobLogs func(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
 	// log are the events, whose cursors are "1", "2" and so on; the first pruned are gone.
@@ -671,12 +673,12 @@ func (f *fake) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadC
 	return &countedBody{ReadCloser: log, open: &f.open}, nil
 }
 
-func (f *fake) PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
+func (f *fake) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
 	f.boom()
 	if f.pull == nil {
 		return job.ErrNoModels
 	}
-	return f.pull(ctx, m, sheep, report)
+	return f.pull(ctx, o, report)
 }
 
 func (f *fake) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
@@ -687,9 +689,9 @@ func (f *fake) OrderSheep(ctx context.Context, sheep string, o job.Order) error 
 	return f.order(ctx, sheep, o)
 }
 
-func (f *fake) Models(context.Context) ([]job.KeptModel, error) {
+func (f *fake) Models(context.Context) (job.KeptModels, error) {
 	f.boom()
-	return f.models, f.down
+	return job.KeptModels{Models: f.models, Unanswered: f.unanswered}, f.down
 }
 
 func (f *fake) Usual(_ context.Context, m job.Model) (job.Usual, bool, error) {
@@ -697,11 +699,11 @@ func (f *fake) Usual(_ context.Context, m job.Model) (job.Usual, bool, error) {
 	return u, ok, nil
 }
 
-func (f *fake) RemoveModel(_ context.Context, m job.Model) error {
+func (f *fake) RemoveModel(_ context.Context, m job.Model, node string) error {
 	f.boom()
 	if f.down != nil {
 		return f.down
 	}
-	f.removed = append(f.removed, m)
+	f.removed, f.removedOf = append(f.removed, m), node
 	return nil
 }

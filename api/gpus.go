@@ -8,16 +8,20 @@ import (
 
 // ListGPUs answers GET /gpus.
 func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams) {
-	node := ""
-	if params.Node != nil {
-		node = *params.Node
-	}
-	known, err := s.gpus(r.Context(), node)
+	known, err := s.gpus(r.Context(), nodeOf(params.Node))
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	s.answer(w, r, http.StatusOK, shownGPUs(known))
+}
+
+// nodeOf is the node that a request names; empty for none.
+func nodeOf(param *string) string {
+	if param == nil {
+		return ""
+	}
+	return *param
 }
 
 // shownGPUs is GPUs as the API tells of them.

@@ -14,13 +14,13 @@ import (
 
 // ListModels answers GET /models.
 func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
-	models, err := s.service.Models(r.Context())
+	kept, err := s.service.Models(r.Context())
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	answer := ModelList{Models: []KeptModel{}}
-	for _, m := range models {
+	for _, m := range kept.Models {
 		usual, err := s.usual(r.Context(), m.Model)
 		if err != nil {
 			s.fail(w, r, err)
@@ -28,8 +28,15 @@ func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
 		}
 		answer.Models = append(answer.Models, KeptModel{
 			Name: m.Model.Name, Version: m.Model.Version, Reference: m.Reference, Digest: m.Digest,
-			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse, Usual: usual,
+			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse, Usual: usual, Node: orNull(m.Node),
 		})
+	}
+	if len(kept.Unanswered) > 0 {
+		unanswered := []UnansweredNode{}
+		for _, n := range kept.Unanswered {
+			unanswered = append(unanswered, UnansweredNode{Name: n.Name, Problem: n.Problem})
+		}
+		answer.Unanswered = &unanswered
 	}
 	s.answer(w, r, http.StatusOK, answer)
 }
@@ -44,7 +51,7 @@ func (s *server) usual(ctx context.Context, m job.Model) (*Usual, error) {
 }
 
 // RemoveModel answers DELETE /models/{model}.
-func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string) {
+func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string, params RemoveModelParams) {
 	text, err := url.PathUnescape(raw)
 	var m job.Model
 	if err == nil {
@@ -53,7 +60,7 @@ func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string)
 		err = &job.Invalid{Field: "model", Problem: "is not encoded as addresses are"}
 	}
 	if err == nil {
-		err = s.service.RemoveModel(r.Context(), m)
+		err = s.service.RemoveModel(r.Context(), m, nodeOf(params.Node))
 	}
 	if err != nil {
 		s.fail(w, r, err)
@@ -67,11 +74,10 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 	room := lease{of: s.bodies}
 	defer room.giveBack()
 	body, err := readBody(w, r, s.maxBody, &room)
-	var m job.Model
-	var sheep string
+	order := job.PullOrder{Node: nodeOf(params.Node)}
 	var told bool
 	if err == nil {
-		m, sheep, err = decodePull(body)
+		order.Model, order.Sheep, err = decodePull(body)
 	}
 	if err == nil {
 		told, err = flag("progress", params.Progress)
@@ -82,10 +88,10 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 	}
 	unbounded(w)
 	if told {
-		s.pullWithProgress(w, r, m, sheep)
+		s.pullWithProgress(w, r, order)
 		return
 	}
-	if err := s.service.PullModel(r.Context(), m, sheep, func(job.PullProgress) {}); err != nil {
+	if err := s.service.PullModel(r.Context(), order, func(job.PullProgress) {}); err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -94,7 +100,7 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 
 // pullWithProgress pulls a model and streams its progress. An error before the first
 // report is answered with its status. A slow client gets the latest report only.
-func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, m job.Model, sheep string) {
+func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, o job.PullOrder) {
 	latest := make(chan job.PullProgress, 1)
 	done := make(chan error, 1)
 	go func() {
@@ -103,7 +109,7 @@ func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, m job.
 				done <- fmt.Errorf("panic while pulling a model: %v\n%s", reason, debug.Stack())
 			}
 		}()
-		done <- s.service.PullModel(r.Context(), m, sheep, func(p job.PullProgress) {
+		done <- s.service.PullModel(r.Context(), o, func(p job.PullProgress) {
 			select {
 			case <-latest:
 			default:
@@ -136,7 +142,7 @@ func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, m job.
 			switch {
 			case err == nil:
 				ok := true
-				tell(PullProgress{Text: "model " + m.String() + " is here", Success: &ok})
+				tell(PullProgress{Text: "model " + o.Model.String() + " is here", Success: &ok})
 			case !begun:
 				s.fail(w, r, err)
 			default:

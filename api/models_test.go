@@ -26,6 +26,10 @@ func TestModels(t *testing.T) {
 		{"name": "a/b", "version": "v1", "reference": "r/a/b:v1", "digest": "sha256:0", "size": 5497558138880, "own_size": 7, "last_used_at": "2026-11-22T10:08:03.942214", "in_use": true, "usual": null},
 		{"name": "c", "version": "", "reference": "", "digest": "", "size": 0, "own_size": 0, "last_used_at": null, "in_use": false,
 		"usual": {"jobs": 3, "low": 0.5, "likely": 1, "high": 2, "load": 60}}]}`)
+	h.service.usual, h.service.models = nil, []job.KeptModel{{Model: job.Model{Name: "c"}, Node: "gpu1"}}
+	h.service.unanswered = []job.UnansweredNode{{Name: "gpu2", Problem: "does not answer"}}
+	h.expect(h.get("/models"), 200, `{"models": [{"name": "c", "version": "", "reference": "", "digest": "", "size": 0, "own_size": 0, "last_used_at": null, "in_use": false, "usual": null, "node": "gpu1"}],
+		"unanswered": [{"name": "gpu2", "problem": "does not answer"}]}`)
 	h.service.down = &job.ModelError{Problem: "containerd cannot be reached", Class: errdefs.ErrUnavailable}
 	h.expect(h.get("/models"), 503, `{"message": "containerd cannot be reached"}`)
 }
@@ -49,6 +53,12 @@ func TestRemoveModel(t *testing.T) {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}
 	}
+	if h.service.removedOf != "" {
+		t.Errorf("a removal from all nodes is one from %s", h.service.removedOf)
+	}
+	if h.expect(h.do(http.MethodDelete, "/models/digits:v1?node=gpu1", ""), 200, `{"success": true}`); h.service.removedOf != "gpu1" {
+		t.Errorf("a removal from one node is one from %q", h.service.removedOf)
+	}
 	h.service.down = &job.ModelNeeded{Model: someModel, Job: "j"}
 	h.expect(h.do(http.MethodDelete, "/models/x", ""), 409, "{\"message\": \"Model `emloop-test:test2` is needed by job `j`; wait until it has ended or cancel it\"}")
 	h.service.down = &job.ModelNeeded{Model: someModel, Sheep: "s"}
@@ -64,8 +74,8 @@ func TestPull(t *testing.T) {
 	}
 	var asked []string
 	var fails error
-	h.service.pull = func(_ context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
-		asked = append(asked, m.String()+" for "+sheep)
+	h.service.pull = func(_ context.Context, o job.PullOrder, report func(job.PullProgress)) error {
+		asked = append(asked, o.Model.String()+" for "+o.Sheep+" of "+o.Node)
 		if errors.Is(fails, errdefs.ErrNotFound) {
 			return fails
 		}
@@ -73,8 +83,8 @@ func TestPull(t *testing.T) {
 		return fails
 	}
 	h.expect(h.do("POST", "/models/pull", body), 200, `{"success": true}`)
-	h.expect(h.do("POST", "/models/pull?progress=false", `{"model": {"version": "", "name": "c"}, "sheep_id": null}`), 200, `{"success": true}`)
-	if len(asked) != 2 || asked[0] != "a/b:v1 for dock" || asked[1] != "c for " {
+	h.expect(h.do("POST", "/models/pull?progress=false&node=gpu1", `{"model": {"version": "", "name": "c"}, "sheep_id": null}`), 200, `{"success": true}`)
+	if len(asked) != 2 || asked[0] != "a/b:v1 for dock of " || asked[1] != "c for  of gpu1" {
 		t.Errorf("pulled %q", asked)
 	}
 	for body, message := range map[string]string{
@@ -104,7 +114,7 @@ func TestPullAloud(t *testing.T) {
 	body := `{"model": {"name": "a", "version": "v1"}}`
 	step := make(chan struct{})
 	var fails error
-	h.service.pull = func(ctx context.Context, _ job.Model, _ string, report func(job.PullProgress)) error {
+	h.service.pull = func(ctx context.Context, _ job.PullOrder, report func(job.PullProgress)) error {
 		report(job.PullProgress{Text: "asking"})
 		<-step
 		report(job.PullProgress{Text: "half", Done: 5, Total: 10, Rate: 2.5})
@@ -147,7 +157,7 @@ func TestPullAloud(t *testing.T) {
 func TestPullPanics(t *testing.T) {
 	h := newHarness(t, asAdmin)
 	begun := false
-	h.service.pull = func(_ context.Context, _ job.Model, _ string, report func(job.PullProgress)) error {
+	h.service.pull = func(_ context.Context, _ job.PullOrder, report func(job.PullProgress)) error {
 		if begun {
 			report(job.PullProgress{Text: "asking"})
 		}
@@ -177,7 +187,7 @@ func TestPullPanics(t *testing.T) {
 func TestPullIsGivenUp(t *testing.T) {
 	h := newHarness(t, asAdmin)
 	begun, ended := make(chan struct{}), make(chan struct{})
-	h.service.pull = func(ctx context.Context, _ job.Model, _ string, _ func(job.PullProgress)) error {
+	h.service.pull = func(ctx context.Context, _ job.PullOrder, _ func(job.PullProgress)) error {
 		close(begun)
 		<-ctx.Done()
 		close(ended)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -177,14 +176,4 @@ func locate(file string) (string, error) {
 		return "", &remote.Error{Code: remote.ExitUnreachable, Err: remote.ErrNoDaemon}
 	}
 	return daemon.Address(cfg.StateDir)
-}
-
-// localModels opens the models of this machine while no daemon is running with the
-// configuration.
-func localModels(ctx context.Context, file string, logTo io.Writer) (remote.Models, func(), error) {
-	cfg, err := daemon.LoadConfig(file)
-	if err != nil {
-		return nil, nil, err
-	}
-	return daemon.OpenModels(ctx, cfg, logTo)
 }

@@ -822,6 +822,9 @@ type KeptModel struct {
 	LastUsedAt *Time  `json:"last_used_at"`
 	Name       string `json:"name"`
 
+	// Node The node of a fleet on whose disk it is; left out where the daemon is alone
+	Node *string `json:"node,omitempty"`
+
 	// OwnSize Bytes that removing it alone gives back
 	OwnSize int64 `json:"own_size"`
 
@@ -903,6 +906,9 @@ type Model struct {
 // ModelList defines model for ModelList.
 type ModelList struct {
 	Models []KeptModel `json:"models"`
+
+	// Unanswered The nodes of a fleet that are up and could not be asked; left out where there is none
+	Unanswered *[]UnansweredNode `json:"unanswered,omitempty"`
 }
 
 // OtherDevice defines model for OtherDevice.
@@ -1197,6 +1203,14 @@ type TimelineEntry struct {
 
 // TimelineEntryEvent As in events: queued; claimed by a sheep that prepares it; started there; returned to the queue; due, after the time before which it was not to run, or when the jobs it is after are done; a cancel was asked for; ended
 type TimelineEntryEvent string
+
+// UnansweredNode defines model for UnansweredNode.
+type UnansweredNode struct {
+	Name string `json:"name"`
+
+	// Problem Example: does not answer
+	Problem string `json:"problem"`
+}
 
 // Upload defines model for Upload.
 type Upload struct {
@@ -1587,8 +1601,17 @@ type WaitForJobParams struct {
 
 // PullModelParams defines parameters for PullModel.
 type PullModelParams struct {
+	// Node The node of a fleet that is to fetch it; without it, all
+	Node *string `form:"node,omitempty" json:"node,omitempty"`
+
 	// Progress `true`, `1` or nothing after the `=`: tell how far it is
 	Progress *string `form:"progress,omitempty" json:"progress,omitempty"`
+}
+
+// RemoveModelParams defines parameters for RemoveModel.
+type RemoveModelParams struct {
+	// Node The node of a fleet that is to remove it; without it, all
+	Node *string `form:"node,omitempty" json:"node,omitempty"`
 }
 
 // GetSheepLogsParams defines parameters for GetSheepLogs.
@@ -2036,7 +2059,10 @@ type ClientInterface interface {
 	// Corresponds with GET /metrics (the `GetMetrics` operationId).
 	GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListModels The models that are kept here
+	// ListModels The models that are kept
+	//
+	// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+	// that does not answer is named in `unanswered`.
 	//
 	// Corresponds with GET /models (the `ListModels` operationId).
 	ListModels(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2048,6 +2074,9 @@ type ClientInterface interface {
 	// is; the last has `success`, or `error` with what went wrong. A client
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
+	//
+	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+	// sheep. Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2062,6 +2091,9 @@ type ClientInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
+	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+	// sheep. Where some cannot, the others do, and the error says which could not.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -2069,10 +2101,12 @@ type ClientInterface interface {
 
 	// RemoveModel Remove a model
 	//
-	// A model that a sheep has loaded, or a job that has not ended needs, stays
+	// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
+	// it is removed from the disks of all nodes that are up; where some cannot, the others
+	// do, and the error says which could not.
 	//
 	// Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
-	RemoveModel(ctx context.Context, model string, reqEditors ...RequestEditorFn) (*http.Response, error)
+	RemoveModel(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetReadiness Whether the daemon can take and run jobs
 	//
@@ -2957,7 +2991,10 @@ func (c *Client) GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
-// ListModels The models that are kept here
+// ListModels The models that are kept
+//
+// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+// that does not answer is named in `unanswered`.
 //
 // Corresponds with GET /models (the `ListModels` operationId).
 func (c *Client) ListModels(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2979,6 +3016,9 @@ func (c *Client) ListModels(ctx context.Context, reqEditors ...RequestEditorFn) 
 // is; the last has `success`, or `error` with what went wrong. A client
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
+//
+// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+// sheep. Where some cannot, the others do, and the error says which could not.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3003,6 +3043,9 @@ func (c *Client) PullModelWithBody(ctx context.Context, params *PullModelParams,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
+// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+// sheep. Where some cannot, the others do, and the error says which could not.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -3020,11 +3063,13 @@ func (c *Client) PullModel(ctx context.Context, params *PullModelParams, body Pu
 
 // RemoveModel Remove a model
 //
-// # A model that a sheep has loaded, or a job that has not ended needs, stays
+// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
+// it is removed from the disks of all nodes that are up; where some cannot, the others
+// do, and the error says which could not.
 //
 // Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
-func (c *Client) RemoveModel(ctx context.Context, model string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRemoveModelRequest(c.Server, model)
+func (c *Client) RemoveModel(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveModelRequest(c.Server, model, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5080,6 +5125,18 @@ func NewPullModelRequestWithBody(server string, params *PullModelParams, content
 		// per the OpenAPI spec (e.g. "color=blue,black,brown").
 		var rawQueryFragments []string
 
+		if params.Node != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "node", *params.Node, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Progress != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "progress", *params.Progress, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
@@ -5109,7 +5166,7 @@ func NewPullModelRequestWithBody(server string, params *PullModelParams, content
 }
 
 // NewRemoveModelRequest constructs an http.Request for the RemoveModel method
-func NewRemoveModelRequest(server string, model string) (*http.Request, error) {
+func NewRemoveModelRequest(server string, model string, params *RemoveModelParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -5132,6 +5189,33 @@ func NewRemoveModelRequest(server string, model string) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Node != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "node", *params.Node, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
@@ -6413,7 +6497,10 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /metrics (the `GetMetrics` operationId).
 	GetMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error)
 
-	// ListModelsWithResponse The models that are kept here
+	// ListModelsWithResponse The models that are kept
+	//
+	// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+	// that does not answer is named in `unanswered`.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6428,6 +6515,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
+	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+	// sheep. Where some cannot, the others do, and the error says which could not.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -6441,6 +6531,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
+	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+	// sheep. Where some cannot, the others do, and the error says which could not.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -6448,12 +6541,14 @@ type ClientWithResponsesInterface interface {
 
 	// RemoveModelWithResponse Remove a model
 	//
-	// A model that a sheep has loaded, or a job that has not ended needs, stays
+	// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
+	// it is removed from the disks of all nodes that are up; where some cannot, the others
+	// do, and the error says which could not.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
-	RemoveModelWithResponse(ctx context.Context, model string, reqEditors ...RequestEditorFn) (*RemoveModelResponse, error)
+	RemoveModelWithResponse(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*RemoveModelResponse, error)
 
 	// GetReadinessWithResponse Whether the daemon can take and run jobs
 	//
@@ -9658,7 +9753,10 @@ func (c *ClientWithResponses) GetMetricsWithResponse(ctx context.Context, reqEdi
 	return ParseGetMetricsResponse(rsp)
 }
 
-// ListModelsWithResponse The models that are kept here
+// ListModelsWithResponse The models that are kept
+//
+// Of a fleet those on the disks of all nodes that are up, a line for each node. A node
+// that does not answer is named in `unanswered`.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9679,6 +9777,9 @@ func (c *ClientWithResponses) ListModelsWithResponse(ctx context.Context, reqEdi
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
+// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+// sheep. Where some cannot, the others do, and the error says which could not.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -9698,6 +9799,9 @@ func (c *ClientWithResponses) PullModelWithBodyWithResponse(ctx context.Context,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
+// In a fleet all nodes that are up fetch it, at the same time, or those that have the
+// sheep. Where some cannot, the others do, and the error says which could not.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /models/pull (the `PullModel` operationId).
@@ -9711,13 +9815,15 @@ func (c *ClientWithResponses) PullModelWithResponse(ctx context.Context, params 
 
 // RemoveModelWithResponse Remove a model
 //
-// # A model that a sheep has loaded, or a job that has not ended needs, stays
+// A model that a sheep has loaded, or a job that has not ended needs, stays. In a fleet
+// it is removed from the disks of all nodes that are up; where some cannot, the others
+// do, and the error says which could not.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with DELETE /models/{model} (the `RemoveModel` operationId).
-func (c *ClientWithResponses) RemoveModelWithResponse(ctx context.Context, model string, reqEditors ...RequestEditorFn) (*RemoveModelResponse, error) {
-	rsp, err := c.RemoveModel(ctx, model, reqEditors...)
+func (c *ClientWithResponses) RemoveModelWithResponse(ctx context.Context, model string, params *RemoveModelParams, reqEditors ...RequestEditorFn) (*RemoveModelResponse, error) {
+	rsp, err := c.RemoveModel(ctx, model, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -303,10 +303,11 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 	c := d.config.API
 	served := node{d.core, func() time.Duration { return configuration.now().DrainTimeout }}
 	own := local{served, d.gpus.keeper.GPUs}
-	var service api.Service = served
+	alone := aloneService{served, d.env.node}
+	var service api.Service = alone
 	gpus := func(ctx context.Context, node string) (job.GPUs, error) {
-		if node != "" && node != d.env.node {
-			return job.GPUs{}, &job.UnknownNode{Name: node}
+		if err := alone.check(node); err != nil {
+			return job.GPUs{}, err
 		}
 		return own.GPUs(ctx), nil
 	}

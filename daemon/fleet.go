@@ -39,6 +39,42 @@ func (n node) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
 	return n.Shepherd.OrderSheep(ctx, sheep, o)
 }
 
+// aloneService is the core as the API serves it where no other node can be asked.
+type aloneService struct {
+	node
+	name string // of this node
+}
+
+// Models are those on this machine's disk.
+func (s aloneService) Models(ctx context.Context) (job.KeptModels, error) {
+	models, err := s.Shepherd.Models(ctx)
+	return job.KeptModels{Models: models}, err
+}
+
+// PullModel fetches a model for sheep of this machine.
+func (s aloneService) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
+	if err := s.check(o.Node); err != nil {
+		return err
+	}
+	return s.Shepherd.PullModel(ctx, o.Model, o.Sheep, report)
+}
+
+// RemoveModel removes a model from this machine's disk.
+func (s aloneService) RemoveModel(ctx context.Context, m job.Model, node string) error {
+	if err := s.check(node); err != nil {
+		return err
+	}
+	return s.Shepherd.RemoveModel(ctx, m)
+}
+
+// check returns *job.UnknownNode for a node that is not this one.
+func (s aloneService) check(node string) error {
+	if node != "" && node != s.name {
+		return &job.UnknownNode{Name: node}
+	}
+	return nil
+}
+
 // local is what this node tells others of itself.
 type local struct {
 	node
@@ -48,7 +84,8 @@ type local struct {
 // GPUs implements fleet.Local.
 func (l local) GPUs(ctx context.Context) job.GPUs { return l.gpus(ctx) }
 
-// flockService is the core as the API serves it in a fleet, with the sheep of all nodes.
+// flockService is the core as the API serves it in a fleet, with the sheep and
+// models of all nodes.
 type flockService struct {
 	node
 	view *fleet.View
@@ -62,6 +99,16 @@ func (s flockService) Logs(ctx context.Context, sheep string, q job.LogQuery) (i
 
 func (s flockService) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
 	return s.view.OrderSheep(ctx, sheep, o)
+}
+
+func (s flockService) Models(ctx context.Context) (job.KeptModels, error) { return s.view.Models(ctx) }
+
+func (s flockService) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
+	return s.view.PullModel(ctx, o, report)
+}
+
+func (s flockService) RemoveModel(ctx context.Context, m job.Model, node string) error {
+	return s.view.RemoveModel(ctx, m, node)
 }
 
 // openFleet prepares to ask the other nodes of a shared ledger; it is nil where the

@@ -114,16 +114,52 @@ func (f *Fleet) order(ctx context.Context, node, path string, order any) error {
 	}
 	defer body.Close()
 	var told outcome
-	switch err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&told); {
-	case ctx.Err() != nil:
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&told); err != nil {
+		return brokenOff(ctx, node, err)
+	}
+	return told.err(node)
+}
+
+// brokenOff is the error of an order whose answer has no end.
+func brokenOff(ctx context.Context, node string, err error) error {
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	case err != nil:
-		return unreachable(node, "breaks off its answer; look whether it has done what it was told", err)
-	case told.Refused == nil:
+	}
+	return unreachable(node, "breaks off its answer; look whether it has done what it was told", err)
+}
+
+// err is what came of the order that a node was given.
+func (o outcome) err(node string) error {
+	if o.Refused == nil {
 		return nil
 	}
-	if err := told.Refused.err(); err != nil {
+	if err := o.Refused.err(); err != nil {
 		return err
 	}
-	return unreachable(node, "could not do it; its log says why", fmt.Errorf("refused with %q", told.Refused.Code))
+	return unreachable(node, "could not do it; its log says why", fmt.Errorf("refused with %q", o.Refused.Code))
+}
+
+// pull has another node fetch a model, and returns when it has.
+func (f *Fleet) pull(ctx context.Context, node string, o pullOrder, report func(job.PullProgress)) error {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return fmt.Errorf("write an order for node %s: %w", node, err)
+	}
+	body, err := f.open(ctx, node, http.MethodPost, pullPath, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for steps := json.NewDecoder(body); ; {
+		var step pullStep
+		if err := steps.Decode(&step); err != nil {
+			return brokenOff(ctx, node, err)
+		}
+		if step.Outcome != nil {
+			return step.Outcome.err(node)
+		}
+		if step.Progress != nil {
+			report(*step.Progress)
+		}
+	}
 }

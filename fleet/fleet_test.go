@@ -31,6 +31,10 @@ type box struct {
 	hold   chan struct{}  // where not nil, a log goes on until it is closed
 	asked  []job.LogQuery // for logs
 	orders []job.Order    // that a sheep took
+
+	models  []job.KeptModel
+	ill     error // of all that concerns models
+	changes []string
 }
 
 func (b *box) Sheep(context.Context) []job.Sheep { return b.sheep }

@@ -19,6 +19,17 @@ import (
 type Local interface {
 	Sheep(ctx context.Context) []job.Sheep
 	GPUs(ctx context.Context) job.GPUs
+	// Models are those on its disk. The error is *job.ModelError.
+	Models(ctx context.Context) ([]job.KeptModel, error)
+	// PullModel fetches a model for a sheep or, without a name, for all that fetch
+	// models. It calls report from one goroutine at a time, and not after it has
+	// returned. The error is *job.Invalid, *job.UnknownSheep, job.ErrNoModels or
+	// *job.ModelError.
+	PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
+	// RemoveModel removes a model from the disk. The error is *job.Invalid,
+	// *job.ModelNeeded, job.ErrNoModels or *job.ModelError, of class
+	// errdefs.ErrNotFound where it is not there.
+	RemoveModel(ctx context.Context, m job.Model) error
 	// Logs opens the log of a sheep. The error is *job.UnknownSheep or job.ErrNoLog.
 	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
 	// AttemptLog opens the log of an attempt that this node has had; following, it ends
@@ -50,6 +61,9 @@ func Handler(local Local, secret string, next http.Handler, log *slog.Logger) ht
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+sheepPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.Sheep(r.Context())) })
 	mux.HandleFunc("GET "+gpusPath, func(w http.ResponseWriter, r *http.Request) { h.answer(w, r, local.GPUs(r.Context())) })
+	mux.HandleFunc("GET "+modelsPath, h.models)
+	mux.HandleFunc("POST "+pullPath, h.pull)
+	mux.HandleFunc("POST "+removePath, h.remove)
 	mux.HandleFunc("GET "+sheepPath+"/{sheep}/logs", h.sheepLog)
 	mux.HandleFunc("POST "+sheepPath+"/{sheep}/order", h.order)
 	mux.HandleFunc("GET "+Prefix+"jobs/{id}/runs/{run}/attempts/{attempt}/log", h.attemptLog)
@@ -89,22 +103,72 @@ func (h *handler) order(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		return
 	}
+	begin(w)
+	h.answer(w, r, h.outcomeOf(r, h.local.OrderSheep(r.Context(), r.PathValue("sheep"), o)))
+}
+
+// begin begins an answer whose end may take long.
+func begin(w http.ResponseWriter) *http.ResponseController {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines
 	_ = control.SetWriteDeadline(time.Time{})
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	_ = control.Flush()
-	var answer outcome
-	if err := h.local.OrderSheep(r.Context(), r.PathValue("sheep"), o); err != nil {
-		refused, ok := refusalOf(err)
-		if !ok {
-			h.log.Error("An order of another node fails", "sheep", r.PathValue("sheep"), "order", o.Do, "error", err)
-			refused = refusal{Code: codeFault}
-		}
-		answer.Refused = &refused
+	return control
+}
+
+// outcomeOf is what another node is told of how its order went.
+func (h *handler) outcomeOf(r *http.Request, err error) outcome {
+	if err == nil {
+		return outcome{}
 	}
-	h.answer(w, r, answer)
+	refused, ok := refusalOf(err)
+	if !ok {
+		if r.Context().Err() == nil {
+			h.log.Error("An order of another node fails", "path", r.URL.Path, "error", err)
+		}
+		refused = refusal{Code: codeFault}
+	}
+	return outcome{Refused: &refused}
+}
+
+func (h *handler) models(w http.ResponseWriter, r *http.Request) {
+	models, err := h.local.Models(r.Context())
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	h.answer(w, r, models)
+}
+
+// pull answers with how far it is, step by step, and then with what came of it.
+func (h *handler) pull(w http.ResponseWriter, r *http.Request) {
+	var o pullOrder
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	control := begin(w)
+	told := json.NewEncoder(w)
+	err := h.local.PullModel(r.Context(), o.Model, o.Sheep, func(p job.PullProgress) {
+		_ = control.SetWriteDeadline(time.Now().Add(stall))
+		_ = told.Encode(pullStep{Progress: &p}) // a node that has left ends the request's context
+		_ = control.Flush()
+		_ = control.SetWriteDeadline(time.Time{})
+	})
+	out := h.outcomeOf(r, err)
+	h.answer(w, r, pullStep{Outcome: &out})
+}
+
+func (h *handler) remove(w http.ResponseWriter, r *http.Request) {
+	var o removeOrder
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	begin(w)
+	h.answer(w, r, h.outcomeOf(r, h.local.RemoveModel(r.Context(), o.Model)))
 }
 
 func (h *handler) attemptLog(w http.ResponseWriter, r *http.Request) {

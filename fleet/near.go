@@ -14,6 +14,13 @@ type peerCache struct {
 	mu    sync.Mutex
 	peers []Node
 	at    time.Time
+	// nearest is what was reckoned from them: sheep of a large fleet ask the same all the time.
+	nearest map[nearKey]job.Nearness
+}
+
+type nearKey struct {
+	model   job.Model
+	address string
 }
 
 // peerCacheTime is for how long that is good enough to say who is near a model: it saves each
@@ -21,9 +28,8 @@ type peerCache struct {
 const peerCacheTime = time.Second
 
 // cachedPeers are the other nodes that are alive, as they were at most peerCacheTime ago.
+// cache.mu is held.
 func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
-	f.cache.mu.Lock()
-	defer f.cache.mu.Unlock()
 	if !f.cache.at.IsZero() && time.Since(f.cache.at) < peerCacheTime {
 		return f.cache.peers, nil
 	}
@@ -31,16 +37,22 @@ func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.cache.peers, f.cache.at = peers, time.Now()
+	f.cache.peers, f.cache.at, f.cache.nearest = peers, time.Now(), make(map[nearKey]job.Nearness)
 	return peers, nil
 }
 
 // Nearest is how near the model is on the other nodes that are alive, take jobs, have a
 // sheep with the address, and one that is free: as many sheep as jobs are taken for busy.
 func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error) {
+	f.cache.mu.Lock()
+	defer f.cache.mu.Unlock()
 	peers, err := f.cachedPeers(ctx)
 	if err != nil {
 		return job.ModelAway, err
+	}
+	key := nearKey{m, to.String()}
+	if known, ok := f.cache.nearest[key]; ok {
+		return known, nil
 	}
 	nearest := job.ModelAway
 	for _, n := range peers {
@@ -49,6 +61,7 @@ func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.N
 		}
 		nearest = max(nearest, n.near(m))
 	}
+	f.cache.nearest[key] = nearest
 	return nearest, nil
 }
 

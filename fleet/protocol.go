@@ -21,6 +21,10 @@ const scheme = "Bearer "
 const (
 	sheepPath = Prefix + "sheep"
 	gpusPath  = Prefix + "gpus"
+
+	modelsPath = Prefix + "models"
+	pullPath   = modelsPath + "/pull"
+	removePath = modelsPath + "/remove"
 )
 
 func sheepLogPath(sheep string, q job.LogQuery) string {
@@ -47,6 +51,23 @@ func orderPath(sheep string) string { return sheepPath + "/" + url.PathEscape(sh
 
 // maxOrder bounds an order, in bytes.
 const maxOrder = 64 << 10
+
+// pullOrder has a node fetch a model.
+type pullOrder struct {
+	Model job.Model `json:"model"`
+	Sheep string    `json:"sheep,omitempty"`
+}
+
+// removeOrder has a node remove a model.
+type removeOrder struct {
+	Model job.Model `json:"model"`
+}
+
+// pullStep is a line of the answer to a pullOrder. The last one has the outcome.
+type pullStep struct {
+	Progress *job.PullProgress `json:"progress,omitempty"`
+	Outcome  *outcome          `json:"outcome,omitempty"`
+}
 
 // outcome is the answer to an order.
 type outcome struct {
@@ -82,6 +103,13 @@ func refusalOf(err error) (_ refusal, ok bool) {
 	if errors.As(err, &untrusted) {
 		return refusal{codeUntrusted, untrusted.Model.String(), untrusted.Reason}, true
 	}
+	var needed *job.ModelNeeded
+	if errors.As(err, &needed) {
+		if needed.Job != "" {
+			return refusal{codeNeededByJob, needed.Model.String(), string(needed.Job)}, true
+		}
+		return refusal{codeNeededBySheep, needed.Model.String(), needed.Sheep}, true
+	}
 	var model *job.ModelError
 	if errors.As(err, &model) {
 		for _, c := range modelClasses {
@@ -106,6 +134,10 @@ func (r refusal) err() error {
 		return &job.Invalid{Field: r.Subject, Problem: r.Text}
 	case codeUntrusted:
 		return &job.Untrusted{Model: job.ParseModel(r.Subject), Reason: r.Text}
+	case codeNeededByJob:
+		return &job.ModelNeeded{Model: job.ParseModel(r.Subject), Job: job.ID(r.Text)}
+	case codeNeededBySheep:
+		return &job.ModelNeeded{Model: job.ParseModel(r.Subject), Sheep: r.Text}
 	case codeModel:
 		var class error = errdefs.ErrInternal
 		for _, c := range modelClasses {
@@ -126,6 +158,9 @@ const (
 	codeInvalid   = "invalid"
 	codeUntrusted = "untrusted"
 	codeModel     = "model"
+
+	codeNeededByJob   = "model-needed-by-job"
+	codeNeededBySheep = "model-needed-by-sheep"
 )
 
 // modelClasses are the classes of errors about models, by their names here.
@@ -151,6 +186,7 @@ var refusals = []struct {
 		return "", false
 	}},
 	{"draining", func(string) error { return job.ErrDraining }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrDraining) }},
+	{"no-models", func(string) error { return job.ErrNoModels }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrNoModels) }},
 	{"no-log", func(string) error { return job.ErrNoLog }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrNoLog) }},
 	{"no-job-log", func(string) error { return job.ErrNoJobLog }, func(err error) (string, bool) { return "", errors.Is(err, job.ErrNoJobLog) }},
 }

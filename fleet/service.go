@@ -11,7 +11,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// View is the sheep and GPUs of all nodes, as one of them sees them.
+// View is the sheep, GPUs and models of all nodes, as one of them sees them.
 type View struct {
 	local Local
 	fleet *Fleet

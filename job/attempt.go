@@ -111,6 +111,9 @@ type Event struct {
 	// started, returned and cancel, and with ended where the job was held.
 	Attempt     int
 	Node, Sheep string
+	// Origin is the node that made the change where nobody held the job, as far as the
+	// ledger tells: one that nodes share does.
+	Origin string
 	// State is the job's after the change.
 	State State
 	// Cause and Reason say why, with returned and ended.

@@ -17,6 +17,28 @@ type KeptModel struct {
 	LastUsed  time.Time
 	// InUse says that a runner has it loaded.
 	InUse bool
+	// Node is the machine of a fleet that keeps it; empty where the daemon is alone.
+	Node string
+}
+
+// KeptModels are the models of all machines that share a ledger, or of one.
+type KeptModels struct {
+	Models []KeptModel // by name, then node
+	// Unanswered are the nodes whose models are not known.
+	Unanswered []UnansweredNode
+}
+
+// UnansweredNode is a node of a fleet that is up and could not be asked.
+type UnansweredNode struct {
+	Name    string
+	Problem string // why, for people
+}
+
+// PullOrder says what to fetch, and where.
+type PullOrder struct {
+	Model Model
+	Node  string // of a fleet; empty for all
+	Sheep string // [NODE/]SHEEP; empty for all that fetch models
 }
 
 // PullProgress is how far a model's fetching is.

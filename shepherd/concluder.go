@@ -160,7 +160,7 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		lost.failure = cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		end = lost
 	}
-	if end.cause == causeFenced {
+	if end.cause == causeFenced || errors.Is(context.Cause(work), errLeaseLost) {
 		l.log.Info("Job is no longer this sheep's", "job", a.ID)
 		c.release(a, true)
 		return
@@ -379,7 +379,8 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	}
 }
 
-// grace is work, or a moment more where work has ended or ends.
+// grace is work, or a moment more where work has ended or ends: no more once the node's
+// lease is lost, as others may have the job.
 func grace(work context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(work))
 	var timer *time.Timer
@@ -387,7 +388,11 @@ func grace(work context.Context) (context.Context, context.CancelFunc) {
 	stop := context.AfterFunc(work, func() {
 		mu.Lock()
 		defer mu.Unlock()
-		timer = time.AfterFunc(graceTime, func() { cancel(context.Cause(work)) })
+		more := graceTime
+		if errors.Is(context.Cause(work), errLeaseLost) {
+			more = 0
+		}
+		timer = time.AfterFunc(more, func() { cancel(context.Cause(work)) })
 	})
 	return ctx, func() {
 		stop()

@@ -109,6 +109,13 @@ func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	return events, stop
 }
 
+// watched reports whether anybody follows the job.
+func (h *hub) watched(id job.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.watchers[id]) > 0
+}
+
 // publish tells those that follow the event's job.
 func (h *hub) publish(e job.Event) {
 	h.mu.Lock()
@@ -120,13 +127,14 @@ func (h *hub) publish(e job.Event) {
 }
 
 // run reads the events after the cursor and hands each to each until ctx ends and
-// those that were recorded before are read. gone is called, and the present taken
-// for the cursor, where events after it are no longer kept.
-func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), gone func(context.Context)) {
-	reading := context.WithoutCancel(ctx)
+// those that were recorded before are read, or reading ends. look is called before each look at the
+// events, and what it returns when all have been handed on that there were then. gone is
+// called, and the present taken for the cursor, where events after it are no longer kept.
+func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job.Event), look func() (caughtUp func()), gone func(context.Context)) {
 	pause := time.Second
 	for {
 		changed := h.ledger.Changed()
+		caughtUp := look()
 		events, next, err := h.ledger.Events(reading, cursor, ledger.EventFilter{}, eventBatch)
 		if errors.Is(err, ledger.ErrEventsGone) {
 			h.log.Warn("Events of the ledger were no longer kept when they were read")
@@ -135,6 +143,9 @@ func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), 
 				gone(ctx)
 				continue
 			}
+		}
+		if reading.Err() != nil {
+			return
 		}
 		if err != nil {
 			if ctx.Err() == nil {
@@ -149,6 +160,9 @@ func (h *hub) run(ctx context.Context, cursor job.Cursor, each func(job.Event), 
 		pause = time.Second
 		for _, e := range events {
 			each(e)
+		}
+		if len(events) < eventBatch {
+			caughtUp()
 		}
 		moved := next != cursor
 		cursor = next

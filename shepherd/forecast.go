@@ -72,7 +72,7 @@ func (f *forecaster) onEvent(e job.Event) {
 	f.endedMu.Lock()
 	defer f.endedMu.Unlock()
 	if len(f.ended) == pendingJobs {
-		f.ended = slices.Delete(f.ended, 0, 1)
+		f.ended = f.ended[1:]
 	}
 	f.ended = append(f.ended, e)
 }

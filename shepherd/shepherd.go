@@ -196,7 +196,7 @@ func New(cfg Config) (*Shepherd, error) {
 		maxAttempts: cfg.MaxAttempts, stageAhead: cfg.StageAhead, maxTurn: cfg.MaxTurn, clock: cfg.Now, log: cfg.Log,
 	}
 	s.env.forecaster = newForecaster(s.env, cfg.Fleet)
-	s.status = newStatusFiles(cfg.Ledger, cfg.Store, statusConsumer(cfg.Node), cfg.StatusDelay, cfg.Log)
+	s.status = newStatusFiles(cfg.Ledger, cfg.Store, cfg.Node, cfg.StatusDelay, cfg.Log)
 	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.remover.uploads = cfg.Uploads.Ledger
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
@@ -230,6 +230,11 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	if s.started || s.draining {
 		return errors.New("shepherd: started twice, or after Stop")
 	}
+	// What the node does once it has joined comes after the cursor: others leave it to it.
+	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
+	if err != nil {
+		return fmt.Errorf("read how far states are in storage: %w", err)
+	}
 	lease, err := s.cfg.Ledger.Join(ctx, s.cfg.Node)
 	if err != nil {
 		return fmt.Errorf("join the ledger as node %s: %w", s.cfg.Node, err)
@@ -237,10 +242,6 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	byHolder, err := s.held(ctx)
 	if err != nil {
 		return errors.Join(err, lease.Release(ctx))
-	}
-	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
-	if err != nil {
-		return errors.Join(fmt.Errorf("read how far states are in storage: %w", err), lease.Release(ctx))
 	}
 	left, err := cleanStaging(s.cfg.DataRoot, jobsOf(ctx, s.cfg.Ledger, ""))
 	if err != nil { // its sheep rest until that is mended
@@ -260,7 +261,9 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	began := s.env.clock.now()
 	s.status.seen = cursor
 	s.background.Go(func() {
-		s.env.hub.run(reading, cursor, func(e job.Event) { s.onEvent(e, began) }, s.onGone)
+		leased, over := whileLeased(context.Background(), lease)
+		defer over()
+		s.env.hub.run(reading, leased, cursor, func(e job.Event) { s.onEvent(e, began) }, s.lookAtEvents(reading), s.onGone)
 	})
 	s.background.Go(func() { s.status.run(writing) })
 	s.background.Go(func() { s.watchLease(reading) })
@@ -331,11 +334,31 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 		s.env.flock.released()
 	}
 	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
-		s.status.note(e, func() { s.env.hub.publish(e) })
+		s.status.note(e, s.env.hub.watched(e.Job), func() { s.env.hub.publish(e) })
 		return
 	}
-	s.status.note(e, func() {})
+	s.status.note(e, false, func() {})
 	s.env.hub.publish(e)
+}
+
+// lookAtEvents is called before each look at the ledger's events. Until the first of them
+// has caught up with what happened before this Shepherd was started, it writes all states:
+// what its predecessor was writing when it ended may have come over those of others.
+func (s *Shepherd) lookAtEvents(ctx context.Context) func() (caughtUp func()) {
+	var first sync.Once
+	return func() func() {
+		look := s.status.owners.look()
+		return func() {
+			s.status.owners.looked(look)
+			if s.cfg.Peers == nil {
+				return
+			}
+			first.Do(func() {
+				others := &successor{ledger: s.cfg.Ledger, peers: s.cfg.Peers, status: s.status, log: s.log}
+				s.background.Go(func() { others.run(ctx) })
+			})
+		}
+	}
 }
 
 // onGone is called when events were missed.
@@ -437,17 +460,44 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 		if started {
 			s.endLanes(ctx, leave)
 			s.stopHub() // once it has read what the lanes did
-			s.status.flush(ctx)
-			s.stopStatus()
-			s.background.Wait()
-			if err := s.lease.Release(context.WithoutCancel(ctx)); err != nil {
-				s.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
-			}
+			s.giveUpLease(ctx)
 		}
 		for _, l := range s.env.flock.all() {
 			s.close(ctx, l)
 		}
 	})
+}
+
+// giveUpLease has final states written before the lease is given up. Where it is lost,
+// others write them, and the database perhaps does not answer: nothing is waited for.
+func (s *Shepherd) giveUpLease(ctx context.Context) {
+	leased, over := whileLeased(context.WithoutCancel(ctx), s.lease)
+	defer over()
+	s.status.flush(ctx, leased)
+	s.stopStatus()
+	s.background.Wait()
+	if err := s.lease.Release(leased); err != nil {
+		s.log.Warn("Cannot give up this node's lease in the ledger", "error", err)
+	}
+}
+
+// whileLeased is a context that also ends when the lease is lost. over releases it.
+func whileLeased(ctx context.Context, lease ledger.Lease) (_ context.Context, over func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-lease.Lost():
+			cancel(errLeaseLost)
+		case <-done:
+		}
+	})
+	return ctx, func() {
+		close(done)
+		watching.Wait()
+		cancel(nil)
+	}
 }
 
 // endLanes lets running jobs finish until ctx ends.

@@ -16,9 +16,7 @@ import (
 )
 
 // statusConsumer is the name under which the ledger keeps how far the events are
-// in storage as far as the node is concerned. Each node writes all states: what one
-// of them was slow to write may be older than what another has written since, and
-// it is the slow one that has to write again.
+// in storage as far as the node is concerned.
 func statusConsumer(node string) string { return job.StatusFile + "/" + node }
 
 // How states are written to storage.
@@ -37,7 +35,7 @@ const (
 type statusFiles struct {
 	ledger ledger.Ledger
 	store  storage.Store
-	name   string // of the checkpoint
+	owners *statusOwners
 	delay  time.Duration
 	log    *slog.Logger
 
@@ -68,32 +66,80 @@ type queuedStatus struct {
 	due time.Time
 }
 
-func newStatusFiles(l ledger.Ledger, s storage.Store, name string, delay time.Duration, log *slog.Logger) *statusFiles {
+func newStatusFiles(l ledger.Ledger, s storage.Store, node string, delay time.Duration, log *slog.Logger) *statusFiles {
 	return &statusFiles{
-		ledger: l, store: s, name: name, delay: delay, log: log,
+		ledger: l, store: s, owners: newStatusOwners(node), delay: delay, log: log,
 		pending: make(map[job.ID]*pendingStatus), writing: make(map[job.ID]bool),
 		wake: make(chan struct{}, 1), settled: make(chan struct{}),
 	}
 }
 
-// note has the job's state written that the event tells of. notify is called once:
-// when a final state is written, when it cannot be, or after maxNotifyDelay; for
-// others at once.
-func (f *statusFiles) note(e job.Event, notify func()) {
+// note has the job's state written that the event tells of, where that is this node's, or
+// waited says that somebody is to be told. notify is called once: when a final state is
+// written, when it cannot be, or after maxNotifyDelay; for others at once.
+func (f *statusFiles) note(e job.Event, waited bool, notify func()) {
 	f.mu.Lock()
 	f.serial++
 	before := f.seen
 	f.seen = e.Cursor
-	switch e.Kind {
-	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
-	default: // nothing that clients see has changed
+	switch {
+	case !shown(e): // nothing that clients see has changed
+		f.mu.Unlock()
+		notify()
+		return
+	case !waited && !f.entangled(e.Job) && !f.owners.owns(e):
+		if p := f.pending[e.Job]; p != nil && p.final == nil { // who has changed it since writes it
+			delete(f.pending, e.Job)
+		}
 		f.mu.Unlock()
 		notify()
 		return
 	}
+	f.expect(e, f.serial, before, notify)
+	f.mu.Unlock()
+	f.signal()
+	if e.Status == nil {
+		notify()
+	}
+}
+
+// shown reports whether the event tells of another state of a job, as clients see it.
+func shown(e job.Event) bool {
+	switch e.Kind {
+	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
+		return true
+	}
+	return false
+}
+
+// entangled reports whether a write of the job's state is under way, or has failed, so that
+// it may yet end up over what another node writes; f.mu is held.
+func (f *statusFiles) entangled(id job.ID) bool {
+	p := f.pending[id]
+	return f.writing[id] || p != nil && p.tries > 0
+}
+
+// inherit has the job's state written that an earlier event tells of, of a node that was
+// lost. Until it is, this node's checkpoint is at most from.
+func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
+	if !shown(e) {
+		return
+	}
+	f.mu.Lock()
+	if p := f.pending[e.Job]; p == nil {
+		f.expect(e, 0, from, func() {})
+	} else {
+		p.serial, p.before = 0, from // what is written is what the ledger says then
+	}
+	f.mu.Unlock()
+	f.signal()
+}
+
+// expect has a state written; f.mu is held.
+func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func()) {
 	p := f.pending[e.Job]
 	if p == nil {
-		p = &pendingStatus{serial: f.serial, before: before}
+		p = &pendingStatus{serial: serial, before: before}
 		f.pending[e.Job] = p
 	}
 	p.event, p.final, p.tries = e, e.Status, 0
@@ -102,14 +148,8 @@ func (f *statusFiles) note(e job.Event, notify func()) {
 		f.queue = append(f.queue, queuedStatus{e.Job, p.due})
 	} else {
 		p.due = time.Now()
-		notify = sync.OnceFunc(notify)
-		p.notify = append(p.notify, notify)
+		p.notify = append(p.notify, sync.OnceFunc(notify))
 		f.urgent = append(f.urgent, e.Job)
-	}
-	f.mu.Unlock()
-	f.signal()
-	if e.Status == nil {
-		notify()
 	}
 }
 
@@ -203,6 +243,7 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	f.mu.Unlock()
 	timer := time.AfterFunc(maxNotifyDelay, func() { notifyAll(notify) })
 	err := f.put(ctx, id, event)
+	f.owners.wrote(id)
 	timer.Stop()
 
 	f.mu.Lock()
@@ -319,7 +360,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 	if cursor == kept || cursor == "" {
 		return kept
 	}
-	if err := f.ledger.SetCheckpoint(ctx, f.name, cursor); err != nil {
+	if err := f.ledger.SetCheckpoint(ctx, statusConsumer(f.owners.self), cursor); err != nil {
 		if ctx.Err() == nil {
 			f.log.Warn("Cannot keep how far states are in storage", "error", err)
 		}
@@ -342,12 +383,12 @@ func (f *statusFiles) position() job.Cursor {
 	return cursor
 }
 
-// flush waits until final states are written, for a bounded time, and keeps how
-// far it is. What is not final is the next daemon's.
-func (f *statusFiles) flush(ctx context.Context) {
+// flush waits until final states are written, for a bounded time, and keeps how far it
+// is, both while leased lasts. What is not final is the next daemon's.
+func (f *statusFiles) flush(ctx, leased context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, statusFlush)
 	defer cancel()
-	for {
+	for leased.Err() == nil {
 		f.mu.Lock()
 		open := 0
 		for _, p := range f.pending {
@@ -363,10 +404,11 @@ func (f *statusFiles) flush(ctx context.Context) {
 		select {
 		case <-settled:
 			continue
+		case <-leased.Done():
 		case <-ctx.Done():
 			f.log.Warn("States of jobs that have ended are not in storage yet; the next daemon writes them", "jobs", open)
 		}
 		break
 	}
-	f.checkpoint(context.WithoutCancel(ctx), "")
+	f.checkpoint(leased, "")
 }

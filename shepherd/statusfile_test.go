@@ -90,7 +90,7 @@ func (s *states) last() (job.State, int) {
 func TestStatusFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, s := new(oneJob), new(states)
-		f := newStatusFiles(l, s, "status", time.Second, slog.New(slog.DiscardHandler))
+		f := newStatusFiles(l, s, "node", time.Second, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { f.run(ctx) })
@@ -100,9 +100,9 @@ func TestStatusFiles(t *testing.T) {
 		tell := func() { told++ }
 
 		l.set(job.Queued)
-		f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventQueued, State: job.Queued}, func() {})
+		f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventQueued, State: job.Queued}, false, func() {})
 		done := l.set(job.Done)
-		f.note(job.Event{Cursor: "2", Job: "job", Kind: job.EventEnded, State: job.Done, Status: done}, tell)
+		f.note(job.Event{Cursor: "2", Job: "job", Kind: job.EventEnded, State: job.Done, Status: done}, false, tell)
 		synctest.Wait()
 		if last, n := s.last(); last != job.Done || n != 1 || told != 1 {
 			t.Fatalf("%d states were written, the last %s, told %d times", n, last, told)
@@ -118,7 +118,7 @@ func TestStatusFiles(t *testing.T) {
 		s.fail = errdefs.ErrUnavailable
 		s.mu.Unlock()
 		failed := l.set(job.Cancelled)
-		f.note(job.Event{Cursor: "3", Job: "job", Run: 2, Kind: job.EventEnded, State: job.Cancelled, Status: failed}, tell)
+		f.note(job.Event{Cursor: "3", Job: "job", Run: 2, Kind: job.EventEnded, State: job.Cancelled, Status: failed}, false, tell)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 2 || l.checkpoint() != "2" {
@@ -137,7 +137,7 @@ func TestStatusFiles(t *testing.T) {
 		s.mu.Lock()
 		s.slow = time.Minute
 		s.mu.Unlock()
-		f.note(job.Event{Cursor: "4", Job: "job", Run: 3, Kind: job.EventEnded, State: job.Cancelled, Status: failed}, tell)
+		f.note(job.Event{Cursor: "4", Job: "job", Run: 3, Kind: job.EventEnded, State: job.Cancelled, Status: failed}, false, tell)
 		time.Sleep(maxNotifyDelay + time.Millisecond)
 		synctest.Wait()
 		if told != 3 {

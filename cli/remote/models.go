@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,11 +24,11 @@ import (
 // Models are the models of a daemon, by its API, or of this machine where no daemon is
 // running.
 type Models interface {
-	// Pull fetches a model, for one sheep or, where that is empty, for all that fetch
-	// models, and reports how far it is.
-	Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error
-	List(ctx context.Context) ([]job.KeptModel, error)
-	Remove(ctx context.Context, m job.Model) error
+	// Pull fetches a model and reports how far it is.
+	Pull(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error
+	List(ctx context.Context) (job.KeptModels, error)
+	// Remove removes a model, of a node of a fleet or, where that is empty, of all.
+	Remove(ctx context.Context, m job.Model, node string) error
 }
 
 func modelsCommand(c Config) *cobra.Command {
@@ -35,8 +36,9 @@ func modelsCommand(c Config) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "models",
 		Short: "Fetch models ahead of time, list and remove them",
-		Long: "Fetches, lists and removes the models that container sheep run. With -c it asks the\n" +
-			"daemon that is up with that configuration or, where none is, it works by itself.",
+		Long: "Fetches, lists and removes the models that container sheep run, of a fleet those of\n" +
+			"all nodes. With -c it asks the daemon that is up with that configuration or, where\n" +
+			"none is, it works by itself, on this machine.",
 	}
 	t.Add(cmd.PersistentFlags())
 
@@ -56,7 +58,7 @@ func modelsCommand(c Config) *cobra.Command {
 		return Hint(err)
 	}
 
-	var sheep string
+	var sheep, node string
 	var quiet bool
 	pull := &cobra.Command{
 		Use:   "pull NAME[:VERSION]…",
@@ -66,7 +68,7 @@ func modelsCommand(c Config) *cobra.Command {
 			return with(cmd, func(ctx context.Context, asked Models) error {
 				for _, arg := range args {
 					shown := newDisplay(cmd.ErrOrStderr(), quiet)
-					err := asked.Pull(ctx, job.ParseModel(arg), sheep, shown.pull)
+					err := asked.Pull(ctx, job.PullOrder{Model: job.ParseModel(arg), Node: node, Sheep: sheep}, shown.pull)
 					if err != nil {
 						shown.interrupted()
 						return fmt.Errorf("pull %s: %w", arg, err)
@@ -80,6 +82,7 @@ func modelsCommand(c Config) *cobra.Command {
 	}
 	pull.Flags().StringVar(&sheep, "sheep", "", "fetch for this sheep only; all that fetch models, if left out")
 	pull.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show how far it is")
+	pull.Flags().StringVar(&node, "node", "", "fetch on this node of a fleet only; on all, if left out")
 	complete(pull, "sheep", sheepNames, t)
 	remove := &cobra.Command{
 		Use:     "rm NAME[:VERSION]…",
@@ -90,7 +93,7 @@ func modelsCommand(c Config) *cobra.Command {
 			return with(cmd, func(ctx context.Context, asked Models) error {
 				var errs []error
 				for _, arg := range args {
-					if err := asked.Remove(ctx, job.ParseModel(arg)); err != nil {
+					if err := asked.Remove(ctx, job.ParseModel(arg), node); err != nil {
 						errs = append(errs, fmt.Errorf("remove %s: %w", arg, err))
 						continue
 					}
@@ -107,6 +110,7 @@ func modelsCommand(c Config) *cobra.Command {
 			return found, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
+	remove.Flags().StringVar(&node, "node", "", "remove from this node of a fleet only; from all, if left out")
 	cmd.AddCommand(pull, remove, listModels(t, with))
 	return cmd
 }
@@ -121,16 +125,24 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 		Short:   "List the models that are here",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			lines := modelListing(cmd.OutOrStdout(), form)
+			var lines *Listing[shownModel]
 			print := func(ctx context.Context, asked Models) error {
-				list, err := asked.List(ctx)
+				kept, err := asked.List(ctx)
 				if err != nil {
 					return err
 				}
-				if len(list) == 0 {
+				for _, n := range kept.Unanswered {
+					fmt.Fprintf(cmd.ErrOrStderr(), "The models of node %s are not known: %s\n", clean(n.Name), clean(n.Problem))
+				}
+				if len(kept.Models)+len(kept.Unanswered) == 0 {
 					fmt.Fprintln(cmd.ErrOrStderr(), "No models are kept here: none was pulled, or no configured sheep fetches any.")
 				}
-				return lines.Print(shownModels(list))
+				shown := shownModels(kept.Models)
+				if lines == nil {
+					inFleet := len(kept.Unanswered) > 0 || slices.ContainsFunc(shown, func(m shownModel) bool { return m.Node != "" })
+					lines = modelListing(cmd.OutOrStdout(), form, inFleet)
+				}
+				return lines.Print(shown)
 			}
 			if !watch {
 				return with(cmd, print)
@@ -168,6 +180,7 @@ type shownModel struct {
 	OwnSize    int64   `json:"own_size"`
 	LastUsedAt *string `json:"last_used_at"`
 	InUse      bool    `json:"in_use"`
+	Node       string  `json:"node,omitempty"`
 }
 
 func shownModels(list []job.KeptModel) []shownModel {
@@ -175,7 +188,7 @@ func shownModels(list []job.KeptModel) []shownModel {
 	for i, m := range list {
 		shown[i] = shownModel{
 			Name: m.Model.Name, Version: m.Model.Version, Reference: m.Reference, Digest: m.Digest,
-			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse,
+			Size: m.Size, OwnSize: m.Own, LastUsedAt: job.FormatTime(m.LastUsed), InUse: m.InUse, Node: m.Node,
 		}
 	}
 	return shown
@@ -201,39 +214,49 @@ func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, clo
 	return t.config.LocalModels(ctx, t.File, logTo)
 }
 
-// modelListing prints models in the form that is asked for.
-func modelListing(to io.Writer, form Format) *Listing[shownModel] {
-	return &Listing[shownModel]{
+// modelListing prints models in the form that is asked for, with their nodes where they
+// have some.
+func modelListing(to io.Writer, form Format, inFleet bool) *Listing[shownModel] {
+	l := &Listing[shownModel]{
 		To: to, Form: form, Heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
 		Name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
-		Row: func(m shownModel) []string {
-			used, last := "no", "never"
-			if m.InUse {
-				used = "yes"
-			}
-			if at, ok := moment(deref(m.LastUsedAt)); ok {
-				last = at.Format(time.DateTime)
-			}
-			digest := m.Digest
-			if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 && form != FormWide {
-				digest = algorithm + ":" + hex[:12]
-			}
-			return []string{m.Name, cmp.Or(m.Version, "-"), size.Text(m.Size), size.Text(m.OwnSize), last, used, digest}
-		},
+		Row:  func(m shownModel) []string { return modelRow(m, form) },
 	}
+	switch {
+	case inFleet && form == FormName: // each once, on however many nodes it is
+		l.Row = func(shownModel) []string { return nil }
+	case inFleet:
+		l.Heading = append([]string{"NODE"}, l.Heading...)
+		l.Row = func(m shownModel) []string { return append([]string{m.Node}, modelRow(m, form)...) }
+		l.Key = func(m shownModel) string { return m.Node + "/" + l.Name(m) }
+	}
+	return l
+}
+
+// modelRow is a model's line.
+func modelRow(m shownModel, form Format) []string {
+	used, last := "no", "never"
+	if m.InUse {
+		used = "yes"
+	}
+	if at, ok := moment(deref(m.LastUsedAt)); ok {
+		last = at.Format(time.DateTime)
+	}
+	digest := m.Digest
+	if algorithm, hex, ok := strings.Cut(digest, ":"); ok && len(hex) > 12 && form != FormWide {
+		digest = algorithm + ":" + hex[:12]
+	}
+	return []string{m.Name, cmp.Or(m.Version, "-"), size.Text(m.Size), size.Text(m.OwnSize), last, used, digest}
 }
 
 // remoteModels are the models of a daemon, by its API.
 type remoteModels struct{ *client.ClientWithResponses }
 
 // Pull requests a pull and reports its progress.
-func (r remoteModels) Pull(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
-	request := client.PullRequest{}
-	request.Model.Name, request.Model.Version = m.Name, m.Version
-	if sheep != "" {
-		request.SheepId = &sheep
-	}
-	response, err := r.PullModel(ctx, &client.PullModelParams{Progress: new("true")}, request)
+func (r remoteModels) Pull(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
+	request := client.PullRequest{SheepId: orNone(o.Sheep)}
+	request.Model.Name, request.Model.Version = o.Model.Name, o.Model.Version
+	response, err := r.PullModel(ctx, &client.PullModelParams{Progress: new("true"), Node: orNone(o.Node)}, request)
 	if err != nil {
 		return err
 	}
@@ -260,34 +283,47 @@ func value(n *int64) int64 {
 	return *n
 }
 
-// List returns the models that the daemon keeps.
-func (r remoteModels) List(ctx context.Context) ([]job.KeptModel, error) {
+// orNone is a parameter that is left out where it is empty.
+func orNone(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
+// List returns the models that the daemon keeps, of a fleet those of all nodes.
+func (r remoteModels) List(ctx context.Context) (job.KeptModels, error) {
+	var kept job.KeptModels
 	answer, err := r.ListModelsWithResponse(ctx)
 	if err != nil {
-		return nil, err
+		return kept, err
 	}
 	if answer.JSON200 == nil {
-		return nil, errors.New("the daemon's list of models cannot be read")
+		return kept, errors.New("the daemon's list of models cannot be read")
 	}
-	var list []job.KeptModel
 	for _, m := range answer.JSON200.Models {
 		k := job.KeptModel{
 			Model: job.Model{Name: m.Name, Version: m.Version}, Reference: m.Reference, Digest: m.Digest,
-			Size: m.Size, Own: m.OwnSize, InUse: m.InUse,
+			Size: m.Size, Own: m.OwnSize, InUse: m.InUse, Node: deref(m.Node),
 		}
 		if m.LastUsedAt != nil {
 			var err error
 			if k.LastUsed, err = time.Parse("2006-01-02T15:04:05", *m.LastUsedAt); err != nil {
-				return nil, fmt.Errorf("read the daemon's list of models: %w", err)
+				return kept, fmt.Errorf("read the daemon's list of models: %w", err)
 			}
 		}
-		list = append(list, k)
+		kept.Models = append(kept.Models, k)
 	}
-	return list, nil
+	if answer.JSON200.Unanswered != nil {
+		for _, n := range *answer.JSON200.Unanswered {
+			kept.Unanswered = append(kept.Unanswered, job.UnansweredNode{Name: n.Name, Problem: n.Problem})
+		}
+	}
+	return kept, nil
 }
 
 // Remove removes a model.
-func (r remoteModels) Remove(ctx context.Context, m job.Model) error {
-	_, err := r.RemoveModelWithResponse(ctx, m.String())
+func (r remoteModels) Remove(ctx context.Context, m job.Model, node string) error {
+	_, err := r.RemoveModelWithResponse(ctx, m.String(), &client.RemoveModelParams{Node: orNone(node)})
 	return err
 }

@@ -102,9 +102,18 @@ type Listing[T any] struct {
 	// Name is what -o name prints of a thing, and tells it from others; Row is its line.
 	Name func(T) string
 	Row  func(T) []string
+	// Key tells a thing from others, where Name does not; nil where it does.
+	Key func(T) string
 
 	widths []int
 	shown  map[string]string // by name
+}
+
+func (l *Listing[T]) keyOf(thing T) string {
+	if l.Key == nil {
+		return l.Name(thing)
+	}
+	return l.Key(thing)
 }
 
 // Print prints the things that are new or other than before.
@@ -112,7 +121,7 @@ func (l *Listing[T]) Print(things []T) error {
 	if l.Form == FormJSON && l.shown == nil { // later ones are objects of their own
 		l.shown = make(map[string]string)
 		for _, thing := range things {
-			l.shown[l.Name(thing)] = strings.Join(l.Row(thing), "\t")
+			l.shown[l.keyOf(thing)] = strings.Join(l.Row(thing), "\t")
 		}
 		return PrintJSON(l.To, append([]T{}, things...), true)
 	}
@@ -124,12 +133,12 @@ func (l *Listing[T]) Print(things []T) error {
 		}
 	}
 	for _, thing := range things {
-		name, row := l.Name(thing), l.Row(thing)
+		name, row, key := l.Name(thing), l.Row(thing), l.keyOf(thing)
 		text := strings.Join(row, "\t")
-		if before, ok := l.shown[name]; ok && before == text {
+		if before, ok := l.shown[key]; ok && before == text {
 			continue
 		}
-		l.shown[name] = text
+		l.shown[key] = text
 		var err error
 		switch l.Form {
 		case FormName:

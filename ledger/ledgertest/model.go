@@ -18,6 +18,7 @@ type reference struct {
 	seq    int64
 	jobs   []*referenceJob // by Seq
 	events []job.Event     // that the ledger has to record next
+	loose  map[job.ID]bool // jobs whose next event may come before or after those of others here
 	ended  map[job.ID][]job.Attempt
 	policy ledger.Policy // that bounds what is held
 }
@@ -29,7 +30,7 @@ type referenceJob struct {
 }
 
 func newReference(policy ledger.Policy) *reference {
-	return &reference{ended: map[job.ID][]job.Attempt{}, policy: policy}
+	return &reference{ended: map[job.ID][]job.Attempt{}, policy: policy, loose: map[job.ID]bool{}}
 }
 
 func (m *reference) find(id job.ID) *referenceJob {
@@ -53,7 +54,70 @@ func (j *referenceJob) attemptEvent(kind job.EventKind) job.Event {
 }
 
 func (j *referenceJob) delayed() bool {
-	return j.State == job.Queued && j.token == 0 && j.NotBefore.After(time.Now())
+	return j.State == job.Queued && j.token == 0 && (j.Blocked || j.NotBefore.After(time.Now()))
+}
+
+// afterTrouble is why a job cannot be after the ones that it names; nil where it can.
+// blocked says that one of them has not ended.
+func (m *reference) afterTrouble(rec job.Record) (blocked bool, _ *ledger.AfterError) {
+	for _, id := range rec.After {
+		other := m.find(id)
+		switch {
+		case other == nil || id == rec.ID || rec.Tenant != "" && rec.Tenant != other.Tenant:
+			return false, &ledger.AfterError{Job: id}
+		case other.State == job.Failed || other.State == job.Cancelled:
+			return false, &ledger.AfterError{Job: id, State: other.State}
+		case other.State != job.Done:
+			blocked = true
+		}
+	}
+	return blocked, nil
+}
+
+// needed reports whether a job that has not ended is after the given one.
+func (m *reference) needed(id job.ID) bool {
+	return slices.ContainsFunc(m.jobs, func(j *referenceJob) bool { return !j.State.Final() && slices.Contains(j.After, id) })
+}
+
+// next is the place of the event that the ledger has recorded next: the first, or one of
+// those jobs that were after others and are seen to in any order.
+func (m *reference) next(got job.Event) int {
+	for i, want := range m.events {
+		if !m.loose[want.Job] {
+			break
+		}
+		if want.Job == got.Job {
+			return i
+		}
+	}
+	return 0
+}
+
+// unblock sees to the jobs that are after one that has ended.
+func (m *reference) unblock(ended job.ID) {
+	for _, j := range slices.Clone(m.jobs) {
+		if !j.Blocked || !slices.Contains(j.After, ended) {
+			continue
+		}
+		waits, broken := false, false
+		for _, id := range j.After {
+			switch state := m.find(id).State; {
+			case state == job.Failed || state == job.Cancelled:
+				broken = true
+			case state != job.Done:
+				waits = true
+			}
+		}
+		m.loose[j.ID] = true
+		switch {
+		case broken:
+			m.endRun(j, ledger.Outcome{State: job.Failed, Failure: &job.Failure{}}, job.Event{Kind: job.EventEnded, Cause: job.CauseAfter})
+		case !waits:
+			if j.Blocked = false; !j.delayed() {
+				m.record(j, job.Event{Kind: job.EventDue})
+			}
+		}
+	}
 }
 
 func (m *reference) create(rec job.Record) error {
@@ -62,14 +126,23 @@ func (m *reference) create(rec job.Record) error {
 		if rec.Tenant != "" && rec.Tenant != old.Tenant {
 			return ledger.ErrOthers
 		}
-		if !old.State.Final() {
+		switch {
+		case !old.State.Final():
 			return ledger.ErrExists
+		case m.needed(rec.ID):
+			return ledger.ErrNeeded
 		}
+	}
+	blocked, trouble := m.afterTrouble(rec)
+	if trouble != nil {
+		return trouble
+	}
+	if old := m.find(rec.ID); old != nil {
 		run, rec.Tenant = old.Run+1, old.Tenant
 		m.jobs = slices.DeleteFunc(m.jobs, func(j *referenceJob) bool { return j == old })
 	}
 	m.seq++
-	rec.State, rec.Run, rec.Seq = job.Queued, run, m.seq
+	rec.State, rec.Run, rec.Seq, rec.Blocked = job.Queued, run, m.seq, blocked
 	j := &referenceJob{Record: rec}
 	m.jobs = append(m.jobs, j)
 	m.record(j, job.Event{Kind: job.EventQueued})
@@ -225,8 +298,9 @@ func (j *referenceJob) attempt() job.Attempt {
 }
 
 func (m *reference) endRun(j *referenceJob, outcome ledger.Outcome, event job.Event) {
-	j.State, j.Failure, j.Usage, j.Warnings = outcome.State, outcome.Failure, outcome.Usage, outcome.Warnings
+	j.State, j.Failure, j.Usage, j.Warnings, j.Blocked = outcome.State, outcome.Failure, outcome.Usage, outcome.Warnings, false
 	m.record(j, event)
+	m.unblock(j.ID)
 }
 
 // attempts are those of a job, the one under way included, without their times.

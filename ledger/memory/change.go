@@ -13,7 +13,10 @@ import (
 )
 
 // record is a job's record and what callers do not see of it.
-type record struct{ lifecycle.Row }
+type record struct {
+	lifecycle.Row
+	at indexed
+}
 
 // made keeps what a change adds, and lets go of the oldest records that ended where there
 // are more than are kept.
@@ -25,6 +28,7 @@ func (l *Ledger) made(r *record, c lifecycle.Change) {
 		l.attempts[r.ID] = append(kept, *a)
 		l.charge(r.Tenant, *a)
 	}
+	l.update(r)
 	if c.Event != nil {
 		l.note(*c.Event)
 	}
@@ -36,8 +40,8 @@ func (l *Ledger) made(r *record, c lifecycle.Change) {
 
 // unblock sees to the jobs that are after one that ended.
 func (l *Ledger) unblock(ended job.ID) {
-	for _, r := range slices.Clone(l.jobs) {
-		if r.Blocked && slices.Contains(r.After, ended) {
+	for _, r := range slices.Clone(l.index.after[ended]) {
+		if r.Blocked {
 			l.settle(r)
 		}
 	}
@@ -60,7 +64,11 @@ func (l *Ledger) stateOf(id job.ID) job.State {
 
 // needed reports whether a job that has not ended is after the given one.
 func (l *Ledger) needed(id job.ID) bool {
-	return slices.ContainsFunc(l.jobs, func(r *record) bool { return !r.State.Final() && slices.Contains(r.After, id) })
+	if slices.ContainsFunc(l.index.after[id], func(r *record) bool { return !r.State.Final() }) {
+		return true
+	}
+	delete(l.index.after, id)
+	return false
 }
 
 // apply makes a change of the job's record, as do says, which gets nil for an unknown
@@ -73,8 +81,11 @@ func (l *Ledger) apply(ctx context.Context, doing string, id job.ID, do func(r *
 			return new(record), err
 		}
 		change, err := do(&r.Row, m)
-		if err == nil && change.Made {
+		switch {
+		case err == nil && change.Made:
 			l.made(r, change)
+		case err == nil: // what nobody is told of may have changed
+			l.update(r)
 		}
 		return r, err
 	})
@@ -157,8 +168,9 @@ func (l *Ledger) create(rec job.Record, m lifecycle.Moment, before []job.Record)
 		}
 		l.seq++
 		row.Seq = l.seq
-		r := &record{*row}
+		r := &record{Row: *row}
 		l.jobs = append(l.jobs, r)
+		l.enter(r)
 		l.webhooks.add(r, rec.Webhook)
 		l.made(r, change)
 		return r
@@ -167,7 +179,10 @@ func (l *Ledger) create(rec job.Record, m lifecycle.Moment, before []job.Record)
 
 // drop removes a record; its attempts stay.
 func (l *Ledger) drop(old *record) {
-	l.jobs = slices.DeleteFunc(l.jobs, func(r *record) bool { return r == old })
+	if i, ok := slices.BinarySearchFunc(l.jobs, old.Seq, func(r *record, seq int64) int { return cmp.Compare(r.Seq, seq) }); ok {
+		l.jobs = slices.Delete(l.jobs, i, i+1)
+	}
+	l.leave(old)
 	l.webhooks.removed(old.ID)
 }
 
@@ -189,24 +204,40 @@ func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 
 // choose is the job that the slot gets, nil for none.
 func (l *Ledger) choose(slot ledger.Slot) *record {
+	if len(l.index.waiting) == 0 {
+		return nil
+	}
 	admission := l.cfg.Policy.Admit(l.load())
-	var first *record
-	for _, r := range l.jobs {
-		may, own := slot.Answers(r.Sheep)
-		if !own && slot.Only == "" && slices.Contains(slot.Except, r.Model) {
-			may = false
+	if slot.Only != "" {
+		r := l.find(slot.Only)
+		if r == nil || !r.Claimable() || !mayTake(slot, r.group(), admission) {
+			return nil
 		}
-		if !r.Claimable() || !may || slot.Only != "" && r.ID != slot.Only || admission.Reached(r.Tenant, r.Model) != nil {
+		return r
+	}
+	var first *record
+	for key, g := range l.index.waiting {
+		if !mayTake(slot, key, admission) {
 			continue
 		}
-		if first == nil || before(r, first, slot, admission) {
+		r := g.oldest()
+		if first == nil || before(r, first, slot, admission) || !before(first, r, slot, admission) && r.Seq < first.Seq {
 			first = r
 		}
 	}
 	return first
 }
 
-// before reports whether a slot takes a rather than b, which is the older.
+// mayTake reports whether the slot may take jobs of a group.
+func mayTake(slot ledger.Slot, of groupKey, admission ledger.Admission) bool {
+	may, own := slot.Answers(of.address)
+	if !own && slot.Only == "" && slices.Contains(slot.Except, of.model) {
+		may = false
+	}
+	return may && admission.Reached(of.tenant, of.model) == nil
+}
+
+// before reports whether a slot takes a rather than b, whichever is the older.
 func before(a, b *record, slot ledger.Slot, admission ledger.Admission) bool {
 	if a.Priority != b.Priority {
 		return a.Priority > b.Priority
@@ -261,6 +292,9 @@ func (r *record) attempt() job.Attempt {
 // expire lets go of the records that ended first, where there are more than are
 // kept; those whose files are to be removed stay.
 func (l *Ledger) expire() {
+	if c := l.index.counts; c[job.Done]+c[job.Failed]+c[job.Cancelled] <= l.cfg.KeepJobs {
+		return
+	}
 	var ended []*record
 	for _, r := range l.jobs {
 		if r.State.Final() && r.RemoveAge == 0 && !l.needed(r.ID) {
@@ -281,36 +315,45 @@ func (l *Ledger) runTimers() {
 		return
 	}
 	m := l.moment()
-	var next time.Time
-	soonest := func(at time.Time) {
-		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
-			next = at
-		}
-	}
-	for _, r := range slices.Clone(l.jobs) {
+	due, next := l.index.timers.due(m.Now)
+	for _, r := range due {
 		if change := r.Due(m); change.Made { // made before the next, which may end the job
 			l.made(r, change)
 		}
 		if change := r.GiveUp(l.cfg.Retention, m); change.Made {
 			l.made(r, change)
 		}
-		if r.Delayed && !r.Blocked {
-			soonest(r.NotBefore)
+	}
+	if len(due) > 0 { // what was made may have become due later
+		_, next = l.index.timers.due(time.Time{})
+	}
+	l.arm(next, m.Now)
+}
+
+// arm has runTimers be called at a time of the ledger's clock; zero for never.
+func (l *Ledger) arm(next, now time.Time) {
+	if next.IsZero() {
+		if l.timer != nil {
+			l.timer.Stop()
+			l.timer = nil
 		}
-		soonest(r.GiveUpAt())
+		return
+	}
+	const clockJumps = time.Hour // the clock is looked at again, should it have jumped
+	wait := min(next.Sub(now), clockJumps)
+	at := time.Now().Add(wait)
+	if l.timer != nil && at.Equal(l.armed) {
+		return
 	}
 	if l.timer != nil {
 		l.timer.Stop()
-		l.timer = nil
 	}
-	if !next.IsZero() {
-		const clockJumps = time.Hour // the clock is looked at again, should it have jumped
-		l.timer = time.AfterFunc(min(next.Sub(m.Now), clockJumps), func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.runTimers()
-		})
-	}
+	l.armed = at
+	l.timer = time.AfterFunc(wait, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.runTimers()
+	})
 }
 
 // inOrder compares groups of waiting jobs: those with most jobs come first.

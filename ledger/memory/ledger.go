@@ -1,6 +1,6 @@
 // Package memory keeps a ledger in this process's memory, for simulations. It
 // keeps every promise of package ledger but one: what it keeps ends with the
-// process. It is a list and no care for speed: each claim looks at every record.
+// process.
 //
 // A Ledger has no goroutine but a timer's, and holds its lock for no call to
 // anyone, so it may be used in a bubble of testing/synctest.
@@ -50,6 +50,7 @@ type Ledger struct {
 	closed bool
 	leases map[string]*lease
 	timer  *time.Timer // nil where no job waits for a time
+	armed  time.Time   // when it fires, by the process's clock
 }
 
 // records are what a ledger keeps; those that are opened one after another share
@@ -63,6 +64,7 @@ type records struct {
 	seq         int64
 	token       ledger.Token
 	jobs        []*record // by Seq
+	index       index
 	attempts    map[job.ID][]job.Attempt
 	events      []job.Event
 	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
@@ -85,6 +87,7 @@ func New(cfg Config) *Ledger {
 	}
 	return open(&records{
 		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+		index:    newIndex(),
 		used:     make(map[string]lifecycle.Account),
 		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
 		uploads:  make(map[job.ID]*upload),
@@ -147,14 +150,8 @@ func (r *record) copy() job.Record {
 	return rec
 }
 
-func (l *Ledger) find(id job.ID) *record {
-	for _, r := range l.jobs {
-		if r.ID == id {
-			return r
-		}
-	}
-	return nil
-}
+// find is the record of a job; nil for none.
+func (l *Ledger) find(id job.ID) *record { return l.index.byID[id] }
 
 // Close implements ledger.Ledger.
 func (l *Ledger) Close() error {

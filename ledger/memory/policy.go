@@ -1,7 +1,9 @@
 package memory
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -12,11 +14,7 @@ import (
 func (l *Ledger) Queued(ctx context.Context, tenant string, most int) (int, error) {
 	n := 0
 	err := l.call(ctx, "count the queued jobs of tenant "+tenant, func() error {
-		for _, r := range l.jobs {
-			if r.Tenant == tenant && r.State == job.Queued {
-				n++
-			}
-		}
+		n = l.index.queued[tenant]
 		return nil
 	})
 	return min(n, most), err
@@ -36,12 +34,13 @@ func (l *Ledger) Load(ctx context.Context) (ledger.Load, error) {
 func (l *Ledger) load() ledger.Load {
 	m := l.moment()
 	load := ledger.Load{Used: map[string]time.Duration{}}
-	for _, r := range l.jobs {
-		if r.Token != 0 {
-			load.Held = append(load.Held, ledger.HeldJobs{Tenant: r.Tenant, Model: r.Model, Jobs: 1, Time: max(m.Now.Sub(r.ClaimedAt), 0)})
-		}
+	since := m.Now.Sub(l.began)
+	for of, sum := range l.index.heldOf {
+		load.Held = append(load.Held, ledger.HeldJobs{Tenant: of.tenant, Model: of.model, Jobs: sum.jobs, Time: max(time.Duration(sum.jobs)*since-sum.claimed, 0)})
 	}
-	load.Held = ledger.Merge(load.Held)
+	slices.SortFunc(load.Held, func(a, b ledger.HeldJobs) int {
+		return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Model.Name, b.Model.Name), cmp.Compare(a.Model.Version, b.Model.Version))
+	})
 	for tenant, account := range l.used {
 		load.Used[tenant] = account.At(m.Age, l.cfg.Policy.HalfLife)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -44,8 +45,8 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
 	var claims []ledger.Claim
 	err := l.call(ctx, "list the jobs held by node "+node, func() error {
-		for _, r := range l.jobs {
-			if r.Token != 0 && r.Node == node {
+		for r := range l.index.held {
+			if r.Node == node {
 				claims = append(claims, ledger.Claim{Record: r.copy(), Token: r.Token})
 			}
 		}
@@ -64,11 +65,11 @@ func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, l
 	var page []job.Record
 	var next int64
 	err := l.call(ctx, "list jobs", func() error {
-		jobs := slices.Clone(l.jobs)
-		if filter.Newest {
-			slices.Reverse(jobs)
-		}
-		for _, r := range jobs {
+		for i := range l.jobs {
+			r := l.jobs[i]
+			if filter.Newest {
+				r = l.jobs[len(l.jobs)-1-i]
+			}
 			if cursor != 0 && (filter.Newest && r.Seq > cursor || !filter.Newest && r.Seq < cursor) || !matches(r, filter) {
 				continue
 			}
@@ -129,8 +130,8 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
 	counts := ledger.Counts{job.Queued: 0, job.Processing: 0, job.Done: 0, job.Failed: 0, job.Cancelled: 0}
 	err := l.call(ctx, "count jobs", func() error {
-		for _, r := range l.jobs {
-			counts[r.State]++
+		for state, n := range l.index.counts {
+			counts[state] = n
 		}
 		return nil
 	})
@@ -142,21 +143,26 @@ func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
 
 // Waiting implements ledger.Ledger.
 func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
-	var list []ledger.Waiting
+	type kind struct {
+		model   job.Model
+		address string
+	}
+	groups := make(map[kind]ledger.Waiting)
+	oldest := make(map[kind]int64)
 	err := l.call(ctx, "look up the waiting jobs", func() error {
-		for _, r := range l.jobs { // the oldest of each group first
-			if !r.Claimable() {
-				continue
+		for key, g := range l.index.waiting {
+			of, r := kind{key.model, key.address}, g.oldest()
+			w, ok := groups[of]
+			if !ok || r.Seq < oldest[of] {
+				oldest[of] = r.Seq
+				w.Model, w.Sheep, w.Oldest = key.model, key.address, r.EnqueuedAt
 			}
-			same := func(w ledger.Waiting) bool { return w.Model == r.Model && w.Sheep == r.Sheep }
-			if i := slices.IndexFunc(list, same); i >= 0 {
-				list[i].Jobs++
-			} else {
-				list = append(list, ledger.Waiting{Model: r.Model, Sheep: r.Sheep, Jobs: 1, Oldest: r.EnqueuedAt})
-			}
+			w.Jobs += g.jobs
+			groups[of] = w
 		}
 		return nil
 	})
+	list := slices.Collect(maps.Values(groups))
 	slices.SortFunc(list, inOrder)
 	if len(list) > most {
 		rest := ledger.Waiting{Rest: true}

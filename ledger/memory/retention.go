@@ -19,6 +19,7 @@ func (l *Ledger) Keep(ctx context.Context, kept []ledger.Kept) error {
 		for _, k := range kept {
 			if r := l.find(k.Job); r != nil {
 				r.SetKept(k)
+				l.update(r)
 			}
 		}
 		return nil
@@ -30,12 +31,14 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 	err = l.call(ctx, "look for files of jobs to remove", func() error {
 		age := l.moment().Age
 		var found []*record
-		for _, r := range l.jobs {
-			if r.RemoveAge > 0 && !l.needed(r.ID) {
+		for r := range l.index.removable {
+			if !l.needed(r.ID) {
 				found = append(found, r)
 			}
 		}
-		slices.SortStableFunc(found, func(a, b *record) int { return cmp.Compare(a.RemoveAge, b.RemoveAge) })
+		slices.SortFunc(found, func(a, b *record) int {
+			return cmp.Or(cmp.Compare(a.RemoveAge, b.RemoveAge), cmp.Compare(a.Seq, b.Seq))
+		})
 		for _, r := range found {
 			if r.RemoveAge > age || len(due) == limit {
 				next = max(time.Duration(r.RemoveAge-age)*time.Microsecond, 1)
@@ -65,7 +68,9 @@ func (l *Ledger) EndRemoval(ctx context.Context, id job.ID) error {
 		if _, gone := r.EndRemoval(l.moment()); gone {
 			l.drop(r)
 			delete(l.attempts, id)
+			return nil
 		}
+		l.update(r)
 		return nil
 	})
 }

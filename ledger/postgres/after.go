@@ -145,7 +145,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 		if err != nil {
 			return nil, refused(rec, err)
 		}
-		if err := createArgs(r, change, rec.Webhook, m, args); err != nil {
+		if err := l.createArgs(r, change, rec.Webhook, m, args); err != nil {
 			return nil, err
 		}
 		rows[i], entered[rec.ID], known[r.ID] = r, true, &r.Record
@@ -168,7 +168,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 }
 
 // createArgs are the arguments of queryCreate beside those of what it replaces.
-func createArgs(r *lifecycle.Row, change lifecycle.Change, webhook job.Webhook, m lifecycle.Moment, args pgx.NamedArgs) error {
+func (l *Ledger) createArgs(r *lifecycle.Row, change lifecycle.Change, webhook job.Webhook, m lifecycle.Moment, args pgx.NamedArgs) error {
 	if err := insertArgs(r, args); err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func createArgs(r *lifecycle.Row, change lifecycle.Change, webhook job.Webhook, 
 		return err
 	}
 	args["webhook"] = encoded
-	eventArgs(change.Event, m.Age, args)
+	eventArgs(change.Event, m.Age, l.leases.origin(), args)
 	return nil
 }
 

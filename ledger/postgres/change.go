@@ -90,7 +90,7 @@ func (l *Ledger) saveArgs(r *row, change lifecycle.Change, key string, m lifecyc
 		query = querySaveEvent
 	}
 	if change.Event != nil {
-		eventArgs(change.Event, m.Age, args)
+		eventArgs(change.Event, m.Age, l.leases.origin(), args)
 	}
 	return query, args, state(&r.Row, args)
 }
@@ -154,7 +154,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		if err != nil {
 			return err
 		}
-		if err := createArgs(r, change, rec.Webhook, m, args); err != nil {
+		if err := l.createArgs(r, change, rec.Webhook, m, args); err != nil {
 			return err
 		}
 		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)

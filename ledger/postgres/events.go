@@ -310,6 +310,9 @@ func scanEvent(rows pgx.Rows, pruned *int64) (numbered, error) {
 		return e, err
 	}
 	e.Cursor, e.At = cursor(e.number), e.At.UTC()
+	if e.Sheep == "" { // see eventArgs
+		e.Origin, e.Node = e.Node, ""
+	}
 	if e.Kind == job.EventEnded {
 		e.Status = &job.Status{State: e.State, Model: e.Model, EnqueuedAt: toTime(enqueued), StartedAt: toTime(started), FinishedAt: toTime(finished)}
 		if e.State == job.Failed {

@@ -182,6 +182,19 @@ func (s *leases) nodes() []string {
 	return slices.Sorted(maps.Keys(s.byNode))
 }
 
+// origin is the node of this ledger; empty where none, or more than one, joined by it.
+func (s *leases) origin() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.byNode) != 1 {
+		return ""
+	}
+	for node := range s.byNode {
+		return node
+	}
+	return ""
+}
+
 // list returns the nodes and generations of the leases.
 func (s *leases) list() (nodes []string, generations []int64) {
 	s.mu.Lock()

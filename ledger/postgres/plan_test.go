@@ -42,8 +42,9 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 				CASE WHEN seq %% 10 = 0 THEN now() + interval '1 hour' END, CASE WHEN seq %% 10 = 0 THEN 0 ELSE seq END, '{}' FROM shepherd.jobs;
 		INSERT INTO shepherd.tally SELECT state, claimable, remove_age > 0, CASE WHEN claimable THEN model_name ELSE '' END, '', CASE WHEN claimable THEN sheep ELSE '' END, count(*)
 			FROM shepherd.jobs GROUP BY 1, 2, 3, 4, 5, 6;
+		INSERT INTO shepherd.needs SELECT 'job' || i - 1, i, i <= 20 FROM generate_series(4, %[1]d, 10) i; -- of jobs whose files are kept
 		SET session_replication_role = origin;
-		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.deliveries, shepherd.tally`, n), pgx.QueryExecModeSimpleProtocol)
+		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.deliveries, shepherd.tally, shepherd.needs`, n), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestPlans(t *testing.T) {
 	}
 	every["seq"] = r.Seq
 	attemptArgs(r.ID, job.Attempt{Run: 1, Number: 7, Ended: job.Now()}, every)
-	eventArgs(&job.Event{Kind: job.EventEnded}, 1, every)
+	eventArgs(&job.Event{Kind: job.EventEnded}, 1, "", every)
 	fresh := clone(every)
 	fresh["id"] = "fresh"
 	sweep := clone(every)
@@ -108,6 +109,13 @@ func TestPlans(t *testing.T) {
 		"lapse": {queryLapse, every}, "others": {queryOthers, every}, "peers": {queryPeers, every}, "alive": {queryAlive, every}, "nodes": {queryNodes, every}, "announce": {queryAnnounce, every},
 		"set draining": {querySetDraining, every}, "abandon": {queryAbandon, every}, "forget": {queryForget, every}, "run due": {queryRunDue, every}, "overdue": {queryOverdue, every}, "next timer": {queryNextTimer, every}, "ping": {queryPing, every},
 		"keep age": {queryKeepAge, every}, "expire": {queryExpire, sweep}, "prune": {queryPrune, sweep}, "fold": {queryFold, every}, "drop keys": {queryDropKeys, every},
+	}
+	after := clone(every)
+	add(after, pgx.NamedArgs{"besides": []string{"job3"}, "ended": []string{"job1"}})
+	for name, text := range map[string]string{
+		"lock many": queryLockMany, "bump": queryBump, "needed": queryNeeded, "states": queryStates, "unsettled": queryUnsettled, "settled": querySettled,
+	} {
+		queries[name] = query{text, after}
 	}
 	hooks := clone(every)
 	add(hooks, pgx.NamedArgs{

@@ -49,7 +49,7 @@ func (l *Ledger) Restore(ctx context.Context, saved []ledger.Saved) error {
 			}
 			if event != nil {
 				args := pgx.NamedArgs{"id": text(r.ID)}
-				eventArgs(event, m.Age, args)
+				eventArgs(event, m.Age, "", args)
 				batch.Queue(queryRestoreEvent, args)
 			}
 		}

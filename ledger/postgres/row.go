@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -159,10 +160,15 @@ func attemptArgs(id job.ID, a job.Attempt, into pgx.NamedArgs) {
 	})
 }
 
-// eventArgs are the arguments of insertEvent.
-func eventArgs(e *job.Event, age int64, into pgx.NamedArgs) {
+// eventArgs are the arguments of insertEvent. An event without a holder has its origin in
+// the place of the holder's node.
+func eventArgs(e *job.Event, age int64, origin string, into pgx.NamedArgs) {
+	node := e.Node
+	if e.Sheep == "" {
+		node = cmp.Or(e.Node, origin)
+	}
 	add(into, pgx.NamedArgs{
-		"e_age": age, "e_kind": string(e.Kind), "e_attempt": e.Attempt, "e_sheep": text(e.Sheep), "e_node": text(e.Node),
+		"e_age": age, "e_kind": string(e.Kind), "e_attempt": e.Attempt, "e_sheep": text(e.Sheep), "e_node": text(node),
 		"e_cause": string(e.Cause), "e_reason": text(e.Reason),
 	})
 }

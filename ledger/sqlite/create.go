@@ -62,13 +62,10 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 }
 
 // admit says why the record cannot be entered, where that is not for create alone to
-// see: it is after others, its id is reserved, or it is one of several. Those that are entered before it are given.
+// see: it is after others, its id is reserved, or it is one of several. Those that are
+// entered before it are given. That the id has a record already comes before what is wrong
+// with the jobs that it is after: who asks again, having got no answer, is told so.
 func (t *tx) admit(rec job.Record, before []job.Record) error {
-	if len(rec.After) > 0 {
-		if _, err := t.checkAfter(rec, before); err != nil {
-			return err
-		}
-	}
 	if err := t.mayEndUpload(rec); err != nil {
 		return err
 	}
@@ -79,12 +76,19 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 		return ledger.ErrExists
 	}
 	old, err := t.byID(rec.ID)
-	if errors.Is(err, ledger.ErrNotFound) {
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		if _, _, err := t.succeed(old, rec); err != nil {
+			return err
+		}
+	}
+	if len(rec.After) == 0 {
 		return nil
 	}
-	if err == nil {
-		_, _, err = t.succeed(old, rec)
-	}
+	_, err = t.checkAfter(rec, before)
 	return err
 }
 

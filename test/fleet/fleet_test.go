@@ -348,17 +348,35 @@ func TestFaults(t *testing.T) {
 // check reads what the ledger and the storage have, as anybody can.
 func (f *fleet) check() {
 	f.t.Helper()
-	ctx := f.t.Context()
-	l, err := postgres.Open(ctx, postgres.Config{URL: f.database.URL("postgres"), Lease: time.Hour})
+	checkJobs(f.t, f.database.URL("postgres"), f.jobs, func(id job.ID, last job.Attempt) error {
+		file, err := f.store.Open(f.t.Context(), id, job.OutputDir+"/"+job.DefaultOutput, nil)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(file.Body)
+		file.Body.Close()
+		if want := last.Node + " " + string(id); err == nil && string(text) != want {
+			err = fmt.Errorf("it is %q, want %q", text, want)
+		}
+		return err
+	})
+}
+
+// checkJobs looks whether each of the jobs ended once, as done, by its last attempt, and has
+// the output of that, as output says.
+func checkJobs(t *testing.T, url string, jobs int, output func(id job.ID, last job.Attempt) error) {
+	t.Helper()
+	ctx := t.Context()
+	l, err := postgres.Open(ctx, postgres.Config{URL: url, Lease: time.Hour})
 	if err != nil {
-		f.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer l.Close()
 	ends := map[job.ID]int{}
 	for cursor := job.Cursor(""); ; {
 		events, next, err := l.Events(ctx, cursor, ledger.EventFilter{}, 1000)
 		if err != nil {
-			f.t.Fatal(err)
+			t.Fatal(err)
 		}
 		for _, e := range events {
 			if e.Kind == job.EventEnded {
@@ -369,32 +387,25 @@ func (f *fleet) check() {
 			break
 		}
 	}
-	records, _, err := l.List(ctx, ledger.Filter{}, 0, 10*f.jobs)
-	if err != nil || len(records) != f.jobs || len(ends) != f.jobs {
-		f.t.Fatalf("%d jobs are recorded and %d have ended, %v; %d were taken", len(records), len(ends), err, f.jobs)
+	records, _, err := l.List(ctx, ledger.Filter{}, 0, 10*jobs)
+	if err != nil || len(records) != jobs || len(ends) != jobs {
+		t.Fatalf("%d jobs are recorded and %d have ended, %v; %d were taken", len(records), len(ends), err, jobs)
 	}
 	for _, rec := range records {
 		if rec.State != job.Done || ends[rec.ID] != 1 {
-			f.t.Errorf("%s is %s and ended %d times", rec.ID, rec.State, ends[rec.ID])
+			t.Errorf("%s is %s and ended %d times", rec.ID, rec.State, ends[rec.ID])
 		}
 		attempts, err := l.Attempts(ctx, rec.ID)
 		if err != nil {
-			f.t.Fatal(err)
+			t.Fatal(err)
 		}
 		for i, a := range attempts {
 			if a.Number != i+1 || (a.Cause == job.CauseDone) != (i == len(attempts)-1) {
-				f.t.Errorf("attempt %d of %s: %+v", i+1, rec.ID, a)
+				t.Errorf("attempt %d of %s: %+v", i+1, rec.ID, a)
 			}
 		}
-		file, err := f.store.Open(ctx, rec.ID, job.OutputDir+"/"+job.DefaultOutput, nil)
-		if err != nil {
-			f.t.Errorf("the output of %s: %v", rec.ID, err)
-			continue
-		}
-		text, err := io.ReadAll(file.Body)
-		file.Body.Close()
-		if want := attempts[len(attempts)-1].Node + " " + string(rec.ID); err != nil || string(text) != want {
-			f.t.Errorf("the output of %s is %q, %v, want %q", rec.ID, text, err, want)
+		if err := output(rec.ID, attempts[len(attempts)-1]); err != nil {
+			t.Errorf("the output of %s: %v", rec.ID, err)
 		}
 	}
 }

@@ -76,8 +76,8 @@ func (p *place) dial(ctx context.Context, network, address string) (conn net.Con
 
 // link is a cable between two places.
 type link struct {
-	to     *place
-	device string // its end there
+	from, to     *place
+	nearby, away string // its devices there
 	// Near and Far are the addresses of its ends.
 	Near, Far string
 }
@@ -90,7 +90,7 @@ func (n *links) connect(from, to *place) *link {
 	from.t.Helper()
 	*n++
 	near, far := fmt.Sprintf("l%da", *n), fmt.Sprintf("l%db", *n)
-	l := &link{to: to, device: far, Near: fmt.Sprintf("10.77.%d.1", *n), Far: fmt.Sprintf("10.77.%d.2", *n)}
+	l := &link{from: from, to: to, nearby: near, away: far, Near: fmt.Sprintf("10.77.%d.1", *n), Far: fmt.Sprintf("10.77.%d.2", *n)}
 	ipRun(from.t, "-n", from.name, "link", "add", near, "type", "veth", "peer", "name", far, "netns", to.name)
 	for _, end := range []struct{ place, device, address string }{{from.name, near, l.Near}, {to.name, far, l.Far}} {
 		ipRun(from.t, "-n", end.place, "address", "add", end.address+"/30", "dev", end.device)
@@ -100,5 +100,23 @@ func (n *links) connect(from, to *place) *link {
 }
 
 // cut pulls the cable; mend puts it back.
-func (l *link) cut()  { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.device, "down") }
-func (l *link) mend() { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.device, "up") }
+func (l *link) cut()  { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.away, "down") }
+func (l *link) mend() { ipRun(l.to.t, "-n", l.to.name, "link", "set", l.away, "up") }
+
+// nobody is the address of no device: what is sent to it is lost.
+const nobody = "02:00:00:00:00:01"
+
+// cutOut loses what the near place sends, and cutIn what it is sent, silently, until mendOut
+// and mendIn.
+func (l *link) cutOut()  { l.from.lose(l.Far, l.nearby) }
+func (l *link) mendOut() { l.from.find(l.Far, l.nearby) }
+func (l *link) cutIn()   { l.to.lose(l.Near, l.away) }
+func (l *link) mendIn()  { l.to.find(l.Near, l.away) }
+
+func (p *place) lose(address, device string) {
+	ipRun(p.t, "-n", p.name, "neigh", "replace", address, "lladdr", nobody, "dev", device, "nud", "permanent")
+}
+
+func (p *place) find(address, device string) {
+	ipRun(p.t, "-n", p.name, "neigh", "del", address, "dev", device)
+}

@@ -62,11 +62,30 @@ api: {host: 0.0.0.0, port: 5000, hosts: ['%[5]s']}`,
 		}
 		return said
 	}
+	unanswered := func(m *machine) (names []string) {
+		var list struct {
+			Unanswered []struct{ Name string }
+		}
+		if err := m.ask("GET", "/models", "", &list); err != nil {
+			t.Error(err)
+		}
+		for _, n := range list.Unanswered {
+			name, _, _ := strings.Cut(n.Name, "-")
+			names = append(names, name)
+		}
+		return names
+	}
 	aB.cut()
+	if of, ofOther := unanswered(a), unanswered(b); fmt.Sprint(of, ofOther) != "[b] [a]" {
+		t.Errorf("the models of %v and of %v are not known, expected those of b and of a", of, ofOther)
+	}
 	for _, m := range []*machine{a, b} {
 		m.eventually("it says that the other node does not answer", func() bool { return strings.Contains(told(m), "does not answer") })
 	}
 	aB.mend()
+	for _, m := range []*machine{a, b} {
+		m.eventually("all models are known", func() bool { return len(unanswered(m)) == 0 })
+	}
 	for _, m := range []*machine{a, b} {
 		m.eventually("the other node answers", func() bool {
 			said := told(m)

@@ -436,6 +436,11 @@ async function fleet() {
       await page.getByRole("heading", { name: "gpu-19" }).waitFor();
       same("GPUs", await page.locator("ul.gpus > li").count(), 80);
       await fits(page, `the GPUs of a fleet, ${width}`);
+      await page.goto(url + "/#/models");
+      await page.locator("table.models tr", { hasText: /transcribe:large-v3.*3 GiB.*gpu-00, gpu-01, gpu-02 and 2 more/s }).waitFor();
+      await page.getByText("The models on the disk of gpu-19 are not known: does not answer").waitFor();
+      await fits(page, `the models of a fleet, ${width}`);
+      if (width === 1280) await examine(page, "the models of a fleet");
     });
     await page.context().close();
   }

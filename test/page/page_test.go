@@ -293,6 +293,7 @@ func TestFleet(t *testing.T) {
 	}
 	answer("/session", `{"name": "anonymous", "tenant": null, "scopes": ["read", "submit"]}`)
 	answer("/jobs", `{"jobs": [], "next": null}`)
+	answer("/models", madeUpModels())
 	mux.HandleFunc("GET /flock", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		_, _ = fmt.Fprintf(w, "event: flock\ndata: %s\n\nevent: gpus\ndata: %s\n\n", flock, gpus)
@@ -311,6 +312,16 @@ func TestFleet(t *testing.T) {
 	server := httptest.NewServer(mux)
 	defer server.Close()
 	browse(t, ctx, "fleet", &day.Day{URL: server.URL}, nil)
+}
+
+// madeUpModels are those on the disks of a fleet, a node of which does not answer, as JSON.
+func madeUpModels() string {
+	list := api.ModelList{Unanswered: &[]api.UnansweredNode{{Name: "gpu-19", Problem: "does not answer"}}}
+	for n := range 5 {
+		node := fmt.Sprintf("gpu-%02d", n)
+		list.Models = append(list.Models, api.KeptModel{Name: "transcribe", Version: "large-v3", Size: 3 << 30, OwnSize: 2 << 30, Node: &node})
+	}
+	return string(must(json.Marshal(list)))
 }
 
 // madeUpFleet is the flock of twenty nodes and their GPUs, as JSON.

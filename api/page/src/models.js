@@ -13,10 +13,10 @@ export function Models() {
   const all = new Map();
   const of = (model) => {
     const name = text.modelName(model);
-    if (!all.has(name)) all.set(name, { name, model, jobs: 0, failed: 0, times: [], loaded: [], kept: null, last: null });
+    if (!all.has(name)) all.set(name, { name, model, jobs: 0, failed: 0, times: [], loaded: [], kept: [], last: null });
     return all.get(name);
   };
-  for (const one of keptModels.models) of(one).kept = one;
+  for (const one of keptModels.models) of(one).kept.push(one);
   for (const sheep of live.flock?.sheep || []) if (sheep.model.name) of(sheep.model).loaded.push(sheep);
   for (const job of recent.answer?.jobs || []) {
     const entry = of(job.model);
@@ -27,20 +27,23 @@ export function Models() {
   }
   const list = [...all.values()].sort((a, b) => b.jobs - a.jobs || a.name.localeCompare(b.name));
   const admin = session.may("admin");
+  const inFleet = keptModels.unanswered.length > 0 || keptModels.models.some((one) => one.node);
   return html`<div class="title"><${Heading}>${w.title}<//></div>
     ${keptModels.error && html`<${Trouble} error=${keptModels.error} />`}
+    ${keptModels.unanswered.map((node) => html`<p class="muted" role="status" key=${node.name}>${w.unanswered(node.name, node.problem)}</p>`)}
     ${admin && keptModels.pulls && html`<${Pull} done=${keptModels.again} />`}
     ${list.length
-      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label=${w.title}><table class="jobs models"><thead><tr><th scope="col">${common.model}</th><th scope="col">${w.columns.loaded}</th><th scope="col" class="num">${w.columns.disk}</th><th scope="col" class="num">${w.columns.jobs}</th><th scope="col" class="num">${w.columns.failed}</th><th scope="col" class="num">${w.columns.usual}</th><th scope="col">${w.columns.last}</th>${admin && html`<th scope="col"><span class="hidden">${w.columns.actions}</span></th>`}</tr></thead>
+      ? html`<div class="scroll panel" tabindex="0" role="region" aria-label=${w.title}><table class="jobs models"><thead><tr><th scope="col">${common.model}</th><th scope="col">${w.columns.loaded}</th><th scope="col" class="num">${w.columns.disk}</th>${inFleet && html`<th scope="col">${w.columns.nodes}</th>`}<th scope="col" class="num">${w.columns.jobs}</th><th scope="col" class="num">${w.columns.failed}</th><th scope="col" class="num">${w.columns.usual}</th><th scope="col">${w.columns.last}</th>${admin && html`<th scope="col"><span class="hidden">${w.columns.actions}</span></th>`}</tr></thead>
         <tbody>${list.map(
           (one) => html`<tr key=${one.name}><td><a href=${"#/jobs?model=" + encodeURIComponent(one.name)}><${Model} of=${one.model} /></a></td>
             <td data-label=${w.columns.loaded.toLowerCase()}>${one.loaded.length ? one.loaded.map((sheep) => html`<span class="phrase"><${Shape} of=${sheep.job ? "processing" : "ready"} />${sheep.name}</span>`) : html`<span class="muted">${common.none}</span>`}</td>
-            <td class="num" data-label=${w.columns.disk.toLowerCase()}>${one.kept ? html`<span title=${one.kept.digest}>${text.bytes(one.kept.size)}</span>` : html`<span class="muted">–</span>`}</td>
+            <td class="num" data-label=${w.columns.disk.toLowerCase()}>${one.kept.length ? html`<span title=${one.kept[0].digest}>${text.bytes(Math.max(...one.kept.map((kept) => kept.size)))}</span>` : html`<span class="muted">–</span>`}</td>
+            ${inFleet && html`<td data-label=${w.columns.nodes.toLowerCase()}><${Nodes} of=${one.kept.map((kept) => kept.node)} /></td>`}
             <td class="num" data-label=${w.columns.jobs.toLowerCase()}>${text.number(one.jobs)}</td>
             <td class="num" data-label=${w.columns.failed.toLowerCase()}>${one.failed ? html`<a href=${`#/jobs?state=failed&model=${encodeURIComponent(one.name)}`}>${text.number(one.failed)}</a>` : html`<span class="muted">0</span>`}</td>
-            <td class="num" data-label=${w.columns.usual.toLowerCase()}>${one.kept?.usual ? text.duration(1000 * one.kept.usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
+            <td class="num" data-label=${w.columns.usual.toLowerCase()}>${one.kept[0]?.usual ? text.duration(1000 * one.kept[0].usual.likely) : one.times.length ? text.duration(text.median(one.times)) : html`<span class="muted">–</span>`}</td>
             <td class="nowrap" data-label=${w.columns.last.toLowerCase()}>${one.last && html`<${Ago} at=${one.last} />`}</td>
-            ${admin && html`<td>${one.kept && !one.kept.in_use && html`<${Do} kind="danger" confirm=${w.sureRemove} label=${w.removeOf(one.name)} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>${w.remove}<//>`}</td>`}</tr>`,
+            ${admin && html`<td>${one.kept.length > 0 && !one.kept.some((kept) => kept.in_use) && html`<${Do} kind="danger" confirm=${w.sureRemove} label=${w.removeOf(one.name)} what=${async () => (await ask("/models/" + one.name.split("/").map(encodeURIComponent).join("/"), { method: "DELETE" }), keptModels.again())}>${w.remove}<//>`}</td>`}</tr>`,
         )}</tbody></table></div>
         <p class="muted small">${w.latest(recent.answer?.jobs.length || 0)}</p>`
       : recent.loading
@@ -48,15 +51,22 @@ export function Models() {
         : html`<${Empty} title=${w.none}><p>${w.shows}</p><//>`}`;
 }
 
-// useKept are the models on the machine's disk; pulls says that there are sheep that
-// pull models.
+// Nodes names the first of many nodes.
+function Nodes({ of }) {
+  if (!of.length) return html`<span class="muted">${common.none}</span>`;
+  const shown = 3;
+  return html`<span title=${of.join(", ")}>${w.nodes(of.slice(0, shown).join(", "), Math.max(0, of.length - shown))}</span>`;
+}
+
+// useKept are the models on the machines' disks, and the nodes whose models are not known;
+// pulls says that there are sheep that pull models.
 function useKept() {
-  const [state, set] = useState({ models: [], pulls: false });
+  const [state, set] = useState({ models: [], unanswered: [], pulls: false });
   const again = () => {
     if (!session.whole) return;
     get("/models").then(
-      (answer) => set({ models: answer.models, pulls: true }),
-      (error) => set({ models: [], pulls: false, error: error.status >= 500 || error.status === 0 ? error : null }),
+      (answer) => set({ models: answer.models, unanswered: answer.unanswered || [], pulls: true }),
+      (error) => set({ models: [], unanswered: [], pulls: false, error: error.status >= 500 || error.status === 0 ? error : null }),
     );
   };
   useEffect(again, []);

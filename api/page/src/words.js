@@ -192,7 +192,9 @@ export const log = {
 
 export const models = {
   title: "Models",
-  columns: { loaded: "Loaded by", disk: "On disk", jobs: "Jobs", failed: "Failed", usual: "Usually takes", last: "Last submitted", actions: "Actions" },
+  columns: { loaded: "Loaded by", disk: "On disk", nodes: "Nodes", jobs: "Jobs", failed: "Failed", usual: "Usually takes", last: "Last submitted", actions: "Actions" },
+  nodes: (names, more) => (more ? `${names} and ${count(more)} more` : names),
+  unanswered: (node, problem) => `The models on the disk of ${node} are not known: ${problem}`,
   sureRemove: "Remove it from the disk?", removeOf: (name) => `Remove ${name}`, remove: "Remove",
   latest: (n) => `Jobs, failures and times are those of the latest ${count(n)} jobs.`,
   none: "No model has been used yet", shows: "A model shows here when a sheep has loaded it or a job has asked for it.",

@@ -1,0 +1,248 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/iterait/shepherd/job"
+)
+
+// Models are those on the disks of all nodes that are alive. A node that cannot say which
+// it has, this one included, is among the unanswered. The error is ctx's, or that of
+// looking the nodes up.
+func (v *View) Models(ctx context.Context) (job.KeptModels, error) {
+	nodes, err := v.everyone(ctx)
+	if err != nil {
+		return job.KeptModels{}, err
+	}
+	answers := make([][]job.KeptModel, len(nodes))
+	errs := askAll(nodes, func(i int, node string) (err error) {
+		if node == v.fleet.self {
+			answers[i], err = v.local.Models(ctx)
+			return err
+		}
+		return v.fleet.get(ctx, node, modelsPath, &answers[i])
+	})
+	if err := ctx.Err(); err != nil {
+		return job.KeptModels{}, context.Cause(ctx)
+	}
+	all := job.KeptModels{}
+	for i, node := range nodes {
+		if errs[i] != nil {
+			all.Unanswered = append(all.Unanswered, job.UnansweredNode{Name: node, Problem: v.problemOf(node, errs[i])})
+			continue
+		}
+		for _, m := range answers[i] {
+			m.Node = node
+			all.Models = append(all.Models, m)
+		}
+	}
+	slices.SortStableFunc(all.Models, func(a, b job.KeptModel) int {
+		return cmp.Or(cmp.Compare(a.Model.Name, b.Model.Name), cmp.Compare(a.Model.Version, b.Model.Version), cmp.Compare(a.Node, b.Node))
+	})
+	return all, nil
+}
+
+// PullModel has a model fetched by the node that is named, by those with the sheep, or by
+// all that fetch models. Where some cannot, the others do. The error is *job.UnknownNode,
+// *job.UnknownSheep, *job.Unavailable or that of Local; where several nodes were told,
+// *job.ModelError says which could not.
+func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
+	node, sheep := SplitID(o.Sheep)
+	if node != "" && o.Node != "" && node != o.Node {
+		return &job.UnknownSheep{Name: o.Sheep}
+	}
+	nodes, err := v.pullers(ctx, cmp.Or(node, o.Node), sheep)
+	if err != nil {
+		return err
+	}
+	if len(nodes) == 0 {
+		return &job.UnknownSheep{Name: o.Sheep}
+	}
+	steps := &progress{report: report, last: make([]job.PullProgress, len(nodes)), nodes: nodes}
+	errs := askAll(nodes, func(i int, node string) error {
+		tell := func(p job.PullProgress) { steps.tell(i, p) }
+		if node == v.fleet.self {
+			return v.local.PullModel(ctx, o.Model, sheep, tell)
+		}
+		return v.fleet.pull(ctx, node, pullOrder{o.Model, sheep}, tell)
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	for i, err := range errs {
+		var unknown *job.UnknownSheep
+		if errors.As(err, &unknown) {
+			errs[i] = &job.UnknownSheep{Name: o.Sheep}
+		}
+	}
+	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) })
+}
+
+// pullers are the nodes that are to fetch a model.
+func (v *View) pullers(ctx context.Context, node, sheep string) ([]string, error) {
+	switch {
+	case node != "":
+		return []string{node}, nil
+	case sheep == "":
+		return v.everyone(ctx)
+	}
+	nodes, err := v.fleet.Answering(ctx, job.Address{Sheep: sheep})
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(v.local.Sheep(ctx), func(s job.Sheep) bool { return s.Name == sheep }) {
+		nodes = append(nodes, v.fleet.self)
+	}
+	slices.Sort(nodes)
+	return nodes, nil
+}
+
+// RemoveModel removes a model from the disk of a node or, where none is named, of all.
+// Where some cannot, the others do. The error is as that of PullModel.
+func (v *View) RemoveModel(ctx context.Context, m job.Model, node string) error {
+	nodes := []string{node}
+	if node == "" {
+		var err error
+		if nodes, err = v.everyone(ctx); err != nil {
+			return err
+		}
+	}
+	errs := askAll(nodes, func(_ int, node string) error {
+		if node == v.fleet.self {
+			return v.local.RemoveModel(ctx, m)
+		}
+		return v.fleet.order(ctx, node, removePath, removeOrder{m})
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	for i, err := range errs {
+		var needed *job.ModelNeeded
+		if errors.As(err, &needed) && needed.Sheep != "" {
+			errs[i] = &job.ModelNeeded{Model: needed.Model, Sheep: ID(nodes[i], needed.Sheep)}
+		}
+	}
+	// What is to be removed is not there: of one node among many, that is no trouble.
+	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) || errdefs.IsNotFound(err) })
+}
+
+// everyone is this node and the others that are alive, sorted.
+func (v *View) everyone(ctx context.Context) ([]string, error) {
+	peers, err := v.fleet.Peers(ctx)
+	if err != nil {
+		return nil, &job.Unavailable{Service: "ledger", Problem: "cannot be asked for the nodes", Cause: err}
+	}
+	nodes := []string{v.fleet.self}
+	for _, p := range peers {
+		nodes = append(nodes, p.Name)
+	}
+	slices.Sort(nodes)
+	return nodes, nil
+}
+
+// askAll calls do for all nodes at once, and returns their errors.
+func askAll(nodes []string, do func(i int, node string) error) []error {
+	errs := make([]error, len(nodes))
+	var asking sync.WaitGroup
+	for i, node := range nodes {
+		asking.Go(func() { errs[i] = do(i, node) })
+	}
+	asking.Wait()
+	return errs
+}
+
+// together is the error of an order to several nodes. An idle error says that a node had
+// nothing to do: it counts where all have said so.
+func (v *View) together(nodes []string, errs []error, idles func(error) bool) error {
+	var failed []string
+	var first, idle error
+	for i, err := range errs {
+		switch {
+		case err == nil:
+		case idles(err):
+			idle = cmp.Or(idle, err)
+		default:
+			first = cmp.Or(first, err)
+			failed = append(failed, "node "+nodes[i]+": "+v.problemOf(nodes[i], err))
+		}
+	}
+	switch {
+	case len(failed) == 0 && slices.Contains(errs, nil):
+		return nil
+	case len(failed) == 0:
+		return idle
+	case len(nodes) == 1 || len(failed) == 1 && typed(first):
+		return first
+	}
+	return &job.ModelError{Problem: strings.Join(failed, "; "), Class: classOf(first)}
+}
+
+// typed reports whether an error says itself which node it is of.
+func typed(err error) bool {
+	var needed *job.ModelNeeded
+	var away *job.Unavailable
+	return errors.As(err, &needed) || errors.As(err, &away)
+}
+
+// classOf is the class of an error about models.
+func classOf(err error) error {
+	for _, c := range modelClasses {
+		if errors.Is(err, c.class) {
+			return c.class
+		}
+	}
+	var needed *job.ModelNeeded
+	if errors.As(err, &needed) {
+		return errdefs.ErrFailedPrecondition
+	}
+	return errdefs.ErrInternal
+}
+
+// problemOf is what is wrong with a node, for people. What they may not read is logged.
+func (v *View) problemOf(node string, err error) string {
+	if refused, ok := refusalOf(err); ok && refused.Code != codeFault {
+		return err.Error()
+	}
+	var away *job.Unavailable
+	var unknown *job.UnknownNode
+	switch {
+	case errors.As(err, &away):
+		return away.Problem
+	case errors.As(err, &unknown):
+		return err.Error()
+	}
+	v.fleet.log.Error("A node cannot do with its models what it was asked for", "node", node, "error", err)
+	return "could not do it; its log says why"
+}
+
+// progress puts together how far several nodes are.
+type progress struct {
+	report func(job.PullProgress)
+	nodes  []string
+
+	mu   sync.Mutex
+	last []job.PullProgress // of each
+}
+
+// tell tells how far node i is, and with it the others.
+func (p *progress) tell(i int, step job.PullProgress) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.nodes) == 1 {
+		p.report(step)
+		return
+	}
+	p.last[i] = step
+	all := job.PullProgress{Text: p.nodes[i] + ": " + step.Text}
+	for _, of := range p.last {
+		all.Done, all.Total, all.Rate = all.Done+of.Done, all.Total+of.Total, all.Rate+of.Rate
+	}
+	p.report(all)
+}
