@@ -205,7 +205,7 @@ profile: ## write CPU and allocation profiles and a count of system calls of no-
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz
 
-generate: ## write generated code anew
+generate: ## regenerate the generated code
 	$(GO) generate ./...
 
 deps: ## install the Debian packages that the tests run against

@@ -21,7 +21,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-var update = goflag.Bool("update", false, "write the golden files anew")
+var update = goflag.Bool("update", false, "rewrite the golden files")
 
 // A requester is a kind of caller: what it adds to a request.
 type requester struct {
@@ -218,7 +218,7 @@ func TestAuthorizationMatrix(t *testing.T) {
 	if err != nil || b.String() != string(want) {
 		t.Errorf("%v: who is let in is\n%s\nand is to be\n%s", err, b.String(), want)
 	}
-	// The table itself is what the needs say, so that nobody writes a wrong one anew.
+	// The table itself is what the needs say, so that nobody rewrites a wrong one.
 	columns := requesters()
 	for line := range strings.Lines(b.String()) {
 		method, rest, ok := strings.Cut(line, " /")

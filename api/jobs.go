@@ -118,7 +118,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request, id job.ID, limit t
 
 // unbounded lifts the http.Server's read and write timeouts from the rest of
 // this request: they are meant for requests that do not wait. net/http sets
-// them anew for the connection's next request.
+// them again for the connection's next request.
 func unbounded(w http.ResponseWriter) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines to lift

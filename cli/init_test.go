@@ -11,7 +11,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // What is written for machines of several kinds is valid, and says what was found.
 func TestInitConfigurations(t *testing.T) {

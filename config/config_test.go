@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-var update = flag.Bool("update", false, "write the expected files of the corpus anew")
+var update = flag.Bool("update", false, "rewrite the expected files of the corpus")
 
 // The environment and machine that the corpus is read on.
 var corpusEnv = map[string]string{

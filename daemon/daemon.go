@@ -371,7 +371,7 @@ func (d *daemon) answerOpen(ctx context.Context, endRequests func(error)) {
 }
 
 // errLeaseLost is why a daemon ends whose jobs other nodes may have taken.
-var errLeaseLost = errors.New("this node's lease in the ledger is lost, because the database was not reached in time or another daemon joined under this node's name; started again, the daemon joins anew")
+var errLeaseLost = errors.New("this node's lease in the ledger is lost, because the database was not reached in time or another daemon joined under this node's name; started again, the daemon joins again")
 
 // closeTime is how long open requests may take when the daemon ends.
 const closeTime = 5 * time.Second

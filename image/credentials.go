@@ -21,7 +21,7 @@ const helperTimeout = 15 * time.Second
 // credentials finds what host is shown for a repository. An empty user with a
 // secret is an identity token; nothing at all means to ask anonymously. The
 // configured user and password are the registry's alone; docker's config.json may
-// name hosts that serve it, too. What it reads, it reads anew each time: passwords
+// name hosts that serve it, too. What it reads, it reads again each time: passwords
 // are rotated.
 func (s *Store) credentials(host, repository string) (user, secret string, err error) {
 	reg := s.cfg.Registry

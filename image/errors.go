@@ -166,7 +166,7 @@ func (s *Store) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
 	return u.Host
 }
 
-// authorizationFailed reports whether a request failed for want of a token or
+// authorizationFailed reports whether a request failed for lack of a token or
 // credentials that are good. Some registries answer 400 to a token that expired.
 func (s *Store) authorizationFailed(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus

@@ -112,8 +112,8 @@ const (
 	ErrNoGroup notice = "There is no such group"
 	// ErrNothingToRetry says that only a job that has ended can be run again.
 	ErrNothingToRetry notice = "The job has not ended yet; cancel it, or wait until it has ended, and then run it again"
-	// ErrFilesRemoved says that a job cannot run again for want of its inputs.
-	ErrFilesRemoved notice = "The files of this job have been removed, so it cannot run again; submit it anew with its inputs"
+	// ErrFilesRemoved says that a job cannot run again for lack of its inputs.
+	ErrFilesRemoved notice = "The files of this job have been removed, so it cannot run again; submit it again with its inputs"
 	// ErrForgotten says that the ledger no longer has the job's record, and with it what
 	// was asked for.
 	ErrForgotten notice = "The record of this job is no longer kept, so it is not known what was asked for; submit it again"

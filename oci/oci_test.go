@@ -20,7 +20,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // plain is a sheep that says nothing but its type.
 func plain() Config {

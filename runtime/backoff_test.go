@@ -16,7 +16,7 @@ func TestBackoff(t *testing.T) {
 		{"doubles up to the longest",
 			[]time.Duration{quick, quick, quick, quick, quick, quick, quick},
 			[]time.Duration{0, ms(250), ms(500), ms(1000), ms(2000), ms(3000), ms(3000)}},
-		{"a steady runner starts anew",
+		{"a steady runner starts again",
 			[]time.Duration{quick, quick, quick, steady, quick},
 			[]time.Duration{0, ms(250), ms(500), 0, ms(250)}},
 		{"just short of steady is quick",

@@ -6,7 +6,7 @@
 //	NewSheep ─► [Recover] ─► Load ─► Run ─► Load ─► Run ─► … ─► Close
 //
 // NewSheep only reads configuration. Recover, where the type has it, comes
-// once, before the first Load: it takes up a runner that outlived an earlier
+// once, before the first Load: it adopts a runner that outlived an earlier
 // daemon, or removes what is left of one. Load makes a model ready to start; Run
 // starts a runner with it and blocks for as long as the runner lives; ending
 // Run's context stops the runner. To load another model the caller ends Run,
@@ -63,7 +63,7 @@ type Sheep interface {
 // Recoverer is a Sheep whose runner can outlive the daemon.
 type Recoverer interface {
 	// Recover looks for what an earlier daemon left of this sheep. When there
-	// is nothing to take up it removes what it finds and returns nil.
+	// is nothing to adopt it removes what it finds and returns nil.
 	Recover(ctx context.Context) (*Recovered, error)
 }
 

@@ -289,7 +289,7 @@ func TestGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.await("aaa", job.Cancelled)
-	p.await("bbb", job.Cancelled) // and not failed for want of the other
+	p.await("bbb", job.Cancelled) // and not failed for lack of the other
 	if err := p.core.RetryGroup(t.Context(), "g", "", job.Trace{}); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-var update = flag.Bool("update", false, "write the expected texts anew")
+var update = flag.Bool("update", false, "rewrite the expected texts")
 
 // TestExplain compares the texts with testdata/explain.txt.
 func TestExplain(t *testing.T) {

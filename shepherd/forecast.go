@@ -113,7 +113,7 @@ func (f *forecaster) usual(ctx context.Context, m job.Model) (_ job.Usual, ok bo
 }
 
 // get is the present forecast; more says that jobs wait beyond those that it knows. It is
-// made anew where it is old, and sooner where it does not know the job.
+// made again where it is old, and sooner where it does not know the job.
 func (f *forecaster) get(ctx context.Context, id job.ID) (_ *forecast.Forecast, more bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

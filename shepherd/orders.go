@@ -22,7 +22,7 @@ var (
 )
 
 // drains are the sheep that were told to claim no more jobs. They are known by their
-// names: one that is configured anew, or again, is still drained.
+// names: one that is configured again is still drained.
 type drains struct {
 	keep func([]string) error // nil where they are not kept
 

@@ -21,7 +21,7 @@ func TestPayloads(t *testing.T) {
 		t.Errorf("took %q, %v of an empty payload", got, ok)
 	}
 	p.keep("again", []byte("old"))
-	p.keep("again", nil) // submitted anew, without a payload
+	p.keep("again", nil) // submitted again, without a payload
 	if _, ok := p.take("again"); ok {
 		t.Error("an earlier run's payload was given out")
 	}

@@ -37,7 +37,7 @@ func (p *pulse) stuck(now time.Time) (time.Duration, bool) {
 // locks is held for ever, and the ledger answers to a write and to a read, be it
 // that it cannot. The error says what is stuck; ctx bounds how long anything may
 // take to answer. What is merely out of order (a full disk, storage that is away)
-// is told by Checks, and is no reason to begin anew.
+// is told by Checks, and is no reason to begin again.
 func (s *Shepherd) Alive(ctx context.Context) error {
 	return s.aliveAt(ctx, time.Now())
 }

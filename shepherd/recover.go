@@ -233,7 +233,7 @@ func (w *worker) resume(work context.Context, a *attempt) (left bool) {
 	if ago := -l.clock.until(a.StartedAt); ago > 0 {
 		a.sent = a.sent.Add(-ago)
 	}
-	a.loadBegan = time.Now() // where the runner does not take messages yet, load_timeout counts anew
+	a.loadBegan = time.Now() // where the runner does not take messages yet, load_timeout counts again
 	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
 	return w.conclude(work, a, func(ctx context.Context) (ending, bool) {
 		l.share.begin(a.ID, a.StartedAt)

@@ -274,7 +274,7 @@ func (r *remover) removeTogether(ctx context.Context, due []ledger.Removal) (rem
 }
 
 // removeOne removes the files of a job that is due. ok is false where it is
-// submitted anew, or removed by a client.
+// submitted again, or removed by a client.
 func (r *remover) removeOne(ctx context.Context, d ledger.Removal) (ok bool, err error) {
 	done, ok := r.take(d.ID)
 	if !ok {

@@ -19,7 +19,7 @@ import (
 )
 
 // keep has the fixture's ledger and core keep files as the policy says; the core is
-// started anew.
+// started again.
 func (p *fixture) keep(policy job.Retention) {
 	p.t.Helper()
 	p.stop()

@@ -60,7 +60,7 @@ func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error 
 	err = s.Submit(ctx, r)
 	var invalid *job.Invalid
 	if errors.As(err, &invalid) && invalid.Field == "after" {
-		return &job.AfterError{Problem: "A job whose outputs this one needs is not known any more; submit both anew"}
+		return &job.AfterError{Problem: "A job whose outputs this one needs is not known any more; submit both again"}
 	}
 	if errors.Is(err, job.ErrSubmitted) { // somebody else has run it again
 		return job.ErrNothingToRetry

@@ -142,7 +142,7 @@ func afterProblem(e *ledger.AfterError) error {
 	case "":
 		return &job.Invalid{Field: "after", Problem: fmt.Sprintf("there is no job `%s` to wait for", e.Job)}
 	case job.Done:
-		return &job.AfterError{ID: e.Job, Problem: fmt.Sprintf("The outputs of job `%s`, which this one needs, have been removed; submit that one anew, and then this one", e.Job)}
+		return &job.AfterError{ID: e.Job, Problem: fmt.Sprintf("The outputs of job `%s`, which this one needs, have been removed; submit that one again, and then this one", e.Job)}
 	}
 	how := "has failed"
 	if e.State == job.Cancelled {

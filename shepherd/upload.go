@@ -91,7 +91,7 @@ func (s *Shepherd) reservePlace(ctx context.Context, r job.Request) (job.Status,
 }
 
 // makePlace makes the place of a job that the ledger does not know, and returns the state
-// that it has. A place that an upload which was cut short has left is made anew.
+// that it has. A place that an upload which was cut short has left is made again.
 func (s *Shepherd) makePlace(ctx context.Context, id job.ID, m job.Model) (job.Status, error) {
 	status := job.Status{
 		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: m, EnqueuedAt: s.env.clock.now(),

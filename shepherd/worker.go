@@ -35,7 +35,7 @@ type worker struct {
 	preloader  *preloader
 	idleSince  time.Time
 	loading    sync.Mutex                      // held by whoever has it load a model
-	found      *adoption                       // what recover found; taken up by run
+	found      *adoption                       // what recover found; adopted by run
 	loads      chan func(feed context.Context) // of models, as the sheep is told
 }
 

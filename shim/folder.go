@@ -16,7 +16,7 @@ import (
 
 // Folder is a life's folder, opened. Its files are reached through the
 // descriptor, so that neither the length of its path (a socket's may have 107
-// bytes) nor its removal and creation anew can lead astray.
+// bytes) nor its removal and creation again can lead astray.
 type Folder struct {
 	path string
 	dir  *os.File

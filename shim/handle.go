@@ -79,7 +79,7 @@ type work struct {
 	coming   int             // answers that follow a hello and have not arrived
 	events   []messenger.Event
 	lost     int           // events that were dropped
-	wake     chan struct{} // closed and made anew when something arrives
+	wake     chan struct{} // closed and made again when something arrives
 }
 
 // maxEvents is how many events are kept for RecvEvent.
@@ -141,7 +141,7 @@ func greet(ctx context.Context, conn net.Conn) (*Hello, error) {
 	return m.Hello, nil
 }
 
-// welcome takes up a connection whose shim has said hello.
+// welcome accepts a connection whose shim has said hello.
 func (h *Handle) welcome(conn net.Conn, hello Hello) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -751,14 +751,14 @@ func (h *Handle) Detach() {
 func Resume(folder string, log *slog.Logger) (*Handle, error) {
 	var state State
 	if err := readJSON(filepath.Join(folder, stateFile), &state); err != nil {
-		return nil, fmt.Errorf("take up a shim that does not answer: %w: %w", err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("adopt a shim that does not answer: %w: %w", err, errdefs.ErrNotFound)
 	}
 	outcome, err := ReadOutcome(folder)
 	if err != nil {
 		return nil, err
 	}
 	if state.Runner == nil {
-		return nil, fmt.Errorf("take up a shim that does not answer: it has started no runner: %w", errdefs.ErrNotFound)
+		return nil, fmt.Errorf("adopt a shim that does not answer: it has started no runner: %w", errdefs.ErrNotFound)
 	}
 	h := makeHandle(folder, log)
 	h.hello = Hello{

@@ -178,7 +178,7 @@ func (g groupEnd) message(receiver string, e job.Event) (job.Delivery, error) {
 	}, nil
 }
 
-// messageID names a message. Cursors begin anew in another ledger, which may have taken
+// messageID names a message. Cursors begin again in another ledger, which may have taken
 // over the jobs of this one.
 func messageID(receiver string, e job.Event) string {
 	return nameOf(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%s\x00%d", receiver, e.Cursor, e.Job, e.Run, e.Kind, e.At.UnixMicro()))
@@ -227,7 +227,7 @@ func (r *reader) run(ctx context.Context) {
 	}
 }
 
-// open takes up the consumer's cursor in the ledger; one that has none begins now.
+// open reads the consumer's cursor in the ledger; one that has none begins now.
 func (r *reader) open(ctx context.Context) error {
 	kept, err := r.cfg.Ledger.Checkpoint(ctx, r.name)
 	if errors.Is(err, ledger.ErrNotFound) {

@@ -1,7 +1,7 @@
 // Package ui holds the pages that show the API's contract in a browser, Swagger
 // UI to try it out and ReDoc to read it, with everything they need: nothing is
 // fetched from elsewhere. LICENSES says whose work the bundles are, update.sh
-// fetches them anew.
+// fetches them again.
 package ui
 
 import (

@@ -18,7 +18,7 @@ import (
 	"github.com/iterait/shepherd/client"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // golden compares a text with a file of testdata.
 func golden(t *testing.T, name, got string) {

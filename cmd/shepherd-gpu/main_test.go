@@ -26,7 +26,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-var update = flag.Bool("update", false, "write the expected specs anew")
+var update = flag.Bool("update", false, "rewrite the expected specs")
 
 // The test program is nvidia-cdi-hook as the real one is.
 func TestMain(m *testing.M) {

@@ -21,7 +21,7 @@ import (
 	"github.com/iterait/shepherd/oci"
 )
 
-var update = flag.Bool("update", false, "write the expected specs anew")
+var update = flag.Bool("update", false, "rewrite the expected specs")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 

@@ -5,7 +5,7 @@
 //
 // The hook changes the container's cgroup behind the runtime's back, and what it
 // allowed is lost when anything, such as systemd's daemon-reload, sets the
-// cgroup's rules anew from the spec. So the rules are in the spec as well.
+// cgroup's rules again from the spec. So the rules are in the spec as well.
 package hook
 
 import (

@@ -18,7 +18,7 @@ import (
 	"github.com/iterait/shepherd/oci"
 )
 
-var update = flag.Bool("update", false, "write the expected specs anew")
+var update = flag.Bool("update", false, "rewrite the expected specs")
 
 // nodes are those of a made-up machine.
 func nodes(path string) (major, minor int64, err error) {

@@ -56,7 +56,7 @@ func Create(name string) Group {
 	return g
 }
 
-// Open takes up the groups in the folders that an earlier process's Create
+// Open adopts the groups in the folders that an earlier process's Create
 // returned by Dirs. A folder that is not called name, or NAME.scope where systemd
 // made it, or is gone, is left out.
 func Open(name string, dirs []string) Group {
@@ -76,7 +76,7 @@ func Open(name string, dirs []string) Group {
 	return g
 }
 
-// Find takes up the groups called name below the groups this process is in, for
+// Find adopts the groups called name below the groups this process is in, for
 // who does not know what Create returned.
 func Find(name string) Group {
 	parents := ownGroups()
@@ -87,7 +87,7 @@ func Find(name string) Group {
 	return Open(name, dirs)
 }
 
-// Of takes up the groups that the process pid is in, where they are called name.
+// Of adopts the groups that the process pid is in, where they are called name.
 func Of(pid int, name string) Group {
 	own, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
 	if err != nil {

@@ -110,7 +110,7 @@ func (g GPUs) specs() (devices []string, findings []Finding) {
 	if err != nil {
 		return nil, []Finding{failure("correct gpu.cdi_dirs", "CDI specs cannot be read: %v", err)}
 	}
-	const renew = "write it anew: nvidia-ctk cdi generate --output="
+	const renew = "write it again: nvidia-ctk cdi generate --output="
 	broken := cache.GetErrors()
 	for _, path := range sorted(broken) {
 		if len(broken[path]) == 1 && errors.Is(broken[path][0], fs.ErrNotExist) {

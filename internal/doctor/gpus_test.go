@@ -99,7 +99,7 @@ containerEdits:
 	expect(t, check.Examine(t.Context()), Failure, library+", which is not there", "nvidia-ctk cdi generate")
 
 	write(t, filepath.Join(dir, "broken.yaml"), "kind: [", 0o644)
-	expect(t, check.Examine(t.Context()), Failure, filepath.Join(dir, "broken.yaml"), "write it anew")
+	expect(t, check.Examine(t.Context()), Failure, filepath.Join(dir, "broken.yaml"), "write it again")
 }
 
 // TestHook looks for the hook where CDI cannot do.

@@ -34,7 +34,7 @@ type JournalConfig struct {
 // behind its time and level is MESSAGE, the level PRIORITY, and each attribute,
 // job=… for one, a field of its own, SHEPHERD_JOB.
 type Journal struct {
-	conn  *net.UnixConn // connected to nothing: the journal may be started anew
+	conn  *net.UnixConn // connected to nothing: the journal may be started again
 	to    *net.UnixAddr
 	level slog.Leveler
 	fixed []byte // the fields that every entry has

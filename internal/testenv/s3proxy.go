@@ -58,7 +58,7 @@ func (p *S3Proxy) changeETags(answer *http.Response) error {
 	return nil
 }
 
-// Fault is what befalls a request.
+// Fault is what is done to a request.
 type Fault int
 
 const (
@@ -117,7 +117,7 @@ func StartS3Proxy(t testing.TB, target string) *S3Proxy {
 	return p
 }
 
-// Inject makes fault befall the next times requests that match; a negative
+// Inject injects the fault into the next times requests that match; a negative
 // number is every one, a nil match is any request.
 func (p *S3Proxy) Inject(fault Fault, times int, match func(*http.Request) bool) {
 	p.mu.Lock()

@@ -206,7 +206,7 @@ func (s suite) testDeliveries(t *testing.T) {
 	}
 	second := f.take(0, "a1")
 	if second[0].Tries != 1 {
-		t.Fatalf("tries begin anew on request: %+v", second[0])
+		t.Fatalf("tries begin again on request: %+v", second[0])
 	}
 	third := f.take(time.Hour, "a1") // its hold is over
 	f.settle(second[0], ledger.DeliveryResult{State: job.DeliveryDelivered, Status: 200})

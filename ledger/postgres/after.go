@@ -188,10 +188,10 @@ func (l *Ledger) needed(ctx context.Context, id job.ID) (bool, error) {
 
 // settle makes blocked jobs claimable, or fails them, where jobs that they are after have
 // ended.
-func (u *upkeep) settle(ctx context.Context) error {
+func (m *maintenance) settle(ctx context.Context) error {
 	for {
 		var ids []job.ID
-		err := u.l.query(ctx, queryUnsettled, pgx.NamedArgs{"limit": timerBatch}, func(rows pgx.Rows) error {
+		err := m.l.query(ctx, queryUnsettled, pgx.NamedArgs{"limit": timerBatch}, func(rows pgx.Rows) error {
 			var id job.ID
 			err := rows.Scan(&id)
 			ids = append(ids, id)
@@ -201,7 +201,7 @@ func (u *upkeep) settle(ctx context.Context) error {
 			return err
 		}
 		for _, id := range ids {
-			switch err := u.l.settle(ctx, id); {
+			switch err := m.l.settle(ctx, id); {
 			case errors.Is(err, errConflict): // another node is at it; else the next pulse sees it
 				return nil
 			case err != nil:

@@ -37,12 +37,12 @@ func TestAge(t *testing.T) {
 	}
 	sweep := func() {
 		t.Helper()
-		if err := l.upkeep.sweep(t.Context()); err != nil {
+		if err := l.maintenance.sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	const slow = time.Minute // of this test
-	l.upkeep.stop()
+	l.maintenance.stop()
 	grows("at first", slow)
 	for range 5 {
 		sweep()

@@ -16,7 +16,7 @@ const ringEvery = 20 * time.Millisecond
 
 // bell is the doorbell: it tells whoever waits for events that there may be some.
 // What is rung on this node is heard at once, and by the others as soon as they get
-// the notification. Where that is lost, they poll (see upkeep).
+// the notification. Where that is lost, they poll (see maintenance).
 type bell struct {
 	log    *slog.Logger
 	dial   func(ctx context.Context) (*pgx.Conn, error) // to the server itself, for LISTEN

@@ -95,21 +95,21 @@ func (l *Ledger) saveArgs(r *row, change lifecycle.Change, key string, m lifecyc
 	return query, args, state(&r.Row, args)
 }
 
-// changed tells of a change that was made: readers of events, and the upkeep.
+// changed tells of a change that was made: readers of events, and the maintenance.
 func (l *Ledger) changed(r *lifecycle.Row) {
 	if r.State.Final() {
-		l.upkeep.ended()
+		l.maintenance.ended()
 	}
 	if r.Blocked {
-		l.upkeep.blocks()
+		l.maintenance.blocks()
 	}
 	if r.Delayed && !r.Blocked {
-		l.upkeep.setTimer(r.NotBefore)
+		l.maintenance.setTimer(r.NotBefore)
 	}
 	if at := r.GiveUpAt(); !at.IsZero() {
-		l.upkeep.setTimer(at)
+		l.maintenance.setTimer(at)
 	}
-	l.upkeep.recorded()
+	l.maintenance.recorded()
 	l.bell.ringAll()
 }
 

@@ -101,7 +101,7 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 		return nil
 	})
 	if err != nil && key != "" {
-		l.upkeep.settleClaim(slot.Node, key)
+		l.maintenance.settleClaim(slot.Node, key)
 	}
 	return claim, err
 }
@@ -162,7 +162,7 @@ func (l *Ledger) callOff(ctx context.Context, node, key string) (*ledger.Claim, 
 }
 
 // handBack releases a claim that nobody got; where that cannot be done now, the
-// upkeep does it.
+// maintenance does it.
 func (l *Ledger) handBack(ctx context.Context, claim *ledger.Claim) {
 	key := newKey()
 	err := l.retry(ctx, func(ctx context.Context) error {
@@ -170,6 +170,6 @@ func (l *Ledger) handBack(ctx context.Context, claim *ledger.Claim) {
 		return err
 	})
 	if err != nil && !errors.Is(err, ledger.ErrFenced) {
-		l.upkeep.handBack(claim)
+		l.maintenance.handBack(claim)
 	}
 }

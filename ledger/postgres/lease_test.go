@@ -115,9 +115,9 @@ func TestLeaseLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range []*Ledger{second, first} {
-		l.upkeep.stop() // to renew now
-		l.upkeep.renewed = time.Time{}
-		if err := l.upkeep.pulse(t.Context()); err != nil {
+		l.maintenance.stop() // to renew now
+		l.maintenance.renewed = time.Time{}
+		if err := l.maintenance.pulse(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

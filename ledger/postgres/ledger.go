@@ -92,14 +92,14 @@ func (c Config) withDefaults() (Config, error) {
 
 // Ledger is a ledger.Ledger in a PostgreSQL database.
 type Ledger struct {
-	cfg     Config
-	server  string // where it is, without a password
-	pool    *pgxpool.Pool
-	db      querier // the pool
-	bell    *bell
-	leases  leases
-	horizon horizon
-	upkeep  *upkeep
+	cfg         Config
+	server      string // where it is, without a password
+	pool        *pgxpool.Pool
+	db          querier // the pool
+	bell        *bell
+	leases      leases
+	horizon     horizon
+	maintenance *maintenance
 
 	statements atomic.Int64 // that were sent
 
@@ -155,7 +155,7 @@ func (l *Ledger) Close() error {
 		l.closed = true
 		l.mu.Unlock()
 		l.calls.Wait()
-		l.upkeep.stop()
+		l.maintenance.stop()
 		l.leases.close()
 		l.bell.close()
 		l.pool.Close()

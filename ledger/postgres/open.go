@@ -45,7 +45,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1)}
-	l.upkeep = newUpkeep(l)
+	l.maintenance = newMaintenance(l)
 	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
 	if err := l.open(ctx, pooled); err != nil {
 		if l.pool != nil {
@@ -83,16 +83,16 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	}
 	// The ledger's age is brought up to date before the first run ends: one that ended
 	// at an age of long ago would be taken for old.
-	if err := l.retry(ctx, l.upkeep.keepAge); err != nil {
+	if err := l.retry(ctx, l.maintenance.keepAge); err != nil {
 		return err
 	}
-	l.upkeep.lastEvent = l.horizon.settled
+	l.maintenance.lastEvent = l.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
 		_, err := l.exec(ctx, queryNotify, pgx.NamedArgs{"from": l.bell.me})
 		return err
 	})
-	l.upkeep.setTimer(time.Now())
-	l.upkeep.start()
+	l.maintenance.setTimer(time.Now())
+	l.maintenance.start()
 	return nil
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// read is call for reads, whose result do makes anew each time.
+// read is call for reads, whose result do makes again each time.
 func read[T any](ctx context.Context, l *Ledger, doing string, do func(ctx context.Context) (T, error)) (T, error) {
 	var result T
 	err := l.call(ctx, doing, func(ctx context.Context) (err error) {

@@ -90,7 +90,7 @@ func (m *migrator) open(ctx context.Context) error {
 		return err
 	}
 	if encoding != "UTF8" {
-		return fmt.Errorf("the database has the encoding %s: create it anew with ENCODING 'UTF8'", encoding)
+		return fmt.Errorf("the database has the encoding %s: create it again with ENCODING 'UTF8'", encoding)
 	}
 	sub, err := fs.Sub(files, "migrations")
 	if err != nil {

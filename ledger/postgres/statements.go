@@ -317,7 +317,7 @@ func eventsQuery(filter ledger.EventFilter) string {
 			SELECT * FROM shepherd.events WHERE id > @after AND id <= @last` + condition + ` ORDER BY id LIMIT @limit) e ON true`
 }
 
-// Leases and upkeep.
+// Leases and maintenance.
 const (
 	// Joins at a time are one after the other, each seeing the ones before.
 	queryJoinLock = `SELECT pg_advisory_xact_lock(` + joinLock + `)`

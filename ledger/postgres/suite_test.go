@@ -112,7 +112,7 @@ func (h *harness) Another(t testing.TB, _ ledger.Ledger) ledger.Ledger { return 
 // Crash leaves the ledger's connections and its lease behind.
 func (h *harness) Crash(t testing.TB, open ledger.Ledger) ledger.Ledger {
 	t.Helper()
-	open.(*Ledger).upkeep.stop()
+	open.(*Ledger).maintenance.stop()
 	return h.Open(t)
 }
 

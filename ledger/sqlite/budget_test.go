@@ -39,7 +39,7 @@ func TestJobBudget(t *testing.T) {
 			t.Errorf("%v, %v", got, err)
 		}
 	}
-	// Beside them the numbers given out are written now and then, and upkeep looks
+	// Beside them the numbers given out are written now and then, and maintenance looks
 	// what is due when the ledger is opened.
 	if n := l.writer.statements.Load() - statements; n > 10*jobs+jobs/2 {
 		t.Errorf("%d jobs took %d statements", jobs, n)

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-var update = flag.Bool("update", false, "write the expected plans anew")
+var update = flag.Bool("update", false, "rewrite the expected plans")
 
 // TestPlans asks SQLite how it runs each statement. The plans are those in
 // testdata/plans.txt, and none reads all jobs, attempts or events or sorts them,

@@ -37,9 +37,9 @@ type operation struct {
 	// revert takes the change back where its caller did not wait for it; nil for
 	// changes that may stay.
 	revert func(*tx) error
-	// upkeep says that there is no caller, and that the change is tried again until
+	// maintenance says that there is no caller, and that the change is tried again until
 	// it is made.
-	upkeep bool
+	maintenance bool
 
 	state atomic.Int32
 	done  chan struct{} // closed when err is set
@@ -88,7 +88,7 @@ type writer struct {
 	nextTimer    time.Time    // no timer is due before; zero for none
 	sweeping     bool         // look for what is no longer kept
 	reverts      []*operation // of abandoned changes
-	retryAt      time.Time    // when upkeep is tried again after it failed
+	retryAt      time.Time    // when maintenance is tried again after it failed
 	retryPause   time.Duration
 	commits      atomic.Int64 // how many transactions made something durable
 	statements   atomic.Int64 // how many statements those ran
@@ -141,7 +141,7 @@ func (w *writer) run() {
 	defer timer.Stop()
 	for {
 		var first *operation
-		if w.busy() && w.mayUpkeep() {
+		if w.busy() && w.maintenanceDue() {
 			select {
 			case first = <-w.ops:
 			case <-w.quit:
@@ -168,7 +168,7 @@ func (w *writer) run() {
 	}
 }
 
-// busy reports whether there is upkeep that does not wait for a time.
+// busy reports whether there is maintenance that does not wait for a time.
 func (w *writer) busy() bool { return w.sweeping || len(w.reverts) > 0 }
 
 // rest is how long the writer has nothing to do by itself.
@@ -180,7 +180,7 @@ func (w *writer) rest() time.Duration {
 	return max(rest, time.Until(w.retryAt))
 }
 
-func (w *writer) mayUpkeep() bool { return !time.Now().Before(w.retryAt) }
+func (w *writer) maintenanceDue() bool { return !time.Now().Before(w.retryAt) }
 
 // drain makes what is still handed in, and takes back what was abandoned where
 // that does not fail; nobody hands in more. Then it writes the numbers as they
@@ -205,7 +205,7 @@ func (w *writer) drain() {
 // gather takes the operations that wait, from first on where it is not nil.
 func (w *writer) gather(first *operation) []*operation {
 	var batch []*operation
-	if w.mayUpkeep() {
+	if w.maintenanceDue() {
 		batch, w.reverts = w.reverts, nil
 	}
 	if first != nil {
@@ -222,20 +222,20 @@ func (w *writer) gather(first *operation) []*operation {
 	return batch
 }
 
-// commit makes the operations durable in one transaction, with the upkeep that
+// commit makes the operations durable in one transaction, with the maintenance that
 // is due, and answers them. If that fails, each gets a transaction of its own:
 // what spoils one operation does not spoil its neighbours.
 func (w *writer) commit(batch []*operation) {
 	batch = slices.DeleteFunc(batch, func(o *operation) bool { return o.state.Load() == abandoned })
-	errs, err := w.transact(batch, w.mayUpkeep())
+	errs, err := w.transact(batch, w.maintenanceDue())
 	var failed *transactError
 	switch errors.As(err, &failed); {
 	case err == nil:
 		w.answer(batch, errs)
 	case len(batch) == 0:
-		w.postponeUpkeep(err)
+		w.postponeMaintenance(err)
 	case failed.during == duringUpkeep:
-		w.postponeUpkeep(err)
+		w.postponeMaintenance(err)
 		w.commit(batch)
 	case failed.during == duringBegin || len(batch) == 1:
 		w.fail(batch, failed.err)
@@ -246,9 +246,9 @@ func (w *writer) commit(batch []*operation) {
 	}
 }
 
-// postponeUpkeep has upkeep rest after it failed, for longer each time.
-func (w *writer) postponeUpkeep(err error) {
-	if !w.mayUpkeep() {
+// postponeMaintenance has maintenance rest after it failed, for longer each time.
+func (w *writer) postponeMaintenance(err error) {
+	if !w.maintenanceDue() {
 		return
 	}
 	w.retryPause = min(max(2*w.retryPause, minRetry), maxRetry)
@@ -262,7 +262,7 @@ func (w *writer) postponeUpkeep(err error) {
 func (w *writer) answer(batch []*operation, errs []error) {
 	for i, o := range batch {
 		if !o.answer(errs[i]) && errs[i] == nil && o.revert != nil {
-			w.reverts = append(w.reverts, &operation{apply: o.revert, upkeep: true, done: make(chan struct{})})
+			w.reverts = append(w.reverts, &operation{apply: o.revert, maintenance: true, done: make(chan struct{})})
 		}
 	}
 }
@@ -270,9 +270,9 @@ func (w *writer) answer(batch []*operation, errs []error) {
 // fail answers operations that were not made.
 func (w *writer) fail(batch []*operation, err error) {
 	for _, o := range batch {
-		if o.upkeep {
+		if o.maintenance {
 			w.reverts = append(w.reverts, o)
-			w.postponeUpkeep(err)
+			w.postponeMaintenance(err)
 			continue
 		}
 		o.answer(err)
@@ -296,10 +296,10 @@ const (
 func (e *transactError) Error() string { return e.err.Error() }
 func (e *transactError) Unwrap() error { return e.err }
 
-// transact applies the operations in one transaction, with the upkeep that is
+// transact applies the operations in one transaction, with the maintenance that is
 // due where it is asked for. It returns what each operation is answered, or a
 // transactError.
-func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
+func (w *writer) transact(batch []*operation, maintenance bool) ([]error, error) {
 	// A statement on the one connection is in the transaction that BEGIN opened
 	// there: sql.Tx would only add its locks and a copy of every statement.
 	ctx := context.Background()
@@ -311,7 +311,7 @@ func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
 		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer,
 		states: ledger.Counts{}, claimable: map[group]int{}, queued: map[string]int{}, claims: map[job.ID]*heldJob{}, rows: map[job.ID]*row{},
 	}
-	errs, err := t.run(batch, upkeep)
+	errs, err := t.run(batch, maintenance)
 	if err == nil {
 		if _, failure := w.do.commit.ExecContext(ctx); failure != nil {
 			err = &transactError{duringOperations, failure}
@@ -323,13 +323,13 @@ func (w *writer) transact(batch []*operation, upkeep bool) ([]error, error) {
 		w.do.rollback.ExecContext(ctx)
 		return nil, err
 	}
-	w.committed(t, upkeep)
+	w.committed(t, maintenance)
 	return errs, nil
 }
 
 // run makes all changes of the transaction.
-func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
-	if upkeep {
+func (t *tx) run(batch []*operation, maintenance bool) ([]error, error) {
+	if maintenance {
 		if err := t.runTimers(); err != nil {
 			return nil, &transactError{duringUpkeep, err}
 		}
@@ -345,7 +345,7 @@ func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
 	if err := t.settle(); err != nil {
 		return nil, &transactError{duringOperations, err}
 	}
-	if upkeep {
+	if maintenance {
 		if err := errors.Join(t.expire(len(batch) == 0), t.pruneEvents(len(batch) == 0), t.saveAge()); err != nil {
 			return nil, &transactError{duringUpkeep, err}
 		}
@@ -358,14 +358,14 @@ func (t *tx) run(batch []*operation, upkeep bool) ([]error, error) {
 
 // committed takes over what the transaction changed beside the file. Claimable
 // jobs are counted before their events are told.
-func (w *writer) committed(t *tx, upkeep bool) {
+func (w *writer) committed(t *tx, maintenance bool) {
 	if t.writes > 0 {
 		w.commits.Add(1)
 		w.statements.Add(int64(t.ran))
 	}
 	w.numbers, w.saved, w.nextTimer = t.numbers, t.saved, t.nextTimer
 	w.storedEvents += len(t.events) - t.removed
-	if upkeep {
+	if maintenance {
 		w.sweeping = t.sweepMore
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}

@@ -25,7 +25,7 @@ type keeper struct {
 	out chan []byte // to the runner
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and made anew at each change
+	changed chan struct{} // closed and made again at each change
 	sent    job.ID        // under way, or empty
 	kept    []messenger.Answer
 	closed  bool

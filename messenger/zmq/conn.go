@@ -29,7 +29,7 @@ type Config struct {
 }
 
 // Conn is a DEALER's connection to one runner, from the runner's bind to the
-// end of either. It is not made anew: whoever wants another calls Dial. Its
+// end of either. It is not made again: whoever wants another calls Dial. Its
 // methods may be called from several goroutines.
 type Conn struct {
 	link *link

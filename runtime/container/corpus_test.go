@@ -28,7 +28,7 @@ import (
 	"github.com/iterait/shepherd/runtime/runtimetest"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // specimen is an image as people bring them.
 type specimen struct {

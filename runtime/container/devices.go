@@ -138,7 +138,7 @@ func (d *devices) byHook(grants []gpu.Grant, o *Options) ([]func(*specs.Spec) er
 	return []func(*specs.Spec) error{edit}, nil
 }
 
-// noDevices is why a container cannot be started for want of its devices. Trying
+// noDevices is why a container cannot be started for lack of its devices. Trying
 // again makes sense where the driver does not answer for now.
 func noDevices(err error) *runtime.LoadError {
 	var class error = errdefs.ErrFailedPrecondition

@@ -105,7 +105,7 @@ func TestEdits(t *testing.T) {
 	}
 }
 
-// Who has which GPUs is asked for every container anew.
+// Who has which GPUs is asked for every container again.
 func TestGranted(t *testing.T) {
 	away := fmt.Errorf("it is away: %w", errdefs.ErrUnavailable)
 	var asked []string

@@ -367,7 +367,7 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 		text = "containerd cannot be reached (" + text + "); check whether it is running (systemctl status containerd)"
 		class = errdefs.ErrUnavailable
 	case containerderr.NoProgram(err):
-		text = "the image does not have the program that its command names, or its interpreter (" + containerderr.Core(err) + "); set the sheep's command, or build the image anew"
+		text = "the image does not have the program that its command names, or its interpreter (" + containerderr.Core(err) + "); set the sheep's command, or build the image again"
 		class = errdefs.ErrFailedPrecondition
 	case class == errdefs.ErrUnknown || class == errdefs.ErrNotFound || class == errdefs.ErrInvalidArgument:
 		class = errdefs.ErrFailedPrecondition

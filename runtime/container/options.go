@@ -167,7 +167,7 @@ func split(err error) []error {
 
 // oci is what the options say to package oci, and the paths that may be mounted,
 // all without symbolic links. What these point to may change, so it is asked for
-// each container anew.
+// each container again.
 func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 	spec := oci.Options{
 		Memory: int64(o.Memory), CPUs: o.CPUs, Pids: o.Pids, ShmSize: int64(o.ShmSize), OOMGroup: o.OOMGroup,

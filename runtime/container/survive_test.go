@@ -36,7 +36,7 @@ func (w *world) spawn(t *testing.T) *runtimetest.Victim {
 	return runtimetest.Spawn(t, []string{roleVar + "=daemon", "SHEPHERD_TEST_SHIM=" + shimPath}, w.dir, w.daemon.Address, w.registry.URL)
 }
 
-// The daemon, and containerd, are killed while a job runs: it is taken up with
+// The daemon, and containerd, are killed while a job runs: it is adopted with
 // the runner, and done once.
 func TestDaemonKilledWithAJob(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
@@ -108,7 +108,7 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 		v.Kill()
 		h := w.inherit(t)
 		if h.Found != nil && h.Found.Running {
-			ends = append(ends, "taken up")
+			ends = append(ends, "adopted")
 			h.Run()
 			h.Do(job.ID(fmt.Sprint("job-", int(moment))), "")
 			h.SlaughterOnly()
@@ -128,7 +128,7 @@ func TestDaemonKilledAtAnyMomentOfTheStart(t *testing.T) {
 		w.eventually(t, "nothing is left", func() bool { return len(w.leftovers(t)) == 0 })
 	}
 	t.Logf("killed after %d ms: %v", moments, ends)
-	if !slices.Contains(ends, "taken up") || !slices.Contains(ends, "removed") {
+	if !slices.Contains(ends, "adopted") || !slices.Contains(ends, "removed") {
 		t.Errorf("all were alike: the moments are not well chosen: %v", ends)
 	}
 }

@@ -306,7 +306,7 @@ func (s *sheep) Detach() {
 
 func (s *sheep) Close(context.Context) error { return nil }
 
-// Recover takes up the runner that the runners has under this sheep's name.
+// Recover adopts the runner that the runners has under this sheep's name.
 func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
 	s.cfg.Runners.mu.Lock()
 	l := s.cfg.Runners.lives[s.name]

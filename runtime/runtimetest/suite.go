@@ -78,7 +78,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"Detach and Recover with a job", testDetachWithJob},
 		{"answers that wait for Recover", testDetachAnswered},
 		{"a runner that ends while nobody is there", testDetachExit},
-		{"Recover with nothing to take up", testRecoverNothing},
+		{"Recover with nothing to adopt", testRecoverNothing},
 		{"Close without Run and twice", testClose},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// Recover takes up what an earlier daemon left of this sheep. Until Forget, Ack
+// Recover adopts what an earlier daemon left of this sheep. Until Forget, Ack
 // or Close nothing that a later call would need is removed, so it can be
 // interrupted at any point and done again. See runtime.Recoverer.
 func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
@@ -28,7 +28,7 @@ func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	var errs []error
 	for _, e := range entries {
 		if err := s.recoverLife(ctx, filepath.Join(s.lives, e.Name())); err != nil {
-			errs = append(errs, fmt.Errorf("take up a runner of sheep %s: %w", s.cfg.Name, err))
+			errs = append(errs, fmt.Errorf("adopt a runner of sheep %s: %w", s.cfg.Name, err))
 		}
 	}
 	recovered, err := s.recovered(ctx)
@@ -58,7 +58,7 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 	case err == nil:
 		return s.takeUp(h, folder)
 	case errors.As(err, &version):
-		s.log.Warn("A runner of another version of shepherd cannot be taken up; stopping it", "error", err)
+		s.log.Warn("A runner of another version of shepherd cannot be adopted; stopping it", "error", err)
 		lost := shim.Outcome{Job: h.Hello().Job, Exit: &shim.Exit{Code: -1, Lost: true, Detail: version.Error()}}
 		if _, _, err := s.stop(h, folder); err != nil {
 			return err
@@ -72,7 +72,7 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		// hours.
 		h, resumeErr := shim.Resume(folder, s.log)
 		if resumeErr == nil {
-			s.log.Warn("A shim does not answer; its runner is taken up as its files describe it", "error", err)
+			s.log.Warn("A shim does not answer; its runner is adopted as its files describe it", "error", err)
 			return s.takeUp(h, folder)
 		}
 		s.log.Warn("A shim that has started no runner does not answer; killing it", "error", err)

@@ -605,7 +605,7 @@ func (s *Sheep) Detach() {
 	}
 }
 
-// Close lets go of a runner that Recover found and Run did not take up, which
+// Close lets go of a runner that Recover found and Run did not adopt, which
 // goes on, and removes what is left of ended ones; answers that were not
 // acknowledged stay for the next daemon. See runtime.Sheep.
 func (s *Sheep) Close(context.Context) error {

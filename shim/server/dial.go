@@ -180,7 +180,7 @@ func connect(ctx context.Context, fd int, to netip.AddrPort) error {
 	return ctx.Err()
 }
 
-// isScarcity reports whether a process could not be started for want of
+// isScarcity reports whether a process could not be started for lack of
 // something that may be there later.
 func isScarcity(err error) bool {
 	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })

@@ -312,7 +312,7 @@ func (p params) withoutSignature() params {
 	})
 }
 
-// canonical is the query as it is signed: escaped anew and sorted.
+// canonical is the query as it is signed: escaped again and sorted.
 func (p params) canonical() string {
 	escaped := make(params, 0, len(p))
 	for _, pair := range p {

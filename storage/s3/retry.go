@@ -41,7 +41,7 @@ func (w *watch) moved() {
 	w.restart()
 }
 
-// restart begins to wait anew, without anything having moved.
+// restart begins to wait again, without anything having moved.
 func (w *watch) restart() { w.timer.Reset(w.limit) }
 func (w *watch) pause()   { w.timer.Stop() }
 

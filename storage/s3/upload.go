@@ -213,7 +213,7 @@ func (s *Store) resumeUpload(ctx context.Context, bucket, key string, count int,
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) && !unsupported(err) {
 			return nil, err
 		}
-		s.lacks(&s.features.noUploadList, "listing of multipart uploads", "a large upload that breaks off begins anew")
+		s.lacks(&s.features.noUploadList, "listing of multipart uploads", "a large upload that breaks off begins again")
 		return nil, nil
 	}
 	var latest minio.ObjectMultipartInfo

@@ -68,7 +68,7 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-// chaos is a machine, its clients and what befalls it.
+// chaos is a machine, its clients and the faults that are injected.
 type chaos struct {
 	*containerWorld
 	minio *testenv.MinIO   // nil with the embedded storage

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 )
 
-// chaosFault is something that befalls a machine.
+// chaosFault is a fault that is injected into a machine.
 type chaosFault struct {
 	name string
 	// make makes the fault. Undo, where it is not nil, ends it; done is false where
@@ -24,7 +24,7 @@ type chaosFault struct {
 	make func() (undo func(), done bool)
 }
 
-// faults are those that can befall this machine.
+// faults are those that can be injected into this machine.
 func (c *chaos) faults() []chaosFault {
 	ends := func(s syscall.Signal) func() (func(), bool) {
 		return func() (func(), bool) {

@@ -32,7 +32,7 @@ func TestAfter(t *testing.T) {
 		t.Errorf("the second job found %q, %v", got, err)
 	}
 
-	// A group, of which one fails for want of another.
+	// A group, of which one fails for lack of another.
 	status, body := c.w.request("POST", "/groups", `{"group": "g", "jobs": [
 		{"job_id": "good", "model": {"name": "files", "version": "v1"}, "payload": "x"},
 		{"job_id": "bad", "model": {"name": "files", "version": "v1"}, "after": ["good"], "not_before": "2099-01-01T00:00:00Z"},

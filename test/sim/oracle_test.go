@@ -34,7 +34,7 @@ type oracle struct {
 	looked time.Time            // when idles did last
 	queued int                  // runs that were
 	turns  map[string]turn      // of sheep
-	// unavailable is when a sheep could not load a model for want of an answer.
+	// unavailable is when a sheep could not load a model for lack of an answer.
 	unavailable map[sheepModel]time.Time
 	calm        bool // no fault is at work any more
 }
@@ -320,7 +320,7 @@ func (o *oracle) see(e job.Event) {
 	case job.EventEnded:
 		o.interrupts(e, k)
 		if e.Cause == job.CauseAfter && !slices.ContainsFunc(k.request.After, func(id job.ID) bool { return o.jobs[id].hasNone() }) {
-			o.fail("job %s fails for want of the outputs of %v: %s", e.Job, k.request.After, e.Reason)
+			o.fail("job %s fails for lack of the outputs of %v: %s", e.Job, k.request.After, e.Reason)
 		}
 		r.ended, r.held, k.claimable = &e, false, false
 		if !ending[e.State][e.Cause] || e.Cause == job.CauseWaitTimeout && k.request.Limits.WaitTimeout == nil || e.Cause == job.CauseDeadline && k.request.Deadline.IsZero() {

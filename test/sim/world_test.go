@@ -41,7 +41,7 @@ const (
 )
 
 // world is one seed's nodes on one ledger and one storage, their clients and what
-// befalls them.
+// is done to them.
 type world struct {
 	dice  dice
 	bus   *bus
@@ -480,7 +480,7 @@ func (w *world) run(wait func(), most int, until time.Duration, done func() bool
 		}
 		w.reboot()
 		if w.faulty {
-			w.befall()
+			w.injectFault()
 		} else {
 			for _, n := range w.nodes {
 				n.restore()
@@ -618,8 +618,8 @@ func (w *world) reboot() {
 	}
 }
 
-// befall has something happen to a node, now and then.
-func (w *world) befall() {
+// injectFault injects a fault into a node, now and then.
+func (w *world) injectFault() {
 	n := choose(w.dice, w.nodes)
 	i := n.now
 	now := time.Now()
@@ -713,11 +713,11 @@ func (n *node) reload() {
 			members = append(members, i.members[k])
 		}
 	}
-	n.fault("reload", "%s is configured anew, without %v", n.name, slices.Sorted(maps.Keys(n.leaving)))
+	n.fault("reload", "%s is configured again, without %v", n.name, slices.Sorted(maps.Keys(n.leaving)))
 	n.apply(members, n.dice.span(20*time.Second))
 }
 
-// apply configures the node's sheep anew.
+// apply configures the node's sheep again.
 func (n *node) apply(members []shepherd.Member, drain time.Duration) {
 	i := n.now
 	i.busy = true
@@ -729,7 +729,7 @@ func (n *node) apply(members []shepherd.Member, drain time.Duration) {
 				i.members = members
 				return
 			}
-			n.note("%s is not configured anew: %v", n.name, err)
+			n.note("%s is not configured again: %v", n.name, err)
 			clear(n.leaving)
 		})
 	})

@@ -100,7 +100,7 @@ func checkCounts(t *testing.T, what string, samples []data.Sample, want [data.Cl
 	}
 }
 
-// The split of as many digits as the package has: whoever trains anew trains
+// The split of as many digits as the package has: whoever trains again trains
 // on the same ones.
 func TestSplitCounts(t *testing.T) {
 	var samples []data.Sample

@@ -108,7 +108,7 @@ func TestDigits(t *testing.T) {
 		t.Errorf("the layers hold %q, expected %q", got, want)
 	}
 	// The same inputs are the same image for ever: whatever changes this digest
-	// makes every machine fetch every image anew.
+	// makes every machine fetch every image again.
 	const golden = "sha256:15128ca4e95f15e75b02c901f8c70d1712a08946e3ff996141410a1f077eb2f8"
 	digest, err := img.Digest()
 	if err != nil {

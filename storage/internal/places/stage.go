@@ -31,7 +31,7 @@ const staging = ".staging-"
 // synced to disk, so after a crash of the machine none of them is trusted.
 const bootFile = "/proc/sys/kernel/random/boot_id"
 
-// bootID is the content of bootFile, read once. A read that failed, for want of a
+// bootID is the content of bootFile, read once. A read that failed, for lack of a
 // file descriptor, is tried again.
 type bootID struct {
 	mu   sync.Mutex

@@ -167,7 +167,7 @@ func TestFollowForeignFiles(t *testing.T) {
 		if err := os.Rename(out.Path, out.Path+"-old"); err != nil {
 			t.Fatal(err)
 		}
-		write(t, out.Path, "") // made anew, and the writer still has the old one
+		write(t, out.Path, "") // made again, and the writer still has the old one
 		write(t, out.Path+"-old", "4\n")
 		expect(t, lines, "4")
 		write(t, out.Path, "5\n")

@@ -24,7 +24,7 @@ import (
 // what is there. An entry is added before its file is renamed into place and
 // removed after its file is gone; a listing looks at each file anyway, and has
 // entries removed that lead nowhere. So it survives a killed process without
-// being synced. After a crash of the machine it is discarded, and built anew
+// being synced. After a crash of the machine it is discarded, and built again
 // for each large directory when that is listed or written to.
 type index struct {
 	path string // of the database
@@ -66,8 +66,8 @@ func (x *index) open(create bool) (*bbolt.DB, error) {
 	}
 	options := bbolt.Options{Timeout: time.Second, NoSync: true, NoGrowSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}
 	db, err := bbolt.Open(x.path, 0o600, &options)
-	if err != nil { // it is a cache: begin anew
-		x.log.Warn("the index of large directories cannot be read and is built anew", "file", x.path, "error", err)
+	if err != nil { // it is a cache: begin again
+		x.log.Warn("the index of large directories cannot be read and is built again", "file", x.path, "error", err)
 		if err := os.Remove(x.path); err != nil {
 			return nil, err
 		}

@@ -1,0 +1,409 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
+)
+
+// How much one statement of the maintenance changes at most.
+const (
+	timerBatch = 64   // jobs whose time has come
+	sweepBatch = 2000 // records, and events, that are no longer kept
+)
+
+// longestSweep is how often the ledger is swept at least: its age is kept then, which
+// may be behind for two minutes (see the view moment).
+const longestSweep = time.Minute
+
+// maxClosed is how much the ledger ages at most while no node has it open.
+const maxClosed = 24 * time.Hour
+
+// maintenance does what no caller asks for, from a goroutine of its own: it renews leases,
+// asks for changes that no doorbell told, makes delayed jobs claimable, fails those
+// that waited too long, takes back the claims of nodes whose leases have ended, and
+// removes what is no longer kept. All nodes do; what two do at a time is done once.
+type maintenance struct {
+	l     *Ledger
+	woken chan struct{}
+	quit  context.CancelFunc
+	done  sync.WaitGroup
+
+	mu        sync.Mutex
+	nextTimer time.Time // when jobs' time comes next, by this machine's clock; zero for never
+	endings   int       // of runs, since the last sweep
+	events    int       // recorded since the last sweep
+	unknown   []unknownClaim
+	handBacks []*ledger.Claim
+	blocked   bool // there are jobs that are after others which have not ended
+	unsettled bool // one of these may have ended since they were looked at
+
+	// Only the goroutine touches these.
+	renewed   time.Time // when leases were renewed last
+	swept     time.Time // when the ledger was swept last
+	lastEvent int64     // the last number of an event that was seen
+	failing   bool
+}
+
+// unknownClaim is a claim of which it is not known whether it was made.
+type unknownClaim struct{ node, key string }
+
+func newMaintenance(l *Ledger) *maintenance { return &maintenance{l: l, woken: make(chan struct{}, 1)} }
+
+func (m *maintenance) start() {
+	ctx, quit := context.WithCancel(context.Background())
+	m.quit = quit
+	m.done.Go(func() { m.run(ctx) })
+}
+
+func (m *maintenance) stop() {
+	if m.quit != nil {
+		m.quit()
+		m.done.Wait()
+	}
+}
+
+func (m *maintenance) wake() {
+	select {
+	case m.woken <- struct{}{}:
+	default:
+	}
+}
+
+// setTimer has jobs looked at that wait for a time of the server's clock. The two
+// clocks may differ: the time is looked up again soon (see pulse).
+func (m *maintenance) setTimer(at time.Time) {
+	m.mu.Lock()
+	sooner := m.nextTimer.IsZero() || at.Before(m.nextTimer)
+	if sooner {
+		m.nextTimer = at
+	}
+	m.mu.Unlock()
+	if sooner {
+		m.wake()
+	}
+}
+
+// ended counts a run that ended.
+func (m *maintenance) ended() {
+	m.mu.Lock()
+	m.endings++
+	m.unsettled = m.unsettled || m.blocked
+	due := m.sweepDue() || m.unsettled
+	m.mu.Unlock()
+	if due {
+		m.wake()
+	}
+}
+
+// blocks notes that there are blocked jobs.
+func (m *maintenance) blocks() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blocked = true
+}
+
+// recorded counts an event.
+func (m *maintenance) recorded() {
+	m.mu.Lock()
+	m.events++
+	due := m.sweepDue()
+	m.mu.Unlock()
+	if due {
+		m.wake()
+	}
+}
+
+// sweepDue reports whether there may be enough to remove; m.mu is held.
+func (m *maintenance) sweepDue() bool {
+	return m.endings > m.l.cfg.KeepJobs/100 || m.events > m.l.cfg.EventNumber/50
+}
+
+// settleClaim has it found out whether a claim was made, and the claim released.
+func (m *maintenance) settleClaim(node, key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unknown = append(m.unknown, unknownClaim{node, key})
+}
+
+// handBack has a claim released.
+func (m *maintenance) handBack(claim *ledger.Claim) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.handBacks = append(m.handBacks, claim)
+}
+
+func (m *maintenance) run(ctx context.Context) {
+	var polled time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-m.woken:
+		}
+		poll := time.Since(polled) >= m.l.cfg.Poll
+		if poll {
+			polled = time.Now()
+		}
+		m.report(m.work(ctx, poll))
+		rest := time.Until(polled.Add(m.l.cfg.Poll))
+		m.mu.Lock()
+		if !m.nextTimer.IsZero() && !m.failing {
+			rest = min(rest, time.Until(m.nextTimer))
+		}
+		m.mu.Unlock()
+		timer.Reset(max(rest, time.Millisecond))
+	}
+}
+
+// report logs that maintenance fails, and that it does so no more.
+func (m *maintenance) report(err error) {
+	switch {
+	case err == nil && m.failing:
+		m.failing = false
+		m.l.cfg.Log.Info("The ledger's database answers again", "server", m.l.server)
+	case err != nil && !errors.Is(err, context.Canceled) && !m.failing:
+		m.failing = true
+		m.l.cfg.Log.Warn("Cannot renew leases, run timers or remove what is no longer kept; it is tried again",
+			slog.Any("error", explain(m.l.server, "maintain the ledger", err)))
+	}
+}
+
+// work does what is due now.
+func (m *maintenance) work(ctx context.Context, poll bool) error {
+	if poll {
+		if err := once(ctx, m.pulse); err != nil {
+			return err
+		}
+		if err := once(ctx, m.settleClaims); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	timers := !m.nextTimer.IsZero() && !time.Now().Before(m.nextTimer)
+	unsettled := m.unsettled
+	m.unsettled = false
+	sweep := m.sweepDue() || time.Since(m.swept) >= m.sweepEvery()
+	m.mu.Unlock()
+	if timers {
+		if err := once(ctx, m.runTimers); err != nil {
+			return err
+		}
+	}
+	if unsettled {
+		if err := once(ctx, m.settle); err != nil {
+			return err // the next pulse sees it again
+		}
+	}
+	if sweep {
+		return once(ctx, m.sweep)
+	}
+	return nil
+}
+
+// sweepEvery is how often the ledger is swept where little happens.
+func (m *maintenance) sweepEvery() time.Duration {
+	return min(max(min(m.l.cfg.Keep, m.l.cfg.EventKeep)/64, time.Second), longestSweep)
+}
+
+// pulse renews leases that are due for it, and asks what there is to do.
+func (m *maintenance) pulse(ctx context.Context) error {
+	asked := time.Now()
+	nodes, generations := m.l.leases.list()
+	mine, renew := nodes, asked.Sub(m.renewed) >= m.l.cfg.renewEvery()
+	if !renew {
+		nodes, generations = []string{}, []int64{}
+	}
+	var now time.Time
+	var renewed, lapsed, draining []string
+	var last, rows int64
+	var next *time.Time
+	var blocked, unsettled bool
+	_, err := m.l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": m.l.cfg.Lease.Microseconds()},
+		&now, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.blocked, m.unsettled = blocked, m.unsettled || unsettled
+	m.mu.Unlock()
+	if renew {
+		m.renewed = asked
+		m.l.leases.renewed(asked, nodes, generations, renewed)
+	}
+	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.horizon.waiting() {
+		m.lastEvent = last
+		m.l.bell.ring()
+	}
+	m.setNext(now, next)
+	if len(mine) > 0 {
+		for _, node := range lapsed {
+			if slices.Contains(mine, node) {
+				continue
+			}
+			if err := m.takeBack(ctx, node); err != nil {
+				return err
+			}
+		}
+	}
+	if rows > foldAbove {
+		return m.sweep(ctx)
+	}
+	return nil
+}
+
+// setNext sets the timer to a time of the server's clock, which is now.
+func (m *maintenance) setNext(now time.Time, next *time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nextTimer = time.Time{}
+	if next != nil {
+		m.nextTimer = time.Now().Add(next.Sub(now))
+	}
+}
+
+// settleClaims releases claims that nobody got.
+func (m *maintenance) settleClaims(ctx context.Context) error {
+	m.mu.Lock()
+	unknown, handBacks := m.unknown, m.handBacks
+	m.unknown, m.handBacks = nil, nil
+	m.mu.Unlock()
+	var failed error
+	for _, claim := range unknown {
+		made, err := m.l.callOff(ctx, claim.node, claim.key)
+		if err != nil {
+			failed = err
+			m.settleClaim(claim.node, claim.key)
+		} else if made != nil {
+			handBacks = append(handBacks, made)
+		}
+	}
+	for _, claim := range handBacks {
+		_, err := m.l.applyTo(ctx, claim.ID, newKey(), m.l.release(claim.Token, handedBack))
+		if err != nil && !errors.Is(err, ledger.ErrFenced) {
+			failed = err
+			m.handBack(claim)
+		}
+	}
+	return failed
+}
+
+// takeBack releases the claims of a node whose lease has ended. Those that were
+// running are spent: what took the node down may have been the job.
+func (m *maintenance) takeBack(ctx context.Context, node string) error {
+	held, err := m.l.held(ctx, node)
+	if err != nil {
+		return err
+	}
+	for _, claim := range held {
+		why := ledger.Return{
+			Cause: job.CauseNodeLost, Spent: claim.State == job.Processing,
+			Reason: fmt.Sprintf("node %s was not heard from", node),
+		}
+		_, err := m.l.applyTo(ctx, claim.ID, newKey(), m.l.release(claim.Token, why))
+		if err != nil && !errors.Is(err, ledger.ErrFenced) {
+			return err
+		}
+	}
+	if len(held) > 0 {
+		m.l.cfg.Log.Warn("The lease of another node has ended; the jobs that it held are queued again", "node", node, "jobs", len(held))
+	}
+	_, err = m.l.exec(ctx, queryLapse, pgx.NamedArgs{"node": node})
+	return err
+}
+
+// runTimers makes jobs claimable whose time has come, and fails those that waited
+// for too long.
+func (m *maintenance) runTimers(ctx context.Context) error {
+	for full := true; full; {
+		var due int
+		_, err := m.l.queryOne(ctx, queryRunDue, pgx.NamedArgs{"limit": timerBatch, "key": newKey()}, &due)
+		if err != nil {
+			return err
+		}
+		var overdue []job.ID
+		err = m.l.query(ctx, queryOverdue, pgx.NamedArgs{"limit": timerBatch}, func(rows pgx.Rows) error {
+			var id job.ID
+			err := rows.Scan(&id)
+			overdue = append(overdue, id)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, id := range overdue {
+			_, err := m.l.applyTo(ctx, id, newKey(), func(r *lifecycle.Row, now lifecycle.Moment) (lifecycle.Change, error) {
+				return r.GiveUp(m.l.retention, now), nil
+			})
+			if err != nil && !errors.Is(err, errConflict) { // another node gives it up
+				return err
+			}
+		}
+		if due > 0 {
+			m.recorded()
+			m.l.bell.ringAll()
+		}
+		full = due == timerBatch || len(overdue) == timerBatch
+	}
+	var now time.Time
+	var next *time.Time
+	if _, err := m.l.queryOne(ctx, queryNextTimer, nil, &now, &next); err != nil {
+		return err
+	}
+	m.setNext(now, next)
+	return nil
+}
+
+// keepAge brings the ledger's age up to date when the ledger is opened.
+func (m *maintenance) keepAge(ctx context.Context) error {
+	m.swept = time.Now()
+	_, err := m.l.exec(ctx, queryKeepAge, pgx.NamedArgs{"most": maxClosed.Microseconds()})
+	return err
+}
+
+// sweep keeps the ledger's age, and removes what is no longer kept.
+func (m *maintenance) sweep(ctx context.Context) error {
+	elapsed := time.Since(m.swept)
+	m.mu.Lock()
+	m.endings, m.events = 0, 0
+	m.mu.Unlock()
+	m.l.horizon.mu.Lock()
+	settled := m.l.horizon.settled
+	m.l.horizon.mu.Unlock()
+	for {
+		swept := time.Now()
+		var expired, pruned int
+		batch := &pgx.Batch{}
+		batch.Queue(querySweepLock)
+		batch.Queue(queryKeepAge, pgx.NamedArgs{"most": elapsed.Microseconds()})
+		batch.Queue(queryExpire, pgx.NamedArgs{"keep_jobs": m.l.cfg.KeepJobs, "keep": m.l.cfg.Keep.Microseconds(), "limit": sweepBatch}).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&expired) })
+		batch.Queue(queryPrune, pgx.NamedArgs{"settled": settled, "keep_events": m.l.cfg.EventNumber, "event_keep": m.l.cfg.EventKeep.Microseconds(), "limit": sweepBatch}).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&pruned) })
+		batch.Queue(queryFold)
+		if policy := m.l.cfg.Policy; policy.Shares() {
+			batch.Queue(queryFoldUsed, pgx.NamedArgs{"half_life": policy.HalfLife.Microseconds()})
+		}
+		batch.Queue(queryDropKeys)
+		if err := m.l.batch(ctx, batch); err != nil {
+			return err
+		}
+		elapsed, m.swept = time.Since(swept), swept
+		if expired < sweepBatch && pruned < sweepBatch {
+			return nil
+		}
+	}
+}
