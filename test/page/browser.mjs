@@ -227,9 +227,12 @@ async function openDaemon() {
     let tried = 0;
     await page.route(toStorage, (route) => (tried++, route.abort()));
     const word = page.getByText("cannot be reached from this browser").waitFor();
+    const toDaemon = (address) => address.pathname === "/jobs"; // it holds until the word is seen, which goes with the form
+    await page.route(toDaemon, async (route) => (route.request().method() === "POST" && (await word), route.continue()));
     await submit();
     await word;
     await ends();
+    await page.unroute(toDaemon);
     same("what was sent through the daemon", bodies.length, 1);
     const before = tried;
     await submit();

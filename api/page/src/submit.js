@@ -60,6 +60,7 @@ export function Submit() {
         } catch (error) {
           if (!(error instanceof Unreachable)) throw error;
           note = w.through;
+          progress(0, 0); // says so before anything is sent
         }
       }
       const made = await send(request, rest, running, progress);
