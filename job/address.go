@@ -37,8 +37,8 @@ func (a Address) String() string {
 func ParseAddress(text string) Address {
 	who, labels, labelled := strings.Cut(text, "@")
 	a := Address{Sheep: who}
-	if node, sheep, ok := strings.Cut(who, "/"); ok {
-		a.Node, a.Sheep = node, sheep
+	if i := strings.LastIndexByte(who, '/'); i >= 0 { // no sheep has a slash in its name
+		a.Node, a.Sheep = who[:i], who[i+1:]
 	}
 	if !labelled {
 		return a
