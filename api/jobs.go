@@ -187,6 +187,11 @@ func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string)
 	if err == nil {
 		err = s.service.Remove(r.Context(), id)
 	}
+	s.answerRemoval(w, r, err)
+}
+
+// answerRemoval answers a removal that has ended, goes on by itself, or failed.
+func (s *server) answerRemoval(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusOK
 	if errors.Is(err, job.ErrRemovalContinues) {
 		status, err = http.StatusAccepted, nil

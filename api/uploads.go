@@ -1,7 +1,6 @@
 package api
 
 import (
-	"errors"
 	"fmt"
 	"mime"
 	"net"
@@ -100,15 +99,7 @@ func (s *server) RemoveUpload(w http.ResponseWriter, r *http.Request, rawID stri
 	if err == nil {
 		err = s.service.GiveUpUpload(r.Context(), id, access.From(r.Context()).Tenant)
 	}
-	status := http.StatusOK
-	if errors.Is(err, job.ErrRemovalContinues) {
-		status, err = http.StatusAccepted, nil
-	}
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.answer(w, r, status, Success{Success: true})
+	s.answerRemoval(w, r, err)
 }
 
 // uploadID decodes the id in a path.

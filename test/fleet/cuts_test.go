@@ -110,16 +110,7 @@ func (c callers) run(ctx context.Context, id, gate string) error {
 func TestCuts(t *testing.T) {
 	var n links
 	databaseAt, storageAt := newPlace(t, "database"), newPlace(t, "storage")
-	var database *postgrestest.Server
-	err := databaseAt.inside(func() error {
-		database = postgrestest.New(t, "listen_addresses=*")
-		return database.Allow("10.77.0.0/16")
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	serveStorage(t, storageAt, "0.0.0.0:7000")
-	bin := buildPrograms(t)
+	database, bin := startServices(t, databaseAt, storageAt)
 
 	const nodes = 3
 	places, machines, clients, links := make([]*place, nodes), make([]*machine, nodes), make(callers, nodes), make([][]cable, nodes)

@@ -19,16 +19,7 @@ func TestPartitions(t *testing.T) {
 	aStorage, bStorage := n.connect(aAt, storageAt), n.connect(bAt, storageAt)
 	aB := n.connect(aAt, bAt)
 
-	var database *postgrestest.Server
-	err := databaseAt.inside(func() error {
-		database = postgrestest.New(t, "listen_addresses=*")
-		return database.Allow("10.77.0.0/16")
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	serveStorage(t, storageAt, "0.0.0.0:7000")
-	bin := buildPrograms(t)
+	_, bin := startServices(t, databaseAt, storageAt)
 	node := func(name string, at *place, toDatabase, toStorage *link, address string) *machine {
 		return newMachine(t, bin, name, at, fmt.Sprintf(`, address: 'http://%[5]s:5000'}
 ledger: {url: 'postgres://%[1]s@%[2]s/postgres?sslmode=disable', lease: 20s}
@@ -191,4 +182,19 @@ api: {host: 127.0.0.1, port: 0}`, both, storage, accessKey, secretKey))
 			t.Errorf("after the failover %s is %q, %v", id, status, err)
 		}
 	}
+}
+
+// startServices starts what nodes in networks of their own share, a PostgreSQL and a
+// storage, and builds the programs.
+func startServices(t *testing.T, databaseAt, storageAt *place) (database *postgrestest.Server, bin string) {
+	t.Helper()
+	err := databaseAt.inside(func() error {
+		database = postgrestest.New(t, "listen_addresses=*")
+		return database.Allow("10.77.0.0/16")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveStorage(t, storageAt, "0.0.0.0:7000")
+	return database, buildPrograms(t)
 }

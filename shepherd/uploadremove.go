@@ -1,0 +1,73 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/storage"
+)
+
+// removeDueUploads removes uploads that nobody has submitted in time, and returns how long
+// it is until the next is due; 0 for none.
+func (r *remover) removeDueUploads(ctx context.Context) (next time.Duration, err error) {
+	if r.uploads == nil {
+		return 0, nil
+	}
+	due, next, err := r.uploads.DueUploads(ctx, removalBatch)
+	if err != nil {
+		return 0, err
+	}
+	for _, u := range due {
+		ok, err := r.removeUpload(ctx, u.ID)
+		if err != nil {
+			return 0, fmt.Errorf("remove the upload of job %s: %w", u.ID, err)
+		}
+		if ok {
+			r.log.Info("Removed an upload that was not submitted", "job", u.ID, "expired", u.Expires)
+		} else {
+			next = r.cfg.Interval
+		}
+	}
+	return next, nil
+}
+
+// removeUpload removes an upload that is due. ok is false where it is being submitted, or
+// removed by another.
+func (r *remover) removeUpload(ctx context.Context, id job.ID) (ok bool, err error) {
+	done, ok := r.take(id)
+	if !ok {
+		return false, nil
+	}
+	defer done()
+	u, err := r.uploads.BeginUploadRemoval(ctx, id, true)
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrRemoving) { // submitted or asked for again since; another node's
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, r.finishUpload(ctx, u)
+}
+
+// finishUpload ends a removal that has begun.
+func (r *remover) finishUpload(ctx context.Context, u job.Upload) error {
+	if store, ok := r.store.(storage.Parts); ok {
+		for _, f := range u.Files {
+			if f.Parts == "" {
+				continue
+			}
+			if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
+				return away("storage", err)
+			}
+		}
+	}
+	if err := r.store.Remove(ctx, u.ID); err != nil {
+		return away("storage", err)
+	}
+	return r.uploads.EndUploadRemoval(ctx, u.ID)
+}
