@@ -8,7 +8,7 @@
 //	parts/<id>/upload, part-N              the data of objects that lie in several files
 //	settings/<bucket>                      what is configured of a bucket, as JSON
 //	index.db                               the entries of large directories, in order; a cache
-//	tmp/                                   what is being written; emptied by Open
+//	tmp/<random>/                          what is being written; tmp/ is emptied by Open
 //
 // Nothing about buckets or objects is held in memory, so Open takes as long with
 // a hundred thousand buckets as with one. The directory tree is the truth; the
@@ -80,7 +80,9 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
-	// drafts counts the names given out in tmp/.
+	// tmp is this process's directory in tmp/, and drafts counts the names given out
+	// in it.
+	tmp    string
 	drafts atomic.Int64
 	// linkAtLeast is the size from which on a copy shares its data with the original.
 	linkAtLeast int64
@@ -116,7 +118,7 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	durable.Spread(s.dir)
-	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
+	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpRoot()} {
 		if err := makeDirs(sub); err != nil {
 			return err
 		}
@@ -130,14 +132,8 @@ func (s *Store) open() (err error) {
 			s.lock.Close()
 		}
 	}()
-	unfinished, err := os.ReadDir(s.tmpDir())
-	if err != nil {
+	if err := s.openTmp(); err != nil {
 		return err
-	}
-	for _, f := range unfinished {
-		if err := os.RemoveAll(filepath.Join(s.tmpDir(), f.Name())); err != nil {
-			return err
-		}
 	}
 	s.index = newIndex(s.dir, s.log)
 	if last.pid == "" {
@@ -150,6 +146,26 @@ func (s *Store) open() (err error) {
 		}
 	}
 	return s.repair()
+}
+
+// openTmp empties tmp/ and makes this process's directory in it. Its name is random
+// since ext4 places a directory by its name: in one of the same name, a store that is
+// made, removed and made again would create its files where it has just freed many,
+// which is slow (see durable.Spread).
+func (s *Store) openTmp() error {
+	root := s.tmpRoot()
+	unfinished, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, f := range unfinished {
+		if err := os.RemoveAll(filepath.Join(root, f.Name())); err != nil {
+			return err
+		}
+	}
+	durable.Spread(root)
+	s.tmp, err = os.MkdirTemp(root, "")
+	return err
 }
 
 // repair makes durable what a killed process left. One killed between a rename
@@ -188,6 +204,7 @@ func makeDirs(dir string) error {
 func (s *Store) Close() error {
 	err := s.index.close()
 	if err == nil {
+		_ = os.Remove(s.tmp) // the next Open removes one that is not empty
 		err = s.lock.Clear()
 	}
 	if err := errors.Join(err, s.lock.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
@@ -236,7 +253,7 @@ func (s *Store) bucketsDir() string  { return filepath.Join(s.dir, "buckets") }
 func (s *Store) uploadsDir() string  { return filepath.Join(s.dir, "uploads") }
 func (s *Store) partsDir() string    { return filepath.Join(s.dir, "parts") }
 func (s *Store) settingsDir() string { return filepath.Join(s.dir, "settings") }
-func (s *Store) tmpDir() string      { return filepath.Join(s.dir, "tmp") }
+func (s *Store) tmpRoot() string     { return filepath.Join(s.dir, "tmp") }
 
 func (s *Store) bucketLock(bucket string) *sync.RWMutex {
 	return &s.bucketLocks[maphash.String(s.seed, bucket)%stripes]
@@ -265,7 +282,7 @@ func (s *Store) discard(dir string) error {
 
 // moveToTrash moves a directory below tmp/ and returns where it is now.
 func (s *Store) moveToTrash(dir string) (string, error) {
-	trash, err := os.MkdirTemp(s.tmpDir(), "trash-")
+	trash, err := os.MkdirTemp(s.tmp, "trash-")
 	if err != nil {
 		return "", err
 	}

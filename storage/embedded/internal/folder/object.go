@@ -169,7 +169,7 @@ func (s *Store) newDraftAt(path string) (*draft, error) {
 // tmpName returns a path in tmp/ that nothing has yet. Open empties tmp/, and
 // no other process writes there.
 func (s *Store) tmpName(prefix string) string {
-	return s.tmpDir() + "/" + prefix + strconv.FormatInt(s.drafts.Add(1), 10)
+	return s.tmp + "/" + prefix + strconv.FormatInt(s.drafts.Add(1), 10)
 }
 
 // buffers are for data on its way to disk; Go's collector would otherwise be
