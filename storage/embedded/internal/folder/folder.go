@@ -20,7 +20,8 @@
 // written in tmp/, fsynced, and renamed into its place, whose directory is
 // fsynced before the call returns. So an object is there whole or not at all,
 // what a call acknowledged survives a power cut, and a reader goes on reading
-// the object it opened when that is overwritten or deleted meanwhile.
+// the object it opened when that is overwritten or deleted meanwhile. Objects that
+// PutLater stores are the exception: Sync makes many of them durable at once.
 //
 // The data of a completed multipart upload stays in its parts' files, and the
 // object's file holds the footer alone: completing takes as long for a terabyte
@@ -80,6 +81,8 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
+	// unsynced are the objects that PutLater stored.
+	unsynced unsynced
 	// tmp is this process's directory in tmp/, and drafts counts the names given out
 	// in it.
 	tmp    string
@@ -172,13 +175,8 @@ func (s *Store) openTmp() error {
 // and its fsync left a name that is visible but perhaps not on disk; what builds
 // on it from now on must not be lost with it.
 func (s *Store) repair() error {
-	root, err := os.Open(s.dir)
-	if err != nil {
+	if err := s.syncAll(); err != nil {
 		return err
-	}
-	defer root.Close()
-	if err := unix.Syncfs(int(root.Fd())); err != nil {
-		return fmt.Errorf("syncfs: %w", err)
 	}
 	return s.repairData()
 }
