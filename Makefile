@@ -89,7 +89,7 @@ rpm-root: tree
 
 packer:
 	@mkdir -p $(CACHE)/bin
-	@GOOS= GOARCH= CGO_ENABLED=0 $(GO) build -C contrib/dist -o "$$(realpath $(CACHE)/bin)/dist" .
+	@GOOS= GOARCH= CGO_ENABLED=0 $(GO) build -C contrib/dist -trimpath -o "$$(realpath $(CACHE)/bin)/dist" .
 
 demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
@@ -129,7 +129,9 @@ run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) $(WEBHOOKS) ## install what the tests need and run them all, with -race
+test: ## install what the tests need and run them all, with -race
+	@$(MAKE) --no-print-directory -j 2 deps $(MINIO) $(VERSITY) $(CONTAINERD2) # packages are fetched while servers are compiled
+	@$(MAKE) --no-print-directory $(DIGITS) $(BROWSER) $(WEBHOOKS)
 	test/run
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
@@ -219,15 +221,15 @@ $(AUDITORS): test/tools/go.mod
 
 $(MINIO):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' $(MINIO_AT)
 
 $(VERSITY):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
 
 $(BROWSER):
 	@mkdir -p $(CACHE)/browser/node_modules/playwright-core $(CACHE)/browser/node_modules/axe-core
