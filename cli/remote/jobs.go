@@ -507,7 +507,7 @@ func wait(t *Target) *cobra.Command {
 					ctx, stop = context.WithTimeoutCause(ctx, limit, errWaited)
 					defer stop()
 				}
-				printer := jobPrinter{to: s.out, form: form, heading: len(args) > 1}
+				printer := jobPrinter{to: s.out, form: form, heading: true}
 				worst := error(nil)
 				err := s.interruptible(ctx, func(ctx context.Context) error {
 					for _, id := range args {
