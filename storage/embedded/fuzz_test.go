@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,27 +45,48 @@ func (a *recorded) Write(b []byte) (int, error) {
 // fuzzed is a handler whose errors of its own fail the test.
 type fuzzed struct {
 	*handler
-	t    *testing.T
-	logs bytes.Buffer
+	t      testing.TB
+	logs   bytes.Buffer
+	upload string // the id of an upload of bucket/key
 }
 
-// newFuzzed serves a bucket "bucket" with an object "key", an upload, and a bucket
-// whose name no input knows.
-func newFuzzed(t *testing.T) (f *fuzzed, upload string) {
+func newFuzzed(t testing.TB, dir string) *fuzzed {
 	t.Helper()
-	f = &fuzzed{handler: newTestHandler(t), t: t}
+	f := &fuzzed{handler: newHandlerIn(t, dir), t: t}
 	f.log = slog.New(slog.NewTextHandler(&f.logs, &slog.HandlerOptions{Level: slog.LevelError}))
+	return f
+}
+
+// prepared makes a directory with a bucket "bucket" that has an object "key" and an
+// upload, and a bucket whose name no input knows. The function it returns serves a copy
+// of it: what a store fsyncs in making these would be nearly all the time of a call.
+func prepared(f *testing.F) func(t *testing.T) *fuzzed {
+	f.Helper()
+	dir := f.TempDir()
+	s := newFuzzed(f, dir)
 	for _, bucket := range []string{"bucket", unknownBucket} {
-		if err := f.store.CreateBucket(bucket); err != nil {
+		if err := s.store.CreateBucket(bucket); err != nil {
+			f.Fatal(err)
+		}
+		s.put(bucket, "key", "hello")
+	}
+	u, err := s.store.CreateUpload(folder.Upload{Bucket: "bucket", Key: "key"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := s.store.Close(); err != nil {
+		f.Fatal(err)
+	}
+	return func(t *testing.T) *fuzzed {
+		t.Helper()
+		copied := t.TempDir()
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
 		}
-		f.put(bucket, "key", "hello")
+		s := newFuzzed(t, copied)
+		s.upload = u.ID
+		return s
 	}
-	u, err := f.store.CreateUpload(folder.Upload{Bucket: "bucket", Key: "key"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f, u.ID
 }
 
 const unknownBucket = "not-in-any-input-7f3a91c2"
@@ -145,6 +167,7 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add(s.method, s.host, s.path, s.query, s.headers, []byte(s.body))
 	}
+	open := prepared(f)
 	f.Fuzz(func(t *testing.T, method, host, path, query, headers string, body []byte) {
 		if strings.Contains(path+query+headers+string(body), unknownBucket) {
 			t.Skip()
@@ -158,7 +181,7 @@ func FuzzRequest(f *testing.F) {
 		if len(header["Transfer-Encoding"]) > 0 {
 			t.Skip() // net/http keeps it out of Header
 		}
-		s, _ := newFuzzed(t)
+		s := open(t)
 		s.do(method, host, "/"+strings.TrimPrefix(path, "/"), query, header, body)
 		s.untouched()
 	})
@@ -177,14 +200,15 @@ func FuzzDocument(f *testing.F) {
 		f.Add(uint8(i), []byte(text))
 		f.Add(uint8(i), []byte("<?xml version=\"1.0\"?><!DOCTYPE x [<!ENTITY e \"eee\">]>"+strings.Replace(text, "key", "&e;", 1)))
 	}
+	open := prepared(f)
 	f.Fuzz(func(t *testing.T, where uint8, document []byte) {
 		if bytes.Contains(document, []byte(unknownBucket)) {
 			t.Skip()
 		}
-		s, upload := newFuzzed(t)
+		s := open(t)
 		to := []struct{ method, path, query string }{
 			{"POST", "/bucket", "delete"},
-			{"POST", "/bucket/key", "uploadId=" + url.QueryEscape(upload)},
+			{"POST", "/bucket/key", "uploadId=" + url.QueryEscape(s.upload)},
 			{"PUT", "/bucket/key", "tagging"},
 			{"PUT", "/bucket", "tagging"},
 			{"PUT", "/bucket", "acl"},
@@ -213,17 +237,18 @@ func FuzzListing(f *testing.F) {
 	f.Add("a/", "b", "a//", 2, true)
 	f.Add("b/é", "/x", "", 1, true)
 	f.Add("\xff", "\xc3", "\xf0\x9f", 2, true)
+	s := newFuzzed(f, f.TempDir()) // one for all: nothing is changed
+	if err := s.store.CreateBucket("listed"); err != nil {
+		f.Fatal(err)
+	}
+	for _, key := range keys {
+		s.put("listed", key, "")
+	}
 	f.Fuzz(func(t *testing.T, prefix, delimiter, after string, most int, encoded bool) {
 		if most < 1 || most > 1000 {
 			t.Skip()
 		}
-		s, _ := newFuzzed(t)
-		if err := s.store.CreateBucket("listed"); err != nil {
-			t.Fatal(err)
-		}
-		for _, key := range keys {
-			s.put("listed", key, "")
-		}
+		s.t = t
 		var want []string
 		for _, key := range keys {
 			item := key
