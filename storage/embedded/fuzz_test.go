@@ -9,13 +9,16 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,23 +50,37 @@ type fuzzed struct {
 	*handler
 	t      testing.TB
 	logs   bytes.Buffer
+	dir    string
+	made   string // what is in dir before the first request
 	upload string // the id of an upload of bucket/key
 }
 
 func newFuzzed(t testing.TB, dir string) *fuzzed {
 	t.Helper()
-	f := &fuzzed{handler: newHandlerIn(t, dir), t: t}
+	store, err := folder.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fuzzed{t: t, dir: dir}
+	f.handler = newHandler(store, Config{AccessKey: testAccessKey, SecretKey: testSecretKey})
 	f.log = slog.New(slog.NewTextHandler(&f.logs, &slog.HandlerOptions{Level: slog.LevelError}))
 	return f
 }
 
+func (f *fuzzed) close() {
+	f.t.Helper()
+	if err := f.store.Close(); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 // prepared makes a directory with a bucket "bucket" that has an object "key" and an
 // upload, and a bucket whose name no input knows. The function it returns serves a copy
-// of it: what a store fsyncs in making these would be nearly all the time of a call.
+// of it, which the calls share until one changes it: to make these, or a copy for each,
+// would be nearly all that a call does.
 func prepared(f *testing.F) func(t *testing.T) *fuzzed {
 	f.Helper()
-	dir := f.TempDir()
-	s := newFuzzed(f, dir)
+	s := newFuzzed(f, f.TempDir())
 	for _, bucket := range []string{"bucket", unknownBucket} {
 		if err := s.store.CreateBucket(bucket); err != nil {
 			f.Fatal(err)
@@ -74,19 +91,63 @@ func prepared(f *testing.F) func(t *testing.T) *fuzzed {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := s.store.Close(); err != nil {
-		f.Fatal(err)
-	}
+	s.close()
+	made, copies := os.DirFS(s.dir), f.TempDir()
+	var last *fuzzed
+	f.Cleanup(func() {
+		if last != nil {
+			last.store.Close()
+		}
+	})
 	return func(t *testing.T) *fuzzed {
 		t.Helper()
-		copied := t.TempDir()
-		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		if last != nil && last.logs.Len() == 0 && last.content() == last.made {
+			last.t = t
+			return last
+		}
+		if last != nil {
+			last.store.Close()
+			if err := os.RemoveAll(last.dir); err != nil {
+				t.Fatal(err)
+			}
+			last = nil
+		}
+		dir, err := os.MkdirTemp(copies, "")
+		if err == nil {
+			err = os.CopyFS(dir, made)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		s := newFuzzed(t, copied)
-		s.upload = u.ID
-		return s
+		last = newFuzzed(t, dir)
+		last.made, last.upload = last.content(), u.ID
+		return last
 	}
+}
+
+// content is the names in the store's directory, and which file has each.
+func (f *fuzzed) content() string {
+	f.t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(f.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		b.WriteString(path)
+		if !e.IsDir() {
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " %d %d %d", info.Sys().(*syscall.Stat_t).Ino, info.Size(), info.ModTime().UnixNano())
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return b.String()
 }
 
 const unknownBucket = "not-in-any-input-7f3a91c2"
@@ -139,8 +200,8 @@ func (f *fuzzed) untouched() {
 }
 
 // FuzzRequest answers any request that is signed with the right keys: never with
-// an error of the server's own, and without touching another bucket. The headers
-// are lines of NAME: VALUE.
+// an error of the server's own, without touching another bucket, and without a change
+// where it only reads or is refused. The headers are lines of NAME: VALUE.
 func FuzzRequest(f *testing.F) {
 	type seed struct{ method, host, path, query, headers, body string }
 	for _, s := range []seed{
@@ -182,7 +243,10 @@ func FuzzRequest(f *testing.F) {
 			t.Skip() // net/http keeps it out of Header
 		}
 		s := open(t)
-		s.do(method, host, "/"+strings.TrimPrefix(path, "/"), query, header, body)
+		a := s.do(method, host, "/"+strings.TrimPrefix(path, "/"), query, header, body)
+		if reads := method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions; (reads || a.status >= 400) && s.content() != s.made {
+			t.Errorf("answered with %d, and there is\n%snow; there was\n%s", a.status, s.content(), s.made)
+		}
 		s.untouched()
 	})
 }
@@ -238,6 +302,7 @@ func FuzzListing(f *testing.F) {
 	f.Add("b/é", "/x", "", 1, true)
 	f.Add("\xff", "\xc3", "\xf0\x9f", 2, true)
 	s := newFuzzed(f, f.TempDir()) // one for all: nothing is changed
+	defer s.store.Close()
 	if err := s.store.CreateBucket("listed"); err != nil {
 		f.Fatal(err)
 	}

@@ -20,12 +20,7 @@ const (
 
 func newTestHandler(t testing.TB) *handler {
 	t.Helper()
-	return newHandlerIn(t, t.TempDir())
-}
-
-func newHandlerIn(t testing.TB, dir string) *handler {
-	t.Helper()
-	store, err := folder.Open(dir, slog.New(slog.DiscardHandler))
+	store, err := folder.Open(t.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
