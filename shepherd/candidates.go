@@ -180,11 +180,8 @@ func (l *lane) addresses(waiting []ledger.Waiting) (own, open []string) {
 // except are the models that the sheep does not try now, and the waiting ones that
 // it cannot run and another may, as a model of other nodes, or that other nodes can run
 // sooner. A model that nobody can run is not among them: whoever claims its job says why
-// it fails. The time is that until one of them may be tried; 0 where that is not known. all
-// says that every lane that sleeps would leave all that waits, as other nodes have the models
-// loaded.
-func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (except []job.Model, again time.Duration, all bool) {
-	all = true
+// it fails. The time is that until one of them may be tried; 0 where that is not known.
+func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (except []job.Model, again time.Duration) {
 	except, again = l.modelRests.all(time.Now())
 	for _, m := range f.leftToPeers(time.Now()) {
 		if l.cannot(m) != nil {
@@ -193,20 +190,17 @@ func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (
 	}
 	for _, w := range waiting {
 		if named(w.Sheep) || w.Rest || slices.Contains(except, w.Model) {
-			all = false
 			continue
 		}
 		if l.placement.check(w.Model) != nil || l.cannot(w.Model) != nil && f.elsewhere(l, w.Model, false) {
-			except, all = append(except, w.Model), false
+			except = append(except, w.Model)
 			continue
 		}
-		left, others := f.deferred(ctx, l, w)
-		if left > 0 {
+		if left := f.deferred(ctx, l, w); left > 0 {
 			except, again = append(except, w.Model), sooner(again, left)
 		}
-		all = all && others
 	}
-	return except, again, all
+	return except, again
 }
 
 // sooner is the shorter of two times, of which 0 stands for never.

@@ -177,27 +177,15 @@ func (f *flock) sleeping() []*lane {
 	return lanes
 }
 
-// sleepingWith reports whether a lane sleeps that has the model loaded.
-func (f *flock) sleepingWith(m job.Model) bool {
-	for _, s := range f.places() {
-		if s.lane.nextModel() == m && f.asleep(s) {
-			return true
+// over notes that no job waits, so that no lane that sleeps has to look in the round.
+func (f *flock) over(round int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.order {
+		if s.asleep {
+			s.looked = max(s.looked, round)
 		}
 	}
-	return false
-}
-
-// places are the lanes' seats. The slice is not to be changed.
-func (f *flock) places() []*seat {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.order
-}
-
-func (f *flock) asleep(s *seat) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return s.asleep
 }
 
 // wakeBest ranks lanes without the lock: to ask a lane may take others.
@@ -285,7 +273,9 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 			}
 			return found.claim, err
 		}
-		if !found.nothing {
+		if found.nothing {
+			f.over(round)
+		} else {
 			f.pass(l, round)
 		}
 		var again <-chan time.Time
@@ -332,9 +322,8 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 type find struct {
 	claim *ledger.Claim // nil for none
 	again time.Duration // until the lane may claim jobs that it leaves now; 0 where that is not known
-	// nothing says that there is nothing for the lanes that sleep either, until then:
-	// none of them has to look in this round. So a node of an idle fleet looks once for a job
-	// that another node takes.
+	// nothing says that no job waits, so that no other lane has to look in this round: a node
+	// of an idle fleet looks once for a job that another node takes.
 	nothing bool
 }
 
@@ -360,11 +349,11 @@ func (f *flock) claim(ctx context.Context, l *lane) (find, error) {
 	if err != nil {
 		return find{}, err
 	}
-	var found find
-	slot.Except, found.again, found.nothing = f.except(ctx, l, waiting)
-	if found.nothing = found.nothing && known && !l.feeder.unsure && !f.anyPrepared(); found.nothing {
-		return found, nil
+	if known && len(waiting) == 0 && !l.feeder.unsure && !f.anyPrepared() {
+		return find{nothing: true}, nil
 	}
+	var found find
+	slot.Except, found.again = f.except(ctx, l, waiting)
 	slot.Own, slot.Open = l.addresses(waiting)
 	if !known || l.feeder.unsure || anyFor(slot, waiting) {
 		if found.claim, err = l.feeder.claim(ctx, slot); found.claim == nil {

@@ -65,19 +65,17 @@ func (l *deferrals) rest(m job.Model, now time.Time) time.Duration {
 
 // deferred is for how long the lane defers jobs that wait to other nodes, which can run them
 // sooner; 0 where it may claim them. It is at most deferTime by this machine's clock, and
-// ends at once where the ledger's says that the oldest job has waited for so long. all says
-// that every lane that sleeps would, too: none has the model loaded, and another node has.
-func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) (left time.Duration, all bool) {
+// ends at once where the ledger's says that the oldest job has waited for so long.
+func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Duration {
 	if l.fleet == nil || l.clock.now().Sub(w.Oldest) >= deferTime || l.nextModel() == w.Model {
-		return 0, false
+		return 0
 	}
 	there, err := l.fleet.Nearest(ctx, w.Model, job.ParseAddress(w.Sheep))
 	if err != nil || there == job.ModelAway || there <= l.near(ctx, w.Model) {
-		return 0, false
+		return 0
 	}
 	now := time.Now()
-	left = min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), lookAgain)
-	return left, left > 0 && there == job.ModelLoaded && !f.sleepingWith(w.Model)
+	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), lookAgain)
 }
 
 // near is how near a model is that the sheep has not loaded. What is not known of one is

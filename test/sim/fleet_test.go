@@ -54,7 +54,7 @@ const burstPace = 200
 
 // directoryAge is how old what nodes know of one another may be: they announce themselves now
 // and then.
-const directoryAge = time.Second
+const directoryAge = 250 * time.Millisecond
 
 // counting counts a node's calls of a shared ledger: each is at least one statement.
 type counting struct {
