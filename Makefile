@@ -138,7 +138,7 @@ sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (200
 	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
 
 sim-fleet: ## run NODES=n nodes (20) with SHEEP=n sheep each (4) and JOBS=n jobs (1600) on virtual time, and report throughput, waits, fairness and calls of the ledger
-	$(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
+	GOGC=400 $(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
 
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)

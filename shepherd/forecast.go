@@ -50,7 +50,14 @@ type forecaster struct {
 	looked  map[job.Model]bool // models whose jobs were looked up in the ledger
 
 	endedMu sync.Mutex
-	ended   []job.Event // of jobs that were done on other nodes
+	ended   []endedJob // that were done on other nodes
+}
+
+// endedJob is a run of a job.
+type endedJob struct {
+	id    job.ID
+	run   int
+	model job.Model
 }
 
 func newForecaster(env *services, fleet Fleet) *forecaster {
@@ -74,7 +81,7 @@ func (f *forecaster) onEvent(e job.Event) {
 	if len(f.ended) == pendingJobs {
 		f.ended = f.ended[1:]
 	}
-	f.ended = append(f.ended, e)
+	f.ended = append(f.ended, endedJob{e.Job, e.Run, e.Model})
 }
 
 // start is when a job that waits is expected to start; ok is false where nothing can be
@@ -187,7 +194,7 @@ func (f *forecaster) learn(ctx context.Context, models []job.Model) error {
 	f.ended = nil
 	f.endedMu.Unlock()
 	for _, e := range ended {
-		if err := f.learnJob(ctx, e.Job, e.Run, e.Model); err != nil {
+		if err := f.learnJob(ctx, e.id, e.run, e.model); err != nil {
 			return err
 		}
 	}

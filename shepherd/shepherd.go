@@ -343,10 +343,10 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 		s.env.flock.released()
 	}
 	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
-		s.status.note(e, s.env.hub.watched(e.Job), func() { s.env.hub.publish(e) })
+		s.status.note(e, s.env.hub.watched(e.Job), s.env.hub.publish)
 		return
 	}
-	s.status.note(e, false, func() {})
+	s.status.note(e, false, func(job.Event) {})
 	s.env.hub.publish(e)
 }
 
