@@ -196,7 +196,7 @@ func TestSilentConnectionDisturbsNobody(t *testing.T) {
 	h.Detach()
 }
 
-// FuzzServer gives the shim's side what no daemon sends.
+// FuzzServer gives the shim's side what no daemon sends: its daemon can end it as before.
 func FuzzServer(f *testing.F) {
 	messages := func(list ...*shim.Message) []byte {
 		var b bytes.Buffer
@@ -213,7 +213,7 @@ func FuzzServer(f *testing.F) {
 	f.Add(messages(hello, hello, &shim.Message{Kind: "x", Number: 1}))
 	f.Add([]byte("\x00\xff\xff\xff{"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		dir, _, _ := serveEcho(t, 0)
+		dir, _, ended := serveEcho(t, 0)
 		conn, err := net.Dial("unix", filepath.Join(dir, "socket"))
 		if err != nil {
 			t.Fatal(err)
@@ -221,10 +221,19 @@ func FuzzServer(f *testing.F) {
 		_, _ = conn.Write(data)
 		conn.Close()
 		h, err := shim.Attach(t.Context(), dir, slog.New(slog.DiscardHandler))
-		if err != nil {
-			return // it was told to stop
+		if err == nil {
+			err = h.Stop(t.Context(), 0)
+			if _, waitErr := h.Wait(t.Context()); err == nil {
+				err = waitErr
+			}
+			err = errors.Join(err, h.Release(t.Context()))
+			h.Detach()
 		}
-		h.Detach()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Fatalf("it has not ended: %v", err) // err is nothing where the data has ended it
+		}
 	})
 }
 

@@ -9,12 +9,16 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,27 +48,106 @@ func (a *recorded) Write(b []byte) (int, error) {
 // fuzzed is a handler whose errors of its own fail the test.
 type fuzzed struct {
 	*handler
-	t    *testing.T
-	logs bytes.Buffer
+	t      testing.TB
+	logs   bytes.Buffer
+	dir    string
+	made   string // what is in dir before the first request
+	upload string // the id of an upload of bucket/key
 }
 
-// newFuzzed serves a bucket "bucket" with an object "key", an upload, and a bucket
-// whose name no input knows.
-func newFuzzed(t *testing.T) (f *fuzzed, upload string) {
+func newFuzzed(t testing.TB, dir string) *fuzzed {
 	t.Helper()
-	f = &fuzzed{handler: newTestHandler(t), t: t}
-	f.log = slog.New(slog.NewTextHandler(&f.logs, &slog.HandlerOptions{Level: slog.LevelError}))
-	for _, bucket := range []string{"bucket", unknownBucket} {
-		if err := f.store.CreateBucket(bucket); err != nil {
-			t.Fatal(err)
-		}
-		f.put(bucket, "key", "hello")
-	}
-	u, err := f.store.CreateUpload(folder.Upload{Bucket: "bucket", Key: "key"})
+	store, err := folder.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f, u.ID
+	f := &fuzzed{t: t, dir: dir}
+	f.handler = newHandler(store, Config{AccessKey: testAccessKey, SecretKey: testSecretKey})
+	f.log = slog.New(slog.NewTextHandler(&f.logs, &slog.HandlerOptions{Level: slog.LevelError}))
+	return f
+}
+
+func (f *fuzzed) close() {
+	f.t.Helper()
+	if err := f.store.Close(); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// prepared makes a directory with a bucket "bucket" that has an object "key" and an
+// upload, and a bucket whose name no input knows. The function it returns serves a copy
+// of it, which the calls share until one changes it: to make these, or a copy for each,
+// would be nearly all that a call does.
+func prepared(f *testing.F) func(t *testing.T) *fuzzed {
+	f.Helper()
+	s := newFuzzed(f, f.TempDir())
+	for _, bucket := range []string{"bucket", unknownBucket} {
+		if err := s.store.CreateBucket(bucket); err != nil {
+			f.Fatal(err)
+		}
+		s.put(bucket, "key", "hello")
+	}
+	u, err := s.store.CreateUpload(folder.Upload{Bucket: "bucket", Key: "key"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	s.close()
+	made, copies := os.DirFS(s.dir), f.TempDir()
+	var last *fuzzed
+	f.Cleanup(func() {
+		if last != nil {
+			last.store.Close()
+		}
+	})
+	return func(t *testing.T) *fuzzed {
+		t.Helper()
+		if last != nil && last.logs.Len() == 0 && last.content() == last.made {
+			last.t = t
+			return last
+		}
+		if last != nil {
+			last.store.Close()
+			if err := os.RemoveAll(last.dir); err != nil {
+				t.Fatal(err)
+			}
+			last = nil
+		}
+		dir, err := os.MkdirTemp(copies, "")
+		if err == nil {
+			err = os.CopyFS(dir, made)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = newFuzzed(t, dir)
+		last.made, last.upload = last.content(), u.ID
+		return last
+	}
+}
+
+// content is the names in the store's directory, and which file has each.
+func (f *fuzzed) content() string {
+	f.t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(f.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		b.WriteString(path)
+		if !e.IsDir() {
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " %d %d %d", info.Sys().(*syscall.Stat_t).Ino, info.Size(), info.ModTime().UnixNano())
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return b.String()
 }
 
 const unknownBucket = "not-in-any-input-7f3a91c2"
@@ -117,8 +200,8 @@ func (f *fuzzed) untouched() {
 }
 
 // FuzzRequest answers any request that is signed with the right keys: never with
-// an error of the server's own, and without touching another bucket. The headers
-// are lines of NAME: VALUE.
+// an error of the server's own, without touching another bucket, and without a change
+// where it only reads or is refused. The headers are lines of NAME: VALUE.
 func FuzzRequest(f *testing.F) {
 	type seed struct{ method, host, path, query, headers, body string }
 	for _, s := range []seed{
@@ -145,6 +228,7 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add(s.method, s.host, s.path, s.query, s.headers, []byte(s.body))
 	}
+	open := prepared(f)
 	f.Fuzz(func(t *testing.T, method, host, path, query, headers string, body []byte) {
 		if strings.Contains(path+query+headers+string(body), unknownBucket) {
 			t.Skip()
@@ -158,8 +242,11 @@ func FuzzRequest(f *testing.F) {
 		if len(header["Transfer-Encoding"]) > 0 {
 			t.Skip() // net/http keeps it out of Header
 		}
-		s, _ := newFuzzed(t)
-		s.do(method, host, "/"+strings.TrimPrefix(path, "/"), query, header, body)
+		s := open(t)
+		a := s.do(method, host, "/"+strings.TrimPrefix(path, "/"), query, header, body)
+		if reads := method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions; (reads || a.status >= 400) && s.content() != s.made {
+			t.Errorf("answered with %d, and there is\n%snow; there was\n%s", a.status, s.content(), s.made)
+		}
 		s.untouched()
 	})
 }
@@ -177,14 +264,15 @@ func FuzzDocument(f *testing.F) {
 		f.Add(uint8(i), []byte(text))
 		f.Add(uint8(i), []byte("<?xml version=\"1.0\"?><!DOCTYPE x [<!ENTITY e \"eee\">]>"+strings.Replace(text, "key", "&e;", 1)))
 	}
+	open := prepared(f)
 	f.Fuzz(func(t *testing.T, where uint8, document []byte) {
 		if bytes.Contains(document, []byte(unknownBucket)) {
 			t.Skip()
 		}
-		s, upload := newFuzzed(t)
+		s := open(t)
 		to := []struct{ method, path, query string }{
 			{"POST", "/bucket", "delete"},
-			{"POST", "/bucket/key", "uploadId=" + url.QueryEscape(upload)},
+			{"POST", "/bucket/key", "uploadId=" + url.QueryEscape(s.upload)},
 			{"PUT", "/bucket/key", "tagging"},
 			{"PUT", "/bucket", "tagging"},
 			{"PUT", "/bucket", "acl"},
@@ -213,17 +301,19 @@ func FuzzListing(f *testing.F) {
 	f.Add("a/", "b", "a//", 2, true)
 	f.Add("b/é", "/x", "", 1, true)
 	f.Add("\xff", "\xc3", "\xf0\x9f", 2, true)
+	s := newFuzzed(f, f.TempDir()) // one for all: nothing is changed
+	defer s.store.Close()
+	if err := s.store.CreateBucket("listed"); err != nil {
+		f.Fatal(err)
+	}
+	for _, key := range keys {
+		s.put("listed", key, "")
+	}
 	f.Fuzz(func(t *testing.T, prefix, delimiter, after string, most int, encoded bool) {
 		if most < 1 || most > 1000 {
 			t.Skip()
 		}
-		s, _ := newFuzzed(t)
-		if err := s.store.CreateBucket("listed"); err != nil {
-			t.Fatal(err)
-		}
-		for _, key := range keys {
-			s.put("listed", key, "")
-		}
+		s.t = t
 		var want []string
 		for _, key := range keys {
 			item := key
