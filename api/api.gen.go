@@ -1483,6 +1483,12 @@ type FollowEventsParams struct {
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
+// FollowFlockParams defines parameters for FollowFlock.
+type FollowFlockParams struct {
+	// Follow `false` or `0`: answer how it is now, and end
+	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
 // ListGPUsParams defines parameters for ListGPUs.
 type ListGPUsParams struct {
 	// Node The node of a fleet whose GPUs are wanted; without it, this machine's
@@ -1686,7 +1692,7 @@ type ServerInterface interface {
 	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
 	// FollowFlock How the flock stands, as it changes
 	// (GET /flock)
-	FollowFlock(w http.ResponseWriter, r *http.Request)
+	FollowFlock(w http.ResponseWriter, r *http.Request, params FollowFlockParams)
 	// ListGPUs The machine's GPUs, and who has them
 	// (GET /gpus)
 	ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams)
@@ -1938,8 +1944,27 @@ func (siw *ServerInterfaceWrapper) FollowEvents(w http.ResponseWriter, r *http.R
 // FollowFlock operation middleware
 func (siw *ServerInterfaceWrapper) FollowFlock(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowFlockParams
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.FollowFlock(w, r)
+		siw.Handler.FollowFlock(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {

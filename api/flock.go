@@ -124,6 +124,13 @@ func (v *flockView) look(ctx context.Context, s *server, seen int64) (text []byt
 	return out.Bytes(), v.serial, nil
 }
 
+// latest is the flock as JSON, as the last look found it.
+func (v *flockView) latest() []byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.flock.data
+}
+
 // isClosed reports whether the channel is closed; one that is nil counts as closed.
 func isClosed(c <-chan struct{}) bool {
 	if c == nil {
@@ -416,7 +423,7 @@ func steady(shown job.Estimate, known *job.Estimate, now time.Time) *job.Estimat
 }
 
 // FollowFlock answers GET /flock.
-func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request) {
+func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request, params FollowFlockParams) {
 	view, leave := s.flock.join(access.From(r.Context()).Tenant)
 	defer leave()
 	text, seen, err := view.look(r.Context(), s, 0)
@@ -426,6 +433,11 @@ func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
+	if params.Follow != nil && (*params.Follow == "false" || *params.Follow == "0") {
+		h.Set("Content-Type", jsonType)
+		_, _ = w.Write(view.latest()) // a client that has left cannot be told
+		return
+	}
 	h.Set("Content-Type", "text/event-stream; charset=utf-8")
 	h.Set("X-Accel-Buffering", "no") // proxies that know it pass events on as they come
 	w.WriteHeader(http.StatusOK)

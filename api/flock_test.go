@@ -156,6 +156,20 @@ func TestFlockStream(t *testing.T) {
 	})
 }
 
+// TestFlockOnce answers how the flock is, for those who do not follow it.
+func TestFlockOnce(t *testing.T) {
+	h := newHarness(t)
+	h.service.sheep = []job.Sheep{{Name: "dolly", Type: "bare"}}
+	h.service.add("waits", job.Queued)
+	for _, follow := range []string{"false", "0"} {
+		got := h.get("/flock?follow=" + follow)
+		var flock Flock
+		if err := json.Unmarshal([]byte(got.body), &flock); err != nil || got.status != 200 || len(flock.Sheep) != 1 || flock.Queue.Total != 1 {
+			t.Errorf("%d %s, %v", got.status, got.body, err)
+		}
+	}
+}
+
 // TestFlockIsShared: streams beyond the first cost the service nothing, and none costs
 // nothing.
 func TestFlockIsShared(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/api/manual"
 	"github.com/iterait/shepherd/api/page"
 	"github.com/iterait/shepherd/api/ui"
@@ -28,6 +29,9 @@ func (s *server) routes() http.Handler {
 			w.Header().Add("Vary", "Accept")
 		}
 		if page.Wanted(r) {
+			if caller, err := s.gate.Identify(r); err == nil && caller.May(access.Read) {
+				w.Header().Set("Link", page.First)
+			}
 			index.WithPolicy(page.Policy(s.service.UploadOrigin(hostOf(r)))).ServeHTTP(w, r)
 			return
 		}

@@ -91,7 +91,10 @@ func newRoot(name string, b Build) *cobra.Command {
 		Use:   name + " -c FILE",
 		Short: "Run model jobs on the GPUs of this machine",
 		Long: "shepherdd takes jobs over HTTP, runs each in a sheep (a supervised runner\n" +
-			"with one model loaded) and keeps inputs and results in S3 storage.",
+			"with one model loaded) and keeps inputs and results in S3 storage. Without a\n" +
+			"command it is the daemon; the commands ask one, or look after it.",
+		Example: "  " + name + " -c shepherd.yml                          # the daemon\n" +
+			"  " + name + " submit digits:v1 page.png -o results     # a job, and what comes of it",
 		SuggestionsMinimumDistance: 2,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -158,6 +161,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		tokenCommand(),
 		versionCommand(b),
 	)
+	remote.Group(root)
 	return root
 }
 

@@ -65,3 +65,12 @@ func TestUnknownCommand(t *testing.T) {
 		}
 	}
 }
+
+// Help tells what each command is about.
+func TestEveryCommandHasAGroup(t *testing.T) {
+	for _, cmd := range newRoot("shepherd", Build{}).Commands() {
+		if alone := cmd.Name() == "version" || cmd.Name() == "completion" || cmd.Name() == "help"; alone != (cmd.GroupID == "") {
+			t.Errorf("%s is in the group %q", cmd.Name(), cmd.GroupID)
+		}
+	}
+}

@@ -1487,6 +1487,12 @@ type FollowEventsParams struct {
 	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 }
 
+// FollowFlockParams defines parameters for FollowFlock.
+type FollowFlockParams struct {
+	// Follow `false` or `0`: answer how it is now, and end
+	Follow *string `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
 // ListGPUsParams defines parameters for ListGPUs.
 type ListGPUsParams struct {
 	// Node The node of a fleet whose GPUs are wanted; without it, this machine's
@@ -1777,10 +1783,11 @@ type ClientInterface interface {
 	// tenants): each first when the stream begins, and again, whole, when it has
 	// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
 	// every five seconds that the stream lives. Nothing is repeated for clients that
-	// were away; `/events` is for those that may miss nothing.
+	// were away; `/events` is for those that may miss nothing. With `follow=false` the
+	// answer is the flock as it is now, as JSON.
 	//
 	// Corresponds with GET /flock (the `FollowFlock` operationId).
-	FollowFlock(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	FollowFlock(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListGPUs The machine's GPUs, and who has them
 	//
@@ -2411,11 +2418,12 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 // tenants): each first when the stream begins, and again, whole, when it has
 // changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
 // every five seconds that the stream lives. Nothing is repeated for clients that
-// were away; `/events` is for those that may miss nothing.
+// were away; `/events` is for those that may miss nothing. With `follow=false` the
+// answer is the flock as it is now, as JSON.
 //
 // Corresponds with GET /flock (the `FollowFlock` operationId).
-func (c *Client) FollowFlock(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewFollowFlockRequest(c.Server)
+func (c *Client) FollowFlock(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowFlockRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3720,7 +3728,7 @@ func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Re
 }
 
 // NewFollowFlockRequest constructs an http.Request for the FollowFlock method
-func NewFollowFlockRequest(server string) (*http.Request, error) {
+func NewFollowFlockRequest(server string, params *FollowFlockParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -3736,6 +3744,33 @@ func NewFollowFlockRequest(server string) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Follow != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "follow", *params.Follow, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -6167,12 +6202,13 @@ type ClientWithResponsesInterface interface {
 	// tenants): each first when the stream begins, and again, whole, when it has
 	// changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
 	// every five seconds that the stream lives. Nothing is repeated for clients that
-	// were away; `/events` is for those that may miss nothing.
+	// were away; `/events` is for those that may miss nothing. With `follow=false` the
+	// answer is the flock as it is now, as JSON.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /flock (the `FollowFlock` operationId).
-	FollowFlockWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*FollowFlockResponse, error)
+	FollowFlockWithResponse(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*FollowFlockResponse, error)
 
 	// ListGPUsWithResponse The machine's GPUs, and who has them
 	//
@@ -6919,6 +6955,13 @@ func (r FollowEventsResponse) ContentType() string {
 type FollowFlockResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Flock
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FollowFlockResponse) GetJSON200() *Flock {
+	return r.JSON200
 }
 
 // GetBody returns the raw response body bytes
@@ -9245,13 +9288,14 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 // tenants): each first when the stream begins, and again, whole, when it has
 // changed. `jobs` has the events of jobs since then (FlockEvents). `alive` shows
 // every five seconds that the stream lives. Nothing is repeated for clients that
-// were away; `/events` is for those that may miss nothing.
+// were away; `/events` is for those that may miss nothing. With `follow=false` the
+// answer is the flock as it is now, as JSON.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /flock (the `FollowFlock` operationId).
-func (c *ClientWithResponses) FollowFlockWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*FollowFlockResponse, error) {
-	rsp, err := c.FollowFlock(ctx, reqEditors...)
+func (c *ClientWithResponses) FollowFlockWithResponse(ctx context.Context, params *FollowFlockParams, reqEditors ...RequestEditorFn) (*FollowFlockResponse, error) {
+	rsp, err := c.FollowFlock(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -10334,6 +10378,19 @@ func ParseFollowFlockResponse(rsp *http.Response) (*FollowFlockResponse, error) 
 	response := &FollowFlockResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Flock
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/event-stream) unsupported
+
 	}
 
 	return response, nil

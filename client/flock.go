@@ -26,7 +26,7 @@ type FlockChange struct {
 func FollowFlock(ctx context.Context, c *ClientWithResponses) iter.Seq2[FlockChange, error] {
 	return func(yield func(FlockChange, error) bool) {
 		for pause := firstPause; ; pause = min(2*pause, longestPause) {
-			response, err := c.FollowFlock(ctx)
+			response, err := c.FollowFlock(ctx, &FollowFlockParams{})
 			if err == nil {
 				var left bool
 				left, err = relayFlock(response, yield)

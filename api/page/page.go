@@ -26,6 +26,10 @@ var files embed.FS
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self'; frame-src 'self'; " +
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
+// First is the Link header of the page for those who may read: the browser asks for how the
+// flock is while it fetches the script that shows it.
+const First = "</flock?follow=false>; rel=preload; as=fetch; crossorigin"
+
 // types are the content types of the page's files.
 var types = map[string]string{
 	".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",

@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -114,6 +116,28 @@ func Commands(c Config) []*cobra.Command {
 	}
 }
 
+// groups are how help tells commands apart, and the names of those of each.
+var groups = []struct{ title, names string }{
+	{"Jobs:", "submit ls status wait logs result explain cancel retry events jobs"},
+	{"The flock, and what it runs:", "top sheep gpus models nodes webhooks"},
+	{"Which daemon to ask:", "login logout contexts"},
+	{"A daemon and its machine:", "init config doctor dev sandbox token reload ledger recover generate"},
+}
+
+// Group has the help of a program tell its commands apart by what they are about.
+func Group(root *cobra.Command) {
+	for _, g := range groups {
+		for _, cmd := range root.Commands() {
+			if !slices.Contains(strings.Fields(g.names), cmd.Name()) {
+				continue
+			}
+			if cmd.GroupID = g.title; !root.ContainsGroup(g.title) {
+				root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+			}
+		}
+	}
+}
+
 // Run executes the command line args of a program that has these commands alone,
 // and returns the exit code.
 func Run(ctx context.Context, args []string, version string, c Config) int {
@@ -127,6 +151,7 @@ func Run(ctx context.Context, args []string, version string, c Config) int {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &Error{Code: ExitUsage, Err: err} })
 	root.AddCommand(Commands(c)...)
 	root.AddCommand(sheepCommand(c))
+	Group(root)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -169,8 +169,11 @@ func submit(t *Target) *cobra.Command {
 	f.StringArrayVar(&from, "from", nil, "outputs of another job as inputs: JOB, or JOB:PATH for a file or a directory, such as job-1:outputs/sub/; may be given more than once")
 	f.StringSliceVar(&after, "after", nil, "a job that this one waits for, whose outputs become inputs below JOB/; may be given more than once")
 	f.StringVar(&group, "group", "", "the group that the job belongs to, for ls, cancel and retry with --group")
-	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, KEY=VALUE; may be given more than once")
-	f.StringToStringVar(&labels, "label", nil, "a note on the job, KEY=VALUE; may be given more than once")
+	f.StringToStringVar(&nodeLabels, "node-label", nil, "a label that the node must have, `KEY=VALUE`; may be given more than once")
+	f.StringToStringVar(&labels, "label", nil, "a note on the job, `KEY=VALUE`; may be given more than once")
+	for _, name := range []string{"label", "node-label"} {
+		f.Lookup(name).DefValue = "" // not to be shown as []
+	}
 	f.StringVar(&sheep, "sheep", "", "the one sheep that shall run it")
 	f.Int32Var(&priority, "priority", 0, "higher goes first")
 	f.IntVar(&retries, "retries", 0, "how often it is tried again when it fails by its own fault")

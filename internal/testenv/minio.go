@@ -30,6 +30,7 @@ type MinIO struct {
 	SecretKey string
 
 	t       testing.TB
+	env     []string
 	program string
 	dir     string
 	addr    string
@@ -40,14 +41,15 @@ type MinIO struct {
 	exited chan struct{}
 }
 
-// StartMinIO starts a server that ends with the test. The program is MinIOProgram's.
-func StartMinIO(t testing.TB) *MinIO {
+// StartMinIO starts a server that ends with the test, with more variables in its
+// environment, each NAME=VALUE. The program is MinIOProgram's.
+func StartMinIO(t testing.TB, env ...string) *MinIO {
 	t.Helper()
 	dir := t.TempDir()
 	addr := "127.0.0.1:" + strconv.Itoa(FreePort(t))
 	m := &MinIO{
 		URL: "http://" + addr, AccessKey: "shepherd-test", SecretKey: "shepherd-test-secret",
-		t: t, program: MinIOProgram(t), dir: filepath.Join(dir, "data"), addr: addr, log: filepath.Join(dir, "minio.log"),
+		t: t, env: env, program: MinIOProgram(t), dir: filepath.Join(dir, "data"), addr: addr, log: filepath.Join(dir, "minio.log"),
 	}
 	t.Cleanup(m.Stop)
 	m.Start()
@@ -81,6 +83,7 @@ func (m *MinIO) Start() {
 		"--console-address", "127.0.0.1:"+strconv.Itoa(FreePort(m.t)), m.dir)
 	cmd.Env = append(os.Environ(), "MINIO_ROOT_USER="+m.AccessKey, "MINIO_ROOT_PASSWORD="+m.SecretKey,
 		"MINIO_BROWSER=off", "MINIO_UPDATE=off")
+	cmd.Env = append(cmd.Env, m.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		m.t.Fatalf("start %s: %v", m.program, err)

@@ -25,12 +25,14 @@ func TestVersityGW(t *testing.T) {
 	t.Parallel()
 	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
 		url, access, secret := testenv.StartVersityGW(t)
-		return storagetest.Harness{
+		h := storagetest.Harness{
 			URL: url, AccessKey: access, SecretKey: secret, ShortNames: true, HidesUnknownKeys: true,
 			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
 				return open(t, s3.Config{URL: url, AccessKey: accessKey, SecretKey: secretKey, Patience: time.Second})
 			},
 		}
+		h.Signer = signer(t, h)
+		return h
 	})
 }
 

@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -195,6 +198,65 @@ func TestSubmitLarge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestResumeLarge interrupts a command in the middle of a large upload, which has an id: the
+// same command sends what is missing, and no part twice.
+func TestResumeLarge(t *testing.T) {
+	const size = 66 << 20 // in 3 parts
+	var proxy *testenv.S3Proxy
+	c := newClient(t, "shepherd", func(w *world) {
+		port := testenv.FreePort(t)
+		proxy = testenv.StartS3Proxy(t, fmt.Sprintf("http://127.0.0.1:%d", port))
+		w.edit("  listen: 127.0.0.1:0\n", fmt.Sprintf("  listen: 127.0.0.1:%d\n  public_url: %q\n", port, proxy.URL))
+	})
+	write(t, c.w.dir+"/large", "begin")
+	if err := os.Truncate(c.w.dir+"/large", size); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Inject(testenv.Stall, -1, func(r *http.Request) bool { return r.Method == "PUT" && r.URL.Query().Get("partNumber") > "1" })
+	submit := args("submit", "files:v1", "large", "-o", "out", "--id", "resumed")
+	cmd := c.command(submit...)
+	said := &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	c.w.eventually("a part is in storage, and the others are on their way", func() bool {
+		if looks++; looks%100 != 0 { // to ask has the daemon list what is stored
+			return false
+		}
+		_, body := c.w.request("POST", "/uploads/resumed/addresses", "")
+		var upload struct {
+			Files []struct{ Parts []struct{ Number int } }
+		}
+		return json.Unmarshal([]byte(body), &upload) == nil && len(upload.Files) == 1 && len(upload.Files[0].Parts) == 2
+	})
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the exit code says it
+	if code := cmd.ProcessState.ExitCode(); code != 130 {
+		t.Errorf("exit code %d\n%s", code, said)
+	}
+	proxy.Heal()
+	proxy.Reset()
+	c.expect(0, "", submit, "upload: ")
+	var again []string
+	for _, request := range proxy.Requests() {
+		if _, query, _ := strings.Cut(request, "partNumber="); query != "" {
+			number, _, _ := strings.Cut(query, "&")
+			again = append(again, number)
+		}
+	}
+	slices.Sort(again)
+	if !slices.Equal(again, []string{"2", "3"}) {
+		t.Errorf("the second time parts %s were sent", again)
+	}
+	if info, err := os.Stat(c.w.dir + "/out/large"); err != nil || info.Size() != size {
+		t.Errorf("%+v, %v", info, err)
 	}
 }
 

@@ -195,6 +195,19 @@ func TestPage(t *testing.T) {
 	})
 }
 
+// TestLargeFiles has the page send large files straight to a MinIO, which lets every page, and
+// through the daemon where that lets only another.
+func TestLargeFiles(t *testing.T) {
+	for script, env := range map[string][]string{"large": nil, "large-refused": {"MINIO_API_CORS_ALLOW_ORIGIN=https://elsewhere.example"}} {
+		t.Run(script, func(t *testing.T) {
+			minio := testenv.StartMinIO(t, env...)
+			d, ctx := begin(t, day.Config{Quick: true, Storage: fmt.Sprintf("  url: %q\n  access_key: %s\n  secret_key: %s\n", minio.URL, minio.AccessKey, minio.SecretKey)},
+				func(context.Context, string) error { return nil })
+			browse(t, ctx, script, d, nil)
+		})
+	}
+}
+
 // TestPictures takes pictures of every view. It runs where somebody asks for them: they
 // are there to be looked at.
 func TestPictures(t *testing.T) {
@@ -295,6 +308,11 @@ func TestFleet(t *testing.T) {
 	answer("/jobs", `{"jobs": [], "next": null}`)
 	answer("/models", madeUpModels())
 	mux.HandleFunc("GET /flock", func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("follow") == "false" {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, flock)
+			return
+		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		_, _ = fmt.Fprintf(w, "event: flock\ndata: %s\n\nevent: gpus\ndata: %s\n\n", flock, gpus)
 		alive := time.NewTicker(5 * time.Second)

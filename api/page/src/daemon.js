@@ -135,8 +135,18 @@ class Live extends Source {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
   }
+  // begin shows how the flock is before the stream tells: the page's head has asked for it.
+  async begin() {
+    try {
+      const flock = await get("/flock?follow=false");
+      if (this.flock) return;
+      this.flock = flock;
+      this.changed();
+    } catch {} // the stream says what is wrong
+  }
   open() {
     if (this.#source || document.hidden) return;
+    if (!this.#heard) this.begin();
     const source = new EventSource("/flock");
     this.#source = source;
     const on = (kind, take) =>

@@ -6,6 +6,7 @@ package day
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,9 @@ type Config struct {
 	Dir string
 	// API is added to what is configured below api.
 	API string
+	// Storage is the configuration of the storage, each line indented; empty for the embedded
+	// one.
+	Storage string
 	// Token is shown with every request, where it is not empty.
 	Token string
 	// Quick has models load and run at once.
@@ -70,10 +74,7 @@ const general = `data_root: %[1]s/data
 state_dir: %[1]s/state
 drain_timeout: 0s
 storage:
-  listen: 127.0.0.1:0
-  access_key: day
-  secret_key: day-secret
-api:
+%[4]sapi:
   host: 127.0.0.1
   port: %[2]s
   socket: %[1]s/api.sock
@@ -83,6 +84,8 @@ api:
   retest: 1h
 sheep:
 `
+
+const embedded = "  listen: 127.0.0.1:0\n  access_key: day\n  secret_key: day-secret\n"
 
 const bare = "  %s:\n    type: bare\n    port: %s\n    working_directory: %s/models\n    command: [%s/page-runner]\n%s"
 
@@ -129,7 +132,7 @@ func (d *Day) Start(ctx context.Context) error {
 	if d.port == "" {
 		d.port = "0"
 	}
-	text := fmt.Sprintf(general, d.cfg.Dir, d.port, d.cfg.API)
+	text := fmt.Sprintf(general, d.cfg.Dir, d.port, d.cfg.API, cmp.Or(d.cfg.Storage, embedded))
 	for _, sheep := range []struct{ name, settings string }{
 		{"dolly", "    devices: [/dev/nvidia0]\n    shared: true\n    gpu_memory: 40GiB\n"}, {"shaun", "    devices: [/dev/nvidia0]\n    shared: true\n    gpu_memory: 38GiB\n"},
 		{"timmy", "    devices: [/dev/nvidia1]\n"}, {"shirley", "    devices: [/dev/nvidia2]\n"}, {"bitzer", "    devices: [/dev/nvidia3]\n"}, {"nuts", ""},
