@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/goccy/go-yaml"
@@ -113,7 +114,7 @@ func explain(path string, refused error) problem {
 	if newer(head.Version, specs.CurrentVersion) {
 		return problem{head.Kind, fmt.Sprintf("%s has cdiVersion %s, and the newest that is understood is %s; update shepherd, or generate the file with an older toolkit", path, head.Version, specs.CurrentVersion)}
 	}
-	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, strings.ReplaceAll(refused.Error(), "\n", "; "))}
+	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, printable(strings.ReplaceAll(refused.Error(), "\n", "; ")))}
 }
 
 // kindOf finds the kind in a file that cannot be parsed.
@@ -134,19 +135,29 @@ func oneLine(err error) string {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
-		return first
+		return printable(first)
 	}
 	at := e.GetToken().Position
-	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, e.GetMessage())
+	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, printable(e.GetMessage()))
+}
+
+// printable is a text that may quote the file, without its control characters.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // newer compares two versions X.Y.Z. What is no version is not newer.
 func newer(a, b string) bool {
 	as, bs := strings.Split(strings.TrimPrefix(a, "v"), "."), strings.Split(b, ".")
+	if len(as) != len(bs) {
+		return false
+	}
 	for i := range bs {
-		if i >= len(as) {
-			return false
-		}
 		x, err1 := strconv.Atoi(as[i])
 		y, err2 := strconv.Atoi(bs[i])
 		if err1 != nil || err2 != nil || x < y {
