@@ -721,6 +721,9 @@ type Job struct {
 	// Labels The client's notes on it
 	Labels map[string]string `json:"labels"`
 
+	// LastSheep The sheep that had it last, of a job that has ended; left out where none had it
+	LastSheep *string `json:"last_sheep,omitempty"`
+
 	// Limits The limits that apply to the job, its own and the configured ones. Times are in seconds; 0 is no limit
 	Limits Limits `json:"limits"`
 	Model  Model  `json:"model"`

@@ -74,6 +74,7 @@ type fakeJob struct {
 	outputs  map[string][]byte
 	ended    chan struct{}
 	detail   string
+	last     string // the sheep that had it last
 	progress *job.Progress
 	usage    job.Usage
 	// record, when set, changes what is known of the job in detail.
@@ -457,7 +458,7 @@ func (f *fake) Jobs(_ context.Context, q job.Query, cursor int64, limit int) ([]
 
 func (j *fakeJob) view(id job.ID) job.View {
 	s := j.status
-	v := job.View{Detail: j.detail, Progress: j.progress, Limits: j.limits, Record: job.Record{
+	v := job.View{Detail: j.detail, LastSheep: j.last, Progress: j.progress, Limits: j.limits, Record: job.Record{
 		ID: id, Model: s.Model, State: s.State, Failure: s.Failure, EnqueuedAt: s.EnqueuedAt, StartedAt: s.StartedAt,
 		FinishedAt: s.FinishedAt, Run: 1, Usage: j.usage,
 	}}

@@ -265,7 +265,7 @@ func (s *server) shown(v job.View) Job {
 	out := Job{
 		JobId: string(v.ID), Status: v.State, Model: Model{Name: &v.Model.Name, Version: &v.Model.Version},
 		EnqueuedAt: job.FormatTime(v.EnqueuedAt), ProcessingStartedAt: job.FormatTime(v.StartedAt), FinishedAt: job.FormatTime(v.FinishedAt),
-		SheepId: orNull(to.Who()), NodeLabels: to.Labels, Priority: v.Priority, Sheep: orNull(v.Holder), Attempt: v.Attempt, Run: v.Run,
+		SheepId: orNull(to.Who()), NodeLabels: to.Labels, Priority: v.Priority, Sheep: orNull(v.Holder), LastSheep: orNull(v.LastSheep), Attempt: v.Attempt, Run: v.Run,
 		Detail: orNull(v.Detail), Progress: shownProgress(v.Progress), Gpu: shownUsage(v.Usage),
 		Cancelling: v.Cancelling, NotBefore: job.FormatTime(v.NotBefore), Deadline: job.FormatTime(v.Deadline), Warnings: v.Warnings,
 		KeptUntil: job.FormatTime(v.KeptUntil), FilesRemoved: v.FilesRemoved,

@@ -16,8 +16,9 @@ func TestGetJob(t *testing.T) {
 	j.record = func(r *job.Record) {
 		r.KeptUntil, r.FilesRemoved = enqueued.Add(24*time.Hour), true
 	}
+	j.last = "sheep-2"
 	j.detail, j.usage = "pulling: 1 GiB of 2", job.Usage{GPUMemory: 80 << 30, GPUTime: 1500 * time.Millisecond}
-	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "sheep_id": null,
+	h.expect(h.get("/jobs/job-1"), 200, `{"job_id": "job-1", "status": "failed", "run": 1, "attempt": 0, "priority": 0, "sheep": null, "last_sheep": "sheep-2", "sheep_id": null,
 		"error_details": {"message": "ValueError: deliberate failure", "exception_type": "<class 'ValueError'>", "exception_traceback": null},
 		"model": {"name": "emloop-test", "version": "test2"}, "detail": "pulling: 1 GiB of 2", "progress": null, "gpu": {"seconds": 1.5, "peak_memory": 85899345920},
 		"cancelling": false, "not_before": null, "deadline": null, "warnings": [], "attempts": [], "timeline": [], "labels": {}, "node_labels": {}, "after": [], "group": null, "position": null, "expected_start": null, "expected_end": null, "kept_until": "2026-11-23T10:08:03.942214", "files_removed": true,
@@ -64,7 +65,8 @@ func TestGetJobWithAttempts(t *testing.T) {
 			"gpu": {"seconds": 3, "peak_memory": null}, "phases": {"stage": 0.25, "load": 4, "run": 3, "collect": null}},
 			{"run": 2, "number": 2, "node": "box", "sheep": "sheep-2", "began_at": "2026-11-22T10:08:23.942214", "started_at": null,
 			"ended_at": null, "cause": null, "reason": null, "spent": false, "gpu": null, "phases": {"stage": null, "load": null, "run": null, "collect": null}}]}`)
-	if listed := h.get("/jobs"); strings.Contains(listed.body, "attempts") || strings.Contains(listed.body, "timeline") || !strings.Contains(listed.body, `"cancelling": true`) {
+	j.last = "sheep-1"
+	if listed := h.get("/jobs"); !strings.Contains(listed.body, `"last_sheep": "sheep-1"`) || strings.Contains(listed.body, "attempts") || strings.Contains(listed.body, "timeline") || !strings.Contains(listed.body, `"cancelling": true`) {
 		t.Errorf("the listing is %s", listed.body)
 	}
 }

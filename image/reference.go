@@ -103,6 +103,19 @@ func (r Registry) Check(m job.Model) error {
 	return nil
 }
 
+// Reference is the full name of m's image in this registry. The error is as Check's.
+func (r Registry) Reference(m job.Model) (string, error) {
+	if err := r.Check(m); err != nil {
+		return "", err
+	}
+	e, err := parseEndpoint(r.URL)
+	if err != nil {
+		return "", err
+	}
+	ref, err := referenceOf(e, m)
+	return ref.String(), err
+}
+
 // componentProblem says what is wrong with one part of a name.
 func componentProblem(c string) string {
 	switch {

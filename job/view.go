@@ -18,6 +18,9 @@ type View struct {
 	// Attempts are those of all runs that are kept, oldest first. Listings leave
 	// them out.
 	Attempts []Attempt
+	// LastSheep is the sheep that had the job last, of a job that has ended; empty
+	// where none had it.
+	LastSheep string
 	// Timeline is what happened to the job's run so far, oldest first, as far as events
 	// are kept; at most MaxTimeline, the last ones. Listings leave it out.
 	Timeline []Event

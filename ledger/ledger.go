@@ -320,6 +320,10 @@ type Ledger interface {
 	// first, the one under way included; none where the job is not known.
 	Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 
+	// LastAttempts returns the newest attempt that has ended of each of the jobs that
+	// has one, whichever its run. Its cost is in proportion to the number of jobs.
+	LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error)
+
 	// Held returns the claims of a node with their tokens, oldest first: what a
 	// daemon that starts again adopts or releases.
 	Held(ctx context.Context, node string) ([]Claim, error)

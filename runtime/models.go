@@ -48,6 +48,14 @@ type ModelFinder interface {
 	FindModel(m job.Model) error
 }
 
+// ModelAdviser is a Sheep that can tell people where it looks for a model.
+type ModelAdviser interface {
+	// ModelAdvice is one sentence: what must be where for the sheep to run m, such as a
+	// file or an image. Sheep that look in the same place say the same. It fetches
+	// nothing and returns within milliseconds; it is empty where there is nothing to say.
+	ModelAdvice(m job.Model) string
+}
+
 // Prefetcher is a Sheep that can fetch what a model's Load will need while its runner
 // has another model.
 type Prefetcher interface {

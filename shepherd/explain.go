@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
 )
 
 // standing is what a sheep can do for a job.
@@ -18,6 +20,8 @@ type standing struct {
 	// moment; empty where it can.
 	never, now string
 	busy       bool // it has another job
+	// advice says where the sheep looks for the job's model; empty where it does not say.
+	advice string
 }
 
 // Explain says why a job waits, what it does or why it failed, and what can be done.
@@ -29,7 +33,7 @@ func (s *Shepherd) Explain(ctx context.Context, id job.ID, tenant string) (job.E
 	}
 	now := s.env.clock.now()
 	var standings []standing
-	if view.State == job.Queued && view.Run > 0 {
+	if (view.State == job.Queued || view.State == job.Failed) && view.Run > 0 {
 		for _, l := range s.env.flock.all() {
 			if may, _ := l.answers(view.Sheep); may {
 				standings = append(standings, l.standing(view.Record, tenant == ""))
@@ -97,6 +101,9 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 		st.never = "it is configured no more"
 		return st
 	}
+	if a, ok := l.Sheep.(runtime.ModelAdviser); ok {
+		st.advice = a.ModelAdvice(rec.Model)
+	}
 	if err := l.cannot(rec.Model); err != nil {
 		st.never = reasonOf(err)
 		return st
@@ -144,7 +151,7 @@ func explainJob(v job.View, now time.Time, sheep []standing, by bounds) job.Expl
 			Next: []string{"To run it after all: POST /jobs/" + string(v.ID) + "/retry."},
 		}
 	}
-	return explainFailed(v)
+	return explainFailed(v, sheep)
 }
 
 // explainUnknown is for a job of which only storage knows.
@@ -257,7 +264,7 @@ func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
 		e.Next = []string{"Configure a sheep; shepherdd reload takes it up."}
 	case able == 0:
 		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
-		e.Next = []string{nextStep(job.CauseModel, v)}
+		e.Next = nextSteps(job.CauseModel, v, sheep)
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
 		e.Next = []string{"shepherdd sheep ls shows the sheep, and shepherdd doctor what is wrong with the machine."}
@@ -330,7 +337,7 @@ func explainDone(v job.View) job.Explanation {
 	return e
 }
 
-func explainFailed(v job.View) job.Explanation {
+func explainFailed(v job.View, sheep []standing) job.Explanation {
 	message := "no reason is kept"
 	if v.Failure != nil {
 		message = v.Failure.Message
@@ -349,7 +356,7 @@ func explainFailed(v job.View) job.Explanation {
 			cause = event.Cause
 		}
 	}
-	e.Next = []string{nextStep(cause, v)}
+	e.Next = nextSteps(cause, v, sheep)
 	if v.Run == 0 { // its record has expired
 		e.Next = []string{"Submit it again; its record, with what was asked for, is no longer kept."}
 	}
@@ -357,6 +364,21 @@ func explainFailed(v job.View) job.Explanation {
 		e.Reasons = append(e.Reasons, "Its files were removed at "+moment(v.KeptUntil)+", so it cannot run again.")
 	}
 	return e
+}
+
+// nextSteps is nextStep, and where the sheep look for a model that none could load.
+func nextSteps(cause job.Cause, v job.View, sheep []standing) []string {
+	steps := []string{nextStep(cause, v)}
+	if cause != job.CauseModel && cause != job.CauseNotHere {
+		return steps
+	}
+	const most = 4
+	for _, st := range sheep {
+		if st.advice != "" && !slices.Contains(steps, st.advice) && len(steps) <= most {
+			steps = append(steps, st.advice)
+		}
+	}
+	return steps
 }
 
 // nextStep is what can be done about a job that an attempt with this cause has ended.
@@ -370,7 +392,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseRunnerDied:
 		return "The model's process ended: look at the end of its log (shepherd logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
 	case job.CauseModel, job.CauseNotHere:
-		return "Check the model's name and version: a bare sheep needs the model below its working_directory, and the program of its `command`; of an image, shepherd models pull " + model + " says what is wrong."
+		return "Check the model's name and version."
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."
 	case job.CauseOutputs:

@@ -42,7 +42,8 @@ func TestExplain(t *testing.T) {
 	}
 	free, busy := standing{sheep: "dolly"}, standing{sheep: "shaun", busy: true}
 	rests := standing{sheep: "dolly", now: "it rests for 5s after a fault: the disk is full"}
-	never := standing{sheep: "shaun", never: "there is no such model"}
+	never := standing{sheep: "shaun", never: "there is no such model", advice: "A bare sheep runs it once there is a directory `/models/digits/v1` with a `config.yaml`."}
+	lambs := []standing{never, never, {sheep: "dolly", advice: "A container sheep runs the image `registry.example.com/digits:v1`: shepherd models pull digits:v1 says whether the registry has it."}}
 	first := view(job.Queued, func(v *job.View) { v.Position, v.Tenant = 1, "wool" })
 	shares := bounds{shares: true, used: 2*time.Hour + 300*time.Millisecond, weight: 1.5}
 	var b strings.Builder
@@ -104,6 +105,12 @@ func TestExplain(t *testing.T) {
 		{"failed at once", view(job.Failed, func(v *job.View) {
 			v.Failure, v.Attempts = &job.Failure{Message: "KeyError: 'x'\nTraceback"}, []job.Attempt{attempt(1, job.CauseHandedBack, "stopping"), attempt(2, job.CauseError, "KeyError: 'x'")}
 		}), nil},
+		{"no such model", view(job.Failed, func(v *job.View) {
+			v.Failure, v.Attempts = &job.Failure{Message: "There is no such model"}, []job.Attempt{attempt(1, job.CauseNotHere, "There is no such model")}
+		}), lambs},
+		{"failed, whatever the sheep", view(job.Failed, func(v *job.View) {
+			v.Failure, v.Attempts = &job.Failure{Message: "KeyError: 'x'"}, []job.Attempt{attempt(1, job.CauseError, "KeyError: 'x'")}
+		}), lambs},
 		{"waited too long", view(job.Failed, func(v *job.View) {
 			v.Failure, v.Timeline = &job.Failure{Message: "It waited too long"}, []job.Event{{Kind: job.EventQueued}, {Kind: job.EventEnded, Cause: job.CauseWaitTimeout}}
 		}), nil},

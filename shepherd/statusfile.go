@@ -48,6 +48,8 @@ type statusFiles struct {
 	writing map[job.ID]bool
 	wake    chan struct{}
 	settled chan struct{} // closed when a write has ended
+
+	unsynced sync.Once // it was logged that states cannot be made durable
 }
 
 // pendingStatus is a job whose state is to be written.
@@ -164,16 +166,9 @@ func (f *statusFiles) signal() {
 func (f *statusFiles) run(ctx context.Context) {
 	var writers sync.WaitGroup
 	defer writers.Wait()
+	writers.Go(func() { f.keepPosition(ctx) })
 	slots := make(chan struct{}, statusWriters)
-	checkpoint := time.NewTicker(checkpointEvery)
-	defer checkpoint.Stop()
-	kept := job.Cursor("")
 	for {
-		select { // however much there is to be written
-		case <-checkpoint.C:
-			kept = f.checkpoint(ctx, kept)
-		default:
-		}
 		id, wait, ok := f.next(time.Now())
 		if !ok {
 			var timer <-chan time.Time
@@ -185,8 +180,6 @@ func (f *statusFiles) run(ctx context.Context) {
 				return
 			case <-f.wake:
 			case <-timer:
-			case <-checkpoint.C:
-				kept = f.checkpoint(ctx, kept)
 			}
 			continue
 		}
@@ -354,11 +347,35 @@ func notifyAll(callbacks []func()) {
 	}
 }
 
+// keepPosition keeps how far the events are in storage until ctx ends. The disk may take
+// its time for that, and no state waits for it.
+func (f *statusFiles) keepPosition(ctx context.Context) {
+	ticker := time.NewTicker(checkpointEvery)
+	defer ticker.Stop()
+	kept := job.Cursor("")
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			kept = f.checkpoint(ctx, kept)
+		}
+	}
+}
+
 // checkpoint keeps how far the events are in storage, where that has changed.
 func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Cursor {
 	cursor := f.position()
 	if cursor == kept || cursor == "" {
 		return kept
+	}
+	if s, ok := f.store.(storage.StatusSyncer); ok {
+		if err := s.SyncStatuses(ctx); err != nil {
+			f.unsynced.Do(func() {
+				f.log.Warn("Cannot make the states of jobs in storage durable; the next daemon writes those since now again", "error", err)
+			})
+			return kept
+		}
 	}
 	if err := f.ledger.SetCheckpoint(ctx, statusConsumer(f.owners.self), cursor); err != nil {
 		if ctx.Err() == nil {

@@ -150,3 +150,54 @@ func TestStatusFiles(t *testing.T) {
 		}
 	})
 }
+
+// syncedStates are states that are not durable before they are synced.
+type syncedStates struct {
+	states
+	synced int // of those written
+	broken error
+}
+
+func (s *syncedStates) SyncStatuses(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken == nil {
+		s.synced = len(s.written)
+	}
+	return s.broken
+}
+
+// The checkpoint never passes a state that is not durable.
+func TestStatusFilesSynced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, s := new(oneJob), new(syncedStates)
+		f := newStatusFiles(l, s, "node", time.Second, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { f.run(ctx) })
+		defer running.Wait()
+		defer cancel()
+		end := func(cursor job.Cursor) {
+			t.Helper()
+			told := false
+			f.note(job.Event{Cursor: cursor, Job: "job", Kind: job.EventEnded, State: job.Done, Status: l.set(job.Done)}, false, func() { told = true })
+			synctest.Wait()
+			if !told {
+				t.Error("who waits for the job's end waits for the disk")
+			}
+			time.Sleep(3 * checkpointEvery)
+			synctest.Wait()
+		}
+		end("1")
+		if s.synced != 1 || l.checkpoint() != "1" {
+			t.Errorf("%d states are durable, the checkpoint is %q", s.synced, l.checkpoint())
+		}
+		s.mu.Lock()
+		s.broken = errdefs.ErrUnavailable
+		s.mu.Unlock()
+		end("2")
+		if s.synced != 1 || l.checkpoint() != "1" {
+			t.Errorf("%d states are durable, the checkpoint is %q", s.synced, l.checkpoint())
+		}
+	})
+}

@@ -22,6 +22,9 @@ func (s *Shepherd) View(ctx context.Context, id job.ID) (job.View, error) {
 		view := s.view(rec)
 		s.live(ctx, &view)
 		view.Attempts = attempts
+		if len(attempts) > 0 {
+			view.LastSheep = sheepOf(rec, attempts[len(attempts)-1])
+		}
 		if view.Timeline, err = s.timeline(ctx, rec); err != nil {
 			return job.View{}, fmt.Errorf("read the events of job %s: %w", id, err)
 		}
@@ -79,11 +82,32 @@ func (s *Shepherd) Jobs(ctx context.Context, q job.Query, cursor int64, limit in
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}
+	var tried []job.ID
+	for _, rec := range records {
+		if rec.State.Final() && rec.Attempt > 0 {
+			tried = append(tried, rec.ID)
+		}
+	}
+	last := map[job.ID]job.Attempt{}
+	if len(tried) > 0 {
+		if last, err = s.cfg.Ledger.LastAttempts(ctx, tried); err != nil {
+			return nil, 0, fmt.Errorf("list jobs: %w", err)
+		}
+	}
 	views := make([]job.View, len(records))
 	for i, rec := range records {
 		views[i] = s.view(rec)
+		views[i].LastSheep = sheepOf(rec, last[rec.ID])
 	}
 	return views, next, nil
+}
+
+// sheepOf is the sheep of a record's last attempt, where that ended the record's run.
+func sheepOf(rec job.Record, last job.Attempt) string {
+	if !rec.State.Final() || last.Run != rec.Run {
+		return ""
+	}
+	return last.Sheep
 }
 
 // Watch returns a channel that receives after the job has changed, what its runner

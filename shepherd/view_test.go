@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -48,6 +49,24 @@ func TestViews(t *testing.T) {
 		p.await(fmt.Sprint("job-", n), job.Done)
 	}
 	p.await("job-4", job.Done)
+	p.submit("never", "m", "x", func(r *job.Request) { r.NotBefore = time.Now().Add(time.Hour) })
+	if err := p.core.Cancel(t.Context(), "never"); err != nil {
+		t.Fatal(err)
+	}
+	page, _, err := p.core.Jobs(t.Context(), job.Query{}, 0, 10)
+	if err != nil || len(page) != 6 {
+		t.Fatalf("%d jobs, %v", len(page), err)
+	}
+	for _, listed := range page {
+		want := "sheep"
+		if listed.ID == "never" {
+			want = ""
+		}
+		v, err := p.core.View(t.Context(), listed.ID)
+		if err != nil || listed.LastSheep != want || v.LastSheep != want || v.Holder != "" {
+			t.Errorf("the last sheep of %s is %q in the list and %q by itself, want %q; %v", v.ID, listed.LastSheep, v.LastSheep, want, err)
+		}
+	}
 	var unknown *job.UnknownJob
 	if _, err := p.core.View(t.Context(), "nobody"); !errors.As(err, &unknown) {
 		t.Errorf("a job that nobody submitted: %v", err)

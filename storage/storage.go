@@ -176,6 +176,8 @@ type Store interface {
 
 	// Status and SetStatus read and write job_status.json. One that is no status,
 	// or larger than a status can be, is an error of class errdefs.ErrDataLoss.
+	// Whoever reads a status gets what was set last. Where the Store is a StatusSyncer, a
+	// loss of power may take that back until it is synced.
 	Status(ctx context.Context, id job.ID) (job.Status, error)
 	SetStatus(ctx context.Context, id job.ID, status job.Status) error
 
@@ -192,6 +194,15 @@ type Store interface {
 	// Ping answers nil when storage can be reached with these credentials. It
 	// tries once.
 	Ping(ctx context.Context) error
+}
+
+// StatusSyncer is a Store that does not wait for the disk with each status. A status says
+// what the ledger says, so that one that is lost with the machine's power can be written
+// again: by whoever remembers which were not synced.
+type StatusSyncer interface {
+	// SyncStatuses makes durable what SetStatus has set before it is called. After an
+	// error it never succeeds again: statuses set since the last success may be lost.
+	SyncStatuses(ctx context.Context) error
 }
 
 // Presigner makes addresses by which whoever has one fetches a file without credentials,

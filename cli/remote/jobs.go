@@ -302,7 +302,7 @@ const detailCells = 100
 
 func jobRow(j client.Job, wide bool) []string {
 	row := []string{
-		j.JobId, string(j.Status), modelName(j.Model), cmp.Or(deref(j.Sheep), deref(j.SheepId), "-"),
+		j.JobId, string(j.Status), modelName(j.Model), cmp.Or(sheepOf(j), "-"),
 		strconv.Itoa(j.Priority), shortTime(j.EnqueuedAt),
 	}
 	if wide {
@@ -436,7 +436,7 @@ func printStatus(to io.Writer, j client.Job, form Format) error {
 			rows = append(rows, []string{name, value})
 		}
 	}
-	add("Sheep:", cmp.Or(deref(j.Sheep), lastSheep(j), deref(j.SheepId)))
+	add("Sheep:", sheepOf(j))
 	add("Submitted:", shortTime(j.EnqueuedAt))
 	add("Started:", shortTime(j.ProcessingStartedAt))
 	add("Ended:", shortTime(j.FinishedAt))
@@ -483,13 +483,10 @@ func expected(e *client.Estimate, now time.Time) string {
 	return fmt.Sprintf("in about %s (%s to %s)", in(e.Likely), earliest, latest)
 }
 
-// lastSheep is the sheep that had the job last; empty where none had.
-func lastSheep(j client.Job) string {
-	attempts := deref(j.Attempts)
-	if len(attempts) == 0 {
-		return ""
-	}
-	return attempts[len(attempts)-1].Sheep
+// sheepOf is the sheep that has the job, or had it last, or else the one that it is
+// addressed to; empty where there is none.
+func sheepOf(j client.Job) string {
+	return cmp.Or(deref(j.Sheep), deref(j.LastSheep), deref(j.SheepId))
 }
 
 func wait(t *Target) *cobra.Command {
@@ -510,7 +507,7 @@ func wait(t *Target) *cobra.Command {
 					ctx, stop = context.WithTimeoutCause(ctx, limit, errWaited)
 					defer stop()
 				}
-				printer := jobPrinter{to: s.out, form: form, heading: len(args) > 1}
+				printer := jobPrinter{to: s.out, form: form, heading: true}
 				worst := error(nil)
 				err := s.interruptible(ctx, func(ctx context.Context) error {
 					for _, id := range args {

@@ -104,6 +104,8 @@ type Listing[T any] struct {
 	Row  func(T) []string
 	// Key tells a thing from others, where Name does not; nil where it does.
 	Key func(T) string
+	// Version is what is other once a thing has changed; nil for its line.
+	Version func(T) string
 
 	widths []int
 	shown  map[string]string // by name
@@ -116,12 +118,19 @@ func (l *Listing[T]) keyOf(thing T) string {
 	return l.Key(thing)
 }
 
+func (l *Listing[T]) versionOf(thing T) string {
+	if l.Version == nil {
+		return strings.Join(l.Row(thing), "\t")
+	}
+	return l.Version(thing)
+}
+
 // Print prints the things that are new or other than before.
 func (l *Listing[T]) Print(things []T) error {
 	if l.Form == FormJSON && l.shown == nil { // later ones are objects of their own
 		l.shown = make(map[string]string)
 		for _, thing := range things {
-			l.shown[l.keyOf(thing)] = strings.Join(l.Row(thing), "\t")
+			l.shown[l.keyOf(thing)] = l.versionOf(thing)
 		}
 		return PrintJSON(l.To, append([]T{}, things...), true)
 	}
@@ -133,20 +142,19 @@ func (l *Listing[T]) Print(things []T) error {
 		}
 	}
 	for _, thing := range things {
-		name, row, key := l.Name(thing), l.Row(thing), l.keyOf(thing)
-		text := strings.Join(row, "\t")
-		if before, ok := l.shown[key]; ok && before == text {
+		key, version := l.keyOf(thing), l.versionOf(thing)
+		if before, ok := l.shown[key]; ok && before == version {
 			continue
 		}
-		l.shown[key] = text
+		l.shown[key] = version
 		var err error
 		switch l.Form {
 		case FormName:
-			_, err = fmt.Fprintln(l.To, clean(name))
+			_, err = fmt.Fprintln(l.To, clean(l.Name(thing)))
 		case FormLines, FormJSON:
 			err = PrintJSON(l.To, thing, l.Form == FormJSON)
 		default:
-			rows = append(rows, row)
+			rows = append(rows, l.Row(thing))
 		}
 		if err != nil {
 			return err

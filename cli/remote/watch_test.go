@@ -120,6 +120,42 @@ func TestWatchModels(t *testing.T) {
 	}
 }
 
+// Messages are listed, and then each that is new or has changed; one that waits is not
+// shown again because its time comes nearer.
+func TestWatchWebhooks(t *testing.T) {
+	asked := 0
+	message := func(id, state string, tries int, due string) map[string]any {
+		m := map[string]any{"id": id, "receiver": "ops", "job_id": "j", "run": 1, "event": "ended", "state": state, "created_at": "2026-01-02T03:04:05.000006", "tries": tries}
+		if due != "" {
+			m["due_at"] = due
+		}
+		return m
+	}
+	handlers := map[string]http.HandlerFunc{"/webhooks/messages": func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+		list := []any{message("msg_2", "waiting", 1, "2126-01-02T03:04:05Z"), message("msg_1", "waiting", 1, "")}
+		switch {
+		case asked == 2:
+			list[1] = message("msg_1", "delivered", 2, "")
+		case asked > 2:
+			list = []any{message("msg_3", "delivered", 1, ""), message("msg_2", "given-up", 9, ""), message("msg_1", "delivered", 2, "")}
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"messages": list, "next": nil})
+	}}
+	got := watched(t, webhooksCommand, 5, handlers, "ls", "--watch", "-o", "jsonl")
+	var states []string
+	for _, line := range got {
+		var m client.Message
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		states = append(states, m.Id+" "+string(m.State))
+	}
+	if want := []string{"msg_2 waiting", "msg_1 waiting", "msg_1 delivered", "msg_2 given-up", "msg_3 delivered"}; !slices.Equal(states, want) {
+		t.Errorf("it printed %q", got)
+	}
+}
+
 // A job is shown when something has changed, until it has ended.
 func TestWatchStatus(t *testing.T) {
 	asked := 0

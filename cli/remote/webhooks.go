@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,7 +33,7 @@ func listMessages(t *Target) *cobra.Command {
 	var form Format
 	var about, receiver, state string
 	var limit int
-	var noHeading bool
+	var noHeading, watch bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -49,7 +51,15 @@ func listMessages(t *Target) *cobra.Command {
 				params.State = new(client.ListMessagesParamsState(state))
 			}
 			return t.run(cmd, func(ctx context.Context, s *session) error {
-				return s.listMessages(ctx, params, limit, form, !noHeading)
+				lines := messageListing(s.out, form, !noHeading)
+				if watch {
+					return s.interruptible(ctx, func(ctx context.Context) error { return s.watchMessages(ctx, params, limit, lines) })
+				}
+				messages, err := s.messages(ctx, params, limit)
+				if err != nil {
+					return err
+				}
+				return lines.Print(messages)
 			})
 		},
 	}
@@ -59,11 +69,40 @@ func listMessages(t *Target) *cobra.Command {
 	f.StringVar(&receiver, "receiver", "", "only messages to this receiver: its name, or its URL")
 	f.StringVar(&state, "state", "", "only messages that are waiting, delivered or given-up")
 	f.IntVarP(&limit, "limit", "n", latest, "how many at most; 0 for all")
+	f.BoolVarP(&watch, "watch", "w", false, "go on with what is new or has changed")
 	f.BoolVar(&noHeading, "no-headers", false, "leave the heading of the table out")
 	return cmd
 }
 
-func (s *session) listMessages(ctx context.Context, params client.ListMessagesParams, limit int, form Format, heading bool) error {
+// messagesAgain is how long a command that watches messages waits before it asks for them
+// again: the daemon's events are of jobs, and do not tell of messages.
+const messagesAgain = time.Second
+
+// watchMessages lists messages, and then those that are new or have changed, the latest last.
+func (s *session) watchMessages(ctx context.Context, params client.ListMessagesParams, limit int, lines *Listing[client.Message]) error {
+	again := time.NewTicker(messagesAgain)
+	defer again.Stop()
+	for first := true; ; first = false {
+		messages, err := s.messages(ctx, params, limit)
+		if err != nil {
+			return err
+		}
+		if !first {
+			slices.Reverse(messages)
+		}
+		if err := lines.Print(messages); err != nil {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// messages are the latest messages, limit of them at most; 0 for all.
+func (s *session) messages(ctx context.Context, params client.ListMessagesParams, limit int) ([]client.Message, error) {
 	var all []client.Message
 	for limit == 0 || len(all) < limit {
 		params.Limit = new(strconv.Itoa(page))
@@ -72,49 +111,40 @@ func (s *session) listMessages(ctx context.Context, params client.ListMessagesPa
 		}
 		answer, err := s.ListMessagesWithResponse(ctx, &params)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if answer.JSON200 == nil {
-			return errors.New("the daemon's list of messages cannot be read")
+			return nil, errors.New("the daemon's list of messages cannot be read")
 		}
 		all = append(all, answer.JSON200.Messages...)
 		if params.After = answer.JSON200.Next; params.After == nil {
 			break
 		}
 	}
-	switch form {
-	case FormJSON:
-		return PrintJSON(s.out, append([]client.Message{}, all...), true)
-	case FormLines:
-		for _, m := range all {
-			if err := PrintJSON(s.out, m, false); err != nil {
-				return err
+	return all, nil
+}
+
+func messageListing(to io.Writer, form Format, heading bool) *Listing[client.Message] {
+	l := &Listing[client.Message]{
+		To: to, Form: form,
+		Name: func(m client.Message) string { return m.Id },
+		Row: func(m client.Message) []string {
+			row := []string{m.Id, m.JobId, string(m.Event), string(m.State), strconv.Itoa(m.Tries), nextTry(m), m.Receiver}
+			if form == FormWide {
+				row = append(row, deref(m.CreatedAt), cmp.Or(deref(m.Problem), "-"))
 			}
-		}
-		return nil
-	case FormName:
-		for _, m := range all {
-			if _, err := fmt.Fprintln(s.out, clean(m.Id)); err != nil {
-				return err
-			}
-		}
-		return nil
+			return row
+		},
+		// How long it is until the next try is other at each look.
+		Version: func(m client.Message) string { return fmt.Sprint(m.State, m.Tries, deref(m.DueAt)) },
 	}
-	rows := table{{"MESSAGE", "JOB", "EVENT", "STATE", "TRIES", "NEXT", "RECEIVER"}}
-	if form == FormWide {
-		rows[0] = append(rows[0], "CREATED", "PROBLEM")
-	}
-	if !heading {
-		rows = nil
-	}
-	for _, m := range all {
-		row := []string{m.Id, m.JobId, string(m.Event), string(m.State), strconv.Itoa(m.Tries), nextTry(m), m.Receiver}
+	if heading {
+		l.Heading = []string{"MESSAGE", "JOB", "EVENT", "STATE", "TRIES", "NEXT", "RECEIVER"}
 		if form == FormWide {
-			row = append(row, deref(m.CreatedAt), cmp.Or(deref(m.Problem), "-"))
+			l.Heading = append(l.Heading, "CREATED", "PROBLEM")
 		}
-		rows = append(rows, row)
 	}
-	return rows.print(s.out)
+	return l
 }
 
 // nextTry is when a message is tried next.

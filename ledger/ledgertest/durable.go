@@ -158,6 +158,7 @@ func calls(ctx context.Context, l ledger.Ledger, c ledger.Claim) map[string]erro
 	_, answers["Count"] = l.Count(ctx)
 	_, answers["Join"] = l.Join(ctx, "node")
 	_, answers["Attempts"] = l.Attempts(ctx, c.ID)
+	_, answers["LastAttempts"] = l.LastAttempts(ctx, []job.ID{c.ID})
 	_, answers["Waiting"] = l.Waiting(ctx, 10)
 	_, _, answers["Events"] = l.Events(ctx, "", ledger.EventFilter{}, 10)
 	_, answers["Now"] = l.Now(ctx)

@@ -57,6 +57,7 @@ func Run(t *testing.T, newHarness func(t *testing.T, options Options) Harness) {
 		{"Spent", s.testSpent},
 		{"Attempts", s.testAttempts},
 		{"AttemptsOfRuns", s.testAttemptsOfRuns},
+		{"LastAttempts", s.testLastAttempts},
 		{"Tokens", s.testTokens},
 		{"Finish", s.testFinish},
 		{"Clip", s.testClip},

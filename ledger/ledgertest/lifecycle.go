@@ -2,6 +2,7 @@ package ledgertest
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -265,6 +266,51 @@ func (s suite) testAttemptsOfRuns(t *testing.T) {
 	if last := got[len(got)-1]; len(got) > 50 || last.Run != 99 || last.Number != 1 {
 		t.Fatalf("%d attempts are kept, the last is %d.%d", len(got), last.Run, last.Number)
 	}
+}
+
+// testLastAttempts has the newest attempt that ended, of those jobs that have one.
+func (s suite) testLastAttempts(t *testing.T) {
+	f := s.open(t, Options{})
+	var all []job.ID
+	want := make(map[job.ID]job.Attempt)
+	check := func() {
+		t.Helper()
+		got, err := f.LastAttempts(f.Context(), append(all, "unknown"))
+		if err != nil || !maps.Equal(got, want) {
+			t.Fatalf("LastAttempts, %v:\n got %+v\nwant %+v", err, got, want)
+		}
+	}
+	check()
+	for _, id := range []string{"waits", "runs", "again", "ended", "other"} {
+		f.create(id)
+		all = append(all, job.ID(id))
+	}
+	check()
+	f.claim(ledger.Slot{Node: "node", Sheep: "a", Only: "runs"}, "runs")
+	for range 11 { // of which the last has two digits
+		f.release(f.claim(ledger.Slot{Node: "node", Sheep: "b", Only: "again"}, "again"), unspent)
+	}
+	f.finish(f.claim(ledger.Slot{Node: "node", Sheep: "a", Only: "ended"}, "ended"))
+	f.create("ended")
+	f.finish(f.claim(ledger.Slot{Node: "node", Sheep: "c", Only: "ended"}, "ended"))
+	f.finish(f.claim(ledger.Slot{Node: "node", Sheep: "d", Only: "other"}, "other"))
+	for _, id := range []job.ID{"again", "ended", "other"} {
+		attempts := f.attempts(string(id))
+		want[id] = attempts[len(attempts)-1]
+	}
+	if last := want["again"]; last.Sheep != "b" || last.Number != 11 {
+		t.Fatalf("the last attempt is %+v", last)
+	}
+	if last := want["ended"]; last.Sheep != "c" || last.Run != 2 {
+		t.Fatalf("the last attempt is %+v", last)
+	}
+	check()
+	f.create("other") // whose attempts stay
+	f.reopen()
+	check()
+	all = slices.DeleteFunc(all, func(id job.ID) bool { return id == "ended" })
+	delete(want, "ended")
+	check()
 }
 
 func (s suite) testTokens(t *testing.T) {

@@ -41,6 +41,20 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 	return attempts, err
 }
 
+// LastAttempts implements ledger.Ledger.
+func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+	last := make(map[job.ID]job.Attempt, len(jobs))
+	err := l.call(ctx, "list the last attempts of jobs", func() error {
+		for _, id := range jobs {
+			if ended := l.attempts[id]; len(ended) > 0 {
+				last[id] = ended[len(ended)-1]
+			}
+		}
+		return nil
+	})
+	return last, err
+}
+
 // Held implements ledger.Ledger.
 func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
 	var claims []ledger.Claim

@@ -224,6 +224,7 @@ func calls(ctx context.Context, l *Ledger) map[string]error {
 	_, answers["Join"] = l.Join(ctx, "node")
 	_, answers["Peers"] = l.Peers(ctx, "node")
 	_, answers["Attempts"] = l.Attempts(ctx, "x")
+	_, answers["LastAttempts"] = l.LastAttempts(ctx, []job.ID{"x"})
 	_, answers["Waiting"] = l.Waiting(ctx, 10)
 	_, _, answers["Events"] = l.Events(ctx, "", ledger.EventFilter{}, 10)
 	_, answers["Now"] = l.Now(ctx)

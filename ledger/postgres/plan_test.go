@@ -100,7 +100,7 @@ func TestPlans(t *testing.T) {
 	}
 	queries := map[string]query{
 		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
-		"attempts": {queryAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
+		"attempts": {queryAttempts, every}, "last attempts": {queryLastAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
 		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "save used": {querySaveUsed, every},
 		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},

@@ -52,7 +52,7 @@ func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
 	return read(ctx, l, "list the attempts of job "+string(id), func(ctx context.Context) (attempts []job.Attempt, err error) {
 		err = l.query(ctx, queryAttempts, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) error {
-			a, err := scanAttempt(rows)
+			a, err := scanAttempt(rows.Scan)
 			attempts = append(attempts, a)
 			return err
 		})
@@ -60,11 +60,29 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 	})
 }
 
-func scanAttempt(rows pgx.Rows) (job.Attempt, error) {
+// LastAttempts implements ledger.Ledger.
+func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+	ids := make([]string, len(jobs))
+	for i, id := range jobs {
+		ids[i] = text(string(id))
+	}
+	return read(ctx, l, "list the last attempts of jobs", func(ctx context.Context) (map[job.ID]job.Attempt, error) {
+		last := make(map[job.ID]job.Attempt, len(jobs))
+		err := l.query(ctx, queryLastAttempts, pgx.NamedArgs{"ids": ids}, func(rows pgx.Rows) error {
+			var id job.ID
+			a, err := scanAttempt(func(into ...any) error { return rows.Scan(append([]any{&id}, into...)...) })
+			last[id] = a
+			return err
+		})
+		return last, err
+	})
+}
+
+func scanAttempt(scan func(...any) error) (job.Attempt, error) {
 	var a job.Attempt
 	var began, started, ended *time.Time
 	var gpuTime, stage, load, execute, collect int64
-	err := rows.Scan(&a.Run, &a.Number, &a.Node, &a.Sheep, &began, &started, &ended, &a.Cause, &a.Reason, &a.Spent,
+	err := scan(&a.Run, &a.Number, &a.Node, &a.Sheep, &began, &started, &ended, &a.Cause, &a.Reason, &a.Spent,
 		&a.Usage.GPUMemory, &gpuTime, &stage, &load, &execute, &collect, &a.Log)
 	a.Began, a.Started, a.Ended = toTime(began), toTime(started), toTime(ended)
 	a.Usage.GPUTime = time.Duration(gpuTime) * time.Microsecond

@@ -40,6 +40,10 @@ const (
 		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, NULL, '', '', false, 0, 0, 0, 0, 0, 0, ''
 			FROM shepherd.jobs WHERE id = @id AND token > 0
 		ORDER BY run, number`
+	// The newest attempt of each of several jobs.
+	queryLastAttempts = `SELECT asked.id, a.* FROM unnest(@ids::text[]) asked(id) CROSS JOIN LATERAL (
+			SELECT run, number, node, sheep, began, started, ended, cause, reason, spent, gpu_memory, gpu_time, stage, load, execute, collect, log
+				FROM shepherd.attempts WHERE job = asked.id ORDER BY run DESC, number DESC LIMIT 1) a`
 	// The claimable jobs that come before one, at most so many: of those addressed as
 	// it is, and of those addressed to none, with a higher priority, and with the same.
 	queryBefore = `SELECT count(*) FROM (

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -21,8 +22,8 @@ import (
 
 // readStatements are the reads whose text is always the same.
 type readStatements struct {
-	get, attempts, held, oldest, before, pruned, checkpoint *sql.Stmt
-	webhook, nextDue                                        *sql.Stmt
+	get, attempts, lastAttempts, held, oldest, before, pruned, checkpoint *sql.Stmt
+	webhook, nextDue                                                      *sql.Stmt
 }
 
 const (
@@ -32,6 +33,11 @@ const (
 			FROM attempts WHERE job = ?1
 		UNION ALL SELECT run, attempt, node, holder, claimed_at, started_at, 0, '', '', 0, 0, 0, 0, 0, 0, 0, ''
 			FROM jobs WHERE id = ?1 AND token > 0`
+	// The newest attempt of each job of a JSON array of ids.
+	queryLastAttempts = `SELECT a.job, a.run, a.number, a.node, a.sheep, a.began, a.started, a.ended, a.cause, a.reason, a.spent,
+			a.gpu_memory, a.gpu_time, a.stage, a.load, a.execute, a.collect, a.log
+		FROM json_each(?) asked CROSS JOIN attempts a ON a.job = asked.value
+			AND (a.run, a.number) = (SELECT run, number FROM attempts WHERE job = asked.value ORDER BY run DESC, number DESC LIMIT 1)`
 	queryHeld = `SELECT ` + columns + ` FROM jobs WHERE node = ? AND token > 0 ORDER BY token`
 	// When the oldest claimable job of a model with an address was submitted.
 	queryOldest = `SELECT enqueued_at FROM jobs
@@ -50,6 +56,7 @@ func (s *readStatements) list() []statement {
 	return []statement{
 		{"get", &s.get, queryGet},
 		{"attempts", &s.attempts, queryAttempts},
+		{"last attempts", &s.lastAttempts, queryLastAttempts},
 		{"held", &s.held, queryHeld},
 		{"oldest", &s.oldest, queryOldest},
 		{"before", &s.before, queryBefore},
@@ -132,6 +139,35 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 		return cmp.Or(cmp.Compare(a.Run, b.Run), cmp.Compare(a.Number, b.Number))
 	})
 	return attempts, nil
+}
+
+// LastAttempts implements ledger.Ledger.
+func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+	last := make(map[job.ID]job.Attempt, len(jobs))
+	err := l.call("list the last attempts of jobs", func() error {
+		asked, err := json.Marshal(jobs)
+		if err != nil {
+			return err
+		}
+		rows, err := l.read.lastAttempts.QueryContext(ctx, string(asked))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id job.ID
+			a, err := scanAttempt(func(into ...any) error { return rows.Scan(append([]any{&id}, into...)...) })
+			if err != nil {
+				return err
+			}
+			last[id] = a
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return last, nil
 }
 
 func scanAttempt(scan func(...any) error) (job.Attempt, error) {

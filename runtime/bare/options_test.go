@@ -218,6 +218,18 @@ func TestModelMissingInTheOriginalsWords(t *testing.T) {
 	if err := os.Symlink(dir, filepath.Join(dir, "here")); err != nil { // where it leads is the operator's choice
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"none":  "A bare sheep runs it once there is a directory `" + dir + "/none` with a `config.yaml`.",
+		"empty": "A bare sheep runs it once there is a file `config.yaml` in `" + dir + "/empty`.",
+		"here":  "A bare sheep finds it in `" + dir + "/here`, and runs it with `shepherd-runner`, which must be a program there is.",
+	} {
+		if got := s.(runtime.ModelAdviser).ModelAdvice(job.Model{Name: name}); got != want {
+			t.Errorf("of %s it says\n     %s\nwant %s", name, got, want)
+		}
+	}
 	t.Setenv("PATH", dir)
 	err = s.Load(t.Context(), job.Model{Name: "here"}, runtime.Discard)
 	if err == nil || !strings.Contains(err.Error(), "`shepherd-runner` is not found on PATH") {

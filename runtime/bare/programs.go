@@ -31,8 +31,9 @@ type programs struct {
 }
 
 var (
-	_ shimmed.Type        = (*programs)(nil)
-	_ runtime.ModelFinder = (*programs)(nil)
+	_ shimmed.Type         = (*programs)(nil)
+	_ runtime.ModelFinder  = (*programs)(nil)
+	_ runtime.ModelAdviser = (*programs)(nil)
 )
 
 // FindModel looks for the model's file. See runtime.ModelFinder.
@@ -51,6 +52,20 @@ func (p *programs) FindModel(m job.Model) error {
 		}
 	}
 	return nil
+}
+
+// ModelAdvice says which directory or file is missing, or which program runs the model.
+// See runtime.ModelAdviser.
+func (p *programs) ModelAdvice(m job.Model) string {
+	dir, file := filepath.Split(filepath.Join(p.options.WorkingDirectory, configPath(m)))
+	dir = filepath.Clean(dir)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return fmt.Sprintf("A bare sheep runs it once there is a directory `%s` with a `%s`.", dir, file)
+	}
+	if p.FindModel(m) != nil {
+		return fmt.Sprintf("A bare sheep runs it once there is a file `%s` in `%s`.", file, dir)
+	}
+	return fmt.Sprintf("A bare sheep finds it in `%s`, and runs it with `%s`, which must be a program there is.", dir, p.options.command(m, 0)[0])
 }
 
 // unmounted returns a *LoadError of class Unavailable where the file system that path

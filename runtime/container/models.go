@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -16,6 +17,7 @@ import (
 var (
 	_ runtime.ModelKeeper   = (*Driver)(nil)
 	_ runtime.ModelChecker  = (*containers)(nil)
+	_ runtime.ModelAdviser  = (*containers)(nil)
 	_ runtime.DigestChecker = (*containers)(nil)
 	_ runtime.Prefetcher    = (*containers)(nil)
 )
@@ -31,6 +33,15 @@ func (c *containers) CheckModel(m job.Model) error {
 		return invalid
 	}
 	return nil // what is wrong with the registry, Load says
+}
+
+// ModelAdvice names the image. See runtime.ModelAdviser.
+func (c *containers) ModelAdvice(m job.Model) string {
+	reference, err := c.cfg.Registry.Reference(m)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("A container sheep runs the image `%s`: shepherd models pull %s says whether the registry has it.", reference, m)
 }
 
 // ChecksDigests says that images have those of Config.Trust, or are not loaded.

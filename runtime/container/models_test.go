@@ -116,5 +116,12 @@ func TestCheckModel(t *testing.T) {
 		if errors.As(err, &invalid) != (field != "") || invalid != nil && invalid.Field != field {
 			t.Errorf("%s: %v, want something about %q", m, err, field)
 		}
+		if advice := sheep.(runtime.ModelAdviser).ModelAdvice(m); (advice == "") != (field != "") {
+			t.Errorf("%s: the advice is %q", m, advice)
+		}
+	}
+	want := "A container sheep runs the image `localhost:1/digits:v1`: shepherd models pull digits:v1 says whether the registry has it."
+	if got := sheep.(runtime.ModelAdviser).ModelAdvice(job.Model{Name: "digits", Version: "v1"}); got != want {
+		t.Errorf("the advice is %q, want %q", got, want)
 	}
 }

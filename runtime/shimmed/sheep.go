@@ -114,6 +114,7 @@ var (
 
 	_ runtime.ModelChecker = (*Sheep)(nil)
 	_ runtime.ModelFinder  = (*Sheep)(nil)
+	_ runtime.ModelAdviser = (*Sheep)(nil)
 	_ runtime.Prefetcher   = (*Sheep)(nil)
 )
 
@@ -223,6 +224,14 @@ func (s *Sheep) FindModel(m job.Model) error {
 		return f.FindModel(m)
 	}
 	return nil
+}
+
+// ModelAdvice asks the sheep's Type, where that knows. See runtime.ModelAdviser.
+func (s *Sheep) ModelAdvice(m job.Model) string {
+	if a, ok := s.cfg.Type.(runtime.ModelAdviser); ok {
+		return a.ModelAdvice(m)
+	}
+	return ""
 }
 
 // Prefetch has the sheep's Type fetch a model. See runtime.Prefetcher.

@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"slices"
+	"time"
 
 	"github.com/iterait/shepherd/shim"
 )
@@ -15,15 +16,38 @@ func (s *server) changed() {
 	}
 }
 
-// keep writes the outcome whenever it has changed, until the shim ends.
+// keepEvery is how often the outcome is written at most. A job of a few milliseconds
+// changes it three times; what is written is what it is in the end.
+const keepEvery = 20 * time.Millisecond
+
+// keep writes the outcome when it has changed, until the shim ends.
 func (s *server) keep() {
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
+		select {
+		case <-rest.C:
+		case <-s.quit:
+			s.keepLast()
+			return
+		}
 		select {
 		case <-s.dirty:
 			s.persist()
+			rest.Reset(keepEvery)
 		case <-s.quit:
+			s.keepLast()
 			return
 		}
+	}
+}
+
+// keepLast writes what has changed since the outcome was last written.
+func (s *server) keepLast() {
+	select {
+	case <-s.dirty:
+		s.persist()
+	default:
 	}
 }
 
@@ -87,6 +111,10 @@ func (s *server) conclude() {
 		return
 	}
 	if s.job == "" && len(s.answers) == 0 {
+		select {
+		case <-s.dirty: // nothing is written to a folder that is gone
+		default:
+		}
 		if dir, err := os.Readlink(s.cfg.Folder.Path()); err == nil {
 			_ = os.RemoveAll(dir)
 		}

@@ -169,7 +169,7 @@ func verifyAfterKill(t *testing.T, dir string, writers []*writer) {
 	s := start(t, dir)
 	defer s.stop()
 	c := s.client(nil)
-	litter, err := filepath.Glob(filepath.Join(dir, "tmp", "*"))
+	litter, err := filepath.Glob(filepath.Join(dir, "tmp", "*", "*"))
 	if err != nil || len(litter) > 0 {
 		t.Errorf("litter: %q, %v", litter, err)
 	}

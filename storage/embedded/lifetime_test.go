@@ -84,7 +84,7 @@ func TestRequestsUnderWayFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the upload to arrive", func() bool {
-		drafts, _ := filepath.Glob(filepath.Join(dir, "tmp", "draft-*"))
+		drafts, _ := filepath.Glob(filepath.Join(dir, "tmp", "*", "draft-*"))
 		return len(drafts) == 1
 	})
 	stopped := make(chan struct{})
@@ -129,7 +129,7 @@ func TestCutOffUploadLeavesNothing(t *testing.T) {
 		t.Error("an upload cut short succeeded")
 	}
 	eventually(t, "the draft to go", func() bool {
-		left, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+		left, err := filepath.Glob(filepath.Join(s.dir, "tmp", "*", "*"))
 		return err == nil && len(left) == 0
 	})
 	if got := get(t, c, b, "x"); string(got) != "before" {

@@ -33,7 +33,10 @@ type Store struct {
 	space     diskspace.Floor
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store        = (*Store)(nil)
+	_ storage.StatusSyncer = (*Store)(nil)
+)
 
 const (
 	parallelFiles = 8 // that one Stage or Collect has under way
@@ -171,7 +174,7 @@ func (o *Store) makePlace(ctx context.Context, id job.ID, name string, payload [
 		}
 		if o.layout.Bucket == "" {
 			info, body, complete := o.newObject(bytes.NewReader(payload), int64(len(payload)))
-			_, err := o.folder.CreateBucketWith(bucket, key, body, int64(len(payload)), info, complete)
+			_, err := o.folder.CreateBucketWith(bucket, key, body, int64(len(payload)), info, complete, job.OutputDir)
 			return err
 		}
 		_, prefix := o.layout.Place(id)
@@ -488,13 +491,28 @@ func (o *Store) Status(ctx context.Context, id job.ID) (job.Status, error) {
 	return status, nil
 }
 
-// SetStatus writes job_status.json.
+// SetStatus writes job_status.json. SyncStatuses makes it durable.
 func (o *Store) SetStatus(ctx context.Context, id job.ID, status job.Status) error {
+	bucket, key, err := o.layout.Key(id, job.StatusFile)
+	if err != nil {
+		return err
+	}
 	data, err := job.JSON(status)
+	if err == nil {
+		err = o.observed(ctx, "put", func() error {
+			info, body, complete := o.newObject(bytes.NewReader(data), int64(len(data)))
+			return o.folder.PutLater(bucket, key, body, int64(len(data)), info, complete)
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("%s of job %s: %w", job.StatusFile, id, err)
 	}
-	return o.Put(ctx, id, job.StatusFile, bytes.NewReader(data), int64(len(data)))
+	return nil
+}
+
+// SyncStatuses implements storage.StatusSyncer.
+func (o *Store) SyncStatuses(ctx context.Context) error {
+	return o.observed(ctx, "sync", o.folder.Sync)
 }
 
 // Remove removes the job's place with all it holds.

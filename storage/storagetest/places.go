@@ -166,6 +166,34 @@ func (s *suite) testPlaces(t *testing.T) {
 		class(t, "Status of an unknown job", err, errdefs.IsNotFound)
 	})
 
+	t.Run("SyncStatuses", func(t *testing.T) {
+		syncer, ok := s.store.(storage.StatusSyncer)
+		if !ok {
+			return // each status is durable when it is set
+		}
+		noError(t, syncer.SyncStatuses(t.Context())) // there is none
+		want := job.Status{State: job.Done}
+		for _, jobs := range []int{1, 20} {
+			var ids []job.ID
+			for range jobs {
+				id := s.fresh(t, map[string]string{input: "x"})
+				noError(t, s.store.SetStatus(t.Context(), id, want))
+				ids = append(ids, id)
+			}
+			removed := s.fresh(t, map[string]string{input: "x"})
+			noError(t, s.store.SetStatus(t.Context(), removed, want))
+			noError(t, s.store.Remove(t.Context(), removed))
+			noError(t, syncer.SyncStatuses(t.Context()))
+			for _, id := range ids {
+				got, err := s.store.Status(t.Context(), id)
+				noError(t, err)
+				if got != want {
+					t.Errorf("status %+v, want %+v", got, want)
+				}
+			}
+		}
+	})
+
 	t.Run("StatusOfOthers", func(t *testing.T) {
 		// The original stored tracebacks of any length: such a job has ended all the same.
 		traceback := "Traceback:" + strings.Repeat("x", 5<<20) + "ValueError"

@@ -103,6 +103,11 @@ func (l busLedger) Get(ctx context.Context, id job.ID) (rec job.Record, err erro
 	return rec, err
 }
 
+func (l busLedger) LastAttempts(ctx context.Context, jobs []job.ID) (last map[job.ID]job.Attempt, err error) {
+	err = l.do(ctx, "last attempts", func() error { last, err = l.Ledger.LastAttempts(ctx, jobs); return err })
+	return last, err
+}
+
 func (l busLedger) Attempts(ctx context.Context, id job.ID) (attempts []job.Attempt, err error) {
 	err = l.do(ctx, "attempts "+string(id), func() error { attempts, err = l.Ledger.Attempts(ctx, id); return err })
 	return attempts, err

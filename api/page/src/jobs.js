@@ -80,7 +80,7 @@ function Row({ job }) {
     <td class="nowrap"><${Ago} at=${job.enqueued_at} /></td>
     <td class="num">${started ? text.duration(started - queued) : ""}</td>
     <td class="num">${started && ended ? text.duration(ended - started) : ""}</td>
-    <td class="nowrap">${job.sheep || job.sheep_id || ""}</td>
+    <td class="nowrap">${job.sheep || job.last_sheep || job.sheep_id || ""}</td>
     <td class="notes">${job.priority !== 0 && html`<span class="label">${common.priority}<b>${job.priority}</b></span>`}<${Labels} of=${job.labels} /><span title=${job.error_details?.message}>${job.error_details?.message || job.detail}</span></td>
   </tr>`;
 }

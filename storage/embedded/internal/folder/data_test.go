@@ -107,14 +107,14 @@ func TestObjectInParts(t *testing.T) {
 		t.Errorf("data while it is read: %q", dirs)
 	}
 	o.Close()
-	if dirs := append(left(t, s.partsDir()), left(t, s.tmpDir())...); len(dirs) != 0 {
+	if dirs := append(left(t, s.partsDir()), left(t, s.tmp)...); len(dirs) != 0 {
 		t.Errorf("data of an overwritten object: %q", dirs)
 	}
 	complete(t, s, b, "y", "abc")
 	if err := s.Delete(t.Context(), b, []string{"y"}, nil)[0]; err != nil {
 		t.Fatal(err)
 	}
-	if dirs := append(left(t, s.partsDir()), left(t, s.tmpDir())...); len(dirs) != 0 {
+	if dirs := append(left(t, s.partsDir()), left(t, s.tmp)...); len(dirs) != 0 {
 		t.Errorf("data of a deleted object: %q", dirs)
 	}
 }

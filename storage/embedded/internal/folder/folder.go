@@ -8,7 +8,7 @@
 //	parts/<id>/upload, part-N              the data of objects that lie in several files
 //	settings/<bucket>                      what is configured of a bucket, as JSON
 //	index.db                               the entries of large directories, in order; a cache
-//	tmp/                                   what is being written; emptied by Open
+//	tmp/<random>/                          what is being written; tmp/ is emptied by Open
 //
 // Nothing about buckets or objects is held in memory, so Open takes as long with
 // a hundred thousand buckets as with one. The directory tree is the truth; the
@@ -20,7 +20,8 @@
 // written in tmp/, fsynced, and renamed into its place, whose directory is
 // fsynced before the call returns. So an object is there whole or not at all,
 // what a call acknowledged survives a power cut, and a reader goes on reading
-// the object it opened when that is overwritten or deleted meanwhile.
+// the object it opened when that is overwritten or deleted meanwhile. Objects that
+// PutLater stores are the exception: Sync makes many of them durable at once.
 //
 // The data of a completed multipart upload stays in its parts' files, and the
 // object's file holds the footer alone: completing takes as long for a terabyte
@@ -80,7 +81,11 @@ type Store struct {
 	seed  maphash.Seed
 	index *index
 	data  dataReaders
-	// drafts counts the names given out in tmp/.
+	// unsynced are the objects that PutLater stored.
+	unsynced unsynced
+	// tmp is this process's directory in tmp/, and drafts counts the names given out
+	// in it.
+	tmp    string
 	drafts atomic.Int64
 	// linkAtLeast is the size from which on a copy shares its data with the original.
 	linkAtLeast int64
@@ -116,7 +121,7 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	durable.Spread(s.dir)
-	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpDir()} {
+	for _, sub := range []string{s.bucketsDir(), s.uploadsDir(), s.partsDir(), s.settingsDir(), s.tmpRoot()} {
 		if err := makeDirs(sub); err != nil {
 			return err
 		}
@@ -130,14 +135,8 @@ func (s *Store) open() (err error) {
 			s.lock.Close()
 		}
 	}()
-	unfinished, err := os.ReadDir(s.tmpDir())
-	if err != nil {
+	if err := s.openTmp(); err != nil {
 		return err
-	}
-	for _, f := range unfinished {
-		if err := os.RemoveAll(filepath.Join(s.tmpDir(), f.Name())); err != nil {
-			return err
-		}
 	}
 	s.index = newIndex(s.dir, s.log)
 	if last.pid == "" {
@@ -152,17 +151,32 @@ func (s *Store) open() (err error) {
 	return s.repair()
 }
 
+// openTmp empties tmp/ and makes this process's directory in it. Its name is random
+// since ext4 places a directory by its name: in one of the same name, a store that is
+// made, removed and made again would create its files where it has just freed many,
+// which is slow (see durable.Spread).
+func (s *Store) openTmp() error {
+	root := s.tmpRoot()
+	unfinished, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, f := range unfinished {
+		if err := os.RemoveAll(filepath.Join(root, f.Name())); err != nil {
+			return err
+		}
+	}
+	durable.Spread(root)
+	s.tmp, err = os.MkdirTemp(root, "")
+	return err
+}
+
 // repair makes durable what a killed process left. One killed between a rename
 // and its fsync left a name that is visible but perhaps not on disk; what builds
 // on it from now on must not be lost with it.
 func (s *Store) repair() error {
-	root, err := os.Open(s.dir)
-	if err != nil {
+	if err := s.syncAll(); err != nil {
 		return err
-	}
-	defer root.Close()
-	if err := unix.Syncfs(int(root.Fd())); err != nil {
-		return fmt.Errorf("syncfs: %w", err)
 	}
 	return s.repairData()
 }
@@ -188,6 +202,7 @@ func makeDirs(dir string) error {
 func (s *Store) Close() error {
 	err := s.index.close()
 	if err == nil {
+		_ = os.Remove(s.tmp) // the next Open removes one that is not empty
 		err = s.lock.Clear()
 	}
 	if err := errors.Join(err, s.lock.Close()); err != nil && !errors.Is(err, os.ErrClosed) {
@@ -236,7 +251,7 @@ func (s *Store) bucketsDir() string  { return filepath.Join(s.dir, "buckets") }
 func (s *Store) uploadsDir() string  { return filepath.Join(s.dir, "uploads") }
 func (s *Store) partsDir() string    { return filepath.Join(s.dir, "parts") }
 func (s *Store) settingsDir() string { return filepath.Join(s.dir, "settings") }
-func (s *Store) tmpDir() string      { return filepath.Join(s.dir, "tmp") }
+func (s *Store) tmpRoot() string     { return filepath.Join(s.dir, "tmp") }
 
 func (s *Store) bucketLock(bucket string) *sync.RWMutex {
 	return &s.bucketLocks[maphash.String(s.seed, bucket)%stripes]
@@ -265,7 +280,7 @@ func (s *Store) discard(dir string) error {
 
 // moveToTrash moves a directory below tmp/ and returns where it is now.
 func (s *Store) moveToTrash(dir string) (string, error) {
-	trash, err := os.MkdirTemp(s.tmpDir(), "trash-")
+	trash, err := os.MkdirTemp(s.tmp, "trash-")
 	if err != nil {
 		return "", err
 	}

@@ -234,7 +234,7 @@ func TestBodiesThatFail(t *testing.T) {
 	if _, err := s.Put("bucket", "dir/x", strings.NewReader(""), 0, Info{}, nil, func(*Info) error { return refused }); !errors.Is(err, refused) {
 		t.Error(err)
 	}
-	for _, dir := range []string{s.tmpDir(), s.bucketDir("bucket")} {
+	for _, dir := range []string{s.tmp, s.bucketDir("bucket")} {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left in %s: %v, %v", dir, left, err)
 		}
@@ -247,3 +247,28 @@ func TestBodiesThatFail(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// Each Open writes in a directory of its own name, and Close leaves none.
+func TestTmp(t *testing.T) {
+	dir := t.TempDir()
+	var names []string
+	for range 2 {
+		s, err := Open(dir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, filepath.Base(s.tmp))
+		if there := left(t, s.tmpRoot()); len(there) != 1 || there[0] != s.tmp {
+			t.Errorf("in tmp/: %q", there)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if there := left(t, s.tmpRoot()); len(there) != 0 {
+			t.Errorf("left in tmp/: %q", there)
+		}
+	}
+	if names[0] == names[1] {
+		t.Errorf("the same name twice: %q", names)
+	}
+}

@@ -24,8 +24,9 @@ func NewETag() string {
 
 // CreateBucketWith makes a bucket that holds one object, in one step: there is
 // never one without the other. It returns ErrBucketExists when the bucket is
-// there. complete is as for Put.
-func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error) (*Info, error) {
+// there. complete is as for Put. dirs are directories, by their names, that are made at
+// the bucket's top for objects to come, so that storing the first takes less.
+func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error, dirs ...string) (*Info, error) {
 	at, err := s.locate(bucket, key)
 	if err != nil {
 		return nil, err
@@ -40,6 +41,11 @@ func (s *Store) CreateBucketWith(bucket, key string, body io.Reader, size int64,
 			os.RemoveAll(dir)
 		}
 	}()
+	for _, name := range dirs {
+		if err := os.Mkdir(dir+"/"+name, 0o700); err != nil {
+			return nil, fmt.Errorf("create bucket %s: %w", bucket, err)
+		}
+	}
 	changed := []string{dir}
 	inner := dir
 	for _, name := range at.below {

@@ -152,6 +152,7 @@ type draft struct {
 	held   int     // bytes of the buffer that are still to be written
 	size   int64
 	sum    []byte // MD5 of the data
+	later  bool   // Sync makes it durable
 	placed bool   // renamed to where it belongs
 }
 
@@ -169,7 +170,7 @@ func (s *Store) newDraftAt(path string) (*draft, error) {
 // tmpName returns a path in tmp/ that nothing has yet. Open empties tmp/, and
 // no other process writes there.
 func (s *Store) tmpName(prefix string) string {
-	return s.tmpDir() + "/" + prefix + strconv.FormatInt(s.drafts.Add(1), 10)
+	return s.tmp + "/" + prefix + strconv.FormatInt(s.drafts.Add(1), 10)
 }
 
 // buffers are for data on its way to disk; Go's collector would otherwise be
@@ -257,8 +258,8 @@ func (d *draft) appendObject(ctx context.Context, src *Object) error {
 // etag is that of an object uploaded in one piece.
 func (d *draft) etag() string { return hex.EncodeToString(d.sum) }
 
-// seal writes the footer and makes the draft durable. Size is filled in, unless
-// the data lies elsewhere.
+// seal writes the footer and makes the draft durable, unless that is left to Sync.
+// Size is filled in, unless the data lies elsewhere.
 func (d *draft) seal(info *Info) error {
 	if info.Data == "" {
 		info.Size = d.size
@@ -278,6 +279,9 @@ func (d *draft) seal(info *Info) error {
 		if _, err := d.file.Write(footer); err != nil {
 			return err
 		}
+	}
+	if d.later {
+		return nil
 	}
 	return d.file.Sync()
 }

@@ -26,6 +26,18 @@ type Check func(current *Info) error
 // the body is on disk, to finish info's Attrs or refuse the object; its ETag is
 // set by then: the one that is given, else the MD5 of the body.
 func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error, check Check) (*Info, error) {
+	return s.put(bucket, key, body, size, info, complete, check, false)
+}
+
+// PutLater is Put of an object that is whole for readers when it returns, and durable
+// when Sync has returned after it. Until then a loss of power may leave the earlier
+// object, none, or a damaged one, which the next Put replaces.
+func (s *Store) PutLater(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error) error {
+	_, err := s.put(bucket, key, body, size, info, complete, nil, true)
+	return err
+}
+
+func (s *Store) put(bucket, key string, body io.Reader, size int64, info Info, complete func(*Info) error, check Check, later bool) (*Info, error) {
 	at, err := s.locate(bucket, key)
 	if err != nil {
 		return nil, err
@@ -35,6 +47,7 @@ func (s *Store) Put(bucket, key string, body io.Reader, size int64, info Info, c
 		return nil, fmt.Errorf("store %q: %w", key, err)
 	}
 	defer d.close()
+	d.later = later
 	if err := d.fill(body, size, info.ETag == ""); err != nil {
 		return nil, fmt.Errorf("store %q: %w", key, err)
 	}
@@ -101,8 +114,8 @@ func (s *Store) store(d *draft, info *Info, at location, check Check) (*Info, er
 	return info, nil
 }
 
-// commit moves a finished draft to its location and makes that durable. It
-// returns the id of the data of the object that it replaced.
+// commit moves a finished draft to its location and makes that durable, unless that is
+// left to Sync. It returns the id of the data of the object that it replaced.
 func (s *Store) commit(d *draft, key string, at location, check Check) (replaced string, err error) {
 	lock := s.bucketLock(filepath.Base(at.bucket))
 	lock.RLock()
@@ -111,6 +124,10 @@ func (s *Store) commit(d *draft, key string, at location, check Check) (replaced
 		defer lock.RUnlock()
 		if replaced, err = s.replace(d, key, at, check); err != nil {
 			return "", err
+		}
+		if d.later {
+			s.unsynced.add(at)
+			return replaced, nil
 		}
 		return replaced, durable.SyncDirs(at.dir())
 	}
@@ -179,6 +196,9 @@ func (s *Store) commitDeep(d *draft, key string, at location, check Check) (repl
 	if err != nil {
 		s.prune(at.bucket, at.dir())
 		return "", err
+	}
+	if d.later {
+		s.unsynced.add(at)
 	}
 	return replaced, durable.SyncDirs(changed...)
 }

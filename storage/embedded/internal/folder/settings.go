@@ -48,7 +48,7 @@ func (s *Store) SetSettings(bucket string, settings Settings) error {
 	if err != nil {
 		return fmt.Errorf("write the settings of bucket %s: %w", bucket, err)
 	}
-	f, err := os.CreateTemp(s.tmpDir(), "settings-")
+	f, err := os.CreateTemp(s.tmp, "settings-")
 	if err != nil {
 		return fmt.Errorf("write the settings of bucket %s: %w", bucket, err)
 	}

@@ -107,7 +107,7 @@ func (s *Store) newUploadDir(u Upload) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp(s.tmpDir(), "upload-")
+	dir, err := os.MkdirTemp(s.tmp, "upload-")
 	if err != nil {
 		return "", err
 	}
