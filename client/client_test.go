@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -266,7 +267,10 @@ func FuzzEvents(f *testing.F) {
 			written.WriteByte('\n')
 		}
 		again := read(strings.NewReader(written.String()))
-		if !strings.Contains(text, "\r") && !reflect.DeepEqual(again, want) {
+		same := func(a, b message) bool {
+			return a.name == b.name && reflect.DeepEqual(a.id, b.id) && bytes.Equal(a.data, b.data)
+		}
+		if !strings.Contains(text, "\r") && !slices.EqualFunc(again, want, same) {
 			t.Errorf("%+v is read again as %+v", want, again)
 		}
 		for _, err := range Events(strings.NewReader(text)) {
