@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,7 +52,10 @@ func (p problems) err(kind string) error {
 // used. The library's own cache for all watches folders for ever; this one is a
 // moment's.
 func read(dirs ...string) (*cdi.Cache, problems) {
-	cache, _ := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	cache, ok := load(dirs)
+	if !ok {
+		return cache, culprits(dirs)
+	}
 	found := conflicts(cache)
 	all := cache.GetErrors()
 	for _, path := range slices.Sorted(maps.Keys(all)) {
@@ -64,6 +68,36 @@ func read(dirs ...string) (*cdi.Cache, problems) {
 		}
 	}
 	return cache, found
+}
+
+// load has the library read the folders. It panics at some files, such as one with a list
+// in which an entry is missing; then ok is false, and the cache is empty.
+func load(dirs []string) (cache *cdi.Cache, ok bool) {
+	defer func() {
+		if recover() != nil {
+			cache, _ = cdi.NewCache(cdi.WithSpecDirs(), cdi.WithAutoRefresh(false))
+		}
+	}()
+	cache, _ = cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	return cache, true
+}
+
+// culprits are the files at which the library panics.
+func culprits(dirs []string) (found problems) {
+	panics := func(path string) (panicked bool) {
+		defer func() { panicked = recover() != nil }()
+		_, _ = cdi.ReadSpec(path, 0)
+		return false
+	}
+	for _, dir := range dirs {
+		entries, _ := os.ReadDir(dir) // what cannot be read is no culprit
+		for _, e := range entries {
+			if path := filepath.Join(dir, e.Name()); slices.Contains([]string{".json", ".yaml"}, filepath.Ext(path)) && panics(path) {
+				found = append(found, problem{"", fmt.Sprintf("%s is not valid (an entry of a list in it is empty), and no CDI spec counts beside it; correct it, or remove it", path)})
+			}
+		}
+	}
+	return found
 }
 
 // conflicts finds devices that two specs of one folder define. The library then
