@@ -52,11 +52,11 @@ func (p problems) err(kind string) error {
 // used. The library's own cache for all watches folders for ever; this one is a
 // moment's.
 func read(dirs ...string) (*cdi.Cache, problems) {
-	cache, ok := load(dirs)
-	if !ok {
-		return cache, culprits(dirs)
-	}
+	cache, empty := Load(dirs...)
 	found := conflicts(cache)
+	for _, path := range empty {
+		found = append(found, problem{"", path + " is not valid (an entry of a list in it is empty), and no CDI spec counts beside it; correct it, or remove it"})
+	}
 	all := cache.GetErrors()
 	for _, path := range slices.Sorted(maps.Keys(all)) {
 		loaded := false
@@ -70,34 +70,31 @@ func read(dirs ...string) (*cdi.Cache, problems) {
 	return cache, found
 }
 
-// load has the library read the folders. It panics at some files, such as one with a list
-// in which an entry is missing; then ok is false, and the cache is empty.
-func load(dirs []string) (cache *cdi.Cache, ok bool) {
-	defer func() {
-		if recover() != nil {
-			cache, _ = cdi.NewCache(cdi.WithSpecDirs(), cdi.WithAutoRefresh(false))
-		}
-	}()
-	cache, _ = cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
-	return cache, true
-}
-
-// culprits are the files at which the library panics.
-func culprits(dirs []string) (found problems) {
-	panics := func(path string) (panicked bool) {
-		defer func() { panicked = recover() != nil }()
-		_, _ = cdi.ReadSpec(path, 0)
-		return false
+// Load has the library read folders of specs. It panics at some files, such as one with a
+// list in which an entry is empty: then these are returned, and the cache has nothing.
+func Load(dirs ...string) (cache *cdi.Cache, empty []string) {
+	if !panics(func() {
+		cache, _ = cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	}) {
+		return cache, nil
 	}
 	for _, dir := range dirs {
-		entries, _ := os.ReadDir(dir) // what cannot be read is no culprit
+		entries, _ := os.ReadDir(dir) // one that cannot be read has no such file
 		for _, e := range entries {
-			if path := filepath.Join(dir, e.Name()); slices.Contains([]string{".json", ".yaml"}, filepath.Ext(path)) && panics(path) {
-				found = append(found, problem{"", fmt.Sprintf("%s is not valid (an entry of a list in it is empty), and no CDI spec counts beside it; correct it, or remove it", path)})
+			path := filepath.Join(dir, e.Name())
+			if slices.Contains([]string{".json", ".yaml"}, filepath.Ext(path)) && panics(func() { _, _ = cdi.ReadSpec(path, 0) }) {
+				empty = append(empty, path)
 			}
 		}
 	}
-	return found
+	cache, _ = cdi.NewCache(cdi.WithSpecDirs(), cdi.WithAutoRefresh(false))
+	return cache, empty
+}
+
+func panics(do func()) (panicked bool) {
+	defer func() { panicked = recover() != nil }()
+	do()
+	return false
 }
 
 // conflicts finds devices that two specs of one folder define. The library then
