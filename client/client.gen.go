@@ -2078,8 +2078,9 @@ type ClientInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2094,8 +2095,9 @@ type ClientInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -3020,8 +3022,9 @@ func (c *Client) ListModels(ctx context.Context, reqEditors ...RequestEditorFn) 
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3046,8 +3049,9 @@ func (c *Client) PullModelWithBody(ctx context.Context, params *PullModelParams,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -6518,8 +6522,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6534,8 +6539,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -9780,8 +9786,9 @@ func (c *ClientWithResponses) ListModelsWithResponse(ctx context.Context, reqEdi
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9802,8 +9809,9 @@ func (c *ClientWithResponses) PullModelWithBodyWithResponse(ctx context.Context,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
