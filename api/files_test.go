@@ -281,6 +281,10 @@ func FuzzParseRange(f *testing.F) {
 func FuzzEntityTags(f *testing.F) {
 	f.Add(`"a", W/"b"`, `"b"`)
 	f.Add(`"a,b`, `"a,b"`)
+	f.Add(`*`, `"a"`)
+	f.Add(`W/"a"`, `"a"`)
+	f.Add(`"a" , ,"b,c",`, `"b,c"`)
+	f.Add(`"a""b"`, `"b"`)
 	f.Fuzz(func(t *testing.T, header, tag string) {
 		if listed([]string{header}, tag, strong) && header != "*" && strings.TrimSpace(header) != "*" && !strings.Contains(header, tag) {
 			t.Errorf("%q is found in %q", tag, header)

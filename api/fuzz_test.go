@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -49,40 +50,52 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	kinds := gates()
+	handlers, shown := make(map[string]http.Handler), new(shown)
+	for _, kind := range []string{"open", "tokens", "proxy"} { // once: it takes a while
+		handlers[kind] = New(Config{Service: shown, Gate: gates()[kind], Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}}), MaxWait: time.Millisecond, MaxBody: 1 << 20})
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		for _, kind := range []string{"open", "tokens", "proxy"} {
-			r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
-			if err != nil {
-				return // net/http answers these
+		synctest.Test(t, func(t *testing.T) { // where a wait takes no time
+			for kind, handler := range handlers {
+				requestAnything(t, kind, handler, shown, raw)
 			}
-			service := newFake()
-			service.add("a", job.Done).outputs["output"] = []byte("x")
-			service.add("b", job.Queued)
-			service.sheep = []job.Sheep{{Name: "s", Type: "bare"}}
-			service.logs = func(context.Context, string, job.LogQuery) (io.ReadCloser, error) {
-				return io.NopCloser(strings.NewReader("a line\n")), nil
-			}
-			handler := New(Config{Service: service, Gate: kinds[kind], Browsers: NewBrowsers(BrowserConfig{Origins: []string{"*"}}), MaxWait: time.Millisecond, MaxBody: 1 << 20})
-			r.RemoteAddr = "192.0.2.9:1234"
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			w := httptest.NewRecorder()
-			handler.ServeHTTP(w, r.WithContext(ctx)) // whatever is asked for ends with the context
-			cancel()
-			if w.Code == http.StatusInternalServerError || w.Code < 200 || w.Code > 599 {
-				t.Errorf("%s: %d %s", kind, w.Code, w.Body)
-			}
-			if kind == "tokens" && !bytes.Contains(raw, []byte("-token")) && (len(service.submitted) > 0 || len(service.removed) > 0 || service.jobs["b"].status.State != job.Queued) {
-				t.Error("something has changed without a token")
-			}
-			if w.Body.Len() == 0 || w.Code == http.StatusPartialContent {
-				continue
-			}
-			if media, _, err := mime.ParseMediaType(w.Header().Get("Content-Type")); err != nil {
-				t.Errorf("%s: the type of the answer is %q", kind, w.Header().Get("Content-Type"))
-			} else if media == "application/json" && !json.Valid(w.Body.Bytes()) {
-				t.Errorf("%s: %d and no JSON: %q", kind, w.Code, w.Body)
-			}
-		}
+		})
 	})
+}
+
+// shown is the service that handlers have, which is another for each request.
+type shown struct{ Service }
+
+func requestAnything(t *testing.T, kind string, handler http.Handler, to *shown, raw []byte) {
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
+	if err != nil {
+		return // net/http answers these
+	}
+	service := newFake()
+	service.add("a", job.Done).outputs["output"] = []byte("x")
+	service.add("b", job.Queued)
+	service.sheep = []job.Sheep{{Name: "s", Type: "bare"}}
+	service.logs = func(context.Context, string, job.LogQuery) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("a line\n")), nil
+	}
+	to.Service = service
+	r.RemoteAddr = "192.0.2.9:1234"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r.WithContext(ctx)) // whatever is asked for ends with the context
+	cancel()
+	if w.Code == http.StatusInternalServerError || w.Code < 200 || w.Code > 599 {
+		t.Errorf("%s: %d %s", kind, w.Code, w.Body)
+	}
+	if kind == "tokens" && !bytes.Contains(raw, []byte("-token")) && (len(service.submitted) > 0 || len(service.removed) > 0 || service.jobs["b"].status.State != job.Queued) {
+		t.Error("something has changed without a token")
+	}
+	if w.Body.Len() == 0 || w.Code == http.StatusPartialContent {
+		return
+	}
+	if media, _, err := mime.ParseMediaType(w.Header().Get("Content-Type")); err != nil {
+		t.Errorf("%s: the type of the answer is %q", kind, w.Header().Get("Content-Type"))
+	} else if media == "application/json" && !json.Valid(w.Body.Bytes()) {
+		t.Errorf("%s: %d and no JSON: %q", kind, w.Code, w.Body)
+	}
 }

@@ -384,7 +384,9 @@ func FuzzStartJob(f *testing.F) {
 
 // FuzzPayload sends any text as a payload and expects it back.
 func FuzzPayload(f *testing.F) {
-	f.Add("naïve ☃ 🐑 \x00")
+	for _, payload := range []string{"naïve ☃ 🐑 \x00", "", "\\\"/\b\f\n\r\t", "\u2028\u2029\ufeff\ufffd", "\U0010ffff\u007f", `\ud83d\udc11`, "<script>&amp;"} {
+		f.Add(payload)
+	}
 	f.Fuzz(func(t *testing.T, payload string) {
 		if !utf8.ValidString(payload) {
 			return

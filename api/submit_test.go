@@ -424,6 +424,14 @@ func FuzzForm(f *testing.F) {
 func FuzzDecodeJob(f *testing.F) {
 	f.Add([]byte(someJob))
 	f.Add([]byte(described))
+	for _, text := range []string{
+		`{"model": {"name": "m", "version": "v"}, "after": ["a", "b"], "labels": {"k": "v", "é": ""}, "priority": -3, "retries": 0, "run_timeout": "1h30m", "keep": "7d"}`,
+		`{"model": {"name": "m", "version": ""}, "inputs": [{"job": "a", "path": "outputs/../x"}, {"job": "a", "path": "inputs/x", "as": "y/z"}], "payload": "x"}`,
+		`{"model": {"name": "m", "version": ""}, "webhook": {"url": "https://example.com", "events": ["ended"]}, "node_labels": {"gpu": "a100"}, "sheep_id": "n/s"}`,
+		`{"model": null}`, `{"model": {"name": "m", "version": ""}, "model": {"name": "n", "version": ""}}`, `[]`, "\xff", `{"job_id": "a\u0000", "model": {"name": "m", "version": ""}}`,
+	} {
+		f.Add([]byte(text))
+	}
 	f.Add([]byte(`{"model": {"name": "m", "version": ""}, "inputs": [{"job": "a", "path": "outputs/x", "as": null}], "labels": null, "job_id": null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		r, err := decodeJob(bytes.Clone(body))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,9 +11,11 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 
 	"go.uber.org/goleak"
@@ -229,10 +232,47 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
+// FuzzEvents reads anything as a stream of events: it makes no difference how it comes
+// in pieces, and a message that is written is read as the same.
 func FuzzEvents(f *testing.F) {
 	f.Add("id: 1\ndata: {}\n\n")
 	f.Add(":\ndata\ndata: \n\nid\n\n")
+	f.Add("retry: 1\n\nevent: flock\ndata: {\"sheep\":\ndata:  [] }\n\n: alive\n\ndata: [\n\n")
+	f.Add("id: 1\r\ndata: {\"job_id\": \"j\", \"kind\": \"ended\"}\r\n\r\nid: 2")
+	read := func(from io.Reader) (all []message) {
+		for m, err := range messages(from) {
+			if err == nil {
+				all = append(all, m)
+			}
+		}
+		return all
+	}
 	f.Fuzz(func(t *testing.T, text string) {
+		want := read(strings.NewReader(text))
+		if got := read(iotest.OneByteReader(strings.NewReader(text))); !reflect.DeepEqual(got, want) {
+			t.Errorf("in pieces it is %+v, whole %+v", got, want)
+		}
+		var written strings.Builder
+		for _, m := range want {
+			if len(m.data) == 0 && m.id == nil {
+				t.Errorf("a message of nothing: %+v", m)
+			}
+			fmt.Fprintf(&written, "event: %s\n", m.name)
+			if len(m.data) > 0 {
+				fmt.Fprintf(&written, "data: %s\n", strings.ReplaceAll(string(m.data), "\n", "\ndata: "))
+			}
+			if m.id != nil {
+				fmt.Fprintf(&written, "id: %s\n", *m.id)
+			}
+			written.WriteByte('\n')
+		}
+		again := read(strings.NewReader(written.String()))
+		same := func(a, b message) bool {
+			return a.name == b.name && reflect.DeepEqual(a.id, b.id) && bytes.Equal(a.data, b.data)
+		}
+		if !strings.Contains(text, "\r") && !slices.EqualFunc(again, want, same) {
+			t.Errorf("%+v is read again as %+v", want, again)
+		}
 		for _, err := range Events(strings.NewReader(text)) {
 			if err != nil {
 				return

@@ -262,7 +262,7 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 		}
 		for j := range g.MIG {
 			m := &g.MIG[j]
-			if name == "" && strings.EqualFold(m.UUID, instance) || name == strconv.Itoa(g.Index) && instance == strconv.Itoa(m.Index) {
+			if m.UUID != "" && (name == "" && strings.EqualFold(m.UUID, instance) || name == strconv.Itoa(g.Index) && instance == strconv.Itoa(m.Index)) {
 				return []Grant{{Device: d, GPU: g, Instance: m}}, nil
 			}
 		}
@@ -284,15 +284,22 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent}
 }
 
-// all are the GPUs that are not in MIG mode, and the instances of those that are.
+// all are the GPUs that are not in MIG mode, and the instances of those that are, as
+// far as they can be identified.
 func (inv *Inventory) all() []Grant {
 	var grants []Grant
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
-		if !g.MIGMode && g.UUID != "" {
+		if g.UUID == "" {
+			continue
+		}
+		if !g.MIGMode {
 			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: g.UUID}, GPU: g})
 		}
 		for j := range g.MIG {
+			if g.MIG[j].UUID == "" {
+				continue
+			}
 			grants = append(grants, Grant{Device: Device{Kind: NVIDIA, Name: g.MIG[j].UUID}, GPU: g, Instance: &g.MIG[j]})
 		}
 	}
@@ -307,7 +314,7 @@ func (inv *Inventory) there() string {
 		if g.UUID == "" {
 			text = fmt.Sprintf("%d (which does not answer)", g.Index)
 		}
-		if g.MIGMode {
+		if g.MIGMode && g.UUID != "" {
 			text = fmt.Sprintf("%d (%s in MIG mode, with %s)", g.Index, g.Name, g.instances())
 		}
 		list = append(list, text)

@@ -120,6 +120,12 @@ func TestAllot(t *testing.T) {
 				"sheep c: devices: nvidia.com/gpu=GPU-cccc does not answer and cannot be identified; the machine has 0 (A100, GPU-aaaa), 1 (which does not answer), 2 (which does not answer) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
 		"a node's number that a silent GPU may have had": {Machine{Inventory: &Inventory{GPUs: []GPU{{Index: 0, State: State{Lost: true}}, {Index: 1, Minor: 0, UUID: "GPU-bbbb"}}}},
 			[]string{"a: [/dev/nvidia0]"}, []string{"a: /dev/nvidia0@GPU-bbbb"}},
+		"instances that cannot be identified": {Machine{Inventory: &Inventory{GPUs: []GPU{
+			{Index: 0, MIGMode: true, MIG: []Instance{{Index: 0, UUID: "MIG-0000"}}, State: State{Lost: true}},
+			{Index: 1, Name: "A100", UUID: "GPU-bbbb", MIGMode: true, MIG: []Instance{{Index: 0, UUID: "MIG-1111"}, {Index: 1, Profile: "1g.5gb"}}}}}},
+			[]string{"a: [nvidia.com/gpu=all]", "b: [\"nvidia.com/gpu=1:1\"]"}, []string{
+				"a: nvidia.com/gpu=MIG-1111@GPU-bbbb/MIG-1111",
+				"sheep b: devices: nvidia.com/gpu=1:1 does not answer and cannot be identified; the machine has 0 (which does not answer), 1 (A100 in MIG mode, with nvidia.com/gpu=1:0 (, MIG-1111), nvidia.com/gpu=1:1 (1g.5gb, )) (look at dmesg; nvidia-smi --gpu-reset, or restart the machine) (later)"}},
 		"only all": {Machine{CDI: []string{"nvidia.com/gpu=all"}}, []string{"a: [/dev/nvidia0]"}, []string{"a: /dev/nvidia0"}},
 		"specs of no use": {Machine{CDI: []string{"nvidia.com/gpu=1"}, CDITrouble: "a.yaml and b.yaml both define nvidia.com/gpu=0"}, []string{"a: [/dev/nvidia0]"}, []string{
 			"sheep a: devices: there is no /dev/nvidia0; the machine's CDI specs have nvidia.com/gpu=1; some cannot be used: a.yaml and b.yaml both define nvidia.com/gpu=0"}},

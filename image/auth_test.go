@@ -211,6 +211,9 @@ func FuzzDockerConfig(f *testing.F) {
 	f.Add(`{"auths":{"h":{"auth":"YTpi"}}}`)
 	f.Add(`{"credHelpers":{"h":"../x"}}`)
 	f.Add(`{"auths":{"https://h/v1/":{"identitytoken":"t"}}}`)
+	f.Add(`{"auths":{"h/a":{"username":"u","password":"p"},"h":{"auth":"=="},"":{}}}`)
+	f.Add(`{"auths":{"h":{"auth":"YTo="},"h/a/b/c":{"auth":"Og=="}},"HttpHeaders":{"a":"b"}}`)
+	f.Add(`{"auths":[]}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.Contains(strings.ToLower(text), "cred") || strings.Contains(text, `\u`) {
 			t.Skip("runs a program")

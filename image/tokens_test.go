@@ -122,6 +122,9 @@ func FuzzTokenAnswer(f *testing.F) {
 	f.Add(`{"token":"t","expires_in":300}`)
 	f.Add(`{"access_token":"t","expires_in":"1e400","issued_at":7}`)
 	f.Add(`[]`)
+	f.Add(`{"token":null,"access_token":"a","refresh_token":"r","expires_in":-1,"issued_at":"2026-11-22T10:08:03Z"}`)
+	f.Add(`{"token":["t"],"expires_in":1.5}`)
+	f.Add(`{"Token":"t","EXPIRES_IN":"60","expires_in":9223372036854775808}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		got := tokenAnswer([]byte(text))
 		var fields map[string]json.RawMessage

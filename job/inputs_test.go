@@ -42,6 +42,10 @@ func TestInputNames(t *testing.T) {
 func FuzzInputNames(f *testing.F) {
 	f.Add("a/b", "a")
 	f.Add("..", "x\\y")
+	f.Add("a", "a")
+	f.Add("a//b", "/a")
+	f.Add("a/./b", "a\x00")
+	f.Add("é", "e\u0301")
 	f.Fuzz(func(t *testing.T, one, two string) {
 		var names InputNames
 		for _, name := range []string{one, two} {

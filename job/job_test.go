@@ -81,6 +81,9 @@ func TestStatusJSON(t *testing.T) {
 func FuzzStatus(f *testing.F) {
 	f.Add([]byte(`{"status": "accepted", "model": {"name": null, "version": null}, "enqueued_at": "2026-11-22T10:08:03"}`))
 	f.Add([]byte(`{"status": "done", "error_details": {"message": "x"}, "model": {}, "finished_at": "2026-11-22T10:08:03.5"}`))
+	f.Add([]byte(`{"status": "processing", "model": {"name": "m", "version": "v"}, "enqueued_at": "2026-11-22T10:08:03.942214", "processing_started_at": "0001-01-01T00:00:00"}`))
+	f.Add([]byte(`{"status": "failed", "model": {"name": "m", "version": "v"}, "error_details": {"message": "\ud83d", "exception_type": "E", "exception_traceback": "a\nb"}}`))
+	f.Add([]byte(`{"status": 1, "model": null, "enqueued_at": "2026-11-22T10:08:03+01:00", "finished_at": "9999-12-31T23:59:59.999999999", "unknown": []}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var s Status
 		if json.Unmarshal(data, &s) != nil {

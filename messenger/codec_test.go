@@ -166,6 +166,10 @@ func FuzzDecodeAnswer(f *testing.F) {
 func FuzzDecodeInput(f *testing.F) {
 	f.Add([]byte(`{"message": {"identity": "", "job_id": "job-1", "message_type": "InputMessage", "io_data_root": "/srv/data"}}`))
 	f.Add([]byte(`{"message": {"job_id": null}}`))
+	f.Add([]byte(`{"message": {"job_id": "job-1", "message_type": "InputMessage", "io_data_root": "/srv/\ud800", "extra": [1e400]}}`))
+	f.Add([]byte(`{"message": {"job_id": "..", "message_type": "InputMessage", "io_data_root": ""}}`))
+	f.Add([]byte(`{"message": {"job_id": "a", "job_id": "b", "message_type": "DoneMessage"}}`))
+	f.Add([]byte(`{"message": []}`))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		in, err := messenger.DecodeInput(frame)
 		if err != nil {

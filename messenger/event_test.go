@@ -76,6 +76,9 @@ func TestEventBounds(t *testing.T) {
 func FuzzDecodeEvent(f *testing.F) {
 	f.Add([]byte(`{"message": {"job_id": "j", "message_type": "EventMessage", "event": "progress", "progress": 0.5, "text": "half"}}`))
 	f.Add([]byte(`{"message": {"job_id": "j", "message_type": "EventMessage", "event": "accepted", "features": ["cancel"]}}`))
+	f.Add([]byte(`{"message": {"job_id": "j", "message_type": "EventMessage", "event": "log", "text": "\u001b[31m\ud800", "progress": -1e308}}`))
+	f.Add([]byte(`{"message": {"job_id": "j", "message_type": "EventMessage", "event": "progress", "progress": "0.5", "features": [1, null]}}`))
+	f.Add([]byte(`{"message": {"job_id": "", "message_type": "EventMessage", "event": ""}}`))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		e, err := messenger.DecodeEvent(frame)
 		if err != nil {

@@ -86,6 +86,9 @@ func TestResolveUserStaysInTheImage(t *testing.T) {
 
 func FuzzResolveUser(f *testing.F) {
 	f.Add("ada:video", "ada:x:1000:1001::/home/ada:/bin/sh\n", "video:x:44:ada\n")
+	f.Add("1000:44", "ada:x:1000:1001::/home/ada\nada:x:7:7::/:\n", "video:x:44:ada,bob\nwheel:x:10:ada\n")
+	f.Add("bob", "bob:x:-1:4294967296:::\n\r\n#", "bob:x:99999999999999999999:bob\n")
+	f.Add("ada:", "ada:x:1000:1000::relative:\n", "")
 	f.Add("0", ":::::::\n", strings.Repeat("a:x:1:", 100))
 	f.Fuzz(func(t *testing.T, name, passwd, group string) {
 		a, err := ResolveUser(fstest.MapFS{"etc/passwd": {Data: []byte(passwd)}, "etc/group": {Data: []byte(group)}}, name)

@@ -72,6 +72,11 @@ func TestTooLongAMessageIsNotWritten(t *testing.T) {
 func FuzzReadMessage(f *testing.F) {
 	f.Add(frame(`{"kind":"hello","hello":{"version":1}}`))
 	f.Add([]byte{0, 0xff, 0, 0})
+	f.Add(frame(`{"kind":"send","number":18446744073709551615,"job":"a","frame":"eyJ9"}`))
+	f.Add(frame(`{"kind":"exit","exit":{"code":-1,"signal":9,"stopped":true}}`))
+	f.Add(frame(`{"kind":"reply","number":1,"error":"\ud800"}`)[:9])
+	f.Add(append(frame(`null`), frame(`{"kind":"answer"}`)...))
+	f.Add([]byte{0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := ReadMessage(bytes.NewReader(data))
 		if err != nil {

@@ -161,6 +161,10 @@ func FuzzHandle(f *testing.F) {
 	f.Add(append(frame(`{"kind":"hello","hello":{"version":1,"runner_pid":5,"answers":1}}`), frame(`{"kind":"answer","answer":{"job":"a"}}`)...))
 	f.Add(append(frame(`{"kind":"hello","hello":{"version":2}}`), frame(`{"kind":"exit","exit":{"code":1}}`)...))
 	f.Add(append(frame(`{"kind":"hello","hello":{"version":1}}`), frame(`{"kind":"started","pid":4}{"kind":"connected"}`)...))
+	f.Add(append(frame(`{"kind":"hello","hello":{"version":1,"answers":18446744073709551615}}`), frame(`{"kind":"answer","answer":{"job":"../x"}}`)...))
+	f.Add(append(frame(`{"kind":"hello","hello":{"version":1}}`), frame(`{"kind":"hello","hello":{"version":1}}`)...))
+	f.Add(append(frame(`{"kind":"hello","hello":{"version":1}}`), 0xff, 0xff, 0xff, 0xff))
+	f.Add(frame(`{"kind":"answer"}`))
 	dir := f.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -284,7 +284,8 @@ func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 		}
 		return os.WriteFile(j.Output(), []byte(text), 0o644)
 	}
-	value, err := placeFiles(j, value, job.DefaultOutput)
+	p := placer{dir: j.OutputDir, taken: map[string]bool{job.DefaultOutput: true}}
+	value, err := p.place(value, job.DefaultOutput)
 	if err != nil {
 		return err
 	}
@@ -297,8 +298,15 @@ func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 	return os.WriteFile(j.Output(), text.Bytes(), 0o644)
 }
 
-// placeFiles writes the files in a value and replaces them by their names.
-func placeFiles(j runner.Job, value any, name string) (any, error) {
+// placer writes the files that are in an output beside it.
+type placer struct {
+	dir   string
+	taken map[string]bool // names
+}
+
+// place writes the files in a value, which are called as their places in it, and
+// replaces them by their names.
+func (p placer) place(value any, name string) (any, error) {
 	var err error
 	switch x := value.(type) {
 	case string:
@@ -306,22 +314,36 @@ func placeFiles(j runner.Job, value any, name string) (any, error) {
 		if !ok {
 			return x, nil
 		}
-		name += extension
-		return name, os.WriteFile(filepath.Join(j.OutputDir, name), data, 0o644)
+		name = p.free(name, extension)
+		return name, os.WriteFile(filepath.Join(p.dir, name), data, 0o644)
 	case []any:
 		for i := range x {
-			if x[i], err = placeFiles(j, x[i], name+"-"+strconv.Itoa(i)); err != nil {
+			if x[i], err = p.place(x[i], name+"-"+strconv.Itoa(i)); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
-		for key := range x {
-			if x[key], err = placeFiles(j, x[key], name+"-"+safeName(key)); err != nil {
+		for _, key := range slices.Sorted(maps.Keys(x)) {
+			if x[key], err = p.place(x[key], name+"-"+safeName(key)); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return value, nil
+}
+
+// free is a file's name that no other of the output has: places that differ in what no
+// name has are numbered.
+func (p placer) free(name, extension string) string {
+	const longest = 200 // bytes; file systems take 255
+	name = name[:min(len(name), longest)]
+	for n, wanted := 2, name+extension; ; n++ {
+		if !p.taken[wanted] {
+			p.taken[wanted] = true
+			return wanted
+		}
+		wanted = fmt.Sprintf("%s-%d%s", name, n, extension)
+	}
 }
 
 // safeName is a key as a part of a file's name.

@@ -356,3 +356,20 @@ func TestGenerateTroubles(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The library panics at a spec with an empty entry: the file is named, and nothing ends.
+func TestSpecWithAnEmptyEntry(t *testing.T) {
+	for _, edits := range []string{"deviceNodes: [null]", "mounts: [null]", "hooks: [null]"} {
+		dir := t.TempDir()
+		put(t, dir, "vendor.yaml")
+		path := filepath.Join(dir, "broken.yaml")
+		text := "cdiVersion: 0.5.0\nkind: broken.example/gpu\ndevices:\n- name: a\n  containerEdits: {" + edits + "}\n"
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		devices, err := New(Config{Dirs: []string{dir}}).Devices()
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), path) || len(devices) > 0 {
+			t.Errorf("%s: %v, %v", edits, devices, err)
+		}
+	}
+}

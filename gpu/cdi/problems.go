@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/goccy/go-yaml"
@@ -50,8 +52,11 @@ func (p problems) err(kind string) error {
 // used. The library's own cache for all watches folders for ever; this one is a
 // moment's.
 func read(dirs ...string) (*cdi.Cache, problems) {
-	cache, _ := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	cache, empty := Load(dirs...)
 	found := conflicts(cache)
+	for _, path := range empty {
+		found = append(found, problem{"", path + " is not valid (an entry of a list in it is empty), and no CDI spec counts beside it; correct it, or remove it"})
+	}
 	all := cache.GetErrors()
 	for _, path := range slices.Sorted(maps.Keys(all)) {
 		loaded := false
@@ -63,6 +68,33 @@ func read(dirs ...string) (*cdi.Cache, problems) {
 		}
 	}
 	return cache, found
+}
+
+// Load has the library read folders of specs. It panics at some files, such as one with a
+// list in which an entry is empty: then these are returned, and the cache has nothing.
+func Load(dirs ...string) (cache *cdi.Cache, empty []string) {
+	if !panics(func() {
+		cache, _ = cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
+	}) {
+		return cache, nil
+	}
+	for _, dir := range dirs {
+		entries, _ := os.ReadDir(dir) // one that cannot be read has no such file
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			if slices.Contains([]string{".json", ".yaml"}, filepath.Ext(path)) && panics(func() { _, _ = cdi.ReadSpec(path, 0) }) {
+				empty = append(empty, path)
+			}
+		}
+	}
+	cache, _ = cdi.NewCache(cdi.WithSpecDirs(), cdi.WithAutoRefresh(false))
+	return cache, empty
+}
+
+func panics(do func()) (panicked bool) {
+	defer func() { panicked = recover() != nil }()
+	do()
+	return false
 }
 
 // conflicts finds devices that two specs of one folder define. The library then
@@ -113,7 +145,7 @@ func explain(path string, refused error) problem {
 	if newer(head.Version, specs.CurrentVersion) {
 		return problem{head.Kind, fmt.Sprintf("%s has cdiVersion %s, and the newest that is understood is %s; update shepherd, or generate the file with an older toolkit", path, head.Version, specs.CurrentVersion)}
 	}
-	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, strings.ReplaceAll(refused.Error(), "\n", "; "))}
+	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, printable(strings.ReplaceAll(refused.Error(), "\n", "; ")))}
 }
 
 // kindOf finds the kind in a file that cannot be parsed.
@@ -134,19 +166,29 @@ func oneLine(err error) string {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
-		return first
+		return printable(first)
 	}
 	at := e.GetToken().Position
-	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, e.GetMessage())
+	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, printable(e.GetMessage()))
+}
+
+// printable is a text that may quote the file, without its control characters.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // newer compares two versions X.Y.Z. What is no version is not newer.
 func newer(a, b string) bool {
 	as, bs := strings.Split(strings.TrimPrefix(a, "v"), "."), strings.Split(b, ".")
+	if len(as) != len(bs) {
+		return false
+	}
 	for i := range bs {
-		if i >= len(as) {
-			return false
-		}
 		x, err1 := strconv.Atoi(as[i])
 		y, err2 := strconv.Atoi(bs[i])
 		if err1 != nil || err2 != nil || x < y {

@@ -12,11 +12,11 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"tags.cncf.io/container-device-interface/pkg/cdi"
 	cdispecs "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/gpu/cdi"
 )
 
 // GPUs examines the driver, the CDI specs and whether sheep can get the GPUs that they
@@ -106,11 +106,11 @@ func strip(err error) string {
 
 // specs reads the CDI specs and returns the devices that they describe.
 func (g GPUs) specs() (devices []string, findings []Finding) {
-	cache, err := cdi.NewCache(cdi.WithSpecDirs(g.CDIDirs...), cdi.WithAutoRefresh(false))
-	if err != nil {
-		return nil, []Finding{failure("correct gpu.cdi_dirs", "CDI specs cannot be read: %v", err)}
-	}
 	const renew = "write it again: nvidia-ctk cdi generate --output="
+	cache, empty := cdi.Load(g.CDIDirs...)
+	for _, path := range empty {
+		findings = append(findings, failure(renew+path, "CDI spec %s: an entry of a list in it is empty, and no spec counts beside it", path))
+	}
 	broken := cache.GetErrors()
 	for _, path := range sorted(broken) {
 		if len(broken[path]) == 1 && errors.Is(broken[path][0], fs.ErrNotExist) {

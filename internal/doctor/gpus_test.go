@@ -100,6 +100,9 @@ containerEdits:
 
 	write(t, filepath.Join(dir, "broken.yaml"), "kind: [", 0o644)
 	expect(t, check.Examine(t.Context()), Failure, filepath.Join(dir, "broken.yaml"), "write it again")
+
+	write(t, filepath.Join(dir, "broken.yaml"), "cdiVersion: 0.5.0\nkind: a.b/c\ndevices: [{name: x, containerEdits: {deviceNodes: [null]}}]\n", 0o644)
+	expect(t, check.Examine(t.Context()), Failure, "broken.yaml: an entry of a list in it is empty, and no spec counts beside it", "write it again")
 }
 
 // TestHook looks for the hook where CDI cannot do.

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,9 +31,25 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
+// FuzzParseStat: what is read of a process means the same when it is written as the
+// kernel does.
 func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("12 (a) b) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 424242 1000 10\n"))
-	f.Fuzz(func(t *testing.T, data []byte) { _, _ = ParseStat(data) })
+	for _, name := range []string{"a) b", "", "(", ") S 1 2 3", "\n", "\xff"} {
+		f.Add([]byte("12 (" + name + ") S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 424242 1000 10\n"))
+	}
+	f.Add([]byte("-1 () Z -9223372036854775808 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 18446744073709551615"))
+	f.Add([]byte("1 (a"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParseStat(data)
+		if err != nil {
+			return
+		}
+		written := fmt.Sprintf("%d (%s) %c %d %d %d 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 %d 1000 10\n", p.PID, p.Name, rune(p.State), p.Parent, p.Group, p.Session, p.Start)
+		again, err := ParseStat([]byte(written))
+		if p.State < utf8.RuneSelf && (err != nil || again != p) {
+			t.Errorf("%q is %+v, which written is %+v, %v", data, p, again, err)
+		}
+	})
 }
 
 func TestDescendants(t *testing.T) {

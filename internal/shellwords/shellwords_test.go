@@ -31,7 +31,9 @@ func TestSplit(t *testing.T) {
 }
 
 func FuzzSplit(f *testing.F) {
-	f.Add(`a 'b c' "d\"e" f\ g`)
+	for _, line := range []string{`a 'b c' "d\"e" f\ g`, ``, `''`, `"`, `a\`, "a\\\nb", `a"b"'c'd`, `"$x \$y"`, "\t a\x00\u00a0b"} {
+		f.Add(line)
+	}
 	f.Fuzz(func(t *testing.T, line string) {
 		words, err := Split(line)
 		if err != nil {
