@@ -89,7 +89,7 @@ rpm-root: tree
 
 packer:
 	@mkdir -p $(CACHE)/bin
-	@GOOS= GOARCH= CGO_ENABLED=0 $(GO) build -C contrib/dist -o "$$(realpath $(CACHE)/bin)/dist" .
+	@GOOS= GOARCH= CGO_ENABLED=0 $(GO) build -C contrib/dist -trimpath -o "$$(realpath $(CACHE)/bin)/dist" .
 
 demo: build ## classify 100 real handwritten digits through the whole of shepherd, then stop
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
@@ -129,14 +129,16 @@ run: build ## as demo, but stay up and say how to go on
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/digits-demo ./examples/digits/demo
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
-test: deps $(MINIO) $(VERSITY) $(DIGITS) $(CONTAINERD2) $(BROWSER) $(WEBHOOKS) ## install what the tests need and run them all, with -race
+test: ## install what the tests need and run them all, with -race
+	@$(MAKE) --no-print-directory -j 2 deps $(MINIO) $(VERSITY) $(CONTAINERD2) # packages are fetched while servers are compiled
+	@$(MAKE) --no-print-directory $(DIGITS) $(BROWSER) $(WEBHOOKS)
 	test/run
 
 sim: ## run the core against seeded faults on virtual time: SEEDS=n of them (2000), or SEED=one, with its journal
 	$(GO) test -count=1 -timeout 24h -v -run TestSeeds ./test/sim $(if $(SEED),-seed $(SEED),-seeds $(or $(SEEDS),2000) $(if $(FIRST),-first $(FIRST)))
 
 sim-fleet: ## run NODES=n nodes (20) with SHEEP=n sheep each (4) and JOBS=n jobs (1600) on virtual time, and report throughput, waits, fairness and calls of the ledger
-	$(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
+	GOGC=400 $(GO) test -count=1 -timeout 24h -v -run '^TestFleet$$' ./test/sim -fleet-nodes $(or $(NODES),20) -fleet-sheep $(or $(SHEEP),4) -fleet-jobs $(or $(JOBS),1600)
 
 sim-breaks: ## break the code on purpose, place by place, and see that the seeds of CI find each (BREAK=name for one)
 	$(GO) run ./test/sim/breaks $(BREAK)
@@ -219,15 +221,15 @@ $(AUDITORS): test/tools/go.mod
 
 $(MINIO):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install $(MINIO_AT)
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' $(MINIO_AT)
 
 $(VERSITY):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)
-	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
+	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@v2.3.7
 
 $(BROWSER):
 	@mkdir -p $(CACHE)/browser/node_modules/playwright-core $(CACHE)/browser/node_modules/axe-core

@@ -139,6 +139,13 @@ func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, o job.
 		case p := <-latest:
 			tell(progress(p))
 		case err := <-done:
+			select {
+			case p := <-latest: // the last one counts
+				if begun || err == nil {
+					tell(progress(p))
+				}
+			default:
+			}
 			switch {
 			case err == nil:
 				ok := true

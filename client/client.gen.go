@@ -2085,8 +2085,9 @@ type ClientInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2101,8 +2102,9 @@ type ClientInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -3028,8 +3030,9 @@ func (c *Client) ListModels(ctx context.Context, reqEditors ...RequestEditorFn) 
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3054,8 +3057,9 @@ func (c *Client) PullModelWithBody(ctx context.Context, params *PullModelParams,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -6554,8 +6558,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6570,8 +6575,9 @@ type ClientWithResponsesInterface interface {
 	// that leaves gives the pull up, unless a job wants the model, too; what
 	// was fetched is kept for the next time.
 	//
-	// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-	// sheep. Where some cannot, the others do, and the error says which could not.
+	// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+	// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+	// Where some cannot, the others do, and the error says which could not.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -9824,8 +9830,9 @@ func (c *ClientWithResponses) ListModelsWithResponse(ctx context.Context, reqEdi
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9846,8 +9853,9 @@ func (c *ClientWithResponses) PullModelWithBodyWithResponse(ctx context.Context,
 // that leaves gives the pull up, unless a job wants the model, too; what
 // was fetched is kept for the next time.
 //
-// In a fleet all nodes that are up fetch it, at the same time, or those that have the
-// sheep. Where some cannot, the others do, and the error says which could not.
+// In a fleet all nodes that are up and that the model is for (`models.nodes`) fetch it, at
+// the same time, or those that have the sheep; which nodes it is not for, the progress says.
+// Where some cannot, the others do, and the error says which could not.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -312,7 +312,7 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 		return own.GPUs(ctx), nil
 	}
 	if d.fleet != nil && d.secret != "" {
-		view := fleet.NewView(own, d.fleet)
+		view := fleet.NewView(own, d.fleet, placementOf(d.config))
 		service, gpus = flockService{served, view}, view.GPUs
 	}
 	var webhooks api.Webhooks

@@ -201,7 +201,7 @@ func TestOrders(t *testing.T) {
 	there := new(box)
 	f := newFleet(t, secret, fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(there, secret, rest, discard))})
 	here := new(box)
-	view := fleet.NewView(here, f)
+	view := fleet.NewView(here, f, placement{})
 	order := job.Order{Do: job.Load, Drain: time.Minute, Model: job.Model{Name: "m", Version: "v1"}}
 	for _, id := range []string{"well", "a/well", "b/well"} {
 		if err := view.OrderSheep(t.Context(), id, order); err != nil {
@@ -334,7 +334,7 @@ func TestView(t *testing.T) {
 		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: []job.Sheep{{Name: "s"}}},
 		fleet.Node{Name: "c", Alive: true, Address: gone.URL, Sheep: []job.Sheep{{Name: "t", Type: "bare"}}, Labels: job.Labels{"gpu": "a100"}},
 		fleet.Node{Name: "d", Sheep: []job.Sheep{{Name: "u"}}})
-	v := fleet.NewView(own, f)
+	v := fleet.NewView(own, f, placement{})
 	want := []job.Sheep{{Name: "a/z", Node: "a", Detail: "busy"}, {Name: "b/s", Node: "b", Running: true}, {Name: "c/t", Node: "c", Type: "bare", Detail: "node c does not answer"}}
 	if got := v.Sheep(t.Context()); !reflect.DeepEqual(got, want) {
 		t.Errorf("Sheep = %+v, want %+v", got, want)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +51,8 @@ func (v *View) Models(ctx context.Context) (job.KeptModels, error) {
 }
 
 // PullModel has a model fetched by the node that is named, by those with the sheep, or by
-// all that fetch models. Where some cannot, the others do. The error is *job.UnknownNode,
+// all that fetch models and that the model is for; which it is not for, the last report says.
+// Where some cannot, the others do. The error is *job.UnknownNode,
 // *job.UnknownSheep, *job.Unavailable or that of Local; where several nodes were told,
 // *job.ModelError says which could not.
 func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error {
@@ -58,12 +60,19 @@ func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.P
 	if node != "" && o.Node != "" && node != o.Node {
 		return &job.UnknownSheep{Name: o.Sheep}
 	}
-	nodes, err := v.pullers(ctx, cmp.Or(node, o.Node), sheep)
+	nodes, leftOut, err := v.pullers(ctx, o.Model, cmp.Or(node, o.Node), sheep)
 	if err != nil {
 		return err
 	}
 	if len(nodes) == 0 {
 		return &job.UnknownSheep{Name: o.Sheep}
+	}
+	if leftOut != "" {
+		defer func() {
+			if ctx.Err() == nil {
+				report(job.PullProgress{Text: leftOut})
+			}
+		}()
 	}
 	steps := &progress{report: report, last: make([]job.PullProgress, len(nodes)), nodes: nodes}
 	errs := askAll(nodes, func(i int, node string) error {
@@ -85,23 +94,54 @@ func (v *View) PullModel(ctx context.Context, o job.PullOrder, report func(job.P
 	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) })
 }
 
-// pullers are the nodes that are to fetch a model.
-func (v *View) pullers(ctx context.Context, node, sheep string) ([]string, error) {
+// pullers are the nodes that are to fetch a model. Where others are left out, as the model
+// is not for them, leftOut says so; where all are, the error does, a *job.ModelError.
+func (v *View) pullers(ctx context.Context, m job.Model, node, sheep string) (nodes []string, leftOut string, err error) {
 	switch {
 	case node != "":
-		return []string{node}, nil
+		return []string{node}, "", nil
 	case sheep == "":
-		return v.everyone(ctx)
+		return v.placed(ctx, m)
 	}
-	nodes, err := v.fleet.Answering(ctx, job.Address{Sheep: sheep})
+	nodes, err = v.fleet.Answering(ctx, job.Address{Sheep: sheep})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if slices.ContainsFunc(v.local.Sheep(ctx), func(s job.Sheep) bool { return s.Name == sheep }) {
 		nodes = append(nodes, v.fleet.self)
 	}
 	slices.Sort(nodes)
-	return nodes, nil
+	return nodes, "", nil
+}
+
+// placed are the nodes that are alive and that the model is for.
+func (v *View) placed(ctx context.Context, m job.Model) (nodes []string, leftOut string, err error) {
+	peers, err := v.peers(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	var others []string
+	var why error
+	place := func(node string, unfit error) {
+		if unfit == nil {
+			nodes = append(nodes, node)
+			return
+		}
+		others, why = append(others, node), unfit
+	}
+	place(v.fleet.self, v.placement.Here(m))
+	for _, p := range peers {
+		place(p.Name, v.placement.On(p.Labels, m))
+	}
+	slices.Sort(nodes)
+	slices.Sort(others)
+	switch {
+	case why == nil:
+		return nodes, "", nil
+	case len(nodes) == 0:
+		return nil, "", &job.ModelError{Problem: fmt.Sprintf("%v, which no node has that is up; a node that is named fetches it all the same", why), Class: errdefs.ErrFailedPrecondition}
+	}
+	return nodes, fmt.Sprintf("left out: %s; %v", strings.Join(others, ", "), why), nil
 }
 
 // RemoveModel removes a model from the disk of a node or, where none is named, of all.
@@ -133,11 +173,20 @@ func (v *View) RemoveModel(ctx context.Context, m job.Model, node string) error 
 	return v.together(nodes, errs, func(err error) bool { return errors.Is(err, job.ErrNoModels) || errdefs.IsNotFound(err) })
 }
 
-// everyone is this node and the others that are alive, sorted.
-func (v *View) everyone(ctx context.Context) ([]string, error) {
+// peers are the other nodes that are alive.
+func (v *View) peers(ctx context.Context) ([]Node, error) {
 	peers, err := v.fleet.Peers(ctx)
 	if err != nil {
 		return nil, &job.Unavailable{Service: "ledger", Problem: "cannot be asked for the nodes", Cause: err}
+	}
+	return peers, nil
+}
+
+// everyone is this node and the others that are alive, sorted.
+func (v *View) everyone(ctx context.Context) ([]string, error) {
+	peers, err := v.peers(ctx)
+	if err != nil {
+		return nil, err
 	}
 	nodes := []string{v.fleet.self}
 	for _, p := range peers {

@@ -3,6 +3,7 @@ package fleet_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -51,8 +52,43 @@ func ranch(t *testing.T, a, b *box, c bool) *fleet.View {
 	gone.Close()
 	return fleet.NewView(a, newFleet(t, secret,
 		fleet.Node{Name: "a", Alive: true, Sheep: a.sheep},
-		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: b.sheep},
-		fleet.Node{Name: "c", Alive: c, Address: gone.URL, Sheep: []job.Sheep{{Name: "t"}}}))
+		fleet.Node{Name: "b", Alive: true, Address: serve(t, fleet.Handler(b, secret, rest, discard)), Sheep: b.sheep, Labels: job.Labels{"gpu": "a100"}},
+		fleet.Node{Name: "c", Alive: c, Address: gone.URL, Sheep: []job.Sheep{{Name: "t"}}}), placement{})
+}
+
+// placement has the model "large" be for nodes with A100s, as b, and "huge" for none of them.
+type placement struct{}
+
+func (p placement) Here(m job.Model) error { return p.On(nil, m) }
+
+func (placement) On(labels job.Labels, m job.Model) error {
+	if m.Name == "huge" || m.Name == "large" && labels["gpu"] != "a100" {
+		return fmt.Errorf("model `%s` is for others", m)
+	}
+	return nil
+}
+
+// A model that is pulled by all is pulled by those that it is for.
+func TestPullPlaced(t *testing.T) {
+	a, b := &box{}, &box{}
+	v := ranch(t, a, b, true) // c, which does not answer, is not asked
+	var told []string
+	tell := func(p job.PullProgress) { told = append(told, p.Text) }
+	large := job.Model{Name: "large"}
+	if err := v.PullModel(t.Context(), job.PullOrder{Model: large}, tell); err != nil || a.took() != "" || b.took() != "pull large" {
+		t.Errorf("it is pulled by others, or not at all: %v", err)
+	}
+	if want := []string{"fetching", "left out: a, c; model `large` is for others"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+	if err := v.PullModel(t.Context(), job.PullOrder{Model: large, Node: "a"}, tell); err != nil || a.took() != "pull large" {
+		t.Errorf("a node that is named does not pull it: %v", err)
+	}
+	err := v.PullModel(t.Context(), job.PullOrder{Model: job.Model{Name: "huge"}}, tell)
+	var refused *job.ModelError
+	if !errors.As(err, &refused) || !errdefs.IsFailedPrecondition(refused.Class) || !strings.Contains(refused.Problem, "for others, which no node has") || a.took()+b.took() != "" {
+		t.Errorf("a model that is for no node that is up: %v", err)
+	}
 }
 
 func TestModels(t *testing.T) {
@@ -76,7 +112,7 @@ func TestModels(t *testing.T) {
 	}
 	none := fleet.NewView(a, fleet.New(fleet.Config{Self: "a", Log: discard, Directory: func(context.Context) ([]fleet.Node, error) {
 		return nil, errdefs.ErrUnavailable
-	}}))
+	}}), placement{})
 	if _, err := none.Models(t.Context()); !errors.As(err, new(*job.Unavailable)) {
 		t.Errorf("without a ledger: %v", err)
 	}
@@ -180,7 +216,7 @@ func TestSomeCannot(t *testing.T) {
 // A node of an earlier version has no answer about models.
 func TestEarlierNode(t *testing.T) {
 	earlier := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }))
-	v := fleet.NewView(new(box), newFleet(t, secret, fleet.Node{Name: "a", Alive: true}, fleet.Node{Name: "b", Alive: true, Address: earlier}))
+	v := fleet.NewView(new(box), newFleet(t, secret, fleet.Node{Name: "a", Alive: true}, fleet.Node{Name: "b", Alive: true, Address: earlier}), placement{})
 	all, err := v.Models(t.Context())
 	if want := []job.UnansweredNode{{Name: "b", Problem: "answers with status 404"}}; err != nil || !reflect.DeepEqual(all.Unanswered, want) {
 		t.Errorf("Models = %+v, %v", all, err)

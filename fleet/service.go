@@ -11,14 +11,24 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// Placement says why a model is not for this node, or for one with the labels; nil where
+// it is. All nodes have the same rules.
+type Placement interface {
+	Here(m job.Model) error
+	On(labels job.Labels, m job.Model) error
+}
+
 // View is the sheep, GPUs and models of all nodes, as one of them sees them.
 type View struct {
-	local Local
-	fleet *Fleet
+	local     Local
+	fleet     *Fleet
+	placement Placement
 }
 
 // NewView makes a View of this node and the others.
-func NewView(local Local, fleet *Fleet) *View { return &View{local, fleet} }
+func NewView(local Local, fleet *Fleet, placement Placement) *View {
+	return &View{local, fleet, placement}
+}
 
 // Sheep are those of all nodes that are alive, as NODE/SHEEP. Of a node that cannot be
 // asked they are as it has announced them, and their Detail says why.

@@ -22,6 +22,9 @@ func (a Address) String() string {
 	if a.Node != "" {
 		text = a.Node + "/" + a.Sheep
 	}
+	if len(a.Labels) == 0 {
+		return text
+	}
 	for i, key := range slices.Sorted(maps.Keys(a.Labels)) {
 		separator := ","
 		if i == 0 {

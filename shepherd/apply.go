@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 )
 
@@ -52,7 +51,7 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 
 	err := distinct(members)
 	if err == nil {
-		err = s.admitting()
+		err = s.admission.admitting()
 	}
 	if err == nil {
 		_, err = s.held(ctx)
@@ -75,7 +74,7 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 	making.Wait()
 	s.env.flock.sort(members)
 	s.models.use(members)
-	return s.admitting()
+	return s.admission.admitting()
 }
 
 // change is one lane in the place of another, either of which may be missing.
@@ -94,7 +93,7 @@ func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 		s.env.flock.replace(c.before, nil)
 		byHolder := s.heldAgain(ctx)
 		s.endOthers(map[string][]ledger.Claim{c.before.Name: byHolder[c.before.Name]})
-	case s.admitting() != nil:
+	case s.admission.admitting() != nil:
 		s.close(ctx, c.after)
 		s.env.flock.replace(c.before, nil)
 	default:
@@ -113,20 +112,10 @@ func (s *Shepherd) heldAgain(ctx context.Context) map[string][]ledger.Claim {
 			return byHolder
 		}
 		s.log.Error("Cannot look for jobs that a sheep holds; trying again", "error", err)
-		if sleep(ctx, time.Second) != nil || s.admitting() != nil {
+		if sleep(ctx, time.Second) != nil || s.admission.admitting() != nil {
 			return nil
 		}
 	}
-}
-
-// admitting answers job.ErrDraining where the Shepherd does not work.
-func (s *Shepherd) admitting() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.started || s.draining {
-		return job.ErrDraining
-	}
-	return nil
 }
 
 // replace puts a lane in the place of another. Without one before it is added,

@@ -20,8 +20,8 @@ const eventBatch = 256
 // Events returns up to limit events of a job, or of all where id is empty, of a tenant,
 // or of all where that is empty, after the cursor, and the cursor to go on with. The
 // error is job.ErrEventsGone or has the ledger's class.
-func (s *Shepherd) Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
-	events, next, err := s.cfg.Ledger.Events(ctx, after, ledger.EventFilter{Job: id, Tenant: tenant}, limit)
+func (r *reader) Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
+	events, next, err := r.cfg.Ledger.Events(ctx, after, ledger.EventFilter{Job: id, Tenant: tenant}, limit)
 	switch {
 	case errors.Is(err, ledger.ErrEventsGone):
 		return nil, "", job.ErrEventsGone
@@ -32,8 +32,8 @@ func (s *Shepherd) Events(ctx context.Context, after job.Cursor, id job.ID, tena
 }
 
 // EventsNow is the cursor of the latest event.
-func (s *Shepherd) EventsNow(ctx context.Context) (job.Cursor, error) {
-	now, err := s.cfg.Ledger.Now(ctx)
+func (r *reader) EventsNow(ctx context.Context) (job.Cursor, error) {
+	now, err := r.cfg.Ledger.Now(ctx)
 	if err != nil {
 		return "", away("ledger", fmt.Errorf("look up the latest event: %w", err))
 	}
@@ -42,7 +42,7 @@ func (s *Shepherd) EventsNow(ctx context.Context) (job.Cursor, error) {
 
 // EventsChanged returns a channel that is closed when there may be an event that there
 // was not when it was called.
-func (s *Shepherd) EventsChanged() <-chan struct{} { return s.cfg.Ledger.Changed() }
+func (r *reader) EventsChanged() <-chan struct{} { return r.cfg.Ledger.Changed() }
 
 // hub reads the ledger's events once for all that follow a job: clients that
 // wait, attempts that may be cancelled, readers of logs. To these it adds what

@@ -26,21 +26,21 @@ type standing struct {
 
 // Explain says why a job waits, what it does or why it failed, and what can be done.
 // To a tenant it tells nothing of others' jobs. The error is as Job's.
-func (s *Shepherd) Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error) {
-	view, err := s.View(ctx, id)
+func (r *reader) Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error) {
+	view, err := r.View(ctx, id)
 	if err != nil {
 		return job.Explanation{}, err
 	}
-	now := s.env.clock.now()
+	now := r.env.clock.now()
 	var standings []standing
 	if (view.State == job.Queued || view.State == job.Failed) && view.Run > 0 {
-		for _, l := range s.env.flock.all() {
+		for _, l := range r.env.flock.all() {
 			if may, _ := l.answers(view.Sheep); may {
 				standings = append(standings, l.standing(view.Record, tenant == ""))
 			}
 		}
 	}
-	bounds, err := s.bounds(ctx, view.Record)
+	bounds, err := r.bounds(ctx, view.Record)
 	if err != nil {
 		return job.Explanation{}, away("ledger", fmt.Errorf("look up what is held: %w", err))
 	}
@@ -59,12 +59,12 @@ type bounds struct {
 }
 
 // bounds looks up what the policy has a job wait for that nobody holds.
-func (s *Shepherd) bounds(ctx context.Context, rec job.Record) (bounds, error) {
-	policy := s.cfg.Policy
+func (r *reader) bounds(ctx context.Context, rec job.Record) (bounds, error) {
+	policy := r.cfg.Policy
 	if !policy.BoundsClaims() || rec.State != job.Queued || rec.Run == 0 || rec.Holder != "" {
 		return bounds{}, nil
 	}
-	load, err := s.cfg.Ledger.Load(ctx)
+	load, err := r.cfg.Ledger.Load(ctx)
 	if err != nil {
 		return bounds{}, err
 	}

@@ -24,6 +24,7 @@ type flock struct {
 	lanes []*lane // in configured order; replaced as a whole; see all
 	round int64
 	seats map[*lane]*seat
+	order []*seat // of lanes, in their order
 	// declined are the models that no sheep of this node could run and that other
 	// nodes have been left a job of; see decline.
 	declined     map[job.Model]time.Time
@@ -34,6 +35,7 @@ type flock struct {
 
 // seat is a lane's place among the sleeping.
 type seat struct {
+	lane   *lane
 	asleep bool
 	looked int64 // the last round in which it looked
 	woken  chan struct{}
@@ -60,10 +62,12 @@ func (f *flock) set(lanes []*lane) {
 			delete(f.seats, l)
 		}
 	}
-	for _, l := range lanes {
+	f.order = make([]*seat, len(lanes))
+	for i, l := range lanes {
 		if f.seats[l] == nil {
-			f.seats[l] = &seat{woken: make(chan struct{}, 1)}
+			f.seats[l] = &seat{lane: l, woken: make(chan struct{}, 1)}
 		}
+		f.order[i] = f.seats[l]
 	}
 }
 
@@ -165,12 +169,23 @@ func (f *flock) pass(l *lane, round int64) {
 // holds f.mu.
 func (f *flock) sleeping() []*lane {
 	var lanes []*lane
-	for _, l := range f.lanes {
-		if s := f.seats[l]; s.asleep && s.looked < f.round {
-			lanes = append(lanes, l)
+	for _, s := range f.order {
+		if s.asleep && s.looked < f.round {
+			lanes = append(lanes, s.lane)
 		}
 	}
 	return lanes
+}
+
+// over notes that no job waits, so that no lane that sleeps has to look in the round.
+func (f *flock) over(round int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.order {
+		if s.asleep {
+			s.looked = max(s.looked, round)
+		}
+	}
 }
 
 // wakeBest ranks lanes without the lock: to ask a lane may take others.
@@ -244,22 +259,25 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 			return nil, err
 		}
 		round := f.look()
-		var claim *ledger.Claim
-		var rest time.Duration
+		var found find
 		var err error
 		if !yields {
-			claim, rest, err = f.claim(ctx, l)
+			found, err = f.claim(ctx, l)
 		}
-		if claim != nil || ctx.Err() != nil {
+		if found.claim != nil || ctx.Err() != nil {
 			f.pass(l, round)
-			if claim == nil {
+			if found.claim == nil {
 				err = ctx.Err()
 			} else {
 				err = nil
 			}
-			return claim, err
+			return found.claim, err
 		}
-		f.pass(l, round)
+		if found.nothing {
+			f.over(round)
+		} else {
+			f.pass(l, round)
+		}
 		var again <-chan time.Time
 		switch {
 		case err != nil:
@@ -276,8 +294,8 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		if !ok && again == nil {
 			continue
 		}
-		if rest > 0 && again == nil { // then it may claim more
-			again = time.After(rest)
+		if found.again > 0 && again == nil { // then it may claim more
+			again = time.After(found.again)
 		}
 		yields = false
 		l.feeder.pulse.waits()
@@ -300,20 +318,28 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 	}
 }
 
+// find is what a lane found when it looked for a job.
+type find struct {
+	claim *ledger.Claim // nil for none
+	again time.Duration // until the lane may claim jobs that it leaves now; 0 where that is not known
+	// nothing says that no job waits, so that no other lane has to look in this round: a node
+	// of an idle fleet looks once for a job that another node takes.
+	nothing bool
+}
+
 // claim takes the next job by the ledger's order. An idle lane that the ledger has
 // none for asks a busy one to hand back a job that it has only prepared: an event
-// wakes the idle lane when that is done. Without a claim, again is the time until the lane
-// may claim jobs that it leaves now; 0 where that is not known.
-func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time.Duration, _ error) {
+// wakes the idle lane when that is done.
+func (f *flock) claim(ctx context.Context, l *lane) (find, error) {
 	if f.drained.Load() || l.state.isDrained() {
-		return nil, 0, nil
+		return find{}, nil
 	}
 	now := time.Now()
 	next := l.nextModel()
 	slot := ledger.Slot{Node: l.node, Sheep: l.Name, Prefer: l.turns.prefer(next, now), Ahead: l.state.busy()}
 	switch l.share.admission() {
 	case job.NoJobs:
-		return nil, 0, nil
+		return find{}, nil
 	case job.OwnJobs:
 		slot.Addressed, slot.Ahead = true, true
 	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
@@ -321,24 +347,27 @@ func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time
 	}
 	waiting, known, err := f.waiting(ctx, l)
 	if err != nil {
-		return nil, 0, err
+		return find{}, err
 	}
-	slot.Except, again = f.except(ctx, l, waiting)
+	if known && len(waiting) == 0 && !l.feeder.unsure && !f.anyPrepared() {
+		return find{nothing: true}, nil
+	}
+	var found find
+	slot.Except, found.again = f.except(ctx, l, waiting)
 	slot.Own, slot.Open = l.addresses(waiting)
-	var claim *ledger.Claim
 	if !known || l.feeder.unsure || anyFor(slot, waiting) {
-		if claim, err = l.feeder.claim(ctx, slot); claim == nil {
+		if found.claim, err = l.feeder.claim(ctx, slot); found.claim == nil {
 			f.waitingCache.invalidate() // others were quicker
 		}
 	}
-	if err != nil || claim != nil {
-		if claim != nil && slot.Prefer.IsZero() {
-			l.turns.claimed(claim.Model, now)
+	if err != nil || found.claim != nil {
+		if found.claim != nil && slot.Prefer.IsZero() {
+			l.turns.claimed(found.claim.Model, now)
 		}
-		return claim, 0, err
+		return found, err
 	}
 	if slot.Ahead {
-		return nil, again, nil
+		return found, nil
 	}
 	for _, other := range f.all() {
 		if other == l {
@@ -355,7 +384,17 @@ func (f *flock) claim(ctx context.Context, l *lane) (_ *ledger.Claim, again time
 			break
 		}
 	}
-	return nil, again, nil
+	return found, nil
+}
+
+// anyPrepared reports whether a lane holds out a job that another may take over.
+func (f *flock) anyPrepared() bool {
+	for _, l := range f.all() {
+		if l.feeder.holds() != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // budget counts the bytes that jobs prepared ahead take on disk.

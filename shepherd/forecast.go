@@ -50,7 +50,14 @@ type forecaster struct {
 	looked  map[job.Model]bool // models whose jobs were looked up in the ledger
 
 	endedMu sync.Mutex
-	ended   []job.Event // of jobs that were done on other nodes
+	ended   []endedJob // that were done on other nodes
+}
+
+// endedJob is a run of a job.
+type endedJob struct {
+	id    job.ID
+	run   int
+	model job.Model
 }
 
 func newForecaster(env *services, fleet Fleet) *forecaster {
@@ -74,7 +81,7 @@ func (f *forecaster) onEvent(e job.Event) {
 	if len(f.ended) == pendingJobs {
 		f.ended = f.ended[1:]
 	}
-	f.ended = append(f.ended, e)
+	f.ended = append(f.ended, endedJob{e.Job, e.Run, e.Model})
 }
 
 // start is when a job that waits is expected to start; ok is false where nothing can be
@@ -187,7 +194,7 @@ func (f *forecaster) learn(ctx context.Context, models []job.Model) error {
 	f.ended = nil
 	f.endedMu.Unlock()
 	for _, e := range ended {
-		if err := f.learnJob(ctx, e.Job, e.Run, e.Model); err != nil {
+		if err := f.learnJob(ctx, e.id, e.run, e.model); err != nil {
 			return err
 		}
 	}
@@ -350,29 +357,29 @@ func forecastJob(rec job.Record) forecast.Job {
 
 // foresee adds to a view when the job is expected to start or to end. That the ledger does
 // not answer leaves it out.
-func (s *Shepherd) foresee(ctx context.Context, view *job.View) {
+func (r *reader) foresee(ctx context.Context, view *job.View) {
 	var e job.Estimate
 	var ok bool
 	var err error
 	switch {
 	case view.Cancelling:
 	case view.State == job.Queued:
-		e, ok, err = s.env.forecaster.start(ctx, view.ID, view.Position)
+		e, ok, err = r.env.forecaster.start(ctx, view.ID, view.Position)
 		if ok {
 			view.ExpectedStart = &e
 		}
 	case view.State == job.Processing:
-		e, ok, err = s.env.forecaster.end(ctx, view.ID)
+		e, ok, err = r.env.forecaster.end(ctx, view.ID)
 		if ok {
 			view.ExpectedEnd = &e
 		}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
-		s.log.Debug("No forecast for a job", "job", view.ID, "error", err)
+		r.log.Debug("No forecast for a job", "job", view.ID, "error", err)
 	}
 }
 
 // Usual is how long the last jobs of a model took; ok is false where none is known.
-func (s *Shepherd) Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error) {
-	return s.env.forecaster.usual(ctx, m)
+func (r *reader) Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error) {
+	return r.env.forecaster.usual(ctx, m)
 }

@@ -17,7 +17,7 @@ import (
 // SubmitAll takes several jobs in, all of them or none. Their inputs are payloads, files
 // of other jobs, or in storage already; one may be after those before it. An error that is
 // about one of them is a *job.ItemError with one of Submit's.
-func (s *Shepherd) SubmitAll(ctx context.Context, rs []job.Request) (err error) {
+func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error) {
 	traces := make([]job.Trace, len(rs))
 	for i, r := range rs {
 		trace, done := s.cfg.Tracer.Submit(r)
@@ -28,14 +28,14 @@ func (s *Shepherd) SubmitAll(ctx context.Context, rs []job.Request) (err error) 
 		if slices.ContainsFunc(rs[:i], func(other job.Request) bool { return other.ID == r.ID }) {
 			return &job.ItemError{Index: i, Err: &job.Invalid{Field: "job_id", Problem: fmt.Sprintf("another one of these jobs has the id `%s`, too", r.ID)}}
 		}
-		if err := s.admissible(ctx, r, rs[:i]...); err != nil {
+		if err := s.admission.admissible(ctx, r, rs[:i]...); err != nil {
 			return &job.ItemError{Index: i, Err: err}
 		}
 	}
 	if len(rs) == 0 {
 		return nil
 	}
-	if err := s.roomFor(ctx, rs[0].Tenant, len(rs)); err != nil {
+	if err := s.admission.roomFor(ctx, rs[0].Tenant, len(rs)); err != nil {
 		return err
 	}
 	rs = slices.Clone(rs)
@@ -65,7 +65,7 @@ func (s *Shepherd) SubmitAll(ctx context.Context, rs []job.Request) (err error) 
 
 // placesMade are those of jobs that are being submitted together.
 type placesMade struct {
-	core  *Shepherd
+	core  *submitter
 	ids   []job.ID // whose place was made
 	frees []func()
 }
@@ -82,14 +82,14 @@ func (p *placesMade) abandon(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
 	for _, id := range p.ids {
 		if _, err := p.core.cfg.Ledger.Get(ctx, id); errors.Is(err, ledger.ErrNotFound) {
-			p.core.abandon(ctx, id)
+			p.core.inputs.abandon(ctx, id)
 		}
 	}
 }
 
 // placeAll makes the jobs' places with their inputs. Nobody else submits these jobs until
 // free is called.
-func (s *Shepherd) placeAll(ctx context.Context, rs []job.Request) (_ *placesMade, err error) {
+func (s *submitter) placeAll(ctx context.Context, rs []job.Request) (_ *placesMade, err error) {
 	made := &placesMade{core: s}
 	defer func() {
 		if err != nil {
@@ -116,9 +116,9 @@ func (s *Shepherd) placeAll(ctx context.Context, rs []job.Request) (_ *placesMad
 
 // place makes the job's place with its inputs, unless they are in storage already. made
 // says that there is something to remove where the job is not entered.
-func (s *Shepherd) place(ctx context.Context, of *job.Request) (made bool, err error) {
+func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err error) {
 	if of.Payload == nil && len(of.Copies) == 0 {
-		if uploaded, err := s.takeUpload(ctx, of); err != nil || uploaded {
+		if uploaded, err := s.uploads.take(ctx, of); err != nil || uploaded {
 			return false, err
 		}
 	}
@@ -151,11 +151,11 @@ func (s *Shepherd) place(ctx context.Context, of *job.Request) (made bool, err e
 	if err != nil {
 		return false, err
 	}
-	return true, s.storeInputs(ctx, r, noFiles, reserved)
+	return true, s.inputs.storeInputs(ctx, r, noFiles, reserved)
 }
 
 // noneEntered is what a client is told of jobs that the ledger has not taken.
-func (s *Shepherd) noneEntered(ctx context.Context, rs []job.Request, err error) error {
+func (s *submitter) noneEntered(ctx context.Context, rs []job.Request, err error) error {
 	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) {
 		return away("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
 	}
@@ -168,7 +168,7 @@ func (s *Shepherd) noneEntered(ctx context.Context, rs []job.Request, err error)
 }
 
 // isAbout reports whether the ledger's refusal is about the job.
-func (s *Shepherd) isAbout(ctx context.Context, r job.Request, err error) bool {
+func (s *submitter) isAbout(ctx context.Context, r job.Request, err error) bool {
 	var after *ledger.AfterError
 	if errors.As(err, &after) {
 		return slices.Contains(r.After, after.Job)
@@ -191,10 +191,10 @@ func (s *Shepherd) isAbout(ctx context.Context, r job.Request, err error) bool {
 
 // Group is the group's jobs, of a tenant, or of all where that is empty. The error is
 // job.ErrNoGroup or has the ledger's class.
-func (s *Shepherd) Group(ctx context.Context, id, tenant string) (job.Group, error) {
+func (r *reader) Group(ctx context.Context, id, tenant string) (job.Group, error) {
 	g := job.Group{ID: id, Counts: make(map[job.State]int)}
 	for cursor := int64(0); ; {
-		views, next, err := s.Jobs(ctx, job.Query{Group: id, Tenant: tenant}, cursor, job.MaxGroup)
+		views, next, err := r.Jobs(ctx, job.Query{Group: id, Tenant: tenant}, cursor, job.MaxGroup)
 		if err != nil {
 			return job.Group{}, err
 		}
@@ -215,26 +215,11 @@ func (s *Shepherd) Group(ctx context.Context, id, tenant string) (job.Group, err
 	return g, nil
 }
 
-// CancelGroup is Cancel for the group's jobs that have not ended, the last submitted
-// first: what is after others ends as cancelled. The errors are those of Group and Cancel.
-func (s *Shepherd) CancelGroup(ctx context.Context, id, tenant string) error {
-	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, Newest: true, States: []job.State{job.Queued, job.Processing}}, func(v job.View) error {
-		_, err := s.cfg.Ledger.Cancel(ctx, v.ID)
-		if errors.Is(err, ledger.ErrFinal) || errors.Is(err, ledger.ErrNotFound) { // since
-			return nil
-		}
-		if err != nil {
-			return away("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
-		}
-		return nil
-	})
-}
-
 // RetryGroup is Retry for the group's jobs that failed or were cancelled, the first
 // submitted first. The errors are those of Group and Retry; what was run again before
 // stays so.
-func (s *Shepherd) RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error {
-	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, States: []job.State{job.Failed, job.Cancelled}}, func(v job.View) error {
+func (s *submitter) RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error {
+	return s.reader.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, States: []job.State{job.Failed, job.Cancelled}}, func(v job.View) error {
 		err := s.Retry(ctx, v.ID, trace)
 		if errors.Is(err, job.ErrNothingToRetry) { // since
 			return nil
@@ -244,13 +229,13 @@ func (s *Shepherd) RetryGroup(ctx context.Context, id, tenant string, trace job.
 }
 
 // eachOfGroup calls do for the jobs that match, as they are now.
-func (s *Shepherd) eachOfGroup(ctx context.Context, q job.Query, do func(job.View) error) error {
-	if some, _, err := s.Jobs(ctx, job.Query{Group: q.Group, Tenant: q.Tenant}, 0, 1); err != nil || len(some) == 0 {
+func (r *reader) eachOfGroup(ctx context.Context, q job.Query, do func(job.View) error) error {
+	if some, _, err := r.Jobs(ctx, job.Query{Group: q.Group, Tenant: q.Tenant}, 0, 1); err != nil || len(some) == 0 {
 		return cmp.Or(err, error(job.ErrNoGroup))
 	}
 	var all []job.View
 	for cursor := int64(0); ; {
-		views, next, err := s.Jobs(ctx, q, cursor, job.MaxGroup)
+		views, next, err := r.Jobs(ctx, q, cursor, job.MaxGroup)
 		if err != nil {
 			return err
 		}

@@ -17,8 +17,8 @@ import (
 
 // Logs opens what a sheep's runners have written, as runtime.Logger says. The
 // error is *job.UnknownSheep or job.ErrNoLog, or has no class.
-func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
-	l := s.env.flock.named(sheep)
+func (r *reader) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
+	l := r.env.flock.named(sheep)
 	if l == nil {
 		return nil, &job.UnknownSheep{Name: sheep}
 	}
@@ -39,9 +39,9 @@ func (s *Shepherd) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.R
 // ended, through attempts that are still to come. The error is *job.UnknownJob or
 // job.ErrNoJobLog, *job.Unavailable for a node that does not answer, or has the
 // ledger's class.
-func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
+func (r *reader) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
 	changed := make(chan struct{}, 1)
-	unwatch := s.env.hub.watch(id, func(e job.Event) { // before the ledger is read, so that no change falls between
+	unwatch := r.env.hub.watch(id, func(e job.Event) { // before the ledger is read, so that no change falls between
 		if e.Kind == job.EventProgress {
 			return
 		}
@@ -50,10 +50,10 @@ func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.R
 		default:
 		}
 	})
-	rec, err := s.cfg.Ledger.Get(ctx, id)
+	rec, err := r.cfg.Ledger.Get(ctx, id)
 	if errors.Is(err, ledger.ErrNotFound) {
 		unwatch()
-		if _, err := s.Job(ctx, id); err != nil {
+		if _, err := r.Job(ctx, id); err != nil {
 			return nil, err
 		}
 		return nil, job.ErrNoJobLog // its record has expired
@@ -63,7 +63,7 @@ func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.R
 		return nil, fmt.Errorf("read job %s: %w", id, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	f := &jobLog{core: s, job: id, run: rec.Run, query: q, changed: changed}
+	f := &jobLog{reader: r, job: id, run: rec.Run, query: q, changed: changed}
 	first, over, err := f.first(ctx)
 	if err == nil && first == nil && over {
 		err = job.ErrNoJobLog
@@ -73,14 +73,14 @@ func (s *Shepherd) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.R
 		unwatch()
 		return nil, err
 	}
-	r, w := io.Pipe()
+	lines, w := io.Pipe()
 	reading := make(chan struct{})
 	go func() { // ends with Close
 		defer close(reading)
 		defer unwatch()
 		w.CloseWithError(f.copy(ctx, first, w))
 	}()
-	return &readJobLog{PipeReader: r, end: func() {
+	return &readJobLog{PipeReader: lines, end: func() {
 		cancel(errOver)
 		<-reading
 	}}, nil
@@ -100,7 +100,7 @@ func (r *readJobLog) Close() error {
 
 // jobLog follows the log of one run of a job.
 type jobLog struct {
-	core    *Shepherd
+	reader  *reader
 	job     job.ID
 	run     int
 	query   job.LogQuery
@@ -162,7 +162,7 @@ func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error)
 			continue
 		}
 		of := f.localAttempt
-		if a.Node != f.core.cfg.Node {
+		if a.Node != f.reader.cfg.Node {
 			of = f.remoteAttempt
 		}
 		log, err := of(ctx, a)
@@ -179,7 +179,7 @@ func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error)
 // localAttempt opens what this node has kept of the log of an attempt of its own; nil
 // where that is nothing.
 func (f *jobLog) localAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
-	l := f.core.env.flock.named(a.Sheep)
+	l := f.reader.env.flock.named(a.Sheep)
 	if l == nil {
 		return nil, nil
 	}
@@ -208,7 +208,7 @@ func (f *jobLog) localAttempt(ctx context.Context, a job.Attempt) (runtime.JobLo
 
 // attempts are those of the run; over says that there will be no others.
 func (f *jobLog) attempts(ctx context.Context) (of []job.Attempt, over bool, err error) {
-	rec, err := f.core.cfg.Ledger.Get(ctx, f.job)
+	rec, err := f.reader.cfg.Ledger.Get(ctx, f.job)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		over = true
@@ -217,7 +217,7 @@ func (f *jobLog) attempts(ctx context.Context) (of []job.Attempt, over bool, err
 	default:
 		over = rec.State.Final() || rec.Run != f.run
 	}
-	all, err := f.core.cfg.Ledger.Attempts(ctx, f.job)
+	all, err := f.reader.cfg.Ledger.Attempts(ctx, f.job)
 	if err != nil {
 		return nil, false, fmt.Errorf("read the attempts of job %s: %w", f.job, err)
 	}
@@ -256,4 +256,25 @@ func (f *jobLog) copy(ctx context.Context, log *attemptLog, to io.Writer) error 
 			return err
 		}
 	}
+}
+
+// AttemptLog opens what this node has kept of the log of an attempt, for other nodes;
+// following, it ends when the attempt has. The error is job.ErrNoJobLog, or has the
+// ledger's class.
+func (r *reader) AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
+	f := &jobLog{reader: r, job: id, run: run, query: q}
+	attempts, _, err := f.attempts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range attempts {
+		if a.Number != attempt || a.Node != r.cfg.Node {
+			continue
+		}
+		log, err := f.localAttempt(ctx, a)
+		if err != nil || log != nil {
+			return log, err
+		}
+	}
+	return nil, job.ErrNoJobLog
 }

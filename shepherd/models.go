@@ -1,7 +1,6 @@
 package shepherd
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -210,38 +209,6 @@ func (s *Shepherd) Models(ctx context.Context) ([]job.KeptModel, error) { return
 // RemoveModel removes a model that is kept here; see Models.Remove.
 func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
 	return s.models.Remove(ctx, m)
-}
-
-// checkModel returns *job.Untrusted for a model that is not trusted, or the first
-// objection of the sheep that could run a job, if all of them object to its model.
-func (s *Shepherd) checkModel(r job.Request) error {
-	to := s.addressOf(r)
-	pin, err := s.cfg.Trust.Check(r.Model)
-	if err != nil {
-		return err
-	}
-	var objection error
-	for _, l := range s.env.flock.all() {
-		if !to.Fits(s.cfg.Node, l.Name, s.cfg.Placement.Labels) || l.state.isRemoved() {
-			continue
-		}
-		if pin != "" && !checksDigests(l.Sheep) {
-			objection = cmp.Or(objection, undigested(r.Model))
-			continue
-		}
-		checker, ok := l.Sheep.(runtime.ModelChecker)
-		if !ok {
-			return nil
-		}
-		err := checker.CheckModel(r.Model)
-		if err == nil {
-			return nil
-		}
-		if objection == nil {
-			objection = err
-		}
-	}
-	return objection
 }
 
 // mayRun returns *job.Untrusted for a model that this sheep may not load.

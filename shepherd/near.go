@@ -9,6 +9,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/runtime"
 )
 
 // deferTime is how long the jobs of a model are left to nodes that the model is nearer to:
@@ -80,6 +81,9 @@ func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Du
 // near is how near a model is that the sheep has not loaded. What is not known of one is
 // taken for near.
 func (l *lane) near(ctx context.Context, m job.Model) job.Nearness {
+	if _, ok := l.Sheep.(runtime.Owner); !ok {
+		return job.ModelOnDisk
+	}
 	ctx, cancel := context.WithTimeout(ctx, nearTime)
 	defer cancel()
 	if _, err := l.owner(ctx, m); errdefs.IsNotFound(err) {

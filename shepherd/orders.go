@@ -130,7 +130,7 @@ func (s *Shepherd) ResumeSheep(name string) error {
 		s.env.flock.wakeFirst(l)
 	}
 	switch stopped := s.startAgain(l); {
-	case s.admitting() != nil:
+	case s.admission.admitting() != nil:
 		return job.ErrDraining
 	case !stopped && !drained:
 		return &job.SheepState{Sheep: name, Is: job.SheepNotDrained}
@@ -160,7 +160,7 @@ func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
 	l.state.restarts(true)
 	defer l.state.restarts(false)
 	l.retire(drain, errSheepRestarted)
-	if err := s.admitting(); err != nil {
+	if err := s.admission.admitting(); err != nil {
 		return err
 	}
 	l.startAgain()

@@ -3,11 +3,9 @@ package shepherd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/iterait/shepherd/job"
@@ -39,55 +37,6 @@ type Fleet interface {
 	AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
 }
 
-// addressOf is whom a request is for. On a node alone, what names the node itself is
-// left out.
-func (s *Shepherd) addressOf(r job.Request) job.Address {
-	a := job.ParseAddress(r.Sheep)
-	if strings.HasPrefix(r.Sheep, "/") || strings.HasSuffix(r.Sheep, "/") || len(a.Labels) > 0 { // no sheep is called so
-		a = job.Address{Sheep: r.Sheep}
-	}
-	a.Labels = r.NodeLabels.Clone()
-	if s.cfg.Peers == nil && a.Fits(s.cfg.Node, a.Sheep, s.cfg.Placement.Labels) {
-		a.Node, a.Labels = "", nil
-	}
-	return a
-}
-
-// checkAddress answers *job.UnknownSheep for a sheep that no node has, and
-// *job.Invalid for labels that no node has.
-func (s *Shepherd) checkAddress(ctx context.Context, r job.Request) error {
-	a := s.addressOf(r)
-	if a.Fits(s.cfg.Node, a.Sheep, s.cfg.Placement.Labels) && (a.Sheep == "" || s.env.flock.takes(a.Sheep)) {
-		return nil
-	}
-	if s.cfg.Fleet != nil {
-		nodes, err := s.cfg.Fleet.Answering(ctx, a)
-		if err != nil {
-			return away("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
-		}
-		if len(nodes) > 0 {
-			return nil
-		}
-	}
-	if len(a.Labels) == 0 {
-		return &job.UnknownSheep{Name: r.Sheep}
-	}
-	who := "no node that is up"
-	if a.Sheep != "" {
-		who = fmt.Sprintf("no node that is up and has a sheep `%s`", a.Sheep)
-	}
-	return &job.Invalid{Field: "node_labels", Problem: who + " has " + labelText(a.Labels)}
-}
-
-// labelText lists labels for people.
-func labelText(labels job.Labels) string {
-	var list []string
-	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		list = append(list, key+"="+labels[key])
-	}
-	return strings.Join(list, ", ")
-}
-
 // answers reports whether the lane may run jobs with the address, and whether it is
 // the sheep's own, as its name is.
 func (l *lane) answers(address string) (may, own bool) {
@@ -101,54 +50,6 @@ func (l *lane) answers(address string) (may, own bool) {
 // named says that a job is for one sheep, by its name.
 func named(address string) bool { return job.ParseAddress(address).Sheep != "" }
 
-// leftToOthers reports whether a job whose model all sheep of this node object to is
-// taken for another node's: one that is up decides when it claims the job. What this
-// node does not trust it does not take in either.
-func (s *Shepherd) leftToOthers(ctx context.Context, r job.Request, objection error) bool {
-	if s.cfg.Peers == nil || r.Sheep != "" || errors.As(objection, new(*job.Untrusted)) {
-		return false
-	}
-	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)
-	return err == nil && len(peers) > 0
-}
-
-// admitsForOthers reports whether a Shepherd that is stopping takes jobs in: other nodes
-// that are up have them from the same queue. So a load balancer that has not noticed yet
-// that it stops is refused nothing.
-func (s *Shepherd) admitsForOthers(ctx context.Context) bool {
-	s.mu.Lock()
-	started := s.started
-	s.mu.Unlock()
-	if !started || s.cfg.Peers == nil {
-		return false
-	}
-	peers, err := s.cfg.Peers.Peers(ctx, s.cfg.Node)
-	return err == nil && len(peers) > 0
-}
-
-// live completes a view of a job that another node has with what that node's sheep
-// tell, or with why they tell nothing.
-func (s *Shepherd) live(ctx context.Context, view *job.View) {
-	if s.cfg.Fleet == nil || view.Holder == "" || view.Node == s.cfg.Node {
-		return
-	}
-	sheep, err := s.cfg.Fleet.Sheep(ctx, view.Node)
-	var unreachable *job.Unavailable
-	switch {
-	case errors.As(err, &unreachable):
-		view.Detail = unreachable.Service + " " + unreachable.Problem
-		return
-	case err != nil:
-		s.log.Warn("Another node does not tell of a job", "job", view.ID, "node", view.Node, "error", err)
-		return
-	}
-	for _, one := range sheep {
-		if one.Name == view.Holder && one.Job == view.ID {
-			view.Detail, view.Progress = one.Detail, one.Progress
-		}
-	}
-}
-
 // remoteLog is the log of an attempt on another node, which knows where it ends.
 type remoteLog struct{ io.ReadCloser }
 
@@ -157,10 +58,10 @@ func (remoteLog) End(string) {}
 // remoteAttempt opens what another node has kept of the log of an attempt; nil where
 // that is nothing, or the node is gone.
 func (f *jobLog) remoteAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
-	if f.core.cfg.Fleet == nil {
+	if f.reader.cfg.Fleet == nil {
 		return nil, nil
 	}
-	log, err := f.core.cfg.Fleet.AttemptLog(ctx, a.Node, f.job, a.Run, a.Number, f.query)
+	log, err := f.reader.cfg.Fleet.AttemptLog(ctx, a.Node, f.job, a.Run, a.Number, f.query)
 	switch {
 	case err == nil:
 		return remoteLog{log}, nil
@@ -168,27 +69,6 @@ func (f *jobLog) remoteAttempt(ctx context.Context, a job.Attempt) (runtime.JobL
 		return nil, nil
 	}
 	return nil, err
-}
-
-// AttemptLog opens what this node has kept of the log of an attempt, for other nodes;
-// following, it ends when the attempt has. The error is job.ErrNoJobLog, or has the
-// ledger's class.
-func (s *Shepherd) AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
-	f := &jobLog{core: s, job: id, run: run, query: q}
-	attempts, _, err := f.attempts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range attempts {
-		if a.Number != attempt || a.Node != s.cfg.Node {
-			continue
-		}
-		log, err := f.localAttempt(ctx, a)
-		if err != nil || log != nil {
-			return log, err
-		}
-	}
-	return nil, job.ErrNoJobLog
 }
 
 // drainEvery is how often it is looked whether an operator wants the node drained.

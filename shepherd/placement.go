@@ -24,16 +24,22 @@ type PlacementRule struct {
 	Labels job.Labels
 }
 
-// check says why the model is not for this node, with an error of class
+// check is On this node.
+func (p Placement) check(m job.Model) error { return p.On(p.Labels, m) }
+
+// Here is On this node.
+func (p Placement) Here(m job.Model) error { return p.check(m) }
+
+// On says why the model is not for a node with the labels, with an error of class
 // errdefs.ErrFailedPrecondition; nil where it is.
-func (p Placement) check(m job.Model) error {
+func (p Placement) On(labels job.Labels, m job.Model) error {
 	for _, rule := range p.Rules {
 		if !rule.Models.Matches(m) {
 			continue
 		}
 		missing := job.Labels{}
 		for key, want := range rule.Labels {
-			if value, ok := p.Labels[key]; !ok || value != want {
+			if value, ok := labels[key]; !ok || value != want {
 				missing[key] = want
 			}
 		}

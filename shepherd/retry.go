@@ -20,11 +20,11 @@ type Webhooks interface {
 // not_before or deadline that has passed is left out. The error is *job.UnknownJob,
 // job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, *job.AfterError also for a
 // job that is not known any more, or one of Submit's.
-func (s *Shepherd) Retry(ctx context.Context, id job.ID, trace job.Trace) error {
+func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
-		if _, err := s.Job(ctx, id); err != nil {
+		if _, err := s.reader.Job(ctx, id); err != nil {
 			return err
 		}
 		return job.ErrForgotten

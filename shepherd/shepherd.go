@@ -124,20 +124,22 @@ type Config struct {
 }
 
 // Shepherd is the core. Start it once; its methods may be called from any
-// goroutine between Start and Stop.
+// goroutine between Start and Stop. Its own are those of its life and its flock; what
+// clients do with jobs is its parts'.
 type Shepherd struct {
-	cfg    Config
-	log    *slog.Logger
-	env    *services // of all lanes
-	status *statusFiles
-	models *Models
-	// remover removes files of jobs.
-	remover *remover
+	*submitter
+	*uploads
+	*reader
 
-	mu       sync.Mutex
-	started  bool
-	draining bool
-	stop     sync.Once
+	cfg       Config
+	log       *slog.Logger
+	env       *services // of all lanes
+	phase     *phase
+	admission *admission
+	status    *statusFiles
+	models    *Models
+	remover   *remover // of files of jobs
+	stop      sync.Once
 
 	applying sync.Mutex // held while the flock is changed, or comes to its end
 	drains   *drains
@@ -188,7 +190,7 @@ func New(cfg Config) (*Shepherd, error) {
 	if err := distinct(cfg.Sheep); err != nil {
 		return nil, err
 	}
-	s := &Shepherd{cfg: cfg, log: cfg.Log, leaseLost: make(chan struct{})}
+	s := &Shepherd{cfg: cfg, log: cfg.Log, phase: new(phase), leaseLost: make(chan struct{})}
 	s.env = &services{
 		node: cfg.Node, dataRoot: cfg.DataRoot, ledger: cfg.Ledger, peers: cfg.Peers, fleet: cfg.Fleet, store: cfg.Store, fencer: fencerOf(cfg),
 		hub: newHub(cfg.Ledger, cfg.Log), flock: newFlock(), payloads: new(payloads), budget: &budget{limit: cfg.StageBudget}, room: cfg.StageRoom,
@@ -199,6 +201,13 @@ func New(cfg Config) (*Shepherd, error) {
 	s.status = newStatusFiles(cfg.Ledger, cfg.Store, cfg.Node, cfg.StatusDelay, cfg.Log)
 	s.remover = newRemover(cfg.Retention, cfg.Ledger, cfg.Store, s.status, cfg.Log)
 	s.remover.uploads = cfg.Uploads.Ledger
+	s.admission = &admission{cfg: &s.cfg, env: s.env, phase: s.phase}
+	s.reader = &reader{cfg: &s.cfg, env: s.env, log: s.log}
+	inputs := &inputStore{cfg: &s.cfg, env: s.env, log: s.log, reader: s.reader}
+	s.uploads = &uploads{cfg: &s.cfg, env: s.env, log: s.log, admission: s.admission, inputs: inputs, reader: s.reader, remover: s.remover}
+	s.submitter = &submitter{
+		cfg: &s.cfg, env: s.env, log: s.log, admission: s.admission, inputs: inputs, uploads: s.uploads, reader: s.reader, remover: s.remover,
+	}
 	s.models = NewModels(cfg.Ledger, cfg.Sheep, cfg.Log)
 	s.models.loaded = s.env.flock.loadedBy
 	s.drains = newDrains(cfg.Drained, cfg.KeepDrained)
@@ -225,9 +234,9 @@ func distinct(members []Member) error {
 // held) and lets the lanes work. It returns when every sheep is ready to take
 // jobs; ctx bounds only that. It is called once.
 func (s *Shepherd) Start(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.started || s.draining {
+	s.phase.mu.Lock()
+	defer s.phase.mu.Unlock()
+	if s.phase.started || s.phase.draining {
 		return errors.New("shepherd: started twice, or after Stop")
 	}
 	// What the node does once it has joined comes after the cursor: others leave it to it.
@@ -274,7 +283,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 
 	var closing error
 	if s.cfg.Closing {
-		s.draining = true
+		s.phase.draining = true
 		closing = errStopping
 	}
 	lanes := s.env.flock.all()
@@ -283,7 +292,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	for _, l := range lanes {
 		s.startLane(l, closing)
 	}
-	s.started = true
+	s.phase.started = true
 	return nil
 }
 
@@ -334,10 +343,10 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 		s.env.flock.released()
 	}
 	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
-		s.status.note(e, s.env.hub.watched(e.Job), func() { s.env.hub.publish(e) })
+		s.status.note(e, s.env.hub.watched(e.Job), s.env.hub.publish)
 		return
 	}
-	s.status.note(e, false, func() {})
+	s.status.note(e, false, func(job.Event) {})
 	s.env.hub.publish(e)
 }
 
@@ -435,9 +444,9 @@ func (s *Shepherd) recover(ctx context.Context, lanes []*lane, byHolder map[stri
 
 // Drain makes Submit refuse new jobs. It may be called at any time.
 func (s *Shepherd) Drain() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.draining = true
+	s.phase.mu.Lock()
+	defer s.phase.mu.Unlock()
+	s.phase.draining = true
 }
 
 // Stop lets running jobs finish until ctx ends, hands back the rest unspent and
@@ -454,9 +463,9 @@ func (s *Shepherd) Leave(ctx context.Context) { s.end(ctx, true) }
 func (s *Shepherd) end(ctx context.Context, leave bool) {
 	s.Drain()
 	s.stop.Do(func() {
-		s.mu.Lock()
-		started := s.started
-		s.mu.Unlock()
+		s.phase.mu.Lock()
+		started := s.phase.started
+		s.phase.mu.Unlock()
 		if started {
 			s.endLanes(ctx, leave)
 			s.stopHub() // once it has read what the lanes did
@@ -557,9 +566,9 @@ func (s *Shepherd) Checks(ctx context.Context) []job.Check {
 		{Name: "ledger", Err: s.cfg.Ledger.Ping(ctx)},
 		{Name: "storage", Err: s.cfg.Store.Ping(ctx)},
 	}
-	s.mu.Lock()
-	draining := s.draining
-	s.mu.Unlock()
+	s.phase.mu.Lock()
+	draining := s.phase.draining
+	s.phase.mu.Unlock()
 	if draining {
 		checks = append(checks, job.Check{Name: "shepherd", Err: job.ErrDraining})
 	}

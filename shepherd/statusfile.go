@@ -77,9 +77,9 @@ func newStatusFiles(l ledger.Ledger, s storage.Store, node string, delay time.Du
 }
 
 // note has the job's state written that the event tells of, where that is this node's, or
-// waited says that somebody is to be told. notify is called once: when a final state is
+// waited says that somebody is to be told. notify is called with it once: when a final state is
 // written, when it cannot be, or after maxNotifyDelay; for others at once.
-func (f *statusFiles) note(e job.Event, waited bool, notify func()) {
+func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 	f.mu.Lock()
 	f.serial++
 	before := f.seen
@@ -87,21 +87,21 @@ func (f *statusFiles) note(e job.Event, waited bool, notify func()) {
 	switch {
 	case !shown(e): // nothing that clients see has changed
 		f.mu.Unlock()
-		notify()
+		notify(e)
 		return
 	case !waited && !f.entangled(e.Job) && !f.owners.owns(e):
 		if p := f.pending[e.Job]; p != nil && p.final == nil { // who has changed it since writes it
 			delete(f.pending, e.Job)
 		}
 		f.mu.Unlock()
-		notify()
+		notify(e)
 		return
 	}
 	f.expect(e, f.serial, before, notify)
 	f.mu.Unlock()
 	f.signal()
 	if e.Status == nil {
-		notify()
+		notify(e)
 	}
 }
 
@@ -129,7 +129,7 @@ func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
 	}
 	f.mu.Lock()
 	if p := f.pending[e.Job]; p == nil {
-		f.expect(e, 0, from, func() {})
+		f.expect(e, 0, from, func(job.Event) {})
 	} else {
 		p.serial, p.before = 0, from // what is written is what the ledger says then
 	}
@@ -138,7 +138,7 @@ func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
 }
 
 // expect has a state written; f.mu is held.
-func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func()) {
+func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func(job.Event)) {
 	p := f.pending[e.Job]
 	if p == nil {
 		p = &pendingStatus{serial: serial, before: before}
@@ -150,7 +150,7 @@ func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notif
 		f.queue = append(f.queue, queuedStatus{e.Job, p.due})
 	} else {
 		p.due = time.Now()
-		p.notify = append(p.notify, sync.OnceFunc(notify))
+		p.notify = append(p.notify, sync.OnceFunc(func() { notify(e) }))
 		f.urgent = append(f.urgent, e.Job)
 	}
 }

@@ -97,10 +97,10 @@ func TestStatusFiles(t *testing.T) {
 		defer running.Wait()
 		defer cancel()
 		told := 0
-		tell := func() { told++ }
+		tell := func(job.Event) { told++ }
 
 		l.set(job.Queued)
-		f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventQueued, State: job.Queued}, false, func() {})
+		f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventQueued, State: job.Queued}, false, func(job.Event) {})
 		done := l.set(job.Done)
 		f.note(job.Event{Cursor: "2", Job: "job", Kind: job.EventEnded, State: job.Done, Status: done}, false, tell)
 		synctest.Wait()

@@ -56,31 +56,31 @@ func TestStatusOwner(t *testing.T) {
 	}{
 		{"its own", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Queued)
-			f.note(queued("1", "a"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
 			time.Sleep(2 * time.Second)
 			l.set(job.Processing)
-			f.note(started("2", "a"), false, func() {})
+			f.note(started("2", "a"), false, func(job.Event) {})
 		}, []job.State{job.Queued, job.Processing}},
 		{"another's", func(f *statusFiles, l *oneJob, _ *states) {
 			told := false
-			f.note(queued("1", "b"), false, func() { told = true })
-			f.note(started("2", "c"), false, func() {})
-			f.note(job.Event{Cursor: "3", Job: "job", Kind: job.EventEnded, Node: "c", Sheep: "s", Status: l.set(job.Done)}, false, func() {})
+			f.note(queued("1", "b"), false, func(job.Event) { told = true })
+			f.note(started("2", "c"), false, func(job.Event) {})
+			f.note(job.Event{Cursor: "3", Job: "job", Kind: job.EventEnded, Node: "c", Sheep: "s", Status: l.set(job.Done)}, false, func(job.Event) {})
 			if !told {
 				t.Error("what another writes is not told at once")
 			}
 		}, nil},
 		{"of an unknown node", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Processing)
-			f.note(started("1", "d"), false, func() {})
+			f.note(started("1", "d"), false, func(job.Event) {})
 		}, []job.State{job.Processing}},
 		{"of no node", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Queued)
-			f.note(queued("1", ""), false, func() {})
+			f.note(queued("1", ""), false, func(job.Event) {})
 		}, []job.State{job.Queued}},
 		{"another's that somebody waits for", func(f *statusFiles, l *oneJob, s *states) {
 			told := make(chan job.State, 1)
-			f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventEnded, Node: "b", Sheep: "s", Status: l.set(job.Done)}, true, func() {
+			f.note(job.Event{Cursor: "1", Job: "job", Kind: job.EventEnded, Node: "b", Sheep: "s", Status: l.set(job.Done)}, true, func(job.Event) {
 				state, _ := s.last()
 				told <- state
 			})
@@ -90,45 +90,45 @@ func TestStatusOwner(t *testing.T) {
 		}, []job.State{job.Done}},
 		{"taken over before it was written", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Processing)
-			f.note(queued("1", "a"), false, func() {})
-			f.note(started("2", "b"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
+			f.note(started("2", "b"), false, func(job.Event) {})
 		}, nil},
 		{"changed by another while it is written", func(f *statusFiles, l *oneJob, s *states) {
 			s.mu.Lock()
 			s.slow = 3 * time.Second
 			s.mu.Unlock()
 			l.set(job.Queued)
-			f.note(queued("1", "a"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
 			time.Sleep(2 * time.Second)
 			l.set(job.Processing)
-			f.note(started("2", "b"), false, func() {})
+			f.note(started("2", "b"), false, func(job.Event) {})
 		}, []job.State{job.Queued, job.Processing}},
 		{"changed by another before it was written, as is seen later", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Queued)
-			f.note(queued("1", "a"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
 			time.Sleep(2 * time.Second)
 			l.set(job.Processing)
 			look := f.owners.look()
-			f.note(started("2", "b"), false, func() {})
+			f.note(started("2", "b"), false, func(job.Event) {})
 			f.owners.looked(look)
 		}, []job.State{job.Queued, job.Processing}},
 		{"changed by another since", func(f *statusFiles, l *oneJob, _ *states) {
 			l.set(job.Queued)
-			f.note(queued("1", "a"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
 			time.Sleep(2 * time.Second)
 			f.owners.looked(f.owners.look())
 			l.set(job.Processing)
-			f.note(started("2", "b"), false, func() {})
+			f.note(started("2", "b"), false, func(job.Event) {})
 		}, []job.State{job.Queued}},
 		{"changed by another while storage is away", func(f *statusFiles, l *oneJob, s *states) {
 			s.mu.Lock()
 			s.fail = context.DeadlineExceeded
 			s.mu.Unlock()
 			l.set(job.Queued)
-			f.note(queued("1", "a"), false, func() {})
+			f.note(queued("1", "a"), false, func(job.Event) {})
 			time.Sleep(2 * time.Second)
 			l.set(job.Processing)
-			f.note(started("2", "b"), false, func() {})
+			f.note(started("2", "b"), false, func(job.Event) {})
 			s.mu.Lock()
 			s.fail = nil
 			s.mu.Unlock()
@@ -181,7 +181,7 @@ func TestSuccession(t *testing.T) {
 		after := &successor{ledger: l, peers: peers, status: f, log: slog.New(slog.DiscardHandler)}
 		after.look(t.Context())
 		for _, e := range l.events {
-			f.note(e, false, func() {})
+			f.note(e, false, func(job.Event) {})
 		}
 		if len(f.pending) > 0 || f.position() != "4" {
 			t.Fatalf("while b is alive, a has %d states to write and is at %s", len(f.pending), f.position())

@@ -32,7 +32,7 @@ func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 		})
 	}
 	ending.Wait()
-	return s.admitting()
+	return s.admission.admitting()
 }
 
 // StartSheep lets sheep work again that StopSheep stopped: those with these names, or all
@@ -45,14 +45,14 @@ func (s *Shepherd) StartSheep(names ...string) error {
 	for _, l := range lanes {
 		s.startAgain(l)
 	}
-	return s.admitting()
+	return s.admission.admitting()
 }
 
 // startAgain lets a lane work that was stopped; it reports whether it was.
 func (s *Shepherd) startAgain(l *lane) bool {
 	l.life.transition.Lock()
 	defer l.life.transition.Unlock()
-	if l.life.over || s.admitting() != nil || !l.state.setStopped(false) {
+	if l.life.over || s.admission.admitting() != nil || !l.state.setStopped(false) {
 		return false
 	}
 	s.log.Info("Sheep starts to work again", "sheep", l.Name)
@@ -71,7 +71,7 @@ func (l *lane) startAgain() {
 
 // selected are the lanes with these names, or all where none is named.
 func (s *Shepherd) selected(names []string) ([]*lane, error) {
-	if err := s.admitting(); err != nil {
+	if err := s.admission.admitting(); err != nil {
 		return nil, err
 	}
 	if len(names) == 0 {

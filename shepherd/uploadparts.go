@@ -31,8 +31,8 @@ func divide(files []job.UploadFile, total int64, inParts bool) ([]job.UploadFile
 
 // beginParts begins the uploads of those files that are sent in parts, where that has not
 // been done.
-func (s *Shepherd) beginParts(ctx context.Context, u job.Upload) (job.Upload, error) {
-	store, _ := s.cfg.Store.(storage.Parts)
+func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, error) {
+	store, _ := up.cfg.Store.(storage.Parts)
 	group, within := errgroup.WithContext(ctx)
 	group.SetLimit(partsOpen)
 	begun := false
@@ -52,9 +52,9 @@ func (s *Shepherd) beginParts(ctx context.Context, u job.Upload) (job.Upload, er
 	if err := group.Wait(); err != nil || !begun {
 		return u, err
 	}
-	kept, err := s.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
+	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
 	if err != nil {
-		return u, s.uploadError(u.ID, err)
+		return u, up.failed(u.ID, err)
 	}
 	return kept, nil
 }
@@ -88,16 +88,16 @@ func (i *storedInputs) hasPart(f job.UploadFile, part job.UploadPart) bool {
 }
 
 // stored looks what is there of an upload.
-func (s *Shepherd) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
+func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
 	found := &storedInputs{sizes: map[string]int64{}, parts: map[string]map[int]storage.Part{}}
-	files, err := s.list(ctx, u.ID, job.InputDir+"/")
+	files, err := up.reader.list(ctx, u.ID, job.InputDir+"/")
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range files {
 		found.sizes[f.Name] = f.Size
 	}
-	store, _ := s.cfg.Store.(storage.Parts)
+	store, _ := up.cfg.Store.(storage.Parts)
 	group, within := errgroup.WithContext(ctx)
 	group.SetLimit(partsOpen)
 	lists := make([][]storage.Part, len(u.Files))
@@ -151,12 +151,12 @@ func (i *storedInputs) missing(f job.UploadFile) error {
 }
 
 // join makes a file of its parts.
-func (s *Shepherd) join(ctx context.Context, id job.ID, f job.UploadFile, stored map[int]storage.Part) error {
+func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored map[int]storage.Part) error {
 	parts := make([]storage.Part, f.Count())
 	for n := range parts {
 		parts[n] = stored[n+1]
 	}
-	err := s.cfg.Store.(storage.Parts).JoinParts(ctx, id, path.Join(job.InputDir, f.Path), f.Parts, parts)
+	err := up.cfg.Store.(storage.Parts).JoinParts(ctx, id, path.Join(job.InputDir, f.Path), f.Parts, parts)
 	switch {
 	case err == nil:
 		return nil
@@ -167,7 +167,7 @@ func (s *Shepherd) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	}
 	// Another request has joined them, or this one did and the answer was lost.
 	name := path.Join(job.InputDir, f.Path)
-	listed, err := s.cfg.Store.List(ctx, id, name)
+	listed, err := up.cfg.Store.List(ctx, id, name)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return away("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
 	}

@@ -13,7 +13,7 @@ import (
 // nobody is the original's word for no sheep in particular.
 const nobody = "None"
 
-func (s *Shepherd) logQueued(r job.Request) {
+func (s *submitter) logQueued(r job.Request) {
 	s.log.Info(fmt.Sprintf("En-queueing job `%s` for sheep `%s`", r.ID, cmp.Or(r.Sheep, nobody)), "job", r.ID, "model", r.Model.String(), "sheep", r.Sheep)
 }
 

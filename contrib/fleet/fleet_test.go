@@ -23,7 +23,7 @@ func TestDemo(t *testing.T) {
 		config: "node.yml", models: "../../examples/digits/models", lease: 8 * time.Second, // far more than a busy machine stands still
 	}
 	for program, of := range map[string]string{"shepherdd": "../../cmd/shepherdd", "shepherd-shim": "../../cmd/shepherd-shim", "digits-runner": "../../examples/digits/runner"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(o.bin, program), of)
+		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(o.bin, program), of)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", program, err, out)

@@ -182,6 +182,11 @@ func (l *Ledger) drop(old *record) {
 	if i, ok := slices.BinarySearchFunc(l.jobs, old.Seq, func(r *record, seq int64) int { return cmp.Compare(r.Seq, seq) }); ok {
 		l.jobs = slices.Delete(l.jobs, i, i+1)
 	}
+	l.forget(old)
+}
+
+// forget takes a record out of all but the list of all jobs.
+func (l *Ledger) forget(old *record) {
 	l.leave(old)
 	l.webhooks.removed(old.ID)
 }
@@ -290,21 +295,31 @@ func (r *record) attempt() job.Attempt {
 }
 
 // expire lets go of the records that ended first, where there are more than are
-// kept; those whose files are to be removed stay.
+// kept; those whose files are to be removed stay. It looks at all records, so it waits
+// until there are an eighth more.
 func (l *Ledger) expire() {
-	if c := l.index.counts; c[job.Done]+c[job.Failed]+c[job.Cancelled] <= l.cfg.KeepJobs {
+	ended := func() int {
+		return l.index.counts[job.Done] + l.index.counts[job.Failed] + l.index.counts[job.Cancelled]
+	}
+	if n := ended(); n <= l.cfg.KeepJobs || n < l.expireAt {
 		return
 	}
-	var ended []*record
+	defer func() { l.expireAt = ended() + l.cfg.KeepJobs/8 }()
+	var expirable []*record
 	for _, r := range l.jobs {
 		if r.State.Final() && r.RemoveAge == 0 && !l.needed(r.ID) {
-			ended = append(ended, r)
+			expirable = append(expirable, r)
 		}
 	}
-	slices.SortStableFunc(ended, func(a, b *record) int { return cmp.Compare(a.EndedAge, b.EndedAge) })
-	for _, oldest := range ended[:max(len(ended)-l.cfg.KeepJobs, 0)] {
-		l.drop(oldest)
+	slices.SortStableFunc(expirable, func(a, b *record) int { return cmp.Compare(a.EndedAge, b.EndedAge) })
+	gone := make(map[*record]bool)
+	for _, oldest := range expirable[:max(len(expirable)-l.cfg.KeepJobs, 0)] {
+		gone[oldest] = true
+		l.forget(oldest)
 		delete(l.attempts, oldest.ID)
+	}
+	if len(gone) > 0 {
+		l.jobs = slices.DeleteFunc(l.jobs, func(r *record) bool { return gone[r] })
 	}
 }
 

@@ -30,8 +30,8 @@ const (
 
 // Config says what a ledger keeps.
 type Config struct {
-	// KeepJobs is how many ended records are kept, and EventNumber how many events.
-	// Zero stands for DefaultKeepJobs and DefaultEventNumber.
+	// KeepJobs is how many ended records are kept, or an eighth more, and EventNumber how
+	// many events. Zero stands for DefaultKeepJobs and DefaultEventNumber.
 	KeepJobs    int
 	EventNumber int
 	// Now is the clock that records' times are taken from; nil stands for
@@ -64,6 +64,7 @@ type records struct {
 	seq         int64
 	token       ledger.Token
 	jobs        []*record // by Seq
+	expireAt    int       // how many that have ended there are when it is next looked which are let go; see expire
 	index       index
 	attempts    map[job.ID][]job.Attempt
 	events      []job.Event
@@ -274,6 +275,9 @@ func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.Eve
 			}
 		}
 		next = cursor(l.latest())
+		if filter == (ledger.EventFilter{}) {
+			events = make([]job.Event, 0, min(l.latest()-number, int64(limit)))
+		}
 		for i, event := range l.events[number-l.pruned:] {
 			if filter.Job != "" && event.Job != filter.Job || filter.Tenant != "" && event.Tenant != filter.Tenant {
 				continue

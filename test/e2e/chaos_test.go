@@ -112,7 +112,7 @@ func newChaos(t *testing.T, storage string) *chaos {
 	t.Logf("seed %d", seed)
 	c.dice = rand.New(rand.NewPCG(seed, 1))
 	c.other = t.TempDir()
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=1.2.3", "-o", c.other+"/", "../../cmd/...")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=1.2.3", "-o", c.other+"/", "../../cmd/...")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

@@ -34,7 +34,7 @@ const maxBursts = 8
 // job to its right end.
 func TestCrashPoints(t *testing.T) {
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "../../cmd/...")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "crashpoints", "-o", dir+"/", "../../cmd/...")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

@@ -53,7 +53,7 @@ func newGPUWorld(t *testing.T, gpus int, sheep map[string]string) *gpuWorld {
 			t.Fatalf("copy %s: %v\n%s", name, err, out)
 		}
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(w.bin, "shepherd-gpu"), "./standin")
+	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(w.bin, "shepherd-gpu"), "./standin")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the stand-in: %v\n%s", err, out)

@@ -118,7 +118,7 @@ func TestSubmit(t *testing.T) {
 	if o := c.expect(0, "", args("submit", "files:v1", "--from", "first:outputs/sub/", "--id", "third", "--no-wait", "-o", "name")); o.out != "third\n" {
 		t.Errorf("printed %q", o.out)
 	}
-	c.expect(0, "", args("wait", "third"), "third  done  files:v1")
+	c.expect(0, "", args("wait", "third"), "JOB ", "third  done   files:v1")
 	c.expect(0, "", args("result", "third", "-l"), "NAME", "b.txt                    20")
 	c.expect(2, "", args("result", "third"), "job third has several outputs")
 

@@ -45,7 +45,7 @@ ALTER TABLE shepherd.jobs DROP COLUMN of_the_next_version;
 	for program, flags := range map[string][]string{
 		"shepherdd": {"-overlay=" + dir + "/overlay.json", "-ldflags=-X main.version=next"}, "shepherd-shim": nil, "shepherd-runner": nil,
 	} {
-		build := exec.Command("go", append(append([]string{"build"}, flags...), "-o", dir+"/", "../../cmd/"+program)...)
+		build := exec.Command("go", append(append([]string{"build", "-trimpath"}, flags...), "-o", dir+"/", "../../cmd/"+program)...)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("build the next %s: %v\n%s", program, err, out)

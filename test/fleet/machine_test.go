@@ -30,7 +30,7 @@ const accessKey, secretKey = "fleet", "secret-of-the-fleet"
 func buildPrograms(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-o", dir+"/", "../../cmd/shepherdd", "../../cmd/shepherd-shim", "../../cmd/shepherd-runner")
+	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "../../cmd/shepherdd", "../../cmd/shepherd-shim", "../../cmd/shepherd-runner")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

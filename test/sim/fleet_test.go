@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +40,22 @@ const meanRun = 10 * time.Second
 // fleetPolicy has two tenants share, of which one counts twice.
 var fleetPolicy = ledger.Policy{HalfLife: time.Hour, Tenants: []ledger.TenantLimit{{Tenant: "twice", Weight: 2}, {Tenant: "once", Weight: 1}}}
 
+// keptJobs is how many jobs that have ended the ledger keeps, keptEvents how many events,
+// and keptFiles for how long clients keep the files of a job that has ended: the run's
+// memory grows with the jobs that wait alone.
+const (
+	keptJobs   = 20_000
+	keptEvents = 200_000
+	keptFiles  = time.Minute
+)
+
+// burstPace is how many jobs are submitted within bellEvery when they come at once.
+const burstPace = 200
+
+// directoryAge is how old what nodes know of one another may be: they announce themselves now
+// and then.
+const directoryAge = 250 * time.Millisecond
+
 // counting counts a node's calls of a shared ledger: each is at least one statement.
 type counting struct {
 	ledger.Ledger
@@ -48,6 +63,49 @@ type counting struct {
 	node    string
 	bell    *bell
 	origins *sync.Map // the nodes that took the jobs in, which a shared ledger tells of
+	ends    *ends
+}
+
+// ends are the jobs that have ended, in the order of their ends.
+type ends struct {
+	mu      sync.Mutex
+	ended   []end
+	wrong   []string // that did not end as they were to
+	removed int      // of the files of the first
+}
+
+// end is what is kept of a job that has ended.
+type end struct {
+	id                          job.ID
+	tenant                      string
+	enqueued, started, finished time.Time
+}
+
+func (e *ends) add(rec job.Record) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = append(e.ended, end{rec.ID, rec.Tenant, rec.EnqueuedAt, rec.StartedAt, rec.FinishedAt})
+	if rec.State != job.Done || rec.Attempt != 1 {
+		e.wrong = append(e.wrong, fmt.Sprintf("%s is %s after %d attempts", rec.ID, rec.State, rec.Attempt))
+	}
+}
+
+// all are those that have ended.
+func (e *ends) all() []end {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ended
+}
+
+// old takes out whose files are to be removed.
+func (e *ends) old(now time.Time) []end {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	first := e.removed
+	for e.removed < len(e.ended) && now.Sub(e.ended[e.removed].finished) > keptFiles {
+		e.removed++
+	}
+	return e.ended[first:e.removed]
 }
 
 // counts are of all nodes.
@@ -125,7 +183,11 @@ func (l counting) Start(ctx context.Context, id job.ID, t ledger.Token) (job.Rec
 
 func (l counting) Finish(ctx context.Context, id job.ID, t ledger.Token, o ledger.Outcome) (job.Record, error) {
 	l.calls.Add(1)
-	return l.Ledger.Finish(ctx, id, t, o)
+	rec, err := l.Ledger.Finish(ctx, id, t, o)
+	if err == nil {
+		l.ends.add(rec)
+	}
+	return rec, err
 }
 
 func (l counting) Release(ctx context.Context, id job.ID, t ledger.Token, r ledger.Return) (job.Record, error) {
@@ -150,17 +212,23 @@ func (l counting) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error
 
 // simFleet is all nodes.
 type simFleet struct {
-	t     *testing.T
 	kept  *memory.Ledger
 	store *storage.Store
 	cores []*shepherd.Shepherd
 	counts
-	bell     bell
-	ringing  sync.WaitGroup
-	origins  sync.Map
-	loads    atomic.Int64 // of models
-	loading  atomic.Int64 // time, in nanoseconds
-	computed atomic.Int64 // time, likewise
+	bell      bell
+	beside    sync.WaitGroup // what runs beside the nodes until the ledger is closed
+	origins   sync.Map
+	ends      ends
+	announced struct {
+		sync.Mutex
+		nodes []fleet.Node
+		at    time.Time
+	}
+	loads    atomic.Int64  // of models
+	loading  atomic.Int64  // time, in nanoseconds
+	computed atomic.Int64  // time, likewise
+	spent    time.Duration // of CPUs, when the jobs that are measured began
 }
 
 // Peers and Draining implement shepherd.Peers.
@@ -177,8 +245,13 @@ func (*simFleet) Draining(string) bool { return false }
 
 func nodeName(i int) string { return fmt.Sprintf("node%03d", i) }
 
-// directory is the nodes as they would have announced themselves.
+// directory is the nodes as they have announced themselves.
 func (f *simFleet) directory(ctx context.Context) ([]fleet.Node, error) {
+	f.announced.Lock()
+	defer f.announced.Unlock()
+	if !f.announced.at.IsZero() && time.Since(f.announced.at) < directoryAge {
+		return f.announced.nodes, nil
+	}
 	nodes := make([]fleet.Node, 0, len(f.cores))
 	for i, core := range f.cores {
 		if core == nil { // not up yet
@@ -192,7 +265,19 @@ func (f *simFleet) directory(ctx context.Context) ([]fleet.Node, error) {
 		}
 		nodes = append(nodes, n)
 	}
+	f.announced.nodes, f.announced.at = nodes, time.Now()
 	return nodes, nil
+}
+
+// clean removes the files of jobs that ended a while ago, as their clients do.
+func (f *simFleet) clean(ctx context.Context) {
+	for f.kept.Ping(ctx) == nil {
+		time.Sleep(time.Second)
+		for _, e := range f.ends.old(time.Now()) {
+			f.store.Remove(ctx, e.id)
+			f.origins.Delete(e.id)
+		}
+	}
 }
 
 // boot starts all nodes.
@@ -222,7 +307,8 @@ func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
 	})
 	log := slog.New(slog.DiscardHandler)
 	f.bell.rung = make(chan struct{})
-	f.ringing.Go(func() { f.bell.run(f.kept) })
+	f.beside.Go(func() { f.bell.run(f.kept) })
+	f.beside.Go(func() { f.clean(ctx) })
 	for i := range f.cores {
 		var members []shepherd.Member
 		for n := range sheep {
@@ -234,7 +320,7 @@ func (f *simFleet) boot(ctx context.Context, dir string, sheep int) error {
 			members = append(members, shepherd.Member{Name: name, Type: "fake", Sheep: one})
 		}
 		core, err := shepherd.New(shepherd.Config{
-			Node: nodeName(i), DataRoot: filepath.Join(dir, nodeName(i)), Ledger: counting{f.kept, &f.counts, nodeName(i), &f.bell, &f.origins}, Peers: f, Store: countingStore{f.store, &f.counts}, Sheep: members,
+			Node: nodeName(i), DataRoot: filepath.Join(dir, nodeName(i)), Ledger: counting{f.kept, &f.counts, nodeName(i), &f.bell, &f.origins, &f.ends}, Peers: f, Store: countingStore{f.store, &f.counts}, Sheep: members,
 			Fleet: fleet.New(fleet.Config{Self: nodeName(i), Directory: f.directory, Log: log}), Policy: fleetPolicy, MaxAttempts: 3, Log: log,
 		})
 		if err != nil {
@@ -255,7 +341,7 @@ func (f *simFleet) stop() {
 		}
 	}
 	f.kept.Close()
-	f.ringing.Wait()
+	f.beside.Wait()
 }
 
 // submit submits a job at any node.
@@ -266,16 +352,18 @@ func (f *simFleet) submit(ctx context.Context, random *rand.Rand, i int, tenant 
 	})
 }
 
-// ended waits until all jobs have ended, and returns their records.
-func (f *simFleet) ended(ctx context.Context, n int) ([]job.Record, error) {
+// ended waits until n jobs have ended, and returns those after the first.
+func (f *simFleet) ended(ctx context.Context, first, n int) ([]end, error) {
 	for {
+		if all := f.ends.all(); len(all) == n {
+			return all[first:], nil
+		}
 		counts, err := f.kept.Count(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if counts[job.Done]+counts[job.Failed]+counts[job.Cancelled] == n {
-			records, _, err := f.kept.List(ctx, ledger.Filter{}, 0, n)
-			return records, err
+		if failed := counts[job.Failed] + counts[job.Cancelled]; failed > 0 {
+			return nil, fmt.Errorf("%d jobs failed", failed)
 		}
 		time.Sleep(time.Second)
 	}
@@ -288,56 +376,52 @@ func (f *simFleet) ended(ctx context.Context, n int) ([]job.Record, error) {
 func TestFleet(t *testing.T) {
 	nodes, sheep, jobs := *fleetNodes, *fleetSheep, *fleetJobs
 	synctest.Test(t, func(t *testing.T) {
-		dir, err := os.MkdirTemp("", "shepherd-fleet-")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		f := &simFleet{t: t, kept: memory.New(memory.Config{Policy: fleetPolicy, KeepJobs: 10 * jobs, EventNumber: 1_000_000}), store: new(storage.Store), cores: make([]*shepherd.Shepherd, nodes)}
+		f := &simFleet{kept: memory.New(memory.Config{Policy: fleetPolicy, KeepJobs: keptJobs, EventNumber: keptEvents}), store: new(storage.Store), cores: make([]*shepherd.Shepherd, nodes)}
 		defer f.stop()
 		ctx := context.Background()
-		if err := f.boot(ctx, dir, sheep); err != nil {
+		if err := f.boot(ctx, tempDir(t), sheep); err != nil {
 			t.Fatal(err)
 		}
 		random := rand.New(rand.NewPCG(1, 2))
 		// Six in ten sheep are busy.
 		pause := time.Duration(float64(meanRun) / float64(nodes*sheep) / 0.6)
 		began := time.Now()
+		f.spent = spent()
 		for i := range jobs / 2 {
 			time.Sleep(time.Duration(random.ExpFloat64() * float64(pause)))
 			if err := f.submit(ctx, random, i, ""); err != nil {
 				t.Fatal(err)
 			}
 		}
-		records, err := f.ended(ctx, jobs/2)
+		flowed, err := f.ended(ctx, 0, jobs/2)
 		if err != nil {
 			t.Fatal(err)
 		}
-		flow := f.measure(records, began, nodes*sheep)
+		flow := f.measure(flowed, began, nodes*sheep)
 		t.Logf("%d nodes with %d sheep, %d jobs that come one by one: %s", nodes, nodes*sheep, jobs/2, flow)
 
 		// All at once.
 		for _, n := range []*atomic.Int64{&f.calls, &f.reads, &f.states, &f.loads, &f.loading, &f.computed} {
 			n.Store(0)
 		}
-		began = time.Now()
+		began, f.spent = time.Now(), spent()
 		for i := jobs / 2; i < jobs; i++ {
+			if i%burstPace == burstPace-1 {
+				time.Sleep(bellEvery)
+			}
 			if err := f.submit(ctx, random, i, []string{"once", "twice"}[i%2]); err != nil {
 				t.Fatal(err)
 			}
 		}
-		all, err := f.ended(ctx, jobs)
+		burst, err := f.ended(ctx, jobs/2, jobs)
 		if err != nil {
 			t.Fatal(err)
 		}
-		burst := all[jobs/2:]
 		backlog := f.measure(burst, began, nodes*sheep)
 		t.Logf("%d jobs at once: %s; of two tenants of weights 2 and 1 the first had %.2f times what the other had", len(burst), backlog, shares(burst))
 
-		for _, rec := range all {
-			if rec.State != job.Done || rec.Attempt != 1 {
-				t.Errorf("%s is %s after %d attempts", rec.ID, rec.State, rec.Attempt)
-			}
+		for _, wrong := range f.ends.wrong {
+			t.Error(wrong)
 		}
 		// With sheep that are idle, each node looks once when a job has come.
 		if most := 6 + float64(nodes)/2; flow.calls > most {
@@ -375,48 +459,54 @@ type measured struct {
 	calls    float64       // of the ledger, per job
 	reads    float64       // of its record, per job
 	states   float64       // written, per job
+	cost     time.Duration // of this process's CPUs, per job
 }
 
 func (m measured) String() string {
-	return fmt.Sprintf("%.0f an hour, %.0f %% of the sheep's time are jobs and %.0f %% loading models, waits %v in the median and %v at the 99th percentile, %.2f loads and %.1f calls of the ledger per job beside %.1f reads of its record, and %.1f writes of its state",
-		m.perHour, 100*m.busy, 100*m.loading, m.p50.Round(time.Millisecond), m.p99.Round(time.Millisecond), m.loads, m.calls, m.reads, m.states)
+	return fmt.Sprintf("%.0f an hour, %.0f %% of the sheep's time are jobs and %.0f %% loading models, waits %v in the median and %v at the 99th percentile, %.2f loads and %.1f calls of the ledger per job beside %.1f reads of its record, and %.1f writes of its state, for %v of the simulation's CPUs",
+		m.perHour, 100*m.busy, 100*m.loading, m.p50.Round(time.Millisecond), m.p99.Round(time.Millisecond), m.loads, m.calls, m.reads, m.states, m.cost.Round(10*time.Microsecond))
 }
 
-func (f *simFleet) measure(records []job.Record, began time.Time, sheep int) measured {
+// spent is what this process has had of CPUs.
+func spent() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return 0
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func (f *simFleet) measure(ended []end, began time.Time, sheep int) measured {
 	last := began
 	var waits []time.Duration
-	for _, rec := range records {
-		waits = append(waits, rec.StartedAt.Sub(rec.EnqueuedAt))
-		if rec.FinishedAt.After(last) {
-			last = rec.FinishedAt
+	for _, e := range ended {
+		waits = append(waits, e.started.Sub(e.enqueued))
+		if e.finished.After(last) {
+			last = e.finished
 		}
 	}
 	slices.Sort(waits)
-	took, n := last.Sub(began), float64(len(records))
+	took, n := last.Sub(began), float64(len(ended))
 	part := func(ns int64) float64 { return float64(ns) / float64(took) / float64(sheep) }
 	return measured{
 		perHour: n / took.Hours(), busy: part(f.computed.Load()), loading: part(f.loading.Load()), p50: waits[len(waits)/2], p99: waits[len(waits)*99/100],
 		loads: float64(f.loads.Load()) / n, calls: float64(f.calls.Load()) / n, reads: float64(f.reads.Load()) / n, states: float64(f.states.Load()) / n,
+		cost: (spent() - f.spent) / time.Duration(len(ended)),
 	}
 }
 
 // shares is how much more the tenant that counts twice had than the other, until half of
 // the jobs had ended: later there is not enough of its own left.
-func shares(records []job.Record) float64 {
-	var ends []time.Time
-	for _, rec := range records {
-		ends = append(ends, rec.FinishedAt)
-	}
-	slices.SortFunc(ends, time.Time.Compare)
-	half := ends[len(ends)/2]
+func shares(ended []end) float64 {
+	half := ended[len(ended)/2].finished
 	had := map[string]time.Duration{}
-	for _, rec := range records {
-		if rec.StartedAt.Before(half) {
-			end := rec.FinishedAt
-			if end.After(half) {
-				end = half
+	for _, e := range ended {
+		if e.started.Before(half) {
+			until := e.finished
+			if until.After(half) {
+				until = half
 			}
-			had[strings.TrimSpace(rec.Tenant)] += end.Sub(rec.StartedAt)
+			had[e.tenant] += until.Sub(e.started)
 		}
 	}
 	return had["twice"].Seconds() / had["once"].Seconds()

@@ -34,7 +34,7 @@ func TestDigitsInAContainer(t *testing.T) {
 	python := testenv.Python(t, "zmq", "python3-zmq")
 	nsenter := testenv.Command(t, "nsenter", "util-linux")
 	runner := filepath.Join(t.TempDir(), "digits-runner")
-	compile := exec.Command("go", "build", "-o", runner, "../../digits/runner")
+	compile := exec.Command("go", "build", "-trimpath", "-o", runner, "../../digits/runner")
 	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("build the runner: %v: %s", err, out)

@@ -80,7 +80,7 @@ var faults = []fault{
 	{"checkpoint-late", "shepherd/shepherd.go",
 		"return cursor, l.SetCheckpoint(ctx, consumer, cursor)", "return cursor, nil",
 		"a daemon that is killed before it has written a state leaves no checkpoint"},
-	{"owner-guessed", "shepherd/submit.go",
+	{"owner-guessed", "shepherd/reader.go",
 		"case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known", "case false:",
 		"a tenant's job is nobody's while the ledger is away"},
 	{"turn-endless", "shepherd/turn.go",

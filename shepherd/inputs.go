@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
 )
 
@@ -34,74 +34,36 @@ const (
 // not all there.
 const uploadUnderWay = "The inputs of this job are being uploaded, or their upload was cut short; submit it again"
 
-// SubmitFiles is Submit for a job whose inputs come with the request: the files, and
-// those that r.Copies names. The id must be new. They are in storage before the job
-// is entered; where that fails they are removed again, and what a daemon that is
-// killed meanwhile leaves in storage, the next SubmitFiles of the same id removes.
-// Errors of files are returned as they are, wrapped.
-func (s *Shepherd) SubmitFiles(ctx context.Context, r job.Request, files job.Files) (err error) {
-	trace, done := s.cfg.Tracer.Submit(r)
-	defer func() { done(err) }()
-	if err := s.admissible(ctx, r); err != nil {
-		return err
-	}
-	if err := s.roomFor(ctx, r.Tenant, 1); err != nil {
-		return err
-	}
-	free, err := s.remover.upload(r.ID)
-	if err != nil {
-		return err
-	}
-	defer free()
-	reserved, err := s.reservePlace(ctx, r)
-	if err != nil {
-		return err
-	}
-	if err := s.storeInputs(ctx, r, files, reserved); err != nil {
-		s.abandon(ctx, r.ID)
-		return err
-	}
+// inputStore makes the place of a job that is being submitted, and stores its inputs
+// there, before the ledger knows the job.
+type inputStore struct {
+	cfg    *Config
+	env    *services
+	log    *slog.Logger
+	reader *reader
+}
 
-	// From here on a client that goes away must not leave half a submission.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
-	defer cancel()
-	err = s.enter(ctx, r, trace)
-	var after *job.AfterError
-	if errors.As(err, &after) { // it ended while the files came
-		s.abandon(ctx, r.ID)
-	}
-	return err
+// writeErrors tells an error of the writer from one of the reader.
+type writeErrors struct {
+	to  io.Writer
+	err error
 }
 
 // noFiles are those of a job to which no files are sent.
 func noFiles() (string, io.Reader, error) { return "", nil, io.EOF }
 
-// reservePlace makes a place for the job's inputs and returns the state that it has.
-func (s *Shepherd) reservePlace(ctx context.Context, r job.Request) (job.Status, error) {
-	switch _, err := s.cfg.Ledger.Get(ctx, r.ID); {
-	case err == nil:
-		return job.Status{}, job.ErrSubmitted
-	case !errors.Is(err, ledger.ErrNotFound):
-		return job.Status{}, away("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
-	}
-	if err := s.notReserved(ctx, r); err != nil {
-		return job.Status{}, err
-	}
-	return s.makePlace(ctx, r.ID, r.Model)
-}
-
 // makePlace makes the place of a job that the ledger does not know, and returns the state
 // that it has. A place that an upload which was cut short has left is made again.
-func (s *Shepherd) makePlace(ctx context.Context, id job.ID, m job.Model) (job.Status, error) {
+func (in *inputStore) makePlace(ctx context.Context, id job.ID, m job.Model) (job.Status, error) {
 	status := job.Status{
-		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: m, EnqueuedAt: s.env.clock.now(),
+		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: m, EnqueuedAt: in.env.clock.now(),
 	}
-	err := s.cfg.Store.Reserve(ctx, id, status)
+	err := in.cfg.Store.Reserve(ctx, id, status)
 	if errors.Is(err, storage.ErrExists) {
-		if err := s.removeCutShort(ctx, id); err != nil {
+		if err := in.removeCutShort(ctx, id); err != nil {
 			return job.Status{}, err
 		}
-		err = s.cfg.Store.Reserve(ctx, id, status)
+		err = in.cfg.Store.Reserve(ctx, id, status)
 	}
 	if errors.Is(err, storage.ErrExists) {
 		return job.Status{}, job.ErrSubmitted
@@ -114,8 +76,8 @@ func (s *Shepherd) makePlace(ctx context.Context, id job.ID, m job.Model) (job.S
 
 // removeCutShort removes a place that an upload that was cut short has left, or
 // returns job.ErrSubmitted where it is another.
-func (s *Shepherd) removeCutShort(ctx context.Context, id job.ID) error {
-	status, err := s.cfg.Store.Status(ctx, id)
+func (in *inputStore) removeCutShort(ctx context.Context, id job.ID) error {
+	status, err := in.cfg.Store.Status(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
 		return job.ErrSubmitted
@@ -124,8 +86,8 @@ func (s *Shepherd) removeCutShort(ctx context.Context, id job.ID) error {
 	case !isCutShort(status):
 		return job.ErrSubmitted
 	}
-	s.log.Info("Removing what an upload that was cut short has left", "job", id)
-	if err := s.cfg.Store.Remove(ctx, id); err != nil {
+	in.log.Info("Removing what an upload that was cut short has left", "job", id)
+	if err := in.cfg.Store.Remove(ctx, id); err != nil {
 		return away("storage", fmt.Errorf("remove what an upload of job %s has left: %w", id, err))
 	}
 	return nil
@@ -138,19 +100,19 @@ func isCutShort(status job.Status) bool {
 }
 
 // abandon removes what an upload has stored.
-func (s *Shepherd) abandon(ctx context.Context, id job.ID) {
+func (in *inputStore) abandon(ctx context.Context, id job.ID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
-	if err := s.cfg.Store.Remove(ctx, id); err != nil {
-		s.log.Warn("What an upload that failed has stored stays in storage until its job is submitted again", "job", id, "error", err)
+	if err := in.cfg.Store.Remove(ctx, id); err != nil {
+		in.log.Warn("What an upload that failed has stored stays in storage until its job is submitted again", "job", id, "error", err)
 	}
 }
 
 // storeInputs writes the job's inputs to its place, whose state is reserved.
-func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Files, reserved job.Status) error {
+func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.Files, reserved job.Status) error {
 	var names job.InputNames
 	for _, c := range r.Copies {
-		if err := s.copyInputs(ctx, r, c, &names); err != nil {
+		if err := in.copyInputs(ctx, r, c, &names); err != nil {
 			return err
 		}
 	}
@@ -168,7 +130,7 @@ func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Fil
 		if err := notOfOthers(r, name); err != nil {
 			return err
 		}
-		if err := s.storeInput(ctx, r.ID, name, content); err != nil {
+		if err := in.storeInput(ctx, r.ID, name, content); err != nil {
 			return err
 		}
 	}
@@ -176,7 +138,7 @@ func (s *Shepherd) storeInputs(ctx context.Context, r job.Request, files job.Fil
 		return &job.Invalid{Field: "inputs", Problem: "the request has no file; a job needs at least one input"}
 	}
 	// Another daemon may have taken this upload for one that was cut short.
-	status, err := s.cfg.Store.Status(ctx, r.ID)
+	status, err := in.cfg.Store.Status(ctx, r.ID)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return away("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
 	}
@@ -197,13 +159,13 @@ func notOfOthers(r job.Request, name string) error {
 }
 
 // storeInput writes one file, of a size that is not known, to storage.
-func (s *Shepherd) storeInput(ctx context.Context, id job.ID, name string, content io.Reader) error {
-	body, size, err := s.spool(content)
+func (in *inputStore) storeInput(ctx context.Context, id job.ID, name string, content io.Reader) error {
+	body, size, err := in.spool(content)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if err := s.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), body, size); err != nil {
+	if err := in.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), body, size); err != nil {
 		return inputError(id, name, err)
 	}
 	return nil
@@ -220,7 +182,7 @@ func inputError(id job.ID, name string, err error) error {
 
 // spool reads content to its end and returns it with its size. What is small stays
 // in memory; the rest is in a file without a name on the disk of data_root.
-func (s *Shepherd) spool(content io.Reader) (io.ReadCloser, int64, error) {
+func (in *inputStore) spool(content io.Reader) (io.ReadCloser, int64, error) {
 	head := make([]byte, smallInput+1)
 	n, err := io.ReadFull(content, head)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && n <= smallInput {
@@ -229,11 +191,11 @@ func (s *Shepherd) spool(content io.Reader) (io.ReadCloser, int64, error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, 0, err
 	}
-	file, err := spoolFile(filepath.Join(s.cfg.DataRoot, stagingDir))
+	file, err := spoolFile(filepath.Join(in.cfg.DataRoot, stagingDir))
 	if err != nil {
 		return nil, 0, spoolError(err)
 	}
-	size, err := s.fill(file, io.MultiReader(bytes.NewReader(head[:n]), content))
+	size, err := in.fill(file, io.MultiReader(bytes.NewReader(head[:n]), content))
 	if err == nil {
 		if _, seekErr := file.Seek(0, io.SeekStart); seekErr != nil {
 			err = spoolError(seekErr)
@@ -263,10 +225,10 @@ func spoolFile(dir string) (*os.File, error) {
 }
 
 // fill copies content to the file, as far as there is room on its disk.
-func (s *Shepherd) fill(file *os.File, content io.Reader) (size int64, err error) {
+func (in *inputStore) fill(file *os.File, content io.Reader) (size int64, err error) {
 	for {
-		if s.cfg.StageRoom != nil {
-			if err := s.cfg.StageRoom(spoolStep); err != nil {
+		if in.cfg.StageRoom != nil {
+			if err := in.cfg.StageRoom(spoolStep); err != nil {
 				return 0, spoolError(err)
 			}
 		}
@@ -284,12 +246,6 @@ func (s *Shepherd) fill(file *os.File, content io.Reader) (size int64, err error
 	}
 }
 
-// writeErrors tells an error of the writer from one of the reader.
-type writeErrors struct {
-	to  io.Writer
-	err error
-}
-
 func (w *writeErrors) Write(p []byte) (n int, err error) {
 	n, w.err = w.to.Write(p)
 	return n, w.err
@@ -304,15 +260,15 @@ func spoolError(err error) error {
 }
 
 // copyInputs writes files of another job to the job's place.
-func (s *Shepherd) copyInputs(ctx context.Context, r job.Request, c job.Copy, names *job.InputNames) error {
-	if err := s.mayCopy(ctx, r, c); err != nil {
+func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy, names *job.InputNames) error {
+	if err := in.mayCopy(ctx, r, c); err != nil {
 		return err
 	}
 	one, below := c.Path, ""
 	if strings.HasSuffix(c.Path, "/") {
 		one, below = "", c.Path
 	}
-	listed, err := s.cfg.Store.List(ctx, c.From, c.Path)
+	listed, err := in.cfg.Store.List(ctx, c.From, c.Path)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return away("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
 	}
@@ -332,7 +288,7 @@ func (s *Shepherd) copyInputs(ctx context.Context, r job.Request, c job.Copy, na
 		if err := notOfOthers(r, name); err != nil {
 			return err
 		}
-		if err := s.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {
+		if err := in.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {
 			return err
 		}
 	}
@@ -344,14 +300,14 @@ func (s *Shepherd) copyInputs(ctx context.Context, r job.Request, c job.Copy, na
 
 // mayCopy returns an error where the tenant does not see the other job, or where that
 // has no results yet. To a tenant, others' jobs are as jobs that are not there.
-func (s *Shepherd) mayCopy(ctx context.Context, r job.Request, c job.Copy) error {
+func (in *inputStore) mayCopy(ctx context.Context, r job.Request, c job.Copy) error {
 	unknown := &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("there is no job `%s` to copy files from", c.From)}
-	if s.cfg.Store.CheckID(c.From) != nil || c.From == r.ID {
+	if in.cfg.Store.CheckID(c.From) != nil || c.From == r.ID {
 		return unknown
 	}
 	notThere := new(job.UnknownJob)
 	if r.Tenant != "" {
-		owner, err := s.Owner(ctx, c.From)
+		owner, err := in.reader.Owner(ctx, c.From)
 		if errors.As(err, &notThere) || err == nil && owner != r.Tenant {
 			return unknown
 		}
@@ -362,7 +318,7 @@ func (s *Shepherd) mayCopy(ctx context.Context, r job.Request, c job.Copy) error
 	if !strings.HasPrefix(c.Path, job.OutputDir+"/") {
 		return nil // inputs, of which there may be no job yet
 	}
-	status, err := s.Job(ctx, c.From)
+	status, err := in.reader.Job(ctx, c.From)
 	switch {
 	case errors.As(err, &notThere):
 		return unknown
@@ -376,8 +332,8 @@ func (s *Shepherd) mayCopy(ctx context.Context, r job.Request, c job.Copy) error
 	return nil
 }
 
-func (s *Shepherd) copyInput(ctx context.Context, id job.ID, name string, from job.ID, source string) error {
-	file, err := s.cfg.Store.Open(ctx, from, source, nil)
+func (in *inputStore) copyInput(ctx context.Context, id job.ID, name string, from job.ID, source string) error {
+	file, err := in.cfg.Store.Open(ctx, from, source, nil)
 	if errdefs.IsNotFound(err) {
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("%s of job `%s` was removed meanwhile", source, from)}
 	}
@@ -385,7 +341,7 @@ func (s *Shepherd) copyInput(ctx context.Context, id job.ID, name string, from j
 		return away("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
 	}
 	defer file.Body.Close()
-	if err := s.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), file.Body, file.Size); err != nil {
+	if err := in.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), file.Body, file.Size); err != nil {
 		return inputError(id, name, err)
 	}
 	return nil

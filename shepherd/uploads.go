@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"time"
 
@@ -14,6 +15,18 @@ import (
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
 )
+
+// uploads keeps reservations: places of jobs whose inputs clients put into storage by
+// themselves, before they submit the job.
+type uploads struct {
+	cfg       *Config
+	env       *services
+	log       *slog.Logger
+	admission *admission
+	inputs    *inputStore
+	reader    *reader
+	remover   *remover
+}
 
 // Uploads is how clients put inputs into storage by themselves, before they submit the job.
 type Uploads struct {
@@ -52,72 +65,72 @@ type roomy interface{ Room(bytes int64) error }
 // go. The error is *job.Invalid, *job.NoUploads, *job.QueueFull, job.ErrSubmitted (the id is
 // in use), job.ErrRemoving, job.ErrUploading, job.ErrDraining, or has the class its part
 // gave it.
-func (s *Shepherd) BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error) {
-	signer, err := s.uploadSigner(r.Host)
+func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error) {
+	signer, err := up.signer(r.Host)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	files, err := s.checkUpload(ctx, r)
+	files, err := up.check(ctx, r)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	free, err := s.remover.upload(r.ID)
+	free, err := up.remover.upload(r.ID)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
 	defer free()
-	u, err := s.cfg.Uploads.Ledger.ReserveUpload(ctx, job.Upload{ID: r.ID, Tenant: r.Tenant, Files: files}, s.keepUpload(r.Valid))
+	u, err := up.cfg.Uploads.Ledger.ReserveUpload(ctx, job.Upload{ID: r.ID, Tenant: r.Tenant, Files: files}, up.keep(r.Valid))
 	if errors.Is(err, ledger.ErrExists) {
 		return job.UploadPlan{}, job.ErrSubmitted
 	}
 	if err != nil {
 		return job.UploadPlan{}, away("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
 	}
-	if _, err = s.makePlace(ctx, r.ID, job.Model{}); err == nil {
-		u, err = s.beginParts(ctx, u)
+	if _, err = up.inputs.makePlace(ctx, r.ID, job.Model{}); err == nil {
+		u, err = up.beginParts(ctx, u)
 	}
 	if err != nil {
-		s.undoUpload(ctx, u, err)
+		up.undo(ctx, u, err)
 		return job.UploadPlan{}, err
 	}
-	s.log.Info("Place reserved for an upload", "job", u.ID, "files", len(u.Files), "expires", u.Expires)
-	return s.plan(ctx, u, signer, r.Valid, nil)
+	up.log.Info("Place reserved for an upload", "job", u.ID, "files", len(u.Files), "expires", u.Expires)
+	return up.plan(ctx, u, signer, r.Valid, nil)
 }
 
-// uploadSigner makes addresses for a client.
-func (s *Shepherd) uploadSigner(host string) (storage.Signer, error) {
-	if s.cfg.Uploads.Ledger == nil || s.cfg.Uploads.Signer == nil {
+// signer makes addresses for a client.
+func (up *uploads) signer(host string) (storage.Signer, error) {
+	if up.cfg.Uploads.Ledger == nil || up.cfg.Uploads.Signer == nil {
 		return nil, &job.NoUploads{Problem: "This shepherd takes no uploads straight to storage"}
 	}
-	return s.cfg.Uploads.Signer(host)
+	return up.cfg.Uploads.Signer(host)
 }
 
 // UploadOrigin is what the addresses of uploads begin with, for a client that reaches the
 // daemon by the given host; empty where there are none.
-func (s *Shepherd) UploadOrigin(host string) string {
-	signer, err := s.uploadSigner(host)
+func (up *uploads) UploadOrigin(host string) string {
+	signer, err := up.signer(host)
 	if err != nil {
 		return ""
 	}
 	return signer.Origin()
 }
 
-// keepUpload is how long a reservation is kept whose addresses are valid for a time.
-func (s *Shepherd) keepUpload(valid time.Duration) time.Duration {
-	return max(cmp.Or(s.cfg.Uploads.Keep, DefaultKeepUploads), valid)
+// keep is how long a reservation is kept whose addresses are valid for a time.
+func (up *uploads) keep(valid time.Duration) time.Duration {
+	return max(cmp.Or(up.cfg.Uploads.Keep, DefaultKeepUploads), valid)
 }
 
-// checkUpload checks what can be checked before anything is reserved, and divides the files.
-func (s *Shepherd) checkUpload(ctx context.Context, r job.UploadRequest) ([]job.UploadFile, error) {
-	if err := s.admitting(); err != nil && !s.admitsForOthers(ctx) {
+// check checks what can be checked before anything is reserved, and divides the files.
+func (up *uploads) check(ctx context.Context, r job.UploadRequest) ([]job.UploadFile, error) {
+	if err := up.admission.admitting(); err != nil && !up.admission.admitsForOthers(ctx) {
 		return nil, err
 	}
-	if err := s.cfg.Store.CheckID(r.ID); err != nil {
+	if err := up.cfg.Store.CheckID(r.ID); err != nil {
 		return nil, &job.Invalid{Field: "id", Problem: err.Error()}
 	}
 	var names job.InputNames
 	var total int64
-	most := cmp.Or(s.cfg.Uploads.MaxSize, DefaultMaxUpload)
+	most := cmp.Or(up.cfg.Uploads.MaxSize, DefaultMaxUpload)
 	for _, f := range r.Files {
 		if err := names.Add(f.Path); err != nil {
 			return nil, inFiles(err)
@@ -133,15 +146,15 @@ func (s *Shepherd) checkUpload(ctx context.Context, r job.UploadRequest) ([]job.
 	if len(r.Files) == 0 {
 		return nil, &job.Invalid{Field: "files", Problem: "there is no file; a job needs at least one input"}
 	}
-	if err := s.roomFor(ctx, r.Tenant, 1); err != nil {
+	if err := up.admission.roomFor(ctx, r.Tenant, 1); err != nil {
 		return nil, err
 	}
-	if store, ok := s.cfg.Store.(roomy); ok {
+	if store, ok := up.cfg.Store.(roomy); ok {
 		if err := store.Room(total); err != nil {
 			return nil, away("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
 		}
 	}
-	_, inParts := s.cfg.Store.(storage.Parts)
+	_, inParts := up.cfg.Store.(storage.Parts)
 	return divide(r.Files, total, inParts)
 }
 
@@ -154,8 +167,8 @@ func inFiles(err error) error {
 	return err
 }
 
-// uploadError is what a client is told of the ledger's error about a reservation.
-func (s *Shepherd) uploadError(id job.ID, err error) error {
+// failed is what a client is told of the ledger's error about a reservation.
+func (up *uploads) failed(id job.ID, err error) error {
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return job.ErrNoUpload
@@ -165,28 +178,28 @@ func (s *Shepherd) uploadError(id job.ID, err error) error {
 	return away("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
 }
 
-// undoUpload takes a reservation back that came to nothing for the given reason. What it
+// undo takes a reservation back that came to nothing for the given reason. What it
 // cannot remove is removed later.
-func (s *Shepherd) undoUpload(ctx context.Context, u job.Upload, why error) {
+func (up *uploads) undo(ctx context.Context, u job.Upload, why error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
-	_, err := s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
+	_, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
 	switch {
 	case err != nil:
 	case errors.Is(why, job.ErrSubmitted): // the place is another job's
-		err = s.cfg.Uploads.Ledger.EndUploadRemoval(ctx, u.ID)
+		err = up.cfg.Uploads.Ledger.EndUploadRemoval(ctx, u.ID)
 	default:
-		err = s.remover.finishUpload(ctx, u)
+		err = up.remover.finishUpload(ctx, u)
 	}
 	if err != nil {
-		s.log.Warn("What an upload that could not begin has reserved stays until it expires", "job", u.ID, "error", err)
+		up.log.Warn("What an upload that could not begin has reserved stays until it expires", "job", u.ID, "error", err)
 	}
 }
 
 // plan says what is left to be done, with addresses. Stored is what is there, nil for
 // nothing.
-func (s *Shepherd) plan(ctx context.Context, u job.Upload, signer storage.Signer, valid time.Duration, stored *storedInputs) (job.UploadPlan, error) {
-	p := job.UploadPlan{Upload: u, AddressesExpire: s.env.clock.now().Add(valid), Targets: make([]job.UploadTarget, len(u.Files))}
+func (up *uploads) plan(ctx context.Context, u job.Upload, signer storage.Signer, valid time.Duration, stored *storedInputs) (job.UploadPlan, error) {
+	p := job.UploadPlan{Upload: u, AddressesExpire: up.env.clock.now().Add(valid), Targets: make([]job.UploadTarget, len(u.Files))}
 	for i, f := range u.Files {
 		name, target := path.Join(job.InputDir, f.Path), &p.Targets[i]
 		var err error
@@ -212,15 +225,15 @@ func (s *Shepherd) plan(ctx context.Context, u job.Upload, signer storage.Signer
 	return p, nil
 }
 
-// ownUpload is a reservation of a tenant, or of anyone where that is empty.
-func (s *Shepherd) ownUpload(ctx context.Context, id job.ID, tenant string) (job.Upload, error) {
-	if s.cfg.Uploads.Ledger == nil || s.cfg.Store.CheckID(id) != nil {
+// own is a reservation of a tenant, or of anyone where that is empty.
+func (up *uploads) own(ctx context.Context, id job.ID, tenant string) (job.Upload, error) {
+	if up.cfg.Uploads.Ledger == nil || up.cfg.Store.CheckID(id) != nil {
 		return job.Upload{}, job.ErrNoUpload
 	}
-	u, err := s.cfg.Uploads.Ledger.Upload(ctx, id)
+	u, err := up.cfg.Uploads.Ledger.Upload(ctx, id)
 	switch {
 	case err != nil:
-		return u, s.uploadError(id, err)
+		return u, up.failed(id, err)
 	case tenant != "" && u.Tenant != tenant:
 		return u, job.ErrNoUpload
 	case u.Removing:
@@ -232,38 +245,38 @@ func (s *Shepherd) ownUpload(ctx context.Context, id job.ID, tenant string) (job
 // UploadAddresses says what is left to be done for an upload of a tenant, or of anyone where
 // that is empty, and keeps it for some time more. The error is job.ErrNoUpload,
 // job.ErrUploadOver or *job.NoUploads, or has the class its part gave it.
-func (s *Shepherd) UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error) {
-	signer, err := s.uploadSigner(to.Host)
+func (up *uploads) UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error) {
+	signer, err := up.signer(to.Host)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	if _, err := s.ownUpload(ctx, id, tenant); err != nil {
+	if _, err := up.own(ctx, id, tenant); err != nil {
 		return job.UploadPlan{}, err
 	}
-	u, err := s.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, s.keepUpload(to.Valid))
+	u, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, up.keep(to.Valid))
 	if err != nil {
-		return job.UploadPlan{}, s.uploadError(id, err)
+		return job.UploadPlan{}, up.failed(id, err)
 	}
-	if u, err = s.beginParts(ctx, u); err != nil {
+	if u, err = up.beginParts(ctx, u); err != nil {
 		return job.UploadPlan{}, err
 	}
-	stored, err := s.stored(ctx, u)
+	stored, err := up.stored(ctx, u)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	return s.plan(ctx, u, signer, to.Valid, stored)
+	return up.plan(ctx, u, signer, to.Valid, stored)
 }
 
 // CompleteUpload makes the files of an upload that were sent in parts, and sees that all are
 // there. It may be called again, and what is submitted is completed by that. The error is
 // job.ErrNoUpload, job.ErrUploadOver or *job.UploadIncomplete, or has the class its part gave
 // it.
-func (s *Shepherd) CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error) {
-	u, err := s.ownUpload(ctx, id, tenant)
+func (up *uploads) CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error) {
+	u, err := up.own(ctx, id, tenant)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	if err := s.complete(ctx, u); err != nil {
+	if err := up.complete(ctx, u); err != nil {
 		return job.UploadPlan{}, err
 	}
 	p := job.UploadPlan{Upload: u, Targets: make([]job.UploadTarget, len(u.Files))}
@@ -274,8 +287,8 @@ func (s *Shepherd) CompleteUpload(ctx context.Context, id job.ID, tenant string)
 }
 
 // complete joins what was sent in parts, once all of them and all other files are there.
-func (s *Shepherd) complete(ctx context.Context, u job.Upload) error {
-	stored, err := s.stored(ctx, u)
+func (up *uploads) complete(ctx context.Context, u job.Upload) error {
+	stored, err := up.stored(ctx, u)
 	if err != nil {
 		return err
 	}
@@ -288,7 +301,7 @@ func (s *Shepherd) complete(ctx context.Context, u job.Upload) error {
 	group.SetLimit(partsOpen)
 	for _, f := range u.Files {
 		if !stored.has(f) {
-			group.Go(func() error { return s.join(within, u.ID, f, stored.parts[f.Path]) })
+			group.Go(func() error { return up.join(within, u.ID, f, stored.parts[f.Path]) })
 		}
 	}
 	return group.Wait()
@@ -296,47 +309,47 @@ func (s *Shepherd) complete(ctx context.Context, u job.Upload) error {
 
 // GiveUpUpload removes an upload at once. The error is job.ErrNoUpload, job.ErrUploading (it
 // is being submitted) or job.ErrRemovalContinues (it takes long), or has the class its part gave it; then the removal goes on by itself.
-func (s *Shepherd) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
-	if _, err := s.ownUpload(ctx, id, tenant); err != nil && !errors.Is(err, job.ErrUploadOver) {
+func (up *uploads) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
+	if _, err := up.own(ctx, id, tenant); err != nil && !errors.Is(err, job.ErrUploadOver) {
 		return err
 	}
-	done, ok := s.remover.take(id)
+	done, ok := up.remover.take(id)
 	if !ok {
 		return job.ErrUploading
 	}
 	defer done()
 	// What has begun is better ended now, whether the client is still there or not.
 	ctx = context.WithoutCancel(ctx)
-	u, err := s.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false)
+	u, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false)
 	if err != nil {
-		return s.uploadError(id, err)
+		return up.failed(id, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.remover.cfg.Patience)
+	ctx, cancel := context.WithTimeout(ctx, up.remover.cfg.Patience)
 	defer cancel()
-	err = s.remover.finishUpload(ctx, u)
+	err = up.remover.finishUpload(ctx, u)
 	if err != nil && ctx.Err() != nil {
 		return job.ErrRemovalContinues
 	}
 	if err != nil {
 		return fmt.Errorf("remove the upload of job %s, which goes on by itself: %w", id, err)
 	}
-	s.log.Info("Upload given up", "job", id)
+	up.log.Info("Upload given up", "job", id)
 	return nil
 }
 
-// takeUpload completes the upload of a job that is submitted, where its inputs came by one,
+// take completes the upload of a job that is submitted, where its inputs came by one,
 // and makes the job that of the upload's tenant. taken is false where they did not. The error
 // is *job.UnknownJob where the upload is another tenant's, and else one of CompleteUpload's.
-func (s *Shepherd) takeUpload(ctx context.Context, r *job.Request) (taken bool, err error) {
-	if s.cfg.Uploads.Ledger == nil {
+func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err error) {
+	if up.cfg.Uploads.Ledger == nil {
 		return false, nil
 	}
-	u, err := s.cfg.Uploads.Ledger.Upload(ctx, r.ID)
+	u, err := up.cfg.Uploads.Ledger.Upload(ctx, r.ID)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return false, nil
 	case err != nil:
-		return false, s.uploadError(r.ID, err)
+		return false, up.failed(r.ID, err)
 	case r.Tenant != "" && u.Tenant != r.Tenant:
 		return false, &job.UnknownJob{ID: string(r.ID)}
 	case u.Removing:
@@ -347,7 +360,7 @@ func (s *Shepherd) takeUpload(ctx context.Context, r *job.Request) (taken bool, 
 			return false, err
 		}
 	}
-	if err := s.complete(ctx, u); err != nil {
+	if err := up.complete(ctx, u); err != nil {
 		return false, err
 	}
 	r.Tenant = u.Tenant
@@ -356,16 +369,16 @@ func (s *Shepherd) takeUpload(ctx context.Context, r *job.Request) (taken bool, 
 
 // notReserved returns an error where the place of a job that brings its inputs is reserved
 // for an upload.
-func (s *Shepherd) notReserved(ctx context.Context, r job.Request) error {
-	if s.cfg.Uploads.Ledger == nil {
+func (up *uploads) notReserved(ctx context.Context, r job.Request) error {
+	if up.cfg.Uploads.Ledger == nil {
 		return nil
 	}
-	u, err := s.cfg.Uploads.Ledger.Upload(ctx, r.ID)
+	u, err := up.cfg.Uploads.Ledger.Upload(ctx, r.ID)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return nil
 	case err != nil:
-		return s.uploadError(r.ID, err)
+		return up.failed(r.ID, err)
 	case r.Tenant != "" && u.Tenant != r.Tenant:
 		return job.ErrSubmitted
 	case u.Removing:

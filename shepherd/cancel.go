@@ -1,0 +1,68 @@
+package shepherd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/iterait/shepherd/internal/crashpoint"
+	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
+)
+
+// cancelPatience is how long Cancel waits for a sheep to let go of a job.
+const cancelPatience = 5 * time.Second
+
+// Cancel asks for the end of a job that has not ended. One that no sheep has ends
+// at once. A sheep that has it stops its runner and then ends the job; Cancel
+// waits for that for a few seconds, and until ctx ends, but what was asked stays
+// asked. The error is *job.UnknownJob or job.ErrEnded, or has the ledger's class.
+func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
+	events, stop := s.env.hub.subscribe(id)
+	defer stop()
+	rec, err := s.cfg.Ledger.Cancel(ctx, id)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return &job.UnknownJob{ID: string(id)}
+	case errors.Is(err, ledger.ErrFinal):
+		return job.ErrEnded
+	case err != nil:
+		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
+	case rec.State.Final():
+		crashpoint.Reached(crashpoint.CancelRecorded)
+		s.log.Info("Job cancelled", "job", id)
+		return nil
+	}
+	crashpoint.Reached(crashpoint.CancelRecorded)
+	s.log.Info("Job is being cancelled", "job", id, "sheep", rec.Holder)
+	patience := time.NewTimer(cancelPatience)
+	defer patience.Stop()
+	for {
+		select {
+		case e := <-events:
+			if e.Kind == job.EventEnded && e.Run == rec.Run || e.Run > rec.Run {
+				return nil
+			}
+		case <-patience.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// CancelGroup is Cancel for the group's jobs that have not ended, the last submitted
+// first: what is after others ends as cancelled. The errors are those of Group and Cancel.
+func (s *Shepherd) CancelGroup(ctx context.Context, id, tenant string) error {
+	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, Newest: true, States: []job.State{job.Queued, job.Processing}}, func(v job.View) error {
+		_, err := s.cfg.Ledger.Cancel(ctx, v.ID)
+		if errors.Is(err, ledger.ErrFinal) || errors.Is(err, ledger.ErrNotFound) { // since
+			return nil
+		}
+		if err != nil {
+			return away("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
+		}
+		return nil
+	})
+}
