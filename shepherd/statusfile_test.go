@@ -180,7 +180,7 @@ func TestStatusFilesSynced(t *testing.T) {
 		end := func(cursor job.Cursor) {
 			t.Helper()
 			told := false
-			f.note(job.Event{Cursor: cursor, Job: "job", Kind: job.EventEnded, State: job.Done, Status: l.set(job.Done)}, false, func() { told = true })
+			f.note(job.Event{Cursor: cursor, Job: "job", Kind: job.EventEnded, State: job.Done, Status: l.set(job.Done)}, false, func(job.Event) { told = true })
 			synctest.Wait()
 			if !told {
 				t.Error("who waits for the job's end waits for the disk")
