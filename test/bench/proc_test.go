@@ -36,18 +36,21 @@ func resident(b *testing.B, pid int) float64 {
 	return mib
 }
 
-func readResident(pid int) (float64, error) {
+func readResident(pid int) (float64, error) { return readMemory(pid, "VmRSS:") }
+
+// readMemory is one of the sizes of /proc/PID/status, in MiB.
+func readMemory(pid int, name string) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == "VmRSS:" {
+		if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == name {
 			kib, err := strconv.Atoi(fields[1])
 			return float64(kib) / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+	return 0, fmt.Errorf("process %d has no %s", pid, name)
 }
 
 // shim is the process id of the world's shim.

@@ -132,13 +132,21 @@ func (r *report) table(names ...string) (string, error) {
 		bound := ""
 		switch {
 		case f.AtMost != nil:
-			bound = fmt.Sprintf("at most %g", *f.AtMost)
+			bound = fmt.Sprintf("at most %g", *f.AtMost) + missed(f.Value > *f.AtMost)
 		case f.AtLeast != nil:
-			bound = fmt.Sprintf("at least %g", *f.AtLeast)
+			bound = fmt.Sprintf("at least %g", *f.AtLeast) + missed(f.Value < *f.AtLeast)
 		}
 		fmt.Fprintf(&rows, "| %s | %s | %s |\n", f.What, measured, bound)
 	}
 	return strings.TrimSuffix(rows.String(), "\n"), nil
+}
+
+// missed marks a bound that was not kept.
+func missed(so bool) string {
+	if so {
+		return ", **missed**"
+	}
+	return ""
 }
 
 func (r *report) find(name string) (figure, bool) {

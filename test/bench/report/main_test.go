@@ -17,12 +17,12 @@ PASS
 
 func TestTable(t *testing.T) {
 	most := 2.0
-	r := report{figures: []figure{{What: "floor", Unit: "ms", Value: 4.21234, Low: 4, High: 5.5}, {What: "of the floor", Unit: "times", Value: 1.5, AtMost: &most}}}
-	got, err := r.table("of the floor", "floor")
+	r := report{figures: []figure{{What: "floor", Unit: "ms", Value: 4.21234, Low: 4, High: 5.5}, {What: "of the floor", Unit: "times", Value: 1.5, AtMost: &most}, {What: "slow", Unit: "ms", Value: 3, AtMost: &most}, {What: "few", Unit: "jobs/s", Value: 1, AtLeast: &most}}}
+	got, err := r.table("of the floor", "floor", "slow", "few")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "| what | measured | bound |\n| --- | --- | --- |\n| of the floor | 1.5 times | at most 2 |\n| floor | 4.212 ms (4–5.5) |  |"
+	want := "| what | measured | bound |\n| --- | --- | --- |\n| of the floor | 1.5 times | at most 2 |\n| floor | 4.212 ms (4–5.5) |  |\n| slow | 3 ms | at most 2, **missed** |\n| few | 1 jobs/s | at least 2, **missed** |"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
