@@ -143,7 +143,7 @@ func explain(path string, refused error) problem {
 		return problem{kindOf(text), fmt.Sprintf("%s has a syntax error (%s); correct it, generate it again (nvidia-ctk cdi generate --output=%s), or remove it", path, oneLine(err), path)}
 	}
 	if newer(head.Version, specs.CurrentVersion) {
-		return problem{head.Kind, fmt.Sprintf("%s has cdiVersion %s, and the newest that is understood is %s; update shepherd, or generate the file with an older toolkit", path, head.Version, specs.CurrentVersion)}
+		return problem{head.Kind, fmt.Sprintf("%s has cdiVersion %s, and the newest that is understood is %s; update shepherd, or generate the file with an older toolkit", path, printable(head.Version), specs.CurrentVersion)}
 	}
 	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, printable(strings.ReplaceAll(refused.Error(), "\n", "; ")))}
 }
