@@ -65,7 +65,7 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 
 // placesMade are those of jobs that are being submitted together.
 type placesMade struct {
-	core  *submitter
+	by    *submitter
 	ids   []job.ID // whose place was made
 	frees []func()
 }
@@ -81,8 +81,8 @@ func (p *placesMade) free() {
 func (p *placesMade) abandon(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
 	for _, id := range p.ids {
-		if _, err := p.core.cfg.Ledger.Get(ctx, id); errors.Is(err, ledger.ErrNotFound) {
-			p.core.inputs.abandon(ctx, id)
+		if _, err := p.by.cfg.Ledger.Get(ctx, id); errors.Is(err, ledger.ErrNotFound) {
+			p.by.inputs.abandon(ctx, id)
 		}
 	}
 }
@@ -90,7 +90,7 @@ func (p *placesMade) abandon(ctx context.Context) {
 // placeAll makes the jobs' places with their inputs. Nobody else submits these jobs until
 // free is called.
 func (s *submitter) placeAll(ctx context.Context, rs []job.Request) (_ *placesMade, err error) {
-	made := &placesMade{core: s}
+	made := &placesMade{by: s}
 	defer func() {
 		if err != nil {
 			made.abandon(ctx)

@@ -84,18 +84,26 @@ func (s *states) last() (job.State, int) {
 	return s.written[len(s.written)-1], len(s.written)
 }
 
+// runStatusFiles writes states to the store until stop is called.
+func runStatusFiles(t *testing.T, l ledger.Ledger, s storage.Store) (f *statusFiles, stop func()) {
+	f = newStatusFiles(l, s, "node", time.Second, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { f.run(ctx) })
+	return f, func() {
+		cancel()
+		running.Wait()
+	}
+}
+
 // A state that is not final is left out where the job ends first; clients are told
 // of the end once it is in storage, or after a while; and the checkpoint never
 // passes what is not written.
 func TestStatusFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, s := new(oneJob), new(states)
-		f := newStatusFiles(l, s, "node", time.Second, slog.New(slog.DiscardHandler))
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { f.run(ctx) })
-		defer running.Wait()
-		defer cancel()
+		f, stop := runStatusFiles(t, l, s)
+		defer stop()
 		told := 0
 		tell := func(job.Event) { told++ }
 
@@ -171,12 +179,8 @@ func (s *syncedStates) SyncStatuses(context.Context) error {
 func TestStatusFilesSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, s := new(oneJob), new(syncedStates)
-		f := newStatusFiles(l, s, "node", time.Second, slog.New(slog.DiscardHandler))
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { f.run(ctx) })
-		defer running.Wait()
-		defer cancel()
+		f, stop := runStatusFiles(t, l, s)
+		defer stop()
 		end := func(cursor job.Cursor) {
 			t.Helper()
 			told := false
