@@ -91,7 +91,8 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// A call that is broken off may have made the lease all the same.
+	// A call that is broken off may have made the lease all the same; so too
+	// with the snapshot and the mounts below.
 	call, cancel := uninterrupted(ctx, callTime)
 	_, release, err := client.WithLease(call, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	cancel()
@@ -107,7 +108,10 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 		}
 	}()
 	snapshotter := client.SnapshotService(c.snapshotter())
-	mounts, err := snapshotter.View(leased, key, img.ChainID.String(), snapshots.WithLabels(labels))
+	call, cancel = uninterrupted(leased, snapshotTime)
+	mounts, err := snapshotter.View(call, key, img.ChainID.String(), snapshots.WithLabels(labels))
+	err = tooSlow(call, err)
+	cancel()
 	if err != nil {
 		c.setSwept(false)
 		return fmt.Errorf("view snapshot: %w", err)
@@ -119,7 +123,9 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 		}
 	}()
 	if managed(mounts) {
-		active, err := client.MountManager().Activate(leased, key, mounts)
+		call, cancel := uninterrupted(leased, callTime)
+		active, err := client.MountManager().Activate(call, key, mounts)
+		cancel()
 		if err != nil {
 			return fmt.Errorf("activate mounts: %w", err)
 		}

@@ -164,3 +164,40 @@ func TestViewOfAKilledContainerd(t *testing.T) {
 		})
 	}
 }
+
+// endingSnapshots ends the caller's context in the middle of View.
+type endingSnapshots struct {
+	deadSnapshots
+	end     func()
+	removed []string
+}
+
+func (s *endingSnapshots) View(ctx context.Context, _, _ string, _ ...snapshots.Opt) ([]mount.Mount, error) {
+	s.end()
+	return nil, ctx.Err() // a server that was told of the end may make the snapshot all the same
+}
+
+func (s *endingSnapshots) Remove(_ context.Context, key string) error {
+	s.removed = append(s.removed, key)
+	return nil
+}
+
+// A start that is broken off does not break off the call that makes a view: what
+// it makes would be left behind.
+func TestViewWhoseContextEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	held := &endingSnapshots{deadSnapshots: deadSnapshots{&deadContainerd{}}, end: cancel}
+	client, err := containerd.New("", containerd.WithServices(
+		containerd.WithLeasesService(deadLeases{held.deadContainerd}),
+		containerd.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": held}),
+	))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &containers{sheep: "dolly", cfg: Config{Node: "box", Snapshotter: "overlayfs"}, log: slog.New(slog.DiscardHandler), swept: true}
+	_ = c.viewImage(ctx, client, image.Image{}, func(fs.FS) error { return nil }) // there is nothing to mount
+	if len(held.removed) != 1 || !c.swept {
+		t.Errorf("snapshots removed: %q, swept: %t", held.removed, c.swept)
+	}
+}
