@@ -13,6 +13,8 @@ MINIO    := $(CACHE)/bin/minio
 MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 # Another test server.
 VERSITY  := $(CACHE)/bin/versitygw
+# And another, rclone with its S3 server alone.
+RCLONE   := $(CACHE)/bin/rclone
 AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
@@ -130,7 +132,7 @@ run: build ## as demo, but stay up and say how to go on
 	@exec $(BIN)/digits-demo -bin $(BIN) -stay
 
 test: ## install what the tests need and run them all, with -race
-	@$(MAKE) --no-print-directory -j 2 deps $(MINIO) $(VERSITY) $(CONTAINERD2) # packages are fetched while servers are compiled
+	@$(MAKE) --no-print-directory -j 2 deps $(MINIO) $(VERSITY) $(RCLONE) $(CONTAINERD2) # packages are fetched while servers are compiled
 	@$(MAKE) --no-print-directory $(DIGITS) $(BROWSER) $(WEBHOOKS)
 	test/run
 
@@ -226,6 +228,10 @@ $(MINIO):
 $(VERSITY):
 	@mkdir -p $(@D)
 	GOBIN=$(abspath $(@D)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+$(RCLONE): test/rclone/go.mod test/rclone/main.go
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -C test/rclone -trimpath -ldflags '-s -w' -o $(abspath $@) .
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)

@@ -151,6 +151,9 @@ func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Rang
 		opts.Set("Range", header)
 	}
 	first, err := s.get(ctx, bucket, key, opts)
+	if errdefs.IsOutOfRange(err) && part.Offset < 0 {
+		first, err = s.getShort(ctx, bucket, key, part.Offset, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
 	}
@@ -161,6 +164,22 @@ func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Rang
 	}
 	file.Body = s.continued(ctx, bucket, key, first.info.ETag, first, file.Offset, file.Offset+file.Length)
 	return file, nil
+}
+
+// getShort gets the last bytes of a file that has no more of them, which are the whole
+// file. Some servers refuse that with the error outside, as that of an empty file.
+func (s *Store) getShort(ctx context.Context, bucket, key string, offset int64, outside error) (*stream, error) {
+	first, err := s.get(ctx, bucket, key, minio.GetObjectOptions{})
+	if err != nil {
+		return nil, err
+	}
+	size := first.info.Size
+	if size <= 0 || size+offset > 0 {
+		first.Close()
+		return nil, outside
+	}
+	first.head = http.Header{"Content-Range": {fmt.Sprintf("bytes 0-%d/%d", size-1, size)}}
+	return first, nil
 }
 
 // rangeHeader is part as the value of an HTTP Range header.

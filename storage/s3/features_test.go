@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
@@ -23,8 +25,25 @@ import (
 // TestVersityGW runs the suite against another S3 server.
 func TestVersityGW(t *testing.T) {
 	t.Parallel()
-	storagetest.Run(t, func(t *testing.T) storagetest.Harness {
-		url, access, secret := testenv.StartVersityGW(t)
+	storagetest.Run(t, gatewayHarness(testenv.StartVersityGW))
+}
+
+// TestRclone runs it against `rclone serve s3`.
+func TestRclone(t *testing.T) {
+	t.Parallel()
+	storagetest.Run(t, rcloneHarness)
+}
+
+func rcloneHarness(t *testing.T) storagetest.Harness {
+	h := gatewayHarness(testenv.StartRcloneS3)(t)
+	h.KeepsParts = true
+	return h
+}
+
+// gatewayHarness is a server that keeps files as such, with a bucket per job.
+func gatewayHarness(start func(testing.TB) (url, accessKey, secretKey string)) func(*testing.T) storagetest.Harness {
+	return func(t *testing.T) storagetest.Harness {
+		url, access, secret := start(t)
 		h := storagetest.Harness{
 			URL: url, AccessKey: access, SecretKey: secret, ShortNames: true, HidesUnknownKeys: true,
 			Open: func(t testing.TB, url, accessKey, secretKey string) storage.Store {
@@ -33,7 +52,7 @@ func TestVersityGW(t *testing.T) {
 		}
 		h.Signer = signer(t, h)
 		return h
-	})
+	}
 }
 
 // takeAway has a proxy's server lack features.
@@ -159,6 +178,45 @@ func TestResumedUpload(t *testing.T) {
 	}
 	proxy.Heal()
 	fatal(t, store.Remove(t.Context(), id))
+}
+
+// TestUploadBeginsAgain has the server refuse to go on with an upload that broke off:
+// the next Collect begins another one.
+func TestUploadBeginsAgain(t *testing.T) {
+	t.Parallel()
+	h, _ := startEmbedded(t, "")
+	proxy := testenv.StartS3Proxy(t, h.URL)
+	store := open(t, s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Patience: time.Second})
+	const id = job.ID("again")
+	fatal(t, store.Init(t.Context(), id, nil))
+	dir := t.TempDir()
+	fatal(t, os.Mkdir(filepath.Join(dir, "outputs"), 0o755))
+	fatal(t, os.WriteFile(filepath.Join(dir, "outputs/large"), make([]byte, 40<<20), 0o600))
+	var first string
+	proxy.Inject(testenv.Reset, -1, func(r *http.Request) bool {
+		if r.URL.Query().Get("partNumber") != "2" {
+			return false
+		}
+		first = r.URL.Query().Get("uploadId")
+		return true
+	})
+	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err == nil {
+		t.Fatal("Collect succeeds without its second part")
+	}
+	proxy.Heal()
+	proxy.Inject(testenv.NotImplemented, -1, func(r *http.Request) bool {
+		return r.Method == http.MethodPut && r.URL.Query().Get("uploadId") == first
+	})
+	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := store.List(t.Context(), id, "outputs/"); err != nil || len(files) != 1 || files[0].Size != 40<<20 {
+		t.Errorf("outputs %+v, %v", files, err)
+	}
+	raw := minio.Core{Client: client(t, h.URL, h.AccessKey, h.SecretKey)}
+	if left, err := raw.ListMultipartUploads(t.Context(), string(id), "", "", "", "", 10); err != nil || len(left.Uploads) != 0 {
+		t.Errorf("uploads left: %+v, %v", left.Uploads, err)
+	}
 }
 
 // TestPingWithoutRights asks with a key that may not list a stranger's bucket.

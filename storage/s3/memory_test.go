@@ -34,7 +34,7 @@ func TestMemory(t *testing.T) {
 		t.Errorf("Collect adds %d bytes of memory", grown)
 	}
 
-	_, err := client(t, server).CopyObject(t.Context(), minio.CopyDestOptions{Bucket: "memory", Object: "inputs/large"}, minio.CopySrcOptions{Bucket: "memory", Object: "outputs/large"})
+	_, err := client(t, server.URL, server.AccessKey, server.SecretKey).CopyObject(t.Context(), minio.CopyDestOptions{Bucket: "memory", Object: "inputs/large"}, minio.CopySrcOptions{Bucket: "memory", Object: "outputs/large"})
 	fatal(t, err)
 	grown = growth(t, func() {
 		if staged, err := store.Stage(t.Context(), "memory", openRoot(t, dir), storage.Options{}); err != nil || staged.Bytes != size+int64(len("payload")) {

@@ -161,10 +161,10 @@ func openRoot(t testing.TB, dir string) *os.Root {
 }
 
 // client is a plain S3 client, as a job's client has it.
-func client(t testing.TB, server *testenv.MinIO) *minio.Client {
+func client(t testing.TB, url, accessKey, secretKey string) *minio.Client {
 	t.Helper()
-	client, err := minio.New(server.URL[len("http://"):], &minio.Options{
-		Creds: credentials.NewStaticV4(server.AccessKey, server.SecretKey, ""), Region: "us-east-1",
+	client, err := minio.New(url[len("http://"):], &minio.Options{
+		Creds: credentials.NewStaticV4(accessKey, secretKey, ""), Region: "us-east-1",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func client(t testing.TB, server *testenv.MinIO) *minio.Client {
 
 func makeBucket(t testing.TB, server *testenv.MinIO, bucket string) {
 	t.Helper()
-	if err := client(t, server).MakeBucket(t.Context(), bucket, minio.MakeBucketOptions{}); err != nil {
+	if err := client(t, server.URL, server.AccessKey, server.SecretKey).MakeBucket(t.Context(), bucket, minio.MakeBucketOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -265,6 +265,9 @@ func (s *Store) uploads(ctx context.Context, bucket, prefix string) ([]minio.Obj
 		found, err = s.client.ListMultipartUploads(ctx, bucket, prefix, "", "", "", 1000)
 		return err
 	})
+	if errors.Is(err, errNoSuchParts) {
+		return nil, nil // how some servers say that there is none
+	}
 	return found.Uploads, err
 }
 
@@ -279,7 +282,7 @@ func (s *Store) abortUploads(ctx context.Context, bucket, prefix string) {
 		s.log.Debug("unfinished uploads stay in storage", "bucket", bucket, "prefix", prefix, "error", err)
 	}
 	for _, u := range found {
-		(&upload{store: s, bucket: bucket, key: u.Key, id: u.UploadID}).abort(ctx)
+		_ = (&upload{store: s, bucket: bucket, key: u.Key, id: u.UploadID}).abort(ctx) // which logs why it stays
 	}
 }
 
@@ -317,12 +320,32 @@ func (u *upload) complete(ctx context.Context, size int64) error {
 
 // abort frees the parts of an upload that failed. It is tried once, also after
 // the caller's context has ended; servers drop what is left behind in time.
-func (u *upload) abort(ctx context.Context) {
+func (u *upload) abort(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if err := u.store.client.AbortMultipartUpload(ctx, u.bucket, u.key, u.id); err != nil {
+	err := u.store.client.AbortMultipartUpload(ctx, u.bucket, u.key, u.id)
+	if err != nil {
 		u.store.log.Debug("an unfinished upload stays in storage", "bucket", u.bucket, "key", u.key, "error", err)
 	}
+	return err
+}
+
+// has reports whether the part with the index n, from 0, is stored.
+func (u *upload) has(n int) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.parts[n].ETag != ""
+}
+
+// stored is the number of parts that are.
+func (u *upload) stored() int {
+	count := 0
+	for n := range u.parts {
+		if u.has(n) {
+			count++
+		}
+	}
+	return count
 }
 
 // slots bounds the requests that one call has under way.
@@ -338,8 +361,9 @@ func (l slots) use(ctx context.Context, f func() error) error {
 	}
 }
 
-// putFile writes one file of any size from a local one.
-func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) (err error) {
+// putFile writes one file of any size from a local one. What an earlier try has sent of
+// it is not sent again.
+func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) error {
 	if size <= largePart {
 		return slots.use(ctx, func() error {
 			return s.putOnce(ctx, bucket, key, src, size)
@@ -348,26 +372,43 @@ func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt
 	partSize := partSizeFor(size, largePart)
 	count := int((size + partSize - 1) / partSize)
 	u, err := s.resumeUpload(ctx, bucket, key, count, src, partSize, size)
-	if err == nil && u == nil {
-		u, err = s.newUpload(ctx, bucket, key, count)
-	}
 	if err != nil {
 		return err
 	}
+	if u != nil {
+		before := u.stored()
+		err := u.sendFile(ctx, src, partSize, size, slots)
+		if err == nil || ctx.Err() != nil || errors.Is(err, errShrunk) || u.stored() > before {
+			return err
+		}
+		// It cannot be gone on with: a server may have lost what it keeps of it, or
+		// cannot replace a part that was sent with other content.
+		if u.abort(ctx) != nil {
+			return err // storage is away
+		}
+		s.log.Info("An upload that broke off cannot be gone on with and begins again", "bucket", bucket, "key", key, "error", err)
+	}
+	if u, err = s.newUpload(ctx, bucket, key, count); err != nil {
+		return err
+	}
+	return u.sendFile(ctx, src, partSize, size, slots)
+}
+
+// sendFile sends the parts of a file that are not stored yet, and joins all of them. What
+// storage, or the daemon's own end, breaks off can be gone on with.
+func (u *upload) sendFile(ctx context.Context, src io.ReaderAt, partSize, size int64, slots slots) (err error) {
 	defer func() {
-		// One that storage, or the daemon's own end, broke off goes on where it
-		// stopped when it is sent again.
 		if err != nil && (errors.Is(err, errShrunk) || ctx.Err() == nil && !errdefs.IsUnavailable(err)) {
-			u.abort(ctx)
+			_ = u.abort(ctx)
 		}
 	}()
 	group, within := errgroup.WithContext(ctx)
-	group.SetLimit(s.parallel)
-	for n := range count {
+	group.SetLimit(u.store.parallel)
+	for n := range u.parts {
 		if within.Err() != nil {
 			break
 		}
-		if u.parts[n].ETag != "" {
+		if u.has(n) {
 			continue // stored by an earlier try
 		}
 		group.Go(func() error {
@@ -431,7 +472,7 @@ func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, 
 	}
 	defer func() {
 		if err != nil {
-			u.abort(ctx)
+			_ = u.abort(ctx)
 		}
 	}()
 	for n := range count {

@@ -37,6 +37,9 @@ type Harness struct {
 	// HidesUnknownKeys says that the server tells a HEAD with an unknown access key
 	// that there is no such thing.
 	HidesUnknownKeys bool
+	// KeepsParts says that the server refuses a part of an upload that it has with
+	// other content.
+	KeepsParts bool
 	// Alone says that the Store is of one machine alone: it is no storage.Fencer.
 	Alone bool
 	// Signer makes addresses for the server; nil where there is none.

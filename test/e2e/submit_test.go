@@ -156,18 +156,23 @@ func TestSubmit(t *testing.T) {
 	c.expect(0, "", args("__complete", "ls", "--sheep", ""), "sheep\n")
 }
 
-// TestSubmitLarge submits what goes straight to storage, the embedded one and MinIO, and
-// through the daemon where that is told nothing of a storage that clients reach.
+// TestSubmitLarge submits what goes straight to storage, the embedded one, MinIO and
+// rclone's, and through the daemon where that is told nothing of a storage that clients reach.
 func TestSubmitLarge(t *testing.T) {
 	const size = 70 << 20
-	for _, storage := range []string{"embedded", "minio", "unreachable"} {
+	for _, storage := range []string{"embedded", "minio", "rclone", "unreachable"} {
 		t.Run(storage, func(t *testing.T) {
 			c := newClient(t, "shepherd", func(w *world) {
+				elsewhere := func(url, access, secret string) {
+					w.edit(fmt.Sprintf("  listen: 127.0.0.1:0\n  access_key: %s\n  secret_key: %s\n", accessKey, secretKey),
+						fmt.Sprintf("  url: %q\n  access_key: %s\n  secret_key: %s\n", url, access, secret))
+				}
 				switch storage {
 				case "minio":
 					minio := testenv.StartMinIO(t)
-					w.edit(fmt.Sprintf("  listen: 127.0.0.1:0\n  access_key: %s\n  secret_key: %s\n", accessKey, secretKey),
-						fmt.Sprintf("  url: %q\n  access_key: %s\n  secret_key: %s\n", minio.URL, minio.AccessKey, minio.SecretKey))
+					elsewhere(minio.URL, minio.AccessKey, minio.SecretKey)
+				case "rclone":
+					elsewhere(testenv.StartRcloneS3(t))
 				case "unreachable":
 					w.edit("  listen: 127.0.0.1:0\n", "  listen: 127.0.0.1:0\n  public_url: http://127.0.0.1:1\n")
 				}
