@@ -1,6 +1,9 @@
 package job
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Upload is a place in storage that is reserved for a job which is not submitted yet:
 // clients put its inputs there by themselves.
@@ -14,6 +17,11 @@ type Upload struct {
 	// Removing says that its time was over, or that it was given up: what was uploaded is
 	// being removed.
 	Removing bool
+}
+
+// PartsBegun reports whether storage has begun to take the parts of a file.
+func (u Upload) PartsBegun() bool {
+	return slices.ContainsFunc(u.Files, func(f UploadFile) bool { return f.Parts != "" })
 }
 
 // UploadFile is one file of an Upload.

@@ -42,8 +42,10 @@ type Uploads interface {
 	ReserveUpload(ctx context.Context, u job.Upload, keep time.Duration) (job.Upload, error)
 
 	// KeepUpload keeps a reservation for some time from now on, if that is longer than it
-	// is kept already, with these files where they are not nil. It answers ErrNotFound, or
-	// ErrUploadOver once its removal has begun.
+	// is kept already, and returns it. Files that are not nil take the place of its own,
+	// unless one of those has Parts: of several who begin the uploads of the parts at the
+	// same time, the first decides. It answers ErrNotFound, or ErrUploadOver once its
+	// removal has begun.
 	KeepUpload(ctx context.Context, id job.ID, files []job.UploadFile, keep time.Duration) (job.Upload, error)
 
 	// Upload returns a reservation, or ErrNotFound.

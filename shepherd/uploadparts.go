@@ -30,7 +30,8 @@ func divide(files []job.UploadFile, total int64, inParts bool) ([]job.UploadFile
 }
 
 // beginParts begins the uploads of those files that are sent in parts, where that has not
-// been done.
+// been done. Another client, or node, may do so at the same time: all use those that the
+// ledger keeps.
 func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, error) {
 	store, _ := up.cfg.Store.(storage.Parts)
 	group, within := errgroup.WithContext(ctx)
@@ -55,6 +56,14 @@ func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, er
 	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
 	if err != nil {
 		return u, up.failed(u.ID, err)
+	}
+	for i, f := range u.Files {
+		if f.Parts == "" || f.Parts == kept.Files[i].Parts {
+			continue
+		}
+		if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
+			up.log.Debug("An upload that nobody uses stays until the inputs are removed", "job", u.ID, "file", f.Path, "error", err)
+		}
 	}
 	return kept, nil
 }

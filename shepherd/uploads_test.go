@@ -361,6 +361,54 @@ func TestUploadRaces(t *testing.T) {
 	}
 }
 
+// crossedParts calls crossing once, after the first upload of parts was begun, and counts.
+type crossedParts struct {
+	storage.Parts
+	crossing       func()
+	begun, dropped []string // by what storage calls them
+}
+
+func (c *crossedParts) BeginParts(ctx context.Context, id job.ID, name string) (string, error) {
+	upload, err := c.Parts.BeginParts(ctx, id, name)
+	c.begun = append(c.begun, upload)
+	if len(c.begun) == 1 {
+		c.crossing()
+	}
+	return upload, err
+}
+
+func (c *crossedParts) DropParts(ctx context.Context, id job.ID, name, upload string) error {
+	c.dropped = append(c.dropped, upload)
+	return c.Parts.DropParts(ctx, id, name, upload)
+}
+
+// TestUploadPartsCross has a second client ask for addresses while the parts of the first
+// are begun: both get addresses of the same upload, and no other one is left.
+func TestUploadPartsCross(t *testing.T) {
+	p := newFixture(t)
+	p.takesUploads()
+	parts := &crossedParts{Parts: p.store.Store.(storage.Parts)}
+	p.config.Store = partsStore{p.store, parts}
+	var second job.UploadPlan
+	parts.crossing = func() {
+		var err error
+		if second, err = p.core.UploadAddresses(t.Context(), "crossed", "", anHour); err != nil {
+			t.Error(err)
+		}
+	}
+	p.start()
+	first := p.beginUpload("crossed", "", job.UploadFile{Path: "large", Size: 65 << 20})
+	if len(parts.begun) != 2 || first.Files[0].Parts != parts.begun[1] || second.Files[0].Parts != parts.begun[1] {
+		t.Errorf("begun are %q; the clients have %+v and %+v", parts.begun, first.Files, second.Files)
+	}
+	if address := first.Targets[0].Parts[0].Address; !strings.Contains(address, "uploadId="+parts.begun[1]) {
+		t.Errorf("the first client's address is %s", address)
+	}
+	if len(parts.dropped) != 1 || parts.dropped[0] != parts.begun[0] {
+		t.Errorf("dropped are %q, begun %q", parts.dropped, parts.begun)
+	}
+}
+
 // TestNoUploads asks a core whose storage clients cannot reach.
 func TestNoUploads(t *testing.T) {
 	p := newFixture(t)

@@ -69,12 +69,19 @@ func (s suite) testUploads(t *testing.T) {
 	}
 
 	// Its time only grows.
-	kept, err := uploads(t, f.Ledger).KeepUpload(t.Context(), "r", files[:1], time.Minute)
-	if err != nil || len(kept.Files) != 1 || !kept.Expires.Equal(kept.Created.Add(time.Hour)) {
+	whole := f.reserve("whole", func(u *job.Upload) { u.Tenant, u.Files = "wool", []job.UploadFile{{Path: `"parts":`, Size: 1 << 40}} })
+	kept, err := uploads(t, f.Ledger).KeepUpload(t.Context(), "whole", files, time.Minute)
+	if err != nil || !reflect.DeepEqual(kept.Files, files) || !kept.Expires.Equal(whole.Expires) {
 		t.Errorf("kept %+v, %v", kept, err)
 	}
+	// Of those who begin the parts, the first decides.
+	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), "whole", files[:1], time.Minute)
+	if err != nil || !reflect.DeepEqual(kept.Files, files) {
+		t.Errorf("kept %+v, %v", kept, err)
+	}
+	found(kept)
 	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), "r", nil, 2*time.Hour)
-	if err != nil || len(kept.Files) != 1 || kept.Expires.Before(kept.Created.Add(2*time.Hour)) {
+	if err != nil || !reflect.DeepEqual(kept.Files, files) || kept.Expires.Before(kept.Created.Add(2*time.Hour)) {
 		t.Errorf("kept %+v, %v", kept, err)
 	}
 	found(kept)
@@ -104,6 +111,7 @@ func (s suite) testUploads(t *testing.T) {
 	}
 	gone("one")
 	gone("two")
+	f.create("whole", func(r *job.Record) { r.Tenant = "wool" })
 	f.crash()
 	gone("r")
 	if due, next, err := uploads(t, f.Ledger).DueUploads(t.Context(), 10); err != nil || len(due) != 0 || next != 0 {

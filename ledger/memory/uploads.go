@@ -60,7 +60,7 @@ func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFi
 		case u.Removing:
 			return ledger.ErrUploadOver
 		}
-		if files != nil {
+		if files != nil && !u.PartsBegun() {
 			u.Files = slices.Clone(files)
 		}
 		u.keep(l.moment(), keep)

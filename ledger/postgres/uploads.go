@@ -27,7 +27,9 @@ const (
 		ON CONFLICT (id) DO NOTHING RETURNING ` + uploadColumns
 	// The reservation that an earlier try has made.
 	queryUploadReserved = `SELECT ` + uploadColumns + ` FROM shepherd.uploads u WHERE u.id = @id AND u.created_by = @key::uuid`
-	queryKeepUpload     = `UPDATE shepherd.uploads u SET files = coalesce(@files::text, u.files), due_age = greatest(u.due_age, m.age + @keep::bigint),
+	queryKeepUpload     = `UPDATE shepherd.uploads u SET
+			files = CASE WHEN jsonb_path_exists(u.files::jsonb, '$[*].parts') THEN u.files ELSE coalesce(@files::text, u.files) END,
+			due_age = greatest(u.due_age, m.age + @keep::bigint),
 			expires_at = CASE WHEN m.age + @keep::bigint > u.due_age THEN m.now + @keep::bigint * interval '1 microsecond' ELSE u.expires_at END
 		FROM shepherd.moment m WHERE u.id = @id AND NOT u.removing RETURNING ` + uploadColumns
 	// Removals that another node has begun which is alive are left out.

@@ -165,7 +165,7 @@ func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFi
 		case kept.Removing:
 			return ledger.ErrUploadOver
 		}
-		if files != nil {
+		if files != nil && !kept.PartsBegun() {
 			kept.Files = files
 		}
 		kept.keepFor(t, keep)
