@@ -141,9 +141,9 @@ function Timeline({ job }) {
         <td><svg class="phases" role="img" aria-label=${label} viewBox="0 0 100 10" preserveAspectRatio="none">${all.map((p) => html`<rect class=${"phase " + p.kind} x=${x(p.from)} width=${Math.max(0.4, x(p.to) - x(p.from))} height="10"><title>${words[p.kind]}: ${text.duration(p.to - p.from)}</title></rect>`)}</svg>
         <span class="small muted">${all.filter((p) => p.to - p.from >= 1).map((p) => html`<span class="phrase">${words[p.kind]} ${text.duration(p.to - p.from)}</span>`)}</span></td>
         <td>${attempt.cause ? html`<span class="cause">${attempt.cause}</span>` : html`<span class="muted nowrap">${w.underWay}</span>`}</td></tr>
-        ${attempt.reason && attempt.cause !== "done" && html`<tr class="reason"><td></td><td colspan="3">${attempt.reason}</td></tr>`}`;
+        ${attempt.reason && attempt.cause !== "done" && html`<tr class="reason"><td></td><td colspan="3">${ticks(attempt.reason)}</td></tr>`}`;
     })}</tbody></table></div>
     ${job.run > 1 && html`<p class="muted small">${w.runs(job.run, (job.attempts || []).length - attempts.length)}</p>`}
-    <details><summary>${w.happened}</summary><ol class="happened">${(job.timeline || []).map((e) => html`<li><time datetime=${e.at}>${text.exact(text.time(e.at))}</time> <b>${e.event}</b> ${e.sheep && w.by(e.sheep)} ${e.reason && html`<span class="muted">${e.reason}</span>`}</li>`)}</ol></details>
+    <details><summary>${w.happened}</summary><ol class="happened">${(job.timeline || []).map((e) => html`<li><time datetime=${e.at}>${text.exact(text.time(e.at))}</time> <b>${e.event}</b> ${e.sheep && w.by(e.sheep)} ${e.reason && html`<span class="muted">${ticks(e.reason)}</span>`}</li>`)}</ol></details>
   </section>`;
 }

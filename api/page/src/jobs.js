@@ -1,7 +1,7 @@
 // All jobs: search, filters and pages by the API's cursor.
 import { html, useEffect, useState } from "./lib/preact.js";
 import { get, session, useAnswer } from "./daemon.js";
-import { Ago, Empty, Heading, JobLink, Labels, Model, State, Trouble } from "./parts.js";
+import { Ago, Empty, Heading, JobLink, Labels, Model, State, Trouble, ticks } from "./parts.js";
 import * as text from "./text.js";
 import { common, list as w, states } from "./words.js";
 
@@ -81,6 +81,6 @@ function Row({ job }) {
     <td class="num">${started ? text.duration(started - queued) : ""}</td>
     <td class="num">${started && ended ? text.duration(ended - started) : ""}</td>
     <td class="nowrap">${job.sheep || job.last_sheep || job.sheep_id || ""}</td>
-    <td class="notes">${job.priority !== 0 && html`<span class="label">${common.priority}<b>${job.priority}</b></span>`}<${Labels} of=${job.labels} /><span title=${job.error_details?.message}>${job.error_details?.message || job.detail}</span></td>
+    <td class="notes">${job.priority !== 0 && html`<span class="label">${common.priority}<b>${job.priority}</b></span>`}<${Labels} of=${job.labels} /><span title=${job.error_details?.message}>${ticks(job.error_details?.message || job.detail)}</span></td>
   </tr>`;
 }

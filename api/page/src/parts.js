@@ -59,7 +59,7 @@ export function Running({ since, usual }) {
   const took = text.duration(ran).replace(/\.\d s$/, " s");
   if (!usual) return html`<time datetime=${new Date(text.time(since)).toISOString()} title=${w.since(text.exact(text.time(since)))}>${took}</time>`;
   const range = w.usual(usual.jobs, text.duration(1000 * usual.low), text.duration(1000 * usual.high));
-  return html`<span title=${range}>${took} <span class="muted">${ran > 1000 * usual.high ? w.longer : ""}${w.ofAbout(text.duration(1000 * usual.likely))}</span></span>`;
+  return html`<span title=${range}>${took} <span class="muted">${(ran > 1000 * usual.high ? w.usually : w.ofAbout)(text.duration(1000 * usual.likely))}</span></span>`;
 }
 
 const shapes = {

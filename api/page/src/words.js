@@ -38,7 +38,7 @@ export const common = {
   anyMoment: "any moment",
   inAbout: (long) => `in about ${long}`,
   usual: (n, low, high) => `Of the last ${jobs(n)} of this model, eight in ten took ${low} to ${high}`,
-  longer: "longer than usual, ",
+  usually: (long) => `· usually about ${long}`,
   ofAbout: (long) => `of about ${long}`,
   begins: "history begins now",
   percent: (part) => `${Math.round(part * 100)} %`,
