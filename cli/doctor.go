@@ -67,7 +67,7 @@ func doctorCommand() *cobra.Command {
 			if file == "" {
 				file = packagedConfig
 				if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-					return &usageError{errors.New("a configuration file is needed: -c FILE")}
+					return noConfig()
 				}
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)

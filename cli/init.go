@@ -50,7 +50,7 @@ func initCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
-			file := "shepherd.yml"
+			file := usualConfig
 			if len(args) > 0 {
 				file = args[0]
 			}
@@ -75,7 +75,8 @@ func initCommand() *cobra.Command {
 			if _, err := daemon.LoadConfig(file); err != nil {
 				return fmt.Errorf("%s was written, and needs a change: %w", file, err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "Wrote %s. Look it over, then:\n  %[2]s doctor -c %[1]s\n  %[2]s -c %[1]s\n", file, cmd.Root().Name())
+			fmt.Fprintf(cmd.OutOrStdout(), "Wrote %s. Look it over, then:\n  %[2]s doctor -c %[1]s\n  %[2]s -c %[1]s\n"+
+				"and in another terminal:\n  %[2]s submit MODEL FILE -c %[1]s\n", file, cmd.Root().Name())
 			return nil
 		},
 	}

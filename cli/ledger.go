@@ -22,12 +22,23 @@ func ledgerCommand() *cobra.Command {
 	return c
 }
 
+// usualConfig is the file that init writes where none is named.
+const usualConfig = "shepherd.yml"
+
+// noConfig says that a configuration is needed, and where to have one from.
+func noConfig() error {
+	if _, err := os.Stat(usualConfig); err == nil {
+		return &usageError{errors.New("a configuration file is needed: -c FILE; there is one here: -c " + usualConfig)}
+	}
+	return &usageError{errors.New("a configuration file is needed: -c FILE; `shepherdd init` writes one for this machine")}
+}
+
 // configOf reads the configuration file or, where none is named, the service's.
 func configOf(file string) (*config.Config, error) {
 	if file == "" {
 		file = packagedConfig
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, &usageError{errors.New("a configuration file is needed: -c FILE")}
+			return nil, noConfig()
 		}
 	}
 	return daemon.LoadConfig(file)

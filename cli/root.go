@@ -110,7 +110,7 @@ func newRoot(name string, b Build) *cobra.Command {
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.ConfigFile == "" {
-				return &usageError{errors.New("a configuration file is needed: -c FILE")}
+				return noConfig()
 			}
 			if cmd.Flags().Changed("host") {
 				o.Host = &host

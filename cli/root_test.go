@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -50,6 +51,20 @@ func TestLocate(t *testing.T) {
 	}
 	if _, err := locate(file); !errors.Is(err, remote.ErrNoDaemon) || remote.ExitCode(err) != remote.ExitUnreachable {
 		t.Errorf("a configuration whose daemon is not up: %v", err)
+	}
+}
+
+// Who names no configuration is told where there is one, or what makes one.
+func TestNoConfig(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := noConfig(); !strings.Contains(err.Error(), "`shepherdd init`") {
+		t.Errorf("without any: %v", err)
+	}
+	if err := os.WriteFile(usualConfig, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := noConfig(); !strings.Contains(err.Error(), "-c "+usualConfig) {
+		t.Errorf("beside one: %v", err)
 	}
 }
 

@@ -267,7 +267,7 @@ func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
 		e.Next = nextSteps(job.CauseModel, v, sheep)
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
-		e.Next = []string{"shepherdd sheep ls shows the sheep, and shepherdd doctor what is wrong with the machine."}
+		e.Next = []string{"`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."}
 	case by.limit != nil:
 		e.Summary = limitReached(by.limit)
 		e.Next = []string{"Wait until one of these jobs has ended."}
@@ -385,12 +385,12 @@ func nextSteps(cause job.Cause, v job.View, sheep []standing) []string {
 // Every cause has a row.
 func nextStep(cause job.Cause, v job.View) string {
 	id, model := string(v.ID), v.Model.String()
-	again := "POST /jobs/" + id + "/retry runs it again"
+	again := "`shepherd retry " + id + "` (POST /jobs/" + id + "/retry) runs it again"
 	switch cause {
 	case job.CauseError:
-		return "The model itself reported the failure: look at its log (shepherd logs " + id + ") and at the inputs, and submit it again."
+		return "The model itself reported the failure: look at its log (`shepherd logs " + id + "`) and at the inputs. Then " + again + "."
 	case job.CauseRunnerDied:
-		return "The model's process ended: look at the end of its log (shepherd logs " + id + "). Where it ran out of memory, give the sheep more, or the job less."
+		return "The model's process ended: look at the end of its log (`shepherd logs " + id + "`). Where it ran out of memory, give the sheep more, or the job less."
 	case job.CauseModel, job.CauseNotHere:
 		return "Check the model's name and version."
 	case job.CauseInputs:
@@ -398,7 +398,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseOutputs:
 		return "The model must write its results as regular files below outputs/, under names and in sizes that storage takes; mend it, and run the job again."
 	case job.CauseLoadTimeout:
-		return "Fetch the model ahead (shepherd models pull " + model + "), or submit the job with a larger load_timeout."
+		return "Fetch the model ahead (`shepherd models pull " + model + "`), or submit the job with a larger load_timeout."
 	case job.CauseRunTimeout:
 		return "Submit it with a larger run_timeout, or with less to do."
 	case job.CauseWaitTimeout:
@@ -408,11 +408,11 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseDeadline:
 		return "Submit it with a later deadline, or a higher priority."
 	case job.CauseSheep:
-		return "The sheep cannot prepare jobs: shepherdd doctor says what is wrong with the machine. Then " + again + "."
+		return "The sheep cannot prepare jobs: `shepherdd doctor` says what is wrong with the machine. Then " + again + "."
 	case job.CauseUnavailable:
-		return "What the model is loaded from did not answer: shepherdd doctor examines the registry and containerd. Then " + again + "."
+		return "What the model is loaded from did not answer: `shepherdd doctor` examines the registry and containerd. Then " + again + "."
 	case job.CauseDevice:
-		return "A GPU was lost: shepherd gpus says how they fare. Then " + again + "."
+		return "A GPU was lost: `shepherd gpus` says how they fare. Then " + again + "."
 	case job.CauseLost, job.CauseInterrupted, job.CauseDaemonKilled, job.CauseNodeLost:
 		return "Nothing says that the job was to blame: " + again + ". If it ends like this again, it may be what takes its sheep or the machine down."
 	case job.CauseDone, job.CauseCancelled, job.CauseHandedBack, job.CauseTakenOver:

@@ -107,7 +107,11 @@ func (t *Target) find() (place, error) {
 	if t.config.Locate == nil {
 		return place{}, usage("a daemon's address is needed: --server URL, $%s, or `shepherd login URL` once", EnvServer)
 	}
-	return place{}, usage("a configuration file (-c FILE) or a daemon's address (--server URL) is needed: shepherd is not running as a service here")
+	const needed = "a configuration file (-c FILE) or a daemon's address (--server URL, or $%s) is needed: shepherd is not running as a service here"
+	if _, err := os.Stat("shepherd.yml"); err == nil {
+		return place{}, usage(needed+"; for the daemon of this directory's shepherd.yml: -c shepherd.yml", EnvServer)
+	}
+	return place{}, usage(needed, EnvServer)
 }
 
 // open returns a client of the place.

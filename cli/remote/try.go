@@ -3,9 +3,11 @@ package remote
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +58,7 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 		fmt.Fprintf(on.err, "The job's log could not be read: %v\n", err)
 	}
 	if err := outcome(j); err != nil {
-		on.explainEnds(ctx, err)
+		on.explainTrial(ctx, err)
 		return err
 	}
 	for _, warning := range j.Warnings {
@@ -71,6 +73,26 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	}
 	_, err = fmt.Fprintf(on.err, "Done, with %s, %s, in %s\n", counted(len(there.Files), "output"), size.Text(there.Bytes), to)
 	return err
+}
+
+// explainTrial is explainEnds for a job that nobody can ask for any more, since its daemon
+// ends with it.
+func (s *session) explainTrial(ctx context.Context, err error) {
+	var e *ended
+	if !errors.As(err, &e) || e.state != job.Failed {
+		return
+	}
+	answer, err := s.ExplainJobWithResponse(ctx, e.id)
+	if err != nil || answer.JSON200 == nil {
+		return
+	}
+	for line := range strings.Lines(answer.JSON200.Text) {
+		if strings.Contains(line, "`shepherd logs "+e.id) {
+			line = "What to do: The model itself reported the failure: look at its log above and at the inputs. --keep keeps all its files."
+		}
+		fmt.Fprintln(s.err, cleanLines(strings.TrimSuffix(line, "\n")))
+	}
+	e.said = ""
 }
 
 // copyLog writes the job's log to standard output until the job has ended.

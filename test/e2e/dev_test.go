@@ -29,7 +29,7 @@ func TestDev(t *testing.T) {
 			t.Errorf("%s is %q, %v", name, text, err)
 		}
 	}
-	o = c.expect(3, "", args("dev", "bad"), "exit code 3: broken", "What to do:")
+	o = c.expect(3, "", args("dev", "bad"), "exit code 3: broken", "What to do:", "--keep")
 	if !strings.Contains(o.out, "trying\n") {
 		t.Errorf("the log is %q", o.out)
 	}

@@ -83,7 +83,7 @@ async function openDaemon() {
       await page.locator("li.card", { hasText: shown }).waitFor();
     }
     // Jobs of transcribe have run, so that it is known what they usually take.
-    await page.locator("li.card", { hasText: /transcribe-2001.*of about \d/s }).waitFor();
+    await page.locator("li.card", { hasText: /transcribe-2001.*(of|usually) about \d/s }).waitFor();
     await page.locator("ol.queue li", { hasText: /segment-2012.*(in about|any moment)/s }).waitFor();
     await page.locator("ol.queue li", { hasText: /caption-2013.*cannot take it at the moment/s }).waitFor();
   });
