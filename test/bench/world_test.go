@@ -44,7 +44,18 @@ type world struct {
 // newWorld makes a machine whose storage is at url. Its daemon is not started.
 func newWorld(b *testing.B, url, accessKey, secretKey string) *world {
 	b.Helper()
-	return makeWorld(b, programs, fmt.Sprintf("{url: %q, access_key: %q, secret_key: %q}", url, accessKey, secretKey))
+	return makeWorld(b, programs, serverStorage(url, accessKey, secretKey))
+}
+
+// newServerWorld makes a machine whose daemon, of these programs, has its storage
+// on the server.
+func newServerWorld(b *testing.B, programs string, server *testenv.MinIO) *world {
+	b.Helper()
+	return makeWorld(b, programs, serverStorage(server.URL, server.AccessKey, server.SecretKey))
+}
+
+func serverStorage(url, accessKey, secretKey string) string {
+	return fmt.Sprintf("{url: %q, access_key: %q, secret_key: %q}", url, accessKey, secretKey)
 }
 
 // newEmbeddedWorld makes a machine whose daemon, of these programs, has the
