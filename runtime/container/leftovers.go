@@ -29,8 +29,8 @@ const (
 	// wants any more what they make.
 	brokenOffTime = time.Second
 	// stubbornTime is how long containerd's shim may take to end by itself.
-	stubbornTime = 5 * time.Second
-	leftoversTick   = 20 * time.Millisecond
+	stubbornTime  = 5 * time.Second
+	leftoversTick = 20 * time.Millisecond
 )
 
 var lifeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
