@@ -79,8 +79,9 @@ func TestEveryRouteIsInTheContract(t *testing.T) {
 			}
 		}
 	}
-	s := &server{service: newFake(), documents: newDocuments()}
-	err = s.routes().(*mux.Router).Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
+	gate := &gatekeeper{assets: make(map[string]bool)}
+	h := newHandlers(Config{Service: newFake()}.withDefaults(), answers{}, gate)
+	err = newRouter(h, gate, &startPage{}).Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, err := route.GetPathTemplate()
 		if err != nil {
 			return err

@@ -18,12 +18,12 @@ func newDocuments() documents {
 }
 
 // GetUI answers GET /ui.
-func (s *server) GetUI(w http.ResponseWriter, r *http.Request) { s.documents.swaggerUI.ServeHTTP(w, r) }
+func (d documents) GetUI(w http.ResponseWriter, r *http.Request) { d.swaggerUI.ServeHTTP(w, r) }
 
 // GetAPIDocs answers GET /apidocs.
-func (s *server) GetAPIDocs(w http.ResponseWriter, r *http.Request) {
-	s.documents.redoc.ServeHTTP(w, r)
+func (d documents) GetAPIDocs(w http.ResponseWriter, r *http.Request) {
+	d.redoc.ServeHTTP(w, r)
 }
 
 // GetSpec answers GET /spec.json.
-func (s *server) GetSpec(w http.ResponseWriter, r *http.Request) { s.documents.spec.ServeHTTP(w, r) }
+func (d documents) GetSpec(w http.ResponseWriter, r *http.Request) { d.spec.ServeHTTP(w, r) }

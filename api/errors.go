@@ -1,12 +1,9 @@
 package api
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -198,41 +195,4 @@ func bounded(text string) string {
 		return strings.ToValidUTF8(text[:maxErrorText], "") + "…"
 	}
 	return text
-}
-
-// fail answers r with err.
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
-		err = context.Cause(r.Context()) // the client left, or the daemon is going and says so
-	}
-	c, message := classify(err)
-	message = bounded(message)
-	asProblem := s.wantsProblem(r)
-	if s.needOf(r).job && c.inJobAPI != 0 {
-		c.status = c.inJobAPI
-	}
-	var cause *string
-	if c.ours {
-		attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", c.status), slog.String("request", requestID(r.Context())), slog.Any("error", err)}
-		if away := (*job.Unavailable)(nil); errors.As(err, &away) {
-			attrs = append(attrs, slog.Any("cause", away.Cause))
-		}
-		level := slog.LevelWarn
-		if c.status == http.StatusInternalServerError {
-			level = slog.LevelError
-		}
-		s.log.LogAttrs(r.Context(), level, "request failed", attrs...)
-		if s.debug {
-			cause = new(bounded(err.Error()))
-		}
-	}
-	c.retryAfter = max(c.retryAfter, challenge(w.Header(), err))
-	if c.retryAfter != 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(c.retryAfter))
-	}
-	if asProblem {
-		s.answerAs(w, r, c.status, problemType, problem(r, c, err, message, cause))
-		return
-	}
-	s.answer(w, r, c.status, Error{Message: message, Detail: cause})
 }

@@ -118,7 +118,7 @@ func TestErrorTable(t *testing.T) {
 		for _, debug := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%v debug=%v", test.err, debug), func(t *testing.T) {
 				log := &logRecorder{}
-				s := &server{debug: debug, log: slog.New(slog.NewJSONHandler(log, nil))}
+				s := answers{debug: debug, log: slog.New(slog.NewJSONHandler(log, nil))}
 				w := httptest.NewRecorder()
 				s.fail(w, httptest.NewRequest("GET", "/x", nil), test.err)
 				if w.Code != test.status {

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,6 +10,35 @@ import (
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/job"
 )
+
+// EventService reads the durable log of what happens to jobs.
+type EventService interface {
+	// Events returns up to limit events after the cursor, in order, of one job or, where
+	// id is empty, of all, of one tenant or, where that is empty, of all, and the cursor
+	// to go on with. Fewer than limit are all there are. It returns job.ErrEventsGone
+	// for a cursor that is too old or not the log's.
+	Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error)
+
+	// EventsNow is the cursor of the latest event.
+	EventsNow(ctx context.Context) (job.Cursor, error)
+
+	// EventsChanged returns a channel that is closed when there may be an event that
+	// there was not when it was called.
+	EventsChanged() <-chan struct{}
+}
+
+// eventServer serves streams of events.
+type eventServer struct {
+	answers
+	views
+	jobIDs
+	service interface {
+		EventService
+		Job(ctx context.Context, id job.ID) (job.Status, error)
+		View(ctx context.Context, id job.ID) (job.View, error)
+		Watch(id job.ID) (changed <-chan struct{}, stop func())
+	}
+}
 
 const (
 	// eventBatch is how many events are read at a time.
@@ -28,8 +56,8 @@ const (
 )
 
 // FollowEvents answers GET /events.
-func (s *server) FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams) {
-	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant}
+func (s *eventServer) FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams) {
+	stream := eventStream{eventServer: s, tenant: access.From(r.Context()).Tenant}
 	given, err := stream.begin(params.LastEventID, params.After, params.Follow)
 	if err == nil && !given {
 		stream.at, err = s.service.EventsNow(r.Context())
@@ -42,13 +70,13 @@ func (s *server) FollowEvents(w http.ResponseWriter, r *http.Request, params Fol
 }
 
 // FollowJob answers GET /jobs/{job_id}/events.
-func (s *server) FollowJob(w http.ResponseWriter, r *http.Request, rawID string, params FollowJobParams) {
+func (s *eventServer) FollowJob(w http.ResponseWriter, r *http.Request, rawID string, params FollowJobParams) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	stream := eventStream{server: s, tenant: access.From(r.Context()).Tenant, job: id}
+	stream := eventStream{eventServer: s, tenant: access.From(r.Context()).Tenant, job: id}
 	if _, err = stream.begin(params.LastEventID, params.After, params.Follow); err == nil {
 		changed, stop := s.service.Watch(id) // before the log is read, so that no change falls between
 		defer stop()
@@ -66,7 +94,7 @@ func (s *server) FollowJob(w http.ResponseWriter, r *http.Request, rawID string,
 
 // eventStream is one client that follows events.
 type eventStream struct {
-	*server
+	*eventServer
 	tenant string
 	job    job.ID          // that alone is followed; empty for all
 	watch  <-chan struct{} // receives after a change of the job; nil where all are followed
@@ -109,8 +137,8 @@ func (e *eventStream) begin(header, query, follow *string) (given bool, err erro
 
 // serve answers with the stream.
 func (e *eventStream) serve(w http.ResponseWriter, r *http.Request) {
-	changed := e.server.service.EventsChanged()
-	events, next, err := e.server.service.Events(r.Context(), e.at, e.job, e.tenant, eventBatch) // an error is still an answer of its own
+	changed := e.service.EventsChanged()
+	events, next, err := e.service.Events(r.Context(), e.at, e.job, e.tenant, eventBatch) // an error is still an answer of its own
 	if err != nil {
 		e.fail(w, r, err)
 		return
@@ -184,10 +212,10 @@ func (e *eventStream) follow(ctx context.Context, events []job.Event, next job.C
 			}
 		}
 		if e.watch == nil {
-			changed = e.server.service.EventsChanged()
+			changed = e.service.EventsChanged()
 		}
 		var err error
-		if events, next, err = e.server.service.Events(ctx, e.at, e.job, e.tenant, eventBatch); err != nil {
+		if events, next, err = e.service.Events(ctx, e.at, e.job, e.tenant, eventBatch); err != nil {
 			return err
 		}
 	}
@@ -241,7 +269,7 @@ func (e *eventStream) sendProgress(ctx context.Context) error {
 	if e.job == "" {
 		return nil
 	}
-	view, err := e.server.service.View(ctx, e.job)
+	view, err := e.service.View(ctx, e.job)
 	if _, gone := asError[*job.UnknownJob](err); gone {
 		return nil
 	}
@@ -261,28 +289,4 @@ func (e *eventStream) sendProgress(ctx context.Context) error {
 		return err
 	}
 	return e.to.control.Flush()
-}
-
-// EventJSON is an event as the API shows it; with debug, tracebacks, too.
-func EventJSON(event job.Event, debug bool) (json.RawMessage, error) {
-	shown := (&server{debug: debug}).shownEvent(event)
-	shown.Id = new(string(event.Cursor))
-	return job.JSON(shown)
-}
-
-func (s *server) shownEvent(event job.Event) Event {
-	out := Event{
-		Event: EventEvent(event.Kind), At: job.FormatTime(event.At), JobId: string(event.Job), Run: event.Run,
-		Model: Model{Name: &event.Model.Name, Version: &event.Model.Version}, SheepId: orNull(job.ParseAddress(event.Address).Who()), Status: event.State,
-		Node: orNull(event.Node), Sheep: orNull(event.Sheep), Cause: orNull(string(event.Cause)), Reason: orNull(bounded(event.Reason)),
-	}
-	if event.Attempt > 0 {
-		out.Attempt = &event.Attempt
-	}
-	if event.Status != nil {
-		if f := s.visible(*event.Status).Failure; f != nil {
-			out.ErrorDetails = &Failure{Message: f.Message, ExceptionType: orNull(f.Type), ExceptionTraceback: orNull(f.Traceback)}
-		}
-	}
-	return out
 }

@@ -16,6 +16,41 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// FileService opens jobs' files.
+type FileService interface {
+	// Input opens one of the job's inputs, or a part of it; the caller closes
+	// its Body. A part that reaches beyond the end is cut, a suffix longer than
+	// the file is the whole file. It returns *job.UnknownJob, job.ErrNoFile and
+	// job.ErrRange (no byte of the part is in the file).
+	Input(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+	// Output is Input for the job's results. It returns job.ErrNotReady as long
+	// as the job has not ended, and *job.Failure with the client's message when
+	// it ended without a result: failed or cancelled.
+	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
+
+	// Inputs lists the files that the job was submitted with, by name. It returns
+	// *job.UnknownJob.
+	Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
+
+	// Outputs lists the job's results, by name. Its errors are those of Output.
+	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
+
+	// Presign gives files that Inputs or Outputs listed, below job.InputDir or
+	// job.OutputDir, addresses that are valid for a time. It returns job.ErrNoAddresses.
+	Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error
+}
+
+// fileServer serves jobs' inputs and results.
+type fileServer struct {
+	answers
+	jobIDs
+	service interface {
+		FileService
+		Job(ctx context.Context, id job.ID) (job.Status, error)
+	}
+}
+
 // stall is how long a client may read nothing before its connection is closed: a client
 // that stops reading must not keep a file open for ever.
 const stall = 5 * time.Minute
@@ -25,29 +60,29 @@ const stall = 5 * time.Minute
 const longestName = 1024
 
 // GetResult answers GET /jobs/{job_id}/result.
-func (s *server) GetResult(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *fileServer) GetResult(w http.ResponseWriter, r *http.Request, rawID string) {
 	s.file(w, r, rawID, job.DefaultOutput, s.service.Output)
 }
 
 // GetResultFile answers GET /jobs/{job_id}/result/{file}.
-func (s *server) GetResultFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
+func (s *fileServer) GetResultFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
 	s.file(w, r, rawID, file, s.service.Output)
 }
 
 // GetInput answers GET /jobs/{job_id}/input.
-func (s *server) GetInput(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *fileServer) GetInput(w http.ResponseWriter, r *http.Request, rawID string) {
 	s.file(w, r, rawID, job.DefaultInput, s.service.Input)
 }
 
 // GetInputFile answers GET /jobs/{job_id}/input/{file}.
-func (s *server) GetInputFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
+func (s *fileServer) GetInputFile(w http.ResponseWriter, r *http.Request, rawID, file string) {
 	s.file(w, r, rawID, file, s.service.Input)
 }
 
-// opener is Service.Input or Service.Output.
+// opener is Input or Output of a FileService.
 type opener func(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-func (s *server) file(w http.ResponseWriter, r *http.Request, rawID, rawName string, open opener) {
+func (s *fileServer) file(w http.ResponseWriter, r *http.Request, rawID, rawName string, open opener) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
@@ -117,7 +152,7 @@ var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // stream sends asked's bytes. Headers are sent with the first of them, so that a storage
 // error before that is still answered as an error.
-func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile) {
+func (s *fileServer) stream(w http.ResponseWriter, r *http.Request, asked *askedFile) {
 	w.Header().Set("Content-Length", strconv.FormatInt(asked.Length, 10))
 	if r.Method == http.MethodHead {
 		w.WriteHeader(asked.status)
@@ -161,7 +196,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, asked *askedFile
 // breakOff ends an answer whose file cannot be read to its end: as an error before the
 // headers were sent, later by closing the connection, so that the client does not take
 // a part for the whole.
-func (s *server) breakOff(w http.ResponseWriter, r *http.Request, err error, sent int64) {
+func (s *fileServer) breakOff(w http.ResponseWriter, r *http.Request, err error, sent int64) {
 	err = fmt.Errorf("read the file after %d bytes: %w", sent, err)
 	if sent == 0 {
 		h := w.Header()

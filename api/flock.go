@@ -18,6 +18,22 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// flockServer serves streams of all that a page shows of the flock.
+type flockServer struct {
+	answers
+	views
+	service interface {
+		EventService
+		sheepLister
+		usualTimes
+		View(ctx context.Context, id job.ID) (job.View, error)
+		Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
+		Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
+	}
+	gpus  func(ctx context.Context, node string) (job.GPUs, error)
+	flock flockWatch
+}
+
 const (
 	// flockEvery is how often a stream looks for changes that no event announces, such
 	// as the progress of a pull.
@@ -100,7 +116,7 @@ type frame struct {
 
 // look brings the view up to date, unless it is, and returns what there is after seen:
 // the text to send, and the serial number to go on with.
-func (v *flockView) look(ctx context.Context, s *server, seen int64) (text []byte, serial int64, err error) {
+func (v *flockView) look(ctx context.Context, s *flockServer, seen int64) (text []byte, serial int64, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := time.Since(v.at); old >= flockEvery-flockPause || old >= flockPause && isClosed(v.changed) {
@@ -146,12 +162,12 @@ func isClosed(c <-chan struct{}) bool {
 
 // refresh looks at everything again. What it finds is for other streams, too, so that
 // it does not end with the one whose ctx this is.
-func (v *flockView) refresh(ctx context.Context, s *server) error {
+func (v *flockView) refresh(ctx context.Context, s *flockServer) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flockPatience)
 	defer cancel()
 	v.changed = s.service.EventsChanged() // before the log is read, so that no event falls between
 	happened, troubles := v.readEvents(ctx, s)
-	sheep := s.sheepFor(ctx, v.tenant)
+	sheep := sheepFor(ctx, s.service, v.tenant)
 	flock := Flock{Sheep: make([]FlockSheep, len(sheep))}
 	started, err := s.underWay(ctx, v.tenant, sheep)
 	troubles = errors.Join(troubles, err)
@@ -169,7 +185,7 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 			flock.Sheep[i].StartedAt, of = job.FormatTime(under.StartedAt), under.Model
 		}
 		if !of.IsZero() {
-			usual, err := s.usual(ctx, of)
+			usual, err := usualOf(ctx, s.service, of)
 			flock.Sheep[i].Usual, troubles = usual, errors.Join(troubles, err)
 		}
 	}
@@ -205,7 +221,7 @@ func (v *flockView) refresh(ctx context.Context, s *server) error {
 
 // readGPUs looks at the GPUs of the nodes that have the sheep, those of others than this
 // one less often. A node that does not answer is told of as trouble.
-func (v *flockView) readGPUs(ctx context.Context, s *server, sheep []job.Sheep) error {
+func (v *flockView) readGPUs(ctx context.Context, s *flockServer, sheep []job.Sheep) error {
 	var nodes []string
 	for _, one := range sheep {
 		if !slices.Contains(nodes, one.Node) {
@@ -253,7 +269,7 @@ func (v *flockView) readGPUs(ctx context.Context, s *server, sheep []job.Sheep) 
 
 // readEvents adds the events since the last look. happened reports whether there were
 // any.
-func (v *flockView) readEvents(ctx context.Context, s *server) (happened bool, err error) {
+func (v *flockView) readEvents(ctx context.Context, s *flockServer) (happened bool, err error) {
 	if v.cursor == "" {
 		v.cursor, err = s.service.EventsNow(ctx)
 		return true, err
@@ -274,9 +290,8 @@ func (v *flockView) readEvents(ctx context.Context, s *server) (happened bool, e
 		return false, nil
 	}
 	shown := FlockEvents{Events: make([]Event, len(events)), Skipped: skipped}
-	stream := eventStream{server: s}
 	for i, e := range events {
-		shown.Events[i] = stream.shownEvent(e)
+		shown.Events[i] = s.shownEvent(e)
 		shown.Events[i].Id = new(string(e.Cursor))
 	}
 	var batch frame
@@ -305,7 +320,7 @@ func (v *flockView) put(f *frame, value any) error {
 }
 
 // underWay are the jobs that sheep have.
-func (s *server) underWay(ctx context.Context, tenant string, sheep []job.Sheep) (map[job.ID]job.View, error) {
+func (s *flockServer) underWay(ctx context.Context, tenant string, sheep []job.Sheep) (map[job.ID]job.View, error) {
 	if !slices.ContainsFunc(sheep, func(one job.Sheep) bool { return one.Job != "" }) {
 		return nil, nil
 	}
@@ -321,7 +336,7 @@ func (s *server) underWay(ctx context.Context, tenant string, sheep []job.Sheep)
 }
 
 // readQueue reads the queue as the tenant sees it.
-func (v *flockView) readQueue(ctx context.Context, s *server) (FlockQueue, error) {
+func (v *flockView) readQueue(ctx context.Context, s *flockServer) (FlockQueue, error) {
 	tenant := v.tenant
 	expected := make(map[job.ID]job.Estimate)
 	views, next, err := s.service.Jobs(ctx, job.Query{States: []job.State{job.Queued}, Tenant: tenant}, 0, flockListed)
@@ -423,7 +438,7 @@ func steady(shown job.Estimate, known *job.Estimate, now time.Time) *job.Estimat
 }
 
 // FollowFlock answers GET /flock.
-func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request, params FollowFlockParams) {
+func (s *flockServer) FollowFlock(w http.ResponseWriter, r *http.Request, params FollowFlockParams) {
 	view, leave := s.flock.join(access.From(r.Context()).Tenant)
 	defer leave()
 	text, seen, err := view.look(r.Context(), s, 0)
@@ -456,7 +471,7 @@ func (s *server) FollowFlock(w http.ResponseWriter, r *http.Request, params Foll
 }
 
 // followFlock sends what changes until the client leaves, or an error.
-func (s *server) followFlock(ctx context.Context, to *steadyWriter, view *flockView, text []byte, seen int64) (err error) {
+func (s *flockServer) followFlock(ctx context.Context, to *steadyWriter, view *flockView, text []byte, seen int64) (err error) {
 	alive := time.NewTicker(flockAlive)
 	defer alive.Stop()
 	look := time.NewTicker(flockEvery)

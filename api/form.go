@@ -39,8 +39,14 @@ type form struct {
 	archive  *tar.Reader // that is being read; nil for none
 }
 
+// formLimits bounds the forms that bring a job's inputs.
+type formLimits struct {
+	maxUpload   int64         // bytes of one, also unpacked
+	uploadStall time.Duration // for which one may bring nothing
+}
+
 // openForm reads a form as far as the job's description, its first part.
-func (s *server) openForm(w http.ResponseWriter, r *http.Request) (*form, error) {
+func (s formLimits) openForm(w http.ResponseWriter, r *http.Request) (*form, error) {
 	if r.ContentLength > s.maxUpload {
 		return nil, &http.MaxBytesError{Limit: s.maxUpload}
 	}

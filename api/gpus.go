@@ -1,13 +1,20 @@
 package api
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/iterait/shepherd/job"
 )
 
+// gpuServer serves what is known of GPUs.
+type gpuServer struct {
+	answers
+	gpus func(ctx context.Context, node string) (job.GPUs, error)
+}
+
 // ListGPUs answers GET /gpus.
-func (s *server) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams) {
+func (s *gpuServer) ListGPUs(w http.ResponseWriter, r *http.Request, params ListGPUsParams) {
 	known, err := s.gpus(r.Context(), nodeOf(params.Node))
 	if err != nil {
 		s.fail(w, r, err)

@@ -12,8 +12,29 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// GroupService looks at groups of jobs, of a tenant, or of all where that is empty, and
+// changes their course. The error is job.ErrNoGroup where there is no such group.
+type GroupService interface {
+	Group(ctx context.Context, id, tenant string) (job.Group, error)
+
+	// CancelGroup is Cancel for the jobs that have not ended.
+	CancelGroup(ctx context.Context, id, tenant string) error
+
+	// RetryGroup is Retry for the jobs that failed or were cancelled.
+	RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error
+}
+
+// groupServer serves groups of jobs.
+type groupServer struct {
+	answers
+	views
+	bodyLimits
+	submitter
+	groups GroupService
+}
+
 // CreateGroup answers POST /groups.
-func (s *server) CreateGroup(w http.ResponseWriter, r *http.Request, params CreateGroupParams) {
+func (s *groupServer) CreateGroup(w http.ResponseWriter, r *http.Request, params CreateGroupParams) {
 	room := lease{of: s.bodies}
 	defer room.giveBack()
 	group, requests, key, err := s.readGroup(w, r, params, &room)
@@ -26,7 +47,7 @@ func (s *server) CreateGroup(w http.ResponseWriter, r *http.Request, params Crea
 		s.fail(w, r, err)
 		return
 	}
-	made, err := s.service.Group(r.Context(), group, access.From(r.Context()).Tenant)
+	made, err := s.groups.Group(r.Context(), group, access.From(r.Context()).Tenant)
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -40,7 +61,7 @@ func (s *server) CreateGroup(w http.ResponseWriter, r *http.Request, params Crea
 }
 
 // readGroup reads the jobs of a group, complete, and its name.
-func (s *server) readGroup(w http.ResponseWriter, r *http.Request, params CreateGroupParams, room *lease) (group string, requests []job.Request, key string, err error) {
+func (s *groupServer) readGroup(w http.ResponseWriter, r *http.Request, params CreateGroupParams, room *lease) (group string, requests []job.Request, key string, err error) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err == nil && kind != "application/json" && kind != "application/x-www-form-urlencoded" || err != nil && r.Header.Get("Content-Type") != "" {
 		return "", nil, "", errMediaType
@@ -73,7 +94,7 @@ func (s *server) readGroup(w http.ResponseWriter, r *http.Request, params Create
 }
 
 // prepareItem completes one job of a group, as prepare does.
-func (s *server) prepareItem(r *http.Request, request *job.Request, index int, group string, webhook job.Webhook, key string) error {
+func (s *groupServer) prepareItem(r *http.Request, request *job.Request, index int, group string, webhook job.Webhook, key string) error {
 	if request.Group != "" && request.Group != group {
 		return &job.Invalid{Field: "group", Problem: "is another one than that of all these jobs"}
 	}
@@ -91,7 +112,7 @@ func (s *server) prepareItem(r *http.Request, request *job.Request, index int, g
 }
 
 // submitGroupOnce submits jobs. again says that the same request has done so before.
-func (s *server) submitGroupOnce(ctx context.Context, requests []job.Request, key string) (again bool, err error) {
+func (s *groupServer) submitGroupOnce(ctx context.Context, requests []job.Request, key string) (again bool, err error) {
 	if key != "" {
 		if again, err := s.groupSubmitted(ctx, requests); again || err != nil {
 			return again, err
@@ -108,7 +129,7 @@ func (s *server) submitGroupOnce(ctx context.Context, requests []job.Request, ke
 
 // groupSubmitted reports whether the request has made all its jobs before. The error is
 // errKeyReused where another request with the same key has made one of them.
-func (s *server) groupSubmitted(ctx context.Context, requests []job.Request) (bool, error) {
+func (s *groupServer) groupSubmitted(ctx context.Context, requests []job.Request) (bool, error) {
 	for i, request := range requests {
 		again, err := s.submitted(ctx, request)
 		switch {
@@ -124,11 +145,11 @@ func (s *server) groupSubmitted(ctx context.Context, requests []job.Request) (bo
 }
 
 // GetGroup answers GET /groups/{group_id}.
-func (s *server) GetGroup(w http.ResponseWriter, r *http.Request, raw string) {
+func (s *groupServer) GetGroup(w http.ResponseWriter, r *http.Request, raw string) {
 	id, err := groupID(raw)
 	var group job.Group
 	if err == nil {
-		group, err = s.service.Group(r.Context(), id, access.From(r.Context()).Tenant)
+		group, err = s.groups.Group(r.Context(), id, access.From(r.Context()).Tenant)
 	}
 	if err != nil {
 		s.fail(w, r, err)
@@ -138,30 +159,21 @@ func (s *server) GetGroup(w http.ResponseWriter, r *http.Request, raw string) {
 }
 
 // CancelGroup answers POST /groups/{group_id}/cancel.
-func (s *server) CancelGroup(w http.ResponseWriter, r *http.Request, raw string) {
+func (s *groupServer) CancelGroup(w http.ResponseWriter, r *http.Request, raw string) {
 	id, err := groupID(raw)
 	if err == nil {
-		err = s.service.CancelGroup(r.Context(), id, access.From(r.Context()).Tenant)
+		err = s.groups.CancelGroup(r.Context(), id, access.From(r.Context()).Tenant)
 	}
 	s.succeed(w, r, err)
 }
 
 // RetryGroup answers POST /groups/{group_id}/retry.
-func (s *server) RetryGroup(w http.ResponseWriter, r *http.Request, raw string) {
+func (s *groupServer) RetryGroup(w http.ResponseWriter, r *http.Request, raw string) {
 	id, err := groupID(raw)
 	if err == nil {
-		err = s.service.RetryGroup(r.Context(), id, access.From(r.Context()).Tenant, traceOf(r))
+		err = s.groups.RetryGroup(r.Context(), id, access.From(r.Context()).Tenant, traceOf(r))
 	}
 	s.succeed(w, r, err)
-}
-
-// succeed answers that a request was done, or with its error.
-func (s *server) succeed(w http.ResponseWriter, r *http.Request, err error) {
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
 // groupID is the name of a group in an address.
@@ -171,15 +183,4 @@ func groupID(raw string) (string, error) {
 		return "", job.ErrNoGroup
 	}
 	return id, nil
-}
-
-// shownGroup is a group as clients see it.
-func (s *server) shownGroup(g job.Group) Group {
-	out := Group{Group: g.ID, Ended: g.Ended(), Jobs: make([]Job, len(g.Jobs)), More: g.More}
-	out.Counts.Queued, out.Counts.Processing = g.Counts[job.Queued], g.Counts[job.Processing]
-	out.Counts.Done, out.Counts.Failed, out.Counts.Cancelled = g.Counts[job.Done], g.Counts[job.Failed], g.Counts[job.Cancelled]
-	for i, view := range g.Jobs {
-		out.Jobs[i] = s.shown(view)
-	}
-	return out
 }

@@ -2,11 +2,12 @@ package api
 
 import (
 	"context"
-	"errors"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -15,49 +16,76 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// StartJob answers POST /start-job. The Content-Type is not checked: the original's
-// clients may omit it.
-func (s *server) StartJob(w http.ResponseWriter, r *http.Request) {
-	room := lease{of: s.bodies}
-	defer room.giveBack()
-	body, err := readBody(w, r, s.maxBody, &room)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	request, err := decodeStartJob(body)
-	if err == nil && !request.Deadline.IsZero() && !request.Deadline.After(job.Now()) {
-		err = &job.Invalid{Field: "deadline", Problem: "has passed already; it is " + job.Now().Format(time.RFC3339) + " here"}
-	}
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	request.Trace = traceOf(r)
-	request.Tenant = access.From(r.Context()).Tenant
-	if err := s.service.Submit(r.Context(), request); err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.answer(w, r, http.StatusOK, Success{Success: true})
+// JobService looks at jobs and changes their course.
+type JobService interface {
+	// Job is the job's present state, or *job.UnknownJob.
+	Job(ctx context.Context, id job.ID) (job.Status, error)
+
+	// View is the job in detail, or *job.UnknownJob.
+	View(ctx context.Context, id job.ID) (job.View, error)
+
+	// Jobs is up to limit jobs that match, without what job.View has only for one, in
+	// the order they were submitted or, with q.Newest, in the opposite one, from the
+	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error)
+
+	// Owner is the tenant that the job belongs to, empty for none, or
+	// *job.UnknownJob.
+	Owner(ctx context.Context, id job.ID) (tenant string, err error)
+
+	// Wait blocks until the job has ended and returns its final state. It
+	// returns ctx's error when that ends first, and *job.UnknownJob.
+	Wait(ctx context.Context, id job.ID) (job.Status, error)
+
+	// Watch returns a channel that receives after the job has changed, until stop is
+	// called.
+	Watch(id job.ID) (changed <-chan struct{}, stop func())
+
+	// Cancel requests that a job is cancelled. When it returns nil the
+	// request is durable; the job may take a while to end, and may still end in
+	// another way. It returns *job.UnknownJob and job.ErrEnded.
+	Cancel(ctx context.Context, id job.ID) error
+
+	// Retry runs a job that has ended again. It returns *job.UnknownJob,
+	// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, and what Submit does.
+	Retry(ctx context.Context, id job.ID, trace job.Trace) error
+
+	// Explain says how the job stands, for people; to a tenant it tells nothing of
+	// others' jobs. It returns *job.UnknownJob.
+	Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error)
+
+	// Remove removes a job that has ended, with its files. It returns
+	// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving, and
+	// job.ErrRemovalContinues or job.ErrRemovalStopped where that takes long; after
+	// another error, too, the removal may go on by itself.
+	Remove(ctx context.Context, id job.ID) error
+}
+
+// jobServer serves jobs: their states and details, and changes of their course.
+type jobServer struct {
+	answers
+	views
+	jobIDs
+	waiter
+	service JobService
 }
 
 // GetJobStatus answers GET /jobs/{job_id}/status.
-func (s *server) GetJobStatus(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) GetJobStatus(w http.ResponseWriter, r *http.Request, rawID string) {
 	if status, ok := s.job(w, r, rawID); ok {
 		s.answer(w, r, http.StatusOK, s.visible(status))
 	}
 }
 
 // GetJobReady answers GET /jobs/{job_id}/ready.
-func (s *server) GetJobReady(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) GetJobReady(w http.ResponseWriter, r *http.Request, rawID string) {
 	if status, ok := s.job(w, r, rawID); ok {
 		s.answer(w, r, http.StatusOK, Ready{Ready: status.State.Final()})
 	}
 }
 
 // job fetches the job that a request names, or answers why it cannot.
-func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.Status, bool) {
+func (s *jobServer) job(w http.ResponseWriter, r *http.Request, rawID string) (job.Status, bool) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
@@ -77,7 +105,7 @@ func (s *server) job(w http.ResponseWriter, r *http.Request, rawID string) (job.
 // at that time. The original's clients set none and take a 200 to mean that the job has
 // ended; when the server's bound passes first they are answered with an error and
 // Retry-After.
-func (s *server) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string, params WaitForJobParams) {
+func (s *jobServer) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string, params WaitForJobParams) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
@@ -104,29 +132,8 @@ func (s *server) WaitForJob(w http.ResponseWriter, r *http.Request, rawID string
 	s.answer(w, r, http.StatusOK, s.visible(status))
 }
 
-// wait returns the job's final state, or its present one once limit has passed.
-func (s *server) wait(w http.ResponseWriter, r *http.Request, id job.ID, limit time.Duration) (job.Status, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), limit)
-	defer cancel()
-	unbounded(w)
-	status, err := s.service.Wait(ctx, id)
-	if err != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && r.Context().Err() == nil {
-		return s.service.Job(r.Context(), id)
-	}
-	return status, err
-}
-
-// unbounded lifts the http.Server's read and write timeouts from the rest of
-// this request: they are meant for requests that do not wait. net/http sets
-// them again for the connection's next request.
-func unbounded(w http.ResponseWriter) {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines to lift
-	_ = control.SetWriteDeadline(time.Time{})
-}
-
 // CancelJob answers POST /jobs/{job_id}/cancel.
-func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) CancelJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {
 		err = s.service.Cancel(r.Context(), id)
@@ -139,7 +146,7 @@ func (s *server) CancelJob(w http.ResponseWriter, r *http.Request, rawID string)
 }
 
 // RetryJob answers POST /jobs/{job_id}/retry.
-func (s *server) RetryJob(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) RetryJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {
 		err = s.service.Retry(r.Context(), id, traceOf(r))
@@ -152,7 +159,7 @@ func (s *server) RetryJob(w http.ResponseWriter, r *http.Request, rawID string) 
 }
 
 // ExplainJob answers GET /jobs/{job_id}/explain.
-func (s *server) ExplainJob(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) ExplainJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	var e job.Explanation
 	if err == nil {
@@ -176,64 +183,13 @@ func (s *server) ExplainJob(w http.ResponseWriter, r *http.Request, rawID string
 	})
 }
 
-// traceOf is the trace that a request belongs to.
-func traceOf(r *http.Request) job.Trace {
-	return job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
-}
-
 // RemoveJob answers DELETE /jobs/{job_id}.
-func (s *server) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *jobServer) RemoveJob(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := s.jobID(r, rawID)
 	if err == nil {
 		err = s.service.Remove(r.Context(), id)
 	}
 	s.answerRemoval(w, r, err)
-}
-
-// answerRemoval answers a removal that has ended, goes on by itself, or failed.
-func (s *server) answerRemoval(w http.ResponseWriter, r *http.Request, err error) {
-	status := http.StatusOK
-	if errors.Is(err, job.ErrRemovalContinues) {
-		status, err = http.StatusAccepted, nil
-	}
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.answer(w, r, status, Success{Success: true})
-}
-
-// visible is status with the failure's texts cut to the lengths that are kept, and
-// without what clients see in debug mode only.
-func (s *server) visible(status job.Status) job.Status {
-	status.Failure = status.Failure.Clip()
-	if status.Failure != nil && !s.debug {
-		status.Failure.Traceback = ""
-	}
-	return status
-}
-
-// jobID decodes a job's id from a path. An invalid id is answered like the id of an
-// unknown job, and so is that of another tenant's job.
-func (s *server) jobID(r *http.Request, raw string) (job.ID, error) {
-	text, err := url.PathUnescape(raw)
-	if err != nil {
-		return "", &job.UnknownJob{ID: raw}
-	}
-	id, err := job.ParseID(text)
-	if err != nil {
-		return "", &job.UnknownJob{ID: text}
-	}
-	if tenant := access.From(r.Context()).Tenant; tenant != "" {
-		owner, err := s.service.Owner(r.Context(), id)
-		if err != nil {
-			return "", err
-		}
-		if owner != tenant {
-			return "", &job.UnknownJob{ID: text}
-		}
-	}
-	return id, nil
 }
 
 // parseTimeout reads a time as seconds or as a Go duration. What is too long
@@ -253,4 +209,78 @@ func parseTimeout(text string) (time.Duration, error) {
 		return 0, &job.Invalid{Field: "timeout", Problem: "must be a number of seconds such as 30 or 0.5, or a duration such as 1m30s, and not negative"}
 	}
 	return d, nil
+}
+
+// GetJob answers GET /jobs/{job_id}.
+func (s *jobServer) GetJob(w http.ResponseWriter, r *http.Request, rawID string, _ GetJobParams) {
+	id, err := s.jobID(r, rawID)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	wait := preferredWait(r, s.maxWait)
+	body, tag, err := s.jobWithTag(r.Context(), id)
+	known := err == nil && listed(r.Header.Values("If-None-Match"), tag, weak)
+	switch {
+	case err != nil || wait == 0:
+	case known: // it has this representation: wait for another one
+		body, tag, err = s.waitForChange(w, r, id, wait)
+		known = err == nil && listed(r.Header.Values("If-None-Match"), tag, weak)
+	case len(r.Header.Values("If-None-Match")) == 0:
+		if _, err = s.wait(w, r, id, wait); err == nil {
+			body, tag, err = s.jobWithTag(r.Context(), id)
+		}
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	h := w.Header()
+	applied(h, wait)
+	h.Set("ETag", tag)
+	h.Set("Cache-Control", "no-cache") // keep it, but ask whether it is still so
+	if known {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	h.Set("Content-Type", jsonType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body) // a client that has left cannot be told
+}
+
+// jobWithTag is a job in detail as JSON, and the ETag of that.
+func (s *jobServer) jobWithTag(ctx context.Context, id job.ID) (body []byte, tag string, err error) {
+	view, err := s.service.View(ctx, id)
+	if err != nil {
+		return nil, "", err
+	}
+	if body, err = job.JSON(s.detailed(view)); err != nil {
+		return nil, "", fmt.Errorf("write job %s as JSON: %w", id, err)
+	}
+	sum := sha256.Sum256(body)
+	return body, `"` + hex.EncodeToString(sum[:12]) + `"`, nil
+}
+
+// waitForChange is jobWithTag once the client does not have that representation, or
+// limit has passed.
+func (s *jobServer) waitForChange(w http.ResponseWriter, r *http.Request, id job.ID, limit time.Duration) (body []byte, tag string, err error) {
+	unbounded(w)
+	changed, stop := s.service.Watch(id)
+	defer stop()
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	for last := false; ; {
+		body, tag, err = s.jobWithTag(r.Context(), id)
+		if err != nil || last || !listed(r.Header.Values("If-None-Match"), tag, weak) {
+			return body, tag, err
+		}
+		select {
+		case <-changed:
+		case <-over.C:
+			last = true
+		case <-r.Context().Done():
+			return nil, "", r.Context().Err()
+		}
+	}
 }

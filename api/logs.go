@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math"
@@ -12,8 +13,28 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// LogService opens what runners have written.
+type LogService interface {
+	// Logs opens what a sheep's runners have written; the caller closes it.
+	// Reading ends with io.EOF or, following, with ctx's error once that has
+	// ended. It returns *job.UnknownSheep and job.ErrNoLog.
+	Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error)
+
+	// JobLogs opens what runners have written during the job's last run; the caller
+	// closes it. Reading ends with io.EOF or, following, once the run has ended, or
+	// with ctx's error. It returns *job.UnknownJob and job.ErrNoJobLog.
+	JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error)
+}
+
+// logServer serves logs.
+type logServer struct {
+	answers
+	jobIDs
+	service LogService
+}
+
 // GetSheepLogs answers GET /sheep/{sheep_id}/logs.
-func (s *server) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep string, params GetSheepLogsParams) {
+func (s *logServer) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep string, params GetSheepLogsParams) {
 	sheep, err := url.PathUnescape(rawSheep)
 	if err != nil {
 		s.fail(w, r, &job.UnknownSheep{Name: rawSheep})
@@ -25,7 +46,7 @@ func (s *server) GetSheepLogs(w http.ResponseWriter, r *http.Request, rawSheep s
 }
 
 // GetJobLogs answers GET /jobs/{job_id}/logs.
-func (s *server) GetJobLogs(w http.ResponseWriter, r *http.Request, rawID string, params GetJobLogsParams) {
+func (s *logServer) GetJobLogs(w http.ResponseWriter, r *http.Request, rawID string, params GetJobLogsParams) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
@@ -37,7 +58,7 @@ func (s *server) GetJobLogs(w http.ResponseWriter, r *http.Request, rawID string
 }
 
 // serveLog answers with a log, as it is written where the client follows it.
-func (s *server) serveLog(w http.ResponseWriter, r *http.Request, follow, tail *string, open func(job.LogQuery) (io.ReadCloser, error)) {
+func (s *logServer) serveLog(w http.ResponseWriter, r *http.Request, follow, tail *string, open func(job.LogQuery) (io.ReadCloser, error)) {
 	q := job.LogQuery{Tail: -1}
 	var err error
 	if q.Follow, err = flag("follow", follow); err == nil && tail != nil {

@@ -12,8 +12,35 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// ModelService looks at the models that are kept for sheep, and changes which are.
+type ModelService interface {
+	// PullModel pulls a model and returns when it is complete. It calls report with the
+	// progress, from one goroutine at a time and not after it has returned. It returns
+	// *job.Invalid, *job.UnknownNode, *job.UnknownSheep, *job.Unavailable,
+	// job.ErrNoModels and *job.ModelError.
+	PullModel(ctx context.Context, o job.PullOrder, report func(job.PullProgress)) error
+
+	// Models is every model that is kept. It returns *job.ModelError.
+	Models(ctx context.Context) (job.KeptModels, error)
+
+	// Usual is how long the last jobs of a model took; ok is false where none is known.
+	Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error)
+
+	// RemoveModel removes one, of a node or, where that is empty, of all. It returns
+	// *job.Invalid, *job.UnknownNode, *job.Unavailable, *job.ModelNeeded,
+	// job.ErrNoModels and *job.ModelError, of class NotFound when it is not kept.
+	RemoveModel(ctx context.Context, m job.Model, node string) error
+}
+
+// modelServer serves models.
+type modelServer struct {
+	answers
+	bodyLimits
+	service ModelService
+}
+
 // ListModels answers GET /models.
-func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
+func (s *modelServer) ListModels(w http.ResponseWriter, r *http.Request) {
 	kept, err := s.service.Models(r.Context())
 	if err != nil {
 		s.fail(w, r, err)
@@ -21,7 +48,7 @@ func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := ModelList{Models: []KeptModel{}}
 	for _, m := range kept.Models {
-		usual, err := s.usual(r.Context(), m.Model)
+		usual, err := usualOf(r.Context(), s.service, m.Model)
 		if err != nil {
 			s.fail(w, r, err)
 			return
@@ -41,9 +68,14 @@ func (s *server) ListModels(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, http.StatusOK, answer)
 }
 
-// usual is how long the last jobs of a model took, nil where none is known.
-func (s *server) usual(ctx context.Context, m job.Model) (*Usual, error) {
-	u, ok, err := s.service.Usual(ctx, m)
+// usualTimes is the part of a ModelService that knows how long jobs take.
+type usualTimes interface {
+	Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error)
+}
+
+// usualOf is how long the last jobs of a model took, nil where none is known.
+func usualOf(ctx context.Context, history usualTimes, m job.Model) (*Usual, error) {
+	u, ok, err := history.Usual(ctx, m)
 	if err != nil || !ok {
 		return nil, err
 	}
@@ -51,7 +83,7 @@ func (s *server) usual(ctx context.Context, m job.Model) (*Usual, error) {
 }
 
 // RemoveModel answers DELETE /models/{model}.
-func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string, params RemoveModelParams) {
+func (s *modelServer) RemoveModel(w http.ResponseWriter, r *http.Request, raw string, params RemoveModelParams) {
 	text, err := url.PathUnescape(raw)
 	var m job.Model
 	if err == nil {
@@ -70,7 +102,7 @@ func (s *server) RemoveModel(w http.ResponseWriter, r *http.Request, raw string,
 }
 
 // PullModel answers POST /models/pull.
-func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams) {
+func (s *modelServer) PullModel(w http.ResponseWriter, r *http.Request, params PullModelParams) {
 	room := lease{of: s.bodies}
 	defer room.giveBack()
 	body, err := readBody(w, r, s.maxBody, &room)
@@ -100,7 +132,7 @@ func (s *server) PullModel(w http.ResponseWriter, r *http.Request, params PullMo
 
 // pullWithProgress pulls a model and streams its progress. An error before the first
 // report is answered with its status. A slow client gets the latest report only.
-func (s *server) pullWithProgress(w http.ResponseWriter, r *http.Request, o job.PullOrder) {
+func (s *modelServer) pullWithProgress(w http.ResponseWriter, r *http.Request, o job.PullOrder) {
 	latest := make(chan job.PullProgress, 1)
 	done := make(chan error, 1)
 	go func() {

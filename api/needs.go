@@ -1,9 +1,6 @@
 package api
 
 import (
-	"errors"
-	"log/slog"
-	"math"
 	"net/http"
 	"strings"
 
@@ -86,7 +83,7 @@ var needs = map[string]need{
 }
 
 // needOf returns what the operation of a request requires.
-func (s *server) needOf(r *http.Request) need {
+func needOf(r *http.Request) need {
 	method := r.Method
 	if method == http.MethodHead {
 		method = http.MethodGet
@@ -99,86 +96,8 @@ func (s *server) needOf(r *http.Request) need {
 	if err != nil {
 		return need{scope: access.Admin}
 	}
-	if s.assets[template] {
-		return need{} // the pages' scripts
-	}
 	if n, ok := needs[method+" "+strings.Replace(template, ":.+}", "}", 1)]; ok {
 		return n
 	}
 	return need{scope: access.Admin}
-}
-
-// authorize refuses callers without what the operation requires, and adds the caller to
-// the request's context.
-func (s *server) authorize(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		needed := s.needOf(r)
-		if needed.scope == "" {
-			next.ServeHTTP(w, r)
-			return
-		}
-		caller, err := s.gate.Identify(r)
-		if err == nil {
-			err = s.permit(caller, needed, r)
-		}
-		if err != nil {
-			s.refuse(r, caller, err)
-			s.fail(w, r, err)
-			return
-		}
-		next.ServeHTTP(w, r.WithContext(access.With(r.Context(), caller)))
-	})
-}
-
-// permit returns an error where the caller may not use the operation.
-func (s *server) permit(caller access.Caller, needed need, r *http.Request) error {
-	switch {
-	case !caller.May(needed.scope) && caller.Name == access.Anonymous:
-		return &access.Refused{Reason: "Only those who administer shepherd may do this: ask by its socket on the machine, or have the configuration say who else may (api.tokens)"}
-	case !caller.May(needed.scope):
-		return &access.Refused{Reason: "This needs the scope " + string(needed.scope) + ", which " + caller.Name + " does not have"}
-	case needed.whole && caller.Tenant != "":
-		return &access.Refused{Reason: "This shows what all tenants do, and is for none of them"}
-	case caller.Ambient && s.browsers.Foreign(r):
-		return errForeignPage
-	}
-	return nil
-}
-
-// errForeignPage refuses what a page of another origin makes a browser send.
-var errForeignPage = &access.Refused{Reason: "A page of another origin may not change anything here without a token; list its origin in api.cors_origins if it should"}
-
-// refuse logs and counts a refused request. The credentials are not logged.
-func (s *server) refuse(r *http.Request, caller access.Caller, err error) {
-	level, why := slog.LevelWarn, "forbidden"
-	var unknown *access.Unknown
-	var tooMany *access.TooMany
-	switch {
-	case errors.As(err, &tooMany):
-		level, why = slog.LevelDebug, "limited" // the log is not to be flooded
-	case errors.As(err, &unknown):
-		why = "unknown"
-		if !unknown.Shown {
-			level = slog.LevelInfo
-		}
-	}
-	s.refused(why)
-	s.log.LogAttrs(r.Context(), level, "request refused", slog.String("method", r.Method), slog.String("path", r.URL.Path),
-		slog.String("client", s.gate.ClientAddress(r)), slog.String("caller", caller.Name), slog.Any("error", err))
-}
-
-// challenge adds the WWW-Authenticate header of a refusal, and returns Retry-After in
-// seconds, 0 for none.
-func challenge(h http.Header, err error) (retryAfter int) {
-	var unknown *access.Unknown
-	var tooMany *access.TooMany
-	switch {
-	case errors.As(err, &unknown) && unknown.Shown:
-		h.Set("WWW-Authenticate", `Bearer realm="shepherd", error="invalid_token"`)
-	case errors.As(err, &unknown):
-		h.Set("WWW-Authenticate", `Bearer realm="shepherd"`)
-	case errors.As(err, &tooMany):
-		return max(1, int(math.Ceil(tooMany.After.Seconds())))
-	}
-	return 0
 }

@@ -116,7 +116,7 @@ func TestOpen(t *testing.T) {
 // TestWhatIsInNoTable: a route that somebody forgot is the administrator's.
 func TestWhatIsInNoTable(t *testing.T) {
 	claims.Hold(t, "C4")
-	s := &server{gate: new(access.Gate), log: slog.New(slog.DiscardHandler), refused: func(string) {}}
+	s := &gatekeeper{answers: answers{log: slog.New(slog.DiscardHandler)}, gate: new(access.Gate), refused: func(string) {}}
 	w := httptest.NewRecorder()
 	s.authorize(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("let in") })).ServeHTTP(w, httptest.NewRequest("GET", "/forgotten", nil))
 	if w.Code != 403 {

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -10,30 +9,22 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// SheepOrders tells sheep what to do.
-type SheepOrders interface {
-	// OrderSheep tells a sheep what to do, and returns when it has, or ctx ends, which
-	// gives up what is not done yet. It returns *job.UnknownSheep, *job.SheepState,
-	// *job.Untrusted, *job.ModelError and job.ErrDraining.
-	OrderSheep(ctx context.Context, sheep string, o job.Order) error
-}
-
 // noSheep is the *job.UnknownSheep of an address, which is answered 404; one of a body is
 // answered 400.
 type noSheep struct{ *job.UnknownSheep }
 
 // DrainSheep answers POST /sheep/{sheep_id}/drain.
-func (s *server) DrainSheep(w http.ResponseWriter, r *http.Request, sheep string) {
+func (s *sheepServer) DrainSheep(w http.ResponseWriter, r *http.Request, sheep string) {
 	s.order(w, r, sheep, job.Order{Do: job.Drain})
 }
 
 // ResumeSheep answers POST /sheep/{sheep_id}/resume.
-func (s *server) ResumeSheep(w http.ResponseWriter, r *http.Request, sheep string) {
+func (s *sheepServer) ResumeSheep(w http.ResponseWriter, r *http.Request, sheep string) {
 	s.order(w, r, sheep, job.Order{Do: job.Resume})
 }
 
 // RestartSheep answers POST /sheep/{sheep_id}/restart.
-func (s *server) RestartSheep(w http.ResponseWriter, r *http.Request, sheep string, params RestartSheepParams) {
+func (s *sheepServer) RestartSheep(w http.ResponseWriter, r *http.Request, sheep string, params RestartSheepParams) {
 	o := job.Order{Do: job.Restart}
 	if params.Drain != nil && *params.Drain == "" {
 		o.Drain = job.UsualDrain
@@ -48,7 +39,7 @@ func (s *server) RestartSheep(w http.ResponseWriter, r *http.Request, sheep stri
 }
 
 // LoadSheep answers POST /sheep/{sheep_id}/load.
-func (s *server) LoadSheep(w http.ResponseWriter, r *http.Request, sheep string) {
+func (s *sheepServer) LoadSheep(w http.ResponseWriter, r *http.Request, sheep string) {
 	room := lease{of: s.bodies}
 	body, err := readBody(w, r, s.maxBody, &room)
 	o := job.Order{Do: job.Load}
@@ -63,7 +54,7 @@ func (s *server) LoadSheep(w http.ResponseWriter, r *http.Request, sheep string)
 	s.order(w, r, sheep, o)
 }
 
-func (s *server) order(w http.ResponseWriter, r *http.Request, rawSheep string, o job.Order) {
+func (s *sheepServer) order(w http.ResponseWriter, r *http.Request, rawSheep string, o job.Order) {
 	sheep, err := url.PathUnescape(rawSheep)
 	if err != nil {
 		sheep = rawSheep // which no sheep is called

@@ -16,19 +16,19 @@ import (
 )
 
 // ListInputs answers GET /jobs/{job_id}/inputs.
-func (s *server) ListInputs(w http.ResponseWriter, r *http.Request, rawID string, params ListInputsParams) {
+func (s *fileServer) ListInputs(w http.ResponseWriter, r *http.Request, rawID string, params ListInputsParams) {
 	s.listFiles(w, r, rawID, job.InputDir, s.service.Inputs, params.Presign)
 }
 
 // ListOutputs answers GET /jobs/{job_id}/outputs.
-func (s *server) ListOutputs(w http.ResponseWriter, r *http.Request, rawID string, params ListOutputsParams) {
+func (s *fileServer) ListOutputs(w http.ResponseWriter, r *http.Request, rawID string, params ListOutputsParams) {
 	s.listFiles(w, r, rawID, job.OutputDir, s.service.Outputs, params.Presign)
 }
 
 // maxPresign is how long an address of a file is valid at most, as S3 has it.
 const maxPresign = 7 * 24 * time.Hour
 
-func (s *server) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir string, list func(context.Context, job.ID) ([]job.FileInfo, error), presign *string) {
+func (s *fileServer) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir string, list func(context.Context, job.ID) ([]job.FileInfo, error), presign *string) {
 	id, err := s.jobID(r, rawID)
 	var valid time.Duration
 	if err == nil && presign != nil {
@@ -112,16 +112,16 @@ type archive interface {
 }
 
 // GetOutputsZip answers GET /jobs/{job_id}/outputs.zip.
-func (s *server) GetOutputsZip(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *fileServer) GetOutputsZip(w http.ResponseWriter, r *http.Request, rawID string) {
 	s.sendArchive(w, r, rawID, "zip", "application/zip", func(to io.Writer) archive { return zipArchive{zip.NewWriter(to)} })
 }
 
 // GetOutputsTar answers GET /jobs/{job_id}/outputs.tar.
-func (s *server) GetOutputsTar(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *fileServer) GetOutputsTar(w http.ResponseWriter, r *http.Request, rawID string) {
 	s.sendArchive(w, r, rawID, "tar", "application/x-tar", func(to io.Writer) archive { return tarArchive{tar.NewWriter(to)} })
 }
 
-func (s *server) sendArchive(w http.ResponseWriter, r *http.Request, rawID, suffix, contentType string, begin func(io.Writer) archive) {
+func (s *fileServer) sendArchive(w http.ResponseWriter, r *http.Request, rawID, suffix, contentType string, begin func(io.Writer) archive) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
@@ -157,7 +157,7 @@ func (s *server) sendArchive(w http.ResponseWriter, r *http.Request, rawID, suff
 }
 
 // fillArchive writes the files, of which the first is open, and closes it.
-func (s *server) fillArchive(ctx context.Context, a archive, id job.ID, files []job.FileInfo, first *job.File) error {
+func (s *fileServer) fillArchive(ctx context.Context, a archive, id job.ID, files []job.FileInfo, first *job.File) error {
 	buffer := buffers.Get().(*[64 << 10]byte)
 	defer buffers.Put(buffer)
 	for i, info := range files {

@@ -61,8 +61,8 @@ func requestID(ctx context.Context) string {
 
 // wantsProblem reports whether errors of the request are answered as problems: those
 // of the job API, and where the client asks for them.
-func (s *server) wantsProblem(r *http.Request) bool {
-	return s.needOf(r).job || strings.Contains(strings.ToLower(strings.Join(r.Header.Values("Accept"), ",")), "application/problem+json")
+func wantsProblem(r *http.Request) bool {
+	return needOf(r).job || strings.Contains(strings.ToLower(strings.Join(r.Header.Values("Accept"), ",")), "application/problem+json")
 }
 
 // problem is an error of class c as RFC 9457 has it.

@@ -67,6 +67,12 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, room *lease) 
 	}
 }
 
+// bodyLimits bounds the bodies that are held in memory.
+type bodyLimits struct {
+	maxBody int64               // of one, in bytes
+	bodies  *semaphore.Weighted // bytes of all together
+}
+
 // lease is the part of the memory for request bodies that one request uses.
 type lease struct {
 	of    *semaphore.Weighted

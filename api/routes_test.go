@@ -116,7 +116,7 @@ func TestAccessLog(t *testing.T) {
 
 func TestPanicIsAnInternalError(t *testing.T) {
 	log := &logRecorder{}
-	s := &server{service: newFake(), log: slog.New(slog.NewJSONHandler(log, nil))}
+	s := answers{log: slog.New(slog.NewJSONHandler(log, nil))}
 	handler := s.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { panic("boom at /srv") }))
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, httptest.NewRequest("GET", "/x", nil))

@@ -8,9 +8,15 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// sessionServer lets people sign in and out with a browser.
+type sessionServer struct {
+	*gatekeeper
+	bodyLimits
+}
+
 // GetSession answers GET /session: who the caller is. An unknown caller is not an error:
 // a page asks in order to offer signing in.
-func (s *server) GetSession(w http.ResponseWriter, r *http.Request) {
+func (s *sessionServer) GetSession(w http.ResponseWriter, r *http.Request) {
 	caller, err := s.gate.Identify(r)
 	if err != nil {
 		s.answer(w, r, http.StatusOK, Session{Scopes: []string{}})
@@ -20,7 +26,7 @@ func (s *server) GetSession(w http.ResponseWriter, r *http.Request) {
 }
 
 // SignIn answers POST /session.
-func (s *server) SignIn(w http.ResponseWriter, r *http.Request) {
+func (s *sessionServer) SignIn(w http.ResponseWriter, r *http.Request) {
 	if s.browsers.Foreign(r) {
 		s.refuse(r, access.Caller{}, errForeignPage)
 		s.fail(w, r, errForeignPage)
@@ -48,7 +54,7 @@ func (s *server) SignIn(w http.ResponseWriter, r *http.Request) {
 }
 
 // SignOut answers DELETE /session.
-func (s *server) SignOut(w http.ResponseWriter, r *http.Request) {
+func (s *sessionServer) SignOut(w http.ResponseWriter, r *http.Request) {
 	if s.browsers.Foreign(r) {
 		s.fail(w, r, errForeignPage)
 		return

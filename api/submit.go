@@ -18,11 +18,50 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// Submissions takes jobs in.
+type Submissions interface {
+	// Submit accepts a job; when it returns nil the job is durable. It returns
+	// *job.Invalid, *job.UnknownSheep, *job.UnknownJob (no payload, and the
+	// job's place in storage is not there), job.ErrSubmitted (the id is in use),
+	// job.ErrRemoving (the last job's files are being removed), job.ErrUploading,
+	// *job.QueueFull and job.ErrDraining. r.Copies is empty.
+	Submit(ctx context.Context, r job.Request) error
+
+	// SubmitFiles is Submit for a job that has no payload, whose inputs are the files,
+	// which are read to their end or the first error, and those that r.Copies names.
+	// The id must be new. An error of files is returned, wrapped.
+	SubmitFiles(ctx context.Context, r job.Request, files job.Files) error
+
+	// SubmitAll is Submit for several jobs, all of them or none; r.Copies may not be
+	// empty. An error about one of them is a *job.ItemError with one of Submit's or
+	// SubmitFiles'.
+	SubmitAll(ctx context.Context, rs []job.Request) error
+}
+
+// submitter completes requests for jobs, and submits what is sent again only once.
+type submitter struct {
+	service interface {
+		Submissions
+		View(ctx context.Context, id job.ID) (job.View, error)
+	}
+	webhooks Webhooks // nil where none are sent
+}
+
+// submitServer serves the operations that submit one job.
+type submitServer struct {
+	answers
+	views
+	bodyLimits
+	formLimits
+	waiter
+	submitter
+}
+
 // maxIdempotencyKey bounds an Idempotency-Key, in bytes.
 const maxIdempotencyKey = 255
 
 // CreateJob answers POST /jobs.
-func (s *server) CreateJob(w http.ResponseWriter, r *http.Request, params CreateJobParams) {
+func (s *submitServer) CreateJob(w http.ResponseWriter, r *http.Request, params CreateJobParams) {
 	request, files, done, err := s.readJob(w, r)
 	defer done()
 	if err != nil {
@@ -72,7 +111,7 @@ func (s *server) CreateJob(w http.ResponseWriter, r *http.Request, params Create
 // readJob reads the description of a job and, where files come with it, the source
 // that they are read from. The caller calls done, which is never nil, when the
 // request's payload is no longer used.
-func (s *server) readJob(w http.ResponseWriter, r *http.Request) (request job.Request, files job.Files, done func(), err error) {
+func (s *submitServer) readJob(w http.ResponseWriter, r *http.Request) (request job.Request, files job.Files, done func(), err error) {
 	done = func() {}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	switch {
@@ -104,7 +143,7 @@ func (s *server) readJob(w http.ResponseWriter, r *http.Request) (request job.Re
 
 // prepare completes a request: with an id, where it has none, with what is known of
 // its caller, and with what it is known by when it is sent again.
-func (s *server) prepare(r *http.Request, request *job.Request, files bool, key string) error {
+func (s submitter) prepare(r *http.Request, request *job.Request, files bool, key string) error {
 	caller := access.From(r.Context())
 	if !request.Deadline.IsZero() && !request.Deadline.After(job.Now()) {
 		return &job.Invalid{Field: "deadline", Problem: "has passed already; it is " + job.Now().Format(time.RFC3339) + " here"}
@@ -133,7 +172,7 @@ func (s *server) prepare(r *http.Request, request *job.Request, files bool, key 
 }
 
 // submitOnce submits a job. again says that the same request has done so before.
-func (s *server) submitOnce(ctx context.Context, request job.Request, files job.Files, key string) (again bool, err error) {
+func (s submitter) submitOnce(ctx context.Context, request job.Request, files job.Files, key string) (again bool, err error) {
 	if key != "" {
 		if again, err := s.submitted(ctx, request); again || err != nil {
 			return again, err
@@ -158,7 +197,7 @@ func (s *server) submitOnce(ctx context.Context, request job.Request, files job.
 // submitted reports whether the request has made its job before. The error is
 // errKeyReused where another request with the same key has, and job.ErrSubmitted
 // where the id is that of another job.
-func (s *server) submitted(ctx context.Context, request job.Request) (bool, error) {
+func (s submitter) submitted(ctx context.Context, request job.Request) (bool, error) {
 	view, err := s.service.View(ctx, request.ID)
 	if _, unknown := asError[*job.UnknownJob](err); unknown {
 		return false, nil
@@ -235,4 +274,51 @@ func newID(caller access.Caller, key, what string) string {
 		copy(bits[:], sum[:])
 	}
 	return lowerCase.EncodeToString(bits[:])
+}
+
+// StartJob answers POST /start-job. The Content-Type is not checked: the original's
+// clients may omit it.
+func (s *submitServer) StartJob(w http.ResponseWriter, r *http.Request) {
+	room := lease{of: s.bodies}
+	defer room.giveBack()
+	body, err := readBody(w, r, s.maxBody, &room)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	request, err := decodeStartJob(body)
+	if err == nil && !request.Deadline.IsZero() && !request.Deadline.After(job.Now()) {
+		err = &job.Invalid{Field: "deadline", Problem: "has passed already; it is " + job.Now().Format(time.RFC3339) + " here"}
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	request.Trace = traceOf(r)
+	request.Tenant = access.From(r.Context()).Tenant
+	if err := s.service.Submit(r.Context(), request); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, r, http.StatusOK, Success{Success: true})
+}
+
+// traceOf is the trace that a request belongs to.
+func traceOf(r *http.Request) job.Trace {
+	return job.ParseTrace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
+}
+
+// checkWebhook refuses a job that names a receiver where jobs may not.
+func (s submitter) checkWebhook() error {
+	secret := ""
+	if s.webhooks != nil {
+		var err error
+		if secret, err = s.webhooks.JobSecret(""); err != nil {
+			return err
+		}
+	}
+	if secret == "" {
+		return &job.Invalid{Field: "webhook", Problem: "jobs may name no receiver here; an operator can allow it with webhooks.secret_file"}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"mime"
 	"net"
@@ -12,11 +13,44 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// UploadService has clients put inputs into storage by themselves. A tenant that is empty is
+// any.
+type UploadService interface {
+	// BeginUpload reserves the place of a job that is not submitted yet, and says where its
+	// inputs go. It returns *job.Invalid, *job.NoUploads, job.ErrSubmitted, job.ErrRemoving,
+	// job.ErrUploading, *job.QueueFull and job.ErrDraining.
+	BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error)
+
+	// UploadAddresses says what is missing, and where it goes. It returns job.ErrNoUpload,
+	// job.ErrUploadOver and *job.NoUploads.
+	UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error)
+
+	// CompleteUpload sees that all files are there. It returns job.ErrNoUpload,
+	// job.ErrUploadOver and *job.UploadIncomplete.
+	CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error)
+
+	// GiveUpUpload removes an upload. It returns job.ErrNoUpload, job.ErrUploading, and
+	// job.ErrRemovalContinues where that takes long; after another error, too, the removal
+	// may go on by itself.
+	GiveUpUpload(ctx context.Context, id job.ID, tenant string) error
+
+	// UploadOrigin is the origin of the addresses that UploadAddresses makes for a host, empty
+	// where it makes none.
+	UploadOrigin(host string) string
+}
+
+// uploadServer serves uploads: inputs that clients put into storage by themselves.
+type uploadServer struct {
+	answers
+	bodyLimits
+	service UploadService
+}
+
 // usualValid is how long addresses are valid where a client does not say.
 const usualValid = time.Hour
 
 // CreateUpload answers POST /uploads.
-func (s *server) CreateUpload(w http.ResponseWriter, r *http.Request) {
+func (s *uploadServer) CreateUpload(w http.ResponseWriter, r *http.Request) {
 	caller := access.From(r.Context())
 	request := job.UploadRequest{Tenant: caller.Tenant, UploadAddressing: job.UploadAddressing{Valid: usualValid, Host: hostOf(r)}}
 	var id text
@@ -57,7 +91,7 @@ func (s *server) CreateUpload(w http.ResponseWriter, r *http.Request) {
 }
 
 // RenewUpload answers POST /uploads/{job_id}/addresses.
-func (s *server) RenewUpload(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *uploadServer) RenewUpload(w http.ResponseWriter, r *http.Request, rawID string) {
 	to := job.UploadAddressing{Valid: usualValid, Host: hostOf(r)}
 	id, err := uploadID(rawID)
 	if err == nil && r.ContentLength != 0 {
@@ -80,7 +114,7 @@ func (s *server) RenewUpload(w http.ResponseWriter, r *http.Request, rawID strin
 }
 
 // CompleteUpload answers POST /uploads/{job_id}/complete.
-func (s *server) CompleteUpload(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *uploadServer) CompleteUpload(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := uploadID(rawID)
 	var plan job.UploadPlan
 	if err == nil {
@@ -94,7 +128,7 @@ func (s *server) CompleteUpload(w http.ResponseWriter, r *http.Request, rawID st
 }
 
 // RemoveUpload answers DELETE /uploads/{job_id}.
-func (s *server) RemoveUpload(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *uploadServer) RemoveUpload(w http.ResponseWriter, r *http.Request, rawID string) {
 	id, err := uploadID(rawID)
 	if err == nil {
 		err = s.service.GiveUpUpload(r.Context(), id, access.From(r.Context()).Tenant)
@@ -116,7 +150,7 @@ func uploadID(raw string) (job.ID, error) {
 }
 
 // readUpload reads a body that is a JSON object, member by member.
-func (s *server) readUpload(w http.ResponseWriter, r *http.Request, member func(in *reader, field string) error) error {
+func (s *uploadServer) readUpload(w http.ResponseWriter, r *http.Request, member func(in *reader, field string) error) error {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err == nil && kind != "application/json" && kind != "application/x-www-form-urlencoded" || err != nil && r.Header.Get("Content-Type") != "" {
 		return errMediaType

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -9,8 +10,29 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// Webhooks sends messages about jobs to receivers.
+type Webhooks interface {
+	// Deliveries returns up to limit messages that match, the newest first, from the
+	// cursor on (0 for the first), and the cursor to go on with, 0 at the end.
+	Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error)
+
+	// Redeliver sends a message again; where tenant is not empty it must be its. It
+	// returns job.ErrNoMessage.
+	Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error)
+
+	// JobSecret is what messages are signed with for the receivers that jobs of the
+	// tenant name, as text; empty where jobs may name none.
+	JobSecret(tenant string) (string, error)
+}
+
+// webhookServer serves messages to receivers of webhooks.
+type webhookServer struct {
+	answers
+	webhooks Webhooks // nil where none are sent
+}
+
 // ListMessages answers GET /webhooks/messages.
-func (s *server) ListMessages(w http.ResponseWriter, r *http.Request, params ListMessagesParams) {
+func (s *webhookServer) ListMessages(w http.ResponseWriter, r *http.Request, params ListMessagesParams) {
 	if s.webhooks == nil {
 		s.fail(w, r, errNoWebhooks)
 		return
@@ -70,7 +92,7 @@ func messageQuery(params ListMessagesParams) (filter job.DeliveryFilter, cursor 
 }
 
 // RedeliverMessage answers POST /webhooks/messages/{message_id}/redeliver.
-func (s *server) RedeliverMessage(w http.ResponseWriter, r *http.Request, rawID string) {
+func (s *webhookServer) RedeliverMessage(w http.ResponseWriter, r *http.Request, rawID string) {
 	if s.webhooks == nil {
 		s.fail(w, r, errNoWebhooks)
 		return
@@ -89,7 +111,7 @@ func (s *server) RedeliverMessage(w http.ResponseWriter, r *http.Request, rawID 
 }
 
 // GetWebhookSecret answers GET /webhooks/secret.
-func (s *server) GetWebhookSecret(w http.ResponseWriter, r *http.Request) {
+func (s *webhookServer) GetWebhookSecret(w http.ResponseWriter, r *http.Request) {
 	secret := ""
 	var err error
 	if s.webhooks != nil {
@@ -104,21 +126,6 @@ func (s *server) GetWebhookSecret(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	s.answer(w, r, http.StatusOK, WebhookSecret{Secret: secret})
-}
-
-// checkWebhook refuses a job that names a receiver where jobs may not.
-func (s *server) checkWebhook() error {
-	secret := ""
-	if s.webhooks != nil {
-		var err error
-		if secret, err = s.webhooks.JobSecret(""); err != nil {
-			return err
-		}
-	}
-	if secret == "" {
-		return &job.Invalid{Field: "webhook", Problem: "jobs may name no receiver here; an operator can allow it with webhooks.secret_file"}
-	}
-	return nil
 }
 
 func shownMessage(m job.Delivery) Message {

@@ -17,8 +17,8 @@ import (
 
 // setAccess makes the gate admit the callers that the configuration names, from the
 // next request on.
-func (l *listeners) setAccess(c config.API) error {
-	rules := access.Config{Local: l.local, Rate: c.RateLimit, Burst: c.RateBurst}
+func (a *admission) setAccess(c config.API) error {
+	rules := access.Config{Local: a.local, Rate: c.RateLimit, Burst: c.RateBurst}
 	for _, t := range c.Tokens {
 		digest, err := digestOf(t)
 		if err != nil {
@@ -40,9 +40,9 @@ func (l *listeners) setAccess(c config.API) error {
 			rules.Certificates = append(rules.Certificates, access.Certificate{Subject: client.Name, Caller: caller})
 		}
 	}
-	l.gate.Set(rules)
-	l.certificates.Store(len(rules.Tokens) == 0 && rules.Proxy == nil)
-	l.browsers.Set(api.BrowserConfig{Origins: c.CORSOrigins, Hosts: c.Hosts})
+	a.gate.Set(rules)
+	a.certificates.Store(len(rules.Tokens) == 0 && rules.Proxy == nil)
+	a.browsers.Set(api.BrowserConfig{Origins: c.CORSOrigins, Hosts: c.Hosts})
 	return nil
 }
 

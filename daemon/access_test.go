@@ -43,7 +43,7 @@ func TestTokenFile(t *testing.T) {
 // TestReloadOfAccess: what a reload says of tokens is what the next handshake does.
 func TestReloadOfAccess(t *testing.T) {
 	claims.Hold(t, "C15")
-	l := &listeners{gate: new(access.Gate), browsers: new(api.Browsers)}
+	l := &listeners{admission: admission{gate: new(access.Gate), browsers: new(api.Browsers)}}
 	started := &config.Config{API: config.API{TLS: &config.TLS{ClientCAFile: "/ca", Clients: []config.TLSClient{{Name: "alice", Scopes: []string{"read"}}}}}}
 	r := &reloader{started: started, listeners: l}
 	if err := l.setAccess(started.API); err != nil || !l.certificates.Load() {

@@ -37,21 +37,29 @@ const (
 // administrators. They are opened before anything else: a daemon that cannot be
 // reached must not start.
 type listeners struct {
-	network []net.Listener // more than one where the service manager has several
-	socket  net.Listener
-	host    string // of the network, as configured
-	path    string // of the socket
-	local   access.Local
-	gate    *access.Gate
-	tls     *tls.Config // of the network; nil for none
-
-	browsers     *api.Browsers
-	certificates atomic.Bool // a certificate is the only way in
-	maxPerCaller int         // connections
-
-	headerTime    time.Duration // for the headers of a request
-	readTime      time.Duration // for a whole request
+	network       []net.Listener // more than one where the service manager has several
+	socket        net.Listener
+	host          string // of the network, as configured
+	path          string // of the socket
 	removeAddress func()
+	admission
+	serving
+}
+
+// admission says who may connect and ask. A reload changes it.
+type admission struct {
+	local        access.Local
+	gate         *access.Gate
+	browsers     *api.Browsers
+	tls          *tls.Config // of the network; nil for none
+	certificates atomic.Bool // a certificate is the only way in
+}
+
+// serving is the servers, and the bounds that they keep.
+type serving struct {
+	headerTime   time.Duration // for the headers of a request
+	readTime     time.Duration // for a whole request
+	maxPerCaller int           // connections
 
 	servers     []*http.Server
 	ended       chan error
@@ -61,7 +69,11 @@ type listeners struct {
 // openListeners listens where the service manager or the configuration says, and
 // writes the address to the state directory.
 func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *listeners, err error) {
-	l := &listeners{host: cfg.API.Host, headerTime: headerTime, readTime: cfg.API.ReadTimeout, gate: new(access.Gate), browsers: new(api.Browsers), maxPerCaller: cfg.API.MaxConnections, removeAddress: func() {}}
+	l := &listeners{
+		host: cfg.API.Host, removeAddress: func() {},
+		admission: admission{gate: new(access.Gate), browsers: new(api.Browsers)},
+		serving:   serving{headerTime: headerTime, readTime: cfg.API.ReadTimeout, maxPerCaller: cfg.API.MaxConnections},
+	}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -210,12 +222,12 @@ func (l *listeners) all() []net.Listener {
 }
 
 // count counts the open connections.
-func (l *listeners) count(_ net.Conn, state http.ConnState) {
+func (s *serving) count(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		l.connections.Add(1)
+		s.connections.Add(1)
 	case http.StateClosed, http.StateHijacked:
-		l.connections.Add(-1)
+		s.connections.Add(-1)
 	}
 }
 

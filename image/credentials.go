@@ -23,8 +23,8 @@ const helperTimeout = 15 * time.Second
 // configured user and password are the registry's alone; docker's config.json may
 // name hosts that serve it, too. What it reads, it reads again each time: passwords
 // are rotated.
-func (s *Store) credentials(host, repository string) (user, secret string, err error) {
-	reg := s.cfg.Registry
+func (s *remote) credentials(host, repository string) (user, secret string, err error) {
+	reg := s.registry
 	own := host == s.endpoint.Host || host == s.api.Host
 	switch {
 	case reg.Username != "" && !own:
@@ -45,11 +45,11 @@ func (s *Store) credentials(host, repository string) (user, secret string, err e
 }
 
 // registryToken is a token of docker's config.json that is shown as it is.
-func (s *Store) registryToken(host, repository string) string {
-	if s.cfg.Registry.Username != "" || s.cfg.Registry.DockerConfig == "" {
+func (s *remote) registryToken(host, repository string) string {
+	if s.registry.Username != "" || s.registry.DockerConfig == "" {
 		return ""
 	}
-	cfg, err := readDockerConfig(s.cfg.Registry.DockerConfig)
+	cfg, err := readDockerConfig(s.registry.DockerConfig)
 	if err != nil {
 		return "" // said when the registry asks for credentials
 	}
@@ -59,7 +59,7 @@ func (s *Store) registryToken(host, repository string) string {
 
 // configRepository is what a repository is called in docker's configuration as
 // far as a host serves it.
-func (s *Store) configRepository(host, repository string) string {
+func (s *remote) configRepository(host, repository string) string {
 	if host == s.api.Host {
 		host = s.endpoint.Host
 	}
@@ -67,16 +67,16 @@ func (s *Store) configRepository(host, repository string) string {
 	return host + "/" + name
 }
 
-func (s *Store) dockerCredential(host, repository string) (credential, error) {
-	c, err := dockerCredentials(s.cfg.Registry.DockerConfig, s.configRepository(host, repository))
+func (s *remote) dockerCredential(host, repository string) (credential, error) {
+	c, err := dockerCredentials(s.registry.DockerConfig, s.configRepository(host, repository))
 	if err != nil {
-		return credential{}, failf(errdefs.ErrFailedPrecondition, "registry.docker_config %s: %v", s.cfg.Registry.DockerConfig, err)
+		return credential{}, failf(errdefs.ErrFailedPrecondition, "registry.docker_config %s: %v", s.registry.DockerConfig, err)
 	}
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	if c.missing != "" && c.missing != s.auth.missing {
-		s.cfg.Log.Warn("A credential helper that docker's configuration names is not installed; the registry is asked without it",
-			"helper", c.missing, "file", s.cfg.Registry.DockerConfig, "registry", host)
+		s.log.Warn("A credential helper that docker's configuration names is not installed; the registry is asked without it",
+			"helper", c.missing, "file", s.registry.DockerConfig, "registry", host)
 	}
 	s.auth.missing = c.missing
 	return c, nil
@@ -84,7 +84,7 @@ func (s *Store) dockerCredential(host, repository string) (credential, error) {
 
 // missingHelper is the credential helper that was not there when credentials were
 // last looked for.
-func (s *Store) missingHelper() string {
+func (s *remote) missingHelper() string {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	return s.auth.missing

@@ -59,7 +59,7 @@ func (r *refusal) Error() string {
 
 // explain turns what a pull of r ended with into words. Errors of ctx stay as
 // they are.
-func (s *Store) explain(ctx context.Context, r ref, err error) error {
+func (s *remote) explain(ctx context.Context, r ref, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -75,7 +75,7 @@ func (s *Store) explain(ctx context.Context, r ref, err error) error {
 	return f
 }
 
-func (s *Store) explanation(err error) *failure {
+func (s *remote) explanation(err error) *failure {
 	registry := "registry " + s.endpoint.Host
 
 	var refused *refusal
@@ -153,7 +153,7 @@ func said(body []byte) string {
 
 // elsewhere is the host that an answer came from, where that is not the registry
 // nor one of its hosts: one that a redirect led to.
-func (s *Store) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
+func (s *remote) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
 	u, err := url.Parse(status.RequestURL)
 	if err != nil || u.Host == "" || u.Host == s.api.Host || u.Host == s.endpoint.Host {
 		return ""
@@ -168,7 +168,7 @@ func (s *Store) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
 
 // authorizationFailed reports whether a request failed for lack of a token or
 // credentials that are good. Some registries answer 400 to a token that expired.
-func (s *Store) authorizationFailed(err error) bool {
+func (s *remote) authorizationFailed(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) && status.StatusCode == http.StatusBadRequest && s.elsewhere(status) == "" {
 		return true
@@ -178,17 +178,17 @@ func (s *Store) authorizationFailed(err error) bool {
 
 // storageRefused reports whether a host that a redirect led to refused to send a
 // layer, as when the redirect's signature has expired.
-func (s *Store) storageRefused(err error) bool {
+func (s *remote) storageRefused(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
 	return errors.As(err, &status) && s.elsewhere(status) != "" && !containerderr.TokenRefused(err)
 }
 
 // denied says whose credentials were refused and where they are set.
-func (s *Store) denied(said string) *failure {
+func (s *remote) denied(said string) *failure {
 	if said != "" {
 		said = " (" + said + ")"
 	}
-	reg := s.cfg.Registry
+	reg := s.registry
 	switch helper := s.missingHelper(); {
 	case reg.Username == "" && helper != "":
 		return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials%s, and %s, which %s names for them, is not installed: install it, or log in without it (docker login %s)",

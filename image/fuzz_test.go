@@ -31,7 +31,7 @@ func FuzzManifest(f *testing.F) {
 	} {
 		f.Add([]byte(text))
 	}
-	s := &Store{platform: "linux/amd64"}
+	s := platform("linux/amd64")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		harmless(t, checkManifest(data))
 		if err := s.explainIndex(data); err == nil {
@@ -50,7 +50,7 @@ func FuzzConfig(f *testing.F) {
 	} {
 		f.Add([]byte(text))
 	}
-	s := &Store{platform: "linux/amd64"}
+	s := platform("linux/amd64")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		config, err := parseConfig(data)
 		if err != nil {

@@ -3,6 +3,8 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,8 +15,58 @@ import (
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/iterait/shepherd/image/endpoint"
 )
+
+// remote is the registry, or the hosts that serve it.
+type remote struct {
+	registry  Registry
+	endpoint  endpoint.Endpoint
+	api       endpoint.Endpoint // where the registry's API is: nearly always the same
+	platform  platform          // that images must have a variant for
+	transport *http.Transport
+	downloads *semaphore.Weighted // of layers, all images together
+	retries   retries
+	observe   Observer
+	log       *slog.Logger
+	auth      authorizers
+}
+
+// newRemote makes a remote that fetches so many layers at once. It asks nobody anything.
+func newRemote(registry Registry, downloads int, observe Observer, log *slog.Logger) (*remote, error) {
+	e, err := parseEndpoint(registry.URL)
+	if err != nil {
+		return nil, err
+	}
+	if registry.Password != "" && registry.PasswordFile != "" {
+		return nil, errors.New("registry.password and registry.password_file are both set: keep one")
+	}
+	if registry.Username == "" && (registry.Password != "" || registry.PasswordFile != "") {
+		return nil, errors.New("registry.username is missing: a password alone cannot be used")
+	}
+	transport, err := newTransport(registry.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	s := &remote{
+		registry: registry, endpoint: e, api: e,
+		platform:  platform(platforms.DefaultString()),
+		transport: transport,
+		downloads: semaphore.NewWeighted(int64(downloads)),
+		retries:   patient,
+		observe:   observe,
+		log:       log,
+		auth:      authorizers{byKey: map[authorizerKey]docker.Authorizer{}, hosts: map[string]bool{}},
+	}
+	if s.api.Host, err = docker.DefaultHost(e.Host); err != nil {
+		return nil, fmt.Errorf("registry.url: %w", err)
+	}
+	return s, nil
+}
 
 // defaultHostsDirs are where containerd and Docker look for the registries' hosts
 // and certificates. The first that has a directory for a registry counts.
@@ -24,7 +76,7 @@ func defaultHostsDirs() []string {
 
 // resolver asks the registry, or the hosts that serve it, for one repository's
 // images. close is called when nothing is asked any more.
-func (s *Store) resolver(ctx context.Context, repository string, patience retries) (r remotes.Resolver, close func(), err error) {
+func (s *remote) resolver(ctx context.Context, repository string, patience retries) (r remotes.Resolver, close func(), err error) {
 	hosts, close, err := s.hosts(ctx, repository, patience)
 	if err != nil {
 		return nil, nil, err
@@ -42,7 +94,7 @@ func (s *Store) resolver(ctx context.Context, repository string, patience retrie
 // hosts are what is asked for a repository's images, in their order: what
 // hosts.toml says in the registry's directory, or the registry itself. All but the
 // last are asked briefly: the next one serves.
-func (s *Store) hosts(ctx context.Context, repository string, patience retries) (hosts []docker.RegistryHost, close func(), err error) {
+func (s *remote) hosts(ctx context.Context, repository string, patience retries) (hosts []docker.RegistryHost, close func(), err error) {
 	hosts = []docker.RegistryHost{{
 		Client: &http.Client{Transport: s.transport}, Host: s.api.Host, Scheme: s.api.Scheme, Path: "/v2",
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
@@ -62,7 +114,7 @@ func (s *Store) hosts(ctx context.Context, repository string, patience retries) 
 			asked = brief.within(patience)
 		}
 		base := h.Client.Transport
-		h.Client = &http.Client{Transport: &persistent{base: base, retries: asked, observe: s.cfg.Observe}}
+		h.Client = &http.Client{Transport: &persistent{base: base, retries: asked, observe: s.observe}}
 		h.Authorizer = s.authorizer(base, h, repository)
 	}
 	return hosts, func() {
@@ -73,10 +125,10 @@ func (s *Store) hosts(ctx context.Context, repository string, patience retries) 
 }
 
 // hostsDir is the registry's own directory, empty where it has none.
-func (s *Store) hostsDir() (string, error) {
+func (s *remote) hostsDir() (string, error) {
 	roots := defaultHostsDirs()
-	if s.cfg.Registry.HostsDir != "" {
-		roots = []string{s.cfg.Registry.HostsDir}
+	if s.registry.HostsDir != "" {
+		roots = []string{s.registry.HostsDir}
 	}
 	for _, root := range roots {
 		dir, err := dockerconfig.HostDirFromRoot(root)(s.endpoint.Host)
@@ -94,7 +146,7 @@ func (s *Store) hostsDir() (string, error) {
 // configuredHosts reads a directory as containerd does: hosts.toml, or Docker's
 // certificate files. Hosts with a TLS configuration of their own have transports
 // of their own, which are returned.
-func (s *Store) configuredHosts(ctx context.Context, dir string) (hosts []docker.RegistryHost, own []*http.Transport, err error) {
+func (s *remote) configuredHosts(ctx context.Context, dir string) (hosts []docker.RegistryHost, own []*http.Transport, err error) {
 	path := filepath.Join(dir, "hosts.toml")
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -144,7 +196,7 @@ type authorizers struct {
 }
 
 // authorizer returns what authorizes requests to a host for a repository.
-func (s *Store) authorizer(base http.RoundTripper, h *docker.RegistryHost, repository string) docker.Authorizer {
+func (s *remote) authorizer(base http.RoundTripper, h *docker.RegistryHost, repository string) docker.Authorizer {
 	key := authorizerKey{h.Scheme + "://" + h.Host, repository}
 	token := s.registryToken(h.Host, repository)
 	s.auth.mu.Lock()
@@ -155,7 +207,7 @@ func (s *Store) authorizer(base http.RoundTripper, h *docker.RegistryHost, repos
 	}
 	credentials := func(host string) (string, string, error) { return s.credentials(host, repository) }
 	client := &http.Client{
-		Transport:     &persistent{base: base, retries: tokens.within(s.retries), observe: s.cfg.Observe, tokens: true},
+		Transport:     &persistent{base: base, retries: tokens.within(s.retries), observe: s.observe, tokens: true},
 		CheckRedirect: stayWithTokenServer,
 	}
 	a := docker.Authorizer(decided{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(credentials), docker.WithAuthHeader(h.Header))})
@@ -206,7 +258,7 @@ func (g *givenToken) AddResponses(context.Context, []*http.Response) error {
 }
 
 // hasAuthorizer reports whether anything is kept for a repository.
-func (s *Store) hasAuthorizer(repository string) bool {
+func (s *remote) hasAuthorizer(repository string) bool {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	for key := range s.auth.byKey {
@@ -219,7 +271,7 @@ func (s *Store) hasAuthorizer(repository string) bool {
 
 // dropAuthorizers forgets a repository's tokens and the credentials they were got
 // with.
-func (s *Store) dropAuthorizers(repository string) {
+func (s *remote) dropAuthorizers(repository string) {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	for key := range s.auth.byKey {

@@ -10,30 +10,31 @@
 // live in containerd, in the client's namespace; nothing is kept beside it. A
 // pull holds a lease, so that containerd's garbage collection spares what is
 // half done; what a broken pull has fetched is kept and gone on with.
+//
+// A Store is made of remote, the registry and its hosts (hosts.go), disk, what
+// containerd has (image.go, usage.go), puller, which brings images from one to the
+// other (pull.go), pullLeases, and budget, which removes them again (usage.go).
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	containerdlog "github.com/containerd/log"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
@@ -114,22 +115,27 @@ type Config struct {
 // Store is the images of one registry in one containerd. Its methods may be
 // used from many goroutines.
 type Store struct {
-	cfg       Config
-	endpoint  endpoint.Endpoint
-	api       endpoint.Endpoint // where the registry's API is: nearly always the same
-	platform  string
-	transport *http.Transport
-	downloads *semaphore.Weighted
-	flights   flights
-	leases    pullLeases
-	retries   retries
-	quiet     *containerdlog.Entry
+	*remote
+	*disk
+	puller  *puller
+	budget  *budget
+	policy  Policy
+	trust   job.Trust
+	log     *slog.Logger
+	quiet   *containerdlog.Entry
+	flights flights
 
-	trimming sync.Mutex
-	closing  chan struct{} // closed by Close
-	closed   sync.Once
-	work     sync.WaitGroup // what goes on after the call that began it
-	auth     authorizers
+	closing chan struct{} // closed by Close
+	closed  sync.Once
+	work    sync.WaitGroup // what goes on after the call that began it
+}
+
+// disk is the images that are here: containerd's.
+type disk struct {
+	client      *containerd.Client
+	snapshotter string
+	endpoint    endpoint.Endpoint // whose images have models' names
+	log         *slog.Logger
 }
 
 // Image is an image that is here and unpacked.
@@ -154,31 +160,9 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Client == nil {
 		return nil, errors.New("image: no containerd client")
 	}
-	return newStore(cfg)
-}
-
-// newStore is New for one that may only ask the registry.
-func newStore(cfg Config) (*Store, error) {
-	var err error
-	if cfg.Policy, err = ParsePolicy(string(cfg.Policy)); err != nil {
-		return nil, err
-	}
-	e, err := parseEndpoint(cfg.Registry.URL)
+	policy, err := ParsePolicy(string(cfg.Policy))
 	if err != nil {
 		return nil, err
-	}
-	if cfg.Registry.Password != "" && cfg.Registry.PasswordFile != "" {
-		return nil, errors.New("registry.password and registry.password_file are both set: keep one")
-	}
-	if cfg.Registry.Username == "" && (cfg.Registry.Password != "" || cfg.Registry.PasswordFile != "") {
-		return nil, errors.New("registry.username is missing: a password alone cannot be used")
-	}
-	transport, err := newTransport(cfg.Registry.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	if cfg.Snapshotter == "" {
-		cfg.Snapshotter = "overlayfs"
 	}
 	if cfg.Downloads <= 0 {
 		cfg.Downloads = 6
@@ -189,23 +173,22 @@ func newStore(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	from, err := newRemote(cfg.Registry, cfg.Downloads, cfg.Observe, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	here := &disk{client: cfg.Client, snapshotter: cmp.Or(cfg.Snapshotter, "overlayfs"), endpoint: from.endpoint, log: cfg.Log}
 	s := &Store{
-		cfg:       cfg,
-		endpoint:  e,
-		api:       e,
-		platform:  platforms.DefaultString(),
-		transport: transport,
-		downloads: semaphore.NewWeighted(int64(cfg.Downloads)),
-		flights:   flights{byKey: map[string]*flight{}},
-		leases:    pullLeases{opened: time.Now(), ended: map[string]bool{}},
-		retries:   patient,
-		quiet:     quiet(),
-		closing:   make(chan struct{}),
-		auth:      authorizers{byKey: map[authorizerKey]docker.Authorizer{}, hosts: map[string]bool{}},
+		remote: from, disk: here, policy: policy, trust: cfg.Trust, log: cfg.Log, quiet: quiet(),
+		flights: flights{byKey: map[string]*flight{}},
+		closing: make(chan struct{}),
 	}
-	if s.api.Host, err = docker.DefaultHost(e.Host); err != nil {
-		return nil, fmt.Errorf("registry.url: %w", err)
+	s.budget = &budget{disk: here, limit: cfg.Budget, needed: cfg.Needed, busy: s.flights.keys}
+	leases := &pullLeases{
+		client: cfg.Client, log: cfg.Log, opened: time.Now(), ended: map[string]bool{},
+		passes: func(err error) bool { return errdefs.IsUnavailable(from.explanation(err)) },
 	}
+	s.puller = &puller{remote: from, disk: here, leases: leases, budget: s.budget, parallel: cfg.Downloads, log: cfg.Log}
 	return s, nil
 }
 
@@ -230,13 +213,13 @@ func (s *Store) Close() error {
 // Validate says whether m can be the name of an image in this registry, for
 // refusing a job before it is queued.
 func (s *Store) Validate(m job.Model) error {
-	_, err := referenceOf(s.endpoint, m)
+	_, err := referenceOf(s.remote.endpoint, m)
 	return err
 }
 
 // Reference is the full name of m's image.
 func (s *Store) Reference(m job.Model) (string, error) {
-	r, err := referenceOf(s.endpoint, m)
+	r, err := referenceOf(s.remote.endpoint, m)
 	return r.String(), err
 }
 
@@ -251,14 +234,14 @@ func (s *Store) Reference(m job.Model) (string, error) {
 // an image), ErrResourceExhausted (disk full) or ErrFailedPrecondition, which it
 // is for an image that Config.Trust does not trust, too.
 func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress)) (Image, error) {
-	r, err := referenceOf(s.endpoint, m)
+	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
 		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
 	if observe == nil {
 		observe = func(Progress) {}
 	}
-	if r.pin, err = s.cfg.Trust.Check(m); err != nil {
+	if r.pin, err = s.trust.Check(m); err != nil {
 		return Image{}, failf(errdefs.ErrFailedPrecondition, "%v", err)
 	}
 	img, err := s.flights.do(ctx, r.String(), observe, func(ctx context.Context, report func(Progress)) (Image, error) {
@@ -274,7 +257,7 @@ func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress))
 // asking the registry. The error is of class ErrNotFound where it is not here,
 // else as with Ensure.
 func (s *Store) Local(ctx context.Context, m job.Model) (Image, error) {
-	r, err := referenceOf(s.endpoint, m)
+	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
 		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
@@ -295,10 +278,10 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 		return Image{}, err
 	}
 	switch {
-	case !here && s.cfg.Policy == Never:
+	case !here && s.policy == Never:
 		return Image{}, failf(errdefs.ErrNotFound, "it is not here and pull_policy is never; bring it with ctr images import, or set another pull_policy")
-	case here && (s.cfg.Policy != Always || r.digest != ""): // what a digest means does not change
-		s.dropEndedPulls(ctx, r)
+	case here && (s.policy != Always || r.digest != ""): // what a digest means does not change
+		s.puller.leases.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
 
@@ -309,7 +292,7 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	target, err := s.resolve(ctx, r, patience)
 	switch {
 	case err != nil && here && ctx.Err() == nil && unreachable(err):
-		s.cfg.Log.WarnContext(ctx, "the registry cannot be asked whether the image is still the newest; the local one serves",
+		s.log.WarnContext(ctx, "the registry cannot be asked whether the image is still the newest; the local one serves",
 			"image", r.String(), "error", s.explanation(err).message)
 		return s.trusted(ctx, r, local)
 	case err != nil:
@@ -317,13 +300,13 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	case r.pin != "" && target.Digest.String() != r.pin: // before any of it is fetched
 		return Image{}, distrust(r, target.Digest)
 	case here && local.Target.Digest == target.Digest:
-		s.dropEndedPulls(ctx, r)
+		s.puller.leases.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
 	if err := checkTarget(target); err != nil {
 		return Image{}, err
 	}
-	if err := s.pull(ctx, r, target, report); err != nil {
+	if err := s.puller.pull(ctx, r, target, report); err != nil {
 		return Image{}, err
 	}
 	img, here, err := s.local(ctx, r)
@@ -358,26 +341,26 @@ func distrust(r ref, found digest.Digest) error {
 const restartTime = 10 * time.Second
 
 // await waits for containerd to be back and says whether it is.
-func (s *Store) await(ctx context.Context) bool {
+func (s *disk) await(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, restartTime)
 	defer cancel()
-	serving, err := s.cfg.Client.IsServing(ctx)
+	serving, err := s.client.IsServing(ctx)
 	return err == nil && serving
 }
 
 // local looks an image up and unpacks it where only its layers are here. One
 // that is not complete counts as not here.
-func (s *Store) local(ctx context.Context, r ref) (Image, bool, error) {
-	found, err := s.cfg.Client.GetImage(ctx, r.String())
+func (s *disk) local(ctx context.Context, r ref) (Image, bool, error) {
+	found, err := s.client.GetImage(ctx, r.String())
 	if errdefs.IsNotFound(err) {
 		return Image{}, false, nil
 	}
 	if err != nil {
 		return Image{}, false, err
 	}
-	unpacked, err := found.IsUnpacked(ctx, s.cfg.Snapshotter)
+	unpacked, err := found.IsUnpacked(ctx, s.snapshotter)
 	if err == nil && !unpacked {
-		err = found.Unpack(ctx, s.cfg.Snapshotter)
+		err = found.Unpack(ctx, s.snapshotter)
 	}
 	if errdefs.IsNotFound(err) {
 		return Image{}, false, nil // some of its content is gone
@@ -421,8 +404,8 @@ const (
 )
 
 // touch notes that an image was used.
-func (s *Store) touch(ctx context.Context, img Image) error {
-	_, err := s.cfg.Client.ImageService().Update(ctx, images.Image{
+func (s *disk) touch(ctx context.Context, img Image) error {
+	_, err := s.client.ImageService().Update(ctx, images.Image{
 		Name:   img.Reference,
 		Target: img.Target,
 		Labels: map[string]string{labelLastUsed: now()},

@@ -13,6 +13,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// platform is what images for this machine are built for.
+type platform string
+
 // checkTarget refuses what a registry has under an image's name and is neither an
 // image's manifest nor an index.
 func checkTarget(desc ocispec.Descriptor) error {
@@ -31,8 +34,8 @@ func schemaOne() *failure {
 
 // checkManifest refuses a manifest of something else than a container image:
 // registries keep models, charts and signatures in the same form.
-func (s *Store) checkManifest(ctx context.Context, desc ocispec.Descriptor) error {
-	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+func (s *puller) checkManifest(ctx context.Context, desc ocispec.Descriptor) error {
+	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
 		return err
 	}
@@ -85,7 +88,7 @@ func splitLayers(children []ocispec.Descriptor) (config ocispec.Descriptor, laye
 
 // checkConfig fetches an image's configuration by h, which is the pull's, and
 // refuses one for another machine, or with other layers than the manifest has.
-func (s *Store) checkConfig(ctx context.Context, h images.Handler, desc ocispec.Descriptor) error {
+func (s *puller) checkConfig(ctx context.Context, h images.Handler, desc ocispec.Descriptor) error {
 	if desc.Digest == "" {
 		return nil // refused by checkManifest
 	}
@@ -95,7 +98,7 @@ func (s *Store) checkConfig(ctx context.Context, h images.Handler, desc ocispec.
 	if _, err := h.Handle(ctx, desc); err != nil {
 		return err
 	}
-	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
 		return err
 	}
@@ -103,7 +106,7 @@ func (s *Store) checkConfig(ctx context.Context, h images.Handler, desc ocispec.
 	if err != nil {
 		return err
 	}
-	return s.checkPlatform(config)
+	return s.platform.checkPlatform(config)
 }
 
 // parseConfig reads an image's configuration.
@@ -116,32 +119,32 @@ func parseConfig(data []byte) (ocispec.Image, error) {
 }
 
 // checkPlatform refuses an image for another machine.
-func (s *Store) checkPlatform(config ocispec.Image) error {
+func (s platform) checkPlatform(config ocispec.Image) error {
 	if config.OS == "" && config.Architecture == "" {
 		return nil // it does not say, as some builders' do not
 	}
 	built := platforms.Normalize(config.Platform)
 	if !platforms.Default().Match(built) {
-		return failf(errdefs.ErrNotFound, "it is built for %s, and this machine is %s; build it for this platform", shown(platforms.Format(built)), s.platform)
+		return failf(errdefs.ErrNotFound, "it is built for %s, and this machine is %s; build it for this platform", shown(platforms.Format(built)), s)
 	}
 	return nil
 }
 
 // noPlatform says for which platforms an index has images.
-func (s *Store) noPlatform(ctx context.Context, desc ocispec.Descriptor) error {
-	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+func (s *puller) noPlatform(ctx context.Context, desc ocispec.Descriptor) error {
+	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
 		data = nil
 	}
-	return s.explainIndex(data)
+	return s.platform.explainIndex(data)
 }
 
 // explainIndex says for which platforms an index has images; nil is one that cannot
 // be read.
-func (s *Store) explainIndex(data []byte) error {
+func (s platform) explainIndex(data []byte) error {
 	var index ocispec.Index
 	if json.Unmarshal(data, &index) != nil {
-		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s.platform)
+		return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s); build it for this platform", s)
 	}
 	var found []string
 	for _, m := range index.Manifests {
@@ -154,7 +157,7 @@ func (s *Store) explainIndex(data []byte) error {
 	if len(found) > 0 {
 		has = "images for " + strings.Join(found, ", ") + " alone"
 	}
-	return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s): it has %s; build it for this platform", s.platform, has)
+	return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s): it has %s; build it for this platform", s, has)
 }
 
 // shown is a word out of a registry's document, harmless to print.

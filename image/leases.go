@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 )
@@ -22,7 +24,10 @@ const leaseTime = 24 * time.Hour
 // pullLeases are the leases in containerd of the pulls of this process. Another
 // daemon may pull by the same containerd.
 type pullLeases struct {
-	opened time.Time // when the first could be made
+	client *containerd.Client
+	log    *slog.Logger
+	passes func(error) bool // whether trying again later may help
+	opened time.Time        // when the first could be made
 
 	mu    sync.Mutex
 	ended map[string]bool // by id: whether the pull has ended
@@ -58,18 +63,18 @@ func (p *pullLeases) isEnded(l leases.Lease, before time.Time) bool {
 // any case, since what they held is held by this one as far as it is of use.
 // After a pull that broke, or with sweep, what nothing holds any more is
 // collected at once: a call that was cut off may have left a snapshot.
-func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
+func (s *pullLeases) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
 	id := rand.Text()
-	s.leases.set(id, false)
-	held, err := s.cfg.Client.LeasesService().Create(ctx, leases.WithID(id), leases.WithExpiration(leaseTime),
+	s.set(id, false)
+	held, err := s.client.LeasesService().Create(ctx, leases.WithID(id), leases.WithExpiration(leaseTime),
 		leases.WithLabels(map[string]string{labelLease: r.String()}))
 	if err != nil {
-		s.leases.set(id, true) // it may have been made all the same
+		s.set(id, true) // it may have been made all the same
 		return ctx, nil, fmt.Errorf("take a lease: %w", err)
 	}
 	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
-		keep := outcome != nil && (ctx.Err() != nil || errdefs.IsUnavailable(s.explanation(outcome)))
-		s.leases.set(id, true)
+		keep := outcome != nil && (ctx.Err() != nil || s.passes(outcome))
+		s.set(id, true)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		ended, err := s.endedPulls(ctx, r, held.CreatedAt)
@@ -88,20 +93,20 @@ func (s *Store) lease(ctx context.Context, r ref) (_ context.Context, release fu
 // endedPulls lists the leases of pulls of r that have ended: they broke, or the
 // process that ran them ended. Those of other processes are taken for ended when they
 // were made before a time.
-func (s *Store) endedPulls(ctx context.Context, r ref, before time.Time) ([]leases.Lease, error) {
-	all, err := s.cfg.Client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%q", labelLease, r.String()))
+func (s *pullLeases) endedPulls(ctx context.Context, r ref, before time.Time) ([]leases.Lease, error) {
+	all, err := s.client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%q", labelLease, r.String()))
 	if err != nil {
 		return nil, fmt.Errorf("list the leases of pulls: %w", err)
 	}
-	return slices.DeleteFunc(all, func(l leases.Lease) bool { return !s.leases.isEnded(l, before) }), nil
+	return slices.DeleteFunc(all, func(l leases.Lease) bool { return !s.isEnded(l, before) }), nil
 }
 
 // dropEndedPulls deletes the leases of pulls of r that ended before they could do
 // so themselves. It is for an image that is here, which needs none of them.
-func (s *Store) dropEndedPulls(ctx context.Context, r ref) {
-	ended, err := s.endedPulls(ctx, r, s.leases.opened)
+func (s *pullLeases) dropEndedPulls(ctx context.Context, r ref) {
+	ended, err := s.endedPulls(ctx, r, s.opened)
 	if err != nil {
-		s.cfg.Log.WarnContext(ctx, "leases of earlier pulls are not looked for; they end by themselves within a day", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "leases of earlier pulls are not looked for; they end by themselves within a day", "image", r.String(), "error", err)
 		return
 	}
 	for _, l := range ended {
@@ -110,15 +115,15 @@ func (s *Store) dropEndedPulls(ctx context.Context, r ref) {
 }
 
 // endLease deletes a lease, and with sync what it alone kept.
-func (s *Store) endLease(ctx context.Context, r ref, l leases.Lease, sync bool) {
+func (s *pullLeases) endLease(ctx context.Context, r ref, l leases.Lease, sync bool) {
 	var opts []leases.DeleteOpt
 	if sync {
 		opts = append(opts, leases.SynchronousDelete)
 	}
-	err := s.cfg.Client.LeasesService().Delete(ctx, l, opts...)
+	err := s.client.LeasesService().Delete(ctx, l, opts...)
 	if err == nil || errdefs.IsNotFound(err) {
-		s.leases.forget(l.ID)
+		s.forget(l.ID)
 	} else {
-		s.cfg.Log.WarnContext(ctx, "a lease in containerd cannot be deleted; it ends by itself within a day", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "a lease in containerd cannot be deleted; it ends by itself within a day", "image", r.String(), "error", err)
 	}
 }

@@ -52,10 +52,10 @@ func TestLeaseThatWasNotAnswered(t *testing.T) {
 	}
 	defer s.Close()
 	r := ref{name: "registry.test/model", tag: "v1"}
-	if _, _, err := s.lease(t.Context(), r); !errors.Is(err, errdefs.ErrUnavailable) || len(manager.made) != 1 {
+	if _, _, err := s.puller.leases.lease(t.Context(), r); !errors.Is(err, errdefs.ErrUnavailable) || len(manager.made) != 1 {
 		t.Fatalf("got %v, with the leases %v", err, manager.made)
 	}
-	s.dropEndedPulls(t.Context(), r)
+	s.puller.leases.dropEndedPulls(t.Context(), r)
 	if len(manager.made) > 0 {
 		t.Errorf("left: %v", manager.made)
 	}

@@ -20,10 +20,7 @@ type Observer func(op string, took time.Duration, err error)
 
 func unobserved(string, time.Duration, error) {}
 
-// RegistryOperations are what a registry is asked for.
-func RegistryOperations() []string { return []string{"manifest", "blob", "token", "other"} }
-
-// purpose is what a request to a registry is for.
+// purpose is what a request to a registry is for: a manifest, blob, token or other.
 func purpose(req *http.Request) string {
 	path := original(req).URL.Path // one that was redirected is for what it was for at first
 	switch {

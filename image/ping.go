@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -13,11 +14,11 @@ import (
 // image is not asked. The error is one line that says what is wrong and what to
 // do, of the same classes as those of Store.Ensure.
 func (r Registry) Ping(ctx context.Context) error {
-	s, err := newStore(Config{Registry: r})
+	s, err := newRemote(r, 1, unobserved, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	defer s.Close()
+	defer s.transport.CloseIdleConnections()
 	s.retries = brief
 	err = s.ping(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -31,7 +32,7 @@ func (r Registry) Ping(ctx context.Context) error {
 
 // ping asks the last of the hosts, which is the registry itself unless hosts.toml
 // says otherwise, for its API, twice where it asks for credentials.
-func (s *Store) ping(ctx context.Context) error {
+func (s *remote) ping(ctx context.Context) error {
 	hosts, done, err := s.hosts(ctx, s.endpoint.Name(""), brief)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -22,9 +23,19 @@ import (
 	"github.com/iterait/shepherd/image/containerderr"
 )
 
+// puller fetches and unpacks images.
+type puller struct {
+	*remote
+	*disk
+	leases   *pullLeases
+	budget   *budget
+	parallel int // layers at once
+	log      *slog.Logger
+}
+
 // resolve asks what r means. Credentials that were refused are read again and
 // tried once more: a rotated password must not need a restart.
-func (s *Store) resolve(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
+func (s *remote) resolve(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
 	for attempt := 1; ; attempt++ {
 		used := s.hasAuthorizer(r.name)
 		desc, err := s.resolveOnce(ctx, r, patience)
@@ -38,7 +49,7 @@ func (s *Store) resolve(ctx context.Context, r ref, patience retries) (ocispec.D
 	}
 }
 
-func (s *Store) resolveOnce(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
+func (s *remote) resolveOnce(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
 	resolver, done, err := s.resolver(ctx, r.name, patience)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -49,8 +60,8 @@ func (s *Store) resolveOnce(ctx context.Context, r ref, patience retries) (ocisp
 }
 
 // pull fetches and unpacks what target names, and makes it the image r.
-func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, report func(Progress)) (err error) {
-	ctx, release, err := s.lease(ctx, r)
+func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, report func(Progress)) (err error) {
+	ctx, release, err := s.leases.lease(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -73,14 +84,14 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		}
 	}()
 
-	s.cfg.Log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's words
+	s.log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's words
 	started := time.Now()
 	for {
 		before := t.moved()
 		err := s.pullOnce(ctx, r, target, t)
 		switch {
 		case err == nil:
-			s.cfg.Log.InfoContext(ctx, "image pulled", "image", r.String(), "digest", target.Digest.String(),
+			s.log.InfoContext(ctx, "image pulled", "image", r.String(), "digest", target.Digest.String(),
 				"fetched", t.moved(), "seconds", time.Since(started).Seconds())
 			return nil
 		case ctx.Err() != nil:
@@ -94,7 +105,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			}
 		case containerderr.DiskFull(err) && tries.full == 0:
 			tries.full++
-			if freed, terr := s.trim(ctx, 0, r.String()); terr != nil || freed == 0 {
+			if freed, terr := s.budget.trim(ctx, 0, r.String()); terr != nil || freed == 0 {
 				return err
 			}
 		case s.authorizationFailed(err):
@@ -124,7 +135,7 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 			// A containerd that was killed left a snapshot's folder that its
 			// records do not know: in its way, until it is told to clean up.
 			tries.stale++
-			cleaner, ok := s.cfg.Client.SnapshotService(s.cfg.Snapshotter).(snapshots.Cleaner)
+			cleaner, ok := s.client.SnapshotService(s.snapshotter).(snapshots.Cleaner)
 			if !ok || cleaner.Cleanup(ctx) != nil {
 				return err
 			}
@@ -136,11 +147,11 @@ func (s *Store) pull(ctx context.Context, r ref, target ocispec.Descriptor, repo
 		default:
 			return err
 		}
-		s.cfg.Log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
 	}
 }
 
-func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
+func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
 	resolver, done, err := s.resolver(ctx, r.name, s.retries)
 	if err != nil {
 		return err
@@ -150,41 +161,41 @@ func (s *Store) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, 
 		containerd.WithResolver(&following{Resolver: resolver, name: r.String(), target: target, tracker: t}),
 		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler { return s.follow(h, t) }),
 		containerd.WithPullUnpack,
-		containerd.WithPullSnapshotter(s.cfg.Snapshotter),
+		containerd.WithPullSnapshotter(s.snapshotter),
 		containerd.WithPullLabels(map[string]string{labelPulled: "true", labelLastUsed: now()}),
 		containerd.WithDownloadLimiter(s.downloads),
 	}
-	capabilities, err := s.cfg.Client.GetSnapshotterCapabilities(ctx, s.cfg.Snapshotter)
+	capabilities, err := s.client.GetSnapshotterCapabilities(ctx, s.snapshotter)
 	if err != nil {
 		return s.noSnapshotter(err)
 	}
 	if slices.Contains(capabilities, "rebase") {
 		// Layers can be unpacked side by side.
-		opts = append(opts, containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(int64(s.cfg.Downloads)))}))
+		opts = append(opts, containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(int64(s.parallel)))}))
 	}
-	_, err = s.cfg.Client.Pull(ctx, r.String(), opts...)
+	_, err = s.client.Pull(ctx, r.String(), opts...)
 	return err
 }
 
-func (s *Store) noSnapshotter(err error) error {
+func (s *puller) noSnapshotter(err error) error {
 	if errdefs.IsUnavailable(err) {
 		return err
 	}
-	return failf(errdefs.ErrFailedPrecondition, "containerd has no snapshotter %q (%v); set containerd.snapshotter to one that ctr plugins ls shows", s.cfg.Snapshotter, err)
+	return failf(errdefs.ErrFailedPrecondition, "containerd has no snapshotter %q (%v); set containerd.snapshotter to one that ctr plugins ls shows", s.snapshotter, err)
 }
 
 // abort throws half-written layers away.
-func (s *Store) abort(ctx context.Context, t *tracker) {
+func (s *puller) abort(ctx context.Context, t *tracker) {
 	for _, l := range t.getLayers() {
-		if err := s.cfg.Client.ContentStore().Abort(ctx, remotes.MakeRefKey(ctx, l)); err != nil && !errdefs.IsNotFound(err) {
-			s.cfg.Log.WarnContext(ctx, "a half-written layer cannot be thrown away", "layer", l.Digest.String(), "error", err)
+		if err := s.client.ContentStore().Abort(ctx, remotes.MakeRefKey(ctx, l)); err != nil && !errdefs.IsNotFound(err) {
+			s.log.WarnContext(ctx, "a half-written layer cannot be thrown away", "layer", l.Digest.String(), "error", err)
 		}
 	}
 }
 
 // follow tells the tracker what a pull handles, and refuses what is no image for
 // this machine before its layers are fetched.
-func (s *Store) follow(h images.Handler, t *tracker) images.Handler {
+func (s *puller) follow(h images.Handler, t *tracker) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		isLayer := images.IsLayerType(desc.MediaType)
 		if !isLayer && desc.Size > maxDocument {
@@ -217,8 +228,8 @@ func (s *Store) follow(h images.Handler, t *tracker) images.Handler {
 // skipUnpacked tells the tracker which layers are unpacked already: they are
 // not fetched, and nothing else would be heard of them. It matters to the
 // progress only, so that what fails here fails later or not at all.
-func (s *Store) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *tracker) {
-	data, err := content.ReadBlob(ctx, s.cfg.Client.ContentStore(), desc)
+func (s *puller) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *tracker) {
+	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
 		return
 	}
@@ -227,7 +238,7 @@ func (s *Store) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *tr
 	if json.Unmarshal(data, &config) != nil || len(config.RootFS.DiffIDs) != len(layers) {
 		return
 	}
-	snapshotter := s.cfg.Client.SnapshotService(s.cfg.Snapshotter)
+	snapshotter := s.client.SnapshotService(s.snapshotter)
 	for i, chain := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
 		if _, err := snapshotter.Stat(ctx, chain.String()); err != nil {
 			return

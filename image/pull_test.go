@@ -166,7 +166,7 @@ func TestPolicies(t *testing.T) {
 	h.registry.Requests()
 	for _, s := range []*Store{missing, never} {
 		if got := h.ensure(s, m).Target.Digest.String(); got != digestOf(t, first) {
-			t.Errorf("%s gives %s", s.cfg.Policy, got)
+			t.Errorf("%s gives %s", s.policy, got)
 		}
 	}
 	if requests := h.registry.Requests(); len(requests) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -72,7 +73,7 @@ func (s *Store) Usage(ctx context.Context) (int64, error) {
 	return inv.total(), nil
 }
 
-func (s *Store) listing(doing string, err error) error {
+func (s *remote) listing(doing string, err error) error {
 	var known *failure
 	if errors.As(err, &known) {
 		return err
@@ -81,12 +82,12 @@ func (s *Store) listing(doing string, err error) error {
 	return failf(f.class, "%s: %s", doing, f.message)
 }
 
-func (s *Store) inventory(ctx context.Context) (*inventory, error) {
-	all, err := s.cfg.Client.ImageService().List(ctx)
+func (s *disk) inventory(ctx context.Context) (*inventory, error) {
+	all, err := s.client.ImageService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	containers, err := s.cfg.Client.ContainerService().List(ctx)
+	containers, err := s.client.ContainerService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -146,9 +147,9 @@ func (inv *inventory) remove(reference string) int64 {
 }
 
 // parts finds what of an image is here. What is not here takes no room.
-func (s *Store) parts(ctx context.Context, target ocispec.Descriptor) map[part]int64 {
-	store := s.cfg.Client.ContentStore()
-	snapshotter := s.cfg.Client.SnapshotService(s.cfg.Snapshotter)
+func (s *disk) parts(ctx context.Context, target ocispec.Descriptor) map[part]int64 {
+	store := s.client.ContentStore()
+	snapshotter := s.client.SnapshotService(s.snapshotter)
 	found := map[part]int64{}
 	var walk images.HandlerFunc = func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		info, err := store.Info(ctx, desc.Digest)
@@ -182,7 +183,7 @@ func (s *Store) parts(ctx context.Context, target ocispec.Descriptor) map[part]i
 }
 
 // model takes a reference of this registry apart.
-func (s *Store) model(reference string) job.Model {
+func (s *disk) model(reference string) job.Model {
 	rest, ok := strings.CutPrefix(reference, s.endpoint.Prefix())
 	if !ok {
 		return job.Model{}
@@ -198,7 +199,7 @@ func (s *Store) model(reference string) job.Model {
 // ErrNotFound when there is none, and ErrFailedPrecondition when a container is
 // made from it or it is being pulled.
 func (s *Store) Remove(ctx context.Context, m job.Model) error {
-	r, err := referenceOf(s.endpoint, m)
+	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
 		return failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
@@ -207,7 +208,7 @@ func (s *Store) Remove(ctx context.Context, m job.Model) error {
 	if s.flights.keys()[r.String()] {
 		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled", doing)
 	}
-	containers, err := s.cfg.Client.ContainerService().List(ctx)
+	containers, err := s.client.ContainerService().List(ctx)
 	if err != nil {
 		return s.listing(doing, err)
 	}
@@ -216,7 +217,7 @@ func (s *Store) Remove(ctx context.Context, m job.Model) error {
 			return failf(errdefs.ErrFailedPrecondition, "%s: container %s is made from it; slaughter its sheep first", doing, c.ID)
 		}
 	}
-	err = s.cfg.Client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
+	err = s.client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
 	if errdefs.IsNotFound(err) {
 		return failf(errdefs.ErrNotFound, "%s: it is not here", doing)
 	}
@@ -228,7 +229,7 @@ func (s *Store) Remove(ctx context.Context, m job.Model) error {
 
 // trimAfter keeps to the budget once an image has come.
 func (s *Store) trimAfter(r ref) {
-	if s.cfg.Budget <= 0 {
+	if s.budget.limit <= 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(containerdlog.WithLogger(context.Background(), s.quiet))
@@ -240,18 +241,28 @@ func (s *Store) trimAfter(r ref) {
 		case <-ctx.Done():
 		}
 	})
-	if _, err := s.trim(ctx, s.cfg.Budget, r.String()); err != nil && ctx.Err() == nil {
-		s.cfg.Log.WarnContext(ctx, "the images budget cannot be kept", "error", err)
+	if _, err := s.budget.trim(ctx, s.budget.limit, r.String()); err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "the images budget cannot be kept", "error", err)
 	}
+}
+
+// budget keeps to what the images that shepherd pulled may take.
+type budget struct {
+	*disk
+	limit  int64 // bytes; 0 is any number
+	needed func(context.Context) ([]job.Model, error)
+	busy   func() map[string]bool // the references that are being pulled
+
+	trimming sync.Mutex // one at a time
 }
 
 // removable are the images that may go for the budget: not those that are needed, in
 // use, being pulled, keep, and those that shepherd did not pull.
-func (s *Store) removable(ctx context.Context, inv *inventory, keep string) ([]Info, error) {
-	spared := s.flights.keys()
+func (s *budget) removable(ctx context.Context, inv *inventory, keep string) ([]Info, error) {
+	spared := s.busy()
 	spared[keep] = true
-	if s.cfg.Needed != nil {
-		needed, err := s.cfg.Needed(ctx)
+	if s.needed != nil {
+		needed, err := s.needed(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("learn which images are needed: %w", err)
 		}
@@ -267,7 +278,7 @@ func (s *Store) removable(ctx context.Context, inv *inventory, keep string) ([]I
 // Full says whether the images that have to stay take all of the budget, so that
 // there is no room for one that is not wanted yet.
 func (s *Store) Full(ctx context.Context) (bool, error) {
-	if s.cfg.Budget <= 0 {
+	if s.budget.limit <= 0 {
 		return false, nil
 	}
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
@@ -275,19 +286,19 @@ func (s *Store) Full(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, s.listing("count what images take", err)
 	}
-	removable, err := s.removable(ctx, inv, "")
+	removable, err := s.budget.removable(ctx, inv, "")
 	if err != nil {
 		return false, err
 	}
 	for _, i := range removable {
 		inv.remove(i.Reference)
 	}
-	return inv.total() >= s.cfg.Budget, nil
+	return inv.total() >= s.budget.limit, nil
 }
 
 // trim removes the images unused longest until all take at most budget bytes,
 // and returns how many bytes it freed. It removes only those that are removable.
-func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int64, err error) {
+func (s *budget) trim(ctx context.Context, budget int64, keep string) (freed int64, err error) {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
 	inv, err := s.inventory(ctx)
@@ -307,7 +318,7 @@ func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int6
 		if freed >= over {
 			break
 		}
-		if err := s.cfg.Client.ImageService().Delete(ctx, c.Reference, images.SynchronousDelete()); err != nil {
+		if err := s.client.ImageService().Delete(ctx, c.Reference, images.SynchronousDelete()); err != nil {
 			if errdefs.IsNotFound(err) {
 				continue
 			}
@@ -315,10 +326,10 @@ func (s *Store) trim(ctx context.Context, budget int64, keep string) (freed int6
 		}
 		n := inv.remove(c.Reference)
 		freed += n
-		s.cfg.Log.InfoContext(ctx, "image removed to keep the budget", "image", c.Reference, "last_used", c.LastUsed, "freed", n)
+		s.log.InfoContext(ctx, "image removed to keep the budget", "image", c.Reference, "last_used", c.LastUsed, "freed", n)
 	}
 	if freed < over && budget > 0 {
-		s.cfg.Log.WarnContext(ctx, "images take more than the budget and all of them are needed", "budget", budget, "over", over-freed)
+		s.log.WarnContext(ctx, "images take more than the budget and all of them are needed", "budget", budget, "over", over-freed)
 	}
 	return freed, nil
 }

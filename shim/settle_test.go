@@ -180,7 +180,7 @@ func FuzzHandle(f *testing.F) {
 		if h == nil {
 			return
 		}
-		<-h.read
+		<-h.line.read
 		h.Detach()
 		for {
 			if _, err := h.Recv(t.Context()); err != nil {

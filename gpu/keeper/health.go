@@ -2,14 +2,10 @@ package keeper
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/gpu"
 )
@@ -71,22 +67,22 @@ func unidentified(index int) string { return fmt.Sprint("index ", index) }
 // register records what the driver says of a GPU, but for its state. One that
 // does not say its UUID is the one that was at its index before, unless others,
 // the UUIDs that the driver knows, has that.
-func (k *Keeper) register(g gpu.GPU, others ...string) *gpuRecord {
+func (m *machine) register(g gpu.GPU, others ...string) *gpuRecord {
 	key := g.UUID
 	if key == "" {
-		for _, c := range k.gpus {
+		for _, c := range m.gpus {
 			if c.UUID != "" && c.Index == g.Index && !slices.Contains(others, c.UUID) {
 				return c
 			}
 		}
 		key = unidentified(g.Index)
 	} else {
-		delete(k.gpus, unidentified(g.Index))
+		delete(m.gpus, unidentified(g.Index))
 	}
-	c := k.gpus[key]
+	c := m.gpus[key]
 	if c == nil {
 		c = &gpuRecord{leaving: make(map[int]string), told: make(map[int]bool), ours: make(map[int]string)}
-		k.gpus[key] = c
+		m.gpus[key] = c
 	}
 	state := c.State
 	c.GPU = g
@@ -95,11 +91,11 @@ func (k *Keeper) register(g gpu.GPU, others ...string) *gpuRecord {
 }
 
 // find returns the GPU that a sample is about; nil where it is not known.
-func (k *Keeper) find(s gpu.Sample) *gpuRecord {
+func (m *machine) find(s gpu.Sample) *gpuRecord {
 	if s.UUID != "" {
-		return k.gpus[s.UUID]
+		return m.gpus[s.UUID]
 	}
-	for _, c := range k.gpus {
+	for _, c := range m.gpus {
 		if s.State != nil && c.Index == s.Index {
 			return c
 		}
@@ -159,15 +155,7 @@ func (k *Keeper) retire(c *gpuRecord, why string) {
 	c.outs++
 	k.report(c, "", why)
 	k.log.Error("A GPU is out", "gpu", c.String(), "error", why, "retest", c.retest.UTC().Format(time.RFC3339))
-	k.wakeTester()
-}
-
-// wakeTester has the goroutine of session look at what is out.
-func (k *Keeper) wakeTester() {
-	select {
-	case k.wake <- struct{}{}:
-	default:
-	}
+	k.watcher.wakeTester()
 }
 
 // observe takes in what the watch tells.
@@ -206,8 +194,8 @@ func (k *Keeper) xid(c *gpuRecord, x gpu.Xid) {
 
 // report tells the sheep on a GPU, or on one of its MIG instances, what became
 // of it.
-func (k *Keeper) report(c *gpuRecord, instance, what string) {
-	for _, l := range k.leases {
+func (s *schedule) report(c *gpuRecord, instance, what string) {
+	for _, l := range s.leases {
 		for _, d := range l.devices {
 			if d.record == c && (instance == "" || d.instance == "" || d.instance == instance) {
 				l.report(c.String() + ": " + what)
@@ -217,78 +205,12 @@ func (k *Keeper) report(c *gpuRecord, instance, what string) {
 	}
 }
 
-// How long the keeper waits before it asks a driver again that did not answer.
-const (
-	firstPause = 5 * time.Second
-	lastPause  = time.Minute
-)
-
-// watch asks the driver what there is and watches it, again and again.
-func (k *Keeper) watch() {
-	pause := firstPause
-	for k.ctx.Err() == nil {
-		began := time.Now()
-		err := k.session()
-		if k.ctx.Err() != nil {
-			return
-		}
-		k.lost(err)
-		if time.Since(began) > lastPause {
-			pause = firstPause
-		}
-		if errdefs.IsNotFound(err) { // no driver: it will not be there soon
-			pause = lastPause
-		}
-		select {
-		case <-k.ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, lastPause)
-	}
-}
-
-// session asks what there is, watches it and tests what is out until the watch
-// fails.
-func (k *Keeper) session() error {
-	inv, err := k.cfg.Source.Inventory(k.ctx)
-	if err != nil {
-		return err
-	}
-	k.change(func() { k.applyInventory(inv) })
-	for {
-		k.mu.Lock()
-		pci, any := k.watchable()
-		k.mu.Unlock()
-		ctx, cancel := context.WithCancel(k.ctx)
-		ended := make(chan error, 1)
-		go func() {
-			defer cancel()
-			if !any {
-				<-ctx.Done()
-				ended <- ctx.Err()
-				return
-			}
-			err := k.cfg.Source.Watch(ctx, gpu.Watch{Interval: k.cfg.Interval, PCI: pci}, k.observe)
-			if err == nil {
-				err = errors.New("the watch on the GPUs ended")
-			}
-			ended <- err
-		}()
-		changed := k.test(ctx, pci, any)
-		cancel()
-		if err := <-ended; !changed || k.ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
 // watchable are the addresses of the GPUs to watch, none for all; any is false
 // where there is nothing to watch. A GPU that is out is let go of, because the
 // driver resets none that a process has open.
-func (k *Keeper) watchable() (pci []string, any bool) {
+func (m *machine) watchable() (pci []string, any bool) {
 	out := 0
-	for _, c := range k.order() {
+	for _, c := range m.order() {
 		switch {
 		case c.PCI == "" && c.UUID != "":
 			return nil, true // then they can only be watched all together
@@ -328,14 +250,14 @@ func (k *Keeper) applyInventory(inv *gpu.Inventory) {
 }
 
 // registerAll registers the GPUs of an inventory and returns them in its order.
-func (k *Keeper) registerAll(inv *gpu.Inventory) []*gpuRecord {
+func (m *machine) registerAll(inv *gpu.Inventory) []*gpuRecord {
 	uuids := make([]string, len(inv.GPUs))
 	for i, g := range inv.GPUs {
 		uuids[i] = g.UUID
 	}
 	list := make([]*gpuRecord, len(inv.GPUs))
 	for i, g := range inv.GPUs {
-		list[i] = k.register(g, uuids...)
+		list[i] = m.register(g, uuids...)
 	}
 	return list
 }
@@ -353,90 +275,7 @@ func (k *Keeper) lost(err error) {
 	})
 }
 
-// test tests each GPU that is out when its time has come, until ctx ends or
-// others than those given are to be watched, which it reports.
-func (k *Keeper) test(ctx context.Context, pci []string, any bool) (changed bool) {
-	for ctx.Err() == nil { // what is due is so until it was tested
-		var earliest time.Time
-		k.mu.Lock()
-		for _, c := range k.gpus {
-			if c.out != "" && (earliest.IsZero() || c.retest.Before(earliest)) {
-				earliest = c.retest
-			}
-		}
-		nowPCI, nowAny := k.watchable()
-		k.mu.Unlock()
-		if nowAny != any || !slices.Equal(nowPCI, pci) {
-			return true
-		}
-		var next <-chan time.Time
-		if !earliest.IsZero() {
-			wait := time.Until(earliest)
-			if wait <= 0 {
-				k.retest(ctx)
-				continue
-			}
-			next = time.After(wait)
-		}
-		select {
-		case <-ctx.Done():
-		case <-k.wake:
-		case <-next:
-		}
-	}
-	return false
-}
-
-// retest asks the driver for the GPUs that are out.
-func (k *Keeper) retest(ctx context.Context) {
-	inv, err := k.cfg.Source.Inventory(ctx)
-	if ctx.Err() != nil {
-		return
-	}
-	k.change(func() {
-		now := time.Now()
-		var found []*gpuRecord
-		if err == nil {
-			found = k.registerAll(inv)
-			k.bind()
-		}
-		for key, c := range k.gpus {
-			if c.out == "" || now.Before(c.retest) {
-				continue
-			}
-			c.retest = now.Add(k.cfg.Retest)
-			if err != nil {
-				c.untested = err.Error()
-				continue
-			}
-			i := slices.Index(found, c)
-			switch {
-			case i < 0 && c.UUID == "":
-				delete(k.gpus, key)
-				continue
-			case i < 0:
-				c.out = "the driver does not know it any more"
-			case inv.GPUs[i].UUID == "":
-				c.out = faultOf(&gpu.State{Lost: true})
-			default:
-				c.out = faultOf(&inv.GPUs[i].State)
-			}
-			c.untested = ""
-			if c.out == "" {
-				c.back, c.Lost = now, false
-				c.errors = inv.GPUs[i].Uncorrectable
-				k.log.Info("A GPU is back", "gpu", c.String(), "after", now.Sub(c.since).Round(time.Second))
-			}
-		}
-		for i, c := range found {
-			if c.out == "" { // one that is out keeps what was known of it last
-				k.state(c, inv.GPUs[i].State, now)
-			}
-		}
-	})
-}
-
 // order is the GPUs by index.
-func (k *Keeper) order() []*gpuRecord {
-	return slices.SortedFunc(maps.Values(k.gpus), func(a, b *gpuRecord) int { return cmp.Compare(a.Index, b.Index) })
+func (m *machine) order() []*gpuRecord {
+	return slices.SortedFunc(maps.Values(m.gpus), func(a, b *gpuRecord) int { return cmp.Compare(a.Index, b.Index) })
 }

@@ -96,27 +96,25 @@ type Share struct {
 // Keeper keeps the GPUs. Its methods, and those of its leases, may be called from
 // many goroutines.
 type Keeper struct {
-	cfg   Config
-	log   *slog.Logger
-	procs processes
+	cfg     Config
+	log     *slog.Logger
+	procs   processes
+	watcher *watcher
 
-	mu       sync.Mutex
+	mu sync.Mutex // guards what follows, and the leases
+	machine
+	schedule
+	pulse  chan struct{} // closed and made again with each change
+	closed bool          // Close was called
+}
+
+// machine is what is known of the machine's GPUs.
+type machine struct {
 	driver   string
 	cuda     string
 	gpus     map[string]*gpuRecord // by UUID; see unidentified
-	leases   []*Lease
-	queue    []*request // in the order of asking
-	watching bool       // the driver answers
-	trouble  error      // why it does not
-	pulse    chan struct{}
-	linger   *time.Timer // settles when a lingering sheep's time is up
-	lingerAt time.Time
-	wake     chan struct{} // for run: look at what is out
-
-	ctx    context.Context
-	cancel context.CancelFunc
-	once   sync.Once
-	run    sync.WaitGroup
+	watching bool                  // the driver answers
+	trouble  error                 // why it does not
 }
 
 // New makes a Keeper. It asks nobody anything before Start.
@@ -134,9 +132,11 @@ func New(cfg Config) *Keeper {
 	}
 	k := &Keeper{
 		cfg: cfg, log: cfg.Log, procs: processes{root: cfg.Proc},
-		gpus: make(map[string]*gpuRecord), pulse: make(chan struct{}), wake: make(chan struct{}, 1),
+		machine:  machine{gpus: make(map[string]*gpuRecord)},
+		schedule: schedule{maxTurn: cfg.Turn, moment: cfg.Linger},
+		pulse:    make(chan struct{}),
 	}
-	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.watcher = newWatcher(k)
 	k.linger = time.AfterFunc(time.Hour, func() { k.change(func() { k.lingerAt = time.Time{} }) })
 	k.linger.Stop()
 	return k
@@ -144,26 +144,24 @@ func New(cfg Config) *Keeper {
 
 // Start begins to watch the driver. It is called once; it does not wait for an
 // answer.
-func (k *Keeper) Start() { k.run.Go(k.watch) }
+func (k *Keeper) Start() { k.watcher.start() }
 
 // Close ends the watch. It may be called before Start, and twice.
 func (k *Keeper) Close() {
-	k.once.Do(func() {
-		k.cancel()
-		k.linger.Stop()
-		k.mu.Lock()
-		for _, l := range k.leases {
-			l.closeAll()
-		}
-		k.mu.Unlock()
-	})
-	k.run.Wait()
+	k.mu.Lock()
+	k.closed = true
+	k.linger.Stop()
+	for _, l := range k.leases {
+		l.closeAll()
+	}
+	k.mu.Unlock()
+	k.watcher.close()
 }
 
 // Lend makes a lease of a sheep's share, which may be empty until Assign. The
 // lease's Close gives it back.
 func (k *Keeper) Lend(s Share) *Lease {
-	l := &Lease{k: k, share: s, yield: make(chan struct{}, 1), fault: make(chan struct{}), used: time.Now()}
+	l := &Lease{k: k, share: s, runner: runner{yield: make(chan struct{}, 1)}, outage: outage{fault: make(chan struct{})}, used: time.Now()}
 	k.change(func() {
 		k.leases = append(k.leases, l)
 		k.assign(l, s.Devices)
@@ -233,9 +231,9 @@ func (k *Keeper) bind() {
 }
 
 // resolve says which device is meant.
-func (k *Keeper) resolve(g gpu.Grant) *device {
-	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(k.gpus) > 0 {
-		inv := k.inventory()
+func (m *machine) resolve(g gpu.Grant) *device {
+	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(m.gpus) > 0 {
+		inv := m.inventory()
 		asked := []gpu.Request{{Devices: gpu.Devices{List: []gpu.Device{g.Device}}}}
 		if found, wrong := gpu.Allot(asked, gpu.Machine{Inventory: &inv}); len(wrong) == 0 && len(found[""]) == 1 {
 			g = found[""][0]
@@ -243,7 +241,7 @@ func (k *Keeper) resolve(g gpu.Grant) *device {
 	}
 	switch {
 	case g.GPU == nil:
-		for _, c := range k.gpus { // out, as long as it cannot be identified
+		for _, c := range m.gpus { // out, as long as it cannot be identified
 			if c.UUID == "" && g.Device.Kind == gpu.NVIDIA && g.Device.Name == strconv.Itoa(c.Index) {
 				return &device{key: unidentified(c.Index), name: c.String(), record: c}
 			}
@@ -252,18 +250,18 @@ func (k *Keeper) resolve(g gpu.Grant) *device {
 		d.Node = false // /dev/nvidia0 and nvidia.com/gpu=0 are the same, as far as is known
 		return &device{key: d.String(), name: g.Device.String()}
 	case g.Instance == nil:
-		c := k.gpus[g.GPU.UUID]
+		c := m.gpus[g.GPU.UUID]
 		return &device{key: g.GPU.UUID, name: c.String(), record: c, capacity: int64(g.GPU.Memory)}
 	}
-	c := k.gpus[g.GPU.UUID]
+	c := m.gpus[g.GPU.UUID]
 	name := "MIG instance " + g.Instance.UUID + " of " + c.String()
 	return &device{key: g.Instance.UUID, name: name, record: c, instance: g.Instance.UUID, capacity: int64(g.Instance.Memory)}
 }
 
 // inventory is what is known of the GPUs.
-func (k *Keeper) inventory() gpu.Inventory {
-	inv := gpu.Inventory{Driver: k.driver, CUDA: k.cuda}
-	for _, c := range k.gpus {
+func (m *machine) inventory() gpu.Inventory {
+	inv := gpu.Inventory{Driver: m.driver, CUDA: m.cuda}
+	for _, c := range m.gpus {
 		inv.GPUs = append(inv.GPUs, c.GPU)
 	}
 	slices.SortFunc(inv.GPUs, func(a, b gpu.GPU) int { return cmp.Compare(a.Index, b.Index) })

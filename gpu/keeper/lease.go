@@ -18,26 +18,40 @@ type Lease struct {
 	share Share
 
 	// The keeper's lock guards what follows.
-	devices  []*device
-	changed  func()
-	told     job.Admission
-	using    int // granted and not done
+	devices []*device
+	changed func()
+	told    job.Admission
+	using   int       // granted and not done
+	turn    time.Time // when its turn began
+	used    time.Time // when it was done last
+	lacks   string    // what a runner that is to be started waits for
+	runner
+	outage
+	accounts
+}
+
+// runner is what a sheep has on its devices.
+type runner struct {
 	up       bool
 	model    job.Model
 	pid      int
-	turn     time.Time // when its turn began
-	used     time.Time // when it was done last
-	started  time.Time // when its runner was
 	yield    chan struct{}
 	yielding bool // it was asked to, and has not stopped
-	renew    bool // its runner suffered from an Xid and is not to get another job
-	fault    chan struct{}
-	down     bool // fault is closed
-	memory   map[*gpuRecord]int64
-	reports  []report
-	lacks    string     // what a runner that is to be started waits for
-	account  *account   // of the job that the runner has
-	closing  []*account // of failed jobs that may still be explained
+	renew    bool // it suffered from an Xid and is not to get another job
+}
+
+// outage is told to a sheep whose device is out.
+type outage struct {
+	fault chan struct{}
+	down  bool // fault is closed
+}
+
+// accounts are of jobs.
+type accounts struct {
+	memory  map[*gpuRecord]int64 // that the runner's processes have now
+	reports []report
+	account *account   // of the job that the runner has
+	closing []*account // of failed jobs that may still be explained
 }
 
 // report is an Xid that a device of the lease reported.
@@ -128,8 +142,7 @@ func (l *Lease) withdrawYield() {
 func (l *Lease) Started(m job.Model, pid int) {
 	l.k.change(func() {
 		if !l.up {
-			l.started = time.Now()
-			l.turn = l.started
+			l.turn = time.Now()
 			l.renew = false
 		}
 		l.up, l.model, l.pid = true, m, pid
@@ -186,7 +199,7 @@ func (l *Lease) Begin(id job.ID, at time.Time) {
 }
 
 // total is what the sheep's processes have on all of its GPUs.
-func (l *Lease) total() (sum int64) {
+func (l *accounts) total() (sum int64) {
 	for _, used := range l.memory {
 		sum += used
 	}
@@ -211,7 +224,7 @@ func (l *Lease) End(id job.ID, at time.Time, failed bool) <-chan job.Account {
 		case l.explains(a):
 			l.renew = l.up
 			l.tell(a, true)
-		case !l.k.watching || l.k.ctx.Err() != nil:
+		case !l.k.watching || l.k.closed:
 			l.tell(a, true)
 		default:
 			l.closing = append(l.closing, a)
@@ -222,7 +235,7 @@ func (l *Lease) End(id job.ID, at time.Time, failed bool) <-chan job.Account {
 }
 
 // explains says whether a device has reported something since the job began.
-func (l *Lease) explains(a *account) bool {
+func (l *accounts) explains(a *account) bool {
 	return slices.ContainsFunc(l.reports, func(r report) bool { return !r.at.Before(a.begin) })
 }
 

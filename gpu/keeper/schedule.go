@@ -7,27 +7,39 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
+// schedule is which sheep has its devices when. The Keeper's lock is held by the callers
+// of its methods.
+type schedule struct {
+	maxTurn time.Duration // Config.Turn
+	moment  time.Duration // Config.Linger
+
+	leases   []*Lease
+	queue    []*request  // in the order of asking
+	linger   *time.Timer // settles when a lingering sheep's time is up
+	lingerAt time.Time
+}
+
 // settle grants what can be granted and asks those to yield that are in the way.
-func (k *Keeper) settle() {
+func (s *schedule) settle() {
 	now := time.Now()
 	blocked := make(map[*device]bool) // for all who wait behind
-	for _, r := range slices.Clone(k.queue) {
+	for _, r := range slices.Clone(s.queue) {
 		l := r.lease
 		if why := l.out(); why != nil {
-			k.drop(r)
+			s.drop(r)
 			r.granted <- why
 			continue
 		}
 		switch {
 		case l.using > 0: // it waits for nobody but itself
 			continue
-		case l.up && !l.yielding && !l.renew && !(k.turnOver(l, now) && blocks(blocked, l)):
-			k.grant(r)
+		case l.up && !l.yielding && !l.renew && !(s.turnOver(l, now) && blocks(blocked, l)):
+			s.grant(r)
 			continue
 		case !l.up && !blocks(blocked, l):
-			victims, ok := k.room(l, func(v *Lease) bool { return k.yields(v, now) })
+			victims, ok := s.room(l, func(v *Lease) bool { return s.yields(v, now) })
 			if ok && len(victims) == 0 {
-				k.grant(r)
+				s.grant(r)
 				continue
 			}
 			for _, v := range victims {
@@ -36,7 +48,7 @@ func (k *Keeper) settle() {
 		}
 		block(blocked, l)
 	}
-	for _, l := range k.leases {
+	for _, l := range s.leases {
 		if l.up && l.using == 0 && (l.renew || l.out() != nil) {
 			l.requestYield()
 		}
@@ -61,31 +73,31 @@ func blocks(blocked map[*device]bool, l *Lease) bool {
 }
 
 // grant gives the sheep its devices.
-func (k *Keeper) grant(r *request) {
+func (s *schedule) grant(r *request) {
 	l := r.lease
 	if !l.occupies() {
 		l.turn = time.Now()
 	}
 	l.using++
-	k.drop(r)
+	s.drop(r)
 	r.has = true
 	r.granted <- nil
 }
 
 // drop takes the request off the queue, if it is there.
-func (k *Keeper) drop(r *request) {
-	k.queue = slices.DeleteFunc(k.queue, func(other *request) bool { return other == r })
+func (s *schedule) drop(r *request) {
+	s.queue = slices.DeleteFunc(s.queue, func(other *request) bool { return other == r })
 }
 
 // end ends a request, granted or not.
-func (k *Keeper) end(r *request) {
+func (s *schedule) end(r *request) {
 	switch {
 	case r.over:
 	case r.has:
 		r.lease.using--
 		r.lease.used = time.Now()
 	default:
-		k.drop(r)
+		s.drop(r)
 	}
 	r.over = true
 }
@@ -99,28 +111,28 @@ func (l *Lease) meets(other *Lease) bool {
 }
 
 // turnOver says whether the sheep has to give way to those who wait.
-func (k *Keeper) turnOver(l *Lease, now time.Time) bool { return now.Sub(l.turn) >= k.cfg.Turn }
+func (s *schedule) turnOver(l *Lease, now time.Time) bool { return now.Sub(l.turn) >= s.maxTurn }
 
 // waits says whether the sheep has a request that is not granted.
-func (k *Keeper) waits(l *Lease) bool {
-	return slices.ContainsFunc(k.queue, func(r *request) bool { return r.lease == l })
+func (s *schedule) waits(l *Lease) bool {
+	return slices.ContainsFunc(s.queue, func(r *request) bool { return r.lease == l })
 }
 
 // yields says whether an idle sheep may be asked to, for another. One that has
 // just become idle is given a moment to begin its next job, which spares two
 // changes of models.
-func (k *Keeper) yields(l *Lease, now time.Time) bool {
+func (s *schedule) yields(l *Lease, now time.Time) bool {
 	switch {
-	case k.turnOver(l, now):
+	case s.turnOver(l, now):
 		return true
-	case k.waits(l):
+	case s.waits(l):
 		return false
 	}
-	at := l.used.Add(k.cfg.Linger)
+	at := l.used.Add(s.moment)
 	if now.Before(at) {
-		if k.lingerAt.IsZero() || at.Before(k.lingerAt) {
-			k.lingerAt = at
-			k.linger.Reset(at.Sub(now))
+		if s.lingerAt.IsZero() || at.Before(s.lingerAt) {
+			s.lingerAt = at
+			s.linger.Reset(at.Sub(now))
 		}
 		return false
 	}
@@ -130,10 +142,10 @@ func (k *Keeper) yields(l *Lease, now time.Time) bool {
 // room says whether the sheep has room on its devices once the victims, idle
 // sheep that yield, are gone. It is not ok, with no victims, where sheep that do
 // not yield are in the way, or others that are going already.
-func (k *Keeper) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, ok bool) {
+func (s *schedule) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, ok bool) {
 	var there, staying []*Lease
 	var idle []*Lease
-	for _, other := range k.leases {
+	for _, other := range s.leases {
 		if other == l || !other.occupies() || !other.meets(l) {
 			continue
 		}
@@ -154,7 +166,7 @@ func (k *Keeper) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, ok 
 	}
 	// Those that are used least recently go, but no more than have to.
 	slices.SortStableFunc(idle, func(a, b *Lease) int {
-		if wa, wb := k.waits(a), k.waits(b); wa != wb {
+		if wa, wb := s.waits(a), s.waits(b); wa != wb {
 			if wb {
 				return -1
 			}
@@ -196,34 +208,34 @@ func fits(l *Lease, others []*Lease) bool {
 
 // idle says whether the sheep may have its devices at once, with nobody waiting
 // for them.
-func (k *Keeper) idle(l *Lease) bool {
+func (s *schedule) idle(l *Lease) bool {
 	if l.out() != nil {
 		return false
 	}
-	for _, r := range k.queue {
+	for _, r := range s.queue {
 		if r.lease == l || r.lease.meets(l) {
 			return false
 		}
 	}
-	victims, ok := k.room(l, func(*Lease) bool { return false })
+	victims, ok := s.room(l, func(*Lease) bool { return false })
 	return ok && len(victims) == 0
 }
 
 // admission says which jobs the sheep may claim. Jobs for any sheep are left to
 // those that have the devices already, as long as they have work.
-func (k *Keeper) admission(l *Lease) job.Admission {
+func (s *schedule) admission(l *Lease) job.Admission {
 	switch {
 	case l.out() != nil:
 		return job.NoJobs
 	case l.up && !l.yielding && !l.renew:
 		return job.AnyNow
 	}
-	for _, r := range k.queue {
+	for _, r := range s.queue {
 		if r.lease != l && r.lease.using == 0 && r.lease.meets(l) {
 			return job.OwnJobs
 		}
 	}
-	victims, ok := k.room(l, func(v *Lease) bool { return !k.waits(v) })
+	victims, ok := s.room(l, func(v *Lease) bool { return !s.waits(v) })
 	switch {
 	case ok && len(victims) == 0:
 		return job.AnyNow

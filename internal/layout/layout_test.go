@@ -50,7 +50,7 @@ var allowed = map[string][]string{
 	"ledger/memory":           {"job", "ledger", "ledger/lifecycle"},
 	"ledger/archive":          {"job", "ledger"},
 	"ledger/ledgertest":       {"job", "ledger"},
-	"storage/s3":              {"job", "storage", "internal/bucketname"},
+	"storage/s3":              {"job", "storage", "internal/bucketname", "internal/durable"},
 	"storage/memory":          {"job", "storage"},
 	"storage/embedded":        {"job", "storage", "internal/bucketname", "internal/diskspace", "internal/durable", "internal/lifetime"},
 	"sandbox":                 {"storage/embedded", "internal/durable", "internal/lifetime"},

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 
 	"github.com/iterait/shepherd/job"
@@ -114,53 +113,3 @@ func (closedConn) Recv(context.Context) (messenger.Answer, error) {
 	return messenger.Answer{}, messenger.ErrClosed
 }
 func (closedConn) Ack(context.Context, job.ID) error { return messenger.ErrClosed }
-
-// remains are what a life leaves whose runner and shim have ended: its folder,
-// until the answers in it are acknowledged.
-type remains struct {
-	folder string
-
-	mu      sync.Mutex
-	outcome shim.Outcome
-}
-
-func (r *remains) empty() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.outcome.Job == "" && len(r.outcome.Answers) == 0
-}
-
-func (r *remains) job() job.ID {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.outcome.Job
-}
-
-func (r *remains) answers() []messenger.Answer {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return answersOf(r.outcome.Answers)
-}
-
-func answersOf(kept []shim.Answer) []messenger.Answer {
-	var list []messenger.Answer
-	for _, a := range kept {
-		list = append(list, a.Message())
-	}
-	return list
-}
-
-// ack forgets an answer; false when there is no such one.
-func (r *remains) ack(id job.ID) (bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	left := slices.DeleteFunc(slices.Clone(r.outcome.Answers), func(a shim.Answer) bool { return a.Job == id })
-	if len(left) == len(r.outcome.Answers) {
-		return false, nil
-	}
-	r.outcome.Answers = left
-	if len(left) == 0 && r.outcome.Job == "" {
-		return true, shim.Remove(r.folder)
-	}
-	return true, shim.WriteOutcome(r.folder, r.outcome)
-}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -18,7 +17,7 @@ import (
 // or Close nothing that a later call would need is removed, so it can be
 // interrupted at any point and done again. See runtime.Recoverer.
 func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
-	entries, err := os.ReadDir(s.lives)
+	entries, err := os.ReadDir(s.lives.dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -27,7 +26,7 @@ func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	}
 	var errs []error
 	for _, e := range entries {
-		if err := s.recoverLife(ctx, filepath.Join(s.lives, e.Name())); err != nil {
+		if err := s.recoverLife(ctx, filepath.Join(s.lives.dir, e.Name())); err != nil {
 			errs = append(errs, fmt.Errorf("adopt a runner of sheep %s: %w", s.cfg.Name, err))
 		}
 	}
@@ -49,22 +48,22 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		return ctx.Err()
 	case err == nil && h.Hello().Exited:
 		<-h.Ended()
-		_, _, err := s.bury(h, folder)
+		_, _, err := s.lives.bury(h, folder)
 		return err
 	case err == nil && h.Hello().RunnerPID == 0 && isContainer(folder):
 		s.log.Info("A container was being started when the daemon ended; removing it")
-		_, _, err := s.stop(h, folder)
+		_, _, err := s.lives.stop(h, folder)
 		return err
 	case err == nil:
 		return s.takeUp(h, folder)
 	case errors.As(err, &version):
 		s.log.Warn("A runner of another version of shepherd cannot be adopted; stopping it", "error", err)
 		lost := shim.Outcome{Job: h.Hello().Job, Exit: &shim.Exit{Code: -1, Lost: true, Detail: version.Error()}}
-		if _, _, err := s.stop(h, folder); err != nil {
+		if _, _, err := s.lives.stop(h, folder); err != nil {
 			return err
 		}
 		if lost.Job != "" {
-			s.keep(folder, lost)
+			s.lives.keep(folder, lost)
 		}
 		return nil
 	case !errdefs.IsNotFound(err):
@@ -87,11 +86,11 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.clean(ctx, folder, &outcome); err != nil {
+	if err := s.lives.clean(ctx, folder, &outcome); err != nil {
 		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
 	}
 	s.log.Info("A runner ended while no daemon was there", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
-	s.keep(folder, outcome)
+	s.lives.keep(folder, outcome)
 	return nil
 }
 
@@ -116,7 +115,7 @@ func (s *Sheep) takeUp(h *shim.Handle, folder string) error {
 		return nil
 	}
 	s.log.Warn("Stopping a runner that is one too many or not known", "pid", h.PID(), "error", err)
-	_, _, err = s.stop(h, folder)
+	_, _, err = s.lives.stop(h, folder)
 	return err
 }
 
@@ -124,8 +123,8 @@ func (s *Sheep) takeUp(h *shim.Handle, folder string) error {
 func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 	s.mu.Lock()
 	life := s.found
-	past := slices.Clone(s.past)
 	s.mu.Unlock()
+	past := s.lives.all()
 	r := new(runtime.Recovered)
 	for _, p := range past {
 		r.Answers = append(r.Answers, p.answers()...)
@@ -146,7 +145,7 @@ func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 		r.Forget = func() error {
 			var errs []error
 			for _, p := range past {
-				errs = append(errs, s.remove(p))
+				errs = append(errs, s.lives.remove(p))
 			}
 			return errors.Join(errs...)
 		}

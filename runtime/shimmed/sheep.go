@@ -10,8 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,12 +20,10 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/iterait/shepherd/internal/logspan"
 	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime"
-	"github.com/iterait/shepherd/runtime/shimmed/internal/logs"
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -94,12 +90,12 @@ type Config struct {
 type Sheep struct {
 	cfg   Config
 	log   *slog.Logger
-	lives string // folder of the folders of lives
+	lives *lives
+	*output
 
 	mu     sync.Mutex
 	model  *job.Model    // loaded last
 	found  *found        // by Recover, until the next Run
-	past   []*remains    // lives that have ended and are not settled
 	conn   *conn         // of the present or last Run
 	taken  string        // the folder of a life that another daemon took over
 	detach chan struct{} // closed by Detach; nil without a Run
@@ -125,53 +121,12 @@ func New(cfg Config) *Sheep {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Sheep{cfg: cfg, log: cfg.Log.With("sheep", cfg.Name), lives: filepath.Join(cfg.Dir, "lives")}
-}
-
-// LogDir is the folder of the sheep's logs, runner.log and shim.log.
-func (s *Sheep) LogDir() string { return filepath.Join(s.cfg.Dir, "log") }
-
-// Logs opens what the sheep's runners wrote. See runtime.Logger.
-func (s *Sheep) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error) {
-	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
-}
-
-// BeginSpan begins a span of the log. See runtime.JobLogger.
-func (s *Sheep) BeginSpan() string { return logspan.Span{Begin: logs.End(s.logFiles()...)}.String() }
-
-// EndSpan ends a span of the log. See runtime.JobLogger.
-func (s *Sheep) EndSpan(span string) string {
-	parsed, err := logspan.Parse(span)
-	if err != nil || parsed.End != nil {
-		return span
+	log := cfg.Log.With("sheep", cfg.Name)
+	return &Sheep{
+		cfg: cfg, log: log,
+		lives:  &lives{dir: filepath.Join(cfg.Dir, "lives"), typ: cfg.Type, grace: cfg.Grace, log: log},
+		output: &output{dir: cfg.Dir, stdout: cfg.Stdout, stderr: cfg.Stderr},
 	}
-	parsed.End = make(logspan.Mark, len(parsed.Begin))
-	copy(parsed.End, logs.End(s.logFiles()...))
-	return parsed.String()
-}
-
-// JobLogs opens what was written during a job. See runtime.JobLogger.
-func (s *Sheep) JobLogs(ctx context.Context, span string, q job.LogQuery) (runtime.JobLog, error) {
-	parsed, err := logspan.Parse(span)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return logs.OpenSpan(ctx, parsed, logs.Options{Tail: q.Tail, Follow: q.Follow}, s.logFiles()...)
-}
-
-// logFiles are the logs that the runner's output goes to, each once.
-func (s *Sheep) logFiles() []logs.File {
-	var files []logs.File
-	for _, path := range []string{s.cfg.Stdout, s.cfg.Stderr} {
-		f := logs.File{Path: path}
-		if path == "" {
-			f = logs.File{Path: filepath.Join(s.LogDir(), shim.RunnerLog), Keep: logKeep}
-		}
-		if !slices.Contains(files, f) {
-			files = append(files, f)
-		}
-	}
-	return files
 }
 
 // found is a runner that outlived an earlier daemon.
@@ -286,11 +241,11 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	s.mu.Lock()
 	life, model := s.found, s.model
 	s.found = nil
+	s.mu.Unlock()
 	var earlier []*remains
 	if life != nil {
-		earlier = slices.Clone(s.past)
+		earlier = s.lives.all()
 	}
-	s.mu.Unlock()
 	if err := s.checkTaken(); err != nil {
 		return nil, nil, err
 	}
@@ -299,14 +254,14 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	}
 	if life != nil {
 		s.log.Info("Stopping the runner that was found: another model is wanted", "model", model.String())
-		if _, _, err := s.stop(life.handle, life.folder); err != nil {
+		if _, _, err := s.lives.stop(life.handle, life.folder); err != nil {
 			return nil, nil, err
 		}
 	}
 	if model == nil {
 		return nil, nil, &runtime.LoadError{Message: "no model is loaded", Class: errdefs.ErrFailedPrecondition}
 	}
-	s.tidy()
+	s.lives.tidy()
 	life, err := s.start(ctx, *model)
 	return life, earlier, err
 }
@@ -340,7 +295,7 @@ func (s *Sheep) checkTaken() error {
 func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 	spec := shim.Spec{
 		Life: shim.NewLife(), Sheep: s.cfg.Name, Model: m,
-		LogDir: s.LogDir(), LogSize: logSize, LogKeep: logKeep,
+		LogDir: s.logDir(), LogSize: logSize, LogKeep: logKeep,
 		Grace: s.cfg.Grace, OrphanTimeout: s.cfg.OrphanTimeout,
 	}
 	if err := s.cfg.Type.Prepare(&spec); err != nil {
@@ -356,7 +311,7 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder := filepath.Join(s.lives, spec.Life)
+	folder := filepath.Join(s.lives.dir, spec.Life)
 	starting, err := shim.Begin(binary, folder, spec, s.log)
 	if err != nil {
 		return nil, failedStart(ctx, err)
@@ -375,7 +330,7 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 		}
 		return nil, failedStart(ctx, err)
 	case launched != nil:
-		if _, _, err := s.stop(h, folder); err != nil {
+		if _, _, err := s.lives.stop(h, folder); err != nil {
 			s.log.Warn("What could not be started is not removed whole", "error", err)
 		}
 		return nil, failedStart(ctx, launched)
@@ -418,7 +373,7 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 		case <-wanted:
 			wanted = nil
 			overdue = time.After(s.cfg.Grace + lastResort)
-			if err := s.askToStop(h); err != nil {
+			if err := s.lives.askToStop(h); err != nil {
 				overdue = time.After(0)
 			}
 		case <-overdue:
@@ -436,21 +391,10 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 	}
 }
 
-// askToStop tells the shim to stop its runner; an error says that it does not
-// listen.
-func (s *Sheep) askToStop(h *shim.Handle) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := h.Stop(ctx, s.cfg.Grace); err != nil && !errors.Is(err, messenger.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
 // conclude ends what is left of a life whose runner or shim has ended, and says
 // why.
 func (s *Sheep) conclude(life *found, c *conn) error {
-	exit, r, err := s.bury(life.handle, life.folder)
+	exit, r, err := s.lives.bury(life.handle, life.folder)
 	if errors.Is(err, shim.ErrSuperseded) {
 		life.handle.Detach()
 		s.mu.Lock()
@@ -488,108 +432,6 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// bury waits for the exit of a life, ends its shim, and keeps what is not
-// settled of it.
-func (s *Sheep) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), lastResort)
-	defer cancel()
-	exit, err := h.Wait(ctx)
-	if err != nil {
-		return shim.Exit{}, nil, err
-	}
-	if err := h.Release(ctx); err != nil {
-		s.log.Warn("The shim of an ended runner does not end; killing it", "error", err)
-		if err := shim.Kill(folder); err != nil {
-			s.log.Error("Cannot kill the shim", "error", err)
-		}
-		h.Detach()
-	}
-	outcome, err := shim.ReadOutcome(folder)
-	if err != nil {
-		s.log.Warn("What the shim kept cannot be read; it counts as lost", "error", err)
-	}
-	outcome.Exit = &exit
-	if err := s.clean(ctx, folder, &outcome); err != nil {
-		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
-	}
-	return *outcome.Exit, s.keep(folder, outcome), nil
-}
-
-// clean removes what is left of a life, but for its folder, and notes what is
-// known of its end in the outcome, in the folder, too.
-func (s *Sheep) clean(ctx context.Context, folder string, o *shim.Outcome) error {
-	spec, err := shim.ReadSpec(folder)
-	if errors.Is(err, fs.ErrNotExist) { // never begun
-		spec = shim.Spec{Life: filepath.Base(folder)}
-	} else if err != nil {
-		return err
-	}
-	before := *o.Exit
-	if err := s.cfg.Type.Clean(ctx, spec, o.Exit); err != nil {
-		return err
-	}
-	if *o.Exit == before || o.Job == "" && len(o.Answers) == 0 {
-		return nil
-	}
-	return shim.WriteOutcome(folder, *o)
-}
-
-// keep remembers a life that has ended; one with nothing to settle is removed.
-func (s *Sheep) keep(folder string, o shim.Outcome) *remains {
-	r := &remains{folder: folder, outcome: o}
-	s.mu.Lock()
-	s.past = append(s.past, r)
-	s.mu.Unlock()
-	if r.empty() {
-		s.forget(r)
-	}
-	return r
-}
-
-// tidy removes the lives that have no answers left to acknowledge: what became
-// of their jobs is known by now.
-func (s *Sheep) tidy() {
-	s.mu.Lock()
-	past := slices.Clone(s.past)
-	s.mu.Unlock()
-	for _, r := range past {
-		if len(r.answers()) == 0 {
-			s.forget(r)
-		}
-	}
-}
-
-// forget removes a life's folder.
-func (s *Sheep) forget(r *remains) {
-	if err := s.remove(r); err != nil {
-		s.log.Warn("Cannot remove the traces of an ended runner", "error", err)
-	}
-}
-
-func (s *Sheep) remove(r *remains) error {
-	if err := shim.Remove(r.folder); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.past = slices.DeleteFunc(s.past, func(p *remains) bool { return p == r })
-	return nil
-}
-
-// stop stops a runner that nobody watches.
-func (s *Sheep) stop(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
-	if err := s.askToStop(h); err != nil {
-		s.log.Warn("A shim does not answer; killing it", "error", err)
-		if err := shim.Kill(folder); err != nil {
-			return shim.Exit{}, nil, err
-		}
-	}
-	timer := time.AfterFunc(s.cfg.Grace+lastResort, func() { _ = shim.Kill(folder) })
-	defer timer.Stop()
-	<-h.Ended()
-	return s.bury(h, folder)
-}
-
 // Conn is the connection to the runner of the present Run. See runtime.Sheep.
 func (s *Sheep) Conn() messenger.Conn {
 	s.mu.Lock()
@@ -625,7 +467,7 @@ func (s *Sheep) Close(context.Context) error {
 	if life != nil {
 		life.handle.Detach()
 	}
-	s.tidy()
+	s.lives.tidy()
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/internal/proc"
+	"github.com/iterait/shepherd/shim"
 )
 
 // foreignError says that somebody else's program listens on the runner's port.
@@ -30,9 +31,23 @@ func (e *foreignError) Error() string {
 	return fmt.Sprintf("port %d is in use by process %d (%s); stop it or give the sheep another port", e.port, e.pid, e.command)
 }
 
+// dialer makes connections to the runner.
+type dialer struct {
+	spec      shim.Spec
+	namespace string // the runner's network namespace; empty where it is ours
+	pid       int    // of a container's first process
+}
+
+// dialer is one for the runner as it is known now.
+func (s *state) dialer() *dialer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &dialer{spec: s.spec, namespace: s.netns, pid: s.pid}
+}
+
 // portFree checks that nothing listens yet where the runner is going to. Where
 // it cannot be known it passes: the runner will find out.
-func (s *server) portFree() error {
+func (s *dialer) portFree() error {
 	listeners, err := proc.Listeners(s.spec.Port)
 	if err != nil || len(listeners) == 0 {
 		return nil
@@ -52,16 +67,13 @@ func foreign(port int, listeners []proc.Listener) *foreignError {
 	return e
 }
 
-// dialer makes connections to the runner: in its network namespace, if it has
-// one of its own, else here, where whoever listens must be the runner or what it
-// started. If it is somebody else, refuse is told.
-func (s *server) dialer(refuse context.CancelCauseFunc) DialFunc {
-	s.mu.Lock()
-	namespace := s.netns
-	s.mu.Unlock()
-	if namespace != "" {
+// dialFunc connects in the runner's network namespace, if it has one of its own, else
+// here, where whoever listens must be the runner or what it started. If it is somebody
+// else, refuse is told.
+func (s *dialer) dialFunc(refuse context.CancelCauseFunc) DialFunc {
+	if s.namespace != "" {
 		return func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dialIn(ctx, namespace, network, address)
+			return dialIn(ctx, s.namespace, network, address)
 		}
 	}
 	var dialer net.Dialer
@@ -88,7 +100,7 @@ func (s *server) dialer(refuse context.CancelCauseFunc) DialFunc {
 
 // verify checks that the listener is the runner's. It passes where the
 // listener's owner cannot be seen.
-func (s *server) verify() error {
+func (s *dialer) verify() error {
 	listeners, err := proc.Listeners(s.spec.Port)
 	if err != nil {
 		return nil
@@ -100,11 +112,8 @@ func (s *server) verify() error {
 	}
 	ours := proc.Descendants(all, os.Getpid())
 	if s.spec.Container != nil {
-		s.mu.Lock()
-		pid := s.pid
-		s.mu.Unlock()
-		ours = slices.DeleteFunc(slices.Clone(all), func(p proc.Process) bool { return p.PID != pid })
-		ours = append(ours, proc.Descendants(all, pid)...)
+		ours = slices.DeleteFunc(slices.Clone(all), func(p proc.Process) bool { return p.PID != s.pid })
+		ours = append(ours, proc.Descendants(all, s.pid)...)
 	}
 	if len(proc.Holders(listeners, ours)) > 0 {
 		return nil
@@ -178,10 +187,4 @@ func connect(ctx context.Context, fd int, to netip.AddrPort) error {
 		}
 	}
 	return ctx.Err()
-}
-
-// isScarcity reports whether a process could not be started for lack of
-// something that may be there later.
-func isScarcity(err error) bool {
-	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/messenger"
-	"github.com/iterait/shepherd/shim"
 )
 
 // link is the way to the runner while it lives.
@@ -24,16 +23,6 @@ type link struct {
 // its end.
 const lastWords = 2 * time.Second
 
-// openLink begins to talk to the runner, whenever it binds.
-func (s *server) openLink() *link {
-	l := new(link)
-	var dialing, receiving context.Context
-	dialing, l.stopDialing = context.WithCancel(context.Background())
-	receiving, l.stopReceiving = context.WithCancel(context.Background())
-	l.talking.Go(func() { s.talk(dialing, receiving) })
-	return l
-}
-
 // close ends the talking: no new connection is made, and the last one may last
 // for the given time, should the other side not have closed it.
 func (l *link) close(rest time.Duration) {
@@ -44,15 +33,31 @@ func (l *link) close(rest time.Duration) {
 	l.stopReceiving()
 }
 
+// talker keeps a connection to the runner.
+type talker struct {
+	*state
+	dial func(ctx context.Context, address string, dial DialFunc) (Conn, error)
+}
+
+// open begins to talk to the runner, whenever it binds.
+func (s *talker) open() *link {
+	l := new(link)
+	var dialing, receiving context.Context
+	dialing, l.stopDialing = context.WithCancel(context.Background())
+	receiving, l.stopReceiving = context.WithCancel(context.Background())
+	l.talking.Go(func() { s.talk(dialing, receiving) })
+	return l
+}
+
 // talk keeps a connection to the runner until dialing ends, and receives from
 // the last one until it ends too, or receiving does. Each connection is a new
 // one: what was said on an earlier one is lost, and so is a job whose answer it
 // should have brought.
-func (s *server) talk(dialing, receiving context.Context) {
+func (s *talker) talk(dialing, receiving context.Context) {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port))
 	for {
 		ctx, cancel := context.WithCancelCause(dialing)
-		conn, err := s.cfg.Dial(ctx, address, s.dialer(cancel))
+		conn, err := s.dial(ctx, address, s.dialer().dialFunc(cancel))
 		if err != nil {
 			cause := context.Cause(ctx)
 			cancel(nil)
@@ -85,29 +90,11 @@ func (s *server) talk(dialing, receiving context.Context) {
 	}
 }
 
-func (s *server) connect(conn Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.link = conn
-	if !s.connected {
-		s.connected = true
-		s.session.send(&shim.Message{Kind: shim.KindConnected})
-		s.session.event(shim.Event{Kind: messenger.EventReady, Time: time.Now()})
-	}
-	s.forward()
-}
-
-func (s *server) disconnect() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.link = nil
-}
-
 // goesOn decides what the end of a connection means. Mostly that the runner is
 // ending: that is waited for. If it is not and has a job, the answer to that
 // job cannot come any more, and the runner is stopped. Otherwise a new
 // connection is made. ended is why the last one is over.
-func (s *server) goesOn(dialing context.Context, ended error) bool {
+func (s *talker) goesOn(dialing context.Context, ended error) bool {
 	select {
 	case <-dialing.Done():
 		return false

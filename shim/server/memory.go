@@ -54,20 +54,20 @@ func (m *memoryWatch) killed() int {
 }
 
 // watchMemory begins to watch the runner.
-func (s *server) watchMemory(of process) {
+func (s *state) watchMemory(of process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.memory = newMemoryWatch(of)
 }
 
 // killedForMemory says what is known of the runner's end.
-func (s *server) killedForMemory() int {
+func (s *state) killedForMemory() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.memory.killed()
 }
 
-func (s *server) lookForKillsNow() {
+func (s *state) lookForKillsNow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lookForKills()
@@ -75,7 +75,7 @@ func (s *server) lookForKillsNow() {
 
 // lookForKills tells of a process that the kernel killed for memory while the runner
 // goes on. The caller holds s.mu.
-func (s *server) lookForKills() {
+func (s *state) lookForKills() {
 	if s.memory == nil || !s.memory.of.alive() {
 		return
 	}

@@ -59,7 +59,7 @@ func TestEndForMemory(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := &mortal{exited: make(chan struct{}), exit: c.exit}
 				m.shared.Store(7)
-				s := &server{log: slog.New(slog.DiscardHandler), stops: make(chan stopRequest, 1)}
+				s := &life{state: newState(shim.Spec{}, slog.New(slog.DiscardHandler))}
 				exits := make(chan shim.Exit)
 				go func() { exits <- s.awaitExit(t.Context(), m) }()
 				synctest.Wait()

@@ -244,7 +244,7 @@ func TestPortInUseIsNamed(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	s := &server{spec: shim.Spec{Port: port, Runner: &shim.Process{}}}
+	s := &dialer{spec: shim.Spec{Port: port, Runner: &shim.Process{}}}
 	for _, err := range []error{s.portFree(), s.verify()} {
 		for _, want := range []string{fmt.Sprintf("port %d", port), fmt.Sprintf("process %d", os.Getpid()), "another port"} {
 			if err == nil || !strings.Contains(err.Error(), want) {

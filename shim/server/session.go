@@ -121,8 +121,14 @@ func (c *session) writeEvents() bool {
 	return true
 }
 
+// door is where daemons connect.
+type door struct {
+	*state
+	running *sync.WaitGroup // of its goroutines
+}
+
 // accept takes daemons' connections until the listener is closed.
-func (s *server) accept(l *net.UnixListener, running *sync.WaitGroup) {
+func (s *door) accept(l *net.UnixListener) {
 	for turn := 1; ; turn++ {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -142,7 +148,7 @@ func (s *server) accept(l *net.UnixListener, running *sync.WaitGroup) {
 			conn.Close()
 			continue
 		}
-		running.Go(func() { s.serve(conn, turn, running) })
+		s.running.Go(func() { s.serve(conn, turn) })
 	}
 }
 
@@ -160,7 +166,7 @@ func trusted(conn *net.UnixConn) bool {
 }
 
 // serve serves one connection until it ends or a newer one supersedes it.
-func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
+func (s *door) serve(conn *net.UnixConn, turn int) {
 	c := &session{
 		conn: conn, turn: turn, out: make(chan *shim.Message, outbox), events: newMailbox(),
 		over: make(chan struct{}), done: make(chan struct{}),
@@ -168,7 +174,7 @@ func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
 	defer c.cut()
 	stop := make(chan struct{})
 	defer close(stop)
-	running.Go(func() { // a daemon that says nothing does not keep the shim from ending
+	s.running.Go(func() { // a daemon that says nothing does not keep the shim from ending
 		select {
 		case <-s.quit:
 			_ = conn.CloseRead()
@@ -183,7 +189,7 @@ func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
 	}
 	_ = conn.SetReadDeadline(time.Time{})
 	c.hello = *first.Hello
-	running.Go(c.write)
+	s.running.Go(c.write)
 	if !s.admit(c) {
 		return
 	}
@@ -209,51 +215,8 @@ func (s *server) serve(conn *net.UnixConn, turn int, running *sync.WaitGroup) {
 	}
 }
 
-// admit makes c the session and tells it how things stand. The newest connection
-// is the daemon's, not the one that says hello last: of a daemon that was killed
-// in between, both may still be on their way.
-func (s *server) admit(c *session) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-s.quit:
-		return false
-	default:
-	}
-	if s.session != nil {
-		if s.session.turn > c.turn {
-			return false
-		}
-		s.session.supersede()
-	}
-	s.session = c
-	s.settleOrphan()
-	c.send(&shim.Message{Kind: shim.KindHello, Hello: &shim.Hello{
-		Version: shim.Version, Features: shim.Features(), Life: s.spec.Life, PID: os.Getpid(), RunnerPID: s.pid,
-		Connected: s.connected, Exited: s.exit != nil, Job: s.job, Answers: len(s.answers),
-	}})
-	for _, a := range s.answers {
-		c.send(&shim.Message{Kind: shim.KindAnswer, Answer: &a})
-	}
-	if s.exit != nil {
-		c.send(&shim.Message{Kind: shim.KindExit, Exit: s.exit})
-	}
-	s.replayEvents(c)
-	return true
-}
-
-func (s *server) leave(c *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.session == c {
-		s.session = nil
-		s.settleOrphan()
-		s.armDeadline(deadlinePatience)
-	}
-}
-
 // request serves one request of the daemon.
-func (s *server) request(c *session, m *shim.Message, theirs int) {
+func (s *door) request(c *session, m *shim.Message, theirs int) {
 	var err error
 	switch {
 	case m.Kind == shim.KindStop:

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -261,7 +260,7 @@ func (w *watched) waitStatus() (status unix.WaitStatus, ok bool) {
 }
 
 // take opens the process that the daemon names as the container's.
-func (s *server) take(pid int) error {
+func (s *state) take(pid int) error {
 	if s.spec.Container == nil {
 		return errors.New("there is no container")
 	}
@@ -280,7 +279,7 @@ func (s *server) take(pid int) error {
 }
 
 // begin notes that the container's process runs the runner.
-func (s *server) begin() error {
+func (s *state) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -294,46 +293,4 @@ func (s *server) begin() error {
 	s.pid = s.watched.process.PID
 	s.begun <- s.watched
 	return nil
-}
-
-// watch sees a container's runner through from its begin to the end of all of
-// its processes.
-func (s *server) watch(ctx context.Context, out *output, state shim.State) shim.Exit {
-	var request stopRequest
-	select {
-	case w := <-s.begun:
-		return s.watchBegun(ctx, w, out, state)
-	case request = <-s.stops:
-	case <-ctx.Done():
-		request = stopRequest{why: "its shim was told to end", lost: true}
-	}
-	s.mu.Lock()
-	w := s.watched
-	s.exit = &shim.Exit{Code: -1} // nothing begins any more
-	s.mu.Unlock()
-	exit := shim.Exit{Code: -1, Stopped: !request.lost, Lost: request.lost, Detail: request.why}
-	if w != nil {
-		w.waiting.Go(w.wait)
-		defer w.close()
-		exit.Detail = joinDetail(exit.Detail, w.endAll())
-	}
-	return exit
-}
-
-func (s *server) watchBegun(ctx context.Context, w *watched, out *output, state shim.State) shim.Exit {
-	w.waiting.Go(w.wait)
-	defer w.close()
-	out.started() // containerd's shim has the FIFOs open
-	state.Runner, state.Groups = &w.process, w.group.Dirs()
-	if err := shim.WriteState(s.cfg.Folder.Path(), state); err != nil {
-		s.log.Warn("cannot note the runner's process", "error", err)
-	}
-	s.mu.Lock()
-	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: w.process.PID})
-	s.mu.Unlock()
-	link := s.openLink()
-	exit := s.awaitExit(ctx, w)
-	link.close(lastWords)
-	exit.LastLog = out.last()
-	return exit
 }
