@@ -96,9 +96,18 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	return nil
 }
 
-// openPool opens the connections of the calls.
+// openPool opens the connections of the calls. To plan a statement takes the server longer
+// than to run it, so it is prepared once on each connection; through a pooler, the next
+// statement may be another connection's.
 func (l *Ledger) openPool(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	pooled.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error { return l.setPassword(cfg) }
+	if l.cfg.DirectURL == l.cfg.URL && !strings.Contains(l.cfg.URL, execMode) {
+		pooled.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+		pooled.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, querySettings, pgx.QueryExecModeSimpleProtocol)
+			return err
+		}
+	}
 	l.pool, err = pgxpool.NewWithConfig(ctx, pooled)
 	l.db = l.pool
 	return err
@@ -123,15 +132,16 @@ func (l *Ledger) connectDirect(direct *pgx.ConnConfig) func(ctx context.Context)
 	}
 }
 
-// parse reads a URL. Statements are not prepared, unless the URL says so by
-// default_query_exec_mode: through a pooler in transaction mode, the next statement
-// may be another connection's.
+// execMode is the setting of a URL by which pgx prepares statements, or does not.
+const execMode = "default_query_exec_mode"
+
+// parse reads a URL. Statements are not prepared, unless the URL says so.
 func parse(source string) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(source)
 	if err != nil {
 		return nil, invalidURL(err)
 	}
-	if !strings.Contains(source, "default_query_exec_mode") {
+	if !strings.Contains(source, execMode) {
 		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {
