@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -10,11 +11,10 @@ import (
 )
 
 // ringEvery is how often all nodes together ring for one another, about: a node leaves
-// that much time for each node that it has heard since it rang last, up to ringLatest.
-// Whoever hears a ring looks for the changes of all nodes, so that a change is heard of as
-// soon where many ring in turn as where one does, and each ring wakes all. NOTIFY is sent
-// apart from the changes: PostgreSQL makes transactions that notify commit one after the
-// other.
+// that much time for each node that has rung within ringLatest. Whoever hears a ring looks
+// for the changes of all nodes, so that a change is heard of as soon where many ring in turn
+// as where one does, and each ring wakes all. NOTIFY is sent apart from the changes:
+// PostgreSQL makes transactions that notify commit one after the other.
 const (
 	ringEvery  = 20 * time.Millisecond
 	ringLatest = 400 * time.Millisecond
@@ -32,7 +32,7 @@ type bell struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	closed  bool
-	heard   map[string]bool // the nodes that rang since this one did
+	heard   map[string]time.Time // when the other nodes rang last, of those that did lately
 
 	rung chan struct{} // a notification is to be sent
 	quit context.CancelFunc
@@ -40,7 +40,7 @@ type bell struct {
 }
 
 func newBell(dial func(ctx context.Context) (*pgx.Conn, error), log *slog.Logger) *bell {
-	return &bell{log: log, dial: dial, me: newKey(), changed: make(chan struct{}), heard: map[string]bool{}, rung: make(chan struct{}, 1)}
+	return &bell{log: log, dial: dial, me: newKey(), changed: make(chan struct{}), heard: map[string]time.Time{}, rung: make(chan struct{}, 1)}
 }
 
 // start listens, and rings for others by notify, until close.
@@ -101,7 +101,6 @@ func (b *bell) ringOthers(ctx context.Context) {
 		}
 		began := time.Now()
 		_ = once(ctx, b.notify)
-		b.hear("")
 		for rest := ringEvery; rest > 0; rest = time.Until(began.Add(b.pause())) {
 			select {
 			case <-ctx.Done():
@@ -112,21 +111,24 @@ func (b *bell) ringOthers(ctx context.Context) {
 	}
 }
 
-// hear notes that another node rang; with no name, that this one did.
+// hear notes that another node rang.
 func (b *bell) hear(node string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if node == "" {
-		clear(b.heard)
-	} else if len(b.heard) < int(ringLatest/ringEvery) {
-		b.heard[node] = true
-	}
+	b.heard[node] = time.Now()
+	b.forget()
+}
+
+// forget has only those kept that rang lately; b.mu is held.
+func (b *bell) forget() {
+	maps.DeleteFunc(b.heard, func(_ string, at time.Time) bool { return time.Since(at) > ringLatest })
 }
 
 // pause is how long after this node rang it rings again.
 func (b *bell) pause() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.forget()
 	return min(ringEvery*time.Duration(1+len(b.heard)), ringLatest)
 }
 

@@ -101,6 +101,7 @@ type Ledger struct {
 	horizon     horizon
 	maintenance *maintenance
 
+	named      named
 	statements atomic.Int64 // that were sent
 
 	// claiming holds a value while this ledger makes a claim under limits: those of one

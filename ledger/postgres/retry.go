@@ -90,7 +90,7 @@ func (l *Ledger) query(ctx context.Context, sql string, args pgx.NamedArgs, each
 
 func (l *Ledger) queryBy(ctx context.Context, db querier, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
 	l.statements.Add(1)
-	rows, err := db.Query(ctx, sql, args)
+	rows, err := db.Query(ctx, sql, l.named.bind(args))
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (l *Ledger) queryOne(ctx context.Context, sql string, args pgx.NamedArgs, i
 // exec runs a statement and returns how many rows it changed.
 func (l *Ledger) exec(ctx context.Context, sql string, args pgx.NamedArgs) (int64, error) {
 	l.statements.Add(1)
-	tag, err := l.db.Exec(ctx, sql, args)
+	tag, err := l.db.Exec(ctx, sql, l.named.bind(args))
 	return tag.RowsAffected(), err
 }
 
