@@ -12,7 +12,7 @@ import (
 
 // load reads a row, nil where there is none, and the moment.
 func (l *Ledger) load(ctx context.Context, id job.ID) (r *row, m lifecycle.Moment, err error) {
-	err = l.query(ctx, queryLoad, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+	err = l.often(ctx, l.db, queryLoad, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
 		r, err = scanRow(rows, true, &m.Now, &m.Age)
 		return err
 	})
@@ -69,7 +69,7 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 		return err
 	}
 	var n int
-	if _, err := l.queryOne(ctx, query, args, &n); err != nil {
+	if _, err := l.oftenOne(ctx, query, args, &n); err != nil {
 		return err
 	}
 	if n == 0 {
@@ -164,7 +164,7 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		if old != nil || !rec.Webhook.IsZero() {
 			query = queryReplace
 		}
-		made, err := l.queryOne(ctx, query, args, &r.Seq)
+		made, err := l.oftenOne(ctx, query, args, &r.Seq)
 		if err != nil {
 			return refusedForUpload(err, false)
 		}

@@ -101,6 +101,7 @@ type Ledger struct {
 	horizon     horizon
 	maintenance *maintenance
 
+	prepares   bool // statements that are sent often
 	named      named
 	statements atomic.Int64 // that were sent
 

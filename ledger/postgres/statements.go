@@ -10,10 +10,12 @@ import (
 // All statements are here, with arguments by name. Each is one transaction by
 // itself, but for those that queryRestore and querySweep are sent with.
 
-// querySettings are those of a connection whose statements are prepared. A plan is kept
-// while the tables grow: one that was made for a few rows would read all of many. There
-// are indexes for all that is looked for, in the order in which it is wanted.
+// querySettings are those of a connection that prepares statements. A plan is kept while the
+// tables grow: one that was made for a few rows would read all of many. There are indexes
+// for all that is looked for, in the order in which it is wanted.
 const querySettings = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off`
+
+const queryProcess = `SELECT pg_backend_pid()`
 
 // columns are those of a row j, in the order that (*row).scan reads them. A list of
 // records leaves the traceback out.
