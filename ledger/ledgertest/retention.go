@@ -2,6 +2,7 @@ package ledgertest
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -249,6 +250,11 @@ func (s suite) testRetainedExpiry(t *testing.T) {
 		f.end("more")
 	}
 	if n := f.count()[job.Done]; n != 3 {
-		t.Errorf("%d records are kept", n)
+		page, _, err := f.List(t.Context(), ledger.Filter{}, 0, 20)
+		var kept []string
+		for _, r := range page {
+			kept = append(kept, fmt.Sprint(r.ID, " ", r.State))
+		}
+		t.Errorf("%d records are kept: %q, %v", n, kept, err)
 	}
 }

@@ -74,8 +74,8 @@ func BenchmarkFleet(b *testing.B) {
 	b.ReportMetric(jobs, "jobs/s")
 	b.ReportMetric(jobs/bare, "of-bare")
 	b.ReportMetric(perJob, "statements/job")
-	b.ReportMetric(float64(nodesCPU.Microseconds())/1000/float64(b.N), "ms-of-nodes'-CPU/job")
-	b.ReportMetric(float64(serverCPU.Microseconds())/1000/float64(b.N), "ms-of-server's-CPU/job")
+	b.ReportMetric(float64(nodesCPU.Microseconds())/1000/float64(b.N), "ms-nodes-CPU/job")
+	b.ReportMetric(float64(serverCPU.Microseconds())/1000/float64(b.N), "ms-server-CPU/job")
 	if b.N < 100 { // the first run of a benchmark, with what is done once
 		return
 	}
