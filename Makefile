@@ -197,12 +197,12 @@ bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreS
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkNodeLoss$$' -benchtime 1x ./ledger/postgres
 
-bench-against: ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
+bench-against: $(MINIO) ## compare no-op jobs of this tree with those of the revision REV, in turn in one run
 	@test -n "$(REV)" || { echo "name a revision: make bench-against REV=6ddcc12"; exit 1; }
-	SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
+	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) SHEPHERD_BENCH_AGAINST='$(REV)' $(GO) test -count=1 -timeout 60m -run '^$$' -bench '^BenchmarkAgainst$$' -benchtime 1x ./test/bench
 
-profile: ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile), of the revision REV where it is named
-	SHEPHERD_BENCH_AGAINST='$(REV)' SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
+profile: $(MINIO) ## write CPU and allocation profiles and a count of system calls of no-op jobs to PROFILE (.cache/profile), of the revision REV where it is named, with a storage server where STORAGE=server
+	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) SHEPHERD_BENCH_AGAINST='$(REV)' SHEPHERD_BENCH_STORAGE='$(STORAGE)' SHEPHERD_BENCH_PROFILE='$(or $(PROFILE),$(CURDIR)/.cache/profile)' $(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkProfile$$' -benchtime 1x ./test/bench
 
 fuzz: ## run every fuzz target for FUZZTIME (10s) each
 	FUZZTIME=$(or $(FUZZTIME),10s) test/fuzz

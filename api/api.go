@@ -141,8 +141,8 @@ type JobService interface {
 
 	// Remove removes a job that has ended, with its files. It returns
 	// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving, and
-	// job.ErrRemovalContinues where that takes long; after another error, too, the
-	// removal may go on by itself.
+	// job.ErrRemovalContinues or job.ErrRemovalStopped where that takes long; after
+	// another error, too, the removal may go on by itself.
 	Remove(ctx context.Context, id job.ID) error
 }
 

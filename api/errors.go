@@ -70,6 +70,7 @@ var classes = []class{
 	{name: "too-large", status: http.StatusRequestEntityTooLarge, match: tooLarge},
 	{name: "id-in-use", status: http.StatusConflict, match: is(job.ErrSubmitted)},
 	{name: "being-removed", status: http.StatusConflict, match: is(job.ErrRemoving), retryAfter: 2},
+	{name: "removal-stopped", status: http.StatusServiceUnavailable, match: is(job.ErrRemovalStopped), retryAfter: 1},
 	{name: "job-ended", status: http.StatusConflict, match: is(job.ErrEnded)},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotEnded)},
 	{name: "job-not-ended", status: http.StatusConflict, match: is(job.ErrNotReady)}, // only a result turns it into 202

@@ -38,6 +38,7 @@ func TestErrorTable(t *testing.T) {
 		{wrap(&http.MaxBytesError{Limit: 5}), 413, "The body is larger than 5 bytes, the most that is accepted; put large inputs into storage and start the job without a payload", "", false},
 		{wrap(job.ErrSubmitted), 409, "A job with this ID was already submitted", "", false},
 		{wrap(job.ErrRemoving), 409, job.ErrRemoving.Error(), "2", false},
+		{wrap(job.ErrRemovalStopped), 503, job.ErrRemovalStopped.Error(), "1", false},
 		{wrap(job.ErrEnded), 409, "the job has ended already", "", false},
 		{wrap(job.ErrNotEnded), 409, job.ErrNotEnded.Error(), "", false},
 		{wrap(&job.QueueFull{Limit: 3, Tenant: "wool"}), 429, "The queue of tenant `wool` is full: 3 of its jobs wait already, and no more may (max_queued); try again later", "30", false},

@@ -546,7 +546,7 @@ func (ch *checker) word(path, value string, known []string) {
 		return
 	}
 	if n.referred {
-		value = "" // nothing is near a value that is not to be shown
+		value = "" // no suggestion for a value that must not be shown
 	}
 	ch.wrong(n, path, "%s is not known here; %s", n.shown(), suggest(value, known))
 }

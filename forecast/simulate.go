@@ -10,7 +10,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// State is what there is at a time.
+// State is the flock and its queue at a time.
 type State struct {
 	Now   time.Time
 	Sheep []Sheep

@@ -98,6 +98,9 @@ const (
 	// ErrRemovalContinues says that the removal of a job takes longer than a client is
 	// kept waiting for it.
 	ErrRemovalContinues notice = "The job is being removed; that takes a while and goes on by itself"
+	// ErrRemovalStopped says that the removal of a job that only storage knows took longer
+	// than a client is kept waiting for it.
+	ErrRemovalStopped notice = "The job has more files than could be removed in the time for one request, and the ledger has no record by which the removal could go on by itself; remove it again for the rest"
 	// ErrUploading says that another request submits a job with this id at the moment.
 	ErrUploading notice = "A job with this ID is being submitted by another request; try again in a moment"
 	// ErrNoAddresses says that no addresses of files can be made for clients.

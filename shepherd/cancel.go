@@ -11,7 +11,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// cancelPatience is how long Cancel waits for a sheep to let go of a job.
+// cancelPatience is how long Cancel waits for a sheep to release a job.
 const cancelPatience = 5 * time.Second
 
 // Cancel asks for the end of a job that has not ended. One that no sheep has ends

@@ -22,7 +22,7 @@ const missingFor = time.Minute
 // job of one beyond them that it cannot run is handed back once it is claimed.
 const maxModels = 1000
 
-// knownModels remembers which models a sheep looked for in vain.
+// knownModels remembers which models a sheep looked for and did not find.
 type knownModels struct {
 	mu      sync.Mutex
 	missing map[job.Model]missingModel
@@ -66,7 +66,7 @@ func (l *lane) cannot(m job.Model) error {
 	return l.known.missed(m, time.Now())
 }
 
-// objection says why the sheep cannot run the model, whatever was looked for in vain.
+// objection says why the sheep cannot run the model, apart from models that were not found.
 func (l *lane) objection(m job.Model) error {
 	if err := l.mayRun(m); err != nil {
 		return err

@@ -334,7 +334,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	return f, nil
 }
 
-// release lets go of what the attempt has: its directory, and the answer where it
+// release frees what the attempt holds: its directory, and the answer where it
 // is safe now.
 func (c *concluder) release(a *attempt, safe bool) {
 	c.lane.tokens.remove(a.Token)

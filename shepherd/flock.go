@@ -45,7 +45,7 @@ func newFlock() *flock {
 	return &flock{seats: make(map[*lane]*seat), declined: make(map[job.Model]time.Time)}
 }
 
-// all are the lanes of the moment. The slice is not to be changed.
+// all are the present lanes. Callers must not change the slice.
 func (f *flock) all() []*lane {
 	f.mu.Lock()
 	defer f.mu.Unlock()

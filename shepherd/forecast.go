@@ -281,7 +281,7 @@ func (f *forecaster) readPeers(ctx context.Context) error {
 // place is a sheep of a node.
 type place struct{ node, sheep string }
 
-// state is what there is now, of what was read. The caller holds f.mu.
+// state is the present state, from what was read. The caller holds f.mu.
 func (f *forecaster) state() forecast.State {
 	s := forecast.State{Now: f.env.clock.now(), Ahead: f.env.stageAhead > 0, Turn: func(load time.Duration) time.Duration { return turnAfter(load, f.env.maxTurn) }}
 	has, next := make(map[place]job.Record), make(map[place]job.Record)

@@ -106,7 +106,7 @@ func (f *flock) decline(m job.Model, now time.Time) {
 	f.declined[m] = now.Add(missingFor)
 }
 
-// leftToPeers are the models that were declined of late.
+// leftToPeers are the models that were declined recently.
 func (f *flock) leftToPeers(now time.Time) []job.Model {
 	f.mu.Lock()
 	defer f.mu.Unlock()

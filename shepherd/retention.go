@@ -316,8 +316,9 @@ func (r *remover) finish(ctx context.Context, id job.ID) error {
 // it. When it returns nil the id can be used again. A removal that fails after it
 // has begun goes on by itself, also in the next daemon. The error is
 // *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving (a submission or a
-// removal of the job is under way) or job.ErrRemovalContinues (it takes longer than
-// Remove waits), or has the class its part gave it.
+// removal of the job is under way), job.ErrRemovalContinues (it takes longer than
+// Remove waits) or job.ErrRemovalStopped (likewise, of a job that only storage
+// knows), or has the class its part gave it.
 func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	r := s.remover
 	if r.cfg.Ledger == nil {
@@ -336,7 +337,13 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 		if err := s.notReserved(ctx, job.Request{ID: id}); err != nil {
 			return err
 		}
-		return s.removeUnrecorded(ctx, id)
+		ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
+		defer cancel()
+		err := s.removeUnrecorded(ctx, id)
+		if err != nil && ctx.Err() != nil {
+			return job.ErrRemovalStopped
+		}
+		return err
 	case errors.Is(err, ledger.ErrNotFinal):
 		return job.ErrNotEnded
 	case errors.Is(err, ledger.ErrNeeded):
@@ -360,7 +367,8 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 }
 
 // removeUnrecorded removes a job that storage alone knows: the original shepherd's,
-// one whose record has expired, or what an upload that was cut short has left.
+// one whose record has expired, or what an upload that was cut short has left. Where
+// that ends half-way, what is left is still such a job.
 func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 	status, err := s.Job(ctx, id)
 	if err != nil {

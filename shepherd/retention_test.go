@@ -275,6 +275,35 @@ func TestRemovalContinues(t *testing.T) {
 	}
 }
 
+// Of a job that only storage knows nothing says that its removal has begun: where it
+// takes long the client asks again.
+func TestRemovalStops(t *testing.T) {
+	p := newFixture(t)
+	p.keep(job.Retention{})
+	if err := p.store.Init(t.Context(), "foreign", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.store.SetStatus(t.Context(), "foreign", job.Status{State: job.Done}); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	patience := p.config.Retention.Patience
+	p.config.Retention.Patience = time.Nanosecond
+	p.start()
+	if err := p.core.Remove(t.Context(), "foreign"); !errors.Is(err, job.ErrRemovalStopped) {
+		t.Fatalf("got %v", err)
+	}
+	if !p.there("foreign") {
+		t.Error("its files are gone")
+	}
+	p.stop()
+	p.config.Retention.Patience = patience
+	p.start()
+	if err := p.core.Remove(t.Context(), "foreign"); err != nil || p.there("foreign") {
+		t.Errorf("removed again: %v", err)
+	}
+}
+
 // Removing and submitting one job at once: either there is a job with its inputs,
 // or there is none.
 func TestRemoveRacesSubmit(t *testing.T) {

@@ -539,7 +539,7 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	}
 }
 
-// close lets go of a sheep that is not used any more.
+// close releases a sheep that is not used any more.
 func (s *Shepherd) close(ctx context.Context, l *lane) {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()

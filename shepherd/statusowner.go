@@ -27,7 +27,7 @@ type statusOwners struct {
 	mu      sync.Mutex
 	alive   map[string]bool  // the other nodes; nil where this one is alone, or none is known yet
 	looks   int64            // at the events, that have begun
-	written map[job.ID]int64 // the jobs written of late, and how many looks had begun then
+	written map[job.ID]int64 // the jobs written recently, and how many looks had begun then
 }
 
 func newStatusOwners(self string) *statusOwners {

@@ -187,8 +187,9 @@ type Store interface {
 	// people's buckets may, are left out.
 	Jobs(ctx context.Context, visit func(job.ID) error) error
 
-	// Remove removes the job's place with all it holds. Removing what is not
-	// there is nil.
+	// Remove removes the job's place with all it holds, job_status.json last: where
+	// Remove fails, what is left is still a job's, and can be removed as one. Removing
+	// what is not there is nil.
 	Remove(ctx context.Context, id job.ID) error
 
 	// Ping answers nil when storage can be reached with these credentials. It

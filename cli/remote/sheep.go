@@ -109,7 +109,7 @@ func SheepListing(cmd *cobra.Command, list func(*cobra.Command, *SheepPrinter) e
 	cmd.AddCommand(ls)
 }
 
-// sheepCommand is what there is of the command where no daemon runs.
+// sheepCommand is the part of the command that works without a daemon.
 func sheepCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
 	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep, and tell them what to do"}

@@ -112,7 +112,7 @@ type driverError struct {
 
 func (e *driverError) Error() string { return fmt.Sprintf("%s: %s", e.what, words(e.ret)) }
 
-// words are NVML's, which are not to be asked for where there is no NVML.
+// words are NVML's, which must not be asked for where there is no NVML.
 func words(r nvml.Return) string {
 	switch r {
 	case nvml.ERROR_LIBRARY_NOT_FOUND:

@@ -207,7 +207,7 @@ func (g Group) OOMKills() int {
 }
 
 // Remove removes the groups, which must be empty. It waits a moment for the
-// kernel to let go of processes that have just been reaped.
+// kernel to release processes that have just been reaped.
 func (g Group) Remove() error {
 	var errs []error
 	for _, dir := range g.Dirs() {

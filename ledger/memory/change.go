@@ -18,7 +18,7 @@ type record struct {
 	at indexed
 }
 
-// made keeps what a change adds, and lets go of the oldest records that ended where there
+// made keeps what a change adds, and drops the oldest records that ended where there
 // are more than are kept.
 func (l *Ledger) made(r *record, c lifecycle.Change) {
 	if a := c.Attempt; a != nil {
@@ -294,7 +294,7 @@ func (r *record) attempt() job.Attempt {
 	return job.Attempt{Run: r.Run, Number: r.Attempt, Node: r.Node, Sheep: r.Holder, Began: r.ClaimedAt, Started: r.StartedAt}
 }
 
-// expire lets go of the records that ended first, where there are more than are
+// expire drops the records that ended first, where there are more than are
 // kept; those whose files are to be removed stay. It looks at all records, so it waits
 // until there are an eighth more.
 func (l *Ledger) expire() {

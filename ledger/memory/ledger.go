@@ -64,7 +64,7 @@ type records struct {
 	seq         int64
 	token       ledger.Token
 	jobs        []*record // by Seq
-	expireAt    int       // how many that have ended there are when it is next looked which are let go; see expire
+	expireAt    int       // the number of ended records at which expire runs next
 	index       index
 	attempts    map[job.ID][]job.Attempt
 	events      []job.Event

@@ -92,7 +92,7 @@ func (t *tx) admit(rec job.Record, before []job.Record) error {
 	return err
 }
 
-// checkAfter is ledger.CheckAfter for what there is, and the records given.
+// checkAfter is ledger.CheckAfter for the stored jobs and the records given.
 func (t *tx) checkAfter(rec job.Record, before []job.Record) (blocked bool, err error) {
 	var failed error
 	blocked, err = ledger.CheckAfter(rec, func(id job.ID) *job.Record {

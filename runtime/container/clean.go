@@ -124,7 +124,7 @@ func (h *host) remove(ctx context.Context, client *containerd.Client, r record, 
 		// goes last: while it is there, a removal that is broken off itself looks again.
 		_, err := client.ContainerService().Get(ctx, r.id)
 		if err == nil {
-			debris{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
+			leftovers{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
 		} else if !errdefs.IsNotFound(err) {
 			return nil, fmt.Errorf("look for container %s: %w", r.id, err)
 		}
@@ -188,7 +188,7 @@ func (c *containers) alive(life string) bool {
 	return err == nil && !free
 }
 
-// sweep removes what there is of a sheep in containerd, whichever daemon of this
+// sweep removes all objects of a sheep in containerd, whichever daemon of this
 // node made it, but for the lives that are alive; nil means none is.
 func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life string) bool) error {
 	client, err := h.connect(ctx)

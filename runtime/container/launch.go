@@ -41,9 +41,9 @@ const (
 	// callTime is for what takes a moment.
 	callTime = time.Minute
 	// abandonTime is how long a call goes on that nobody waits for any more. A
-	// call that is cancelled may be served all the same, after what it makes has
-	// been looked for in vain, and a runtime that is killed half-way leaves half
-	// a container: most calls end within it.
+	// cancelled call may be served after all, when its result has been searched for
+	// and not found; and a runtime that is killed half-way leaves half a container.
+	// Most calls end within it.
 	abandonTime = 20 * time.Second
 )
 

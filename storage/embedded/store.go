@@ -529,13 +529,19 @@ func (o *Store) Remove(ctx context.Context, id job.ID) error {
 func (o *Store) remove(ctx context.Context, id job.ID) error {
 	bucket, prefix := o.layout.Place(id)
 	for {
-		if err := o.removeFiles(ctx, id, "", func(string) bool { return true }); err != nil {
+		if err := o.removeFiles(ctx, id, "", func(name string) bool { return name != job.StatusFile }); err != nil {
+			return err
+		}
+		err := o.observed(ctx, "delete", func() error {
+			return errors.Join(o.folder.Delete(ctx, bucket, []string{prefix + job.StatusFile}, nil)...)
+		})
+		if err != nil {
 			return err
 		}
 		if prefix != "" {
 			return o.abortUploads(ctx, bucket, prefix)
 		}
-		err := o.observed(ctx, "remove_bucket", func() error { return o.folder.DeleteBucket(bucket) })
+		err = o.observed(ctx, "remove_bucket", func() error { return o.folder.DeleteBucket(bucket) })
 		if !errors.Is(err, folder.ErrBucketNotEmpty) {
 			return err
 		}

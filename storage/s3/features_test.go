@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
@@ -192,5 +194,33 @@ func TestConfiguration(t *testing.T) {
 		if _, err := s3.New(c); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v", words, err)
 		}
+	}
+}
+
+// A file that cannot be removed keeps the job's state: what is left can be removed as a
+// job later.
+func TestRemoveKeepsTheState(t *testing.T) {
+	for _, bucket := range []string{"", "shared"} {
+		t.Run("bucket "+bucket, func(t *testing.T) {
+			t.Parallel()
+			h, _ := startEmbedded(t, bucket)
+			proxy := testenv.StartS3Proxy(t, h.URL)
+			takeAway["deletion of several files by one request"](proxy)
+			proxy.Inject(testenv.NotImplemented, -1, func(r *http.Request) bool {
+				return r.Method == http.MethodDelete && strings.HasSuffix(r.URL.Path, "/outputs/z")
+			})
+			store := open(t, s3.Config{URL: proxy.URL, AccessKey: h.AccessKey, SecretKey: h.SecretKey, Bucket: bucket})
+			fatal(t, store.Init(t.Context(), "stays", []byte("payload")))
+			fatal(t, store.Put(t.Context(), "stays", "outputs/z", strings.NewReader("x"), 1))
+			fatal(t, store.SetStatus(t.Context(), "stays", job.Status{State: job.Done}))
+			if err := store.Remove(t.Context(), "stays"); !errdefs.IsUnavailable(err) {
+				t.Errorf("Remove: %v", err)
+			}
+			if status, err := store.Status(t.Context(), "stays"); err != nil || status.State != job.Done {
+				t.Errorf("the state of what is left: %+v, %v", status, err)
+			}
+			proxy.Heal()
+			fatal(t, store.Remove(t.Context(), "stays"))
+		})
 	}
 }

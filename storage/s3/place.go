@@ -216,7 +216,10 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 	bucket, prefix := s.layout.Place(id)
 	s.abortUploads(ctx, bucket, prefix)
 	for {
-		if err := s.removeFiles(ctx, id, "", func(string) bool { return true }); err != nil {
+		if err := s.removeFiles(ctx, id, "", func(name string) bool { return name != job.StatusFile }); err != nil {
+			return err
+		}
+		if err := s.removeEach(ctx, bucket, []minio.ObjectInfo{{Key: prefix + job.StatusFile}}); err != nil {
 			return err
 		}
 		if s.bucket != "" {

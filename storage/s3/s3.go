@@ -264,7 +264,7 @@ func trusting(file string) (*tls.Config, error) {
 // Close closes idle connections. The Store can still be used.
 func (s *Store) Close() error {
 	s.transport.CloseIdleConnections()
-	return nil
+	return s.submissions.close()
 }
 
 func parseURL(text string) (endpoint string, secure bool, err error) {

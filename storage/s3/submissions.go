@@ -1,29 +1,45 @@
 package s3
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
+	"github.com/iterait/shepherd/internal/durable"
 	"github.com/iterait/shepherd/job"
 )
 
 // maxSubmissions bounds how many buckets without an input are remembered.
 const maxSubmissions = 10_000
 
+// submissionsLog is the name of the log in the folder: no job can have it as its
+// id, and versions before the log had an empty file by the id of each job there.
+const submissionsLog = "~log"
+
+// minSubmissionsLog is the size, in bytes, below which the log is not rewritten.
+const minSubmissionsLog = 1 << 20
+
 // submissions remembers the jobs whose bucket this daemon, or an earlier one that was
 // killed, may have made without getting the input into it: their clients try
 // again and must not be told that the id is taken.
 //
-// With a folder, each is an empty file there, so that a kill loses none. Nothing
-// is synced: after a power cut an empty bucket counts as somebody's.
+// With a folder, a log there has a line for each that began ("+ID") and ended
+// ("-ID"), so that a kill loses none. Nothing is synced: after a power cut an
+// empty bucket counts as somebody's.
 type submissions struct {
 	folder string // empty: only memory
 
 	mu  sync.Mutex
 	ids map[job.ID]struct{}
+	log *os.File
+	// size is where the next line begins. One that was cut short, by a full disk, is
+	// written over.
+	size    int64
+	rewrite int64 // the size above which the log is rewritten
 }
 
 // openSubmissions reads what an earlier daemon left.
@@ -32,60 +48,145 @@ func openSubmissions(folder string) (*submissions, error) {
 	if folder == "" {
 		return s, nil
 	}
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	if err := s.read(); err != nil {
 		return nil, fmt.Errorf("remember submissions under way: %w", err)
 	}
-	entries, err := os.ReadDir(folder)
+	return s, nil
+}
+
+func (s *submissions) read() error {
+	if err := os.MkdirAll(s.folder, 0o700); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(s.path(submissionsLog))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	s.replay(text)
+	entries, err := os.ReadDir(s.folder)
 	if err != nil {
-		return nil, fmt.Errorf("remember submissions under way: %w", err)
+		return err
 	}
+	var old []string
 	for _, e := range entries {
 		if id, err := job.ParseID(e.Name()); err == nil {
 			s.ids[id] = struct{}{}
+			old = append(old, e.Name())
 		}
 	}
-	return s, nil
+	if err := s.compact(); err != nil {
+		return err
+	}
+	for _, name := range old {
+		if err := os.Remove(s.path(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replay reads the lines of a log. Whatever is no line of one, as a last line that
+// a kill cut short, is passed over.
+func (s *submissions) replay(text []byte) {
+	for line := range bytes.Lines(text) {
+		line, whole := bytes.CutSuffix(line, []byte("\n"))
+		if !whole || len(line) == 0 {
+			continue
+		}
+		id, err := job.ParseID(string(line[1:]))
+		if err != nil {
+			continue
+		}
+		switch line[0] {
+		case '+':
+			s.ids[id] = struct{}{}
+		case '-':
+			delete(s.ids, id)
+		}
+	}
+}
+
+// compact rewrites the log so that it has what is remembered and nothing else.
+func (s *submissions) compact() error {
+	var text strings.Builder
+	for id := range s.ids {
+		text.WriteString("+" + string(id) + "\n")
+	}
+	path := s.path(submissionsLog)
+	if err := durable.WriteFile(path, []byte(text.String()), 0o600); err != nil {
+		return err
+	}
+	log, err := durable.Open(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if s.log != nil {
+		_ = s.log.Close() // it was replaced
+	}
+	s.log, s.size = log, int64(text.Len())
+	s.rewrite = max(minSubmissionsLog, 4*s.size)
+	return nil
+}
+
+// write adds lines to the log. The mutex is held.
+func (s *submissions) write(lines string) error {
+	if s.log == nil {
+		return nil
+	}
+	if s.size > s.rewrite {
+		return s.compact() // with what the lines say
+	}
+	if _, err := s.log.WriteAt([]byte(lines), s.size); err != nil {
+		return err
+	}
+	s.size += int64(len(lines))
+	return nil
 }
 
 // begin remembers the job, and says whether it was remembered already. A full set
 // forgets some other job.
 func (s *submissions) begin(id job.ID) (already bool, err error) {
 	s.mu.Lock()
-	_, already = s.ids[id]
-	var forgotten job.ID
-	if !already && len(s.ids) >= maxSubmissions {
-		for forgotten = range s.ids {
+	defer s.mu.Unlock()
+	if _, already = s.ids[id]; already {
+		return true, nil
+	}
+	lines := "+" + string(id) + "\n"
+	if len(s.ids) >= maxSubmissions {
+		for forgotten := range s.ids {
+			delete(s.ids, forgotten)
+			lines = "-" + string(forgotten) + "\n" + lines
 			break
 		}
-		delete(s.ids, forgotten)
 	}
 	s.ids[id] = struct{}{}
-	s.mu.Unlock()
-	if s.folder == "" || already {
-		return already, nil
+	if err := s.write(lines); err != nil {
+		delete(s.ids, id)
+		return false, fmt.Errorf("remember that job %s is submitted: %w", id, err)
 	}
-	if forgotten != "" {
-		_ = os.Remove(s.path(forgotten))
-	}
-	f, err := os.OpenFile(s.path(id), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return already, fmt.Errorf("remember that job %s is submitted: %w", id, err)
-	}
-	return already, f.Close()
+	return false, nil
 }
 
 // end forgets the job: its place is whole, or is not ours.
 func (s *submissions) end(id job.ID) error {
 	s.mu.Lock()
-	delete(s.ids, id)
-	s.mu.Unlock()
-	if s.folder == "" {
+	defer s.mu.Unlock()
+	if _, begun := s.ids[id]; !begun {
 		return nil
 	}
-	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	delete(s.ids, id)
+	if err := s.write("-" + string(id) + "\n"); err != nil {
 		return fmt.Errorf("forget that job %s is submitted: %w", id, err)
 	}
 	return nil
 }
 
-func (s *submissions) path(id job.ID) string { return filepath.Join(s.folder, string(id)) }
+// close closes the log. Nothing is begun or ended after it.
+func (s *submissions) close() error {
+	if s.log == nil {
+		return nil
+	}
+	return s.log.Close()
+}
+
+func (s *submissions) path(name string) string { return filepath.Join(s.folder, name) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -263,37 +264,75 @@ func TestShrinking(t *testing.T) {
 
 func TestSubmissionsIsBounded(t *testing.T) {
 	folder := t.TempDir()
-	b, err := openSubmissions(folder)
-	fatal(t, err)
+	b := newSubmissions(t, folder)
 	for n := range maxSubmissions + 10 {
 		if already, err := b.begin(job.ID(fmt.Sprint("job-", n))); already || err != nil {
 			t.Fatal(already, err)
 		}
 	}
-	entries, err := os.ReadDir(folder)
-	fatal(t, err)
-	if len(b.ids) != maxSubmissions || len(entries) != maxSubmissions {
-		t.Errorf("%d remembered, %d of them in the folder; want %d", len(b.ids), len(entries), maxSubmissions)
+	if next := newSubmissions(t, folder); len(b.ids) != maxSubmissions || !maps.Equal(next.ids, b.ids) {
+		t.Errorf("%d remembered, %d by the next; want %d", len(b.ids), len(next.ids), maxSubmissions)
 	}
+}
+
+func newSubmissions(t *testing.T, folder string) *submissions {
+	t.Helper()
+	s, err := openSubmissions(folder)
+	fatal(t, err)
+	t.Cleanup(func() { fatal(t, s.close()) })
+	return s
 }
 
 // What was begun is remembered by the next Store, and forgotten when it is done.
 func TestSubmissionsSurvives(t *testing.T) {
 	folder := t.TempDir()
-	b, err := openSubmissions(folder)
-	fatal(t, err)
+	b := newSubmissions(t, folder)
 	for _, id := range []job.ID{"done", "cut-short"} {
 		_, err := b.begin(id)
 		fatal(t, err)
 	}
 	fatal(t, b.end("done"))
-	b, err = openSubmissions(folder)
+	fatal(t, os.WriteFile(filepath.Join(folder, "of-an-older-version"), nil, 0o600))
+	log, err := os.OpenFile(filepath.Join(folder, submissionsLog), os.O_APPEND|os.O_WRONLY, 0)
 	fatal(t, err)
-	if already, err := b.begin("done"); already || err != nil {
-		t.Errorf("a whole submission is remembered: %v", err)
+	_, err = log.WriteString("\n?\n+..\n+torn")
+	fatal(t, errors.Join(err, log.Close()))
+	b = newSubmissions(t, folder)
+	for id, want := range map[job.ID]bool{"done": false, "cut-short": true, "of-an-older-version": true, "torn": false} {
+		if already, err := b.begin(id); already != want || err != nil {
+			t.Errorf("%s: remembered %t, want %t; error %v", id, already, want, err)
+		}
 	}
-	if already, err := b.begin("cut-short"); !already || err != nil {
-		t.Errorf("a submission cut short is forgotten: %v", err)
+	if left, err := os.ReadDir(folder); err != nil || len(left) != 1 {
+		t.Errorf("%d files in the folder, want the log alone: %v", len(left), err)
+	}
+}
+
+// A log that has grown is rewritten with what is remembered; the last line that a
+// full disk cut short is written over.
+func TestSubmissionsLog(t *testing.T) {
+	folder := t.TempDir()
+	b := newSubmissions(t, folder)
+	if _, err := b.begin("kept"); err != nil {
+		t.Fatal(err)
+	}
+	largest := int64(0)
+	for n := range 40_000 {
+		id := job.ID(fmt.Sprintf("job-%030d", n))
+		_, err := b.begin(id)
+		fatal(t, errors.Join(err, b.end(id)))
+		largest = max(largest, b.size)
+	}
+	if limit := int64(minSubmissionsLog + 100); largest > limit || b.size >= largest {
+		t.Errorf("the log grew to %d bytes, limit %d, and has %d", largest, limit, b.size)
+	}
+	_, err := b.log.WriteAt([]byte("+torn-line"), b.size)
+	fatal(t, err)
+	_, err = b.begin("x")
+	fatal(t, err)
+	next := newSubmissions(t, folder)
+	if want := map[job.ID]struct{}{"kept": {}, "x": {}}; !maps.Equal(next.ids, want) {
+		t.Errorf("remembered: %v, want %v", next.ids, want)
 	}
 }
 

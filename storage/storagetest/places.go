@@ -1,6 +1,7 @@
 package storagetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -122,6 +123,35 @@ func (s *suite) testPlaces(t *testing.T) {
 		noError(t, s.store.Remove(t.Context(), other))
 		noError(t, s.store.Remove(t.Context(), other)) // twice
 		noError(t, s.store.Init(t.Context(), id, []byte("again")))
+	})
+
+	// Where Remove ends before all is removed, the place is still a job's.
+	t.Run("RemoveCutShort", func(t *testing.T) {
+		files := map[string]string{input: "x"}
+		for n := range 40 {
+			files[fmt.Sprintf("outputs/%02d", n)] = "x"
+		}
+		id := s.fresh(t, files)
+		want := job.Status{State: job.Done, Model: job.Model{Name: "m"}}
+		noError(t, s.store.SetStatus(t.Context(), id, want))
+		for limit := 50 * time.Microsecond; ; limit += limit / 4 {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			err := s.store.Remove(ctx, id)
+			cancel()
+			if err == nil {
+				break
+			}
+			left, err := s.store.List(t.Context(), id, "outputs/") // a server may still be at work on the request
+			if err != nil && !errdefs.IsNotFound(err) {
+				t.Fatal(err)
+			}
+			if status, err := s.store.Status(t.Context(), id); len(left) > 0 && (err != nil || status.State != want.State) {
+				t.Fatalf("%d files are left without their job's state: %+v, %v", len(left), status, err)
+			}
+		}
+		if exists, err := s.store.Exists(t.Context(), id); exists || err != nil {
+			t.Errorf("the place is there after Remove: %v", err)
+		}
 	})
 
 	t.Run("CheckID", func(t *testing.T) {

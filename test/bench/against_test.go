@@ -10,23 +10,40 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
 )
 
 // againstEnv names the revision that BenchmarkAgainst compares this tree with.
 const againstEnv = "SHEPHERD_BENCH_AGAINST"
 
-// BenchmarkAgainst compares this tree's daemon, with its embedded storage, with
-// that of another revision: both are up all the time and take the same no-op jobs
-// in turn, so that whatever else the machine does hits both alike. What counts is
-// the median of the rounds' ratios; the table has their range, too.
+// BenchmarkAgainst compares this tree's daemon with that of another revision, with
+// embedded storage and with a server: both are up all the time and take the same
+// no-op jobs in turn, so that whatever else the machine does hits both alike. What
+// counts is the median of the rounds' ratios; the table has their range, too.
 func BenchmarkAgainst(b *testing.B) {
 	revision := os.Getenv(againstEnv)
 	if revision == "" {
 		b.Skip("no revision is named: make bench-against REV=…")
 	}
 	other := buildRevision(b, revision)
+	embedded := [2]*world{newEmbeddedWorld(b, programs), newEmbeddedWorld(b, other)}
+	compare(b, "", revision, embedded, []load{{1, 150}, {16, 320}, {64, 640}})
+	for _, w := range embedded {
+		w.stop()
+	}
+	server := testenv.StartMinIO(b)
+	compare(b, ", MinIO", revision, [2]*world{newServerWorld(b, programs, server), newServerWorld(b, other, server)}, []load{{1, 150}, {16, 320}})
+}
+
+// load is how many clients are served at a time, and how many jobs in a round.
+type load struct{ clients, jobs int }
+
+// compare starts the worlds, ours and that of the revision, and takes jobs through
+// both. What it notes has the suffix.
+func compare(b *testing.B, suffix, revision string, worlds [2]*world, loads []load) {
+	b.Helper()
 	const ours, theirs = 0, 1
-	worlds := [2]*world{newEmbeddedWorld(b, programs), newEmbeddedWorld(b, other)}
 	for i, w := range worlds {
 		w.start()
 		for n := range 20 { // the model is loaded, the files are warm
@@ -36,7 +53,7 @@ func BenchmarkAgainst(b *testing.B) {
 		}
 	}
 	const rounds = 7
-	for _, load := range []struct{ clients, jobs int }{{1, 150}, {16, 320}, {64, 640}} {
+	for _, load := range loads {
 		var rate, cpu [2][]float64
 		for round := range rounds + 1 { // the first warms up
 			for _, i := range []int{ours, theirs} {
@@ -54,7 +71,7 @@ func BenchmarkAgainst(b *testing.B) {
 				}
 			}
 		}
-		with := fmt.Sprintf(", %d clients", load.clients)
+		with := fmt.Sprintf(", %d clients%s", load.clients, suffix)
 		noteSpread(b, "no-op jobs"+with, rate[ours], "jobs/s")
 		noteSpread(b, "no-op jobs"+with+", "+revision, rate[theirs], "jobs/s")
 		noteSpread(b, "no-op jobs"+with+", ratio", ratios(rate[ours], rate[theirs]), "times")
@@ -63,7 +80,7 @@ func BenchmarkAgainst(b *testing.B) {
 		noteSpread(b, "CPU time of the daemon"+with+", ratio", ratios(cpu[ours], cpu[theirs]), "times")
 	}
 	for i, name := range []string{"", ", " + revision} {
-		note(b, "RSS of the daemon after its work"+name, resident(b, worlds[i].daemon.Process.Pid), "MiB")
+		note(b, "RSS of the daemon after its work"+suffix+name, resident(b, worlds[i].daemon.Process.Pid), "MiB")
 	}
 }
 

@@ -75,6 +75,12 @@ func hoped(b *testing.B, what string, value float64, unit string, bound float64)
 	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true})
 }
 
+// hopedAtLeast takes a figure that should be at least bound.
+func hopedAtLeast(b *testing.B, what string, value float64, unit string, bound float64) {
+	b.Helper()
+	take(b, figure{what: what, unit: unit, value: value, bound: bound, bounded: true, least: true})
+}
+
 // atMost takes a figure that must be at most bound.
 func atMost(b *testing.B, what string, value float64, unit string, bound float64) {
 	b.Helper()

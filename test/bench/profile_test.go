@@ -15,13 +15,18 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iterait/shepherd/internal/testenv"
 )
 
 // profileEnv names the directory that BenchmarkProfile writes to.
 const profileEnv = "SHEPHERD_BENCH_PROFILE"
 
-// BenchmarkProfile shows what a no-op job with embedded storage costs under 16
-// clients. It writes cpu.pprof and allocs.pprof of the daemon, and, where strace is
+// profileStorageEnv has BenchmarkProfile use a storage server instead of the
+// embedded storage: "server".
+const profileStorageEnv = "SHEPHERD_BENCH_STORAGE"
+
+// BenchmarkProfile shows what a no-op job costs under 16 clients. It writes cpu.pprof and allocs.pprof of the daemon, and, where strace is
 // installed, syscalls.txt and the calls per job of those that are most frequent.
 // againstEnv may name a revision whose daemon is looked at instead.
 func BenchmarkProfile(b *testing.B) {
@@ -34,7 +39,15 @@ func BenchmarkProfile(b *testing.B) {
 	if revision := os.Getenv(againstEnv); revision != "" {
 		daemon = buildRevision(b, revision)
 	}
-	w := newEmbeddedWorld(b, daemon)
+	var w *world
+	switch storage := os.Getenv(profileStorageEnv); storage {
+	case "", "embedded":
+		w = newEmbeddedWorld(b, daemon)
+	case "server":
+		w = newServerWorld(b, daemon, testenv.StartMinIO(b))
+	default:
+		b.Fatalf("%s=%s: neither embedded nor server", profileStorageEnv, storage)
+	}
 	w.start()
 	n := 0
 	run := func(jobs int) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -44,7 +45,18 @@ type world struct {
 // newWorld makes a machine whose storage is at url. Its daemon is not started.
 func newWorld(b *testing.B, url, accessKey, secretKey string) *world {
 	b.Helper()
-	return makeWorld(b, programs, fmt.Sprintf("{url: %q, access_key: %q, secret_key: %q}", url, accessKey, secretKey))
+	return makeWorld(b, programs, serverStorage(url, accessKey, secretKey))
+}
+
+// newServerWorld makes a machine whose daemon, of these programs, has its storage
+// on the server.
+func newServerWorld(b *testing.B, programs string, server *testenv.MinIO) *world {
+	b.Helper()
+	return makeWorld(b, programs, serverStorage(server.URL, server.AccessKey, server.SecretKey))
+}
+
+func serverStorage(url, accessKey, secretKey string) string {
+	return fmt.Sprintf("{url: %q, access_key: %q, secret_key: %q}", url, accessKey, secretKey)
 }
 
 // newEmbeddedWorld makes a machine whose daemon, of these programs, has the
@@ -172,13 +184,21 @@ func (w *world) ask(method, path string, body []byte) ([]byte, error) {
 	return text, err
 }
 
-// submit sends a job, with a payload where there is one, to the sheep.
+// submit sends a job, with a payload where there is one, to any sheep.
 func (w *world) submit(id, model, payload string) error {
+	return w.startJob(id, model, map[string]any{"payload": payload})
+}
+
+// submitTo sends a job whose inputs are in storage to a sheep.
+func (w *world) submitTo(id, model, sheep string) error {
+	return w.startJob(id, model, map[string]any{"sheep_id": sheep})
+}
+
+// startJob sends a job with what else the request says, as far as it is not empty.
+func (w *world) startJob(id, model string, request map[string]any) error {
 	name, version, _ := strings.Cut(model, ":")
-	request := map[string]any{"job_id": id, "model": map[string]string{"name": name, "version": version}}
-	if payload != "" {
-		request["payload"] = payload
-	}
+	maps.DeleteFunc(request, func(_ string, value any) bool { return value == "" })
+	request["job_id"], request["model"] = id, map[string]string{"name": name, "version": version}
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err

@@ -202,7 +202,7 @@ func (d *Dir) Create(name string) (*os.File, error) {
 	return file, err
 }
 
-// errOther says that a name is taken by something that is not to be written to.
+// errOther says that a name is taken by something that must not be written to.
 var errOther = errors.New("something else has the name")
 
 // openPart opens a regular file that has this name alone, and makes it where

@@ -153,7 +153,7 @@ type source struct {
 	gone  bool              // nothing of what is wanted is kept
 }
 
-// open opens what there is of a log and finds where its last lines begin.
+// open opens the log, as far as it exists, and finds where its last lines begin.
 func open(f File, tail int) (*source, error) {
 	s := &source{log: f}
 	err := s.gather()
@@ -289,7 +289,7 @@ func (s *source) start(i int, at int64) error {
 	return nil
 }
 
-// read reads what there is, and nothing where there is nothing now. At the
+// read reads what is available, and nothing where nothing is. At the
 // beginning it ends where the log did when it was opened.
 func (s *source) read(p []byte, beginning bool) (int, error) {
 	for {

@@ -16,10 +16,10 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// debris is what may be left of a container that containerd does not know, or
+// leftovers is what may be left of a container that containerd does not know, or
 // does not know any more: control groups, the mount of its files, the shim of
 // containerd's that was to make it. Each is found by a name that nothing else has.
-type debris struct {
+type leftovers struct {
 	namespace, id, life string
 }
 
@@ -29,14 +29,14 @@ const (
 	// wants any more what they make.
 	brokenOffTime = time.Second
 	// stubbornTime is how long containerd's shim may take to end by itself.
-	stubbornTime = 5 * time.Second
-	debrisTick   = 20 * time.Millisecond
+	stubbornTime  = 5 * time.Second
+	leftoversTick = 20 * time.Millisecond
 )
 
 var lifeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// clear removes what there is, and what appears until nothing has for the time.
-func (d debris) clear(ctx context.Context, quiet time.Duration) {
+// clear removes what is left, and what appears until nothing has for the time.
+func (d leftovers) clear(ctx context.Context, quiet time.Duration) {
 	if !lifeID.MatchString(d.life) { // it comes from a label, which others can write
 		return
 	}
@@ -57,7 +57,7 @@ func (d debris) clear(ctx context.Context, quiet time.Duration) {
 			return
 		}
 		select {
-		case <-time.After(debrisTick):
+		case <-time.After(leftoversTick):
 		case <-ctx.Done():
 			return
 		}
@@ -65,7 +65,7 @@ func (d debris) clear(ctx context.Context, quiet time.Duration) {
 }
 
 // groups ends what is in the control groups, removes them, and returns them.
-func (d debris) groups() []string {
+func (d leftovers) groups() []string {
 	var found []string
 	for _, hierarchy := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		for _, suffix := range []string{"", ".scope"} {
@@ -86,7 +86,7 @@ func (d debris) groups() []string {
 }
 
 // mounts unmounts the container's files and returns where they were.
-func (d debris) mounts() []string {
+func (d leftovers) mounts() []string {
 	table, _ := os.ReadFile("/proc/self/mountinfo")
 	bundle := fmt.Sprintf("/%s/%s/rootfs", d.namespace, d.id)
 	var found []string
@@ -102,7 +102,7 @@ func (d debris) mounts() []string {
 }
 
 // shims are containerd's shims for the container: "… -namespace NS -id ID …".
-func (d debris) shims() []int {
+func (d leftovers) shims() []int {
 	var found []int
 	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range commands {
