@@ -149,7 +149,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 			return nil, err
 		}
 		rows[i], entered[rec.ID], known[r.ID] = r, true, &r.Record
-		batch.Queue(queryCreate, args).QueryRow(func(row pgx.Row) error {
+		batch.Queue(queryReplace, args).QueryRow(func(row pgx.Row) error {
 			err := row.Scan(&r.Seq)
 			if errors.Is(err, pgx.ErrNoRows) {
 				conflict, err = true, nil
@@ -167,7 +167,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 	return rows, nil
 }
 
-// createArgs are the arguments of queryCreate beside those of what it replaces.
+// createArgs are the arguments of queryReplace beside those of what it replaces.
 func (l *Ledger) createArgs(r *lifecycle.Row, change lifecycle.Change, webhook job.Webhook, m lifecycle.Moment, args pgx.NamedArgs) error {
 	if err := insertArgs(r, args); err != nil {
 		return err

@@ -3,16 +3,22 @@ package postgres
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// ringEvery is how often a node rings for the others at most. NOTIFY is sent apart
-// from the changes: PostgreSQL makes transactions that notify commit one after the
-// other.
-const ringEvery = 20 * time.Millisecond
+// ringEvery is how often all nodes together ring for one another, about: a node leaves
+// that much time for each node that has rung within ringLatest. Whoever hears a ring looks
+// for the changes of all nodes, so that a change is heard of as soon where many ring in turn
+// as where one does, and each ring wakes all. NOTIFY is sent apart from the changes:
+// PostgreSQL makes transactions that notify commit one after the other.
+const (
+	ringEvery  = 20 * time.Millisecond
+	ringLatest = 400 * time.Millisecond
+)
 
 // bell is the doorbell: it tells whoever waits for events that there may be some.
 // What is rung on this node is heard at once, and by the others as soon as they get
@@ -26,6 +32,7 @@ type bell struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	closed  bool
+	heard   map[string]time.Time // when the other nodes rang last, of those that did lately
 
 	rung chan struct{} // a notification is to be sent
 	quit context.CancelFunc
@@ -33,7 +40,7 @@ type bell struct {
 }
 
 func newBell(dial func(ctx context.Context) (*pgx.Conn, error), log *slog.Logger) *bell {
-	return &bell{log: log, dial: dial, me: newKey(), changed: make(chan struct{}), rung: make(chan struct{}, 1)}
+	return &bell{log: log, dial: dial, me: newKey(), changed: make(chan struct{}), heard: map[string]time.Time{}, rung: make(chan struct{}, 1)}
 }
 
 // start listens, and rings for others by notify, until close.
@@ -92,13 +99,37 @@ func (b *bell) ringOthers(ctx context.Context) {
 			return
 		case <-b.rung:
 		}
+		began := time.Now()
 		_ = once(ctx, b.notify)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(ringEvery):
+		for rest := ringEvery; rest > 0; rest = time.Until(began.Add(b.pause())) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(rest):
+			}
 		}
 	}
+}
+
+// hear notes that another node rang.
+func (b *bell) hear(node string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.heard[node] = time.Now()
+	b.forget()
+}
+
+// forget has only those kept that rang lately; b.mu is held.
+func (b *bell) forget() {
+	maps.DeleteFunc(b.heard, func(_ string, at time.Time) bool { return time.Since(at) > ringLatest })
+}
+
+// pause is how long after this node rang it rings again.
+func (b *bell) pause() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forget()
+	return min(ringEvery*time.Duration(1+len(b.heard)), ringLatest)
 }
 
 // listenTime bounds the connection attempt of the listener.
@@ -150,6 +181,7 @@ func (b *bell) listen(ctx context.Context, conn *pgx.Conn) {
 				closeConn(conn)
 				conn = nil
 			} else if n.Payload != b.me {
+				b.hear(n.Payload)
 				b.ring()
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,7 +39,7 @@ func BenchmarkFleet(b *testing.B) {
 		}
 		ledgers = append(ledgers, l)
 	}
-	before := statementsOf(ledgers)
+	before, nodesCPU, serverCPU := statementsOf(ledgers), ownCPU(b), cpuOfServer(b)
 	var mu sync.Mutex
 	var claims []time.Duration
 	b.ResetTimer()
@@ -62,6 +63,7 @@ func BenchmarkFleet(b *testing.B) {
 	b.StopTimer()
 	jobs := float64(b.N) / b.Elapsed().Seconds()
 	perJob := float64(statementsOf(ledgers)-before) / float64(b.N)
+	nodesCPU, serverCPU = ownCPU(b)-nodesCPU, cpuOfServer(b)-serverCPU
 	bare := bareJobs(b, url)
 	slices.Sort(claims)
 	if len(claims) > 0 {
@@ -72,6 +74,8 @@ func BenchmarkFleet(b *testing.B) {
 	b.ReportMetric(jobs, "jobs/s")
 	b.ReportMetric(jobs/bare, "of-bare")
 	b.ReportMetric(perJob, "statements/job")
+	b.ReportMetric(float64(nodesCPU.Microseconds())/1000/float64(b.N), "ms-nodes-CPU/job")
+	b.ReportMetric(float64(serverCPU.Microseconds())/1000/float64(b.N), "ms-server-CPU/job")
 	if b.N < 100 { // the first run of a benchmark, with what is done once
 		return
 	}
@@ -93,6 +97,23 @@ func statementsOf(ledgers []*Ledger) (n int64) {
 		n += l.statements.Load()
 	}
 	return n
+}
+
+// ownCPU is what this process has had of CPUs.
+func ownCPU(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+func cpuOfServer(b *testing.B) time.Duration {
+	used, err := server.CPUTime()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return used
 }
 
 // work has all sheep do b.N jobs together.
@@ -121,6 +142,7 @@ func bareJobs(b *testing.B, url string) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	pool, err := pgxpool.NewWithConfig(b.Context(), cfg)
 	if err != nil {
 		b.Fatal(err)

@@ -12,7 +12,7 @@ import (
 
 // load reads a row, nil where there is none, and the moment.
 func (l *Ledger) load(ctx context.Context, id job.ID) (r *row, m lifecycle.Moment, err error) {
-	err = l.query(ctx, queryLoad, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+	err = l.often(ctx, l.db, queryLoad, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
 		r, err = scanRow(rows, true, &m.Now, &m.Age)
 		return err
 	})
@@ -69,7 +69,7 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 		return err
 	}
 	var n int
-	if _, err := l.queryOne(ctx, query, args, &n); err != nil {
+	if _, err := l.oftenOne(ctx, query, args, &n); err != nil {
 		return err
 	}
 	if n == 0 {
@@ -81,9 +81,12 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 func (l *Ledger) saveArgs(r *row, change lifecycle.Change, key string, m lifecycle.Moment) (string, pgx.NamedArgs, error) {
 	query, args := querySave, pgx.NamedArgs{"key": key, "seq": r.Seq, "version": r.version, "remover": r.remover}
 	if change.Attempt != nil {
-		query = querySaveAttempt
+		query, args["used"] = querySaveAttempt, int64(0)
 		if l.cfg.Policy.Shares() {
 			query, args["used"] = querySaveUsed, ledger.GPUTime(*change.Attempt).Microseconds()
+		}
+		if change.Attempt.Number > lifecycle.KeepAttempts {
+			query = querySaveAndTrim
 		}
 		attemptArgs(r.ID, *change.Attempt, args)
 	} else if change.Event != nil {
@@ -157,7 +160,11 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		if err := l.createArgs(r, change, rec.Webhook, m, args); err != nil {
 			return err
 		}
-		made, err := l.queryOne(ctx, queryCreate, args, &r.Seq)
+		query := queryCreate
+		if old != nil || !rec.Webhook.IsZero() {
+			query = queryReplace
+		}
+		made, err := l.oftenOne(ctx, query, args, &r.Seq)
 		if err != nil {
 			return refusedForUpload(err, false)
 		}

@@ -120,7 +120,11 @@ func (l *Ledger) tryClaim(ctx context.Context, slot ledger.Slot, key string) (cl
 
 func (l *Ledger) runClaim(ctx context.Context, db querier, query string, slot ledger.Slot, key string, args pgx.NamedArgs) (c claimed, err error) {
 	add(args, pgx.NamedArgs{"key": key, "generation": l.leases.generation(slot.Node)})
-	err = l.queryBy(ctx, db, query, args, func(rows pgx.Rows) (err error) {
+	send := l.often
+	if slot.Only != "" {
+		send = l.queryBy
+	}
+	err = send(ctx, db, query, args, func(rows pgx.Rows) (err error) {
 		c.row, err = scanRow(rows, true, &c.leased, &c.candidates)
 		return err
 	})

@@ -44,7 +44,7 @@ func (h *horizon) pass(number int64) bool {
 // is missing stays so. What was read before may have been read too early.
 func (l *Ledger) look(ctx context.Context, h *horizon, number int64) (filled bool, err error) {
 	writers := map[string]bool{}
-	err = l.query(ctx, queryEventWriters, nil, func(rows pgx.Rows) error {
+	err = l.often(ctx, l.db, queryEventWriters, nil, func(rows pgx.Rows) error {
 		var id string
 		err := rows.Scan(&id)
 		writers[id] = true
@@ -104,7 +104,7 @@ func (l *Ledger) findHorizon(ctx context.Context) error {
 // lastEvent is the last number that was given out, and that of the last event
 // removed.
 func (l *Ledger) lastEvent(ctx context.Context) (last, pruned int64, err error) {
-	_, err = l.queryOne(ctx, queryLastEvent, nil, &last, &pruned)
+	_, err = l.oftenOne(ctx, queryLastEvent, nil, &last, &pruned)
 	return last, pruned, err
 }
 
@@ -119,7 +119,7 @@ func (l *Ledger) advance(ctx context.Context, h *horizon) error {
 	for {
 		var n int
 		var gap int64
-		err := l.query(ctx, queryEventIDs, pgx.NamedArgs{"after": h.settled, "limit": page}, func(rows pgx.Rows) error {
+		err := l.often(ctx, l.db, queryEventIDs, pgx.NamedArgs{"after": h.settled, "limit": page}, func(rows pgx.Rows) error {
 			var number int64
 			err := rows.Scan(&number)
 			if n++; gap == 0 && !h.pass(number) {
@@ -289,7 +289,11 @@ type numbered struct {
 // one that was removed.
 func (l *Ledger) readEvents(ctx context.Context, after, last int64, filter ledger.EventFilter, limit int) (events []numbered, pruned int64, err error) {
 	args := pgx.NamedArgs{"after": after, "last": last, "limit": limit, "job": text(filter.Job), "tenant": text(filter.Tenant)}
-	err = l.query(ctx, eventsQuery(filter), args, func(rows pgx.Rows) error {
+	send := l.often
+	if filter != (ledger.EventFilter{}) {
+		send = l.queryBy
+	}
+	err = send(ctx, l.db, eventsQuery(filter), args, func(rows pgx.Rows) error {
 		if rows.RawValues()[1] == nil {
 			return rows.Scan(append([]any{&pruned}, make([]any, len(rows.RawValues())-1)...)...)
 		}

@@ -101,6 +101,8 @@ type Ledger struct {
 	horizon     horizon
 	maintenance *maintenance
 
+	prepares   bool // statements that are sent often
+	named      named
 	statements atomic.Int64 // that were sent
 
 	// claiming holds a value while this ledger makes a claim under limits: those of one

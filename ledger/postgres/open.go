@@ -75,6 +75,9 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 			closeConn(listening)
 		}
 	}()
+	if l.prepares, err = l.canPrepare(ctx, listening); err != nil {
+		return err
+	}
 	if err = l.openPool(ctx, pooled); err != nil {
 		return err
 	}
@@ -88,17 +91,35 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	}
 	l.maintenance.lastEvent = l.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
-		_, err := l.exec(ctx, queryNotify, pgx.NamedArgs{"from": l.bell.me})
-		return err
+		return l.often(ctx, l.db, queryNotify, pgx.NamedArgs{"from": l.bell.me}, func(pgx.Rows) error { return nil })
 	})
 	l.maintenance.setTimer(time.Now())
 	l.maintenance.start()
 	return nil
 }
 
-// openPool opens the connections of the calls.
+// canPrepare reports whether the connections of the calls are to the server itself, as one
+// of them shows: a pooler has told it the process of another.
+func (l *Ledger) canPrepare(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	if l.cfg.DirectURL != l.cfg.URL || strings.Contains(l.cfg.URL, execMode) {
+		return false, nil
+	}
+	var process uint32
+	err := once(ctx, func(ctx context.Context) error { return conn.QueryRow(ctx, queryProcess).Scan(&process) })
+	return process == conn.PgConn().PID(), err
+}
+
+// openPool opens the connections of the calls. To plan a statement takes the server longer
+// than to run it, so what is sent often is prepared on each connection; through a pooler,
+// the next statement may be another connection's.
 func (l *Ledger) openPool(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	pooled.BeforeConnect = func(_ context.Context, cfg *pgx.ConnConfig) error { return l.setPassword(cfg) }
+	if l.prepares {
+		pooled.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, querySettings, pgx.QueryExecModeSimpleProtocol)
+			return err
+		}
+	}
 	l.pool, err = pgxpool.NewWithConfig(ctx, pooled)
 	l.db = l.pool
 	return err
@@ -123,15 +144,16 @@ func (l *Ledger) connectDirect(direct *pgx.ConnConfig) func(ctx context.Context)
 	}
 }
 
-// parse reads a URL. Statements are not prepared, unless the URL says so by
-// default_query_exec_mode: through a pooler in transaction mode, the next statement
-// may be another connection's.
+// execMode is the setting of a URL by which pgx prepares statements, or does not.
+const execMode = "default_query_exec_mode"
+
+// parse reads a URL. Statements are not prepared, but for those that are sent often.
 func parse(source string) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(source)
 	if err != nil {
 		return nil, invalidURL(err)
 	}
-	if !strings.Contains(source, "default_query_exec_mode") {
+	if !strings.Contains(source, execMode) {
 		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 {

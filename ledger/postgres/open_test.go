@@ -277,6 +277,15 @@ logfile = %[3]s/log
 	for range 2 {
 		nodes = append(nodes, mustOpen(t, Config{URL: pooled, DirectURL: direct, Lease: longLease, RetryFor: time.Minute}))
 	}
+	if nodes[0].prepares {
+		t.Error("statements are prepared on connections of a pooler")
+	}
+	if l := mustOpen(t, Config{URL: pooled, Lease: longLease}); l.prepares {
+		t.Error("a pooler that is not named as one is taken for the server")
+	}
+	if l := mustOpen(t, Config{URL: direct, Lease: longLease}); !l.prepares {
+		t.Error("statements are not prepared on connections to the server")
+	}
 	ctx := t.Context()
 	start, err := nodes[0].Now(ctx)
 	if err != nil {

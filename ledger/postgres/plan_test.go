@@ -43,16 +43,16 @@ func fillLedger(t testing.TB, conn *pgx.Conn, n int) {
 		INSERT INTO shepherd.tally SELECT state, claimable, remove_age > 0, CASE WHEN claimable THEN model_name ELSE '' END, '', CASE WHEN claimable THEN sheep ELSE '' END, count(*)
 			FROM shepherd.jobs GROUP BY 1, 2, 3, 4, 5, 6;
 		INSERT INTO shepherd.needs SELECT 'job' || i - 1, i, i <= 20 FROM generate_series(4, %[1]d, 10) i; -- of jobs whose files are kept
-		SET session_replication_role = origin;
-		ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.deliveries, shepherd.tally, shepherd.needs`, n), pgx.QueryExecModeSimpleProtocol)
+		SET session_replication_role = origin`, n), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
 // TestPlans runs each statement on a ledger with many jobs, in a transaction that is
-// rolled back. None reads all jobs, attempts or events, and the pages that it touches
-// are those of what it returns and changes, however many jobs there are.
+// rolled back. None reads all jobs, attempts or events, and the pages that it touches are
+// those of what it returns and changes, however many jobs there are; nor do those that are
+// prepared, when the plan was made before there were any jobs.
 func TestPlans(t *testing.T) {
 	jobs := 50_000
 	if text := os.Getenv(jobsEnv); text != "" {
@@ -71,7 +71,14 @@ func TestPlans(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(t.Context())
-	fillLedger(t, conn, jobs)
+	prepared, err := pgx.Connect(t.Context(), server.URL(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prepared.Close(t.Context())
+	if _, err := prepared.Exec(t.Context(), querySettings+`; SET plan_cache_mode = force_generic_plan`, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
 
 	r := &row{}
 	r.ID, r.Seq, r.version, r.State = "job2", 2, 1, job.Queued
@@ -102,7 +109,7 @@ func TestPlans(t *testing.T) {
 		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
 		"attempts": {queryAttempts, every}, "last attempts": {queryLastAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
 		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "save used": {querySaveUsed, every},
-		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "remove": {queryRemove, every},
+		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "replace": {queryReplace, fresh}, "save and trim": {querySaveAndTrim, every}, "remove": {queryRemove, every},
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
 		"call off": {queryCallOff, every}, "claimed": {queryClaimed, every}, "last event": {queryLastEvent, every}, "event ids": {queryEventIDs, every},
 		"set checkpoint": {querySetCheckpoint, every}, "generation": {queryGeneration, every}, "join": {queryJoin, every}, "leave": {queryLeave, every}, "pulse": {queryPulse, every},
@@ -172,15 +179,20 @@ func TestPlans(t *testing.T) {
 		queries[name] = query{eventsQuery(filter), pgx.NamedArgs{"after": 0, "last": 1 << 40, "limit": 10, "job": string(filter.Job), "tenant": filter.Tenant}}
 	}
 
-	for name, q := range queries {
-		plan := explainQuery(t, conn, q.text, q.args)
+	often := []string{"load", "get", "create", "save event", "save attempt", "save used", "bounds", "waiting", "last event", "event ids", "events",
+		"claim", "claim preferring", "claim ahead", "claim addressed", "claim open", "claim except", "bounded claim", "bounded claim preferring", "bounded claim ahead", "bounded claim open"}
+	for _, name := range often {
+		prepareQuery(t, prepared, name, queries[name].text, queries[name].args)
+	}
+	fillLedger(t, conn, jobs)
+	check := func(name string, plan node) {
 		most := 300.0
 		switch {
 		case strings.HasPrefix(name, "claim"): // the candidates of each of 20 models
 			most = 2000
-		case name == "bounds": // 250 groups of tenant, model and address, and each of them a search
+		case strings.HasPrefix(name, "bounds"): // 250 groups of tenant, model and address, and each of them a search
 			most = 4000
-		case name == "expire", name == "prune": // up to 100 rows in all indexes
+		case strings.HasPrefix(name, "expire"), strings.HasPrefix(name, "prune"): // up to 100 rows in all indexes
 			most = 6000
 		}
 		if pages := plan.pages(); pages > most {
@@ -189,6 +201,20 @@ func TestPlans(t *testing.T) {
 		if table := plan.scanned(); table != "" {
 			t.Errorf("%s reads all %s", name, table)
 		}
+	}
+	for _, name := range often {
+		check(name+", prepared for no rows", explainPrepared(t, prepared, name, queries[name].text, queries[name].args))
+	}
+	_, err = conn.Exec(t.Context(), `ANALYZE shepherd.jobs, shepherd.labels, shepherd.attempts, shepherd.events, shepherd.deliveries, shepherd.tally, shepherd.needs`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, q := range queries {
+		check(name, explainQuery(t, conn, q.text, q.args))
+		check(name+", beside prepared ones", explainQuery(t, prepared, q.text, q.args))
+	}
+	for _, name := range often {
+		check(name+", prepared", explainPrepared(t, prepared, name, queries[name].text, queries[name].args))
 	}
 	plan := explainQuery(t, conn, `SELECT * FROM shepherd.jobs WHERE attempt = 7`, nil)
 	if plan.scanned() != "jobs" || plan.pages() < 1000 {
@@ -227,8 +253,43 @@ func (n node) scanned() string {
 	return ""
 }
 
+// prepareQuery prepares a query and makes its plan.
+func prepareQuery(t *testing.T, conn *pgx.Conn, name, query string, args pgx.NamedArgs) {
+	t.Helper()
+	text, _, err := args.RewriteQuery(t.Context(), conn, query, nil)
+	if err == nil {
+		_, err = conn.Exec(t.Context(), `PREPARE "`+name+`" AS `+text, pgx.QueryExecModeSimpleProtocol)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	explainPrepared(t, conn, name, query, args)
+}
+
+// explainPrepared is explainQuery for a query that was prepared.
+func explainPrepared(t *testing.T, conn *pgx.Conn, name, query string, args pgx.NamedArgs) node {
+	t.Helper()
+	_, inOrder, err := args.RewriteQuery(t.Context(), conn, query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	execute := `EXECUTE "` + name + `"`
+	for i := range inOrder {
+		execute += fmt.Sprintf("%c$%d", "(,"[min(i, 1)], i+1)
+	}
+	if len(inOrder) > 0 {
+		execute += `)`
+	}
+	return explainBy(t, conn, execute, append([]any{pgx.QueryExecModeSimpleProtocol}, inOrder...))
+}
+
 // explainQuery runs a query, takes back what it did, and returns its plan.
 func explainQuery(t *testing.T, conn *pgx.Conn, query string, args pgx.NamedArgs) node {
+	t.Helper()
+	return explainBy(t, conn, query, []any{pgx.QueryExecModeExec, args})
+}
+
+func explainBy(t *testing.T, conn *pgx.Conn, query string, args []any) node {
 	t.Helper()
 	tx, err := conn.Begin(t.Context())
 	if err != nil {
@@ -236,7 +297,7 @@ func explainQuery(t *testing.T, conn *pgx.Conn, query string, args pgx.NamedArgs
 	}
 	defer tx.Rollback(t.Context())
 	var text string
-	if err := tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) `+query, pgx.QueryExecModeExec, args).Scan(&text); err != nil {
+	if err := tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) `+query, args...).Scan(&text); err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
 	var explained []struct{ Plan node }

@@ -26,7 +26,7 @@ func (l *Ledger) bounds(ctx context.Context, db querier, addresses []string) (gr
 		load.Used = map[string]time.Duration{}
 	}
 	args := pgx.NamedArgs{"addresses": addresses, "half_life": float64(policy.HalfLife.Microseconds())}
-	err = l.queryBy(ctx, db, queryBounds, args, func(rows pgx.Rows) error {
+	err = l.often(ctx, db, queryBounds, args, func(rows pgx.Rows) error {
 		var what string
 		var g group
 		var jobs int

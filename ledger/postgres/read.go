@@ -34,7 +34,7 @@ func read[T any](ctx context.Context, l *Ledger, doing string, do func(ctx conte
 func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 	return read(ctx, l, "look up job "+string(id), func(ctx context.Context) (job.Record, error) {
 		var r *row
-		err := l.query(ctx, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+		err := l.often(ctx, l.db, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
 			r, err = scanRow(rows, true)
 			return err
 		})
@@ -262,7 +262,7 @@ func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
 // Waiting implements ledger.Ledger.
 func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
 	return read(ctx, l, "look up the waiting jobs", func(ctx context.Context) (list []ledger.Waiting, err error) {
-		err = l.query(ctx, queryWaiting, pgx.NamedArgs{"most": most}, func(rows pgx.Rows) error {
+		err = l.often(ctx, l.db, queryWaiting, pgx.NamedArgs{"most": most}, func(rows pgx.Rows) error {
 			var w ledger.Waiting
 			var oldest *time.Time
 			err := rows.Scan(&w.Model.Name, &w.Model.Version, &w.Sheep, &w.Jobs, &oldest, &w.Rest, nil)

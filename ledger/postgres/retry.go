@@ -89,8 +89,21 @@ func (l *Ledger) query(ctx context.Context, sql string, args pgx.NamedArgs, each
 }
 
 func (l *Ledger) queryBy(ctx context.Context, db querier, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
+	return l.rows(ctx, db, sql, each, args)
+}
+
+// often is query for statements that are sent for every job: they are prepared where the
+// connections are to the server itself. One plan of each is good for all arguments.
+func (l *Ledger) often(ctx context.Context, db querier, sql string, args pgx.NamedArgs, each func(pgx.Rows) error) error {
+	if l.prepares {
+		return l.rows(ctx, db, sql, each, pgx.QueryExecModeCacheStatement, l.named.bind(args))
+	}
+	return l.rows(ctx, db, sql, each, l.named.bind(args))
+}
+
+func (l *Ledger) rows(ctx context.Context, db querier, sql string, each func(pgx.Rows) error, args ...any) error {
 	l.statements.Add(1)
-	rows, err := db.Query(ctx, sql, args)
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return err
 	}
@@ -105,11 +118,22 @@ func (l *Ledger) queryBy(ctx context.Context, db querier, sql string, args pgx.N
 
 // queryOne reads one row; found is false where there is none.
 func (l *Ledger) queryOne(ctx context.Context, sql string, args pgx.NamedArgs, into ...any) (found bool, err error) {
-	err = l.query(ctx, sql, args, func(rows pgx.Rows) error {
-		found = true
-		return rows.Scan(into...)
-	})
+	err = l.query(ctx, sql, args, one(&found, into))
 	return found, err
+}
+
+// oftenOne is queryOne for statements that are sent for every job.
+func (l *Ledger) oftenOne(ctx context.Context, sql string, args pgx.NamedArgs, into ...any) (found bool, err error) {
+	err = l.often(ctx, l.db, sql, args, one(&found, into))
+	return found, err
+}
+
+// one reads a row.
+func one(found *bool, into []any) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		*found = true
+		return rows.Scan(into...)
+	}
 }
 
 // exec runs a statement and returns how many rows it changed.

@@ -10,6 +10,13 @@ import (
 // All statements are here, with arguments by name. Each is one transaction by
 // itself, but for those that queryRestore and querySweep are sent with.
 
+// querySettings are those of a connection that prepares statements. A plan is kept while the
+// tables grow: one that was made for a few rows would read all of many. There are indexes
+// for all that is looked for, in the order in which it is wanted.
+const querySettings = `SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off`
+
+const queryProcess = `SELECT pg_backend_pid()`
+
 // columns are those of a row j, in the order that (*row).scan reads them. A list of
 // records leaves the traceback out.
 const (
@@ -94,9 +101,13 @@ var (
 	querySaveAttempt = `WITH ` + saved + `, ` + attempted + `, ` + told + ` SELECT count(*) FROM saved`
 	// and with what it has used
 	querySaveUsed = `WITH ` + saved + `, ` + attempted + `, ` + told + `, ` + charged + ` SELECT count(*) FROM saved`
+	// and where earlier attempts may be too many
+	querySaveAndTrim = `WITH ` + saved + `, ` + attempted + `, ` + trimmed + `, ` + told + `, ` + charged + ` SELECT count(*) FROM saved`
 
-	// A new row, in the place of the old one where there is one. It answers the seq.
-	queryCreate = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
+	// A new row of an id that has none, without a webhook. It answers the seq.
+	queryCreate = `WITH saved AS (` + insertJob + ` ON CONFLICT (id) DO NOTHING RETURNING *), ` + told + ` SELECT seq FROM saved`
+	// A new row, in the place of the old one where there is one.
+	queryReplace = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
 		saved AS (` + insertJob + ` WHERE @old::bigint = 0 OR EXISTS (SELECT FROM removed) ON CONFLICT (id) DO NOTHING RETURNING *),
 		trimmed AS (DELETE FROM shepherd.attempts USING saved WHERE job = @id AND attempts.run <= @run::bigint - @keep_runs::bigint),
 		hooked AS (` + queryAddWebhook + ` FROM saved WHERE @webhook::text > ''),
@@ -121,11 +132,12 @@ var (
 			failure_type = @failure_type, failure_message = @failure_message, failure_traceback = @failure_traceback
 		WHERE seq = @seq AND version = @version RETURNING *)`
 
-	attempted = `attempted AS (` + insertAttempt + ` FROM saved),
-		trimmed AS (DELETE FROM shepherd.attempts USING saved
+	attempted = `attempted AS (` + insertAttempt + ` FROM saved)`
+
+	trimmed = `trimmed AS (DELETE FROM shepherd.attempts USING saved
 			WHERE job = @a_job AND attempts.run = @a_run AND number <= @a_number::bigint - @keep_attempts::bigint)`
 
-	charged = `charged AS (INSERT INTO shepherd.used (tenant, used, age) SELECT s.tenant, @used::bigint, @e_age::bigint FROM saved s)`
+	charged = `charged AS (INSERT INTO shepherd.used (tenant, used, age) SELECT s.tenant, @used::bigint, @e_age::bigint FROM saved s WHERE @used > 0)`
 
 	told = `told AS (` + insertEvent(`saved s`) + `)`
 
@@ -174,10 +186,11 @@ const groupCandidates = `8`
 const canClaim = `j.claimable AND (j.give_up_at IS NULL OR j.give_up_at > now())`
 
 // head selects the first of the jobs that meet the condition.
-func head(condition string) string { return heads(condition, claimCandidates) }
+func head(condition string) string { return heads(condition, `0`, claimCandidates) }
 
-func heads(condition, most string) string {
-	return `(SELECT j.seq, j.priority, j.model_name, j.model_version FROM shepherd.jobs j WHERE ` + canClaim + ` AND ` + condition +
+// heads selects so many of them, each with the share of its tenant.
+func heads(condition, share, most string) string {
+	return `(SELECT j.seq, j.priority, j.model_name, j.model_version, ` + share + ` AS share FROM shepherd.jobs j WHERE ` + canClaim + ` AND ` + condition +
 		` ORDER BY j.priority DESC, j.seq LIMIT ` + most + `)`
 }
 
@@ -216,7 +229,7 @@ func candidates(slot ledger.Slot) string {
 }
 
 // claimQuery makes a claim by the scheduling order without a policy.
-func claimQuery(slot ledger.Slot) string { return claimOf(slot, candidates(slot), ``) }
+func claimQuery(slot ledger.Slot) string { return claimOf(slot, candidates(slot)) }
 
 // boundedClaimQuery makes a claim of a job of the groups that a policy admits, which
 // are given with the shares of their tenants. It differs by what claimQuery differs.
@@ -225,15 +238,17 @@ func boundedClaimQuery(slot ledger.Slot) string {
 	if slot.Only != "" {
 		condition += ` AND j.id = @only`
 	}
-	return claimOf(slot, `SELECT heads.*, g.share FROM unnest(@g_sheep::text[], @g_tenants::text[], @g_names::text[], @g_versions::text[], @g_shares::bigint[])
-			g(sheep, tenant, name, version, share) CROSS JOIN LATERAL `+heads(condition, groupCandidates)+` heads`, `c.share, `)
+	return claimOf(slot, `SELECT heads.* FROM unnest(@g_sheep::text[], @g_tenants::text[], @g_names::text[], @g_versions::text[], @g_shares::bigint[])
+			g(sheep, tenant, name, version, share) CROSS JOIN LATERAL `+heads(condition, `g.share`, groupCandidates)+` heads`)
 }
 
-// claimOf makes a claim: of the candidates it takes the first that nobody else
-// has locked, by priority, preferred model, what order says, and age. It answers whether the node may claim (one that joined needs its lease),
-// how many candidates there were, and the row or NULL. Where the key was called off
+// claimOf makes a claim: of the candidates it takes the first that nobody else has
+// locked, by priority, preferred model, share and age. They are sorted before one after
+// the other is looked at. It answers whether the node may claim (one that joined needs its
+// lease), how many candidates there were, and the row or NULL. Where the key was called off
 // meanwhile (queryCallOff), it takes none.
-func claimOf(slot ledger.Slot, candidates, order string) string {
+func claimOf(slot ledger.Slot, candidates string) string {
+	const order = `priority DESC, preferred DESC, share, seq`
 	start, kind := ``, `'claimed'`
 	if !slot.Ahead {
 		start, kind = `, state = 'processing', started_at = greatest(j.changed_at, m.now), wait_until = NULL`, `'started'`
@@ -243,12 +258,15 @@ func claimOf(slot ledger.Slot, candidates, order string) string {
 		leased AS MATERIALIZED (SELECT NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = @node
 			AND (expires_at IS NULL OR expires_at < clock_timestamp() OR generation <> @generation::bigint AND @generation <> 0)) AS ok),
 		asked AS (INSERT INTO shepherd.claim_keys (key) SELECT @key::uuid FROM leased WHERE ok AND EXISTS (SELECT FROM candidates) ON CONFLICT DO NOTHING RETURNING key),
-		chosen AS MATERIALIZED (SELECT j.seq FROM asked, candidates c JOIN shepherd.jobs j ON j.seq = c.seq WHERE ` + canClaim + `
-			ORDER BY c.priority DESC, (c.model_name = @prefer_name AND c.model_version = @prefer_version) DESC, ` + order + `c.seq LIMIT 1 FOR UPDATE OF j SKIP LOCKED),
+		chosen AS MATERIALIZED (SELECT locked FROM (
+				SELECT c.seq, c.priority, c.model_name = @prefer_name AND c.model_version = @prefer_version AS preferred, c.share FROM asked, candidates c
+				ORDER BY ` + order + ` OFFSET 0) c
+			CROSS JOIN LATERAL (SELECT j.seq AS locked FROM shepherd.jobs j WHERE j.seq = c.seq AND ` + canClaim + ` FOR UPDATE SKIP LOCKED) j
+			ORDER BY ` + order + ` LIMIT 1),
 		claimed AS (UPDATE shepherd.jobs j SET version = j.version + 1, changed_by = @key::uuid, claimed_by = @key::uuid,
 				token = nextval('shepherd.tokens'), holder = @sheep, node = @node, attempt = j.attempt + 1,
 				changed_at = greatest(j.changed_at, m.now), claimed_at = greatest(j.changed_at, m.now)` + start + `
-			FROM chosen, m WHERE j.seq = chosen.seq RETURNING j.*),
+			FROM chosen, m WHERE j.seq = locked RETURNING j.*),
 		told AS (` + eventOf(`m.age, `+kind+`, s.attempt, s.holder, s.node, '', ''`, `claimed s, m`) + `)
 		SELECT (SELECT ok FROM leased), (SELECT count(*) FROM candidates), ` + columns + ` FROM (VALUES (1)) one LEFT JOIN claimed j ON true`
 }

@@ -232,3 +232,37 @@ func (s *Server) Exec(ctx context.Context, database, query string) error {
 	}
 	return nil
 }
+
+// CPUTime is what the server's processes have had of CPUs, those that have ended included.
+func (s *Server) CPUTime() (time.Duration, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, err
+	}
+	var ticks int64
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil { // ended meanwhile
+			continue
+		}
+		pid, rest, _ := strings.Cut(string(text), " (")
+		fields := strings.Fields(rest[strings.LastIndexByte(rest, ')')+1:]) // from the state on
+		used := fields[11:13]
+		switch server := strconv.Itoa(s.cmd.Process.Pid); server {
+		case pid:
+			used = fields[11:15] // and that of its children which have ended
+		case fields[1]:
+		default:
+			continue
+		}
+		for _, field := range used {
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			ticks += n
+		}
+	}
+	const tick = 10 * time.Millisecond // of the kernel's interface, on every architecture that Go has
+	return time.Duration(ticks) * tick, nil
+}
