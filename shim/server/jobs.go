@@ -80,7 +80,7 @@ func (s *state) received(frame []byte) {
 			s.event(e)
 			return
 		}
-		s.noise.warn("dropped a message of the runner", "error", err)
+		s.limited.warn("dropped a message of the runner", "error", err)
 		return
 	}
 	s.settleOutput()
@@ -88,7 +88,7 @@ func (s *state) received(frame []byte) {
 	defer s.mu.Unlock()
 	s.lookForKills() // such a process may be why it answers as it does
 	if s.job == "" || a.JobID != s.job || s.frame != nil {
-		s.noise.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
+		s.limited.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
 		return
 	}
 	if s.current.overdue && a.Failure != nil {
@@ -160,7 +160,7 @@ func (s *state) event(e messenger.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.job == "" || e.JobID != s.job || s.frame != nil {
-		s.noise.warn("dropped an event of the runner: its job is not under way", "job", e.JobID, "under_way", s.job)
+		s.limited.warn("dropped an event of the runner: its job is not under way", "job", e.JobID, "under_way", s.job)
 		return
 	}
 	told := shim.Event{Kind: e.Kind, Job: e.JobID, Time: now, Progress: e.Progress, Text: logtext.Clean(e.Text), Features: e.Features}

@@ -11,17 +11,17 @@ import (
 // outcome writes what a later daemon must find if this process is gone, beside the
 // way of a message and not in it.
 type outcome struct {
-	folder string // of the life
-	boot   string
-	now    func() shim.Outcome
-	noise  *limiter
-	dirty  chan struct{} // has an element when the outcome has changed
+	folder  string // of the life
+	boot    string
+	now     func() shim.Outcome
+	limited *limiter
+	dirty   chan struct{} // has an element when the outcome has changed
 
 	writing sync.Mutex // one at a time, and none older than the last
 }
 
-func newOutcome(folder, boot string, now func() shim.Outcome, noise *limiter) *outcome {
-	return &outcome{folder: folder, boot: boot, now: now, noise: noise, dirty: make(chan struct{}, 1)}
+func newOutcome(folder, boot string, now func() shim.Outcome, limited *limiter) *outcome {
+	return &outcome{folder: folder, boot: boot, now: now, limited: limited, dirty: make(chan struct{}, 1)}
 }
 
 // changed notes that the outcome must be written.
@@ -74,7 +74,7 @@ func (s *outcome) persist() {
 	o := s.now()
 	o.Boot = s.boot
 	if err := shim.WriteOutcome(s.folder, o); err != nil {
-		s.noise.warn("cannot write the outcome; it would be lost with this process", "error", err)
+		s.limited.warn("cannot write the outcome; it would be lost with this process", "error", err)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 // life sees the runner through, from its start to the end of all that it started.
 type life struct {
 	*state
-	folder string
-	talker *talker
+	folder    string
+	connector *connector
 }
 
 // run returns when nothing is left of the runner and its end has been told. group is
@@ -53,7 +53,7 @@ func (s *life) report(exit shim.Exit) {
 // converse keeps the link to a runner that is somebody else's until its end is
 // wanted.
 func (s *life) converse(ctx context.Context) shim.Exit {
-	link := s.talker.open()
+	link := s.connector.open()
 	request := s.awaitStop(ctx)
 	link.close(0)
 	return shim.Exit{Code: -1, Stopped: !request.lost && !request.fault, Lost: request.lost, Detail: request.why}
@@ -91,7 +91,7 @@ func (s *life) supervise(ctx context.Context, group cgroup.Group, state shim.Sta
 		}
 	}
 	s.started(pid)
-	link := s.talker.open()
+	link := s.connector.open()
 	exit := s.awaitExit(ctx, super)
 	link.close(lastWords)
 	exit.LastLog = out.last()
@@ -219,7 +219,7 @@ func (s *life) watchBegun(ctx context.Context, w *watched, out *output, state sh
 	s.mu.Lock()
 	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: w.process.PID})
 	s.mu.Unlock()
-	link := s.talker.open()
+	link := s.connector.open()
 	exit := s.awaitExit(ctx, w)
 	link.close(lastWords)
 	exit.LastLog = out.last()

@@ -33,14 +33,14 @@ func (l *link) close(rest time.Duration) {
 	l.stopReceiving()
 }
 
-// talker keeps a connection to the runner.
-type talker struct {
+// connector keeps a connection to the runner.
+type connector struct {
 	*state
 	dial func(ctx context.Context, address string, dial DialFunc) (Conn, error)
 }
 
 // open begins to talk to the runner, whenever it binds.
-func (s *talker) open() *link {
+func (s *connector) open() *link {
 	l := new(link)
 	var dialing, receiving context.Context
 	dialing, l.stopDialing = context.WithCancel(context.Background())
@@ -53,7 +53,7 @@ func (s *talker) open() *link {
 // the last one until it ends too, or receiving does. Each connection is a new
 // one: what was said on an earlier one is lost, and so is a job whose answer it
 // should have brought.
-func (s *talker) talk(dialing, receiving context.Context) {
+func (s *connector) talk(dialing, receiving context.Context) {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port))
 	for {
 		ctx, cancel := context.WithCancelCause(dialing)
@@ -94,7 +94,7 @@ func (s *talker) talk(dialing, receiving context.Context) {
 // ending: that is waited for. If it is not and has a job, the answer to that
 // job cannot come any more, and the runner is stopped. Otherwise a new
 // connection is made. ended is why the last one is over.
-func (s *talker) goesOn(dialing context.Context, ended error) bool {
+func (s *connector) goesOn(dialing context.Context, ended error) bool {
 	select {
 	case <-dialing.Done():
 		return false

@@ -4,7 +4,7 @@
 // the promises.
 //
 // How a shim stands is one value, state, guarded by one mutex. Four parties change
-// it: the door, where daemons connect (session.go), the talker, which keeps the
+// it: the acceptor, where daemons connect (session.go), the connector, which keeps the
 // connection to the runner (link.go), the life, which sees the runner's process
 // through (life.go; supervisor.go for a child, watch.go for a container's), and two
 // clocks: of the job's deadline (jobs.go), and of a shim that nobody wants
@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		return err
 	}
 	s := newState(cfg.Spec, cfg.Log)
-	s.outcome = newOutcome(cfg.Folder.Path(), boot, s.kept, s.noise)
+	s.outcome = newOutcome(cfg.Folder.Path(), boot, s.kept, s.limited)
 	state := shim.State{Boot: boot, Shim: self}
 	var group cgroup.Group
 	if s.spec.Runner != nil {
@@ -87,10 +87,10 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 
 	var running sync.WaitGroup
 	s.startClocks()
-	running.Go(func() { (&door{state: s, running: &running}).accept(listener) })
+	running.Go(func() { (&acceptor{state: s, running: &running}).accept(listener) })
 	running.Go(func() { s.outcome.keep(s.quit) })
 	ready()
-	runner := &life{state: s, folder: cfg.Folder.Path(), talker: &talker{state: s, dial: cfg.Dial}}
+	runner := &life{state: s, folder: cfg.Folder.Path(), connector: &connector{state: s, dial: cfg.Dial}}
 	running.Go(func() { runner.run(ctx, group, out, state) })
 
 	<-s.quit

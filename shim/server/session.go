@@ -121,21 +121,21 @@ func (c *session) writeEvents() bool {
 	return true
 }
 
-// door is where daemons connect.
-type door struct {
+// acceptor is where daemons connect.
+type acceptor struct {
 	*state
 	running *sync.WaitGroup // of its goroutines
 }
 
 // accept takes daemons' connections until the listener is closed.
-func (s *door) accept(l *net.UnixListener) {
+func (s *acceptor) accept(l *net.UnixListener) {
 	for turn := 1; ; turn++ {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			s.noise.warn("cannot accept a daemon's connection", "error", err)
+			s.limited.warn("cannot accept a daemon's connection", "error", err)
 			select {
 			case <-time.After(100 * time.Millisecond):
 				continue
@@ -144,7 +144,7 @@ func (s *door) accept(l *net.UnixListener) {
 			}
 		}
 		if !trusted(conn) {
-			s.noise.warn("refused a connection of another user")
+			s.limited.warn("refused a connection of another user")
 			conn.Close()
 			continue
 		}
@@ -166,7 +166,7 @@ func trusted(conn *net.UnixConn) bool {
 }
 
 // serve serves one connection until it ends or a newer one supersedes it.
-func (s *door) serve(conn *net.UnixConn, turn int) {
+func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 	c := &session{
 		conn: conn, turn: turn, out: make(chan *shim.Message, outbox), events: newMailbox(),
 		over: make(chan struct{}), done: make(chan struct{}),
@@ -184,7 +184,7 @@ func (s *door) serve(conn *net.UnixConn, turn int) {
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	first, err := shim.ReadMessage(conn)
 	if err != nil || first.Kind != shim.KindHello || first.Hello == nil {
-		s.noise.warn("a connection did not begin with hello", "error", err)
+		s.limited.warn("a connection did not begin with hello", "error", err)
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
@@ -201,7 +201,7 @@ func (s *door) serve(conn *net.UnixConn, turn int) {
 		m, err := shim.ReadMessage(conn)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-				s.noise.warn("the daemon's connection ended", "error", err)
+				s.limited.warn("the daemon's connection ended", "error", err)
 			}
 			break
 		}
@@ -216,7 +216,7 @@ func (s *door) serve(conn *net.UnixConn, turn int) {
 }
 
 // request serves one request of the daemon.
-func (s *door) request(c *session, m *shim.Message, theirs int) {
+func (s *acceptor) request(c *session, m *shim.Message, theirs int) {
 	var err error
 	switch {
 	case m.Kind == shim.KindStop:
@@ -247,7 +247,7 @@ func (s *door) request(c *session, m *shim.Message, theirs int) {
 	}
 	if m.Number == 0 {
 		if err != nil {
-			s.noise.warn("refused a request", "kind", m.Kind, "job", m.Job, "error", err)
+			s.limited.warn("refused a request", "kind", m.Kind, "job", m.Job, "error", err)
 		}
 		return
 	}

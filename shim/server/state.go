@@ -21,7 +21,7 @@ import (
 type state struct {
 	spec    shim.Spec
 	log     *slog.Logger
-	noise   *limiter      // for what a runner can make us log
+	limited *limiter      // for what a runner can make us log
 	outcome *outcome      // told of every change
 	begun   chan *watched // the container's process, when it has begun
 	stopRequests
@@ -54,7 +54,7 @@ type connection struct {
 // newState is the state of a shim that has done nothing yet. Its outcome is not set.
 func newState(spec shim.Spec, log *slog.Logger) *state {
 	return &state{
-		spec: spec, log: log, noise: newLimiter(log),
+		spec: spec, log: log, limited: newLimiter(log),
 		stopRequests: stopRequests{stops: make(chan stopRequest, 1)},
 		ending:       ending{quit: make(chan struct{})},
 		begun:        make(chan *watched, 1),
