@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -86,9 +85,10 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 
 	s.log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's words
 	started := time.Now()
+	parallel := true
 	for {
 		before := t.moved()
-		err := s.pullOnce(ctx, r, target, t)
+		err := s.pullOnce(ctx, r, target, t, parallel)
 		switch {
 		case err == nil:
 			s.log.InfoContext(ctx, "image pulled", "image", r.String(), "digest", target.Digest.String(),
@@ -131,14 +131,12 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 			case <-ctx.Done():
 				return err
 			}
-		case containerderr.SnapshotInTheWay(err) && tries.stale == 0:
-			// A containerd that was killed left a snapshot's folder that its
-			// records do not know: in its way, until it is told to clean up.
+		case errors.Is(err, errNotUnpacked) && parallel:
+			parallel = false // where it fails again, it says why
+		case containerderr.SnapshotInTheWay(err) && tries.stale < 3:
+			// A containerd that was killed left the directory of a snapshot that its
+			// records do not know. The call that fails of it has removed it.
 			tries.stale++
-			cleaner, ok := s.client.SnapshotService(s.snapshotter).(snapshots.Cleaner)
-			if !ok || cleaner.Cleanup(ctx) != nil {
-				return err
-			}
 		case containerderr.Away(err) && tries.containerd < 3:
 			tries.containerd++
 			if !s.await(ctx) {
@@ -151,7 +149,12 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 	}
 }
 
-func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker) error {
+// errNotUnpacked is the error of a pull that has ended without one and left layers out:
+// containerd's client takes a snapshot that cannot be made for the end of the layers
+// where it unpacks them side by side.
+var errNotUnpacked = errors.New("containerd did not unpack all layers")
+
+func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker, parallel bool) error {
 	resolver, done, err := s.resolver(ctx, r.name, s.retries)
 	if err != nil {
 		return err
@@ -169,11 +172,18 @@ func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor,
 	if err != nil {
 		return s.noSnapshotter(err)
 	}
-	if slices.Contains(capabilities, "rebase") {
+	if parallel && slices.Contains(capabilities, "rebase") {
 		// Layers can be unpacked side by side.
 		opts = append(opts, containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(int64(s.parallel)))}))
 	}
-	_, err = s.client.Pull(ctx, r.String(), opts...)
+	pulled, err := s.client.Pull(ctx, r.String(), opts...)
+	if err != nil {
+		return err
+	}
+	unpacked, err := pulled.IsUnpacked(ctx, s.snapshotter)
+	if err == nil && !unpacked {
+		err = errNotUnpacked
+	}
 	return err
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -310,6 +313,25 @@ func TestGoesOnLater(t *testing.T) {
 			}
 			if n := testenv.BlobBytes(before, whole); n > 4*mib+mib/4 {
 				t.Errorf("%d bytes of the first layer were fetched in all", n)
+			}
+		})
+	}
+}
+
+// TestSnapshotInTheWay has the directory lie there that a containerd leaves which is killed
+// while it makes a snapshot.
+func TestSnapshotInTheWay(t *testing.T) {
+	for name, start := range map[string]func(testing.TB) *testenv.Containerd{"1.6": testenv.StartContainerd, "2.3": testenv.StartContainerd2} {
+		t.Run("containerd "+name, func(t *testing.T) {
+			h := newHomeOn(t, start(t), testenv.RegistryConfig{})
+			h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, h.layers(2, 1000, 1)...))
+			left := filepath.Join(h.daemon.Root, "io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs/left")
+			if err := os.MkdirAll(left, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			h.ensure(h.store(nil), job.Model{Name: "model", Version: "v1"})
+			if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("what was in the way: %v", err)
 			}
 		})
 	}

@@ -98,7 +98,8 @@ func SchemaOne(err error) bool { return has(err, schemaOne) }
 func NoPlatform(err error) bool { return has(err, noPlatform) }
 
 // SnapshotInTheWay reports whether a snapshotter found a directory that its
-// records do not know.
+// records do not know, as a containerd that was killed while it made a snapshot leaves
+// it. The snapshotter has removed it then: the same call can be made again.
 func SnapshotInTheWay(err error) bool { return has(err, snapshotExists) }
 
 // Away reports whether the connection to containerd broke. To content that is

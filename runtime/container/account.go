@@ -9,6 +9,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -109,7 +110,9 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 	}()
 	snapshotter := client.SnapshotService(c.snapshotter())
 	call, cancel = uninterrupted(leased, snapshotTime)
-	mounts, err := snapshotter.View(call, key, img.ChainID.String(), snapshots.WithLabels(labels))
+	mounts, err := makeSnapshot(func() ([]mount.Mount, error) {
+		return snapshotter.View(call, key, img.ChainID.String(), snapshots.WithLabels(labels))
+	})
 	err = tooSlow(call, err)
 	cancel()
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/image/containerderr"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/oci"
@@ -63,7 +64,7 @@ func uninterrupted(ctx context.Context, limit time.Duration) (context.Context, c
 func (c *containers) Launch(ctx context.Context, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	client, err := c.host.connect(ctx)
 	if err != nil {
-		return &runtime.LoadError{Message: err.Error(), Class: classOf(err)}
+		return &runtime.LoadError{Message: errtext.Of(err), Class: classOf(err)}
 	}
 	c.mu.Lock()
 	img := c.image
@@ -131,8 +132,21 @@ func (c *containers) snapshot(ctx context.Context, client *containerd.Client, im
 	defer cancel()
 	held := labels(c.cfg.Node, spec)
 	held[labelRoot] = time.Now().UTC().Format(time.RFC3339)
-	mounts, err := client.SnapshotService(spec.Container.Snapshotter).Prepare(call, spec.Container.ID, img.ChainID.String(), snapshots.WithLabels(held))
+	snapshotter := client.SnapshotService(spec.Container.Snapshotter)
+	mounts, err := makeSnapshot(func() ([]mount.Mount, error) {
+		return snapshotter.Prepare(call, spec.Container.ID, img.ChainID.String(), snapshots.WithLabels(held))
+	})
 	return mounts, tooSlow(call, err)
+}
+
+// makeSnapshot makes a snapshot, again where a directory was in the way.
+func makeSnapshot(ask func() ([]mount.Mount, error)) (mounts []mount.Mount, err error) {
+	for range 3 {
+		if mounts, err = ask(); !containerderr.SnapshotInTheWay(err) {
+			break
+		}
+	}
+	return mounts, err
 }
 
 // create makes the container's record.
@@ -340,7 +354,7 @@ func protoMounts(mounts []mount.Mount) []*types.Mount {
 
 // explain turns what a start ended with into words.
 func (c *containers) explain(spec shim.Spec, err error) error {
-	text := err.Error()
+	text := errtext.Of(err)
 	class := classOf(err)
 	var field *runtime.FieldError
 	var option *oci.OptionError

@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
+
 	"github.com/iterait/shepherd/shim"
 )
 
@@ -69,6 +71,33 @@ func TestCgroupPath(t *testing.T) {
 	for runtime, want := range map[string]bool{"": true, "runc": true, "nvidia": true, "crun": true, "gvisor": false, "io.containerd.kata.v2": false} {
 		if got := (&Options{Runtime: runtime}).hasRuncOptions(); got != want {
 			t.Errorf("runtime %q: got %t", runtime, got)
+		}
+	}
+}
+
+// A directory that a killed containerd left is removed by the call that fails of it: the
+// call is made again, but not for ever, and not after another error.
+func TestMakeSnapshot(t *testing.T) {
+	inTheWay := errors.New("failed to rename: rename new-1 2: file exists")
+	other := errors.New("no space left on device")
+	for _, test := range []struct {
+		errs  []error
+		calls int
+		want  error
+	}{
+		{[]error{nil}, 1, nil},
+		{[]error{inTheWay, nil}, 2, nil},
+		{[]error{inTheWay, other}, 2, other},
+		{[]error{other}, 1, other},
+		{[]error{inTheWay, inTheWay, inTheWay, nil}, 3, inTheWay},
+	} {
+		calls := 0
+		_, err := makeSnapshot(func() ([]mount.Mount, error) {
+			calls++
+			return nil, test.errs[calls-1]
+		})
+		if calls != test.calls || !errors.Is(err, test.want) {
+			t.Errorf("%v: %v after %d calls, want %v after %d", test.errs, err, calls, test.want, test.calls)
 		}
 	}
 }
