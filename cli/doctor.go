@@ -30,6 +30,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/internal/doctor"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/internal/libexec"
 	"github.com/iterait/shepherd/ledger/postgres"
 	"github.com/iterait/shepherd/ledger/sqlite"
@@ -136,7 +137,7 @@ func reportConfig(file string, err error, report func(doctor.Finding)) {
 	f.Level, f.Next = doctor.Failure, "correct it; all keys are in shepherd.yml(5) and docs/configuration.md"
 	var problems config.Problems
 	if !errors.As(err, &problems) {
-		f.Message, f.Next = err.Error(), "name the file that the daemon is started with, as a user who may read it"
+		f.Message, f.Next = errtext.Of(err), "name the file that the daemon is started with, as a user who may read it"
 		report(f)
 		return
 	}

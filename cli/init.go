@@ -24,6 +24,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/image"
 	"github.com/iterait/shepherd/internal/durable"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/runtime/container"
 )
 
@@ -328,7 +329,7 @@ func newConfig(m machine, registry string) string {
 func quoted(text string) string { return strconv.Quote(text) }
 
 // oneLine is an error in one line.
-func oneLine(err error) string { return clean(err.Error()) }
+func oneLine(err error) string { return clean(errtext.Of(err)) }
 
 // clean is text without control characters.
 func clean(text string) string {

@@ -17,6 +17,7 @@ import (
 	"github.com/iterait/shepherd/cli/remote"
 	"github.com/iterait/shepherd/config"
 	"github.com/iterait/shepherd/daemon"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/internal/systemd"
 )
 
@@ -50,7 +51,7 @@ func Run(ctx context.Context, args []string, b Build) int {
 	}
 	var coded *remote.Error
 	if !errors.As(err, &coded) || coded.Err != nil {
-		printErrors(os.Stderr, fmt.Sprintf("%s: %v", root.Name(), err))
+		printErrors(os.Stderr, root.Name()+": "+errtext.Of(err))
 	}
 	var usage *usageError
 	if errors.As(err, &usage) || coded != nil && coded.Code == exitUsage {

@@ -229,6 +229,16 @@ func (h *Helper) free() error {
 	}
 }
 
+// driverError is what the helper says of the driver, with a class for programs.
+type driverError struct {
+	words string
+	class error
+}
+
+func (e *driverError) Error() string { return e.words }
+
+func (e *driverError) Unwrap() error { return e.class }
+
 // verdict is what the end of the program means.
 func verdict(command string, status error, over bool, words string) error {
 	var exit *exec.ExitError
@@ -241,9 +251,9 @@ func verdict(command string, status error, over bool, words string) error {
 	case !errors.As(status, &exit):
 		return fmt.Errorf("%s %s: %w: %w", HelperName, command, status, errdefs.ErrInternal)
 	case exit.ExitCode() == ExitNoDriver:
-		return fmt.Errorf("%s: %w", cmp.Or(said, "the machine has no NVIDIA driver"), errdefs.ErrNotFound)
+		return &driverError{cmp.Or(said, "the machine has no NVIDIA driver"), errdefs.ErrNotFound}
 	case exit.ExitCode() == ExitDriver:
-		return fmt.Errorf("%s: %w", cmp.Or(said, "the NVIDIA driver refuses"), errdefs.ErrUnavailable)
+		return &driverError{cmp.Or(said, "the NVIDIA driver refuses"), errdefs.ErrUnavailable}
 	case said != "":
 		return fmt.Errorf("%s %s crashed (%v): %s: %w", HelperName, command, status, said, errdefs.ErrInternal)
 	}

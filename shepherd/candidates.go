@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/runtime"
@@ -232,5 +233,5 @@ func reasonOf(err error) string {
 	if errors.As(err, &invalid) {
 		return invalid.Problem
 	}
-	return err.Error()
+	return errtext.Of(err)
 }

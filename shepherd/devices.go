@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 )
@@ -132,9 +133,9 @@ func (s share) prepare(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errdefs.IsUnavailable(err):
-		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrUnavailable}
+		return &runtime.LoadError{Message: errtext.Of(err), Class: errdefs.ErrUnavailable}
 	}
-	return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrInternal}
+	return &runtime.LoadError{Message: errtext.Of(err), Class: errdefs.ErrInternal}
 }
 
 // started and stopped tell of the runner's life, begin and end of a job's.

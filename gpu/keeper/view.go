@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -32,7 +33,7 @@ func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 		if err != nil {
 			seen := k.Known()
 			if seen.Trouble == "" {
-				seen.Trouble = err.Error()
+				seen.Trouble = errtext.Of(err)
 			}
 			return seen
 		}
@@ -46,7 +47,7 @@ func (k *Keeper) Known() job.GPUs {
 	defer k.mu.Unlock()
 	all := job.GPUs{Driver: k.driver, CUDA: k.cuda, GPUs: []job.GPU{}}
 	if k.trouble != nil {
-		all.Trouble = k.trouble.Error()
+		all.Trouble = errtext.Of(k.trouble)
 	}
 	for _, c := range k.order() {
 		g := job.GPU{

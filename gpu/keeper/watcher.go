@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/gpu"
+	"github.com/iterait/shepherd/internal/errtext"
 )
 
 // watcher asks the driver what there is, watches it and tests what is out, again and
@@ -171,7 +172,7 @@ func (w *watcher) retest(ctx context.Context) {
 			}
 			c.retest = now.Add(k.cfg.Retest)
 			if err != nil {
-				c.untested = err.Error()
+				c.untested = errtext.Of(err)
 				continue
 			}
 			i := slices.Index(found, c)

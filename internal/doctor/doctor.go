@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/iterait/shepherd/internal/errtext"
 )
 
 // Level is the severity of a finding.
@@ -78,7 +80,7 @@ func failure(next, format string, args ...any) Finding {
 // told is the finding for an error that names the next step itself, as ours do:
 // after a semicolon, or else after a colon. next is for one that does not.
 func told(level Level, err error, next string) Finding {
-	text := err.Error()
+	text := errtext.Of(err)
 	for _, separator := range []string{"; ", ": "} {
 		if i := strings.LastIndex(text, separator); i > 0 {
 			step := text[i+len(separator):]

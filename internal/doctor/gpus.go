@@ -17,6 +17,7 @@ import (
 	"github.com/iterait/shepherd/config/size"
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/gpu/cdi"
+	"github.com/iterait/shepherd/internal/errtext"
 )
 
 // GPUs examines the driver, the CDI specs and whether sheep can get the GPUs that they
@@ -66,11 +67,11 @@ func (g GPUs) driver(inventory *gpu.Inventory, err error) []Finding {
 	case !g.asksNVIDIA() && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
 		return []Finding{ok("no sheep asks for a GPU of NVIDIA's")}
 	case errdefs.IsNotFound(err):
-		return []Finding{failure("install the driver, load it (modprobe nvidia), and have nvidia-smi show the GPUs", "no NVIDIA driver: %v", strip(err))}
+		return []Finding{failure("install the driver, load it (modprobe nvidia), and have nvidia-smi show the GPUs", "no NVIDIA driver: %s", errtext.Of(err))}
 	case errdefs.IsFailedPrecondition(err):
-		return []Finding{failure("install it: the Debian package and the tarball have it, `make build` builds it", "the driver cannot be asked: %v", strip(err))}
+		return []Finding{failure("install it: the Debian package and the tarball have it, `make build` builds it", "the driver cannot be asked: %s", errtext.Of(err))}
 	default:
-		return []Finding{failure("look at dmesg and nvidia-smi; reset the GPUs (nvidia-smi --gpu-reset), or restart the machine", "the NVIDIA driver does not answer: %v", strip(err))}
+		return []Finding{failure("look at dmesg and nvidia-smi; reset the GPUs (nvidia-smi --gpu-reset), or restart the machine", "the NVIDIA driver does not answer: %s", errtext.Of(err))}
 	}
 	findings := []Finding{ok("driver %s, CUDA up to %s, %s", inventory.Driver, inventory.CUDA, plural(len(inventory.GPUs), "GPU"))}
 	for _, one := range inventory.GPUs {
@@ -93,15 +94,6 @@ func health(one gpu.GPU) Finding {
 		return warning(replace, "%s had %d uncorrectable memory errors since the driver was loaded", name, *one.Uncorrectable)
 	}
 	return ok("%s, %s", name, size.Bytes(one.Memory))
-}
-
-// strip removes the class at an error's end.
-func strip(err error) string {
-	text := err.Error()
-	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable, errdefs.ErrInternal, context.DeadlineExceeded} {
-		text = strings.TrimSuffix(text, ": "+class.Error())
-	}
-	return text
 }
 
 // specs reads the CDI specs and returns the devices that they describe.

@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/iterait/shepherd/internal/errtext"
 )
 
 // Probe examines something that reports its own problems: storage, the registry, a
@@ -63,7 +65,7 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	case errdefs.IsNotFound(err):
 		return []Finding{ok("%s is made when shepherdd first starts", l.Path)}
 	case errdefs.IsInternal(err):
-		return []Finding{failure("stop shepherdd, move the file and those beside it away, and restore a backup (docs/operations.md); without one, start with an empty ledger: results stay in storage", "%v", strip(err))}
+		return []Finding{failure("stop shepherdd, move the file and those beside it away, and restore a backup (docs/operations.md); without one, start with an empty ledger: results stay in storage", "%s", errtext.Of(err))}
 	case err != nil:
 		return []Finding{told(Failure, err, "run it as the user that shepherdd runs as")}
 	}

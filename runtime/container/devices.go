@@ -12,6 +12,7 @@ import (
 	"github.com/iterait/shepherd/gpu"
 	"github.com/iterait/shepherd/gpu/cdi"
 	"github.com/iterait/shepherd/gpu/hook"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/runtime"
 )
 
@@ -145,5 +146,5 @@ func noDevices(err error) *runtime.LoadError {
 	if errdefs.IsUnavailable(err) || errors.Is(err, gpu.ErrHung) {
 		class = errdefs.ErrUnavailable
 	}
-	return &runtime.LoadError{Message: err.Error(), Class: class}
+	return &runtime.LoadError{Message: errtext.Of(err), Class: class}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/iterait/shepherd/image"
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/runtime"
 )
@@ -165,5 +166,5 @@ func modelError(ctx context.Context, err error) error {
 	if class == errdefs.ErrUnknown {
 		class = errdefs.ErrInternal
 	}
-	return &job.ModelError{Problem: err.Error(), Class: class}
+	return &job.ModelError{Problem: errtext.Of(err), Class: class}
 }

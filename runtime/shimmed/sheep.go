@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/iterait/shepherd/internal/errtext"
 	"github.com/iterait/shepherd/internal/logtext"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
@@ -347,7 +348,7 @@ func failedStart(ctx context.Context, err error) error {
 	case errors.As(err, &load):
 		return load
 	}
-	return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrUnavailable}
+	return &runtime.LoadError{Message: errtext.Of(err), Class: errdefs.ErrUnavailable}
 }
 
 // watch reports what the runner does until it has ended.

@@ -381,12 +381,12 @@ func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt
 		if err == nil || ctx.Err() != nil || errors.Is(err, errShrunk) || u.stored() > before {
 			return err
 		}
-		// It cannot be gone on with: a server may have lost what it keeps of it, or
-		// cannot replace a part that was sent with other content.
+		// It cannot be resumed: a server may have lost what it keeps of it, or cannot
+		// replace a part that was sent with other content.
 		if u.abort(ctx) != nil {
 			return err // storage is away
 		}
-		s.log.Info("An upload that broke off cannot be gone on with and begins again", "bucket", bucket, "key", key, "error", err)
+		s.log.Info("An upload that broke off cannot be resumed and starts again", "bucket", bucket, "key", key, "error", err)
 	}
 	if u, err = s.newUpload(ctx, bucket, key, count); err != nil {
 		return err
@@ -395,7 +395,7 @@ func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt
 }
 
 // sendFile sends the parts of a file that are not stored yet, and joins all of them. What
-// storage, or the daemon's own end, breaks off can be gone on with.
+// storage, or the daemon's own end, breaks off can be resumed.
 func (u *upload) sendFile(ctx context.Context, src io.ReaderAt, partSize, size int64, slots slots) (err error) {
 	defer func() {
 		if err != nil && (errors.Is(err, errShrunk) || ctx.Err() == nil && !errdefs.IsUnavailable(err)) {
