@@ -1,7 +1,6 @@
 package container_test
 
 import (
-	"context"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,8 +68,4 @@ func (w *world) task(t testing.TB) string {
 		t.Fatalf("the tasks are %q, want one", tasks)
 	}
 	return tasks[0]
-}
-
-func contextWithHang(t testing.TB) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), hang)
 }
