@@ -151,7 +151,7 @@ func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Rang
 		opts.Set("Range", header)
 	}
 	first, err := s.get(ctx, bucket, key, opts)
-	if errdefs.IsOutOfRange(err) && part.Offset < 0 {
+	if part != nil && part.Offset < 0 && errdefs.IsOutOfRange(err) {
 		first, err = s.getShort(ctx, bucket, key, part.Offset, err)
 	}
 	if err != nil {
