@@ -9,7 +9,7 @@
 // The reference is REGISTRY/NAME:VERSION. Images, their layers and snapshots
 // live in containerd, in the client's namespace; nothing is kept beside it. A
 // pull holds a lease, so that containerd's garbage collection spares what is
-// half done; what a broken pull has fetched is kept and gone on with.
+// half done; what a broken pull has fetched is kept and resumed.
 //
 // A Store is made of remote, the registry and its hosts (hosts.go), disk, what
 // containerd has (image.go, usage.go), puller, which brings images from one to the
@@ -36,6 +36,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
+	"github.com/iterait/shepherd/image/containerderr"
 	"github.com/iterait/shepherd/image/endpoint"
 	"github.com/iterait/shepherd/job"
 )
@@ -360,7 +361,11 @@ func (s *disk) local(ctx context.Context, r ref) (Image, bool, error) {
 	}
 	unpacked, err := found.IsUnpacked(ctx, s.snapshotter)
 	if err == nil && !unpacked {
-		err = found.Unpack(ctx, s.snapshotter)
+		for range 3 { // a directory in the way is removed by the call that fails of it
+			if err = found.Unpack(ctx, s.snapshotter); !containerderr.SnapshotInTheWay(err) {
+				break
+			}
+		}
 	}
 	if errdefs.IsNotFound(err) {
 		return Image{}, false, nil // some of its content is gone

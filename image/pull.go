@@ -98,7 +98,7 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 			return err
 		case containerderr.WrongCommit(err):
 			// Something between here and the registry damaged a layer. What is
-			// written of it would be gone on with, so it goes.
+			// written of it would be resumed, so it is removed.
 			s.abort(ctx, t)
 			if tries.corrupt++; tries.corrupt > 1 {
 				return err

@@ -325,13 +325,19 @@ func TestSnapshotInTheWay(t *testing.T) {
 		t.Run("containerd "+name, func(t *testing.T) {
 			h := newHomeOn(t, start(t), testenv.RegistryConfig{})
 			h.registry.Push(t, "model:v1", testenv.Image(t, v1.Config{}, h.layers(2, 1000, 1)...))
-			left := filepath.Join(h.daemon.Root, "io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs/left")
-			if err := os.MkdirAll(left, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			h.ensure(h.store(nil), job.Model{Name: "model", Version: "v1"})
-			if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("what was in the way: %v", err)
+			h.registry.Push(t, "fetched:v1", testenv.Image(t, v1.Config{}, h.layers(1, 1000, 7)...))
+			h.daemon.Ctr(t, namespace, "content", "fetch", "--plain-http", strings.TrimPrefix(h.registry.URL, "http://")+"/fetched:v1") // and not unpacked
+			snapshots := filepath.Join(h.daemon.Root, "io.containerd.snapshotter.v1.overlayfs/snapshots")
+			for _, model := range []string{"model", "fetched"} {
+				taken, _ := filepath.Glob(filepath.Join(snapshots, "[0-9]*"))
+				left := filepath.Join(snapshots, fmt.Sprint(1+len(taken)), "fs/left") // of the next
+				if err := os.MkdirAll(left, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				h.ensure(h.store(nil), job.Model{Name: model, Version: "v1"})
+				if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("what was in the way of %s: %v", model, err)
+				}
 			}
 		})
 	}

@@ -32,7 +32,7 @@ type bell struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	closed  bool
-	heard   map[string]time.Time // when the other nodes rang last, of those that did lately
+	heard   map[string]time.Time // when each other node rang last, of those that rang within ringLatest
 
 	rung chan struct{} // a notification is to be sent
 	quit context.CancelFunc
@@ -119,7 +119,7 @@ func (b *bell) hear(node string) {
 	b.forget()
 }
 
-// forget has only those kept that rang lately; b.mu is held.
+// forget drops the nodes that have not rung within ringLatest; b.mu is held.
 func (b *bell) forget() {
 	maps.DeleteFunc(b.heard, func(_ string, at time.Time) bool { return time.Since(at) > ringLatest })
 }
