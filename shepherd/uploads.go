@@ -181,6 +181,9 @@ func (up *uploads) failed(id job.ID, err error) error {
 // undo takes a reservation back that came to nothing for the given reason. What it
 // cannot remove is removed later.
 func (up *uploads) undo(ctx context.Context, u job.Upload, why error) {
+	if errors.Is(why, job.ErrNoUpload) || errors.Is(why, job.ErrUploadOver) {
+		return // it was given up meanwhile, and the id may be reserved anew
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
 	_, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
@@ -250,11 +253,11 @@ func (up *uploads) UploadAddresses(ctx context.Context, id job.ID, tenant string
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	if _, err := up.own(ctx, id, tenant); err != nil {
+	u, err := up.own(ctx, id, tenant)
+	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	u, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, up.keep(to.Valid))
-	if err != nil {
+	if u, err = up.cfg.Uploads.Ledger.KeepUpload(ctx, u, nil, up.keep(to.Valid)); err != nil {
 		return job.UploadPlan{}, up.failed(id, err)
 	}
 	if u, err = up.beginParts(ctx, u); err != nil {
