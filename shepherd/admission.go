@@ -47,7 +47,7 @@ func (ad *admission) admissible(ctx context.Context, r job.Request, with ...job.
 	if err := job.CheckGroup(r.Group); err != nil {
 		return &job.Invalid{Field: "group", Problem: err.Error()}
 	}
-	if err := ad.mayBeAfter(ctx, r, with...); err != nil {
+	if err := ad.checkAfter(ctx, r, with...); err != nil {
 		return err
 	}
 	if err := ad.checkAddress(ctx, r); err != nil {
@@ -90,7 +90,7 @@ func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error
 	if most := ad.cfg.Policy.Tenant(tenant).MaxQueued; most > 0 {
 		queued, err := ad.cfg.Ledger.Queued(ctx, tenant, most)
 		if err != nil {
-			return away("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
+			return serviceError("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
 		}
 		if queued > most-jobs {
 			return &job.QueueFull{Limit: most, Tenant: tenant}
@@ -99,7 +99,7 @@ func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error
 	if most := ad.cfg.MaxQueued; most > 0 {
 		counts, err := ad.cfg.Ledger.Count(ctx)
 		if err != nil {
-			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
+			return serviceError("ledger", fmt.Errorf("count the jobs that wait: %w", err))
 		}
 		if counts[job.Queued] > most-jobs {
 			return &job.QueueFull{Limit: most}
@@ -113,9 +113,9 @@ func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error
 	return nil
 }
 
-// mayBeAfter checks whether the ledger will accept r.After, before anything is stored for
+// checkAfter checks whether the ledger will accept r.After, before anything is stored for
 // the job. with holds the jobs of the same submission.
-func (ad *admission) mayBeAfter(ctx context.Context, r job.Request, with ...job.Request) error {
+func (ad *admission) checkAfter(ctx context.Context, r job.Request, with ...job.Request) error {
 	if len(r.After) == 0 {
 		return nil
 	}
@@ -134,7 +134,7 @@ func (ad *admission) mayBeAfter(ctx context.Context, r job.Request, with ...job.
 			return nil
 		}
 		if err != nil {
-			unread = away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+			unread = serviceError("ledger", fmt.Errorf("look for job %s: %w", id, err))
 		}
 		return &rec
 	})
@@ -184,7 +184,7 @@ func (ad *admission) checkAddress(ctx context.Context, r job.Request) error {
 	if ad.cfg.Fleet != nil {
 		nodes, err := ad.cfg.Fleet.Answering(ctx, a)
 		if err != nil {
-			return away("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
+			return serviceError("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
 		}
 		if len(nodes) > 0 {
 			return nil

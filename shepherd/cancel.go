@@ -28,7 +28,7 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrFinal):
 		return job.ErrEnded
 	case err != nil:
-		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("cancel job %s: %w", id, err))
 	case rec.State.Final():
 		crashpoint.Reached(crashpoint.CancelRecorded)
 		s.log.Info("Job cancelled", "job", id)
@@ -61,7 +61,7 @@ func (s *Shepherd) CancelGroup(ctx context.Context, id, tenant string) error {
 			return nil
 		}
 		if err != nil {
-			return away("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
+			return serviceError("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
 		}
 		return nil
 	})

@@ -236,8 +236,8 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		}
 		l.log.Warn("Sheep does not try this model for a while", "job", a.ID, "model", a.Model.String(), "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case end.cause == job.CauseDone:
-		l.rests.well()
-		l.modelRests.well(a.Model)
+		l.rests.succeeded()
+		l.modelRests.succeeded(a.Model)
 		l.forecaster.note(a.Model, a.took())
 	}
 	if v.state == "" {

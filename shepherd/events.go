@@ -26,7 +26,7 @@ func (r *reader) Events(ctx context.Context, after job.Cursor, id job.ID, tenant
 	case errors.Is(err, ledger.ErrEventsGone):
 		return nil, "", job.ErrEventsGone
 	case err != nil:
-		return nil, "", away("ledger", fmt.Errorf("read events: %w", err))
+		return nil, "", serviceError("ledger", fmt.Errorf("read events: %w", err))
 	}
 	return events, next, nil
 }
@@ -35,7 +35,7 @@ func (r *reader) Events(ctx context.Context, after job.Cursor, id job.ID, tenant
 func (r *reader) EventsNow(ctx context.Context) (job.Cursor, error) {
 	now, err := r.cfg.Ledger.Now(ctx)
 	if err != nil {
-		return "", away("ledger", fmt.Errorf("look up the latest event: %w", err))
+		return "", serviceError("ledger", fmt.Errorf("look up the latest event: %w", err))
 	}
 	return now, nil
 }

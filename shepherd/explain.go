@@ -42,7 +42,7 @@ func (r *reader) Explain(ctx context.Context, id job.ID, tenant string) (job.Exp
 	}
 	bounds, err := r.bounds(ctx, view.Record)
 	if err != nil {
-		return job.Explanation{}, away("ledger", fmt.Errorf("look up what is held: %w", err))
+		return job.Explanation{}, serviceError("ledger", fmt.Errorf("look up what is held: %w", err))
 	}
 	e := explainJob(view, now, sheep, bounds)
 	e.State = view.State

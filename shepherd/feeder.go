@@ -207,15 +207,15 @@ func (e *troubleError) Error() string { return e.reason }
 // ending.
 func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	l.logPreparing(a)
-	switch end, err := l.wornOut(ctx, a); {
+	switch end, err := l.lostTooOften(ctx, a); {
 	case err != nil:
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	case end != nil:
 		return end
 	}
 	dir, err := l.dirs.make(a.Token, a.ID)
 	if err != nil {
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 	a.dir = dir
 	if data, ok := l.payloads.take(a.ID); ok && len(a.After) == 0 && l.admit(a, int64(len(data))) == nil {
@@ -223,7 +223,7 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 		began := time.Now()
 		err := dir.writeInput(data)
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 	how := storage.Options{After: a.After, Admit: func(bytes int64) error { return l.admit(a, bytes) }}
 	if o, err := l.owner(ctx, a.Model); err == nil && o.set { // else the owner is not known yet
@@ -240,20 +240,20 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 			case <-a.taken:
 				continue
 			case <-ctx.Done():
-				return l.preparing(ctx, a, ctx.Err())
+				return l.prepareEnding(ctx, a, ctx.Err())
 			}
 		}
 		if err == nil && how.Owned {
 			dir.owner = owner{set: true, uid: how.UID, gid: how.GID}
 		}
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 }
 
-// wornOut returns the ending of a job whose node was lost too often while it ran, and nil
+// lostTooOften returns the ending of a job whose node was lost too often while it ran, and nil
 // for other jobs. The ledger ended those attempts, so judge has not counted them.
-func (l *lane) wornOut(ctx context.Context, a *attempt) (*ending, error) {
+func (l *lane) lostTooOften(ctx context.Context, a *attempt) (*ending, error) {
 	if a.Spent < l.maxAttempts {
 		return nil, nil
 	}
@@ -281,8 +281,8 @@ func (l *lane) admit(a *attempt, bytes int64) error {
 	return nil
 }
 
-// preparing returns the ending for an error during preparation; nil for no error.
-func (l *lane) preparing(ctx context.Context, a *attempt, err error) *ending {
+// prepareEnding returns the ending for an error during preparation; nil for no error.
+func (l *lane) prepareEnding(ctx context.Context, a *attempt, err error) *ending {
 	switch {
 	case err == nil:
 		return nil

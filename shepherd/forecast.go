@@ -355,9 +355,9 @@ func forecastJob(rec job.Record) forecast.Job {
 	return forecast.Job{ID: rec.ID, Model: rec.Model, Priority: rec.Priority, Address: rec.Sheep, NotBefore: rec.NotBefore}
 }
 
-// foresee adds the expected start or end of the job to a view. Errors of the ledger leave it
+// addForecast adds the expected start or end of the job to a view. Errors of the ledger leave it
 // out.
-func (r *reader) foresee(ctx context.Context, view *job.View) {
+func (r *reader) addForecast(ctx context.Context, view *job.View) {
 	var e job.Estimate
 	var ok bool
 	var err error

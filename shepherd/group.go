@@ -55,7 +55,7 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 	}
 	if _, err := s.cfg.Ledger.CreateAll(ctx, records); err != nil {
 		made.abandon(ctx)
-		return s.noneEntered(ctx, rs, err)
+		return s.createAllError(ctx, rs, err)
 	}
 	for _, r := range rs {
 		s.logQueued(r)
@@ -124,7 +124,7 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 	}
 	r := *of
 	if r.Payload != nil {
-		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+		if err := s.checkNotRemoving(ctx, r.ID); err != nil {
 			return false, err
 		}
 		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
@@ -132,7 +132,7 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 			return false, job.ErrSubmitted
 		}
 		if err != nil {
-			return false, away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
+			return false, serviceError("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 		return true, nil
 	}
@@ -140,9 +140,9 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		switch {
 		case err != nil:
-			return false, away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return false, serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		case there:
-			return false, s.ownPlace(ctx, r)
+			return false, s.checkPlaceOwner(ctx, r)
 		case len(r.After) == 0:
 			return false, &job.UnknownJob{ID: string(r.ID)}
 		}
@@ -154,17 +154,17 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 	return true, s.inputs.storeInputs(ctx, r, noFiles, reserved)
 }
 
-// noneEntered translates the ledger's refusal of all jobs for clients.
-func (s *submitter) noneEntered(ctx context.Context, rs []job.Request, err error) error {
+// createAllError translates the ledger's refusal of all jobs for clients.
+func (s *submitter) createAllError(ctx context.Context, rs []job.Request, err error) error {
 	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) {
-		return away("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
+		return serviceError("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
 	}
 	for i, r := range rs { // the ledger's error names the job only in its text
-		if told := s.notEntered(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
+		if told := s.createError(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
 			return &job.ItemError{Index: i, Err: told}
 		}
 	}
-	return s.notEntered(rs[0], err)
+	return s.createError(rs[0], err)
 }
 
 // isAbout reports whether the ledger's refusal is about the job.

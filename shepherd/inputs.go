@@ -69,7 +69,7 @@ func (in *inputStore) makePlace(ctx context.Context, id job.ID, m job.Model) (jo
 		return job.Status{}, job.ErrSubmitted
 	}
 	if err != nil {
-		return job.Status{}, away("storage", fmt.Errorf("make the place of job %s: %w", id, err))
+		return job.Status{}, serviceError("storage", fmt.Errorf("make the place of job %s: %w", id, err))
 	}
 	return status, nil
 }
@@ -82,13 +82,13 @@ func (in *inputStore) removeCutShort(ctx context.Context, id job.ID) error {
 	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
 		return job.ErrSubmitted
 	case err != nil:
-		return away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
+		return serviceError("storage", fmt.Errorf("read the state of job %s: %w", id, err))
 	case !isCutShort(status):
 		return job.ErrSubmitted
 	}
 	in.log.Info("Removing the files of an interrupted upload", "job", id)
 	if err := in.cfg.Store.Remove(ctx, id); err != nil {
-		return away("storage", fmt.Errorf("remove the files of an interrupted upload of job %s: %w", id, err))
+		return serviceError("storage", fmt.Errorf("remove the files of an interrupted upload of job %s: %w", id, err))
 	}
 	return nil
 }
@@ -128,7 +128,7 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 		if err := names.Add(name); err != nil {
 			return err
 		}
-		if err := notOfOthers(r, name); err != nil {
+		if err := checkInputName(r, name); err != nil {
 			return err
 		}
 		if err := in.storeInput(ctx, r.ID, name, content); err != nil {
@@ -141,7 +141,7 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 	// Another daemon may have mistaken this upload for an interrupted one and removed it.
 	status, err := in.cfg.Store.Status(ctx, r.ID)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
+		return serviceError("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
 	}
 	if err != nil || !isCutShort(status) || !status.EnqueuedAt.Equal(reserved.EnqueuedAt) {
 		return job.ErrUploading
@@ -149,9 +149,9 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 	return nil
 }
 
-// notOfOthers returns an error if an input's path collides with the outputs of a job in
+// checkInputName returns an error if an input's path collides with the outputs of a job in
 // r.After, which become inputs below that job's id.
-func notOfOthers(r job.Request, name string) error {
+func checkInputName(r job.Request, name string) error {
 	first, _, _ := strings.Cut(name, "/")
 	if slices.Contains(r.After, job.ID(first)) {
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file name %q is in the way of the outputs of job `%s`, which become inputs below %s/", name, first, first)}
@@ -178,7 +178,7 @@ func inputError(id job.ID, name string, err error) error {
 	if errdefs.IsInvalidArgument(err) {
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file %q cannot be stored: %v", name, err)}
 	}
-	return away("storage", fmt.Errorf("store input %s of job %s: %w", name, id, err))
+	return serviceError("storage", fmt.Errorf("store input %s of job %s: %w", name, id, err))
 }
 
 // spool reads content to its end and returns it with its size. Small content stays in
@@ -272,7 +272,7 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 	}
 	listed, err := in.cfg.Store.List(ctx, c.From, c.Path)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
+		return serviceError("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
 	}
 	found := false
 	for _, file := range listed {
@@ -287,7 +287,7 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 		if err := names.Add(name); err != nil {
 			return err
 		}
-		if err := notOfOthers(r, name); err != nil {
+		if err := checkInputName(r, name); err != nil {
 			return err
 		}
 		if err := in.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {
@@ -340,7 +340,7 @@ func (in *inputStore) copyInput(ctx context.Context, id job.ID, name string, fro
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("%s of job `%s` was removed meanwhile", source, from)}
 	}
 	if err != nil {
-		return away("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
+		return serviceError("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
 	}
 	defer file.Body.Close()
 	if err := in.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), file.Body, file.Size); err != nil {

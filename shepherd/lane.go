@@ -164,13 +164,13 @@ func (l *lane) wait() {
 // retire ends the lane and waits for that. Its job may finish within drain. The caller holds
 // life.transition.
 func (l *lane) retire(drain time.Duration, why error) {
-	defer l.life.hurry(drain, why)()
+	defer l.life.endWithin(drain, why)()
 	l.wait()
 }
 
-// hurry stops the start of further jobs, and hands running jobs back after drain unless stop
+// endWithin stops the start of further jobs, and hands running jobs back after drain unless stop
 // is called first.
-func (l *life) hurry(drain time.Duration, why error) (stop func()) {
+func (l *life) endWithin(drain time.Duration, why error) (stop func()) {
 	ends := l.present() // the lane may be started again while the timer fires
 	ends.feed(why)
 	timer := time.AfterFunc(drain, func() { ends.work(why) })
@@ -181,7 +181,7 @@ func (l *life) hurry(drain time.Duration, why error) (stop func()) {
 // for a job, that wait is cut down to drain.
 func (l *life) beginTransition(drain time.Duration, why error) (done func()) {
 	if !l.transition.TryLock() {
-		stop := l.hurry(drain, why)
+		stop := l.endWithin(drain, why)
 		l.transition.Lock()
 		stop()
 	}
@@ -293,11 +293,11 @@ func (l *lane) happened(event RunnerEvent) { l.observer.Runner(l.Name, event) }
 // passed reports to the observer that a phase ends now. a is nil for a phase without a job.
 // It reads only fields of the claim that do not change.
 func (l *lane) passed(a *attempt, m job.Model, phase Phase, began time.Time, err error) time.Duration {
-	p := Passage{Phase: phase, Sheep: l.Name, Model: m, Began: began, Ended: time.Now(), Err: err}
+	p := PhaseResult{Phase: phase, Sheep: l.Name, Model: m, Began: began, Ended: time.Now(), Err: err}
 	if a != nil {
 		p.Job, p.Trace, p.Run, p.Attempt = a.ID, a.Trace, a.Run, a.Attempt
 	}
-	l.observer.Passed(p)
+	l.observer.PhaseEnded(p)
 	return p.Ended.Sub(began)
 }
 

@@ -17,8 +17,8 @@ import (
 // that a queue that those nodes cannot keep up with is shared.
 const deferTime = minTurn
 
-// lookAgain is how often a deferring sheep checks whether those nodes still have free sheep.
-const lookAgain = time.Second
+// recheckInterval is how often a deferring sheep checks whether those nodes still have free sheep.
+const recheckInterval = time.Second
 
 // nearTime bounds the search for a model on this machine.
 const nearTime = 3 * time.Second
@@ -75,7 +75,7 @@ func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Du
 		return 0
 	}
 	now := time.Now()
-	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), lookAgain)
+	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), recheckInterval)
 }
 
 // near returns how close a model is that the sheep has not loaded. Unknown counts as on

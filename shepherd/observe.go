@@ -26,8 +26,8 @@ func Phases() []Phase {
 	return []Phase{PhaseQueued, PhaseStage, PhasePull, PhaseLoad, PhaseRun, PhaseCollect}
 }
 
-// Passage is a phase that has ended.
-type Passage struct {
+// PhaseResult is a phase that has ended.
+type PhaseResult struct {
 	Phase Phase
 	Sheep string
 	Model job.Model
@@ -59,8 +59,8 @@ const (
 // called from many goroutines, synchronously with the processing of jobs: they must return
 // at once and must not keep references to their arguments.
 type Observer interface {
-	// Passed is called for every phase that ended.
-	Passed(Passage)
+	// PhaseEnded is called for every phase that ended.
+	PhaseEnded(PhaseResult)
 	// Ended is called for every job that reached a final state. sheep is empty if no sheep
 	// had the job.
 	Ended(sheep string, state job.State)
@@ -84,32 +84,32 @@ type Tracer interface {
 	Run(id job.ID, run, attempt int, t job.Trace) job.Trace
 }
 
-// Unobserved is an Observer that does nothing.
-type Unobserved struct{}
+// NopObserver is an Observer that does nothing.
+type NopObserver struct{}
 
-func (Unobserved) Passed(Passage)               {}
-func (Unobserved) Ended(string, job.State)      {}
-func (Unobserved) Returned(string)              {}
-func (Unobserved) Runner(string, RunnerEvent)   {}
-func (Unobserved) Waited(string, time.Duration) {}
+func (NopObserver) PhaseEnded(PhaseResult)       {}
+func (NopObserver) Ended(string, job.State)      {}
+func (NopObserver) Returned(string)              {}
+func (NopObserver) Runner(string, RunnerEvent)   {}
+func (NopObserver) Waited(string, time.Duration) {}
 
-// Untraced is a Tracer that passes clients' traces on unchanged.
-type Untraced struct{}
+// NopTracer is a Tracer that passes clients' traces on unchanged.
+type NopTracer struct{}
 
 // Submit returns the request's own trace.
-func (Untraced) Submit(r job.Request) (job.Trace, func(error)) { return r.Trace, ignore }
+func (NopTracer) Submit(r job.Request) (job.Trace, func(error)) { return r.Trace, ignore }
 
 // Run returns t.
-func (Untraced) Run(_ job.ID, _, _ int, t job.Trace) job.Trace { return t }
+func (NopTracer) Run(_ job.ID, _, _ int, t job.Trace) job.Trace { return t }
 
 func ignore(error) {}
 
 // Observers calls several Observers one after the other.
 type Observers []Observer
 
-func (o Observers) Passed(p Passage) {
+func (o Observers) PhaseEnded(p PhaseResult) {
 	for _, each := range o {
-		each.Passed(p)
+		each.PhaseEnded(p)
 	}
 }
 

@@ -31,7 +31,7 @@ func (r *reader) Owner(ctx context.Context, id job.ID) (string, error) {
 	case err == nil:
 		return rec.Tenant, nil
 	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
-		return "", away("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
+		return "", serviceError("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
 	}
 	_, err = r.Job(ctx, id)
 	return "", err
@@ -55,7 +55,7 @@ func (r *reader) Job(ctx context.Context, id job.ID) (job.Status, error) {
 		return job.Status{}, &job.UnknownJob{ID: string(id)}
 	}
 	if err != nil {
-		return job.Status{}, away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
+		return job.Status{}, serviceError("storage", fmt.Errorf("read the state of job %s: %w", id, err))
 	}
 	return status, nil
 }
@@ -162,7 +162,7 @@ func (r *reader) Presign(ctx context.Context, id job.ID, dir string, files []job
 	for i := range files {
 		address, err := r.cfg.Presigner.Presign(ctx, id, dir+"/"+files[i].Name, valid)
 		if err != nil {
-			return away("storage", err)
+			return serviceError("storage", err)
 		}
 		files[i].Address = address
 	}
@@ -177,7 +177,7 @@ func (r *reader) list(ctx context.Context, id job.ID, prefix string) ([]job.File
 		return nil, nil
 	}
 	if err != nil {
-		return nil, away("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err))
+		return nil, serviceError("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err))
 	}
 	files := make([]job.FileInfo, 0, len(listed))
 	for _, f := range listed {
@@ -226,14 +226,14 @@ func (r *reader) open(ctx context.Context, id job.ID, name string, part *job.Ran
 	case errors.Is(err, storage.ErrBadName):
 		return nil, job.ErrNoFile
 	case !errdefs.IsNotFound(err):
-		return nil, away("storage", fmt.Errorf("open %s of job %s: %w", name, id, err))
+		return nil, serviceError("storage", fmt.Errorf("open %s of job %s: %w", name, id, err))
 	}
 	if _, err := r.cfg.Ledger.Get(ctx, id); err == nil {
 		return nil, job.ErrNoFile
 	}
 	there, err := r.cfg.Store.Exists(ctx, id)
 	if err != nil {
-		return nil, away("storage", fmt.Errorf("look for job %s: %w", id, err))
+		return nil, serviceError("storage", fmt.Errorf("look for job %s: %w", id, err))
 	}
 	if !there {
 		return nil, &job.UnknownJob{ID: string(id)}

@@ -47,8 +47,8 @@ func (r *rests) fault(reason string, now time.Time) time.Duration {
 	return pause
 }
 
-// well records a success: the next fault counts as the first.
-func (r *rests) well() {
+// succeeded records a success: the next fault counts as the first.
+func (r *rests) succeeded() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.row = 0
@@ -163,8 +163,8 @@ func (r *modelRests) all(now time.Time) (models []job.Model, next time.Duration)
 	return models, next
 }
 
-// well records that the model was loaded and used.
-func (r *modelRests) well(m job.Model) {
+// succeeded records that the model was loaded and used.
+func (r *modelRests) succeeded(m job.Model) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.models, m)

@@ -302,7 +302,7 @@ func (r *remover) finish(ctx context.Context, id job.ID) error {
 		return err
 	}
 	if err := r.store.Remove(ctx, id); err != nil {
-		return away("storage", err)
+		return serviceError("storage", err)
 	}
 	return r.cfg.Ledger.EndRemoval(ctx, id)
 }
@@ -329,7 +329,7 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	_, err := r.cfg.Ledger.BeginRemoval(ctx, id, 0, true)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
-		if err := s.notReserved(ctx, job.Request{ID: id}); err != nil {
+		if err := s.checkNotReserved(ctx, job.Request{ID: id}); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
@@ -346,7 +346,7 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrRemoving):
 		return job.ErrRemoving
 	case err != nil:
-		return away("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
 	defer cancel()
@@ -376,7 +376,7 @@ func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 		return err
 	}
 	if err := s.cfg.Store.Remove(ctx, id); err != nil {
-		return away("storage", fmt.Errorf("remove job %s: %w", id, err))
+		return serviceError("storage", fmt.Errorf("remove job %s: %w", id, err))
 	}
 	s.log.Info("Job removed", "job", id)
 	return nil

@@ -29,7 +29,7 @@ func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error
 		}
 		return job.ErrForgotten
 	case err != nil:
-		return away("ledger", fmt.Errorf("read job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("read job %s: %w", id, err))
 	case !rec.State.Final():
 		return job.ErrNothingToRetry
 	case rec.FilesRemoved:
@@ -46,7 +46,7 @@ func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error
 		run := ledger.JobRun{Job: id, Run: rec.Run}
 		webhooks, err := s.cfg.Webhooks.JobWebhooks(ctx, []ledger.JobRun{run})
 		if err != nil {
-			return away("ledger", fmt.Errorf("look up the webhook of job %s: %w", id, err))
+			return serviceError("ledger", fmt.Errorf("look up the webhook of job %s: %w", id, err))
 		}
 		r.Webhook = webhooks[run]
 	}

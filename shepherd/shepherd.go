@@ -169,10 +169,10 @@ func New(cfg Config) (*Shepherd, error) {
 		return nil, errors.New("shepherd: stage ahead must be 0 or 1")
 	}
 	if cfg.Observer == nil {
-		cfg.Observer = Unobserved{}
+		cfg.Observer = NopObserver{}
 	}
 	if cfg.Tracer == nil {
-		cfg.Tracer = Untraced{}
+		cfg.Tracer = NopTracer{}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

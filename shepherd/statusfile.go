@@ -85,11 +85,11 @@ func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 	before := f.seen
 	f.seen = e.Cursor
 	switch {
-	case !shown(e): // the state in job_status.json does not change
+	case !changesStatus(e): // the state in job_status.json does not change
 		f.mu.Unlock()
 		notify(e)
 		return
-	case !waited && !f.entangled(e.Job) && !f.owners.owns(e):
+	case !waited && !f.writeUnsettled(e.Job) && !f.owners.owns(e):
 		if p := f.pending[e.Job]; p != nil && p.final == nil { // the node that made the change writes it
 			delete(f.pending, e.Job)
 		}
@@ -97,7 +97,7 @@ func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 		notify(e)
 		return
 	}
-	f.expect(e, f.serial, before, notify)
+	f.schedule(e, f.serial, before, notify)
 	f.mu.Unlock()
 	f.signal()
 	if e.Status == nil {
@@ -105,8 +105,8 @@ func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 	}
 }
 
-// shown reports whether the event changes the state in job_status.json.
-func shown(e job.Event) bool {
+// changesStatus reports whether the event changes the state in job_status.json.
+func changesStatus(e job.Event) bool {
 	switch e.Kind {
 	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
 		return true
@@ -114,22 +114,22 @@ func shown(e job.Event) bool {
 	return false
 }
 
-// entangled reports whether a write of the job's state is in progress or has failed, so that
+// writeUnsettled reports whether a write of the job's state is in progress or has failed, so that
 // it may yet overwrite what another node writes. The caller holds f.mu.
-func (f *statusFiles) entangled(id job.ID) bool {
+func (f *statusFiles) writeUnsettled(id job.ID) bool {
 	p := f.pending[id]
 	return f.writing[id] || p != nil && p.tries > 0
 }
 
-// inherit schedules a write of the job's state after an earlier event of a lost node. Until
+// takeOver schedules a write of the job's state after an earlier event of a lost node. Until
 // it is written this node's checkpoint does not pass from.
-func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
-	if !shown(e) {
+func (f *statusFiles) takeOver(e job.Event, from job.Cursor) {
+	if !changesStatus(e) {
 		return
 	}
 	f.mu.Lock()
 	if p := f.pending[e.Job]; p == nil {
-		f.expect(e, 0, from, func(job.Event) {})
+		f.schedule(e, 0, from, func(job.Event) {})
 	} else {
 		p.serial, p.before = 0, from // the pending write writes the ledger's current state anyway
 	}
@@ -137,8 +137,8 @@ func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
 	f.signal()
 }
 
-// expect schedules the write of a state. The caller holds f.mu.
-func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func(job.Event)) {
+// schedule schedules the write of a state. The caller holds f.mu.
+func (f *statusFiles) schedule(e job.Event, serial int64, before job.Cursor, notify func(job.Event)) {
 	p := f.pending[e.Job]
 	if p == nil {
 		p = &pendingStatus{serial: serial, before: before}

@@ -123,14 +123,14 @@ func (s *successor) look(ctx context.Context) {
 		return
 	}
 	for _, node := range owners.know(peers) {
-		if err := s.succeed(ctx, node); err != nil && ctx.Err() == nil {
+		if err := s.takeOverFrom(ctx, node); err != nil && ctx.Err() == nil {
 			s.log.Warn("Cannot take over the unwritten states of a lost node; they may stay unwritten until it is back", "node", node, "error", err)
 		}
 	}
 }
 
-// succeed schedules the writes of a lost node's changes after its checkpoint.
-func (s *successor) succeed(ctx context.Context, node string) error {
+// takeOverFrom schedules the writes of a lost node's changes after its checkpoint.
+func (s *successor) takeOverFrom(ctx context.Context, node string) error {
 	from, err := s.ledger.Checkpoint(ctx, statusConsumer(node))
 	if errors.Is(err, ledger.ErrNotFound) { // the node never started
 		return nil
@@ -140,7 +140,7 @@ func (s *successor) succeed(ctx context.Context, node string) error {
 		events, cursor, err = s.ledger.Events(ctx, cursor, ledger.EventFilter{}, eventBatch)
 		for _, e := range events {
 			if cmp.Or(e.Node, e.Origin) == node {
-				s.status.inherit(e, from)
+				s.status.takeOver(e, from)
 			}
 		}
 		if len(events) < eventBatch {

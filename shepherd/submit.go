@@ -55,7 +55,7 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
-			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		}
 		if !there {
 			return s.SubmitFiles(ctx, r, noFiles)
@@ -81,13 +81,13 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
-			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		}
 		if !there {
 			return &job.UnknownJob{ID: string(r.ID)}
 		}
 		if !uploaded {
-			if err := s.ownPlace(ctx, r); err != nil {
+			if err := s.checkPlaceOwner(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -97,7 +97,7 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
 	if r.Payload != nil {
-		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+		if err := s.checkNotRemoving(ctx, r.ID); err != nil {
 			return err
 		}
 		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
@@ -105,7 +105,7 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 			return job.ErrSubmitted
 		}
 		if err != nil {
-			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 		crashpoint.Reached(crashpoint.PayloadStored)
 	}
@@ -159,15 +159,15 @@ func (s *submitter) enter(ctx context.Context, r job.Request, trace job.Trace) e
 	}
 	_, err := s.create(ctx, s.record(r, trace))
 	if err != nil {
-		return s.notEntered(r, err)
+		return s.createError(r, err)
 	}
 	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
 }
 
-// notEntered translates the ledger's refusal of a job for clients.
-func (s *submitter) notEntered(r job.Request, err error) error {
+// createError translates the ledger's refusal of a job for clients.
+func (s *submitter) createError(r job.Request, err error) error {
 	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
 		return &job.UnknownJob{ID: string(r.ID)}
 	}
@@ -185,15 +185,15 @@ func (s *submitter) notEntered(r job.Request, err error) error {
 	case errors.As(err, &after):
 		told = afterProblem(after)
 	default:
-		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
+		return serviceError("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
 	s.env.payloads.keep(r.ID, nil)
 	return told
 }
 
-// removedElsewhere returns job.ErrRemoving while another node removes the job's files, which
+// checkNotRemoving returns job.ErrRemoving while another node removes the job's files, which
 // would remove new inputs too.
-func (s *submitter) removedElsewhere(ctx context.Context, id job.ID) error {
+func (s *submitter) checkNotRemoving(ctx context.Context, id job.ID) error {
 	if s.cfg.Peers == nil {
 		return nil
 	}
@@ -202,7 +202,7 @@ func (s *submitter) removedElsewhere(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrNotFound):
 		return nil
 	case err != nil:
-		return away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("look for job %s: %w", id, err))
 	case rec.Removing:
 		return job.ErrRemoving
 	}
@@ -256,9 +256,9 @@ func (s *submitter) create(ctx context.Context, rec job.Record) (job.Record, err
 	}
 }
 
-// ownPlace returns *job.UnknownJob if a tenant submits a job whose place belonged to an
+// checkPlaceOwner returns *job.UnknownJob if a tenant submits a job whose place belonged to an
 // earlier job, unless the ledger knows that job as the tenant's.
-func (s *submitter) ownPlace(ctx context.Context, r job.Request) error {
+func (s *submitter) checkPlaceOwner(ctx context.Context, r job.Request) error {
 	if r.Tenant == "" {
 		return nil
 	}
@@ -282,16 +282,16 @@ func (s *submitter) reservePlace(ctx context.Context, r job.Request) (job.Status
 	case err == nil:
 		return job.Status{}, job.ErrSubmitted
 	case !errors.Is(err, ledger.ErrNotFound):
-		return job.Status{}, away("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
+		return job.Status{}, serviceError("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
 	}
-	if err := s.uploads.notReserved(ctx, r); err != nil {
+	if err := s.uploads.checkNotReserved(ctx, r); err != nil {
 		return job.Status{}, err
 	}
 	return s.inputs.makePlace(ctx, r.ID, r.Model)
 }
 
-// away adds the name of the failed service for clients, if the error is the service's fault.
-func away(service string, err error) error {
+// serviceError adds the name of the failed service for clients, if the error is the service's fault.
+func serviceError(service string, err error) error {
 	var problem string
 	switch {
 	case errdefs.IsUnavailable(err), errors.Is(err, context.DeadlineExceeded):

@@ -116,7 +116,7 @@ func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, err
 		group.Go(func() error {
 			parts, err := store.StoredParts(within, u.ID, path.Join(job.InputDir, f.Path), f.Parts)
 			if err != nil && !errdefs.IsNotFound(err) {
-				return away("storage", err)
+				return serviceError("storage", err)
 			}
 			lists[i] = parts
 			return nil
@@ -171,13 +171,13 @@ func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	case errdefs.IsInvalidArgument(err):
 		return &job.UploadIncomplete{Path: f.Path, Problem: "is still being sent: a part was replaced meanwhile"}
 	case !errdefs.IsNotFound(err):
-		return away("storage", fmt.Errorf("join the parts of input %s of job %s: %w", f.Path, id, err))
+		return serviceError("storage", fmt.Errorf("join the parts of input %s of job %s: %w", f.Path, id, err))
 	}
 	// Another request has joined them, or this one has and the answer was lost.
 	name := path.Join(job.InputDir, f.Path)
 	listed, err := up.cfg.Store.List(ctx, id, name)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
+		return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
 	}
 	for _, there := range listed {
 		if there.Name == name && there.Size == f.Size {

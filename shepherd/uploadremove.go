@@ -62,12 +62,12 @@ func (r *remover) finishUpload(ctx context.Context, u job.Upload) error {
 				continue
 			}
 			if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
-				return away("storage", err)
+				return serviceError("storage", err)
 			}
 		}
 	}
 	if err := r.store.Remove(ctx, u.ID); err != nil {
-		return away("storage", err)
+		return serviceError("storage", err)
 	}
 	return r.uploads.EndUploadRemoval(ctx, u.ID)
 }

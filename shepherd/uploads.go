@@ -86,7 +86,7 @@ func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.Up
 		return job.UploadPlan{}, job.ErrSubmitted
 	}
 	if err != nil {
-		return job.UploadPlan{}, away("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
+		return job.UploadPlan{}, serviceError("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
 	}
 	if _, err = up.inputs.makePlace(ctx, r.ID, job.Model{}); err == nil {
 		u, err = up.beginParts(ctx, u)
@@ -153,7 +153,7 @@ func (up *uploads) check(ctx context.Context, r job.UploadRequest) ([]job.Upload
 	}
 	if store, ok := up.cfg.Store.(roomy); ok {
 		if err := store.Room(total); err != nil {
-			return nil, away("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
+			return nil, serviceError("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
 		}
 	}
 	_, inParts := up.cfg.Store.(storage.Parts)
@@ -177,7 +177,7 @@ func (up *uploads) failed(id job.ID, err error) error {
 	case errors.Is(err, ledger.ErrUploadOver), errors.Is(err, ledger.ErrRemoving):
 		return job.ErrUploadOver
 	}
-	return away("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
+	return serviceError("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
 }
 
 // undo removes a reservation that failed with why. What it cannot remove expires.
@@ -220,7 +220,7 @@ func (up *uploads) plan(ctx context.Context, u job.Upload, signer storage.Signer
 			}
 		}
 		if err != nil {
-			return job.UploadPlan{}, away("storage", err)
+			return job.UploadPlan{}, serviceError("storage", err)
 		}
 	}
 	return p, nil
@@ -359,7 +359,7 @@ func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err er
 		return false, job.ErrUploadOver
 	}
 	for _, f := range u.Files {
-		if err := notOfOthers(*r, f.Path); err != nil {
+		if err := checkInputName(*r, f.Path); err != nil {
 			return false, err
 		}
 	}
@@ -370,9 +370,9 @@ func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err er
 	return true, nil
 }
 
-// notReserved returns an error if the place of a job that brings its own inputs is reserved
+// checkNotReserved returns an error if the place of a job that brings its own inputs is reserved
 // for an upload.
-func (up *uploads) notReserved(ctx context.Context, r job.Request) error {
+func (up *uploads) checkNotReserved(ctx context.Context, r job.Request) error {
 	if up.cfg.Uploads.Ledger == nil {
 		return nil
 	}

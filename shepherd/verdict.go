@@ -102,7 +102,7 @@ func judge(end ending, f facts) verdict {
 		}
 		return v
 
-	case job.CauseNodeLost: // see wornOut
+	case job.CauseNodeLost: // see lostTooOften
 		return verdict{state: job.Failed}
 
 	case job.CauseDaemonKilled:

@@ -37,7 +37,7 @@ func (r *reader) View(ctx context.Context, id job.ID) (job.View, error) {
 				return job.View{}, fmt.Errorf("look up the position of job %s: %w", id, err)
 			}
 		}
-		r.foresee(ctx, &view)
+		r.addForecast(ctx, &view)
 		return view, nil
 	}
 	if !errors.Is(err, ledger.ErrNotFound) {

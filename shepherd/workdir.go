@@ -296,7 +296,7 @@ func (d *workdir) write(path string, data []byte) error {
 // runner finds it. It replaces nothing.
 func (d *workdir) show(to owner) error {
 	if to != d.owner && to.set {
-		if err := d.give(to); err != nil {
+		if err := d.chown(to); err != nil {
 			return workDirError("give the working directory to the runner's user", err)
 		}
 	}
@@ -318,9 +318,9 @@ func (d *workdir) show(to owner) error {
 	return nil
 }
 
-// give changes the owner of the attempt's directory and everything in it. No runner has had
+// chown changes the owner of the attempt's directory and everything in it. No runner has had
 // access to it yet.
-func (d *workdir) give(to owner) error {
+func (d *workdir) chown(to owner) error {
 	root, err := d.of.open()
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func newWorker(l *lane) *worker {
 // work ends, running jobs are handed back.
 func (w *worker) run(feed, work context.Context) {
 	defer w.pulse.waits()
-	defer w.depart()
+	defer w.shutDown()
 	w.pulse.works()
 	if left := w.adopt(work); left {
 		return
@@ -159,8 +159,8 @@ func (w *worker) unload(why string) {
 	}
 }
 
-// depart ends the worker: it stops the runner, or leaves it to the next daemon.
-func (w *worker) depart() {
+// shutDown ends the worker: it stops the runner, or leaves it to the next daemon.
+func (w *worker) shutDown() {
 	s := w.supervisor
 	leave := s.runner != nil && w.lane.isLeaving()
 	if !leave {
@@ -294,7 +294,7 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	loading()
 	if err != nil {
 		if ctx.Err() != nil {
-			return w.inWords(ctx, a, context.Cause(ctx)), false
+			return w.stoppedEnding(ctx, a, context.Cause(ctx)), false
 		}
 		return w.loadEnding(a, err), false
 	}
@@ -315,7 +315,7 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 		return w.loadEnding(a, err), false
 	}
 	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
-		return *l.preparing(ctx, a, err), false
+		return *l.prepareEnding(ctx, a, err), false
 	}
 	crashpoint.Reached(crashpoint.DirectoryPlaced)
 	return ending{}, true
@@ -400,8 +400,8 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		case <-ctx.Done():
 			w.pulse.works()
 			why := context.Cause(ctx)
-			end := w.inWords(ctx, a, why)
-			dropped := errors.Is(why, errCancelled) && w.drops(work, a)
+			end := w.stoppedEnding(ctx, a, why)
+			dropped := errors.Is(why, errCancelled) && w.dropJob(work, a)
 			ran(why)
 			if !dropped {
 				s.stop() // the runner cannot drop a job
@@ -414,9 +414,9 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 // dropTime is how long a runner may take to answer a job that it was told to drop.
 const dropTime = 10 * time.Second
 
-// drops tells the runner to drop the attempt's job, if it supports that, and reports whether
+// dropJob tells the runner to drop the attempt's job, if it supports that, and reports whether
 // it has: then the runner keeps its model and is free for another job.
-func (w *worker) drops(work context.Context, a *attempt) bool {
+func (w *worker) dropJob(work context.Context, a *attempt) bool {
 	r := w.supervisor.runner
 	c, ok := r.conn.(messenger.Canceller)
 	if !ok {
@@ -445,9 +445,9 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 	}
 }
 
-// inWords returns the ending of a stopped attempt, with the runner's last detail and log
+// stoppedEnding returns the ending of a stopped attempt, with the runner's last detail and log
 // lines. It is called before the runner is stopped.
-func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
+func (w *worker) stoppedEnding(ctx context.Context, a *attempt, why error) ending {
 	l := w.lane
 	end := stopped(why)
 	var what string
