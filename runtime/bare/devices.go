@@ -80,7 +80,7 @@ func (p *programs) grants(ctx context.Context) ([]gpu.Grant, error) {
 		return grants, err
 	}
 	if p.options.Devices.Count > 0 {
-		return nil, &runtime.LoadError{Message: fmt.Sprintf("Sheep `%s` has no GPU: nobody chooses %s for it", p.sheep, p.options.Devices), Class: errdefs.ErrFailedPrecondition}
+		return nil, &runtime.LoadError{Message: fmt.Sprintf("Sheep `%s` has no GPU: there is no GPU keeper to choose %s", p.sheep, p.options.Devices), Class: errdefs.ErrFailedPrecondition}
 	}
 	var grants []gpu.Grant
 	for _, d := range p.options.Devices.List {

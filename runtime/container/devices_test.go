@@ -69,7 +69,7 @@ func TestEdits(t *testing.T) {
 		"another vendor, not there":    {machine{ModeAuto, without, makes, hook}, "[vendor.example/card=1]", nil, nil, "have vendor.example/card=0"},
 		"none, and the image wants":    {machine{ModeAuto, with, makes, hook}, "[]", nil, []string{"NVIDIA_VISIBLE_DEVICES="}, ""},
 		"none, and the sheep insists":  {machine{ModeAuto, with, makes, hook}, "[]", map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"}, []string{"NVIDIA_VISIBLE_DEVICES=all"}, ""},
-		"by count, and nobody chooses": {machine{ModeAuto, with, makes, hook}, "{count: 1}", nil, nil, "sheep `dolly` has no GPU: nobody chooses any GPU"},
+		"by count, without a keeper":   {machine{ModeAuto, with, makes, hook}, "{count: 1}", nil, nil, "sheep `dolly` has no GPU: there is no GPU keeper to choose any GPU"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDevices(GPUs{
@@ -118,7 +118,7 @@ func TestGranted(t *testing.T) {
 		t.Errorf("got %v, asked for %v", err, asked)
 	}
 	for err, again := range map[error]bool{away: true, gpu.ErrHung: true, errdefs.ErrNotFound: false} {
-		if load := noDevices(err); errdefs.IsUnavailable(load) != again {
+		if load := deviceError(err); errdefs.IsUnavailable(load) != again {
 			t.Errorf("%v is of class %v", err, load.Class)
 		}
 	}
