@@ -172,7 +172,7 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 // sheep, and returns an error if it cannot or if containerd cannot be reached. The
 // sheep can be used even if it fails.
 func (d *Driver) Begin(ctx context.Context, names []string) error {
-	err := shimmed.DismissOthers(ctx, d.cfg.StateDir, names, d.dismiss)
+	err := shimmed.RemoveUnconfigured(ctx, d.cfg.StateDir, names, d.remove)
 	if len(names) > 0 {
 		_, unreachable := d.host.connect(ctx)
 		err = errors.Join(err, unreachable)
@@ -180,14 +180,14 @@ func (d *Driver) Begin(ctx context.Context, names []string) error {
 	return err
 }
 
-// dismiss removes a sheep that is not configured any more, with its runner, state
+// remove removes a sheep that is not configured any more, with its runner, state
 // and containers.
-func (d *Driver) dismiss(ctx context.Context, name string) error {
+func (d *Driver) remove(ctx context.Context, name string) error {
 	s, err := d.sheep(name, Options{})
 	if err != nil {
 		return err
 	}
-	if err := s.Dismiss(ctx); err != nil {
+	if err := s.Remove(ctx); err != nil {
 		return err
 	}
 	return d.host.sweep(ctx, d.cfg.Node, name, nil)
