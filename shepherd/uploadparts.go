@@ -2,13 +2,16 @@ package shepherd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
 )
 
@@ -52,19 +55,28 @@ func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, er
 	if err := group.Wait(); err != nil || !begun {
 		return u, err
 	}
-	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
+	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u, u.Files, 0)
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrUploadOver) {
+		up.dropParts(ctx, u, nil) // given up meanwhile
+	}
 	if err != nil {
 		return u, up.failed(u.ID, err)
 	}
-	for i, f := range u.Files {
-		if f.Parts == "" || f.Parts == kept.Files[i].Parts {
+	up.dropParts(ctx, u, kept.Files)
+	return kept, nil
+}
+
+// dropParts ends the uploads of an upload's parts, but for those that files have.
+func (up *uploads) dropParts(ctx context.Context, u job.Upload, files []job.UploadFile) {
+	store, _ := up.cfg.Store.(storage.Parts)
+	for _, f := range u.Files {
+		if f.Parts == "" || slices.ContainsFunc(files, func(kept job.UploadFile) bool { return kept.Parts == f.Parts }) {
 			continue
 		}
 		if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
 			up.log.Debug("Cannot drop an unused multipart upload; it stays until the inputs are removed", "job", u.ID, "file", f.Path, "error", err)
 		}
 	}
-	return kept, nil
 }
 
 // partOf returns part n of a file.
