@@ -315,19 +315,25 @@ func (s *Store) removeEach(ctx context.Context, bucket string, keys []minio.Obje
 	return group.Wait()
 }
 
-// List returns the files whose name begins with prefix.
-func (s *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
-	if err := s.CheckID(id); err != nil {
-		return nil, err
+// List implements storage.Store.
+func (s *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if err := s.CheckID(id); err != nil {
+			yield(storage.Info{}, err)
+			return
+		}
+		for info, err := range s.list(ctx, id, prefix, 0) {
+			if err != nil {
+				err = fmt.Errorf("list the files of job %s: %w", id, err)
+			}
+			if !yield(info, err) {
+				return
+			}
+		}
 	}
-	files, err := s.first(ctx, id, prefix, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list the files of job %s: %w", id, err)
-	}
-	return files, nil
 }
 
-// first is the first most files whose name begins with prefix; 0 is all.
+// first is the first most files whose name begins with prefix.
 func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) ([]storage.Info, error) {
 	var files []storage.Info
 	for info, err := range s.list(ctx, id, prefix, most) {
