@@ -131,6 +131,12 @@ func (s *suite) testFiles(t *testing.T) {
 				}
 			}
 		}
+		for info, err := range s.store.List(t.Context(), id, "inputs/") {
+			if err != nil || info.Name != "inputs/a/b" {
+				t.Errorf("the first input is %+v, %v", info, err)
+			}
+			break // what is left is not asked for
+		}
 		if s.Bucket == "" {
 			_, err := All(s.store.List(t.Context(), s.id(), ""))
 			class(t, "List of an unknown job", err, errdefs.IsNotFound)
