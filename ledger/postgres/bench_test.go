@@ -28,7 +28,8 @@ const (
 // BenchmarkFleet has 20 nodes with 4 sheep each take jobs through one database: each is
 // submitted, claimed and finished. In the same run as many workers make the changes of
 // as many jobs as plain transactions on a table of their own: of-bare is the ledger's
-// jobs per second as a part of theirs. Then the nodes are idle for a while.
+// jobs per second as a part of theirs, of-bare-by-CPU the same by the CPU time of a job, which
+// other work on the machine changes less. Then the nodes are idle for a while.
 func BenchmarkFleet(b *testing.B) {
 	url := newDatabase(b)
 	var ledgers []*Ledger
@@ -64,7 +65,9 @@ func BenchmarkFleet(b *testing.B) {
 	jobs := float64(b.N) / b.Elapsed().Seconds()
 	perJob := float64(statementsOf(ledgers)-before) / float64(b.N)
 	nodesCPU, serverCPU = ownCPU(b)-nodesCPU, cpuOfServer(b)-serverCPU
+	bareNodesCPU, bareServerCPU := ownCPU(b), cpuOfServer(b)
 	bare := bareJobs(b, url)
+	bareCPU := ownCPU(b) - bareNodesCPU + cpuOfServer(b) - bareServerCPU
 	slices.Sort(claims)
 	if len(claims) > 0 {
 		p50, p99 := claims[len(claims)/2], claims[len(claims)*99/100]
@@ -73,6 +76,7 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	b.ReportMetric(jobs, "jobs/s")
 	b.ReportMetric(jobs/bare, "of-bare")
+	b.ReportMetric(float64(bareCPU)/float64(nodesCPU+serverCPU), "of-bare-by-CPU")
 	b.ReportMetric(perJob, "statements/job")
 	b.ReportMetric(float64(nodesCPU.Microseconds())/1000/float64(b.N), "ms-nodes-CPU/job")
 	b.ReportMetric(float64(serverCPU.Microseconds())/1000/float64(b.N), "ms-server-CPU/job")

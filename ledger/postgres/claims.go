@@ -69,6 +69,8 @@ const momentKept = 5 * time.Second
 // passed since, by this machine's clock. It is behind by the time that the answer took; it
 // is never ahead, unless the server's clock was set back since.
 type clock struct {
+	keep time.Duration // momentKept
+
 	mu   sync.Mutex
 	last lifecycle.Moment
 	read time.Time
@@ -88,7 +90,7 @@ func (c *clock) moment() (m lifecycle.Moment, ok bool) {
 	defer c.mu.Unlock()
 	now := time.Now()
 	elapsed, byWall := now.Sub(c.read), now.Round(0).Sub(c.read.Round(0))
-	if elapsed > momentKept || (byWall-elapsed).Abs() > momentKept {
+	if elapsed > c.keep || (byWall-elapsed).Abs() > c.keep {
 		return lifecycle.Moment{}, false
 	}
 	return lifecycle.Moment{Now: lifecycle.KeptTime(c.last.Now.Add(elapsed)), Age: c.last.Age + elapsed.Microseconds()}, true
