@@ -20,7 +20,7 @@ func TestUnread(t *testing.T) {
 	for _, each := range []*Ledger{l, other} {
 		each.bell.notify = func(context.Context) error { return nil }
 	}
-	l.maintenance.stop() // with its first statements
+	l.maintenance.stop()                                      // with its first statements
 	if _, _, err := l.load(t.Context(), "none"); err != nil { // the moment
 		t.Fatal(err)
 	}
