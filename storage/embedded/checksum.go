@@ -37,6 +37,16 @@ func checksumType(name string) minio.ChecksumType {
 		return minio.ChecksumSHA1
 	case "SHA256":
 		return minio.ChecksumSHA256
+	case "SHA512":
+		return minio.ChecksumSHA512
+	case "MD5":
+		return minio.ChecksumMD5
+	case "XXHASH64":
+		return minio.ChecksumXXHash64
+	case "XXHASH3":
+		return minio.ChecksumXXHash3
+	case "XXHASH128":
+		return minio.ChecksumXXHash128
 	}
 	return minio.ChecksumNone
 }
@@ -68,10 +78,23 @@ func headerChecksum(h http.Header) (folder.Checksum, error) {
 		}
 		found = folder.Checksum{Algorithm: strings.ToUpper(algorithm), Value: strings.TrimSpace(values[0])}
 	}
-	if found.Algorithm != "" && !checksumType(found.Algorithm).IsSet() {
-		return found, badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", found.Algorithm)
+	if found.Algorithm == "" {
+		return found, nil
 	}
-	return found, nil
+	return found, checkChecksum(found)
+}
+
+// checkChecksum refuses a checksum that cannot be one of its algorithm.
+func checkChecksum(c folder.Checksum) error {
+	sum := newChecksum(c.Algorithm)
+	if sum == nil {
+		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", c.Algorithm)
+	}
+	digest, _, _ := strings.Cut(c.Value, "-") // of a composite one
+	if raw, err := base64.StdEncoding.DecodeString(digest); err != nil || len(raw) != sum.Size() {
+		return badRequest(codeInvalidRequest, "Value for %s header is invalid.", strings.ToLower(checksumHeader(c.Algorithm)))
+	}
+	return nil
 }
 
 // setChecksum tells a client an object's or part's checksum.
@@ -97,8 +120,13 @@ type checksumXML struct {
 	ChecksumCRC32     string `xml:",omitempty"`
 	ChecksumCRC32C    string `xml:",omitempty"`
 	ChecksumCRC64NVME string `xml:",omitempty"`
+	ChecksumMD5       string `xml:",omitempty"`
 	ChecksumSHA1      string `xml:",omitempty"`
 	ChecksumSHA256    string `xml:",omitempty"`
+	ChecksumSHA512    string `xml:",omitempty"`
+	ChecksumXXHASH64  string `xml:",omitempty"`
+	ChecksumXXHASH3   string `xml:",omitempty"`
+	ChecksumXXHASH128 string `xml:",omitempty"`
 }
 
 func newChecksumXML(c folder.Checksum) checksumXML {
@@ -110,10 +138,20 @@ func newChecksumXML(c folder.Checksum) checksumXML {
 		x.ChecksumCRC32C = c.Value
 	case "CRC64NVME":
 		x.ChecksumCRC64NVME = c.Value
+	case "MD5":
+		x.ChecksumMD5 = c.Value
 	case "SHA1":
 		x.ChecksumSHA1 = c.Value
 	case "SHA256":
 		x.ChecksumSHA256 = c.Value
+	case "SHA512":
+		x.ChecksumSHA512 = c.Value
+	case "XXHASH64":
+		x.ChecksumXXHASH64 = c.Value
+	case "XXHASH3":
+		x.ChecksumXXHASH3 = c.Value
+	case "XXHASH128":
+		x.ChecksumXXHASH128 = c.Value
 	}
 	return x
 }
@@ -164,7 +202,9 @@ func objectChecksum(u *folder.Upload, parts []folder.Part) (folder.Checksum, err
 		x := newChecksumXML(p.Checksum)
 		list[i] = minio.ObjectPart{
 			PartNumber: p.Number, Size: p.Size, ChecksumCRC32: x.ChecksumCRC32, ChecksumCRC32C: x.ChecksumCRC32C,
-			ChecksumCRC64NVME: x.ChecksumCRC64NVME, ChecksumSHA1: x.ChecksumSHA1, ChecksumSHA256: x.ChecksumSHA256,
+			ChecksumCRC64NVME: x.ChecksumCRC64NVME, ChecksumMD5: x.ChecksumMD5, ChecksumSHA1: x.ChecksumSHA1,
+			ChecksumSHA256: x.ChecksumSHA256, ChecksumSHA512: x.ChecksumSHA512, ChecksumXXHash64: x.ChecksumXXHASH64,
+			ChecksumXXHash3: x.ChecksumXXHASH3, ChecksumXXHash128: x.ChecksumXXHASH128,
 		}
 	}
 	t := checksumType(c.Algorithm)

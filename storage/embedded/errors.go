@@ -39,6 +39,7 @@ const (
 	codeInvalidURI         = "InvalidURI"
 	codeKeyTooLong         = "KeyTooLongError"
 	codeMalformedPOST      = "MalformedPOSTRequest"
+	codeMalformedTrailer   = "MalformedTrailerError"
 	codeMalformedXML       = "MalformedXML"
 	codeMetadataTooLarge   = "MetadataTooLarge"
 	codeMethodNotAllowed   = "MethodNotAllowed"
@@ -73,7 +74,7 @@ func badRequest(code, format string, args ...any) *apiError {
 }
 
 func preconditionFailed(condition string) *apiError {
-	return newError(http.StatusPreconditionFailed, codePreconditionFailed, "The condition %s does not hold.", condition)
+	return newError(http.StatusPreconditionFailed, codePreconditionFailed, "At least one of the pre-conditions you specified did not hold: %s.", condition)
 }
 
 func notImplemented(format string, args ...any) *apiError {
@@ -100,19 +101,19 @@ func errorFor(err error) (*apiError, bool) {
 	case errors.Is(err, folder.ErrNoKey):
 		return newError(http.StatusNotFound, codeNoSuchKey, "The specified key does not exist."), true
 	case errors.Is(err, folder.ErrBucketExists):
-		return newError(http.StatusConflict, codeBucketOwned, "The bucket exists already, and it is yours."), true
+		return newError(http.StatusConflict, codeBucketOwned, "Your previous request to create the named bucket succeeded and you already own it."), true
 	case errors.Is(err, folder.ErrBucketNotEmpty):
-		return newError(http.StatusConflict, codeBucketNotEmpty, "The bucket is not empty; delete its objects first."), true
+		return newError(http.StatusConflict, codeBucketNotEmpty, "The bucket you tried to delete is not empty."), true
 	case errors.Is(err, folder.ErrBadKey):
 		return badRequest(codeKeyTooLong, "An object's key has 1 to %d bytes of UTF-8.", folder.MaxKey), true
 	case errors.Is(err, folder.ErrShortBody):
 		return badRequest(codeIncompleteBody, "The body ended before the announced number of bytes."), true
 	case errors.Is(err, folder.ErrNoUpload):
-		return newError(http.StatusNotFound, codeNoSuchUpload, "The upload does not exist; it may have been completed, aborted or given up."), true
+		return newError(http.StatusNotFound, codeNoSuchUpload, "The specified multipart upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed."), true
 	case errors.Is(err, folder.ErrBadPart):
-		return badRequest(codeInvalidPart, "A part was not uploaded, or with another ETag: %v.", err), true
+		return badRequest(codeInvalidPart, "One or more of the specified parts could not be found. The part may not have been uploaded, or the specified entity tag may not match the part's entity tag: %v.", err), true
 	case errors.Is(err, folder.ErrPartOrder):
-		return badRequest(codeInvalidPartOrder, "The parts are not in ascending order."), true
+		return badRequest(codeInvalidPartOrder, "The list of parts was not in ascending order. Parts must be ordered by part number."), true
 	}
 	return newError(http.StatusInternalServerError, codeInternalError, "The server could not do it; its log says why."), false
 }

@@ -226,7 +226,7 @@ func (v *verifier) verifyForm(f *form) error {
 			return badRequest(codeInvalidArgument, "Bucket POST must contain a field named 'AWSAccessKeyId' and one named 'signature', or the fields of Signature Version 4.")
 		}
 		if subtle.ConstantTimeCompare([]byte(key), []byte(v.accessKey)) != 1 {
-			return newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+			return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 		}
 		mac := hmac.New(sha1.New, []byte(v.secretKey))
 		mac.Write([]byte(policy))
@@ -240,7 +240,7 @@ func (v *verifier) verifyForm(f *form) error {
 		return e
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+		return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 	}
 	if at, err := time.Parse(amzTime, c.time); err != nil || !strings.HasPrefix(c.scope, c.time[:8]+"/") || at.Sub(v.now()) > maxSkew {
 		return newError(http.StatusForbidden, codeAccessDenied, "The form needs the date it was signed at, the same as its credential's.")
@@ -250,7 +250,7 @@ func (v *verifier) verifyForm(f *form) error {
 
 func compareSignatures(want, got string) error {
 	if subtle.ConstantTimeCompare([]byte(want), []byte(got)) != 1 {
-		return newError(http.StatusForbidden, codeSignatureMismatch, "The signature does not fit the policy; check the secret key.")
+		return newError(http.StatusForbidden, codeSignatureMismatch, "The request signature we calculated does not match the signature you provided. Check your key and signing method.")
 	}
 	return nil
 }
