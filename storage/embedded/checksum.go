@@ -168,7 +168,7 @@ func uploadChecksum(h http.Header) (algorithm string, composite bool, err error)
 	algorithm, kind := strings.ToUpper(h.Get("X-Amz-Checksum-Algorithm")), strings.ToUpper(h.Get("X-Amz-Checksum-Type"))
 	if algorithm == "" {
 		if kind != "" {
-			return "", false, badRequest(codeInvalidRequest, "x-amz-checksum-type needs x-amz-checksum-algorithm.")
+			return "", false, badRequest(codeInvalidRequest, "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
 		}
 		return "", false, nil
 	}
@@ -179,9 +179,9 @@ func uploadChecksum(h http.Header) (algorithm string, composite bool, err error)
 	case kind == "":
 		return algorithm, t.CanComposite(), nil
 	case kind == typeComposite && !t.CanComposite(), kind == typeFullObject && !t.CanMergeCRC():
-		return "", false, badRequest(codeInvalidRequest, "The checksum type %s cannot be used with %s.", kind, algorithm)
+		return "", false, badRequest(codeInvalidRequest, "The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(algorithm))
 	case kind != typeComposite && kind != typeFullObject:
-		return "", false, badRequest(codeInvalidRequest, "The value of x-amz-checksum-type is invalid.")
+		return "", false, badRequest(codeInvalidRequest, "Value for x-amz-checksum-type header is invalid.")
 	}
 	return algorithm, kind == typeComposite, nil
 }

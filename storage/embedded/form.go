@@ -39,7 +39,7 @@ func (f *form) field(name string) string { return f.fields[name] }
 func readForm(r *request) (*form, error) {
 	parts, err := r.MultipartReader()
 	if err != nil {
-		return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data.")
+		return nil, newError(http.StatusPreconditionFailed, codePreconditionFailed, "Bucket POST must be of the enclosure-type multipart/form-data")
 	}
 	f := &form{fields: map[string]string{}}
 	for left := int64(maxForm); ; {
@@ -69,6 +69,7 @@ func readForm(r *request) (*form, error) {
 // formOperation knows the fields of a form that stand for headers.
 var formOperation = &operation{
 	target:  target{method: http.MethodPost, on: onBucket},
+	sums:    sumOfData,
 	headers: append([]string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"}, attributeHeaders...),
 }
 
@@ -108,7 +109,10 @@ func (h *handler) postObject(r *request) error {
 		return err
 	}
 	if text := f.field("tagging"); text != "" {
-		var in taggingXML
+		var in struct { // in S3's namespace or in none
+			XMLName xml.Name `xml:"Tagging"`
+			Tags    []tagXML `xml:"TagSet>Tag"`
+		}
 		if err := xml.Unmarshal([]byte(text), &in); err != nil {
 			return badRequest(codeMalformedXML, "The tags cannot be read: %v.", err)
 		}
@@ -118,6 +122,7 @@ func (h *handler) postObject(r *request) error {
 		}
 		header.Set(taggingHeader, tags.Encode())
 	}
+	header.Set("X-Amz-Sdk-Checksum-Algorithm", f.field("x-amz-checksum-algorithm"))
 	header.Del("Content-Encoding")
 	if e := f.field("content-encoding"); e != "" {
 		header.Set("Content-Encoding", e)
@@ -233,10 +238,10 @@ func (v *verifier) verifyForm(f *form) error {
 		return compareSignatures(base64.StdEncoding.EncodeToString(mac.Sum(nil)), signature)
 	}
 	if f.field("x-amz-algorithm") != algorithm {
-		return badRequest(codeInvalidRequest, "Forms are signed with %s.", algorithm)
+		return badRequest(codeInvalidArgument, "Only %s is supported", algorithm)
 	}
 	c := claim{value: f.field("x-amz-signature"), time: f.field("x-amz-date")}
-	if e := c.fill(codeInvalidRequest, f.field("x-amz-credential"), "host"); e != nil {
+	if e := c.fill(codeInvalidArgument, f.field("x-amz-credential"), "host"); e != nil {
 		return e
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
@@ -310,7 +315,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 					return limits, invalid("a value is not a string")
 				}
 				if name, got := value(name); got != text {
-					return limits, denied(fmt.Sprintf("[\"eq\", \"$%s\", %q]", name, text))
+					return limits, denied(fmt.Sprintf("[\"eq\",\"$%s\",%q]", name, text))
 				}
 			}
 		case json.Unmarshal(raw, &list) == nil && len(list) == 3:
@@ -341,7 +346,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 				return limits, invalid("a condition is neither eq, starts-with nor content-length-range")
 			}
 			if !ok1 {
-				return limits, denied(fmt.Sprintf("[%q, \"$%s\", %q]", kind, name, want))
+				return limits, denied(fmt.Sprintf("[%q,\"$%s\",%q]", kind, name, want))
 			}
 		default:
 			return limits, invalid("a condition is neither an object nor a list of three")

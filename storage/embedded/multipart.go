@@ -150,7 +150,7 @@ func parseCopyRange(text string, size int64) (byteRange, error) {
 		return byteRange{}, badRequest(codeInvalidArgument, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 	}
 	if to >= size {
-		return byteRange{}, newError(http.StatusRequestedRangeNotSatisfiable, codeInvalidRange, "Range specified is not valid for source object of size: %d", size)
+		return byteRange{}, badRequest(codeInvalidArgument, "Range specified is not valid for source object of size: %d", size)
 	}
 	return byteRange{from, to - from + 1}, nil
 }
@@ -305,8 +305,11 @@ func readCompletion(h http.Header) (completion, error) {
 	var err error
 	if text := h.Get("X-Amz-Mp-Object-Size"); text != "" {
 		if c.size, err = strconv.ParseInt(text, 10, 64); err != nil || c.size < 0 {
-			return c, badRequest(codeInvalidArgument, "The value of x-amz-mp-object-size must be a number of bytes.")
+			return c, badRequest(codeInvalidRequest, "The value of x-amz-mp-object-size must be a number of bytes.")
 		}
+	}
+	if c.kind != "" && c.kind != typeComposite && c.kind != typeFullObject {
+		return c, badRequest(codeInvalidRequest, "Value for x-amz-checksum-type header is invalid.")
 	}
 	c.checksum, err = headerChecksum(h)
 	return c, err
@@ -320,7 +323,7 @@ func (c completion) check(u *folder.Upload, parts []folder.Part, info *folder.In
 			return badRequest(codeEntityTooSmall, "Your proposed upload is smaller than the minimum allowed size: part %d has %d bytes.", p.Number, p.Size)
 		}
 		if c.parts[i].differs(p.Checksum) {
-			return badRequest(codeInvalidPart, "Part %d has another checksum than the one given.", p.Number)
+			return badRequest(codeInvalidPart, "One or more of the specified parts could not be found: part %d has another checksum than the one given.", p.Number)
 		}
 	}
 	if c.size >= 0 && c.size != info.Size {
@@ -349,7 +352,7 @@ func (h *handler) completeUpload(r *request) error {
 	var in struct {
 		XMLName xml.Name `xml:"CompleteMultipartUpload"`
 		Part    []struct {
-			PartNumber int
+			PartNumber *int
 			ETag       string
 			checksumXML
 		}
@@ -358,7 +361,7 @@ func (h *handler) completeUpload(r *request) error {
 		return err
 	}
 	if len(in.Part) == 0 || len(in.Part) > folder.MaxParts {
-		return badRequest(codeMalformedXML, "The list of parts has none, or more than %d.", folder.MaxParts)
+		return badRequest(codeMalformedXML, "The XML you provided was not well-formed or did not validate against our published schema: it lists no parts, or more than %d.", folder.MaxParts)
 	}
 	want, err := readCompletion(r.Header)
 	if err != nil {
@@ -366,7 +369,13 @@ func (h *handler) completeUpload(r *request) error {
 	}
 	parts := make([]folder.Part, len(in.Part))
 	for i, p := range in.Part {
-		parts[i] = folder.Part{Number: p.PartNumber, ETag: strings.Trim(p.ETag, `"`)}
+		switch {
+		case p.PartNumber == nil || p.ETag == "":
+			return badRequest(codeMalformedXML, "The XML you provided was not well-formed or did not validate against our published schema: a part needs PartNumber and ETag.")
+		case *p.PartNumber < 1:
+			return badRequest(codeInvalidArgument, "PartNumber must be >= 1")
+		}
+		parts[i] = folder.Part{Number: *p.PartNumber, ETag: strings.Trim(p.ETag, `"`)}
 		want.parts = append(want.parts, p.checksumXML)
 	}
 	check := headerCheck(r.Header)

@@ -598,19 +598,20 @@ func TestForms(t *testing.T) {
 		t.Errorf("a refused form was stored: %v", err)
 	}
 
-	// Older clients sign forms by version 2.
-	signed := func(document string, fields ...[2]string) [][2]string {
-		text := base64.StdEncoding.EncodeToString([]byte(document))
-		mac := hmac.New(sha1.New, []byte(secretKey))
-		mac.Write([]byte(text))
-		return append(fields, [2]string{"AWSAccessKeyId", accessKey}, [2]string{"policy", text}, [2]string{"signature", base64.StdEncoding.EncodeToString(mac.Sum(nil))})
-	}
 	soon := time.Now().Add(time.Minute).UTC().Format(time.RFC3339)
-	answer, text = s.postForm(b, signed(fmt.Sprintf(`{"expiration": %q, "conditions": [{"bucket": %q}, ["eq", "$key", "v2"], {"success_action_status": "201"}]}`, soon, b),
+	answer, text = s.postForm(b, signForm(fmt.Sprintf(`{"expiration": %q, "conditions": [{"bucket": %q}, ["eq", "$key", "v2"], {"success_action_status": "201"}]}`, soon, b),
 		[2]string{"key", "v2"}, [2]string{"success_action_status", "201"}), "x", "by version 2")
 	wantAnswer(t, answer, text, 201, "<PostResponse>")
-	answer, text = s.postForm(b, signed(`{"expiration": "2020-01-01T00:00:00Z", "conditions": []}`, [2]string{"key", "v2"}), "x", "x")
+	answer, text = s.postForm(b, signForm(`{"expiration": "2020-01-01T00:00:00Z", "conditions": []}`, [2]string{"key", "v2"}), "x", "x")
 	wantAnswer(t, answer, text, 403, "expired")
+}
+
+// signForm adds a policy to a form's fields, signed by Version 2, as older clients do it.
+func signForm(policy string, fields ...[2]string) [][2]string {
+	text := base64.StdEncoding.EncodeToString([]byte(policy))
+	mac := hmac.New(sha1.New, []byte(secretKey))
+	mac.Write([]byte(text))
+	return append(fields, [2]string{"AWSAccessKeyId", accessKey}, [2]string{"policy", text}, [2]string{"signature", base64.StdEncoding.EncodeToString(mac.Sum(nil))})
 }
 
 // TestCORS answers to web pages as the configuration says.
