@@ -25,7 +25,10 @@ func TestAnswersToWrongRequests(t *testing.T) {
 	part := func(inner string) string {
 		return "<CompleteMultipartUpload><Part>" + inner + "</Part></CompleteMultipartUpload>"
 	}
-	whole := part("<PartNumber>1</PartNumber><ETag>" + answer.Header.Get("ETag") + "</ETag>")
+	partWith := func(more string) string {
+		return part("<PartNumber>1</PartNumber><ETag>" + answer.Header.Get("ETag") + "</ETag>" + more)
+	}
+	whole := partWith("")
 	for _, test := range []struct {
 		what, method, path, query string
 		header                    http.Header
@@ -37,6 +40,13 @@ func TestAnswersToWrongRequests(t *testing.T) {
 		{"a part without number", "POST", "/answers/upload", upload, nil, part("<ETag>x</ETag>"), 400, "MalformedXML"},
 		{"a negative part number", "POST", "/answers/upload", upload, nil, part("<PartNumber>-4</PartNumber><ETag>x</ETag>"), 400, "InvalidArgument"},
 		{"another ETag", "POST", "/answers/upload", upload, nil, part("<PartNumber>1</PartNumber><ETag>x</ETag>"), 400, "InvalidPart"},
+		{"a part's checksum that is none", "POST", "/answers/upload", upload, nil, partWith("<ChecksumCRC64NVME>x</ChecksumCRC64NVME>"), 400, "InvalidArgument"},
+		{"two checksums of a part", "POST", "/answers/upload", upload, nil,
+			partWith("<ChecksumCRC64NVME>M3eFcAZSQlc=</ChecksumCRC64NVME><ChecksumCRC32>NhCmhg==</ChecksumCRC32>"), 400, "InvalidArgument"},
+		{"a part's checksum by another algorithm", "POST", "/answers/upload", upload, nil, partWith("<ChecksumCRC32>NhCmhg==</ChecksumCRC32>"), 400, "BadDigest"},
+		{"a part's checksum that is another's", "POST", "/answers/upload", upload, nil, partWith("<ChecksumCRC64NVME>M3eFcAZSQlc=</ChecksumCRC64NVME>"), 400, "InvalidPart"},
+		{"a body that is no form", "POST", "/answers", "", nil, "x", 412, "PreconditionFailed"},
+		{"a form without boundary", "POST", "/answers", "", http.Header{"Content-Type": {"multipart/form-data"}}, "x", 400, "MalformedPOSTRequest"},
 		{"a negative size", "POST", "/answers/upload", upload, http.Header{"X-Amz-Mp-Object-Size": {"-1"}}, whole, 400, "InvalidRequest"},
 		{"no type of checksum", "POST", "/answers/upload", upload, http.Header{"X-Amz-Checksum-Type": {"HALF"}}, whole, 400, "InvalidRequest"},
 		{"a copied range past the end", "PUT", "/answers/upload", "partNumber=2&" + upload,
@@ -109,5 +119,38 @@ func TestFormsWithChecksumsAndTags(t *testing.T) {
 		if got := answer.Header.Get("X-Amz-Checksum-Sha1"); test.status == 204 && got != "qvTGHdzF6KLavt4PO0gs2a6pQ00=" || test.status != 204 && answer.StatusCode != 404 {
 			t.Errorf("%s: %s, SHA-1 %q", key, answer.Status, got)
 		}
+	}
+}
+
+// TestListingUploadsThatEnd lists uploads of one key in pages, and aborts the last of each
+// page before the next: none of the others may be left out.
+func TestListingUploadsThatEnd(t *testing.T) {
+	s := start(t, t.TempDir())
+	b := s.bucket(s.client(nil), "ending")
+	for range 5 {
+		answer, text := s.do("POST", "/"+b+"/same", "uploads", nil, nil)
+		wantAnswer(t, answer, text, 200, "UploadId")
+	}
+	seen := map[string]bool{}
+	for marker := ""; len(seen) < 5; {
+		answer, text := s.do("GET", "/"+b, "uploads&max-uploads=2"+marker, nil, nil)
+		wantAnswer(t, answer, text, 200, "")
+		var page struct {
+			NextUploadIdMarker string
+			Upload             []struct{ UploadId string }
+		}
+		if err := xml.Unmarshal(text, &page); err != nil {
+			t.Fatal(err)
+		}
+		if len(page.Upload) == 0 {
+			t.Fatalf("the listing ends after %d of 5 uploads", len(seen))
+		}
+		for _, u := range page.Upload {
+			seen[u.UploadId] = true
+		}
+		last := page.Upload[len(page.Upload)-1].UploadId
+		answer, text = s.do("DELETE", "/"+b+"/same", "uploadId="+last, nil, nil)
+		wantAnswer(t, answer, text, 204, "")
+		marker = "&key-marker=same&upload-id-marker=" + last
 	}
 }

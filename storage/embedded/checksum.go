@@ -131,34 +131,54 @@ type checksumXML struct {
 
 func newChecksumXML(c folder.Checksum) checksumXML {
 	var x checksumXML
-	switch c.Algorithm {
-	case "CRC32":
-		x.ChecksumCRC32 = c.Value
-	case "CRC32C":
-		x.ChecksumCRC32C = c.Value
-	case "CRC64NVME":
-		x.ChecksumCRC64NVME = c.Value
-	case "MD5":
-		x.ChecksumMD5 = c.Value
-	case "SHA1":
-		x.ChecksumSHA1 = c.Value
-	case "SHA256":
-		x.ChecksumSHA256 = c.Value
-	case "SHA512":
-		x.ChecksumSHA512 = c.Value
-	case "XXHASH64":
-		x.ChecksumXXHASH64 = c.Value
-	case "XXHASH3":
-		x.ChecksumXXHASH3 = c.Value
-	case "XXHASH128":
-		x.ChecksumXXHASH128 = c.Value
+	if element := x.element(c.Algorithm); element != nil {
+		*element = c.Value
 	}
 	return x
 }
 
-// differs reports whether a document gives another checksum than c.
-func (x checksumXML) differs(c folder.Checksum) bool {
-	return x != (checksumXML{}) && c.Algorithm != "" && x != newChecksumXML(c)
+// element is where the checksum by an algorithm is; nil when there is none such.
+func (x *checksumXML) element(algorithm string) *string {
+	switch algorithm {
+	case "CRC32":
+		return &x.ChecksumCRC32
+	case "CRC32C":
+		return &x.ChecksumCRC32C
+	case "CRC64NVME":
+		return &x.ChecksumCRC64NVME
+	case "MD5":
+		return &x.ChecksumMD5
+	case "SHA1":
+		return &x.ChecksumSHA1
+	case "SHA256":
+		return &x.ChecksumSHA256
+	case "SHA512":
+		return &x.ChecksumSHA512
+	case "XXHASH64":
+		return &x.ChecksumXXHASH64
+	case "XXHASH3":
+		return &x.ChecksumXXHASH3
+	case "XXHASH128":
+		return &x.ChecksumXXHASH128
+	}
+	return nil
+}
+
+// check returns an error unless a document gives the checksum of a part, or none.
+func (x checksumXML) check(p folder.Part) error {
+	given := x
+	if element := given.element(p.Checksum.Algorithm); element != nil {
+		*element = ""
+	}
+	switch {
+	case x == checksumXML{}, p.Checksum.Algorithm == "", x == newChecksumXML(p.Checksum):
+		return nil
+	case given == x: // all of it is by other algorithms
+		return badRequest(codeBadDigest, "The checksum you specified for part %d is not by %s, as the part's is.", p.Number, p.Checksum.Algorithm)
+	case given != checksumXML{}, checkChecksum(folder.Checksum{Algorithm: p.Checksum.Algorithm, Value: *x.element(p.Checksum.Algorithm)}) != nil:
+		return badRequest(codeInvalidArgument, "Invalid Base64 or multiple checksums present in request: part %d", p.Number)
+	}
+	return badRequest(codeInvalidPart, "One or more of the specified parts could not be found: part %d has another checksum than the one given.", p.Number)
 }
 
 // uploadChecksum returns the algorithm of an upload's checksums, and whether

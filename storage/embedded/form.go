@@ -38,8 +38,11 @@ func (f *form) field(name string) string { return f.fields[name] }
 // readForm reads a form as far as its file.
 func readForm(r *request) (*form, error) {
 	parts, err := r.MultipartReader()
-	if err != nil {
+	if errors.Is(err, http.ErrNotMultipart) {
 		return nil, newError(http.StatusPreconditionFailed, codePreconditionFailed, "Bucket POST must be of the enclosure-type multipart/form-data")
+	}
+	if err != nil {
+		return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data.")
 	}
 	f := &form{fields: map[string]string{}}
 	for left := int64(maxForm); ; {

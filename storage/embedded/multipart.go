@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -194,7 +195,8 @@ func (h *handler) listUploads(r *request) error {
 		Bucket: r.bucket, KeyMarker: l.wire(keyMarker), UploadIDMarker: idMarker, Prefix: l.wire(l.prefix),
 		Delimiter: l.wire(l.delimiter), EncodingType: l.encoding, MaxUploads: limit,
 	}
-	pastMarker := idMarker == ""
+	// The marker is an upload that may have ended since: then all of its key are listed.
+	pastMarker := !slices.ContainsFunc(uploads, func(u folder.Upload) bool { return u.Key == keyMarker && u.ID == idMarker })
 	rolled := ""
 	for _, u := range uploads {
 		rest, ok := strings.CutPrefix(u.Key, l.prefix)
@@ -322,8 +324,8 @@ func (c completion) check(u *folder.Upload, parts []folder.Part, info *folder.In
 		if p.Size < minPart && i < len(parts)-1 {
 			return badRequest(codeEntityTooSmall, "Your proposed upload is smaller than the minimum allowed size: part %d has %d bytes.", p.Number, p.Size)
 		}
-		if c.parts[i].differs(p.Checksum) {
-			return badRequest(codeInvalidPart, "One or more of the specified parts could not be found: part %d has another checksum than the one given.", p.Number)
+		if err := c.parts[i].check(p); err != nil {
+			return err
 		}
 	}
 	if c.size >= 0 && c.size != info.Size {
