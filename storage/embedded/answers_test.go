@@ -101,6 +101,11 @@ func TestFormsWithChecksumsAndTags(t *testing.T) {
 	}
 	answer, text := send("tags", [2]string{"tagging", "<Tagging><TagSet><Tag><Key>env</Key><Value>test</Value></Tag></TagSet></Tagging>"})
 	wantAnswer(t, answer, text, 204, "")
+	if got := answer.Header.Get("X-Amz-Checksum-Crc64nvme"); got != "M3eFcAZSQlc=" {
+		t.Errorf("the form is answered with checksum %q", got)
+	}
+	answer, text = s.postForm(b, signForm("{}", [2]string{"key", "x"}, [2]string{"", "nameless"}), "x", "hello")
+	wantAnswer(t, answer, text, 400, "MalformedPOSTRequest")
 	answer, text = s.do("GET", "/"+b+"/tags", "tagging", nil, nil)
 	wantAnswer(t, answer, text, 200, "<Key>env</Key><Value>test</Value>")
 

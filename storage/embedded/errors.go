@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bytes"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -58,9 +59,10 @@ const (
 
 // apiError is an error as a client sees it.
 type apiError struct {
-	status  int
-	code    string
-	message string
+	status    int
+	code      string
+	message   string
+	condition string // that did not hold
 }
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
@@ -74,7 +76,9 @@ func badRequest(code, format string, args ...any) *apiError {
 }
 
 func preconditionFailed(condition string) *apiError {
-	return newError(http.StatusPreconditionFailed, codePreconditionFailed, "At least one of the pre-conditions you specified did not hold: %s.", condition)
+	e := newError(http.StatusPreconditionFailed, codePreconditionFailed, "At least one of the pre-conditions you specified did not hold.")
+	e.condition = condition
+	return e
 }
 
 func notImplemented(format string, args ...any) *apiError {
@@ -123,6 +127,7 @@ type errorXML struct {
 	XMLName   xml.Name `xml:"Error"`
 	Code      string
 	Message   string
+	Condition string `xml:",omitempty"`
 	Resource  string
 	RequestID string `xml:"RequestId"`
 }
@@ -138,7 +143,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError) {
 		w.Header().Set("X-Minio-Error-Desc", strconv.Quote(e.message))
 	}
 	_ = writeXMLStatus(w, r, e.status, errorXML{ // it is all strings
-		Code: e.code, Message: e.message, Resource: r.URL.Path, RequestID: w.Header().Get(requestIDHeader),
+		Code: e.code, Message: e.message, Condition: e.condition, Resource: r.URL.Path, RequestID: w.Header().Get(requestIDHeader),
 	})
 }
 
@@ -152,7 +157,7 @@ func writeXMLStatus(w http.ResponseWriter, r *http.Request, status int, document
 	if err != nil {
 		return err
 	}
-	body = append([]byte(xml.Header), body...)
+	body = append([]byte(xml.Header), bytes.ReplaceAll(body, []byte("&#34;"), []byte("&quot;"))...) // as S3 writes it
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)

@@ -54,6 +54,9 @@ func readForm(r *request) (*form, error) {
 			return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data.")
 		}
 		name := strings.ToLower(part.FormName())
+		if name == "" {
+			return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data: a field has no name.")
+		}
 		if name == "file" {
 			f.file = part
 			return f, nil
@@ -190,6 +193,7 @@ func answerForm(r *request, f *form, info *folder.Info) error {
 	location := "http://" + r.Host + escapePath("/"+r.bucket+"/"+info.Key)
 	h.Set("ETag", quote(info.ETag))
 	h.Set("Location", location)
+	setChecksum(h, info.Checksum, true)
 	redirect := f.field("success_action_redirect")
 	if redirect == "" {
 		redirect = f.field("redirect")
@@ -318,7 +322,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 					return limits, invalid("a value is not a string")
 				}
 				if name, got := value(name); got != text {
-					return limits, denied(fmt.Sprintf("[\"eq\",\"$%s\",%q]", name, text))
+					return limits, denied(fmt.Sprintf("[\"eq\", \"$%s\", %q]", name, text))
 				}
 			}
 		case json.Unmarshal(raw, &list) == nil && len(list) == 3:
@@ -349,7 +353,7 @@ func checkPolicy(f *form, now time.Time) (sizeLimits, error) {
 				return limits, invalid("a condition is neither eq, starts-with nor content-length-range")
 			}
 			if !ok1 {
-				return limits, denied(fmt.Sprintf("[%q,\"$%s\",%q]", kind, name, want))
+				return limits, denied(fmt.Sprintf("[%q, \"$%s\", %q]", kind, name, want))
 			}
 		default:
 			return limits, invalid("a condition is neither an object nor a list of three")

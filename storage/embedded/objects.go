@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"io"
@@ -268,9 +269,9 @@ func (h *handler) copyObject(r *request) error {
 	if tags != "" {
 		attrs[taggingHeader] = tags
 	}
-	var sum folder.Checksum // that of the source
-	if otherSum {
-		if sum, err = checksumOf(r.Context(), from, algorithm); err != nil {
+	var sum folder.Checksum                  // that of the source
+	if otherSum || from.Checksum.Composite { // a copy has no parts: its checksum is that of the whole
+		if sum, err = checksumOf(r.Context(), from, cmp.Or(algorithm, from.Checksum.Algorithm)); err != nil {
 			return err
 		}
 	}
@@ -486,7 +487,9 @@ func (h *handler) getAttributes(r *request) error {
 			out.ETag = o.ETag
 		case "Checksum":
 			if o.Checksum.Algorithm != "" {
-				out.Checksum = &attributesChecksumXML{newChecksumXML(o.Checksum), typeOf(o.Checksum)}
+				sum := o.Checksum
+				sum.Value, _, _ = strings.Cut(sum.Value, "-") // S3 tells the number of parts elsewhere
+				out.Checksum = &attributesChecksumXML{newChecksumXML(sum), typeOf(sum)}
 			}
 		case "StorageClass":
 			out.StorageClass = storageClass

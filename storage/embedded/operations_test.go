@@ -241,10 +241,17 @@ func TestCompletionIsVerified(t *testing.T) {
 			}
 			answer, text = s.do("GET", "/"+b+"/"+key, "attributes", http.Header{"X-Amz-Object-Attributes": {"ETag,Checksum,ObjectParts,ObjectSize,StorageClass"}, "X-Amz-Max-Parts": {"1"}}, nil)
 			wantAnswer(t, answer, text, 200, "<PartsCount>2</PartsCount>")
-			for _, want := range []string{fmt.Sprintf("<ObjectSize>%d</ObjectSize>", len(whole)), "<IsTruncated>true</IsTruncated>", "<StorageClass>STANDARD</StorageClass>", kind.kind} {
+			value, _, _ := strings.Cut(kind.object, "-")
+			for _, want := range []string{"<Checksum" + kind.algorithm + ">" + strings.ReplaceAll(value, "+", "&#43;") + "<", fmt.Sprintf("<ObjectSize>%d</ObjectSize>", len(whole)), "<IsTruncated>true</IsTruncated>", "<StorageClass>STANDARD</StorageClass>", kind.kind} {
 				if !bytes.Contains(text, []byte(want)) {
 					t.Errorf("attributes lack %s: %s", want, text)
 				}
+			}
+			answer, text = s.do("PUT", "/"+b+"/copy-"+name, "", http.Header{"X-Amz-Copy-Source": {b + "/" + key}}, nil)
+			wantAnswer(t, answer, text, 200, "<ChecksumType>FULL_OBJECT</ChecksumType>")
+			answer, _ = s.do("HEAD", "/"+b+"/copy-"+name, "", http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}, nil)
+			if want := sum(name == "Sha256", whole); answer.Header.Get(header) != want {
+				t.Errorf("the copy has checksum %q, want %q", answer.Header.Get(header), want)
 			}
 		})
 	}
