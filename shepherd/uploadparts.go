@@ -110,11 +110,10 @@ func (i *storedInputs) hasPart(f job.UploadFile, part job.UploadPart) bool {
 // stored returns what is in storage of an upload.
 func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
 	found := &storedInputs{sizes: map[string]int64{}, parts: map[string]map[int]storage.Part{}}
-	files, err := up.reader.list(ctx, u.ID, job.InputDir+"/")
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
+	for f, err := range up.reader.list(ctx, u.ID, job.InputDir+"/") {
+		if err != nil {
+			return nil, err
+		}
 		found.sizes[f.Name] = f.Size
 	}
 	store, _ := up.cfg.Store.(storage.Parts)
@@ -187,11 +186,13 @@ func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	}
 	// Another request has joined them, or this one has and the answer was lost.
 	name := path.Join(job.InputDir, f.Path)
-	listed, err := up.cfg.Store.List(ctx, id, name)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
-	}
-	for _, there := range listed {
+	for there, err := range up.cfg.Store.List(ctx, id, name) {
+		if errdefs.IsNotFound(err) { // the job has no files
+			break
+		}
+		if err != nil {
+			return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
+		}
 		if there.Name == name && there.Size == f.Size {
 			return nil
 		}

@@ -44,7 +44,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1)}
+	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1), clock: clock{keep: momentKept}}
 	l.maintenance = newMaintenance(l)
 	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
 	if err := l.open(ctx, pooled); err != nil {

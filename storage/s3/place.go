@@ -256,19 +256,25 @@ func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, unwan
 	})
 }
 
-// List returns the files whose names begin with prefix.
-func (s *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
-	if err := s.CheckID(id); err != nil {
-		return nil, err
+// List implements storage.Store.
+func (s *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if err := s.CheckID(id); err != nil {
+			yield(storage.Info{}, err)
+			return
+		}
+		for info, err := range s.list(ctx, id, prefix, 0) {
+			if err != nil {
+				err = fmt.Errorf("list the files of job %s: %w", id, err)
+			}
+			if !yield(info, err) {
+				return
+			}
+		}
 	}
-	files, err := s.first(ctx, id, prefix, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list the files of job %s: %w", id, err)
-	}
-	return files, nil
 }
 
-// first returns the first files, at most most (0: all), whose names begin with prefix.
+// first returns the first files, at most most, whose names begin with prefix.
 func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) ([]storage.Info, error) {
 	var files []storage.Info
 	for info, err := range s.list(ctx, id, prefix, most) {
