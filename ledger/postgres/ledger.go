@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -92,21 +91,15 @@ func (c Config) withDefaults() (Config, error) {
 
 // Ledger is a ledger.Ledger in a PostgreSQL database.
 type Ledger struct {
-	cfg         Config
-	server      string // where it is, without a password
-	pool        *pgxpool.Pool
-	db          querier // the pool
+	cfg Config
+	*database
 	bell        *bell
 	leases      leases
-	horizon     horizon
+	events      *eventLog
 	maintenance *maintenance
 
 	claims claims
 	clock  clock
-
-	prepares   bool // statements that are sent often
-	named      named
-	statements atomic.Int64 // that were sent
 
 	// claiming holds a value while this ledger makes a claim under limits: those of one
 	// node wait for one another here, and not on their connections.

@@ -244,7 +244,7 @@ func (m *maintenance) pulse(ctx context.Context) error {
 		m.renewed = asked
 		m.l.leases.renewed(asked, nodes, generations, renewed)
 	}
-	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.horizon.waiting() {
+	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.events.horizon.waiting() {
 		m.lastEvent = last
 		m.l.bell.ring()
 	}
@@ -381,9 +381,7 @@ func (m *maintenance) sweep(ctx context.Context) error {
 	m.mu.Lock()
 	m.endings, m.events = 0, 0
 	m.mu.Unlock()
-	m.l.horizon.mu.Lock()
-	settled := m.l.horizon.settled
-	m.l.horizon.mu.Unlock()
+	settled := m.l.events.horizon.number()
 	for {
 		swept := time.Now()
 		var expired, pruned int
