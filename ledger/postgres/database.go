@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,58 @@ type database struct {
 	prepares   bool // statements that are sent often
 	named      named
 	statements atomic.Int64 // that were sent
+
+	// calls of the ledger are those running; none begins once closed is set.
+	mu     sync.Mutex
+	closed bool
+	calls  sync.WaitGroup
+}
+
+// begin begins a call, which ends by d.calls.Done.
+func (d *database) begin() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errClosed
+	}
+	d.calls.Add(1)
+	return nil
+}
+
+// call runs do as a call of the ledger, again where that may help, and explains its
+// error.
+func (d *database) call(ctx context.Context, doing string, do func(ctx context.Context) error) error {
+	err := d.begin()
+	if err == nil {
+		defer d.calls.Done()
+		err = d.retry(ctx, do)
+	}
+	if err != nil {
+		return explain(d.server, doing, err)
+	}
+	return nil
+}
+
+// read is call for reads, whose result do makes again each time.
+func read[T any](ctx context.Context, d *database, doing string, do func(ctx context.Context) (T, error)) (T, error) {
+	var result T
+	err := d.call(ctx, doing, func(ctx context.Context) (err error) {
+		result, err = do(ctx)
+		return err
+	})
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return result, nil
+}
+
+// endCalls lets no further call begin, and waits for those running.
+func (d *database) endCalls() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.calls.Wait()
 }
 
 // querier is what statements are sent by: the pool, or one transaction.

@@ -15,7 +15,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// eventLog reads events in their order, up to the horizon.
+// eventLog reads events in their order, up to the horizon, and knows how far consumers of
+// them have come.
 type eventLog struct {
 	*database
 	horizon horizon
@@ -165,9 +166,9 @@ func (e *eventLog) now(ctx context.Context) (int64, error) {
 }
 
 // Now implements ledger.Ledger.
-func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
-	return read(ctx, l, "look up the latest event", func(ctx context.Context) (job.Cursor, error) {
-		last, err := l.events.now(ctx)
+func (e *eventLog) Now(ctx context.Context) (job.Cursor, error) {
+	return read(ctx, e.database, "look up the latest event", func(ctx context.Context) (job.Cursor, error) {
+		last, err := e.now(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -186,7 +187,7 @@ type page struct {
 // Events implements ledger.Ledger. A cursor that this ledger did not give out is
 // answered like one that is too old; asked for no event at all, it answers an error
 // of class errdefs.ErrInternal.
-func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
+func (e *eventLog) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
 	doing := "read the events after " + string(after)
 	if limit < 1 {
 		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
@@ -198,11 +199,11 @@ func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.Eve
 			return nil, "", fmt.Errorf("%s: %w", doing, ledger.ErrEventsGone)
 		}
 	}
-	found, err := read(ctx, l, doing, func(ctx context.Context) (page, error) {
+	found, err := read(ctx, e.database, doing, func(ctx context.Context) (page, error) {
 		if filter == (ledger.EventFilter{}) {
-			return l.events.nextEvents(ctx, number, after == "", limit)
+			return e.nextEvents(ctx, number, after == "", limit)
 		}
-		return l.events.matchingEvents(ctx, number, after == "", filter, limit)
+		return e.matchingEvents(ctx, number, after == "", filter, limit)
 	})
 	if err != nil {
 		return nil, "", err
@@ -350,9 +351,9 @@ func scanEvent(rows pgx.Rows, pruned *int64) (numbered, error) {
 }
 
 // Checkpoint implements ledger.Ledger.
-func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
-	return read(ctx, l, "look up the checkpoint of "+consumer, func(ctx context.Context) (kept job.Cursor, err error) {
-		found, err := l.queryOne(ctx, queryCheckpoint, pgx.NamedArgs{"consumer": text(consumer)}, &kept)
+func (e *eventLog) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
+	return read(ctx, e.database, "look up the checkpoint of "+consumer, func(ctx context.Context) (kept job.Cursor, err error) {
+		found, err := e.queryOne(ctx, queryCheckpoint, pgx.NamedArgs{"consumer": text(consumer)}, &kept)
 		if err == nil && !found {
 			err = ledger.ErrNotFound
 		}
@@ -361,9 +362,9 @@ func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, e
 }
 
 // SetCheckpoint implements ledger.Ledger.
-func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
-	return l.call(ctx, "keep the checkpoint of "+consumer, func(ctx context.Context) error {
-		_, err := l.exec(ctx, querySetCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "cursor": text(at)})
+func (e *eventLog) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
+	return e.call(ctx, "keep the checkpoint of "+consumer, func(ctx context.Context) error {
+		_, err := e.exec(ctx, querySetCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "cursor": text(at)})
 		return err
 	})
 }

@@ -59,7 +59,12 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 // newLedger is a ledger without connections.
 func newLedger(cfg Config, server string) *Ledger {
 	db := &database{server: server, retryFor: cfg.RetryFor}
-	return &Ledger{cfg: cfg, database: db, events: &eventLog{database: db}, clock: clock{keep: momentKept}, claiming: make(chan struct{}, 1)}
+	l := &Ledger{
+		cfg: cfg, database: db, records: &records{db}, eventLog: &eventLog{database: db}, deliveries: &deliveries{db},
+		clock: clock{keep: momentKept}, claiming: make(chan struct{}, 1),
+	}
+	l.uploads = &uploads{db, &l.leases}
+	return l
 }
 
 func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
@@ -87,7 +92,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	if err = l.openPool(ctx, pooled); err != nil {
 		return err
 	}
-	if err := l.retry(ctx, l.events.findHorizon); err != nil {
+	if err := l.retry(ctx, l.findHorizon); err != nil {
 		return err
 	}
 	// The ledger's age is brought up to date before the first run ends: one that ended
@@ -95,7 +100,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	if err := l.retry(ctx, l.maintenance.keepAge); err != nil {
 		return err
 	}
-	l.maintenance.lastEvent = l.events.horizon.settled
+	l.maintenance.lastEvent = l.eventLog.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
 		return l.often(ctx, l.db, queryNotify, pgx.NamedArgs{"from": l.bell.me}, func(pgx.Rows) error { return nil })
 	})

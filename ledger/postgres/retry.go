@@ -12,7 +12,7 @@ import (
 )
 
 // statementTime bounds one statement and its answer. A server that does not answer
-// for that long is taken for one that is away.
+// for that long is considered unreachable.
 const statementTime = 10 * time.Second
 
 // The pauses between tries.
@@ -21,7 +21,7 @@ const (
 	longestPause = 500 * time.Millisecond
 )
 
-// newKey names one request, so that it can be found out whether it was made.
+// newKey identifies one request, so that a retry can tell whether it was made.
 func newKey() string { return uuid.NewString() }
 
 // retry runs do again while its error is transient, for up to Config.RetryFor. Each

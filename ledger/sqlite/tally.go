@@ -80,8 +80,8 @@ func (c *tallyChange) countRemoved(r *row) {
 	}
 }
 
-// count counts what a record is that it was not, or was and is no more, and notes what it
-// is now.
+// count adds the difference between a record and what was stored of it, and updates what is
+// stored.
 func (c *tallyChange) count(r *row) {
 	if now := r.Claimable(); now != r.stored.claimable {
 		c.claimable[r.group()] += plusOrMinus(now)
