@@ -73,7 +73,10 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		if err = migrate(ctx, listening, l.server); err != nil {
+		if err = migrate(ctx, listening, l.server); err == nil {
+			l.prepares, err = l.canPrepare(ctx, listening)
+		}
+		if err != nil {
 			closeConn(listening)
 		}
 		return err
@@ -86,9 +89,6 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 			closeConn(listening)
 		}
 	}()
-	if l.prepares, err = l.canPrepare(ctx, listening); err != nil {
-		return err
-	}
 	if err = l.openPool(ctx, pooled); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -138,7 +139,7 @@ func TestPlans(t *testing.T) {
 		queries[name] = query{text, hooks}
 	}
 	places := clone(every)
-	add(places, pgx.NamedArgs{"keep": 1, "files": "[]", "due": true})
+	add(places, pgx.NamedArgs{"keep": 1, "files": "[]", "due": true, "created": time.Now()})
 	for name, text := range map[string]string{
 		"upload": queryUpload, "reserve upload": queryReserveUpload, "upload reserved": queryUploadReserved, "keep upload": queryKeepUpload,
 		"due uploads": queryDueUploads, "remove upload": queryRemoveUpload, "drop upload": queryDropUpload, "drop stray upload": queryDropStrayUpload,
