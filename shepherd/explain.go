@@ -265,7 +265,7 @@ func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation 
 		e.Next = []string{"Configure a sheep; shepherdd reload takes it up."}
 	case able == 0:
 		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
-		e.Next = nextSteps(job.CauseModel, v, sheep)
+		e.Next = nextSteps(job.CauseNotHere, v, sheep)
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
 		e.Next = []string{"`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."}
@@ -393,7 +393,9 @@ func nextStep(cause job.Cause, v job.View) string {
 		return "The model itself reported the failure: look at its log (`shepherd logs " + id + "`) and at the inputs. Then " + again + "."
 	case job.CauseRunnerDied:
 		return "The model's process ended: look at the end of its log (`shepherd logs " + id + "`). Where it ran out of memory, give the sheep more, or the job less."
-	case job.CauseModel, job.CauseNotHere:
+	case job.CauseModel:
+		return "The reason says why the model could not be loaded. When that is corrected, " + again + "."
+	case job.CauseNotHere:
 		return "Check the model's name and version."
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."

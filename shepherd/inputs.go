@@ -270,12 +270,14 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 	if strings.HasSuffix(c.Path, "/") {
 		one, below = "", c.Path
 	}
-	listed, err := in.cfg.Store.List(ctx, c.From, c.Path)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return serviceError("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
-	}
 	found := false
-	for _, file := range listed {
+	for file, err := range in.cfg.Store.List(ctx, c.From, c.Path) {
+		if errdefs.IsNotFound(err) { // the job has no files
+			break
+		}
+		if err != nil {
+			return serviceError("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
+		}
 		if strings.HasSuffix(file.Name, "/") || one != "" && file.Name != one {
 			continue // another program's directory marker; or a file whose name only begins with c.Path
 		}

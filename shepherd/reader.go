@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"strings"
 	"time"
@@ -131,25 +132,17 @@ func (r *reader) Output(ctx context.Context, id job.ID, name string, part *job.R
 	return r.open(ctx, id, job.OutputDir+"/"+name, part)
 }
 
-// Outputs lists a job's outputs. The error is job.ErrNotReady before the job has ended, or
-// the *job.Failure of a job that ended without a result.
-func (r *reader) Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
-	status, err := r.Job(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	if err := withoutResult(status); err != nil {
-		return nil, err
-	}
-	return r.list(ctx, id, job.OutputDir+"/")
+// Outputs yields the files that a job has stored, by name. It yields at most one error, as
+// the last element: job.ErrNotReady before the job has ended, or the *job.Failure of a job
+// that ended without a result.
+func (r *reader) Outputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return r.files(ctx, id, job.OutputDir+"/", withoutResult)
 }
 
-// Inputs lists a job's inputs. The error is *job.UnknownJob, or has the storage's class.
-func (r *reader) Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
-	if _, err := r.Job(ctx, id); err != nil {
-		return nil, err
-	}
-	return r.list(ctx, id, job.InputDir+"/")
+// Inputs yields a job's inputs, by name. It yields at most one error, as the last element:
+// *job.UnknownJob, or one with the storage's class.
+func (r *reader) Inputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return r.files(ctx, id, job.InputDir+"/", func(job.Status) error { return nil })
 }
 
 // Presign sets the Address of each of a job's files in dir, job.InputDir or job.OutputDir,
@@ -169,25 +162,42 @@ func (r *reader) Presign(ctx context.Context, id job.ID, dir string, files []job
 	return nil
 }
 
-// list returns a job's files below prefix, with the prefix removed; none if they were
-// removed.
-func (r *reader) list(ctx context.Context, id job.ID, prefix string) ([]job.FileInfo, error) {
-	listed, err := r.cfg.Store.List(ctx, id, prefix)
-	if errdefs.IsNotFound(err) { // the job's files were removed
-		return nil, nil
-	}
-	if err != nil {
-		return nil, serviceError("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err))
-	}
-	files := make([]job.FileInfo, 0, len(listed))
-	for _, f := range listed {
-		name := strings.TrimPrefix(f.Name, prefix)
-		if name == "" || strings.HasSuffix(name, "/") {
-			continue // another program's directory marker
+// files is list for a job that exists and whose status passes check.
+func (r *reader) files(ctx context.Context, id job.ID, prefix string, check func(job.Status) error) iter.Seq2[job.FileInfo, error] {
+	return func(yield func(job.FileInfo, error) bool) {
+		status, err := r.Job(ctx, id)
+		if err == nil {
+			err = check(status)
 		}
-		files = append(files, job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified})
+		if err != nil {
+			yield(job.FileInfo{}, err)
+			return
+		}
+		r.list(ctx, id, prefix)(yield)
 	}
-	return files, nil
+}
+
+// list yields a job's files below prefix, with the prefix removed; none if they were
+// removed. It yields at most one error, as the last element.
+func (r *reader) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[job.FileInfo, error] {
+	return func(yield func(job.FileInfo, error) bool) {
+		for f, err := range r.cfg.Store.List(ctx, id, prefix) {
+			if errdefs.IsNotFound(err) { // the job's files were removed
+				return
+			}
+			if err != nil {
+				yield(job.FileInfo{}, serviceError("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err)))
+				return
+			}
+			name := strings.TrimPrefix(f.Name, prefix)
+			if name == "" || strings.HasSuffix(name, "/") {
+				continue // another program's directory marker
+			}
+			if !yield(job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified}, nil) {
+				return
+			}
+		}
+	}
 }
 
 func quoted(etag string) string {

@@ -2,13 +2,16 @@ package shepherd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
 )
 
@@ -52,19 +55,28 @@ func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, er
 	if err := group.Wait(); err != nil || !begun {
 		return u, err
 	}
-	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
+	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u, u.Files, 0)
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrUploadOver) {
+		up.dropParts(ctx, u, nil) // given up meanwhile
+	}
 	if err != nil {
 		return u, up.failed(u.ID, err)
 	}
-	for i, f := range u.Files {
-		if f.Parts == "" || f.Parts == kept.Files[i].Parts {
+	up.dropParts(ctx, u, kept.Files)
+	return kept, nil
+}
+
+// dropParts ends the uploads of an upload's parts, but for those that files have.
+func (up *uploads) dropParts(ctx context.Context, u job.Upload, files []job.UploadFile) {
+	store, _ := up.cfg.Store.(storage.Parts)
+	for _, f := range u.Files {
+		if f.Parts == "" || slices.ContainsFunc(files, func(kept job.UploadFile) bool { return kept.Parts == f.Parts }) {
 			continue
 		}
 		if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
 			up.log.Debug("Cannot drop an unused multipart upload; it stays until the inputs are removed", "job", u.ID, "file", f.Path, "error", err)
 		}
 	}
-	return kept, nil
 }
 
 // partOf returns part n of a file.
@@ -98,11 +110,10 @@ func (i *storedInputs) hasPart(f job.UploadFile, part job.UploadPart) bool {
 // stored returns what is in storage of an upload.
 func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
 	found := &storedInputs{sizes: map[string]int64{}, parts: map[string]map[int]storage.Part{}}
-	files, err := up.reader.list(ctx, u.ID, job.InputDir+"/")
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
+	for f, err := range up.reader.list(ctx, u.ID, job.InputDir+"/") {
+		if err != nil {
+			return nil, err
+		}
 		found.sizes[f.Name] = f.Size
 	}
 	store, _ := up.cfg.Store.(storage.Parts)
@@ -175,11 +186,13 @@ func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	}
 	// Another request has joined them, or this one has and the answer was lost.
 	name := path.Join(job.InputDir, f.Path)
-	listed, err := up.cfg.Store.List(ctx, id, name)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
-	}
-	for _, there := range listed {
+	for there, err := range up.cfg.Store.List(ctx, id, name) {
+		if errdefs.IsNotFound(err) { // the job has no files
+			break
+		}
+		if err != nil {
+			return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
+		}
 		if there.Name == name && there.Size == f.Size {
 			return nil
 		}

@@ -182,6 +182,9 @@ func (up *uploads) failed(id job.ID, err error) error {
 
 // undo removes a reservation that failed with why. What it cannot remove expires.
 func (up *uploads) undo(ctx context.Context, u job.Upload, why error) {
+	if errors.Is(why, job.ErrNoUpload) || errors.Is(why, job.ErrUploadOver) {
+		return // it was given up meanwhile, and the id may be reserved anew
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
 	_, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
@@ -251,11 +254,11 @@ func (up *uploads) UploadAddresses(ctx context.Context, id job.ID, tenant string
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	if _, err := up.own(ctx, id, tenant); err != nil {
+	u, err := up.own(ctx, id, tenant)
+	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	u, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, up.keep(to.Valid))
-	if err != nil {
+	if u, err = up.cfg.Uploads.Ledger.KeepUpload(ctx, u, nil, up.keep(to.Valid)); err != nil {
 		return job.UploadPlan{}, up.failed(id, err)
 	}
 	if u, err = up.beginParts(ctx, u); err != nil {
