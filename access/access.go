@@ -1,13 +1,12 @@
-// Package access decides who a caller is and what it may do: a caller has a name,
-// scopes and, where it is one of several customers of the machine, a tenant whose
-// jobs are all that it sees.
+// Package access authenticates callers and determines what they may do. A caller has a name,
+// scopes and, on a machine shared by several tenants, a tenant to whose jobs it is
+// restricted.
 //
-// A caller is identified by one of these, each in its own file: the credentials that
-// the kernel has of the peer of a unix socket (peer.go), a token (token.go), the
-// cookie of a session that was opened with a token (session.go), the header of a
-// trusted reverse proxy (proxy.go) or a certificate (certificate.go). A Gate puts
-// them together. Which scope a route needs is the API's business, not this
-// package's.
+// A caller is identified in one of these ways, each in its own file: the kernel's
+// credentials of the peer of a unix socket (peer.go), a token (token.go), the cookie of a
+// session that was opened with a token (session.go), the header of a trusted reverse proxy
+// (proxy.go) or a client certificate (certificate.go). A Gate combines them. Which scope a
+// route needs is defined in package api.
 package access
 
 import (
@@ -17,17 +16,17 @@ import (
 	"strings"
 )
 
-// Scope is something that a caller may do.
+// Scope is a permission of a caller.
 type Scope string
 
-// The scopes. None includes another: a caller that may submit and look has two.
+// The scopes. None includes another.
 const (
 	Submit Scope = "submit" // start jobs and cancel them
 	Read   Scope = "read"   // see jobs, their files, and what the machine does
-	Admin  Scope = "admin"  // change what the machine does and keeps
+	Admin  Scope = "admin"  // change the state of sheep, models and nodes
 )
 
-// Scopes lists them all.
+// Scopes returns all scopes.
 func Scopes() []Scope { return []Scope{Submit, Read, Admin} }
 
 // ParseScope reads a scope's name.
@@ -38,24 +37,24 @@ func ParseScope(s string) (Scope, error) {
 	return "", fmt.Errorf("%q is no scope; expected one of submit, read, admin", s)
 }
 
-// Caller is who a request comes from.
+// Caller is the authenticated sender of a request.
 type Caller struct {
-	// Name is how logs and metrics call it: a token's name, a certificate's, or a
-	// user's of this machine. It is never a secret.
+	// Name identifies the caller in logs and metrics: the name of a token, certificate or
+	// user. It is never a secret.
 	Name   string
 	Scopes []Scope
-	// Tenant, where it is not empty, limits the caller to the jobs of that tenant.
+	// Tenant, if not empty, restricts the caller to the jobs of that tenant.
 	Tenant string
-	// Ambient means that a browser would identify the caller by itself in whatever
-	// request a page makes it send: by where it is, a certificate, a session's cookie
-	// or a proxy's. A token has to be added by the page.
+	// Ambient is set if a browser sends the caller's credentials with every request of any
+	// page, as with certificates, cookies, proxies and network addresses. A token is not
+	// ambient: the page has to add it.
 	Ambient bool
 }
 
 // May reports whether the caller has a scope.
 func (c Caller) May(s Scope) bool { return slices.Contains(c.Scopes, s) }
 
-// ScopeNames is the caller's scopes for people.
+// ScopeNames formats the caller's scopes for people.
 func (c Caller) ScopeNames() string {
 	names := make([]string, len(c.Scopes))
 	for i, s := range c.Scopes {
@@ -64,7 +63,7 @@ func (c Caller) ScopeNames() string {
 	return strings.Join(names, ", ")
 }
 
-// key is what a request's context keeps its caller and its peer under.
+// key is the type of the context keys.
 type key int
 
 const (
@@ -72,12 +71,12 @@ const (
 	peerKey
 )
 
-// With returns a context that knows the caller.
+// With returns a context that carries the caller.
 func With(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey, c)
 }
 
-// From returns the caller that a context knows; the zero Caller may do nothing.
+// From returns the caller in the context; the zero Caller has no scopes.
 func From(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey).(Caller)
 	return c

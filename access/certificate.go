@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// Certificate is a caller with a certificate whose name is Subject.
+// Certificate maps a client certificate with the name Subject to a Caller.
 type Certificate struct {
 	// Subject is one of the certificate's alternative names (a DNS name, an email
 	// address or a URI) or, where it has none at all, its common name.
@@ -25,8 +25,8 @@ func (c Certificate) matches(cert *x509.Certificate) bool {
 	return slices.Contains(namesOf(cert), c.Subject)
 }
 
-// namesOf is every name of a certificate. As for servers, the common name counts
-// only where there are no others.
+// namesOf returns all names of a certificate. As for servers, the common name counts only if
+// there are no others.
 func namesOf(cert *x509.Certificate) []string {
 	names := slices.Concat(cert.DNSNames, cert.EmailAddresses)
 	for _, uri := range cert.URIs {
@@ -38,8 +38,8 @@ func namesOf(cert *x509.Certificate) []string {
 	return names
 }
 
-// nameOf is the caller's name for a certificate without an entry of its own. The serial
-// number keeps two without names apart.
+// nameOf returns the name of a caller whose certificate is not listed. The serial number
+// distinguishes certificates without names.
 func nameOf(cert *x509.Certificate) string {
 	if names := namesOf(cert); len(names) > 0 {
 		return names[0]
@@ -47,24 +47,23 @@ func nameOf(cert *x509.Certificate) string {
 	return "certificate " + cert.SerialNumber.Text(16)
 }
 
-// TLS is what the API's encryption is configured by: paths of PEM files.
+// TLS configures the API's encryption. All files are PEM files.
 type TLS struct {
 	CertFile, KeyFile string
-	// ClientCAFile, where it is not empty, holds the authorities whose
-	// certificates clients may show. Where Required says true when a connection
-	// begins, they must; nil is false.
+	// ClientCAFile, if not empty, holds the authorities of client certificates, which are
+	// verified if a client sends one. If Required returns true at the start of a
+	// connection, the client must send one; nil means false.
 	ClientCAFile string
 	Required     func() bool
 	Log          *slog.Logger
 }
 
-// look is how often the files are looked at, at most.
+// look is the minimum interval between two checks of the files.
 const look = time.Second
 
-// Server is the TLS configuration of a server: version 1.2 or later, and
-// certificates that are read again when their files change, for the connections
-// that begin after that. What cannot be read then is logged, and the last that
-// could be stays. The first reading is Server's own, and its error is returned.
+// Server returns a server's TLS configuration, for TLS 1.2 or later. Changed files are
+// reloaded for new connections; if that fails, the error is logged and the previous
+// certificates stay. The error of the first load is returned.
 func (t TLS) Server() (*tls.Config, error) {
 	f := &files{TLS: t}
 	if err := f.read(); err != nil {
@@ -79,7 +78,7 @@ func (t TLS) Server() (*tls.Config, error) {
 	}}, nil
 }
 
-// files is what was read, and when of which files.
+// files are the loaded certificates and the versions of their files.
 type files struct {
 	TLS
 	mu      sync.Mutex
@@ -97,7 +96,7 @@ type stamp struct {
 	inode    uint64
 }
 
-// current are the configurations that the files give now.
+// current returns the configurations, after reloading changed files.
 func (f *files) current(now time.Time) (config, strict *tls.Config) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -110,16 +109,16 @@ func (f *files) current(now time.Time) (config, strict *tls.Config) {
 		return f.config, f.strict
 	}
 	if err := f.read(); err != nil {
-		// A renewal may be half done: it is looked at again.
-		f.Log.Warn("Cannot read the API's certificates again; those read before stay", "error", err)
+		// A renewal may be incomplete: try again later.
+		f.Log.Warn("Cannot reload the API's certificates; the previous ones stay in use", "error", err)
 		return f.config, f.strict
 	}
-	f.Log.Info("Read the API's certificates again", "until", f.config.Certificates[0].Leaf.NotAfter.UTC().Format(time.DateTime))
+	f.Log.Info("Reloaded the API's certificates", "until", f.config.Certificates[0].Leaf.NotAfter.UTC().Format(time.DateTime))
 	return f.config, f.strict
 }
 
-// read reads the files. The stamps are taken first, so that a change meanwhile
-// is seen the next time.
+// read loads the files. It takes the stamps first, so that a concurrent change is noticed at
+// the next check.
 func (f *files) read() error {
 	stamps, err := f.stamps()
 	if err != nil {

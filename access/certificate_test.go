@@ -196,14 +196,14 @@ func TestRenewal(t *testing.T) {
 	if !served(time.Millisecond).Equal(first.Leaf) {
 		t.Error("the files were looked at within the time")
 	}
-	if !served(time.Minute).Equal(second.Leaf) || !strings.Contains(log.String(), "Read the API's certificates again") {
+	if !served(time.Minute).Equal(second.Leaf) || !strings.Contains(log.String(), "Reloaded the API's certificates") {
 		t.Errorf("renewed: %s", &log)
 	}
 	// Half a renewal: the key is not the certificate's.
 	log.Reset()
 	third := ours.pair(t, "localhost", x509.ExtKeyUsageServerAuth)
 	put(t, filepath.Join(dir, "cert"), "CERTIFICATE", third.Certificate[0])
-	if !served(time.Minute).Equal(second.Leaf) || !strings.Contains(log.String(), "those read before stay") {
+	if !served(time.Minute).Equal(second.Leaf) || !strings.Contains(log.String(), "the previous ones stay in use") {
 		t.Errorf("half: %s", &log)
 	}
 	key, err := x509.MarshalPKCS8PrivateKey(third.PrivateKey)

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// LimitConnections is a listener that keeps no more than perCaller connections open
-// from one address (an IPv4 address or the /64 network of an IPv6 one); further ones
-// are closed at once, and refused is called with the address. 0 is no limit.
+// LimitConnections returns a listener that keeps at most perCaller connections open from one
+// address (an IPv4 address or the /64 network of an IPv6 one). It closes further connections
+// at once and calls refused with the address. 0 is no limit.
 func LimitConnections(l net.Listener, perCaller int, refused func(address string)) net.Listener {
 	if perCaller <= 0 {
 		return l
@@ -24,7 +24,7 @@ type limitedListener struct {
 	open map[string]int
 }
 
-// Accept returns the next connection whose caller has not too many.
+// Accept returns the next connection that does not exceed the limit.
 func (l *limitedListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -41,7 +41,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if !full {
 			return &limitedConn{Conn: conn, closed: sync.OnceFunc(func() { l.release(who) })}, nil
 		}
-		_ = conn.Close() // nothing was said on it
+		_ = conn.Close() // nothing was sent on it
 		l.refused(who)
 	}
 }
@@ -54,7 +54,7 @@ func (l *limitedListener) release(who string) {
 	}
 }
 
-// limitedConn makes room for another connection when it is closed.
+// limitedConn releases its place in the limit when it is closed.
 type limitedConn struct {
 	net.Conn
 	closed func()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Gate identifies the callers of a daemon. Its methods may be called from many
-// goroutines; the zero Gate requires no credentials.
+// Gate authenticates the callers of a daemon. It is safe for concurrent use; the zero Gate
+// requires no credentials.
 type Gate struct {
 	now      atomic.Pointer[rules]
 	sessions sessions
@@ -21,54 +21,54 @@ type rules struct {
 	local        Local
 	tokens       []Token
 	certificates []Certificate
-	anyone       *Caller // with a certificate that is not listed
+	anyone       *Caller // callers with an unlisted certificate; nil refuses them
 	proxy        *Proxy  // nil for none
-	asks         bool
+	required     bool    // callers on the network need credentials
 
 	requests *limits // of each caller
 	failures *limits // of each address
 }
 
-// Config is what a Gate is made of. Without Tokens and ClientCA everyone on the
-// network may submit and read, as with the original shepherd, and only those
-// that Local lets in may administer.
+// Config configures a Gate. Without Tokens, ClientCA and Proxy everyone on the network may
+// submit and read, as with the original shepherd, and only the peers that Local admits may
+// administer.
 type Config struct {
 	Local  Local
 	Tokens []Token
-	// ClientCA says that certificates are asked for, and Certificates whose those
-	// are. Where it lists none, everyone with a certificate may submit and read.
+	// ClientCA is set if client certificates are verified. Certificates lists the accepted
+	// ones; if it is empty, everyone with a verified certificate may submit and read.
 	ClientCA     bool
 	Certificates []Certificate
 	// Proxy, if not nil, are reverse proxies whose header names the caller.
 	Proxy *Proxy
-	// Rate is how many requests a second one caller may make, and Burst how many
-	// at once; 0 is no limit. Callers without a name are distinguished by address.
+	// Rate is how many requests per second one caller may make, and Burst how many at once;
+	// 0 is no limit. Anonymous callers are distinguished by address.
 	Rate  float64
 	Burst int
 }
 
-// Anonymous is the caller's name where no credentials are asked for.
+// Anonymous is the caller's name if no credentials are required.
 const Anonymous = "anonymous"
 
-// failureRate and failureBurst bound the wrong credentials from one address, each of
-// which costs a line in the log.
+// failureRate and failureBurst limit failed authentications from one address, each of which
+// is logged.
 const (
 	failureRate  = 1
 	failureBurst = 20
 )
 
-// NewGate makes a gate. Tokens and certificates are looked up in the order given.
+// NewGate returns a Gate. Tokens and certificates are searched in the given order.
 func NewGate(c Config) *Gate {
 	g := new(Gate)
 	g.Set(c)
 	return g
 }
 
-// Set makes c the gate's configuration from the next request on.
+// Set replaces the configuration, from the next request on.
 func (g *Gate) Set(c Config) {
 	r := &rules{
 		local: c.Local, tokens: c.Tokens, certificates: c.Certificates,
-		proxy: c.Proxy, asks: len(c.Tokens) > 0 || c.ClientCA || c.Proxy != nil,
+		proxy: c.Proxy, required: len(c.Tokens) > 0 || c.ClientCA || c.Proxy != nil,
 		requests: newLimits(c.Rate, c.Burst), failures: newLimits(failureRate, failureBurst),
 	}
 	if c.ClientCA && len(c.Certificates) == 0 {
@@ -85,10 +85,10 @@ func (g *Gate) rules() *rules {
 }
 
 // Asks reports whether callers on the network need credentials.
-func (g *Gate) Asks() bool { return g.rules().asks }
+func (g *Gate) Asks() bool { return g.rules().required }
 
-// Unknown is the error for a caller without valid credentials; its text is for the
-// caller. Shown means that the request had credentials.
+// Unknown is the error for a caller without valid credentials. Its text is sent to the
+// caller. Shown is set if the request had credentials.
 type Unknown struct {
 	Reason string
 	Shown  bool
@@ -101,7 +101,7 @@ type TooMany struct{ After time.Duration }
 
 func (e *TooMany) Error() string { return "Too many requests; try again later" }
 
-// Identify is the caller of a request. The error is *Unknown, *Refused or *TooMany,
+// Identify returns the caller of a request. The error is *Unknown, *Refused or *TooMany,
 // each of which may be shown to the caller.
 func (g *Gate) Identify(r *http.Request) (Caller, error) {
 	by := g.rules()
@@ -119,7 +119,7 @@ func (g *Gate) Identify(r *http.Request) (Caller, error) {
 	return caller, nil
 }
 
-// failed counts a failure to identify a request's caller, and is err or *TooMany.
+// failed counts a failed authentication. It returns err, or *TooMany above the rate.
 func (by *rules) failed(r *http.Request, err error) error {
 	if wait, ok := by.failures.take(by.clientAddress(r)); !ok {
 		return &TooMany{After: wait}
@@ -134,7 +134,7 @@ func (g *Gate) callerOf(by *rules, r *http.Request) (Caller, error) {
 		return Caller{}, &Refused{Reason: "The kernel does not know the peer of the socket"}
 	case local:
 		return by.local.Caller(peer)
-	case !by.asks:
+	case !by.required:
 		return Caller{Name: Anonymous, Scopes: []Scope{Submit, Read}, Ambient: true}, nil
 	}
 	if shown := r.Header.Values("Authorization"); len(shown) > 0 {
@@ -157,7 +157,7 @@ func (g *Gate) callerOf(by *rules, r *http.Request) (Caller, error) {
 	return Caller{}, &Unknown{Reason: "Credentials are needed: send a token in the header Authorization: Bearer TOKEN"}
 }
 
-// byCertificate is the caller with a certificate that has been verified.
+// byCertificate returns the caller with a verified certificate.
 func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
 	for _, c := range by.certificates {
 		if c.matches(cert) {
@@ -172,8 +172,8 @@ func (by *rules) byCertificate(cert *x509.Certificate) (Caller, error) {
 	return caller, nil
 }
 
-// address identifies a host of a network: an IPv4 address, or the /64 network of
-// an IPv6 one, in which a host has as many as it likes.
+// address returns a key for a remote host: its IPv4 address, or the /64 network of its IPv6
+// address, because a host can use any address of that network.
 func address(remote string) string {
 	host, _, err := net.SplitHostPort(remote)
 	if err != nil {

@@ -9,12 +9,12 @@ import (
 	"strings"
 )
 
-// HostAllowed reports whether a request may address the daemon by the name in its
-// Host header. On a loopback address and on the unix socket only names that no
-// foreign web page can have are allowed: an IP address, localhost and what ends in
-// .localhost, the name of the socket's own clients, and those in also. This defeats
-// DNS rebinding, by which a page makes its own name lead to 127.0.0.1. On other
-// addresses every name is allowed: the daemon cannot know what it is called there.
+// HostAllowed reports whether a request may use the name in its Host header. On loopback
+// addresses and the unix socket, only names that no foreign web page can have are allowed:
+// IP addresses, localhost, names below .localhost, the name used by the socket's own
+// clients, and the names in also. This prevents DNS rebinding, where a page's own host name
+// resolves to 127.0.0.1. On other addresses every name is allowed, because the daemon cannot
+// know its names there.
 func HostAllowed(r *http.Request, also []string) bool {
 	socket, loopback := arrivedLocally(r.Context())
 	if !socket && !loopback {
@@ -33,7 +33,7 @@ func HostAllowed(r *http.Request, also []string) bool {
 // SocketHost is the name by which clients of the unix socket address the daemon.
 const SocketHost = "shepherd"
 
-// arrivedLocally reports whether a request came by the unix socket or by a loopback
+// arrivedLocally reports whether a request arrived on the unix socket or on a loopback
 // address.
 func arrivedLocally(ctx context.Context) (socket, loopback bool) {
 	switch at := ctx.Value(http.LocalAddrContextKey).(type) {
@@ -45,8 +45,8 @@ func arrivedLocally(ctx context.Context) (socket, loopback bool) {
 	return false, false
 }
 
-// hostOf is the name of a Host header, without port, brackets and a final dot, in
-// lower case.
+// hostOf returns the host of a Host header in lower case, without port, brackets and
+// trailing dot.
 func hostOf(header string) string {
 	host := header
 	if name, _, err := net.SplitHostPort(header); err == nil {

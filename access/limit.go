@@ -7,19 +7,18 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limits bounds how often each of many may do something. A nil one bounds
-// nothing.
+// limits is a rate limit for each of many keys. A nil *limits limits nothing.
 type limits struct {
 	rate  rate.Limit
 	burst int
 
 	mu    sync.Mutex
 	each  map[string]*rate.Limiter
-	sweep int // how many there may be before those at rest are dropped
+	sweep int // the number of limiters at which full ones are dropped
 }
 
-// mostAtRest is how many limiters are kept before those that are full again,
-// and so no different from new ones, are dropped.
+// mostAtRest is how many limiters are kept before full ones, which are equivalent to new
+// ones, are dropped.
 const mostAtRest = 4096
 
 func newLimits(perSecond float64, burst int) *limits {
@@ -29,7 +28,7 @@ func newLimits(perSecond float64, burst int) *limits {
 	return &limits{rate: rate.Limit(perSecond), burst: max(burst, 1), each: make(map[string]*rate.Limiter), sweep: mostAtRest}
 }
 
-// take reports whether who may do it once more now, and if not, after what time.
+// take reports whether who may proceed now, and if not, after which time.
 func (l *limits) take(who string) (wait time.Duration, ok bool) {
 	if l == nil {
 		return 0, true
@@ -52,8 +51,8 @@ func (l *limits) take(who string) (wait time.Duration, ok bool) {
 	return time.Duration(missing / float64(l.rate) * float64(time.Second)), false
 }
 
-// drop forgets those at rest. It is called with mu held, each time twice as many
-// have come together as were left the last time.
+// drop drops full limiters. The caller holds mu. It runs again when the number of limiters
+// has doubled.
 func (l *limits) drop(now time.Time) {
 	for who, limiter := range l.each {
 		if limiter.TokensAt(now) >= float64(l.burst) {

@@ -11,18 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Peer is the process at the other end of a unix socket when it connected, as
-// the kernel tells it: nothing that the process says can change it.
+// Peer is the process at the other end of a unix socket, as the kernel recorded it when the
+// process connected.
 type Peer struct {
 	PID    int32
 	UID    uint32
-	Groups []uint32 // the primary one and the others
+	Groups []uint32 // the primary group and the supplementary ones
 }
 
-// String names the user, as logs do.
+// String returns the user for logs.
 func (p Peer) String() string { return "uid " + strconv.FormatUint(uint64(p.UID), 10) }
 
-// PeerOf asks the kernel who connected.
+// PeerOf asks the kernel for the peer of a connection.
 func PeerOf(conn *net.UnixConn) (Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -61,7 +61,7 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 		switch errno {
 		case 0:
 			return groups[:size/4], nil
-		case unix.ERANGE: // size is what it takes
+		case unix.ERANGE: // size is the required size
 			groups = make([]uint32, size/4)
 		case unix.ENOPROTOOPT:
 			return nil, nil
@@ -71,15 +71,14 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 	}
 }
 
-// Local are the users of this machine that may administer the daemon over its
-// socket: root, the daemon's own user, and the members of Group where that is
-// not nil.
+// Local decides which users of this machine may administer the daemon over its socket: root,
+// the daemon's own user, and the members of Group unless it is nil.
 type Local struct {
 	UID   uint32 // the daemon's own
 	Group *uint32
 }
 
-// Caller is who a peer is to the daemon. The error says that it may not come in.
+// Caller returns the caller for a peer. The error is *Refused.
 func (l Local) Caller(p Peer) (Caller, error) {
 	if p.UID == 0 || p.UID == l.UID || l.Group != nil && slices.Contains(p.Groups, *l.Group) {
 		return Caller{Name: p.String(), Scopes: Scopes(), Ambient: true}, nil
@@ -93,14 +92,14 @@ type Refused struct{ Reason string }
 
 func (e *Refused) Error() string { return e.Reason }
 
-// arrival is what is known of a connection to the socket.
+// arrival is the peer of a connection to the socket, or the error of PeerOf.
 type arrival struct {
 	peer Peer
 	err  error
 }
 
-// Arrive is for the ConnContext of an http.Server: it notes who is at the other
-// end of a unix socket, for all requests of the connection.
+// Arrive is an http.Server's ConnContext: it records the peer of a unix socket for all
+// requests of the connection.
 func Arrive(ctx context.Context, conn net.Conn) context.Context {
 	local, ok := conn.(*net.UnixConn)
 	if !ok {
@@ -110,12 +109,12 @@ func Arrive(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey, arrival{peer, err})
 }
 
-// WithPeer returns a context as Arrive makes it, for a peer.
+// WithPeer returns a context like that of Arrive, for the given peer.
 func WithPeer(ctx context.Context, p Peer) context.Context {
 	return context.WithValue(ctx, peerKey, arrival{peer: p})
 }
 
-// PeerFrom returns who Arrive noted; ok is false for what came by the network.
+// PeerFrom returns the peer that Arrive recorded; ok is false for a network connection.
 func PeerFrom(ctx context.Context) (p Peer, ok bool, err error) {
 	a, ok := ctx.Value(peerKey).(arrival)
 	return a.peer, ok, a.err

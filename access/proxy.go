@@ -8,19 +8,17 @@ import (
 	"strings"
 )
 
-// Proxy are reverse proxies that identify callers themselves, by single sign-on for
-// example, and name them in a header. The header counts only in requests that come
-// from one of the proxies' addresses; a proxy has to remove it from what its own
-// clients send.
+// Proxy configures reverse proxies that authenticate users themselves, for example by single
+// sign-on, and name them in a header. The header is used only in requests from the proxies'
+// addresses; a proxy must remove it from its clients' requests.
 type Proxy struct {
 	// Addresses are the networks of the proxies.
 	Addresses []netip.Prefix
 	// Header names the user, such as X-Forwarded-User.
 	Header string
-	// Scopes are what users may do who are not among Users. Without any, only Users
-	// are admitted.
+	// Scopes are the scopes of users not in Users. If empty, only Users are admitted.
 	Scopes []Scope
-	// Users are admitted as their Caller; Subject is the header's value.
+	// Users are users with their own Caller.
 	Users []ProxyUser
 }
 
@@ -30,7 +28,7 @@ type ProxyUser struct {
 	Caller Caller
 }
 
-// trusts reports whether a request comes from one of the proxies.
+// trusts reports whether a remote address is one of the proxies.
 func (p *Proxy) trusts(remote string) bool {
 	if p == nil {
 		return false
@@ -47,8 +45,8 @@ func (p *Proxy) trusts(remote string) bool {
 	return slices.ContainsFunc(p.Addresses, func(network netip.Prefix) bool { return network.Contains(ip) })
 }
 
-// user is the user that a proxy names in a request; ok is false where none does.
-// A header that is there twice is not used: one of them may be the client's own.
+// user returns the user that a proxy names in a request; ok is false for none. A repeated
+// header is ignored: one of the values may come from the client.
 func (p *Proxy) user(r *http.Request) (name string, ok bool) {
 	if !p.trusts(r.RemoteAddr) {
 		return "", false
@@ -61,10 +59,10 @@ func (p *Proxy) user(r *http.Request) (name string, ok bool) {
 	return name, name != "" && len(name) <= longestUser
 }
 
-// longestUser is the longest name of a user that is accepted, in bytes.
+// longestUser bounds the length of a user's name, in bytes.
 const longestUser = 256
 
-// caller is the caller with a user's name.
+// caller returns the caller for a user's name.
 func (p *Proxy) caller(name string) (Caller, error) {
 	for _, u := range p.Users {
 		if u.Name == name {
@@ -79,8 +77,8 @@ func (p *Proxy) caller(name string) (Caller, error) {
 	return Caller{Name: name, Scopes: p.Scopes, Ambient: true}, nil
 }
 
-// clientAddress is the address of a request's client: behind a trusted proxy the
-// last one in X-Forwarded-For that is no proxy's, which the proxies have written.
+// clientAddress returns the address of a request's client: behind a trusted proxy, the last
+// address in X-Forwarded-For that is not a proxy's.
 func (by *rules) clientAddress(r *http.Request) string {
 	if !by.proxy.trusts(r.RemoteAddr) {
 		return address(r.RemoteAddr)
@@ -98,8 +96,8 @@ func (by *rules) clientAddress(r *http.Request) string {
 	return address(r.RemoteAddr)
 }
 
-// ClientAddress is the address of a request's client, for logs: as told by a trusted
-// proxy, or that of the connection.
+// ClientAddress returns the address of a request's client for logs: the one that a trusted
+// proxy reports, or that of the connection.
 func (g *Gate) ClientAddress(r *http.Request) string {
 	by := g.rules()
 	if by.proxy.trusts(r.RemoteAddr) {

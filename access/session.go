@@ -11,27 +11,26 @@ import (
 // SessionCookie is the name of the cookie that holds a session.
 const SessionCookie = "shepherd_session"
 
-// A session ends when it has not been used for SessionIdle, at the latest after
-// SessionLife, when its token is taken out of the configuration, and with the
-// daemon.
+// A session ends when it was not used for SessionIdle, SessionLife after it was opened, when
+// its token is removed from the configuration, or with the daemon.
 const (
 	SessionIdle = 30 * time.Minute
 	SessionLife = 12 * time.Hour
 )
 
-// mostSessions is how many sessions there may be at a time.
+// mostSessions bounds the number of open sessions.
 const mostSessions = 10_000
 
-// sessions are the sessions that are open, by the digest of their secret.
+// sessions holds the open sessions by the digest of their secret.
 type sessions struct {
 	mu   sync.Mutex
 	open map[Digest]*session
 	now  func() time.Time // nil is time.Now
 }
 
-// session is one browser that has signed in.
+// session is the session of one browser.
 type session struct {
-	token  Digest // it has signed in with
+	token  Digest // the token used to sign in
 	opened time.Time
 	used   time.Time
 }
@@ -47,10 +46,9 @@ func (s *sessions) time() time.Time {
 	return time.Now()
 }
 
-// SignIn opens a session for the holder of a token, and returns its cookie: the
-// page's scripts cannot read it, and browsers send it only with requests that this
-// origin's own pages make. The error is *Unknown, *Refused where the daemon has no
-// tokens, or *TooMany.
+// SignIn opens a session for the holder of a token and returns its cookie, which scripts
+// cannot read and browsers send only with requests of this origin's own pages. The error is
+// *Unknown, *Refused if the daemon has no tokens, or *TooMany.
 func (g *Gate) SignIn(r *http.Request, token string) (Caller, *http.Cookie, error) {
 	by := g.rules()
 	if len(by.tokens) == 0 {
@@ -72,8 +70,8 @@ func (g *Gate) SignIn(r *http.Request, token string) (Caller, *http.Cookie, erro
 	return caller, cookie(by, r, secret), nil
 }
 
-// SignOut ends the session that a request belongs to, if there is one, and returns
-// the cookie that removes it from the browser.
+// SignOut ends the session of a request, if there is one, and returns a cookie that deletes
+// the browser's.
 func (g *Gate) SignOut(r *http.Request) *http.Cookie {
 	if c, err := r.Cookie(SessionCookie); err == nil {
 		g.sessions.remove(DigestOf(c.Value))
@@ -83,13 +81,14 @@ func (g *Gate) SignOut(r *http.Request) *http.Cookie {
 	return gone
 }
 
-// cookie is sent back by the browser until it is closed; the session may end before.
+// cookie returns a cookie that lasts until the browser is closed; the session may end
+// earlier.
 func cookie(by *rules, r *http.Request, value string) *http.Cookie {
 	secure := r.TLS != nil || by.proxy.trusts(r.RemoteAddr) && r.Header.Get("X-Forwarded-Proto") == "https"
 	return &http.Cookie{Name: SessionCookie, Value: value, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: secure}
 }
 
-// add opens a session, unless there are too many.
+// add opens a session. It returns false if there are too many.
 func (s *sessions) add(secret, token Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,8 +116,8 @@ func (s *sessions) remove(secret Digest) {
 	delete(s.open, secret)
 }
 
-// caller is the caller of a request with a session's cookie. The session's token has
-// to be in the configuration still.
+// caller returns the caller of a request with a session cookie whose token is still
+// configured.
 func (s *sessions) caller(by *rules, r *http.Request) (Caller, bool) {
 	c, err := r.Cookie(SessionCookie)
 	if err != nil {

@@ -14,13 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// longestAddress is how long the path of a unix socket may be for the kernel.
+// longestAddress is the kernel's limit for the path of a unix socket.
 const longestAddress = 107
 
-// Listen makes the socket at path, for its owner alone or, with a group, for the
-// members of that, too. A socket that nobody listens on any more, as a daemon
-// leaves that was killed, is replaced. The socket is removed when the listener
-// is closed.
+// Listen creates the socket at path, accessible to its owner and, if group is not nil, to
+// the group. It replaces a stale socket left by a killed daemon. The socket is removed when
+// the listener is closed.
 func Listen(path string, group *uint32) (net.Listener, error) {
 	if err := makeRoom(path); err != nil {
 		return nil, err
@@ -34,7 +33,7 @@ func Listen(path string, group *uint32) (net.Listener, error) {
 	if group != nil {
 		mode = 0o660
 	}
-	// The mode is the descriptor's before there is a name to connect to.
+	// Set the mode on the descriptor before the socket has a name.
 	control := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), mode) })
@@ -44,9 +43,9 @@ func Listen(path string, group *uint32) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the socket %s: %w", path, err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // the address may be the short one
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // the address may be the short one, which is not valid later
 	made := &socket{Listener: l, path: path}
-	// The umask may have taken from the mode.
+	// The umask may have removed permissions.
 	err = os.Chmod(path, fs.FileMode(mode))
 	if err == nil && group != nil {
 		err = os.Chown(path, -1, int(*group))
@@ -58,7 +57,7 @@ func Listen(path string, group *uint32) (net.Listener, error) {
 	return made, nil
 }
 
-// socket removes its file when it is closed, as often as that may be.
+// socket removes its file when it is closed. Close may be called more than once.
 type socket struct {
 	net.Listener
 	path string
@@ -75,7 +74,7 @@ func (s *socket) Close() error {
 	return err
 }
 
-// makeRoom removes what an earlier daemon left at path, and nothing else.
+// makeRoom removes a stale socket at path, and nothing else.
 func makeRoom(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make the directory of the socket %s: %w", path, err)
@@ -114,8 +113,8 @@ func Dial(ctx context.Context, path string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "unix", address)
 }
 
-// short is an address for a path that may be too long for the kernel: one by
-// the descriptor of its directory. It holds until done is called.
+// short returns an address for a path that may be too long for the kernel: one that goes
+// through a descriptor of the directory. It is valid until done is called.
 func short(path string) (address string, done func(), err error) {
 	if len(path) <= longestAddress {
 		return path, func() {}, nil

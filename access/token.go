@@ -10,40 +10,36 @@ import (
 	"strings"
 )
 
-// Digest is what is kept of a token.
-//
-// It is one round of SHA-256. A slow hash (bcrypt, Argon2) makes up for secrets
-// that can be guessed; a token is 256 random bits that nobody can guess at any
-// speed, and it is checked with every request. docs/decisions/access.md says
-// more.
+// Digest is the stored form of a token: one round of SHA-256. Slow hashes (bcrypt, Argon2)
+// protect secrets that can be guessed; a token is 256 random bits, which cannot be guessed
+// at any speed, and it is checked with every request. docs/decisions/access.md has more.
 type Digest [sha256.Size]byte
 
-// Token is one that the daemon knows, by its digest alone.
+// Token is a configured token.
 type Token struct {
 	Digest Digest
 	Caller Caller
 }
 
-// prefix lets people, and programs that look for secrets in the wrong places,
-// tell what a token is for.
+// prefix identifies tokens to people and to programs that scan for leaked secrets.
 const prefix = "shepherd_"
 
-// NewToken makes a token: 32 random bytes in base64url, after a prefix.
+// NewToken returns a new token: a prefix and 32 random bytes in base64url.
 func NewToken() string {
 	secret := make([]byte, 32)
 	rand.Read(secret)
 	return prefix + base64.RawURLEncoding.EncodeToString(secret)
 }
 
-// DigestOf is the digest of a token.
+// DigestOf returns the digest of a token.
 func DigestOf(token string) Digest { return sha256.Sum256([]byte(token)) }
 
-// String is the digest as configurations have it: "sha256:" and 64 hexadecimal
+// String returns the digest as written in configurations: "sha256:" and 64 hexadecimal
 // digits.
 func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:]) }
 
-// ParseDigest reads what String writes, in digits of either case. The error does
-// not repeat what it was given: that may be a token in the wrong place.
+// ParseDigest reads the output of String, with digits in either case. The error does not
+// repeat s, which may be a token in the wrong place.
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	digits, ok := strings.CutPrefix(s, "sha256:")
@@ -58,11 +54,11 @@ func ParseDigest(s string) (Digest, error) {
 
 var errDigest = errors.New("not the hash of a token; expected sha256: and 64 hexadecimal digits, as `shepherdd token new` prints")
 
-// longestToken is how much of a header is looked at.
+// longestToken bounds the length of an Authorization header, in bytes.
 const longestToken = 4096
 
-// bearer returns the token of an Authorization header (RFC 6750, section 2.1);
-// ok is false for every other one.
+// bearer returns the token of an Authorization header (RFC 6750, section 2.1); ok is false
+// for other headers.
 func bearer(header string) (token string, ok bool) {
 	const scheme = "bearer "
 	if len(header) > longestToken || len(header) <= len(scheme) || !strings.EqualFold(header[:len(scheme)], scheme) {
@@ -75,7 +71,7 @@ func bearer(header string) (token string, ok bool) {
 	return token, true
 }
 
-// ValidToken reports whether an Authorization header can carry a token: it is a
+// ValidToken reports whether an Authorization header can carry the token: it must be a
 // token68 of RFC 9110, section 11.2.
 func ValidToken(token string) bool {
 	for i := range len(token) {
@@ -86,8 +82,7 @@ func ValidToken(token string) bool {
 	return token != "" && len(token) <= longestToken-len("bearer ")
 }
 
-// find looks a token up. All of them are compared, each in a time that does not
-// depend on what is compared.
+// find looks up a token. It compares all digests in constant time.
 func find(known []Token, token string) (Caller, bool) {
 	shown := DigestOf(token)
 	var found *Token

@@ -13,24 +13,24 @@ import (
 // Token is a bearer token of a client.
 type Token struct {
 	Name string `yaml:"name"`
-	// Hash is the token's hash: sha256: and 64 hexadecimal digits. It is no secret,
-	// because a token is too long to be guessed. An invalid value may be a token that
-	// was written here by mistake, and is not shown.
+	// Hash is the token's hash: sha256: and 64 hexadecimal digits. The hash is not secret,
+	// because a token is too long to be guessed. An invalid value may be a token in the
+	// wrong place, and is not shown.
 	Hash string `yaml:"hash,omitempty"`
-	// TokenFile holds the token itself in its first line, instead.
+	// TokenFile is a file with the token itself in its first line, instead of Hash.
 	TokenFile string   `yaml:"token_file,omitempty"`
 	Scopes    []string `yaml:"scopes"`
 	Tenant    string   `yaml:"tenant,omitempty"`
 }
 
-// TLS is how the API is encrypted.
+// TLS configures the API's encryption.
 type TLS struct {
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
 	// ClientCAFile holds the authorities of clients' certificates.
 	ClientCAFile string `yaml:"client_ca_file,omitempty"`
-	// Clients are the names of the certificates that are accepted. Without any, every
-	// certificate of these authorities is.
+	// Clients are the names of the accepted client certificates. If empty, every
+	// certificate of these authorities is accepted.
 	Clients []TLSClient `yaml:"clients,omitempty"`
 }
 
@@ -47,14 +47,13 @@ type TrustedProxies struct {
 	Addresses []string `yaml:"addresses"`
 	// UserHeader is the header in which they name the caller.
 	UserHeader string `yaml:"user_header"`
-	// Scopes are what callers may do who are not among Users; without any, only Users
-	// are admitted.
+	// Scopes are the scopes of callers not in Users; if empty, only Users are admitted.
 	Scopes []string `yaml:"scopes,omitempty"`
 	// Users are callers with scopes of their own.
 	Users []TLSClient `yaml:"users,omitempty"`
 }
 
-// Networks are the Addresses, which have been checked.
+// Networks parses Addresses, which have been checked.
 func (t TrustedProxies) Networks() []netip.Prefix {
 	var networks []netip.Prefix
 	for _, text := range t.Addresses {
@@ -110,7 +109,7 @@ func (a API) Warnings() []string {
 
 var scopeWords = []string{"submit", "read", "admin"}
 
-// access checks the keys that say who has access.
+// access checks the keys that control access.
 func (ch *checker) access() {
 	ch.expect(ch.API.RateLimit >= 0, "api.rate_limit", "a number of requests a second, or 0 for no limit")
 	ch.expect(ch.API.RateBurst > 0, "api.rate_burst", "a whole number, 1 or more")
@@ -187,7 +186,7 @@ func (ch *checker) trustedProxies() {
 	}
 }
 
-// item reports what is wrong with one of a list; an empty problem is none.
+// item reports a problem with an item of a list; an empty problem is none.
 func (ch *checker) item(list *node, i int, path, problem string) {
 	if problem == "" || i >= len(list.items) {
 		return
@@ -198,7 +197,7 @@ func (ch *checker) item(list *node, i int, path, problem string) {
 	}
 }
 
-// within reports what is wrong with a key of one of a list of mappings.
+// within reports a problem with a key of an item of a list of mappings.
 func (ch *checker) within(list *node, i int, path, key, problem string) {
 	if problem == "" || i >= len(list.items) {
 		return
@@ -321,8 +320,8 @@ func tenantProblem(tenant string, scopes []string) string {
 	return ""
 }
 
-// originProblem returns what is wrong with an origin. Origins are compared byte by byte
-// with what browsers send.
+// originProblem describes what is wrong with an origin; empty for a valid one. Browsers'
+// origins are compared byte by byte.
 func originProblem(origin string) string {
 	const expected = "expected an origin as browsers send it, such as https://app.example.com, or *"
 	if origin == "*" {

@@ -22,11 +22,11 @@ import (
 type checker struct {
 	*Config
 	ledgerURL func(string) error
-	file      string // the main one's path
+	file      string // path of the main file
 	root      *node
 	problems  Problems
-	directory string // that relative paths are relative to
-	// overridden are the keys whose value came from the command line.
+	directory string // base of relative paths
+	// overridden holds the keys whose value came from the command line.
 	overridden map[string]bool
 }
 
@@ -34,8 +34,8 @@ func (ch *checker) wrong(n *node, path, format string, args ...any) {
 	ch.problems = append(ch.problems, at(n, path, format, args...))
 }
 
-// at returns the file's value at a path of plain keys; nil where there is none, or the
-// command line overrides it.
+// at returns the file's value at a path of plain keys; nil if there is none, or the command
+// line overrides it.
 func (ch *checker) at(path string) *node {
 	if ch.overridden[path] {
 		return nil
@@ -62,8 +62,8 @@ func (ch *checker) near(path string) *node {
 	return where
 }
 
-// missing reports a required key that is absent, unless its section is not a mapping:
-// that is reported already.
+// missing reports an absent required key, unless its section is not a mapping, which is
+// reported already.
 func (ch *checker) missing(path, expected string) {
 	where := ch.near(path)
 	if ch.at(path) != nil || ch.overridden[path] || where.kind != null && where.kind != mapping {
@@ -124,7 +124,7 @@ func (ch *checker) all() {
 	ch.ports()
 }
 
-// sharing checks what bounds the jobs of models and tenants.
+// sharing checks the limits and shares of models and tenants.
 func (ch *checker) sharing() {
 	s := ch.Scheduling
 	ch.expect(s.ShareHalfLife >= time.Minute, "scheduling.share_half_life", "a duration of a minute or longer")
@@ -259,8 +259,8 @@ func (ch *checker) models() {
 	}
 }
 
-// modelPattern checks the model that item i of a list at path is for, and returns
-// the item; nil where it is reported already.
+// modelPattern checks the model of item i of the list at path, and returns the item; nil if
+// it has been reported already.
 func (ch *checker) modelPattern(path string, i int, model string) *node {
 	list := ch.at(path)
 	if i >= len(list.items) || ch.problems.cover(list.items[i], fmt.Sprintf("%s[%d]", path, i)) {
@@ -277,7 +277,7 @@ func (ch *checker) modelPattern(path string, i int, model string) *node {
 	return list.items[i]
 }
 
-// keep checks how long files are kept.
+// keep checks the retention times.
 func (ch *checker) keep() {
 	times := func(n *node, path string, k KeepTimes) {
 		for key, d := range map[string]*time.Duration{"done": k.Done, "failed": k.Failed, "cancelled": k.Cancelled} {
@@ -296,7 +296,7 @@ func (ch *checker) keep() {
 	}
 }
 
-// limits checks those in the section n, where it is there.
+// limits checks the limits in section n, which may be nil.
 func (ch *checker) limits(n *node, path string, l Limits) {
 	for _, wrong := range l.Job().Validate() {
 		value, at := n.get(wrong.Field), below(path, wrong.Field)
@@ -380,8 +380,8 @@ func (ch *checker) storage() {
 		"a bucket's name: 3 to 63 of a-z, 0-9, . and -, a letter or digit first, last and beside every dot, and no IP address")
 }
 
-// The bounds of a node's lease: below, a short pause of the machine or the network
-// costs a node its jobs; above, the jobs of a node that died wait for hours.
+// Limits of a node's lease: with a shorter one, a short pause of the machine or the network
+// costs a node its jobs; with a longer one, the jobs of a dead node wait for hours.
 const (
 	minLease = 4 * time.Second
 	maxLease = time.Hour
@@ -410,7 +410,7 @@ func (ch *checker) ledger() {
 		fmt.Sprintf("a duration from %s to %s", job.FormatDuration(minLease), job.FormatDuration(maxLease)))
 }
 
-// fleet checks how nodes reach one another.
+// fleet checks the section fleet.
 func (ch *checker) fleet() {
 	f := ch.Fleet
 	ch.labels(ch.at("fleet.labels"), "fleet.labels", f.Labels)
@@ -429,7 +429,7 @@ func (ch *checker) fleet() {
 	ch.expect(f.CAFile == "" || filepath.IsAbs(f.CAFile), "fleet.ca_file", "an absolute path")
 }
 
-// labels checks a list of KEY=VALUE; each key may be there once.
+// labels checks a list of KEY=VALUE with distinct keys.
 func (ch *checker) labels(list *node, path string, labels []string) {
 	seen := map[string]bool{}
 	for i, text := range labels {
@@ -446,7 +446,7 @@ func (ch *checker) labels(list *node, path string, labels []string) {
 	}
 }
 
-// databaseURL checks the URL of a database, and has it shown without its password. No
+// databaseURL checks the URL of a database, and makes it print without its password. No
 // message shows it.
 func (ch *checker) databaseURL(path string, address *Secret) {
 	const expected = "expected postgres://USER@HOST[:PORT]/DATABASE"
@@ -492,8 +492,8 @@ func validAddress(s string) bool {
 	return err == nil && validPort(p) && validHost(host)
 }
 
-// urlProblem returns what is wrong with the URL of a service. It does not show the URL:
-// people put credentials into URLs.
+// urlProblem describes what is wrong with the URL of a service; empty for a valid one. It
+// does not show the URL, because people put credentials into URLs.
 func urlProblem(address, credentials string, path bool) string {
 	const expected = "expected http://HOST[:PORT] or https://HOST[:PORT]"
 	if !strings.Contains(address, "://") {
@@ -524,8 +524,7 @@ func urlProblem(address, credentials string, path bool) string {
 
 var levels = []string{"debug", "info", "warning", "error"}
 
-// logging accepts levels in any case, and the names that Python's logging has
-// for them beside ours.
+// logging accepts levels in any case, and also the names of Python's logging.
 func (ch *checker) logging() {
 	level := strings.ToLower(ch.Logging.Level)
 	switch level {

@@ -1,19 +1,18 @@
-// Package config reads shepherd's configuration file: YAML in, a typed Config
-// with every default filled in out, or everything that is wrong with the file
-// at once, each with line and column.
+// Package config reads shepherd's configuration file. It returns a typed Config with all
+// defaults applied, or all errors of the file, each with line and column.
 //
 // # How a file is read
 //
 //	text ─► compose ─► tree of nodes ─► decode ─► Config ─► check ─► Config
-//	        YAML, aliases,              strictly,            meaning: paths,
+//	        YAML, aliases,              strictly,            values: paths,
 //	        references to the           by yaml tags         ports, names,
 //	        environment                                      the sheep types
 //
-// Every step goes on after an error and collects Problems. No step prints a
-// Secret; of values that came from the environment, paths at most are shown.
-// Reading changes nothing on the machine: no directory is made, no port opened.
+// Every step continues after an error and collects Problems. No step prints a Secret; of
+// values from the environment, only paths are shown. Reading changes nothing on the machine:
+// it creates no directory and opens no port.
 //
-// What each key means, and its default, is written in docs/configuration.md.
+// docs/configuration.md describes every key and its default.
 package config
 
 import (
@@ -32,17 +31,16 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Config is a configuration that has been checked, with all defaults in place.
+// Config is a checked configuration with all defaults applied.
 type Config struct {
-	// DataRoot is where sheep keep the files of the jobs they run: each sheep
-	// in its own directory, see Sheep.Dir. Working directories of jobs in them are
-	// removed at start-up.
+	// DataRoot contains a directory for each sheep, see Sheep.Dir, with the files of the
+	// jobs it runs. Working directories of jobs are removed from it at start-up.
 	DataRoot string `yaml:"data_root"`
-	// StateDir holds what has to survive a restart. It never lies in a
-	// directory that is cleaned.
+	// StateDir holds what has to survive a restart. It must not lie in a directory that is
+	// cleaned at start-up.
 	StateDir string `yaml:"state_dir"`
-	// MinFree is how much of the disks of DataRoot and StateDir stays free: while
-	// less is, no job is taken and no inputs are fetched.
+	// MinFree is how much of the disks of DataRoot and StateDir stays free: with less, no
+	// job is accepted and no inputs are fetched.
 	MinFree size.Bytes `yaml:"min_free"`
 	// Node is this daemon's name among others that share a ledger.
 	Node string `yaml:"node"`
@@ -60,10 +58,9 @@ type Config struct {
 	Limits     Limits     `yaml:"limits"`
 	GPU        GPU        `yaml:"gpu"`
 
-	// DrainTimeout is how long running jobs may take to finish when the daemon
-	// is asked to stop.
+	// DrainTimeout is how long running jobs may take to finish when the daemon is stopped.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
-	// OnExit is what the daemon does with its sheep then: stop, or leave.
+	// OnExit is what happens to the sheep when the daemon is stopped: stop or leave.
 	OnExit string `yaml:"on_exit"`
 
 	// Sheep are sorted by name.
@@ -73,22 +70,22 @@ type Config struct {
 	Warnings Problems `yaml:"-"`
 }
 
-// API is where and how the HTTP API is served.
+// API configures the HTTP API.
 type API struct {
 	Host string `yaml:"host"`
 	Port int    `yaml:"port"` // 0: a free one
-	// Socket is the path of the unix socket for those who administer the machine.
+	// Socket is the path of the unix socket for administrators.
 	Socket string `yaml:"socket"`
-	// SocketGroup is the group whose members may, beside root and the daemon's
-	// own user: its name, or its number.
+	// SocketGroup is the group, by name or number, whose members may use the socket besides
+	// root and the daemon's own user.
 	SocketGroup string `yaml:"socket_group,omitempty"`
-	// Tokens are those that clients authenticate with; without any, and without
-	// TLS.ClientCAFile, everyone who reaches the API may submit and read.
+	// Tokens are the clients' tokens. Without Tokens, TLS.ClientCAFile and TrustedProxies,
+	// everyone who reaches the API may submit and read.
 	Tokens []Token `yaml:"tokens,omitempty"`
 	TLS    *TLS    `yaml:"tls,omitempty"` // nil for none
 	// CORSOrigins are the origins whose pages may use the API; "*" allows any to read.
 	CORSOrigins []string `yaml:"cors_origins"`
-	// Hosts are further names by which the API may be addressed on loopback
+	// Hosts are additional host names by which the API may be addressed on loopback
 	// addresses and the socket.
 	Hosts []string `yaml:"hosts,omitempty"`
 	// TrustedProxies are reverse proxies that name the caller; nil for none.
@@ -96,8 +93,8 @@ type API struct {
 	// MaxConnections bounds the open connections of one caller's address; 0 is no
 	// limit.
 	MaxConnections int `yaml:"max_connections"`
-	// RateLimit is how many requests a second one caller may make, RateBurst how
-	// many at once; 0 is no limit.
+	// RateLimit is how many requests per second one caller may make, RateBurst how many at
+	// once; 0 is no limit.
 	RateLimit float64 `yaml:"rate_limit"`
 	RateBurst int     `yaml:"rate_burst"`
 	// ReadTimeout bounds how long receiving a request may take, its body included.
@@ -105,12 +102,12 @@ type API struct {
 	// MaxBody bounds a request's body. Payloads are strings inside JSON and are
 	// held in memory; large inputs go through storage.
 	MaxBody size.Bytes `yaml:"max_body"`
-	// MaxUpload bounds the body of a request that brings a job's inputs as files, and
-	// what they take unpacked.
+	// MaxUpload bounds the body of a request with a job's inputs as files, and their
+	// unpacked size.
 	MaxUpload size.Bytes `yaml:"max_upload"`
-	// MaxQueued bounds the jobs that wait: beyond it none is taken. 0 is no limit.
+	// MaxQueued bounds the waiting jobs: further ones are refused. 0 is no limit.
 	MaxQueued int `yaml:"max_queued"`
-	// BodyMemory bounds the memory that the bodies of all requests take together.
+	// BodyMemory bounds the memory for the bodies of all requests.
 	BodyMemory size.Bytes `yaml:"body_memory"`
 	// Debug shows tracebacks and server paths to clients.
 	Debug bool `yaml:"debug"`
@@ -123,36 +120,35 @@ type Registry struct {
 	Password Secret `yaml:"password,omitempty"`
 	// PasswordFile holds the password in its first line, instead.
 	PasswordFile string `yaml:"password_file,omitempty"`
-	// DockerConfig is a docker config.json with credentials, for no Username.
+	// DockerConfig is a docker config.json with credentials, used if Username is empty.
 	DockerConfig string `yaml:"docker_config,omitempty"`
-	// CAFile holds certificates of authorities to trust beside the system's.
+	// CAFile holds additional trusted authorities.
 	CAFile string `yaml:"ca_file,omitempty"`
-	// HostsDir holds hosts.toml files as containerd has them (certs.d); empty is
-	// where containerd and Docker have them.
+	// HostsDir holds hosts.toml files in containerd's format (certs.d); empty means the
+	// default directories of containerd and Docker.
 	HostsDir string `yaml:"hosts_dir,omitempty"`
 }
 
-// Models is which models may be run, within which limits, and how they are given
-// jobs.
+// Models configures which models may run, their limits, and how their images are given jobs.
 type Models struct {
-	// Allow lists them, as job.ParseRule reads it; nil allows all.
+	// Allow lists the models that may run, in the format of job.ParseRule; nil allows all.
 	Allow []string `yaml:"allow,omitempty"`
 	// Limits are defaults for the jobs of some models. The first that matches a
 	// job's model counts.
 	Limits []ModelLimits `yaml:"limits,omitempty"`
-	// Contracts say how the images of some models are given jobs. The first that
+	// Contracts configures how the images of some models are given jobs. The first that
 	// matches a model counts.
 	Contracts []ModelContract `yaml:"contracts,omitempty"`
-	// Nodes say which nodes of a fleet run some models. The first that matches a model
-	// counts.
+	// Nodes configures which nodes of a fleet run some models. The first that matches a
+	// model counts.
 	Nodes []ModelNodes `yaml:"nodes,omitempty"`
 }
 
-// ModelNodes are the nodes for the models that a pattern matches.
+// ModelNodes selects the nodes for the models that a pattern matches.
 type ModelNodes struct {
 	// Model is as in ModelLimits.
 	Model string `yaml:"model"`
-	// Labels, as KEY=VALUE, are those that a node must have, all of them.
+	// Labels, as KEY=VALUE, are labels that a node must have, all of them.
 	Labels []string `yaml:"labels"`
 }
 
@@ -165,16 +161,15 @@ func (m ModelNodes) Rule() job.Rule {
 // NodeLabels are Labels as the checked configuration has them.
 func (m ModelNodes) NodeLabels() job.Labels { return labelsOf(m.Labels) }
 
-// ModelContract is how the images of the models that a pattern matches are given
+// ModelContract configures how the images of the models that a pattern matches are given
 // jobs.
 type ModelContract struct {
 	// Model is as in ModelLimits.
 	Model string `yaml:"model"`
-	// Contract is zeromq, command, warm or cog; empty leaves it to the sheep and the
-	// image.
+	// Contract is zeromq, command, warm or cog; empty leaves the choice to the sheep and
+	// the image.
 	Contract string `yaml:"contract,omitempty"`
-	// Command and Args take the place of the sheep's and the image's, where they are
-	// not nil.
+	// Command and Args replace the sheep's and the image's, unless they are nil.
 	Command []string `yaml:"command,omitempty"`
 	Args    []string `yaml:"args,omitempty"`
 }
@@ -198,9 +193,8 @@ func (m ModelLimits) Rule() job.Rule {
 	return rule
 }
 
-// Limits are job.Limits in a configuration. A nil field is left to the
-// defaults that apply beside: those of a job's model come first, then those of
-// the sheep, then those for all jobs.
+// Limits are job.Limits in a configuration. A nil field is taken from the next of: the
+// limits of the job's model, those of the sheep, those for all jobs.
 type Limits struct {
 	Retries     *int           `yaml:"retries,omitempty"`
 	RetryPause  *time.Duration `yaml:"retry_pause,omitempty"`
@@ -209,10 +203,10 @@ type Limits struct {
 	RunTimeout  *time.Duration `yaml:"run_timeout,omitempty"`
 }
 
-// Job is l for those who handle jobs.
+// Job converts l to job.Limits.
 func (l Limits) Job() job.Limits { return job.Limits(l) }
 
-// Trust is Allow as a job.Trust; nil for all models.
+// Trust converts Allow to a job.Trust; nil for all models.
 func (m Models) Trust() job.Trust {
 	if m.Allow == nil {
 		return nil
@@ -226,7 +220,7 @@ func (m Models) Trust() job.Trust {
 	return trust
 }
 
-// Containerd is what runs container sheep.
+// Containerd configures the containerd that runs container sheep.
 type Containerd struct {
 	Address     string `yaml:"address"` // of its socket
 	Namespace   string `yaml:"namespace"`
@@ -245,8 +239,8 @@ type Containerd struct {
 // reference, and whether it uses TLS.
 func (r Registry) Endpoint() (address string, tls bool) { return endpoint(r.URL) }
 
-// Storage is where jobs' inputs and outputs are: in the S3 storage at URL, or,
-// without URL, in the store embedded in the daemon.
+// Storage configures the storage of jobs' inputs and outputs: the S3 storage at URL or,
+// without URL, the one embedded in the daemon.
 type Storage struct {
 	URL string `yaml:"url,omitempty"`
 	// AccessKey and SecretKey are the credentials for the storage. The embedded
@@ -255,14 +249,14 @@ type Storage struct {
 	SecretKey Secret `yaml:"secret_key,omitempty"`
 	// SecretKeyFile holds the secret key in its first line, instead.
 	SecretKeyFile string `yaml:"secret_key_file,omitempty"`
-	// SessionToken belongs to temporary keys.
+	// SessionToken is the token of temporary credentials.
 	SessionToken Secret `yaml:"session_token,omitempty"`
-	// CAFile holds, in PEM, the certificates that signed the storage's own.
+	// CAFile holds, in PEM, the authorities of the storage's certificate.
 	CAFile string `yaml:"ca_file,omitempty"`
-	// Addressing is where the bucket's name goes: auto, path or host.
+	// Addressing is the position of the bucket's name in URLs: auto, path or host.
 	Addressing string `yaml:"addressing,omitempty"`
-	// PublicURL is where clients reach the storage, for addresses of files that they are
-	// told; empty is URL, and none for the embedded store.
+	// PublicURL is the URL at which clients reach the storage, for presigned URLs; empty
+	// means URL, and no presigned URLs for the embedded storage.
 	PublicURL string `yaml:"public_url,omitempty"`
 	// Bucket holds all jobs below <job_id>/; empty means a bucket for each job.
 	Bucket string `yaml:"bucket,omitempty"`
@@ -274,43 +268,41 @@ type Storage struct {
 	// Domains are the embedded store's own names: with one, the host
 	// <bucket>.<domain> names a bucket.
 	Domains []string `yaml:"domain,omitempty"`
-	// CORSOrigins are the web pages that browsers let use the embedded store.
+	// CORSOrigins are the origins of web pages that may use the embedded storage.
 	CORSOrigins []string `yaml:"cors_origins,omitempty"`
-	// MinFree is how much of the embedded store's disk stays free: what would take
-	// from it is refused. Nil for a storage elsewhere.
+	// MinFree is how much of the embedded storage's disk stays free: uploads beyond it are
+	// refused. Nil for an external storage.
 	MinFree *size.Bytes `yaml:"min_free,omitempty"`
 	// Keep is how long the files of jobs that have ended are kept.
 	Keep Keep `yaml:"keep,omitempty"`
-	// KeepUploads is how long inputs that clients put into storage themselves wait for
-	// their job to be submitted, and MaxUpload what those of one job take at most.
+	// KeepUploads is how long uploads wait for their job to be submitted, and MaxUpload
+	// bounds the size of one.
 	KeepUploads time.Duration `yaml:"keep_uploads"`
 	MaxUpload   size.Bytes    `yaml:"max_upload"`
 }
 
-// Keep is how long the files of jobs are kept after their end; what is left out is
-// kept for ever.
+// Keep is how long the files of jobs are kept after their end; nil times mean forever.
 type Keep struct {
 	KeepTimes `yaml:",inline"`
-	// Models are exceptions for some models. The first that matches a job's model
-	// counts.
+	// Models are exceptions for some models. The first that matches a job's model counts.
 	Models []ModelKeep `yaml:"models,omitempty"`
 }
 
-// KeepTimes are job.KeepTimes as a configuration says them.
+// KeepTimes are job.KeepTimes in a configuration.
 type KeepTimes struct {
 	Done      *time.Duration `yaml:"done,omitempty"`
 	Failed    *time.Duration `yaml:"failed,omitempty"`
 	Cancelled *time.Duration `yaml:"cancelled,omitempty"`
 }
 
-// ModelKeep are the KeepTimes of the jobs whose model a pattern matches.
+// ModelKeep are the KeepTimes for jobs whose model a pattern matches.
 type ModelKeep struct {
 	// Model is NAME or NAME:VERSION, as job.ParseRule reads it, without a digest.
 	Model     string `yaml:"model"`
 	KeepTimes `yaml:",inline"`
 }
 
-// Retention is k for those who handle jobs.
+// Retention converts k to a job.Retention.
 func (k Keep) Retention() job.Retention {
 	r := job.Retention{All: job.KeepTimes(k.KeepTimes)}
 	for _, m := range k.Models {
@@ -343,15 +335,15 @@ func cutScheme(url, scheme string) (string, bool) {
 	return url, false
 }
 
-// Fleet is how the nodes that share a ledger reach one another.
+// Fleet configures how the nodes that share a ledger reach one another.
 type Fleet struct {
-	// Address is the URL of this node's API for other nodes; empty is where it listens,
-	// by the node's name.
+	// Address is the URL of this node's API for other nodes; empty means its listening port
+	// on the host named Node.
 	Address string `yaml:"address,omitempty"`
-	// SecretFile holds in its first line what nodes know one another by; without one they
-	// do not ask one another.
+	// SecretFile holds in its first line the secret shared by the nodes; without it they do
+	// not query one another.
 	SecretFile string `yaml:"secret_file,omitempty"`
-	// CAFile holds certificates of authorities to trust beside the machine's.
+	// CAFile holds additional trusted authorities.
 	CAFile string `yaml:"ca_file,omitempty"`
 	// Labels of this node, as KEY=VALUE.
 	Labels []string `yaml:"labels,omitempty"`
@@ -360,7 +352,7 @@ type Fleet struct {
 // NodeLabels are Labels as the checked configuration has them.
 func (f Fleet) NodeLabels() job.Labels { return labelsOf(f.Labels) }
 
-// labelsOf reads KEY=VALUE, of a checked configuration.
+// labelsOf parses a checked list of KEY=VALUE.
 func labelsOf(list []string) job.Labels {
 	labels := job.Labels{}
 	for _, text := range list {
@@ -370,19 +362,18 @@ func labelsOf(list []string) job.Labels {
 	return labels
 }
 
-// Ledger is the record of jobs: a SQLite file or, where URL is given, a PostgreSQL
-// database.
+// Ledger configures the record of jobs: a SQLite file or, with URL, a PostgreSQL database.
 type Ledger struct {
-	// Path is that of the SQLite file; empty where there is none.
+	// Path is the path of the SQLite file; empty with a database.
 	Path string `yaml:"path,omitempty"`
-	// URL is that of the database. It may hold a password.
+	// URL is the URL of the database. It may contain a password.
 	URL Secret `yaml:"url,omitempty"`
-	// DirectURL is that of the database server where URL is a pooler's.
+	// DirectURL is the URL of the database server if URL is a pooler's.
 	DirectURL Secret `yaml:"direct_url,omitempty"`
 	// PasswordFile holds the database's password in its first line.
 	PasswordFile string `yaml:"password_file,omitempty"`
-	// Lease is for how long the node's claims are kept after it was heard from last. Nil
-	// for a SQLite file.
+	// Lease is how long the node's claims are kept after its last contact with the
+	// database. Nil for a SQLite file.
 	Lease *time.Duration `yaml:"lease,omitempty"`
 	// Keep and KeepJobs bound the records of finished jobs by age and number.
 	Keep     time.Duration `yaml:"keep"`
@@ -392,21 +383,21 @@ type Ledger struct {
 	EventNumber int           `yaml:"event_number"`
 }
 
-// Shared reports whether the ledger is one that several nodes may have.
+// Shared reports whether several nodes may share the ledger.
 func (l Ledger) Shared() bool { return !l.URL.IsZero() }
 
-// HoldsPassword reports whether the configuration itself has the database's password.
+// HoldsPassword reports whether a configured URL contains the database's password.
 func (l Ledger) HoldsPassword() bool {
 	return holdsPassword(l.URL.Reveal()) || holdsPassword(l.DirectURL.Reveal())
 }
 
-// Logging is what is logged and how.
+// Logging configures the log.
 type Logging struct {
 	Level  string `yaml:"level"`  // debug, info, warning or error
 	Format string `yaml:"format"` // auto, text, json or journal
 }
 
-// SlogLevel is Level for log/slog.
+// SlogLevel converts Level.
 func (l Logging) SlogLevel() slog.Level {
 	switch l.Level {
 	case "debug":
@@ -419,31 +410,31 @@ func (l Logging) SlogLevel() slog.Level {
 	return slog.LevelInfo
 }
 
-// Scheduling bounds how jobs are handed to sheep.
+// Scheduling configures how jobs are distributed to sheep.
 type Scheduling struct {
-	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
-	// while older jobs of other models wait.
+	// MaxTurn bounds how long a sheep prefers jobs of its loaded model while older jobs of
+	// other models wait.
 	MaxTurn time.Duration `yaml:"max_turn"`
-	// MaxAttempts is how often a job is started before it fails for good.
+	// MaxAttempts is how many times a job may take its sheep, its devices or the daemon
+	// down before it fails.
 	MaxAttempts int `yaml:"max_attempts"`
-	// StageAhead is how many jobs' inputs a sheep fetches while it runs another: 0
-	// or 1.
+	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
 	StageAhead *int `yaml:"stage_ahead"`
 	// StageBudget bounds the disk space of inputs fetched ahead; 0 is no bound.
 	StageBudget size.Bytes `yaml:"stage_budget"`
-	// FairShare has tenants share the sheep by what they have used; what was used
-	// ShareHalfLife ago counts half.
+	// FairShare distributes the sheep among tenants by their recorded GPU time, whose
+	// half-life is ShareHalfLife.
 	FairShare     bool          `yaml:"fair_share"`
 	ShareHalfLife time.Duration `yaml:"share_half_life"`
-	// Models bound the jobs that sheep have at a time of some models. All that match a
-	// job's model count.
+	// Models bound how many jobs of some models sheep have at a time. All entries that
+	// match a job's model count.
 	Models []ModelsRunning `yaml:"models,omitempty"`
 	// Tenants bound the jobs of tenants. The first that matches a tenant counts.
 	Tenants []TenantLimit `yaml:"tenants,omitempty"`
 }
 
-// ModelsRunning bounds the jobs that sheep have of the models that a pattern matches,
-// all together.
+// ModelsRunning bounds how many jobs of all models that a pattern matches sheep have at a
+// time.
 type ModelsRunning struct {
 	// Model is as in ModelLimits.
 	Model      string `yaml:"model"`
@@ -456,19 +447,19 @@ func (m ModelsRunning) Rule() job.Rule {
 	return rule
 }
 
-// TenantLimit is what a tenant may have.
+// TenantLimit are the limits and the weight of a tenant.
 type TenantLimit struct {
-	// Tenant is its name, or * for each that none before names.
+	// Tenant is the tenant's name, or * for each tenant not named by an earlier entry.
 	Tenant string `yaml:"tenant"`
-	// MaxRunning bounds the jobs that sheep have at a time, and MaxQueued those that
-	// wait; 0 is no limit.
+	// MaxRunning bounds the jobs that sheep have at a time, MaxQueued those that wait; 0 is
+	// no limit.
 	MaxRunning int `yaml:"max_running,omitempty"`
 	MaxQueued  int `yaml:"max_queued,omitempty"`
-	// Weight is its part where tenants share, relative to others'; nil is 1.
+	// Weight is the tenant's weight under FairShare; nil is 1.
 	Weight *float64 `yaml:"weight,omitempty"`
 }
 
-// GPU is how sheep get the GPUs that they request.
+// GPU configures how sheep get the GPUs that they request.
 type GPU struct {
 	// Mode is how containers get them: cdi, hook, or auto, which prefers CDI.
 	Mode string `yaml:"mode"`
@@ -480,46 +471,43 @@ type GPU struct {
 
 	// Interval is how often the driver is asked for the state of the GPUs.
 	Interval time.Duration `yaml:"interval"`
-	// Retest is after how long a GPU that was taken out is tested.
+	// Retest is how long after its failure a GPU is tested.
 	Retest time.Duration `yaml:"retest"`
-	// Turn is how long a sheep with one job after another may keep a GPU that
-	// another sheep waits for.
+	// Turn is how long a busy sheep may keep a GPU that another sheep waits for.
 	Turn time.Duration `yaml:"turn"`
-	// MemoryWait bounds how long a model that is to be started waits for memory.
+	// MemoryWait bounds how long the start of a model waits for GPU memory.
 	MemoryWait time.Duration `yaml:"memory_wait"`
-	// Xids overrides the actions for Xids, by their codes.
+	// Xids overrides the actions for Xids, by code.
 	Xids map[string]Xid `yaml:"xids,omitempty"`
 }
 
 // Xid is the action for an error that NVIDIA's driver reports.
 type Xid struct {
 	Action string `yaml:"action"` // retire, fail_job or ignore
-	// Text is what it means, in a few words; empty means the built-in text.
+	// Text describes the error in a few words; empty means the built-in text.
 	Text string `yaml:"text,omitempty"`
 }
 
-// CheckSheep checks a sheep's section for its type; it decodes it with
-// Sheep.Decode and returns what that returned, or *runtime.FieldError values,
-// joined. c is the rest of the configuration, complete with defaults; where it
-// holds something wrong that is reported as well.
+// CheckSheep checks the section of a sheep of its type: it decodes the section with
+// Sheep.Decode and returns the error of that, or *runtime.FieldError values, joined. c is
+// the rest of the configuration with all defaults; its own errors are reported as well.
 type CheckSheep func(c *Config, s Sheep) error
 
 // Loader reads configuration files.
 type Loader struct {
 	// Types are the known sheep types.
 	Types map[string]CheckSheep
-	// LedgerURL says what is wrong with a database's URL, without showing it; nil accepts
-	// any.
+	// LedgerURL returns an error for an invalid database URL, without showing the URL; nil
+	// accepts any.
 	LedgerURL func(url string) error
-	// Override, if not nil, replaces values of the file by those of the command
-	// line, before anything is checked: DataRoot, StateDir,
-	// API.Host, API.Port, API.Debug.
+	// Override, if not nil, replaces values with those of the command line before they are
+	// checked: DataRoot, StateDir, API.Host, API.Port, API.Debug.
 	Override func(*Config)
 	// Env looks up environment variables; nil means os.LookupEnv.
 	Env func(string) (string, bool)
 }
 
-// document is the file: Config, with the sheep as they are written.
+// document is a file: Config, with the sheep undecoded.
 type document struct {
 	Config `yaml:",inline"`
 	Flock  *node `yaml:"sheep"`
@@ -561,7 +549,7 @@ func (l Loader) Load(file string) (*Config, error) {
 	return c, nil
 }
 
-// read reads at most the size that a configuration may have, and one byte more.
+// read reads a file, up to one byte more than maxFile.
 func read(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -571,9 +559,8 @@ func read(file string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 
-// DropIns are the files of the directory FILE.d whose names end in .yml or .yaml, in
-// the order of their names. Values of a later file replace those of an earlier one and
-// of FILE; mappings are merged key by key.
+// DropIns returns the files FILE.d/*.yml and FILE.d/*.yaml, sorted by name. Values of a
+// later file replace those of earlier ones and of FILE; mappings are merged key by key.
 func DropIns(file string) ([]string, error) {
 	dir := file + ".d"
 	entries, err := os.ReadDir(dir) // sorted
@@ -590,12 +577,12 @@ func DropIns(file string) ([]string, error) {
 	return names, err
 }
 
-// directoryVariable refers to the directory of the configuration file, in paths that
-// are to be relative to it.
+// directoryVariable is the variable for the directory of the configuration file, for paths
+// relative to it.
 const directoryVariable = "CONFIG_DIR"
 
-// withDirectory is an environment in which CONFIG_DIR is the file's directory, unless
-// it is set.
+// withDirectory returns an environment in which CONFIG_DIR is the file's directory, unless
+// it is set already.
 func withDirectory(file string, env func(string) (string, bool)) func(string) (string, bool) {
 	return func(name string) (string, bool) {
 		value, set := env(name)
@@ -607,7 +594,7 @@ func withDirectory(file string, env func(string) (string, bool)) func(string) (s
 	}
 }
 
-// parse reads the main file, which comes first, and its drop-ins.
+// parse reads sources: the main file first, then its drop-ins.
 func (l Loader) parse(sources []source, m machine) (*Config, Problems) {
 	file := sources[0].file
 	root, problems := compose("", sources[0].text, m.env)

@@ -43,7 +43,7 @@ func decode(n *node, path string, v reflect.Value) Problems {
 		}
 	}
 	switch v.Type() {
-	case nodeType: // for whoever decodes it later
+	case nodeType: // decoded later
 		v.Set(reflect.ValueOf(n))
 		return nil
 	case secretType:

@@ -27,12 +27,12 @@ func thisMachine(env func(string) (string, bool)) (machine, error) {
 	}
 	hostname, err := os.Hostname()
 	if err != nil || !nodeName.MatchString(hostname) {
-		hostname = "localhost" // one daemon alone needs no better name
+		hostname = "localhost" // sufficient for a single node
 	}
 	return machine{env: env, root: os.Geteuid() == 0, hostname: hostname, directory: directory}, nil
 }
 
-// defaults are the values of keys that the file leaves out. All defaults are here and in
+// defaults returns the values of keys that the file leaves out. All defaults are here and in
 // derive.
 func defaults(m machine) Config {
 	debug, _ := m.env("DEBUG")
@@ -95,7 +95,7 @@ func defaults(m machine) Config {
 	}
 }
 
-// derive fills in the defaults that follow from other values.
+// derive applies the defaults that depend on other values.
 func (c *Config) derive(m machine) {
 	if c.StateDir == "" && c.DataRoot != "" {
 		c.StateDir = stateDir(m, c.DataRoot)
@@ -120,7 +120,7 @@ func (c *Config) derive(m machine) {
 	}
 	if c.Scheduling.StageAhead == nil {
 		c.Scheduling.StageAhead = new(1)
-		if c.Ledger.Shared() { // what a busy sheep holds, an idle one of another node cannot have
+		if c.Ledger.Shared() { // an idle sheep of another node cannot take over a prepared job
 			c.Scheduling.StageAhead = new(0)
 		}
 	}
@@ -132,9 +132,9 @@ func (c *Config) derive(m machine) {
 	}
 }
 
-// stateDir is systemd's directory for the service, or one for this data root
-// where the system or the user keeps the state of programs. It is empty when
-// the user has no home.
+// stateDir returns systemd's state directory of the service or, without one, a directory for
+// this data root below the state directory of the system or the user. It is empty if the
+// user has no home.
 func stateDir(m machine, dataRoot string) string {
 	if given, _ := m.env("STATE_DIRECTORY"); given != "" {
 		first, _, _ := strings.Cut(given, ":")
@@ -157,8 +157,7 @@ func stateDir(m machine, dataRoot string) string {
 	return filepath.Join(state, "shepherd", slug(dataRoot))
 }
 
-// onExit leaves sheep up where a service manager restarts the daemon: it has set
-// NOTIFY_SOCKET then.
+// onExit returns leave if a service manager restarts the daemon, which NOTIFY_SOCKET shows.
 func onExit(m machine) string {
 	if given, _ := m.env("NOTIFY_SOCKET"); given != "" {
 		return "leave"
@@ -179,8 +178,8 @@ func socketPath(m machine, stateDir string) string {
 	return filepath.Join(stateDir, name)
 }
 
-// slug makes one file name of a path, another one for each path: where that of
-// two paths could be the same, or would be too long, it ends in a hash.
+// slug derives a distinct file name from a path: names that could be ambiguous or too long
+// end in a hash.
 func slug(path string) string {
 	const longest = 100
 	path = filepath.Clean(path)

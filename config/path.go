@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// paths checks that each directory exists or could be created, and that nothing that has
-// to be kept lies in a directory that is cleaned.
+// paths checks that each directory exists or can be created, and that nothing that must be
+// kept lies in a directory that is cleaned.
 func (ch *checker) paths() {
 	type place struct {
 		key, path string
@@ -66,8 +66,8 @@ func homeProblem(path string) string {
 	return ""
 }
 
-// systemDirectory refuses the system's own directories as data_root: those of sheep in
-// it would be others' directories.
+// systemDirectory rejects the system's own directories as data_root, where the directories
+// of sheep could collide with existing ones.
 func systemDirectory(path string) string {
 	switch path {
 	case "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/usr", "/usr/local",
@@ -77,8 +77,8 @@ func systemDirectory(path string) string {
 	return ""
 }
 
-// cleanedProblem returns an error message where a path lies in the directory of a sheep,
-// which is cleaned at start-up; otherwise "".
+// cleanedProblem returns an error message if a path lies in a sheep's directory, which is
+// cleaned at start-up; otherwise "".
 func (ch *checker) cleanedProblem(path string) string {
 	if ch.DataRoot == "" || path == "" {
 		return ""
@@ -93,8 +93,8 @@ func (ch *checker) cleanedProblem(path string) string {
 	return ""
 }
 
-// keptPaths checks the paths of files that are only read, and those of sheep: none may
-// lie in a directory that is cleaned at start-up.
+// keptPaths checks paths that are only read, and those of sheep: none may lie in a directory
+// that is cleaned at start-up.
 func (ch *checker) keptPaths() {
 	for _, key := range []string{
 		"api.tls.cert_file", "api.tls.key_file", "api.tls.client_ca_file",
@@ -145,9 +145,8 @@ func (ch *checker) keptPath(n *node, path string) {
 	}
 }
 
-// pathProblem returns why a directory (or file) does not exist and cannot be created;
-// "" where it does or could be. It creates nothing. A path that may not be read by this
-// user is assumed to be fine.
+// pathProblem returns why a directory (or file) does not exist and cannot be created; ""
+// otherwise. It creates nothing. A path that this user cannot read is assumed to be valid.
 func pathProblem(path string, file bool) string {
 	if path == "" {
 		return "is empty; expected a path"
@@ -191,8 +190,7 @@ func (ch *checker) absolute(path string) string {
 	return filepath.Join(ch.directory, path)
 }
 
-// resolve returns the absolute path with the symbolic links followed that are
-// there.
+// resolve returns the absolute path with existing symbolic links resolved.
 func (ch *checker) resolve(path string) string {
 	p, rest := ch.absolute(path), ""
 	for {

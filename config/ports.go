@@ -9,17 +9,17 @@ import (
 	"strconv"
 )
 
-// listener is something that will listen on a port.
+// listener is a configured listening address.
 type listener struct {
 	path string
 	host string // empty for every address
 	port int
-	n    *node // its value in the file, nil when it is not from there
-	// origin is where a value comes from that is not in the file.
+	n    *node // its value in the file; nil for a value from elsewhere
+	// origin describes where a value comes from that is not in the file.
 	origin string
 }
 
-// ports checks that no port of an address is given twice.
+// ports checks that no address is used twice.
 func (ch *checker) ports() {
 	taken := map[int][]listener{}
 	for _, l := range ch.listeners() {
@@ -46,8 +46,8 @@ func (ch *checker) ports() {
 	}
 }
 
-// sameAddress reports whether two listeners could conflict: their addresses
-// are the same, one of them is every address, or one is a name that is not known here.
+// sameAddress reports whether two listeners could conflict: their addresses are equal, one
+// of them is unspecified, or one is a name.
 func sameAddress(a, b string) bool {
 	x, errX := netip.ParseAddr(a)
 	y, errY := netip.ParseAddr(b)
@@ -57,8 +57,8 @@ func sameAddress(a, b string) bool {
 	return x.Unmap() == y.Unmap()
 }
 
-// listeners returns who listens, in the order in which a port belongs to them:
-// defaults and the command line first, the rest as it stands in the file.
+// listeners returns all listeners in order of precedence for their ports: defaults and the
+// command line first, then by position in the file.
 func (ch *checker) listeners() []listener {
 	api := listener{path: "api.port", host: ch.API.Host, port: ch.API.Port, n: ch.at("api.port"), origin: ", by default"}
 	if ch.overridden["api.port"] {

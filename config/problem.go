@@ -63,7 +63,7 @@ func (ps Problems) Unwrap() []error {
 	return errs
 }
 
-// at makes a problem with what is at n.
+// at creates a problem at the position of n.
 func at(n *node, path, format string, args ...any) *Problem {
 	return &Problem{File: n.file, Line: n.line, Column: n.column, Path: path, Text: oneLine(fmt.Sprintf(format, args...))}
 }
@@ -80,15 +80,15 @@ func compareBool(a, b bool) int {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// cover reports whether a problem with the value n of a key has been reported.
+// cover reports whether a problem at the value n of a key has been reported.
 func (ps Problems) cover(n *node, path string) bool {
 	return n != nil && slices.ContainsFunc(ps, func(p *Problem) bool {
 		return p.Path == path && p.File == n.file && p.Line == n.line && p.Column == n.column
 	})
 }
 
-// inOrder gives problems of the main file its name, sorts by position and drops
-// repetitions: a key that both config and a sheep type decode is wrong once.
+// inOrder sets the file name of problems of the main file, sorts by position and drops
+// duplicates: a key that both config and a sheep type decode is reported once.
 func (ps Problems) inOrder(file string) Problems {
 	for _, p := range ps {
 		p.File = cmp.Or(p.File, file)

@@ -10,11 +10,11 @@ import (
 
 const stars = "*****"
 
-// Secret is a string that never shows: fmt, log/slog, encoding/json and YAML
-// print stars. The zero Secret is an empty one.
+// Secret is a string that fmt, log/slog, encoding/json and YAML print as stars. The zero
+// Secret is empty.
 //
-// It holds its text behind a pointer because fmt prints unexported fields of
-// whatever struct a Secret ends up in without asking it.
+// The text is behind a pointer, because fmt prints unexported fields of structs that contain
+// a Secret without calling its methods.
 type Secret struct {
 	text  *string
 	shown string // instead of stars
@@ -28,13 +28,13 @@ func NewSecret(text string) Secret {
 	return Secret{text: &text}
 }
 
-// shownAs returns the secret, which is shown as a text that hides what is secret in it.
+// shownAs returns the secret with a text that is printed instead of stars.
 func (s Secret) shownAs(shown string) Secret {
 	s.shown = shown
 	return s
 }
 
-// redactURL is a database's URL without its password; stars where it cannot be read.
+// redactURL returns a database's URL without its password; stars for an invalid URL.
 func redactURL(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -48,7 +48,7 @@ func redactURL(address string) string {
 	return strings.Replace(u.Redacted(), ":xxxxx@", ":"+stars+"@", 1)
 }
 
-// holdsPassword reports whether there is one in a database's URL.
+// holdsPassword reports whether a database's URL contains a password.
 func holdsPassword(address string) bool {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -69,8 +69,8 @@ func (s Secret) Reveal() string {
 // IsZero reports whether the secret is empty.
 func (s Secret) IsZero() bool { return s.text == nil }
 
-// String is stars, or nothing for an empty secret; of a database's URL it hides the
-// password alone.
+// String returns stars, or nothing for an empty secret. For a database's URL it hides only
+// the password.
 func (s Secret) String() string {
 	switch {
 	case s.IsZero():

@@ -29,8 +29,8 @@ type Sheep struct {
 	Shared  bool
 	// GPUMemory is what the sheep may take on each of its GPUs; 0 is all.
 	GPUMemory size.Bytes
-	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for
-	// as long as nobody needs the room.
+	// IdleTimeout is how long the sheep keeps a model without a job; 0 means until another
+	// sheep needs the memory.
 	IdleTimeout time.Duration
 	// Preload is the model that the sheep loads without waiting for a job; zero for
 	// none.
@@ -43,13 +43,12 @@ type Sheep struct {
 	section *node // a mapping, placed at the name
 }
 
-// Decode reads the section strictly into what into points to, a struct with
-// yaml tags for every key of the sheep's type, type and port included. What the
-// section leaves out stays as it is in into. Beside Go's own types the struct
-// may hold time.Duration, this package's Secret, size.Bytes, and types with
-// UnmarshalText or UnmarshalYAML(decode func(any) error) error. The keys that
-// concern the daemon alone, such as gpu_memory and limits, are no keys of the type.
-// The error is of type Problems.
+// Decode decodes the section strictly into a pointer to a struct with yaml tags for every
+// key of the sheep's type, including type and port. Keys that the section leaves out stay
+// unchanged. Besides Go's own types the struct may contain time.Duration, this package's
+// Secret, size.Bytes, and types with UnmarshalText or UnmarshalYAML(decode func(any) error)
+// error. Keys for the daemon itself, such as gpu_memory and limits, are not passed to the
+// type. The error is of type Problems.
 func (s Sheep) Decode(into any) error {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
@@ -69,7 +68,7 @@ func (s Sheep) Decode(into any) error {
 	return nil
 }
 
-// daemonKeys are those of a sheep that its type does not know.
+// daemonKeys are the keys of a sheep that are not passed to its type.
 type daemonKeys struct {
 	Shared      bool          `yaml:"shared"`
 	GPUMemory   size.Bytes    `yaml:"gpu_memory"`
@@ -78,8 +77,8 @@ type daemonKeys struct {
 	Limits      Limits        `yaml:"limits"`
 }
 
-// settings is the section; that of a Sheep which no file gave has what its
-// fields say.
+// settings returns the section or, for a Sheep that was not read from a file, one built from
+// its fields.
 func (s Sheep) settings() *node {
 	if s.section != nil {
 		return s.section
@@ -98,7 +97,7 @@ func (s Sheep) Dir(dataRoot string) string { return filepath.Join(dataRoot, s.Na
 // A sheep's name becomes a directory, a container id and a label.
 var sheepName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
-// sheep takes the sections apart.
+// sheep decodes the sections of all sheep.
 func (ch *checker) sheep(file string, flock *node) {
 	if flock == nil {
 		ch.missing("sheep", "a mapping from the names of sheep to their settings")
@@ -112,7 +111,7 @@ func (ch *checker) sheep(file string, flock *node) {
 	}
 	for _, e := range flock.entries {
 		section := *e.value
-		section.file, section.line, section.column = e.file, e.line, e.column // what the section lacks is said of its name
+		section.file, section.line, section.column = e.file, e.line, e.column // missing keys are reported at the sheep's name
 		switch section.kind {
 		case null:
 			section.kind = mapping
@@ -147,7 +146,7 @@ func (ch *checker) sheep(file string, flock *node) {
 	slices.SortFunc(ch.Sheep, func(a, b Sheep) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// preload reads the model that a sheep is to have ready.
+// preload decodes the model that a sheep preloads.
 func (ch *checker) preload(s *Sheep, n *node) {
 	var text string
 	ch.common(s, "preload", &text)
@@ -167,7 +166,7 @@ func (ch *checker) common(s *Sheep, key string, into any) {
 	}
 }
 
-// types has every sheep checked by its type.
+// types checks every sheep with its type.
 func (ch *checker) types(types map[string]CheckSheep) {
 	known := slices.Sorted(maps.Keys(types))
 	for _, s := range ch.Sheep {
@@ -179,7 +178,7 @@ func (ch *checker) types(types map[string]CheckSheep) {
 		n := s.section.get("type")
 		switch {
 		case ok:
-			// What is known already is not said again in a sheep type's words.
+			// Skip problems that have been reported already.
 			for _, p := range fromDriver(check(ch.Config, s), s.section, s.path) {
 				if p.File == s.file {
 					p.File = "" // the main file's name is added at the end

@@ -13,10 +13,9 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// String is the configuration as YAML, with every default and with stars for
-// secrets. Of a sheep it shows what the file says, references to the
-// environment unreplaced, and stars for the values of env and for those of keys
-// that sound secret.
+// String returns the configuration as YAML with all defaults, and stars for secrets. Of
+// sheep it shows the file's text with references to the environment unexpanded, and stars
+// for values of env and of keys whose names suggest a secret.
 func (c Config) String() string {
 	var b strings.Builder
 	_, _ = c.WriteTo(&b) // a Builder takes all

@@ -19,9 +19,8 @@ import (
 	"github.com/iterait/shepherd/config/size"
 )
 
-// Bounds of what is read. A configuration is some kilobytes; these keep a file
-// that is none (or a bomb of aliases or brackets) from taking the machine's
-// time and memory.
+// Limits of the input. A configuration has some kilobytes; the limits protect against other
+// files, and against nested aliases and brackets that take excessive time and memory.
 const (
 	maxFile  = 256 << 10
 	maxNodes = 100_000
@@ -45,8 +44,8 @@ func (k kind) String() string {
 	return [...]string{"nothing", "a string", "a number", "a decimal number", "a boolean", "a list", "a mapping", "a broken value"}[k]
 }
 
-// node is a value of the file with aliases and merge keys followed and
-// references to the environment replaced.
+// node is a value of the file, with aliases and merge keys resolved and references to the
+// environment expanded.
 type node struct {
 	kind         kind
 	file         string // empty for the main one
@@ -71,8 +70,8 @@ type entry struct {
 // where is the position of the key.
 func (e *entry) where() *node { return &node{file: e.file, line: e.line, column: e.column} }
 
-// merge puts the values of another file over those of n: mappings are merged key by
-// key, everything else is replaced. A key without a value changes nothing.
+// merge overlays the values of another file: mappings are merged key by key, everything else
+// is replaced. Keys without a value change nothing.
 func (n *node) merge(over *node) {
 	for _, e := range over.entries {
 		if e.value.kind == null {
@@ -112,9 +111,9 @@ func (n *node) entry(key string) *entry {
 	return nil
 }
 
-// find walks down a dotted path ("env.PATH", "devices.0", "devices[0]"), as
-// far as it leads; keys may hold dots themselves. It returns the value there,
-// and the path as Problem writes it, with a dot in front.
+// find follows a dotted path ("env.PATH", "devices.0", "devices[0]") as far as it exists;
+// keys may contain dots. It returns the value there, and the path in the format of Problem,
+// with a leading dot.
 func (n *node) find(path string) (*node, string) {
 	path = strings.TrimPrefix(path, ".")
 	if path == "" {
@@ -151,8 +150,8 @@ type composer struct {
 	lookup   func(string) (string, bool)
 	anchors  map[string]*node
 	problems Problems
-	nodes    int  // that aliases brought
-	bomb     bool // they brought too many
+	nodes    int  // number of nodes added by aliases
+	bomb     bool // aliases added too many nodes
 }
 
 // compose reads YAML. The tree is nil when the text is not one mapping in YAML. file

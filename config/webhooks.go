@@ -10,27 +10,26 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Webhooks is who is told of what happens to jobs.
+// Webhooks configures messages about jobs.
 type Webhooks struct {
-	// SecretFile holds what the secrets are made from that messages are signed with for
-	// the receivers that jobs name; empty where jobs may name none.
+	// SecretFile holds the secret from which the signing secrets for receivers named by
+	// jobs are derived; empty forbids such receivers.
 	SecretFile string `yaml:"secret_file,omitempty"`
-	// Allow are addresses and networks that messages may go to although they are private
-	// or this machine's.
+	// Allow are private or local addresses and networks to which messages may be sent.
 	Allow []string `yaml:"allow,omitempty"`
-	// Receivers are told of all jobs, or of those of one tenant.
+	// Receivers receive messages about all jobs, or about one tenant's.
 	Receivers []WebhookReceiver `yaml:"receivers,omitempty"`
 }
 
-// WebhookReceiver is told of what happens to jobs.
+// WebhookReceiver is a configured receiver of messages.
 type WebhookReceiver struct {
 	Name string `yaml:"name"`
 	URL  string `yaml:"url"`
 	// SecretFile holds a secret in each line; messages are signed with all of them.
 	SecretFile string `yaml:"secret_file"`
-	// Events are kinds of events; none stands for ended.
+	// Events are the kinds of events to send; none means ended.
 	Events []string `yaml:"events,omitempty"`
-	// Tenant is whose jobs the receiver is told of, empty for all.
+	// Tenant is the tenant whose jobs the receiver gets messages about; empty for all.
 	Tenant string `yaml:"tenant,omitempty"`
 }
 
@@ -43,7 +42,7 @@ func (r WebhookReceiver) EventKinds() []job.EventKind {
 	return kinds
 }
 
-// AllowedNetworks are Allow, which has been checked.
+// AllowedNetworks parses Allow, which has been checked.
 func (w Webhooks) AllowedNetworks() []netip.Prefix {
 	var networks []netip.Prefix
 	for _, text := range w.Allow {
@@ -54,7 +53,7 @@ func (w Webhooks) AllowedNetworks() []netip.Prefix {
 	return networks
 }
 
-// webhooks checks who is told of what happens to jobs.
+// webhooks checks the section webhooks.
 func (ch *checker) webhooks() {
 	w := ch.Webhooks
 	ch.notEmpty("webhooks.secret_file", w.SecretFile == "")

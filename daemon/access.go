@@ -15,8 +15,8 @@ import (
 	"github.com/iterait/shepherd/config"
 )
 
-// setAccess makes the gate admit the callers that the configuration names, from the
-// next request on.
+// setAccess configures the gate with the callers of the configuration, from the next request
+// on.
 func (a *admission) setAccess(c config.API) error {
 	rules := access.Config{Local: a.local, Rate: c.RateLimit, Burst: c.RateBurst}
 	for _, t := range c.Tokens {
@@ -54,8 +54,7 @@ func callerOf(name string, scopes []string, tenant string) access.Caller {
 	return caller
 }
 
-// shortestToken is the least length of a token that a file holds: 128 bits in
-// hexadecimal digits.
+// shortestToken is the minimum length of a token in a file: 128 bits in hexadecimal digits.
 const shortestToken = 32
 
 func digestOf(t config.Token) (access.Digest, error) {
@@ -81,8 +80,8 @@ func digestOf(t config.Token) (access.Digest, error) {
 	return access.DigestOf(token), nil
 }
 
-// tlsOf is the TLS configuration of the network; nil for none. Where required says
-// that a certificate is the only way in, the handshake requires one.
+// tlsOf returns the TLS configuration of the network listener; nil for none. If required
+// returns true, the handshake requires a client certificate.
 func tlsOf(c config.API, required func() bool, log *slog.Logger) (*tls.Config, error) {
 	if c.TLS == nil {
 		return nil, nil

@@ -11,13 +11,13 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// withAdmin adds to rest what changes the daemon as a whole, below /admin/: reload,
-// and stopping and starting sheep, those that are named by `sheep` or all. It is served on the socket only, and to
-// administrators only.
+// withAdmin adds routes below /admin/ that change the daemon as a whole: reload, and
+// stopping and starting the sheep named in `sheep`, or all. They are served on the socket
+// only, and to administrators only.
 func withAdmin(rest http.Handler, core *shepherd.Shepherd, configuration *reloader, who access.Local) http.Handler {
 	inside := http.NewServeMux()
 	inside.HandleFunc("POST /admin/reload", func(w http.ResponseWriter, r *http.Request) {
-		// A reload that has begun is completed though its client leaves.
+		// Complete a reload even if the client disconnects.
 		result, err := configuration.reload(context.WithoutCancel(r.Context()))
 		writeJSON(w, result, err)
 	})
@@ -49,5 +49,5 @@ func writeJSON(w http.ResponseWriter, value any, err error) {
 		w.WriteHeader(http.StatusConflict)
 		value = api.Error{Message: err.Error()}
 	}
-	_ = json.NewEncoder(w).Encode(value) // a client that has left cannot be told
+	_ = json.NewEncoder(w).Encode(value) // the client may have disconnected
 }

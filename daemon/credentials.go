@@ -12,9 +12,8 @@ func credentialsOfService() []string {
 	return []string{"/run/credentials/shepherdd.service", "/etc/credstore"}
 }
 
-// environmentWith looks a variable up as the packaged service would see it: a
-// command run by hand lacks $CREDENTIALS_DIRECTORY, but its user may be allowed to
-// read one of the places.
+// environmentWith looks up a variable as the packaged service sees it. A command started by
+// hand lacks $CREDENTIALS_DIRECTORY, but its user may be able to read one of the places.
 func environmentWith(places []string, name string) (string, bool) {
 	if value, set := os.LookupEnv(name); set || name != envCredentials {
 		return value, set

@@ -1,7 +1,6 @@
-// Package daemon wires shepherdd together: from a configuration file it makes the
-// parts (ledger, storage, GPUs, sheep, core, API), runs them until it is stopped, and
-// stops them in reverse order. plugins.go is the one list of sheep
-// types.
+// Package daemon creates the parts of shepherdd (ledger, storage, GPUs, sheep, core, API)
+// from a configuration file, runs them until the daemon is stopped, and stops them in
+// reverse order. plugins.go is the only list of sheep types.
 package daemon
 
 import (
@@ -40,16 +39,16 @@ type Options struct {
 	Port *int
 	// Version and Commit are shown by the API and in metrics.
 	Version, Commit string
-	// Manager is the service manager; nil where none has started the daemon.
+	// Manager is the service manager; nil if the daemon was not started by one.
 	Manager *systemd.Manager
-	// StopSheep makes a daemon that adopts the sheep an earlier one has left
-	// running, stops them and returns. It claims no job.
+	// StopSheep makes the daemon adopt the sheep that an earlier one left running, stop
+	// them and return, without claiming jobs.
 	StopSheep bool
 	// DrainTimeout replaces drain_timeout with StopSheep, unless it is negative.
 	DrainTimeout time.Duration
 }
 
-// closers are functions that release resources; they are called last first.
+// closers are cleanup functions, called in reverse order.
 type closers []func()
 
 func (c *closers) add(f func()) { *c = append(*c, f) }
@@ -60,36 +59,34 @@ func (c closers) close() {
 	}
 }
 
-// daemon holds the parts from reading the configuration until the last of them
-// has stopped.
+// daemon holds the parts from reading the configuration until all have stopped.
 type daemon struct {
 	options Options
 	level   *slog.LevelVar
 	log     *slog.Logger
 	closing closers
 
-	config    *config.Config // the one it started with
+	config    *config.Config // at the start of the daemon
 	listeners *listeners
 	telemetry *telemetry
 	ledger    keptLedger
 	store     storage.Store
-	// storageAddress is where the embedded storage listens; empty for another one.
+	// storageAddress is the address of the embedded storage; empty for an external one.
 	storageAddress string
 	gpus           *gpus
 	env            *environment
 	drivers        map[string]runtime.Driver
 	members        []shepherd.Member
 	core           *shepherd.Shepherd
-	fleet          *fleet.Fleet        // nil where the ledger is this node's alone
-	secret         string              // that other nodes show; empty for none
-	webhooks       *webhook.Dispatcher // nil where nobody is told of jobs
+	fleet          *fleet.Fleet        // nil if the ledger is not shared
+	secret         string              // shared by the nodes of a fleet; empty for none
+	webhooks       *webhook.Dispatcher // nil if no webhooks are configured
 }
 
-// Run is the daemon's whole life. It starts draining when ctx ends, and returns
-// when everything has stopped. The log goes to logTo unless the configuration
-// sends it to the journal. The error is config.Problems for a configuration that
-// is wrong, *LockedError where another daemon uses the state directory and
-// *UnmountedError where a file system is not mounted yet.
+// Run runs the daemon. It starts draining when ctx ends, and returns when everything has
+// stopped. The log goes to logTo unless the configuration sends it to the journal. The error
+// is config.Problems for an invalid configuration, *LockedError if another daemon uses the
+// state directory and *UnmountedError if a file system is not mounted yet.
 func Run(ctx context.Context, o Options, logTo io.Writer) error {
 	d := &daemon{options: o, level: new(slog.LevelVar)}
 	defer func() { d.closing.close() }()
@@ -109,7 +106,7 @@ func Run(ctx context.Context, o Options, logTo io.Writer) error {
 	return d.serve(ctx)
 }
 
-// configure reads the configuration and sets up the log it asks for.
+// configure reads the configuration and sets up logging.
 func (d *daemon) configure(logTo io.Writer) (err error) {
 	if d.config, err = loadConfig(d.options); err != nil {
 		return err
@@ -132,9 +129,9 @@ func logConfigWarnings(c *config.Config, log *slog.Logger) {
 	}
 }
 
-// open locks the state directory and opens what the core depends on: listeners, ledger,
-// storage and GPUs. Where a file system is not mounted it returns an error rather than
-// waiting; the service manager starts the daemon again.
+// open locks the state directory and opens the listeners, ledger, storage and GPUs. If a
+// file system is not mounted it returns an error instead of waiting: the service manager
+// restarts the daemon.
 func (d *daemon) open(ctx context.Context) error {
 	if err := checkMounts(d.config, mounts.Missing); err != nil {
 		return err
@@ -151,7 +148,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.telemetry, err = newTelemetry(ctx, d.options.Version, d.options.Commit, d.log, &d.closing); err != nil {
 		return err
 	}
-	// Nobody else reaches the files of the jobs of a daemon that serves its own storage.
+	// With the embedded storage no other node can access the jobs' files, so the ledger must not be shared.
 	if d.ledger, err = openLedger(ctx, d.config, d.config.Storage.Embedded(), d.log, &d.closing); err != nil {
 		return err
 	}
@@ -162,8 +159,8 @@ func (d *daemon) open(ctx context.Context) error {
 	return err
 }
 
-// startCore makes the sheep and the core. Starting the core adopts the jobs an
-// earlier daemon has left running.
+// startCore creates the sheep and the core, and starts the core, which adopts jobs left by
+// an earlier daemon.
 func (d *daemon) startCore(ctx context.Context) error {
 	node, err := nodeName(d.config)
 	if err != nil {
@@ -215,7 +212,7 @@ func (d *daemon) startCore(ctx context.Context) error {
 	return d.core.Start(ctx)
 }
 
-// announce tells the other nodes of a shared ledger of this one, until stop is called.
+// announce publishes this node to the other nodes of a shared ledger until stop is called.
 func (d *daemon) announce() (stop func()) {
 	shared, ok := d.ledger.(registry)
 	if !ok {
@@ -234,7 +231,7 @@ func (d *daemon) announce() (stop func()) {
 	}
 }
 
-// placementOf is which models this node is for.
+// placementOf returns the rules that assign models to nodes, and this node's labels.
 func placementOf(c *config.Config) shepherd.Placement {
 	p := shepherd.Placement{Labels: c.Fleet.NodeLabels()}
 	for _, m := range c.Models.Nodes {
@@ -243,8 +240,7 @@ func placementOf(c *config.Config) shepherd.Placement {
 	return p
 }
 
-// limitDefaults are the limits of jobs that bring none of their own, but for those
-// of sheep.
+// limitDefaults returns the default limits of jobs, without those of sheep.
 func limitDefaults(c *config.Config) shepherd.LimitDefaults {
 	limits := shepherd.LimitDefaults{All: c.Limits.Job()}
 	for _, m := range c.Models.Limits {
@@ -253,10 +249,10 @@ func limitDefaults(c *config.Config) shepherd.LimitDefaults {
 	return limits
 }
 
-// serve serves the API until ctx ends or a server fails, and then stops as the
-// configuration of that moment says.
+// serve serves the API until ctx ends or a server fails, and then stops with the
+// configuration in effect at that time.
 func (d *daemon) serve(ctx context.Context) (err error) {
-	// Requests that wait for a job are ended once the core has stopped.
+	// Requests that wait for a job end when the core has stopped.
 	requests, endRequests := context.WithCancelCause(context.Background())
 	defer endRequests(nil)
 	configuration := &reloader{
@@ -269,7 +265,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 	defer stopReporting()
 	defer d.announce()()
 
-	failed := 0 // servers that have ended and been heard of
+	failed := 0 // number of servers whose error was received
 	stopAtOnce := make(chan struct{})
 	if d.options.StopSheep {
 		close(stopAtOnce)
@@ -281,7 +277,7 @@ func (d *daemon) serve(ctx context.Context) (err error) {
 		err, failed = fmt.Errorf("serve the API: %w", err), 1
 	case <-d.core.LeaseLost():
 		err = errLeaseLost
-		last = func() *config.Config { // no job may go on
+		last = func() *config.Config { // no job may continue
 			c := *configuration.now()
 			c.OnExit, c.DrainTimeout = "stop", 0
 			return &c
@@ -332,11 +328,11 @@ func (d *daemon) serveAPI(base context.Context, configuration *reloader) <-chan 
 	return ended
 }
 
-// stop stops the core and then calls shutdown for the servers; endRequests ends
-// the requests that wait for jobs.
+// stop stops the core and then calls shutdown for the servers. endRequests ends the requests
+// that wait for jobs.
 func (d *daemon) stop(c *config.Config, endRequests context.CancelCauseFunc, shutdown func()) {
 	if err := d.options.Manager.Stopping(c.DrainTimeout + stopTime); err != nil {
-		d.log.Warn("The service manager cannot be told how the daemon is", "error", err)
+		d.log.Warn("Cannot notify the service manager", "error", err)
 	}
 	draining, cancel := context.WithTimeout(context.Background(), c.DrainTimeout)
 	defer cancel()
@@ -344,24 +340,24 @@ func (d *daemon) stop(c *config.Config, endRequests context.CancelCauseFunc, shu
 	defer stopSignals()
 	if c.OnExit != "leave" {
 		d.log.Info("Stopping: running jobs may finish, the others go back to the queue", "drain_timeout", c.DrainTimeout)
-		// The API answers until the last job has ended; it takes no new ones.
+		// The API answers until the last job has ended, and refuses new jobs.
 		d.core.Stop(draining)
-		if d.fleet != nil { // a load balancer may have sent requests until now
+		if d.fleet != nil { // a load balancer may still have been sending requests
 			d.answerOpen(context.Background(), endRequests)
 		}
 		endRequests(job.ErrDraining)
 		shutdown()
 		return
 	}
-	d.log.Info("Stopping: the sheep stay up, and running jobs go on")
+	d.log.Info("Stopping: the sheep stay up, and running jobs continue")
 	d.answerOpen(draining, endRequests)
 	shutdown()
 	d.core.Leave(draining)
 }
 
-// answerOpen answers the requests that are open. New connections wait for the next daemon
-// where the service manager holds the sockets, and are refused elsewhere, for a load
-// balancer to try another node. Requests that wait for a job are ended a moment later.
+// answerOpen answers the open requests. New connections wait for the next daemon if the
+// service manager holds the sockets; otherwise they are refused, so that a load balancer
+// tries another node. Requests that wait for a job end a second later.
 func (d *daemon) answerOpen(ctx context.Context, endRequests func(error)) {
 	waiters := time.AfterFunc(time.Second, func() { endRequests(job.ErrDraining) })
 	defer waiters.Stop()
@@ -370,18 +366,18 @@ func (d *daemon) answerOpen(ctx context.Context, endRequests func(error)) {
 	d.listeners.stopAccepting(answering)
 }
 
-// errLeaseLost is why a daemon ends whose jobs other nodes may have taken.
+// errLeaseLost ends a daemon whose jobs other nodes may have taken.
 var errLeaseLost = errors.New("this node's lease in the ledger is lost, because the database was not reached in time or another daemon joined under this node's name; started again, the daemon joins again")
 
-// closeTime is how long open requests may take when the daemon ends.
+// closeTime is how long open requests may take at the end of the daemon.
 const closeTime = 5 * time.Second
 
-// stopTime is how long the daemon may take to end beside draining jobs.
+// stopTime is how long the daemon may take to end, besides draining jobs.
 const stopTime = time.Minute
 
-// StopSignals are the signals that stop a daemon. SIGHUP, which the end of a
-// terminal sends, is one of them unless it is ignored (nohup) or a service manager
-// uses it to ask for a reload.
+// StopSignals returns the signals that stop a daemon. SIGHUP, sent when a terminal is
+// closed, is one of them unless it is ignored (nohup) or a service manager uses it to
+// request a reload.
 func StopSignals(manager *systemd.Manager) []os.Signal {
 	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
 	if !signal.Ignored(syscall.SIGHUP) && !manager.Notifies() {
@@ -390,8 +386,8 @@ func StopSignals(manager *systemd.Manager) []os.Signal {
 	return signals
 }
 
-// LoadConfig reads the configuration file as a daemon started by hand would. The
-// error is config.Problems where the file is wrong.
+// LoadConfig reads the configuration file as a daemon started by hand does. The error is
+// config.Problems for an invalid file.
 func LoadConfig(file string) (*config.Config, error) {
 	return loadConfig(Options{ConfigFile: file})
 }
@@ -410,7 +406,7 @@ func loadConfig(o Options) (*config.Config, error) {
 		}
 		if o.StopSheep {
 			c.API.Host, c.API.Port = "127.0.0.1", 0
-			c.API.Socket = "" // the default: another may be systemd's
+			c.API.Socket = "" // use the default: the configured one may be held by systemd
 			c.OnExit = "stop"
 			if o.DrainTimeout >= 0 {
 				c.DrainTimeout = o.DrainTimeout
@@ -419,7 +415,7 @@ func loadConfig(o Options) (*config.Config, error) {
 	}}.Load(o.ConfigFile)
 }
 
-// lookupEnv is the environment as it was when the daemon was started.
+// lookupEnv looks up a variable in the environment at the start of the daemon.
 func (o Options) lookupEnv(name string) (string, bool) {
 	if name == "NOTIFY_SOCKET" && o.Manager.Notifies() {
 		return o.Manager.Address(), true

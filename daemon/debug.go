@@ -11,9 +11,9 @@ import (
 	"github.com/iterait/shepherd/config"
 )
 
-// withDebug adds to the API what is for administrators of the machine only:
-// net/http/pprof below /debug/pprof/, the configuration in effect (secrets as
-// stars) and the build information. It is served on the socket only.
+// withDebug adds routes for administrators of the machine: net/http/pprof below
+// /debug/pprof/, the configuration in effect (with secrets hidden) and the build
+// information. They are served on the socket only.
 func withDebug(api http.Handler, cfg func() *config.Config, who access.Local) http.Handler {
 	inside := http.NewServeMux()
 	inside.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -30,8 +30,8 @@ func withDebug(api http.Handler, cfg func() *config.Config, who access.Local) ht
 	return withPrefix("/debug/", administratorsOnly(who, inside), api)
 }
 
-// withPrefix passes requests whose path begins with prefix to inside, and all others
-// to rest. It leaves paths as they were sent, which an http.ServeMux does not.
+// withPrefix passes requests whose path begins with prefix to inside, and others to rest.
+// Unlike http.ServeMux it does not clean paths.
 func withPrefix(prefix string, inside, rest http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, prefix) {
@@ -60,5 +60,5 @@ func administratorsOnly(who access.Local, inside http.Handler) http.Handler {
 func writePlain(w http.ResponseWriter, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
-	_, _ = fmt.Fprint(w, text) // a client that has left cannot be told
+	_, _ = fmt.Fprint(w, text) // the client may have disconnected
 }

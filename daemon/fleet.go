@@ -18,20 +18,20 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// registry is a shared ledger as far as it knows its nodes.
+// registry is the part of a shared ledger that registers nodes.
 type registry interface {
 	Announce(ctx context.Context, node string, about postgres.About) error
 	Nodes(ctx context.Context) ([]postgres.Node, error)
 	LateRenewals() int64
 }
 
-// node is the core as it is served, by the configuration of the moment.
+// node is the core with the current configuration's defaults.
 type node struct {
 	*shepherd.Shepherd
 	drainTimeout func() time.Duration
 }
 
-// OrderSheep tells a sheep what to do.
+// OrderSheep executes an order with the configured drain timeout as the default.
 func (n node) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
 	if o.Drain == job.UsualDrain {
 		o.Drain = n.drainTimeout()
@@ -39,13 +39,13 @@ func (n node) OrderSheep(ctx context.Context, sheep string, o job.Order) error {
 	return n.Shepherd.OrderSheep(ctx, sheep, o)
 }
 
-// aloneService is the core as the API serves it where no other node can be asked.
+// aloneService is the API's service on a single node.
 type aloneService struct {
 	node
 	name string // of this node
 }
 
-// Models are those on this machine's disk.
+// Models returns the models on this machine's disk.
 func (s aloneService) Models(ctx context.Context) (job.KeptModels, error) {
 	models, err := s.Shepherd.Models(ctx)
 	return job.KeptModels{Models: models}, err
@@ -75,7 +75,7 @@ func (s aloneService) check(node string) error {
 	return nil
 }
 
-// local is what this node tells others of itself.
+// local is what this node reports about itself to other nodes.
 type local struct {
 	node
 	gpus func(context.Context) job.GPUs
@@ -84,8 +84,7 @@ type local struct {
 // GPUs implements fleet.Local.
 func (l local) GPUs(ctx context.Context) job.GPUs { return l.gpus(ctx) }
 
-// flockService is the core as the API serves it in a fleet, with the sheep and
-// models of all nodes.
+// flockService is the API's service in a fleet, with the sheep and models of all nodes.
 type flockService struct {
 	node
 	view *fleet.View
@@ -111,8 +110,8 @@ func (s flockService) RemoveModel(ctx context.Context, m job.Model, node string)
 	return s.view.RemoveModel(ctx, m, node)
 }
 
-// openFleet prepares to ask the other nodes of a shared ledger; it is nil where the
-// ledger is this node's alone. The secret is empty where none is configured.
+// openFleet prepares queries to the other nodes of a shared ledger; nil if the ledger is not
+// shared. secret is empty if none is configured.
 func openFleet(cfg *config.Config, node string, l keptLedger, log *slog.Logger, stop *closers) (_ *fleet.Fleet, secret string, err error) {
 	shared, ok := l.(registry)
 	if !ok {
@@ -132,8 +131,8 @@ func openFleet(cfg *config.Config, node string, l keptLedger, log *slog.Logger, 
 	return f, secret, nil
 }
 
-// fleetTLS is how other nodes are reached by https: whom to trust, and the certificate
-// of this node's own API, for nodes that ask for one.
+// fleetTLS returns the TLS configuration for requests to other nodes: the trusted
+// authorities, and the certificate of this node's API for nodes that require one.
 func fleetTLS(cfg *config.Config) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if file := cfg.Fleet.CAFile; file != "" {
@@ -157,7 +156,7 @@ func fleetTLS(cfg *config.Config) (*tls.Config, error) {
 	return c, nil
 }
 
-// directoryOf has the nodes as they announced themselves in the ledger.
+// directoryOf returns the nodes that are registered in the ledger.
 func directoryOf(shared registry) fleet.Directory {
 	return func(ctx context.Context) ([]fleet.Node, error) {
 		known, err := shared.Nodes(ctx)
@@ -177,25 +176,25 @@ func directoryOf(shared registry) fleet.Directory {
 	}
 }
 
-// announcer tells a shared ledger of this node.
+// announcer publishes this node in a shared ledger.
 type announcer struct {
 	registry registry
 	node     string
-	about    postgres.About // but for the sheep
+	about    postgres.About // without the sheep
 	sheep    func(context.Context) []job.Sheep
 	models   func(context.Context) ([]job.KeptModel, error) // on this machine's disk
 	log      *slog.Logger
 
-	last     *postgres.About // that was told; nil for none
+	last     *postgres.About // published last; nil for none
 	failing  bool
-	listed   []job.Model // models, as they were at listedAt
+	listed   []job.Model // the models at listedAt
 	listedAt time.Time
 }
 
-// announceEvery is how often it is looked whether there is something to tell.
+// announceEvery is the interval between two checks for changes.
 const announceEvery = 5 * time.Second
 
-// run tells of the node, and of what changes, until ctx ends.
+// run publishes the node and its changes until ctx ends.
 func (a *announcer) run(ctx context.Context) {
 	tick := time.NewTicker(announceEvery)
 	defer tick.Stop()
@@ -209,7 +208,7 @@ func (a *announcer) run(ctx context.Context) {
 	}
 }
 
-// announce tells what has changed since it was told last.
+// announce publishes the node if it has changed since the last time.
 func (a *announcer) announce(ctx context.Context) {
 	about := a.about
 	for _, s := range a.sheep(ctx) {
@@ -224,24 +223,24 @@ func (a *announcer) announce(ctx context.Context) {
 		a.last, a.failing = &about, false
 	case ctx.Err() == nil && !a.failing:
 		a.failing = true
-		a.log.Warn("Other nodes cannot be told of this one; it is tried again", "error", err)
+		a.log.Warn("Cannot publish this node in the ledger; retrying", "error", err)
 	}
 }
 
-// listEvery is how often the models on the disk are listed, which costs more than a look
-// at the sheep.
+// listEvery is how often the models on the disk are listed, which is more expensive than
+// reading the sheep's state.
 const listEvery = time.Minute
 
-// onDisk are the models on this machine's disk. They are listed now and then, and when a
-// sheep has loaded another model.
+// onDisk returns the models on this machine's disk. They are listed every listEvery, and
+// when a sheep has loaded another model.
 func (a *announcer) onDisk(ctx context.Context, sheep []postgres.Sheep) []job.Model {
 	if a.last != nil && reflect.DeepEqual(sheep, a.last.Sheep) && time.Since(a.listedAt) < listEvery {
 		return a.listed
 	}
 	a.listedAt = time.Now()
 	kept, err := a.models(ctx)
-	if err != nil { // as when containerd is away: what there was is there
-		a.log.Debug("The models on the disk cannot be listed for the other nodes", "error", err)
+	if err != nil { // for example, containerd is down: keep the last list
+		a.log.Debug("Cannot list the models on the disk for the other nodes", "error", err)
 		return a.listed
 	}
 	a.listed = nil

@@ -19,24 +19,23 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// gpus are the machine's GPUs as the daemon uses them: the helper that asks the
-// driver, the grants of each sheep, and the keeper that leases them.
+// gpus are the machine's GPUs: the helper that queries the driver, the grants of each sheep,
+// and the keeper that leases them.
 type gpus struct {
 	helper *gpu.Helper
 	specs  cdi.Config
 	keeper *keeper.Keeper
-	start  func() // starts watching the GPUs; once
+	start  func() // starts monitoring the GPUs, at most once
 	log    *slog.Logger
 
 	mu       sync.Mutex
 	requests []gpu.Request
 	grants   map[string][]gpu.Grant
-	pending  map[string]*gpu.Problem // problems that may solve themselves
+	pending  map[string]*gpu.Problem // requests that may be met later
 	leases   map[string]*keeper.Lease
 }
 
-// openGPUs decides which GPUs each sheep gets, and starts watching them if any sheep
-// asks for one.
+// openGPUs assigns GPUs to the sheep, and starts monitoring them if a sheep requests any.
 func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *closers) (*gpus, error) {
 	g := &gpus{helper: gpu.NewHelper(gpu.HelperConfig{}), log: log, leases: make(map[string]*keeper.Lease)}
 	g.keeper = keeper.New(keeper.Config{
@@ -61,15 +60,15 @@ func openGPUs(ctx context.Context, cfg *config.Config, log *slog.Logger, stop *c
 	return g, nil
 }
 
-// allGrants are the GPUs of each sheep. The caller must not change the map.
+// allGrants returns the GPUs of each sheep. The caller must not change the map.
 func (g *gpus) allGrants() map[string][]gpu.Grant {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.grants
 }
 
-// allot decides which GPUs each sheep gets. A request that can never be met is an
-// error; one that cannot be met yet is tried again by grantsOf.
+// allot assigns GPUs to the sheep. A request that can never be met is an error; one that
+// cannot be met yet is retried by grantsOf.
 func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	var m gpu.Machine
 	for _, r := range requests {
@@ -79,7 +78,7 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 				if ctx.Err() != nil {
 					return err
 				}
-				g.log.Warn("The GPUs of this machine cannot be listed; sheep get the devices they name", "error", err)
+				g.log.Warn("Cannot list the GPUs of this machine; sheep get the devices they name", "error", err)
 			}
 			m.Inventory = inv
 			break
@@ -89,7 +88,7 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 		var err error
 		if m.CDI, err = cdi.New(g.specs).Devices(); err != nil {
 			m.CDITrouble = err.Error()
-			g.log.Warn("CDI specs cannot be used", "error", err)
+			g.log.Warn("Cannot use the CDI specs", "error", err)
 		}
 	}
 	grants, problems := gpu.Allot(requests, m)
@@ -111,7 +110,7 @@ func (g *gpus) allot(ctx context.Context, requests []gpu.Request) error {
 	return nil
 }
 
-// grantsOf are a sheep's GPUs at present. The error has a class of errdefs.
+// grantsOf returns a sheep's current GPUs. The error has a class of errdefs.
 func (g *gpus) grantsOf(ctx context.Context, sheep string) ([]gpu.Grant, error) {
 	g.mu.Lock()
 	grants, problem, requests := g.grants[sheep], g.pending[sheep], g.requests
@@ -133,7 +132,7 @@ func (g *gpus) grantsOf(ctx context.Context, sheep string) ([]gpu.Grant, error) 
 	return g.grants[sheep], nil
 }
 
-// lease is the sheep's lease on its GPUs; nil where it asks for none.
+// lease returns the sheep's lease on its GPUs; nil if it requests none.
 func (g *gpus) lease(s config.Sheep) shepherd.Devices {
 	if s.Devices.Empty() {
 		return nil
@@ -145,7 +144,7 @@ func (g *gpus) lease(s config.Sheep) shepherd.Devices {
 	return lease
 }
 
-// xidRules are the keeper's default rules for Xids with the configuration's overrides.
+// xidRules returns the keeper's default rules for Xids with the configuration's overrides.
 func xidRules(overrides map[string]config.Xid) map[uint64]keeper.XidRule {
 	rules := keeper.DefaultXids()
 	for code, x := range overrides {

@@ -25,19 +25,17 @@ import (
 	"github.com/iterait/shepherd/internal/systemd"
 )
 
-// Bounds of a request's headers: how long they may take to come, and how many bytes
-// they may have.
+// Limits of a request's headers: the time to receive them, and their size in bytes.
 const (
 	headerTime = 10 * time.Second
 	maxHeaders = 64 << 10
 )
 
-// listeners are the daemon's listening sockets with their servers: the network,
-// which serves the API, and the unix socket, which serves the API and what is for
-// administrators. They are opened before anything else: a daemon that cannot be
-// reached must not start.
+// listeners are the daemon's listening sockets with their servers: the network, which serves
+// the API, and the unix socket, which also serves the routes for administrators. They are
+// opened first: a daemon that cannot be reached must not start.
 type listeners struct {
-	network       []net.Listener // more than one where the service manager has several
+	network       []net.Listener // several if the service manager passes several
 	socket        net.Listener
 	host          string // of the network, as configured
 	path          string // of the socket
@@ -46,28 +44,28 @@ type listeners struct {
 	serving
 }
 
-// admission says who may connect and ask. A reload changes it.
+// admission decides who may connect and send requests. A reload changes it.
 type admission struct {
 	local        access.Local
 	gate         *access.Gate
 	browsers     *api.Browsers
 	tls          *tls.Config // of the network; nil for none
-	certificates atomic.Bool // a certificate is the only way in
+	certificates atomic.Bool // a client certificate is the only accepted credential
 }
 
-// serving is the servers, and the bounds that they keep.
+// serving holds the servers and their limits.
 type serving struct {
 	headerTime   time.Duration // for the headers of a request
 	readTime     time.Duration // for a whole request
-	maxPerCaller int           // connections
+	maxPerCaller int           // connections from one address
 
 	servers     []*http.Server
 	ended       chan error
 	connections atomic.Int64
 }
 
-// openListeners listens where the service manager or the configuration says, and
-// writes the address to the state directory.
+// openListeners opens the sockets of the service manager or the configuration, and writes
+// the API's address to the state directory.
 func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logger) (_ *listeners, err error) {
 	l := &listeners{
 		host: cfg.API.Host, removeAddress: func() {},
@@ -116,12 +114,12 @@ func openListeners(cfg *config.Config, manager *systemd.Manager, log *slog.Logge
 	return l, err
 }
 
-// useManagerAddress takes the host from the service manager's listener, and warns if
-// that is not where the configuration says.
+// useManagerAddress takes the host from the service manager's listener, and warns if the
+// configuration has another address.
 func (l *listeners) useManagerAddress(cfg *config.Config, log *slog.Logger) {
 	at := l.network[0].Addr().(*net.TCPAddr)
 	for _, other := range l.network[1:] {
-		// The widest is the one to warn of.
+		// Warn about the most widely reachable address.
 		if a := other.Addr().(*net.TCPAddr); a.IP.IsUnspecified() && !at.IP.IsUnspecified() || !a.IP.IsLoopback() && at.IP.IsLoopback() {
 			at = a
 		}
@@ -135,16 +133,16 @@ func (l *listeners) useManagerAddress(cfg *config.Config, log *slog.Logger) {
 	l.host = at.IP.String()
 }
 
-// serves is the configuration with the address of the network listener.
+// serves returns the configuration with the address of the network listener.
 func (l *listeners) serves(c config.API) config.API {
 	c.Host, c.Port = l.host, l.network[0].Addr().(*net.TCPAddr).Port
 	return c
 }
 
-// url is the API's URL for people: the configured host and the port in use.
+// url returns the API's URL with the configured host and the actual port.
 func (l *listeners) url() string { return l.urlOn(l.host) }
 
-// urlFrom is the API's address for other machines, which know this one by the name.
+// urlFrom returns the API's URL for other machines, which know this one by name.
 func (l *listeners) urlFrom(name string) string {
 	if ip, err := netip.ParseAddr(l.host); err == nil && ip.IsUnspecified() {
 		return l.urlOn(name)
@@ -160,9 +158,9 @@ func (l *listeners) urlOn(host string) string {
 	return scheme + "://" + hostPort(host, l.network[0])
 }
 
-// serve starts a server on the network with the one handler and on the socket with
-// the other. base is the context of every request. The returned channel receives the
-// error of each server that ends.
+// serve starts servers for the network and the socket with their handlers. base is the
+// context of every request. The returned channel receives the error of each server that
+// ends.
 func (l *listeners) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
 	l.ended = make(chan error, len(l.network)+1)
 	refused := sometimes(time.Minute, func(address string) {
@@ -184,7 +182,7 @@ func (l *listeners) serve(base context.Context, network, socket http.Handler, lo
 		l.servers = append(l.servers, server)
 		go func() { l.ended <- serve(server, listener) }()
 	}
-	// Handlers that wait or send much lift these bounds for their request.
+	// Handlers that wait, or transfer much data, extend these timeouts for their request.
 	for _, listener := range l.network {
 		start(network, access.LimitConnections(listener, l.maxPerCaller, refused), func(server *http.Server, listener net.Listener) error {
 			if l.tls == nil {
@@ -212,7 +210,7 @@ func sometimes(every time.Duration, f func(string)) func(string) {
 	}
 }
 
-// all are the listening sockets that are open.
+// all returns the open listening sockets.
 func (l *listeners) all() []net.Listener {
 	all := slices.Clone(l.network)
 	if l.socket != nil {
@@ -221,7 +219,7 @@ func (l *listeners) all() []net.Listener {
 	return all
 }
 
-// count counts the open connections.
+// count tracks the number of open connections.
 func (s *serving) count(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -231,10 +229,10 @@ func (s *serving) count(_ net.Conn, state http.ConnState) {
 	}
 }
 
-// stopAccepting closes the listeners, so that new connections wait for the next
-// daemon where the service manager holds the sockets too. It returns when the open
-// connections have been answered, or ctx has ended. A server's Shutdown alone would
-// drop requests that have just arrived.
+// stopAccepting closes the listeners, so that new connections wait for the next daemon if
+// the service manager also holds the sockets. It returns when the open connections have been
+// answered, or ctx has ended. http.Server.Shutdown alone would drop requests that have just
+// arrived.
 func (l *listeners) stopAccepting(ctx context.Context) {
 	for _, listener := range l.all() {
 		_ = listener.Close() // shutdown receives the error from the server
@@ -253,7 +251,7 @@ func (l *listeners) stopAccepting(ctx context.Context) {
 	}
 }
 
-// shutdown ends the servers once open requests have been answered, or ctx has ended,
+// shutdown shuts the servers down when open requests have been answered or ctx has ended,
 // and returns their errors. ended is the number of servers whose error the caller has
 // received already.
 func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
@@ -270,15 +268,15 @@ func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
 	return err
 }
 
-// close may be called at any time and more than once.
+// close closes the listeners. It may be called at any time and more than once.
 func (l *listeners) close() {
 	l.removeAddress()
 	for _, listener := range l.all() {
-		_ = listener.Close() // most often the server has closed it already
+		_ = listener.Close() // usually the server has closed it already
 	}
 }
 
-// groupID is the number of a group given by name or number; nil for none.
+// groupID returns the id of a group given by name or number; nil for none.
 func groupID(name string) (*uint32, error) {
 	if name == "" {
 		return nil, nil
@@ -307,7 +305,7 @@ func listen(host string, port int) (net.Listener, error) {
 	return l, nil
 }
 
-// hostPort is the configured host with the port in use.
+// hostPort combines the configured host with the listener's port.
 func hostPort(host string, l net.Listener) string {
 	return net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/iterait/shepherd/internal/systemd"
 )
 
-// newLogger makes the daemon's log. The level may be changed later.
+// newLogger creates the daemon's log, and returns a function that closes it. The level may
+// change later.
 func newLogger(to io.Writer, format string, level slog.Leveler) (*slog.Logger, func(), error) {
 	f, isFile := to.(*os.File)
 	if format == "journal" || format == "auto" && isFile && systemd.Journaled(f) {

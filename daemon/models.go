@@ -11,9 +11,8 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// OpenModels gives access to the models of a machine whose daemon is not running,
-// until close is called. It holds no lock, so that a daemon can start meanwhile.
-// Warnings go to logTo.
+// OpenModels returns the models of a machine whose daemon is not running, until close is
+// called. It holds no lock, so a daemon can start meanwhile. Warnings go to logTo.
 func OpenModels(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *shepherd.Models, close func(), err error) {
 	var closing closers
 	defer func() {
@@ -32,14 +31,14 @@ func OpenModels(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *sh
 	return shepherd.NewModels(l, members, log), closing.close, nil
 }
 
-// briefLedger opens the ledger for each list of jobs and closes it again: a ledger
-// that is open is locked.
+// briefLedger opens the ledger only for the duration of each List, because an open ledger is
+// locked.
 type briefLedger struct {
-	ledger.Ledger // nil: nothing but List is called
+	ledger.Ledger // nil: only List is called
 	open          func(context.Context, *closers) (ledger.Ledger, error)
 }
 
-// List is the ledger's.
+// List opens the ledger and lists jobs.
 func (b *briefLedger) List(ctx context.Context, f ledger.Filter, cursor int64, limit int) ([]job.Record, int64, error) {
 	var closing closers
 	defer func() { closing.close() }()

@@ -16,9 +16,9 @@ func (e *UnmountedError) Error() string {
 		e.Key, e.Path, e.MountPoint, mounts.Table, e.MountPoint, e.Key)
 }
 
-// checkMounts returns an *UnmountedError for each path of the daemon whose file system
-// is not mounted yet. Files made below a mount point would be hidden once something is
-// mounted there: jobs would be lost from sight, and the queue would begin empty.
+// checkMounts returns an *UnmountedError for each path of the daemon whose file system is
+// not mounted. Files created below an empty mount point would be hidden by a later mount:
+// the queue would start empty, and its jobs would disappear.
 func checkMounts(cfg *config.Config, missing func(path string) (mountPoint string, err error)) error {
 	paths := []struct{ key, path string }{
 		{"state_dir", cfg.StateDir}, {"data_root", cfg.DataRoot},

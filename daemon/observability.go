@@ -14,15 +14,14 @@ import (
 	"github.com/iterait/shepherd/tracing"
 )
 
-// telemetry is what reports on the daemon's work: metrics, and traces where the
-// environment asks for them.
+// telemetry holds the metrics and, if the environment enables it, tracing.
 type telemetry struct {
 	metrics  *metrics.Metrics
 	observer shepherd.Observer
 	tracer   shepherd.Tracer // nil: only clients' trace contexts are passed on
 }
 
-// newTelemetry sets up metrics and, where the environment asks for them, traces.
+// newTelemetry sets up metrics and, if the environment enables it, tracing.
 func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger, stop *closers) (*telemetry, error) {
 	t := &telemetry{metrics: metrics.New(version, commit)}
 	t.observer = t.metrics
@@ -30,7 +29,7 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 	case errors.Is(err, tracing.ErrOff):
 		return t, nil
 	case err != nil:
-		log.Warn("There are no traces", "error", err)
+		log.Warn("Tracing is disabled", "error", err)
 		return t, nil
 	}
 	traces, err := tracing.New(ctx, tracing.Config{Version: version, Log: log})
@@ -39,14 +38,14 @@ func newTelemetry(ctx context.Context, version, commit string, log *slog.Logger,
 	}
 	stop.add(func() {
 		if err := traces.Close(); err != nil {
-			log.Warn("Some spans are lost", "error", err)
+			log.Warn("Cannot send the last spans", "error", err)
 		}
 	})
 	t.observer, t.tracer = shepherd.Observers{t.metrics, traces}, traces
 	return t, nil
 }
 
-// expose gives the metrics the sources they read when they are scraped.
+// expose registers the metrics that are read when they are scraped.
 func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Shepherd, l keptLedger, gpus *gpus, drivers map[string]runtime.Driver) {
 	sources := metrics.Sources{
 		Core: core, Ledger: l, Policy: policyOf(cfg),
@@ -68,7 +67,7 @@ func (t *telemetry) expose(cfg *config.Config, node string, core *shepherd.Sheph
 	t.metrics.GPUs(gpus.keeper.Known)
 }
 
-// nodesOf is what a ledger that is shared knows of its nodes, for the metrics.
+// nodesOf returns the source of the metrics about nodes.
 func nodesOf(self string, l keptLedger) metrics.Nodes {
 	shared, ok := l.(registry)
 	if !ok {

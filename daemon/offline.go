@@ -19,7 +19,7 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// offline has the state directory and the ledger of a daemon that does not run.
+// offline holds the locked state directory and the ledger of a daemon that is not running.
 type offline struct {
 	config  *config.Config
 	log     *slog.Logger
@@ -28,10 +28,10 @@ type offline struct {
 	closing closers
 }
 
-// openOffline locks the state directory and opens the ledger until close is called.
-// The error is *LockedError where the daemon is running, and *postgres.TakenError where
-// another node's is that shares the ledger. Warnings go to logTo. How far states are in
-// storage is kept, so that the next daemon sees what is changed.
+// openOffline locks the state directory and opens the ledger until close is called. The
+// error is *LockedError if the daemon is running, and *postgres.TakenError if another node
+// that shares the ledger is. Warnings go to logTo. It sets the checkpoint of the states in
+// storage, so that the next daemon writes the changes made meanwhile.
 func openOffline(ctx context.Context, cfg *config.Config, logTo io.Writer) (_ *offline, err error) {
 	o := newOffline(cfg, logTo)
 	defer func() {
@@ -54,7 +54,8 @@ func newOffline(cfg *config.Config, logTo io.Writer) *offline {
 	return &offline{config: cfg, log: slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 }
 
-// open opens the ledger and keeps other nodes out of it. The state directory is locked.
+// open opens the ledger and excludes other nodes from it. The state directory is locked
+// already.
 func (o *offline) open(ctx context.Context) (err error) {
 	if o.node, err = nodeName(o.config); err != nil {
 		return err
@@ -74,10 +75,10 @@ func (o *offline) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// Migrate enters all records of one configuration's ledger in another's, which has to be
-// empty, and returns how many. Neither daemon may run. The ledger that the records were
-// in stays as it was. The error is *LockedError or *postgres.TakenError where a daemon
-// runs, or names the ledger and what to do.
+// Migrate copies all records of one configuration's ledger to another's, which must be
+// empty, and returns their number. The source is not changed. The error is *LockedError or
+// *postgres.TakenError if a daemon runs with either ledger, or names the ledger and what to
+// do.
 func Migrate(ctx context.Context, from, to *config.Config, logTo io.Writer) (int, error) {
 	if ledgerName(from) == ledgerName(to) {
 		return 0, fmt.Errorf("both configurations have the same ledger, %s: name one with the new ledger: %w", ledgerName(to), errdefs.ErrInvalidArgument)
@@ -128,7 +129,7 @@ func Migrate(ctx context.Context, from, to *config.Config, logTo io.Writer) (int
 	return moved, err
 }
 
-// ledgerName says where a ledger is, without a password.
+// ledgerName names a ledger in messages, without a password.
 func ledgerName(cfg *config.Config) string {
 	if cfg.Ledger.Shared() {
 		return cfg.Ledger.URL.String()
@@ -143,9 +144,8 @@ func howToEmpty(cfg *config.Config) string {
 	return "move the file and those beside it away"
 }
 
-// Import enters the records of an archive in the ledger of a daemon that does not
-// run, and returns how many. The errors are those of archive.Restore, and
-// *LockedError.
+// Import adds the records of an archive to the ledger of a daemon that is not running, and
+// returns their number. The errors are those of archive.Restore and *LockedError.
 func Import(ctx context.Context, cfg *config.Config, from io.ReadSeeker, logTo io.Writer) (int, error) {
 	o, err := openOffline(ctx, cfg, logTo)
 	if err != nil {
@@ -155,9 +155,9 @@ func Import(ctx context.Context, cfg *config.Config, from io.ReadSeeker, logTo i
 	return archive.Restore(ctx, from, o.ledger)
 }
 
-// Rebuild enters jobs that have not ended in the ledger of a daemon that does not
-// run, from what storage knows of them; see shepherd.Rebuild. report is called for
-// each job. A dry run makes no ledger where there is none.
+// Rebuild queues unfinished jobs that storage knows in the ledger of a daemon that is not
+// running; see shepherd.Rebuild. report is called for each job. A dry run does not create a
+// missing ledger.
 func Rebuild(ctx context.Context, cfg *config.Config, dryRun bool, report func(shepherd.Rebuilt), logTo io.Writer) (shepherd.RebuildCounts, error) {
 	o := newOffline(cfg, logTo)
 	var entries shepherd.RebuildLedger = noLedger{}
@@ -176,13 +176,13 @@ func Rebuild(ctx context.Context, cfg *config.Config, dryRun bool, report func(s
 	return shepherd.Rebuild(ctx, shepherd.RebuildConfig{Ledger: entries, Store: store, DryRun: dryRun, Report: report})
 }
 
-// exists reports whether there is a file, or something that is in the way of one.
+// exists reports whether anything exists at the path.
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// noLedger is the ledger that a dry run does not make: it knows no job.
+// noLedger stands for a missing ledger in a dry run: it knows no job.
 type noLedger struct{}
 
 func (noLedger) Get(context.Context, job.ID) (job.Record, error) {

@@ -15,22 +15,22 @@ import (
 	"github.com/iterait/shepherd/runtime/container"
 )
 
-// environment is what a sheep type is made from.
+// environment is what sheep types are created from.
 type environment struct {
 	config *config.Config
 	node   string
 	needed func(context.Context) ([]job.Model, error)
-	gpus   *gpus // nil where a configuration is only checked
+	gpus   *gpus // nil if a configuration is only checked
 	// metrics of the sheep types; nil for none.
 	metrics *metrics.Metrics
 	log     *slog.Logger
 }
 
-// newDriver makes the driver of a sheep type.
+// newDriver creates the driver of a sheep type.
 type newDriver func(*environment) runtime.Driver
 
-// sheepTypes is the one list of sheep types, by the word that stands after `type:`
-// in the configuration. docs/writing-a-sheep.md takes you through adding one.
+// sheepTypes is the only list of sheep types, by their name in the configuration (`type:`).
+// docs/writing-a-sheep.md describes how to add one.
 func sheepTypes() map[string]newDriver {
 	return map[string]newDriver{
 		"bare":   newBare,
@@ -38,10 +38,10 @@ func sheepTypes() map[string]newDriver {
 	}
 }
 
-// typeAliases are further names of sheep types.
+// typeAliases returns additional names of sheep types.
 func typeAliases() map[string]string { return map[string]string{"container": "docker"} }
 
-// SheepType is the name of a sheep type without aliases.
+// SheepType resolves an alias of a sheep type.
 func SheepType(name string) string { return cmp.Or(typeAliases()[name], name) }
 
 func newBare(env *environment) runtime.Driver {
@@ -86,7 +86,7 @@ func newContainers(env *environment) runtime.Driver {
 	return container.New(cfg)
 }
 
-// newDrivers makes the driver of every sheep type, by all of its names.
+// newDrivers creates the driver of every sheep type, by all of its names.
 func newDrivers(env *environment) map[string]runtime.Driver {
 	drivers := make(map[string]runtime.Driver)
 	for name, create := range sheepTypes() {
@@ -98,8 +98,8 @@ func newDrivers(env *environment) map[string]runtime.Driver {
 	return drivers
 }
 
-// sheepChecks check each sheep's section of a configuration, by making a sheep from
-// it.
+// sheepChecks returns functions that check a sheep's section of a configuration by creating
+// a sheep from it.
 func sheepChecks() map[string]config.CheckSheep {
 	checks := make(map[string]config.CheckSheep)
 	check := func(name string) config.CheckSheep {

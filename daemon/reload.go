@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// ReloadResult is what a reload has changed.
+// ReloadResult lists what a reload has changed.
 type ReloadResult struct {
 	Added    []string `json:"added"`
 	Changed  []string `json:"changed"`
@@ -25,7 +25,7 @@ type ReloadResult struct {
 	Restart  []string `json:"restart"`   // keys that take effect after a restart
 }
 
-// String is the result for people, in lines.
+// String formats the result for people.
 func (r ReloadResult) String() string {
 	var b strings.Builder
 	for _, what := range []struct {
@@ -45,7 +45,7 @@ func (r ReloadResult) String() string {
 	return b.String()
 }
 
-// liveKeys are the keys that a reload applies, beside all of sheep.
+// liveKeys returns the keys that a reload applies, besides all of sheep.
 func liveKeys() []string {
 	return []string{
 		"drain_timeout", "on_exit", "logging.level", "api.tokens", "api.rate_limit", "api.rate_burst",
@@ -54,7 +54,7 @@ func liveKeys() []string {
 	}
 }
 
-// reloader reads the configuration again and applies it, all of it or nothing.
+// reloader reads the configuration again and applies all of it or, with an error, nothing.
 type reloader struct {
 	read      func() (*config.Config, error)
 	env       *environment
@@ -64,16 +64,16 @@ type reloader struct {
 	level     *slog.LevelVar
 	log       *slog.Logger
 
-	started *config.Config // holds the values of keys that need a restart
+	started *config.Config // has the values in effect of keys that need a restart
 
-	reloading sync.Mutex // one reload at a time
+	reloading sync.Mutex // held during a reload
 
 	mu      sync.Mutex
 	current *config.Config
 	members []shepherd.Member // made from current, in its order
 }
 
-// now is the configuration in effect.
+// now returns the configuration in effect.
 func (r *reloader) now() *config.Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,10 +86,10 @@ func (r *reloader) reload(ctx context.Context) (ReloadResult, error) {
 	defer r.reloading.Unlock()
 	result, err := r.apply(ctx)
 	if err != nil {
-		r.log.Error("The configuration is not applied", "error", err)
+		r.log.Error("Cannot apply the configuration; nothing has changed", "error", err)
 		return ReloadResult{}, err
 	}
-	r.log.Info("Configuration read again", "result", strings.ReplaceAll(strings.TrimSpace(result.String()), "\n", "; "))
+	r.log.Info("Configuration reloaded", "result", strings.ReplaceAll(strings.TrimSpace(result.String()), "\n", "; "))
 	return result, nil
 }
 
@@ -168,8 +168,7 @@ func (r *reloader) apply(ctx context.Context) (result ReloadResult, err error) {
 	return result, nil
 }
 
-// rules are the access rules of a configuration, as far as they can change while
-// the daemon runs.
+// rules returns the access rules of a configuration as far as a reload can change them.
 func (r *reloader) rules(c *config.Config) config.API {
 	rules := r.started.API
 	rules.Tokens, rules.RateLimit, rules.RateBurst = c.API.Tokens, c.API.RateLimit, c.API.RateBurst
@@ -182,8 +181,8 @@ func (r *reloader) rules(c *config.Config) config.API {
 	return rules
 }
 
-// reallot decides again which GPUs each sheep gets. regranted reports whether a sheep
-// gets other GPUs than before.
+// reallot assigns GPUs to the sheep again. regranted reports whether a sheep gets other GPUs
+// than before.
 func (r *reloader) reallot(ctx context.Context, current, next *config.Config, undo *closers) (regranted func(sheep string) bool, err error) {
 	g := r.env.gpus
 	before := g.allGrants()
@@ -204,14 +203,14 @@ func (r *reloader) reallot(ctx context.Context, current, next *config.Config, un
 	}, nil
 }
 
-// releaseDevices ends the GPU lease of a sheep that is removed.
+// releaseDevices ends the GPU lease of a removed sheep.
 func releaseDevices(m shepherd.Member) {
 	if lease, ok := m.Devices.(interface{ Close() }); ok {
 		lease.Close()
 	}
 }
 
-// run reloads at every signal until ctx ends.
+// run reloads on every signal until ctx ends.
 func (r *reloader) run(ctx context.Context, signals <-chan os.Signal, manager *systemd.Manager) {
 	for {
 		select {
@@ -219,7 +218,7 @@ func (r *reloader) run(ctx context.Context, signals <-chan os.Signal, manager *s
 			return
 		case <-signals:
 			_ = manager.Reloading()
-			_, _ = r.reload(ctx) // it has logged the result
+			_, _ = r.reload(ctx) // reload logs the result
 			_ = manager.Ready()
 		}
 	}

@@ -19,9 +19,9 @@ import (
 // reportEvery is the time between two reports to the service manager.
 const reportEvery = 5 * time.Second
 
-// reporter reports to the service manager: that the daemon is ready, a status line,
-// and the watchdog's keep-alive while the core responds. The service manager restarts
-// a daemon whose core is stuck.
+// reporter notifies the service manager: that the daemon is ready, a status line, and the
+// watchdog's keep-alive while the core makes progress. The service manager restarts a daemon
+// whose core is stuck.
 type reporter struct {
 	manager *systemd.Manager
 	core    *shepherd.Shepherd
@@ -36,7 +36,7 @@ func (r *reporter) run(ctx context.Context) {
 	}
 	every, watchdog := reportEvery, r.manager.Watchdog()
 	if watchdog > 0 {
-		every = min(every, watchdog/4) // a late report does not trip the watchdog
+		every = min(every, watchdog/4) // leave room for a delayed report
 	}
 	r.logError(r.manager.Ready())
 	tick := time.NewTicker(every)
@@ -48,7 +48,7 @@ func (r *reporter) run(ctx context.Context) {
 			r.logError(r.manager.Alive())
 			r.logError(r.manager.Status(r.status(checking)))
 		} else if ctx.Err() == nil {
-			r.log.Error("The daemon does not work as it should; the service manager is not told that it is alive", "error", err)
+			r.log.Error("The daemon is stuck; the watchdog of the service manager is not notified", "error", err)
 			r.logError(r.manager.Status("Stuck: " + err.Error()))
 		}
 		cancel()
@@ -62,11 +62,11 @@ func (r *reporter) run(ctx context.Context) {
 
 func (r *reporter) logError(err error) {
 	if err != nil {
-		r.log.Warn("The service manager cannot be told how the daemon is", "error", err)
+		r.log.Warn("Cannot notify the service manager", "error", err)
 	}
 }
 
-// status is the status line.
+// status returns the status line.
 func (r *reporter) status(ctx context.Context) string {
 	counts, err := r.ledger.Count(ctx)
 	if err != nil {
@@ -85,8 +85,8 @@ func (r *reporter) status(ctx context.Context) string {
 	return fmt.Sprintf("%d jobs queued, %d running; %d sheep, %d up, %d at work", counts[job.Queued], counts[job.Processing], len(sheep), up, busy)
 }
 
-// startReporting starts reporting to the service manager, and reloading when it
-// sends SIGHUP, until stop is called.
+// startReporting starts the reports to the service manager, and reloads on its SIGHUP, until
+// stop is called.
 func startReporting(r *reporter, configuration *reloader) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	hangups := make(chan os.Signal, 1)

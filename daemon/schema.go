@@ -7,7 +7,7 @@ import (
 	"github.com/iterait/shepherd/runtime/container"
 )
 
-// ConfigSchema is a JSON Schema of the configuration file.
+// ConfigSchema returns a JSON Schema of the configuration file.
 func ConfigSchema() ([]byte, error) {
 	types := map[string]any{"bare": new(bare.Options), "docker": new(container.Options)}
 	for alias, name := range typeAliases() {

@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// newEnvironment is what sheep types are made from.
+// newEnvironment returns what sheep types are created from.
 func newEnvironment(cfg *config.Config, node string, l ledger.Ledger, gpus *gpus, m *metrics.Metrics, log *slog.Logger) *environment {
 	needed := func(ctx context.Context) ([]job.Model, error) {
 		models, err := shepherd.NeededModels(ctx, l)
@@ -29,14 +29,14 @@ func newEnvironment(cfg *config.Config, node string, l ledger.Ledger, gpus *gpus
 	return &environment{config: cfg, node: node, needed: needed, gpus: gpus, metrics: m, log: log}
 }
 
-// createSheep makes the configured sheep, and the drivers of all sheep types by name.
+// createSheep creates the configured sheep, and the drivers of all sheep types by name.
 func createSheep(env *environment, stop *closers) ([]shepherd.Member, map[string]runtime.Driver, error) {
 	drivers := newDrivers(env)
 	for name, driver := range drivers {
 		if c, ok := driver.(io.Closer); ok && SheepType(name) == name {
 			stop.add(func() {
 				if err := c.Close(); err != nil {
-					env.log.Error("The driver of a sheep type cannot be closed", "type", name, "error", err)
+					env.log.Error("Cannot close the driver of a sheep type", "type", name, "error", err)
 				}
 			})
 		}
@@ -53,7 +53,7 @@ func createSheep(env *environment, stop *closers) ([]shepherd.Member, map[string
 	return members, drivers, nil
 }
 
-// newMember makes a sheep from its section of the configuration.
+// newMember creates a sheep from its section of the configuration.
 func newMember(env *environment, drivers map[string]runtime.Driver, s config.Sheep) (shepherd.Member, error) {
 	driver := drivers[s.Type]
 	sheep, err := driver.NewSheep(s.Name, s.Decode)
@@ -68,8 +68,8 @@ func newMember(env *environment, drivers map[string]runtime.Driver, s config.She
 	return m, nil
 }
 
-// startDrivers starts the drivers that have work beyond single sheep. One that
-// fails to is logged: its sheep may still work.
+// startDrivers starts the drivers that have background work. An error is only logged: the
+// type's sheep may still work.
 func startDrivers(ctx context.Context, drivers map[string]runtime.Driver, members []shepherd.Member, log *slog.Logger) {
 	named := make(map[runtime.Driver][]string)
 	for _, m := range members {

@@ -22,8 +22,8 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("another shepherdd (pid %s) uses the state directory %s: stop it, or give this one its own state_dir", e.PID, e.Dir)
 }
 
-// lockTime is how long lockState waits for the lock. Commands that ask whether a
-// daemon is running hold it for a moment, which must not keep a daemon from starting.
+// lockTime is how long lockState waits for the lock. Commands that check whether a daemon is
+// running hold it briefly, which must not prevent a daemon from starting.
 const lockTime = time.Second
 
 // lockState creates the state directory if it is missing, and locks it until the
@@ -55,10 +55,10 @@ func writeAddress(dir, url string) (remove func(), err error) {
 	if err := os.WriteFile(path, []byte(url+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("write the address of the API: %w", err)
 	}
-	return func() { _ = os.Remove(path) }, nil // a stale file does no harm: the lock says whether a daemon runs
+	return func() { _ = os.Remove(path) }, nil // a stale file is harmless: the lock shows whether a daemon runs
 }
 
-// Address is the address of the API of the daemon that uses the state directory.
+// Address returns the API's address of the daemon that uses the state directory.
 func Address(dir string) (string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "api"))
 	if err != nil {
@@ -82,7 +82,7 @@ func readDrained(dir string) (sheep []string, err error) {
 	return sheep, nil
 }
 
-// writeDrained keeps which sheep are drained, for the next daemon.
+// writeDrained persists which sheep are drained.
 func writeDrained(dir string, sheep []string) error {
 	text, err := json.Marshal(sheep)
 	if err != nil {
@@ -91,8 +91,8 @@ func writeDrained(dir string, sheep []string) error {
 	return durable.WriteFile(filepath.Join(dir, "drained.json"), append(text, '\n'), 0o600)
 }
 
-// Running reports whether a daemon uses the state directory. It changes nothing there,
-// and holds a shared lock for a moment only.
+// Running reports whether a daemon uses the state directory. It changes nothing, and holds a
+// shared lock only briefly.
 func Running(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, "lock"))
 	if errors.Is(err, fs.ErrNotExist) {

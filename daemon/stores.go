@@ -27,8 +27,7 @@ import (
 	"github.com/iterait/shepherd/storage/s3"
 )
 
-// keptLedger is a ledger that knows how long files are kept, takes in records of
-// another one, and keeps messages for receivers of webhooks.
+// keptLedger is a ledger with all optional interfaces that the daemon needs.
 type keptLedger interface {
 	ledger.Ledger
 	ledger.Retention
@@ -37,8 +36,8 @@ type keptLedger interface {
 	ledger.Uploads
 }
 
-// openLedger opens the ledger of the configuration: the SQLite file, or the PostgreSQL
-// database. With alone, no other node may join a database meanwhile, or be joined.
+// openLedger opens the configured ledger: the SQLite file or the PostgreSQL database. With
+// alone, it excludes other nodes from the database.
 func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.Logger, stop *closers) (keptLedger, error) {
 	var l keptLedger
 	if cfg.Ledger.Shared() {
@@ -67,7 +66,7 @@ func openLedger(ctx context.Context, cfg *config.Config, alone bool, log *slog.L
 	return l, nil
 }
 
-// policyOf is what bounds the jobs that are held, and how tenants share.
+// policyOf returns the ledger's policy: the limits of models and tenants, and fair share.
 func policyOf(cfg *config.Config) ledger.Policy {
 	s := cfg.Scheduling
 	var p ledger.Policy
@@ -87,13 +86,14 @@ func policyOf(cfg *config.Config) ledger.Policy {
 	return p
 }
 
-// peersOf knows the other nodes of a ledger; nil where that has one node alone.
+// peersOf returns the membership of a shared ledger's nodes; nil if the ledger is not
+// shared.
 func peersOf(l keptLedger) shepherd.Peers {
 	peers, _ := l.(shepherd.Peers)
 	return peers
 }
 
-// DatabaseConfig is how the PostgreSQL database of a configuration is opened.
+// DatabaseConfig returns the parameters of the configured PostgreSQL database.
 func DatabaseConfig(cfg *config.Config) postgres.Config {
 	l := cfg.Ledger
 	c := postgres.Config{
@@ -112,10 +112,9 @@ func DatabaseConfig(cfg *config.Config) postgres.Config {
 	return c
 }
 
-// openStorage opens the configured storage: a client of the one elsewhere, or the
-// embedded one, which it starts and whose folder the daemon reaches directly.
-//
-// The address is where the embedded one listens.
+// openStorage opens the configured storage: a client of an external one, or the embedded
+// one, which it starts and which the daemon accesses without HTTP. address is where the
+// embedded one listens; empty for an external one.
 func openStorage(cfg *config.Config, observe func(string, time.Duration, error), log *slog.Logger, stop *closers) (_ storage.Store, address string, err error) {
 	c := cfg.Storage
 	access, secret, err := StorageKeys(c)
@@ -142,7 +141,7 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 	stop.add(func() {
 		cancel()
 		if err := errors.Join(<-served, server.Close()); err != nil {
-			log.Error("The embedded storage cannot be closed", "error", err)
+			log.Error("Cannot close the embedded storage", "error", err)
 		}
 	})
 	log.Info("Embedded storage is available at http://"+server.Addr(), "path", c.Path)
@@ -150,8 +149,8 @@ func openStorage(cfg *config.Config, observe func(string, time.Duration, error),
 	return store, server.Addr(), err
 }
 
-// presignerOf makes addresses of files for clients; nil where it is not known how they
-// reach the storage.
+// presignerOf returns a presigner of URLs for clients; nil if the URL at which clients reach
+// the storage is unknown.
 func presignerOf(c config.Storage) (storage.Presigner, error) {
 	if c.Embedded() && c.PublicURL == "" {
 		return nil, nil
@@ -163,7 +162,7 @@ func presignerOf(c config.Storage) (storage.Presigner, error) {
 	return signerAt(c, cmp.Or(c.PublicURL, c.URL), access, secret)
 }
 
-// signerAt makes addresses for the storage as it is reached at a URL.
+// signerAt returns a presigner for the storage at a URL.
 func signerAt(c config.Storage, url, access, secret string) (*s3.Presigner, error) {
 	return s3.NewPresigner(s3.Config{
 		URL: url, AccessKey: access, SecretKey: secret, SessionToken: c.SessionToken.Reveal(),
@@ -171,8 +170,8 @@ func signerAt(c config.Storage, url, access, secret string) (*s3.Presigner, erro
 	})
 }
 
-// StorageKeys are the keys of the storage: the configured ones or, where none are,
-// those that the embedded storage has generated.
+// StorageKeys returns the storage's keys: the configured ones or, if there are none, those
+// that the embedded storage has generated.
 func StorageKeys(c config.Storage) (access, secret string, err error) {
 	if c.Embedded() && c.AccessKey == "" {
 		return embedded.Credentials(c.Path)
@@ -186,16 +185,16 @@ func StorageKeys(c config.Storage) (access, secret string, err error) {
 	return c.AccessKey, secret, nil
 }
 
-// How often storage that did not answer at the start is asked again: after firstPing,
-// then after twice as long each time, up to longestPing. pingTime bounds each request.
+// Retries of storage that does not answer at the start: after firstPing, with doubling
+// pauses up to longestPing. pingTime bounds each request.
 const (
 	firstPing   = 250 * time.Millisecond
 	longestPing = 15 * time.Second
 	pingTime    = 5 * time.Second
 )
 
-// reportStorage logs whether storage answers. The daemon starts in any case, and jobs
-// wait until it does; that is logged, too, unless stop comes first.
+// reportStorage logs whether storage answers. The daemon starts in any case, and jobs wait
+// for storage; its recovery is logged, too, unless the daemon stops first.
 func reportStorage(ctx context.Context, ping func(context.Context) error, url string, log *slog.Logger, stop *closers) {
 	ask := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, pingTime)
@@ -230,8 +229,8 @@ func reportStorage(ctx context.Context, ping func(context.Context) error, url st
 	})
 }
 
-// nodeName is the name under which this daemon holds jobs in the ledger. It is kept
-// in the state directory, so that a machine that is renamed finds its jobs again.
+// nodeName returns this daemon's name in the ledger. It is kept in the state directory, so
+// that a renamed machine still finds its jobs.
 func nodeName(cfg *config.Config) (string, error) {
 	path := filepath.Join(cfg.StateDir, "node")
 	kept, err := os.ReadFile(path)
@@ -250,8 +249,8 @@ func nodeName(cfg *config.Config) (string, error) {
 	return name, nil
 }
 
-// keptNodeName is the name that a daemon of this machine has; the configured one
-// where none has run yet.
+// keptNodeName returns the name of this machine's last daemon, or the configured name if
+// none has run yet.
 func keptNodeName(cfg *config.Config) string {
 	kept, err := os.ReadFile(filepath.Join(cfg.StateDir, "node"))
 	if name := strings.TrimSpace(string(kept)); err == nil && name != "" {
@@ -260,7 +259,7 @@ func keptNodeName(cfg *config.Config) string {
 	return cfg.Node
 }
 
-// firstLine reads a secret from its file.
+// firstLine reads a secret from the first line of a file.
 func firstLine(file string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

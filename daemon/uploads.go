@@ -13,8 +13,8 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// uploadsOf is how clients put inputs into storage themselves. The address is where the
-// embedded storage listens.
+// uploadsOf configures uploads, with which clients put inputs into storage directly. address
+// is where the embedded storage listens.
 func uploadsOf(c config.Storage, address string, l ledger.Uploads) (shepherd.Uploads, error) {
 	uploads := shepherd.Uploads{Ledger: l, Keep: c.KeepUploads, MaxSize: int64(c.MaxUpload)}
 	presigner, err := presignerOf(c)
@@ -47,9 +47,9 @@ func uploadsOf(c config.Storage, address string, l ledger.Uploads) (shepherd.Upl
 	return uploads, nil
 }
 
-// embeddedHost is the host by which a client reaches the embedded storage that listens at an
-// address, where it has reached the daemon by the given one, empty for a client of the same
-// machine. The error is a *job.NoUploads.
+// embeddedHost returns the host at which a client can reach the embedded storage that
+// listens at an address, given the host at which it reached the daemon, empty for a client
+// on the same machine. The error is a *job.NoUploads.
 func embeddedHost(listens, host string) (string, error) {
 	host = strings.Trim(host, "[]")
 	at, err := netip.ParseAddr(listens)
@@ -73,7 +73,7 @@ func embeddedHost(listens, host string) (string, error) {
 	return listens, nil
 }
 
-// isLoopback reports whether a host is this machine's for whoever asks.
+// isLoopback reports whether a host names the client's own machine.
 func isLoopback(host string) bool {
 	at, err := netip.ParseAddr(host)
 	return err == nil && at.IsLoopback() || host == "localhost"

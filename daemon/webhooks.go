@@ -10,8 +10,8 @@ import (
 	"github.com/iterait/shepherd/webhook"
 )
 
-// openWebhooks makes what tells receivers of jobs, not started yet; nil where nobody is to
-// be told.
+// openWebhooks creates the dispatcher of webhooks, without starting it; nil if none are
+// configured.
 func (d *daemon) openWebhooks() (*webhook.Dispatcher, error) {
 	w := d.config.Webhooks
 	if w.SecretFile == "" && len(w.Receivers) == 0 {
@@ -50,7 +50,7 @@ func (d *daemon) openWebhooks() (*webhook.Dispatcher, error) {
 	return webhook.New(cfg), nil
 }
 
-// webhookSecrets reads the secrets of a file. The error does not show them.
+// webhookSecrets reads the secrets in a file. Errors do not contain them.
 func webhookSecrets(file string) ([]webhook.Secret, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -1,15 +1,14 @@
-// Package forecast estimates when jobs that wait will start, and when those that run
-// will end, from what jobs of the same models took lately.
+// Package forecast estimates when waiting jobs will start and when running jobs will end,
+// from the durations of recent jobs of the same models.
 //
-// History remembers how long the last jobs of each model ran and how long loading the
-// model took. Simulate plays what the sheep have and what waits forward by the scheduling
-// order that package ledger documents, many times over, each time with durations drawn
-// from that history. Of the times that come out for a job, the median is the estimate,
-// and the middle eight tenths are its error. Jobs that are submitted later, fail, or
-// come back to the queue are not foreseen.
+// History records how long recent jobs of each model ran and how long loading the model
+// took. Simulate simulates the sheep and the queue in the scheduling order that package
+// ledger documents, many times, with durations drawn from that history. Of the resulting
+// times of a job, the median is the estimate, and the middle 80 percent its error. Jobs that
+// fail or come back to the queue are not predicted.
 //
-// Nothing here reads a clock, a ledger or a sheep, and the same State and History give
-// the same Forecast.
+// The package uses no clock, ledger or sheep: the same State and History give the same
+// Forecast.
 package forecast
 
 import (
@@ -19,10 +18,10 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Forecast is what is expected of jobs.
+// Forecast holds the estimates for jobs.
 type Forecast struct {
-	// Starts has the jobs that wait, Ends those that wait or run, as far as anything
-	// can be said of them.
+	// Starts holds the expected starts of waiting jobs, Ends the expected ends of waiting
+	// and running jobs, as far as they can be estimated.
 	Starts, Ends map[job.ID]job.Estimate
 
 	waiting map[job.ID]bool // the jobs that were simulated
@@ -30,12 +29,11 @@ type Forecast struct {
 	last    job.Estimate // the latest start among the jobs that were simulated
 }
 
-// Knows reports whether the job was among those that wait.
+// Knows reports whether the job was among the simulated waiting jobs.
 func (f *Forecast) Knows(id job.ID) bool { return f.waiting[id] }
 
-// Beyond is the expected start of a job that waits at the position, behind all that were
-// simulated, as if the queue went on as it begins. Its error is twice as wide. Ok is false
-// where nothing is known.
+// Beyond extrapolates the expected start of a job at a position behind all simulated jobs.
+// Its error is twice as wide. ok is false if nothing is known.
 func (f *Forecast) Beyond(position int) (_ job.Estimate, ok bool) {
 	if len(f.waiting) == 0 || f.last.Likely.IsZero() {
 		return job.Estimate{}, false
@@ -50,11 +48,11 @@ func (f *Forecast) Beyond(position int) (_ job.Estimate, ok bool) {
 	}, true
 }
 
-// never is later than anything that is simulated.
+// never is later than any simulated time.
 const never = time.Duration(1<<63 - 1)
 
-// estimate is what the outcomes say, which it sorts; ok is false where most of them never
-// came.
+// estimate returns the quantiles of the outcomes, which it sorts. ok is false if most of
+// them are never.
 func estimate(at time.Time, outcomes []time.Duration) (_ job.Estimate, ok bool) {
 	slices.Sort(outcomes)
 	if len(outcomes) == 0 || quantile(outcomes, 0.5) == never {
@@ -69,7 +67,7 @@ func estimate(at time.Time, outcomes []time.Duration) (_ job.Estimate, ok bool) 
 	}, true
 }
 
-// quantile is the value below which the part q of the sorted values lies.
+// quantile returns the q-quantile of the sorted values.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[int(q*float64(len(sorted)-1)+0.5)]
 }

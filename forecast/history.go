@@ -11,17 +11,17 @@ import (
 
 // Bounds of a History.
 const (
-	// Kept is how many durations of each model are remembered, the last ones: enough
-	// for their quantiles, and few enough to follow a model that becomes slower.
+	// Kept is how many recent durations of each model are kept: enough for quantiles, and
+	// few enough to follow a model that becomes slower.
 	Kept = 48
-	// maxModels bounds the models that are remembered, the last ones that were used.
+	// maxModels bounds the number of models; the least recently used one is dropped.
 	maxModels = 512
-	// arrivalWindow is the time of which arrivals are counted.
+	// arrivalWindow is the time span over which submissions are counted.
 	arrivalWindow = 10 * time.Minute
 )
 
-// History remembers what jobs of each model took, and how often they come. The zero History is empty. Its methods
-// may be called from any goroutine.
+// History records the durations of each model's jobs, and how often they are submitted. The
+// zero History is empty. It is safe for concurrent use.
 type History struct {
 	mu     sync.Mutex
 	models map[job.Model]*durations
@@ -29,7 +29,7 @@ type History struct {
 	since  time.Time // when the first job arrived
 }
 
-// durations are the last ones of a model.
+// durations are the recent durations of one model.
 type durations struct {
 	runs, loads ring
 	arrivals    []time.Time // at most Kept, the oldest first
@@ -51,8 +51,8 @@ func (r *ring) add(d time.Duration) {
 	r.next = (r.next + 1) % Kept
 }
 
-// Add notes that a job of the model ran for so long, before which loading the model took
-// load; 0 where it was loaded.
+// Add records the duration of a job, and of loading the model before it; 0 if the model was
+// loaded already.
 func (h *History) Add(m job.Model, run, load time.Duration) {
 	if run <= 0 {
 		return
@@ -66,7 +66,7 @@ func (h *History) Add(m job.Model, run, load time.Duration) {
 	}
 }
 
-// Arrived notes that a job of the model was submitted.
+// Arrived records that a job of the model was submitted.
 func (h *History) Arrived(m job.Model, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -81,8 +81,8 @@ func (h *History) Arrived(m job.Model, at time.Time) {
 	d.arrivals = append(d.arrivals, at)
 }
 
-// pace is how much time passes from one job of the model to the next, on average, by those
-// that were submitted lately; never where none were. How many is by how sure that is.
+// pace returns the average time between recent submissions of jobs of the model, and their
+// number; never and 0 if there were none.
 func (h *History) pace(m job.Model, now time.Time) (_ time.Duration, of int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -99,13 +99,13 @@ func (h *History) pace(m job.Model, now time.Time) (_ time.Duration, of int) {
 	if of == Kept {
 		window = now.Sub(d.arrivals[0])
 	}
-	if of == 0 || window < time.Second { // all at once says nothing of what is to come
+	if of == 0 || window < time.Second { // a single burst does not predict a rate
 		return never, 0
 	}
 	return window / time.Duration(of), of
 }
 
-// of is what is remembered of the model, which was used just now. The caller holds h.mu.
+// of returns the record of the model and marks it as used. The caller holds h.mu.
 func (h *History) of(m job.Model) *durations {
 	d := h.models[m]
 	if d == nil {
@@ -123,7 +123,7 @@ func (h *History) of(m job.Model) *durations {
 	return d
 }
 
-// forgetOldest drops the model that was used the longest time ago. The caller holds h.mu.
+// forgetOldest drops the least recently used model. The caller holds h.mu.
 func (h *History) forgetOldest() {
 	var oldest job.Model
 	used := math.MaxInt
@@ -143,7 +143,7 @@ func (h *History) Known(m job.Model) bool {
 	return d != nil && len(d.runs.values) > 0
 }
 
-// Usual is how long jobs of the model usually take; ok is false where none is known.
+// Usual returns the typical durations of the model's jobs; ok is false if none is known.
 func (h *History) Usual(m job.Model) (_ job.Usual, ok bool) {
 	runs, loads := h.sorted(m)
 	if len(runs) == 0 {
@@ -156,7 +156,7 @@ func (h *History) Usual(m job.Model) (_ job.Usual, ok bool) {
 	return u, true
 }
 
-// sorted are the model's durations in ascending order.
+// sorted returns the model's durations in ascending order.
 func (h *History) sorted(m job.Model) (runs, loads []time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -167,7 +167,7 @@ func (h *History) sorted(m job.Model) (runs, loads []time.Duration) {
 	return slices.Sorted(slices.Values(d.runs.values)), slices.Sorted(slices.Values(d.loads.values))
 }
 
-// pool is durations of all models, for one of which nothing is known.
+// pool returns the durations of all models, for models without any.
 func (h *History) pool() (runs, loads []time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -10,20 +10,20 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// State is the flock and its queue at a time.
+// State is the state of the flock and its queue.
 type State struct {
 	Now   time.Time
 	Sheep []Sheep
-	// Jobs wait, those that a sheep has prepared left out. The older come first.
+	// Jobs are the waiting jobs that no sheep has prepared, oldest first.
 	Jobs []Job
-	// Turn is how long a sheep goes on with a model that took so long to load, while
+	// Turn returns how long a sheep prefers a model that took load to be loaded, while
 	// older jobs of other models wait.
 	Turn func(load time.Duration) time.Duration
-	// Ahead says that sheep claim and prepare the next job while they run one.
+	// Ahead is set if sheep claim and prepare the next job while they run one.
 	Ahead bool
 }
 
-// Job is a job that waits.
+// Job is a waiting job.
 type Job struct {
 	ID       job.ID
 	Model    job.Model
@@ -33,53 +33,53 @@ type Job struct {
 	NotBefore time.Time
 }
 
-// Sheep is what may run jobs.
+// Sheep is a sheep and its current job.
 type Sheep struct {
 	Name string
-	// Can says whether it can run a model at all.
+	// Can reports whether the sheep can run a model at all.
 	Can func(job.Model) bool
-	// Model is what it has loaded or is loading; zero for none.
+	// Model is the model that is loaded or being loaded; zero for none.
 	Model job.Model
-	// TurnLeft is how long the turn of Model still lasts.
+	// TurnLeft is the remaining time of Model's turn.
 	TurnLeft time.Duration
-	// After is how long it takes no job, though it has none, as after a fault.
+	// After is how long the idle sheep takes no job, for example after a fault.
 	After time.Duration
-	// Closed says that it takes no jobs but those that it has.
+	// Closed is set if the sheep claims no more jobs.
 	Closed bool
-	// Current is the job that it has; nil for none.
+	// Current is the sheep's current job; nil for none.
 	Current *Current
-	// Next is the job that it has claimed to run after that; nil for none.
+	// Next is the job that it has claimed to run after Current; nil for none.
 	Next *Job
 }
 
-// Current is a job that a sheep has.
+// Current is the current job of a sheep.
 type Current struct {
 	ID    job.ID
 	Model job.Model
-	// Running says that the runner has the job, For that it, or else the sheep, has had
-	// it for so long.
+	// Running is set if the runner has the job. For is how long the runner has had it or,
+	// if it has not, the sheep.
 	Running bool
 	For     time.Duration
-	// Done is how far the runner said that it is, from 0 to 1; 0 where it did not.
+	// Done is the progress that the runner reported, from 0 to 1; 0 for none.
 	Done float64
 }
 
-// Bounds of the work of one forecast.
+// Limits of the work for one forecast.
 const (
 	minRounds = 5
 	maxRounds = 100
 	maxWork   = 1 << 19 // comparisons, about
 )
 
-// seed is the same for all forecasts: an estimate changes with what it is made of, and not
-// from one look to the next.
+// seed is the same for all forecasts, so that an estimate changes only when its input does.
 const seed = 0x5EED
 
-// spread is how far a model whose durations are known from one job may be off, as the
-// standard deviation of a factor's logarithm. It shrinks with the root of their number.
+// spread is the uncertainty of a model's durations if one job is known, as the standard
+// deviation of the logarithm of a factor. It shrinks with the square root of the number of
+// jobs.
 const spread = 0.5
 
-// Simulate says when the jobs of the state start and end.
+// Simulate estimates when the jobs of the state start and end.
 func Simulate(s State, h *History) *Forecast {
 	p := plan(s, h)
 	rounds := min(max(maxWork/((len(s.Jobs)+1)*(len(p.groups)+len(s.Sheep)+1)), minRounds), maxRounds)
@@ -112,23 +112,23 @@ func Simulate(s State, h *History) *Forecast {
 	return f
 }
 
-// planned is a State in the form that it is played from.
+// planned is a State in the form used by the simulation.
 type planned struct {
 	State
-	jobs   []Job // those that sheep have prepared come first
+	jobs   []Job // the jobs that sheep have prepared come first
 	models []modelPlan
 	of     []int // the model of each job
 	groups []group
 	may    [][]int        // the groups of which each sheep may have jobs
 	can    []map[int]bool // by sheep, the models that it was asked for
-	// of the sheep: the model that is loaded, that of the job it has, and the job it has
-	// prepared; -1 for none.
+	// For each sheep: the loaded model, the model of its current job, and the index of its
+	// prepared job; -1 for none.
 	loaded, has, next []int
 
-	starts, ends [][]time.Duration // outcomes by job; ends of what sheep have follow
+	starts, ends [][]time.Duration // outcomes by job; in ends, followed by the sheep's current jobs
 }
 
-// modelPlan is what is known of a model.
+// modelPlan is what is known about a model.
 type modelPlan struct {
 	model       job.Model
 	runs, loads []time.Duration
@@ -137,8 +137,7 @@ type modelPlan struct {
 	paceOff     float64 // as off
 }
 
-// group is jobs of one model with one address that can be claimed from one time on, in
-// the scheduling order.
+// group is jobs with the same model, address and earliest start, in scheduling order.
 type group struct {
 	model int
 	ready time.Duration
@@ -226,7 +225,7 @@ func plan(s State, h *History) *planned {
 	return p
 }
 
-// able says whether the sheep can run the model.
+// able reports whether the sheep can run the model.
 func (p *planned) able(i, m int) bool {
 	able, asked := p.can[i][m]
 	if !asked {
@@ -236,7 +235,7 @@ func (p *planned) able(i, m int) bool {
 	return able
 }
 
-// actor is a sheep in one round.
+// actor is a sheep during one simulation.
 type actor struct {
 	free     time.Duration // when it can take a job
 	model    int
@@ -244,15 +243,15 @@ type actor struct {
 	next     int
 }
 
-// arrivals are the jobs of one model that are submitted meanwhile. They are behind those
-// that wait, but for a sheep that has their model loaded.
+// arrivals are future submissions of one model. They queue behind the waiting jobs, but a
+// sheep with the model loaded may prefer them.
 type arrivals struct {
 	pace time.Duration
 	next time.Duration // when the next one comes
 	wait int           // how many have come and were not claimed
 }
 
-// round is one way in which it may go on.
+// round is one simulation.
 type round struct {
 	*planned
 	random *rand.Rand
@@ -263,7 +262,7 @@ type round struct {
 	actors []actor
 }
 
-// play adds the outcomes of one round.
+// play runs one simulation and adds its outcomes.
 func (p *planned) play(random *rand.Rand) {
 	r := &round{planned: p, random: random, heads: make([]int, len(p.groups)), left: len(p.jobs), actors: make([]actor, len(p.Sheep))}
 	for _, m := range p.models {
@@ -323,13 +322,13 @@ func (p *planned) play(random *rand.Rand) {
 	}
 }
 
-// What choose answers in place of a job.
+// Results of choose besides the index of a job.
 const (
-	none    = -1 // there is none
-	another = -2 // one that is not there yet, of the model that is loaded
+	none    = -1 // no job
+	another = -2 // a future job of the loaded model, see arrivals
 )
 
-// ahead is the job that the sheep prepares when it has begun with one.
+// ahead returns the job that the sheep prepares after it has started one.
 func (r *round) ahead(i int, now time.Duration) int {
 	if !r.Ahead || r.actors[i].free == never {
 		return none
@@ -337,7 +336,7 @@ func (r *round) ahead(i int, now time.Duration) int {
 	return r.choose(i, now)
 }
 
-// comes reports whether a job of the model was submitted meanwhile and is claimed now.
+// comes reports whether a future job of the model has been submitted by now, and claims it.
 func (r *round) comes(m int, now time.Duration) bool {
 	c := &r.coming[m]
 	for c.next <= now {
@@ -351,7 +350,7 @@ func (r *round) comes(m int, now time.Duration) bool {
 	return true
 }
 
-// first is the sheep that is free first; -1 where none ever is.
+// first returns the sheep that is free first; -1 if none ever is.
 func (r *round) first() int {
 	best, at := -1, never
 	for i := range r.actors {
@@ -362,7 +361,7 @@ func (r *round) first() int {
 	return best
 }
 
-// run has the sheep run a job of the model from now on, and returns when that has ended.
+// run simulates a job of the model on the sheep and returns its end.
 func (r *round) run(a *actor, m int, now time.Duration) time.Duration {
 	load := time.Duration(0)
 	if a.model != m {
@@ -376,7 +375,8 @@ func (r *round) run(a *actor, m int, now time.Duration) time.Duration {
 	return now + load + run
 }
 
-// draw is one of the durations, as this round has them; 0 where there is none.
+// draw returns a random duration, scaled by the model's factor in this simulation; 0 if
+// there is none.
 func (r *round) draw(m int, of []time.Duration) time.Duration {
 	if len(of) == 0 {
 		return 0
@@ -384,7 +384,7 @@ func (r *round) draw(m int, of []time.Duration) time.Duration {
 	return time.Duration(float64(of[r.random.IntN(len(of))]) * r.factor[m])
 }
 
-// goOn has the sheep go on with the job that it has.
+// goOn simulates the rest of the sheep's current job.
 func (r *round) goOn(i int, a *actor) {
 	c, known := r.Sheep[i].Current, r.models[a.model]
 	const enough = 0.05 // of a job, for its progress to tell how long it takes
@@ -406,8 +406,8 @@ func (r *round) goOn(i int, a *actor) {
 	}
 }
 
-// rest is how long something goes on that has taken so long already: one of the durations
-// that are longer or, where it takes longer than any has, about a quarter more.
+// rest returns the remaining time of something that has taken took already: drawn from the
+// longer durations or, if took exceeds all of them, about a quarter of took.
 func (r *round) rest(m int, of []time.Duration, took time.Duration) time.Duration {
 	if len(of) == 0 {
 		return never
@@ -421,7 +421,7 @@ func (r *round) rest(m int, of []time.Duration, took time.Duration) time.Duratio
 	return time.Duration(float64(drawn)*r.factor[m]) - took
 }
 
-// choose claims the next job for the sheep by the scheduling order.
+// choose claims the next job for the sheep in scheduling order.
 func (r *round) choose(i int, now time.Duration) int {
 	a := &r.actors[i]
 	before := func(j, other int) bool {
@@ -460,7 +460,7 @@ func (r *round) choose(i int, now time.Duration) int {
 	return first
 }
 
-// takeOver is the job of another sheep that has only prepared it and is busy.
+// takeOver takes a job that a busy sheep has only prepared.
 func (r *round) takeOver(i int, now time.Duration) int {
 	if r.Sheep[i].Closed {
 		return none
@@ -479,7 +479,7 @@ func (r *round) takeOver(i int, now time.Duration) int {
 	return none
 }
 
-// idleUntil is when the sheep may have a job though there is none for it now.
+// idleUntil returns when a job may become available for an idle sheep.
 func (r *round) idleUntil(i int, now time.Duration) time.Duration {
 	until := never
 	for _, g := range r.may[i] {

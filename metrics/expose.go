@@ -11,15 +11,14 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// kinds is how many kinds of waiting jobs (of a model, for a sheep) are told
-// apart: clients choose priorities, and must not choose how many series there
-// are.
+// kinds bounds the number of distinct series of waiting jobs (by model and sheep), because
+// clients choose the models and addresses.
 const kinds = 64
 
-// lookTime bounds how long looking things up may take.
+// lookTime bounds how long collecting may take.
 const lookTime = 5 * time.Second
 
-// Sources are what is looked up when the metrics are asked for.
+// Sources are read when the metrics are scraped.
 type Sources struct {
 	Core interface {
 		Sheep(ctx context.Context) []job.Sheep
@@ -30,21 +29,20 @@ type Sources struct {
 		Waiting(ctx context.Context, most int) ([]ledger.Waiting, error)
 		Load(ctx context.Context) (ledger.Load, error)
 	}
-	// Webhooks knows the messages for receivers of webhooks that wait; nil where none are
-	// sent.
+	// Webhooks returns the undelivered webhook messages; nil if no webhooks are configured.
 	Webhooks interface {
 		Undelivered(ctx context.Context) ([]ledger.Backlog, error)
 	}
-	// Policy is the ledger's. What it goes by is shown where it bounds claims.
+	// Policy is the ledger's policy. Its limits and usage are exposed if it bounds claims.
 	Policy ledger.Policy
-	// Images is what pulled images take on the disk, and may take, 0 for any
-	// number; ok is false while that is not known. Nil where there are none.
+	// Images returns the disk space of pulled images and its limit, 0 for none; ok is false
+	// while unknown. Nil without container sheep.
 	Images func(ctx context.Context) (used, limit int64, ok bool)
-	// Folders are those whose file systems are shown, by what they are for.
+	// Folders are the directories whose file systems are exposed, by purpose.
 	Folders map[string]string
 }
 
-// Expose adds what is looked up. It is called once.
+// Expose registers the metrics that are read from sources. It is called once.
 func (m *Metrics) Expose(s Sources) {
 	name := func(name string) string { return "shepherd_" + name }
 	m.registry.MustRegister(&collector{
@@ -142,14 +140,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for purpose, folder := range c.sources.Folders {
 		var fs unix.Statfs_t
 		if err := unix.Statfs(folder, &fs); err != nil {
-			continue // not made yet, or gone: others tell of that
+			continue // not created yet, or removed; reported elsewhere
 		}
 		gauge(c.free, float64(fs.Bavail)*float64(fs.Bsize), purpose)
 		gauge(c.size, float64(fs.Blocks)*float64(fs.Bsize), purpose)
 	}
 }
 
-// collectLoad shows what the policy goes by.
+// collectLoad exposes the usage that the policy considers.
 func (c *collector) collectLoad(ctx context.Context, to chan<- prometheus.Metric, gauge func(d *prometheus.Desc, value float64, labels ...string)) {
 	load, err := c.sources.Ledger.Load(ctx)
 	if err != nil {

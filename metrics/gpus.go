@@ -8,8 +8,9 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// GPUs adds what is known of the machine's GPUs, as the function says without
-// asking anybody. It is called once. What the driver does not tell is left out.
+// GPUs registers the metrics of the machine's GPUs. known returns their last known state
+// without querying the driver. It is called once. Values that the driver does not report are
+// left out.
 func (m *Metrics) GPUs(known func() job.GPUs) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("shepherd_gpu_"+name, help, append([]string{"gpu", "uuid"}, labels...), nil)
@@ -42,8 +43,8 @@ func (c *gpuCollector) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. How a GPU fares is shown only while it
-// is known: a value of before would look as if all were well.
+// Collect implements prometheus.Collector. The state of a GPU is exposed only while it is
+// known: an old value would look as if the GPU still worked.
 func (c *gpuCollector) Collect(to chan<- prometheus.Metric) {
 	known := c.known()
 	for _, g := range known.GPUs {
@@ -73,7 +74,7 @@ func (c *gpuCollector) Collect(to chan<- prometheus.Metric) {
 		if g.ECC != nil {
 			show(c.errors, float64(*g.ECC))
 		}
-		sheep := make(map[string]int64) // one with several MIG instances of a GPU is there for each
+		sheep := make(map[string]int64) // a sheep with several MIG instances of a GPU is listed once for each
 		for _, u := range g.Sheep {
 			sheep[u.Sheep] = u.Used
 		}

@@ -1,12 +1,12 @@
-// Package metrics counts what the daemon does and shows it to Prometheus.
+// Package metrics counts what the daemon does and exposes it to Prometheus.
 //
-// What happens is counted as it happens: Metrics is the core's Observer, and has
-// a function for each part that talks to others (storage, the image registry,
-// containerd). What is, is looked up when it is asked for: see Expose. No label
-// has a value that clients choose but a job's priority, of which only so many are
-// told apart; jobs' ids are in no metric.
+// Events are counted as they happen: Metrics is the core's Observer, and has a method for
+// each part that calls another service (storage, the image registry, containerd). State is
+// read when the metrics are scraped: see Expose. No label has a value that clients choose
+// freely: the number of distinct models and addresses is bounded, and job ids are in no
+// metric.
 //
-// Every metric is described in docs/metrics.md; a test keeps the two together.
+// Every metric is described in docs/metrics.md; a test keeps the two consistent.
 package metrics
 
 import (
@@ -26,9 +26,7 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// Metrics are the daemon's metrics, in a registry of their own. It is ready to
-// be told what happens from the start; its methods may be called from any number
-// of goroutines.
+// Metrics are the daemon's metrics, in their own registry. They are safe for concurrent use.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -46,16 +44,15 @@ type Metrics struct {
 
 var _ shepherd.Observer = (*Metrics)(nil)
 
-// The buckets, in seconds. Phases last from milliseconds to hours, a runner's
-// idle gap should be less than one, and requests take from half a millisecond to
-// a minute.
+// The buckets, in seconds. Phases last from milliseconds to hours; a runner's idle gap
+// should be below a second; requests take from half a millisecond to a minute.
 var (
 	phaseBuckets   = []float64{.001, .005, .02, .1, .5, 1, 5, 15, 60, 300, 1200, 3600, 4 * 3600}
 	idleBuckets    = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 10}
 	requestBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60}
 )
 
-// New makes the metrics of a daemon of this version, built from this commit.
+// New creates the metrics of a daemon with this version and commit.
 func New(version, commit string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), runners: make(map[shepherd.RunnerEvent]*prometheus.CounterVec)}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
@@ -102,11 +99,10 @@ func New(version, commit string) *Metrics {
 	return m
 }
 
-// Register adds the metrics of another part, which are called shepherd_PART_….
+// Register adds another part's metrics, whose names begin with shepherd_PART_.
 func (m *Metrics) Register(c prometheus.Collector) error { return m.registry.Register(c) }
 
-// Handler serves the metrics. What cannot be looked up is left out of an answer,
-// which is one all the same.
+// Handler serves the metrics. Metrics that cannot be collected are left out of the response.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 }
@@ -116,8 +112,8 @@ func (m *Metrics) PhaseEnded(p shepherd.PhaseResult) {
 	m.phases.WithLabelValues(p.Sheep, string(p.Phase), outcome(p.Err)).Observe(p.Ended.Sub(p.Began).Seconds())
 }
 
-// outcome is how a phase ended. A runner that answers that the job failed has
-// ended its phase well enough for a duration, but not for the job.
+// outcome classifies how a phase ended: "failed" is a failure that the runner reported,
+// "error" any other.
 func outcome(err error) string {
 	var failure *job.Failure
 	switch {
@@ -140,8 +136,8 @@ func (m *Metrics) Returned(sheep string) { m.returned.WithLabelValues(sheep).Inc
 // Refused counts a request of the API that was not let in; see api.Config.
 func (m *Metrics) Refused(why string) { m.refused.WithLabelValues(why).Inc() }
 
-// Receiver shows a configured receiver of webhooks before it was sent anything; the
-// empty name is for those that jobs name.
+// Receiver initializes the counters of a receiver of webhooks. The empty name stands for the
+// receivers that jobs name.
 func (m *Metrics) Receiver(name string) {
 	for _, result := range []string{"delivered", "failed", "given_up"} {
 		m.messages.WithLabelValues(shownReceiver(name), result)
@@ -160,7 +156,7 @@ func (m *Metrics) Tried(receiver string, state job.DeliveryState) {
 	m.messages.WithLabelValues(shownReceiver(receiver), result).Inc()
 }
 
-// shownReceiver is a receiver as metrics have it: those that jobs name are one.
+// shownReceiver returns the receiver's label. All receivers that jobs name share one.
 func shownReceiver(name string) string { return cmp.Or(name, "jobs") }
 
 // Runner implements shepherd.Observer.
@@ -175,17 +171,17 @@ func (m *Metrics) Waited(sheep string, gap time.Duration) {
 	m.idle.WithLabelValues(sheep).Observe(gap.Seconds())
 }
 
-// Storage is told of requests to storage.
+// Storage records a request to storage.
 func (m *Metrics) Storage(op string, took time.Duration, err error) {
 	observe(m.storage, op, took, err)
 }
 
-// Registry is told of requests to the image registry.
+// Registry records a request to the image registry.
 func (m *Metrics) Registry(op string, took time.Duration, err error) {
 	observe(m.images, op, took, err)
 }
 
-// Containerd is told of calls of containerd.
+// Containerd records a call of containerd.
 func (m *Metrics) Containerd(op string, took time.Duration, err error) {
 	observe(m.containerd, op, took, err)
 }
@@ -194,8 +190,7 @@ func observe(h *prometheus.HistogramVec, op string, took time.Duration, err erro
 	h.WithLabelValues(op, class(err)).Observe(took.Seconds())
 }
 
-// classes are the classes of errors as labels show them. The first that fits is
-// taken.
+// classes map classes of errors to labels. The first that matches is used.
 var classes = []struct {
 	is   func(error) bool
 	name string
@@ -215,7 +210,7 @@ var classes = []struct {
 	{errdefs.IsUnavailable, "unavailable"},
 }
 
-// class is what a label shows of an error.
+// class returns the label of an error.
 func class(err error) string {
 	if err == nil {
 		return "ok"

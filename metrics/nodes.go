@@ -6,26 +6,26 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Node is one that shares the ledger.
+// Node is a node that shares the ledger.
 type Node struct {
 	Name    string
 	Up      bool // its lease has not ended
 	Drained bool
-	Held    int // jobs
-	// Loaded and OnDisk are how many models its sheep have loaded and its disk has.
+	Held    int // number of jobs
+	// Loaded and OnDisk count the models that its sheep have loaded, and those on its disk.
 	Loaded, OnDisk int
 }
 
-// Nodes is where a collector of nodes looks.
+// Nodes is the source of the nodes' metrics.
 type Nodes struct {
 	Self string // this node
-	// All are those of the ledger, by name; nil where this node is alone.
+	// All returns all nodes of the ledger by name; nil on a single node.
 	All func(ctx context.Context) ([]Node, error)
-	// Late is how often the lease was renewed late; nil where there is none.
+	// Late returns how many renewals of the lease were late; nil without a lease.
 	Late func() int64
 }
 
-// ExposeNodes adds what is known of the nodes that share the ledger. It is called once.
+// ExposeNodes registers the metrics of the nodes that share the ledger. It is called once.
 func (m *Metrics) ExposeNodes(n Nodes) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("shepherd_"+name, help, labels, nil)

@@ -240,7 +240,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	// Read the cursor before joining: other nodes write no states of changes that a joined node made.
 	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
 	if err != nil {
-		return fmt.Errorf("read how far states are in storage: %w", err)
+		return fmt.Errorf("read the checkpoint of the states in storage: %w", err)
 	}
 	lease, err := s.cfg.Ledger.Join(ctx, s.cfg.Node)
 	if err != nil {
@@ -315,7 +315,7 @@ func statusCursor(ctx context.Context, l ledger.Ledger, node string) (job.Cursor
 func FollowFromNow(ctx context.Context, l ledger.Ledger, node string) error {
 	_, err := statusCursor(ctx, l, node)
 	if err != nil {
-		return fmt.Errorf("keep how far states are in storage: %w", err)
+		return fmt.Errorf("save the checkpoint of the states in storage: %w", err)
 	}
 	return nil
 }

@@ -1,21 +1,21 @@
-// Package tracing makes OpenTelemetry spans of a job's way, and sends them by
-// OTLP over HTTP. It is set up by OpenTelemetry's own environment variables, and
-// is not there at all unless they name a receiver.
+// Package tracing creates OpenTelemetry spans of a job's phases and sends them with OTLP
+// over HTTP. It is configured with OpenTelemetry's standard environment variables, and
+// disabled unless they name a receiver.
 //
 //	[the client's span]
 //	└── submit              the request, until the job is durable
-//	    ├── queued          until a sheep begins with the job
-//	    ├── stage           inputs come from storage
-//	    ├── pull, load      where the model is not the one loaded
+//	    ├── queued          until a sheep starts the job
+//	    ├── stage           inputs are fetched from storage
+//	    ├── pull, load      if another model was loaded
 //	    ├── run             the runner has the job
-//	    │   └── [what the runner adds]
-//	    └── collect         outputs and state go to storage
+//	    │   └── [the runner's own spans]
+//	    └── collect         outputs are stored
 //
-// A job may wait for days, and daemons come and go meanwhile. So no span is open
-// while a job is on its way: what is kept with the job is the context of submit,
-// which has ended when the job is durable, and each phase is made a span of when
-// it has ended. The span of run has an id that follows from the job and its
-// attempt; so the runner can be told of it beforehand.
+// A job may wait for days, while daemons are restarted. So no span stays open between
+// phases: the job stores the context of submit, which ends when the job is durable, and the
+// span of each phase is created when the phase has ended. The id of the span of run is
+// derived from the job and its attempt, so that the runner can be given the span's context
+// in advance.
 package tracing
 
 import (
@@ -42,11 +42,11 @@ import (
 	"github.com/iterait/shepherd/shepherd"
 )
 
-// Config says who is traced.
+// Config configures a Tracing.
 type Config struct {
-	// Version is the daemon's.
+	// Version is the daemon's version.
 	Version string
-	// Log is told when spans cannot be sent.
+	// Log receives a warning when spans cannot be sent; nil discards it.
 	Log *slog.Logger
 }
 
@@ -63,12 +63,12 @@ var (
 	_ shepherd.Tracer   = (*Tracing)(nil)
 )
 
-// ErrOff is why there is no tracing: nobody asked for it.
+// ErrOff is returned by Wanted if the environment does not enable tracing.
 var ErrOff = errors.New("tracing is off")
 
-// Wanted answers nil when the environment asks for tracing, ErrOff when it does
-// not, and another error when it asks for what there is not: an exporter other
-// than otlp, a protocol other than http/protobuf.
+// Wanted returns nil if the environment enables tracing, ErrOff if it does not, and another
+// error if it asks for something unsupported: an exporter other than otlp, or a protocol
+// other than http/protobuf.
 func Wanted() error {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return ErrOff
@@ -97,8 +97,8 @@ func Wanted() error {
 	return nil
 }
 
-// New begins to trace as the environment says. The caller asks Wanted first, and
-// closes it. It connects to nobody: that the receiver is there is seen when
+// New starts tracing as configured by the environment. The caller checks Wanted first, and
+// calls Close. New does not connect to the receiver: an unreachable one is noticed when
 // spans are sent.
 func New(ctx context.Context, cfg Config) (*Tracing, error) {
 	log := cfg.Log
@@ -108,7 +108,7 @@ func New(ctx context.Context, cfg Config) (*Tracing, error) {
 	about, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", "shepherd"), attribute.String("service.version", cfg.Version)),
 		resource.WithHost(),
-		resource.WithFromEnv(), // goes before the others
+		resource.WithFromEnv(), // overrides the attributes above
 	)
 	if err != nil {
 		return nil, fmt.Errorf("set up tracing: OTEL_RESOURCE_ATTRIBUTES: %w", err)
@@ -124,10 +124,10 @@ func New(ctx context.Context, cfg Config) (*Tracing, error) {
 	return t, nil
 }
 
-// closeTime bounds how long the end of the daemon waits for a receiver.
+// closeTime bounds how long Close waits for the receiver.
 const closeTime = 3 * time.Second
 
-// Close sends what is left, within a few seconds.
+// Close sends the remaining spans, within closeTime.
 func (t *Tracing) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
@@ -137,8 +137,7 @@ func (t *Tracing) Close() error {
 	return nil
 }
 
-// quiet logs what goes wrong with sending: left to itself the library would
-// write it to standard error.
+// quiet logs errors of sending, which the library would otherwise write to standard error.
 type quiet struct {
 	sdk.SpanExporter
 	log *slog.Logger
@@ -172,8 +171,8 @@ func (t *Tracing) Run(id job.ID, run, attempt int, parent job.Trace) job.Trace {
 	return kept(sc.WithSpanID(runID(sc.TraceID(), id, run, attempt)))
 }
 
-// PhaseEnded implements shepherd.Observer. Only jobs that were submitted while there
-// was tracing, or whose clients trace, have a trace to go on with.
+// PhaseEnded implements shepherd.Observer. Jobs that were submitted without tracing, and
+// whose clients do not trace, have no trace to continue.
 func (t *Tracing) PhaseEnded(p shepherd.PhaseResult) {
 	parent, ok := parse(p.Trace)
 	if !ok {
@@ -191,7 +190,7 @@ func (t *Tracing) PhaseEnded(p shepherd.PhaseResult) {
 	span.End(trace.WithTimestamp(p.Ended))
 }
 
-// longest is how much of an error a span tells, in bytes.
+// longest bounds the text of an error in a span, in bytes.
 const longest = 1 << 10
 
 func mark(span trace.Span, err error) {
@@ -205,7 +204,7 @@ func mark(span trace.Span, err error) {
 	span.SetStatus(codes.Error, text)
 }
 
-// above is the context for a span below the trace's, or for one without any.
+// above returns a context with the trace as the parent of new spans, if there is one.
 func above(t job.Trace) context.Context {
 	sc, ok := parse(t)
 	if !ok {
@@ -214,7 +213,7 @@ func above(t job.Trace) context.Context {
 	return trace.ContextWithRemoteSpanContext(context.Background(), sc)
 }
 
-// parse reads what job.ParseTrace let through.
+// parse reads a trace that job.ParseTrace has validated.
 func parse(t job.Trace) (trace.SpanContext, bool) {
 	if t.IsZero() {
 		return trace.SpanContext{}, false
@@ -227,10 +226,10 @@ func parse(t job.Trace) (trace.SpanContext, bool) {
 	if errors.Join(err1, err2, err3) != nil {
 		return trace.SpanContext{}, false
 	}
-	// Flags that version 00 does not define are not passed on: those who read it strictly
-	// take the trace for none.
+	// Flags that version 00 does not define are not passed on: strict readers would reject
+	// the trace.
 	c.TraceFlags, c.Remote = trace.TraceFlags(flags)&trace.FlagsSampled, true
-	c.TraceState, _ = trace.ParseTraceState(t.State) // one that is not valid is none
+	c.TraceState, _ = trace.ParseTraceState(t.State) // an invalid tracestate is dropped
 	return trace.NewSpanContext(c), true
 }
 
@@ -238,7 +237,7 @@ func kept(sc trace.SpanContext) job.Trace {
 	return job.Trace{Parent: fmt.Sprintf("00-%s-%s-%s", sc.TraceID(), sc.SpanID(), sc.TraceFlags()), State: sc.TraceState().String()}
 }
 
-// runID is the id of the span of a job's run.
+// runID returns the id of the span of a job's run.
 func runID(id trace.TraceID, name job.ID, run, attempt int) (span trace.SpanID) {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %d %d", id, name, run, attempt))
 	copy(span[:], sum[:])
@@ -247,7 +246,7 @@ func runID(id trace.TraceID, name job.ID, run, attempt int) (span trace.SpanID) 
 
 type idKey struct{}
 
-// ids makes ids by chance, but for spans whose id is settled before.
+// ids generates random ids, except for spans whose id is given in the context.
 type ids struct{}
 
 // NewIDs implements sdk.IDGenerator.

@@ -104,9 +104,9 @@ func (h *Head) Over() bool {
 	return h.over
 }
 
-// Lines calls each for every line that is written to it, without its end, in
-// order. A line longer than limit bytes is handed on in pieces. Flush hands on a
-// last line that has not ended. It is used by one goroutine at a time.
+// Lines calls each for every line written to it, without the line break. A line longer than
+// limit bytes is split. Flush passes on an incomplete last line. It is not safe for
+// concurrent use.
 type Lines struct {
 	limit int
 	each  func(line string)

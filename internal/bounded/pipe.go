@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pipe is the reading end of a pipe whose reader can be waited for: what was written
-// to it by some moment is dealt with, or in it, or on its way between.
+// Pipe is the reading end of a pipe that can wait until everything written before some
+// moment has been processed.
 type Pipe struct {
 	*os.File
 	done atomic.Int64 // of what was read
@@ -21,8 +21,8 @@ type Pipe struct {
 	read int64
 }
 
-// NewPipe makes a Pipe of a file that polls, as those of os.Pipe do, and named pipes
-// that were opened with O_NONBLOCK.
+// NewPipe creates a Pipe from a file that supports polling, such as those of os.Pipe and
+// named pipes opened with O_NONBLOCK.
 func NewPipe(f *os.File) *Pipe { return &Pipe{File: f} }
 
 // Read reads what is in the pipe. Done is to be called for it afterwards.
@@ -58,7 +58,7 @@ func (r *Pipe) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Done says that so many bytes more are dealt with.
+// Done records that n more bytes have been processed.
 func (r *Pipe) Done(n int) { r.done.Add(int64(n)) }
 
 // Settle waits until all that was written to the pipe by now is dealt with, but not

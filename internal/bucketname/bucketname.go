@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Problem says in words, as they follow the name, what is wrong with it; "" where
-// nothing is.
+// Problem describes what is wrong with a name, as a phrase that follows the name; "" for a
+// valid name.
 func Problem(name string) string {
 	switch {
 	case len(name) < 3 || len(name) > 63:

@@ -1,8 +1,7 @@
-// Package cgroup gives a runner control groups of its own where the host allows
-// it, so that all it forks can be found and ended together and so that it is
-// known when the kernel ended it for memory. A host may have cgroup v2, v1, both
-// side by side, or none that may be written; a Group makes the best of each and
-// is never a condition for running.
+// Package cgroup creates control groups for a runner if the host allows it, so that all its
+// processes can be found and killed together, and so that it is known when the kernel killed
+// it for lack of memory. A host may have cgroup v2, v1, both, or none that is writable; a
+// Group uses what is available and is never required for running.
 package cgroup
 
 import (
@@ -25,9 +24,9 @@ import (
 // in the v1 memory hierarchy. The zero Group is that of a host that allows none.
 type Group struct {
 	v2, memory1 string // folders, empty where there is none
-	// shared is the v2 group that counts the memory of the runner together with
-	// that of others, where none counts its own, or where systemd removes the one
-	// that does as soon as its last process has ended.
+	// shared is the v2 group that counts the memory of the runner together with that of
+	// others, if none counts its own, or if systemd removes that one as soon as its last
+	// process has ended.
 	shared string
 }
 
@@ -179,11 +178,11 @@ func (g Group) Kill() {
 	}
 }
 
-// SharedOOMKills counts the processes that the kernel ended for memory in the group
-// that the runner shares with others, where it may not be known of the runner alone:
-// with cgroup v2 the kernel counts memory only in groups below one without processes,
-// and a service's own group has the daemon; and systemd removes a scope, with its
-// count, when its last process ends.
+// SharedOOMKills counts the processes that the kernel killed for lack of memory in the group
+// that the runner shares with others, for hosts that do not report it for the runner alone:
+// with cgroup v2 the kernel counts memory only in groups below one without processes, and a
+// service's own group contains the daemon; and systemd removes a scope, with its counter,
+// when its last process ends.
 func (g Group) SharedOOMKills() int {
 	if g.shared == "" {
 		return 0

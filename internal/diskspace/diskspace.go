@@ -51,9 +51,9 @@ func (f Floor) Capacity() int64 {
 	return int64(disk.Blocks) * disk.Bsize
 }
 
-// Check returns *LowError where the disk would have less than the floor left once
-// so many bytes more are on it. A disk that cannot be asked has room: the write
-// itself says what is wrong with it.
+// Check returns *LowError if the disk would have less than the floor left after more bytes
+// are written. A disk that cannot be examined counts as having room: the write itself then
+// reports the error.
 func (f Floor) Check(more int64) error {
 	if f.Free <= 0 {
 		return nil

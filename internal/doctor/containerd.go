@@ -88,8 +88,8 @@ func judgeSnapshotter(name string, plugins []*introspection.Plugin) Finding {
 var nvidiaDevices = regexp.MustCompile(`^/dev/nvidia(\d|-|ctl)`)
 
 // examineDevices looks for containers that would lose their GPUs when systemd reloads its
-// units: it then applies the device rules that it knows of, and drops those that runc
-// has added.
+// units: systemd then applies only its own device rules, and drops those that runc has
+// added.
 func examineDevices(ctx context.Context, client *containerd.Client) []Finding {
 	containers, err := client.Containers(ctx)
 	if err != nil {

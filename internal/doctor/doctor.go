@@ -1,9 +1,8 @@
-// Package doctor examines the machine that a daemon runs on, or is to run on,
-// and says what is wrong and what to do about it.
+// Package doctor examines the machine that a daemon runs on, or will run on, and reports
+// what is wrong and what to do about it.
 //
-// A Check looks at one part and changes nothing. It does not stop at the first
-// thing it finds: each Finding is one line. What depends on a part that is not
-// configured is not examined.
+// A Check examines one part and changes nothing. It reports all problems, one Finding each.
+// Checks of parts that are not configured are skipped.
 package doctor
 
 import (

@@ -54,8 +54,8 @@ func versionOf(ctx context.Context, path string) string {
 	return ", " + line
 }
 
-// Cgroups examines the control groups that limits, clean-up and knowledge of
-// memory rest on. Root is where they are mounted, /sys/fs/cgroup.
+// Cgroups examines the control groups, which resource limits, clean-up and detection of
+// memory kills need. Root is their mount point, /sys/fs/cgroup.
 type Cgroups struct{ Root string }
 
 // Name implements Check.
@@ -145,8 +145,8 @@ func (Kernel) Examine(context.Context) []Finding {
 	return []Finding{ok("Linux %s", release)}
 }
 
-// StateOwner examines whose the state directory of systemd's service is: where that
-// is not the service's user, systemd changes the owner of all that lies in it.
+// StateOwner examines the owner of the state directory of systemd's service: if it is not
+// the service's user, systemd changes the owner of everything in it.
 type StateOwner struct {
 	Path string
 	UID  int // of the service

@@ -64,7 +64,7 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	return SyncDirs(filepath.Dir(path))
 }
 
-// BusyError says that another process has a lock.
+// BusyError is returned if another process holds a lock.
 type BusyError struct {
 	Path string
 	Text string // what that process wrote into the file
@@ -78,10 +78,10 @@ const maxText = 256
 // FileLock is the lock on a file that this process has.
 type FileLock struct{ file *os.File }
 
-// Lock locks the file at path for this process, and makes it where it is missing.
-// The lock ends with Close, and with the process however that ends. Where another
-// process has it, Lock tries again for some time, and then returns *BusyError. was is
-// what the file holds: what an earlier holder left.
+// Lock locks the file at path for this process, creating it if it is missing. The lock ends
+// with Close or with the process. If another process holds it, Lock retries for the given
+// time and then returns *BusyError. was is the content of the file: what an earlier holder
+// left.
 func Lock(path string, within time.Duration) (l *FileLock, was string, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -122,8 +122,8 @@ func (l *FileLock) Sign(text string) error {
 // Clear empties the file.
 func (l *FileLock) Clear() error { return l.file.Truncate(0) }
 
-// Close gives up the lock. Closing the file alone would not do while a child that was
-// just forked, and has not executed its program yet, has it open.
+// Close releases the lock. Closing the file would not suffice while a forked child that has
+// not executed its program yet has it open.
 func (l *FileLock) Close() error {
 	return errors.Join(Unlock(l.file), l.file.Close())
 }

@@ -5,12 +5,11 @@ import "golang.org/x/sys/unix"
 // topDir is FS_TOPDIR_FL of linux/fs.h, the attribute T of chattr(1).
 const topDir = 0x00020000
 
-// Spread asks the file system to put directories that are made in dir from now on
-// into parts of the disk of their own. ext4 puts them beside dir otherwise, and
-// looks, for each file that it makes, at all inodes of that part that were freed
-// in the last minutes and that it does not use again yet: where one directory has
-// files come and go, making files in its neighbours takes a multiple of the time.
-// A file system that has no such wish is left as it is.
+// Spread asks the file system to place directories created in dir from now on into different
+// block groups. By default ext4 places them beside dir and, for each new file, scans all
+// inodes of that group that were freed in the last minutes and may not be reused yet: if
+// files in one directory come and go, creating files in its neighbours becomes several times
+// slower. On file systems without this attribute Spread does nothing.
 func Spread(dir string) {
 	f, err := Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {

@@ -8,14 +8,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// classes are those whose names say nothing to a person: the sentence before them has said
-// what is wrong. Others, as "not found" and "unavailable", may be what an error has to say.
+// classes are the error classes whose names add nothing to the sentence before them. Others,
+// such as "not found" and "unavailable", may be the actual message.
 var classes = []error{
 	errdefs.ErrFailedPrecondition, errdefs.ErrInvalidArgument, errdefs.ErrResourceExhausted, errdefs.ErrOutOfRange,
 	errdefs.ErrDataLoss, errdefs.ErrAborted, errdefs.ErrInternal,
 }
 
-// Of is what err says without the names of such classes at the end.
+// Of returns err's text without the names of such classes at its end.
 func Of(err error) string {
 	text := err.Error()
 	for {

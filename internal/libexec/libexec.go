@@ -1,6 +1,5 @@
-// Package libexec finds the programs that belong to shepherd and are not for
-// people: packages put them into a folder of their own, builds leave them beside
-// the daemon.
+// Package libexec finds shepherd's helper programs, which packages install into a directory
+// of their own and builds leave beside the daemon.
 package libexec
 
 import (
@@ -14,9 +13,9 @@ import (
 // are for people.
 const dir = "../libexec/shepherd"
 
-// Find returns the absolute path of a program: the given one, or, where that is
-// empty, the one of that name beside this program, in ../libexec/shepherd from
-// there or on PATH. The error says where it belongs.
+// Find returns the absolute path of a program: given or, if that is empty, the program with
+// the name beside this one, in ../libexec/shepherd from there, or on PATH. The error says
+// where it should be.
 func Find(name, given string) (string, error) {
 	if given != "" {
 		return filepath.Abs(given)

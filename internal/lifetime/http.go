@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// Serve answers requests on l until ctx ends. It then takes no more, lets those
-// under way finish for as long as grace, breaks off the rest and returns nil. Any
-// other end is an error. l is closed when it returns; s serves once.
+// Serve answers requests on l until ctx ends. It then accepts no more, lets open requests
+// finish for up to grace, aborts the rest and returns nil. Any other end is an error. Serve
+// closes l; s can be used only once.
 func Serve(ctx context.Context, s *http.Server, l net.Listener, grace time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var ending sync.WaitGroup

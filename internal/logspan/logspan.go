@@ -1,5 +1,5 @@
-// Package logspan names parts of log files that are rotated by renaming them: a
-// file is known by its inode, wherever it has moved to.
+// Package logspan identifies parts of log files that are rotated by renaming: files are
+// identified by inode.
 package logspan
 
 import (

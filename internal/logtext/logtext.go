@@ -1,6 +1,5 @@
-// Package logtext makes what a program printed fit to be shown: it removes what
-// only a terminal understands, and finds the lines that say why the program
-// failed.
+// Package logtext prepares a program's output for display: it removes terminal control
+// sequences, and finds the lines that explain a failure.
 package logtext
 
 import (

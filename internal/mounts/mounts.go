@@ -1,7 +1,7 @@
-// Package mounts finds file systems that a path needs and that are not mounted yet: at
-// boot a network file system, or a disk marked nofail, may come minutes after the
-// services. It knows those that the administrator has listed, in fstab(5) or in mount
-// units of systemd.
+// Package mounts detects file systems that a path needs and that are not mounted yet: at
+// boot a network file system, or a disk marked nofail, may be mounted minutes after the
+// services start. It considers the file systems listed in fstab(5) and in mount units of
+// systemd.
 package mounts
 
 import (

@@ -174,7 +174,7 @@ func (c *Containerd) Start(t testing.TB) {
 	}
 }
 
-// Kill ends it with SIGKILL and waits until it is gone. Its tasks go on.
+// Kill kills it with SIGKILL and waits until it has ended. Its tasks continue.
 func (c *Containerd) Kill(t testing.TB) {
 	t.Helper()
 	c.signal(syscall.SIGKILL)
@@ -191,7 +191,7 @@ func (c *Containerd) Freeze(t testing.TB) {
 	t.Cleanup(func() { _ = process.Signal(syscall.SIGCONT) }) // it may be gone by then
 }
 
-// Thaw has it go on after Freeze.
+// Thaw continues it after Freeze.
 func (c *Containerd) Thaw(t testing.TB) {
 	t.Helper()
 	if err := c.process.Process.Signal(syscall.SIGCONT); err != nil {

@@ -18,8 +18,8 @@ import (
 	"testing"
 )
 
-// S3Proxy stands between an S3 client and its server: it counts requests and
-// breaks those a test tells it to.
+// S3Proxy is a proxy between an S3 client and its server that counts requests and injects
+// the faults that a test configures.
 type S3Proxy struct {
 	// URL is where clients reach the server through the proxy.
 	URL string

@@ -1,6 +1,6 @@
-// Package testenv gives tests the real things they run against. Where one is
-// missing, a test is skipped by name, except under CI=true, where it fails: a
-// check that quietly does not run is worth nothing.
+// Package testenv provides the real services that tests run against. If one is missing, the
+// test is skipped by name, except under CI=true, where it fails: a check that is silently
+// skipped is worthless.
 package testenv
 
 import (
