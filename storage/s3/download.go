@@ -76,10 +76,20 @@ func (o *objects) continued(ctx context.Context, bucket, key, etag string, first
 				opts.Set("If-Match", `"`+etag+`"`)
 			}
 			st, err := o.get(ctx, bucket, key, opts)
-			if err == nil && etag == "" {
+			if err != nil {
+				return nil, err
+			}
+			if first, _, _, err := parseContentRange(st.head.Get("Content-Range")); offset > 0 && (err != nil || first != offset) {
+				st.Close()
+				return nil, &requestError{
+					text:  fmt.Sprintf("storage at %s answered other bytes of %q than those from %d on", o.url, key, offset),
+					class: errdefs.ErrUnavailable, cause: err,
+				}
+			}
+			if etag == "" {
 				etag = st.info.ETag // the rest must be of the same version
 			}
-			return st, err
+			return st, nil
 		},
 		retry: func(failures int, err error) error {
 			if ctx.Err() != nil {
@@ -246,6 +256,9 @@ func (o *objects) fetchRest(ctx context.Context, bucket, key string, info storag
 	etag := info.ETag
 	if o.features.otherETags.Load() {
 		etag = ""
+	}
+	if etag != "" && info.Size-offset > 2*o.rangeSize {
+		return o.copyRanges(ctx, bucket, key, etag, offset, info.Size, file)
 	}
 	body := o.continued(ctx, bucket, key, etag, nil, offset, info.Size)
 	defer body.Close()

@@ -3,6 +3,7 @@ package s3
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 
 	"github.com/iterait/shepherd/job"
@@ -21,8 +22,14 @@ func (s *Store) fetch(ctx context.Context, id job.ID, info storage.Info, file *o
 		return err
 	}
 	err = s.objects.fetchRest(ctx, bucket, key, info, file, offset)
-	if errors.Is(err, errCondition) && s.objects.listsOtherETag(ctx, bucket, key, info) {
+	if errors.Is(err, errCondition) && !grown(file, offset) && s.objects.listsOtherETag(ctx, bucket, key, info) {
 		err = s.objects.fetchRest(ctx, bucket, key, info, file, offset)
 	}
 	return err
+}
+
+// grown reports whether anything was appended to file, which had offset bytes.
+func grown(file *os.File, offset int64) bool {
+	now, err := file.Seek(0, io.SeekCurrent)
+	return err != nil || now != offset
 }
