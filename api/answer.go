@@ -108,7 +108,7 @@ func (s answers) succeed(w http.ResponseWriter, r *http.Request, err error) {
 	s.answer(w, r, http.StatusOK, Success{Success: true})
 }
 
-// answerRemoval answers a removal that has ended, goes on by itself, or failed.
+// answerRemoval answers a removal that has ended, continues in the background, or failed.
 func (s answers) answerRemoval(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusOK
 	if errors.Is(err, job.ErrRemovalContinues) {

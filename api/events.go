@@ -109,7 +109,7 @@ type eventStream struct {
 	to *steadyWriter
 }
 
-// begin sets where the stream begins and whether it goes on; given says that the client
+// begin sets where the stream begins and whether it continues; given says that the client
 // has named where.
 func (e *eventStream) begin(header, query, follow *string) (given bool, err error) {
 	if follow != nil {
@@ -251,7 +251,7 @@ func (e *eventStream) write(id string, event Event) error {
 }
 
 // sendAlive shows that the stream lives, and how far the client has come: events of
-// other jobs may have been passed over, and are not kept for ever.
+// other jobs may have been skipped, and events are deleted after a time.
 func (e *eventStream) sendAlive() error {
 	text := ": alive\n\n"
 	if e.at != e.told {

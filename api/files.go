@@ -54,7 +54,7 @@ type fileServer struct {
 }
 
 // stall is how long a client may read nothing before its connection is closed: a client
-// that stops reading must not keep a file open for ever.
+// that stops reading must not keep a file open indefinitely.
 const stall = 5 * time.Minute
 
 // longestName is the longest file name there can be, in bytes: that of an S3

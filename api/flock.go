@@ -58,9 +58,9 @@ const (
 )
 
 // flockWatch shares what streams of the flock show. All streams of one tenant, and all
-// of those who see everything, share one view: the first that finds it old looks again
-// for the others, so that a hundred pages cost what one does but for the writing.
-// Nobody looks while nobody follows.
+// of those who see everything, share one view: the first that finds it outdated refreshes
+// it for the others, so that a hundred pages cost no more than one, apart from the
+// writing. Without a stream nothing is queried.
 type flockWatch struct {
 	mu    sync.Mutex
 	views map[string]*flockView // by tenant; empty for those who see everything
@@ -114,8 +114,8 @@ type frame struct {
 	data   []byte // JSON
 }
 
-// look brings the view up to date, unless it is, and returns what there is after seen:
-// the text to send, and the serial number to go on with.
+// look refreshes the view where it is outdated, and returns the frames after seen as the
+// text to send, and the serial number to continue from.
 func (v *flockView) look(ctx context.Context, s *flockServer, seen int64) (text []byte, serial int64, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -213,8 +213,8 @@ func (r *formReader) Read(p []byte) (int, error) {
 	return n, r.form.failure(err)
 }
 
-// formBody is the body of a form. It remembers its error, as the client is to be told
-// it: whoever parses the body may wrap or replace it.
+// formBody is the body of a form. It keeps its error for the answer to the client: the
+// parser of the body may wrap or replace it.
 type formBody struct {
 	from     io.Reader
 	progress func() // called before each read

@@ -31,7 +31,7 @@ func nodeOf(param *string) string {
 	return *param
 }
 
-// shownGPUs is GPUs as the API tells of them.
+// shownGPUs converts GPUs to the API's type.
 func shownGPUs(known job.GPUs) GPUList {
 	answer := GPUList{
 		Driver: orNull(known.Driver), Cuda: orNull(known.CUDA), Trouble: orNull(known.Trouble),

@@ -21,9 +21,9 @@ func exportCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{
 		Use:   "export [-c FILE] [TO]",
-		Short: "Write the record of jobs as JSON lines while the daemon works",
+		Short: "Export the ledger as JSON lines while the daemon runs",
 		Long: "Writes all jobs with their attempts, as they are at one moment, to the new file TO\n" +
-			"or, without it, to the standard output. The daemon may be up and goes on working.\n" +
+			"or, without it, to the standard output. The daemon may be running.\n" +
 			"'ledger import' reads them into another ledger.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -98,7 +98,7 @@ func importCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{
 		Use:   "import [-c FILE] FROM",
-		Short: "Read jobs that were exported into the ledger of a daemon that is stopped",
+		Short: "Import exported jobs into the ledger of a daemon that is stopped",
 		Long: "Reads the file FROM, which 'ledger export' wrote, into the ledger, behind what is\n" +
 			"there. Jobs that were running when they were exported are queued again. A file\n" +
 			"that is damaged or cut off changes nothing, nor does one with a job that is in\n" +

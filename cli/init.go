@@ -104,7 +104,7 @@ func usualDir() string {
 
 // writeConfig writes a file that is not there yet or, with force, whatever is there.
 func writeConfig(file, text string, force bool) error {
-	const mode = 0o640 // tokens may follow, which are not for everybody
+	const mode = 0o640 // tokens may be added to it later
 	if force {
 		if err := durable.WriteFile(file, []byte(text), mode); err != nil {
 			return fmt.Errorf("write the configuration: %w", err)
@@ -172,7 +172,7 @@ func askContainerd(ctx context.Context) (version string, err error) {
 	return v.Version, err
 }
 
-// freePort is the first port from one on at which nobody listens on this machine.
+// freePort returns the first port from one on that is free on this machine.
 func freePort(from int) int {
 	for port := from; port < from+100; port++ {
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))

@@ -16,7 +16,7 @@ import (
 func ledgerCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ledger",
-		Short: "Look after the record of jobs",
+		Short: "Back up, export, import and migrate the ledger",
 	}
 	c.AddCommand(backupCommand(), exportCommand(), importCommand(), migrateCommand())
 	return c
@@ -48,7 +48,7 @@ func backupCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{
 		Use:   "backup [-c FILE] TO",
-		Short: "Copy the record of jobs while the daemon works",
+		Short: "Copy the ledger while the daemon runs",
 		Long: "Writes a copy of the ledger, as it is at one moment, to the new file TO. The\n" +
 			"daemon may be up and goes on working. To restore it, stop the daemon and put the\n" +
 			"copy in the place of the ledger. A ledger in PostgreSQL is backed up by pg_dump.",

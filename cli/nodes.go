@@ -20,8 +20,8 @@ import (
 	"github.com/iterait/shepherd/ledger/postgres"
 )
 
-// watchEvery is how often the database is asked while nodes are watched: a node that is
-// lost tells nobody.
+// watchEvery is how often the database is queried while nodes are watched: a node that
+// is lost causes no notification.
 const watchEvery = time.Second
 
 func nodesCommand() *cobra.Command {
@@ -82,7 +82,7 @@ func nodesCommand() *cobra.Command {
 	}{
 		{
 			"drain", "Have a node claim no more jobs",
-			"Has the node claim no more jobs, also after a restart. It goes on with those that it\nhas; `nodes ls` says when there are none. It still takes jobs in, for the others.",
+			"Has the node claim no more jobs, also after a restart. It finishes those that it\nhas; `nodes ls` shows when there are none. It still accepts jobs for the other nodes.",
 			"Node %s claims no more jobs.",
 			func(ctx context.Context, a *postgres.Admin, node string) error { return a.SetDraining(ctx, node, true) },
 		},

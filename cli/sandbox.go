@@ -74,7 +74,7 @@ func runSandbox(cmd *cobra.Command, o sandboxOptions) error {
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), sandboxWelcome, s.StorageAddr(), s.RegistryAddr(), sandbox.AccessKey, sandbox.SecretKey, o.dir)
 	if ip := net.ParseIP(o.host); ip != nil && !ip.IsLoopback() {
-		fmt.Fprintln(cmd.OutOrStdout(), "Whoever reaches these addresses can read and change everything in the sandbox.")
+		fmt.Fprintln(cmd.OutOrStdout(), "Anyone who can reach these addresses can read and change everything in the sandbox.")
 	}
 	return errors.Join(s.Serve(ctx), s.Close())
 }

@@ -53,7 +53,7 @@ func sheepCommand(b Build, target remote.Config) *cobra.Command {
 	asks := remote.NewTarget(target)
 	c := &cobra.Command{
 		Use:   "sheep",
-		Short: "List the sheep, and tell them what to do",
+		Short: "List the sheep, drain, restart and load them",
 		Long: "Lists the sheep and tells them what to do. With --server it asks the daemon at that\n" +
 			"address; with -c the one that is up with that configuration or, where none is, it\n" +
 			"works by itself; with neither the one that is up as a service. `stop` and `start`\n" +

@@ -10,12 +10,12 @@ import (
 )
 
 func tokenCommand() *cobra.Command {
-	c := &cobra.Command{Use: "token", Short: "Make tokens that let clients in"}
+	c := &cobra.Command{Use: "token", Short: "Create API tokens"}
 	var name, tenant string
 	var scopes []string
 	n := &cobra.Command{
 		Use:   "new",
-		Short: "Make a token",
+		Short: "Create a token",
 		Long: "Makes a token and prints it, this once, on standard output; on standard error\n" +
 			"follows what to put into the configuration, which holds the token's hash alone.\n" +
 			"Nothing is kept: a token that is lost is replaced by another.",

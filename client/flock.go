@@ -20,7 +20,7 @@ type FlockChange struct {
 	Lost error
 }
 
-// FollowFlock returns what there is to know of the sheep, the queue and the GPUs, whole,
+// FollowFlock returns the state of the sheep, the queue and the GPUs, whole,
 // and then whenever it changes. It connects again where the daemon goes away. It ends with
 // ctx, whose error it yields, or with an answer that is an error.
 func FollowFlock(ctx context.Context, c *ClientWithResponses) iter.Seq2[FlockChange, error] {

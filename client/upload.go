@@ -228,7 +228,7 @@ func (s *sender) seenOf(p piece) *atomic.Int64 {
 	return s.seen[p]
 }
 
-// pieceReader reads a piece and tells of it.
+// pieceReader reads a piece and reports its progress.
 type pieceReader struct {
 	*io.SectionReader
 	at    int64
@@ -237,7 +237,7 @@ type pieceReader struct {
 	moved func()
 }
 
-// Read tells of what is read for the first time.
+// Read reports what is read for the first time.
 func (r *pieceReader) Read(b []byte) (int, error) {
 	n, err := r.SectionReader.Read(b)
 	r.moved()

@@ -82,7 +82,7 @@ type Receiver struct {
 	Tenant string
 }
 
-// wants reports whether the receiver is told of the event.
+// wants reports whether the receiver subscribes to the event.
 func (r Receiver) wants(e job.Event) bool {
 	if len(r.Events) == 0 {
 		return e.Kind == job.EventEnded

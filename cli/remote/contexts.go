@@ -120,7 +120,7 @@ func loginCommand(c Config) *cobra.Command {
 	var without bool
 	cmd := &cobra.Command{
 		Use:   "login URL",
-		Short: "Keep a daemon's address and a token for the commands that follow",
+		Short: "Save a daemon's address and a token for later commands",
 		Long: "Asks for a token, tries it, and keeps it with the address, in a file that only you\n" +
 			"may read. Commands ask this daemon from then on, unless a flag or the environment\n" +
 			"names another. Where standard input is no terminal, the token is its first line.",
@@ -210,7 +210,7 @@ func logoutCommand(Config) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:   "logout",
-		Short: "Forget a daemon's address and token",
+		Short: "Remove a saved address and token",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			kept, err := readContexts()
@@ -253,7 +253,7 @@ func contextsCommand(Config) *cobra.Command {
 	var form Format
 	cmd := &cobra.Command{
 		Use:   "contexts",
-		Short: "List the daemons that `login` keeps, and choose one",
+		Short: "List the daemons that `login` has saved, and choose one",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			kept, err := readContexts()
@@ -285,7 +285,7 @@ func contextsCommand(Config) *cobra.Command {
 	form.Add(cmd.Flags())
 	cmd.AddCommand(&cobra.Command{
 		Use:   "use [NAME]",
-		Short: "Choose the daemon that commands ask; without a name, the one of this machine",
+		Short: "Choose the daemon that commands use; without a name, the one of this machine",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kept, err := readContexts()

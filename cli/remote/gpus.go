@@ -22,7 +22,7 @@ func gpusCommand(c Config) *cobra.Command {
 		var watch bool
 		command := &cobra.Command{
 			Use:   "gpus [--node NODE]",
-			Short: "Show the GPUs, which sheep have them, and how they fare",
+			Short: "Show the GPUs, their sheep and their health",
 			Long: "Shows each GPU with the sheep that have a share of it, their models and jobs,\n" +
 				"its memory and load, its health, and processes on it that are not shepherd's.",
 			Args: cobra.NoArgs,

@@ -50,7 +50,7 @@ func jobsCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
 	cmd := &cobra.Command{
 		Use:   "jobs",
-		Short: "List jobs, look at them and their logs, cancel them and run them again",
+		Short: "List jobs, show them and their logs, cancel them and run them again",
 		Long: "The commands that there are for jobs, under the names that they had first: `jobs ls`\n" +
 			"is `ls`, and so on.",
 	}
@@ -352,7 +352,7 @@ func status(t *Target) *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "status JOB",
-		Short: "Show how a job is doing",
+		Short: "Show the state of a job",
 		Args:  oneJob,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -661,7 +661,7 @@ func logs(t *Target) *cobra.Command {
 	var tail string
 	cmd := &cobra.Command{
 		Use:   "logs JOB",
-		Short: "Show what runners wrote while they had a job",
+		Short: "Show the log of a job",
 		Long: "Shows what runners wrote while they had a job, in its last run, as far as that is\n" +
 			"kept. With --follow it goes on until the job has ended.",
 		Args: oneJob,
@@ -786,7 +786,7 @@ func cancel(t *Target) *cobra.Command {
 	var group string
 	cmd := &cobra.Command{
 		Use:   "cancel JOB…",
-		Short: "Ask for the end of jobs that have not ended",
+		Short: "Cancel jobs",
 		Args:  jobsOrGroup,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -833,7 +833,7 @@ func events(t *Target) *cobra.Command {
 	var after string
 	cmd := &cobra.Command{
 		Use:   "events [JOB]",
-		Short: "Show what happens to a job, or to all jobs, as it happens",
+		Short: "Show the events of a job, or of all jobs",
 		Long: "Shows what has happened to a job, and to all jobs those events that the daemon\n" +
 			"keeps; with --follow it goes on, from a job's first event or, for all jobs, from\n" +
 			"now on. It comes back to a daemon that is restarted and misses nothing; --after\n" +

@@ -35,7 +35,7 @@ func modelsCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
 	cmd := &cobra.Command{
 		Use:   "models",
-		Short: "Fetch models ahead of time, list and remove them",
+		Short: "Pull models ahead of time, list and remove them",
 		Long: "Fetches, lists and removes the models that container sheep run, of a fleet those of\n" +
 			"all nodes. With -c it asks the daemon that is up with that configuration or, where\n" +
 			"none is, it works by itself, on this machine.",
@@ -62,7 +62,7 @@ func modelsCommand(c Config) *cobra.Command {
 	var quiet bool
 	pull := &cobra.Command{
 		Use:   "pull NAME[:VERSION]…",
-		Short: "Fetch models",
+		Short: "Pull models",
 		Args:  atLeastOneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, asked Models) error {
@@ -87,7 +87,7 @@ func modelsCommand(c Config) *cobra.Command {
 	remove := &cobra.Command{
 		Use:     "rm NAME[:VERSION]…",
 		Aliases: []string{"remove"},
-		Short:   "Remove models that neither a job nor a sheep needs",
+		Short:   "Remove models that no job or sheep needs",
 		Args:    atLeastOneModel,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return with(cmd, func(ctx context.Context, asked Models) error {
@@ -122,7 +122,7 @@ func listModels(t *Target, with func(*cobra.Command, func(context.Context, Model
 	list := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List the models that are here",
+		Short:   "List the models on the disk",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var lines *Listing[shownModel]

@@ -60,7 +60,7 @@ func drainSheep(t *Target) *cobra.Command {
 
 func resumeSheep(t *Target) *cobra.Command {
 	return &cobra.Command{
-		Use: "resume SHEEP…", Short: "Let sheep take jobs again that were drained or stopped",
+		Use: "resume SHEEP…", Short: "Let drained or stopped sheep take jobs again",
 		Args: someSheep, ValidArgsFunction: SheepArgs(t),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return t.run(cmd, func(ctx context.Context, s *session) error {
@@ -76,7 +76,7 @@ func resumeSheep(t *Target) *cobra.Command {
 func restartSheep(t *Target) *cobra.Command {
 	var drain time.Duration
 	cmd := &cobra.Command{
-		Use: "restart SHEEP…", Short: "End the runners of sheep, which go on with new ones",
+		Use: "restart SHEEP…", Short: "Restart the runners of sheep",
 		Long: "Ends the runners of sheep. Running jobs may finish for --drain-timeout; those that do\n" +
 			"not go back to the queue, unspent. The next job starts another runner.",
 		Args: someSheep, ValidArgsFunction: SheepArgs(t),

@@ -29,7 +29,7 @@ func result(t *Target) *cobra.Command {
 	var list, quiet bool
 	cmd := &cobra.Command{
 		Use:   "result JOB [FILE…]",
-		Short: "Fetch what came out of a job",
+		Short: "Fetch the outputs of a job",
 		Long: "Fetches the outputs of a job that is done: with -o DIR all of them, or those that\n" +
 			"are named, into a directory; without, the one that is named, the only one, or that\n" +
 			"with the name `output`, to standard output. The exit code says how the job has ended\n" +

@@ -103,7 +103,7 @@ func SheepListing(cmd *cobra.Command, list func(*cobra.Command, *SheepPrinter) e
 		to.Args = cobra.NoArgs
 		to.RunE = func(cmd *cobra.Command, _ []string) error { return list(cmd, p) }
 	}
-	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the sheep and what they have"}
+	ls := &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List the sheep with their models and jobs"}
 	add(cmd)
 	add(ls)
 	cmd.AddCommand(ls)
@@ -112,7 +112,7 @@ func SheepListing(cmd *cobra.Command, list func(*cobra.Command, *SheepPrinter) e
 // sheepCommand is the part of the command that works without a daemon.
 func sheepCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
-	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep, and tell them what to do"}
+	cmd := &cobra.Command{Use: "sheep", Short: "List the sheep, drain, restart and load them"}
 	t.Add(cmd.PersistentFlags())
 	SheepListing(cmd, func(cmd *cobra.Command, p *SheepPrinter) error {
 		return t.run(cmd, func(ctx context.Context, s *session) error {

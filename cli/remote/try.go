@@ -75,7 +75,7 @@ func Try(ctx context.Context, cmd *cobra.Command, daemon *client.ClientWithRespo
 	return err
 }
 
-// explainTrial is explainEnds for a job that nobody can ask for any more, since its daemon
+// explainTrial is explainEnds for a job that cannot be queried later, since its daemon
 // ends with it.
 func (s *session) explainTrial(ctx context.Context, err error) {
 	var e *ended

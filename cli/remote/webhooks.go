@@ -20,7 +20,7 @@ func webhooksCommand(c Config) *cobra.Command {
 	t := NewTarget(c)
 	cmd := &cobra.Command{
 		Use:   "webhooks",
-		Short: "List messages to receivers of webhooks, send them again",
+		Short: "List webhook messages, and send them again",
 		Long: "Messages about jobs go to the receivers that the daemon's configuration names, and to\n" +
 			"those that jobs name (submit --webhook).",
 	}

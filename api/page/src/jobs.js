@@ -78,9 +78,9 @@ function Row({ job }) {
     <td><${JobLink} id=${job.job_id} /></td>
     <td><${Model} of=${job.model} /></td>
     <td class="nowrap"><${Ago} at=${job.enqueued_at} /></td>
-    <td class="num">${started ? text.duration(started - queued) : ""}</td>
-    <td class="num">${started && ended ? text.duration(ended - started) : ""}</td>
-    <td class="nowrap">${job.sheep || job.last_sheep || job.sheep_id || ""}</td>
+    <td class="num" data-label=${w.columns.waited.toLowerCase()}>${started ? text.duration(started - queued) : ""}</td>
+    <td class="num" data-label=${w.columns.ran.toLowerCase()}>${started && ended ? text.duration(ended - started) : ""}</td>
+    <td class="nowrap" data-label=${common.sheep.toLowerCase()}>${job.sheep || job.last_sheep || job.sheep_id || ""}</td>
     <td class="notes">${job.priority !== 0 && html`<span class="label">${common.priority}<b>${job.priority}</b></span>`}<${Labels} of=${job.labels} /><span title=${job.error_details?.message}>${ticks(job.error_details?.message || job.detail)}</span></td>
   </tr>`;
 }
