@@ -75,14 +75,14 @@ func TestAuthentication(t *testing.T) {
 				reg  Registry
 				want string
 			}{
-				{"none", Registry{}, "asks for credentials and there are none"},
+				{"none", Registry{}, "asks for credentials and none are configured"},
 				{"wrong", Registry{Username: "ada", Password: "secret"}, `refused user "ada"`},
 				{"other registry's", config(`{"auths":{"elsewhere:5000":{"auth":%q}}}`, auth), "refused the credentials of"},
 				{"no file", Registry{Username: "ada", PasswordFile: "/no/such/file"}, "registry.password_file cannot be read: open /no/such/file"},
 				{"no config", Registry{DockerConfig: "/no/such/file"}, "registry.docker_config /no/such/file: no such file"},
-				{"broken config", config(`{"auths":[]`), "it is no docker configuration"},
+				{"broken config", config(`{"auths":[]`), "it is not a docker configuration"},
 				{"no such helper", config(`{"credsStore":"no-such-helper"}`), "docker-credential-no-such-helper"},
-				{"helper outside of PATH", config(`{"credsStore":"../../x"}`), "is no name of a credential helper"},
+				{"helper outside of PATH", config(`{"credsStore":"../../x"}`), "is not the name of a credential helper"},
 			} {
 				h.registry.Requests()
 				s := h.store(func(cfg *Config) {

@@ -13,26 +13,26 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// connectTimeout is how long a containerd may take to say its version.
+// connectTimeout is how long containerd may take to answer the Version call.
 const connectTimeout = 5 * time.Second
 
-// Connect connects to the containerd whose socket is at address and has it
-// answer. Should containerd be restarted later, the client finds it again. The
-// error is one line that says what is wrong and what to do, of class
-// ErrUnavailable, or ErrPermissionDenied where the socket may not be used. The
-// calls that the client makes are told to observe, which may be nil.
+// Connect connects to containerd's socket at address and checks that it answers.
+// The client reconnects by itself when containerd is restarted. The error is one
+// line that says what is wrong and what to do; its class is ErrPermissionDenied
+// where the user may not open the socket, else ErrUnavailable. observe is called
+// after each unary call of the client; it may be nil.
 func Connect(ctx context.Context, address, namespace string, observe Observer) (*containerd.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	// The client connects only when it is first used and then says little of
-	// why it cannot, so the socket is tried by hand first.
+	// The client connects when it is first used, and its error says little about
+	// the cause, so the socket is dialed directly first.
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", address)
 	if err != nil {
 		return nil, dialFailure(address, err)
 	}
 	conn.Close()
 	client, err := containerd.New(address, containerd.WithDefaultNamespace(namespace), containerd.WithTimeout(connectTimeout),
-		containerd.WithExtraDialOpts(calls(observe)))
+		containerd.WithExtraDialOpts(observeCalls(observe)))
 	if err != nil {
 		return nil, failf(errdefs.ErrUnavailable, "connect to containerd at %s: %v", address, err)
 	}
@@ -51,10 +51,10 @@ func dialFailure(address string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return failf(errdefs.ErrUnavailable, "containerd's socket %s does not exist; install and start containerd (apt-get install containerd runc), or set containerd.address", address)
 	case errors.Is(err, fs.ErrPermission):
-		return failf(errdefs.ErrPermissionDenied, "containerd's socket %s may not be used by this user; run shepherdd as root, or give the socket to a group of it (gid below [grpc] in containerd's config.toml)", address)
+		return failf(errdefs.ErrPermissionDenied, "this user may not connect to containerd's socket %s; run shepherdd as root, or give the socket to one of the user's groups (gid below [grpc] in containerd's config.toml)", address)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		if info, serr := os.Stat(address); serr == nil && info.Mode()&fs.ModeSocket == 0 {
-			return failf(errdefs.ErrUnavailable, "%s is no socket; set containerd.address to containerd's", address)
+			return failf(errdefs.ErrUnavailable, "%s is not a socket; set containerd.address to containerd's socket", address)
 		}
 		return failf(errdefs.ErrUnavailable, "nothing listens on containerd's socket %s; start containerd (systemctl start containerd)", address)
 	}

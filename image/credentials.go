@@ -15,14 +15,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// helperTimeout is how long a credential helper may take. It may ask a cloud.
+// helperTimeout is how long a credential helper may take; some call a cloud's API.
 const helperTimeout = 15 * time.Second
 
-// credentials finds what host is shown for a repository. An empty user with a
-// secret is an identity token; nothing at all means to ask anonymously. The
-// configured user and password are the registry's alone; docker's config.json may
-// name hosts that serve it, too. What it reads, it reads again each time: passwords
-// are rotated.
+// credentials returns the credentials for a repository at host. A secret without a
+// user is an identity token; without both, requests are anonymous. The configured
+// user and password are sent to the registry itself only, while docker's config.json
+// may have credentials for its mirrors, too. Files are read anew on each call, so
+// that a rotated password is used at once.
 func (s *remote) credentials(host, repository string) (user, secret string, err error) {
 	reg := s.registry
 	own := host == s.endpoint.Host || host == s.api.Host
@@ -44,21 +44,22 @@ func (s *remote) credentials(host, repository string) (user, secret string, err 
 	return "", "", nil
 }
 
-// registryToken is a token of docker's config.json that is shown as it is.
+// registryToken returns the registrytoken that docker's config.json has for a
+// repository, which is sent as a bearer token without asking a token server.
 func (s *remote) registryToken(host, repository string) string {
 	if s.registry.Username != "" || s.registry.DockerConfig == "" {
 		return ""
 	}
 	cfg, err := readDockerConfig(s.registry.DockerConfig)
 	if err != nil {
-		return "" // said when the registry asks for credentials
+		return "" // credentials reports it, if the registry requires authentication
 	}
 	key, _ := longestKey(cfg.Auths, s.configRepository(host, repository))
 	return cfg.Auths[key].RegistryToken
 }
 
-// configRepository is what a repository is called in docker's configuration as
-// far as a host serves it.
+// configRepository returns the name, HOST/PATH, by which docker's configuration is
+// searched for a repository served by host.
 func (s *remote) configRepository(host, repository string) string {
 	if host == s.api.Host {
 		host = s.endpoint.Host
@@ -75,28 +76,28 @@ func (s *remote) dockerCredential(host, repository string) (credential, error) {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	if c.missing != "" && c.missing != s.auth.missing {
-		s.log.Warn("A credential helper that docker's configuration names is not installed; the registry is asked without it",
+		s.log.Warn("A credential helper in docker's configuration is not installed; the registry is asked without it",
 			"helper", c.missing, "file", s.registry.DockerConfig, "registry", host)
 	}
 	s.auth.missing = c.missing
 	return c, nil
 }
 
-// missingHelper is the credential helper that was not there when credentials were
-// last looked for.
+// missingHelper returns the name of the credential helper that the last search for
+// credentials needed but that is not installed, or "".
 func (s *remote) missingHelper() string {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
 	return s.auth.missing
 }
 
-// credential is what a config.json has for a repository.
+// credential holds the credentials that a config.json has for a repository.
 type credential struct {
-	user, secret string // as Store.credentials returns them
-	missing      string // the helper that should know and is not installed
+	user, secret string // see remote.credentials
+	missing      string // the configured helper, if it is not installed
 }
 
-// dockerConfig is the part of docker's config.json that is about credentials.
+// dockerConfig is the part of docker's config.json that holds credentials.
 type dockerConfig struct {
 	Auths       map[string]dockerAuth `json:"auths"`
 	CredsStore  string                `json:"credsStore"`
@@ -111,28 +112,28 @@ type dockerAuth struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-// readDockerConfig reads a config.json, or what was before it: .dockercfg, which
-// is the auths alone.
+// readDockerConfig reads a config.json, or a .dockercfg, its older format, which is
+// the value of auths alone.
 func readDockerConfig(path string) (dockerConfig, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		var at *os.PathError
 		if errors.As(err, &at) {
-			err = at.Err // the path is named already
+			err = at.Err // the caller's message has the path
 		}
 		return dockerConfig{}, err
 	}
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) // as editors of Windows begin a file
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) // a byte order mark, as Windows editors write it
 	if len(bytes.TrimSpace(data)) == 0 {
 		return dockerConfig{}, nil
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(data, &keys); err != nil {
-		return dockerConfig{}, fmt.Errorf("it is no docker configuration: %w", err)
+		return dockerConfig{}, fmt.Errorf("it is not a docker configuration: %w", err)
 	}
 	var cfg dockerConfig
 	if err := json.Unmarshal(data, &cfg); err != nil {
-		return dockerConfig{}, fmt.Errorf("it is no docker configuration: %w", err)
+		return dockerConfig{}, fmt.Errorf("it is not a docker configuration: %w", err)
 	}
 	if cfg.Auths == nil && cfg.CredsStore == "" && cfg.CredHelpers == nil {
 		cfg.Auths = map[string]dockerAuth{}
@@ -146,11 +147,11 @@ func readDockerConfig(path string) (dockerConfig, error) {
 	return cfg, nil
 }
 
-// dockerCredentials asks a config.json for a repository, HOST/NAME, as docker
-// does: the helper of this registry, else the helper for all, else the file
-// itself. Where a helper knows nothing, or is not installed, the file is asked,
-// too. Keys may name a part of a registry (HOST/TEAM), as those of podman do; the
-// longest that fits counts.
+// dockerCredentials looks up the credentials for a repository, HOST/NAME, in a
+// config.json, in docker's order: the registry's credential helper, else the helper
+// for all registries, else the auths in the file. The auths are also used where the
+// helper has no credentials or is not installed. Keys may name a part of a registry
+// (HOST/TEAM), as in podman's files; the longest that matches is used.
 func dockerCredentials(path, repository string) (credential, error) {
 	cfg, err := readDockerConfig(path)
 	if err != nil {
@@ -184,27 +185,26 @@ func dockerCredentials(path, repository string) (credential, error) {
 	return c, err
 }
 
-// hubServer is what Docker Hub is called in docker's configuration and by its
-// helpers, hubHost in images' names.
+// The names of Docker Hub: hubServer in docker's configuration and for its helpers,
+// hubHost in images' names.
 const (
 	hubServer = "https://index.docker.io/v1/"
 	hubHost   = "docker.io"
 )
 
-// helperServer is what a helper is asked for.
+// helperServer returns the server name with which a helper is queried.
 func helperServer(repository string) string {
 	host, _, _ := strings.Cut(repository, "/")
-	if sameHost(host) == hubHost {
+	if canonicalHost(host) == hubHost {
 		return hubServer
 	}
 	return host
 }
 
-// longestKey finds the longest key that names a repository or a part of its
-// registry.
+// longestKey returns the key with the longest scope that contains the repository.
 func longestKey[V any](m map[string]V, repository string) (key string, ok bool) {
 	host, name, _ := strings.Cut(repository, "/")
-	wanted := sameHost(host) + "/" + name + "/"
+	wanted := canonicalHost(host) + "/" + name + "/"
 	longest := -1
 	for k := range m {
 		scope := registryScope(k)
@@ -215,21 +215,21 @@ func longestKey[V any](m map[string]V, repository string) (key string, ok bool) 
 	return key, longest >= 0
 }
 
-// registryScope takes a key to HOST or HOST/PATH. With a scheme it names a host
-// alone, as in https://HOST/v1/.
+// registryScope returns the scope of a key: HOST or HOST/PATH. The path of a key
+// with a scheme, as in https://HOST/v1/, is not part of the scope.
 func registryScope(key string) string {
 	withoutScheme := strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	host, path, _ := strings.Cut(strings.TrimRight(withoutScheme, "/"), "/")
-	host = sameHost(host)
+	host = canonicalHost(host)
 	if withoutScheme != key || path == "" || path == "v1" || path == "v2" {
 		return host
 	}
 	return host + "/" + path
 }
 
-// sameHost gives the names of one host one form: those of Docker Hub, and with the
-// port that https has anyway.
-func sameHost(host string) string {
+// canonicalHost maps different spellings of a host to one: lower case, without the
+// default port of https, and one name for Docker Hub.
+func canonicalHost(host string) string {
 	host = strings.TrimSuffix(strings.ToLower(host), ":443")
 	switch host {
 	case "index.docker.io", "registry-1.docker.io":
@@ -238,7 +238,7 @@ func sameHost(host string) string {
 	return host
 }
 
-// credentials are as Store.credentials returns them.
+// credentials decodes an entry of auths. See remote.credentials for the results.
 func (a dockerAuth) credentials() (user, secret string, err error) {
 	switch {
 	case a.IdentityToken != "":
@@ -259,12 +259,12 @@ func (a dockerAuth) credentials() (user, secret string, err error) {
 
 func helperProgram(name string) string { return "docker-credential-" + name }
 
-// askHelper runs docker-credential-NAME. The empty answer means that it knows
-// nothing of the server; the error wraps exec.ErrNotFound where it is not
-// installed.
+// askHelper runs docker-credential-NAME get for a server. The secret is empty where
+// the helper has no credentials for it. The error wraps exec.ErrNotFound where the
+// helper is not installed.
 func askHelper(name, server string) (user, secret string, err error) {
 	if strings.ContainsAny(name, "/\\\x00") {
-		return "", "", fmt.Errorf("%q is no name of a credential helper", name)
+		return "", "", fmt.Errorf("%q is not the name of a credential helper", name)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), helperTimeout)
 	defer cancel()
@@ -275,14 +275,14 @@ func askHelper(name, server string) (user, secret string, err error) {
 	var stdout, stderr bounded
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		said := detail(append(stdout.Bytes(), stderr.Bytes()...))
+		output := excerpt(append(stdout.Bytes(), stderr.Bytes()...))
 		switch {
 		case ctx.Err() != nil:
 			return "", "", fmt.Errorf("%s did not answer within %s", program, helperTimeout)
-		case strings.Contains(said, helperKnowsNothing):
+		case strings.Contains(output, helperNotFound):
 			return "", "", nil
-		case said != "":
-			return "", "", fmt.Errorf("%s: %s", program, said)
+		case output != "":
+			return "", "", fmt.Errorf("%s: %s", program, output)
 		}
 		return "", "", fmt.Errorf("%s: %w", program, err)
 	}
@@ -296,8 +296,9 @@ func askHelper(name, server string) (user, secret string, err error) {
 	return answer.Username, answer.Secret, nil
 }
 
-// helperKnowsNothing is how helpers say so: docker's protocol has it as this text.
-const helperKnowsNothing = "credentials not found"
+// helperNotFound is in the output of a helper that has no credentials for a server;
+// docker's protocol for credential helpers defines the text.
+const helperNotFound = "credentials not found"
 
 // bounded keeps the first 64 KiB written to it.
 type bounded struct{ buf bytes.Buffer }

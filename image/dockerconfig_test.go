@@ -77,7 +77,7 @@ func TestDockerConfigs(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		`[]`:                                 "no docker configuration",
+		`[]`:                                 "not a docker configuration",
 		`{"auths":{"h:5000":{"auth":"*"}}}`:  "not base64",
 		`{"auths":{"h:5000":{"auth":"YQ"}}}`: "not USERNAME:PASSWORD",
 	} {

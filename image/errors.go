@@ -20,9 +20,9 @@ import (
 	"github.com/iterait/shepherd/image/containerderr"
 )
 
-// failure is an error in words for operators and clients, with the class that
-// says whether trying again makes sense. What it came from is part of the words
-// and not of the chain: a cause's own class would contradict.
+// failure is an error with a message for operators and clients, and a class by which
+// the caller decides whether to retry. The message includes the cause, which is not
+// wrapped because its own class could differ.
 type failure struct {
 	message string
 	class   error
@@ -35,30 +35,31 @@ func failf(class error, format string, args ...any) *failure {
 	return &failure{message: fmt.Sprintf(format, args...), class: class}
 }
 
-// refusal is a registry's or its token server's answer that ends a request.
+// refusal is the error of a request to a registry or token server after the last
+// attempt.
 type refusal struct {
 	host     string
 	attempts int
-	status   int    // 0 when there was no answer
-	detail   string // the answer's text or the connection's error
+	status   int    // of the last response; 0 without one
+	detail   string // the response's text or the connection's error
 }
 
 func (r *refusal) Error() string {
-	said := "answers " + fmt.Sprint(r.status) + " " + http.StatusText(r.status)
+	text := "answers " + fmt.Sprint(r.status) + " " + http.StatusText(r.status)
 	if r.status == 0 {
-		said = "cannot be reached"
+		text = "cannot be reached"
 	}
 	if r.detail != "" {
-		said += ": " + r.detail
+		text += ": " + r.detail
 	}
 	if r.attempts > 1 {
-		said += fmt.Sprintf(" (%d attempts)", r.attempts)
+		text += fmt.Sprintf(" (%d attempts)", r.attempts)
 	}
-	return r.host + " " + said
+	return r.host + " " + text
 }
 
-// explain turns what a pull of r ended with into words. Errors of ctx stay as
-// they are.
+// explain turns the error of a pull of r into a failure with a message for people.
+// Where ctx has ended it wraps ctx's cause instead.
 func (s *remote) explain(ctx context.Context, r ref, err error) error {
 	if err == nil {
 		return nil
@@ -94,7 +95,7 @@ func (s *remote) explanation(err error) *failure {
 	)
 	switch {
 	case errors.As(err, &authority):
-		return failf(errdefs.ErrFailedPrecondition, "the certificate of %s is signed by an authority unknown here; name the authority's certificate in registry.ca_file", registry)
+		return failf(errdefs.ErrFailedPrecondition, "the certificate of %s is signed by an unknown authority; set registry.ca_file to the authority's certificate", registry)
 	case errors.As(err, &invalid), errors.As(err, &hostname):
 		return failf(errdefs.ErrFailedPrecondition, "the certificate of %s is not valid: %v", registry, innermost(err))
 	case errors.As(err, &header), errors.Is(err, http.ErrSchemeMismatch):
@@ -103,10 +104,10 @@ func (s *remote) explanation(err error) *failure {
 
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
-		switch elsewhere := s.elsewhere(status); {
-		case elsewhere != "" && !containerderr.TokenRefused(err):
-			return failf(errdefs.ErrUnavailable, "%s, where %s sends us for it, answers %s%s; check whether this machine may reach it, and that the clock is right: such addresses expire",
-				elsewhere, registry, status.Status, said(status.Body))
+		switch redirected := s.redirectHost(status); {
+		case redirected != "" && !containerderr.TokenRefused(err):
+			return failf(errdefs.ErrUnavailable, "%s, to which %s redirects for it, answers %s%s; check whether this machine may reach it, and that the clock is right: such addresses expire",
+				redirected, registry, status.Status, bodySuffix(status.Body))
 		case status.StatusCode == http.StatusUnauthorized, status.StatusCode == http.StatusForbidden:
 			return s.denied(strings.Join(errorCodes(status.Body), ", "))
 		case status.StatusCode == http.StatusNotFound:
@@ -114,9 +115,9 @@ func (s *remote) explanation(err error) *failure {
 		case status.StatusCode == http.StatusBadRequest && s.api.Scheme == "http":
 			return failf(errdefs.ErrFailedPrecondition, "%s answers %s to plain HTTP; if it speaks TLS, write https:// in registry.url", registry, status.Status)
 		case status.StatusCode >= 500:
-			return failf(errdefs.ErrUnavailable, "%s answers %s%s", registry, status.Status, said(status.Body))
+			return failf(errdefs.ErrUnavailable, "%s answers %s%s", registry, status.Status, bodySuffix(status.Body))
 		}
-		return failf(errdefs.ErrFailedPrecondition, "%s answers %s%s", registry, status.Status, said(status.Body))
+		return failf(errdefs.ErrFailedPrecondition, "%s answers %s%s", registry, status.Status, bodySuffix(status.Body))
 	}
 	switch {
 	case errors.Is(err, docker.ErrInvalidAuthorization):
@@ -130,10 +131,10 @@ func (s *remote) explanation(err error) *failure {
 	case errdefs.IsNotFound(err):
 		return failf(errdefs.ErrNotFound, "%s does not have it; check the model's name and version, or push the image", registry)
 	case containerderr.WrongContent(err):
-		return failf(errdefs.ErrFailedPrecondition, "%s sends data that is not what the image's manifest promises (%s); push the image again", registry, containerderr.Core(err))
+		return failf(errdefs.ErrFailedPrecondition, "%s sends data that does not match the image's manifest (%s); push the image again", registry, containerderr.Core(err))
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return failf(errdefs.ErrUnavailable, "the connection to %s keeps breaking; what was fetched is kept", registry)
-	case containerderr.Away(err):
+	case containerderr.Unreachable(err):
 		return failf(errdefs.ErrUnavailable, "containerd cannot be reached (%v); check whether it is running (systemctl status containerd)", innermost(err))
 	case errdefs.IsPermissionDenied(err):
 		return failf(errdefs.ErrPermissionDenied, "%v", err)
@@ -143,17 +144,17 @@ func (s *remote) explanation(err error) *failure {
 	return failf(errdefs.ErrUnknown, "%v", err)
 }
 
-// said is what an answer's body says, for the end of a message.
-func said(body []byte) string {
-	if text := detail(body); text != "" {
+// bodySuffix formats a response's body to be appended to a message.
+func bodySuffix(body []byte) string {
+	if text := excerpt(body); text != "" {
 		return ": " + text
 	}
 	return ""
 }
 
-// elsewhere is the host that an answer came from, where that is not the registry
-// nor one of its hosts: one that a redirect led to.
-func (s *remote) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
+// redirectHost returns the host that sent a response if a redirect led to it, and ""
+// if it is the registry or one of its mirrors.
+func (s *remote) redirectHost(status remoteerrors.ErrUnexpectedStatus) string {
 	u, err := url.Parse(status.RequestURL)
 	if err != nil || u.Host == "" || u.Host == s.api.Host || u.Host == s.endpoint.Host {
 		return ""
@@ -166,43 +167,44 @@ func (s *remote) elsewhere(status remoteerrors.ErrUnexpectedStatus) string {
 	return u.Host
 }
 
-// authorizationFailed reports whether a request failed for lack of a token or
-// credentials that are good. Some registries answer 400 to a token that expired.
+// authorizationFailed reports whether a request failed because its token or
+// credentials were missing or refused. Some registries answer 400 to an expired token.
 func (s *remote) authorizationFailed(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
-	if errors.As(err, &status) && status.StatusCode == http.StatusBadRequest && s.elsewhere(status) == "" {
+	if errors.As(err, &status) && status.StatusCode == http.StatusBadRequest && s.redirectHost(status) == "" {
 		return true
 	}
 	return errdefs.IsPermissionDenied(s.explanation(err))
 }
 
 // storageRefused reports whether a host that a redirect led to refused to send a
-// layer, as when the redirect's signature has expired.
+// layer, for example because the redirect's signature had expired.
 func (s *remote) storageRefused(err error) bool {
 	var status remoteerrors.ErrUnexpectedStatus
-	return errors.As(err, &status) && s.elsewhere(status) != "" && !containerderr.TokenRefused(err)
+	return errors.As(err, &status) && s.redirectHost(status) != "" && !containerderr.TokenRefused(err)
 }
 
-// denied says whose credentials were refused and where they are set.
-func (s *remote) denied(said string) *failure {
-	if said != "" {
-		said = " (" + said + ")"
+// denied explains which credentials were refused, and where they are configured.
+// codes are the error codes of the response.
+func (s *remote) denied(codes string) *failure {
+	if codes != "" {
+		codes = " (" + codes + ")"
 	}
 	reg := s.registry
 	switch helper := s.missingHelper(); {
 	case reg.Username == "" && helper != "":
-		return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials%s, and %s, which %s names for them, is not installed: install it, or log in without it (docker login %s)",
-			s.endpoint.Host, said, helper, reg.DockerConfig, s.endpoint.Host)
+		return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials%s, and %s, the credential helper in %s, is not installed: install it, or log in without it (docker login %s)",
+			s.endpoint.Host, codes, helper, reg.DockerConfig, s.endpoint.Host)
 	case reg.Username != "":
-		return failf(errdefs.ErrPermissionDenied, "registry %s refused user %q%s; check registry.username and registry.password, and that the user may pull this image", s.endpoint.Host, reg.Username, said)
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused user %q%s; check registry.username and registry.password, and that the user may pull this image", s.endpoint.Host, reg.Username, codes)
 	case reg.DockerConfig != "":
-		return failf(errdefs.ErrPermissionDenied, "registry %s refused the credentials of %s%s; log in again (docker login %s)", s.endpoint.Host, reg.DockerConfig, said, s.endpoint.Host)
+		return failf(errdefs.ErrPermissionDenied, "registry %s refused the credentials of %s%s; log in again (docker login %s)", s.endpoint.Host, reg.DockerConfig, codes, s.endpoint.Host)
 	}
-	return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials and there are none%s; set registry.username and registry.password, or registry.docker_config", s.endpoint.Host, said)
+	return failf(errdefs.ErrPermissionDenied, "registry %s asks for credentials and none are configured%s; set registry.username and registry.password, or registry.docker_config", s.endpoint.Host, codes)
 }
 
-// innermost is the end of an error's chain, which says what happened without
-// the URLs around it.
+// innermost returns the last error of a chain that has a text of its own. It says
+// what happened without the URLs that outer errors add.
 func innermost(err error) error {
 	for {
 		next := errors.Unwrap(err)
@@ -210,7 +212,7 @@ func innermost(err error) error {
 			return err
 		}
 		if errors.Unwrap(next) == nil && isClass(next) {
-			return err // the last link is a bare class, which says nothing
+			return err // next is a bare class
 		}
 		err = next
 	}
@@ -225,29 +227,29 @@ func isClass(err error) bool {
 	return false
 }
 
-// detail is the beginning of an answer's body, on one line and harmless to
-// print: it comes from outside.
-func detail(body []byte) string {
-	const most = 200
+// excerpt returns the first 200 bytes of a foreign text in one line, without control
+// characters.
+func excerpt(body []byte) string {
+	const limit = 200
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\uFFFD' {
 			return ' '
 		}
 		return r
-	}, string(body[:min(len(body), most)]))
+	}, string(body[:min(len(body), limit)]))
 	return strings.TrimSpace(text)
 }
 
-// knownCodes are the error codes of the distribution specification and of OAuth
-// (RFC 6749) that have to do with credentials.
+// knownCodes are error codes of the OCI distribution specification and of OAuth
+// (RFC 6749) that concern credentials.
 var knownCodes = []string{
 	"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "NAME_UNKNOWN", "NAME_INVALID", "TOOMANYREQUESTS",
 	"invalid_request", "invalid_client", "invalid_grant", "invalid_scope", "invalid_token", "unauthorized_client",
 	"unsupported_grant_type", "access_denied", "insufficient_scope", "server_error", "temporarily_unavailable",
 }
 
-// errorCodes are the known codes in the body of an answer that has to do with
-// credentials. All else is left out: it may repeat what was sent.
+// errorCodes returns the known codes in the body of a response to a request with
+// credentials. The rest of the body is dropped, because it may repeat the credentials.
 func errorCodes(body []byte) (codes []string) {
 	var answer struct {
 		Error  string `json:"error"`

@@ -6,14 +6,14 @@ import (
 	"sync"
 )
 
-// errAbandoned is why work ends that nobody waits for any more.
-var errAbandoned = errors.New("nobody waits for the image any more")
+// errAbandoned is the cause with which work is cancelled when no caller waits for it.
+var errAbandoned = errors.New("no caller waits for the image any more")
 
-// errClosed is why work ends when the Store is closed.
-var errClosed = errors.New("images are no longer served: shepherd is stopping")
+// errClosed is the cause with which work is cancelled when the Store is closed.
+var errClosed = errors.New("the image store is closed: shepherd is stopping")
 
-// flights makes concurrent calls for one key one piece of work. It goes on for
-// as long as anyone waits for it, whoever began it.
+// flights merges concurrent calls for one key into one run of the work. The run goes
+// on while any of the callers waits, even if the one that started it has left.
 type flights struct {
 	mu     sync.Mutex
 	byKey  map[string]*flight
@@ -29,7 +29,7 @@ type flight struct {
 
 	// Under flights.mu.
 	waiting   int
-	abandoned bool // nobody waits: it is ending, and not to be joined
+	abandoned bool // no caller waits: the work is being cancelled and may not be joined
 	observers map[int]func(Progress)
 	next      int
 
@@ -41,7 +41,7 @@ type flight struct {
 func (f *flights) do(ctx context.Context, key string, observe func(Progress), work func(context.Context, func(Progress)) (Image, error)) (Image, error) {
 	f.mu.Lock()
 	fl := f.byKey[key]
-	for fl != nil && fl.abandoned { // let it clean up first
+	for fl != nil && fl.abandoned { // wait until it has cleaned up
 		f.mu.Unlock()
 		select {
 		case <-fl.done:
@@ -64,29 +64,29 @@ func (f *flights) do(ctx context.Context, key string, observe func(Progress), wo
 	fl.observers[id] = observe
 	f.mu.Unlock()
 
-	var gone bool
+	var cancelled bool
 	select {
 	case <-fl.done:
 	case <-ctx.Done():
-		gone = true
+		cancelled = true
 	}
-	fl.reporting.Lock() // a report under way ends first
+	fl.reporting.Lock() // wait for a report that is under way
 	f.mu.Lock()
 	delete(fl.observers, id)
 	fl.waiting--
-	if fl.waiting == 0 && gone {
+	if fl.waiting == 0 && cancelled {
 		fl.abandoned = true
 		fl.cancel(errAbandoned)
 	}
 	f.mu.Unlock()
 	fl.reporting.Unlock()
-	if gone {
+	if cancelled {
 		return Image{}, context.Cause(ctx)
 	}
 	return fl.image, fl.err
 }
 
-// launch begins the work; f.mu is held.
+// launch starts the work; the caller holds f.mu.
 func (f *flights) launch(ctx context.Context, key string, work func(context.Context, func(Progress)) (Image, error)) *flight {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	fl := &flight{cancel: cancel, done: make(chan struct{}), observers: map[int]func(Progress){}}
@@ -116,7 +116,7 @@ func (f *flights) report(fl *flight, p Progress) {
 	}
 }
 
-// keys are those under way.
+// keys returns the keys of the work under way.
 func (f *flights) keys() map[string]bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -127,7 +127,7 @@ func (f *flights) keys() map[string]bool {
 	return keys
 }
 
-// close ends all work and waits for it.
+// close cancels all work and waits until it has ended.
 func (f *flights) close() {
 	f.mu.Lock()
 	f.closed = true

@@ -70,7 +70,7 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 		"windows":   {server, errdefs.IsNotFound, "it is built for windows/amd64, and this machine is linux/"},
 		"s390x":     {foreign, errdefs.IsNotFound, "it is built for linux/s390x, and this machine is linux/"},
 		"others": {index(&v1.Platform{OS: "linux", Architecture: "s390x"}, &v1.Platform{OS: "unknown", Architecture: "unknown"}, &v1.Platform{OS: "linux", Architecture: "riscv64"}),
-			errdefs.IsNotFound, "it has images for linux/s390x, linux/riscv64 alone"},
+			errdefs.IsNotFound, "it has images for linux/s390x, linux/riscv64 only"},
 		"attestations": {index(&v1.Platform{OS: "unknown", Architecture: "unknown"}), errdefs.IsNotFound, "it has no image"},
 	} {
 		switch what := c.push.(type) {
@@ -93,8 +93,8 @@ func noImage(t *testing.T, daemon *testenv.Containerd) {
 	h.registry.Push(t, "other:v1", testenv.Image(t, v1.Config{}, layers...))
 	for kind, want := range map[string]string{
 		"application/vnd.example.thing+json":      "its manifest is of the type application/vnd.example.thing+json",
-		string(types.DockerManifestSchema1Signed): "it is an image of Docker's schema 1",
-		string(types.DockerManifestSchema1):       "it is an image of Docker's schema 1",
+		string(types.DockerManifestSchema1Signed): "its manifest has Docker's schema 1",
+		string(types.DockerManifestSchema1):       "its manifest has Docker's schema 1",
 	} {
 		h.registry.SetFault(func(r *http.Request) *testenv.RegistryFault {
 			if strings.Contains(r.URL.Path, "/manifests/") {

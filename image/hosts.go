@@ -22,21 +22,22 @@ import (
 	"github.com/iterait/shepherd/image/endpoint"
 )
 
-// remote is the registry, or the hosts that serve it.
+// remote is the client of the registry and of the hosts that mirror it.
 type remote struct {
 	registry  Registry
 	endpoint  endpoint.Endpoint
-	api       endpoint.Endpoint // where the registry's API is: nearly always the same
-	platform  platform          // that images must have a variant for
+	api       endpoint.Endpoint // of the registry's API; it differs from endpoint for Docker Hub
+	platform  platform          // of this machine
 	transport *http.Transport
-	downloads *semaphore.Weighted // of layers, all images together
-	retries   retries
+	downloads *semaphore.Weighted // limits the layers fetched at once, over all images
+	retries   retryPolicy
 	observe   Observer
 	log       *slog.Logger
 	auth      authorizers
 }
 
-// newRemote makes a remote that fetches so many layers at once. It asks nobody anything.
+// newRemote makes a remote that fetches at most downloads layers at once. It sends no
+// request.
 func newRemote(registry Registry, downloads int, observe Observer, log *slog.Logger) (*remote, error) {
 	e, err := parseEndpoint(registry.URL)
 	if err != nil {
@@ -68,16 +69,17 @@ func newRemote(registry Registry, downloads int, observe Observer, log *slog.Log
 	return s, nil
 }
 
-// defaultHostsDirs are where containerd and Docker look for the registries' hosts
-// and certificates. The first that has a directory for a registry counts.
+// defaultHostsDirs returns the directories in which containerd and Docker look for
+// registries' hosts and certificates. The first one with a directory for the registry
+// is used.
 func defaultHostsDirs() []string {
 	return []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}
 }
 
-// resolver asks the registry, or the hosts that serve it, for one repository's
-// images. close is called when nothing is asked any more.
-func (s *remote) resolver(ctx context.Context, repository string, patience retries) (r remotes.Resolver, close func(), err error) {
-	hosts, close, err := s.hosts(ctx, repository, patience)
+// resolver returns a resolver for one repository, which asks the registry or its
+// mirrors. The caller calls close after its last use.
+func (s *remote) resolver(ctx context.Context, repository string, policy retryPolicy) (r remotes.Resolver, close func(), err error) {
+	hosts, close, err := s.hosts(ctx, repository, policy)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -91,10 +93,11 @@ func (s *remote) resolver(ctx context.Context, repository string, patience retri
 	return r, close, nil
 }
 
-// hosts are what is asked for a repository's images, in their order: what
-// hosts.toml says in the registry's directory, or the registry itself. All but the
-// last are asked briefly: the next one serves.
-func (s *remote) hosts(ctx context.Context, repository string, patience retries) (hosts []docker.RegistryHost, close func(), err error) {
+// hosts returns the hosts to ask for a repository's images, in order: those of
+// hosts.toml in the registry's directory, or the registry itself. All but the last are
+// retried briefly only, because the next one can serve instead. The caller calls close
+// after the last use of the hosts.
+func (s *remote) hosts(ctx context.Context, repository string, policy retryPolicy) (hosts []docker.RegistryHost, close func(), err error) {
 	hosts = []docker.RegistryHost{{
 		Client: &http.Client{Transport: s.transport}, Host: s.api.Host, Scheme: s.api.Scheme, Path: "/v2",
 		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
@@ -109,12 +112,12 @@ func (s *remote) hosts(ctx context.Context, repository string, patience retries)
 	}
 	for i := range hosts {
 		h := &hosts[i]
-		asked := patience
+		hostPolicy := policy
 		if i < len(hosts)-1 {
-			asked = brief.within(patience)
+			hostPolicy = brief.within(policy)
 		}
 		base := h.Client.Transport
-		h.Client = &http.Client{Transport: &persistent{base: base, retries: asked, observe: s.observe}}
+		h.Client = &http.Client{Transport: &retryTransport{base: base, retryPolicy: hostPolicy, observe: s.observe}}
 		h.Authorizer = s.authorizer(base, h, repository)
 	}
 	return hosts, func() {
@@ -124,7 +127,7 @@ func (s *remote) hosts(ctx context.Context, repository string, patience retries)
 	}, nil
 }
 
-// hostsDir is the registry's own directory, empty where it has none.
+// hostsDir returns the registry's directory of hosts and certificates, "" without one.
 func (s *remote) hostsDir() (string, error) {
 	roots := defaultHostsDirs()
 	if s.registry.HostsDir != "" {
@@ -143,16 +146,16 @@ func (s *remote) hostsDir() (string, error) {
 	return "", nil
 }
 
-// configuredHosts reads a directory as containerd does: hosts.toml, or Docker's
-// certificate files. Hosts with a TLS configuration of their own have transports
-// of their own, which are returned.
+// configuredHosts reads a registry's directory as containerd does: hosts.toml, or
+// Docker's certificate files. own are the transports that were made for hosts with
+// their own TLS configuration.
 func (s *remote) configuredHosts(ctx context.Context, dir string) (hosts []docker.RegistryHost, own []*http.Transport, err error) {
 	path := filepath.Join(dir, "hosts.toml")
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, failf(errdefs.ErrFailedPrecondition, "%v", err)
 	}
-	if err := toml.Unmarshal(text, new(map[string]any)); err != nil { // which the library would pass over
+	if err := toml.Unmarshal(text, new(map[string]any)); err != nil { // the library ignores a file that it cannot parse
 		return nil, nil, failf(errdefs.ErrFailedPrecondition, "%s cannot be read: %v", path, err)
 	}
 	shared := true // the first client is for hosts without a TLS configuration
@@ -183,19 +186,19 @@ func (s *remote) configuredHosts(ctx context.Context, dir string) (hosts []docke
 	return hosts, own, nil
 }
 
-// authorizerKey is what tokens and credentials belong to.
+// authorizerKey identifies an authorizer; tokens are valid for one repository.
 type authorizerKey struct{ host, repository string }
 
-// authorizers keep tokens from one pull to the next.
+// authorizers caches authorizers, and with them tokens, between pulls.
 type authorizers struct {
 	mu    sync.Mutex
 	byKey map[authorizerKey]docker.Authorizer
-	hosts map[string]bool // those that were ever asked for images
-	// missing is the credential helper that was wanted last and is not installed.
-	missing string // docker-credential-NAME
+	hosts map[string]bool // the registry's hosts that were asked so far
+	// missing is docker-credential-NAME if it was needed last and is not installed.
+	missing string
 }
 
-// authorizer returns what authorizes requests to a host for a repository.
+// authorizer returns the authorizer of requests to a host for a repository.
 func (s *remote) authorizer(base http.RoundTripper, h *docker.RegistryHost, repository string) docker.Authorizer {
 	key := authorizerKey{h.Scheme + "://" + h.Host, repository}
 	token := s.registryToken(h.Host, repository)
@@ -207,22 +210,22 @@ func (s *remote) authorizer(base http.RoundTripper, h *docker.RegistryHost, repo
 	}
 	credentials := func(host string) (string, string, error) { return s.credentials(host, repository) }
 	client := &http.Client{
-		Transport:     &persistent{base: base, retries: tokens.within(s.retries), observe: s.observe, tokens: true},
-		CheckRedirect: stayWithTokenServer,
+		Transport:     &retryTransport{base: base, retryPolicy: tokens.within(s.retries), observe: s.observe, tokens: true},
+		CheckRedirect: refuseOtherHost,
 	}
-	a := docker.Authorizer(decided{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(credentials), docker.WithAuthHeader(h.Header))})
+	a := docker.Authorizer(noPasswordRetry{docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(credentials), docker.WithAuthHeader(h.Header))})
 	if token != "" {
-		a = &givenToken{host: h.Host, token: token}
+		a = &staticToken{host: h.Host, token: token}
 	}
 	s.auth.byKey[key] = a
 	return a
 }
 
-// stayWithTokenServer refuses to follow a token server elsewhere: what it is
-// asked with are credentials.
-func stayWithTokenServer(req *http.Request, via []*http.Request) error {
+// refuseOtherHost is a CheckRedirect that refuses a redirect from a token server to
+// another host or scheme, because the request contains credentials.
+func refuseOtherHost(req *http.Request, via []*http.Request) error {
 	if first := via[0].URL; req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
-		return failf(errdefs.ErrPermissionDenied, "the token server %s sends us to %s://%s, which credentials are not shown to", first.Host, req.URL.Scheme, req.URL.Host)
+		return failf(errdefs.ErrPermissionDenied, "the token server %s redirects to %s://%s, and credentials are not sent to another host", first.Host, req.URL.Scheme, req.URL.Host)
 	}
 	if len(via) >= 10 {
 		return errors.New("stopped after 10 redirects")
@@ -230,34 +233,34 @@ func stayWithTokenServer(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// decided takes the first refusal of a password for an answer. To repeat it
-// gains nothing, and some registries lock a user out for it.
-type decided struct{ docker.Authorizer }
+// noPasswordRetry is an authorizer that fails when a password is refused for the first
+// time. Sending it again is useless, and some registries lock out the user.
+type noPasswordRetry struct{ docker.Authorizer }
 
-func (d decided) AddResponses(ctx context.Context, responses []*http.Response) error {
+func (n noPasswordRetry) AddResponses(ctx context.Context, responses []*http.Response) error {
 	last := responses[len(responses)-1]
 	if _, _, ok := last.Request.BasicAuth(); ok && last.StatusCode == http.StatusUnauthorized {
 		return docker.ErrInvalidAuthorization
 	}
-	return d.Authorizer.AddResponses(ctx, responses)
+	return n.Authorizer.AddResponses(ctx, responses)
 }
 
-// givenToken shows a token that stands in docker's config.json as it is
+// staticToken authorizes requests with a token from docker's config.json
 // (registrytoken).
-type givenToken struct{ host, token string }
+type staticToken struct{ host, token string }
 
-func (g *givenToken) Authorize(_ context.Context, req *http.Request) error {
-	if req.URL.Host == g.host {
-		req.Header.Set("Authorization", "Bearer "+g.token)
+func (s *staticToken) Authorize(_ context.Context, req *http.Request) error {
+	if req.URL.Host == s.host {
+		req.Header.Set("Authorization", "Bearer "+s.token)
 	}
 	return nil
 }
 
-func (g *givenToken) AddResponses(context.Context, []*http.Response) error {
+func (s *staticToken) AddResponses(context.Context, []*http.Response) error {
 	return docker.ErrInvalidAuthorization
 }
 
-// hasAuthorizer reports whether anything is kept for a repository.
+// hasAuthorizer reports whether an authorizer is cached for a repository.
 func (s *remote) hasAuthorizer(repository string) bool {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()
@@ -269,8 +272,7 @@ func (s *remote) hasAuthorizer(repository string) bool {
 	return false
 }
 
-// dropAuthorizers forgets a repository's tokens and the credentials they were got
-// with.
+// dropAuthorizers drops the cached tokens and credentials of a repository.
 func (s *remote) dropAuthorizers(repository string) {
 	s.auth.mu.Lock()
 	defer s.auth.mu.Unlock()

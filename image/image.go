@@ -1,19 +1,19 @@
 // Package image turns the name and version of a model into an image that
-// containerd has unpacked: it resolves the reference, authenticates, pulls with
-// progress, and keeps what lies on the disk within a budget.
+// containerd has unpacked: it resolves the reference, authenticates, pulls and
+// reports the progress, and removes images to keep the disk usage within a budget.
 //
 //	Ensure ─► local? ─► policy ─► resolve ─► pull (layers ‖ unpack) ─► Image
 //	                      │                                             ▲
-//	                      └── here already, or the registry is away ────┘
+//	                      └── up to date, or registry unreachable ──────┘
 //
-// The reference is REGISTRY/NAME:VERSION. Images, their layers and snapshots
-// live in containerd, in the client's namespace; nothing is kept beside it. A
-// pull holds a lease, so that containerd's garbage collection spares what is
-// half done; what a broken pull has fetched is kept and resumed.
+// The reference is REGISTRY/NAME:VERSION. Images, their layers and snapshots are
+// stored in containerd, in the client's namespace; this package has no storage of its
+// own. A pull holds a lease, which protects unfinished downloads from containerd's
+// garbage collection; a pull that failed is resumed.
 //
-// A Store is made of remote, the registry and its hosts (hosts.go), disk, what
-// containerd has (image.go, usage.go), puller, which brings images from one to the
-// other (pull.go), pullLeases, and budget, which removes them again (usage.go).
+// A Store consists of remote, the client of the registry (hosts.go), disk, the images
+// in containerd (image.go, usage.go), puller, which pulls from remote to disk
+// (pull.go), pullLeases (leases.go), and budget, which removes images (usage.go).
 package image
 
 import (
@@ -41,18 +41,18 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Policy says when the registry is asked.
+// Policy says when the registry is asked for an image.
 type Policy string
 
 // The policies.
 const (
-	// Always asks what the tag means each time; layers that are here are not
-	// fetched again, and when the registry cannot be reached the local image
-	// serves, with a warning.
+	// Always resolves the tag each time. Layers that exist locally are not fetched
+	// again. If the registry cannot be reached, the local image is used and a
+	// warning is logged.
 	Always Policy = "always"
-	// IfMissing asks only for images that are not here.
+	// IfMissing asks only for images that do not exist locally.
 	IfMissing Policy = "if-missing"
-	// Never asks nothing: images are brought by other means.
+	// Never asks for none: images are imported by other means.
 	Never Policy = "never"
 )
 
@@ -67,53 +67,54 @@ func ParsePolicy(s string) (Policy, error) {
 	return "", fmt.Errorf("pull_policy %q is none of always, if-missing and never", s)
 }
 
-// Registry says where images come from.
+// Registry configures the registry that images are pulled from.
 type Registry struct {
 	// URL is http://HOST[:PORT][/PATH] or https://…; without a scheme it is
 	// plain HTTP.
 	URL string
-	// Username goes with Password or with the first line of PasswordFile.
+	// Username is sent with Password, or with the content of PasswordFile without
+	// its line end.
 	Username, Password, PasswordFile string
-	// DockerConfig is a docker config.json to look for credentials in, where
-	// there is no Username.
+	// DockerConfig is the path of a docker config.json with credentials. It is used
+	// if Username is empty.
 	DockerConfig string
-	// CAFile holds certificates, in PEM form, of authorities to trust beside the
-	// system's.
+	// CAFile is the path of PEM certificates of authorities to trust in addition to
+	// the system's.
 	CAFile string
-	// HostsDir has directories of hosts.toml files, or of certificates, for
-	// registries: mirrors, authorities, client certificates. Empty is where
-	// containerd and Docker have them; see defaultHostsDirs.
+	// HostsDir has a directory for each registry with a hosts.toml file or
+	// certificates: mirrors, authorities, client certificates. If empty, the
+	// directories of containerd and Docker are used; see defaultHostsDirs.
 	HostsDir string
 }
 
-// Config is what a Store is made of.
+// Config configures a Store.
 type Config struct {
-	// Client is the connection to containerd, with a default namespace. It stays
-	// the caller's.
+	// Client is the connection to containerd, with a default namespace. The Store
+	// does not close it.
 	Client   *containerd.Client
 	Registry Registry
-	// Snapshotter unpacks; "overlayfs" where empty.
+	// Snapshotter is the containerd snapshotter that unpacks; empty is "overlayfs".
 	Snapshotter string
-	// Policy is Always where empty.
+	// Policy; empty is Always.
 	Policy Policy
-	// Downloads is how many layers are fetched at once, of all images together;
-	// 6 where 0.
+	// Downloads is how many layers are fetched at once, over all images; 0 is 6.
 	Downloads int
-	// Budget is how many bytes the images pulled by shepherd may take, layers and
-	// unpacked files together; 0 means any number.
+	// Budget is how many bytes the images in containerd's namespace may take, layers
+	// and unpacked files together; 0 is no limit. Only images that shepherd pulled are
+	// removed to keep to it.
 	Budget int64
-	// Needed lists the models that queued jobs and sheep need. Their images are
-	// not removed for the budget, and nothing is when it fails. Nil means none.
+	// Needed lists the models that queued jobs and sheep need. Their images are not
+	// removed to keep to the budget; if Needed fails, no image is. Nil means none.
 	Needed func(context.Context) ([]job.Model, error)
-	// Trust says which digests models must have. Nil trusts every image.
+	// Trust lists the digests that models' images must have. Nil trusts every image.
 	Trust job.Trust
-	// Observe is told of the registry's answers; nobody where nil.
+	// Observe is called with each response of the registry; it may be nil.
 	Observe Observer
-	// Log is told what has no caller to be returned to.
+	// Log receives progress, and errors that are returned to no caller.
 	Log *slog.Logger
 }
 
-// Store is the images of one registry in one containerd. Its methods may be
+// Store manages the images of one registry in one containerd. Its methods may be
 // used from many goroutines.
 type Store struct {
 	*remote
@@ -128,35 +129,35 @@ type Store struct {
 
 	closing chan struct{} // closed by Close
 	closed  sync.Once
-	work    sync.WaitGroup // what goes on after the call that began it
+	work    sync.WaitGroup // background work that outlives the call that started it
 }
 
-// disk is the images that are here: containerd's.
+// disk is the local side of a Store: the images in containerd.
 type disk struct {
 	client      *containerd.Client
 	snapshotter string
-	endpoint    endpoint.Endpoint // whose images have models' names
+	endpoint    endpoint.Endpoint // its images are those of models
 	log         *slog.Logger
 }
 
-// Image is an image that is here and unpacked.
+// Image is an image that is in containerd and unpacked.
 type Image struct {
 	Model     job.Model
 	Reference string
-	// Target is what the reference means: a manifest or an index.
+	// Target is the manifest or index that the reference points to.
 	Target ocispec.Descriptor
-	// Config is the image's own configuration. It comes from outside and is not
-	// checked.
+	// Config is the image's own configuration. It comes from the registry and is not
+	// validated.
 	Config ocispec.Image
-	// ChainID is the snapshot, in the configured snapshotter, that a container's
-	// own is made on top of.
+	// ChainID is the key of the image's snapshot in the configured snapshotter, the
+	// parent of containers' snapshots.
 	ChainID digest.Digest
-	// Containerd is the image as containerd's client knows it.
+	// Containerd is the image in containerd's client.
 	Containerd containerd.Image
 }
 
-// New makes a Store. It asks nobody anything: that the registry is there is
-// seen when an image is asked for.
+// New makes a Store. It sends no request; whether the registry can be reached shows
+// when an image is requested.
 func New(cfg Config) (*Store, error) {
 	if cfg.Client == nil {
 		return nil, errors.New("image: no containerd client")
@@ -169,40 +170,41 @@ func New(cfg Config) (*Store, error) {
 		cfg.Downloads = 6
 	}
 	if cfg.Observe == nil {
-		cfg.Observe = unobserved
+		cfg.Observe = ignoreObservation
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	from, err := newRemote(cfg.Registry, cfg.Downloads, cfg.Observe, cfg.Log)
+	rem, err := newRemote(cfg.Registry, cfg.Downloads, cfg.Observe, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
-	here := &disk{client: cfg.Client, snapshotter: cmp.Or(cfg.Snapshotter, "overlayfs"), endpoint: from.endpoint, log: cfg.Log}
+	dsk := &disk{client: cfg.Client, snapshotter: cmp.Or(cfg.Snapshotter, "overlayfs"), endpoint: rem.endpoint, log: cfg.Log}
 	s := &Store{
-		remote: from, disk: here, policy: policy, trust: cfg.Trust, log: cfg.Log, quiet: quiet(),
+		remote: rem, disk: dsk, policy: policy, trust: cfg.Trust, log: cfg.Log, quiet: quietLogger(),
 		flights: flights{byKey: map[string]*flight{}},
 		closing: make(chan struct{}),
 	}
-	s.budget = &budget{disk: here, limit: cfg.Budget, needed: cfg.Needed, busy: s.flights.keys}
+	s.budget = &budget{disk: dsk, limit: cfg.Budget, needed: cfg.Needed, busy: s.flights.keys}
 	leases := &pullLeases{
 		client: cfg.Client, log: cfg.Log, opened: time.Now(), ended: map[string]bool{},
-		passes: func(err error) bool { return errdefs.IsUnavailable(from.explanation(err)) },
+		mayPass: func(err error) bool { return errdefs.IsUnavailable(rem.explanation(err)) },
 	}
-	s.puller = &puller{remote: from, disk: here, leases: leases, budget: s.budget, parallel: cfg.Downloads, log: cfg.Log}
+	s.puller = &puller{remote: rem, disk: dsk, leases: leases, budget: s.budget, parallel: cfg.Downloads, log: cfg.Log}
 	return s, nil
 }
 
-// quiet is the logger given to containerd's client library, which would write
-// to standard error in a format of its own what is returned to us anyway.
-func quiet() *containerdlog.Entry {
+// quietLogger returns a logger that discards everything, for containerd's client
+// library: it would log errors that it also returns to standard error.
+func quietLogger() *containerdlog.Entry {
 	l := logrus.New()
 	l.SetOutput(io.Discard)
 	l.SetLevel(logrus.PanicLevel)
 	return logrus.NewEntry(l)
 }
 
-// Close ends what is under way and waits for it. It may be called twice.
+// Close cancels pulls that are under way and waits until they have ended. It may be
+// called twice.
 func (s *Store) Close() error {
 	s.flights.close()
 	s.closed.Do(func() { close(s.closing) })
@@ -211,29 +213,29 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Validate says whether m can be the name of an image in this registry, for
-// refusing a job before it is queued.
+// Validate returns an error if m cannot name an image in this registry. It sends no
+// request.
 func (s *Store) Validate(m job.Model) error {
 	_, err := referenceOf(s.remote.endpoint, m)
 	return err
 }
 
-// Reference is the full name of m's image.
+// Reference returns the full name of m's image.
 func (s *Store) Reference(m job.Model) (string, error) {
 	r, err := referenceOf(s.remote.endpoint, m)
 	return r.String(), err
 }
 
-// Ensure makes the image of m be here, unpacked, and returns it. Calls for one
-// image at the same time are one pull; it goes on for as long as one of them
-// waits. observe is told the progress, at most five times a second, and not
-// after Ensure has returned; it may be nil.
+// Ensure pulls and unpacks the image of m, as far as the policy and what exists
+// locally require it, and returns it. Concurrent calls for one image share a pull,
+// which continues while one of them waits. observe is called with the progress at
+// most five times a second, and not after Ensure has returned; it may be nil.
 //
-// The error says in its text what is wrong and what to do, and is of class
-// ErrUnavailable when trying again later may help, else of ErrNotFound (no such
-// image), ErrPermissionDenied (credentials), ErrInvalidArgument (m cannot name
-// an image), ErrResourceExhausted (disk full) or ErrFailedPrecondition, which it
-// is for an image that Config.Trust does not trust, too.
+// The error's text says what is wrong and what to do. Its class is ErrUnavailable
+// where a later attempt may succeed, else ErrNotFound (no such image),
+// ErrPermissionDenied (credentials), ErrInvalidArgument (m cannot name an image),
+// ErrResourceExhausted (disk full) or ErrFailedPrecondition (for example, an image that
+// Config.Trust does not trust).
 func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress)) (Image, error) {
 	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
@@ -254,16 +256,16 @@ func (s *Store) Ensure(ctx context.Context, m job.Model, observe func(Progress))
 	return img, err
 }
 
-// Local returns the image of m as it is on this machine, unpacked, without
-// asking the registry. The error is of class ErrNotFound where it is not here,
-// else as with Ensure.
+// Local returns the image of m if it is on this machine, unpacked if it was not, and
+// does not ask the registry. The error is of class ErrNotFound if the image is not on
+// this machine, else as Ensure's.
 func (s *Store) Local(ctx context.Context, m job.Model) (Image, error) {
 	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
 		return Image{}, failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
-	img, here, err := s.local(containerdlog.WithLogger(ctx, s.quiet), r)
-	if err == nil && !here {
+	img, exists, err := s.local(containerdlog.WithLogger(ctx, s.quiet), r)
+	if err == nil && !exists {
 		err = failf(errdefs.ErrNotFound, "it is not on this machine")
 	}
 	img.Model = m
@@ -271,36 +273,36 @@ func (s *Store) Local(ctx context.Context, m job.Model) (Image, error) {
 }
 
 func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image, error) {
-	local, here, err := s.local(ctx, r)
-	if errdefs.IsUnavailable(err) && s.await(ctx) {
-		local, here, err = s.local(ctx, r)
+	local, exists, err := s.local(ctx, r)
+	if errdefs.IsUnavailable(err) && s.awaitContainerd(ctx) {
+		local, exists, err = s.local(ctx, r)
 	}
 	if err != nil {
 		return Image{}, err
 	}
 	switch {
-	case !here && s.policy == Never:
-		return Image{}, failf(errdefs.ErrNotFound, "it is not here and pull_policy is never; bring it with ctr images import, or set another pull_policy")
-	case here && (s.policy != Always || r.digest != ""): // what a digest means does not change
+	case !exists && s.policy == Never:
+		return Image{}, failf(errdefs.ErrNotFound, "it is not on this machine and pull_policy is never; import it with ctr images import, or set another pull_policy")
+	case exists && (s.policy != Always || r.digest != ""): // a digest always refers to the same image
 		s.puller.leases.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
 
-	patience := s.retries
-	if here {
-		patience = brief.within(patience)
+	policy := s.retries
+	if exists {
+		policy = brief.within(policy)
 	}
-	target, err := s.resolve(ctx, r, patience)
+	target, err := s.resolve(ctx, r, policy)
 	switch {
-	case err != nil && here && ctx.Err() == nil && unreachable(err):
-		s.log.WarnContext(ctx, "the registry cannot be asked whether the image is still the newest; the local one serves",
+	case err != nil && exists && ctx.Err() == nil && unreachable(err):
+		s.log.WarnContext(ctx, "the registry cannot be asked for a newer image; the local one is used",
 			"image", r.String(), "error", s.explanation(err).message)
 		return s.trusted(ctx, r, local)
 	case err != nil:
 		return Image{}, err
-	case r.pin != "" && target.Digest.String() != r.pin: // before any of it is fetched
+	case r.pin != "" && target.Digest.String() != r.pin: // checked before anything is fetched
 		return Image{}, distrust(r, target.Digest)
-	case here && local.Target.Digest == target.Digest:
+	case exists && local.Target.Digest == target.Digest:
 		s.puller.leases.dropEndedPulls(ctx, r)
 		return s.trusted(ctx, r, local)
 	}
@@ -310,8 +312,8 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	if err := s.puller.pull(ctx, r, target, report); err != nil {
 		return Image{}, err
 	}
-	img, here, err := s.local(ctx, r)
-	if err == nil && !here {
+	img, exists, err := s.local(ctx, r)
+	if err == nil && !exists {
 		err = failf(errdefs.ErrUnavailable, "it was removed while it was pulled; try again")
 	}
 	if err != nil {
@@ -324,8 +326,8 @@ func (s *Store) ensure(ctx context.Context, r ref, report func(Progress)) (Image
 	return img, nil
 }
 
-// trusted returns an image that is here, unless its digest is another than the
-// one that is trusted.
+// trusted returns a local image and records its use. It fails if the image's digest
+// is not the trusted one.
 func (s *Store) trusted(ctx context.Context, r ref, local Image) (Image, error) {
 	if r.pin != "" && local.Target.Digest.String() != r.pin {
 		return Image{}, distrust(r, local.Target.Digest)
@@ -337,20 +339,21 @@ func distrust(r ref, found digest.Digest) error {
 	return failf(errdefs.ErrFailedPrecondition, "it is %s and not %s, which models.allow trusts: push the trusted image again, or trust this one", found, r.pin)
 }
 
-// restartTime is how long a restart of containerd may take without anyone
-// being told of it.
+// restartTime is how long a restart of containerd may take before callers get an
+// error.
 const restartTime = 10 * time.Second
 
-// await waits for containerd to be back and says whether it is.
-func (s *disk) await(ctx context.Context) bool {
+// awaitContainerd waits until containerd serves again, for at most restartTime, and
+// reports whether it does.
+func (s *disk) awaitContainerd(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, restartTime)
 	defer cancel()
 	serving, err := s.client.IsServing(ctx)
 	return err == nil && serving
 }
 
-// local looks an image up and unpacks it where only its layers are here. One
-// that is not complete counts as not here.
+// local looks an image up in containerd, unpacks it if it is not unpacked, and reports
+// whether it exists. An image with missing content counts as not existing.
 func (s *disk) local(ctx context.Context, r ref) (Image, bool, error) {
 	found, err := s.client.GetImage(ctx, r.String())
 	if errdefs.IsNotFound(err) {
@@ -361,14 +364,14 @@ func (s *disk) local(ctx context.Context, r ref) (Image, bool, error) {
 	}
 	unpacked, err := found.IsUnpacked(ctx, s.snapshotter)
 	if err == nil && !unpacked {
-		for range 3 { // a directory in the way is removed by the call that fails of it
+		for range 3 { // a call that fails because of a directory in the way removes it
 			if err = found.Unpack(ctx, s.snapshotter); !containerderr.SnapshotInTheWay(err) {
 				break
 			}
 		}
 	}
 	if errdefs.IsNotFound(err) {
-		return Image{}, false, nil // some of its content is gone
+		return Image{}, false, nil // some of its content is missing
 	}
 	if err != nil {
 		return Image{}, false, err
@@ -381,7 +384,7 @@ func (s *disk) local(ctx context.Context, r ref) (Image, bool, error) {
 	return img, true, nil
 }
 
-// maxDocument bounds the manifests and configurations that are read into
+// maxDocument is the largest manifest or configuration, in bytes, that is read into
 // memory.
 const maxDocument = 8 << 20
 
@@ -401,14 +404,14 @@ func readConfig(ctx context.Context, img containerd.Image) (ocispec.Image, error
 	return parseConfig(data)
 }
 
-// The labels of images. Those that shepherd pulled may be removed for the
-// budget; others are an administrator's.
+// The labels of images. Images with labelPulled may be removed to keep to the budget;
+// others belong to an administrator.
 const (
 	labelPulled   = "io.shepherd.image.pulled"
 	labelLastUsed = "io.shepherd.image.last-used" // RFC 3339, UTC
 )
 
-// touch notes that an image was used.
+// touch records that an image was used now.
 func (s *disk) touch(ctx context.Context, img Image) error {
 	_, err := s.client.ImageService().Update(ctx, images.Image{
 		Name:   img.Reference,

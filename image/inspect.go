@@ -13,11 +13,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// platform is what images for this machine are built for.
+// platform is this machine's OS and architecture, as in linux/amd64.
 type platform string
 
-// checkTarget refuses what a registry has under an image's name and is neither an
-// image's manifest nor an index.
+// checkTarget returns an error if the descriptor that a reference resolves to is
+// neither an image manifest nor an index.
 func checkTarget(desc ocispec.Descriptor) error {
 	switch {
 	case images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType):
@@ -25,15 +25,15 @@ func checkTarget(desc ocispec.Descriptor) error {
 	case strings.HasPrefix(desc.MediaType, "application/vnd.docker.distribution.manifest.v1"): // unsigned; signed ones are refused by containerd's resolver
 		return schemaOne()
 	}
-	return failf(errdefs.ErrFailedPrecondition, "it is not a container image: its manifest is of the type %s", shown(desc.MediaType))
+	return failf(errdefs.ErrFailedPrecondition, "it is not a container image: its manifest is of the type %s", printable(desc.MediaType))
 }
 
 func schemaOne() *failure {
-	return failf(errdefs.ErrFailedPrecondition, "it is an image of Docker's schema 1, which is not supported any more; build and push it again")
+	return failf(errdefs.ErrFailedPrecondition, "its manifest has Docker's schema 1, which is not supported any more; build and push it again")
 }
 
-// checkManifest refuses a manifest of something else than a container image:
-// registries keep models, charts and signatures in the same form.
+// checkManifest returns an error if a manifest is not that of a container image:
+// registries store models, charts and signatures with manifests, too.
 func (s *puller) checkManifest(ctx context.Context, desc ocispec.Descriptor) error {
 	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
@@ -70,10 +70,11 @@ func checkManifest(data []byte) error {
 }
 
 func notAnImage(kind string) error {
-	return failf(errdefs.ErrFailedPrecondition, "it is not a container image but an artifact of the type %s, which holds no program: name an image that does, and fetch or mount the artifact in it", shown(kind))
+	return failf(errdefs.ErrFailedPrecondition, "it is not a container image but an artifact of the type %s, which contains no program: use an image that contains one, and fetch or mount the artifact in it", printable(kind))
 }
 
-// splitLayers takes the children of an image's manifest apart.
+// splitLayers divides the children of an image's manifest into its configuration and
+// its layers.
 func splitLayers(children []ocispec.Descriptor) (config ocispec.Descriptor, layers []ocispec.Descriptor) {
 	for _, c := range children {
 		switch {
@@ -86,8 +87,8 @@ func splitLayers(children []ocispec.Descriptor) (config ocispec.Descriptor, laye
 	return config, layers
 }
 
-// checkConfig fetches an image's configuration by h, which is the pull's, and
-// refuses one for another machine, or with other layers than the manifest has.
+// checkConfig fetches an image's configuration with the pull's handler h, and returns
+// an error if the image is not for this machine's platform.
 func (s *puller) checkConfig(ctx context.Context, h images.Handler, desc ocispec.Descriptor) error {
 	if desc.Digest == "" {
 		return nil // refused by checkManifest
@@ -118,19 +119,19 @@ func parseConfig(data []byte) (ocispec.Image, error) {
 	return config, nil
 }
 
-// checkPlatform refuses an image for another machine.
+// checkPlatform returns an error if an image is not for this machine's platform.
 func (s platform) checkPlatform(config ocispec.Image) error {
 	if config.OS == "" && config.Architecture == "" {
-		return nil // it does not say, as some builders' do not
+		return nil // some builders do not set them
 	}
 	built := platforms.Normalize(config.Platform)
 	if !platforms.Default().Match(built) {
-		return failf(errdefs.ErrNotFound, "it is built for %s, and this machine is %s; build it for this platform", shown(platforms.Format(built)), s)
+		return failf(errdefs.ErrNotFound, "it is built for %s, and this machine is %s; build it for this platform", printable(platforms.Format(built)), s)
 	}
 	return nil
 }
 
-// noPlatform says for which platforms an index has images.
+// noPlatform returns the error for an index without an image for this platform.
 func (s *puller) noPlatform(ctx context.Context, desc ocispec.Descriptor) error {
 	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
@@ -139,8 +140,8 @@ func (s *puller) noPlatform(ctx context.Context, desc ocispec.Descriptor) error 
 	return s.platform.explainIndex(data)
 }
 
-// explainIndex says for which platforms an index has images; nil is one that cannot
-// be read.
+// explainIndex returns an error that lists the platforms for which an index has
+// images. data is nil if the index could not be read.
 func (s platform) explainIndex(data []byte) error {
 	var index ocispec.Index
 	if json.Unmarshal(data, &index) != nil {
@@ -148,20 +149,20 @@ func (s platform) explainIndex(data []byte) error {
 	}
 	var found []string
 	for _, m := range index.Manifests {
-		// Attestations lie in indexes as images for a platform "unknown".
+		// Attestations are listed in indexes as images for the platform "unknown".
 		if m.Platform != nil && m.Platform.OS != "unknown" && m.Platform.OS != "" && len(found) < 10 {
-			found = append(found, shown(platforms.Format(*m.Platform)))
+			found = append(found, printable(platforms.Format(*m.Platform)))
 		}
 	}
 	has := "no image"
 	if len(found) > 0 {
-		has = "images for " + strings.Join(found, ", ") + " alone"
+		has = "images for " + strings.Join(found, ", ") + " only"
 	}
 	return failf(errdefs.ErrNotFound, "it has no variant for this machine (%s): it has %s; build it for this platform", s, has)
 }
 
-// shown is a word out of a registry's document, harmless to print.
-func shown(s string) string {
+// printable escapes and shortens a string of a registry's document for a message.
+func printable(s string) string {
 	if s == "" {
 		return "unknown"
 	}

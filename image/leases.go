@@ -14,41 +14,41 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// labelLease names, at a pull's lease, the reference that is pulled.
+// labelLease is the label of a pull's lease; its value is the reference.
 const labelLease = "io.shepherd.pull"
 
-// leaseTime is how long what a broken pull has fetched is kept for the next
-// one. It also ends the lease of a daemon that was killed and never came back.
+// leaseTime is how long the downloads of a pull that failed are kept for the next one,
+// even if the daemon is killed and not started again.
 const leaseTime = 24 * time.Hour
 
-// pullLeases are the leases in containerd of the pulls of this process. Another
-// daemon may pull by the same containerd.
+// pullLeases manages the containerd leases of this process's pulls. Another daemon may
+// pull with the same containerd.
 type pullLeases struct {
-	client *containerd.Client
-	log    *slog.Logger
-	passes func(error) bool // whether trying again later may help
-	opened time.Time        // when the first could be made
+	client  *containerd.Client
+	log     *slog.Logger
+	mayPass func(error) bool // reports whether a later attempt may succeed
+	opened  time.Time        // earlier leases are not this process's
 
 	mu    sync.Mutex
 	ended map[string]bool // by id: whether the pull has ended
 }
 
-// set notes that a pull has begun, or has ended.
-func (p *pullLeases) set(id string, ended bool) {
+// setEnded records whether the pull with the lease id has ended.
+func (p *pullLeases) setEnded(id string, ended bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ended[id] = ended
 }
 
-// forget is for a lease that is not there any more.
+// forget drops the record of a lease that does not exist any more.
 func (p *pullLeases) forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.ended, id)
 }
 
-// isEnded reports whether the lease is of a pull that has ended: of this process, or
-// made before a time by another that is taken for ended.
+// isEnded reports whether the lease's pull has ended. The pull of another process is
+// assumed to have ended if the lease was made before the given time.
 func (p *pullLeases) isEnded(l leases.Lease, before time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,23 +58,24 @@ func (p *pullLeases) isEnded(l leases.Lease, before time.Time) bool {
 	return l.CreatedAt.Before(before)
 }
 
-// lease makes ctx hold a new lease. When release is told of an error that may
-// pass, the lease stays, for the next pull of r; those of earlier pulls go in
-// any case, since what they held is held by this one as far as it is of use.
-// After a pull that broke, or with sweep, what nothing holds any more is
-// collected at once: a call that was cut off may have left a snapshot.
+// lease creates a lease for a pull of r and returns a context that carries it. The
+// caller passes the pull's outcome to release, which deletes the leases of ended pulls
+// of r: this lease has all of their content that can still be used. This lease itself
+// stays, for the next pull of r, if the outcome is an error that may pass or ctx has
+// ended. With sweep, and for earlier pulls, containerd collects garbage at once, because
+// an interrupted call may have left a snapshot.
 func (s *pullLeases) lease(ctx context.Context, r ref) (_ context.Context, release func(outcome error, sweep bool), err error) {
 	id := rand.Text()
-	s.set(id, false)
+	s.setEnded(id, false)
 	held, err := s.client.LeasesService().Create(ctx, leases.WithID(id), leases.WithExpiration(leaseTime),
 		leases.WithLabels(map[string]string{labelLease: r.String()}))
 	if err != nil {
-		s.set(id, true) // it may have been made all the same
-		return ctx, nil, fmt.Errorf("take a lease: %w", err)
+		s.setEnded(id, true) // the lease may exist in spite of the error
+		return ctx, nil, fmt.Errorf("create a lease: %w", err)
 	}
 	return leases.WithLease(ctx, held.ID), func(outcome error, sweep bool) {
-		keep := outcome != nil && (ctx.Err() != nil || s.passes(outcome))
-		s.set(id, true)
+		keep := outcome != nil && (ctx.Err() != nil || s.mayPass(outcome))
+		s.setEnded(id, true)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		ended, err := s.endedPulls(ctx, r, held.CreatedAt)
@@ -90,9 +91,8 @@ func (s *pullLeases) lease(ctx context.Context, r ref) (_ context.Context, relea
 	}, nil
 }
 
-// endedPulls lists the leases of pulls of r that have ended: they broke, or the
-// process that ran them ended. Those of other processes are taken for ended when they
-// were made before a time.
+// endedPulls lists the leases of pulls of r that have ended. See isEnded for those of
+// other processes.
 func (s *pullLeases) endedPulls(ctx context.Context, r ref, before time.Time) ([]leases.Lease, error) {
 	all, err := s.client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%q", labelLease, r.String()))
 	if err != nil {
@@ -101,12 +101,12 @@ func (s *pullLeases) endedPulls(ctx context.Context, r ref, before time.Time) ([
 	return slices.DeleteFunc(all, func(l leases.Lease) bool { return !s.isEnded(l, before) }), nil
 }
 
-// dropEndedPulls deletes the leases of pulls of r that ended before they could do
-// so themselves. It is for an image that is here, which needs none of them.
+// dropEndedPulls deletes the leases that ended pulls of r have left. It is called for an
+// image that exists locally, which does not need them.
 func (s *pullLeases) dropEndedPulls(ctx context.Context, r ref) {
 	ended, err := s.endedPulls(ctx, r, s.opened)
 	if err != nil {
-		s.log.WarnContext(ctx, "leases of earlier pulls are not looked for; they end by themselves within a day", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "leases of earlier pulls cannot be listed; they expire within a day", "image", r.String(), "error", err)
 		return
 	}
 	for _, l := range ended {
@@ -114,7 +114,8 @@ func (s *pullLeases) dropEndedPulls(ctx context.Context, r ref) {
 	}
 }
 
-// endLease deletes a lease, and with sync what it alone kept.
+// endLease deletes a lease. With sync it waits until containerd has collected the
+// garbage that this leaves.
 func (s *pullLeases) endLease(ctx context.Context, r ref, l leases.Lease, sync bool) {
 	var opts []leases.DeleteOpt
 	if sync {
@@ -124,6 +125,6 @@ func (s *pullLeases) endLease(ctx context.Context, r ref, l leases.Lease, sync b
 	if err == nil || errdefs.IsNotFound(err) {
 		s.forget(l.ID)
 	} else {
-		s.log.WarnContext(ctx, "a lease in containerd cannot be deleted; it ends by itself within a day", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "a lease in containerd cannot be deleted; it expires within a day", "image", r.String(), "error", err)
 	}
 }

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const namespace = "shepherd"
 
 // hasty is a patience for tests: failures come soon.
-var hasty = retries{attempts: 4, first: time.Millisecond, most: 20 * time.Millisecond, stall: 5 * time.Second}
+var hasty = retryPolicy{attempts: 4, first: time.Millisecond, maxPause: 20 * time.Millisecond, stall: 5 * time.Second}
 
 // home is a containerd, a registry and what connects them.
 type home struct {

@@ -12,17 +12,17 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Observer is told of every request to a registry or call of containerd, tried
-// again or not: what it was for, how long its answer took to come, and, as an
-// error with a class, what was wrong with it. It is called from many goroutines
-// and returns at once.
+// Observer is called after every attempt of a request to a registry or call to
+// containerd, with its kind, the time until the response came, and its error, which
+// has a class, or nil. It is called from many goroutines and must return at once.
 type Observer func(op string, took time.Duration, err error)
 
-func unobserved(string, time.Duration, error) {}
+func ignoreObservation(string, time.Duration, error) {}
 
-// purpose is what a request to a registry is for: a manifest, blob, token or other.
-func purpose(req *http.Request) string {
-	path := original(req).URL.Path // one that was redirected is for what it was for at first
+// requestKind returns the kind of a request to a registry: manifest, blob, token or
+// other.
+func requestKind(req *http.Request) string {
+	path := original(req).URL.Path // a redirect does not change the kind
 	switch {
 	case !strings.HasPrefix(path, "/v2/"):
 		return "token"
@@ -34,9 +34,9 @@ func purpose(req *http.Request) string {
 	return "other"
 }
 
-// answered is what an Observer is told of an answer. A first request without a
-// token is answered as unauthenticated as a rule.
-func answered(resp *http.Response, err error) error {
+// responseError is the error that an Observer gets for a response; nil for success. It
+// is of class ErrUnauthenticated for most first requests, which have no token.
+func responseError(resp *http.Response, err error) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
 	}
@@ -50,7 +50,7 @@ func answered(resp *http.Response, err error) error {
 		class = errdefs.ErrPermissionDenied
 	case status == http.StatusNotFound:
 		class = errdefs.ErrNotFound
-	case passing(status) || status >= 500:
+	case isTransient(status) || status >= 500:
 		class = errdefs.ErrUnavailable
 	default:
 		class = errdefs.ErrInvalidArgument
@@ -58,9 +58,9 @@ func answered(resp *http.Response, err error) error {
 	return fmt.Errorf("%s: %w", resp.Status, class)
 }
 
-// calls has observe told of every call that is one question and one answer, by
-// its short name: Containers/Create.
-func calls(observe Observer) []grpc.DialOption {
+// observeCalls returns dial options that call observe after each unary call, with its
+// short name, such as Containers/Create. observe may be nil.
+func observeCalls(observe Observer) []grpc.DialOption {
 	if observe == nil {
 		return nil
 	}

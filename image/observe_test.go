@@ -88,7 +88,7 @@ func TestObservedAttempts(t *testing.T) {
 	} {
 		status = want
 		var told seen
-		client := http.Client{Transport: &persistent{base: http.DefaultTransport, retries: hasty, observe: told.observe}}
+		client := http.Client{Transport: &retryTransport{base: http.DefaultTransport, retryPolicy: hasty, observe: told.observe}}
 		if resp, err := client.Get(server.URL + "/v2/model/blobs/sha256:1"); err == nil {
 			resp.Body.Close()
 		}
@@ -104,7 +104,7 @@ func TestObservedAttempts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&persistent{base: http.DefaultTransport, retries: hasty, observe: told.observe}).RoundTrip(req); err == nil {
+	if _, err := (&retryTransport{base: http.DefaultTransport, retryPolicy: hasty, observe: told.observe}).RoundTrip(req); err == nil {
 		t.Fatal("a server that is away has answered")
 	}
 	if len(told.errs["manifest"]) != hasty.attempts || !told.only("manifest", errdefs.ErrUnavailable) {

@@ -9,12 +9,11 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
-// Ping asks the registry whether it is there and lets in whom the configuration
-// names, without pulling anything; whether it would let them pull a certain
-// image is not asked. The error is one line that says what is wrong and what to
-// do, of the same classes as those of Store.Ensure.
+// Ping checks that the registry answers and accepts the configured credentials. It
+// pulls nothing and does not check access to any image. The error is one line that says
+// what is wrong and what to do, with the classes of Store.Ensure.
 func (r Registry) Ping(ctx context.Context) error {
-	s, err := newRemote(r, 1, unobserved, slog.New(slog.DiscardHandler))
+	s, err := newRemote(r, 1, ignoreObservation, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -30,8 +29,8 @@ func (r Registry) Ping(ctx context.Context) error {
 	return nil
 }
 
-// ping asks the last of the hosts, which is the registry itself unless hosts.toml
-// says otherwise, for its API, twice where it asks for credentials.
+// ping requests the API's root of the last host, which is the registry itself unless
+// hosts.toml says otherwise; a second time with credentials if the host asks for them.
 func (s *remote) ping(ctx context.Context) error {
 	hosts, done, err := s.hosts(ctx, s.endpoint.Name(""), brief)
 	if err != nil {

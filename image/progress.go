@@ -12,31 +12,30 @@ import (
 	"github.com/iterait/shepherd/config/size"
 )
 
-// Phase says what is being done for an image.
+// Phase is a step of Ensure.
 type Phase string
 
-// The phases of Ensure. An image that is here already has none.
+// The phases of Ensure. None is reported for an image that exists locally.
 const (
-	Resolving Phase = "resolving" // the registry is asked what the reference means
-	Pulling   Phase = "pulling"   // layers are fetched, and unpacked meanwhile
-	Unpacking Phase = "unpacking" // all is fetched, layers are still being unpacked
+	Resolving Phase = "resolving" // asking the registry for the reference's digest
+	Pulling   Phase = "pulling"   // fetching layers, and unpacking those fetched
+	Unpacking Phase = "unpacking" // all layers are fetched, some not yet unpacked
 )
 
-// Progress is how far an image is.
+// Progress is the progress of Ensure.
 type Progress struct {
 	Reference string
 	Phase     Phase
-	// Done and Total count the bytes of the image's layers, as they are
-	// transferred. What was here already counts as done. Total is 0 while the
-	// layers are not known.
+	// Done and Total count the bytes of the image's compressed layers. Layers that
+	// exist locally count as done. Total is 0 until the layers are known.
 	Done, Total int64
-	// Rate is bytes a second, over the last few seconds.
+	// Rate is bytes a second, averaged over the last few seconds.
 	Rate float64
-	// LayersDone and Layers count layers that are fetched, and all.
+	// LayersDone is the number of layers fetched, Layers that of all layers.
 	LayersDone, Layers int
 }
 
-// String tells people, in one line.
+// String describes the progress in one line for people.
 func (p Progress) String() string {
 	switch {
 	case p.Phase == Resolving || p.Phase == Pulling && p.Total == 0:
@@ -48,15 +47,15 @@ func (p Progress) String() string {
 		p.Reference, p.Done*100/p.Total, size.Text(p.Done), size.Text(p.Total), size.Text(int64(p.Rate)), p.LayersDone, p.Layers)
 }
 
-// interval is the time between two reports of the same phase.
-const interval = 250 * time.Millisecond
+// reportInterval is the time between two progress reports of a pull.
+const reportInterval = 250 * time.Millisecond
 
-// tracker follows one pull.
+// tracker tracks the progress of one pull.
 type tracker struct {
 	mu      sync.Mutex
 	phase   Phase
 	layers  []ocispec.Descriptor
-	at      map[digest.Digest]int64 // bytes of the layer that are here
+	at      map[digest.Digest]int64 // bytes of the layer that are fetched
 	done    map[digest.Digest]bool
 	fetched int64 // bytes that came over the network
 	ingests map[string]bool
@@ -72,35 +71,35 @@ func (t *tracker) enter(p Phase) {
 	t.phase = p
 }
 
-// setLayers tells which layers the image has.
+// setLayers sets the layers of the image.
 func (t *tracker) setLayers(layers []ocispec.Descriptor) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.layers = layers
 }
 
-// getLayers returns what setLayers was told.
+// getLayers returns the layers that setLayers set.
 func (t *tracker) getLayers() []ocispec.Descriptor {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.layers
 }
 
-// finish says that a layer is here.
+// finish records that a layer is complete.
 func (t *tracker) finish(d digest.Digest) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.done[d] = true
 }
 
-// seek says that a layer is here up to offset.
+// seek records that a layer's bytes before offset exist locally.
 func (t *tracker) seek(d digest.Digest, offset int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.at[d] = offset
 }
 
-// read says that n more bytes of a layer came.
+// read records that n more bytes of a layer were received.
 func (t *tracker) read(d digest.Digest, n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,14 +107,14 @@ func (t *tracker) read(d digest.Digest, n int64) {
 	t.fetched += n
 }
 
-// moved is how many bytes came over the network.
-func (t *tracker) moved() int64 {
+// received returns how many bytes of layers were received from the network.
+func (t *tracker) received() int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.fetched
 }
 
-// progress is the present state, without the rate.
+// progress returns the present progress, without the rate.
 func (t *tracker) progress(reference string) Progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,28 +134,29 @@ func (t *tracker) progress(reference string) Progress {
 	return p
 }
 
-// watch reports every interval until ctx ends, where there is anything new.
+// watch reports the progress at once and, when it has changed, at each reportInterval
+// until ctx ends.
 func (t *tracker) watch(ctx context.Context, reference string, report func(Progress)) {
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
 	last := t.progress(reference)
 	report(last)
-	before, at := t.moved(), time.Now()
+	before, at := t.received(), time.Now()
 	rate := 0.0
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			moved := t.moved()
+			received := t.received()
 			if elapsed := now.Sub(at).Seconds(); elapsed > 0 {
-				// A mean that forgets: about the last two seconds.
-				rate += (float64(moved-before)/elapsed - rate) * min(1, elapsed/2)
+				// An exponential moving average over about two seconds.
+				rate += (float64(received-before)/elapsed - rate) * min(1, elapsed/2)
 				if before == 0 {
-					rate = float64(moved) / elapsed
+					rate = float64(received) / elapsed
 				}
 			}
-			before, at = moved, now
+			before, at = received, now
 			p := t.progress(reference)
 			p.Rate = rate
 			if p != last {

@@ -28,16 +28,17 @@ type puller struct {
 	*disk
 	leases   *pullLeases
 	budget   *budget
-	parallel int // layers at once
+	parallel int // layers unpacked at once
 	log      *slog.Logger
 }
 
-// resolve asks what r means. Credentials that were refused are read again and
-// tried once more: a rotated password must not need a restart.
-func (s *remote) resolve(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
+// resolve asks the registry for the descriptor of r. If cached credentials are refused
+// it reads them anew and tries once more, so that a rotated password does not require a
+// restart.
+func (s *remote) resolve(ctx context.Context, r ref, policy retryPolicy) (ocispec.Descriptor, error) {
 	for attempt := 1; ; attempt++ {
 		used := s.hasAuthorizer(r.name)
-		desc, err := s.resolveOnce(ctx, r, patience)
+		desc, err := s.resolveOnce(ctx, r, policy)
 		if err == nil || !s.authorizationFailed(err) {
 			return desc, err
 		}
@@ -48,8 +49,8 @@ func (s *remote) resolve(ctx context.Context, r ref, patience retries) (ocispec.
 	}
 }
 
-func (s *remote) resolveOnce(ctx context.Context, r ref, patience retries) (ocispec.Descriptor, error) {
-	resolver, done, err := s.resolver(ctx, r.name, patience)
+func (s *remote) resolveOnce(ctx context.Context, r ref, policy retryPolicy) (ocispec.Descriptor, error) {
+	resolver, done, err := s.resolver(ctx, r.name, policy)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -58,7 +59,8 @@ func (s *remote) resolveOnce(ctx context.Context, r ref, patience retries) (ocis
 	return desc, err
 }
 
-// pull fetches and unpacks what target names, and makes it the image r.
+// pull fetches and unpacks target and creates the image r from it. It retries errors
+// that may pass.
 func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, report func(Progress)) (err error) {
 	ctx, release, err := s.leases.lease(ctx, r)
 	if err != nil {
@@ -83,22 +85,22 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 		}
 	}()
 
-	s.log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's words
+	s.log.InfoContext(ctx, "Pulling "+r.String(), "image", r.String()) // the original's message
 	started := time.Now()
 	parallel := true
 	for {
-		before := t.moved()
+		before := t.received()
 		err := s.pullOnce(ctx, r, target, t, parallel)
 		switch {
 		case err == nil:
 			s.log.InfoContext(ctx, "image pulled", "image", r.String(), "digest", target.Digest.String(),
-				"fetched", t.moved(), "seconds", time.Since(started).Seconds())
+				"fetched", t.received(), "seconds", time.Since(started).Seconds())
 			return nil
 		case ctx.Err() != nil:
 			return err
 		case containerderr.WrongCommit(err):
-			// Something between here and the registry damaged a layer. What is
-			// written of it would be resumed, so it is removed.
+			// A layer was damaged on the way. Its partial download would be resumed,
+			// so it is removed.
 			s.abort(ctx, t)
 			if tries.corrupt++; tries.corrupt > 1 {
 				return err
@@ -109,9 +111,9 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 				return err
 			}
 		case s.authorizationFailed(err):
-			// A token or credentials that were good when the pull began: read
-			// again, they may be so again.
-			if t.moved() > before {
+			// The token or credentials were accepted when the pull began: they have
+			// expired or were rotated, so they are read anew.
+			if t.received() > before {
 				tries.refused = 0
 			}
 			if tries.refused++; tries.refused > 1 {
@@ -119,39 +121,38 @@ func (s *puller) pull(ctx context.Context, r ref, target ocispec.Descriptor, rep
 			}
 			s.dropAuthorizers(r.name)
 		case errors.Is(err, io.ErrUnexpectedEOF), s.storageRefused(err):
-			if t.moved() > before {
+			if t.received() > before {
 				tries.broken = 0
 			}
 			if tries.broken++; tries.broken > 3 {
 				return err
 			}
-			p := persistent{retries: s.retries}
+			p := retryTransport{retryPolicy: s.retries}
 			select {
 			case <-time.After(p.pause(tries.broken)):
 			case <-ctx.Done():
 				return err
 			}
 		case errors.Is(err, errNotUnpacked) && parallel:
-			parallel = false // where it fails again, it says why
+			parallel = false // unpacking layers one by one returns the cause if it fails
 		case containerderr.SnapshotInTheWay(err) && tries.stale < 3:
-			// A containerd that was killed left the directory of a snapshot that its
-			// records do not know. The call that fails of it has removed it.
+			// The failed call has removed the directory, so it can be repeated.
 			tries.stale++
-		case containerderr.Away(err) && tries.containerd < 3:
+		case containerderr.Unreachable(err) && tries.containerd < 3:
 			tries.containerd++
-			if !s.await(ctx) {
+			if !s.awaitContainerd(ctx) {
 				return err
 			}
 		default:
 			return err
 		}
-		s.log.WarnContext(ctx, "the pull goes on after an error", "image", r.String(), "error", err)
+		s.log.WarnContext(ctx, "the pull is retried after an error", "image", r.String(), "error", err)
 	}
 }
 
-// errNotUnpacked is the error of a pull that has ended without one and left layers out:
-// containerd's client takes a snapshot that cannot be made for the end of the layers
-// where it unpacks them side by side.
+// errNotUnpacked is the error of a pull that reported success although layers are not
+// unpacked: when containerd's client unpacks layers in parallel and a snapshot cannot be
+// created, it stops without an error.
 var errNotUnpacked = errors.New("containerd did not unpack all layers")
 
 func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor, t *tracker, parallel bool) error {
@@ -161,8 +162,8 @@ func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor,
 	}
 	defer done()
 	opts := []containerd.RemoteOpt{
-		containerd.WithResolver(&following{Resolver: resolver, name: r.String(), target: target, tracker: t}),
-		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler { return s.follow(h, t) }),
+		containerd.WithResolver(&trackedResolver{Resolver: resolver, name: r.String(), target: target, tracker: t}),
+		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler { return s.trackedHandler(h, t) }),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(s.snapshotter),
 		containerd.WithPullLabels(map[string]string{labelPulled: "true", labelLastUsed: now()}),
@@ -173,7 +174,7 @@ func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor,
 		return s.noSnapshotter(err)
 	}
 	if parallel && slices.Contains(capabilities, "rebase") {
-		// Layers can be unpacked side by side.
+		// The snapshotter supports unpacking layers in parallel.
 		opts = append(opts, containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(int64(s.parallel)))}))
 	}
 	pulled, err := s.client.Pull(ctx, r.String(), opts...)
@@ -194,18 +195,18 @@ func (s *puller) noSnapshotter(err error) error {
 	return failf(errdefs.ErrFailedPrecondition, "containerd has no snapshotter %q (%v); set containerd.snapshotter to one that ctr plugins ls shows", s.snapshotter, err)
 }
 
-// abort throws half-written layers away.
+// abort discards partially downloaded layers.
 func (s *puller) abort(ctx context.Context, t *tracker) {
 	for _, l := range t.getLayers() {
 		if err := s.client.ContentStore().Abort(ctx, remotes.MakeRefKey(ctx, l)); err != nil && !errdefs.IsNotFound(err) {
-			s.log.WarnContext(ctx, "a half-written layer cannot be thrown away", "layer", l.Digest.String(), "error", err)
+			s.log.WarnContext(ctx, "a partially downloaded layer cannot be discarded", "layer", l.Digest.String(), "error", err)
 		}
 	}
 }
 
-// follow tells the tracker what a pull handles, and refuses what is no image for
-// this machine before its layers are fetched.
-func (s *puller) follow(h images.Handler, t *tracker) images.Handler {
+// trackedHandler wraps a pull's handler: it reports progress to the tracker, and fails
+// before layers are fetched if the target is not an image for this machine.
+func (s *puller) trackedHandler(h images.Handler, t *tracker) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		isLayer := images.IsLayerType(desc.MediaType)
 		if !isLayer && desc.Size > maxDocument {
@@ -235,9 +236,8 @@ func (s *puller) follow(h images.Handler, t *tracker) images.Handler {
 	})
 }
 
-// skipUnpacked tells the tracker which layers are unpacked already: they are
-// not fetched, and nothing else would be heard of them. It matters to the
-// progress only, so that what fails here fails later or not at all.
+// skipUnpacked marks layers that are unpacked already as finished: they are not fetched,
+// so nothing else reports them. Only the progress depends on it, so errors are ignored.
 func (s *puller) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *tracker) {
 	data, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err != nil {
@@ -257,58 +257,58 @@ func (s *puller) skipUnpacked(ctx context.Context, desc ocispec.Descriptor, t *t
 	}
 }
 
-// following is a resolver that knows the answer already and whose fetchers
-// tell the tracker what they read.
-type following struct {
+// trackedResolver is a resolver that returns a known target, and whose fetchers report
+// to the tracker what they read.
+type trackedResolver struct {
 	remotes.Resolver
 	name    string
 	target  ocispec.Descriptor
 	tracker *tracker
 }
 
-func (f *following) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
-	return f.name, f.target, nil
+func (r *trackedResolver) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
+	return r.name, r.target, nil
 }
 
-func (f *following) Fetcher(ctx context.Context, ref string) (remotes.Fetcher, error) {
-	inner, err := f.Resolver.Fetcher(ctx, ref)
+func (r *trackedResolver) Fetcher(ctx context.Context, ref string) (remotes.Fetcher, error) {
+	inner, err := r.Resolver.Fetcher(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	return remotes.FetcherFunc(func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-		// A manifest may name other places to fetch a layer from. It comes from
-		// outside and would have us send requests wherever it likes.
+		// A manifest may list other URLs of a layer. It is not trusted, and could
+		// have the daemon send requests to any address.
 		desc.URLs = nil
 		rc, err := inner.Fetch(ctx, desc)
 		if err != nil || !images.IsLayerType(desc.MediaType) {
 			return rc, err
 		}
-		return &followed{ReadCloser: rc, digest: desc.Digest, tracker: f.tracker}, nil
+		return &trackedLayer{ReadCloser: rc, digest: desc.Digest, tracker: r.tracker}, nil
 	}), nil
 }
 
-// followed is a layer being fetched. Seek is how a resumed fetch begins where
-// the last one broke.
-type followed struct {
+// trackedLayer is a layer being fetched. A resumed fetch seeks to where the previous one
+// stopped.
+type trackedLayer struct {
 	io.ReadCloser
 	digest  digest.Digest
 	tracker *tracker
 }
 
-func (f *followed) Read(p []byte) (int, error) {
-	n, err := f.ReadCloser.Read(p)
-	f.tracker.read(f.digest, int64(n))
+func (l *trackedLayer) Read(p []byte) (int, error) {
+	n, err := l.ReadCloser.Read(p)
+	l.tracker.read(l.digest, int64(n))
 	return n, err
 }
 
-func (f *followed) Seek(offset int64, whence int) (int64, error) {
-	seeker, ok := f.ReadCloser.(io.Seeker)
+func (l *trackedLayer) Seek(offset int64, whence int) (int64, error) {
+	seeker, ok := l.ReadCloser.(io.Seeker)
 	if !ok {
-		return 0, errors.New("the fetcher cannot begin in the middle")
+		return 0, errors.New("the fetcher cannot seek")
 	}
 	at, err := seeker.Seek(offset, whence)
 	if err == nil {
-		f.tracker.seek(f.digest, at)
+		l.tracker.seek(l.digest, at)
 	}
 	return at, err
 }

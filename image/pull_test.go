@@ -192,11 +192,11 @@ func TestLocalImageServesWhileTheRegistryIsAway(t *testing.T) {
 		"429":                {Status: http.StatusTooManyRequests},
 	} {
 		h.registry.SetFault(func(*http.Request) *testenv.RegistryFault { return &fault })
-		before := len(h.log.find("the local one serves"))
+		before := len(h.log.find("the local one is used"))
 		if got := h.ensure(s, m).Target.Digest; got != want {
 			t.Errorf("%s: %s", name, got)
 		}
-		if lines := h.log.find("the local one serves"); len(lines) != before+1 || !strings.HasPrefix(lines[before], "WARN") {
+		if lines := h.log.find("the local one is used"); len(lines) != before+1 || !strings.HasPrefix(lines[before], "WARN") {
 			t.Errorf("%s: warnings %q", name, lines)
 		}
 		_, err := s.Ensure(t.Context(), job.Model{Name: "other", Version: "v1"}, nil)
@@ -646,7 +646,7 @@ func TestProgressIsNotTooMuch(t *testing.T) {
 	if _, err := s.Ensure(t.Context(), job.Model{Name: "model", Version: "v1"}, func(p Progress) { reports = append(reports, p) }); err != nil {
 		t.Fatal(err)
 	}
-	if most := int(time.Since(started)/interval) + 3; len(reports) > most || len(reports) < 3 {
+	if most := int(time.Since(started)/reportInterval) + 3; len(reports) > most || len(reports) < 3 {
 		t.Errorf("%d reports in %s", len(reports), time.Since(started))
 	}
 	for i := 1; i < len(reports); i++ {

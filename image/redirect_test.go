@@ -49,7 +49,7 @@ func TestStorageBehindARedirect(t *testing.T) {
 			credentials := func(c *Config) { c.Registry.Username, c.Registry.Password = "ada", "secret" }
 			refusals.Store(1 << 20)
 			_, err := h.store(credentials).Ensure(t.Context(), m, nil)
-			if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), strings.TrimPrefix(storage.URL, "http://")+", where registry "+h.registry.Host+" sends us") ||
+			if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), strings.TrimPrefix(storage.URL, "http://")+", to which registry "+h.registry.Host+" redirects") ||
 				!strings.Contains(err.Error(), "Request has expired") || strings.Contains(err.Error(), "password") {
 				t.Errorf("refused: %v", err)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// parseEndpoint reads registry.url.
+// parseEndpoint parses registry.url.
 func parseEndpoint(s string) (endpoint.Endpoint, error) {
 	e, err := endpoint.Parse(s)
 	if err != nil {
@@ -27,15 +27,15 @@ var (
 	tag       = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 )
 
-// maxName is the longest name of an image, the registry included.
+// maxName is the longest name of an image in characters, including the registry.
 const maxName = 255
 
 // ref is an image's reference.
 type ref struct {
 	name   string // REGISTRY/NAME
-	tag    string // empty with a digest alone
+	tag    string // empty if there is only a digest
 	digest digest.Digest
-	pin    string // the digest that is trusted, empty for any
+	pin    string // the digest that is trusted; empty trusts any
 }
 
 // String is REGISTRY/NAME:TAG, REGISTRY/NAME@DIGEST or REGISTRY/NAME:TAG@DIGEST.
@@ -50,9 +50,8 @@ func (r ref) String() string {
 	return s
 }
 
-// referenceOf makes the reference of a model's image. A version is a tag, a
-// digest (sha256:…) or TAG@DIGEST; an empty one means the tag latest, as it
-// does to docker.
+// referenceOf returns the reference of a model's image. A version is a tag, a digest
+// (sha256:…) or TAG@DIGEST; an empty one is the tag latest, as with docker.
 func referenceOf(e endpoint.Endpoint, m job.Model) (ref, error) {
 	r := ref{name: e.Name(m.Name)}
 	if m.Name == "" {
@@ -79,7 +78,7 @@ func referenceOf(e endpoint.Endpoint, m job.Model) (ref, error) {
 		return ref{}, fmt.Errorf("model version %q cannot be an image's tag: expected 1 to 128 letters, digits, '_', '.' and '-', not beginning with '.' or '-'; or a digest, sha256:…", m.Version)
 	}
 	if pinned && r.digest.Validate() != nil {
-		return ref{}, fmt.Errorf("model version %q is no digest: expected sha256: and 64 hexadecimal digits in lower case", m.Version)
+		return ref{}, fmt.Errorf("model version %q is not a digest: expected sha256: and 64 hexadecimal digits in lower case", m.Version)
 	}
 	if _, err := reference.Parse(r.String()); err != nil {
 		return ref{}, fmt.Errorf("model %q cannot name an image: %w", m, err)
@@ -87,8 +86,8 @@ func referenceOf(e endpoint.Endpoint, m job.Model) (ref, error) {
 	return r, nil
 }
 
-// Check returns a *job.Invalid when m cannot name an image in this registry,
-// without asking it.
+// Check returns a *job.Invalid if m cannot name an image in this registry. It sends no
+// request.
 func (r Registry) Check(m job.Model) error {
 	e, err := parseEndpoint(r.URL)
 	if err != nil {
@@ -103,7 +102,7 @@ func (r Registry) Check(m job.Model) error {
 	return nil
 }
 
-// Reference is the full name of m's image in this registry. The error is as Check's.
+// Reference returns the full name of m's image in this registry. Its error is Check's.
 func (r Registry) Reference(m job.Model) (string, error) {
 	if err := r.Check(m); err != nil {
 		return "", err
@@ -116,15 +115,15 @@ func (r Registry) Reference(m job.Model) (string, error) {
 	return ref.String(), err
 }
 
-// componentProblem says what is wrong with one part of a name.
+// componentProblem explains why one component of a name is not valid.
 func componentProblem(c string) string {
 	switch {
 	case c == "":
-		return "it has an empty part; parts stand between single slashes"
+		return "it has an empty part; single slashes separate its parts"
 	case strings.ToLower(c) != c && component.MatchString(strings.ToLower(c)):
 		return fmt.Sprintf("%q has capital letters; names of images are in lower case", c)
 	case strings.ContainsAny(c, ":@"):
-		return fmt.Sprintf("%q holds a version or digest; that belongs into the model's version", c)
+		return fmt.Sprintf("%q contains a version or digest; put it into the model's version", c)
 	}
 	return fmt.Sprintf("%q is not made of lower-case letters and digits, with '.', '_', '__' or dashes between them", c)
 }

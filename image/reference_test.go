@@ -27,7 +27,7 @@ func TestReference(t *testing.T) {
 		{"localhost:6000", "a//b", "v1", "", "empty part"},
 		{"localhost:6000", "../b", "v1", "", `".." is not made of`},
 		{"localhost:6000", "/etc", "v1", "", "empty part"},
-		{"localhost:6000", "a:b", "v1", "", "belongs into the model's version"},
+		{"localhost:6000", "a:b", "v1", "", "put it into the model's version"},
 		{"localhost:6000", "a b", "v1", "", "is not made of"},
 		{"localhost:6000", "ä", "v1", "", "is not made of"},
 		{"localhost:6000", "a\x00", "v1", "", "is not made of"},
@@ -35,9 +35,9 @@ func TestReference(t *testing.T) {
 		{"localhost:6000", "a", "-v", "", "cannot be an image's tag"},
 		{"localhost:6000", "a", "v/1", "", "cannot be an image's tag"},
 		{"localhost:6000", "a", strings.Repeat("v", 129), "", "1 to 128"},
-		{"localhost:6000", "a", "sha256:xyz", "", "is no digest"},
+		{"localhost:6000", "a", "sha256:xyz", "", "is not a digest"},
 		{"localhost:6000", "a", "@" + sha, "localhost:6000/a@" + sha, ""},
-		{"localhost:6000", "a", "v1@", "", "is no digest"},
+		{"localhost:6000", "a", "v1@", "", "is not a digest"},
 	} {
 		e, err := parseEndpoint(c.url)
 		if err != nil {

@@ -13,29 +13,30 @@ import (
 )
 
 const (
-	// defaultTokenLife is how long a token is good whose server does not say so:
-	// the distribution specification's value.
+	// defaultTokenLife is how long a token without a lifetime is valid, as the
+	// distribution specification has it.
 	defaultTokenLife = 60 * time.Second
-	// maxTokenLife bounds what a token server says.
+	// maxTokenLife is the longest lifetime that a token server may set.
 	maxTokenLife = 24 * time.Hour
-	// maxTokenAnswer bounds a token server's answer.
-	maxTokenAnswer = 1 << 20
+	// maxTokenBody is how many bytes of a token server's response are read.
+	maxTokenBody = 1 << 20
 )
 
-// tokenResponse gives a token server's answer the form that containerd's client
-// reads. The client uses the token endpoint of OAuth (POST) where it has
-// credentials, and tries the one that every server has (GET) after some refusals
-// only; it does not read numbers that are strings or have a fraction, or times that
-// are not RFC 3339, and keeps a token without a lifetime for ever.
+// tokenResponse changes a token server's response for containerd's client, which
+//   - uses the OAuth endpoint (POST) if it has credentials, and falls back to the one
+//     that every server has (GET) only for some status codes;
+//   - does not parse lifetimes that are strings or have a fraction, or times that are not
+//     RFC 3339;
+//   - keeps a token without a lifetime forever.
 func tokenResponse(req *http.Request, resp *http.Response) error {
 	switch {
 	case resp.StatusCode == http.StatusOK:
-		text, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer))
+		text, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenBody))
 		resp.Body.Close()
 		if err != nil {
-			return fmt.Errorf("read the answer of the token server %s: %w", req.URL.Host, err)
+			return fmt.Errorf("read the response of the token server %s: %w", req.URL.Host, err)
 		}
-		text = tokenAnswer(text)
+		text = normalizeToken(text)
 		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(text)), int64(len(text))
 	case req.Method == http.MethodPost:
 		switch resp.StatusCode {
@@ -47,9 +48,9 @@ func tokenResponse(req *http.Request, resp *http.Response) error {
 	return nil
 }
 
-// tokenAnswer keeps of a token server's answer the tokens and the lifetime, in
-// seconds. What is not JSON stays as it is.
-func tokenAnswer(text []byte) []byte {
+// normalizeToken reduces a token server's response to the tokens and the lifetime in
+// seconds. It returns text that is not JSON unchanged.
+func normalizeToken(text []byte) []byte {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(text, &fields) != nil {
 		return text
@@ -61,7 +62,7 @@ func tokenAnswer(text []byte) []byte {
 			kept[name] = token
 		}
 	}
-	// The client of the OAuth endpoint reads access_token alone.
+	// For the OAuth endpoint the client reads access_token only.
 	if kept["access_token"] == nil && kept["token"] != nil {
 		kept["access_token"] = kept["token"]
 	}
@@ -72,11 +73,11 @@ func tokenAnswer(text []byte) []byte {
 	return normal
 }
 
-// tokenLife reads expires_in: a number of seconds, or one in quotes.
+// tokenLife parses expires_in: a number of seconds, or a string with one.
 func tokenLife(text json.RawMessage) time.Duration {
 	seconds, err := strconv.ParseFloat(strings.Trim(string(text), `"`), 64)
 	switch {
-	case math.IsInf(seconds, 1): // ParseFloat's answer to what is out of its range, too
+	case math.IsInf(seconds, 1): // ParseFloat returns it for a number out of range, too
 		return maxTokenLife
 	case err != nil || !(seconds >= 1):
 		return defaultTokenLife

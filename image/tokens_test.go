@@ -103,7 +103,7 @@ func TestTokenWithoutLifetime(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer transport.CloseIdleConnections()
-	client := http.Client{Transport: &persistent{base: transport, retries: hasty, tokens: true}}
+	client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: hasty, tokens: true}}
 	resp, err := client.Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func FuzzTokenAnswer(f *testing.F) {
 	f.Add(`{"token":["t"],"expires_in":1.5}`)
 	f.Add(`{"Token":"t","EXPIRES_IN":"60","expires_in":9223372036854775808}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		got := tokenAnswer([]byte(text))
+		got := normalizeToken([]byte(text))
 		var fields map[string]json.RawMessage
 		if json.Unmarshal([]byte(text), &fields) != nil {
 			return

@@ -17,32 +17,32 @@ import (
 	"time"
 )
 
-// retries is how patiently a registry is asked.
-type retries struct {
-	attempts int           // per request
-	first    time.Duration // before the second attempt; doubled for each further one
-	most     time.Duration // between two attempts, Retry-After included
-	stall    time.Duration // without a byte until a connection counts as broken
+// retryPolicy says how requests to a registry are retried.
+type retryPolicy struct {
+	attempts int           // per request, the first included
+	first    time.Duration // pause before the second attempt; it doubles for each further one
+	maxPause time.Duration // the longest pause between two attempts, Retry-After included
+	stall    time.Duration // a connection that transfers nothing for so long is broken
 }
 
-// patient rides out a registry's restart; brief is for when there is a local
-// image to go on with; tokens is for a token server, asked while a request to
-// the registry waits.
+// patient outlasts a registry's restart; brief is for when there is a local image to
+// use instead; tokens is for a token server, which is asked while a request to the
+// registry waits.
 var (
-	patient = retries{attempts: 8, first: 200 * time.Millisecond, most: 30 * time.Second, stall: 60 * time.Second}
-	brief   = retries{attempts: 2, first: 200 * time.Millisecond, most: 2 * time.Second, stall: 10 * time.Second}
-	tokens  = retries{attempts: 3, first: 200 * time.Millisecond, most: 5 * time.Second, stall: 10 * time.Second}
+	patient = retryPolicy{attempts: 8, first: 200 * time.Millisecond, maxPause: 30 * time.Second, stall: 60 * time.Second}
+	brief   = retryPolicy{attempts: 2, first: 200 * time.Millisecond, maxPause: 2 * time.Second, stall: 10 * time.Second}
+	tokens  = retryPolicy{attempts: 3, first: 200 * time.Millisecond, maxPause: 5 * time.Second, stall: 10 * time.Second}
 )
 
-// within is r, nowhere more patient than bound.
-func (r retries) within(bound retries) retries {
-	return retries{
+// within returns the lower of the two policies' values.
+func (r retryPolicy) within(bound retryPolicy) retryPolicy {
+	return retryPolicy{
 		attempts: min(r.attempts, bound.attempts), first: min(r.first, bound.first),
-		most: min(r.most, bound.most), stall: min(r.stall, bound.stall),
+		maxPause: min(r.maxPause, bound.maxPause), stall: min(r.stall, bound.stall),
 	}
 }
 
-// newTransport makes the connections to the registry.
+// newTransport makes the transport for requests to the registry.
 func newTransport(caFile string) (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -71,24 +71,24 @@ func newTransport(caFile string) (*http.Transport, error) {
 	return t, nil
 }
 
-// persistent tries a request again while what went wrong may pass: connection
-// errors, 429 and 5xx. It ends with a *refusal, which nothing above it tries
-// again.
+// retryTransport retries requests after errors that may pass: connection errors, 408,
+// 429 and most 5xx. After the last attempt it returns a *refusal, which its callers do
+// not retry.
 //
-// It keeps credentials to the host that they are for: a request that was
-// redirected elsewhere, to another port too, goes without. And it keeps them out
-// of what is told of answers.
-type persistent struct {
+// It sends credentials only to the host for which they are: a request that was
+// redirected to another host, port or scheme is sent without them. And it removes them
+// from the bodies of error responses.
+type retryTransport struct {
 	base http.RoundTripper
-	retries
+	retryPolicy
 	observe Observer // may be nil
-	tokens  bool     // it asks token servers, who are sent credentials
+	tokens  bool     // for token servers, which are sent credentials
 }
 
-func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
+func (p *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	for attempt := 1; ; attempt++ {
-		// Each attempt has a context of its own so that a body that stalls can
-		// be ended.
+		// Each attempt has a context of its own, by which a stalled body is
+		// cancelled.
 		ctx, cancel := context.WithCancel(req.Context())
 		again := req.Clone(ctx)
 		if first := original(req).URL; first.Host != req.URL.Host || first.Scheme != req.URL.Scheme {
@@ -105,18 +105,18 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 		sent := time.Now()
 		resp, err := p.base.RoundTrip(again)
 		if p.observe != nil {
-			p.observe(purpose(req), time.Since(sent), answered(resp, err))
+			p.observe(requestKind(req), time.Since(sent), responseError(resp, err))
 		}
 		if err == nil && p.tokens {
 			err = tokenResponse(req, resp)
 		}
-		if err == nil && !passing(resp.StatusCode) {
+		if err == nil && !isTransient(resp.StatusCode) {
 			if resp.StatusCode >= http.StatusBadRequest {
 				resp.Body = p.withoutSecrets(again, resp.Body)
 				cancel()
 				return resp, nil
 			}
-			resp.Body = newSteadyBody(resp.Body, req.Context().Err, cancel, p.stall)
+			resp.Body = newStallGuard(resp.Body, req.Context().Err, cancel, p.stall)
 			return resp, nil
 		}
 		refused := &refusal{host: req.URL.Host, attempts: attempt}
@@ -131,13 +131,13 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 			refused.status = resp.StatusCode
 			text, _ := io.ReadAll(p.withoutSecrets(again, resp.Body))
 			cancel()
-			refused.detail = detail(text)
+			refused.detail = excerpt(text)
 			wait = max(wait, retryAfter(resp.Header))
 		}
 		if attempt >= p.attempts || req.Body != nil && req.GetBody == nil {
 			return nil, refused
 		}
-		timer := time.NewTimer(min(wait, p.most))
+		timer := time.NewTimer(min(wait, p.maxPause))
 		select {
 		case <-timer.C:
 		case <-req.Context().Done():
@@ -147,7 +147,7 @@ func (p *persistent) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// original is the request that redirects led on from.
+// original returns the request from which redirects led to req.
 func original(req *http.Request) *http.Request {
 	for req.Response != nil {
 		req = req.Response.Request
@@ -155,14 +155,14 @@ func original(req *http.Request) *http.Request {
 	return req
 }
 
-// maxErrorBody is how much is read of the body of an answer that is an error.
+// maxErrorBody is how many bytes of an error response's body are read.
 const maxErrorBody = 64 << 10
 
-// withoutSecrets replaces the body of an answer that is an error. What a token
-// server says is reduced to error codes: it was sent credentials in many forms,
-// and could repeat any. Of others' texts the request's own credentials are taken
-// out.
-func (p *persistent) withoutSecrets(req *http.Request, body io.ReadCloser) io.ReadCloser {
+// withoutSecrets returns the body of an error response without credentials. The body of
+// a token server is reduced to error codes: the server was sent credentials in several
+// forms and could repeat any of them. From other bodies the request's own credentials
+// are removed.
+func (p *retryTransport) withoutSecrets(req *http.Request, body io.ReadCloser) io.ReadCloser {
 	text, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
 	body.Close()
 	if p.tokens {
@@ -172,8 +172,8 @@ func (p *persistent) withoutSecrets(req *http.Request, body io.ReadCloser) io.Re
 		}
 		return io.NopCloser(bytes.NewReader(kept))
 	}
-	_, shown, _ := strings.Cut(req.Header.Get("Authorization"), " ")
-	secrets := []string{shown}
+	_, credentials, _ := strings.Cut(req.Header.Get("Authorization"), " ")
+	secrets := []string{credentials}
 	if _, password, ok := req.BasicAuth(); ok {
 		secrets = append(secrets, password)
 	}
@@ -185,15 +185,15 @@ func (p *persistent) withoutSecrets(req *http.Request, body io.ReadCloser) io.Re
 	return io.NopCloser(bytes.NewReader(text))
 }
 
-// pause is how long to wait after the attempt, give or take a quarter so that
-// clients that failed together do not come back together.
-func (p *persistent) pause(attempt int) time.Duration {
-	d := min(p.first<<min(attempt-1, 20), p.most)
+// pause returns how long to wait after an attempt, with 25 % jitter so that clients
+// that failed together do not retry together.
+func (p *retryTransport) pause(attempt int) time.Duration {
+	d := min(p.first<<min(attempt-1, 20), p.maxPause)
 	return d*3/4 + rand.N(d/2+1)
 }
 
-// passing says whether a status may be another one soon.
-func passing(status int) bool {
+// isTransient reports whether a request with this status is worth a retry.
+func isTransient(status int) bool {
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -202,7 +202,7 @@ func passing(status int) bool {
 	return false
 }
 
-// retryAfter reads the header of that name: seconds or a date.
+// retryAfter parses the Retry-After header: seconds or a date.
 func retryAfter(h http.Header) time.Duration {
 	value := h.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
@@ -214,8 +214,8 @@ func retryAfter(h http.Header) time.Duration {
 	return 0
 }
 
-// permanent says that an error is about how the registry is set up and not
-// about its being there.
+// permanent reports whether an error comes from the registry's TLS configuration and
+// not from its being unreachable.
 func permanent(err error) bool {
 	var (
 		verification *tls.CertificateVerificationError
@@ -224,24 +224,23 @@ func permanent(err error) bool {
 	return errors.As(err, &verification) || errors.As(err, &header) || errors.Is(err, http.ErrSchemeMismatch)
 }
 
-// steadyBody is a response's body. A connection that breaks or stalls is
-// io.ErrUnexpectedEOF to its reader, which is what containerd's fetcher goes on
-// after, with a range from where it was.
-type steadyBody struct {
+// stallGuard is a response's body. If the connection breaks or stalls, Read returns
+// io.ErrUnexpectedEOF, after which containerd's fetcher continues with a range request.
+type stallGuard struct {
 	io.ReadCloser
-	ended  func() error // whether the request itself was given up
+	ended  func() error // the error of the request's own context
 	cancel context.CancelFunc
 	timer  *time.Timer
 	stall  time.Duration
 }
 
-func newSteadyBody(body io.ReadCloser, ended func() error, cancel context.CancelFunc, stall time.Duration) *steadyBody {
+func newStallGuard(body io.ReadCloser, ended func() error, cancel context.CancelFunc, stall time.Duration) *stallGuard {
 	timer := time.AfterFunc(stall, cancel)
 	timer.Stop()
-	return &steadyBody{ReadCloser: body, ended: ended, cancel: cancel, timer: timer, stall: stall}
+	return &stallGuard{ReadCloser: body, ended: ended, cancel: cancel, timer: timer, stall: stall}
 }
 
-func (b *steadyBody) Read(p []byte) (int, error) {
+func (b *stallGuard) Read(p []byte) (int, error) {
 	b.timer.Reset(b.stall)
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
@@ -251,15 +250,15 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *steadyBody) Close() error {
+func (b *stallGuard) Close() error {
 	b.timer.Stop()
 	err := b.ReadCloser.Close()
 	b.cancel()
 	return err
 }
 
-// unreachable says that a registry could not be asked, as opposed to having
-// answered no.
+// unreachable reports whether err means that the registry could not be asked, rather
+// than that it refused.
 func unreachable(err error) bool {
 	var refused *refusal
 	return errors.As(err, &refused) || errors.Is(err, io.ErrUnexpectedEOF) || permanent(err)

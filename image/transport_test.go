@@ -41,7 +41,7 @@ func TestStalledBody(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	patience := hasty
 	patience.stall = 50 * time.Millisecond
-	client := http.Client{Transport: &persistent{base: transport, retries: patience}}
+	client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: patience}}
 	resp, err := client.Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestAttemptsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer transport.CloseIdleConnections()
-	client := http.Client{Transport: &persistent{base: transport, retries: hasty}}
+	client := http.Client{Transport: &retryTransport{base: transport, retryPolicy: hasty}}
 	for _, c := range []struct {
 		body io.Reader
 		want int64

@@ -21,65 +21,67 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Info is an image as it is listed.
+// Info describes an image in a list.
 type Info struct {
 	Reference string
-	// Model is the image's name and version in this registry, zero for images
-	// from elsewhere.
+	// Model is the image's name and version in this registry; zero for images of
+	// other registries.
 	Model    job.Model
 	Digest   digest.Digest
 	LastUsed time.Time
-	// Size is what the image takes on the disk in bytes, layers and unpacked
-	// files, parts shared with other images included.
+	// Size is the disk usage in bytes of the image's layers and unpacked files,
+	// including those shared with other images.
 	Size int64
-	// Own is the part of Size that no other image shares.
+	// Own is the part of Size that is not shared with other images.
 	Own int64
-	// Pulled says that shepherd pulled it, and so may remove it for the budget.
+	// Pulled is true if shepherd pulled the image, and may thus remove it to keep to
+	// the budget.
 	Pulled bool
-	// InUse says that a container is made from it.
+	// InUse is true if a container was created from the image.
 	InUse bool
 }
 
-// part is something on the disk: a blob or a snapshot.
+// part is a blob or a snapshot of an image.
 type part struct {
 	snapshot bool
 	name     string
 }
 
-// inventory is all images and what they consist of.
+// inventory lists all images and their parts.
 type inventory struct {
 	images []Info
-	parts  map[string]map[part]int64 // by reference, with sizes
+	parts  map[string]map[part]int64 // sizes in bytes, by reference and part
 }
 
-// List lists the images in the namespace by reference.
+// List lists the images in the namespace, sorted by reference.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
 	inv, err := s.inventory(ctx)
 	if err != nil {
-		return nil, s.listing("list images", err)
+		return nil, s.explainAs("list images", err)
 	}
 	return inv.images, nil
 }
 
-// Usage is what all images take on the disk in bytes, layers and unpacked files;
-// what they share is counted once.
+// Usage returns the disk usage in bytes of all images in the namespace: layers and
+// unpacked files, with shared parts counted once.
 func (s *Store) Usage(ctx context.Context) (int64, error) {
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
 	inv, err := s.inventory(ctx)
 	if err != nil {
-		return 0, s.listing("count what images take", err)
+		return 0, s.explainAs("measure the disk usage of images", err)
 	}
 	return inv.total(), nil
 }
 
-func (s *remote) listing(doing string, err error) error {
+// explainAs turns an error into a failure whose message begins with the operation.
+func (s *remote) explainAs(operation string, err error) error {
 	var known *failure
 	if errors.As(err, &known) {
 		return err
 	}
 	f := s.explanation(err)
-	return failf(f.class, "%s: %s", doing, f.message)
+	return failf(f.class, "%s: %s", operation, f.message)
 }
 
 func (s *disk) inventory(ctx context.Context) (*inventory, error) {
@@ -125,7 +127,7 @@ func (s *disk) inventory(ctx context.Context) (*inventory, error) {
 	return inv, nil
 }
 
-// total is what all images take together, what they share counted once.
+// total returns the size of all parts in bytes, shared ones counted once.
 func (inv *inventory) total() (n int64) {
 	seen := map[part]bool{}
 	for _, parts := range inv.parts {
@@ -139,14 +141,14 @@ func (inv *inventory) total() (n int64) {
 	return n
 }
 
-// remove takes an image out and returns how many bytes that frees.
+// remove removes an image from the inventory and returns how many bytes that frees.
 func (inv *inventory) remove(reference string) int64 {
 	before := inv.total()
 	delete(inv.parts, reference)
 	return before - inv.total()
 }
 
-// parts finds what of an image is here. What is not here takes no room.
+// parts returns the parts of an image that exist locally, with their sizes in bytes.
 func (s *disk) parts(ctx context.Context, target ocispec.Descriptor) map[part]int64 {
 	store := s.client.ContentStore()
 	snapshotter := s.client.SnapshotService(s.snapshotter)
@@ -178,11 +180,11 @@ func (s *disk) parts(ctx context.Context, target ocispec.Descriptor) map[part]in
 		}
 		return children, nil
 	}
-	_ = images.Walk(ctx, walk, target) // walk returns no error
+	_ = images.Walk(ctx, walk, target) // walk never returns an error
 	return found
 }
 
-// model takes a reference of this registry apart.
+// model returns the model of a reference in this registry, zero for another registry.
 func (s *disk) model(reference string) job.Model {
 	rest, ok := strings.CutPrefix(reference, s.endpoint.Prefix())
 	if !ok {
@@ -195,39 +197,39 @@ func (s *disk) model(reference string) job.Model {
 	return job.Model{Name: name, Version: version}
 }
 
-// Remove removes the image of m and waits until its room is free. It is
-// ErrNotFound when there is none, and ErrFailedPrecondition when a container is
-// made from it or it is being pulled.
+// Remove removes the image of m and waits until containerd has freed its space. The
+// error is of class ErrNotFound if there is no such image, and ErrFailedPrecondition if
+// a container was created from it or it is being pulled.
 func (s *Store) Remove(ctx context.Context, m job.Model) error {
 	r, err := referenceOf(s.remote.endpoint, m)
 	if err != nil {
 		return failf(errdefs.ErrInvalidArgument, "%v", err)
 	}
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
-	doing := "remove image " + r.String()
+	operation := "remove image " + r.String()
 	if s.flights.keys()[r.String()] {
-		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled", doing)
+		return failf(errdefs.ErrFailedPrecondition, "%s: it is being pulled", operation)
 	}
 	containers, err := s.client.ContainerService().List(ctx)
 	if err != nil {
-		return s.listing(doing, err)
+		return s.explainAs(operation, err)
 	}
 	for _, c := range containers {
 		if c.Image == r.String() {
-			return failf(errdefs.ErrFailedPrecondition, "%s: container %s is made from it; slaughter its sheep first", doing, c.ID)
+			return failf(errdefs.ErrFailedPrecondition, "%s: container %s was created from it; slaughter its sheep first", operation, c.ID)
 		}
 	}
 	err = s.client.ImageService().Delete(ctx, r.String(), images.SynchronousDelete())
 	if errdefs.IsNotFound(err) {
-		return failf(errdefs.ErrNotFound, "%s: it is not here", doing)
+		return failf(errdefs.ErrNotFound, "%s: it is not on this machine", operation)
 	}
 	if err != nil {
-		return s.listing(doing, err)
+		return s.explainAs(operation, err)
 	}
 	return nil
 }
 
-// trimAfter keeps to the budget once an image has come.
+// trimAfter trims the images to the budget after the pull of r.
 func (s *Store) trimAfter(r ref) {
 	if s.budget.limit <= 0 {
 		return
@@ -242,41 +244,41 @@ func (s *Store) trimAfter(r ref) {
 		}
 	})
 	if _, err := s.budget.trim(ctx, s.budget.limit, r.String()); err != nil && ctx.Err() == nil {
-		s.log.WarnContext(ctx, "the images budget cannot be kept", "error", err)
+		s.log.WarnContext(ctx, "images cannot be removed to keep to the budget", "error", err)
 	}
 }
 
-// budget keeps to what the images that shepherd pulled may take.
+// budget removes images to keep their disk usage within a limit.
 type budget struct {
 	*disk
-	limit  int64 // bytes; 0 is any number
+	limit  int64 // bytes; 0 is no limit
 	needed func(context.Context) ([]job.Model, error)
 	busy   func() map[string]bool // the references that are being pulled
 
-	trimming sync.Mutex // one at a time
+	trimming sync.Mutex // held during trim
 }
 
-// removable are the images that may go for the budget: not those that are needed, in
-// use, being pulled, keep, and those that shepherd did not pull.
+// removable returns the images that may be removed to keep to the budget: those that
+// shepherd pulled, except the ones needed, in use or being pulled, and keep.
 func (s *budget) removable(ctx context.Context, inv *inventory, keep string) ([]Info, error) {
-	spared := s.busy()
-	spared[keep] = true
+	kept := s.busy()
+	kept[keep] = true
 	if s.needed != nil {
 		needed, err := s.needed(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("learn which images are needed: %w", err)
+			return nil, fmt.Errorf("list the models that are needed: %w", err)
 		}
 		for _, m := range needed {
 			if r, err := referenceOf(s.endpoint, m); err == nil {
-				spared[r.String()] = true
+				kept[r.String()] = true
 			}
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || spared[i.Reference] }), nil
+	return slices.DeleteFunc(slices.Clone(inv.images), func(i Info) bool { return !i.Pulled || i.InUse || kept[i.Reference] }), nil
 }
 
-// Full says whether the images that have to stay take all of the budget, so that
-// there is no room for one that is not wanted yet.
+// Full reports whether the images that may not be removed take the whole budget, so
+// that there is no space to prefetch another one.
 func (s *Store) Full(ctx context.Context) (bool, error) {
 	if s.budget.limit <= 0 {
 		return false, nil
@@ -284,7 +286,7 @@ func (s *Store) Full(ctx context.Context) (bool, error) {
 	ctx = containerdlog.WithLogger(ctx, s.quiet)
 	inv, err := s.inventory(ctx)
 	if err != nil {
-		return false, s.listing("count what images take", err)
+		return false, s.explainAs("measure the disk usage of images", err)
 	}
 	removable, err := s.budget.removable(ctx, inv, "")
 	if err != nil {
@@ -296,8 +298,8 @@ func (s *Store) Full(ctx context.Context) (bool, error) {
 	return inv.total() >= s.budget.limit, nil
 }
 
-// trim removes the images unused longest until all take at most budget bytes,
-// and returns how many bytes it freed. It removes only those that are removable.
+// trim removes removable images, least recently used first, until all images take at
+// most budget bytes, and returns how many bytes it freed.
 func (s *budget) trim(ctx context.Context, budget int64, keep string) (freed int64, err error) {
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
@@ -326,10 +328,10 @@ func (s *budget) trim(ctx context.Context, budget int64, keep string) (freed int
 		}
 		n := inv.remove(c.Reference)
 		freed += n
-		s.log.InfoContext(ctx, "image removed to keep the budget", "image", c.Reference, "last_used", c.LastUsed, "freed", n)
+		s.log.InfoContext(ctx, "image removed to keep to the budget", "image", c.Reference, "last_used", c.LastUsed, "freed", n)
 	}
 	if freed < over && budget > 0 {
-		s.log.WarnContext(ctx, "images take more than the budget and all of them are needed", "budget", budget, "over", over-freed)
+		s.log.WarnContext(ctx, "images exceed the budget and none of them may be removed", "budget", budget, "over", over-freed)
 	}
 	return freed, nil
 }

@@ -99,10 +99,10 @@ func TestBudget(t *testing.T) {
 	if got := h.references(s); got != "c d e" {
 		t.Errorf("left are %s", got)
 	}
-	if n := len(h.log.find("image removed to keep the budget")); n != 2 {
+	if n := len(h.log.find("image removed to keep to the budget")); n != 2 {
 		t.Errorf("%d removals logged", n)
 	}
-	if err := s.Remove(ctx, model("d")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "container sheep is made from it") {
+	if err := s.Remove(ctx, model("d")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "container sheep was created from it") {
 		t.Errorf("removal of an image in use: %v", err)
 	}
 	if err := container.Delete(ctx); err != nil {
@@ -127,8 +127,8 @@ func TestBudgetSparesWhatIsNotOurs(t *testing.T) {
 	if got := h.references(s); got != "a b" {
 		t.Errorf("left are %s", got)
 	}
-	if len(h.log.find("all of them are needed")) == 0 {
-		t.Error("nobody is told that the budget is not kept")
+	if len(h.log.find("none of them may be removed")) == 0 {
+		t.Error("no warning that the budget is exceeded")
 	}
 }
 
@@ -196,7 +196,7 @@ func TestConnect(t *testing.T) {
 	defer silent.Close()
 	for address, want := range map[string]string{
 		filepath.Join(dir, "none"): "does not exist; install and start containerd",
-		file:                       "is no socket; set containerd.address",
+		file:                       "is not a socket; set containerd.address",
 		dead:                       "nothing listens on containerd's socket",
 		other:                      "check containerd.address",
 		mute:                       "did not answer as containerd",

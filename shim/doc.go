@@ -1,30 +1,28 @@
-// Package shim is how the daemon keeps a runner that outlives it.
+// Package shim lets a runner outlive the daemon.
 //
-// One small process, shepherd-shim (package server is its inside), stands
-// between the daemon and each running runner. It is the runner's parent, or
-// watches it where it runs in a container, speaks ZeroMQ to it and the protocol
-// of this package to the daemon, and keeps an answer until the daemon has
-// acknowledged it. A daemon that is killed comes
-// back, finds the folders of its shims and attaches to them.
+// A small process, shepherd-shim (implemented in package server), runs for each
+// runner. It is the runner's parent, or watches the runner's process in a container.
+// It speaks ZeroMQ to the runner and the protocol of this package to the daemon, and
+// keeps an answer until the daemon has acknowledged it. A daemon that was killed and is
+// started again finds the directories of its shims and attaches to them.
 //
-// # The folder of a life
+// # A life's directory
 //
-// A life is one runner with its shim, from start to end. It has a folder, mode
-// 0700, whose name is the life's random id:
+// A life is one runner with its shim, from start to end. It has a directory, mode 0700,
+// whose name is the life's random id:
 //
 //	spec.json     what to run; written by the daemon before the shim starts
-//	state.json    what runs; for who cleans up after a shim that was killed
+//	state.json    the processes, for cleaning up after a shim that was killed
 //	outcome.json  the job under way, the answers not acknowledged, the exit
-//	socket        where the daemon connects; mode 0600
+//	socket        the daemon connects here; mode 0600
 //	stdout        FIFOs of a container's output
 //	stderr
 //
-// A shim holds a lock (flock) on the folder as long as it lives, so whether one
-// lives is never guessed from a process id. The folder belongs to the daemon: it
-// makes it, and removes it when the life has been settled. Files are replaced by
-// rename, so they survive the death of any process whole; they are not synced to
-// disk, because on another boot nothing of a life is left but its files, and
-// what those say of a job is not trusted then (see Settle).
+// A running shim holds a lock (flock) on the directory, so whether it is alive is never
+// guessed from a process id. The daemon creates the directory, and removes it when the
+// life has been settled. Files are replaced by rename, so they are complete whichever
+// process is killed. They are not synced to disk: after a reboot only the files are left
+// of a life, and Settle does not trust what they say about a job then.
 //
 // # The protocol
 //
@@ -35,13 +33,13 @@
 // a reply with that number. Where the versions differ only stop and release are
 // served: these, and hello, are the same in all versions.
 //
-// What was added since the first release is a feature, and each side names in its
-// hello those it understands. A message of a feature goes only to a side that
-// named it, so a shim outlives upgrades and downgrades of the daemon. The version
-// changes only where that will not do.
+// Additions since the first release are features, and each side lists in its hello
+// those it supports. A message that belongs to a feature is sent only to a side that
+// supports it, so a shim outlives upgrades and downgrades of the daemon. The version
+// changes only if a feature does not suffice.
 //
-// A connection that says hello supersedes an earlier one, which is told so where
-// it understands that (feature superseded). Any other end of a connection means
-// nothing as long as the shim holds the lock: the daemon connects again, and both
-// sides go on where they were.
+// A connection that says hello supersedes an earlier one. The earlier one is told if it
+// supports that (feature superseded). If a connection ends for any other reason while
+// the shim holds the lock, the daemon connects again, and both sides continue where they
+// were.
 package shim

@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Folder is a life's folder, opened. Its files are reached through the
-// descriptor, so that neither the length of its path (a socket's may have 107
-// bytes) nor its removal and creation again can lead astray.
+// Folder is a life's directory, opened. Its files are accessed through the descriptor,
+// so the length of its path does not matter (a socket's path has at most 107 bytes), and
+// a directory that was removed and created anew is not mistaken for it.
 type Folder struct {
 	path string
 	dir  *os.File
 }
 
-// OpenFolder opens the folder of a life. The error is fs.ErrNotExist when there
-// is none.
+// OpenFolder opens a life's directory. The error wraps fs.ErrNotExist if it does not
+// exist.
 func OpenFolder(path string) (*Folder, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -32,16 +32,16 @@ func OpenFolder(path string) (*Folder, error) {
 	return &Folder{path: path, dir: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// Path is the folder reached through its descriptor; it is short, and valid in
-// this process until Close.
+// Path is a path of the directory through its descriptor. It is short, and valid in this
+// process until Close.
 func (f *Folder) Path() string {
 	return "/proc/self/fd/" + strconv.Itoa(int(f.dir.Fd()))
 }
 
-// Close closes the folder and ends the lock on it.
+// Close closes the directory and releases its lock.
 func (f *Folder) Close() error { return f.dir.Close() }
 
-// Lock waits until no other process holds the folder's lock, and takes it.
+// Lock waits until no other process holds the directory's lock, and takes it.
 func (f *Folder) Lock() error {
 	for {
 		err := unix.Flock(int(f.dir.Fd()), unix.LOCK_EX)
@@ -55,8 +55,8 @@ func (f *Folder) Lock() error {
 	}
 }
 
-// TryLock takes the folder's lock and reports whether it could: it cannot while
-// a shim lives.
+// TryLock tries to take the directory's lock and reports whether it could. It cannot
+// while the shim is alive.
 func (f *Folder) TryLock() (bool, error) {
 	err := unix.Flock(int(f.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -68,7 +68,8 @@ func (f *Folder) TryLock() (bool, error) {
 	return true, nil
 }
 
-// await waits until it can take the folder's lock, or ctx ends.
+// await waits until it can take the directory's lock, and reports whether it could
+// before ctx ended.
 func (f *Folder) await(ctx context.Context) (bool, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		if free, err := f.TryLock(); free || err != nil {
@@ -82,11 +83,11 @@ func (f *Folder) await(ctx context.Context) (bool, error) {
 	}
 }
 
-// endTime is how long a shim may take that finds no spec, and ends.
+// endTime is how long a shim that finds no spec may take to end.
 const endTime = 2 * time.Second
 
-// tryOwn is TryLock for one who may remove what is in the folder: where the lock has a
-// shim that was kept from beginning, tryOwn waits until that has ended.
+// tryOwn is TryLock for a caller that removes the directory's content. If a shim that
+// preventStart has stopped from starting holds the lock, tryOwn waits until it has ended.
 func (f *Folder) tryOwn(ctx context.Context) (bool, error) {
 	free, err := f.TryLock()
 	if free || err != nil {
@@ -100,12 +101,12 @@ func (f *Folder) tryOwn(ctx context.Context) (bool, error) {
 	return f.await(ctx)
 }
 
-// preventStart keeps a shim that has not begun in the folder from it: without its spec
-// it ends. The caller holds the lock.
+// preventStart removes the spec, without which a shim that has not started yet ends. The
+// caller holds the lock.
 func (f *Folder) preventStart() error {
 	_, err := os.Stat(filepath.Join(f.Path(), stateFile))
 	if err == nil {
-		return nil // one has begun, and another does not
+		return nil // a shim has started; there is only one in a directory
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -116,17 +117,17 @@ func (f *Folder) preventStart() error {
 	return nil
 }
 
-// Unlock ends the lock.
+// Unlock releases the lock.
 func (f *Folder) Unlock() { _ = unix.Flock(int(f.dir.Fd()), unix.LOCK_UN) }
 
-// Listen makes the folder's socket.
+// Listen creates the directory's socket and listens on it.
 func (f *Folder) Listen() (*net.UnixListener, error) {
 	path := filepath.Join(f.Path(), socketFile)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen in %s: %w", f.path, err)
 	}
-	l.SetUnlinkOnClose(false) // the folder's owner removes it
+	l.SetUnlinkOnClose(false) // it is removed with the directory
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen in %s: %w", f.path, err)
@@ -134,15 +135,15 @@ func (f *Folder) Listen() (*net.UnixListener, error) {
 	return l, nil
 }
 
-// dial connects to the folder's socket.
+// dial connects to the directory's socket.
 func (f *Folder) dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", filepath.Join(f.Path(), socketFile))
 }
 
-// Remove removes the life's folder. It refuses, with errdefs.ErrFailedPrecondition,
-// while a shim lives in it. A shim that starts in it at this moment finds no
-// spec and ends. A folder that is not there is removed already.
+// Remove removes a life's directory. While its shim is alive the error is of class
+// errdefs.ErrFailedPrecondition. A shim that is just starting finds no spec and ends. It
+// is not an error if the directory does not exist.
 func Remove(path string) error {
 	f, err := OpenFolder(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -157,7 +158,7 @@ func Remove(path string) error {
 		return err
 	}
 	if !free {
-		return fmt.Errorf("remove %s: a shim lives in it: %w", path, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("remove %s: its shim is alive: %w", path, errdefs.ErrFailedPrecondition)
 	}
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("remove a runner's state: %w", err)

@@ -25,40 +25,39 @@ var (
 	ErrSuperseded = errors.New("another daemon has taken over the shim; is a second one running on the same state directory?")
 )
 
-// Handle is the daemon's end of a living shim. It is a messenger.Conn, with
-// events and cancel; an answer that arrived before the end is still handed out
-// after it, and can still be acknowledged. Its methods may be called from several
-// goroutines.
+// Handle is the daemon's connection to a shim. It is a messenger.Conn with events and
+// cancel. Answers that arrived before the runner's end are still returned by Recv after
+// it, and can still be acknowledged. Its methods may be called from several goroutines.
 //
-// A connection that breaks is made again as long as the shim lives, however long
-// the shim takes to answer: what was asked for meanwhile is asked for then.
+// If the connection breaks, the Handle reconnects as long as the shim is alive, however
+// long the shim takes to answer, and sends outstanding requests again.
 type Handle struct {
 	path  string
 	log   *slog.Logger
-	child func() error // waits for the shim's process where it is our child
+	child func() error // waits for the shim's process; nil if it is not a child of this process
 	line  *line
 
-	// mu guards what follows. The line's locks are not taken with it, nor it with them.
+	// mu guards the fields below. It is not held together with the line's locks.
 	mu    sync.Mutex
 	hello Hello // the latest
 	life  life
 	work  work
 }
 
-// life is what is known of the runner. The Handle's lock is held by the callers of its
-// methods; the channels may be received from without.
+// life is the state of the runner. Callers of its methods hold Handle.mu; the channels
+// may be received from without it.
 type life struct {
 	pid    int
 	exit   *Exit
-	why    error // the end, where it is no exit: ErrDetached, ErrSuperseded
-	closed bool  // nothing is received any more
+	why    error // ErrDetached or ErrSuperseded, if the Handle ended without an exit
+	closed bool  // the line has ended
 
 	started   chan struct{} // closed when the runner's process exists
 	connected chan struct{} // closed when the runner's socket has answered
 	ended     chan struct{} // closed when exit or why is set, or closed is
 }
 
-// begin notes that the runner's process exists.
+// begin records that the runner's process exists.
 func (l *life) begin(pid int) {
 	if l.pid == 0 {
 		l.pid = pid
@@ -75,7 +74,7 @@ func (l *life) end() {
 	}
 }
 
-// over reports whether the runner takes no more jobs from here.
+// over reports whether the runner accepts no more jobs from this Handle.
 func (l *life) over() bool { return l.closed || l.exit != nil || l.why != nil }
 
 var (
@@ -94,7 +93,7 @@ func makeHandle(path string, log *slog.Logger) *Handle {
 	return h
 }
 
-// newHandle greets the shim behind conn and begins to read from it.
+// newHandle exchanges hellos with the shim on conn and starts reading from it.
 func newHandle(ctx context.Context, path string, conn net.Conn, log *slog.Logger) (*Handle, error) {
 	hello, err := greet(ctx, conn)
 	if err != nil {
@@ -111,7 +110,7 @@ func newHandle(ctx context.Context, path string, conn net.Conn, log *slog.Logger
 	return h, nil
 }
 
-// welcome notes what the hello of a new connection says.
+// welcome records the hello of a new connection. See lineUser.
 func (h *Handle) welcome(hello Hello) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -125,14 +124,14 @@ func (h *Handle) welcome(hello Hello) {
 	}
 }
 
-// resend adds to the requests the job that the shim did not get. A shim of another
-// version, which can be no earlier one's, is told to stop.
+// resend adds to the requests the job that the shim has not received. It tells a shim
+// of another protocol version to stop its runner. See lineUser.
 func (h *Handle) resend(requests []*Message) []*Message {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	again := requests
 	if h.hello.Version != Version {
-		h.log.Warn("A runner of another version of shepherd cannot be talked to; stopping it", "dir", h.path, "error", &VersionError{Shim: h.hello.Version, Daemon: Version})
+		h.log.Warn("The shim of a runner has another protocol version; stopping the runner", "dir", h.path, "error", &VersionError{Shim: h.hello.Version, Daemon: Version})
 		again = append([]*Message{{Kind: KindStop, Grace: greetTime}}, requests...)
 	}
 	if h.work.coming == 0 {
@@ -141,7 +140,7 @@ func (h *Handle) resend(requests []*Message) []*Message {
 	return again
 }
 
-// handle notes what the shim tells.
+// handle handles a message of the shim. See lineUser.
 func (h *Handle) handle(m *Message) (again []*Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -177,22 +176,22 @@ func (h *Handle) handle(m *Message) (again []*Message) {
 	return again
 }
 
-// over reports whether the runner's end is known, Detach was called, or the shim is one
-// that takes an end of the connection for the daemon's.
+// over reports whether the line must not reconnect: the runner has ended, Detach was
+// called, another daemon has connected, or the shim does not support reconnecting.
 func (h *Handle) over() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.life.exit != nil || h.life.why != nil || !h.hello.Has(FeatureSuperseded)
 }
 
-// gone reports whether the connection ends because of Detach or another daemon.
+// gone reports whether the connection has ended because of Detach or another daemon.
 func (h *Handle) gone() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.life.why != nil
 }
 
-// close notes that the shim tells nothing any more.
+// close records that the line has ended.
 func (h *Handle) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -200,7 +199,7 @@ func (h *Handle) close() {
 	h.life.end()
 }
 
-// connect notes that the runner's socket has answered. The caller holds h.mu.
+// connect records that the runner's socket has answered. The caller holds h.mu.
 func (h *Handle) connect() {
 	select {
 	case <-h.life.connected:
@@ -213,32 +212,32 @@ func (h *Handle) connect() {
 	}
 }
 
-// Hello is what the shim said when it was connected to last.
+// Hello returns the shim's hello of the latest connection.
 func (h *Handle) Hello() Hello {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.hello
 }
 
-// Started is closed when the runner's process exists; PID is its id then.
+// Started is closed when the runner's process exists; PID returns its id then.
 func (h *Handle) Started() <-chan struct{} { return h.life.started }
 
 // Connected is closed when the runner's socket has answered.
 func (h *Handle) Connected() <-chan struct{} { return h.life.connected }
 
-// Ended is closed when the runner has ended, or the shim, or Detach was called;
-// Wait says which.
+// Ended is closed when the runner or the shim has ended, Detach was called, or another
+// daemon has connected. Wait says which.
 func (h *Handle) Ended() <-chan struct{} { return h.life.ended }
 
-// PID is the runner's process id, 0 while there is none.
+// PID returns the runner's process id, 0 while there is none.
 func (h *Handle) PID() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.life.pid
 }
 
-// Send gives a job to the runner. It does not wait for the shim to take it: that
-// it will is known here. See messenger.Conn.
+// Send gives a job to the runner. It does not wait for the shim's reply, because it
+// checks here what the shim would. See messenger.Conn.
 func (h *Handle) Send(ctx context.Context, in messenger.Input) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -269,20 +268,20 @@ func (h *Handle) Send(ctx context.Context, in messenger.Input) error {
 	return nil
 }
 
-// Cancel asks the runner to give the job up. See messenger.Canceller.
+// Cancel asks the runner to cancel the job. See messenger.Canceller.
 func (h *Handle) Cancel(ctx context.Context, id job.ID) error {
 	h.mu.Lock()
-	under := h.work.job.JobID == id
+	underWay := h.work.job.JobID == id
 	can := h.hello.Has(FeatureCancel) && slices.Contains(h.work.features, messenger.FeatureCancel)
 	closed := h.life.over()
 	h.mu.Unlock()
 	switch {
 	case closed:
 		return messenger.ErrClosed
-	case !under:
+	case !underWay:
 		return fmt.Errorf("cancel job %s: it is not under way: %w", id, errdefs.ErrNotFound)
 	case !can:
-		return fmt.Errorf("cancel job %s: the runner did not announce that it can: %w", id, errdefs.ErrNotImplemented)
+		return fmt.Errorf("cancel job %s: the runner did not announce that it can cancel jobs: %w", id, errdefs.ErrNotImplemented)
 	}
 	return h.line.request(ctx, &Message{Kind: KindCancel, Job: id})
 }
@@ -326,15 +325,15 @@ func (h *Handle) Recv(ctx context.Context) (messenger.Answer, error) {
 		select {
 		case <-wake:
 		case <-h.life.ended:
-			over = true // once more: an answer may have come just before
+			over = true // check once more for an answer that came just before
 		case <-ctx.Done():
 			return messenger.Answer{}, ctx.Err()
 		}
 	}
 }
 
-// Ack says that the answer to the job is safe. After the shim's end it returns
-// messenger.ErrClosed; the answer is then kept in the folder.
+// Ack tells the shim that the answer to the job is stored. After the shim's end it
+// returns messenger.ErrClosed; the answer then stays in the life's directory.
 func (h *Handle) Ack(ctx context.Context, id job.ID) error {
 	if err := h.line.request(ctx, &Message{Kind: KindAck, Job: id}); err != nil {
 		return err
@@ -345,16 +344,16 @@ func (h *Handle) Ack(ctx context.Context, id job.ID) error {
 	return nil
 }
 
-// Kept waits for the answers that the shim kept when it was connected to, and
-// returns them; those of its files where it does not answer. It is to be called
-// before the first Ack. They are handed out by Recv all the same.
+// Kept waits for the answers that the shim had kept when this Handle connected, and
+// returns them; for a shim that does not answer, those of its files. It is to be called
+// before the first Ack. Recv returns the same answers.
 func (h *Handle) Kept(ctx context.Context) ([]Answer, error) {
 	for {
 		h.mu.Lock()
-		enough := h.work.coming == 0
+		complete := h.work.coming == 0
 		kept, wake := slices.Clone(h.work.kept[:min(len(h.work.kept), h.hello.Answers)]), h.work.wake
 		h.mu.Unlock()
-		if enough {
+		if complete {
 			return kept, nil
 		}
 		select {
@@ -367,15 +366,16 @@ func (h *Handle) Kept(ctx context.Context) ([]Answer, error) {
 	}
 }
 
-// Stop tells the shim to stop the runner: TERM, grace, KILL. It does not wait
-// for the end; Wait does. A later call with a shorter grace takes effect.
+// Stop tells the shim to stop the runner: TERM, then KILL after grace. It does not wait
+// for the runner's end; Wait does. A later call can shorten the grace.
 func (h *Handle) Stop(ctx context.Context, grace time.Duration) error {
 	return h.line.request(ctx, &Message{Kind: KindStop, Grace: grace})
 }
 
-// Wait waits until the runner has ended and nothing is left of it and says how
-// it ended. ErrDetached and ErrSuperseded say that it goes on without us. When
-// the shim itself ended, Wait ends what it left behind; Lost is set then.
+// Wait waits until the runner and all of its processes have ended, and returns how it
+// ended. The error is ErrDetached or ErrSuperseded if the runner stays up without this
+// Handle. If the shim itself has ended, Wait kills the processes that it left behind,
+// and the exit has Lost set.
 func (h *Handle) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-h.life.ended:
@@ -398,10 +398,11 @@ func (h *Handle) Wait(ctx context.Context) (Exit, error) {
 	return settled, nil
 }
 
-// settle finds out why the connection has ended without an exit. Of a shim that
-// does not say superseded, living on is the sign of it.
+// settle determines why the connection has ended without an exit. A shim that does not
+// support FeatureSuperseded and is still alive has closed it for another daemon.
 func (h *Handle) settle(ctx context.Context) (Exit, error) {
-	// The kernel ends a process's connection some moments before its lock.
+	// When a process ends, the kernel closes its connections before it releases its
+	// lock.
 	ending, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if AwaitEnd(ending, h.path) != nil && ctx.Err() == nil {
@@ -426,20 +427,20 @@ func (h *Handle) settle(ctx context.Context) (Exit, error) {
 	return *settled.Exit, nil
 }
 
-// Watch names the process of a container, which must not have begun yet: it may
-// not end before the shim has seen it.
+// Watch tells the shim the pid of a container's first process. The process must not
+// have begun yet, so that it cannot end before the shim watches it.
 func (h *Handle) Watch(ctx context.Context, pid int) error {
 	return h.line.request(ctx, &Message{Kind: KindWatch, PID: pid})
 }
 
-// Begun says that the process that is watched has begun to run the runner.
-// Until then Started and Hello's RunnerPID do not tell of it.
+// Begun tells the shim that the process it watches has begun to run the runner. Until
+// then Started is not closed, and Hello has no RunnerPID.
 func (h *Handle) Begun(ctx context.Context) error {
 	return h.line.request(ctx, &Message{Kind: KindBegun})
 }
 
-// Release ends the shim after Wait has returned an exit and waits for its end.
-// The folder stays, for Remove.
+// Release makes the shim end after Wait has returned an exit, and waits until it has.
+// The life's directory stays; Remove removes it.
 func (h *Handle) Release(ctx context.Context) error {
 	err := h.line.request(ctx, &Message{Kind: KindRelease})
 	if err != nil && !errors.Is(err, messenger.ErrClosed) {
@@ -454,17 +455,17 @@ func (h *Handle) Release(ctx context.Context) error {
 		return fmt.Errorf("end the shim in %s: %w", h.path, err)
 	}
 	if h.child != nil {
-		_ = h.child() // it has ended
+		_ = h.child() // reap the process, which has ended
 	}
 	return nil
 }
 
-// Detach closes the connection, once the shim has what was sent by it, and
+// Detach closes the connection, after the shim has received what was sent on it, and
 // leaves the shim and its runner up. It may be called twice, and after the end.
 func (h *Handle) Detach() {
 	if h.Hello().Version == Version {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_ = h.line.request(ctx, &Message{Kind: KindAck}) // of nothing: its reply says that all before it was read
+		_ = h.line.request(ctx, &Message{Kind: KindAck}) // acknowledges nothing; its reply shows that earlier messages were read
 		cancel()
 	}
 	h.mu.Lock()
@@ -475,9 +476,9 @@ func (h *Handle) Detach() {
 	h.line.hangUp()
 }
 
-// Resume returns a Handle of a shim that lives in the folder and does not answer:
-// it is told by its files how things stand, and connects when the shim does. The
-// error is of class errdefs.ErrNotFound where nothing is known of a runner.
+// Resume returns a Handle of a shim that is alive but does not answer. The Handle's
+// state comes from the shim's files, and it connects when the shim answers again. The
+// error is of class errdefs.ErrNotFound if the files name no runner.
 func Resume(folder string, log *slog.Logger) (*Handle, error) {
 	var state State
 	if err := readJSON(filepath.Join(folder, stateFile), &state); err != nil {

@@ -15,44 +15,44 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// line is the connection to a shim. One that breaks is made again as long as the shim
-// lives; requests that are not answered are sent again then.
+// line is a connection to a shim that reconnects as long as the shim is alive, and then
+// sends requests again that have no reply.
 type line struct {
 	path string
 	log  *slog.Logger
 	user lineUser
 
-	writing sync.Mutex // one message at a time; taken before mu
+	writing sync.Mutex // held while a message is written; taken before mu
 
-	mu     sync.Mutex // nothing else is taken with it
-	conn   net.Conn   // nil while there is none
-	left   bool       // no connection is made any more
-	closed bool       // nothing is received any more
+	mu     sync.Mutex // no other lock is taken while it is held
+	conn   net.Conn   // nil while not connected
+	left   bool       // hangUp was called
+	closed bool       // run has ended
 	calls  calls
 
-	leave chan struct{} // closed with left
-	read  chan struct{} // closed when the reading goroutine has ended
+	leave chan struct{} // closed by hangUp
+	read  chan struct{} // closed when run has ended
 }
 
-// lineUser is who a line is for. It is called without a lock of the line's, by the
-// goroutine that reads.
+// lineUser handles a line's messages. Its methods are called by the line's reading
+// goroutine, without locks of the line.
 type lineUser interface {
-	// welcome is called with the hello of a new connection, before anything else of it.
+	// welcome is called first on a new connection, with its hello.
 	welcome(Hello)
-	// resend returns what is to be sent by a new connection: the requests that are not
-	// answered, and what else may not have arrived.
+	// resend returns the messages to send on a new connection: the requests without a
+	// reply, and others that may not have arrived.
 	resend(requests []*Message) []*Message
-	// handle takes a message that is no reply, and returns what is to be sent now.
+	// handle handles a message that is not a reply, and returns messages to send.
 	handle(*Message) []*Message
-	// over reports whether no connection is to be made any more.
+	// over reports whether the line must not reconnect.
 	over() bool
-	// gone reports whether the end of the present connection is as it should be.
+	// gone reports whether the end of the present connection is expected.
 	gone() bool
-	// close is called when nothing is received any more.
+	// close is called when the line has ended.
 	close()
 }
 
-// calls are the requests that are not answered, by their numbers.
+// calls are the requests without a reply, by their numbers.
 type calls struct {
 	number  uint64
 	pending map[uint64]*call
@@ -92,8 +92,8 @@ func greet(ctx context.Context, conn net.Conn) (*Hello, error) {
 	return m.Hello, nil
 }
 
-// welcome accepts a connection whose shim has said hello. It reports false, and closes
-// the connection, where the line was hung up meanwhile.
+// welcome makes conn, whose shim has sent hello, the line's connection. If hangUp was
+// called meanwhile it closes conn and returns false.
 func (l *line) welcome(conn net.Conn, hello Hello) bool {
 	l.user.welcome(hello)
 	l.mu.Lock()
@@ -106,8 +106,8 @@ func (l *line) welcome(conn net.Conn, hello Hello) bool {
 	return true
 }
 
-// run reads what the shim sends, from one connection after the other, until the
-// shim has ended or the line is hung up. The first one may be nil.
+// run receives from conn, which may be nil, and from each connection after it, until the
+// shim has ended or hangUp is called.
 func (l *line) run(conn net.Conn) {
 	defer close(l.read)
 	for {
@@ -163,23 +163,23 @@ func (l *line) handle(m *Message) {
 	}
 }
 
-// How a connection that broke is made again: a shim that lives and does not answer
-// is frozen, or the machine is very busy.
+// The times of reconnecting. A shim that is alive and does not answer is frozen, or the
+// machine is overloaded.
 const (
-	greetTime   = 10 * time.Second
-	longestWait = time.Second
-	warnEvery   = time.Minute
+	greetTime        = 10 * time.Second // for connecting and exchanging hellos, and for a write
+	maxReconnectWait = time.Second      // between two attempts
+	warnInterval     = time.Minute
 )
 
-// reconnect makes a connection to the shim, for as long as it lives. It returns
-// nil when the shim has ended, or the line is hung up.
+// reconnect tries to connect to the shim as long as it is alive. It returns nil if the
+// shim has ended, or hangUp was called.
 func (l *line) reconnect() net.Conn {
 	if l.user.over() {
 		return nil
 	}
 	folder, err := OpenFolder(l.path)
 	if err != nil {
-		return nil // it was removed
+		return nil // the directory was removed
 	}
 	defer folder.Close()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -192,7 +192,7 @@ func (l *line) reconnect() net.Conn {
 		}
 	}()
 	var warned time.Time
-	for wait := time.Millisecond; ctx.Err() == nil; wait = min(2*wait, longestWait) {
+	for wait := time.Millisecond; ctx.Err() == nil; wait = min(2*wait, maxReconnectWait) {
 		if free, err := folder.TryLock(); free || err != nil {
 			return nil
 		}
@@ -200,9 +200,9 @@ func (l *line) reconnect() net.Conn {
 		if err == nil {
 			return conn
 		}
-		if time.Since(warned) > warnEvery && wait > 100*time.Millisecond && ctx.Err() == nil {
+		if time.Since(warned) > warnInterval && wait > 100*time.Millisecond && ctx.Err() == nil {
 			warned = time.Now()
-			l.log.Warn("a shim does not answer; its runner goes on, and it is waited for", "dir", l.path, "error", err)
+			l.log.Warn("a shim does not answer; its runner stays up, and connecting is tried again", "dir", l.path, "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -212,8 +212,8 @@ func (l *line) reconnect() net.Conn {
 	return nil
 }
 
-// redial makes a connection, once. It returns nil without an error where the line was
-// hung up meanwhile.
+// redial tries to connect once. It returns nil without an error if hangUp was called
+// meanwhile.
 func (l *line) redial(ctx context.Context, folder *Folder) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, greetTime)
 	defer cancel()
@@ -232,7 +232,7 @@ func (l *line) redial(ctx context.Context, folder *Folder) (net.Conn, error) {
 	return conn, nil
 }
 
-// resume sends again what may not have arrived.
+// resume sends messages again that may not have arrived.
 func (l *line) resume() {
 	var again []*Message
 	l.mu.Lock()
@@ -245,8 +245,8 @@ func (l *line) resume() {
 	}
 }
 
-// write sends a message by the present connection. One that does not arrive is
-// sent again when there is another connection.
+// write sends a message on the present connection. If it fails, resume sends the message
+// on the next one.
 func (l *line) write(m *Message) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -258,12 +258,12 @@ func (l *line) write(m *Message) {
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(greetTime))
 	if err := WriteMessage(conn, m); err != nil {
-		conn.Close() // part of it may be on its way; the reader makes another
+		conn.Close() // part of the message may have been sent; run reconnects
 	}
 }
 
-// request sends a message and waits for its reply. messenger.ErrClosed says that
-// the shim has ended, or the line was hung up.
+// request sends a message and waits for its reply. The error is messenger.ErrClosed if
+// the shim has ended or hangUp was called.
 func (l *line) request(ctx context.Context, m *Message) error {
 	c := &call{message: m, reply: make(chan *Message, 1)}
 	l.mu.Lock()
@@ -293,8 +293,7 @@ func (l *line) request(ctx context.Context, m *Message) error {
 	}
 }
 
-// hangUp ends the line, and waits until nothing is received any more. It may be called
-// twice.
+// hangUp closes the connection, and waits until run has ended. It may be called twice.
 func (l *line) hangUp() {
 	l.mu.Lock()
 	if !l.left {

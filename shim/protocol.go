@@ -14,11 +14,11 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// Version is the protocol's and the files' version.
+// Version is the version of the protocol and of the files.
 const Version = 1
 
-// MaxFrame bounds a message, in bytes. A runner's answer, at most
-// messenger.MaxMessage, can grow when its text is written as JSON again.
+// MaxFrame is the largest message in bytes. A runner's answer, of at most
+// messenger.MaxMessage bytes, can grow when its text is encoded as JSON again.
 const MaxFrame = 4 * messenger.MaxMessage
 
 // Feature is an addition to the protocol that both sides must know.
@@ -26,51 +26,51 @@ type Feature string
 
 // The features.
 const (
-	// FeatureSuperseded: the shim says superseded before it closes a connection
-	// for a newer one, so every other end is one to connect again after.
+	// FeatureSuperseded: the shim sends superseded before it closes a connection
+	// for a newer one; after any other end the daemon reconnects.
 	FeatureSuperseded Feature = "superseded"
-	// FeatureEvents: the shim passes the runner's events on.
+	// FeatureEvents: the shim forwards the runner's events.
 	FeatureEvents Feature = "events"
 	// FeatureCancel: the daemon may send cancel.
 	FeatureCancel Feature = "cancel"
-	// FeatureDeadline: a job that is sent may have a deadline.
+	// FeatureDeadline: send may have a deadline.
 	FeatureDeadline Feature = "deadline"
 )
 
-// Features returns those that this program understands, in either role.
+// Features returns the features that this program supports, as daemon or shim.
 func Features() []Feature {
 	return []Feature{FeatureSuperseded, FeatureEvents, FeatureCancel, FeatureDeadline}
 }
 
-// Kind says what a message is.
+// Kind is the kind of a message.
 type Kind string
 
-// What the daemon sends. All but hello are answered by a reply.
+// The requests of the daemon. Each with a Number is answered by a reply.
 const (
 	KindSend    Kind = "send"    // Job, DataRoot, Deadline: give the job to the runner
-	KindAck     Kind = "ack"     // Job: its answer is safe
+	KindAck     Kind = "ack"     // Job: its answer is stored
 	KindStop    Kind = "stop"    // Grace: stop the runner
-	KindRelease Kind = "release" // the exit is known: end the shim
-	KindWatch   Kind = "watch"   // PID: the container's process, which has not begun
-	KindBegun   Kind = "begun"   // it has
-	KindCancel  Kind = "cancel"  // Job: ask the runner to give it up
+	KindRelease Kind = "release" // the exit is stored: end the shim
+	KindWatch   Kind = "watch"   // PID: watch the container's process, which has not begun
+	KindBegun   Kind = "begun"   // the container's process has begun
+	KindCancel  Kind = "cancel"  // Job: ask the runner to cancel it
 )
 
-// What the shim sends; both sides send hello.
+// The messages of the shim; both sides send hello.
 const (
 	KindHello     Kind = "hello"     // Hello
 	KindStarted   Kind = "started"   // PID: the runner's process exists
-	KindConnected Kind = "connected" // the runner's socket answered
+	KindConnected Kind = "connected" // the runner's socket has answered
 	KindAnswer    Kind = "answer"    // Answer
-	KindExit      Kind = "exit"      // Exit: nothing of the runner is left
-	KindReply     Kind = "reply"     // Number, Error: a request was served, or not
+	KindExit      Kind = "exit"      // Exit: no process of the runner is left
+	KindReply     Kind = "reply"     // Number, Error: the result of a request
 
 	KindSuperseded Kind = "superseded" // another daemon has connected
 	KindEvent      Kind = "event"      // Event
 )
 
-// Message is what both sides send; each Kind uses the fields named beside it.
-// Unknown fields and kinds are ignored, so that a version can add some.
+// Message is a message of either side; each Kind uses the fields named beside it.
+// Unknown fields and kinds are ignored, so that they can be added.
 type Message struct {
 	Kind     Kind          `json:"kind"`
 	Number   uint64        `json:"number,omitempty"`
@@ -86,7 +86,7 @@ type Message struct {
 	Event    *Event        `json:"event,omitempty"`
 }
 
-// Event is what a runner tells of its work; see messenger.Event.
+// Event is an event of a runner; see messenger.Event.
 type Event struct {
 	Kind     messenger.EventKind `json:"kind"`
 	Job      job.ID              `json:"job,omitempty"`
@@ -98,8 +98,7 @@ type Event struct {
 	Lost     int                 `json:"lost,omitempty"`
 }
 
-// Hello is the first message of each side. The daemon sends its Version and
-// Features alone.
+// Hello is the first message of each side. The daemon's has Version and Features only.
 type Hello struct {
 	Version   int       `json:"version"`
 	Features  []Feature `json:"features,omitempty"`
@@ -108,23 +107,22 @@ type Hello struct {
 	RunnerPID int       `json:"runner_pid,omitempty"` // 0 while there is none
 	Connected bool      `json:"connected,omitempty"`
 	Exited    bool      `json:"exited,omitempty"`  // an exit message follows the answers
-	Job       job.ID    `json:"job,omitempty"`     // given and not answered
-	Answers   int       `json:"answers,omitempty"` // not acknowledged; that many answer messages follow
+	Job       job.ID    `json:"job,omitempty"`     // under way: sent and not answered
+	Answers   int       `json:"answers,omitempty"` // number of unacknowledged answers; as many answer messages follow
 }
 
-// Has reports whether the side that said hello understands a feature.
+// Has reports whether the side that sent the hello supports a feature.
 func (h *Hello) Has(f Feature) bool { return slices.Contains(h.Features, f) }
 
-// VersionError says that the shim and the daemon are of versions that do not
-// understand each other. The runner can only be stopped.
+// VersionError is the error when the shim and the daemon have different protocol
+// versions. The runner can only be stopped.
 type VersionError struct{ Shim, Daemon int }
 
 func (e *VersionError) Error() string {
 	return fmt.Sprintf("the shim speaks protocol version %d, the daemon version %d", e.Shim, e.Daemon)
 }
 
-// ErrProtocol is wrapped by what ReadMessage returns for bytes that are not a
-// message.
+// ErrProtocol is wrapped by ReadMessage's error for bytes that are not a message.
 var ErrProtocol = errors.New("not a message of the shim protocol")
 
 // ReadMessage reads one message. The error is io.EOF when r ends before it.
@@ -137,7 +135,7 @@ func ReadMessage(r io.Reader) (*Message, error) {
 	if size == 0 || size > MaxFrame {
 		return nil, fmt.Errorf("%w: a length of %d bytes, 1 to %d are allowed", ErrProtocol, size, MaxFrame)
 	}
-	var body bytes.Buffer // grows with what arrives, not with what is announced
+	var body bytes.Buffer // grows with the bytes received, not by the announced length
 	if size <= 64<<10 {
 		body.Grow(int(size) + bytes.MinRead)
 	}

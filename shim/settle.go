@@ -18,21 +18,20 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// ErrAlive says that a shim lives in a folder.
-var ErrAlive = errors.New("the shim lives")
+// ErrAlive is Settle's error if the shim is alive.
+var ErrAlive = errors.New("the shim is alive")
 
-// GroupName is the name of the control groups of a life.
+// GroupName is the name of a life's control groups.
 func GroupName(life string) string { return "shepherd-" + life }
 
-// Settle finds out how a life ended whose shim is dead, and ends every process
-// of it that is still there. Exit is always set in what it returns. Nothing that
-// tells of the life is written or removed, so Settle can be interrupted and
-// repeated; Remove removes the folder when what it said is safe. A shim that was
-// about to begin in the folder finds no spec any more, and ends. When a shim lives
-// in the folder the error is ErrAlive: Attach is for that case.
+// Settle returns the outcome of a life whose shim has ended, with Exit always set, and
+// kills every process of the life that is left. It writes no file and removes only the
+// spec of a shim that has not started, which then ends; so Settle can be interrupted and
+// repeated. The caller calls Remove after it has stored the outcome. If the shim is
+// alive the error is ErrAlive; use Attach then.
 //
-// Answers that were kept are returned, except after a restart of the machine:
-// the files of the jobs they speak of may not have reached the disk.
+// The outcome has the unacknowledged answers, except after a restart of the machine: the
+// output files of their jobs may not have reached the disk.
 func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, error) {
 	f, err := OpenFolder(folder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -51,7 +50,7 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 	}
 	boot, err := proc.BootID()
 	if err != nil {
-		return Outcome{}, fmt.Errorf("tell this boot of the machine from others: %w", err)
+		return Outcome{}, fmt.Errorf("read the machine's boot id: %w", err)
 	}
 	if err := f.preventStart(); err != nil {
 		return Outcome{}, err
@@ -59,16 +58,16 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 	var state State
 	err = readJSON(filepath.Join(f.Path(), stateFile), &state)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.Warn("the state of a dead shim cannot be read; its processes are found by their mark", "dir", folder, "error", err)
+		log.Warn("the state of a shim that ended cannot be read; its processes are found by their environment", "dir", folder, "error", err)
 		state = State{}
 	}
 	outcome, err := ReadOutcome(f.Path())
 	if err != nil {
-		log.Warn("the outcome of a dead shim cannot be read; a job it had counts as lost", "dir", folder, "error", err)
+		log.Warn("the outcome of a shim that ended cannot be read; a job it had counts as lost", "dir", folder, "error", err)
 		outcome = Outcome{}
 	}
 	if state.Boot != "" && state.Boot != boot || outcome.Boot != "" && outcome.Boot != boot {
-		_ = cgroup.Find(GroupName(filepath.Base(folder))).Remove() // there is none, unless a container was restarted
+		_ = cgroup.Find(GroupName(filepath.Base(folder))).Remove() // exists only if a container was restarted
 		return Outcome{Job: lostJob(outcome), Exit: &Exit{Code: -1, Lost: true, Detail: "the machine was restarted"}}, nil
 	}
 	if err := endLeftovers(ctx, filepath.Base(folder), state, log); err != nil {
@@ -80,8 +79,8 @@ func Settle(ctx context.Context, folder string, log *slog.Logger) (Outcome, erro
 	return outcome, nil
 }
 
-// Kill ends a shim that does not do what it is told; its runner dies with it.
-// Settle then ends what is left. A shim that has ended is not an error.
+// Kill kills a shim that does not respond. The kernel kills a bare runner with it; Settle
+// then kills the remaining processes. It is not an error if the shim has ended.
 func Kill(folder string) error {
 	var state State
 	if err := readJSON(filepath.Join(folder, stateFile), &state); err != nil {
@@ -93,7 +92,7 @@ func Kill(folder string) error {
 	return proc.Signal(state.Shim, unix.SIGKILL)
 }
 
-// Alive reports whether a shim lives in the folder.
+// Alive reports whether the shim of a life's directory is alive.
 func Alive(folder string) (bool, error) {
 	f, err := OpenFolder(folder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -107,7 +106,7 @@ func Alive(folder string) (bool, error) {
 	return !free && err == nil, err
 }
 
-// AwaitEnd waits until no shim lives in the folder.
+// AwaitEnd waits until the shim of a life's directory has ended, or ctx has.
 func AwaitEnd(ctx context.Context, folder string) error {
 	f, err := OpenFolder(folder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,7 +123,7 @@ func AwaitEnd(ctx context.Context, folder string) error {
 	return err
 }
 
-// lostJob is the job that counts as under way when the answers cannot be trusted.
+// lostJob returns the job that counts as under way if the answers cannot be trusted.
 func lostJob(o Outcome) job.ID {
 	if o.Job == "" && len(o.Answers) > 0 {
 		return o.Answers[len(o.Answers)-1].Job
@@ -132,16 +131,16 @@ func lostJob(o Outcome) job.ID {
 	return o.Job
 }
 
-// endLeftovers kills the processes of a life until none is left. The runner
-// itself dies with its shim; this is for what it forked.
+// endLeftovers kills the processes of a life until none is left. The kernel has killed a
+// bare runner with its shim already, but not the processes that the runner started.
 func endLeftovers(ctx context.Context, life string, state State, log *slog.Logger) error {
 	group := cgroup.Open(GroupName(life), state.Groups)
-	if len(group.Dirs()) == 0 { // its state is damaged, or was never written
+	if len(group.Dirs()) == 0 { // the state is damaged, or was never written
 		group = cgroup.Find(GroupName(life))
 	}
-	// One look can miss what is forked, or changes its program, while it is made:
-	// only the second in a row that finds nothing counts.
-	const enough = 2
+	// One scan can miss a process that is forked, or executes another program, during
+	// the scan, so two scans in a row must find nothing.
+	const scans = 2
 	for clear, wait := 0, time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		grouped := group.PIDs()
 		all, err := proc.All()
@@ -150,7 +149,7 @@ func endLeftovers(ctx context.Context, life string, state State, log *slog.Logge
 		}
 		left := leftovers(all, life, state, grouped, environ)
 		if len(left) == 0 && len(group.PIDs()) == 0 {
-			if clear++; clear == enough {
+			if clear++; clear == scans {
 				break
 			}
 		} else {
@@ -158,19 +157,19 @@ func endLeftovers(ctx context.Context, life string, state State, log *slog.Logge
 		}
 		group.Kill()
 		for _, p := range left {
-			log.Info("ending a process that a runner left behind", "pid", p.PID, "command", p.Name)
+			log.Info("killing a process that a runner left behind", "pid", p.PID, "command", p.Name)
 			if err := proc.Signal(p, unix.SIGKILL); err != nil {
-				log.Warn("cannot end a process that a runner left behind", "error", err)
+				log.Warn("cannot kill a process that a runner left behind", "error", err)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("end the processes a runner left behind (%d at last): %w", len(left), ctx.Err())
+			return fmt.Errorf("kill the processes that a runner left behind (%d remain): %w", len(left), ctx.Err())
 		case <-time.After(wait):
 		}
 	}
 	if err := group.Remove(); err != nil {
-		log.Warn("control group of an ended runner stays", "error", err)
+		log.Warn("cannot remove the control group of a runner that ended", "error", err)
 	}
 	return nil
 }
@@ -180,11 +179,10 @@ func environ(pid int) []string {
 	return env
 }
 
-// leftovers picks from all processes those of a life: that are in its control
-// group, or carry its mark in their environment, or have wiped their environment
-// but are in the shim's session, and whatever descends from these. A process
-// older than the shim is never one, nor is anything in the session of a later
-// process that was given the shim's id.
+// leftovers returns those of all processes that belong to a life: those in its control
+// group, those with its Mark in their environment, those with an empty environment in
+// the shim's session, and the descendants of all these. Processes older than the shim
+// do not belong to it. The session does not count if the shim's process id was reused.
 func leftovers(all []proc.Process, life string, state State, grouped []int, environ func(pid int) []string) []proc.Process {
 	mark := Mark + "=" + life
 	sessionReused := slices.ContainsFunc(all, func(p proc.Process) bool {

@@ -16,7 +16,7 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// The files of a life's folder.
+// The files in a life's directory.
 const (
 	specFile    = "spec.json"
 	stateFile   = "state.json"
@@ -30,42 +30,43 @@ const (
 	Stderr = "stderr"
 )
 
-// RunnerLog is what the log of the runner's output is called in Spec.LogDir;
-// rotated, it is RunnerLog.1 and so on, the oldest with the highest number.
+// RunnerLog is the name of the log of the runner's output in Spec.LogDir. Rotated logs
+// are called RunnerLog.1 and so on; the oldest has the highest number.
 const RunnerLog = "runner.log"
 
-// Mark is the environment variable that carries the life's id in the runner and
-// all it starts.
+// Mark is the environment variable with the life's id in the runner and the processes
+// that it starts.
 const Mark = "SHEPHERD_LIFE"
 
-// Spec says what a shim is to do. The daemon writes it, the shim reads it.
+// Spec configures a shim. The daemon writes it, the shim reads it.
 type Spec struct {
 	Version int       `json:"version"`
 	Life    string    `json:"life"`
 	Sheep   string    `json:"sheep"`
 	Model   job.Model `json:"model"`
-	// Runner is what the shim starts; Container what containerd does. With
-	// neither the shim only talks to a runner.
+	// Runner is a process that the shim starts, Container one that containerd starts.
+	// Without both, the shim only connects to a runner that it does not manage.
 	Runner    *Process   `json:"runner,omitempty"`
 	Container *Container `json:"container,omitempty"`
-	// Port is where the runner listens, on 127.0.0.1.
+	// Port is the TCP port on which the runner listens, on 127.0.0.1.
 	Port int `json:"port"`
-	// LogDir receives the shim's own log, shim.log, and what the runner writes
-	// where Process names no file, runner.log, rotated when it reaches LogSize
-	// bytes with LogKeep older ones kept.
+	// LogDir is the directory of the shim's own log, shim.log, and of the runner's
+	// output unless Process names files for it, runner.log. The latter is rotated when
+	// it reaches LogSize bytes, and LogKeep older ones are kept.
 	LogDir  string `json:"log_dir"`
 	LogSize int64  `json:"log_size"`
 	LogKeep int    `json:"log_keep"`
-	// Grace is how long the runner has between TERM and KILL when the shim stops
-	// it by itself.
+	// Grace is the time between TERM and KILL when the shim stops the runner without
+	// a request of the daemon.
 	Grace time.Duration `json:"grace_ns"`
-	// OrphanTimeout is how long the shim waits for a daemon when there is
-	// nothing left to do; 0 means for ever.
+	// OrphanTimeout is how long an idle shim waits for a daemon to connect before it
+	// stops the runner and ends; 0 means forever.
 	OrphanTimeout time.Duration `json:"orphan_timeout_ns"`
 }
 
-// Process is a program to run. Path is absolute. Stdout and Stderr are files
-// appended to, their folders created; where empty, the output goes to the log.
+// Process is a program to run. Path is absolute. Stdout and Stderr are files to which the
+// output is appended; their directories are created. If empty, the output goes to the
+// log.
 type Process struct {
 	Path   string   `json:"path"`
 	Args   []string `json:"args"` // without the program's name
@@ -75,21 +76,21 @@ type Process struct {
 	Stderr string   `json:"stderr,omitempty"`
 }
 
-// Container is a runner whose parent is another than the shim, which watches it
-// from the moment the daemon names its process: see Handle.Watch. What it writes
-// goes into the FIFOs Stdout and Stderr of the life's folder. Its control groups are called GroupName(Life).
+// Container is a runner that is not a child of the shim. The shim watches it from the
+// moment the daemon tells its pid: see Handle.Watch. Its output goes to the FIFOs Stdout
+// and Stderr in the life's directory. Its control groups are called GroupName(Life).
 type Container struct {
 	ID          string `json:"id"`
 	Snapshotter string `json:"snapshotter"`
-	// OwnNetwork says that it has a network namespace of its own: Port is there.
+	// OwnNetwork is true if it has a network namespace of its own, where Port is.
 	OwnNetwork bool `json:"own_network,omitempty"`
-	// CNI says that CNI's plugins have connected that namespace.
+	// CNI is true if CNI plugins connect that namespace to a network.
 	CNI bool `json:"cni,omitempty"`
-	// StopSignal asks the runner to end; 0 means TERM.
+	// StopSignal is the signal that asks the runner to end; 0 means TERM.
 	StopSignal int `json:"stop_signal,omitempty"`
 }
 
-// State is what the shim notes of its processes for who cleans up after it.
+// State identifies the processes of a shim, for cleaning up after one that was killed.
 type State struct {
 	Version int           `json:"version"`
 	Boot    string        `json:"boot"`
@@ -98,25 +99,26 @@ type State struct {
 	Groups  []string      `json:"cgroups,omitempty"`
 }
 
-// Exit says how a runner ended.
+// Exit describes how a runner ended.
 type Exit struct {
-	Code        int    `json:"code"` // -1 when it ended by a signal or is not known
+	Code        int    `json:"code"` // -1 if a signal ended it or the code is not known
 	Signal      string `json:"signal,omitempty"`
 	OutOfMemory bool   `json:"out_of_memory,omitempty"`
-	// OOMNearby says that the kernel killed a process for memory as it ended, its
-	// own or another's: if SIGKILL ended it, it was out of memory.
+	// OOMNearby is true if the OOM killer killed a process in a control group that the
+	// runner shares when the runner ended: if the runner was killed by SIGKILL, it ran
+	// out of memory.
 	OOMNearby bool   `json:"oom_nearby,omitempty"`
-	Stopped   bool   `json:"stopped,omitempty"` // we ended it
-	Lost      bool   `json:"lost,omitempty"`    // it went down with the shim or the machine
+	Stopped   bool   `json:"stopped,omitempty"` // a daemon or the shim stopped it
+	Lost      bool   `json:"lost,omitempty"`    // it ended because the shim or the machine did
 	Detail    string `json:"detail,omitempty"`
 	LastLog   string `json:"last_log,omitempty"`
-	// StartError says why the runner could not be started; nothing else is set
-	// then. Retry says that trying again later may help.
+	// StartError is the error if the runner could not be started; no other field but
+	// Retry is set then. Retry is true if a later attempt may succeed.
 	StartError string `json:"start_error,omitempty"`
 	Retry      bool   `json:"retry,omitempty"`
 }
 
-// Answer is a runner's answer about a job; Failure is nil when it is done.
+// Answer is a runner's answer to a job; Failure is nil if the job succeeded.
 type Answer struct {
 	Job     job.ID       `json:"job"`
 	Failure *job.Failure `json:"failure,omitempty"`
@@ -125,23 +127,23 @@ type Answer struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Message is the answer as the daemon knows it.
+// Message converts the answer.
 func (a Answer) Message() messenger.Answer {
 	return messenger.Answer{JobID: a.Job, Failure: a.Failure, Log: a.Log, Warnings: a.Warnings}
 }
 
-// Outcome is what is kept of a life for a daemon that comes later.
+// Outcome is the part of a life's state that a later daemon needs.
 type Outcome struct {
 	Version int    `json:"version"`
 	Boot    string `json:"boot"`
-	// Job was given to the runner and is not answered.
+	// Job was sent to the runner and is not answered.
 	Job job.ID `json:"job,omitempty"`
 	// Answers are those not acknowledged, oldest first.
 	Answers []Answer `json:"answers,omitempty"`
 	Exit    *Exit    `json:"exit,omitempty"`
 }
 
-// NewLife returns an id for a life.
+// NewLife returns a random id for a life.
 func NewLife() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -160,8 +162,7 @@ func ReadSpec(dir string) (Spec, error) {
 	return s, nil
 }
 
-// ReadOutcome reads what is kept of the life in dir. The outcome is empty when
-// nothing is.
+// ReadOutcome reads the outcome of the life in dir. It is zero if there is none.
 func ReadOutcome(dir string) (Outcome, error) {
 	var o Outcome
 	err := readJSON(filepath.Join(dir, outcomeFile), &o)
@@ -176,7 +177,7 @@ func ReadOutcome(dir string) (Outcome, error) {
 	return o, nil
 }
 
-// WriteOutcome replaces what is kept of the life in dir.
+// WriteOutcome replaces the outcome of the life in dir.
 func WriteOutcome(dir string, o Outcome) error {
 	o.Version = Version
 	return writeJSON(filepath.Join(dir, outcomeFile), o)
@@ -199,7 +200,7 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// writeJSON replaces a file by rename; a reader sees the old or the new.
+// writeJSON replaces a file by rename; a reader sees the old or the new content.
 func writeJSON(path string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {

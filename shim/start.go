@@ -19,24 +19,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadyFD is the descriptor on which a starting shim says Ready, or what went
-// wrong. It is the only one it inherits besides its standard ones.
+// ReadyFD is the descriptor to which a starting shim writes Ready, or an error's text.
+// It is the only one that it inherits besides the standard ones.
 const (
 	ReadyFD = 3
 	Ready   = "ready"
 )
 
-// ownLog is the shim's own log in Spec.LogDir, and how large it may be before a
-// new one is begun, in bytes.
+// ownLog is the name of the shim's own log in Spec.LogDir, and ownLogLimit its size in
+// bytes from which it is rotated.
 const (
 	ownLog      = "shim.log"
 	ownLogLimit = 1 << 20
 )
 
-// Start makes the folder of a life, starts the shim at binary in it, and
-// connects to it. The shim goes on when this process ends. Its runner may not
-// have started yet when Start returns: a runner that cannot be started is an
-// Exit with StartError. When Start itself fails nothing is left but the log.
+// Start creates a life's directory, starts the shim at binary in it, and connects to it.
+// The shim stays up when this process ends. The runner may not have started yet when
+// Start returns: a runner that cannot be started is reported as an Exit with StartError.
+// If Start fails, only the log is left.
 func Start(ctx context.Context, binary, folder string, spec Spec, log *slog.Logger) (*Handle, error) {
 	s, err := Begin(binary, folder, spec, log)
 	if err != nil {
@@ -54,8 +54,8 @@ type Starting struct {
 	log    *slog.Logger
 }
 
-// Begin begins to start a shim, as Start does; a container's FIFOs are there when
-// it returns. Wait must be called, and has the rest done.
+// Begin does the first part of Start: it starts the shim's process. A container's FIFOs
+// exist when it returns. The caller must call Wait, which does the rest.
 func Begin(binary, folder string, spec Spec, log *slog.Logger) (_ *Starting, err error) {
 	spec.Version = Version
 	if err := os.MkdirAll(filepath.Dir(folder), 0o700); err != nil {
@@ -106,8 +106,8 @@ func Begin(binary, folder string, spec Spec, log *slog.Logger) (_ *Starting, err
 	return &Starting{folder: folder, cmd: cmd, ready: ready, logged: out.Name(), log: log}, nil
 }
 
-// Wait waits until the shim is up and connects to it. When it fails nothing is
-// left but the log.
+// Wait waits until the shim is ready and connects to it. If it fails, only the log is
+// left.
 func (s *Starting) Wait(ctx context.Context) (*Handle, error) {
 	defer s.ready.Close()
 	if err := awaitReady(ctx, s.ready); err != nil {
@@ -126,7 +126,7 @@ func (s *Starting) Wait(ctx context.Context) (*Handle, error) {
 	return h, nil
 }
 
-// abandon ends a shim that did not come up.
+// abandon kills a shim that did not become ready, and cleans up after it.
 func (s *Starting) abandon(ctx context.Context) {
 	_ = s.cmd.Process.Kill()
 	_ = s.cmd.Wait()
@@ -138,11 +138,11 @@ func (s *Starting) abandon(ctx context.Context) {
 	_ = os.RemoveAll(s.folder)
 }
 
-// awaitReady reads what the starting shim says.
+// awaitReady waits until the starting shim has written Ready; any other text is an error.
 func awaitReady(ctx context.Context, ready *os.File) error {
 	unwatch := context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Unix(1, 0)) })
-	said, err := io.ReadAll(io.LimitReader(ready, 4<<10))
-	switch text := strings.TrimSpace(string(said)); {
+	output, err := io.ReadAll(io.LimitReader(ready, 4<<10))
+	switch text := strings.TrimSpace(string(output)); {
 	case !unwatch() && ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
@@ -168,14 +168,14 @@ func openOwnLog(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Attach connects to the shim that lives in the folder. The error is of class
-// errdefs.ErrNotFound when none does: Settle is for that case, and none begins in the
-// folder any more, not even one that a daemon started right before its end. With a
-// *VersionError there is a handle all the same, good for Stop, Wait and Release.
+// Attach connects to the running shim of a life's directory. The error is of class
+// errdefs.ErrNotFound if there is none; use Settle then. After that no shim starts in the
+// directory any more, not even one that a daemon started right before it was killed. With
+// a *VersionError Attach also returns a Handle, whose Stop, Wait and Release work.
 func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, error) {
 	f, err := OpenFolder(folder)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no folder %s: %w", folder, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("no directory %s: %w", folder, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, err
@@ -185,7 +185,7 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 		conn, err := f.dial(ctx)
 		if err == nil {
 			h, greeting := newHandle(ctx, folder, conn, log)
-			if !brokeOff(greeting) { // else it is just ending
+			if !brokeOff(greeting) { // if it did, the shim is ending
 				return h, greeting
 			}
 			err = greeting
@@ -201,7 +201,7 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 			if err := f.preventStart(); err != nil {
 				return nil, err
 			}
-			return nil, fmt.Errorf("no shim lives in %s: %w", folder, errdefs.ErrNotFound)
+			return nil, fmt.Errorf("no shim is alive in %s: %w", folder, errdefs.ErrNotFound)
 		}
 		// A shim that has just started takes the lock a moment before it listens.
 		select {
@@ -212,7 +212,7 @@ func Attach(ctx context.Context, folder string, log *slog.Logger) (*Handle, erro
 	}
 }
 
-// brokeOff reports whether the other side of a connection has gone.
+// brokeOff reports whether an error means that the peer has closed the connection.
 func brokeOff(err error) bool {
 	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, unix.EPIPE, unix.ECONNRESET}, func(e error) bool { return errors.Is(err, e) })
 }

@@ -7,23 +7,22 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// work is the jobs of a Handle and what is told of them. It has no lock of its own: the
-// Handle's is held by the callers of its methods.
+// work holds a Handle's job, answers and events. Callers of its methods hold Handle.mu.
 type work struct {
-	job      messenger.Input // given and not answered
-	features []string        // what the runner announced for it
+	job      messenger.Input // under way: sent and not answered
+	features []string        // announced by the runner for the job
 	kept     []Answer        // not acknowledged, oldest first
-	unread   int             // the last so many of kept were not handed out
-	coming   int             // answers that follow a hello and have not arrived
+	unread   int             // how many answers at the end of kept Recv has not returned
+	coming   int             // answers announced by a hello that have not arrived
 	events   []messenger.Event
 	lost     int           // events that were dropped
-	wake     chan struct{} // closed and made again when something arrives
+	wake     chan struct{} // closed and replaced when an answer or event arrives
 }
 
-// maxEvents is how many events are kept for RecvEvent.
+// maxEvents is how many events are queued for RecvEvent.
 const maxEvents = 256
 
-// add notes an answer, unless it came before.
+// add adds an answer, unless the job's answer is there already.
 func (w *work) add(a Answer) {
 	if slices.ContainsFunc(w.kept, func(k Answer) bool { return k.Job == a.Job }) {
 		return
@@ -36,13 +35,13 @@ func (w *work) add(a Answer) {
 	w.arrive()
 }
 
-// arrive wakes those who wait for something.
+// arrive wakes the goroutines that wait for an answer or event.
 func (w *work) arrive() {
 	close(w.wake)
 	w.wake = make(chan struct{})
 }
 
-// event notes an event of the shim's.
+// event queues an event of the shim.
 func (w *work) event(e Event) {
 	if e.Kind == messenger.EventAccepted && e.Job == w.job.JobID {
 		w.features = e.Features
@@ -50,7 +49,7 @@ func (w *work) event(e Event) {
 	w.note(messenger.Event{Kind: e.Kind, JobID: e.Job, Time: e.Time, Progress: e.Progress, Text: e.Text, Features: e.Features, Log: e.Log, Lost: e.Lost})
 }
 
-// note keeps an event for RecvEvent.
+// note queues an event for RecvEvent.
 func (w *work) note(e messenger.Event) {
 	if e.Kind == messenger.EventProgress {
 		w.events = slices.DeleteFunc(w.events, func(old messenger.Event) bool { return old.Kind == e.Kind && old.JobID == e.JobID })
@@ -63,7 +62,7 @@ func (w *work) note(e messenger.Event) {
 	w.arrive()
 }
 
-// nextEvent takes the oldest event; ok is false where there is none.
+// nextEvent removes and returns the oldest event; ok is false if there is none.
 func (w *work) nextEvent() (e messenger.Event, ok bool) {
 	if len(w.events) == 0 {
 		return e, false
@@ -75,8 +74,8 @@ func (w *work) nextEvent() (e messenger.Event, ok bool) {
 	return e, true
 }
 
-// nextAnswer takes the oldest answer that was not handed out; ok is false where there is
-// none.
+// nextAnswer returns the oldest answer that it has not returned yet; ok is false if
+// there is none.
 func (w *work) nextAnswer() (a Answer, ok bool) {
 	if w.unread == 0 {
 		return a, false
@@ -86,14 +85,14 @@ func (w *work) nextAnswer() (a Answer, ok bool) {
 	return a, true
 }
 
-// forget drops the answer to a job: it was acknowledged.
+// forget removes the answer to a job, which was acknowledged.
 func (w *work) forget(id job.ID) {
 	w.kept = slices.DeleteFunc(w.kept, func(a Answer) bool { return a.Job == id })
 	w.unread = min(w.unread, len(w.kept))
 }
 
-// unsent is the job that the shim did not get, if there is one, as its hello says. All
-// answers that the shim keeps must have arrived.
+// unsent returns the message with the job under way if the shim, by its hello, has not
+// received it. All answers that the shim keeps must have arrived before.
 func (w *work) unsent(hello Hello) []*Message {
 	if id := w.job.JobID; id == "" || hello.Job == id || w.job.IODataRoot == "" {
 		return nil
@@ -101,7 +100,7 @@ func (w *work) unsent(hello Hello) []*Message {
 	return []*Message{w.sending(hello)}
 }
 
-// sending is the message that gives the job to the shim that said hello.
+// sending returns the message that sends the job under way to the shim of hello.
 func (w *work) sending(hello Hello) *Message {
 	m := &Message{Kind: KindSend, Job: w.job.JobID, DataRoot: w.job.IODataRoot}
 	if hello.Has(FeatureDeadline) {

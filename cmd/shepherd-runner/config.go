@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -114,15 +115,12 @@ func find(program, dir string) (string, error) {
 }
 
 func parseConfig(text []byte) (*configYAML, error) {
-	// Whose configuration it is comes first: everything in the original's would
-	// be an unknown key.
 	var keys map[string]any
 	if err := yaml.Unmarshal(text, &keys); err != nil {
 		return nil, oneLine(err)
 	}
 	if _, ok := keys["command"]; !ok {
-		return nil, errors.New("no `command` in it, so this is no model for this shepherd-runner; " +
-			"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
+		return nil, noCommand(keys)
 	}
 	var cfg configYAML
 	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&cfg); err != nil {
@@ -137,6 +135,18 @@ func parseConfig(text []byte) (*configYAML, error) {
 		}
 	}
 	return &cfg, nil
+}
+
+// noCommand says what a configuration without a command lacks: one with other keys than
+// ours may be a model of the original's.
+func noCommand(keys map[string]any) error {
+	for key := range keys {
+		if !slices.Contains([]string{"contract", "timeout", "env"}, key) {
+			return errors.New("no `command` in it, so this is no model for this shepherd-runner; " +
+				"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
+		}
+	}
+	return errors.New("no `command` in it; add the program that processes a job, as in `command: [python3, predict.py]`")
 }
 
 // oneLine is a YAML error as LINE:COLUMN: what is wrong.

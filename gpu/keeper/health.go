@@ -10,27 +10,27 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// gpuRecord is a GPU that the driver knows, or knew.
+// gpuRecord is the state of a GPU that the driver lists or has listed.
 type gpuRecord struct {
 	gpu.GPU
-	seen    time.Time // when its state was told last
-	vacated time.Time // when a runner on it ended last
-	errors  *uint64   // uncorrectable ones that are known
+	seen    time.Time // when the driver last reported its state
+	vacated time.Time // when a runner on it last ended
+	errors  *uint64   // the last count of uncorrectable ECC errors
 
-	ours    map[int]string // processes of runners, with their sheep
-	leaving map[int]string // those of runners that have ended
+	ours    map[int]string // sheep by the pids of their runners' processes on the GPU
+	leaving map[int]string // the same for runners that have ended
 	foreign []gpu.Process
-	told    map[int]bool // foreign ones that the log has
+	logged  map[int]bool // pids of foreign processes that were logged
 
-	out      string // why it is; empty when it is well
-	untested string // why the last test of it could not be made
+	out      string // why the GPU is out of service; empty if it is healthy
+	untested string // why the last retest failed
 	since    time.Time
 	retest   time.Time
-	outs     int // in a row
+	outs     int // how many times in a row it went out of service soon after its return
 	back     time.Time
 }
 
-// String is the GPU for people.
+// String describes the GPU for people.
 func (c *gpuRecord) String() string {
 	if c.UUID == "" {
 		return fmt.Sprintf("GPU %d (which does not answer)", c.Index)
@@ -38,7 +38,7 @@ func (c *gpuRecord) String() string {
 	return fmt.Sprintf("GPU %d (%s, %s)", c.Index, c.Name, c.UUID)
 }
 
-// reason is why the GPU is out, and why that could not be tested.
+// reason says why the GPU is out of service, and why a retest failed.
 func (c *gpuRecord) reason() string {
 	if c.untested == "" {
 		return c.out
@@ -50,7 +50,7 @@ func (c *gpuRecord) isForeign(pid int) bool {
 	return slices.ContainsFunc(c.foreign, func(p gpu.Process) bool { return p.PID == pid })
 }
 
-// left notes that the sheep's runner has ended.
+// left records that the runner of a lease has ended.
 func (c *gpuRecord) left(l *Lease, now time.Time) {
 	c.vacated = now
 	for pid, sheep := range c.ours {
@@ -61,12 +61,12 @@ func (c *gpuRecord) left(l *Lease, now time.Time) {
 	}
 }
 
-// unidentified is the key of a GPU that was lost before it said its UUID.
+// unidentified is the key of a GPU whose UUID was never read, because it does not answer.
 func unidentified(index int) string { return fmt.Sprint("index ", index) }
 
-// register records what the driver says of a GPU, but for its state. One that
-// does not say its UUID is the one that was at its index before, unless others,
-// the UUIDs that the driver knows, has that.
+// register records a GPU that the driver lists, without its State, and returns its
+// record. A GPU without a UUID is the one that had its index before, unless others, the
+// UUIDs that the driver lists, has that one's.
 func (m *machine) register(g gpu.GPU, others ...string) *gpuRecord {
 	key := g.UUID
 	if key == "" {
@@ -81,7 +81,7 @@ func (m *machine) register(g gpu.GPU, others ...string) *gpuRecord {
 	}
 	c := m.gpus[key]
 	if c == nil {
-		c = &gpuRecord{leaving: make(map[int]string), told: make(map[int]bool), ours: make(map[int]string)}
+		c = &gpuRecord{leaving: make(map[int]string), logged: make(map[int]bool), ours: make(map[int]string)}
 		m.gpus[key] = c
 	}
 	state := c.State
@@ -90,7 +90,7 @@ func (m *machine) register(g gpu.GPU, others ...string) *gpuRecord {
 	return c
 }
 
-// find returns the GPU that a sample is about; nil where it is not known.
+// find returns the GPU of a sample, nil if it is not known.
 func (m *machine) find(s gpu.Sample) *gpuRecord {
 	if s.UUID != "" {
 		return m.gpus[s.UUID]
@@ -103,7 +103,7 @@ func (m *machine) find(s gpu.Sample) *gpuRecord {
 	return nil
 }
 
-// faultOf is what is wrong with a GPU in this state; empty where nothing is.
+// faultOf returns what is wrong with a GPU in this state, "" if nothing is.
 func faultOf(s *gpu.State) string {
 	switch {
 	case s.Lost:
@@ -116,9 +116,10 @@ func faultOf(s *gpu.State) string {
 	return ""
 }
 
-// state takes in how a GPU fares.
-func (k *Keeper) state(c *gpuRecord, s gpu.State, now time.Time) {
-	if s.Lost { // what else is said is of before
+// setState records a GPU's state, and retires the GPU if the state has a fault or new
+// uncorrectable errors.
+func (k *Keeper) setState(c *gpuRecord, s gpu.State, now time.Time) {
+	if s.Lost { // the other fields are not valid
 		c.Lost = true
 	} else {
 		c.State = s
@@ -139,26 +140,27 @@ func (k *Keeper) state(c *gpuRecord, s gpu.State, now time.Time) {
 	}
 }
 
-// retire takes a GPU out.
+// retire takes a GPU out of service, and schedules its retest.
 func (k *Keeper) retire(c *gpuRecord, why string) {
 	now := time.Now()
 	if c.out != "" {
 		c.out, c.untested = why, ""
 		return
 	}
-	// One that goes out again soon after it came back is tested less often.
-	const longest = 6
+	// The wait doubles, up to maxDoublings times, each time that the GPU goes out of
+	// service again soon after it came back.
+	const maxDoublings = 6
 	if c.outs > 0 && now.Sub(c.back) > 10*k.cfg.Retest {
 		c.outs = 0
 	}
-	c.out, c.since, c.retest = why, now, now.Add(k.cfg.Retest<<min(c.outs, longest))
+	c.out, c.since, c.retest = why, now, now.Add(k.cfg.Retest<<min(c.outs, maxDoublings))
 	c.outs++
 	k.report(c, "", why)
-	k.log.Error("A GPU is out", "gpu", c.String(), "error", why, "retest", c.retest.UTC().Format(time.RFC3339))
+	k.log.Error("A GPU is out of service", "gpu", c.String(), "error", why, "retest", c.retest.UTC().Format(time.RFC3339))
 	k.watcher.wakeTester()
 }
 
-// observe takes in what the watch tells.
+// observe handles a sample of the watch.
 func (k *Keeper) observe(s gpu.Sample) {
 	k.change(func() {
 		c := k.find(s)
@@ -166,7 +168,7 @@ func (k *Keeper) observe(s gpu.Sample) {
 			return
 		}
 		if s.State != nil {
-			k.state(c, *s.State, time.Now())
+			k.setState(c, *s.State, time.Now())
 		}
 		if s.Xid != nil {
 			k.xid(c, *s.Xid)
@@ -174,7 +176,7 @@ func (k *Keeper) observe(s gpu.Sample) {
 	})
 }
 
-// xid does what the table says of an Xid.
+// xid applies the rule for an Xid error.
 func (k *Keeper) xid(c *gpuRecord, x gpu.Xid) {
 	rule, known := k.cfg.Xids[x.Code]
 	if !known {
@@ -192,8 +194,7 @@ func (k *Keeper) xid(c *gpuRecord, x gpu.Xid) {
 	}
 }
 
-// report tells the sheep on a GPU, or on one of its MIG instances, what became
-// of it.
+// report reports an event of a GPU, or of one of its MIG instances, to the leases of it.
 func (s *schedule) report(c *gpuRecord, instance, what string) {
 	for _, l := range s.leases {
 		for _, d := range l.devices {
@@ -205,15 +206,15 @@ func (s *schedule) report(c *gpuRecord, instance, what string) {
 	}
 }
 
-// watchable are the addresses of the GPUs to watch, none for all; any is false
-// where there is nothing to watch. A GPU that is out is let go of, because the
-// driver resets none that a process has open.
+// watchable returns the PCI addresses of the GPUs to watch; nil with any set means all.
+// any is false if there is none to watch. A GPU that is out of service is not watched,
+// because the driver cannot reset a GPU that a process has open.
 func (m *machine) watchable() (pci []string, any bool) {
 	out := 0
 	for _, c := range m.order() {
 		switch {
 		case c.PCI == "" && c.UUID != "":
-			return nil, true // then they can only be watched all together
+			return nil, true // without its address only all GPUs can be watched
 		case c.out != "":
 			out++
 		default:
@@ -226,7 +227,7 @@ func (m *machine) watchable() (pci []string, any bool) {
 	return pci, len(pci) > 0
 }
 
-// applyInventory records what the driver says there is.
+// applyInventory records the driver's list of GPUs, and retires those that are missing.
 func (k *Keeper) applyInventory(inv *gpu.Inventory) {
 	if k.trouble != nil {
 		k.log.Info("The GPU driver answers again", "driver", inv.Driver)
@@ -236,7 +237,7 @@ func (k *Keeper) applyInventory(inv *gpu.Inventory) {
 	seen := k.registerAll(inv)
 	k.bind()
 	for i, g := range inv.GPUs {
-		k.state(seen[i], g.State, now)
+		k.setState(seen[i], g.State, now)
 	}
 	for key, c := range k.gpus {
 		switch {
@@ -244,7 +245,7 @@ func (k *Keeper) applyInventory(inv *gpu.Inventory) {
 		case c.UUID == "":
 			delete(k.gpus, key)
 		default:
-			k.retire(c, "the driver does not know it any more")
+			k.retire(c, "the driver does not list it any more")
 		}
 	}
 }
@@ -262,11 +263,11 @@ func (m *machine) registerAll(inv *gpu.Inventory) []*gpuRecord {
 	return list
 }
 
-// lost notes that the driver does not answer.
+// lost records that the watch has failed.
 func (k *Keeper) lost(err error) {
 	k.change(func() {
 		if k.trouble == nil || k.trouble.Error() != err.Error() {
-			k.log.Warn("It is not known how the GPUs fare; sheep go on as if all were well", "error", err)
+			k.log.Warn("The health of the GPUs is not known; sheep continue as if they were healthy", "error", err)
 		}
 		k.watching, k.trouble = false, err
 		for _, l := range k.leases {
@@ -275,7 +276,7 @@ func (k *Keeper) lost(err error) {
 	})
 }
 
-// order is the GPUs by index.
+// order returns the GPUs, sorted by index.
 func (m *machine) order() []*gpuRecord {
 	return slices.SortedFunc(maps.Values(m.gpus), func(a, b *gpuRecord) int { return cmp.Compare(a.Index, b.Index) })
 }

@@ -152,7 +152,7 @@ func TestDriverFails(t *testing.T) {
 			t.Errorf("shown is %+v", v)
 		}
 		d.set(func() { d.err = nil })
-		time.Sleep(2 * lastPause)
+		time.Sleep(2 * maxPause)
 		synctest.Wait()
 		if v := k.Known(); v.Trouble != "" || v.GPUs[0].Health != job.Well || v.Driver == "" {
 			t.Errorf("shown is %+v after the driver has come", v)
@@ -164,7 +164,7 @@ func TestDriverFails(t *testing.T) {
 		}
 		take(t, a)()
 		d.set(func() { d.inv.GPUs = nil }) // gone when the driver is back
-		time.Sleep(2 * lastPause)
+		time.Sleep(2 * maxPause)
 		synctest.Wait()
 		if a.Admission() != job.NoJobs {
 			t.Error("a GPU that the driver does not know any more is not out")
@@ -192,7 +192,7 @@ func TestDriverComesLate(t *testing.T) {
 		k.await(t, "the driver's failure is known", func() bool { return k.trouble != nil })
 		take(t, a)()
 		d.set(func() { d.err = nil })
-		time.Sleep(2 * lastPause)
+		time.Sleep(2 * maxPause)
 		synctest.Wait()
 		done := take(t, a)
 		if ch, _ := b.Request(); granted(ch) {
@@ -543,7 +543,7 @@ func TestUnidentified(t *testing.T) {
 		// One that was known and does not say its UUID any more is the same GPU.
 		d.set(func() { d.inv.GPUs[1] = lost(1) })
 		d.fail <- errors.New("it crashed")
-		time.Sleep(2 * lastPause)
+		time.Sleep(2 * maxPause)
 		synctest.Wait()
 		v = k.Known()
 		if len(v.GPUs) != 3 || v.GPUs[1].UUID != card1.UUID || v.GPUs[1].Health != job.Out || named.Admission() != job.NoJobs {

@@ -1,28 +1,28 @@
-// Package keeper keeps a machine's GPUs for its sheep: which sheep may use which
-// GPU when, whether the GPUs are well, and what jobs take of them.
+// Package keeper manages a machine's GPUs for its sheep: it schedules which sheep may use
+// which GPU, monitors the GPUs' health, and accounts for the jobs' use of them.
 //
 // # Leases
 //
 // Each sheep with devices has a Lease of them. A GPU that is not shared has one
-// lease. Of those that share a GPU, as many may have a model on it at once as
+// lease. Of the sheep that share a GPU, as many may have a model on it at once as
 // their memory budgets allow; a sheep without a budget takes the whole GPU.
 //
-// Who waits is served in the order of asking, all devices of a sheep at once or
-// none, so nobody holds one GPU while it waits for another. What is in the way
-// of the first who waits is unloaded when it is idle, least recently used first.
-// A sheep that has one job after another keeps its devices for a turn at least,
-// so that models do not change with every job; then it has to queue up as well.
-// Nobody behind the first who waits for a GPU gets that GPU before it.
+// Requests are granted in order, and for all devices of a sheep at once, so no sheep
+// holds one GPU while it waits for another. To grant the first request, the models of
+// idle sheep are unloaded, least recently used first. A sheep that has one job after
+// another keeps its devices for at least a turn, so that models do not change with every
+// job; then its requests queue like the others'. No later request for a GPU is granted
+// before the first.
 //
-// Without a driver to ask, leases work by the names of devices alone.
+// Without a driver, devices are distinguished by their names only.
 //
 // # Health
 //
-// A watch on the driver tells how each GPU fares. One that is lost, reports a
-// fatal Xid or has an uncorrectable ECC error is out: its sheep take no jobs, the
-// job under way is told, and the GPU is tested again from time to time until it
-// is well. A watch that fails (no driver, a hung driver, a crash of its program)
-// stops nothing: then it is not known how the GPUs fare.
+// A watch on the driver reports each GPU's state. A GPU that is lost, reports a fatal Xid
+// or has an uncorrectable ECC error is out of service: its sheep take no jobs, its sheep's
+// current job learns the cause, and the GPU is tested again from time to time until it is
+// healthy. If the watch fails (no driver, a hung driver, a crash of the helper program)
+// sheep continue, and the GPUs' health is unknown.
 package keeper
 
 import (
@@ -37,36 +37,34 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// Source is the driver, as package gpu's Helper asks it.
+// Source queries the driver; gpu.Helper implements it.
 type Source interface {
-	// Inventory asks for the machine's GPUs.
+	// Inventory returns the machine's GPUs.
 	Inventory(ctx context.Context) (*gpu.Inventory, error)
-	// Watch tells observe of each GPU's state at every interval, and of Xids, one
-	// at a time, until it fails or ctx ends.
+	// Watch calls observe, from one goroutine at a time, with each GPU's state at every
+	// interval and with Xid errors, until it fails or ctx ends.
 	Watch(ctx context.Context, w gpu.Watch, observe func(gpu.Sample)) error
 }
 
-// Config is what a Keeper is made of. Zero durations mean the defaults, but for
-// Turn's.
+// Config configures a Keeper. Zero durations, except Turn, mean the defaults.
 type Config struct {
 	Source Source
-	// Interval is how often the driver tells how the GPUs fare.
+	// Interval is the time between two reports of the GPUs' state.
 	Interval time.Duration
-	// Retest is how long a GPU that is out stays so before it is tested; longer
-	// each time that it goes out again soon after.
+	// Retest is the time until a GPU that is out of service is tested. It doubles each
+	// time that the GPU goes out of service again soon after its return.
 	Retest time.Duration
 	// Turn is how long a sheep that has one job after another may keep a GPU for
-	// which others wait; 0 is for one job. A job that has begun is never
-	// interrupted.
+	// which other sheep wait; 0 is for one job. A job is never interrupted.
 	Turn time.Duration
-	// Linger is how long a sheep that has just become idle may be without a job
-	// before its turn is over, where others wait.
+	// Linger is how long a sheep keeps its devices after a job although other sheep
+	// wait for them, in case its next job comes soon.
 	Linger time.Duration
-	// MemoryWait bounds how long a model that is to be started waits for memory.
+	// MemoryWait is how long the start of a model waits for GPU memory.
 	MemoryWait time.Duration
-	// Xids says what each Xid means; DefaultXids where nil.
+	// Xids has the rule for each Xid error; nil means DefaultXids.
 	Xids map[uint64]XidRule
-	// Proc is where the kernel tells of processes; /proc where empty.
+	// Proc is the directory of the proc file system; empty means /proc.
 	Proc string
 	Log  *slog.Logger // nil discards
 }
@@ -79,45 +77,44 @@ const (
 	DefaultMemoryWait = 30 * time.Second
 )
 
-// late is how long after a failed job's end an Xid may come that explains it.
-const late = 300 * time.Millisecond
+// lateXid is how long after a failed job's end an Xid is still taken for its cause.
+const lateXid = 300 * time.Millisecond
 
-// Share is what a sheep has of the machine's devices.
+// Share is a sheep's share of the machine's devices.
 type Share struct {
 	Sheep   string
 	Devices []gpu.Grant
-	// Shared says that other sheep may have the same devices.
+	// Shared is true if other sheep may use the same devices.
 	Shared bool
-	// Memory is how much the sheep may take on each of its devices, in bytes; 0
-	// is all of it.
+	// Memory is the sheep's budget on each of its devices, in bytes; 0 is all of it.
 	Memory int64
 }
 
-// Keeper keeps the GPUs. Its methods, and those of its leases, may be called from
-// many goroutines.
+// Keeper manages the GPUs. Its methods, and those of its leases, may be called from many
+// goroutines.
 type Keeper struct {
 	cfg     Config
 	log     *slog.Logger
 	procs   processes
 	watcher *watcher
 
-	mu sync.Mutex // guards what follows, and the leases
+	mu sync.Mutex // guards the fields below, and the leases
 	machine
 	schedule
-	pulse  chan struct{} // closed and made again with each change
-	closed bool          // Close was called
+	changed chan struct{} // closed and replaced with each change
+	closed  bool          // Close was called
 }
 
-// machine is what is known of the machine's GPUs.
+// machine is the known state of the machine's GPUs.
 type machine struct {
 	driver   string
 	cuda     string
 	gpus     map[string]*gpuRecord // by UUID; see unidentified
 	watching bool                  // the driver answers
-	trouble  error                 // why it does not
+	trouble  error                 // why the driver does not answer
 }
 
-// New makes a Keeper. It asks nobody anything before Start.
+// New makes a Keeper. It does not query the driver before Start.
 func New(cfg Config) *Keeper {
 	cfg.Interval = cmp.Or(cfg.Interval, DefaultInterval)
 	cfg.Retest = cmp.Or(cfg.Retest, DefaultRetest)
@@ -133,8 +130,8 @@ func New(cfg Config) *Keeper {
 	k := &Keeper{
 		cfg: cfg, log: cfg.Log, procs: processes{root: cfg.Proc},
 		machine:  machine{gpus: make(map[string]*gpuRecord)},
-		schedule: schedule{maxTurn: cfg.Turn, moment: cfg.Linger},
-		pulse:    make(chan struct{}),
+		schedule: schedule{maxTurn: cfg.Turn, lingerTime: cfg.Linger},
+		changed:  make(chan struct{}),
 	}
 	k.watcher = newWatcher(k)
 	k.linger = time.AfterFunc(time.Hour, func() { k.change(func() { k.lingerAt = time.Time{} }) })
@@ -142,8 +139,7 @@ func New(cfg Config) *Keeper {
 	return k
 }
 
-// Start begins to watch the driver. It is called once; it does not wait for an
-// answer.
+// Start starts watching the driver, without waiting for it. It is called once.
 func (k *Keeper) Start() { k.watcher.start() }
 
 // Close ends the watch. It may be called before Start, and twice.
@@ -158,19 +154,18 @@ func (k *Keeper) Close() {
 	k.watcher.close()
 }
 
-// Lend makes a lease of a sheep's share, which may be empty until Assign. The
-// lease's Close gives it back.
+// Lend makes a lease of a sheep's share, whose devices may be empty until Assign.
 func (k *Keeper) Lend(s Share) *Lease {
 	l := &Lease{k: k, share: s, runner: runner{yield: make(chan struct{}, 1)}, outage: outage{fault: make(chan struct{})}, used: time.Now()}
 	k.change(func() {
 		k.leases = append(k.leases, l)
 		k.assign(l, s.Devices)
-		l.told = k.admission(l)
+		l.admitted = k.admission(l)
 	})
 	return l
 }
 
-// assign makes these the lease's devices.
+// assign sets the lease's devices.
 func (k *Keeper) assign(l *Lease, devices []gpu.Grant) {
 	l.share.Devices = devices
 	for _, g := range devices {
@@ -181,37 +176,38 @@ func (k *Keeper) assign(l *Lease, devices []gpu.Grant) {
 	k.bind()
 }
 
-// change does something to what is known and settles what follows from it.
+// change calls do with the lock held, reschedules, and notifies the leases whose
+// admission has grown.
 func (k *Keeper) change(do func()) {
 	k.mu.Lock()
 	do()
 	k.settle()
-	var told []func()
+	var notify []func()
 	for _, l := range k.leases {
 		now := k.admission(l)
-		if now > l.told && l.changed != nil {
-			told = append(told, l.changed)
+		if now > l.admitted && l.notify != nil {
+			notify = append(notify, l.notify)
 		}
-		l.told = now
+		l.admitted = now
 	}
-	close(k.pulse)
-	k.pulse = make(chan struct{})
+	close(k.changed)
+	k.changed = make(chan struct{})
 	k.mu.Unlock()
-	for _, tell := range told {
-		tell()
+	for _, f := range notify {
+		f()
 	}
 }
 
-// device is a GPU, or a MIG instance of one, that sheep have a share of.
+// device is a GPU, or a MIG instance of one, in the share of a sheep.
 type device struct {
-	key      string     // its UUID or, where that is not known, its name
+	key      string     // the UUID or, if that is not known, the name
 	name     string     // for people
-	record   *gpuRecord // nil where the driver does not tell of it
+	record   *gpuRecord // nil if the driver does not list it
 	instance string     // the MIG instance's UUID
-	capacity int64      // bytes; 0 where it is not known
+	capacity int64      // memory in bytes; 0 if it is not known
 }
 
-// bind finds out what the devices of leases are, as far as it is known now.
+// bind resolves the devices of all leases by what is known of the GPUs now.
 func (k *Keeper) bind() {
 	known := make(map[string]*device)
 	for _, l := range k.leases {
@@ -230,7 +226,7 @@ func (k *Keeper) bind() {
 	}
 }
 
-// resolve says which device is meant.
+// resolve returns the device of a grant.
 func (m *machine) resolve(g gpu.Grant) *device {
 	if g.GPU == nil && g.Device.Kind == gpu.NVIDIA && len(m.gpus) > 0 {
 		inv := m.inventory()
@@ -241,13 +237,13 @@ func (m *machine) resolve(g gpu.Grant) *device {
 	}
 	switch {
 	case g.GPU == nil:
-		for _, c := range m.gpus { // out, as long as it cannot be identified
+		for _, c := range m.gpus { // a GPU that does not answer, and has no UUID yet
 			if c.UUID == "" && g.Device.Kind == gpu.NVIDIA && g.Device.Name == strconv.Itoa(c.Index) {
 				return &device{key: unidentified(c.Index), name: c.String(), record: c}
 			}
 		}
 		d := g.Device
-		d.Node = false // /dev/nvidia0 and nvidia.com/gpu=0 are the same, as far as is known
+		d.Node = false // so that /dev/nvidia0 and nvidia.com/gpu=0 count as the same device
 		return &device{key: d.String(), name: g.Device.String()}
 	case g.Instance == nil:
 		c := m.gpus[g.GPU.UUID]
@@ -258,7 +254,7 @@ func (m *machine) resolve(g gpu.Grant) *device {
 	return &device{key: g.Instance.UUID, name: name, record: c, instance: g.Instance.UUID, capacity: int64(g.Instance.Memory)}
 }
 
-// inventory is what is known of the GPUs.
+// inventory returns the known GPUs.
 func (m *machine) inventory() gpu.Inventory {
 	inv := gpu.Inventory{Driver: m.driver, CUDA: m.cuda}
 	for _, c := range m.gpus {
@@ -268,10 +264,10 @@ func (m *machine) inventory() gpu.Inventory {
 	return inv
 }
 
-// request is a sheep's wish to have its devices.
+// request is a sheep's request for its devices.
 type request struct {
 	lease   *Lease
-	granted chan error
-	has     bool // it was granted
+	result  chan error // receives nil when the request is granted
+	granted bool
 	over    bool
 }

@@ -11,69 +11,69 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Lease is one sheep's share of the devices. Its methods are what package
-// shepherd asks of Devices, where they are described.
+// Lease is one sheep's lease of its share of the devices. It implements shepherd.Devices,
+// which documents the methods.
 type Lease struct {
 	k     *Keeper
 	share Share
 
-	// The keeper's lock guards what follows.
-	devices []*device
-	changed func()
-	told    job.Admission
-	using   int       // granted and not done
-	turn    time.Time // when its turn began
-	used    time.Time // when it was done last
-	lacks   string    // what a runner that is to be started waits for
+	// The fields below are guarded by the keeper's lock.
+	devices    []*device
+	notify     func()        // see Notify
+	admitted   job.Admission // the admission that the sheep knows
+	using      int           // requests that are granted and not ended
+	turn       time.Time     // when its turn began
+	used       time.Time     // when its last request ended
+	waitingFor string        // what the start of a runner waits for; see Prepare
 	runner
 	outage
 	accounts
 }
 
-// runner is what a sheep has on its devices.
+// runner is the runner of a lease's sheep.
 type runner struct {
 	up       bool
 	model    job.Model
 	pid      int
 	yield    chan struct{}
-	yielding bool // it was asked to, and has not stopped
-	renew    bool // it suffered from an Xid and is not to get another job
+	yielding bool // it was asked to yield, and has not stopped
+	renew    bool // it was affected by an Xid and must be restarted before the next job
 }
 
-// outage is told to a sheep whose device is out.
+// outage signals a sheep that a device is out of service.
 type outage struct {
 	fault chan struct{}
 	down  bool // fault is closed
 }
 
-// accounts are of jobs.
+// accounts holds the accounts of a sheep's jobs.
 type accounts struct {
-	memory  map[*gpuRecord]int64 // that the runner's processes have now
+	memory  map[*gpuRecord]int64 // bytes that the runner's processes use now
 	reports []report
-	account *account   // of the job that the runner has
-	closing []*account // of failed jobs that may still be explained
+	account *account   // of the runner's current job
+	closing []*account // of failed jobs that wait for an Xid that explains them
 }
 
-// report is an Xid that a device of the lease reported.
+// report is an event that a device of the lease reported, such as an Xid.
 type report struct {
 	at   time.Time
 	text string
 }
 
-// account is what is known of a job's time on the devices.
+// account records a job's use of the devices.
 type account struct {
 	job   job.ID
 	begin time.Time
 	end   time.Time
-	peak  int64
-	told  chan job.Account
+	peak  int64 // bytes
+	done  chan job.Account
 	timer *time.Timer
 }
 
-// Assign makes these the lease's devices, where they were not known before.
+// Assign sets the lease's devices, if Lend was called before they were known.
 func (l *Lease) Assign(devices []gpu.Grant) { l.k.change(func() { l.k.assign(l, devices) }) }
 
-// Close gives the lease back when nothing of its sheep is left.
+// Close ends the lease. No process of its sheep may be left.
 func (l *Lease) Close() {
 	l.k.change(func() {
 		l.closeAll()
@@ -82,46 +82,46 @@ func (l *Lease) Close() {
 	})
 }
 
-// Admission says which jobs the sheep may claim.
+// Admission returns which jobs the sheep may claim.
 func (l *Lease) Admission() job.Admission {
 	l.k.mu.Lock()
 	defer l.k.mu.Unlock()
 	return l.k.admission(l)
 }
 
-// Notify has changed called when Admission has become more.
+// Notify sets a function that is called when Admission has grown.
 func (l *Lease) Notify(changed func()) {
 	l.k.mu.Lock()
 	defer l.k.mu.Unlock()
-	l.changed = changed
+	l.notify = changed
 }
 
-// Request asks for the devices.
+// Request queues a request for the devices.
 func (l *Lease) Request() (<-chan error, func()) {
-	r := &request{lease: l, granted: make(chan error, 1)}
+	r := &request{lease: l, result: make(chan error, 1)}
 	l.k.change(func() { l.k.queue = append(l.k.queue, r) })
-	return r.granted, func() { l.k.change(func() { l.k.end(r) }) }
+	return r.result, func() { l.k.change(func() { l.k.end(r) }) }
 }
 
-// Hold asks for the devices if they are to be had at once.
+// Hold takes the devices if they are available at once.
 func (l *Lease) Hold() (func(), bool) {
-	r := &request{lease: l, granted: make(chan error, 1)}
+	r := &request{lease: l, result: make(chan error, 1)}
 	l.k.change(func() {
 		if l.up || l.k.idle(l) {
 			l.withdrawYield()
 			l.k.grant(r)
 		}
 	})
-	if !r.has {
+	if !r.granted {
 		return nil, false
 	}
 	return func() { l.k.change(func() { l.k.end(r) }) }, true
 }
 
-// Yield receives when the idle runner is to be stopped.
+// Yield returns a channel that receives when the idle runner is to be stopped.
 func (l *Lease) Yield() <-chan struct{} { return l.yield }
 
-// requestYield asks for the idle runner to be stopped.
+// requestYield asks the sheep to stop its idle runner.
 func (l *Lease) requestYield() {
 	if !l.yielding {
 		l.yielding = true
@@ -129,7 +129,7 @@ func (l *Lease) requestYield() {
 	}
 }
 
-// withdrawYield takes the request back.
+// withdrawYield withdraws the request.
 func (l *Lease) withdrawYield() {
 	l.yielding = false
 	select {
@@ -138,7 +138,7 @@ func (l *Lease) withdrawYield() {
 	}
 }
 
-// Started tells that a runner is up.
+// Started records that a runner is up.
 func (l *Lease) Started(m job.Model, pid int) {
 	l.k.change(func() {
 		if !l.up {
@@ -149,7 +149,7 @@ func (l *Lease) Started(m job.Model, pid int) {
 	})
 }
 
-// Stopped tells that nothing is left of the runner.
+// Stopped records that no process of the runner is left.
 func (l *Lease) Stopped() {
 	l.k.change(func() {
 		l.withdrawYield()
@@ -164,7 +164,7 @@ func (l *Lease) Stopped() {
 	})
 }
 
-// Fault waits until a device is out.
+// Fault waits until a device is out of service.
 func (l *Lease) Fault(ctx context.Context) error {
 	for {
 		l.k.mu.Lock()
@@ -181,7 +181,7 @@ func (l *Lease) Fault(ctx context.Context) error {
 	}
 }
 
-// out says why the sheep cannot have its devices; nil when it can.
+// out returns an error if one of the lease's devices is out of service.
 func (l *Lease) out() error {
 	for _, d := range l.devices {
 		if d.record != nil && d.record.out != "" {
@@ -191,14 +191,14 @@ func (l *Lease) out() error {
 	return nil
 }
 
-// Begin tells that the runner has the job.
+// Begin opens the account of a job that the runner has received.
 func (l *Lease) Begin(id job.ID, at time.Time) {
 	l.k.change(func() {
-		l.account = &account{job: id, begin: at, peak: l.total(), told: make(chan job.Account, 1)}
+		l.account = &account{job: id, begin: at, peak: l.total(), done: make(chan job.Account, 1)}
 	})
 }
 
-// total is what the sheep's processes have on all of its GPUs.
+// total is how many bytes the runner's processes use on all GPUs.
 func (l *accounts) total() (sum int64) {
 	for _, used := range l.memory {
 		sum += used
@@ -206,42 +206,43 @@ func (l *accounts) total() (sum int64) {
 	return sum
 }
 
-// End tells that the sheep is through with the job.
+// End closes the account of a job. The account of a failed job may come a moment later,
+// in case an Xid explains the failure.
 func (l *Lease) End(id job.ID, at time.Time, failed bool) <-chan job.Account {
-	var told chan job.Account
+	var done chan job.Account
 	l.k.change(func() {
 		a := l.account
 		if a == nil || a.job != id {
-			told = make(chan job.Account, 1)
-			told <- job.Account{}
+			done = make(chan job.Account, 1)
+			done <- job.Account{}
 			return
 		}
 		l.account = nil
-		a.end, told = at, a.told
+		a.end, done = at, a.done
 		switch {
 		case !failed:
-			l.tell(a, false)
+			l.send(a, false)
 		case l.explains(a):
 			l.renew = l.up
-			l.tell(a, true)
+			l.send(a, true)
 		case !l.k.watching || l.k.closed:
-			l.tell(a, true)
+			l.send(a, true)
 		default:
 			l.closing = append(l.closing, a)
-			a.timer = time.AfterFunc(late, func() { l.k.change(func() { l.close(a) }) })
+			a.timer = time.AfterFunc(lateXid, func() { l.k.change(func() { l.close(a) }) })
 		}
 	})
-	return told
+	return done
 }
 
-// explains says whether a device has reported something since the job began.
+// explains reports whether a device has reported an event since the job began.
 func (l *accounts) explains(a *account) bool {
 	return slices.ContainsFunc(l.reports, func(r report) bool { return !r.at.Before(a.begin) })
 }
 
-// tell sends the account of a job.
-func (l *Lease) tell(a *account, failed bool) {
-	told := job.Account{Usage: job.Usage{GPUMemory: a.peak, GPUTime: max(a.end.Sub(a.begin), 0) * time.Duration(len(l.devices))}}
+// send sends the account of a job to End's caller, with the causes if it failed.
+func (l *Lease) send(a *account, failed bool) {
+	final := job.Account{Usage: job.Usage{GPUMemory: a.peak, GPUTime: max(a.end.Sub(a.begin), 0) * time.Duration(len(l.devices))}}
 	if failed {
 		var texts []string
 		for _, r := range l.reports {
@@ -249,34 +250,35 @@ func (l *Lease) tell(a *account, failed bool) {
 				texts = append(texts, r.text)
 			}
 		}
-		told.Cause = strings.Join(texts, "; ")
-		told.Lost = l.out() != nil
+		final.Cause = strings.Join(texts, "; ")
+		final.Lost = l.out() != nil
 	}
-	a.told <- told
+	a.done <- final
 }
 
-// close tells the account of a failed job, unless it was told.
+// close sends the account of a failed job, unless it was sent before.
 func (l *Lease) close(a *account) {
 	if i := slices.Index(l.closing, a); i >= 0 {
 		l.closing = slices.Delete(l.closing, i, i+1)
 		a.timer.Stop()
-		l.tell(a, true)
+		l.send(a, true)
 	}
 }
 
-// closeAll closes all accounts.
+// closeAll sends the accounts of all failed jobs.
 func (l *Lease) closeAll() {
 	for len(l.closing) > 0 {
 		l.close(l.closing[0])
 	}
 }
 
-// report notes what a device has reported under the sheep's job.
+// report records an event of one of the lease's devices, and sends the accounts of the
+// failed jobs that it explains.
 func (l *Lease) report(text string) {
-	const kept = 16
+	const maxReports = 16
 	l.reports = append(l.reports, report{time.Now(), text})
-	if len(l.reports) > kept {
-		l.reports = slices.Delete(l.reports, 0, len(l.reports)-kept)
+	if len(l.reports) > maxReports {
+		l.reports = slices.Delete(l.reports, 0, len(l.reports)-maxReports)
 	}
 	for len(l.closing) > 0 {
 		l.renew = l.up
@@ -284,7 +286,8 @@ func (l *Lease) report(text string) {
 	}
 }
 
-// State says in words what keeps the sheep from its devices.
+// State describes for people what the sheep waits for to use its devices; "" if it does
+// not wait.
 func (l *Lease) State() string {
 	l.k.mu.Lock()
 	defer l.k.mu.Unlock()
@@ -295,8 +298,8 @@ func (l *Lease) State() string {
 			}
 		}
 	}
-	if l.lacks != "" {
-		return "waiting for memory: " + l.lacks
+	if l.waitingFor != "" {
+		return "waiting for memory: " + l.waitingFor
 	}
 	waits := slices.ContainsFunc(l.k.queue, func(r *request) bool { return r.lease == l })
 	if l.using > 0 || !waits {
@@ -304,18 +307,18 @@ func (l *Lease) State() string {
 	}
 	var holders []string
 	for _, other := range l.k.leases {
-		if other != l && other.occupies() && other.meets(l) {
+		if other != l && other.occupies() && other.overlaps(l) {
 			holders = append(holders, other.share.Sheep)
 		}
 	}
 	if len(holders) == 0 {
-		return "waiting for " + l.named()
+		return "waiting for " + l.deviceNames()
 	}
-	return fmt.Sprintf("waiting for %s, in use by sheep %s", l.named(), strings.Join(holders, ", "))
+	return fmt.Sprintf("waiting for %s, in use by sheep %s", l.deviceNames(), strings.Join(holders, ", "))
 }
 
-// named are the lease's devices, for people.
-func (l *Lease) named() string {
+// deviceNames lists the lease's devices for people.
+func (l *Lease) deviceNames() string {
 	names := make([]string, len(l.devices))
 	for i, d := range l.devices {
 		names[i] = d.name

@@ -138,7 +138,7 @@ func (k *Keeper) await(t *testing.T, what string, so func() bool) {
 	timeout := time.After(hang)
 	for {
 		k.mu.Lock()
-		done, pulse := so(), k.pulse
+		done, pulse := so(), k.changed
 		k.mu.Unlock()
 		if done {
 			return

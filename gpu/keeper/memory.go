@@ -12,57 +12,57 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// shortError says what keeps a model from its memory.
-type shortError string
+// memoryError says why the memory for a model is not free.
+type memoryError string
 
-func (e shortError) Error() string { return string(e) }
-func (e shortError) Unwrap() error { return errdefs.ErrUnavailable }
+func (e memoryError) Error() string { return string(e) }
+func (e memoryError) Unwrap() error { return errdefs.ErrUnavailable }
 
-// Prepare waits until the memory that the sheep needs is free, as the driver says
-// after the last runner on the devices has ended. Where the driver says nothing
-// there is nothing to wait for.
+// Prepare waits until the memory that the sheep needs is free, by a report of the driver
+// that is later than the last runner's end. While the driver does not answer it returns
+// at once. The error is of class errdefs.ErrUnavailable after Config.MemoryWait, or ctx's.
 func (l *Lease) Prepare(ctx context.Context) error {
-	patience := time.NewTimer(l.k.cfg.MemoryWait)
-	defer patience.Stop()
+	timeout := time.NewTimer(l.k.cfg.MemoryWait)
+	defer timeout.Stop()
 	defer func() {
 		l.k.mu.Lock()
 		defer l.k.mu.Unlock()
-		l.lacks = ""
+		l.waitingFor = ""
 	}()
 	for {
-		var lacks string
+		var missing string
 		l.k.mu.Lock()
-		pulse := l.k.pulse
+		changed := l.k.changed
 		for _, d := range l.devices {
-			if lacks = l.missing(d); lacks != "" {
+			if missing = l.missing(d); missing != "" {
 				l.evictIdle(d)
 				break
 			}
 		}
-		l.lacks = lacks
+		l.waitingFor = missing
 		l.k.mu.Unlock()
-		if lacks == "" {
+		if missing == "" {
 			return nil
 		}
 		select {
-		case <-pulse:
+		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-patience.C:
-			return shortError(lacks)
+		case <-timeout.C:
+			return memoryError(missing)
 		}
 	}
 }
 
-// missing says what keeps the sheep from the memory it needs of a device; nothing
-// where nothing does, as far as is known.
+// missing says why the memory that the sheep needs of a device is not free; "" if it is,
+// or if that is not known.
 func (l *Lease) missing(d *device) string {
 	c := d.record
 	if c == nil || !l.k.watching || !l.share.Shared && l.share.Memory == 0 {
 		return ""
 	}
 	if c.seen.Before(c.vacated) {
-		return fmt.Sprintf("the driver has not said yet how much memory of %s is free, %s after a runner on it ended", d.name, time.Since(c.vacated).Round(time.Millisecond))
+		return fmt.Sprintf("the driver has not reported yet how much memory of %s is free, %s after a runner on it ended", d.name, time.Since(c.vacated).Round(time.Millisecond))
 	}
 	free := d.free()
 	var have []string
@@ -72,7 +72,7 @@ func (l *Lease) missing(d *device) string {
 		}
 		had, leaving := c.leaving[p.PID]
 		if l.share.Memory == 0 && !leaving {
-			continue // what is not ours may stay, with all the rest for this sheep
+			continue // other programs may stay; the sheep takes the rest
 		}
 		who := "which is not shepherd's"
 		switch owner := l.k.owner(c, p.PID); {
@@ -97,7 +97,7 @@ func (l *Lease) missing(d *device) string {
 	return ""
 }
 
-// free is how much of the device's memory is, in bytes.
+// free returns how many bytes of the device's memory are free.
 func (d *device) free() int64 {
 	used := int64(d.record.Used)
 	if d.instance != "" {
@@ -111,8 +111,8 @@ func (d *device) free() int64 {
 	return max(d.capacity-used, 0)
 }
 
-// evictIdle asks the least recently used of the idle sheep on the device to
-// unload its model, so that this one gets the memory.
+// evictIdle asks the least recently used idle sheep on the device to unload its model,
+// to free memory for this one.
 func (l *Lease) evictIdle(d *device) {
 	var idle *Lease
 	for _, other := range l.k.leases {
@@ -131,7 +131,8 @@ func (l *Lease) evictIdle(d *device) {
 	}
 }
 
-// owner is the sheep whose runner a process belongs to, nil where it is nobody's.
+// owner returns the lease of the sheep whose runner a process belongs to, nil if it
+// belongs to none.
 func (k *Keeper) owner(c *gpuRecord, pid int) *Lease {
 	for _, l := range k.leases {
 		if l.up && l.pid > 0 && l.on(c) && k.procs.belongs(pid, l.pid) {
@@ -141,12 +142,12 @@ func (k *Keeper) owner(c *gpuRecord, pid int) *Lease {
 	return nil
 }
 
-// on says whether the lease has a device of the GPU.
+// on reports whether the lease has a device of the GPU.
 func (l *Lease) on(c *gpuRecord) bool {
 	return slices.ContainsFunc(l.devices, func(d *device) bool { return d.record == c })
 }
 
-// attribute finds out whose the processes on a GPU are.
+// attribute assigns the processes on a GPU to sheep, and records the memory they use.
 func (k *Keeper) attribute(c *gpuRecord) {
 	used := make(map[*Lease]int64)
 	ours := make(map[int]string)
@@ -180,25 +181,26 @@ func (k *Keeper) attribute(c *gpuRecord) {
 			delete(c.leaving, pid)
 		}
 	}
-	if !certain { // whose runner has not been named yet
+	if !certain { // a runner is up whose pid is not known yet
 		foreign = nil
 	}
 	for _, p := range foreign {
-		// One that begins may be ours in a moment.
-		if c.isForeign(p.PID) && !c.told[p.PID] {
-			c.told[p.PID] = true
+		// A process that has just started may turn out to be a runner's, so it is logged
+		// only when it is foreign twice in a row.
+		if c.isForeign(p.PID) && !c.logged[p.PID] {
+			c.logged[p.PID] = true
 			k.log.Warn("A process that is not shepherd's uses a GPU", "gpu", c.String(), "pid", p.PID, "name", k.procs.name(p.PID), "memory", amount(p.Used))
 		}
 	}
 	c.foreign = foreign
-	for pid := range c.told {
+	for pid := range c.logged {
 		if !c.isForeign(pid) {
-			delete(c.told, pid)
+			delete(c.logged, pid)
 		}
 	}
 }
 
-// amount writes an amount of memory for people.
+// amount formats a number of bytes for people.
 func amount[T int64 | uint64](bytes T) string {
 	if bytes < 1<<30 {
 		return fmt.Sprintf("%.0f MiB", float64(bytes)/(1<<20))

@@ -11,14 +11,14 @@ import (
 	"github.com/iterait/shepherd/internal/proc"
 )
 
-// processes is what the kernel tells of processes below a folder as /proc is.
+// processes reads information about processes from a proc file system at root.
 type processes struct{ root string }
 
-// maxDepth bounds how many parents of a process are looked at.
+// maxDepth is how many ancestors of a process are followed.
 const maxDepth = 64
 
-// belongs says whether a process is the runner, descends from it, or is in a
-// control group that only the runner and its descendants are in.
+// belongs reports whether a process is the runner, descends from it, or is in the
+// runner's control group, unless the daemon is in that group, too.
 func (p processes) belongs(pid, runner int) bool {
 	for n, at := 0, pid; at > 1 && n < maxDepth; n++ {
 		if at == runner {
@@ -37,7 +37,7 @@ func (p processes) belongs(pid, runner int) bool {
 	return false
 }
 
-// parent is a process's parent, 0 where it is not known.
+// parent returns a process's parent, 0 if it is not known.
 func (p processes) parent(pid int) int {
 	stat, err := os.ReadFile(filepath.Join(p.root, strconv.Itoa(pid), "stat"))
 	if err != nil {
@@ -50,7 +50,7 @@ func (p processes) parent(pid int) int {
 	return process.Parent
 }
 
-// groups are the control groups of a process, by hierarchy.
+// groups returns the control groups of a process, a pid or "self", by hierarchy.
 func (p processes) groups(process any) map[string]string {
 	name, ok := process.(string)
 	if pid, number := process.(int); !ok && number {
@@ -67,7 +67,7 @@ func (p processes) groups(process any) map[string]string {
 	return groups
 }
 
-// name is a process's, "?" where it is not known.
+// name returns a process's name, "?" if it is not known.
 func (p processes) name(pid int) string {
 	name, err := os.ReadFile(filepath.Join(p.root, strconv.Itoa(pid), "comm"))
 	if err != nil {

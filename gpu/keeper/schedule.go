@@ -7,31 +7,32 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// schedule is which sheep has its devices when. The Keeper's lock is held by the callers
-// of its methods.
+// schedule decides which sheep has its devices when. Callers of its methods hold
+// Keeper.mu.
 type schedule struct {
-	maxTurn time.Duration // Config.Turn
-	moment  time.Duration // Config.Linger
+	maxTurn    time.Duration // Config.Turn
+	lingerTime time.Duration // Config.Linger
 
 	leases   []*Lease
-	queue    []*request  // in the order of asking
-	linger   *time.Timer // settles when a lingering sheep's time is up
+	queue    []*request  // in the order of the calls of Request
+	linger   *time.Timer // calls settle when a sheep's lingerTime has passed
 	lingerAt time.Time
 }
 
-// settle grants what can be granted and asks those to yield that are in the way.
+// settle grants the requests that can be granted, and asks idle sheep to yield that are
+// in the way of others.
 func (s *schedule) settle() {
 	now := time.Now()
-	blocked := make(map[*device]bool) // for all who wait behind
+	blocked := make(map[*device]bool) // devices that later requests may not get
 	for _, r := range slices.Clone(s.queue) {
 		l := r.lease
 		if why := l.out(); why != nil {
 			s.drop(r)
-			r.granted <- why
+			r.result <- why
 			continue
 		}
 		switch {
-		case l.using > 0: // it waits for nobody but itself
+		case l.using > 0: // it waits for the sheep's own earlier request
 			continue
 		case l.up && !l.yielding && !l.renew && !(s.turnOver(l, now) && blocks(blocked, l)):
 			s.grant(r)
@@ -80,11 +81,11 @@ func (s *schedule) grant(r *request) {
 	}
 	l.using++
 	s.drop(r)
-	r.has = true
-	r.granted <- nil
+	r.granted = true
+	r.result <- nil
 }
 
-// drop takes the request off the queue, if it is there.
+// drop removes the request from the queue, if it is in it.
 func (s *schedule) drop(r *request) {
 	s.queue = slices.DeleteFunc(s.queue, func(other *request) bool { return other == r })
 }
@@ -93,7 +94,7 @@ func (s *schedule) drop(r *request) {
 func (s *schedule) end(r *request) {
 	switch {
 	case r.over:
-	case r.has:
+	case r.granted:
 		r.lease.using--
 		r.lease.used = time.Now()
 	default:
@@ -102,25 +103,25 @@ func (s *schedule) end(r *request) {
 	r.over = true
 }
 
-// occupies says whether the sheep has something on its devices, or may have.
+// occupies reports whether the sheep has a runner on its devices, or may start one.
 func (l *Lease) occupies() bool { return l.using > 0 || l.up }
 
-// meets says whether two leases have a device in common.
-func (l *Lease) meets(other *Lease) bool {
+// overlaps reports whether two leases have a device in common.
+func (l *Lease) overlaps(other *Lease) bool {
 	return slices.ContainsFunc(l.devices, func(d *device) bool { return slices.Contains(other.devices, d) })
 }
 
-// turnOver says whether the sheep has to give way to those who wait.
+// turnOver reports whether the sheep's turn is over.
 func (s *schedule) turnOver(l *Lease, now time.Time) bool { return now.Sub(l.turn) >= s.maxTurn }
 
-// waits says whether the sheep has a request that is not granted.
+// waits reports whether the sheep has a request that is not granted yet.
 func (s *schedule) waits(l *Lease) bool {
 	return slices.ContainsFunc(s.queue, func(r *request) bool { return r.lease == l })
 }
 
-// yields says whether an idle sheep may be asked to, for another. One that has
-// just become idle is given a moment to begin its next job, which spares two
-// changes of models.
+// yields reports whether an idle sheep may be asked to yield to another. One that has
+// just become idle keeps its devices for lingerTime, because its next job may come soon;
+// that avoids unloading and loading its model.
 func (s *schedule) yields(l *Lease, now time.Time) bool {
 	switch {
 	case s.turnOver(l, now):
@@ -128,7 +129,7 @@ func (s *schedule) yields(l *Lease, now time.Time) bool {
 	case s.waits(l):
 		return false
 	}
-	at := l.used.Add(s.moment)
+	at := l.used.Add(s.lingerTime)
 	if now.Before(at) {
 		if s.lingerAt.IsZero() || at.Before(s.lingerAt) {
 			s.lingerAt = at
@@ -139,17 +140,17 @@ func (s *schedule) yields(l *Lease, now time.Time) bool {
 	return true
 }
 
-// room says whether the sheep has room on its devices once the victims, idle
-// sheep that yield, are gone. It is not ok, with no victims, where sheep that do
-// not yield are in the way, or others that are going already.
+// room returns the idle sheep, victims, that must yield so that the sheep fits on its
+// devices; none if it fits now. It is not ok if sheep that do not yield are in the way,
+// or if it fits when those that are yielding already have stopped.
 func (s *schedule) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, ok bool) {
-	var there, staying []*Lease
+	var present, staying []*Lease
 	var idle []*Lease
 	for _, other := range s.leases {
-		if other == l || !other.occupies() || !other.meets(l) {
+		if other == l || !other.occupies() || !other.overlaps(l) {
 			continue
 		}
-		there = append(there, other)
+		present = append(present, other)
 		switch {
 		case other.yielding:
 		case other.using == 0 && yields(other):
@@ -158,13 +159,13 @@ func (s *schedule) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, o
 			staying = append(staying, other)
 		}
 	}
-	if fits(l, there) {
+	if fits(l, present) {
 		return nil, true
 	}
 	if !fits(l, staying) {
 		return nil, false
 	}
-	// Those that are used least recently go, but no more than have to.
+	// The least recently used ones yield first, and no more of them than necessary.
 	slices.SortStableFunc(idle, func(a, b *Lease) int {
 		if wa, wb := s.waits(a), s.waits(b); wa != wb {
 			if wb {
@@ -182,12 +183,12 @@ func (s *schedule) room(l *Lease, yields func(*Lease) bool) (victims []*Lease, o
 		}
 	}
 	if len(victims) == 0 {
-		return nil, false // room there is when those who are going are gone
+		return nil, false // it fits when the sheep that are yielding have stopped
 	}
 	return victims, true
 }
 
-// fits says whether the sheep can be on its devices together with others.
+// fits reports whether the sheep can use its devices together with the others.
 func fits(l *Lease, others []*Lease) bool {
 	for _, d := range l.devices {
 		sum := l.share.Memory
@@ -206,14 +207,14 @@ func fits(l *Lease, others []*Lease) bool {
 	return true
 }
 
-// idle says whether the sheep may have its devices at once, with nobody waiting
+// idle reports whether the sheep's devices are available at once and no other sheep waits
 // for them.
 func (s *schedule) idle(l *Lease) bool {
 	if l.out() != nil {
 		return false
 	}
 	for _, r := range s.queue {
-		if r.lease == l || r.lease.meets(l) {
+		if r.lease == l || r.lease.overlaps(l) {
 			return false
 		}
 	}
@@ -221,8 +222,8 @@ func (s *schedule) idle(l *Lease) bool {
 	return ok && len(victims) == 0
 }
 
-// admission says which jobs the sheep may claim. Jobs for any sheep are left to
-// those that have the devices already, as long as they have work.
+// admission returns which jobs the sheep may claim. A sheep does not claim jobs that any
+// sheep can run while others that occupy its devices can claim them.
 func (s *schedule) admission(l *Lease) job.Admission {
 	switch {
 	case l.out() != nil:
@@ -231,7 +232,7 @@ func (s *schedule) admission(l *Lease) job.Admission {
 		return job.AnyNow
 	}
 	for _, r := range s.queue {
-		if r.lease != l && r.lease.using == 0 && r.lease.meets(l) {
+		if r.lease != l && r.lease.using == 0 && r.lease.overlaps(l) {
 			return job.OwnJobs
 		}
 	}

@@ -8,9 +8,9 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// GPUs is what is known of the machine's GPUs and of those who have them. Before
-// Start, and where no watch is kept because no sheep has devices, the driver is
-// asked; ctx bounds that.
+// GPUs returns the state of the machine's GPUs and of the sheep that use them. If the
+// driver is not watched (before Start, or because no sheep has devices), GPUs queries it,
+// until ctx ends.
 func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 	k.mu.Lock()
 	ask := !k.watching && k.trouble == nil
@@ -19,7 +19,7 @@ func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 		inv, err := k.cfg.Source.Inventory(ctx)
 		k.change(func() {
 			switch {
-			case k.watching: // meanwhile
+			case k.watching: // the watch has started meanwhile
 			case err != nil:
 				return
 			default:
@@ -41,7 +41,7 @@ func (k *Keeper) GPUs(ctx context.Context) job.GPUs {
 	return k.Known()
 }
 
-// Known is GPUs without asking anybody.
+// Known is GPUs without a query.
 func (k *Keeper) Known() job.GPUs {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -78,7 +78,7 @@ func (k *Keeper) Known() job.GPUs {
 	return all
 }
 
-// users are the sheep that have a share of a device, one entry each.
+// users lists the sheep that have a share of a device.
 func (k *Keeper) users(is func(*device) bool) []job.DeviceUser {
 	var users []job.DeviceUser
 	for _, l := range k.leases {

@@ -13,11 +13,10 @@ import (
 	"github.com/iterait/shepherd/internal/errtext"
 )
 
-// watcher asks the driver what there is, watches it and tests what is out, again and
-// again.
+// watcher watches the driver for a Keeper, and retests GPUs that are out of service.
 type watcher struct {
 	keeper *Keeper
-	wake   chan struct{} // look at what is out
+	wake   chan struct{} // receives when a GPU has gone out of service
 
 	mu      sync.Mutex
 	stop    context.CancelFunc // nil before start
@@ -38,7 +37,7 @@ func (w *watcher) start() {
 	w.running.Go(func() { w.watch(ctx) })
 }
 
-// close ends the watch and waits for it.
+// close stops the watch and waits until it has ended.
 func (w *watcher) close() {
 	w.mu.Lock()
 	w.closed = true
@@ -49,13 +48,13 @@ func (w *watcher) close() {
 	w.running.Wait()
 }
 
-// How long the keeper waits before it asks a driver again that did not answer.
+// How long the watcher waits, at first and at most, before it retries after a failure.
 const (
 	firstPause = 5 * time.Second
-	lastPause  = time.Minute
+	maxPause   = time.Minute
 )
 
-// watch asks the driver what there is and watches it, again and again.
+// watch runs sessions, with pauses between them, until ctx ends.
 func (w *watcher) watch(ctx context.Context) {
 	k := w.keeper
 	pause := firstPause
@@ -66,23 +65,23 @@ func (w *watcher) watch(ctx context.Context) {
 			return
 		}
 		k.lost(err)
-		if time.Since(began) > lastPause {
+		if time.Since(began) > maxPause {
 			pause = firstPause
 		}
-		if errdefs.IsNotFound(err) { // no driver: it will not be there soon
-			pause = lastPause
+		if errdefs.IsNotFound(err) { // there is no driver, and it will hardly be installed soon
+			pause = maxPause
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, lastPause)
+		pause = min(2*pause, maxPause)
 	}
 }
 
-// session asks what there is, watches it and tests what is out until the watch
-// fails.
+// session queries the GPUs, watches them and retests those that are out of service,
+// until the watch fails.
 func (w *watcher) session(ctx context.Context) error {
 	k := w.keeper
 	inv, err := k.cfg.Source.Inventory(ctx)
@@ -117,11 +116,11 @@ func (w *watcher) session(ctx context.Context) error {
 	}
 }
 
-// test tests each GPU that is out when its time has come, until ctx ends or
-// others than those given are to be watched, which it reports.
+// test retests each GPU that is out of service when it is due. It returns false when ctx
+// ends, and true when other GPUs than pci and any say are to be watched.
 func (w *watcher) test(ctx context.Context, pci []string, any bool) (changed bool) {
 	k := w.keeper
-	for ctx.Err() == nil { // what is due is so until it was tested
+	for ctx.Err() == nil {
 		var earliest time.Time
 		k.mu.Lock()
 		for _, c := range k.gpus {
@@ -152,7 +151,8 @@ func (w *watcher) test(ctx context.Context, pci []string, any bool) (changed boo
 	return false
 }
 
-// retest asks the driver for the GPUs that are out.
+// retest queries the driver for the GPUs that are out of service and due, and returns
+// the healthy ones to service.
 func (w *watcher) retest(ctx context.Context) {
 	k := w.keeper
 	inv, err := k.cfg.Source.Inventory(ctx)
@@ -181,7 +181,7 @@ func (w *watcher) retest(ctx context.Context) {
 				delete(k.gpus, key)
 				continue
 			case i < 0:
-				c.out = "the driver does not know it any more"
+				c.out = "the driver does not list it any more"
 			case inv.GPUs[i].UUID == "":
 				c.out = faultOf(&gpu.State{Lost: true})
 			default:
@@ -191,18 +191,18 @@ func (w *watcher) retest(ctx context.Context) {
 			if c.out == "" {
 				c.back, c.Lost = now, false
 				c.errors = inv.GPUs[i].Uncorrectable
-				k.log.Info("A GPU is back", "gpu", c.String(), "after", now.Sub(c.since).Round(time.Second))
+				k.log.Info("A GPU is back in service", "gpu", c.String(), "after", now.Sub(c.since).Round(time.Second))
 			}
 		}
 		for i, c := range found {
-			if c.out == "" { // one that is out keeps what was known of it last
-				k.state(c, inv.GPUs[i].State, now)
+			if c.out == "" { // one that is out of service keeps its last known state
+				k.setState(c, inv.GPUs[i].State, now)
 			}
 		}
 	})
 }
 
-// wakeTester has the goroutine of session look at what is out.
+// wakeTester wakes test, because a GPU has gone out of service.
 func (w *watcher) wakeTester() {
 	select {
 	case w.wake <- struct{}{}:

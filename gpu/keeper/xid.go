@@ -5,17 +5,17 @@ import (
 	"maps"
 )
 
-// Action is what follows from an Xid.
+// Action is the reaction to an Xid error.
 type Action string
 
 // The actions.
 const (
-	Retire  Action = "retire"   // the GPU is taken out
-	FailJob Action = "fail_job" // a job that fails meanwhile is told why
+	Retire  Action = "retire"   // take the GPU out of service
+	FailJob Action = "fail_job" // name the Xid as the cause if the current job fails
 	Ignore  Action = "ignore"
 )
 
-// UnmarshalText reads an action.
+// UnmarshalText parses an action.
 func (a *Action) UnmarshalText(text []byte) error {
 	switch Action(text) {
 	case Retire, FailJob, Ignore:
@@ -25,20 +25,20 @@ func (a *Action) UnmarshalText(text []byte) error {
 	return fmt.Errorf("expected retire, fail_job or ignore, found %q", text)
 }
 
-// XidRule says what an Xid means.
+// XidRule is the rule for an Xid error.
 type XidRule struct {
 	Action Action
-	Text   string // in a few words
+	Text   string // the error's meaning in a few words
 }
 
-// DefaultXids is what is done about the Xids that NVIDIA documents in "XID
-// Errors": a program's own fault fails its job, one of the GPU's takes it out,
-// and what only accompanies another, or calls for no hurry, is ignored. One that
-// is not listed is taken for a program's.
+// DefaultXids returns the rules for the Xid errors in NVIDIA's document "XID Errors": an
+// application error is FailJob, a hardware error is Retire, and an Xid that accompanies
+// another one or does not require action soon is Ignore. An Xid without a rule is treated
+// as FailJob.
 func DefaultXids() map[uint64]XidRule { return maps.Clone(xids) }
 
 var xids = map[uint64]XidRule{
-	// A program's fault, or most often one.
+	// Usually an error of the application.
 	8:   {FailJob, "the GPU stopped processing"},
 	13:  {FailJob, "graphics engine exception"},
 	31:  {FailJob, "GPU memory page fault"},
@@ -50,7 +50,7 @@ var xids = map[uint64]XidRule{
 	94:  {FailJob, "contained uncorrectable memory error"},
 	109: {FailJob, "context switch timeout"},
 
-	// The GPU's, its memory's or its link's.
+	// Errors of the GPU, its memory or its link.
 	46:  {Retire, "the GPU stopped processing and needs a reset"},
 	48:  {Retire, "double bit ECC error"},
 	61:  {Retire, "internal micro-controller breakpoint"},
@@ -65,7 +65,7 @@ var xids = map[uint64]XidRule{
 	140: {Retire, "unrecovered ECC error"},
 	143: {Retire, "the GPU failed to initialize"},
 
-	// What accompanies another, or can wait.
+	// Xids that accompany another one or can wait.
 	45:  {Ignore, "preemptive clean-up after a program's end or an earlier error"},
 	63:  {Ignore, "a memory row is remapped or a page retired at the next reset"},
 	92:  {Ignore, "many corrected ECC errors"},

@@ -1,8 +1,8 @@
 // Package containerderr recognizes errors of containerd, its client library and
-// the runtimes that it calls by their texts, where these say more than the error's
-// class, or the class is lost on the way over gRPC. It is the one place that
-// knows such texts; its test provokes each of them, or looks for it in the source
-// of the version that go.mod pins.
+// the OCI runtimes that it calls by their texts, where the text says more than the
+// error's class or gRPC does not transmit the class. All such texts are in this
+// package; its test provokes each error, or searches for the text in the source of
+// the version that go.mod pins.
 package containerderr
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// The texts. Those of the kernel are strerror(3)'s, as Go writes them.
+// The texts. Those of system calls are strerror(3)'s, in Go's spelling.
 const (
 	noSpace       = "no space left on device"
 	quotaExceeded = "disk quota exceeded"
@@ -49,10 +49,10 @@ func has(err error, texts ...string) bool {
 	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(text, t) })
 }
 
-// Core is what an error says from the first of the texts of this package that is
-// in it: without the chain of calls before, which differs from release to release,
-// and without the class after. Where several tries are joined to one error, a line each,
-// it is the first. Where there is none of the texts it is the whole.
+// Core returns the informative part of an error's text: it cuts the prefixes before
+// a text of this package, which differ between releases, the class at the end, and,
+// where the error joins several attempts, all lines after the first. An error with
+// none of the texts keeps its prefixes.
 func Core(err error) string {
 	text := err.Error()
 	for _, known := range []string{execOfStart, unexpectedDigest, unexpectedSize, wrongDiffID} {
@@ -67,52 +67,53 @@ func Core(err error) string {
 	return text
 }
 
-// DiskFull reports whether a disk has no room, or a quota has none.
+// DiskFull reports whether a disk or a quota is full.
 func DiskFull(err error) bool { return has(err, noSpace, quotaExceeded) }
 
-// ShortOfResources reports whether the machine lacked memory, processes or files
-// for the moment.
+// ShortOfResources reports whether the machine ran out of memory, processes or file
+// descriptors, which may pass.
 func ShortOfResources(err error) bool { return has(err, noMemory, tryAgain, tooManyFiles) }
 
-// DiskBroken reports whether a disk failed to read or write.
+// DiskBroken reports whether a disk returned an I/O error.
 func DiskBroken(err error) bool { return has(err, ioError) }
 
-// CgroupsReadOnly reports whether a runtime cannot make control groups, as under a
-// containerd that is itself in a container without write access to them.
+// CgroupsReadOnly reports whether a runtime could not create control groups, for
+// example because containerd runs in a container without write access to them.
 func CgroupsReadOnly(err error) bool { return has(err, readOnly) && has(err, "/sys/fs/cgroup/") }
 
-// WrongContent reports whether what a registry sent is not what it was asked for
-// by digest and size, or does not unpack to what the image's configuration says.
+// WrongContent reports whether data from a registry does not have the digest and size
+// of its descriptor, or a layer does not unpack to the image configuration's diff id.
 func WrongContent(err error) bool {
 	return has(err, unexpectedDigest, unexpectedSize, wrongDiffID)
 }
 
-// WrongCommit is WrongContent of what was written to the content store, which
-// keeps it for a later attempt unless it is thrown away.
+// WrongCommit reports whether data written to the content store does not have the
+// expected digest or size. The store keeps such data and resumes it, unless the
+// ingest is aborted.
 func WrongCommit(err error) bool { return has(err, unexpectedDigest, unexpectedSize) }
 
-// SchemaOne reports whether an image is of Docker's schema 1.
+// SchemaOne reports whether an image's manifest has Docker's schema 1.
 func SchemaOne(err error) bool { return has(err, schemaOne) }
 
 // NoPlatform reports whether an index has no manifest for the platform.
 func NoPlatform(err error) bool { return has(err, noPlatform) }
 
-// SnapshotInTheWay reports whether a snapshotter found a directory that its
-// records do not know, as a containerd that was killed while it made a snapshot leaves
-// it. The snapshotter has removed it then: the same call can be made again.
+// SnapshotInTheWay reports whether a snapshotter found a directory that is not in its
+// database. containerd leaves one when it is killed while it creates a snapshot. The
+// call that fails removes the directory, so the same call can be retried.
 func SnapshotInTheWay(err error) bool { return has(err, snapshotExists) }
 
-// Away reports whether the connection to containerd broke. To content that is
-// being written that is a bare end of its stream, which has no class.
-func Away(err error) bool {
+// Unreachable reports whether the connection to containerd broke. A content writer
+// reports that as an EOF without a class.
+func Unreachable(err error) bool {
 	return errdefs.IsUnavailable(err) || err != nil && strings.HasSuffix(err.Error(), brokenWrite)
 }
 
-// TokenRefused reports whether it was a registry's token server that answered.
+// TokenRefused reports whether the error is a response of the registry's token server.
 func TokenRefused(err error) bool { return has(err, tokenFetch, anonymousTokenFetch) }
 
-// NoProgram reports whether a runtime did not find the program that a container
-// is to run.
+// NoProgram reports whether a runtime did not find the program of a container's
+// command.
 func NoProgram(err error) bool {
 	return has(err, execNotFound) || has(err, execOfStart, execOfStartOld) && has(err, execNoFile)
 }

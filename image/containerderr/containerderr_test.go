@@ -35,7 +35,7 @@ func TestKernelTexts(t *testing.T) {
 	}
 	for name, is := range map[string]func(error) bool{
 		"DiskFull": DiskFull, "DiskBroken": DiskBroken, "CgroupsReadOnly": CgroupsReadOnly, "ShortOfResources": ShortOfResources, "WrongContent": WrongContent, "WrongCommit": WrongCommit,
-		"NoPlatform": NoPlatform, "SchemaOne": SchemaOne, "SnapshotInTheWay": SnapshotInTheWay, "Away": Away, "NoProgram": NoProgram,
+		"NoPlatform": NoPlatform, "SchemaOne": SchemaOne, "SnapshotInTheWay": SnapshotInTheWay, "Unreachable": Unreachable, "NoProgram": NoProgram,
 	} {
 		if is(nil) || is(errors.New("something else")) || is(fmt.Errorf("read: %w", errdefs.ErrNotFound)) {
 			t.Errorf("%s recognizes what it is not", name)

@@ -1,6 +1,6 @@
-// Package endpoint reads a registry's URL as the beginning of images' names. It
-// is a package of its own so that a configuration can be checked without
-// containerd's client.
+// Package endpoint parses a registry's URL and derives the prefix of its images'
+// names. It is separate from package image so that checking a configuration does not
+// import containerd's client.
 package endpoint
 
 import (
@@ -12,20 +12,20 @@ import (
 	"github.com/distribution/reference"
 )
 
-// Endpoint is a registry, or a part of one, as it begins the names of images.
+// Endpoint is a registry, or a path in one, that prefixes the names of images.
 type Endpoint struct {
 	Scheme string // http or https
 	Host   string // HOST[:PORT]
 	Path   string // below the host, as in HOST/TEAM, without slashes around it
 }
 
-// Parse reads http://HOST[:PORT][/PATH] or https://…; without a scheme it is plain
-// HTTP, as it was with the original. The error is a predicate without its subject
-// ("is empty"), and repeats no credentials.
+// Parse parses http://HOST[:PORT][/PATH] or https://…; without a scheme it is plain
+// HTTP, as with the original. The error's text is a predicate to be put after the
+// name of the key ("is empty"), and contains no credentials.
 func Parse(s string) (Endpoint, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
-		return Endpoint{}, errors.New("is empty: say where images are pulled from, as in http://localhost:5000")
+		return Endpoint{}, errors.New("is empty: set the registry to pull images from, as in http://localhost:5000")
 	}
 	text := s
 	if !strings.Contains(text, "://") {
@@ -44,7 +44,7 @@ func Parse(s string) (Endpoint, error) {
 		return Endpoint{}, fmt.Errorf("is %q; expected nothing after the path", s)
 	}
 	e := Endpoint{Scheme: u.Scheme, Host: u.Host, Path: strings.Trim(u.Path, "/")}
-	// The whole must be able to begin a reference.
+	// The result must be a valid prefix of a reference.
 	named, err := reference.ParseNamed(e.Name("x"))
 	if err != nil || e.Host == "" || reference.Domain(named) != e.Host {
 		return Endpoint{}, fmt.Errorf("is %q, and no image's name can begin with %q: %s", s, e.Prefix(), e.problem())
@@ -52,7 +52,7 @@ func Parse(s string) (Endpoint, error) {
 	return e, nil
 }
 
-// problem says what is wrong with an endpoint that cannot begin a name.
+// problem explains why an endpoint is not a valid prefix of a reference.
 func (e Endpoint) problem() string {
 	host, _, _ := strings.Cut(e.Host, ":")
 	switch {
@@ -70,7 +70,7 @@ func (e Endpoint) problem() string {
 	return "expected http://HOST:PORT or https://HOST"
 }
 
-// Prefix is what images' names begin with: HOST/ or HOST/PATH/.
+// Prefix is the prefix of images' names: HOST/ or HOST/PATH/.
 func (e Endpoint) Prefix() string {
 	if e.Path == "" {
 		return e.Host + "/"

@@ -78,7 +78,7 @@ func TestContainerdDenied(t *testing.T) {
 	if err := json.Unmarshal(out, &findings); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	expect(t, findings, Failure, "may not be used by this user", "run shepherdd as root")
+	expect(t, findings, Failure, "this user may not connect", "run shepherdd as root")
 }
 
 // TestContainerd asks a real one about its version, its snapshotters and its

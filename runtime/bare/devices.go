@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Which GPUs a process sees, CUDA and ROCm are told by environment variables.
+// The environment variables by which CUDA and ROCm choose a process's GPUs.
 const (
 	cudaVisible = "CUDA_VISIBLE_DEVICES"
 	cudaOrder   = "CUDA_DEVICE_ORDER"
@@ -20,10 +20,10 @@ const (
 	hipVisible  = "HIP_VISIBLE_DEVICES"
 )
 
-// visible are the variables that show a runner the GPUs granted to it and no
-// other of NVIDIA's. Numbers stay numbers, which are by PCI's order then, as the
-// driver and /dev/nvidiaN have it, and not CUDA's own, which begins with the
-// fastest. A MIG instance has no name but its UUID.
+// visible returns the variables that make the granted GPUs, and no others of NVIDIA,
+// visible to a runner. GPUs named by number keep it, with CUDA's device order set to that
+// of PCI bus ids, which the driver and /dev/nvidiaN use; CUDA's default order begins with
+// the fastest. A MIG instance is named by its UUID.
 //
 //	/dev/nvidia3, nvidia.com/gpu=3    3
 //	nvidia.com/gpu=GPU-…, =MIG-…      GPU-…, MIG-…
@@ -70,7 +70,7 @@ func visible(devices gpu.Devices, grants []gpu.Grant) (map[string]string, error)
 	return env, nil
 }
 
-// grants asks for the sheep's GPUs.
+// grants returns the sheep's GPUs.
 func (p *programs) grants(ctx context.Context) ([]gpu.Grant, error) {
 	if p.gpus != nil {
 		grants, err := p.gpus(ctx, p.sheep)
@@ -80,7 +80,7 @@ func (p *programs) grants(ctx context.Context) ([]gpu.Grant, error) {
 		return grants, err
 	}
 	if p.options.Devices.Count > 0 {
-		return nil, &runtime.LoadError{Message: fmt.Sprintf("Sheep `%s` has no GPU: nobody chooses %s for it", p.sheep, p.options.Devices), Class: errdefs.ErrFailedPrecondition}
+		return nil, &runtime.LoadError{Message: fmt.Sprintf("Sheep `%s` has no GPU: there is no GPU keeper to choose %s", p.sheep, p.options.Devices), Class: errdefs.ErrFailedPrecondition}
 	}
 	var grants []gpu.Grant
 	for _, d := range p.options.Devices.List {

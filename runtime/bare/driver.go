@@ -1,7 +1,7 @@
-// Package bare runs runners as processes of this machine, without a container:
-// each under a shim, which keeps it up while the daemon is away.
+// Package bare runs runners as processes of this machine, without a container. Each is
+// the child of a shim, so it stays up while the daemon is restarted.
 //
-// A sheep's state lies in StateDir/SHEEP; see package shimmed.
+// A sheep's state is in StateDir/SHEEP; see package shimmed.
 package bare
 
 import (
@@ -19,22 +19,23 @@ import (
 	"github.com/iterait/shepherd/runtime/shimmed"
 )
 
-// Config says where bare sheep keep things and what holds where a sheep's own
-// configuration says nothing.
+// Config configures all bare sheep of a daemon; Grace and OrphanTimeout are defaults that
+// a sheep's Options override.
 type Config struct {
-	// DataRoot/SHEEP is told to the runner as io_data_root.
+	// DataRoot/SHEEP is the runner's io_data_root.
 	DataRoot string
-	// StateDir/SHEEP holds what must outlive the daemon.
+	// StateDir/SHEEP holds the state that must outlive the daemon.
 	StateDir string
-	// Shim is the shepherd-shim program. Where empty it is looked for beside
+	// Shim is the path of the shepherd-shim program. If empty, it is searched beside
 	// this program, in ../libexec/shepherd from there and on PATH.
 	Shim string
-	// Grace is how long a runner has between TERM and KILL.
+	// Grace is the time between TERM and KILL when a runner is stopped.
 	Grace time.Duration
-	// OrphanTimeout is how long an idle runner waits for a daemon to come back.
+	// OrphanTimeout is how long an idle runner stays up while no daemon is connected
+	// to its shim.
 	OrphanTimeout time.Duration
-	// GPUs says which GPUs a sheep has at present. Where nil, they are those that
-	// it lists. Its errors have a class of errdefs.
+	// GPUs returns the GPUs that a sheep has at present. If nil, a sheep has those that
+	// its configuration lists. Its errors have a class of errdefs.
 	GPUs func(ctx context.Context, sheep string) ([]gpu.Grant, error)
 	Log  *slog.Logger // nil discards
 }
@@ -53,7 +54,7 @@ func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, e
 		return nil, fmt.Errorf("sheep name %q cannot be the name of a directory", name)
 	}
 	var o Options
-	if err := errors.Join(decode(&o), o.check()); err != nil { // all that is wrong at once
+	if err := errors.Join(decode(&o), o.check()); err != nil { // report all problems together
 		return nil, err
 	}
 	return d.sheep(name, o)
@@ -80,13 +81,13 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 }
 
 // Begin is to be called once, before the sheep are used, with the names of all
-// that are configured: it stops and removes what is left of others.
+// configured sheep. It stops and removes the runners of all other sheep.
 func (d *Driver) Begin(ctx context.Context, names []string) error {
-	return shimmed.DismissOthers(ctx, d.cfg.StateDir, names, func(ctx context.Context, name string) error {
+	return shimmed.RemoveUnconfigured(ctx, d.cfg.StateDir, names, func(ctx context.Context, name string) error {
 		s, err := d.sheep(name, Options{})
 		if err != nil {
 			return err
 		}
-		return s.Dismiss(ctx)
+		return s.Remove(ctx)
 	})
 }

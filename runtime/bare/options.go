@@ -22,18 +22,20 @@ import (
 // Options is the configuration of one bare sheep.
 type Options struct {
 	Type string `yaml:"type"`
-	// Port is where the runner listens; 0 picks a free one for each life.
+	// Port is the TCP port on which the runner listens; 0 chooses a free one for each
+	// start of a runner.
 	Port int `yaml:"port"`
 	// Devices are the GPUs that the runner sees; see visible.
 	Devices gpu.Devices `yaml:"devices"`
 	// WorkingDirectory holds NAME/VERSION/config.yaml of each model.
 	WorkingDirectory string `yaml:"working_directory"`
-	// StdoutFile and StderrFile are appended to; their folders are created.
+	// StdoutFile and StderrFile are files to which the runner's output is appended;
+	// their directories are created.
 	StdoutFile string `yaml:"stdout_file"`
 	StderrFile string `yaml:"stderr_file"`
 	// Command is run instead of shepherd-runner. {port}, {config}, {model} and
-	// {version} are replaced in it; if it has none of these, it is called as
-	// shepherd-runner is, with -p PORT CONFIG added.
+	// {version} are replaced in it; if it has none of these, -p PORT CONFIG is appended,
+	// as for shepherd-runner.
 	Command Words `yaml:"command"`
 	// Env is added to the daemon's environment.
 	Env map[string]string `yaml:"env"`
@@ -42,7 +44,8 @@ type Options struct {
 	OrphanTimeout time.Duration `yaml:"orphan_timeout"`
 }
 
-// check finds what is wrong and makes paths absolute.
+// check validates the options and makes paths absolute. Its error joins
+// *runtime.FieldError values.
 func (o *Options) check() error {
 	var errs []error
 	wrong := func(field, format string, args ...any) {
@@ -95,11 +98,11 @@ func (o *Options) check() error {
 	return errors.Join(errs...)
 }
 
-// Words is a command line: a list of words, or one string that is taken apart as
-// a shell would, with quotes and backslashes and without anything else.
+// Words is a command line: a list of words, or one string that is split like a shell
+// does, with quotes and backslashes but without expansions.
 type Words []string
 
-// UnmarshalYAML reads either form.
+// UnmarshalYAML parses either form.
 func (w *Words) UnmarshalYAML(unmarshal func(any) error) error {
 	var line string
 	if err := unmarshal(&line); err == nil {
@@ -123,10 +126,10 @@ const (
 	defaultRunner = "shepherd-runner"
 )
 
-// configPath is the model's file, below WorkingDirectory.
+// configPath is the path of the model's configuration, relative to WorkingDirectory.
 func configPath(m job.Model) string { return filepath.Join(m.Name, m.Version, modelConfig) }
 
-// command is the command line of a runner with the model on the port.
+// command returns the command line of a runner with the model on the port.
 func (o *Options) command(m job.Model, port int) []string {
 	words := slices.Clone([]string(o.Command))
 	if len(words) == 0 {
@@ -147,17 +150,16 @@ func (o *Options) command(m job.Model, port int) []string {
 	return words
 }
 
-// Runners are spoken to at loopback. Those made with the SDK learn by the
-// variable (its name is part of the contract, like the command line) to listen
-// there alone.
+// hostVariable tells runners made with the SDK to listen on the loopback address only,
+// where the shim connects. Its name is part of the contract, like the command line.
 const (
 	hostVariable = "SHEPHERD_RUNNER_HOST"
 	loopback     = "127.0.0.1"
 )
 
-// environment is the runner's: the daemon's, but for its own choice of GPUs,
-// with the address to listen on, what makes the sheep's GPUs visible, and the
-// sheep's additions.
+// environment returns the runner's environment: the daemon's, without its own choice of
+// GPUs, with the address to listen on, the variables that make the sheep's GPUs visible,
+// and the sheep's own.
 func (o *Options) environment(daemon []string, visible map[string]string) []string {
 	env := make(map[string]string, len(daemon)+len(o.Env)+len(visible))
 	for _, entry := range daemon {
@@ -184,9 +186,9 @@ func (o *Options) environment(daemon []string, visible map[string]string) []stri
 	return list
 }
 
-// findProgram looks a runner's program up as a shell in the working directory
-// would, with the runner's PATH. Where that has no shepherd-runner, the one that was
-// installed with the daemon is taken.
+// findProgram searches a runner's program as a shell in the working directory would, with
+// the runner's PATH. If shepherd-runner is not on PATH, the one that is installed with the
+// daemon is used.
 func findProgram(name, dir string, env []string) (string, error) {
 	runnable := func(path string) bool {
 		info, err := os.Stat(path)

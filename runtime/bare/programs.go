@@ -19,15 +19,15 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// programs is what is particular to a bare sheep: its runners are programs that
-// the shim starts itself.
+// programs is the part of a bare sheep that differs from other sheep types: its runners
+// are programs that the shim starts.
 type programs struct {
 	sheep   string
 	options Options
 	gpus    func(ctx context.Context, sheep string) ([]gpu.Grant, error)
 
 	mu      sync.Mutex
-	visible map[string]string // what shows the runner its GPUs, since the last Load
+	visible map[string]string // environment variables that select the GPUs, set by Load
 }
 
 var (
@@ -36,7 +36,7 @@ var (
 	_ runtime.ModelAdviser = (*programs)(nil)
 )
 
-// FindModel looks for the model's file. See runtime.ModelFinder.
+// FindModel checks that the model's configuration exists. See runtime.ModelFinder.
 func (p *programs) FindModel(m job.Model) error {
 	path := filepath.Join(p.options.WorkingDirectory, configPath(m))
 	info, err := os.Stat(path)
@@ -44,7 +44,7 @@ func (p *programs) FindModel(m job.Model) error {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: errdefs.ErrPermissionDenied}
 	case err != nil && p.unmounted(path) != nil:
-		return nil // it is not known; Load returns the error
+		return nil // whether the model exists is not known; Load returns the error
 	case err != nil || info.IsDir():
 		return &runtime.LoadError{
 			Message: fmt.Sprintf("Cannot load model `%s:%s`, file `%s` does not exist.", m.Name, m.Version, path),
@@ -54,35 +54,37 @@ func (p *programs) FindModel(m job.Model) error {
 	return nil
 }
 
-// ModelAdvice says which directory or file is missing, or which program runs the model.
-// See runtime.ModelAdviser.
+// ModelAdvice says which directory or file is missing or cannot be read, or which program
+// runs the model. See runtime.ModelAdviser.
 func (p *programs) ModelAdvice(m job.Model) string {
 	dir, file := filepath.Split(filepath.Join(p.options.WorkingDirectory, configPath(m)))
 	dir = filepath.Clean(dir)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Sprintf("A bare sheep runs it once there is a directory `%s` with a `%s`.", dir, file)
 	}
-	if p.FindModel(m) != nil {
+	switch err := p.FindModel(m); {
+	case errdefs.IsPermissionDenied(err):
+		return fmt.Sprintf("The daemon must be able to read `%s`; the reason says why it is not.", filepath.Join(dir, file))
+	case err != nil:
 		return fmt.Sprintf("A bare sheep runs it once there is a file `%s` in `%s`.", file, dir)
 	}
-	return fmt.Sprintf("A bare sheep finds it in `%s`, and runs it with `%s`, which must be a program there is.", dir, p.options.command(m, 0)[0])
+	return fmt.Sprintf("A bare sheep runs it with the program `%s`, which reads `%s`.", p.options.command(m, 0)[0], filepath.Join(dir, file))
 }
 
-// unmounted returns a *LoadError of class Unavailable where the file system that path
-// lies on is not mounted yet.
+// unmounted returns a *LoadError of class errdefs.ErrUnavailable if the file system of
+// path is not mounted yet.
 func (p *programs) unmounted(path string) error {
 	point, err := mounts.Missing(path)
 	if err != nil || point == "" {
 		return nil
 	}
 	return &runtime.LoadError{
-		Message: fmt.Sprintf("The models are not there: nothing is mounted on %s, though %s or a mount unit lists it", point, mounts.Table),
+		Message: fmt.Sprintf("The models cannot be read: nothing is mounted on %s, though %s or a mount unit lists it", point, mounts.Table),
 		Class:   errdefs.ErrUnavailable,
 	}
 }
 
-// Load checks that the model and a program to run it are there, and which GPUs
-// the sheep has.
+// Load checks that the model and a program to run it exist, and gets the sheep's GPUs.
 func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) error {
 	if err := p.FindModel(m); err != nil {
 		return err
@@ -105,7 +107,7 @@ func (p *programs) Load(ctx context.Context, m job.Model, _ runtime.Observer) er
 	return err
 }
 
-// program is the runner's command, environment and files.
+// program returns the runner's command, environment and output files.
 func (p *programs) program(m job.Model, port int) (*shim.Process, error) {
 	words := p.options.command(m, port)
 	p.mu.Lock()
@@ -121,7 +123,7 @@ func (p *programs) program(m job.Model, port int) (*shim.Process, error) {
 	}, nil
 }
 
-// Prepare says which program runs on which port.
+// Prepare fills in the spec's port and runner. See shimmed.Type.
 func (p *programs) Prepare(spec *shim.Spec) (err error) {
 	spec.Port = p.options.Port
 	if spec.Port == 0 {
@@ -133,10 +135,10 @@ func (p *programs) Prepare(spec *shim.Spec) (err error) {
 	return err
 }
 
-// Launch has nothing to do: the shim has started the program.
+// Launch has nothing to do: the shim starts the program.
 func (p *programs) Launch(context.Context, func() (*shim.Handle, error), string, shim.Spec) error {
 	return nil
 }
 
-// Clean has nothing to do: the shim, or who settled its life, has ended all.
+// Clean has nothing to do: the shim, or shim.Settle, has killed all processes.
 func (p *programs) Clean(context.Context, shim.Spec, *shim.Exit) error { return nil }

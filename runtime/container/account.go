@@ -49,14 +49,14 @@ func (c *containers) Owner(ctx context.Context, m job.Model) (uid, gid int, err 
 	return int(account.UID), int(account.GID), nil
 }
 
-// accountKey is a user's name in an image.
+// accountKey identifies a user specification resolved in an image's files.
 type accountKey struct {
-	image digest.Digest // the chain id: what the files are
+	image digest.Digest // the chain id, which identifies the files
 	user  string
 }
 
-// account finds who the containers of an image run as. The answer is remembered:
-// an image's files do not change.
+// account finds the user that the containers of an image run as. The result is
+// cached: an image's files do not change.
 func (c *containers) account(ctx context.Context, client *containerd.Client, img image.Image) (oci.Account, error) {
 	h := c.host
 	key := accountKey{img.ChainID, cmp.Or(c.options.User, img.Config.Config.User)}
@@ -79,21 +79,22 @@ func (c *containers) account(ctx context.Context, client *containerd.Client, img
 	return account, nil
 }
 
-// leaseTime is how long a view is kept from containerd's garbage collection,
-// should the daemon not live to remove it.
+// leaseTime is how long a lease protects a view from containerd's garbage
+// collection if the daemon is killed before it removes the view.
 const leaseTime = 10 * time.Minute
 
-// viewImage calls view with the files of an image, read-only. The snapshot that
-// it takes for that is removed when view has returned; should this process or
-// containerd be killed, the next Load's sweep removes it, or the end of its lease does.
+// viewImage calls view with the files of an image, read-only. It removes the
+// snapshot that it creates for this when view has returned. If this process or
+// containerd is killed before that, the next Load's sweep removes the snapshot, or
+// containerd does when the lease expires.
 func (c *containers) viewImage(ctx context.Context, client *containerd.Client, img image.Image, view func(fs.FS) error) error {
 	labels := map[string]string{labelSheep: c.sheep, labelNode: c.cfg.Node}
 	key := c.sheep + "-view-" + shim.NewLife()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// A call that is broken off may have made the lease all the same; so too
-	// with the snapshot and the mounts below.
+	// A cancelled call may still create the lease; the same holds for the
+	// snapshot and the mounts below.
 	call, cancel := uninterrupted(ctx, callTime)
 	_, release, err := client.WithLease(call, leases.WithID(key), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	cancel()
@@ -122,17 +123,17 @@ func (c *containers) viewImage(ctx context.Context, client *containerd.Client, i
 	defer func() {
 		if err := snapshotter.Remove(clean, key); err != nil && !errdefs.IsNotFound(err) {
 			c.setSwept(false)
-			c.log.Warn("The snapshot that an image was read from could not be removed; the next model's load removes it, or the end of its lease", "snapshot", key, "error", err)
+			c.log.Warn("The snapshot that an image was read from could not be removed; it is removed when a model is loaded next or when its lease expires", "snapshot", key, "error", err)
 		}
 	}()
-	if managed(mounts) {
+	if needMountManager(mounts) {
 		call, cancel := uninterrupted(leased, callTime)
 		active, err := client.MountManager().Activate(call, key, mounts)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("activate mounts: %w", err)
 		}
-		defer func() { _ = client.MountManager().Deactivate(clean, key) }() // else with its lease
+		defer func() { _ = client.MountManager().Deactivate(clean, key) }() // if it fails, the lease's expiry deactivates them
 		mounts = active.System
 	}
 	return mountPrivately(ctx, mounts, view)

@@ -23,13 +23,14 @@ import (
 const (
 	// restartTime is how long a restart of containerd may take.
 	restartTime = 10 * time.Second
-	// noticeTime is how long containerd may take to see that a process has ended.
+	// noticeTime is how long containerd may take to notice that a process has ended.
 	noticeTime = 3 * time.Second
 )
 
-// Clean asks containerd how the runner ended, and removes task, container and
-// snapshot. To an end that looks like a limit of the container it adds which. Where
-// containerd cannot be asked they stay for the next Load.
+// Clean asks containerd how the runner ended and removes its task, container and
+// snapshot. If the runner seems to have hit a limit of its container, Clean adds a
+// hint that names the limit to exit. While containerd cannot be reached nothing is
+// removed; the next Load does it.
 func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) (err error) {
 	if spec.Container == nil {
 		return nil
@@ -49,9 +50,10 @@ func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit)
 			complete(exit, ended)
 			return nil
 		}
-		// Others may be at the same container, which fails in many ways.
-		away := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err)
-		if !away && time.Since(began) > noticeTime {
+		// Somebody else may be removing the same container, which causes errors of
+		// many classes.
+		unreachable := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err)
+		if !unreachable && time.Since(began) > noticeTime {
 			return err
 		}
 		select {
@@ -62,24 +64,24 @@ func (c *containers) Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit)
 	}
 }
 
-func (c *containers) remove(ctx context.Context, spec shim.Spec) (*ending, error) {
+func (c *containers) remove(ctx context.Context, spec shim.Spec) (*taskExit, error) {
 	client, err := c.host.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return c.host.remove(ctx, client, record{
+	return c.host.remove(ctx, client, containerRef{
 		id: spec.Container.ID, snapshotter: spec.Container.Snapshotter, life: spec.Life,
 		cni: spec.Container.CNI, folder: filepath.Join(c.lives, spec.Life),
 	}, c.keeps())
 }
 
-// ending is what containerd knows of a task's end.
-type ending struct{ status uint32 }
+// taskExit is containerd's record of how a task ended.
+type taskExit struct{ status uint32 }
 
-// complete adds to an exit what containerd knows. A task that it does not know
-// any more was removed behind our back: what the runner had to do may be tried
-// again.
-func complete(exit *shim.Exit, known *ending) {
+// complete adds containerd's record to an exit; known is nil where containerd has
+// no such task. Then somebody else removed it, or containerd's shim died: the
+// runner is lost, and its job may be tried again.
+func complete(exit *shim.Exit, known *taskExit) {
 	unknown := exit.Code == -1 && exit.Signal == "" && exit.StartError == ""
 	switch {
 	case known == nil && !exit.Stopped && !exit.Lost:
@@ -87,7 +89,7 @@ func complete(exit *shim.Exit, known *ending) {
 		exit.Detail = "its task was removed from containerd by somebody else, or containerd's shim died"
 	case known != nil && unknown && !exit.Lost:
 		exit.Code = int(known.status)
-		const signalled = 128 // more than that is how containerd says that it was a signal
+		const signalled = 128 // containerd reports a signal as 128 plus its number
 		exit.OutOfMemory = exit.OutOfMemory || exit.OOMNearby && exit.Code == signalled+int(unix.SIGKILL)
 		if name := unix.SignalName(unix.Signal(exit.Code - signalled)); exit.Code > signalled && name != "" && exit.Detail == "" {
 			exit.Detail = "as after " + name
@@ -95,36 +97,36 @@ func complete(exit *shim.Exit, known *ending) {
 	}
 }
 
-// record is what a container is found by.
-type record struct {
+// containerRef identifies a container and what belongs to it.
+type containerRef struct {
 	id, snapshotter, life string
 	cni                   bool
-	folder                string // the life's; it may be gone
+	folder                string // the life's directory; it may not exist any more
 }
 
-// remove removes a container with all that belongs to it, and says how its task
-// ended; nil where there was none. Where keep is set, container and snapshot
-// stay. What is not there any more is no error.
-func (h *host) remove(ctx context.Context, client *containerd.Client, r record, keep bool) (*ending, error) {
+// remove removes a container with its task, network, snapshot and leftovers, and
+// returns how its task ended, nil if it had none. With keep, the container and the
+// snapshot of an existing task stay. Whatever does not exist is not an error.
+func (h *host) remove(ctx context.Context, client *containerd.Client, r containerRef, keep bool) (*taskExit, error) {
 	ended, err := removeTask(ctx, client.TaskService(), r.id)
 	if err != nil {
 		return nil, fmt.Errorf("remove task %s: %w", r.id, err)
 	}
 	if r.cni {
 		if err := h.networks.disconnect(ctx, cniCache(r.folder), r.id); err != nil {
-			h.cfg.Log.Warn("What a container had of the network may not be given back", "container", r.id, "error", err)
+			h.cfg.Log.Warn("A container could not be disconnected from its network; its address may stay allocated", "container", r.id, "error", err)
 		}
 	}
 	if keep && ended != nil {
 		return ended, nil
 	}
 	if ended == nil {
-		// The start of the task may have been broken off with the daemon that had asked
-		// for it or with containerd, and may have left what it had begun. The container
-		// goes last: while it is there, a removal that is broken off itself looks again.
+		// The daemon or containerd may have been killed while the task was being
+		// created, which leaves parts of it. The container is removed after them: as
+		// long as it exists, a removal that is interrupted is done again.
 		_, err := client.ContainerService().Get(ctx, r.id)
 		if err == nil {
-			leftovers{h.cfg.Namespace, r.id, r.life}.clear(ctx, brokenOffTime)
+			leftovers{h.cfg.Namespace, r.id, r.life}.clear(ctx, leftoversQuietTime)
 		} else if !errdefs.IsNotFound(err) {
 			return nil, fmt.Errorf("look for container %s: %w", r.id, err)
 		}
@@ -138,8 +140,9 @@ func (h *host) remove(ctx context.Context, client *containerd.Client, r record, 
 	return ended, nil
 }
 
-// removeTask ends a task, should it not have ended, and removes it.
-func removeTask(ctx context.Context, service tasks.TasksClient, id string) (*ending, error) {
+// removeTask kills a task that is still running and deletes it. It returns nil
+// where there is no such task.
+func removeTask(ctx context.Context, service tasks.TasksClient, id string) (*taskExit, error) {
 	got, err := service.Get(ctx, &tasks.GetRequest{ContainerID: id})
 	if err := errgrpc.ToNative(err); errdefs.IsNotFound(err) {
 		return nil, nil
@@ -147,7 +150,7 @@ func removeTask(ctx context.Context, service tasks.TasksClient, id string) (*end
 		return nil, err
 	}
 	if got.Process.Status != task.Status_STOPPED {
-		// Mostly its process is dead and containerd has not noticed yet.
+		// Usually the process has ended and containerd has not noticed yet.
 		if got.Process.Status != task.Status_RUNNING || !wait(ctx, service, id, noticeTime) {
 			_, err := service.Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
 			if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
@@ -162,19 +165,19 @@ func removeTask(ctx context.Context, service tasks.TasksClient, id string) (*end
 	} else if err != nil {
 		return nil, err
 	}
-	return &ending{response.ExitStatus}, nil
+	return &taskExit{response.ExitStatus}, nil
 }
 
-// wait waits until a task has ended, and reports whether it has.
-func wait(ctx context.Context, service tasks.TasksClient, id string, long time.Duration) bool {
-	ctx, cancel := context.WithTimeout(ctx, long)
+// wait waits for a task to end, for at most limit, and reports whether it has ended.
+func wait(ctx context.Context, service tasks.TasksClient, id string, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_, err := service.Wait(ctx, &tasks.WaitRequest{ContainerID: id})
 	return err == nil
 }
 
-// alive reports whether a life of the sheep goes on: whether its shim does. What
-// has no life was not made for one.
+// alive reports whether the shim of a life is running, by the lock that it holds.
+// An empty life, which objects of viewImage have, is never alive.
 func (c *containers) alive(life string) bool {
 	if life == "" {
 		return false
@@ -188,8 +191,9 @@ func (c *containers) alive(life string) bool {
 	return err == nil && !free
 }
 
-// sweep removes all objects of a sheep in containerd, whichever daemon of this
-// node made it, but for the lives that are alive; nil means none is.
+// sweep removes a sheep's containers, snapshots and leases that this node's
+// daemons, earlier ones included, made in containerd, except those of lives for
+// which alive returns true; a nil alive excepts none.
 func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life string) bool) error {
 	client, err := h.connect(ctx)
 	if err != nil {
@@ -209,26 +213,26 @@ func (h *host) sweep(ctx context.Context, node, sheep string, alive func(life st
 		snapshotters = append(snapshotters, found.Snapshotter)
 		if stale(found.Labels) {
 			h.cfg.Log.Info("Removing a container of an earlier runner", "sheep", sheep, "container", found.ID)
-			_, err := h.remove(ctx, client, record{
+			_, err := h.remove(ctx, client, containerRef{
 				id: found.ID, snapshotter: found.Snapshotter, life: found.Labels[labelLife],
 				cni: found.Labels[labelNetwork] == string(oci.NetworkCNI), folder: filepath.Join(h.cfg.StateDir, sheep, "lives", found.Labels[labelLife]),
 			}, false)
 			errs = append(errs, err)
 		}
 	}
-	// What a daemon that was killed had made before the container.
+	// A daemon that was killed may have made a snapshot but not its container.
 	slices.Sort(snapshotters)
 	for _, name := range slices.Compact(snapshotters) {
 		service := client.SnapshotService(name)
-		var left []string
+		var orphaned []string
 		err := service.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 			if stale(info.Labels) {
-				left = append(left, info.Name)
+				orphaned = append(orphaned, info.Name)
 			}
 			return nil
 		}, ours)
 		errs = append(errs, err)
-		for _, key := range left {
+		for _, key := range orphaned {
 			if err := service.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 				errs = append(errs, err)
 			}

@@ -29,15 +29,15 @@ func TestComplete(t *testing.T) {
 	nearby := shim.Exit{Code: -1, OOMNearby: true}
 	for name, c := range map[string]struct {
 		seen  shim.Exit
-		known *ending
+		known *taskExit
 		want  shim.Exit
 	}{
-		"a code":                              {unknown, &ending{3}, shim.Exit{Code: 3}},
-		"a signal":                            {unknown, &ending{137}, shim.Exit{Code: 137, Detail: "as after SIGKILL"}},
-		"SIGKILL beside a kill for memory":    {nearby, &ending{137}, shim.Exit{Code: 137, Detail: "as after SIGKILL", OOMNearby: true, OutOfMemory: true}},
-		"SIGTERM beside a kill for memory":    {nearby, &ending{143}, shim.Exit{Code: 143, Detail: "as after SIGTERM", OOMNearby: true}},
-		"an error beside a kill for memory":   {nearby, &ending{1}, shim.Exit{Code: 1, OOMNearby: true}},
-		"what the shim knows stays":           {shim.Exit{Code: -1, Signal: "SIGSEGV"}, &ending{137}, shim.Exit{Code: -1, Signal: "SIGSEGV"}},
+		"a code":                              {unknown, &taskExit{3}, shim.Exit{Code: 3}},
+		"a signal":                            {unknown, &taskExit{137}, shim.Exit{Code: 137, Detail: "as after SIGKILL"}},
+		"SIGKILL beside a kill for memory":    {nearby, &taskExit{137}, shim.Exit{Code: 137, Detail: "as after SIGKILL", OOMNearby: true, OutOfMemory: true}},
+		"SIGTERM beside a kill for memory":    {nearby, &taskExit{143}, shim.Exit{Code: 143, Detail: "as after SIGTERM", OOMNearby: true}},
+		"an error beside a kill for memory":   {nearby, &taskExit{1}, shim.Exit{Code: 1, OOMNearby: true}},
+		"what the shim knows stays":           {shim.Exit{Code: -1, Signal: "SIGSEGV"}, &taskExit{137}, shim.Exit{Code: -1, Signal: "SIGSEGV"}},
 		"a task that somebody else removed":   {unknown, nil, shim.Exit{Code: -1, Lost: true, Detail: "its task was removed from containerd by somebody else, or containerd's shim died"}},
 		"a task that was removed by the stop": {shim.Exit{Code: -1, Stopped: true}, nil, shim.Exit{Code: -1, Stopped: true}},
 	} {
@@ -80,8 +80,8 @@ func TestRemoveEndsAForgottenShim(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- forgotten.Wait() }()
-	found := record{id: id, snapshotter: "overlayfs", life: life}
-	brief, cancel := context.WithTimeout(t.Context(), stubbornTime/2)
+	found := containerRef{id: id, snapshotter: "overlayfs", life: life}
+	brief, cancel := context.WithTimeout(t.Context(), containerdShimTime/2)
 	defer cancel()
 	if _, err := h.remove(brief, client, found, false); err == nil {
 		t.Error("a removal that is broken off says nothing")

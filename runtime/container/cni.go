@@ -11,25 +11,25 @@ import (
 	cniresult "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// DefaultCNIConfDir is where CNI's configuration lies by default.
+// DefaultCNIConfDir is the default directory of CNI's configuration.
 const DefaultCNIConfDir = "/etc/cni/net.d"
 
-// defaultCNIPluginDirs are where the project itself and distributions put CNI's
-// plugins.
+// defaultCNIPluginDirs are the directories where the CNI project and Linux
+// distributions install CNI's plugins.
 var defaultCNIPluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 
-// cniInterface is what a container calls its side of the network.
+// cniInterface is the name of the network interface in the container.
 const cniInterface = "eth0"
 
-// networks connects containers as the machine's CNI configuration says: the
-// first one of the folder, as with Kubernetes and podman.
+// networks connects containers to the network of the machine's CNI configuration:
+// the first by name in confDir, as Kubernetes and podman choose it.
 type networks struct {
 	confDir    string
 	pluginDirs []string
 }
 
-// open reads the configuration. What plugins must be told again when they are to
-// take a container off is kept in the folder cache.
+// open reads the configuration. In the directory cache libcni keeps the plugins'
+// results, which the plugins need again when a container is disconnected.
 func (n *networks) open(cache string) (*libcni.CNIConfig, *libcni.NetworkConfigList, error) {
 	files, err := libcni.ConfFiles(n.confDir, []string{".conflist"})
 	if err != nil {
@@ -45,28 +45,28 @@ func (n *networks) open(cache string) (*libcni.CNIConfig, *libcni.NetworkConfigL
 	return libcni.NewCNIConfigWithCacheDir(n.pluginDirs, cache, nil), list, nil
 }
 
-// connect gives the container, whose first process is pid, its network, and
-// returns what the plugins say of name servers.
+// connect connects the container whose first process is pid to the network, and
+// returns the name servers in the plugins' result.
 func (n *networks) connect(ctx context.Context, cache, id string, pid int) (cnitypes.DNS, error) {
 	cni, list, err := n.open(cache)
 	if err != nil {
 		return cnitypes.DNS{}, err
 	}
-	answer, err := cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{
+	added, err := cni.AddNetworkList(ctx, list, &libcni.RuntimeConf{
 		ContainerID: id, NetNS: "/proc/" + strconv.Itoa(pid) + "/ns/net", IfName: cniInterface,
 	})
 	if err != nil {
 		return cnitypes.DNS{}, fmt.Errorf("connect to the network %s: %w", list.Name, err)
 	}
-	result, err := cniresult.NewResultFromResult(answer)
+	result, err := cniresult.NewResultFromResult(added)
 	if err != nil {
-		return cnitypes.DNS{}, fmt.Errorf("connect to the network %s: read the plugins' answer: %w", list.Name, err)
+		return cnitypes.DNS{}, fmt.Errorf("connect to the network %s: read the plugins' result: %w", list.Name, err)
 	}
 	return result.DNS, nil
 }
 
-// disconnect gives back what a container had of the network; its namespace is
-// gone.
+// disconnect releases what the plugins allocated for a container, such as its
+// address. The container's network namespace need not exist any more.
 func (n *networks) disconnect(ctx context.Context, cache, id string) error {
 	cni, list, err := n.open(cache)
 	if err != nil {

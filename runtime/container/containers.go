@@ -19,10 +19,10 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// runnerPort is where a runner listens in its container.
+// runnerPort is the TCP port on which a runner listens in its container.
 const runnerPort = 9999
 
-// containers is what is particular to a container sheep.
+// containers is the part of a container sheep that differs from other sheep types.
 type containers struct {
 	sheep   string
 	options Options
@@ -31,11 +31,11 @@ type containers struct {
 	devices *devices
 	log     *slog.Logger
 	dataDir string
-	lives   string // folder of the folders of lives
+	lives   string // directory with a directory for each life
 
 	mu    sync.Mutex
 	image image.Image // of the model loaded last; its Model says which
-	swept bool        // nothing is known to be left of earlier runners
+	swept bool        // sweep has succeeded, and nothing has been left behind since
 }
 
 var _ shimmed.Type = (*containers)(nil)
@@ -44,7 +44,8 @@ func (c *containers) snapshotter() string {
 	return cmp.Or(c.options.Snapshotter, c.cfg.Snapshotter)
 }
 
-// Load makes the model's image be here, unpacked.
+// Load pulls and unpacks the model's image, as far as the pull policy and what is
+// on the machine require it.
 func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	img, err := c.load(ctx, m, observe)
 	if err != nil {
@@ -54,13 +55,14 @@ func (c *containers) Load(ctx context.Context, m job.Model, observe runtime.Obse
 	c.image = img
 	swept := c.swept
 	c.mu.Unlock()
-	c.host.load(c.sheep, m)
+	c.host.setLoaded(c.sheep, m)
 	if swept {
 		return nil
 	}
-	// What an earlier daemon did not come to, or this one without containerd.
+	// An earlier daemon may have been killed before it removed its containers, and
+	// this one may have been unable to reach containerd.
 	if err := c.host.sweep(ctx, c.cfg.Node, c.sheep, c.alive); err != nil {
-		c.log.Warn("Containers of earlier runners could not be removed; it is tried again with the next model", "error", err)
+		c.log.Warn("Containers of earlier runners could not be removed; the next load of a model tries again", "error", err)
 		return nil
 	}
 	c.setSwept(true)
@@ -73,12 +75,12 @@ func (c *containers) setSwept(swept bool) {
 	c.swept = swept
 }
 
-// keeps says that the last container is kept.
+// keeps reports whether the last run's container is kept.
 func (c *containers) keeps() bool {
 	return c.options.AutoremoveContainers != nil && !*c.options.AutoremoveContainers
 }
 
-// store is the images as this sheep pulls and unpacks them.
+// store returns the image store with this sheep's pull policy and snapshotter.
 func (c *containers) store(ctx context.Context) (*image.Store, error) {
 	policy, err := image.ParsePolicy(c.options.PullPolicy)
 	if err != nil {
@@ -101,8 +103,8 @@ func (c *containers) load(ctx context.Context, m job.Model, observe runtime.Obse
 	})
 }
 
-// Prefetch pulls the model's image, as Load would, unless the images that stay take
-// all of the budget. See runtime.Prefetcher.
+// Prefetch pulls the model's image, as Load would, unless the images that may not
+// be removed take the whole budget. See runtime.Prefetcher.
 func (c *containers) Prefetch(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	store, err := c.store(ctx)
 	if err != nil {
@@ -118,7 +120,7 @@ func (c *containers) Prefetch(ctx context.Context, m job.Model, observe runtime.
 	return nil
 }
 
-// loadError is what Load returns where the model's image cannot be had.
+// loadError is Load's error when the model's image cannot be pulled or unpacked.
 func loadError(ctx context.Context, m job.Model, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -126,7 +128,8 @@ func loadError(ctx context.Context, m job.Model, err error) error {
 	return &runtime.LoadError{Message: fmt.Sprintf("Cannot load model `%s:%s`, %v", m.Name, m.Version, err), Class: classOf(err)}
 }
 
-// classOf is the class of an error that ends a job or has it tried again.
+// classOf returns the class of err, by which the core decides whether the job fails
+// or is tried again.
 func classOf(err error) error {
 	for _, class := range []error{
 		errdefs.ErrUnavailable, errdefs.ErrResourceExhausted, errdefs.ErrNotFound, errdefs.ErrPermissionDenied,
@@ -140,7 +143,7 @@ func classOf(err error) error {
 }
 
 // stopSignal reads an image's STOPSIGNAL: a number, or a name with or without SIG.
-// An empty one, and one that is none, is 0.
+// It is 0 for an empty one, and for one that is not a signal, with an error.
 func stopSignal(s string) (int, error) {
 	if s == "" {
 		return 0, nil
@@ -152,7 +155,7 @@ func stopSignal(s string) (int, error) {
 	return int(sig), nil
 }
 
-// Prepare says that the runner is a container.
+// Prepare fills in the spec's port and container. See shimmed.Type.
 func (c *containers) Prepare(spec *shim.Spec) error {
 	c.mu.Lock()
 	wanted := c.image.Config.Config.StopSignal

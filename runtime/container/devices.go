@@ -16,31 +16,31 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Mode is how containers get NVIDIA's GPUs. Other vendors' come by CDI always.
+// Mode is how containers get NVIDIA's GPUs. Other vendors' devices always use CDI.
 type Mode string
 
 // The modes.
 const (
-	ModeAuto Mode = "auto" // CDI where there is a spec, or one can be made; else the hook
+	ModeAuto Mode = "auto" // CDI where a spec exists or can be generated, else the hook
 	ModeCDI  Mode = "cdi"
 	ModeHook Mode = "hook"
 )
 
-// GPUs is where container sheep's GPUs come from.
+// GPUs configures which GPUs container sheep get, and how.
 type GPUs struct {
-	// Granted says which GPUs a sheep has at present; nil takes those that it
-	// lists. Its errors have a class of errdefs.
+	// Granted returns the GPUs that a sheep has at present; nil grants those that
+	// its configuration lists. Its errors have a class of errdefs.
 	Granted func(ctx context.Context, sheep string) ([]gpu.Grant, error)
 	Mode    Mode // empty is auto
-	// CDI is where specs are.
+	// CDI configures where CDI specs are read and generated.
 	CDI cdi.Config
-	// Capabilities are the parts of the driver that the hook puts into containers.
+	// Capabilities are the driver components that the hook mounts into containers.
 	Capabilities []string
-	// Hook is nvidia-container-runtime-hook; empty looks on PATH.
+	// Hook is the path of nvidia-container-runtime-hook; empty searches PATH.
 	Hook string
 }
 
-// devices puts devices into containers.
+// devices makes the OCI edits that put devices into containers.
 type devices struct {
 	GPUs
 	specs *cdi.Specs
@@ -48,8 +48,8 @@ type devices struct {
 
 func newDevices(cfg GPUs) *devices { return &devices{cfg, cdi.New(cfg.CDI)} }
 
-// edits are what gives a sheep's container its devices. They come last of all
-// that makes its spec.
+// edits returns the edits of a container's spec that give it the sheep's devices.
+// They are to be applied after all others.
 func (d *devices) edits(ctx context.Context, sheep string, o *Options) ([]func(*specs.Spec) error, error) {
 	var edits []func(*specs.Spec) error
 	if _, own := o.Env[hook.Visible]; !own {
@@ -75,7 +75,7 @@ func (d *devices) edits(ctx context.Context, sheep string, o *Options) ([]func(*
 		edits = append(edits, edit)
 	}
 	if len(nvidia) > 0 {
-		more, err := d.nvidia(ctx, nvidia, o)
+		more, err := d.nvidiaEdits(ctx, nvidia, o)
 		if err != nil {
 			return nil, err
 		}
@@ -89,7 +89,7 @@ func (d *devices) granted(ctx context.Context, sheep string, asked gpu.Devices) 
 		return d.Granted(ctx, sheep)
 	}
 	if asked.Count > 0 {
-		return nil, fmt.Errorf("nobody chooses %s for it: %w", asked, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("there is no GPU keeper to choose %s: %w", asked, errdefs.ErrFailedPrecondition)
 	}
 	var grants []gpu.Grant
 	for _, x := range asked.List {
@@ -98,15 +98,15 @@ func (d *devices) granted(ctx context.Context, sheep string, asked gpu.Devices) 
 	return grants, nil
 }
 
-func (d *devices) nvidia(ctx context.Context, grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
+func (d *devices) nvidiaEdits(ctx context.Context, grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
 	if d.Mode == ModeHook {
-		return d.byHook(grants, o)
+		return d.hookEdits(grants, o)
 	}
 	edit, err := d.specs.Edit(ctx, grants)
 	switch own, set := o.Env[hook.Visible]; {
 	case err == nil && set:
 		return []func(*specs.Spec) error{edit, hook.SetVisible(own)}, nil
-	case err == nil && o.Runtime == "nvidia": // which adds what the variable names a second time
+	case err == nil && o.Runtime == "nvidia": // that runtime would add the GPUs in the variable once more
 		return []func(*specs.Spec) error{edit}, nil
 	case err == nil:
 		return []func(*specs.Spec) error{edit, hook.Show(grants)}, nil
@@ -114,14 +114,14 @@ func (d *devices) nvidia(ctx context.Context, grants []gpu.Grant, o *Options) ([
 		return nil, err
 	}
 	// There is no spec, and none can be generated.
-	edits, second := d.byHook(grants, o)
-	if second != nil {
-		return nil, fmt.Errorf("%w; and %w", err, second)
+	edits, hookErr := d.hookEdits(grants, o)
+	if hookErr != nil {
+		return nil, fmt.Errorf("%w; and %w", err, hookErr)
 	}
 	return edits, nil
 }
 
-func (d *devices) byHook(grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
+func (d *devices) hookEdits(grants []gpu.Grant, o *Options) ([]func(*specs.Spec) error, error) {
 	cfg := hook.Config{Program: d.Hook, Capabilities: d.Capabilities}
 	if own := o.Env[hook.Capabilities]; own != "" {
 		cfg.Capabilities = strings.Split(own, ",")
@@ -139,9 +139,10 @@ func (d *devices) byHook(grants []gpu.Grant, o *Options) ([]func(*specs.Spec) er
 	return []func(*specs.Spec) error{edit}, nil
 }
 
-// noDevices is why a container cannot be started for lack of its devices. Trying
-// again makes sense where the driver does not answer for now.
-func noDevices(err error) *runtime.LoadError {
+// deviceError is Run's error when a container's devices cannot be provided. It is
+// of class errdefs.ErrUnavailable, so that the start is tried again, where the
+// driver does not answer at present, and else of errdefs.ErrFailedPrecondition.
+func deviceError(err error) *runtime.LoadError {
 	var class error = errdefs.ErrFailedPrecondition
 	if errdefs.IsUnavailable(err) || errors.Is(err, gpu.ErrHung) {
 		class = errdefs.ErrUnavailable

@@ -4,18 +4,18 @@
 // The image of a model is REGISTRY/NAME:VERSION (package image). Each run of it
 // is a container of its own in containerd's namespace "shepherd", with a snapshot
 // and a task of the same id, SHEEP-LIFE, made from the spec that package oci
-// composes. A shim (package shim) stands beside each: it takes what the runner
-// writes, dials it inside the container's network namespace, watches its process
-// and ends it; so the runner outlives the daemon, and containerd is needed only
-// to start a container and to remove it.
+// composes. A shim (package shim) runs for each container: it collects the runner's
+// output, connects to the runner inside the container's network namespace, watches
+// its process and stops it. So the runner outlives the daemon, and containerd is
+// needed only to start a container and to remove it.
 //
 //	Load ─► image.Store ─► Launch: snapshot, container, task ─► shim watches
 //	                                                              │ process ends
 //	        container, snapshot removed ◄─ Clean: exit code ◄─────┘
 //
-// A sheep's state lies in StateDir/SHEEP; see package shimmed. Containers carry
-// labels that say whose they are; what has no such label, or another daemon's, is
-// never touched.
+// A sheep's state is in StateDir/SHEEP; see package shimmed. Labels on containers
+// name the sheep and the node that they belong to; containers without these labels,
+// or with those of another node, are never touched.
 package container
 
 import (
@@ -42,55 +42,57 @@ const (
 	DefaultSnapshotter = "overlayfs"
 )
 
-// Config says where container sheep run and what holds where a sheep's own
-// configuration says nothing.
+// Config configures all container sheep of a daemon; some values are defaults that
+// a sheep's Options override.
 type Config struct {
-	// Address is containerd's socket, Namespace the one its objects are made in.
+	// Address is containerd's socket, Namespace the containerd namespace that holds
+	// shepherd's images and containers.
 	Address, Namespace string
-	// Snapshotter unpacks images.
+	// Snapshotter is the containerd snapshotter that unpacks images.
 	Snapshotter string
-	// Registry is where models' images come from; without it no container sheep
-	// can be made.
+	// Registry holds the models' images; without one, NewSheep fails.
 	Registry image.Registry
-	// ImageBudget is how many bytes pulled images may take; 0 means any number.
+	// ImageBudget is how many bytes pulled images may take on the disk; 0 is no
+	// limit.
 	ImageBudget int64
-	// Trust says which digests models' images must have; nil trusts all.
+	// Trust lists the digests that models' images must have; nil trusts all.
 	Trust job.Trust
-	// Contracts say how the images of some models are given jobs; the first that
-	// matches a model counts before a sheep's own options.
+	// Contracts set, for some models, how their images receive jobs. The first that
+	// matches a model overrides the sheep's Options.
 	Contracts []ModelContract
-	// Needed lists the models whose images stay whatever the budget; see package
-	// image.
+	// Needed lists the models whose images are never removed to keep within
+	// ImageBudget; see package image.
 	Needed func(context.Context) ([]job.Model, error)
-	// CNIConfDir holds the configuration of the network that sheep with network
-	// cni are connected to, CNIPluginDirs its plugins.
+	// CNIConfDir is the directory of CNI's configuration, for sheep with network
+	// cni; CNIPluginDirs are those of its plugins.
 	CNIConfDir    string
 	CNIPluginDirs []string
-	// AllowedMounts are the host's paths that sheep may mount.
+	// AllowedMounts are the paths of the host that sheep may mount.
 	AllowedMounts []string
-	// Node names this daemon among others that use the same containerd.
+	// Node distinguishes this daemon from others that use the same containerd.
 	Node string
-	// GPUs is where sheep's GPUs come from.
+	// GPUs configures which GPUs sheep get, and how.
 	GPUs GPUs
-	// DataRoot/SHEEP is told to the runner as io_data_root, and mounted at that
-	// path.
+	// DataRoot/SHEEP is the runner's io_data_root, and is mounted at the same path
+	// in the container.
 	DataRoot string
-	// StateDir/SHEEP holds what must outlive the daemon.
+	// StateDir/SHEEP holds the state that must outlive the daemon.
 	StateDir string
-	// Shim is the shepherd-shim program; see shimmed.FindShim.
+	// Shim is the path of the shepherd-shim program; see shimmed.FindShim.
 	Shim string
-	// Grace is how long a runner has between TERM and KILL.
+	// Grace is the time between TERM and KILL when a runner is stopped.
 	Grace time.Duration
-	// OrphanTimeout is how long an idle runner waits for a daemon to come back.
+	// OrphanTimeout is how long an idle runner stays up while no daemon is
+	// connected to its shim.
 	OrphanTimeout time.Duration
-	// ObserveRegistry is told of the registry's answers, ObserveContainerd of
-	// containerd's; nil tells nobody.
+	// ObserveRegistry is called with each response of the registry,
+	// ObserveContainerd with each of containerd; each may be nil.
 	ObserveRegistry, ObserveContainerd image.Observer
 
 	Log *slog.Logger // nil discards
 }
 
-// Driver makes container sheep. Close it when they are closed.
+// Driver makes container sheep. Close it after all of its sheep are closed.
 type Driver struct {
 	cfg     Config
 	host    *host
@@ -103,8 +105,8 @@ type Driver struct {
 
 var _ runtime.Driver = (*Driver)(nil)
 
-// New makes a Driver. It asks nobody anything: containerd is connected to when
-// it is first needed.
+// New makes a Driver. It does not connect to containerd; the first call that needs
+// containerd does.
 func New(cfg Config) *Driver {
 	cfg.Address = cmp.Or(cfg.Address, DefaultAddress)
 	cfg.Namespace = cmp.Or(cfg.Namespace, DefaultNamespace)
@@ -166,11 +168,11 @@ func (d *Driver) sheep(name string, o Options) (*shimmed.Sheep, error) {
 }
 
 // Begin is to be called once, before the sheep are used, with the names of all
-// that are configured: it stops and removes what is left of others, and says
-// whether containerd can be reached. When it fails the sheep are of use all the
-// same.
+// configured sheep. It stops and removes the runners and containers of all other
+// sheep, and returns an error if it cannot or if containerd cannot be reached. The
+// sheep can be used even if it fails.
 func (d *Driver) Begin(ctx context.Context, names []string) error {
-	err := shimmed.DismissOthers(ctx, d.cfg.StateDir, names, d.dismiss)
+	err := shimmed.RemoveUnconfigured(ctx, d.cfg.StateDir, names, d.remove)
 	if len(names) > 0 {
 		_, unreachable := d.host.connect(ctx)
 		err = errors.Join(err, unreachable)
@@ -178,18 +180,19 @@ func (d *Driver) Begin(ctx context.Context, names []string) error {
 	return err
 }
 
-// dismiss ends a sheep for good.
-func (d *Driver) dismiss(ctx context.Context, name string) error {
+// remove removes a sheep that is not configured any more, with its runner, state
+// and containers.
+func (d *Driver) remove(ctx context.Context, name string) error {
 	s, err := d.sheep(name, Options{})
 	if err != nil {
 		return err
 	}
-	if err := s.Dismiss(ctx); err != nil {
+	if err := s.Remove(ctx); err != nil {
 		return err
 	}
 	return d.host.sweep(ctx, d.cfg.Node, name, nil)
 }
 
-// Close ends what is under way for sheep, pulls above all, and the connection to
-// containerd. Runners that were detached from go on. It may be called twice.
+// Close cancels pulls that are under way and closes the connection to containerd.
+// Detached runners stay up. It may be called twice.
 func (d *Driver) Close() error { return d.host.close() }

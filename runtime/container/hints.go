@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// What programs write when they meet a limit of their container: the C library's
-// texts, and those of languages and tools that do not use it.
+// What programs print when they hit a limit of their container: the messages of the
+// C library, and those of languages and tools that do not use it.
 var (
 	noNetwork = regexp.MustCompile(`(?i)temporary failure in name resolution|name or service not known|network is unreachable|could not resolve (host|proxy)|` +
 		`no address associated with hostname|nodename nor servname|getaddrinfo|eai_again|enotfound|dial tcp: lookup|dns error|failed to resolve|max retries exceeded with url`)
@@ -19,8 +19,8 @@ var (
 		`failed to create (new )?(os )?thread|cannot fork|blockingioerror.*resource temporarily unavailable`)
 )
 
-// hint names the key of the sheep's configuration that a runner's end probably
-// comes of, and what to do. It is empty where the end says nothing of the kind.
+// hint returns advice on which key of the sheep's configuration to change, if the
+// runner's exit or the end of its log suggests that it hit that limit; else "".
 func (o *Options) hint(exit *shim.Exit, machine oci.Host) string {
 	if exit.Stopped || exit.Lost || exit.OutOfMemory || exit.StartError != "" || exit.Code == 0 {
 		return ""
@@ -42,7 +42,7 @@ func (o *Options) hint(exit *shim.Exit, machine oci.Host) string {
 	return ""
 }
 
-// shmText is the size of /dev/shm for people.
+// shmText describes the size of /dev/shm for a message.
 func (o *Options) shmText() string {
 	switch {
 	case o.ShmSize > 0:
@@ -53,7 +53,7 @@ func (o *Options) shmText() string {
 	return "half of the machine's memory"
 }
 
-// addHint adds the hint to an exit, once.
+// addHint appends the hint to an exit's Detail, unless it is there already.
 func (c *containers) addHint(exit *shim.Exit) {
 	hint := c.options.hint(exit, c.host.machine().Host)
 	switch {

@@ -16,23 +16,23 @@ import (
 	"github.com/iterait/shepherd/oci"
 )
 
-// host is this machine's containerd, and the images in it, as all container
-// sheep share them.
+// host is the connection to this machine's containerd and the image stores in it.
+// All container sheep share it.
 type host struct {
 	cfg      Config
 	networks networks
 	machine  func() machine // probed when first needed
 
 	mu     sync.Mutex
-	client *containerd.Client // nil until first needed
+	client *containerd.Client // nil until first used
 	stores map[storeKey]*image.Store
 	loaded map[string]job.Model // by sheep
 	closed bool
-	// accounts are those found in images; what an image holds does not change.
+	// accounts caches results of containers.account.
 	accounts map[accountKey]oci.Account
 }
 
-// storeKey is in what sheep may differ over images.
+// storeKey is the part of a store's configuration in which sheep may differ.
 type storeKey struct {
 	snapshotter string
 	policy      image.Policy
@@ -46,16 +46,16 @@ func newHost(cfg Config) *host {
 	}
 }
 
-// connect returns the connection to containerd, which is made when it is first
-// asked for. The error is one line that names the next step.
+// connect returns the connection to containerd, and makes it on the first call. Its
+// error is one line that tells the operator what to do.
 func (h *host) connect(ctx context.Context) (*containerd.Client, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.connected(ctx)
+	return h.connectLocked(ctx)
 }
 
-// connected is connect for who holds h.mu.
-func (h *host) connected(ctx context.Context) (*containerd.Client, error) {
+// connectLocked is connect for callers that hold h.mu.
+func (h *host) connectLocked(ctx context.Context) (*containerd.Client, error) {
 	switch {
 	case h.closed:
 		return nil, fmt.Errorf("the daemon is stopping: %w", errdefs.ErrUnavailable)
@@ -70,14 +70,14 @@ func (h *host) connected(ctx context.Context) (*containerd.Client, error) {
 	return client, nil
 }
 
-// store returns the images for sheep with the key.
+// store returns the image store for key, and makes it on the first call.
 func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s := h.stores[key]; s != nil {
 		return s, nil
 	}
-	client, err := h.connected(ctx)
+	client, err := h.connectLocked(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -92,14 +92,14 @@ func (h *host) store(ctx context.Context, key storeKey) (*image.Store, error) {
 	return s, nil
 }
 
-// load notes which model a sheep has loaded.
-func (h *host) load(sheep string, m job.Model) {
+// setLoaded records which model a sheep has loaded, so that its image is needed.
+func (h *host) setLoaded(sheep string, m job.Model) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.loaded[sheep] = m
 }
 
-// needed lists the models whose images stay.
+// needed lists the models whose images must not be removed to free space.
 func (h *host) needed(ctx context.Context) ([]job.Model, error) {
 	var list []job.Model
 	if h.cfg.Needed != nil {
@@ -119,7 +119,7 @@ func (h *host) close() error {
 	h.stores, h.client, h.closed = nil, nil, true
 	h.mu.Unlock()
 	var errs []error
-	for _, s := range stores { // without the lock: what they wait for may ask what is needed
+	for _, s := range stores { // without h.mu: a store waits for work that may call needed
 		errs = append(errs, s.Close())
 	}
 	if client != nil {

@@ -18,30 +18,30 @@ import (
 	"github.com/iterait/shepherd/oci"
 )
 
-// managed reports whether mounts need containerd's mount manager (containerd 2.2
-// and later, as with the erofs snapshotter): mount(2) does not know their types
-// or options.
-func managed(mounts []mount.Mount) bool {
+// needMountManager reports whether mounts have types or options that mount(2) does
+// not know, such as those of the erofs snapshotter. containerd's mount manager
+// (containerd 2.2 and later) turns them into ones that it does.
+func needMountManager(mounts []mount.Mount) bool {
 	return slices.ContainsFunc(mounts, func(m mount.Mount) bool {
 		return strings.Contains(m.Type, "/") ||
 			slices.ContainsFunc(m.Options, func(o string) bool { return strings.HasPrefix(o, "X-containerd.") })
 	})
 }
 
-// mountPrivately mounts mounts read-only and calls view with what they show. The
-// mounts are made in a mount namespace of a thread that ends with the call, so
-// that nothing stays mounted whatever becomes of this process.
+// mountPrivately mounts mounts read-only and calls view with the mounted files. It
+// mounts in a mount namespace of its own, on a thread that ends with the call, so
+// that the kernel unmounts them even if this process is killed.
 func mountPrivately(ctx context.Context, mounts []mount.Mount, view func(fs.FS) error) error {
 	result := make(chan error, 1)
 	go func() {
-		onOwnThread(func() { result <- mountHere(mounts, view) })
+		onOwnThread(func() { result <- mountInNewNamespace(mounts, view) })
 	}()
 	select {
 	case err := <-result:
 		return err
 	case <-ctx.Done():
-		// A file system in user space or on a network can block for ever, and
-		// a thread in the kernel cannot be interrupted: it is left behind.
+		// A FUSE or network file system can block forever, and a thread blocked in
+		// the kernel cannot be interrupted: the goroutine is abandoned.
 		return context.Cause(ctx)
 	}
 }
@@ -50,13 +50,13 @@ func mountPrivately(ctx context.Context, mounts []mount.Mount, view func(fs.FS) 
 // runtime ends a thread whose goroutine ends locked to it, except for the main
 // thread, which would keep the namespaces that f gave it.
 func onOwnThread(f func()) {
-	goruntime.LockOSThread() // never unlocked where f runs
+	goruntime.LockOSThread() // the thread that runs f is never unlocked
 	if unix.Gettid() != unix.Getpid() {
 		f()
 		return
 	}
 	done := make(chan struct{})
-	go func() { // cannot be on this thread, which is locked
+	go func() { // it runs on another thread, because this one is locked
 		defer close(done)
 		goruntime.LockOSThread()
 		f()
@@ -65,20 +65,21 @@ func onOwnThread(f func()) {
 	goruntime.UnlockOSThread()
 }
 
-// mountHere is mountPrivately on a thread that nothing else will use.
-func mountHere(mounts []mount.Mount, view func(fs.FS) error) error {
+// mountInNewNamespace does mountPrivately's work. It changes the calling thread's
+// mount namespace, so nothing else may run on that thread afterwards.
+func mountInNewNamespace(mounts []mount.Mount, view func(fs.FS) error) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("read the image: new mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("read the image: make the new mount namespace private: %w", err)
 	}
-	const target = "/tmp" // of the namespace: nobody else sees what is mounted there
+	const target = "/tmp" // the mount is visible in this namespace only
 	for _, m := range mounts {
 		if m.Type == "overlay" {
-			folder, short := shorten(m.Options)
-			if folder != "" {
-				if err := unix.Chdir(folder); err != nil {
+			dir, short := shorten(m.Options)
+			if dir != "" {
+				if err := unix.Chdir(dir); err != nil {
 					return fmt.Errorf("read the image: %w", err)
 				}
 			}
@@ -96,20 +97,21 @@ func mountHere(mounts []mount.Mount, view func(fs.FS) error) error {
 	return view(root)
 }
 
-// longOptions is how many bytes of options containerd's client passes to
-// mount(2) as they are: the kernel takes one page. Longer ones it shortens with
-// chdir(2) on another thread, which is in another mount namespace than ours.
-const longOptions = 4096 - 512
+// maxMountOptions is the length of options in bytes from which containerd's client
+// shortens them, because mount(2) accepts one page at most. The client does so with
+// chdir(2) on another thread, which is not in our mount namespace; so options are
+// shortened here first.
+const maxMountOptions = 4096 - 512
 
-// shorten makes the paths of an overlay's layers relative to the folder two above
-// the first, where the options are too long for mount(2). The folder is empty
-// where they are not.
-func shorten(options []string) (folder string, short []string) {
+// shorten makes the paths of an overlay's layers relative to dir, which is two
+// levels above the first layer, where the options are too long for mount(2). Where
+// they are not, dir is empty.
+func shorten(options []string) (dir string, short []string) {
 	size := 0
 	for _, o := range options {
 		size += len(o) + 1
 	}
-	if size < longOptions {
+	if size < maxMountOptions {
 		return "", options
 	}
 	for _, o := range options {
@@ -120,21 +122,21 @@ func shorten(options []string) (folder string, short []string) {
 		}
 		paths := strings.Split(value, ":")
 		for i, p := range paths {
-			if folder == "" {
-				folder = filepath.Dir(filepath.Dir(p))
+			if dir == "" {
+				dir = filepath.Dir(filepath.Dir(p))
 			}
-			if rel, err := filepath.Rel(folder, p); err == nil {
+			if rel, err := filepath.Rel(dir, p); err == nil {
 				paths[i] = rel
 			}
 		}
 		short = append(short, name+"="+strings.Join(paths, ":"))
 	}
-	return folder, short
+	return dir, short
 }
 
-// imageFS is the files of an image. Symbolic links in it, absolute ones too,
-// are resolved as they are for a process whose root it is, and never lead out.
-// Opening what is no regular file neither blocks nor has an effect.
+// imageFS is the file system of an image. Symbolic links, absolute ones too, are
+// resolved as for a process whose root directory it is, and never lead outside.
+// Opening a device, FIFO or socket has no side effect and does not block.
 type imageFS struct{ root int }
 
 func openImage(path string) (imageFS, error) {
@@ -147,13 +149,13 @@ func openImage(path string) (imageFS, error) {
 
 func (i imageFS) close() { _ = unix.Close(i.root) }
 
-// Open opens a regular file for reading; anything else is an oci.ErrNotRegular
-// that says what it is.
+// Open opens a regular file for reading. For any other file it returns an
+// oci.ErrNotRegular with the file's type.
 func (i imageFS) Open(name string) (fs.File, error) {
 	if !fs.ValidPath(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
 	}
-	// O_PATH opens no device and waits for no other end of a FIFO.
+	// O_PATH does not open a device and does not wait for a FIFO's other end.
 	fd, err := unix.Openat2(i.root, name, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})

@@ -14,21 +14,22 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Contract is how a container is given jobs.
+// Contract is how a container receives jobs. docs/writing-runners.md describes the
+// contracts.
 type Contract string
 
 // The contracts. All but ContractZeroMQ are spoken by shepherd-runner, which
 // becomes the container's first process and starts the image's command.
 const (
-	ContractAuto    Contract = ""        // what the image says, else zeromq
-	ContractZeroMQ  Contract = "zeromq"  // the image listens on 9999 by itself
-	ContractCommand Contract = "command" // its command is started for each job
-	ContractWarm    Contract = "warm"    // its command stays up and reads jobs
-	ContractCog     Contract = "cog"     // it was built with Cog
+	ContractAuto    Contract = ""        // as the image's labels have it, else zeromq
+	ContractZeroMQ  Contract = "zeromq"  // the image's program listens on port 9999 itself
+	ContractCommand Contract = "command" // the command is started for each job
+	ContractWarm    Contract = "warm"    // the command stays up and reads jobs
+	ContractCog     Contract = "cog"     // the image was built with Cog
 )
 
-// ModelContract is how the images of some models are given jobs. What it leaves empty
-// is the sheep's to say, and else the image's.
+// ModelContract sets how the images of some models receive jobs. For a field left
+// empty the sheep's Options apply, and after those the image's labels.
 type ModelContract struct {
 	Models   job.Rule
 	Contract Contract
@@ -36,8 +37,9 @@ type ModelContract struct {
 	Args     []string
 }
 
-// contractOf are the sheep's options with what is said of the model.
-func (c *containers) contractOf(m job.Model) Options {
+// optionsFor returns the sheep's options with those that Config.Contracts overrides
+// for the model.
+func (c *containers) optionsFor(m job.Model) Options {
 	o := c.options
 	for _, rule := range c.cfg.Contracts {
 		if !rule.Models.Matches(m) {
@@ -55,28 +57,28 @@ func (c *containers) contractOf(m job.Model) Options {
 	return o
 }
 
-// Labels by which an image says how it is given jobs: a contract, and a command
-// in the place of its own, as a shell's line or a list in JSON.
+// Labels with which an image declares how it receives jobs: a contract, and a command
+// that replaces the image's, as a shell command line or a JSON list.
 const (
 	contractLabel = "shepherd.contract"
 	commandLabel  = "shepherd.command"
 )
 
-// cogLabels are those that Cog gives its images.
+// cogLabels are labels that Cog sets on the images it builds.
 var cogLabels = []string{"run.cog.version", "org.cogmodel.cog_version", "run.cog.config"}
 
-// runnerPath is where shepherd-runner is in a container.
+// runnerPath is where shepherd-runner is mounted in a container.
 const runnerPath = "/.shepherd-runner"
 
-// injection is what becomes of a container whose image does not speak to shepherd
-// by itself.
+// injection describes how shepherd-runner becomes the first process of a container
+// whose image does not implement contract zeromq.
 type injection struct {
 	contract Contract
-	command  []string // instead of the image's; nil for that
+	command  []string // replaces the image's command; nil keeps it
 }
 
-// chooseContract says how a container is given jobs: as the sheep's
-// configuration has it, else as the image's labels do.
+// chooseContract returns how a container receives jobs: by the configured contract,
+// or by the image's labels where none is configured.
 func chooseContract(configured Contract, labels map[string]string) (injection, error) {
 	in := injection{contract: configured}
 	if in.contract == ContractAuto {
@@ -127,16 +129,16 @@ func parseCommand(text string) ([]string, error) {
 		}
 	}
 	if len(words) == 0 || words[0] == "" || slices.ContainsFunc(words, func(w string) bool { return strings.ContainsRune(w, 0) }) {
-		return nil, fmt.Errorf("%q is no command", text)
+		return nil, fmt.Errorf("%q is not a command", text)
 	}
 	return words, nil
 }
 
-// edit returns what makes shepherd-runner the first process, which comes before
-// all other edits. Own says that the command in the spec is the sheep's own
-// configuration's, which goes before the image's label. It is nil where the image
-// speaks to shepherd by itself.
-func (in injection) edit(own bool, stopSignal string) (func(*specs.Spec) error, error) {
+// edit returns the edit of a spec that makes shepherd-runner the first process; it is
+// to be applied before all others. It is nil with contract zeromq. With
+// commandConfigured, the command in the spec comes from the configuration, which
+// overrides the image's label.
+func (in injection) edit(commandConfigured bool, stopSignal string) (func(*specs.Spec) error, error) {
 	if in.contract == ContractZeroMQ {
 		return nil, nil
 	}
@@ -146,7 +148,7 @@ func (in injection) edit(own bool, stopSignal string) (func(*specs.Spec) error, 
 	}
 	return func(s *specs.Spec) error {
 		command := s.Process.Args
-		if in.command != nil && !own {
+		if in.command != nil && !commandConfigured {
 			command = in.command
 		}
 		args := []string{runnerPath, "run", "--contract", string(in.contract)}

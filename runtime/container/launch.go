@@ -31,36 +31,36 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// How long one call of containerd may take.
+// How long one call to containerd may take.
 const (
 	// snapshotTime is for snapshotters that copy the image's files (native,
 	// devmapper, blockfile).
 	snapshotTime = 15 * time.Minute
-	// createTime is for the runtime and the hooks it calls: each GPU without
-	// persistence mode takes seconds to wake.
+	// createTime is for calls that run the OCI runtime and its hooks: a GPU without
+	// persistence mode takes seconds to initialize.
 	createTime = 5 * time.Minute
-	// callTime is for what takes a moment.
+	// callTime is for calls that normally take milliseconds.
 	callTime = time.Minute
-	// abandonTime is how long a call goes on that nobody waits for any more. A
-	// cancelled call may be served after all, when its result has been searched for
-	// and not found; and a runtime that is killed half-way leaves half a container.
-	// Most calls end within it.
+	// abandonTime is how much longer a call may run after its caller was cancelled.
+	// A call that is cancelled may still take effect after Clean has looked for its
+	// result, and a runtime that is killed half-way leaves half a container. Most
+	// calls end within this time.
 	abandonTime = 20 * time.Second
 )
 
-// errTooSlow is why a call of containerd was given up.
+// errTooSlow is the cause of a call's context that has reached its limit.
 var errTooSlow = errors.New("containerd took too long")
 
-// uninterrupted returns a context for a call of containerd that is better not
-// broken off: it ends after limit, and abandonTime after ctx has ended.
+// uninterrupted returns a context for a call to containerd that should not be
+// cancelled half-way: it ends after limit, or abandonTime after ctx has ended.
 func uninterrupted(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	call, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, errTooSlow)
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(abandonTime, cancel) })
 	return call, func() { stop(); cancel() }
 }
 
-// Launch makes snapshot, container and task and has the shim watch the task's
-// process before it begins.
+// Launch creates the snapshot, container and task, and has the shim watch the
+// task's process before it starts. See shimmed.Type.
 func (c *containers) Launch(ctx context.Context, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	client, err := c.host.connect(ctx)
 	if err != nil {
@@ -78,8 +78,8 @@ func (c *containers) Launch(ctx context.Context, up func() (*shim.Handle, error)
 	return nil
 }
 
-// launch is the sequence: snapshot, spec, container, task, shim, network, start.
-// What it has made when it fails is left to Clean.
+// launch does Launch's steps in order: snapshot, spec, container, task, shim,
+// network, start. When one fails, Clean removes what the earlier ones made.
 func (c *containers) launch(ctx context.Context, client *containerd.Client, img image.Image, up func() (*shim.Handle, error), folder string, spec shim.Spec) error {
 	id := spec.Container.ID
 	mounts, err := c.snapshot(ctx, client, img, spec)
@@ -118,38 +118,39 @@ func (c *containers) launch(ctx context.Context, client *containerd.Client, img 
 	return nil
 }
 
-// labelRoot keeps a snapshot from containerd's garbage collection until the
-// container refers to it. A daemon that is killed before that leaves it to the
-// sweep.
+// labelRoot protects a snapshot from containerd's garbage collection until the
+// container refers to it. If the daemon is killed before that, the sweep removes the
+// snapshot.
 const labelRoot = "containerd.io/gc.root"
 
-// snapshot makes the container's files.
+// snapshot creates the container's file system and returns its mounts.
 func (c *containers) snapshot(ctx context.Context, client *containerd.Client, img image.Image, spec shim.Spec) ([]mount.Mount, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	call, cancel := uninterrupted(ctx, snapshotTime)
 	defer cancel()
-	held := labels(c.cfg.Node, spec)
-	held[labelRoot] = time.Now().UTC().Format(time.RFC3339)
+	snapshotLabels := labels(c.cfg.Node, spec)
+	snapshotLabels[labelRoot] = time.Now().UTC().Format(time.RFC3339)
 	snapshotter := client.SnapshotService(spec.Container.Snapshotter)
 	mounts, err := makeSnapshot(func() ([]mount.Mount, error) {
-		return snapshotter.Prepare(call, spec.Container.ID, img.ChainID.String(), snapshots.WithLabels(held))
+		return snapshotter.Prepare(call, spec.Container.ID, img.ChainID.String(), snapshots.WithLabels(snapshotLabels))
 	})
 	return mounts, tooSlow(call, err)
 }
 
-// makeSnapshot makes a snapshot, again where a directory was in the way.
-func makeSnapshot(ask func() ([]mount.Mount, error)) (mounts []mount.Mount, err error) {
+// makeSnapshot calls create, and retries it where a directory of an earlier snapshot
+// was in the way; see containerderr.SnapshotInTheWay.
+func makeSnapshot(create func() ([]mount.Mount, error)) (mounts []mount.Mount, err error) {
 	for range 3 {
-		if mounts, err = ask(); !containerderr.SnapshotInTheWay(err) {
+		if mounts, err = create(); !containerderr.SnapshotInTheWay(err) {
 			break
 		}
 	}
 	return mounts, err
 }
 
-// create makes the container's record.
+// create creates the container in containerd: a record only, no process yet.
 func (c *containers) create(ctx context.Context, client *containerd.Client, img image.Image, composed *specs.Spec, spec shim.Spec) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -171,8 +172,8 @@ func (c *containers) create(ctx context.Context, client *containerd.Client, img 
 	return tooSlow(call, err)
 }
 
-// createTask has the runtime make the container, whose first process waits to be
-// started, and returns that process.
+// createTask has the OCI runtime create the container and returns the pid of its
+// first process, which waits for startTask.
 func createTask(ctx context.Context, client *containerd.Client, mounts []mount.Mount, folder, id string) (pid int, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -189,7 +190,7 @@ func createTask(ctx context.Context, client *containerd.Client, mounts []mount.M
 	return int(response.Pid), nil
 }
 
-// startTask lets the container's first process begin.
+// startTask lets the container's first process execute the runner.
 func startTask(ctx context.Context, client *containerd.Client, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -200,8 +201,8 @@ func startTask(ctx context.Context, client *containerd.Client, id string) error 
 	return tooSlow(call, errgrpc.ToNative(err))
 }
 
-// connectNetwork gives the container its network, and the name servers that come
-// with it.
+// connectNetwork connects the container to the network and writes the network's
+// name servers, if it has any, to the container's resolv.conf.
 func (c *containers) connectNetwork(ctx context.Context, folder, id string, pid int) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -215,10 +216,11 @@ func (c *containers) connectNetwork(ctx context.Context, folder, id string, pid 
 	if len(dns.Nameservers) == 0 {
 		return nil
 	}
-	return writeShared(resolvConfOf(folder), formatResolvConf(dns))
+	return writeWorldReadable(resolvConfOf(folder), formatResolvConf(dns))
 }
 
-// tooSlow returns err, or errTooSlow where that is why the call ended.
+// tooSlow returns errTooSlow if the call failed because it reached its time limit,
+// else err.
 func tooSlow(call context.Context, err error) error {
 	if err != nil && errors.Is(context.Cause(call), errTooSlow) {
 		return errTooSlow
@@ -226,24 +228,25 @@ func tooSlow(call context.Context, err error) error {
 	return err
 }
 
-// cniCache is where what CNI's plugins said is kept, below a life's folder.
+// cniCache is the directory in a life's directory where libcni keeps the plugins'
+// results.
 func cniCache(folder string) string { return filepath.Join(folder, "cni") }
 
-// compose makes the container's spec.
+// compose composes the container's OCI spec, and writes the files that it mounts.
 func (c *containers) compose(ctx context.Context, client *containerd.Client, img image.Image, folder string, spec shim.Spec, trace job.Trace) (*specs.Spec, error) {
 	if err := os.MkdirAll(c.dataDir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(c.dataDir, 0o755); err != nil { // whatever the umask: the container's user enters it
+	if err := os.Chmod(c.dataDir, 0o755); err != nil { // the container's user must be able to enter it, whatever the umask
 		return nil, err
 	}
-	own := c.contractOf(spec.Model)
-	options, allowed, err := own.oci(c.cfg.AllowedMounts)
+	configured := c.optionsFor(spec.Model)
+	options, allowed, err := configured.oci(c.cfg.AllowedMounts)
 	if err != nil {
 		return nil, err
 	}
 	options.Env[shim.Mark] = spec.Life
-	if _, own := options.Env[messenger.EnvFeatures]; !own {
+	if _, set := options.Env[messenger.EnvFeatures]; !set {
 		options.Env[messenger.EnvFeatures] = messenger.FeatureEvents
 	}
 	for _, v := range trace.Environ() {
@@ -258,11 +261,11 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
 		return nil, err
 	}
-	contract, err := chooseContract(own.Contract, img.Config.Config.Labels)
+	contract, err := chooseContract(configured.Contract, img.Config.Config.Labels)
 	if err != nil {
 		return nil, err
 	}
-	inject, err := contract.edit(own.Command != nil, img.Config.Config.StopSignal)
+	inject, err := contract.edit(configured.Command != nil, img.Config.Config.StopSignal)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +273,7 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, noDevices(err)
+		return nil, deviceError(err)
 	}
 	if inject != nil {
 		cfg.Edits = append([]func(*specs.Spec) error{inject}, cfg.Edits...)
@@ -287,26 +290,26 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 			}
 		}
 		cfg.Hosts = filepath.Join(folder, "hosts")
-		if err := writeShared(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n")); err != nil {
+		if err := writeWorldReadable(cfg.Hosts, []byte("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 "+cfg.Hostname+"\n")); err != nil {
 			return nil, err
 		}
 	}
 	return oci.Spec(cfg)
 }
 
-// hostname is the sheep's name as a host may have it.
+// hostname turns a sheep's name into a valid host name.
 func hostname(sheep string) string {
 	return strings.Trim(strings.NewReplacer("_", "-", ".", "-").Replace(sheep), "-")
 }
 
-// The names of runtimes to containerd.
+// containerd's names for OCI runtimes.
 const (
 	runcRuntime   = "io.containerd.runc.v2"
 	gvisorRuntime = "io.containerd.runsc.v1"
 )
 
-// runtimeName returns containerd's name for the runtime, and the program that it
-// calls where that is not runc.
+// runtimeName returns containerd's name for the configured runtime, and the program
+// that the runtime runs in place of runc, if any.
 func (o *Options) runtimeName() (name, binary string) {
 	switch r := o.Runtime; {
 	case r == "" || r == "runc":
@@ -322,14 +325,14 @@ func (o *Options) runtimeName() (name, binary string) {
 	}
 }
 
-// hasRuncOptions reports whether the runtime is told what runc is told.
+// hasRuncOptions reports whether the runtime accepts runc's options.
 func (o *Options) hasRuncOptions() bool {
 	name, _ := o.runtimeName()
 	return name == runcRuntime
 }
 
-// runtimeInfo is the runtime as containerd is told of it. With systemd it has
-// systemd make the container's cgroup.
+// runtimeInfo returns the runtime and its options for containerd. With systemd, the
+// options have systemd create the container's cgroup.
 func (o *Options) runtimeInfo(systemd bool) (records.RuntimeInfo, error) {
 	name, binary := o.runtimeName()
 	info := records.RuntimeInfo{Name: name}
@@ -352,7 +355,7 @@ func protoMounts(mounts []mount.Mount) []*types.Mount {
 	return list
 }
 
-// explain turns what a start ended with into words.
+// explain turns the error of a start into a LoadError with advice where there is any.
 func (c *containers) explain(spec shim.Spec, err error) error {
 	text := errtext.Of(err)
 	class := classOf(err)
@@ -375,7 +378,7 @@ func (c *containers) explain(spec shim.Spec, err error) error {
 	case containerderr.ShortOfResources(err), containerderr.DiskBroken(err):
 		class = errdefs.ErrUnavailable
 	case errdefs.IsNotFound(err) && strings.HasPrefix(text, "snapshot:"):
-		text = "its image was removed meanwhile"
+		text = "its image was removed after it was loaded"
 		class = errdefs.ErrUnavailable
 	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		text = "containerd cannot be reached (" + text + "); check whether it is running (systemctl status containerd)"

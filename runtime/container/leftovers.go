@@ -16,28 +16,30 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// leftovers is what may be left of a container that containerd does not know, or
-// does not know any more: control groups, the mount of its files, the shim of
-// containerd's that was to make it. Each is found by a name that nothing else has.
+// leftovers removes what an interrupted creation or removal of a container may have
+// left outside containerd's database: control groups, the mount of its root file
+// system, containerd's shim process. They are found by the container's id and life,
+// which are unique.
 type leftovers struct {
 	namespace, id, life string
 }
 
 const (
-	// brokenOffTime is how long nothing may have been found before there is
-	// nothing: containerd and the runtime take a moment to notice that nobody
-	// wants any more what they make.
-	brokenOffTime = time.Second
-	// stubbornTime is how long containerd's shim may take to end by itself.
-	stubbornTime  = 5 * time.Second
-	leftoversTick = 20 * time.Millisecond
+	// leftoversQuietTime is how long clear must have found nothing before it
+	// returns: containerd and the runtime may still be creating things for a moment
+	// after their caller has gone.
+	leftoversQuietTime = time.Second
+	// containerdShimTime is how long containerd's shim may take to exit by itself.
+	containerdShimTime = 5 * time.Second
+	leftoversInterval  = 20 * time.Millisecond
 )
 
 var lifeID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// clear removes what is left, and what appears until nothing has for the time.
+// clear removes leftovers repeatedly, until it has found none for the time quiet,
+// ctx has ended, or twice containerdShimTime has passed.
 func (d leftovers) clear(ctx context.Context, quiet time.Duration) {
-	if !lifeID.MatchString(d.life) { // it comes from a label, which others can write
+	if !lifeID.MatchString(d.life) { // it comes from a label, which other clients of containerd can write
 		return
 	}
 	began := time.Now()
@@ -46,30 +48,31 @@ func (d leftovers) clear(ctx context.Context, quiet time.Duration) {
 		found = append(found, d.mounts()...)
 		for _, pid := range d.shims() {
 			found = append(found, strconv.Itoa(pid))
-			if time.Since(began) > stubbornTime {
+			if time.Since(began) > containerdShimTime {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
 		if len(found) > 0 {
 			last = time.Now()
 		}
-		if time.Since(last) >= quiet || time.Since(began) > 2*stubbornTime {
+		if time.Since(last) >= quiet || time.Since(began) > 2*containerdShimTime {
 			return
 		}
 		select {
-		case <-time.After(leftoversTick):
+		case <-time.After(leftoversInterval):
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// groups ends what is in the control groups, removes them, and returns them.
+// groups kills the processes in the container's control groups, removes the groups,
+// and returns their paths.
 func (d leftovers) groups() []string {
 	var found []string
 	for _, hierarchy := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		for _, suffix := range []string{"", ".scope"} {
-			dirs, _ := filepath.Glob(hierarchy + slice + "/" + shim.GroupName(d.life) + suffix)
+			dirs, _ := filepath.Glob(hierarchy + cgroupSlice + "/" + shim.GroupName(d.life) + suffix)
 			found = append(found, dirs...)
 		}
 	}
@@ -80,12 +83,12 @@ func (d leftovers) groups() []string {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
-		_ = unix.Rmdir(dir) // not while a process is in it
+		_ = unix.Rmdir(dir) // fails while a process is in it; clear tries again
 	}
 	return found
 }
 
-// mounts unmounts the container's files and returns where they were.
+// mounts unmounts the container's root file system and returns the mount points.
 func (d leftovers) mounts() []string {
 	table, _ := os.ReadFile("/proc/self/mountinfo")
 	bundle := fmt.Sprintf("/%s/%s/rootfs", d.namespace, d.id)
@@ -101,7 +104,8 @@ func (d leftovers) mounts() []string {
 	return found
 }
 
-// shims are containerd's shims for the container: "… -namespace NS -id ID …".
+// shims returns the pids of containerd's shims for the container, whose command
+// lines are "… -namespace NS -id ID …".
 func (d leftovers) shims() []int {
 	var found []int
 	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")

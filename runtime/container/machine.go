@@ -14,19 +14,20 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// machine is what this machine can do for containers.
+// machine holds the kernel and system features of this machine that matter for
+// containers.
 type machine struct {
 	oci.Host
-	// systemd says that systemd manages the one hierarchy of cgroups: it makes
-	// the containers' groups.
+	// systemd is true where systemd manages the unified cgroup hierarchy (cgroup
+	// v2): it then creates the containers' cgroups.
 	systemd bool
 }
 
 // appArmorProfile confines containers where the machine has AppArmor. Its rules
-// are those of containerd, which are Docker's.
+// are containerd's defaults, which are Docker's.
 const appArmorProfile = "shepherd-default"
 
-// probeMachine looks what the machine can do.
+// probeMachine detects the machine's features, and loads the AppArmor profile.
 func probeMachine(log *slog.Logger) machine {
 	const hierarchies = "/sys/fs/cgroup"
 	m := machine{Host: oci.Host{CPUs: goruntime.NumCPU(), RecursiveReadOnly: canSetMountAttributes()}}
@@ -37,14 +38,14 @@ func probeMachine(log *slog.Logger) machine {
 		_, err := os.Stat(hierarchies + "/memory/memory.memsw.limit_in_bytes")
 		m.SwapLimit = err == nil
 	}
-	// As sd_booted(3). With cgroup v1 runtimes make groups past systemd, as
-	// Docker does.
+	// The check of sd_booted(3). With cgroup v1 the runtimes create cgroups
+	// themselves, as Docker does.
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		m.systemd = m.Unified
 	}
 	if apparmor.HostSupports() {
 		if err := loadapparmor.LoadDefaultProfile(appArmorProfile); err != nil {
-			log.Warn("Containers are not confined by AppArmor: its profile cannot be loaded; install apparmor and let the daemon have CAP_MAC_ADMIN, or load it with apparmor_parser",
+			log.Warn("Containers are not confined by AppArmor: its profile cannot be loaded; install apparmor and give the daemon CAP_MAC_ADMIN, or load the profile with apparmor_parser",
 				"profile", appArmorProfile, "error", err)
 		} else {
 			m.AppArmor = appArmorProfile
@@ -60,15 +61,16 @@ func canSetMountAttributes() bool {
 	return !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM)
 }
 
-// slice is where the cgroups of containers are: systemd's unit, and elsewhere a
-// group of that name.
-const slice = "shepherd.slice"
+// cgroupSlice is the parent of the containers' cgroups: a systemd slice unit, or a
+// cgroup of that name where systemd does not create them.
+const cgroupSlice = "shepherd.slice"
 
-// cgroupPath is the cgroup of a life's container. Its last part is
-// shim.GroupName, to which systemd adds ".scope".
-func cgroupPath(m machine, byRuntime bool, life string) string {
-	if m.systemd && byRuntime {
-		return slice + ":shepherd:" + life
+// cgroupPath returns the cgroup of a life's container, in systemd's notation
+// (slice:prefix:name) where the runtime has systemd create it. Its last element is
+// shim.GroupName, to which systemd appends ".scope".
+func cgroupPath(m machine, runcOptions bool, life string) string {
+	if m.systemd && runcOptions {
+		return cgroupSlice + ":shepherd:" + life
 	}
-	return "/" + slice + "/" + shim.GroupName(life)
+	return "/" + cgroupSlice + "/" + shim.GroupName(life)
 }

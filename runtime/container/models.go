@@ -23,17 +23,17 @@ var (
 	_ runtime.Prefetcher    = (*containers)(nil)
 )
 
-// latest is the version of models that name none.
+// latest is the tag of the image of a model without a version.
 const latest = "latest"
 
-// CheckModel says whether the model can be an image's reference. See
-// runtime.ModelChecker.
+// CheckModel returns a *job.Invalid if the model's name and version do not form a
+// valid image reference. See runtime.ModelChecker.
 func (c *containers) CheckModel(m job.Model) error {
 	var invalid *job.Invalid
 	if err := c.cfg.Registry.Check(m); errors.As(err, &invalid) {
 		return invalid
 	}
-	return nil // what is wrong with the registry, Load says
+	return nil // Load reports what is wrong with the registry's URL
 }
 
 // ModelAdvice names the image. See runtime.ModelAdviser.
@@ -42,11 +42,11 @@ func (c *containers) ModelAdvice(m job.Model) string {
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("A container sheep runs the image `%s`: shepherd models pull %s says whether the registry has it.", reference, m)
+	return fmt.Sprintf("A container sheep runs the image `%s`: `shepherd models pull %s` says whether the registry has it.", reference, m)
 }
 
-// ChecksDigests says that images have those of Config.Trust, or are not loaded.
-// See runtime.DigestChecker.
+// ChecksDigests returns true: Load refuses images that do not have the digests of
+// Config.Trust. See runtime.DigestChecker.
 func (c *containers) ChecksDigests() bool { return true }
 
 // Pull pulls a model's image for each snapshotter of the sheep, whatever their
@@ -71,9 +71,9 @@ func (d *Driver) Pull(ctx context.Context, m job.Model, sheep []string, report f
 
 // List lists the images of this registry. See runtime.ModelKeeper.
 func (d *Driver) List(ctx context.Context) ([]job.KeptModel, error) {
-	// Images are the namespace's, whatever unpacked them: each store lists all of
-	// them, and knows the room that its own snapshotter takes. Where sheep use
-	// several, the one that takes most counts.
+	// Images belong to the namespace, not to a snapshotter: each store lists all of
+	// them, with the size that they take in its own snapshotter. Where sheep use
+	// several snapshotters, the largest size counts.
 	byModel := map[job.Model]job.KeptModel{}
 	for i, snapshotter := range d.snapshottersOf(nil) {
 		store, err := d.host.store(ctx, storeKey{snapshotter, image.Always})
@@ -111,19 +111,20 @@ func (d *Driver) Remove(ctx context.Context, m job.Model, needed func(job.Model)
 	if err := d.cfg.Registry.Check(m); err != nil {
 		return modelError(ctx, err)
 	}
-	written := []job.Model{m}
+	spellings := []job.Model{m}
 	switch m.Version {
 	case "":
-		written = append(written, job.Model{Name: m.Name, Version: latest})
+		spellings = append(spellings, job.Model{Name: m.Name, Version: latest})
 	case latest:
-		written = append(written, job.Model{Name: m.Name})
+		spellings = append(spellings, job.Model{Name: m.Name})
 	}
-	for _, w := range written {
-		if err := needed(w); err != nil {
+	for _, s := range spellings {
+		if err := needed(s); err != nil {
 			return err
 		}
 	}
-	// Any store does: it is containerd that removes, from every snapshotter.
+	// Any store will do: containerd removes the image's snapshots from every
+	// snapshotter.
 	store, err := d.host.store(ctx, storeKey{d.snapshottersOf(nil)[0], image.Always})
 	if err == nil {
 		err = store.Remove(ctx, m)
@@ -134,8 +135,9 @@ func (d *Driver) Remove(ctx context.Context, m job.Model, needed func(job.Model)
 	return nil
 }
 
-// snapshottersOf are those of the sheep with the names, each once; without
-// names of all sheep, and without sheep the configured one.
+// snapshottersOf returns the snapshotters of the named sheep, each once and sorted;
+// those of all sheep where no name is given, and the default one where there are no
+// sheep.
 func (d *Driver) snapshottersOf(sheep []string) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -152,8 +154,8 @@ func (d *Driver) snapshottersOf(sheep []string) []string {
 	return found
 }
 
-// modelError gives an error of package image, whose text is for people, the type
-// that says so.
+// modelError turns an error of package image into one of those that
+// runtime.ModelKeeper promises.
 func modelError(ctx context.Context, err error) error {
 	var invalid *job.Invalid
 	switch {

@@ -20,12 +20,12 @@ import (
 // Options is the configuration of one container sheep.
 type Options struct {
 	Type string `yaml:"type"`
-	// Port is accepted and of no use: nothing is opened on the host.
+	// Port is accepted for compatibility and ignored: no port is opened on the host.
 	Port int `yaml:"port"`
-	// Devices are the GPUs that are in the container.
+	// Devices are the GPUs that the container gets.
 	Devices gpu.Devices `yaml:"devices"`
-	// AutoremoveContainers false, said explicitly, keeps the container of the
-	// last run, stopped, until the sheep loads a model again.
+	// AutoremoveContainers, if explicitly false, keeps the stopped container of the
+	// last run until the sheep loads a model again.
 	AutoremoveContainers *bool `yaml:"autoremove_containers"`
 	// PullPolicy is always, if-missing or never.
 	PullPolicy string `yaml:"pull_policy"`
@@ -49,8 +49,8 @@ type Options struct {
 	Command  []string              `yaml:"command"`
 	Args     []string              `yaml:"args"`
 	Network  string                `yaml:"network"`
-	// Contract is how images are given jobs: zeromq, command, warm or cog; empty
-	// is what each says.
+	// Contract is how images receive jobs: zeromq, command, warm or cog; empty
+	// follows each image's labels.
 	Contract Contract `yaml:"contract"`
 
 	// Grace and OrphanTimeout override the driver's.
@@ -58,8 +58,8 @@ type Options struct {
 	OrphanTimeout time.Duration `yaml:"orphan_timeout"`
 }
 
-// Mount shows a path of the host's in the container. In YAML it is
-// SOURCE:TARGET, or SOURCE:TARGET:ro.
+// Mount is a bind mount of a path of the host in the container. In YAML it is
+// SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw.
 type Mount struct {
 	Source, Target string
 	ReadOnly       bool
@@ -83,8 +83,8 @@ func (m *Mount) UnmarshalYAML(unmarshal func(any) error) error {
 	return nil
 }
 
-// Ulimit is a limit of one process. In YAML it is a number, -1 for none, or
-// SOFT:HARD.
+// Ulimit is a resource limit of each process; see setrlimit(2). In YAML it is
+// SOFT:HARD or one number for both; -1 is no limit.
 type Ulimit struct{ Soft, Hard int64 }
 
 // UnmarshalYAML reads a limit.
@@ -111,7 +111,7 @@ func (u *Ulimit) UnmarshalYAML(unmarshal func(any) error) error {
 	return nil
 }
 
-// check finds what is wrong.
+// check validates the options. Its error joins *runtime.FieldError values.
 func (o *Options) check(allowed []string) error {
 	var errs []error
 	wrong := func(field, format string, args ...any) {
@@ -165,9 +165,9 @@ func split(err error) []error {
 	return []error{err}
 }
 
-// oci is what the options say to package oci, and the paths that may be mounted,
-// all without symbolic links. What these point to may change, so it is asked for
-// each container again.
+// oci converts the options for package oci, and returns them with the paths that
+// may be mounted. Symbolic links in mount sources and allowed paths are resolved;
+// their targets can change, so they are resolved anew for each container.
 func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 	spec := oci.Options{
 		Memory: int64(o.Memory), CPUs: o.CPUs, Pids: o.Pids, ShmSize: int64(o.ShmSize), OOMGroup: o.OOMGroup,
@@ -185,14 +185,14 @@ func (o *Options) oci(allowed []string) (oci.Options, []string, error) {
 	for i, m := range o.Mounts {
 		source, err := filepath.EvalSymlinks(m.Source)
 		if err != nil || !filepath.IsAbs(m.Source) {
-			errs = append(errs, &runtime.FieldError{Field: fmt.Sprintf("mounts[%d]", i), Problem: fmt.Sprintf("source %q is not a path that is there: %v", m.Source, err)})
+			errs = append(errs, &runtime.FieldError{Field: fmt.Sprintf("mounts[%d]", i), Problem: fmt.Sprintf("source %q is not an absolute path that exists: %v", m.Source, err)})
 			continue
 		}
 		spec.Mounts = append(spec.Mounts, oci.Mount{Source: source, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
 	var resolved []string
 	for _, path := range allowed {
-		if real, err := filepath.EvalSymlinks(path); err == nil { // one that is not there allows nothing
+		if real, err := filepath.EvalSymlinks(path); err == nil { // a path that does not exist allows nothing
 			resolved = append(resolved, real)
 		}
 	}

@@ -13,20 +13,21 @@ import (
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 )
 
-// Where a machine's name servers are written down. With systemd-resolved the
-// first names a stub on the loopback address, and the second what it asks.
+// The files that list the machine's name servers. With systemd-resolved the first
+// lists a stub resolver on a loopback address, and the second its upstream servers.
 const (
 	resolvConf   = "/etc/resolv.conf"
 	resolvedConf = "/run/systemd/resolve/resolv.conf"
 )
 
-// resolvConfOf is a life's own resolv.conf, which is mounted in its container
-// with network cni.
+// resolvConfOf is the path of a life's own resolv.conf, which is mounted in its
+// container with network cni.
 func resolvConfOf(folder string) string { return filepath.Join(folder, "resolv.conf") }
 
-// writeResolvConf writes for a container with a loopback interface of its own
-// what a machine's files, of which the first that is of use counts, say of name
-// servers: those on the machine's loopback addresses are out of its reach.
+// writeResolvConf writes a resolv.conf for a container with a network namespace of
+// its own: the first of the sources that has a name server outside the loopback
+// addresses, which the container cannot reach, without those on them. Where no source
+// has one it writes the first source that exists.
 func writeResolvConf(path string, sources ...string) error {
 	var best []byte
 	for _, source := range sources {
@@ -45,11 +46,11 @@ func writeResolvConf(path string, sources ...string) error {
 			break
 		}
 	}
-	return writeShared(path, best)
+	return writeWorldReadable(path, best)
 }
 
-// withoutLoopback leaves name servers on loopback addresses out of a resolv.conf,
-// and counts the others. See resolv.conf(5).
+// withoutLoopback removes name servers on loopback addresses from a resolv.conf,
+// and counts those that remain. See resolv.conf(5).
 func withoutLoopback(text string) (reachable []byte, servers int) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
@@ -65,7 +66,7 @@ func withoutLoopback(text string) (reachable []byte, servers int) {
 	return reachable, servers
 }
 
-// formatResolvConf writes what CNI's plugins say of name servers.
+// formatResolvConf formats the name servers of a CNI result as a resolv.conf.
 func formatResolvConf(dns cnitypes.DNS) []byte {
 	var text []byte
 	for _, server := range dns.Nameservers {
@@ -84,9 +85,9 @@ func formatResolvConf(dns cnitypes.DNS) []byte {
 	return text
 }
 
-// writeShared writes a file that the users of containers read, whatever the daemon's
-// umask. It is written in place, because it may be mounted already.
-func writeShared(path string, data []byte) error {
+// writeWorldReadable writes a file that the users of containers can read, whatever
+// the daemon's umask. It writes in place, because the file may be mounted already.
+func writeWorldReadable(path string, data []byte) error {
 	if err := os.WriteFile(path, data, 0o644); err != nil {
 		return err
 	}

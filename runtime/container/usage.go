@@ -8,27 +8,27 @@ import (
 	"github.com/iterait/shepherd/image"
 )
 
-// usageAge is how old what is told of the disk may be: to count it, every image
-// has to be looked at.
-const usageAge = time.Minute
+// maxUsageAge is how long a measured disk usage is reported before it is measured
+// again, which examines every image.
+const maxUsageAge = time.Minute
 
-// usage remembers what images took on the disk when it was last counted.
+// usage caches the disk usage of images.
 type usage struct {
 	mu    sync.Mutex
-	at    time.Time // last counted, or tried
+	at    time.Time // of the last measurement, successful or not
 	used  int64
 	known bool
 }
 
-// ImageUsage is what the images in containerd take on the disk, as of a minute
-// ago at most, and how much those pulled by shepherd may, 0 for any amount. It
-// does not connect to containerd for that: ok is false until something else has,
-// and where it cannot be counted.
+// ImageUsage returns how many bytes the images in containerd take on the disk, at
+// most a minute old, and the budget for those that shepherd pulls, 0 for no limit.
+// ok is false where the usage could not be measured, and as long as there is no
+// connection to containerd: ImageUsage does not make one.
 func (d *Driver) ImageUsage(ctx context.Context) (used, limit int64, ok bool) {
 	u := &d.usage
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if time.Since(u.at) >= usageAge && d.host.isConnected() {
+	if time.Since(u.at) >= maxUsageAge && d.host.isConnected() {
 		u.at = time.Now()
 		store, err := d.host.store(ctx, storeKey{d.cfg.Snapshotter, image.Always})
 		if err == nil {

@@ -1,7 +1,6 @@
-// Package fake is a sheep type without processes: its runners are goroutines
-// that fail on cue. It keeps every promise of package runtime, so that the
-// core can be tested against crashes, restarts and slow runners without waiting
-// for any.
+// Package fake is a sheep type without processes: its runners are goroutines that fail on
+// demand. It fulfills the contract of package runtime, so that the core can be tested
+// with crashes, restarts and slow runners without waiting for real ones.
 package fake
 
 import (
@@ -22,11 +21,11 @@ import (
 )
 
 // Handler is the model: it processes one job. An error of type *runtime.Exit
-// ends the runner; any other is the runner's answer about the job.
+// ends the runner; any other error is the runner's answer to the job.
 type Handler func(ctx context.Context, m job.Model, in messenger.Input) error
 
-// Last is what a Handler returns whose runner answers that the job is done, and
-// then ends.
+// Last is the error of a Handler whose runner answers that the job is done, and then
+// ends.
 type Last struct{ Exit runtime.Exit }
 
 func (l *Last) Error() string { return "the runner ended after its answer: " + l.Exit.Error() }
@@ -38,10 +37,10 @@ type Runners struct {
 	lives map[string]*life     // by sheep
 	logs  map[string]*sheepLog // by sheep
 	loads map[string]int       // runner starts by sheep
-	born  int                  // runners there ever were
+	born  int                  // number of runners that were ever started
 }
 
-// noProcess is above any process id that Linux gives out.
+// noProcess is larger than any process id of Linux.
 const noProcess = 1 << 22
 
 // NewRunners makes a machine without runners.
@@ -49,7 +48,7 @@ func NewRunners() *Runners {
 	return &Runners{lives: make(map[string]*life), logs: make(map[string]*sheepLog), loads: make(map[string]int)}
 }
 
-// Kill ends the sheep's runner from outside. It reports whether there was one.
+// Kill ends the sheep's runner like a signal would. It reports whether there was one.
 func (p *Runners) Kill(sheep string, exit runtime.Exit) bool {
 	p.mu.Lock()
 	l := p.lives[sheep]
@@ -61,7 +60,7 @@ func (p *Runners) Kill(sheep string, exit runtime.Exit) bool {
 	return true
 }
 
-// Gone says whether the runner with this process id has ended.
+// Gone reports whether the runner with this process id has ended.
 func (p *Runners) Gone(pid int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -73,14 +72,14 @@ func (p *Runners) Gone(pid int) bool {
 	return true
 }
 
-// Starts is how many runners were started for the sheep.
+// Starts returns how many runners were started for the sheep.
 func (p *Runners) Starts(sheep string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.loads[sheep]
 }
 
-// Alive is how many runners there are.
+// Alive returns how many runners are up.
 func (p *Runners) Alive() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,31 +92,29 @@ func (p *Runners) Alive() int {
 	return n
 }
 
-// Config is what a Driver is made of.
+// Config configures a Driver. Functions may be nil.
 type Config struct {
 	Runners *Runners
 	Handle  Handler
-	// Load, when set, decides whether a model can be loaded.
+	// Load is called by the sheep's Load and returns its error.
 	Load func(ctx context.Context, m job.Model) error
-	// Observe, when set, is what Load reports before it asks Load.
+	// Observe lists the events that the sheep's Load reports before it calls Load.
 	Observe []runtime.Event
-	// Check, when set, decides whether a model can be a sheep's at all.
+	// Check implements runtime.ModelChecker.
 	Check func(m job.Model) error
-	// Find, when set, decides whether the sheep has a model.
+	// Find implements runtime.ModelFinder.
 	Find func(m job.Model) error
-	// Start, when set, is called when a runner starts, with a context for Print; an
-	// *runtime.Exit ends it at once.
+	// Start is called when a runner starts, with a context for Print. If it returns a
+	// *runtime.Exit, the runner ends at once.
 	Start func(ctx context.Context, m job.Model) error
-	// Deaf, when set, says that a model's runners never take jobs.
+	// Deaf reports whether a model's runners never connect and never answer a job.
 	Deaf func(m job.Model) bool
-	// Cancels says that runners can be told to drop a job: the context of its
-	// Handler ends.
+	// Cancels makes runners support cancel, which ends the context of the Handler.
 	Cancels bool
-	// Log is the beginning of what the runners have written, to which Print adds;
-	// where it is empty, sheep keep no log.
+	// Log is the beginning of every sheep's log, to which Print appends. If it is empty,
+	// sheep keep no log.
 	Log string
-	// Stubborn, when set, says that a model's runners do not end when they are
-	// told to, and have to be killed.
+	// Stubborn reports whether a model's runners ignore TERM and have to be killed.
 	Stubborn func(m job.Model) bool
 }
 
@@ -127,7 +124,7 @@ type Driver struct{ cfg Config }
 // New makes a Driver.
 func New(cfg Config) *Driver { return &Driver{cfg} }
 
-// NewSheep makes a sheep; it takes no configuration but its type and port.
+// NewSheep makes a sheep. It accepts the keys type, port and devices.
 func (d *Driver) NewSheep(name string, decode func(any) error) (runtime.Sheep, error) {
 	var options struct {
 		Type    string      `yaml:"type"`
@@ -150,7 +147,7 @@ type sheep struct {
 
 	mu     sync.Mutex
 	loaded *job.Model
-	life   *life // to attach to, or attached
+	life   *life // that Run attaches to, or is attached to
 	conn   *conn
 	detach chan struct{} // closed by Detach; nil without a Run
 }
@@ -177,7 +174,7 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 		s.life = nil
 	}
 	s.mu.Unlock()
-	if unwanted != nil { // it was found by Recover
+	if unwanted != nil { // a runner with another model that Recover has found
 		unwanted.end(&runtime.Exit{Code: -1, Signal: "SIGTERM", Stopped: true})
 		unwanted.work.Wait()
 		s.forget(unwanted)
@@ -185,7 +182,7 @@ func (s *sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	return ctx.Err()
 }
 
-// CheckModel asks Config.Check.
+// CheckModel calls Config.Check.
 func (s *sheep) CheckModel(m job.Model) error {
 	if s.cfg.Check == nil {
 		return nil
@@ -193,7 +190,7 @@ func (s *sheep) CheckModel(m job.Model) error {
 	return s.cfg.Check(m)
 }
 
-// FindModel asks Config.Find.
+// FindModel calls Config.Find.
 func (s *sheep) FindModel(m job.Model) error {
 	if s.cfg.Find == nil {
 		return nil
@@ -238,7 +235,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 
 	observe(runtime.Event{Stage: runtime.Starting, PID: l.pid, Text: "waiting for port 9999"})
 	if fresh && s.cfg.Start != nil {
-		if err := s.cfg.Start(context.WithValue(ctx, speaker{}, &voice{life: l}), l.model); err != nil {
+		if err := s.cfg.Start(context.WithValue(ctx, runKey{}, &run{life: l}), l.model); err != nil {
 			if exit, ok := err.(*runtime.Exit); ok {
 				l.end(exit)
 			}
@@ -267,7 +264,7 @@ func (s *sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	}
 	close(c.closed)
 	if err != runtime.ErrDetached {
-		l.work.Wait() // without the lock: a Handler may take its time
+		l.work.Wait() // without the lock, because a Handler may take long
 		s.forget(l)
 	}
 	s.mu.Lock()
@@ -306,7 +303,7 @@ func (s *sheep) Detach() {
 
 func (s *sheep) Close(context.Context) error { return nil }
 
-// Recover adopts the runner that the runners has under this sheep's name.
+// Recover adopts the runner of this sheep's name.
 func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
 	s.cfg.Runners.mu.Lock()
 	l := s.cfg.Runners.lives[s.name]
@@ -331,7 +328,7 @@ func (s *sheep) Recover(context.Context) (*runtime.Recovered, error) {
 type life struct {
 	model job.Model
 	pid   int
-	ctx   context.Context // the runner's own: ends with it
+	ctx   context.Context // ends with the runner
 	stop  context.CancelFunc
 	work  sync.WaitGroup
 
@@ -344,11 +341,11 @@ type life struct {
 	changed chan struct{}      // closed and replaced when an answer is added
 	exit    *runtime.Exit
 	ended   chan struct{}
-	log     *sheepLog // nil where none is kept
+	log     *sheepLog // nil if no log is kept
 
-	events   []messenger.Event // of the job that was taken last
-	warnings []string          // likewise
-	taken    int               // jobs so far
+	events   []messenger.Event // of the latest job
+	warnings []string          // of the latest job
+	taken    int               // number of jobs so far
 }
 
 func newLife(m job.Model) *life {
@@ -373,7 +370,7 @@ func (l *life) end(exit *runtime.Exit) {
 	}
 }
 
-// take begins a job, unless it is known.
+// take starts a job, unless it is under way or answered already.
 func (l *life) take(in messenger.Input, handle Handler) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -393,7 +390,7 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 	if l.log != nil {
 		given.Log = l.log.begin()
 	}
-	l.told(given)
+	l.addEvent(given)
 	ctx, drop := context.WithCancel(l.ctx)
 	l.drop = drop
 	l.work.Go(func() {
@@ -402,7 +399,7 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 		case <-l.started:
 		case <-l.ended:
 		}
-		err := handle(context.WithValue(ctx, speaker{}, &voice{life: l, job: in.JobID}), l.model, in)
+		err := handle(context.WithValue(ctx, runKey{}, &run{life: l, job: in.JobID}), l.model, in)
 		exit, exits := err.(*runtime.Exit)
 		var last *Last
 		if errors.As(err, &last) {
@@ -416,7 +413,7 @@ func (l *life) take(in messenger.Input, handle Handler) error {
 			}
 			if err != nil {
 				a.Failure = &job.Failure{Message: err.Error(), Type: fmt.Sprintf("%T", err)}
-				errors.As(err, &a.Failure) // as the handler words it
+				errors.As(err, &a.Failure) // the handler may return a job.Failure itself
 			}
 			l.current = ""
 			l.kept = append(l.kept, a)
@@ -442,8 +439,8 @@ type conn struct {
 	closed  chan struct{}
 
 	mu    sync.Mutex
-	seen  []job.ID // received by this connection and not acknowledged
-	told  int      // events of the job counted by taken that were received
+	seen  []job.ID // jobs whose answers were received by this connection and not acknowledged
+	told  int      // how many events of the job with the number taken were received
 	taken int
 	ready bool // EventReady was received
 }
@@ -460,10 +457,10 @@ func (c *conn) Send(ctx context.Context, in messenger.Input) error {
 	return c.life.take(in, c.handle)
 }
 
-// Cancel tells the runner to drop the job. See messenger.Canceller.
+// Cancel cancels the job. See messenger.Canceller.
 func (c *conn) Cancel(_ context.Context, id job.ID) error {
 	if !c.cancels {
-		return fmt.Errorf("tell the runner to drop job %s: %w", id, errdefs.ErrNotImplemented)
+		return fmt.Errorf("cancel job %s: %w", id, errdefs.ErrNotImplemented)
 	}
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
@@ -498,7 +495,7 @@ func (c *conn) Recv(ctx context.Context) (messenger.Answer, error) {
 	}
 }
 
-// unseen is the oldest answer that this connection has not received.
+// unseen returns the oldest answer that this connection has not received.
 func (c *conn) unseen() (messenger.Answer, bool) {
 	c.life.mu.Lock()
 	defer c.life.mu.Unlock()
@@ -530,7 +527,7 @@ func (c *conn) Ack(_ context.Context, id job.ID) error {
 	return nil
 }
 
-// WriteOutput is what most handlers do: it writes outputs/NAME of a job.
+// WriteOutput writes outputs/NAME of a job.
 func WriteOutput(in messenger.Input, name string, data []byte) error {
 	return os.WriteFile(filepath.Join(in.IODataRoot, string(in.JobID), job.OutputDir, name), data, 0o644)
 }

@@ -11,17 +11,17 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// conn is the connection of one Run: its runner's, preceded by the answers that
-// Recover found of earlier ones.
+// conn is the connection of one Run: the answers of earlier runners that Recover found,
+// then the connection of the Run's own runner.
 type conn struct {
 	handle   *shim.Handle
 	dataRoot string
 	settled  chan struct{} // closed when Run is done with it
 
 	mu      sync.Mutex
-	earlier []*remains
-	first   []messenger.Answer // of earlier, not handed out yet
-	own     *remains           // once the runner has ended
+	earlier []*endedLife
+	first   []messenger.Answer // of earlier, not returned by Recv yet
+	own     *endedLife         // set when the runner has ended
 }
 
 var (
@@ -30,7 +30,7 @@ var (
 	_ messenger.Canceller   = (*conn)(nil)
 )
 
-func newConn(h *shim.Handle, dataRoot string, earlier []*remains) *conn {
+func newConn(h *shim.Handle, dataRoot string, earlier []*endedLife) *conn {
 	c := &conn{handle: h, dataRoot: dataRoot, earlier: earlier, settled: make(chan struct{})}
 	for _, r := range earlier {
 		c.first = append(c.first, r.answers()...)
@@ -38,8 +38,8 @@ func newConn(h *shim.Handle, dataRoot string, earlier []*remains) *conn {
 	return c
 }
 
-// settle says what is left of the life, and that Run is done with it.
-func (c *conn) settle(r *remains) {
+// settle records that the runner has ended; r is its life, or nil.
+func (c *conn) settle(r *endedLife) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -50,7 +50,7 @@ func (c *conn) settle(r *remains) {
 	}
 }
 
-// Send gives a job to the runner; without a data root, it is the sheep's.
+// Send gives a job to the runner, with the sheep's data root if the job has none.
 func (c *conn) Send(ctx context.Context, in messenger.Input) error {
 	in.IODataRoot = cmp.Or(in.IODataRoot, c.dataRoot)
 	return c.handle.Send(ctx, in)
@@ -73,11 +73,11 @@ func (c *conn) RecvEvent(ctx context.Context) (messenger.Event, error) {
 	return c.handle.RecvEvent(ctx)
 }
 
-// Cancel asks the runner to give a job up. See messenger.Canceller.
+// Cancel asks the runner to cancel a job. See messenger.Canceller.
 func (c *conn) Cancel(ctx context.Context, id job.ID) error { return c.handle.Cancel(ctx, id) }
 
-// Ack works for answers that came before the end even after it: they are in the
-// folder then.
+// Ack acknowledges an answer. It also works after the runner's end: the answer is then in
+// the life's directory.
 func (c *conn) Ack(ctx context.Context, id job.ID) error {
 	for _, r := range c.earlier {
 		if ok, err := r.ack(id); ok {

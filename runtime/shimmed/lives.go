@@ -15,36 +15,36 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// lives ends the lives of a sheep's runners, and keeps what is not settled of those
-// that have ended.
+// lives ends the lives of a sheep's runners, and keeps those that have ended until their
+// jobs are settled.
 type lives struct {
-	dir   string // of their folders
+	dir   string // has the directory of each life
 	typ   Type
 	grace time.Duration
 	log   *slog.Logger
 
-	mu   sync.Mutex // taken without the Sheep's
-	past []*remains // lives that have ended and are not settled
+	mu   sync.Mutex   // not held together with Sheep.mu
+	past []*endedLife // not settled
 }
 
-// all are the lives that have ended and are not settled.
-func (s *lives) all() []*remains {
+// all returns the lives that have ended and are not settled.
+func (s *lives) all() []*endedLife {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.past)
 }
 
-// bury waits for the exit of a life, ends its shim, and keeps what is not
-// settled of it.
-func (s *lives) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), lastResort)
+// finish waits for the exit of a life, ends its shim, cleans up, and keeps the life until
+// it is settled.
+func (s *lives) finish(h *shim.Handle, folder string) (shim.Exit, *endedLife, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	exit, err := h.Wait(ctx)
 	if err != nil {
 		return shim.Exit{}, nil, err
 	}
 	if err := h.Release(ctx); err != nil {
-		s.log.Warn("The shim of an ended runner does not end; killing it", "error", err)
+		s.log.Warn("The shim of a runner that ended does not end; killing it", "error", err)
 		if err := shim.Kill(folder); err != nil {
 			s.log.Error("Cannot kill the shim", "error", err)
 		}
@@ -52,20 +52,20 @@ func (s *lives) bury(h *shim.Handle, folder string) (shim.Exit, *remains, error)
 	}
 	outcome, err := shim.ReadOutcome(folder)
 	if err != nil {
-		s.log.Warn("What the shim kept cannot be read; it counts as lost", "error", err)
+		s.log.Warn("The outcome that the shim kept cannot be read; a job it had counts as lost", "error", err)
 	}
 	outcome.Exit = &exit
 	if err := s.clean(ctx, folder, &outcome); err != nil {
-		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
+		s.log.Warn("Cleaning up after a runner that ended failed; it is tried again with the next runner", "error", err)
 	}
 	return *outcome.Exit, s.keep(folder, outcome), nil
 }
 
-// clean removes what is left of a life, but for its folder, and notes what is
-// known of its end in the outcome, in the folder, too.
+// clean removes what a life has left, except its directory, and adds what is known of its
+// exit to the outcome, also to the file.
 func (s *lives) clean(ctx context.Context, folder string, o *shim.Outcome) error {
 	spec, err := shim.ReadSpec(folder)
-	if errors.Is(err, fs.ErrNotExist) { // never begun
+	if errors.Is(err, fs.ErrNotExist) { // the life has not begun
 		spec = shim.Spec{Life: filepath.Base(folder)}
 	} else if err != nil {
 		return err
@@ -80,9 +80,10 @@ func (s *lives) clean(ctx context.Context, folder string, o *shim.Outcome) error
 	return shim.WriteOutcome(folder, *o)
 }
 
-// keep remembers a life that has ended; one with nothing to settle is removed.
-func (s *lives) keep(folder string, o shim.Outcome) *remains {
-	r := &remains{folder: folder, outcome: o}
+// keep records a life that has ended, and removes its directory if it has neither a job
+// nor answers to settle.
+func (s *lives) keep(folder string, o shim.Outcome) *endedLife {
+	r := &endedLife{folder: folder, outcome: o}
 	s.mu.Lock()
 	s.past = append(s.past, r)
 	s.mu.Unlock()
@@ -92,9 +93,9 @@ func (s *lives) keep(folder string, o shim.Outcome) *remains {
 	return r
 }
 
-// tidy removes the lives that have no answers left to acknowledge: what became
-// of their jobs is known by now.
-func (s *lives) tidy() {
+// removeSettled removes the lives without unacknowledged answers. The core has ended the
+// attempts of their jobs by the time this is called.
+func (s *lives) removeSettled() {
 	for _, r := range s.all() {
 		if len(r.answers()) == 0 {
 			s.forget(r)
@@ -102,41 +103,41 @@ func (s *lives) tidy() {
 	}
 }
 
-// forget removes a life's folder.
-func (s *lives) forget(r *remains) {
+// forget removes a life's directory.
+func (s *lives) forget(r *endedLife) {
 	if err := s.remove(r); err != nil {
-		s.log.Warn("Cannot remove the traces of an ended runner", "error", err)
+		s.log.Warn("Cannot remove the state of a runner that ended", "error", err)
 	}
 }
 
-func (s *lives) remove(r *remains) error {
+func (s *lives) remove(r *endedLife) error {
 	if err := shim.Remove(r.folder); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.past = slices.DeleteFunc(s.past, func(p *remains) bool { return p == r })
+	s.past = slices.DeleteFunc(s.past, func(p *endedLife) bool { return p == r })
 	return nil
 }
 
-// stop stops a runner that nobody watches.
-func (s *lives) stop(h *shim.Handle, folder string) (shim.Exit, *remains, error) {
+// stop stops a runner outside of Run, and waits for its end.
+func (s *lives) stop(h *shim.Handle, folder string) (shim.Exit, *endedLife, error) {
 	if err := s.askToStop(h); err != nil {
 		s.log.Warn("A shim does not answer; killing it", "error", err)
 		if err := shim.Kill(folder); err != nil {
 			return shim.Exit{}, nil, err
 		}
 	}
-	timer := time.AfterFunc(s.grace+lastResort, func() { _ = shim.Kill(folder) })
+	timer := time.AfterFunc(s.grace+killTimeout, func() { _ = shim.Kill(folder) })
 	defer timer.Stop()
 	<-h.Ended()
-	return s.bury(h, folder)
+	return s.finish(h, folder)
 }
 
-// askToStop tells the shim to stop its runner; an error says that it does not
-// listen.
+// askToStop tells the shim to stop its runner. It returns an error if the shim does not
+// answer.
 func (s *lives) askToStop(h *shim.Handle) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), shimTimeout)
 	defer cancel()
 	if err := h.Stop(ctx, s.grace); err != nil && !errors.Is(err, messenger.ErrClosed) {
 		return err
@@ -144,28 +145,28 @@ func (s *lives) askToStop(h *shim.Handle) error {
 	return nil
 }
 
-// remains are what a life leaves whose runner and shim have ended: its folder,
-// until the answers in it are acknowledged.
-type remains struct {
+// endedLife is a life whose runner and shim have ended. Its directory is kept until the
+// answers in it are acknowledged.
+type endedLife struct {
 	folder string
 
 	mu      sync.Mutex
 	outcome shim.Outcome
 }
 
-func (r *remains) empty() bool {
+func (r *endedLife) empty() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.outcome.Job == "" && len(r.outcome.Answers) == 0
 }
 
-func (r *remains) job() job.ID {
+func (r *endedLife) job() job.ID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.outcome.Job
 }
 
-func (r *remains) answers() []messenger.Answer {
+func (r *endedLife) answers() []messenger.Answer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return answersOf(r.outcome.Answers)
@@ -179,8 +180,8 @@ func answersOf(kept []shim.Answer) []messenger.Answer {
 	return list
 }
 
-// ack forgets an answer; false when there is no such one.
-func (r *remains) ack(id job.ID) (bool, error) {
+// ack removes an answer, and reports whether there was one.
+func (r *endedLife) ack(id job.ID) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	left := slices.DeleteFunc(slices.Clone(r.outcome.Answers), func(a shim.Answer) bool { return a.Job == id })

@@ -16,16 +16,16 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// output is where what the sheep's runners write goes.
+// output reads the logs of a sheep's runners.
 type output struct {
 	dir            string // of the sheep's state
-	stdout, stderr string // files; the log in dir where empty
+	stdout, stderr string // files; empty is the log in dir
 }
 
-// logDir is the folder of the sheep's logs, runner.log and shim.log.
+// logDir is the directory of the sheep's logs, runner.log and shim.log.
 func (o *output) logDir() string { return filepath.Join(o.dir, "log") }
 
-// Logs opens what the sheep's runners wrote. See runtime.Logger.
+// Logs opens the logs of the sheep's runners. See runtime.Logger.
 func (o *output) Logs(ctx context.Context, q job.LogQuery) (io.ReadCloser, error) {
 	return logs.Open(ctx, logs.Options{Tail: q.Tail, Follow: q.Follow}, o.logFiles()...)
 }
@@ -44,7 +44,7 @@ func (o *output) EndSpan(span string) string {
 	return parsed.String()
 }
 
-// JobLogs opens what was written during a job. See runtime.JobLogger.
+// JobLogs opens the log of a job. See runtime.JobLogger.
 func (o *output) JobLogs(ctx context.Context, span string, q job.LogQuery) (runtime.JobLog, error) {
 	parsed, err := logspan.Parse(span)
 	if err != nil {
@@ -53,7 +53,7 @@ func (o *output) JobLogs(ctx context.Context, span string, q job.LogQuery) (runt
 	return logs.OpenSpan(ctx, parsed, logs.Options{Tail: q.Tail, Follow: q.Follow}, o.logFiles()...)
 }
 
-// logFiles are the logs that the runner's output goes to, each once.
+// logFiles lists the logs that the runner's output goes to, each once.
 func (o *output) logFiles() []logs.File {
 	var files []logs.File
 	for _, path := range []string{o.stdout, o.stderr} {

@@ -7,8 +7,8 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// FindShim finds the shepherd-shim program: the given one, or, where it is empty,
-// where package libexec looks. The error is a *runtime.LoadError.
+// FindShim returns the path of the shepherd-shim program: the given one or, if that is
+// empty, the one that package libexec finds. The error is a *runtime.LoadError.
 func FindShim(given string) (string, error) {
 	path, err := libexec.Find("shepherd-shim", given)
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// Recover adopts what an earlier daemon left of this sheep. Until Forget, Ack
-// or Close nothing that a later call would need is removed, so it can be
-// interrupted at any point and done again. See runtime.Recoverer.
+// Recover adopts the runner that an earlier daemon has left of this sheep. Until Forget,
+// Ack or Close nothing is removed that a later call would need, so it can be interrupted
+// at any point and repeated. See runtime.Recoverer.
 func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	entries, err := os.ReadDir(s.lives.dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -34,11 +34,12 @@ func (s *Sheep) Recover(ctx context.Context) (*runtime.Recovered, error) {
 	return recovered, errors.Join(append(errs, err)...)
 }
 
-// recoverLife finds out about one life: it is the sheep's runner, or remains.
+// recoverLife recovers one life: it adopts a runner that is up, and settles one that has
+// ended.
 func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
-	asking, cancel := context.WithTimeout(ctx, patience)
+	attaching, cancel := context.WithTimeout(ctx, shimTimeout)
 	defer cancel()
-	h, err := shim.Attach(asking, folder, s.log)
+	h, err := shim.Attach(attaching, folder, s.log)
 	var version *shim.VersionError
 	switch {
 	case ctx.Err() != nil:
@@ -48,16 +49,16 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		return ctx.Err()
 	case err == nil && h.Hello().Exited:
 		<-h.Ended()
-		_, _, err := s.lives.bury(h, folder)
+		_, _, err := s.lives.finish(h, folder)
 		return err
 	case err == nil && h.Hello().RunnerPID == 0 && isContainer(folder):
 		s.log.Info("A container was being started when the daemon ended; removing it")
 		_, _, err := s.lives.stop(h, folder)
 		return err
 	case err == nil:
-		return s.takeUp(h, folder)
+		return s.adopt(h, folder)
 	case errors.As(err, &version):
-		s.log.Warn("A runner of another version of shepherd cannot be adopted; stopping it", "error", err)
+		s.log.Warn("The shim of a runner has another protocol version; stopping the runner", "error", err)
 		lost := shim.Outcome{Job: h.Hello().Job, Exit: &shim.Exit{Code: -1, Lost: true, Detail: version.Error()}}
 		if _, _, err := s.lives.stop(h, folder); err != nil {
 			return err
@@ -67,12 +68,12 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		}
 		return nil
 	case !errdefs.IsNotFound(err):
-		// It is frozen, or the machine is busy; its runner may have worked for
-		// hours.
+		// The shim is frozen, or the machine is overloaded. Its runner may have worked
+		// on its job for hours, so it is not killed.
 		h, resumeErr := shim.Resume(folder, s.log)
 		if resumeErr == nil {
-			s.log.Warn("A shim does not answer; its runner is adopted as its files describe it", "error", err)
-			return s.takeUp(h, folder)
+			s.log.Warn("A shim does not answer; its runner is adopted in the state that the shim's files describe", "error", err)
+			return s.adopt(h, folder)
 		}
 		s.log.Warn("A shim that has started no runner does not answer; killing it", "error", err)
 		if err := shim.Kill(folder); err != nil {
@@ -87,23 +88,24 @@ func (s *Sheep) recoverLife(ctx context.Context, folder string) error {
 		return err
 	}
 	if err := s.lives.clean(ctx, folder, &outcome); err != nil {
-		s.log.Warn("Not all that is left of an ended runner could be removed; it is tried again with the next", "error", err)
+		s.log.Warn("Cleaning up after a runner that ended failed; it is tried again with the next runner", "error", err)
 	}
-	s.log.Info("A runner ended while no daemon was there", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
+	s.log.Info("A runner ended while no daemon was connected", "error", exitOf(*outcome.Exit), "job", outcome.Job, "answers", len(outcome.Answers))
 	s.lives.keep(folder, outcome)
 	return nil
 }
 
-// isContainer reports whether the runner of a life is, or was to be, started by
-// the daemon and not by the shim.
+// isContainer reports whether a life's runner is a container, which the daemon starts and
+// not the shim.
 func isContainer(folder string) bool {
 	spec, err := shim.ReadSpec(folder)
 	return err == nil && spec.Container != nil
 }
 
-// takeUp makes a living runner the sheep's. There is one at most, unless the
-// folders were meddled with.
-func (s *Sheep) takeUp(h *shim.Handle, folder string) error {
+// adopt makes a runner that is up the sheep's runner. It stops the runner if there is
+// another one already, which happens only if directories were copied, or if its spec
+// cannot be read.
+func (s *Sheep) adopt(h *shim.Handle, folder string) error {
 	spec, err := shim.ReadSpec(folder)
 	s.mu.Lock()
 	another := s.found != nil
@@ -114,12 +116,12 @@ func (s *Sheep) takeUp(h *shim.Handle, folder string) error {
 	if err == nil && !another {
 		return nil
 	}
-	s.log.Warn("Stopping a runner that is one too many or not known", "pid", h.PID(), "error", err)
+	s.log.Warn("Stopping a second runner of the sheep, or one without a readable spec", "pid", h.PID(), "error", err)
 	_, _, err = s.lives.stop(h, folder)
 	return err
 }
 
-// recovered puts together what there is.
+// recovered composes Recover's result.
 func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 	s.mu.Lock()
 	life := s.found
@@ -161,9 +163,9 @@ func (s *Sheep) recovered(ctx context.Context) (*runtime.Recovered, error) {
 	return r, nil
 }
 
-// Dismiss stops the runner that an earlier daemon left of this sheep, if any, and
-// removes what there is of it, as for a sheep that is not configured any more.
-func (s *Sheep) Dismiss(ctx context.Context) error {
+// Remove stops the runner that an earlier daemon has left of this sheep, if any, and
+// removes the state of its lives. It is for a sheep that is not configured any more.
+func (s *Sheep) Remove(ctx context.Context) error {
 	found, err := s.Recover(ctx)
 	if err != nil {
 		return err

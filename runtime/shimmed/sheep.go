@@ -1,8 +1,8 @@
-// Package shimmed is what sheep types have in common whose runners live under
-// shims, so that they outlive the daemon: a Type says what is particular.
+// Package shimmed implements runtime.Sheep for sheep types whose runners have shims, so
+// that they outlive the daemon. A Type implements what differs between them.
 //
-// A sheep's state lies in one folder: lives/LIFE is the folder of one runner and
-// its shim (see package shim), log holds what they write.
+// A sheep's state is in one directory: lives/LIFE is the directory of one runner and its
+// shim (see package shim), log has their logs.
 package shimmed
 
 import (
@@ -28,10 +28,10 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// How long a shim may take for what is done at once when all is well.
+// How long a shim may take before it is considered broken.
 const (
-	patience   = 10 * time.Second
-	lastResort = 45 * time.Second // beyond the grace: processes that do not die of KILL are waited for
+	shimTimeout = 10 * time.Second // to start, or to answer a request
+	killTimeout = 45 * time.Second // to stop its runner, in addition to the grace: longer than it waits after KILL
 )
 
 // The defaults of Config.
@@ -40,54 +40,55 @@ const (
 	DefaultOrphanTimeout = 10 * time.Minute
 )
 
-// The logs: their size in bytes and how many older ones are kept.
+// The size in bytes at which the runner's log is rotated, and how many rotated ones are
+// kept.
 const (
 	logSize = 10 << 20
 	logKeep = 3
 )
 
-// Type is what is particular to a sheep type.
+// Type implements what differs between sheep types.
 type Type interface {
 	// Load makes the model ready to start. See runtime.Sheep.
 	Load(ctx context.Context, m job.Model, observe runtime.Observer) error
 
-	// Prepare fills in what spec says of the runner: Runner or Container, and
-	// Port. The error is a *runtime.LoadError where the model, or the machine,
-	// is to blame.
+	// Prepare fills in the fields of spec that describe the runner: Runner or
+	// Container, and Port. The error is a *runtime.LoadError if the model or the
+	// machine is its cause.
 	Prepare(spec *shim.Spec) error
 
-	// Launch starts the runner where the shim does not: it tells it of the
-	// process by Watch and Begun. The folder is the life's; up waits until the
-	// shim is. When it fails, what it has made is left to Clean.
+	// Launch starts the runner if the shim does not, and tells the shim of its process
+	// by Watch and Begun. folder is the life's directory; up waits until the shim is
+	// ready and returns its handle. If Launch fails, Clean removes what it has made.
 	Launch(ctx context.Context, up func() (*shim.Handle, error), folder string, spec shim.Spec) error
 
-	// Clean removes what is left of a life whose runner and shim have ended, but
-	// for its folder, and adds to exit what is known of the end beside what the
-	// shim said. It may be called again for the same life.
+	// Clean removes what a life has left whose runner and shim have ended, except its
+	// directory, and adds to exit what the shim does not know of it. It may be called
+	// again for the same life.
 	Clean(ctx context.Context, spec shim.Spec, exit *shim.Exit) error
 }
 
-// Config is what a sheep is made of.
+// Config configures a sheep.
 type Config struct {
 	Name string
 	Type Type
-	// DataRoot is told to the runner as io_data_root, where a job does not say
-	// another.
+	// DataRoot is the runner's io_data_root for jobs that do not set another.
 	DataRoot string
-	// Dir is the folder of the sheep's state.
+	// Dir is the directory of the sheep's state.
 	Dir string
-	// Stdout and Stderr are the files that Type has the runner's output written
-	// to; where empty, it goes to the log.
+	// Stdout and Stderr are the files to which Type has the runner's output written; if
+	// empty, it goes to the log in Dir.
 	Stdout, Stderr string
-	// Shim is the shepherd-shim program; see FindShim.
+	// Shim is the path of the shepherd-shim program; see FindShim.
 	Shim string
-	// Grace is how long a runner has between TERM and KILL, OrphanTimeout how
-	// long an idle one waits for a daemon to come back. 0 means the default.
+	// Grace is the time between TERM and KILL when a runner is stopped, OrphanTimeout
+	// how long an idle runner stays up while no daemon is connected to its shim. 0 means
+	// the default.
 	Grace, OrphanTimeout time.Duration
 	Log                  *slog.Logger
 }
 
-// Sheep is a sheep whose runner lives under a shim.
+// Sheep is a sheep whose runner has a shim.
 type Sheep struct {
 	cfg   Config
 	log   *slog.Logger
@@ -98,7 +99,7 @@ type Sheep struct {
 	model  *job.Model    // loaded last
 	found  *found        // by Recover, until the next Run
 	conn   *conn         // of the present or last Run
-	taken  string        // the folder of a life that another daemon took over
+	taken  string        // the directory of a life that another daemon has taken over
 	detach chan struct{} // closed by Detach; nil without a Run
 }
 
@@ -135,10 +136,10 @@ type found struct {
 	handle *shim.Handle
 	folder string
 	model  job.Model
-	port   int // where its runner listens; 0 where an earlier daemon started it
+	port   int // on which its runner listens; 0 if an earlier daemon started it
 }
 
-// waitingFor says what is missing until the runner takes jobs.
+// waitingFor describes for people what the start of the runner waits for.
 func (f *found) waitingFor() string {
 	if f.port == 0 {
 		return "waiting for the runner to take jobs"
@@ -166,7 +167,7 @@ func (s *Sheep) Load(ctx context.Context, m job.Model, observe runtime.Observer)
 	return nil
 }
 
-// CheckModel asks the sheep's Type, where that knows. See runtime.ModelChecker.
+// CheckModel calls the Type's CheckModel, if it has one. See runtime.ModelChecker.
 func (s *Sheep) CheckModel(m job.Model) error {
 	if c, ok := s.cfg.Type.(runtime.ModelChecker); ok {
 		return c.CheckModel(m)
@@ -174,7 +175,7 @@ func (s *Sheep) CheckModel(m job.Model) error {
 	return nil
 }
 
-// FindModel asks the sheep's Type, where that knows. See runtime.ModelFinder.
+// FindModel calls the Type's FindModel, if it has one. See runtime.ModelFinder.
 func (s *Sheep) FindModel(m job.Model) error {
 	if f, ok := s.cfg.Type.(runtime.ModelFinder); ok {
 		return f.FindModel(m)
@@ -182,7 +183,7 @@ func (s *Sheep) FindModel(m job.Model) error {
 	return nil
 }
 
-// ModelAdvice asks the sheep's Type, where that knows. See runtime.ModelAdviser.
+// ModelAdvice calls the Type's ModelAdvice, if it has one. See runtime.ModelAdviser.
 func (s *Sheep) ModelAdvice(m job.Model) string {
 	if a, ok := s.cfg.Type.(runtime.ModelAdviser); ok {
 		return a.ModelAdvice(m)
@@ -190,7 +191,7 @@ func (s *Sheep) ModelAdvice(m job.Model) string {
 	return ""
 }
 
-// Prefetch has the sheep's Type fetch a model. See runtime.Prefetcher.
+// Prefetch calls the Type's Prefetch, if it has one. See runtime.Prefetcher.
 func (s *Sheep) Prefetch(ctx context.Context, m job.Model, observe runtime.Observer) error {
 	if p, ok := s.cfg.Type.(runtime.Prefetcher); ok {
 		return p.Prefetch(ctx, m, observe)
@@ -198,14 +199,14 @@ func (s *Sheep) Prefetch(ctx context.Context, m job.Model, observe runtime.Obser
 	return nil
 }
 
-// ChecksDigests asks the sheep's Type. See runtime.DigestChecker.
+// ChecksDigests calls the Type's ChecksDigests, if it has one. See runtime.DigestChecker.
 func (s *Sheep) ChecksDigests() bool {
 	c, ok := s.cfg.Type.(runtime.DigestChecker)
 	return ok && c.ChecksDigests()
 }
 
-// Owner asks the sheep's Type; the runner of a Type that is no runtime.Owner is
-// a process of this daemon's user. See runtime.Owner.
+// Owner calls the Type's Owner, if it has one; otherwise runners are processes of this
+// daemon's user. See runtime.Owner.
 func (s *Sheep) Owner(ctx context.Context, m job.Model) (uid, gid int, err error) {
 	if o, ok := s.cfg.Type.(runtime.Owner); ok {
 		return o.Owner(ctx, m)
@@ -213,7 +214,7 @@ func (s *Sheep) Owner(ctx context.Context, m job.Model) (uid, gid int, err error
 	return os.Geteuid(), os.Getegid(), nil
 }
 
-// Run starts or attaches to a runner and sees it through. See runtime.Sheep.
+// Run starts or attaches to a runner and waits for its end. See runtime.Sheep.
 func (s *Sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	detach := make(chan struct{})
 	s.mu.Lock()
@@ -236,25 +237,25 @@ func (s *Sheep) Run(ctx context.Context, observe runtime.Observer) error {
 	return s.watch(ctx, life, c, observe, detach)
 }
 
-// begin returns the runner that Recover found, or a new one, and what Recover
-// found of earlier ones.
-func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
+// begin returns the runner that Recover found, or a new one, and the ended lives that
+// Recover found.
+func (s *Sheep) begin(ctx context.Context) (*found, []*endedLife, error) {
 	s.mu.Lock()
 	life, model := s.found, s.model
 	s.found = nil
 	s.mu.Unlock()
-	var earlier []*remains
+	var earlier []*endedLife
 	if life != nil {
 		earlier = s.lives.all()
 	}
-	if err := s.checkTaken(); err != nil {
+	if err := s.checkTakenOver(); err != nil {
 		return nil, nil, err
 	}
 	if life != nil && (model == nil || *model == life.model) {
 		return life, earlier, nil
 	}
 	if life != nil {
-		s.log.Info("Stopping the runner that was found: another model is wanted", "model", model.String())
+		s.log.Info("Stopping the recovered runner, because another model is loaded", "model", model.String())
 		if _, _, err := s.lives.stop(life.handle, life.folder); err != nil {
 			return nil, nil, err
 		}
@@ -262,14 +263,14 @@ func (s *Sheep) begin(ctx context.Context) (*found, []*remains, error) {
 	if model == nil {
 		return nil, nil, &runtime.LoadError{Message: "no model is loaded", Class: errdefs.ErrFailedPrecondition}
 	}
-	s.lives.tidy()
+	s.lives.removeSettled()
 	life, err := s.start(ctx, *model)
 	return life, earlier, err
 }
 
-// checkTaken refuses to start a second runner beside one that another daemon has
-// taken over.
-func (s *Sheep) checkTaken() error {
+// checkTakenOver returns an error while a runner is up that another daemon has taken over,
+// so that no second one is started.
+func (s *Sheep) checkTakenOver() error {
 	s.mu.Lock()
 	taken := s.taken
 	s.mu.Unlock()
@@ -315,10 +316,10 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 	folder := filepath.Join(s.lives.dir, spec.Life)
 	starting, err := shim.Begin(binary, folder, spec, s.log)
 	if err != nil {
-		return nil, failedStart(ctx, err)
+		return nil, startError(ctx, err)
 	}
 	up := sync.OnceValues(func() (*shim.Handle, error) {
-		ctx, cancel := context.WithTimeout(ctx, patience)
+		ctx, cancel := context.WithTimeout(ctx, shimTimeout)
 		defer cancel()
 		return starting.Wait(ctx)
 	})
@@ -327,20 +328,20 @@ func (s *Sheep) start(ctx context.Context, m job.Model) (*found, error) {
 	switch {
 	case err != nil:
 		if err := s.cfg.Type.Clean(context.WithoutCancel(ctx), spec, &shim.Exit{Stopped: true}); err != nil {
-			s.log.Warn("What could not be started is not removed whole", "error", err)
+			s.log.Warn("Cleaning up after a failed start of a runner failed", "error", err)
 		}
-		return nil, failedStart(ctx, err)
+		return nil, startError(ctx, err)
 	case launched != nil:
 		if _, _, err := s.lives.stop(h, folder); err != nil {
-			s.log.Warn("What could not be started is not removed whole", "error", err)
+			s.log.Warn("Cleaning up after a failed start of a runner failed", "error", err)
 		}
-		return nil, failedStart(ctx, launched)
+		return nil, startError(ctx, launched)
 	}
 	return &found{handle: h, folder: folder, model: m, port: spec.Port}, nil
 }
 
-// failedStart says what became of a start.
-func failedStart(ctx context.Context, err error) error {
+// startError returns Run's error after a failed start.
+func startError(ctx context.Context, err error) error {
 	var load *runtime.LoadError
 	switch {
 	case ctx.Err() != nil:
@@ -351,7 +352,8 @@ func failedStart(ctx context.Context, err error) error {
 	return &runtime.LoadError{Message: errtext.Of(err), Class: errdefs.ErrUnavailable}
 }
 
-// watch reports what the runner does until it has ended.
+// watch reports the runner's stages, stops the runner when ctx ends, and returns when it
+// has ended or Detach is called.
 func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime.Observer, detach <-chan struct{}) error {
 	h := life.handle
 	started, wanted := h.Started(), ctx.Done()
@@ -373,7 +375,7 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 			return runtime.ErrDetached
 		case <-wanted:
 			wanted = nil
-			overdue = time.After(s.cfg.Grace + lastResort)
+			overdue = time.After(s.cfg.Grace + killTimeout)
 			if err := s.lives.askToStop(h); err != nil {
 				overdue = time.After(0)
 			}
@@ -392,10 +394,9 @@ func (s *Sheep) watch(ctx context.Context, life *found, c *conn, observe runtime
 	}
 }
 
-// conclude ends what is left of a life whose runner or shim has ended, and says
-// why.
+// conclude finishes a life whose runner or shim has ended, and returns Run's error.
 func (s *Sheep) conclude(life *found, c *conn) error {
-	exit, r, err := s.lives.bury(life.handle, life.folder)
+	exit, r, err := s.lives.finish(life.handle, life.folder)
 	if errors.Is(err, shim.ErrSuperseded) {
 		life.handle.Detach()
 		s.mu.Lock()
@@ -417,7 +418,7 @@ func (s *Sheep) conclude(life *found, c *conn) error {
 	}
 	if exit.Code == messenger.ExitLoad && !isClosed(life.handle.Connected()) {
 		return &runtime.LoadError{
-			Message: fmt.Sprintf("Cannot load model `%s:%s`: %s", life.model.Name, life.model.Version, cmp.Or(logtext.Cause(exit.LastLog), "its runner does not say why")),
+			Message: fmt.Sprintf("Cannot load model `%s:%s`: %s", life.model.Name, life.model.Version, cmp.Or(logtext.Cause(exit.LastLog), "its runner printed no reason")),
 			Class:   errdefs.ErrFailedPrecondition,
 		}
 	}
@@ -457,9 +458,9 @@ func (s *Sheep) Detach() {
 	}
 }
 
-// Close lets go of a runner that Recover found and Run did not adopt, which
-// goes on, and removes what is left of ended ones; answers that were not
-// acknowledged stay for the next daemon. See runtime.Sheep.
+// Close detaches from a runner that Recover found and no Run has attached to, and removes
+// the state of runners that have ended. Unacknowledged answers stay for the next daemon.
+// See runtime.Sheep.
 func (s *Sheep) Close(context.Context) error {
 	s.mu.Lock()
 	life := s.found
@@ -468,7 +469,7 @@ func (s *Sheep) Close(context.Context) error {
 	if life != nil {
 		life.handle.Detach()
 	}
-	s.lives.tidy()
+	s.lives.removeSettled()
 	return nil
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// foreignError says that somebody else's program listens on the runner's port.
+// foreignError is the error when another program listens on the runner's port.
 type foreignError struct {
 	port    int
 	pid     int // 0 when not known
@@ -26,7 +26,7 @@ type foreignError struct {
 
 func (e *foreignError) Error() string {
 	if e.pid == 0 {
-		return fmt.Sprintf("port %d is in use by a process that cannot be seen; stop it or give the sheep another port", e.port)
+		return fmt.Sprintf("port %d is in use by an unknown process; stop it or give the sheep another port", e.port)
 	}
 	return fmt.Sprintf("port %d is in use by process %d (%s); stop it or give the sheep another port", e.port, e.pid, e.command)
 }
@@ -34,19 +34,19 @@ func (e *foreignError) Error() string {
 // dialer makes connections to the runner.
 type dialer struct {
 	spec      shim.Spec
-	namespace string // the runner's network namespace; empty where it is ours
+	namespace string // path of the runner's network namespace; "" if it shares the shim's
 	pid       int    // of a container's first process
 }
 
-// dialer is one for the runner as it is known now.
+// dialer returns a dialer for the runner's present process.
 func (s *state) dialer() *dialer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &dialer{spec: s.spec, namespace: s.netns, pid: s.pid}
 }
 
-// portFree checks that nothing listens yet where the runner is going to. Where
-// it cannot be known it passes: the runner will find out.
+// portFree returns an error if another process listens on the runner's port. It
+// returns nil where that cannot be determined: the runner's bind will fail then.
 func (s *dialer) portFree() error {
 	listeners, err := proc.Listeners(s.spec.Port)
 	if err != nil || len(listeners) == 0 {
@@ -67,9 +67,9 @@ func foreign(port int, listeners []proc.Listener) *foreignError {
 	return e
 }
 
-// dialFunc connects in the runner's network namespace, if it has one of its own, else
-// here, where whoever listens must be the runner or what it started. If it is somebody
-// else, refuse is told.
+// dialFunc returns a function that connects in the runner's network namespace. Where
+// the runner shares the shim's namespace, the listener must be the runner or one of its
+// descendants; if it is another process, refuse is called with the error.
 func (s *dialer) dialFunc(refuse context.CancelCauseFunc) DialFunc {
 	if s.namespace != "" {
 		return func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -82,9 +82,9 @@ func (s *dialer) dialFunc(refuse context.CancelCauseFunc) DialFunc {
 		if err != nil || s.spec.Runner == nil && s.spec.Container == nil {
 			return conn, err
 		}
-		if conn.LocalAddr().String() == conn.RemoteAddr().String() { // by chance, to itself
+		if conn.LocalAddr().String() == conn.RemoteAddr().String() { // a TCP self-connect
 			if tcp, ok := conn.(*net.TCPConn); ok {
-				_ = tcp.SetLinger(0) // the port is the runner's to bind, at once
+				_ = tcp.SetLinger(0) // free the port at once for the runner to bind
 			}
 			conn.Close()
 			return nil, errors.New("nothing listens there")
@@ -98,8 +98,8 @@ func (s *dialer) dialFunc(refuse context.CancelCauseFunc) DialFunc {
 	}
 }
 
-// verify checks that the listener is the runner's. It passes where the
-// listener's owner cannot be seen.
+// verify returns an error if the listener on the port belongs to another process than
+// the runner. It returns nil where the owner cannot be determined.
 func (s *dialer) verify() error {
 	listeners, err := proc.Listeners(s.spec.Port)
 	if err != nil {
@@ -124,23 +124,23 @@ func (s *dialer) verify() error {
 	return nil
 }
 
-// dialIn connects to a TCP address in a network namespace. A socket belongs for
-// ever to the namespace of the thread that made it, so only that is done on a
-// thread of its own, which ends with it: it can be of no other use.
+// dialIn connects to a TCP address in a network namespace. A socket stays in the
+// namespace of the thread that created it, so only its creation needs a thread in that
+// namespace. That thread ends afterwards: it cannot be used for anything else.
 func dialIn(ctx context.Context, namespace, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || network != "tcp" || !to.Addr().Is4() {
-		return nil, fmt.Errorf("dial %s %s in a network namespace: only IPv4 addresses and TCP can be", network, address)
+		return nil, fmt.Errorf("dial %s %s in a network namespace: only TCP over IPv4 is supported", network, address)
 	}
-	type made struct {
+	type created struct {
 		fd  int
 		err error
 	}
-	result := make(chan made)
+	result := make(chan created)
 	go func() {
-		runtime.LockOSThread() // and never unlocked
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		fd, err := socketIn(namespace)
-		result <- made{fd, err}
+		result <- created{fd, err}
 	}()
 	socket := <-result
 	if socket.err != nil {
@@ -172,7 +172,7 @@ func connect(ctx context.Context, fd int, to netip.AddrPort) error {
 	if !errors.Is(err, unix.EINPROGRESS) {
 		return err
 	}
-	const step = 50 * time.Millisecond // on loopback, it takes none
+	const step = 50 * time.Millisecond // between checks of ctx
 	for ctx.Err() == nil {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(step.Milliseconds()))
 		if err != nil && !errors.Is(err, unix.EINTR) {

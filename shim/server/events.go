@@ -9,22 +9,22 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// maxEvents is how many events wait for a daemon that does not read.
+// maxEvents is how many events are queued for a daemon that does not read.
 const maxEvents = 256
 
-// mailbox holds events for a daemon. It is bounded: of progress it keeps the
-// latest, and beyond maxEvents it drops the oldest and counts them.
-type mailbox struct {
-	ready chan struct{} // has an element when there is something to take
+// eventQueue holds events for a daemon. It is bounded: it keeps a job's latest progress
+// only, and beyond maxEvents it drops the oldest events and counts them.
+type eventQueue struct {
+	ready chan struct{} // has an element when the queue is not empty
 
 	mu    sync.Mutex
 	queue []shim.Event
 	lost  int
 }
 
-func newMailbox() *mailbox { return &mailbox{ready: make(chan struct{}, 1)} }
+func newEventQueue() *eventQueue { return &eventQueue{ready: make(chan struct{}, 1)} }
 
-func (b *mailbox) put(e shim.Event) {
+func (b *eventQueue) put(e shim.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if e.Kind == messenger.EventProgress {
@@ -41,8 +41,8 @@ func (b *mailbox) put(e shim.Event) {
 	}
 }
 
-// take returns all that is there, oldest first.
-func (b *mailbox) take() []shim.Event {
+// take removes and returns all events, oldest first.
+func (b *eventQueue) take() []shim.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	all := b.queue
@@ -54,13 +54,13 @@ func (b *mailbox) take() []shim.Event {
 	return all
 }
 
-// A runner's log lines are passed on at this rate; others are dropped.
+// The rate limit of a runner's log events; those beyond it are dropped and counted.
 const (
 	logBurst = 200
 	logRate  = 100 // a second
 )
 
-// rate is a token bucket.
+// rate is the token bucket of that limit.
 type rate struct {
 	tokens float64
 	at     time.Time

@@ -14,17 +14,17 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// jobs are the one under way, and the answers that no daemon has acknowledged.
+// jobs holds the job under way, and the answers that no daemon has acknowledged.
 type jobs struct {
-	job      job.ID  // given and not answered
-	frame    []byte  // of job, until it has been sent
+	job      job.ID  // given by the daemon and not answered yet
+	frame    []byte  // the message with job, until it has been sent
 	current  running // of job
 	deadline *time.Timer
 	answers  []shim.Answer
 }
 
-// give takes a job for the runner. The last words of a daemon that was
-// superseded do not count: its successor has been told how things stand.
+// give accepts a job for the runner from the session's daemon. It refuses one from a
+// session that was superseded: the new session has been sent the state without it.
 func (s *state) give(from *session, in messenger.Input) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,8 +53,8 @@ func (s *state) give(from *session, in messenger.Input) error {
 	return nil
 }
 
-// forward sends the job to the runner if it can be sent now. A failure ends the
-// connection, which the link notices. The caller holds s.mu.
+// forward sends the job to the runner if it is connected. If that fails it closes the
+// connection, which the connector then notices. The caller holds s.mu.
 func (s *state) forward() {
 	if s.frame == nil || s.link == nil {
 		return
@@ -71,8 +71,8 @@ func (s *state) forward() {
 	s.session.event(s.given())
 }
 
-// received takes a message of the runner: an answer, or an event, about the job
-// under way. Whatever else it is, it is dropped.
+// received handles a message from the runner: an answer or an event for the job under
+// way. It logs and drops any other message.
 func (s *state) received(frame []byte) {
 	a, err := messenger.DecodeAnswer(frame)
 	if err != nil {
@@ -80,15 +80,15 @@ func (s *state) received(frame []byte) {
 			s.event(e)
 			return
 		}
-		s.limited.warn("dropped a message of the runner", "error", err)
+		s.limited.warn("dropped a message from the runner", "error", err)
 		return
 	}
 	s.settleOutput()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lookForKills() // such a process may be why it answers as it does
+	s.checkOOMKills() // a killed process may be the cause of a failure
 	if s.job == "" || a.JobID != s.job || s.frame != nil {
-		s.limited.warn("dropped an answer of the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
+		s.limited.warn("dropped an answer from the runner: its job is not under way", "job", a.JobID, "under_way", s.job)
 		return
 	}
 	if s.current.overdue && a.Failure != nil {
@@ -97,10 +97,10 @@ func (s *state) received(frame []byte) {
 	s.settleJob(shim.Answer{Job: a.JobID, Failure: a.Failure})
 }
 
-// settleTime is how long an answer waits for what the runner has written before it.
+// settleTime is how long an answer waits until the output written before it is logged.
 const settleTime = time.Second
 
-// settleOutput waits until what the runner has written by now is in the logs.
+// settleOutput waits until the runner's output so far is in the logs.
 func (s *state) settleOutput() {
 	s.mu.Lock()
 	out, w := s.output, s.watched
@@ -112,8 +112,8 @@ func (s *state) settleOutput() {
 	out.settle(by)
 }
 
-// settleJob keeps the answer to the job under way and tells it. The caller holds
-// s.mu.
+// settleJob ends the job under way: it keeps its answer and sends it to the daemon. The
+// caller holds s.mu.
 func (s *state) settleJob(answer shim.Answer) {
 	answer.Warnings = s.current.warnings
 	answer.Log = logspan.Span{Begin: s.current.begin, End: s.output.position()}.String()
@@ -124,7 +124,7 @@ func (s *state) settleJob(answer shim.Answer) {
 	s.outcome.changed()
 }
 
-// acknowledge forgets an answer.
+// acknowledge removes an answer that the daemon has stored.
 func (s *state) acknowledge(id job.ID) {
 	s.mu.Lock()
 	s.answers = slices.DeleteFunc(s.answers, func(a shim.Answer) bool { return a.Job == id })
@@ -133,54 +133,54 @@ func (s *state) acknowledge(id job.ID) {
 	s.settleOrphan()
 	s.mu.Unlock()
 	if ended {
-		s.outcome.persist() // the daemon may release us next
+		s.outcome.persist() // the daemon may release this shim next
 	}
 }
 
-// running is what is known of the job under way beside its id.
+// running is the state of the job under way.
 type running struct {
 	deadline time.Time
-	overdue  bool        // and it was told so
-	features []string    // what its runner announced for it
+	overdue  bool        // the deadline has passed, and the runner was asked to cancel
+	features []string    // announced by the runner for this job
 	progress *shim.Event // the latest
 	logs     rate
-	lost     int          // log lines that were dropped, not told yet
+	lost     int          // log events that were dropped since the last one sent
 	warnings []string     // see messenger.Answer
-	begin    logspan.Mark // where its lines begin
+	begin    logspan.Mark // where its log begins
 }
 
-// given says that the job was sent to the runner. The caller holds s.mu.
+// given returns the event that the job was sent to the runner. The caller holds s.mu.
 func (s *jobs) given() shim.Event {
 	return shim.Event{Kind: messenger.EventGiven, Job: s.job, Time: time.Now(), Log: logspan.Span{Begin: s.current.begin}.String()}
 }
 
-// event takes what a runner tells of the job under way.
+// event handles a runner's event for the job under way.
 func (s *state) event(e messenger.Event) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.job == "" || e.JobID != s.job || s.frame != nil {
-		s.limited.warn("dropped an event of the runner: its job is not under way", "job", e.JobID, "under_way", s.job)
+		s.limited.warn("dropped an event from the runner: its job is not under way", "job", e.JobID, "under_way", s.job)
 		return
 	}
-	told := shim.Event{Kind: e.Kind, Job: e.JobID, Time: now, Progress: e.Progress, Text: logtext.Clean(e.Text), Features: e.Features}
+	event := shim.Event{Kind: e.Kind, Job: e.JobID, Time: now, Progress: e.Progress, Text: logtext.Clean(e.Text), Features: e.Features}
 	switch e.Kind {
 	case messenger.EventAccepted:
 		s.current.features = e.Features
 	case messenger.EventProgress:
-		s.current.progress = &told
+		s.current.progress = &event
 	case messenger.EventLog:
 		if !s.current.logs.admit(now) {
 			s.current.lost++
 			return
 		}
-		told.Lost, s.current.lost = s.current.lost, 0
+		event.Lost, s.current.lost = s.current.lost, 0
 	}
-	s.session.event(told)
+	s.session.event(event)
 }
 
-// replayEvents sends a new session how the runner and the job under way stand. The
-// caller holds s.mu.
+// replayEvents sends a new session the events that describe the present state of the
+// runner and of the job under way. The caller holds s.mu.
 func (s *state) replayEvents(c *session) {
 	if s.connected {
 		c.event(shim.Event{Kind: messenger.EventReady, Time: time.Now()})
@@ -202,7 +202,7 @@ func (s *state) replayEvents(c *session) {
 	}
 }
 
-// cancel asks the runner to give a job up.
+// cancel asks the runner to cancel a job.
 func (s *state) cancel(id job.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -210,12 +210,13 @@ func (s *state) cancel(id job.ID) error {
 	case s.job != id:
 		return fmt.Errorf("job %s is not under way", id)
 	case !slices.Contains(s.current.features, messenger.FeatureCancel):
-		return errors.New("the runner did not announce that it can")
+		return errors.New("the runner did not announce that it can cancel jobs")
 	}
 	return s.sendCancel()
 }
 
-// sendCancel sends the message. The caller holds s.mu.
+// sendCancel sends the runner the message that cancels the job under way. The caller
+// holds s.mu.
 func (s *state) sendCancel() error {
 	frame, err := messenger.EncodeCancel(s.job)
 	if err != nil {
@@ -229,12 +230,13 @@ func (s *state) sendCancel() error {
 	return s.link.Send(ctx, frame)
 }
 
-// A daemon that is there holds jobs to their deadlines itself. One that has just
-// left may be back in a moment, and was perhaps about to.
+// deadlinePatience is how long the shim leaves a job's deadline to the daemon after the
+// daemon has disconnected: a connected daemon enforces deadlines itself, and one that is
+// restarted reconnects soon.
 const deadlinePatience = 5 * time.Second
 
-// armDeadline starts the clock of the job under way, which rings after the given
-// time at the earliest. The caller holds s.mu.
+// armDeadline starts the timer for the deadline of the job under way, which expires
+// after the time earliest at the soonest. The caller holds s.mu.
 func (s *jobs) armDeadline(earliest time.Duration) {
 	if s.job == "" || s.current.deadline.IsZero() {
 		s.deadline.Stop()
@@ -243,8 +245,9 @@ func (s *jobs) armDeadline(earliest time.Duration) {
 	s.deadline.Reset(max(time.Until(s.current.deadline), earliest))
 }
 
-// deadlinePassed ends a job that has reached its deadline while no daemon is
-// there: its runner is asked to give it up, where it can, and else stopped.
+// deadlinePassed ends a job that has reached its deadline while no daemon is connected.
+// It asks the runner to cancel the job; if the runner cannot, or has not done so within
+// the grace period, it stops the runner.
 func (s *state) deadlinePassed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -264,7 +267,7 @@ func (s *state) deadlinePassed() {
 	s.stop(stopRequest{grace: s.spec.Grace, fault: true, why: fmt.Sprintf("job %s was not done by its deadline", id)})
 }
 
-// timeoutFailure is the answer in the place of a runner that missed a deadline.
+// timeoutFailure is the failure of a job that was not done by its deadline.
 func timeoutFailure() *job.Failure {
 	return &job.Failure{Message: messenger.TimeoutType + ": the job was not done by its deadline", Type: messenger.TimeoutType}
 }

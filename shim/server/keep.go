@@ -8,23 +8,23 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// outcome writes what a later daemon must find if this process is gone, beside the
-// way of a message and not in it.
+// outcome persists the shim's outcome, which a later daemon reads if this process has
+// ended. It writes in a goroutine of its own, so that no message waits for the disk.
 type outcome struct {
-	folder  string // of the life
+	folder  string // the life's directory
 	boot    string
 	now     func() shim.Outcome
 	limited *limiter
 	dirty   chan struct{} // has an element when the outcome has changed
 
-	writing sync.Mutex // one at a time, and none older than the last
+	writing sync.Mutex // serializes persist, so that an older outcome cannot replace a newer one
 }
 
 func newOutcome(folder, boot string, now func() shim.Outcome, limited *limiter) *outcome {
 	return &outcome{folder: folder, boot: boot, now: now, limited: limited, dirty: make(chan struct{}, 1)}
 }
 
-// changed notes that the outcome must be written.
+// changed marks the outcome as changed; keep writes it.
 func (s *outcome) changed() {
 	select {
 	case s.dirty <- struct{}{}:
@@ -32,9 +32,9 @@ func (s *outcome) changed() {
 	}
 }
 
-// keepEvery is how often the outcome is written at most. A job of a few milliseconds
-// changes it three times; what is written is what it is in the end.
-const keepEvery = 20 * time.Millisecond
+// keepInterval is the shortest time between two writes. A job of a few milliseconds
+// changes the outcome three times, and only its last state is written.
+const keepInterval = 20 * time.Millisecond
 
 // keep writes the outcome when it has changed, until the shim ends.
 func (s *outcome) keep(quit <-chan struct{}) {
@@ -50,7 +50,7 @@ func (s *outcome) keep(quit <-chan struct{}) {
 		select {
 		case <-s.dirty:
 			s.persist()
-			rest.Reset(keepEvery)
+			rest.Reset(keepInterval)
 		case <-quit:
 			s.keepLast()
 			return
@@ -58,7 +58,7 @@ func (s *outcome) keep(quit <-chan struct{}) {
 	}
 }
 
-// keepLast writes what has changed since the outcome was last written.
+// keepLast writes the outcome if it has changed since it was last written.
 func (s *outcome) keepLast() {
 	select {
 	case <-s.dirty:
@@ -67,21 +67,21 @@ func (s *outcome) keepLast() {
 	}
 }
 
-// persist writes the outcome as it is now.
+// persist writes the present outcome at once.
 func (s *outcome) persist() {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	o := s.now()
 	o.Boot = s.boot
 	if err := shim.WriteOutcome(s.folder, o); err != nil {
-		s.limited.warn("cannot write the outcome; it would be lost with this process", "error", err)
+		s.limited.warn("cannot write the outcome; if this process is killed, it is lost", "error", err)
 	}
 }
 
-// remove removes the folder of the life, where that is still there.
+// remove removes the life's directory, if it still exists.
 func (s *outcome) remove() {
 	select {
-	case <-s.dirty: // nothing is written to a folder that is gone
+	case <-s.dirty: // drop the pending write, which would fail
 	default:
 	}
 	if dir, err := os.Readlink(s.folder); err == nil {

@@ -13,15 +13,16 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// life sees the runner through, from its start to the end of all that it started.
+// life manages the runner from its start until it and all of its descendants have
+// ended.
 type life struct {
 	*state
 	folder    string
 	connector *connector
 }
 
-// run returns when nothing is left of the runner and its end has been told. group is
-// where a runner that is started here goes; out is what one in a container writes to.
+// run returns when no process of the runner is left and its exit has been reported.
+// group is the control group of a bare runner, out the output of one in a container.
 func (s *life) run(ctx context.Context, group cgroup.Group, out *output, state shim.State) {
 	switch {
 	case s.spec.Runner != nil:
@@ -33,16 +34,16 @@ func (s *life) run(ctx context.Context, group cgroup.Group, out *output, state s
 	}
 }
 
-// report tells of the runner's end.
+// report persists the runner's exit and sends it to the daemon.
 func (s *life) report(exit shim.Exit) {
 	s.mu.Lock()
 	s.exit = &exit
 	s.frame = nil
 	s.mu.Unlock()
-	s.outcome.persist() // before the daemon hears of it and may end us
+	s.outcome.persist() // before the daemon learns of the exit and may release this shim
 	s.mu.Lock()
 	s.session.send(&shim.Message{Kind: shim.KindExit, Exit: &exit})
-	if s.forsaken {
+	if s.expired {
 		s.conclude()
 	}
 	s.settleOrphan()
@@ -50,8 +51,8 @@ func (s *life) report(exit shim.Exit) {
 	s.log.Info("the runner has ended", "code", exit.Code, "signal", exit.Signal, "detail", exit.Detail, "error", exit.StartError)
 }
 
-// converse keeps the link to a runner that is somebody else's until its end is
-// wanted.
+// converse keeps a connection to a runner that the shim does not manage, until a stop is
+// requested.
 func (s *life) converse(ctx context.Context) shim.Exit {
 	link := s.connector.open()
 	request := s.awaitStop(ctx)
@@ -59,12 +60,12 @@ func (s *life) converse(ctx context.Context) shim.Exit {
 	return shim.Exit{Code: -1, Stopped: !request.lost && !request.fault, Lost: request.lost, Detail: request.why}
 }
 
-// supervise runs the runner and the link to it, and returns when nothing is left
-// of either.
+// supervise starts a bare runner, keeps a connection to it, and returns when no process
+// of it is left.
 func (s *life) supervise(ctx context.Context, group cgroup.Group, state shim.State) shim.Exit {
 	defer func() {
 		if err := group.Remove(); err != nil {
-			s.log.Warn("control group of the ended runner stays", "error", err)
+			s.log.Warn("cannot remove the control group of the runner that ended", "error", err)
 		}
 	}()
 	if err := s.dialer().portFree(); err != nil {
@@ -87,7 +88,7 @@ func (s *life) supervise(ctx context.Context, group cgroup.Group, state shim.Sta
 	if p, err := proc.Read(pid); err == nil {
 		state.Runner = &p
 		if err := shim.WriteState(s.folder, state); err != nil {
-			s.log.Warn("cannot note the runner's process", "error", err)
+			s.log.Warn("cannot record the runner's process", "error", err)
 		}
 	}
 	s.started(pid)
@@ -98,17 +99,17 @@ func (s *life) supervise(ctx context.Context, group cgroup.Group, state shim.Sta
 	return exit
 }
 
-// process is a runner's process and what it started.
+// process is a runner's process with its descendants.
 type process interface {
 	ended() <-chan struct{} // closed when the process has ended
 	alive() bool
-	terminate()               // asks it to end
-	endAll() (problem string) // ends it and all it started
+	terminate()               // asks the process to end
+	endAll() (problem string) // kills the process and its descendants
 	exitStatus() shim.Exit
 	oomKills() (own, shared int) // see cgroup.Group
 }
 
-// awaitStop waits until somebody wants the runner's end.
+// awaitStop waits for a request to stop the runner.
 func (s *life) awaitStop(ctx context.Context) stopRequest {
 	select {
 	case r := <-s.stops:
@@ -118,8 +119,8 @@ func (s *life) awaitStop(ctx context.Context) stopRequest {
 	}
 }
 
-// awaitExit waits until the runner has ended, by itself or because somebody
-// wants it, and ends what it left behind.
+// awaitExit waits until the runner has ended, by itself or on request, and kills the
+// processes that it left behind.
 func (s *life) awaitExit(ctx context.Context, runner process) shim.Exit {
 	told := ctx.Done()
 	var asked *stopRequest
@@ -143,7 +144,7 @@ func (s *life) awaitExit(ctx context.Context, runner process) shim.Exit {
 		case <-runner.ended():
 			ended = true
 		case <-look.C:
-			s.lookForKillsNow()
+			s.checkOOMKillsNow()
 		case r := <-s.stops:
 			ask(r)
 		case <-told:
@@ -160,15 +161,15 @@ func (s *life) awaitExit(ctx context.Context, runner process) shim.Exit {
 	if asked != nil {
 		exit.Stopped, exit.Lost, exit.Detail = !asked.fault && !asked.lost, asked.lost, asked.why
 		if asked.fault && killed {
-			exit.Signal = "" // ours, which says nothing
+			exit.Signal = "" // the shim sent it; the detail has the cause
 		}
 	}
-	if oom = max(oom, s.killedForMemory()); oom > notKilled && !killed {
+	if oom = max(oom, s.killedForMemory()); oom > oomNone && !killed {
 		unknown := exit.Code == -1 && exit.Signal == ""
-		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown && oom == itsOwn
-		exit.OOMNearby = unknown && oom == perhaps
-		if !exit.OutOfMemory && oom == itsOwn && exit.Code != 0 && exit.Detail == "" {
-			exit.Detail = "the kernel ended one of its processes for memory"
+		exit.OutOfMemory = exit.Signal == "SIGKILL" || unknown && oom == oomOwn
+		exit.OOMNearby = unknown && oom == oomShared
+		if !exit.OutOfMemory && oom == oomOwn && exit.Code != 0 && exit.Detail == "" {
+			exit.Detail = "the kernel killed one of its processes for lack of memory"
 		}
 	}
 	if problem != "" {
@@ -184,8 +185,8 @@ func joinDetail(a, b string) string {
 	return a + "; " + b
 }
 
-// watch sees a container's runner through from its begin to the end of all of
-// its processes.
+// watch waits until a container's process has begun, and then until all processes of the
+// container have ended.
 func (s *life) watch(ctx context.Context, out *output, state shim.State) shim.Exit {
 	var request stopRequest
 	select {
@@ -197,7 +198,7 @@ func (s *life) watch(ctx context.Context, out *output, state shim.State) shim.Ex
 	}
 	s.mu.Lock()
 	w := s.watched
-	s.exit = &shim.Exit{Code: -1} // nothing begins any more
+	s.exit = &shim.Exit{Code: -1} // begin and take refuse from now on
 	s.mu.Unlock()
 	exit := shim.Exit{Code: -1, Stopped: !request.lost, Lost: request.lost, Detail: request.why}
 	if w != nil {
@@ -211,10 +212,10 @@ func (s *life) watch(ctx context.Context, out *output, state shim.State) shim.Ex
 func (s *life) watchBegun(ctx context.Context, w *watched, out *output, state shim.State) shim.Exit {
 	w.waiting.Go(w.wait)
 	defer w.close()
-	out.started() // containerd's shim has the FIFOs open
+	out.started() // containerd's shim has opened the FIFOs
 	state.Runner, state.Groups = &w.process, w.group.Dirs()
 	if err := shim.WriteState(s.folder, state); err != nil {
-		s.log.Warn("cannot note the runner's process", "error", err)
+		s.log.Warn("cannot record the runner's process", "error", err)
 	}
 	s.mu.Lock()
 	s.session.send(&shim.Message{Kind: shim.KindStarted, PID: w.process.PID})
@@ -226,8 +227,8 @@ func (s *life) watchBegun(ctx context.Context, w *watched, out *output, state sh
 	return exit
 }
 
-// isScarcity reports whether a process could not be started for lack of
-// something that may be there later.
+// isScarcity reports whether a process could not be started for lack of a resource that
+// may be available later.
 func isScarcity(err error) bool {
 	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(e error) bool { return errors.Is(err, e) })
 }

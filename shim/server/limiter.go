@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// limiter is a log for what the other side can cause at will: at most burst
-// lines in each period, and a count of the rest.
+// limiter limits log lines that a runner or daemon can cause at will: it writes at most
+// burst lines in each period, and the number of those it dropped.
 type limiter struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
 	since   time.Time
 	written int
-	left    int // not written
+	dropped int // lines not written in this period
 }
 
 const (
@@ -34,13 +34,13 @@ func (l *limiter) admit(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.since) >= period {
-		if l.left > 0 {
-			l.log.Warn("more lines like these were left out", "lines", l.left)
+		if l.dropped > 0 {
+			l.log.Warn("more lines like these were dropped", "lines", l.dropped)
 		}
-		l.since, l.written, l.left = now, 0, 0
+		l.since, l.written, l.dropped = now, 0, 0
 	}
 	if l.written == burst {
-		l.left++
+		l.dropped++
 		return false
 	}
 	l.written++

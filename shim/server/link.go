@@ -13,21 +13,20 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// link is the way to the runner while it lives.
+// link is a goroutine that keeps a connection to the runner.
 type link struct {
 	stopDialing, stopReceiving context.CancelFunc
 	talking                    sync.WaitGroup
 }
 
-// lastWords is how long what the runner said last may still be on its way after
-// its end.
+// lastWords is how long the shim still receives messages after the runner has ended.
 const lastWords = 2 * time.Second
 
-// close ends the talking: no new connection is made, and the last one may last
-// for the given time, should the other side not have closed it.
-func (l *link) close(rest time.Duration) {
+// close makes no new connection, receives from the present one until the runner closes
+// it or the time limit has passed, and waits for the goroutine.
+func (l *link) close(limit time.Duration) {
 	l.stopDialing()
-	late := time.AfterFunc(rest, l.stopReceiving)
+	late := time.AfterFunc(limit, l.stopReceiving)
 	l.talking.Wait()
 	late.Stop()
 	l.stopReceiving()
@@ -39,7 +38,7 @@ type connector struct {
 	dial func(ctx context.Context, address string, dial DialFunc) (Conn, error)
 }
 
-// open begins to talk to the runner, whenever it binds.
+// open starts a link, which connects as soon as the runner listens.
 func (s *connector) open() *link {
 	l := new(link)
 	var dialing, receiving context.Context
@@ -49,10 +48,10 @@ func (s *connector) open() *link {
 	return l
 }
 
-// talk keeps a connection to the runner until dialing ends, and receives from
-// the last one until it ends too, or receiving does. Each connection is a new
-// one: what was said on an earlier one is lost, and so is a job whose answer it
-// should have brought.
+// talk connects to the runner, again after each connection that ends, until the context
+// dialing ends, and receives from the last connection until that ends or the context
+// receiving does. Connections share no state: messages in flight on one that ended are
+// lost, and so is the answer of the job under way.
 func (s *connector) talk(dialing, receiving context.Context) {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port))
 	for {
@@ -84,21 +83,21 @@ func (s *connector) talk(dialing, receiving context.Context) {
 		}
 		s.disconnect()
 		_ = conn.Close()
-		if receiving.Err() != nil || !s.goesOn(dialing, ended) {
+		if receiving.Err() != nil || !s.shouldReconnect(dialing, ended) {
 			return
 		}
 	}
 }
 
-// goesOn decides what the end of a connection means. Mostly that the runner is
-// ending: that is waited for. If it is not and has a job, the answer to that
-// job cannot come any more, and the runner is stopped. Otherwise a new
-// connection is made. ended is why the last one is over.
-func (s *connector) goesOn(dialing context.Context, ended error) bool {
+// shouldReconnect decides what to do when a connection has ended with the error ended.
+// Usually the runner is ending: it waits exitWait for that. If the runner has not ended
+// and has a job, the job's answer cannot arrive any more, and the runner is stopped.
+// Otherwise the caller is to reconnect.
+func (s *connector) shouldReconnect(dialing context.Context, ended error) bool {
 	select {
 	case <-dialing.Done():
 		return false
-	case <-time.After(lastBreath):
+	case <-time.After(exitWait):
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,5 +108,5 @@ func (s *connector) goesOn(dialing context.Context, ended error) bool {
 	return false
 }
 
-// lastBreath is how long a runner whose socket has closed may take to end.
-const lastBreath = time.Second
+// exitWait is how long a runner that has closed its connection may take to end.
+const exitWait = time.Second

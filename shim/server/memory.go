@@ -8,74 +8,74 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// memoryInterval is how often it is looked whether the kernel has killed a process
-// of the runner for memory.
+// memoryInterval is the time between two checks whether the kernel's OOM killer has
+// killed a process of the runner.
 const memoryInterval = time.Second
 
-// What is known of processes that the kernel killed for memory.
+// Whether the OOM killer has killed a process of the runner.
 const (
-	notKilled = iota
-	perhaps   // one of a group that the runner shares with others, a moment ago
-	itsOwn    // one of the runner's
+	oomNone   = iota
+	oomShared // it recently killed a process in a control group that the runner shares with others
+	oomOwn    // it killed a process in the runner's own control group
 )
 
-// memoryWatch counts the processes of a runner that the kernel kills for memory.
+// memoryWatch counts OOM kills among a runner's processes.
 type memoryWatch struct {
-	of     process
-	told   int
-	shared [2]int // what is counted of the shared group, at the last two looks
+	of       process
+	reported int    // own kills at the last look
+	shared   [2]int // kills in the shared control group at the last two looks
 }
 
 func newMemoryWatch(of process) *memoryWatch {
 	own, shared := of.oomKills()
-	return &memoryWatch{of: of, told: own, shared: [2]int{shared, shared}}
+	return &memoryWatch{of: of, reported: own, shared: [2]int{shared, shared}}
 }
 
-// look returns how many processes of the runner's own were killed so far, and
-// whether some were since the last look.
+// look returns how many processes in the runner's own control group were killed so far,
+// and whether more than at the last look.
 func (m *memoryWatch) look() (own int, more bool) {
 	own, shared := m.of.oomKills()
 	m.shared = [2]int{m.shared[1], shared}
-	more = own > m.told
-	m.told = max(m.told, own)
+	more = own > m.reported
+	m.reported = max(m.reported, own)
 	return own, more
 }
 
-// killed says what is known of the runner's end.
+// killed returns oomNone, oomShared or oomOwn, for a runner that has ended.
 func (m *memoryWatch) killed() int {
 	own, shared := m.of.oomKills()
 	switch {
-	case own > 0 || m.told > 0: // the group that counts may be gone
-		return itsOwn
+	case own > 0 || m.reported > 0: // the control group may have been removed, and its count with it
+		return oomOwn
 	case shared > m.shared[0]:
-		return perhaps
+		return oomShared
 	}
-	return notKilled
+	return oomNone
 }
 
-// watchMemory begins to watch the runner.
+// watchMemory starts counting OOM kills.
 func (s *state) watchMemory(of process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.memory = newMemoryWatch(of)
 }
 
-// killedForMemory says what is known of the runner's end.
+// killedForMemory is memoryWatch.killed under s.mu.
 func (s *state) killedForMemory() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.memory.killed()
 }
 
-func (s *state) lookForKillsNow() {
+func (s *state) checkOOMKillsNow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lookForKills()
+	s.checkOOMKills()
 }
 
-// lookForKills tells of a process that the kernel killed for memory while the runner
-// goes on. The caller holds s.mu.
-func (s *state) lookForKills() {
+// checkOOMKills logs and reports OOM kills since the last check, while the runner is
+// alive. The caller holds s.mu.
+func (s *state) checkOOMKills() {
 	if s.memory == nil || !s.memory.of.alive() {
 		return
 	}
@@ -83,15 +83,15 @@ func (s *state) lookForKills() {
 	if !more {
 		return
 	}
-	s.log.Warn("the kernel killed a process that the runner had started for memory; the runner goes on", "killed_so_far", own)
+	s.log.Warn("the kernel killed a process that the runner had started, for lack of memory; the runner continues", "killed_so_far", own)
 	warning := "the kernel killed a process that the runner had started, for memory"
 	if own > 1 {
 		warning = fmt.Sprintf("the kernel killed processes that the runner had started, for memory (%d so far)", own)
 	}
-	told := shim.Event{Kind: messenger.EventWarning, Time: time.Now(), Text: warning}
+	event := shim.Event{Kind: messenger.EventWarning, Time: time.Now(), Text: warning}
 	if s.job != "" && s.frame == nil {
-		told.Job = s.job
-		s.current.warnings = []string{warning} // the latest says all
+		event.Job = s.job
+		s.current.warnings = []string{warning} // it includes the earlier ones' count
 	}
-	s.session.event(told)
+	s.session.event(event)
 }

@@ -17,15 +17,14 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// tailSize is how much of each stream's end is kept in memory, in bytes.
+// tailSize is how many bytes of each stream's end are kept in memory.
 const tailSize = 32 << 10
 
-// output takes what the runner writes to files, through pipes: so its end is
-// known here, and a log can be rotated without the runner knowing. Memory does
-// not grow with what the runner writes; a file that cannot be written loses
-// lines rather than stop the runner.
+// output copies what the runner writes to stdout and stderr from pipes to log files. So
+// the shim has the last lines, and can rotate the logs without the runner's help. Memory
+// is bounded. If a file cannot be written, lines are lost, but the runner is not blocked.
 type output struct {
-	stdout, stderr *os.File // the runner's ends, closed by started
+	stdout, stderr *os.File // the pipes' write ends for the runner, closed by started
 	pipes          []*bounded.Pipe
 	files          []io.Closer
 	log            *slog.Logger
@@ -38,7 +37,7 @@ type output struct {
 	err tail
 }
 
-// positioned is a log whose end can be named.
+// positioned is a log file that knows the position of its end.
 type positioned interface{ position() logspan.Position }
 
 // appended is a log file that is not rotated.
@@ -46,7 +45,7 @@ type appended struct{ *os.File }
 
 func (f appended) position() logspan.Position { return logspan.At(f.File) }
 
-// position is where the logs end now. Nil has none.
+// position returns the present ends of the logs; nil for a nil output.
 func (o *output) position() logspan.Mark {
 	if o == nil {
 		return nil
@@ -58,7 +57,7 @@ func (o *output) position() logspan.Mark {
 	return mark
 }
 
-// settle waits until what is in the pipes by now is in the logs, or the time is over.
+// settle waits until the present content of the pipes is in the logs, at most until by.
 func (o *output) settle(by time.Time) {
 	if o == nil {
 		return
@@ -68,27 +67,27 @@ func (o *output) settle(by time.Time) {
 	}
 }
 
-// start copies what the runner writes to a pipe.
+// start starts copying from a pipe to w and end.
 func (o *output) start(r *os.File, w io.Writer, end *tail) {
 	p := bounded.NewPipe(r)
 	o.pipes = append(o.pipes, p)
 	o.copying.Go(func() { o.copy(p, w, end) })
 }
 
-// together is how close in time writes to both streams count as simultaneous:
-// two pipes keep no order between them, and of what is written at once the cause
-// is on stderr.
-const together = time.Second
+// simultaneous is how close in time the last writes to both streams count as
+// simultaneous: there is no order between two pipes, and of simultaneous output the
+// cause of the exit is usually on stderr.
+const simultaneous = time.Second
 
 // tail is the end of one stream.
 type tail struct {
 	text *bounded.Tail
-	at   time.Time // when the last of it came
+	at   time.Time // of the last write
 }
 
 func newTail() tail { return tail{text: bounded.NewTail(tailSize)} }
 
-// openOutput opens the files and begins to copy.
+// openOutput creates the pipes of a bare runner, opens the log files and starts copying.
 func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 	o := &output{log: log, out: newTail(), err: newTail()}
 	defer func() {
@@ -135,9 +134,9 @@ func openOutput(spec shim.Spec, log *slog.Logger) (_ *output, err error) {
 	return o, nil
 }
 
-// openFIFOs opens the FIFOs of a container's output in the folder and begins to
-// copy from them. Each is held open for writing, too, until started is called:
-// the other side must have opened it by then.
+// openFIFOs opens the FIFOs of a container's output in the life's directory and starts
+// copying from them. It holds each open for writing, too, until started is called, so
+// that reading does not end before containerd's shim has opened it.
 func openFIFOs(spec shim.Spec, folder string, log *slog.Logger) (_ *output, err error) {
 	o := &output{log: log, out: newTail(), err: newTail()}
 	defer func() {
@@ -187,7 +186,7 @@ func (o *output) copy(r *bounded.Pipe, w io.Writer, end *tail) {
 			o.mu.Unlock()
 			_, werr := w.Write(buffer[:n])
 			if werr != nil && !failing {
-				o.log.Warn("cannot write what the runner says; it is lost until this can be written again", "error", werr)
+				o.log.Warn("cannot write the runner's log; lines are lost until it can be written again", "error", werr)
 			}
 			failing = werr != nil
 			r.Done(n)
@@ -198,34 +197,33 @@ func (o *output) copy(r *bounded.Pipe, w io.Writer, end *tail) {
 	}
 }
 
-// note keeps the end of the stream.
+// note appends to the tail.
 func (t *tail) note(p []byte, now time.Time) {
 	t.at = now
 	_, _ = t.text.Write(p) // never fails
 }
 
-// started closes the runner's ends here: it has its own.
+// started closes this process's copies of the write ends, once the runner has its own.
 func (o *output) started() {
 	for _, f := range []*os.File{o.stdout, o.stderr} {
 		if f != nil {
-			f.Close() // again, perhaps
+			f.Close() // it may be closed already
 		}
 	}
 }
 
-// last waits until the pipes have ended, as they do with the runner's last
-// process, and returns the last lines of what came through them; see
-// logtext.Tail.
+// last waits until the pipes have ended, which is when the runner's last process has,
+// and returns the last lines of the output; see logtext.Tail.
 func (o *output) last() string {
 	deadline := time.Now().Add(time.Second)
 	for _, r := range o.pipes {
-		_ = r.SetReadDeadline(deadline) // the runner may have given one away
+		_ = r.SetReadDeadline(deadline) // a process outside the runner may still hold a write end
 	}
 	o.copying.Wait()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	first, then := &o.out, &o.err
-	if o.out.at.Sub(o.err.at) > together {
+	if o.out.at.Sub(o.err.at) > simultaneous {
 		first, then = then, first
 	}
 	return logtext.Tail(first.text.String() + "\n" + then.text.String())
@@ -242,7 +240,7 @@ func (o *output) close() {
 	}
 }
 
-// rotated is a log file that is set aside when it is full.
+// rotated is a log file that is rotated when it reaches limit bytes.
 type rotated struct {
 	path  string
 	limit int64
@@ -301,7 +299,7 @@ func (r *rotated) position() logspan.Position {
 	return logspan.At(r.file)
 }
 
-// rotate moves PATH to PATH.1, PATH.1 to PATH.2 and so on; the oldest goes.
+// rotate renames PATH to PATH.1, PATH.1 to PATH.2 and so on, and removes the oldest.
 func (r *rotated) rotate() error {
 	name := func(n int) string {
 		if n == 0 {

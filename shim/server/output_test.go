@@ -95,8 +95,8 @@ func TestLastWords(t *testing.T) {
 		want           string
 	}{
 		{"out\n", "err\n", 0, "out\nerr"},
-		{"out\n", "err\n", together / 2, "out\nerr"},
-		{"out\n", "err\n", 2 * together, "err\nout"},
+		{"out\n", "err\n", simultaneous / 2, "out\nerr"},
+		{"out\n", "err\n", 2 * simultaneous, "err\nout"},
 		{"out\n", "", 0, "out"},
 		{"", "err", 0, "err"},
 		{"", "", 0, ""},

@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runnerPipes are what a container's first process writes to: pipes that
-// containerd's shim reads, to copy from them to ours. They are held by O_PATH, so
-// that they end as if nobody did.
+// runnerPipes are the pipes that a container's first process writes to. containerd's
+// shim copies from them to our FIFOs. They are opened with O_PATH, so that readers still
+// get an EOF when the writers have closed them.
 type runnerPipes []*os.File
 
-// openRunnerPipes opens those of a process that has not begun.
+// openRunnerPipes opens the stdout and stderr pipes of a process that has not begun.
 func openRunnerPipes(pid int) runnerPipes {
 	var pipes runnerPipes
 	for _, fd := range []string{"1", "2"} {
@@ -36,15 +36,15 @@ func (p runnerPipes) close() {
 	}
 }
 
-// Containerd's shim has what it copies in its hands for a moment: a pipe that was
-// empty at so many looks in a row, with so much time between, has been copied.
+// containerd's shim takes a moment between reading from a pipe and writing to the FIFO.
+// So a pipe counts as copied when it was empty emptyChecks times in a row, emptyInterval
+// apart.
 const (
-	quietLooks = 4
-	quietTime  = 500 * time.Microsecond
+	emptyChecks   = 4
+	emptyInterval = 500 * time.Microsecond
 )
 
-// settle waits until containerd's shim has copied what was written by now, or the
-// time is over.
+// settle waits until containerd's shim has copied the output so far, at most until by.
 func (p runnerPipes) settle(by time.Time) {
 	var ends []int
 	for _, f := range p {
@@ -54,11 +54,11 @@ func (p runnerPipes) settle(by time.Time) {
 			ends = append(ends, fd)
 		}
 	}
-	for quiet := 0; len(ends) > 0 && quiet < quietLooks && time.Now().Before(by); time.Sleep(quietTime) {
-		quiet++
+	for empty := 0; len(ends) > 0 && empty < emptyChecks && time.Now().Before(by); time.Sleep(emptyInterval) {
+		empty++
 		for _, fd := range ends {
 			if n, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil && n > 0 {
-				quiet = 0
+				empty = 0
 			}
 		}
 	}

@@ -1,15 +1,15 @@
-// Package server is the inside of shepherd-shim: it starts a runner, or watches
-// one that containerd has started, talks ZeroMQ to it, and serves the daemon that
-// is there now, and the next one, over the protocol of package shim. See there for
-// the promises.
+// Package server implements shepherd-shim: it starts a runner, or watches one that
+// containerd has started, exchanges ZeroMQ messages with it, and serves the present
+// daemon and its successors over the protocol of package shim, which documents the
+// guarantees.
 //
-// How a shim stands is one value, state, guarded by one mutex. Four parties change
-// it: the acceptor, where daemons connect (session.go), the connector, which keeps the
-// connection to the runner (link.go), the life, which sees the runner's process
-// through (life.go; supervisor.go for a child, watch.go for a container's), and two
-// clocks: of the job's deadline (jobs.go), and of a shim that nobody wants
-// (orphan.go). What must survive the shim itself is written by outcome (keep.go),
-// beside the way of a message and not in it.
+// A shim's state is one value, state, guarded by one mutex. Four parties change it: the
+// acceptor, to which daemons connect (session.go), the connector, which keeps the
+// connection to the runner (link.go), the life, which manages the runner's process
+// (life.go; supervisor.go for a child process, watch.go for a container's), and two
+// timers: of the job's deadline (jobs.go), and of a shim without a daemon (orphan.go).
+// outcome (keep.go) persists what must survive the shim, asynchronously, so that
+// messages do not wait for the disk.
 package server
 
 import (
@@ -25,11 +25,11 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// Conn is one connection to a runner, from its bind to the end of either side.
+// Conn is one connection to a runner.
 type Conn interface {
 	Send(ctx context.Context, frame []byte) error
-	// Recv returns an error when the connection has ended and everything that
-	// came before was received.
+	// Recv returns an error when the connection has ended and all messages that
+	// arrived before were received.
 	Recv(ctx context.Context) ([]byte, error)
 	Close() error
 }
@@ -37,23 +37,24 @@ type Conn interface {
 // DialFunc makes a network connection, as net.Dialer.DialContext does.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Config is what a shim is made of.
+// Config configures a shim.
 type Config struct {
 	Folder *shim.Folder // locked by the caller
 	Spec   shim.Spec
-	// Dial connects to a runner at HOST:PORT, which may bind long after the
-	// call, by network connections made with dial. An error is final.
+	// Dial connects to a runner at HOST:PORT with network connections made by dial,
+	// and waits until the runner listens, which may be long after the call. An error
+	// is final.
 	Dial func(ctx context.Context, address string, dial DialFunc) (Conn, error)
 	Log  *slog.Logger
 }
 
-// Run is a shim's life: it returns when the daemon has released it or none came
-// back in time. Ready is called when daemons can connect. Ending ctx stops the
-// runner.
+// Run runs a shim. It returns when the daemon has released it, or when no daemon has
+// connected for the spec's OrphanTimeout. It calls ready when daemons can connect.
+// Ending ctx stops the runner.
 func Run(ctx context.Context, cfg Config, ready func()) error {
 	boot, err := proc.BootID()
 	if err != nil {
-		return fmt.Errorf("tell this boot of the machine from others: %w", err)
+		return fmt.Errorf("read the machine's boot id: %w", err)
 	}
 	self, err := proc.Read(os.Getpid())
 	if err != nil {

@@ -18,21 +18,21 @@ import (
 type session struct {
 	conn   *net.UnixConn
 	hello  shim.Hello
-	turn   int // in the order of connecting
+	turn   int // number of the connection, in the order of connecting
 	out    chan *shim.Message
-	events *mailbox
+	events *eventQueue
 	over   chan struct{} // closed by cut
 	once   sync.Once
 	done   chan struct{} // closed when the writer has ended
 }
 
-// outbox is how many messages may wait for a daemon that does not read. There is
-// one for each request it made and each answer it has not acknowledged, so one
-// that fills it is broken.
-const outbox = 64
+// outboxSize is how many messages may be queued for a daemon that does not read. There
+// is one for each of its requests and each unacknowledged answer, so a daemon that fills
+// the queue is broken.
+const outboxSize = 64
 
-// send queues a message; a nil session drops it. It never blocks: what does not
-// reach the daemon, it finds when it connects again.
+// send queues a message; a nil session drops it. It never blocks: if the queue is full
+// it ends the session, and the daemon gets the state when it connects again.
 func (c *session) send(m *shim.Message) {
 	if c == nil {
 		return
@@ -44,14 +44,14 @@ func (c *session) send(m *shim.Message) {
 	}
 }
 
-// event queues an event for a daemon that wants them; a nil session drops it.
+// event queues an event if the daemon wants events; a nil session drops it.
 func (c *session) event(e shim.Event) {
 	if c != nil && c.hello.Has(shim.FeatureEvents) {
 		c.events.put(e)
 	}
 }
 
-// supersede ends the session because a newer one has begun, and says so.
+// supersede ends the session because a newer one has begun, and tells the daemon so.
 func (c *session) supersede() {
 	if !c.hello.Has(shim.FeatureSuperseded) {
 		c.cut()
@@ -70,7 +70,7 @@ func (c *session) cut() {
 	})
 }
 
-// drain ends the session when what is queued has been written.
+// drain ends the session after the queued messages have been written.
 func (c *session) drain() {
 	_ = c.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	c.send(nil)
@@ -78,8 +78,8 @@ func (c *session) drain() {
 	c.cut()
 }
 
-// write writes what is queued until the session ends. Events come after all else
-// that is queued, hello above all.
+// write writes queued messages until the session ends. Events are written only when no
+// other message is queued, so that hello is the first message.
 func (c *session) write() {
 	defer close(c.done)
 	defer c.cut()
@@ -105,8 +105,7 @@ func (c *session) write() {
 	}
 }
 
-// writeEvents writes the events there are. Where something else is queued, it is
-// first.
+// writeEvents writes other queued messages first, then all queued events.
 func (c *session) writeEvents() bool {
 	for len(c.out) > 0 {
 		if m := <-c.out; m == nil || shim.WriteMessage(c.conn, m) != nil {
@@ -121,13 +120,13 @@ func (c *session) writeEvents() bool {
 	return true
 }
 
-// acceptor is where daemons connect.
+// acceptor accepts daemons' connections and serves their requests.
 type acceptor struct {
 	*state
 	running *sync.WaitGroup // of its goroutines
 }
 
-// accept takes daemons' connections until the listener is closed.
+// accept accepts connections until the listener is closed.
 func (s *acceptor) accept(l *net.UnixListener) {
 	for turn := 1; ; turn++ {
 		conn, err := l.AcceptUnix()
@@ -152,7 +151,7 @@ func (s *acceptor) accept(l *net.UnixListener) {
 	}
 }
 
-// trusted reports whether the other side is our user or root.
+// trusted reports whether the peer's user is the shim's own or root.
 func trusted(conn *net.UnixConn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -168,13 +167,13 @@ func trusted(conn *net.UnixConn) bool {
 // serve serves one connection until it ends or a newer one supersedes it.
 func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 	c := &session{
-		conn: conn, turn: turn, out: make(chan *shim.Message, outbox), events: newMailbox(),
+		conn: conn, turn: turn, out: make(chan *shim.Message, outboxSize), events: newEventQueue(),
 		over: make(chan struct{}), done: make(chan struct{}),
 	}
 	defer c.cut()
 	stop := make(chan struct{})
 	defer close(stop)
-	s.running.Go(func() { // a daemon that says nothing does not keep the shim from ending
+	s.running.Go(func() { // so that the shim can end although the daemon sends nothing
 		select {
 		case <-s.quit:
 			_ = conn.CloseRead()
@@ -210,7 +209,7 @@ func (s *acceptor) serve(conn *net.UnixConn, turn int) {
 	s.leave(c)
 	select {
 	case <-s.quit:
-		c.drain() // the reply to release, for one
+		c.drain() // for example, the reply to release
 	default:
 	}
 }
@@ -226,7 +225,7 @@ func (s *acceptor) request(c *session, m *shim.Message, theirs int) {
 		ended := s.exit != nil
 		s.mu.Unlock()
 		if ended {
-			defer s.end() // when the reply is on its way
+			defer s.end() // after the reply is queued
 		} else {
 			err = errors.New("the runner has not ended")
 		}

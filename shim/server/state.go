@@ -11,47 +11,47 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// state is how a shim stands; see the package comment for who changes it.
+// state is a shim's state; see the package comment for the goroutines that change it.
 //
-// What is listed below mu, the embedded parts too, is guarded by it. It is held while
-// a message is sent to the runner and while one is queued for the daemon, which never
-// waits. Of the other locks outcome.writing is taken before mu; those of limiter,
-// mailbox, output, rotated and supervisor may be taken with mu held, and no other is
-// taken with one of them.
+// mu guards the fields below it, the embedded ones included. It is held while a message
+// is sent to the runner, and while one is queued for the daemon, which never blocks.
+// Lock order: outcome.writing is taken before mu. The locks of limiter, eventQueue,
+// output, rotated and supervisor may be taken with mu held, and no other lock is taken
+// with one of them held.
 type state struct {
 	spec    shim.Spec
 	log     *slog.Logger
-	limited *limiter      // for what a runner can make us log
-	outcome *outcome      // told of every change
-	begun   chan *watched // the container's process, when it has begun
+	limited *limiter      // for log lines that a runner or daemon can cause
+	outcome *outcome      // persists changes
+	begun   chan *watched // receives the container's process when it has begun
 	stopRequests
 	ending
 
 	mu      sync.Mutex
-	session *session // the daemon that is there, or nil
+	session *session // of the connected daemon, or nil
 	runner
 	connection
 	jobs
 	orphan
 }
 
-// runner is what is known of the runner's process.
+// runner is the state of the runner's process.
 type runner struct {
 	watched *watched // the container's process, once it is known
-	netns   string   // the container's network namespace; empty means ours
+	netns   string   // path of the container's network namespace; "" if it shares the shim's
 	pid     int
 	memory  *memoryWatch
-	output  *output // nil where the runner is somebody else's
+	output  *output // nil for a runner that the shim does not manage
 	exit    *shim.Exit
 }
 
-// connection is the one to the runner.
+// connection is the connection to the runner.
 type connection struct {
 	link      Conn // nil while not connected
-	connected bool // once was
+	connected bool // the runner has been connected at least once
 }
 
-// newState is the state of a shim that has done nothing yet. Its outcome is not set.
+// newState returns the initial state. The caller sets outcome.
 func newState(spec shim.Spec, log *slog.Logger) *state {
 	return &state{
 		spec: spec, log: log, limited: newLimiter(log),
@@ -61,7 +61,7 @@ func newState(spec shim.Spec, log *slog.Logger) *state {
 	}
 }
 
-// startClocks makes the clocks; Run stops them.
+// startClocks creates the timers; Run stops them.
 func (s *state) startClocks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,14 +72,14 @@ func (s *state) startClocks() {
 	s.settleOrphan()
 }
 
-// kept is what a later daemon must find if this process is gone.
+// kept returns the outcome to persist.
 func (s *state) kept() shim.Outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return shim.Outcome{Job: s.job, Answers: slices.Clone(s.answers), Exit: s.exit}
 }
 
-// started says that the runner's process exists.
+// started records the runner's process and tells the daemon.
 func (s *state) started(pid int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,9 +105,10 @@ func (s *state) disconnect() {
 	s.link = nil
 }
 
-// admit makes c the session and tells it how things stand. The newest connection
-// is the daemon's, not the one that says hello last: of a daemon that was killed
-// in between, both may still be on their way.
+// admit makes c the present session and sends it the state. It returns false if a newer
+// connection is the session already. The newest connection counts, not the one whose
+// hello comes last: that of a daemon that was killed may still arrive after its
+// successor's.
 func (s *state) admit(c *session) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,20 +5,19 @@ import (
 	"time"
 )
 
-// stopRequest asks for the runner's end. Grace is the time between TERM and
-// KILL. Why is the cause where the daemon did not ask for it.
+// stopRequest is a request to stop the runner.
 type stopRequest struct {
-	grace time.Duration
-	why   string
-	fault bool // of the runner
-	lost  bool // it goes down with the shim
+	grace time.Duration // between TERM and KILL
+	why   string        // the cause, if it is not a daemon's request
+	fault bool          // the runner is at fault
+	lost  bool          // the runner is stopped because the shim ends
 }
 
-// stopRequests are what waits for the one that ends the runner.
+// stopRequests holds the request that the life has not received yet.
 type stopRequests struct{ stops chan stopRequest }
 
-// stop asks for the runner's end; of several requests that come at once the
-// first is enough, but for one that is in more of a hurry.
+// stop requests the runner's stop. Of requests that have not been received yet, the one
+// with the shortest grace is kept.
 func (s *stopRequests) stop(r stopRequest) {
 	for {
 		select {
@@ -36,9 +35,9 @@ func (s *stopRequests) stop(r stopRequest) {
 	}
 }
 
-// ending is how a shim is told to end.
+// ending makes the shim end.
 type ending struct {
-	quit     chan struct{} // closed when the shim is to end
+	quit     chan struct{} // closed by end
 	quitOnce sync.Once
 }
 

@@ -20,16 +20,16 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// supervisor is the parent of the runner and, by adoption, of all it forks: this
-// process is a subreaper, so whatever daemonizes below stays below. It must be
-// the only one that waits for children here.
+// supervisor starts and reaps the runner and its descendants. This process is a child
+// subreaper, so it becomes the parent of orphaned descendants, too. Nothing else in this
+// process may wait for children.
 type supervisor struct {
 	group   cgroup.Group
 	log     *slog.Logger
 	exited  chan struct{} // closed when the runner has ended
 	changed chan struct{} // a child has ended
 	signals chan os.Signal
-	forker  chan struct{} // closed to let the thread go that forked the runner
+	forker  chan struct{} // closed to end the thread that forked the runner
 	reaping sync.WaitGroup
 
 	mu     sync.Mutex // held from before the fork until the child's id is known
@@ -47,7 +47,7 @@ func newSupervisor(group cgroup.Group, log *slog.Logger) *supervisor {
 		forker:  make(chan struct{}),
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		log.Warn("cannot adopt what the runner leaves behind", "error", err)
+		log.Warn("cannot become the subreaper of the runner's orphaned processes", "error", err)
 	}
 	signal.Notify(v.signals, unix.SIGCHLD)
 	v.reaping.Go(func() {
@@ -58,7 +58,7 @@ func newSupervisor(group cgroup.Group, log *slog.Logger) *supervisor {
 	return v
 }
 
-// close ends the reaping. Nothing of the runner may be left.
+// close stops reaping. No process of the runner may be left.
 func (v *supervisor) close() {
 	signal.Stop(v.signals)
 	close(v.signals)
@@ -66,12 +66,12 @@ func (v *supervisor) close() {
 	v.reaping.Wait()
 }
 
-// start starts the runner. It is killed by the kernel when the thread that
-// forked it ends, so that thread is kept until close.
+// start starts the runner and returns its pid. The kernel kills the runner when the
+// thread that forked it ends (PR_SET_PDEATHSIG), so that thread is kept until close.
 func (v *supervisor) start(spec shim.Spec, out *output) (int, error) {
 	result := make(chan error)
 	v.reaping.Go(func() {
-		runtime.LockOSThread() // and never unlocked: the thread was in control groups
+		runtime.LockOSThread() // never unlocked, because the thread has changed its control groups
 		result <- v.fork(spec, out)
 		<-v.forker
 	})
@@ -87,7 +87,7 @@ func (v *supervisor) start(spec shim.Spec, out *output) (int, error) {
 func (v *supervisor) fork(spec shim.Spec, out *output) error {
 	p := spec.Runner
 	if info, err := os.Stat(p.Dir); err != nil || !info.IsDir() {
-		return fmt.Errorf("its working directory %s is not there", p.Dir)
+		return fmt.Errorf("its working directory %s does not exist", p.Dir)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -110,7 +110,8 @@ func (v *supervisor) fork(spec shim.Spec, out *output) error {
 	})
 }
 
-// reap collects every child that has ended. It reports whether there are others.
+// reap waits for every child that has ended. It reports whether there are other
+// children.
 func (v *supervisor) reap() (more bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -152,19 +153,19 @@ func (v *supervisor) alive() bool {
 func (v *supervisor) terminate() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.done { // else its id may be somebody else's by now
+	if !v.done { // else the id may have been reused
 		_ = unix.Kill(-v.pid, unix.SIGTERM)
 	}
 }
 
-// unkillable is how long a process may take to die of SIGKILL; one in a system
-// call that never ends (a dead network file system, a hung driver) does not.
-const unkillable = 30 * time.Second
+// killTimeout is how long processes may take to end after SIGKILL. One that is blocked
+// in the kernel (by a dead network file system or a hung driver) does not end.
+const killTimeout = 30 * time.Second
 
-// endAll kills every process below this one until none is left. If some do not
-// die it says which, and gives up on them.
+// endAll kills all descendants of this process until none is left. After killTimeout it
+// gives up and returns which are left.
 func (v *supervisor) endAll() (problem string) {
-	deadline := time.Now().Add(unkillable)
+	deadline := time.Now().Add(killTimeout)
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		more := v.reap()
 		if !more && len(v.group.PIDs()) == 0 {
@@ -173,18 +174,18 @@ func (v *supervisor) endAll() (problem string) {
 		v.group.Kill()
 		left, err := v.descendants()
 		if err != nil {
-			v.log.Warn("cannot look for what the runner started", "error", err)
+			v.log.Warn("cannot list the processes that the runner started", "error", err)
 		}
 		for _, p := range left {
 			if err := proc.Signal(p, unix.SIGKILL); err != nil {
-				v.log.Warn("cannot end a process of the runner", "error", err)
+				v.log.Warn("cannot kill a process of the runner", "error", err)
 			}
 		}
 		if time.Now().After(deadline) {
 			if len(left) == 0 {
-				return "processes it left behind cannot be ended"
+				return "processes it left behind cannot be killed"
 			}
-			return fmt.Sprintf("process %d (%s), which it left behind, cannot be ended", left[0].PID, left[0].Name)
+			return fmt.Sprintf("process %d (%s), which it left behind, cannot be killed", left[0].PID, left[0].Name)
 		}
 		select {
 		case <-v.changed:
@@ -201,7 +202,7 @@ func (v *supervisor) descendants() ([]proc.Process, error) {
 	return slices.DeleteFunc(proc.Descendants(all, os.Getpid()), proc.Process.Zombie), nil
 }
 
-// exitStatus is how the runner ended.
+// exitStatus returns how the runner ended.
 func (v *supervisor) exitStatus() shim.Exit {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -17,21 +17,21 @@ import (
 	"github.com/iterait/shepherd/shim"
 )
 
-// watched is the first process of a container, whose parent is containerd's
-// shim. When it ends, the kernel ends all others of its PID namespace first.
+// watched is the first process of a container, whose parent is containerd's shim. When
+// it exits, the kernel first kills all other processes of its PID namespace.
 type watched struct {
 	process proc.Process
 	pidfd   *os.File
-	netns   *os.File // nil where it is ours
+	netns   *os.File // nil if it shares the shim's network namespace
 	pipes   runnerPipes
 	group   cgroup.Group
-	stop    unix.Signal // asks it to end
+	stop    unix.Signal // asks the process to end
 	exited  chan struct{}
 	waiting sync.WaitGroup
-	killed  bool // by us
+	killed  bool // by this shim
 }
 
-// openWatched opens the process, which must be there.
+// openWatched opens the process, which must exist.
 func openWatched(pid int, group string, c *shim.Container) (_ *watched, err error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ENOSYS) {
@@ -40,7 +40,7 @@ func openWatched(pid int, group string, c *shim.Container) (_ *watched, err erro
 	if err != nil {
 		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // PIDFD_NONBLOCK is of Linux 5.10
+	if err := unix.SetNonblock(fd, true); err != nil { // PIDFD_NONBLOCK needs Linux 5.10
 		unix.Close(fd)
 		return nil, fmt.Errorf("watch process %d of the container: %w", pid, err)
 	}
@@ -66,7 +66,7 @@ func openWatched(pid int, group string, c *shim.Container) (_ *watched, err erro
 	return w, nil
 }
 
-// namespace is the path of its network namespace; empty where that is ours.
+// namespace returns the path of its network namespace, "" if it is the shim's.
 func (w *watched) namespace() string {
 	if w.netns == nil {
 		return ""
@@ -83,8 +83,7 @@ func (w *watched) close() {
 	w.waiting.Wait()
 }
 
-// wait closes exited when the process has ended. It returns early when w is
-// closed.
+// wait closes exited when the process has ended. It returns early if w is closed.
 func (w *watched) wait() {
 	raw, err := w.pidfd.SyscallConn()
 	if err != nil {
@@ -118,9 +117,9 @@ func (w *watched) oomKills() (own, shared int) {
 	return w.group.OOMKills(), w.group.SharedOOMKills()
 }
 
-// terminate asks the process to end. The kernel drops signals to the first process
-// of a PID namespace that it neither handles nor blocks, so one that does neither
-// would only be waited for in vain.
+// terminate sends the process its stop signal, or SIGKILL if it would not receive that:
+// the kernel drops signals to the first process of a PID namespace that it neither
+// handles nor blocks.
 func (w *watched) terminate() {
 	if !listens(w.process.PID, w.stop) {
 		w.kill()
@@ -129,10 +128,10 @@ func (w *watched) terminate() {
 	w.signal(w.stop)
 }
 
-// listens reports whether a process receives the signal, or it cannot be seen that
-// it does not. While a process waits in sigtimedwait(2), as tini does, the kernel
-// shows what it waits for as not blocked: it is in that call, then, or has blocked
-// the signal. As it goes from one to the other between two looks, there are some.
+// listens reports whether a process receives the signal; true where that cannot be
+// determined. While a process waits in sigtimedwait(2), as tini does, /proc shows the
+// signals that it waits for as not blocked, so the present system call is checked, too.
+// The process may enter or leave the call between the two checks, so they are repeated.
 func listens(pid int, sig unix.Signal) bool {
 	proc := "/proc/" + strconv.Itoa(pid)
 	for range 4 {
@@ -148,11 +147,11 @@ func listens(pid int, sig unix.Signal) bool {
 	return false
 }
 
-// receives reports whether the process with this /proc/PID/status receives the
-// signal: it has a handler, or has blocked it, as programs do that wait for signals
-// with signalfd(2) or, at other moments, sigwait(3). One that it ignores does not
-// reach it, though a shell blocks all signals for a moment when it forks. It does
-// where the status does not tell.
+// receives reports whether the process with this /proc/PID/status receives the signal:
+// it has a handler for it, or blocks it, as programs do that use signalfd(2) or
+// sigwait(3). A signal that it ignores does not count even while it is blocked: a shell
+// blocks all signals for a moment when it forks. It returns true if the status has no
+// signal masks.
 func receives(status string, sig unix.Signal) bool {
 	in := make(map[string]bool)
 	for line := range strings.Lines(status) {
@@ -182,12 +181,13 @@ func (w *watched) signal(sig unix.Signal) {
 	}
 }
 
-// endAll kills the process, and waits until its control groups are empty.
+// endAll kills the process and waits until its control groups are empty. After
+// killTimeout it gives up and returns how many processes are left.
 func (w *watched) endAll() (problem string) {
 	if w.alive() {
 		w.kill()
 	}
-	deadline := time.Now().Add(unkillable)
+	deadline := time.Now().Add(killTimeout)
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		ended := w.exited
 		var left []int
@@ -199,7 +199,7 @@ func (w *watched) endAll() (problem string) {
 			w.group.Kill()
 		}
 		if time.Now().After(deadline) {
-			return fmt.Sprintf("%d processes of its container cannot be ended", max(len(left), 1))
+			return fmt.Sprintf("%d processes of its container cannot be killed", max(len(left), 1))
 		}
 		select {
 		case <-ended:
@@ -208,8 +208,8 @@ func (w *watched) endAll() (problem string) {
 	}
 }
 
-// exitStatus is how the process ended, as far as the kernel tells others than
-// its parent (Linux 6.15 does). Else containerd is asked, which the daemon does.
+// exitStatus returns how the process ended, if the kernel reports that to processes
+// other than the parent (since Linux 6.15). Otherwise the daemon asks containerd.
 func (w *watched) exitStatus() shim.Exit {
 	status, ok := w.waitStatus()
 	switch {
@@ -223,7 +223,7 @@ func (w *watched) exitStatus() shim.Exit {
 	return shim.Exit{Code: -1}
 }
 
-// pidfdInfo is struct pidfd_info of linux/pidfd.h in its first version.
+// pidfdInfo is the first version of struct pidfd_info in linux/pidfd.h.
 type pidfdInfo struct {
 	mask, cgroup uint64
 	ids          [11]uint32
@@ -235,8 +235,8 @@ const (
 	pidfdInfoExit = 1 << 3
 )
 
-// waitStatus asks for the status. It is there when the parent has taken note of
-// the end, which is a moment later.
+// waitStatus reads the wait status from the pidfd. It is available only after the parent
+// has reaped the process, so waitStatus retries for up to half a second.
 func (w *watched) waitStatus() (status unix.WaitStatus, ok bool) {
 	raw, err := w.pidfd.SyscallConn()
 	if err != nil {
@@ -259,7 +259,7 @@ func (w *watched) waitStatus() (status unix.WaitStatus, ok bool) {
 	return 0, false
 }
 
-// take opens the process that the daemon names as the container's.
+// take starts watching the container's first process, which the daemon has reported.
 func (s *state) take(pid int) error {
 	if s.spec.Container == nil {
 		return errors.New("there is no container")
@@ -278,13 +278,13 @@ func (s *state) take(pid int) error {
 	return nil
 }
 
-// begin notes that the container's process runs the runner.
+// begin records that the container's process has been started.
 func (s *state) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.exit != nil:
-		return errors.New("its end was wanted meanwhile")
+		return errors.New("its stop was requested meanwhile")
 	case s.watched == nil:
 		return errors.New("the container's process is not known")
 	case s.pid != 0:

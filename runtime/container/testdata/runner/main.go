@@ -1,5 +1,5 @@
-// Runner is the scripted runner as the program of a container's image, and with the
-// argument "cog" the server of one that was built with Cog.
+// Runner is the scripted runner of package runtimetest as the program of an image.
+// With the argument "cog" it is the HTTP server of an image built with Cog.
 package main
 
 import (
@@ -21,7 +21,7 @@ func main() {
 	runtimetest.RunnerMain(os.Args[1:])
 }
 
-// serveCog serves a model that puts its text into capitals.
+// serveCog serves a model that converts its text to upper case.
 func serveCog() {
 	err := cogtest.Serve(context.Background(), cogtest.Model{
 		Input:    `{"text": {"type": "string", "title": "Text"}}`,

@@ -1,6 +1,6 @@
-// Package logs reads log files while others write, rotate, truncate and remove
-// them. It holds a few open files and no memory beyond its caller's buffer,
-// however much there is to read.
+// Package logs reads log files that other processes write, rotate, truncate and remove
+// at the same time. It holds a few open files, and needs no memory beyond its caller's
+// buffer, however long the logs are.
 package logs
 
 import (
@@ -17,11 +17,11 @@ import (
 	"github.com/iterait/shepherd/internal/logspan"
 )
 
-// interval is the time between two looks at files that have nothing new.
-const interval = 250 * time.Millisecond
+// pollInterval is the time between two checks for new content.
+const pollInterval = 250 * time.Millisecond
 
-// File is a log. One that is rotated moves to PATH.1, PATH.1 to PATH.2 and so on
-// up to PATH.KEEP.
+// File is a log. Rotation renames PATH to PATH.1, PATH.1 to PATH.2 and so on up to
+// PATH.KEEP.
 type File struct {
 	Path string
 	Keep int
@@ -29,20 +29,20 @@ type File struct {
 
 // Options say which part of the logs is read.
 type Options struct {
-	// Tail is how many of the last lines of each file are read, rotated ones
-	// included; all, where negative.
+	// Tail is how many of the last lines of each log are read, including its rotated
+	// files; negative is all.
 	Tail int
-	// Follow goes on with what is written later, until the context ends.
+	// Follow reads also what is written later, until the context ends.
 	Follow bool
 }
 
-// Open opens logs, which need not exist. What several hold at the beginning
-// comes one file after the other, what is written later as it comes, by whole
-// lines where the writer writes those.
+// Open opens logs, which need not exist. The present content of several logs is read one
+// log after the other, later content in the order in which it is written, by whole lines
+// if the writer writes whole lines.
 //
-// Read returns io.EOF at the end of what there was when Open was called or,
-// following, ctx's error. Read and Close are not called at the same time: to end
-// a Read, end ctx.
+// Without Follow, Read returns io.EOF at the end of the content at the time of Open; with
+// Follow, ctx's error when ctx ends. Read and Close must not be called at the same time:
+// to end a Read, end ctx.
 func Open(ctx context.Context, o Options, files ...File) (io.ReadCloser, error) {
 	r := newReader(ctx, o.Follow)
 	for _, f := range files {
@@ -62,10 +62,10 @@ type reader struct {
 	cause   func() error
 	follow  bool
 	sources []*source
-	turn    int  // the source to be asked next
-	begun   bool // all that there was at the beginning is read
+	turn    int  // the source to read next
+	begun   bool // the content at the time of Open has been read
 
-	limit   atomic.Pointer[logspan.Mark] // nothing after it is read
+	limit   atomic.Pointer[logspan.Mark] // where reading ends
 	limited chan struct{}                // closed when limit is set
 }
 
@@ -73,8 +73,8 @@ func newReader(ctx context.Context, follow bool) *reader {
 	return &reader{done: ctx.Done(), cause: func() error { return context.Cause(ctx) }, follow: follow, limited: make(chan struct{})}
 }
 
-// End ends the following at the end of a span, all of which is written. A span
-// without an end changes nothing, nor does a second one.
+// End makes a following reader end at the end of a span, which must be written
+// completely. A span without an end is ignored, and so are further calls.
 func (r *reader) End(text string) {
 	span, err := logspan.Parse(text)
 	if err == nil && len(span.End) >= len(r.sources) && r.limit.CompareAndSwap(nil, &span.End) {
@@ -104,7 +104,7 @@ func (r *reader) Read(p []byte) (int, error) {
 				r.sources[r.turn].limit = &(*limit)[r.turn]
 			}
 			n, err := r.sources[r.turn].read(p, !r.begun)
-			if n == 0 || r.begun { // the beginning comes file by file
+			if n == 0 || r.begun { // the content at the time of Open is read log by log
 				r.turn++
 			}
 			if n > 0 || err != nil {
@@ -121,13 +121,13 @@ func (r *reader) Read(p []byte) (int, error) {
 			}
 			continue
 		}
-		if limit != nil { // all there is was written before the limit was known
+		if limit != nil { // the span was complete before the limit was set
 			return 0, io.EOF
 		}
 		select {
 		case <-r.done:
 		case <-r.limited:
-		case <-time.After(interval):
+		case <-time.After(pollInterval):
 		}
 	}
 }
@@ -143,17 +143,17 @@ func (r *reader) Close() error {
 // source is one log being read.
 type source struct {
 	log   File
-	whole bool // reads end where lines end, as far as lines have ended
+	whole bool // a read ends at the end of a line, if it contains one
 
 	open []*os.File // oldest first; the first is being read
-	at   int64      // in it
-	end  int64      // of the last one, when the log was opened
+	at   int64      // offset in the first
+	end  int64      // size of the last when the log was opened
 
-	limit *logspan.Position // nothing after it is read; nil for none
-	gone  bool              // nothing of what is wanted is kept
+	limit *logspan.Position // where reading ends; nil for no limit
+	gone  bool              // rotation has removed the whole span
 }
 
-// open opens the log, as far as it exists, and finds where its last lines begin.
+// open opens the files of the log that exist, and seeks to its last lines.
 func open(f File, tail int) (*source, error) {
 	s := &source{log: f}
 	err := s.gather()
@@ -171,8 +171,9 @@ func open(f File, tail int) (*source, error) {
 	return s, nil
 }
 
-// gather opens all files there are of a log. One that moves on meanwhile moves
-// to a name not looked at yet: it can be met twice but not be missed.
+// gather opens all files of a log, from the newest to the oldest. A file that is rotated
+// meanwhile moves to a name that is checked later, so it can be found twice but not be
+// missed.
 func (s *source) gather() error {
 	for n := 0; n <= s.log.Keep; n++ {
 		file, err := openLog(s.log.name(n))
@@ -190,7 +191,7 @@ func (s *source) gather() error {
 	return nil
 }
 
-// openLog opens a log file; nil says that there is none.
+// openLog opens a log file. It returns nil if the file does not exist.
 func openLog(path string) (*os.File, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -201,7 +202,7 @@ func openLog(path string) (*os.File, error) {
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("log %s is not a file that can be read again", path)
+		err = fmt.Errorf("log %s is not a regular file", path)
 	}
 	if err != nil {
 		file.Close()
@@ -223,8 +224,8 @@ func same(a, b *os.File) bool {
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
 }
 
-// tail finds the beginning of the last lines, or of all where lines is negative: the
-// file, and the place in it. A last line that has not ended counts.
+// tail returns the index of the file, and the offset in it, at which the last lines
+// begin, or the log if lines is negative. An incomplete last line counts.
 func (s *source) tail(lines int) (file int, at int64, err error) {
 	if lines < 0 {
 		return 0, 0, nil
@@ -233,7 +234,7 @@ func (s *source) tail(lines int) (file int, at int64, err error) {
 		return len(s.open) - 1, s.end, nil
 	}
 	buffer := make([]byte, 32<<10)
-	last := true // nothing of the newest line is seen yet
+	last := true // the newest byte has not been read yet
 	for i := len(s.open) - 1; i >= 0; i-- {
 		at := s.end
 		if i < len(s.open)-1 {
@@ -251,7 +252,7 @@ func (s *source) tail(lines int) (file int, at int64, err error) {
 			}
 			end := len(chunk)
 			if last && chunk[end-1] == '\n' {
-				end-- // ends the newest line and begins none
+				end-- // this newline ends the newest line
 			}
 			last = false
 			for {
@@ -270,7 +271,7 @@ func (s *source) tail(lines int) (file int, at int64, err error) {
 	return 0, 0, nil
 }
 
-// startAt is start with what tail found.
+// startAt is start with the results of tail.
 func (s *source) startAt(i int, at int64, err error) error {
 	if err != nil {
 		return err
@@ -278,7 +279,7 @@ func (s *source) startAt(i int, at int64, err error) error {
 	return s.start(i, at)
 }
 
-// start reads from here on.
+// start makes the source begin at an offset in the file with the index i.
 func (s *source) start(i int, at int64) error {
 	for _, f := range s.open[:i] {
 		if err := f.Close(); err != nil {
@@ -289,8 +290,8 @@ func (s *source) start(i int, at int64) error {
 	return nil
 }
 
-// read reads what is available, and nothing where nothing is. At the
-// beginning it ends where the log did when it was opened.
+// read reads what is available, which may be nothing. With beginning, it reads only up to
+// the end of the log at the time of open.
 func (s *source) read(p []byte, beginning bool) (int, error) {
 	for {
 		if s.gone {
@@ -333,7 +334,7 @@ func (s *source) read(p []byte, beginning bool) (int, error) {
 			return 0, fmt.Errorf("read the log %s: %w", s.log.Path, err)
 		}
 		if beginning && len(s.open) == 1 {
-			return 0, nil // it was truncated meanwhile
+			return 0, nil // the file was truncated meanwhile
 		}
 		if more, err := s.advance(); !more || err != nil {
 			return 0, err
@@ -341,7 +342,7 @@ func (s *source) read(p []byte, beginning bool) (int, error) {
 	}
 }
 
-// advance goes on from a file that is read to its end, and says whether there
+// advance goes to the next file after one was read to its end, and reports whether there
 // may be more to read.
 func (s *source) advance() (bool, error) {
 	if len(s.open) > 1 {
@@ -364,7 +365,8 @@ func (s *source) advance() (bool, error) {
 	if next == nil || err != nil {
 		return false, err
 	}
-	// Now nobody writes to the old one any more: what came last in it first.
+	// The next file has content, so no process writes to the old one any more. Read what
+	// was written to the old one since.
 	if now, err := s.open[0].Stat(); err == nil && now.Size() > s.at {
 		return true, next.Close()
 	}
@@ -373,7 +375,7 @@ func (s *source) advance() (bool, error) {
 	return true, err
 }
 
-// place is the number that a file has among the log's, or -1.
+// place returns the number of a file's name, PATH.N, or -1 if it has no name any more.
 func (s *source) place(info os.FileInfo) int {
 	for n := 0; n <= s.log.Keep; n++ {
 		if other, err := os.Stat(s.log.name(n)); err == nil && os.SameFile(info, other) {
@@ -383,8 +385,8 @@ func (s *source) place(info os.FileInfo) int {
 	return -1
 }
 
-// next opens the file that follows one that was rotated: the next younger, or
-// the oldest where that one is kept no longer. Nil says that there is none yet.
+// next opens the file after one that was rotated: the next newer one, or the oldest if
+// that one was removed. It returns nil if there is none yet.
 func (s *source) next(info os.FileInfo) (*os.File, error) {
 	for {
 		place := s.place(info)
@@ -405,8 +407,8 @@ func (s *source) next(info os.FileInfo) (*os.File, error) {
 		if err != nil {
 			return nil, errors.Join(err, next.Close())
 		}
-		// An older file moves before a younger one: where this one has stayed,
-		// next is the next.
+		// Rotation renames older files first: if this file has kept its name, the files
+		// after it have, too.
 		now := s.place(info)
 		if now < 0 {
 			now = s.log.Keep + 1
@@ -417,7 +419,7 @@ func (s *source) next(info os.FileInfo) (*os.File, error) {
 				return nil, err
 			}
 		case size.Size() == 0:
-			// Whoever set the old one aside may still write to it.
+			// The process that rotated the log may still write to the old file.
 			return nil, next.Close()
 		default:
 			return next, nil

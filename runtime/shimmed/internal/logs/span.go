@@ -13,10 +13,10 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// OpenSpan opens a part of logs, of which the span has a place in each. What was
-// removed of it by rotation is left out; where nothing is left the error is of
-// class errdefs.ErrNotFound. A span without an end is read up to now or,
-// following, until JobLog.End is called or ctx ends. See Open.
+// OpenSpan opens a span of logs, which has a position in each log. Parts that rotation
+// has removed are missing; if nothing is left the error is of class errdefs.ErrNotFound. A
+// span without an end is read up to the present end of the logs or, with Follow, until
+// JobLog.End is called or ctx ends. See Open.
 func OpenSpan(ctx context.Context, span logspan.Span, o Options, files ...File) (runtime.JobLog, error) {
 	r := newReader(ctx, o.Follow && span.End == nil)
 	kept := false
@@ -42,7 +42,7 @@ func OpenSpan(ctx context.Context, span logspan.Span, o Options, files ...File) 
 	return r, nil
 }
 
-// End is where the logs end now: the zero Position where there is no log.
+// End returns the present ends of the logs; the zero Position for one that does not exist.
 func End(files ...File) logspan.Mark {
 	mark := make(logspan.Mark, len(files))
 	for i, f := range files {
@@ -53,9 +53,9 @@ func End(files ...File) logspan.Mark {
 	return mark
 }
 
-// seekSpan opens the files of a part and goes to its begin, or to where its last
-// lines begin. It reports whether something of it is there; else the source is
-// empty. A part that begins nowhere begins with the log.
+// seekSpan opens the files of a span in one log and seeks to its begin, or to its last
+// lines. It reports whether any of the span exists; if not, the source is empty. A zero
+// begin is the beginning of the log.
 func (s *source) seekSpan(begin logspan.Position, end *logspan.Position, tail int) (found bool, err error) {
 	if err := s.gather(); err != nil || len(s.open) == 0 {
 		s.gone = end != nil && *end != logspan.Position{}

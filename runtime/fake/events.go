@@ -18,39 +18,38 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// speaker is the key of the voice in a Handler's context.
-type speaker struct{}
+// runKey is the key of the *run in a Handler's context.
+type runKey struct{}
 
-type voice struct {
+// run is a runner and the job for which a Handler is called.
+type run struct {
 	life *life
 	job  job.ID
 }
 
-// Print adds a line to the log of the sheep whose Handler, or Config.Start, has
-// this context.
+// Print appends a line to the log of the sheep. ctx is the Handler's or Config.Start's.
 func Print(ctx context.Context, line string) {
-	if v, ok := ctx.Value(speaker{}).(*voice); ok && v.life.log != nil {
+	if v, ok := ctx.Value(runKey{}).(*run); ok && v.life.log != nil {
 		v.life.log.write(line + "\n")
 	}
 }
 
-// Progress tells how far the job is of the Handler that has this context.
+// Progress reports progress of the job. ctx is the Handler's.
 func Progress(ctx context.Context, done float64, text string) {
-	v, ok := ctx.Value(speaker{}).(*voice)
+	v, ok := ctx.Value(runKey{}).(*run)
 	if !ok {
 		return
 	}
 	v.life.mu.Lock()
 	defer v.life.mu.Unlock()
 	if v.life.current == v.job {
-		v.life.told(messenger.Event{Kind: messenger.EventProgress, JobID: v.job, Progress: done, Text: text})
+		v.life.addEvent(messenger.Event{Kind: messenger.EventProgress, JobID: v.job, Progress: done, Text: text})
 	}
 }
 
-// Warn tells that something happened to the runner of the Handler that has this
-// context.
+// Warn reports a warning about the runner. ctx is the Handler's.
 func Warn(ctx context.Context, text string) {
-	v, ok := ctx.Value(speaker{}).(*voice)
+	v, ok := ctx.Value(runKey{}).(*run)
 	if !ok {
 		return
 	}
@@ -58,20 +57,20 @@ func Warn(ctx context.Context, text string) {
 	defer v.life.mu.Unlock()
 	if v.life.current == v.job {
 		v.life.warnings = append(v.life.warnings, text)
-		v.life.told(messenger.Event{Kind: messenger.EventWarning, JobID: v.job, Text: text})
+		v.life.addEvent(messenger.Event{Kind: messenger.EventWarning, JobID: v.job, Text: text})
 	}
 }
 
-// told adds an event. The caller holds l.mu.
-func (l *life) told(e messenger.Event) {
+// addEvent adds an event. The caller holds l.mu.
+func (l *life) addEvent(e messenger.Event) {
 	e.Time = time.Now()
 	l.events = append(l.events, e)
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
 
-// RecvEvent waits for the next event; a new connection is told those of the job
-// under way again. See messenger.EventSource.
+// RecvEvent waits for the next event; a new connection receives those of the job under
+// way again. See messenger.EventSource.
 func (c *conn) RecvEvent(ctx context.Context) (messenger.Event, error) {
 	for {
 		e, changed, err := c.nextEvent()
@@ -111,12 +110,12 @@ func (c *conn) nextEvent() (messenger.Event, <-chan struct{}, error) {
 	return messenger.Event{}, c.life.changed, nil
 }
 
-// loggingSheep is a sheep that keeps what its runners write.
+// loggingSheep is a sheep with a log.
 type loggingSheep struct{ *sheep }
 
 func (s *loggingSheep) log() *sheepLog { return s.cfg.Runners.log(s.name) }
 
-// Logs opens what was written so far.
+// Logs opens the log as it is now.
 func (s *loggingSheep) Logs(context.Context, job.LogQuery) (io.ReadCloser, error) {
 	text, _, _ := s.log().read(0, -1)
 	return io.NopCloser(strings.NewReader(s.cfg.Log + text)), nil
@@ -146,14 +145,14 @@ func (s *loggingSheep) JobLogs(ctx context.Context, span string, q job.LogQuery)
 	return &spanReader{done: ctx.Done(), cause: func() error { return context.Cause(ctx) }, log: log, at: begin, end: end, follow: q.Follow && end < 0, ended: make(chan int, 1)}, nil
 }
 
-// sheepLog is what the runners of one sheep wrote.
+// sheepLog is the log of a sheep's runners.
 type sheepLog struct {
 	mu      sync.Mutex
 	text    []byte
 	changed chan struct{} // closed and replaced when something is written
 }
 
-// log is that of the sheep.
+// log returns the log of the sheep.
 func (p *Runners) log(sheep string) *sheepLog {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -173,7 +172,8 @@ func (l *sheepLog) write(text string) {
 	l.changed = make(chan struct{})
 }
 
-// read returns what lies between two places; an end below 0 is now's.
+// read returns the text between two offsets and its end; a negative end is the present
+// end.
 func (l *sheepLog) read(begin, end int) (string, int, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,7 +218,7 @@ type spanReader struct {
 	cause  func() error
 	log    *sheepLog
 	at     int
-	end    int // below 0 for none
+	end    int // negative for none
 	follow bool
 	ended  chan int
 }
