@@ -161,6 +161,17 @@ func TestPresigned(t *testing.T) {
 		answer, text := s.send(presign(r, time.Now().Add(-test.ago), test.expires))
 		wantAnswer(t, answer, text, test.status, "")
 	}
+	// A checksum in the URL is verified, unless it is that of no data, which is what a
+	// signer has that does not know the data.
+	for sum, status := range map[string]int{"NhCmhg==": 200, "NhCmhA==": 400, "AAAAAA==": 200} {
+		u := &url.URL{Scheme: "http", Host: s.addr, Path: "/" + b + "/sum", RawQuery: url.Values{"x-amz-checksum-crc32": {sum}, "x-amz-sdk-checksum-algorithm": {"CRC32"}}.Encode()}
+		r, err := http.NewRequestWithContext(t.Context(), "PUT", u.String(), strings.NewReader("hello"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, text := s.send(presign(r, time.Now(), 60))
+		wantAnswer(t, answer, text, status, "")
+	}
 }
 
 func TestForgedChunks(t *testing.T) {

@@ -157,7 +157,11 @@ func writeXMLStatus(w http.ResponseWriter, r *http.Request, status int, document
 	if err != nil {
 		return err
 	}
-	body = append([]byte(xml.Header), bytes.ReplaceAll(body, []byte("&#34;"), []byte("&quot;"))...) // as S3 writes it
+	mark := "&quot;" // as S3 writes it in ETags
+	if status >= http.StatusBadRequest {
+		mark = `"` // and in errors
+	}
+	body = append([]byte(xml.Header), bytes.ReplaceAll(body, []byte("&#34;"), []byte(mark))...)
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)

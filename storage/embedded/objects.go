@@ -16,6 +16,9 @@ import (
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
 )
 
+// maxS3Copy is the largest object that S3 copies in one request.
+const maxS3Copy = 5 << 30
+
 // smallObject is what is sent in one write together with the headers.
 const smallObject = 32 << 10
 
@@ -270,7 +273,9 @@ func (h *handler) copyObject(r *request) error {
 		attrs[taggingHeader] = tags
 	}
 	var sum folder.Checksum                  // that of the source
-	if otherSum || from.Checksum.Composite { // a copy has no parts: its checksum is that of the whole
+	// A copy has no parts to S3: its checksum is that of the whole. S3 copies at most 5 GiB;
+	// what is larger keeps its checksum, so that the client need not wait for it to be read.
+	if otherSum || from.Checksum.Composite && from.Size <= maxS3Copy {
 		if sum, err = checksumOf(r.Context(), from, cmp.Or(algorithm, from.Checksum.Algorithm)); err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"hash"
 	"hash/crc32"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 )
@@ -18,9 +17,12 @@ import (
 func presign(r *http.Request, at time.Time, expires int64) *http.Request {
 	date := at.UTC().Format("20060102T150405Z")
 	scope := date[:8] + "/us-east-1/s3/aws4_request"
-	query := url.Values{
-		"X-Amz-Algorithm": {"AWS4-HMAC-SHA256"}, "X-Amz-Credential": {accessKey + "/" + scope}, "X-Amz-Date": {date},
-		"X-Amz-Expires": {fmt.Sprint(expires)}, "X-Amz-SignedHeaders": {"host"},
+	query := r.URL.Query()
+	for name, value := range map[string]string{
+		"X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Credential": accessKey + "/" + scope, "X-Amz-Date": date,
+		"X-Amz-Expires": fmt.Sprint(expires), "X-Amz-SignedHeaders": "host",
+	} {
+		query.Set(name, value)
 	}
 	encoded := strings.ReplaceAll(query.Encode(), "+", "%20")
 	canonical := strings.Join([]string{r.Method, strings.ReplaceAll(r.URL.EscapedPath(), "+", "%2B"), encoded, "host:" + r.URL.Host + "\n", "host", "UNSIGNED-PAYLOAD"}, "\n")
