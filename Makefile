@@ -15,6 +15,8 @@ MINIO_AT := github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 VERSITY  := $(CACHE)/bin/versitygw
 # And another, rclone with its S3 server alone.
 RCLONE   := $(CACHE)/bin/rclone
+# What transfers are compared with, beside Debian's rclone.
+S5CMD    := $(CACHE)/bin/s5cmd
 AUDITORS := $(CACHE)/bin/gosec
 # A containerd of the 2.x line beside Debian's.
 CONTAINERD2 := $(CACHE)/bin/containerd
@@ -178,12 +180,12 @@ vuln: $(AUDITORS) ## look for known vulnerabilities in what is linked (VULNDB=fi
 audit: build $(AUDITORS) ## examine what is exposed: vulnerabilities, static analysis, who may do what, TLS, slow and hostile clients
 	@BIN=$(BIN) GO=$(GO) AUDITORS=$(dir $(AUDITORS)) test/audit
 
-bench: $(MINIO) ## measure what the promises of speed and size rest on, beside their bounds
+bench: $(MINIO) $(S5CMD) ## measure what the promises of speed and size rest on, beside their bounds
 	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
 	$(GO) test -count=1 -run '^$$' -bench RoundTrip -benchtime 3000x ./runtime/bare
 	$(GO) test -count=1 -run '^$$' -bench 'Start|Switch' -benchtime 15x ./runtime/container
 	$(GO) test -count=1 -run '^$$' -bench Listing -benchtime 3x ./storage/embedded
-	$(GO) test -count=1 -run '^$$' -bench ManyFiles -benchtime 3x ./storage/s3
+	SHEPHERD_TEST_MINIO=$(abspath $(MINIO)) $(GO) test -count=1 -timeout 60m -run '^$$' -bench 'ManyFiles|Transfers' -benchtime 3x ./storage/s3
 	BENCH_IMAGE_MIB=1024 $(GO) test -count=1 -run '^$$' -bench Pull -benchtime 1x ./image
 
 performance: $(MINIO) ## run the benchmarks for docs/performance.md, with those against revision AGAINST (6ddcc12), and write it (on a quiet machine)
@@ -232,6 +234,10 @@ $(VERSITY):
 $(RCLONE): test/rclone/go.mod test/rclone/main.go
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 $(GO) build -C test/rclone -trimpath -ldflags '-s -w' -o $(abspath $@) .
+
+$(S5CMD): test/s5cmd/go.mod test/s5cmd/main.go
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -C test/s5cmd -trimpath -ldflags '-s -w' -o $(abspath $@) .
 
 $(CONTAINERD2):
 	@mkdir -p $(@D)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -531,39 +532,41 @@ func (f *fake) EventsChanged() <-chan struct{} {
 	return f.bell
 }
 
-func (f *fake) Inputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
-	f.boom()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	j, err := f.find(id)
-	if err != nil {
-		return nil, err
-	}
-	var files []job.FileInfo
-	for _, name := range slices.Sorted(maps.Keys(j.inputs)) {
-		files = append(files, job.FileInfo{Name: name, Size: int64(len(j.inputs[name])), ETag: `"v1"`, Modified: modified})
-	}
-	return files, nil
+func (f *fake) Inputs(_ context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return f.list(id, func(j *fakeJob) (map[string][]byte, error) { return j.inputs, nil })
 }
 
-func (f *fake) Outputs(_ context.Context, id job.ID) ([]job.FileInfo, error) {
-	f.boom()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	j, err := f.find(id)
-	switch {
-	case err != nil:
-		return nil, err
-	case j.status.State == job.Failed:
-		return nil, j.status.Failure
-	case !j.status.State.Final():
-		return nil, job.ErrNotReady
+func (f *fake) Outputs(_ context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return f.list(id, func(j *fakeJob) (map[string][]byte, error) {
+		switch {
+		case j.status.State == job.Failed:
+			return nil, j.status.Failure
+		case !j.status.State.Final():
+			return nil, job.ErrNotReady
+		}
+		return j.outputs, nil
+	})
+}
+
+func (f *fake) list(id job.ID, files func(*fakeJob) (map[string][]byte, error)) iter.Seq2[job.FileInfo, error] {
+	return func(yield func(job.FileInfo, error) bool) {
+		f.boom()
+		var found map[string][]byte
+		f.mu.Lock()
+		j, err := f.find(id)
+		if err == nil {
+			found, err = files(j)
+		}
+		f.mu.Unlock()
+		if err != nil {
+			yield(job.FileInfo{}, err)
+		}
+		for _, name := range slices.Sorted(maps.Keys(found)) {
+			if !yield(job.FileInfo{Name: name, Size: int64(len(found[name])), ETag: `"v1"`, Modified: modified}, nil) {
+				return
+			}
+		}
 	}
-	var files []job.FileInfo
-	for _, name := range slices.Sorted(maps.Keys(j.outputs)) {
-		files = append(files, job.FileInfo{Name: name, Size: int64(len(j.outputs[name])), ETag: `"v1"`, Modified: modified})
-	}
-	return files, nil
 }
 
 func (f *fake) Retry(_ context.Context, id job.ID, _ job.Trace) error {

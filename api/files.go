@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -29,14 +30,15 @@ type FileService interface {
 	// it ended without a result: failed or cancelled.
 	Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error)
 
-	// Inputs lists the files that the job was submitted with, by name. It returns
-	// *job.UnknownJob.
-	Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
+	// Inputs yields the files that the job was submitted with, by name, and one error
+	// at most, as the last thing. It yields *job.UnknownJob.
+	Inputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error]
 
-	// Outputs lists the job's results, by name. Its errors are those of Output.
-	Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error)
+	// Outputs yields the job's results, by name, and one error at most, as the last
+	// thing. Its errors are those of Output.
+	Outputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error]
 
-	// Presign gives files that Inputs or Outputs listed, below job.InputDir or
+	// Presign gives files that Inputs or Outputs yielded, below job.InputDir or
 	// job.OutputDir, addresses that are valid for a time. It returns job.ErrNoAddresses.
 	Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error
 }

@@ -47,7 +47,7 @@ func (s *gatekeeper) authorize(next http.Handler) http.Handler {
 func (s *gatekeeper) permit(caller access.Caller, needed need, r *http.Request) error {
 	switch {
 	case !caller.May(needed.scope) && caller.Name == access.Anonymous:
-		return &access.Refused{Reason: "Only those who administer shepherd may do this: ask by its socket on the machine, or have the configuration say who else may (api.tokens)"}
+		return &access.Refused{Reason: "Only administrators may do this: on the daemon's machine use its socket, as commands without --server do; elsewhere a token with the scope admin (api.tokens)"}
 	case !caller.May(needed.scope):
 		return &access.Refused{Reason: "This needs the scope " + string(needed.scope) + ", which " + caller.Name + " does not have"}
 	case needed.whole && caller.Tenant != "":

@@ -1,13 +1,12 @@
 package api
 
 import (
-	"archive/tar"
-	"archive/zip"
 	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"strings"
 	"time"
@@ -28,7 +27,7 @@ func (s *fileServer) ListOutputs(w http.ResponseWriter, r *http.Request, rawID s
 // maxPresign is how long an address of a file is valid at most, as S3 has it.
 const maxPresign = 7 * 24 * time.Hour
 
-func (s *fileServer) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir string, list func(context.Context, job.ID) ([]job.FileInfo, error), presign *string) {
+func (s *fileServer) listFiles(w http.ResponseWriter, r *http.Request, rawID, dir string, list func(context.Context, job.ID) iter.Seq2[job.FileInfo, error], presign *string) {
 	id, err := s.jobID(r, rawID)
 	var valid time.Duration
 	if err == nil && presign != nil {
@@ -40,25 +39,42 @@ func (s *fileServer) listFiles(w http.ResponseWriter, r *http.Request, rawID, di
 		s.fail(w, r, err)
 		return
 	}
-	files, err := list(r.Context(), id)
-	if err == nil && valid > 0 {
-		err = s.service.Presign(r.Context(), id, dir, files, valid)
+	var files []job.FileInfo
+	count, bytes := 0, int64(0)
+	for f, failed := range list(r.Context(), id) {
+		if err = failed; err != nil {
+			break
+		}
+		count++
+		bytes += f.Size
+		if count <= streamedFiles {
+			files = append(files, f)
+		}
+	}
+	address := func([]job.FileInfo) error { return nil }
+	if valid > 0 {
+		address = func(files []job.FileInfo) error { return s.service.Presign(r.Context(), id, dir, files, valid) }
 		w.Header().Set("Cache-Control", "no-store") // addresses are as good as credentials
+	}
+	if err == nil {
+		err = address(files)
 	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	if len(files) > streamedFiles {
-		if err := streamFiles(w, files); err != nil {
-			panic(http.ErrAbortHandler) // so that the client does not take a part for the whole
+	if count > streamedFiles {
+		unbounded(w)
+		to := &steadyWriter{to: w, control: http.NewResponseController(w)}
+		if err := streamFiles(w, to, list(r.Context(), id), bytes, address); err != nil {
+			s.brokenOff(r, to, err)
 		}
+		_ = to.control.SetWriteDeadline(time.Time{})
 		return
 	}
-	answer := FileList{Files: make([]FileEntry, len(files))}
+	answer := FileList{Bytes: bytes, Files: make([]FileEntry, len(files))}
 	for i, f := range files {
 		answer.Files[i] = fileEntry(f)
-		answer.Bytes += f.Size
 	}
 	s.answer(w, r, http.StatusOK, answer)
 }
@@ -67,116 +83,126 @@ func fileEntry(f job.FileInfo) FileEntry {
 	return FileEntry{Name: f.Name, Size: f.Size, Etag: orNull(f.ETag), ModifiedAt: job.FormatTime(f.Modified), Address: orNull(f.Address)}
 }
 
+// brokenOff ends an answer that was begun so that the client does not take a part for the
+// whole, and logs why, unless the client is gone.
+func (s *fileServer) brokenOff(r *http.Request, to *steadyWriter, err error) {
+	if r.Context().Err() == nil && to.err == nil {
+		s.log.ErrorContext(r.Context(), "answer broken off", "path", r.URL.Path, "request", requestID(r.Context()), "error", err)
+	}
+	panic(http.ErrAbortHandler)
+}
+
 // streamedFiles is how many files are listed at most in an answer that is made whole
 // before it is sent.
 const streamedFiles = 10_000
 
-// streamFiles writes a FileList entry by entry: that of a million files would take
-// hundreds of megabytes.
-func streamFiles(w http.ResponseWriter, files []job.FileInfo) error {
+// streamFiles writes a FileList entry by entry, as the storage lists the files: that of a
+// million would take hundreds of megabytes. It fails where their sizes do not add up to
+// bytes, as when they were replaced since they were counted.
+func streamFiles(w http.ResponseWriter, steady *steadyWriter, files iter.Seq2[job.FileInfo, error], bytes int64, address func([]job.FileInfo) error) error {
 	h := w.Header()
 	h.Set("Content-Type", jsonType)
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
-	unbounded(w)
-	steady := &steadyWriter{to: w, control: http.NewResponseController(w)}
 	to := bufio.NewWriter(steady)
-	bytes := int64(0)
-	for _, f := range files {
-		bytes += f.Size
-	}
 	fmt.Fprintf(to, `{"bytes": %d, "files": [`, bytes) // its error stays, and Flush returns it
-	for i, f := range files {
-		text, err := job.JSON(fileEntry(f))
+	separator := ""
+	for f, err := range files {
+		one := []job.FileInfo{f}
+		if err == nil {
+			err = address(one)
+		}
 		if err != nil {
 			return err
 		}
-		if i > 0 {
-			_, _ = to.WriteString(", ")
+		text, err := job.JSON(fileEntry(one[0]))
+		if err != nil {
+			return err
 		}
-		_, _ = to.Write(text)
+		_, _ = to.WriteString(separator)
+		if _, err := to.Write(text); err != nil {
+			return err
+		}
+		separator = ", "
+		bytes -= f.Size
+	}
+	if bytes != 0 {
+		return errors.New("the files have changed since their sizes were added up")
 	}
 	_, _ = to.WriteString("]}")
-	err := to.Flush()
-	_ = steady.control.SetWriteDeadline(time.Time{})
-	return err
-}
-
-// archive is a file that others are put into, as it is sent.
-type archive interface {
-	// add begins a file. Its content is written to what add returns before the next
-	// one.
-	add(name string, f *job.File) (io.Writer, error)
-	// Close completes the archive.
-	Close() error
+	return to.Flush()
 }
 
 // GetOutputsZip answers GET /jobs/{job_id}/outputs.zip.
 func (s *fileServer) GetOutputsZip(w http.ResponseWriter, r *http.Request, rawID string) {
-	s.sendArchive(w, r, rawID, "zip", "application/zip", func(to io.Writer) archive { return zipArchive{zip.NewWriter(to)} })
+	s.sendArchive(w, r, rawID, "zip", "application/zip", func(to io.Writer) archive { return newZip(to) })
 }
 
 // GetOutputsTar answers GET /jobs/{job_id}/outputs.tar.
 func (s *fileServer) GetOutputsTar(w http.ResponseWriter, r *http.Request, rawID string) {
-	s.sendArchive(w, r, rawID, "tar", "application/x-tar", func(to io.Writer) archive { return tarArchive{tar.NewWriter(to)} })
+	s.sendArchive(w, r, rawID, "tar", "application/x-tar", func(to io.Writer) archive { return newTar(to) })
 }
 
+// sendArchive puts the files into an archive while the storage lists them. The first one
+// is opened before the answer begins: until then an error is still an answer of its own.
 func (s *fileServer) sendArchive(w http.ResponseWriter, r *http.Request, rawID, suffix, contentType string, begin func(io.Writer) archive) {
 	id, err := s.jobID(r, rawID)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	files, err := s.service.Outputs(r.Context(), id)
-	var first *job.File
-	if err == nil && len(files) > 0 && r.Method != http.MethodHead {
-		first, err = s.service.Output(r.Context(), id, files[0].Name, nil) // an error is still an answer of its own
+	ctx := r.Context()
+	to := &steadyWriter{to: w, control: http.NewResponseController(w)}
+	buffer := buffers.Get().(*[64 << 10]byte)
+	defer buffers.Put(buffer)
+	var a archive
+	start := func() {
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", string(id)+"-outputs."+suffix))
+		h.Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusOK)
+		unbounded(w)
+		a = begin(to)
 	}
-	if err != nil {
-		s.fail(w, r, err)
-		return
+	for info, err := range s.service.Outputs(ctx, id) {
+		var f *job.File
+		if err == nil && r.Method == http.MethodHead {
+			break
+		}
+		if err == nil {
+			f, err = s.service.Output(ctx, id, info.Name, nil)
+		}
+		if a == nil {
+			if err != nil {
+				s.fail(w, r, err)
+				return
+			}
+			start()
+		}
+		if errors.Is(err, job.ErrNoFile) { // it was removed since it was listed
+			continue
+		}
+		if err == nil {
+			if err = addFile(a, info.Name, f, buffer[:]); err != nil {
+				err = fmt.Errorf("%s: %w", info.Name, err)
+			}
+		}
+		if err != nil {
+			s.brokenOff(r, to, err)
+		}
 	}
-	h := w.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", string(id)+"-outputs."+suffix))
-	h.Set("Cache-Control", "no-store")
-	w.WriteHeader(http.StatusOK)
+	if a == nil {
+		start()
+	}
 	if r.Method == http.MethodHead {
 		return
 	}
-	unbounded(w)
-	to := &steadyWriter{to: w, control: http.NewResponseController(w)}
-	if err := s.fillArchive(r.Context(), begin(to), id, files, first); err != nil {
-		if to.err == nil && r.Context().Err() == nil {
-			s.log.ErrorContext(r.Context(), "archive broken off", "path", r.URL.Path, "request", requestID(r.Context()), "error", err)
-		}
-		panic(http.ErrAbortHandler) // so that the client does not take a part for the whole
+	if err := a.Close(); err != nil {
+		s.brokenOff(r, to, err)
 	}
 	_ = to.control.Flush()
 	_ = to.control.SetWriteDeadline(time.Time{})
-}
-
-// fillArchive writes the files, of which the first is open, and closes it.
-func (s *fileServer) fillArchive(ctx context.Context, a archive, id job.ID, files []job.FileInfo, first *job.File) error {
-	buffer := buffers.Get().(*[64 << 10]byte)
-	defer buffers.Put(buffer)
-	for i, info := range files {
-		f := first
-		if i > 0 {
-			var err error
-			f, err = s.service.Output(ctx, id, info.Name, nil)
-			if errors.Is(err, job.ErrNoFile) { // it was removed since it was listed
-				continue
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if err := addFile(a, info.Name, f, buffer[:]); err != nil {
-			return fmt.Errorf("%s: %w", info.Name, err)
-		}
-	}
-	return a.Close()
 }
 
 // addFile writes a file, and closes its body.
@@ -198,18 +224,6 @@ type (
 	onlyWriter struct{ io.Writer }
 	onlyReader struct{ io.Reader }
 )
-
-type zipArchive struct{ *zip.Writer }
-
-func (z zipArchive) add(name string, f *job.File) (io.Writer, error) {
-	return z.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Store, Modified: f.Modified})
-}
-
-type tarArchive struct{ *tar.Writer }
-
-func (t tarArchive) add(name string, f *job.File) (io.Writer, error) {
-	return t.Writer, t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: f.Size, Mode: 0o644, ModTime: f.Modified.Truncate(time.Second)})
-}
 
 // steadyWriter gives the client a time to take each piece, and remembers that it did
 // not.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 func TestOutputs(t *testing.T) {
@@ -122,7 +123,7 @@ func TestArchiveBrokenOff(t *testing.T) {
 			t.Errorf("%s: half an archive looks whole", path)
 		}
 	}
-	if !strings.Contains(h.log.String(), "archive broken off") {
+	if !strings.Contains(h.log.String(), "answer broken off") {
 		t.Error("the log does not say so")
 	}
 }
@@ -178,7 +179,7 @@ func TestManyOutputs(t *testing.T) {
 		name := fmt.Sprintf("%05d", i)
 		j.outputs[name] = []byte(name)
 	}
-	files, err := h.service.Outputs(t.Context(), "done")
+	files, err := storagetest.All(h.service.Outputs(t.Context(), "done"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Address says which sheep a job is for. The zero Address is for any.
+// Address selects the sheep that a job may run on. The zero Address selects any.
 type Address struct {
-	Node  string // name of the sheep's node; empty for any, and where Sheep is
+	Node  string // name of the sheep's node; empty if Sheep is, and for any node
 	Sheep string // name of the sheep; empty for any
-	// Labels are those that the sheep's node has, all of them.
+	// Labels are labels that the sheep's node must have, all of them.
 	Labels Labels
 }
 
-// String is [NODE/][SHEEP][@KEY=VALUE,…], with the labels in order of their keys and
-// escaped as in the query of a URL. It is empty for any sheep. ParseAddress reads it.
+// String returns [NODE/][SHEEP][@KEY=VALUE,…], with the labels sorted by key and escaped as
+// in a URL's query. It is empty for any sheep. ParseAddress reads it.
 func (a Address) String() string {
 	text := a.Sheep
 	if a.Node != "" {
@@ -35,8 +35,8 @@ func (a Address) String() string {
 	return text
 }
 
-// ParseAddress reads what String has written. Of any other text the result is some
-// Address.
+// ParseAddress reads the output of String. It accepts any other text and returns some
+// Address for it.
 func ParseAddress(text string) Address {
 	who, labels, labelled := strings.Cut(text, "@")
 	a := Address{Sheep: who}
@@ -58,10 +58,10 @@ func ParseAddress(text string) Address {
 	return a
 }
 
-// Who is [NODE/][SHEEP], as clients name a sheep; empty for any.
+// Who returns [NODE/][SHEEP], as clients name a sheep; empty for any.
 func (a Address) Who() string { return Address{Node: a.Node, Sheep: a.Sheep}.String() }
 
-// Fits reports whether the job is for a sheep of a node with these labels.
+// Fits reports whether the address selects the sheep of a node with these labels.
 func (a Address) Fits(node, sheep string, labels Labels) bool {
 	return (a.Node == "" || a.Node == node) && (a.Sheep == "" || a.Sheep == sheep) && labels.Match(a.Labels)
 }

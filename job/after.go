@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// MaxAfter is how many jobs a job can be after.
+// MaxAfter is the maximum number of jobs in Record.After.
 const MaxAfter = 100
 
-// CheckAfter says what is wrong with the jobs that a job is to be after: there are more
-// than MaxAfter, one is named twice, or one has a name that no job can have.
+// CheckAfter returns an error if after has more than MaxAfter ids, an id twice, or an
+// invalid id.
 func CheckAfter(after []ID) error {
 	if len(after) > MaxAfter {
 		return fmt.Errorf("there are %d jobs, at most %d can be waited for", len(after), MaxAfter)
@@ -26,8 +26,7 @@ func CheckAfter(after []ID) error {
 	return nil
 }
 
-// CheckGroup says what is wrong with the name of a group, which is made as a job's id is;
-// empty is none.
+// CheckGroup returns an error if the name of a group is not empty and not valid as a job id.
 func CheckGroup(group string) error {
 	if group == "" {
 		return nil

@@ -2,50 +2,49 @@ package job
 
 import "time"
 
-// Admission says which jobs a sheep may claim, as far as its devices go.
+// Admission is which jobs a sheep may claim, considering only its devices.
 type Admission int
 
-// From the least to the most.
+// Ordered from the fewest jobs to the most.
 const (
-	NoJobs  Admission = iota // a device of the sheep is out
-	OwnJobs                  // those addressed to it: others work on its devices
-	AnyJobs                  // any, though another's model may have to be unloaded first
-	AnyNow                   // any; its devices are at hand
+	NoJobs  Admission = iota // a device of the sheep has failed
+	OwnJobs                  // only jobs addressed to the sheep: others use its devices
+	AnyJobs                  // any; another sheep's model may have to be unloaded first
+	AnyNow                   // any; the devices are free
 )
 
-// Usage is what a job used of the GPUs of the sheep that ran it. It is zero where
-// the sheep has none.
+// Usage is what a job used of its sheep's GPUs. It is zero for a sheep without GPUs.
 type Usage struct {
-	// GPUMemory is the most that the sheep's runner had on its GPUs, all together,
-	// while it had the job, in bytes; 0 where the driver did not tell.
+	// GPUMemory is the peak memory in bytes of the sheep's runner on all its GPUs during
+	// the job; 0 if the driver did not report it.
 	GPUMemory int64
 	// GPUTime is how long the runner had the job, times the number of GPUs.
 	GPUTime time.Duration
 }
 
-// Account is what is known of a job's time on its sheep's GPUs when it has ended.
+// Account is the report on a job's time on its sheep's GPUs, after the job has ended.
 type Account struct {
 	Usage
-	// Cause is what the GPUs reported while the runner had the job, in a sentence
-	// without a full stop; empty where all was well.
+	// Cause is the fault that the GPUs reported during the job, as a sentence without a
+	// full stop; empty for none.
 	Cause string
-	// Lost says that the job failed, and that one of them is out: it may be to
-	// blame.
+	// Lost is set if the job failed and one of the GPUs has failed, which may be the
+	// reason.
 	Lost bool
 }
 
-// GPUs is what is known of a machine's GPUs.
+// GPUs is the state of a machine's GPUs.
 type GPUs struct {
-	Driver, CUDA string // versions; empty where they are not known
-	// Trouble says why it is not known how the GPUs fare; empty where it is.
+	Driver, CUDA string // versions; empty if unknown
+	// Trouble is why the state of the GPUs is unknown; empty if it is known.
 	Trouble string
 	GPUs    []GPU // by index
-	// Others are devices of sheep that the driver does not tell of: another
-	// vendor's, or all of them while it does not answer.
+	// Others are devices of sheep that NVIDIA's driver does not list: another vendor's, or
+	// all of them while the driver does not answer.
 	Others []Device
 }
 
-// GPU is one GPU as it was told last. What the driver does not tell is nil.
+// GPU is the last known state of one GPU. Values that the driver does not report are nil.
 type GPU struct {
 	Index       int
 	UUID, Name  string
@@ -56,42 +55,42 @@ type GPU struct {
 	Temperature *int    // degrees Celsius
 	ECC         *uint64 // uncorrectable errors since the driver was loaded
 	Health      Health
-	// Detail says why it is out, or why it is not known how it fares.
+	// Detail is why the GPU has failed, or why its state is unknown.
 	Detail  string
-	Since   time.Time // when it went out
+	Since   time.Time // when it failed
 	Retest  time.Time // when it is tested again
 	Sheep   []DeviceUser
-	Foreign []Process // that are not shepherd's
+	Foreign []Process // processes that shepherd did not start
 }
 
-// Device is one that only its name is known of.
+// Device is a device of which only the name is known.
 type Device struct {
 	Name  string
 	Sheep []DeviceUser
 }
 
-// Health says how a GPU fares.
+// Health is whether a GPU works.
 type Health string
 
-// The healths.
+// The values of Health.
 const (
 	Well    Health = "ok"
-	Out     Health = "out"     // it runs no jobs
-	Unknown Health = "unknown" // the driver does not tell; it runs jobs
+	Out     Health = "out"     // failed; it runs no jobs
+	Unknown Health = "unknown" // the driver does not answer; it runs jobs
 )
 
-// DeviceUser is a sheep that has a share of a device.
+// DeviceUser is a sheep that uses a device.
 type DeviceUser struct {
 	Sheep  string
 	Device string // the MIG instance's UUID; empty for the whole GPU
 	Shared bool
 	Budget int64 // bytes; 0 is all
-	Model  Model // that it has on the device; zero for none
-	Job    ID    // under way
+	Model  Model // loaded on the device; zero for none
+	Job    ID    // the current job
 	Used   int64 // bytes
 }
 
-// Process is one that has memory on a GPU.
+// Process is a process that has memory on a GPU.
 type Process struct {
 	PID  int
 	Name string

@@ -2,8 +2,7 @@ package job
 
 import "fmt"
 
-// What can be wrong with a client's question, in the original's words. They
-// are the messages a client sees.
+// Errors of requests. Their texts are shown to clients; some are the original shepherd's.
 
 // UnknownJob says that neither the ledger nor storage knows the job.
 type UnknownJob struct{ ID string }
@@ -15,8 +14,8 @@ type UnknownSheep struct{ Name string }
 
 func (e *UnknownSheep) Error() string { return fmt.Sprintf("Unknown sheep id `%s`", e.Name) }
 
-// Unavailable says which service that shepherd depends on cannot serve a request
-// now, and in a word why. Cause is for the log, not for clients.
+// Unavailable is returned if a service that shepherd depends on cannot serve a request now.
+// Problem is the reason in a few words. Cause is for the log, not for clients.
 type Unavailable struct {
 	Service, Problem string
 	Cause            error
@@ -29,21 +28,22 @@ func (e *Unavailable) Error() string {
 // Unwrap returns the cause.
 func (e *Unavailable) Unwrap() error { return e.Cause }
 
-// NoUploads says why clients cannot put inputs into storage by themselves.
+// NoUploads is why clients cannot put inputs into storage directly.
 type NoUploads struct{ Problem string }
 
 func (e *NoUploads) Error() string {
 	return e.Problem + "; until then send the inputs with the request (POST /jobs)"
 }
 
-// UploadIncomplete says that a file of an upload is not in storage as it was announced.
+// UploadIncomplete is returned for a file of an upload that storage does not have in its
+// announced size.
 type UploadIncomplete struct{ Path, Problem string }
 
 func (e *UploadIncomplete) Error() string {
 	return fmt.Sprintf("The upload is not complete: the file %q %s (POST /uploads/ID/addresses says where to put what is missing)", e.Path, e.Problem)
 }
 
-// AfterError says that a job cannot be after another one as that is now.
+// AfterError is returned if a job cannot be after another one in that job's current state.
 type AfterError struct {
 	ID      ID // the other one
 	Problem string
@@ -51,8 +51,8 @@ type AfterError struct {
 
 func (e *AfterError) Error() string { return e.Problem }
 
-// QueueFull says that no more jobs are taken, of a tenant where one is named, until
-// some of those that wait have been started.
+// QueueFull is returned when no more jobs are accepted, of a tenant if one is named, until
+// some of the waiting ones have started.
 type QueueFull struct {
 	Limit  int
 	Tenant string
@@ -65,18 +65,17 @@ func (e *QueueFull) Error() string {
 	return fmt.Sprintf("The queue is full: %d jobs wait already; try again later", e.Limit)
 }
 
-// Invalid says which field of a request cannot be accepted, and why.
+// Invalid is returned for a request with a field that cannot be accepted.
 type Invalid struct{ Field, Problem string }
 
 func (e *Invalid) Error() string { return fmt.Sprintf("%s: %s", e.Field, e.Problem) }
 
-// notice is an error whose text is a sentence for the client, as the original
-// words it.
+// notice is an error whose text is a sentence for clients.
 type notice string
 
 func (n notice) Error() string { return string(n) }
 
-// Errors without more to tell.
+// Errors without parameters.
 const (
 	// ErrSubmitted says that the id is in use.
 	ErrSubmitted notice = "A job with this ID was already submitted"

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// The names of a job's files, below its place in storage and below its
-// working directory alike. They are the original's.
+// Names of a job's files, the same in its place in storage and in its working directory.
+// They are the original shepherd's.
 const (
 	InputDir      = "inputs"
 	OutputDir     = "outputs"
@@ -15,19 +15,19 @@ const (
 	StatusFile    = "job_status.json"
 )
 
-// File is one of a job's files, opened for reading. The reader closes Body.
+// File is one of a job's files, opened for reading. The caller closes Body.
 type File struct {
 	Body io.ReadCloser
-	// Size is the whole file's, in bytes.
+	// Size is the size of the whole file in bytes.
 	Size int64
-	// Offset and Length say which part of the file Body yields.
+	// Offset and Length are the part of the file that Body yields.
 	Offset, Length int64
 	// ETag is quoted as in HTTP, or empty.
 	ETag     string
 	Modified time.Time
 }
 
-// Range asks for part of a file, as in HTTP: Length bytes from Offset, or to
-// the end where Length is negative; a negative Offset counts from the end. The
-// zero Range, Offset 0 and Length 0, is invalid: a nil *Range means all.
+// Range selects part of a file, as in HTTP: Length bytes from Offset, or to the end if
+// Length is negative; a negative Offset counts from the end. The zero Range is invalid; a
+// nil *Range selects the whole file.
 type Range struct{ Offset, Length int64 }

@@ -7,37 +7,35 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of the files that are sent with a job.
+// Limits of the files that are sent with a job.
 const (
 	MaxInputs    = 10_000
 	MaxInputName = 512 // bytes
 	MaxCopies    = 100
 )
 
-// Files yields the files that a client sends with a job, one after the other: each
-// one's name below inputs/, and its content, which is read before the next call.
-// The end is io.EOF.
+// Files yields the files that a client sends with a job: the name below inputs/ and the
+// content, which must be read before the next call. It returns io.EOF at the end.
 type Files func() (name string, content io.Reader, err error)
 
-// Copy names files of a job that become inputs of another one.
+// Copy selects files of a job that become inputs of another one.
 type Copy struct {
 	From ID
-	// Path is a file of that job, such as outputs/output, or a directory, which ends
-	// with a slash: outputs/.
+	// Path is a file of that job, such as outputs/output, or a directory with a trailing
+	// slash: outputs/.
 	Path string
-	// As is the file's name below inputs/, or the directory's, which may be empty.
+	// As is the new name below inputs/ of the file or directory; empty for inputs/ itself.
 	As string
 }
 
-// InputNames are the names of a job's inputs. The zero value is ready to use.
+// InputNames collects the names of a job's inputs. The zero value is ready to use.
 type InputNames struct {
 	files map[string]bool
 	dirs  map[string]bool
 }
 
-// Add checks a name below inputs/ and adds it. The error is an *Invalid: the name
-// cannot be that of a file in a directory, or it is there already, or there are
-// too many.
+// Add checks a name below inputs/ and adds it. The error is an *Invalid: the name is not a
+// valid file path, is a duplicate, or exceeds MaxInputs.
 func (n *InputNames) Add(name string) error {
 	if problem := inputNameProblem(name); problem != "" {
 		return &Invalid{Field: "inputs", Problem: fmt.Sprintf("the file name %q %s", clip(strings.ToValidUTF8(name, "\uFFFD"), 100), problem)}
@@ -66,10 +64,10 @@ func (n *InputNames) Add(name string) error {
 	return nil
 }
 
-// Len is how many names were added.
+// Len returns the number of names added.
 func (n *InputNames) Len() int { return len(n.files) }
 
-// inputNameProblem says what is wrong with a name; empty where nothing is.
+// inputNameProblem describes what is wrong with a name; empty for a valid name.
 func inputNameProblem(name string) string {
 	switch {
 	case name == "":

@@ -1,6 +1,5 @@
-// Package job holds the words every part of shepherd shares: what a job is
-// called, which model it names, the states it passes through and why it
-// failed. It imports the standard library only.
+// Package job defines the types that all parts of shepherd share: jobs and their ids,
+// models, states, failures and errors. It imports the standard library only.
 package job
 
 import (
@@ -10,17 +9,16 @@ import (
 	"time"
 )
 
-// ID names a job. It is chosen by the client and, in storage that keeps a
-// bucket per job, is the name of that bucket.
+// ID identifies a job. The client chooses it. In storage with a bucket for each job it is
+// the name of the bucket.
 type ID string
 
 // MaxIDLength is the longest id accepted, in bytes.
 const MaxIDLength = 128
 
-// ParseID checks that s can name a job: 1 to MaxIDLength ASCII letters,
-// digits, '.', '_' and '-', beginning with a letter or digit and without "..".
-// Storage may narrow this further (an S3 bucket name is shorter and lower
-// case).
+// ParseID checks that s is a valid job id: 1 to MaxIDLength ASCII letters, digits, '.', '_'
+// and '-', beginning with a letter or digit and without "..". Storage may restrict ids
+// further: an S3 bucket name is shorter and lower case.
 func ParseID(s string) (ID, error) {
 	switch {
 	case s == "":
@@ -41,13 +39,13 @@ func ParseID(s string) (ID, error) {
 	return ID(s), nil
 }
 
-// Model names what a sheep must have loaded to run a job.
+// Model is the model that a sheep must have loaded to run a job.
 type Model struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
 }
 
-// String is NAME:VERSION, or NAME alone where the version is empty.
+// String returns NAME:VERSION, or NAME if the version is empty.
 func (m Model) String() string {
 	if m.Version == "" {
 		return m.Name
@@ -67,9 +65,9 @@ func ParseModel(s string) Model {
 // IsZero reports whether m names no model.
 func (m Model) IsZero() bool { return m == Model{} }
 
-// Validate checks that m can be a path below a working directory and an image
-// name: no empty name, no empty, "." or ".." path element, no backslash and no
-// control character. Slashes in the name and an empty version are allowed.
+// Validate checks that m can be a path below a working directory and an image name: no empty
+// name, no empty, "." or ".." path element, no backslash and no control character. Slashes
+// in the name and an empty version are allowed.
 func (m Model) Validate() error {
 	if m.Name == "" {
 		return errors.New("model name is empty")
@@ -95,7 +93,7 @@ func (m Model) Validate() error {
 	return nil
 }
 
-// State is where a job is on its way. docs/job-states.md draws the edges.
+// State is the state of a job. docs/job-states.md draws the transitions.
 type State string
 
 // The states of a job; the last three are final.
@@ -110,72 +108,71 @@ const (
 // Final reports whether a job in state s has ended.
 func (s State) Final() bool { return s == Done || s == Failed || s == Cancelled }
 
-// Failure says why a job ended without a result. Type and Traceback are what
-// the runner reported and are empty where shepherd itself found the failure.
+// Failure is why a job ended without a result. Type and Traceback are reported by the
+// runner, and empty if shepherd itself detected the failure.
 type Failure struct {
 	Message   string `json:"message"`
 	Type      string `json:"exception_type,omitempty"`
 	Traceback string `json:"exception_traceback,omitempty"`
 }
 
-// Error makes a Failure usable where Go expects an error.
+// Error returns the message.
 func (f *Failure) Error() string { return f.Message }
 
 // MaxIdempotency bounds Request.Idempotency, in bytes.
 const MaxIdempotency = 64
 
-// Request is what a client asks for.
+// Request is a client's request to run a job.
 type Request struct {
 	ID    ID
 	Model Model
 	// Sheep addresses one sheep by name, SHEEP or NODE/SHEEP; empty means any.
 	Sheep string
-	// NodeLabels are those that the node of the sheep must have.
+	// NodeLabels are labels that the node of the sheep must have.
 	NodeLabels Labels
-	// Priority orders jobs, higher first; 0 is ordinary.
+	// Priority orders jobs, higher first; the default is 0.
 	Priority int
-	// Payload, when not nil, becomes the job's only input, inputs/input. When
-	// nil, the job's place in storage must be there already.
+	// Payload, if not nil, becomes the job's only input, inputs/input. If nil, the job's
+	// place in storage must exist.
 	Payload []byte
-	// Trace is what the client told of the trace that the job belongs to.
+	// Trace is the client's trace context.
 	Trace Trace
-	// Tenant is whose the job is, and who alone with those that have no tenant
-	// sees it; empty for nobody's in particular.
+	// Tenant owns the job; besides the tenant, only callers without a tenant see it. Empty
+	// for no owner.
 	Tenant string
 	// Limits bound the job's tries and times.
 	Limits Limits
-	// NotBefore is the earliest time at which the job may start, Deadline the
-	// latest at which it may end; zero for none.
+	// NotBefore is the earliest time at which the job may start, Deadline the latest at
+	// which it may end; zero for none.
 	NotBefore, Deadline time.Time
-	// Keep is how long the job's files are kept after its end; 0 is for ever, nil as
-	// configured.
+	// Keep is how long the job's files are kept after its end; 0 is forever, nil the
+	// configured time.
 	Keep *time.Duration
 	// Labels are the client's notes on the job.
 	Labels Labels
-	// Idempotency tells a request that is sent again from another one for the same
-	// id: a digest of the client's Idempotency-Key and of the request; empty where
-	// the client sent no key.
+	// Idempotency identifies a repeated request: a digest of the client's Idempotency-Key
+	// and of the request; empty if the client sent no key.
 	Idempotency string
-	// Copies are files of other jobs that become inputs of this one.
+	// Copies selects files of other jobs that become inputs of this one.
 	Copies []Copy
-	// After are the jobs whose outputs become inputs of this one, below inputs/ID/; it
+	// After are the jobs whose outputs become inputs of this one, below inputs/ID/. The job
 	// waits until all of them are done.
 	After []ID `json:",omitempty"` // as with Webhook
 	// Group is the group that the job belongs to, empty for none.
 	Group string `json:",omitempty"` // as with Webhook
 	// Webhook is where events of the run are sent.
-	Webhook Webhook `json:",omitzero"` // digests of requests without one are those of earlier versions
+	Webhook Webhook `json:",omitzero"` // omitted so that digests of requests without one stay the same as in earlier versions
 }
 
-// Record is a job as the ledger keeps it. Times are UTC with microseconds; a
-// zero time means not yet, or none.
+// Record is a job as the ledger stores it. Times are UTC with microseconds; a zero time
+// means not yet, or none.
 type Record struct {
 	ID       ID
 	Model    Model
-	Sheep    string // whom it is addressed to, as Address.String has it
+	Sheep    string // the address, see Address.String
 	Priority int
 	Trace    Trace
-	Tenant   string // whose it is; see Request
+	Tenant   string // see Request
 	Limits   Limits
 	// Deadline is the latest time at which the run may end.
 	Deadline time.Time
@@ -195,49 +192,44 @@ type Record struct {
 	State      State
 	Failure    *Failure // set exactly when State is Failed
 	EnqueuedAt time.Time
-	StartedAt  time.Time // of the attempt under way, or the one that ended the run
+	StartedAt  time.Time // of the current attempt, or the one that ended the run
 	FinishedAt time.Time
 
-	// Run counts how often this id was submitted, from 1: a client may run a
-	// finished job again.
+	// Run counts the submissions of this id, from 1: a client may run a finished job again.
 	Run int
-	// Seq is the place in the queue: a later submission has a larger one.
+	// Seq is the position in the queue: a later submission has a larger one.
 	Seq int64
-	// NotBefore is the earliest time at which the job may be claimed: as the
-	// client asked, or later after an attempt that is to be repeated.
+	// NotBefore is the earliest time at which the job may be claimed: the client's, or a
+	// later one after an attempt that will be repeated.
 	NotBefore time.Time
-	// WaitUntil is when the job fails unless it is started before; zero once it
-	// was, too.
+	// WaitUntil is when the job fails unless it was started before; zero after the start.
 	WaitUntil time.Time
 
-	// Blocked says that the job is queued and jobs of After are not done.
+	// Blocked is set while the job is queued and jobs of After are not done.
 	Blocked bool
 
-	// Attempt is the number of this run's present or last attempt, 0 before the
-	// first; Spent is how many of them that have ended count towards its tries.
+	// Attempt is the number of this run's current or last attempt, 0 before the first.
+	// Spent is how many of the ended ones count as tries.
 	Attempt, Spent int
-	// Holder is the sheep that holds the job and Node its daemon; empty when
-	// nobody does.
+	// Holder is the sheep that holds the job, Node its node; empty if no sheep holds it.
 	Holder, Node string
-	// Cancelling says that the holder was asked to end the job.
+	// Cancelling is set if the holder was asked to end the job.
 	Cancelling bool
 
-	// Usage is what the attempt that ended the run took of GPUs.
+	// Usage is what the attempt that ended the run used of GPUs.
 	Usage Usage
-	// Warnings are what the run's client should know of a job that is done, such
-	// as outputs that were left out.
+	// Warnings are messages for the client about a job that is done, such as outputs that
+	// were left out.
 	Warnings []string
 
-	// Keep is how long the job's files are to be kept after its end, as its client
-	// asked; see Request.
+	// Keep is the client's choice of how long to keep the files; see Request.
 	Keep *time.Duration
-	// KeptUntil is when the files of a job that has ended are removed, or were;
-	// zero for never.
+	// KeptUntil is when the files of an ended job are or were removed; zero for never.
 	KeptUntil time.Time
-	// Removing says that the removal of the files has begun, FilesRemoved that they
-	// are gone.
+	// Removing is set once the removal of the files has begun, FilesRemoved once they are
+	// gone.
 	Removing, FilesRemoved bool
 }
 
-// Now is the current time as records keep it: UTC, whole microseconds.
+// Now returns the current time in the precision of records: UTC, whole microseconds.
 func Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

@@ -6,19 +6,19 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of Labels.
+// Limits of Labels.
 const (
 	MaxLabels     = 32
 	MaxLabelKey   = 63  // bytes
 	MaxLabelValue = 256 // bytes
 )
 
-// Labels are a client's own notes on a job, by which it finds the job again. A key
-// consists of letters, digits, '.', '_', '-' and '/' and begins with a letter or a
-// digit; a value is any text without control characters.
+// Labels are key-value pairs that a client attaches to a job to find it again. A key
+// consists of letters, digits, '.', '_', '-' and '/' and begins with a letter or a digit; a
+// value is any text without control characters.
 type Labels map[string]string
 
-// Validate returns an *Invalid that names the first label that is out of bounds.
+// Validate returns an *Invalid that names the first label that exceeds a limit.
 func (l Labels) Validate() error {
 	if len(l) > MaxLabels {
 		return &Invalid{Field: "labels", Problem: fmt.Sprintf("there are %d, at most %d are kept", len(l), MaxLabels)}
@@ -31,7 +31,7 @@ func (l Labels) Validate() error {
 	return nil
 }
 
-// ValidateLabel says what is wrong with one label.
+// ValidateLabel returns an error that describes what is wrong with a label.
 func ValidateLabel(key, value string) error {
 	if key == "" || len(key) > MaxLabelKey {
 		return fmt.Errorf("a key has 1 to %d bytes, this one has %d", MaxLabelKey, len(key))
@@ -57,7 +57,7 @@ func ValidateLabel(key, value string) error {
 	return nil
 }
 
-// Clone is a copy of l, nil where there are no labels.
+// Clone returns a copy of l, nil if there are no labels.
 func (l Labels) Clone() Labels {
 	if len(l) == 0 {
 		return nil

@@ -5,29 +5,28 @@ import (
 	"time"
 )
 
-// Bounds of Limits.
+// Maximum values of Limits.
 const (
 	MaxRetries = 100
 	MaxTimeout = 365 * 24 * time.Hour
 )
 
-// Limits bound the tries and times of a job. A nil field takes the configured
-// default; of the times, 0 is no limit.
+// Limits bound the retries and durations of a job. A nil field means the configured default;
+// a duration of 0 is no limit.
 type Limits struct {
-	// Retries is how often a job that failed by its own fault is tried again;
-	// RetryPause is how long it waits before the first of these tries, and twice
-	// as long before each further one.
+	// Retries is how many times a job that failed by its own fault is retried. RetryPause
+	// is the pause before the first retry; it doubles with each further one.
 	Retries    *int           `json:"retries,omitempty"`
 	RetryPause *time.Duration `json:"retry_pause,omitempty"`
-	// WaitTimeout bounds the time from submission to the first start,
-	// LoadTimeout the time that loading the model and starting its runner take
-	// in an attempt, RunTimeout the time that the runner has the job.
+	// WaitTimeout bounds the time from submission to the first start, LoadTimeout the time
+	// for loading the model and starting its runner in one attempt, RunTimeout the time
+	// that the runner has the job.
 	WaitTimeout *time.Duration `json:"wait_timeout,omitempty"`
 	LoadTimeout *time.Duration `json:"load_timeout,omitempty"`
 	RunTimeout  *time.Duration `json:"run_timeout,omitempty"`
 }
 
-// Over is l with what it leaves open taken from defaults.
+// Over returns l with nil fields taken from defaults.
 func (l Limits) Over(defaults Limits) Limits {
 	return Limits{
 		Retries:     first(l.Retries, defaults.Retries),
@@ -38,7 +37,7 @@ func (l Limits) Over(defaults Limits) Limits {
 	}
 }
 
-// Clone is a copy of l that shares nothing with it.
+// Clone returns a deep copy of l.
 func (l Limits) Clone() Limits {
 	return Limits{
 		Retries: clone(l.Retries), RetryPause: clone(l.RetryPause),
@@ -63,8 +62,7 @@ func first[T any](values ...*T) *T {
 	return nil
 }
 
-// Validate returns an *Invalid for each field that is out of its bounds, by the
-// field's name in JSON.
+// Validate returns an *Invalid for each field that is out of range, named as in JSON.
 func (l Limits) Validate() []*Invalid {
 	var wrong []*Invalid
 	if l.Retries != nil && (*l.Retries < 0 || *l.Retries > MaxRetries) {

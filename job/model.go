@@ -5,55 +5,53 @@ import (
 	"time"
 )
 
-// KeptModel is a model that is kept on this machine and need not be fetched to
-// be loaded.
+// KeptModel is a model on this machine's disk, which need not be fetched to be loaded.
 type KeptModel struct {
 	Model Model
-	// Reference is where it was fetched from, Digest what exactly it is.
+	// Reference is the image reference that was fetched, Digest its digest.
 	Reference, Digest string
-	// Size is what it takes on the disk in bytes, parts shared with other models
-	// included; Own is the part that removing it alone gives back.
+	// Size is its size on disk in bytes, including parts shared with other models; Own is
+	// what removing it alone frees.
 	Size, Own int64
 	LastUsed  time.Time
-	// InUse says that a runner has it loaded.
+	// InUse is set if a runner has it loaded.
 	InUse bool
-	// Node is the machine of a fleet that keeps it; empty where the daemon is alone.
+	// Node is the node of a fleet that has it; empty on a single node.
 	Node string
 }
 
-// KeptModels are the models of all machines that share a ledger, or of one.
+// KeptModels are the models of all nodes that share a ledger, or of one.
 type KeptModels struct {
 	Models []KeptModel // by name, then node
-	// Unanswered are the nodes whose models are not known.
+	// Unanswered are the live nodes that did not answer.
 	Unanswered []UnansweredNode
 }
 
-// UnansweredNode is a node of a fleet that is up and could not be asked.
+// UnansweredNode is a live node of a fleet that did not answer.
 type UnansweredNode struct {
 	Name    string
 	Problem string // why, for people
 }
 
-// PullOrder says what to fetch, and where.
+// PullOrder is a request to fetch a model.
 type PullOrder struct {
 	Model Model
 	Node  string // of a fleet; empty for all
 	Sheep string // [NODE/]SHEEP; empty for all that fetch models
 }
 
-// PullProgress is how far a model's fetching is.
+// PullProgress is the progress of fetching a model.
 type PullProgress struct {
-	// Text says it for people, in one line.
+	// Text describes it for people in one line.
 	Text string
-	// Done of Total bytes are here; Total is 0 while it is not known.
+	// Done is the number of bytes fetched of Total; Total is 0 while unknown.
 	Done, Total int64
 	// Rate is bytes a second.
 	Rate float64
 }
 
-// ModelError says why something cannot be done with a model, in words that
-// clients may read. Class, an errdefs class, says whether trying again makes
-// sense.
+// ModelError is why an operation on a model failed, in words for clients. Class is an
+// errdefs class, which tells whether a retry makes sense.
 type ModelError struct {
 	Problem string
 	Class   error
@@ -62,8 +60,8 @@ type ModelError struct {
 func (e *ModelError) Error() string { return e.Problem }
 func (e *ModelError) Unwrap() error { return e.Class }
 
-// ModelNeeded says that a model is not removed because something needs it: a job
-// that has not ended or, without one, a sheep.
+// ModelNeeded is returned if a model cannot be removed because an unfinished job or, if Job
+// is empty, a sheep needs it.
 type ModelNeeded struct {
 	Model Model
 	Job   ID

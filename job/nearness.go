@@ -1,9 +1,10 @@
 package job
 
-// Nearness is how soon a sheep or a node can run jobs of a model: the greater, the sooner.
+// Nearness orders how soon a sheep or a node can run jobs of a model: a larger value is
+// sooner.
 type Nearness int
 
-// The kinds of nearness.
+// The values of Nearness.
 const (
 	ModelAway   Nearness = iota // the model has to be fetched
 	ModelOnDisk                 // it has to be loaded

@@ -5,46 +5,46 @@ import (
 	"time"
 )
 
-// Order is what a sheep is told to do.
+// Order is an operator's order to a sheep.
 type Order struct {
 	Do Action
-	// Drain is how long the job under way may take to finish before the runner is ended,
-	// for Restart; UsualDrain is as long as the node's configuration says.
+	// Drain is how long the running job may take to finish before the runner is stopped,
+	// for Restart; UsualDrain stands for the configured time.
 	Drain time.Duration
-	// Model is what is to be loaded, for Load.
+	// Model is the model to load, for Load.
 	Model Model
 }
 
 // UsualDrain stands for the drain_timeout of a configuration.
 const UsualDrain time.Duration = -1
 
-// Action is what a sheep can be told to do.
+// Action is what an Order makes a sheep do.
 type Action string
 
 // The actions.
 const (
-	// Drain has a sheep claim no more jobs. It goes on with the one it has, and keeps the
-	// model that it has loaded.
+	// Drain makes a sheep claim no more jobs. It finishes the running job and keeps its
+	// model loaded.
 	Drain Action = "drain"
-	// Resume lets a sheep claim jobs again that was drained, or stopped.
+	// Resume lets a drained or stopped sheep claim jobs again.
 	Resume Action = "resume"
-	// Restart ends a sheep's runner. A job that does not end in time goes back to the
+	// Restart stops a sheep's runner. A job that does not finish in time goes back to the
 	// queue, unspent.
 	Restart Action = "restart"
-	// Load has a sheep without a job load a model.
+	// Load makes an idle sheep load a model.
 	Load Action = "load"
 )
 
-// SheepState says that a sheep cannot do what it is told, as it is now.
+// SheepState is returned if a sheep cannot execute an order in its current state.
 type SheepState struct {
 	Sheep string
 	Is    SheepTrouble
 }
 
-// SheepTrouble is what keeps a sheep from doing what it is told.
+// SheepTrouble is the state that prevents an order.
 type SheepTrouble string
 
-// The troubles. Their values are stable: clients and other nodes match them.
+// The values of SheepTrouble. They are stable: clients and other nodes match them.
 const (
 	SheepDrained    SheepTrouble = "sheep-drained"
 	SheepNotDrained SheepTrouble = "sheep-not-drained"
@@ -54,7 +54,7 @@ const (
 	SheepNoDevices  SheepTrouble = "sheep-without-devices"
 )
 
-// SheepTroubles are all there are.
+// SheepTroubles lists all values of SheepTrouble.
 var SheepTroubles = []SheepTrouble{SheepDrained, SheepNotDrained, SheepStopped, SheepBusy, SheepDisturbed, SheepNoDevices}
 
 func (e *SheepState) Error() string {

@@ -6,27 +6,26 @@ import (
 	"time"
 )
 
-// MaxKeep is the longest time that files can be told to be kept; longer is for
-// ever.
+// MaxKeep is the longest retention time that can be set, besides forever.
 const MaxKeep = 100 * 365 * 24 * time.Hour
 
-// Retention says how long the files of jobs are kept after their end. The zero
-// Retention keeps all for ever.
+// Retention configures how long the files of jobs are kept after their end. The zero
+// Retention keeps all forever.
 type Retention struct {
 	All KeepTimes
-	// Models are exceptions for some models: the first whose rule matches counts,
-	// and what it leaves open is taken from All.
+	// Models are exceptions for some models: the first rule that matches counts, and its
+	// nil times are taken from All.
 	Models []KeepRule
 }
 
-// KeepRule are the KeepTimes of the models that a rule matches.
+// KeepRule are the KeepTimes for the models that a rule matches.
 type KeepRule struct {
 	Models Rule
 	KeepTimes
 }
 
-// KeepTimes are how long files are kept, by how the job ended; 0 is for ever, nil
-// is left open.
+// KeepTimes are how long files are kept, by the state in which the job ended; 0 is forever,
+// nil is not set.
 type KeepTimes struct{ Done, Failed, Cancelled *time.Duration }
 
 func (k KeepTimes) of(state State) *time.Duration {
@@ -41,8 +40,8 @@ func (k KeepTimes) of(state State) *time.Duration {
 	return nil
 }
 
-// For is how long the files of a job that has ended are kept after its end; 0 is
-// for ever. What its client asked for comes first.
+// For returns how long the files of an ended job are kept after its end; 0 is forever. The
+// client's own choice takes precedence.
 func (r Retention) For(rec Record) time.Duration {
 	own := rec.Keep
 	for _, rule := range r.Models {
@@ -57,7 +56,7 @@ func (r Retention) For(rec Record) time.Duration {
 	return 0
 }
 
-// String tells two Retentions that differ apart.
+// String returns a text that differs for different Retentions.
 func (r Retention) String() string {
 	var b strings.Builder
 	write := func(k KeepTimes) {

@@ -2,61 +2,59 @@ package job
 
 import "time"
 
-// Sheep is a sheep as clients see it.
+// Sheep is the state of a sheep for clients.
 type Sheep struct {
 	Name string
-	// Node is the node that has it, where those of a fleet are told of: Name is NODE/SHEEP
-	// then. It is empty where the daemon is alone.
+	// Node is the sheep's node in listings of a fleet, where Name is NODE/SHEEP; empty on a
+	// single node.
 	Node string
 	Type string
-	// Running says that a runner with Model loaded is up.
+	// Running is set if a runner with Model loaded is up.
 	Running bool
 	Model   Model
-	// Job is the one under way, empty when the sheep is idle.
+	// Job is the current job; empty if the sheep is idle.
 	Job ID
-	// Tenant is whose job that is.
+	// Tenant is the tenant of Job.
 	Tenant string
-	// Detail says in words what the sheep is doing beyond that, for example how
-	// far a pull is or when a crashed runner is started again; often empty.
+	// Detail describes what else the sheep is doing, for example the progress of a pull or
+	// when a crashed runner is restarted; often empty.
 	Detail string
-	// Pull is how far the fetching of a model is that Detail tells of; nil where none is
-	// fetched, or that is not known.
+	// Pull is the progress of the pull that Detail describes; nil for none, or if unknown.
 	Pull *PullProgress
-	// Progress is how far the runner is with Job; nil where it did not say.
+	// Progress is the runner's reported progress with Job; nil if it reported none.
 	Progress *Progress
-	// RunningSince is when the runner began with Job; zero while it has not.
+	// RunningSince is when the runner started Job; zero before.
 	RunningSince time.Time
-	// TurnEnds is until when jobs of Model go before older ones of other models; zero
-	// where nothing is loaded.
+	// TurnEnds is the time until which jobs of Model take precedence over older jobs of
+	// other models; zero if nothing is loaded.
 	TurnEnds time.Time
-	// Condition says whether it takes jobs; Detail may say why not.
+	// Condition is whether the sheep takes jobs; Detail may say why not.
 	Condition Condition
 }
 
-// Condition says whether a sheep takes jobs.
+// Condition is whether a sheep takes jobs.
 type Condition string
 
 // The conditions.
 const (
 	Able    Condition = ""
 	Resting Condition = "resting" // for a while, after a fault
-	Stopped Condition = "stopped" // an operator told it to
-	Drained Condition = "drained" // an operator has it claim no more; it goes on with what it has
-	Leaving Condition = "leaving" // it is configured no more
-	Blocked Condition = "blocked" // a device of it is out
+	Stopped Condition = "stopped" // stopped by an operator
+	Drained Condition = "drained" // drained by an operator: it claims no more jobs and finishes what it has
+	Leaving Condition = "leaving" // no longer configured
+	Blocked Condition = "blocked" // one of its devices has failed
 )
 
-// Check is the state of one thing the daemon depends on; Err is nil when it is
-// well.
+// Check is the state of one dependency of the daemon; Err is nil if it works.
 type Check struct {
 	Name string
 	Err  error
 }
 
-// LogQuery says which part of a log is wanted.
+// LogQuery selects part of a log.
 type LogQuery struct {
-	// Tail is how many of the last lines are wanted; all, where negative.
+	// Tail is the number of last lines; negative for all lines.
 	Tail int
-	// Follow goes on with what is written later.
+	// Follow continues with lines that are written later.
 	Follow bool
 }

@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// timeLayout is the original's: ISO 8601, naive UTC, always six digits.
+// timeLayout is the original shepherd's format: ISO 8601, UTC without a zone, always six
+// digits.
 const timeLayout = "2006-01-02T15:04:05.000000"
 
-// Status is a job as clients see it, over HTTP and in job_status.json. The
-// format is the original shepherd's: naive UTC times with six digits, null for
-// what is not known yet.
+// Status is a job as clients see it, over HTTP and in job_status.json. The JSON format is
+// the original shepherd's: UTC times without a zone and with six digits, null for what is
+// not known yet.
 type Status struct {
 	State      State
 	Failure    *Failure
@@ -19,17 +20,17 @@ type Status struct {
 	EnqueuedAt time.Time
 	StartedAt  time.Time
 	FinishedAt time.Time
-	// Accepted says that the job's place exists and the job, whose State is Queued,
-	// is not in the queue yet. With a Failure, it has never been: the place is that
-	// of an upload under way, or of one that was cut short.
+	// Accepted is set if the job's place exists and the job is not in the queue yet; State
+	// is Queued then. With a Failure the job was never queued: the place belongs to an
+	// upload that is in progress or was interrupted.
 	Accepted bool
 }
 
-// accepted is the state that job_status.json has of a Status that is Accepted. It
-// is the original's.
+// accepted is the original shepherd's value of the status in job_status.json of an Accepted
+// job.
 const accepted State = "accepted"
 
-// Status is the part of r that clients see.
+// Status returns the part of r that clients see.
 func (r *Record) Status() Status {
 	return Status{
 		State: r.State, Failure: r.Failure, Model: r.Model,
@@ -110,8 +111,8 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// FormatTime writes a time as clients see it: UTC without a zone, with six digits
-// of a second. Nil is no time.
+// FormatTime formats a time for clients: UTC without a zone, with six fractional digits. It
+// returns nil for the zero time.
 func FormatTime(t time.Time) *string {
 	if t.IsZero() {
 		return nil

@@ -2,8 +2,8 @@ package job
 
 import "strings"
 
-// Trace says which trace a job belongs to, as W3C Trace Context has it: the
-// values of the headers traceparent and tracestate. The zero Trace is none.
+// Trace is a job's W3C trace context: the values of the headers traceparent and tracestate.
+// The zero Trace is none.
 type Trace struct {
 	Parent, State string
 }
@@ -15,10 +15,9 @@ func (t Trace) IsZero() bool { return t.Parent == "" }
 // asks for no more.
 const maxTraceState = 512
 
-// ParseTrace reads the headers. As the standard demands, a traceparent that is
-// not valid is as none, and a tracestate that is not printable, or is longer than
-// 512 bytes, is left out alone. Of a version to come, what version 00 knows is
-// kept.
+// ParseTrace reads the headers. As the standard requires, an invalid traceparent is ignored,
+// and a tracestate that is not printable or longer than 512 bytes is dropped alone. Of later
+// versions the fields of version 00 are kept.
 func ParseTrace(parent, state string) Trace {
 	parent = strings.Trim(parent, " \t")
 	// version "-" trace-id "-" parent-id "-" trace-flags
@@ -47,13 +46,13 @@ func ParseTrace(parent, state string) Trace {
 	return Trace{Parent: parent, State: state}
 }
 
-// TraceFile is in a job's working directory, beside its inputs and outputs, where
-// the job belongs to a trace: the trace that the runner's work belongs to, as
-// MarshalText writes it.
+// TraceFile is the file in a job's working directory, beside inputs/ and outputs/, with the
+// trace context for the runner's work as MarshalText writes it. It exists only for jobs with
+// a trace.
 const TraceFile = ".traceparent"
 
-// MarshalText writes the trace as lines: the traceparent, and the tracestate
-// where there is one.
+// MarshalText writes one line with the traceparent, and one with the tracestate if there is
+// one.
 func (t Trace) MarshalText() ([]byte, error) {
 	text := t.Parent + "\n"
 	if t.State != "" {
@@ -62,7 +61,7 @@ func (t Trace) MarshalText() ([]byte, error) {
 	return []byte(text), nil
 }
 
-// UnmarshalText reads what MarshalText wrote, as ParseTrace does.
+// UnmarshalText reads the output of MarshalText with ParseTrace.
 func (t *Trace) UnmarshalText(text []byte) error {
 	parent, rest, _ := strings.Cut(string(text), "\n")
 	state, _, _ := strings.Cut(rest, "\n")
@@ -70,8 +69,7 @@ func (t *Trace) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Environ is the trace as environment variables, as they are usually called;
-// nothing where there is none.
+// Environ returns the trace as the conventional environment variables; nil for none.
 func (t Trace) Environ() []string {
 	if t.IsZero() {
 		return nil

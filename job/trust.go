@@ -9,23 +9,23 @@ import (
 	"unicode/utf8"
 )
 
-// Trust says which models may be run. Of its rules the first that matches a
-// model counts; a model that none matches may not be run. Nil trusts every model.
+// Trust is the list of models that may run. The first rule that matches a model counts; a
+// model that no rule matches must not run. Nil trusts every model.
 type Trust []Rule
 
-// Rule trusts the models whose name and version match its patterns. In a pattern
-// * stands for any characters but a slash, ** for any. ParseRule makes it.
+// Rule trusts the models whose name and version match its patterns, in which * stands for
+// any characters except a slash and ** for any characters. ParseRule creates it.
 type Rule struct {
 	Name string
 	// Version is empty for any version.
 	Version string
-	// Digest, where it is not empty, is what the model's image must have.
+	// Digest, if not empty, is the required digest of the model's image.
 	Digest string
 
 	name, version *regexp.Regexp
 }
 
-// Untrusted says that a model may not be run here, and why.
+// Untrusted is returned for a model that must not run here.
 type Untrusted struct {
 	Model  Model
 	Reason string
@@ -53,13 +53,12 @@ func ParseRule(s string) (Rule, error) {
 	return r, nil
 }
 
-// Matches reports whether the rule's patterns match the model. Its digest does not
-// matter.
+// Matches reports whether the rule's patterns match the model. It ignores the digest.
 func (r Rule) Matches(m Model) bool {
 	return r.name != nil && r.name.MatchString(m.Name) && r.version.MatchString(m.Version)
 }
 
-// String is what ParseRule reads.
+// String returns the rule in the form that ParseRule reads.
 func (r Rule) String() string {
 	s := Model{Name: r.Name, Version: r.Version}.String()
 	if r.Digest != "" {
@@ -68,7 +67,7 @@ func (r Rule) String() string {
 	return s
 }
 
-// Check returns the digest that the model's image must have, empty for any, or
+// Check returns the digest that the model's image must have, empty for any. The error is
 // *Untrusted.
 func (t Trust) Check(m Model) (digest string, err error) {
 	if t == nil {
@@ -99,8 +98,8 @@ func (t Trust) Check(m Model) (digest string, err error) {
 
 func (r Rule) any() bool { return r.Version == "" || r.Version == "*" || r.Version == "**" }
 
-// takes reports whether the rule is about a version: a tag, empty for none, and
-// perhaps a digest. No tag is the tag latest, unless there is a digest.
+// takes reports whether the rule applies to a version: a tag, empty for none, and possibly a
+// digest. Without tag and digest, the tag is latest.
 func (r Rule) takes(tag, given string) bool {
 	switch {
 	case r.any() || tag != "" && r.version.MatchString(tag):
@@ -118,7 +117,7 @@ func isDigest(s string) bool {
 	return ok && len(digits) == 64 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
-// pattern is the expression for a pattern; it is matched in linear time.
+// pattern compiles a pattern; RE2 matches it in linear time.
 func pattern(s string) *regexp.Regexp {
 	s = regexp.QuoteMeta(s)
 	s = strings.NewReplacer(`\*\*`, `.*`, `\*`, `[^/]*`).Replace(s)

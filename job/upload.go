@@ -5,21 +5,20 @@ import (
 	"time"
 )
 
-// Upload is a place in storage that is reserved for a job which is not submitted yet:
-// clients put its inputs there by themselves.
+// Upload is a reserved place in storage for a job that is not submitted yet. Clients put the
+// job's inputs there directly.
 type Upload struct {
 	ID     ID // of the job
 	Tenant string
-	// Created is when it was reserved, and Expires when it is given up unless its job is
-	// submitted, or it is asked for again, before.
+	// Created is when the place was reserved. Expires is when it is removed, unless the job
+	// is submitted or new addresses are requested before.
 	Created, Expires time.Time
 	Files            []UploadFile
-	// Removing says that its time was over, or that it was given up: what was uploaded is
-	// being removed.
+	// Removing is set if the upload has expired or was given up and is being removed.
 	Removing bool
 }
 
-// PartsBegun reports whether storage has begun to take the parts of a file.
+// PartsBegun reports whether a multipart upload has begun for a file.
 func (u Upload) PartsBegun() bool {
 	return slices.ContainsFunc(u.Files, func(f UploadFile) bool { return f.Parts != "" })
 }
@@ -28,13 +27,13 @@ func (u Upload) PartsBegun() bool {
 type UploadFile struct {
 	Path string `json:"path"` // below inputs/
 	Size int64  `json:"size"` // bytes
-	// PartSize is what each part but the last has, of a file that is sent in parts; 0 for
-	// one that is sent whole. Parts is then what storage calls the upload of the parts.
+	// PartSize is the size of each part but the last, of a file that is sent in parts; 0
+	// for a file sent in one request. Parts is the storage's id of the multipart upload.
 	PartSize int64  `json:"part_size,omitempty"`
 	Parts    string `json:"parts,omitempty"`
 }
 
-// Count is how many parts the file has, 0 where it is sent whole.
+// Count returns the number of parts, 0 for a file sent in one request.
 func (f UploadFile) Count() int {
 	if f.PartSize == 0 {
 		return 0
@@ -42,40 +41,40 @@ func (f UploadFile) Count() int {
 	return int((f.Size + f.PartSize - 1) / f.PartSize)
 }
 
-// UploadRequest asks for a place for a job's inputs.
+// UploadRequest is a request to reserve a place for a job's inputs.
 type UploadRequest struct {
 	ID     ID
 	Tenant string
-	Files  []UploadFile // of which Path and Size count
+	Files  []UploadFile // only Path and Size are used
 	UploadAddressing
 }
 
-// UploadAddressing is what addresses are to be like.
+// UploadAddressing are the parameters of upload URLs.
 type UploadAddressing struct {
-	// Valid is for how long.
+	// Valid is how long the URLs are valid.
 	Valid time.Duration
-	// Host is the name by which the client has reached the daemon, without a port; empty for
-	// one on the same machine.
+	// Host is the host name by which the client reached the daemon, without a port; empty
+	// for a client on the same machine.
 	Host string
 }
 
-// UploadPlan is what is left to be done for an Upload.
+// UploadPlan is what is left to be sent of an Upload.
 type UploadPlan struct {
 	Upload
-	// AddressesExpire is until when addresses are valid; zero where there are none.
+	// AddressesExpire is when the URLs expire; zero if there are none.
 	AddressesExpire time.Time
 	// Targets are in the order of Files.
 	Targets []UploadTarget
 }
 
-// UploadTarget is where a file goes: one address, or one for each part that is missing.
+// UploadTarget is where to send a file: one URL, or one for each missing part.
 type UploadTarget struct {
-	Stored  bool // nothing is left to be done
+	Stored  bool // the file is in storage
 	Address string
 	Parts   []UploadPart
 }
 
-// UploadPart is a part of a file that is to be sent.
+// UploadPart is a missing part of a file.
 type UploadPart struct {
 	Number       int // from 1
 	Offset, Size int64

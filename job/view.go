@@ -6,54 +6,51 @@ import (
 	"time"
 )
 
-// View is a job in more detail than its Status.
+// View is a job in detail.
 type View struct {
 	Record
-	// Detail says in words what the sheep that has the job is doing for it, for
-	// example how far a pull is; often empty.
+	// Detail describes what the job's sheep is doing for it, for example the progress of a
+	// pull; often empty.
 	Detail string
-	// Progress is how far the runner that has the job said it is; nil where it did
-	// not say.
+	// Progress is the progress that the job's runner reported; nil for none.
 	Progress *Progress
-	// Attempts are those of all runs that are kept, oldest first. Listings leave
-	// them out.
+	// Attempts are the kept attempts of all runs, oldest first. Listings leave them out.
 	Attempts []Attempt
-	// LastSheep is the sheep that had the job last, of a job that has ended; empty
-	// where none had it.
+	// LastSheep is the last sheep of an ended job; empty if no sheep had it.
 	LastSheep string
-	// Timeline is what happened to the job's run so far, oldest first, as far as events
-	// are kept; at most MaxTimeline, the last ones. Listings leave it out.
+	// Timeline is the last MaxTimeline kept events of the job's run, oldest first. Listings
+	// leave it out.
 	Timeline []Event
-	// WaitsFor are the jobs that it is after and that are not done; listings leave them out.
+	// WaitsFor are the jobs of After that are not done. Listings leave them out.
 	WaitsFor []ID
-	// Position is the job's place in the queue, 1 for the first and MaxPosition for
-	// those further back, too; 0 where it does not wait for a sheep, and in listings.
+	// Position is the job's position in the queue from 1, at most MaxPosition; 0 if it does
+	// not wait for a sheep, and in listings.
 	Position int
-	// ExpectedStart is when a job that waits is expected to start, ExpectedEnd when one
-	// that runs is expected to end; nil where that is not known, and in listings.
+	// ExpectedStart is when a waiting job is expected to start, ExpectedEnd when a running
+	// job is expected to end; nil if unknown, and in listings.
 	ExpectedStart, ExpectedEnd *Estimate
-	// Limits are the job's own with the defaults that apply to it.
+	// Limits are the job's limits with all defaults applied.
 	Limits Limits
 }
 
-// Bounds of a View.
+// Limits of a View.
 const (
 	MaxTimeline = 200
 	MaxPosition = 10_000
 )
 
-// Explanation says in words how a job stands, for people.
+// Explanation describes a job's state and what can be done about it, for people.
 type Explanation struct {
 	State State
 	// Summary is one sentence.
 	Summary string
-	// Reasons are what lies behind it, a sentence each, the most important first.
+	// Reasons are details, one sentence each, most important first.
 	Reasons []string
-	// Next is what can be done, a sentence each; empty where there is nothing to do.
+	// Next is what can be done, one sentence each; empty if there is nothing to do.
 	Next []string
 }
 
-// String is the whole explanation, a line each.
+// String returns the whole explanation, one line for each sentence.
 func (e Explanation) String() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, e.Summary)
@@ -72,37 +69,37 @@ type FileInfo struct {
 	Size     int64  // bytes
 	ETag     string // quoted as in HTTP, or empty
 	Modified time.Time
-	// Address is where whoever has it fetches the file for a time; empty where none was
-	// asked for.
+	// Address is a URL from which the file can be fetched for a time; empty if none was
+	// requested.
 	Address string
 }
 
-// Query narrows a listing of jobs; the zero Query is all of them.
+// Query filters a listing of jobs; the zero Query matches all.
 type Query struct {
 	States []State
 	Sheep  string // the addressed sheep
 	Model  Model
 	Tenant string // only this tenant's jobs; empty for everyone's
 	Newest bool   // the latest submitted first
-	// Labels are labels that the job has, all of them.
+	// Labels are labels that the job must have, all of them.
 	Labels Labels
 	Group  string
 	// Prefix is the beginning of the job's id.
 	Prefix ID
-	// Since and Before bound when the job was submitted: from Since on, and earlier
-	// than Before; zero is no bound.
+	// Since and Before bound the time of submission: at or after Since, and before Before;
+	// zero is no bound.
 	Since, Before time.Time
 }
 
-// Usual is how long the last jobs of a model ran: half of them at most Likely, and eight
-// in ten between Low and High.
+// Usual is the distribution of the durations of a model's recent jobs: the median is Likely,
+// and eight in ten lie between Low and High.
 type Usual struct {
-	Jobs              int // how many they were
+	Jobs              int // number of jobs
 	Low, Likely, High time.Duration
-	// Load is how long loading the model usually took; 0 where that is not known.
+	// Load is the median time to load the model; 0 if unknown.
 	Load time.Duration
 }
 
-// Estimate is when something is expected: in eight cases of ten between Earliest and
-// Latest.
+// Estimate is the expected time of an event: in eight of ten cases it lies between Earliest
+// and Latest.
 type Estimate struct{ Earliest, Likely, Latest time.Time }

@@ -12,19 +12,19 @@ import (
 // MaxWebhookURL bounds the URL of a webhook, in bytes.
 const MaxWebhookURL = 2048
 
-// Webhook says where events of a job are sent. The zero Webhook is none.
+// Webhook is where events of a job are sent. The zero Webhook is none.
 type Webhook struct {
-	// URL is http or https, without credentials and fragment.
+	// URL is an http or https URL without credentials and fragment.
 	URL string
-	// Events are the kinds that are sent, sorted and joined by commas; empty stands for
-	// EventEnded alone.
+	// Events are the kinds of events to send, sorted and joined by commas; empty means
+	// EventEnded.
 	Events string
-	// Group, where it is not empty, is the run's group: one message is sent when all jobs of
-	// it have ended, in place of those about the run.
+	// Group, if not empty, is the run's group: one message is sent when all its jobs have
+	// ended, instead of messages about the run.
 	Group string
 }
 
-// NewWebhook checks a webhook as a client asks for it. The error is an *Invalid.
+// NewWebhook validates a client's webhook. The error is an *Invalid.
 func NewWebhook(address string, events []EventKind) (Webhook, error) {
 	if err := CheckWebhookURL(address); err != nil {
 		return Webhook{}, &Invalid{Field: "webhook", Problem: err.Error()}
@@ -40,12 +40,12 @@ func NewWebhook(address string, events []EventKind) (Webhook, error) {
 	return Webhook{URL: address, Events: strings.Join(slices.Compact(names), ",")}, nil
 }
 
-// WebhookEvents are the kinds of events that can be sent.
+// WebhookEvents returns the kinds of events that can be sent.
 func WebhookEvents() []EventKind {
 	return []EventKind{EventQueued, EventClaimed, EventStarted, EventReturned, EventDue, EventCancelled, EventEnded}
 }
 
-// CheckWebhookURL says what is wrong with the URL of a receiver.
+// CheckWebhookURL returns an error that describes what is wrong with a receiver's URL.
 func CheckWebhookURL(address string) error {
 	u, err := url.Parse(address)
 	switch {
@@ -72,14 +72,14 @@ func (w Webhook) Wants(kind EventKind) bool {
 	return slices.Contains(strings.Split(w.Events, ","), string(kind))
 }
 
-// webhookJSON is a webhook as ledgers and archives write it.
+// webhookJSON is the JSON form of a webhook in ledgers and archives.
 type webhookJSON struct {
 	URL    string `json:"url"`
 	Events string `json:"events,omitempty"`
 	Group  string `json:"group,omitempty"`
 }
 
-// MarshalText is empty for the zero Webhook.
+// MarshalText returns nothing for the zero Webhook.
 func (w Webhook) MarshalText() ([]byte, error) {
 	if w.IsZero() {
 		return nil, nil
@@ -87,7 +87,7 @@ func (w Webhook) MarshalText() ([]byte, error) {
 	return json.Marshal(webhookJSON(w))
 }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText reads the output of MarshalText.
 func (w *Webhook) UnmarshalText(text []byte) error {
 	var read webhookJSON
 	if len(text) > 0 {
@@ -107,39 +107,40 @@ func joinKinds(kinds []EventKind) string {
 	return strings.Join(names, ", ")
 }
 
-// Delivery is a message for a receiver, and what became of it so far. A
-// ledger takes ID, Receiver, Job, Run, Tenant, Kind and Payload.
+// Delivery is a message for a receiver and the state of its delivery. A ledger stores ID,
+// Receiver, Job, Run, Tenant, Kind and Payload of a new one.
 type Delivery struct {
-	// Seq is the message's place among all.
+	// Seq orders all messages.
 	Seq int64
-	// ID names the message, the same at each try.
+	// ID identifies the message; it is the same in every try.
 	ID string
 	// Receiver is the name of a configured receiver, or the URL of a job's own.
 	Receiver string
 	Job      ID
 	Run      int
-	// Tenant is whose the message is, empty for nobody's in particular.
+	// Tenant is the tenant of the job, empty for none.
 	Tenant  string
 	Kind    EventKind // of the event
 	Payload []byte
 
 	State DeliveryState
-	// Created is when the message was queued, and Began when its present tries began,
-	// which is later where it was delivered again on request.
+	// Created is when the message was queued. Began is when its current series of tries
+	// began, later if it was redelivered on request.
 	Created, Began time.Time
-	// Due is when it is tried next; zero where it is settled, or waits for another one.
+	// Due is the time of the next try; zero if the message is settled or waits for an
+	// earlier one.
 	Due time.Time
 	// Settled is when it was delivered or given up; zero before.
 	Settled time.Time
-	// Tries is how often it was tried since Began.
+	// Tries is the number of tries since Began.
 	Tries int
-	// Status is the HTTP status of the last answer, 0 where there was none, and Problem
-	// why the last try failed.
+	// Status is the HTTP status of the last answer, 0 for none. Problem is why the last try
+	// failed.
 	Status  int
 	Problem string
 }
 
-// DeliveryState is what became of a message.
+// DeliveryState is the state of a message.
 type DeliveryState string
 
 // The states of a message.

@@ -39,7 +39,8 @@ type Retention interface {
 
 	// Due returns up to limit jobs whose files are to be removed now: first those
 	// whose removal has begun. Those that are needed (BeginRemoval answers ErrNeeded)
-	// are left out. next is how long until another one is due; 0 for none.
+	// are left out. next is how long until the time of another one comes, which may be
+	// needed then; 0 for none.
 	Due(ctx context.Context, limit int) (due []Removal, next time.Duration, err error)
 
 	// BeginRemoval begins the removal of the files of a job that has ended, and of

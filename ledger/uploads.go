@@ -41,12 +41,12 @@ type Uploads interface {
 	// the id has a record, whatever its state, or a reservation.
 	ReserveUpload(ctx context.Context, u job.Upload, keep time.Duration) (job.Upload, error)
 
-	// KeepUpload keeps a reservation for some time from now on, if that is longer than it
-	// is kept already, and returns it. Files that are not nil take the place of its own,
-	// unless one of those has Parts: of several who begin the uploads of the parts at the
-	// same time, the first decides. It answers ErrNotFound, or ErrUploadOver once its
-	// removal has begun.
-	KeepUpload(ctx context.Context, id job.ID, files []job.UploadFile, keep time.Duration) (job.Upload, error)
+	// KeepUpload keeps the reservation u, which was returned before, for some time from now
+	// on, if that is longer than it is kept already, and returns it. Files that are not nil
+	// take the place of its own, unless one of those has Parts: of several who begin the
+	// uploads of the parts at the same time, the first decides. It answers ErrNotFound, also
+	// where the id has been reserved anew, or ErrUploadOver once its removal has begun.
+	KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error)
 
 	// Upload returns a reservation, or ErrNotFound.
 	Upload(ctx context.Context, id job.ID) (job.Upload, error)

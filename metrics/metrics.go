@@ -111,8 +111,8 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4})
 }
 
-// Passed implements shepherd.Observer.
-func (m *Metrics) Passed(p shepherd.Passage) {
+// PhaseEnded implements shepherd.Observer.
+func (m *Metrics) PhaseEnded(p shepherd.PhaseResult) {
 	m.phases.WithLabelValues(p.Sheep, string(p.Phase), outcome(p.Err)).Observe(p.Ended.Sub(p.Began).Seconds())
 }
 

@@ -78,10 +78,10 @@ func all(t *testing.T, from *machine) *Metrics {
 	m.GPUs(twoGPUs)
 	began := time.Now()
 	for _, phase := range shepherd.Phases() {
-		m.Passed(shepherd.Passage{Phase: phase, Sheep: "s", Began: began, Ended: began.Add(3 * time.Second)})
+		m.PhaseEnded(shepherd.PhaseResult{Phase: phase, Sheep: "s", Began: began, Ended: began.Add(3 * time.Second)})
 	}
-	m.Passed(shepherd.Passage{Phase: shepherd.PhaseRun, Sheep: "s", Began: began, Ended: began, Err: &job.Failure{}})
-	m.Passed(shepherd.Passage{Phase: shepherd.PhaseRun, Sheep: "s", Began: began, Ended: began, Err: errors.New("x")})
+	m.PhaseEnded(shepherd.PhaseResult{Phase: shepherd.PhaseRun, Sheep: "s", Began: began, Ended: began, Err: &job.Failure{}})
+	m.PhaseEnded(shepherd.PhaseResult{Phase: shepherd.PhaseRun, Sheep: "s", Began: began, Ended: began, Err: errors.New("x")})
 	m.Ended("s", job.Done)
 	m.Returned("s")
 	m.Waited("s", time.Millisecond)
@@ -288,7 +288,7 @@ func BenchmarkJob(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for _, phase := range []shepherd.Phase{shepherd.PhaseQueued, shepherd.PhaseStage, shepherd.PhaseRun, shepherd.PhaseCollect} {
-			m.Passed(shepherd.Passage{Phase: phase, Sheep: "s", Began: now, Ended: now})
+			m.PhaseEnded(shepherd.PhaseResult{Phase: phase, Sheep: "s", Began: now, Ended: now})
 		}
 		m.Waited("s", time.Millisecond)
 		m.Ended("s", job.Done)

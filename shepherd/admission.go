@@ -15,22 +15,22 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// phase is how far the daemon is in its life.
+// phase is the stage of the daemon's lifetime.
 type phase struct {
 	mu       sync.Mutex
 	started  bool
-	draining bool // no more jobs are taken in
+	draining bool // no new jobs are accepted
 }
 
-// admission says whether a job may be submitted now, before anything is stored for it.
+// admission decides whether a job may be submitted now, before anything is stored for it.
 type admission struct {
 	cfg   *Config
 	env   *services
 	phase *phase
 }
 
-// admissible checks what can be checked before anything is stored. The jobs that are
-// submitted before it, together with it, are given.
+// admissible checks everything that can be checked before anything is stored. with holds the
+// jobs of the same submission that precede r.
 func (ad *admission) admissible(ctx context.Context, r job.Request, with ...job.Request) error {
 	if err := ad.admitting(); err != nil && !ad.admitsForOthers(ctx) {
 		return err
@@ -47,7 +47,7 @@ func (ad *admission) admissible(ctx context.Context, r job.Request, with ...job.
 	if err := job.CheckGroup(r.Group); err != nil {
 		return &job.Invalid{Field: "group", Problem: err.Error()}
 	}
-	if err := ad.mayBeAfter(ctx, r, with...); err != nil {
+	if err := ad.checkAfter(ctx, r, with...); err != nil {
 		return err
 	}
 	if err := ad.checkAddress(ctx, r); err != nil {
@@ -59,7 +59,7 @@ func (ad *admission) admissible(ctx context.Context, r job.Request, with ...job.
 	return nil
 }
 
-// admitting answers job.ErrDraining where the Shepherd does not work.
+// admitting returns job.ErrDraining if the Shepherd is not running or is shutting down.
 func (ad *admission) admitting() error {
 	ad.phase.mu.Lock()
 	defer ad.phase.mu.Unlock()
@@ -69,9 +69,9 @@ func (ad *admission) admitting() error {
 	return nil
 }
 
-// admitsForOthers reports whether a Shepherd that is stopping takes jobs in: other nodes
-// that are up have them from the same queue. So a load balancer that has not noticed yet
-// that it stops is refused nothing.
+// admitsForOthers reports whether a Shepherd that is shutting down still accepts jobs
+// because other live nodes serve the same queue. A load balancer that has not noticed the
+// shutdown yet gets no errors then.
 func (ad *admission) admitsForOthers(ctx context.Context) bool {
 	ad.phase.mu.Lock()
 	started := ad.phase.started
@@ -83,13 +83,14 @@ func (ad *admission) admitsForOthers(ctx context.Context) bool {
 	return err == nil && len(peers) > 0
 }
 
-// roomFor refuses a tenant's jobs for which there is no room: *job.QueueFull, or an
-// error of the ledger's disk. Submissions at the same moment may pass together.
+// roomFor refuses a tenant's jobs when a limit or the ledger's disk is full: with
+// *job.QueueFull, or *job.Unavailable for the disk. Concurrent submissions may exceed a
+// limit together.
 func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error {
 	if most := ad.cfg.Policy.Tenant(tenant).MaxQueued; most > 0 {
 		queued, err := ad.cfg.Ledger.Queued(ctx, tenant, most)
 		if err != nil {
-			return away("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
+			return serviceError("ledger", fmt.Errorf("count the jobs of tenant %s that wait: %w", tenant, err))
 		}
 		if queued > most-jobs {
 			return &job.QueueFull{Limit: most, Tenant: tenant}
@@ -98,7 +99,7 @@ func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error
 	if most := ad.cfg.MaxQueued; most > 0 {
 		counts, err := ad.cfg.Ledger.Count(ctx)
 		if err != nil {
-			return away("ledger", fmt.Errorf("count the jobs that wait: %w", err))
+			return serviceError("ledger", fmt.Errorf("count the jobs that wait: %w", err))
 		}
 		if counts[job.Queued] > most-jobs {
 			return &job.QueueFull{Limit: most}
@@ -112,9 +113,9 @@ func (ad *admission) roomFor(ctx context.Context, tenant string, jobs int) error
 	return nil
 }
 
-// mayBeAfter looks whether the ledger takes a job that is after others, before anything is
-// stored for it. Those that are submitted with it are given.
-func (ad *admission) mayBeAfter(ctx context.Context, r job.Request, with ...job.Request) error {
+// checkAfter checks whether the ledger will accept r.After, before anything is stored for
+// the job. with holds the jobs of the same submission.
+func (ad *admission) checkAfter(ctx context.Context, r job.Request, with ...job.Request) error {
 	if len(r.After) == 0 {
 		return nil
 	}
@@ -133,7 +134,7 @@ func (ad *admission) mayBeAfter(ctx context.Context, r job.Request, with ...job.
 			return nil
 		}
 		if err != nil {
-			unread = away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+			unread = serviceError("ledger", fmt.Errorf("look for job %s: %w", id, err))
 		}
 		return &rec
 	})
@@ -144,7 +145,7 @@ func (ad *admission) mayBeAfter(ctx context.Context, r job.Request, with ...job.
 	return unread
 }
 
-// afterProblem tells a client why a job cannot be after another one.
+// afterProblem translates the ledger's refusal of Record.After for clients.
 func afterProblem(e *ledger.AfterError) error {
 	switch e.State {
 	case "":
@@ -159,8 +160,8 @@ func afterProblem(e *ledger.AfterError) error {
 	return &job.AfterError{ID: e.Job, Problem: fmt.Sprintf("Job `%s`, whose outputs this one needs, %s; run that again first (POST /jobs/%s/retry)", e.Job, how, e.Job)}
 }
 
-// addressOf is whom a request is for. On a node alone, what names the node itself is
-// left out.
+// addressOf returns the address that a request asks for. On a single node the parts that
+// name this node are left out.
 func (ad *admission) addressOf(r job.Request) job.Address {
 	a := job.ParseAddress(r.Sheep)
 	if strings.HasPrefix(r.Sheep, "/") || strings.HasSuffix(r.Sheep, "/") || len(a.Labels) > 0 { // no sheep is called so
@@ -173,8 +174,8 @@ func (ad *admission) addressOf(r job.Request) job.Address {
 	return a
 }
 
-// checkAddress answers *job.UnknownSheep for a sheep that no node has, and
-// *job.Invalid for labels that no node has.
+// checkAddress returns *job.UnknownSheep if no node has the sheep, and *job.Invalid if no
+// node has the labels.
 func (ad *admission) checkAddress(ctx context.Context, r job.Request) error {
 	a := ad.addressOf(r)
 	if a.Fits(ad.cfg.Node, a.Sheep, ad.cfg.Placement.Labels) && (a.Sheep == "" || ad.env.flock.takes(a.Sheep)) {
@@ -183,7 +184,7 @@ func (ad *admission) checkAddress(ctx context.Context, r job.Request) error {
 	if ad.cfg.Fleet != nil {
 		nodes, err := ad.cfg.Fleet.Answering(ctx, a)
 		if err != nil {
-			return away("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
+			return serviceError("ledger", fmt.Errorf("look for a node for %s: %w", a, err))
 		}
 		if len(nodes) > 0 {
 			return nil
@@ -199,7 +200,7 @@ func (ad *admission) checkAddress(ctx context.Context, r job.Request) error {
 	return &job.Invalid{Field: "node_labels", Problem: who + " has " + labelText(a.Labels)}
 }
 
-// labelText lists labels for people.
+// labelText formats labels for messages.
 func labelText(labels job.Labels) string {
 	var list []string
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
@@ -208,8 +209,8 @@ func labelText(labels job.Labels) string {
 	return strings.Join(list, ", ")
 }
 
-// checkModel returns *job.Untrusted for a model that is not trusted, or the first
-// objection of the sheep that could run a job, if all of them object to its model.
+// checkModel returns *job.Untrusted for a model that is not trusted. If every sheep that the
+// request may run on refuses the model, it returns the first refusal.
 func (ad *admission) checkModel(r job.Request) error {
 	to := ad.addressOf(r)
 	pin, err := ad.cfg.Trust.Check(r.Model)
@@ -240,9 +241,9 @@ func (ad *admission) checkModel(r job.Request) error {
 	return objection
 }
 
-// leftToOthers reports whether a job whose model all sheep of this node object to is
-// taken for another node's: one that is up decides when it claims the job. What this
-// node does not trust it does not take in either.
+// leftToOthers reports whether a job is accepted although every sheep of this node refuses
+// its model: another live node may run it, and decides that when it claims the job. A model
+// that this node does not trust is refused regardless.
 func (ad *admission) leftToOthers(ctx context.Context, r job.Request, objection error) bool {
 	if ad.cfg.Peers == nil || r.Sheep != "" || errors.As(objection, new(*job.Untrusted)) {
 		return false

@@ -12,6 +12,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // inputsIn are the files below the inputs/ that a runner finds.
@@ -318,7 +319,7 @@ func TestPresign(t *testing.T) {
 	p.start()
 	p.submit("job-1", "m", "x")
 	p.await("job-1", job.Done)
-	files, err := p.core.Outputs(t.Context(), "job-1")
+	files, err := storagetest.All(p.core.Outputs(t.Context(), "job-1"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%+v, %v", files, err)
 	}

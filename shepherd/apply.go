@@ -10,21 +10,21 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// errSheepChanged is why a job is handed back when its sheep goes.
+// errSheepChanged is why a job is handed back when its sheep is removed or reconfigured.
 var errSheepChanged = errors.New("the sheep's configuration has changed")
 
-// Apply makes the flock be these members, while it works. A member whose Sheep
-// is one of those at work is left alone; a new one is started; one that is there
-// under its name with another Sheep takes that one's place, and those that are
-// not named any more end. What ends takes no new job: the one it runs may finish
-// for the time of drain, and is handed back unspent after it; then its runner is
-// stopped and its Sheep closed. Jobs addressed to a sheep that takes another's
-// place wait for it; those addressed to one that is gone stay queued, until one
-// of its name comes or they are cancelled.
+// Apply replaces the flock's members while it runs. A member whose Sheep is already running
+// is left alone, a new member is started, a member with a known name and another Sheep
+// replaces the old one, and a member that is not listed any more is removed.
 //
-// It returns when all that is to end has. The error comes before anything was
-// changed and has the ledger's class, or is job.ErrDraining because the daemon
-// stops or has begun to; the new sheep are closed then.
+// A lane that ends claims no new jobs. Its running job may finish within drain and is handed
+// back unspent after that; then its runner is stopped and its Sheep closed. Jobs addressed
+// to a replaced sheep wait for the replacement. Jobs addressed to a removed sheep stay
+// queued until a sheep of that name is configured or they are cancelled.
+//
+// Apply returns when every lane that has to end has ended. An error is returned before
+// anything is changed, after closing the new sheep: it has the ledger's class, or is
+// job.ErrDraining if the daemon is shutting down.
 func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Duration) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
@@ -77,7 +77,7 @@ func (s *Shepherd) Apply(ctx context.Context, members []Member, drain time.Durat
 	return s.admission.admitting()
 }
 
-// change is one lane in the place of another, either of which may be missing.
+// change replaces lane before by lane after. Either may be nil.
 type change struct{ before, after *lane }
 
 func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
@@ -104,7 +104,7 @@ func (s *Shepherd) swap(ctx context.Context, c change, drain time.Duration) {
 	}
 }
 
-// heldAgain is held, asked for until the ledger answers or the daemon stops.
+// heldAgain calls held until the ledger answers or the daemon shuts down.
 func (s *Shepherd) heldAgain(ctx context.Context) map[string][]ledger.Claim {
 	for {
 		byHolder, err := s.held(ctx)
@@ -118,8 +118,8 @@ func (s *Shepherd) heldAgain(ctx context.Context) map[string][]ledger.Claim {
 	}
 }
 
-// replace puts a lane in the place of another. Without one before it is added,
-// without one after the place goes.
+// replace swaps lane before for lane after. A nil before adds a lane, a nil after removes
+// one.
 func (f *flock) replace(before, after *lane) {
 	lanes := slices.Clone(f.all())
 	i := slices.Index(lanes, before)
@@ -134,7 +134,7 @@ func (f *flock) replace(before, after *lane) {
 	f.set(lanes)
 }
 
-// sort puts the lanes into the order of the members.
+// sort orders the lanes like the members.
 func (f *flock) sort(members []Member) {
 	place := func(l *lane) int {
 		return slices.IndexFunc(members, func(m Member) bool { return m.Name == l.Name })

@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// Why the contexts of an attempt end before the attempt has.
+// Causes of the cancellation of an attempt's contexts.
 var (
 	errCancelled = errors.New("the job was cancelled")
 	errFenced    = errors.New("the claim on the job was lost")
@@ -23,64 +23,65 @@ var (
 	errOver      = errors.New("the attempt is over")
 )
 
-// attempt is one claim on its way through a sheep. The feeder makes it and
-// prepares it; the feeder or the worker ends it, through concluder.end, once.
+// attempt is one claim on its way through a sheep. The feeder creates and prepares it; the
+// feeder or the worker ends it, exactly once, through concluder.end.
 //
 //	claimed ─► offered ─► taken ─► (sent ─► answered) ─► ended
 //	              └─► surrendered ─────────────────────────┘
 //
-// Until it is taken it is the feeder's, from then on the worker's. Preparing goes
-// on beside both, until prepared is closed.
+// The feeder owns the attempt until the worker takes it. Preparation runs concurrently with
+// both, until prepared is closed.
 type attempt struct {
-	// Claim is as it was claimed, but that State and StartedAt follow Start.
+	// Claim is the ledger's answer. Only State and StartedAt are updated, by Start.
 	ledger.Claim
 	limits limits
-	// ahead says that the job was claimed to be prepared only.
+	// ahead is set if the job was claimed only to prepare it, while another one runs.
 	ahead bool
-	// adopted says that an earlier daemon gave the job to the runner.
+	// adopted is set if an earlier daemon gave the job to the runner.
 	adopted bool
 
 	stopper stopper
 	// unwatch ends the subscription to the job's events.
 	unwatch func()
-	// yield gives up the devices that were requested for it.
+	// yield gives back the devices that were requested for the attempt.
 	yield func()
 
-	owner       atomic.Int32  // one of the owners below
-	surrendered chan struct{} // closed when its sheep is not to run the job, for givenUp
+	owner       atomic.Int32  // ownedByFeeder, ownedByWorker or ownedByNobody
+	surrendered chan struct{} // closed when the sheep will not run the job; givenUp says why
 	givenUp     error
 	taken       chan struct{} // closed when the worker has taken the job
 	fetched     atomic.Bool   // the model was fetched ahead of the job
 
-	// prepared is closed when preparing has ended; what follows is set by then.
+	// prepared is closed when preparation has ended; the fields below are set by then.
 	prepared chan struct{}
-	dir      *workdir // nil where it could not be made
+	dir      *workdir // nil if it could not be created
 	staged   storage.Staged
-	reserved atomic.Int64 // bytes of the budget for jobs prepared ahead
-	trouble  *ending      // why it could not be prepared
+	reserved atomic.Int64 // bytes reserved from the budget for jobs prepared ahead
+	trouble  *ending      // why preparation failed
 
-	// What the worker notes on the way: when it began to load the model, when the
-	// runner was given the job, that it answered, and the connection by which the
-	// answer is to be acknowledged.
+	// Set by the worker: when it began to load the model, when the runner was given the
+	// job, whether the runner answered, and the connection on which the answer has to be
+	// acknowledged.
 	loadBegan time.Time
 	sent      time.Time
 	answered  bool
 	conn      messenger.Conn
-	log       string       // where the runner's lines are, see runtime.JobLogger
-	warnings  []string     // what happened to the runner meanwhile
-	phases    job.Phases   // each by whoever is at it, but for Load:
-	load      atomic.Int64 // which the runner's goroutine may note at any time
+	log       string       // the span of the runner's log, see runtime.JobLogger
+	warnings  []string     // incidents reported by the runner during the job
+	phases    job.Phases   // each written by the goroutine in that phase, except Load:
+	load      atomic.Int64 // the runner's goroutine may set it at any time
 }
 
-// Who may take or end an attempt.
+// Owners of an attempt: only the owner may take or end it.
 const (
 	ownedByFeeder int32 = iota
 	ownedByWorker
 	ownedByNobody // it was surrendered
 )
 
-// tokens are those of the claims that somebody in this daemon sees to. One that
-// could not be ended in the ledger stays: it is the next daemon's. The zero value is empty.
+// tokens holds the tokens of the claims that this process handles. A claim that could not be
+// ended in the ledger stays in the set, so that only the next daemon ends it. The zero value
+// is empty.
 type tokens struct {
 	mu    sync.Mutex
 	known map[ledger.Token]struct{}
@@ -108,13 +109,13 @@ func (t *tokens) has(token ledger.Token) bool {
 	return ok
 }
 
-// newAttempt makes an attempt of a claim of the lane's.
+// newAttempt creates an attempt for a claim of this lane.
 func (l *lane) newAttempt(c ledger.Claim) *attempt {
 	l.tokens.add(c.Token)
 	return newAttempt(c, resolve(l.limits.apply(c.Limits, c.Model, l.Limits)))
 }
 
-// newAttempt makes an attempt of a claim that was just made.
+// newAttempt creates an attempt for a new claim.
 func newAttempt(c ledger.Claim, l limits) *attempt {
 	return &attempt{
 		Claim: c, limits: l, ahead: c.State == job.Queued,
@@ -123,7 +124,7 @@ func newAttempt(c ledger.Claim, l limits) *attempt {
 	}
 }
 
-// due is when the job, sent now, must have been answered; zero for never.
+// due is the deadline for an answer to the job if it is sent now; zero for none.
 func (a *attempt) due() time.Time {
 	due := a.Deadline
 	if a.limits.run > 0 {
@@ -135,8 +136,8 @@ func (a *attempt) due() time.Time {
 	return due
 }
 
-// endLog notes which part of the sheep's log is the attempt's: as the runner's answer
-// says or, where there was none, what was written up to now.
+// endLog records which part of the sheep's log belongs to the attempt: the span in the
+// runner's answer or, without an answer, everything written so far.
 func (a *attempt) endLog(l *lane) {
 	span := l.state.span(a.ID, nil)
 	if logger, ok := l.Sheep.(runtime.JobLogger); ok && a.log == "" && span != "" {
@@ -145,17 +146,17 @@ func (a *attempt) endLog(l *lane) {
 	l.state.endLog(a.log)
 }
 
-// loadTook notes how long it took to load the model for the attempt.
+// loadTook records how long loading the model for the attempt took.
 func (a *attempt) loadTook(d time.Duration) { a.load.Store(int64(d)) }
 
-// took is how long the attempt's phases took so far. It is for the concluder.
+// took returns the durations of the attempt's phases so far. Only the concluder calls it.
 func (a *attempt) took() job.Phases {
 	p := a.phases
 	p.Load = time.Duration(a.load.Load())
 	return p
 }
 
-// take makes the attempt the worker's. It is false where it was surrendered.
+// take makes the worker the owner. It returns false if the attempt was surrendered.
 func (a *attempt) take() bool {
 	if !a.owner.CompareAndSwap(ownedByFeeder, ownedByWorker) {
 		return false
@@ -164,14 +165,14 @@ func (a *attempt) take() bool {
 	return true
 }
 
-// surrender asks the feeder to hand the job back so that another sheep can run
-// it. It is false where the job cannot be had.
+// surrender asks the feeder to hand the job back so that another sheep can run it. It
+// returns false if the job cannot be handed over.
 func (a *attempt) surrender() bool {
 	return !named(a.Sheep) && a.giveUp(errTakenOver)
 }
 
-// giveUp has the feeder hand the job back, which its sheep has only prepared. It is
-// false where the sheep has begun with it.
+// giveUp makes the feeder hand back a job that is only prepared. It returns false if the
+// sheep has started the job.
 func (a *attempt) giveUp(why error) bool {
 	if !a.ahead || !a.owner.CompareAndSwap(ownedByFeeder, ownedByNobody) {
 		return false
@@ -181,12 +182,12 @@ func (a *attempt) giveUp(why error) bool {
 	return true
 }
 
-// withdraw keeps others from taking the attempt: it is for its feeder, while the
-// worker cannot have it.
+// withdraw prevents others from taking the attempt. The feeder calls it while the worker
+// cannot take the attempt.
 func (a *attempt) withdraw() { a.owner.Store(ownedByNobody) }
 
-// onEvent stops the attempt when the job was cancelled, or lost to another
-// holder. It is called for every event of the job.
+// onEvent stops the attempt when the job was cancelled or lost to another holder. The hub
+// calls it for every event of the job.
 func (a *attempt) onEvent(e job.Event) {
 	if e.Kind == job.EventGiven || e.Kind == job.EventProgress {
 		return
@@ -201,16 +202,16 @@ func (a *attempt) onEvent(e job.Event) {
 	case job.EventCancelled:
 		a.stopper.stop(errCancelled)
 	case job.EventReturned, job.EventEnded:
-		a.stopper.stop(errFenced) // not by us: then nobody watches any more
+		a.stopper.stop(errFenced) // ended by someone else: this lane unwatches before it ends an attempt
 	}
 }
 
-// check is onEvent for what happened before anyone watched.
+// check does what onEvent does, for events from before the subscription.
 func (a *attempt) check(rec job.Record, err error) {
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		a.stopper.stop(errFenced)
-	case err != nil: // the ledger will be asked again when the attempt ends
+	case err != nil: // ending the attempt asks the ledger again
 	case rec.Run != a.Run || rec.Attempt != a.Attempt || rec.State.Final() || rec.Holder == "":
 		a.stopper.stop(errFenced)
 	case rec.Cancelling:
@@ -218,19 +219,19 @@ func (a *attempt) check(rec job.Record, err error) {
 	}
 }
 
-// stopper ends the contexts bound to it, those there are and those to come, with
-// the cause that it was stopped with first. The zero stopper is ready to use.
+// stopper cancels all contexts bound to it, present and future, with the first cause that it
+// was stopped with. The zero stopper is ready to use.
 type stopper struct {
 	mu    sync.Mutex
 	cause error
-	bound []*bond // the oldest first
+	bound []*binding // oldest first
 }
 
-// bond is a context that is bound to a stopper.
-type bond struct{ cancel context.CancelCauseFunc }
+// binding is a context bound to a stopper.
+type binding struct{ cancel context.CancelCauseFunc }
 
-// bind returns a context that ends with parent, or when the stopper is stopped.
-// The caller calls release.
+// bind returns a context that ends with parent or when the stopper is stopped. The caller
+// must call release.
 func (s *stopper) bind(parent context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	s.mu.Lock()
@@ -239,13 +240,13 @@ func (s *stopper) bind(parent context.Context) (_ context.Context, release func(
 		cancel(s.cause)
 		return ctx, func() {}
 	}
-	b := &bond{cancel}
+	b := &binding{cancel}
 	s.bound = append(s.bound, b)
 	return ctx, func() {
 		cancel(errOver)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.bound = slices.DeleteFunc(s.bound, func(other *bond) bool { return other == b })
+		s.bound = slices.DeleteFunc(s.bound, func(other *binding) bool { return other == b })
 	}
 }
 
@@ -262,17 +263,17 @@ func (s *stopper) stop(cause error) {
 	s.bound = nil
 }
 
-// stopped is the cause that it was stopped with, nil where it was not.
+// stopped returns the cause given to stop, or nil.
 func (s *stopper) stopped() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cause
 }
 
-// limits are a job's limits with all defaults filled in.
+// limits are a job's limits after all defaults are applied.
 type limits struct {
 	retries          int
-	pause, load, run time.Duration // 0: none
+	pause, load, run time.Duration // 0 for no limit
 }
 
 func resolve(l job.Limits) limits {
@@ -287,21 +288,21 @@ func value[T any](p *T) T {
 	return *p
 }
 
-// LimitRule gives defaults to the jobs of some models.
+// LimitRule sets default limits for the jobs of some models.
 type LimitRule struct {
 	Models job.Rule
 	Limits job.Limits
 }
 
-// LimitDefaults are what a job's limits are where it does not say: the first rule
-// that matches its model counts before its sheep's own, and these before All.
+// LimitDefaults are the limits of jobs that do not set their own. In order of precedence:
+// the first rule that matches the job's model, the sheep's own limits, All.
 type LimitDefaults struct {
 	Models []LimitRule
 	All    job.Limits
 }
 
-// apply fills in what a job's limits leave open; sheep are those of the sheep that
-// it is addressed to, or that runs it.
+// apply fills in the limits that a job leaves open. sheep are the limits of the sheep that
+// the job is addressed to, or that runs it.
 func (d LimitDefaults) apply(own job.Limits, m job.Model, sheep job.Limits) job.Limits {
 	for _, rule := range d.Models {
 		if rule.Models.Matches(m) {

@@ -21,6 +21,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/fake"
 	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // A job that is cancelled while its runner does not want to end, and submitted
@@ -67,7 +68,7 @@ func TestCancelAndSubmitAgain(t *testing.T) {
 	if got := p.output("job-1"); got != "x" {
 		t.Errorf("output %q", got)
 	}
-	files, err := p.store.List(t.Context(), "job-1", job.OutputDir+"/")
+	files, err := storagetest.All(p.store.List(t.Context(), "job-1", job.OutputDir+"/"))
 	if err != nil || len(files) != 1 {
 		t.Errorf("outputs are %v, %v", files, err)
 	}
@@ -141,7 +142,7 @@ func TestCancelDuringTheUpload(t *testing.T) {
 	was := p.await("job-1", job.Cancelled)
 	p.submit("job-1", "m", "", to("b"), func(r *job.Request) { r.Payload = nil })
 	now := p.await("job-1", job.Done)
-	files, err := p.store.List(t.Context(), "job-1", job.OutputDir+"/")
+	files, err := storagetest.All(p.store.List(t.Context(), "job-1", job.OutputDir+"/"))
 	if err != nil || len(files) != 1 || files[0].Name != "outputs/b" {
 		t.Errorf("outputs are %v, %v", files, err)
 	}
@@ -439,7 +440,7 @@ func TestPlantedLinks(t *testing.T) {
 		s, err := p.core.Job(t.Context(), "evil")
 		return err == nil && s.State.Final()
 	})
-	if files, err := p.store.List(t.Context(), "evil", job.OutputDir+"/"); err != nil || len(files) != 0 {
+	if files, err := storagetest.All(p.store.List(t.Context(), "evil", job.OutputDir+"/")); err != nil || len(files) != 0 {
 		t.Errorf("files of the host were stored: %v, %v", files, err)
 	}
 	p.submit("good", "m", "y", func(r *job.Request) { r.Trace = trace })

@@ -14,10 +14,10 @@ import (
 // cancelPatience is how long Cancel waits for a sheep to release a job.
 const cancelPatience = 5 * time.Second
 
-// Cancel asks for the end of a job that has not ended. One that no sheep has ends
-// at once. A sheep that has it stops its runner and then ends the job; Cancel
-// waits for that for a few seconds, and until ctx ends, but what was asked stays
-// asked. The error is *job.UnknownJob or job.ErrEnded, or has the ledger's class.
+// Cancel requests the end of a job. A job that no sheep holds ends at once. A sheep that
+// holds it stops its runner and then ends the job; Cancel waits for that up to
+// cancelPatience or until ctx ends, but the request stays in force either way. The error is
+// *job.UnknownJob or job.ErrEnded, or has the ledger's class.
 func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	events, stop := s.env.hub.subscribe(id)
 	defer stop()
@@ -28,7 +28,7 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrFinal):
 		return job.ErrEnded
 	case err != nil:
-		return away("ledger", fmt.Errorf("cancel job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("cancel job %s: %w", id, err))
 	case rec.State.Final():
 		crashpoint.Reached(crashpoint.CancelRecorded)
 		s.log.Info("Job cancelled", "job", id)
@@ -52,16 +52,16 @@ func (s *Shepherd) Cancel(ctx context.Context, id job.ID) error {
 	}
 }
 
-// CancelGroup is Cancel for the group's jobs that have not ended, the last submitted
-// first: what is after others ends as cancelled. The errors are those of Group and Cancel.
+// CancelGroup cancels the jobs of a group that have not ended, newest first, so that jobs
+// that are after others end as cancelled. The errors are those of Group and Cancel.
 func (s *Shepherd) CancelGroup(ctx context.Context, id, tenant string) error {
 	return s.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, Newest: true, States: []job.State{job.Queued, job.Processing}}, func(v job.View) error {
 		_, err := s.cfg.Ledger.Cancel(ctx, v.ID)
-		if errors.Is(err, ledger.ErrFinal) || errors.Is(err, ledger.ErrNotFound) { // since
+		if errors.Is(err, ledger.ErrFinal) || errors.Is(err, ledger.ErrNotFound) { // it ended or was removed since it was listed
 			return nil
 		}
 		if err != nil {
-			return away("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
+			return serviceError("ledger", fmt.Errorf("cancel job %s: %w", v.ID, err))
 		}
 		return nil
 	})

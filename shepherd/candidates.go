@@ -15,15 +15,15 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// missingFor is how long a sheep does not claim jobs of a model that it could not
-// find, while another sheep may have it.
+// missingFor is how long a sheep does not claim jobs of a model that it did not find, while
+// another sheep may have the model.
 const missingFor = time.Minute
 
-// maxModels bounds how many waiting models a sheep looks at before it claims. A
-// job of one beyond them that it cannot run is handed back once it is claimed.
+// maxModels bounds how many waiting models a sheep considers before it claims. A job of a
+// model beyond the bound that the sheep cannot run is handed back after it was claimed.
 const maxModels = 1000
 
-// knownModels remembers which models a sheep looked for and did not find.
+// knownModels remembers which models a sheep searched for and did not find.
 type knownModels struct {
 	mu      sync.Mutex
 	missing map[job.Model]missingModel
@@ -36,7 +36,7 @@ type missingModel struct {
 
 func newKnownModels() *knownModels { return &knownModels{missing: make(map[job.Model]missingModel)} }
 
-// miss notes that the sheep does not have the model.
+// miss records that the sheep does not have the model.
 func (k *knownModels) miss(m job.Model, why error, now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -48,7 +48,7 @@ func (k *knownModels) miss(m job.Model, why error, now time.Time) {
 	k.missing[m] = missingModel{why, now.Add(missingFor)}
 }
 
-// missed says why the sheep does not have the model; nil where that is not known.
+// missed returns why the sheep does not have the model, or nil if that is not known.
 func (k *knownModels) missed(m job.Model, now time.Time) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -58,8 +58,8 @@ func (k *knownModels) missed(m job.Model, now time.Time) error {
 	return nil
 }
 
-// cannot says why the sheep cannot run the model; nil where it can, as far as is
-// known without fetching anything.
+// cannot returns why the sheep cannot run the model, or nil if it can as far as is known
+// without fetching anything.
 func (l *lane) cannot(m job.Model) error {
 	if err := l.objection(m); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (l *lane) cannot(m job.Model) error {
 	return l.known.missed(m, time.Now())
 }
 
-// objection says why the sheep cannot run the model, apart from models that were not found.
+// objection is cannot without the memory of models that were not found.
 func (l *lane) objection(m job.Model) error {
 	if err := l.mayRun(m); err != nil {
 		return err
@@ -88,8 +88,8 @@ func (l *lane) objection(m job.Model) error {
 	return nil
 }
 
-// elsewhere says whether a sheep other than l may run a job of the model that is
-// addressed to none; with now, one that is not drained and whose devices are not out.
+// elsewhere reports whether a sheep other than l may run an unaddressed job of the model.
+// With now, sheep that are drained or whose devices failed do not count.
 func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	for _, other := range f.all() {
 		if other == l || other.state.isRemoved() || now && (other.state.isDrained() || other.share.admission() == job.NoJobs) {
@@ -102,47 +102,48 @@ func (f *flock) elsewhere(l *lane, m job.Model, now bool) bool {
 	return false
 }
 
-// waitingAge is for how long the groups of jobs that wait are good enough for other lanes
-// that look in the same round.
+// waitingAge is how long the list of waiting models may be reused by other lanes in the same
+// round.
 const waitingAge = 500 * time.Millisecond
 
-// waitingCache holds what was read of the jobs that wait. What can be claimed later begins another
-// round, so the lanes that look in one need not all read it.
+// waitingCache holds the last list of waiting models read from the ledger. A job that
+// becomes claimable later begins another round, so the lanes of one round can share one
+// read.
 type waitingCache struct {
 	mu     sync.Mutex
 	groups []ledger.Waiting
 	round  int64
-	at     time.Time // zero where it is to be read
+	at     time.Time // zero if there is no valid list
 }
 
-// get returns what was read less than waitingAge ago in a round.
+// get returns the list that was read in this round, if it is younger than waitingAge.
 func (c *waitingCache) get(round int64) (groups []ledger.Waiting, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.groups, !c.at.IsZero() && c.round == round && time.Since(c.at) < waitingAge
 }
 
-// put keeps what was read for the other lanes of the round.
+// put stores what was read for the other lanes of the round.
 func (c *waitingCache) put(groups []ledger.Waiting, round int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.groups, c.round, c.at = groups, round, time.Now()
 }
 
-// invalidate has the next lane read it again.
+// invalidate makes the next lane read from the ledger.
 func (c *waitingCache) invalidate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = time.Time{}
 }
 
-// waiting are the groups of jobs that wait, as far as the lane has to know them before
-// it claims; known is false where it takes whatever comes.
+// waiting returns the waiting models that the lane has to consider before it claims. known
+// is false if the lane may claim any job without looking.
 func (f *flock) waiting(ctx context.Context, l *lane) (groups []ledger.Waiting, known bool, err error) {
 	if l.peers == nil && len(f.all()) < 2 && len(l.placement.Rules) == 0 {
 		return nil, false, nil
 	}
-	round := f.look() // before it is read
+	round := f.currentRound() // before the ledger is read
 	if groups, known = f.waitingCache.get(round); known {
 		return groups, true, nil
 	}
@@ -153,7 +154,7 @@ func (f *flock) waiting(ctx context.Context, l *lane) (groups []ledger.Waiting, 
 	return groups, true, nil
 }
 
-// anyFor reports whether the slot could claim a job of the groups.
+// anyFor reports whether the slot could claim a job of one of the groups.
 func anyFor(slot ledger.Slot, groups []ledger.Waiting) bool {
 	return slices.ContainsFunc(groups, func(w ledger.Waiting) bool {
 		may, own := slot.Answers(w.Sheep)
@@ -161,8 +162,8 @@ func anyFor(slot ledger.Slot, groups []ledger.Waiting) bool {
 	})
 }
 
-// addresses are those of waiting jobs, beside the sheep's name, that the lane answers
-// to: those that are its own, and those that other sheep answer to, too.
+// addresses returns the addresses of waiting jobs, besides the sheep's name, that the lane
+// serves: own are those that only this sheep serves, open those that other sheep serve too.
 func (l *lane) addresses(waiting []ledger.Waiting) (own, open []string) {
 	for _, w := range waiting {
 		if w.Sheep == "" || w.Sheep == l.Name || slices.Contains(own, w.Sheep) || slices.Contains(open, w.Sheep) {
@@ -178,10 +179,11 @@ func (l *lane) addresses(waiting []ledger.Waiting) (own, open []string) {
 	return own, open
 }
 
-// except are the models that the sheep does not try now, and the waiting ones that
-// it cannot run and another may, as a model of other nodes, or that other nodes can run
-// sooner. A model that nobody can run is not among them: whoever claims its job says why
-// it fails. The time is that until one of them may be tried; 0 where that is not known.
+// except returns the models that the lane must not claim: those that rest after a fault,
+// those of waiting jobs that this sheep cannot run and another sheep or node may, and those
+// that another node can run sooner. A model that nobody can run is not excluded: the lane
+// that claims its job fails it with a reason. again is the time until one of the models may
+// be claimed; 0 if unknown.
 func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (except []job.Model, again time.Duration) {
 	except, again = l.modelRests.all(time.Now())
 	for _, m := range f.leftToPeers(time.Now()) {
@@ -204,7 +206,7 @@ func (f *flock) except(ctx context.Context, l *lane, waiting []ledger.Waiting) (
 	return except, again
 }
 
-// sooner is the shorter of two times, of which 0 stands for never.
+// sooner returns the shorter of two durations; 0 stands for never.
 func sooner(a, b time.Duration) time.Duration {
 	if a == 0 || b > 0 && b < a {
 		return b
@@ -212,8 +214,8 @@ func sooner(a, b time.Duration) time.Duration {
 	return a
 }
 
-// asked names the other sheep and why each cannot run the model; empty where there
-// are no others.
+// asked lists the other sheep with the reason why each cannot run the model. It is empty if
+// every other sheep can, or there is none.
 func (f *flock) asked(l *lane, m job.Model) string {
 	var others []string
 	for _, other := range f.all() {
@@ -227,7 +229,7 @@ func (f *flock) asked(l *lane, m job.Model) string {
 	return strings.Join(others, "; ")
 }
 
-// reasonOf is an error's text for clients.
+// reasonOf returns an error's text for clients.
 func reasonOf(err error) string {
 	var invalid *job.Invalid
 	if errors.As(err, &invalid) {

@@ -19,34 +19,33 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// maxConcluding is how many attempts of a sheep may be concluded while its runner
-// goes on with the next job. It stays below messenger.MaxKept.
+// maxConcluding bounds how many attempts of a sheep may be concluded while its runner runs
+// the next job. It must stay below messenger.MaxKept.
 const maxConcluding = 4
 
-// graceTime is how long a lane that is interrupted goes on with what is nearly
-// done: the results of a job that has been answered, a change of the ledger.
+// graceTime is how long an interrupted lane may still spend on nearly finished work: storing
+// the results of an answered job, or a change of the ledger.
 const graceTime = 5 * time.Second
 
-// concluder ends attempts. Its end is the one way out of an attempt that this
-// daemon ends at all.
+// concluder ends attempts. Every attempt that this daemon ends goes through its end method.
 type concluder struct {
 	lane  *lane
-	slots chan struct{} // one per attempt that is concluded
+	slots chan struct{} // holds one element per attempt being concluded
 
 	mu   sync.Mutex
-	open int           // attempts that are being ended
-	idle chan struct{} // closed when none is, where somebody waits for that
+	open int           // attempts being ended, including those that wait for a slot
+	idle chan struct{} // closed when open becomes 0; nil if nobody waits for that
 }
 
 func newConcluder(l *lane) *concluder {
 	return &concluder{lane: l, slots: make(chan struct{}, maxConcluding)}
 }
 
-// causeFenced is the cause of an attempt that somebody else has ended. The ledger
-// knows a better one.
+// causeFenced ends an attempt that someone else has ended already: the ledger has the real
+// cause.
 const causeFenced job.Cause = "fenced"
 
-// stopped is the ending of an attempt whose contexts ended, by their cause.
+// stopped returns the ending of an attempt whose contexts were cancelled with the cause why.
 func stopped(why error) ending {
 	var trouble *troubleError
 	var device *deviceError
@@ -71,7 +70,7 @@ func stopped(why error) ending {
 	return ending{cause: job.CauseHandedBack, reason: why.Error()}
 }
 
-// end ends the attempt in the background. It returns at once unless too many are
+// end ends the attempt in the background. It blocks only while maxConcluding attempts are
 // being ended already.
 func (c *concluder) end(work context.Context, a *attempt, end ending) {
 	l := c.lane
@@ -99,8 +98,8 @@ func (c *concluder) ended() {
 	}
 }
 
-// accountOf tells the devices that the sheep is through with a job that its runner
-// had, and asks for what is known of it.
+// accountOf tells the devices that the sheep has finished the job, if the runner was given
+// it, and returns their account of it.
 func accountOf(l *lane, a *attempt, end ending, at time.Time) <-chan job.Account {
 	if a.sent.IsZero() {
 		return share{}.end(a.ID, at, false)
@@ -108,14 +107,14 @@ func accountOf(l *lane, a *attempt, end ending, at time.Time) <-chan job.Account
 	return l.share.end(a.ID, at, end.cause != job.CauseDone && !neutral(end.cause))
 }
 
-// neutral reports whether nobody is to blame for an end with this cause.
+// neutral reports whether neither the job nor the devices can be blamed for this cause.
 func neutral(c job.Cause) bool {
 	return c == job.CauseCancelled || c == job.CauseHandedBack || c == job.CauseTakenOver ||
 		c == job.CauseDaemonKilled || c == causeFenced
 }
 
-// wait returns when all attempts are ended that were to be when it was called. The
-// feeder may go on to end others.
+// wait returns when all attempts passed to end before the call have ended. The feeder may
+// keep ending others meanwhile.
 func (c *concluder) wait() {
 	c.mu.Lock()
 	if c.open == 0 {
@@ -146,7 +145,7 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		var err error
 		collected, err = c.collect(ctx, a)
 		if err != nil && ctx.Err() != nil && l.isLeaving() {
-			l.log.Warn("Cannot store a job's results in time; the next daemon does", "job", a.ID, "error", err)
+			l.log.Warn("Cannot store a job's results before the shutdown; the next daemon stores them", "job", a.ID, "error", err)
 			c.leave(a)
 			return
 		}
@@ -155,7 +154,7 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		}
 		end = c.afterCollect(ctx, a, end, err)
 	}
-	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may be to blame
+	if told.Lost && end.cause != job.CauseDone && !neutral(end.cause) { // the devices may have caused it
 		lost := stopped(&deviceError{errors.New(told.Cause)})
 		lost.failure = cmp.Or(end.failure, &job.Failure{Message: end.reason})
 		end = lost
@@ -166,11 +165,11 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 		return
 	}
 	if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
-		// The sheep stops, and the daemon goes on, it may be.
+		// The lane ends, but the daemon may keep running and retry in the background.
 		l.background(func(ctx context.Context) {
 			if err := c.settle(ctx, a, end, at, told, collected.Warnings); err != nil {
-				// The claim stays with this node: the next daemon ends it.
-				l.log.Error("Cannot end an attempt in the ledger; the next daemon does", "job", a.ID, "error", err)
+				// The claim stays with this node, so the next daemon ends it.
+				l.log.Error("Cannot end an attempt in the ledger; the next daemon ends it", "job", a.ID, "error", err)
 				c.leave(a)
 				return
 			}
@@ -184,7 +183,7 @@ func (c *concluder) conclude(work context.Context, a *attempt, end ending, at ti
 // collect stores the outputs of a job that the runner has answered.
 func (c *concluder) collect(ctx context.Context, a *attempt) (storage.Collected, error) {
 	l := c.lane
-	within, release := a.stopper.bind(ctx) // a cancel cuts it short
+	within, release := a.stopper.bind(ctx) // a cancel interrupts it
 	defer release()
 	began := time.Now()
 	replace := a.Attempt > 1 || a.Run > 1 || a.adopted || a.staged.Outputs
@@ -197,8 +196,8 @@ func (c *concluder) collect(ctx context.Context, a *attempt) (storage.Collected,
 	return collected, err
 }
 
-// afterCollect is the ending of an answered job once its results are stored, or
-// could not be.
+// afterCollect returns the ending of an answered job after its results were stored, or
+// failed to be stored with err.
 func (c *concluder) afterCollect(ctx context.Context, a *attempt, end ending, err error) ending {
 	if err == nil {
 		return end
@@ -211,14 +210,14 @@ func (c *concluder) afterCollect(ctx context.Context, a *attempt, end ending, er
 		return ending{cause: job.CauseHandedBack, reason: "the results could not be stored in time"}
 	case errors.Is(err, storage.ErrWorkDir) && !errdefs.IsInvalidArgument(err), isMachineFault(err):
 		return ending{cause: job.CauseSheep, reason: fmt.Sprintf("the results cannot be read on sheep %s: %v", c.lane.Name, err)}
-	case end.cause == job.CauseError: // what the runner said matters more
+	case end.cause == job.CauseError: // the runner's failure is more useful
 		return end
 	}
 	return ending{cause: job.CauseOutputs, reason: fmt.Sprintf("The results of this job cannot be stored: %s", err)}
 }
 
-// settle ends the attempt in the ledger, as judge decides. An error says that the
-// ledger could not make the change durable.
+// settle ends the attempt in the ledger with judge's verdict. It returns an error only if
+// the ledger could not make the change durable.
 func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.Time, told job.Account, warnings []string) error {
 	l := c.lane
 	f, err := c.facts(ctx, a, end)
@@ -232,13 +231,13 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 		l.log.Warn("Sheep rests after a fault of its own", "job", a.ID, "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case v.modelRests:
 		pause := l.modelRests.fault(a.Model, end.reason, time.Now())
-		if named(a.Sheep) { // the ledger gives it to this sheep whatever its model
+		if named(a.Sheep) { // Slot.Except does not keep addressed jobs away
 			v.notBefore = f.now.Add(pause)
 		}
 		l.log.Warn("Sheep does not try this model for a while", "job", a.ID, "model", a.Model.String(), "pause", pause, "cause", string(end.cause), "error", end.reason)
 	case end.cause == job.CauseDone:
-		l.rests.well()
-		l.modelRests.well(a.Model)
+		l.rests.succeeded()
+		l.modelRests.succeeded(a.Model)
 		l.forecaster.note(a.Model, a.took())
 	}
 	if v.state == "" {
@@ -276,7 +275,7 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 			failure = &job.Failure{Message: fmt.Sprintf("Failed to start sheep for this job (no sheep can run it; `%s`: %s; %s)", l.Name, own, others)}
 		}
 		outcome.Failure = explain(failure, told)
-		for _, warning := range a.warnings { // it may be why the runner failed
+		for _, warning := range a.warnings { // they may explain the failure
 			outcome.Failure = explain(outcome.Failure, job.Account{Cause: warning})
 		}
 	}
@@ -297,8 +296,8 @@ func (c *concluder) settle(ctx context.Context, a *attempt, end ending, at time.
 	return nil
 }
 
-// facts are what judge needs to know of the attempt. Earlier attempts are read
-// only where they matter.
+// facts gathers judge's input. Earlier attempts are read only for causes that depend on
+// them.
 func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, error) {
 	l := c.lane
 	f := facts{
@@ -310,7 +309,7 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	}
 	if end.cause == job.CauseNotHere && !named(a.Sheep) && !f.elsewhere {
 		_, err := l.retryLedger(ctx, a.ID, func() (_ job.Record, err error) {
-			if l.placement.check(a.Model) != nil { // it waits for a node that it is for
+			if l.placement.check(a.Model) != nil { // it waits for a node that the rules allow
 				f.elsewhere = true
 				return job.Record{}, nil
 			}
@@ -334,8 +333,8 @@ func (c *concluder) facts(ctx context.Context, a *attempt, end ending) (facts, e
 	return f, nil
 }
 
-// release frees what the attempt holds: its directory, and the answer where it
-// is safe now.
+// release frees what the attempt holds: its directory and, if safe, the runner's stored
+// answer.
 func (c *concluder) release(a *attempt, safe bool) {
 	c.lane.tokens.remove(a.Token)
 	a.unwatch()
@@ -359,8 +358,8 @@ func (c *concluder) leave(a *attempt) {
 	}
 }
 
-// acknowledge tells the runner that its answer may be forgotten. It keeps only so
-// many, so this is tried again for a while.
+// acknowledge lets the runner forget its answer. Runners keep a bounded number of answers,
+// so a failed acknowledgement is retried for graceTime.
 func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	ctx, cancel := context.WithTimeout(context.Background(), graceTime)
 	defer cancel()
@@ -379,8 +378,8 @@ func acknowledge(l *lane, conn messenger.Conn, id job.ID) {
 	}
 }
 
-// grace is work, or a moment more where work has ended or ends: no more once the node's
-// lease is lost, as others may have the job.
+// grace returns a context that ends graceTime after work has ended. It ends together with
+// work if the node's lease is lost, because other nodes may have the job then.
 func grace(work context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(work))
 	var timer *time.Timer
@@ -405,7 +404,7 @@ func grace(work context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// persist calls fn until it succeeds, cannot succeed, or ctx ends.
+// persist calls fn until it succeeds, fails for good, or ctx ends.
 func (l *lane) persist(ctx context.Context, id job.ID, doing string, fn func() error) error {
 	pause := 200 * time.Millisecond
 	for tries := 1; ; tries++ {
@@ -414,9 +413,9 @@ func (l *lane) persist(ctx context.Context, id job.ID, doing string, fn func() e
 			return err
 		}
 		if tries == 1 || tries%20 == 0 {
-			trouble := "Storage is away; trying again until it is back"
+			trouble := "Storage is unavailable; retrying until it is back"
 			if errdefs.IsResourceExhausted(err) {
-				trouble = "Storage is full; trying again until there is room"
+				trouble = "Storage is full; retrying until there is room"
 			}
 			l.log.Warn(trouble, "job", id, "doing", doing, "error", err)
 		}
@@ -427,8 +426,8 @@ func (l *lane) persist(ctx context.Context, id job.ID, doing string, fn func() e
 	}
 }
 
-// worthRetrying tells storage that is away, full or closed to us altogether from
-// a fault of this one job, or of the machine.
+// worthRetrying reports whether an error means that storage is unavailable, full or rejects
+// all requests, as opposed to a fault of this one job or of the machine.
 func (l *lane) worthRetrying(ctx context.Context, err error) bool {
 	switch {
 	case errors.Is(err, errBudget), errors.Is(err, storage.ErrWorkDir),
@@ -442,7 +441,7 @@ func (l *lane) worthRetrying(ctx context.Context, err error) bool {
 	return false
 }
 
-// attempts are a job's, as soon as the ledger answers.
+// attempts reads a job's attempts, retrying until the ledger answers.
 func (l *lane) attempts(ctx context.Context, id job.ID) (attempts []job.Attempt, err error) {
 	_, err = l.retryLedger(ctx, id, func() (job.Record, error) {
 		attempts, err = l.ledger.Attempts(ctx, id)
@@ -451,7 +450,7 @@ func (l *lane) attempts(ctx context.Context, id job.ID) (attempts []job.Attempt,
 	return attempts, err
 }
 
-// retryLedger repeats a change that the ledger could not make durable.
+// retryLedger retries fn while the ledger is unavailable or its disk is full.
 func (l *lane) retryLedger(ctx context.Context, id job.ID, fn func() (job.Record, error)) (job.Record, error) {
 	pause := 100 * time.Millisecond
 	for {
@@ -459,7 +458,7 @@ func (l *lane) retryLedger(ctx context.Context, id job.ID, fn func() (job.Record
 		if err == nil || !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) {
 			return rec, err
 		}
-		l.log.Error("The ledger cannot make a change durable; trying again", "job", id, "error", err)
+		l.log.Error("The ledger cannot make a change durable; retrying", "job", id, "error", err)
 		if sleep(ctx, pause) != nil {
 			return rec, err
 		}
@@ -467,7 +466,7 @@ func (l *lane) retryLedger(ctx context.Context, id job.ID, fn func() (job.Record
 	}
 }
 
-// sleep waits for a while, or returns ctx's error.
+// sleep waits for d, or returns ctx's error.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -479,8 +478,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// isMachineFault reports whether an error is the machine's: too many open files, a
-// full, read-only or broken disk, no memory. Every job would meet it.
+// isMachineFault reports whether the machine caused an error, so that every job would fail
+// with it: too many open files, a full, read-only or broken disk, no memory.
 func isMachineFault(err error) bool {
 	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN} {
 		if errors.Is(err, errno) {

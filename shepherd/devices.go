@@ -13,8 +13,8 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Devices is a sheep's share of the machine's devices (its GPUs), as whoever
-// keeps them lends it. Other sheep may have a share of the same devices.
+// Devices is a sheep's share of the machine's devices (its GPUs), leased from their keeper.
+// Other sheep may share the same devices.
 //
 // # The protocol
 //
@@ -22,73 +22,68 @@ import (
 //	                                    │
 //	                                    └─ idle ─► [Yield] ─► Stopped
 //
-// A sheep with a job asks for its devices by Request, or Hold, and has them from
-// the grant until it calls done. When it has to start a runner for that it calls
-// Prepare first. The runner may stay up after done, idle, until Yield asks to
-// have it stopped for another sheep; Stopped gives up what it took. While the
-// sheep has its devices they are not asked back.
+// A sheep with a job requests its devices with Request or Hold, and holds them from the
+// grant until it calls done. Before it starts a runner for the job it calls Prepare. The
+// runner may stay up idle after done, until Yield asks to stop it in favour of another
+// sheep; Stopped releases what it occupied. Devices are not reclaimed while the sheep holds
+// them.
 //
-// All methods but Prepare and Fault return at once, and may be called from many
-// goroutines.
+// All methods but Prepare and Fault return at once. All may be called from many goroutines.
 type Devices interface {
-	// Admission says which jobs the sheep may claim now.
+	// Admission returns which jobs the sheep may claim now.
 	Admission() job.Admission
 
-	// Notify has changed called whenever Admission has become more. It is called
-	// once, before the other methods; changed returns at once.
+	// Notify registers changed, which is called whenever Admission allows more than before.
+	// Notify is called once, before the other methods; changed must return at once.
 	Notify(changed func())
 
-	// Request asks for the devices for a job. Granted receives nil when the
-	// sheep has them, or an error when it cannot have them because one is out.
-	// A request that is made while an earlier one of the same sheep is not done
-	// is granted after that at the earliest. The caller calls done once, granted
-	// or not.
+	// Request requests the devices for a job. granted receives nil when the sheep holds
+	// them, or an error if it cannot because a device failed. A request made while an
+	// earlier one of the same sheep is not done is granted after that one. The caller calls
+	// done once, whether the request was granted or not.
 	Request() (granted <-chan error, done func())
 
-	// Hold is a Request that is granted at once, or not made: a sheep whose
-	// runner is up always gets it, another only where nobody else has or wants
-	// the devices.
+	// Hold is a Request that is granted at once or refused: always granted to a sheep whose
+	// runner is up, to another only if no one else holds or wants the devices.
 	Hold() (done func(), ok bool)
 
-	// Yield receives when the sheep's runner, idle, is to be stopped.
+	// Yield receives when the sheep's idle runner has to stop.
 	Yield() <-chan struct{}
 
-	// Prepare waits, for a bounded time, until what the sheep needs of its
-	// devices is free: a runner that has ended may leave them a moment later. The
-	// error, of class errdefs.ErrUnavailable, says who has it; or it is ctx's.
+	// Prepare waits, for a bounded time, until the part of the devices that the sheep needs
+	// is free: a runner that has ended may release them a moment later. The error, of class
+	// errdefs.ErrUnavailable, names who occupies them; or it is ctx's.
 	Prepare(ctx context.Context) error
 
-	// Started tells that a runner with the model is up as a process, 0 where that
-	// is not known yet, and Stopped that nothing is left of it.
+	// Started reports that a runner with the model is up as process pid, 0 if not known
+	// yet; Stopped that nothing is left of the runner.
 	Started(m job.Model, pid int)
 	Stopped()
 
-	// Fault waits until a device is out and says why in a sentence without a
+	// Fault waits until a device has failed and returns the reason as a sentence without a
 	// full stop, or until ctx ends and returns its error.
 	Fault(ctx context.Context) error
 
-	// Begin tells that the runner has been given the job, End that the sheep is
-	// through with it: its account comes at once or, for a job that failed, as
-	// soon as what its devices may have to say of that is known.
+	// Begin reports that the runner was given the job, End that the sheep has finished it.
+	// End's channel receives the account at once or, for a job that failed, when it is
+	// known whether the devices caused it.
 	Begin(id job.ID, at time.Time)
 	End(id job.ID, at time.Time, failed bool) <-chan job.Account
 
-	// State says in words what keeps the sheep from its devices; empty when
-	// nothing does.
+	// State describes what keeps the sheep from its devices; empty if nothing does.
 	State() string
 
-	// Close gives the share back, when the sheep has ended.
+	// Close gives the share back after the sheep has ended.
 	Close()
 }
 
-// share is a sheep's share of the machine's devices; its zero value is that of a
-// sheep that has none.
+// share wraps a sheep's Devices. The zero value is the share of a sheep without devices.
 type share struct{ devices Devices }
 
-// has reports whether there are devices.
+// has reports whether the sheep has devices.
 func (s share) has() bool { return s.devices != nil }
 
-// admission is what the sheep may claim.
+// admission returns which jobs the sheep may claim.
 func (s share) admission() job.Admission {
 	if s.devices == nil {
 		return job.AnyNow
@@ -96,15 +91,14 @@ func (s share) admission() job.Admission {
 	return s.devices.Admission()
 }
 
-// notify has changed called whenever admission has become more.
+// notify registers a callback for when admission allows more than before.
 func (s share) notify(changed func()) {
 	if s.devices != nil {
 		s.devices.Notify(changed)
 	}
 }
 
-// request asks for the devices for a job; granted is closed at once where there
-// are none.
+// request requests the devices for a job. granted is nil if the sheep has no devices.
 func (s share) request() (granted <-chan error, done func()) {
 	if s.devices == nil {
 		return nil, func() {}
@@ -120,8 +114,8 @@ func (s share) hold() (done func(), ok bool) {
 	return s.devices.Hold()
 }
 
-// prepare makes sure that what the runner needs of its devices is free. The error
-// is *runtime.LoadError, or the cause of ctx's end.
+// prepare waits until the devices are free for the runner. The error is *runtime.LoadError,
+// or the cause of ctx's end.
 func (s share) prepare(ctx context.Context) error {
 	if s.devices == nil {
 		return nil
@@ -138,7 +132,7 @@ func (s share) prepare(ctx context.Context) error {
 	return &runtime.LoadError{Message: errtext.Of(err), Class: errdefs.ErrInternal}
 }
 
-// started and stopped tell of the runner's life, begin and end of a job's.
+// started and stopped report the start and end of the runner, begin and end those of a job.
 func (s share) started(m job.Model, pid int) {
 	if s.devices != nil {
 		s.devices.Started(m, pid)
@@ -166,7 +160,7 @@ func (s share) end(id job.ID, at time.Time, failed bool) <-chan job.Account {
 	return s.devices.End(id, at, failed)
 }
 
-// watch stops the attempt when a device is out. It returns when ctx has ended.
+// watch stops the attempt when a device fails. It returns when ctx has ended.
 func (s share) watch(ctx context.Context, a *attempt) {
 	if s.devices == nil {
 		return
@@ -176,7 +170,7 @@ func (s share) watch(ctx context.Context, a *attempt) {
 	}
 }
 
-// yield receives when the idle runner is to be stopped for another sheep.
+// yield receives when the idle runner has to stop in favour of another sheep.
 func (s share) yield() <-chan struct{} {
 	if s.devices == nil {
 		return nil
@@ -184,7 +178,7 @@ func (s share) yield() <-chan struct{} {
 	return s.devices.Yield()
 }
 
-// state says in words what keeps the sheep from its devices.
+// state describes what keeps the sheep from its devices.
 func (s share) state() string {
 	if s.devices == nil {
 		return ""
@@ -198,12 +192,12 @@ func (s share) close() {
 	}
 }
 
-// deviceError is why an attempt is stopped when a device of its sheep is out.
+// deviceError stops an attempt when a device of its sheep has failed.
 type deviceError struct{ cause error }
 
 func (e *deviceError) Error() string { return e.cause.Error() }
 
-// explain adds to a failure what the devices reported.
+// explain appends to a failure what the devices reported.
 func explain(failure *job.Failure, account job.Account) *job.Failure {
 	if failure == nil || account.Cause == "" || strings.Contains(failure.Message, account.Cause) {
 		return failure

@@ -17,54 +17,53 @@ import (
 // eventBatch is how many events are read from the ledger at a time.
 const eventBatch = 256
 
-// Events returns up to limit events of a job, or of all where id is empty, of a tenant,
-// or of all where that is empty, after the cursor, and the cursor to go on with. The
-// error is job.ErrEventsGone or has the ledger's class.
+// Events returns up to limit events after the cursor, and the cursor to continue from. An
+// empty id stands for all jobs, an empty tenant for all tenants. The error is
+// job.ErrEventsGone or has the ledger's class.
 func (r *reader) Events(ctx context.Context, after job.Cursor, id job.ID, tenant string, limit int) ([]job.Event, job.Cursor, error) {
 	events, next, err := r.cfg.Ledger.Events(ctx, after, ledger.EventFilter{Job: id, Tenant: tenant}, limit)
 	switch {
 	case errors.Is(err, ledger.ErrEventsGone):
 		return nil, "", job.ErrEventsGone
 	case err != nil:
-		return nil, "", away("ledger", fmt.Errorf("read events: %w", err))
+		return nil, "", serviceError("ledger", fmt.Errorf("read events: %w", err))
 	}
 	return events, next, nil
 }
 
-// EventsNow is the cursor of the latest event.
+// EventsNow returns the cursor of the latest event.
 func (r *reader) EventsNow(ctx context.Context) (job.Cursor, error) {
 	now, err := r.cfg.Ledger.Now(ctx)
 	if err != nil {
-		return "", away("ledger", fmt.Errorf("look up the latest event: %w", err))
+		return "", serviceError("ledger", fmt.Errorf("look up the latest event: %w", err))
 	}
 	return now, nil
 }
 
-// EventsChanged returns a channel that is closed when there may be an event that there
-// was not when it was called.
+// EventsChanged returns a channel that is closed when there may be events that did not exist
+// at the time of the call.
 func (r *reader) EventsChanged() <-chan struct{} { return r.cfg.Ledger.Changed() }
 
-// hub reads the ledger's events once for all that follow a job: clients that
-// wait, attempts that may be cancelled, readers of logs. To these it adds what
-// runners tell, which the ledger does not keep. One that follows a job costs a map
-// entry and no polling.
+// hub reads the ledger's events once for everyone who follows a job: waiting clients,
+// attempts that may be cancelled, readers of logs. It adds the runners' own events, which
+// the ledger does not keep. A follower costs a map entry and no polling.
 type hub struct {
 	ledger ledger.Ledger
 	log    *slog.Logger
 
 	mu       sync.Mutex
-	watchers map[job.ID][]*watcher // of one job, the oldest first
+	watchers map[job.ID][]*watcher // by job, oldest first
 }
 
-// watcher is called for the events of one job.
+// watcher is called for every event of one job.
 type watcher struct{ call func(job.Event) }
 
 func newHub(l ledger.Ledger, log *slog.Logger) *hub {
 	return &hub{ledger: l, log: log, watchers: make(map[job.ID][]*watcher)}
 }
 
-// watch calls f for every event of the job that the hub reads from now on, until
-// the returned function is called. f returns at once.
+// watch calls f for every event of the job that the hub reads from now on, until stop is
+// called. f must return at once.
 func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 	w := &watcher{f}
 	h.mu.Lock()
@@ -80,9 +79,9 @@ func (h *hub) watch(id job.ID, f func(job.Event)) (stop func()) {
 	}
 }
 
-// subscribe is watch for one that has a goroutine of its own: the channel holds
-// the last change of the job that it has not received; one of kind ended is not
-// replaced by a later one. What runners tell is left out.
+// subscribe is watch for a follower with its own goroutine. The channel holds the last event
+// that was not received; an event of kind ended is not replaced by a later one. Runners'
+// events are left out.
 func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	events := make(chan job.Event, 1)
 	var sending sync.Mutex
@@ -109,14 +108,14 @@ func (h *hub) subscribe(id job.ID) (_ <-chan job.Event, stop func()) {
 	return events, stop
 }
 
-// watched reports whether anybody follows the job.
+// watched reports whether anyone follows the job.
 func (h *hub) watched(id job.ID) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.watchers[id]) > 0
 }
 
-// publish tells those that follow the event's job.
+// publish passes an event to the followers of its job.
 func (h *hub) publish(e job.Event) {
 	h.mu.Lock()
 	watchers := slices.Clone(h.watchers[e.Job])
@@ -126,18 +125,19 @@ func (h *hub) publish(e job.Event) {
 	}
 }
 
-// run reads the events after the cursor and hands each to each until ctx ends and
-// those that were recorded before are read, or reading ends. look is called before each look at the
-// events, and what it returns when all have been handed on that there were then. gone is
-// called, and the present taken for the cursor, where events after it are no longer kept.
-func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job.Event), look func() (caughtUp func()), gone func(context.Context)) {
+// run passes every event after the cursor to each. It returns when reading has ended, or ctx
+// has and the events recorded before are read. before is called before each read of the
+// events, and the function it returns after everything that existed at that time was passed
+// on. If events after the cursor are no longer kept, run continues from the present and
+// calls gone.
+func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job.Event), before func() (caughtUp func()), gone func(context.Context)) {
 	pause := time.Second
 	for {
 		changed := h.ledger.Changed()
-		caughtUp := look()
+		caughtUp := before()
 		events, next, err := h.ledger.Events(reading, cursor, ledger.EventFilter{}, eventBatch)
 		if errors.Is(err, ledger.ErrEventsGone) {
-			h.log.Warn("Events of the ledger were no longer kept when they were read")
+			h.log.Warn("Events of the ledger were pruned before they were read")
 			if next, err = h.ledger.Now(reading); err == nil {
 				cursor = next
 				gone(ctx)
@@ -149,7 +149,7 @@ func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job
 		}
 		if err != nil {
 			if ctx.Err() == nil {
-				h.log.Error("Cannot read the ledger's events; trying again", "error", err)
+				h.log.Error("Cannot read the ledger's events; retrying", "error", err)
 			}
 			if sleep(ctx, pause) != nil {
 				return
@@ -179,7 +179,7 @@ func (h *hub) run(ctx, reading context.Context, cursor job.Cursor, each func(job
 	}
 }
 
-// refresh tells all that follow a job how it stands, where events were missed.
+// refresh publishes the current state of every followed job, after events were missed.
 func (h *hub) refresh(ctx context.Context) {
 	h.mu.Lock()
 	ids := slices.Sorted(maps.Keys(h.watchers))
@@ -193,7 +193,7 @@ func (h *hub) refresh(ctx context.Context) {
 	}
 }
 
-// asEvent is an event that says how a record stands.
+// asEvent returns an event with the current state of a record.
 func asEvent(rec job.Record) job.Event {
 	e := job.Event{
 		At: job.Now(), Job: rec.ID, Run: rec.Run, Model: rec.Model, Address: rec.Sheep, Tenant: rec.Tenant,

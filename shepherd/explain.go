@@ -13,52 +13,53 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// standing is what a sheep can do for a job.
-type standing struct {
+// eligibility is what keeps a sheep from running a job.
+type eligibility struct {
 	sheep string
-	// never says why it cannot run the job at all, now why it takes none at the
-	// moment; empty where it can.
+	// never is why the sheep cannot run the job at all, now why it takes no job at the
+	// moment; both are empty if it can.
 	never, now string
 	busy       bool // it has another job
-	// advice says where the sheep looks for the job's model; empty where it does not say.
+	// advice describes where the sheep looks for the job's model; empty if unknown.
 	advice string
 }
 
-// Explain says why a job waits, what it does or why it failed, and what can be done.
-// To a tenant it tells nothing of others' jobs. The error is as Job's.
+// Explain says why a job waits, what it is doing or why it failed, and what can be done
+// about it. A tenant gets no details of other tenants' jobs. The errors are those of Job.
 func (r *reader) Explain(ctx context.Context, id job.ID, tenant string) (job.Explanation, error) {
 	view, err := r.View(ctx, id)
 	if err != nil {
 		return job.Explanation{}, err
 	}
 	now := r.env.clock.now()
-	var standings []standing
+	var sheep []eligibility
 	if (view.State == job.Queued || view.State == job.Failed) && view.Run > 0 {
 		for _, l := range r.env.flock.all() {
 			if may, _ := l.answers(view.Sheep); may {
-				standings = append(standings, l.standing(view.Record, tenant == ""))
+				sheep = append(sheep, l.eligibility(view.Record, tenant == ""))
 			}
 		}
 	}
 	bounds, err := r.bounds(ctx, view.Record)
 	if err != nil {
-		return job.Explanation{}, away("ledger", fmt.Errorf("look up what is held: %w", err))
+		return job.Explanation{}, serviceError("ledger", fmt.Errorf("look up what is held: %w", err))
 	}
-	e := explainJob(view, now, standings, bounds)
+	e := explainJob(view, now, sheep, bounds)
 	e.State = view.State
 	return e, nil
 }
 
-// bounds is what the ledger's policy has a job wait for.
+// bounds is how the ledger's policy delays a job.
 type bounds struct {
-	limit *ledger.Limit // that is reached; nil for none
-	// shares says that tenants share, the job's by its weight of what it has used.
+	limit *ledger.Limit // the limit that is reached; nil for none
+	// shares is set if tenants share by weight. used is the recent GPU time of the job's
+	// tenant.
 	shares bool
 	used   time.Duration
 	weight float64
 }
 
-// bounds looks up what the policy has a job wait for that nobody holds.
+// bounds returns how the policy delays a job that nobody holds.
 func (r *reader) bounds(ctx context.Context, rec job.Record) (bounds, error) {
 	policy := r.cfg.Policy
 	if !policy.BoundsClaims() || rec.State != job.Queued || rec.Run == 0 || rec.Holder != "" {
@@ -74,7 +75,7 @@ func (r *reader) bounds(ctx context.Context, rec job.Record) (bounds, error) {
 	}, nil
 }
 
-// limitReached says which limit a job waits for.
+// limitReached describes the limit that a job waits for.
 func limitReached(l *ledger.Limit) string {
 	if l.Tenant != "" {
 		return fmt.Sprintf("It waits for a limit: sheep have %d of the jobs of tenant `%s`, and may have no more at a time (scheduling.tenants).", l.MaxRunning, l.Tenant)
@@ -82,7 +83,7 @@ func limitReached(l *ledger.Limit) string {
 	return fmt.Sprintf("It waits for a limit: sheep have %d of the jobs of the models `%s`, and may have no more at a time (scheduling.models).", l.MaxRunning, l.Models)
 }
 
-// shareReason says how tenants share, as far as the job's is concerned.
+// shareReason describes the fair share of the job's tenant.
 func (b bounds) shareReason(tenant string) string {
 	who := "jobs of no tenant have"
 	if tenant != "" {
@@ -92,10 +93,10 @@ func (b bounds) shareReason(tenant string) string {
 		who, b.used.Round(time.Second), b.weight)
 }
 
-// standing says what the sheep can do for a job. Whole tells why it rests, which may
-// be another tenant's matter.
-func (l *lane) standing(rec job.Record, whole bool) standing {
-	st := standing{sheep: l.Name, busy: l.state.busy()}
+// eligibility returns what keeps the sheep from running the job. Without whole, the reason
+// of a rest is withheld: it may concern another tenant's job.
+func (l *lane) eligibility(rec job.Record, whole bool) eligibility {
+	st := eligibility{sheep: l.Name, busy: l.state.busy()}
 	now := time.Now()
 	if l.state.isRemoved() {
 		st.never = "it is configured no more"
@@ -134,8 +135,8 @@ func (l *lane) standing(rec job.Record, whole bool) standing {
 	return st
 }
 
-// explainJob is Explain for what is known of the job and the sheep that may run it.
-func explainJob(v job.View, now time.Time, sheep []standing, by bounds) job.Explanation {
+// explainJob is Explain for a given view and the sheep that the job's address allows.
+func explainJob(v job.View, now time.Time, sheep []eligibility, by bounds) job.Explanation {
 	switch {
 	case v.State == job.Queued && v.Run == 0:
 		return explainUnknown(v)
@@ -154,7 +155,7 @@ func explainJob(v job.View, now time.Time, sheep []standing, by bounds) job.Expl
 	return explainFailed(v, sheep)
 }
 
-// explainUnknown is for a job of which only storage knows.
+// explainUnknown explains a job that only storage knows.
 func explainUnknown(v job.View) job.Explanation {
 	if v.Failure != nil {
 		return job.Explanation{Summary: sentence(v.Failure.Message), Next: []string{"Submit it again."}}
@@ -165,7 +166,7 @@ func explainUnknown(v job.View) job.Explanation {
 	}
 }
 
-func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.Explanation {
+func explainQueued(v job.View, now time.Time, sheep []eligibility, by bounds) job.Explanation {
 	var e job.Explanation
 	switch {
 	case v.Cancelling:
@@ -195,7 +196,7 @@ func explainQueued(v job.View, now time.Time, sheep []standing, by bounds) job.E
 
 func explainBlocked(v job.View) job.Explanation {
 	next := []string{"To run it without them, cancel it and submit it without after."}
-	if len(v.WaitsFor) == 0 { // the last of them was done just now
+	if len(v.WaitsFor) == 0 { // the last one was done a moment ago
 		return job.Explanation{Summary: "The jobs that it is after are done; it can be started in a moment."}
 	}
 	const most = 5
@@ -227,8 +228,8 @@ func explainDelayed(v job.View) job.Explanation {
 	}
 }
 
-// explainWaiting is for a job that waits for a sheep.
-func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
+// explainWaiting explains a job that waits for a sheep.
+func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation {
 	var able, ready, free int
 	var reasons []string
 	for _, st := range sheep {
@@ -264,7 +265,7 @@ func explainWaiting(v job.View, sheep []standing, by bounds) job.Explanation {
 		e.Next = []string{"Configure a sheep; shepherdd reload takes it up."}
 	case able == 0:
 		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
-		e.Next = nextSteps(job.CauseModel, v, sheep)
+		e.Next = nextSteps(job.CauseNotHere, v, sheep)
 	case ready == 0:
 		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
 		e.Next = []string{"`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."}
@@ -337,7 +338,7 @@ func explainDone(v job.View) job.Explanation {
 	return e
 }
 
-func explainFailed(v job.View, sheep []standing) job.Explanation {
+func explainFailed(v job.View, sheep []eligibility) job.Explanation {
 	message := "no reason is kept"
 	if v.Failure != nil {
 		message = v.Failure.Message
@@ -346,7 +347,7 @@ func explainFailed(v job.View, sheep []standing) job.Explanation {
 	var cause job.Cause
 	if last, ok := lastAttempt(v); ok {
 		cause = last.Cause
-		if len(e.Reasons) == 1 && firstLine(last.Reason) == firstLine(message) { // it says nothing more
+		if len(e.Reasons) == 1 && firstLine(last.Reason) == firstLine(message) { // the attempt's reason adds nothing
 			e.Summary = fmt.Sprintf("It failed at %s on sheep `%s`: %s", moment(v.FinishedAt), last.Sheep, sentence(firstLine(message)))
 			e.Reasons = nil
 		}
@@ -366,8 +367,9 @@ func explainFailed(v job.View, sheep []standing) job.Explanation {
 	return e
 }
 
-// nextSteps is nextStep, and where the sheep look for a model that none could load.
-func nextSteps(cause job.Cause, v job.View, sheep []standing) []string {
+// nextSteps returns nextStep and, for a model that no sheep could load, where the sheep look
+// for it.
+func nextSteps(cause job.Cause, v job.View, sheep []eligibility) []string {
 	steps := []string{nextStep(cause, v)}
 	if cause != job.CauseModel && cause != job.CauseNotHere {
 		return steps
@@ -381,8 +383,8 @@ func nextSteps(cause job.Cause, v job.View, sheep []standing) []string {
 	return steps
 }
 
-// nextStep is what can be done about a job that an attempt with this cause has ended.
-// Every cause has a row.
+// nextStep returns what can be done about a job that ended with this cause. It has a case
+// for every cause.
 func nextStep(cause job.Cause, v job.View) string {
 	id, model := string(v.ID), v.Model.String()
 	again := "`shepherd retry " + id + "` (POST /jobs/" + id + "/retry) runs it again"
@@ -391,7 +393,9 @@ func nextStep(cause job.Cause, v job.View) string {
 		return "The model itself reported the failure: look at its log (`shepherd logs " + id + "`) and at the inputs. Then " + again + "."
 	case job.CauseRunnerDied:
 		return "The model's process ended: look at the end of its log (`shepherd logs " + id + "`). Where it ran out of memory, give the sheep more, or the job less."
-	case job.CauseModel, job.CauseNotHere:
+	case job.CauseModel:
+		return "The reason says why the model could not be loaded. When that is corrected, " + again + "."
+	case job.CauseNotHere:
 		return "Check the model's name and version."
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."
@@ -420,8 +424,8 @@ func nextStep(cause job.Cause, v job.View) string {
 	return again + "."
 }
 
-// attemptReasons has a sentence for each attempt of the job's run that has ended
-// without a result.
+// attemptReasons returns a sentence for each attempt of the job's run that ended without a
+// result.
 func attemptReasons(v job.View) []string {
 	var reasons []string
 	for _, a := range v.Attempts {
@@ -438,7 +442,7 @@ func attemptReasons(v job.View) []string {
 	return reasons[max(len(reasons)-most, 0):]
 }
 
-// lastAttempt is the last attempt of the job's run that has ended.
+// lastAttempt returns the last attempt of the job's run that has ended.
 func lastAttempt(v job.View) (job.Attempt, bool) {
 	for i := len(v.Attempts) - 1; i >= 0; i-- {
 		if a := v.Attempts[i]; a.Run == v.Run && !a.Ended.IsZero() {
@@ -448,10 +452,10 @@ func lastAttempt(v job.View) (job.Attempt, bool) {
 	return job.Attempt{}, false
 }
 
-// moment is a time for people, to the second.
+// moment formats a time for people, to the second.
 func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// roughly is a duration for people, with two digits that mean something.
+// roughly rounds a duration to about two significant digits.
 func roughly(d time.Duration) time.Duration {
 	switch {
 	case d < 2*time.Minute:
@@ -464,7 +468,7 @@ func roughly(d time.Duration) time.Duration {
 	return d.Round(10 * time.Minute)
 }
 
-// between is the error of an estimate in words; empty where that is not worth telling.
+// between describes the range of an estimate; empty if the range is too small to matter.
 func between(e job.Estimate, now time.Time) string {
 	from, to := roughly(max(e.Earliest.Sub(now), 0)), roughly(e.Latest.Sub(now))
 	if from == to {
@@ -473,7 +477,7 @@ func between(e job.Estimate, now time.Time) string {
 	return fmt.Sprintf(" (between %s and %s)", job.FormatDuration(from), job.FormatDuration(to))
 }
 
-// sentence ends a text with a full stop.
+// sentence adds a full stop to a text that lacks one.
 func sentence(text string) string {
 	text = strings.TrimSpace(text)
 	if text == "" || strings.ContainsAny(text[len(text)-1:], ".!?…") {

@@ -40,55 +40,55 @@ func TestExplain(t *testing.T) {
 	attempt := func(number int, cause job.Cause, reason string) job.Attempt {
 		return job.Attempt{Run: 2, Number: number, Sheep: "dolly", Began: now.Add(-time.Minute), Ended: now.Add(-time.Second), Cause: cause, Reason: reason}
 	}
-	free, busy := standing{sheep: "dolly"}, standing{sheep: "shaun", busy: true}
-	rests := standing{sheep: "dolly", now: "it rests for 5s after a fault: the disk is full"}
-	never := standing{sheep: "shaun", never: "there is no such model", advice: "A bare sheep runs it once there is a directory `/models/digits/v1` with a `config.yaml`."}
-	lambs := []standing{never, never, {sheep: "dolly", advice: "A container sheep runs the image `registry.example.com/digits:v1`: shepherd models pull digits:v1 says whether the registry has it."}}
+	free, busy := eligibility{sheep: "dolly"}, eligibility{sheep: "shaun", busy: true}
+	rests := eligibility{sheep: "dolly", now: "it rests for 5s after a fault: the disk is full"}
+	never := eligibility{sheep: "shaun", never: "there is no such model", advice: "A bare sheep runs it once there is a directory `/models/digits/v1` with a `config.yaml`."}
+	lambs := []eligibility{never, never, {sheep: "dolly", advice: "A container sheep runs the image `registry.example.com/digits:v1`: shepherd models pull digits:v1 says whether the registry has it."}}
 	first := view(job.Queued, func(v *job.View) { v.Position, v.Tenant = 1, "wool" })
 	shares := bounds{shares: true, used: 2*time.Hour + 300*time.Millisecond, weight: 1.5}
 	var b strings.Builder
 	for _, c := range []struct {
 		name  string
 		view  job.View
-		sheep []standing
+		sheep []eligibility
 		by    bounds
 	}{
-		{"a limit of models", first, []standing{free}, bounds{limit: &ledger.Limit{Models: "digits:*", MaxRunning: 2}, shares: true}},
-		{"a limit of its tenant", first, []standing{free, busy}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
-		{"a limit, and no sheep", first, []standing{never}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
-		{"shares", first, []standing{busy}, shares},
-		{"shares, of no tenant", view(job.Queued, func(v *job.View) { v.Position = 3 }), []standing{busy}, shares},
-		{"shares, and a free sheep", first, []standing{free}, shares},
+		{"a limit of models", first, []eligibility{free}, bounds{limit: &ledger.Limit{Models: "digits:*", MaxRunning: 2}, shares: true}},
+		{"a limit of its tenant", first, []eligibility{free, busy}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
+		{"a limit, and no sheep", first, []eligibility{never}, bounds{limit: &ledger.Limit{Tenant: "wool", MaxRunning: 1}}},
+		{"shares", first, []eligibility{busy}, shares},
+		{"shares, of no tenant", view(job.Queued, func(v *job.View) { v.Position = 3 }), []eligibility{busy}, shares},
+		{"shares, and a free sheep", first, []eligibility{free}, shares},
 	} {
 		fmt.Fprintf(&b, "== %s\n%s\n", c.name, explainJob(c.view, now, c.sheep, c.by))
 	}
 	for _, c := range []struct {
 		name  string
 		view  job.View
-		sheep []standing
+		sheep []eligibility
 	}{
-		{"free", view(job.Queued, func(v *job.View) { v.Position = 1 }), []standing{free, never}},
-		{"first", view(job.Queued, func(v *job.View) { v.Position = 1 }), []standing{busy}},
-		{"seventh", view(job.Queued, func(v *job.View) { v.Position, v.WaitUntil, v.Deadline = 7, now.Add(time.Hour), now.Add(2*time.Hour) }), []standing{free, busy}},
-		{"far behind", view(job.Queued, func(v *job.View) { v.Position = job.MaxPosition }), []standing{busy}},
-		{"resting", view(job.Queued, func(v *job.View) { v.Position = 1 }), []standing{rests, never}},
-		{"nobody", view(job.Queued, func(v *job.View) { v.Position = 1 }), []standing{never}},
+		{"free", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{free, never}},
+		{"first", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{busy}},
+		{"seventh", view(job.Queued, func(v *job.View) { v.Position, v.WaitUntil, v.Deadline = 7, now.Add(time.Hour), now.Add(2*time.Hour) }), []eligibility{free, busy}},
+		{"far behind", view(job.Queued, func(v *job.View) { v.Position = job.MaxPosition }), []eligibility{busy}},
+		{"resting", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{rests, never}},
+		{"nobody", view(job.Queued, func(v *job.View) { v.Position = 1 }), []eligibility{never}},
 		{"no sheep", view(job.Queued, nil), nil},
 		{"no such sheep", view(job.Queued, func(v *job.View) { v.Sheep = "gone" }), nil},
-		{"not before", view(job.Queued, func(v *job.View) { v.NotBefore = now.Add(time.Hour) }), []standing{free}},
+		{"not before", view(job.Queued, func(v *job.View) { v.NotBefore = now.Add(time.Hour) }), []eligibility{free}},
 		{"after another", view(job.Queued, func(v *job.View) {
 			v.After, v.Blocked, v.WaitsFor, v.Deadline = []job.ID{"a", "b"}, true, []job.ID{"b"}, now.Add(time.Hour)
-		}), []standing{free}},
+		}), []eligibility{free}},
 		{"after others", view(job.Queued, func(v *job.View) { v.Blocked, v.WaitsFor = true, []job.ID{"a", "b", "c"} }), nil},
 		{"after many", view(job.Queued, func(v *job.View) { v.Blocked, v.WaitsFor = true, []job.ID{"a", "b", "c", "d", "e", "f", "g"} }), nil},
 		{"after others that are done", view(job.Queued, func(v *job.View) { v.Blocked = true }), nil},
 		{"to be tried again", view(job.Queued, func(v *job.View) {
 			v.NotBefore, v.Attempts = now.Add(time.Minute), []job.Attempt{{Run: 1, Number: 9, Ended: now, Cause: job.CauseError}, attempt(1, job.CauseError, "KeyError: 'x'\nmore")}
-		}), []standing{free}},
+		}), []eligibility{free}},
 		{"handed back", view(job.Queued, func(v *job.View) {
 			v.Position, v.Attempts = 1, []job.Attempt{attempt(1, job.CauseHandedBack, "stopping")}
-		}), []standing{busy}},
-		{"prepared", view(job.Queued, func(v *job.View) { v.Holder = "dolly" }), []standing{busy}},
+		}), []eligibility{busy}},
+		{"prepared", view(job.Queued, func(v *job.View) { v.Holder = "dolly" }), []eligibility{busy}},
 		{"prepared, and cancelled", view(job.Queued, func(v *job.View) { v.Holder, v.Cancelling = "dolly", true }), nil},
 		{"never queued", view(job.Queued, func(v *job.View) { v.Run = 0 }), nil},
 		{"an upload", view(job.Queued, func(v *job.View) { v.Run, v.Failure = 0, &job.Failure{Message: uploadUnderWay} }), nil},

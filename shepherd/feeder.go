@@ -16,27 +16,27 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// feeder claims jobs for a lane, one at a time, and prepares each while the worker
-// may still have another.
+// feeder claims jobs for a lane, one at a time, and prepares each while the worker may still
+// run another.
 type feeder struct {
 	lane   *lane
 	pulse  pulse
-	offers chan *attempt           // to the worker
-	held   atomic.Pointer[attempt] // what is held out, for others to look at
-	waits  atomic.Bool             // what is held out waits for devices
-	unsure bool                    // a claim may have been made that was not answered; run's alone
+	offers chan *attempt           // received by the worker
+	held   atomic.Pointer[attempt] // the attempt that is offered; nil for none
+	waits  atomic.Bool             // the offered attempt waits for devices
+	unsure bool                    // the last claim failed and may still have succeeded in the ledger; used by run only
 }
 
 func newFeeder(l *lane) *feeder { return &feeder{lane: l, offers: make(chan *attempt)} }
 
-// holds is the attempt that is held out to the worker; nil where there is none.
+// holds returns the attempt that is offered to the worker, or nil.
 func (f *feeder) holds() *attempt { return f.held.Load() }
 
-// waitsForDevices says that what is held out waits for devices.
+// waitsForDevices reports whether the offered attempt waits for devices.
 func (f *feeder) waitsForDevices() bool { return f.waits.Load() }
 
-// run claims jobs and holds each out to the worker until feed ends. Preparing ends
-// with work: a running job's inputs are still wanted while the daemon drains.
+// run claims jobs and offers each to the worker until feed ends. Preparation ends with work
+// instead: the inputs of a job in progress are still needed while the daemon drains.
 func (f *feeder) run(feed, work context.Context) {
 	defer f.pulse.waits()
 	yields := false
@@ -62,9 +62,8 @@ func (f *feeder) run(feed, work context.Context) {
 	}
 }
 
-// claim claims a job. Of a claim that failed nobody knows whether it was made: what
-// the ledger says that the sheep holds, and the lane does not know of, is the
-// answer to it.
+// claim claims a job. A claim that failed may have succeeded in the ledger, so the next call
+// first looks for claims of this sheep that the process does not know.
 func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
 	if f.unsure {
 		claims, err := f.unanswered(ctx)
@@ -84,7 +83,7 @@ func (f *feeder) claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 	return claim, err
 }
 
-// unanswered are the claims of the sheep that nobody knows of.
+// unanswered returns the claims of this sheep in the ledger that this process does not know.
 func (f *feeder) unanswered(ctx context.Context) ([]ledger.Claim, error) {
 	held, err := f.lane.ledger.Held(ctx, f.lane.node)
 	if err != nil {
@@ -106,12 +105,12 @@ func (f *feeder) awaitIdle(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// begin makes an attempt of the claim and begins to prepare it.
+// begin creates an attempt for the claim and starts to prepare it.
 func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	l := f.lane
 	a := l.watch(*c)
 	f.held.Store(a)
-	if l.state.isDrained() { // since it was asked for
+	if l.state.isDrained() { // drained during the claim
 		a.giveUp(errSheepDrained)
 	}
 	l.worker.preloader.wanted(a.Model)
@@ -130,11 +129,11 @@ func (f *feeder) begin(work context.Context, c *ledger.Claim) *attempt {
 	return a
 }
 
-// watch makes an attempt of a claim and follows the job's events.
+// watch creates an attempt for a claim and subscribes it to the job's events.
 func (l *lane) watch(c ledger.Claim) *attempt {
 	a := l.newAttempt(c)
 	a.unwatch = l.hub.watch(c.ID, a.onEvent)
-	if !a.ahead { // else Start says what happened before
+	if !a.ahead { // else Ledger.Start reports what happened before the subscription
 		ctx, cancel := context.WithTimeout(context.Background(), commitTime)
 		defer cancel()
 		a.check(l.ledger.Get(ctx, c.ID))
@@ -142,8 +141,8 @@ func (l *lane) watch(c ledger.Claim) *attempt {
 	return a
 }
 
-// offer holds the attempt out to the worker, once its devices are granted. It
-// returns nil when the worker has it, and otherwise why nobody has.
+// offer offers the attempt to the worker once its devices are granted. It returns nil when
+// the worker has taken it, and otherwise the reason why not.
 func (f *feeder) offer(feed context.Context, a *attempt) error {
 	l := f.lane
 	var granted <-chan error
@@ -163,7 +162,7 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 	f.pulse.waits()
 	defer f.pulse.works()
 	for {
-		switch { // these come before the worker
+		switch { // these take precedence over the worker
 		case closed(a.surrendered):
 			return a.givenUp
 		case ctx.Err() != nil:
@@ -198,25 +197,25 @@ func (f *feeder) offer(feed context.Context, a *attempt) error {
 	}
 }
 
-// troubleError is an ending on its way through offer.
+// troubleError carries an ending through offer.
 type troubleError struct{ ending }
 
 func (e *troubleError) Error() string { return e.reason }
 
-// prepare makes the attempt's working directory and copies the job's inputs into
-// it, trying again for as long as storage is away. The ending says why it could
-// not.
+// prepare creates the attempt's working directory and copies the job's inputs into it. It
+// retries while storage is unavailable. It returns nil on success, otherwise the attempt's
+// ending.
 func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 	l.logPreparing(a)
-	switch end, err := l.wornOut(ctx, a); {
+	switch end, err := l.lostTooOften(ctx, a); {
 	case err != nil:
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	case end != nil:
 		return end
 	}
 	dir, err := l.dirs.make(a.Token, a.ID)
 	if err != nil {
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 	a.dir = dir
 	if data, ok := l.payloads.take(a.ID); ok && len(a.After) == 0 && l.admit(a, int64(len(data))) == nil {
@@ -224,10 +223,10 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 		began := time.Now()
 		err := dir.writeInput(data)
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 	how := storage.Options{After: a.After, Admit: func(bytes int64) error { return l.admit(a, bytes) }}
-	if o, err := l.owner(ctx, a.Model); err == nil && o.set { // else it is not known yet
+	if o, err := l.owner(ctx, a.Model); err == nil && o.set { // else the owner is not known yet
 		how.Owned, how.UID, how.GID = true, o.uid, o.gid
 	}
 	for {
@@ -236,25 +235,25 @@ func (l *lane) prepare(ctx context.Context, a *attempt) *ending {
 			a.staged, err = l.store.Stage(ctx, a.ID, dir.job, how)
 			return err
 		})
-		if errors.Is(err, errBudget) { // it waits for its turn, and then needs no room
+		if errors.Is(err, errBudget) { // wait until the worker takes it: then no budget is needed
 			select {
 			case <-a.taken:
 				continue
 			case <-ctx.Done():
-				return l.preparing(ctx, a, ctx.Err())
+				return l.prepareEnding(ctx, a, ctx.Err())
 			}
 		}
 		if err == nil && how.Owned {
 			dir.owner = owner{set: true, uid: how.UID, gid: how.GID}
 		}
 		a.phases.Stage = l.passed(a, a.Model, PhaseStage, began, err)
-		return l.preparing(ctx, a, err)
+		return l.prepareEnding(ctx, a, err)
 	}
 }
 
-// wornOut is the ending of a job that was running too often when its node was lost; nil
-// for others. Nobody judged these attempts: the ledger ended them.
-func (l *lane) wornOut(ctx context.Context, a *attempt) (*ending, error) {
+// lostTooOften returns the ending of a job whose node was lost too often while it ran, and nil
+// for other jobs. The ledger ended those attempts, so judge has not counted them.
+func (l *lane) lostTooOften(ctx context.Context, a *attempt) (*ending, error) {
 	if a.Spent < l.maxAttempts {
 		return nil, nil
 	}
@@ -265,8 +264,8 @@ func (l *lane) wornOut(ctx context.Context, a *attempt) (*ending, error) {
 	return &ending{cause: job.CauseNodeLost, reason: fmt.Sprintf("The job was running when its node or its sheep was lost, %d times; it is not tried again", l.maxAttempts)}, nil
 }
 
-// admit asks for room for inputs, and reserves it where they are staged ahead of
-// their job's turn.
+// admit checks that the disk has room for inputs. For inputs that are staged ahead it also
+// reserves their size from the budget.
 func (l *lane) admit(a *attempt, bytes int64) error {
 	if l.room != nil {
 		if err := l.room(bytes); err != nil {
@@ -282,8 +281,8 @@ func (l *lane) admit(a *attempt, bytes int64) error {
 	return nil
 }
 
-// preparing is the ending that an error while preparing leads to; nil for none.
-func (l *lane) preparing(ctx context.Context, a *attempt, err error) *ending {
+// prepareEnding returns the ending for an error during preparation; nil for no error.
+func (l *lane) prepareEnding(ctx context.Context, a *attempt, err error) *ending {
 	switch {
 	case err == nil:
 		return nil

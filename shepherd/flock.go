@@ -12,40 +12,40 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// flock is all lanes together. It decides in which order lanes look into the
-// ledger when a job can be claimed.
+// flock is the set of all lanes. It decides in which order lanes look into the ledger when a
+// job becomes claimable.
 //
-// Each change that may let a job be claimed is a round. In a round the sleeping
-// lane that suits the job best looks first; when it has looked, whatever it found,
-// it wakes the next that has not looked in this round. So a job is not left while
-// any lane could have it, and the best lane comes first.
+// Each change that may make a job claimable begins a round. In a round the sleeping lane
+// that suits the job best looks first. After it has looked, whatever it found, it wakes the
+// next lane that has not looked in this round. So no job is left while any lane could take
+// it, and the best lane comes first.
 type flock struct {
 	mu    sync.Mutex
-	lanes []*lane // in configured order; replaced as a whole; see all
+	lanes []*lane // in configured order; replaced as a whole, never modified
 	round int64
-	seats map[*lane]*seat
-	order []*seat // of lanes, in their order
-	// declined are the models that no sheep of this node could run and that other
-	// nodes have been left a job of; see decline.
+	slots map[*lane]*sleepSlot
+	order []*sleepSlot // of lanes, in their order
+	// declined holds the models that no sheep of this node could run and that another node
+	// may run, each with the time until which it is left to that node; see decline.
 	declined     map[job.Model]time.Time
 	deferrals    deferrals
 	waitingCache waitingCache
-	drained      atomic.Bool // no lane claims
+	drained      atomic.Bool // the node is drained: no lane claims
 }
 
-// seat is a lane's place among the sleeping.
-type seat struct {
+// sleepSlot is the sleep state of one lane.
+type sleepSlot struct {
 	lane   *lane
 	asleep bool
-	looked int64 // the last round in which it looked
+	looked int64 // the last round in which the lane looked
 	woken  chan struct{}
 }
 
 func newFlock() *flock {
-	return &flock{seats: make(map[*lane]*seat), declined: make(map[job.Model]time.Time)}
+	return &flock{slots: make(map[*lane]*sleepSlot), declined: make(map[job.Model]time.Time)}
 }
 
-// all are the present lanes. Callers must not change the slice.
+// all returns the current lanes. Callers must not change the slice.
 func (f *flock) all() []*lane {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -57,17 +57,17 @@ func (f *flock) set(lanes []*lane) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.lanes = lanes
-	for l := range f.seats {
+	for l := range f.slots {
 		if !contains(lanes, l) {
-			delete(f.seats, l)
+			delete(f.slots, l)
 		}
 	}
-	f.order = make([]*seat, len(lanes))
+	f.order = make([]*sleepSlot, len(lanes))
 	for i, l := range lanes {
-		if f.seats[l] == nil {
-			f.seats[l] = &seat{lane: l, woken: make(chan struct{}, 1)}
+		if f.slots[l] == nil {
+			f.slots[l] = &sleepSlot{lane: l, woken: make(chan struct{}, 1)}
 		}
-		f.order[i] = f.seats[l]
+		f.order[i] = f.slots[l]
 	}
 }
 
@@ -80,7 +80,7 @@ func contains(lanes []*lane, l *lane) bool {
 	return false
 }
 
-// named returns the lane of that name, nil where there is none.
+// named returns the lane with that name, or nil.
 func (f *flock) named(name string) *lane {
 	for _, l := range f.all() {
 		if l.Name == name {
@@ -90,13 +90,13 @@ func (f *flock) named(name string) *lane {
 	return nil
 }
 
-// takes says whether jobs may be addressed to a sheep.
+// takes reports whether jobs may be addressed to the sheep.
 func (f *flock) takes(name string) bool {
 	l := f.named(name)
 	return l != nil && !l.state.isRemoved()
 }
 
-// offer begins a round: a job with this model and address can be claimed.
+// offer begins a round because a job with this model and address became claimable.
 func (f *flock) offer(m job.Model, address string) {
 	f.begin(func(l *lane) int {
 		if may, _ := l.answers(address); !may || !l.admits(address) {
@@ -106,7 +106,7 @@ func (f *flock) offer(m job.Model, address string) {
 	})
 }
 
-// wakeFirst begins a round in which l looks first: it can claim more than before.
+// wakeFirst begins a round in which l looks first, because l can claim more than before.
 func (f *flock) wakeFirst(l *lane) {
 	f.begin(func(other *lane) int {
 		if other == l {
@@ -116,8 +116,8 @@ func (f *flock) wakeFirst(l *lane) {
 	})
 }
 
-// released begins a round in which idle lanes look first: a job is held no more, so
-// others that waited for a limit can be claimed.
+// released begins a round in which idle lanes look first, because a job was released and
+// jobs that waited for a limit may be claimable.
 func (f *flock) released() {
 	f.begin(func(l *lane) int {
 		if l.state.busy() {
@@ -127,9 +127,9 @@ func (f *flock) released() {
 	})
 }
 
-// prepared begins a round for the idle lanes: l holds out a job that it only
-// prepares. One of them may have looked while the claim was on its way, and have
-// found the job neither in the ledger nor with l.
+// prepared begins a round for the idle lanes, because l offers a job that it has only
+// prepared. An idle lane that looked while the claim was under way found the job neither in
+// the ledger nor with l.
 func (f *flock) prepared(l *lane) {
 	f.begin(func(other *lane) int {
 		if other == l || other.state.busy() {
@@ -139,8 +139,8 @@ func (f *flock) prepared(l *lane) {
 	})
 }
 
-// begin begins a round. The sleeping lane that rank puts highest is woken, none
-// where it is below 0.
+// begin begins a round and wakes the sleeping lane with the highest rank. Lanes with a rank
+// below 0 are not woken.
 func (f *flock) begin(rank func(*lane) int) {
 	f.mu.Lock()
 	f.round++
@@ -149,10 +149,10 @@ func (f *flock) begin(rank func(*lane) int) {
 	f.wakeBest(lanes, rank)
 }
 
-// pass notes that l has looked in a round, and wakes the next.
+// pass records that l has looked in the round and wakes the next lane.
 func (f *flock) pass(l *lane, round int64) {
 	f.mu.Lock()
-	if s := f.seats[l]; s != nil {
+	if s := f.slots[l]; s != nil {
 		s.looked = max(s.looked, round)
 	}
 	lanes := f.sleeping()
@@ -165,8 +165,8 @@ func (f *flock) pass(l *lane, round int64) {
 	})
 }
 
-// sleeping are the lanes that sleep and have not looked in this round. The caller
-// holds f.mu.
+// sleeping returns the sleeping lanes that have not looked in this round. The caller holds
+// f.mu.
 func (f *flock) sleeping() []*lane {
 	var lanes []*lane
 	for _, s := range f.order {
@@ -177,8 +177,8 @@ func (f *flock) sleeping() []*lane {
 	return lanes
 }
 
-// over notes that no job waits, so that no lane that sleeps has to look in the round.
-func (f *flock) over(round int64) {
+// skipRound records that no job waits, so that sleeping lanes need not look in the round.
+func (f *flock) skipRound(round int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.order {
@@ -188,7 +188,7 @@ func (f *flock) over(round int64) {
 	}
 }
 
-// wakeBest ranks lanes without the lock: to ask a lane may take others.
+// wakeBest ranks the lanes without holding f.mu, because ranking may take other locks.
 func (f *flock) wakeBest(lanes []*lane, rank func(*lane) int) {
 	var best *lane
 	bestRank := -1
@@ -202,7 +202,7 @@ func (f *flock) wakeBest(lanes []*lane, rank func(*lane) int) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s := f.seats[best]; s != nil {
+	if s := f.slots[best]; s != nil {
 		s.asleep = false
 		select {
 		case s.woken <- struct{}{}:
@@ -211,27 +211,27 @@ func (f *flock) wakeBest(lanes []*lane, rank func(*lane) int) {
 	}
 }
 
-// look is the present round, for pass and sleep.
-func (f *flock) look() int64 {
+// currentRound returns the current round, for pass and sleep.
+func (f *flock) currentRound() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.round
 }
 
-// sleep puts the lane to sleep unless a round has begun since the one it looked
-// in. The channel receives when it is to look.
-func (f *flock) sleep(l *lane, round int64) (<-chan struct{}, bool) {
+// sleep puts the lane to sleep, unless a round has begun since the one it looked in: then ok
+// is false. woken receives when the lane has to look.
+func (f *flock) sleep(l *lane, round int64) (woken <-chan struct{}, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := f.seats[l]
-	if s == nil { // it is not of the flock any more: nobody wakes it
+	s := f.slots[l]
+	if s == nil { // the lane was removed from the flock: nobody wakes it
 		return nil, true
 	}
 	if f.round != round {
 		return nil, false
 	}
 	select {
-	case <-s.woken: // of an earlier sleep
+	case <-s.woken: // left from an earlier sleep
 	default:
 	}
 	s.asleep = true
@@ -241,25 +241,24 @@ func (f *flock) sleep(l *lane, round int64) (<-chan struct{}, bool) {
 func (f *flock) awake(l *lane) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s := f.seats[l]; s != nil {
+	if s := f.slots[l]; s != nil {
 		s.asleep = false
 	}
 }
 
-// yieldTime is how long a lane that gave a job up for another leaves the others
-// the first look.
+// yieldTime is how long a lane that handed a job over waits, so that others look first.
 const yieldTime = 100 * time.Millisecond
 
-// next waits for a job for the lane and claims it. With yields, others look first.
-// The error is ctx's.
+// next waits for a job for the lane and claims it. With yields, other lanes look first. The
+// error is ctx's.
 func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, error) {
 	failures := 0
 	for {
 		if err := l.rests.wait(ctx); err != nil {
 			return nil, err
 		}
-		round := f.look()
-		var found find
+		round := f.currentRound()
+		var found claimResult
 		var err error
 		if !yields {
 			found, err = f.claim(ctx, l)
@@ -273,8 +272,8 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 			}
 			return found.claim, err
 		}
-		if found.nothing {
-			f.over(round)
+		if found.noneWaiting {
+			f.skipRound(round)
 		} else {
 			f.pass(l, round)
 		}
@@ -283,7 +282,7 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		case err != nil:
 			failures++
 			pause := min(time.Second<<min(failures-1, 5), 30*time.Second)
-			l.log.Error("Cannot claim a job; trying again", "error", err, "pause", pause)
+			l.log.Error("Cannot claim a job; retrying", "error", err, "pause", pause)
 			again = time.After(pause)
 		case yields:
 			again = time.After(yieldTime)
@@ -294,7 +293,7 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		if !ok && again == nil {
 			continue
 		}
-		if found.again > 0 && again == nil { // then it may claim more
+		if found.again > 0 && again == nil { // excluded models become claimable
 			again = time.After(found.again)
 		}
 		yields = false
@@ -302,62 +301,62 @@ func (f *flock) next(ctx context.Context, l *lane, yields bool) (*ledger.Claim, 
 		select {
 		case <-ctx.Done():
 		case <-woken:
-		case <-l.state.freed: // it was busy and could only prepare; now it may take a job over
+		case <-l.state.freed: // the lane was busy and could only prepare a job; now it may take one over
 		case <-again:
 		}
 		l.feeder.pulse.works()
 		select {
-		case <-l.state.freed: // the look that follows answers this, too
+		case <-l.state.freed: // the next iteration looks anyway
 		default:
 		}
 		f.awake(l)
 		if ctx.Err() != nil {
-			f.pass(l, round) // what it was woken for is for the others
+			f.pass(l, round) // leave what the lane was woken for to the others
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// find is what a lane found when it looked for a job.
-type find struct {
+// claimResult is what a lane found when it looked for a job.
+type claimResult struct {
 	claim *ledger.Claim // nil for none
-	again time.Duration // until the lane may claim jobs that it leaves now; 0 where that is not known
-	// nothing says that no job waits, so that no other lane has to look in this round: a node
-	// of an idle fleet looks once for a job that another node takes.
-	nothing bool
+	again time.Duration // until the lane may claim jobs of excluded models; 0 if unknown
+	// noneWaiting is set if no job waits, so that no other lane has to look in this round:
+	// an idle node then reads the ledger once for a job that another node takes.
+	noneWaiting bool
 }
 
-// claim takes the next job by the ledger's order. An idle lane that the ledger has
-// none for asks a busy one to hand back a job that it has only prepared: an event
-// wakes the idle lane when that is done.
-func (f *flock) claim(ctx context.Context, l *lane) (find, error) {
+// claim claims the next job in the ledger's order. If there is none for an idle lane, it
+// asks a busy lane to hand back a job that is only prepared; an event wakes the idle lane
+// when that is done.
+func (f *flock) claim(ctx context.Context, l *lane) (claimResult, error) {
 	if f.drained.Load() || l.state.isDrained() {
-		return find{}, nil
+		return claimResult{}, nil
 	}
 	now := time.Now()
 	next := l.nextModel()
 	slot := ledger.Slot{Node: l.node, Sheep: l.Name, Prefer: l.turns.prefer(next, now), Ahead: l.state.busy()}
 	switch l.share.admission() {
 	case job.NoJobs:
-		return find{}, nil
+		return claimResult{}, nil
 	case job.OwnJobs:
 		slot.Addressed, slot.Ahead = true, true
-	case job.AnyJobs: // it may have to wait for its devices: any sheep that would be idle may take the job over
+	case job.AnyJobs: // the devices may not be free yet: claim to prepare only, so that an idle sheep may take the job over
 		slot.Ahead = true
 	}
 	waiting, known, err := f.waiting(ctx, l)
 	if err != nil {
-		return find{}, err
+		return claimResult{}, err
 	}
 	if known && len(waiting) == 0 && !l.feeder.unsure && !f.anyPrepared() {
-		return find{nothing: true}, nil
+		return claimResult{noneWaiting: true}, nil
 	}
-	var found find
+	var found claimResult
 	slot.Except, found.again = f.except(ctx, l, waiting)
 	slot.Own, slot.Open = l.addresses(waiting)
 	if !known || l.feeder.unsure || anyFor(slot, waiting) {
 		if found.claim, err = l.feeder.claim(ctx, slot); found.claim == nil {
-			f.waitingCache.invalidate() // others were quicker
+			f.waitingCache.invalidate() // another lane or node was faster
 		}
 	}
 	if err != nil || found.claim != nil {
@@ -387,7 +386,7 @@ func (f *flock) claim(ctx context.Context, l *lane) (find, error) {
 	return found, nil
 }
 
-// anyPrepared reports whether a lane holds out a job that another may take over.
+// anyPrepared reports whether a lane offers a job that another lane may take over.
 func (f *flock) anyPrepared() bool {
 	for _, l := range f.all() {
 		if l.feeder.holds() != nil {
@@ -399,13 +398,12 @@ func (f *flock) anyPrepared() bool {
 
 // budget counts the bytes that jobs prepared ahead take on disk.
 type budget struct {
-	limit int64 // 0: none
+	limit int64 // 0 for no limit
 	mu    sync.Mutex
 	used  int64
 }
 
-// reserve takes room for a job that is prepared ahead. The error is of class
-// errdefs.ErrResourceExhausted.
+// reserve reserves bytes for a job that is prepared ahead. The error is errBudget.
 func (b *budget) reserve(bytes int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -416,7 +414,7 @@ func (b *budget) reserve(bytes int64) error {
 	return nil
 }
 
-// free gives back what was reserved.
+// free returns reserved bytes.
 func (b *budget) free(bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -429,5 +427,5 @@ func (b *budget) state() (used, limit int64) {
 	return b.used, b.limit
 }
 
-// errBudget is why a job's inputs are not staged ahead of its turn.
+// errBudget is why a job's inputs are not staged ahead. Its class is errdefs.ErrResourceExhausted.
 var errBudget = errdefs.ErrResourceExhausted.WithMessage("the inputs do not fit the budget for jobs prepared ahead")

@@ -13,44 +13,44 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Bounds of what a forecast is made of, and of how often one is made.
+// Bounds of the input of a forecast, and of how often one is computed.
 const (
-	forecastJobs    = 2000 // of those that wait, the oldest
+	forecastJobs    = 2000 // oldest waiting jobs that are simulated
 	forecastRunning = 1000
-	forecastAge     = 2 * time.Second // of one that is shown while nothing changes
-	forecastShare   = 20              // one takes at most this part of the time between two
+	forecastAge     = 2 * time.Second // maximum age while nothing changes
+	forecastShare   = 20              // computing takes at most 1/forecastShare of the time
 	peersAge        = 10 * time.Second
-	// learnedJobs bounds the jobs whose attempts are read to learn what a model takes,
-	// learnedFirst those that are looked at for all models together.
+	// learnedJobs bounds the jobs of one model whose attempts are read to learn its
+	// durations, learnedFirst the jobs listed for all models together.
 	learnedJobs   = 16
 	learnedFirst  = 512
-	learnedModels = 4096 // that were looked up
-	pendingJobs   = 256  // that ended on other nodes, and were not looked at yet
+	learnedModels = 4096 // models that are remembered as looked up
+	pendingJobs   = 256  // jobs that ended on other nodes and were not read yet
 )
 
-// forecaster says when jobs start and end. It reads the ledger when it is asked and
-// something has happened since it last did, and in proportion to what waits and runs;
-// while nobody asks it does nothing but note what jobs of this node took.
+// forecaster estimates when jobs start and end. It reads the ledger only on request and
+// after a change, at a cost proportional to the waiting and running jobs. Without requests
+// it only records the durations of this node's jobs.
 type forecaster struct {
 	env     *services
-	fleet   Fleet // nil where there are no other nodes
+	fleet   Fleet // nil on a single node
 	history forecast.History
 
 	mu      sync.Mutex
 	changed <-chan struct{} // closed when the ledger may have changed since it was read
 	waiting []job.Record
 	running []job.Record
-	more    bool // jobs wait beyond those
+	more    bool // more jobs wait than those in waiting
 	readAt  time.Time
 	made    *forecast.Forecast
 	madeAt  time.Time
-	cost    time.Duration // of the last
+	cost    time.Duration // of computing the last forecast
 	peers   map[string][]job.Sheep
 	peersAt time.Time
 	looked  map[job.Model]bool // models whose jobs were looked up in the ledger
 
 	endedMu sync.Mutex
-	ended   []endedJob // that were done on other nodes
+	ended   []endedJob // done on other nodes
 }
 
 // endedJob is a run of a job.
@@ -64,11 +64,11 @@ func newForecaster(env *services, fleet Fleet) *forecaster {
 	return &forecaster{env: env, fleet: fleet}
 }
 
-// note remembers what a job took that was done here.
+// note records the durations of a job that was done.
 func (f *forecaster) note(m job.Model, p job.Phases) { f.history.Add(m, p.Run, p.Load) }
 
-// onEvent notes that a job was submitted, or done on another node. What that took is read
-// when somebody asks.
+// onEvent records that a job was submitted, or done on another node. The durations of the
+// latter are read on the next request.
 func (f *forecaster) onEvent(e job.Event) {
 	if e.Kind == job.EventQueued {
 		f.history.Arrived(e.Model, e.At)
@@ -84,8 +84,8 @@ func (f *forecaster) onEvent(e job.Event) {
 	f.ended = append(f.ended, endedJob{e.Job, e.Run, e.Model})
 }
 
-// start is when a job that waits is expected to start; ok is false where nothing can be
-// said. Position is its place in the queue.
+// start returns when a waiting job is expected to start; ok is false if unknown. position is
+// its place in the queue.
 func (f *forecaster) start(ctx context.Context, id job.ID, position int) (_ job.Estimate, ok bool, err error) {
 	made, more, err := f.get(ctx, id)
 	if err != nil {
@@ -98,7 +98,7 @@ func (f *forecaster) start(ctx context.Context, id job.ID, position int) (_ job.
 	return e, ok, nil
 }
 
-// end is when a job that runs is expected to end.
+// end returns when a running job is expected to end; ok is false if unknown.
 func (f *forecaster) end(ctx context.Context, id job.ID) (_ job.Estimate, ok bool, err error) {
 	made, _, err := f.get(ctx, id)
 	if err != nil {
@@ -108,7 +108,7 @@ func (f *forecaster) end(ctx context.Context, id job.ID) (_ job.Estimate, ok boo
 	return e, ok, nil
 }
 
-// usual is how long jobs of the model usually run; ok is false where that is not known.
+// usual returns how long jobs of the model usually run; ok is false if unknown.
 func (f *forecaster) usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -119,8 +119,8 @@ func (f *forecaster) usual(ctx context.Context, m job.Model) (_ job.Usual, ok bo
 	return u, ok, nil
 }
 
-// get is the present forecast; more says that jobs wait beyond those that it knows. It is
-// made again where it is old, and sooner where it does not know the job.
+// get returns the current forecast; more is set if it does not cover all waiting jobs. The
+// forecast is recomputed when it is old, and earlier if it does not cover the job.
 func (f *forecaster) get(ctx context.Context, id job.ID) (_ *forecast.Forecast, more bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -147,12 +147,12 @@ func (f *forecaster) get(ctx context.Context, id job.ID) (_ *forecast.Forecast, 
 	return f.made, f.more, nil
 }
 
-// isDone reports whether the channel is closed; one that is nil counts as closed.
+// isDone reports whether the channel is nil or closed.
 func isDone(c <-chan struct{}) bool { return c == nil || closed(c) }
 
-// read reads what waits and what runs. The caller holds f.mu.
+// read reads the waiting and running jobs. The caller holds f.mu.
 func (f *forecaster) read(ctx context.Context) error {
-	changed := f.env.ledger.Changed() // before anything is read, so that nothing falls between
+	changed := f.env.ledger.Changed() // before reading, so that no change is missed
 	waiting, next, err := f.env.ledger.List(ctx, ledger.Filter{States: []job.State{job.Queued}}, 0, forecastJobs)
 	if err != nil {
 		return fmt.Errorf("list the jobs that wait: %w", err)
@@ -179,8 +179,8 @@ func (f *forecaster) read(ctx context.Context) error {
 	return nil
 }
 
-// learn looks up what the models' jobs took, of those about which nothing is known: first
-// among the last jobs of all models, then among a model's own. It notes what was done on
+// learn reads the durations of the models about which nothing is known: first from the
+// latest jobs of all models, then from a model's own. It also reads those of jobs done on
 // other nodes. The caller holds f.mu.
 func (f *forecaster) learn(ctx context.Context, models []job.Model) error {
 	if f.looked == nil {
@@ -213,7 +213,7 @@ func (f *forecaster) learn(ctx context.Context, models []job.Model) error {
 	return nil
 }
 
-// learnFrom looks up what the latest jobs that match took.
+// learnFrom reads the durations of the latest jobs that match the filter.
 func (f *forecaster) learnFrom(ctx context.Context, filter ledger.Filter) error {
 	records, _, err := f.env.ledger.List(ctx, filter, 0, learnedFirst)
 	if err != nil {
@@ -227,7 +227,7 @@ func (f *forecaster) learnFrom(ctx context.Context, filter ledger.Filter) error 
 			kept = append(kept, rec)
 		}
 	}
-	for _, rec := range slices.Backward(kept) { // the newest last: it is remembered longest
+	for _, rec := range slices.Backward(kept) { // oldest first, so that the history keeps the newest longest
 		if err := f.learnJob(ctx, rec.ID, rec.Run, rec.Model); err != nil {
 			return err
 		}
@@ -235,7 +235,7 @@ func (f *forecaster) learnFrom(ctx context.Context, filter ledger.Filter) error 
 	return nil
 }
 
-// learnJob looks up what a job took.
+// learnJob reads the durations of one job.
 func (f *forecaster) learnJob(ctx context.Context, id job.ID, run int, m job.Model) error {
 	attempts, err := f.env.ledger.Attempts(ctx, id)
 	if err != nil {
@@ -249,8 +249,8 @@ func (f *forecaster) learnJob(ctx context.Context, id job.ID, run int, m job.Mod
 	return nil
 }
 
-// readPeers asks the other nodes for their sheep, now and then. Those of a node that does
-// not answer are left out. The caller holds f.mu.
+// readPeers asks the other nodes for their sheep, at most every peersAge. Nodes that do not
+// answer are left out. The caller holds f.mu.
 func (f *forecaster) readPeers(ctx context.Context) error {
 	if f.fleet == nil || f.env.peers == nil || time.Since(f.peersAt) < peersAge {
 		return nil
@@ -278,10 +278,10 @@ func (f *forecaster) readPeers(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// place is a sheep of a node.
+// place identifies a sheep of a node.
 type place struct{ node, sheep string }
 
-// state is the present state, from what was read. The caller holds f.mu.
+// state builds the simulation's input from what was read. The caller holds f.mu.
 func (f *forecaster) state() forecast.State {
 	s := forecast.State{Now: f.env.clock.now(), Ahead: f.env.stageAhead > 0, Turn: func(load time.Duration) time.Duration { return turnAfter(load, f.env.maxTurn) }}
 	has, next := make(map[place]job.Record), make(map[place]job.Record)
@@ -309,7 +309,7 @@ func (f *forecaster) state() forecast.State {
 			one.Current = &forecast.Current{ID: rec.ID, Model: rec.Model, For: s.Now.Sub(rec.StartedAt)}
 			if v.Job == rec.ID && !v.RunningSince.IsZero() {
 				one.Current.Running, one.Current.For = true, max(s.Now.Sub(v.RunningSince), 0)
-				if v.Progress != nil && v.Progress.At.After(v.RunningSince) { // it has come further since
+				if v.Progress != nil && v.Progress.At.After(v.RunningSince) { // extrapolate the progress to now
 					one.Current.Done = v.Progress.Done * float64(one.Current.For) / float64(v.Progress.At.Sub(v.RunningSince))
 				}
 			}
@@ -334,10 +334,10 @@ func (f *forecaster) state() forecast.State {
 	return s
 }
 
-// peerCan says whether another node's sheep of the type can run the model, as far as is
-// known here: as this node's sheep of the type can.
+// peerCan estimates whether another node's sheep of the type can run the model: it assumes
+// that it can if a sheep of the same type of this node can, or there is none.
 func (f *forecaster) peerCan(lanes []*lane, kind string, m job.Model) bool {
-	if f.env.placement.check(m) != nil { // it is for other nodes
+	if f.env.placement.check(m) != nil { // the rules place the model on other nodes
 		return true
 	}
 	same := false
@@ -355,9 +355,9 @@ func forecastJob(rec job.Record) forecast.Job {
 	return forecast.Job{ID: rec.ID, Model: rec.Model, Priority: rec.Priority, Address: rec.Sheep, NotBefore: rec.NotBefore}
 }
 
-// foresee adds to a view when the job is expected to start or to end. That the ledger does
-// not answer leaves it out.
-func (r *reader) foresee(ctx context.Context, view *job.View) {
+// addForecast adds the expected start or end of the job to a view. Errors of the ledger leave it
+// out.
+func (r *reader) addForecast(ctx context.Context, view *job.View) {
 	var e job.Estimate
 	var ok bool
 	var err error
@@ -379,7 +379,7 @@ func (r *reader) foresee(ctx context.Context, view *job.View) {
 	}
 }
 
-// Usual is how long the last jobs of a model took; ok is false where none is known.
+// Usual returns how long recent jobs of a model took; ok is false if none is known.
 func (r *reader) Usual(ctx context.Context, m job.Model) (_ job.Usual, ok bool, err error) {
 	return r.env.forecaster.usual(ctx, m)
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// SubmitAll takes several jobs in, all of them or none. Their inputs are payloads, files
-// of other jobs, or in storage already; one may be after those before it. An error that is
-// about one of them is a *job.ItemError with one of Submit's.
+// SubmitAll submits several jobs, all of them or none. Their inputs are payloads, files of
+// other jobs, or in storage already; a job may be after those before it in the list. An
+// error about one of the jobs is a *job.ItemError that wraps an error of Submit.
 func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error) {
 	traces := make([]job.Trace, len(rs))
 	for i, r := range rs {
@@ -45,7 +45,7 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 	}
 	defer made.free()
 
-	// From here on a client that goes away must not leave half a submission.
+	// From here on a client that disconnects must not leave half a submission.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
 	records := make([]job.Record, len(rs))
@@ -55,7 +55,7 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 	}
 	if _, err := s.cfg.Ledger.CreateAll(ctx, records); err != nil {
 		made.abandon(ctx)
-		return s.noneEntered(ctx, rs, err)
+		return s.createAllError(ctx, rs, err)
 	}
 	for _, r := range rs {
 		s.logQueued(r)
@@ -63,10 +63,10 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 	return nil
 }
 
-// placesMade are those of jobs that are being submitted together.
+// placesMade tracks the places in storage of jobs that are being submitted together.
 type placesMade struct {
 	by    *submitter
-	ids   []job.ID // whose place was made
+	ids   []job.ID // jobs whose place was created
 	frees []func()
 }
 
@@ -76,7 +76,7 @@ func (p *placesMade) free() {
 	}
 }
 
-// abandon removes the places again, but for those of jobs that the ledger knows: another
+// abandon removes the created places, except those of jobs that the ledger knows: another
 // request has submitted them.
 func (p *placesMade) abandon(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
@@ -87,8 +87,8 @@ func (p *placesMade) abandon(ctx context.Context) {
 	}
 }
 
-// placeAll makes the jobs' places with their inputs. Nobody else submits these jobs until
-// free is called.
+// placeAll creates the jobs' places and stores their inputs. Nobody else can submit these
+// jobs until free is called.
 func (s *submitter) placeAll(ctx context.Context, rs []job.Request) (_ *placesMade, err error) {
 	made := &placesMade{by: s}
 	defer func() {
@@ -114,8 +114,8 @@ func (s *submitter) placeAll(ctx context.Context, rs []job.Request) (_ *placesMa
 	return made, nil
 }
 
-// place makes the job's place with its inputs, unless they are in storage already. made
-// says that there is something to remove where the job is not entered.
+// place creates the job's place and stores its inputs, unless they are in storage already.
+// made is set if there is something to remove should the job not be created.
 func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err error) {
 	if of.Payload == nil && len(of.Copies) == 0 {
 		if uploaded, err := s.uploads.take(ctx, of); err != nil || uploaded {
@@ -124,7 +124,7 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 	}
 	r := *of
 	if r.Payload != nil {
-		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+		if err := s.checkNotRemoving(ctx, r.ID); err != nil {
 			return false, err
 		}
 		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
@@ -132,7 +132,7 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 			return false, job.ErrSubmitted
 		}
 		if err != nil {
-			return false, away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
+			return false, serviceError("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 		return true, nil
 	}
@@ -140,9 +140,9 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		switch {
 		case err != nil:
-			return false, away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return false, serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		case there:
-			return false, s.ownPlace(ctx, r)
+			return false, s.checkPlaceOwner(ctx, r)
 		case len(r.After) == 0:
 			return false, &job.UnknownJob{ID: string(r.ID)}
 		}
@@ -154,17 +154,17 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 	return true, s.inputs.storeInputs(ctx, r, noFiles, reserved)
 }
 
-// noneEntered is what a client is told of jobs that the ledger has not taken.
-func (s *submitter) noneEntered(ctx context.Context, rs []job.Request, err error) error {
+// createAllError translates the ledger's refusal of all jobs for clients.
+func (s *submitter) createAllError(ctx context.Context, rs []job.Request, err error) error {
 	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) {
-		return away("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
+		return serviceError("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
 	}
-	for i, r := range rs { // which it was, the ledger says in words alone
-		if told := s.notEntered(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
+	for i, r := range rs { // the ledger's error names the job only in its text
+		if told := s.createError(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
 			return &job.ItemError{Index: i, Err: told}
 		}
 	}
-	return s.notEntered(rs[0], err)
+	return s.createError(rs[0], err)
 }
 
 // isAbout reports whether the ledger's refusal is about the job.
@@ -189,7 +189,7 @@ func (s *submitter) isAbout(ctx context.Context, r job.Request, err error) bool 
 	return rec.State.Final()
 }
 
-// Group is the group's jobs, of a tenant, or of all where that is empty. The error is
+// Group returns the jobs of a group: a tenant's, or all if tenant is empty. The error is
 // job.ErrNoGroup or has the ledger's class.
 func (r *reader) Group(ctx context.Context, id, tenant string) (job.Group, error) {
 	g := job.Group{ID: id, Counts: make(map[job.State]int)}
@@ -215,20 +215,19 @@ func (r *reader) Group(ctx context.Context, id, tenant string) (job.Group, error
 	return g, nil
 }
 
-// RetryGroup is Retry for the group's jobs that failed or were cancelled, the first
-// submitted first. The errors are those of Group and Retry; what was run again before
-// stays so.
+// RetryGroup retries the jobs of a group that failed or were cancelled, oldest first. The
+// errors are those of Group and Retry; jobs retried before an error stay queued.
 func (s *submitter) RetryGroup(ctx context.Context, id, tenant string, trace job.Trace) error {
 	return s.reader.eachOfGroup(ctx, job.Query{Group: id, Tenant: tenant, States: []job.State{job.Failed, job.Cancelled}}, func(v job.View) error {
 		err := s.Retry(ctx, v.ID, trace)
-		if errors.Is(err, job.ErrNothingToRetry) { // since
+		if errors.Is(err, job.ErrNothingToRetry) { // retried by someone else meanwhile
 			return nil
 		}
 		return err
 	})
 }
 
-// eachOfGroup calls do for the jobs that match, as they are now.
+// eachOfGroup calls do for every job that matches at the time of the call.
 func (r *reader) eachOfGroup(ctx context.Context, q job.Query, do func(job.View) error) error {
 	if some, _, err := r.Jobs(ctx, job.Query{Group: q.Group, Tenant: q.Tenant}, 0, 1); err != nil || len(some) == 0 {
 		return cmp.Or(err, error(job.ErrNoGroup))

@@ -22,19 +22,19 @@ import (
 )
 
 const (
-	// abandonTime bounds the removal of what an upload that failed has stored.
+	// abandonTime bounds the removal of what a failed upload has stored.
 	abandonTime = 30 * time.Second
-	// smallInput is the most that an uploaded file takes in memory, in bytes.
+	// smallInput is the size in bytes up to which an uploaded file is kept in memory.
 	smallInput = 64 << 10
-	// spoolStep is how many bytes are spooled between two looks at the disk's room.
+	// spoolStep is how many bytes are spooled between two checks of the free disk space.
 	spoolStep = 16 << 20
 )
 
 // uploadUnderWay is the failure in the job_status.json of a place whose inputs are
-// not all there.
+// incomplete.
 const uploadUnderWay = "The inputs of this job are being uploaded, or their upload was cut short; submit it again"
 
-// inputStore makes the place of a job that is being submitted, and stores its inputs
+// inputStore creates the place of a job that is being submitted and stores the job's inputs
 // there, before the ledger knows the job.
 type inputStore struct {
 	cfg    *Config
@@ -43,17 +43,17 @@ type inputStore struct {
 	reader *reader
 }
 
-// writeErrors tells an error of the writer from one of the reader.
+// writeErrors tells errors of the writer apart from errors of the reader.
 type writeErrors struct {
 	to  io.Writer
 	err error
 }
 
-// noFiles are those of a job to which no files are sent.
+// noFiles is the job.Files of a request without files.
 func noFiles() (string, io.Reader, error) { return "", nil, io.EOF }
 
-// makePlace makes the place of a job that the ledger does not know, and returns the state
-// that it has. A place that an upload which was cut short has left is made again.
+// makePlace creates the place of a job that the ledger does not know and returns the state
+// written there. A place left by an interrupted upload is replaced.
 func (in *inputStore) makePlace(ctx context.Context, id job.ID, m job.Model) (job.Status, error) {
 	status := job.Status{
 		State: job.Queued, Accepted: true, Failure: &job.Failure{Message: uploadUnderWay}, Model: m, EnqueuedAt: in.env.clock.now(),
@@ -69,46 +69,47 @@ func (in *inputStore) makePlace(ctx context.Context, id job.ID, m job.Model) (jo
 		return job.Status{}, job.ErrSubmitted
 	}
 	if err != nil {
-		return job.Status{}, away("storage", fmt.Errorf("make the place of job %s: %w", id, err))
+		return job.Status{}, serviceError("storage", fmt.Errorf("make the place of job %s: %w", id, err))
 	}
 	return status, nil
 }
 
-// removeCutShort removes a place that an upload that was cut short has left, or
-// returns job.ErrSubmitted where it is another.
+// removeCutShort removes a place left by an interrupted upload, and returns job.ErrSubmitted
+// for any other place.
 func (in *inputStore) removeCutShort(ctx context.Context, id job.ID) error {
 	status, err := in.cfg.Store.Status(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
 		return job.ErrSubmitted
 	case err != nil:
-		return away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
+		return serviceError("storage", fmt.Errorf("read the state of job %s: %w", id, err))
 	case !isCutShort(status):
 		return job.ErrSubmitted
 	}
-	in.log.Info("Removing what an upload that was cut short has left", "job", id)
+	in.log.Info("Removing the files of an interrupted upload", "job", id)
 	if err := in.cfg.Store.Remove(ctx, id); err != nil {
-		return away("storage", fmt.Errorf("remove what an upload of job %s has left: %w", id, err))
+		return serviceError("storage", fmt.Errorf("remove the files of an interrupted upload of job %s: %w", id, err))
 	}
 	return nil
 }
 
-// isCutShort reports whether a place whose job the ledger does not know is that of
-// an upload.
+// isCutShort reports whether a place belongs to an upload, given that the ledger does not
+// know its job.
 func isCutShort(status job.Status) bool {
 	return status.Accepted && status.Failure != nil && status.Failure.Message == uploadUnderWay
 }
 
-// abandon removes what an upload has stored.
+// abandon removes what a failed upload has stored.
 func (in *inputStore) abandon(ctx context.Context, id job.ID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
 	if err := in.cfg.Store.Remove(ctx, id); err != nil {
-		in.log.Warn("What an upload that failed has stored stays in storage until its job is submitted again", "job", id, "error", err)
+		in.log.Warn("Cannot remove the files of a failed upload; they stay in storage until the job is submitted again", "job", id, "error", err)
 	}
 }
 
-// storeInputs writes the job's inputs to its place, whose state is reserved.
+// storeInputs writes the job's inputs to its place. reserved is the state that makePlace
+// wrote there.
 func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.Files, reserved job.Status) error {
 	var names job.InputNames
 	for _, c := range r.Copies {
@@ -127,7 +128,7 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 		if err := names.Add(name); err != nil {
 			return err
 		}
-		if err := notOfOthers(r, name); err != nil {
+		if err := checkInputName(r, name); err != nil {
 			return err
 		}
 		if err := in.storeInput(ctx, r.ID, name, content); err != nil {
@@ -137,10 +138,10 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 	if names.Len() == 0 && len(r.After) == 0 {
 		return &job.Invalid{Field: "inputs", Problem: "the request has no file; a job needs at least one input"}
 	}
-	// Another daemon may have taken this upload for one that was cut short.
+	// Another daemon may have mistaken this upload for an interrupted one and removed it.
 	status, err := in.cfg.Store.Status(ctx, r.ID)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
+		return serviceError("storage", fmt.Errorf("read the state of job %s: %w", r.ID, err))
 	}
 	if err != nil || !isCutShort(status) || !status.EnqueuedAt.Equal(reserved.EnqueuedAt) {
 		return job.ErrUploading
@@ -148,9 +149,9 @@ func (in *inputStore) storeInputs(ctx context.Context, r job.Request, files job.
 	return nil
 }
 
-// notOfOthers returns an error for an input below the name of a job whose outputs are to
-// be there.
-func notOfOthers(r job.Request, name string) error {
+// checkInputName returns an error if an input's path collides with the outputs of a job in
+// r.After, which become inputs below that job's id.
+func checkInputName(r job.Request, name string) error {
 	first, _, _ := strings.Cut(name, "/")
 	if slices.Contains(r.After, job.ID(first)) {
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file name %q is in the way of the outputs of job `%s`, which become inputs below %s/", name, first, first)}
@@ -158,7 +159,7 @@ func notOfOthers(r job.Request, name string) error {
 	return nil
 }
 
-// storeInput writes one file, of a size that is not known, to storage.
+// storeInput writes one file of unknown size to storage.
 func (in *inputStore) storeInput(ctx context.Context, id job.ID, name string, content io.Reader) error {
 	body, size, err := in.spool(content)
 	if err != nil {
@@ -171,17 +172,17 @@ func (in *inputStore) storeInput(ctx context.Context, id job.ID, name string, co
 	return nil
 }
 
-// inputError is the client's where its file cannot be stored under its name, or at
-// all, else the storage's.
+// inputError blames the client if the file cannot be stored under its name, and storage
+// otherwise.
 func inputError(id job.ID, name string, err error) error {
 	if errdefs.IsInvalidArgument(err) {
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("the file %q cannot be stored: %v", name, err)}
 	}
-	return away("storage", fmt.Errorf("store input %s of job %s: %w", name, id, err))
+	return serviceError("storage", fmt.Errorf("store input %s of job %s: %w", name, id, err))
 }
 
-// spool reads content to its end and returns it with its size. What is small stays
-// in memory; the rest is in a file without a name on the disk of data_root.
+// spool reads content to its end and returns it with its size. Small content stays in
+// memory; larger content goes to an unlinked file on the disk of data_root.
 func (in *inputStore) spool(content io.Reader) (io.ReadCloser, int64, error) {
 	head := make([]byte, smallInput+1)
 	n, err := io.ReadFull(content, head)
@@ -208,7 +209,7 @@ func (in *inputStore) spool(content io.Reader) (io.ReadCloser, int64, error) {
 	return file, size, nil
 }
 
-// spoolFile makes a file that is gone when it is closed.
+// spoolFile creates a file that is deleted when it is closed.
 func spoolFile(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -224,7 +225,8 @@ func spoolFile(dir string) (*os.File, error) {
 	return file, nil
 }
 
-// fill copies content to the file, as far as there is room on its disk.
+// fill copies content to the file and checks the free disk space before every spoolStep
+// bytes.
 func (in *inputStore) fill(file *os.File, content io.Reader) (size int64, err error) {
 	for {
 		if in.cfg.StageRoom != nil {
@@ -259,7 +261,7 @@ func spoolError(err error) error {
 	return &job.Unavailable{Service: "disk of data_root", Problem: problem, Cause: fmt.Errorf("spool an upload: %w", err)}
 }
 
-// copyInputs writes files of another job to the job's place.
+// copyInputs copies files of another job to the job's place.
 func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy, names *job.InputNames) error {
 	if err := in.mayCopy(ctx, r, c); err != nil {
 		return err
@@ -268,14 +270,16 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 	if strings.HasSuffix(c.Path, "/") {
 		one, below = "", c.Path
 	}
-	listed, err := in.cfg.Store.List(ctx, c.From, c.Path)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
-	}
 	found := false
-	for _, file := range listed {
+	for file, err := range in.cfg.Store.List(ctx, c.From, c.Path) {
+		if errdefs.IsNotFound(err) { // the job has no files
+			break
+		}
+		if err != nil {
+			return serviceError("storage", fmt.Errorf("list %s of job %s: %w", c.Path, c.From, err))
+		}
 		if strings.HasSuffix(file.Name, "/") || one != "" && file.Name != one {
-			continue // another program's mark of a directory; a name that begins like this one
+			continue // another program's directory marker; or a file whose name only begins with c.Path
 		}
 		found = true
 		name := c.As
@@ -285,7 +289,7 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 		if err := names.Add(name); err != nil {
 			return err
 		}
-		if err := notOfOthers(r, name); err != nil {
+		if err := checkInputName(r, name); err != nil {
 			return err
 		}
 		if err := in.copyInput(ctx, r.ID, name, c.From, file.Name); err != nil {
@@ -298,8 +302,8 @@ func (in *inputStore) copyInputs(ctx context.Context, r job.Request, c job.Copy,
 	return nil
 }
 
-// mayCopy returns an error where the tenant does not see the other job, or where that
-// has no results yet. To a tenant, others' jobs are as jobs that are not there.
+// mayCopy returns an error if the tenant may not see the other job, or if that job has no
+// outputs yet. Another tenant's job is reported as unknown.
 func (in *inputStore) mayCopy(ctx context.Context, r job.Request, c job.Copy) error {
 	unknown := &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("there is no job `%s` to copy files from", c.From)}
 	if in.cfg.Store.CheckID(c.From) != nil || c.From == r.ID {
@@ -316,7 +320,7 @@ func (in *inputStore) mayCopy(ctx context.Context, r job.Request, c job.Copy) er
 		}
 	}
 	if !strings.HasPrefix(c.Path, job.OutputDir+"/") {
-		return nil // inputs, of which there may be no job yet
+		return nil // inputs may be in storage before their job is submitted
 	}
 	status, err := in.reader.Job(ctx, c.From)
 	switch {
@@ -338,7 +342,7 @@ func (in *inputStore) copyInput(ctx context.Context, id job.ID, name string, fro
 		return &job.Invalid{Field: "inputs", Problem: fmt.Sprintf("%s of job `%s` was removed meanwhile", source, from)}
 	}
 	if err != nil {
-		return away("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
+		return serviceError("storage", fmt.Errorf("open %s of job %s: %w", source, from, err))
 	}
 	defer file.Body.Close()
 	if err := in.cfg.Store.Put(ctx, id, path.Join(job.InputDir, name), file.Body, file.Size); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/shepherd"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // sent are files of a request, in order: name, content, name, content…
@@ -33,7 +34,7 @@ func sent(pairs ...string) job.Files {
 // inputsOf are the names and sizes of the inputs that a job has in storage.
 func (p *fixture) inputsOf(id job.ID) map[string]int64 {
 	p.t.Helper()
-	listed, err := p.store.List(p.t.Context(), id, job.InputDir+"/")
+	listed, err := storagetest.All(p.store.List(p.t.Context(), id, job.InputDir+"/"))
 	if err != nil {
 		p.t.Fatal(err)
 	}

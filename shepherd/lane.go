@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// services are what all lanes work with.
+// services are the dependencies that all lanes share.
 type services struct {
 	node        string
 	dataRoot    string
@@ -22,12 +22,12 @@ type services struct {
 	peers       Peers // nil for none
 	fleet       Fleet // nil for none
 	store       storage.Store
-	fencer      storage.Fencer // nil where no other node has the ledger
+	fencer      storage.Fencer // nil if no other node shares the ledger
 	hub         *hub
 	flock       *flock
 	payloads    *payloads
 	budget      *budget
-	room        func(bytes int64) error // for inputs; nil always has some
+	room        func(bytes int64) error // checks the disk's room for inputs; nil for no check
 	forecaster  *forecaster
 	observer    Observer
 	tracer      Tracer
@@ -39,26 +39,26 @@ type services struct {
 	maxTurn     time.Duration
 	clock       clock
 	log         *slog.Logger
-	// tokens are those of the claims under way.
+	// tokens holds the tokens of the claims in progress.
 	tokens tokens
-	// background runs f beside the lanes, with a context that ends when the daemon
-	// has no more time for it.
+	// background runs f outside any lane, with a context that ends when the daemon shuts
+	// down.
 	background func(f func(context.Context))
 }
 
-// clock is the machine's: it tells the times that records have, and may jump. What
-// is waited for in this process is not measured by it.
+// clock is the wall clock, which may jump. It is used for the times in records; timers and
+// timeouts of this process use the monotonic clock instead.
 type clock func() time.Time
 
-// now is the time as records keep it: UTC, whole microseconds.
+// now returns the time in the records' form: UTC, truncated to microseconds.
 func (c clock) now() time.Time { return c().UTC().Truncate(time.Microsecond) }
 
-// until is how far a record's time is from now.
+// until returns the duration from now until a record's time.
 func (c clock) until(t time.Time) time.Duration { return t.Sub(c.now()) }
 
-// lane is the way of jobs through one sheep. Its feeder claims jobs and prepares
-// them; its worker sees to the runner and gives it one job at a time; its
-// concluder puts results away and ends attempts, beside the runner's next job.
+// lane moves jobs through one sheep. Its feeder claims and prepares jobs; its worker runs
+// the sheep's runner and gives it one job at a time; its concluder stores results and ends
+// attempts while the runner runs the next job.
 type lane struct {
 	Member
 	*services
@@ -68,7 +68,7 @@ type lane struct {
 
 	state *laneState
 	rests *rests
-	// modelRests are the models that the sheep does not try for a while.
+	// modelRests are the models that the sheep does not try for a while after a fault.
 	modelRests modelRests
 	turns      *turns
 	known      *knownModels
@@ -79,25 +79,25 @@ type lane struct {
 	life *life
 }
 
-// life is a lane's part of the daemon's time. A lane that is stopped and started again
-// has another one.
+// life is the lifetime of a lane: the contexts and goroutines from its start to its end. A
+// lane that is stopped and started again gets new contexts.
 type life struct {
-	leaving chan struct{} // closed when the runner is to be left up
-	leave   func()        // closes it
+	leaving chan struct{} // closed when the daemon ends and leaves the runner up
+	leave   func()        // closes leaving
 	running sync.WaitGroup
 
-	// transition is held by whoever ends the lane's work or lets it begin again.
+	// transition is held while the lane is stopped or started.
 	transition sync.Mutex
-	over       bool // it does not begin again; guarded by transition
+	over       bool // the lane must not start again; guarded by transition
 
 	mu   sync.Mutex
 	ends ends
 }
 
-// ends end a lane's work.
+// ends cancels a lane's work.
 type ends struct {
-	feed  context.CancelCauseFunc // no more jobs are to be started
-	work  context.CancelCauseFunc // running jobs are to be handed back
+	feed  context.CancelCauseFunc // no more jobs are started
+	work  context.CancelCauseFunc // running jobs are handed back
 	ended <-chan struct{}         // closed when the feed has ended
 }
 
@@ -107,7 +107,7 @@ func newLife() *life {
 	return &life{leaving: leaving, leave: sync.OnceFunc(func() { close(leaving) }), ends: ends{feed: nothing, work: nothing, ended: context.Background().Done()}}
 }
 
-// begin makes the contexts that the ends end.
+// begin creates the contexts of a new run of the lane.
 func (l *life) begin() (feed, work context.Context) {
 	var e ends
 	feed, e.feed = context.WithCancelCause(context.Background())
@@ -142,8 +142,8 @@ func newLane(m Member, env *services) *lane {
 	return l
 }
 
-// start lets the lane work: its worker adopts what recover found, and its feeder
-// claims jobs unless closing says that there are to be none.
+// start starts the lane's goroutines: the worker adopts what recover found, and the feeder
+// claims jobs unless closing is not nil.
 func (l *lane) start(closing error) {
 	feed, work := l.life.begin()
 	if closing != nil {
@@ -153,42 +153,42 @@ func (l *lane) start(closing error) {
 	l.life.running.Go(func() { l.worker.run(feed, work) })
 }
 
-// wait returns when the lane has ended: its feed is over, the job that ran is
-// ended, handed back or left to the runner, and the runner is gone or left up.
+// wait returns when the lane has ended: no more jobs are claimed, the running job has ended,
+// was handed back or was left to the runner, and the runner has stopped or was left up.
 func (l *lane) wait() {
 	l.life.running.Wait()
 	l.life.closeFeed(errOver)
 	l.life.interrupt(errOver)
 }
 
-// retire ends the lane: its job may finish for the time of drain. The caller tends the
-// lane.
+// retire ends the lane and waits for that. Its job may finish within drain. The caller holds
+// life.transition.
 func (l *lane) retire(drain time.Duration, why error) {
-	defer l.life.hurry(drain, why)()
+	defer l.life.endWithin(drain, why)()
 	l.wait()
 }
 
-// hurry has no more jobs started, and those that run handed back after the time of
-// drain, unless stop is called before.
-func (l *life) hurry(drain time.Duration, why error) (stop func()) {
+// endWithin stops the start of further jobs, and hands running jobs back after drain unless stop
+// is called first.
+func (l *life) endWithin(drain time.Duration, why error) (stop func()) {
 	ends := l.present() // the lane may be started again while the timer fires
 	ends.feed(why)
 	timer := time.AfterFunc(drain, func() { ends.work(why) })
 	return func() { timer.Stop() }
 }
 
-// beginTransition returns once nobody else ends the lane's work or lets it begin, and done is
-// called. Whoever is at it, and would wait longer for a job, waits no longer than drain.
+// beginTransition locks life.transition; done unlocks it. If another transition is waiting
+// for a job, that wait is cut down to drain.
 func (l *life) beginTransition(drain time.Duration, why error) (done func()) {
 	if !l.transition.TryLock() {
-		stop := l.hurry(drain, why)
+		stop := l.endWithin(drain, why)
 		l.transition.Lock()
 		stop()
 	}
 	return l.transition.Unlock
 }
 
-// isLeaving says that the runner is to be left up, with the job it has.
+// isLeaving reports whether the runner will be left up, with its job.
 func (l *lane) isLeaving() bool {
 	select {
 	case <-l.life.leaving:
@@ -198,8 +198,8 @@ func (l *lane) isLeaving() bool {
 	}
 }
 
-// nextModel is the model that the sheep will have loaded when what it has claimed
-// is done.
+// nextModel returns the model that the sheep will have loaded after the jobs that it has
+// claimed.
 func (l *lane) nextModel() job.Model {
 	if a := l.feeder.holds(); a != nil {
 		return a.Model
@@ -207,7 +207,7 @@ func (l *lane) nextModel() job.Model {
 	return l.state.model()
 }
 
-// admits says whether the lane may claim a job with this address.
+// admits reports whether the lane may claim a job with this address.
 func (l *lane) admits(address string) bool {
 	if l.state.isDrained() {
 		return false
@@ -222,9 +222,8 @@ func (l *lane) admits(address string) bool {
 	return true
 }
 
-// suits ranks the lane for a job with the model: idle before busy, and among
-// those one with the model loaded, then one with none, then one with another, and
-// last one whose devices are another sheep's.
+// suits ranks the lane for a job of the model: idle before busy; among those, in this order:
+// the model loaded, no model loaded, another model loaded, devices held by another sheep.
 func (l *lane) suits(m job.Model) int {
 	rank := 0
 	next := l.nextModel()
@@ -243,7 +242,7 @@ func (l *lane) suits(m job.Model) int {
 	return rank
 }
 
-// view is the sheep as clients see it.
+// view returns the sheep's state for clients.
 func (l *lane) view() job.Sheep {
 	v := l.state.view()
 	v.Name, v.Type = l.Name, l.Type
@@ -275,7 +274,7 @@ func (l *lane) view() job.Sheep {
 	return v
 }
 
-// owner is the user that the runner of a model runs as, where the sheep can tell.
+// owner returns the user that the runner of a model runs as, if the sheep can tell.
 func (l *lane) owner(ctx context.Context, m job.Model) (owner, error) {
 	o, ok := l.Sheep.(runtime.Owner)
 	if !ok {
@@ -288,22 +287,21 @@ func (l *lane) owner(ctx context.Context, m job.Model) (owner, error) {
 	return owner{set: true, uid: uid, gid: gid}, nil
 }
 
-// happened tells the observer what happened to the runner.
+// happened passes an event of the runner to the observer.
 func (l *lane) happened(event RunnerEvent) { l.observer.Runner(l.Name, event) }
 
-// passed tells the observer of a phase that ends now, of the attempt or, where it
-// is nil, of no job's. It reads of the claim only what does not change.
+// passed reports to the observer that a phase ends now. a is nil for a phase without a job.
+// It reads only fields of the claim that do not change.
 func (l *lane) passed(a *attempt, m job.Model, phase Phase, began time.Time, err error) time.Duration {
-	p := Passage{Phase: phase, Sheep: l.Name, Model: m, Began: began, Ended: time.Now(), Err: err}
+	p := PhaseResult{Phase: phase, Sheep: l.Name, Model: m, Began: began, Ended: time.Now(), Err: err}
 	if a != nil {
 		p.Job, p.Trace, p.Run, p.Attempt = a.ID, a.Trace, a.Run, a.Attempt
 	}
-	l.observer.Passed(p)
+	l.observer.PhaseEnded(p)
 	return p.Ended.Sub(began)
 }
 
-// traceOf is what a runner is told of the trace of the job that it has, or that it
-// is started for.
+// traceOf returns the trace context that the runner is given for a job.
 func (l *lane) traceOf(a *attempt) job.Trace {
 	if a == nil || a.Trace.IsZero() {
 		return job.Trace{}

@@ -15,8 +15,8 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Logs opens what a sheep's runners have written, as runtime.Logger says. The
-// error is *job.UnknownSheep or job.ErrNoLog, or has no class.
+// Logs opens the output of a sheep's runners, as described at runtime.Logger. The error is
+// *job.UnknownSheep or job.ErrNoLog, or has no class.
 func (r *reader) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.ReadCloser, error) {
 	l := r.env.flock.named(sheep)
 	if l == nil {
@@ -33,15 +33,14 @@ func (r *reader) Logs(ctx context.Context, sheep string, q job.LogQuery) (io.Rea
 	return log, nil
 }
 
-// JobLogs opens what runners have written during the attempts of a job's last run,
-// one after the other, as far as that is kept on nodes that are up; with q.Tail, that many
-// of the last lines of the last attempt. Following, it goes on until the run has
-// ended, through attempts that are still to come. The error is *job.UnknownJob or
-// job.ErrNoJobLog, *job.Unavailable for a node that does not answer, or has the
-// ledger's class.
+// JobLogs opens the output of runners during the attempts of a job's last run, one attempt
+// after the other, as far as it is kept on live nodes; with q.Tail, only that many lines of
+// the last attempt. With q.Follow it continues through later attempts until the run has
+// ended. The error is *job.UnknownJob, job.ErrNoJobLog, *job.Unavailable for a node that
+// does not answer, or has the ledger's class.
 func (r *reader) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.ReadCloser, error) {
 	changed := make(chan struct{}, 1)
-	unwatch := r.env.hub.watch(id, func(e job.Event) { // before the ledger is read, so that no change falls between
+	unwatch := r.env.hub.watch(id, func(e job.Event) { // subscribe before reading the ledger, so that no change is missed
 		if e.Kind == job.EventProgress {
 			return
 		}
@@ -86,7 +85,7 @@ func (r *reader) JobLogs(ctx context.Context, id job.ID, q job.LogQuery) (io.Rea
 	}}, nil
 }
 
-// readJobLog is a job's log as its reader has it.
+// readJobLog is the reader's end of a job's log.
 type readJobLog struct {
 	*io.PipeReader
 	end func()
@@ -104,8 +103,8 @@ type jobLog struct {
 	job     job.ID
 	run     int
 	query   job.LogQuery
-	changed <-chan struct{} // something happened to the job
-	next    int             // the first attempt that is not read
+	changed <-chan struct{} // receives when the job may have changed
+	next    int             // the first attempt that was not read yet
 }
 
 // attemptLog is the log of one attempt.
@@ -114,7 +113,8 @@ type attemptLog struct {
 	attempt int
 }
 
-// logEnd passes on to a log where it ends, whichever of the two is there first.
+// logEnd tells an open log where it ends, in whichever order the log and its end become
+// known.
 type logEnd struct {
 	mu   sync.Mutex
 	log  runtime.JobLog
@@ -132,7 +132,8 @@ func (e *logEnd) set(log runtime.JobLog, span string) {
 	}
 }
 
-// first opens the log that is read first: with a tail, that of the last attempt.
+// first opens the log to begin with: the first attempt's, or the last attempt's if there is
+// a tail.
 func (f *jobLog) first(ctx context.Context) (_ *attemptLog, over bool, err error) {
 	log, over, err := f.open(ctx)
 	if f.query.Tail < 0 {
@@ -150,8 +151,8 @@ func (f *jobLog) first(ctx context.Context) (_ *attemptLog, over bool, err error
 	return log, over, err
 }
 
-// open opens the log of the first attempt from next on of which one is kept. Over
-// says that there are no later ones to come.
+// open opens the first log that is kept of the attempts from next on. over is set if no
+// further attempts can follow.
 func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error) {
 	attempts, over, err := f.attempts(ctx)
 	if err != nil {
@@ -176,8 +177,8 @@ func (f *jobLog) open(ctx context.Context) (_ *attemptLog, over bool, err error)
 	return nil, over, nil
 }
 
-// localAttempt opens what this node has kept of the log of an attempt of its own; nil
-// where that is nothing.
+// localAttempt opens the log of an attempt of this node, or returns nil if nothing is kept
+// of it.
 func (f *jobLog) localAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
 	l := f.reader.env.flock.named(a.Sheep)
 	if l == nil {
@@ -206,7 +207,7 @@ func (f *jobLog) localAttempt(ctx context.Context, a job.Attempt) (runtime.JobLo
 	return log, nil
 }
 
-// attempts are those of the run; over says that there will be no others.
+// attempts returns the attempts of the run. over is set if no further ones can follow.
 func (f *jobLog) attempts(ctx context.Context) (of []job.Attempt, over bool, err error) {
 	rec, err := f.reader.cfg.Ledger.Get(ctx, f.job)
 	switch {
@@ -229,7 +230,7 @@ func (f *jobLog) attempts(ctx context.Context) (of []job.Attempt, over bool, err
 	return of, over, nil
 }
 
-// copy writes the log, from the attempt that is open on, to its reader.
+// copy writes the log to its reader, beginning with the attempt that is open.
 func (f *jobLog) copy(ctx context.Context, log *attemptLog, to io.Writer) error {
 	over := false
 	for {
@@ -258,8 +259,8 @@ func (f *jobLog) copy(ctx context.Context, log *attemptLog, to io.Writer) error 
 	}
 }
 
-// AttemptLog opens what this node has kept of the log of an attempt, for other nodes;
-// following, it ends when the attempt has. The error is job.ErrNoJobLog, or has the
+// AttemptLog opens the log that this node has kept of an attempt, for other nodes. With
+// q.Follow it ends when the attempt has ended. The error is job.ErrNoJobLog, or has the
 // ledger's class.
 func (r *reader) AttemptLog(ctx context.Context, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error) {
 	f := &jobLog{reader: r, job: id, run: run, query: q}

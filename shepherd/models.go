@@ -14,41 +14,40 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Models fetches models ahead of the jobs that want them, and removes them. It
-// works without a Shepherd, too, for as long as no other daemon has the ledger.
+// Models fetches models ahead of the jobs that need them, and removes them. It also works
+// without a Shepherd, as long as no other daemon uses the ledger.
 type Models struct {
 	ledger ledger.Ledger
 	log    *slog.Logger
-	// loaded names a sheep that has the model loaded, or nothing.
+	// loaded returns the name of a sheep that has the model loaded, or "".
 	loaded func(job.Model) string
 
 	mu      sync.Mutex
 	members []Member
 }
 
-// NewModels makes Models of these sheep; none of them is up.
+// NewModels returns the Models of these sheep, assuming that no sheep has a model loaded.
 func NewModels(l ledger.Ledger, members []Member, log *slog.Logger) *Models {
 	return &Models{ledger: l, members: members, log: log, loaded: func(job.Model) string { return "" }}
 }
 
-// of are the sheep of the moment.
+// of returns the current sheep.
 func (m *Models) of() []Member {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.members
 }
 
-// use makes these the sheep.
+// use replaces the sheep.
 func (m *Models) use(members []Member) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.members = members
 }
 
-// Pull makes the newest version of the model be here, for one sheep or, without
-// a name, for all that fetch models. It reports how far it is until it returns.
-// The error is *job.Invalid, *job.UnknownSheep, job.ErrNoModels or
-// *job.ModelError, or ctx's.
+// Pull fetches the newest version of the model for one sheep or, with an empty name, for all
+// sheep that fetch models. It reports its progress until it returns. The error is
+// *job.Invalid, *job.UnknownSheep, job.ErrNoModels or *job.ModelError, or ctx's.
 func (m *Models) Pull(ctx context.Context, model job.Model, sheep string, report func(job.PullProgress)) error {
 	if err := model.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
@@ -84,12 +83,11 @@ func (m *Models) Pull(ctx context.Context, model job.Model, sheep string, report
 			return err
 		}
 	}
-	m.log.Info("Model is here", "model", model.String(), "took", time.Since(began).Round(time.Millisecond))
+	m.log.Info("Model pulled", "model", model.String(), "took", time.Since(began).Round(time.Millisecond))
 	return nil
 }
 
-// List lists the models that are kept here. The error is *job.ModelError or
-// ctx's.
+// List lists the models kept on this machine. The error is *job.ModelError or ctx's.
 func (m *Models) List(ctx context.Context) ([]job.KeptModel, error) {
 	list := []job.KeptModel{}
 	for _, k := range m.keepers() {
@@ -102,10 +100,9 @@ func (m *Models) List(ctx context.Context) ([]job.KeptModel, error) {
 	return list, nil
 }
 
-// Remove removes a model that neither a sheep nor a job that has not ended
-// needs. The error is *job.ModelNeeded, job.ErrNoModels, *job.Invalid or
-// *job.ModelError, of class errdefs.ErrNotFound where the model is not here; or
-// it has the ledger's class.
+// Remove removes a model that no sheep has loaded and no unfinished job needs. The error is
+// *job.ModelNeeded, job.ErrNoModels, *job.Invalid or *job.ModelError, with class
+// errdefs.ErrNotFound if the model is not on this machine; or it has the ledger's class.
 func (m *Models) Remove(ctx context.Context, model job.Model) error {
 	keepers := m.keepers()
 	if len(keepers) == 0 {
@@ -134,7 +131,7 @@ func (m *Models) Remove(ctx context.Context, model job.Model) error {
 	return nil
 }
 
-// needed says who needs the model, as a *job.ModelNeeded.
+// needed returns *job.ModelNeeded if a job or a sheep needs the model.
 func (m *Models) needed(ctx context.Context, model job.Model) error {
 	open := ledger.Filter{States: []job.State{job.Queued, job.Processing}, Model: model}
 	records, _, err := m.ledger.List(ctx, open, 0, 1)
@@ -150,7 +147,7 @@ func (m *Models) needed(ctx context.Context, model job.Model) error {
 	return nil
 }
 
-// keepers are those of the sheep, each once.
+// keepers returns the sheep's model keepers, each once.
 func (m *Models) keepers() []runtime.ModelKeeper {
 	var found []runtime.ModelKeeper
 	seen := make(map[runtime.ModelKeeper]bool)
@@ -163,7 +160,7 @@ func (m *Models) keepers() []runtime.ModelKeeper {
 	return found
 }
 
-// NeededModels lists each model of the jobs that have not ended, once.
+// NeededModels lists the models of all unfinished jobs, each once.
 func NeededModels(ctx context.Context, l ledger.Ledger) ([]job.Model, error) {
 	const page = 1000
 	open := ledger.Filter{States: []job.State{job.Queued, job.Processing}}
@@ -187,8 +184,8 @@ func NeededModels(ctx context.Context, l ledger.Ledger) ([]job.Model, error) {
 	}
 }
 
-// loadedBy names a sheep whose runner has the model, or is being started with
-// it.
+// loadedBy returns the name of a sheep whose runner has the model loaded or is loading it,
+// or "".
 func (f *flock) loadedBy(m job.Model) string {
 	for _, l := range f.all() {
 		if l.state.has(m) {
@@ -198,20 +195,20 @@ func (f *flock) loadedBy(m job.Model) string {
 	return ""
 }
 
-// PullModel fetches a model ahead of time; see Models.Pull.
+// PullModel fetches a model ahead of jobs; see Models.Pull.
 func (s *Shepherd) PullModel(ctx context.Context, m job.Model, sheep string, report func(job.PullProgress)) error {
 	return s.models.Pull(ctx, m, sheep, report)
 }
 
-// Models lists the models that are kept here; see Models.List.
+// Models lists the models kept on this machine; see Models.List.
 func (s *Shepherd) Models(ctx context.Context) ([]job.KeptModel, error) { return s.models.List(ctx) }
 
-// RemoveModel removes a model that is kept here; see Models.Remove.
+// RemoveModel removes a model from this machine; see Models.Remove.
 func (s *Shepherd) RemoveModel(ctx context.Context, m job.Model) error {
 	return s.models.Remove(ctx, m)
 }
 
-// mayRun returns *job.Untrusted for a model that this sheep may not load.
+// mayRun returns *job.Untrusted for a model that this sheep must not load.
 func (l *lane) mayRun(m job.Model) error {
 	pin, err := l.trust.Check(m)
 	if err == nil && pin != "" && !checksDigests(l.Sheep) {
@@ -220,8 +217,8 @@ func (l *lane) mayRun(m job.Model) error {
 	return err
 }
 
-// mayLoad is mayRun as a *runtime.LoadError: the rules may be others than when the
-// job was submitted, and another sheep was perhaps meant.
+// mayLoad is mayRun with a *runtime.LoadError. It is checked again before each load, because
+// the rules may have changed since the job was submitted, and differ between sheep.
 func (l *lane) mayLoad(m job.Model) error {
 	if err := l.mayRun(m); err != nil {
 		return &runtime.LoadError{Message: err.Error(), Class: errdefs.ErrFailedPrecondition}

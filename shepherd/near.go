@@ -12,19 +12,19 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// deferTime is how long the jobs of a model are left to nodes that the model is nearer to:
-// the shortest turn. Then a sheep that has to load or to fetch it takes one, so that a queue
-// that others do not get through is shared.
+// deferTime is how long the jobs of a model are left to nodes that are closer to the model:
+// the shortest turn. After that, a sheep that has to load or fetch the model claims one, so
+// that a queue that those nodes cannot keep up with is shared.
 const deferTime = minTurn
 
-// lookAgain is how often it is looked meanwhile whether those nodes still have free sheep.
-const lookAgain = time.Second
+// recheckInterval is how often a deferring sheep checks whether those nodes still have free sheep.
+const recheckInterval = time.Second
 
 // nearTime bounds the search for a model on this machine.
 const nearTime = 3 * time.Second
 
-// deferrals are the models whose jobs the sheep of this node defer to others, each with its
-// oldest job and since when.
+// deferrals holds the models whose jobs the sheep of this node leave to other nodes, each
+// with its oldest job and the start of the deferral.
 type deferrals struct {
 	mu     sync.Mutex
 	models map[job.Model]deferral
@@ -32,8 +32,8 @@ type deferrals struct {
 
 type deferral struct{ oldest, since time.Time }
 
-// since is when the model's oldest job was first left to others. Which job that is, its
-// time of submission tells, by whatever clock.
+// since returns when the model's oldest job was first left to others. oldest, the job's time
+// of submission, only identifies the job, so clocks do not matter.
 func (l *deferrals) since(m job.Model, oldest, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,7 +53,7 @@ func (l *deferrals) since(m job.Model, oldest, now time.Time) time.Time {
 	return known.since
 }
 
-// rest is for how long the model's jobs are still left to others; 0 where they are not.
+// rest returns how long the model's jobs are still left to others; 0 if they are not.
 func (l *deferrals) rest(m job.Model, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -63,9 +63,9 @@ func (l *deferrals) rest(m job.Model, now time.Time) time.Duration {
 	return 0
 }
 
-// deferred is for how long the lane defers jobs that wait to other nodes, which can run them
-// sooner; 0 where it may claim them. It is at most deferTime by this machine's clock, and
-// ends at once where the ledger's says that the oldest job has waited for so long.
+// deferred returns how long the lane leaves waiting jobs to other nodes that can run them
+// sooner; 0 if it may claim them. It is at most deferTime by this machine's clock, and 0
+// once the oldest job has waited that long by the ledger's clock.
 func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Duration {
 	if l.fleet == nil || l.clock.now().Sub(w.Oldest) >= deferTime || l.nextModel() == w.Model {
 		return 0
@@ -75,11 +75,11 @@ func (f *flock) deferred(ctx context.Context, l *lane, w ledger.Waiting) time.Du
 		return 0
 	}
 	now := time.Now()
-	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), lookAgain)
+	return min(deferTime-now.Sub(f.deferrals.since(w.Model, w.Oldest, now)), recheckInterval)
 }
 
-// near is how near a model is that the sheep has not loaded. What is not known of one is
-// taken for near.
+// near returns how close a model is that the sheep has not loaded. Unknown counts as on
+// disk.
 func (l *lane) near(ctx context.Context, m job.Model) job.Nearness {
 	if _, ok := l.Sheep.(runtime.Owner); !ok {
 		return job.ModelOnDisk

@@ -6,41 +6,40 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Phase is a part of a job's way. Phases may overlap: inputs are staged while the
-// runner is started, or while it runs another job.
+// Phase is a part of a job's processing. Phases may overlap: inputs are staged while the
+// runner starts, or while it runs another job.
 type Phase string
 
-// The phases. Pull and Load are passed through only where the job's model is not
-// the one that the sheep has loaded.
+// The phases. PhasePull and PhaseLoad occur only if the sheep has another model loaded than
+// the job's.
 const (
-	PhaseQueued  Phase = "queued"  // from submission until a sheep begins with the job
-	PhaseStage   Phase = "stage"   // inputs come from storage
-	PhasePull    Phase = "pull"    // the model is made ready to start
-	PhaseLoad    Phase = "load"    // from the runner's start until it takes jobs
+	PhaseQueued  Phase = "queued"  // from submission until a sheep starts the job
+	PhaseStage   Phase = "stage"   // inputs are fetched from storage
+	PhasePull    Phase = "pull"    // the model is fetched and prepared
+	PhaseLoad    Phase = "load"    // from the runner's start until it accepts jobs
 	PhaseRun     Phase = "run"     // the runner has the job
-	PhaseCollect Phase = "collect" // outputs and state go to storage, and the state to the ledger
+	PhaseCollect Phase = "collect" // outputs are stored
 )
 
-// Phases are all phases, in the order in which a job passes through them.
+// Phases returns all phases in the order in which a job passes through them.
 func Phases() []Phase {
 	return []Phase{PhaseQueued, PhaseStage, PhasePull, PhaseLoad, PhaseRun, PhaseCollect}
 }
 
-// Passage is a phase that has ended.
-type Passage struct {
+// PhaseResult is a phase that has ended.
+type PhaseResult struct {
 	Phase Phase
 	Sheep string
 	Model job.Model
-	// Job is empty, and so are Trace, Run and Attempt, where a runner was started
-	// again for no job in particular.
+	// Job, Trace, Run and Attempt are empty for a runner that was started without a job.
 	Job     job.ID
 	Trace   job.Trace
 	Run     int
 	Attempt int
 
 	Began, Ended time.Time
-	// Err says why the phase did not end well: of PhaseRun it is the runner's
-	// *job.Failure, or why the job was taken from the runner.
+	// Err is why the phase failed, or nil. For PhaseRun it is the runner's *job.Failure, or
+	// why the job was taken from the runner.
 	Err error
 }
 
@@ -49,68 +48,68 @@ type RunnerEvent string
 
 // What happens to runners.
 const (
-	RunnerStarted  RunnerEvent = "started"  // for whatever reason
-	RunnerSwitched RunnerEvent = "switched" // stopped, to make room for another model
-	RunnerCrashed  RunnerEvent = "crashed"  // ended though nobody asked it to
-	RunnerRevived  RunnerEvent = "revived"  // started again after a crash, before a job wanted it
+	RunnerStarted  RunnerEvent = "started"  // for any reason
+	RunnerSwitched RunnerEvent = "switched" // stopped in order to load another model
+	RunnerCrashed  RunnerEvent = "crashed"  // ended without being asked to
+	RunnerRevived  RunnerEvent = "revived"  // started again after a crash, before a job needed it
 	RunnerAdopted  RunnerEvent = "adopted"  // found alive when the daemon started
 )
 
-// Observer is told what happens to jobs and sheep, to count it or to trace it.
-// Its methods are called from many goroutines and in the way of jobs: they return
-// at once, and they keep nothing that they are given but values.
+// Observer receives what happens to jobs and sheep, for metrics and traces. Its methods are
+// called from many goroutines, synchronously with the processing of jobs: they must return
+// at once and must not keep references to their arguments.
 type Observer interface {
-	// Passed is told of every phase that ended.
-	Passed(Passage)
-	// Ended is told of every job that came into a final state. The sheep is empty
-	// where none had the job.
+	// PhaseEnded is called for every phase that ended.
+	PhaseEnded(PhaseResult)
+	// Ended is called for every job that reached a final state. sheep is empty if no sheep
+	// had the job.
 	Ended(sheep string, state job.State)
-	// Returned is told of every job that went back to the queue.
+	// Returned is called for every job that went back to the queue.
 	Returned(sheep string)
-	// Runner is told what happens to runners.
+	// Runner is called for every RunnerEvent.
 	Runner(sheep string, event RunnerEvent)
-	// Waited is told how long a runner had nothing to do between two jobs though
-	// the second was there already when it had answered the first.
+	// Waited is called with the time that a runner was idle between two jobs although the
+	// second one was prepared when it answered the first.
 	Waited(sheep string, gap time.Duration)
 }
 
-// Tracer says to which traces jobs belong.
+// Tracer connects jobs to traces.
 type Tracer interface {
-	// Submit is told that a job is being submitted. The trace is what is kept with
-	// the job: the request's own, or what goes on from it. It is told of the end
-	// by done.
+	// Submit is called when a job is being submitted. The returned trace is stored with the
+	// job: the request's own, or a child of it. done is called with the result of the
+	// submission.
 	Submit(r job.Request) (_ job.Trace, done func(error))
-	// Run is the trace that the runner is told of, for what it does for a job.
-	// It is the same whenever it is asked for the same run and attempt.
+	// Run returns the trace context that the runner is given for a job. It is the same for
+	// every call with the same run and attempt.
 	Run(id job.ID, run, attempt int, t job.Trace) job.Trace
 }
 
-// Unobserved is the Observer of a core that nobody looks at.
-type Unobserved struct{}
+// NopObserver is an Observer that does nothing.
+type NopObserver struct{}
 
-func (Unobserved) Passed(Passage)               {}
-func (Unobserved) Ended(string, job.State)      {}
-func (Unobserved) Returned(string)              {}
-func (Unobserved) Runner(string, RunnerEvent)   {}
-func (Unobserved) Waited(string, time.Duration) {}
+func (NopObserver) PhaseEnded(PhaseResult)       {}
+func (NopObserver) Ended(string, job.State)      {}
+func (NopObserver) Returned(string)              {}
+func (NopObserver) Runner(string, RunnerEvent)   {}
+func (NopObserver) Waited(string, time.Duration) {}
 
-// Untraced is the Tracer that hands on what clients sent and adds nothing.
-type Untraced struct{}
+// NopTracer is a Tracer that passes clients' traces on unchanged.
+type NopTracer struct{}
 
 // Submit returns the request's own trace.
-func (Untraced) Submit(r job.Request) (job.Trace, func(error)) { return r.Trace, ignore }
+func (NopTracer) Submit(r job.Request) (job.Trace, func(error)) { return r.Trace, ignore }
 
-// Run returns the trace as it is.
-func (Untraced) Run(_ job.ID, _, _ int, t job.Trace) job.Trace { return t }
+// Run returns t.
+func (NopTracer) Run(_ job.ID, _, _ int, t job.Trace) job.Trace { return t }
 
 func ignore(error) {}
 
-// Observers is the Observer that tells several, one after the other.
+// Observers calls several Observers one after the other.
 type Observers []Observer
 
-func (o Observers) Passed(p Passage) {
+func (o Observers) PhaseEnded(p PhaseResult) {
 	for _, each := range o {
-		each.Passed(p)
+		each.PhaseEnded(p)
 	}
 }
 
@@ -138,6 +137,6 @@ func (o Observers) Waited(sheep string, gap time.Duration) {
 	}
 }
 
-// StageBudget is how many bytes jobs prepared ahead take on disk, all sheep
-// together, and how many they may; a limit of 0 is none.
+// StageBudget returns how many bytes the jobs prepared ahead take on disk, over all sheep,
+// and the limit; a limit of 0 is none.
 func (s *Shepherd) StageBudget() (used, limit int64) { return s.env.budget.state() }

@@ -22,7 +22,7 @@ import (
 type witness struct {
 	mu       sync.Mutex
 	lines    []string
-	passages []shepherd.Passage
+	passages []shepherd.PhaseResult
 	told     chan struct{} // one for each line, for who waits
 }
 
@@ -35,7 +35,7 @@ func (w *witness) note(format string, args ...any) {
 	w.told <- struct{}{}
 }
 
-func (w *witness) Passed(p shepherd.Passage) {
+func (w *witness) PhaseEnded(p shepherd.PhaseResult) {
 	w.mu.Lock()
 	w.passages = append(w.passages, p)
 	w.mu.Unlock()
@@ -233,15 +233,15 @@ func fakeOutput(in messenger.Input, data []byte) error {
 
 // Nobody looks: nothing is allocated for it.
 func TestUnobservedIsFree(t *testing.T) {
-	var o shepherd.Observer = shepherd.Unobserved{}
-	var tr shepherd.Tracer = shepherd.Untraced{}
+	var o shepherd.Observer = shepherd.NopObserver{}
+	var tr shepherd.Tracer = shepherd.NopTracer{}
 	r := job.Request{ID: "x"}
-	passage := shepherd.Passage{Phase: shepherd.PhaseRun, Job: "x"}
+	passage := shepherd.PhaseResult{Phase: shepherd.PhaseRun, Job: "x"}
 	n := testing.AllocsPerRun(1000, func() {
 		trace, done := tr.Submit(r)
 		done(nil)
 		_ = tr.Run("x", 1, 1, trace)
-		o.Passed(passage)
+		o.PhaseEnded(passage)
 		o.Ended("sheep", job.Done)
 		o.Waited("sheep", time.Second)
 	})

@@ -15,16 +15,16 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Why a job is handed back when its sheep is told to do something.
+// Causes for handing back a job when an operator gives its sheep an order.
 var (
 	errSheepDrained   = errors.New("the sheep was told to take no more jobs")
 	errSheepRestarted = errors.New("the sheep was told to restart")
 )
 
-// drains are the sheep that were told to claim no more jobs. They are known by their
-// names: one that is configured again is still drained.
+// drains are the sheep that were told to claim no more jobs. They are identified by name, so
+// a sheep that is reconfigured stays drained.
 type drains struct {
-	keep func([]string) error // nil where they are not kept
+	keep func([]string) error // persists the names; nil for no persistence
 
 	mu    sync.Mutex
 	names map[string]bool
@@ -44,8 +44,8 @@ func (d *drains) has(name string) bool {
 	return d.names[name]
 }
 
-// set has the lane drained, or drained no more, once that is kept. It reports whether
-// that is a change.
+// set drains the lane, or ends its drain, after persisting that. It reports whether that is
+// a change.
 func (d *drains) set(l *lane, drained bool) (changed bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,15 +66,15 @@ func (d *drains) set(l *lane, drained bool) (changed bool, err error) {
 	return true, nil
 }
 
-// newLane makes a lane that is drained where the sheep of its name is.
+// newLane creates a lane, drained if the sheep of that name is.
 func (s *Shepherd) newLane(m Member) *lane {
 	l := newLane(m, s.env)
 	l.state.setDrained(s.drains.has(m.Name))
 	return l
 }
 
-// OrderSheep tells a sheep what to do, as DrainSheep, ResumeSheep, RestartSheep and
-// LoadSheep do.
+// OrderSheep executes an operator's order with DrainSheep, ResumeSheep, RestartSheep or
+// LoadSheep.
 func (s *Shepherd) OrderSheep(ctx context.Context, name string, o job.Order) error {
 	switch o.Do {
 	case job.Drain:
@@ -89,10 +89,10 @@ func (s *Shepherd) OrderSheep(ctx context.Context, name string, o job.Order) err
 	return &job.Invalid{Field: "do", Problem: fmt.Sprintf("no sheep knows how to %q", o.Do)}
 }
 
-// DrainSheep has a sheep claim no more jobs until ResumeSheep, over restarts, too. It
-// goes on with the job that it has, hands back what it has only prepared, and keeps its
-// runner up. The error is *job.UnknownSheep, *job.SheepState where it is drained
-// already, or job.ErrDraining.
+// DrainSheep makes a sheep claim no more jobs until ResumeSheep, even across restarts. The
+// sheep finishes its running job, hands back a job that is only prepared, and keeps its
+// runner up. The error is *job.UnknownSheep, *job.SheepState if it is drained already, or
+// job.ErrDraining.
 func (s *Shepherd) DrainSheep(name string) error {
 	lanes, err := s.selected([]string{name})
 	if err != nil {
@@ -112,8 +112,8 @@ func (s *Shepherd) DrainSheep(name string) error {
 	return nil
 }
 
-// ResumeSheep lets a sheep claim jobs again that was drained, or stopped by StopSheep.
-// The error is *job.UnknownSheep, *job.SheepState where it was neither, or
+// ResumeSheep lets a sheep claim jobs again after DrainSheep or StopSheep. The error is
+// *job.UnknownSheep, *job.SheepState if it was neither drained nor stopped, or
 // job.ErrDraining.
 func (s *Shepherd) ResumeSheep(name string) error {
 	lanes, err := s.selected([]string{name})
@@ -138,11 +138,11 @@ func (s *Shepherd) ResumeSheep(name string) error {
 	return nil
 }
 
-// RestartSheep ends a sheep's runner and forgets what troubled the sheep. A job that it
-// has may finish for the time of drain and is handed back unspent after it. A sheep that
-// is drained stays so. It returns when nothing of the runner is left; the next job, or
-// the model that the sheep has ready, starts another. The error is *job.UnknownSheep,
-// *job.SheepState where it is stopped, or job.ErrDraining.
+// RestartSheep stops a sheep's runner and resets the sheep's fault counters. A running job
+// may finish within drain and is handed back unspent after that. A drained sheep stays
+// drained. RestartSheep returns when nothing is left of the runner; the next job, or the
+// sheep's preloaded model, starts a new one. The error is *job.UnknownSheep, *job.SheepState
+// if the sheep is stopped, or job.ErrDraining.
 func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
 	lanes, err := s.selected([]string{name})
 	if err != nil {
@@ -151,7 +151,7 @@ func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
 	l := lanes[0]
 	defer l.life.beginTransition(drain, errSheepRestarted)()
 	switch {
-	case l.life.over: // its configuration has changed meanwhile, and it was ended for that
+	case l.life.over: // a change of its configuration has ended it meanwhile
 		return nil
 	case l.state.isStopped():
 		return &job.SheepState{Sheep: name, Is: job.SheepStopped}
@@ -167,11 +167,11 @@ func (s *Shepherd) RestartSheep(name string, drain time.Duration) error {
 	return nil
 }
 
-// LoadSheep has a sheep without a job load a model, in the place of the one that it has
-// loaded. It returns when the model is loaded, or cannot be, or ctx ends, which gives it
-// up. A job of another model that comes meanwhile ends it, too, unless the sheep is
-// drained. The error is *job.Invalid, *job.UnknownSheep, *job.SheepState, *job.Untrusted
-// or *job.ModelError, ctx's, or job.ErrDraining.
+// LoadSheep makes an idle sheep load a model in place of the one that it has loaded. It
+// returns when the model is loaded or cannot be, or when ctx ends, which cancels the load. A
+// job of another model that arrives meanwhile cancels it too, unless the sheep is drained.
+// The error is *job.Invalid, *job.UnknownSheep, *job.SheepState, *job.Untrusted,
+// *job.ModelError, job.ErrDraining, or ctx's.
 func (s *Shepherd) LoadSheep(ctx context.Context, name string, m job.Model) error {
 	if err := m.Validate(); err != nil {
 		return &job.Invalid{Field: "model", Problem: err.Error()}
@@ -187,19 +187,19 @@ func (s *Shepherd) LoadSheep(ctx context.Context, name string, m job.Model) erro
 	if err := l.objection(m); err != nil {
 		return modelError(err)
 	}
-	s.log.Info("Sheep loads a model as it is told", "sheep", name, "model", m.String())
+	s.log.Info("Sheep loads a model on request", "sheep", name, "model", m.String())
 	return l.load(ctx, m)
 }
 
-// load has the worker load a model, unless it is busy.
+// load makes the worker load a model, unless it is busy.
 func (l *lane) load(ctx context.Context, m job.Model) error {
 	busy := &job.SheepState{Sheep: l.Name, Is: job.SheepBusy}
-	taken := l.state.idle()
+	taken := l.state.untilBusy()
 	if taken == nil || !l.worker.loading.TryLock() {
 		return busy
 	}
 	defer l.worker.loading.Unlock()
-	l.worker.preloader.wanted(m) // what is loaded for nobody goes
+	l.worker.preloader.wanted(m) // cancels a preload of another model
 	done := make(chan error, 1)
 	select {
 	case l.worker.loads <- func(feed context.Context) { done <- l.worker.loadOnRequest(ctx, feed, m) }:
@@ -234,12 +234,12 @@ func (w *worker) loadOnRequest(ctx, feed context.Context, m job.Model) error {
 	defer context.AfterFunc(feed, func() { cancel(context.Cause(feed)) })()
 	err := w.loadAhead(ctx, m)
 	if err != nil {
-		w.lane.log.Warn("Cannot load the model that the sheep was told to load", "model", m.String(), "error", err)
+		w.lane.log.Warn("Cannot load the model that an operator requested", "model", m.String(), "error", err)
 	}
 	return err
 }
 
-// modelError is why a model cannot be loaded, for whoever asked for that.
+// modelError translates the error of a load for the client that requested it.
 func modelError(err error) error {
 	var load *runtime.LoadError
 	var exit *runtime.Exit

@@ -7,20 +7,19 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// How many bytes of payloads are remembered, in all and each, and how long.
+// Bounds of the remembered payloads: bytes in total, bytes of one, and age.
 const (
 	maxPayloads = 8 << 20
 	maxPayload  = 256 << 10
 	payloadLife = 2 * time.Second
 )
 
-// payloads remembers the latest submissions' payloads for a moment: a small job
-// that is run at once need not be fetched back from storage. What is not
-// remembered is fetched. The zero value is empty and ready to use.
+// payloads caches the payloads of the latest submissions, so that a small job that runs at
+// once need not fetch its input from storage. The zero value is ready to use.
 type payloads struct {
 	mu    sync.Mutex
 	kept  map[job.ID]payload
-	order []job.ID // oldest first; some may have been taken already
+	order []job.ID // oldest first; may contain ids that were taken already
 	bytes int
 }
 
@@ -29,8 +28,8 @@ type payload struct {
 	at   time.Time
 }
 
-// keep remembers the payload of a job that was just submitted, or, where it is
-// nil, that what was remembered of an earlier run no longer holds.
+// keep remembers the payload of a job that was just submitted. A nil payload forgets that of
+// an earlier run.
 func (p *payloads) keep(id job.ID, data []byte) {
 	now := time.Now()
 	p.mu.Lock()
@@ -55,7 +54,7 @@ func (p *payloads) keep(id job.ID, data []byte) {
 	p.bytes += len(data)
 }
 
-// take returns and forgets a payload; ok is false where there is none.
+// take returns a payload and forgets it; ok is false if there is none.
 func (p *payloads) take(id job.ID) (data []byte, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

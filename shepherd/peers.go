@@ -12,33 +12,34 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Peers knows which nodes share the ledger.
+// Peers is the membership of the nodes that share a ledger.
 type Peers interface {
-	// Peers returns the names of the other nodes that are alive.
+	// Peers returns the names of the other live nodes.
 	Peers(ctx context.Context, node string) ([]string, error)
-	// Draining reports whether an operator wants the node, which has joined, to claim no
-	// job. It answers at once.
+	// Draining reports whether an operator has drained the node, which must have joined. It
+	// returns at once.
 	Draining(node string) bool
 }
 
-// Fleet asks other nodes for what only they know. An error of class
-// errdefs.ErrUnavailable is *job.Unavailable, which says of which node.
+// Fleet asks other nodes for what the ledger does not know. An error of class
+// errdefs.ErrUnavailable is a *job.Unavailable that names the node.
 type Fleet interface {
-	// Answering are the names of the other nodes that are alive and have a sheep with the
+	// Answering returns the names of the other live nodes that have a sheep with the
 	// address.
 	Answering(ctx context.Context, to job.Address) ([]string, error)
-	// Nearest is how near the model is on the other nodes that are alive, take jobs, have
-	// a sheep with the address, and one that is free, as far as they have said so.
+	// Nearest returns how close the model is on the other live nodes that take jobs and
+	// have a free sheep with the address, as far as they have announced it.
 	Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error)
-	// Sheep are those of a node.
+	// Sheep returns the sheep of a node.
 	Sheep(ctx context.Context, node string) ([]job.Sheep, error)
-	// AttemptLog opens what a node has kept of the log of an attempt; following, it ends
-	// when the attempt has. The error is job.ErrNoJobLog where it has none, or is not up.
+	// AttemptLog opens the log that a node has kept of an attempt; with q.Follow it ends
+	// when the attempt has. The error is job.ErrNoJobLog if the node has none or is not
+	// alive.
 	AttemptLog(ctx context.Context, node string, id job.ID, run, attempt int, q job.LogQuery) (io.ReadCloser, error)
 }
 
-// answers reports whether the lane may run jobs with the address, and whether it is
-// the sheep's own, as its name is.
+// answers reports whether the lane may run jobs with the address, and whether the address
+// names this sheep.
 func (l *lane) answers(address string) (may, own bool) {
 	if address == "" {
 		return true, false
@@ -47,16 +48,16 @@ func (l *lane) answers(address string) (may, own bool) {
 	return a.Fits(l.node, l.Name, l.placement.Labels), a.Sheep != ""
 }
 
-// named says that a job is for one sheep, by its name.
+// named reports whether the address names one sheep.
 func named(address string) bool { return job.ParseAddress(address).Sheep != "" }
 
-// remoteLog is the log of an attempt on another node, which knows where it ends.
+// remoteLog is the log of an attempt on another node, which ends the log itself.
 type remoteLog struct{ io.ReadCloser }
 
 func (remoteLog) End(string) {}
 
-// remoteAttempt opens what another node has kept of the log of an attempt; nil where
-// that is nothing, or the node is gone.
+// remoteAttempt opens the log that another node has kept of an attempt, or returns nil if
+// there is none or the node is gone.
 func (f *jobLog) remoteAttempt(ctx context.Context, a job.Attempt) (runtime.JobLog, error) {
 	if f.reader.cfg.Fleet == nil {
 		return nil, nil
@@ -71,18 +72,17 @@ func (f *jobLog) remoteAttempt(ctx context.Context, a job.Attempt) (runtime.JobL
 	return nil, err
 }
 
-// drainEvery is how often it is looked whether an operator wants the node drained.
+// drainEvery is how often the operator's drain of the node is polled.
 const drainEvery = time.Second
 
-// watchDrain has the node drained, and take jobs again, as an operator wants.
+// watchDrain drains and resumes the node as an operator wants.
 func (s *Shepherd) watchDrain(ctx context.Context) {
 	for sleep(ctx, drainEvery) == nil {
 		s.setDrained(s.cfg.Peers.Draining(s.cfg.Node))
 	}
 }
 
-// setDrained has all sheep claim no more jobs, or claim jobs again. They go on with what
-// they have.
+// setDrained makes all sheep claim no more jobs, or claim jobs again. Claimed jobs go on.
 func (s *Shepherd) setDrained(drained bool) {
 	f := s.env.flock
 	if f.drained.Swap(drained) == drained {
@@ -98,15 +98,15 @@ func (s *Shepherd) setDrained(drained bool) {
 	}
 }
 
-// decline notes that a job of a model that no sheep of this node can run is left to
-// another node: for missingFor the sheep that cannot run it claim none of it.
+// decline records that a job of a model that no sheep of this node can run is left to
+// another node: sheep that cannot run the model do not claim its jobs for missingFor.
 func (f *flock) decline(m job.Model, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.declined[m] = now.Add(missingFor)
 }
 
-// leftToPeers are the models that were declined recently.
+// leftToPeers returns the models that were declined recently.
 func (f *flock) leftToPeers(now time.Time) []job.Model {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -114,8 +114,8 @@ func (f *flock) leftToPeers(now time.Time) []job.Model {
 	return slices.Collect(maps.Keys(f.declined))
 }
 
-// onPeer says whether another node may have a sheep that can run the job: one that is
-// alive, and that has not said of this run that it has none.
+// onPeer reports whether another node may be able to run the job: one that is alive and has
+// not ended an attempt of this run with job.CauseNotHere.
 func (l *lane) onPeer(ctx context.Context, a *attempt) (bool, error) {
 	if l.peers == nil {
 		return false, nil

@@ -8,30 +8,30 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Placement says which models this node is for. The nodes of a fleet have the same rules
-// and labels of their own.
+// Placement is which models this node may run. All nodes of a fleet have the same rules;
+// each has its own labels.
 type Placement struct {
 	Labels job.Labels // of this node
-	// Rules choose nodes for models. The first that matches a model counts; a model that
-	// none matches is for every node.
+	// Rules assign models to nodes. The first rule that matches a model counts; a model
+	// that no rule matches may run on every node.
 	Rules []PlacementRule
 }
 
-// PlacementRule chooses the nodes that have all the labels for the models that a pattern
-// matches.
+// PlacementRule restricts the models that match a pattern to the nodes that have all the
+// labels.
 type PlacementRule struct {
 	Models job.Rule
 	Labels job.Labels
 }
 
-// check is On this node.
+// check is On for this node.
 func (p Placement) check(m job.Model) error { return p.On(p.Labels, m) }
 
-// Here is On this node.
+// Here is On for this node.
 func (p Placement) Here(m job.Model) error { return p.check(m) }
 
-// On says why the model is not for a node with the labels, with an error of class
-// errdefs.ErrFailedPrecondition; nil where it is.
+// On returns an error of class errdefs.ErrFailedPrecondition if the model must not run on a
+// node with the labels.
 func (p Placement) On(labels job.Labels, m job.Model) error {
 	for _, rule := range p.Rules {
 		if !rule.Models.Matches(m) {

@@ -10,28 +10,28 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// errOtherJob is why a model is not loaded ahead of jobs: one of another model came.
+// errOtherJob cancels a load without a job because a job of another model arrived.
 var errOtherJob = errors.New("a job of another model came")
 
-// preloader has a sheep load its own model while it has no job, at its start and
-// whenever its runner was lost. Only wanted may be called by others than the worker.
+// preloader loads a sheep's preload model while it has no job, at its start and after its
+// runner was lost. Only wanted may be called by others than the worker.
 type preloader struct {
 	model   job.Model // zero for none
-	due     time.Time // when to load it; zero for not
-	up      bool      // a runner was, at the last look
+	due     time.Time // when to load it; zero for never
+	up      bool      // whether a runner was up at the last call of look
 	backoff runtime.Backoff
 
 	mu      sync.Mutex
-	loading job.Model               // zero while none is
-	stop    context.CancelCauseFunc // while one is
+	loading job.Model               // zero while no load is in progress
+	stop    context.CancelCauseFunc // cancels the load in progress
 }
 
 func newPreloader(m job.Model) *preloader {
 	return &preloader{model: m, up: true, backoff: runtime.DefaultBackoff()}
 }
 
-// look is told whether a runner is up. When it was and is not any more, and at the
-// first look, the model is due.
+// look is called with whether a runner is up. The model becomes due when a runner is up no
+// more, and at the first call.
 func (p *preloader) look(up bool) {
 	if p.up && !up && !p.model.IsZero() {
 		p.due = time.Now()
@@ -39,11 +39,11 @@ func (p *preloader) look(up bool) {
 	p.up = up
 }
 
-// unloaded says that the runner was stopped to give up what it takes: the model is
-// not due until a job has brought one up again.
+// unloaded records that the runner was stopped to free its resources. The model does not
+// become due until a job has started a runner again.
 func (p *preloader) unloaded() { p.due, p.up = time.Time{}, false }
 
-// begin returns a context for loading m that ends when a job of another model comes.
+// begin returns a context for loading m that a job of another model cancels.
 func (p *preloader) begin(parent context.Context, m job.Model) context.Context {
 	ctx, cancel := context.WithCancelCause(parent)
 	p.mu.Lock()
@@ -59,7 +59,7 @@ func (p *preloader) end() {
 	p.loading = job.Model{}
 }
 
-// wanted is told the model of a job that the sheep is to run, or that it is told to load.
+// wanted cancels a load of another model than m, which a job or an operator needs.
 func (p *preloader) wanted(m job.Model) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,7 +68,7 @@ func (p *preloader) wanted(m job.Model) {
 	}
 }
 
-// preload loads the model.
+// preload loads the preload model.
 func (w *worker) preload(feed context.Context) {
 	l, p := w.lane, w.preloader
 	p.due = time.Time{}
@@ -77,19 +77,19 @@ func (w *worker) preload(feed context.Context) {
 	switch {
 	case err == nil:
 		p.backoff.Reset()
-	case errors.As(err, &state): // others have the devices: a job loads it
+	case errors.As(err, &state): // other sheep hold the devices: the next job loads the model
 	case errors.Is(err, errOtherJob), feed.Err() != nil:
-		p.due = time.Now().Add(time.Second) // the job may be another sheep's by then
+		p.due = time.Now().Add(time.Second) // another sheep may take the job
 	default:
 		wait := max(p.backoff.Failed(0), time.Second)
 		p.due = time.Now().Add(wait)
-		l.log.Warn("Cannot load the model that the sheep is to have ready; trying again", "model", p.model.String(), "pause", wait, "error", err)
+		l.log.Warn("Cannot preload the sheep's model; retrying", "model", p.model.String(), "pause", wait, "error", err)
 	}
 }
 
-// loadAhead loads a model without a job that wants it. The error is *job.SheepState
-// where others have the devices, errOtherJob where a job of another model comes, what
-// supervisor.change says, or the cause of ctx's end.
+// loadAhead loads a model without a job that needs it. The error is *job.SheepState if other
+// sheep hold the devices, errOtherJob if a job of another model arrives, an error of
+// supervisor.change, or the cause of ctx's end.
 func (w *worker) loadAhead(ctx context.Context, m job.Model) error {
 	l, p := w.lane, w.preloader
 	done, ok := l.share.hold()
@@ -111,8 +111,8 @@ func (w *worker) loadAhead(ctx context.Context, m job.Model) error {
 	return err
 }
 
-// prefetch fetches the model of a job that is prepared ahead, beside the runner's
-// job: what its Load will need is here by then.
+// prefetch fetches the model of a job that is prepared ahead while the runner runs another
+// job, so that Load need not wait for it.
 func (l *lane) prefetch(ctx context.Context, a *attempt) {
 	f, ok := l.Sheep.(runtime.Prefetcher)
 	if !ok || !a.ahead || l.state.has(a.Model) || l.mayLoad(a.Model) != nil {
@@ -124,7 +124,7 @@ func (l *lane) prefetch(ctx context.Context, a *attempt) {
 		err := f.Prefetch(ctx, a.Model, runtime.Discard)
 		a.fetched.Store(err == nil)
 		if err != nil && ctx.Err() == nil {
-			l.log.Debug("The model of a job that waits cannot be fetched ahead of it", "job", a.ID, "model", a.Model.String(), "error", err)
+			l.log.Debug("Cannot prefetch the model of a waiting job", "job", a.ID, "model", a.Model.String(), "error", err)
 		}
 	})
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// fencerOf is what keeps the outputs of attempts on several nodes apart; nil where the
-// ledger is this node's alone, and an attempt begins only when the one before has let
-// go of the job's place.
+// fencerOf returns the Fencer that separates the outputs of attempts on different nodes. It
+// is nil if the ledger is not shared: then an attempt begins only after the previous one has
+// finished writing to the job's place.
 func fencerOf(cfg Config) storage.Fencer {
 	if cfg.Peers == nil {
 		return nil
@@ -20,8 +20,8 @@ func fencerOf(cfg Config) storage.Fencer {
 	return fencer
 }
 
-// storeResults stores the outputs of an attempt; replace says that the job's place may
-// hold others.
+// storeResults stores the outputs of an attempt. replace is set if the job's place may hold
+// outputs of an earlier one.
 func (c *concluder) storeResults(ctx context.Context, a *attempt, replace bool) (storage.Collected, error) {
 	l := c.lane
 	if l.fencer == nil {
@@ -36,8 +36,8 @@ func (c *concluder) storeResults(ctx context.Context, a *attempt, replace bool) 
 	if err != nil {
 		return storage.Collected{}, err
 	}
-	// Whoever gets the job after this has seen everything that was stored apart, and
-	// removes it before it promotes its own: then the copies below fail.
+	// Whoever gets the job after this check sees everything that was stored apart, and
+	// removes it before it promotes its own outputs: then Promote below fails.
 	if err := c.stillHeld(ctx, a); err != nil {
 		return storage.Collected{}, err
 	}
@@ -53,10 +53,10 @@ func (c *concluder) storeResults(ctx context.Context, a *attempt, replace bool) 
 	return apart.Collected(), nil
 }
 
-// stillHeld returns ledger.ErrFenced where the attempt is over for the ledger.
+// stillHeld returns ledger.ErrFenced if the attempt has ended in the ledger.
 func (c *concluder) stillHeld(ctx context.Context, a *attempt) error {
 	_, err := c.lane.retryLedger(ctx, a.ID, func() (job.Record, error) {
-		return c.lane.ledger.Start(ctx, a.ID, a.Token) // which it has been
+		return c.lane.ledger.Start(ctx, a.ID, a.Token) // repeats the start, which only checks the token
 	})
 	if errors.Is(err, ledger.ErrFenced) {
 		a.stopper.stop(errFenced)

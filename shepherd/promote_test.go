@@ -11,6 +11,7 @@ import (
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runtime/fake"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // frozenStore is the storage of a node that is suspended at a step, and goes on later
@@ -111,7 +112,7 @@ func TestLateOutputs(t *testing.T) {
 			close(frozen.thaw)
 			<-frozen.done
 			p.stop()
-			files, err := q.store.List(t.Context(), "job", job.OutputDir+"/")
+			files, err := storagetest.All(q.store.List(t.Context(), "job", job.OutputDir+"/"))
 			if err != nil || len(files) != 2 || files[0].Name != "outputs/output" || files[1].Name != "outputs/right" {
 				t.Errorf("the outputs are %v, %v", files, err)
 			}

@@ -7,22 +7,20 @@ import (
 	"time"
 )
 
-// stuckAfter is how long the feeder or the worker of a lane may be at what takes
-// milliseconds when all is well, and is bounded when it is not: the longest such
-// thing is to stop a runner that does not want to.
+// stuckAfter is how long a lane's feeder or worker may take for one bounded operation before
+// it counts as stuck. The longest such operation is stopping a runner that does not react.
 const stuckAfter = 10 * time.Minute
 
-// pulse shows that a goroutine of a lane still goes round. It waits, for what may
-// never come (a job, an answer, a model's image), or it is at something that has
-// to end.
+// pulse shows whether a goroutine of a lane makes progress. The goroutine either waits for
+// something unbounded (a job, an answer, an image pull) or works on something bounded.
 type pulse struct {
-	busy atomic.Int64 // since when, in Unix nanoseconds; 0 while it waits
+	busy atomic.Int64 // start of the current work in Unix nanoseconds; 0 while waiting
 }
 
 func (p *pulse) waits() { p.busy.Store(0) }
 func (p *pulse) works() { p.busy.Store(time.Now().UnixNano()) }
 
-// stuck says for how long the goroutine has been at one thing, where that is too
+// stuck returns how long the goroutine has worked on one thing, and whether that is too
 // long.
 func (p *pulse) stuck(now time.Time) (time.Duration, bool) {
 	since := p.busy.Load()
@@ -33,18 +31,17 @@ func (p *pulse) stuck(now time.Time) (time.Duration, bool) {
 	return d, d > stuckAfter
 }
 
-// Alive looks whether the core still works: every lane goes round, none of its
-// locks is held for ever, and the ledger answers to a write and to a read, be it
-// that it cannot. The error says what is stuck; ctx bounds how long anything may
-// take to answer. What is merely out of order (a full disk, storage that is away)
-// is told by Checks, and is no reason to begin again.
+// Alive checks that the core makes progress: that no lane is stuck, no lock is held forever,
+// and the ledger answers a write and a read, even with an error. The error says what is
+// stuck; ctx bounds the check. Unavailable dependencies (a full disk, storage that does not
+// answer) are reported by Checks; restarting the daemon does not help against them.
 func (s *Shepherd) Alive(ctx context.Context) error {
 	return s.aliveAt(ctx, time.Now())
 }
 
 func (s *Shepherd) aliveAt(ctx context.Context, now time.Time) error {
 	looked := make(chan error, 1)
-	go func() { // which a lock that is held for ever would never let end
+	go func() { // a lock that is held forever blocks this goroutine
 		for _, l := range s.env.flock.all() {
 			l.view()
 			for what, p := range map[string]*pulse{"claiming of jobs": &l.feeder.pulse, "running of jobs": &l.worker.pulse} {
@@ -75,7 +72,7 @@ func (s *Shepherd) aliveAt(ctx context.Context, now time.Time) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the ledger is stuck: %w", ctx.Err())
 	}
-	if ctx.Err() != nil { // it answered because it was told to give up
+	if ctx.Err() != nil { // it may have answered only because ctx ended
 		return fmt.Errorf("the ledger is stuck: %w", ctx.Err())
 	}
 	return nil

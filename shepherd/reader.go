@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"strings"
 	"time"
@@ -15,32 +16,30 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// reader answers what is known of jobs, their files, logs and events, and changes
-// nothing. What the ledger does not know it looks for in storage.
+// reader answers queries about jobs, their files, logs and events. It changes nothing. For
+// jobs that the ledger does not know it asks storage.
 type reader struct {
 	cfg *Config
 	env *services
 	log *slog.Logger
 }
 
-// Owner is the tenant whose job it is, empty for nobody's in particular: that a
-// job was a tenant's is forgotten with its record in the ledger. The errors are
-// those of Job.
+// Owner returns the tenant that a job belongs to; empty for none, and for a job whose record
+// in the ledger has expired. The errors are those of Job.
 func (r *reader) Owner(ctx context.Context, id job.ID) (string, error) {
 	rec, err := r.cfg.Ledger.Get(ctx, id)
 	switch {
 	case err == nil:
 		return rec.Tenant, nil
 	case !errors.Is(err, ledger.ErrNotFound): // what it would say is not known
-		return "", away("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
+		return "", serviceError("ledger", fmt.Errorf("read whose job %s is: %w", id, err))
 	}
 	_, err = r.Job(ctx, id)
 	return "", err
 }
 
-// Job is the state of a job, from the ledger or, where its record has expired or
-// is the original shepherd's, from storage. The error is *job.UnknownJob or has
-// the class its part gave it.
+// Job returns a job's state from the ledger or, if its record has expired or never existed,
+// from storage. The error is *job.UnknownJob, or has the class of the ledger or the storage.
 func (r *reader) Job(ctx context.Context, id job.ID) (job.Status, error) {
 	rec, err := r.cfg.Ledger.Get(ctx, id)
 	if err == nil {
@@ -57,22 +56,22 @@ func (r *reader) Job(ctx context.Context, id job.ID) (job.Status, error) {
 		return job.Status{}, &job.UnknownJob{ID: string(id)}
 	}
 	if err != nil {
-		return job.Status{}, away("storage", fmt.Errorf("read the state of job %s: %w", id, err))
+		return job.Status{}, serviceError("storage", fmt.Errorf("read the state of job %s: %w", id, err))
 	}
 	return status, nil
 }
 
-// Wait is Job, once the job has ended or ctx has. When ctx ends first, Wait
-// returns the state of the job so far with the context's error. A job that only
-// storage knows will not change any more: its state is returned at once.
+// Wait is Job, returning when the job or ctx has ended. If ctx ends first, Wait returns the
+// current state with ctx's error. A job that only storage knows does not change any more, so
+// its state is returned at once.
 func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
-	events, stop := r.env.hub.subscribe(id) // before the ledger is read, so that no change falls between
+	events, stop := r.env.hub.subscribe(id) // before reading the ledger, so that no change is missed
 	defer stop()
-	status, run, err := r.standing(ctx, id)
+	status, run, err := r.statusAndRun(ctx, id)
 	for err == nil && !status.State.Final() {
 		select {
 		case <-ctx.Done():
-			if now, again, err := r.standing(context.WithoutCancel(ctx), id); err == nil && again == run {
+			if now, again, err := r.statusAndRun(context.WithoutCancel(ctx), id); err == nil && again == run {
 				status = now
 			}
 			return status, ctx.Err()
@@ -80,7 +79,7 @@ func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 			switch {
 			case e.Kind == job.EventEnded && e.Run >= run && e.Status != nil:
 				status = *e.Status
-			case e.Run > run: // the end of the run was missed: this one's counts
+			case e.Run > run: // the end of the last run was missed: wait for this one
 				run = e.Run
 			}
 		}
@@ -88,10 +87,10 @@ func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 	return status, err
 }
 
-// standing is Job with the number of the job's run, for callers that go on to wait. The
-// ledger is read on a goroutine of its own: it needs a deep stack, and the waiting one
-// would keep it.
-func (r *reader) standing(ctx context.Context, id job.ID) (job.Status, int, error) {
+// statusAndRun is Job with the number of the job's run. It reads the ledger on another
+// goroutine: the read needs a deep stack, which a goroutine that waits afterwards would
+// keep.
+func (r *reader) statusAndRun(ctx context.Context, id job.ID) (job.Status, int, error) {
 	type answer struct {
 		status job.Status
 		run    int
@@ -120,8 +119,8 @@ func (r *reader) Input(ctx context.Context, id job.ID, name string, part *job.Ra
 	return r.open(ctx, id, job.InputDir+"/"+name, part)
 }
 
-// Output opens one of a job's outputs. Before the job has ended it answers
-// job.ErrNotReady; of a failed job the *job.Failure; else it is as Input.
+// Output opens one of a job's outputs. The error is job.ErrNotReady before the job has
+// ended, the *job.Failure of a failed job, or one of Input's.
 func (r *reader) Output(ctx context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
 	status, err := r.Job(ctx, id)
 	if err != nil {
@@ -133,30 +132,22 @@ func (r *reader) Output(ctx context.Context, id job.ID, name string, part *job.R
 	return r.open(ctx, id, job.OutputDir+"/"+name, part)
 }
 
-// Outputs lists the files that a job has stored. Before the job has ended it answers
-// job.ErrNotReady; of a job that ended without a result the *job.Failure.
-func (r *reader) Outputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
-	status, err := r.Job(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	if err := withoutResult(status); err != nil {
-		return nil, err
-	}
-	return r.list(ctx, id, job.OutputDir+"/")
+// Outputs yields the files that a job has stored, by name. It yields at most one error, as
+// the last element: job.ErrNotReady before the job has ended, or the *job.Failure of a job
+// that ended without a result.
+func (r *reader) Outputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return r.files(ctx, id, job.OutputDir+"/", withoutResult)
 }
 
-// Inputs lists the files that a job was submitted with. The error is *job.UnknownJob,
-// or has the storage's class.
-func (r *reader) Inputs(ctx context.Context, id job.ID) ([]job.FileInfo, error) {
-	if _, err := r.Job(ctx, id); err != nil {
-		return nil, err
-	}
-	return r.list(ctx, id, job.InputDir+"/")
+// Inputs yields a job's inputs, by name. It yields at most one error, as the last element:
+// *job.UnknownJob, or one with the storage's class.
+func (r *reader) Inputs(ctx context.Context, id job.ID) iter.Seq2[job.FileInfo, error] {
+	return r.files(ctx, id, job.InputDir+"/", func(job.Status) error { return nil })
 }
 
-// Presign gives each of a job's files below a directory, job.InputDir or job.OutputDir, an
-// address that is valid for a time. The error is job.ErrNoAddresses, or the storage's.
+// Presign sets the Address of each of a job's files in dir, job.InputDir or job.OutputDir,
+// to a URL that is valid for the given time. The error is job.ErrNoAddresses, or the
+// storage's.
 func (r *reader) Presign(ctx context.Context, id job.ID, dir string, files []job.FileInfo, valid time.Duration) error {
 	if r.cfg.Presigner == nil {
 		return job.ErrNoAddresses
@@ -164,31 +155,49 @@ func (r *reader) Presign(ctx context.Context, id job.ID, dir string, files []job
 	for i := range files {
 		address, err := r.cfg.Presigner.Presign(ctx, id, dir+"/"+files[i].Name, valid)
 		if err != nil {
-			return away("storage", err)
+			return serviceError("storage", err)
 		}
 		files[i].Address = address
 	}
 	return nil
 }
 
-// list returns a job's files below prefix, without it; none where they were removed.
-func (r *reader) list(ctx context.Context, id job.ID, prefix string) ([]job.FileInfo, error) {
-	listed, err := r.cfg.Store.List(ctx, id, prefix)
-	if errdefs.IsNotFound(err) { // its files were removed
-		return nil, nil
-	}
-	if err != nil {
-		return nil, away("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err))
-	}
-	files := make([]job.FileInfo, 0, len(listed))
-	for _, f := range listed {
-		name := strings.TrimPrefix(f.Name, prefix)
-		if name == "" || strings.HasSuffix(name, "/") {
-			continue // another program's mark of a directory
+// files is list for a job that exists and whose status passes check.
+func (r *reader) files(ctx context.Context, id job.ID, prefix string, check func(job.Status) error) iter.Seq2[job.FileInfo, error] {
+	return func(yield func(job.FileInfo, error) bool) {
+		status, err := r.Job(ctx, id)
+		if err == nil {
+			err = check(status)
 		}
-		files = append(files, job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified})
+		if err != nil {
+			yield(job.FileInfo{}, err)
+			return
+		}
+		r.list(ctx, id, prefix)(yield)
 	}
-	return files, nil
+}
+
+// list yields a job's files below prefix, with the prefix removed; none if they were
+// removed. It yields at most one error, as the last element.
+func (r *reader) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[job.FileInfo, error] {
+	return func(yield func(job.FileInfo, error) bool) {
+		for f, err := range r.cfg.Store.List(ctx, id, prefix) {
+			if errdefs.IsNotFound(err) { // the job's files were removed
+				return
+			}
+			if err != nil {
+				yield(job.FileInfo{}, serviceError("storage", fmt.Errorf("list %s of job %s: %w", prefix, id, err)))
+				return
+			}
+			name := strings.TrimPrefix(f.Name, prefix)
+			if name == "" || strings.HasSuffix(name, "/") {
+				continue // another program's directory marker
+			}
+			if !yield(job.FileInfo{Name: name, Size: f.Size, ETag: quoted(f.ETag), Modified: f.Modified}, nil) {
+				return
+			}
+		}
+	}
 }
 
 func quoted(etag string) string {
@@ -198,7 +207,7 @@ func quoted(etag string) string {
 	return `"` + etag + `"`
 }
 
-// withoutResult is why a job has no result; nil where it has one.
+// withoutResult returns why a job has no result, or nil if it has one.
 func withoutResult(status job.Status) error {
 	switch status.State {
 	case job.Done:
@@ -227,14 +236,14 @@ func (r *reader) open(ctx context.Context, id job.ID, name string, part *job.Ran
 	case errors.Is(err, storage.ErrBadName):
 		return nil, job.ErrNoFile
 	case !errdefs.IsNotFound(err):
-		return nil, away("storage", fmt.Errorf("open %s of job %s: %w", name, id, err))
+		return nil, serviceError("storage", fmt.Errorf("open %s of job %s: %w", name, id, err))
 	}
 	if _, err := r.cfg.Ledger.Get(ctx, id); err == nil {
 		return nil, job.ErrNoFile
 	}
 	there, err := r.cfg.Store.Exists(ctx, id)
 	if err != nil {
-		return nil, away("storage", fmt.Errorf("look for job %s: %w", id, err))
+		return nil, serviceError("storage", fmt.Errorf("look for job %s: %w", id, err))
 	}
 	if !there {
 		return nil, &job.UnknownJob{ID: string(id)}

@@ -14,48 +14,46 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// RebuildConfig is what Rebuild works with.
+// RebuildConfig holds the parameters of Rebuild.
 type RebuildConfig struct {
 	Ledger RebuildLedger
 	Store  storage.Store
-	// DryRun has nothing changed.
+	// DryRun reports what Rebuild would do and changes nothing.
 	DryRun bool
-	// Report is called for each job that is queued again or cannot be, as it
-	// becomes known.
+	// Report is called for each job as soon as it is queued or found not to be queueable.
 	Report func(Rebuilt)
 }
 
-// RebuildLedger is what Rebuild needs of a ledger.Ledger.
+// RebuildLedger is the part of ledger.Ledger that Rebuild needs.
 type RebuildLedger interface {
 	Get(ctx context.Context, id job.ID) (job.Record, error)
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 }
 
-// Rebuilt is what became of one job whose end is not known.
+// Rebuilt is the result for one job whose end is not known.
 type Rebuilt struct {
 	ID    job.ID
 	Model job.Model
-	// Trouble says why the job is not in the queue; nil where it is.
+	// Trouble is why the job was not queued; nil if it was.
 	Trouble error
 }
 
-// RebuildCounts is how many jobs Rebuild found.
+// RebuildCounts counts the jobs that Rebuild found.
 type RebuildCounts struct {
 	Queued  int // entered in the ledger
-	Known   int // the ledger has them
-	Ended   int // their end is in storage
-	Refused int // they cannot be queued
+	Known   int // already in the ledger
+	Ended   int // ended, according to storage
+	Refused int // cannot be queued
 }
 
-// errNoState says that a place has inputs and no job_status.json.
+// errNoState is the error of a place that has inputs and no job_status.json.
 var errNoState = errors.New("its job_status.json is missing, so its model is not known: if it was submitted, submit it again")
 
-// Rebuild enters in the ledger what storage knows of jobs that have not ended and
-// the ledger does not know: the way back after the state directory was lost. Such
-// a job gets the model and the place in the queue that job_status.json gives it;
-// its sheep, priority, limits and tenant are not kept in storage, and are lost. A
-// job that was running runs again. It may be called again after it failed. The
-// error is the ledger's or the storage's.
+// Rebuild creates ledger records for unfinished jobs that storage knows and the ledger does
+// not, after the state directory was lost. A job gets its model and its position in the
+// queue from job_status.json. Its sheep, priority, limits and tenant are not kept in storage
+// and are lost. A job that was running runs again. Rebuild can be repeated after an error,
+// which is the ledger's or the storage's.
 func Rebuild(ctx context.Context, cfg RebuildConfig) (RebuildCounts, error) {
 	var counts RebuildCounts
 	type queued struct {

@@ -19,18 +19,18 @@ import (
 // adoption is what a lane takes over from an earlier daemon.
 type adoption struct {
 	found *runtime.Recovered
-	// jobs are those that the runner has or has answered, by id.
+	// jobs are the attempts of the jobs that the runner has or has answered.
 	jobs map[job.ID]*attempt
 }
 
-// interrupted is the ending of an attempt whose daemon and runner were killed.
+// interrupted is the ending of an attempt whose daemon and runner were both killed.
 var interrupted = ending{cause: job.CauseInterrupted, reason: "Shepherd and the sheep were killed while the sheep had this job"}
 
-// daemonKilled is the ending of an attempt whose daemon was killed while it
-// prepared the job: no runner had it.
+// daemonKilled is the ending of an attempt whose daemon was killed while it prepared the
+// job, before a runner had it.
 var daemonKilled = ending{cause: job.CauseDaemonKilled, reason: "Shepherd was killed while it prepared this job"}
 
-// take removes and returns the adopted attempt, nil where there is none.
+// take removes and returns the adopted attempt of a job, or nil.
 func (d *adoption) take(id job.ID) *attempt {
 	if d == nil {
 		return nil
@@ -40,13 +40,13 @@ func (d *adoption) take(id job.ID) *attempt {
 	return a
 }
 
-// recover finds out what is left of this sheep's runner and of the jobs it held,
-// ends the attempts that no runner has, and removes the working directories of
-// attempts that the ledger does not know. It comes before start.
+// recover finds what an earlier daemon left of this sheep's runner and jobs, ends the
+// attempts that no runner has, and removes working directories of attempts that the ledger
+// does not know. It is called before start.
 func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	d := &adoption{jobs: make(map[job.ID]*attempt)}
 	work, cancel := context.WithCancel(context.Background())
-	defer cancel() // what the ledger cannot end soon is ended in the background
+	defer cancel() // the concluder then ends in the background what the ledger cannot end soon
 	if r, ok := l.Sheep.(runtime.Recoverer); ok {
 		found, err := r.Recover(ctx)
 		if err != nil {
@@ -90,8 +90,7 @@ func (l *lane) recover(ctx context.Context, claims []ledger.Claim) {
 	}
 }
 
-// jobsOf looks up in the ledger which jobs the sheep had, or any sheep where it has
-// no name.
+// jobsOf looks up in the ledger whether the sheep had a job; an empty sheep stands for any.
 func jobsOf(ctx context.Context, l ledger.Ledger, sheep string) hadJob {
 	return func(id job.ID) (bool, error) {
 		attempts, err := l.Attempts(ctx, id)
@@ -99,8 +98,8 @@ func jobsOf(ctx context.Context, l ledger.Ledger, sheep string) hadJob {
 	}
 }
 
-// logUnmarked tells of directories that look like those of attempts and may be
-// somebody's.
+// logUnmarked reports directories that look like those of attempts and may belong to someone
+// else.
 func logUnmarked(log *slog.Logger, dir string, names []string) {
 	if len(names) == 0 {
 		return
@@ -109,10 +108,9 @@ func logUnmarked(log *slog.Logger, dir string, names []string) {
 		"directory", dir, "names", names[:min(len(names), 10)], "count", len(names))
 }
 
-// endClaim ends a claim that an earlier daemon left and that no runner has. placed
-// says that there is a working directory where runners see it: it is removed once
-// the ledger has ended the claim, so that a daemon that is killed before that
-// finds the same.
+// endClaim ends a claim that an earlier daemon left and that no runner has. placed is set if
+// its working directory is visible to runners: it is removed only after the ledger has ended
+// the claim, so that a daemon killed before that finds the same state.
 func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Recovered) (placed bool) {
 	a := l.newAttempt(c)
 	end := interrupted
@@ -134,9 +132,8 @@ func (l *lane) endClaim(work context.Context, c ledger.Claim, found *runtime.Rec
 	return placed
 }
 
-// adoptAttempt makes an attempt of a claim whose job an earlier daemon gave to the
-// runner. It is nil where the job's directory is gone: then its answer is worth
-// nothing.
+// adoptAttempt creates the attempt of a job that an earlier daemon gave to the runner. It
+// returns nil if the job's directory is gone: the job's outputs are lost then.
 func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
 	dir, err := l.dirs.find(c.Token, c.ID)
 	if err != nil {
@@ -153,8 +150,8 @@ func (l *lane) adoptAttempt(c ledger.Claim) *attempt {
 	return a
 }
 
-// adopt takes over what recover found: the worker calls it before its first job.
-// left says that the runner goes on with a job that is the next daemon's.
+// adopt takes over what recover found. The worker calls it before its first job. left is set
+// if the runner keeps a job for the next daemon.
 func (w *worker) adopt(work context.Context) (left bool) {
 	l, d := w.lane, w.found
 	defer func() { w.abandon(work, d) }()
@@ -165,9 +162,9 @@ func (w *worker) adopt(work context.Context) (left bool) {
 		w.adoptRemains(work, d)
 		return false
 	}
-	done, _ := l.share.hold() // it has them
+	done, _ := l.share.hold() // granted, because the runner is up
 	defer done()
-	// What was under way when the runner was found may have been answered since.
+	// The runner may have answered its job after it was found.
 	answered := slices.ContainsFunc(d.found.Answers, func(a messenger.Answer) bool { return a.JobID == d.found.Job })
 	var current *attempt
 	if !answered {
@@ -180,11 +177,11 @@ func (w *worker) adopt(work context.Context) (left bool) {
 		}
 	}
 	if err := s.launch(work, d.found.Model, job.Trace{}, loaded); err != nil {
-		l.log.Warn("The runner that was found ended before it could be adopted", "error", err)
+		l.log.Warn("The runner ended before it could be adopted", "error", err)
 		w.takeAnswers(work, d)
 		switch {
 		case current == nil:
-		case work.Err() != nil: // the sheep is to end: that is no fault of the job's
+		case work.Err() != nil: // the lane is ending, which is not the job's fault
 			l.concluder.end(work, current, stopped(context.Cause(work)))
 		default:
 			l.concluder.end(work, current, w.loadEnding(current, err))
@@ -197,8 +194,8 @@ func (w *worker) adopt(work context.Context) (left bool) {
 	case current != nil:
 		return w.resume(work, current)
 	case d.found.Job != "" && !answered:
-		// Nobody waits for what the runner is doing, and it cannot be told to stop.
-		l.log.Info("The runner found has a job that is no longer its own", "job", d.found.Job)
+		// The runner works on a job that has ended, and cannot be told to drop it.
+		l.log.Info("The adopted runner has a job that is no longer its own", "job", d.found.Job)
 		s.stop()
 	}
 	return false
@@ -215,7 +212,7 @@ func (w *worker) collectAnswers(work context.Context, d *adoption) {
 	}
 }
 
-// takeAnswers ends the attempts that were answered by a runner that is gone.
+// takeAnswers ends the attempts whose answers were left by a runner that is gone.
 func (w *worker) takeAnswers(work context.Context, d *adoption) {
 	for _, answer := range d.found.Answers {
 		if a := d.take(answer.JobID); a != nil {
@@ -224,43 +221,43 @@ func (w *worker) takeAnswers(work context.Context, d *adoption) {
 	}
 }
 
-// resume waits for the answer to a job that was given to the runner before the
-// restart; left says that it is the next daemon's again.
+// resume waits for the answer to a job that was given to the runner before the restart. left
+// is set if the job is left to the next daemon again.
 func (w *worker) resume(work context.Context, a *attempt) (left bool) {
 	l := w.lane
 	l.state.begin(a)
-	a.sent = time.Now() // or sooner, by as much as the clock says
+	a.sent = time.Now() // minus the time since the start, as far as the clock is right
 	if ago := -l.clock.until(a.StartedAt); ago > 0 {
 		a.sent = a.sent.Add(-ago)
 	}
-	a.loadBegan = time.Now() // where the runner does not take messages yet, load_timeout counts again
-	l.log.Info("Job goes on in the runner that has it", "job", a.ID)
+	a.loadBegan = time.Now() // load_timeout starts again for a runner that does not accept jobs yet
+	l.log.Info("Job continues in the adopted runner", "job", a.ID)
 	return w.conclude(work, a, func(ctx context.Context) (ending, bool) {
 		l.share.begin(a.ID, a.StartedAt)
 		return w.await(work, ctx, a)
 	})
 }
 
-// adoptRemains ends the jobs of a runner that ended while no daemon was there.
+// adoptRemains ends the jobs of a runner that ended while no daemon was running.
 func (w *worker) adoptRemains(work context.Context, d *adoption) {
 	l := w.lane
 	w.takeAnswers(work, d)
 	if a := d.take(d.found.Job); a != nil {
-		end := interrupted // it went down with everything else
+		end := interrupted // the runner was killed with everything else
 		if exit := d.found.Exit; exit != nil && !exit.Lost {
 			end = exitEnding(exit)
 		}
 		l.concluder.end(work, a, end)
 	}
-	l.concluder.wait() // what is forgotten must be safe first
+	l.concluder.wait() // Forget must not remove answers that are not stored yet
 	if d.found.Forget != nil && work.Err() == nil {
 		if err := d.found.Forget(); err != nil {
-			l.log.Warn("Cannot remove the traces of a runner that has ended", "error", err)
+			l.log.Warn("Cannot remove the state of a runner that has ended", "error", err)
 		}
 	}
 }
 
-// abandon ends what was to be adopted and was not, as when the runner ended.
+// abandon ends attempts that could not be adopted, for example because the runner ended.
 func (w *worker) abandon(work context.Context, d *adoption) {
 	if d == nil {
 		return
@@ -270,8 +267,7 @@ func (w *worker) abandon(work context.Context, d *adoption) {
 	}
 }
 
-// endOthers ends what sheep held that are configured no more, beside the work of
-// the others.
+// endOthers ends the claims of sheep that are no longer configured, in the background.
 func (s *Shepherd) endOthers(byHolder map[string][]ledger.Claim) {
 	for _, holder := range slices.Sorted(maps.Keys(byHolder)) {
 		claims := byHolder[holder]

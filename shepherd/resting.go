@@ -10,27 +10,27 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// How long a sheep rests after its first fault, and at most.
+// The length of a sheep's first rest, and the maximum.
 const (
 	firstRest   = 250 * time.Millisecond
 	longestRest = 30 * time.Second
 )
 
-// rests keeps a sheep from claiming after it could not prepare or start a job for
-// a reason that is not the job's, for longer after each such fault in a row.
+// rests keeps a sheep from claiming after it could not prepare or start a job through no
+// fault of the job. Each consecutive fault doubles the rest.
 type rests struct {
 	mu     sync.Mutex
-	row    int // faults in a row
+	row    int // consecutive faults
 	until  time.Time
 	reason string
 	ended  chan struct{} // closed when the rest is cut short
 }
 
-// fault notes a fault and returns how long the sheep rests.
+// fault records a fault and returns how long the sheep rests.
 func (r *rests) fault(reason string, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now.Before(r.until) { // of a job that was claimed before the last fault
+	if now.Before(r.until) { // the job was claimed before the last fault
 		r.reason = reason
 		return r.until.Sub(now)
 	}
@@ -47,8 +47,8 @@ func (r *rests) fault(reason string, now time.Time) time.Duration {
 	return pause
 }
 
-// well notes that the sheep did a job: the next fault is the first.
-func (r *rests) well() {
+// succeeded records a success: the next fault counts as the first.
+func (r *rests) succeeded() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.row = 0
@@ -66,7 +66,7 @@ func (r *rests) wake() {
 	r.until, r.reason = time.Time{}, ""
 }
 
-// left is how long the sheep still rests, and why; 0 where it does not.
+// left returns the remaining rest and its reason; 0 if the sheep does not rest.
 func (r *rests) left(now time.Time) (time.Duration, string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,25 +99,24 @@ func (r *rests) wait(ctx context.Context) error {
 	}
 }
 
-// modelRests keeps a sheep from claiming jobs of models that it could not load
-// because what they need does not answer: a registry, a port, memory that somebody
-// else has. The jobs of others go on. The zero value is ready.
+// modelRests keeps a sheep from claiming jobs of models that it could not load because a
+// dependency did not answer: a registry, a port, memory that another process holds. Jobs of
+// other models continue. The zero value is ready to use.
 type modelRests struct {
 	mu     sync.Mutex
 	models map[job.Model]*rests
 }
 
-// restsError says that the sheep does not try a model now, and why: it is the reason
-// of the attempt that failed last.
+// restsError is returned for a model that rests. reason is that of the last failed attempt.
 type restsError struct{ reason string }
 
 func (e *restsError) Error() string { return e.reason }
 
-// forgetRest is how long after its rest a model's faults count as in a row.
+// forgetRest is how long after the end of a rest a further fault still counts as
+// consecutive.
 const forgetRest = 10 * time.Minute
 
-// fault notes that the model could not be loaded, and returns for how long the sheep
-// does not try again.
+// fault records that the model could not be loaded and returns how long it rests.
 func (r *modelRests) fault(m job.Model, reason string, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,7 +134,7 @@ func (r *modelRests) fault(m job.Model, reason string, now time.Time) time.Durat
 	return r.models[m].fault(reason, now)
 }
 
-// left is for how long the sheep does not try the model, and why; 0 where it may.
+// left returns the model's remaining rest and its reason; 0 if it does not rest.
 func (r *modelRests) left(m job.Model, now time.Time) (time.Duration, string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,8 +144,8 @@ func (r *modelRests) left(m job.Model, now time.Time) (time.Duration, string) {
 	return 0, ""
 }
 
-// all are the models that the sheep does not try now, and the time until it tries
-// the first of them again; 0 where there is none.
+// all returns the models that rest, and the time until the first of them ends; 0 if there is
+// none.
 func (r *modelRests) all(now time.Time) (models []job.Model, next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -164,8 +163,8 @@ func (r *modelRests) all(now time.Time) (models []job.Model, next time.Duration)
 	return models, next
 }
 
-// well notes that the sheep has the model.
-func (r *modelRests) well(m job.Model) {
+// succeeded records that the model was loaded and used.
+func (r *modelRests) succeeded(m job.Model) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.models, m)

@@ -15,48 +15,46 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// Retention is how long jobs' files are kept, and who knows when they are due.
+// Retention configures how long jobs' files are kept.
 type Retention struct {
-	// Ledger is nil where files are kept for ever and no job can be removed.
+	// Ledger knows which files are due; nil keeps all files forever and allows no removal.
 	Ledger ledger.Retention
-	// Policy is what the ledger decides by when a job ends.
+	// Policy is the policy that the ledger applies when a job ends.
 	Policy job.Retention
-	// Interval bounds how long files that are due may wait; 0 takes 30 s.
+	// Interval is the longest pause between two checks for due files; 0 means 30 s.
 	Interval time.Duration
-	// Patience is for how long Remove waits for a removal; 0 takes 30 s.
+	// Patience is how long Remove waits for a removal; 0 means 30 s.
 	Patience time.Duration
 }
 
-// How files that are due are removed: batch by batch, one job at a time, with a
-// pause after each that is as long as its removal took, so that jobs at work have
-// at least half of the storage's attention. Where whole batches are due, more jobs
-// end than are removed that way: then several are removed at a time, without pauses,
-// or the storage would fill.
+// Removal of due files. Normally the files of one job are removed at a time, followed by a
+// pause of the same length, so that running jobs get at least half of the storage's
+// capacity. If a whole batch is due, jobs end faster than that removes them: then several
+// removals run at a time without pauses, so that the storage does not fill up.
 const (
 	removalBatch  = 64
-	removalsOpen  = 8                // that run at a time while whole batches are due
-	removalRetry  = 10 * time.Minute // between tries of a storage that is away at most
-	retentionScan = "storage.keep"   // the checkpoint that says which policy all records were seen with
+	removalsOpen  = 8                // concurrent removals while whole batches are due
+	removalRetry  = 10 * time.Minute // the longest pause between retries
+	retentionScan = "storage.keep"   // the checkpoint with the policy that was applied to all records
 )
 
-// remover removes jobs' files: those that are due, and those of jobs that a client
-// wants removed.
+// remover removes jobs' files: those that are due, and those that a client removes.
 //
-// A removal begins in the ledger, which then refuses a new run of the job, goes on
-// in storage, and ends in the ledger. One that was cut short is due at once for the
-// next daemon.
+// A removal begins in the ledger, which refuses a new run of the job from then on, continues
+// in storage, and ends in the ledger. An interrupted removal is due at once for the next
+// daemon.
 type remover struct {
 	cfg    Retention
 	jobs   ledger.Ledger
 	store  storage.Store
 	status *statusFiles
-	// uploads knows those that are not submitted; nil where there are none.
+	// uploads knows uploads that are not submitted; nil for none.
 	uploads ledger.Uploads
 	log     *slog.Logger
 
 	mu sync.Mutex
-	// busy has the ids that submissions (counted), a removal or an upload are at work on:
-	// a submission looks at storage before the ledger knows of it.
+	// busy holds the ids that a removal, an upload or a number of submissions is working
+	// on: a submission uses storage before the ledger knows about it.
 	busy map[job.ID]int
 }
 
@@ -70,15 +68,15 @@ func newRemover(cfg Retention, jobs ledger.Ledger, store storage.Store, status *
 	return &remover{cfg: cfg, jobs: jobs, store: store, status: status, log: log, busy: make(map[job.ID]int)}
 }
 
-// What a job's files are busy with, beside a number of submissions.
+// Values of remover.busy besides a number of submissions.
 const (
 	removing  = -1
 	uploading = -2
 )
 
-// submit keeps the files of a job from being removed until the returned function
-// is called. It answers job.ErrRemoving while they are, and job.ErrUploading while a
-// job of this id is being submitted with files.
+// submit prevents the removal of a job's files until done is called. It returns
+// job.ErrRemoving during a removal, and job.ErrUploading while a job of this id is being
+// submitted with files.
 func (r *remover) submit(id job.ID) (done func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,8 +96,8 @@ func (r *remover) submit(id job.ID) (done func(), err error) {
 	}, nil
 }
 
-// take keeps submissions of a job away until the returned function is called. ok is
-// false where one is under way, or another removal.
+// take prevents submissions of a job until done is called. ok is false during a submission
+// or another removal.
 func (r *remover) take(id job.ID) (done func(), ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -110,8 +108,8 @@ func (r *remover) take(id job.ID) (done func(), ok bool) {
 	return r.freed(id), true
 }
 
-// upload keeps submissions and removals of a job away until the returned function is
-// called. It answers job.ErrRemoving or job.ErrUploading while there is one.
+// upload prevents submissions and removals of a job until done is called. It returns
+// job.ErrRemoving or job.ErrUploading during one.
 func (r *remover) upload(id job.ID) (done func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,7 +132,7 @@ func (r *remover) freed(id job.ID) func() {
 	}
 }
 
-// run removes what is due until ctx ends.
+// run removes due files until ctx ends.
 func (r *remover) run(ctx context.Context) {
 	if r.cfg.Ledger == nil {
 		return
@@ -156,7 +154,7 @@ func (r *remover) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			r.log.Warn("Cannot remove files whose time is over; trying again", "pause", pause, "error", err)
+			r.log.Warn("Cannot remove expired files; retrying", "pause", pause, "error", err)
 			wait, pause = pause, min(2*pause, removalRetry)
 		default:
 			pause = time.Second
@@ -167,8 +165,7 @@ func (r *remover) run(ctx context.Context) {
 	}
 }
 
-// applyPolicy gives the records that ended under another policy the times of the
-// present one.
+// applyPolicy applies the current policy to records that ended under another one.
 func (r *remover) applyPolicy(ctx context.Context) error {
 	policy := job.Cursor(r.cfg.Policy.String())
 	seen, err := r.jobs.Checkpoint(ctx, retentionScan)
@@ -176,7 +173,7 @@ func (r *remover) applyPolicy(ctx context.Context) error {
 		return err
 	}
 	nothing := len(r.cfg.Policy.Models) == 0 && r.cfg.Policy.All == (job.KeepTimes{})
-	if err == nil && seen == policy || err != nil && nothing { // there was never another
+	if err == nil && seen == policy || err != nil && nothing { // no policy was ever applied
 		return nil
 	}
 	for cursor := int64(0); ; {
@@ -198,8 +195,7 @@ func (r *remover) applyPolicy(ctx context.Context) error {
 	}
 }
 
-// removeDue removes a batch of what is due, and returns how long to wait before the
-// next.
+// removeDue removes a batch of due files and returns how long to wait before the next.
 func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error) {
 	due, next, err := r.cfg.Ledger.Due(ctx, removalBatch)
 	if err != nil {
@@ -214,7 +210,7 @@ func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error)
 		return 0, err
 	}
 	if removed > 0 {
-		r.log.Info("Removed the files of jobs whose time was over", "jobs", removed)
+		r.log.Info("Removed expired files of jobs", "jobs", removed)
 	}
 	if next == 0 || removed < len(due) {
 		next = r.cfg.Interval
@@ -222,8 +218,8 @@ func (r *remover) removeDue(ctx context.Context) (wait time.Duration, err error)
 	return max(min(next, r.cfg.Interval), 10*time.Millisecond), nil
 }
 
-// removeInTurn removes the files of one job after the other, with pauses, and
-// returns how many it removed.
+// removeInTurn removes the files of one job after the other, with pauses, and returns for
+// how many jobs.
 func (r *remover) removeInTurn(ctx context.Context, due []ledger.Removal) (removed int, err error) {
 	for _, d := range due {
 		began := time.Now()
@@ -242,8 +238,7 @@ func (r *remover) removeInTurn(ctx context.Context, due []ledger.Removal) (remov
 	return removed, nil
 }
 
-// removeTogether removes the files of several jobs at a time, and returns how many
-// it removed.
+// removeTogether removes the files of several jobs at a time, and returns for how many jobs.
 func (r *remover) removeTogether(ctx context.Context, due []ledger.Removal) (removed int, err error) {
 	var mu sync.Mutex
 	var removing sync.WaitGroup
@@ -273,8 +268,8 @@ func (r *remover) removeTogether(ctx context.Context, due []ledger.Removal) (rem
 	return removed, err
 }
 
-// removeOne removes the files of a job that is due. ok is false where it is
-// submitted again, or removed by a client.
+// removeOne removes the files of a job that is due. ok is false if the job is being
+// submitted again or removed by a client.
 func (r *remover) removeOne(ctx context.Context, d ledger.Removal) (ok bool, err error) {
 	done, ok := r.take(d.ID)
 	if !ok {
@@ -292,7 +287,7 @@ func (r *remover) removeFiles(ctx context.Context, d ledger.Removal) error {
 	case errdefs.IsNotFound(err), errors.Is(err, ledger.ErrNotFinal):
 		return nil // it was submitted again
 	case errors.Is(err, ledger.ErrNeeded):
-		return nil // since
+		return nil // another job has started to need the outputs
 	case errors.Is(err, ledger.ErrRemoving):
 		return nil // by another node
 	case err != nil:
@@ -301,24 +296,24 @@ func (r *remover) removeFiles(ctx context.Context, d ledger.Removal) error {
 	return r.finish(ctx, d.ID)
 }
 
-// finish ends a removal that has begun.
+// finish completes a removal that has begun.
 func (r *remover) finish(ctx context.Context, id job.ID) error {
-	if err := r.status.drop(ctx, id); err != nil { // or it would be written to where the files were
+	if err := r.status.drop(ctx, id); err != nil { // else its state would be written after the removal
 		return err
 	}
 	if err := r.store.Remove(ctx, id); err != nil {
-		return away("storage", err)
+		return serviceError("storage", err)
 	}
 	return r.cfg.Ledger.EndRemoval(ctx, id)
 }
 
-// Remove removes a job that has ended: its files, and all that the ledger knows of
-// it. When it returns nil the id can be used again. A removal that fails after it
-// has begun goes on by itself, also in the next daemon. The error is
-// *job.UnknownJob, job.ErrNotEnded, job.ErrNeeded, job.ErrRemoving (a submission or a
-// removal of the job is under way), job.ErrRemovalContinues (it takes longer than
-// Remove waits) or job.ErrRemovalStopped (likewise, of a job that only storage
-// knows), or has the class its part gave it.
+// Remove removes a job that has ended: its files and its record. The id can be used again
+// after Remove returns nil. A removal that fails after it has begun is retried in the
+// background, also by the next daemon. The error is *job.UnknownJob, job.ErrNotEnded,
+// job.ErrNeeded, job.ErrRemoving (a submission or removal of the job is in progress),
+// job.ErrRemovalContinues (it takes longer than Patience) or job.ErrRemovalStopped (the same
+// for a job that only storage knows, which is not retried), or has the class of the ledger
+// or the storage.
 func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	r := s.remover
 	if r.cfg.Ledger == nil {
@@ -329,12 +324,12 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 		return job.ErrRemoving
 	}
 	defer done()
-	// What has begun is better ended now, whether the client is still there or not.
+	// Complete the removal even if the client disconnects.
 	ctx = context.WithoutCancel(ctx)
 	_, err := r.cfg.Ledger.BeginRemoval(ctx, id, 0, true)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
-		if err := s.notReserved(ctx, job.Request{ID: id}); err != nil {
+		if err := s.checkNotReserved(ctx, job.Request{ID: id}); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
@@ -351,7 +346,7 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrRemoving):
 		return job.ErrRemoving
 	case err != nil:
-		return away("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("begin the removal of job %s: %w", id, err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Patience)
 	defer cancel()
@@ -366,9 +361,9 @@ func (s *Shepherd) Remove(ctx context.Context, id job.ID) error {
 	return nil
 }
 
-// removeUnrecorded removes a job that storage alone knows: the original shepherd's,
-// one whose record has expired, or what an upload that was cut short has left. Where
-// that ends half-way, what is left is still such a job.
+// removeUnrecorded removes a job that only storage knows: the original shepherd's, one whose
+// record has expired, or the files of an interrupted upload. If it is interrupted, the rest
+// is still such a job.
 func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 	status, err := s.Job(ctx, id)
 	if err != nil {
@@ -381,7 +376,7 @@ func (s *Shepherd) removeUnrecorded(ctx context.Context, id job.ID) error {
 		return err
 	}
 	if err := s.cfg.Store.Remove(ctx, id); err != nil {
-		return away("storage", fmt.Errorf("remove job %s: %w", id, err))
+		return serviceError("storage", fmt.Errorf("remove job %s: %w", id, err))
 	}
 	s.log.Info("Job removed", "job", id)
 	return nil

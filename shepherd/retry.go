@@ -11,15 +11,15 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// Webhooks knows the webhooks of jobs.
+// Webhooks looks up the webhooks of jobs.
 type Webhooks interface {
 	JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error)
 }
 
-// Retry runs a job that has ended again, with its inputs and what was asked for it. A
-// not_before or deadline that has passed is left out. The error is *job.UnknownJob,
-// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, *job.AfterError also for a
-// job that is not known any more, or one of Submit's.
+// Retry runs a job that has ended again, with its inputs and its submission parameters. A
+// not_before or deadline that has passed is dropped. The error is *job.UnknownJob,
+// job.ErrNothingToRetry, job.ErrForgotten, job.ErrFilesRemoved, *job.AfterError (also for a
+// job in After that is unknown now), or one of Submit's.
 func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error {
 	rec, err := s.cfg.Ledger.Get(ctx, id)
 	switch {
@@ -29,7 +29,7 @@ func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error
 		}
 		return job.ErrForgotten
 	case err != nil:
-		return away("ledger", fmt.Errorf("read job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("read job %s: %w", id, err))
 	case !rec.State.Final():
 		return job.ErrNothingToRetry
 	case rec.FilesRemoved:
@@ -46,7 +46,7 @@ func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error
 		run := ledger.JobRun{Job: id, Run: rec.Run}
 		webhooks, err := s.cfg.Webhooks.JobWebhooks(ctx, []ledger.JobRun{run})
 		if err != nil {
-			return away("ledger", fmt.Errorf("look up the webhook of job %s: %w", id, err))
+			return serviceError("ledger", fmt.Errorf("look up the webhook of job %s: %w", id, err))
 		}
 		r.Webhook = webhooks[run]
 	}
@@ -62,14 +62,14 @@ func (s *submitter) Retry(ctx context.Context, id job.ID, trace job.Trace) error
 	if errors.As(err, &invalid) && invalid.Field == "after" {
 		return &job.AfterError{Problem: "A job whose outputs this one needs is not known any more; submit both again"}
 	}
-	if errors.Is(err, job.ErrSubmitted) { // somebody else has run it again
+	if errors.Is(err, job.ErrSubmitted) { // someone else has retried it
 		return job.ErrNothingToRetry
 	}
 	return err
 }
 
-// nextIdempotency is that of the record with the number of the next run: the ledger
-// takes it for another request, and its client for the same one.
+// nextIdempotency returns the record's idempotency key with the number of the next run
+// appended: the ledger sees a new request, and the client can still recognise its key.
 func nextIdempotency(rec job.Record) string {
 	own, _, _ := strings.Cut(rec.Idempotency, ".")
 	if own == "" {

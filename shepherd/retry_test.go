@@ -10,6 +10,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 func TestRetry(t *testing.T) {
@@ -34,7 +35,7 @@ func TestRetry(t *testing.T) {
 	if status, err := p.core.Wait(t.Context(), r.ID); err != nil || status.State != job.Failed {
 		t.Fatalf("%+v, %v", status, err)
 	}
-	if _, err := p.core.Outputs(t.Context(), r.ID); !errors.As(err, new(*job.Failure)) {
+	if _, err := storagetest.All(p.core.Outputs(t.Context(), r.ID)); !errors.As(err, new(*job.Failure)) {
 		t.Errorf("outputs of a failed job: %v", err)
 	}
 	fail = false
@@ -53,13 +54,13 @@ func TestRetry(t *testing.T) {
 	if webhooks, err := p.ledger.JobWebhooks(t.Context(), runs); err != nil || webhooks[runs[0]] != r.Webhook || webhooks[runs[1]] != r.Webhook {
 		t.Errorf("webhooks of the runs: %v, %v", webhooks, err)
 	}
-	if inputs, err := p.core.Inputs(t.Context(), r.ID); err != nil || len(inputs) != 1 || inputs[0].Name != "input" {
+	if inputs, err := storagetest.All(p.core.Inputs(t.Context(), r.ID)); err != nil || len(inputs) != 1 || inputs[0].Name != "input" {
 		t.Errorf("inputs %v, %v", inputs, err)
 	}
-	if _, err := p.core.Inputs(t.Context(), "nobody"); !errors.As(err, new(*job.UnknownJob)) {
+	if _, err := storagetest.All(p.core.Inputs(t.Context(), "nobody")); !errors.As(err, new(*job.UnknownJob)) {
 		t.Errorf("the inputs of no job: %v", err)
 	}
-	files, err := p.core.Outputs(t.Context(), r.ID)
+	files, err := storagetest.All(p.core.Outputs(t.Context(), r.ID))
 	if err != nil || len(files) != 1 || files[0].Name != "output" || files[0].Size != 2 || files[0].ETag[0] != '"' {
 		t.Errorf("outputs %+v, %v", files, err)
 	}
@@ -73,7 +74,7 @@ func TestRetry(t *testing.T) {
 	if err := p.core.Retry(t.Context(), "waits", job.Trace{}); !errors.Is(err, job.ErrNothingToRetry) {
 		t.Errorf("a job that has not ended: %v", err)
 	}
-	if _, err := p.core.Outputs(t.Context(), "waits"); !errors.Is(err, job.ErrNotReady) {
+	if _, err := storagetest.All(p.core.Outputs(t.Context(), "waits")); !errors.Is(err, job.ErrNotReady) {
 		t.Errorf("its outputs: %v", err)
 	}
 	if err := p.store.Init(t.Context(), "old", []byte("in")); err != nil {

@@ -1,18 +1,18 @@
-// Package shepherd is the daemon's core: it takes jobs in, keeps one lane per
-// sheep, and sees every job through to one final state.
+// Package shepherd is the daemon's core: it accepts jobs, runs one lane per sheep, and takes
+// every job to exactly one final state.
 //
-// A job goes one way, and nothing flows back but values:
+// The stages of a job, each of which passes only values to the next:
 //
 //	Submit:    validate → storage.Init → ledger.Create
 //	feeder:    ledger.Claim, which begins an attempt → storage.Stage
-//	worker:    Load and Run, where the model differs → messenger.Input
+//	worker:    Load and Run, if the model differs → messenger.Input
 //	           → answer, exit, timeout or cancel
 //	concluder: storage.Collect → judge → ledger.Finish or Release → clean up
 //	hub:       ledger.Events → job_status.json, waiting clients, idle sheep
 //
-// The package knows contracts only (ledger, storage, messenger, runtime), no
-// implementation of them. docs/job-states.md draws the states a job passes
-// through and has a row for every cause that ends an attempt.
+// The package depends on contracts only (ledger, storage, messenger, runtime), not on their
+// implementations. docs/job-states.md draws the states of a job and has a row for every
+// cause that ends an attempt.
 package shepherd
 
 import (
@@ -35,97 +35,95 @@ type Member struct {
 	Name  string
 	Type  string
 	Sheep runtime.Sheep
-	// Models keeps the models of the sheep's type; nil where that fetches none.
+	// Models keeps the models of the sheep's type; nil if the type fetches none.
 	Models runtime.ModelKeeper
-	// Devices is the sheep's share of the machine's devices; nil where it has
-	// none.
+	// Devices is the sheep's share of the machine's devices; nil for none.
 	Devices Devices
-	// IdleTimeout is how long the sheep keeps a model without a job; 0 is for as
-	// long as nobody needs what it takes.
+	// IdleTimeout is how long the sheep keeps a model loaded without a job; 0 keeps it
+	// until another sheep needs the resources.
 	IdleTimeout time.Duration
-	// Preload is the model that the sheep loads at its start, and after its runner
-	// was lost, without waiting for a job; zero for none.
+	// Preload is the model that the sheep loads without waiting for a job, at its start and
+	// after its runner was lost; zero for none.
 	Preload job.Model
-	// Limits are the defaults of the limits of jobs that it runs.
+	// Limits are the default limits of the jobs that the sheep runs.
 	Limits job.Limits
 }
 
-// Config is what a Shepherd is made of. All of it is required unless said
-// otherwise.
+// Config configures a Shepherd. All fields are required unless stated otherwise.
 type Config struct {
-	// Node names this daemon in the ledger. It must be the same after a
-	// restart, or the jobs held before are not found again.
+	// Node is the name of this daemon in the ledger. It must be the same after a restart,
+	// or the daemon does not find the jobs that it held.
 	Node string
-	// DataRoot holds a directory per sheep, and in it one per job under way.
+	// DataRoot is the directory of the sheep's working directories.
 	DataRoot string
 	Ledger   ledger.Ledger
-	// Webhooks knows those of jobs, so that a job that is run again keeps its own; nil
-	// where no job has any.
+	// Webhooks looks up jobs' webhooks, so that a retried job keeps its own; nil if no job
+	// has one.
 	Webhooks Webhooks
-	// Peers knows the other nodes of a ledger that is shared; nil where it is not.
+	// Peers is the membership of the nodes that share the ledger; nil if it is not shared.
 	Peers Peers
-	// Fleet asks those nodes; nil where there are none.
+	// Fleet queries the other nodes; nil if the ledger is not shared.
 	Fleet Fleet
 	Store storage.Store
 	Sheep []Member
 	// StageAhead is how many jobs a sheep prepares while it runs another: 0 or 1.
 	StageAhead int
 	// StageBudget bounds the bytes that jobs prepared ahead take on disk, all
-	// sheep together; 0 is no bound. A job that does not fit is staged when its
-	// turn has come.
+	// StageBudget bounds the bytes on disk of jobs prepared ahead, over all sheep; 0 is no
+	// bound. A job that does not fit is staged when the worker takes it.
 	StageBudget int64
-	// Presigner makes addresses of files for clients; nil where none can be made.
+	// Presigner makes URLs of files for clients; nil if the storage cannot.
 	Presigner storage.Presigner
-	// Uploads is how clients put inputs into storage by themselves; optional.
+	// Uploads lets clients put inputs into storage directly; optional.
 	Uploads Uploads
-	// StageRoom is asked before inputs take so many bytes of DataRoot's disk, and
-	// StateRoom before a job is taken into the ledger; their errors are of class
-	// errdefs.ErrResourceExhausted. Nil always has room.
+	// StageRoom is called before inputs take bytes of DataRoot's disk, and StateRoom before
+	// a job is created in the ledger. They return an error of class
+	// errdefs.ErrResourceExhausted if the disk is too full. Nil functions check nothing.
 	StageRoom func(bytes int64) error
 	StateRoom func() error
-	// MaxQueued bounds the jobs that wait; 0 is no bound.
+	// MaxQueued bounds the number of waiting jobs; 0 is no bound.
 	MaxQueued int
-	// Policy is that of the ledger. Its MaxQueued bound the jobs of tenants that wait.
+	// Policy is the ledger's policy. Its MaxQueued values bound each tenant's waiting jobs.
 	Policy ledger.Policy
-	// MaxAttempts is how often a job may take its sheep, its devices or the daemon
+	// MaxAttempts is how many times a job may take its sheep, its devices or the daemon
 	// down before it fails; at least 1.
 	MaxAttempts int
-	// Drained are the sheep that claim no jobs until ResumeSheep, and KeepDrained keeps
-	// all of them for the next start; nil where they are not kept. One call at a time.
+	// Drained are the names of the sheep that claim no jobs until ResumeSheep. KeepDrained
+	// persists all of them for the next start; it is called by one goroutine at a time, and
+	// may be nil.
 	Drained     []string
 	KeepDrained func(sheep []string) error
-	// Limits are the defaults of the limits of jobs.
+	// Limits are the default limits of jobs.
 	Limits LimitDefaults
 	// Retention is how long the files of jobs that have ended are kept; optional.
 	Retention Retention
-	// MaxTurn bounds how long a sheep goes on with the model that it has loaded
-	// while older jobs of other models wait. 0 takes 10 minutes.
+	// MaxTurn bounds how long a sheep keeps running jobs of the loaded model while older
+	// jobs of other models wait. 0 means 10 minutes.
 	MaxTurn time.Duration
-	// StatusDelay is how long a state that is not final may stay unwritten in
-	// job_status.json; a job that ends sooner skips it. 0 takes 250 ms.
+	// StatusDelay is how long the write of a non-final state to job_status.json may be
+	// delayed; a job that ends sooner skips it. 0 means 250 ms.
 	StatusDelay time.Duration
-	// Closing has Start adopt running jobs and claim no new ones: what it found
-	// running may finish until Stop's time is over. Submit answers
-	// job.ErrDraining.
+	// Closing makes Start adopt running jobs and claim no new ones; the adopted jobs may
+	// finish until Stop's ctx ends. Submit returns job.ErrDraining.
 	Closing bool
-	// Probes are further dependencies that Checks reports by name; optional.
+	// Probes are additional dependencies that Checks reports by name; optional.
 	Probes map[string]func(context.Context) error
-	// Trust says which models may be run; nil is all.
+	// Trust decides which models may run; nil allows all.
 	Trust job.Trust
-	// Placement says which models this node is for; all where it is zero.
+	// Placement decides which models may run on this node; the zero value allows all.
 	Placement Placement
-	// Observer is told what happens; nobody where nil.
+	// Observer receives what happens, for metrics and traces; optional.
 	Observer Observer
-	// Tracer says to which traces jobs belong; to their clients' own where nil.
+	// Tracer connects jobs to traces; nil keeps the clients' trace contexts.
 	Tracer Tracer
-	// Now is the clock that records' times are compared with; time.Now where nil.
+	// Now is the clock for the times in records; nil means time.Now.
 	Now func() time.Time
 	Log *slog.Logger
 }
 
-// Shepherd is the core. Start it once; its methods may be called from any
-// goroutine between Start and Stop. Its own are those of its life and its flock; what
-// clients do with jobs is its parts'.
+// Shepherd is the core. Start it once; between Start and Stop its methods may be called from
+// any goroutine. Its own methods manage the lifetime and the flock; the embedded parts
+// implement what clients do with jobs.
 type Shepherd struct {
 	*submitter
 	*uploads
@@ -133,32 +131,32 @@ type Shepherd struct {
 
 	cfg       Config
 	log       *slog.Logger
-	env       *services // of all lanes
+	env       *services // shared by all lanes
 	phase     *phase
 	admission *admission
 	status    *statusFiles
 	models    *Models
-	remover   *remover // of files of jobs
+	remover   *remover
 	stop      sync.Once
 
-	applying sync.Mutex // held while the flock is changed, or comes to its end
+	applying sync.Mutex // held while the flock is changed or shut down
 	drains   *drains
 
 	lease      ledger.Lease
-	leaseLost  chan struct{} // closed once no job goes on
+	leaseLost  chan struct{} // closed after the lease was lost and all jobs were interrupted
 	background sync.WaitGroup
 	stopHub    context.CancelFunc
 	stopStatus context.CancelFunc
 }
 
-// Why a job is handed back at shutdown.
+// Causes for handing back jobs at shutdown.
 var (
 	errStopping     = errors.New("shepherd is shutting down")
 	errDrainTimeout = errors.New("shepherd is shutting down and the time to drain is over")
 	errLeaseLost    = errors.New("this node's lease in the ledger is lost")
 )
 
-// New checks the configuration and makes a Shepherd of it. It starts nothing.
+// New checks the configuration and creates a Shepherd. It starts nothing.
 func New(cfg Config) (*Shepherd, error) {
 	switch {
 	case cfg.Node == "":
@@ -171,10 +169,10 @@ func New(cfg Config) (*Shepherd, error) {
 		return nil, errors.New("shepherd: stage ahead must be 0 or 1")
 	}
 	if cfg.Observer == nil {
-		cfg.Observer = Unobserved{}
+		cfg.Observer = NopObserver{}
 	}
 	if cfg.Tracer == nil {
-		cfg.Tracer = Untraced{}
+		cfg.Tracer = NopTracer{}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -230,16 +228,16 @@ func distinct(members []Member) error {
 	return nil
 }
 
-// Start adopts what an earlier daemon left (runners that outlived it, jobs it
-// held) and lets the lanes work. It returns when every sheep is ready to take
-// jobs; ctx bounds only that. It is called once.
+// Start adopts what an earlier daemon left (running runners, claimed jobs) and starts the
+// lanes. It returns when every sheep can take jobs; ctx bounds only Start itself. It may be
+// called once.
 func (s *Shepherd) Start(ctx context.Context) error {
 	s.phase.mu.Lock()
 	defer s.phase.mu.Unlock()
 	if s.phase.started || s.phase.draining {
 		return errors.New("shepherd: started twice, or after Stop")
 	}
-	// What the node does once it has joined comes after the cursor: others leave it to it.
+	// Read the cursor before joining: other nodes write no states of changes that a joined node made.
 	cursor, err := statusCursor(ctx, s.cfg.Ledger, s.cfg.Node)
 	if err != nil {
 		return fmt.Errorf("read how far states are in storage: %w", err)
@@ -253,8 +251,8 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		return errors.Join(err, lease.Release(ctx))
 	}
 	left, err := cleanStaging(s.cfg.DataRoot, jobsOf(ctx, s.cfg.Ledger, ""))
-	if err != nil { // its sheep rest until that is mended
-		s.log.Error("Cannot clear what an earlier daemon was preparing", "error", err)
+	if err != nil { // jobs that cannot be prepared because of it make their sheep rest
+		s.log.Error("Cannot clear the staging area that an earlier daemon left", "error", err)
 	}
 	logUnmarked(s.log, filepath.Join(s.cfg.DataRoot, stagingDir), left)
 	s.lease = lease
@@ -262,7 +260,7 @@ func (s *Shepherd) Start(ctx context.Context) error {
 		s.setDrained(s.cfg.Peers.Draining(s.cfg.Node))
 	}
 
-	// The hub reads before the first claim, so no event is missed.
+	// Start the hub before the first claim, so that no event is missed.
 	reading, stopHub := context.WithCancel(context.Background())
 	writing, stopStatus := context.WithCancel(context.Background())
 	s.stopHub, s.stopStatus = stopHub, stopStatus
@@ -296,10 +294,10 @@ func (s *Shepherd) Start(ctx context.Context) error {
 	return nil
 }
 
-// statusCursor is how far states are in storage as far as this node is concerned.
-// At the node's first start that is the present; it is kept before anything
-// happens, or a daemon that is killed soon would have the next one take a later
-// present for it.
+// statusCursor returns the event up to which this node has written jobs' states to storage.
+// At the node's first start that is the present. It is persisted at once: if the daemon were
+// killed before that, the next one would take a later present and miss the events in
+// between.
 func statusCursor(ctx context.Context, l ledger.Ledger, node string) (job.Cursor, error) {
 	consumer := statusConsumer(node)
 	cursor, err := l.Checkpoint(ctx, consumer)
@@ -312,8 +310,8 @@ func statusCursor(ctx context.Context, l ledger.Ledger, node string) (job.Cursor
 	return cursor, l.SetCheckpoint(ctx, consumer, cursor)
 }
 
-// FollowFromNow has the node's next Shepherd write to storage what happens to jobs
-// in the ledger from now on, or since what it has written already.
+// FollowFromNow makes the node's next Shepherd write the states of all changes from now on
+// to storage, or from the node's existing checkpoint.
 func FollowFromNow(ctx context.Context, l ledger.Ledger, node string) error {
 	_, err := statusCursor(ctx, l, node)
 	if err != nil {
@@ -322,14 +320,14 @@ func FollowFromNow(ctx context.Context, l ledger.Ledger, node string) error {
 	return nil
 }
 
-// startLane lets a lane work that is of the flock.
+// startLane starts a lane that belongs to the flock.
 func (s *Shepherd) startLane(l *lane, closing error) {
 	l.share.notify(func() { l.flock.wakeFirst(l) })
 	l.start(closing)
 }
 
-// onEvent passes an event of the ledger on. Those of before the daemon's start
-// only catch up what is in storage.
+// onEvent distributes an event of the ledger. Events from before the start are not observed
+// again; they only bring the states in storage up to date.
 func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 	if !e.At.Before(began) {
 		s.observe(e)
@@ -342,7 +340,7 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 	if s.cfg.Policy.Limits() && (e.Kind == job.EventEnded || e.Kind == job.EventReturned) {
 		s.env.flock.released()
 	}
-	if e.Kind == job.EventEnded { // clients find the state in storage when they are told
+	if e.Kind == job.EventEnded { // write the final state to storage before clients are notified
 		s.status.note(e, s.env.hub.watched(e.Job), s.env.hub.publish)
 		return
 	}
@@ -350,9 +348,10 @@ func (s *Shepherd) onEvent(e job.Event, began time.Time) {
 	s.env.hub.publish(e)
 }
 
-// lookAtEvents is called before each look at the ledger's events. Until the first of them
-// has caught up with what happened before this Shepherd was started, it writes all states:
-// what its predecessor was writing when it ended may have come over those of others.
+// lookAtEvents returns the function that the hub calls before each read of the events. Until
+// the first read has caught up with the events from before the start, this node writes the
+// states of all nodes' changes: a write that its predecessor had in progress may have
+// overwritten theirs.
 func (s *Shepherd) lookAtEvents(ctx context.Context) func() (caughtUp func()) {
 	var first sync.Once
 	return func() func() {
@@ -373,13 +372,12 @@ func (s *Shepherd) lookAtEvents(ctx context.Context) func() (caughtUp func()) {
 // onGone is called when events were missed.
 func (s *Shepherd) onGone(ctx context.Context) {
 	s.env.hub.refresh(ctx)
-	for _, l := range s.env.flock.all() { // there may be work that no event told of
+	for _, l := range s.env.flock.all() { // a job may have become claimable in a missed event
 		s.env.flock.wakeFirst(l)
 	}
 }
 
-// observe tells the observer of an event that it counts: those of this node, and
-// those of none.
+// observe reports an event to the observer, if it happened on this node or on none.
 func (s *Shepherd) observe(e job.Event) {
 	if e.Node != "" && e.Node != s.cfg.Node {
 		return
@@ -392,7 +390,7 @@ func (s *Shepherd) observe(e job.Event) {
 	}
 }
 
-// watchLease interrupts all jobs when the node's lease is lost: others may have
+// watchLease interrupts all jobs when the node's lease is lost, because other nodes may take
 // them from then on.
 func (s *Shepherd) watchLease(ctx context.Context) {
 	select {
@@ -409,12 +407,11 @@ func (s *Shepherd) watchLease(ctx context.Context) {
 	close(s.leaseLost)
 }
 
-// LeaseLost is closed when the node has lost its lease in the ledger and its jobs were
-// interrupted. This Shepherd takes no jobs any more; stop it and start another.
+// LeaseLost returns a channel that is closed when the node has lost its lease and its jobs
+// were interrupted. This Shepherd takes no more jobs; stop it and start another.
 func (s *Shepherd) LeaseLost() <-chan struct{} { return s.leaseLost }
 
-// held are the jobs that this node holds and nobody sees to, by the sheep that
-// holds them.
+// held returns the claims of this node that no goroutine of this process handles, by holder.
 func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) {
 	held, err := s.cfg.Ledger.Held(ctx, s.cfg.Node)
 	if err != nil {
@@ -422,7 +419,7 @@ func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) 
 	}
 	byHolder := make(map[string][]ledger.Claim)
 	for _, c := range held {
-		if s.env.tokens.has(c.Token) { // somebody sees to it
+		if s.env.tokens.has(c.Token) { // handled by this process
 			continue
 		}
 		byHolder[c.Holder] = append(byHolder[c.Holder], c)
@@ -430,8 +427,8 @@ func (s *Shepherd) held(ctx context.Context) (map[string][]ledger.Claim, error) 
 	return byHolder, nil
 }
 
-// recover has the lanes adopt what is left of them, and takes the jobs they held
-// out of byHolder.
+// recover lets the lanes adopt what an earlier daemon left of them, and removes their claims
+// from byHolder.
 func (s *Shepherd) recover(ctx context.Context, lanes []*lane, byHolder map[string][]ledger.Claim) {
 	var recovering sync.WaitGroup
 	for _, l := range lanes {
@@ -449,15 +446,15 @@ func (s *Shepherd) Drain() {
 	s.phase.draining = true
 }
 
-// Stop lets running jobs finish until ctx ends, hands back the rest unspent and
-// stops all sheep. It is safe before Start and twice.
+// Stop lets running jobs finish until ctx ends, hands the rest back unspent, and stops all
+// sheep. It may be called before Start and more than once.
 func (s *Shepherd) Stop(ctx context.Context) { s.end(ctx, false) }
 
-// Leave ends the daemon's part and leaves the sheep up, those that can be found
-// again: models stay loaded and running jobs go on, for the Start of another
-// Shepherd with the same node, ledger and state. What was answered is put away
-// until ctx ends. Other sheep are stopped, as by Stop. It is safe before Start
-// and twice, and the first of Stop and Leave counts.
+// Leave ends the daemon and leaves up the sheep that can be adopted again: models stay
+// loaded and running jobs continue, for another Shepherd with the same node, ledger and
+// state. Answered jobs are concluded until ctx ends. Other sheep are stopped, as by Stop.
+// Leave may be called before Start and more than once; only the first call of Stop or Leave
+// has an effect.
 func (s *Shepherd) Leave(ctx context.Context) { s.end(ctx, true) }
 
 func (s *Shepherd) end(ctx context.Context, leave bool) {
@@ -468,7 +465,7 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 		s.phase.mu.Unlock()
 		if started {
 			s.endLanes(ctx, leave)
-			s.stopHub() // once it has read what the lanes did
+			s.stopHub() // it still reads the events that the lanes caused
 			s.giveUpLease(ctx)
 		}
 		for _, l := range s.env.flock.all() {
@@ -477,8 +474,8 @@ func (s *Shepherd) end(ctx context.Context, leave bool) {
 	})
 }
 
-// giveUpLease has final states written before the lease is given up. Where it is lost,
-// others write them, and the database perhaps does not answer: nothing is waited for.
+// giveUpLease waits until final states are written and releases the lease. If the lease is
+// lost it waits for nothing: other nodes write the states, and the database may not answer.
 func (s *Shepherd) giveUpLease(ctx context.Context) {
 	leased, over := whileLeased(context.WithoutCancel(ctx), s.lease)
 	defer over()
@@ -490,7 +487,7 @@ func (s *Shepherd) giveUpLease(ctx context.Context) {
 	}
 }
 
-// whileLeased is a context that also ends when the lease is lost. over releases it.
+// whileLeased returns a context that also ends when the lease is lost. over releases it.
 func whileLeased(ctx context.Context, lease ledger.Lease) (_ context.Context, over func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
@@ -509,17 +506,17 @@ func whileLeased(ctx context.Context, lease ledger.Lease) (_ context.Context, ov
 	}
 }
 
-// endLanes lets running jobs finish until ctx ends.
+// endLanes ends all lanes. Running jobs may finish until ctx ends.
 func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	for _, l := range s.env.flock.all() {
 		if _, ok := l.Sheep.(runtime.Recoverer); ok && leave {
-			l.life.leave() // before the feed ends, so that none takes that for a stop
+			l.life.leave() // before the feed is closed, so that no worker stops its runner
 		}
 	}
 	for _, l := range s.env.flock.all() {
 		l.life.closeFeed(errStopping)
 	}
-	// Who changes the flock at the moment may wait for longer for jobs to finish.
+	// Interrupt before locking: a concurrent Apply may hold the lock until jobs finish.
 	interrupt := context.AfterFunc(ctx, func() {
 		for _, l := range s.env.flock.all() {
 			l.life.interrupt(errDrainTimeout)
@@ -530,7 +527,7 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	defer s.applying.Unlock()
 	lanes := s.env.flock.all()
 	for _, l := range lanes {
-		l.life.transition.Lock() // who has it lets no lane begin again that is not to
+		l.life.transition.Lock() // whoever held it has seen draining and starts no lane again
 		l.life.closeFeed(errStopping)
 	}
 	for _, l := range lanes {
@@ -539,7 +536,7 @@ func (s *Shepherd) endLanes(ctx context.Context, leave bool) {
 	}
 }
 
-// close releases a sheep that is not used any more.
+// close closes a sheep that is not used any more.
 func (s *Shepherd) close(ctx context.Context, l *lane) {
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -549,7 +546,7 @@ func (s *Shepherd) close(ctx context.Context, l *lane) {
 	l.share.close()
 }
 
-// Sheep describes every sheep, in configured order.
+// Sheep returns the state of every sheep, in configured order.
 func (s *Shepherd) Sheep(context.Context) []job.Sheep {
 	lanes := s.env.flock.all()
 	out := make([]job.Sheep, len(lanes))
@@ -559,8 +556,8 @@ func (s *Shepherd) Sheep(context.Context) []job.Sheep {
 	return out
 }
 
-// Checks asks each thing this daemon depends on; a daemon that is stopping is
-// one of those that are not ready.
+// Checks tests every dependency of this daemon. During shutdown it reports the daemon itself
+// as not ready, too.
 func (s *Shepherd) Checks(ctx context.Context) []job.Check {
 	checks := []job.Check{
 		{Name: "ledger", Err: s.cfg.Ledger.Ping(ctx)},

@@ -27,6 +27,7 @@ import (
 	"github.com/iterait/shepherd/storage"
 	"github.com/iterait/shepherd/storage/embedded"
 	"github.com/iterait/shepherd/storage/s3"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -842,7 +843,7 @@ func TestRunAgain(t *testing.T) {
 	p.await("job-1", job.Done)
 	p.submit("job-1", "m", "", func(r *job.Request) { r.Payload = nil })
 	p.await("job-1", job.Done)
-	files, err := p.store.List(t.Context(), "job-1", job.OutputDir+"/")
+	files, err := storagetest.All(p.store.List(t.Context(), "job-1", job.OutputDir+"/"))
 	if err != nil || len(files) != 1 || files[0].Name != "outputs/run-2" {
 		t.Errorf("outputs are %v (%v)", files, err)
 	}

@@ -11,31 +11,32 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// laneState is what a lane shows of itself to those outside its feeder and worker.
+// laneState is the state of a lane that other goroutines than its feeder and worker may
+// read.
 type laneState struct {
 	mu      sync.Mutex
-	current currentJob // the worker's
-	told    told
+	current currentJob // of the worker
+	report  runnerReport
 	loaded  job.Model // what the runner has loaded, or is loading
 	up      bool      // the runner is up
-	ahead   job.Model // what is loaded without a job that wants it
-	adopts  bool      // the worker still adopts what an earlier daemon left
-	revives job.Model // it starts a crashed runner again, with this model
+	ahead   job.Model // the model being loaded without a job
+	adopts  bool      // the worker is adopting what an earlier daemon left
+	revives job.Model // the worker is restarting a crashed runner with this model
 	detail  string
-	pull    *job.PullProgress // that detail tells of; nil for none
-	removed bool              // the sheep is configured no more
-	stopped bool              // it was told to stop
-	drained bool              // it was told to claim no more jobs
-	restart bool              // it was told to end its runner, and goes on after that
+	pull    *job.PullProgress // the pull that detail describes; nil for none
+	removed bool              // the sheep is no longer configured
+	stopped bool              // an operator has stopped the sheep
+	drained bool              // an operator has drained the sheep
+	restart bool              // the sheep is restarting its runner on request
 
-	stage   runtime.Stage // of loading, as the log was last told it
+	stage   runtime.Stage // the stage of loading that was logged last
 	stageAt time.Time
 
-	// freed receives when the worker becomes idle; it is the feeder's to read.
+	// freed receives when the worker becomes idle. Only the feeder reads it.
 	freed chan struct{}
-	// resumed receives when the sheep is drained no more; it is the worker's to read.
+	// resumed receives when the sheep's drain ends. Only the worker reads it.
 	resumed chan struct{}
-	taken   chan struct{} // closed when the worker becomes busy, where somebody waits for that
+	taken   chan struct{} // closed when the worker becomes busy; nil if nobody waits for that
 }
 
 func newLaneState() *laneState {
@@ -48,40 +49,42 @@ type currentJob struct {
 	run, attempt int
 	tenant       string
 	model        job.Model
-	since        time.Time // when the runner began with it; zero while it has not
+	since        time.Time // when the runner started it; zero before
 }
 
-// told is what a runner, or its shim, told of the job that it was given last.
-type told struct {
+// runnerReport is what a runner, or its shim, has reported about the job that it was given
+// last.
+type runnerReport struct {
 	job      job.ID
-	span     string // where its log begins, see runtime.JobLogger
+	span     string // the beginning of the job's log, see runtime.JobLogger
 	progress *job.Progress
-	warning  string              // what happened to the runner meanwhile
-	followed []func(span string) // by those who follow its log
+	warning  string              // an incident during the job
+	followed []func(span string) // called with the span's end, for followers of the log
 }
 
-// begin says that the worker has a job. end says that it can take one; it reports
-// whether it could not before.
+// begin records that the worker has a job, end that it can take one. end reports whether the
+// worker was busy before.
 func (s *laneState) begin(a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current = currentJob{id: a.ID, run: a.Run, attempt: a.Attempt, tenant: a.Tenant, model: a.Model}
-	if !a.adopted || s.told.job != a.ID { // of that one its runner may have told already
-		s.told = told{}
+	if !a.adopted || s.report.job != a.ID { // the runner may have reported about an adopted job already
+		s.report = runnerReport{}
 	}
-	s.takeUp()
+	s.signalBusy()
 }
 
-// takeUp tells those who wait that the worker is busy. The caller holds s.mu.
-func (s *laneState) takeUp() {
+// signalBusy notifies those who wait until the worker is busy. The caller holds s.mu.
+func (s *laneState) signalBusy() {
 	if s.taken != nil {
 		close(s.taken)
 		s.taken = nil
 	}
 }
 
-// idle returns a channel that is closed when the worker becomes busy; nil where it is.
-func (s *laneState) idle() <-chan struct{} {
+// untilBusy returns a channel that is closed when the worker becomes busy; nil if it is
+// busy.
+func (s *laneState) untilBusy() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.isBusy() {
@@ -93,7 +96,7 @@ func (s *laneState) idle() <-chan struct{} {
 	return s.taken
 }
 
-// running says since when the runner has the worker's job.
+// running records when the runner started the worker's job.
 func (s *laneState) running(id job.ID, since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,34 +105,34 @@ func (s *laneState) running(id job.ID, since time.Time) {
 	}
 }
 
-// tell notes what a runner told, and returns it as an event of the job that the
-// worker has; ok is false where it is of no interest to others.
+// tell records an event of the runner and returns it as an event of the worker's job; ok is
+// false if it need not be published.
 func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := job.Event{At: e.Time, Job: e.JobID, Run: s.current.run, Attempt: s.current.attempt, Model: s.current.model, Tenant: s.current.tenant, State: job.Processing}
 	switch e.Kind {
 	case messenger.EventGiven:
-		if s.told.job != e.JobID { // else a connection that broke was made again
-			s.told = told{job: e.JobID}
+		if s.report.job != e.JobID { // else the runner has reconnected
+			s.report = runnerReport{job: e.JobID}
 		}
-		s.told.span = e.Log
+		s.report.span = e.Log
 		out.Kind = job.EventGiven
 	case messenger.EventProgress:
-		if s.told.job != e.JobID {
-			s.told = told{job: e.JobID}
+		if s.report.job != e.JobID {
+			s.report = runnerReport{job: e.JobID}
 		}
-		if s.told.progress == nil {
-			s.detail, s.pull = "", nil // the runner works, though that it takes jobs may be told later
+		if s.report.progress == nil {
+			s.detail, s.pull = "", nil // the runner works already, even if its Connected event comes later
 		}
-		s.told.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
-		out.Kind, out.Progress = job.EventProgress, s.told.progress
+		s.report.progress = &job.Progress{Done: e.Progress, Text: e.Text, At: e.Time}
+		out.Kind, out.Progress = job.EventProgress, s.report.progress
 	case messenger.EventWarning:
 		if e.JobID != "" {
-			if s.told.job != e.JobID {
-				s.told = told{job: e.JobID}
+			if s.report.job != e.JobID {
+				s.report = runnerReport{job: e.JobID}
 			}
-			s.told.warning = e.Text
+			s.report.warning = e.Text
 		}
 		return job.Event{}, false
 	default:
@@ -138,26 +141,26 @@ func (s *laneState) tell(e messenger.Event) (_ job.Event, ok bool) {
 	return out, s.current.id == e.JobID
 }
 
-// span is where the log of the job begins that the worker has; empty where that is
-// not known, or the job is another. Ended, where it is not nil, is then called, once,
-// with the span that has an end, before the runner is given another job.
+// span returns where the log of the job begins; empty if unknown, or if the worker has
+// another job. If ended is not nil it is called once, with the span including its end,
+// before the runner is given another job.
 func (s *laneState) span(id job.ID, ended func(span string)) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.current.id != id || s.told.job != id || s.told.span == "" {
+	if s.current.id != id || s.report.job != id || s.report.span == "" {
 		return ""
 	}
 	if ended != nil {
-		s.told.followed = append(s.told.followed, ended)
+		s.report.followed = append(s.report.followed, ended)
 	}
-	return s.told.span
+	return s.report.span
 }
 
-// endLog tells those who follow the job's log where it ends.
+// endLog tells the followers of the job's log where it ends.
 func (s *laneState) endLog(span string) {
 	s.mu.Lock()
-	followed := s.told.followed
-	s.told = told{}
+	followed := s.report.followed
+	s.report = runnerReport{}
 	s.mu.Unlock()
 	for _, ended := range followed {
 		ended(span)
@@ -167,7 +170,7 @@ func (s *laneState) endLog(span string) {
 func (s *laneState) end() bool {
 	s.mu.Lock()
 	had := s.isBusy()
-	s.current, s.adopts, s.revives, s.told = currentJob{}, false, job.Model{}, told{}
+	s.current, s.adopts, s.revives, s.report = currentJob{}, false, job.Model{}, runnerReport{}
 	s.mu.Unlock()
 	if had {
 		select {
@@ -178,15 +181,15 @@ func (s *laneState) end() bool {
 	return had
 }
 
-// revive says that the worker starts a crashed runner again.
+// revive records that the worker restarts a crashed runner.
 func (s *laneState) revive(m job.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.revives = m
-	s.takeUp()
+	s.signalBusy()
 }
 
-// busy reports whether the worker has a job, or could not take one at once.
+// busy reports whether the worker has a job or cannot take one at once.
 func (s *laneState) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,26 +198,27 @@ func (s *laneState) busy() bool {
 
 func (s *laneState) isBusy() bool { return s.current.id != "" || s.adopts || !s.revives.IsZero() }
 
-// adopt says that the worker begins with a runner that was found alive.
+// adopt records that the worker adopts what an earlier daemon left; running, with a live
+// runner.
 func (s *laneState) adopt(m job.Model, running bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.adopts = true
-	s.takeUp()
+	s.signalBusy()
 	if running {
 		s.up, s.loaded = true, m
 	}
 }
 
-// runner says what is loaded, or being loaded.
+// runner records which model is loaded or being loaded.
 func (s *laneState) runner(m job.Model, up bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.up, s.loaded = up, m
 }
 
-// model is the one that the sheep will have loaded when the worker has done its
-// job; zero for none.
+// model returns the model that the sheep will have loaded after the worker's job; zero for
+// none.
 func (s *laneState) model() job.Model {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,28 +233,28 @@ func (s *laneState) model() job.Model {
 	return s.ahead
 }
 
-// loadAhead says which model is loaded without a job that wants it; zero for none.
+// loadAhead records which model is being loaded without a job; zero for none.
 func (s *laneState) loadAhead(m job.Model) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ahead = m
 }
 
-// has reports whether the sheep has the model loaded, or is loading it.
+// has reports whether the sheep has the model loaded or is loading it.
 func (s *laneState) has(m job.Model) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return (s.up || s.current.id != "") && s.loaded == m || s.ahead == m && !m.IsZero()
 }
 
-// show sets what the sheep's status says beyond the model and the job.
+// show sets the detail of the sheep's status.
 func (s *laneState) show(detail string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.detail, s.pull = detail, nil
 }
 
-// showLoading is show for how far the loading of a model is.
+// showLoading sets the detail to the progress of loading a model.
 func (s *laneState) showLoading(e runtime.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,7 +264,7 @@ func (s *laneState) showLoading(e runtime.Event) {
 	}
 }
 
-// remove says that the sheep is configured no more: no job may be addressed to it.
+// remove records that the sheep is no longer configured: jobs cannot be addressed to it.
 func (s *laneState) remove() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,8 +277,7 @@ func (s *laneState) isRemoved() bool {
 	return s.removed
 }
 
-// setStopped says that the sheep was told to stop, or to start again; it reports
-// whether that is a change.
+// setStopped stops the sheep or lets it start again. It reports whether that is a change.
 func (s *laneState) setStopped(stopped bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -289,8 +292,7 @@ func (s *laneState) isStopped() bool {
 	return s.stopped
 }
 
-// setDrained says that the sheep is to claim no more jobs, or may again; it reports
-// whether that is a change.
+// setDrained drains the sheep or ends its drain. It reports whether that is a change.
 func (s *laneState) setDrained(drained bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -305,7 +307,7 @@ func (s *laneState) setDrained(drained bool) bool {
 	return changed
 }
 
-// restarts says that the sheep ends its runner to go on after that, or that it has.
+// restarts records whether the sheep is restarting its runner.
 func (s *laneState) restarts(restart bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -318,11 +320,11 @@ func (s *laneState) isDrained() bool {
 	return s.drained
 }
 
-// stageEvery is how often the log says how far a model's loading is.
+// stageEvery is the interval at which the progress of loading is logged.
 const stageEvery = 10 * time.Second
 
-// newStage reports whether progress of loading belongs in the log: when a stage
-// begins, and now and then while it lasts. An empty stage begins a load.
+// newStage reports whether progress of loading should be logged: when a stage begins, and
+// then every stageEvery. An empty stage begins a new load.
 func (s *laneState) newStage(stage runtime.Stage, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,7 +335,7 @@ func (s *laneState) newStage(stage runtime.Stage, now time.Time) bool {
 	return true
 }
 
-// view is the sheep as clients see it, but for its name and type.
+// view returns the sheep's state for clients, without its name and type.
 func (s *laneState) view() job.Sheep {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,13 +343,13 @@ func (s *laneState) view() job.Sheep {
 	if s.up {
 		v.Model = s.loaded
 	}
-	if s.current.id != "" && s.told.job == s.current.id {
-		v.Progress = s.told.progress
+	if s.current.id != "" && s.report.job == s.current.id {
+		v.Progress = s.report.progress
 		if v.Progress != nil && v.Detail == "" {
 			v.Detail = v.Progress.String()
 		}
-		if s.told.warning != "" {
-			v.Detail = strings.TrimPrefix(v.Detail+"; "+s.told.warning, "; ")
+		if s.report.warning != "" {
+			v.Detail = strings.TrimPrefix(v.Detail+"; "+s.report.warning, "; ")
 		}
 	}
 	if s.drained {

@@ -15,23 +15,22 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// statusConsumer is the name under which the ledger keeps how far the events are
-// in storage as far as the node is concerned.
+// statusConsumer is the name of the ledger checkpoint up to which this node has written
+// states to storage.
 func statusConsumer(node string) string { return job.StatusFile + "/" + node }
 
-// How states are written to storage.
+// Parameters of writing states to storage.
 const (
 	statusWriters   = 16
-	maxNotifyDelay  = 2 * time.Second  // how long clients are not told of an end because it is not in storage yet
-	checkpointEvery = time.Second      // how often the ledger is told how far it is
+	maxNotifyDelay  = 2 * time.Second  // how long the notification of clients may wait for the write
+	checkpointEvery = time.Second      // how often the checkpoint is advanced
 	statusFlush     = 10 * time.Second // how long Stop waits for final states to be written
 )
 
-// statusFiles writes jobs' states to job_status.json, following the ledger's
-// events. States that are not final are written late and coalesced: what is
-// written is what the ledger says when the time has come. Final states are
-// written at once. How far it is, the ledger keeps as a checkpoint: the next
-// daemon goes on from there.
+// statusFiles writes jobs' states to job_status.json, following the ledger's events.
+// Non-final states are written after a delay and coalesced: what is written is the ledger's
+// state at that time. Final states are written at once. The ledger keeps the progress as a
+// checkpoint, from which the next daemon continues.
 type statusFiles struct {
 	ledger ledger.Ledger
 	store  storage.Store
@@ -41,26 +40,26 @@ type statusFiles struct {
 
 	mu      sync.Mutex
 	seen    job.Cursor                // of the last event noted
-	serial  int64                     // of that event, counted from 1
+	serial  int64                     // its number, counted from 1
 	pending map[job.ID]*pendingStatus // still to be written
-	queue   []queuedStatus            // those by time, some of them written or moved meanwhile
-	urgent  []job.ID                  // those that are final
+	queue   []queuedStatus            // pending non-final states by due time; may contain entries that are written or rescheduled
+	urgent  []job.ID                  // pending final states
 	writing map[job.ID]bool
 	wake    chan struct{}
 	settled chan struct{} // closed when a write has ended
 
-	unsynced sync.Once // it was logged that states cannot be made durable
+	unsynced sync.Once // guards the warning that states cannot be made durable
 }
 
 // pendingStatus is a job whose state is to be written.
 type pendingStatus struct {
-	serial int64      // of the first event that is not written
-	before job.Cursor // and the cursor before that
+	serial int64      // the number of the first event that is not written
+	before job.Cursor // the cursor before that event
 	final  *job.Status
 	event  job.Event
 	due    time.Time
 	tries  int
-	notify []func() // to be called when it is written, or cannot be
+	notify []func() // called when the state is written or cannot be
 }
 
 type queuedStatus struct {
@@ -76,28 +75,29 @@ func newStatusFiles(l ledger.Ledger, s storage.Store, node string, delay time.Du
 	}
 }
 
-// note has the job's state written that the event tells of, where that is this node's, or
-// waited says that somebody is to be told. notify is called with it once: when a final state is
-// written, when it cannot be, or after maxNotifyDelay; for others at once.
+// note schedules a write of the job's state after an event, if this node has to write it or
+// waited is set because a client waits for it. notify is called once with the event: for a
+// final state when it is written, cannot be written, or after maxNotifyDelay; for other
+// states at once.
 func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 	f.mu.Lock()
 	f.serial++
 	before := f.seen
 	f.seen = e.Cursor
 	switch {
-	case !shown(e): // nothing that clients see has changed
+	case !changesStatus(e): // the state in job_status.json does not change
 		f.mu.Unlock()
 		notify(e)
 		return
-	case !waited && !f.entangled(e.Job) && !f.owners.owns(e):
-		if p := f.pending[e.Job]; p != nil && p.final == nil { // who has changed it since writes it
+	case !waited && !f.writeUnsettled(e.Job) && !f.owners.owns(e):
+		if p := f.pending[e.Job]; p != nil && p.final == nil { // the node that made the change writes it
 			delete(f.pending, e.Job)
 		}
 		f.mu.Unlock()
 		notify(e)
 		return
 	}
-	f.expect(e, f.serial, before, notify)
+	f.schedule(e, f.serial, before, notify)
 	f.mu.Unlock()
 	f.signal()
 	if e.Status == nil {
@@ -105,8 +105,8 @@ func (f *statusFiles) note(e job.Event, waited bool, notify func(job.Event)) {
 	}
 }
 
-// shown reports whether the event tells of another state of a job, as clients see it.
-func shown(e job.Event) bool {
+// changesStatus reports whether the event changes the state in job_status.json.
+func changesStatus(e job.Event) bool {
 	switch e.Kind {
 	case job.EventQueued, job.EventStarted, job.EventReturned, job.EventEnded:
 		return true
@@ -114,31 +114,31 @@ func shown(e job.Event) bool {
 	return false
 }
 
-// entangled reports whether a write of the job's state is under way, or has failed, so that
-// it may yet end up over what another node writes; f.mu is held.
-func (f *statusFiles) entangled(id job.ID) bool {
+// writeUnsettled reports whether a write of the job's state is in progress or has failed, so that
+// it may yet overwrite what another node writes. The caller holds f.mu.
+func (f *statusFiles) writeUnsettled(id job.ID) bool {
 	p := f.pending[id]
 	return f.writing[id] || p != nil && p.tries > 0
 }
 
-// inherit has the job's state written that an earlier event tells of, of a node that was
-// lost. Until it is, this node's checkpoint is at most from.
-func (f *statusFiles) inherit(e job.Event, from job.Cursor) {
-	if !shown(e) {
+// takeOver schedules a write of the job's state after an earlier event of a lost node. Until
+// it is written this node's checkpoint does not pass from.
+func (f *statusFiles) takeOver(e job.Event, from job.Cursor) {
+	if !changesStatus(e) {
 		return
 	}
 	f.mu.Lock()
 	if p := f.pending[e.Job]; p == nil {
-		f.expect(e, 0, from, func(job.Event) {})
+		f.schedule(e, 0, from, func(job.Event) {})
 	} else {
-		p.serial, p.before = 0, from // what is written is what the ledger says then
+		p.serial, p.before = 0, from // the pending write writes the ledger's current state anyway
 	}
 	f.mu.Unlock()
 	f.signal()
 }
 
-// expect has a state written; f.mu is held.
-func (f *statusFiles) expect(e job.Event, serial int64, before job.Cursor, notify func(job.Event)) {
+// schedule schedules the write of a state. The caller holds f.mu.
+func (f *statusFiles) schedule(e job.Event, serial int64, before job.Cursor, notify func(job.Event)) {
 	p := f.pending[e.Job]
 	if p == nil {
 		p = &pendingStatus{serial: serial, before: before}
@@ -162,7 +162,7 @@ func (f *statusFiles) signal() {
 	}
 }
 
-// run writes what is due until ctx ends.
+// run writes the states that are due until ctx ends.
 func (f *statusFiles) run(ctx context.Context) {
 	var writers sync.WaitGroup
 	defer writers.Wait()
@@ -195,8 +195,7 @@ func (f *statusFiles) run(ctx context.Context) {
 	}
 }
 
-// next takes a job whose state is due, or says how long until one is (0: none
-// waits).
+// next returns a job whose state is due, or how long until one is; 0 if none is pending.
 func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -213,7 +212,7 @@ func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok boo
 		head := f.queue[0]
 		p := f.pending[head.id]
 		if p == nil || f.writing[head.id] || !p.due.Equal(head.due) {
-			f.queue = f.queue[1:] // written, or moved, meanwhile
+			f.queue = f.queue[1:] // written or rescheduled meanwhile
 			continue
 		}
 		if wait := head.due.Sub(now); wait > 0 {
@@ -227,7 +226,7 @@ func (f *statusFiles) next(now time.Time) (id job.ID, wait time.Duration, ok boo
 	return "", 0, false
 }
 
-// write writes the state that the ledger has of the job now.
+// write writes the ledger's current state of the job.
 func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	f.mu.Lock()
 	p := f.pending[id]
@@ -248,9 +247,9 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 		p.tries++
 		p.due = time.Now().Add(min(f.delay<<min(p.tries, 6), 30*time.Second))
 		f.queue = insert(f.queue, queuedStatus{id, p.due})
-	case p.event.Cursor == event.Cursor: // nothing came meanwhile
+	case p.event.Cursor == event.Cursor: // no later event
 		delete(f.pending, id)
-	default: // what came meanwhile is still to be written
+	default: // a later event still has to be written
 		p.serial, p.before = serial, event.Cursor
 		if p.final != nil {
 			f.urgent = append(f.urgent, id)
@@ -269,7 +268,7 @@ func (f *statusFiles) write(ctx context.Context, id job.ID) {
 	if err != nil && ctx.Err() == nil {
 		level := slog.LevelWarn
 		if errors.Is(err, storage.ErrNotFound) {
-			level = slog.LevelDebug // its place was removed
+			level = slog.LevelDebug // the job's place was removed
 		}
 		f.log.Log(ctx, level, "Cannot write a job's state to storage", "job", id, "state", string(event.State), "retry", retry, "error", err)
 	}
@@ -280,10 +279,10 @@ func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error
 	var status job.Status
 	switch {
 	case err == nil && (rec.Removing || rec.FilesRemoved):
-		return nil // it would stand where the files were
+		return nil // do not recreate a removed place
 	case err == nil:
 		status = rec.Status()
-	case errors.Is(err, ledger.ErrNotFound) && event.Status != nil: // it has expired, or was removed
+	case errors.Is(err, ledger.ErrNotFound) && event.Status != nil: // the record has expired or was removed
 		if there, err := f.store.Exists(ctx, id); err != nil || !there {
 			return err
 		}
@@ -300,8 +299,8 @@ func (f *statusFiles) put(ctx context.Context, id job.ID, event job.Event) error
 	return nil
 }
 
-// drop forgets what is to be written of a job, and returns when nothing is being
-// written of it. The error is the context's.
+// drop cancels pending writes of a job's state and waits for one in progress. The error is
+// ctx's.
 func (f *statusFiles) drop(ctx context.Context, id job.ID) error {
 	for {
 		f.mu.Lock()
@@ -329,7 +328,7 @@ func (f *statusFiles) worthRetrying(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || isMachineFault(err)
 }
 
-// insert keeps the queue in the order of time.
+// insert adds q to the queue in order of time.
 func insert(queue []queuedStatus, q queuedStatus) []queuedStatus {
 	i := len(queue)
 	for i > 0 && queue[i-1].due.After(q.due) {
@@ -347,8 +346,8 @@ func notifyAll(callbacks []func()) {
 	}
 }
 
-// keepPosition keeps how far the events are in storage until ctx ends. The disk may take
-// its time for that, and no state waits for it.
+// keepPosition advances the checkpoint until ctx ends. It runs on its own goroutine because
+// syncing may be slow and must not delay writes.
 func (f *statusFiles) keepPosition(ctx context.Context) {
 	ticker := time.NewTicker(checkpointEvery)
 	defer ticker.Stop()
@@ -363,7 +362,7 @@ func (f *statusFiles) keepPosition(ctx context.Context) {
 	}
 }
 
-// checkpoint keeps how far the events are in storage, where that has changed.
+// checkpoint advances the checkpoint to the current position and returns it.
 func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Cursor {
 	cursor := f.position()
 	if cursor == kept || cursor == "" {
@@ -372,14 +371,14 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 	if s, ok := f.store.(storage.StatusSyncer); ok {
 		if err := s.SyncStatuses(ctx); err != nil {
 			f.unsynced.Do(func() {
-				f.log.Warn("Cannot make the states of jobs in storage durable; the next daemon writes those since now again", "error", err)
+				f.log.Warn("Cannot make the states of jobs in storage durable; the next daemon rewrites those written from now on", "error", err)
 			})
 			return kept
 		}
 	}
 	if err := f.ledger.SetCheckpoint(ctx, statusConsumer(f.owners.self), cursor); err != nil {
 		if ctx.Err() == nil {
-			f.log.Warn("Cannot keep how far states are in storage", "error", err)
+			f.log.Warn("Cannot save the checkpoint of the states in storage", "error", err)
 		}
 		return kept
 	}
@@ -387,7 +386,7 @@ func (f *statusFiles) checkpoint(ctx context.Context, kept job.Cursor) job.Curso
 	return cursor
 }
 
-// position is the cursor up to which all states are in storage.
+// position returns the cursor up to which all states are in storage.
 func (f *statusFiles) position() job.Cursor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -400,8 +399,8 @@ func (f *statusFiles) position() job.Cursor {
 	return cursor
 }
 
-// flush waits until final states are written, for a bounded time, and keeps how far it
-// is, both while leased lasts. What is not final is the next daemon's.
+// flush waits for the writes of final states, for up to statusFlush and while leased lasts,
+// and saves the checkpoint. Non-final states are left to the next daemon.
 func (f *statusFiles) flush(ctx, leased context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, statusFlush)
 	defer cancel()

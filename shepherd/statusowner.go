@@ -13,21 +13,21 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// statusOwners says which of the nodes that share a ledger writes a change to
-// job_status.json: the one that made it. What it had not written when its lease ended, as
-// far as its checkpoint tells, all others write; so do they with changes of nodes that they
-// do not know to be alive, and of which no node is known.
+// statusOwners decides which of the nodes that share a ledger writes a change to
+// job_status.json: the node that made the change. All other nodes write what a lost node had
+// not written, according to its checkpoint, and the changes of nodes that they do not know
+// to be alive or that no node made.
 //
-// What one node is slow to write may end up over what another has written since. So a node
-// that has written a state also writes what others changed before that was complete: until
-// a look at the events that began after the write has found no more of them.
+// A slow write of one node may overwrite a later write of another. So a node that has
+// written a state also writes the changes that other nodes made before that write was
+// complete: until a read of the events that began after the write finds no more of them.
 type statusOwners struct {
 	self string // this node
 
 	mu      sync.Mutex
-	alive   map[string]bool  // the other nodes; nil where this one is alone, or none is known yet
-	looks   int64            // at the events, that have begun
-	written map[job.ID]int64 // the jobs written recently, and how many looks had begun then
+	alive   map[string]bool  // the other live nodes; nil on a single node, or before they are known
+	looks   int64            // number of reads of the events that have begun
+	written map[job.ID]int64 // recently written jobs, with the value of looks at that time
 }
 
 func newStatusOwners(self string) *statusOwners {
@@ -44,7 +44,7 @@ func (o *statusOwners) owns(e job.Event) bool {
 	return !o.alive[cmp.Or(e.Node, e.Origin)]
 }
 
-// wrote notes that a write of the job's state has ended, in whichever way.
+// wrote records that a write of the job's state has ended, successfully or not.
 func (o *statusOwners) wrote(id job.ID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -53,7 +53,7 @@ func (o *statusOwners) wrote(id job.ID) {
 	}
 }
 
-// look begins a look at the events, and returns its number.
+// look begins a read of the events and returns its number.
 func (o *statusOwners) look() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -61,7 +61,7 @@ func (o *statusOwners) look() int64 {
 	return o.looks
 }
 
-// looked says that all events that there were when a look began have been noted.
+// looked records that all events that existed when a read began have been noted.
 func (o *statusOwners) looked(look int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -72,7 +72,7 @@ func (o *statusOwners) looked(look int64) {
 	}
 }
 
-// know takes over which other nodes are alive, and returns those that are no more.
+// know updates which other nodes are alive, and returns those that are lost.
 func (o *statusOwners) know(peers []string) (lost []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -91,10 +91,10 @@ func (o *statusOwners) know(peers []string) (lost []string) {
 	return lost
 }
 
-// statusPeersEvery is how often it is looked which nodes are alive.
+// statusPeersEvery is how often the live nodes are looked up.
 const statusPeersEvery = 5 * time.Second
 
-// successor has this node write what others left unwritten when their leases ended.
+// successor makes this node write the states that lost nodes left unwritten.
 type successor struct {
 	ledger ledger.Ledger
 	peers  Peers
@@ -102,7 +102,7 @@ type successor struct {
 	log    *slog.Logger
 }
 
-// run looks after the other nodes until ctx ends.
+// run checks the other nodes until ctx ends.
 func (s *successor) run(ctx context.Context) {
 	for {
 		s.look(ctx)
@@ -112,27 +112,27 @@ func (s *successor) run(ctx context.Context) {
 	}
 }
 
-// look finds out which nodes are alive, and succeeds those that are no more.
+// look looks up which nodes are alive, and takes over from those that are lost.
 func (s *successor) look(ctx context.Context) {
 	owners := s.status.owners
 	peers, err := s.peers.Peers(ctx, owners.self)
 	if err != nil {
 		if ctx.Err() == nil {
-			s.log.Warn("It is not known which nodes are alive to write jobs' states; trying again", "error", err)
+			s.log.Warn("Cannot look up which nodes are alive to write jobs' states; retrying", "error", err)
 		}
 		return
 	}
 	for _, node := range owners.know(peers) {
-		if err := s.succeed(ctx, node); err != nil && ctx.Err() == nil {
-			s.log.Warn("States that a lost node left unwritten may stay so until it is back", "node", node, "error", err)
+		if err := s.takeOverFrom(ctx, node); err != nil && ctx.Err() == nil {
+			s.log.Warn("Cannot take over the unwritten states of a lost node; they may stay unwritten until it is back", "node", node, "error", err)
 		}
 	}
 }
 
-// succeed notes the changes of a node after its checkpoint.
-func (s *successor) succeed(ctx context.Context, node string) error {
+// takeOverFrom schedules the writes of a lost node's changes after its checkpoint.
+func (s *successor) takeOverFrom(ctx context.Context, node string) error {
 	from, err := s.ledger.Checkpoint(ctx, statusConsumer(node))
-	if errors.Is(err, ledger.ErrNotFound) { // it never began
+	if errors.Is(err, ledger.ErrNotFound) { // the node never started
 		return nil
 	}
 	for cursor := from; err == nil; {
@@ -140,7 +140,7 @@ func (s *successor) succeed(ctx context.Context, node string) error {
 		events, cursor, err = s.ledger.Events(ctx, cursor, ledger.EventFilter{}, eventBatch)
 		for _, e := range events {
 			if cmp.Or(e.Node, e.Origin) == node {
-				s.status.inherit(e, from)
+				s.status.takeOver(e, from)
 			}
 		}
 		if len(events) < eventBatch {

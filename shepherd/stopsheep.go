@@ -8,14 +8,14 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// errSheepStopped is why a job is handed back when its sheep is told to stop.
+// errSheepStopped is why a job is handed back when an operator stops its sheep.
 var errSheepStopped = errors.New("the sheep was told to stop")
 
-// StopSheep stops the sheep with these names, or all sheep that there are where none is
-// named: running jobs may finish for the time of drain and are handed back unspent after
-// it. None of their runners is left when it returns, none is started before StartSheep
-// or ResumeSheep, and jobs that only they could run wait. The error is
-// *job.UnknownSheep, with nothing changed, or job.ErrDraining.
+// StopSheep stops the named sheep, or all if none is named. Running jobs may finish within
+// drain and are handed back unspent after that. It returns when nothing is left of the
+// sheep's runners; none is started until StartSheep or ResumeSheep, and jobs that only these
+// sheep could run wait. The error is *job.UnknownSheep, before anything is changed, or
+// job.ErrDraining.
 func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 	lanes, err := s.selected(names)
 	if err != nil {
@@ -26,7 +26,7 @@ func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 		ending.Go(func() {
 			defer l.life.beginTransition(drain, errSheepStopped)()
 			if !l.life.over && l.state.setStopped(true) {
-				s.log.Info("Sheep stops, until it is told to start", "sheep", l.Name)
+				s.log.Info("Sheep stops until it is started again", "sheep", l.Name)
 				l.retire(drain, errSheepStopped)
 			}
 		})
@@ -35,8 +35,8 @@ func (s *Shepherd) StopSheep(drain time.Duration, names ...string) error {
 	return s.admission.admitting()
 }
 
-// StartSheep lets sheep work again that StopSheep stopped: those with these names, or all
-// where none is named. The error is that of StopSheep.
+// StartSheep starts the named sheep, or all if none is named, after StopSheep. The errors
+// are those of StopSheep.
 func (s *Shepherd) StartSheep(names ...string) error {
 	lanes, err := s.selected(names)
 	if err != nil {
@@ -48,19 +48,20 @@ func (s *Shepherd) StartSheep(names ...string) error {
 	return s.admission.admitting()
 }
 
-// startAgain lets a lane work that was stopped; it reports whether it was.
+// startAgain starts a lane that was stopped. It returns false if it was not.
 func (s *Shepherd) startAgain(l *lane) bool {
 	l.life.transition.Lock()
 	defer l.life.transition.Unlock()
 	if l.life.over || s.admission.admitting() != nil || !l.state.setStopped(false) {
 		return false
 	}
-	s.log.Info("Sheep starts to work again", "sheep", l.Name)
+	s.log.Info("Sheep starts again", "sheep", l.Name)
 	l.startAgain()
 	return true
 }
 
-// startAgain starts a lane that was retired, as new. The caller tends it.
+// startAgain starts a retired lane with its fault counters reset. The caller holds
+// life.transition.
 func (l *lane) startAgain() {
 	l.worker.found = nil
 	l.worker.supervisor.crashes = crashes{}
@@ -69,7 +70,7 @@ func (l *lane) startAgain() {
 	l.start(nil)
 }
 
-// selected are the lanes with these names, or all where none is named.
+// selected returns the named lanes, or all if none is named.
 func (s *Shepherd) selected(names []string) ([]*lane, error) {
 	if err := s.admission.admitting(); err != nil {
 		return nil, err

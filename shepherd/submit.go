@@ -15,12 +15,12 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// commitTime bounds how long a submission goes on once it has begun to change
-// things, whether its client is still there or not.
+// commitTime bounds how long a submission continues after it has begun to change state,
+// whether its client is still connected or not.
 const commitTime = 30 * time.Second
 
-// submitter takes jobs in: what may be submitted gets its place with its inputs in
-// storage, and is then entered in the ledger.
+// submitter accepts jobs: it stores a job's inputs in its place in storage, and then creates
+// the job in the ledger.
 type submitter struct {
 	cfg       *Config
 	env       *services
@@ -32,18 +32,22 @@ type submitter struct {
 	remover   *remover
 }
 
-// Submit takes a job in. When it returns nil the job is in the ledger and will
-// be dealt with. Otherwise the job was not taken: *job.Invalid, *job.UnknownSheep
-// and *job.UnknownJob (no payload and no place in storage) say what is wrong with
-// the request; job.ErrSubmitted that the id is in use; job.ErrRemoving that the files
-// of the last run are being removed; job.ErrUploading that another request submits
-// this id; job.ErrUploadOver and *job.UploadIncomplete that its inputs were uploaded and are
-// given up, or not all there; job.ErrDraining that the daemon is stopping and no other node is up that has the queue; anything else has the class
-// its part gave it. Submitting again after an error is safe.
+// Submit accepts a job. If it returns nil, the job is in the ledger and will run. Otherwise
+// the job was not accepted:
 //
-// A job that is after others needs no place in storage: where there is none, and no
-// payload, it is made. *job.AfterError says that one of the others has ended without
-// outputs.
+//   - *job.Invalid, *job.UnknownSheep or *job.UnknownJob (no payload and no place in storage):
+//     the request is wrong.
+//   - job.ErrSubmitted: the id is in use.
+//   - job.ErrRemoving: the files of the last run are being removed.
+//   - job.ErrUploading: another request is submitting this id.
+//   - job.ErrUploadOver or *job.UploadIncomplete: its uploaded inputs were given up or are
+//     incomplete.
+//   - *job.AfterError: a job in r.After has ended without outputs.
+//   - job.ErrDraining: the daemon is shutting down, and no other live node serves the queue.
+//
+// Other errors have the class of the ledger or the storage. It is safe to submit again after
+// an error. A job with r.After needs neither a payload nor a place in storage: its place is
+// created.
 func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 	if r.Payload == nil && len(r.After) > 0 {
 		if err := s.admission.admissible(ctx, r); err != nil {
@@ -51,7 +55,7 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
-			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		}
 		if !there {
 			return s.SubmitFiles(ctx, r, noFiles)
@@ -77,23 +81,23 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 		}
 		there, err := s.cfg.Store.Exists(ctx, r.ID)
 		if err != nil {
-			return away("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("look for the inputs of job %s: %w", r.ID, err))
 		}
 		if !there {
 			return &job.UnknownJob{ID: string(r.ID)}
 		}
 		if !uploaded {
-			if err := s.ownPlace(ctx, r); err != nil {
+			if err := s.checkPlaceOwner(ctx, r); err != nil {
 				return err
 			}
 		}
 	}
 
-	// From here on a client that goes away must not leave half a submission.
+	// From here on a client that disconnects must not leave half a submission.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
 	if r.Payload != nil {
-		if err := s.removedElsewhere(ctx, r.ID); err != nil {
+		if err := s.checkNotRemoving(ctx, r.ID); err != nil {
 			return err
 		}
 		err := s.cfg.Store.Init(ctx, r.ID, r.Payload)
@@ -101,18 +105,17 @@ func (s *submitter) Submit(ctx context.Context, r job.Request) (err error) {
 			return job.ErrSubmitted
 		}
 		if err != nil {
-			return away("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
+			return serviceError("storage", fmt.Errorf("store the payload of job %s: %w", r.ID, err))
 		}
 		crashpoint.Reached(crashpoint.PayloadStored)
 	}
 	return s.enter(ctx, r, trace)
 }
 
-// SubmitFiles is Submit for a job whose inputs come with the request: the files, and
-// those that r.Copies names. The id must be new. They are in storage before the job
-// is entered; where that fails they are removed again, and what a daemon that is
-// killed meanwhile leaves in storage, the next SubmitFiles of the same id removes.
-// Errors of files are returned as they are, wrapped.
+// SubmitFiles is Submit for a job whose inputs are sent with the request: the given files,
+// and those that r.Copies names. The id must be new. The inputs are stored before the job is
+// created, and removed again if that fails; what a daemon killed meanwhile leaves in storage
+// is removed by the next SubmitFiles of the same id. Errors of files are returned wrapped.
 func (s *submitter) SubmitFiles(ctx context.Context, r job.Request, files job.Files) (err error) {
 	trace, done := s.cfg.Tracer.Submit(r)
 	defer func() { done(err) }()
@@ -136,18 +139,18 @@ func (s *submitter) SubmitFiles(ctx context.Context, r job.Request, files job.Fi
 		return err
 	}
 
-	// From here on a client that goes away must not leave half a submission.
+	// From here on a client that disconnects must not leave half a submission.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
 	err = s.enter(ctx, r, trace)
 	var after *job.AfterError
-	if errors.As(err, &after) { // it ended while the files came
+	if errors.As(err, &after) { // the other job ended during the upload
 		s.inputs.abandon(ctx, r.ID)
 	}
 	return err
 }
 
-// enter enters a job whose inputs are in storage in the ledger.
+// enter creates a job whose inputs are in storage in the ledger.
 func (s *submitter) enter(ctx context.Context, r job.Request, trace job.Trace) error {
 	if len(r.After) == 0 {
 		s.env.payloads.keep(r.ID, r.Payload) // before a lane can see the job
@@ -156,15 +159,15 @@ func (s *submitter) enter(ctx context.Context, r job.Request, trace job.Trace) e
 	}
 	_, err := s.create(ctx, s.record(r, trace))
 	if err != nil {
-		return s.notEntered(r, err)
+		return s.createError(r, err)
 	}
 	crashpoint.Reached(crashpoint.RecordCreated)
 	s.logQueued(r)
 	return nil
 }
 
-// notEntered is what a client is told of a job that the ledger has not taken.
-func (s *submitter) notEntered(r job.Request, err error) error {
+// createError translates the ledger's refusal of a job for clients.
+func (s *submitter) createError(r job.Request, err error) error {
 	if errors.Is(err, ledger.ErrOthers) && r.Payload == nil {
 		return &job.UnknownJob{ID: string(r.ID)}
 	}
@@ -173,7 +176,7 @@ func (s *submitter) notEntered(r job.Request, err error) error {
 	switch {
 	case errors.Is(err, ledger.ErrExists), errors.Is(err, ledger.ErrOthers):
 		told = job.ErrSubmitted
-	case errors.Is(err, ledger.ErrRemoving): // by a daemon that was killed
+	case errors.Is(err, ledger.ErrRemoving): // a daemon was killed during the removal
 		told = job.ErrRemoving
 	case errors.Is(err, ledger.ErrUploadOver):
 		told = job.ErrUploadOver
@@ -182,15 +185,15 @@ func (s *submitter) notEntered(r job.Request, err error) error {
 	case errors.As(err, &after):
 		told = afterProblem(after)
 	default:
-		return away("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
+		return serviceError("ledger", fmt.Errorf("enter job %s in the ledger: %w", r.ID, err))
 	}
 	s.env.payloads.keep(r.ID, nil)
 	return told
 }
 
-// removedElsewhere answers job.ErrRemoving while another node removes the job's files:
-// what is put where they were would go with them.
-func (s *submitter) removedElsewhere(ctx context.Context, id job.ID) error {
+// checkNotRemoving returns job.ErrRemoving while another node removes the job's files, which
+// would remove new inputs too.
+func (s *submitter) checkNotRemoving(ctx context.Context, id job.ID) error {
 	if s.cfg.Peers == nil {
 		return nil
 	}
@@ -199,14 +202,14 @@ func (s *submitter) removedElsewhere(ctx context.Context, id job.ID) error {
 	case errors.Is(err, ledger.ErrNotFound):
 		return nil
 	case err != nil:
-		return away("ledger", fmt.Errorf("look for job %s: %w", id, err))
+		return serviceError("ledger", fmt.Errorf("look for job %s: %w", id, err))
 	case rec.Removing:
 		return job.ErrRemoving
 	}
 	return nil
 }
 
-// record is the record of a request, with what bounds its waiting.
+// record builds the record of a request, including its WaitUntil.
 func (s *submitter) record(r job.Request, trace job.Trace) job.Record {
 	to := s.admission.addressOf(r)
 	rec := job.Record{
@@ -228,8 +231,8 @@ func (s *submitter) record(r job.Request, trace job.Trace) job.Record {
 	return rec
 }
 
-// create enters a record. Where the last run of the job is being cancelled, the
-// new one is entered when that has ended.
+// create creates a record. If the job's last run is being cancelled, it waits for the end of
+// that run first.
 func (s *submitter) create(ctx context.Context, rec job.Record) (job.Record, error) {
 	events, stop := s.env.hub.subscribe(rec.ID)
 	defer stop()
@@ -242,7 +245,7 @@ func (s *submitter) create(ctx context.Context, rec job.Record) (job.Record, err
 		if getErr != nil || !last.Cancelling && !last.State.Final() || rec.Idempotency != "" && last.Idempotency == rec.Idempotency {
 			return kept, err
 		}
-		if last.State.Final() { // it ended since
+		if last.State.Final() { // it ended after Create
 			continue
 		}
 		select {
@@ -253,16 +256,16 @@ func (s *submitter) create(ctx context.Context, rec job.Record) (job.Record, err
 	}
 }
 
-// ownPlace returns *job.UnknownJob where a tenant asks for a job to be run in a
-// place that was a job's before, unless the ledger knows that it was its own.
-func (s *submitter) ownPlace(ctx context.Context, r job.Request) error {
+// checkPlaceOwner returns *job.UnknownJob if a tenant submits a job whose place belonged to an
+// earlier job, unless the ledger knows that job as the tenant's.
+func (s *submitter) checkPlaceOwner(ctx context.Context, r job.Request) error {
 	if r.Tenant == "" {
 		return nil
 	}
 	owner, err := s.reader.Owner(ctx, r.ID)
 	var unknown *job.UnknownJob
 	if errors.As(err, &unknown) {
-		return nil // inputs, and no job yet
+		return nil // the place has inputs and no job yet
 	}
 	if err != nil {
 		return err
@@ -273,22 +276,22 @@ func (s *submitter) ownPlace(ctx context.Context, r job.Request) error {
 	return nil
 }
 
-// reservePlace makes a place for the job's inputs and returns the state that it has.
+// reservePlace creates the place of a new job and returns the state written there.
 func (s *submitter) reservePlace(ctx context.Context, r job.Request) (job.Status, error) {
 	switch _, err := s.cfg.Ledger.Get(ctx, r.ID); {
 	case err == nil:
 		return job.Status{}, job.ErrSubmitted
 	case !errors.Is(err, ledger.ErrNotFound):
-		return job.Status{}, away("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
+		return job.Status{}, serviceError("ledger", fmt.Errorf("look for job %s: %w", r.ID, err))
 	}
-	if err := s.uploads.notReserved(ctx, r); err != nil {
+	if err := s.uploads.checkNotReserved(ctx, r); err != nil {
 		return job.Status{}, err
 	}
 	return s.inputs.makePlace(ctx, r.ID, r.Model)
 }
 
-// away tells a client which service is to blame, where that is not the client.
-func away(service string, err error) error {
+// serviceError adds the name of the failed service for clients, if the error is the service's fault.
+func serviceError(service string, err error) error {
 	var problem string
 	switch {
 	case errdefs.IsUnavailable(err), errors.Is(err, context.DeadlineExceeded):

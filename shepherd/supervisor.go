@@ -15,33 +15,32 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// supervisor sees to a lane's runner: that one with the right model is up, that it
-// comes back after a crash, that it goes. Only the lane's worker uses it.
+// supervisor manages a lane's runner: it starts one with the right model, restarts it after
+// a crash, and stops it. Only the lane's worker uses it.
 type supervisor struct {
 	lane    *lane
 	runner  *runner // nil when none is up
 	crashes crashes
-	span    string    // of the log of the runner that was started last, see runtime.JobLogger
-	freed   time.Time // when the runner had answered its last job; zero where it has had none
+	span    string    // the log of the runner that was started last, see runtime.JobLogger
+	freed   time.Time // when the runner answered its last job; zero if it had none
 }
 
-// runner is one life of a sheep's runner, from Run's call to its return.
+// runner is one run of a sheep's runner, from the call of Sheep.Run to its return.
 type runner struct {
-	model     job.Model
-	began     time.Time
-	conn      messenger.Conn
-	cancel    context.CancelFunc
-	answers   chan messenger.Answer // closed when no more will come
-	told      chan struct{}         // closed when no more events will come
-	connected chan struct{}         // closed when it takes jobs
-	done      chan struct{}         // closed when Run has returned, as err says
-	err       error
-	loaded    func(error) // tells of the end of loading, once
+	model      job.Model
+	began      time.Time
+	conn       messenger.Conn
+	cancel     context.CancelFunc
+	answers    chan messenger.Answer // closed after the last answer
+	eventsDone chan struct{}         // closed after the last event
+	connected  chan struct{}         // closed when the runner accepts jobs
+	done       chan struct{}         // closed when Run has returned, as err says
+	err        error
+	loaded     func(error) // records the end of loading; only the first call counts
 }
 
 // load makes sure that a runner with the attempt's model is up. The error is
-// *runtime.LoadError or *runtime.Exit when it cannot be, or the cause of ctx's
-// end.
+// *runtime.LoadError or *runtime.Exit if it cannot be started, or the cause of ctx's end.
 func (s *supervisor) load(ctx context.Context, a *attempt) error {
 	l := s.lane
 	m := a.Model
@@ -74,7 +73,7 @@ func (s *supervisor) load(ctx context.Context, a *attempt) error {
 }
 
 // change makes sure that a runner with the model is up while the sheep has no job. The
-// error is that of load.
+// errors are those of load.
 func (s *supervisor) change(ctx context.Context, m job.Model) error {
 	l := s.lane
 	if s.runner != nil && closed(s.runner.done) {
@@ -87,7 +86,7 @@ func (s *supervisor) change(ctx context.Context, m job.Model) error {
 		if f, ok := l.Sheep.(runtime.Prefetcher); ok && l.mayLoad(m) == nil {
 			if err := f.Prefetch(ctx, m, l.observe); ctx.Err() != nil {
 				return context.Cause(ctx)
-			} else if err != nil { // no reason to give up the model that is loaded
+			} else if err != nil { // keep the loaded model
 				l.state.show("")
 				return err
 			}
@@ -98,16 +97,15 @@ func (s *supervisor) change(ctx context.Context, m job.Model) error {
 	return s.start(ctx, m, nil, time.Now())
 }
 
-// fetch has what the attempt's model needs fetched while the runner, which has
-// another model, stays up. An error says that it cannot be had now: there is no
-// reason to give up the model that is loaded.
+// fetch fetches the attempt's model while the runner stays up with another one. On an error
+// the model cannot be loaded now, and the loaded one is kept.
 func (s *supervisor) fetch(ctx context.Context, a *attempt) error {
 	l := s.lane
 	if left, why := l.modelRests.left(a.Model, time.Now()); left > 0 {
 		return &restsError{why}
 	}
 	f, ok := l.Sheep.(runtime.Prefetcher)
-	if !ok || a.fetched.Load() || l.mayLoad(a.Model) != nil { // Load says what is wrong
+	if !ok || a.fetched.Load() || l.mayLoad(a.Model) != nil { // Load reports what is wrong
 		return nil
 	}
 	err := f.Prefetch(ctx, a.Model, l.observe)
@@ -121,9 +119,9 @@ func (s *supervisor) fetch(ctx context.Context, a *attempt) error {
 	return nil
 }
 
-// start loads the model and starts a runner with it, for the attempt given, if
-// any. Loading counts from began on. It returns when the runner takes messages, or
-// could not be started.
+// start loads the model and starts a runner with it, for an attempt unless a is nil. The
+// duration of loading counts from began. It returns when the runner has been started, or
+// could not be.
 func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt, began time.Time) error {
 	l := s.lane
 	if err := l.mayLoad(m); err != nil {
@@ -142,7 +140,7 @@ func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt, began t
 		}
 		return err
 	}
-	l.state.show("") // the devices' state tells the rest
+	l.state.show("") // view shows the devices' state meanwhile
 	if err := l.share.prepare(ctx); err != nil {
 		return err
 	}
@@ -167,18 +165,17 @@ func (s *supervisor) start(ctx context.Context, m job.Model, a *attempt, began t
 	return nil
 }
 
-// launch calls Run, which starts a runner or attaches to the one found by
-// Recover. It has loaded be told when the runner takes jobs, or that it never
-// did.
+// launch calls Run, which starts a runner or attaches to the one that Recover found. It
+// calls loaded when the runner accepts jobs, or has ended before that.
 func (s *supervisor) launch(ctx context.Context, m job.Model, trace job.Trace, loaded func(error)) error {
 	l := s.lane
-	// A runner outlives the job it was started for: its context is its own, and
-	// ends with stop.
+	// A runner outlives the job it was started for, so it has a context of its own, which
+	// stop cancels.
 	life, cancel := context.WithCancel(runtime.WithTrace(context.Background(), trace))
 	r := &runner{
 		model: m, began: time.Now(), cancel: cancel, loaded: loaded,
 		answers:   make(chan messenger.Answer, messenger.MaxKept+1),
-		connected: make(chan struct{}), done: make(chan struct{}), told: make(chan struct{}),
+		connected: make(chan struct{}), done: make(chan struct{}), eventsDone: make(chan struct{}),
 	}
 	if j, ok := l.Sheep.(runtime.JobLogger); ok {
 		s.span = j.BeginSpan()
@@ -229,7 +226,7 @@ func (s *supervisor) launch(ctx context.Context, m job.Model, trace job.Trace, l
 		}
 	})
 	l.life.running.Go(func() {
-		defer close(r.told)
+		defer close(r.eventsDone)
 		l.receiveEvents(life, r.conn)
 	})
 	s.runner = r
@@ -238,7 +235,7 @@ func (s *supervisor) launch(ctx context.Context, m job.Model, trace job.Trace, l
 	return nil
 }
 
-// receiveEvents notes what the runner tells of its work, until it has ended.
+// receiveEvents records the runner's events until it has ended.
 func (l *lane) receiveEvents(ctx context.Context, conn messenger.Conn) {
 	source, ok := conn.(messenger.EventSource)
 	if !ok {
@@ -250,21 +247,21 @@ func (l *lane) receiveEvents(ctx context.Context, conn messenger.Conn) {
 			return
 		}
 		if e.Kind == messenger.EventWarning {
-			l.log.Warn("Something happened to the runner", "job", e.JobID, "what", e.Text)
+			l.log.Warn("The runner reported an incident", "job", e.JobID, "what", e.Text)
 		}
-		if told, ok := l.state.tell(e); ok {
-			told.Node, told.Sheep = l.node, l.Name
-			l.hub.publish(told)
+		if event, ok := l.state.tell(e); ok {
+			event.Node, event.Sheep = l.node, l.Name
+			l.hub.publish(event)
 		}
 	}
 }
 
-// observe shows how far a load or a start is.
+// observe records the progress of loading a model and starting a runner.
 func (l *lane) observe(e runtime.Event) {
 	switch e.Stage {
 	case runtime.Connected:
 		l.state.show("")
-		l.log.Debug("Runner takes jobs")
+		l.log.Debug("Runner accepts jobs")
 	case runtime.Starting:
 		l.state.show(cmp.Or(e.Text, "starting"))
 		l.log.Debug("Runner started", "pid", e.PID)
@@ -284,54 +281,53 @@ func (s *supervisor) stop() {
 	}
 	s.lane.logSlaughter(r)
 	r.cancel()
-	for range r.answers { // what comes now is not wanted: the attempt has another end
+	for range r.answers { // late answers are ignored: the attempt has ended otherwise
 	}
 	<-r.done
-	<-r.told
+	<-r.eventsDone
 	r.loaded(context.Canceled)
 	s.gone()
 }
 
-// gone notes that no runner is up.
+// gone records that no runner is up.
 func (s *supervisor) gone() {
 	s.runner, s.freed = nil, time.Time{}
 	s.lane.state.runner(job.Model{}, false)
 	s.lane.state.show("")
 }
 
-// leave leaves the runner up, with the job it has if any, for the next daemon.
+// leave detaches from the runner and leaves it up, with its job, for the next daemon.
 func (s *supervisor) leave() {
 	r := s.runner
 	s.lane.Sheep.Detach()
-	for range r.answers { // not acknowledged, so they are kept for the next daemon
+	for range r.answers { // unacknowledged answers are kept for the next daemon
 	}
 	<-r.done
 	r.cancel()
-	<-r.told
+	<-r.eventsDone
 	s.runner = nil
 	s.lane.log.Info("Leaving the sheep up", "model", r.model.String())
 }
 
-// lost notes that the runner has ended, and returns why.
+// lost records that the runner has ended, and returns why.
 func (s *supervisor) lost() error {
 	r := s.runner
 	for range r.answers {
 	}
 	<-r.done
 	r.cancel()
-	<-r.told
+	<-r.eventsDone
 	s.gone()
 	return s.crashed(r)
 }
 
-// lostIdle notes that the runner ended while it had no job.
+// lostIdle records that the runner ended while it had no job.
 func (s *supervisor) lostIdle() {
 	m := s.runner.model
 	s.lane.log.Warn("Sheep died without notice", "model", m.String(), "error", s.lost())
 }
 
-// crashed counts an end of the runner that nobody asked for and returns why it
-// ended.
+// crashed records an unrequested end of the runner and returns why it ended.
 func (s *supervisor) crashed(r *runner) error {
 	var load *runtime.LoadError
 	if !errors.As(r.err, &load) && !errors.Is(r.err, runtime.ErrDetached) {
@@ -346,8 +342,7 @@ func (s *supervisor) crashed(r *runner) error {
 	return err
 }
 
-// revive starts a crashed runner again, so that its model is loaded when the
-// next job comes.
+// revive restarts a crashed runner, so that its model is loaded when the next job arrives.
 func (s *supervisor) revive(ctx context.Context) {
 	l := s.lane
 	_, m, _ := s.crashes.pending(time.Now())
@@ -363,17 +358,17 @@ func (s *supervisor) revive(ctx context.Context) {
 	if err == nil {
 		l.happened(RunnerRevived)
 	} else if ctx.Err() == nil {
-		l.log.Warn("Cannot start the crashed sheep again", "model", m.String(), "error", err)
+		l.log.Warn("Cannot restart the crashed runner", "model", m.String(), "error", err)
 		var load *runtime.LoadError
 		if errors.As(err, &load) {
-			s.crashes = crashes{} // the next job that wants the model will say why
-		} else if wait, _, ok := s.crashes.pending(time.Now()); ok && wait == 0 { // no runner came up that could crash
+			s.crashes = crashes{} // the next job that needs the model will report why
+		} else if wait, _, ok := s.crashes.pending(time.Now()); ok && wait == 0 { // the runner did not even start
 			s.crashes.note(m, 0, time.Now())
 		}
 	}
 }
 
-// unload stops the idle runner, and with it gives up what its model takes.
+// unload stops the idle runner, which frees the resources of its model.
 func (s *supervisor) unload(why string) {
 	m := s.runner.model
 	s.lane.log.Info("Unloading the model of an idle sheep", "model", m.String(), "why", why)
@@ -381,13 +376,12 @@ func (s *supervisor) unload(why string) {
 	s.stop()
 }
 
-// crashes remembers which model's runner crashed last and when it may be started
-// again.
+// crashes records which model's runner crashed last and when it may be restarted.
 type crashes struct {
 	model    job.Model
 	backoff  runtime.Backoff
-	until    time.Time // zero: nothing is to be started again
-	deferred bool      // others need the devices: only a job starts it again
+	until    time.Time // zero if there is nothing to restart
+	deferred bool      // other sheep need the devices: only a job restarts the runner
 }
 
 func (c *crashes) note(m job.Model, up time.Duration, now time.Time) {
@@ -397,8 +391,8 @@ func (c *crashes) note(m job.Model, up time.Duration, now time.Time) {
 	c.until, c.deferred = now.Add(c.backoff.Failed(up)), false
 }
 
-// pending says how long to wait before the crashed runner is started again, and
-// with which model.
+// pending returns how long to wait before the crashed runner is restarted, and with which
+// model.
 func (c *crashes) pending(now time.Time) (time.Duration, job.Model, bool) {
 	if c.until.IsZero() {
 		return 0, job.Model{}, false
@@ -406,9 +400,9 @@ func (c *crashes) pending(now time.Time) (time.Duration, job.Model, bool) {
 	return max(c.until.Sub(now), 0), c.model, true
 }
 
-// quoteLog is the end of what the sheep's runner has written, in one line: since it
-// was started or, where it has the job, during that. It is empty where no runner was
-// started, or the sheep does not tell one runner's lines from another's.
+// quoteLog returns the last lines of the runner's output as one line: since its start if
+// loading is set, otherwise since it was given the job. It is empty if no runner was
+// started, or the sheep cannot separate the output of different runners.
 func (w *worker) quoteLog(ctx context.Context, a *attempt, loading bool) string {
 	l := w.lane
 	span := w.supervisor.span

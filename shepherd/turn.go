@@ -7,18 +7,17 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// How long a turn lasts: so many times what it cost to load the model, within
-// bounds. At most about a tenth of a sheep's time goes into loading, then, while
-// every model gets its turn.
+// Length of a turn: a multiple of the time it took to load the model, within bounds. So a
+// sheep spends at most about a tenth of its time on loading, while every model gets its
+// turn.
 const (
 	turnsPerLoad   = 10
 	minTurn        = 5 * time.Second
 	defaultMaxTurn = 10 * time.Minute
 )
 
-// turns decides for one sheep whether it goes on with the model that it has
-// loaded, or runs the oldest job there is whatever its model. It remembers what
-// loading each model took.
+// turns decides whether a sheep continues with the model that it has loaded, or runs the
+// oldest job whatever its model. It remembers how long each model took to load.
 type turns struct {
 	max time.Duration
 
@@ -32,8 +31,8 @@ func newTurns(longest time.Duration) *turns {
 	return &turns{max: longest, costs: make(map[job.Model]time.Duration)}
 }
 
-// loaded notes that the model was loaded, which took so long: its turn begins. A
-// runner that was found alive took nothing.
+// loaded records that the model was loaded and how long that took, 0 for an adopted runner.
+// The model's turn begins.
 func (t *turns) loaded(m job.Model, took time.Duration, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -48,7 +47,7 @@ func (t *turns) begin(m job.Model, now time.Time) {
 	t.ends = now.Add(turnAfter(t.costs[m], t.max))
 }
 
-// turnAfter is how long the turn of a model lasts that took so long to load.
+// turnAfter returns the length of a turn of a model that took load to be loaded.
 func turnAfter(load, longest time.Duration) time.Duration {
 	if longest <= 0 {
 		longest = defaultMaxTurn
@@ -56,9 +55,9 @@ func turnAfter(load, longest time.Duration) time.Duration {
 	return min(max(turnsPerLoad*load, minTurn), max(longest, minTurn))
 }
 
-// prefer says which model's jobs come first on a sheep that will have m loaded:
-// m, until its turn is over. The turn of a model that is still to be loaded has
-// not begun.
+// prefer returns the model whose jobs take precedence on a sheep that will have m loaded: m
+// until its turn is over, then none. The turn of a model that is not loaded yet has not
+// begun.
 func (t *turns) prefer(m job.Model, now time.Time) job.Model {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,8 +67,8 @@ func (t *turns) prefer(m job.Model, now time.Time) job.Model {
 	return m
 }
 
-// claimed notes that a job of the model was claimed as the oldest there is. Where
-// that is the model whose turn has ended, it has another.
+// claimed records that the oldest job was claimed. If its model is the one whose turn has
+// ended, the model gets another turn.
 func (t *turns) claimed(m job.Model, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -78,7 +77,7 @@ func (t *turns) claimed(m job.Model, now time.Time) {
 	}
 }
 
-// turn is the model whose turn it is or was last, and when that ends.
+// turn returns the model that has or had the last turn, and when the turn ends.
 func (t *turns) turn() (m job.Model, ends time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,17 +2,20 @@ package shepherd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/storage"
 )
 
-// divide says which files are sent in parts, and of what size.
+// divide decides which files are sent in parts, and the size of the parts.
 func divide(files []job.UploadFile, total int64, inParts bool) ([]job.UploadFile, error) {
 	const mib = 1 << 20
 	size := min(max(smallestPart, (total/mostParts+mib-1)/mib*mib), storage.MaxPut)
@@ -29,9 +32,8 @@ func divide(files []job.UploadFile, total int64, inParts bool) ([]job.UploadFile
 	return divided, nil
 }
 
-// beginParts begins the uploads of those files that are sent in parts, where that has not
-// been done. Another client, or node, may do so at the same time: all use those that the
-// ledger keeps.
+// beginParts begins the multipart uploads that have not begun yet. Other clients or nodes
+// may do the same concurrently: all use the multipart uploads that the ledger keeps.
 func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, error) {
 	store, _ := up.cfg.Store.(storage.Parts)
 	group, within := errgroup.WithContext(ctx)
@@ -53,31 +55,40 @@ func (up *uploads) beginParts(ctx context.Context, u job.Upload) (job.Upload, er
 	if err := group.Wait(); err != nil || !begun {
 		return u, err
 	}
-	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u.ID, u.Files, 0)
+	kept, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, u, u.Files, 0)
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrUploadOver) {
+		up.dropParts(ctx, u, nil) // given up meanwhile
+	}
 	if err != nil {
 		return u, up.failed(u.ID, err)
 	}
-	for i, f := range u.Files {
-		if f.Parts == "" || f.Parts == kept.Files[i].Parts {
-			continue
-		}
-		if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
-			up.log.Debug("An upload that nobody uses stays until the inputs are removed", "job", u.ID, "file", f.Path, "error", err)
-		}
-	}
+	up.dropParts(ctx, u, kept.Files)
 	return kept, nil
 }
 
-// partOf is the part of a file with a number.
+// dropParts ends the uploads of an upload's parts, but for those that files have.
+func (up *uploads) dropParts(ctx context.Context, u job.Upload, files []job.UploadFile) {
+	store, _ := up.cfg.Store.(storage.Parts)
+	for _, f := range u.Files {
+		if f.Parts == "" || slices.ContainsFunc(files, func(kept job.UploadFile) bool { return kept.Parts == f.Parts }) {
+			continue
+		}
+		if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
+			up.log.Debug("Cannot drop an unused multipart upload; it stays until the inputs are removed", "job", u.ID, "file", f.Path, "error", err)
+		}
+	}
+}
+
+// partOf returns part n of a file.
 func partOf(f job.UploadFile, n int) job.UploadPart {
 	offset := int64(n-1) * f.PartSize
 	return job.UploadPart{Number: n, Offset: offset, Size: min(f.PartSize, f.Size-offset)}
 }
 
-// storedInputs is what is in storage of an upload.
+// storedInputs is the part of an upload that is in storage.
 type storedInputs struct {
-	sizes map[string]int64                // of files, by their path
-	parts map[string]map[int]storage.Part // of files that are not joined, by path and number
+	sizes map[string]int64                // sizes of complete files by path
+	parts map[string]map[int]storage.Part // parts of incomplete files by path and number
 }
 
 func (i *storedInputs) has(f job.UploadFile) bool {
@@ -96,14 +107,13 @@ func (i *storedInputs) hasPart(f job.UploadFile, part job.UploadPart) bool {
 	return ok && stored.Size == part.Size
 }
 
-// stored looks what is there of an upload.
+// stored returns what is in storage of an upload.
 func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, error) {
 	found := &storedInputs{sizes: map[string]int64{}, parts: map[string]map[int]storage.Part{}}
-	files, err := up.reader.list(ctx, u.ID, job.InputDir+"/")
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
+	for f, err := range up.reader.list(ctx, u.ID, job.InputDir+"/") {
+		if err != nil {
+			return nil, err
+		}
 		found.sizes[f.Name] = f.Size
 	}
 	store, _ := up.cfg.Store.(storage.Parts)
@@ -117,7 +127,7 @@ func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, err
 		group.Go(func() error {
 			parts, err := store.StoredParts(within, u.ID, path.Join(job.InputDir, f.Path), f.Parts)
 			if err != nil && !errdefs.IsNotFound(err) {
-				return away("storage", err)
+				return serviceError("storage", err)
 			}
 			lists[i] = parts
 			return nil
@@ -136,7 +146,7 @@ func (up *uploads) stored(ctx context.Context, u job.Upload) (*storedInputs, err
 	return found, nil
 }
 
-// missing is an *job.UploadIncomplete where the file, or one of its parts, is not there.
+// missing returns *job.UploadIncomplete if the file, or one of its parts, is missing.
 func (i *storedInputs) missing(f job.UploadFile) error {
 	size, there := i.sizes[f.Path]
 	switch {
@@ -159,7 +169,7 @@ func (i *storedInputs) missing(f job.UploadFile) error {
 	return nil
 }
 
-// join makes a file of its parts.
+// join joins the parts of a file.
 func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored map[int]storage.Part) error {
 	parts := make([]storage.Part, f.Count())
 	for n := range parts {
@@ -172,15 +182,17 @@ func (up *uploads) join(ctx context.Context, id job.ID, f job.UploadFile, stored
 	case errdefs.IsInvalidArgument(err):
 		return &job.UploadIncomplete{Path: f.Path, Problem: "is still being sent: a part was replaced meanwhile"}
 	case !errdefs.IsNotFound(err):
-		return away("storage", fmt.Errorf("join the parts of input %s of job %s: %w", f.Path, id, err))
+		return serviceError("storage", fmt.Errorf("join the parts of input %s of job %s: %w", f.Path, id, err))
 	}
-	// Another request has joined them, or this one did and the answer was lost.
+	// Another request has joined them, or this one has and the answer was lost.
 	name := path.Join(job.InputDir, f.Path)
-	listed, err := up.cfg.Store.List(ctx, id, name)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return away("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
-	}
-	for _, there := range listed {
+	for there, err := range up.cfg.Store.List(ctx, id, name) {
+		if errdefs.IsNotFound(err) { // the job has no files
+			break
+		}
+		if err != nil {
+			return serviceError("storage", fmt.Errorf("list %s of job %s: %w", name, id, err))
+		}
 		if there.Name == name && there.Size == f.Size {
 			return nil
 		}

@@ -12,8 +12,8 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// removeDueUploads removes uploads that nobody has submitted in time, and returns how long
-// it is until the next is due; 0 for none.
+// removeDueUploads removes expired uploads and returns the time until the next one expires;
+// 0 if there is none.
 func (r *remover) removeDueUploads(ctx context.Context) (next time.Duration, err error) {
 	if r.uploads == nil {
 		return 0, nil
@@ -36,8 +36,8 @@ func (r *remover) removeDueUploads(ctx context.Context) (next time.Duration, err
 	return next, nil
 }
 
-// removeUpload removes an upload that is due. ok is false where it is being submitted, or
-// removed by another.
+// removeUpload removes an expired upload. ok is false if it is being submitted or removed by
+// someone else.
 func (r *remover) removeUpload(ctx context.Context, id job.ID) (ok bool, err error) {
 	done, ok := r.take(id)
 	if !ok {
@@ -45,7 +45,7 @@ func (r *remover) removeUpload(ctx context.Context, id job.ID) (ok bool, err err
 	}
 	defer done()
 	u, err := r.uploads.BeginUploadRemoval(ctx, id, true)
-	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrRemoving) { // submitted or asked for again since; another node's
+	if errors.Is(err, ledger.ErrNotFound) || errors.Is(err, ledger.ErrRemoving) { // submitted or renewed since it was listed; or another node removes it
 		return false, nil
 	}
 	if err != nil {
@@ -54,7 +54,7 @@ func (r *remover) removeUpload(ctx context.Context, id job.ID) (ok bool, err err
 	return true, r.finishUpload(ctx, u)
 }
 
-// finishUpload ends a removal that has begun.
+// finishUpload completes a removal that has begun.
 func (r *remover) finishUpload(ctx context.Context, u job.Upload) error {
 	if store, ok := r.store.(storage.Parts); ok {
 		for _, f := range u.Files {
@@ -62,12 +62,12 @@ func (r *remover) finishUpload(ctx context.Context, u job.Upload) error {
 				continue
 			}
 			if err := store.DropParts(ctx, u.ID, path.Join(job.InputDir, f.Path), f.Parts); err != nil {
-				return away("storage", err)
+				return serviceError("storage", err)
 			}
 		}
 	}
 	if err := r.store.Remove(ctx, u.ID); err != nil {
-		return away("storage", err)
+		return serviceError("storage", err)
 	}
 	return r.uploads.EndUploadRemoval(ctx, u.ID)
 }

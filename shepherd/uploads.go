@@ -16,8 +16,8 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// uploads keeps reservations: places of jobs whose inputs clients put into storage by
-// themselves, before they submit the job.
+// uploads manages uploads: places that are reserved for jobs whose inputs clients put into
+// storage directly, before they submit the job.
 type uploads struct {
 	cfg       *Config
 	env       *services
@@ -28,17 +28,19 @@ type uploads struct {
 	remover   *remover
 }
 
-// Uploads is how clients put inputs into storage by themselves, before they submit the job.
+// Uploads configures how clients put inputs into storage directly.
 type Uploads struct {
-	// Ledger knows what is reserved; nil where clients cannot.
+	// Ledger keeps the reservations; nil disables uploads.
 	Ledger ledger.Uploads
-	// Signer makes addresses for a client that reaches the daemon by the given host, empty
-	// for one on the same machine. Its error is a *job.NoUploads that says what to configure.
+	// Signer returns the signer of URLs for a client that reaches the daemon by the given
+	// host, empty for a client on the same machine. Its error is a *job.NoUploads that says
+	// what to configure.
 	Signer func(host string) (storage.Signer, error)
-	// Keep is how long what nobody submits is kept since its addresses were last asked for;
-	// 0 takes DefaultKeepUploads. It is kept for at least as long as they are valid.
+	// Keep is how long an upload that is not submitted is kept after its URLs were last
+	// requested; 0 means DefaultKeepUploads. It is kept at least as long as the URLs are
+	// valid.
 	Keep time.Duration
-	// MaxSize bounds what the files of one upload take, in bytes; 0 takes DefaultMaxUpload.
+	// MaxSize bounds the total size of an upload in bytes; 0 means DefaultMaxUpload.
 	MaxSize int64
 }
 
@@ -48,23 +50,23 @@ const (
 	DefaultMaxUpload   = 1 << 40
 )
 
-// How files are divided: one up to wholeFile is sent by one request, a larger one in parts,
-// each of which can be sent again by itself. The parts grow with the upload, so that there
-// are not more than about mostParts of them.
+// Division of files: a file of up to wholeFile bytes is sent in one request, a larger one in
+// parts, each of which can be resent by itself. The size of the parts grows with the upload,
+// so that an upload has about mostParts parts at most.
 const (
 	wholeFile    = 64 << 20
 	smallestPart = 32 << 20
 	mostParts    = 5000
-	partsOpen    = 8 // requests to storage about parts at a time
+	partsOpen    = 8 // concurrent requests to storage about parts
 )
 
-// roomy is a Store that knows whether its disk has room.
+// roomy is a Store that can check whether its disk has room.
 type roomy interface{ Room(bytes int64) error }
 
-// BeginUpload reserves a place for a job that is not submitted yet and says where its inputs
-// go. The error is *job.Invalid, *job.NoUploads, *job.QueueFull, job.ErrSubmitted (the id is
-// in use), job.ErrRemoving, job.ErrUploading, job.ErrDraining, or has the class its part
-// gave it.
+// BeginUpload reserves a place for a job that is not submitted yet and returns where to put
+// its inputs. The error is *job.Invalid, *job.NoUploads, *job.QueueFull, job.ErrSubmitted
+// (the id is in use), job.ErrRemoving, job.ErrUploading or job.ErrDraining, or has the class
+// of the ledger or the storage.
 func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.UploadPlan, error) {
 	signer, err := up.signer(r.Host)
 	if err != nil {
@@ -84,7 +86,7 @@ func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.Up
 		return job.UploadPlan{}, job.ErrSubmitted
 	}
 	if err != nil {
-		return job.UploadPlan{}, away("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
+		return job.UploadPlan{}, serviceError("ledger", fmt.Errorf("reserve the place of job %s: %w", r.ID, err))
 	}
 	if _, err = up.inputs.makePlace(ctx, r.ID, job.Model{}); err == nil {
 		u, err = up.beginParts(ctx, u)
@@ -97,7 +99,7 @@ func (up *uploads) BeginUpload(ctx context.Context, r job.UploadRequest) (job.Up
 	return up.plan(ctx, u, signer, r.Valid, nil)
 }
 
-// signer makes addresses for a client.
+// signer returns the signer of URLs for a client.
 func (up *uploads) signer(host string) (storage.Signer, error) {
 	if up.cfg.Uploads.Ledger == nil || up.cfg.Uploads.Signer == nil {
 		return nil, &job.NoUploads{Problem: "This shepherd takes no uploads straight to storage"}
@@ -105,8 +107,8 @@ func (up *uploads) signer(host string) (storage.Signer, error) {
 	return up.cfg.Uploads.Signer(host)
 }
 
-// UploadOrigin is what the addresses of uploads begin with, for a client that reaches the
-// daemon by the given host; empty where there are none.
+// UploadOrigin returns the origin of the upload URLs for a client that reaches the daemon by
+// the given host; empty if uploads are disabled.
 func (up *uploads) UploadOrigin(host string) string {
 	signer, err := up.signer(host)
 	if err != nil {
@@ -115,12 +117,12 @@ func (up *uploads) UploadOrigin(host string) string {
 	return signer.Origin()
 }
 
-// keep is how long a reservation is kept whose addresses are valid for a time.
+// keep returns how long an upload is kept whose URLs are valid for the given time.
 func (up *uploads) keep(valid time.Duration) time.Duration {
 	return max(cmp.Or(up.cfg.Uploads.Keep, DefaultKeepUploads), valid)
 }
 
-// check checks what can be checked before anything is reserved, and divides the files.
+// check validates a request before anything is reserved, and divides the files into parts.
 func (up *uploads) check(ctx context.Context, r job.UploadRequest) ([]job.UploadFile, error) {
 	if err := up.admission.admitting(); err != nil && !up.admission.admitsForOthers(ctx) {
 		return nil, err
@@ -151,14 +153,14 @@ func (up *uploads) check(ctx context.Context, r job.UploadRequest) ([]job.Upload
 	}
 	if store, ok := up.cfg.Store.(roomy); ok {
 		if err := store.Room(total); err != nil {
-			return nil, away("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
+			return nil, serviceError("storage", fmt.Errorf("take an upload of %d bytes: %w", total, err))
 		}
 	}
 	_, inParts := up.cfg.Store.(storage.Parts)
 	return divide(r.Files, total, inParts)
 }
 
-// inFiles is an error about the name of an input as one about the files of an upload.
+// inFiles changes an error about the name of an input to one about the field files.
 func inFiles(err error) error {
 	var invalid *job.Invalid
 	if errors.As(err, &invalid) {
@@ -167,7 +169,7 @@ func inFiles(err error) error {
 	return err
 }
 
-// failed is what a client is told of the ledger's error about a reservation.
+// failed translates an error of the ledger about an upload for clients.
 func (up *uploads) failed(id job.ID, err error) error {
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
@@ -175,29 +177,31 @@ func (up *uploads) failed(id job.ID, err error) error {
 	case errors.Is(err, ledger.ErrUploadOver), errors.Is(err, ledger.ErrRemoving):
 		return job.ErrUploadOver
 	}
-	return away("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
+	return serviceError("ledger", fmt.Errorf("look for the upload of job %s: %w", id, err))
 }
 
-// undo takes a reservation back that came to nothing for the given reason. What it
-// cannot remove is removed later.
+// undo removes a reservation that failed with why. What it cannot remove expires.
 func (up *uploads) undo(ctx context.Context, u job.Upload, why error) {
+	if errors.Is(why, job.ErrNoUpload) || errors.Is(why, job.ErrUploadOver) {
+		return // it was given up meanwhile, and the id may be reserved anew
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
 	_, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, u.ID, false)
 	switch {
 	case err != nil:
-	case errors.Is(why, job.ErrSubmitted): // the place is another job's
+	case errors.Is(why, job.ErrSubmitted): // the place belongs to another job
 		err = up.cfg.Uploads.Ledger.EndUploadRemoval(ctx, u.ID)
 	default:
 		err = up.remover.finishUpload(ctx, u)
 	}
 	if err != nil {
-		up.log.Warn("What an upload that could not begin has reserved stays until it expires", "job", u.ID, "error", err)
+		up.log.Warn("Cannot remove the reservation of a failed upload; it stays until it expires", "job", u.ID, "error", err)
 	}
 }
 
-// plan says what is left to be done, with addresses. Stored is what is there, nil for
-// nothing.
+// plan returns what is left to be sent, with URLs. stored is what is in storage already, nil
+// for nothing.
 func (up *uploads) plan(ctx context.Context, u job.Upload, signer storage.Signer, valid time.Duration, stored *storedInputs) (job.UploadPlan, error) {
 	p := job.UploadPlan{Upload: u, AddressesExpire: up.env.clock.now().Add(valid), Targets: make([]job.UploadTarget, len(u.Files))}
 	for i, f := range u.Files {
@@ -219,13 +223,13 @@ func (up *uploads) plan(ctx context.Context, u job.Upload, signer storage.Signer
 			}
 		}
 		if err != nil {
-			return job.UploadPlan{}, away("storage", err)
+			return job.UploadPlan{}, serviceError("storage", err)
 		}
 	}
 	return p, nil
 }
 
-// own is a reservation of a tenant, or of anyone where that is empty.
+// own returns the upload if it belongs to the tenant; an empty tenant may see all.
 func (up *uploads) own(ctx context.Context, id job.ID, tenant string) (job.Upload, error) {
 	if up.cfg.Uploads.Ledger == nil || up.cfg.Store.CheckID(id) != nil {
 		return job.Upload{}, job.ErrNoUpload
@@ -242,19 +246,19 @@ func (up *uploads) own(ctx context.Context, id job.ID, tenant string) (job.Uploa
 	return u, nil
 }
 
-// UploadAddresses says what is left to be done for an upload of a tenant, or of anyone where
-// that is empty, and keeps it for some time more. The error is job.ErrNoUpload,
-// job.ErrUploadOver or *job.NoUploads, or has the class its part gave it.
+// UploadAddresses returns what is left to be sent for an upload and extends its expiry. An
+// empty tenant may access all uploads. The error is job.ErrNoUpload, job.ErrUploadOver or
+// *job.NoUploads, or has the class of the ledger or the storage.
 func (up *uploads) UploadAddresses(ctx context.Context, id job.ID, tenant string, to job.UploadAddressing) (job.UploadPlan, error) {
 	signer, err := up.signer(to.Host)
 	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	if _, err := up.own(ctx, id, tenant); err != nil {
+	u, err := up.own(ctx, id, tenant)
+	if err != nil {
 		return job.UploadPlan{}, err
 	}
-	u, err := up.cfg.Uploads.Ledger.KeepUpload(ctx, id, nil, up.keep(to.Valid))
-	if err != nil {
+	if u, err = up.cfg.Uploads.Ledger.KeepUpload(ctx, u, nil, up.keep(to.Valid)); err != nil {
 		return job.UploadPlan{}, up.failed(id, err)
 	}
 	if u, err = up.beginParts(ctx, u); err != nil {
@@ -267,10 +271,10 @@ func (up *uploads) UploadAddresses(ctx context.Context, id job.ID, tenant string
 	return up.plan(ctx, u, signer, to.Valid, stored)
 }
 
-// CompleteUpload makes the files of an upload that were sent in parts, and sees that all are
-// there. It may be called again, and what is submitted is completed by that. The error is
-// job.ErrNoUpload, job.ErrUploadOver or *job.UploadIncomplete, or has the class its part gave
-// it.
+// CompleteUpload joins the files that were sent in parts and checks that everything was
+// sent. It may be called more than once; submitting the job does the same. The error is
+// job.ErrNoUpload, job.ErrUploadOver or *job.UploadIncomplete, or has the class of the
+// ledger or the storage.
 func (up *uploads) CompleteUpload(ctx context.Context, id job.ID, tenant string) (job.UploadPlan, error) {
 	u, err := up.own(ctx, id, tenant)
 	if err != nil {
@@ -286,7 +290,7 @@ func (up *uploads) CompleteUpload(ctx context.Context, id job.ID, tenant string)
 	return p, nil
 }
 
-// complete joins what was sent in parts, once all of them and all other files are there.
+// complete joins the files sent in parts, once all parts and all other files are in storage.
 func (up *uploads) complete(ctx context.Context, u job.Upload) error {
 	stored, err := up.stored(ctx, u)
 	if err != nil {
@@ -307,8 +311,10 @@ func (up *uploads) complete(ctx context.Context, u job.Upload) error {
 	return group.Wait()
 }
 
-// GiveUpUpload removes an upload at once. The error is job.ErrNoUpload, job.ErrUploading (it
-// is being submitted) or job.ErrRemovalContinues (it takes long), or has the class its part gave it; then the removal goes on by itself.
+// GiveUpUpload removes an upload at once. The error is job.ErrNoUpload, job.ErrUploading
+// (the job is being submitted) or job.ErrRemovalContinues (it takes long), or has the class
+// of the ledger or the storage; in the latter two cases the removal is retried in the
+// background.
 func (up *uploads) GiveUpUpload(ctx context.Context, id job.ID, tenant string) error {
 	if _, err := up.own(ctx, id, tenant); err != nil && !errors.Is(err, job.ErrUploadOver) {
 		return err
@@ -318,7 +324,7 @@ func (up *uploads) GiveUpUpload(ctx context.Context, id job.ID, tenant string) e
 		return job.ErrUploading
 	}
 	defer done()
-	// What has begun is better ended now, whether the client is still there or not.
+	// Complete the removal even if the client disconnects.
 	ctx = context.WithoutCancel(ctx)
 	u, err := up.cfg.Uploads.Ledger.BeginUploadRemoval(ctx, id, false)
 	if err != nil {
@@ -337,9 +343,9 @@ func (up *uploads) GiveUpUpload(ctx context.Context, id job.ID, tenant string) e
 	return nil
 }
 
-// take completes the upload of a job that is submitted, where its inputs came by one,
-// and makes the job that of the upload's tenant. taken is false where they did not. The error
-// is *job.UnknownJob where the upload is another tenant's, and else one of CompleteUpload's.
+// take completes the upload of a job that is being submitted, and assigns the job to the
+// upload's tenant. taken is false if there is no upload for the job. The error is
+// *job.UnknownJob for another tenant's upload, or one of CompleteUpload's.
 func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err error) {
 	if up.cfg.Uploads.Ledger == nil {
 		return false, nil
@@ -356,7 +362,7 @@ func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err er
 		return false, job.ErrUploadOver
 	}
 	for _, f := range u.Files {
-		if err := notOfOthers(*r, f.Path); err != nil {
+		if err := checkInputName(*r, f.Path); err != nil {
 			return false, err
 		}
 	}
@@ -367,9 +373,9 @@ func (up *uploads) take(ctx context.Context, r *job.Request) (taken bool, err er
 	return true, nil
 }
 
-// notReserved returns an error where the place of a job that brings its inputs is reserved
+// checkNotReserved returns an error if the place of a job that brings its own inputs is reserved
 // for an upload.
-func (up *uploads) notReserved(ctx context.Context, r job.Request) error {
+func (up *uploads) checkNotReserved(ctx context.Context, r job.Request) error {
 	if up.cfg.Uploads.Ledger == nil {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -406,6 +407,44 @@ func TestUploadPartsCross(t *testing.T) {
 	}
 	if len(parts.dropped) != 1 || parts.dropped[0] != parts.begun[0] {
 		t.Errorf("dropped are %q, begun %q", parts.dropped, parts.begun)
+	}
+}
+
+// TestUploadPartsOfAnother has an upload given up, and its id reserved for other files, while
+// parts of the first are begun: nothing of it gets into the second.
+func TestUploadPartsOfAnother(t *testing.T) {
+	for name, size := range map[string]int64{"whole": 1, "in parts": 65 << 20} {
+		t.Run(name, func(t *testing.T) {
+			p := newFixture(t)
+			p.takesUploads()
+			parts := &crossedParts{Parts: p.store.Store.(storage.Parts)}
+			p.config.Store = partsStore{p.store, parts}
+			var second job.UploadPlan
+			parts.crossing = func() {
+				if err := p.core.GiveUpUpload(t.Context(), "crossed", ""); err != nil {
+					t.Error(err)
+				}
+				second = p.beginUpload("crossed", "", job.UploadFile{Path: "other", Size: size})
+			}
+			p.start()
+			if err := p.store.Init(t.Context(), "crossed", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			// A daemon has reserved it, and was killed before it began the parts.
+			files := []job.UploadFile{{Path: "small", Size: 1}, {Path: "large", Size: 65 << 20, PartSize: 32 << 20}}
+			if _, err := p.ledger.ReserveUpload(t.Context(), job.Upload{ID: "crossed", Files: files}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if plan, err := p.core.UploadAddresses(t.Context(), "crossed", "", anHour); !errors.Is(err, job.ErrNoUpload) {
+				t.Errorf("the first has addresses of %+v, %v", plan.Files, err)
+			}
+			if kept, err := p.ledger.Upload(t.Context(), "crossed"); err != nil || !slices.Equal(kept.Files, second.Files) {
+				t.Errorf("kept of the second are %+v, %v; want %+v", kept.Files, err, second.Files)
+			}
+			if len(parts.dropped) != 1 || parts.dropped[0] != parts.begun[0] {
+				t.Errorf("dropped are %q, begun %q", parts.dropped, parts.begun)
+			}
+		})
 	}
 }
 

@@ -7,64 +7,63 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// ending is how an attempt ended, as far as its sheep knows.
+// ending is how an attempt ended, as far as its sheep can tell.
 type ending struct {
 	cause job.Cause
-	// reason is the cause in words for clients and operators.
+	// reason describes the cause for clients and operators.
 	reason string
-	// failure is what the job fails with if it does; nil stands for reason.
+	// failure is the job's failure if the job fails; nil means one with reason.
 	failure *job.Failure
 }
 
-// facts are what a verdict depends on beside the cause.
+// facts are judge's input besides the ending.
 type facts struct {
 	now time.Time
-	// spent is how many earlier attempts of the run count towards its tries, and
-	// retries how often a job may fail by its own fault and be tried again, after
-	// pause the first time.
+	// spent is how many earlier attempts of the run count as tries, retries how often a job
+	// may be retried after failing by its own fault, and pause the pause before the first
+	// retry.
 	spent, retries int
 	pause          time.Duration
-	// maxAttempts is how many attempts of a run may take a sheep or a device down,
-	// this one included.
+	// maxAttempts bounds the attempts of a run that take a sheep or a device down,
+	// including this one.
 	maxAttempts int
-	// elsewhere says that another sheep may run the job.
+	// elsewhere is set if another sheep may run the job.
 	elsewhere bool
-	// patience is how long what loading the model needs may not answer, 0 for ever.
+	// patience is how long a dependency of loading the model may be unavailable before the
+	// job fails; 0 is forever.
 	patience time.Duration
-	// tries is how many attempts the run has had, this one included.
+	// tries is how many attempts the run has had, including this one.
 	tries int
 	history
 }
 
-// verdict is what becomes of a job after an attempt.
+// verdict is what happens to a job after an attempt.
 type verdict struct {
-	// state is the job's final state, or empty where the job goes back to the
-	// queue.
+	// state is the job's final state; empty sends the job back to the queue.
 	state job.State
-	// message replaces the ending's failure; empty leaves it.
+	// message replaces the ending's failure, unless it is empty.
 	message string
-	// Of a job that goes back: whether the attempt counts, and the earliest time
-	// of the next one.
+	// For a job that goes back: whether the attempt counts as a try, and the earliest time
+	// of the next attempt.
 	spent     bool
 	notBefore time.Time
-	// rests says that the sheep does not claim for a while, and modelRests that it
-	// claims no job of this model.
+	// rests makes the sheep stop claiming for a while, modelRests only jobs of this model.
 	rests, modelRests bool
 }
 
 // maxRetryPause bounds the pause between two tries of one job.
 const maxRetryPause = time.Hour
 
-// A job that is being prepared when the daemon is killed may be the reason, but
-// so may any other: it is tried maxKilled times, with pauses of at most
-// maxKilledPause, so that what is left of chance does not fail a job.
+// A job whose preparation is interrupted by the death of the daemon may have caused it, or
+// may be unrelated. It is tried maxKilled times, with pauses of up to maxKilledPause, so
+// that it does not fail by coincidence.
 const (
 	maxKilled      = 20
 	maxKilledPause = time.Minute
 )
 
-// judge decides what becomes of a job whose attempt ended. It is the only place
-// that does; docs/job-states.md shows it as a table.
+// judge decides what happens to a job whose attempt has ended. Nothing else decides that;
+// docs/job-states.md shows the decisions as a table.
 func judge(end ending, f facts) verdict {
 	switch end.cause {
 	case job.CauseDone:
@@ -103,7 +102,7 @@ func judge(end ending, f facts) verdict {
 		}
 		return v
 
-	case job.CauseNodeLost: // see wornOut
+	case job.CauseNodeLost: // see lostTooOften
 		return verdict{state: job.Failed}
 
 	case job.CauseDaemonKilled:
@@ -119,14 +118,14 @@ func judge(end ending, f facts) verdict {
 	case job.CauseError, job.CauseRunnerDied, job.CauseModel, job.CauseInputs, job.CauseOutputs,
 		job.CauseLoadTimeout, job.CauseRunTimeout:
 	}
-	// The job's own fault, and causes that are not known.
+	// The job's own fault, and unknown causes.
 	if f.spent >= f.retries {
 		return verdict{state: job.Failed}
 	}
 	return verdict{spent: true, notBefore: f.now.Add(backoff(f.pause, f.spent))}
 }
 
-// backoff doubles a pause for each earlier try, to at most maxRetryPause.
+// backoff doubles a pause for each earlier try, up to maxRetryPause.
 func backoff(pause time.Duration, earlier int) time.Duration {
 	for range earlier {
 		if pause <= 0 || pause >= maxRetryPause/2 {
@@ -137,20 +136,20 @@ func backoff(pause time.Duration, earlier int) time.Duration {
 	return min(max(pause, 0), maxRetryPause)
 }
 
-// wrecks reports whether an attempt with this cause took a sheep, a device or, where
-// it was spent, a node down: a job that does so again and again is not tried for ever.
+// wrecks reports whether a cause means that the attempt took a sheep, a device or a node
+// down. The number of such attempts of a job is bounded.
 func wrecks(c job.Cause) bool {
 	return c == job.CauseDevice || c == job.CauseLost || c == job.CauseInterrupted || c == job.CauseNodeLost
 }
 
-// history is what the earlier attempts of a run tell a verdict.
+// history summarizes the earlier attempts of a run for judge.
 type history struct {
-	// wrecked is how many took a sheep, a device or a node down.
+	// wrecked is the number of attempts that took a sheep, a device or a node down.
 	wrecked int
-	// killed is how many were being prepared when the daemon was killed.
+	// killed is the number of attempts in preparation when the daemon was killed.
 	killed int
-	// unavailable is since when, without a break, what loading the model needs has
-	// not answered.
+	// unavailable is when the current unbroken series of attempts that failed with
+	// job.CauseUnavailable began.
 	unavailable time.Time
 }
 

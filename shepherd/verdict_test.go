@@ -237,7 +237,7 @@ func TestRests(t *testing.T) {
 	if left, why := r.left(now.Add(-time.Second)); left != time.Second || why != "disk full" {
 		t.Errorf("left %v, %q", left, why)
 	}
-	r.well()
+	r.succeeded()
 	if pause := r.fault("disk full", now); pause != firstRest {
 		t.Errorf("after a job that went well: %v", pause)
 	}
@@ -267,7 +267,7 @@ func TestModelRests(t *testing.T) {
 	if models, next := r.all(now); len(models) != 1 || models[0] != b || next != firstRest {
 		t.Errorf("%v rest, the first for %v", models, next)
 	}
-	r.well(b)
+	r.succeeded(b)
 	if models, next := r.all(now); len(models) != 0 || next != 0 {
 		t.Errorf("%v rest, the first for %v", models, next)
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// View is a job in detail. Where only storage knows it, that is its status. The
-// error is as Job's.
+// View returns a job in detail; for a job that only storage knows, its status. The errors
+// are those of Job.
 func (r *reader) View(ctx context.Context, id job.ID) (job.View, error) {
 	rec, err := r.cfg.Ledger.Get(ctx, id)
 	if err == nil {
@@ -33,11 +33,11 @@ func (r *reader) View(ctx context.Context, id job.ID) (job.View, error) {
 		}
 		if rec.State == job.Queued && rec.Holder == "" {
 			view.Position, err = r.cfg.Ledger.Position(ctx, id, job.MaxPosition)
-			if err != nil && !errors.Is(err, ledger.ErrNotFound) { // it expired since
+			if err != nil && !errors.Is(err, ledger.ErrNotFound) { // the record expired meanwhile
 				return job.View{}, fmt.Errorf("look up the position of job %s: %w", id, err)
 			}
 		}
-		r.foresee(ctx, &view)
+		r.addForecast(ctx, &view)
 		return view, nil
 	}
 	if !errors.Is(err, ledger.ErrNotFound) {
@@ -53,7 +53,7 @@ func (r *reader) View(ctx context.Context, id job.ID) (job.View, error) {
 	}}, nil
 }
 
-// waitsFor are the jobs that a blocked one is after and that are not done.
+// waitsFor returns the jobs that a blocked job is after and that are not done.
 func (r *reader) waitsFor(ctx context.Context, rec job.Record) (outstanding []job.ID, err error) {
 	if !rec.Blocked {
 		return nil, nil
@@ -70,9 +70,9 @@ func (r *reader) waitsFor(ctx context.Context, rec job.Record) (outstanding []jo
 	return outstanding, nil
 }
 
-// Jobs is up to limit jobs that match, by when they were submitted, from the
-// cursor on (0 for the first), and the cursor to go on with, 0 at the end. It
-// knows the jobs that the ledger has.
+// Jobs returns up to limit jobs of the ledger that match, by time of submission, and the
+// cursor to continue from. It starts at cursor, 0 for the first job; a returned cursor of 0
+// is the end.
 func (r *reader) Jobs(ctx context.Context, q job.Query, cursor int64, limit int) ([]job.View, int64, error) {
 	filter := ledger.Filter{
 		States: q.States, Sheep: q.Sheep, Model: q.Model, Tenant: q.Tenant, Newest: q.Newest,
@@ -102,7 +102,8 @@ func (r *reader) Jobs(ctx context.Context, q job.Query, cursor int64, limit int)
 	return views, next, nil
 }
 
-// sheepOf is the sheep of a record's last attempt, where that ended the record's run.
+// sheepOf returns the sheep of the last attempt of a record, if that attempt ended the
+// record's run.
 func sheepOf(rec job.Record, last job.Attempt) string {
 	if !rec.State.Final() || last.Run != rec.Run {
 		return ""
@@ -110,20 +111,20 @@ func sheepOf(rec job.Record, last job.Attempt) string {
 	return last.Sheep
 }
 
-// Watch returns a channel that receives after the job has changed, what its runner
-// tells included, until stop is called.
+// Watch returns a channel that receives after the job, or what its runner reports, has
+// changed, until stop is called.
 func (r *reader) Watch(id job.ID) (changed <-chan struct{}, stop func()) {
-	bell := make(chan struct{}, 1)
+	events := make(chan struct{}, 1)
 	stop = r.env.hub.watch(id, func(job.Event) {
 		select {
-		case bell <- struct{}{}:
+		case events <- struct{}{}:
 		default:
 		}
 	})
-	return bell, stop
+	return events, stop
 }
 
-// timeline is the events of the record's run that are kept, the last ones.
+// timeline returns the last job.MaxTimeline events of the record's run.
 func (r *reader) timeline(ctx context.Context, rec job.Record) ([]job.Event, error) {
 	var timeline []job.Event
 	filter := ledger.EventFilter{Job: rec.ID}
@@ -151,7 +152,7 @@ func (r *reader) timeline(ctx context.Context, rec job.Record) ([]job.Event, err
 	}
 }
 
-// view is a record with the limits that apply and what is being done for it.
+// view returns a record with the limits that apply to it and the runner's progress.
 func (r *reader) view(rec job.Record) job.View {
 	view := job.View{Record: rec}
 	var sheep job.Limits
@@ -169,8 +170,8 @@ func (r *reader) view(rec job.Record) job.View {
 	return view
 }
 
-// live completes a view of a job that another node has with what that node's sheep
-// tell, or with why they tell nothing.
+// live adds the runner's progress of a job on another node to the view, or why it is
+// unknown.
 func (r *reader) live(ctx context.Context, view *job.View) {
 	if r.cfg.Fleet == nil || view.Holder == "" || view.Node == r.cfg.Node {
 		return
@@ -182,7 +183,7 @@ func (r *reader) live(ctx context.Context, view *job.View) {
 		view.Detail = unreachable.Service + " " + unreachable.Problem
 		return
 	case err != nil:
-		r.log.Warn("Another node does not tell of a job", "job", view.ID, "node", view.Node, "error", err)
+		r.log.Warn("Cannot read a job's progress from another node", "job", view.ID, "node", view.Node, "error", err)
 		return
 	}
 	for _, one := range sheep {

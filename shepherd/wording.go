@@ -7,10 +7,10 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// What the original shepherd logs of a job's way is logged in its words: there
-// are eyes, and scripts, that look for them. What they name comes as fields, too.
+// Log messages that the original shepherd also has, in its exact wording: people and scripts
+// search for them. The names in them are logged as fields, too.
 
-// nobody is the original's word for no sheep in particular.
+// nobody stands for an unaddressed job, as in the original.
 const nobody = "None"
 
 func (s *submitter) logQueued(r job.Request) {
@@ -43,7 +43,7 @@ func (l *lane) logSending(a *attempt) {
 	l.log.Info(fmt.Sprintf("Sending InputMessage for job `%s` on `%s`", a.ID, l.Name), "job", a.ID)
 }
 
-// logEnd tells a failure of the runner's own from one that is ours to report.
+// logEnd logs the end of a job. own is set if the runner reported the failure itself.
 func (l *lane) logEnd(a *attempt, own bool, failure *job.Failure) {
 	switch {
 	case failure == nil:

@@ -18,21 +18,21 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// Where working directories lie below the data root:
+// Layout of working directories below the data root:
 //
 //	.staging/attempt-17/JOB_ID/{inputs,outputs}   while the daemon fills it
 //	SHEEP/attempt-17/JOB_ID/{inputs,outputs}      from then on
 //	.staging/attempt-17/                          while the daemon removes it
 //
-// A runner can write anywhere below its sheep's directory, and a container sees
-// nothing else. So a working directory is filled where no runner reaches, and
-// renamed in whole. After that it is reached only through an open handle, which
-// follows no link out of it.
+// A runner can write anywhere below its sheep's directory, and a container sees nothing
+// else. So a working directory is filled where no runner can reach it, and renamed into the
+// sheep's directory as a whole. After that the daemon accesses it only through an open
+// handle, which follows no link out of it.
 //
-// The data root may hold what is not the daemon's. A directory of an attempt has
-// MarkFile in it from before it is given a place until all else in it is removed:
-// whenever the daemon is killed, what it leaves carries the mark or, in the staging
-// area, is empty. A file system with a journal keeps that order over a loss of power.
+// The data root may contain files of others. The directory of an attempt contains MarkFile
+// before it is moved to its place and until everything else in it is removed: whenever the
+// daemon is killed, a directory that it leaves carries the mark or, in the staging area, is
+// empty. A journaling file system keeps that order across a power loss.
 const (
 	stagingDir    = ".staging"
 	attemptPrefix = "attempt-"
@@ -43,43 +43,42 @@ const (
 // MarkFile is the file that marks the directory of an attempt.
 const MarkFile = ".shepherd-attempt"
 
-// workdirs makes the working directories of one sheep's attempts.
+// workdirs creates the working directories of one sheep's attempts.
 type workdirs struct {
 	dataRoot string // absolute
 	sheep    string
 }
 
-// workdir is the working directory of one attempt. It is not safe for use by
-// several goroutines at once.
+// workdir is the working directory of one attempt. It is not safe for concurrent use.
 type workdir struct {
 	of      workdirs
 	attempt string // the name of the attempt's directory
 	id      job.ID
 	job     *os.Root // the job's directory
-	shown   bool     // it lies in the sheep's directory
-	owner   owner    // whose it is
-	legacy  bool     // it lies in the sheep's directory itself, as before attempts had their own
+	shown   bool     // it was moved to the sheep's directory
+	owner   owner    // the owner of its files
+	legacy  bool     // made by an older version, directly in the sheep's directory
 }
 
-// owner is the user that files belong to. The zero owner is this process's.
+// owner is a user that files belong to. The zero owner is this process's user.
 type owner struct {
 	set      bool
 	uid, gid int
 }
 
-// markText tells whoever finds a mark what it is.
+// markText explains the mark to people who find it.
 const markText = "This directory was made by shepherdd for one attempt of a job. It is removed when the\n" +
 	"attempt ends, or when shepherdd starts.\n"
 
 func attemptDir(t ledger.Token) string { return attemptPrefix + strconv.FormatInt(int64(t), 10) }
 
-// isAttemptDir reports whether a name is one that attemptDir gives out.
+// isAttemptDir reports whether attemptDir can return the name.
 func isAttemptDir(name string) bool {
 	digits, ok := strings.CutPrefix(name, attemptPrefix)
 	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
 }
 
-// ioDataRoot is what the runner is told as its io_data_root.
+// ioDataRoot returns the io_data_root for the runner.
 func (d *workdir) ioDataRoot() string {
 	if d.legacy {
 		return filepath.Join(d.of.dataRoot, d.of.sheep)
@@ -87,7 +86,7 @@ func (d *workdir) ioDataRoot() string {
 	return filepath.Join(d.of.dataRoot, d.of.sheep, d.attempt)
 }
 
-// open opens the data root, making it where it is missing.
+// open opens the data root, creating it if it is missing.
 func (w workdirs) open() (*os.Root, error) {
 	if err := os.MkdirAll(w.dataRoot, dirMode); err != nil {
 		return nil, workDirError("make data_root", err)
@@ -99,7 +98,7 @@ func (w workdirs) open() (*os.Root, error) {
 	return root, nil
 }
 
-// subdir opens a directory below root, making it where it is missing.
+// subdir opens a directory below root, creating it if it is missing.
 func subdir(root *os.Root, name string, mode os.FileMode) (*os.Root, error) {
 	err := root.Mkdir(name, mode)
 	if err == nil {
@@ -113,20 +112,20 @@ func subdir(root *os.Root, name string, mode os.FileMode) (*os.Root, error) {
 	return root.OpenRoot(name)
 }
 
-// make makes the working directory of a new attempt in the staging area, with
-// empty inputs/ and outputs/. No runner reaches the staging area: paths in it are
-// this process's own, and need no handle for each of their elements.
+// make creates the working directory of a new attempt in the staging area, with empty
+// inputs/ and outputs/. No runner can reach the staging area, so its paths are safe to use
+// without a handle.
 func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 	d := &workdir{of: w, attempt: attemptDir(t), id: id}
 	attempt := d.staged("")
 	err := os.Mkdir(attempt, dirMode)
-	if errors.Is(err, fs.ErrNotExist) { // the first of all
+	if errors.Is(err, fs.ErrNotExist) { // the staging area does not exist yet
 		if err = w.makeDir(stagingDir, 0o700); err != nil {
 			return nil, workDirError("open the staging area", err)
 		}
 		err = os.Mkdir(attempt, dirMode)
 	}
-	if errors.Is(err, fs.ErrExist) { // of a daemon before this one, whose ledger was lost
+	if errors.Is(err, fs.ErrExist) { // left by an earlier daemon whose ledger was lost
 		if err = w.clearStaged(d.attempt); err != nil {
 			return nil, workDirError("clear the staging area", err)
 		}
@@ -136,13 +135,13 @@ func (w workdirs) make(t ledger.Token, id job.ID) (*workdir, error) {
 		return nil, workDirError("make the directory of the attempt", err)
 	}
 	if err := d.fill(); err != nil {
-		_ = w.clearStaged(d.attempt) // else the next daemon does
+		_ = w.clearStaged(d.attempt) // best effort: the next daemon clears it otherwise
 		return nil, err
 	}
 	return d, nil
 }
 
-// fill marks the attempt's directory, which is new, and makes those of the job in it.
+// fill marks the attempt's new directory and creates the job's directories in it.
 func (d *workdir) fill() error {
 	attempt, id := d.staged(""), string(d.id)
 	if err := d.write(d.staged(MarkFile), []byte(markText)); err != nil {
@@ -152,7 +151,7 @@ func (d *workdir) fill() error {
 	if err != nil {
 		return workDirError("make the directory of the attempt", err)
 	}
-	exact := made.Mode() == fs.ModeDir|dirMode // else a umask takes from it
+	exact := made.Mode() == fs.ModeDir|dirMode // false if a umask removed permissions
 	if !exact {
 		err = os.Chmod(attempt, dirMode)
 	}
@@ -173,8 +172,8 @@ func (d *workdir) fill() error {
 	return nil
 }
 
-// clearStaged removes the directory of an attempt from the staging area, where it is
-// marked.
+// clearStaged removes an attempt's directory from the staging area, if it is marked or
+// empty.
 func (w workdirs) clearStaged(attempt string) error {
 	root, err := w.open()
 	if err != nil {
@@ -192,12 +191,12 @@ func (w workdirs) clearStaged(attempt string) error {
 	return discard(staging, attempt)
 }
 
-// staged is the path of what lies in the attempt's directory, in the staging area.
+// staged returns a path in the attempt's directory in the staging area.
 func (d *workdir) staged(below ...string) string {
 	return filepath.Join(append([]string{d.of.dataRoot, stagingDir, d.attempt}, below...)...)
 }
 
-// makeDir makes a directory in the data root.
+// makeDir creates a directory in the data root.
 func (w workdirs) makeDir(name string, mode os.FileMode) error {
 	root, err := w.open()
 	if err != nil {
@@ -211,8 +210,8 @@ func (w workdirs) makeDir(name string, mode os.FileMode) error {
 	return dir.Close()
 }
 
-// enter opens a directory in the data root, through no link that leads out of it.
-// It does in three system calls what os.Root does in twenty.
+// enter opens a directory in the data root without following links out of it. It takes three
+// system calls; os.Root takes twenty.
 func (w workdirs) enter(name string) (*os.File, error) {
 	root, err := unix.Open(w.dataRoot, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -240,8 +239,8 @@ func (w workdirs) enterSlowly(name string) (*os.File, error) {
 	return root.Open(name)
 }
 
-// find opens the working directory that an earlier daemon gave to a runner; the
-// error wraps fs.ErrNotExist where there is none.
+// find opens the working directory that an earlier daemon gave to a runner. The error wraps
+// fs.ErrNotExist if there is none.
 func (w workdirs) find(t ledger.Token, id job.ID) (*workdir, error) {
 	root, err := w.open()
 	if err != nil {
@@ -260,7 +259,7 @@ func (w workdirs) find(t ledger.Token, id job.ID) (*workdir, error) {
 	return d, nil
 }
 
-// writeInput writes a file that is known to be the job's only input.
+// writeInput writes the input file of a job that has only one.
 func (d *workdir) writeInput(data []byte) error {
 	if err := d.write(d.staged(string(d.id), job.InputDir, job.DefaultInput), data); err != nil {
 		return workDirError("write the input", err)
@@ -268,7 +267,7 @@ func (d *workdir) writeInput(data []byte) error {
 	return nil
 }
 
-// writeTrace tells the runner, where it looks, which trace its work belongs to.
+// writeTrace writes the trace context to the file where the runner reads it.
 func (d *workdir) writeTrace(t job.Trace) error {
 	if t.IsZero() {
 		return nil
@@ -283,7 +282,7 @@ func (d *workdir) writeTrace(t job.Trace) error {
 	return nil
 }
 
-// write makes a file in the staging area.
+// write creates a file in the staging area.
 func (d *workdir) write(path string, data []byte) error {
 	f, err := durable.Open(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileMode)
 	if err != nil {
@@ -293,11 +292,11 @@ func (d *workdir) write(path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// show gives the directory to the owner and moves it into the sheep's directory,
-// where the runner finds it. Nothing that lies there already is replaced.
+// show gives the directory to the owner and moves it into the sheep's directory, where the
+// runner finds it. It replaces nothing.
 func (d *workdir) show(to owner) error {
 	if to != d.owner && to.set {
-		if err := d.give(to); err != nil {
+		if err := d.chown(to); err != nil {
 			return workDirError("give the working directory to the runner's user", err)
 		}
 	}
@@ -319,9 +318,9 @@ func (d *workdir) show(to owner) error {
 	return nil
 }
 
-// give changes the owner of all that lies in the directory, and of the attempt's
-// directory around it. No runner has seen it yet.
-func (d *workdir) give(to owner) error {
+// chown changes the owner of the attempt's directory and everything in it. No runner has had
+// access to it yet.
+func (d *workdir) chown(to owner) error {
 	root, err := d.of.open()
 	if err != nil {
 		return err
@@ -354,8 +353,8 @@ func readDir(root *os.Root) ([]fs.DirEntry, error) {
 	return dir.ReadDir(-1)
 }
 
-// workDirError marks a failure as the working directory's. It names what was
-// being done and the cause, but no path: clients may see it.
+// workDirError wraps a failure in storage.ErrWorkDir. The message contains what was being
+// done and the cause, but no path, because clients may see it.
 func workDirError(doing string, err error) error {
 	if errors.Is(err, storage.ErrWorkDir) {
 		return err

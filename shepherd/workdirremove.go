@@ -16,8 +16,8 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// remove removes the directory with all that is in it: it first moves it to where no
-// runner reaches it. The handle is closed.
+// remove removes the directory, after moving it to where no runner can reach it. It closes
+// the handle.
 func (d *workdir) remove() error {
 	d.job.Close()
 	if !d.legacy && d.removeSmall() == nil {
@@ -55,8 +55,8 @@ func (d *workdir) remove() error {
 	return nil
 }
 
-// removeSmall removes a directory as a small job leaves it. Where it fails, some of
-// the directory may be left, in the sheep's or in the staging area.
+// removeSmall removes the directory of a typical small job. If it fails, part of the
+// directory may be left in the sheep's directory or in the staging area.
 func (d *workdir) removeSmall() error {
 	if d.shown {
 		sheep, err := d.of.enter(d.of.sheep)
@@ -71,17 +71,15 @@ func (d *workdir) removeSmall() error {
 	return removeShallow(unix.AT_FDCWD, d.staged(), shallow)
 }
 
-// What removeShallow removes: directories so deep in each other, with so many
-// bytes of names in each.
+// Limits of removeShallow: the depth of directories, and the bytes of names in each.
 const (
 	shallow  = 4
 	fewNames = 4096
 )
 
-// removeShallow removes a directory as a small job leaves it, in as few system
-// calls as that takes, and follows no link. Where it fails, some of the directory
-// may be left: RemoveAll of os.Root copes with everything, and takes four times as
-// many.
+// removeShallow removes the directory of a typical small job with few system calls and
+// without following links; os.Root.RemoveAll handles every case but needs four times as
+// many. If it fails, part of the directory may be left.
 func removeShallow(parent int, name string, depth int) error {
 	dir, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -122,8 +120,8 @@ func removeEntries(dir, depth int) error {
 	return nil
 }
 
-// withdraw removes a directory from a sheep's: it first moves it to where no runner
-// reaches it, if it can.
+// withdraw removes a directory from a sheep's directory, after moving it to where no runner
+// can reach it if possible.
 func withdraw(root, sheep *os.Root, name string) error {
 	staging, err := subdir(root, stagingDir, 0o700)
 	if err != nil {
@@ -144,14 +142,14 @@ func withdraw(root, sheep *os.Root, name string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	case err != nil: // as where something is mounted in it
+	case err != nil: // for example, something is mounted in it
 		return discard(sheep, name)
 	}
 	return discard(staging, name)
 }
 
-// discard removes a directory, its mark last: whenever the daemon is killed, what is
-// left of it carries the mark.
+// discard removes a directory, its mark last: what is left when the daemon is killed still
+// carries the mark.
 func discard(parent *os.Root, name string) error {
 	info, err := parent.Lstat(name)
 	switch {
@@ -167,9 +165,9 @@ func discard(parent *os.Root, name string) error {
 		return err
 	}
 	defer dir.Close()
-	if !isMarked(parent, name) { // made by a daemon before this one, or a runner took the mark away
+	if !isMarked(parent, name) { // made by an older version, or a runner removed the mark
 		if dir.RemoveAll(MarkFile) == nil {
-			_ = mark(dir) // a full disk is no reason to keep what fills it
+			_ = mark(dir) // best effort: on a full disk the directory is removed without it
 		}
 	}
 	for {
@@ -183,8 +181,8 @@ func discard(parent *os.Root, name string) error {
 	}
 }
 
-// removeSome removes some of what is in a directory beside its mark: a runner may
-// have put any number of files there.
+// removeSome removes up to 1000 entries of a directory except its mark: a runner may have
+// created any number of files.
 func removeSome(dir *os.Root) (removed int, err error) {
 	d, err := dir.Open(".")
 	if err != nil {
@@ -210,13 +208,13 @@ func removeSome(dir *os.Root) (removed int, err error) {
 	return removed, nil
 }
 
-// hadJob reports whether a sheep is known to have had a job.
+// hadJob reports whether a sheep had a job, according to the ledger.
 type hadJob func(job.ID) (bool, error)
 
-// clean removes what attempts of earlier daemons left in the sheep's directory, but
-// for those to keep. It removes what carries the mark and, since daemons before this
-// one did not mark directories, those of jobs that the sheep had. It returns the
-// names of all others that look like directories of attempts.
+// clean removes the directories that attempts of earlier daemons left in the sheep's
+// directory, except those in keep: those that carry the mark and, because older versions set
+// no mark, those of jobs that the sheep had. It returns the names of all others that look
+// like directories of attempts.
 func (w workdirs) clean(keep map[ledger.Token]job.ID, had hadJob) (left []string, err error) {
 	root, err := w.open()
 	if err != nil {
@@ -240,7 +238,7 @@ func (w workdirs) clean(keep map[ledger.Token]job.ID, had hadJob) (left []string
 	return left, nil
 }
 
-// cleanStaging removes what earlier daemons were filling or removing, as clean does.
+// cleanStaging does what clean does for the staging area.
 func cleanStaging(dataRoot string, had hadJob) (left []string, err error) {
 	root, err := workdirs{dataRoot: dataRoot}.open()
 	if err != nil {
@@ -257,15 +255,15 @@ func cleanStaging(dataRoot string, had hadJob) (left []string, err error) {
 	}
 	defer staging.Close()
 	left, err = sweep(staging, nil, had, func(name string) error { return discard(staging, name) })
-	left = slices.DeleteFunc(left, func(name string) bool { return staging.Remove(name) == nil }) // empty: it has no mark yet
+	left = slices.DeleteFunc(left, func(name string) bool { return staging.Remove(name) == nil }) // an empty directory was not marked yet
 	if err != nil {
 		return left, workDirError("clear the staging area", err)
 	}
 	return left, nil
 }
 
-// sweep calls remove for the directories in dir that are those of attempts, and
-// returns the names of the others that look like it.
+// sweep calls remove for the directories of attempts in dir, and returns the names of the
+// others that look like one.
 func sweep(dir *os.Root, kept map[string]bool, had hadJob, remove func(name string) error) (left []string, failed error) {
 	entries, failed := readDir(dir)
 	for _, e := range entries {
@@ -296,7 +294,7 @@ func sweep(dir *os.Root, kept map[string]bool, had hadJob, remove func(name stri
 	return left, failed
 }
 
-// mark makes a directory one of an attempt's.
+// mark marks a directory as an attempt's.
 func mark(dir *os.Root) error {
 	f, err := dir.OpenFile(MarkFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
 	if err != nil {
@@ -312,8 +310,8 @@ func isMarked(parent *os.Root, name string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// unmarkedJob is the job of a directory that a daemon made which did not mark it:
-// the job's own, or one named for an attempt that holds the job's and nothing else.
+// unmarkedJob returns the job of a directory made by an older version that set no mark: the
+// job's own directory, or an attempt's that contains the job's and nothing else.
 func unmarkedJob(parent *os.Root, name string) (job.ID, bool) {
 	if !isAttemptDir(name) {
 		id, err := job.ParseID(name)
@@ -332,8 +330,8 @@ func unmarkedJob(parent *os.Root, name string) (job.ID, bool) {
 	return id, err == nil && isJobDir(dir, entries[0].Name())
 }
 
-// isJobDir reports whether a directory is as a job's: with inputs/, outputs/ and
-// nothing else but hidden files.
+// isJobDir reports whether a directory looks like a job's: it contains inputs/, outputs/ and
+// otherwise only hidden files.
 func isJobDir(parent *os.Root, name string) bool {
 	dir, err := parent.OpenRoot(name)
 	if err != nil {

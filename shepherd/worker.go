@@ -17,10 +17,10 @@ import (
 	"github.com/iterait/shepherd/storage"
 )
 
-// diedMessage is the original's word for a runner that ended under its job.
+// diedMessage is the original shepherd's message for a runner that ended during its job.
 const diedMessage = "Sheep container died without notice"
 
-// Why an attempt is stopped when a time that its job allows is over.
+// Causes for stopping an attempt when a time limit of its job expires.
 var (
 	errDeadline    = errors.New("the job's deadline has passed")
 	errLoadTimeout = errors.New("load_timeout")
@@ -34,20 +34,20 @@ type worker struct {
 	supervisor *supervisor
 	preloader  *preloader
 	idleSince  time.Time
-	loading    sync.Mutex                      // held by whoever has it load a model
-	found      *adoption                       // what recover found; adopted by run
-	loads      chan func(feed context.Context) // of models, as the sheep is told
+	loading    sync.Mutex                      // held by the caller of lane.load
+	found      *adoption                       // found by recover, adopted by run
+	loads      chan func(feed context.Context) // loads of models that an operator requested
 }
 
 func newWorker(l *lane) *worker {
 	return &worker{lane: l, supervisor: &supervisor{lane: l}, preloader: newPreloader(l.Preload), loads: make(chan func(feed context.Context))}
 }
 
-// run gives the runner jobs until feed ends, and then stops the runner or leaves
-// it up. Jobs that run are handed back when work ends.
+// run gives the runner jobs until feed ends, and then stops the runner or leaves it up. When
+// work ends, running jobs are handed back.
 func (w *worker) run(feed, work context.Context) {
 	defer w.pulse.waits()
-	defer w.depart()
+	defer w.shutDown()
 	w.pulse.works()
 	if left := w.adopt(work); left {
 		return
@@ -72,7 +72,7 @@ func (w *worker) run(feed, work context.Context) {
 		if closed(feed.Done()) {
 			return
 		}
-		if closed(ended) { // before a job is given to it
+		if closed(ended) { // check before giving it a job
 			s.lostIdle()
 			continue
 		}
@@ -87,13 +87,13 @@ func (w *worker) run(feed, work context.Context) {
 			w.pulse.works()
 			if left := w.process(feed, work, a); left {
 				stopIdle()
-				return // the runner has a job, so it can be given no other
+				return // the runner keeps its job for the next daemon
 			}
 		case <-ended:
 			w.pulse.works()
 			s.lostIdle()
 		case <-w.lane.state.resumed:
-		case load := <-w.loads: // a pull may take its time, and is no sign of a lane that hangs
+		case load := <-w.loads: // the pulse stays in waits: a pull may take long
 			load(feed)
 			w.pulse.works()
 		case <-yield:
@@ -105,7 +105,7 @@ func (w *worker) run(feed, work context.Context) {
 		case <-again:
 			w.pulse.works()
 			select {
-			case a := <-w.lane.feeder.offers: // a job says which model is wanted
+			case a := <-w.lane.feeder.offers: // a job takes precedence
 				if left := w.process(feed, work, a); left {
 					stopIdle()
 					return
@@ -121,7 +121,7 @@ func (w *worker) run(feed, work context.Context) {
 					stopIdle()
 					return
 				}
-			default: // a pull may take its time, and is no sign of a lane that hangs
+			default: // the pulse stays in waits: a pull may take long
 				w.preload(feed)
 			}
 			w.pulse.works()
@@ -140,7 +140,7 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// idleTooLong fires when the runner has been idle for long enough to be stopped.
+// idleTooLong returns a channel that receives when the runner has been idle for IdleTimeout.
 func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 	if w.lane.IdleTimeout == 0 || w.supervisor.runner == nil {
 		return nil, func() {}
@@ -149,8 +149,8 @@ func (w *worker) idleTooLong() (_ <-chan time.Time, stop func()) {
 	return timer.C, func() { timer.Stop() }
 }
 
-// unload stops the idle runner. What waits for its devices may have to wait on for
-// another sheep's: idle sheep look.
+// unload stops the idle runner. If the offered attempt waits for devices, it wakes idle
+// sheep, which may run its job sooner.
 func (w *worker) unload(why string) {
 	w.supervisor.unload(why)
 	w.preloader.unloaded()
@@ -159,23 +159,23 @@ func (w *worker) unload(why string) {
 	}
 }
 
-// depart ends the worker: the runner goes, or is left to the next daemon.
-func (w *worker) depart() {
+// shutDown ends the worker: it stops the runner, or leaves it to the next daemon.
+func (w *worker) shutDown() {
 	s := w.supervisor
 	leave := s.runner != nil && w.lane.isLeaving()
 	if !leave {
 		s.stop()
 	}
 	w.pulse.waits()
-	w.lane.concluder.wait() // what was answered is acknowledged by the connection that goes
+	w.lane.concluder.wait() // answers are acknowledged on the connection, which leave closes
 	w.pulse.works()
 	if leave {
 		s.leave()
 	}
 }
 
-// process takes an attempt through the runner and has it ended; left says that it
-// has not ended, and is the next daemon's.
+// process runs an attempt's job and ends the attempt. left is set if it has not ended and is
+// left to the next daemon.
 func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 	w.lane.state.begin(a)
 	if !a.take() {
@@ -184,9 +184,9 @@ func (w *worker) process(feed, work context.Context, a *attempt) (left bool) {
 	return w.conclude(work, a, func(ctx context.Context) (ending, bool) { return w.try(feed, work, ctx, a) })
 }
 
-// conclude has the attempt end as run says. The context of run ends when the
-// attempt is stopped. left says that the attempt has not ended, and is the next
-// daemon's.
+// conclude calls run and ends the attempt with its result. run's context ends when the
+// attempt is stopped. left is set if the attempt has not ended and is left to the next
+// daemon.
 func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (left bool) {
 	end, left := w.watched(work, a, run)
 	if left {
@@ -196,13 +196,13 @@ func (w *worker) conclude(work context.Context, a *attempt, run func(ctx context
 		return true
 	}
 	a.endLog(w.lane)
-	w.pulse.waits() // for storage, it may be
+	w.pulse.waits() // possibly for storage
 	w.lane.concluder.end(work, a, end)
 	w.pulse.works()
 	return false
 }
 
-// watched calls run while the attempt's deadline and devices are watched.
+// watched calls run while it watches the attempt's deadline and devices.
 func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.Context) (_ ending, left bool)) (_ ending, left bool) {
 	l := w.lane
 	ctx, release := a.stopper.bind(work)
@@ -221,12 +221,12 @@ func (w *worker) watched(work context.Context, a *attempt, run func(ctx context.
 	return run(ctx)
 }
 
-// try gives the job to the runner and says how that ended; left says that it has
-// not ended, and is the next daemon's. ctx ends when the attempt is stopped.
+// try gives the job to the runner and returns how the attempt ended. left is set if it has
+// not ended and is left to the next daemon. ctx ends when the attempt is stopped.
 func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, left bool) {
 	l := w.lane
 	if a.ahead {
-		w.pulse.waits() // for a disk with room, it may be
+		w.pulse.waits() // possibly for room on the ledger's disk
 		rec, err := l.retryLedger(ctx, a.ID, func() (job.Record, error) { return l.ledger.Start(ctx, a.ID, a.Token) })
 		w.pulse.works()
 		switch {
@@ -238,14 +238,14 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 			return stopped(errCancelled), false
 		}
 		crashpoint.Reached(crashpoint.Started)
-		a.State, a.StartedAt = rec.State, rec.StartedAt // the rest is the same, and read by preparing meanwhile
+		a.State, a.StartedAt = rec.State, rec.StartedAt // prepare reads the other fields concurrently
 	}
 	l.passed(a, a.Model, PhaseQueued, a.EnqueuedAt, nil)
 
 	if end, ok := w.ready(feed, ctx, a); !ok {
 		return end, false
 	}
-	if feed.Err() != nil { // it ended when all was ready
+	if feed.Err() != nil { // the feed ended at the last moment
 		return stopped(context.Cause(feed)), false
 	}
 	w.dropAnswers(work)
@@ -267,9 +267,9 @@ func (w *worker) try(feed, work, ctx context.Context, a *attempt) (end ending, l
 	return w.await(work, ctx, a)
 }
 
-// ready has the model loaded and the inputs where the runner finds them. The
-// ending says why that failed. A job that the runner does not have yet is not
-// worth draining for: it ends with feed, too.
+// ready loads the model and moves the inputs to where the runner finds them. On failure it
+// returns the attempt's ending. It also ends with feed: a drain does not wait for a job that
+// the runner does not have yet.
 func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	l := w.lane
 	ctx, giveUp := context.WithCancelCause(ctx)
@@ -277,24 +277,24 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 	defer context.AfterFunc(feed, func() { giveUp(context.Cause(feed)) })()
 	select {
 	case <-a.prepared:
-		if a.trouble != nil { // no reason to load its model
+		if a.trouble != nil { // do not load its model
 			return *a.trouble, false
 		}
 	default:
 	}
-	if l.peers != nil { // another node may have the model: the one that is loaded stays
+	if l.peers != nil { // another node may have the model: keep the loaded one
 		if err := l.cannot(a.Model); err != nil {
 			return ending{cause: job.CauseNotHere, reason: fmt.Sprintf("Failed to start sheep for this job (%s)", reasonOf(err))}, false
 		}
 	}
 	loading := w.startLoadTimer(a, giveUp)
-	w.pulse.waits() // an image may take its time
+	w.pulse.waits() // pulling an image may take long
 	err := w.supervisor.load(ctx, a)
 	w.pulse.works()
 	loading()
 	if err != nil {
 		if ctx.Err() != nil {
-			return w.inWords(ctx, a, context.Cause(ctx)), false
+			return w.stoppedEnding(ctx, a, context.Cause(ctx)), false
 		}
 		return w.loadEnding(a, err), false
 	}
@@ -315,14 +315,14 @@ func (w *worker) ready(feed, ctx context.Context, a *attempt) (ending, bool) {
 		return w.loadEnding(a, err), false
 	}
 	if err := errors.Join(a.dir.writeTrace(l.traceOf(a)), a.dir.show(user)); err != nil {
-		return *l.preparing(ctx, a, err), false
+		return *l.prepareEnding(ctx, a, err), false
 	}
 	crashpoint.Reached(crashpoint.DirectoryPlaced)
 	return ending{}, true
 }
 
-// startLoadTimer ends the attempt when loading takes longer than the job allows,
-// counted from now on. The returned function stops the timer.
+// startLoadTimer calls giveUp when loading takes longer than the job's load_timeout from now
+// on. stop stops the timer.
 func (w *worker) startLoadTimer(a *attempt, giveUp context.CancelCauseFunc) (stop func()) {
 	a.loadBegan = time.Now()
 	if a.limits.load <= 0 {
@@ -355,7 +355,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 			return w.loadEnding(a, why), true
 		case answer.JobID == a.ID:
 			crashpoint.Reached(crashpoint.Answered)
-			s.crashes = crashes{} // a runner that answers is in no crash loop
+			s.crashes = crashes{} // a runner that answers is not in a crash loop
 			s.freed = time.Now()
 			ran(failed(answer.Failure))
 			return answered(a, answer, s.runner.conn), true
@@ -364,7 +364,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		return ending{}, false
 	}
 	for {
-		if closed(connected) { // it takes jobs: what is over then is not the time to load
+		if closed(connected) { // the runner accepts jobs: run_timeout counts from now on, not load_timeout
 			connected, loadOver = nil, nil
 			if now := time.Now(); now.After(began) && !a.adopted {
 				began = now
@@ -376,7 +376,7 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 				runOver = timer.C
 			}
 		}
-		select { // an answer that is there counts, whatever else has come since
+		select { // an answer takes precedence over all other events
 		case answer, ok := <-s.runner.answers:
 			if end, over := receive(answer, ok); over {
 				return end, false
@@ -396,27 +396,27 @@ func (w *worker) await(work, ctx context.Context, a *attempt) (_ ending, left bo
 		case <-runOver:
 			a.stopper.stop(errRunTimeout)
 		case <-l.life.leaving:
-			return ending{}, true // the job stays this sheep's: the next daemon goes on with it
+			return ending{}, true // the sheep keeps the job: the next daemon continues it
 		case <-ctx.Done():
 			w.pulse.works()
 			why := context.Cause(ctx)
-			end := w.inWords(ctx, a, why)
-			dropped := errors.Is(why, errCancelled) && w.drops(work, a)
+			end := w.stoppedEnding(ctx, a, why)
+			dropped := errors.Is(why, errCancelled) && w.dropJob(work, a)
 			ran(why)
 			if !dropped {
-				s.stop() // a runner that cannot be told to drop a job goes with it
+				s.stop() // the runner cannot drop a job
 			}
 			return end, false
 		}
 	}
 }
 
-// dropTime is how long a runner has to answer a job that it was told to drop.
+// dropTime is how long a runner may take to answer a job that it was told to drop.
 const dropTime = 10 * time.Second
 
-// drops tells the runner to drop the attempt's job, where it can be told, and
-// reports whether it has: then it is free for another, with its model loaded.
-func (w *worker) drops(work context.Context, a *attempt) bool {
+// dropJob tells the runner to drop the attempt's job, if it supports that, and reports whether
+// it has: then the runner keeps its model and is free for another job.
+func (w *worker) dropJob(work context.Context, a *attempt) bool {
 	r := w.supervisor.runner
 	c, ok := r.conn.(messenger.Canceller)
 	if !ok {
@@ -434,7 +434,7 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 				return false
 			}
 			if answer.JobID == a.ID {
-				a.conn, a.log = r.conn, answer.Log // whatever it answered, the job is cancelled
+				a.conn, a.log = r.conn, answer.Log // the job is cancelled regardless of the answer
 				w.supervisor.freed = time.Now()
 				return true
 			}
@@ -445,9 +445,9 @@ func (w *worker) drops(work context.Context, a *attempt) bool {
 	}
 }
 
-// inWords is the ending of an attempt that was stopped, told with what is known of
-// the runner while that is still there.
-func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
+// stoppedEnding returns the ending of a stopped attempt, with the runner's last detail and log
+// lines. It is called before the runner is stopped.
+func (w *worker) stoppedEnding(ctx context.Context, a *attempt, why error) ending {
 	l := w.lane
 	end := stopped(why)
 	var what string
@@ -471,7 +471,7 @@ func (w *worker) inWords(ctx context.Context, a *attempt, why error) ending {
 	return end
 }
 
-// answered notes the runner's answer and is how the attempt ended.
+// answered records the runner's answer and returns the attempt's ending.
 func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
 	a.answered, a.conn, a.log, a.warnings = true, conn, answer.Log, answer.Warnings
 	if answer.Failure == nil {
@@ -480,8 +480,8 @@ func answered(a *attempt, answer messenger.Answer, conn messenger.Conn) ending {
 	return ending{cause: job.CauseError, reason: answer.Failure.Message, failure: answer.Failure}
 }
 
-// answered deals with an answer to a job other than the one under way: one from
-// before the daemon's restart is finished, an unknown one is dropped.
+// answered handles an answer to a job other than the current one: a job from before the
+// daemon's restart is ended; an answer to an unknown job is dropped.
 func (w *worker) answered(work context.Context, answer messenger.Answer) {
 	conn := w.supervisor.runner.conn
 	if a := w.found.take(answer.JobID); a != nil {
@@ -492,9 +492,9 @@ func (w *worker) answered(work context.Context, answer messenger.Answer) {
 	acknowledge(w.lane, conn, answer.JobID)
 }
 
-// send gives the job to the runner. One that keeps an answer to an earlier attempt
-// of the same job takes it for the same job, and does nothing: that attempt has
-// ended, or this one would not be, so the answer may be forgotten.
+// send gives the job to the runner. A runner that still keeps an answer to an earlier
+// attempt of the job would resend that answer instead of running the job. The earlier
+// attempt has ended, so its answer is acknowledged first.
 func (w *worker) send(ctx context.Context, a *attempt) error {
 	r := w.supervisor.runner
 	if a.Attempt > 1 || a.Run > 1 {
@@ -505,14 +505,14 @@ func (w *worker) send(ctx context.Context, a *attempt) error {
 	return r.conn.Send(ctx, messenger.Input{JobID: a.ID, IODataRoot: a.dir.ioDataRoot(), Deadline: a.due()})
 }
 
-// dropAnswers deals with what the runner has answered since its last job: what it
-// answers twice must not count for another attempt of the same job.
+// dropAnswers handles answers that arrived since the runner's last job: an answer that is
+// sent twice must not count for another attempt of the same job.
 func (w *worker) dropAnswers(work context.Context) {
 	for {
 		select {
 		case answer, ok := <-w.supervisor.runner.answers:
 			if !ok {
-				return // it has ended, which Send finds out
+				return // the runner has ended, which Send reports
 			}
 			w.answered(work, answer)
 		default:
@@ -521,7 +521,7 @@ func (w *worker) dropAnswers(work context.Context) {
 	}
 }
 
-// failed is the failure as an error, nil where there is none.
+// failed returns the failure as an error; nil for none.
 func failed(f *job.Failure) error {
 	if f == nil {
 		return nil
@@ -529,7 +529,7 @@ func failed(f *job.Failure) error {
 	return f
 }
 
-// loadEnding is the ending of an attempt whose model could not be loaded, or whose
+// loadEnding returns the ending of an attempt whose model could not be loaded, or whose
 // runner ended.
 func (w *worker) loadEnding(a *attempt, why error) ending {
 	l := w.lane
@@ -563,7 +563,7 @@ func (w *worker) loadEnding(a *attempt, why error) ending {
 	return ending{cause: job.CauseModel, reason: fmt.Sprintf("Failed to start sheep for this job (%s)", why)}
 }
 
-// exitEnding is the ending of an attempt whose runner ended.
+// exitEnding returns the ending of an attempt whose runner ended.
 func exitEnding(exit *runtime.Exit) ending {
 	end := ending{cause: job.CauseRunnerDied, reason: fmt.Sprintf("%s (%s)", diedMessage, exit)}
 	if exit.Lost {

@@ -60,6 +60,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"time"
 
@@ -171,8 +172,10 @@ type Store interface {
 	// number of bytes is an error and leaves what was there.
 	Put(ctx context.Context, id job.ID, name string, r io.Reader, size int64) error
 
-	// List returns the files whose name begins with prefix.
-	List(ctx context.Context, id job.ID, prefix string) ([]Info, error)
+	// List yields the files whose name begins with prefix, in the order of their names,
+	// and holds one page of them at a time. It yields one error at most, as the last
+	// thing.
+	List(ctx context.Context, id job.ID, prefix string) iter.Seq2[Info, error]
 
 	// Status and SetStatus read and write job_status.json. One that is no status,
 	// or larger than a status can be, is an error of class errdefs.ErrDataLoss.

@@ -53,7 +53,7 @@ type Config struct {
 // Tracing sends the spans of jobs. It is the core's Tracer and one of its
 // Observers.
 type Tracing struct {
-	shepherd.Unobserved
+	shepherd.NopObserver
 	provider *sdk.TracerProvider
 	tracer   trace.Tracer
 }
@@ -172,9 +172,9 @@ func (t *Tracing) Run(id job.ID, run, attempt int, parent job.Trace) job.Trace {
 	return kept(sc.WithSpanID(runID(sc.TraceID(), id, run, attempt)))
 }
 
-// Passed implements shepherd.Observer. Only jobs that were submitted while there
+// PhaseEnded implements shepherd.Observer. Only jobs that were submitted while there
 // was tracing, or whose clients trace, have a trace to go on with.
-func (t *Tracing) Passed(p shepherd.Passage) {
+func (t *Tracing) PhaseEnded(p shepherd.PhaseResult) {
 	parent, ok := parse(p.Trace)
 	if !ok {
 		return

@@ -91,13 +91,13 @@ func TestOneTrace(t *testing.T) {
 	}
 	began := time.Now().Add(-time.Minute)
 	for _, phase := range shepherd.Phases() {
-		p := shepherd.Passage{Phase: phase, Sheep: "s", Model: model, Job: "j", Trace: kept, Run: 1, Attempt: 2, Began: began, Ended: began.Add(time.Second)}
+		p := shepherd.PhaseResult{Phase: phase, Sheep: "s", Model: model, Job: "j", Trace: kept, Run: 1, Attempt: 2, Began: began, Ended: began.Add(time.Second)}
 		if phase == shepherd.PhaseCollect {
 			p.Err = errors.New(strings.Repeat("ö", 1000))
 		}
-		tr.Passed(p)
+		tr.PhaseEnded(p)
 	}
-	tr.Passed(shepherd.Passage{Phase: "no trace", Job: "j"})
+	tr.PhaseEnded(shepherd.PhaseResult{Phase: "no trace", Job: "j"})
 	if err := tr.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestNotSampled(t *testing.T) {
 	}
 	kept, done := tr.Submit(job.Request{ID: "j", Model: model})
 	done(errors.New("x"))
-	tr.Passed(shepherd.Passage{Phase: shepherd.PhaseRun, Job: "j", Trace: kept})
+	tr.PhaseEnded(shepherd.PhaseResult{Phase: shepherd.PhaseRun, Job: "j", Trace: kept})
 	if err := tr.Close(); err != nil {
 		t.Fatal(err)
 	}

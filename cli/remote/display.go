@@ -42,7 +42,9 @@ type display struct {
 	bar      *mpb.Bar
 	shown    *shown
 	last     string    // the line that was printed last, where there is no terminal
-	at       time.Time // when
+	before   string    // the one before
+	at       time.Time // when the last was printed
+	told     string    // why the last attempt ended that is to be followed by another
 }
 
 // shown is the stage that is shown.
@@ -70,12 +72,33 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
-// job shows the stage that a job is in.
+// job shows the stage that a job is in, and why it is tried again.
 func (d *display) job(j client.Job) {
 	stage, text, share := stageOf(j)
 	if stage != "" {
+		d.again(j)
+	}
+	if stage != "" {
 		d.stage(stage, text, share)
 	}
+}
+
+// again says why the last attempt ended at a job that has not, unless the one before ended
+// for the same reason.
+func (d *display) again(j client.Job) {
+	if d == nil || len(deref(j.Attempts)) == 0 {
+		return
+	}
+	last := (*j.Attempts)[len(*j.Attempts)-1]
+	why, _, _ := strings.Cut(deref(last.Reason), "\n")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if last.Run != j.Run || why == "" || why == d.told {
+		return
+	}
+	d.told = why
+	d.finish(false)
+	fmt.Fprintf(d.to, "sheep %s: %s; the job is tried again\n", last.Sheep, strings.TrimSuffix(clean(why), "."))
 }
 
 // percent finds how much of something is done in what a sheep says of it.
@@ -131,12 +154,13 @@ func (d *display) stage(name, text string, share float64) {
 	d.bar.SetCurrent(int64(min(max(share, 0), 1) * whole))
 }
 
-// line prints a line where the stage is new, or something has changed after a while.
+// line prints a line where the stage is new, or something has changed after a while. A
+// job that goes back and forth between two stages is news as rarely.
 func (d *display) line(name, text string) {
 	line := strings.TrimSuffix(name+": "+text, ": ")
 	begun := strings.HasPrefix(d.last, name) && (len(d.last) == len(name) || d.last[len(name)] == ':')
-	if now := d.now(); !begun || line != d.last && now.Sub(d.at) >= lineEvery {
-		d.last, d.at = line, now
+	if now := d.now(); !begun && line != d.before || line != d.last && now.Sub(d.at) >= lineEvery {
+		d.last, d.before, d.at = line, d.last, now
 		fmt.Fprintln(d.to, line)
 	}
 }

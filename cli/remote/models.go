@@ -218,7 +218,7 @@ func (t *Target) openModels(ctx context.Context, logTo io.Writer) (_ Models, clo
 // have some.
 func modelListing(to io.Writer, form Format, inFleet bool) *Listing[shownModel] {
 	l := &Listing[shownModel]{
-		To: to, Form: form, Heading: []string{"NAME", "VERSION", "SIZE", "ALONE", "LAST USED", "IN USE", "DIGEST"},
+		To: to, Form: form, Heading: []string{"NAME", "VERSION", "SIZE", "UNIQUE", "LAST USED", "IN USE", "DIGEST"},
 		Name: func(m shownModel) string { return job.Model{Name: m.Name, Version: m.Version}.String() },
 		Row:  func(m shownModel) []string { return modelRow(m, form) },
 	}

@@ -122,9 +122,9 @@ func TestListModels(t *testing.T) {
 		printed, noted string
 	}{
 		{"alone", client.ModelList{Models: []client.KeptModel{digits}}, "table",
-			"NAME    VERSION  SIZE     ALONE    LAST USED  IN USE  DIGEST\n" + "digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n", ""},
+			"NAME    VERSION  SIZE     UNIQUE   LAST USED  IN USE  DIGEST\n" + "digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n", ""},
 		{"fleet", client.ModelList{Models: []client.KeptModel{on("a"), on("b")}, Unanswered: &[]client.UnansweredNode{{Name: "c", Problem: "does not answer"}}}, "table",
-			"NODE  NAME    VERSION  SIZE     ALONE    LAST USED  IN USE  DIGEST\n" + "a     digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n" + "b     digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n",
+			"NODE  NAME    VERSION  SIZE     UNIQUE   LAST USED  IN USE  DIGEST\n" + "a     digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n" + "b     digits  v1       2.0 MiB  1.0 MiB  never      no      sha256:0123456789ab\n",
 			"The models of node c are not known: does not answer\n"},
 		{"names", client.ModelList{Models: []client.KeptModel{on("a"), on("b")}}, "name", "digits:v1\n", ""},
 	} {

@@ -169,6 +169,41 @@ func TestDisplay(t *testing.T) {
 	}
 }
 
+// TestTriedAgain shows a job whose attempts end for the sheep's reasons: each reason once,
+// and no line for each time that it goes back to the queue.
+func TestTriedAgain(t *testing.T) {
+	var out bytes.Buffer
+	d := newDisplay(&out, false)
+	now := time.Now()
+	d.now = func() time.Time { return now }
+	away := "containerd's socket does not exist; install containerd\nand more"
+	attempts := func(reasons ...*string) *[]client.Attempt {
+		list := make([]client.Attempt, len(reasons))
+		for i, reason := range reasons {
+			list[i] = client.Attempt{Run: 2, Number: i + 1, Sheep: "dev", Reason: reason}
+		}
+		return &list
+	}
+	first := 1
+	for _, j := range []client.Job{
+		{Status: job.Queued, Position: &first, Attempts: &[]client.Attempt{{Run: 1, Sheep: "old", Reason: &away}}},
+		{Status: job.Processing, Sheep: new("dev"), Attempts: attempts(nil)},
+		{Status: job.Queued, Position: &first, Attempts: attempts(&away)},
+		{Status: job.Processing, Sheep: new("dev"), Attempts: attempts(&away, nil)},
+		{Status: job.Queued, Position: &first, Attempts: attempts(&away, &away)},
+		{Status: job.Queued, Position: &first, Attempts: attempts(&away, new("the disk is full."))},
+		{Status: job.Failed, Attempts: attempts(&away, &away, &away)},
+	} {
+		j.Run = 2
+		d.job(j)
+	}
+	want := "queue: number 1\nrun\nsheep dev: containerd's socket does not exist; install containerd; the job is tried again\n" +
+		"sheep dev: the disk is full; the job is tried again\n"
+	if out.String() != want {
+		t.Errorf("shown is\n%swant\n%s", out.String(), want)
+	}
+}
+
 // On a terminal each stage is a bar, which ends whether or not it was filled.
 func TestBars(t *testing.T) {
 	var out bytes.Buffer

@@ -115,7 +115,7 @@ func TestWatchModels(t *testing.T) {
 		},
 	}
 	got := watched(t, modelsCommand, 3, handlers, "ls", "--watch")
-	if want := []string{"NAME  VERSION  SIZE     ALONE    LAST USED  IN USE  DIGEST", "m     v1       1.0 KiB  1.0 KiB  never      no      sha256:0123456789ab", "m     v1       1.0 KiB  1.0 KiB  never      yes     sha256:0123456789ab"}; !slices.Equal(got, want) {
+	if want := []string{"NAME  VERSION  SIZE     UNIQUE   LAST USED  IN USE  DIGEST", "m     v1       1.0 KiB  1.0 KiB  never      no      sha256:0123456789ab", "m     v1       1.0 KiB  1.0 KiB  never      yes     sha256:0123456789ab"}; !slices.Equal(got, want) {
 		t.Errorf("it printed %q", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,15 +114,12 @@ func find(program, dir string) (string, error) {
 }
 
 func parseConfig(text []byte) (*configYAML, error) {
-	// Check first whether it is a configuration of the original, in which every key
-	// would be unknown.
 	var keys map[string]any
 	if err := yaml.Unmarshal(text, &keys); err != nil {
 		return nil, oneLine(err)
 	}
 	if _, ok := keys["command"]; !ok {
-		return nil, errors.New("no `command` in it, so this is not a model for this shepherd-runner; " +
-			"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
+		return nil, noCommand(keys)
 	}
 	var cfg configYAML
 	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&cfg); err != nil {
@@ -136,6 +134,18 @@ func parseConfig(text []byte) (*configYAML, error) {
 		}
 	}
 	return &cfg, nil
+}
+
+// noCommand returns the error for a configuration without a command. One that has other
+// keys than configYAML is probably a model of the original.
+func noCommand(keys map[string]any) error {
+	for key := range keys {
+		if !slices.Contains([]string{"contract", "timeout", "env"}, key) {
+			return errors.New("no `command` in it, so this is not a model for this shepherd-runner; " +
+				"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
+		}
+	}
+	return errors.New("no `command` in it; add the program that processes a job, as in `command: [python3, predict.py]`")
 }
 
 // oneLine formats a YAML error as LINE:COLUMN: MESSAGE.

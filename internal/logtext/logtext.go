@@ -16,7 +16,7 @@ const (
 	maxTailBytes  = 2 << 10
 	maxCauseLines = 3
 	maxCauseBytes = 500
-	maxLine       = 300 // bytes of one line in a cause
+	maxLine       = 400 // bytes of one line in a cause
 )
 
 // escape matches a terminal's control sequence: CSI and string sequences in

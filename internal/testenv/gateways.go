@@ -45,6 +45,17 @@ func StartRcloneS3(t testing.TB) (url, accessKey, secretKey string) {
 	return startGateway(t, addr, program, "serve", "s3", "--config", os.DevNull, "--auth-key", gatewayAccessKey+","+gatewaySecretKey, "--addr", addr, t.TempDir())
 }
 
+// S5cmd returns the program s5cmd: .cache/bin/s5cmd below the module's root, which is
+// built from test/s5cmd.
+func S5cmd(t testing.TB) string {
+	t.Helper()
+	program := filepath.Join(moduleRoot(t), ".cache", "bin", "s5cmd")
+	if _, err := os.Stat(program); err != nil {
+		Missing(t, "s5cmd", "run `make .cache/bin/s5cmd`")
+	}
+	return program
+}
+
 // loopback is an address of this machine at which nobody listens.
 func loopback(t testing.TB) string {
 	return "127.0.0.1:" + strconv.Itoa(FreePort(t))

@@ -40,7 +40,8 @@ func (s suite) testUploads(t *testing.T) {
 	f := s.open(t, Options{})
 	files := []job.UploadFile{{Path: "a/ü?", Size: 7}, {Path: "b", Size: 1 << 40, PartSize: 64 << 20, Parts: "x-y"}}
 	before := time.Now().Truncate(time.Microsecond)
-	kept := f.reserve("r", func(u *job.Upload) { u.Tenant, u.Files = "wool", files })
+	reserved := f.reserve("r", func(u *job.Upload) { u.Tenant, u.Files = "wool", files })
+	kept := reserved
 	if kept.ID != "r" || kept.Tenant != "wool" || !reflect.DeepEqual(kept.Files, files) || kept.Removing || kept.Created.Before(before) || !kept.Expires.Equal(kept.Created.Add(time.Hour)) {
 		t.Fatalf("reserved %+v", kept)
 	}
@@ -70,24 +71,28 @@ func (s suite) testUploads(t *testing.T) {
 
 	// Its time only grows.
 	whole := f.reserve("whole", func(u *job.Upload) { u.Tenant, u.Files = "wool", []job.UploadFile{{Path: `"parts":`, Size: 1 << 40}} })
-	kept, err := uploads(t, f.Ledger).KeepUpload(t.Context(), "whole", files, time.Minute)
+	kept, err := uploads(t, f.Ledger).KeepUpload(t.Context(), whole, files, time.Minute)
 	if err != nil || !reflect.DeepEqual(kept.Files, files) || !kept.Expires.Equal(whole.Expires) {
 		t.Errorf("kept %+v, %v", kept, err)
 	}
 	// Of those who begin the parts, the first decides.
-	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), "whole", files[:1], time.Minute)
+	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), whole, files[:1], time.Minute)
 	if err != nil || !reflect.DeepEqual(kept.Files, files) {
 		t.Errorf("kept %+v, %v", kept, err)
 	}
 	found(kept)
-	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), "r", nil, 2*time.Hour)
+	kept, err = uploads(t, f.Ledger).KeepUpload(t.Context(), reserved, nil, 2*time.Hour)
 	if err != nil || !reflect.DeepEqual(kept.Files, files) || kept.Expires.Before(kept.Created.Add(2*time.Hour)) {
 		t.Errorf("kept %+v, %v", kept, err)
 	}
 	found(kept)
-	if _, err := uploads(t, f.Ledger).KeepUpload(t.Context(), "unknown", nil, time.Hour); !errors.Is(err, ledger.ErrNotFound) {
+	if _, err := uploads(t, f.Ledger).KeepUpload(t.Context(), job.Upload{ID: "unknown"}, nil, time.Hour); !errors.Is(err, ledger.ErrNotFound) {
 		t.Errorf("an unknown one is kept: %v", err)
 	}
+	if _, err := uploads(t, f.Ledger).KeepUpload(t.Context(), job.Upload{ID: "r", Created: reserved.Created.Add(-time.Second)}, files[:1], 9*time.Hour); !errors.Is(err, ledger.ErrNotFound) {
+		t.Errorf("an earlier one of the id is kept: %v", err)
+	}
+	found(kept)
 
 	// The job ends it, of its tenant alone.
 	for _, tenant := range []string{"", "meat"} {
@@ -175,7 +180,11 @@ func (s suite) testUploadRemoval(t *testing.T) {
 	if _, err := f.CreateAll(t.Context(), []job.Record{{ID: "free", Model: red}, {ID: "hour", Model: red}}); !errors.Is(err, ledger.ErrUploadOver) {
 		t.Errorf("submitted what is being removed, with another: %v", err)
 	}
-	if _, err := uploads(t, f.Ledger).KeepUpload(t.Context(), "hour", nil, time.Hour); !errors.Is(err, ledger.ErrUploadOver) {
+	hour, err := uploads(t, f.Ledger).Upload(t.Context(), "hour")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := uploads(t, f.Ledger).KeepUpload(t.Context(), hour, nil, time.Hour); !errors.Is(err, ledger.ErrUploadOver) {
 		t.Errorf("kept what is being removed: %v", err)
 	}
 	if _, err := uploads(t, f.Ledger).ReserveUpload(t.Context(), job.Upload{ID: "hour"}, time.Hour); !errors.Is(err, ledger.ErrExists) {

@@ -50,12 +50,12 @@ func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep tim
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+func (l *Ledger) KeepUpload(ctx context.Context, of job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
 	var kept job.Upload
-	err := l.call(ctx, "keep the place of job "+string(id), func() error {
-		u := l.uploads[id]
+	err := l.call(ctx, "keep the place of job "+string(of.ID), func() error {
+		u := l.uploads[of.ID]
 		switch {
-		case u == nil:
+		case u == nil, !u.Created.Equal(of.Created):
 			return ledger.ErrNotFound
 		case u.Removing:
 			return ledger.ErrUploadOver

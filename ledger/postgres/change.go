@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -17,6 +18,9 @@ func (l *Ledger) load(ctx context.Context, id job.ID) (r *row, m lifecycle.Momen
 		return err
 	})
 	m.Now = m.Now.UTC()
+	if err == nil {
+		l.clock.set(m)
+	}
 	return r, m, err
 }
 
@@ -33,6 +37,47 @@ func (l *Ledger) changeRow(ctx context.Context, doing string, id job.ID, apply f
 		return job.Record{}, err
 	}
 	return changed, nil
+}
+
+// changeHeld is changeRow for the holder of a claim.
+func (l *Ledger) changeHeld(ctx context.Context, doing string, id job.ID, token ledger.Token, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (job.Record, error) {
+	var changed job.Record
+	key := newKey()
+	err := l.call(ctx, doing, func(ctx context.Context) (err error) {
+		var made bool
+		if changed, made, err = l.applyUnread(ctx, id, token, key, apply); made || err != nil {
+			return err
+		}
+		changed, err = l.applyTo(ctx, id, key, apply)
+		return err
+	})
+	if err != nil {
+		return job.Record{}, err
+	}
+	return changed, nil
+}
+
+// applyUnread tries to make a change of a held job by the row that is known here. Where it
+// is not made, the row has to be read: none is known, or the database has another version,
+// or there may be nothing to change.
+func (l *Ledger) applyUnread(ctx context.Context, id job.ID, token ledger.Token, key string, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (changed job.Record, made bool, err error) {
+	m, ok := l.clock.moment()
+	r := l.claims.take(id, token)
+	if r == nil || !ok {
+		return job.Record{}, false, nil
+	}
+	change, err := apply(&r.Row, m)
+	if err != nil || !change.Made {
+		return job.Record{}, false, nil
+	}
+	if err := l.save(ctx, r, change, key, m); errors.Is(err, errConflict) {
+		return job.Record{}, false, nil
+	} else if err != nil {
+		return job.Record{}, false, err
+	}
+	l.claims.put(r)
+	l.changed(&r.Row)
+	return r.Record, true, nil
 }
 
 // applyTo tries to make a change, under a key that is the same for all its tries.
@@ -75,6 +120,8 @@ func (l *Ledger) save(ctx context.Context, r *row, change lifecycle.Change, key 
 	if n == 0 {
 		return errConflict
 	}
+	r.version++
+	l.claims.forget(r.ID)
 	return nil
 }
 
@@ -134,7 +181,16 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 		}
 		return created, nil
 	}
+	unread := rec.Webhook.IsZero()
 	err := l.call(ctx, "queue job "+string(rec.ID), func(ctx context.Context) error {
+		if unread {
+			unread = false // a further try finds what this one made
+			var made bool
+			var err error
+			if created, made, err = l.createUnread(ctx, rec, key); made || err != nil {
+				return err
+			}
+		}
 		old, m, err := l.load(ctx, rec.ID)
 		if err != nil {
 			return err
@@ -181,6 +237,29 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 	return created, nil
 }
 
+// createUnread tries to enter a record of an id that has neither a record nor a
+// reservation, as most have not. Where it is not made, what there is has to be read.
+func (l *Ledger) createUnread(ctx context.Context, rec job.Record, key string) (created job.Record, made bool, err error) {
+	m, ok := l.clock.moment()
+	if !ok {
+		return job.Record{}, false, nil
+	}
+	r, change, err := lifecycle.Create(nil, false, rec, m)
+	if err != nil {
+		return job.Record{}, false, err
+	}
+	args := pgx.NamedArgs{"key": key}
+	if err := l.createArgs(r, change, rec.Webhook, m, args); err != nil {
+		return job.Record{}, false, err
+	}
+	made, err = l.oftenOne(ctx, queryCreateFirst, args, &r.Seq)
+	if err != nil || !made {
+		return job.Record{}, false, refusedForUpload(err, false)
+	}
+	l.changed(r)
+	return r.Record, true, nil
+}
+
 // insertArgs are the arguments of insertJob.
 func insertArgs(r *lifecycle.Row, into pgx.NamedArgs) error {
 	if err := identity(r, into); err != nil {
@@ -191,7 +270,7 @@ func insertArgs(r *lifecycle.Row, into pgx.NamedArgs) error {
 
 // Start implements ledger.Ledger.
 func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.Record, error) {
-	return l.changeRow(ctx, "start job "+string(id), id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+	return l.changeHeld(ctx, "start job "+string(id), id, token, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
 		return r.Start(token, m)
 	})
 }
@@ -199,7 +278,7 @@ func (l *Ledger) Start(ctx context.Context, id job.ID, token ledger.Token) (job.
 // Finish implements ledger.Ledger. An outcome that is none is of class
 // errdefs.ErrInternal.
 func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outcome ledger.Outcome) (job.Record, error) {
-	return l.changeRow(ctx, "finish job "+string(id), id, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
+	return l.changeHeld(ctx, "finish job "+string(id), id, token, func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {
 		if err := lifecycle.CheckOutcome(outcome); err != nil {
 			return lifecycle.Change{}, err
 		}
@@ -210,7 +289,7 @@ func (l *Ledger) Finish(ctx context.Context, id job.ID, token ledger.Token, outc
 // Release implements ledger.Ledger. A return without a cause is of class
 // errdefs.ErrInternal.
 func (l *Ledger) Release(ctx context.Context, id job.ID, token ledger.Token, why ledger.Return) (job.Record, error) {
-	return l.changeRow(ctx, "release job "+string(id), id, l.release(token, why))
+	return l.changeHeld(ctx, "release job "+string(id), id, token, l.release(token, why))
 }
 
 func (l *Ledger) release(token ledger.Token, why ledger.Return) func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error) {

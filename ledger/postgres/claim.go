@@ -92,6 +92,7 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 		switch {
 		case made.row != nil:
 			claim = &ledger.Claim{Record: made.row.Record, Token: made.row.Token}
+			l.claims.put(made.row)
 			l.changed(&made.row.Row)
 		case !made.leased:
 			return errNoLease

@@ -129,8 +129,11 @@ func transient(err error) bool {
 		case "40001", "40P01", // serialization failure, deadlock
 			"57P01", "57P02", "57P03", "57P05", // shut down, crashed, starting, idle for too long
 			"25006", // the primary became a standby
+			"26000", // the prepared statement was dropped
 			"53300": // too many connections
 			return true
+		case "0A000": // not supported
+			return failure.Routine == "RevalidateCachedQuery" // a prepared statement's result has other types now
 		}
 		return strings.HasPrefix(failure.Code, "08")
 	}

@@ -125,6 +125,7 @@ func (l *lease) lose() {
 	if l.ledger.leases.byNode[l.node] == l {
 		delete(l.ledger.leases.byNode, l.node)
 	}
+	l.ledger.claims.clear()
 	close(l.lost)
 }
 
@@ -249,6 +250,7 @@ func (l *lease) Release(ctx context.Context) error {
 	if held {
 		l.expiry.Stop()
 		delete(s.byNode, l.node)
+		l.ledger.claims.clear()
 	}
 	s.mu.Unlock()
 	if !held {

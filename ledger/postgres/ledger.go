@@ -101,6 +101,9 @@ type Ledger struct {
 	horizon     horizon
 	maintenance *maintenance
 
+	claims claims
+	clock  clock
+
 	prepares   bool // statements that are sent often
 	named      named
 	statements atomic.Int64 // that were sent

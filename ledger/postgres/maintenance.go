@@ -227,13 +227,13 @@ func (m *maintenance) pulse(ctx context.Context) error {
 	if !renew {
 		nodes, generations = []string{}, []int64{}
 	}
-	var now time.Time
+	var moment lifecycle.Moment
 	var renewed, lapsed, draining []string
 	var last, rows int64
 	var next *time.Time
 	var blocked, unsettled bool
 	_, err := m.l.queryOne(ctx, queryPulse, pgx.NamedArgs{"names": nodes, "generations": generations, "lease": m.l.cfg.Lease.Microseconds()},
-		&now, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
+		&moment.Now, &moment.Age, &renewed, &last, &next, &blocked, &unsettled, &lapsed, &draining, &rows)
 	if err != nil {
 		return err
 	}
@@ -248,7 +248,8 @@ func (m *maintenance) pulse(ctx context.Context) error {
 		m.lastEvent = last
 		m.l.bell.ring()
 	}
-	m.setNext(now, next)
+	m.l.clock.set(moment)
+	m.setNext(moment.Now, next)
 	if len(mine) > 0 {
 		for _, node := range lapsed {
 			if slices.Contains(mine, node) {

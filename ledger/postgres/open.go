@@ -44,7 +44,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1)}
+	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1), clock: clock{keep: momentKept}}
 	l.maintenance = newMaintenance(l)
 	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
 	if err := l.open(ctx, pooled); err != nil {
@@ -62,7 +62,10 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 		if listening, err = l.bell.connect(ctx); err != nil {
 			return err
 		}
-		if err = migrate(ctx, listening, l.server); err != nil {
+		if err = migrate(ctx, listening, l.server); err == nil {
+			l.prepares, err = l.canPrepare(ctx, listening)
+		}
+		if err != nil {
 			closeConn(listening)
 		}
 		return err
@@ -75,9 +78,6 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 			closeConn(listening)
 		}
 	}()
-	if l.prepares, err = l.canPrepare(ctx, listening); err != nil {
-		return err
-	}
 	if err = l.openPool(ctx, pooled); err != nil {
 		return err
 	}

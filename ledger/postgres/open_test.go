@@ -326,3 +326,34 @@ logfile = %[3]s/log
 	}
 	group.Wait()
 }
+
+// TestPreparedAnew has what the server knows of prepared statements change under them: a
+// migration by a newer node changes the type of a column, and all are dropped.
+func TestPreparedAnew(t *testing.T) {
+	name, err := server.Create(t.Context(), template) // not to be used again
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Drop(context.Background(), name) })
+	l := mustOpen(t, Config{URL: server.URL(name) + "&pool_max_conns=1", Lease: longLease})
+	if !l.prepares {
+		t.Fatal("statements are not prepared")
+	}
+	if _, err := l.Create(t.Context(), job.Record{ID: "job", Model: red}); err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []string{
+		`ALTER TABLE shepherd.jobs ALTER COLUMN trace_state TYPE varchar`,
+		`DEALLOCATE ALL`,
+	} {
+		if _, err := l.Get(t.Context(), "job"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.pool.Exec(t.Context(), change, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Get(t.Context(), "job"); err != nil {
+			t.Errorf("after %s: %v", change, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -109,7 +110,7 @@ func TestPlans(t *testing.T) {
 		"get": {queryGet, every}, "load": {queryLoad, every}, "before": {queryBefore, every}, "load many": {queryLoadMany, every}, "moment": {queryMoment, every}, "held": {queryHeld, every},
 		"attempts": {queryAttempts, every}, "last attempts": {queryLastAttempts, every}, "count": {queryCount, every}, "waiting": {queryWaiting, every}, "due": {queryDue, every}, "checkpoint": {queryCheckpoint, every},
 		"save": {querySave, every}, "save event": {querySaveEvent, every}, "save attempt": {querySaveAttempt, every}, "save used": {querySaveUsed, every},
-		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "replace": {queryReplace, fresh}, "save and trim": {querySaveAndTrim, every}, "remove": {queryRemove, every},
+		"bounds": {queryBounds, bounds}, "queued": {queryQueued, every}, "fold used": {queryFoldUsed, bounds}, "create": {queryCreate, fresh}, "create first": {queryCreateFirst, fresh}, "replace": {queryReplace, fresh}, "save and trim": {querySaveAndTrim, every}, "remove": {queryRemove, every},
 		"restore": {queryRestore, fresh}, "restore attempt": {queryRestoreAttempt, every}, "restore event": {queryRestoreEvent, every},
 		"call off": {queryCallOff, every}, "claimed": {queryClaimed, every}, "last event": {queryLastEvent, every}, "event ids": {queryEventIDs, every},
 		"set checkpoint": {querySetCheckpoint, every}, "generation": {queryGeneration, every}, "join": {queryJoin, every}, "leave": {queryLeave, every}, "pulse": {queryPulse, every},
@@ -138,7 +139,7 @@ func TestPlans(t *testing.T) {
 		queries[name] = query{text, hooks}
 	}
 	places := clone(every)
-	add(places, pgx.NamedArgs{"keep": 1, "files": "[]", "due": true})
+	add(places, pgx.NamedArgs{"keep": 1, "files": "[]", "due": true, "created": time.Now()})
 	for name, text := range map[string]string{
 		"upload": queryUpload, "reserve upload": queryReserveUpload, "upload reserved": queryUploadReserved, "keep upload": queryKeepUpload,
 		"due uploads": queryDueUploads, "remove upload": queryRemoveUpload, "drop upload": queryDropUpload, "drop stray upload": queryDropStrayUpload,
@@ -179,7 +180,7 @@ func TestPlans(t *testing.T) {
 		queries[name] = query{eventsQuery(filter), pgx.NamedArgs{"after": 0, "last": 1 << 40, "limit": 10, "job": string(filter.Job), "tenant": filter.Tenant}}
 	}
 
-	often := []string{"load", "get", "create", "save event", "save attempt", "save used", "bounds", "waiting", "last event", "event ids", "events",
+	often := []string{"load", "get", "create first", "create", "save event", "save attempt", "save used", "bounds", "waiting", "last event", "event ids", "events",
 		"claim", "claim preferring", "claim ahead", "claim addressed", "claim open", "claim except", "bounded claim", "bounded claim preferring", "bounded claim ahead", "bounded claim open"}
 	for _, name := range often {
 		prepareQuery(t, prepared, name, queries[name].text, queries[name].args)

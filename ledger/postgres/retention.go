@@ -84,7 +84,7 @@ func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Dur
 			switch {
 			case err != nil:
 				return err
-			case d.next > 0: // the first that is not due
+			case d.next > 0: // there is more that is due, or the next was read
 			case r.RemoveAge > m.Age || len(d.removals) == limit:
 				d.next = max(time.Duration(r.RemoveAge-m.Age)*time.Microsecond, 1)
 			default:

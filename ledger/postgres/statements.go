@@ -72,11 +72,14 @@ const (
 		FROM kinds WHERE place < @most::bigint OR kinds <= @most
 		UNION ALL SELECT '', '', '', sum(jobs)::bigint, NULL, true, NULL FROM kinds WHERE NOT (place < @most OR kinds <= @most) HAVING count(*) > 0
 		ORDER BY place`
-	// Removals that another node has begun which is alive are left out.
+	// What is due, and the next one that is not. Removals that another node has begun
+	// which is alive are left out. Jobs whose time has not come are not looked at, however
+	// many of them are needed.
 	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
-			SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND ` + unneeded + ` AND (removal = 0 OR remover = ANY(@nodes::text[])
+			(SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND remove_age <= m.age AND ` + unneeded + ` AND (removal = 0 OR remover = ANY(@nodes::text[])
 				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp()))
-			ORDER BY remove_age, seq LIMIT @limit) j`
+			ORDER BY remove_age, seq LIMIT @limit)
+			UNION ALL (SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND remove_age > m.age ORDER BY remove_age, seq LIMIT 1)) j`
 	// Locks records, in the order of their ids.
 	queryLockMany = `SELECT FROM shepherd.jobs WHERE id = ANY(@ids::text[]) ORDER BY id FOR UPDATE`
 	queryBump     = `UPDATE shepherd.jobs SET version = version + 1 WHERE id = ANY(@ids::text[]) AND id <> ALL(@besides::text[])`
@@ -104,7 +107,12 @@ var (
 	// and where earlier attempts may be too many
 	querySaveAndTrim = `WITH ` + saved + `, ` + attempted + `, ` + trimmed + `, ` + told + `, ` + charged + ` SELECT count(*) FROM saved`
 
-	// A new row of an id that has none, without a webhook. It answers the seq.
+	// A new row of an id that has neither a row nor a reservation, without a webhook. It
+	// answers the seq.
+	queryCreateFirst = `WITH saved AS (` + insertJob + `
+			WHERE NOT EXISTS (SELECT FROM shepherd.jobs WHERE id = @id) AND NOT EXISTS (SELECT FROM shepherd.uploads WHERE id = @id)
+			ON CONFLICT (id) DO NOTHING RETURNING *), ` + told + ` SELECT seq FROM saved`
+	// The same of an id that may have a reservation.
 	queryCreate = `WITH saved AS (` + insertJob + ` ON CONFLICT (id) DO NOTHING RETURNING *), ` + told + ` SELECT seq FROM saved`
 	// A new row, in the place of the old one where there is one.
 	queryReplace = `WITH removed AS (DELETE FROM shepherd.jobs WHERE seq = @old AND version = @version RETURNING seq),
@@ -362,13 +370,14 @@ const (
 	queryPulse = `WITH renewed AS (UPDATE shepherd.nodes n SET expires_at = clock_timestamp() + @lease::bigint * interval '1 microsecond'
 			FROM unnest(@names::text[], @generations::bigint[]) mine(name, generation)
 			WHERE n.name = mine.name AND n.generation = mine.generation AND n.expires_at > clock_timestamp() RETURNING n.name)
-		SELECT clock_timestamp(), ARRAY(SELECT name FROM renewed),
+		SELECT m.now, m.age, ARRAY(SELECT name FROM renewed),
 			(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM shepherd.event_ids),
 			least((SELECT min(not_before) FROM shepherd.jobs WHERE delayed AND NOT blocked), (SELECT min(give_up_at) FROM shepherd.jobs WHERE give_up_at IS NOT NULL)),
 			EXISTS (SELECT FROM shepherd.needs), EXISTS (SELECT FROM shepherd.needs WHERE ended),
 			ARRAY(SELECT name FROM shepherd.nodes WHERE expires_at < clock_timestamp()),
 			ARRAY(SELECT name FROM shepherd.nodes WHERE draining),
-			(SELECT count(*) FROM (SELECT FROM shepherd.tally LIMIT ` + tallyRows + `) rows)`
+			(SELECT count(*) FROM (SELECT FROM shepherd.tally LIMIT ` + tallyRows + `) rows)
+		FROM shepherd.moment m`
 	// Says that all claims of a node whose lease ended were taken back.
 	queryLapse = `UPDATE shepherd.nodes SET expires_at = NULL WHERE name = @node AND expires_at < clock_timestamp()`
 

@@ -31,7 +31,7 @@ const (
 			files = CASE WHEN jsonb_path_exists(u.files::jsonb, '$[*].parts') THEN u.files ELSE coalesce(@files::text, u.files) END,
 			due_age = greatest(u.due_age, m.age + @keep::bigint),
 			expires_at = CASE WHEN m.age + @keep::bigint > u.due_age THEN m.now + @keep::bigint * interval '1 microsecond' ELSE u.expires_at END
-		FROM shepherd.moment m WHERE u.id = @id AND NOT u.removing RETURNING ` + uploadColumns
+		FROM shepherd.moment m WHERE u.id = @id AND u.created_at = @created::timestamptz AND NOT u.removing RETURNING ` + uploadColumns
 	// Removals that another node has begun which is alive are left out.
 	queryDueUploads = `SELECT m.age, ` + uploadColumns + ` FROM shepherd.moment m, LATERAL (
 			SELECT * FROM shepherd.uploads WHERE NOT removing OR remover = ANY(@nodes::text[])
@@ -119,8 +119,8 @@ func (l *Ledger) ReserveUpload(ctx context.Context, u job.Upload, keep time.Dura
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
-	args := pgx.NamedArgs{"id": text(id), "keep": keep.Microseconds(), "files": nil}
+func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+	args := pgx.NamedArgs{"id": text(u.ID), "created": u.Created, "keep": keep.Microseconds(), "files": nil}
 	if files != nil {
 		encoded, err := json.Marshal(files)
 		if err != nil {
@@ -128,15 +128,15 @@ func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFi
 		}
 		args["files"] = string(encoded)
 	}
-	return read(ctx, l, "keep the place of job "+string(id), func(ctx context.Context) (job.Upload, error) {
+	return read(ctx, l, "keep the place of job "+string(u.ID), func(ctx context.Context) (job.Upload, error) {
 		kept, found, err := l.oneUpload(ctx, queryKeepUpload, args)
 		if err != nil || found {
 			return kept, err
 		}
-		_, found, err = l.oneUpload(ctx, queryUpload, args)
+		there, found, err := l.oneUpload(ctx, queryUpload, args)
 		switch {
 		case err != nil:
-		case found:
+		case found && there.Created.Equal(u.Created):
 			err = ledger.ErrUploadOver
 		default:
 			err = ledger.ErrNotFound

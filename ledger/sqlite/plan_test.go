@@ -53,7 +53,7 @@ var badPlan = regexp.MustCompile(`SCAN (jobs|attempts|j)\b|TEMP B-TREE`)
 // that read or sort too much.
 func checkPlans(t *testing.T, l *Ledger) string {
 	t.Helper()
-	queries := map[string]string{"files to remove": queryToRemove, "upload": queryUpload, "uploads to remove": queryDueUploads}
+	queries := map[string]string{"files to remove": queryToRemove, "next files to remove": queryNextToRemove, "upload": queryUpload, "uploads to remove": queryDueUploads}
 	for _, one := range append(new(statements).list(), new(readStatements).list()...) {
 		queries[one.name] = one.text
 	}

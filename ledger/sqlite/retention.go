@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"time"
 
@@ -29,26 +30,40 @@ func (l *Ledger) Keep(ctx context.Context, kept []ledger.Kept) error {
 func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next time.Duration, err error) {
 	err = l.call("look for files of jobs to remove", func() error {
 		age := l.writer.clock.now()
-		rows, err := l.reads.QueryContext(ctx, queryToRemove, limit+1)
+		rows, err := l.reads.QueryContext(ctx, queryToRemove, age, limit+1)
 		if err != nil {
 			return err
 		}
 		found, err := scanAll(rows, false)
-		for _, r := range found {
-			if r.RemoveAge > age || len(due) == limit {
-				next = max(time.Duration(r.RemoveAge-age)*time.Microsecond, 1)
-				break
-			}
+		if err != nil {
+			return err
+		}
+		for _, r := range found[:min(len(found), limit)] {
 			due = append(due, ledger.Removal{Record: r.Record, Begun: r.Removal != lifecycle.NoRemoval})
 		}
-		return err
+		if len(found) > limit {
+			next = 1
+			return nil
+		}
+		var nextAge sql.NullInt64
+		if err := l.reads.QueryRowContext(ctx, queryNextToRemove, age).Scan(&nextAge); err != nil {
+			return err
+		}
+		if nextAge.Valid {
+			next = time.Duration(nextAge.Int64-age) * time.Microsecond
+		}
+		return nil
 	})
 	return due, next, err
 }
 
-// queryToRemove reads the records whose files are due first.
-const queryToRemove = `SELECT ` + listColumns + ` FROM jobs
-	WHERE remove_age > 0 AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY remove_age LIMIT ?`
+// The records whose files are due, and the age at which the next one is. Those whose time
+// has not come are not looked at, however many of them are needed.
+const (
+	queryToRemove = `SELECT ` + listColumns + ` FROM jobs
+		WHERE remove_age > 0 AND remove_age <= ? AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY remove_age LIMIT ?`
+	queryNextToRemove = `SELECT min(remove_age) FROM jobs WHERE remove_age > 0 AND remove_age > ?`
+)
 
 // BeginRemoval implements ledger.Retention.
 func (l *Ledger) BeginRemoval(ctx context.Context, id job.ID, run int, whole bool) (job.Record, error) {

@@ -152,15 +152,15 @@ func (l *Ledger) ReserveUpload(ctx context.Context, reserve job.Upload, keep tim
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
 	files = slices.Clone(files)
 	var kept *upload
-	err := l.change(ctx, "keep the place of job "+string(id), func(t *tx) (err error) {
-		kept, err = t.upload(id)
+	err := l.change(ctx, "keep the place of job "+string(u.ID), func(t *tx) (err error) {
+		kept, err = t.upload(u.ID)
 		switch {
 		case err != nil:
 			return err
-		case kept == nil:
+		case kept == nil, !kept.Created.Equal(u.Created):
 			return ledger.ErrNotFound
 		case kept.Removing:
 			return ledger.ErrUploadOver
@@ -173,7 +173,7 @@ func (l *Ledger) KeepUpload(ctx context.Context, id job.ID, files []job.UploadFi
 		if err != nil {
 			return err
 		}
-		_, err = t.exec(t.do.uploads.keep, kept.Expires.UnixMicro(), kept.dueAge, text, string(id))
+		_, err = t.exec(t.do.uploads.keep, kept.Expires.UnixMicro(), kept.dueAge, text, string(u.ID))
 		return err
 	}, nil)
 	if err != nil {

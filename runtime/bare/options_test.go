@@ -224,7 +224,7 @@ func TestModelMissingInTheOriginalsWords(t *testing.T) {
 	for name, want := range map[string]string{
 		"none":  "A bare sheep runs it once there is a directory `" + dir + "/none` with a `config.yaml`.",
 		"empty": "A bare sheep runs it once there is a file `config.yaml` in `" + dir + "/empty`.",
-		"here":  "A bare sheep finds it in `" + dir + "/here`, and runs it with the program `shepherd-runner`, which must exist.",
+		"here":  "A bare sheep runs it with the program `shepherd-runner`, which reads `" + dir + "/here/config.yaml`.",
 	} {
 		if got := s.(runtime.ModelAdviser).ModelAdvice(job.Model{Name: name}); got != want {
 			t.Errorf("of %s it says\n     %s\nwant %s", name, got, want)

@@ -54,18 +54,21 @@ func (p *programs) FindModel(m job.Model) error {
 	return nil
 }
 
-// ModelAdvice says which directory or file is missing, or which program runs the model.
-// See runtime.ModelAdviser.
+// ModelAdvice says which directory or file is missing or cannot be read, or which program
+// runs the model. See runtime.ModelAdviser.
 func (p *programs) ModelAdvice(m job.Model) string {
 	dir, file := filepath.Split(filepath.Join(p.options.WorkingDirectory, configPath(m)))
 	dir = filepath.Clean(dir)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Sprintf("A bare sheep runs it once there is a directory `%s` with a `%s`.", dir, file)
 	}
-	if p.FindModel(m) != nil {
+	switch err := p.FindModel(m); {
+	case errdefs.IsPermissionDenied(err):
+		return fmt.Sprintf("The daemon must be able to read `%s`; the reason says why it is not.", filepath.Join(dir, file))
+	case err != nil:
 		return fmt.Sprintf("A bare sheep runs it once there is a file `%s` in `%s`.", file, dir)
 	}
-	return fmt.Sprintf("A bare sheep finds it in `%s`, and runs it with the program `%s`, which must exist.", dir, p.options.command(m, 0)[0])
+	return fmt.Sprintf("A bare sheep runs it with the program `%s`, which reads `%s`.", p.options.command(m, 0)[0], filepath.Join(dir, file))
 }
 
 // unmounted returns a *LoadError of class errdefs.ErrUnavailable if the file system of

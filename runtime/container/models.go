@@ -42,7 +42,7 @@ func (c *containers) ModelAdvice(m job.Model) string {
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("A container sheep runs the image `%s`: shepherd models pull %s says whether the registry has it.", reference, m)
+	return fmt.Sprintf("A container sheep runs the image `%s`: `shepherd models pull %s` says whether the registry has it.", reference, m)
 }
 
 // ChecksDigests returns true: Load refuses images that do not have the digests of

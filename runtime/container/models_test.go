@@ -120,7 +120,7 @@ func TestCheckModel(t *testing.T) {
 			t.Errorf("%s: the advice is %q", m, advice)
 		}
 	}
-	want := "A container sheep runs the image `localhost:1/digits:v1`: shepherd models pull digits:v1 says whether the registry has it."
+	want := "A container sheep runs the image `localhost:1/digits:v1`: `shepherd models pull digits:v1` says whether the registry has it."
 	if got := sheep.(runtime.ModelAdviser).ModelAdvice(job.Model{Name: "digits", Version: "v1"}); got != want {
 		t.Errorf("the advice is %q, want %q", got, want)
 	}

@@ -79,6 +79,7 @@ func TestNothingWithoutTheKeys(t *testing.T) {
 			a := r.Header.Get("Authorization")
 			r.Header.Set("Authorization", a[:strings.LastIndex(a, "=")+1])
 		},
+		"an impossible date":  auth("/20", "/21x"),
 		"signature version 2": func(r *http.Request) { r.Header.Set("Authorization", "AWS "+accessKey+":AAAA") },
 		"basic":               func(r *http.Request) { r.SetBasicAuth(accessKey, secretKey) },
 		"preflight": func(r *http.Request) {
@@ -90,6 +91,12 @@ func TestNothingWithoutTheKeys(t *testing.T) {
 		answer, text := s.send(signed(change))
 		if answer.StatusCode != 403 && answer.StatusCode != 400 || bytes.Contains(text, []byte("secret<")) || answer.Header.Get("Access-Control-Allow-Origin") != "" {
 			t.Errorf("%s: %s %s %v", name, answer.Status, text, answer.Header)
+		}
+		if code := map[string]string{
+			"another key": "SignatureDoesNotMatch", "no time": "AccessDenied", "another service": "AuthorizationHeaderMalformed",
+			"an impossible date": "AuthorizationHeaderMalformed", "signature version 2": "InvalidRequest", "basic": "InvalidArgument",
+		}[name]; !bytes.Contains(text, []byte("<Code>"+code)) {
+			t.Errorf("%s: %s, want code %s", name, text, code)
 		}
 	}
 	if string(get(t, c, b, "x")) != "secret" {
@@ -226,14 +233,25 @@ func TestDigestsAreVerified(t *testing.T) {
 			"X-Amz-Checksum-Crc32c":    {"mnG7TA==", "mnG7TQ==", "BadDigest"},
 			"X-Amz-Checksum-Crc64nvme": {"M3eFcAZSQlc=", "M3eFcAZSQlg=", "BadDigest"},
 			"X-Amz-Checksum-Sha1":      {"qvTGHdzF6KLavt4PO0gs2a6pQ00=", "qvTGHdzF6KLavt4PO0gs2a6pQ0w=", "BadDigest"},
+			"X-Amz-Checksum-Md5":       {"XUFAKrxLKna5cZ2REBfFkg==", "XUFAKrxLKna5cZ2REBfFkA==", "BadDigest"},
+			"X-Amz-Checksum-Sha512":    {"m3HSJL1i83hdltRq0+o9czGb+8KJDKra4t/3JRlnPKcjI8PZm6XBHXx6zG4UuMXaDEZjR1wuXDre9G9zvN7AQw==", strings.Repeat("A", 86) + "==", "BadDigest"},
+			"X-Amz-Checksum-Xxhash64":  {"JseCfYifbaM=", "JseCfYifbaA=", "BadDigest"},
+			"X-Amz-Checksum-Xxhash3":   {"lVXoVVxi3P0=", "lVXoVVxi3PA=", "BadDigest"},
+			"X-Amz-Checksum-Xxhash128": {"tenBrQcbPn/Hec+qXlI4GA==", "tenBrQcbPn/Hec+qXlI4GQ==", "BadDigest"},
 			"X-Amz-Checksum-Sha256":    {"LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=", "MPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=", "BadDigest"},
 		} {
 			answer, text := s.do("PUT", at.path, at.query, http.Header{header: {test.right}}, data)
 			wantAnswer(t, answer, text, 200, "")
 			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {test.wrong}}, data)
 			wantAnswer(t, answer, text, 400, test.code)
-			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {"nonsense"}}, data)
-			wantAnswer(t, answer, text, 400, "Invalid")
+			for _, nonsense := range []string{"nonsense", ""} {
+				answer, text = s.do("PUT", at.path, at.query, http.Header{header: {nonsense}}, data)
+				wantAnswer(t, answer, text, 400, "Invalid")
+			}
+			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {test.right}, "X-Amz-Sdk-Checksum-Algorithm": {"SHA3"}}, data)
+			if header != "Content-Md5" { // which is none of those that the SDK means
+				wantAnswer(t, answer, text, 400, "x-amz-sdk-checksum-algorithm")
+			}
 			answer, text = s.do("PUT", at.path, at.query, http.Header{header: {test.wrong}}, nil)
 			wantAnswer(t, answer, text, 400, test.code)
 		}
@@ -249,6 +267,50 @@ func TestDigestsAreVerified(t *testing.T) {
 	wantAnswer(t, answer, text, 400, "XAmzContentSHA256Mismatch")
 	answer, text = s.do("GET", "/"+b+"/y", "", nil, nil)
 	wantAnswer(t, answer, text, 404, "NoSuchKey")
+}
+
+// TestTrailers sends bodies whose trailer is wrong: each checksum in it is verified,
+// or refused.
+func TestTrailers(t *testing.T) {
+	s := start(t, t.TempDir())
+	b := s.bucket(s.client(nil), "trailers")
+	for name, test := range map[string]struct{ announced, body, code string }{
+		"right":          {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", ""},
+		"wrong":          {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhA==\r\n\r\n", "BadDigest"},
+		"not announced":  {"", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhA==\r\n\r\n", "MalformedTrailerError"},
+		"another":        {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\nx-amz-checksum-sha1:AAAA\r\n\r\n", "MalformedTrailerError"},
+		"not there":      {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\n\r\n", "MalformedTrailerError"},
+		"no colon":       {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32\r\n\r\n", "MalformedTrailerError"},
+		"no last chunk":  {"x-amz-checksum-crc32", "5\r\nhello\r\n", "IncompleteBody"},
+		"too much":       {"x-amz-checksum-crc32", "6\r\nhello!\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", "IncompleteBody"},
+		"no chunks":      {"x-amz-checksum-crc32", "hello", "IncompleteBody"},
+		"another by SDK": {"x-amz-checksum-crc32", "5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n", "InvalidRequest"},
+	} {
+		key := "/" + b + "/" + strings.ReplaceAll(name, " ", "-")
+		r, err := http.NewRequestWithContext(t.Context(), "PUT", "http://"+s.addr+key, strings.NewReader(test.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Amz-Content-Sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER")
+		r.Header.Set("X-Amz-Decoded-Content-Length", "5")
+		if test.announced != "" {
+			r.Header.Set("X-Amz-Trailer", test.announced)
+		}
+		if name == "another by SDK" {
+			r.Header.Set("X-Amz-Sdk-Checksum-Algorithm", "SHA1")
+		}
+		answer, text := s.send(sign(r))
+		stored := 404
+		if test.code == "" {
+			stored = 200
+			wantAnswer(t, answer, text, 200, "")
+		} else {
+			wantAnswer(t, answer, text, 400, test.code)
+		}
+		if answer, _ := s.do("HEAD", key, "", nil, nil); answer.StatusCode != stored {
+			t.Errorf("%s: afterwards the object answers %s", name, answer.Status)
+		}
+	}
 }
 
 // TestPromisesNotKeptAreRefused asks for what the server cannot do.

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/iterait/shepherd/storage/embedded/internal/folder"
@@ -33,6 +34,9 @@ func attributesOf(h http.Header) (map[string]string, error) {
 			attrs[name] = value
 		}
 	}
+	if to := attrs[redirectHeader]; to != "" && !strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "http://") && !strings.HasPrefix(to, "https://") {
+		return nil, badRequest("InvalidRedirectLocation", "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.")
+	}
 	if encoding := withoutChunks(attrs["Content-Encoding"]); encoding != "" {
 		attrs["Content-Encoding"] = encoding
 	} else {
@@ -54,7 +58,7 @@ func attributesOf(h http.Header) (map[string]string, error) {
 		size += len(name) - len(metaPrefix) + len(value)
 	}
 	if size > maxMetadata {
-		return nil, badRequest(codeMetadataTooLarge, "Your metadata headers exceed the maximum allowed metadata size of %d bytes.", maxMetadata)
+		return nil, badRequest(codeMetadataTooLarge, "Your metadata headers exceed the maximum allowed metadata size: %d bytes, of %d.", size, maxMetadata)
 	}
 	if text := h.Get(taggingHeader); text != "" {
 		tags, err := parseTagging(text)
@@ -131,17 +135,23 @@ func parseTagging(text string) (map[string]string, error) {
 // checkTags refuses tags that S3's bounds do not allow.
 func checkTags(tags map[string]string, most int) error {
 	if len(tags) > most {
-		return badRequest("BadRequest", "Object tags cannot be greater than %d", most)
+		return badRequest("BadRequest", "Tags cannot be greater than %d", most)
 	}
 	for key, value := range tags {
-		if n := utf8.RuneCountInString(key); n < 1 || n > maxTagKey {
+		if n := utf8.RuneCountInString(key); n < 1 || n > maxTagKey || strings.ContainsFunc(key, notInTags) {
 			return badRequest(codeInvalidTag, "The TagKey you have provided is invalid")
 		}
-		if utf8.RuneCountInString(value) > maxTagValue {
+		if utf8.RuneCountInString(value) > maxTagValue || strings.ContainsFunc(value, notInTags) {
 			return badRequest(codeInvalidTag, "The TagValue you have provided is invalid")
 		}
 	}
 	return nil
+}
+
+// notInTags reports whether a character is none of those that tags are made of:
+// letters, digits, white space and "+-=._:/@".
+func notInTags(r rune) bool {
+	return !unicode.In(r, unicode.L, unicode.N, unicode.Z) && !strings.ContainsRune("+-=._:/@", r)
 }
 
 // setTags makes tags an attribute.

@@ -25,9 +25,9 @@ type bucketXML struct {
 // listBuckets answers with all buckets, or with a page when the client asks for
 // pages. The document is written as it is made, whatever the number of buckets.
 func (h *handler) listBuckets(r *request) error {
-	limit, paged, err := r.number("max-buckets", 0, 1, maxBuckets)
-	if err != nil {
-		return err
+	limit, paged, err := r.number("max-buckets", 0, 1, maxBuckets+1)
+	if err != nil || limit > maxBuckets {
+		return badRequest(codeInvalidArgument, "Argument max-buckets must be an integer between 1 and %d.", maxBuckets)
 	}
 	after, err := decodeToken(r.query("continuation-token"))
 	if err != nil {
@@ -119,7 +119,7 @@ func (r *request) number(name string, otherwise, least, most int) (n int, there 
 	}
 	n, err = strconv.Atoi(text)
 	if err != nil || n < least {
-		return 0, true, badRequest(codeInvalidArgument, "%s must be a number from %d to %d.", name, least, most)
+		return 0, true, badRequest(codeInvalidArgument, "Argument %s must be an integer between %d and 2147483647", name, least)
 	}
 	return min(n, most), true, nil
 }
@@ -154,6 +154,7 @@ func (h *handler) createBucket(r *request) error {
 		return err
 	}
 	r.w.Header().Set("Location", "/"+r.bucket)
+	r.w.Header().Set("X-Amz-Bucket-Arn", "arn:aws:s3:::"+r.bucket)
 	return nil
 }
 

@@ -37,6 +37,16 @@ func checksumType(name string) minio.ChecksumType {
 		return minio.ChecksumSHA1
 	case "SHA256":
 		return minio.ChecksumSHA256
+	case "SHA512":
+		return minio.ChecksumSHA512
+	case "MD5":
+		return minio.ChecksumMD5
+	case "XXHASH64":
+		return minio.ChecksumXXHash64
+	case "XXHASH3":
+		return minio.ChecksumXXHash3
+	case "XXHASH128":
+		return minio.ChecksumXXHash128
 	}
 	return minio.ChecksumNone
 }
@@ -68,10 +78,23 @@ func headerChecksum(h http.Header) (folder.Checksum, error) {
 		}
 		found = folder.Checksum{Algorithm: strings.ToUpper(algorithm), Value: strings.TrimSpace(values[0])}
 	}
-	if found.Algorithm != "" && !checksumType(found.Algorithm).IsSet() {
-		return found, badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", found.Algorithm)
+	if found.Algorithm == "" {
+		return found, nil
 	}
-	return found, nil
+	return found, checkChecksum(found)
+}
+
+// checkChecksum refuses a checksum that cannot be one of its algorithm.
+func checkChecksum(c folder.Checksum) error {
+	sum := newChecksum(c.Algorithm)
+	if sum == nil {
+		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", c.Algorithm)
+	}
+	digest, _, _ := strings.Cut(c.Value, "-") // of a composite one
+	if raw, err := base64.StdEncoding.DecodeString(digest); err != nil || len(raw) != sum.Size() {
+		return badRequest(codeInvalidRequest, "Value for %s header is invalid.", strings.ToLower(checksumHeader(c.Algorithm)))
+	}
+	return nil
 }
 
 // setChecksum tells a client an object's or part's checksum.
@@ -97,30 +120,65 @@ type checksumXML struct {
 	ChecksumCRC32     string `xml:",omitempty"`
 	ChecksumCRC32C    string `xml:",omitempty"`
 	ChecksumCRC64NVME string `xml:",omitempty"`
+	ChecksumMD5       string `xml:",omitempty"`
 	ChecksumSHA1      string `xml:",omitempty"`
 	ChecksumSHA256    string `xml:",omitempty"`
+	ChecksumSHA512    string `xml:",omitempty"`
+	ChecksumXXHASH64  string `xml:",omitempty"`
+	ChecksumXXHASH3   string `xml:",omitempty"`
+	ChecksumXXHASH128 string `xml:",omitempty"`
 }
 
 func newChecksumXML(c folder.Checksum) checksumXML {
 	var x checksumXML
-	switch c.Algorithm {
-	case "CRC32":
-		x.ChecksumCRC32 = c.Value
-	case "CRC32C":
-		x.ChecksumCRC32C = c.Value
-	case "CRC64NVME":
-		x.ChecksumCRC64NVME = c.Value
-	case "SHA1":
-		x.ChecksumSHA1 = c.Value
-	case "SHA256":
-		x.ChecksumSHA256 = c.Value
+	if element := x.element(c.Algorithm); element != nil {
+		*element = c.Value
 	}
 	return x
 }
 
-// differs reports whether a document gives another checksum than c.
-func (x checksumXML) differs(c folder.Checksum) bool {
-	return x != (checksumXML{}) && c.Algorithm != "" && x != newChecksumXML(c)
+// element is where the checksum by an algorithm is; nil when there is none such.
+func (x *checksumXML) element(algorithm string) *string {
+	switch algorithm {
+	case "CRC32":
+		return &x.ChecksumCRC32
+	case "CRC32C":
+		return &x.ChecksumCRC32C
+	case "CRC64NVME":
+		return &x.ChecksumCRC64NVME
+	case "MD5":
+		return &x.ChecksumMD5
+	case "SHA1":
+		return &x.ChecksumSHA1
+	case "SHA256":
+		return &x.ChecksumSHA256
+	case "SHA512":
+		return &x.ChecksumSHA512
+	case "XXHASH64":
+		return &x.ChecksumXXHASH64
+	case "XXHASH3":
+		return &x.ChecksumXXHASH3
+	case "XXHASH128":
+		return &x.ChecksumXXHASH128
+	}
+	return nil
+}
+
+// check returns an error unless a document gives the checksum of a part, or none.
+func (x checksumXML) check(p folder.Part) error {
+	given := x
+	if element := given.element(p.Checksum.Algorithm); element != nil {
+		*element = ""
+	}
+	switch {
+	case x == checksumXML{}, p.Checksum.Algorithm == "", x == newChecksumXML(p.Checksum):
+		return nil
+	case given == x: // all of it is by other algorithms
+		return badRequest(codeBadDigest, "The checksum you specified for part %d is not by %s, as the part's is.", p.Number, p.Checksum.Algorithm)
+	case given != checksumXML{}, checkChecksum(folder.Checksum{Algorithm: p.Checksum.Algorithm, Value: *x.element(p.Checksum.Algorithm)}) != nil:
+		return badRequest(codeInvalidArgument, "Invalid Base64 or multiple checksums present in request: part %d", p.Number)
+	}
+	return badRequest(codeInvalidPart, "One or more of the specified parts could not be found: part %d has another checksum than the one given.", p.Number)
 }
 
 // uploadChecksum returns the algorithm of an upload's checksums, and whether
@@ -130,7 +188,7 @@ func uploadChecksum(h http.Header) (algorithm string, composite bool, err error)
 	algorithm, kind := strings.ToUpper(h.Get("X-Amz-Checksum-Algorithm")), strings.ToUpper(h.Get("X-Amz-Checksum-Type"))
 	if algorithm == "" {
 		if kind != "" {
-			return "", false, badRequest(codeInvalidRequest, "x-amz-checksum-type needs x-amz-checksum-algorithm.")
+			return "", false, badRequest(codeInvalidRequest, "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
 		}
 		return "", false, nil
 	}
@@ -141,9 +199,9 @@ func uploadChecksum(h http.Header) (algorithm string, composite bool, err error)
 	case kind == "":
 		return algorithm, t.CanComposite(), nil
 	case kind == typeComposite && !t.CanComposite(), kind == typeFullObject && !t.CanMergeCRC():
-		return "", false, badRequest(codeInvalidRequest, "The checksum type %s cannot be used with %s.", kind, algorithm)
+		return "", false, badRequest(codeInvalidRequest, "The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(algorithm))
 	case kind != typeComposite && kind != typeFullObject:
-		return "", false, badRequest(codeInvalidRequest, "The value of x-amz-checksum-type is invalid.")
+		return "", false, badRequest(codeInvalidRequest, "Value for x-amz-checksum-type header is invalid.")
 	}
 	return algorithm, kind == typeComposite, nil
 }
@@ -164,7 +222,9 @@ func objectChecksum(u *folder.Upload, parts []folder.Part) (folder.Checksum, err
 		x := newChecksumXML(p.Checksum)
 		list[i] = minio.ObjectPart{
 			PartNumber: p.Number, Size: p.Size, ChecksumCRC32: x.ChecksumCRC32, ChecksumCRC32C: x.ChecksumCRC32C,
-			ChecksumCRC64NVME: x.ChecksumCRC64NVME, ChecksumSHA1: x.ChecksumSHA1, ChecksumSHA256: x.ChecksumSHA256,
+			ChecksumCRC64NVME: x.ChecksumCRC64NVME, ChecksumMD5: x.ChecksumMD5, ChecksumSHA1: x.ChecksumSHA1,
+			ChecksumSHA256: x.ChecksumSHA256, ChecksumSHA512: x.ChecksumSHA512, ChecksumXXHash64: x.ChecksumXXHASH64,
+			ChecksumXXHash3: x.ChecksumXXHASH3, ChecksumXXHash128: x.ChecksumXXHASH128,
 		}
 	}
 	t := checksumType(c.Algorithm)

@@ -58,7 +58,7 @@ func (c *chunkReader) release() {
 }
 
 func badChunk(what string) error {
-	return badRequest(codeInvalidRequest, "The body's chunks cannot be read: %s.", what)
+	return badRequest(codeIncompleteBody, "The body's chunks cannot be read: %s.", what)
 }
 
 func badChunkSignature() error {
@@ -175,12 +175,12 @@ func (c *chunkReader) readTrailer() error {
 		switch {
 		case err != nil || line == "" && c.signed == nil:
 			if c.signed != nil {
-				return badChunkSignature() // it never came
+				return err // the trailer's signature never came
 			}
 			return nil
 		case line == "": // some clients put one before the signature
 		case !ok:
-			return badChunk("a line of the trailer has no colon")
+			return badRequest(codeMalformedTrailer, "A line of the trailer has no colon.")
 		case c.signed != nil && strings.EqualFold(name, "x-amz-trailer-signature"):
 			sum := sha256.Sum256([]byte(signed.String()))
 			want := c.signed.sign(algorithm+"-TRAILER", c.before, hex.EncodeToString(sum[:]))
@@ -193,7 +193,7 @@ func (c *chunkReader) readTrailer() error {
 			signed.WriteString(strings.ToLower(name) + ":" + value + "\n")
 		}
 	}
-	return badChunk("the trailer is too long")
+	return badRequest(codeMalformedTrailer, "The trailer has more than %d lines.", maxTrailers)
 }
 
 // line reads a line without its end.

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bytes"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ const (
 	codeInvalidURI         = "InvalidURI"
 	codeKeyTooLong         = "KeyTooLongError"
 	codeMalformedPOST      = "MalformedPOSTRequest"
+	codeMalformedTrailer   = "MalformedTrailerError"
 	codeMalformedXML       = "MalformedXML"
 	codeMetadataTooLarge   = "MetadataTooLarge"
 	codeMethodNotAllowed   = "MethodNotAllowed"
@@ -57,9 +59,10 @@ const (
 
 // apiError is an error as a client sees it.
 type apiError struct {
-	status  int
-	code    string
-	message string
+	status    int
+	code      string
+	message   string
+	condition string // that did not hold
 }
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
@@ -73,7 +76,9 @@ func badRequest(code, format string, args ...any) *apiError {
 }
 
 func preconditionFailed(condition string) *apiError {
-	return newError(http.StatusPreconditionFailed, codePreconditionFailed, "The condition %s does not hold.", condition)
+	e := newError(http.StatusPreconditionFailed, codePreconditionFailed, "At least one of the pre-conditions you specified did not hold.")
+	e.condition = condition
+	return e
 }
 
 func notImplemented(format string, args ...any) *apiError {
@@ -100,19 +105,19 @@ func errorFor(err error) (*apiError, bool) {
 	case errors.Is(err, folder.ErrNoKey):
 		return newError(http.StatusNotFound, codeNoSuchKey, "The specified key does not exist."), true
 	case errors.Is(err, folder.ErrBucketExists):
-		return newError(http.StatusConflict, codeBucketOwned, "The bucket exists already, and it is yours."), true
+		return newError(http.StatusConflict, codeBucketOwned, "Your previous request to create the named bucket succeeded and you already own it."), true
 	case errors.Is(err, folder.ErrBucketNotEmpty):
-		return newError(http.StatusConflict, codeBucketNotEmpty, "The bucket is not empty; delete its objects first."), true
+		return newError(http.StatusConflict, codeBucketNotEmpty, "The bucket you tried to delete is not empty."), true
 	case errors.Is(err, folder.ErrBadKey):
 		return badRequest(codeKeyTooLong, "An object's key has 1 to %d bytes of UTF-8.", folder.MaxKey), true
 	case errors.Is(err, folder.ErrShortBody):
 		return badRequest(codeIncompleteBody, "The body ended before the announced number of bytes."), true
 	case errors.Is(err, folder.ErrNoUpload):
-		return newError(http.StatusNotFound, codeNoSuchUpload, "The upload does not exist; it may have been completed, aborted or given up."), true
+		return newError(http.StatusNotFound, codeNoSuchUpload, "The specified multipart upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed."), true
 	case errors.Is(err, folder.ErrBadPart):
-		return badRequest(codeInvalidPart, "A part was not uploaded, or with another ETag: %v.", err), true
+		return badRequest(codeInvalidPart, "One or more of the specified parts could not be found. The part may not have been uploaded, or the specified entity tag may not match the part's entity tag: %v.", err), true
 	case errors.Is(err, folder.ErrPartOrder):
-		return badRequest(codeInvalidPartOrder, "The parts are not in ascending order."), true
+		return badRequest(codeInvalidPartOrder, "The list of parts was not in ascending order. Parts must be ordered by part number."), true
 	}
 	return newError(http.StatusInternalServerError, codeInternalError, "The server could not do it; its log says why."), false
 }
@@ -122,6 +127,7 @@ type errorXML struct {
 	XMLName   xml.Name `xml:"Error"`
 	Code      string
 	Message   string
+	Condition string `xml:",omitempty"`
 	Resource  string
 	RequestID string `xml:"RequestId"`
 }
@@ -137,7 +143,7 @@ func writeError(w http.ResponseWriter, r *http.Request, e *apiError) {
 		w.Header().Set("X-Minio-Error-Desc", strconv.Quote(e.message))
 	}
 	_ = writeXMLStatus(w, r, e.status, errorXML{ // it is all strings
-		Code: e.code, Message: e.message, Resource: r.URL.Path, RequestID: w.Header().Get(requestIDHeader),
+		Code: e.code, Message: e.message, Condition: e.condition, Resource: r.URL.Path, RequestID: w.Header().Get(requestIDHeader),
 	})
 }
 
@@ -151,7 +157,7 @@ func writeXMLStatus(w http.ResponseWriter, r *http.Request, status int, document
 	if err != nil {
 		return err
 	}
-	body = append([]byte(xml.Header), body...)
+	body = append([]byte(xml.Header), bytes.ReplaceAll(body, []byte("&#34;"), []byte("&quot;"))...) // as S3 writes it
 	w.Header().Set("Content-Type", "application/xml")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)

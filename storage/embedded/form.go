@@ -38,6 +38,9 @@ func (f *form) field(name string) string { return f.fields[name] }
 // readForm reads a form as far as its file.
 func readForm(r *request) (*form, error) {
 	parts, err := r.MultipartReader()
+	if errors.Is(err, http.ErrNotMultipart) {
+		return nil, newError(http.StatusPreconditionFailed, codePreconditionFailed, "Bucket POST must be of the enclosure-type multipart/form-data")
+	}
 	if err != nil {
 		return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data.")
 	}
@@ -51,6 +54,9 @@ func readForm(r *request) (*form, error) {
 			return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data.")
 		}
 		name := strings.ToLower(part.FormName())
+		if name == "" {
+			return nil, badRequest(codeMalformedPOST, "The body of your POST request is not well-formed multipart/form-data: a field has no name.")
+		}
 		if name == "file" {
 			f.file = part
 			return f, nil
@@ -69,6 +75,7 @@ func readForm(r *request) (*form, error) {
 // formOperation knows the fields of a form that stand for headers.
 var formOperation = &operation{
 	target:  target{method: http.MethodPost, on: onBucket},
+	sums:    sumOfData,
 	headers: append([]string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"}, attributeHeaders...),
 }
 
@@ -108,7 +115,10 @@ func (h *handler) postObject(r *request) error {
 		return err
 	}
 	if text := f.field("tagging"); text != "" {
-		var in taggingXML
+		var in struct { // in S3's namespace or in none
+			XMLName xml.Name `xml:"Tagging"`
+			Tags    []tagXML `xml:"TagSet>Tag"`
+		}
 		if err := xml.Unmarshal([]byte(text), &in); err != nil {
 			return badRequest(codeMalformedXML, "The tags cannot be read: %v.", err)
 		}
@@ -118,6 +128,7 @@ func (h *handler) postObject(r *request) error {
 		}
 		header.Set(taggingHeader, tags.Encode())
 	}
+	header.Set("X-Amz-Sdk-Checksum-Algorithm", f.field("x-amz-checksum-algorithm"))
 	header.Del("Content-Encoding")
 	if e := f.field("content-encoding"); e != "" {
 		header.Set("Content-Encoding", e)
@@ -182,6 +193,7 @@ func answerForm(r *request, f *form, info *folder.Info) error {
 	location := "http://" + r.Host + escapePath("/"+r.bucket+"/"+info.Key)
 	h.Set("ETag", quote(info.ETag))
 	h.Set("Location", location)
+	setChecksum(h, info.Checksum, true)
 	redirect := f.field("success_action_redirect")
 	if redirect == "" {
 		redirect = f.field("redirect")
@@ -226,21 +238,21 @@ func (v *verifier) verifyForm(f *form) error {
 			return badRequest(codeInvalidArgument, "Bucket POST must contain a field named 'AWSAccessKeyId' and one named 'signature', or the fields of Signature Version 4.")
 		}
 		if subtle.ConstantTimeCompare([]byte(key), []byte(v.accessKey)) != 1 {
-			return newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+			return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 		}
 		mac := hmac.New(sha1.New, []byte(v.secretKey))
 		mac.Write([]byte(policy))
 		return compareSignatures(base64.StdEncoding.EncodeToString(mac.Sum(nil)), signature)
 	}
 	if f.field("x-amz-algorithm") != algorithm {
-		return badRequest(codeInvalidRequest, "Forms are signed with %s.", algorithm)
+		return badRequest(codeInvalidArgument, "Only %s is supported", algorithm)
 	}
 	c := claim{value: f.field("x-amz-signature"), time: f.field("x-amz-date")}
-	if e := c.fill(codeInvalidRequest, f.field("x-amz-credential"), "host"); e != nil {
+	if e := c.fill(codeInvalidArgument, f.field("x-amz-credential"), "host"); e != nil {
 		return e
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+		return newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 	}
 	if at, err := time.Parse(amzTime, c.time); err != nil || !strings.HasPrefix(c.scope, c.time[:8]+"/") || at.Sub(v.now()) > maxSkew {
 		return newError(http.StatusForbidden, codeAccessDenied, "The form needs the date it was signed at, the same as its credential's.")
@@ -250,7 +262,7 @@ func (v *verifier) verifyForm(f *form) error {
 
 func compareSignatures(want, got string) error {
 	if subtle.ConstantTimeCompare([]byte(want), []byte(got)) != 1 {
-		return newError(http.StatusForbidden, codeSignatureMismatch, "The signature does not fit the policy; check the secret key.")
+		return newError(http.StatusForbidden, codeSignatureMismatch, "The request signature we calculated does not match the signature you provided. Check your key and signing method.")
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -150,7 +151,7 @@ func parseCopyRange(text string, size int64) (byteRange, error) {
 		return byteRange{}, badRequest(codeInvalidArgument, "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
 	}
 	if to >= size {
-		return byteRange{}, newError(http.StatusRequestedRangeNotSatisfiable, codeInvalidRange, "Range specified is not valid for source object of size: %d", size)
+		return byteRange{}, badRequest(codeInvalidArgument, "Range specified is not valid for source object of size: %d", size)
 	}
 	return byteRange{from, to - from + 1}, nil
 }
@@ -194,7 +195,8 @@ func (h *handler) listUploads(r *request) error {
 		Bucket: r.bucket, KeyMarker: l.wire(keyMarker), UploadIDMarker: idMarker, Prefix: l.wire(l.prefix),
 		Delimiter: l.wire(l.delimiter), EncodingType: l.encoding, MaxUploads: limit,
 	}
-	pastMarker := idMarker == ""
+	// The marker is an upload that may have ended since: then all of its key are listed.
+	pastMarker := !slices.ContainsFunc(uploads, func(u folder.Upload) bool { return u.Key == keyMarker && u.ID == idMarker })
 	rolled := ""
 	for _, u := range uploads {
 		rest, ok := strings.CutPrefix(u.Key, l.prefix)
@@ -305,8 +307,11 @@ func readCompletion(h http.Header) (completion, error) {
 	var err error
 	if text := h.Get("X-Amz-Mp-Object-Size"); text != "" {
 		if c.size, err = strconv.ParseInt(text, 10, 64); err != nil || c.size < 0 {
-			return c, badRequest(codeInvalidArgument, "The value of x-amz-mp-object-size must be a number of bytes.")
+			return c, badRequest(codeInvalidRequest, "The value of x-amz-mp-object-size must be a number of bytes.")
 		}
+	}
+	if c.kind != "" && c.kind != typeComposite && c.kind != typeFullObject {
+		return c, badRequest(codeInvalidRequest, "Value for x-amz-checksum-type header is invalid.")
 	}
 	c.checksum, err = headerChecksum(h)
 	return c, err
@@ -319,8 +324,8 @@ func (c completion) check(u *folder.Upload, parts []folder.Part, info *folder.In
 		if p.Size < minPart && i < len(parts)-1 {
 			return badRequest(codeEntityTooSmall, "Your proposed upload is smaller than the minimum allowed size: part %d has %d bytes.", p.Number, p.Size)
 		}
-		if c.parts[i].differs(p.Checksum) {
-			return badRequest(codeInvalidPart, "Part %d has another checksum than the one given.", p.Number)
+		if err := c.parts[i].check(p); err != nil {
+			return err
 		}
 	}
 	if c.size >= 0 && c.size != info.Size {
@@ -349,7 +354,7 @@ func (h *handler) completeUpload(r *request) error {
 	var in struct {
 		XMLName xml.Name `xml:"CompleteMultipartUpload"`
 		Part    []struct {
-			PartNumber int
+			PartNumber *int
 			ETag       string
 			checksumXML
 		}
@@ -358,7 +363,7 @@ func (h *handler) completeUpload(r *request) error {
 		return err
 	}
 	if len(in.Part) == 0 || len(in.Part) > folder.MaxParts {
-		return badRequest(codeMalformedXML, "The list of parts has none, or more than %d.", folder.MaxParts)
+		return badRequest(codeMalformedXML, "The XML you provided was not well-formed or did not validate against our published schema: it lists no parts, or more than %d.", folder.MaxParts)
 	}
 	want, err := readCompletion(r.Header)
 	if err != nil {
@@ -366,7 +371,13 @@ func (h *handler) completeUpload(r *request) error {
 	}
 	parts := make([]folder.Part, len(in.Part))
 	for i, p := range in.Part {
-		parts[i] = folder.Part{Number: p.PartNumber, ETag: strings.Trim(p.ETag, `"`)}
+		switch {
+		case p.PartNumber == nil || p.ETag == "":
+			return badRequest(codeMalformedXML, "The XML you provided was not well-formed or did not validate against our published schema: a part needs PartNumber and ETag.")
+		case *p.PartNumber < 1:
+			return badRequest(codeInvalidArgument, "PartNumber must be >= 1")
+		}
+		parts[i] = folder.Part{Number: *p.PartNumber, ETag: strings.Trim(p.ETag, `"`)}
 		want.parts = append(want.parts, p.checksumXML)
 	}
 	check := headerCheck(r.Header)

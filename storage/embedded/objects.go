@@ -1,7 +1,10 @@
 package embedded
 
 import (
+	"cmp"
+	"context"
 	"encoding/xml"
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -18,6 +21,11 @@ const smallObject = 32 << 10
 
 // getObject answers GET and HEAD.
 func (h *handler) getObject(r *request) error {
+	if r.params.has("partNumber") { // told also where there is no object
+		if _, err := r.partNumber(); err != nil {
+			return err
+		}
+	}
 	o, err := h.store.Open(r.bucket, r.key)
 	if err != nil {
 		return err
@@ -76,7 +84,7 @@ func (h *handler) getObject(r *request) error {
 
 // setPartChecksum tells the checksum of the part that is asked for.
 func setPartChecksum(r *request, o *folder.Object) error {
-	number, _, err := r.number("partNumber", 0, 1, folder.MaxParts)
+	number, err := r.partNumber()
 	if err != nil {
 		return err
 	}
@@ -102,7 +110,7 @@ func partOf(r *request, info *folder.Info) (*byteRange, error) {
 		}
 		return part, nil
 	}
-	number, _, err := r.number("partNumber", 0, 1, folder.MaxParts)
+	number, err := r.partNumber()
 	if err != nil {
 		return nil, err
 	}
@@ -200,8 +208,22 @@ func directive(r *request, name string) (replace bool, err error) {
 	case "REPLACE":
 		return true, nil
 	default:
-		return false, badRequest(codeInvalidArgument, "The value of %s must be COPY or REPLACE.", strings.ToLower(name))
+		return false, badRequest(codeInvalidArgument, "Unknown directive: the value of %s must be COPY or REPLACE.", strings.ToLower(name))
 	}
+}
+
+// checksumOf computes an object's checksum from its data.
+func checksumOf(ctx context.Context, o *folder.Object, algorithm string) (folder.Checksum, error) {
+	sum := newChecksum(algorithm)
+	for offset := int64(0); offset < o.Size; offset += sendPiece {
+		if err := ctx.Err(); err != nil {
+			return folder.Checksum{}, err
+		}
+		if _, err := io.Copy(sum, io.NewSectionReader(o, offset, min(sendPiece, o.Size-offset))); err != nil {
+			return folder.Checksum{}, err
+		}
+	}
+	return folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}, nil
 }
 
 func (h *handler) copyObject(r *request) error {
@@ -213,20 +235,22 @@ func (h *handler) copyObject(r *request) error {
 	if err != nil {
 		return err
 	}
+	algorithm := strings.ToUpper(r.Header.Get("X-Amz-Checksum-Algorithm"))
+	if algorithm != "" && !checksumType(algorithm).IsSet() {
+		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", algorithm)
+	}
 	from, err := h.copySource(r)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	if algorithm := r.Header.Get("X-Amz-Checksum-Algorithm"); algorithm != "" && !strings.EqualFold(algorithm, from.Checksum.Algorithm) {
-		return notImplemented("A copy keeps the checksum of its source, which is of type %s.", from.Checksum.Algorithm)
-	}
 	attrs, err := attributesOf(r.Header)
 	if err != nil {
 		return err
 	}
 	same := strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/") == r.bucket+"/"+escapePath(r.key) || from.Key == r.key && strings.HasPrefix(strings.TrimPrefix(r.Header.Get("X-Amz-Copy-Source"), "/"), r.bucket+"/")
-	if same && !replaceMeta && !replaceTags {
+	otherSum := algorithm != "" && algorithm != from.Checksum.Algorithm
+	if same && !replaceMeta && !replaceTags && !otherSum {
 		return badRequest(codeInvalidRequest, "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 	}
 	tags := attrs[taggingHeader]
@@ -245,7 +269,13 @@ func (h *handler) copyObject(r *request) error {
 	if tags != "" {
 		attrs[taggingHeader] = tags
 	}
-	info, err := h.store.Copy(r.Context(), from, r.bucket, r.key, folder.Info{Attrs: attrs}, headerCheck(r.Header))
+	var sum folder.Checksum                  // that of the source
+	if otherSum || from.Checksum.Composite { // a copy has no parts: its checksum is that of the whole
+		if sum, err = checksumOf(r.Context(), from, cmp.Or(algorithm, from.Checksum.Algorithm)); err != nil {
+			return err
+		}
+	}
+	info, err := h.store.Copy(r.Context(), from, r.bucket, r.key, folder.Info{Attrs: attrs, Checksum: sum}, headerCheck(r.Header))
 	if err != nil {
 		return err
 	}
@@ -431,7 +461,7 @@ func (h *handler) getAttributes(r *request) error {
 		}
 	}
 	if len(asked) == 0 {
-		return badRequest(codeInvalidArgument, "The header x-amz-object-attributes is missing.")
+		return badRequest(codeInvalidRequest, "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
 	}
 	for _, name := range asked {
 		if !slices.Contains([]string{"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}, name) {
@@ -457,7 +487,9 @@ func (h *handler) getAttributes(r *request) error {
 			out.ETag = o.ETag
 		case "Checksum":
 			if o.Checksum.Algorithm != "" {
-				out.Checksum = &attributesChecksumXML{newChecksumXML(o.Checksum), typeOf(o.Checksum)}
+				sum := o.Checksum
+				sum.Value, _, _ = strings.Cut(sum.Value, "-") // S3 tells the number of parts elsewhere
+				out.Checksum = &attributesChecksumXML{newChecksumXML(sum), typeOf(sum)}
 			}
 		case "StorageClass":
 			out.StorageClass = storageClass

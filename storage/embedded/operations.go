@@ -194,7 +194,8 @@ func rank(op *operation) int {
 var ignoredHeaders = []string{
 	"X-Amz-Content-Sha256", "X-Amz-Date", "X-Amz-Decoded-Content-Length", "X-Amz-Trailer", "X-Amz-User-Agent",
 	"X-Amz-Sdk-Checksum-Algorithm", "X-Amz-Request-Payer", "X-Amz-Expected-Bucket-Owner", "X-Amz-Security-Token", "X-Amz-Te",
-	"X-Amz-Checksum-Crc32", "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme", "X-Amz-Checksum-Sha1", "X-Amz-Checksum-Sha256",
+	"X-Amz-Checksum-Crc32", "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme", "X-Amz-Checksum-Md5", "X-Amz-Checksum-Sha1",
+	"X-Amz-Checksum-Sha256", "X-Amz-Checksum-Sha512", "X-Amz-Checksum-Xxhash64", "X-Amz-Checksum-Xxhash3", "X-Amz-Checksum-Xxhash128",
 }
 
 // allows refuses a request that says more than its operation knows.

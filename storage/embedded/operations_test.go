@@ -241,10 +241,17 @@ func TestCompletionIsVerified(t *testing.T) {
 			}
 			answer, text = s.do("GET", "/"+b+"/"+key, "attributes", http.Header{"X-Amz-Object-Attributes": {"ETag,Checksum,ObjectParts,ObjectSize,StorageClass"}, "X-Amz-Max-Parts": {"1"}}, nil)
 			wantAnswer(t, answer, text, 200, "<PartsCount>2</PartsCount>")
-			for _, want := range []string{fmt.Sprintf("<ObjectSize>%d</ObjectSize>", len(whole)), "<IsTruncated>true</IsTruncated>", "<StorageClass>STANDARD</StorageClass>", kind.kind} {
+			value, _, _ := strings.Cut(kind.object, "-")
+			for _, want := range []string{"<Checksum" + kind.algorithm + ">" + strings.ReplaceAll(value, "+", "&#43;") + "<", fmt.Sprintf("<ObjectSize>%d</ObjectSize>", len(whole)), "<IsTruncated>true</IsTruncated>", "<StorageClass>STANDARD</StorageClass>", kind.kind} {
 				if !bytes.Contains(text, []byte(want)) {
 					t.Errorf("attributes lack %s: %s", want, text)
 				}
+			}
+			answer, text = s.do("PUT", "/"+b+"/copy-"+name, "", http.Header{"X-Amz-Copy-Source": {b + "/" + key}}, nil)
+			wantAnswer(t, answer, text, 200, "<ChecksumType>FULL_OBJECT</ChecksumType>")
+			answer, _ = s.do("HEAD", "/"+b+"/copy-"+name, "", http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}, nil)
+			if want := sum(name == "Sha256", whole); answer.Header.Get(header) != want {
+				t.Errorf("the copy has checksum %q, want %q", answer.Header.Get(header), want)
 			}
 		})
 	}
@@ -598,19 +605,20 @@ func TestForms(t *testing.T) {
 		t.Errorf("a refused form was stored: %v", err)
 	}
 
-	// Older clients sign forms by version 2.
-	signed := func(document string, fields ...[2]string) [][2]string {
-		text := base64.StdEncoding.EncodeToString([]byte(document))
-		mac := hmac.New(sha1.New, []byte(secretKey))
-		mac.Write([]byte(text))
-		return append(fields, [2]string{"AWSAccessKeyId", accessKey}, [2]string{"policy", text}, [2]string{"signature", base64.StdEncoding.EncodeToString(mac.Sum(nil))})
-	}
 	soon := time.Now().Add(time.Minute).UTC().Format(time.RFC3339)
-	answer, text = s.postForm(b, signed(fmt.Sprintf(`{"expiration": %q, "conditions": [{"bucket": %q}, ["eq", "$key", "v2"], {"success_action_status": "201"}]}`, soon, b),
+	answer, text = s.postForm(b, signForm(fmt.Sprintf(`{"expiration": %q, "conditions": [{"bucket": %q}, ["eq", "$key", "v2"], {"success_action_status": "201"}]}`, soon, b),
 		[2]string{"key", "v2"}, [2]string{"success_action_status", "201"}), "x", "by version 2")
 	wantAnswer(t, answer, text, 201, "<PostResponse>")
-	answer, text = s.postForm(b, signed(`{"expiration": "2020-01-01T00:00:00Z", "conditions": []}`, [2]string{"key", "v2"}), "x", "x")
+	answer, text = s.postForm(b, signForm(`{"expiration": "2020-01-01T00:00:00Z", "conditions": []}`, [2]string{"key", "v2"}), "x", "x")
 	wantAnswer(t, answer, text, 403, "expired")
+}
+
+// signForm adds a policy to a form's fields, signed by Version 2, as older clients do it.
+func signForm(policy string, fields ...[2]string) [][2]string {
+	text := base64.StdEncoding.EncodeToString([]byte(policy))
+	mac := hmac.New(sha1.New, []byte(secretKey))
+	mac.Write([]byte(text))
+	return append(fields, [2]string{"AWSAccessKeyId", accessKey}, [2]string{"policy", text}, [2]string{"signature", base64.StdEncoding.EncodeToString(mac.Sum(nil))})
 }
 
 // TestCORS answers to web pages as the configuration says.

@@ -73,12 +73,12 @@ func newPayload(r *http.Request, s *signature, about sums, deadline func(time.Du
 	if p.chunks != nil {
 		size, err := strconv.ParseInt(r.Header.Get(decodedHeader), 10, 64)
 		if err != nil || size < 0 {
-			return nil, newError(http.StatusLengthRequired, codeMissingLength, "The header x-amz-decoded-content-length is missing.")
+			return nil, newError(http.StatusLengthRequired, codeMissingLength, "You must provide the Content-Length HTTP header: x-amz-decoded-content-length is missing.")
 		}
 		p.source, p.size = p.chunks, size
 	}
 	if p.size < 0 {
-		return nil, newError(http.StatusLengthRequired, codeMissingLength, "The header content-length is missing.")
+		return nil, newError(http.StatusLengthRequired, codeMissingLength, "You must provide the Content-Length HTTP header.")
 	}
 	p.left = p.size
 	if e := p.expectMD5(r.Header); e != nil {
@@ -97,7 +97,7 @@ func (p *payload) expectMD5(h http.Header) *apiError {
 	}
 	var err error
 	if p.wantMD5, err = base64.StdEncoding.DecodeString(values[0]); err != nil || len(p.wantMD5) != md5.Size {
-		return badRequest(codeInvalidDigest, "The value of content-md5 is not an MD5.")
+		return badRequest(codeInvalidDigest, "The Content-MD5 you specified is not valid.")
 	}
 	p.md5 = md5.New()
 	return nil
@@ -112,30 +112,31 @@ func (p *payload) expectChecksum(h http.Header, trailer string, isData bool) *ap
 		return e
 	}
 	p.wanted = given
+	sdk := strings.ToUpper(h.Get("X-Amz-Sdk-Checksum-Algorithm"))
 	for name := range strings.SplitSeq(trailer, ",") {
 		algorithm, ok := strings.CutPrefix(http.CanonicalHeaderKey(strings.TrimSpace(name)), checksumPrefix)
 		if !ok {
 			continue
 		}
 		if p.wanted.Algorithm != "" {
-			return badRequest(codeInvalidRequest, "Expecting a single x-amz-checksum- header.")
+			return badRequest(codeInvalidRequest, "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
 		}
 		p.wanted.Algorithm, p.trailing = strings.ToUpper(algorithm), true
 	}
-	if p.wanted.Algorithm == "" {
-		if !isData {
-			return nil
+	switch {
+	case p.wanted.Algorithm != "":
+		if sdk != "" && sdk != p.wanted.Algorithm {
+			return badRequest(codeInvalidRequest, "Value for x-amz-sdk-checksum-algorithm header is invalid.")
 		}
+	case !isData:
+		return nil
+	case checksumType(sdk).IsSet():
+		p.wanted.Algorithm = sdk
+	default:
 		p.wanted.Algorithm = defaultChecksum
-		if sdk := h.Get("X-Amz-Sdk-Checksum-Algorithm"); checksumType(sdk).IsSet() {
-			p.wanted.Algorithm = strings.ToUpper(sdk)
-		}
 	}
 	if p.checksum = newChecksum(p.wanted.Algorithm); p.checksum == nil {
 		return badRequest(codeInvalidRequest, "The checksum algorithm %s is not supported.", p.wanted.Algorithm)
-	}
-	if p.wanted.Value != "" || p.trailing {
-		return p.checkFormat()
 	}
 	return nil
 }
@@ -147,21 +148,9 @@ func (p *payload) useChecksum(algorithm string) *apiError {
 	case p.wanted.Algorithm == algorithm || algorithm == "":
 		return nil
 	case p.wanted.Value != "" || p.trailing:
-		return badRequest(codeInvalidRequest, "The upload was begun with checksums of type %s, not %s.", algorithm, p.wanted.Algorithm)
+		return badRequest(codeInvalidRequest, "Checksum Type mismatch occurred, expected checksum Type: %s, actual checksum Type: %s.", algorithm, p.wanted.Algorithm)
 	}
 	p.wanted.Algorithm, p.checksum = algorithm, newChecksum(algorithm)
-	return nil
-}
-
-// checkFormat refuses a checksum that cannot be one.
-func (p *payload) checkFormat() *apiError {
-	if p.wanted.Value == "" {
-		return nil
-	}
-	sum, err := base64.StdEncoding.DecodeString(p.wanted.Value)
-	if err != nil || len(sum) != p.checksum.Size() {
-		return badRequest(codeInvalidRequest, "Value for %s header is invalid.", strings.ToLower(checksumHeader(p.wanted.Algorithm)))
-	}
 	return nil
 }
 
@@ -239,7 +228,7 @@ func (p *payload) check() error {
 		return badRequest(codeIncompleteBody, "The body ended %d bytes early.", p.left)
 	}
 	if p.sha256 != nil && hex.EncodeToString(p.sha256.Sum(nil)) != p.wantSHA256 {
-		return badRequest(codePayloadMismatch, "The body does not have the SHA-256 that was signed.")
+		return badRequest(codePayloadMismatch, "The provided 'x-amz-content-sha256' header does not match what was computed.")
 	}
 	if p.chunks != nil {
 		if err := p.chunks.finish(); err != nil {
@@ -249,12 +238,19 @@ func (p *payload) check() error {
 	if p.md5 != nil && !bytes.Equal(p.md5.Sum(nil), p.wantMD5) {
 		return badRequest(codeBadDigest, "The Content-MD5 you specified did not match what we received.")
 	}
+	if p.chunks != nil {
+		for name := range p.chunks.trailer {
+			if strings.HasPrefix(name, checksumPrefix) && !(p.trailing && name == checksumHeader(p.wanted.Algorithm)) {
+				return badRequest(codeMalformedTrailer, "The trailer's %s was not announced in x-amz-trailer.", strings.ToLower(name))
+			}
+		}
+	}
 	if p.trailing {
 		if p.wanted.Value = p.chunks.trailer[checksumHeader(p.wanted.Algorithm)]; p.wanted.Value == "" {
-			return badRequest("MalformedTrailerError", "The trailer has no %s.", strings.ToLower(checksumHeader(p.wanted.Algorithm)))
+			return badRequest(codeMalformedTrailer, "The trailer has no %s.", strings.ToLower(checksumHeader(p.wanted.Algorithm)))
 		}
-		if e := p.checkFormat(); e != nil {
-			return e
+		if err := checkChecksum(p.wanted); err != nil {
+			return err
 		}
 	}
 	if p.wanted.Value != "" && p.wanted.Value != p.Sum().Value {

@@ -19,6 +19,7 @@ import (
 const (
 	algorithm    = "AWS4-HMAC-SHA256"
 	amzTime      = "20060102T150405Z"
+	scopeDate    = "20060102"
 	maxSkew      = 15 * time.Minute
 	maxPresigned = 7 * 24 * time.Hour
 
@@ -72,7 +73,7 @@ func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError)
 		return nil, f
 	}
 	if subtle.ConstantTimeCompare([]byte(c.accessKey), []byte(v.accessKey)) != 1 {
-		return nil, newError(http.StatusForbidden, codeInvalidAccessKey, "The access key is not known here.")
+		return nil, newError(http.StatusForbidden, codeInvalidAccessKey, "The AWS Access Key Id you provided does not exist in our records.")
 	}
 	if f := v.checkTime(c, query); f != nil {
 		return nil, f
@@ -84,7 +85,7 @@ func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError)
 	payload := r.Header.Get(hashHeader)
 	if payload == "" {
 		if !c.presigned {
-			return nil, badRequest(codeInvalidRequest, "The header x-amz-content-sha256 is missing.")
+			return nil, badRequest(codeInvalidRequest, "Missing required header for this request: x-amz-content-sha256")
 		}
 		payload = unsignedPayload
 		if hash := query.get(hashHeader); hash != "" {
@@ -104,7 +105,7 @@ func (v *verifier) verify(r *http.Request, query params) (*signature, *apiError)
 	s.value = s.sign(algorithm, hex.EncodeToString(canonical[:]))
 	if subtle.ConstantTimeCompare([]byte(s.value), []byte(c.value)) != 1 {
 		return nil, newError(http.StatusForbidden, codeSignatureMismatch,
-			"The signature does not fit the request; check the secret key.")
+			"The request signature we calculated does not match the signature you provided. Check your key and signing method.")
 	}
 	return s, nil
 }
@@ -142,7 +143,10 @@ func readClaim(r *http.Request, query params) (c claim, f *apiError) {
 		code := codeBadAuthorization
 		rest, ok := strings.CutPrefix(header, algorithm)
 		if !ok {
-			return c, badRequest(codeInvalidRequest, "Requests are signed with %s only.", algorithm)
+			if strings.HasPrefix(header, "AWS ") { // Version 2
+				return c, badRequest(codeInvalidRequest, "The authorization mechanism you have provided is not supported. Please use %s.", algorithm)
+			}
+			return c, badRequest(codeInvalidArgument, "Unsupported Authorization Type")
 		}
 		for field := range strings.SplitSeq(rest, ",") {
 			name, value, _ := strings.Cut(strings.TrimSpace(field), "=")
@@ -183,10 +187,13 @@ func (c *claim) fill(code string, credential, signed string) *apiError {
 	parts := strings.Split(credential, "/")
 	n := len(parts) - 4 // an access key may hold slashes
 	if n < 1 || c.value == "" || signed == "" {
-		return badRequest(code, "Credential, SignedHeaders and Signature are needed.")
+		return badRequest(code, "The request needs Credential (ACCESS-KEY/YYYYMMDD/REGION/s3/aws4_request), SignedHeaders and Signature.")
 	}
 	if parts[n+2] != "s3" || parts[n+3] != "aws4_request" {
 		return badRequest(code, "The credential's scope must end in s3/aws4_request.")
+	}
+	if _, err := time.Parse(scopeDate, parts[n]); err != nil {
+		return badRequest(code, "The date of the credential's scope, %q, is not of the form YYYYMMDD.", parts[n])
 	}
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = strings.Join(parts[n:], "/")
@@ -197,25 +204,34 @@ func (c *claim) fill(code string, credential, signed string) *apiError {
 // checkTime returns an error for a signature that is not valid now.
 func (v *verifier) checkTime(c claim, query params) *apiError {
 	at, err := time.Parse(amzTime, c.time)
-	if err != nil || !strings.HasPrefix(c.scope, c.time[:8]+"/") {
-		return newError(http.StatusForbidden, codeAccessDenied, "The request needs the date it was signed at, the same as its credential's.")
+	switch {
+	case err != nil && c.presigned:
+		return badRequest(codeBadQueryAuth, "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
+	case err != nil:
+		return newError(http.StatusForbidden, codeAccessDenied, "AWS authentication requires a valid Date or x-amz-date header")
+	case !strings.HasPrefix(c.scope, c.time[:8]+"/"):
+		code := codeBadAuthorization
+		if c.presigned {
+			code = codeBadQueryAuth
+		}
+		return badRequest(code, "The date of the credential's scope is not that of the request.")
 	}
 	now := v.now()
 	if !c.presigned {
 		if skew := now.Sub(at); skew > maxSkew || skew < -maxSkew {
-			return newError(http.StatusForbidden, codeTimeSkewed, "The clocks of client and server are more than %s apart.", maxSkew)
+			return newError(http.StatusForbidden, codeTimeSkewed, "The difference between the request time and the server's time is too large: the clocks are more than %s apart.", maxSkew)
 		}
 		return nil
 	}
 	seconds, err := strconv.ParseInt(query.get("X-Amz-Expires"), 10, 64)
 	if err != nil || seconds < 1 || seconds > int64(maxPresigned/time.Second) {
-		return badRequest(codeBadQueryAuth, "X-Amz-Expires must be 1 to %d seconds.", int64(maxPresigned/time.Second))
+		return badRequest(codeBadQueryAuth, "X-Amz-Expires must be less than a week (in seconds): a number from 1 to %d.", int64(maxPresigned/time.Second))
 	}
 	if at.Sub(now) > maxSkew {
-		return newError(http.StatusForbidden, codeAccessDenied, "The URL is not valid yet.")
+		return newError(http.StatusForbidden, codeAccessDenied, "Request is not yet valid")
 	}
 	if now.After(at.Add(time.Duration(seconds) * time.Second)) {
-		return newError(http.StatusForbidden, codeAccessDenied, "The URL has expired.")
+		return newError(http.StatusForbidden, codeAccessDenied, "Request has expired")
 	}
 	return nil
 }
@@ -226,11 +242,11 @@ func (v *verifier) checkTime(c claim, query params) *apiError {
 func canonicalHeaders(r *http.Request, signed []string) (string, *apiError) {
 	for name := range r.Header {
 		if len(name) > 6 && name[:6] == "X-Amz-" && !slices.Contains(signed, strings.ToLower(name)) {
-			return "", newError(http.StatusForbidden, codeAccessDenied, "The header %s is not signed.", strings.ToLower(name))
+			return "", newError(http.StatusForbidden, codeAccessDenied, "There were headers present in the request which were not signed: %s", strings.ToLower(name))
 		}
 	}
 	if !slices.Contains(signed, "host") {
-		return "", newError(http.StatusForbidden, codeAccessDenied, "The header host is not signed.")
+		return "", newError(http.StatusForbidden, codeAccessDenied, "There were headers present in the request which were not signed: host")
 	}
 	var b strings.Builder
 	for _, name := range signed {

@@ -462,19 +462,22 @@ func (o *Store) list(ctx context.Context, id job.ID, prefix string) iter.Seq2[st
 	}
 }
 
-// List returns the files whose name begins with prefix.
-func (o *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
-	if err := o.CheckID(id); err != nil {
-		return nil, err
-	}
-	var files []storage.Info
-	for info, err := range o.list(ctx, id, prefix) {
-		if err != nil {
-			return nil, fmt.Errorf("list the files of job %s: %w", id, err)
+// List implements storage.Store.
+func (o *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if err := o.CheckID(id); err != nil {
+			yield(storage.Info{}, err)
+			return
 		}
-		files = append(files, info)
+		for info, err := range o.list(ctx, id, prefix) {
+			if err != nil {
+				err = fmt.Errorf("list the files of job %s: %w", id, err)
+			}
+			if !yield(info, err) {
+				return
+			}
+		}
 	}
-	return files, nil
 }
 
 // Status reads job_status.json.

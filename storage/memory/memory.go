@@ -392,17 +392,16 @@ func (s *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, si
 	})
 }
 
-// List implements storage.Store. The files are in the order of their names.
-func (s *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
-	place, err := s.look(ctx, id)
-	if err != nil {
-		return nil, err
+// List implements storage.Store.
+func (s *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		place, err := s.look(ctx, id)
+		if err != nil {
+			yield(storage.Info{}, err)
+			return
+		}
+		listing(place, prefix)(yield)
 	}
-	var files []storage.Info
-	for info := range listing(place, prefix) {
-		files = append(files, info)
-	}
-	return files, nil
 }
 
 // listing yields the files whose name begins with prefix, and never an error.

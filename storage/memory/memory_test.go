@@ -57,7 +57,7 @@ func TestVirtualTime(t *testing.T) {
 		if err := s.SetStatus(t.Context(), "job-1", job.Status{State: job.Queued}); err != nil {
 			t.Fatal(err)
 		}
-		files, err := s.List(t.Context(), "job-1", "")
+		files, err := storagetest.All(s.List(t.Context(), "job-1", ""))
 		if err != nil || len(files) != 2 || files[1].Modified.Sub(files[0].Modified) != time.Hour {
 			t.Errorf("files %+v, %v", files, err)
 		}

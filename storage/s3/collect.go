@@ -12,25 +12,24 @@ import (
 	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
-// Collect copies dir's outputs/ to outputs/. Earlier files go, with replace, when
-// all new ones are there.
+// Collect copies dir's outputs/ to outputs/. With replace, earlier files are removed
+// after all new ones are stored.
 func (s *Store) Collect(ctx context.Context, id job.ID, dir *os.Root, replace bool) (storage.Collected, error) {
 	return s.collector().Collect(ctx, id, dir, replace)
 }
 
-// collector is one for a single call: it bounds the requests that the call has under
-// way.
+// collector returns the collector of a single call, whose requests under way it bounds.
 func (s *Store) collector() *places.Collector {
-	slots := make(slots, s.parallel)
+	slots := make(slots, s.objects.parallel)
 	return &places.Collector{
-		Layout: s.layout, Parallel: s.parallel, Remove: s.removeFiles,
+		Layout: s.layout, Parallel: s.objects.parallel, Remove: s.removeFiles,
 		Put: func(ctx context.Context, bucket, key string, file *os.File, size int64) error {
-			return s.putFile(ctx, bucket, key, localFile{file}, size, slots)
+			return s.objects.putFile(ctx, bucket, key, localFile{file}, size, slots)
 		},
 	}
 }
 
-// localFile is a file of the working directory, whose errors say so.
+// localFile is a file of the working directory; its errors wrap storage.ErrWorkDir.
 type localFile struct{ file *os.File }
 
 func (f localFile) ReadAt(p []byte, offset int64) (int, error) {

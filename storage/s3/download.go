@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 
@@ -13,19 +14,21 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/internal/workdir"
 )
 
-// download reads one version of a stored file from its own offset to its end
-// and carries on where a connection broke. The reader closes it.
+// download reads one version of a stored file from offset to end, and reconnects where
+// a connection broke. The reader closes it.
 type download struct {
 	// reopen opens the rest of the file, from the byte at offset on.
 	reopen func(offset int64) (*stream, error)
-	// retry decides what a broken stream means: nil to carry on.
+	// retry is called with the error of a broken stream and returns nil to reconnect.
 	retry  func(failures int, err error) error
 	stream *stream
 	offset int64
 	end    int64
-	// failures counts the connections in a row that brought nothing.
+	// failures counts the consecutive connections that brought no bytes.
 	failures int
 }
 
@@ -38,16 +41,16 @@ type stream struct {
 }
 
 func (st *stream) Close() {
-	st.watch.stop() // first: what is left of the body is not waited for
+	st.watch.stop() // first, so that Close does not wait for the rest of the body
 	_ = st.body.Close()
 }
 
-// get sends one GET. The stream it answers is watched only while it is read:
-// a slow reader is not a stalled server.
-func (s *Store) get(ctx context.Context, bucket, key string, opts minio.GetObjectOptions) (*stream, error) {
+// get sends one GET. The stream is watched only while it is read: a slow reader is not
+// a stalled server.
+func (o *objects) get(ctx context.Context, bucket, key string, opts minio.GetObjectOptions) (*stream, error) {
 	var answer *stream
-	err := s.try(ctx, "get", s.stall, func(ctx context.Context, w *watch) error {
-		body, info, head, err := s.client.GetObject(ctx, bucket, key, opts)
+	err := o.try(ctx, "get", o.stall, func(ctx context.Context, w *watch) error {
+		body, info, head, err := o.client.GetObject(ctx, bucket, key, opts)
 		if err != nil {
 			return err
 		}
@@ -59,9 +62,9 @@ func (s *Store) get(ctx context.Context, bucket, key string, opts minio.GetObjec
 	return answer, err
 }
 
-// continued makes the download that goes on from an opened stream, which yields
-// the bytes from offset to end.
-func (s *Store) continued(ctx context.Context, bucket, key, etag string, first *stream, offset, end int64) *download {
+// continued returns a download of the bytes from offset to end, which begins with an
+// opened stream of them, or nil.
+func (o *objects) continued(ctx context.Context, bucket, key, etag string, first *stream, offset, end int64) *download {
 	return &download{
 		stream: first, offset: offset, end: end,
 		reopen: func(offset int64) (*stream, error) {
@@ -72,20 +75,30 @@ func (s *Store) continued(ctx context.Context, bucket, key, etag string, first *
 			if etag != "" {
 				opts.Set("If-Match", `"`+etag+`"`)
 			}
-			st, err := s.get(ctx, bucket, key, opts)
-			if err == nil && etag == "" {
-				etag = st.info.ETag // what follows is to be of the same version
+			st, err := o.get(ctx, bucket, key, opts)
+			if err != nil {
+				return nil, err
 			}
-			return st, err
+			if first, _, _, err := parseContentRange(st.head.Get("Content-Range")); offset > 0 && (err != nil || first != offset) {
+				st.Close()
+				return nil, &requestError{
+					text:  fmt.Sprintf("storage at %s answered other bytes of %q than those from %d on", o.url, key, offset),
+					class: errdefs.ErrUnavailable, cause: err,
+				}
+			}
+			if etag == "" {
+				etag = st.info.ETag // the rest must be of the same version
+			}
+			return st, nil
 		},
 		retry: func(failures int, err error) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if failures >= s.tries {
-				return s.unreachable(err)
+			if failures >= o.tries {
+				return o.unreachable(err)
 			}
-			s.log.Debug("a download broke off and is continued", "bucket", bucket, "key", key, "error", err)
+			o.log.Debug("a download broke off and is continued", "bucket", bucket, "key", key, "error", err)
 			return rest(ctx, failures)
 		},
 	}
@@ -150,9 +163,9 @@ func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Rang
 		}
 		opts.Set("Range", header)
 	}
-	first, err := s.get(ctx, bucket, key, opts)
+	first, err := s.objects.get(ctx, bucket, key, opts)
 	if part != nil && part.Offset < 0 && errdefs.IsOutOfRange(err) {
-		first, err = s.getShort(ctx, bucket, key, part.Offset, err)
+		first, err = s.objects.getShort(ctx, bucket, key, part.Offset, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
@@ -162,14 +175,14 @@ func (s *Store) Open(ctx context.Context, id job.ID, name string, part *job.Rang
 		first.Close()
 		return nil, fmt.Errorf("open %s of job %s: %w", name, id, err)
 	}
-	file.Body = s.continued(ctx, bucket, key, first.info.ETag, first, file.Offset, file.Offset+file.Length)
+	file.Body = s.objects.continued(ctx, bucket, key, first.info.ETag, first, file.Offset, file.Offset+file.Length)
 	return file, nil
 }
 
 // getShort gets the last bytes of a file that has no more of them, which are the whole
 // file. Some servers refuse that with the error outside, as that of an empty file.
-func (s *Store) getShort(ctx context.Context, bucket, key string, offset int64, outside error) (*stream, error) {
-	first, err := s.get(ctx, bucket, key, minio.GetObjectOptions{})
+func (o *objects) getShort(ctx context.Context, bucket, key string, offset int64, outside error) (*stream, error) {
+	first, err := o.get(ctx, bucket, key, minio.GetObjectOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -236,4 +249,51 @@ func parseContentRange(header string) (first, last, size int64, err error) {
 		return 0, 0, 0, fmt.Errorf("Content-Range %q is not a range", header)
 	}
 	return first, last, size, nil
+}
+
+// fetchRest appends the bytes of an object from offset on to file.
+func (o *objects) fetchRest(ctx context.Context, bucket, key string, info storage.Info, file *os.File, offset int64) error {
+	etag := info.ETag
+	if o.features.otherETags.Load() {
+		etag = ""
+	}
+	if etag != "" && info.Size-offset > 2*o.rangeSize {
+		return o.copyRanges(ctx, bucket, key, etag, offset, info.Size, file)
+	}
+	body := o.continued(ctx, bucket, key, etag, nil, offset, info.Size)
+	defer body.Close()
+	return copyTo(file, body)
+}
+
+// listsOtherETag reports whether an object, unchanged since it was listed, has another
+// ETag than in the listing.
+func (o *objects) listsOtherETag(ctx context.Context, bucket, key string, listed storage.Info) bool {
+	var info minio.ObjectInfo
+	err := o.try(ctx, "exists", o.stall, func(ctx context.Context, _ *watch) (err error) {
+		info, err = o.client.StatObject(ctx, bucket, key, minio.StatObjectOptions{})
+		return err
+	})
+	if err != nil || info.ETag == listed.ETag || info.Size != listed.Size || info.LastModified.Unix() != listed.Modified.Unix() {
+		return false
+	}
+	o.lacks(&o.features.otherETags, "ETags of listings", "versions of files are told apart by time and size until they are fetched")
+	return true
+}
+
+// copyTo copies body to file. Errors of the file wrap storage.ErrWorkDir.
+func copyTo(file *os.File, body io.Reader) error {
+	buffer := copyBuffers.Get().(*[128 << 10]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		n, err := body.Read(buffer[:])
+		if _, err := file.Write(buffer[:n]); err != nil {
+			return workdir.Error(err)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

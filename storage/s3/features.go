@@ -8,28 +8,28 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-// features are what not every S3 server can do. A Store finds out with the first
-// request that needs one, and works without it from then on.
+// features are what some S3 servers lack. The first request that needs a feature finds
+// out, and the features that are missing are not used again.
 type features struct {
-	// noConditions: a PUT cannot be made to depend on what is there.
+	// noConditions: conditional PUT is not supported.
 	noConditions atomic.Bool
-	// noBatchDelete: files are removed one by one.
+	// noBatchDelete: DeleteObjects is not supported.
 	noBatchDelete atomic.Bool
-	// otherETags: a listing has other ETags than the files.
+	// otherETags: a listing has other ETags than GET and HEAD.
 	otherETags atomic.Bool
-	// noUploadList: uploads that were broken off are not found again.
+	// noUploadList: multipart uploads cannot be listed.
 	noUploadList atomic.Bool
 }
 
-// lacks notes that storage cannot do something, and logs it once.
-func (s *Store) lacks(feature *atomic.Bool, what, instead string) {
+// lacks records that storage lacks a feature, and logs it once.
+func (o *objects) lacks(feature *atomic.Bool, what, instead string) {
 	if !feature.Swap(true) {
-		s.log.Warn("Storage lacks a feature; shepherd works without it", "url", s.url, "feature", what, "instead", instead)
+		o.log.Warn("Storage lacks a feature; shepherd works without it", "url", o.url, "feature", what, "instead", instead)
 	}
 }
 
-// unsupported reports whether an error says that storage does not know what was
-// asked of it.
+// unsupported reports whether an error says that the server does not implement the
+// request.
 func unsupported(err error) bool {
 	var answer minio.ErrorResponse
 	if !errors.As(err, &answer) {

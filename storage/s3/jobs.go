@@ -10,12 +10,12 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Jobs implements storage.Store. With a bucket per job it sees as many buckets as
-// the server names in one answer: all of them, but for AWS with over 10,000.
+// Jobs implements storage.Store. With a bucket per job it visits the buckets of one
+// answer: all of them, except on AWS with more than 10,000.
 func (s *Store) Jobs(ctx context.Context, visit func(job.ID) error) error {
 	visit = s.valid(visit)
 	var err error
-	if s.bucket == "" {
+	if s.layout.Bucket == "" {
 		err = s.visitBuckets(ctx, visit)
 	} else {
 		err = s.visitPrefixes(ctx, visit)
@@ -26,7 +26,7 @@ func (s *Store) Jobs(ctx context.Context, visit func(job.ID) error) error {
 	return nil
 }
 
-// valid calls visit with ids that a job can have.
+// valid returns a visit that passes over ids that no job can have.
 func (s *Store) valid(visit func(job.ID) error) func(job.ID) error {
 	return func(id job.ID) error {
 		if s.CheckID(id) != nil {
@@ -38,8 +38,8 @@ func (s *Store) valid(visit func(job.ID) error) func(job.ID) error {
 
 func (s *Store) visitBuckets(ctx context.Context, visit func(job.ID) error) error {
 	var buckets []minio.BucketInfo
-	err := s.try(ctx, "list", s.stall, func(ctx context.Context, _ *watch) (err error) {
-		buckets, err = s.client.ListBuckets(ctx)
+	err := s.objects.try(ctx, "list", s.objects.stall, func(ctx context.Context, _ *watch) (err error) {
+		buckets, err = s.objects.client.ListBuckets(ctx)
 		return err
 	})
 	if err != nil {
@@ -56,9 +56,9 @@ func (s *Store) visitBuckets(ctx context.Context, visit func(job.ID) error) erro
 func (s *Store) visitPrefixes(ctx context.Context, visit func(job.ID) error) error {
 	after := ""
 	var stopped error
-	err := s.try(ctx, "list", s.stall, func(ctx context.Context, w *watch) error {
+	err := s.objects.try(ctx, "list", s.objects.stall, func(ctx context.Context, w *watch) error {
 		noOwner := false
-		for object := range s.client.ListObjectsIter(ctx, s.bucket, minio.ListObjectsOptions{StartAfter: after, FetchOwner: &noOwner}) {
+		for object := range s.objects.client.ListObjectsIter(ctx, s.layout.Bucket, minio.ListObjectsOptions{StartAfter: after, FetchOwner: &noOwner}) {
 			if object.Err != nil {
 				return object.Err
 			}

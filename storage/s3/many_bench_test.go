@@ -14,6 +14,7 @@ import (
 	"github.com/iterait/shepherd/internal/testenv"
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // BenchmarkManyFiles stores many small outputs of a job in the embedded storage,
@@ -53,7 +54,7 @@ func BenchmarkManyFiles(b *testing.B) {
 		began := time.Now()
 		fatalB(b, store(id))
 		rates[name] = append(rates[name], float64(files)/time.Since(began).Seconds())
-		stored, err := direct.List(b.Context(), id, job.OutputDir+"/")
+		stored, err := storagetest.All(direct.List(b.Context(), id, job.OutputDir+"/"))
 		fatalB(b, err)
 		if len(stored) != files {
 			b.Fatalf("%s: %d files are stored", name, len(stored))

@@ -80,7 +80,7 @@ func sparse(t testing.TB, path string, size int64) {
 
 // growth is by how many bytes this process's resident memory, at its peak while
 // run runs, exceeds what it was before.
-func growth(t *testing.T, run func()) int64 {
+func growth(t testing.TB, run func()) int64 {
 	t.Helper()
 	debug.FreeOSMemory()
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // reset the peak
@@ -91,7 +91,7 @@ func growth(t *testing.T, run func()) int64 {
 	return memory(t, "VmHWM") - before
 }
 
-func memory(t *testing.T, field string) int64 {
+func memory(t testing.TB, field string) int64 {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -21,7 +21,7 @@ func (s *Store) BeginParts(ctx context.Context, id job.ID, name string) (string,
 	if err != nil {
 		return "", err
 	}
-	u, err := s.newUpload(ctx, bucket, key, 0)
+	u, err := s.objects.newUpload(ctx, bucket, key, 0)
 	if err != nil {
 		return "", fmt.Errorf("begin the upload of %s of job %s: %w", name, id, err)
 	}
@@ -37,8 +37,8 @@ func (s *Store) StoredParts(ctx context.Context, id job.ID, name, upload string)
 	var parts []storage.Part
 	for marker := 0; ; {
 		var page minio.ListObjectPartsResult
-		err := s.try(ctx, "list_parts", s.stall, func(ctx context.Context, _ *watch) (err error) {
-			page, err = s.client.ListObjectParts(ctx, bucket, key, upload, marker, 1000)
+		err := s.objects.try(ctx, "list_parts", s.objects.stall, func(ctx context.Context, _ *watch) (err error) {
+			page, err = s.objects.client.ListObjectParts(ctx, bucket, key, upload, marker, 1000)
 			return err
 		})
 		if err != nil {
@@ -54,11 +54,12 @@ func (s *Store) StoredParts(ctx context.Context, id job.ID, name, upload string)
 	}
 }
 
-// withoutUpload says that the upload is not there where the server does so in its ways.
+// withoutUpload returns storage.ErrNotFound where the error says, in the way of any
+// server, that the upload does not exist.
 func withoutUpload(err error) error {
 	var answer minio.ErrorResponse
 	if errors.Is(err, errNoSuchParts) || errors.As(err, &answer) && answer.Code == minio.NoSuchUpload {
-		return fmt.Errorf("%w: %s", storage.ErrNotFound, err.Error()) // trying again is of no use
+		return fmt.Errorf("%w: %s", storage.ErrNotFound, err.Error()) // another try would not help
 	}
 	return err
 }
@@ -69,7 +70,7 @@ func (s *Store) JoinParts(ctx context.Context, id job.ID, name, upload string, p
 	if err != nil {
 		return err
 	}
-	joined := s.openUpload(bucket, key, upload)
+	joined := s.objects.openUpload(bucket, key, upload)
 	size := int64(0)
 	for _, p := range parts {
 		joined.parts = append(joined.parts, minio.CompletePart{PartNumber: p.Number, ETag: p.ETag})
@@ -92,8 +93,8 @@ func (s *Store) DropParts(ctx context.Context, id job.ID, name, upload string) e
 	if err != nil {
 		return err
 	}
-	err = withoutUpload(s.try(ctx, "delete", s.stall, func(ctx context.Context, _ *watch) error {
-		return s.client.AbortMultipartUpload(ctx, bucket, key, upload)
+	err = withoutUpload(s.objects.try(ctx, "delete", s.objects.stall, func(ctx context.Context, _ *watch) error {
+		return s.objects.client.AbortMultipartUpload(ctx, bucket, key, upload)
 	}))
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("drop the parts of %s of job %s: %w", name, id, err)
@@ -101,7 +102,7 @@ func (s *Store) DropParts(ctx context.Context, id job.ID, name, upload string) e
 	return nil
 }
 
-// openUpload is an upload that was begun before.
-func (s *Store) openUpload(bucket, key, id string) *upload {
-	return &upload{store: s, bucket: bucket, key: key, id: id}
+// openUpload returns an upload that was begun before.
+func (o *objects) openUpload(bucket, key, id string) *upload {
+	return &upload{objects: o, bucket: bucket, key: key, id: id}
 }

@@ -12,13 +12,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/minio/minio-go/v7"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/storage"
 )
 
-// CheckID returns nil when the id can name a place here.
+// CheckID returns nil when the id can name a place in this storage.
 func (s *Store) CheckID(id job.ID) error { return s.layout.CheckID(id) }
 
 // Exists reports whether the job has a place.
@@ -28,9 +27,9 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 	}
 	var exists bool
 	var err error
-	if s.bucket == "" {
-		err = s.try(ctx, "exists", s.stall, func(ctx context.Context, _ *watch) (err error) {
-			exists, err = s.client.BucketExists(ctx, string(id))
+	if s.layout.Bucket == "" {
+		err = s.objects.try(ctx, "exists", s.objects.stall, func(ctx context.Context, _ *watch) (err error) {
+			exists, err = s.objects.client.BucketExists(ctx, string(id))
 			return err
 		})
 	} else {
@@ -46,15 +45,15 @@ func (s *Store) Exists(ctx context.Context, id job.ID) (bool, error) {
 
 // Init makes the job's place with payload as inputs/input.
 //
-// Two things make it exclusive. Only one client can make a bucket; where that
-// is not so (a prefix per job, AWS in us-east-1) a place that holds anything is
-// taken. And the input is written only where there is none, which decides
-// between two that came this far at once.
+// Two conditions make it exclusive. Only one client can create a bucket; where that
+// does not hold (a prefix per job, AWS in us-east-1), a place that has any file is
+// taken. And the input is written only if it does not exist, which decides between two
+// clients that came this far at the same time.
 //
-// A bucket whose input then fails to get there is removed again. Where even
-// that fails, or making the bucket got no answer, or the daemon is killed in
-// between, the bucket is remembered as our own, so that the client's next try is
-// not told that the id is taken.
+// If writing the input fails, the bucket is removed again. If that fails too, or the
+// request that creates the bucket gets no answer, or the daemon is killed in between,
+// the submission stays recorded, so that the client's next try does not find the id
+// taken.
 func (s *Store) Init(ctx context.Context, id job.ID, payload []byte) error {
 	return s.makePlace(ctx, id, inputName, payload)
 }
@@ -80,8 +79,8 @@ func (s *Store) makePlace(ctx context.Context, id job.ID, name string, payload [
 }
 
 func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte) error {
-	look := s.bucket != "" || s.reclaims
-	if s.bucket == "" {
+	look := s.layout.Bucket != "" || s.reclaims
+	if s.layout.Bucket == "" {
 		ours, err := s.submissions.begin(id)
 		if err != nil {
 			return localError(err)
@@ -96,7 +95,7 @@ func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte
 			return s.takenUnlessSame(ctx, id, name, payload)
 		default:
 			if f := new(requestError); ctx.Err() == nil && !ours && !unsure && !(errors.As(err, &f) && f.unsure) {
-				s.endSubmission(id) // no try, of this Init or an earlier one, can have made it
+				s.endSubmission(id) // no try, of this Init or an earlier one, can have created it
 			}
 			return err
 		}
@@ -112,40 +111,40 @@ func (s *Store) init(ctx context.Context, id job.ID, name string, payload []byte
 		}
 	}
 	bucket, prefix := s.layout.Place(id)
-	err := s.putNew(ctx, bucket, prefix+name, bytes.NewReader(payload), int64(len(payload)))
+	err := s.objects.putNew(ctx, bucket, prefix+name, bytes.NewReader(payload), int64(len(payload)))
 	if errors.Is(err, errCondition) {
 		s.endSubmission(id)
 		return s.takenUnlessSame(ctx, id, name, payload)
 	}
-	if s.bucket == "" {
+	if s.layout.Bucket == "" {
 		s.undoInit(ctx, id, err)
 	}
 	return err
 }
 
-// MakeBucket makes the shared bucket where it is not there. The operator makes
-// that of a storage elsewhere; the daemon that of its own.
+// MakeBucket creates the shared bucket if it does not exist. The daemon calls it for its
+// embedded storage; in any other storage the operator creates the bucket.
 func (s *Store) MakeBucket(ctx context.Context) error {
-	err := s.try(ctx, "make_bucket", s.stall, func(ctx context.Context, _ *watch) error {
-		return s.client.MakeBucket(ctx, s.bucket, minio.MakeBucketOptions{})
+	err := s.objects.try(ctx, "make_bucket", s.objects.stall, func(ctx context.Context, _ *watch) error {
+		return s.objects.client.MakeBucket(ctx, s.layout.Bucket, minio.MakeBucketOptions{})
 	})
 	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return fmt.Errorf("make bucket %s: %w", s.bucket, err)
+		return fmt.Errorf("make bucket %s: %w", s.layout.Bucket, err)
 	}
 	return nil
 }
 
-// makeBucket makes the job's bucket. unsure says, beside an error, that a try of
-// the same call before the last may have made it.
+// makeBucket creates the job's bucket. unsure says, beside an error, that an earlier try
+// of the same call may have created it.
 func (s *Store) makeBucket(ctx context.Context, id job.ID) (unsure bool, err error) {
-	err = s.tryFrom(ctx, "make_bucket", s.stall, func(ctx context.Context, _ *watch, earlier bool) error {
+	err = s.objects.tryFrom(ctx, "make_bucket", s.objects.stall, func(ctx context.Context, _ *watch, earlier bool) error {
 		unsure = earlier
-		return s.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
+		return s.objects.client.MakeBucket(ctx, string(id), minio.MakeBucketOptions{})
 	})
 	return unsure, err
 }
 
-// undoInit undoes making the bucket when writing the input failed.
+// undoInit removes the bucket if writing the input failed.
 func (s *Store) undoInit(ctx context.Context, id job.ID, failed error) {
 	if failed == nil {
 		s.endSubmission(id)
@@ -153,16 +152,16 @@ func (s *Store) undoInit(ctx context.Context, id job.ID, failed error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if err := s.client.RemoveBucket(ctx, string(id)); err != nil { // refused where the input got there after all
+	if err := s.objects.client.RemoveBucket(ctx, string(id)); err != nil { // refused if the input was stored nevertheless
 		s.log.Debug("a bucket without its input stays in storage", "job", id, "error", err)
 		return
 	}
 	s.endSubmission(id)
 }
 
-// endSubmission forgets that the job is being submitted.
+// endSubmission records that the submission of the job is over.
 func (s *Store) endSubmission(id job.ID) {
-	if s.bucket != "" {
+	if s.layout.Bucket != "" {
 		return
 	}
 	if err := s.submissions.end(id); err != nil {
@@ -170,8 +169,8 @@ func (s *Store) endSubmission(id job.ID) {
 	}
 }
 
-// takenUnlessSame answers nil when the place holds payload under the name and
-// nothing else, which is what an Init cut short leaves behind, else ErrExists.
+// takenUnlessSame returns nil if payload under the name is the only file of the place,
+// as an interrupted Init leaves it, else ErrExists.
 func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, payload []byte) error {
 	found, err := s.first(ctx, id, "", 2)
 	switch {
@@ -200,7 +199,7 @@ func (s *Store) takenUnlessSame(ctx context.Context, id job.ID, name string, pay
 	return nil
 }
 
-// Remove removes the job's place with all it holds.
+// Remove removes the job's place with all its files.
 func (s *Store) Remove(ctx context.Context, id job.ID) error {
 	if err := s.CheckID(id); err != nil {
 		return err
@@ -214,24 +213,24 @@ func (s *Store) Remove(ctx context.Context, id job.ID) error {
 
 func (s *Store) remove(ctx context.Context, id job.ID) error {
 	bucket, prefix := s.layout.Place(id)
-	s.abortUploads(ctx, bucket, prefix)
+	s.objects.abortUploads(ctx, bucket, prefix)
 	for {
 		if err := s.removeFiles(ctx, id, "", func(name string) bool { return name != job.StatusFile }); err != nil {
 			return err
 		}
-		if err := s.removeEach(ctx, bucket, []minio.ObjectInfo{{Key: prefix + job.StatusFile}}); err != nil {
+		if err := s.objects.remove(ctx, bucket, prefix+job.StatusFile); err != nil {
 			return err
 		}
-		if s.bucket != "" {
+		if s.layout.Bucket != "" {
 			return nil
 		}
-		err := s.try(ctx, "remove_bucket", s.stall, func(ctx context.Context, _ *watch) error {
-			return s.client.RemoveBucket(ctx, string(id))
+		err := s.objects.try(ctx, "remove_bucket", s.objects.stall, func(ctx context.Context, _ *watch) error {
+			return s.objects.client.RemoveBucket(ctx, string(id))
 		})
 		var answer minio.ErrorResponse
 		if errors.As(err, &answer) && answer.Code == minio.BucketNotEmpty {
-			// Somebody wrote meanwhile. Each round removes what it finds, so this
-			// ends when the writer does, or with ctx.
+			// Another client stored files meanwhile. Each round removes all it finds,
+			// so this ends when that client does, or with ctx.
 			if err := rest(ctx, 1); err != nil {
 				return err
 			}
@@ -241,93 +240,41 @@ func (s *Store) remove(ctx context.Context, id job.ID) error {
 	}
 }
 
-// removeFiles removes the job's files below prefix that unwanted picks, a
-// thousand at a time.
+// removeFiles removes the job's files below prefix that unwanted picks.
 func (s *Store) removeFiles(ctx context.Context, id job.ID, prefix string, unwanted func(name string) bool) error {
-	const batch = 1000
 	bucket, below := s.layout.Place(id)
-	keys := make([]minio.ObjectInfo, 0, batch)
-	flush := func() error {
-		if len(keys) == 0 {
-			return nil
-		}
-		if s.features.noBatchDelete.Load() {
-			err := s.removeEach(ctx, bucket, keys)
-			keys = keys[:0]
-			return err
-		}
-		err := s.try(ctx, "delete", s.stall, func(ctx context.Context, _ *watch) error {
-			results, err := s.client.RemoveObjectsWithIter(ctx, bucket, func(yield func(minio.ObjectInfo) bool) {
-				for _, key := range keys {
-					if !yield(key) {
-						return
-					}
-				}
-			}, minio.RemoveObjectsOptions{})
+	return s.objects.removeAll(ctx, bucket, func(yield func(string, error) bool) {
+		for info, err := range s.list(ctx, id, prefix, 0) {
 			if err != nil {
-				return err
+				yield("", err)
+				return
 			}
-			for result := range results {
-				if result.Err != nil && err == nil {
-					err = result.Err
-				}
-			}
-			return err
-		})
-		if unsupported(err) {
-			s.lacks(&s.features.noBatchDelete, "deletion of several files by one request", "files are deleted one by one")
-			err = s.removeEach(ctx, bucket, keys)
-		}
-		keys = keys[:0]
-		return err
-	}
-	for info, err := range s.list(ctx, id, prefix, 0) {
-		if err != nil {
-			return err
-		}
-		if !unwanted(info.Name) {
-			continue
-		}
-		if keys = append(keys, minio.ObjectInfo{Key: below + info.Name}); len(keys) == batch {
-			if err := flush(); err != nil {
-				return err
+			if unwanted(info.Name) && !yield(below+info.Name, nil) {
+				return
 			}
 		}
-	}
-	return flush()
+	})
 }
 
-// removeEach removes files one by one, several at a time.
-func (s *Store) removeEach(ctx context.Context, bucket string, keys []minio.ObjectInfo) error {
-	group, within := errgroup.WithContext(ctx)
-	group.SetLimit(s.parallel)
-	for _, key := range keys {
-		group.Go(func() error {
-			err := s.try(within, "delete", s.stall, func(ctx context.Context, _ *watch) error {
-				return s.client.RemoveObject(ctx, bucket, key.Key, minio.RemoveObjectOptions{})
-			})
-			if errdefs.IsNotFound(err) {
-				return nil
+// List implements storage.Store.
+func (s *Store) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if err := s.CheckID(id); err != nil {
+			yield(storage.Info{}, err)
+			return
+		}
+		for info, err := range s.list(ctx, id, prefix, 0) {
+			if err != nil {
+				err = fmt.Errorf("list the files of job %s: %w", id, err)
 			}
-			return err
-		})
+			if !yield(info, err) {
+				return
+			}
+		}
 	}
-	return group.Wait()
 }
 
-// List returns the files whose name begins with prefix.
-func (s *Store) List(ctx context.Context, id job.ID, prefix string) ([]storage.Info, error) {
-	if err := s.CheckID(id); err != nil {
-		return nil, err
-	}
-	files, err := s.first(ctx, id, prefix, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list the files of job %s: %w", id, err)
-	}
-	return files, nil
-}
-
-// first is the first most files whose name begins with prefix; 0 is all.
+// first returns the first files, at most most, whose names begin with prefix.
 func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) ([]storage.Info, error) {
 	var files []storage.Info
 	for info, err := range s.list(ctx, id, prefix, most) {
@@ -341,38 +288,21 @@ func (s *Store) first(ctx context.Context, id job.ID, prefix string, most int) (
 	return files, nil
 }
 
-// list yields the files whose name begins with prefix, in the order of their
-// names, asking for a page of at most page names (0: the server's usual) at a
-// time. It yields one error at most, as the last thing.
+// list yields the files whose name begins with prefix, in the order of their names.
+// page is how many are asked for at a time, 0 for the server's usual number. It yields
+// at most one error, as the last element.
 func (s *Store) list(ctx context.Context, id job.ID, prefix string, page int) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
 		bucket, below := s.layout.Place(id)
-		noOwner := false
-		after := ""
-		stopped := false
-		// Each try goes on after the last name that was passed on.
-		err := s.try(ctx, "list", s.stall, func(ctx context.Context, w *watch) error {
-			opts := minio.ListObjectsOptions{Prefix: below + prefix, Recursive: true, MaxKeys: page, StartAfter: after, FetchOwner: &noOwner}
-			for object := range s.client.ListObjectsIter(ctx, bucket, opts) {
-				if object.Err != nil {
-					return object.Err
-				}
-				w.pause() // the time between pages is the caller's
-				after = object.Key
-				name, ok := strings.CutPrefix(object.Key, below)
-				if !ok || !strings.HasPrefix(name, prefix) {
-					return fmt.Errorf("storage lists %q below %q: %w", object.Key, below+prefix, storage.ErrBadName)
-				}
-				if !yield(storage.Info{Name: name, Size: object.Size, ETag: object.ETag, Modified: object.LastModified}, nil) {
-					stopped = true
-					return nil
-				}
-				w.moved()
+		for object, err := range s.objects.list(ctx, bucket, below+prefix, page) {
+			if err != nil {
+				yield(storage.Info{}, err)
+				return
 			}
-			return ctx.Err() // a listing that is cut short says nothing
-		})
-		if err != nil && !stopped {
-			yield(storage.Info{}, err)
+			info := storage.Info{Name: strings.TrimPrefix(object.Key, below), Size: object.Size, ETag: object.ETag, Modified: object.LastModified}
+			if !yield(info, nil) {
+				return
+			}
 		}
 	}
 }
@@ -400,32 +330,31 @@ func (s *Store) SetStatus(ctx context.Context, id job.ID, status job.Status) err
 	return s.Put(ctx, id, job.StatusFile, bytes.NewReader(data), int64(len(data)))
 }
 
-// Ping lists one name, which needs the server, the keys and, with a prefix per
-// job, the bucket. With a bucket per job no bucket is sure to be there: one is
-// asked for whose name nobody has, and that it is not there, or that this key
-// may not know, is as good an answer.
+// Ping lists one name, which needs the server, the keys and, with a prefix per job, the
+// bucket. With a bucket per job there is no bucket that is sure to exist: it lists one
+// whose name is random, and takes NoSuchBucket and AccessDenied as success.
 func (s *Store) Ping(ctx context.Context) error {
-	bucket := s.bucket
+	bucket := s.layout.Bucket
 	if bucket == "" {
 		bucket = s.pingBucket
 	}
 	sent := time.Now()
-	within, w := newWatch(ctx, s.stall)
+	within, w := newWatch(ctx, s.objects.stall)
 	defer w.stop()
 	err := func() error {
-		for object := range s.client.ListObjectsIter(within, bucket, minio.ListObjectsOptions{MaxKeys: 1}) {
+		for object := range s.objects.client.ListObjectsIter(within, bucket, minio.ListObjectsOptions{MaxKeys: 1}) {
 			return object.Err
 		}
 		return within.Err()
 	}()
-	err = s.classify(ctx, within, err)
-	s.observe("ping", time.Since(sent), err)
+	err = s.objects.classify(ctx, within, err)
+	s.objects.observe("ping", time.Since(sent), err)
 	var answer minio.ErrorResponse
 	switch {
-	case s.bucket == "" && (errdefs.IsNotFound(err) || errors.As(err, &answer) && answer.Code == minio.AccessDenied):
+	case s.layout.Bucket == "" && (errdefs.IsNotFound(err) || errors.As(err, &answer) && answer.Code == minio.AccessDenied):
 		return nil
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	return fmt.Errorf("storage at %s has no bucket %q: make it, or change storage.bucket: %w", s.url, s.bucket, err)
+	return fmt.Errorf("storage at %s has no bucket %q: make it, or change storage.bucket: %w", s.objects.url, s.layout.Bucket, err)
 }

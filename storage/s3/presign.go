@@ -17,8 +17,8 @@ import (
 	"github.com/iterait/shepherd/storage/internal/places"
 )
 
-// Presigner makes addresses by which anyone fetches a file from the storage at its URL, or
-// puts one there, for a time. It sends no request.
+// Presigner signs URLs by which anyone can fetch or store one file for a limited time. It
+// sends no request.
 type Presigner struct {
 	client *minio.Core
 	layout places.Layout
@@ -27,8 +27,8 @@ type Presigner struct {
 
 var _ storage.Signer = (*Presigner)(nil)
 
-// NewPresigner makes a Presigner for the storage as clients reach it: of the configuration
-// it uses the URL, the keys, Addressing, Bucket and Region.
+// NewPresigner returns a Presigner for the storage as clients reach it. It uses the URL,
+// the keys, Addressing, Bucket and Region of the configuration.
 func NewPresigner(c Config) (*Presigner, error) {
 	options, endpoint, err := c.options()
 	if err != nil {
@@ -45,7 +45,7 @@ func NewPresigner(c Config) (*Presigner, error) {
 	return p, nil
 }
 
-// findOrigin makes an address and looks where it leads.
+// findOrigin returns the origin of the signed URLs.
 func (p *Presigner) findOrigin() (string, error) {
 	const some = "some-job"
 	bucket, key, err := p.layout.Key(some, job.StatusFile)
@@ -57,7 +57,7 @@ func (p *Presigner) findOrigin() (string, error) {
 		return "", err
 	}
 	host := address.Host
-	if rest, ok := strings.CutPrefix(host, some+"."); ok && p.layout.Bucket == "" { // each job's is another one
+	if rest, ok := strings.CutPrefix(host, some+"."); ok && p.layout.Bucket == "" { // each job has a host of its own
 		host = "*." + rest
 	}
 	return address.Scheme + "://" + host, nil
@@ -92,7 +92,7 @@ func (p *Presigner) PresignPart(ctx context.Context, id job.ID, name, upload str
 	return p.presignBody(ctx, id, name, size, valid, url.Values{"uploadId": {upload}, "partNumber": {strconv.Itoa(part)}})
 }
 
-// presignBody makes an address for a body of exactly the given size: its length is signed.
+// presignBody signs a URL for a body of exactly the given size: the length is signed.
 func (p *Presigner) presignBody(ctx context.Context, id job.ID, name string, size int64, valid time.Duration, query url.Values) (string, error) {
 	bucket, key, err := p.layout.Key(id, name)
 	if err != nil {

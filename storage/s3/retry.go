@@ -17,15 +17,15 @@ const (
 	longPause  = time.Second
 )
 
-// watch ends one request when nothing moves for limit.
+// watch ends one request that makes no progress for limit.
 type watch struct {
-	// kept says that the request goes on after its answer began, and that who
-	// reads it stops the watch.
+	// kept says that the request goes on after its answer began; the reader of the
+	// answer stops the watch then.
 	kept  bool
 	timer *time.Timer
 	limit time.Duration
 	end   context.CancelCauseFunc
-	// progress says that something moved.
+	// progress says that bytes were sent or received.
 	progress atomic.Bool
 }
 
@@ -41,7 +41,7 @@ func (w *watch) moved() {
 	w.restart()
 }
 
-// restart begins to wait again, without anything having moved.
+// restart starts the limit anew, without any progress.
 func (w *watch) restart() { w.timer.Reset(w.limit) }
 func (w *watch) pause()   { w.timer.Stop() }
 
@@ -50,7 +50,7 @@ func (w *watch) stop() {
 	w.end(context.Canceled)
 }
 
-// body is a request's body that tells w when it is read.
+// body wraps a request's body, so that reading it counts as progress.
 func (w *watch) body(r io.Reader) io.Reader { return &watchedBody{r, w} }
 
 type watchedBody struct {
@@ -66,19 +66,30 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// try runs one storage request, the operation op, and again what may succeed on another try,
-// until s.tries are spent or s.patience has passed since the first of the tries
-// in a row that brought nothing forward: one that broke off late in a large body
-// is tried again however long it took. It ends a request in which nothing moves
-// for limit. The error is classified.
-func (s *Store) try(ctx context.Context, op string, limit time.Duration, request func(context.Context, *watch) error) error {
-	return s.tryFrom(ctx, op, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
+// requester runs requests to one server: it tries again what may succeed on another
+// try, ends what makes no progress, and gives errors their class.
+type requester struct {
+	url       string // as it is configured, for messages
+	accessKey string // likewise
+	tries     int
+	patience  time.Duration
+	stall     time.Duration
+	observe   func(op string, took time.Duration, err error)
 }
 
-// tryFrom is try for a request to which it matters whether an earlier try may
-// have been carried out in spite of its error (unsure).
-func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
-	var failing time.Time // since when no try brought anything forward
+// try runs one request, for the operation op. It retries a failure that may be
+// temporary until r.tries are spent or r.patience has passed since the first of the
+// consecutive tries without progress: a request that broke off late in a large body is
+// retried however long it took. It ends a request that makes no progress for limit. The
+// error is classified.
+func (r *requester) try(ctx context.Context, op string, limit time.Duration, request func(context.Context, *watch) error) error {
+	return r.tryFrom(ctx, op, limit, func(ctx context.Context, w *watch, _ bool) error { return request(ctx, w) })
+}
+
+// tryFrom is try for a request that has to know whether the server may have carried out
+// an earlier try in spite of its error (unsure).
+func (r *requester) tryFrom(ctx context.Context, op string, limit time.Duration, request func(ctx context.Context, w *watch, unsure bool) error) error {
+	var failing time.Time // since when no try made progress
 	unsure := false
 	for n := 1; ; n++ {
 		if ctx.Err() != nil {
@@ -86,11 +97,11 @@ func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, req
 		}
 		sent := time.Now()
 		within, w := newWatch(ctx, limit)
-		err := s.classify(ctx, within, request(within, w, unsure))
+		err := r.classify(ctx, within, request(within, w, unsure))
 		if err != nil || !w.kept {
 			w.stop()
 		}
-		s.observe(op, time.Since(sent), err)
+		r.observe(op, time.Since(sent), err)
 		var f *requestError
 		if err == nil || !errors.As(err, &f) || !f.again {
 			return err
@@ -99,7 +110,7 @@ func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, req
 		if failing.IsZero() || w.progress.Load() {
 			failing = time.Now()
 		}
-		if n >= s.tries || time.Since(failing) >= s.patience {
+		if n >= r.tries || time.Since(failing) >= r.patience {
 			return err
 		}
 		if err := rest(ctx, n); err != nil {
@@ -108,7 +119,7 @@ func (s *Store) tryFrom(ctx context.Context, op string, limit time.Duration, req
 	}
 }
 
-// rest waits before another try, after n that failed.
+// rest waits before the next try, after n failed ones.
 func rest(ctx context.Context, n int) error {
 	limit := min(firstPause<<min(n, 10), longPause)
 	timer := time.NewTimer(rand.N(limit))

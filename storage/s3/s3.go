@@ -66,118 +66,128 @@ type Config struct {
 	SecretKey string
 	// SessionToken belongs to temporary keys; empty for others.
 	SessionToken string
-	// CAFile names a file with the certificates, in PEM, of who signed the
-	// server's; empty: those that the machine trusts.
+	// CAFile names a PEM file with the certificates of the authorities that may sign
+	// the server's; empty: the authorities that the machine trusts.
 	CAFile string
 	// Addressing says where the bucket's name goes: "path", "host" (virtual-hosted
 	// style), or "auto", which is the host for AWS alone. Empty is "auto".
 	Addressing string
-	// Direct is for a server that no proxy is to stand before.
+	// Direct says that no proxy is used, whatever the environment says.
 	Direct bool
-	// Bucket holds all jobs, each below ID/, and must be there. Empty means a
+	// Bucket holds all jobs, each below ID/, and must exist. Empty means a
 	// bucket per job, named by its id.
 	Bucket string
-	// Region is the one to sign for; by default what the URL of an AWS endpoint
-	// says, else us-east-1.
+	// Region is the region that requests are signed for; by default that of an AWS
+	// endpoint's URL, else us-east-1.
 	Region string
-	// Parallel is how many requests one Stage or Collect has under way; 8.
+	// Parallel is how many requests one Stage or Collect has under way; 0 is 8.
 	Parallel int
-	// Tries is how often a request is tried at most; 4.
+	// Tries is how often a request is tried at most; 0 is 4.
 	Tries int
-	// Patience is how long tries may bring nothing forward before a request has
-	// failed; 3 s.
+	// Patience is how long a request is retried without progress before it has
+	// failed; 0 is 3 s.
 	Patience time.Duration
-	// Stall is how long a request may stand still before it counts as failed; 10 s.
+	// Stall is how long one try may make no progress before it is ended; 0 is 10 s.
 	Stall time.Duration
-	// Submissions is a folder that remembers submissions under way, so that one cut
-	// short by a kill can be made again; it is made where missing. Empty: they are
-	// remembered in memory only.
+	// Submissions is a directory in which submissions under way are recorded, so that
+	// a client can repeat one that a kill interrupted; it is created where missing.
+	// Empty: they are kept in memory only.
 	Submissions string
-	// Shared says that other daemons make places, too: a job's bucket that is empty is
-	// then taken for what one of them has left that was killed, since it alone would
-	// remember.
+	// Shared says that other daemons use the storage, too: an empty bucket of a job is
+	// then treated as left by one of them that was killed, whose Submissions are not
+	// known here.
 	Shared bool
-	// Observe is told of every request that was made, tried again or not: what it
-	// was for (one of Operations), how long its answer took to come (to begin, of a
-	// file that is fetched) and what it was, as the Store's errors are. It is called
-	// from many goroutines and returns at once. It may be nil.
+	// Observe is called after every request, each try by itself: with the operation
+	// (one of Operations), the time until its answer (of a download, until the answer
+	// began) and its error, of the same classes as the Store's. It is called from many
+	// goroutines and must not block. It may be nil.
 	Observe func(op string, took time.Duration, err error)
 	// Log may be nil.
 	Log *slog.Logger
 }
 
-// Operations are what requests are made for.
+// Operations returns the operations that Config.Observe is called with.
 func Operations() []string {
 	return []string{"exists", "make_bucket", "remove_bucket", "put", "begin_upload", "complete_upload", "list_uploads", "list_parts", "get", "copy", "list", "delete", "ping"}
 }
 
-// Store implements storage.Store.
+// Store implements storage.Store: it knows where the files of a job are, and its
+// objects how they are stored and fetched.
 type Store struct {
-	url       string
-	accessKey string
-	bucket    string
-	layout    places.Layout
-	stager    places.Stager
-	parallel  int
-	tries     int
-	patience  time.Duration
-	stall     time.Duration
-	log       *slog.Logger
-	observe   func(op string, took time.Duration, err error)
-
-	client    *minio.Core
-	transport *http.Transport
-	// reclaims says that the server answers success to making a bucket of one's
-	// own that is there already, as AWS does in us-east-1.
-	reclaims    bool
-	shared      bool
-	submissions *submissions // with a bucket per job
-	// hashing holds a place per hash that is being computed; see hash.
-	hashing  chan struct{}
-	features features
-	// pingBucket is the name of no bucket.
+	layout  places.Layout
+	objects *objects
+	stager  places.Stager
+	// submissions are those under way, with a bucket per job.
+	submissions *submissions
+	// shared says that other daemons make places, too; see Config.Shared.
+	shared bool
+	// reclaims says that the server answers success to making a bucket that the
+	// account has already, as AWS does in us-east-1.
+	reclaims bool
+	// pingBucket is a name that no bucket has.
 	pingBucket string
+	log        *slog.Logger
 }
 
 var _ storage.Store = (*Store)(nil)
 
 const defaultRegion = "us-east-1"
 
-// New makes a Store. It sends no request: storage may be down.
+// New returns a Store. It sends no request, so storage may be down.
 func New(c Config) (*Store, error) {
 	options, endpoint, err := c.options()
 	if err != nil {
 		return nil, err
 	}
-	amazon := s3utils.IsAmazonEndpoint(url.URL{Scheme: "https", Host: endpoint})
+	log, observe := c.Log, c.Observe
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if observe == nil {
+		observe = func(string, time.Duration, error) {}
+	}
+	transport, err := c.transport()
+	if err != nil {
+		return nil, err
+	}
+	options.Transport = transport
+	client, err := minio.NewCore(endpoint, options)
+	if err != nil {
+		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)
+	}
 	s := &Store{
-		url:        c.URL,
-		accessKey:  c.AccessKey,
-		bucket:     c.Bucket,
-		layout:     places.Layout{Bucket: c.Bucket},
-		parallel:   orDefault(c.Parallel, 8),
-		tries:      orDefault(c.Tries, 4),
-		patience:   orDefault(c.Patience, 3*time.Second),
-		stall:      orDefault(c.Stall, 10*time.Second),
-		log:        c.Log,
-		observe:    c.Observe,
-		reclaims:   amazon && options.Region == defaultRegion,
+		layout: places.Layout{Bucket: c.Bucket},
+		objects: &objects{
+			requester: requester{
+				url: c.URL, accessKey: c.AccessKey,
+				tries:    orDefault(c.Tries, 4),
+				patience: orDefault(c.Patience, 3*time.Second),
+				stall:    orDefault(c.Stall, 10*time.Second),
+				observe:  observe,
+			},
+			client: client, transport: transport,
+			parallel:  orDefault(c.Parallel, 8),
+			hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+			ahead:     make(chan struct{}, maxAhead),
+			rangeSize: rangeSize,
+			log:       log,
+		},
 		shared:     c.Shared,
+		reclaims:   s3utils.IsAmazonEndpoint(url.URL{Scheme: "https", Host: endpoint}) && options.Region == defaultRegion,
 		pingBucket: "shepherd-ping-" + strings.ToLower(rand.Text()),
-		hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		log:        log,
 	}
-	s.stager.Layout, s.stager.Parallel, s.stager.Fetch = s.layout, s.parallel, s.fetch
+	s.stager.Layout, s.stager.Parallel, s.stager.Fetch = s.layout, s.objects.parallel, s.fetch
 	s.stager.List = func(ctx context.Context, id job.ID) iter.Seq2[storage.Info, error] { return s.list(ctx, id, "", 0) }
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	if s.observe == nil {
-		s.observe = func(string, time.Duration, error) {}
-	}
 	if s.submissions, err = openSubmissions(c.Submissions); err != nil {
 		return nil, err
 	}
-	s.transport = &http.Transport{
+	return s, nil
+}
+
+// transport makes the connections to the storage.
+func (c Config) transport() (*http.Transport, error) {
+	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   5 * time.Second,
@@ -187,26 +197,24 @@ func New(c Config) (*Store, error) {
 		ReadBufferSize:        32 << 10,
 		WriteBufferSize:       32 << 10,
 		ExpectContinueTimeout: time.Second,
-		// Files are bytes; whatever encoding they carry stays.
+		// A file is stored and fetched as it is, with any encoding it has.
 		DisableCompression: true,
-		// No ResponseHeaderTimeout: each request is watched by what it is; see try.
+		// No ResponseHeaderTimeout: each request has its own limit; see try.
 	}
 	if c.Direct {
-		s.transport.Proxy = nil
+		transport.Proxy = nil
 	}
 	if c.CAFile != "" {
-		if s.transport.TLSClientConfig, err = trusting(c.CAFile); err != nil {
+		var err error
+		if transport.TLSClientConfig, err = trusting(c.CAFile); err != nil {
 			return nil, err
 		}
 	}
-	options.Transport = s.transport
-	if s.client, err = minio.NewCore(endpoint, options); err != nil {
-		return nil, fmt.Errorf("storage.url %q: %w", c.URL, err)
-	}
-	return s, nil
+	return transport, nil
 }
 
-// options are those of a client of the storage, whose host and port is the endpoint.
+// options returns the options of a client of the storage, and its host and port as
+// endpoint.
 func (c Config) options() (_ *minio.Options, endpoint string, err error) {
 	endpoint, secure, err := parseURL(c.URL)
 	if err != nil {
@@ -248,7 +256,7 @@ func (c Config) options() (_ *minio.Options, endpoint string, err error) {
 	}, endpoint, nil
 }
 
-// trusting is a configuration that trusts the certificates in a file.
+// trusting returns a TLS configuration that trusts the certificates in a PEM file.
 func trusting(file string) (*tls.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -263,7 +271,7 @@ func trusting(file string) (*tls.Config, error) {
 
 // Close closes idle connections. The Store can still be used.
 func (s *Store) Close() error {
-	s.transport.CloseIdleConnections()
+	s.objects.transport.CloseIdleConnections()
 	return s.submissions.close()
 }
 
@@ -293,5 +301,5 @@ func orDefault[T int | time.Duration](value, otherwise T) T {
 	return value
 }
 
-// inputName is the file that Init writes.
+// inputName is the name of the file that Init writes.
 const inputName = job.InputDir + "/" + job.DefaultInput

@@ -13,36 +13,36 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// maxSubmissions bounds how many buckets without an input are remembered.
+// maxSubmissions is how many submissions are recorded at most.
 const maxSubmissions = 10_000
 
-// submissionsLog is the name of the log in the folder: no job can have it as its
-// id, and versions before the log had an empty file by the id of each job there.
+// submissionsLog is the name of the log in the directory. No job's id is like it:
+// earlier versions had an empty file with each job's id there.
 const submissionsLog = "~log"
 
 // minSubmissionsLog is the size, in bytes, below which the log is not rewritten.
 const minSubmissionsLog = 1 << 20
 
-// submissions remembers the jobs whose bucket this daemon, or an earlier one that was
-// killed, may have made without getting the input into it: their clients try
-// again and must not be told that the id is taken.
+// submissions records the jobs whose bucket this daemon, or an earlier one that was
+// killed, may have created without storing the input: when their clients try again, the
+// id must not count as taken.
 //
-// With a folder, a log there has a line for each that began ("+ID") and ended
-// ("-ID"), so that a kill loses none. Nothing is synced: after a power cut an
-// empty bucket counts as somebody's.
+// With a directory, a log there has a line for each submission that began ("+ID") and
+// ended ("-ID"), so that a kill loses none. The log is not synced: after a power failure
+// an empty bucket counts as another client's.
 type submissions struct {
 	folder string // empty: only memory
 
 	mu  sync.Mutex
 	ids map[job.ID]struct{}
 	log *os.File
-	// size is where the next line begins. One that was cut short, by a full disk, is
-	// written over.
+	// size is where the next line begins. A line that a full disk cut short is
+	// overwritten.
 	size    int64
 	rewrite int64 // the size above which the log is rewritten
 }
 
-// openSubmissions reads what an earlier daemon left.
+// openSubmissions reads the submissions that an earlier daemon recorded.
 func openSubmissions(folder string) (*submissions, error) {
 	s := &submissions{folder: folder, ids: make(map[job.ID]struct{})}
 	if folder == "" {
@@ -85,8 +85,8 @@ func (s *submissions) read() error {
 	return nil
 }
 
-// replay reads the lines of a log. Whatever is no line of one, as a last line that
-// a kill cut short, is passed over.
+// replay applies the lines of a log. It ignores what is not a line of a log, as a last
+// line that a kill cut short.
 func (s *submissions) replay(text []byte) {
 	for line := range bytes.Lines(text) {
 		line, whole := bytes.CutSuffix(line, []byte("\n"))
@@ -106,7 +106,7 @@ func (s *submissions) replay(text []byte) {
 	}
 }
 
-// compact rewrites the log so that it has what is remembered and nothing else.
+// compact rewrites the log with the recorded submissions alone.
 func (s *submissions) compact() error {
 	var text strings.Builder
 	for id := range s.ids {
@@ -143,8 +143,8 @@ func (s *submissions) write(lines string) error {
 	return nil
 }
 
-// begin remembers the job, and says whether it was remembered already. A full set
-// forgets some other job.
+// begin records the job's submission, and reports whether it was recorded already. When
+// maxSubmissions are recorded it drops one of the others.
 func (s *submissions) begin(id job.ID) (already bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *submissions) begin(id job.ID) (already bool, err error) {
 	return false, nil
 }
 
-// end forgets the job: its place is whole, or is not ours.
+// end removes the job's submission: its place is complete, or another client's.
 func (s *submissions) end(id job.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,7 +181,7 @@ func (s *submissions) end(id job.ID) error {
 	return nil
 }
 
-// close closes the log. Nothing is begun or ended after it.
+// close closes the log; begin and end must not be called after it.
 func (s *submissions) close() error {
 	if s.log == nil {
 		return nil

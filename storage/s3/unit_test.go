@@ -58,8 +58,8 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%q is accepted, or its password repeated: %v", text, err)
 		case want != "" && err != nil:
 			t.Errorf("%q: %v", text, err)
-		case want != "" && store.client.EndpointURL().String() != want+"/" && store.client.EndpointURL().String() != want:
-			t.Errorf("%q is taken for %s, want %s", text, store.client.EndpointURL(), want)
+		case want != "" && store.objects.client.EndpointURL().String() != want+"/" && store.objects.client.EndpointURL().String() != want:
+			t.Errorf("%q is taken for %s, want %s", text, store.objects.client.EndpointURL(), want)
 		}
 	}
 	for _, config := range []Config{{URL: "host"}, {URL: "host", AccessKey: "key"}, {URL: "host", AccessKey: "key", SecretKey: "secret", Bucket: "No_Bucket"}} {
@@ -254,7 +254,7 @@ func TestShrinking(t *testing.T) {
 	store := newStore(t, Config{URL: server.URL})
 	for name, size := range map[string]int64{"Small": 100, "Large": 1 << 20} {
 		t.Run(name, func(t *testing.T) {
-			err := store.putFile(t.Context(), "bucket", "key", strings.NewReader(strings.Repeat("x", int(size)/2)), size, make(slots, 1))
+			err := store.objects.putFile(t.Context(), "bucket", "key", strings.NewReader(strings.Repeat("x", int(size)/2)), size, make(slots, 1))
 			if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "became shorter") {
 				t.Errorf("error %v", err)
 			}

@@ -22,19 +22,19 @@ import (
 )
 
 const (
-	// largePart is the size of the parts a large local file is sent in. They
-	// are read from the file as they are sent and take no memory.
+	// largePart is the part size of a large local file. Its parts are read from the
+	// file while they are sent and take no memory.
 	largePart = 32 << 20
-	// bufferedPart is the size of the parts a large reader is sent in, each from
-	// a buffer, so that it can be sent again.
+	// bufferedPart is the part size of a large reader. Each part is sent from a
+	// buffer, so that it can be sent again.
 	bufferedPart = 8 << 20
-	// copiedPart is the size of the parts a large file is copied in within storage.
+	// copiedPart is the part size of a copy within storage.
 	copiedPart = 256 << 20
-	// smallFile is what is read into memory at once.
+	// smallFile is the size up to which a file is read into memory at once.
 	smallFile = 64 << 10
 	// maxParts is S3's limit on the parts of one file.
 	maxParts = 10_000
-	// completion is how long a server may take to join the parts of a file.
+	// completion is how long a server may take to join the parts of an upload.
 	completion = 5 * time.Minute
 )
 
@@ -43,14 +43,13 @@ var (
 	partBuffers = sync.Pool{New: func() any { return new([bufferedPart]byte) }}
 )
 
-// hash is the SHA-256, in hex, of the size bytes of src from offset on. Hashing
-// is all work and no waiting. A job with large outputs would keep every
-// processor with it, and clients of the API waiting for one: so half of the
-// processors are left alone, and others go first after each buffer.
-func (s *Store) hash(ctx context.Context, src io.ReaderAt, offset, size int64) (string, error) {
+// hash returns the SHA-256, in hex, of the size bytes of src from offset on. Hashing is
+// bound by the CPU: a job with large outputs could occupy all processors and delay the
+// clients of the API. So it uses at most half of them, and yields after each buffer.
+func (o *objects) hash(ctx context.Context, src io.ReaderAt, offset, size int64) (string, error) {
 	select {
-	case s.hashing <- struct{}{}:
-		defer func() { <-s.hashing }()
+	case o.hashing <- struct{}{}:
+		defer func() { <-o.hashing }()
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
@@ -83,18 +82,18 @@ func readAt(src io.ReaderAt, p []byte, offset int64) error {
 // errShrunk says that a local file became shorter while it was sent.
 var errShrunk = fmt.Errorf("the file became shorter while it was copied: %w", errdefs.ErrUnavailable)
 
-// bodied is a request with a body and the body's hash.
+// bodied is a request that sends a body with its hash.
 type bodied func(ctx context.Context, body io.Reader, hash string, unsure bool) error
 
-// send runs one request whose body is a part of src. An error of src's counts
-// for more than what the request made of it.
-func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
+// send runs one request whose body is a part of src. If reading src fails, it returns
+// that error rather than the request's.
+func (o *objects) send(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
 	if size <= smallFile {
-		return s.sendSmall(ctx, src, offset, size, request)
+		return o.sendSmall(ctx, src, offset, size, request)
 	}
-	return s.tryFrom(ctx, "put", s.stall, func(ctx context.Context, w *watch, unsure bool) error {
-		w.pause() // the hash takes its time, which is not the server's
-		hash, err := s.hash(ctx, src, offset, size)
+	return o.tryFrom(ctx, "put", o.stall, func(ctx context.Context, w *watch, unsure bool) error {
+		w.pause() // the limit is the server's, not that of the hash
+		hash, err := o.hash(ctx, src, offset, size)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -111,22 +110,21 @@ func (s *Store) send(ctx context.Context, src io.ReaderAt, offset, size int64, r
 	})
 }
 
-// sendSmall is send for a body that is read into memory at once. It goes to
-// net/http as what it is, a bytes.Reader: of that it knows that reading does not
-// block, and sends head and body with one write.
-func (s *Store) sendSmall(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
+// sendSmall is send for a body that is read into memory at once. net/http gets it as a
+// bytes.Reader, which does not block, and so sends head and body with one write.
+func (o *objects) sendSmall(ctx context.Context, src io.ReaderAt, offset, size int64, request bodied) error {
 	data := make([]byte, size)
 	if err := readAt(src, data, offset); err != nil {
 		return err
 	}
 	sum := sha256.Sum256(data)
 	hash := hex.EncodeToString(sum[:])
-	return s.tryFrom(ctx, "put", s.stall, func(ctx context.Context, _ *watch, unsure bool) error {
+	return o.tryFrom(ctx, "put", o.stall, func(ctx context.Context, _ *watch, unsure bool) error {
 		return request(ctx, bytes.NewReader(data), hash, unsure)
 	})
 }
 
-// partReader remembers why reading failed.
+// partReader keeps the error of its reader.
 type partReader struct {
 	r    io.Reader
 	left int64
@@ -145,25 +143,24 @@ func (p *partReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// putOnce writes one file with a single PUT.
-func (s *Store) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
-	return s.put(ctx, bucket, key, src, size, minio.PutObjectOptions{})
+// putOnce stores one object with a single PUT.
+func (o *objects) putOnce(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
+	return o.put(ctx, bucket, key, src, size, minio.PutObjectOptions{})
 }
 
-// putNew is putOnce for a file that must not be there yet; else the error is
-// errCondition.
-func (s *Store) putNew(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
-	if !s.features.noConditions.Load() {
+// putNew is putOnce for an object that must not exist; else it returns errCondition.
+func (o *objects) putNew(ctx context.Context, bucket, key string, src io.ReaderAt, size int64) error {
+	if !o.features.noConditions.Load() {
 		var opts minio.PutObjectOptions
 		opts.SetMatchETagExcept("*")
-		err := s.put(ctx, bucket, key, src, size, opts)
+		err := o.put(ctx, bucket, key, src, size, opts)
 		if !unsupported(err) {
 			return err
 		}
-		s.lacks(&s.features.noConditions, "conditional PUT", "two submissions of one id at the same moment are told apart by what is there before each")
+		o.lacks(&o.features.noConditions, "conditional PUT", "two submissions of one id at the same moment are told apart by what is there before each")
 	}
-	err := s.try(ctx, "exists", s.stall, func(ctx context.Context, _ *watch) error {
-		_, err := s.client.StatObject(ctx, bucket, key, minio.StatObjectOptions{})
+	err := o.try(ctx, "exists", o.stall, func(ctx context.Context, _ *watch) error {
+		_, err := o.client.StatObject(ctx, bucket, key, minio.StatObjectOptions{})
 		return err
 	})
 	switch {
@@ -172,20 +169,20 @@ func (s *Store) putNew(ctx context.Context, bucket, key string, src io.ReaderAt,
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	return s.putOnce(ctx, bucket, key, src, size)
+	return o.putOnce(ctx, bucket, key, src, size)
 }
 
-func (s *Store) put(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, opts minio.PutObjectOptions) error {
+func (o *objects) put(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, opts minio.PutObjectOptions) error {
 	opts.DisableContentSha256 = true // it is given, not made chunk by chunk
-	return s.send(ctx, src, 0, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
-		_, err := s.client.PutObject(ctx, bucket, key, body, size, "", hash, opts)
+	return o.send(ctx, src, 0, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
+		_, err := o.client.PutObject(ctx, bucket, key, body, size, "", hash, opts)
 		return err
 	})
 }
 
-// upload is a file that is sent in parts.
+// upload is a multipart upload.
 type upload struct {
-	store       *Store
+	objects     *objects
 	bucket, key string
 	id          string
 
@@ -193,27 +190,27 @@ type upload struct {
 	parts []minio.CompletePart
 }
 
-func (s *Store) newUpload(ctx context.Context, bucket, key string, parts int) (*upload, error) {
-	u := &upload{store: s, bucket: bucket, key: key, parts: make([]minio.CompletePart, parts)}
-	err := s.try(ctx, "begin_upload", s.stall, func(ctx context.Context, _ *watch) (err error) {
-		u.id, err = s.client.NewMultipartUpload(ctx, bucket, key, minio.PutObjectOptions{})
+func (o *objects) newUpload(ctx context.Context, bucket, key string, parts int) (*upload, error) {
+	u := &upload{objects: o, bucket: bucket, key: key, parts: make([]minio.CompletePart, parts)}
+	err := o.try(ctx, "begin_upload", o.stall, func(ctx context.Context, _ *watch) (err error) {
+		u.id, err = o.client.NewMultipartUpload(ctx, bucket, key, minio.PutObjectOptions{})
 		return err
 	})
 	return u, err
 }
 
-// resumeUpload finds what an earlier try to send the file stored of it. It
-// returns nil when there is nothing, or when storage does not say.
-func (s *Store) resumeUpload(ctx context.Context, bucket, key string, count int, src io.ReaderAt, partSize, size int64) (*upload, error) {
-	if s.features.noUploadList.Load() {
+// resumeUpload returns the latest unfinished upload to the key with those of its parts
+// that equal src; nil if there is none, or if storage cannot list uploads.
+func (o *objects) resumeUpload(ctx context.Context, bucket, key string, count int, src io.ReaderAt, partSize, size int64) (*upload, error) {
+	if o.features.noUploadList.Load() {
 		return nil, nil
 	}
-	found, err := s.uploads(ctx, bucket, key)
+	found, err := o.uploads(ctx, bucket, key)
 	if err != nil {
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) && !unsupported(err) {
 			return nil, err
 		}
-		s.lacks(&s.features.noUploadList, "listing of multipart uploads", "a large upload that breaks off begins again")
+		o.lacks(&o.features.noUploadList, "listing of multipart uploads", "a large upload that breaks off begins again")
 		return nil, nil
 	}
 	var latest minio.ObjectMultipartInfo
@@ -225,15 +222,15 @@ func (s *Store) resumeUpload(ctx context.Context, bucket, key string, count int,
 	if latest.UploadID == "" {
 		return nil, nil
 	}
-	u := &upload{store: s, bucket: bucket, key: key, id: latest.UploadID, parts: make([]minio.CompletePart, count)}
+	u := &upload{objects: o, bucket: bucket, key: key, id: latest.UploadID, parts: make([]minio.CompletePart, count)}
 	for marker := 0; ; {
 		var page minio.ListObjectPartsResult
-		err := s.try(ctx, "list_parts", s.stall, func(ctx context.Context, _ *watch) (err error) {
-			page, err = s.client.ListObjectParts(ctx, bucket, key, u.id, marker, 1000)
+		err := o.try(ctx, "list_parts", o.stall, func(ctx context.Context, _ *watch) (err error) {
+			page, err = o.client.ListObjectParts(ctx, bucket, key, u.id, marker, 1000)
 			return err
 		})
 		if errors.Is(err, errNoSuchParts) || errdefs.IsNotFound(err) {
-			return nil, nil // it ended meanwhile
+			return nil, nil // it was completed or aborted meanwhile
 		}
 		if err != nil {
 			return nil, err
@@ -258,38 +255,37 @@ func (s *Store) resumeUpload(ctx context.Context, bucket, key string, count int,
 	}
 }
 
-// uploads lists the uploads to keys that begin with prefix, a thousand at most.
-func (s *Store) uploads(ctx context.Context, bucket, prefix string) ([]minio.ObjectMultipartInfo, error) {
+// uploads lists at most a thousand unfinished uploads to keys that begin with prefix.
+func (o *objects) uploads(ctx context.Context, bucket, prefix string) ([]minio.ObjectMultipartInfo, error) {
 	var found minio.ListMultipartUploadsResult
-	err := s.try(ctx, "list_uploads", s.stall, func(ctx context.Context, _ *watch) (err error) {
-		found, err = s.client.ListMultipartUploads(ctx, bucket, prefix, "", "", "", 1000)
+	err := o.try(ctx, "list_uploads", o.stall, func(ctx context.Context, _ *watch) (err error) {
+		found, err = o.client.ListMultipartUploads(ctx, bucket, prefix, "", "", "", 1000)
 		return err
 	})
 	if errors.Is(err, errNoSuchParts) {
-		return nil, nil // how some servers say that there is none
+		return nil, nil // some servers' answer when there is none
 	}
 	return found.Uploads, err
 }
 
-// abortUploads frees the parts of uploads that were broken off and not sent
-// again.
-func (s *Store) abortUploads(ctx context.Context, bucket, prefix string) {
-	if s.features.noUploadList.Load() {
+// abortUploads aborts the unfinished uploads to keys that begin with prefix.
+func (o *objects) abortUploads(ctx context.Context, bucket, prefix string) {
+	if o.features.noUploadList.Load() {
 		return
 	}
-	found, err := s.uploads(ctx, bucket, prefix)
+	found, err := o.uploads(ctx, bucket, prefix)
 	if err != nil && !errdefs.IsNotFound(err) {
-		s.log.Debug("unfinished uploads stay in storage", "bucket", bucket, "prefix", prefix, "error", err)
+		o.log.Debug("unfinished uploads stay in storage", "bucket", bucket, "prefix", prefix, "error", err)
 	}
 	for _, u := range found {
-		_ = (&upload{store: s, bucket: bucket, key: u.Key, id: u.UploadID}).abort(ctx) // which logs why it stays
+		_ = (&upload{objects: o, bucket: bucket, key: u.Key, id: u.UploadID}).abort(ctx) // which logs its error
 	}
 }
 
-// part sends the part with the number n, from 1.
+// part sends part n; the first is 1.
 func (u *upload) part(ctx context.Context, n int, src io.ReaderAt, offset, size int64) error {
-	return u.store.send(ctx, src, offset, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
-		part, err := u.store.client.PutObjectPart(ctx, u.bucket, u.key, u.id, n, body, size,
+	return u.objects.send(ctx, src, offset, size, func(ctx context.Context, body io.Reader, hash string, _ bool) error {
+		part, err := u.objects.client.PutObjectPart(ctx, u.bucket, u.key, u.id, n, body, size,
 			minio.PutObjectPartOptions{Sha256Hex: hash, DisableContentSha256: true})
 		if err != nil {
 			return err
@@ -301,15 +297,15 @@ func (u *upload) part(ctx context.Context, n int, src io.ReaderAt, offset, size 
 	})
 }
 
-// complete makes the parts the file.
+// complete makes the object of the parts.
 func (u *upload) complete(ctx context.Context, size int64) error {
-	s := u.store
-	return s.tryFrom(ctx, "complete_upload", completion, func(ctx context.Context, _ *watch, unsure bool) error {
-		_, err := s.client.CompleteMultipartUpload(ctx, u.bucket, u.key, u.id, u.parts, minio.PutObjectOptions{})
+	o := u.objects
+	return o.tryFrom(ctx, "complete_upload", completion, func(ctx context.Context, _ *watch, unsure bool) error {
+		_, err := o.client.CompleteMultipartUpload(ctx, u.bucket, u.key, u.id, u.parts, minio.PutObjectOptions{})
 		var answer minio.ErrorResponse
 		if unsure && errors.As(err, &answer) && answer.Code == minio.NoSuchUpload {
-			// An earlier try may have got through and only its answer been lost.
-			info, statErr := s.client.StatObject(ctx, u.bucket, u.key, minio.StatObjectOptions{})
+			// An earlier try may have completed it and only its answer was lost.
+			info, statErr := o.client.StatObject(ctx, u.bucket, u.key, minio.StatObjectOptions{})
 			if statErr == nil && info.Size == size && strings.HasSuffix(info.ETag, fmt.Sprintf("-%d", len(u.parts))) {
 				return nil
 			}
@@ -318,26 +314,26 @@ func (u *upload) complete(ctx context.Context, size int64) error {
 	})
 }
 
-// abort frees the parts of an upload that failed. It is tried once, also after
-// the caller's context has ended; servers drop what is left behind in time.
+// abort aborts the upload. It is tried once, also after the caller's context has ended;
+// servers remove unfinished uploads some day.
 func (u *upload) abort(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	err := u.store.client.AbortMultipartUpload(ctx, u.bucket, u.key, u.id)
+	err := u.objects.client.AbortMultipartUpload(ctx, u.bucket, u.key, u.id)
 	if err != nil {
-		u.store.log.Debug("an unfinished upload stays in storage", "bucket", u.bucket, "key", u.key, "error", err)
+		u.objects.log.Debug("an unfinished upload stays in storage", "bucket", u.bucket, "key", u.key, "error", err)
 	}
 	return err
 }
 
-// has reports whether the part with the index n, from 0, is stored.
+// has reports whether the part with the index n is stored; the first is 0.
 func (u *upload) has(n int) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.parts[n].ETag != ""
 }
 
-// stored is the number of parts that are.
+// stored returns how many parts are stored.
 func (u *upload) stored() int {
 	count := 0
 	for n := range u.parts {
@@ -361,17 +357,17 @@ func (l slots) use(ctx context.Context, f func() error) error {
 	}
 }
 
-// putFile writes one file of any size from a local one. What an earlier try has sent of
-// it is not sent again.
-func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) error {
+// putFile stores a local file of any size. Parts that an earlier try has stored are not
+// sent again.
+func (o *objects) putFile(ctx context.Context, bucket, key string, src io.ReaderAt, size int64, slots slots) error {
 	if size <= largePart {
 		return slots.use(ctx, func() error {
-			return s.putOnce(ctx, bucket, key, src, size)
+			return o.putOnce(ctx, bucket, key, src, size)
 		})
 	}
 	partSize := partSizeFor(size, largePart)
 	count := int((size + partSize - 1) / partSize)
-	u, err := s.resumeUpload(ctx, bucket, key, count, src, partSize, size)
+	u, err := o.resumeUpload(ctx, bucket, key, count, src, partSize, size)
 	if err != nil {
 		return err
 	}
@@ -381,21 +377,22 @@ func (s *Store) putFile(ctx context.Context, bucket, key string, src io.ReaderAt
 		if err == nil || ctx.Err() != nil || errors.Is(err, errShrunk) || u.stored() > before {
 			return err
 		}
-		// It cannot be resumed: a server may have lost what it keeps of it, or cannot
-		// replace a part that was sent with other content.
+		// It cannot be resumed: the server may have lost parts of it, or be unable to
+		// replace a part by one with other content.
 		if u.abort(ctx) != nil {
 			return err // storage is away
 		}
-		s.log.Info("An upload that broke off cannot be resumed and starts again", "bucket", bucket, "key", key, "error", err)
+		o.log.Info("An upload that broke off cannot be resumed and starts again", "bucket", bucket, "key", key, "error", err)
 	}
-	if u, err = s.newUpload(ctx, bucket, key, count); err != nil {
+	if u, err = o.newUpload(ctx, bucket, key, count); err != nil {
 		return err
 	}
 	return u.sendFile(ctx, src, partSize, size, slots)
 }
 
-// sendFile sends the parts of a file that are not stored yet, and joins all of them. What
-// storage, or the daemon's own end, breaks off can be resumed.
+// sendFile sends the parts of src that are not stored yet and completes the upload. It
+// leaves an upload that can be resumed, after a failure of storage or when the daemon
+// stops, and aborts it otherwise.
 func (u *upload) sendFile(ctx context.Context, src io.ReaderAt, partSize, size int64, slots slots) (err error) {
 	defer func() {
 		if err != nil && (errors.Is(err, errShrunk) || ctx.Err() == nil && !errdefs.IsUnavailable(err)) {
@@ -403,7 +400,7 @@ func (u *upload) sendFile(ctx context.Context, src io.ReaderAt, partSize, size i
 		}
 	}()
 	group, within := errgroup.WithContext(ctx)
-	group.SetLimit(u.store.parallel)
+	group.SetLimit(u.objects.parallel)
 	for n := range u.parts {
 		if within.Err() != nil {
 			break
@@ -430,8 +427,8 @@ func partSizeFor(size, usual int64) int64 {
 	return max(usual, (needed+mib-1)/mib*mib)
 }
 
-// Put writes one file of the given size. Large ones are sent in parts that
-// become the file only when r has ended where it should.
+// Put stores one file of the given size. A large one is sent in parts, which are joined
+// only if r has exactly that size.
 func (s *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, size int64) error {
 	bucket, key, err := s.layout.Key(id, name)
 	if err != nil {
@@ -440,13 +437,13 @@ func (s *Store) Put(ctx context.Context, id job.ID, name string, r io.Reader, si
 	if size < 0 {
 		return fmt.Errorf("put %s of job %s: a size of %d: %w", name, id, size, errdefs.ErrInvalidArgument)
 	}
-	if err := s.putReader(ctx, bucket, key, r, size); err != nil {
+	if err := s.objects.putReader(ctx, bucket, key, r, size); err != nil {
 		return fmt.Errorf("put %s of job %s: %w", name, id, err)
 	}
 	return nil
 }
 
-func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, size int64) (err error) {
+func (o *objects) putReader(ctx context.Context, bucket, key string, r io.Reader, size int64) (err error) {
 	partSize := partSizeFor(size, bufferedPart)
 	var buffer []byte
 	switch {
@@ -463,10 +460,10 @@ func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, 
 		if err := fill(buffer[:size], r, true); err != nil {
 			return err
 		}
-		return s.putOnce(ctx, bucket, key, bytes.NewReader(buffer[:size]), size)
+		return o.putOnce(ctx, bucket, key, bytes.NewReader(buffer[:size]), size)
 	}
 	count := int((size + partSize - 1) / partSize)
-	u, err := s.newUpload(ctx, bucket, key, count)
+	u, err := o.newUpload(ctx, bucket, key, count)
 	if err != nil {
 		return err
 	}
@@ -487,7 +484,7 @@ func (s *Store) putReader(ctx context.Context, bucket, key string, r io.Reader, 
 	return u.complete(ctx, size)
 }
 
-// fill reads r until buffer is full; last says that r must end there.
+// fill reads r until buffer is full; with last, r must end there.
 func fill(buffer []byte, r io.Reader, last bool) error {
 	_, err := io.ReadFull(r, buffer)
 	switch {

@@ -33,7 +33,7 @@ func (s *suite) testErrors(t *testing.T) {
 			"Collect":   func() error { _, err := store.Collect(ctx, id, dir, true); return err },
 			"Open":      func() error { _, err := store.Open(ctx, id, input, nil); return err },
 			"Put":       func() error { return store.Put(ctx, id, input, strings.NewReader("x"), 1) },
-			"List":      func() error { _, err := store.List(ctx, id, ""); return err },
+			"List":      func() error { _, err := All(store.List(ctx, id, "")); return err },
 			"Status":    func() error { _, err := store.Status(ctx, id); return err },
 			"SetStatus": func() error { return store.SetStatus(ctx, id, job.Status{State: job.Queued}) },
 			"Remove":    func() error { return store.Remove(ctx, id) },

@@ -119,7 +119,7 @@ func (s *suite) testFiles(t *testing.T) {
 		files := map[string]string{input: "12345", "inputs/a/b": "", "inputs2/x": "x", "outputs/output": "result", job.StatusFile: "{}"}
 		id := s.fresh(t, files)
 		for prefix, want := range map[string]int{"": 5, "inputs": 3, "inputs/": 2, "inputs/a": 1, "none": 0} {
-			infos, err := s.store.List(t.Context(), id, prefix)
+			infos, err := All(s.store.List(t.Context(), id, prefix))
 			noError(t, err)
 			if len(infos) != want {
 				t.Errorf("List(%q) has %d files, want %d: %v", prefix, len(infos), want, infos)
@@ -131,8 +131,14 @@ func (s *suite) testFiles(t *testing.T) {
 				}
 			}
 		}
+		for info, err := range s.store.List(t.Context(), id, "inputs/") {
+			if err != nil || info.Name != "inputs/a/b" {
+				t.Errorf("the first input is %+v, %v", info, err)
+			}
+			break // what is left is not asked for
+		}
 		if s.Bucket == "" {
-			_, err := s.store.List(t.Context(), s.id(), "")
+			_, err := All(s.store.List(t.Context(), s.id(), ""))
 			class(t, "List of an unknown job", err, errdefs.IsNotFound)
 		}
 	})

@@ -141,7 +141,7 @@ func (s *suite) testPlaces(t *testing.T) {
 			if err == nil {
 				break
 			}
-			left, err := s.store.List(t.Context(), id, "outputs/") // a server may still be at work on the request
+			left, err := All(s.store.List(t.Context(), id, "outputs/")) // a server may still be at work on the request
 			if err != nil && !errdefs.IsNotFound(err) {
 				t.Fatal(err)
 			}

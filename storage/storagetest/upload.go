@@ -90,7 +90,7 @@ func (s *suite) testWholeUpload(t *testing.T) {
 	if status := send(t, empty, nil); status != http.StatusOK {
 		t.Errorf("PUT of nothing: %d", status)
 	}
-	listed, err := s.store.List(t.Context(), id, "inputs/")
+	listed, err := All(s.store.List(t.Context(), id, "inputs/"))
 	noError(t, err)
 	if len(listed) != 2 || listed[0].Name != name || listed[0].Size != int64(len(content)) || listed[1].Size != 0 {
 		t.Errorf("listed %+v", listed)
@@ -139,7 +139,7 @@ func (s *suite) testParts(t *testing.T) {
 	if len(stored) != 2 || stored[0].Number != 1 || stored[0].Size != int64(len(first)) || stored[1].Number != 2 || stored[1].Size != int64(len(last)) {
 		t.Fatalf("the parts are %+v", stored)
 	}
-	if listed, err := s.store.List(t.Context(), id, "inputs/"); err != nil || len(listed) != 0 {
+	if listed, err := All(s.store.List(t.Context(), id, "inputs/")); err != nil || len(listed) != 0 {
 		t.Errorf("before it is joined, listed is %+v, %v", listed, err)
 	}
 	class(t, "parts that were not the last", parts.JoinParts(t.Context(), id, name, upload, before), errdefs.IsInvalidArgument)
@@ -150,7 +150,7 @@ func (s *suite) testParts(t *testing.T) {
 	_, err = parts.StoredParts(t.Context(), id, name, upload)
 	class(t, "the parts of a file that was joined", err, errdefs.IsNotFound)
 	noError(t, parts.DropParts(t.Context(), id, name, upload))
-	if listed, err := s.store.List(t.Context(), id, "inputs/"); err != nil || len(listed) != 1 || listed[0].Size != int64(len(body)) {
+	if listed, err := All(s.store.List(t.Context(), id, "inputs/")); err != nil || len(listed) != 1 || listed[0].Size != int64(len(body)) {
 		t.Errorf("listed is %+v, %v", listed, err)
 	}
 	for _, n := range []int{0, storage.MaxParts + 1} {

@@ -160,7 +160,7 @@ async function openDaemon() {
     if (!page.url().endsWith("#/jobs?state=failed&model=train%3Anightly")) throw new Error("the address is " + page.url());
     await page.getByLabel("Id begins with").fill("none-such");
     await page.keyboard.press("Enter");
-    await page.getByText("No job is like that").waitFor();
+    await page.getByText("No job matches").waitFor();
   });
   await step("a job's log is searched", async () => {
     await page.goto(`${url}/#/jobs/segment-1180`);
@@ -585,7 +585,7 @@ async function tokens() {
     await examine(page, "sign in");
     await page.getByLabel("Token").fill("wrong");
     await page.getByRole("button", { name: "Sign in" }).click();
-    await page.getByText("There is no such token here").waitFor();
+    await page.getByText("This token is not known here").waitFor();
     same("links to views", await page.locator("nav a").count(), 0);
     await page.context().close();
   });
@@ -604,7 +604,7 @@ async function tokens() {
     await page.locator("td").first().waitFor();
     same("pulls", await page.getByText("Pull a model").count(), 0);
     await page.goto(url + "/#/submit");
-    await page.getByText("it is not for you").waitFor();
+    await page.getByText("you may not see it").waitFor();
     await page.locator("details.person summary").click();
     await page.getByRole("button", { name: "Sign out" }).click();
     await page.getByRole("heading", { name: "Sign in" }).waitFor();

@@ -17,6 +17,7 @@ import (
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/messenger"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // oracle knows what clients were told and what runners did, and what the promises
@@ -671,7 +672,7 @@ func (k *known) answered(a job.Attempt, fates ...string) bool {
 // results checks that the outputs in storage are those of one attempt, and of
 // which.
 func (o *oracle) results(ctx context.Context, id job.ID, k *known, rec job.Record, attempts []job.Attempt) {
-	files, err := o.world.store.List(ctx, id, job.OutputDir+"/")
+	files, err := storagetest.All(o.world.store.List(ctx, id, job.OutputDir+"/"))
 	if err != nil {
 		o.fail("list the outputs of job %s: %w", id, err)
 		return

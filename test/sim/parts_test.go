@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 	"github.com/iterait/shepherd/runtime/fake"
 	"github.com/iterait/shepherd/storage"
+	"github.com/iterait/shepherd/storage/storagetest"
 )
 
 // What a core is given in place of its ledger, its storage and its sheep: the real
@@ -217,9 +219,22 @@ func (s busStore) Put(ctx context.Context, id job.ID, name string, r io.Reader, 
 	return s.do(ctx, "put", id, func() error { return s.Store.Put(ctx, id, name, r, size) })
 }
 
-func (s busStore) List(ctx context.Context, id job.ID, prefix string) (files []storage.Info, err error) {
-	err = s.do(ctx, "list", id, func() error { files, err = s.Store.List(ctx, id, prefix); return err })
-	return files, err
+func (s busStore) List(ctx context.Context, id job.ID, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		var files []storage.Info
+		err := s.do(ctx, "list", id, func() (err error) {
+			files, err = storagetest.All(s.Store.List(ctx, id, prefix))
+			return err
+		})
+		for _, f := range files {
+			if !yield(f, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(storage.Info{}, err)
+		}
+	}
 }
 
 func (s busStore) Status(ctx context.Context, id job.ID) (status job.Status, err error) {

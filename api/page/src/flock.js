@@ -24,7 +24,7 @@ export function Flock() {
   const { sheep, queue, trouble } = live.flock;
   const nodes = Map.groupBy(sheep, (one) => one.node || "");
   return html`<div class="title"><${Heading}>${w.title}<//>
-      <p class="muted">${nodes.size > 1 && `${w.nodes(nodes.size)} · `}${w.sheep(sheep.length)}<${Counts} of=${sheep} /> · <b>${text.number(queue.total)}${queue.more && "+"}</b> ${w.waiting}</p></div>
+      <p class="muted">${nodes.size > 1 && `${w.nodes(nodes.size)} · `}${w.sheep(sheep.length)}<${Counts} of=${sheep} /> · <span class="nowrap"><b>${text.number(queue.total)}${queue.more && "+"}</b> ${w.waiting}</span></p></div>
     ${trouble && html`<${Trouble} error=${w.old(trouble)} />`}
     <section aria-labelledby="sheep">
       <h2 id="sheep" class="hidden">${common.sheep}</h2>
@@ -43,7 +43,7 @@ export function Flock() {
 // Counts is how many sheep are in each state.
 function Counts({ of }) {
   const words = Map.groupBy(of, (one) => stateOf(one)[1]);
-  return [...words].map(([word, list]) => html` · <b>${list.length}</b> ${word}`);
+  return [...words].map(([word, list]) => html` · <span class="nowrap"><b>${list.length}</b> ${word}</span>`);
 }
 
 // devicesOf are the GPUs of which the sheep has a share.
@@ -127,7 +127,7 @@ function Queue({ queue }) {
           (one) => html`<li key=${one.job_id}>
             <span class="position" title=${one.position ? w.position(one.position) : w.noPosition}>${one.position || "–"}</span>
             <div class="grow">
-              <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time">${one.expected_start ? html`<${Expected} at=${one.expected_start} />` : html`<${Ago} at=${one.enqueued_at} />`}</span></p>
+              <p class="row"><span class="who"><${JobLink} id=${one.job_id} /> <${Model} of=${one.model} /></span><span class="time">${one.expected_start ? html`<${Expected} at=${one.expected_start} />` : w.submitted(html`<${Ago} at=${one.enqueued_at} />`)}</span></p>
               <p class="detail">${one.priority !== 0 && html`<span class="label">${common.priority}<b>${one.priority}</b></span>`}<${Labels} of=${one.labels} /><span title=${one.explanation}>${ticks(one.reason)}</span></p>
             </div>
           </li>`,

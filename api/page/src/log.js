@@ -61,7 +61,7 @@ export function Log({ job, over }) {
         <a class="button quiet" href=${`/jobs/${encodeURIComponent(job.job_id)}/logs`} download=${job.job_id + ".log"}>${common.download}</a></span>`}</div>
     ${state.error && html`<${Trouble} error=${state.error} />`}
     ${lines.length
-      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label=${w.lines}>${found.map((line) => html`<span class="line">${paint(line)}${"\n"}</span>`)}</pre>`
+      ? html`<pre class="log" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label=${w.lines}>${found.map((line) => html`<span>${paint(line)}${"\n"}</span>`)}</pre>`
       : html`<p class="muted">${waits ? w.waits : state.none || !state.loading ? w.nothing : over ? common.loading : w.nothingYet}</p>`}
   </section>`;
 }

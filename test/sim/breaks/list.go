@@ -66,7 +66,7 @@ var faults = []fault{
 		"if s.runner.model == m {\n\t\t\treturn l.mayLoad(m) // the rules", "if true {\n\t\t\treturn l.mayLoad(m) // the rules",
 		"a runner is given a job of another model than it has"},
 	{"never-started", "shepherd/worker.go",
-		"	if a.ahead {\n\t\tw.pulse.waits() // for a disk", "	if a.ahead && false {\n\t\tw.pulse.waits() // for a disk",
+		"	if a.ahead {\n\t\tw.pulse.waits() // possibly for room", "	if a.ahead && false {\n\t\tw.pulse.waits() // possibly for room",
 		"a prepared job is run without the ledger being told"},
 	{"no-run-timeout", "shepherd/worker.go",
 		"			a.stopper.stop(errRunTimeout)\n", "",

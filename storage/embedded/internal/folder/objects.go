@@ -79,7 +79,10 @@ func (s *Store) Copy(ctx context.Context, src *Object, bucket, key string, info 
 	}
 	defer d.close()
 	info.Key, info.Modified = key, now()
-	info.ETag, info.Checksum, info.Parts = src.ETag, src.Checksum, src.Parts
+	info.ETag, info.Parts = src.ETag, src.Parts
+	if info.Checksum.Algorithm == "" {
+		info.Checksum = src.Checksum
+	}
 	err = errNoLinks
 	if src.Size >= s.linkAtLeast {
 		if info.Data, info.Whole, err = s.linkData(ctx, src, bucket, key); err == nil {
