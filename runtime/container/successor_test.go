@@ -23,7 +23,9 @@ type successor struct {
 	w *world
 }
 
-func (w *world) inherit(t testing.TB) *successor { return w.inheritFrom(t, w.driver(t), runtimetest.Sheep) }
+func (w *world) inherit(t testing.TB) *successor {
+	return w.inheritFrom(t, w.driver(t), runtimetest.Sheep)
+}
 
 func (w *world) inheritFrom(t testing.TB, d *container.Driver, name string) *successor {
 	t.Helper()
