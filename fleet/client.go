@@ -120,7 +120,7 @@ func (f *Fleet) order(ctx context.Context, node, path string, order any) error {
 	return told.err(node)
 }
 
-// brokenOff is the error of an order whose answer has no end.
+// brokenOff is the error of an order whose answer was cut off.
 func brokenOff(ctx context.Context, node string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -128,7 +128,7 @@ func brokenOff(ctx context.Context, node string, err error) error {
 	return unreachable(node, "breaks off its answer; look whether it has done what it was told", err)
 }
 
-// err is what came of the order that a node was given.
+// err is the result of an order that was sent to a node.
 func (o outcome) err(node string) error {
 	if o.Refused == nil {
 		return nil

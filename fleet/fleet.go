@@ -1,6 +1,6 @@
 // Package fleet has the daemons that share a ledger answer for one another. A node's
-// sheep, GPUs and logs are known to its own daemon alone: whoever is asked for another's
-// asks that daemon, by HTTP, with a secret that all nodes have.
+// sheep, GPUs and logs are known only to its own daemon. A daemon that is asked about
+// another node's requests them from that node over HTTP, with a secret shared by all nodes.
 //
 // The protocol is between daemons of one version, or of two that follow each other: a
 // reader ignores what it does not know.
@@ -47,7 +47,7 @@ const answerTime = 3 * time.Second
 type Config struct {
 	Self      string // this node's name
 	Directory Directory
-	// Secret is what nodes know one another by; without one no other node is asked.
+	// Secret authenticates nodes to one another; without one no other node is asked.
 	Secret string
 	// TLS is used for addresses that begin with https; nil trusts the machine's
 	// authorities.
@@ -68,7 +68,7 @@ type Fleet struct {
 	cache     peerCache
 }
 
-// New makes a Fleet. It asks nobody.
+// New makes a Fleet. It sends no request.
 func New(c Config) *Fleet {
 	if c.Timeout == 0 {
 		c.Timeout = answerTime
@@ -90,7 +90,7 @@ func New(c Config) *Fleet {
 // Close closes idle connections.
 func (f *Fleet) Close() { f.client.CloseIdleConnections() }
 
-// ID is how a node's sheep is named in the whole fleet.
+// ID is the name of a node's sheep in the fleet.
 func ID(node, sheep string) string { return node + "/" + sheep }
 
 // SplitID splits such a name; node is empty for one without.
@@ -132,7 +132,7 @@ func (f *Fleet) Answering(ctx context.Context, to job.Address) ([]string, error)
 	return names, nil
 }
 
-// unreachable is the error of a node that is known, and cannot be asked.
+// unreachable is the error for a known node that cannot be reached.
 func unreachable(node, problem string, cause error) error {
 	return &job.Unavailable{Service: "node " + node, Problem: problem, Cause: fmt.Errorf("node %s %s: %w", node, problem, cause)}
 }

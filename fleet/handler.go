@@ -15,7 +15,7 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// Local is what a node tells others of itself.
+// Local is what a node provides to other nodes.
 type Local interface {
 	Sheep(ctx context.Context) []job.Sheep
 	GPUs(ctx context.Context) job.GPUs
@@ -41,7 +41,7 @@ type Local interface {
 	OrderSheep(ctx context.Context, sheep string, o job.Order) error
 }
 
-// stall is how long a reader may take nothing of a log.
+// stall is how long a log reader may block before its connection is closed.
 const stall = time.Minute
 
 // handler answers other nodes.
@@ -51,8 +51,8 @@ type handler struct {
 }
 
 // Handler answers the requests of other nodes, whose paths begin with Prefix, and passes
-// all others on to next. Those that do not show the secret are answered 401; without a
-// secret, all are passed on.
+// all others on to next. Requests without the secret are answered 401; if no secret is
+// configured, all are passed on.
 func Handler(local Local, secret string, next http.Handler, log *slog.Logger) http.Handler {
 	if secret == "" {
 		return next
@@ -95,8 +95,8 @@ func (h *handler) sheepLog(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// order answers with what came of an order; that may take long, so the answer begins at
-// once.
+// order answers with the result of an order. The headers are sent at once, as the order may
+// take long.
 func (h *handler) order(w http.ResponseWriter, r *http.Request) {
 	var o job.Order
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {
@@ -107,7 +107,7 @@ func (h *handler) order(w http.ResponseWriter, r *http.Request) {
 	h.answer(w, r, h.outcomeOf(r, h.local.OrderSheep(r.Context(), r.PathValue("sheep"), o)))
 }
 
-// begin begins an answer whose end may take long.
+// begin sends the headers of an answer whose body may take long.
 func begin(w http.ResponseWriter) *http.ResponseController {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // not every writer has deadlines
@@ -118,7 +118,7 @@ func begin(w http.ResponseWriter) *http.ResponseController {
 	return control
 }
 
-// outcomeOf is what another node is told of how its order went.
+// outcomeOf is the result of an order as it is sent to the other node.
 func (h *handler) outcomeOf(r *http.Request, err error) outcome {
 	if err == nil {
 		return outcome{}
@@ -142,7 +142,7 @@ func (h *handler) models(w http.ResponseWriter, r *http.Request) {
 	h.answer(w, r, models)
 }
 
-// pull answers with how far it is, step by step, and then with what came of it.
+// pull answers with the progress, step by step, and then with the result.
 func (h *handler) pull(w http.ResponseWriter, r *http.Request) {
 	var o pullOrder
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxOrder)).Decode(&o); err != nil {

@@ -182,7 +182,7 @@ func (v *View) peers(ctx context.Context) ([]Node, error) {
 	return peers, nil
 }
 
-// everyone is this node and the others that are alive, sorted.
+// everyone is this node and all other live nodes, sorted.
 func (v *View) everyone(ctx context.Context) ([]string, error) {
 	peers, err := v.peers(ctx)
 	if err != nil {
@@ -254,7 +254,8 @@ func classOf(err error) error {
 	return errdefs.ErrInternal
 }
 
-// problemOf is what is wrong with a node, for people. What they may not read is logged.
+// problemOf describes for users what is wrong with a node. Details that they may not see are
+// logged.
 func (v *View) problemOf(node string, err error) string {
 	if refused, ok := refusalOf(err); ok && refused.Code != codeFault {
 		return err.Error()
@@ -271,7 +272,7 @@ func (v *View) problemOf(node string, err error) string {
 	return "could not do it; its log says why"
 }
 
-// progress puts together how far several nodes are.
+// progress combines the progress of several nodes.
 type progress struct {
 	report func(job.PullProgress)
 	nodes  []string
@@ -280,7 +281,7 @@ type progress struct {
 	last []job.PullProgress // of each
 }
 
-// tell tells how far node i is, and with it the others.
+// tell reports the progress of node i together with that of the others.
 func (p *progress) tell(i int, step job.PullProgress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

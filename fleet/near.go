@@ -14,7 +14,8 @@ type peerCache struct {
 	mu    sync.Mutex
 	peers []Node
 	at    time.Time
-	// nearest is what was reckoned from them: sheep of a large fleet ask the same all the time.
+	// nearest caches results computed from them: the sheep of a large fleet keep asking the
+	// same.
 	nearest map[nearKey]job.Nearness
 }
 
@@ -23,8 +24,8 @@ type nearKey struct {
 	address string
 }
 
-// peerCacheTime is for how long that is good enough to say who is near a model: it saves each
-// sheep's search for a job a question to the database.
+// peerCacheTime is how long the list is recent enough to decide who is near a model: it saves
+// a database query each time a sheep looks for a job.
 const peerCacheTime = time.Second
 
 // cachedPeers are the other nodes that are alive, as they were at most peerCacheTime ago.
@@ -42,7 +43,7 @@ func (f *Fleet) cachedPeers(ctx context.Context) ([]Node, error) {
 }
 
 // Nearest is how near the model is on the other nodes that are alive, take jobs, have a
-// sheep with the address, and one that is free: as many sheep as jobs are taken for busy.
+// sheep with the address, and a free one: a node is assumed to have a busy sheep per held job.
 func (f *Fleet) Nearest(ctx context.Context, m job.Model, to job.Address) (job.Nearness, error) {
 	f.cache.mu.Lock()
 	defer f.cache.mu.Unlock()

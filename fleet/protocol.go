@@ -15,7 +15,7 @@ import (
 // Prefix is what the paths of requests between nodes begin with.
 const Prefix = "/fleet/v1/"
 
-// scheme is how a request shows the secret.
+// scheme is the authorization scheme of the secret.
 const scheme = "Bearer "
 
 const (
@@ -81,7 +81,7 @@ type refusal struct {
 	Text    string `json:"text,omitempty"`
 }
 
-// codeFault is the refusal of a node that has failed; its log says why.
+// codeFault is the code of an internal error; the node's log has the cause.
 const codeFault = "fault"
 
 // refusalOf is the refusal that an error is told as; ok is false for a fault.
@@ -172,7 +172,7 @@ var modelClasses = []struct {
 	{"permission-denied", errdefs.ErrPermissionDenied}, {"resource-exhausted", errdefs.ErrResourceExhausted}, {"unavailable", errdefs.ErrUnavailable},
 }
 
-// refusals are the errors that are the same for whoever has asked the other node.
+// refusals are the errors that are passed on unchanged.
 var refusals = []struct {
 	code string
 	err  func(subject string) error

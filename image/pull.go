@@ -181,6 +181,10 @@ func (s *puller) pullOnce(ctx context.Context, r ref, target ocispec.Descriptor,
 	if err != nil {
 		return err
 	}
+	layers, err := pulled.RootFS(ctx)
+	if err != nil || len(layers) == 0 { // then there is no snapshot
+		return err
+	}
 	unpacked, err := pulled.IsUnpacked(ctx, s.snapshotter)
 	if err == nil && !unpacked {
 		err = errNotUnpacked

@@ -28,6 +28,17 @@ import (
 
 const mib = 1 << 20
 
+// TestPullNoLayers pulls an image that is a configuration alone.
+func TestPullNoLayers(t *testing.T) {
+	h := newHome(t, testenv.RegistryConfig{})
+	s := h.store(nil)
+	h.registry.Push(t, "team/bare:v1", testenv.Image(t, v1.Config{Entrypoint: []string{"/run"}}))
+	img := h.ensure(s, job.Model{Name: "team/bare", Version: "v1"})
+	if !slices.Equal(img.Config.Config.Entrypoint, []string{"/run"}) {
+		t.Errorf("image %+v", img)
+	}
+}
+
 // TestPull is the ordinary course on either daemon: pull, again without
 // fetching, a new tag that shares layers, the list, removal.
 func TestPull(t *testing.T) {

@@ -30,7 +30,7 @@ func (l *Ledger) made(r *record, c lifecycle.Change) {
 	}
 	l.update(r)
 	if c.Event != nil {
-		l.note(*c.Event)
+		l.events.add(*c.Event)
 	}
 	if r.State.Final() {
 		l.unblock(r.ID)

@@ -11,7 +11,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -58,22 +57,19 @@ type Ledger struct {
 type records struct {
 	cfg Config
 
-	mu          sync.Mutex
-	began       time.Time // of which the age is counted
-	age         int64     // the last that was given out
-	seq         int64
-	token       ledger.Token
-	jobs        []*record // by Seq
-	expireAt    int       // the number of ended records at which expire runs next
-	index       index
-	attempts    map[job.ID][]job.Attempt
-	events      []job.Event
-	pruned      int64 // events that are no longer kept; they had the numbers 1 to pruned
-	changed     chan struct{}
-	checkpoints map[string]job.Cursor
-	used        map[string]lifecycle.Account // by tenant; see Config.Policy
-	webhooks    webhooks
-	uploads     map[job.ID]*upload
+	mu       sync.Mutex
+	began    time.Time // of which the age is counted
+	age      int64     // the last that was given out
+	seq      int64
+	token    ledger.Token
+	jobs     []*record // by Seq
+	expireAt int       // the number of ended records at which expire runs next
+	index    index
+	attempts map[job.ID][]job.Attempt
+	events   eventLog
+	used     map[string]lifecycle.Account // by tenant; see Config.Policy
+	webhooks webhooks
+	uploads  map[job.ID]*upload
 }
 
 var _ ledger.Ledger = (*Ledger)(nil)
@@ -87,7 +83,8 @@ func New(cfg Config) *Ledger {
 		cfg.Now = time.Now
 	}
 	return open(&records{
-		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt), changed: make(chan struct{}), checkpoints: make(map[string]job.Cursor),
+		cfg: cfg, began: time.Now(), attempts: make(map[job.ID][]job.Attempt),
+		events:   newEventLog(cfg.EventNumber),
 		index:    newIndex(),
 		used:     make(map[string]lifecycle.Account),
 		webhooks: webhooks{ofRuns: make(map[ledger.JobRun]*runWebhook)},
@@ -168,7 +165,7 @@ func (l *Ledger) Close() error {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	l.wake()
+	l.events.wake()
 	return nil
 }
 
@@ -214,12 +211,6 @@ func (l *Ledger) Ping(ctx context.Context) error {
 	return l.call(ctx, "write to the ledger", func() error { return nil })
 }
 
-// wake wakes those that wait for a change.
-func (r *records) wake() {
-	close(r.changed)
-	r.changed = make(chan struct{})
-}
-
 // Changed implements ledger.Ledger.
 func (l *Ledger) Changed() <-chan struct{} {
 	l.mu.Lock()
@@ -229,86 +220,5 @@ func (l *Ledger) Changed() <-chan struct{} {
 		close(closed)
 		return closed
 	}
-	return l.changed
-}
-
-// note keeps an event.
-func (l *Ledger) note(event job.Event) {
-	event.Cursor = cursor(l.latest() + 1)
-	l.events = append(l.events, event)
-	if excess := len(l.events) - l.cfg.EventNumber; excess > 0 {
-		l.events = l.events[excess:]
-		l.pruned += int64(excess)
-	}
-	l.wake()
-}
-
-// latest is the number of the latest event.
-func (r *records) latest() int64 { return r.pruned + int64(len(r.events)) }
-
-func cursor(number int64) job.Cursor { return job.Cursor(strconv.FormatInt(number, 10)) }
-
-// Now implements ledger.Ledger.
-func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
-	var now job.Cursor
-	err := l.call(ctx, "look up the latest event", func() error {
-		now = cursor(l.latest())
-		return nil
-	})
-	return now, err
-}
-
-// Events implements ledger.Ledger. Asked for no event at all, it answers an error
-// of class errdefs.ErrInternal.
-func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
-	if limit < 1 {
-		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
-	}
-	var events []job.Event
-	var next job.Cursor
-	err := l.call(ctx, "read the events after "+string(after), func() error {
-		number := l.pruned
-		if after != "" {
-			var err error
-			if number, err = strconv.ParseInt(string(after), 10, 64); err != nil || number < l.pruned || number > l.latest() {
-				return ledger.ErrEventsGone
-			}
-		}
-		next = cursor(l.latest())
-		if filter == (ledger.EventFilter{}) {
-			events = make([]job.Event, 0, min(l.latest()-number, int64(limit)))
-		}
-		for i, event := range l.events[number-l.pruned:] {
-			if filter.Job != "" && event.Job != filter.Job || filter.Tenant != "" && event.Tenant != filter.Tenant {
-				continue
-			}
-			if events = append(events, event); len(events) == limit {
-				next = cursor(number + int64(i) + 1)
-				break
-			}
-		}
-		return nil
-	})
-	return events, next, err
-}
-
-// Checkpoint implements ledger.Ledger.
-func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
-	var kept job.Cursor
-	err := l.call(ctx, "look up the checkpoint of "+consumer, func() error {
-		var ok bool
-		if kept, ok = l.checkpoints[consumer]; !ok {
-			return ledger.ErrNotFound
-		}
-		return nil
-	})
-	return kept, err
-}
-
-// SetCheckpoint implements ledger.Ledger.
-func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
-	return l.call(ctx, "keep the checkpoint of "+consumer, func() error {
-		l.checkpoints[consumer] = at
-		return nil
-	})
+	return l.events.changed
 }

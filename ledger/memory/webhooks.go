@@ -91,10 +91,10 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
 	moved := false
 	err := l.call(ctx, "queue messages for receivers of webhooks", func() error {
-		if moved = l.checkpoints[consumer] == from; !moved {
+		if moved = l.events.checkpoints[consumer] == from; !moved {
 			return nil
 		}
-		l.checkpoints[consumer] = to
+		l.events.checkpoints[consumer] = to
 		now := l.moment().Now
 		for _, m := range messages {
 			if l.webhooks.find(m.ID) != nil {

@@ -30,7 +30,7 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 	return created, nil
 }
 
-// ownAll is the records without anything that the caller may change.
+// ownAll copies the records, so that the caller may change what it passed.
 func ownAll(recs []job.Record) []job.Record {
 	owned := make([]job.Record, len(recs))
 	for i, rec := range recs {
@@ -40,9 +40,9 @@ func ownAll(recs []job.Record) []job.Record {
 	return owned
 }
 
-// createAll enters records, some of which may be after others, in one transaction that
-// locks the records it goes by. Those that the new ones are after get another version: who
-// has read one of them before, and found that nobody needs it, does not change it.
+// createAll inserts records, some of which may be after others, in one transaction that
+// locks the records it depends on. Those that the new ones are after get another version, so
+// that a concurrent change that found them unneeded (a removal, a new run) conflicts.
 func (l *Ledger) createAll(ctx context.Context, recs []job.Record, key string) (created []job.Record, err error) {
 	var rows []*lifecycle.Row
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
@@ -214,7 +214,7 @@ func (m *maintenance) settle(ctx context.Context) error {
 	}
 }
 
-// settle sees to one job that is after others.
+// settle re-evaluates one job that is after others.
 func (l *Ledger) settle(ctx context.Context, id job.ID) error {
 	var seq int64
 	var ended []string

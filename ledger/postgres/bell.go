@@ -10,19 +10,19 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ringEvery is how often all nodes together ring for one another, about: a node leaves
-// that much time for each node that has rung within ringLatest. Whoever hears a ring looks
-// for the changes of all nodes, so that a change is heard of as soon where many ring in turn
-// as where one does, and each ring wakes all. NOTIFY is sent apart from the changes:
-// PostgreSQL makes transactions that notify commit one after the other.
+// ringEvery is the interval between the notifications of all nodes together, roughly: a
+// node waits that long for itself and for each node that has notified within ringLatest. A
+// notification makes its receivers look for the changes of every node, so rate limiting the
+// fleet as a whole delays no change, and each notification wakes all nodes. NOTIFY is sent
+// apart from the changes: PostgreSQL serializes the commits of transactions that notify.
 const (
 	ringEvery  = 20 * time.Millisecond
 	ringLatest = 400 * time.Millisecond
 )
 
 // bell is the doorbell: it tells whoever waits for events that there may be some.
-// What is rung on this node is heard at once, and by the others as soon as they get
-// the notification. Where that is lost, they poll (see maintenance).
+// This node's own readers are woken at once, those of other nodes when the notification
+// arrives. If it is lost, they poll (see maintenance).
 type bell struct {
 	log    *slog.Logger
 	dial   func(ctx context.Context) (*pgx.Conn, error) // to the server itself, for LISTEN
@@ -51,7 +51,7 @@ func (b *bell) start(listening *pgx.Conn, notify func(ctx context.Context) error
 	b.done.Go(func() { b.ringOthers(ctx) })
 }
 
-// ring wakes those who wait on this node.
+// ring wakes the readers on this node.
 func (b *bell) ring() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -61,7 +61,7 @@ func (b *bell) ring() {
 	}
 }
 
-// ringAll wakes those on the other nodes, too.
+// ringAll also wakes the readers on the other nodes.
 func (b *bell) ringAll() {
 	b.ring()
 	select {
@@ -90,8 +90,7 @@ func (b *bell) close() {
 	}
 }
 
-// ringOthers sends notifications. One that cannot be sent is left out: the others
-// poll.
+// ringOthers sends notifications. One that cannot be sent is skipped: the others poll.
 func (b *bell) ringOthers(ctx context.Context) {
 	for {
 		select {

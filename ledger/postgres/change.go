@@ -57,9 +57,9 @@ func (l *Ledger) changeHeld(ctx context.Context, doing string, id job.ID, token 
 	return changed, nil
 }
 
-// applyUnread tries to make a change of a held job by the row that is known here. Where it
-// is not made, the row has to be read: none is known, or the database has another version,
-// or there may be nothing to change.
+// applyUnread tries to change a held job without reading it, based on the row cached here.
+// made is false where the row has to be read first: none is cached, the database has another
+// version, or there may be nothing to change.
 func (l *Ledger) applyUnread(ctx context.Context, id job.ID, token ledger.Token, key string, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (changed job.Record, made bool, err error) {
 	m, ok := l.clock.moment()
 	r := l.claims.take(id, token)
@@ -80,7 +80,7 @@ func (l *Ledger) applyUnread(ctx context.Context, id job.ID, token ledger.Token,
 	return r.Record, true, nil
 }
 
-// applyTo tries to make a change, under a key that is the same for all its tries.
+// applyTo tries to make a change, under a key that is the same for all tries.
 func (l *Ledger) applyTo(ctx context.Context, id job.ID, key string, apply func(r *lifecycle.Row, m lifecycle.Moment) (lifecycle.Change, error)) (job.Record, error) {
 	r, m, err := l.load(ctx, id)
 	if err != nil {
@@ -145,7 +145,7 @@ func (l *Ledger) saveArgs(r *row, change lifecycle.Change, key string, m lifecyc
 	return query, args, state(&r.Row, args)
 }
 
-// changed tells of a change that was made: readers of events, and the maintenance.
+// changed notifies readers of events and the maintenance of a change that was made.
 func (l *Ledger) changed(r *lifecycle.Row) {
 	if r.State.Final() {
 		l.maintenance.ended()
@@ -237,8 +237,8 @@ func (l *Ledger) Create(ctx context.Context, rec job.Record) (job.Record, error)
 	return created, nil
 }
 
-// createUnread tries to enter a record of an id that has neither a record nor a
-// reservation, as most have not. Where it is not made, what there is has to be read.
+// createUnread tries to insert a record without reading first, which succeeds where the id
+// has neither a record nor a reservation, the usual case. made is false where it has one.
 func (l *Ledger) createUnread(ctx context.Context, rec job.Record, key string) (created job.Record, made bool, err error) {
 	m, ok := l.clock.moment()
 	if !ok {

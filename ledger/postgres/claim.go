@@ -13,10 +13,10 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// errNoLease says that a node that joined has no lease any more.
+// errNoLease says that the lease of a node that joined has ended.
 var errNoLease = fmt.Errorf("the node's lease has ended: %w", errdefs.ErrUnavailable)
 
-// handedBack is why a claim is released that its caller did not get.
+// handedBack is the reason for releasing a claim whose caller had gone.
 var handedBack = ledger.Return{Cause: job.CauseHandedBack, Reason: "the sheep did not wait for its claim"}
 
 // The states of a call of Claim. The caller may abandon it until it is answered.
@@ -26,8 +26,8 @@ const (
 	abandoned
 )
 
-// Claim implements ledger.Ledger. The claim is made by a goroutine of its own: a
-// caller that goes away meanwhile must not leave it unknown whether it was made.
+// Claim implements ledger.Ledger. The claim is made in a separate goroutine, so that its
+// outcome is known even if the caller's context ends.
 func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, error) {
 	doing := "claim a job for sheep " + slot.Sheep
 	if err := ctx.Err(); err != nil {
@@ -63,8 +63,8 @@ func (l *Ledger) Claim(ctx context.Context, slot ledger.Slot) (*ledger.Claim, er
 	return claim, nil
 }
 
-// claim makes a claim, nil where there is no job for the slot. A try whose outcome is
-// not known is called off, or found out to have been made, before the next one.
+// claim makes a claim, nil where there is no job for the slot. Before a retry, a try whose
+// outcome is unknown is called off, or returned if it was made.
 func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() bool) (claim *ledger.Claim, err error) {
 	key := "" // of the try whose outcome is not known
 	err = l.retry(ctx, func(ctx context.Context) error {
@@ -107,7 +107,7 @@ func (l *Ledger) claim(ctx context.Context, slot ledger.Slot, abandoned func() b
 	return claim, err
 }
 
-// claimed is what a claim was answered.
+// claimed is the result of a claim statement.
 type claimed struct {
 	row        *row // nil where there is no job for the slot
 	leased     bool // the node may claim
@@ -148,7 +148,7 @@ func claimArgs(slot ledger.Slot) pgx.NamedArgs {
 	}
 }
 
-// callOff keeps a claim from being made, or returns it where it was.
+// callOff prevents a claim from being made, or returns it if it was made already.
 func (l *Ledger) callOff(ctx context.Context, node, key string) (*ledger.Claim, error) {
 	n, err := l.exec(ctx, queryCallOff, pgx.NamedArgs{"key": key})
 	if err != nil || n > 0 {
@@ -166,8 +166,7 @@ func (l *Ledger) callOff(ctx context.Context, node, key string) (*ledger.Claim, 
 	return claim, err
 }
 
-// handBack releases a claim that nobody got; where that cannot be done now, the
-// maintenance does it.
+// handBack releases a claim whose caller had gone. If that fails, maintenance tries again.
 func (l *Ledger) handBack(ctx context.Context, claim *ledger.Claim) {
 	key := newKey()
 	err := l.retry(ctx, func(ctx context.Context) error {

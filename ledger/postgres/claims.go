@@ -10,17 +10,16 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// claims are the rows of the jobs that are held by claims made here, as they were after the
-// last change made here. Such a row is as a rule what the database has, so that the next
-// change is made without reading it first. Where it is not (another node asked for the job
-// to be cancelled, or took it back), the version differs, the statement changes nothing,
-// and the row is read.
+// claims caches the rows of the jobs that are held by claims made here, as of the last change
+// made here. Usually the database has the same version, so the next change needs no read.
+// Otherwise (another node has requested a cancel, or taken the job back) the statement
+// finds no row of that version, changes nothing, and the row is read.
 type claims struct {
 	mu   sync.Mutex
 	rows map[job.ID]row
 }
 
-// put keeps a row as it is after a change that was made here, while a claim holds the job.
+// put caches a row after a change that was made here, if a claim still holds the job.
 func (c *claims) put(r *row) {
 	if r.Token == 0 {
 		return
@@ -35,8 +34,7 @@ func (c *claims) put(r *row) {
 	c.rows[r.ID] = kept
 }
 
-// take returns the row of the job, which is not known here any more; nil where it is not
-// known to be held by the claim.
+// take removes and returns the row of the job; nil where none is cached for the claim.
 func (c *claims) take(id job.ID, token ledger.Token) *row {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,26 +46,26 @@ func (c *claims) take(id job.ID, token ledger.Token) *row {
 	return &r
 }
 
-// forget forgets the row of the job.
+// forget drops the row of the job.
 func (c *claims) forget(id job.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.rows, id)
 }
 
-// clear forgets all rows: those of a node whose lease has ended are taken back by others.
+// clear drops all rows. It is called when the lease ends: other nodes take the jobs back.
 func (c *claims) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.rows)
 }
 
-// momentKept is for how long after it was read a moment tells what time it is now.
+// momentKept is how long the server's time is extrapolated from the last read.
 const momentKept = 5 * time.Second
 
-// clock tells the server's time from the moment that was read last and the time that has
-// passed since, by this machine's clock. It is behind by the time that the answer took; it
-// is never ahead, unless the server's clock was set back since.
+// clock estimates the server's time: the moment that was read last plus the time that has
+// passed since, by this machine's monotonic clock. It lags by at most the latency of that
+// answer, and is never ahead unless the server's clock was set back since.
 type clock struct {
 	keep time.Duration // momentKept
 
@@ -76,15 +74,15 @@ type clock struct {
 	read time.Time
 }
 
-// set notes a moment that was read just now.
+// set stores a moment that was read just now.
 func (c *clock) set(m lifecycle.Moment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last, c.read = m, time.Now()
 }
 
-// moment is what the moment is now; ok is false where none was read lately, or this machine
-// was suspended since.
+// moment is the estimate; ok is false where no moment was read lately, or this machine was
+// suspended since.
 func (c *clock) moment() (m lifecycle.Moment, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

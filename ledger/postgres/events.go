@@ -15,6 +15,13 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
+// eventLog reads events in their order, up to the horizon, and knows how far consumers of
+// them have come.
+type eventLog struct {
+	*database
+	horizon horizon
+}
+
 // horizon is how far events are settled: no event with a number up to settled will
 // appear that is not there. Numbers are given out before their transactions commit,
 // so one that is missing may yet appear, or was given to a transaction that failed.
@@ -30,6 +37,13 @@ type horizon struct {
 	filled  int64           // what is missing up to here stays so
 }
 
+// number is the number up to which events are settled.
+func (h *horizon) number() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.settled
+}
+
 // pass reports whether the horizon can go on to the event with the number, which is
 // the first that is there behind it.
 func (h *horizon) pass(number int64) bool {
@@ -42,9 +56,10 @@ func (h *horizon) pass(number int64) bool {
 
 // look looks at the gap before the event with the number, and reports whether what
 // is missing stays so. What was read before may have been read too early.
-func (l *Ledger) look(ctx context.Context, h *horizon, number int64) (filled bool, err error) {
+func (e *eventLog) look(ctx context.Context, number int64) (filled bool, err error) {
+	h := &e.horizon
 	writers := map[string]bool{}
-	err = l.often(ctx, l.db, queryEventWriters, nil, func(rows pgx.Rows) error {
+	err = e.often(ctx, e.db, queryEventWriters, nil, func(rows pgx.Rows) error {
 		var id string
 		err := rows.Scan(&id)
 		writers[id] = true
@@ -76,16 +91,16 @@ func (h *horizon) waiting() bool {
 }
 
 // findHorizon sets the horizon to the present.
-func (l *Ledger) findHorizon(ctx context.Context) error {
-	h := &l.horizon
+func (e *eventLog) findHorizon(ctx context.Context) error {
+	h := &e.horizon
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	last, _, err := l.lastEvent(ctx)
+	last, _, err := e.lastEvent(ctx)
 	if err != nil {
 		return err
 	}
 	for {
-		filled, err := l.look(ctx, h, last+1)
+		filled, err := e.look(ctx, last+1)
 		if err != nil {
 			return err
 		}
@@ -103,15 +118,16 @@ func (l *Ledger) findHorizon(ctx context.Context) error {
 
 // lastEvent is the last number that was given out, and that of the last event
 // removed.
-func (l *Ledger) lastEvent(ctx context.Context) (last, pruned int64, err error) {
-	_, err = l.oftenOne(ctx, queryLastEvent, nil, &last, &pruned)
+func (e *eventLog) lastEvent(ctx context.Context) (last, pruned int64, err error) {
+	_, err = e.oftenOne(ctx, queryLastEvent, nil, &last, &pruned)
 	return last, pruned, err
 }
 
 // advance moves the horizon as far as it goes. h.mu is held.
-func (l *Ledger) advance(ctx context.Context, h *horizon) error {
+func (e *eventLog) advance(ctx context.Context) error {
+	h := &e.horizon
 	const page = 1000
-	_, pruned, err := l.lastEvent(ctx)
+	_, pruned, err := e.lastEvent(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,7 +135,7 @@ func (l *Ledger) advance(ctx context.Context, h *horizon) error {
 	for {
 		var n int
 		var gap int64
-		err := l.often(ctx, l.db, queryEventIDs, pgx.NamedArgs{"after": h.settled, "limit": page}, func(rows pgx.Rows) error {
+		err := e.often(ctx, e.db, queryEventIDs, pgx.NamedArgs{"after": h.settled, "limit": page}, func(rows pgx.Rows) error {
 			var number int64
 			err := rows.Scan(&number)
 			if n++; gap == 0 && !h.pass(number) {
@@ -131,7 +147,7 @@ func (l *Ledger) advance(ctx context.Context, h *horizon) error {
 			return err
 		}
 		if gap != 0 {
-			if filled, err := l.look(ctx, h, gap); err != nil || !filled {
+			if filled, err := e.look(ctx, gap); err != nil || !filled {
 				return err
 			}
 		} else if n < page {
@@ -140,16 +156,23 @@ func (l *Ledger) advance(ctx context.Context, h *horizon) error {
 	}
 }
 
+// now is the number of the last event that is settled.
+func (e *eventLog) now(ctx context.Context) (int64, error) {
+	h := &e.horizon
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := e.advance(ctx)
+	return h.settled, err
+}
+
 // Now implements ledger.Ledger.
-func (l *Ledger) Now(ctx context.Context) (job.Cursor, error) {
-	return read(ctx, l, "look up the latest event", func(ctx context.Context) (job.Cursor, error) {
-		h := &l.horizon
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if err := l.advance(ctx, h); err != nil {
+func (e *eventLog) Now(ctx context.Context) (job.Cursor, error) {
+	return read(ctx, e.database, "look up the latest event", func(ctx context.Context) (job.Cursor, error) {
+		last, err := e.now(ctx)
+		if err != nil {
 			return "", err
 		}
-		return cursor(h.settled), nil
+		return cursor(last), nil
 	})
 }
 
@@ -164,7 +187,7 @@ type page struct {
 // Events implements ledger.Ledger. A cursor that this ledger did not give out is
 // answered like one that is too old; asked for no event at all, it answers an error
 // of class errdefs.ErrInternal.
-func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
+func (e *eventLog) Events(ctx context.Context, after job.Cursor, filter ledger.EventFilter, limit int) ([]job.Event, job.Cursor, error) {
 	doing := "read the events after " + string(after)
 	if limit < 1 {
 		return nil, "", fmt.Errorf("read events: a page of %d events: %w", limit, errdefs.ErrInternal)
@@ -176,11 +199,11 @@ func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.Eve
 			return nil, "", fmt.Errorf("%s: %w", doing, ledger.ErrEventsGone)
 		}
 	}
-	found, err := read(ctx, l, doing, func(ctx context.Context) (page, error) {
+	found, err := read(ctx, e.database, doing, func(ctx context.Context) (page, error) {
 		if filter == (ledger.EventFilter{}) {
-			return l.nextEvents(ctx, number, after == "", limit)
+			return e.nextEvents(ctx, number, after == "", limit)
 		}
-		return l.matchingEvents(ctx, number, after == "", filter, limit)
+		return e.matchingEvents(ctx, number, after == "", filter, limit)
 	})
 	if err != nil {
 		return nil, "", err
@@ -189,17 +212,17 @@ func (l *Ledger) Events(ctx context.Context, after job.Cursor, filter ledger.Eve
 }
 
 // nextEvents reads the events after the number, and moves the horizon with them.
-func (l *Ledger) nextEvents(ctx context.Context, number int64, first bool, limit int) (page, error) {
-	h := &l.horizon
+func (e *eventLog) nextEvents(ctx context.Context, number int64, first bool, limit int) (page, error) {
+	h := &e.horizon
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if number > h.settled {
-		if known, err := l.known(ctx, h, number); err != nil || !known {
+		if known, err := e.known(ctx, number); err != nil || !known {
 			return page{next: number}, err
 		}
 	}
 	for {
-		events, pruned, err := l.readEvents(ctx, number, math.MaxInt64, ledger.EventFilter{}, limit)
+		events, pruned, err := e.readEvents(ctx, number, math.MaxInt64, ledger.EventFilter{}, limit)
 		if err != nil {
 			return page{}, err
 		}
@@ -208,14 +231,14 @@ func (l *Ledger) nextEvents(ctx context.Context, number int64, first bool, limit
 		}
 		h.settled = max(h.settled, pruned)
 		var gap int64
-		for i, e := range events {
-			if e.number > h.settled && !h.pass(e.number) {
-				gap, events = e.number, events[:i]
+		for i, ev := range events {
+			if ev.number > h.settled && !h.pass(ev.number) {
+				gap, events = ev.number, events[:i]
 				break
 			}
 		}
 		if gap != 0 {
-			filled, err := l.look(ctx, h, gap)
+			filled, err := e.look(ctx, gap)
 			if err != nil {
 				return page{}, err
 			}
@@ -228,14 +251,14 @@ func (l *Ledger) nextEvents(ctx context.Context, number int64, first bool, limit
 }
 
 // matchingEvents reads the events after the number that match.
-func (l *Ledger) matchingEvents(ctx context.Context, number int64, first bool, filter ledger.EventFilter, limit int) (page, error) {
-	h := &l.horizon
+func (e *eventLog) matchingEvents(ctx context.Context, number int64, first bool, filter ledger.EventFilter, limit int) (page, error) {
+	h := &e.horizon
 	h.mu.Lock()
-	err := l.advance(ctx, h)
+	err := e.advance(ctx)
 	last := h.settled
 	if err == nil && number > last {
 		var known bool
-		if known, err = l.known(ctx, h, number); err == nil && !known {
+		if known, err = e.known(ctx, number); err == nil && !known {
 			last = number
 		}
 	}
@@ -243,7 +266,7 @@ func (l *Ledger) matchingEvents(ctx context.Context, number int64, first bool, f
 	if err != nil {
 		return page{}, err
 	}
-	events, pruned, err := l.readEvents(ctx, number, last, filter, limit)
+	events, pruned, err := e.readEvents(ctx, number, last, filter, limit)
 	if err == nil && number < pruned && !first {
 		err = ledger.ErrEventsGone
 	}
@@ -253,15 +276,16 @@ func (l *Ledger) matchingEvents(ctx context.Context, number int64, first bool, f
 // known moves the horizon towards a number behind it, which another node may have
 // given out, and reports whether it got there. A number that nobody has given out is
 // ledger.ErrEventsGone. h.mu is held.
-func (l *Ledger) known(ctx context.Context, h *horizon, number int64) (bool, error) {
-	last, _, err := l.lastEvent(ctx)
+func (e *eventLog) known(ctx context.Context, number int64) (bool, error) {
+	h := &e.horizon
+	last, _, err := e.lastEvent(ctx)
 	if err != nil {
 		return false, err
 	}
 	if number > last {
 		return false, ledger.ErrEventsGone
 	}
-	if err := l.advance(ctx, h); err != nil {
+	if err := e.advance(ctx); err != nil {
 		return false, err
 	}
 	return number <= h.settled, nil
@@ -287,18 +311,18 @@ type numbered struct {
 
 // readEvents reads events after a number, up to another, and the number of the last
 // one that was removed.
-func (l *Ledger) readEvents(ctx context.Context, after, last int64, filter ledger.EventFilter, limit int) (events []numbered, pruned int64, err error) {
+func (e *eventLog) readEvents(ctx context.Context, after, last int64, filter ledger.EventFilter, limit int) (events []numbered, pruned int64, err error) {
 	args := pgx.NamedArgs{"after": after, "last": last, "limit": limit, "job": text(filter.Job), "tenant": text(filter.Tenant)}
-	send := l.often
+	send := e.often
 	if filter != (ledger.EventFilter{}) {
-		send = l.queryBy
+		send = e.queryBy
 	}
-	err = send(ctx, l.db, eventsQuery(filter), args, func(rows pgx.Rows) error {
+	err = send(ctx, e.db, eventsQuery(filter), args, func(rows pgx.Rows) error {
 		if rows.RawValues()[1] == nil {
 			return rows.Scan(append([]any{&pruned}, make([]any, len(rows.RawValues())-1)...)...)
 		}
-		e, err := scanEvent(rows, &pruned)
-		events = append(events, e)
+		event, err := scanEvent(rows, &pruned)
+		events = append(events, event)
 		return err
 	})
 	return events, pruned, err
@@ -327,9 +351,9 @@ func scanEvent(rows pgx.Rows, pruned *int64) (numbered, error) {
 }
 
 // Checkpoint implements ledger.Ledger.
-func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
-	return read(ctx, l, "look up the checkpoint of "+consumer, func(ctx context.Context) (kept job.Cursor, err error) {
-		found, err := l.queryOne(ctx, queryCheckpoint, pgx.NamedArgs{"consumer": text(consumer)}, &kept)
+func (e *eventLog) Checkpoint(ctx context.Context, consumer string) (job.Cursor, error) {
+	return read(ctx, e.database, "look up the checkpoint of "+consumer, func(ctx context.Context) (kept job.Cursor, err error) {
+		found, err := e.queryOne(ctx, queryCheckpoint, pgx.NamedArgs{"consumer": text(consumer)}, &kept)
 		if err == nil && !found {
 			err = ledger.ErrNotFound
 		}
@@ -338,9 +362,9 @@ func (l *Ledger) Checkpoint(ctx context.Context, consumer string) (job.Cursor, e
 }
 
 // SetCheckpoint implements ledger.Ledger.
-func (l *Ledger) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
-	return l.call(ctx, "keep the checkpoint of "+consumer, func(ctx context.Context) error {
-		_, err := l.exec(ctx, querySetCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "cursor": text(at)})
+func (e *eventLog) SetCheckpoint(ctx context.Context, consumer string, at job.Cursor) error {
+	return e.call(ctx, "keep the checkpoint of "+consumer, func(ctx context.Context) error {
+		_, err := e.exec(ctx, querySetCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "cursor": text(at)})
 		return err
 	})
 }

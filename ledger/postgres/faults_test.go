@@ -115,6 +115,7 @@ func TestFaults(t *testing.T) {
 			url := newDatabase(t)
 			p := newProxy(t, url)
 			l := mustOpen(t, quiet(p.url, url))
+			l.prepares = true // as without a proxy
 			l.bell.notify = func(context.Context) error { return nil }
 			runs := 0
 			run := func(n int, f fault) (came bool) {

@@ -37,7 +37,7 @@ func connect(ctx context.Context, cfg Config, doing string, do func(l *Ledger, c
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	l := &Ledger{cfg: cfg, server: addressOf(direct)}
+	l := newLedger(cfg, addressOf(direct))
 	if err := l.connected(ctx, direct.ConnConfig, do); err != nil {
 		return explain(l.server, doing, err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// leases are those that this ledger was joined with, by node.
+// leases are the leases of the nodes that joined through this ledger.
 type leases struct {
 	mu     sync.Mutex
 	byNode map[string]*lease
@@ -21,8 +21,8 @@ type leases struct {
 }
 
 // lease is a node's. By the server's clock it lasts for Config.Lease after it was
-// renewed; the node takes it for lost when three quarters of that have passed, by
-// its own clock, since it asked for it to be renewed.
+// renewed; the node considers it lost when three quarters of that have passed, by its own
+// clock, since it sent the renewal.
 type lease struct {
 	ledger     *Ledger
 	node       string
@@ -82,7 +82,7 @@ func (l *Ledger) LateRenewals() int64 {
 	return l.leases.late
 }
 
-// safeLease is for how long after it asked a node may rely on its lease.
+// safeLease is how long a node may rely on its lease after it sent the renewal.
 func (c Config) safeLease() time.Duration { return c.Lease / 4 * 3 }
 
 // renewEvery is how often leases are renewed.
@@ -106,7 +106,7 @@ func (l *Ledger) taken(ctx context.Context, node string) error {
 // Peers returns the names of the nodes but the given one whose leases have not ended,
 // sorted.
 func (l *Ledger) Peers(ctx context.Context, node string) ([]string, error) {
-	return read(ctx, l, "list the nodes that share the ledger", func(ctx context.Context) (peers []string, err error) {
+	return read(ctx, l.database, "list the nodes that share the ledger", func(ctx context.Context) (peers []string, err error) {
 		err = l.query(ctx, queryPeers, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
 			var name string
 			err := rows.Scan(&name)
@@ -159,8 +159,7 @@ func (s *leases) generation(node string) int64 {
 	return 0
 }
 
-// setDraining takes over which nodes are to claim no job, and reports whether that has
-// changed.
+// setDraining stores which nodes are draining, and reports whether that has changed.
 func (s *leases) setDraining(nodes []string) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,8 +206,8 @@ func (s *leases) list() (nodes []string, generations []int64) {
 	return nodes, generations
 }
 
-// renewed takes over which of the leases asked for at a time were renewed; the
-// others are lost.
+// renewed stores the result of a renewal that was sent at the time asked: leases that were
+// not renewed are lost.
 func (s *leases) renewed(asked time.Time, nodes []string, generations []int64, renewed []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,8 +235,8 @@ func (s *leases) renewed(asked time.Time, nodes []string, generations []int64, r
 // Lost implements ledger.Lease.
 func (l *lease) Lost() <-chan struct{} { return l.lost }
 
-// leaveGrace is for how long at least the claims of a node that gave its lease up wait for
-// its next Join, as in an upgrade; then other nodes take them.
+// leaveGrace is the minimum time that the claims of a node which released its lease are
+// kept for its next Join, as in an upgrade. After it other nodes take them.
 const leaveGrace = time.Minute
 
 // Release implements ledger.Lease. The lease ends here in any case; where the

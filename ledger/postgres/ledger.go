@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -90,32 +89,24 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Ledger is a ledger.Ledger in a PostgreSQL database.
+// Ledger is a ledger.Ledger in a PostgreSQL database: its parts, and the changes of jobs.
 type Ledger struct {
-	cfg         Config
-	server      string // where it is, without a password
-	pool        *pgxpool.Pool
-	db          querier // the pool
+	cfg Config
+	*database
+	*records
+	*eventLog
+	*uploads
+	*deliveries
+
 	bell        *bell
 	leases      leases
-	horizon     horizon
 	maintenance *maintenance
-
-	claims claims
-	clock  clock
-
-	prepares   bool // statements that are sent often
-	named      named
-	statements atomic.Int64 // that were sent
+	claims      claims
+	clock       clock
 
 	// claiming holds a value while this ledger makes a claim under limits: those of one
 	// node wait for one another here, and not on their connections.
 	claiming chan struct{}
-
-	// calls are those running; none begins once closed is set.
-	mu     sync.Mutex
-	closed bool
-	calls  sync.WaitGroup
 
 	closing sync.Once
 }
@@ -126,40 +117,12 @@ var (
 	_ ledger.Restorer  = (*Ledger)(nil)
 )
 
-// begin begins a call, which ends by l.calls.Done.
-func (l *Ledger) begin() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return errClosed
-	}
-	l.calls.Add(1)
-	return nil
-}
-
-// call runs do as a call of the ledger, again where that may help, and explains its
-// error.
-func (l *Ledger) call(ctx context.Context, doing string, do func(ctx context.Context) error) error {
-	err := l.begin()
-	if err == nil {
-		defer l.calls.Done()
-		err = l.retry(ctx, do)
-	}
-	if err != nil {
-		return explain(l.server, doing, err)
-	}
-	return nil
-}
-
 // Close waits for running calls, ends leases and closes the connections. A call that
 // comes later answers an error of class errdefs.ErrUnavailable. Closing twice is
 // closing once.
 func (l *Ledger) Close() error {
 	l.closing.Do(func() {
-		l.mu.Lock()
-		l.closed = true
-		l.mu.Unlock()
-		l.calls.Wait()
+		l.endCalls()
 		l.maintenance.stop()
 		l.leases.close()
 		l.bell.close()

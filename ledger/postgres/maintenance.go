@@ -16,23 +16,23 @@ import (
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
-// How much one statement of the maintenance changes at most.
+// The most rows that one maintenance statement changes.
 const (
 	timerBatch = 64   // jobs whose time has come
 	sweepBatch = 2000 // records, and events, that are no longer kept
 )
 
-// longestSweep is how often the ledger is swept at least: its age is kept then, which
-// may be behind for two minutes (see the view moment).
+// longestSweep is the longest interval between sweeps: a sweep also stores the ledger's
+// age, which may be at most two minutes behind (see the view moment).
 const longestSweep = time.Minute
 
 // maxClosed is how much the ledger ages at most while no node has it open.
 const maxClosed = 24 * time.Hour
 
-// maintenance does what no caller asks for, from a goroutine of its own: it renews leases,
-// asks for changes that no doorbell told, makes delayed jobs claimable, fails those
-// that waited too long, takes back the claims of nodes whose leases have ended, and
-// removes what is no longer kept. All nodes do; what two do at a time is done once.
+// maintenance is the ledger's background work, in a goroutine of its own: it renews leases,
+// polls for changes whose notification was lost, makes delayed jobs claimable, fails those
+// that waited too long, releases the claims of nodes whose leases have ended, and removes
+// what is no longer kept. Every node runs it; each statement is safe to run concurrently.
 type maintenance struct {
 	l     *Ledger
 	woken chan struct{}
@@ -55,7 +55,7 @@ type maintenance struct {
 	failing   bool
 }
 
-// unknownClaim is a claim of which it is not known whether it was made.
+// unknownClaim is a claim whose outcome is unknown.
 type unknownClaim struct{ node, key string }
 
 func newMaintenance(l *Ledger) *maintenance { return &maintenance{l: l, woken: make(chan struct{}, 1)} }
@@ -80,8 +80,8 @@ func (m *maintenance) wake() {
 	}
 }
 
-// setTimer has jobs looked at that wait for a time of the server's clock. The two
-// clocks may differ: the time is looked up again soon (see pulse).
+// setTimer schedules a run of the timers at a time of the server's clock. This machine's
+// clock may differ: each pulse reads the time again.
 func (m *maintenance) setTimer(at time.Time) {
 	m.mu.Lock()
 	sooner := m.nextTimer.IsZero() || at.Before(m.nextTimer)
@@ -129,14 +129,15 @@ func (m *maintenance) sweepDue() bool {
 	return m.endings > m.l.cfg.KeepJobs/100 || m.events > m.l.cfg.EventNumber/50
 }
 
-// settleClaim has it found out whether a claim was made, and the claim released.
+// settleClaim queues a claim with an unknown outcome: it is looked up, and released if it
+// was made.
 func (m *maintenance) settleClaim(node, key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.unknown = append(m.unknown, unknownClaim{node, key})
 }
 
-// handBack has a claim released.
+// handBack queues a claim to be released.
 func (m *maintenance) handBack(claim *ledger.Claim) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -169,7 +170,7 @@ func (m *maintenance) run(ctx context.Context) {
 	}
 }
 
-// report logs that maintenance fails, and that it does so no more.
+// report logs when maintenance starts to fail and when it works again.
 func (m *maintenance) report(err error) {
 	switch {
 	case err == nil && m.failing:
@@ -214,7 +215,7 @@ func (m *maintenance) work(ctx context.Context, poll bool) error {
 	return nil
 }
 
-// sweepEvery is how often the ledger is swept where little happens.
+// sweepEvery is the interval between the sweeps of a ledger with few changes.
 func (m *maintenance) sweepEvery() time.Duration {
 	return min(max(min(m.l.cfg.Keep, m.l.cfg.EventKeep)/64, time.Second), longestSweep)
 }
@@ -244,7 +245,7 @@ func (m *maintenance) pulse(ctx context.Context) error {
 		m.renewed = asked
 		m.l.leases.renewed(asked, nodes, generations, renewed)
 	}
-	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.horizon.waiting() {
+	if m.l.leases.setDraining(draining) || last > m.lastEvent || m.l.eventLog.horizon.waiting() {
 		m.lastEvent = last
 		m.l.bell.ring()
 	}
@@ -381,9 +382,7 @@ func (m *maintenance) sweep(ctx context.Context) error {
 	m.mu.Lock()
 	m.endings, m.events = 0, 0
 	m.mu.Unlock()
-	m.l.horizon.mu.Lock()
-	settled := m.l.horizon.settled
-	m.l.horizon.mu.Unlock()
+	settled := m.l.eventLog.horizon.number()
 	for {
 		swept := time.Now()
 		var expired, pruned int

@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// named knows the statements that have had their arguments' names replaced by numbers,
-// which takes pgx as long as all the rest of a call.
+// named caches statements whose argument names were replaced by numbers: pgx takes as long
+// for that as for the rest of a call.
 type named struct{ statements sync.Map } // of text to *statement
 
 // statement is one with numbers, and the names of its arguments in their order.
@@ -17,7 +17,7 @@ type statement struct {
 	names []string
 }
 
-// bind are arguments by name for a statement that is sent again and again.
+// bind returns named arguments for a statement that is sent often.
 func (n *named) bind(args pgx.NamedArgs) pgx.QueryRewriter { return bound{n, args} }
 
 type bound struct {

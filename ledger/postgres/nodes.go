@@ -67,7 +67,7 @@ func (l *Ledger) Draining(node string) bool {
 
 // Nodes are all that there are, by name.
 func (l *Ledger) Nodes(ctx context.Context) ([]Node, error) {
-	return read(ctx, l, "list the nodes", func(ctx context.Context) (nodes []Node, err error) {
+	return read(ctx, l.database, "list the nodes", func(ctx context.Context) (nodes []Node, err error) {
 		err = l.query(ctx, queryNodes, nil, func(rows pgx.Rows) error {
 			var n Node
 			var until *time.Time

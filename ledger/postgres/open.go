@@ -44,7 +44,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l := &Ledger{cfg: cfg, server: addressOf(pooled), claiming: make(chan struct{}, 1), clock: clock{keep: momentKept}}
+	l := newLedger(cfg, addressOf(pooled))
 	l.maintenance = newMaintenance(l)
 	l.bell = newBell(l.connectDirect(direct.ConnConfig), cfg.Log)
 	if err := l.open(ctx, pooled); err != nil {
@@ -54,6 +54,17 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, explain(l.server, "open ledger", err)
 	}
 	return l, nil
+}
+
+// newLedger is a ledger without connections.
+func newLedger(cfg Config, server string) *Ledger {
+	db := &database{server: server, retryFor: cfg.RetryFor}
+	l := &Ledger{
+		cfg: cfg, database: db, records: &records{db}, eventLog: &eventLog{database: db}, deliveries: &deliveries{db},
+		clock: clock{keep: momentKept}, claiming: make(chan struct{}, 1),
+	}
+	l.uploads = &uploads{db, &l.leases}
+	return l
 }
 
 func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
@@ -89,7 +100,7 @@ func (l *Ledger) open(ctx context.Context, pooled *pgxpool.Config) (err error) {
 	if err := l.retry(ctx, l.maintenance.keepAge); err != nil {
 		return err
 	}
-	l.maintenance.lastEvent = l.horizon.settled
+	l.maintenance.lastEvent = l.eventLog.horizon.settled
 	l.bell.start(listening, func(ctx context.Context) error {
 		return l.often(ctx, l.db, queryNotify, pgx.NamedArgs{"from": l.bell.me}, func(pgx.Rows) error { return nil })
 	})

@@ -357,3 +357,21 @@ func TestPreparedAnew(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenFaults cuts the connection at every statement of Open: it tries again.
+func TestOpenFaults(t *testing.T) {
+	p := newProxy(t, newDatabase(t))
+	for n, came := 1, true; came; n++ {
+		p.arm(n, neverSent)
+		l, err := Open(t.Context(), Config{URL: p.url, Lease: longLease, Poll: time.Hour, RetryFor: time.Minute})
+		if err != nil {
+			t.Fatalf("statement %d: %v", n, err)
+		}
+		if came = p.disarm(); !l.prepares {
+			t.Errorf("statement %d: none is prepared", n)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

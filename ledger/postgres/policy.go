@@ -119,7 +119,7 @@ func (l *Ledger) claimOfGroups(ctx context.Context, db querier, slot ledger.Slot
 
 // Queued implements ledger.Ledger.
 func (l *Ledger) Queued(ctx context.Context, tenant string, most int) (int, error) {
-	return read(ctx, l, "count the queued jobs of tenant "+tenant, func(ctx context.Context) (n int, err error) {
+	return read(ctx, l.database, "count the queued jobs of tenant "+tenant, func(ctx context.Context) (n int, err error) {
 		_, err = l.queryOne(ctx, queryQueued, pgx.NamedArgs{"tenant": text(tenant), "most": most}, &n)
 		return n, err
 	})
@@ -127,7 +127,7 @@ func (l *Ledger) Queued(ctx context.Context, tenant string, most int) (int, erro
 
 // Load implements ledger.Ledger.
 func (l *Ledger) Load(ctx context.Context) (ledger.Load, error) {
-	return read(ctx, l, "look up what is held", func(ctx context.Context) (ledger.Load, error) {
+	return read(ctx, l.database, "look up what is held", func(ctx context.Context) (ledger.Load, error) {
 		_, load, err := l.bounds(ctx, l.db, []string{})
 		return load, err
 	})

@@ -111,8 +111,8 @@ func (p *proxy) accept() {
 	}
 }
 
-// serve passes messages on, one statement (up to its Sync) and its answer (up to
-// ReadyForQuery) after the other.
+// serve passes messages on, one statement (up to its Sync, or a simple Query) and its answer
+// (up to ReadyForQuery) after the other.
 func (p *proxy) serve(client, server net.Conn) {
 	kept := false
 	defer func() {
@@ -199,6 +199,10 @@ func until(from net.Conn, kind byte, to net.Conn) (all []byte, err error) {
 		switch m[0] {
 		case kind:
 			return all, nil
+		case 'Q':
+			if kind == 'S' {
+				return all, nil
+			}
 		case 'X': // the client's last
 			return nil, io.EOF
 		}

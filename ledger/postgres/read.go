@@ -16,25 +16,14 @@ import (
 	"github.com/iterait/shepherd/ledger"
 )
 
-// read is call for reads, whose result do makes again each time.
-func read[T any](ctx context.Context, l *Ledger, doing string, do func(ctx context.Context) (T, error)) (T, error) {
-	var result T
-	err := l.call(ctx, doing, func(ctx context.Context) (err error) {
-		result, err = do(ctx)
-		return err
-	})
-	if err != nil {
-		var none T
-		return none, err
-	}
-	return result, nil
-}
+// records reads the records of jobs and their attempts.
+type records struct{ *database }
 
 // Get implements ledger.Ledger.
-func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
-	return read(ctx, l, "look up job "+string(id), func(ctx context.Context) (job.Record, error) {
+func (rs *records) Get(ctx context.Context, id job.ID) (job.Record, error) {
+	return read(ctx, rs.database, "look up job "+string(id), func(ctx context.Context) (job.Record, error) {
 		var r *row
-		err := l.often(ctx, l.db, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+		err := rs.often(ctx, rs.db, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
 			r, err = scanRow(rows, true)
 			return err
 		})
@@ -49,9 +38,9 @@ func (l *Ledger) Get(ctx context.Context, id job.ID) (job.Record, error) {
 }
 
 // Attempts implements ledger.Ledger.
-func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
-	return read(ctx, l, "list the attempts of job "+string(id), func(ctx context.Context) (attempts []job.Attempt, err error) {
-		err = l.query(ctx, queryAttempts, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) error {
+func (rs *records) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error) {
+	return read(ctx, rs.database, "list the attempts of job "+string(id), func(ctx context.Context) (attempts []job.Attempt, err error) {
+		err = rs.query(ctx, queryAttempts, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) error {
 			a, err := scanAttempt(rows.Scan)
 			attempts = append(attempts, a)
 			return err
@@ -61,14 +50,14 @@ func (l *Ledger) Attempts(ctx context.Context, id job.ID) ([]job.Attempt, error)
 }
 
 // LastAttempts implements ledger.Ledger.
-func (l *Ledger) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
+func (rs *records) LastAttempts(ctx context.Context, jobs []job.ID) (map[job.ID]job.Attempt, error) {
 	ids := make([]string, len(jobs))
 	for i, id := range jobs {
 		ids[i] = text(string(id))
 	}
-	return read(ctx, l, "list the last attempts of jobs", func(ctx context.Context) (map[job.ID]job.Attempt, error) {
+	return read(ctx, rs.database, "list the last attempts of jobs", func(ctx context.Context) (map[job.ID]job.Attempt, error) {
 		last := make(map[job.ID]job.Attempt, len(jobs))
-		err := l.query(ctx, queryLastAttempts, pgx.NamedArgs{"ids": ids}, func(rows pgx.Rows) error {
+		err := rs.query(ctx, queryLastAttempts, pgx.NamedArgs{"ids": ids}, func(rows pgx.Rows) error {
 			var id job.ID
 			a, err := scanAttempt(func(into ...any) error { return rows.Scan(append([]any{&id}, into...)...) })
 			last[id] = a
@@ -94,12 +83,12 @@ func scanAttempt(scan func(...any) error) (job.Attempt, error) {
 }
 
 // Held implements ledger.Ledger; the oldest claim is the one made first.
-func (l *Ledger) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
-	return read(ctx, l, "list the jobs held by node "+node, func(ctx context.Context) ([]ledger.Claim, error) { return l.held(ctx, node) })
+func (rs *records) Held(ctx context.Context, node string) ([]ledger.Claim, error) {
+	return read(ctx, rs.database, "list the jobs held by node "+node, func(ctx context.Context) ([]ledger.Claim, error) { return rs.held(ctx, node) })
 }
 
-func (l *Ledger) held(ctx context.Context, node string) (claims []ledger.Claim, err error) {
-	err = l.query(ctx, queryHeld, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
+func (rs *records) held(ctx context.Context, node string) (claims []ledger.Claim, err error) {
+	err = rs.query(ctx, queryHeld, pgx.NamedArgs{"node": text(node)}, func(rows pgx.Rows) error {
 		r, err := scanRow(rows, true)
 		if err == nil {
 			claims = append(claims, ledger.Claim{Record: r.Record, Token: r.Token})
@@ -111,14 +100,14 @@ func (l *Ledger) held(ctx context.Context, node string) (claims []ledger.Claim, 
 
 // List implements ledger.Ledger. Asked for no record at all, it answers an error of
 // class errdefs.ErrInternal.
-func (l *Ledger) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) (page []job.Record, next int64, err error) {
+func (rs *records) List(ctx context.Context, filter ledger.Filter, cursor int64, limit int) (page []job.Record, next int64, err error) {
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("list jobs: a page of %d records: %w", limit, errdefs.ErrInternal)
 	}
 	query, args := listQuery(filter, cursor, limit)
-	page, err = read(ctx, l, "list jobs", func(ctx context.Context) (page []job.Record, err error) {
+	page, err = read(ctx, rs.database, "list jobs", func(ctx context.Context) (page []job.Record, err error) {
 		next = 0
-		err = l.query(ctx, query, args, func(rows pgx.Rows) error {
+		err = rs.query(ctx, query, args, func(rows pgx.Rows) error {
 			r, err := scanRow(rows, false)
 			switch {
 			case err != nil:
@@ -220,10 +209,10 @@ func listQuery(filter ledger.Filter, cursor int64, limit int) (string, pgx.Named
 }
 
 // Position implements ledger.Ledger.
-func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error) {
-	return read(ctx, l, "look up the position of job "+string(id), func(ctx context.Context) (int, error) {
+func (rs *records) Position(ctx context.Context, id job.ID, most int) (int, error) {
+	return read(ctx, rs.database, "look up the position of job "+string(id), func(ctx context.Context) (int, error) {
 		var r *row
-		err := l.query(ctx, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
+		err := rs.query(ctx, queryGet, pgx.NamedArgs{"id": text(id)}, func(rows pgx.Rows) (err error) {
 			r, err = scanRow(rows, true)
 			return err
 		})
@@ -236,19 +225,19 @@ func (l *Ledger) Position(ctx context.Context, id job.ID, most int) (int, error)
 			return 0, nil
 		}
 		var before int
-		_, err = l.queryOne(ctx, queryBefore, pgx.NamedArgs{"sheep": text(r.Sheep), "priority": r.Priority, "seq": r.Seq, "most": most - 1}, &before)
+		_, err = rs.queryOne(ctx, queryBefore, pgx.NamedArgs{"sheep": text(r.Sheep), "priority": r.Priority, "seq": r.Seq, "most": most - 1}, &before)
 		return before + 1, err
 	})
 }
 
 // Count implements ledger.Ledger. It has every state, also those of no record.
-func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
-	return read(ctx, l, "count jobs", func(ctx context.Context) (ledger.Counts, error) {
+func (rs *records) Count(ctx context.Context) (ledger.Counts, error) {
+	return read(ctx, rs.database, "count jobs", func(ctx context.Context) (ledger.Counts, error) {
 		counts := ledger.Counts{}
 		for _, state := range []job.State{job.Queued, job.Processing, job.Done, job.Failed, job.Cancelled} {
 			counts[state] = 0
 		}
-		err := l.query(ctx, queryCount, nil, func(rows pgx.Rows) error {
+		err := rs.query(ctx, queryCount, nil, func(rows pgx.Rows) error {
 			var state job.State
 			var n int
 			err := rows.Scan(&state, &n)
@@ -260,9 +249,9 @@ func (l *Ledger) Count(ctx context.Context) (ledger.Counts, error) {
 }
 
 // Waiting implements ledger.Ledger.
-func (l *Ledger) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
-	return read(ctx, l, "look up the waiting jobs", func(ctx context.Context) (list []ledger.Waiting, err error) {
-		err = l.often(ctx, l.db, queryWaiting, pgx.NamedArgs{"most": most}, func(rows pgx.Rows) error {
+func (rs *records) Waiting(ctx context.Context, most int) ([]ledger.Waiting, error) {
+	return read(ctx, rs.database, "look up the waiting jobs", func(ctx context.Context) (list []ledger.Waiting, err error) {
+		err = rs.often(ctx, rs.db, queryWaiting, pgx.NamedArgs{"most": most}, func(rows pgx.Rows) error {
 			var w ledger.Waiting
 			var oldest *time.Time
 			err := rows.Scan(&w.Model.Name, &w.Model.Version, &w.Sheep, &w.Jobs, &oldest, &w.Rest, nil)

@@ -76,7 +76,7 @@ type due struct {
 
 // Due implements ledger.Retention.
 func (l *Ledger) Due(ctx context.Context, limit int) ([]ledger.Removal, time.Duration, error) {
-	d, err := read(ctx, l, "look for files of jobs to remove", func(ctx context.Context) (due, error) {
+	d, err := read(ctx, l.database, "look for files of jobs to remove", func(ctx context.Context) (due, error) {
 		var d due
 		err := l.query(ctx, queryDue, pgx.NamedArgs{"limit": limit + 1, "nodes": l.leases.nodes()}, func(rows pgx.Rows) error {
 			var m lifecycle.Moment

@@ -72,9 +72,8 @@ const (
 		FROM kinds WHERE place < @most::bigint OR kinds <= @most
 		UNION ALL SELECT '', '', '', sum(jobs)::bigint, NULL, true, NULL FROM kinds WHERE NOT (place < @most OR kinds <= @most) HAVING count(*) > 0
 		ORDER BY place`
-	// What is due, and the next one that is not. Removals that another node has begun
-	// which is alive are left out. Jobs whose time has not come are not looked at, however
-	// many of them are needed.
+	// The jobs that are due, without removals that another live node has begun, and the
+	// first job that is not due yet. Needed jobs that are not due are not scanned.
 	queryDue = `SELECT m.now, m.age, ` + listColumns + ` FROM shepherd.moment m, LATERAL (
 			(SELECT * FROM shepherd.jobs WHERE remove_age > 0 AND remove_age <= m.age AND ` + unneeded + ` AND (removal = 0 OR remover = ANY(@nodes::text[])
 				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp()))
@@ -107,8 +106,8 @@ var (
 	// and where earlier attempts may be too many
 	querySaveAndTrim = `WITH ` + saved + `, ` + attempted + `, ` + trimmed + `, ` + told + `, ` + charged + ` SELECT count(*) FROM saved`
 
-	// A new row of an id that has neither a row nor a reservation, without a webhook. It
-	// answers the seq.
+	// A new row without a webhook, if the id has neither a row nor a reservation. Returns
+	// the seq.
 	queryCreateFirst = `WITH saved AS (` + insertJob + `
 			WHERE NOT EXISTS (SELECT FROM shepherd.jobs WHERE id = @id) AND NOT EXISTS (SELECT FROM shepherd.uploads WHERE id = @id)
 			ON CONFLICT (id) DO NOTHING RETURNING *), ` + told + ` SELECT seq FROM saved`

@@ -32,13 +32,13 @@ const (
 			due_age = greatest(u.due_age, m.age + @keep::bigint),
 			expires_at = CASE WHEN m.age + @keep::bigint > u.due_age THEN m.now + @keep::bigint * interval '1 microsecond' ELSE u.expires_at END
 		FROM shepherd.moment m WHERE u.id = @id AND u.created_at = @created::timestamptz AND NOT u.removing RETURNING ` + uploadColumns
-	// Removals that another node has begun which is alive are left out.
+	// Without removals that another live node has begun.
 	queryDueUploads = `SELECT m.age, ` + uploadColumns + ` FROM shepherd.moment m, LATERAL (
 			SELECT * FROM shepherd.uploads WHERE NOT removing OR remover = ANY(@nodes::text[])
 				OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = remover AND expires_at > clock_timestamp())
 			ORDER BY due_age LIMIT @limit) u`
-	// Begins a removal, unless another node that is alive has. Should a record of the id
-	// have come about at the same moment as the reservation, there is nothing to remove.
+	// Begins a removal, unless another live node has. If a record of the id was created
+	// concurrently with the reservation, there is nothing to remove.
 	queryRemoveUpload = `UPDATE shepherd.uploads u SET removing = true, due_age = 1, remover = @node
 		FROM shepherd.moment m WHERE u.id = @id AND (NOT @due::boolean OR u.due_age <= m.age) AND NOT EXISTS (SELECT FROM shepherd.jobs WHERE id = @id)
 			AND (NOT u.removing OR u.remover = ANY(@nodes::text[]) OR NOT EXISTS (SELECT FROM shepherd.nodes WHERE name = u.remover AND expires_at > clock_timestamp()))
@@ -48,6 +48,12 @@ const (
 	queryDropStrayUpload = `DELETE FROM shepherd.uploads WHERE id = @id AND EXISTS (SELECT FROM shepherd.jobs WHERE id = @id)`
 )
 
+// uploads are the places in storage that are reserved for jobs which are not submitted yet.
+type uploads struct {
+	*database
+	leases *leases
+}
+
 // The codes of the errors by which the database refuses a record for the sake of a
 // reservation; the message is the id.
 const (
@@ -55,7 +61,7 @@ const (
 	codeUploadOver   = "SHUO2"
 )
 
-// refusedForUpload gives the error of a statement that enters records its meaning.
+// refusedForUpload translates the error of a statement that inserts records.
 func refusedForUpload(err error, several bool) error {
 	var failure *pgconn.PgError
 	if !errors.As(err, &failure) {
@@ -88,9 +94,9 @@ func scanUpload(rows pgx.Rows, before ...any) (u job.Upload, dueAge int64, err e
 	return u, dueAge, nil
 }
 
-// oneUpload runs a statement that answers a reservation, or none.
-func (l *Ledger) oneUpload(ctx context.Context, sql string, args pgx.NamedArgs) (u job.Upload, found bool, err error) {
-	err = l.query(ctx, sql, args, func(rows pgx.Rows) (err error) {
+// oneUpload runs a statement that returns at most one reservation.
+func (p *uploads) oneUpload(ctx context.Context, sql string, args pgx.NamedArgs) (u job.Upload, found bool, err error) {
+	err = p.query(ctx, sql, args, func(rows pgx.Rows) (err error) {
 		found = true
 		u, _, err = scanUpload(rows)
 		return err
@@ -99,18 +105,18 @@ func (l *Ledger) oneUpload(ctx context.Context, sql string, args pgx.NamedArgs) 
 }
 
 // ReserveUpload implements ledger.Uploads.
-func (l *Ledger) ReserveUpload(ctx context.Context, u job.Upload, keep time.Duration) (job.Upload, error) {
+func (p *uploads) ReserveUpload(ctx context.Context, u job.Upload, keep time.Duration) (job.Upload, error) {
 	files, err := json.Marshal(append([]job.UploadFile{}, u.Files...))
 	if err != nil {
 		return job.Upload{}, fmt.Errorf("write the files of an upload as JSON: %w", err)
 	}
 	args := pgx.NamedArgs{"id": text(u.ID), "key": newKey(), "tenant": text(u.Tenant), "keep": keep.Microseconds(), "files": string(files)}
-	return read(ctx, l, "reserve the place of job "+string(u.ID), func(ctx context.Context) (job.Upload, error) {
-		kept, made, err := l.oneUpload(ctx, queryReserveUpload, args)
+	return read(ctx, p.database, "reserve the place of job "+string(u.ID), func(ctx context.Context) (job.Upload, error) {
+		kept, made, err := p.oneUpload(ctx, queryReserveUpload, args)
 		if err != nil || made {
 			return kept, err
 		}
-		kept, made, err = l.oneUpload(ctx, queryUploadReserved, args)
+		kept, made, err = p.oneUpload(ctx, queryUploadReserved, args)
 		if err == nil && !made {
 			err = ledger.ErrExists
 		}
@@ -119,7 +125,7 @@ func (l *Ledger) ReserveUpload(ctx context.Context, u job.Upload, keep time.Dura
 }
 
 // KeepUpload implements ledger.Uploads.
-func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
+func (p *uploads) KeepUpload(ctx context.Context, u job.Upload, files []job.UploadFile, keep time.Duration) (job.Upload, error) {
 	args := pgx.NamedArgs{"id": text(u.ID), "created": u.Created, "keep": keep.Microseconds(), "files": nil}
 	if files != nil {
 		encoded, err := json.Marshal(files)
@@ -128,12 +134,12 @@ func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.Uploa
 		}
 		args["files"] = string(encoded)
 	}
-	return read(ctx, l, "keep the place of job "+string(u.ID), func(ctx context.Context) (job.Upload, error) {
-		kept, found, err := l.oneUpload(ctx, queryKeepUpload, args)
+	return read(ctx, p.database, "keep the place of job "+string(u.ID), func(ctx context.Context) (job.Upload, error) {
+		kept, found, err := p.oneUpload(ctx, queryKeepUpload, args)
 		if err != nil || found {
 			return kept, err
 		}
-		there, found, err := l.oneUpload(ctx, queryUpload, args)
+		there, found, err := p.oneUpload(ctx, queryUpload, args)
 		switch {
 		case err != nil:
 		case found && there.Created.Equal(u.Created):
@@ -146,9 +152,9 @@ func (l *Ledger) KeepUpload(ctx context.Context, u job.Upload, files []job.Uploa
 }
 
 // Upload implements ledger.Uploads.
-func (l *Ledger) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
-	return read(ctx, l, "look for the place of job "+string(id), func(ctx context.Context) (job.Upload, error) {
-		u, found, err := l.oneUpload(ctx, queryUpload, pgx.NamedArgs{"id": text(id)})
+func (p *uploads) Upload(ctx context.Context, id job.ID) (job.Upload, error) {
+	return read(ctx, p.database, "look for the place of job "+string(id), func(ctx context.Context) (job.Upload, error) {
+		u, found, err := p.oneUpload(ctx, queryUpload, pgx.NamedArgs{"id": text(id)})
 		if err == nil && !found {
 			err = ledger.ErrNotFound
 		}
@@ -163,10 +169,10 @@ type dueUploads struct {
 }
 
 // DueUploads implements ledger.Uploads.
-func (l *Ledger) DueUploads(ctx context.Context, limit int) ([]job.Upload, time.Duration, error) {
-	d, err := read(ctx, l, "look for uploads to remove", func(ctx context.Context) (dueUploads, error) {
+func (p *uploads) DueUploads(ctx context.Context, limit int) ([]job.Upload, time.Duration, error) {
+	d, err := read(ctx, p.database, "look for uploads to remove", func(ctx context.Context) (dueUploads, error) {
 		var d dueUploads
-		err := l.query(ctx, queryDueUploads, pgx.NamedArgs{"limit": limit + 1, "nodes": l.leases.nodes()}, func(rows pgx.Rows) error {
+		err := p.query(ctx, queryDueUploads, pgx.NamedArgs{"limit": limit + 1, "nodes": p.leases.nodes()}, func(rows pgx.Rows) error {
 			var age int64
 			u, dueAge, err := scanUpload(rows, &age)
 			switch {
@@ -186,18 +192,18 @@ func (l *Ledger) DueUploads(ctx context.Context, limit int) ([]job.Upload, time.
 }
 
 // BeginUploadRemoval implements ledger.Uploads.
-func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
-	return read(ctx, l, "begin the removal of the upload of job "+string(id), func(ctx context.Context) (job.Upload, error) {
-		nodes := l.leases.nodes()
+func (p *uploads) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (job.Upload, error) {
+	return read(ctx, p.database, "begin the removal of the upload of job "+string(id), func(ctx context.Context) (job.Upload, error) {
+		nodes := p.leases.nodes()
 		args := pgx.NamedArgs{"id": text(id), "due": due, "nodes": nodes, "node": nodes[0]}
-		begun, found, err := l.oneUpload(ctx, queryRemoveUpload, args)
+		begun, found, err := p.oneUpload(ctx, queryRemoveUpload, args)
 		if err != nil || found {
 			return begun, err
 		}
-		if _, err := l.exec(ctx, queryDropStrayUpload, args); err != nil {
+		if _, err := p.exec(ctx, queryDropStrayUpload, args); err != nil {
 			return job.Upload{}, err
 		}
-		others, found, err := l.oneUpload(ctx, queryUpload, args)
+		others, found, err := p.oneUpload(ctx, queryUpload, args)
 		switch {
 		case err != nil:
 		case found && others.Removing:
@@ -210,9 +216,9 @@ func (l *Ledger) BeginUploadRemoval(ctx context.Context, id job.ID, due bool) (j
 }
 
 // EndUploadRemoval implements ledger.Uploads.
-func (l *Ledger) EndUploadRemoval(ctx context.Context, id job.ID) error {
-	return l.call(ctx, "end the removal of the upload of job "+string(id), func(ctx context.Context) error {
-		_, err := l.exec(ctx, queryDropUpload, pgx.NamedArgs{"id": text(id), "nodes": l.leases.nodes()})
+func (p *uploads) EndUploadRemoval(ctx context.Context, id job.ID) error {
+	return p.call(ctx, "end the removal of the upload of job "+string(id), func(ctx context.Context) error {
+		_, err := p.exec(ctx, queryDropUpload, pgx.NamedArgs{"id": text(id), "nodes": p.leases.nodes()})
 		return err
 	})
 }

@@ -22,8 +22,8 @@ const (
 		JOIN shepherd.job_webhooks w ON w.job = r.job AND w.run = r.run`
 	queryAddWebhook = `INSERT INTO shepherd.job_webhooks (job, run, webhook) SELECT @id::text, @run::bigint, @webhook::text`
 
-	// Messages are queued and settled one after the other: whoever queues a message
-	// behind another one either finds that waiting, or its end.
+	// Serializes queueing and settling: a message that is queued behind another sees
+	// either that one waiting or its result.
 	queryWebhookLock = `SELECT pg_advisory_xact_lock(` + webhookLock + `)`
 	// Moves a checkpoint, unless another has.
 	queryMoveCheckpoint = `INSERT INTO shepherd.checkpoints (consumer, cursor) SELECT @consumer::text, @to::text
@@ -71,6 +71,9 @@ const (
 		DELETE FROM shepherd.deliveries WHERE seq = ANY(ARRAY(SELECT seq FROM gone)) AND settled_age > 0`
 )
 
+// deliveries are the webhooks of jobs, and the messages for their receivers.
+type deliveries struct{ *database }
+
 // webhookText is a webhook as the ledger keeps it, empty for none.
 func webhookText(w job.Webhook) (string, error) {
 	encoded, err := w.MarshalText()
@@ -78,14 +81,14 @@ func webhookText(w job.Webhook) (string, error) {
 }
 
 // JobWebhooks implements ledger.Webhooks.
-func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
+func (d *deliveries) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[ledger.JobRun]job.Webhook, error) {
 	jobs, numbers := make([]string, len(runs)), make([]int64, len(runs))
 	for i, run := range runs {
 		jobs[i], numbers[i] = text(run.Job), int64(run.Run)
 	}
-	return read(ctx, l, "look up webhooks of jobs", func(ctx context.Context) (map[ledger.JobRun]job.Webhook, error) {
+	return read(ctx, d.database, "look up webhooks of jobs", func(ctx context.Context) (map[ledger.JobRun]job.Webhook, error) {
 		found := map[ledger.JobRun]job.Webhook{}
-		err := l.query(ctx, queryJobWebhooks, pgx.NamedArgs{"jobs": jobs, "runs": numbers}, func(rows pgx.Rows) error {
+		err := d.query(ctx, queryJobWebhooks, pgx.NamedArgs{"jobs": jobs, "runs": numbers}, func(rows pgx.Rows) error {
 			var run ledger.JobRun
 			var encoded string
 			var webhook job.Webhook
@@ -103,19 +106,19 @@ func (l *Ledger) JobWebhooks(ctx context.Context, runs []ledger.JobRun) (map[led
 }
 
 // QueueDeliveries implements ledger.Webhooks.
-func (l *Ledger) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
-	return read(ctx, l, "queue messages for receivers of webhooks", func(ctx context.Context) (moved bool, err error) {
-		err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+func (d *deliveries) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+	return read(ctx, d.database, "queue messages for receivers of webhooks", func(ctx context.Context) (moved bool, err error) {
+		err = pgx.BeginFunc(ctx, d.pool, func(tx pgx.Tx) error {
 			batch := &pgx.Batch{}
 			batch.Queue(queryWebhookLock)
 			batch.Queue(queryMoveCheckpoint, pgx.NamedArgs{"consumer": text(consumer), "from": text(from), "to": text(to)}).Exec(func(tag pgconn.CommandTag) error {
 				moved = tag.RowsAffected() > 0
 				return nil
 			})
-			if err := l.send(ctx, tx, batch); err != nil || !moved {
+			if err := d.send(ctx, tx, batch); err != nil || !moved {
 				return err
 			}
-			return l.send(ctx, tx, queueBatch(messages, complete))
+			return d.send(ctx, tx, queueBatch(messages, complete))
 		})
 		return moved && err == nil, err
 	})
@@ -137,9 +140,9 @@ func queueBatch(messages []job.Delivery, complete []ledger.JobRun) *pgx.Batch {
 	return batch
 }
 
-// send runs statements in a transaction.
-func (l *Ledger) send(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
-	l.statements.Add(int64(batch.Len()))
+// send sends statements in a transaction.
+func (d *deliveries) send(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
+	d.statements.Add(int64(batch.Len()))
 	return tx.SendBatch(ctx, batch).Close()
 }
 
@@ -150,16 +153,16 @@ type claimedDeliveries struct {
 }
 
 // ClaimDeliveries implements ledger.Webhooks. It writes nothing where no message is due.
-func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
+func (d *deliveries) ClaimDeliveries(ctx context.Context, limit int, except []string, hold time.Duration) ([]job.Delivery, time.Duration, error) {
 	args := pgx.NamedArgs{"limit": limit, "except": append([]string{}, except...), "hold": hold.Microseconds()}
-	c, err := read(ctx, l, "claim messages for receivers of webhooks", func(ctx context.Context) (claimedDeliveries, error) {
+	c, err := read(ctx, d.database, "claim messages for receivers of webhooks", func(ctx context.Context) (claimedDeliveries, error) {
 		var c claimedDeliveries
-		next, err := l.nextDelivery(ctx, args)
+		next, err := d.nextDelivery(ctx, args)
 		if err != nil || next != dueNow {
 			c.next = next
 			return c, err
 		}
-		err = l.query(ctx, queryClaimDeliveries, args, func(rows pgx.Rows) error {
+		err = d.query(ctx, queryClaimDeliveries, args, func(rows pgx.Rows) error {
 			var payload string
 			d, err := scanDelivery(rows, &payload)
 			d.Payload = []byte(payload)
@@ -169,7 +172,7 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 		if err != nil {
 			return c, err
 		}
-		if next, err := l.nextDelivery(ctx, args); err == nil { // what was claimed is handed out in any case
+		if next, err := d.nextDelivery(ctx, args); err == nil { // what was claimed is handed out in any case
 			c.next = next
 		}
 		return c, nil
@@ -181,39 +184,39 @@ func (l *Ledger) ClaimDeliveries(ctx context.Context, limit int, except []string
 const dueNow = time.Microsecond
 
 // nextDelivery is how long until a message is due, 0 where there is none.
-func (l *Ledger) nextDelivery(ctx context.Context, args pgx.NamedArgs) (time.Duration, error) {
+func (d *deliveries) nextDelivery(ctx context.Context, args pgx.NamedArgs) (time.Duration, error) {
 	var now time.Time
 	var at *time.Time
-	if _, err := l.queryOne(ctx, queryNextDelivery, args, &now, &at); err != nil || at == nil {
+	if _, err := d.queryOne(ctx, queryNextDelivery, args, &now, &at); err != nil || at == nil {
 		return 0, err
 	}
 	return max(at.Sub(now), dueNow), nil
 }
 
 // SettleDelivery implements ledger.Webhooks.
-func (l *Ledger) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
+func (d *deliveries) SettleDelivery(ctx context.Context, id string, try int, result ledger.DeliveryResult) error {
 	args := pgx.NamedArgs{
 		"id": text(id), "try": try, "state": string(result.State), "status": result.Status, "problem": text(ledger.ClipProblem(result.Problem)),
 		"pause": max(result.Pause.Microseconds(), 1),
 	}
-	return l.call(ctx, "settle message "+id, func(ctx context.Context) error {
+	return d.call(ctx, "settle message "+id, func(ctx context.Context) error {
 		if result.State == job.DeliveryWaiting {
-			_, err := l.exec(ctx, queryPostponeDelivery, args)
+			_, err := d.exec(ctx, queryPostponeDelivery, args)
 			return err
 		}
 		batch := &pgx.Batch{}
 		batch.Queue(queryWebhookLock)
 		batch.Queue(querySettleDelivery, args)
 		batch.Queue(queryAdvance, args)
-		return l.batch(ctx, batch)
+		return d.batch(ctx, batch)
 	})
 }
 
 // Redeliver implements ledger.Webhooks.
-func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
-	return read(ctx, l, "deliver message "+id+" again", func(ctx context.Context) (again job.Delivery, err error) {
+func (d *deliveries) Redeliver(ctx context.Context, id, tenant string) (job.Delivery, error) {
+	return read(ctx, d.database, "deliver message "+id+" again", func(ctx context.Context) (again job.Delivery, err error) {
 		found := false
-		err = l.query(ctx, queryRedeliver, pgx.NamedArgs{"id": text(id), "tenant": text(tenant)}, func(rows pgx.Rows) (err error) {
+		err = d.query(ctx, queryRedeliver, pgx.NamedArgs{"id": text(id), "tenant": text(tenant)}, func(rows pgx.Rows) (err error) {
 			found = true
 			again, err = scanDelivery(rows)
 			return err
@@ -226,15 +229,15 @@ func (l *Ledger) Redeliver(ctx context.Context, id, tenant string) (job.Delivery
 }
 
 // Deliveries implements ledger.Webhooks.
-func (l *Ledger) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
+func (d *deliveries) Deliveries(ctx context.Context, filter job.DeliveryFilter, cursor int64, limit int) ([]job.Delivery, int64, error) {
 	const doing = "list messages for receivers of webhooks"
 	if limit < 1 {
 		return nil, 0, fmt.Errorf("%s: a page of %d: %w", doing, limit, errdefs.ErrInternal)
 	}
 	query, args := deliveriesQuery(filter, cursor, limit+1)
-	listed, err := read(ctx, l, doing, func(ctx context.Context) ([]job.Delivery, error) {
+	listed, err := read(ctx, d.database, doing, func(ctx context.Context) ([]job.Delivery, error) {
 		var listed []job.Delivery
-		err := l.query(ctx, query, args, func(rows pgx.Rows) error {
+		err := d.query(ctx, query, args, func(rows pgx.Rows) error {
 			d, err := scanDelivery(rows)
 			listed = append(listed, d)
 			return err
@@ -273,10 +276,10 @@ func deliveriesQuery(filter job.DeliveryFilter, cursor int64, limit int) (string
 }
 
 // Undelivered implements ledger.Webhooks.
-func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
-	return read(ctx, l, "count messages for receivers of webhooks", func(ctx context.Context) ([]ledger.Backlog, error) {
+func (d *deliveries) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
+	return read(ctx, d.database, "count messages for receivers of webhooks", func(ctx context.Context) ([]ledger.Backlog, error) {
 		var waiting []ledger.Backlog
-		err := l.query(ctx, queryUndelivered, nil, func(rows pgx.Rows) error {
+		err := d.query(ctx, queryUndelivered, nil, func(rows pgx.Rows) error {
 			var b ledger.Backlog
 			err := rows.Scan(&b.Receiver, &b.Messages, &b.Oldest)
 			b.Oldest = b.Oldest.UTC()
@@ -288,10 +291,10 @@ func (l *Ledger) Undelivered(ctx context.Context) ([]ledger.Backlog, error) {
 }
 
 // ExpireDeliveries implements ledger.Webhooks.
-func (l *Ledger) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (int, error) {
+func (d *deliveries) ExpireDeliveries(ctx context.Context, age time.Duration, keep, limit int) (int, error) {
 	args := pgx.NamedArgs{"age": age.Microseconds(), "keep": keep, "limit": limit}
-	return read(ctx, l, "remove messages for receivers of webhooks", func(ctx context.Context) (int, error) {
-		gone, err := l.exec(ctx, queryExpireDeliveries, args)
+	return read(ctx, d.database, "remove messages for receivers of webhooks", func(ctx context.Context) (int, error) {
+		gone, err := d.exec(ctx, queryExpireDeliveries, args)
 		return int(gone), err
 	})
 }

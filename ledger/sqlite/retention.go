@@ -57,8 +57,8 @@ func (l *Ledger) Due(ctx context.Context, limit int) (due []ledger.Removal, next
 	return due, next, err
 }
 
-// The records whose files are due, and the age at which the next one is. Those whose time
-// has not come are not looked at, however many of them are needed.
+// The records whose files are due, and the age at which the next one is due. Needed records
+// that are not due are not scanned.
 const (
 	queryToRemove = `SELECT ` + listColumns + ` FROM jobs
 		WHERE remove_age > 0 AND remove_age <= ? AND NOT EXISTS (SELECT 1 FROM needs WHERE needed = id) ORDER BY remove_age LIMIT ?`

@@ -39,6 +39,78 @@ type tally struct {
 	used   map[string]lifecycle.Account // by tenant, where they share
 }
 
+// tallyChange is by how much one transaction changes the tally.
+type tallyChange struct {
+	states    ledger.Counts
+	claimable map[group]int
+	queued    map[string]int // by tenant
+	retained  int
+	blocked   int
+	uploads   int
+	claims    map[job.ID]*heldJob          // that began, or nil for those that ended
+	used      map[string]lifecycle.Account // of tenants, that changed
+}
+
+func newTallyChange() tallyChange {
+	return tallyChange{states: ledger.Counts{}, claimable: map[group]int{}, queued: map[string]int{}, claims: map[job.ID]*heldJob{}}
+}
+
+// countNew counts a record that was entered.
+func (c *tallyChange) countNew(r *row) {
+	c.states[r.State]++
+	c.count(r)
+}
+
+// countChanged counts a record that was written again.
+func (c *tallyChange) countChanged(r *row) {
+	c.states[r.stored.state]--
+	c.states[r.State]++
+	if now := r.retained(); now != r.stored.retained {
+		c.retained += plusOrMinus(now)
+		r.stored.retained = now
+	}
+	c.count(r)
+}
+
+// countRemoved counts a record that was removed, which was not claimable.
+func (c *tallyChange) countRemoved(r *row) {
+	c.states[r.State]--
+	if r.stored.retained {
+		c.retained--
+	}
+}
+
+// count adds the difference between a record and what was stored of it, and updates what is
+// stored.
+func (c *tallyChange) count(r *row) {
+	if now := r.Claimable(); now != r.stored.claimable {
+		c.claimable[r.group()] += plusOrMinus(now)
+		r.stored.claimable = now
+	}
+	if now := r.State == job.Queued; now != (r.stored.state == job.Queued) {
+		c.queued[r.Tenant] += plusOrMinus(now)
+	}
+	if now := r.Token != 0; now != r.stored.held {
+		if c.claims[r.ID] = nil; now {
+			c.claims[r.ID] = &heldJob{r.Tenant, r.Model, r.ClaimedAt}
+		}
+		r.stored.held = now
+	}
+	if now := r.Blocked; now != r.stored.blocked {
+		c.blocked += plusOrMinus(now)
+		r.stored.blocked = now
+	}
+	r.stored.state = r.State
+}
+
+// plusOrMinus is by how much a count changes with a record that now is, or is no more, of its kind.
+func plusOrMinus(now bool) int {
+	if now {
+		return 1
+	}
+	return -1
+}
+
 // loadTally counts what is in the file.
 func loadTally(ctx context.Context, conn *sql.Conn, policy ledger.Policy) (*tally, error) {
 	t := &tally{
@@ -106,7 +178,7 @@ func states() []job.State {
 }
 
 // add takes over what a transaction has changed.
-func (t *tally) add(made *tx) {
+func (t *tally) add(made tallyChange) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.retained += made.retained

@@ -1,14 +1,11 @@
 package sqlite
 
 import (
-	"context"
-	"database/sql"
 	"strconv"
 	"time"
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
-	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // numbers are the last ones given out, and the last event that was pruned.
@@ -21,82 +18,23 @@ const reserve = 1000
 // tx is one transaction: what it changed beside the rows, kept apart until the
 // commit succeeded.
 type tx struct {
+	session
+	tallyChange
 	w   *writer
-	do  *statements
 	now time.Time // as records keep it
 	age int64     // of the ledger
 
-	numbers   numbers
-	states    ledger.Counts                // by how much each changed
-	claimable map[group]int                // likewise
-	queued    map[string]int               // likewise, by tenant
-	claims    map[job.ID]*heldJob          // that began, or nil for those that ended
-	used      map[string]lifecycle.Account // of tenants, that changed
-	events    []job.Event
+	numbers numbers
+	saved   savedNumbers
+	events  []job.Event // that it recorded
+	removed int         // events
 	// rows are those that were written, for the cache; nil for what is to be read
 	// from the file.
 	rows      map[job.ID]*row
-	removed   int       // events
 	nextTimer time.Time // no timer is due before; zero for none
 	ended     int       // records that came into a final state
-	blocked   int       // by how much the number of blocked records changed
-	uploads   int       // by how much the number of reservations changed
 	unsettled []int64   // seqs of blocked records to look at
-	retained  int       // by how much the number of records with files to remove changed
-	writes    int       // statements that wrote
-	ran       int       // statements in all
-	failed    bool      // a statement failed: the transaction cannot be committed
-	saved     savedNumbers
-	sweepMore bool // there is more to expire
-}
-
-// exec runs a statement that writes. A transaction is shared by many callers,
-// so no caller's context ends it.
-func (t *tx) exec(s *sql.Stmt, args ...any) (sql.Result, error) {
-	t.writes++
-	t.ran++
-	result, err := s.ExecContext(context.Background(), args...)
-	t.failed = t.failed || err != nil
-	return result, err
-}
-
-// query calls each for every row found.
-func (t *tx) query(each func(scan func(...any) error) error, s *sql.Stmt, args ...any) error {
-	t.ran++
-	err := func() error {
-		rows, err := s.QueryContext(context.Background(), args...)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			if err := each(rows.Scan); err != nil {
-				return err
-			}
-		}
-		return rows.Err()
-	}()
-	t.failed = t.failed || err != nil
-	return err
-}
-
-// queryOne reads a row; found is false where there is none.
-func (t *tx) queryOne(into []any, s *sql.Stmt, args ...any) (found bool, err error) {
-	err = t.query(func(scan func(...any) error) error {
-		found = true
-		return scan(into...)
-	}, s, args...)
-	return found, err
-}
-
-func (t *tx) queryJobs(s *sql.Stmt, args ...any) ([]*row, error) {
-	var found []*row
-	err := t.query(func(scan func(...any) error) error {
-		r := new(row)
-		found = append(found, r)
-		return r.scan(scan)
-	}, s, args...)
-	return found, err
+	sweepMore bool      // there is more to expire
 }
 
 // byID reads a record, which the caller may change; ErrNotFound where there is
@@ -166,8 +104,8 @@ func (t *tx) insert(r *row) (bool, error) {
 	}
 	t.numbers.seq++
 	r.Seq = t.numbers.seq
-	t.states[r.State]++
-	t.count(r)
+	t.countNew(r)
+	t.setTimers(r)
 	t.rows[r.ID] = r
 	return true, nil
 }
@@ -190,58 +128,20 @@ func (t *tx) save(r *row) error {
 	if err != nil {
 		return err
 	}
-	t.states[r.stored.state]--
-	t.states[r.State]++
 	if r.State.Final() && !r.stored.state.Final() {
 		t.ended++
 		if err := t.ending(r.ID); err != nil {
 			return err
 		}
 	}
-	if now := r.retained(); now != r.stored.retained {
-		if r.stored.retained = now; now {
-			t.retained++
-		} else {
-			t.retained--
-		}
-	}
-	t.count(r)
+	t.countChanged(r)
+	t.setTimers(r)
 	t.rows[r.ID] = r
 	return nil
 }
 
-// count brings the tally and the timers up to a record that was written.
-func (t *tx) count(r *row) {
-	if now := r.Claimable(); now != r.stored.claimable {
-		if now {
-			t.claimable[r.group()]++
-		} else {
-			t.claimable[r.group()]--
-		}
-		r.stored.claimable = now
-	}
-	if now := r.State == job.Queued; now != (r.stored.state == job.Queued) {
-		if now {
-			t.queued[r.Tenant]++
-		} else {
-			t.queued[r.Tenant]--
-		}
-	}
-	if now := r.Token != 0; now != r.stored.held {
-		if t.claims[r.ID] = nil; now {
-			t.claims[r.ID] = &heldJob{r.Tenant, r.Model, r.ClaimedAt}
-		}
-		r.stored.held = now
-	}
-	if now := r.Blocked; now != r.stored.blocked {
-		if now {
-			t.blocked++
-		} else {
-			t.blocked--
-		}
-		r.stored.blocked = now
-	}
-	r.stored.state = r.State
+// setTimers has the record looked at when its time comes.
+func (t *tx) setTimers(r *row) {
 	if r.Delayed && !r.Blocked {
 		t.setTimer(r.NotBefore)
 	}
@@ -262,10 +162,7 @@ func (t *tx) remove(r *row) error {
 		return err
 	}
 	t.rows[r.ID] = nil
-	t.states[r.State]--
-	if r.stored.retained {
-		t.retained--
-	}
+	t.countRemoved(r)
 	return nil
 }
 

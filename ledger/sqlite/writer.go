@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/iterait/shepherd/job"
-	"github.com/iterait/shepherd/ledger"
 	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
@@ -307,9 +306,9 @@ func (w *writer) transact(batch []*operation, maintenance bool) ([]error, error)
 		return nil, &transactError{duringBegin, err}
 	}
 	t := &tx{
-		w: w, do: w.do, now: w.now(), age: w.clock.now(),
-		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer,
-		states: ledger.Counts{}, claimable: map[group]int{}, queued: map[string]int{}, claims: map[job.ID]*heldJob{}, rows: map[job.ID]*row{},
+		session: session{do: w.do}, tallyChange: newTallyChange(),
+		w: w, now: w.now(), age: w.clock.now(),
+		numbers: w.numbers, saved: w.saved, nextTimer: w.nextTimer, rows: map[job.ID]*row{},
 	}
 	errs, err := t.run(batch, maintenance)
 	if err == nil {
@@ -370,7 +369,7 @@ func (w *writer) committed(t *tx, maintenance bool) {
 		w.retryAt, w.retryPause = time.Time{}, 0
 	}
 	w.rows.publish(t.rows)
-	w.tally.add(t)
+	w.tally.add(t.tallyChange)
 	w.events.publish(t.events, t.numbers.event)
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -153,6 +154,13 @@ func TestResumedUpload(t *testing.T) {
 	proxy.Inject(testenv.Reset, -1, part("3"))
 	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err == nil {
 		t.Fatal("Collect succeeds without its third part")
+	}
+	proxy.Reset()
+	if _, err := store.Collect(t.Context(), id, openRoot(t, dir), false); err == nil {
+		t.Fatal("Collect succeeds without its third part")
+	}
+	if again := slices.ContainsFunc(proxy.Requests(), func(r string) bool { return strings.Contains(r, "partNumber=1") }); again {
+		t.Error("what is stored is sent again because its rest does not arrive")
 	}
 	proxy.Heal()
 	proxy.Reset()

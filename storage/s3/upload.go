@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"runtime"
 	"strings"
 	"sync"
@@ -374,7 +375,7 @@ func (o *objects) putFile(ctx context.Context, bucket, key string, src io.Reader
 	if u != nil {
 		before := u.stored()
 		err := u.sendFile(ctx, src, partSize, size, slots)
-		if err == nil || ctx.Err() != nil || errors.Is(err, errShrunk) || u.stored() > before {
+		if err == nil || ctx.Err() != nil || u.stored() > before || !declined(err) {
 			return err
 		}
 		// It cannot be resumed: the server may have lost parts of it, or be unable to
@@ -388,6 +389,13 @@ func (o *objects) putFile(ctx context.Context, bucket, key string, src io.Reader
 		return err
 	}
 	return u.sendFile(ctx, src, partSize, size, slots)
+}
+
+// declined reports whether the server has answered with an error that may stay. One that
+// does not answer, or is overloaded, may go on with an upload later.
+func declined(err error) bool {
+	var answer minio.ErrorResponse
+	return errors.As(err, &answer) && answer.StatusCode != http.StatusServiceUnavailable && answer.StatusCode != http.StatusTooManyRequests
 }
 
 // sendFile sends the parts of src that are not stored yet and completes the upload. It
