@@ -9,49 +9,49 @@ import (
 	"strings"
 )
 
-// Request is what one sheep asks for.
+// Request is one sheep's request for devices.
 type Request struct {
 	Sheep   string
 	Devices Devices
-	// Shared allows other sheep that share to have the same GPUs.
+	// Shared allows other sheep with Shared to have the same GPUs.
 	Shared bool
 }
 
-// Grant is a GPU, or a MIG instance of one, that a sheep has.
+// Grant is a GPU, or a MIG instance of one, that is granted to a sheep.
 type Grant struct {
-	// Device is what was asked for; what was asked for by `all` or by count is
-	// named by UUID, where the driver could be asked.
+	// Device is the name in the request. A GPU requested by `all` or by count has its
+	// UUID, if the driver answers.
 	Device Device
-	// GPU and Instance are what the driver says of it; nil where it could not be
-	// asked, for other vendors' devices, and Instance for whole GPUs.
+	// GPU and Instance describe the device. Both are nil if the driver does not answer
+	// and for other vendors' devices; Instance is nil for whole GPUs.
 	GPU      *GPU
 	Instance *Instance
-	// Whole says that the sheep has all that the machine has of NVIDIA's GPUs.
+	// Whole is true if the sheep has all NVIDIA GPUs of the machine.
 	Whole bool
 }
 
-// Machine is what is known of a machine's devices.
+// Machine describes a machine's devices.
 type Machine struct {
-	// Inventory is nil where NVIDIA's driver cannot be asked.
+	// Inventory is nil if NVIDIA's driver does not answer.
 	Inventory *Inventory
-	// CDI are the names of the devices that the machine's CDI specs describe.
+	// CDI are the names of the devices in the machine's CDI specs.
 	CDI []string
-	// CDITrouble is why some of these specs cannot be used; empty where all can.
+	// CDITrouble says why some CDI specs cannot be used; empty if all can.
 	CDITrouble string
 }
 
-// Problem is why a sheep cannot have the devices that it asks for.
+// Problem says why a sheep cannot have the devices that it requests.
 type Problem struct {
 	Sheep string
 	Text  string
-	// Later says that it may solve itself: the driver cannot be asked now.
+	// Later is true if a later attempt may succeed.
 	Later bool
 }
 
 func (p *Problem) Error() string { return "sheep " + p.Sheep + ": devices: " + p.Text }
 
-// Conflicts finds the GPUs that are given to two sheep which do not both share
-// them, as far as names alone tell.
+// Conflicts finds GPUs that two sheep request which do not both share them, by comparing
+// names only.
 func Conflicts(requests []Request) []*Problem {
 	var found []*Problem
 	for i, r := range requests {
@@ -72,8 +72,8 @@ func Conflicts(requests []Request) []*Problem {
 	return found
 }
 
-// conflict finds the first of the earlier requests that has what r asks for, as
-// the function says, where not both share.
+// conflict finds the first of the earlier requests that has the device in question, as
+// the function has reports, unless both requests share it.
 func conflict(earlier []Request, r Request, has func(Request) (as string, _ bool)) *Problem {
 	for _, other := range earlier {
 		if other.Sheep == r.Sheep || r.Shared && other.Shared {
@@ -87,8 +87,8 @@ func conflict(earlier []Request, r Request, has func(Request) (as string, _ bool
 	return nil
 }
 
-// part splits the name of one of NVIDIA's into its GPU, which is empty for a MIG
-// instance by UUID, and its instance, which is empty for a whole GPU.
+// part splits the name of an NVIDIA device into the GPU's name, which is empty for a MIG
+// instance by UUID, and the instance's name, which is empty for a whole GPU.
 func (d Device) part() (gpu, instance string) {
 	if strings.HasPrefix(d.Name, "MIG-") {
 		return "", strings.ToLower(d.Name)
@@ -97,7 +97,7 @@ func (d Device) part() (gpu, instance string) {
 	return gpu, instance
 }
 
-// overlaps says that two names certainly mean something of the same device.
+// overlaps reports whether two names certainly denote the same device or parts of it.
 func (d Device) overlaps(o Device) bool {
 	switch {
 	case d.Kind != o.Kind:
@@ -112,15 +112,15 @@ func (d Device) overlaps(o Device) bool {
 	return gpu == otherGPU && (instance == otherInstance || instance == "" || otherInstance == "")
 }
 
-// Allot says which devices each sheep has, by its name. What cannot be had is a
-// *Problem; sheep that have one may be missing. The result depends on nothing
-// but the arguments, so it is the same after a restart.
+// Allot decides which devices each sheep gets, by its name. It returns a *Problem for each
+// device that cannot be granted; the map may lack sheep with problems. The result depends
+// on the arguments only, so it is the same after a restart.
 func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 	a := allotment{Machine: m, requests: requests, grants: make(map[string][]Grant)}
 	for i, r := range requests {
 		a.list(i, r)
 	}
-	// Those that share may be put together, so they can wait.
+	// Sheep that share can be placed on the same GPUs, so they come last.
 	for _, shared := range []bool{false, true} {
 		for _, r := range requests {
 			if r.Devices.Count > 0 && r.Shared == shared {
@@ -132,7 +132,7 @@ func Allot(requests []Request, m Machine) (map[string][]Grant, []*Problem) {
 	return a.grants, a.problems
 }
 
-// markWhole finds the sheep that have all of the machine's GPUs.
+// markWhole sets Whole in the grants of sheep that have all of the machine's GPUs.
 func (a *allotment) markWhole() {
 	if a.Inventory == nil {
 		return
@@ -159,7 +159,7 @@ func (a *allotment) wrong(sheep string, later bool, format string, args ...any) 
 	a.problems = append(a.problems, &Problem{Sheep: sheep, Text: fmt.Sprintf(format, args...), Later: later})
 }
 
-// list gives a sheep what it lists.
+// list grants a sheep the devices that it lists.
 func (a *allotment) list(i int, r Request) {
 	for _, d := range r.Devices.List {
 		grants, problem := a.find(d)
@@ -203,7 +203,7 @@ func (g Grant) same(o Grant) bool {
 	return g.overlaps(o)
 }
 
-// find is what a name stands for, or what is wrong with it, whoever asks.
+// find returns the devices that a name denotes, or what is wrong with the name.
 func (a *allotment) find(d Device) ([]Grant, *Problem) {
 	if d.Kind == NVIDIA && a.Inventory != nil {
 		return a.Inventory.find(d)
@@ -213,7 +213,7 @@ func (a *allotment) find(d Device) ([]Grant, *Problem) {
 		return []Grant{{Device: d}}, nil
 	}
 	if d.Kind == NVIDIA && len(known) == 1 && known[0] == Every {
-		return []Grant{{Device: d}}, nil // hand-made specs and WSL's have no more; whoever reads it decides
+		return []Grant{{Device: d}}, nil // hand-written specs and WSL's have only `all`; package cdi decides
 	}
 	text := fmt.Sprintf("there is no %s; the machine's CDI specs have %s", d, strings.Join(qualified(d.Kind, known), ", "))
 	if a.CDITrouble != "" {
@@ -222,7 +222,7 @@ func (a *allotment) find(d Device) ([]Grant, *Problem) {
 	return nil, &Problem{Text: text}
 }
 
-// described are the names of the devices of a kind in the CDI specs.
+// described returns the names of the devices of a kind in the CDI specs.
 func (a *allotment) described(kind string) []string {
 	var names []string
 	for _, s := range a.CDI {
@@ -241,9 +241,9 @@ func qualified(kind string, names []string) []string {
 	return list
 }
 
-// find is what a name stands for among the GPUs that the driver knows. A GPU that
-// does not answer cannot be identified, so nobody has it; that may pass, and is no
-// reason to keep other sheep from starting.
+// find returns the devices that a name denotes among the driver's GPUs. A GPU that does
+// not answer cannot be identified, so it is granted to no sheep; the Problem has Later
+// set, so that other sheep can still start.
 func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	if d.All() {
 		grants := inv.all()
@@ -257,7 +257,7 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	for i := range inv.GPUs {
 		g := &inv.GPUs[i]
 		if g.UUID == "" {
-			silent = true // and its node's number is not known
+			silent = true // the number of its device node is not known either
 			continue
 		}
 		for j := range g.MIG {
@@ -284,8 +284,8 @@ func (inv *Inventory) find(d Device) ([]Grant, *Problem) {
 	return nil, &Problem{Text: fmt.Sprintf("there is no %s; %s", d, inv.there()), Later: silent}
 }
 
-// all are the GPUs that are not in MIG mode, and the instances of those that are, as
-// far as they can be identified.
+// all returns the GPUs that are not in MIG mode, and the instances of those that are,
+// without those that have no UUID.
 func (inv *Inventory) all() []Grant {
 	var grants []Grant
 	for i := range inv.GPUs {
@@ -306,7 +306,7 @@ func (inv *Inventory) all() []Grant {
 	return grants
 }
 
-// there says which GPUs there are.
+// there lists the machine's GPUs for a message.
 func (inv *Inventory) there() string {
 	var list []string
 	for _, g := range inv.GPUs {
@@ -335,7 +335,7 @@ func (g *GPU) instances() string {
 
 var plainIndex = regexp.MustCompile(`^` + index + `$`)
 
-// whole are the GPUs that can be given by count, in order.
+// whole returns the GPUs that can be granted by count, in order.
 func (a *allotment) whole() []Grant {
 	if a.Inventory != nil {
 		return slices.DeleteFunc(a.Inventory.all(), func(g Grant) bool { return g.Instance != nil || g.GPU.Lost })
@@ -352,11 +352,11 @@ func (a *allotment) whole() []Grant {
 	return grants
 }
 
-// count gives a sheep any so many GPUs: those that fewest have.
+// count grants a sheep the requested number of GPUs: those that the fewest sheep have.
 func (a *allotment) count(r Request) {
 	whole := a.whole()
 	if a.Inventory == nil && len(whole) == 0 {
-		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec says which there are", r.Devices)
+		a.wrong(r.Sheep, true, "%s cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU", r.Devices)
 		return
 	}
 	var free []Grant

@@ -108,7 +108,7 @@ func TestAllot(t *testing.T) {
 			"a: /dev/nvidia0 nvidia.com/gpu=GPU-aaaa",
 			"sheep b: devices: /dev/nvidia0 is given to sheep a as well (as /dev/nvidia0); give it to one of them, or set `shared: true` for both",
 			"sheep c: devices: nvidia.com/gpu=all is given to sheep a as well (as /dev/nvidia0); give it to one of them, or set `shared: true` for both",
-			"sheep d: devices: any GPU cannot be chosen, because neither NVIDIA's driver nor a CDI spec says which there are (later)"}},
+			"sheep d: devices: any GPU cannot be chosen, because neither NVIDIA's driver nor a CDI spec lists any GPU (later)"}},
 		"by the host's spec": {spec, []string{"a: [/dev/nvidia2]", "b: {count: 1}", "c: [nvidia.com/gpu=4]"}, []string{
 			"a: /dev/nvidia2", "b: nvidia.com/gpu=10",
 			"sheep c: devices: there is no nvidia.com/gpu=4; the machine's CDI specs have nvidia.com/gpu=10, nvidia.com/gpu=2, nvidia.com/gpu=GPU-aaaa, nvidia.com/gpu=all"}},

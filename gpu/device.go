@@ -9,7 +9,7 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
-// The kinds of GPUs that are known by more than their CDI names.
+// The kinds of GPUs that shepherd supports beyond CDI.
 const (
 	NVIDIA = "nvidia.com/gpu"
 	AMD    = "amd.com/gpu"
@@ -18,38 +18,40 @@ const (
 // Every is the name of all devices of a kind.
 const Every = "all"
 
-// Device is a GPU, or a part of one, as it is named: by CDI's rules,
-// VENDOR/CLASS=NAME, or as /dev/nvidiaN.
+// Device is the name of a GPU or a part of one: a CDI name, VENDOR/CLASS=NAME, or
+// /dev/nvidiaN.
 type Device struct {
 	Kind string // VENDOR/CLASS
-	// Name is "all" or, of NVIDIA's, an index ("0"), a UUID ("GPU-…"), a MIG
-	// instance by the indexes of its GPU and of itself ("0:1") or by UUID
-	// ("MIG-…"). Other vendors have their own.
+	// Name is "all" or, for NVIDIA, an index ("0"), a UUID ("GPU-…"), or a MIG
+	// instance by the indexes of its GPU and itself ("0:1") or by UUID ("MIG-…").
+	// Other vendors have their own names.
 	Name string
-	// Node says that it was named as /dev/nvidiaN; Name is the N.
+	// Node is true if it was named as /dev/nvidiaN; Name is N.
 	Node bool
 }
 
 var (
 	deviceNode = regexp.MustCompile(`^/dev/nvidia(0|[1-9][0-9]{0,2})$`)
 	gpuIndex   = regexp.MustCompile(`^` + index + `$`)
-	// beside are the files that every GPU needs. Files for Docker list them; a sheep
-	// that has a GPU has them anyway.
-	beside     = regexp.MustCompile(`^/dev/(nvidiactl|nvidia-(uvm|uvm-tools|modeset)|dri/(card|renderD)[0-9]+)$`)
+	// auxiliary matches device nodes that every GPU needs. Docker configurations list
+	// them; a sheep with a GPU always gets them.
+	auxiliary  = regexp.MustCompile(`^/dev/(nvidiactl|nvidia-(uvm|uvm-tools|modeset)|dri/(card|renderD)[0-9]+)$`)
 	nvidiaName = regexp.MustCompile(`^(all|` + index + `(:` + index + `)?|GPU-[0-9a-fA-F]+(-[0-9a-fA-F]+)*|MIG-[0-9a-zA-Z]+([/-][0-9a-zA-Z]+)*)$`)
 )
 
 const index = `(0|[1-9][0-9]{0,2})`
 
-var errBeside = errors.New("a file beside the GPUs'")
+// errAuxiliary is parseDevice's error for a device node that every GPU needs.
+var errAuxiliary = errors.New("not a GPU, but a device node that every GPU needs")
 
-// errNoGPU says that a device node is no GPU. The original shepherd ignored such.
-var errNoGPU = errors.New("a device that is no GPU")
+// errNoGPU is parseDevice's error for another device node that is not a GPU. The original
+// shepherd ignored these.
+var errNoGPU = errors.New("a device that is not a GPU")
 
-// ParseDevice reads one device. See Devices for those forms that name several.
+// ParseDevice parses one device. See Devices for the forms that name several.
 func ParseDevice(s string) (Device, error) {
 	d, err := parseDevice(s)
-	if errors.Is(err, errBeside) || errors.Is(err, errNoGPU) {
+	if errors.Is(err, errAuxiliary) || errors.Is(err, errNoGPU) {
 		return Device{}, fmt.Errorf("%q is not a GPU; %s", s, forms)
 	}
 	return d, err
@@ -61,28 +63,28 @@ func parseDevice(s string) (Device, error) {
 	// Docker's HOST:CONTAINER[:rwm], where both are the same.
 	if host, inside, ok := strings.Cut(s, ":"); ok && strings.HasPrefix(host, "/dev/") {
 		if inside, _, _ = strings.Cut(inside, ":"); inside != host && strings.HasPrefix(inside, "/") {
-			return Device{}, fmt.Errorf("%q gives a device another name inside; write %s", s, host)
+			return Device{}, fmt.Errorf("%q gives a device another name in the container; write %s", s, host)
 		}
 		s = host
 	}
-	if gpuIndex.MatchString(s) { // NVIDIA_VISIBLE_DEVICES counts like this
+	if gpuIndex.MatchString(s) { // an index, as in NVIDIA_VISIBLE_DEVICES
 		return Device{Kind: NVIDIA, Name: s}, nil
 	}
 	if m := deviceNode.FindStringSubmatch(s); m != nil {
 		return Device{Kind: NVIDIA, Name: m[1], Node: true}, nil
 	}
-	if beside.MatchString(s) {
-		return Device{}, errBeside
+	if auxiliary.MatchString(s) {
+		return Device{}, errAuxiliary
 	}
 	if strings.HasPrefix(s, "/dev/") && !strings.HasPrefix(s, "/dev/nvidia") {
 		return Device{}, errNoGPU
 	}
 	kind, name, qualified := strings.Cut(s, "=")
 	if qualified && kind == NVIDIA {
-		// The UUIDs of old drivers' MIG instances have slashes, which CDI's
-		// names have not.
+		// The UUIDs of MIG instances of old drivers contain slashes, which CDI names
+		// may not.
 		if !nvidiaName.MatchString(name) {
-			return Device{}, fmt.Errorf("%q is not a GPU of NVIDIA's; expected nvidia.com/gpu= and an index (0), a UUID (GPU-…), a MIG instance (0:1 or MIG-…) or all", s)
+			return Device{}, fmt.Errorf("%q is not an NVIDIA GPU; expected nvidia.com/gpu= and an index (0), a UUID (GPU-…), a MIG instance (0:1 or MIG-…) or all", s)
 		}
 		return Device{Kind: kind, Name: name}, nil
 	}
@@ -92,7 +94,7 @@ func parseDevice(s string) (Device, error) {
 	return Device{Kind: kind, Name: name}, nil
 }
 
-// String is the device as it was named.
+// String returns the name in the form in which it was parsed.
 func (d Device) String() string {
 	if d.Node {
 		return "/dev/nvidia" + d.Name
@@ -100,25 +102,25 @@ func (d Device) String() string {
 	return d.Kind + "=" + d.Name
 }
 
-// All says that it stands for all devices of its kind.
+// All reports whether it denotes all devices of its kind.
 func (d Device) All() bool { return d.Name == Every }
 
-// Devices is what a sheep's configuration asks for: nothing, all of the
-// machine's GPUs, any so many of them, or those that are listed.
+// Devices are the devices that a sheep's configuration requests: none, all of the
+// machine's GPUs, a number of them, or a list.
 //
-// In YAML it is a list of devices, the word all (in the place of the list or in
-// it), {count: N} or {count: all}. Those speak of NVIDIA's GPUs; all of another
-// vendor's are VENDOR/CLASS=all.
+// In YAML it is a list of devices, the word all (instead of the list or in it),
+// {count: N} or {count: all}. `all` and counts refer to NVIDIA's GPUs; all devices of
+// another vendor are VENDOR/CLASS=all.
 type Devices struct {
-	Count   int      // of NVIDIA's GPUs, whichever
+	Count   int      // number of NVIDIA GPUs, chosen by shepherd
 	List    []Device // in the order given, each once
-	Ignored []string // device nodes in the list that are no GPUs
+	Ignored []string // device nodes in the list that are not GPUs
 }
 
-// Empty says that no GPU is asked for.
+// Empty reports whether no GPU is requested.
 func (d Devices) Empty() bool { return d.Count == 0 && len(d.List) == 0 }
 
-// Asks says that devices of a kind are asked for.
+// Asks reports whether devices of a kind are requested.
 func (d Devices) Asks(kind string) bool {
 	for _, x := range d.List {
 		if x.Kind == kind {
@@ -128,7 +130,7 @@ func (d Devices) Asks(kind string) bool {
 	return d.Count > 0 && kind == NVIDIA
 }
 
-// String is what is asked for, in words.
+// String describes the request for people.
 func (d Devices) String() string {
 	switch {
 	case d.Count == 1:
@@ -145,10 +147,10 @@ func (d Devices) String() string {
 	return strings.Join(names, ", ")
 }
 
-// maxCount is more than any machine has.
+// maxCount is the largest Count.
 const maxCount = 1000
 
-// UnmarshalYAML reads any of the forms.
+// UnmarshalYAML parses any of the forms.
 func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
 	var form any
 	if err := unmarshal(&form); err != nil {
@@ -187,7 +189,7 @@ func (d *Devices) UnmarshalYAML(unmarshal func(any) error) error {
 			return err
 		}
 		if counted.Count < 1 || counted.Count > maxCount {
-			return fmt.Errorf("count: expected how many GPUs, 1 or more, found %d", counted.Count)
+			return fmt.Errorf("count: expected a number of GPUs, 1 or more, found %d", counted.Count)
 		}
 		*d = Devices{Count: counted.Count}
 		return nil
@@ -204,14 +206,14 @@ func (d *Devices) lists(x Device) bool {
 	return false
 }
 
-// item is an entry of a list: a device, or a node that is ignored. A file beside the
-// GPUs' is the zero value.
+// item is an entry of a list: a device, or an ignored device node. It is zero for an
+// auxiliary device node.
 type item struct {
 	Device
 	ignored string
 }
 
-// UnmarshalText reads an entry.
+// UnmarshalText parses an entry.
 func (i *item) UnmarshalText(text []byte) error {
 	if string(text) == Every {
 		*i = item{Device: Device{Kind: NVIDIA, Name: Every}}
@@ -222,7 +224,7 @@ func (i *item) UnmarshalText(text []byte) error {
 	case errors.Is(err, errNoGPU):
 		*i = item{ignored: string(text)}
 		return nil
-	case err != nil && !errors.Is(err, errBeside):
+	case err != nil && !errors.Is(err, errAuxiliary):
 		return err
 	}
 	*i = item{Device: d}

@@ -20,15 +20,14 @@ import (
 	"github.com/iterait/shepherd/internal/libexec"
 )
 
-// HelperName is the name of the program that speaks to the driver.
+// HelperName is the name of the program that calls the driver.
 const HelperName = "shepherd-gpu"
 
-// What shepherd-gpu exits with. It says why on the last line of its standard
-// error.
+// The exit codes of shepherd-gpu. The last line of its standard error has the reason.
 const (
 	// ExitNoDriver: the machine has no NVIDIA driver, or it is not loaded.
 	ExitNoDriver = 3
-	// ExitDriver: the driver is there and refuses.
+	// ExitDriver: the driver is loaded and returns an error.
 	ExitDriver = 4
 )
 
@@ -38,32 +37,32 @@ const (
 	DefaultInterval = 5 * time.Second
 )
 
-// HelperConfig says which program a Helper runs, and for how long.
+// HelperConfig configures a Helper.
 type HelperConfig struct {
-	// Program is shepherd-gpu. Where empty it is looked for beside this program,
+	// Program is the path of shepherd-gpu. If empty, it is searched beside this program,
 	// on PATH and in /usr/libexec/shepherd.
 	Program string
-	// Timeout bounds one question to the driver. A GPU without persistence mode
-	// takes seconds to answer the first.
+	// Timeout is the time limit of one query. A GPU without persistence mode takes
+	// seconds to answer the first.
 	Timeout time.Duration
 }
 
-// Helper asks the driver by running shepherd-gpu, so that whatever the driver
-// does, it does to that program. Methods may be called at once and return soon
-// after their context ends. Their errors have a class of errdefs:
+// Helper queries the driver by running shepherd-gpu, so that a broken driver affects only
+// that program. Its methods may be called concurrently, and return soon after their
+// context ends. Their errors have a class of errdefs:
 //
 //	FailedPrecondition  shepherd-gpu is not installed, or cannot be run
 //	NotFound            the machine has no NVIDIA driver
-//	Unavailable         the driver refuses to answer
+//	Unavailable         the driver returns an error
 //	DeadlineExceeded    the driver hangs; the error is ErrHung
-//	Internal            shepherd-gpu crashed, or said what nobody understands
+//	Internal            shepherd-gpu crashed, or its output is invalid
 //
-// An error of a context that ended is that context's cause.
+// If the context has ended, the error is its cause.
 type Helper struct {
 	cfg HelperConfig
 
 	mu sync.Mutex
-	// stuck is open while a process is there that the kernel does not let die.
+	// stuck is closed when a process that could not be killed has ended.
 	stuck    <-chan struct{}
 	stuckPID int
 }
@@ -74,7 +73,7 @@ func NewHelper(cfg HelperConfig) *Helper {
 	return &Helper{cfg: cfg}
 }
 
-// Inventory asks for the machine's GPUs.
+// Inventory returns the machine's GPUs.
 func (h *Helper) Inventory(ctx context.Context) (*Inventory, error) {
 	out, err := h.ask(ctx, "inventory")
 	if err != nil {
@@ -82,26 +81,26 @@ func (h *Helper) Inventory(ctx context.Context) (*Inventory, error) {
 	}
 	var inv Inventory
 	if err := json.Unmarshal(out, &inv); err != nil {
-		return nil, fmt.Errorf("%s inventory printed no inventory: %w: %w", HelperName, err, errdefs.ErrInternal)
+		return nil, fmt.Errorf("%s inventory printed invalid output: %w: %w", HelperName, err, errdefs.ErrInternal)
 	}
 	return &inv, nil
 }
 
-// CDI asks for a CDI spec of the machine's GPUs.
+// CDI returns a generated CDI spec of the machine's GPUs.
 func (h *Helper) CDI(ctx context.Context) ([]byte, error) { return h.ask(ctx, "cdi") }
 
-// Watch says what is watched, and how often.
+// Watch configures which GPUs are watched, and how often.
 type Watch struct {
 	// Interval is the time between two states of a GPU; 0 is the default.
 	Interval time.Duration
-	// PCI are the addresses of the GPUs to watch; all where it is empty. No other
-	// GPU is opened, so the driver can reset those.
+	// PCI are the addresses of the GPUs to watch; empty is all. No other GPU is opened,
+	// so the driver can reset those.
 	PCI []string
 }
 
-// Watch tells observe the state of every GPU, each at every interval, and the Xids
-// that they report, until the context ends, whose cause it then returns, or
-// shepherd-gpu does. It calls observe one at a time.
+// Watch calls observe with the state of every GPU at every interval, and with the Xid
+// errors that they report, until ctx or shepherd-gpu ends. The calls come from one
+// goroutine. If ctx has ended, the error is its cause.
 func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error {
 	interval := cmp.Or(w.Interval, DefaultInterval)
 	args := []string{"watch", "--interval", interval.String()}
@@ -118,7 +117,7 @@ func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error
 	defer stop(nil)
 	quiet := time.AfterFunc(silence, func() { stop(ErrHung) })
 	defer quiet.Stop()
-	// Whatever ends the watch ends the reading.
+	// Reading ends when the watch does.
 	defer context.AfterFunc(watching, func() { r.SetReadDeadline(time.Now()) })()
 
 	ended := make(chan error, 1)
@@ -131,7 +130,7 @@ func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error
 	for lines.Scan() {
 		var s Sample
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil || s.Time.IsZero() {
-			stop(fmt.Errorf("%s watch printed a line that is no sample: %q: %w", HelperName, clip(lines.Bytes()), errdefs.ErrInternal))
+			stop(fmt.Errorf("%s watch printed a line that is not a sample: %q: %w", HelperName, clip(lines.Bytes()), errdefs.ErrInternal))
 			break
 		}
 		quiet.Reset(silence)
@@ -149,23 +148,24 @@ func (h *Helper) Watch(ctx context.Context, w Watch, observe func(Sample)) error
 const (
 	maxOutput = 16 << 20
 	maxLine   = 1 << 20
-	maxWords  = 64 << 10 // of what it says on standard error
-	// grace is what a killed process has to be gone, before it is called stuck.
+	maxStderr = 64 << 10
+	// grace is how long a killed process may take to end before it is considered stuck.
 	grace = 2 * time.Second
 )
 
-// ErrHung says that the driver does not answer. It is a context.DeadlineExceeded.
+// ErrHung is the error of a driver that does not answer in time. It wraps
+// context.DeadlineExceeded.
 var ErrHung = fmt.Errorf("the NVIDIA driver does not answer (look at dmesg; reset the GPUs, or restart the machine): %w", context.DeadlineExceeded)
 
-// ask runs a command that prints one thing.
+// ask runs a command with the time limit, and returns its output.
 func (h *Helper) ask(ctx context.Context, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.cfg.Timeout, ErrHung)
 	defer cancel()
 	return h.run(ctx, nil, args...)
 }
 
-// run runs a command until it or the context ends. What it prints goes to the
-// file, which is closed, or is returned.
+// run runs a command until it or ctx ends. Its output goes to the file to, which run
+// closes, or is returned if to is nil.
 func (h *Helper) run(ctx context.Context, to *os.File, args ...string) ([]byte, error) {
 	if to != nil {
 		defer to.Close()
@@ -177,34 +177,34 @@ func (h *Helper) run(ctx context.Context, to *os.File, args ...string) ([]byte, 
 	if err := h.free(); err != nil {
 		return nil, err
 	}
-	out, words := bounded.NewHead(maxOutput), bounded.NewTail(maxWords)
+	out, stderr := bounded.NewHead(maxOutput), bounded.NewTail(maxStderr)
 	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = out, words
+	cmd.Stdout, cmd.Stderr = out, stderr
 	if to != nil {
 		cmd.Stdout = to
 	}
-	cmd.WaitDelay = grace // for what it may have started
+	cmd.WaitDelay = grace // for processes that it may have started
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("run %s: %w: %w", HelperName, err, errdefs.ErrFailedPrecondition)
 	}
 	gone := make(chan struct{})
 	var status error
-	go func() { // ends with the process, which no one can hurry
+	go func() { // ends with the process, which may be blocked in the kernel
 		defer close(gone)
 		status = cmd.Wait()
 	}()
 	select {
 	case <-gone:
-		return out.Bytes(), verdict(args[0], status, out.Over(), words.String())
+		return out.Bytes(), exitError(args[0], status, out.Over(), stderr.String())
 	case <-ctx.Done():
 	}
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	patience := time.NewTimer(grace + time.Second)
-	defer patience.Stop()
+	timeout := time.NewTimer(grace + time.Second)
+	defer timeout.Stop()
 	select {
 	case <-gone:
-	case <-patience.C:
+	case <-timeout.C:
 		h.mu.Lock()
 		h.stuck, h.stuckPID = gone, cmd.Process.Pid
 		h.mu.Unlock()
@@ -212,8 +212,7 @@ func (h *Helper) run(ctx context.Context, to *os.File, args ...string) ([]byte, 
 	return nil, context.Cause(ctx)
 }
 
-// free says whether the driver may be asked: one process that it holds on to is
-// enough.
+// free returns an error while a process is stuck in the driver: no second one is started.
 func (h *Helper) free() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -225,24 +224,25 @@ func (h *Helper) free() error {
 		h.stuck = nil
 		return nil
 	default:
-		return fmt.Errorf("process %d (%s) is held by the driver and cannot be ended: %w", h.stuckPID, HelperName, ErrHung)
+		return fmt.Errorf("process %d (%s) is blocked in the driver and cannot be killed: %w", h.stuckPID, HelperName, ErrHung)
 	}
 }
 
-// driverError is what the helper says of the driver, with a class for programs.
+// driverError is an error of the driver that shepherd-gpu has printed.
 type driverError struct {
-	words string
+	text  string
 	class error
 }
 
-func (e *driverError) Error() string { return e.words }
+func (e *driverError) Error() string { return e.text }
 
 func (e *driverError) Unwrap() error { return e.class }
 
-// verdict is what the end of the program means.
-func verdict(command string, status error, over bool, words string) error {
+// exitError returns the error of a command that has ended; over is true if it has printed
+// too much.
+func exitError(command string, status error, over bool, stderr string) error {
 	var exit *exec.ExitError
-	said := lastLine(words)
+	reason := lastLine(stderr)
 	switch {
 	case over:
 		return fmt.Errorf("%s %s printed more than %d bytes: %w", HelperName, command, maxOutput, errdefs.ErrInternal)
@@ -251,26 +251,26 @@ func verdict(command string, status error, over bool, words string) error {
 	case !errors.As(status, &exit):
 		return fmt.Errorf("%s %s: %w: %w", HelperName, command, status, errdefs.ErrInternal)
 	case exit.ExitCode() == ExitNoDriver:
-		return &driverError{cmp.Or(said, "the machine has no NVIDIA driver"), errdefs.ErrNotFound}
+		return &driverError{cmp.Or(reason, "the machine has no NVIDIA driver"), errdefs.ErrNotFound}
 	case exit.ExitCode() == ExitDriver:
-		return &driverError{cmp.Or(said, "the NVIDIA driver refuses"), errdefs.ErrUnavailable}
-	case said != "":
-		return fmt.Errorf("%s %s crashed (%v): %s: %w", HelperName, command, status, said, errdefs.ErrInternal)
+		return &driverError{cmp.Or(reason, "the NVIDIA driver returns an error"), errdefs.ErrUnavailable}
+	case reason != "":
+		return fmt.Errorf("%s %s crashed (%v): %s: %w", HelperName, command, status, reason, errdefs.ErrInternal)
 	}
 	return fmt.Errorf("%s %s crashed (%v): %w", HelperName, command, status, errdefs.ErrInternal)
 }
 
-// lastLine is the last line with anything in it.
+// lastLine returns the last line that is not blank.
 func lastLine(text string) string {
 	text = strings.TrimSpace(text)
 	return clip([]byte(text[strings.LastIndexByte(text, '\n')+1:]))
 }
 
-// clip makes what a program said fit for a message.
+// clip shortens a program's output for a message.
 func clip(text []byte) string {
-	const longest = 500
-	if len(text) > longest {
-		text = text[:longest]
+	const limit = 500
+	if len(text) > limit {
+		text = text[:limit]
 	}
 	return strings.ToValidUTF8(string(text), "?")
 }

@@ -43,7 +43,7 @@ func TestTroubles(t *testing.T) {
 		"refuses":            {errdefs.IsUnavailable, "version mismatch"},
 		"chatters":           {errdefs.IsUnavailable, "the last word"},
 		"crashes":            {errdefs.IsInternal, "undefined symbol"},
-		"garbage":            {errdefs.IsInternal, "no inventory"},
+		"garbage":            {errdefs.IsInternal, "invalid output"},
 		"much":               {errdefs.IsInternal, "more than"},
 		"hangs":              {errdefs.IsDeadlineExceeded, "does not answer"},
 		"is not there":       {errdefs.IsFailedPrecondition, "run shepherd-gpu"},
@@ -108,7 +108,7 @@ func TestHeld(t *testing.T) {
 		testenv.Missing(t, "the right to trace a process", "run the tests as root (the tracer says: "+string(said)+")")
 	}
 	_, err = h.Inventory(t.Context())
-	if !errors.Is(err, ErrHung) || !strings.Contains(err.Error(), "cannot be ended") {
+	if !errors.Is(err, ErrHung) || !strings.Contains(err.Error(), "cannot be killed") {
 		t.Fatalf("got %v", err)
 	}
 	h.mu.Lock()

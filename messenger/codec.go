@@ -9,8 +9,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// MaxMessage bounds a message's size, in bytes, in both directions. A runner's
-// traceback is the only part that can be long.
+// MaxMessage is the largest message in bytes, in both directions. A runner's traceback is
+// the only part that can be long.
 const MaxMessage = 4 << 20
 
 // ErrMalformed is wrapped by every error that Decode functions return.
@@ -63,9 +63,9 @@ type answerJSON struct {
 	} `json:"message"`
 }
 
-// text is meant to be a string. Null is an empty one, and anything else its
-// JSON: a runner that sends its traceback as a list of lines has failed the job
-// all the same, and an answer that is not understood would leave it waiting.
+// text is a string that accepts any JSON value: null is empty, and a value that is not a
+// string is kept as JSON. So an answer whose traceback is, for example, a list of lines is
+// not rejected, which would leave the job waiting.
 type text string
 
 func (t *text) UnmarshalJSON(data []byte) error {
@@ -77,14 +77,14 @@ func (t *text) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// EncodeInput is the frame that asks a runner to process a job.
+// EncodeInput returns the frame that sends a job to a runner.
 func EncodeInput(in Input) ([]byte, error) {
 	var m inputJSON
 	m.Message.JobID, m.Message.Type, m.Message.IODataRoot = string(in.JobID), inputType, in.IODataRoot
 	return marshal(m)
 }
 
-// DecodeInput reads what EncodeInput wrote.
+// DecodeInput decodes a frame of EncodeInput.
 func DecodeInput(frame []byte) (Input, error) {
 	var m inputJSON
 	if err := unmarshal(frame, &m); err != nil {
@@ -100,7 +100,7 @@ func DecodeInput(frame []byte) (Input, error) {
 	return Input{JobID: id, IODataRoot: m.Message.IODataRoot}, nil
 }
 
-// EncodeAnswer is the frame a runner answers with.
+// EncodeAnswer returns the frame with a runner's answer.
 func EncodeAnswer(a Answer) ([]byte, error) {
 	if a.Failure == nil {
 		var m doneJSON
@@ -113,7 +113,7 @@ func EncodeAnswer(a Answer) ([]byte, error) {
 	return marshal(m)
 }
 
-// DecodeAnswer reads a runner's answer.
+// DecodeAnswer decodes a runner's answer.
 func DecodeAnswer(frame []byte) (Answer, error) {
 	var m answerJSON
 	if err := unmarshal(frame, &m); err != nil {
@@ -139,7 +139,7 @@ func DecodeAnswer(frame []byte) (Answer, error) {
 	return Answer{}, fmt.Errorf("%w: type %q, expected %s or %s", ErrMalformed, m.Message.Type, doneType, errorType)
 }
 
-// marshal writes text as it is, as the original does: an exception's type reads
+// marshal encodes JSON without HTML escaping, like the original: an exception's type is
 // <class 'KeyError'>.
 func marshal(m any) ([]byte, error) {
 	var frame bytes.Buffer

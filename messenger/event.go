@@ -11,29 +11,30 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// EventKind is what an Event tells.
+// EventKind is the kind of an Event.
 type EventKind string
 
 // The kinds of events.
 const (
-	// EventReady: the runner takes jobs. It has no job.
+	// EventReady: the runner accepts jobs. It has no job.
 	EventReady EventKind = "ready"
-	// EventGiven: the job was sent to the runner. Log is where its lines begin, as
-	// Answer.Log has it at the end. It comes of any runner.
+	// EventGiven: the job was sent to the runner. Log is the open span of the job's
+	// log; see Answer.Log. The runner need not support events.
 	EventGiven EventKind = "given"
-	// EventAccepted: the runner has begun the job. Features says what more it can
-	// be told about it.
+	// EventAccepted: the runner has begun the job. Features lists what it supports for
+	// the job.
 	EventAccepted EventKind = "accepted"
-	// EventProgress: Progress is how much of the job is done, Text at what it is.
+	// EventProgress: Progress is how much of the job is done, Text a description.
 	EventProgress EventKind = "progress"
-	// EventLog: Text is a line for the job's log.
+	// EventLog: Text is a line of the job's log.
 	EventLog EventKind = "log"
-	// EventWarning: Text says what happened to the runner, as Answer.Warnings will.
-	// It comes of any runner, and has no job where none was under way.
+	// EventWarning: Text is a warning about the runner, which will also be in
+	// Answer.Warnings. It has no job if none was under way. The runner need not support
+	// events.
 	EventWarning EventKind = "warning"
 )
 
-// Event is what a runner tells of its work, unasked.
+// Event is a message of a runner about its work other than an answer.
 type Event struct {
 	Kind     EventKind
 	JobID    job.ID
@@ -45,33 +46,33 @@ type Event struct {
 	Lost     int      // how many events before this one were dropped
 }
 
-// FeatureCancel says that a runner understands CancelMessage for a job.
+// FeatureCancel is the feature of a runner that handles CancelMessage for a job.
 const FeatureCancel = "cancel"
 
-// EnvFeatures is the variable by which a runner is told what the other side
-// understands, separated by spaces: FeatureEvents. A runner that is not told so
-// says nothing but its answers, as the original shepherd expects it.
+// EnvFeatures is the environment variable with the features that the runner's peer
+// supports, separated by spaces: FeatureEvents. Without it a runner sends only answers, as
+// the original shepherd expects.
 const EnvFeatures = "SHEPHERD_FEATURES"
 
-// FeatureEvents in EnvFeatures says that the runner may send events.
+// FeatureEvents in EnvFeatures allows the runner to send events.
 const FeatureEvents = "events"
 
-// EventSource is a Conn that passes the runner's events on. Events are for
-// people: they may be dropped, and never hold answers up.
+// EventSource is a Conn that forwards the runner's events. Events are informational: they
+// may be dropped, and never delay answers.
 type EventSource interface {
-	// RecvEvent waits for the next event. Of progress that nobody received, the
-	// latest is kept; of other events some hundred. After the runner's end it
-	// returns ErrClosed.
+	// RecvEvent waits for the next event. Of a job's progress events only the latest is
+	// kept until it is received; of other events a few hundred. After the runner's end
+	// it returns ErrClosed.
 	RecvEvent(ctx context.Context) (Event, error)
 }
 
-// Canceller is a Conn that can ask its runner to give a job up.
+// Canceller is a Conn that can ask its runner to cancel a job.
 type Canceller interface {
-	// Cancel asks the runner to give the job up that is under way. It does not
-	// wait for it: an answer still comes by Recv, a failure of type CancelledType
-	// where the runner did give it up. The error is of class
-	// errdefs.ErrNotImplemented where the runner has not announced that it can,
-	// and of class errdefs.ErrNotFound where the job is not under way.
+	// Cancel asks the runner to cancel the job under way. It does not wait: the job's
+	// answer is still received by Recv, a failure of type CancelledType if the runner
+	// has cancelled the job. The error is of class errdefs.ErrNotImplemented if the
+	// runner has not announced FeatureCancel, and errdefs.ErrNotFound if the job is not
+	// under way.
 	Cancel(ctx context.Context, id job.ID) error
 }
 
@@ -95,7 +96,7 @@ type eventJSON struct {
 	} `json:"message"`
 }
 
-// anyEventJSON reads events of other writers.
+// anyEventJSON decodes events of any runner leniently.
 type anyEventJSON struct {
 	Message *struct {
 		JobID    string   `json:"job_id"`
@@ -107,8 +108,7 @@ type anyEventJSON struct {
 	} `json:"message"`
 }
 
-// EncodeEvent is the frame by which a runner tells an event. Text is cut to 4
-// KiB.
+// EncodeEvent returns the frame with a runner's event. Text is cut to 4 KiB.
 func EncodeEvent(e Event) ([]byte, error) {
 	var m eventJSON
 	m.Message.JobID, m.Message.Type, m.Message.Event = string(e.JobID), eventType, string(e.Kind)
@@ -120,7 +120,7 @@ func EncodeEvent(e Event) ([]byte, error) {
 	return marshal(m)
 }
 
-// DecodeEvent reads an event of a runner about one of its jobs.
+// DecodeEvent decodes a runner's event about a job.
 func DecodeEvent(frame []byte) (Event, error) {
 	var m anyEventJSON
 	if err := unmarshal(frame, &m); err != nil {
@@ -157,7 +157,7 @@ func fraction(p float64) float64 {
 	return max(0, min(p, 1))
 }
 
-// cutText cuts s to what an event may have, as valid UTF-8.
+// cutText cuts s to maxEventText bytes and makes it valid UTF-8.
 func cutText(s string) string {
 	if len(s) > maxEventText {
 		s = s[:maxEventText]
@@ -173,7 +173,7 @@ type cancelJSON struct {
 	} `json:"message"`
 }
 
-// EncodeCancel is the frame that asks a runner to give a job up. It goes only to
+// EncodeCancel returns the frame that asks a runner to cancel a job. It may be sent only to
 // runners that announced FeatureCancel for the job.
 func EncodeCancel(id job.ID) ([]byte, error) {
 	var m cancelJSON
@@ -181,7 +181,7 @@ func EncodeCancel(id job.ID) ([]byte, error) {
 	return marshal(m)
 }
 
-// DecodeCancel reads what EncodeCancel wrote.
+// DecodeCancel decodes a frame of EncodeCancel.
 func DecodeCancel(frame []byte) (job.ID, error) {
 	var m cancelJSON
 	if err := unmarshal(frame, &m); err != nil {

@@ -10,8 +10,8 @@ import (
 // cpuPeriod is the kernel's default, in microseconds.
 const cpuPeriod = 100_000
 
-// cgroup limits what all processes of the container take together, and allows
-// no device but those that every container has: the runtime adds these.
+// cgroup limits the resources of all processes of the container together, and denies all
+// devices; the runtime allows those that every container has.
 func cgroup(s *specs.Spec, cfg *Config) error {
 	o := cfg.Options
 	s.Linux.CgroupsPath = cfg.CgroupPath
@@ -20,12 +20,12 @@ func cgroup(s *specs.Spec, cfg *Config) error {
 	if o.Memory > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &o.Memory}
 		if cfg.Host.Unified || cfg.Host.SwapLimit {
-			r.Memory.Swap = &o.Memory // both together: none of it swap
+			r.Memory.Swap = &o.Memory // memory and swap together, so no swap
 		}
 	}
 	if o.OOMGroup {
 		if !cfg.Host.Unified {
-			return &OptionError{"oom_group", "this machine has cgroup v1, and memory.oom.group is of cgroup v2; leave it out"}
+			return &OptionError{"oom_group", "this machine has cgroup v1, and memory.oom.group needs cgroup v2; leave it out"}
 		}
 		r.Unified = map[string]string{"memory.oom.group": "1"}
 	}
@@ -48,9 +48,8 @@ func (cfg *Config) network() Network {
 	return cfg.Options.Network
 }
 
-// namespaces are the container's own, all but the network's where it is the
-// host's. That of cgroups hides the host's where there is one hierarchy; with
-// cgroup v1 Docker does not make one either.
+// namespaces gives the container namespaces of its own, except the network's with network
+// host, and the cgroup's with cgroup v1, as Docker does.
 func namespaces(s *specs.Spec, cfg *Config) error {
 	s.Hostname = cfg.Hostname
 	s.Linux.Namespaces = []specs.LinuxNamespace{
@@ -68,7 +67,8 @@ func namespaces(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// paths hides what of /proc and /sys tells of the host or changes it.
+// paths masks files in /proc and /sys that reveal information about the host, and makes
+// those read-only that change it.
 func paths(s *specs.Spec, _ *Config) error {
 	s.Linux.MaskedPaths = []string{
 		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -79,9 +79,10 @@ func paths(s *specs.Spec, _ *Config) error {
 	return nil
 }
 
-// capabilities are Docker's without those that programs hardly need and that
-// have helped in break-outs: raw sockets, device nodes, file capabilities and
-// writing to the audit log. Who is not root has none, and nobody can get more.
+// capabilities sets Docker's default capabilities, without those that programs hardly
+// need and that container escapes have used: raw sockets, device nodes, file capabilities
+// and writing to the audit log. Users other than root have none, and no process can gain
+// more.
 func capabilities(s *specs.Spec, cfg *Config) error {
 	some := []string{
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
@@ -95,15 +96,14 @@ func capabilities(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// apparmor is the profile of the host's that confines containers, where it has
-// AppArmor.
+// apparmor sets the AppArmor profile, if the host has AppArmor.
 func apparmor(s *specs.Spec, cfg *Config) error {
 	s.Process.ApparmorProfile = cfg.Host.AppArmor
 	return nil
 }
 
-// seccomp is containerd's default profile, which is Docker's. It allows system
-// calls by the capabilities in the spec.
+// seccomp sets containerd's default profile, which is Docker's. It allows system calls
+// according to the capabilities in the spec.
 func seccomp(s *specs.Spec, _ *Config) error {
 	s.Linux.Seccomp = defaultseccomp.DefaultProfile(s)
 	return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// systemMounts are what every container has.
+// systemMounts adds the mounts that every container has.
 func systemMounts(s *specs.Spec, cfg *Config) error {
 	s.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -23,10 +23,10 @@ func systemMounts(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// shmSize is the size of /dev/shm, as tmpfs takes it. The default is half of the
-// memory, the container's or the machine's: so much the kernel gives a tmpfs, and
-// so much processes outside of containers have. Docker's 64 MiB are too few for
-// PyTorch's data loaders, which hand batches over in it.
+// shmSize returns the size of /dev/shm as a mount option of tmpfs. The default is half of
+// the container's or the machine's memory, which is also the kernel's default for a tmpfs
+// and the size outside of containers. Docker's 64 MiB are too small for PyTorch's data
+// loaders, which transfer batches in it.
 func shmSize(o *Options) string {
 	switch {
 	case o.ShmSize > 0:
@@ -37,15 +37,15 @@ func shmSize(o *Options) string {
 	return "50%"
 }
 
-// bind mounts a file or directory of the host's, with what is mounted below it.
-// Nothing out of it gets privileges, and no device is opened by it.
+// bind returns a recursive bind mount of a file or directory of the host. Set-user-ID
+// bits and device nodes in it have no effect.
 func bind(source, target string) specs.Mount {
 	return specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "rw"}}
 }
 
-// bindReadOnly is bind for what the container may only read. Read-only is a flag
-// of each mount: where the kernel cannot set it on those below, too, they are left
-// out. "ro" beside "rro" is for runtimes that do not know the latter.
+// bindReadOnly is bind, read-only. Read-only is an attribute of each mount: if the kernel
+// cannot set it recursively, mounts below the source are not included. "ro" in addition to
+// "rro" is for runtimes that do not know the latter.
 func bindReadOnly(host Host, source, target string) specs.Mount {
 	m := bind(source, target)
 	if host.RecursiveReadOnly {
@@ -56,7 +56,7 @@ func bindReadOnly(host Host, source, target string) specs.Mount {
 	return m
 }
 
-// files are those that name hosts.
+// files mounts /etc/hosts and /etc/resolv.conf.
 func files(s *specs.Spec, cfg *Config) error {
 	if cfg.Hosts != "" {
 		s.Mounts = append(s.Mounts, bindReadOnly(cfg.Host, cfg.Hosts, "/etc/hosts"))
@@ -67,9 +67,9 @@ func files(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// ownMounts are the sheep's: its directory, at the path that the messages to
-// its runner name, and what its options say. They are sorted, so that none
-// hides what lies in it.
+// ownMounts adds the sheep's mounts: its directory, at the path that messages to its
+// runner contain, and those of its options. They are sorted by target, so that none hides
+// another one below it.
 func ownMounts(s *specs.Spec, cfg *Config) error {
 	own := []specs.Mount{bind(cfg.DataDir, cfg.DataDir)}
 	for _, m := range cfg.Options.Mounts {

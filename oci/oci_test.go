@@ -225,7 +225,7 @@ func TestEverythingWrongIsNamed(t *testing.T) {
 		"memory: ", "cpus: ", "pids: ", "shm_size: ", "user: ", "network: ", `env: "" `, `env: "A=B"`, "env.N: ", "env.L: ",
 		"command: ", "args: ", "ulimits.files: there is no such limit", "ulimits.nofile: 2:1", "ulimits.core: ", "ulimits.memlock: ",
 		`mounts: source "/srv/../etc"`, `mounts: source "/etc" is not among the paths that may be mounted (/srv)`, `mounts: source "/srvx"`,
-		`mounts: target "relative"`, `mounts: target "/proc/x" is the system's`, `mounts: target "/" is`, `mounts: target "/n\x00"`,
+		`mounts: target "relative"`, `mounts: target "/proc/x" is reserved for the system`, `mounts: target "/" is`, `mounts: target "/n\x00"`,
 		`tmpfs: target "/twice" is used twice`, `tmpfs: target "/dev/shm"`, "tmpfs: -1", `tmpfs: target "/t/"`,
 	} {
 		if !slices.ContainsFunc(got, func(line string) bool { return strings.HasPrefix(line, want) }) {
@@ -255,13 +255,13 @@ func TestWhatCannotBe(t *testing.T) {
 		many[i] = "V" + strings.Repeat("x", i) + "=" + strings.Repeat("y", 2000)
 	}
 	for want, change := range map[string]func(*Config){
-		"says neither an entrypoint":          func(c *Config) { c.Image.Entrypoint, c.Image.Cmd = nil, nil },
-		"the image's command holds a NUL":     func(c *Config) { c.Image.Cmd = []string{"\x00"} },
-		"the image's environment holds a NUL": func(c *Config) { c.Image.Env = []string{"A=\x00"} },
-		"a string of 200002 bytes":            func(c *Config) { c.Image.Env = []string{"A=" + strings.Repeat("a", 200000)} },
-		"at most 1048576 are possible":        func(c *Config) { c.Image.Env = many },
-		`working directory "app"`:             func(c *Config) { c.Image.WorkingDir = "app" },
-		"working directory":                   func(c *Config) { c.Image.WorkingDir = "/\x00" },
+		"has neither an entrypoint":              func(c *Config) { c.Image.Entrypoint, c.Image.Cmd = nil, nil },
+		"the image's command contains a NUL":     func(c *Config) { c.Image.Cmd = []string{"\x00"} },
+		"the image's environment contains a NUL": func(c *Config) { c.Image.Env = []string{"A=\x00"} },
+		"a string of 200002 bytes":               func(c *Config) { c.Image.Env = []string{"A=" + strings.Repeat("a", 200000)} },
+		"at most 1048576 are possible":           func(c *Config) { c.Image.Env = many },
+		`working directory "app"`:                func(c *Config) { c.Image.WorkingDir = "app" },
+		"working directory":                      func(c *Config) { c.Image.WorkingDir = "/\x00" },
 		"is the sheep's own directory": func(c *Config) {
 			c.Options.Tmpfs = []Tmpfs{{Target: c.DataDir}}
 		},

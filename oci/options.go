@@ -10,18 +10,18 @@ import (
 	"strings"
 )
 
-// Network is what a sheep can reach.
+// Network is the network of a container.
 type Network string
 
 // The networks.
 const (
-	NetworkNone Network = "none" // loopback of its own; the default
+	NetworkNone Network = "none" // only a loopback interface of its own; the default
 	NetworkHost Network = "host" // the machine's
-	NetworkCNI  Network = "cni"  // what the machine's CNI configuration gives
+	NetworkCNI  Network = "cni"  // that of the machine's CNI configuration
 )
 
-// Options are what a sheep's configuration says about its container. The zero
-// value is a plain sheep.
+// Options are the options of a container in a sheep's configuration. The zero value has
+// the defaults.
 type Options struct {
 	Memory   int64   // bytes, swap included; 0 is no limit
 	CPUs     float64 // 1.5 is one and a half; 0 is no limit
@@ -30,12 +30,12 @@ type Options struct {
 	OOMGroup bool    // the kernel kills all processes together when memory runs out
 	Tmpfs    []Tmpfs
 	ReadOnly bool              // the root file system
-	User     string            // USER[:GROUP], names or numbers, instead of the image's
-	Env      map[string]string // beside and instead of the image's
+	User     string            // USER[:GROUP], names or numbers; replaces the image's
+	Env      map[string]string // added to the image's, overriding it
 	Mounts   []Mount
 	Ulimits  map[string]Ulimit // by name: nofile, memlock, …
-	Command  []string          // instead of the image's entrypoint, whose arguments then go, too
-	Args     []string          // instead of the image's arguments
+	Command  []string          // replaces the image's entrypoint and arguments
+	Args     []string          // replaces the image's arguments
 	Network  Network
 }
 
@@ -45,43 +45,40 @@ type Tmpfs struct {
 	Size   int64 // bytes; 0 is no limit but the container's memory
 }
 
-// Mount shows a file or directory of the host's in the container.
+// Mount is a bind mount of a file or directory of the host.
 type Mount struct {
-	// Source is a path on the host without symbolic links in it: the caller has
-	// resolved them.
+	// Source is a path on the host, in which the caller has resolved symbolic links.
 	Source   string
 	Target   string
 	ReadOnly bool
 }
 
-// Ulimit is a limit of one process; -1 is none.
+// Ulimit is a resource limit of each process, as in setrlimit(2); -1 is no limit.
 type Ulimit struct{ Soft, Hard int64 }
 
-// DefaultPids is how many processes and threads a container may have where the
-// sheep does not say: enough for a process per CPU with as many OpenMP threads
-// each on machines of up to 256 CPUs, and a bound for what forks without end.
-// Docker has none.
+// DefaultPids is the default limit of a container's processes and threads: enough for one
+// process per CPU with an OpenMP thread per CPU each on machines of up to 256 CPUs, and a
+// bound for fork bombs. Docker has no limit.
 func DefaultPids(cpus int) int64 { return max(4096, 256*int64(cpus)) }
 
-// minShmSize is the least that /dev/shm has unless the sheep says otherwise:
-// Docker's default.
+// minShmSize is the smallest default size of /dev/shm: Docker's.
 const minShmSize = 64 << 20
 
 const (
 	minMemory = 6 << 20 // below this a container does not start
-	// A kernel has no longer argument or variable, and not more of them.
+	// The kernel's limits of one argument or variable, and of all together; see execve(2).
 	maxString  = 128<<10 - 1
 	maxStrings = 1 << 20
 )
 
-// OptionError names an option, as it is called in a sheep's configuration, and
-// what is wrong with its value.
+// OptionError names an option by its configuration key, and says what is wrong with its
+// value.
 type OptionError struct{ Option, Problem string }
 
 func (e *OptionError) Error() string { return e.Option + ": " + e.Problem }
 
-// Check finds all that is wrong with o, as *OptionError values, joined. Sources
-// of mounts must be, or lie in, one of the allowed paths.
+// Check validates the options. The error joins *OptionError values. Sources of mounts must
+// be in or below one of the allowed paths.
 func (o *Options) Check(allowed []string) error {
 	var errs []error
 	wrong := func(option, format string, args ...any) {
@@ -112,14 +109,14 @@ func (o *Options) Check(allowed []string) error {
 		case name == "" || strings.ContainsAny(name, "=\x00"):
 			wrong("env", "%q cannot name a variable", name)
 		case strings.Contains(o.Env[name], "\x00"):
-			wrong("env."+name, "the value holds a NUL")
+			wrong("env."+name, "the value contains a NUL")
 		case len(name)+len(o.Env[name])+1 > maxString:
 			wrong("env."+name, "the value has %d bytes, at most %d are possible", len(o.Env[name]), maxString)
 		}
 	}
 	for option, list := range map[string][]string{"command": o.Command, "args": o.Args} {
 		if slices.ContainsFunc(list, func(s string) bool { return strings.Contains(s, "\x00") }) {
-			wrong(option, "it holds a NUL")
+			wrong(option, "it contains a NUL")
 		}
 	}
 	if o.Command != nil && (len(o.Command) == 0 || o.Command[0] == "") {
@@ -131,14 +128,15 @@ func (o *Options) Check(allowed []string) error {
 		case !slices.Contains(ulimitNames(), name):
 			wrong("ulimits."+name, "there is no such limit; there are %s", strings.Join(ulimitNames(), ", "))
 		case l.Soft < -1 || l.Hard < -1 || unlimited(l.Soft) > unlimited(l.Hard):
-			wrong("ulimits."+name, "%d:%d is no pair of a limit and what it may be raised to", l.Soft, l.Hard)
+			wrong("ulimits."+name, "%d:%d is not a soft limit and a hard limit that is at least as high", l.Soft, l.Hard)
 		}
 	}
 	o.checkTargets(wrong, allowed)
 	return errors.Join(errs...)
 }
 
-// checkTargets checks the mounts and tmpfs: each has a place of its own.
+// checkTargets checks the targets of mounts and tmpfs, which must be unique, and the
+// sources of mounts.
 func (o *Options) checkTargets(wrong func(string, string, ...any), allowed []string) {
 	taken := map[string]bool{}
 	place := func(option, target string) {
@@ -146,7 +144,7 @@ func (o *Options) checkTargets(wrong func(string, string, ...any), allowed []str
 		case !absolute(target):
 			wrong(option, "target %q is not an absolute path in its shortest form", target)
 		case target == "/" || slices.ContainsFunc([]string{"/proc", "/sys", "/dev"}, func(dir string) bool { return within(target, dir) }):
-			wrong(option, "target %q is the system's own", target)
+			wrong(option, "target %q is reserved for the system", target)
 		case taken[target]:
 			wrong(option, "target %q is used twice", target)
 		}
@@ -169,7 +167,7 @@ func (o *Options) checkTargets(wrong func(string, string, ...any), allowed []str
 	}
 }
 
-// within says that p is dir or lies below it.
+// within reports whether p is dir or below it.
 func within(p, dir string) bool {
 	dir = path.Clean(dir)
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
@@ -182,7 +180,7 @@ func orNone(paths []string) string {
 	return strings.Join(paths, ", ")
 }
 
-// unlimited takes -1 to the number that means it to the kernel.
+// unlimited converts -1 to RLIM_INFINITY.
 func unlimited(n int64) uint64 {
 	if n < 0 {
 		return math.MaxUint64

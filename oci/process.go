@@ -10,9 +10,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// command puts the arguments together as Docker does: a command of the sheep's
-// takes the place of the image's entrypoint and of its arguments, which were
-// meant for that.
+// command composes the arguments as Docker does: the sheep's command replaces the image's
+// entrypoint and its arguments.
 func command(s *specs.Spec, cfg *Config) error {
 	entrypoint, args := cfg.Image.Entrypoint, cfg.Image.Cmd
 	if cfg.Options.Command != nil {
@@ -23,25 +22,25 @@ func command(s *specs.Spec, cfg *Config) error {
 	}
 	s.Process.Args = slices.Concat(entrypoint, args)
 	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {
-		return &OptionError{"command", "it is missing: the image says neither an entrypoint nor a command"}
+		return &OptionError{"command", "it is missing: the image has neither an entrypoint nor a command"}
 	}
 	return checkStrings("the image's command", s.Process.Args)
 }
 
-// defaultPath is what Docker sets where an image does not.
+// defaultPath is the PATH that Docker sets if an image does not.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// RunnerHost is the variable that tells runners which address to listen on. The
-// shim dials the loopback address, in the container's network namespace; any
-// other would open the runner to the network with networks host and cni.
+// RunnerHost is the environment variable with the address on which runners are to listen.
+// The shim connects to the loopback address in the container's network namespace; with
+// networks host and cni another address would expose the runner to the network.
 const (
 	RunnerHost = "SHEPHERD_RUNNER_HOST"
 	loopback   = "127.0.0.1"
 )
 
-// environment is the image's, then the sheep's. A later value of a variable
-// takes the place of an earlier one. An entry of the image's without "=" unsets
-// the variable and one without a name counts for nothing, as with Docker.
+// environment sets the image's variables, then the sheep's, which override them. As with
+// Docker, an entry of the image without "=" unsets the variable, and one without a name is
+// ignored.
 func environment(s *specs.Spec, cfg *Config) error {
 	var names []string
 	values := map[string]string{}
@@ -83,15 +82,15 @@ func environment(s *specs.Spec, cfg *Config) error {
 	return checkStrings("the image's environment", s.Process.Env)
 }
 
-// checkStrings refuses what no kernel takes.
+// checkStrings returns an error if the list exceeds the kernel's limits of execve(2).
 func checkStrings(what string, list []string) error {
 	total := 0
 	for _, s := range list {
 		switch {
 		case strings.Contains(s, "\x00"):
-			return fmt.Errorf("%s holds a NUL", what)
+			return fmt.Errorf("%s contains a NUL", what)
 		case len(s) > maxString:
-			return fmt.Errorf("%s holds a string of %d bytes, at most %d are possible", what, len(s), maxString)
+			return fmt.Errorf("%s contains a string of %d bytes, at most %d are possible", what, len(s), maxString)
 		}
 		total += len(s) + 1 + 8 // and a pointer
 	}
@@ -101,7 +100,7 @@ func checkStrings(what string, list []string) error {
 	return nil
 }
 
-// directory is where the process starts.
+// directory sets the working directory of the process.
 func directory(s *specs.Spec, cfg *Config) error {
 	dir := cfg.Image.WorkingDir
 	switch {
@@ -114,20 +113,20 @@ func directory(s *specs.Spec, cfg *Config) error {
 	return nil
 }
 
-// account is whom the process runs as.
+// account sets the user that the process runs as.
 func account(s *specs.Spec, cfg *Config) error {
 	a := cfg.Account
 	s.Process.User = specs.User{UID: a.UID, GID: a.GID, AdditionalGids: slices.Clone(a.Groups)}
 	return nil
 }
 
-// ulimitNames are those of setrlimit(2), without RLIMIT_.
+// ulimitNames lists the limits of setrlimit(2) in lower case, without RLIMIT_.
 func ulimitNames() []string {
 	return []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
 }
 
-// rlimits are the sheep's. By default there are no core dumps, which would fill
-// the disk with models; all else is what containerd itself has, as with Docker.
+// rlimits sets the sheep's limits. By default there are no core dumps, which would fill the
+// disk with models; the others are containerd's own, as with Docker.
 func rlimits(s *specs.Spec, cfg *Config) error {
 	limits := map[string]Ulimit{"core": {}}
 	maps.Copy(limits, cfg.Options.Ulimits)
@@ -137,7 +136,7 @@ func rlimits(s *specs.Spec, cfg *Config) error {
 			Soft: unlimited(limits[name].Soft), Hard: unlimited(limits[name].Hard),
 		})
 	}
-	// A machine that runs out of memory ends a model rather than the daemon.
+	// If the machine runs out of memory, the kernel kills a model rather than the daemon.
 	score := 500
 	s.Process.OOMScoreAdj = &score
 	return nil

@@ -12,18 +12,18 @@ import (
 	"strings"
 )
 
-// Account is whom a process runs as.
+// Account is the user that a process runs as.
 type Account struct {
 	UID, GID uint32
-	Groups   []uint32 // supplementary ones
-	Home     string   // empty where it is not known
+	Groups   []uint32 // supplementary groups
+	Home     string   // empty if it is not known
 }
 
 // userSpec is a parsed USER[:GROUP].
 type userSpec struct{ user, group string }
 
-// parseUser reads USER, USER:GROUP, USER: or :GROUP; Docker takes a part that is
-// empty as one that is left out.
+// parseUser parses USER, USER:GROUP, USER: or :GROUP. As with Docker, an empty part is the
+// same as a missing one.
 func parseUser(s string) (userSpec, error) {
 	user, group, _ := strings.Cut(s, ":")
 	if len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '/' || r == '\uFFFD' }) ||
@@ -33,24 +33,23 @@ func parseUser(s string) (userSpec, error) {
 	return userSpec{user, group}, nil
 }
 
-// ErrNotRegular says that a file of an image is a FIFO, a device or something else
-// that is not read. Container runtimes open /etc/passwd and /etc/group as well, and
-// a FIFO blocks them for ever: such an image cannot be started.
+// ErrNotRegular is the error for a file of an image that is a FIFO, a device or another
+// file that is not regular. Container runtimes open /etc/passwd and /etc/group, too, and a
+// FIFO would block them forever, so such an image cannot be started.
 var ErrNotRegular = errors.New("not a regular file")
 
-// maxAccounts bounds what is read of an image's /etc/passwd and /etc/group,
-// which come from a registry.
+// maxAccounts is how many bytes of an image's /etc/passwd and /etc/group, which are not
+// trusted, are read.
 const maxAccounts = 1 << 20
 
-// ResolveUser finds who USER[:GROUP] is in an image whose root is root; names and
-// numbers may stand for either. An empty user is root. root must resolve symbolic
-// links inside the image, and must not block when it opens what is no regular
-// file.
+// ResolveUser resolves USER[:GROUP], each a name or a number, by the /etc/passwd and
+// /etc/group of an image with the file system root. An empty user is root. root must
+// resolve symbolic links inside the image, and its Open must not block on files that are
+// not regular.
 //
-// As with Docker, a number need not be in /etc/passwd; its group is then 0. With
-// a GROUP there are no supplementary groups. A number does not need the files: it
-// stands for itself where they cannot be opened. The error is ErrNotRegular where
-// one of them is something else than a file.
+// As with Docker, a number need not be in /etc/passwd; its group is then 0. With a GROUP
+// there are no supplementary groups. Numbers are resolved even if the files cannot be
+// opened. The error wraps ErrNotRegular if one of the files is not a regular file.
 func ResolveUser(root fs.FS, name string) (Account, error) {
 	spec, err := parseUser(name)
 	if err != nil {
@@ -108,14 +107,14 @@ func ResolveUser(root fs.FS, name string) (Account, error) {
 	return a, nil
 }
 
-// number reads an id.
+// number parses a user or group id.
 func number(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n <= math.MaxInt32
 }
 
-// eachEntry reads lines of at least n fields until f says false. A file that is
-// not there has none.
+// eachEntry calls f with the fields of each line that has at least n of them, until f
+// returns false. A file that does not exist has no lines.
 func eachEntry(root fs.FS, name string, n int, f func([]string) bool) error {
 	file, err := root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {

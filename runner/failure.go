@@ -10,8 +10,8 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// The longest parts of a failure that are told, in bytes. Escaped as JSON at
-// its worst, they stay below messenger.MaxMessage together.
+// The limits of a failure's parts in bytes. Even if JSON escaping makes them longer, they
+// stay below messenger.MaxMessage together.
 const (
 	maxMessage   = 64 << 10
 	maxTraceback = 512 << 10
@@ -31,8 +31,8 @@ func newPanic(value any) error { return &panicError{value: value, stack: debug.S
 
 func (e *panicError) Error() string { return fmt.Sprint(e.value) }
 
-// failureOf is what a job's client is told about an error, in the shape of a
-// Python exception: "Type: text", the type, and where it comes from.
+// failureOf converts a handler's error to a failure in the form of a Python exception:
+// message "Type: text", type, and traceback.
 func failureOf(err error) *job.Failure {
 	var given *job.Failure
 	if errors.As(err, &given) {
@@ -62,7 +62,7 @@ func failureOf(err error) *job.Failure {
 	return bounded(f)
 }
 
-// unwrapped is err and all it wraps, outermost first.
+// unwrapped returns err and all errors that it wraps, outermost first.
 func unwrapped(err error) []error {
 	chain := []error{err}
 	switch e := err.(type) {
@@ -78,8 +78,8 @@ func unwrapped(err error) []error {
 	return chain
 }
 
-// exportedType is the name of an error's type, where that says more than that it is
-// an error: exported, so not what errors.New and fmt.Errorf return.
+// exportedType returns the name of an error's type, and whether the type is exported:
+// those of errors.New and fmt.Errorf are not, and say nothing.
 func exportedType(err error) (string, bool) {
 	t := reflect.TypeOf(err)
 	for t.Kind() == reflect.Pointer {

@@ -17,27 +17,24 @@ import (
 
 // Args is a runner's command line: [-p PORT] [-s STREAM] [-r RUNNER] [CONFIG_PATH].
 type Args struct {
-	// ConfigPath is the model's configuration file or its directory; empty when
-	// it was left out.
+	// ConfigPath is the model's configuration file or its directory; empty if it was
+	// not given.
 	ConfigPath string
-	// Port is the port to listen on.
+	// Port is the TCP port to listen on.
 	Port int
-	// Stream and Runner are what the Python shepherd-runner calls the data
-	// stream and the runner's class. They are accepted for its command lines'
-	// sake.
+	// Stream and Runner are the data stream and the runner's class of the Python
+	// shepherd-runner. They are accepted so that its command lines work.
 	Stream string
 	Runner string
 }
 
-// Main is a runner's whole main function: it reads the command line, loads the
-// model, binds the port and processes jobs until the process is told to end
-// (SIGTERM or SIGINT). It binds after loading, so that a runner that is
-// connected to is ready. Main does not return: it exits with 0 when told to
-// end, 78 when the model could not be loaded, which shepherd tells its clients,
-// 1 when the port could not be bound, and 2 when the command line is wrong.
+// Main is the complete main function of a runner: it parses the command line, loads the
+// model, binds the port and processes jobs until SIGTERM or SIGINT. It binds the port after
+// loading, so that a runner that accepts connections is ready. Main does not return. It
+// exits with 0 after a signal, 78 if the model could not be loaded, which shepherd reports
+// to clients, 1 if the port could not be bound, and 2 if the command line is wrong.
 //
-// Load's context ends when the process is told to end. It may return a nil
-// Handler only with an error.
+// load's context ends with a signal. It may return a nil Handler only with an error.
 func Main(load func(ctx context.Context, args Args) (Handler, error)) {
 	os.Exit(run(os.Args[0], os.Args[1:], os.Stderr, load))
 }

@@ -1,8 +1,8 @@
-// Package runner is for people who write runners: the programs that hold a
-// model and process shepherd's jobs with it, one by one.
+// Package runner is the SDK for writing runners in Go: programs that load a model and
+// process shepherd's jobs with it, one by one.
 //
-// A runner is a main function that calls Main with a function that loads the
-// model and returns what is done with each job:
+// A runner's main function calls Main with a function that loads the model and returns a
+// handler for jobs:
 //
 //	func main() {
 //		runner.Main(func(ctx context.Context, args runner.Args) (runner.Handler, error) {
@@ -20,9 +20,9 @@
 //		})
 //	}
 //
-// Built as a program it has the command line of shepherd-runner, so it can be
-// the entry point of a model's image, or the command of a bare sheep. Serve is
-// for programs with a command line of their own.
+// The program has the command line of shepherd-runner, so it can be the entry point of a
+// model's image, or the command of a bare sheep. Serve is for programs with another command
+// line.
 package runner
 
 import (
@@ -45,7 +45,7 @@ import (
 	"github.com/iterait/shepherd/messenger/zmq"
 )
 
-// DefaultPort is where a runner listens when nothing else is said.
+// DefaultPort is the TCP port on which a runner listens by default.
 const DefaultPort = 9999
 
 // Job is one job. Its inputs are complete, and its output directory exists and
@@ -54,83 +54,81 @@ type Job struct {
 	ID        string
 	InputDir  string
 	OutputDir string
-	// Trace is what the job's run is called in its trace, for the handler's own
-	// spans to be below it; zero where the job is in none.
+	// Trace identifies the span of the job's run, the parent of the handler's own
+	// spans; zero if the job is not traced.
 	Trace job.Trace
 
-	tell func(messenger.Event) // nil where nobody is to be told
+	send func(messenger.Event) // nil if events are not sent
 }
 
-// Progress tells how much of the job is done, from 0 to 1, and at what it is. It
-// may be called as often as one likes, from any goroutine: what nobody could read
-// is left out.
+// Progress reports how much of the job is done, from 0 to 1, with a description. It may be
+// called as often as needed, from any goroutine: reports that follow each other too
+// quickly are dropped.
 func (j Job) Progress(done float64, text string) {
-	if j.tell != nil {
-		j.tell(messenger.Event{Kind: messenger.EventProgress, JobID: job.ID(j.ID), Progress: done, Text: text})
+	if j.send != nil {
+		j.send(messenger.Event{Kind: messenger.EventProgress, JobID: job.ID(j.ID), Progress: done, Text: text})
 	}
 }
 
-// Log adds a line to the job's log: it is printed, since what a runner prints while
-// it has a job is that job's log, and told to whoever watches.
+// Log adds a line to the job's log: it prints the line, because a runner's output during a
+// job is that job's log, and sends it to clients that follow the job.
 func (j Job) Log(line string) {
 	fmt.Println(line)
 	j.Printed(line)
 }
 
-// Printed is Log for a line that is printed already, as by a program that the
+// Printed is Log for a line that was printed already, for example by a program that the
 // handler runs.
 func (j Job) Printed(line string) {
-	if j.tell != nil {
-		j.tell(messenger.Event{Kind: messenger.EventLog, JobID: job.ID(j.ID), Text: line})
+	if j.send != nil {
+		j.send(messenger.Event{Kind: messenger.EventLog, JobID: job.ID(j.ID), Text: line})
 	}
 }
 
 // Input is the path of the job's default input, the payload of its request.
 func (j Job) Input() string { return filepath.Join(j.InputDir, job.DefaultInput) }
 
-// Output is the path of the job's default output, what a client gets that asks
-// for the result without naming a file.
+// Output is the path of the job's default output, which clients get that request the
+// result without naming a file.
 func (j Job) Output() string { return filepath.Join(j.OutputDir, job.DefaultOutput) }
 
-// Handler processes one job; nil means that its outputs are complete. An error
-// fails the job and is told to its client; a *job.Failure in its chain is told
-// as it is. A panic is an error like any other: the runner goes on. Ctx ends
-// when the runner is asked to stop, and, with the cause ErrCancelled, when the job
-// is to be given up.
+// Handler processes one job; nil means that its outputs are complete. An error fails the
+// job and is reported to its client; a *job.Failure in its chain is reported as it is. A
+// panic is treated like an error, and the runner continues. ctx ends when the runner is
+// asked to stop and, with the cause ErrCancelled, when the job is cancelled.
 type Handler func(ctx context.Context, j Job) error
 
-// ErrCancelled is the cause of the end of a handler's context whose job was
-// cancelled. An error that the handler then returns is told as that.
+// ErrCancelled is the cause with which the context of a cancelled job's handler ends. The
+// job then counts as cancelled if the handler returns any error.
 var ErrCancelled = errors.New("the job was cancelled")
 
-// EnvHost is the variable that has the address to bind. Shepherd sets it for
-// runners that share the machine's network, so that nobody else reaches them.
+// EnvHost is the environment variable with the address to bind. Shepherd sets it to a
+// loopback address, so that runners cannot be reached from the network.
 const EnvHost = "SHEPHERD_RUNNER_HOST"
 
-// Config says where a runner listens.
+// Config configures Serve.
 type Config struct {
-	// Host is the address to bind; the default is what the environment says by
-	// EnvHost, and without that all of them, 0.0.0.0.
+	// Host is the address to bind. The default is the value of EnvHost, or 0.0.0.0 if
+	// that is not set.
 	Host string
 	// Port is the TCP port to bind; the default is DefaultPort.
 	Port int
-	// Events says that shepherd is told the handler's events, and may cancel jobs.
-	// The default is what the environment says: shepherd's shim understands them,
-	// the original shepherd does not.
+	// Events is true if events are sent to shepherd, which may also cancel jobs. The
+	// default depends on the environment variable messenger.EnvFeatures, which
+	// shepherd sets and the original shepherd does not.
 	Events bool
-	// Log is told about jobs, and about messages that are not understood; the
-	// default is slog.Default().
+	// Log receives the beginning and end of jobs, and invalid messages; the default is
+	// slog.Default().
 	Log *slog.Logger
 }
 
-// Serve binds the runner's socket and gives the handler one job at a time,
-// until ctx ends; then it waits for the handler to return and returns nil. The
-// handler's context ends with ctx; a job it gave up for that is not answered,
-// for shepherd to give it to another runner. An error means that the socket
-// could not be bound.
+// Serve binds the runner's socket and gives the handler one job at a time until ctx ends;
+// then it waits for the handler to return and returns nil. The handler's context ends with
+// ctx. A job for which the handler then returns an error is not answered, so that shepherd
+// gives it to another runner. An error means that the socket could not be bound.
 //
-// Whoever asks for a job that waits or is under way already is answered with
-// the others who did when it is done; it is not done twice.
+// A job that is sent again while it waits or is under way is not processed twice; all of
+// its senders get the answer.
 func Serve(ctx context.Context, cfg Config, h Handler) error {
 	if cfg.Host == "" {
 		cfg.Host = cmp.Or(os.Getenv(EnvHost), "0.0.0.0")
@@ -159,29 +157,29 @@ func Serve(ctx context.Context, cfg Config, h Handler) error {
 	return nil
 }
 
-// maxWaiting is how many jobs may wait for their turn. Shepherd sends one at a
-// time; another client is told that it sends too many.
+// maxWaiting is how many jobs may be queued. Shepherd sends one at a time; further jobs of
+// other clients are answered with a failure.
 const maxWaiting = 1000
 
-// answerTimeout bounds how long a client may take to read its answer.
+// answerTimeout is how long a client may take to read its answer.
 const answerTimeout = 30 * time.Second
 
-// server is a runner at work. All of it belongs to the goroutine in run.
+// server is a running Serve. Its fields are used by run's goroutine only.
 type server struct {
 	router *zmq.Router
 	log    *slog.Logger
 	handle Handler
 	events bool
-	tasks  []*task // by age
+	tasks  []*task // oldest first
 	busy   bool    // the first is under way
 }
 
-// task is a job and those who asked for it.
+// task is a job and its senders.
 type task struct {
-	in     messenger.Input
-	askers []*zmq.Peer
-	cancel context.CancelCauseFunc // while it is under way
-	gone   bool                    // it was cancelled
+	in        messenger.Input
+	senders   []*zmq.Peer
+	cancel    context.CancelCauseFunc // set while the job is under way
+	cancelled bool
 }
 
 func (s *server) run(ctx context.Context) {
@@ -220,12 +218,12 @@ func (s *server) run(ctx context.Context) {
 	}
 }
 
-// take reads a message, which may bring a new task.
+// take handles a message, which may be a new task.
 func (s *server) take(ctx context.Context, m zmq.Message) {
 	if id, err := messenger.DecodeCancel(m.Frame); err == nil {
 		if s.busy && s.tasks[0].in.JobID == id {
-			s.log.Info("job is to be given up", "job", id)
-			s.tasks[0].gone = true
+			s.log.Info("cancelling job", "job", id)
+			s.tasks[0].cancelled = true
 			s.tasks[0].cancel(ErrCancelled)
 		}
 		return
@@ -237,13 +235,13 @@ func (s *server) take(ctx context.Context, m zmq.Message) {
 	}
 	for _, t := range s.tasks {
 		if t.in.JobID == in.JobID {
-			if !slices.Contains(t.askers, m.From) {
-				t.askers = append(t.askers, m.From)
+			if !slices.Contains(t.senders, m.From) {
+				t.senders = append(t.senders, m.From)
 			}
 			return
 		}
 	}
-	t := &task{in: in, askers: []*zmq.Peer{m.From}}
+	t := &task{in: in, senders: []*zmq.Peer{m.From}}
 	if len(s.tasks) > maxWaiting {
 		s.answer(ctx, t, &job.Failure{Message: fmt.Sprintf("the runner has %d jobs waiting already", maxWaiting)})
 		return
@@ -251,7 +249,7 @@ func (s *server) take(ctx context.Context, m zmq.Message) {
 	s.tasks = append(s.tasks, t)
 }
 
-// start begins the first task, if there is one and it is not under way.
+// start starts the first task, if there is one and it is not under way.
 func (s *server) start(ctx context.Context, ended chan<- error) {
 	if s.busy || len(s.tasks) == 0 || ctx.Err() != nil {
 		return
@@ -263,12 +261,12 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 	s.log.Info("job begins", "job", in.JobID)
 	place := filepath.Join(in.IODataRoot, string(in.JobID))
 	j := Job{ID: string(in.JobID), InputDir: filepath.Join(place, job.InputDir), OutputDir: filepath.Join(place, job.OutputDir)}
-	if text, err := os.ReadFile(filepath.Join(place, job.TraceFile)); err == nil { // as a rule there is none
+	if text, err := os.ReadFile(filepath.Join(place, job.TraceFile)); err == nil { // most jobs have none
 		_ = j.Trace.UnmarshalText(text)
 	}
 	if s.events {
-		j.tell = s.eventSender(ctx, slices.Clone(t.askers))
-		j.tell(messenger.Event{Kind: messenger.EventAccepted, JobID: in.JobID, Features: []string{messenger.FeatureCancel}})
+		j.send = s.eventSender(ctx, slices.Clone(t.senders))
+		j.send(messenger.Event{Kind: messenger.EventAccepted, JobID: in.JobID, Features: []string{messenger.FeatureCancel}})
 	}
 	go func() {
 		err := error(errGone)
@@ -282,14 +280,14 @@ func (s *server) start(ctx context.Context, ended chan<- error) {
 	}()
 }
 
-// progressInterval is how often progress is told, at most.
+// progressInterval is the shortest time between two progress events of a job.
 const progressInterval = 100 * time.Millisecond
 
-// eventTimeout bounds how long a handler waits for an event to be sent.
+// eventTimeout is how long sending an event may block the handler.
 const eventTimeout = time.Second
 
-// eventSender returns what sends events to those who asked for a job.
-func (s *server) eventSender(ctx context.Context, askers []*zmq.Peer) func(messenger.Event) {
+// eventSender returns a function that sends events to a job's senders.
+func (s *server) eventSender(ctx context.Context, senders []*zmq.Peer) func(messenger.Event) {
 	var mu sync.Mutex
 	var last time.Time
 	return func(e messenger.Event) {
@@ -310,8 +308,8 @@ func (s *server) eventSender(ctx context.Context, askers []*zmq.Peer) func(messe
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
 		defer cancel()
-		for _, asker := range askers {
-			_ = s.router.Send(ctx, asker, frame) // it may have left
+		for _, sender := range senders {
+			_ = s.router.Send(ctx, sender, frame) // fails if the sender has disconnected
 		}
 	}
 }
@@ -322,21 +320,21 @@ func (s *server) finish(ctx context.Context, err error) {
 	t.cancel(nil)
 	s.tasks, s.busy = s.tasks[1:], false
 	switch {
-	case err != nil && t.gone && ctx.Err() == nil:
-		s.log.Info("job given up", "job", t.in.JobID, "error", err)
+	case err != nil && t.cancelled && ctx.Err() == nil:
+		s.log.Info("job cancelled", "job", t.in.JobID, "error", err)
 		s.answer(ctx, t, &job.Failure{Message: messenger.CancelledType + ": " + ErrCancelled.Error(), Type: messenger.CancelledType})
 	case err == nil:
 		s.log.Info("job done", "job", t.in.JobID)
 		s.answer(ctx, t, nil)
 	case ctx.Err() != nil:
-		s.log.Info("job given up", "job", t.in.JobID, "error", err)
+		s.log.Info("job interrupted", "job", t.in.JobID, "error", err)
 	default:
 		s.log.Error("job failed", "job", t.in.JobID, "error", err)
 		s.answer(ctx, t, failureOf(err))
 	}
 }
 
-// answer tells everyone who asked. Those who have left asked for nothing more.
+// answer sends the answer to all of the job's senders.
 func (s *server) answer(ctx context.Context, t *task, f *job.Failure) {
 	frame, err := messenger.EncodeAnswer(messenger.Answer{JobID: t.in.JobID, Failure: f})
 	if err != nil {
@@ -345,8 +343,8 @@ func (s *server) answer(ctx context.Context, t *task, f *job.Failure) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
 	defer cancel()
-	for _, asker := range t.askers {
-		if err := s.router.Send(ctx, asker, frame); err != nil {
+	for _, sender := range t.senders {
+		if err := s.router.Send(ctx, sender, frame); err != nil {
 			s.log.Warn("could not deliver an answer", "job", t.in.JobID, "error", err)
 		}
 	}

@@ -6,62 +6,58 @@ import (
 	"github.com/iterait/shepherd/job"
 )
 
-// ModelChecker is a Sheep that knows, without asking anyone, that some models
-// can never be its.
+// ModelChecker is a Sheep that can recognize models that it can never run.
 type ModelChecker interface {
-	// CheckModel returns a *job.Invalid where the model's name or version cannot
-	// be that of a model of this sheep, whatever may be pushed or installed.
+	// CheckModel returns a *job.Invalid if the model's name or version is not valid
+	// for this sheep, whatever is pushed or installed later. It sends no request.
 	CheckModel(m job.Model) error
 }
 
-// DigestChecker is a Sheep that may have been told which digests models must have
-// (job.Trust). Where ChecksDigests is true, Load refuses a model with another; a
-// sheep that is no DigestChecker knows no digests.
+// DigestChecker is a Sheep that may be configured with the digests that models must have
+// (job.Trust). If ChecksDigests returns true, Load rejects a model with another digest. A
+// sheep that is not a DigestChecker checks no digests.
 type DigestChecker interface{ ChecksDigests() bool }
 
-// ModelKeeper is a Driver whose sheep fetch their models from elsewhere, to keep
-// them on this machine. Its methods may be called at any time and from many
-// goroutines.
+// ModelKeeper is a Driver whose sheep fetch models and store them on this machine. Its
+// methods may be called at any time and from many goroutines.
 //
-// Their errors are *job.ModelError values, *job.Invalid for a model that cannot
-// be, or ctx's.
+// Their errors are *job.ModelError values, *job.Invalid for an invalid model, or ctx's.
 type ModelKeeper interface {
-	// Pull makes the newest version of the model be here, ready to be loaded by
-	// the sheep with these names; without names by any. It reports how far it is
-	// a few times a second, and not after it has returned; report returns quickly.
+	// Pull fetches the newest version of the model, ready to be loaded by the named
+	// sheep, or by all sheep if none is named. It calls report a few times a second, and
+	// not after it has returned; report must return quickly.
 	Pull(ctx context.Context, m job.Model, sheep []string, report func(job.PullProgress)) error
 
-	// List lists the models that are here, by name and version.
+	// List lists the models on this machine, sorted by name and version.
 	List(ctx context.Context) ([]job.KeptModel, error)
 
-	// Remove removes a model and returns when its room on the disk is free. It
-	// asks needed before, once for every way in which the model can be written;
-	// an error that needed returns is Remove's, and the model stays.
+	// Remove removes a model and returns when its disk space is free. Before, it calls
+	// needed for each spelling of the model (such as with and without the version
+	// latest). If needed returns an error, Remove returns it and the model stays.
 	Remove(ctx context.Context, m job.Model, needed func(job.Model) error) error
 }
 
-// ModelFinder is a Sheep that can tell at once whether it has a model.
+// ModelFinder is a Sheep that can report at once whether it has a model.
 type ModelFinder interface {
-	// FindModel returns the *LoadError that Load would return because the model is
-	// not here, of class errdefs.ErrNotFound, and nil where it is or where that is
-	// not known. It fetches nothing and returns within milliseconds.
+	// FindModel returns the *LoadError, of class errdefs.ErrNotFound, with which Load
+	// would fail because the model does not exist. It returns nil if the model exists or
+	// if that is not known. It fetches nothing and returns within milliseconds.
 	FindModel(m job.Model) error
 }
 
-// ModelAdviser is a Sheep that can tell people where it looks for a model.
+// ModelAdviser is a Sheep that can explain where it searches for a model.
 type ModelAdviser interface {
-	// ModelAdvice is one sentence: what must be where for the sheep to run m, such as a
-	// file or an image. Sheep that look in the same place say the same. It fetches
-	// nothing and returns within milliseconds; it is empty where there is nothing to say.
+	// ModelAdvice returns one sentence that says what must exist where for the sheep to
+	// run m, such as a file or an image, or "". Sheep that search in the same place
+	// return the same sentence. It fetches nothing and returns within milliseconds.
 	ModelAdvice(m job.Model) string
 }
 
-// Prefetcher is a Sheep that can fetch what a model's Load will need while its runner
-// has another model.
+// Prefetcher is a Sheep that can fetch a model while its runner has another one.
 type Prefetcher interface {
-	// Prefetch fetches the model, as far as there is room for it beside the models
-	// that are needed now, and tells observe how far it is. It may be called while
-	// Load or Run is under way; a Load of the same model meanwhile goes on with what
-	// it has fetched. Its errors are those that Load would return.
+	// Prefetch fetches the model, if there is space for it beside the models that are
+	// needed now, and reports its progress to observe. It may be called while Load or
+	// Run is under way; a Load of the same model continues with what was fetched. Its
+	// errors are those of Load.
 	Prefetch(ctx context.Context, m job.Model, observe Observer) error
 }

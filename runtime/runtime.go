@@ -1,22 +1,20 @@
-// Package runtime is what a sheep is: one supervised runner with one model
-// loaded. A sheep type (bare, docker, …) is a plugin that makes sheep.
+// Package runtime defines the contract of a sheep: one supervised runner with one model
+// loaded. A sheep type (bare, docker, …) is a Driver, which makes sheep.
 //
 // # The life of a sheep
 //
 //	NewSheep ─► [Recover] ─► Load ─► Run ─► Load ─► Run ─► … ─► Close
 //
-// NewSheep only reads configuration. Recover, where the type has it, comes
-// once, before the first Load: it adopts a runner that outlived an earlier
-// daemon, or removes what is left of one. Load makes a model ready to start; Run
-// starts a runner with it and blocks for as long as the runner lives; ending
-// Run's context stops the runner. To load another model the caller ends Run,
-// waits for it, and calls Load and Run again. One Load or Run is under way at a
-// time; Conn may be used from other goroutines meanwhile.
+// NewSheep only reads configuration. Recover, if the type implements it, is called once,
+// before the first Load: it adopts a runner that outlived an earlier daemon, or removes
+// what is left of one. Load makes a model ready to start; Run starts a runner with it and
+// blocks as long as the runner is up; ending Run's context stops the runner. To load
+// another model the caller ends Run, waits for it, and calls Load and Run again. Only one
+// Load or Run may be under way at a time; Conn may be used from other goroutines meanwhile.
 //
-// When Run has returned, nothing is left of the runner: no process it forked, no
-// container, no open port, no mount. The exception is a daemon that leaves its
-// sheep up on purpose: Detach ends Run without stopping the runner, for a later
-// Recover.
+// When Run has returned, nothing is left of the runner: no process that it forked, no
+// container, no open port, no mount. The exception is Detach, which ends Run without
+// stopping the runner, so that a later daemon can Recover it.
 package runtime
 
 import (
@@ -37,33 +35,32 @@ type Sheep interface {
 	// loaded is a *LoadError.
 	Load(ctx context.Context, m job.Model, observe Observer) error
 
-	// Run starts a runner with the model loaded last, or attaches to the one
-	// that Recover found, and blocks until it has ended and nothing of it is
-	// left. A runner that it starts is told of ctx's trace (see WithTrace). Ending ctx stops it: TERM, grace, KILL. The error is never nil: an
-	// *Exit says how the runner ended; a *LoadError says that it could not be
-	// started; ErrDetached that Detach was called.
+	// Run starts a runner with the model loaded last, or attaches to the one that
+	// Recover found, and blocks until it has ended and nothing of it is left. A runner
+	// that it starts gets ctx's trace (see WithTrace). Ending ctx stops the runner: TERM,
+	// then KILL after the grace. The error is never nil: an *Exit says how the runner
+	// ended; a *LoadError why it could not be started; ErrDetached is returned after
+	// Detach.
 	Run(ctx context.Context, observe Observer) error
 
-	// Conn is the connection to the runner of the present Run. It is valid from
-	// the first Starting event that Run reports (it reports one when it attaches,
-	// too) until Run returns; then its methods answer messenger.ErrClosed. Each
-	// Run has a new one.
+	// Conn returns the connection to the runner of the present Run. It is valid from
+	// the first Starting event that Run reports (also when it attaches) until Run
+	// returns; then its methods return messenger.ErrClosed. Each Run has a new one.
 	Conn() messenger.Conn
 
 	// Detach makes the present Run return ErrDetached and leaves the runner up.
-	// Without a Run, or where the type cannot leave a runner up, it does
-	// nothing.
+	// Without a Run, or if the type cannot leave a runner up, it does nothing.
 	Detach()
 
-	// Close releases what NewSheep and Recover took. It does not stop a detached
-	// runner. It may be called twice.
+	// Close releases the resources of NewSheep and Recover. It does not stop a
+	// detached runner. It may be called twice.
 	Close(ctx context.Context) error
 }
 
 // Recoverer is a Sheep whose runner can outlive the daemon.
 type Recoverer interface {
-	// Recover looks for what an earlier daemon left of this sheep. When there
-	// is nothing to adopt it removes what it finds and returns nil.
+	// Recover searches for what an earlier daemon has left of this sheep. If there is
+	// nothing to adopt it removes what it finds and returns nil.
 	Recover(ctx context.Context) (*Recovered, error)
 }
 
@@ -73,97 +70,94 @@ type Owner interface {
 	// What is in a job's working directory must belong to them for the runner to
 	// write its outputs.
 	//
-	// It fetches nothing: call it after Load of m has returned. While m is not on
-	// this machine the error is of class errdefs.ErrNotFound; ErrUnavailable says
-	// that calling again later may help.
+	// It fetches nothing: call it after Load of m has returned. If m is not on this
+	// machine the error is of class errdefs.ErrNotFound; with ErrUnavailable a later
+	// call may succeed.
 	Owner(ctx context.Context, m job.Model) (uid, gid int, err error)
 }
 
-// Recovered is what Recover found.
+// Recovered is the result of Recover.
 type Recovered struct {
-	// Model is what the runner has loaded.
+	// Model is the model that the runner has loaded.
 	Model job.Model
-	// Running says that the runner is alive: the next Run attaches to it.
-	// Otherwise no process of it is left.
+	// Running is true if the runner is up: the next Run attaches to it. Otherwise no
+	// process of it is left.
 	Running bool
-	// Job is the job that was given to the runner and is not answered, if any.
-	// With Running, its answer comes by Conn; without, Exit says why there will
-	// be none.
+	// Job is the job that was sent to the runner and is not answered, if any. With
+	// Running its answer will be received by Conn; otherwise there will be none, and
+	// Exit says why.
 	Job job.ID
-	// Answers are those not acknowledged yet, oldest first. With Running, they
-	// come by Conn as well, and are acknowledged there; without, there is nobody
-	// left to acknowledge them to, and what kept them is removed by Forget.
+	// Answers are the unacknowledged answers, oldest first. With Running they are also
+	// received and acknowledged by Conn; otherwise they need no acknowledgement, and
+	// Forget removes them.
 	Answers []messenger.Answer
-	// Exit says how the runner ended, where it is not running.
+	// Exit says how the runner ended, if it is not running.
 	Exit *Exit
-	// Forget removes the last traces of a runner that is not running, once its
-	// Answers are safe. It is nil with Running.
+	// Forget removes the state of a runner that is not running, after the caller has
+	// stored the Answers. It is nil with Running.
 	Forget func() error
 }
 
-// Driver is a sheep type. NewSheep checks the sheep's configuration, which
-// decode reads strictly into the driver's own struct; it starts nothing and
-// changes nothing. What is wrong with the configuration it returns as
-// *FieldError values, joined, or as decode returned it.
+// Driver is a sheep type. NewSheep validates the sheep's configuration, which decode
+// decodes strictly into the driver's own struct; it starts and changes nothing. The error
+// is decode's, or joins *FieldError values.
 type Driver interface {
 	NewSheep(name string, decode func(any) error) (Sheep, error)
 }
 
-// Stage says how far a Load or Run has come.
+// Stage is a stage of Load or Run.
 type Stage string
 
-// The stages a sheep reports.
+// The stages.
 const (
-	Pulling   Stage = "pulling"   // an image is fetched
-	Unpacking Stage = "unpacking" // an image is unpacked
+	Pulling   Stage = "pulling"   // an image is being fetched
+	Unpacking Stage = "unpacking" // an image is being unpacked
 	Starting  Stage = "starting"  // the runner's process exists
-	Connected Stage = "connected" // the runner's socket answered: it takes jobs
+	Connected Stage = "connected" // the runner's socket has answered: it accepts jobs
 )
 
-// Event is something that happened to a sheep that its watchers may want to
-// show.
+// Event reports the progress of Load or Run.
 type Event struct {
 	Stage Stage
 	PID   int    // with Starting
 	Text  string // for people
-	// With Pulling, Done of Total bytes are here, and Rate come in a second; Total is 0
+	// With Pulling, Done of Total bytes are fetched, at Rate bytes a second; Total is 0
 	// while it is not known.
 	Done, Total int64
 	Rate        float64
 }
 
-// Observer is told events. It returns quickly and never nil-checks: Discard is
-// the one that ignores them.
+// Observer receives events. It must return quickly, and must not be nil; Discard ignores
+// events.
 type Observer func(Event)
 
 // Discard ignores events.
 func Discard(Event) {}
 
-// ErrDetached is what Run returns after Detach.
-var ErrDetached = errors.New("detached from the runner, which goes on")
+// ErrDetached is Run's error after Detach.
+var ErrDetached = errors.New("detached from the runner, which stays up")
 
-// ErrSuperseded is what Run returns when another daemon has taken the runner over,
-// with the job it has: that job is the other's. It is an ErrDetached. Until the
-// runner has ended, Run starts no other.
+// ErrSuperseded is Run's error when another daemon has taken over the runner together with
+// its job. It wraps ErrDetached. Run starts no other runner until that one has ended.
 var ErrSuperseded = fmt.Errorf("%w with another daemon", ErrDetached)
 
-// Exit says how a runner ended.
+// Exit describes how a runner ended.
 type Exit struct {
-	// Code is the exit code, or -1 when it ended by a signal or is not known.
+	// Code is the exit code, or -1 if a signal ended it or the code is not known.
 	Code int
 	// Signal is the name of the signal that ended it ("SIGKILL"), or empty.
 	Signal string
-	// OutOfMemory says that the kernel ended it for memory.
+	// OutOfMemory is true if the kernel killed it for lack of memory.
 	OutOfMemory bool
-	// Stopped says that we ended it.
+	// Stopped is true if shepherd stopped it.
 	Stopped bool
-	// Lost says that the runner did not end by itself but went down with what
-	// supervises it (its shim, containerd); a job it had may be tried again.
+	// Lost is true if the runner ended because its shim or containerd did; its job may
+	// be tried again.
 	Lost bool
-	// Detail is a cause in words where there is more to say than the above.
+	// Detail is a further description of the cause, or empty.
 	Detail string
-	// LastLog is the end of what the runner wrote: at most a few lines, cleaned,
-	// those that say why it ended among them.
+	// LastLog is the end of the runner's log: a few lines without control sequences, if
+	// possible those that say why it ended.
 	LastLog string
 }
 
@@ -190,9 +184,8 @@ func (e *Exit) Error() string {
 	return strings.Join(parts, "; ")
 }
 
-// LoadError says that a model cannot be loaded or started. Its text is shown to
-// clients as it is. Class, an errdefs class, says whether trying again makes
-// sense (ErrUnavailable) or not.
+// LoadError is the error when a model cannot be loaded or started. Clients see its text.
+// Class is an errdefs class; with ErrUnavailable a later attempt may succeed.
 type LoadError struct {
 	Message string
 	Class   error
@@ -201,8 +194,8 @@ type LoadError struct {
 func (e *LoadError) Error() string { return e.Message }
 func (e *LoadError) Unwrap() error { return e.Class }
 
-// FieldError names a configuration key of a sheep, dotted below the sheep
-// ("env.PATH"), and what is wrong with its value.
+// FieldError names a configuration key, with dots, relative to the sheep ("env.PATH"), and
+// says what is wrong with its value.
 type FieldError struct{ Field, Problem string }
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }

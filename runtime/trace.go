@@ -8,8 +8,8 @@ import (
 
 type traceKey struct{}
 
-// WithTrace returns a context for Run: a runner that it starts is told in its
-// environment, as TRACEPARENT and TRACESTATE, to which trace its start belongs.
+// WithTrace returns a context for Run: a runner that Run starts gets the trace of its start
+// in its environment, as TRACEPARENT and TRACESTATE.
 func WithTrace(ctx context.Context, t job.Trace) context.Context {
 	if t.IsZero() {
 		return ctx
@@ -17,8 +17,7 @@ func WithTrace(ctx context.Context, t job.Trace) context.Context {
 	return context.WithValue(ctx, traceKey{}, t)
 }
 
-// TraceOf is the trace that ctx was given by WithTrace, zero where it was given
-// none.
+// TraceOf returns the trace that WithTrace has set in ctx, zero if there is none.
 func TraceOf(ctx context.Context) job.Trace {
 	t, _ := ctx.Value(traceKey{}).(job.Trace)
 	return t

@@ -1,8 +1,7 @@
-// Package sandbox is what the original's docker-compose sandbox was, without
-// Docker and in one process: an S3 store and an OCI registry for trying shepherd
-// on one machine, with the ports and the keys that the example configurations
-// name. It guards nothing: its keys are public knowledge, and its registry has
-// no users.
+// Package sandbox replaces the original's docker-compose sandbox with one process: an S3
+// store and an OCI registry for trying shepherd on one machine, with the ports and keys of
+// the example configurations. It is not secure: its keys are public, and its registry has
+// no authentication.
 package sandbox
 
 import (
@@ -21,8 +20,8 @@ import (
 	"github.com/iterait/shepherd/storage/embedded"
 )
 
-// The keys of the storage: those of the original's sandbox, which Amazon's
-// documentation shows as examples.
+// The keys of the storage: those of the original's sandbox, which are examples in Amazon's
+// documentation.
 const (
 	AccessKey = "AKIAIOSFODNN7EXAMPLE"
 	SecretKey = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -34,17 +33,17 @@ const (
 	RegistryPort = 6000
 )
 
-// Limits that keep idle or slow clients from costing much.
+// Time limits for idle and slow clients, and for requests under way when Serve ends.
 const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 2 * time.Minute
 	drainTimeout  = 10 * time.Second
 )
 
-// Config is what a Sandbox needs.
+// Config configures a Sandbox.
 type Config struct {
-	Dir             string // is made where missing; holds storage/ and registry/
-	StorageAddress  string // to listen on, as HOST:PORT; port 0 picks a free one
+	Dir             string // created if missing; holds storage/ and registry/
+	StorageAddress  string // to listen on, as HOST:PORT; port 0 chooses a free one
 	RegistryAddress string
 	Log             *slog.Logger
 }
@@ -62,12 +61,12 @@ type Sandbox struct {
 	closeErr error
 }
 
-// Open opens the directory and binds both addresses. Another sandbox with the
-// same directory makes it fail with class errdefs.ErrFailedPrecondition.
+// Open opens the directory and binds both addresses. If another sandbox uses the directory,
+// the error is of class errdefs.ErrFailedPrecondition.
 func Open(c Config) (*Sandbox, error) {
 	s := &Sandbox{}
 	var err error
-	// The storage comes first, for its lock on the directory.
+	// The storage is opened first, because it locks the directory.
 	s.storage, err = embedded.Open(embedded.Config{
 		Dir: filepath.Join(c.Dir, "storage"), Listen: c.StorageAddress,
 		AccessKey: AccessKey, SecretKey: SecretKey, Log: c.Log.With("part", "storage"),
@@ -98,9 +97,9 @@ func (s *Sandbox) StorageAddr() string { return s.storage.Addr() }
 // RegistryAddr is the address of the registry, such as "127.0.0.1:6000".
 func (s *Sandbox) RegistryAddr() string { return s.listener.Addr().String() }
 
-// Serve answers requests until ctx ends, Close is called or one of the two
-// fails. It then lets the requests under way finish, up to ten seconds. It
-// serves once, and returns nil unless something failed.
+// Serve handles requests until ctx ends, Close is called or one of the two servers fails.
+// Requests under way may then take up to ten seconds to finish. It can be called once, and
+// returns nil unless a server failed.
 func (s *Sandbox) Serve(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,15 +125,15 @@ func (s *Sandbox) Serve(ctx context.Context) error {
 	return errors.Join(err, storageErr)
 }
 
-// Close ends Serve as the end of its ctx does, waits for it, and lets another
-// process open the directory. It may be called before Serve, and twice.
+// Close ends Serve like the end of its ctx, waits for it, and releases the directory. It
+// may be called before Serve, and twice.
 func (s *Sandbox) Close() error {
 	s.stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed {
 		s.closed = true
-		s.http.Close() // the listener, when Serve never ran
+		s.http.Close() // closes the listener if Serve was never called
 		s.listener.Close()
 		s.closeErr = s.storage.Close()
 	}

@@ -17,23 +17,23 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// specConfig says of what and for what a CDI spec is made.
+// specConfig configures the generated CDI spec.
 type specConfig struct {
 	// DriverRoot is the root of the driver's files, DevRoot that of its device
 	// nodes.
 	DriverRoot, DevRoot string
-	// Hook is the nvidia-cdi-hook that the spec calls. Where empty it is the
-	// machine's and, where that has none, this program.
+	// Hook is the path of the nvidia-cdi-hook that the spec calls. If empty, it is the
+	// one on PATH or, if there is none, this program.
 	Hook string
-	// Mode is nvcdi's.
+	// Mode is a mode of package nvcdi.
 	Mode string
 }
 
-// hookName is what NVIDIA's container toolkit calls the program that the spec's
+// hookName is the name, in NVIDIA's container toolkit, of the program that the spec's
 // hooks run.
 const hookName = "nvidia-cdi-hook"
 
-// hooks are those that nvcdi may put into a spec.
+// hooks are the hooks that nvcdi may put into a spec.
 var hooks = []string{
 	"update-application-profile", "chmod", "create-symlinks", "disable-device-node-modification",
 	"enable-cuda-compat", "update-ldcache", "apply-cuda-memory-limits",
@@ -47,7 +47,7 @@ func printSpec(d *driver, cfg specConfig, out io.Writer) error {
 	options := []nvcdi.Option{
 		nvcdi.WithNvmlLib(d.lib), nvcdi.WithLogger(log), nvcdi.WithMode(cfg.Mode),
 		nvcdi.WithDriverRoot(cfg.DriverRoot), nvcdi.WithDevRoot(cfg.DevRoot),
-		// One library of the driver's less to load, and to be broken.
+		// Avoids loading another of the driver's libraries, which may be broken.
 		nvcdi.WithFeatureFlags(nvcdi.FeatureDisableNvsandboxUtils),
 	}
 	var namers []nvcdi.DeviceNamer
@@ -81,8 +81,8 @@ func printSpec(d *driver, cfg specConfig, out io.Writer) error {
 	return nil
 }
 
-// findHook finds the program that the spec's hooks run, and which it does not
-// know.
+// findHook returns the program that the spec's hooks run, and the hooks that it does not
+// support.
 func findHook(given string) (program string, unknown []string, err error) {
 	if given == "" {
 		if given, err = exec.LookPath(hookName); err != nil {
@@ -94,13 +94,13 @@ func findHook(given string) (program string, unknown []string, err error) {
 	defer cancel()
 	help, err := exec.CommandContext(ctx, given, "--help").Output()
 	if err != nil {
-		return "", nil, fmt.Errorf("ask %s what hooks it knows: %w", given, err)
+		return "", nil, fmt.Errorf("list the hooks of %s: %w", given, err)
 	}
 	return given, unknownHooks(string(help)), nil
 }
 
-// unknownHooks are the hooks that a help text does not list, each at the begin of
-// a line below COMMANDS.
+// unknownHooks returns the hooks that a help text does not list below COMMANDS, where
+// each begins a line.
 func unknownHooks(help string) []string {
 	known := make(map[string]bool)
 	_, list, _ := strings.Cut(help, "COMMANDS:")
@@ -118,7 +118,7 @@ func unknownHooks(help string) []string {
 	return unknown
 }
 
-// hook is nvidia-cdi-hook, of the version that made the spec.
+// hook runs nvidia-cdi-hook, in the version of the library that generates the spec.
 func hook(args []string) int {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)

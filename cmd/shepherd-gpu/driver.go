@@ -15,11 +15,11 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// driver is NVML, initialized. A function that an older driver does not have
-// ends the process that calls it, so those are looked for first.
+// driver is the initialized NVML library. Calling a function that an older driver does
+// not have ends the process, so can is called before.
 type driver struct{ lib nvml.Interface }
 
-// open initializes NVML. After an error nothing may be called.
+// open initializes NVML. After an error no other function of it may be called.
 func open(lib nvml.Interface) (*driver, error) {
 	if ret := lib.Init(); ret != nvml.SUCCESS {
 		return nil, &driverError{"start NVML", ret}
@@ -27,13 +27,13 @@ func open(lib nvml.Interface) (*driver, error) {
 	return &driver{lib}, nil
 }
 
-// can says that the driver has a function.
+// can reports whether the driver has a function.
 func (d *driver) can(function string) bool {
 	return d.lib.Extensions().LookupSymbol(function) == nil
 }
 
-// handle is an opened GPU, with what does not change while the driver is loaded. The
-// device is nil where it is lost.
+// handle is an opened GPU, with the properties that do not change while the driver is
+// loaded. The device is nil if the GPU is lost.
 type handle struct {
 	gpu.GPU
 	device    nvml.Device
@@ -64,7 +64,7 @@ func printInventory(d *driver, out io.Writer) error {
 	return encoder.Encode(inv)
 }
 
-// handles lists the GPUs. One that does not answer is there all the same, as lost.
+// handles opens all GPUs. One that does not answer is included as lost.
 func (d *driver) handles() ([]*handle, error) {
 	count, ret := d.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
@@ -82,7 +82,7 @@ func (d *driver) handles() ([]*handle, error) {
 	return handles, nil
 }
 
-// handlesAt are the GPUs at PCI addresses. Others are not opened.
+// handlesAt opens the GPUs at PCI addresses, and no others.
 func (d *driver) handlesAt(pci []string) ([]*handle, error) {
 	var handles []*handle
 	for _, address := range pci {
@@ -102,7 +102,7 @@ func (d *driver) handlesAt(pci []string) ([]*handle, error) {
 	return handles, nil
 }
 
-// identified identifies a GPU that was asked for with the result ret.
+// identified returns the handle of a GPU; ret is the result of opening it.
 func (d *driver) identified(g gpu.GPU, name string, device nvml.Device, ret nvml.Return) (*handle, error) {
 	c := &handle{GPU: g, instances: make(map[[2]int]string)}
 	if ret == nvml.SUCCESS {
@@ -115,13 +115,13 @@ func (d *driver) identified(g gpu.GPU, name string, device nvml.Device, ret nvml
 	case nvml.ERROR_NO_PERMISSION, nvml.ERROR_UNINITIALIZED:
 		return nil, &driverError{"ask " + name, ret}
 	}
-	// Drivers report a broken GPU in many ways; the others are well.
+	// Drivers report a broken GPU with different errors. The other GPUs can be used.
 	fmt.Fprintln(os.Stderr, (&driverError{name + " does not answer", ret}).Error())
 	c.Lost, c.ResetRequired = true, ret == nvml.ERROR_RESET_REQUIRED
 	return c, nil
 }
 
-// identify asks for what does not change.
+// identify reads the properties that do not change.
 func (d *driver) identify(c *handle, device nvml.Device) (ret nvml.Return) {
 	if c.UUID, ret = device.GetUUID(); ret != nvml.SUCCESS {
 		return ret
@@ -151,8 +151,8 @@ func (d *driver) identify(c *handle, device nvml.Device) (ret nvml.Return) {
 	return nvml.SUCCESS
 }
 
-// address is a PCI address as the kernel writes it: "0000:3b:00.0", where NVML
-// has "00000000:3B:00.0".
+// address formats a PCI address like the kernel: "0000:3b:00.0" instead of NVML's
+// "00000000:3B:00.0".
 func address(pci nvml.PciInfo) string {
 	var b strings.Builder
 	for _, c := range pci.BusId {
@@ -168,7 +168,7 @@ func address(pci nvml.PciInfo) string {
 	return text
 }
 
-// partition asks for the MIG instances.
+// partition reads the MIG instances.
 func (d *driver) partition(c *handle, device nvml.Device) {
 	count, ret := device.GetMaxMigDeviceCount()
 	if ret != nvml.SUCCESS {
@@ -177,7 +177,7 @@ func (d *driver) partition(c *handle, device nvml.Device) {
 	for i := range count {
 		mig, ret := device.GetMigDeviceHandleByIndex(i)
 		if ret != nvml.SUCCESS {
-			continue // there is none of this number
+			continue // there is no instance of this number
 		}
 		m := gpu.Instance{Index: i}
 		if m.UUID, ret = mig.GetUUID(); ret != nvml.SUCCESS {
@@ -198,7 +198,7 @@ func (d *driver) partition(c *handle, device nvml.Device) {
 	}
 }
 
-// state asks how a GPU fares.
+// state reads a GPU's state.
 func (d *driver) state(c *handle) gpu.State {
 	if c.device == nil {
 		return gpu.State{Lost: true}
@@ -231,23 +231,23 @@ func (d *driver) state(c *handle) gpu.State {
 	return s
 }
 
-// recovery says that the driver asks for the GPU's reset.
+// recovery reports whether the driver recommends a reset of the GPU or a reboot.
 func (d *driver) recovery(c *handle) bool {
 	if !d.can("nvmlDeviceGetFieldValues") {
 		return false
 	}
 	values := []nvml.FieldValue{{FieldId: nvml.FI_DEV_GET_GPU_RECOVERY_ACTION}}
 	if ret := c.device.GetFieldValues(values); ret != nvml.SUCCESS || nvml.Return(values[0].NvmlReturn) != nvml.SUCCESS {
-		return false // as older drivers do
+		return false // older drivers do not have the field
 	}
 	v := values[0].Value
 	action := nvml.DeviceGpuRecoveryAction(uint32(v[0]) | uint32(v[1])<<8 | uint32(v[2])<<16 | uint32(v[3])<<24)
 	return action == nvml.GPU_RECOVERY_ACTION_GPU_RESET || action == nvml.GPU_RECOVERY_ACTION_NODE_REBOOT
 }
 
-// processes lists those with memory on a GPU, each once for each MIG instance.
+// processes lists the processes that use memory of a GPU, once for each MIG instance.
 func (d *driver) processes(c *handle) []gpu.Process {
-	const unknown = ^uint64(0) // memory that the driver cannot tell
+	const unknown = ^uint64(0) // NVML_VALUE_NOT_AVAILABLE
 	var list []gpu.Process
 	seen := make(map[gpu.Process]bool)
 	for _, ask := range []func() ([]nvml.ProcessInfo, nvml.Return){c.device.GetComputeRunningProcesses, c.device.GetGraphicsRunningProcesses} {
@@ -270,7 +270,7 @@ func (d *driver) processes(c *handle) []gpu.Process {
 	return list
 }
 
-// line writes a value as one line of JSON, in one piece.
+// line writes a value as one line of JSON, with one call of Write.
 func line(out io.Writer, v any) error {
 	var b bytes.Buffer
 	if err := json.NewEncoder(&b).Encode(v); err != nil {

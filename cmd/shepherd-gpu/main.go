@@ -1,16 +1,16 @@
 //go:build cgo
 
-// Command shepherd-gpu asks NVIDIA's driver what package gpu wants to know. It is
-// the only program of shepherd's that is linked with C, and that a driver can
-// hang or crash: the daemon runs it with a time limit.
+// Command shepherd-gpu queries NVIDIA's driver for package gpu. It is the only program of
+// shepherd that links C code, and the only one that a broken driver can hang or crash; the
+// daemon runs it with a time limit.
 //
 //	shepherd-gpu inventory               the machine's GPUs, in JSON
-//	shepherd-gpu watch [--interval 5s]   how they fare, a JSON object a line
+//	shepherd-gpu watch [--interval 5s]   their state, a JSON object a line
 //	shepherd-gpu cdi                     a CDI spec of them, in YAML
 //
-// It exits with the statuses that package gpu names, and says why on standard
-// error. Called as nvidia-cdi-hook it is that program, for machines without
-// NVIDIA's container toolkit: the specs that it prints have hooks.
+// Package gpu defines its exit codes; the reason is on standard error. Called as
+// nvidia-cdi-hook it runs that program, which the hooks of the generated CDI specs call,
+// for machines without NVIDIA's container toolkit.
 package main
 
 import (
@@ -36,7 +36,7 @@ func main() {
 	if filepath.Base(os.Args[0]) == hookName {
 		os.Exit(hook(os.Args))
 	}
-	// No signal is caught: while the driver hangs, nobody would look.
+	// No signal is caught: this program could not react while the driver hangs.
 	err := run(context.Background(), nvml.New(), os.Args[1:], os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -44,18 +44,17 @@ func main() {
 	os.Exit(status(err))
 }
 
-const usage = `shepherd-gpu asks NVIDIA's driver, for shepherdd.
+const usage = `shepherd-gpu queries NVIDIA's driver for shepherdd.
 
   shepherd-gpu inventory               the machine's GPUs, in JSON
   shepherd-gpu watch [--interval 5s] [--pci ADDRESS,…]
-                                       how they fare, a JSON object a line; of
-                                       all GPUs, or those at the addresses alone
+                                       their state, a JSON object a line; of all
+                                       GPUs, or only those at the addresses
   shepherd-gpu cdi [--driver-root DIR] [--hook PROGRAM]
                                        a CDI spec of them, in YAML
   shepherd-gpu version`
 
-// run does what the arguments ask for. The library is the driver's, and not
-// initialized.
+// run runs the command in args. lib must not be initialized.
 func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) error {
 	if len(args) == 0 {
 		return &usageError{errors.New(usage)}
@@ -91,29 +90,29 @@ func run(ctx context.Context, lib nvml.Interface, args []string, out io.Writer) 
 	}
 	d, err := open(lib)
 	if err != nil {
-		return err // with no further call: it would end the process
+		return err // a further call of lib would end the process
 	}
 	defer lib.Shutdown()
 	return command(d)
 }
 
-// addresses takes a list with commas apart.
+// addresses splits a list at commas.
 func addresses(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
 }
 
 type usageError struct{ error }
 
-// driverError is what the driver said.
+// driverError is an error of the driver.
 type driverError struct {
-	what string
-	ret  nvml.Return
+	operation string
+	ret       nvml.Return
 }
 
-func (e *driverError) Error() string { return fmt.Sprintf("%s: %s", e.what, words(e.ret)) }
+func (e *driverError) Error() string { return fmt.Sprintf("%s: %s", e.operation, errorText(e.ret)) }
 
-// words are NVML's, which must not be asked for where there is no NVML.
-func words(r nvml.Return) string {
+// errorText describes an error. It calls NVML only for errors that NVML has returned.
+func errorText(r nvml.Return) string {
 	switch r {
 	case nvml.ERROR_LIBRARY_NOT_FOUND:
 		return "libnvidia-ml.so.1 is not found: NVIDIA's driver is not installed"
@@ -131,7 +130,7 @@ func words(r nvml.Return) string {
 	return nvml.ErrorString(r)
 }
 
-// status is what the program exits with.
+// status returns the exit code.
 func status(err error) int {
 	var driver *driverError
 	var wrong *usageError

@@ -15,9 +15,9 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// watch prints every GPU's state at once and then at each interval, and Xids as
-// they come, until the context ends or nobody reads any more. It opens the GPUs
-// at the PCI addresses alone, where there are some.
+// watch prints every GPU's state at once and then at each interval, and Xid errors when
+// they occur, until ctx ends or out cannot be written. If pci is not empty it opens only
+// the GPUs at these addresses.
 func watch(ctx context.Context, d *driver, interval time.Duration, pci []string, out io.Writer) error {
 	var handles []*handle
 	var err error
@@ -38,7 +38,7 @@ func watch(ctx context.Context, d *driver, interval time.Duration, pci []string,
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		if len(handles) == 0 { // the driver answers, and the reader is to know it
+		if len(handles) == 0 { // tell the reader that the driver answers
 			if err := line(out, gpu.Sample{Time: time.Now()}); err != nil {
 				return err
 			}
@@ -64,8 +64,8 @@ func watch(ctx context.Context, d *driver, interval time.Duration, pci []string,
 	}
 }
 
-// events begins to hand over the Xids that the GPUs report. Each GPU has an event
-// set of its own: one that is lost makes every wait on its set fail at once.
+// events starts sending the Xid errors of the GPUs to out. Each GPU has an event set of
+// its own, because every wait on the set of a lost GPU fails at once.
 func (d *driver) events(ctx context.Context, handles []*handle, out chan<- gpu.Sample, waiting *sync.WaitGroup) {
 	if !d.can("nvmlEventSetCreate") {
 		return
@@ -91,19 +91,19 @@ func (d *driver) events(ctx context.Context, handles []*handle, out chan<- gpu.S
 	}
 }
 
-// eventsOf hands over the Xids of one GPU until the context ends.
+// eventsOf sends the Xid errors of one GPU to out until ctx ends.
 func (d *driver) eventsOf(ctx context.Context, c *handle, set nvml.EventSet, out chan<- gpu.Sample) {
-	const patience = 500 // milliseconds, after which it looks whether to go on
+	const timeout = 500 // milliseconds between checks of ctx
 	for ctx.Err() == nil {
-		event, ret := set.Wait(patience)
+		event, ret := set.Wait(timeout)
 		switch ret {
 		case nvml.SUCCESS:
 		case nvml.ERROR_TIMEOUT:
 			continue
-		default: // the GPU is lost, which its state says as well
+		default: // the GPU is lost, which its state also reports
 			select {
 			case <-ctx.Done():
-			case <-time.After(patience * time.Millisecond):
+			case <-time.After(timeout * time.Millisecond):
 			}
 			continue
 		}

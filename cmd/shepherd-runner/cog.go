@@ -24,25 +24,25 @@ import (
 	"github.com/iterait/shepherd/runner"
 )
 
-// How often and how long the model's server is asked.
+// The times and limits of requests to the model's server.
 const (
-	setupInterval = 100 * time.Millisecond // between two looks at a model that is set up
-	callTime      = 30 * time.Second       // of a request that is answered at once
-	healthEvery   = 5 * time.Second        // while a prediction is under way
-	maxReply      = 1 << 30                // bytes of a reply; files are in it
+	setupInterval  = 100 * time.Millisecond // between two checks during setup
+	callTime       = 30 * time.Second       // limit of a request that is answered at once
+	healthInterval = 5 * time.Second        // between two checks during a prediction
+	maxReply       = 1 << 30                // bytes of a response, which may contain files
 )
 
-// cog speaks to the server of an image that was built with Cog
-// (github.com/replicate/cog, docs/http.md there). A job is a prediction, which is
-// made asynchronously: the server reports to a webhook on the loopback address.
+// cog is a client of the HTTP server of an image built with Cog
+// (github.com/replicate/cog, docs/http.md there). Each job is an asynchronous prediction:
+// the server reports to a webhook on the loopback address.
 type cog struct {
 	m      *model
 	server *resident
-	base   string // of its URLs
+	base   string // prefix of its URLs
 	client *http.Client
-	desk   *desk
+	desk   *callbackServer
 	schema cogSchema
-	count  int // of predictions
+	count  int // number of predictions so far
 }
 
 // newCog starts the image's server and waits until the model is set up.
@@ -52,7 +52,7 @@ func newCog(ctx context.Context, m *model) (_ *cog, err error) {
 		return nil, err
 	}
 	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(portNumber), client: &http.Client{Transport: new(http.Transport)}}
-	if c.desk, err = openDesk(); err != nil {
+	if c.desk, err = newCallbackServer(); err != nil {
 		return nil, err
 	}
 	if c.server, err = m.startResident(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
@@ -75,7 +75,7 @@ func (c *cog) stop() {
 	c.client.CloseIdleConnections()
 }
 
-// cogHealth is the answer to GET /health-check.
+// cogHealth is the response to GET /health-check.
 type cogHealth struct {
 	Status string `json:"status"`
 	Setup  struct {
@@ -99,7 +99,7 @@ func (c *cog) awaitSetup(ctx context.Context) error {
 		case h.Status == "READY" || h.Status == "BUSY":
 			return nil
 		case h.Status == "SETUP_FAILED" || h.Status == "DEFUNCT":
-			return fmt.Errorf("the model's setup failed: %s", cmp.Or(logtext.Cause(h.Setup.Logs), logtext.Cause(c.server.out.stderr.String()), "it says nothing why"))
+			return fmt.Errorf("the model's setup failed: %s", cmp.Or(logtext.Cause(h.Setup.Logs), logtext.Cause(c.server.out.stderr.String()), "it printed no reason"))
 		}
 		select {
 		case <-c.server.child.exited:
@@ -111,7 +111,7 @@ func (c *cog) awaitSetup(ctx context.Context) error {
 	}
 }
 
-// call makes one request. The reply is decoded where it is JSON.
+// call sends one request with a time limit, and decodes the JSON response into reply.
 func (c *cog) call(ctx context.Context, method, path string, header map[string]string, body, reply any) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -147,26 +147,26 @@ func (c *cog) send(ctx context.Context, method, path string, header map[string]s
 		return response.StatusCode, err
 	}
 	if err := json.Unmarshal(text, reply); err != nil && response.StatusCode < 300 {
-		return response.StatusCode, fmt.Errorf("%s %s: it answered with what is not JSON: %w", method, path, err)
+		return response.StatusCode, fmt.Errorf("%s %s: the response is not JSON: %w", method, path, err)
 	}
 	return response.StatusCode, nil
 }
 
-// prediction is what the server says of one.
+// prediction is the server's report about a prediction.
 type prediction struct {
 	ID     string          `json:"id"`
 	Status string          `json:"status"`
 	Output json.RawMessage `json:"output"`
 	Error  string          `json:"error"`
 	Logs   string          `json:"logs"`
-	Detail json.RawMessage `json:"detail"` // of a refusal
+	Detail json.RawMessage `json:"detail"` // of an error response
 }
 
 func (p *prediction) over() bool {
 	return p.Status == "succeeded" || p.Status == "failed" || p.Status == "canceled"
 }
 
-// process makes one prediction.
+// process processes a job by one prediction. See runner.Handler.
 func (c *cog) process(ctx context.Context, j runner.Job) error {
 	ctx, cancel := c.m.bounded(ctx)
 	defer cancel()
@@ -179,7 +179,7 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	if err != nil {
 		return err
 	}
-	defer v.leave()
+	defer v.close()
 	input, err := c.schema.input(j, v)
 	if err != nil {
 		return err
@@ -189,7 +189,7 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	watch := &logWatch{job: j}
 	c.server.during(nil)
 	p, err := c.predict(ctx, id, input, v, watch)
-	c.server.out.settle() // what it has printed of this job is this job's log
+	c.server.out.settle() // so that all output of this job is in its log
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return c.m.stopped(ctx, watch.seen)
@@ -207,9 +207,9 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	return c.schema.output(j, p.Output)
 }
 
-// predict makes a prediction and waits for its end, or asks for that when ctx
-// ends.
-func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *visit, watch *logWatch) (*prediction, error) {
+// predict starts a prediction and waits for its end. When ctx ends it cancels the
+// prediction.
+func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *callbacks, watch *logWatch) (*prediction, error) {
 	body := map[string]any{
 		"id": id, "input": input, "webhook": v.webhook(),
 		"webhook_events_filter": []string{"start", "output", "logs", "completed"},
@@ -219,28 +219,28 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *v
 	status, err := c.call(ctx, http.MethodPut, path, map[string]string{"Prefer": "respond-async"}, body, &p)
 	switch {
 	case err != nil:
-		return nil, c.refused(ctx, err)
+		return nil, c.requestError(ctx, err)
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed: // an old server
 		p = prediction{}
 		delete(body, "webhook")
 		delete(body, "webhook_events_filter")
 		if status, err = c.send(ctx, http.MethodPost, "/predictions", nil, body, &p); err != nil {
-			return nil, c.refused(ctx, err)
+			return nil, c.requestError(ctx, err)
 		}
 	}
 	switch {
 	case status == http.StatusUnprocessableEntity, status == http.StatusBadRequest:
 		return nil, &job.Failure{Message: "InvalidInput: " + explainDetail(&p), Type: "InvalidInput"}
 	case status >= 300:
-		return nil, fmt.Errorf("the model's server refused the prediction with status %d: %s", status, cmp.Or(explainDetail(&p), "it does not say why"))
+		return nil, fmt.Errorf("the model's server refused the prediction with status %d: %s", status, cmp.Or(explainDetail(&p), "it gives no reason"))
 	}
 	watch.note(p.Logs)
 	if p.over() {
 		return &p, nil
 	}
-	health := time.NewTicker(healthEvery)
+	health := time.NewTicker(healthInterval)
 	defer health.Stop()
-	idle := 0 // how often the server was found without a prediction
+	idle := 0 // how often the server has reported that it has no prediction
 	asked := ctx.Done()
 	var overdue <-chan time.Time
 	for {
@@ -258,7 +258,8 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *v
 			_, _ = c.call(calling, http.MethodPost, path+"/cancel", nil, nil, &struct{}{})
 			cancel()
 		case <-overdue:
-			// It does not give it up. It cannot be left running beside the next.
+			// The prediction was not cancelled. It must not run in parallel with the
+			// next one.
 			c.server.stop()
 			return nil, ctx.Err()
 		case <-health.C:
@@ -280,20 +281,21 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *v
 	}
 }
 
-// refused says why a request failed.
-func (c *cog) refused(ctx context.Context, err error) error {
+// requestError explains a failed request by the end of ctx or of the server, if one of
+// them is the cause.
+func (c *cog) requestError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	select {
 	case <-c.server.child.exited:
 		return c.server.failed()
-	case <-time.After(time.Second): // it may be ending
+	case <-time.After(time.Second): // the server may be ending
 		return fmt.Errorf("the model's server does not answer: %w", err)
 	}
 }
 
-// explainDetail is what a refusal says: Cog's error, or the list of FastAPI.
+// explainDetail returns the text of an error response: Cog's error, or FastAPI's list.
 func explainDetail(p *prediction) string {
 	if p.Error != "" {
 		return p.Error
@@ -320,14 +322,14 @@ func explainDetail(p *prediction) string {
 	return string(p.Detail)
 }
 
-// logWatch passes the lines of a prediction's log on as they come: each report has
-// all of it so far.
+// logWatch sends the new lines of a prediction's log as events. Each report contains the
+// complete log so far.
 type logWatch struct {
 	job  runner.Job
 	seen string
 }
 
-// bar is a progress bar as tqdm draws it.
+// bar matches a progress bar of tqdm.
 var bar = regexp.MustCompile(`^\s*(?:([^|]*?):?\s+)?(\d{1,3})%\s*\|.*\|`)
 
 func (w *logWatch) note(logs string) {
@@ -346,47 +348,47 @@ func (w *logWatch) note(logs string) {
 			}
 			continue
 		}
-		tell(w.job, line)
+		sendLine(w.job, line)
 	}
 }
 
-// desk is a small HTTP server on the loopback address: there the model's server
-// fetches the job's files and reports of predictions. Whoever does not know a
-// visit's name gets nothing.
-type desk struct {
-	server   *http.Server
-	base     string
-	serving  sync.WaitGroup
-	mu       sync.Mutex
-	visitors map[string]*visit
+// callbackServer is an HTTP server on the loopback address from which the model's server
+// fetches a job's files, and to which it reports on predictions. Its URLs contain a random
+// name for each job, so that no other process can access them.
+type callbackServer struct {
+	server  *http.Server
+	base    string
+	serving sync.WaitGroup
+	mu      sync.Mutex
+	jobs    map[string]*callbacks
 }
 
-func openDesk() (*desk, error) {
+func newCallbackServer() (*callbackServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	d := &desk{base: "http://" + l.Addr().String(), visitors: make(map[string]*visit)}
+	d := &callbackServer{base: "http://" + l.Addr().String(), jobs: make(map[string]*callbacks)}
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /{visit}/webhook", d.webhook)
-	mux.HandleFunc("GET /{visit}/files/{name...}", d.file)
+	mux.HandleFunc("POST /{job}/webhook", d.webhook)
+	mux.HandleFunc("GET /{job}/files/{name...}", d.file)
 	d.server = &http.Server{Handler: mux, ReadHeaderTimeout: callTime}
 	d.serving.Go(func() { _ = d.server.Serve(l) })
 	return d, nil
 }
 
-func (d *desk) close() {
+func (d *callbackServer) close() {
 	_ = d.server.Close()
 	d.serving.Wait()
 }
 
-func (d *desk) find(r *http.Request) *visit {
+func (d *callbackServer) find(r *http.Request) *callbacks {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.visitors[r.PathValue("visit")]
+	return d.jobs[r.PathValue("job")]
 }
 
-func (d *desk) webhook(w http.ResponseWriter, r *http.Request) {
+func (d *callbackServer) webhook(w http.ResponseWriter, r *http.Request) {
 	v := d.find(r)
 	if v == nil {
 		http.NotFound(w, r)
@@ -399,12 +401,12 @@ func (d *desk) webhook(w http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case v.updates <- p:
-	case <-v.left:
+	case <-v.closed:
 	case <-r.Context().Done():
 	}
 }
 
-func (d *desk) file(w http.ResponseWriter, r *http.Request) {
+func (d *callbackServer) file(w http.ResponseWriter, r *http.Request) {
 	v := d.find(r)
 	if v == nil {
 		http.NotFound(w, r)

@@ -24,49 +24,49 @@ import (
 	"github.com/iterait/shepherd/runner"
 )
 
-// maxDataURL is the largest file that is given to the model in the request
-// itself, in bytes; others it fetches.
+// maxDataURL is the largest file in bytes that is included in the request as a data URL.
+// The model's server fetches larger ones.
 const maxDataURL = 256 << 10
 
-// visit is one job at the desk.
-type visit struct {
-	desk    *desk
-	name    string
+// callbacks serves the callbacks for one job.
+type callbacks struct {
+	server  *callbackServer
+	name    string   // random, in the URLs
 	files   *os.Root // the job's inputs
 	updates chan prediction
-	left    chan struct{}
+	closed  chan struct{}
 }
 
-func (d *desk) receive(inputs string) (*visit, error) {
+func (d *callbackServer) receive(inputs string) (*callbacks, error) {
 	files, err := os.OpenRoot(inputs)
 	if err != nil {
 		return nil, err
 	}
-	v := &visit{desk: d, name: rand.Text(), files: files, updates: make(chan prediction), left: make(chan struct{})}
+	v := &callbacks{server: d, name: rand.Text(), files: files, updates: make(chan prediction), closed: make(chan struct{})}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.visitors[v.name] = v
+	d.jobs[v.name] = v
 	return v, nil
 }
 
-func (v *visit) leave() {
-	v.desk.mu.Lock()
-	delete(v.desk.visitors, v.name)
-	v.desk.mu.Unlock()
-	close(v.left)
+func (v *callbacks) close() {
+	v.server.mu.Lock()
+	delete(v.server.jobs, v.name)
+	v.server.mu.Unlock()
+	close(v.closed)
 	v.files.Close()
 }
 
-func (v *visit) webhook() string { return v.desk.base + "/" + v.name + "/webhook" }
+func (v *callbacks) webhook() string { return v.server.base + "/" + v.name + "/webhook" }
 
-// url is a URL by which the model gets a file of the job's inputs.
-func (v *visit) url(name string) (string, error) {
+// url returns the URL of a file of the job's inputs for the model's server.
+func (v *callbacks) url(name string) (string, error) {
 	info, err := v.files.Stat(name)
 	if err != nil {
 		return "", err
 	}
 	if info.Size() > maxDataURL {
-		return v.desk.base + "/" + v.name + "/files/" + (&url.URL{Path: filepath.ToSlash(name)}).EscapedPath(), nil
+		return v.server.base + "/" + v.name + "/files/" + (&url.URL{Path: filepath.ToSlash(name)}).EscapedPath(), nil
 	}
 	data, err := v.files.ReadFile(name)
 	if err != nil {
@@ -77,7 +77,7 @@ func (v *visit) url(name string) (string, error) {
 }
 
 // has reports whether a file of the job's inputs has that name.
-func (v *visit) has(name string) bool {
+func (v *callbacks) has(name string) bool {
 	if name == "" || !filepath.IsLocal(name) {
 		return false
 	}
@@ -85,8 +85,8 @@ func (v *visit) has(name string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// names are the input files, but for the default one.
-func (v *visit) names() ([]string, error) {
+// names lists the input files except the default one.
+func (v *callbacks) names() ([]string, error) {
 	var names []string
 	err := fs.WalkDir(v.files.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() && path != job.DefaultInput {
@@ -97,7 +97,7 @@ func (v *visit) names() ([]string, error) {
 	return names, err
 }
 
-// cogSchema is what the server's OpenAPI document says of inputs and outputs.
+// cogSchema is the schema of inputs and outputs in the server's OpenAPI document.
 type cogSchema struct {
 	inputs   map[string]cogType
 	required []string
@@ -114,7 +114,7 @@ type cogType struct {
 	Display string    `json:"x-cog-array-display"`
 }
 
-// isFile reports whether values are files, which go as URLs.
+// isFile reports whether values are files, which are passed as URLs.
 func (t cogType) isFile() bool {
 	return t.Type == "string" && t.Format == "uri" || slices.ContainsFunc(t.AnyOf, cogType.isFile)
 }
@@ -148,11 +148,11 @@ func (c *cog) readSchema(ctx context.Context) error {
 	return nil
 }
 
-// input makes a prediction's input of a job's files: the default one is the JSON
-// object of the model's inputs, or the value of the only one it needs. Values that
-// name other files stand for these, and a file that is called like an input (with
-// any extension) is its value.
-func (s *cogSchema) input(j runner.Job, v *visit) (map[string]any, error) {
+// input converts a job's input files to a prediction's input. The default file is the JSON
+// object of the model's inputs, or the value of the only required input. Values that name
+// other files are replaced by these files, and a file with the name of an input (with any
+// extension) is its value.
+func (s *cogSchema) input(j runner.Job, v *callbacks) (map[string]any, error) {
 	input := map[string]any{}
 	payload, err := v.files.ReadFile(job.DefaultInput)
 	switch {
@@ -203,14 +203,14 @@ func (s *cogSchema) input(j runner.Job, v *visit) (map[string]any, error) {
 	return input, nil
 }
 
-// payload reads the default input.
-func (s *cogSchema) payload(text []byte, v *visit) (map[string]any, error) {
+// payload parses the default input file.
+func (s *cogSchema) payload(text []byte, v *callbacks) (map[string]any, error) {
 	var object map[string]any
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
 	if decoder.Decode(&object) == nil && object != nil {
 		if inner, ok := object["input"].(map[string]any); ok && s.inputs["input"].Type == "" {
-			return inner, nil // a request as Cog's clients send it
+			return inner, nil // a request in the form of Cog's HTTP API
 		}
 		return object, nil
 	}
@@ -222,7 +222,7 @@ func (s *cogSchema) payload(text []byte, v *visit) (map[string]any, error) {
 	return map[string]any{only: value}, err
 }
 
-// only is the input that a payload is meant for which is no object.
+// only returns the name of the input for a payload that is not a JSON object.
 func (s *cogSchema) only() (string, error) {
 	names := slices.Sorted(maps.Keys(s.inputs))
 	switch {
@@ -237,8 +237,8 @@ func (s *cogSchema) only() (string, error) {
 	}
 }
 
-// value is a file's content as an input of this type.
-func (s *cogSchema) value(t cogType, name string, v *visit) (any, error) {
+// value returns a file's content as the value of an input of type t.
+func (s *cogSchema) value(t cogType, name string, v *callbacks) (any, error) {
 	if t.isFile() {
 		return v.url(name)
 	}
@@ -255,13 +255,13 @@ func (s *cogSchema) value(t cogType, name string, v *visit) (any, error) {
 	}
 	var value any
 	if err := json.Unmarshal(text, &value); err != nil {
-		return string(text), nil // the server says what it expects
+		return string(text), nil // the server's error says what it expects
 	}
 	return value, nil
 }
 
-// output writes a prediction's output: text and a single file as they are, and
-// all else as JSON, with the files in it beside it, by their names.
+// output writes a prediction's output: text and a single file as they are, anything else
+// as JSON, in which files are replaced by their names and written as further outputs.
 func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 	var value any
 	if len(raw) > 0 {
@@ -284,8 +284,8 @@ func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 		}
 		return os.WriteFile(j.Output(), []byte(text), 0o644)
 	}
-	p := placer{dir: j.OutputDir, taken: map[string]bool{job.DefaultOutput: true}}
-	value, err := p.place(value, job.DefaultOutput)
+	w := fileWriter{dir: j.OutputDir, taken: map[string]bool{job.DefaultOutput: true}}
+	value, err := w.extract(value, job.DefaultOutput)
 	if err != nil {
 		return err
 	}
@@ -298,15 +298,15 @@ func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 	return os.WriteFile(j.Output(), text.Bytes(), 0o644)
 }
 
-// placer writes the files that are in an output beside it.
-type placer struct {
+// fileWriter writes the files in an output to a directory.
+type fileWriter struct {
 	dir   string
-	taken map[string]bool // names
+	taken map[string]bool // names in use
 }
 
-// place writes the files in a value, which are called as their places in it, and
-// replaces them by their names.
-func (p placer) place(value any, name string) (any, error) {
+// extract writes the files in a value, with names derived from their positions in it,
+// and replaces them by their names.
+func (w fileWriter) extract(value any, name string) (any, error) {
 	var err error
 	switch x := value.(type) {
 	case string:
@@ -314,17 +314,17 @@ func (p placer) place(value any, name string) (any, error) {
 		if !ok {
 			return x, nil
 		}
-		name = p.free(name, extension)
-		return name, os.WriteFile(filepath.Join(p.dir, name), data, 0o644)
+		name = w.free(name, extension)
+		return name, os.WriteFile(filepath.Join(w.dir, name), data, 0o644)
 	case []any:
 		for i := range x {
-			if x[i], err = p.place(x[i], name+"-"+strconv.Itoa(i)); err != nil {
+			if x[i], err = w.extract(x[i], name+"-"+strconv.Itoa(i)); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
 		for _, key := range slices.Sorted(maps.Keys(x)) {
-			if x[key], err = p.place(x[key], name+"-"+safeName(key)); err != nil {
+			if x[key], err = w.extract(x[key], name+"-"+safeName(key)); err != nil {
 				return nil, err
 			}
 		}
@@ -332,21 +332,21 @@ func (p placer) place(value any, name string) (any, error) {
 	return value, nil
 }
 
-// free is a file's name that no other of the output has: places that differ in what no
-// name has are numbered.
-func (p placer) free(name, extension string) string {
-	const longest = 200 // bytes; file systems take 255
-	name = name[:min(len(name), longest)]
+// free returns a file name that is not taken yet, with a number appended if necessary, and
+// takes it.
+func (w fileWriter) free(name, extension string) string {
+	const maxName = 200 // bytes; most file systems allow 255
+	name = name[:min(len(name), maxName)]
 	for n, wanted := 2, name+extension; ; n++ {
-		if !p.taken[wanted] {
-			p.taken[wanted] = true
+		if !w.taken[wanted] {
+			w.taken[wanted] = true
 			return wanted
 		}
 		wanted = fmt.Sprintf("%s-%d%s", name, n, extension)
 	}
 }
 
-// safeName is a key as a part of a file's name.
+// safeName replaces the characters of a key that are not allowed in file names.
 func safeName(key string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '-' || r == '_' || r == '.' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
@@ -356,13 +356,14 @@ func safeName(key string) string {
 	}, key)
 }
 
-// extensions are those of common results; package mime has several for some.
+// extensions are the file name extensions of common media types; package mime has several
+// for some of them.
 var extensions = map[string]string{
 	"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "image/gif": ".gif", "video/mp4": ".mp4",
 	"audio/wav": ".wav", "audio/x-wav": ".wav", "audio/mpeg": ".mp3", "text/plain": ".txt", "application/json": ".json", "application/zip": ".zip",
 }
 
-// parseDataURL reads data:[TYPE][;…][;base64],DATA.
+// parseDataURL parses data:[TYPE][;…][;base64],DATA.
 func parseDataURL(s string) (data []byte, extension string, ok bool) {
 	rest, ok := strings.CutPrefix(s, "data:")
 	head, body, comma := strings.Cut(rest, ",")

@@ -21,14 +21,13 @@ import (
 )
 
 const (
-	// tailSize is how much of a command's stderr is told with its failure, in
-	// bytes, at most.
+	// tailSize is how many bytes at the end of a command's stderr its failure contains.
 	tailSize = 4 << 10
-	// lineSize is the longest line of a command's output that is passed on whole.
+	// lineSize is the longest line of a command's output, in bytes, that is not split.
 	lineSize = 64 << 10
 )
 
-// process runs the command for one job.
+// process runs the command for one job. See runner.Handler.
 func (m *model) process(ctx context.Context, j runner.Job) error {
 	ctx, cancel := m.bounded(ctx)
 	defer cancel()
@@ -38,7 +37,7 @@ func (m *model) process(ctx context.Context, j runner.Job) error {
 	}
 	defer m.children.endOrphans()
 	defer g.kill()
-	out := newOutput(func(line string) { tell(j, line) })
+	out := newOutput(func(line string) { sendLine(j, line) })
 	defer out.close()
 	cmd := m.command(j)
 	if err := out.attach(cmd); err != nil {
@@ -56,7 +55,7 @@ func (m *model) process(ctx context.Context, j runner.Job) error {
 		stopped = true
 		g.stop(x, m.stopSignal)
 	}
-	g.kill() // what the command left running, which may hold its stderr
+	g.kill() // processes that the command left running, which may have its stderr open
 	out.end()
 	if stopped {
 		return m.stopped(ctx, out.stderr.String())
@@ -64,7 +63,7 @@ func (m *model) process(ctx context.Context, j runner.Job) error {
 	return failure(x.status, out.stderr.String())
 }
 
-// bounded is ctx with the model's timeout.
+// bounded returns ctx with the model's timeout.
 func (m *model) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if m.timeout > 0 {
 		return context.WithTimeout(ctx, m.timeout)
@@ -72,7 +71,7 @@ func (m *model) bounded(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithCancel(ctx)
 }
 
-// command is the model's, for one job.
+// command returns the model's command for one job.
 func (m *model) command(j runner.Job) *exec.Cmd {
 	fill := strings.NewReplacer("{inputs}", j.InputDir, "{outputs}", j.OutputDir, "{job}", j.ID)
 	args := make([]string, len(m.args))
@@ -85,24 +84,24 @@ func (m *model) command(j runner.Job) *exec.Cmd {
 	return cmd
 }
 
-// service is the model's command with these arguments, for no job.
+// service returns the model's command with the given arguments.
 func (m *model) service(args []string) *exec.Cmd {
 	cmd := exec.Command(m.program, args...)
 	cmd.Dir = m.dir
-	own := slices.DeleteFunc(os.Environ(), func(v string) bool { // the trace of the runner's start is another
+	own := slices.DeleteFunc(os.Environ(), func(v string) bool { // these belong to the trace of the runner's start
 		return strings.HasPrefix(v, "TRACEPARENT=") || strings.HasPrefix(v, "TRACESTATE=")
 	})
 	cmd.Env = append(own, m.env...)
 	return cmd
 }
 
-// output takes what a command prints: it goes to this program's own output, line
-// by line to a function, and the end of stderr is kept.
+// output copies a command's output to this program's own output, calls a function for
+// each line, and keeps the end of stderr.
 type output struct {
 	each   func(line string)
 	stderr *bounded.Tail
 	reads  []*bounded.Pipe
-	writes []*os.File // the command's ends, until started
+	writes []*os.File // the write ends for the command, until started is called
 	copied chan struct{}
 	copies int
 }
@@ -111,7 +110,7 @@ func newOutput(each func(line string)) *output {
 	return &output{each: each, stderr: bounded.NewTail(tailSize), copied: make(chan struct{}, 2)}
 }
 
-// attach gives the command its ends.
+// attach makes pipes the command's stdout and stderr, and starts copying from them.
 func (o *output) attach(cmd *exec.Cmd) error {
 	for _, stream := range []struct {
 		into *io.Writer
@@ -126,7 +125,7 @@ func (o *output) attach(cmd *exec.Cmd) error {
 		o.reads, o.writes = append(o.reads, p), append(o.writes, w)
 		*stream.into = w
 		o.copies++
-		go func() { // ends with the pipe, at the latest a second after end
+		go func() { // ends with the pipe, at the latest a second after end is called
 			lines := bounded.NewLines(lineSize, func(line string) {
 				if _, _, ok := parseProgress(line); !ok {
 					_, _ = io.WriteString(stream.to, line+"\n")
@@ -149,7 +148,7 @@ func (o *output) attach(cmd *exec.Cmd) error {
 	return nil
 }
 
-// started closes the command's ends here: it has its own.
+// started closes this process's copies of the write ends, once the command has its own.
 func (o *output) started() {
 	for _, w := range o.writes {
 		w.Close()
@@ -157,7 +156,7 @@ func (o *output) started() {
 	o.writes = nil
 }
 
-// settle waits until all that was printed by now was taken.
+// settle waits until the output so far has been copied, for a second at most.
 func (o *output) settle() {
 	by := time.Now().Add(time.Second)
 	for _, r := range o.reads {
@@ -165,10 +164,10 @@ func (o *output) settle() {
 	}
 }
 
-// end waits until all that was printed was taken.
+// end waits until the pipes have ended, for a second at most.
 func (o *output) end() {
 	for _, r := range o.reads {
-		_ = r.SetReadDeadline(time.Now().Add(time.Second)) // the command may have given one away
+		_ = r.SetReadDeadline(time.Now().Add(time.Second)) // another process may still have a write end open
 	}
 	for ; o.copies > 0; o.copies-- {
 		<-o.copied
@@ -185,7 +184,7 @@ func (o *output) close() {
 
 var progressLine = regexp.MustCompile(`^::progress\s+([0-9]*\.?[0-9]+)(%?)(?:\s+(.*))?$`)
 
-// parseProgress reads `::progress 0.4 text`.
+// parseProgress parses `::progress 0.4 text`.
 func parseProgress(line string) (done float64, text string, ok bool) {
 	m := progressLine.FindStringSubmatch(strings.TrimRight(line, "\r "))
 	if m == nil {
@@ -198,9 +197,9 @@ func parseProgress(line string) (done float64, text string, ok bool) {
 	return done, m[3], err == nil
 }
 
-// tell passes a line of a command's output on as an event. It is printed by the
-// command, or its copy, already.
-func tell(j runner.Job, line string) {
+// sendLine sends a line of a command's output as an event. The line has been copied to
+// this program's output already.
+func sendLine(j runner.Job, line string) {
 	if done, text, ok := parseProgress(line); ok {
 		j.Progress(done, text)
 		return
@@ -210,7 +209,7 @@ func tell(j runner.Job, line string) {
 	}
 }
 
-// stopped is what a client is told when the command was stopped.
+// stopped returns the error of a job whose command was stopped.
 func (m *model) stopped(ctx context.Context, stderr string) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return ctx.Err() // the job was cancelled, or the runner is stopping
@@ -222,8 +221,8 @@ func (m *model) stopped(ctx context.Context, stderr string) error {
 	}
 }
 
-// failure is what a client is told about how the command ended; nil where it
-// ended well.
+// failure returns the failure of a job whose command has ended with the status; nil for
+// success.
 func failure(status syscall.WaitStatus, stderr string) error {
 	if status.Exited() && status.ExitStatus() == 0 {
 		return nil

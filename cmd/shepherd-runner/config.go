@@ -16,14 +16,14 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// configName is the file that a directory is asked for.
+// configName is the name of the configuration in a model's directory.
 const configName = "config.yaml"
 
-// model is a command that processes jobs, as its configuration describes it.
+// model is a configured command that processes jobs.
 type model struct {
-	dir        string   // where it runs
-	program    string   // absolute
-	args       []string // may hold {inputs}, {outputs} and {job}
+	dir        string   // working directory
+	program    string   // absolute path
+	args       []string // may contain {inputs}, {outputs} and {job}
 	env        []string
 	timeout    time.Duration // of a job; 0 for none
 	contract   contract
@@ -31,7 +31,7 @@ type model struct {
 	children   *children
 }
 
-// contract is how a command is given jobs.
+// contract is how a command receives jobs.
 type contract string
 
 // The contracts.
@@ -58,7 +58,7 @@ type configYAML struct {
 	Env      map[string]string `yaml:"env"`
 }
 
-// duration is written with its unit, as in 90s or 1h30m.
+// duration is a duration with a unit, as in 90s or 1h30m.
 type duration time.Duration
 
 func (d *duration) UnmarshalYAML(text []byte) error {
@@ -71,8 +71,7 @@ func (d *duration) UnmarshalYAML(text []byte) error {
 	return nil
 }
 
-// loadModel reads the configuration at path, a file or the directory that holds
-// a config.yaml.
+// loadModel reads the configuration at path, a file or a directory with a config.yaml.
 func loadModel(path string, kids *children) (*model, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -102,7 +101,7 @@ func loadModel(path string, kids *children) (*model, error) {
 	return m, nil
 }
 
-// find looks a program up as a shell in dir would.
+// find searches a program as a shell in dir would, and returns its absolute path.
 func find(program, dir string) (string, error) {
 	if strings.Contains(program, "/") && !filepath.IsAbs(program) {
 		program = filepath.Join(dir, program)
@@ -137,19 +136,19 @@ func parseConfig(text []byte) (*configYAML, error) {
 	return &cfg, nil
 }
 
-// noCommand says what a configuration without a command lacks: one with other keys than
-// ours may be a model of the original's.
+// noCommand returns the error for a configuration without a command. One that has other
+// keys than configYAML is probably a model of the original.
 func noCommand(keys map[string]any) error {
 	for key := range keys {
 		if !slices.Contains([]string{"contract", "timeout", "env"}, key) {
-			return errors.New("no `command` in it, so this is no model for this shepherd-runner; " +
+			return errors.New("no `command` in it, so this is not a model for this shepherd-runner; " +
 				"if it is an emloop model, put the Python package's shepherd-runner first in PATH, or name it in the sheep's `command`")
 		}
 	}
 	return errors.New("no `command` in it; add the program that processes a job, as in `command: [python3, predict.py]`")
 }
 
-// oneLine is a YAML error as LINE:COLUMN: what is wrong.
+// oneLine formats a YAML error as LINE:COLUMN: MESSAGE.
 func oneLine(err error) error {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {

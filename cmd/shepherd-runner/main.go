@@ -1,26 +1,24 @@
-// Shepherd-runner runs a plain command as a model:
+// Command shepherd-runner runs any command as a model:
 //
 //	shepherd-runner -p PORT NAME/VERSION/config.yaml
 //	shepherd-runner run [-p PORT] [--contract command|warm|cog] [flags] -- COMMAND [ARGUMENT…]
 //
 //	# config.yaml
 //	command: [python3, predict.py, "{inputs}/input", "{outputs}/output"]
-//	contract: command   # how the command is given jobs
-//	timeout: 10m        # of one job; without it a job may run for ever
+//	contract: command   # how the command receives jobs
+//	timeout: 10m        # of one job; without it a job may run forever
 //	env: {THREADS: "4"} # added to the runner's own environment
 //
-// By the contract `command` it is started for each job, in the directory of
-// config.yaml or, by `run`, where the runner was started. It finds its job in the
-// environment: SHEPHERD_JOB_ID, the directory of its inputs SHEPHERD_INPUTS, and
-// SHEPHERD_OUTPUTS, where it leaves its results; TRACEPARENT and TRACESTATE are the
-// job's trace, if it is in one. In its arguments {inputs}, {outputs} and {job}
-// stand for the three. It has failed when its exit code is not 0; what it wrote to
-// stderr is then told to the client. A line `::progress 0.4 text` on stdout tells
-// how far it is. When a job ends, nothing that its command started is left
-// running.
+// With contract `command` it is started for each job, in the directory of config.yaml or,
+// with `run`, in the runner's working directory. Its environment has the job:
+// SHEPHERD_JOB_ID, the directory of its inputs SHEPHERD_INPUTS, and that of its outputs
+// SHEPHERD_OUTPUTS; if the job is traced, also TRACEPARENT and TRACESTATE. In its
+// arguments {inputs}, {outputs} and {job} are replaced. The job fails if the exit code is
+// not 0; the failure contains the end of stderr. A line `::progress 0.4 text` on stdout
+// reports progress. When the job ends, all processes that the command started are killed.
 //
-// By `warm` the command stays up and is given jobs by its standard input; by `cog`
-// it is an image's that was built with Cog, and is spoken to by HTTP.
+// With `warm` the command stays up and receives jobs on its standard input; with `cog`
+// it is the HTTP server of an image built with Cog.
 //
 // In a container shepherd makes this program the first process: it reaps orphans
 // and forwards signals.
@@ -62,11 +60,11 @@ func load(ctx context.Context, args runner.Args) (runner.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler, _, err := m.open(ctx) // what stays up ends with this process, by its guard
+	handler, _, err := m.open(ctx) // a resident command is killed by its guard when this process ends
 	return handler, err
 }
 
-// open makes the command ready to be given jobs.
+// open makes the command ready to receive jobs, which may start it.
 func (m *model) open(ctx context.Context) (handler runner.Handler, stop func(), err error) {
 	switch m.contract {
 	case contractWarm:
@@ -142,8 +140,8 @@ func run(arguments []string, stderr io.Writer) int {
 	return 0
 }
 
-// forwardSignals passes signals on that do not ask this program to end. What it
-// returns ends that.
+// forwardSignals forwards signals to the command that do not ask this program to end,
+// until stop is called.
 func (m *model) forwardSignals() (stop func()) {
 	signals := make(chan os.Signal, 8)
 	done := make(chan struct{})

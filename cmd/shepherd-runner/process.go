@@ -17,29 +17,29 @@ import (
 	"github.com/iterait/shepherd/internal/proc"
 )
 
-// guardName is the name under which this program is a group's guard, see guard.
+// guardName is argv[0] with which this program runs guard.
 const guardName = "shepherd-runner-guard"
 
-// grace is what a command has between TERM and KILL.
+// grace is the time between TERM and KILL when a command is stopped.
 const grace = 5 * time.Second
 
-// guard leads the process group of a command. It waits for the end of its input,
-// which comes when the runner closes it or dies, however it dies, and kills the
-// group and with it itself. So nothing outlives the runner.
+// guard is the leader of a command's process group. It waits for the end of its input,
+// which comes when the runner closes it or dies for any reason, and kills the group
+// including itself. So no process of the group outlives the runner.
 func guard(input io.Reader) {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	fmt.Println() // from here on TERM does not end it
+	fmt.Println() // tells newGroup that signals are ignored now
 	_, _ = io.Copy(io.Discard, input)
 	_ = syscall.Kill(0, syscall.SIGKILL)
 }
 
-// children are the processes that this one starts. With adopt it is an init: it
-// reaps whatever its descendants leave behind, too, and must be the only one in
-// this program that waits for processes.
+// children manages the processes that this program starts. With adopt it acts as an init
+// process: it also reaps orphaned descendants, and nothing else in this program may wait
+// for processes.
 type children struct {
 	adopt bool
 
-	mu      sync.Mutex // held from before a fork until the child's id is noted
+	mu      sync.Mutex // held from before a fork until the child's pid is recorded
 	running map[int]*child
 	groups  map[*group]struct{}
 
@@ -57,7 +57,7 @@ type child struct {
 func newChildren(adopt bool) *children {
 	c := &children{adopt: adopt, running: make(map[int]*child), groups: make(map[*group]struct{}), signals: make(chan os.Signal, 1)}
 	if adopt {
-		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // the first process of a container is one anyway
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // not needed for the first process of a container
 		signal.Notify(c.signals, syscall.SIGCHLD)
 		c.reaping.Go(func() {
 			for range c.signals {
@@ -68,7 +68,7 @@ func newChildren(adopt bool) *children {
 	return c
 }
 
-// close kills what is left and ends the reaping.
+// close kills all descendants and stops reaping.
 func (c *children) close() {
 	if !c.adopt {
 		return
@@ -79,7 +79,7 @@ func (c *children) close() {
 	c.reaping.Wait()
 }
 
-// reap collects all children that have ended. It reports whether others are left.
+// reap waits for all children that have ended. It reports whether others are left.
 func (c *children) reap() (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,7 +132,7 @@ func (c *children) start(cmd *exec.Cmd) (*child, error) {
 	return x, <-started
 }
 
-// wait waits for one child, where nobody reaps all.
+// wait waits for one child, without adopt.
 func (c *children) wait(x *child) {
 	for {
 		if _, err := syscall.Wait4(x.pid, &x.status, 0, nil); !errors.Is(err, syscall.EINTR) {
@@ -145,8 +145,8 @@ func (c *children) wait(x *child) {
 	close(x.exited)
 }
 
-// endOrphans kills what descends from this process and from none of the groups
-// that there are. A process can leave its group, but not its ancestors.
+// endOrphans kills the descendants of this process that belong to none of the present
+// groups. A process can leave its process group, but stays a descendant.
 func (c *children) endOrphans() {
 	if !c.adopt {
 		return
@@ -182,7 +182,7 @@ func (c *children) orphans() []proc.Process {
 	for _, p := range proc.Descendants(all, ours...) {
 		keep[p.PID] = true
 	}
-	for g := range c.groups { // what was left behind within a group that goes on
+	for g := range c.groups { // orphaned processes in a group that still runs
 		for _, p := range all {
 			if p.Group == g.guard.pid {
 				keep[p.PID] = true
@@ -198,7 +198,7 @@ func (c *children) orphans() []proc.Process {
 	return left
 }
 
-// endAll kills all that descends from this process.
+// endAll kills all descendants of this process.
 func (c *children) endAll() {
 	for wait := time.Millisecond; c.reap() && wait < 10*time.Second; wait *= 2 {
 		all, err := proc.All()
@@ -212,7 +212,7 @@ func (c *children) endAll() {
 	}
 }
 
-// forward sends a signal to the groups that there are.
+// forward sends a signal to all groups.
 func (c *children) forward(sig syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -269,8 +269,8 @@ func (g *group) start(cmd *exec.Cmd) (*child, error) {
 	return g.children.start(cmd)
 }
 
-// kill ends everything in the group, the guard included. It may be called more
-// than once: afterwards, the group's number may be another's.
+// kill kills all processes in the group, including the guard. Only the first call has an
+// effect, because the group's id may be reused afterwards.
 func (g *group) kill() {
 	g.once.Do(func() {
 		g.children.mu.Lock()
@@ -282,8 +282,8 @@ func (g *group) kill() {
 	})
 }
 
-// stop asks a process of the group to end by a signal to all of it, and kills
-// what has not ended when the grace is over.
+// stop sends a signal to the group, waits until the process x has ended, for grace at
+// most, and kills the group.
 func (g *group) stop(x *child, sig syscall.Signal) {
 	_ = syscall.Kill(-g.guard.pid, sig)
 	select {

@@ -14,7 +14,7 @@ import (
 	"github.com/iterait/shepherd/runner"
 )
 
-// resident is a command that stays up, with all it starts.
+// resident is a command that stays up, in a process group of its own.
 type resident struct {
 	m     *model
 	group *group
@@ -22,11 +22,11 @@ type resident struct {
 	out   *output
 
 	mu   sync.Mutex
-	each func(line string) // what is done with a line of its output now
+	each func(line string) // called for each line of its output; may be nil
 }
 
-// startResident starts the model's command to stay up. The file, where there is
-// one, is its standard input and is closed here.
+// startResident starts the model's command to stay up. stdin, which may be nil, becomes
+// its standard input and is closed here.
 func (m *model) startResident(stdin *os.File, env ...string) (*resident, error) {
 	if stdin != nil {
 		defer stdin.Close()
@@ -64,14 +64,14 @@ func (m *model) startResident(stdin *os.File, env ...string) (*resident, error) 
 	return u, nil
 }
 
-// during has each line of the output go to a function, until the next call.
+// during sets the function that is called for each line of the output.
 func (u *resident) during(each func(line string)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.each = each
 }
 
-// failed says how the command ended by itself.
+// failed returns the error of a command that has ended by itself.
 func (u *resident) failed() error {
 	u.group.kill()
 	u.out.end()
@@ -88,18 +88,18 @@ func (u *resident) stop() {
 	u.out.close()
 }
 
-// warm gives jobs to a command that stays up: for each it writes one line of JSON
-// to its standard input, {"job": …, "inputs": …, "outputs": …}, and reads one
-// line of JSON from its standard output, an object: the job has failed where it
-// has an "error", whose "type" and "traceback" are told, too. Other lines are log
-// lines. A command that has ended is started again for the next job.
+// warm sends jobs to a command that stays up: for each job it writes one line of JSON to
+// the command's standard input, {"job": …, "inputs": …, "outputs": …}, and reads one line
+// of JSON from its standard output, an object. The job has failed if the object has an
+// "error"; "type" and "traceback" are then part of the failure. Other lines are log lines.
+// A command that has ended is started again for the next job.
 type warm struct {
 	m       *model
 	running *resident // nil while it is not up
 	stdin   *os.File
 }
 
-// warmAnswer is a line that is an answer.
+// warmAnswer is a command's answer to a job.
 type warmAnswer struct {
 	Job       string  `json:"job"`
 	Error     *string `json:"error"`
@@ -128,19 +128,19 @@ func (w *warm) start() error {
 
 func (w *warm) stop() {
 	if w.running != nil {
-		w.stdin.Close() // its end, for one that reads lines
+		w.stdin.Close() // a command that reads lines ends at EOF
 		w.running.stop()
 		w.running = nil
 	}
 }
 
-// process gives the command one job.
+// process sends the command one job. See runner.Handler.
 func (w *warm) process(ctx context.Context, j runner.Job) error {
 	ctx, cancel := w.m.bounded(ctx)
 	defer cancel()
 	if w.running != nil {
 		select {
-		case <-w.running.child.exited: // while it had no job
+		case <-w.running.child.exited: // it ended after the last job
 			w.stop()
 		default:
 		}
@@ -156,24 +156,24 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 		if bytes.HasPrefix([]byte(line), []byte("{")) && json.Unmarshal([]byte(line), &a) == nil && (a.Job == "" || a.Job == j.ID) {
 			select {
 			case answers <- a:
-			default: // one is enough
+			default: // further answers are ignored
 			}
 			return
 		}
-		tell(j, line)
+		sendLine(j, line)
 	})
 	running := w.running
 	defer running.during(nil)
-	defer running.out.settle() // what it has printed of this job is this job's log
+	defer running.out.settle() // so that all output of this job is in its log
 	request, err := json.Marshal(map[string]string{"job": j.ID, "inputs": j.InputDir, "outputs": j.OutputDir})
 	if err != nil {
 		return err
 	}
 	if _, err := w.stdin.Write(append(request, '\n')); err != nil && !errors.Is(err, os.ErrClosed) {
-		// It has closed its input, or ended, which is told below.
+		// The command has closed its input, or has ended, which is handled below.
 		if !ended(w.running) {
 			w.stop()
-			return fmt.Errorf("give the job to the command: %w", err)
+			return fmt.Errorf("send the job to the command: %w", err)
 		}
 	}
 	select {
@@ -182,7 +182,7 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 	case <-w.running.child.exited:
 		err := w.running.failed()
 		select {
-		case a := <-answers: // its last words
+		case a := <-answers: // it answered before it ended
 			err = a.failure()
 		default:
 		}
@@ -190,7 +190,7 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 		return err
 	case <-ctx.Done():
 		stderr := w.running.out.stderr
-		w.stop() // there is no other way to have it give the job up
+		w.stop() // the contract has no other way to cancel a job
 		return w.m.stopped(ctx, stderr.String())
 	}
 }

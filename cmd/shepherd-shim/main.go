@@ -1,6 +1,6 @@
-// Command shepherd-shim stands between shepherdd and one running runner, so that
-// the runner outlives the daemon. The daemon starts it, with the folder of a life
-// as its only argument; it is of no use to people. See package shim.
+// Command shepherd-shim runs one runner for shepherdd, so that the runner outlives the
+// daemon. The daemon starts it with a life's directory as its only argument; it is not
+// meant to be started by people. See package shim.
 package main
 
 import (
@@ -21,12 +21,12 @@ import (
 )
 
 func main() {
-	// There is one of these for each sheep: it is to be small before it is fast.
+	// There is one shim for each sheep, so low memory use matters more than speed.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(8 << 20)
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: shepherd-shim DIRECTORY\nshepherdd starts this program; it is of no use without it")
+		fmt.Fprintln(os.Stderr, "usage: shepherd-shim DIRECTORY\nshepherdd starts this program; it cannot be used without it")
 		os.Exit(2)
 	}
 	ready := os.NewFile(shim.ReadyFD, "ready")
@@ -38,11 +38,11 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(ready, err)
-		log.Error("cannot go on", "error", err)
+		log.Error("the shim failed", "error", err)
 		os.Exit(1)
 	}
-	// The lock on the folder says that this process lives: it ends with the
-	// process, and no sooner.
+	// The lock on the directory shows that this process is alive, so it must be held
+	// until the process ends.
 	runtime.KeepAlive(folder)
 }
 
@@ -50,7 +50,7 @@ func run(folder *shim.Folder, ready *os.File, log *slog.Logger) error {
 	if err := folder.Lock(); err != nil {
 		return err
 	}
-	spec, err := shim.ReadSpec(folder.Path()) // a folder that was removed meanwhile has none
+	spec, err := shim.ReadSpec(folder.Path()) // fails if the directory was removed meanwhile
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func run(folder *shim.Folder, ready *os.File, log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP) // caught rather than ignored, which the runner would inherit
+	signal.Notify(hangup, unix.SIGHUP) // caught rather than ignored, because the runner would inherit SIG_IGN
 
 	return server.Run(ctx, server.Config{
 		Folder: folder,

@@ -1,6 +1,6 @@
-// Command shepherd is the client alone: the commands that ask a daemon, for machines
-// that run none, with macOS and Windows among them. Where shepherdd is installed,
-// shepherd is another name of it, which has these commands, too.
+// Command shepherd is the client only: the commands that call a daemon's API, for machines
+// without a daemon, including macOS and Windows. Where shepherdd is installed, shepherd is
+// another name of that program, which has these commands, too.
 package main
 
 import (

@@ -1,6 +1,6 @@
-// Command shepherdd is the daemon: it takes jobs over HTTP, runs them in its
-// sheep and keeps their results in S3 storage. Installed under the name
-// shepherd, it is the original's command, with the original's flags.
+// Command shepherdd is the daemon: it accepts jobs over HTTP, runs them in its sheep and
+// stores their results in S3 storage. Under the name shepherd, it accepts the original's
+// commands and flags.
 package main
 
 import (

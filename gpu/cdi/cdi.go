@@ -1,12 +1,12 @@
-// Package cdi puts devices into containers as the machine's CDI specs (Container
-// Device Interface, github.com/cncf-tags/container-device-interface) describe
-// them: device nodes with their cgroup rules, libraries, hooks and variables.
-// Any vendor's will do.
+// Package cdi injects devices into containers as the machine's CDI specs (Container
+// Device Interface, github.com/cncf-tags/container-device-interface) describe them:
+// device nodes with their cgroup rules, libraries, hooks and environment variables. It
+// works with any vendor's specs.
 //
-// Where the machine has no usable spec of NVIDIA's GPUs, one is generated, and
-// kept in a folder of shepherd's own that nobody else reads. It is generated
-// again when files that it names are gone, as after an update of the driver, and
-// when it lacks a device, as after a change of MIG instances.
+// If the machine has no usable spec of NVIDIA's GPUs, one is generated, and stored in a
+// directory that only shepherd reads. It is generated again when files that it names do
+// not exist any more (after a driver update), and when it lacks a device (after a change
+// of MIG instances).
 package cdi
 
 import (
@@ -29,40 +29,40 @@ import (
 	"github.com/iterait/shepherd/gpu"
 )
 
-// Config says where specs are.
+// Config configures where specs are.
 type Config struct {
-	// Dirs are the machine's folders of specs; later ones take precedence.
+	// Dirs are the machine's directories of specs; later ones take precedence.
 	Dirs []string
-	// Own is where a spec of NVIDIA's GPUs is kept that Generate made.
+	// Own is the directory of the generated spec of NVIDIA's GPUs.
 	Own string
-	// Generate makes one; nil where it cannot be made. Its errors have a class of
-	// errdefs.
+	// Generate generates that spec; nil if it cannot be generated. Its errors have a
+	// class of errdefs.
 	Generate func(ctx context.Context) ([]byte, error)
 }
 
-// Specs are the machine's CDI specs. What is in the folders is read again
-// whenever it is asked for. It may be used from many goroutines.
+// Specs are the machine's CDI specs. Each call reads the directories anew. It may be used
+// from many goroutines.
 type Specs struct {
 	cfg Config
 
-	mu   sync.Mutex // one generates
-	made bool       // a spec was made in this process's life
+	mu   sync.Mutex // held while a spec is generated
+	made bool       // this process has generated a spec
 }
 
 // New makes Specs. It reads nothing.
 func New(cfg Config) *Specs { return &Specs{cfg: cfg} }
 
-// Devices returns the names of the devices that the machine's own specs describe.
-// The error names each spec that is of no use, why, and what to do about it; the
-// devices of the others are returned with it.
+// Devices returns the names of the devices in the machine's specs. The error lists each
+// spec that cannot be used, why, and what to do about it; the devices of the other specs
+// are returned with it.
 func (s *Specs) Devices() ([]string, error) {
 	host, unusable := read(s.cfg.Dirs...)
 	return host.ListDevices(), unusable.err("")
 }
 
-// Edit returns what puts the devices into a container's spec, which is to be the
-// last that is done to it. The error, with a class of errdefs, says what there is
-// instead, or what to do.
+// Edit returns the edit that injects the devices into a container's spec. It must be the
+// last edit of the spec. The error, of a class of errdefs, lists the devices that exist
+// or says what to do.
 func (s *Specs) Edit(ctx context.Context, grants []gpu.Grant) (func(*specs.Spec) error, error) {
 	host, unusable := read(s.cfg.Dirs...)
 	names := make(map[*cdi.Cache][]string)
@@ -102,19 +102,19 @@ func (s *Specs) Edit(ctx context.Context, grants []gpu.Grant) (func(*specs.Spec)
 	}, nil
 }
 
-// Describes says whether the machine's own specs have a device of the kind.
+// Describes reports whether the machine's specs have a device of the kind.
 func (s *Specs) Describes(kind string) bool {
 	host, _ := read(s.cfg.Dirs...)
 	return len(ofKind(host, kind)) > 0
 }
 
-// own is the spec that was made here, and the devices' names in it.
+// own returns the generated spec, and the names of the granted devices in it.
 func (s *Specs) own(ctx context.Context, grants []gpu.Grant, host problems) (*cdi.Cache, []string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made {
 		cache, unusable := read(s.cfg.Own)
-		if names, absent := findAll(cache, grants); len(unusable) == 0 && absent == nil && whole(cache) {
+		if names, absent := findAll(cache, grants); len(unusable) == 0 && absent == nil && filesExist(cache) {
 			return cache, names, nil
 		}
 	}
@@ -130,8 +130,8 @@ func (s *Specs) own(ctx context.Context, grants []gpu.Grant, host problems) (*cd
 	return cache, names, nil
 }
 
-// generate writes the spec, whole or not at all. The machine's unusable specs
-// are what an error is about first.
+// generate generates the spec and writes it atomically. Its error begins with the
+// problems of the machine's specs.
 func (s *Specs) generate(ctx context.Context, host problems) error {
 	why := fmt.Sprintf("there is no CDI spec for %s in %s", gpu.NVIDIA, strings.Join(s.cfg.Dirs, ", "))
 	if about := host.about(gpu.NVIDIA); len(about) > 0 {
@@ -148,7 +148,7 @@ func (s *Specs) generate(ctx context.Context, host problems) error {
 		return fmt.Errorf("keep the CDI spec: %w", err)
 	}
 	path := filepath.Join(s.cfg.Own, "nvidia.yaml")
-	tmp := path + ".new" // which is no name of a spec
+	tmp := path + ".new" // CDI ignores files with this extension
 	if err := os.WriteFile(tmp, text, 0o644); err != nil {
 		return fmt.Errorf("keep the CDI spec: %w", err)
 	}
@@ -158,7 +158,7 @@ func (s *Specs) generate(ctx context.Context, host problems) error {
 	return nil
 }
 
-// missing says that no usable spec has a device, and which specs are not usable.
+// missing returns the error for a device that no usable spec has.
 func missing(cache *cdi.Cache, d gpu.Device, unusable problems) error {
 	dirs := strings.Join(cache.GetSpecDirectories(), ", ")
 	names, about := ofKind(cache, d.Kind), unusable.about(d.Kind)
@@ -194,9 +194,9 @@ func findAll(cache *cdi.Cache, grants []gpu.Grant) (names []string, missing *gpu
 	return names, nil
 }
 
-// find returns the name that a spec has for one of a sheep's grants. Specs
-// differ: some have UUIDs, some indexes, some both, some nothing but `all`, which
-// will do for a sheep that has all.
+// find returns the name of a grant's device in a spec. Specs differ: some name devices by
+// UUID, some by index, some both, and some have only `all`, which is used if the sheep has
+// all GPUs.
 func find(cache *cdi.Cache, g gpu.Grant, grants []gpu.Grant) (string, bool) {
 	candidates := []string{g.Device.Name}
 	switch {
@@ -222,8 +222,8 @@ func find(cache *cdi.Cache, g gpu.Grant, grants []gpu.Grant) (string, bool) {
 	return "", false
 }
 
-// sole says that a device `all` is, as far as a spec tells, the one GPU that is
-// granted by its number, where the driver could not be asked.
+// sole reports whether the device `all` seems to be the one GPU that is granted, for a
+// grant by number when the driver could not be asked.
 func sole(all *cdi.Device, g gpu.Grant, grants []gpu.Grant) bool {
 	if g.Device.Kind != gpu.NVIDIA || g.Device.Name != "0" || len(grants) != 1 {
 		return false
@@ -237,11 +237,11 @@ func sole(all *cdi.Device, g gpu.Grant, grants []gpu.Grant) bool {
 	return nodes <= 1 && len(all.GetSpec().Devices) == 1
 }
 
-// gpuNode is the device node of a GPU of NVIDIA's.
+// gpuNode matches the device node of an NVIDIA GPU.
 var gpuNode = regexp.MustCompile(`^/dev/nvidia[0-9]+$`)
 
-// whole says that the files which the specs name are there.
-func whole(cache *cdi.Cache) bool {
+// filesExist reports whether all files that the specs name exist.
+func filesExist(cache *cdi.Cache) bool {
 	for _, vendor := range cache.ListVendors() {
 		for _, spec := range cache.GetVendorSpecs(vendor) {
 			edits := spec.ContainerEdits

@@ -18,13 +18,13 @@ import (
 	"tags.cncf.io/container-device-interface/specs-go"
 )
 
-// problem is why a spec, or some of its devices, cannot be used, with what to do
-// about it. The kind is empty where the file does not say it.
+// problem says why a spec, or some of its devices, cannot be used, and what to do about
+// it. The kind is empty if it cannot be read from the file.
 type problem struct{ kind, text string }
 
 type problems []problem
 
-// about are those that may be why a kind's devices are missing.
+// about returns the problems that may be why a kind's devices are missing.
 func (p problems) about(kind string) problems {
 	return slices.DeleteFunc(slices.Clone(p), func(x problem) bool { return x.kind != "" && x.kind != kind })
 }
@@ -37,7 +37,7 @@ func (p problems) String() string {
 	return strings.Join(texts, "; ")
 }
 
-// err is the problems about a kind, all where it is empty, as an error.
+// err returns the problems about a kind, or all if it is empty, as an error.
 func (p problems) err(kind string) error {
 	if kind != "" {
 		p = p.about(kind)
@@ -48,9 +48,8 @@ func (p problems) err(kind string) error {
 	return fmt.Errorf("%s: %w", p, errdefs.ErrFailedPrecondition)
 }
 
-// read reads folders of specs, and says what is wrong with those that cannot be
-// used. The library's own cache for all watches folders for ever; this one is a
-// moment's.
+// read reads directories of specs, and returns the problems of those that cannot be used.
+// It does not use the library's default cache, which watches the directories forever.
 func read(dirs ...string) (*cdi.Cache, problems) {
 	cache, empty := Load(dirs...)
 	found := conflicts(cache)
@@ -63,15 +62,15 @@ func read(dirs ...string) (*cdi.Cache, problems) {
 		for _, vendor := range cache.ListVendors() {
 			loaded = loaded || slices.ContainsFunc(cache.GetVendorSpecs(vendor), func(s *cdi.Spec) bool { return s.GetPath() == path })
 		}
-		if !loaded { // else it has a conflict, which is told already
+		if !loaded { // otherwise it has a conflict, which conflicts has found
 			found = append(found, explain(path, errors.Join(all[path]...)))
 		}
 	}
 	return cache, found
 }
 
-// Load has the library read folders of specs. It panics at some files, such as one with a
-// list in which an entry is empty: then these are returned, and the cache has nothing.
+// Load has the library read directories of specs. The library panics at some files, such
+// as one with an empty entry in a list; then Load returns these files and an empty cache.
 func Load(dirs ...string) (cache *cdi.Cache, empty []string) {
 	if !panics(func() {
 		cache, _ = cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false)) // the error is always nil
@@ -79,7 +78,7 @@ func Load(dirs ...string) (cache *cdi.Cache, empty []string) {
 		return cache, nil
 	}
 	for _, dir := range dirs {
-		entries, _ := os.ReadDir(dir) // one that cannot be read has no such file
+		entries, _ := os.ReadDir(dir) // the library could not read it either
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
 			if slices.Contains([]string{".json", ".yaml"}, filepath.Ext(path)) && panics(func() { _, _ = cdi.ReadSpec(path, 0) }) {
@@ -97,21 +96,21 @@ func panics(do func()) (panicked bool) {
 	return false
 }
 
-// conflicts finds devices that two specs of one folder define. The library then
-// knows none of them.
+// conflicts finds devices that two specs of one directory define; the library drops both
+// definitions.
 func conflicts(cache *cdi.Cache) problems {
-	type place struct {
-		priority int
+	type key struct {
+		priority int // of the directory
 		device   string
 	}
 	type pair struct{ kind, first, second string }
-	defined := make(map[place]string)
+	defined := make(map[key]string)
 	shared := make(map[pair][]string)
 	for _, vendor := range cache.ListVendors() {
 		specs := slices.SortedFunc(slices.Values(cache.GetVendorSpecs(vendor)), func(a, b *cdi.Spec) int { return cmp.Compare(a.GetPath(), b.GetPath()) })
 		for _, s := range specs {
 			for _, d := range s.Devices {
-				p := place{s.GetPriority(), s.Kind + "=" + d.Name}
+				p := key{s.GetPriority(), s.Kind + "=" + d.Name}
 				if first, ok := defined[p]; ok && first != s.GetPath() {
 					k := pair{s.Kind, first, s.GetPath()}
 					shared[k] = append(shared[k], p.device)
@@ -129,7 +128,7 @@ func conflicts(cache *cdi.Cache) problems {
 	return found
 }
 
-// explain says what is wrong with a file that the library refused.
+// explain returns the problem of a file that the library rejected.
 func explain(path string, refused error) problem {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -148,7 +147,7 @@ func explain(path string, refused error) problem {
 	return problem{head.Kind, fmt.Sprintf("%s is not valid (%s); correct it, or remove it", path, printable(strings.ReplaceAll(refused.Error(), "\n", "; ")))}
 }
 
-// kindOf finds the kind in a file that cannot be parsed.
+// kindOf searches the kind in a file that cannot be parsed; "" if there is none.
 func kindOf(text []byte) string {
 	for line := range strings.Lines(string(text)) {
 		if kind, ok := strings.CutPrefix(line, "kind:"); ok {
@@ -161,7 +160,7 @@ func kindOf(text []byte) string {
 	return ""
 }
 
-// oneLine is a YAML error with its place, and without the excerpt of the file.
+// oneLine formats a YAML error with its position but without the excerpt of the file.
 func oneLine(err error) string {
 	var e yaml.Error
 	if !errors.As(err, &e) || e.GetToken() == nil {
@@ -172,7 +171,7 @@ func oneLine(err error) string {
 	return fmt.Sprintf("line %d, column %d: %s", at.Line, at.Column, printable(e.GetMessage()))
 }
 
-// printable is a text that may quote the file, without its control characters.
+// printable replaces the control characters of a text that may quote the file.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -182,7 +181,8 @@ func printable(text string) string {
 	}, text)
 }
 
-// newer compares two versions X.Y.Z. What is no version is not newer.
+// newer reports whether version a is newer than b, both X.Y.Z; false if one is not a
+// version.
 func newer(a, b string) bool {
 	as, bs := strings.Split(strings.TrimPrefix(a, "v"), "."), strings.Split(b, ".")
 	if len(as) != len(bs) {

@@ -1,11 +1,11 @@
-// Package hook puts NVIDIA's GPUs into containers by NVIDIA's prestart hook,
-// nvidia-container-runtime-hook, for machines that have no CDI specs: it finds
-// what the container's environment asks for and adds device nodes and libraries
-// while the container is made.
+// Package hook injects NVIDIA's GPUs into containers with NVIDIA's prestart hook,
+// nvidia-container-runtime-hook, on machines that have no CDI specs. The hook reads the
+// container's environment, and adds device nodes and libraries while the container is
+// created.
 //
-// The hook changes the container's cgroup behind the runtime's back, and what it
-// allowed is lost when anything, such as systemd's daemon-reload, sets the
-// cgroup's rules again from the spec. So the rules are in the spec as well.
+// The hook changes the container's cgroup without the runtime's knowledge. Its changes are
+// lost when the cgroup's device rules are set again from the spec, for example at systemd's
+// daemon-reload. So the rules are added to the spec as well.
 package hook
 
 import (
@@ -28,24 +28,24 @@ import (
 // Name is the hook's program.
 const Name = "nvidia-container-runtime-hook"
 
-// What the hook, and NVIDIA's container runtime, read in a container's
-// environment.
+// The environment variables of a container that the hook and NVIDIA's container runtime
+// read.
 const (
 	Visible      = "NVIDIA_VISIBLE_DEVICES"
 	Capabilities = "NVIDIA_DRIVER_CAPABILITIES"
 )
 
-// Config says what the hook is asked for.
+// Config configures the hook.
 type Config struct {
-	// Program is the hook; see Find.
+	// Program is the path of the hook; see Find.
 	Program string
-	// Capabilities are the parts of the driver: compute, utility, …
+	// Capabilities are the driver components to add: compute, utility, …
 	Capabilities []string
-	// Node says what device a path is; nil looks at this machine's.
+	// Node returns the numbers of a device node; nil reads this machine's.
 	Node func(path string) (major, minor int64, err error)
 }
 
-// Find finds the hook.
+// Find returns the path of the hook. The error is of class errdefs.ErrFailedPrecondition.
 func Find() (string, error) {
 	path, err := exec.LookPath(Name)
 	if err != nil {
@@ -54,17 +54,17 @@ func Find() (string, error) {
 	return filepath.Abs(path)
 }
 
-// Edit returns what has the hook put NVIDIA's GPUs into a container.
+// Edit returns the edit of a spec with which the hook adds the granted GPUs.
 func Edit(cfg Config, grants []gpu.Grant) (func(*specs.Spec) error, error) {
 	if cfg.Node == nil {
 		cfg.Node = node
 	}
 	var visible, nodes []string
-	unknown := false // some GPU's node
+	unknown := false // the number of some GPU's node is not known
 	for _, g := range grants {
 		switch {
 		case g.Device.Kind != gpu.NVIDIA:
-			return nil, fmt.Errorf("%s is none of NVIDIA's GPUs: %w", g.Device, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s is not an NVIDIA GPU: %w", g.Device, errdefs.ErrInvalidArgument)
 		case g.Instance != nil:
 			visible = append(visible, g.Instance.UUID)
 		case g.GPU != nil:
@@ -88,19 +88,19 @@ func Edit(cfg Config, grants []gpu.Grant) (func(*specs.Spec) error, error) {
 	for _, path := range append([]string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"}, nodes...) {
 		major, minor, err := cfg.Node(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the hook has the driver make it, or says what is wrong
+			continue // the hook has the driver create it, or reports the error
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look at %s: %w", path, err)
+			return nil, fmt.Errorf("read the device node %s: %w", path, err)
 		}
 		rule := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rw"}
 		switch {
 		case strings.HasPrefix(path, "/dev/nvidia-caps/"):
-			// Which of these an instance needs, the hook alone knows. Without the
-			// node, which it makes, the rule is of no use.
+			// Only the hook knows which of these an instance needs, so all are
+			// allowed. Access still requires the node, which the hook creates.
 			rule.Minor = nil
 		case path == "/dev/nvidiactl" && unknown:
-			// So it is with GPUs that are not known but by their UUID.
+			// The same holds for GPUs of which only the UUID is known.
 			rule.Minor = nil
 		}
 		rules = append(rules, rule)
@@ -111,17 +111,17 @@ func Edit(cfg Config, grants []gpu.Grant) (func(*specs.Spec) error, error) {
 		if s.Hooks == nil {
 			s.Hooks = &specs.Hooks{}
 		}
-		//lint:ignore SA1019 it is made for this one, and its argument says so
+		//lint:ignore SA1019 NVIDIA's hook is a prestart hook
 		s.Hooks.Prestart = append(s.Hooks.Prestart, specs.Hook{Path: cfg.Program, Args: []string{filepath.Base(cfg.Program), "prestart"}})
 		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, rules...)
 		return nil
 	}, nil
 }
 
-// Show returns what tells a runner by its environment which GPUs it has, as the
-// original did: `0,1` for two, nothing for none. Runners count the commas. An
-// image, or a CDI spec, that says something else is overruled: so an image cannot
-// help itself to GPUs where the container's runtime listens to the variable.
+// Show returns the edit that sets Visible to the granted GPUs, as the original did:
+// `0,1` for two GPUs. Runners count the commas. It replaces the image's or CDI spec's own
+// value, so that an image cannot get GPUs by setting the variable where the container
+// runtime reads it; without grants it only clears such a value.
 func Show(grants []gpu.Grant) func(*specs.Spec) error {
 	var names []string
 	for _, g := range grants {
@@ -150,7 +150,7 @@ func Show(grants []gpu.Grant) func(*specs.Spec) error {
 	}
 }
 
-// SetVisible returns what gives the variable Visible a value.
+// SetVisible returns the edit that sets Visible to a value.
 func SetVisible(value string) func(*specs.Spec) error {
 	return func(s *specs.Spec) error {
 		setenv(s, Visible, value)
@@ -173,14 +173,14 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// node is the device that a path is on this machine.
+// node returns the numbers of a device node of this machine.
 func node(path string) (major, minor int64, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, 0, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR {
-		return 0, 0, errors.New("is no character device")
+		return 0, 0, errors.New("is not a character device")
 	}
 	return int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)), nil
 }

@@ -12,22 +12,21 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// Actor is the runner that the suite asks. What it does with a job is said by
-// the part of the job's id before the first '-':
+// Actor is the scripted runner of the suite. The part of a job's id before the first '-'
+// decides how it processes the job:
 //
 //	done-…   answers that it is done
 //	fail-…   answers with Failed
 //	twice-…  answers twice that it is done
-//	again-…  repeats the last answer to an earlier job, then answers
-//	noise-…  says much that is no answer to the job, then answers
+//	again-…  repeats the answer to the previous job, then answers
+//	noise-…  sends messages that are not answers to the job, then answers
 //	wait-…   answers when the file Release(in) exists
-//	count-…  answers with a failure whose message is how often it was given
-//	         the job that the rest of the id names
+//	count-…  answers with a failure whose message is how often it received the job
+//	         with the rest of the id
 //	exit-…   answers, then ends
 //	die-…    ends
 //
-// The zero Actor is ready. It is used by one goroutine at a time, as a runner's
-// jobs come one by one.
+// The zero Actor is ready to use, by one goroutine at a time.
 type Actor struct {
 	given map[job.ID]int
 	last  []byte
@@ -40,14 +39,14 @@ var Failed = job.Failure{
 	Traceback: "['  File \"model.py\", line 1, in predict\\n']",
 }
 
-// Release is the file whose coming lets a waiting job end.
+// Release is the path of the file whose creation ends a waiting job.
 func Release(in messenger.Input) string {
 	return filepath.Join(in.IODataRoot, string(in.JobID)+".release")
 }
 
-// Act is given what a runner receives. It returns the frames that the runner
-// answers with, in order, and whether it then ends. The error says that frame is
-// no input; a runner never gets one.
+// Act handles a frame that a runner has received. It returns the frames that the runner
+// sends, in order, and whether the runner then ends. It returns an error if the frame is
+// not an input, which the suite never sends.
 func (a *Actor) Act(ctx context.Context, frame []byte) (answers [][]byte, end bool, err error) {
 	in, err := messenger.DecodeInput(frame)
 	if err != nil {
@@ -94,9 +93,9 @@ func (a *Actor) Act(ctx context.Context, frame []byte) (answers [][]byte, end bo
 	return append(before, answer), end, nil
 }
 
-// noise is what nobody should take for an answer to in.
+// noise returns frames that must not be accepted as an answer to in.
 func noise(in messenger.Input) [][]byte {
-	said := [][]byte{nil, []byte("\xff\x00garbage"), []byte("[]"), []byte("null"), []byte("{}"), []byte(strings.Repeat("{", 1000))}
+	frames := [][]byte{nil, []byte("\xff\x00garbage"), []byte("[]"), []byte("null"), []byte("{}"), []byte(strings.Repeat("{", 1000))}
 	for _, message := range []string{
 		`{"message": {"job_id": null, "message_type": "DoneMessage"}}`,
 		`{"message": {"job_id": "../%s", "message_type": "DoneMessage"}}`,
@@ -105,12 +104,12 @@ func noise(in messenger.Input) [][]byte {
 		`{"message": {"job_id": "another-%s", "message_type": "DoneMessage"}}`,
 		`{"message": {"job_id": "another-%s", "message_type": "ErrorMessage", "message": "of another job"}}`,
 	} {
-		said = append(said, []byte(strings.Replace(message, "%s", string(in.JobID), 1)))
+		frames = append(frames, []byte(strings.Replace(message, "%s", string(in.JobID), 1)))
 	}
-	return said
+	return frames
 }
 
-// await waits for a file, which may be made by another process.
+// await waits for a file, which another process may create.
 func await(ctx context.Context, path string) error {
 	for {
 		if _, err := os.Stat(path); err == nil {

@@ -1,8 +1,8 @@
-// Package messengertest is the conformance suite of messenger.Conn: what every
-// connection to a runner keeps, whatever the runner says.
+// Package messengertest is the conformance suite of messenger.Conn, with well-behaved and
+// misbehaving runners.
 //
-// An implementation's test brings up a runner that does what Actor says, with
-// the connection under test to it:
+// An implementation's test starts a runner that uses an Actor, and connects the Conn under
+// test to it:
 //
 //	func TestConn(t *testing.T) {
 //		messengertest.Run(t, func(t *testing.T, bind <-chan struct{}) messengertest.Bench {
@@ -24,22 +24,21 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// Bench is one runner and a connection to it. What has to be cleaned up, the
-// start function leaves to t.Cleanup.
+// Bench is one runner and a connection to it. The start function registers its cleanup
+// with t.Cleanup.
 type Bench struct {
 	Conn messenger.Conn
-	// Reconnect gives up the present connection, as the end of the process that
-	// holds it would, and returns a later one to the same runner. It is nil for
-	// an implementation whose runners do not outlive the process; the tests
-	// that need it are then left out.
+	// Reconnect drops the present connection, as the end of its process would, and
+	// returns a new one to the same runner. It is nil for an implementation whose runners
+	// do not outlive the process; tests that need it are then skipped.
 	Reconnect func(t *testing.T) messenger.Conn
 }
 
-// hang bounds what must happen soon but not at any certain time.
+// hang is the time limit of each test.
 const hang = 30 * time.Second
 
-// Run runs the suite. Start is called once for each test; the runner it starts
-// binds its socket once bind is closed, not before.
+// Run runs the suite. It calls start once for each test. The runner must not bind its
+// socket before bind is closed.
 func Run(t *testing.T, start func(t *testing.T, bind <-chan struct{}) Bench) {
 	bound := make(chan struct{})
 	close(bound)
@@ -237,7 +236,7 @@ func (x *talk) recvAny() messenger.Answer {
 	return a
 }
 
-// recv expects that the job is done.
+// recv receives an answer and expects that the job is done.
 func (x *talk) recv(id job.ID) {
 	x.t.Helper()
 	if a := x.recvAny(); a.JobID != id || a.Failure != nil {
@@ -264,7 +263,7 @@ func (x *talk) reconnect() {
 	x.conn = x.bench.Reconnect(x.t)
 }
 
-// given expects that the runner was given the job that often.
+// given expects that the runner has received the job that many times.
 func (x *talk) given(id job.ID, times int) {
 	x.t.Helper()
 	x.send("count-" + id)
@@ -278,7 +277,7 @@ func (x *talk) given(id job.ID, times int) {
 	x.ack("count-" + id)
 }
 
-// closed expects that the runner has ended, and every method says so.
+// closed expects that Recv and Send return ErrClosed.
 func (x *talk) closed() {
 	x.t.Helper()
 	if a, err := x.conn.Recv(x.ctx); !errors.Is(err, messenger.ErrClosed) {

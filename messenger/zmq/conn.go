@@ -15,22 +15,21 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// Config says where a runner listens and how it is reached.
+// Config configures a connection to a runner.
 type Config struct {
 	// Endpoint is tcp://HOST:PORT or ipc://PATH.
 	Endpoint string
-	// Dial connects to the runner; it may enter the runner's network namespace
-	// to do so. The default dials from here.
+	// Dial makes the network connection, possibly in the runner's network namespace.
+	// The default is net.Dialer's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Limits bound what the runner may send.
+	// Limits are the limits of the runner's messages.
 	Limits Limits
-	// Log is told what is dropped and what Dial waits for; nil discards it.
+	// Log receives dropped messages and Dial's retries; nil discards them.
 	Log *slog.Logger
 }
 
-// Conn is a DEALER's connection to one runner, from the runner's bind to the
-// end of either. It is not made again: whoever wants another calls Dial. Its
-// methods may be called from several goroutines.
+// Conn is a DEALER's connection to one runner. It does not reconnect; Dial makes another
+// one. Its methods may be called from several goroutines.
 type Conn struct {
 	link *link
 	in   *inbox[[]byte]
@@ -39,24 +38,24 @@ type Conn struct {
 	closing context.Context // ended by Close; bounds the reader
 	cancel  context.CancelFunc
 	once    sync.Once
-	err     error // why it ended; set before link.ended is closed
+	err     error // why the connection ended; set before link.ended is closed
 	reader  sync.WaitGroup
 }
 
-// The first retries follow each other fast, because how soon a runner is
-// noticed counts for every change of model.
+// The first retries are fast, because the time until a runner is connected is part of every
+// change of model.
 const (
 	firstRetry = 2 * time.Millisecond
 	lastRetry  = 100 * time.Millisecond
 )
 
-// A DEALER has no identity of its own: a ROUTER silently ignores one that it
-// has seen before, and names a peer without one itself.
+// The DEALER has no identity: a ROUTER silently ignores a peer whose identity it has seen
+// before, and assigns one to a peer without.
 var dealer = role{typ: zmq4.Dealer, peers: []string{string(zmq4.Router)}}
 
-// Dial connects to a runner, which may bind long after the call: it tries again
-// until the handshake is done or ctx ends. A peer that is there but does not
-// speak the protocol is an error at once, which wraps ErrProtocol.
+// Dial connects to a runner, which may bind long after the call: it retries until the
+// handshake is done or ctx ends. If the peer does not speak the protocol, it returns at once
+// with an error that wraps ErrProtocol.
 func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	network, address, err := splitEndpoint(cfg.Endpoint)
 	if err != nil {
@@ -67,7 +66,7 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	}
 	log := orDiscard(cfg.Log)
 	limits := cfg.Limits.withDefaults()
-	var last error // of the attempts that ctx did not cut short
+	var last error // of the attempts that did not fail because ctx ended
 	for wait := firstRetry; ; wait = min(wait*5/4+time.Millisecond, lastRetry) {
 		l, err := connect(ctx, cfg.Dial, network, address, limits)
 		if err == nil {
@@ -95,9 +94,9 @@ func connect(ctx context.Context, dial func(context.Context, string, string) (ne
 	if err != nil {
 		return nil, err
 	}
-	// A loopback port that nobody has bound can, by chance, be connected to
-	// itself. It is reset, for an orderly close would keep the runner from
-	// binding it for a minute.
+	// A connection to a loopback port that is not bound can become a TCP self-connect.
+	// It is reset, because after an orderly close the runner could not bind the port for
+	// a minute.
 	if network == "tcp" && conn.LocalAddr().String() == conn.RemoteAddr().String() {
 		if c, ok := conn.(*net.TCPConn); ok {
 			_ = c.SetLinger(0)
@@ -108,8 +107,8 @@ func connect(ctx context.Context, dial func(context.Context, string, string) (ne
 	return open(ctx, conn, dealer, limits)
 }
 
-// over reports whether ctx has ended, or is about to: a dialer that heeds its
-// deadline may fail before ctx says so.
+// over reports whether ctx has ended or its deadline has passed: a dialer that observes the
+// deadline may fail before ctx has ended.
 func over(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
@@ -127,8 +126,8 @@ func newConn(l *link, limits Limits, log *slog.Logger) *Conn {
 	return c
 }
 
-// read takes messages off the wire for as long as the connection lives, asked
-// for or not, so that heartbeats are answered and the end is noticed.
+// read reads messages as long as the connection is open, even if Recv is not called, so that
+// heartbeats are answered and the end is noticed.
 func (c *Conn) read() {
 	for {
 		frame, err := c.link.recv()
@@ -141,12 +140,12 @@ func (c *Conn) read() {
 			return
 		}
 		if !c.in.put(c.closing, frame) {
-			return // closed, and so ended
+			return // Close was called
 		}
 	}
 }
 
-// end records why the connection ended; the first reason stands.
+// end records why the connection ended; later calls have no effect.
 func (c *Conn) end(err error) {
 	c.once.Do(func() {
 		if errors.Is(err, io.EOF) {
@@ -158,9 +157,9 @@ func (c *Conn) end(err error) {
 	})
 }
 
-// Send puts a message on its way to the runner. Nil says that it left this
-// process, not that it arrived: only an answer says that. After the end of the
-// connection the error wraps messenger.ErrClosed.
+// Send sends a message to the runner. Nil means that it was written to the connection, not
+// that it arrived; only an answer shows that. After the end of the connection the error
+// wraps messenger.ErrClosed.
 func (c *Conn) Send(ctx context.Context, frame []byte) error {
 	select {
 	case <-c.link.ended:
@@ -173,9 +172,8 @@ func (c *Conn) Send(ctx context.Context, frame []byte) error {
 	return nil
 }
 
-// Recv waits for the runner's next message. Messages that came before the end
-// of the connection are received after it, too; then the error wraps
-// messenger.ErrClosed.
+// Recv waits for the runner's next message. Messages that arrived before the end of the
+// connection are still received after it; then the error wraps messenger.ErrClosed.
 func (c *Conn) Recv(ctx context.Context) ([]byte, error) {
 	frame, ok := c.in.take(ctx, c.link.ended)
 	if ok {
@@ -190,8 +188,8 @@ func (c *Conn) Recv(ctx context.Context) ([]byte, error) {
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.link.ended }
 
-// Err says why the connection ended; it wraps messenger.ErrClosed. It is nil
-// before Done is closed.
+// Err returns why the connection ended; it wraps messenger.ErrClosed. It is nil before Done
+// is closed.
 func (c *Conn) Err() error {
 	select {
 	case <-c.link.ended:
@@ -201,8 +199,7 @@ func (c *Conn) Err() error {
 	}
 }
 
-// Close ends the connection and returns when nothing of it is left. It may be
-// called more than once.
+// Close ends the connection and waits for its goroutine. It may be called more than once.
 func (c *Conn) Close() error {
 	c.end(errors.New("closed"))
 	c.cancel()

@@ -25,7 +25,7 @@ const maxCommand = 8 << 10
 // maxPingContext is the longest context of a PING, which its PONG repeats.
 const maxPingContext = 16
 
-// phase is how far the peer has come.
+// phase is the protocol's state in the peer's direction.
 type phase int
 
 const (
@@ -34,13 +34,13 @@ const (
 	traffic               // messages and commands come
 )
 
-// guard is the connection as zmq4 sees it: the peer's bytes, after they were
-// found well-formed and within the limits, without commands once the handshake
-// is over. An error of Read ends the connection.
+// guard is the connection that zmq4 uses. Its Read returns the peer's bytes after they were
+// found to be well-formed and within the limits, without commands once the handshake is
+// done. An error of Read ends the connection.
 //
-// Read is called by one goroutine at a time. Write only collects; whoever holds
-// the turn puts what was collected on the wire, one whole message at a time, so
-// that no PONG ever lands inside a message.
+// Read is called by one goroutine at a time. Write only buffers; the goroutine that holds
+// turn writes the buffer to the network, one complete message at a time, so that a PONG is
+// never written inside a message.
 type guard struct {
 	net.Conn
 	limits Limits
@@ -52,10 +52,10 @@ type guard struct {
 	body  int    // bytes of the present frame that follow held
 	parts int    // frames of the present message so far, or 0 between messages
 	size  int    // their bytes
-	fault error  // what ended reading, in our words rather than zmq4's
+	fault error  // the error that ended reading, which zmq4's error hides
 
-	turn chan struct{} // holds one value while somebody writes
-	out  []byte        // collected by Write; belongs to the holder of turn
+	turn chan struct{} // a lock for writing: holds one value while it is taken
+	out  []byte        // buffered by Write; used by the holder of turn only
 	pong atomic.Pointer[[]byte]
 }
 
@@ -67,7 +67,7 @@ func newGuard(conn net.Conn, limits Limits, peers ...string) *guard {
 	}
 }
 
-// Read hands on what the peer sent.
+// Read returns checked bytes of the peer.
 func (g *guard) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -96,8 +96,8 @@ func (g *guard) next() error {
 	if g.phase == traffic {
 		return g.nextFrame()
 	}
-	// The handshake is a dialogue of one goroutine: what zmq4 wrote goes out
-	// before the answer is awaited.
+	// One goroutine does the handshake, so the bytes that zmq4 wrote must be sent before
+	// the peer's answer can be read.
 	if err := g.flush(); err != nil {
 		return err
 	}
@@ -189,8 +189,8 @@ func (g *guard) readCommand(h frameHeader) ([]byte, error) {
 	return body, nil
 }
 
-// command does what a command in the midst of traffic asks for. Commands that
-// mean nothing here are ignored, as the protocol wants.
+// command handles a command after the handshake. It answers PING and ignores others, as the
+// protocol requires.
 func (g *guard) command(body []byte) error {
 	name, data, err := splitCommand(body)
 	if err != nil {
@@ -207,9 +207,9 @@ func (g *guard) command(body []byte) error {
 	return g.answerPing()
 }
 
-// answerPing writes the PONG that is due, if nobody is writing: whoever is
-// calls it afterwards. Where that fails the connection is closed, for part of
-// the PONG may be on the wire.
+// answerPing writes the pending PONG, unless another goroutine is writing, which then calls
+// answerPing itself. If writing fails it closes the connection, because part of the PONG may
+// have been sent.
 func (g *guard) answerPing() error {
 	for g.pong.Load() != nil {
 		select {
@@ -232,7 +232,7 @@ func (g *guard) writePong() error {
 	if pong == nil {
 		return nil
 	}
-	// A peer that pings and never reads is not worth waiting for.
+	// A peer that sends PINGs but does not read must not block the reader.
 	if err := g.SetWriteDeadline(time.Now().Add(g.limits.HandshakeTimeout)); err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (g *guard) writePong() error {
 	return g.SetWriteDeadline(time.Time{})
 }
 
-// Write collects p for flush. The caller holds the turn, or is alone.
+// Write buffers p for flush. The caller holds turn, or is the only user.
 func (g *guard) Write(p []byte) (int, error) {
 	g.out = append(g.out, p...)
 	return len(p), nil
@@ -263,8 +263,7 @@ func (g *guard) flush() error {
 	return err
 }
 
-// midway makes an end that comes within something distinguishable from one
-// that comes between messages.
+// midway turns an EOF inside a message or command into io.ErrUnexpectedEOF.
 func midway(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

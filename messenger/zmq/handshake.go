@@ -21,8 +21,8 @@ const (
 	asServerAt    = 32
 )
 
-// readGreeting reads the peer's greeting. It judges each part as soon as it is
-// there: a peer that speaks something else may never send 64 bytes.
+// readGreeting reads the peer's greeting. It checks each part as soon as it has arrived,
+// because a peer with another protocol may never send 64 bytes.
 func readGreeting(r *bufio.Reader) ([]byte, error) {
 	first, err := r.Peek(1)
 	if err != nil {
@@ -30,7 +30,7 @@ func readGreeting(r *bufio.Reader) ([]byte, error) {
 	}
 	if first[0] != 0xFF {
 		text, _ := r.Peek(min(r.Buffered(), 24))
-		return nil, fmt.Errorf("%w: it begins with %q, which is no ZMTP greeting", ErrProtocol, text)
+		return nil, fmt.Errorf("%w: it begins with %q, which is not a ZMTP greeting", ErrProtocol, text)
 	}
 	signature, err := r.Peek(signatureSize)
 	if err != nil {
@@ -59,8 +59,8 @@ func readGreeting(r *bufio.Reader) ([]byte, error) {
 	return all, nil
 }
 
-// readReady reads the peer's READY and returns the frame of one that says the
-// same and nothing else: the peer's socket type.
+// readReady reads the peer's READY, and returns the frame of a READY with only the peer's
+// socket type.
 func (g *guard) readReady() ([]byte, error) {
 	h, err := g.readHeader()
 	if err != nil {
@@ -97,8 +97,7 @@ func (g *guard) readReady() ([]byte, error) {
 	return appendCommand(nil, "READY", appendProperty(nil, "Socket-Type", typ)), nil
 }
 
-// socketType checks the properties of a READY and returns the one that is of
-// use.
+// socketType checks the properties of a READY and returns the socket type.
 func socketType(data []byte) (string, error) {
 	typ, seen := "", false
 	for len(data) > 0 {
@@ -137,7 +136,7 @@ func splitCommand(body []byte) (name string, data []byte, err error) {
 	return "", nil, fmt.Errorf("%w: a command without a name", ErrProtocol)
 }
 
-// appendCommand appends a command's frame. Ours are short.
+// appendCommand appends a command's frame. The body must be shorter than 256 bytes.
 func appendCommand(to []byte, name string, data []byte) []byte {
 	to = append(to, flagCommand, byte(1+len(name)+len(data)), byte(len(name)))
 	to = append(to, name...)

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// inbox holds received messages until they are asked for, bounded in number and
-// in bytes. A full one makes its reader wait, and so the peer.
+// inbox queues received messages, bounded in number and bytes. While it is full, put blocks,
+// which stops reading from the peer.
 type inbox[T any] struct {
 	messages chan T
 	budget   *semaphore.Weighted
@@ -22,7 +22,7 @@ func newInbox[T any](limits Limits, size func(T) int) *inbox[T] {
 	}
 }
 
-// put adds a message, waiting for room; false when ctx ended first.
+// put adds a message, waiting for space. It returns false if ctx ends first.
 func (b *inbox[T]) put(ctx context.Context, m T) bool {
 	if b.budget.Acquire(ctx, int64(b.size(m))) != nil {
 		return false
@@ -35,8 +35,8 @@ func (b *inbox[T]) put(ctx context.Context, m T) bool {
 	}
 }
 
-// take waits for a message. What was put before ended is closed is still taken
-// after; then take returns false, as it does when ctx ends.
+// take waits for a message. Messages that were put before ended is closed are still
+// returned; then take returns false, as it does when ctx ends.
 func (b *inbox[T]) take(ctx context.Context, ended <-chan struct{}) (T, bool) {
 	select {
 	case m := <-b.messages:

@@ -17,7 +17,7 @@ import (
 type link struct {
 	guard *guard
 	zmtp  *zmq4.Conn
-	ended chan struct{} // closed by the owner when the link is of no more use
+	ended chan struct{} // closed by the owner when the link has ended
 }
 
 // role is a side of the protocol.
@@ -25,7 +25,7 @@ type role struct {
 	typ      zmq4.SocketType
 	identity zmq4.SocketIdentity
 	server   bool
-	peers    []string // socket types that may be on the other side
+	peers    []string // allowed socket types of the peer
 }
 
 // open performs the handshake on conn, within the handshake timeout and ctx. On
@@ -61,7 +61,7 @@ func handshake(g *guard, as role) (*link, error) {
 	return &link{guard: g, zmtp: zmtp, ended: make(chan struct{})}, nil
 }
 
-// recv waits for the next message. errDropped says that it was not one frame.
+// recv waits for the next message. It returns errDropped for one that is not one frame.
 func (l *link) recv() ([]byte, error) {
 	msg, err := l.zmtp.RecvMsg()
 	if err != nil {
@@ -73,9 +73,8 @@ func (l *link) recv() ([]byte, error) {
 	return msg.Frames[0], nil
 }
 
-// send puts a message on the wire, whole. When ctx ends before the first byte,
-// nothing was sent and the link is well; when it ends later, the link is
-// broken and closed.
+// send writes a complete message to the connection. If ctx ends before the first byte,
+// nothing is sent and the link stays usable; if it ends later, the link is closed.
 func (l *link) send(ctx context.Context, frame []byte) error {
 	if len(frame) > l.guard.limits.MaxMessage {
 		return fmt.Errorf("a message of %d bytes; at most %d are allowed", len(frame), l.guard.limits.MaxMessage)
@@ -93,13 +92,13 @@ func (l *link) send(ctx context.Context, frame []byte) error {
 	err := l.write(ctx, frame)
 	<-l.guard.turn
 	if err == nil {
-		_ = l.guard.answerPing() // the reader sees what is wrong, if anything is
+		_ = l.guard.answerPing() // the reader notices an error
 	}
 	return err
 }
 
-// drainTime is how long the reader may go on with what the peer had sent, once
-// writing to it has failed.
+// drainTime is how long the reader may continue with what the peer has sent, after writing
+// to it has failed.
 const drainTime = time.Second
 
 func (l *link) write(ctx context.Context, frame []byte) error {
@@ -117,9 +116,9 @@ func (l *link) write(ctx context.Context, frame []byte) error {
 		if err == nil {
 			return l.guard.SetWriteDeadline(time.Time{})
 		}
-		// Part of the message may be on the wire: nothing can follow it.
+		// Part of the message may have been sent, so nothing else can follow.
 		l.close()
-		return fmt.Errorf("%w, in the midst of a message, so the connection was given up: %w", ctx.Err(), messenger.ErrClosed)
+		return fmt.Errorf("%w in the middle of a message, so the connection was closed: %w", ctx.Err(), messenger.ErrClosed)
 	}
 	if err != nil {
 		_ = l.guard.SetReadDeadline(time.Now().Add(drainTime))

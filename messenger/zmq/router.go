@@ -15,25 +15,24 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// RouterConfig says where a ROUTER listens.
+// RouterConfig configures a ROUTER.
 type RouterConfig struct {
 	// Endpoint is tcp://HOST:PORT or ipc://PATH; port 0 picks a free one.
 	Endpoint string
-	// Identity is told to those who connect.
+	// Identity is sent to peers in the handshake.
 	Identity string
-	// Limits bound what each of them may send.
+	// Limits are the limits of each peer's messages.
 	Limits Limits
-	// MaxConns is how many may be connected at once; more are turned away. The
-	// default is 256.
+	// MaxConns is how many peers may be connected at once; further connections are
+	// closed. The default is 256.
 	MaxConns int
-	// Log is told about refused connections and dropped messages; nil discards
-	// it.
+	// Log receives refused connections and dropped messages; nil discards them.
 	Log *slog.Logger
 }
 
-// Router is a bound ROUTER. Each connection has its own goroutine from the
-// moment it is accepted, so one that is silent or sends garbage holds up nobody
-// else. Its methods may be called from several goroutines.
+// Router is a bound ROUTER. Each connection has its own goroutine from the moment it is
+// accepted, so one that is silent or sends garbage does not delay others. Its methods may be
+// called from several goroutines.
 type Router struct {
 	cfg      RouterConfig
 	log      *slog.Logger
@@ -55,7 +54,7 @@ type Peer struct {
 	link *link // nil during the handshake
 }
 
-// Message is a message and whom to answer.
+// Message is a message and the peer that sent it.
 type Message struct {
 	From  *Peer
 	Frame []byte
@@ -85,7 +84,7 @@ func Listen(ctx context.Context, cfg RouterConfig) (*Router, error) {
 	return r, nil
 }
 
-// Addr is the address that is listened on.
+// Addr returns the address on which the Router listens.
 func (r *Router) Addr() net.Addr { return r.listener.Addr() }
 
 func (r *Router) accept() {
@@ -100,7 +99,7 @@ func (r *Router) accept() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		// Out of file descriptors, most likely: others may free some.
+		// Most likely the process is out of file descriptors, which may pass.
 		wait = min(max(2*wait, 5*time.Millisecond), longest)
 		r.log.Error("cannot accept a connection", "error", err)
 		select {
@@ -111,7 +110,7 @@ func (r *Router) accept() {
 	}
 }
 
-// admit takes a connection in, or turns it away.
+// admit accepts a connection, or closes it if there are too many.
 func (r *Router) admit(conn net.Conn) {
 	p := &Peer{conn: conn}
 	r.mu.Lock()
@@ -121,7 +120,7 @@ func (r *Router) admit(conn net.Conn) {
 	}
 	r.mu.Unlock()
 	if refused {
-		r.log.Warn("turned a connection away: too many are open", "peer", conn.RemoteAddr())
+		r.log.Warn("refused a connection: too many are open", "peer", conn.RemoteAddr())
 		conn.Close()
 		return
 	}
@@ -145,7 +144,7 @@ func (r *Router) serve(p *Peer) error {
 	}
 	defer close(l.ended)
 	defer l.close()
-	p.link = l // seen by those who got a message from p
+	p.link = l // set before the first message from p is received
 	stop := context.AfterFunc(r.closing, l.close)
 	defer stop()
 	for {
@@ -175,8 +174,8 @@ func (r *Router) Recv(ctx context.Context) (Message, error) {
 	return Message{}, messenger.ErrClosed
 }
 
-// Send answers a peer. Where its connection has ended the error wraps
-// messenger.ErrClosed: an answer cannot take another way.
+// Send sends a message to a peer. If its connection has ended the error wraps
+// messenger.ErrClosed; the message is not sent on another connection.
 func (r *Router) Send(ctx context.Context, to *Peer, frame []byte) error {
 	if err := to.link.send(ctx, frame); err != nil {
 		return fmt.Errorf("send to %s: %w", to.conn.RemoteAddr(), err)
@@ -184,9 +183,8 @@ func (r *Router) Send(ctx context.Context, to *Peer, frame []byte) error {
 	return nil
 }
 
-// Close unbinds, ends every connection and returns when nothing is left of
-// them. What was sent before is still delivered. It may be called more than
-// once.
+// Close stops listening, closes every connection and waits for their goroutines. Messages
+// that were sent before are still delivered. It may be called more than once.
 func (r *Router) Close() error {
 	r.cancel()
 	err := r.listener.Close()

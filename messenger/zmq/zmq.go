@@ -1,19 +1,17 @@
-// Package zmq speaks ZeroMQ between a runner and the process that hands it
-// jobs: a DEALER that connects (Dial) and a ROUTER that is connected to
-// (Listen), both with messages of one application frame.
+// Package zmq implements ZeroMQ between a runner and the process that sends it jobs: a
+// DEALER that connects (Dial) and a ROUTER that listens (Listen), both with messages of one
+// application frame.
 //
-// The protocol is ZMTP 3 with the NULL mechanism, as any libzmq speaks it; its
-// handshake and framing are github.com/go-zeromq/zmq4's. That library trusts
-// its peer: a frame length is allocated as announced, a socket type or metadata
-// it does not know makes it panic, heartbeats are handed up as messages. So it
-// never meets the peer: a guard stands between it and the network, reads every
-// header first and lets through only what is well-formed and within Limits,
-// answers heartbeats itself, and puts each message on the wire whole.
+// The protocol is ZMTP 3 with the NULL mechanism, compatible with libzmq; the handshake and
+// framing are those of github.com/go-zeromq/zmq4. That library trusts its peer: it allocates
+// frames by their announced length, panics at unknown socket types or metadata, and returns
+// heartbeats as messages. So a guard is between it and the network: it reads every header
+// first, passes only what is well-formed and within Limits, answers heartbeats itself, and
+// writes each message completely.
 //
-// The library's Conn is used, not its Socket: one value is one connection's
-// life. There is no automatic reconnect, no queue that outlives a connection,
-// no goroutine that nobody waits for and no entry in the library's table of
-// transports, which is the process's and has no way to remove one.
+// The library's Conn is used, not its Socket. So there is no automatic reconnect, no queue
+// that outlives a connection, no goroutine without an owner, and no entry in the library's
+// global table of transports, from which entries cannot be removed.
 package zmq
 
 import (
@@ -27,16 +25,15 @@ import (
 	"github.com/iterait/shepherd/messenger"
 )
 
-// ErrProtocol is wrapped by the error that ends a connection whose peer sends
-// what is not ZMTP 3, or is not allowed here.
+// ErrProtocol is wrapped by the error of a connection whose peer violates ZMTP 3 or the
+// limits.
 var ErrProtocol = errors.New("the peer breaks the ZeroMQ protocol")
 
-// errDropped says that a message was read whole and thrown away; the
-// connection is well.
+// errDropped is the error for a message that was read completely and dropped; the connection
+// stays usable.
 var errDropped = errors.New("message dropped")
 
-// Limits bound what a peer may send and how long it may take to say who it is.
-// A zero field means its default.
+// Limits are the limits of a peer's messages and handshake. A zero field means its default.
 type Limits struct {
 	// MaxMessage is the largest message, all of its frames together, in bytes.
 	// It holds in both directions. The default is messenger.MaxMessage.
@@ -45,8 +42,8 @@ type Limits struct {
 	// more than one frame is dropped, one of more than MaxParts ends the
 	// connection. The default is 16.
 	MaxParts int
-	// HandshakeTimeout bounds the time from the connection to the end of the
-	// ZMTP handshake. The default is 5 seconds.
+	// HandshakeTimeout is the longest time from the connection to the end of the ZMTP
+	// handshake. The default is 5 seconds.
 	HandshakeTimeout time.Duration
 }
 
@@ -63,7 +60,7 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// splitEndpoint takes a ZeroMQ endpoint apart: tcp://HOST:PORT or ipc://PATH.
+// splitEndpoint splits a ZeroMQ endpoint: tcp://HOST:PORT or ipc://PATH.
 func splitEndpoint(endpoint string) (network, address string, err error) {
 	scheme, address, _ := strings.Cut(endpoint, "://")
 	switch {

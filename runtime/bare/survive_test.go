@@ -53,9 +53,9 @@ func (w *world) sheep(t testing.TB) runtime.Sheep {
 	return s
 }
 
-func (w *world) inherit(t testing.TB) *runtimetest.Heir {
+func (w *world) inherit(t testing.TB) *runtimetest.Successor {
 	t.Helper()
-	return runtimetest.Inherit(t, w.sheep(t), w.sheepDir(), model, func() []string { return w.leftovers(t) })
+	return runtimetest.NewSuccessor(t, w.sheep(t), w.sheepDir(), model, func() []string { return w.leftovers(t) })
 }
 
 func TestDaemonKilledWithAJob(t *testing.T) {

@@ -166,7 +166,7 @@ func oomGroup(t *testing.T, daemon *testenv.Containerd) {
 	h.Load()
 	err := h.Sheep.Run(t.Context(), runtime.Discard)
 	var load *runtime.LoadError
-	if !errors.As(err, &load) || !strings.Contains(err.Error(), "oom_group") || !strings.Contains(err.Error(), "memory.oom.group is of cgroup v2; leave it out") {
+	if !errors.As(err, &load) || !strings.Contains(err.Error(), "oom_group") || !strings.Contains(err.Error(), "memory.oom.group needs cgroup v2; leave it out") {
 		t.Errorf("Run: %v, want a *runtime.LoadError that names the key", err)
 	}
 	h.Close()

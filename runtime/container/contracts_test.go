@@ -86,7 +86,7 @@ func contracts(t *testing.T, daemon *testenv.Containerd) {
 }
 
 // converse has the sheep do jobs, and looks at all that it says of them.
-func (s stranger) converse(t *testing.T, w *world, h *heir) {
+func (s stranger) converse(t *testing.T, w *world, h *successor) {
 	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
 	for _, input := range []string{"abc", "fail", "def"} {

@@ -29,27 +29,27 @@ func TestTaskEndedBehindOurBack(t *testing.T) {
 	daemon := testenv.StartContainerd(t)
 	for _, c := range []struct {
 		name   string
-		deed   func(w *world, h *heir, task string)
+		deed   func(w *world, h *successor, task string)
 		lost   bool
 		signal string // where the kernel tells it
 		says   string
 	}{
-		{"ctr tasks kill", func(w *world, h *heir, task string) {
+		{"ctr tasks kill", func(w *world, h *successor, task string) {
 			w.daemon.Ctr(h.t, namespace, "tasks", "kill", "-s", "SIGKILL", task)
 		}, false, "SIGKILL", "SIGKILL"},
-		{"ctr tasks delete --force", func(w *world, h *heir, task string) {
+		{"ctr tasks delete --force", func(w *world, h *successor, task string) {
 			// It kills, and then deletes at the same time as we do: one of us fails.
 			_ = exec.Command("ctr", "-a", w.daemon.Address, "-n", namespace, "tasks", "delete", "--force", task).Run()
 		}, true, "SIGKILL", "removed from containerd"},
-		{"kill -9 of containerd's shim", func(w *world, h *heir, task string) {
+		{"kill -9 of containerd's shim", func(w *world, h *successor, task string) {
 			h.killAll(func(command string) bool {
 				return strings.Contains(command, "containerd-shim") && strings.Contains(command, task)
 			})
 		}, true, "SIGKILL", "containerd's shim died"},
-		{"kill -9 of our shim", func(w *world, h *heir, _ string) {
+		{"kill -9 of our shim", func(w *world, h *successor, _ string) {
 			h.killAll(func(command string) bool { return strings.HasPrefix(command, shimPath+" "+w.dir) })
 		}, true, "", "shim ended unexpectedly"},
-		{"kill -9 of the runner from outside", func(w *world, h *heir, task string) {
+		{"kill -9 of the runner from outside", func(w *world, h *successor, task string) {
 			h.killAll(func(command string) bool { return strings.HasPrefix(command, "/runner -p 9999") })
 		}, false, "SIGKILL", "SIGKILL"},
 	} {
@@ -75,7 +75,7 @@ func TestTaskEndedBehindOurBack(t *testing.T) {
 }
 
 // killAll kills processes by their command line.
-func (h *heir) killAll(match func(command string) bool) {
+func (h *successor) killAll(match func(command string) bool) {
 	h.t.Helper()
 	killed := 0
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -243,7 +243,7 @@ func TestSideBySide(t *testing.T) {
 	w := newWorld(t, testenv.StartContainerd(t))
 	w.addModel(t, model, "")
 	d := w.driver(t)
-	var flock []*heir
+	var flock []*successor
 	for _, name := range []string{runtimetest.Sheep, "molly_2.x", "polly"} {
 		h := w.inheritFrom(t, d, name)
 		h.Load()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// awaitGone waits until there is no process with the id.
+// awaitGone waits until no process has the id.
 func (w *world) awaitGone(pid int) {
 	w.t.Helper()
 	gone := w.h.Gone

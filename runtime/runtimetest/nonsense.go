@@ -2,7 +2,7 @@ package runtimetest
 
 import "net"
 
-// serveNonsense is a program on the runner's port that does not speak ZeroMQ.
+// serveNonsense listens on the runner's port and does not speak ZeroMQ.
 func serveNonsense(port string) error {
 	l, err := net.Listen("tcp", "0.0.0.0:"+port)
 	if err != nil {

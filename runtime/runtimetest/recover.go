@@ -12,7 +12,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// leave ends a daemon's time and leaves its runner up.
+// leave ends a daemon and leaves its runner up.
 func (l *life) leave() {
 	l.t.Helper()
 	l.sheep.Detach()
@@ -25,7 +25,7 @@ func (l *life) leave() {
 	l.close()
 }
 
-// comeBack is a new daemon that recovers.
+// comeBack starts a new daemon, which calls Recover.
 func (w *world) comeBack() (*daemon, *runtime.Recovered) {
 	w.t.Helper()
 	d := w.daemon()
@@ -56,17 +56,17 @@ func testDetachIdle(t *testing.T, w *world) {
 		}
 	}
 	l.leave()
-	w.daemon().close()   // a daemon that does not look
-	d, _ := w.comeBack() // one that looks and goes away
+	w.daemon().close()   // a daemon that does not call Recover
+	d, _ := w.comeBack() // one that recovers and ends
 	d.close()
-	d, _ = w.comeBack() // one that has the same model in mind
+	d, _ = w.comeBack() // one that loads the same model
 	d.load(good)
 	l = d.run()
 	if l.pid != pid {
 		t.Errorf("attached to process %d, was %d", l.pid, pid)
 	}
 	l.leave()
-	w.h.AddModel(t, unversioned, "") // and one that wants another
+	w.h.AddModel(t, unversioned, "") // and one that loads another model
 	d, _ = w.comeBack()
 	defer d.close()
 	d.load(unversioned)
@@ -117,7 +117,7 @@ func testDetachAnswered(t *testing.T, w *world) {
 		ids = append(ids, id)
 	}
 	l.ack(ids[0])
-	for range 2 { // what is not acknowledged comes again
+	for range 2 { // unacknowledged answers are received again
 		l.leave()
 		d, found := w.comeBack()
 		got := jobsOf(found.Answers)
@@ -164,7 +164,7 @@ func testDetachExit(t *testing.T, w *world) {
 	for range 2 { // until it is forgotten
 		d, found := w.comeBack()
 		if found.Running {
-			// It was found in its last moments: then Run tells.
+			// Recover found it just before it ended; then Run reports the exit.
 			if exit := d.launch().exit(); exit.Code != 9 {
 				t.Errorf("got %+v, want code 9", exit)
 			}

@@ -24,21 +24,21 @@ import (
 	"github.com/iterait/shepherd/messenger/zmq"
 )
 
-// RunnerMain is the main function of the scripted runner, called as
+// RunnerMain is the main function of the scripted runner, which is called as
 //
 //	runner -p PORT NAME/VERSION/config.yaml
 //
-// It does what scripts tell it: config.yaml when it starts, inputs/input for
-// each job; a script is a command a line. It never returns.
+// It executes scripts with one command a line: config.yaml when it starts, and inputs/input
+// for each job. It never returns.
 //
 //	sleep DURATION    wait
 //	await PATH        wait until the file exists
 //	exit CODE         end the process
 //	signal NAME       send itself a signal ("SIGKILL")
-//	ignore TERM       go on when told to end
+//	ignore TERM       ignore SIGTERM
 //	quit SIGNAL CODE  end with the code when the signal comes
-//	tell              write who it is and what it can write into outputs/told
-//	keep TEXT         write the text into outputs/kept
+//	tell              write a report about the process and its environment to outputs/told
+//	keep TEXT         write the text to outputs/kept
 //	fork              start a process that leaves the group, session and parent
 //	print TEXT        write a line to standard output
 //	flood BYTES       write that much to standard output
@@ -51,7 +51,7 @@ import (
 //	reach NET ADDR    end with an error unless NET ADDR can be dialed
 //	miss NET ADDR     end with an error if it can
 //	serve HTTP        (config) accept connections and answer nonsense
-//	reply             answer that the job is done; also what is done at the end
+//	reply             answer that the job is done; also the default at the end
 //	reply garbage     send what is not a message
 //	reply for ID      answer for another job
 //	reply as JSON     send that frame
@@ -59,8 +59,8 @@ import (
 //	silence           do not answer at the end
 //	unbind            close all connections, bind again and do not answer
 //
-// A job that is done has who the runner is, a number by chance, and how many jobs
-// it has had, in outputs/output.
+// A job that is done has the runner's random number, and how many jobs the runner has
+// processed, in outputs/output.
 func RunnerMain(args []string) {
 	switch {
 	case len(args) == 1 && args[0] == sleeper:
@@ -86,16 +86,16 @@ func RunnerMain(args []string) {
 	os.Exit(0)
 }
 
-// What the program is called with to be something else.
+// The arguments with which the program runs as one of its helpers.
 const (
 	sleeper = "sleeper"
 	forker  = "forker" // starts a sleeper and ends
-	hungry  = "hungry" // uses as many MiB as the next argument says
+	hungry  = "hungry" // uses as much memory, in MiB, as the next argument says
 )
 
 type scripted struct {
 	ctx    context.Context
-	self   int // who it is
+	self   int // random number of the runner
 	port   string
 	router *zmq.Router
 	peer   *zmq.Peer
@@ -125,7 +125,7 @@ func runRunner(args []string) error {
 	for {
 		m, err := r.router.Recv(r.ctx)
 		if err != nil {
-			return nil // told to end
+			return nil // SIGTERM
 		}
 		in, err := messenger.DecodeInput(m.Frame)
 		if err != nil {
@@ -169,7 +169,7 @@ func (r *scripted) answer(a messenger.Answer) error {
 	return r.send(frame)
 }
 
-// send answers the one who asked; whoever is gone does not hear it.
+// send sends an answer to the job's sender. It ignores that the sender has disconnected.
 func (r *scripted) send(frame []byte) error {
 	if err := r.router.Send(r.ctx, r.peer, frame); err != nil && !errors.Is(err, messenger.ErrClosed) {
 		return err
@@ -319,7 +319,7 @@ func allocate(mib int) {
 	_ = data[len(data)-1]
 }
 
-// tell says who this process is and what it finds, a fact a line.
+// tell reports about this process and its environment, one fact a line.
 func tell() string {
 	groups, _ := os.Getgroups()
 	cwd, _ := os.Getwd()
@@ -377,8 +377,7 @@ func (r *scripted) reply(rest string) error {
 	return errors.New("unknown command")
 }
 
-// fork leaves a process behind as a daemon does, and worse: in its own session,
-// without a parent.
+// fork leaves a daemonized process behind: in a session of its own, and orphaned.
 func fork() error { return start(forker).Run() }
 
 func start(role string) *exec.Cmd {

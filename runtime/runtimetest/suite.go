@@ -1,5 +1,5 @@
-// Package runtimetest holds every sheep type to the promises of package runtime:
-// Run is the suite, RunnerMain a runner that does what a job's input tells it.
+// Package runtimetest is the conformance suite of package runtime for all sheep types. Run
+// runs the suite; RunnerMain is a runner that executes the script in a job's input.
 package runtimetest
 
 import (
@@ -21,36 +21,36 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Sheep is the name of the sheep that the suite makes.
+// Sheep is the name of the suite's sheep.
 const Sheep = "dolly"
 
-// Harness is a fresh world for one test.
+// Harness is the environment of one test.
 type Harness struct {
-	// NewDriver makes a driver, as each start of a daemon does; all share the
-	// world's state.
+	// NewDriver makes a driver, as each start of a daemon does; all drivers of a Harness
+	// share its state.
 	NewDriver func(t *testing.T) runtime.Driver
 	// Decode is the configuration of a sheep whose runner is RunnerMain.
 	Decode func(into any) error
-	// AddModel makes a model whose config.yaml is the script.
+	// AddModel adds a model whose config.yaml is the script.
 	AddModel func(t *testing.T, m job.Model, script string)
 	// DataRoot is the io_data_root of the sheep.
 	DataRoot string
-	// Init says that runners are the first process of a PID namespace: a signal
-	// that they send themselves does not end them.
+	// Init is true if runners are the first process of a PID namespace, so that signals
+	// that they send themselves do not end them.
 	Init bool
-	// Gone says whether a runner has ended, by its process id; nil asks /proc.
+	// Gone reports whether the runner with a process id has ended; nil reads /proc.
 	Gone func(pid int) bool
-	// Grace is how long a runner has between TERM and KILL.
+	// Grace is the time between TERM and KILL when a runner is stopped.
 	Grace time.Duration
-	// Leftovers names what is left of runners: processes, sockets, folders. It
-	// is called when there should be nothing.
+	// Leftovers lists what is left of runners: processes, sockets, directories. It is
+	// called when there should be nothing.
 	Leftovers func(t *testing.T) []string
 }
 
-// hang bounds what should come at once: it makes a test that hangs fail.
+// hang is the time limit after which a test that hangs fails.
 const hang = 60 * time.Second
 
-// Run runs the suite; make makes a world for each test.
+// Run runs the suite; make makes a Harness for each test.
 func Run(t *testing.T, make func(t *testing.T) Harness) {
 	for _, c := range []struct {
 		name string
@@ -96,18 +96,18 @@ var (
 	unversioned = job.Model{Name: "group/unversioned"}
 )
 
-// world is a Harness with what tests do in it.
+// world is a Harness with the helpers of the tests.
 type world struct {
 	t *testing.T
 	h Harness
 	n int
 }
 
-// daemon is one daemon's time with the sheep.
+// daemon is one start of a daemon with the sheep.
 type daemon struct {
 	*world
 	sheep runtime.Sheep
-	trace job.Trace // that runners are told of
+	trace job.Trace // passed to Run
 }
 
 func (w *world) daemon() *daemon {
@@ -253,7 +253,7 @@ func (l *life) slaughter() {
 	}
 }
 
-// prepare makes a job whose input is the script.
+// prepare creates a job whose input is the script.
 func (w *world) prepare(script string) job.ID {
 	w.t.Helper()
 	w.n++
@@ -296,8 +296,8 @@ func (l *life) ack(id job.ID) {
 	}
 }
 
-// do runs a job that is to end well and returns what the runner said of itself:
-// who it is and how many jobs it had.
+// do runs a job, expects that it is done, and returns its output: the runner's random
+// number and how many jobs it has processed.
 func (l *life) do(script string) (who, jobs int) {
 	l.t.Helper()
 	id := l.prepare(script)
@@ -324,7 +324,7 @@ func (w *world) output(id job.ID) (who, jobs int) {
 	return who, jobs
 }
 
-// up loads the good model and runs a runner with it.
+// up loads the good model and starts a runner with it.
 func (w *world) up() *life {
 	w.t.Helper()
 	w.h.AddModel(w.t, good, "")

@@ -15,9 +15,9 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// VictimMain is a daemon to be killed: it has the sheep recover, loads the model,
-// and does what it is told on standard input, a command a line, each answered by
-// a line. It never returns.
+// VictimMain acts as a daemon that a test kills: it calls the sheep's Recover, loads the
+// model, and executes the commands on standard input, one a line, each answered by a line.
+// It never returns.
 //
 //	       → recovered BOOL   whether a runner was found running
 //	       → loaded MODEL
@@ -82,8 +82,8 @@ type Victim struct {
 	out *bufio.Reader
 }
 
-// Spawn runs this test's program once more, with the arguments and a larger
-// environment, by which it knows that it is to call VictimMain.
+// Spawn runs the test program again, with the arguments and additional environment
+// variables, by which it recognizes that it is to call VictimMain.
 func Spawn(t testing.TB, env []string, args ...string) *Victim {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
@@ -105,7 +105,7 @@ func Spawn(t testing.TB, env []string, args ...string) *Victim {
 	return v
 }
 
-// Expect reads the next line, which begins with the word, and returns its rest.
+// Expect reads the next line, which must begin with the word, and returns the rest.
 func (v *Victim) Expect(word string) string {
 	v.t.Helper()
 	line, err := v.out.ReadString('\n')
@@ -122,7 +122,7 @@ func (v *Victim) Ready() {
 	v.Expect("loaded")
 }
 
-// Say gives a command and does not wait for its answer.
+// Say sends a command and does not wait for its answer.
 func (v *Victim) Say(command string) {
 	v.t.Helper()
 	if _, err := fmt.Fprintln(v.in, command); err != nil {
@@ -130,14 +130,14 @@ func (v *Victim) Say(command string) {
 	}
 }
 
-// Tell gives a command and returns the rest of the answer.
+// Tell sends a command and returns the rest of the answer.
 func (v *Victim) Tell(command, answer string) string {
 	v.t.Helper()
 	v.Say(command)
 	return v.Expect(answer)
 }
 
-// Kill ends the daemon as nothing else does.
+// Kill kills the daemon with SIGKILL.
 func (v *Victim) Kill() {
 	_ = v.cmd.Process.Kill()
 	_ = v.cmd.Wait()

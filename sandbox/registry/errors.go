@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// apiError is an error as the distribution specification writes it.
+// apiError is an error of the OCI distribution specification.
 type apiError struct {
 	status  int
 	code    string
@@ -18,7 +18,7 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.message }
 
-// with is the same error in other words.
+// with returns the same error with another message.
 func (e *apiError) with(format string, args ...any) *apiError {
 	return &apiError{e.status, e.code, fmt.Sprintf(format, args...)}
 }
@@ -29,7 +29,7 @@ var (
 	errMethod          = &apiError{http.StatusMethodNotAllowed, "UNSUPPORTED", "this registry does not support the method here"}
 	errDigest          = &apiError{http.StatusBadRequest, "DIGEST_INVALID", ""}
 	errBlobUnknown     = &apiError{http.StatusNotFound, "BLOB_UNKNOWN", ""}
-	errUploadUnknown   = &apiError{http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload; it may have been finished, or given up when the registry was restarted"}
+	errUploadUnknown   = &apiError{http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such upload; it may have been finished, or removed when the registry was restarted"}
 	errUploadInvalid   = &apiError{http.StatusBadRequest, "BLOB_UPLOAD_INVALID", ""}
 	errRange           = &apiError{http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", ""}
 	errBusy            = &apiError{http.StatusConflict, "BLOB_UPLOAD_INVALID", "another request is adding to this upload"}
@@ -44,8 +44,8 @@ var (
 	errInternal        = &apiError{http.StatusInternalServerError, "UNKNOWN", "the registry could not do this; its log says why"}
 )
 
-// fail answers with an error. What is not an apiError is the registry's own
-// fault, and logged.
+// fail responds with an error. An error that is not an apiError is logged, and the client
+// gets a general one.
 func (r *Registry) fail(w http.ResponseWriter, req *http.Request, err error) {
 	var e *apiError
 	switch {

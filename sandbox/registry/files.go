@@ -8,7 +8,7 @@ import (
 	"github.com/iterait/shepherd/internal/durable"
 )
 
-// settle moves a finished file to its place for good.
+// settle syncs a complete file to disk and renames it durably.
 func settle(from, to string) error {
 	f, err := os.OpenFile(from, os.O_WRONLY, 0)
 	if err != nil {
@@ -27,7 +27,7 @@ func settle(from, to string) error {
 	return durable.SyncDirs(dir)
 }
 
-// makeDir makes a directory and those above it, for good.
+// makeDir creates a directory and its parents durably.
 func makeDir(dir string) error {
 	err := os.Mkdir(dir, 0o755)
 	if errors.Is(err, os.ErrExist) {
@@ -38,7 +38,7 @@ func makeDir(dir string) error {
 			return err
 		}
 		if err = os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
-			return nil // another request was faster
+			return nil // another request has created it
 		}
 	}
 	if err != nil {
@@ -47,7 +47,7 @@ func makeDir(dir string) error {
 	return durable.SyncDirs(filepath.Dir(dir))
 }
 
-// write puts a small file in its place, whole and for good.
+// write writes a small file atomically and durably.
 func (r *Registry) write(to string, content []byte) error {
 	f, err := os.CreateTemp(r.path("uploads"), "file-")
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// tags lists a repository's tags in the order of their names.
+// tags lists a repository's tags, sorted by name.
 func (r *Registry) tags(w http.ResponseWriter, req *http.Request, name string) error {
 	entries, err := os.ReadDir(r.path("repositories", filepath.FromSlash(name), "_tags"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -33,7 +33,7 @@ func (r *Registry) tags(w http.ResponseWriter, req *http.Request, name string) e
 	return answerJSON(w, map[string]any{"name": name, "tags": tags})
 }
 
-// catalog lists the repositories in the order of their names.
+// catalog lists the repositories, sorted by name.
 func (r *Registry) catalog(w http.ResponseWriter, req *http.Request) error {
 	root := r.path("repositories")
 	names := []string{}
@@ -60,8 +60,8 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request) error {
 	return answerJSON(w, map[string]any{"repositories": names})
 }
 
-// page sorts a list, cuts out what the request's n and last ask for, and names
-// the next page in the Link header.
+// page sorts a list and returns the page that the request's n and last select. It sets the
+// Link header to the next page.
 func page(w http.ResponseWriter, req *http.Request, all []string) ([]string, error) {
 	q := req.URL.Query()
 	n := math.MaxInt

@@ -15,11 +15,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// manifestMax is what the specification asks registries to take at least.
+// manifestMax is the size in bytes that the specification requires registries to accept.
 const manifestMax = 4 << 20
 
-// manifest is the part of image manifests and indexes, OCI's and Docker's, that
-// says what they need.
+// manifest is the part of image manifests and indexes, OCI's and Docker's, that refers to
+// other blobs and manifests.
 type manifest struct {
 	SchemaVersion int          `json:"schemaVersion"`
 	MediaType     string       `json:"mediaType"`
@@ -30,10 +30,10 @@ type manifest struct {
 
 type descriptor struct {
 	Digest string   `json:"digest"`
-	URLs   []string `json:"urls"` // of a blob that is kept elsewhere
+	URLs   []string `json:"urls"` // of a blob that is stored elsewhere
 }
 
-// putManifest takes a manifest whose parts are all here.
+// putManifest stores a manifest. Everything that it refers to must exist.
 func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, name, reference string) error {
 	byDigest, err := parseDigest(reference)
 	isTag := tagForm.MatchString(reference)
@@ -62,7 +62,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, name, r
 	if err := r.checkParts(name, m); err != nil {
 		return err
 	}
-	// The tag comes last: it never names what is not there.
+	// The tag is written last, so that it never refers to a missing manifest.
 	if err := r.write(r.blobPath(d), body); err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, name, r
 	return nil
 }
 
-// manifestType is the media type that a manifest is kept under.
+// manifestType returns the media type of a manifest.
 func manifestType(contentType string, m manifest) (string, error) {
 	if m.SchemaVersion != 2 {
 		return "", errManifestInvalid.with("schemaVersion %d is not supported, only 2", m.SchemaVersion)
@@ -99,7 +99,7 @@ func manifestType(contentType string, m manifest) (string, error) {
 	return declared, nil
 }
 
-// checkParts says which part of a manifest is missing, if one is.
+// checkParts returns an error if something that a manifest refers to is missing.
 func (r *Registry) checkParts(name string, m manifest) error {
 	blobs := m.Layers
 	if m.Config != nil {
@@ -135,7 +135,7 @@ func (r *Registry) checkParts(name string, m manifest) error {
 	return nil
 }
 
-// getManifest answers with a manifest, by tag or by digest.
+// getManifest responds with a manifest, by tag or by digest.
 func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, name, reference string) error {
 	d, err := r.resolve(name, reference)
 	if err != nil {
@@ -160,7 +160,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, name, r
 	return nil
 }
 
-// resolve is the digest that a reference names in a repository.
+// resolve returns the digest of a tag or digest in a repository.
 func (r *Registry) resolve(name, reference string) (digest.Digest, error) {
 	if d, err := parseDigest(reference); err == nil {
 		return d, nil

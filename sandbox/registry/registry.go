@@ -1,23 +1,23 @@
-// Package registry is a small OCI registry over a folder: what a sandbox and
-// tests push images to and containerd pulls them from.
+// Package registry is a small OCI registry that stores images in a directory, for the
+// sandbox and for tests.
 //
-// It serves the pull and push parts of the OCI distribution specification 1.1,
+// It implements the pull and push parts of the OCI distribution specification 1.1,
 // with listing of tags and repositories: blobs with range requests, uploads in
-// one piece, in chunks and by mounting, manifests of images and indexes. There
-// are no deletions, no referrers (clients fall back to tags) and no users:
-// whoever reaches it may pull and push.
+// one request, in chunks and by mounting, manifests of images and indexes. There
+// are no deletions, no referrers (clients fall back to tags) and no authentication: every
+// client may pull and push.
 //
-// # Folder
+// # Directory
 //
 //	blobs/sha256/HEX                                  layers, configurations, manifests
 //	repositories/NAME/_manifests/sha256/HEX           a manifest's media type
-//	repositories/NAME/_tags/TAG                       the digest the tag names
-//	uploads/ID                                        what is being pushed
+//	repositories/NAME/_tags/TAG                       the digest of the tag
+//	uploads/ID                                        unfinished uploads
 //
-// A name of a repository has no component that begins with an underscore, so
-// names never meet. Every file appears by rename, after it was fsynced: what was
-// answered with success survives a crash, and nothing is there by halves.
-// Uploads are given up when the folder is opened again.
+// Components of a repository's name do not begin with an underscore, so names never
+// collide. Every file is synced to disk and then renamed to its final name, so files are
+// complete, and acknowledged requests survive a crash. Unfinished uploads are removed when
+// the directory is opened again.
 package registry
 
 import (
@@ -34,9 +34,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Config is what a Registry needs.
+// Config configures a Registry.
 type Config struct {
-	Dir string // is made where missing; one Registry at a time
+	Dir string // created if missing; used by one Registry at a time
 	Log *slog.Logger
 }
 
@@ -47,11 +47,10 @@ type Registry struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	writing map[string]bool // uploads that a request is adding to
+	writing map[string]bool // uploads to which a request is writing
 }
 
-// Open makes the folder where it is missing and removes uploads that were not
-// finished.
+// Open creates the directory if it is missing, and removes unfinished uploads.
 func Open(c Config) (*Registry, error) {
 	r := &Registry{dir: c.Dir, log: c.Log, writing: make(map[string]bool)}
 	if err := os.RemoveAll(r.path("uploads")); err != nil {
@@ -78,7 +77,7 @@ var (
 	uploadForm = regexp.MustCompile(`^[A-Z2-7]{26}$`) // crypto/rand.Text
 )
 
-// ServeHTTP answers one request.
+// ServeHTTP handles one request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if err := r.serve(w, req); err != nil {
@@ -123,7 +122,7 @@ func only(req *http.Request, method string, f func() error) error {
 	return f()
 }
 
-// blob answers with a blob or a range of it.
+// blob responds with a blob or a range of it.
 func (r *Registry) blob(w http.ResponseWriter, req *http.Request, arg string) error {
 	d, err := parseDigest(arg)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// startUpload begins an upload, or does the whole of it where the request says
-// which blob it is: one that is here already, or one in the body.
+// startUpload starts an upload. It completes it at once if the request mounts a blob that
+// exists, or contains the blob with its digest.
 func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, name string) error {
 	q := req.URL.Query()
 	if mount := q.Get("mount"); mount != "" {
@@ -39,15 +39,15 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, name st
 	if q.Get("digest") != "" {
 		err := r.finishUpload(w, req, name, id)
 		if err != nil {
-			os.Remove(r.path("uploads", id)) // nobody was told its name
+			os.Remove(r.path("uploads", id)) // the client does not know its id
 		}
 		return err
 	}
 	return uploadAccepted(w, name, id, 0, http.StatusAccepted)
 }
 
-// upload answers requests for one upload. Whichever ends it by force, a part
-// that arrived stays, and the client can go on from there.
+// upload handles the requests for one upload. If a request is interrupted, the part that
+// has arrived is kept, and the client can continue from there.
 func (r *Registry) upload(w http.ResponseWriter, req *http.Request, name, id string) error {
 	if !uploadForm.MatchString(id) {
 		return errUploadUnknown
@@ -95,8 +95,7 @@ func (r *Registry) upload(w http.ResponseWriter, req *http.Request, name, id str
 	return errMethod
 }
 
-// appendUpload adds the request's body to an upload and returns the upload's
-// size.
+// appendUpload appends the request's body to an upload and returns the upload's size.
 func (r *Registry) appendUpload(req *http.Request, id string) (int64, error) {
 	f, err := os.OpenFile(r.path("uploads", id), os.O_WRONLY|os.O_APPEND, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -126,7 +125,8 @@ func (r *Registry) appendUpload(req *http.Request, id string) (int64, error) {
 	return info.Size() + n, err
 }
 
-// copyBody tells a failing disk from a client that went away.
+// copyBody copies the request's body to f. It distinguishes errors of the disk from those
+// of the client.
 func copyBody(f *os.File, req *http.Request) (int64, error) {
 	n, err := io.Copy(f, req.Body)
 	var disk *os.PathError
@@ -136,7 +136,7 @@ func copyBody(f *os.File, req *http.Request) (int64, error) {
 	return n, err
 }
 
-// finishUpload adds the body, checks the digest and makes the upload a blob.
+// finishUpload appends the body, checks the digest and makes the upload a blob.
 func (r *Registry) finishUpload(w http.ResponseWriter, req *http.Request, name, id string) error {
 	d, err := parseDigest(req.URL.Query().Get("digest"))
 	if err != nil {
@@ -151,8 +151,8 @@ func (r *Registry) finishUpload(w http.ResponseWriter, req *http.Request, name, 
 		return err
 	}
 	if got != d {
-		os.Remove(path) // going on with it could never succeed
-		return errDigest.with("what was uploaded is %s, not %s; start the upload again", got, d)
+		os.Remove(path) // continuing the upload could never succeed
+		return errDigest.with("the uploaded data has the digest %s, not %s; start the upload again", got, d)
 	}
 	if err := settle(path, r.blobPath(d)); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Inside is the program that a test runs in a container to tell what it is like
-// there.
+// Inside is a program that a test runs in a container. It writes a report about the
+// container to the file $REPORT.
 package main
 
 import (

@@ -16,27 +16,29 @@ const hang = 90 * time.Second
 
 var model = job.Model{Name: "digits", Version: "v1"}
 
-// heir is this process as a daemon with one sheep of the world.
-type heir struct {
-	*runtimetest.Heir
+// successor is this process as a daemon with one sheep of the world.
+type successor struct {
+	*runtimetest.Successor
 	t testing.TB
 	w *world
 }
 
-func (w *world) inherit(t testing.TB) *heir { return w.inheritFrom(t, w.driver(t), runtimetest.Sheep) }
+func (w *world) inherit(t testing.TB) *successor {
+	return w.inheritFrom(t, w.driver(t), runtimetest.Sheep)
+}
 
-func (w *world) inheritFrom(t testing.TB, d *container.Driver, name string) *heir {
+func (w *world) inheritFrom(t testing.TB, d *container.Driver, name string) *successor {
 	t.Helper()
 	s, err := d.NewSheep(name, decode(w.config()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(w.dataRoot(), name)
-	return &heir{runtimetest.Inherit(t, s, dir, model, func() []string { return w.leftovers(t) }), t, w}
+	return &successor{runtimetest.NewSuccessor(t, s, dir, model, func() []string { return w.leftovers(t) }), t, w}
 }
 
 // up is a sheep with a running runner of the model.
-func (w *world) up(t testing.TB, script string) *heir {
+func (w *world) up(t testing.TB, script string) *successor {
 	t.Helper()
 	w.addModel(t, model, script)
 	h := w.inherit(t)
@@ -47,7 +49,7 @@ func (w *world) up(t testing.TB, script string) *heir {
 
 // again checks that nothing is left but what tells of the job, and that the sheep
 // comes back.
-func (h *heir) again() {
+func (h *successor) again() {
 	h.t.Helper()
 	for _, left := range h.w.leftovers(h.t) {
 		if !strings.Contains(left, "/lives/") {

@@ -14,8 +14,7 @@ import (
 	"github.com/iterait/shepherd/runtime"
 )
 
-// Prepare makes a job in the sheep's directory whose input is the script for the
-// scripted runner.
+// Prepare creates a job in the sheep's directory. Its input is a script for RunnerMain.
 func Prepare(t testing.TB, sheepDir string, id job.ID, script string) {
 	t.Helper()
 	dir := filepath.Join(sheepDir, string(id))
@@ -29,13 +28,13 @@ func Prepare(t testing.TB, sheepDir string, id job.ID, script string) {
 	}
 }
 
-// Heir is this process as a daemon with one sheep, perhaps after another that was
-// killed.
-type Heir struct {
+// Successor makes this process act as a daemon with one sheep, for example as the successor of
+// a daemon that was killed.
+type Successor struct {
 	Sheep runtime.Sheep
-	Found *runtime.Recovered // what Recover told
-	Conn  messenger.Conn     // since Run
-	Stop  context.CancelFunc // ends what Run began
+	Found *runtime.Recovered // Recover's result
+	Conn  messenger.Conn     // set by Run
+	Stop  context.CancelFunc // ends the Run; set by Run
 
 	t     testing.TB
 	dir   string
@@ -44,9 +43,9 @@ type Heir struct {
 	done  chan error
 }
 
-// Inherit lets the sheep, whose jobs lie in dir, recover. left tells what there
-// is of it on the machine, which is to be nothing when it was closed.
-func Inherit(t testing.TB, sheep runtime.Sheep, dir string, m job.Model, left func() []string) *Heir {
+// NewSuccessor calls the sheep's Recover. dir is the directory of its jobs. left lists what the
+// sheep has left on the machine, which must be nothing after Close.
+func NewSuccessor(t testing.TB, sheep runtime.Sheep, dir string, m job.Model, left func() []string) *Successor {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
@@ -54,11 +53,11 @@ func Inherit(t testing.TB, sheep runtime.Sheep, dir string, m job.Model, left fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Heir{t: t, Sheep: sheep, Found: found, dir: dir, model: m, left: left}
+	return &Successor{t: t, Sheep: sheep, Found: found, dir: dir, model: m, left: left}
 }
 
 // Load loads the model.
-func (h *Heir) Load() {
+func (h *Successor) Load() {
 	h.t.Helper()
 	if err := h.Sheep.Load(h.t.Context(), h.model, runtime.Discard); err != nil {
 		h.t.Fatal(err)
@@ -66,14 +65,14 @@ func (h *Heir) Load() {
 }
 
 // Run attaches to the runner or starts one, and returns its process id.
-func (h *Heir) Run() int {
+func (h *Successor) Run() int {
 	h.t.Helper()
 	return h.RunUntil(runtime.Starting).PID
 }
 
-// RunUntil attaches to the runner or starts one, and returns the sheep's word that
-// it has come so far.
-func (h *Heir) RunUntil(stage runtime.Stage) runtime.Event {
+// RunUntil attaches to the runner or starts one, and returns the event that reports the
+// stage.
+func (h *Successor) RunUntil(stage runtime.Stage) runtime.Event {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(h.t.Context())
 	h.Stop, h.done = cancel, make(chan error, 1)
@@ -99,14 +98,14 @@ func (h *Heir) RunUntil(stage runtime.Stage) runtime.Event {
 	return runtime.Event{}
 }
 
-// Prepare makes a job whose input is the script.
-func (h *Heir) Prepare(id job.ID, script string) {
+// Prepare creates a job whose input is the script.
+func (h *Successor) Prepare(id job.ID, script string) {
 	h.t.Helper()
 	Prepare(h.t, h.dir, id, script)
 }
 
-// Send gives the runner a job with the script.
-func (h *Heir) Send(id job.ID, script string) {
+// Send sends the runner a job with the script.
+func (h *Successor) Send(id job.ID, script string) {
 	h.t.Helper()
 	h.Prepare(id, script)
 	if err := h.Conn.Send(h.t.Context(), messenger.Input{JobID: id}); err != nil {
@@ -114,8 +113,8 @@ func (h *Heir) Send(id job.ID, script string) {
 	}
 }
 
-// Recv waits for the answer that the job is done, and acknowledges it.
-func (h *Heir) Recv(want job.ID) {
+// Recv waits for the job's answer, expects that the job is done, and acknowledges it.
+func (h *Successor) Recv(want job.ID) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), hang)
 	defer cancel()
@@ -128,15 +127,16 @@ func (h *Heir) Recv(want job.ID) {
 	}
 }
 
-// Do has the runner do a job.
-func (h *Heir) Do(id job.ID, script string) {
+// Do runs a job and expects that it is done.
+func (h *Successor) Do(id job.ID, script string) {
 	h.t.Helper()
 	h.Send(id, script)
 	h.Recv(id)
 }
 
-// Output is the runner that did the job, and how many it had had.
-func (h *Heir) Output(id job.ID) (who, jobs string) {
+// Output returns the output of a job: the runner that processed it, and how many jobs that
+// runner had processed.
+func (h *Successor) Output(id job.ID) (who, jobs string) {
 	h.t.Helper()
 	data, err := os.ReadFile(filepath.Join(h.dir, string(id), job.OutputDir, job.DefaultOutput))
 	if err != nil {
@@ -150,7 +150,7 @@ func (h *Heir) Output(id job.ID) (who, jobs string) {
 }
 
 // Wait waits until Run has returned.
-func (h *Heir) Wait() error {
+func (h *Successor) Wait() error {
 	h.t.Helper()
 	select {
 	case err := <-h.done:
@@ -162,7 +162,7 @@ func (h *Heir) Wait() error {
 }
 
 // Exit waits until the runner has ended.
-func (h *Heir) Exit() *runtime.Exit {
+func (h *Successor) Exit() *runtime.Exit {
 	h.t.Helper()
 	err := h.Wait()
 	var exit *runtime.Exit
@@ -172,15 +172,15 @@ func (h *Heir) Exit() *runtime.Exit {
 	return exit
 }
 
-// Slaughter stops the runner; nothing may be left.
-func (h *Heir) Slaughter() {
+// Slaughter stops the runner and closes the sheep; nothing of it may be left.
+func (h *Successor) Slaughter() {
 	h.t.Helper()
 	h.SlaughterOnly()
 	h.Close()
 }
 
-// SlaughterOnly stops the runner and keeps the sheep.
-func (h *Heir) SlaughterOnly() {
+// SlaughterOnly stops the runner and does not close the sheep.
+func (h *Successor) SlaughterOnly() {
 	h.t.Helper()
 	h.Stop()
 	if exit := h.Exit(); !exit.Stopped {
@@ -188,8 +188,8 @@ func (h *Heir) SlaughterOnly() {
 	}
 }
 
-// Close closes the sheep; nothing may be left.
-func (h *Heir) Close() {
+// Close closes the sheep; nothing of it may be left.
+func (h *Successor) Close() {
 	h.t.Helper()
 	if err := h.Sheep.Close(h.t.Context()); err != nil {
 		h.t.Error(err)
@@ -197,8 +197,8 @@ func (h *Heir) Close() {
 	h.NothingLeft()
 }
 
-// NothingLeft checks that there is nothing of the sheep on the machine.
-func (h *Heir) NothingLeft() {
+// NothingLeft checks that nothing of the sheep is left on the machine.
+func (h *Successor) NothingLeft() {
 	h.t.Helper()
 	for _, left := range h.left() {
 		h.t.Errorf("left behind: %s", left)
