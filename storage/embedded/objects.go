@@ -272,7 +272,7 @@ func (h *handler) copyObject(r *request) error {
 	if tags != "" {
 		attrs[taggingHeader] = tags
 	}
-	var sum folder.Checksum                  // that of the source
+	var sum folder.Checksum // that of the source
 	// A copy has no parts to S3: its checksum is that of the whole. S3 copies at most 5 GiB;
 	// what is larger keeps its checksum, so that the client need not wait for it to be read.
 	if otherSum || from.Checksum.Composite && from.Size <= maxS3Copy {
