@@ -156,14 +156,14 @@ func childOutOfMemory(t *testing.T, daemon *testenv.Containerd) {
 	h := w.up(t, "")
 	h.Send("a", "starve 256")
 	a, err := h.Conn.Recv(t.Context())
-	if err != nil || a.JobID != "a" || len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "for memory") {
+	if err != nil || a.JobID != "a" || len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "for lack of memory") {
 		t.Errorf("got %+v, %v", a, err)
 	}
 	if err := h.Conn.Ack(t.Context(), "a"); err != nil {
 		t.Error(err)
 	}
 	w.eventually(t, "the log tells of the child", func() bool {
-		return strings.Contains(w.log("shim.log"), "killed a process that the runner had started for memory")
+		return strings.Contains(w.log("shim.log"), "killed a process that the runner had started, for lack of memory")
 	})
 	h.Do("b", "")
 	h.Slaughter()

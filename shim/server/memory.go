@@ -84,9 +84,9 @@ func (s *state) checkOOMKills() {
 		return
 	}
 	s.log.Warn("the kernel killed a process that the runner had started, for lack of memory; the runner continues", "killed_so_far", own)
-	warning := "the kernel killed a process that the runner had started, for memory"
+	warning := "the kernel killed a process that the runner had started, for lack of memory"
 	if own > 1 {
-		warning = fmt.Sprintf("the kernel killed processes that the runner had started, for memory (%d so far)", own)
+		warning = fmt.Sprintf("the kernel killed processes that the runner had started, for lack of memory (%d so far)", own)
 	}
 	event := shim.Event{Kind: messenger.EventWarning, Time: time.Now(), Text: warning}
 	if s.job != "" && s.frame == nil {

@@ -219,7 +219,7 @@ func TestModelsCommand(t *testing.T) {
 	if out, err := models("ls"); err != nil || listed.MatchString(out) {
 		t.Errorf("ls: %v\n%s", err, out)
 	}
-	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "it is not here") {
+	if out, err := models("rm", "echo:v1"); err == nil || !strings.Contains(out, "it is not on this machine") {
 		t.Errorf("rm of what is not there: %v\n%s", err, out)
 	}
 }

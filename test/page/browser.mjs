@@ -123,7 +123,7 @@ async function openDaemon() {
     await page.locator("iframe[sandbox]").waitFor();
     await page.locator("iframe.paper").waitFor();
     await page.locator("img.picture").waitFor();
-    await page.getByText("It is not text").waitFor();
+    await page.getByText("It is neither text nor").waitFor();
     await page.frameLocator("iframe[sandbox]").getByText("harmless").waitFor();
     same("the title", await page.title(), "hostile-b-img · shepherd");
     same("elements in the log", await page.locator("pre.log img, pre.log script").count(), 0);

@@ -256,7 +256,7 @@ func TestService(t *testing.T) {
 		}
 	})
 	step("a container's child is killed for memory", func(s service) {
-		s.contains("the job", s.job("child", "single", "done", "starve 256"), "the kernel killed a process that the runner had started, for memory")
+		s.contains("the job", s.job("child", "single", "done", "starve 256"), "the kernel killed a process that the runner had started, for lack of memory")
 		if _, folder := s.group("/runner", "-p", "9999"); s.kills(folder) == 0 {
 			s.Error("the kernel has counted no kill")
 		}
@@ -298,7 +298,7 @@ func TestService(t *testing.T) {
 			s.Fatalf("the runner's group is %s", folder)
 		}
 		s.write(folder+"/memory.max", "134217728")
-		s.contains("the job", s.job("bare-child", "bare", "done", "starve 512"), "the kernel killed a process that the runner had started, for memory")
+		s.contains("the job", s.job("bare-child", "bare", "done", "starve 512"), "the kernel killed a process that the runner had started, for lack of memory")
 		if s.kills(folder) == 0 {
 			s.Error("the kernel has counted no kill")
 		}
