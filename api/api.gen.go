@@ -491,7 +491,7 @@ type FlockQueue struct {
 type FlockSheep struct {
 	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
 	// operator, without a runner; drained by an operator, so that it finishes the job
-	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// that it has and takes no more; leaving, as it is no longer configured; blocked by a
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
@@ -1065,7 +1065,7 @@ type Session struct {
 type Sheep struct {
 	// Condition Whether it takes jobs: able; resting for a while after a fault; stopped by an
 	// operator, without a runner; drained by an operator, so that it finishes the job
-	// that it has and takes no more; leaving, as it is configured no more; blocked by a
+	// that it has and takes no more; leaving, as it is no longer configured; blocked by a
 	// device that is out
 	Condition SheepCondition `json:"condition"`
 
@@ -1089,7 +1089,7 @@ type Sheep struct {
 
 // SheepCondition Whether it takes jobs: able; resting for a while after a fault; stopped by an
 // operator, without a runner; drained by an operator, so that it finishes the job
-// that it has and takes no more; leaving, as it is configured no more; blocked by a
+// that it has and takes no more; leaving, as it is no longer configured; blocked by a
 // device that is out
 type SheepCondition string
 

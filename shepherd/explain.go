@@ -99,7 +99,7 @@ func (l *lane) eligibility(rec job.Record, whole bool) eligibility {
 	st := eligibility{sheep: l.Name, busy: l.state.busy()}
 	now := time.Now()
 	if l.state.isRemoved() {
-		st.never = "it is configured no more"
+		st.never = "it is no longer configured"
 		return st
 	}
 	if a, ok := l.Sheep.(runtime.ModelAdviser); ok {

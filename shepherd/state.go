@@ -362,7 +362,7 @@ func (s *laneState) view() job.Sheep {
 		v.Detail, v.Condition = "told to stop", job.Stopped
 	}
 	if s.removed {
-		v.Detail, v.Condition = "configured no more; it ends with its job", job.Leaving
+		v.Detail, v.Condition = "no longer configured; it ends with its job", job.Leaving
 	}
 	return v
 }

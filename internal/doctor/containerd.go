@@ -54,7 +54,7 @@ var versionNumber = regexp.MustCompile(`^v?(\d+)\.(\d+)`)
 func judgeVersion(version, address string) Finding {
 	m := versionNumber.FindStringSubmatch(version)
 	if m == nil {
-		return warning("use a release from 1.6 on", "containerd at %s says it is version %q, which is no release", address, version)
+		return warning("use a release from 1.6 on", "containerd at %s says it is version %q, which is not a release version", address, version)
 	}
 	major, _ := strconv.Atoi(m[1])
 	minor, _ := strconv.Atoi(m[2])
@@ -75,7 +75,7 @@ func judgeSnapshotter(name string, plugins []*introspection.Plugin) Finding {
 			continue
 		}
 		if p.InitErr != nil {
-			return failure("make what it asks for available, or choose another with containerd.snapshotter",
+			return failure("provide what it asks for, or choose another with containerd.snapshotter",
 				"snapshotter %s does not work here: %s", name, p.InitErr.Message)
 		}
 		return ok("snapshotter %s", name)

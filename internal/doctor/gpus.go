@@ -65,11 +65,11 @@ func (g GPUs) driver(inventory *gpu.Inventory, err error) []Finding {
 	switch {
 	case err == nil:
 	case !g.asksNVIDIA() && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
-		return []Finding{ok("no sheep asks for a GPU of NVIDIA's")}
+		return []Finding{ok("no sheep uses an NVIDIA GPU")}
 	case errdefs.IsNotFound(err):
 		return []Finding{failure("install the driver, load it (modprobe nvidia), and have nvidia-smi show the GPUs", "no NVIDIA driver: %s", errtext.Of(err))}
 	case errdefs.IsFailedPrecondition(err):
-		return []Finding{failure("install it: the Debian package and the tarball have it, `make build` builds it", "the driver cannot be asked: %s", errtext.Of(err))}
+		return []Finding{failure("install it: the Debian package and the tarball contain it, `make build` builds it", "the driver cannot be queried: %s", errtext.Of(err))}
 	default:
 		return []Finding{failure("look at dmesg and nvidia-smi; reset the GPUs (nvidia-smi --gpu-reset), or restart the machine", "the NVIDIA driver does not answer: %s", errtext.Of(err))}
 	}
@@ -85,9 +85,9 @@ func health(one gpu.GPU) Finding {
 	const replace = "reset it (nvidia-smi --gpu-reset) or restart the machine; if it comes back, have it repaired"
 	switch {
 	case one.Lost:
-		return failure("look at dmesg; restart the machine, and if it comes back look at the GPU's power and seat", "%s has fallen off the bus", name)
+		return failure("look at dmesg and restart the machine; if it happens again, check the GPU's power cable and slot", "%s has fallen off the bus", name)
 	case one.RowRemapFailed:
-		return failure("have it replaced", "%s has broken memory that it can no longer replace", name)
+		return failure("have it replaced", "%s has defective memory and no spare rows left to remap it", name)
 	case one.ResetRequired:
 		return failure(replace, "%s needs a reset", name)
 	case one.Uncorrectable != nil && *one.Uncorrectable > 0:

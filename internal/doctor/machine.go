@@ -36,7 +36,7 @@ func (p Programs) Examine(ctx context.Context) []Finding {
 		case err == nil:
 			findings = append(findings, ok("%s%s", path, versionOf(ctx, path)))
 		case errors.Is(err, fs.ErrPermission):
-			findings = append(findings, failure("make it executable", "%s may not be run: %v", name, err))
+			findings = append(findings, failure("make it executable", "%s cannot be executed: %v", name, err))
 		default:
 			findings = append(findings, failure(p.Needed[name], "%s is not on PATH (%s)", name, os.Getenv("PATH")))
 		}
@@ -72,7 +72,7 @@ func (c Cgroups) Examine(context.Context) []Finding {
 	if err == nil {
 		controllers := strings.Fields(string(text))
 		if missing := without(wanted, controllers); len(missing) > 0 {
-			return []Finding{failure("enable them in the kernel, or give this container the whole of its host's",
+			return []Finding{failure("enable them in the kernel, or give this container all control groups of its host",
 				"cgroup v2 lacks the controllers %s: limits of sheep cannot be kept", strings.Join(missing, ", "))}
 		}
 		return append([]Finding{ok("v2, with %s", strings.Join(wanted, ", "))}, writable(c.Root)...)
@@ -90,7 +90,7 @@ func (c Cgroups) Examine(context.Context) []Finding {
 	}
 	findings := []Finding{ok("v1, with %s", strings.Join(wanted, ", "))}
 	if _, err := os.Stat(filepath.Join(c.Root, "memory", "memory.memsw.limit_in_bytes")); err != nil {
-		findings = append(findings, warning("boot with swapaccount=1, or without swap", "swap is not counted: a sheep may use more memory than its limit says"))
+		findings = append(findings, warning("boot with swapaccount=1, or without swap", "swap is not accounted: a sheep may use more memory than its limit"))
 	}
 	return append(findings, writable(filepath.Join(c.Root, "memory"))...)
 }
@@ -138,7 +138,7 @@ func (Kernel) Examine(context.Context) []Finding {
 	} {
 		fd, err := call.try()
 		if err != nil {
-			return []Finding{failure("container sheep need Linux 5.6 or later, and no filter of system calls (seccomp) that keeps them from it", "Linux %s refuses %s: %v", release, call.name, err)}
+			return []Finding{failure("container sheep need Linux 5.6 or later, and no system call filter (seccomp) that forbids this", "Linux %s refuses %s: %v", release, call.name, err)}
 		}
 		unix.Close(fd)
 	}
@@ -198,7 +198,7 @@ func (d Disks) Examine(context.Context) []Finding {
 	}
 	for _, what := range sorted(d.Paths) {
 		if point, err := unmounted(d.Paths[what]); err == nil && point != "" {
-			findings = append(findings, failure("mount "+point, "%s (%s) lies on %s, where nothing is mounted though %s or a mount unit lists it: the daemon does not start before it is", what, d.Paths[what], point, mounts.Table))
+			findings = append(findings, failure("mount "+point, "%s (%s) lies on %s, which is not mounted though %s or a mount unit lists it: the daemon does not start before it is", what, d.Paths[what], point, mounts.Table))
 			continue
 		}
 		at, problem := usable(what, d.Paths[what])

@@ -52,7 +52,7 @@ func (s Secrets) Examine(ctx context.Context) []Finding {
 		checked++
 	}
 	if len(findings) == 0 && checked > 0 {
-		findings = append(findings, ok("nothing secret is readable for other users"))
+		findings = append(findings, ok("no secret is readable by other users"))
 	}
 	return findings
 }

@@ -63,13 +63,13 @@ func (l Ledger) Examine(ctx context.Context) []Finding {
 	jobs, lastChange, err := l.Inspect(ctx)
 	switch {
 	case errdefs.IsNotFound(err):
-		return []Finding{ok("%s is made when shepherdd first starts", l.Path)}
+		return []Finding{ok("%s will be created when shepherdd first starts", l.Path)}
 	case errdefs.IsInternal(err):
-		return []Finding{failure("stop shepherdd, move the file and those beside it away, and restore a backup (docs/operations.md); without one, start with an empty ledger: results stay in storage", "%s", errtext.Of(err))}
+		return []Finding{failure("stop shepherdd, move the file and the files beside it away, and restore a backup (docs/operations.md); without a backup, start with an empty ledger: results stay in storage", "%s", errtext.Of(err))}
 	case err != nil:
 		return []Finding{told(Failure, err, "run it as the user that shepherdd runs as")}
 	}
-	findings := []Finding{ok("%s is sound, with %s", l.Path, plural(jobs, "job"))}
+	findings := []Finding{ok("%s is intact, with %s", l.Path, plural(jobs, "job"))}
 	if behind := time.Until(lastChange); behind > skewNoted {
 		findings = append(findings, warning("set the clock (timedatectl set-ntp true); nothing is lost by it, but times of jobs are wrong until then",
 			"the clock is %s behind the ledger's last change (%s)", behind.Round(time.Second), lastChange.UTC().Format(time.RFC3339)))
@@ -98,7 +98,7 @@ func (c Clock) Examine(ctx context.Context) []Finding {
 	var findings []Finding
 	var state unix.Timex
 	if _, err := unix.Adjtimex(&state); err == nil && state.Status&unix.STA_UNSYNC != 0 {
-		findings = append(findings, warning("have it set: timedatectl set-ntp true, or install chrony", "the kernel says that nothing keeps the clock right"))
+		findings = append(findings, warning("run timedatectl set-ntp true, or install chrony", "the clock is not synchronized, as the kernel reports"))
 	}
 	if c.Storage != "" {
 		if skew, err := c.skew(ctx); err == nil { // the check of storage says why it does not answer
@@ -178,7 +178,7 @@ func (d Listeners) Examine(ctx context.Context) []Finding {
 	}
 	ip := net.ParseIP(d.Host)
 	if open := d.Host != "localhost" && (ip == nil || !ip.IsLoopback()); open && !d.Guarded {
-		findings = append(findings, warning("have clients show tokens (api.tokens, shepherdd token new) or certificates (api.tls.client_ca_file), or set api.host to 127.0.0.1", "anyone who can connect to %s may submit jobs and read all results", at))
+		findings = append(findings, warning("require tokens (api.tokens, shepherdd token new) or client certificates (api.tls.client_ca_file), or set api.host to 127.0.0.1", "anyone who can connect to %s may submit jobs and read all results", at))
 	}
 	if d.AllOrigins && !d.Guarded {
 		findings = append(findings, warning("set api.cors_origins to the origins of your own pages, or to []", "any web page opened in a browser that can connect to %s may read all results", at))
@@ -242,16 +242,16 @@ func (l Leftovers) Examine(context.Context) []Finding {
 	}
 	var findings []Finding
 	if len(gone) > 0 {
-		findings = append(findings, warning("start shepherd once, which ends what still runs there; then remove them", "there are directories of sheep that are configured no more: %s", some(gone)))
+		findings = append(findings, warning("start shepherd once, which stops what still runs there; then remove them", "there are directories of sheep that are no longer configured: %s", some(gone)))
 	}
 	if len(foreign) > 0 {
-		findings = append(findings, warning("give shepherd a directory of its own (data_root): a sheep that is called as one of these would use it", "data_root has directories that are not shepherd's, which it leaves alone: %s", some(foreign)))
+		findings = append(findings, warning("give shepherd a directory of its own (data_root): a sheep with the name of one of these would use it", "data_root has directories that do not belong to shepherd, which leaves them alone: %s", some(foreign)))
 	}
 	if len(unmarked) > 0 {
-		findings = append(findings, warning("remove them if nobody needs them; shepherd leaves them alone", "there are directories called as those of attempts, without shepherd's mark (%s): %s", l.Mark, some(unmarked)))
+		findings = append(findings, warning("remove them if they are not needed; shepherd leaves them alone", "there are directories with the names of attempts and without shepherd's mark (%s): %s", l.Mark, some(unmarked)))
 	}
 	if len(findings) == 0 {
-		findings = append(findings, ok("nothing is left of sheep that are configured no more"))
+		findings = append(findings, ok("no sheep that was removed from the configuration has left anything"))
 	}
 	return findings
 }

@@ -70,7 +70,7 @@ func TestClock(t *testing.T) {
 		switch {
 		case want == OK:
 			for _, f := range findings {
-				if f.Level == Failure || f.Level == Warning && f.Message != "the kernel says that nothing keeps the clock right" {
+				if f.Level == Failure || f.Level == Warning && f.Message != "the clock is not synchronized, as the kernel reports" {
 					t.Errorf("in step: %+v", f)
 				}
 			}

@@ -295,7 +295,7 @@ func TestService(t *testing.T) {
 	})
 	m.step("secrets", func(m *machine) {
 		m.noSecrets(traces)
-		if out, err := m.debian.Try("shepherdd", "doctor", "--json"); !strings.Contains(out, "nothing secret is readable") {
+		if out, err := m.debian.Try("shepherdd", "doctor", "--json"); !strings.Contains(out, "no secret is readable") {
 			m.Errorf("doctor: %v\n%s", err, out)
 		}
 	})

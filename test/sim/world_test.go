@@ -122,7 +122,7 @@ type node struct {
 	until   time.Time           // it is paused, or down, until then
 	cut     map[target]cutPart  // which parts it does not reach
 	broken  bool                // its disk
-	leaving map[string]struct{} // sheep that are configured no more, for a while
+	leaving map[string]struct{} // sheep that are no longer configured, for a while
 	skew    atomic.Int64        // of the machine's clock, as a time.Duration
 }
 
@@ -770,7 +770,7 @@ func (w *world) heal() {
 	}
 }
 
-// restore puts the sheep back that are configured no more.
+// restore puts the sheep back that are no longer configured.
 func (n *node) restore() {
 	i := n.now
 	if i == nil || !i.ready || i.gone || i.busy || len(i.members) == len(n.sheep) {
