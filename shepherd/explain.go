@@ -89,7 +89,7 @@ func (b bounds) shareReason(tenant string) string {
 	if tenant != "" {
 		who = "tenant `" + tenant + "` has"
 	}
-	return fmt.Sprintf("Tenants share the sheep (scheduling.fair_share): %s used %s of GPU time of late, with a weight of %g; jobs of tenants that have used less for their weight come first.",
+	return fmt.Sprintf("Tenants share the sheep (scheduling.fair_share): %s recently used %s of GPU time, with a weight of %g; jobs of tenants that have used less for their weight come first.",
 		who, b.used.Round(time.Second), b.weight)
 }
 
@@ -170,10 +170,10 @@ func explainQueued(v job.View, now time.Time, sheep []eligibility, by bounds) jo
 	var e job.Explanation
 	switch {
 	case v.Cancelling:
-		e.Summary = fmt.Sprintf("Its cancel was asked for, and sheep `%s` is letting go of it.", v.Holder)
+		e.Summary = fmt.Sprintf("Its cancellation was requested, and sheep `%s` is dropping it.", v.Holder)
 		return e
 	case v.Holder != "":
-		e.Summary = fmt.Sprintf("Sheep `%s` has it and prepares it; it starts when the job before it there is through.", v.Holder)
+		e.Summary = fmt.Sprintf("Sheep `%s` has it and prepares it; it starts when the job before it there has ended.", v.Holder)
 	case v.Blocked:
 		e = explainBlocked(v)
 	case v.NotBefore.After(now):
@@ -182,7 +182,7 @@ func explainQueued(v job.View, now time.Time, sheep []eligibility, by bounds) jo
 		e = explainWaiting(v, sheep, by)
 	}
 	if expected := v.ExpectedStart; expected != nil && expected.Likely.Sub(now) > time.Second {
-		e.Reasons = append([]string{fmt.Sprintf("It is expected to start in about %s%s, by what jobs of these models took lately.",
+		e.Reasons = append([]string{fmt.Sprintf("It is expected to start in about %s%s, estimated from recent jobs of these models.",
 			job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now))}, e.Reasons...)
 	}
 	if !v.WaitUntil.IsZero() {
@@ -259,15 +259,15 @@ func explainWaiting(v job.View, sheep []eligibility, by bounds) job.Explanation 
 		e.Next = []string{"shepherdd nodes ls shows whether that node is up; it tells more."}
 	case len(sheep) == 0 && to.Sheep != "":
 		e.Summary = fmt.Sprintf("It is addressed to sheep `%s`, which is not configured here.", to.Sheep)
-		e.Next = []string{"Cancel it and submit it without sheep_id, or have the sheep configured."}
+		e.Next = []string{"Cancel it and submit it without sheep_id, or add the sheep to the configuration."}
 	case len(sheep) == 0:
 		e.Summary = "No sheep is configured that could run it."
-		e.Next = []string{"Configure a sheep; shepherdd reload takes it up."}
+		e.Next = []string{"Configure a sheep, then run shepherdd reload."}
 	case able == 0:
 		e.Summary = fmt.Sprintf("No sheep here can run the model `%s`; the first that tries fails the job.", v.Model)
 		e.Next = nextSteps(job.CauseNotHere, v, sheep)
 	case ready == 0:
-		e.Summary = "The sheep that could run it cannot take it at the moment; they try again by themselves."
+		e.Summary = "The sheep that could run it cannot take it at the moment; they are tried again automatically."
 		e.Next = []string{"`shepherd sheep ls` shows the sheep, and `shepherdd doctor` what is wrong with the machine."}
 	case by.limit != nil:
 		e.Summary = limitReached(by.limit)
@@ -301,14 +301,14 @@ func position(n int) string {
 
 func explainProcessing(v job.View, now time.Time) job.Explanation {
 	if v.Cancelling {
-		return job.Explanation{Summary: fmt.Sprintf("Its cancel was asked for, and sheep `%s` is stopping its runner.", v.Holder)}
+		return job.Explanation{Summary: fmt.Sprintf("Its cancellation was requested, and sheep `%s` is stopping its runner.", v.Holder)}
 	}
 	e := job.Explanation{Summary: fmt.Sprintf("Sheep `%s` has worked on it for %s.", v.Holder, now.Sub(v.StartedAt).Round(time.Second))}
 	if expected := v.ExpectedEnd; expected != nil && expected.Likely.Sub(now) > time.Second {
-		e.Reasons = append(e.Reasons, fmt.Sprintf("It is expected to end in about %s%s, by what its model's jobs took lately.", job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now)))
+		e.Reasons = append(e.Reasons, fmt.Sprintf("It is expected to end in about %s%s, estimated from recent jobs of its model.", job.FormatDuration(roughly(expected.Likely.Sub(now))), between(*expected, now)))
 	}
 	if v.Detail != "" {
-		e.Reasons = append(e.Reasons, "It is at this: "+sentence(v.Detail))
+		e.Reasons = append(e.Reasons, "Progress: "+sentence(v.Detail))
 	}
 	for _, limit := range []struct {
 		of   *time.Duration
@@ -334,7 +334,7 @@ func explainDone(v job.View) job.Explanation {
 	if !v.KeptUntil.IsZero() {
 		e.Reasons = append(e.Reasons, "Its files are kept until "+moment(v.KeptUntil)+".")
 	}
-	e.Next = []string{"Fetch what came out: GET /jobs/" + string(v.ID) + "/outputs."}
+	e.Next = []string{"Fetch the outputs: GET /jobs/" + string(v.ID) + "/outputs."}
 	return e
 }
 
@@ -359,7 +359,7 @@ func explainFailed(v job.View, sheep []eligibility) job.Explanation {
 	}
 	e.Next = nextSteps(cause, v, sheep)
 	if v.Run == 0 { // its record has expired
-		e.Next = []string{"Submit it again; its record, with what was asked for, is no longer kept."}
+		e.Next = []string{"Submit it again; its record, with the request, is no longer kept."}
 	}
 	if v.FilesRemoved {
 		e.Reasons = append(e.Reasons, "Its files were removed at "+moment(v.KeptUntil)+", so it cannot run again.")
@@ -392,7 +392,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseError:
 		return "The model itself reported the failure: look at its log (`shepherd logs " + id + "`) and at the inputs. Then " + again + "."
 	case job.CauseRunnerDied:
-		return "The model's process ended: look at the end of its log (`shepherd logs " + id + "`). Where it ran out of memory, give the sheep more, or the job less."
+		return "The model's process ended: look at the end of its log (`shepherd logs " + id + "`). If it ran out of memory, give the sheep more memory, or the job less to do."
 	case job.CauseModel:
 		return "The reason says why the model could not be loaded. When that is corrected, " + again + "."
 	case job.CauseNotHere:
@@ -400,7 +400,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseInputs:
 		return "Check that the inputs are in storage, under names that files can have, and submit it again."
 	case job.CauseOutputs:
-		return "The model must write its results as regular files below outputs/, under names and in sizes that storage takes; mend it, and run the job again."
+		return "The model must write its results as regular files below outputs/, under names and in sizes that storage takes; fix it, and run the job again."
 	case job.CauseLoadTimeout:
 		return "Fetch the model ahead (`shepherd models pull " + model + "`), or submit the job with a larger load_timeout."
 	case job.CauseRunTimeout:
@@ -416,7 +416,7 @@ func nextStep(cause job.Cause, v job.View) string {
 	case job.CauseUnavailable:
 		return "What the model is loaded from did not answer: `shepherdd doctor` examines the registry and containerd. Then " + again + "."
 	case job.CauseDevice:
-		return "A GPU was lost: `shepherd gpus` says how they fare. Then " + again + "."
+		return "A GPU was lost: `shepherd gpus` shows their state. Then " + again + "."
 	case job.CauseLost, job.CauseInterrupted, job.CauseDaemonKilled, job.CauseNodeLost:
 		return "Nothing says that the job was to blame: " + again + ". If it ends like this again, it may be what takes its sheep or the machine down."
 	case job.CauseDone, job.CauseCancelled, job.CauseHandedBack, job.CauseTakenOver:
