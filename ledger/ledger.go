@@ -127,6 +127,15 @@ var (
 	ErrEventsGone = fmt.Errorf("events after this cursor are no longer kept: %w", errdefs.ErrOutOfRange)
 )
 
+// RecordError is the refusal of one of several records.
+type RecordError struct {
+	ID  job.ID
+	Err error
+}
+
+func (e *RecordError) Error() string { return fmt.Sprintf("job %s: %v", e.ID, e.Err) }
+func (e *RecordError) Unwrap() error { return e.Err }
+
 // Token fences the changes of one claim.
 type Token int64
 
@@ -282,8 +291,8 @@ type Ledger interface {
 	Create(ctx context.Context, rec job.Record) (job.Record, error)
 
 	// CreateAll is Create of several records, in their order and together: all of them or
-	// none. A record may be after those before it. An error is wrapped with the id that
-	// it is of.
+	// none. A record may be after those before it. The refusal of one of several is a
+	// *RecordError.
 	CreateAll(ctx context.Context, recs []job.Record) ([]job.Record, error)
 
 	// Claim gives the slot the next job by the scheduling order, or nil when

@@ -55,7 +55,7 @@ func (s *submitter) SubmitAll(ctx context.Context, rs []job.Request) (err error)
 	}
 	if _, err := s.cfg.Ledger.CreateAll(ctx, records); err != nil {
 		made.abandon(ctx)
-		return s.createAllError(ctx, rs, err)
+		return s.createAllError(rs, err)
 	}
 	for _, r := range rs {
 		s.logQueued(r)
@@ -155,38 +155,16 @@ func (s *submitter) place(ctx context.Context, of *job.Request) (made bool, err 
 }
 
 // createAllError translates the ledger's refusal of all jobs for clients.
-func (s *submitter) createAllError(ctx context.Context, rs []job.Request, err error) error {
+func (s *submitter) createAllError(rs []job.Request, err error) error {
 	if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) {
 		return serviceError("ledger", fmt.Errorf("enter %d jobs in the ledger: %w", len(rs), err))
 	}
-	for i, r := range rs { // the ledger's error names the job only in its text
-		if told := s.createError(r, err); len(rs) == 1 || s.isAbout(ctx, r, err) {
-			return &job.ItemError{Index: i, Err: told}
+	for i, r := range rs {
+		if refused := new(ledger.RecordError); len(rs) == 1 || errors.As(err, &refused) && refused.ID == r.ID {
+			return &job.ItemError{Index: i, Err: s.createError(r, err)}
 		}
 	}
 	return s.createError(rs[0], err)
-}
-
-// isAbout reports whether the ledger's refusal is about the job.
-func (s *submitter) isAbout(ctx context.Context, r job.Request, err error) bool {
-	var after *ledger.AfterError
-	if errors.As(err, &after) {
-		return slices.Contains(r.After, after.Job)
-	}
-	rec, getErr := s.cfg.Ledger.Get(ctx, r.ID)
-	switch {
-	case getErr != nil:
-		return false
-	case errors.Is(err, ledger.ErrUploadOver):
-		return false // the ledger has no record of it
-	case errors.Is(err, ledger.ErrOthers):
-		return r.Tenant != "" && rec.Tenant != r.Tenant
-	case errors.Is(err, ledger.ErrRemoving):
-		return rec.Removing
-	case errors.Is(err, ledger.ErrExists):
-		return !rec.State.Final() || r.Idempotency != "" && rec.Idempotency == r.Idempotency
-	}
-	return rec.State.Final()
 }
 
 // Group returns the jobs of a group: a tenant's, or all if tenant is empty. The error is

@@ -271,7 +271,8 @@ func (s suite) testCreateAll(t *testing.T) {
 		f.now()
 		_, err := f.CreateAll(t.Context(), refused.recs)
 		var refusal *ledger.AfterError
-		if !errors.Is(err, refused.want) && (!errors.As(err, &refusal) || refusal.Job != refused.want.(*ledger.AfterError).Job) || !strings.Contains(err.Error(), "job "+refused.id) {
+		var of *ledger.RecordError
+		if !errors.Is(err, refused.want) && (!errors.As(err, &refusal) || refusal.Job != refused.want.(*ledger.AfterError).Job) || !errors.As(err, &of) || string(of.ID) != refused.id {
 			t.Errorf("%s: %v, want %v", name, err, refused.want)
 		}
 		if events := f.read(); len(events) > 0 {

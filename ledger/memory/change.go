@@ -3,7 +3,6 @@ package memory
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -111,7 +110,7 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 		for i, rec := range recs {
 			var err error
 			if enter[i], err = l.create(rec, m, recs[:i]); err != nil {
-				return fmt.Errorf("job %s: %w", rec.ID, err)
+				return &ledger.RecordError{ID: rec.ID, Err: err}
 			}
 		}
 		for i := range recs {

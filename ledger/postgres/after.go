@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -119,7 +118,7 @@ func (l *Ledger) insertAll(ctx context.Context, tx pgx.Tx, recs []job.Record, ke
 	}
 	refused := func(rec job.Record, err error) error {
 		if len(recs) > 1 {
-			return fmt.Errorf("job %s: %w", rec.ID, err)
+			return &ledger.RecordError{ID: rec.ID, Err: err}
 		}
 		return err
 	}

@@ -77,7 +77,7 @@ func refusedForUpload(err error, several bool) error {
 		return err
 	}
 	if several {
-		return fmt.Errorf("job %s: %w", failure.Message, meaning)
+		return &ledger.RecordError{ID: job.ID(failure.Message), Err: meaning}
 	}
 	return meaning
 }

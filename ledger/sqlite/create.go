@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -43,13 +42,13 @@ func (l *Ledger) CreateAll(ctx context.Context, recs []job.Record) ([]job.Record
 	err := l.change(ctx, "queue several jobs", func(t *tx) error {
 		for i, rec := range owned { // before anything is written: a refusal must leave nothing
 			if err := t.admit(rec, owned[:i]); err != nil {
-				return fmt.Errorf("job %s: %w", rec.ID, err)
+				return &ledger.RecordError{ID: rec.ID, Err: err}
 			}
 		}
 		for i, rec := range owned {
 			r, err := t.create(rec)
 			if err != nil {
-				return fmt.Errorf("job %s: %w", rec.ID, err)
+				return &ledger.RecordError{ID: rec.ID, Err: err}
 			}
 			created[i] = r.Record
 		}

@@ -40,7 +40,7 @@ func TestAfter(t *testing.T) {
 	if status != 201 || !strings.Contains(body, `"group": "g"`) {
 		t.Fatalf("%d %s", status, body)
 	}
-	if status, body := c.w.request("POST", "/groups", `{"jobs": [{"model": {"name": "files", "version": "v1"}, "payload": "x"}, {"job_id": "good", "model": {"name": "files", "version": "v1"}, "payload": "x"}]}`); status != 409 || !strings.Contains(body, "jobs[1]: ") {
+	if status, body := c.w.request("POST", "/groups", `{"jobs": [{"model": {"name": "files", "version": "v1"}, "payload": "x"}, {"job_id": "bad", "model": {"name": "files", "version": "v1"}, "payload": "x"}]}`); status != 409 || !strings.Contains(body, "jobs[1]: ") {
 		t.Errorf("%d %s", status, body)
 	}
 	c.expect(0, "", args("wait", "good"))
