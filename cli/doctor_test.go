@@ -138,7 +138,7 @@ func TestDoctorStorage(t *testing.T) {
 // TestDoctorLedger damages a ledger that has jobs in it.
 func TestDoctorLedger(t *testing.T) {
 	p := newPatient(t, fmt.Sprintf("storage: {listen: 127.0.0.1:%d}\n", testenv.FreePort(t)))
-	p.expect("ledger", doctor.OK, "is made when", "")
+	p.expect("ledger", doctor.OK, "will be created when", "")
 	path := filepath.Join(p.dir, "state", "ledger.db")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)

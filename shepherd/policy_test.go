@@ -90,7 +90,7 @@ func TestFairShare(t *testing.T) {
 	}
 	p.submit("wait-meat", "m", "1", of("meat"))
 	e, err := p.core.Explain(t.Context(), "wait-wool1", "wool")
-	if err != nil || !strings.Contains(strings.Join(e.Reasons, "\n"), "tenant `wool` has used") {
+	if err != nil || !strings.Contains(strings.Join(e.Reasons, "\n"), "tenant `wool` has recently used") {
 		t.Errorf("a job that waits: %+v, %v", e, err)
 	}
 	open()

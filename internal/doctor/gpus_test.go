@@ -55,7 +55,7 @@ func TestDriver(t *testing.T) {
 	expect(t, check(helper(t, "kill -SEGV $$"), nil), Failure, "crashed", "dmesg")
 	missing := gpu.NewHelper(gpu.HelperConfig{Program: filepath.Join(t.TempDir(), "nothing")})
 	healthy(t, check(missing, nil))
-	expect(t, check(missing, asking(t, "nvidia.com/gpu=0")), Failure, "cannot be asked", "make build")
+	expect(t, check(missing, asking(t, "nvidia.com/gpu=0")), Failure, "cannot be queried", "make build")
 
 	findings := check(telling(t, a100), asking(t, "/dev/nvidia0"))
 	healthy(t, findings)
@@ -68,7 +68,7 @@ func TestDriver(t *testing.T) {
 	lost.Lost, reset.ResetRequired, worn.RowRemapFailed, tired.Uncorrectable = true, true, true, &errors
 	expect(t, check(telling(t, lost), nil), Failure, "fallen off the bus", "restart")
 	expect(t, check(telling(t, reset), nil), Failure, "needs a reset", "--gpu-reset")
-	expect(t, check(telling(t, worn), nil), Failure, "broken memory", "replaced")
+	expect(t, check(telling(t, worn), nil), Failure, "defective memory", "replaced")
 	expect(t, check(telling(t, tired), nil), Warning, "3 uncorrectable", "reset")
 }
 

@@ -60,7 +60,7 @@ func TestCgroups(t *testing.T) {
 	}
 	expect(t, Cgroups{Root: v1}.Examine(t.Context()), Failure, "lacks the hierarchies pids", "mount them")
 	write(t, filepath.Join(v1, "pids", "cgroup.procs"), "", 0o644)
-	expect(t, Cgroups{Root: v1}.Examine(t.Context()), Warning, "swap is not counted", "swapaccount=1")
+	expect(t, Cgroups{Root: v1}.Examine(t.Context()), Warning, "swap is not accounted", "swapaccount=1")
 	write(t, filepath.Join(v1, "memory", "memory.memsw.limit_in_bytes"), "", 0o644)
 	healthy(t, Cgroups{Root: v1}.Examine(t.Context()))
 

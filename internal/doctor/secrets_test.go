@@ -42,10 +42,10 @@ func TestSecrets(t *testing.T) {
 		want  string // of the only finding
 		level Level
 	}{
-		"private":        {Secrets{Files: []string{private, dir + "/none"}}, "nothing secret", OK},
+		"private":        {Secrets{Files: []string{private, dir + "/none"}}, "no secret", OK},
 		"open":           {Secrets{Files: []string{open}}, open + " can be read", Failure},
 		"writable":       {Secrets{Files: []string{writable}}, writable + " can be changed", Failure},
-		"in a directory": {Secrets{Files: []string{closed}}, "nothing secret", OK},
+		"in a directory": {Secrets{Files: []string{closed}}, "no secret", OK},
 		"a state":        {Secrets{Dirs: []string{dir + "/state"}}, "state/ledger.db can be read", Failure},
 	} {
 		got := c.check.Examine(t.Context())

@@ -34,13 +34,13 @@ func TestLedger(t *testing.T) {
 		found, err := sqlite.Inspect(ctx, path)
 		return found.Jobs, found.LastChange, err
 	}}
-	expect(t, check.Examine(t.Context()), OK, "is made when", "")
+	expect(t, check.Examine(t.Context()), OK, "will be created when", "")
 	l, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	expect(t, check.Examine(t.Context()), OK, "is sound, with 0 jobs", "")
+	expect(t, check.Examine(t.Context()), OK, "is intact, with 0 jobs", "")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +125,10 @@ func TestLeftovers(t *testing.T) {
 	}
 	thesis := filepath.Join(data, "thesis")
 	write(t, filepath.Join(thesis, "chapter-1"), "", 0o644)
-	expect(t, check.Examine(t.Context()), Warning, "not shepherd's, which it leaves alone: "+thesis, "a directory of its own")
+	expect(t, check.Examine(t.Context()), Warning, "do not belong to shepherd, which leaves them alone: "+thesis, "a directory of its own")
 	mine := filepath.Join(data, "sheep_1", "attempt-9")
 	dirs(mine)
-	expect(t, check.Examine(t.Context()), Warning, "without shepherd's mark (.mark): "+mine, "if nobody needs them")
+	expect(t, check.Examine(t.Context()), Warning, "without shepherd's mark (.mark): "+mine, "if they are not needed")
 }
 
 // TestSome names the first of many paths.
