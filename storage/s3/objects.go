@@ -25,10 +25,10 @@ type objects struct {
 	parallel int
 	// hashing holds an element for each hash that is being computed; see hash.
 	hashing chan struct{}
-	// ahead holds an element for each range of a download that is in memory.
-	ahead     chan struct{}
-	rangeSize int64 // see copyRanges
-	log       *slog.Logger
+	// prefetches holds an element for each range of a download that is in memory.
+	prefetches chan struct{}
+	rangeSize  int64 // see copyRanges
+	log        *slog.Logger
 }
 
 // list yields the objects whose key begins with prefix, in the order of their keys. page

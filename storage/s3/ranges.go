@@ -13,8 +13,8 @@ const (
 	// rangeSize is how many bytes of a large object one request fetches; at most the
 	// size of a buffer.
 	rangeSize = bufferedPart
-	// maxAhead is how many ranges of all downloads of a Store are in memory at most.
-	maxAhead = 4
+	// maxPrefetches is how many ranges of all downloads of a Store are in memory at most.
+	maxPrefetches = 4
 )
 
 // ranges copies a large object to a file with several requests at a time, because one
@@ -26,12 +26,12 @@ type ranges struct {
 	bucket, key, etag string
 	end               int64
 
-	next  int64    // the offset of the first byte that no request fetches yet
-	ahead []*ahead // ranges that are fetched into memory, in their order
+	next    int64       // the offset of the first byte that no request fetches yet
+	pending []*prefetch // ranges that are fetched into memory, in their order
 }
 
-// ahead is a range that is fetched before it can be written.
-type ahead struct {
+// prefetch is a range that is fetched into memory before it can be written.
+type prefetch struct {
 	buffer *[bufferedPart]byte
 	size   int64
 	done   chan struct{} // closed when err is set and the buffer is not used any more
@@ -47,13 +47,13 @@ func (o *objects) copyRanges(ctx context.Context, bucket, key, etag string, offs
 	defer func() {
 		cancel()
 		fetching.Wait()
-		for _, a := range r.ahead {
+		for _, a := range r.pending {
 			r.release(a)
 		}
 	}()
-	for r.next < end || len(r.ahead) > 0 {
+	for r.next < end || len(r.pending) > 0 {
 		var write func() error
-		if len(r.ahead) == 0 {
+		if len(r.pending) == 0 {
 			first, last := r.take()
 			write = func() error { return r.stream(ctx, first, last, file) }
 		} else {
@@ -66,7 +66,7 @@ func (o *objects) copyRanges(ctx context.Context, bucket, key, etag string, offs
 			}
 			first, last := r.take()
 			a.size = last - first
-			r.ahead = append(r.ahead, a)
+			r.pending = append(r.pending, a)
 			fetching.Go(func() { r.fetch(ctx, a, first, last) })
 		}
 		if err := write(); err != nil {
@@ -90,23 +90,23 @@ func (r *ranges) stream(ctx context.Context, first, last int64, file *os.File) e
 	return copyTo(file, body)
 }
 
-// acquire returns a range with a buffer, if fewer than maxAhead are in use.
-func (r *ranges) acquire() (*ahead, bool) {
+// acquire returns a range with a buffer, if fewer than maxPrefetches are in use.
+func (r *ranges) acquire() (*prefetch, bool) {
 	select {
-	case r.objects.ahead <- struct{}{}:
-		return &ahead{buffer: partBuffers.Get().(*[bufferedPart]byte), done: make(chan struct{})}, true
+	case r.objects.prefetches <- struct{}{}:
+		return &prefetch{buffer: partBuffers.Get().(*[bufferedPart]byte), done: make(chan struct{})}, true
 	default:
 		return nil, false
 	}
 }
 
-func (r *ranges) release(a *ahead) {
+func (r *ranges) release(a *prefetch) {
 	partBuffers.Put(a.buffer)
-	<-r.objects.ahead
+	<-r.objects.prefetches
 }
 
 // fetch reads a range into memory.
-func (r *ranges) fetch(ctx context.Context, a *ahead, first, last int64) {
+func (r *ranges) fetch(ctx context.Context, a *prefetch, first, last int64) {
 	defer close(a.done)
 	body := r.objects.continued(ctx, r.bucket, r.key, r.etag, nil, first, last)
 	defer body.Close()
@@ -115,7 +115,7 @@ func (r *ranges) fetch(ctx context.Context, a *ahead, first, last int64) {
 
 // writeFirst writes the first of the ranges that are fetched into memory.
 func (r *ranges) writeFirst(file *os.File) error {
-	a := r.ahead[0]
+	a := r.pending[0]
 	<-a.done
 	if a.err != nil {
 		return a.err
@@ -123,7 +123,7 @@ func (r *ranges) writeFirst(file *os.File) error {
 	if _, err := file.Write(a.buffer[:a.size]); err != nil {
 		return workdir.Error(err)
 	}
-	r.ahead = r.ahead[1:]
+	r.pending = r.pending[1:]
 	r.release(a)
 	return nil
 }

@@ -65,7 +65,7 @@ func copied(t *testing.T, o *objects, path string, size int) ([]byte, error) {
 	failed := o.copyRanges(t.Context(), "bucket", "key", "one", offset, int64(size), file)
 	content, err := os.ReadFile(path)
 	fatal(t, err)
-	if held := len(o.ahead); held != 0 {
+	if held := len(o.prefetches); held != 0 {
 		t.Errorf("%d ranges stay in memory", held)
 	}
 	return content, failed
@@ -77,9 +77,9 @@ func TestRanges(t *testing.T) {
 	const size = 7*testRange + 123
 	object, o := newObject(t, size)
 	var under sync.WaitGroup
-	under.Add(1 + maxAhead)
+	under.Add(1 + maxPrefetches)
 	object.before = func(_ http.ResponseWriter, first int64) bool {
-		if first < (1+maxAhead)*testRange {
+		if first < (1+maxPrefetches)*testRange {
 			under.Done()
 			under.Wait()
 		}
@@ -95,8 +95,8 @@ func TestRanges(t *testing.T) {
 func TestRangesOneByOne(t *testing.T) {
 	const size = 3 * testRange
 	object, o := newObject(t, size)
-	for range maxAhead {
-		o.ahead <- struct{}{}
+	for range maxPrefetches {
+		o.prefetches <- struct{}{}
 	}
 	path := filepath.Join(t.TempDir(), "file")
 	file, err := os.Create(path)

@@ -166,11 +166,11 @@ func New(c Config) (*Store, error) {
 				observe:  observe,
 			},
 			client: client, transport: transport,
-			parallel:  orDefault(c.Parallel, 8),
-			hashing:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-			ahead:     make(chan struct{}, maxAhead),
-			rangeSize: rangeSize,
-			log:       log,
+			parallel:   orDefault(c.Parallel, 8),
+			hashing:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+			prefetches: make(chan struct{}, maxPrefetches),
+			rangeSize:  rangeSize,
+			log:        log,
 		},
 		shared:     c.Shared,
 		reclaims:   s3utils.IsAmazonEndpoint(url.URL{Scheme: "https", Host: endpoint}) && options.Region == defaultRegion,
@@ -269,7 +269,8 @@ func trusting(file string) (*tls.Config, error) {
 	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
 }
 
-// Close closes idle connections. The Store can still be used.
+// Close closes idle connections and the record of submissions. The Store must not be used
+// after it.
 func (s *Store) Close() error {
 	s.objects.transport.CloseIdleConnections()
 	return s.submissions.close()
