@@ -1,8 +1,10 @@
 package access
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"syscall"
 )
 
 // LimitConnections returns a listener that keeps at most perCaller connections open from one
@@ -58,6 +60,15 @@ func (l *limitedListener) release(who string) {
 type limitedConn struct {
 	net.Conn
 	closed func()
+}
+
+// SyscallConn returns the connection's file descriptor.
+func (c *limitedConn) SyscallConn() (syscall.RawConn, error) {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return conn.SyscallConn()
 }
 
 func (c *limitedConn) Close() error {

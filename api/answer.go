@@ -1,10 +1,12 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -45,8 +47,16 @@ func (s answers) answerAs(w http.ResponseWriter, r *http.Request, status int, co
 // response records the status and size of a response.
 type response struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	status   int
+	bytes    int64
+	hijacked bool // the connection was taken: there is no response here
+}
+
+// Hijack takes the connection from the server.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	w.hijacked = w.hijacked || err == nil
+	return conn, buffered, err
 }
 
 func (w *response) WriteHeader(status int) {
@@ -70,33 +80,36 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // guard gives requests ids, writes the access log, and answers 500 where a handler panics.
 func (s answers) guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		w := &response{ResponseWriter: rw}
-		r = withRequestID(w, r)
-		begin := time.Now()
-		defer func() {
-			reason := recover()
-			if reason != nil && reason != http.ErrAbortHandler {
-				s.log.ErrorContext(r.Context(), "panic while answering", "method", r.Method, "path", r.URL.Path,
-					"request", requestID(r.Context()), "error", fmt.Sprint(reason), "stack", string(debug.Stack()))
-				if w.status == 0 {
-					s.answer(w, r, http.StatusInternalServerError, Error{Message: internalMessage})
-					reason = nil
-				} else {
-					reason = http.ErrAbortHandler // half an answer is worse than a broken connection
-				}
-			}
-			if s.log.Enabled(r.Context(), slog.LevelDebug) {
-				s.log.LogAttrs(r.Context(), slog.LevelDebug, "request",
-					slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", w.status),
-					slog.Int64("bytes", w.bytes), slog.Duration("duration", time.Since(begin)), slog.String("client", r.RemoteAddr), slog.String("request", requestID(r.Context())))
-			}
-			if reason != nil {
-				panic(reason)
-			}
-		}()
-		next.ServeHTTP(w, r)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.serve(w, withRequestID(w, r), time.Now(), next)
 	})
+}
+
+// serve is guard for one request, which began at the given time.
+func (s answers) serve(rw http.ResponseWriter, r *http.Request, begin time.Time, next http.Handler) {
+	w := &response{ResponseWriter: rw}
+	defer func() {
+		reason := recover()
+		if reason != nil && reason != http.ErrAbortHandler {
+			s.log.ErrorContext(r.Context(), "panic while answering", "method", r.Method, "path", r.URL.Path,
+				"request", requestID(r.Context()), "error", fmt.Sprint(reason), "stack", string(debug.Stack()))
+			if w.status == 0 {
+				s.answer(w, r, http.StatusInternalServerError, Error{Message: internalMessage})
+				reason = nil
+			} else {
+				reason = http.ErrAbortHandler // half an answer is worse than a broken connection
+			}
+		}
+		if s.log.Enabled(r.Context(), slog.LevelDebug) && !w.hijacked {
+			s.log.LogAttrs(r.Context(), slog.LevelDebug, "request",
+				slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", w.status),
+				slog.Int64("bytes", w.bytes), slog.Duration("duration", time.Since(begin)), slog.String("client", r.RemoteAddr), slog.String("request", requestID(r.Context())))
+		}
+		if reason != nil {
+			panic(reason)
+		}
+	}()
+	next.ServeHTTP(w, r)
 }
 
 // succeed answers that a request was done, or with its error.

@@ -95,12 +95,15 @@ type Config struct {
 	// Log receives the daemon's own errors and, at debug level, every request.
 	// Nil discards them.
 	Log *slog.Logger
+
+	waitersInServer int // 0 means defaultWaitersInServer
 }
 
 // New returns the handler of all routes. Long waits and long downloads lift the
 // http.Server's read and write timeouts for themselves. When the contexts of
 // requests are cancelled with job.ErrDraining as their cause, waiting clients
-// are answered 503.
+// are answered 503. Many waits at a time are held by the server's heldconn.Holder,
+// if it has one.
 func New(c Config) http.Handler {
 	c = c.withDefaults()
 	answers := answers{log: c.Log, debug: c.Debug}
@@ -128,6 +131,7 @@ func (c Config) withDefaults() Config {
 	}
 	c.BodyMemory = max(cmp.Or(c.BodyMemory, DefaultBodyMemory), 2*c.MaxBody+2048)
 	c.MaxUpload = cmp.Or(max(c.MaxUpload, 0), DefaultMaxUpload)
+	c.waitersInServer = cmp.Or(c.waitersInServer, defaultWaitersInServer)
 	c.UploadStall = cmp.Or(max(c.UploadStall, 0), DefaultUploadStall)
 	if c.GPUs == nil {
 		c.GPUs = func(context.Context, string) (job.GPUs, error) { return job.GPUs{}, nil }

@@ -336,6 +336,21 @@ func (f *fake) Wait(ctx context.Context, id job.ID) (job.Status, error) {
 	}
 }
 
+func (f *fake) NotifyEnd(ctx context.Context, id job.ID, notify func(job.Status)) (job.Status, func(), error) {
+	status, err := f.Job(ctx, id)
+	if err != nil || status.State.Final() {
+		return status, func() {}, err
+	}
+	waits, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		if ended, err := f.Wait(waits, id); err == nil {
+			notify(ended)
+		}
+	})
+	return status, func() { stop(); waiting.Wait() }, nil
+}
+
 func (f *fake) Input(_ context.Context, id job.ID, name string, part *job.Range) (*job.File, error) {
 	f.boom()
 	f.mu.Lock()

@@ -37,6 +37,11 @@ type JobService interface {
 	// returns ctx's error when that ends first, and *job.UnknownJob.
 	Wait(ctx context.Context, id job.ID) (job.Status, error)
 
+	// NotifyEnd is Job, and calls f with the final state when a job that has not ended
+	// does. f is called at most once, on another goroutine, must return at once, and may
+	// still be called while stop runs. stop is never nil.
+	NotifyEnd(ctx context.Context, id job.ID, f func(job.Status)) (_ job.Status, stop func(), err error)
+
 	// Watch returns a channel that receives after the job has changed, until stop is
 	// called.
 	Watch(id job.ID) (changed <-chan struct{}, stop func())
@@ -121,15 +126,16 @@ func (s *jobServer) WaitForJob(w http.ResponseWriter, r *http.Request, rawID str
 		limit = min(limit, asked)
 	}
 
-	status, err := s.wait(w, r, id, limit)
-	if err == nil && params.Timeout == nil && !status.State.Final() {
-		err = errStillRunning
-	}
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.answer(w, r, http.StatusOK, s.visible(status))
+	s.waitAndAnswer(s.answers, w, r, id, limit, func(w http.ResponseWriter, r *http.Request, status job.Status, err error) {
+		if err == nil && params.Timeout == nil && !status.State.Final() {
+			err = errStillRunning
+		}
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		s.answer(w, r, http.StatusOK, s.visible(status))
+	})
 }
 
 // CancelJob answers POST /jobs/{job_id}/cancel.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/gorilla/mux"
 	"golang.org/x/sync/semaphore"
@@ -45,7 +46,7 @@ func newHandlers(c Config, a answers, gate *gatekeeper) handlers {
 		shown  = views{debug: c.Debug}
 		bodies = bodyLimits{maxBody: c.MaxBody, bodies: semaphore.NewWeighted(c.BodyMemory)}
 		ids    = jobIDs{owners: c.Service}
-		wait   = waiter{jobs: c.Service, maxWait: c.MaxWait}
+		wait   = waiter{jobs: c.Service, maxWait: c.MaxWait, inServer: c.waitersInServer, waiting: new(atomic.Int64)}
 		submit = submitter{service: c.Service, webhooks: c.Webhooks}
 		forms  = formLimits{maxUpload: c.MaxUpload, uploadStall: c.UploadStall}
 	)

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iterait/shepherd/internal/heldconn"
 	"github.com/iterait/shepherd/job"
 )
 
@@ -161,6 +164,122 @@ func TestWaitOutlivesTheServersTimeouts(t *testing.T) {
 		}
 		<-served
 	})
+}
+
+// hang is for what should take far less.
+const hang = time.Minute
+
+// TestWaitHeld has heldconn hold every request that waits. All are sent on one connection,
+// but for those after which it ends.
+func TestWaitHeld(t *testing.T) {
+	service := newFake()
+	service.add("a", job.Processing)
+	service.add("done", job.Done)
+	var log bytes.Buffer
+	base, _, stop := serveHeld(t, Config{Service: service, MaxWait: time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	var dialled atomic.Int64
+	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}}
+	client := &http.Client{Transport: transport}
+	get := func(path string, status int, text string) *http.Response {
+		t.Helper()
+		response, err := client.Get(base + "/jobs/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		if err != nil || response.StatusCode != status || !strings.Contains(string(body), text) {
+			t.Errorf("%s: %d %q, %v", path, response.StatusCode, body, err)
+		}
+		return response
+	}
+	get("done/wait_ready", 200, `"status": "done"`)
+	get("a/wait_ready?timeout=0", 200, `"status": "processing"`)
+	get("a/wait_ready?timeout=1h", 200, `"status": "processing"`)
+	if r := get("a/wait_ready", 503, "wait again"); r.Header.Get("Retry-After") == "" || r.Header.Get("X-Request-Id") == "" || r.Header.Get("Content-Type") != jsonType {
+		t.Errorf("%v", r.Header)
+	}
+	get("unknown/wait_ready", 400, "does not exist")
+	get("a/wait_ready?timeout=soon", 400, "timeout: must be")
+	get("a/status", 200, `"status": "processing"`)
+	if n := dialled.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+	transport.CloseIdleConnections()
+	stop()
+	if n := strings.Count(log.String(), "msg=request "); n != 7 || strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("%d requests are logged in\n%s", n, log.String())
+	}
+}
+
+// TestWaitHeldEnds waits without a limit: for the job's end, the client's, and the daemon's.
+func TestWaitHeldEnds(t *testing.T) {
+	service := newFake()
+	service.add("a", job.Processing)
+	service.add("b", job.Processing)
+	base, holder, stop := serveHeld(t, Config{Service: service})
+	var clients sync.WaitGroup
+	wait := func(ctx context.Context, id string, status int, text string) {
+		request, err := http.NewRequestWithContext(ctx, "GET", base+"/jobs/"+id+"/wait_ready", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		response, err := new(http.Transport).RoundTrip(request)
+		if err != nil {
+			if status != 0 {
+				t.Error(err)
+			}
+			return
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		if err != nil || response.StatusCode != status || !strings.Contains(string(body), text) {
+			t.Errorf("%d %q, %v", response.StatusCode, body, err)
+		}
+	}
+	leaving, leave := context.WithCancel(t.Context())
+	for range 10 {
+		clients.Go(func() { wait(t.Context(), "a", 200, `"status": "done"`) })
+		clients.Go(func() { wait(leaving, "b", 0, "") })
+		clients.Go(func() { wait(t.Context(), "b", 503, "shutting down") })
+	}
+	for service.waiting.Load() != 30 {
+		time.Sleep(time.Millisecond)
+	}
+	service.finish("a")
+	leave()
+	for service.waiting.Load() != 10 {
+		time.Sleep(time.Millisecond)
+	}
+	holder.End(job.ErrDraining)
+	clients.Wait()
+	stop()
+}
+
+// serveHeld serves c on a network address with a Holder that holds every request that waits.
+func serveHeld(t *testing.T, c Config) (url string, holder *heldconn.Holder, stop func()) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder = heldconn.New(listener.Addr(), hang)
+	c.waitersInServer = -1
+	server := &http.Server{Handler: New(c), ReadTimeout: hang, ConnContext: holder.ConnContext}
+	var serving sync.WaitGroup
+	for _, l := range []net.Listener{listener, holder} {
+		serving.Go(func() { _ = server.Serve(l) })
+	}
+	return "http://" + listener.Addr().String(), holder, func() {
+		server.Close()
+		holder.Close()
+		holder.Wait()
+		serving.Wait()
+	}
 }
 
 // pipeListener is a network inside a test's bubble.

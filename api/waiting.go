@@ -6,18 +6,67 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/iterait/shepherd/internal/heldconn"
 	"github.com/iterait/shepherd/job"
 )
 
-// waiter has requests wait for the end of a job.
+// defaultWaitersInServer is how many requests wait in net/http before further ones are held
+// by heldconn: a short wait costs the least time there, and many waits the most memory.
+const defaultWaitersInServer = 64
+
+// waiter lets requests wait for the end of a job.
 type waiter struct {
 	jobs interface {
 		Job(ctx context.Context, id job.ID) (job.Status, error)
 		Wait(ctx context.Context, id job.ID) (job.Status, error)
+		NotifyEnd(ctx context.Context, id job.ID, f func(job.Status)) (_ job.Status, stop func(), err error)
 	}
-	maxWait time.Duration // of one request
+	maxWait  time.Duration // of one request
+	inServer int           // how many wait before further ones are held
+	waiting  *atomic.Int64 // requests that wait
+}
+
+// waitAndAnswer calls answer with the result of wait. Where many requests wait already, it
+// returns before that, and answer is called with another writer and request.
+func (s waiter) waitAndAnswer(a answers, w http.ResponseWriter, r *http.Request, id job.ID, limit time.Duration, answer func(http.ResponseWriter, *http.Request, job.Status, error)) {
+	defer s.waiting.Add(-1)
+	begin := time.Now()
+	if s.waiting.Add(1) > int64(s.inServer) && heldconn.Hold(w, r, func(w http.ResponseWriter, held *heldconn.Request) {
+		s.waiting.Add(1)
+		defer s.waiting.Add(-1)
+		a.serve(w, held.Request, begin, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			status, err := s.hold(held, id, limit)
+			answer(w, r, status, err)
+		}))
+	}) {
+		return
+	}
+	status, err := s.wait(w, r, id, limit)
+	answer(w, r, status, err)
+}
+
+// hold is wait for a request that is held.
+func (s waiter) hold(r *heldconn.Request, id job.ID, limit time.Duration) (job.Status, error) {
+	var final atomic.Pointer[job.Status]
+	status, stop, err := s.jobs.NotifyEnd(r.Context(), id, func(s job.Status) {
+		final.Store(&s)
+		r.Wake()
+	})
+	defer stop()
+	if err != nil || status.State.Final() {
+		return status, err
+	}
+	r.Wait(time.Now().Add(limit))
+	if ended := final.Load(); ended != nil {
+		return *ended, nil
+	}
+	if err := r.Context().Err(); err != nil { // the client has left, or the daemon is stopping
+		return status, err
+	}
+	return s.jobs.Job(r.Context(), id)
 }
 
 // wait returns the job's final state, or its present one once limit has passed.

@@ -24,14 +24,15 @@ import (
 
 // trial is one run of a model without anything installed.
 type trial struct {
-	model     string // a directory with a config.yaml, or an image with its registry
-	inputs    []string
-	out       string
-	devices   []string
-	keep      bool
-	verbose   bool
-	plainHTTP bool
-	build     Build
+	model      string // a directory with a config.yaml, or an image with its registry
+	inputs     []string
+	out        string
+	devices    []string
+	keep       bool
+	verbose    bool
+	plainHTTP  bool
+	containerd string // the path of its socket; empty for the default
+	build      Build
 }
 
 func devCommand(b Build) *cobra.Command {
@@ -64,6 +65,7 @@ func devCommand(b Build) *cobra.Command {
 	f.StringSliceVar(&t.devices, "devices", nil, "the GPUs that the model may use: /dev/nvidia0, a CDI name, or all")
 	f.BoolVar(&t.keep, "keep", false, "keep the temporary directory, and say where it is")
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "show the daemon's log, too")
+	f.StringVar(&t.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "the path of containerd's socket, for an image; $CONTAINERD_ADDRESS if left out")
 	f.BoolVar(&t.plainHTTP, "plain-http", false, "the image's registry does not speak TLS; so is one on localhost")
 	return c
 }
@@ -110,6 +112,13 @@ func (t *trial) place(dir string) (job.Model, map[string]any, error) {
 	}
 	sheep["type"] = "container"
 	config["registry"] = map[string]any{"url": scheme + registry}
+	if t.containerd != "" {
+		address, err := filepath.Abs(strings.TrimPrefix(t.containerd, "unix://"))
+		if err != nil {
+			return job.Model{}, nil, err
+		}
+		config["containerd"] = map[string]any{"address": address}
+	}
 	return job.ParseModel(name), config, nil
 }
 

@@ -22,7 +22,9 @@ import (
 	"github.com/iterait/shepherd/access"
 	"github.com/iterait/shepherd/api"
 	"github.com/iterait/shepherd/config"
+	"github.com/iterait/shepherd/internal/heldconn"
 	"github.com/iterait/shepherd/internal/systemd"
+	"github.com/iterait/shepherd/job"
 )
 
 // Limits of a request's headers: the time to receive them, and their size in bytes.
@@ -30,6 +32,9 @@ const (
 	headerTime = 10 * time.Second
 	maxHeaders = 64 << 10
 )
+
+// idleTime is how long a connection is kept without a request.
+const idleTime = 2 * time.Minute
 
 // listeners are the daemon's listening sockets with their servers: the network, which serves
 // the API, and the unix socket, which also serves the routes for administrators. They are
@@ -60,7 +65,9 @@ type serving struct {
 	maxPerCaller int           // connections from one address
 
 	servers     []*http.Server
-	ended       chan error
+	holders     []*heldconn.Holder // of the servers
+	started     int                // calls that serve
+	ended       chan error         // receives the error of each of them
 	connections atomic.Int64
 }
 
@@ -162,37 +169,45 @@ func (l *listeners) urlOn(host string) string {
 // context of every request. The returned channel receives the error of each server that
 // ends.
 func (l *listeners) serve(base context.Context, network, socket http.Handler, log *slog.Logger) <-chan error {
-	l.ended = make(chan error, len(l.network)+1)
+	l.ended = make(chan error, 2*(len(l.network)+1))
 	refused := sometimes(time.Minute, func(address string) {
 		log.Warn("A caller has too many open connections; further ones are closed", "address", address, "max_connections", l.maxPerCaller)
 	})
-	start := func(handler http.Handler, listener net.Listener, serve func(*http.Server, net.Listener) error, read, write time.Duration) {
+	start := func(handler http.Handler, listener net.Listener, tls *tls.Config, read, write time.Duration) {
+		holder := heldconn.New(listener.Addr(), idleTime)
+		context.AfterFunc(base, func() { holder.End(context.Cause(base)) })
 		server := &http.Server{
 			Handler:           handler,
+			TLSConfig:         tls,
 			ReadHeaderTimeout: l.headerTime,
 			ReadTimeout:       read,
 			WriteTimeout:      write,
-			IdleTimeout:       2 * time.Minute,
+			IdleTimeout:       idleTime,
 			MaxHeaderBytes:    maxHeaders,
 			BaseContext:       func(net.Listener) context.Context { return base },
-			ConnContext:       access.Arrive,
-			ConnState:         l.count,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+				return holder.ConnContext(access.Arrive(ctx, conn), conn)
+			},
+			ConnState: l.count,
+			ErrorLog:  slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		}
-		l.servers = append(l.servers, server)
-		go func() { l.ended <- serve(server, listener) }()
+		l.servers, l.holders = append(l.servers, server), append(l.holders, holder)
+		serve := func(serve func() error) {
+			l.started++
+			go func() { l.ended <- serve() }()
+		}
+		if tls != nil {
+			serve(func() error { return server.ServeTLS(listener, "", "") })
+			return // connections with TLS are not held
+		}
+		serve(func() error { return server.Serve(listener) })
+		serve(func() error { return server.Serve(holder) })
 	}
 	// Handlers that wait, or transfer much data, extend these timeouts for their request.
 	for _, listener := range l.network {
-		start(network, access.LimitConnections(listener, l.maxPerCaller, refused), func(server *http.Server, listener net.Listener) error {
-			if l.tls == nil {
-				return server.Serve(listener)
-			}
-			server.TLSConfig = l.tls
-			return server.ServeTLS(listener, "", "")
-		}, l.readTime, l.readTime+time.Minute)
+		start(network, access.LimitConnections(listener, l.maxPerCaller, refused), l.tls, l.readTime, l.readTime+time.Minute)
 	}
-	start(socket, l.socket, (*http.Server).Serve, 0, 0)
+	start(socket, l.socket, nil, 0, 0)
 	return l.ended
 }
 
@@ -229,6 +244,15 @@ func (s *serving) count(_ net.Conn, state http.ConnState) {
 	}
 }
 
+// open returns the number of connections that have a request or wait for one.
+func (s *serving) open() int {
+	n := int(s.connections.Load())
+	for _, holder := range s.holders {
+		n += holder.Held()
+	}
+	return n
+}
+
 // stopAccepting closes the listeners, so that new connections wait for the next daemon if
 // the service manager also holds the sockets. It returns when the open connections have been
 // answered, or ctx has ended. http.Server.Shutdown alone would drop requests that have just
@@ -237,12 +261,13 @@ func (l *listeners) stopAccepting(ctx context.Context) {
 	for _, listener := range l.all() {
 		_ = listener.Close() // shutdown receives the error from the server
 	}
-	for _, server := range l.servers {
+	for i, server := range l.servers {
 		server.SetKeepAlivesEnabled(false)
+		_ = l.holders[i].Close() // never fails
 	}
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for l.connections.Load() > 0 {
+	for l.open() > 0 {
 		select {
 		case <-ctx.Done():
 			return
@@ -252,15 +277,19 @@ func (l *listeners) stopAccepting(ctx context.Context) {
 }
 
 // shutdown shuts the servers down when open requests have been answered or ctx has ended,
-// and returns their errors. ended is the number of servers whose error the caller has
-// received already.
+// and returns their errors. ended is the number of errors that the caller has received
+// already.
 func (l *listeners) shutdown(ctx context.Context, ended int) (err error) {
 	for _, server := range l.servers {
 		if server.Shutdown(ctx) != nil {
 			server.Close()
 		}
 	}
-	for range len(l.servers) - ended {
+	for _, holder := range l.holders {
+		holder.End(job.ErrDraining)
+		holder.Wait()
+	}
+	for range l.started - ended {
 		if e := <-l.ended; !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, net.ErrClosed) {
 			err = errors.Join(err, e)
 		}

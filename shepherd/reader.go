@@ -65,26 +65,34 @@ func (r *reader) Job(ctx context.Context, id job.ID) (job.Status, error) {
 // current state with ctx's error. A job that only storage knows does not change any more, so
 // its state is returned at once.
 func (r *reader) Wait(ctx context.Context, id job.ID) (job.Status, error) {
-	events, stop := r.env.hub.subscribe(id) // before reading the ledger, so that no change is missed
+	ended := make(chan job.Status, 1)
+	status, stop, err := r.NotifyEnd(ctx, id, func(s job.Status) { ended <- s })
 	defer stop()
-	status, run, err := r.statusAndRun(ctx, id)
-	for err == nil && !status.State.Final() {
-		select {
-		case <-ctx.Done():
-			if now, again, err := r.statusAndRun(context.WithoutCancel(ctx), id); err == nil && again == run {
-				status = now
-			}
-			return status, ctx.Err()
-		case e := <-events:
-			switch {
-			case e.Kind == job.EventEnded && e.Run >= run && e.Status != nil:
-				status = *e.Status
-			case e.Run > run: // the end of the last run was missed: wait for this one
-				run = e.Run
-			}
-		}
+	if err != nil || status.State.Final() {
+		return status, err
 	}
-	return status, err
+	select {
+	case status = <-ended:
+		return status, nil
+	case <-ctx.Done():
+		if now, err := r.Job(context.WithoutCancel(ctx), id); err == nil {
+			status = now
+		}
+		return status, ctx.Err()
+	}
+}
+
+// NotifyEnd is Job, and calls f with the final state when a job that has not ended does. f
+// is called at most once, on another goroutine, must return at once, and may still be called
+// while stop runs. stop is never nil.
+func (r *reader) NotifyEnd(ctx context.Context, id job.ID, f func(job.Status)) (_ job.Status, stop func(), err error) {
+	w := &endWatch{notify: f}
+	stop = r.env.hub.watch(id, w.observe) // before reading the ledger, so that no end is missed
+	status, run, err := r.statusAndRun(ctx, id)
+	if err == nil && !status.State.Final() {
+		w.follow(run)
+	}
+	return status, stop, err
 }
 
 // statusAndRun is Job with the number of the job's run. It reads the ledger on another

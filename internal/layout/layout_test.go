@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 	"config":                  {"job", "runtime", "config/size", "gpu", "image/endpoint", "internal/bucketname"},
 	"config/size":             {},
 	"access":                  {},
-	"api":                     {"job", "access", "docs"},
+	"api":                     {"job", "access", "docs", "internal/heldconn"},
 	"fleet":                   {"job"},
 	"forecast":                {"job"},
 	"shepherd":                {"job", "forecast", "ledger", "storage", "messenger", "runtime", "internal/crashpoint", "internal/durable", "internal/errtext"},
