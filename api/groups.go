@@ -42,6 +42,7 @@ func (s *groupServer) CreateGroup(w http.ResponseWriter, r *http.Request, params
 		s.fail(w, r, err)
 		return
 	}
+	unbounded(w) // there may be many inputs to store
 	again, err := s.submitGroupOnce(r.Context(), requests, key)
 	if err != nil {
 		s.fail(w, r, err)
@@ -160,6 +161,7 @@ func (s *groupServer) GetGroup(w http.ResponseWriter, r *http.Request, raw strin
 
 // CancelGroup answers POST /groups/{group_id}/cancel.
 func (s *groupServer) CancelGroup(w http.ResponseWriter, r *http.Request, raw string) {
+	unbounded(w) // there may be many jobs
 	id, err := groupID(raw)
 	if err == nil {
 		err = s.groups.CancelGroup(r.Context(), id, access.From(r.Context()).Tenant)
@@ -169,6 +171,7 @@ func (s *groupServer) CancelGroup(w http.ResponseWriter, r *http.Request, raw st
 
 // RetryGroup answers POST /groups/{group_id}/retry.
 func (s *groupServer) RetryGroup(w http.ResponseWriter, r *http.Request, raw string) {
+	unbounded(w) // there may be many jobs
 	id, err := groupID(raw)
 	if err == nil {
 		err = s.groups.RetryGroup(r.Context(), id, access.From(r.Context()).Tenant, traceOf(r))

@@ -76,6 +76,9 @@ func (s *submitServer) CreateJob(w http.ResponseWriter, r *http.Request, params 
 		s.fail(w, r, err)
 		return
 	}
+	if files != nil {
+		unbounded(w) // large files may be copied
+	}
 	again, err := s.submitOnce(r.Context(), request, files, key)
 	if err != nil {
 		s.fail(w, r, err)
