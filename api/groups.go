@@ -90,6 +90,9 @@ func (s *groupServer) readGroup(w http.ResponseWriter, r *http.Request, params C
 		if err := s.prepareItem(r, &requests[i], i, group, webhook, key); err != nil {
 			return "", nil, "", &job.ItemError{Index: i, Err: err}
 		}
+		if key != "" { // a request with the first of these jobs is another one
+			requests[i].Idempotency += "-" + strconv.Itoa(len(requests))
+		}
 	}
 	return group, requests, key, nil
 }
@@ -136,7 +139,7 @@ func (s *groupServer) groupSubmitted(ctx context.Context, requests []job.Request
 		switch {
 		case err != nil:
 			return false, err
-		case !again && i > 0: // it had fewer jobs
+		case !again && i > 0: // some of its jobs are gone
 			return false, errKeyReused
 		case !again:
 			return false, nil
