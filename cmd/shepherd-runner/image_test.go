@@ -261,6 +261,25 @@ func TestImageWithoutItsProgram(t *testing.T) {
 	}
 }
 
+// A signal may be given as in an image's STOPSIGNAL.
+func TestStopSignal(t *testing.T) {
+	const script = `trap 'echo asked > {outputs}/asked; exit 1' INT; echo up > {outputs}/up; while :; do sleep 0.01; done`
+	for _, sig := range []string{"SIGINT", "2", "int"} {
+		x := startImage(t, nil, "--stop-signal", sig, "--", "/bin/sh", "-c", script)
+		x.send("a")
+		appears(t, filepath.Join(x.root, "a", job.OutputDir, "up"))
+		x.cancel("a")
+		if f, _ := x.answer("a"); f == nil || f.Type != messenger.CancelledType || x.output("a", "asked") != "asked\n" {
+			t.Errorf("%s: got %+v", sig, f)
+		}
+	}
+	x := launchImage(t, nil, "--stop-signal", "SIGNONSENSE", "--", "/bin/true")
+	_ = x.cmd.Wait()
+	if code := x.cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(x.log.String(), "SIGNONSENSE") {
+		t.Errorf("exit code %d, %s", code, x.log)
+	}
+}
+
 func TestWarm(t *testing.T) {
 	const script = `n=0; echo loaded; while read -r line; do n=$((n+1)); echo "::progress 0.5 job $n"
 		case $line in
