@@ -348,6 +348,59 @@ func TestWorkdirStaysInDataRoot(t *testing.T) {
 	}
 }
 
+// A runner that puts a link in the place of its attempt's directory, or of the job's in it,
+// does not get the next daemon to take another sheep's job for its own.
+func TestFoundWorkdirIsNoLink(t *testing.T) {
+	root := t.TempDir()
+	w := workdirs{dataRoot: root, sheep: "dolly"}
+	other := workdirs{dataRoot: root, sheep: "other"}
+	for token, id := range map[ledger.Token]job.ID{7: "job", 8: "secret"} {
+		of := w
+		if id == "secret" {
+			of = other
+		}
+		d, err := of.make(token, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.show(owner{}); err != nil {
+			t.Fatal(err)
+		}
+		d.leave()
+	}
+	attempt := filepath.Join(root, "dolly", "attempt-7")
+	if d, err := w.find(7, "job"); err != nil {
+		t.Errorf("before: %v", err)
+	} else {
+		d.leave()
+	}
+	if err := os.Mkdir(filepath.Join(root, "other", "attempt-8", "job"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"attempt-7": "../other/attempt-8", "attempt-7/job": "../../other/attempt-8/secret",
+		"job": "../other/attempt-8/secret", // where an older version had it
+	} {
+		if err := os.RemoveAll(attempt); err != nil {
+			t.Fatal(err)
+		}
+		place := filepath.Join(root, "dolly", name)
+		if err := os.MkdirAll(filepath.Dir(place), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, place); err != nil {
+			t.Fatal(err)
+		}
+		if d, err := w.find(7, "job"); err == nil {
+			t.Errorf("with %s as a link it finds another sheep's job", name)
+			d.leave()
+		}
+		if err := os.Remove(place); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The mode of working directories does not depend on the umask, and what an
 // earlier daemon left in the staging area is replaced.
 func TestWorkdirModes(t *testing.T) {
