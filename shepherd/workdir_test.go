@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -398,6 +399,57 @@ func TestFoundWorkdirIsNoLink(t *testing.T) {
 		if err := os.Remove(place); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A daemon that is not root removes directories that a runner of its user has made read-only,
+// as package managers do.
+func TestRemoveReadOnlyDirectories(t *testing.T) {
+	w := workdirs{dataRoot: t.TempDir(), sheep: "dolly"}
+	d, err := w.make(7, "job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.show(owner{}); err != nil {
+		t.Fatal(err)
+	}
+	outputs := filepath.Join(w.dataRoot, "dolly", "attempt-7", "job", "outputs")
+	files(t, outputs, "mod/cache/a", "mod/cache/b/c", "locked/x", "other")
+	for name, mode := range map[string]fs.FileMode{"mod/cache/b": 0o555, "mod/cache": 0o555, "mod": 0o500, "locked": 0, ".": 0o555} {
+		defer os.Chmod(filepath.Join(outputs, name), 0o755)
+		if err := os.Chmod(filepath.Join(outputs, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asUser(t, func() { err = d.remove() })
+	if err != nil {
+		t.Error(err)
+	}
+	if got := append(namesIn(t, filepath.Join(w.dataRoot, "dolly")), namesIn(t, filepath.Join(w.dataRoot, stagingDir))...); len(got) > 0 {
+		t.Errorf("left are %q", got)
+	}
+}
+
+// asUser calls f on a thread without root's right to ignore the permissions of files.
+func asUser(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		err := unix.Capget(&header, &data[0])
+		if err == nil {
+			data[0].Effective &^= 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH
+			err = unix.Capset(&header, &data[0])
+		}
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 
