@@ -295,7 +295,7 @@ func (l *Lease) State() string {
 		if d.record != nil && d.record.out != "" {
 			// Short, with the reason early: it is shown where there is little room, and the
 			// GPU's own entry has its name and UUID.
-			return fmt.Sprintf("%s is out: %s; tested again at %s", d.record.short(), d.record.reason(), d.record.retest.UTC().Format("15:04:05"))
+			return fmt.Sprintf("%s is out: %s; tested again at %s", d.record.short(), d.record.reason(), d.record.retest.UTC().Format("15:04:05 UTC"))
 		}
 	}
 	if l.waitingFor != "" {
