@@ -229,6 +229,10 @@ func checksumOf(ctx context.Context, o *folder.Object, algorithm string) (folder
 	return folder.Checksum{Algorithm: algorithm, Value: encodeSum(sum)}, nil
 }
 
+// touchHeaders let an object be copied to itself even when their values are those it has:
+// that is how its time is set, or all that a bucket holds encrypted.
+var touchHeaders = []string{"X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption", redirectHeader}
+
 func (h *handler) copyObject(r *request) error {
 	replaceMeta, err := directive(r, "X-Amz-Metadata-Directive")
 	if err != nil {
@@ -253,7 +257,7 @@ func (h *handler) copyObject(r *request) error {
 	}
 	same := bucket == r.bucket && from.Key == r.key
 	otherSum := algorithm != "" && algorithm != from.Checksum.Algorithm
-	if same && !replaceMeta && !replaceTags && !otherSum {
+	if same && !replaceMeta && !replaceTags && !otherSum && !slices.ContainsFunc(touchHeaders, func(name string) bool { return r.Header.Get(name) != "" }) {
 		return badRequest(codeInvalidRequest, "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 	}
 	tags := attrs[taggingHeader]

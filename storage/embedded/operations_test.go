@@ -428,6 +428,7 @@ func TestCopySources(t *testing.T) {
 			t.Errorf("%s copied %q, want %q", source, got, want)
 		}
 	}
+	put(t, c, b, "copy", []byte("right"))
 	for _, source := range []string{"sources/a%2Bb%20c%25d?versionId=abc", "sources/a%2Bb%20c%25d?versionId="} {
 		answer, text := s.do("PUT", "/"+b+"/copy2", "", http.Header{"X-Amz-Copy-Source": {source}}, nil)
 		wantAnswer(t, answer, text, 400, "InvalidArgument")
@@ -442,6 +443,13 @@ func TestCopySources(t *testing.T) {
 	for _, itself := range []string{"sources/copy", "/sources/copy", "sources%2Fcopy", "sources/c%6fpy"} {
 		answer, text = s.do("PUT", "/"+b+"/copy", "", http.Header{"X-Amz-Copy-Source": {itself}}, nil)
 		wantAnswer(t, answer, text, 400, "InvalidRequest")
+	}
+	for name, value := range map[string]string{"X-Amz-Storage-Class": "STANDARD", "X-Amz-Server-Side-Encryption": "AES256", "X-Amz-Website-Redirect-Location": "/x"} {
+		answer, text = s.do("PUT", "/"+b+"/copy", "", http.Header{"X-Amz-Copy-Source": {"sources/copy"}, name: {value}}, nil)
+		wantAnswer(t, answer, text, 200, "CopyObjectResult")
+		if got := get(t, c, b, "copy"); string(got) != "right" {
+			t.Errorf("with %s the copy of itself holds %q", name, got)
+		}
 	}
 }
 
