@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// request is one that a receiver got.
+// request is a request that a receiver got.
 type request struct {
 	at                       time.Time
 	url, id, stamp, sign     string
@@ -65,7 +65,7 @@ func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: header, Body: http.NoBody, Request: r}, nil
 }
 
-// said are the messages that a URL got, as "JOB KIND".
+// said returns the messages that a URL got, as "JOB KIND".
 func (w *wire) said(url string) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,8 +82,8 @@ var testSecret = Secret("0123456789abcdef0123456789abcdef")
 
 func secrets() ([]Secret, error) { return []Secret{testSecret}, nil }
 
-// config is that of a Dispatcher with the receivers "all", of every event, and "wool",
-// of the ends of one tenant's jobs.
+// config has the receivers "all", of every event, and "wool", of the ends of one tenant's
+// jobs.
 func config(l *memory.Ledger, w *wire) Config {
 	return Config{
 		Ledger: l, Transport: w, Log: slog.New(slog.DiscardHandler), UserAgent: "shepherd/test",
@@ -123,8 +123,8 @@ func want(t *testing.T, w *wire, url string, said ...string) {
 	}
 }
 
-// Receivers are told of what happens from the first start on, also of what happened
-// while no daemon ran, and of nothing twice.
+// Receivers get messages about all events from the first start on, also those while no daemon
+// ran, and none twice.
 func TestDeliver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -177,8 +177,8 @@ func TestDeliver(t *testing.T) {
 	})
 }
 
-// A message that is refused is tried with growing pauses for a day, with one id, and
-// holds up those behind it about the same job for the same receiver, and no others.
+// A message that is refused is tried with growing pauses for a day, with one id. Later
+// messages about the same job for the same receiver wait for it, and no others.
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := memory.New(memory.Config{})
@@ -243,7 +243,7 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// What a receiver answers decides what becomes of a message.
+// The response of a receiver decides whether a message is tried again.
 func TestAnswers(t *testing.T) {
 	for _, c := range []struct {
 		status  int
@@ -292,7 +292,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// A receiver that does not answer does not hold up others.
+// A receiver that does not answer does not delay others.
 func TestSlowReceiver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -324,7 +324,7 @@ func (h hanging) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.wire.RoundTrip(r)
 }
 
-// Events that are no longer kept are passed over, and those after them are told of.
+// Events that are no longer kept are skipped; there are messages about those after them.
 func TestEventsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{EventNumber: 4}), &wire{}
@@ -348,7 +348,7 @@ func TestEventsGone(t *testing.T) {
 	})
 }
 
-// A cursor is kept now and then where events pass that no receiver wants.
+// A cursor is stored from time to time while no receiver wants the events.
 func TestCheckpointKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
@@ -427,8 +427,8 @@ func TestNotStarted(t *testing.T) {
 	d.Stop()
 }
 
-// The receiver of a group is told once when all its jobs have ended, also where several end
-// at a time, and again when one of them ran again.
+// The receiver of a group gets one message when all its jobs have ended, also where several
+// end at the same time, and another after one of them ran again.
 func TestGroupEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := memory.New(memory.Config{}), &wire{}
