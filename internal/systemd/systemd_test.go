@@ -114,7 +114,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// manager hears what is told.
+// manager receives the notifications.
 type manager struct {
 	path string
 	conn *net.UnixConn

@@ -79,7 +79,7 @@ func (o *OTLP) Spans() []*spans.Span {
 	return append([]*spans.Span(nil), o.spans...)
 }
 
-// Span is the last one of the name, nil where there is none.
+// Span returns the last span of the name, nil for none.
 func (o *OTLP) Span(name string) (last *spans.Span) {
 	for _, s := range o.Spans() {
 		if s.Name == name {

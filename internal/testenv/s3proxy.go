@@ -58,7 +58,7 @@ func (p *S3Proxy) changeETags(answer *http.Response) error {
 	return nil
 }
 
-// Fault is what is done to a request.
+// Fault is a fault that is injected into a request.
 type Fault int
 
 const (
