@@ -244,6 +244,7 @@ func (r *reader) open(ctx context.Context) error {
 		return err
 	}
 	r.kept, r.at = kept, kept
+	r.nudge() // messages may have been queued although the ledger failed to say so
 	return nil
 }
 

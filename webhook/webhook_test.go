@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
 	"github.com/iterait/shepherd/job"
@@ -378,6 +379,43 @@ func TestCheckpointKept(t *testing.T) {
 			t.Fatal("the cursor is not kept")
 		}
 	})
+}
+
+// unsure is a ledger whose connection breaks when messages have just been queued: it does
+// so, and says that it failed, or that another node was faster.
+type unsure struct {
+	*memory.Ledger
+	err error
+}
+
+func (u unsure) QueueDeliveries(ctx context.Context, consumer string, from, to job.Cursor, messages []job.Delivery, complete []ledger.JobRun) (bool, error) {
+	moved, err := u.Ledger.QueueDeliveries(ctx, consumer, from, to, messages, complete)
+	if err == nil && len(messages) > 0 {
+		return false, u.err
+	}
+	return moved, err
+}
+
+// A message that was queued, although the ledger does not say so, is sent soon.
+func TestQueuedUnawares(t *testing.T) {
+	for name, answer := range map[string]error{"an error": errdefs.ErrUnavailable, "another node": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, w := memory.New(memory.Config{}), &wire{}
+				defer l.Close()
+				cfg := config(l, w)
+				cfg.Ledger, cfg.JobSecrets, cfg.Receivers = unsure{l, answer}, nil, cfg.Receivers[:1]
+				d := New(cfg)
+				d.Start()
+				defer d.Stop()
+				synctest.Wait()
+				create(t, l, job.Record{ID: "a"})
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				want(t, w, "https://all.example", "a queued")
+			})
+		})
+	}
 }
 
 func TestNotStarted(t *testing.T) {
