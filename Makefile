@@ -197,7 +197,7 @@ performance: $(MINIO) ## run the benchmarks for docs/performance.md, with those 
 		-revision "$$(git rev-parse --short HEAD)" -date "$$(date -u +%Y-%m-%d)" >$(CACHE)/performance/performance.md
 	@mv $(CACHE)/performance/performance.md docs/performance.md
 
-bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside plain transactions in the same run, and how soon the jobs of lost nodes run elsewhere
+bench-fleet: ## measure what a fleet of 20 nodes with 80 sheep takes of PostgreSQL, beside the same statements by themselves and plain transactions in the same run, and how soon the jobs of lost nodes run elsewhere
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 3000x ./ledger/postgres
 	$(GO) test -count=1 -timeout 20m -run '^$$' -bench '^BenchmarkNodeLoss$$' -benchtime 1x ./ledger/postgres
 

@@ -265,13 +265,14 @@ func (l *lane) lostTooOften(ctx context.Context, a *attempt) (*ending, error) {
 }
 
 // admit checks that the disk has room for inputs. For inputs that are staged ahead it also
-// reserves their size from the budget.
+// reserves their size from the budget, in place of what an earlier try to stage them reserved.
 func (l *lane) admit(a *attempt, bytes int64) error {
 	if l.room != nil {
 		if err := l.room(bytes); err != nil {
 			return fmt.Errorf("%w: %w", storage.ErrWorkDir, err)
 		}
 	}
+	l.budget.free(a.reserved.Swap(0))
 	if a.ahead && a.owner.Load() == ownedByFeeder {
 		if err := l.budget.reserve(bytes); err != nil {
 			return err

@@ -240,7 +240,8 @@ func (w workdirs) enterSlowly(name string) (*os.File, error) {
 }
 
 // find opens the working directory that an earlier daemon gave to a runner. The error wraps
-// fs.ErrNotExist if there is none.
+// fs.ErrNotExist if there is none. The runner may have put links in its place, so they are
+// followed no further than the sheep's directory, which the runner can read anyway.
 func (w workdirs) find(t ledger.Token, id job.ID) (*workdir, error) {
 	root, err := w.open()
 	if err != nil {
@@ -248,10 +249,14 @@ func (w workdirs) find(t ledger.Token, id job.ID) (*workdir, error) {
 	}
 	defer root.Close()
 	d := &workdir{of: w, attempt: attemptDir(t), id: id, shown: true}
-	d.job, err = root.OpenRoot(path.Join(w.sheep, d.attempt, string(id)))
-	if errors.Is(err, fs.ErrNotExist) {
-		d.legacy = true
-		d.job, err = root.OpenRoot(path.Join(w.sheep, string(id)))
+	sheep, err := root.OpenRoot(w.sheep)
+	if err == nil {
+		defer sheep.Close()
+		d.job, err = sheep.OpenRoot(path.Join(d.attempt, string(id)))
+		if errors.Is(err, fs.ErrNotExist) {
+			d.legacy = true
+			d.job, err = sheep.OpenRoot(string(id))
+		}
 	}
 	if err != nil {
 		return nil, workDirError("open the directory of a job that is under way", err)

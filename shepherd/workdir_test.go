@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -345,6 +346,110 @@ func TestWorkdirStaysInDataRoot(t *testing.T) {
 	}
 	if err := d.remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A runner that puts a link in the place of its attempt's directory, or of the job's in it,
+// does not get the next daemon to take another sheep's job for its own.
+func TestFoundWorkdirIsNoLink(t *testing.T) {
+	root := t.TempDir()
+	w := workdirs{dataRoot: root, sheep: "dolly"}
+	other := workdirs{dataRoot: root, sheep: "other"}
+	for token, id := range map[ledger.Token]job.ID{7: "job", 8: "secret"} {
+		of := w
+		if id == "secret" {
+			of = other
+		}
+		d, err := of.make(token, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.show(owner{}); err != nil {
+			t.Fatal(err)
+		}
+		d.leave()
+	}
+	attempt := filepath.Join(root, "dolly", "attempt-7")
+	if d, err := w.find(7, "job"); err != nil {
+		t.Errorf("before: %v", err)
+	} else {
+		d.leave()
+	}
+	if err := os.Mkdir(filepath.Join(root, "other", "attempt-8", "job"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"attempt-7": "../other/attempt-8", "attempt-7/job": "../../other/attempt-8/secret",
+		"job": "../other/attempt-8/secret", // where an older version had it
+	} {
+		if err := os.RemoveAll(attempt); err != nil {
+			t.Fatal(err)
+		}
+		place := filepath.Join(root, "dolly", name)
+		if err := os.MkdirAll(filepath.Dir(place), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(target, place); err != nil {
+			t.Fatal(err)
+		}
+		if d, err := w.find(7, "job"); err == nil {
+			t.Errorf("with %s as a link it finds another sheep's job", name)
+			d.leave()
+		}
+		if err := os.Remove(place); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A daemon that is not root removes directories that a runner of its user has made read-only,
+// as package managers do.
+func TestRemoveReadOnlyDirectories(t *testing.T) {
+	w := workdirs{dataRoot: t.TempDir(), sheep: "dolly"}
+	d, err := w.make(7, "job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.show(owner{}); err != nil {
+		t.Fatal(err)
+	}
+	outputs := filepath.Join(w.dataRoot, "dolly", "attempt-7", "job", "outputs")
+	files(t, outputs, "mod/cache/a", "mod/cache/b/c", "locked/x", "other")
+	for name, mode := range map[string]fs.FileMode{"mod/cache/b": 0o555, "mod/cache": 0o555, "mod": 0o500, "locked": 0, ".": 0o555} {
+		defer os.Chmod(filepath.Join(outputs, name), 0o755)
+		if err := os.Chmod(filepath.Join(outputs, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asUser(t, func() { err = d.remove() })
+	if err != nil {
+		t.Error(err)
+	}
+	if got := append(namesIn(t, filepath.Join(w.dataRoot, "dolly")), namesIn(t, filepath.Join(w.dataRoot, stagingDir))...); len(got) > 0 {
+		t.Errorf("left are %q", got)
+	}
+}
+
+// asUser calls f on a thread without root's right to ignore the permissions of files.
+func asUser(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		err := unix.Capget(&header, &data[0])
+		if err == nil {
+			data[0].Effective &^= 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH
+			err = unix.Capset(&header, &data[0])
+		}
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -149,8 +149,51 @@ func withdraw(root, sheep *os.Root, name string) error {
 }
 
 // discard removes a directory, its mark last: what is left when the daemon is killed still
-// carries the mark.
+// carries the mark. Directories in it may be read-only.
 func discard(parent *os.Root, name string) error {
+	err := discardWritable(parent, name)
+	if errors.Is(err, fs.ErrPermission) && unlock(parent, name) == nil {
+		err = discardWritable(parent, name)
+	}
+	return err
+}
+
+// unlock gives the user of this process all permissions on a directory and on those in it. It
+// fails where they belong to another user.
+func unlock(parent *os.Root, name string) error {
+	if err := parent.Chmod(name, 0o700); err != nil {
+		return err
+	}
+	dir, err := parent.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	list, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer list.Close()
+	for {
+		entries, err := list.ReadDir(1000)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				if err := unlock(dir, e.Name()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// discardWritable does discard's work where this process may change all directories.
+func discardWritable(parent *os.Root, name string) error {
 	info, err := parent.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

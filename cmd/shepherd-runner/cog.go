@@ -47,32 +47,49 @@ type cog struct {
 
 // newCog starts the image's server and waits until the model is set up.
 func newCog(ctx context.Context, m *model) (_ *cog, err error) {
-	portNumber, err := port.Free("127.0.0.1")
-	if err != nil {
-		return nil, err
-	}
-	c := &cog{m: m, base: "http://127.0.0.1:" + strconv.Itoa(portNumber), client: &http.Client{Transport: new(http.Transport)}}
+	c := &cog{m: m, client: &http.Client{Transport: new(http.Transport)}}
 	if c.desk, err = newCallbackServer(); err != nil {
 		return nil, err
 	}
-	if c.server, err = m.startResident(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
+	if err := c.start(ctx); err != nil {
 		c.desk.close()
-		return nil, fmt.Errorf("start the model's server: %w", err)
-	}
-	if err = c.awaitSetup(ctx); err == nil {
-		err = c.readSchema(ctx)
-	}
-	if err != nil {
-		c.stop()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *cog) stop() {
-	c.server.stop()
-	c.desk.close()
+// start starts the image's server and waits until the model is set up.
+func (c *cog) start(ctx context.Context) error {
+	portNumber, err := port.Free("127.0.0.1")
+	if err != nil {
+		return err
+	}
+	c.base = "http://127.0.0.1:" + strconv.Itoa(portNumber)
+	if c.server, err = c.m.startResident(nil, "PORT="+strconv.Itoa(portNumber)); err != nil {
+		c.server = nil
+		return fmt.Errorf("start the model's server: %w", err)
+	}
+	if err = c.awaitSetup(ctx); err == nil {
+		err = c.readSchema(ctx)
+	}
+	if err != nil {
+		c.end()
+	}
+	return err
+}
+
+// end stops the server, which may have ended. The next job starts it again.
+func (c *cog) end() {
+	if c.server != nil {
+		c.server.stop()
+		c.server = nil
+	}
 	c.client.CloseIdleConnections()
+}
+
+func (c *cog) stop() {
+	c.end()
+	c.desk.close()
 }
 
 // cogHealth is the response to GET /health-check.
@@ -166,15 +183,19 @@ func (p *prediction) over() bool {
 	return p.Status == "succeeded" || p.Status == "failed" || p.Status == "canceled"
 }
 
-// process processes a job by one prediction. See runner.Handler.
+// process processes a job by one prediction. A server that has ended is started again. See
+// runner.Handler.
 func (c *cog) process(ctx context.Context, j runner.Job) error {
+	if c.server != nil && ended(c.server) {
+		c.end()
+	}
+	if c.server == nil {
+		if err := c.start(ctx); err != nil {
+			return fmt.Errorf("start the model's server again: %w", err)
+		}
+	}
 	ctx, cancel := c.m.bounded(ctx)
 	defer cancel()
-	select {
-	case <-c.server.child.exited:
-		return c.server.failed()
-	default:
-	}
 	v, err := c.desk.receive(j.InputDir)
 	if err != nil {
 		return err
@@ -190,6 +211,10 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	c.server.during(nil)
 	p, err := c.predict(ctx, id, input, v, watch)
 	c.server.out.settle() // so that all output of this job is in its log
+	if err != nil && !errors.Is(err, errRefused) {
+		// The prediction may still run, and must not do so in parallel with the next one.
+		c.end()
+	}
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return c.m.stopped(ctx, watch.seen)
@@ -207,8 +232,11 @@ func (c *cog) process(ctx context.Context, j runner.Job) error {
 	return c.schema.output(j, p.Output)
 }
 
+// errRefused is wrapped by predict's error if the server has not begun the prediction.
+var errRefused = errors.New("the model's server refused the prediction")
+
 // predict starts a prediction and waits for its end. When ctx ends it cancels the
-// prediction.
+// prediction. After an error that does not wrap errRefused, the prediction may still run.
 func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *callbacks, watch *logWatch) (*prediction, error) {
 	body := map[string]any{
 		"id": id, "input": input, "webhook": v.webhook(),
@@ -216,7 +244,8 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *c
 	}
 	path := "/predictions/" + url.PathEscape(id)
 	var p prediction
-	status, err := c.call(ctx, http.MethodPut, path, map[string]string{"Prefer": "respond-async"}, body, &p)
+	// The request is not interrupted, so that it is known whether there is something to cancel.
+	status, err := c.call(context.WithoutCancel(ctx), http.MethodPut, path, map[string]string{"Prefer": "respond-async"}, body, &p)
 	switch {
 	case err != nil:
 		return nil, c.requestError(ctx, err)
@@ -230,9 +259,9 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *c
 	}
 	switch {
 	case status == http.StatusUnprocessableEntity, status == http.StatusBadRequest:
-		return nil, &job.Failure{Message: "InvalidInput: " + explainDetail(&p), Type: "InvalidInput"}
+		return nil, fmt.Errorf("%w: %w", errRefused, &job.Failure{Message: "InvalidInput: " + explainDetail(&p), Type: "InvalidInput"})
 	case status >= 300:
-		return nil, fmt.Errorf("the model's server refused the prediction with status %d: %s", status, cmp.Or(explainDetail(&p), "it gives no reason"))
+		return nil, fmt.Errorf("%w with status %d: %s", errRefused, status, cmp.Or(explainDetail(&p), "it gives no reason"))
 	}
 	watch.note(p.Logs)
 	if p.over() {
@@ -258,9 +287,6 @@ func (c *cog) predict(ctx context.Context, id string, input map[string]any, v *c
 			_, _ = c.call(calling, http.MethodPost, path+"/cancel", nil, nil, &struct{}{})
 			cancel()
 		case <-overdue:
-			// The prediction was not cancelled. It must not run in parallel with the
-			// next one.
-			c.server.stop()
 			return nil, ctx.Err()
 		case <-health.C:
 			var h cogHealth

@@ -124,6 +124,19 @@ func (t cogType) isFiles() bool {
 	return t.Type == "array" && t.Items != nil && t.Items.isFile() || slices.ContainsFunc(t.AnyOf, cogType.isFiles)
 }
 
+// isText reports whether values are text, numbers and lists of them, which contain no files.
+func (t cogType) isText() bool {
+	switch t.Type {
+	case "string":
+		return t.Format != "uri"
+	case "integer", "number", "boolean", "null":
+		return true
+	case "array":
+		return t.Items != nil && t.Items.isText()
+	}
+	return len(t.AnyOf) > 0 && !slices.ContainsFunc(t.AnyOf, func(o cogType) bool { return !o.isText() })
+}
+
 func (c *cog) readSchema(ctx context.Context) error {
 	var doc struct {
 		Components struct {
@@ -276,18 +289,21 @@ func (s *cogSchema) output(j runner.Job, raw json.RawMessage) error {
 		for _, item := range list {
 			fmt.Fprint(&text, item)
 		}
-		value = text.String()
+		return os.WriteFile(j.Output(), []byte(text.String()), 0o644)
 	}
+	onlyText := s.result.isText() // then "data: a, b" is no file
 	if text, ok := value.(string); ok {
-		if data, _, ok := parseDataURL(text); ok {
+		if data, _, ok := parseDataURL(text); ok && !onlyText {
 			return os.WriteFile(j.Output(), data, 0o644)
 		}
 		return os.WriteFile(j.Output(), []byte(text), 0o644)
 	}
-	w := fileWriter{dir: j.OutputDir, taken: map[string]bool{job.DefaultOutput: true}}
-	value, err := w.extract(value, job.DefaultOutput)
-	if err != nil {
-		return err
+	if !onlyText {
+		w := fileWriter{dir: j.OutputDir, taken: map[string]bool{job.DefaultOutput: true}}
+		var err error
+		if value, err = w.extract(value, job.DefaultOutput); err != nil {
+			return err
+		}
 	}
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)

@@ -23,8 +23,9 @@ import (
 const (
 	// tailSize is how many bytes at the end of a command's stderr its failure contains.
 	tailSize = 4 << 10
-	// lineSize is the longest line of a command's output, in bytes, that is not split.
-	lineSize = 64 << 10
+	// lineSize is the longest line of a command's output, in bytes, that is not split. It
+	// is the longest answer with contract warm.
+	lineSize = 1 << 20
 )
 
 // process runs the command for one job. See runner.Handler.
@@ -37,7 +38,7 @@ func (m *model) process(ctx context.Context, j runner.Job) error {
 	}
 	defer m.children.endOrphans()
 	defer g.kill()
-	out := newOutput(func(line string) { sendLine(j, line) })
+	out := newOutput(func(_ stream, line string) { sendLine(j, line) })
 	defer out.close()
 	cmd := m.command(j)
 	if err := out.attach(cmd); err != nil {
@@ -95,10 +96,18 @@ func (m *model) service(args []string) *exec.Cmd {
 	return cmd
 }
 
+// stream is one of a command's outputs.
+type stream int
+
+const (
+	stdout stream = iota
+	stderr
+)
+
 // output copies a command's output to this program's own output, calls a function for
 // each line, and keeps the end of stderr.
 type output struct {
-	each   func(line string)
+	each   func(from stream, line string)
 	stderr *bounded.Tail
 	reads  []*bounded.Pipe
 	writes []*os.File // the write ends for the command, until started is called
@@ -106,16 +115,16 @@ type output struct {
 	copies int
 }
 
-func newOutput(each func(line string)) *output {
+func newOutput(each func(from stream, line string)) *output {
 	return &output{each: each, stderr: bounded.NewTail(tailSize), copied: make(chan struct{}, 2)}
 }
 
 // attach makes pipes the command's stdout and stderr, and starts copying from them.
 func (o *output) attach(cmd *exec.Cmd) error {
-	for _, stream := range []struct {
+	for from, s := range []struct {
 		into *io.Writer
 		to   io.Writer
-	}{{&cmd.Stdout, os.Stdout}, {&cmd.Stderr, io.MultiWriter(o.stderr, os.Stderr)}} {
+	}{stdout: {&cmd.Stdout, os.Stdout}, stderr: {&cmd.Stderr, io.MultiWriter(o.stderr, os.Stderr)}} {
 		r, w, err := os.Pipe()
 		if err != nil {
 			o.close()
@@ -123,14 +132,14 @@ func (o *output) attach(cmd *exec.Cmd) error {
 		}
 		p := bounded.NewPipe(r)
 		o.reads, o.writes = append(o.reads, p), append(o.writes, w)
-		*stream.into = w
+		*s.into = w
 		o.copies++
 		go func() { // ends with the pipe, at the latest a second after end is called
 			lines := bounded.NewLines(lineSize, func(line string) {
 				if _, _, ok := parseProgress(line); !ok {
-					_, _ = io.WriteString(stream.to, line+"\n")
+					_, _ = io.WriteString(s.to, line+"\n")
 				}
-				o.each(line)
+				o.each(stream(from), line)
 			})
 			buffer := make([]byte, 16<<10)
 			for {

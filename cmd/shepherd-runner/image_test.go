@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,6 +38,11 @@ func serveCog(name string) {
 		os.Exit(1)
 	case "text":
 		m.Input, m.Required, m.Output = `{"prompt": {"type": "string"}}`, []string{"prompt"}, `{"type": "array", "items": {"type": "string"}, "x-cog-array-type": "iterator", "x-cog-array-display": "concatenate"}`
+	case "string", "strings":
+		m.Input, m.Required, m.Output = `{"text": {"type": "string"}}`, []string{"text"}, `{"type": "string"}`
+		if name == "strings" {
+			m.Output = `{"type": "array", "items": {"type": "string"}}`
+		}
 	case "old":
 		m.Old = true
 	}
@@ -44,6 +50,12 @@ func serveCog(name string) {
 		if prompt, ok := input["prompt"].(string); ok {
 			partial([]any{"you said "})
 			return []any{"you said ", prompt, "\n"}, nil
+		}
+		if text, ok := input["text"].(string); ok {
+			if name == "strings" {
+				return []any{text}, nil
+			}
+			return text, nil
 		}
 		data, err := cogtest.Fetch(input["image"])
 		if err != nil {
@@ -58,6 +70,13 @@ func serveCog(name string) {
 		case bytes.HasPrefix(data, []byte("wait")):
 			<-ctx.Done()
 			return nil, ctx.Err()
+		case bytes.HasPrefix(data, []byte("deaf")):
+			select {}
+		case bytes.HasPrefix(data, []byte("touch ")):
+			if err := os.WriteFile(string(data[len("touch "):]), nil, 0o644); err != nil {
+				return nil, err
+			}
+			select {}
 		case bytes.HasPrefix(data, []byte("die")):
 			fmt.Fprintln(os.Stderr, "CUDA error: an illegal memory access was encountered")
 			os.Exit(9)
@@ -261,11 +280,33 @@ func TestImageWithoutItsProgram(t *testing.T) {
 	}
 }
 
+// A signal may be given as in an image's STOPSIGNAL.
+func TestStopSignal(t *testing.T) {
+	const script = `trap 'echo asked > {outputs}/asked; exit 1' INT; echo up > {outputs}/up; while :; do sleep 0.01; done`
+	for _, sig := range []string{"SIGINT", "2", "int"} {
+		x := startImage(t, nil, "--stop-signal", sig, "--", "/bin/sh", "-c", script)
+		x.send("a")
+		appears(t, filepath.Join(x.root, "a", job.OutputDir, "up"))
+		x.cancel("a")
+		if f, _ := x.answer("a"); f == nil || f.Type != messenger.CancelledType || x.output("a", "asked") != "asked\n" {
+			t.Errorf("%s: got %+v", sig, f)
+		}
+	}
+	x := launchImage(t, nil, "--stop-signal", "SIGNONSENSE", "--", "/bin/true")
+	_ = x.cmd.Wait()
+	if code := x.cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(x.log.String(), "SIGNONSENSE") {
+		t.Errorf("exit code %d, %s", code, x.log)
+	}
+}
+
 func TestWarm(t *testing.T) {
 	const script = `n=0; echo loaded; while read -r line; do n=$((n+1)); echo "::progress 0.5 job $n"
 		case $line in
 		*fail*) echo '{"error": "ValueError: no", "type": "ValueError", "traceback": "line 1"}';;
 		*exit*) echo "out of ideas" >&2; exit 4;;
+		*stderr*) echo '{"level": "info"}' >&2; sleep 0.2; echo '{"error": "ValueError: at last"}';;
+		*long*) echo "{\"error\": \"$(head -c 200000 /dev/zero | tr '\0' x)\"}";;
+		*endless*) echo "{\"error\": \"$(head -c 1200000 /dev/zero | tr '\0' x)\"}";;
 		*wait*) sleep 600;;
 		*) dir=${line##*'"outputs":"'}; echo "$n" > "${dir%%'"'*}/output"; echo '{"job": "another"}'; echo '{}';;
 		esac; done`
@@ -279,6 +320,16 @@ func TestWarm(t *testing.T) {
 	}
 	if f, _ := x.do("fail", nil); f == nil || *f != (job.Failure{Message: "ValueError: no", Type: "ValueError", Traceback: "line 1"}) {
 		t.Errorf("got %+v", f)
+	}
+	// An object on stderr is a line of the log.
+	if f, events := x.do("stderr", nil); f == nil || f.Message != "ValueError: at last" || !slices.Contains(events, `{"level": "info"}`) {
+		t.Errorf("got %+v, %q", f, events)
+	}
+	if f, _ := x.do("long", nil); f == nil || !strings.HasPrefix(f.Message, "xxx") {
+		t.Errorf("a long answer: got %.100v", f)
+	}
+	if f, _ := x.do("endless", nil); f == nil || f.Message != "the command's answer is longer than 1048576 bytes" {
+		t.Errorf("a longer one: got %.100v", f)
 	}
 	if f, _ := x.do("exit", nil); f == nil || f.Message != "CommandFailed: exit code 4: out of ideas" {
 		t.Errorf("got %+v", f)
@@ -331,16 +382,7 @@ func TestCog(t *testing.T) {
 	if f, _ := x.do("missing", map[string]string{"input": "{}"}); f == nil || f.Message != "InvalidInput: input.image: Field required" {
 		t.Errorf("got %+v", f)
 	}
-	x.give("wait", map[string]string{"input": "wait"})
-	for { // it is under way
-		frame, err := x.conn.Recv(x.ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e, err := messenger.DecodeEvent(frame); err == nil && e.Text == "begin" {
-			break
-		}
-	}
+	x.underWay("wait", "wait")
 	x.cancel("wait")
 	if f, _ := x.answer("wait"); f == nil || f.Type != messenger.CancelledType {
 		t.Errorf("got %+v", f)
@@ -349,6 +391,47 @@ func TestCog(t *testing.T) {
 		t.Errorf("after a cancelled one: %+v", f)
 	}
 	if f, _ := x.do("die", map[string]string{"input": "die"}); f == nil || f.Message != "CommandFailed: exit code 9: CUDA error: an illegal memory access was encountered" {
+		t.Errorf("got %+v", f)
+	}
+	if f, _ := x.do("after-it", map[string]string{"input": "one"}); f != nil || x.output("after-it", "output") != "one picture" {
+		t.Errorf("the server was not started again: %+v", f)
+	}
+	x.underWay("deaf", "deaf")
+	x.cancel("deaf")
+	if f, _ := x.answer("deaf"); f == nil || f.Type != messenger.CancelledType {
+		t.Errorf("got %+v", f)
+	}
+	if f, _ := x.do("after-that", map[string]string{"input": "one"}); f != nil || x.output("after-that", "output") != "one picture" {
+		t.Errorf("after a prediction that could not be cancelled: %+v", f)
+	}
+}
+
+// underWay gives the model a job and waits until its prediction has begun.
+func (x *image) underWay(id job.ID, input string) {
+	x.t.Helper()
+	x.give(id, map[string]string{"input": input})
+	for {
+		frame, err := x.conn.Recv(x.ctx)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		if e, err := messenger.DecodeEvent(frame); err == nil && e.Text == "begin" {
+			return
+		}
+	}
+}
+
+// A prediction of an old server cannot be cancelled, and must not run beside the next.
+func TestCogOldCancel(t *testing.T) {
+	x := startImage(t, []string{"SHEPHERD_COG_TEST=old"}, "--contract", "cog", "--", os.Args[0])
+	started := filepath.Join(x.root, "started")
+	x.give("wait", map[string]string{"input": "touch " + started})
+	appears(t, started)
+	x.cancel("wait")
+	if f, _ := x.answer("wait"); f == nil || f.Type != messenger.CancelledType {
+		t.Errorf("got %+v", f)
+	}
+	if f, _ := x.do("next", map[string]string{"input": "one"}); f != nil || x.output("next", "output") != "one picture" {
 		t.Errorf("got %+v", f)
 	}
 }
@@ -371,6 +454,7 @@ func (x *image) give(id job.ID, files map[string]string) {
 func TestCogText(t *testing.T) {
 	for _, c := range []struct{ model, input, want string }{
 		{"text", "hello", "you said hello\n"}, {"text", `{"prompt": "hi"}`, "you said hi\n"}, {"old", "one", "one picture"},
+		{"string", "data: a, b", "data: a, b"}, {"strings", "data: a, b", `["data: a, b"]` + "\n"},
 	} {
 		x := startImage(t, []string{"SHEPHERD_COG_TEST=" + c.model}, "--contract", "cog", "--", os.Args[0])
 		if f, _ := x.do("a", map[string]string{"input": c.input}); f != nil || x.output("a", "output") != c.want {

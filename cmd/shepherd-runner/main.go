@@ -34,8 +34,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	signals "github.com/moby/sys/signal"
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/iterait/shepherd/messenger"
 	"github.com/iterait/shepherd/runner"
@@ -94,24 +94,24 @@ func run(arguments []string, stderr io.Writer) int {
 	port := flags.IntP("port", "p", runner.DefaultPort, "port to listen on")
 	how := flags.String("contract", string(contractCommand), "how the command is given jobs: command, warm or cog")
 	timeout := flags.Duration("timeout", 0, "how long a job may run; 0 is for ever")
-	stop := flags.String("stop-signal", "SIGTERM", "the signal that asks the command to end")
+	stop := flags.String("stop-signal", "SIGTERM", "the signal that asks the command to end, by its name or number")
 	if err := flags.Parse(arguments); errors.Is(err, pflag.ErrHelp) {
 		return 0
 	} else if err != nil {
 		return fail(2, "%v", err)
 	}
-	m := &model{timeout: max(*timeout, 0), stopSignal: unix.SignalNum(*stop)}
+	m := &model{timeout: max(*timeout, 0)}
 	if err := m.contract.UnmarshalText([]byte(*how)); err != nil {
 		return fail(2, "%v", err)
 	}
-	if m.stopSignal == 0 {
-		return fail(2, "--stop-signal: %q is not a signal; expected SIGTERM, SIGINT or the like", *stop)
+	var err error
+	if m.stopSignal, err = signals.ParseSignal(*stop); err != nil || m.stopSignal < 1 || m.stopSignal > 64 {
+		return fail(2, "--stop-signal: %q is not a signal; expected SIGTERM, INT, 2 or the like", *stop)
 	}
 	if flags.NArg() == 0 {
 		return fail(2, "no command: shepherd-runner run [flags] -- COMMAND [ARGUMENT…]")
 	}
 	m.args = flags.Args()[1:]
-	var err error
 	if m.dir, err = os.Getwd(); err != nil {
 		return fail(messenger.ExitLoad, "%v", err)
 	}
@@ -143,20 +143,20 @@ func run(arguments []string, stderr io.Writer) int {
 // forwardSignals forwards signals to the command that do not ask this program to end,
 // until stop is called.
 func (m *model) forwardSignals() (stop func()) {
-	signals := make(chan os.Signal, 8)
+	received := make(chan os.Signal, 8)
 	done := make(chan struct{})
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	signal.Notify(received, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	go func() {
 		defer close(done)
-		for s := range signals {
+		for s := range received {
 			if sig, ok := s.(syscall.Signal); ok {
 				m.children.forward(sig)
 			}
 		}
 	}()
 	return func() {
-		signal.Stop(signals)
-		close(signals)
+		signal.Stop(received)
+		close(received)
 		<-done
 	}
 }

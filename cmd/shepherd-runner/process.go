@@ -283,9 +283,13 @@ func (g *group) kill() {
 }
 
 // stop sends a signal to the group, waits until the process x has ended, for grace at
-// most, and kills the group.
+// most, and kills the group. It has no effect after kill.
 func (g *group) stop(x *child, sig syscall.Signal) {
-	_ = syscall.Kill(-g.guard.pid, sig)
+	g.children.mu.Lock()
+	if _, up := g.children.groups[g]; up {
+		_ = syscall.Kill(-g.guard.pid, sig)
+	}
+	g.children.mu.Unlock()
 	select {
 	case <-x.exited:
 	case <-time.After(grace):

@@ -1,12 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/iterait/shepherd/internal/logtext"
@@ -22,7 +22,7 @@ type resident struct {
 	out   *output
 
 	mu   sync.Mutex
-	each func(line string) // called for each line of its output; may be nil
+	each func(from stream, line string) // called for each line of its output; may be nil
 }
 
 // startResident starts the model's command to stay up. stdin, which may be nil, becomes
@@ -32,12 +32,12 @@ func (m *model) startResident(stdin *os.File, env ...string) (*resident, error) 
 		defer stdin.Close()
 	}
 	u := &resident{m: m}
-	u.out = newOutput(func(line string) {
+	u.out = newOutput(func(from stream, line string) {
 		u.mu.Lock()
 		each := u.each
 		u.mu.Unlock()
 		if each != nil {
-			each(line)
+			each(from, line)
 		}
 	})
 	g, err := m.children.newGroup()
@@ -65,7 +65,7 @@ func (m *model) startResident(stdin *os.File, env ...string) (*resident, error) 
 }
 
 // during sets the function that is called for each line of the output.
-func (u *resident) during(each func(line string)) {
+func (u *resident) during(each func(from stream, line string)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.each = each
@@ -105,6 +105,21 @@ type warmAnswer struct {
 	Error     *string `json:"error"`
 	Type      string  `json:"type"`
 	Traceback string  `json:"traceback"`
+}
+
+// parseAnswer parses a line of a command's output that may be its answer. The first part of an
+// object that is too long is the answer that it is.
+func parseAnswer(line string) (a warmAnswer, ok bool) {
+	switch {
+	case !strings.HasPrefix(line, "{"):
+		return a, false
+	case json.Unmarshal([]byte(line), &a) == nil:
+		return a, true
+	case len(line) < lineSize || !strings.HasPrefix(strings.TrimLeft(line[1:], " \t"), `"`):
+		return a, false
+	}
+	problem := fmt.Sprintf("the command's answer is longer than %d bytes", lineSize)
+	return warmAnswer{Error: &problem}, true
 }
 
 func newWarm(m *model) (*warm, error) {
@@ -151,9 +166,8 @@ func (w *warm) process(ctx context.Context, j runner.Job) error {
 		}
 	}
 	answers := make(chan warmAnswer, 1)
-	w.running.during(func(line string) {
-		var a warmAnswer
-		if bytes.HasPrefix([]byte(line), []byte("{")) && json.Unmarshal([]byte(line), &a) == nil && (a.Job == "" || a.Job == j.ID) {
+	w.running.during(func(from stream, line string) {
+		if a, ok := parseAnswer(line); ok && from == stdout && (a.Job == "" || a.Job == j.ID) {
 			select {
 			case answers <- a:
 			default: // further answers are ignored

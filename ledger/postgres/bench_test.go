@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/iterait/shepherd/job"
 	"github.com/iterait/shepherd/ledger"
+	"github.com/iterait/shepherd/ledger/lifecycle"
 )
 
 // The fleet of BenchmarkFleet, and what it may cost.
@@ -22,15 +24,17 @@ const (
 	benchNodes, benchSheep = 20, 4 // sheep per node
 	mostStatements         = 8     // per job
 	mostIdle               = 1.0   // statements per node and second
+	leastOfBare            = 0.25  // of the rate of the same statements sent by themselves
 	idleTime               = 10 * time.Second
 )
 
 // BenchmarkFleet has 20 nodes with 4 sheep each take jobs through one database: each is
-// submitted, claimed and finished. In the same run as many workers make the three changes
-// of as many jobs as plain transactions on a table of their own: of-bare is the ledger's
-// jobs per second as a part of theirs. Of-bare-with-reads is the same where each of them
-// reads the row before it changes it, and of-bare-by-CPU that by the CPU time of a job,
-// which other work on the machine changes less. Then the nodes are idle for a while.
+// submitted, claimed and finished. In the same run as many workers send the same statements
+// by themselves, as transactions without a ledger: of-bare is the ledger's jobs per second as
+// a part of theirs. Of-plain is that of workers who make the three changes of a job as plain
+// transactions on a small table of their own, of-plain-with-reads where each of them reads
+// the row before it changes it, and of-plain-by-CPU that by the CPU time of a job, which
+// other work on the machine changes less. Then the nodes are idle for a while.
 func BenchmarkFleet(b *testing.B) {
 	url := newDatabase(b)
 	var ledgers []*Ledger
@@ -66,10 +70,11 @@ func BenchmarkFleet(b *testing.B) {
 	jobs := float64(b.N) / b.Elapsed().Seconds()
 	perJob := float64(statementsOf(ledgers)-before) / float64(b.N)
 	nodesCPU, serverCPU = ownCPU(b)-nodesCPU, cpuOfServer(b)-serverCPU
-	bareNodesCPU, bareServerCPU := ownCPU(b), cpuOfServer(b)
-	reading := bareJobs(b, url, true)
-	bareCPU := ownCPU(b) - bareNodesCPU + cpuOfServer(b) - bareServerCPU
-	changes := bareJobs(b, url, false)
+	bare := bareJobs(b, url, ledgers)
+	plainNodesCPU, plainServerCPU := ownCPU(b), cpuOfServer(b)
+	reading := plainJobs(b, url, true)
+	plainCPU := ownCPU(b) - plainNodesCPU + cpuOfServer(b) - plainServerCPU
+	changes := plainJobs(b, url, false)
 	slices.Sort(claims)
 	if len(claims) > 0 {
 		p50, p99 := claims[len(claims)/2], claims[len(claims)*99/100]
@@ -77,9 +82,10 @@ func BenchmarkFleet(b *testing.B) {
 		b.ReportMetric(float64(p99)/float64(p50), "claim-p99/p50")
 	}
 	b.ReportMetric(jobs, "jobs/s")
-	b.ReportMetric(jobs/changes, "of-bare")
-	b.ReportMetric(jobs/reading, "of-bare-with-reads")
-	b.ReportMetric(float64(bareCPU)/float64(nodesCPU+serverCPU), "of-bare-by-CPU")
+	b.ReportMetric(jobs/bare, "of-bare")
+	b.ReportMetric(jobs/changes, "of-plain")
+	b.ReportMetric(jobs/reading, "of-plain-with-reads")
+	b.ReportMetric(float64(plainCPU)/float64(nodesCPU+serverCPU), "of-plain-by-CPU")
 	b.ReportMetric(perJob, "statements/job")
 	b.ReportMetric(float64(nodesCPU.Microseconds())/1000/float64(b.N), "ms-nodes-CPU/job")
 	b.ReportMetric(float64(serverCPU.Microseconds())/1000/float64(b.N), "ms-server-CPU/job")
@@ -88,6 +94,9 @@ func BenchmarkFleet(b *testing.B) {
 	}
 	if perJob > mostStatements {
 		b.Errorf("a job takes %.1f statements, at most %d are allowed", perJob, mostStatements)
+	}
+	if jobs < leastOfBare*bare {
+		b.Errorf("%.0f jobs a second of the %.0f that the same statements reach by themselves; at least %.2f of them are promised", jobs, bare, leastOfBare)
 	}
 	before = statementsOf(ledgers)
 	began := time.Now()
@@ -140,44 +149,122 @@ func work(b *testing.B, do func(worker, n int) error) {
 	working.Wait()
 }
 
-// bareJobs is how many jobs a second come to their end as plain transactions: each is
-// inserted, updated and updated again, with a row of another table for each change, and, where
-// reads says so, read before each.
-func bareJobs(b *testing.B, url string, reads bool) float64 {
+// barePool has a connection for each worker, with the given settings.
+func barePool(b *testing.B, url, settings string) *pgxpool.Pool {
 	b.Helper()
-	cfg, err := parse(url + "&pool_max_conns=80")
+	cfg, err := parse(fmt.Sprint(url, "&pool_max_conns=", benchNodes*benchSheep))
 	if err != nil {
 		b.Fatal(err)
 	}
 	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, settings, pgx.QueryExecModeSimpleProtocol)
+		return err
+	}
 	pool, err := pgxpool.NewWithConfig(b.Context(), cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
+	return pool
+}
+
+// bareJobs is how many jobs a second come to their end by the statements that the ledgers
+// send for each, sent here without what a ledger does besides: retries, leases, caches, and
+// waking the nodes.
+func bareJobs(b *testing.B, url string, ledgers []*Ledger) float64 {
+	b.Helper()
+	pool := barePool(b, url, querySettings)
 	defer pool.Close()
-	const tables = `DROP TABLE IF EXISTS bare, bare_events;
-		CREATE TABLE bare (id text PRIMARY KEY, state text NOT NULL, changed_at timestamptz NOT NULL); CREATE INDEX ON bare (state);
-		CREATE TABLE bare_events (id bigserial PRIMARY KEY, job text NOT NULL, at timestamptz NOT NULL)`
+	began := time.Now()
+	work(b, func(worker, n int) error {
+		l, slot := ledgers[worker%benchNodes], ledger.Slot{Node: fmt.Sprint("node", worker%benchNodes), Sheep: fmt.Sprint("sheep", worker/benchNodes)}
+		m, _ := l.clock.moment()
+		created, change, err := lifecycle.Create(nil, false, job.Record{ID: job.ID(fmt.Sprint("bare", n)), Model: red}, m)
+		if err != nil {
+			return err
+		}
+		args := pgx.NamedArgs{"key": newKey()}
+		if err := l.createArgs(created, change, job.Webhook{}, m, args); err != nil {
+			return err
+		}
+		if err := pool.QueryRow(b.Context(), queryCreateFirst, l.named.bind(args)).Scan(&created.Seq); err != nil {
+			return err
+		}
+		claimed, err := bareClaim(b, pool, l, slot)
+		if err != nil {
+			return err
+		}
+		if change, err = claimed.Finish(claimed.Token, done, l.retention, m); err != nil {
+			return err
+		}
+		query, args, err := l.saveArgs(claimed, change, newKey(), m)
+		if err != nil {
+			return err
+		}
+		var saved int
+		if err := pool.QueryRow(b.Context(), query, l.named.bind(args)).Scan(&saved); err != nil || saved != 1 {
+			return fmt.Errorf("saved %d, %w", saved, err)
+		}
+		return nil
+	})
+	return float64(b.N) / time.Since(began).Seconds()
+}
+
+// bareClaim makes a claim, again while others are about to take all jobs that it looks at.
+func bareClaim(b *testing.B, pool *pgxpool.Pool, l *Ledger, slot ledger.Slot) (claimed *row, err error) {
+	for claimed == nil && err == nil {
+		args := claimArgs(slot)
+		args["key"], args["generation"] = newKey(), l.leases.generation(slot.Node)
+		rows, err := pool.Query(b.Context(), claimQuery(slot), l.named.bind(args))
+		if err != nil {
+			return nil, err
+		}
+		var leased bool
+		var candidates int
+		if rows.Next() {
+			claimed, err = scanRow(rows, true, &leased, &candidates)
+		}
+		rows.Close()
+		if err = errors.Join(err, rows.Err()); err != nil {
+			return nil, err
+		}
+		if claimed == nil && candidates == 0 {
+			return nil, fmt.Errorf("there is no job to claim; the node has a lease: %t", leased)
+		}
+	}
+	return claimed, err
+}
+
+// plainJobs is how many jobs a second come to their end as plain transactions: each is
+// inserted, updated and updated again, with a row of another table for each change, and, where
+// reads says so, read before each.
+func plainJobs(b *testing.B, url string, reads bool) float64 {
+	b.Helper()
+	pool := barePool(b, url, "")
+	defer pool.Close()
+	const tables = `DROP TABLE IF EXISTS plain, plain_events;
+		CREATE TABLE plain (id text PRIMARY KEY, state text NOT NULL, changed_at timestamptz NOT NULL); CREATE INDEX ON plain (state);
+		CREATE TABLE plain_events (id bigserial PRIMARY KEY, job text NOT NULL, at timestamptz NOT NULL)`
 	if _, err := pool.Exec(b.Context(), tables, pgx.QueryExecModeSimpleProtocol); err != nil {
 		b.Fatal(err)
 	}
 	defer func() {
-		if _, err := pool.Exec(context.Background(), `DROP TABLE bare, bare_events`); err != nil {
+		if _, err := pool.Exec(context.Background(), `DROP TABLE plain, plain_events`); err != nil {
 			b.Error(err)
 		}
 	}()
-	const told = ` INSERT INTO bare_events (job, at) SELECT id, now() FROM changed`
+	const told = ` INSERT INTO plain_events (job, at) SELECT id, now() FROM changed`
 	began := time.Now()
 	work(b, func(_, n int) error {
 		id := fmt.Sprint("job", n)
 		for _, change := range []string{
-			`WITH changed AS (INSERT INTO bare VALUES (@id, 'queued', now()) RETURNING id)` + told,
-			`WITH changed AS (UPDATE bare SET state = 'processing', changed_at = now() WHERE id = @id RETURNING id)` + told,
-			`WITH changed AS (UPDATE bare SET state = 'done', changed_at = now() WHERE id = @id RETURNING id)` + told,
+			`WITH changed AS (INSERT INTO plain VALUES (@id, 'queued', now()) RETURNING id)` + told,
+			`WITH changed AS (UPDATE plain SET state = 'processing', changed_at = now() WHERE id = @id RETURNING id)` + told,
+			`WITH changed AS (UPDATE plain SET state = 'done', changed_at = now() WHERE id = @id RETURNING id)` + told,
 		} {
 			statements := []string{change}
 			if reads {
-				statements = []string{`SELECT count(*) FROM bare WHERE id = @id`, change}
+				statements = []string{`SELECT count(*) FROM plain WHERE id = @id`, change}
 			}
 			for _, statement := range statements {
 				if _, err := pool.Exec(b.Context(), statement, pgx.NamedArgs{"id": id}); err != nil {

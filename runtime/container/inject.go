@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -12,6 +13,7 @@ import (
 	"github.com/iterait/shepherd/internal/libexec"
 	"github.com/iterait/shepherd/internal/shellwords"
 	"github.com/iterait/shepherd/job"
+	"github.com/iterait/shepherd/oci"
 )
 
 // Contract is how a container receives jobs. docs/writing-runners.md describes the
@@ -134,11 +136,18 @@ func parseCommand(text string) ([]string, error) {
 	return words, nil
 }
 
+// setCommand sets the command of the image's label, which replaces the image's own and not
+// one that is configured.
+func (in injection) setCommand(o *oci.Options) {
+	if in.contract != ContractZeroMQ && in.command != nil && o.Command == nil {
+		o.Command, o.Args = in.command, nil
+	}
+}
+
 // edit returns the edit of a spec that makes shepherd-runner the first process; it is
-// to be applied before all others. It is nil with contract zeromq. With
-// commandConfigured, the command in the spec comes from the configuration, which
-// overrides the image's label.
-func (in injection) edit(commandConfigured bool, stopSignal string) (func(*specs.Spec) error, error) {
+// to be applied before all others. It is nil with contract zeromq. stopSignal is the
+// image's; 0 is SIGTERM.
+func (in injection) edit(stopSignal int) (func(*specs.Spec) error, error) {
 	if in.contract == ContractZeroMQ {
 		return nil, nil
 	}
@@ -147,15 +156,11 @@ func (in injection) edit(commandConfigured bool, stopSignal string) (func(*specs
 		return nil, err
 	}
 	return func(s *specs.Spec) error {
-		command := s.Process.Args
-		if in.command != nil && !commandConfigured {
-			command = in.command
-		}
 		args := []string{runnerPath, "run", "--contract", string(in.contract)}
-		if stopSignal != "" {
-			args = append(args, "--stop-signal", stopSignal)
+		if stopSignal != 0 {
+			args = append(args, "--stop-signal", strconv.Itoa(stopSignal))
 		}
-		s.Process.Args = slices.Concat(args, []string{"--"}, command)
+		s.Process.Args = slices.Concat(args, []string{"--"}, s.Process.Args)
 		s.Mounts = append(s.Mounts, specs.Mount{
 			Destination: runnerPath, Source: program, Type: "bind", Options: []string{"bind", "ro", "nosuid", "nodev"},
 		})

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/iterait/shepherd/oci"
 )
 
 // How a container is given jobs follows from the sheep's configuration and the
@@ -23,6 +25,7 @@ func TestContract(t *testing.T) {
 		configured Contract
 		labels     map[string]string
 		own        bool
+		empty      bool // the image has no command
 		stop       string
 		want       string // the command; the image's is `serve -x`
 		problem    string
@@ -31,9 +34,14 @@ func TestContract(t *testing.T) {
 		"the image says zeromq":    {labels: map[string]string{"shepherd.contract": "zeromq", "run.cog.version": "0.9"}, want: "serve -x"},
 		"its own command":          {labels: map[string]string{"shepherd.contract": "command"}, want: "/.shepherd-runner run --contract command -- serve -x"},
 		"another command":          {labels: map[string]string{"shepherd.command": `sh -c "tr a b < {inputs}/input"`}, want: "/.shepherd-runner run --contract command -- sh|-c|tr a b < {inputs}/input"},
+		"the only command":         {labels: map[string]string{"shepherd.command": "predict --once"}, empty: true, want: "/.shepherd-runner run --contract command -- predict --once"},
 		"another, in JSON":         {labels: map[string]string{"shepherd.command": `["sh", "-c", "a b"]`, "shepherd.contract": "warm"}, want: "/.shepherd-runner run --contract warm -- sh|-c|a b"},
 		"the sheep's command":      {labels: map[string]string{"shepherd.command": "other"}, own: true, want: "/.shepherd-runner run --contract command -- serve -x"},
-		"Cog":                      {labels: map[string]string{"run.cog.version": "0.9.4"}, stop: "SIGINT", want: "/.shepherd-runner run --contract cog --stop-signal SIGINT -- serve -x"},
+		"Cog":                      {labels: map[string]string{"run.cog.version": "0.9.4"}, stop: "SIGINT", want: "/.shepherd-runner run --contract cog --stop-signal 2 -- serve -x"},
+		"a signal by its number":   {configured: ContractCommand, stop: "2", want: "/.shepherd-runner run --contract command --stop-signal 2 -- serve -x"},
+		"a signal without SIG":     {configured: ContractCommand, stop: "quit", want: "/.shepherd-runner run --contract command --stop-signal 3 -- serve -x"},
+		"a real-time signal":       {configured: ContractCommand, stop: "SIGRTMIN+3", want: "/.shepherd-runner run --contract command --stop-signal 37 -- serve -x"},
+		"a signal that is none":    {configured: ContractCommand, stop: "SIGNONSENSE", want: "/.shepherd-runner run --contract command -- serve -x"},
 		"an older Cog":             {labels: map[string]string{"org.cogmodel.cog_version": "0.3"}, want: "/.shepherd-runner run --contract cog -- serve -x"},
 		"the sheep goes before":    {configured: ContractZeroMQ, labels: map[string]string{"run.cog.version": "0.9.4"}, want: "serve -x"},
 		"the sheep says command":   {configured: ContractCommand, want: "/.shepherd-runner run --contract command -- serve -x"},
@@ -52,15 +60,25 @@ func TestContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			edit, err := in.edit(c.own, c.stop)
+			stop, _ := stopSignal(c.stop)
+			edit, err := in.edit(stop)
 			if err != nil {
 				t.Fatal(err)
 			}
-			spec := &specs.Spec{Process: &specs.Process{Args: []string{"serve", "-x"}}}
+			cfg := oci.Config{DataDir: "/data", CgroupPath: "/shepherd/a"}
+			switch {
+			case c.own:
+				cfg.Options.Command = []string{"serve", "-x"}
+			case !c.empty:
+				cfg.Image.Entrypoint, cfg.Image.Cmd = []string{"serve"}, []string{"-x"}
+			}
+			in.setCommand(&cfg.Options)
 			if edit != nil {
-				if err := edit(spec); err != nil {
-					t.Fatal(err)
-				}
+				cfg.Edits = []func(*specs.Spec) error{edit}
+			}
+			spec, err := oci.Spec(cfg)
+			if err != nil {
+				t.Fatal(err)
 			}
 			got := strings.Join(spec.Process.Args, " ")
 			if strings.Contains(c.want, "|") {
@@ -78,7 +96,7 @@ func TestContract(t *testing.T) {
 		})
 	}
 	t.Setenv("PATH", t.TempDir())
-	if _, err := (injection{contract: ContractCog}).edit(false, ""); err == nil || !strings.Contains(err.Error(), "shepherd-runner is not installed") {
+	if _, err := (injection{contract: ContractCog}).edit(0); err == nil || !strings.Contains(err.Error(), "shepherd-runner is not installed") {
 		t.Errorf("got %v", err)
 	}
 }

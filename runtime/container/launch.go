@@ -253,20 +253,21 @@ func (c *containers) compose(ctx context.Context, client *containerd.Client, img
 		name, value, _ := strings.Cut(v, "=")
 		options.Env[name] = value
 	}
+	contract, err := chooseContract(configured.Contract, img.Config.Config.Labels)
+	if err != nil {
+		return nil, err
+	}
+	contract.setCommand(&options)
+	inject, err := contract.edit(spec.Container.StopSignal)
+	if err != nil {
+		return nil, err
+	}
 	cfg := oci.Config{
 		Image: img.Config.Config, Options: options, AllowedMounts: allowed,
 		DataDir: c.dataDir, Hostname: hostname(c.sheep), CgroupPath: cgroupPath(c.host.machine(), c.options.hasRuncOptions(), spec.Life),
 		Host: c.host.machine().Host,
 	}
 	if cfg.Account, err = c.account(ctx, client, img); err != nil {
-		return nil, err
-	}
-	contract, err := chooseContract(configured.Contract, img.Config.Config.Labels)
-	if err != nil {
-		return nil, err
-	}
-	inject, err := contract.edit(configured.Command != nil, img.Config.Config.StopSignal)
-	if err != nil {
 		return nil, err
 	}
 	if cfg.Edits, err = c.devices.edits(ctx, c.sheep, &c.options); err != nil {
