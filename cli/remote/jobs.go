@@ -244,6 +244,7 @@ type jobPrinter struct {
 	heading bool
 	begun   bool
 	rows    table
+	narrow  narrow
 	list    []client.Job // of JSON
 }
 
@@ -281,11 +282,14 @@ func (p *jobPrinter) flush() error {
 		return err
 	}
 	rows := p.rows
+	if !p.begun {
+		p.narrow = narrowed(p.to, p.form, 4, 5, 3) // without PRIORITY, SUBMITTED and SHEEP
+	}
 	if p.heading && !p.begun {
 		rows = slices.Insert(rows, 0, jobHeading(p.form == FormWide))
 	}
 	p.begun, p.rows = true, nil
-	return rows.print(p.to)
+	return p.narrow.fit(rows).print(p.to)
 }
 
 func jobHeading(wide bool) []string {

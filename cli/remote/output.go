@@ -4,11 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strings"
 	"unicode"
 
 	"github.com/mattn/go-runewidth"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 )
 
 // Forms in which lists are printed.
@@ -71,14 +74,7 @@ func (t table) print(to io.Writer) error {
 // printFrom is print with columns of at least these widths; it returns those that they
 // have, for rows that come later.
 func (t table) printFrom(to io.Writer, widths []int) ([]int, error) {
-	for _, row := range t {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], cells.StringWidth(clean(cell)))
-		}
-	}
+	widths = t.widths(widths)
 	var b strings.Builder
 	for _, row := range t {
 		for i, cell := range row {
@@ -94,6 +90,99 @@ func (t table) printFrom(to io.Writer, widths []int) ([]int, error) {
 	return widths, err
 }
 
+// widths are those of the columns, and at least these.
+func (t table) widths(widths []int) []int {
+	for _, row := range t {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], cells.StringWidth(clean(cell)))
+		}
+	}
+	return widths
+}
+
+// lastColumn is how much room the last column of a table, which says why, has at least
+// where leaving out others makes that room.
+const lastColumn = 18
+
+// leftOut are those of the spare columns, in their order, without which a table fits into
+// width; 0 has room for all.
+func leftOut(widths []int, width int, spare []int) []int {
+	if width <= 0 || len(widths) == 0 {
+		return nil
+	}
+	last := len(widths) - 1
+	taken := min(lastColumn, widths[last])
+	for _, w := range widths[:last] {
+		taken += w + 2
+	}
+	var out []int
+	for _, i := range spare {
+		if taken <= width {
+			break
+		}
+		taken -= widths[i] + 2
+		out = append(out, i)
+	}
+	return out
+}
+
+// narrow fits tables into a terminal.
+type narrow struct {
+	width int   // of the terminal; 0 for what is none
+	spare []int // columns that may be left out, the first of them first
+	out   []int // those that are, once something was printed
+	begun bool
+
+	widths []int // of the columns that are left, so far
+}
+
+// narrowed is narrow for a stream and a form.
+func narrowed(to io.Writer, form Format, spare ...int) narrow {
+	f, ok := to.(*os.File)
+	if !ok || form != FormTable {
+		return narrow{}
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return narrow{}
+	}
+	return narrow{width: width, spare: spare}
+}
+
+// fit is a table that fits: without some columns, the same each time, and with the last one
+// cut.
+func (n *narrow) fit(t table) table {
+	if n.width <= 0 {
+		return t
+	}
+	if !n.begun {
+		n.begun, n.out = true, leftOut(t.widths(nil), n.width, n.spare)
+	}
+	fitting := make(table, len(t))
+	for r, row := range t {
+		for i, cell := range row {
+			if !slices.Contains(n.out, i) {
+				fitting[r] = append(fitting[r], cell)
+			}
+		}
+	}
+	n.widths = fitting.widths(n.widths)
+	room := n.width
+	for _, w := range n.widths[:max(len(n.widths)-1, 0)] {
+		room -= w + 2
+	}
+	for _, row := range fitting {
+		const least = 8 // less says nothing
+		if i := len(row) - 1; i == len(n.widths)-1 && room >= least {
+			row[i] = cells.Truncate(clean(row[i]), room, "…")
+		}
+	}
+	return fitting
+}
+
 // Listing prints things in the form that is asked for and, later, those that have changed.
 type Listing[T any] struct {
 	To      io.Writer
@@ -106,7 +195,10 @@ type Listing[T any] struct {
 	Key func(T) string
 	// Version is what is other once a thing has changed; nil for its line.
 	Version func(T) string
+	// Spare are columns that a narrow terminal is not shown, the first of them first.
+	Spare []int
 
+	narrow narrow
 	widths []int
 	shown  map[string]string // by name
 }
@@ -137,6 +229,7 @@ func (l *Listing[T]) Print(things []T) error {
 	var rows table
 	if l.shown == nil {
 		l.shown = make(map[string]string)
+		l.narrow = narrowed(l.To, l.Form, l.Spare...)
 		if l.Heading != nil && l.Form != FormName && l.Form != FormLines {
 			rows = append(rows, l.Heading)
 		}
@@ -161,7 +254,7 @@ func (l *Listing[T]) Print(things []T) error {
 		}
 	}
 	var err error
-	l.widths, err = rows.printFrom(l.To, l.widths)
+	l.widths, err = l.narrow.fit(rows).printFrom(l.To, l.widths)
 	return err
 }
 

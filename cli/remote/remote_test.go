@@ -298,3 +298,31 @@ func TestExpected(t *testing.T) {
 		t.Errorf("the status is %q, %v", out.String(), err)
 	}
 }
+
+// TestNarrow fits a table into terminals: columns are left out until there is room for the
+// last, which is cut; later rows are without the same.
+func TestNarrow(t *testing.T) {
+	first := table{{"JOB", "STATE", "PRIORITY", "DETAIL"}, {"scan-1", "failed", "0", "Error: out of memory, and more"}, {"scan-2", "done", "0", "-"}}
+	later := table{{"scan-3", "failed", "10", "so\x1b is 羊羊羊羊羊羊羊羊羊羊羊羊"}}
+	for width, want := range map[int]string{
+		0:  "JOB     STATE   PRIORITY  DETAIL\nscan-1  failed  0         Error: out of memory, and more\nscan-2  done    0         -\nscan-3  failed  10        so  is 羊羊羊羊羊羊羊羊羊羊羊羊\n",
+		50: "JOB     STATE   PRIORITY  DETAIL\nscan-1  failed  0         Error: out of memory, a…\nscan-2  done    0         -\nscan-3  failed  10        so  is 羊羊羊羊羊羊羊羊…\n",
+		40: "JOB     STATE   DETAIL\nscan-1  failed  Error: out of memory, a…\nscan-2  done    -\nscan-3  failed  so  is 羊羊羊羊羊羊羊羊…\n",
+		30: "JOB     DETAIL\nscan-1  Error: out of memory,…\nscan-2  -\nscan-3  so  is 羊羊羊羊羊羊羊…\n",
+	} {
+		n := narrow{width: width, spare: []int{2, 1}}
+		var b strings.Builder
+		widths, err := n.fit(first).printFrom(&b, nil)
+		if err == nil {
+			_, err = n.fit(later).printFrom(&b, widths)
+		}
+		if err != nil || b.String() != want {
+			t.Errorf("%v: in %d columns it is\n%s\nwant\n%s", err, width, b.String(), want)
+		}
+		for line := range strings.Lines(b.String()) {
+			if at := cells.StringWidth(strings.TrimRight(line, "\n")); width > 0 && at > width {
+				t.Errorf("%q takes %d of %d columns", line, at, width)
+			}
+		}
+	}
+}

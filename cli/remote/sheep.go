@@ -75,7 +75,7 @@ func (p *SheepPrinter) Print(to io.Writer, sheep []client.Sheep) error {
 
 func (p *SheepPrinter) listing(to io.Writer) *Listing[client.Sheep] {
 	l := &Listing[client.Sheep]{
-		To: to, Form: p.form, Heading: []string{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"},
+		To: to, Form: p.form, Heading: []string{"NAME", "TYPE", "UP", "STATE", "MODEL", "JOB", "DETAIL"}, Spare: []int{1, 2}, // TYPE and UP
 		Name: func(s client.Sheep) string { return s.Name },
 		Row: func(s client.Sheep) []string {
 			up, state, model := "no", "-", "" // without a daemon, that is all that is known

@@ -87,19 +87,11 @@ func (l topLine) fit(width int, colour bool) string {
 // columns are rows of a table whose cells have kinds.
 type columns [][]span
 
-// lastColumn is how much room the last column of a table, which says why, has at least
-// where leaving out others makes that room.
-const lastColumn = 18
-
 // lines aligns the columns, whose first row is the heading. Where width has no room for the
 // last one, those of spare are left out, in this order; 0 has room for all.
 func (c columns) lines(width int, spare ...int) []topLine {
 	widths := c.widths()
-	var out []int
-	for taken := c.taken(widths); width > 0 && len(spare) > 0 && taken+min(lastColumn, widths[len(widths)-1]) > width; spare = spare[1:] {
-		taken -= widths[spare[0]] + 2
-		out = append(out, spare[0])
-	}
+	out := leftOut(widths, width, spare)
 	lines := make([]topLine, len(c))
 	for r, row := range c {
 		for i, cell := range row {
@@ -116,15 +108,6 @@ func (c columns) lines(width int, spare ...int) []topLine {
 		}
 	}
 	return lines
-}
-
-// taken is how much room all columns but the last take.
-func (c columns) taken(widths []int) int {
-	sum := 0
-	for _, w := range widths[:len(widths)-1] {
-		sum += w + 2
-	}
-	return sum
 }
 
 // widths are those of the columns.
